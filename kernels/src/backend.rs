@@ -1,0 +1,218 @@
+//! The ops of the graph, a formula each: what a backend has to be able to compute.
+//!
+//! Ops are eager and know no model. A batch is a matrix with one row a token; rows of several sequences may
+//! stand in one batch, and an op that keeps state is told by [`Span`]s which rows belong to which state.
+//! Shapes are in the comments as `[rows, columns]`, last index fastest. A wrong shape is a bug of the caller
+//! and panics. Next: `reference`, which is every op as plain loops.
+
+use crate::quant::Format;
+use bytes::Bytes;
+use std::ops::Range;
+
+/// One sequence's rows of a batch, with the state they read and advance.
+pub struct Span<'a, S> {
+    /// Rows of the batch's matrices, in the order of the sequence.
+    pub rows: Range<usize>,
+    /// The state before the first of these rows; after the op, the state after the last.
+    pub state: &'a mut S,
+}
+
+/// A stored weight as it lies in the file: `count` matrices of `rows` x `cols`, row after row of blocks.
+#[derive(Clone)]
+pub struct Stored {
+    /// Format of every row.
+    pub format: Format,
+    /// Matrices in the stack: experts or heads; 1 for a plain matrix.
+    pub count: usize,
+    /// Rows of each matrix (outputs).
+    pub rows: usize,
+    /// Columns of each matrix (inputs), whole blocks.
+    pub cols: usize,
+    /// `count * rows * format.row_bytes(cols)` bytes, usually a view into the mapped file.
+    pub bytes: Bytes,
+}
+
+/// How a router turns logits into chosen experts and their weights.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Routing {
+    /// Experts chosen for a token.
+    pub top_k: usize,
+    /// Groups the experts are divided into; 1 means no grouping.
+    pub groups: usize,
+    /// Groups that stay eligible: those with the largest sum of their two best biased scores.
+    pub top_groups: usize,
+    /// Divide the weights by their sum (plus 1e-20).
+    pub normalise: bool,
+    /// Factor on the weights after that.
+    pub scale: f32,
+}
+
+/// The three projections of a gated feed-forward, plain or stacked by expert.
+pub struct Gated<'a, W> {
+    /// `[hidden, dim]`
+    pub gate: &'a W,
+    /// `[hidden, dim]`
+    pub up: &'a W,
+    /// `[dim, hidden]`
+    pub down: &'a W,
+}
+
+/// How rows of an attention cache are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum CacheFormat {
+    /// 4 bytes a value: exact, for comparing with other implementations.
+    F32,
+    /// 2 bytes a value.
+    F16,
+    /// 34 bytes for 32 values.
+    Q8_0,
+}
+
+/// Why a backend could not take a weight or make a state.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is not enough memory on the device.
+    #[error("out of memory: {bytes} bytes for {what}")]
+    OutOfMemory {
+        /// What the memory was for.
+        what: &'static str,
+        /// Bytes asked for.
+        bytes: u64,
+    },
+}
+
+/// A device that computes. Tensors are f32 matrices `[rows, cols]`; all results are new tensors, taken from a
+/// pool that the backend keeps, so that a decoded token allocates nothing once the pool is warm.
+pub trait Backend: Send + Sync + 'static {
+    /// f32 `[rows, cols]`: activations and recurrent state.
+    type Tensor: Send;
+    /// A weight on the device, in its stored format.
+    type Weight: Send + Sync;
+    /// Append-only rows of one attention layer of one sequence. A clone is cheap: it shares what is stored.
+    type Cache: Clone + Send;
+    /// The experts chosen for each row of a batch, and their weights.
+    type Routed;
+
+    /// What computes here, for people: `CPU AVX-512 VNNI, 2 threads`.
+    fn describe(&self) -> String;
+
+    // ---- memory ----------------------------------------------------------------------------------------
+
+    /// Takes a stored weight; the CPU keeps the view, a GPU copies it.
+    fn weight(&self, stored: Stored) -> Result<Self::Weight, Error>;
+    /// A tensor of these values, `values.len() == rows * cols`.
+    fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Self::Tensor;
+    /// The values of a tensor, row after row.
+    fn read(&self, x: &Self::Tensor) -> Vec<f32>;
+    /// An empty cache with rows of `width` values.
+    fn cache(&self, format: CacheFormat, width: usize) -> Self::Cache;
+    /// Rows in a cache.
+    fn cache_len(&self, cache: &Self::Cache) -> usize;
+    /// Rows `range` of a cache as f32 `[range.len(), width]`: what attention would see.
+    fn cache_read(&self, cache: &Self::Cache, range: Range<usize>) -> Vec<f32>;
+    /// Forgets all rows from `len` on.
+    fn cache_truncate(&self, cache: &mut Self::Cache, len: usize);
+    /// The experts `[rows * top_k]` and their weights `[rows * top_k]`, best first.
+    fn routed(&self, routed: &Self::Routed) -> (Vec<u32>, Vec<f32>);
+
+    // ---- rows and elements -----------------------------------------------------------------------------
+
+    /// y_t = W_{ids_t}: rows of a table. `[tokens, cols]`
+    fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Tensor;
+    /// y_i = x_{rows_i}: some rows of a batch. `[rows.len(), cols]`
+    fn gather(&self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
+    /// x += y
+    fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
+    /// sigmoid(x), in place of x.
+    fn sigmoid(&self, x: Self::Tensor) -> Self::Tensor;
+    /// SiLU(gate) * up
+    fn silu_mul(&self, gate: Self::Tensor, up: &Self::Tensor) -> Self::Tensor;
+
+    // ---- norms -----------------------------------------------------------------------------------------
+
+    /// y = x / sqrt(mean(x^2) + eps) * w over the first `w.cols` columns; columns after those are copied.
+    fn rms_norm(&self, x: &Self::Tensor, w: &Self::Weight, eps: f32) -> Self::Tensor;
+    /// y = x / sqrt(sum(x^2) + eps) * scale over each `head_dim` columns.
+    fn l2_norm(&self, x: Self::Tensor, head_dim: usize, eps: f32, scale: f32) -> Self::Tensor;
+    /// y = RMSNorm(x; w) * sigmoid(gate), the norm over each `w.cols` columns (one head).
+    fn gated_rms_norm(&self, x: &Self::Tensor, w: &Self::Weight, gate: &Self::Tensor, eps: f32)
+    -> Self::Tensor;
+
+    // ---- products --------------------------------------------------------------------------------------
+
+    /// y = x W^T. `[tokens, cols] -> [tokens, rows]`
+    fn matmul(&self, w: &Self::Weight, x: &Self::Tensor) -> Self::Tensor;
+    /// Products with several weights of one input, which is prepared once: `[matmul(w_0, x), ...]`.
+    fn matmuls<const N: usize>(&self, w: [&Self::Weight; N], x: &Self::Tensor) -> [Self::Tensor; N] {
+        w.map(|w| self.matmul(w, x))
+    }
+    /// Per head h of a stack: y_h = [W_h x_h[..cols] | x_h[cols..]]. Columns of a head beyond the matrix pass
+    /// through. `[tokens, count * (cols + rest)] -> [tokens, count * (rows + rest)]`
+    fn matmul_heads(&self, w: &Self::Weight, x: &Self::Tensor) -> Self::Tensor;
+    /// W_down (SiLU(W_gate x) * W_up x). `[tokens, dim] -> [tokens, dim]`
+    fn gated_ffn(&self, w: Gated<'_, Self::Weight>, x: &Self::Tensor) -> Self::Tensor {
+        let [gate, up] = self.matmuls([w.gate, w.up], x);
+        self.matmul(w.down, &self.silu_mul(gate, &up))
+    }
+
+    // ---- delta rule ------------------------------------------------------------------------------------
+
+    /// y_t = SiLU(sum_j taps_j * x_{t - (n-1) + j}), per channel, causal; `taps` is `[channels, n]` and its
+    /// last column meets the newest token. The state is the last n-1 inputs, oldest first: `[n-1, channels]`.
+    fn short_conv(
+        &self,
+        spans: &mut [Span<'_, Self::Tensor>],
+        x: &Self::Tensor,
+        taps: &Self::Weight,
+    ) -> Self::Tensor;
+    /// g = a_h * softplus(f + dt_bias): the log-decay, <= 0, one a channel. `f: [tokens, heads * dim]`,
+    /// `a: [1, heads]` holds -exp(A_log), `dt_bias: [1, heads * dim]`.
+    fn kda_decay(&self, f: Self::Tensor, a: &Self::Weight, dt_bias: &Self::Weight) -> Self::Tensor;
+    /// The gated delta rule, per head, state first decayed, then written, then read:
+    /// S <- Diag(e^g) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q.
+    /// The state is S, `[heads * dk, dv]`. Long spans may be computed in chunks; the result is the same to rounding.
+    fn delta_rule(&self, spans: &mut [Span<'_, Self::Tensor>], x: DeltaRule<'_, Self::Tensor>)
+    -> Self::Tensor;
+
+    // ---- attention over a shared latent ----------------------------------------------------------------
+
+    /// Appends each span's rows of x to its cache.
+    fn append(&self, spans: &mut [Span<'_, Self::Cache>], x: &Self::Tensor);
+    /// Causal attention in which all heads read one cache row c_s as key, and its first `value_dim` columns as
+    /// value: o_h = sum_s softmax_s(scale * q_h . c_s) c_s[..value_dim]. Each span's rows are the newest in its
+    /// cache (they have been appended). `q: [tokens, heads * width] -> [tokens, heads * value_dim]`
+    fn latent_attention(
+        &self,
+        spans: &mut [Span<'_, Self::Cache>],
+        q: &Self::Tensor,
+        value_dim: usize,
+        scale: f32,
+    ) -> Self::Tensor;
+
+    // ---- mixture of experts ----------------------------------------------------------------------------
+
+    /// s = sigmoid(logits); the `top_k` experts with the largest s + bias (lowest index first among equals),
+    /// weighed by their unbiased s. `logits: [tokens, experts]`, `bias: [1, experts]`
+    fn route(&self, logits: &Self::Tensor, bias: &Self::Weight, how: Routing) -> Self::Routed;
+    /// y_t = sum_e weight_te FFN_e(x_t) over the experts chosen for t. `[tokens, dim] -> [tokens, dim]`
+    fn experts(
+        &self,
+        w: Gated<'_, Self::Weight>,
+        x: &Self::Tensor,
+        routed: &Self::Routed,
+    ) -> Self::Tensor;
+}
+
+/// Inputs of [`Backend::delta_rule`].
+pub struct DeltaRule<'a, T> {
+    /// Queries, normalised and scaled. `[tokens, heads * dk]`
+    pub q: &'a T,
+    /// Keys, normalised. `[tokens, heads * dk]`
+    pub k: &'a T,
+    /// Values. `[tokens, heads * dv]`
+    pub v: &'a T,
+    /// Log-decay, <= 0 and unbounded below. `[tokens, heads * dk]`
+    pub g: &'a T,
+    /// Write strength in 0..1. `[tokens, heads]`
+    pub beta: &'a T,
+}

@@ -1,0 +1,118 @@
+//! Block formats of GGUF: how weights are stored, one file a format.
+//!
+//! Every format has 32 or 256 weights a block and rows are whole blocks. This file is the registry: ids,
+//! names and sizes as ggml has them, and the row-wise entry points. It knows no tensor and no thread.
+
+/// A stored format, with ggml's type id as discriminant (GGUF `tensor_info.type`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[allow(non_camel_case_types, reason = "the ecosystem's names")]
+#[allow(missing_docs, reason = "each format's file documents it")]
+#[repr(u32)]
+pub enum Format {
+    F32 = 0,
+    F16 = 1,
+    Q4_0 = 2,
+    Q4_1 = 3,
+    Q5_0 = 6,
+    Q5_1 = 7,
+    Q8_0 = 8,
+    Q2_K = 10,
+    Q3_K = 11,
+    Q4_K = 12,
+    Q5_K = 13,
+    Q6_K = 14,
+    IQ4_NL = 20,
+    IQ4_XS = 23,
+    BF16 = 30,
+    MXFP4 = 39,
+}
+
+impl Format {
+    /// Every format, in the order of ggml's ids.
+    pub const ALL: [Format; 16] = [
+        Format::F32,
+        Format::F16,
+        Format::Q4_0,
+        Format::Q4_1,
+        Format::Q5_0,
+        Format::Q5_1,
+        Format::Q8_0,
+        Format::Q2_K,
+        Format::Q3_K,
+        Format::Q4_K,
+        Format::Q5_K,
+        Format::Q6_K,
+        Format::IQ4_NL,
+        Format::IQ4_XS,
+        Format::BF16,
+        Format::MXFP4,
+    ];
+
+    /// The format with ggml's type id, if this crate reads it.
+    pub fn from_ggml(id: u32) -> Option<Format> {
+        Format::ALL.into_iter().find(|f| *f as u32 == id)
+    }
+
+    /// The name people know, as `llama-quantize` prints it: `Q4_K`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::F32 => "F32",
+            Format::F16 => "F16",
+            Format::Q4_0 => "Q4_0",
+            Format::Q4_1 => "Q4_1",
+            Format::Q5_0 => "Q5_0",
+            Format::Q5_1 => "Q5_1",
+            Format::Q8_0 => "Q8_0",
+            Format::Q2_K => "Q2_K",
+            Format::Q3_K => "Q3_K",
+            Format::Q4_K => "Q4_K",
+            Format::Q5_K => "Q5_K",
+            Format::Q6_K => "Q6_K",
+            Format::IQ4_NL => "IQ4_NL",
+            Format::IQ4_XS => "IQ4_XS",
+            Format::BF16 => "BF16",
+            Format::MXFP4 => "MXFP4",
+        }
+    }
+
+    /// The format with this name, in any case.
+    pub fn from_name(name: &str) -> Option<Format> {
+        Format::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name))
+    }
+
+    /// Weights in a block.
+    pub const fn block_len(self) -> usize {
+        match self {
+            Format::F32 | Format::F16 | Format::BF16 => 1,
+            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
+            Format::IQ4_NL | Format::MXFP4 => 32,
+            Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K | Format::IQ4_XS => 256,
+        }
+    }
+
+    /// Bytes of a block.
+    pub const fn block_bytes(self) -> usize {
+        match self {
+            Format::F32 => 4,
+            Format::F16 | Format::BF16 => 2,
+            Format::Q4_0 | Format::IQ4_NL => 18,
+            Format::Q4_1 => 20,
+            Format::Q5_0 => 22,
+            Format::Q5_1 => 24,
+            Format::Q8_0 => 34,
+            Format::Q2_K => 84,
+            Format::Q3_K => 110,
+            Format::Q4_K => 144,
+            Format::Q5_K => 176,
+            Format::Q6_K => 210,
+            Format::IQ4_XS => 136,
+            Format::MXFP4 => 17,
+        }
+    }
+
+    /// Bytes of a row of `cols` weights, or None where `cols` is not whole blocks or the size overflows.
+    pub fn row_bytes(self, cols: u64) -> Option<u64> {
+        let len = self.block_len() as u64;
+        (cols % len == 0).then(|| (cols / len).checked_mul(self.block_bytes() as u64)).flatten()
+    }
+}

@@ -1,0 +1,107 @@
+//! GGUF v3: a header of typed metadata and tensor descriptions, then the tensors' bytes.
+//!
+//! Next: [`read`] (open and check a file, split or whole), [`write`] (lay out and stream a new one).
+
+pub mod read;
+pub mod write;
+
+use kernels::quant::Format;
+
+/// The metadata of a file, in its order.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Metadata(pub Vec<(String, Value)>);
+
+/// A typed metadata value.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the names are GGUF's")]
+pub enum Value {
+    U8(u8),
+    I8(i8),
+    U16(u16),
+    I16(i16),
+    U32(u32),
+    I32(i32),
+    F32(f32),
+    Bool(bool),
+    String(String),
+    Array(Array),
+    U64(u64),
+    I64(i64),
+    F64(f64),
+}
+
+/// A metadata array: all elements of one type, kept compactly (a vocabulary has 163,840 of them).
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the names are GGUF's")]
+pub enum Array {
+    U8(Vec<u8>),
+    I8(Vec<i8>),
+    U16(Vec<u16>),
+    I16(Vec<i16>),
+    U32(Vec<u32>),
+    I32(Vec<i32>),
+    F32(Vec<f32>),
+    Bool(Vec<bool>),
+    String(Vec<String>),
+    Array(Vec<Array>),
+    U64(Vec<u64>),
+    I64(Vec<i64>),
+    F64(Vec<f64>),
+}
+
+/// A tensor's description.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorInfo {
+    /// Name, at most 63 bytes when we write it: llama.cpp's limit.
+    pub name: String,
+    /// Format of its rows.
+    pub format: Format,
+    /// ggml's `ne`: fastest dimension first, 1 to 4 of them.
+    pub shape: Vec<u64>,
+    /// Bytes, a whole number of blocks.
+    pub bytes: u64,
+    /// Where they start: in its file's tensor section when read or laid out.
+    pub offset: u64,
+    /// Which file of a split it is in; 0 for a whole file.
+    pub file: usize,
+}
+
+/// What is wrong with a file: place, expected and found in one line.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The operating system's word.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: String,
+        /// What happened.
+        source: std::io::Error,
+    },
+    /// The contents are not what they should be.
+    #[error("{path}: {place}: expected {expected}, found {found}")]
+    Bad {
+        /// The file.
+        path: String,
+        /// Byte offset, key or tensor.
+        place: String,
+        /// What should stand there.
+        expected: String,
+        /// What does.
+        found: String,
+    },
+}
+
+impl Metadata {
+    /// The value of a key.
+    pub fn get(&self, key: &str) -> Option<&Value> {
+        self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v)
+    }
+
+    /// Sets a key, in place if it is there.
+    pub fn set(&mut self, key: &str, value: Value) {
+        match self.0.iter_mut().find(|(k, _)| k == key) {
+            Some((_, v)) => *v = value,
+            None => self.0.push((key.to_owned(), value)),
+        }
+    }
+}

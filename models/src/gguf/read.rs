@@ -1,0 +1,1 @@
+//! Opens GGUF files: maps them and checks every count and offset before use.

@@ -1,0 +1,2 @@
+//! `kimi`: convert, inspect, generate, chat and bench Kimi Linear models.
+fn main() {}
