@@ -135,8 +135,13 @@ pub trait Backend: Send + Sync + 'static {
     /// y = x / sqrt(sum(x^2) + eps) * scale over each `head_dim` columns.
     fn l2_norm(&self, x: Self::Tensor, head_dim: usize, eps: f32, scale: f32) -> Self::Tensor;
     /// y = RMSNorm(x; w) * sigmoid(gate), the norm over each `w.cols` columns (one head).
-    fn gated_rms_norm(&self, x: &Self::Tensor, w: &Self::Weight, gate: &Self::Tensor, eps: f32)
-    -> Self::Tensor;
+    fn gated_rms_norm(
+        &self,
+        x: &Self::Tensor,
+        w: &Self::Weight,
+        gate: &Self::Tensor,
+        eps: f32,
+    ) -> Self::Tensor;
 
     // ---- products --------------------------------------------------------------------------------------
 
@@ -171,8 +176,11 @@ pub trait Backend: Send + Sync + 'static {
     /// The gated delta rule, per head, state first decayed, then written, then read:
     /// S <- Diag(e^g) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q.
     /// The state is S, `[heads * dk, dv]`. Long spans may be computed in chunks; the result is the same to rounding.
-    fn delta_rule(&self, spans: &mut [Span<'_, Self::Tensor>], x: DeltaRule<'_, Self::Tensor>)
-    -> Self::Tensor;
+    fn delta_rule(
+        &self,
+        spans: &mut [Span<'_, Self::Tensor>],
+        x: DeltaRule<'_, Self::Tensor>,
+    ) -> Self::Tensor;
 
     // ---- attention over a shared latent ----------------------------------------------------------------
 
@@ -195,12 +203,7 @@ pub trait Backend: Send + Sync + 'static {
     /// weighed by their unbiased s. `logits: [tokens, experts]`, `bias: [1, experts]`
     fn route(&self, logits: &Self::Tensor, bias: &Self::Weight, how: Routing) -> Self::Routed;
     /// y_t = sum_e weight_te FFN_e(x_t) over the experts chosen for t. `[tokens, dim] -> [tokens, dim]`
-    fn experts(
-        &self,
-        w: Gated<'_, Self::Weight>,
-        x: &Self::Tensor,
-        routed: &Self::Routed,
-    ) -> Self::Tensor;
+    fn experts(&self, w: Gated<'_, Self::Weight>, x: &Self::Tensor, routed: &Self::Routed) -> Self::Tensor;
 }
 
 /// Inputs of [`Backend::delta_rule`].

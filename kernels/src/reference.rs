@@ -1,0 +1,434 @@
+//! Every op as plain loops in the paper's notation: the oracle that the fast backends are tested against.
+//!
+//! Weights are dequantised on use, sums run in f64, one thread does it all. It is never optimised and takes
+//! no care of memory. It shares no arithmetic with the other backends but the block formats themselves.
+//! Next: `cpu`, the same ops fast.
+
+use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
+use crate::quant::Format;
+use std::ops::Range;
+
+/// The oracle backend.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Reference;
+
+/// f32 `[rows, cols]` on the heap.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Matrix {
+    rows: usize,
+    cols: usize,
+    values: Vec<f32>,
+}
+
+/// Cache rows as attention sees them: already rounded to the cache's format.
+#[derive(Clone, Debug)]
+pub struct Cache {
+    format: CacheFormat,
+    width: usize,
+    values: Vec<f32>,
+}
+
+/// Chosen experts and weights, `[rows * top_k]` each, best first.
+#[derive(Clone, Debug)]
+pub struct Routed {
+    top_k: usize,
+    experts: Vec<u32>,
+    weights: Vec<f32>,
+}
+
+impl Matrix {
+    fn zeros(rows: usize, cols: usize) -> Matrix {
+        Matrix { rows, cols, values: vec![0.0; rows * cols] }
+    }
+
+    fn row(&self, r: usize) -> &[f32] {
+        &self.values[r * self.cols..][..self.cols]
+    }
+
+    fn row_mut(&mut self, r: usize) -> &mut [f32] {
+        &mut self.values[r * self.cols..][..self.cols]
+    }
+
+    fn map(mut self, f: impl Fn(f64) -> f64) -> Matrix {
+        self.values.iter_mut().for_each(|v| *v = f(*v as f64) as f32);
+        self
+    }
+}
+
+/// Row `r` of matrix `m` of a stack, as f32.
+fn weight_row(w: &Stored, m: usize, r: usize) -> Vec<f32> {
+    assert!(m < w.count && r < w.rows, "row {r} of matrix {m} in a weight of {} x {} rows", w.count, w.rows);
+    let bytes = w.format.row_bytes(w.cols as u64).expect("whole blocks") as usize;
+    let mut out = vec![0.0; w.cols];
+    dequantise_row(w.format, &w.bytes[(m * w.rows + r) * bytes..][..bytes], &mut out);
+    out
+}
+
+fn dequantise_row(format: Format, bytes: &[u8], out: &mut [f32]) {
+    let (words, halves) = (bytes.chunks_exact(4), bytes.chunks_exact(2));
+    match format {
+        Format::F32 => out.iter_mut().zip(words).for_each(|(o, b)| *o = bytemuck::pod_read_unaligned(b)),
+        Format::F16 => {
+            out.iter_mut().zip(halves).for_each(|(o, b)| *o = half::f16::from_le_bytes([b[0], b[1]]).to_f32())
+        }
+        Format::BF16 => out
+            .iter_mut()
+            .zip(halves)
+            .for_each(|(o, b)| *o = half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
+        other => panic!("{} is not dequantised yet", other.name()),
+    }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "a dot product of unequal lengths");
+    a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum()
+}
+
+fn sigmoid(x: f64) -> f64 {
+    if x >= 0.0 { 1.0 / (1.0 + (-x).exp()) } else { x.exp() / (1.0 + x.exp()) }
+}
+
+fn silu(x: f64) -> f64 {
+    x * sigmoid(x)
+}
+
+/// ln(1 + e^x) without overflow.
+fn softplus(x: f64) -> f64 {
+    x.max(0.0) + (-x.abs()).exp().ln_1p()
+}
+
+/// W_down (SiLU(W_gate x) * W_up x) of matrix `e` of each stack.
+fn ffn(w: &Gated<'_, Stored>, e: usize, x: &[f32]) -> Vec<f64> {
+    let hidden: Vec<f32> = (0..w.gate.rows)
+        .map(|i| (silu(dot(&weight_row(w.gate, e, i), x)) * dot(&weight_row(w.up, e, i), x)) as f32)
+        .collect();
+    (0..w.down.rows).map(|i| dot(&weight_row(w.down, e, i), &hidden)).collect()
+}
+
+/// One token of one head: S is `[dk, dv]`; gives o, `[dv]`.
+fn delta_rule_step(s: &mut [f32], q: &[f32], k: &[f32], v: &[f32], g: &[f32], beta: f32) -> Vec<f32> {
+    let dv = v.len();
+    for (row, g) in s.chunks_exact_mut(dv).zip(g) {
+        row.iter_mut().for_each(|s| *s = (*s as f64 * (*g as f64).exp()) as f32);
+    }
+    // (S^T x)_j
+    let read = |s: &[f32], x: &[f32], j: usize| -> f64 {
+        x.iter().enumerate().map(|(i, x)| s[i * dv + j] as f64 * *x as f64).sum()
+    };
+    let mut o = vec![0.0; dv];
+    for j in 0..dv {
+        let error = v[j] as f64 - read(s, k, j);
+        for (i, k) in k.iter().enumerate() {
+            s[i * dv + j] += (beta as f64 * *k as f64 * error) as f32;
+        }
+        o[j] = read(s, q, j) as f32;
+    }
+    o
+}
+
+/// A row as the cache's format keeps it.
+fn rounded(format: CacheFormat, row: &[f32]) -> Vec<f32> {
+    match format {
+        CacheFormat::F32 => row.to_vec(),
+        CacheFormat::F16 => row.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect(),
+        CacheFormat::Q8_0 => row.chunks(32).flat_map(rounded_q8_0).collect(),
+    }
+}
+
+/// d = max|x| / 127 as f16, q = round(x / d).
+fn rounded_q8_0(block: &[f32]) -> Vec<f32> {
+    let d = block.iter().fold(0.0f32, |m, x| m.max(x.abs())) / 127.0;
+    let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+    let stored = half::f16::from_f32(d).to_f32();
+    block.iter().map(|x| (x * inverse).round() * stored).collect()
+}
+
+/// The experts that stay eligible when only the best groups do.
+fn eligible(biased: &[f32], how: &Routing) -> Vec<usize> {
+    let size = biased.len() / how.groups;
+    let two_best = |group: usize| {
+        let mut scores = biased[group * size..][..size].to_vec();
+        scores.sort_by(|a, b| rank(*b).total_cmp(&rank(*a)));
+        scores.iter().take(2).map(|&s| rank(s)).sum::<f32>()
+    };
+    let mut groups: Vec<usize> = (0..how.groups).collect();
+    groups.sort_by(|&a, &b| two_best(b).total_cmp(&two_best(a))); // stable: the lowest index first among equals
+    let mut experts: Vec<usize> =
+        groups[..how.top_groups].iter().flat_map(|group| group * size..(group + 1) * size).collect();
+    experts.sort();
+    experts
+}
+
+/// NaN ranks below all numbers, and -0 equals 0.
+fn rank(score: f32) -> f32 {
+    if score.is_nan() { f32::NEG_INFINITY } else { score + 0.0 }
+}
+
+impl Backend for Reference {
+    type Tensor = Matrix;
+    type Weight = Stored;
+    type Cache = Cache;
+    type Routed = Routed;
+
+    fn describe(&self) -> String {
+        "reference loops, 1 thread".to_string()
+    }
+
+    fn weight(&self, stored: Stored) -> Result<Stored, Error> {
+        let row = stored.format.row_bytes(stored.cols as u64).expect("rows of whole blocks") as usize;
+        assert_eq!(stored.bytes.len(), stored.count * stored.rows * row, "bytes of a weight");
+        Ok(stored)
+    }
+
+    fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Matrix {
+        assert_eq!(values.len(), rows * cols, "values of a [{rows}, {cols}] tensor");
+        Matrix { rows, cols, values: values.to_vec() }
+    }
+
+    fn read(&self, x: &Matrix) -> Vec<f32> {
+        x.values.clone()
+    }
+
+    fn cache(&self, format: CacheFormat, width: usize) -> Cache {
+        Cache { format, width, values: Vec::new() }
+    }
+
+    fn cache_len(&self, cache: &Cache) -> usize {
+        cache.values.len() / cache.width
+    }
+
+    fn cache_read(&self, cache: &Cache, range: Range<usize>) -> Vec<f32> {
+        cache.values[range.start * cache.width..range.end * cache.width].to_vec()
+    }
+
+    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
+        cache.values.truncate(len * cache.width);
+    }
+
+    fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
+        (routed.experts.clone(), routed.weights.clone())
+    }
+
+    fn embed(&self, table: &Stored, ids: &[u32]) -> Matrix {
+        let values = ids.iter().flat_map(|&id| weight_row(table, 0, id as usize)).collect();
+        Matrix { rows: ids.len(), cols: table.cols, values }
+    }
+
+    fn gather(&self, x: &Matrix, rows: &[usize]) -> Matrix {
+        let values = rows.iter().flat_map(|&r| x.row(r).to_vec()).collect();
+        Matrix { rows: rows.len(), cols: x.cols, values }
+    }
+
+    fn add(&self, x: &mut Matrix, y: &Matrix) {
+        assert_eq!((x.rows, x.cols), (y.rows, y.cols), "shapes of a sum");
+        x.values.iter_mut().zip(&y.values).for_each(|(x, y)| *x += y);
+    }
+
+    fn sigmoid(&self, x: Matrix) -> Matrix {
+        x.map(sigmoid)
+    }
+
+    fn silu_mul(&self, gate: Matrix, up: &Matrix) -> Matrix {
+        assert_eq!((gate.rows, gate.cols), (up.rows, up.cols), "shapes of gate and up");
+        let mut y = gate;
+        y.values.iter_mut().zip(&up.values).for_each(|(g, u)| *g = (silu(*g as f64) * *u as f64) as f32);
+        y
+    }
+
+    fn rms_norm(&self, x: &Matrix, w: &Stored, eps: f32) -> Matrix {
+        let w = weight_row(w, 0, 0);
+        assert!(w.len() <= x.cols, "a norm over {} of {} columns", w.len(), x.cols);
+        let mut y = x.clone();
+        for t in 0..x.rows {
+            rms_norm(&mut y.row_mut(t)[..w.len()], &w, eps);
+        }
+        y
+    }
+
+    fn l2_norm(&self, x: Matrix, head_dim: usize, eps: f32, scale: f32) -> Matrix {
+        assert_eq!(x.cols % head_dim, 0, "{} columns in heads of {head_dim}", x.cols);
+        let mut y = x;
+        for head in y.values.chunks_exact_mut(head_dim) {
+            let root = (dot(head, head) + eps as f64).sqrt();
+            head.iter_mut().for_each(|x| *x = (*x as f64 / root * scale as f64) as f32);
+        }
+        y
+    }
+
+    fn gated_rms_norm(&self, x: &Matrix, w: &Stored, gate: &Matrix, eps: f32) -> Matrix {
+        let w = weight_row(w, 0, 0);
+        assert_eq!((x.rows, x.cols), (gate.rows, gate.cols), "shapes of x and its gate");
+        assert_eq!(x.cols % w.len(), 0, "{} columns in heads of {}", x.cols, w.len());
+        let mut y = x.clone();
+        y.values.chunks_exact_mut(w.len()).for_each(|head| rms_norm(head, &w, eps));
+        y.values.iter_mut().zip(&gate.values).for_each(|(y, g)| *y = (*y as f64 * sigmoid(*g as f64)) as f32);
+        y
+    }
+
+    fn matmul(&self, w: &Stored, x: &Matrix) -> Matrix {
+        assert_eq!((w.count, w.cols), (1, x.cols), "a product: matrices, columns");
+        let mut y = Matrix::zeros(x.rows, w.rows);
+        for o in 0..w.rows {
+            let row = weight_row(w, 0, o);
+            for t in 0..x.rows {
+                y.row_mut(t)[o] = dot(&row, x.row(t)) as f32;
+            }
+        }
+        y
+    }
+
+    fn matmul_heads(&self, w: &Stored, x: &Matrix) -> Matrix {
+        assert_eq!(x.cols % w.count, 0, "{} columns in {} heads", x.cols, w.count);
+        let width = x.cols / w.count;
+        assert!(w.cols <= width, "heads of {width} columns, matrices of {}", w.cols);
+        let mut values = Vec::new();
+        for head in x.values.chunks_exact(width).enumerate().map(|(i, head)| (i % w.count, head)) {
+            let (h, x) = head;
+            values.extend((0..w.rows).map(|o| dot(&weight_row(w, h, o), &x[..w.cols]) as f32));
+            values.extend_from_slice(&x[w.cols..]);
+        }
+        Matrix { rows: x.rows, cols: w.count * (w.rows + width - w.cols), values }
+    }
+
+    fn short_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &Stored) -> Matrix {
+        let n = taps.cols;
+        assert_eq!((taps.count, taps.rows), (1, x.cols), "taps: matrices, channels");
+        let mut y = Matrix::zeros(x.rows, x.cols);
+        for span in spans {
+            assert_eq!((span.state.rows, span.state.cols), (n - 1, x.cols), "shape of a convolution's state");
+            let mut inputs = span.state.values.clone();
+            span.rows.clone().for_each(|t| inputs.extend_from_slice(x.row(t)));
+            for (i, t) in span.rows.clone().enumerate() {
+                for c in 0..x.cols {
+                    let window: Vec<f32> = (0..n).map(|j| inputs[(i + j) * x.cols + c]).collect();
+                    y.row_mut(t)[c] = silu(dot(&weight_row(taps, 0, c), &window)) as f32;
+                }
+            }
+            span.state.values = inputs.split_off(span.rows.len() * x.cols);
+        }
+        y
+    }
+
+    fn kda_decay(&self, f: Matrix, a: &Stored, dt_bias: &Stored) -> Matrix {
+        let (a, bias) = (weight_row(a, 0, 0), weight_row(dt_bias, 0, 0));
+        assert_eq!((f.cols, f.cols % a.len()), (bias.len(), 0), "channels, and channels in heads");
+        let dim = f.cols / a.len();
+        let mut g = f;
+        for (i, f) in g.values.iter_mut().enumerate() {
+            let c = i % bias.len();
+            *f = (a[c / dim] as f64 * softplus(*f as f64 + bias[c] as f64)) as f32;
+        }
+        g
+    }
+
+    fn delta_rule(&self, spans: &mut [Span<'_, Matrix>], x: DeltaRule<'_, Matrix>) -> Matrix {
+        let heads = x.beta.cols;
+        let (dk, dv) = (x.q.cols / heads, x.v.cols / heads);
+        assert_eq!(
+            (x.q.cols, x.k.cols, x.g.cols),
+            (heads * dk, heads * dk, heads * dk),
+            "columns of q, k, g"
+        );
+        assert_eq!(x.v.cols, heads * dv, "columns of v");
+        let mut o = Matrix::zeros(x.v.rows, x.v.cols);
+        for span in spans {
+            assert_eq!((span.state.rows, span.state.cols), (heads * dk, dv), "shape of S");
+            for (t, h) in span.rows.clone().flat_map(|t| (0..heads).map(move |h| (t, h))) {
+                let [q, k, g] = [x.q, x.k, x.g].map(|m| &m.row(t)[h * dk..][..dk]);
+                let s = &mut span.state.values[h * dk * dv..][..dk * dv];
+                let v = &x.v.row(t)[h * dv..][..dv];
+                let out = delta_rule_step(s, q, k, v, g, x.beta.row(t)[h]);
+                o.row_mut(t)[h * dv..][..dv].copy_from_slice(&out);
+            }
+        }
+        o
+    }
+
+    fn append(&self, spans: &mut [Span<'_, Cache>], x: &Matrix) {
+        for span in spans {
+            assert_eq!(span.state.width, x.cols, "width of a cache and of its new rows");
+            for t in span.rows.clone() {
+                let row = rounded(span.state.format, x.row(t));
+                span.state.values.extend(row);
+            }
+        }
+    }
+
+    fn latent_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Matrix,
+        value_dim: usize,
+        scale: f32,
+    ) -> Matrix {
+        let width = spans.first().map_or(1, |span| span.state.width);
+        let heads = q.cols / width;
+        assert_eq!(q.cols, heads * width, "{} columns in heads of {width}", q.cols);
+        let mut o = Matrix::zeros(q.rows, heads * value_dim);
+        for span in spans {
+            assert_eq!(span.state.width, width, "width of the caches of one batch");
+            let before = self.cache_len(span.state) - span.rows.len();
+            for (i, t) in span.rows.clone().enumerate() {
+                let seen = &span.state.values[..(before + i + 1) * width];
+                for h in 0..heads {
+                    let q = &q.row(t)[h * width..][..width];
+                    attend(seen, q, scale as f64, &mut o.row_mut(t)[h * value_dim..][..value_dim]);
+                }
+            }
+        }
+        o
+    }
+
+    fn route(&self, logits: &Matrix, bias: &Stored, how: Routing) -> Routed {
+        let bias = weight_row(bias, 0, 0);
+        assert_eq!(logits.cols, bias.len(), "experts: logits and bias");
+        assert_eq!(bias.len() % how.groups, 0, "{} experts in {} groups", bias.len(), how.groups);
+        assert!(how.top_groups <= how.groups, "{} of {} groups", how.top_groups, how.groups);
+        let mut routed = Routed { top_k: how.top_k, experts: Vec::new(), weights: Vec::new() };
+        for t in 0..logits.rows {
+            let s: Vec<f32> = logits.row(t).iter().map(|&x| sigmoid(x as f64) as f32).collect();
+            let biased: Vec<f32> = s.iter().zip(&bias).map(|(s, b)| s + b).collect();
+            let mut chosen = eligible(&biased, &how);
+            chosen.sort_by(|&a, &b| rank(biased[b]).total_cmp(&rank(biased[a]))); // stable
+            assert!(how.top_k <= chosen.len(), "{} of {} eligible experts", how.top_k, chosen.len());
+            chosen.truncate(how.top_k);
+            let sum: f64 = chosen.iter().map(|&e| s[e] as f64).sum();
+            let factor = how.scale as f64 / if how.normalise { sum + 1e-20 } else { 1.0 };
+            routed.weights.extend(chosen.iter().map(|&e| (s[e] as f64 * factor) as f32));
+            routed.experts.extend(chosen.iter().map(|&e| e as u32));
+        }
+        routed
+    }
+
+    fn experts(&self, w: Gated<'_, Stored>, x: &Matrix, routed: &Routed) -> Matrix {
+        assert_eq!(routed.experts.len(), x.rows * routed.top_k, "routed tokens");
+        let mut y = Matrix::zeros(x.rows, w.down.rows);
+        for t in 0..x.rows {
+            let mut sum = vec![0.0f64; w.down.rows];
+            for slot in t * routed.top_k..(t + 1) * routed.top_k {
+                let out = ffn(&w, routed.experts[slot] as usize, x.row(t));
+                sum.iter_mut().zip(out).for_each(|(y, o)| *y += routed.weights[slot] as f64 * o);
+            }
+            y.row_mut(t).iter_mut().zip(sum).for_each(|(y, s)| *y = s as f32);
+        }
+        y
+    }
+}
+
+/// x <- x / sqrt(mean(x^2) + eps) * w
+fn rms_norm(x: &mut [f32], w: &[f32], eps: f32) {
+    let root = (dot(x, x) / x.len() as f64 + eps as f64).sqrt();
+    x.iter_mut().zip(w).for_each(|(x, w)| *x = (*x as f64 / root * *w as f64) as f32);
+}
+
+/// o = sum_s softmax_s(scale * q . c_s) c_s[..o.len()] over all rows of `cache`.
+fn attend(cache: &[f32], q: &[f32], scale: f64, o: &mut [f32]) {
+    let scores: Vec<f64> = cache.chunks_exact(q.len()).map(|c| scale * dot(q, c)).collect();
+    let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let p: Vec<f64> = scores.iter().map(|s| (s - max).exp()).collect();
+    let sum: f64 = p.iter().sum();
+    for (j, o) in o.iter_mut().enumerate() {
+        let weighted: f64 = cache.chunks_exact(q.len()).zip(&p).map(|(c, p)| p * c[j] as f64).sum();
+        *o = (weighted / sum) as f32;
+    }
+}
