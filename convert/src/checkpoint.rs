@@ -1,0 +1,127 @@
+//! A Hugging Face checkpoint directory -> its tensors, through the index or from one file.
+//!
+//! It compares index and shard headers with each other; whether the tensors are the right ones for the
+//! config is for `plan` to say.
+
+use crate::error::{Error, Result};
+use crate::safetensors::{Entry, header_bytes, parse_header, parse_index};
+use crate::source::{Coding, Source, Tensor};
+use kernels::quant::Format;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+/// Longest config, index, template or tokenizer file that is read.
+const LONGEST_TEXT: u64 = 256 << 20;
+
+/// The tensors of the checkpoint in `dir`. With `headers` false a missing shard is no error and the
+/// index alone has to do: names without shapes.
+///
+/// # Errors
+/// What is missing, broken or contradicts the index, in one line.
+pub fn open(dir: &Path, headers: bool) -> Result<Source> {
+    let index_path = dir.join("model.safetensors.index.json");
+    let single = dir.join("model.safetensors");
+    if !index_path.exists() {
+        let mut source = Source { listing: single.display().to_string(), ..Source::default() };
+        read_shard(&mut source, &single)?;
+        return Ok(source);
+    }
+    let listing = index_path.display().to_string();
+    let weight_map = parse_index(&listing, &read_text(&index_path)?)?;
+    let mut shards: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for (tensor, shard) in &weight_map {
+        shards.entry(shard).or_default().push(tensor);
+    }
+    let mut source = Source { listing, ..Source::default() };
+    if !headers && shards.keys().any(|shard| !dir.join(shard).exists()) {
+        let unread = Tensor { shape: Vec::new(), coding: Coding::Unread, file: 0, offset: 0 };
+        source.tensors = weight_map.into_keys().map(|name| (name, unread.clone())).collect();
+        return Ok(source);
+    }
+    for (shard, tensors) in shards {
+        let path = dir.join(shard);
+        if !path.exists() {
+            return Err(Error::bad(
+                &source.listing,
+                tensors[0],
+                format_args!("its shard {shard}"),
+                "no such file",
+            ));
+        }
+        let file = source.files.len();
+        read_shard(&mut source, &path)?;
+        for name in tensors {
+            if source.tensors.get(name).is_none_or(|t| t.file != file) {
+                return Err(Error::bad(
+                    path.display(),
+                    name,
+                    "the tensor that the index puts here",
+                    "nothing",
+                ));
+            }
+        }
+    }
+    if let Some(name) = source.tensors.keys().find(|name| !weight_map.contains_key(*name)) {
+        let path = source.path_of(&source.tensors[name]);
+        return Err(Error::bad(path, name, "only tensors that the index names", "one it does not"));
+    }
+    Ok(source)
+}
+
+/// A whole small file.
+///
+/// # Errors
+/// The system's, and a file too long to be what its name says.
+pub fn read_text(path: &Path) -> Result<Vec<u8>> {
+    let file = File::open(path).map_err(Error::io(path))?;
+    let mut text = Vec::new();
+    file.take(LONGEST_TEXT + 1).read_to_end(&mut text).map_err(Error::io(path))?;
+    if text.len() as u64 > LONGEST_TEXT {
+        return Err(Error::bad(
+            path.display(),
+            "the file",
+            format_args!("at most {LONGEST_TEXT} bytes"),
+            "more",
+        ));
+    }
+    Ok(text)
+}
+
+fn read_shard(source: &mut Source, path: &Path) -> Result<()> {
+    let shown = path.display().to_string();
+    let file = source.open(path.to_owned())?;
+    let total = source.files[file].bytes;
+    let mut first = [0; 8];
+    let start = source.read(file, 0, total.min(8))?;
+    if start.len() < 8 {
+        return Err(Error::bad(shown, "byte 0", "eight bytes of header length", start.len()));
+    }
+    first.copy_from_slice(&start);
+    let head = source.read(file, 0, header_bytes(&shown, first, total)?)?;
+    for entry in parse_header(&shown, &head, total)? {
+        let Entry { name, dtype, shape, offset, .. } = entry;
+        if let Some(other) = source.tensors.get(&name) {
+            let other = source.path_of(other);
+            return Err(Error::bad(
+                shown,
+                name,
+                "each tensor in one shard",
+                format_args!("it in {other} too"),
+            ));
+        }
+        source.tensors.insert(name, Tensor { shape, coding: coding(&dtype), file, offset });
+    }
+    Ok(())
+}
+
+fn coding(dtype: &str) -> Coding {
+    match dtype {
+        "BF16" => Coding::Blocks(Format::BF16),
+        "F16" => Coding::Blocks(Format::F16),
+        "F32" => Coding::Blocks(Format::F32),
+        "F8_E4M3" => Coding::F8E4M3,
+        other => Coding::Other(other.to_owned()),
+    }
+}

@@ -1,0 +1,126 @@
+//! Hyperparameters -> the metadata of the file, with llama.cpp's keys so that it loads there too.
+//!
+//! The tokenizer's keys come from `models::tokenizer`: see `vocabulary`. Two keys are our own and only
+//! written where a file differs from what llama.cpp can express.
+
+use crate::config::Config;
+use crate::mix::Mix;
+use models::gguf::{Array, Metadata, Value};
+
+/// The architecture, and the prefix of its keys.
+pub const ARCHITECTURE: &str = "kimi-linear";
+
+/// What `general.quantization_version` stands at in every current file.
+const QUANTIZATION_VERSION: u32 = 2;
+
+/// The keys that say how the weights are stored.
+pub fn set_mix(metadata: &mut Metadata, mix: Mix) {
+    metadata.set("general.file_type", Value::U32(mix.file_type()));
+    metadata.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
+}
+
+/// The `general.` and `kimi-linear.` keys of a checkpoint called `name`.
+pub fn metadata(c: &Config, name: &str, mix: Mix) -> Metadata {
+    let text = |s: &str| Value::String(s.to_owned());
+    let mut m = Metadata::default();
+    m.set("general.architecture", text(ARCHITECTURE));
+    m.set("general.type", text("model"));
+    m.set("general.name", text(name));
+    set_mix(&mut m, mix);
+    for (key, number) in counts(c) {
+        m.set(
+            &format!("{ARCHITECTURE}.{key}"),
+            Value::U32(u32::try_from(number).expect("bounded by Config::parse")),
+        );
+    }
+    let floats = [
+        ("attention.layer_norm_rms_epsilon", c.eps),
+        ("expert_weights_scale", c.expert_scale),
+        ("rope.freq_base", c.rope_theta),
+    ];
+    for (key, number) in floats {
+        m.set(&format!("{ARCHITECTURE}.{key}"), Value::F32(number));
+    }
+    m.set(&format!("{ARCHITECTURE}.expert_weights_norm"), Value::Bool(c.expert_normalise));
+    // Zero marks a KDA layer; the latent of an MLA layer is one head wide.
+    let kv_heads = c.full_attention.iter().map(|full| i32::from(*full)).collect();
+    m.set(&format!("{ARCHITECTURE}.attention.head_count_kv"), Value::Array(Array::I32(kv_heads)));
+    m
+}
+
+fn counts(c: &Config) -> Vec<(&'static str, u64)> {
+    let mut counts = vec![
+        ("vocab_size", c.vocab),
+        ("context_length", c.context),
+        ("embedding_length", c.hidden),
+        ("block_count", c.layers()),
+        ("feed_forward_length", c.intermediate),
+        ("leading_dense_block_count", c.dense_layers),
+        ("attention.head_count", c.heads),
+        ("attention.key_length", c.kv_lora + c.rope),
+        // The latent's width, which block formats divide; llama.cpp refuses a quantised cache otherwise.
+        ("attention.value_length", c.kv_lora),
+        ("attention.key_length_mla", c.nope + c.rope),
+        ("attention.value_length_mla", c.v_dim),
+        ("attention.kv_lora_rank", c.kv_lora),
+        ("rope.dimension_count", c.rope),
+        ("ssm.conv_kernel", c.conv),
+        ("kda.head_dim", c.kda_dim),
+        ("expert_count", c.experts),
+        ("expert_used_count", c.experts_used),
+        ("expert_shared_count", c.experts_shared),
+        ("expert_feed_forward_length", c.expert_intermediate),
+        ("expert_gating_func", 2),
+        ("expert_group_used_count", c.expert_groups_used),
+    ];
+    if c.expert_groups > 1 {
+        counts.push(("expert_group_count", c.expert_groups));
+    }
+    if c.kda_heads != c.heads {
+        counts.push(("kda.head_count", c.kda_heads));
+    }
+    counts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::tests::{OFFICIAL, with};
+
+    fn of(text: &str) -> Metadata {
+        metadata(&Config::parse("c", text.as_bytes()).unwrap(), "n", Mix::from_name("Q4_K_M").unwrap())
+    }
+
+    #[test]
+    fn official() {
+        let m = of(OFFICIAL);
+        let number = |key: &str| match m.get(key) {
+            Some(Value::U32(n)) => *n,
+            other => panic!("{key}: {other:?}"),
+        };
+        assert_eq!(number("kimi-linear.attention.key_length"), 576);
+        assert_eq!(number("kimi-linear.attention.value_length"), 512);
+        assert_eq!(number("kimi-linear.attention.key_length_mla"), 192);
+        assert_eq!(number("kimi-linear.context_length"), 1 << 20);
+        assert_eq!(number("general.file_type"), 15);
+        assert_eq!(m.get("kimi-linear.expert_weights_scale"), Some(&Value::F32(2.446)));
+        assert_eq!(m.get("kimi-linear.kda.head_count"), None);
+        assert_eq!(m.get("kimi-linear.expert_group_count"), None);
+        let Some(Value::Array(Array::I32(kinds))) = m.get("kimi-linear.attention.head_count_kv") else {
+            panic!()
+        };
+        assert_eq!((kinds.len(), kinds.iter().sum::<i32>(), kinds[3], kinds[26]), (27, 7, 1, 1));
+    }
+
+    #[test]
+    fn own_keys_only_where_needed() {
+        let m = of(&with("/linear_attn_config/num_heads", 16.into()));
+        assert_eq!(m.get("kimi-linear.kda.head_count"), Some(&Value::U32(16)));
+        let mut grouped: serde_json::Value = serde_json::from_str(OFFICIAL).unwrap();
+        grouped["num_expert_group"] = 8.into();
+        grouped["topk_group"] = 4.into();
+        let m = of(&grouped.to_string());
+        assert_eq!(m.get("kimi-linear.expert_group_count"), Some(&Value::U32(8)));
+        assert_eq!(m.get("kimi-linear.expert_group_used_count"), Some(&Value::U32(4)));
+    }
+}

@@ -1,0 +1,242 @@
+//! Which checkpoint tensors make which GGUF tensor, from the hyperparameters alone.
+//!
+//! A GGUF tensor is its [`Part`]s one after another: a plain tensor has one, a stack of experts one for
+//! each expert, the two halves of `kv_b_proj` one for each head. Formats are not chosen here: see `mix`.
+
+use crate::config::Config;
+
+/// A GGUF tensor before its format is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// GGUF's name.
+    pub name: String,
+    /// ggml's `ne`, fastest first.
+    pub shape: Vec<u64>,
+    /// What its rows come from, in their order.
+    pub parts: Vec<Part>,
+}
+
+/// A run of rows of an output tensor and the rows of a source tensor they come from.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Part {
+    /// The source tensor's name.
+    pub source: String,
+    /// The source tensor's shape, slowest first.
+    pub dims: Vec<u64>,
+    /// First source row; a row is the last dimension.
+    pub first: u64,
+    /// Source rows.
+    pub rows: u64,
+    /// What happens to the values.
+    pub map: Transform,
+}
+
+/// What happens to a part's values on their way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Transform {
+    /// Unchanged.
+    Copy,
+    /// `-exp(x)` in f32: `A_log` to `ssm_a`.
+    NegExp,
+    /// Source `[rows, cols]` becomes `cols` output rows of `rows` values: `k_b` for the absorbed form.
+    Transpose,
+}
+
+impl Part {
+    /// Values of a source row.
+    pub fn cols(&self) -> u64 {
+        self.dims.last().copied().unwrap_or(1)
+    }
+
+    /// Rows this part adds to the output.
+    pub fn out_rows(&self) -> u64 {
+        if self.map == Transform::Transpose { self.cols() } else { self.rows }
+    }
+}
+
+/// Every tensor of the GGUF file in its order.
+pub fn wanted(c: &Config) -> Vec<Wanted> {
+    let mut list = List(Vec::new());
+    list.matrix("token_embd.weight", "model.embed_tokens.weight", c.hidden, c.vocab);
+    for (layer, full) in c.full_attention.iter().enumerate() {
+        let (out, input) = (format!("blk.{layer}."), format!("model.layers.{layer}."));
+        let mut layer_list = Layer { list: &mut list, c, out, input };
+        layer_list.vector("attn_norm.weight", "input_layernorm.weight", c.hidden);
+        if *full {
+            layer_list.mla()
+        } else {
+            layer_list.kda()
+        }
+        layer_list.vector("ffn_norm.weight", "post_attention_layernorm.weight", c.hidden);
+        if (layer as u64) < c.dense_layers { layer_list.dense() } else { layer_list.moe() }
+    }
+    list.whole("output_norm.weight".into(), "model.norm.weight".into(), vec![c.hidden]);
+    list.matrix("output.weight", "lm_head.weight", c.hidden, c.vocab);
+    list.0
+}
+
+struct List(Vec<Wanted>);
+
+impl List {
+    /// A whole source tensor, unchanged.
+    fn whole(&mut self, name: String, source: String, dims: Vec<u64>) {
+        self.mapped(name, source, dims, Transform::Copy);
+    }
+
+    fn mapped(&mut self, name: String, source: String, dims: Vec<u64>, map: Transform) {
+        let shape = dims.iter().rev().copied().collect();
+        let rows = dims[..dims.len() - 1].iter().product();
+        self.0.push(Wanted { name, shape, parts: vec![Part { source, dims, first: 0, rows, map }] });
+    }
+
+    fn matrix(&mut self, name: &str, source: &str, cols: u64, rows: u64) {
+        self.whole(name.into(), source.into(), vec![rows, cols]);
+    }
+}
+
+struct Layer<'a> {
+    list: &'a mut List,
+    c: &'a Config,
+    out: String,
+    input: String,
+}
+
+impl Layer<'_> {
+    fn vector(&mut self, name: &str, source: &str, length: u64) {
+        self.list.whole(format!("{}{name}", self.out), format!("{}{source}", self.input), vec![length]);
+    }
+
+    fn matrix(&mut self, name: &str, source: &str, cols: u64, rows: u64) {
+        let (name, source) = (format!("{}{name}.weight", self.out), format!("{}{source}.weight", self.input));
+        self.list.whole(name, source, vec![rows, cols]);
+    }
+
+    fn kda(&mut self) {
+        let (hidden, heads, dim) = (self.c.hidden, self.c.kda_heads, self.c.kda_dim);
+        let all = heads * dim;
+        for which in ["q", "k", "v"] {
+            self.matrix(&format!("attn_{which}"), &format!("self_attn.{which}_proj"), hidden, all);
+        }
+        for which in ["q", "k", "v"] {
+            let name = format!("{}ssm_conv1d_{which}.weight", self.out);
+            let source = format!("{}self_attn.{which}_conv1d.weight", self.input);
+            self.list.whole(name, source, vec![all, 1, self.c.conv]);
+            // Four dimensions as llama.cpp's converter writes them; the bytes are the same.
+            self.last_shape().push(1);
+        }
+        self.matrix("ssm_f_a", "self_attn.f_a_proj", hidden, dim);
+        self.matrix("ssm_f_b", "self_attn.f_b_proj", dim, all);
+        self.vector("ssm_dt.bias", "self_attn.dt_bias", all);
+        let (name, source) = (format!("{}ssm_a", self.out), format!("{}self_attn.A_log", self.input));
+        self.list.mapped(name, source, vec![1, 1, heads, 1], Transform::NegExp);
+        self.matrix("ssm_beta", "self_attn.b_proj", hidden, heads);
+        self.matrix("ssm_g_a", "self_attn.g_a_proj", hidden, dim);
+        self.matrix("ssm_g_b", "self_attn.g_b_proj", dim, all);
+        self.vector("ssm_norm.weight", "self_attn.o_norm.weight", dim);
+        self.matrix("attn_output", "self_attn.o_proj", all, hidden);
+    }
+
+    fn mla(&mut self) {
+        let c = self.c;
+        self.matrix("attn_q", "self_attn.q_proj", c.hidden, c.heads * (c.nope + c.rope));
+        self.matrix("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa", c.hidden, c.kv_lora + c.rope);
+        self.vector("attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight", c.kv_lora);
+        // kv_b_proj holds, per head, the rows [nope of k | v_dim of v].
+        let per_head = c.nope + c.v_dim;
+        let source = format!("{}self_attn.kv_b_proj.weight", self.input);
+        let part = |head: u64, first: u64, rows: u64, map| Part {
+            source: source.clone(),
+            dims: vec![c.heads * per_head, c.kv_lora],
+            first: head * per_head + first,
+            rows,
+            map,
+        };
+        let k = (0..c.heads).map(|h| part(h, 0, c.nope, Transform::Transpose)).collect();
+        let v = (0..c.heads).map(|h| part(h, c.nope, c.v_dim, Transform::Copy)).collect();
+        let name = |which: &str| format!("{}attn_{which}_b.weight", self.out);
+        let k = Wanted { name: name("k"), shape: vec![c.nope, c.kv_lora, c.heads], parts: k };
+        let v = Wanted { name: name("v"), shape: vec![c.kv_lora, c.v_dim, c.heads], parts: v };
+        self.list.0.extend([k, v]);
+        self.matrix("attn_output", "self_attn.o_proj", c.heads * c.v_dim, c.hidden);
+    }
+
+    fn dense(&mut self) {
+        let (hidden, inner) = (self.c.hidden, self.c.intermediate);
+        self.matrix("ffn_gate", "mlp.gate_proj", hidden, inner);
+        self.matrix("ffn_up", "mlp.up_proj", hidden, inner);
+        self.matrix("ffn_down", "mlp.down_proj", inner, hidden);
+    }
+
+    fn moe(&mut self) {
+        let (c, p) = (self.c, "block_sparse_moe.");
+        let (hidden, inner, shared) =
+            (c.hidden, c.expert_intermediate, c.expert_intermediate * c.experts_shared);
+        self.matrix("ffn_gate_inp", &format!("{p}gate"), hidden, c.experts);
+        self.vector("exp_probs_b.bias", &format!("{p}gate.e_score_correction_bias"), c.experts);
+        self.experts("ffn_gate_exps", "w1", hidden, inner);
+        self.experts("ffn_up_exps", "w3", hidden, inner);
+        self.experts("ffn_down_exps", "w2", inner, hidden);
+        self.matrix("ffn_gate_shexp", &format!("{p}shared_experts.gate_proj"), hidden, shared);
+        self.matrix("ffn_up_shexp", &format!("{p}shared_experts.up_proj"), hidden, shared);
+        self.matrix("ffn_down_shexp", &format!("{p}shared_experts.down_proj"), shared, hidden);
+    }
+
+    fn experts(&mut self, name: &str, which: &str, cols: u64, rows: u64) {
+        let part = |expert| Part {
+            source: format!("{}block_sparse_moe.experts.{expert}.{which}.weight", self.input),
+            dims: vec![rows, cols],
+            first: 0,
+            rows,
+            map: Transform::Copy,
+        };
+        let parts = (0..self.c.experts).map(part).collect();
+        let shape = vec![cols, rows, self.c.experts];
+        self.list.0.push(Wanted { name: format!("{}{name}.weight", self.out), shape, parts });
+    }
+
+    fn last_shape(&mut self) -> &mut Vec<u64> {
+        let last = self.list.0.len() - 1;
+        &mut self.list.0[last].shape
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn official() -> Vec<Wanted> {
+        wanted(&Config::parse("c", crate::config::tests::OFFICIAL.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn the_official_model_is_20493_tensors_in_610() {
+        let all = official();
+        let parts = all.iter().flat_map(|w| &w.parts);
+        let sources: BTreeSet<_> = parts.clone().map(|p| &p.source).collect();
+        let weights: u64 = parts.map(|p| p.rows * p.cols()).sum();
+        assert_eq!((all.len(), sources.len(), weights), (610, 20493, 49_122_681_728));
+        assert!(all.iter().all(|w| w.name.len() <= 63));
+    }
+
+    #[test]
+    fn parts_fill_their_tensor() {
+        for w in official() {
+            let rows: u64 = w.parts.iter().map(Part::out_rows).sum();
+            assert_eq!(rows, w.shape[1..].iter().product::<u64>(), "{}", w.name);
+        }
+    }
+
+    #[test]
+    fn shapes_are_the_published_ones() {
+        let all = official();
+        let shape = |name: &str| all.iter().find(|w| w.name == name).unwrap().shape.clone();
+        assert_eq!(shape("blk.3.attn_k_b.weight"), [128, 512, 32]);
+        assert_eq!(shape("blk.3.attn_v_b.weight"), [512, 128, 32]);
+        assert_eq!(shape("blk.0.ssm_conv1d_q.weight"), [4, 1, 4096, 1]);
+        assert_eq!(shape("blk.0.ssm_a"), [1, 32, 1, 1]);
+        assert_eq!(shape("blk.1.ffn_down_exps.weight"), [1024, 2304, 256]);
+        assert_eq!(shape("blk.26.attn_q.weight"), [2304, 6144]);
+        assert_eq!(shape("output.weight"), [2304, 163840]);
+    }
+}
