@@ -5,5 +5,6 @@
 //! then `reference` (the ops as plain loops) and `cpu` (the same, fast).
 
 pub mod backend;
+pub mod cpu;
 pub mod quant;
 pub mod reference;

@@ -2,6 +2,24 @@
 //!
 //! Every format has 32 or 256 weights a block and rows are whole blocks. This file is the registry: ids,
 //! names and sizes as ggml has them, and the row-wise entry points. It knows no tensor and no thread.
+//! Next: `q8_0`, the plainest block; then `q4_k`; `activation` is what meets the blocks in products.
+
+mod activation;
+mod bf16;
+mod block;
+mod cast;
+mod f16;
+mod f32;
+mod q4_k;
+mod q8_0;
+mod scales;
+mod search;
+
+pub use activation::Activation;
+pub use block::{dot_rows, dot_tile};
+
+use activation::{Q8x32, Q8x256};
+use block::Block;
 
 /// A stored format, with ggml's type id as discriminant (GGUF `tensor_info.type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -113,6 +131,6 @@ impl Format {
     /// Bytes of a row of `cols` weights, or None where `cols` is not whole blocks or the size overflows.
     pub fn row_bytes(self, cols: u64) -> Option<u64> {
         let len = self.block_len() as u64;
-        (cols % len == 0).then(|| (cols / len).checked_mul(self.block_bytes() as u64)).flatten()
+        cols.is_multiple_of(len).then(|| (cols / len).checked_mul(self.block_bytes() as u64)).flatten()
     }
 }

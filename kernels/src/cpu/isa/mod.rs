@@ -1,0 +1,203 @@
+//! The vector operations that kernels are written over, and the choice of an instruction set at run time.
+//!
+//! The vector is a format's sub-block: 32 bytes, 8 integers or 8 floats, whatever the width of a register. An
+//! [`Isa`] is a token that only detection can make, so holding one proves that its instructions may run. All
+//! instruction sets give the same bits: sums of integers are exact, and sums of floats have the same eight
+//! lanes and the same order on each. A kernel is a [`Kernel`], written once; [`Level::run`] compiles it for
+//! each instruction set and calls the right one. It knows no format and no op. Next: `scalar`, which says
+//! what each operation means, then `x86`.
+
+mod scalar;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub use scalar::Scalar;
+#[cfg(target_arch = "x86_64")]
+pub use x86::X86;
+
+/// Vector operations of one instruction set; `Scalar` is their definition.
+///
+/// Bytes are unsigned (levels of weights) or signed (activations) by use. Signed bytes of activations are
+/// never -128: without that promise the products of AVX2 would need twice the instructions.
+pub trait Isa: Copy + Send + Sync + 'static {
+    /// 32 bytes.
+    type Bytes: Copy;
+    /// 8 x i32.
+    type Ints: Copy;
+    /// 8 x f32.
+    type Floats: Copy;
+
+    /// Runs `kernel` where this instruction set is enabled, so that everything in it is compiled for it.
+    fn run<K: Kernel>(self, kernel: K) -> K::Output;
+
+    // ---- floats ----------------------------------------------------------------------------------------
+
+    /// Eight times the same.
+    fn splat(self, v: f32) -> Self::Floats;
+    /// Eight floats, little endian, at any alignment.
+    fn load(self, v: &[u8; 32]) -> Self::Floats;
+    /// Eight floats.
+    fn load_floats(self, v: &[f32; 8]) -> Self::Floats;
+    /// Writes eight floats.
+    fn store(self, v: Self::Floats, out: &mut [f32; 8]);
+    /// a + b
+    fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a - b
+    fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a * b
+    fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a / b
+    fn div(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a * b + c, rounded once
+    fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
+    /// a where a > b, else b: a NaN in either gives b.
+    fn max(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// a where a < b, else b: a NaN in either gives b.
+    fn min(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
+    /// yes where a < b, else no.
+    fn select(self, a: Self::Floats, b: Self::Floats, yes: Self::Floats, no: Self::Floats) -> Self::Floats;
+    /// Sum of the lanes, in this order: ((0+4) + (2+6)) + ((1+5) + (3+7)).
+    fn total(self, v: Self::Floats) -> f32;
+    /// Eight binary16, little endian.
+    fn load_f16(self, v: &[u8; 16]) -> Self::Floats;
+    /// Eight bfloat16, little endian: the upper halves of floats.
+    fn load_bf16(self, v: &[u8; 16]) -> Self::Floats;
+    /// One binary16, little endian.
+    fn f16(self, v: [u8; 2]) -> f32;
+
+    // ---- integers --------------------------------------------------------------------------------------
+
+    /// Eight zeros.
+    fn zeros(self) -> Self::Ints;
+    /// v in lane 0, zeros after it.
+    fn first(self, v: i32) -> Self::Ints;
+    /// Lane by lane, wrapping.
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// a << by
+    fn shl_ints<const BY: i32>(self, a: Self::Ints) -> Self::Ints;
+    /// a - b, wrapping
+    fn sub_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// The larger of each, signed.
+    fn max_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// The largest lane, signed.
+    fn largest(self, v: Self::Ints) -> i32;
+    /// Integers as floats, rounded to nearest even.
+    fn floats(self, v: Self::Ints) -> Self::Floats;
+    /// Floats in -2^31..2^31 as integers, rounded to nearest even.
+    fn round(self, v: Self::Floats) -> Self::Ints;
+    /// The bits of |v|: as integers they are in the order of |v|, with NaN above infinity.
+    fn magnitude(self, v: Self::Floats) -> Self::Ints;
+    /// Lane l = m[l] * (sums[2l] + sums[2l+1]), of eight bytes and sixteen i16, little endian.
+    fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> Self::Ints;
+    /// Lane l = s[2l] * sums[2l] + s[2l+1] * sums[2l+1], of sixteen i8 and sixteen i16, little endian.
+    fn dot_sums_16(self, s: [u8; 16], sums: &[u8; 32]) -> Self::Ints;
+    /// Four times eight integers in -128..=127 as bytes.
+    fn narrow(self, v: [Self::Ints; 4]) -> Self::Bytes;
+
+    // ---- bytes -----------------------------------------------------------------------------------------
+
+    /// 32 bytes at any alignment.
+    fn bytes(self, v: &[u8; 32]) -> Self::Bytes;
+    /// Writes 32 bytes.
+    fn store_bytes(self, v: Self::Bytes, out: &mut [u8; 32]);
+    /// 32 times the same.
+    fn splat_byte(self, v: u8) -> Self::Bytes;
+    /// Byte i = low nibble of v[i], byte 16 + i = high nibble of v[i].
+    fn nibbles(self, v: &[u8; 16]) -> Self::Bytes;
+    /// v, then v again.
+    fn twice(self, v: &[u8; 16]) -> Self::Bytes;
+    /// Byte i = 0xff where bit i of v is set, else 0.
+    fn mask(self, v: [u8; 4]) -> Self::Bytes;
+    /// a & b
+    fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// a | b
+    fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// Each byte shifted right, zeros coming in.
+    fn shr<const BY: i32>(self, a: Self::Bytes) -> Self::Bytes;
+    /// Each byte shifted left, zeros coming in.
+    fn shl<const BY: i32>(self, a: Self::Bytes) -> Self::Bytes;
+    /// Byte i = table[index[i]], for indices below 16.
+    fn look_up(self, table: &[i8; 16], index: Self::Bytes) -> Self::Bytes;
+    /// Lane l += sum of w[i] * x[i] over the four bytes i of lane l; w unsigned and at most 128, x signed.
+    fn dot(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
+    /// The same for signed w.
+    fn dot_signed(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
+    /// `acc += scale * dot(0, w, x)`, with scale `s[0]` in lanes 0..4 and `s[1]` in lanes 4..8.
+    fn dot_scaled(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes, s: [i16; 2]) -> Self::Ints;
+    /// The same for signed w.
+    fn dot_signed_scaled(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes, s: [i16; 2]) -> Self::Ints;
+}
+
+/// A computation written once over [`Isa`]. `run` must be `#[inline(always)]`, as must all it calls that take
+/// an `Isa`: only then does it become part of the function that has the instructions enabled.
+pub trait Kernel {
+    /// What it computes.
+    type Output;
+    /// Computes it.
+    fn run<I: Isa>(self, isa: I) -> Self::Output;
+}
+
+/// An instruction set that this machine has. Only [`Level::detect`] and [`Level::available`] make one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Level {
+    /// Plain loops.
+    Scalar(Scalar),
+    /// AVX2 with FMA and F16C: 8 floats or 32 bytes an instruction.
+    #[cfg(target_arch = "x86_64")]
+    Avx2(X86<false>),
+    /// AVX-512 F, BW, VL and VNNI: byte products and their sums in one instruction.
+    #[cfg(target_arch = "x86_64")]
+    Avx512(X86<true>),
+}
+
+impl Level {
+    /// The fastest that this machine has.
+    pub fn detect() -> Level {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(isa) = X86::detect() {
+                return Level::Avx512(isa);
+            }
+            if let Some(isa) = X86::detect() {
+                return Level::Avx2(isa);
+            }
+        }
+        Level::Scalar(Scalar::detect())
+    }
+
+    /// All that this machine has, the plainest first.
+    pub fn available() -> Vec<Level> {
+        #[allow(unused_mut, reason = "on other machines there is one")]
+        let mut all = vec![Level::Scalar(Scalar::detect())];
+        #[cfg(target_arch = "x86_64")]
+        {
+            all.extend(X86::detect().map(Level::Avx2));
+            all.extend(X86::detect().map(Level::Avx512));
+        }
+        all
+    }
+
+    /// The name for people: `AVX-512 VNNI`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Scalar(_) => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(_) => "AVX-512 VNNI",
+        }
+    }
+
+    /// Runs the kernel compiled for this level.
+    #[inline]
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Level::Scalar(isa) => isa.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx2(isa) => isa.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512(isa) => isa.run(kernel),
+        }
+    }
+}

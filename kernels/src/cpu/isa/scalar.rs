@@ -1,0 +1,217 @@
+//! The operations of [`Isa`] as plain loops: what each means, and what a machine without the others runs.
+
+use super::{Isa, Kernel};
+use half::f16;
+use std::array::from_fn;
+
+/// Token of plain loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scalar(());
+
+impl Scalar {
+    pub(super) fn detect() -> Scalar {
+        Scalar(())
+    }
+}
+
+#[inline(always)]
+fn sum_of_products(w: impl Fn(usize) -> i32, x: [u8; 32], s: [i16; 2], acc: [i32; 8]) -> [i32; 8] {
+    from_fn(|lane| {
+        let sum = (4 * lane..4 * lane + 4).map(|i| w(i) * x[i].cast_signed() as i32).sum::<i32>();
+        acc[lane].wrapping_add(sum.wrapping_mul(s[lane / 4] as i32))
+    })
+}
+
+impl Isa for Scalar {
+    type Bytes = [u8; 32];
+    type Ints = [i32; 8];
+    type Floats = [f32; 8];
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        kernel.run(self)
+    }
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> [f32; 8] {
+        [v; 8]
+    }
+    #[inline(always)]
+    fn load(self, v: &[u8; 32]) -> [f32; 8] {
+        from_fn(|l| f32::from_le_bytes([v[4 * l], v[4 * l + 1], v[4 * l + 2], v[4 * l + 3]]))
+    }
+    #[inline(always)]
+    fn load_floats(self, v: &[f32; 8]) -> [f32; 8] {
+        *v
+    }
+    #[inline(always)]
+    fn store(self, v: [f32; 8], out: &mut [f32; 8]) {
+        *out = v;
+    }
+    #[inline(always)]
+    fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|l| a[l] + b[l])
+    }
+    #[inline(always)]
+    fn sub(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|l| a[l] - b[l])
+    }
+    #[inline(always)]
+    fn mul(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|l| a[l] * b[l])
+    }
+    #[inline(always)]
+    fn div(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|l| a[l] / b[l])
+    }
+    #[inline(always)]
+    fn fma(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        from_fn(|l| a[l].mul_add(b[l], c[l]))
+    }
+    #[inline(always)]
+    fn max(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|l| if a[l] > b[l] { a[l] } else { b[l] })
+    }
+    #[inline(always)]
+    fn min(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        from_fn(|l| if a[l] < b[l] { a[l] } else { b[l] })
+    }
+    #[inline(always)]
+    fn select(self, a: [f32; 8], b: [f32; 8], yes: [f32; 8], no: [f32; 8]) -> [f32; 8] {
+        from_fn(|l| if a[l] < b[l] { yes[l] } else { no[l] })
+    }
+    #[inline(always)]
+    fn total(self, v: [f32; 8]) -> f32 {
+        let h: [f32; 4] = from_fn(|l| v[l] + v[l + 4]);
+        (h[0] + h[2]) + (h[1] + h[3])
+    }
+    #[inline(always)]
+    fn load_f16(self, v: &[u8; 16]) -> [f32; 8] {
+        from_fn(|l| self.f16([v[2 * l], v[2 * l + 1]]))
+    }
+    #[inline(always)]
+    fn load_bf16(self, v: &[u8; 16]) -> [f32; 8] {
+        from_fn(|l| f32::from_le_bytes([0, 0, v[2 * l], v[2 * l + 1]]))
+    }
+    #[inline(always)]
+    fn f16(self, v: [u8; 2]) -> f32 {
+        f16::from_le_bytes(v).to_f32_const()
+    }
+
+    #[inline(always)]
+    fn zeros(self) -> [i32; 8] {
+        [0; 8]
+    }
+    #[inline(always)]
+    fn first(self, v: i32) -> [i32; 8] {
+        [v, 0, 0, 0, 0, 0, 0, 0]
+    }
+    #[inline(always)]
+    fn add_ints(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        from_fn(|l| a[l].wrapping_add(b[l]))
+    }
+    #[inline(always)]
+    fn shl_ints<const BY: i32>(self, a: [i32; 8]) -> [i32; 8] {
+        a.map(|a| a << BY)
+    }
+    #[inline(always)]
+    fn sub_ints(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        from_fn(|l| a[l].wrapping_sub(b[l]))
+    }
+    #[inline(always)]
+    fn max_ints(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        from_fn(|l| a[l].max(b[l]))
+    }
+    #[inline(always)]
+    fn largest(self, v: [i32; 8]) -> i32 {
+        v.into_iter().fold(i32::MIN, i32::max)
+    }
+    #[inline(always)]
+    fn floats(self, v: [i32; 8]) -> [f32; 8] {
+        v.map(|v| v as f32)
+    }
+    #[inline(always)]
+    fn round(self, v: [f32; 8]) -> [i32; 8] {
+        v.map(|v| v.round_ties_even() as i32)
+    }
+    #[inline(always)]
+    fn magnitude(self, v: [f32; 8]) -> [i32; 8] {
+        v.map(|v| v.abs().to_bits().cast_signed())
+    }
+    #[inline(always)]
+    fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> [i32; 8] {
+        let sum = |i: usize| i16::from_le_bytes([sums[2 * i], sums[2 * i + 1]]) as i32;
+        from_fn(|l| m[l] as i32 * (sum(2 * l) + sum(2 * l + 1)))
+    }
+    #[inline(always)]
+    fn dot_sums_16(self, s: [u8; 16], sums: &[u8; 32]) -> [i32; 8] {
+        let product =
+            |i: usize| s[i].cast_signed() as i32 * i16::from_le_bytes([sums[2 * i], sums[2 * i + 1]]) as i32;
+        from_fn(|l| product(2 * l) + product(2 * l + 1))
+    }
+    #[inline(always)]
+    fn narrow(self, v: [[i32; 8]; 4]) -> [u8; 32] {
+        from_fn(|i| v[i / 8][i % 8] as u8)
+    }
+
+    #[inline(always)]
+    fn bytes(self, v: &[u8; 32]) -> [u8; 32] {
+        *v
+    }
+    #[inline(always)]
+    fn store_bytes(self, v: [u8; 32], out: &mut [u8; 32]) {
+        *out = v;
+    }
+    #[inline(always)]
+    fn splat_byte(self, v: u8) -> [u8; 32] {
+        [v; 32]
+    }
+    #[inline(always)]
+    fn nibbles(self, v: &[u8; 16]) -> [u8; 32] {
+        from_fn(|i| if i < 16 { v[i] & 15 } else { v[i - 16] >> 4 })
+    }
+    #[inline(always)]
+    fn twice(self, v: &[u8; 16]) -> [u8; 32] {
+        from_fn(|i| v[i % 16])
+    }
+    #[inline(always)]
+    fn mask(self, v: [u8; 4]) -> [u8; 32] {
+        from_fn(|i| if v[i / 8] >> (i % 8) & 1 == 1 { 0xff } else { 0 })
+    }
+    #[inline(always)]
+    fn and(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+        from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    fn or(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+        from_fn(|i| a[i] | b[i])
+    }
+    #[inline(always)]
+    fn shr<const BY: i32>(self, a: [u8; 32]) -> [u8; 32] {
+        a.map(|a| a >> BY)
+    }
+    #[inline(always)]
+    fn shl<const BY: i32>(self, a: [u8; 32]) -> [u8; 32] {
+        a.map(|a| a << BY)
+    }
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], index: [u8; 32]) -> [u8; 32] {
+        index.map(|i| table[(i & 15) as usize].cast_unsigned())
+    }
+    #[inline(always)]
+    fn dot(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32]) -> [i32; 8] {
+        sum_of_products(|i| w[i] as i32, x, [1, 1], acc)
+    }
+    #[inline(always)]
+    fn dot_signed(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32]) -> [i32; 8] {
+        sum_of_products(|i| w[i].cast_signed() as i32, x, [1, 1], acc)
+    }
+    #[inline(always)]
+    fn dot_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 2]) -> [i32; 8] {
+        sum_of_products(|i| w[i] as i32, x, s, acc)
+    }
+    #[inline(always)]
+    fn dot_signed_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 2]) -> [i32; 8] {
+        sum_of_products(|i| w[i].cast_signed() as i32, x, s, acc)
+    }
+}

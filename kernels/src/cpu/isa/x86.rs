@@ -1,0 +1,322 @@
+//! The operations of [`Isa`] on x86: AVX2 with FMA and F16C, and the same with the byte products of AVX-512.
+//!
+//! Both use 256-bit registers: the sub-block of a format has 32 bytes. With AVX-512 (VL) the compiler has 32 of
+//! them, and one instruction, `vpdpbusd`, does what takes AVX2 three. Intrinsics and nothing else.
+
+use super::{Isa, Kernel};
+use std::arch::x86_64::*;
+
+/// Token of AVX2, FMA and F16C; with `VNNI` also of AVX-512 F, BW, VL and VNNI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct X86<const VNNI: bool>(());
+
+impl<const VNNI: bool> X86<VNNI> {
+    pub(super) fn detect() -> Option<Self> {
+        let plain = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        let wide = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        (plain && (wide || !VNNI)).then_some(X86(()))
+    }
+}
+
+#[target_feature(enable = "avx2,fma,f16c")]
+fn enter_avx2<K: Kernel>(isa: X86<false>, kernel: K) -> K::Output {
+    kernel.run(isa)
+}
+
+#[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+fn enter_avx512<K: Kernel>(isa: X86<true>, kernel: K) -> K::Output {
+    kernel.run(isa)
+}
+
+impl<const VNNI: bool> Isa for X86<VNNI> {
+    type Bytes = __m256i;
+    type Ints = __m256i;
+    type Floats = __m256;
+
+    #[inline(always)]
+    fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        // SAFETY: the token proves the features that the functions enable.
+        unsafe { if VNNI { enter_avx512(X86(()), kernel) } else { enter_avx2(X86(()), kernel) } }
+    }
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_set1_ps(v) }
+    }
+    #[inline(always)]
+    fn load(self, v: &[u8; 32]) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of v at any alignment.
+        unsafe { _mm256_loadu_ps(v.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn load_floats(self, v: &[f32; 8]) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of v at any alignment.
+        unsafe { _mm256_loadu_ps(v.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, v: __m256, out: &mut [f32; 8]) {
+        // SAFETY: the token proves AVX2, FMA and F16C; storeu writes the 32 bytes of out at any alignment.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), v) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_div_ps(a, b) }
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_max_ps(a, b) }
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_min_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn select(self, a: __m256, b: __m256, yes: __m256, no: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
+    }
+    #[inline(always)]
+    fn total(self, v: __m256) -> f32 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        }
+    }
+    #[inline(always)]
+    fn load_f16(self, v: &[u8; 16]) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of v at any alignment.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_bf16(self, v: &[u8; 16]) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of v at any alignment.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(v.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn f16(self, v: [u8; 2]) -> f32 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(v) as i32))) }
+    }
+    #[inline(always)]
+    fn zeros(self) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_setzero_si256() }
+    }
+    #[inline(always)]
+    fn first(self, v: i32) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_zextsi128_si256(_mm_cvtsi32_si128(v)) }
+    }
+    #[inline(always)]
+    fn add_ints(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn shl_ints<const BY: i32>(self, a: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_slli_epi32::<BY>(a) }
+    }
+    #[inline(always)]
+    fn sub_ints(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_sub_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn max_ints(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_max_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn largest(self, v: __m256i) -> i32 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            let four = _mm_max_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let two = _mm_max_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+        }
+    }
+    #[inline(always)]
+    fn floats(self, v: __m256i) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    fn round(self, v: __m256) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_cvtps_epi32(v) }
+    }
+    #[inline(always)]
+    fn magnitude(self, v: __m256) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(i32::MAX)) }
+    }
+    #[inline(always)]
+    fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of sums at any alignment.
+        unsafe {
+            let m = _mm_cvtsi64_si128(i64::from_le_bytes(m));
+            let m = _mm256_cvtepu8_epi16(_mm_unpacklo_epi8(m, m));
+            _mm256_madd_epi16(m, _mm256_loadu_si256(sums.as_ptr().cast()))
+        }
+    }
+    #[inline(always)]
+    fn dot_sums_16(self, s: [u8; 16], sums: &[u8; 32]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 and the 32 bytes at any alignment.
+        unsafe {
+            let s = _mm256_cvtepi8_epi16(_mm_loadu_si128(s.as_ptr().cast()));
+            _mm256_madd_epi16(s, _mm256_loadu_si256(sums.as_ptr().cast()))
+        }
+    }
+    #[inline(always)]
+    fn narrow(self, v: [__m256i; 4]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            // Packing works within 128-bit halves: four bytes of v0, v1, v2, v3, then the same of the upper halves.
+            let pairs = [_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3])];
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+            _mm256_permutevar8x32_epi32(_mm256_packs_epi16(pairs[0], pairs[1]), order)
+        }
+    }
+    #[inline(always)]
+    fn bytes(self, v: &[u8; 32]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of v at any alignment.
+        unsafe { _mm256_loadu_si256(v.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_bytes(self, v: __m256i, out: &mut [u8; 32]) {
+        // SAFETY: the token proves AVX2, FMA and F16C; storeu writes the 32 bytes of out at any alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), v) }
+    }
+    #[inline(always)]
+    fn splat_byte(self, v: u8) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_set1_epi8(v.cast_signed()) }
+    }
+    #[inline(always)]
+    fn nibbles(self, v: &[u8; 16]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of v at any alignment.
+        unsafe {
+            let v = _mm_loadu_si128(v.as_ptr().cast());
+            _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16::<4>(v), v), _mm256_set1_epi8(15))
+        }
+    }
+    #[inline(always)]
+    fn twice(self, v: &[u8; 16]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of v at any alignment.
+        unsafe { _mm256_broadcastsi128_si256(_mm_loadu_si128(v.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn mask(self, v: [u8; 4]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            // Byte i gets byte i / 8 of v, of which it keeps bit i % 8.
+            let spread =
+                _mm256_setr_epi64x(0, 0x0101_0101_0101_0101, 0x0202_0202_0202_0202, 0x0303_0303_0303_0303);
+            let bit = _mm256_set1_epi64x(0x8040_2010_0804_0201_u64.cast_signed());
+            let v = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(v)), spread);
+            _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit)
+        }
+    }
+    #[inline(always)]
+    fn and(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_and_si256(a, b) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_or_si256(a, b) }
+    }
+    #[inline(always)]
+    fn shr<const BY: i32>(self, a: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            _mm256_and_si256(_mm256_srli_epi16::<BY>(a), _mm256_set1_epi8((0xff_u8 >> BY).cast_signed()))
+        }
+    }
+    #[inline(always)]
+    fn shl<const BY: i32>(self, a: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            _mm256_and_si256(_mm256_slli_epi16::<BY>(a), _mm256_set1_epi8((0xff_u8 << BY).cast_signed()))
+        }
+    }
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], index: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of table at any alignment.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, index)
+        }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C, and with VNNI also AVX-512 BW, VL and VNNI.
+        unsafe {
+            if VNNI {
+                return _mm256_dpbusd_epi32(acc, w, x);
+            }
+            // No saturation: two products of at most 128 * 127 fit 16 bits.
+            let pairs = _mm256_maddubs_epi16(w, x);
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+    #[inline(always)]
+    fn dot_signed(self, acc: __m256i, w: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { self.dot(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) }
+    }
+    #[inline(always)]
+    fn dot_scaled(self, acc: __m256i, w: __m256i, x: __m256i, s: [i16; 2]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C, and with VNNI also AVX-512 BW, VL and VNNI.
+        unsafe {
+            if VNNI {
+                let s = _mm256_set_m128i(_mm_set1_epi32(s[1] as i32), _mm_set1_epi32(s[0] as i32));
+                let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, x);
+                return _mm256_add_epi32(acc, _mm256_mullo_epi32(sums, s));
+            }
+            let s = _mm256_set_m128i(_mm_set1_epi16(s[1]), _mm_set1_epi16(s[0]));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), s))
+        }
+    }
+    #[inline(always)]
+    fn dot_signed_scaled(self, acc: __m256i, w: __m256i, x: __m256i, s: [i16; 2]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { self.dot_scaled(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w), s) }
+    }
+}

@@ -1,0 +1,166 @@
+//! What activations become before they meet stored weights: bytes with a scale a block.
+//!
+//! These are not formats of a file. The scale is a float, so that no activation is too large for it, and the
+//! sums of the levels stand beside them for the formats whose weights have a minimum or an offset:
+//! sum (w - o) x = sum w x - o sum x.
+//!
+//! ```text
+//! Q8x32   | d f32 | sum i32 | q 32 x i8 |                     x_i = d q_i,   sum = sum q_i
+//! Q8x256  | d f32 | q 256 x i8 | sums 16 x i16 |              sums_j = sum of q over 16 values
+//! ```
+//! Levels are in -127..=127. A NaN or an infinity in a block gives its scale NaN or infinity.
+
+use crate::cpu::isa::{Isa, Kernel, Level};
+use crate::quant::cast;
+use bytemuck::{Pod, Zeroable};
+
+/// The form in which activations meet a format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Activation {
+    /// As they are: f32, little endian.
+    F32,
+    /// Blocks of 32.
+    Q8x32,
+    /// Blocks of 256.
+    Q8x256,
+}
+
+impl Activation {
+    /// Bytes of a row of `cols` values, which must be whole blocks.
+    pub const fn row_bytes(self, cols: usize) -> usize {
+        let (len, bytes) = match self {
+            Activation::F32 => (1, 4),
+            Activation::Q8x32 => (32, size_of::<Q8x32>()),
+            Activation::Q8x256 => (256, size_of::<Q8x256>()),
+        };
+        assert!(cols.is_multiple_of(len), "a row is whole blocks");
+        cols / len * bytes
+    }
+
+    /// Writes a row (or several, back to back) in this form. The same bytes at every level.
+    ///
+    /// # Panics
+    /// If `x` is not whole blocks, or `out` is not `row_bytes(x.len())`.
+    pub fn quantise_row(self, level: Level, x: &[f32], out: &mut [u8]) {
+        assert_eq!(out.len(), self.row_bytes(x.len()), "bytes of {} activations", x.len());
+        match self {
+            Activation::F32 => {
+                for (out, x) in out.as_chunks_mut().0.iter_mut().zip(x) {
+                    *out = x.to_le_bytes();
+                }
+            }
+            Activation::Q8x32 => level.run(Quantise32 { x, out: cast::many_mut(out) }),
+            Activation::Q8x256 => level.run(Quantise256 { x, out: cast::many_mut(out) }),
+        }
+    }
+}
+
+/// 32 activations.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q8x32 {
+    pub(super) d: [u8; 4],
+    pub(super) sum: [u8; 4],
+    pub(super) q: [u8; 32],
+}
+const _: () = assert!(size_of::<Q8x32>() == 40);
+
+/// 256 activations.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q8x256 {
+    pub(super) d: [u8; 4],
+    pub(super) q: [[u8; 32]; 8],
+    pub(super) sums: [u8; 32],
+}
+const _: () = assert!(size_of::<Q8x256>() == 292);
+
+impl Q8x32 {
+    #[inline(always)]
+    pub(super) fn d(&self) -> f32 {
+        f32::from_le_bytes(self.d)
+    }
+    #[inline(always)]
+    pub(super) fn sum(&self) -> i32 {
+        i32::from_le_bytes(self.sum)
+    }
+}
+
+impl Q8x256 {
+    #[inline(always)]
+    pub(super) fn d(&self) -> f32 {
+        f32::from_le_bytes(self.d)
+    }
+}
+
+/// The bits of the largest |v|; NaN counts as larger than infinity, so that it is seen.
+#[inline(always)]
+fn magnitude<I: Isa>(isa: I, x: &[f32]) -> f32 {
+    let mut most = isa.zeros();
+    for x in x.as_chunks().0 {
+        most = isa.max_ints(most, isa.magnitude(isa.load_floats(x)));
+    }
+    f32::from_bits(isa.largest(most).cast_unsigned())
+}
+
+/// Scale and its inverse for levels up to 127. A scale too small to invert counts as zero.
+#[inline(always)]
+fn scale(most: f32) -> (f32, f32) {
+    let inverse = 127.0 / most;
+    if most == 0.0 || inverse == f32::INFINITY { (0.0, 0.0) } else { (most / 127.0, inverse) }
+}
+
+/// Levels of 32 values.
+#[inline(always)]
+fn levels<I: Isa>(isa: I, x: &[f32; 32], inverse: f32) -> I::Bytes {
+    let (low, high) = (isa.splat(-127.0), isa.splat(127.0));
+    let mut q = [isa.zeros(); 4];
+    for (q, x) in q.iter_mut().zip(x.as_chunks().0) {
+        let v = isa.mul(isa.load_floats(x), isa.splat(inverse));
+        *q = isa.round(isa.min(isa.max(v, low), high));
+    }
+    isa.narrow(q)
+}
+
+struct Quantise32<'a> {
+    x: &'a [f32],
+    out: &'a mut [Q8x32],
+}
+
+impl Kernel for Quantise32<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        for (out, x) in self.out.iter_mut().zip(self.x.as_chunks::<32>().0) {
+            let (d, inverse) = scale(magnitude(isa, x));
+            out.d = d.to_le_bytes();
+            isa.store_bytes(levels(isa, x, inverse), &mut out.q);
+            let sum: i32 = out.q.iter().map(|&q| q.cast_signed() as i32).sum();
+            out.sum = sum.to_le_bytes();
+        }
+    }
+}
+
+struct Quantise256<'a> {
+    x: &'a [f32],
+    out: &'a mut [Q8x256],
+}
+
+impl Kernel for Quantise256<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        for (out, x) in self.out.iter_mut().zip(self.x.as_chunks::<256>().0) {
+            let (d, inverse) = scale(magnitude(isa, x));
+            out.d = d.to_le_bytes();
+            for (q, x) in out.q.iter_mut().zip(x.as_chunks().0) {
+                isa.store_bytes(levels(isa, x, inverse), q);
+            }
+            let groups = out.q.as_flattened().as_chunks::<16>().0;
+            for (sum, q) in out.sums.as_chunks_mut().0.iter_mut().zip(groups) {
+                let s: i16 = q.iter().map(|&q| q.cast_signed() as i16).sum();
+                *sum = s.to_le_bytes();
+            }
+        }
+    }
+}

@@ -1,0 +1,193 @@
+//! Rows of blocks: what a format has to say about one block, and the entry points that make rows of it.
+//!
+//! A product with stored rows is dispatched once: the loop over rows is inside the function that is compiled for
+//! the instruction set, so all of it is one loop. It knows no format but in [`with_block`].
+
+use super::{Activation, Format, bf16::BF16, cast, f16::F16, f32::F32, q4_k::Q4K, q8_0::Q8_0};
+use crate::cpu::isa::{Isa, Kernel, Level};
+use bytemuck::Pod;
+
+/// One block of a format.
+pub(super) trait Block: Pod {
+    /// The activations that meet one block.
+    type X: Pod;
+    /// Weights in a block.
+    const LEN: usize;
+
+    /// The block of `LEN` weights, as ggml would make it.
+    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Self;
+    /// The `LEN` weights of a block.
+    fn dequantise(&self, y: &mut [f32]);
+
+    /// Adds the products of a block to eight partial sums.
+    #[inline(always)]
+    fn accumulate<I: Isa>(_isa: I, acc: I::Floats, _w: &Self, _x: &Self::X) -> I::Floats {
+        acc
+    }
+
+    /// A row times activations. Even and odd blocks have their own sums, so that one does not wait for the other.
+    #[inline(always)]
+    fn dot<I: Isa>(isa: I, w: &[Self], x: &[Self::X]) -> f32 {
+        let (mut even, mut odd) = (isa.splat(0.0), isa.splat(0.0));
+        let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<2>(), x.as_chunks::<2>());
+        for (w, x) in w.iter().zip(x) {
+            even = Self::accumulate(isa, even, &w[0], &x[0]);
+            odd = Self::accumulate(isa, odd, &w[1], &x[1]);
+        }
+        if let ([w], [x]) = (w_rest, x_rest) {
+            even = Self::accumulate(isa, even, w, x);
+        }
+        isa.total(isa.add(even, odd))
+    }
+}
+
+/// Binds `$B` to the block type of a format.
+macro_rules! with_block {
+    ($format:expr, $B:ident => $body:expr) => {
+        match $format {
+            Format::F32 => {
+                type $B = F32;
+                $body
+            }
+            Format::F16 => {
+                type $B = F16;
+                $body
+            }
+            Format::BF16 => {
+                type $B = BF16;
+                $body
+            }
+            Format::Q8_0 => {
+                type $B = Q8_0;
+                $body
+            }
+            Format::Q4_K => {
+                type $B = Q4K;
+                $body
+            }
+            other => panic!("{} has no arithmetic yet", other.name()),
+        }
+    };
+}
+
+impl Format {
+    /// Stores a row as ggml's own quantiser would, byte for byte.
+    ///
+    /// # Panics
+    /// If `x` is not whole blocks, or `out` is not as long as they are.
+    pub fn quantise_row(self, x: &[f32], out: &mut [u8]) {
+        self.check(x.len(), out.len());
+        with_block!(self, B => Level::detect().run(Quantise::<B> { x, out: cast::many_mut(out) }));
+    }
+
+    /// Reads a row.
+    ///
+    /// # Panics
+    /// If `out` is not whole blocks, or `bytes` is not as long as they are.
+    pub fn dequantise_row(self, bytes: &[u8], out: &mut [f32]) {
+        self.check(out.len(), bytes.len());
+        with_block!(self, B => Level::detect().run(Dequantise::<B> { w: cast::many(bytes), out }));
+    }
+
+    /// The form in which activations meet this format in [`dot_rows`].
+    pub const fn activation(self) -> Activation {
+        match self.block_len() {
+            1 => Activation::F32,
+            32 => Activation::Q8x32,
+            _ => Activation::Q8x256,
+        }
+    }
+
+    fn check(self, cols: usize, bytes: usize) {
+        assert_eq!(self.row_bytes(cols as u64), Some(bytes as u64), "bytes of {cols} x {}", self.name());
+    }
+}
+
+/// y_r = W_r x for `y.len()` stored rows of `cols` weights and one activation row.
+///
+/// `weights` is `y.len()` rows of `format`, `x` one row of `format.activation()`. The same bits at every level.
+///
+/// # Panics
+/// If a length is wrong.
+#[inline]
+pub fn dot_rows(level: Level, format: Format, weights: &[u8], cols: usize, x: &[u8], y: &mut [f32]) {
+    assert_eq!(x.len(), format.activation().row_bytes(cols), "bytes of {cols} activations");
+    dot_tile(level, format, weights, cols, x, y);
+}
+
+/// `y[t][r] = W_r x_t`: the same rows times several activation rows, back to back. `y` is `[tokens, rows]`.
+///
+/// A token's result is that of [`dot_rows`], bit for bit, however many tokens there are.
+///
+/// # Panics
+/// If a length is wrong.
+pub fn dot_tile(level: Level, format: Format, weights: &[u8], cols: usize, x: &[u8], y: &mut [f32]) {
+    if cols == 0 || x.is_empty() {
+        assert!(weights.is_empty() || x.is_empty() && y.is_empty(), "no columns or no tokens");
+        return y.fill(0.0);
+    }
+    let (x_bytes, w_bytes) = (format.activation().row_bytes(cols), format.row_bytes(cols as u64));
+    let w_bytes = w_bytes.expect("whole blocks") as usize;
+    let (tokens, rows) = (x.len() / x_bytes, weights.len() / w_bytes);
+    assert_eq!(x.len(), tokens * x_bytes, "bytes of {tokens} x {cols} activations");
+    assert_eq!(weights.len(), rows * w_bytes, "bytes of {rows} x {cols} {}", format.name());
+    assert_eq!(y.len(), tokens * rows, "{tokens} x {rows} results");
+    if rows == 0 {
+        return;
+    }
+    with_block!(format, B => {
+        let blocks = cols / B::LEN;
+        level.run(Tile::<B> { w: cast::many(weights), x: cast::many(x), blocks, rows, y });
+    });
+}
+
+struct Quantise<'a, B> {
+    x: &'a [f32],
+    out: &'a mut [B],
+}
+
+impl<B: Block> Kernel for Quantise<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        for (x, out) in self.x.chunks_exact(B::LEN).zip(self.out) {
+            *out = B::quantise(isa, x);
+        }
+    }
+}
+
+struct Dequantise<'a, B> {
+    w: &'a [B],
+    out: &'a mut [f32],
+}
+
+impl<B: Block> Kernel for Dequantise<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) {
+        for (w, out) in self.w.iter().zip(self.out.chunks_exact_mut(B::LEN)) {
+            w.dequantise(out);
+        }
+    }
+}
+
+struct Tile<'a, B: Block> {
+    w: &'a [B],
+    x: &'a [B::X],
+    blocks: usize,
+    rows: usize,
+    y: &'a mut [f32],
+}
+
+impl<B: Block> Kernel for Tile<'_, B> {
+    type Output = ();
+    /// A stored row stays in the nearest cache while all tokens meet it.
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        for (row, w) in self.w.chunks_exact(self.blocks).enumerate() {
+            for (x, y) in self.x.chunks_exact(self.blocks).zip(self.y.chunks_exact_mut(self.rows)) {
+                y[row] = B::dot(isa, w, x);
+            }
+        }
+    }
+}

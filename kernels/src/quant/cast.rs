@@ -1,0 +1,20 @@
+//! Bytes as blocks. Blocks have alignment 1 and no padding, so any bytes of the right length are blocks.
+
+use bytemuck::Pod;
+
+/// Bytes as a slice of blocks.
+///
+/// # Panics
+/// If the length is not whole blocks.
+#[inline(always)]
+pub(super) fn many<B: Pod>(bytes: &[u8]) -> &[B] {
+    const { assert!(align_of::<B>() == 1) };
+    bytemuck::cast_slice(bytes)
+}
+
+/// The same, to write.
+#[inline(always)]
+pub(super) fn many_mut<B: Pod>(bytes: &mut [u8]) -> &mut [B] {
+    const { assert!(align_of::<B>() == 1) };
+    bytemuck::cast_slice_mut(bytes)
+}

@@ -1,0 +1,44 @@
+//! F16: a weight is an IEEE binary16, little endian. Reads 2 B a weight; bound by memory.
+//!
+//! ```text
+//! bit 15   14..10     9..0
+//!     sign exponent   fraction        largest 65504, beyond which a weight becomes infinite
+//! ```
+
+use super::Block;
+use super::f32::{Eight, F32, dot_floats};
+use crate::cpu::isa::Isa;
+use bytemuck::{Pod, Zeroable};
+
+/// One weight.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct F16([u8; 2]);
+const _: () = assert!(size_of::<F16>() == 2);
+
+impl Block for F16 {
+    type X = F32;
+    const LEN: usize = 1;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(_: I, x: &[f32]) -> F16 {
+        F16(half::f16::from_f32(x[0]).to_le_bytes())
+    }
+
+    #[inline(always)]
+    fn dequantise(&self, y: &mut [f32]) {
+        y[0] = half::f16::from_le_bytes(self.0).to_f32();
+    }
+
+    #[inline(always)]
+    fn dot<I: Isa>(isa: I, w: &[F16], x: &[F32]) -> f32 {
+        dot_floats(isa, w, x)
+    }
+}
+
+impl Eight for F16 {
+    #[inline(always)]
+    fn load<I: Isa>(isa: I, w: &[F16; 8]) -> I::Floats {
+        isa.load_f16(bytemuck::cast_ref(w))
+    }
+}

@@ -1,0 +1,51 @@
+//! Q8_0: 32 weights in 34 bytes, 8.5 bits a weight.
+//!
+//! ```text
+//! byte 0      2                                  34
+//!      | d f16 | q0 q1 ... q31  (i8)              |        w_i = d q_i
+//! ```
+
+use super::{Block, Q8x32};
+use crate::cpu::isa::Isa;
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+/// 32 weights.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q8_0 {
+    d: [u8; 2],
+    q: [u8; 32],
+}
+const _: () = assert!(size_of::<Q8_0>() == 34);
+
+impl Block for Q8_0 {
+    type X = Q8x32;
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(_: I, x: &[f32]) -> Q8_0 {
+        let most = x.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+        let d = most / 127.0;
+        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        let mut q = [0; 32];
+        for (q, x) in q.iter_mut().zip(x) {
+            *q = ((x * inverse).round() as i8).cast_unsigned();
+        }
+        Q8_0 { d: f16::from_f32(d).to_le_bytes(), q }
+    }
+
+    #[inline(always)]
+    fn dequantise(&self, y: &mut [f32]) {
+        let d = f16::from_le_bytes(self.d).to_f32();
+        for (y, q) in y.iter_mut().zip(self.q) {
+            *y = q.cast_signed() as f32 * d;
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q8_0, x: &Q8x32) -> I::Floats {
+        let sum = isa.dot_signed(isa.zeros(), isa.bytes(&w.q), isa.bytes(&x.q));
+        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+    }
+}

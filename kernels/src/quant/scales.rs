@@ -1,0 +1,74 @@
+//! What Q4_K and Q5_K share: eight scales and eight minima of six bits in twelve bytes, and the search for them.
+//!
+//! ```text
+//! byte 0..4   a_j   bits 5..0 = sc[j]            bits 7..6 = upper bits of sc[j + 4]
+//! byte 4..8   b_j   bits 5..0 = m[j]             bits 7..6 = upper bits of m[j + 4]
+//! byte 8..12  c_j   bits 3..0 = lower of sc[j+4] bits 7..4 = lower of m[j + 4]           j = 0..4
+//! ```
+//! Four bytes at a time, so no mask reaches into a neighbour.
+
+use super::search::{self, Affine};
+use crate::cpu::isa::Isa;
+use half::f16;
+
+pub(super) use super::search::Steps;
+
+/// Scales and minima of the eight sub-blocks.
+#[inline(always)]
+pub(super) fn unpack(s: [u8; 12]) -> ([u8; 8], [u8; 8]) {
+    let word = |i: usize| u32::from_le_bytes([s[i], s[i + 1], s[i + 2], s[i + 3]]);
+    let (a, b, c) = (word(0), word(4), word(8));
+    let upper = |w: u32| (w >> 6 & 0x0303_0303) << 4;
+    let join = |low: u32, high: u32| (low as u64 | (high as u64) << 32).to_le_bytes();
+    let sc = join(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | upper(a));
+    let m = join(b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | upper(b));
+    (sc, m)
+}
+
+/// The opposite of [`unpack`], for values below 64.
+fn pack(sc: [u8; 8], m: [u8; 8]) -> [u8; 12] {
+    let mut s = [0; 12];
+    for j in 0..4 {
+        s[j] = sc[j] | sc[j + 4] >> 4 << 6;
+        s[j + 4] = m[j] | m[j + 4] >> 4 << 6;
+        s[j + 8] = sc[j + 4] & 15 | m[j + 4] << 4;
+    }
+    s
+}
+
+/// A quantised super-block before its levels are packed.
+pub(super) struct Found {
+    pub(super) d: [u8; 2],
+    pub(super) dmin: [u8; 2],
+    pub(super) scales: [u8; 12],
+    pub(super) levels: [u8; 256],
+}
+
+/// Scales, minima and levels in `0..=most` for 256 weights: the best scale and minimum of each sub-block by
+/// weighted squares, then both to six bits, then the levels again with what is left of them.
+#[inline(always)]
+pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: Steps) -> Found {
+    let x: &[f32; 256] = x.try_into().expect("a super-block");
+    let columns = search::columns::<32>(x);
+    let importance = search::importance(isa, &columns);
+    let Affine { scale, min, levels } = search::affine(isa, &columns, &importance, most, steps);
+
+    let largest = |v: &[f32; 8]| v.iter().fold(0.0, |a: f32, &b| if b > a { b } else { a });
+    let (max_scale, max_min) = (largest(&scale), largest(&min));
+    let six_bits = |v: [f32; 8], max: f32| {
+        let inverse = if max > 0.0 { 63.0 / max } else { 0.0 };
+        v.map(|v| (inverse * v).round_ties_even() as u8).map(|v| v.min(63))
+    };
+    let (sc, m) = (six_bits(scale, max_scale), six_bits(min, max_min));
+    let (d, dmin) = (f16::from_f32(max_scale / 63.0), f16::from_f32(max_min / 63.0));
+
+    let mut out = [0; 256];
+    for j in 0..8 {
+        let (d, m) = (d.to_f32() * sc[j] as f32, dmin.to_f32() * m[j] as f32);
+        for i in 32 * j..32 * j + 32 {
+            let level = ((x[i] + m) / d).round_ties_even().clamp(0.0, most as f32) as u8;
+            out[i] = if d == 0.0 { levels[i % 32][j] } else { level };
+        }
+    }
+    Found { d: d.to_le_bytes(), dmin: dmin.to_le_bytes(), scales: pack(sc, m), levels: out }
+}
