@@ -2,3 +2,4 @@
 //!
 //! It knows no instruction set, no thread and no device: arithmetic goes through `kernels::backend`.
 pub mod gguf;
+pub mod tokenizer;

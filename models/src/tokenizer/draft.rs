@@ -1,0 +1,167 @@
+//! A vocabulary while it is read: tokens are pushed id by id, then checked as a whole.
+//!
+//! The three readers ([`super::tiktoken`], [`super::json`], [`super::metadata`]) end here.
+
+use super::lookup::Tokens;
+use super::merge::Merges;
+use super::split::{Pattern, Splitter};
+use super::{END_NAMES, Roles, Specials, Vocabulary};
+use crate::gguf::Error;
+use std::fmt::Display;
+
+/// What a token is; the numbers are GGUF's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Bytes of text.
+    Normal = 1,
+    /// Stands for what no token spells.
+    Unknown = 2,
+    /// Special: the form of a conversation.
+    Control = 3,
+    /// Special in a template, though not called so by its author.
+    UserDefined = 4,
+    /// An id without a token.
+    Unused = 5,
+    /// A single byte spelled `<0x41>`.
+    Byte = 6,
+}
+
+impl Kind {
+    /// By GGUF's number.
+    pub(super) fn of(number: i32) -> Option<Self> {
+        [Self::Normal, Self::Unknown, Self::Control, Self::UserDefined, Self::Unused, Self::Byte]
+            .into_iter()
+            .find(|&kind| kind as i32 == number)
+    }
+
+    /// Whether text never becomes it.
+    pub fn is_special(self) -> bool {
+        matches!(self, Self::Unknown | Self::Control | Self::UserDefined)
+    }
+}
+
+/// More ids than any known model has: what asks for more is a broken file, not a large one.
+pub(super) const MAX_IDS: usize = 1 << 22;
+
+/// One line about a tokenizer file.
+pub(super) fn bad(path: &str, place: impl Display, expected: impl Display, found: impl Display) -> Error {
+    Error::Bad {
+        path: path.to_owned(),
+        place: place.to_string(),
+        expected: expected.to_string(),
+        found: shortened(&found.to_string()),
+    }
+}
+
+/// At most 80 characters, control characters escaped: a message stays one line.
+fn shortened(text: &str) -> String {
+    let escaped: String = text.chars().take(81).flat_map(|c| Escape(c).into_iter()).collect();
+    match text.chars().nth(80) {
+        Some(_) => format!("{}...", escaped.chars().take(80).collect::<String>()),
+        None => escaped,
+    }
+}
+
+struct Escape(char);
+
+impl Escape {
+    fn into_iter(self) -> Vec<char> {
+        if self.0.is_control() { self.0.escape_default().collect() } else { vec![self.0] }
+    }
+}
+
+/// Tokens so far.
+pub(super) struct Draft<'p> {
+    path: &'p str,
+    pub(super) tokens: Tokens,
+    kinds: Vec<Kind>,
+}
+
+impl<'p> Draft<'p> {
+    /// Room for `count` tokens of the file `path`.
+    pub(super) fn new(path: &'p str, count: usize) -> Result<Self, Error> {
+        if count > MAX_IDS {
+            return Err(bad(path, "tokens", format_args!("at most {MAX_IDS} ids"), count));
+        }
+        Ok(Self { path, tokens: Tokens::with_capacity(count), kinds: Vec::with_capacity(count) })
+    }
+
+    /// The next id's token.
+    pub(super) fn push(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
+        let place = || format!("token {}", self.kinds.len());
+        let too_long = || bad(self.path, place(), "tokens of less than 4 GiB in all", "more");
+        let id = self.tokens.push(bytes).ok_or_else(too_long)?;
+        if matches!(kind, Kind::Normal | Kind::Byte) {
+            if bytes.is_empty() {
+                return Err(bad(self.path, place(), "at least one byte", "none"));
+            }
+            let twice = |other| bad(self.path, place(), "a new token", format_args!("token {other} again"));
+            self.tokens.index(id).map_err(twice)?;
+        }
+        self.kinds.push(kind);
+        Ok(())
+    }
+
+    /// An id without a token.
+    pub(super) fn push_unused(&mut self) -> Result<(), Error> {
+        self.push(Kind::Unused, format!("[PAD{}]", self.kinds.len()).as_bytes())
+    }
+
+    /// The merge table of ids that are ranks.
+    pub(super) fn derive_merges(&self) -> Result<Merges, Error> {
+        Merges::derive(&self.tokens).map_err(|byte| self.missing(byte))
+    }
+
+    /// A merge table to fill.
+    pub(super) fn new_merges(&self, count: usize) -> Result<Merges, Error> {
+        Merges::new(&self.tokens, count).map_err(|byte| self.missing(byte))
+    }
+
+    fn missing(&self, byte: u8) -> Error {
+        bad(self.path, "tokens", format_args!("a token for every byte"), format_args!("none for {byte:#04x}"))
+    }
+
+    /// Adds a merge of two tokens given as bytes, found to be the `index`-th of the file.
+    pub(super) fn merge(
+        &self,
+        merges: &mut Merges,
+        index: usize,
+        left: &[u8],
+        right: &[u8],
+    ) -> Result<(), Error> {
+        let known = |bytes: &[u8]| {
+            let found =
+                || bad(self.path, format_args!("merge {index}"), "known tokens", bytes.escape_ascii());
+            self.tokens.id(bytes).ok_or_else(found)
+        };
+        merges.push(known(left)?, known(right)?, known(&[left, right].concat())?);
+        Ok(())
+    }
+
+    /// The checked whole.
+    pub(super) fn finish(
+        self,
+        merges: Merges,
+        pattern: &'static Pattern,
+        roles: Roles,
+    ) -> Result<Vocabulary, Error> {
+        let count = self.tokens.len();
+        for (name, id) in
+            [("bos", roles.bos), ("eos", roles.eos), ("padding", roles.pad), ("unknown", roles.unk)]
+        {
+            if let Some(id) = id.filter(|&id| id as usize >= count) {
+                let expected = format_args!("an id below {count}");
+                return Err(bad(self.path, format_args!("{name} token id"), expected, id));
+            }
+        }
+        let ids = (0..count as u32).filter(|&id| self.kinds[id as usize].is_special());
+        let named = ids.map(|id| (String::from_utf8_lossy(self.tokens.get(id)).into_owned(), id));
+        let specials = Specials::new(named.collect());
+        let mut ends: Vec<u32> =
+            END_NAMES.iter().filter_map(|name| specials.id(name)).chain(roles.eos).collect();
+        ends.sort_unstable();
+        ends.dedup();
+        let splitter = Splitter::new(pattern);
+        Ok(Vocabulary { tokens: self.tokens, kinds: self.kinds, merges, splitter, specials, roles, ends })
+    }
+}

@@ -1,0 +1,153 @@
+//! Reads Hugging Face's `tokenizer.json` when it is a byte-level BPE with a split pattern that we know.
+//!
+//! Only what changes ids is read; a part that would change them and is not known is refused.
+
+use super::draft::{Draft, Kind, MAX_IDS, bad};
+use super::split::Pattern;
+use super::{Merges, Roles, Vocabulary, spelling};
+use crate::gguf::Error;
+use serde_json::Value;
+
+/// Pattern assumed when the file's pre-tokenizer carries none.
+const DEFAULT: &str = "kimi-k2";
+
+impl Vocabulary {
+    /// Reads the text of `tokenizer.json`, named `path` in messages.
+    ///
+    /// `config` is the text of `tokenizer_config.json`, which says the roles (`bos_token` ...), or empty;
+    /// `size` the model's `vocab_size` when known: ids up to it that have no token are unused.
+    pub fn from_json(path: &str, text: &str, config: &str, size: Option<usize>) -> Result<Self, Error> {
+        let parse = |text: &str| serde_json::from_str(text).map_err(|e| bad(path, "tokenizer", "JSON", e));
+        let file: Value = parse(text)?;
+        let config: Value = if config.is_empty() { Value::Null } else { parse(config)? };
+        match file["model"]["type"].as_str() {
+            Some("BPE") => {}
+            other => return Err(bad(path, "model.type", "BPE", other.unwrap_or("nothing"))),
+        }
+        for key in ["normalizer", "model.byte_fallback"] {
+            let found = key.split('.').fold(&file, |value, key| &value[key]);
+            if !matches!(found, Value::Null | Value::Bool(false)) {
+                return Err(bad(path, key, "none", found));
+            }
+        }
+        let pattern = pattern(path, &file["pre_tokenizer"])?;
+        let (draft, added) = read_tokens(path, &file, size)?;
+        let merges = read_merges(path, &draft, &file["model"]["merges"])?;
+        let role = |key: &str| {
+            let token = &config[key];
+            let name = token.as_str().or_else(|| token["content"].as_str())?;
+            added.iter().find(|(_, _, content)| *content == name).map(|(id, ..)| *id as u32)
+        };
+        let roles = Roles {
+            bos: role("bos_token"),
+            eos: role("eos_token"),
+            pad: role("pad_token"),
+            unk: role("unk_token"),
+        };
+        draft.finish(merges, pattern, roles)
+    }
+}
+
+/// The one `Split` pattern among the pre-tokenizers; `ByteLevel` must not split by a pattern of its own.
+fn pattern(path: &str, pre: &Value) -> Result<&'static Pattern, Error> {
+    let steps = match pre["pretokenizers"].as_array() {
+        Some(steps) => steps.as_slice(),
+        None => std::slice::from_ref(pre),
+    };
+    let mut found = None;
+    for step in steps.iter().filter(|step| !step.is_null()) {
+        let source = step["pattern"]["Regex"].as_str();
+        match (step["type"].as_str(), source) {
+            (Some("Split"), Some(source)) if found.is_none() && step["behavior"] == "Isolated" => {
+                let unknown = || {
+                    bad(path, "pre_tokenizer pattern", format_args!("that of: {}", Pattern::known()), source)
+                };
+                found = Some(Pattern::of_source(source).ok_or_else(unknown)?);
+            }
+            (Some("ByteLevel"), _) if step["use_regex"] == false && step["add_prefix_space"] != true => {}
+            _ => {
+                return Err(bad(
+                    path,
+                    "pre_tokenizer",
+                    "one isolating Split, ByteLevel without a regex",
+                    step,
+                ));
+            }
+        }
+    }
+    let default = || Pattern::named(DEFAULT).ok_or_else(|| bad(path, "pre_tokenizer", "a Split", "none"));
+    found.map_or_else(default, Ok)
+}
+
+type Added<'j> = Vec<(usize, Kind, &'j str)>;
+
+fn read_tokens<'p, 'j>(
+    path: &'p str,
+    file: &'j Value,
+    size: Option<usize>,
+) -> Result<(Draft<'p>, Added<'j>), Error> {
+    let Some(vocab) = file["model"]["vocab"].as_object() else {
+        return Err(bad(path, "model.vocab", "an object", "another type"));
+    };
+    let mut added: Added = Vec::new();
+    for token in file["added_tokens"].as_array().map_or(&[][..], Vec::as_slice) {
+        let found = || bad(path, "added_tokens", "id and content", token);
+        let kind = if token["special"] == true { Kind::Control } else { Kind::UserDefined };
+        let content = token["content"].as_str().ok_or_else(found)?;
+        added.push((id(&token["id"]).ok_or_else(found)?, kind, content));
+    }
+    let mut tokens = added.clone();
+    for (token, value) in vocab {
+        let wrong = || bad(path, "model.vocab", format_args!("an id below {MAX_IDS} for {token}"), value);
+        tokens.push((id(value).ok_or_else(wrong)?, Kind::Normal, token));
+    }
+    // An added token may stand in the vocabulary as well: the stable sort keeps its added form first.
+    tokens.sort_by_key(|(id, ..)| *id);
+    tokens.dedup_by(|later, first| later.0 == first.0 && later.2 == first.2);
+    let count = tokens.last().map_or(0, |(id, ..)| id + 1);
+    let mut draft = Draft::new(path, count.max(size.unwrap_or(0)))?;
+    let mut bytes = Vec::new();
+    for (id, kind, token) in tokens {
+        while draft.tokens.len() < id {
+            draft.push_unused()?;
+        }
+        if draft.tokens.len() > id {
+            return Err(bad(path, format_args!("token {id}"), "one token", format_args!("also {token}")));
+        }
+        if kind == Kind::Normal {
+            let wrong = |_| bad(path, "model.vocab", "bytes in GPT-2's spelling", token);
+            spelling::read(token, &mut bytes).map_err(wrong)?;
+            draft.push(kind, &bytes)?;
+        } else {
+            draft.push(kind, token.as_bytes())?;
+        }
+    }
+    while draft.tokens.len() < size.unwrap_or(0) {
+        draft.push_unused()?;
+    }
+    Ok((draft, added))
+}
+
+fn id(value: &Value) -> Option<usize> {
+    value.as_u64().and_then(|id| usize::try_from(id).ok()).filter(|&id| id < MAX_IDS)
+}
+
+/// Merges are written `"a b"` or `["a", "b"]`.
+fn read_merges(path: &str, draft: &Draft, list: &Value) -> Result<Merges, Error> {
+    let list = list.as_array().ok_or_else(|| bad(path, "model.merges", "an array", "another type"))?;
+    let mut merges = draft.new_merges(list.len())?;
+    let (mut left, mut right) = (Vec::new(), Vec::new());
+    for (index, merge) in list.iter().enumerate() {
+        let found = || bad(path, format_args!("model.merges {index}"), "two tokens", merge);
+        let pair = match merge {
+            Value::String(text) => text.split_once(' '),
+            Value::Array(pair) if pair.len() == 2 => pair[0].as_str().zip(pair[1].as_str()),
+            _ => None,
+        };
+        let (a, b) = pair.ok_or_else(found)?;
+        spelling::read(a, &mut left).map_err(|_| found())?;
+        spelling::read(b, &mut right).map_err(|_| found())?;
+        draft.merge(&mut merges, index, &left, &right)?;
+    }
+    Ok(merges)
+}

@@ -1,0 +1,214 @@
+//! Byte-pair merging: the pairs that merge, in which order, and the merging itself.
+//!
+//! The pair of lowest rank merges first, the leftmost of equals. A token made from two others has one pair
+//! here, the two parts that merging gives when only lower ranks are known. That is the same as merging by
+//! the rank of the joined bytes (tiktoken): nothing ever merged across the ends of two neighbours, so inside
+//! them the same merges happened in the same order as in the token alone. Next: [`super::split`].
+
+use super::lookup::Tokens;
+use rustc_hash::FxHashMap;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Pieces up to this many bytes are merged by scanning, longer ones with a heap: below it a scan of a few
+/// cache lines is quicker, above it the scan's square grows.
+const SCAN_BYTES: usize = 64;
+const NEVER: u32 = u32::MAX;
+
+/// What a pair of neighbours becomes.
+#[derive(Clone, Copy, Debug)]
+struct Merge {
+    /// Lower merges first; `NEVER` when the pair does not merge.
+    rank: u32,
+    id: u32,
+}
+
+const NO_MERGE: Merge = Merge { rank: NEVER, id: NEVER };
+
+/// The merge table.
+#[derive(Clone, Debug)]
+pub(super) struct Merges {
+    pairs: FxHashMap<u64, Merge>,
+    list: Vec<(u32, u32)>,
+    /// The token of each single byte.
+    byte_ids: [u32; 256],
+}
+
+/// Working memory, reused from piece to piece.
+#[derive(Default)]
+pub(super) struct Scratch {
+    parts: Vec<(u32, Merge)>,
+}
+
+impl Merges {
+    /// An empty table; the error is a byte that has no token.
+    pub(super) fn new(tokens: &Tokens, capacity: usize) -> Result<Self, u8> {
+        let mut byte_ids = [0; 256];
+        for byte in 0..=255u8 {
+            byte_ids[byte as usize] = tokens.id(&[byte]).ok_or(byte)?;
+        }
+        let pairs = FxHashMap::with_capacity_and_hasher(capacity, Default::default());
+        Ok(Self { pairs, list: Vec::with_capacity(capacity), byte_ids })
+    }
+
+    /// Adds the next merge, which makes `id`. A pair that stands already keeps its earlier rank.
+    pub(super) fn push(&mut self, left: u32, right: u32, id: u32) {
+        let rank = self.list.len() as u32;
+        self.pairs.entry(key(left, right)).or_insert(Merge { rank, id });
+        self.list.push((left, right));
+    }
+
+    /// Derives the table of a vocabulary whose ids are its ranks: see the head of this file.
+    pub(super) fn derive(tokens: &Tokens) -> Result<Self, u8> {
+        let mut merges = Self::new(tokens, tokens.len())?;
+        let (mut scratch, mut parts) = (Scratch::default(), Vec::new());
+        for id in 0..tokens.len() as u32 {
+            let bytes = tokens.get(id);
+            if bytes.len() < 2 || tokens.id(bytes) != Some(id) {
+                continue;
+            }
+            parts.clear();
+            merges.merge(bytes, &mut scratch, &mut parts);
+            if let [left, right] = parts[..] {
+                merges.push(left, right, id);
+            }
+        }
+        Ok(merges)
+    }
+
+    /// The pairs in order of rank.
+    pub(super) fn list(&self) -> &[(u32, u32)] {
+        &self.list
+    }
+
+    /// Appends the ids of one piece.
+    pub(super) fn merge(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
+        if piece.len() <= SCAN_BYTES {
+            self.merge_short(piece, &mut scratch.parts, out);
+        } else {
+            self.merge_long(piece, out);
+        }
+    }
+
+    fn pair(&self, left: u32, right: u32) -> Merge {
+        self.pairs.get(&key(left, right)).copied().unwrap_or(NO_MERGE)
+    }
+
+    fn merge_short(&self, piece: &[u8], parts: &mut Vec<(u32, Merge)>, out: &mut Vec<u32>) {
+        let ids = piece.iter().map(|&b| self.byte_ids[b as usize]);
+        parts.clear();
+        parts.extend(ids.map(|id| (id, NO_MERGE)));
+        for i in 1..parts.len() {
+            parts[i - 1].1 = self.pair(parts[i - 1].0, parts[i].0);
+        }
+        while let Some(i) = (0..parts.len()).min_by_key(|&i| parts[i].1.rank)
+            && parts[i].1.rank != NEVER
+        {
+            let id = parts[i].1.id;
+            parts.remove(i + 1);
+            let next = parts.get(i + 1).map_or(NO_MERGE, |right| self.pair(id, right.0));
+            parts[i] = (id, next);
+            if i > 0 {
+                parts[i - 1].1 = self.pair(parts[i - 1].0, id);
+            }
+        }
+        out.extend(parts.iter().map(|part| part.0));
+    }
+
+    /// O(n log n): a linked list of parts, and a heap of candidate merges of which stale ones are skipped.
+    /// Returns how many candidates went through the heap: one per byte and at most two per merge.
+    fn merge_long(&self, piece: &[u8], out: &mut Vec<u32>) -> usize {
+        assert!(piece.len() < NEVER as usize, "a piece of text above 4 GiB");
+        let mut parts: Vec<Part> = (piece.iter().enumerate())
+            .map(|(i, &b)| Part {
+                id: self.byte_ids[b as usize],
+                prev: (i as u32).wrapping_sub(1),
+                next: i as u32 + 1,
+                merge: NO_MERGE,
+            })
+            .collect();
+        for i in 1..parts.len() {
+            parts[i - 1].merge = self.pair(parts[i - 1].id, parts[i].id);
+        }
+        let candidates = parts.iter().enumerate().filter(|(_, part)| part.merge.rank != NEVER);
+        let mut heap: BinaryHeap<_> = candidates.map(|(i, p)| Reverse((p.merge.rank, i as u32))).collect();
+        let mut steps = heap.len();
+        while let Some(Reverse((rank, at))) = heap.pop() {
+            let Part { prev, next, merge, .. } = parts[at as usize];
+            if merge.rank != rank {
+                continue;
+            }
+            let after = parts[next as usize].next;
+            parts[next as usize].merge = NO_MERGE;
+            parts[at as usize].id = merge.id;
+            parts[at as usize].next = after;
+            if let Some(right) = parts.get_mut(after as usize) {
+                right.prev = at;
+            }
+            for left in [prev, at] {
+                let Some(&Part { id, next, .. }) = parts.get(left as usize) else { continue };
+                let merge = parts.get(next as usize).map_or(NO_MERGE, |right| self.pair(id, right.id));
+                parts[left as usize].merge = merge;
+                if merge.rank != NEVER {
+                    heap.push(Reverse((merge.rank, left)));
+                    steps += 1;
+                }
+            }
+        }
+        let mut at = 0;
+        while let Some(part) = parts.get(at as usize) {
+            out.push(part.id);
+            at = part.next;
+        }
+        steps
+    }
+}
+
+/// A part of a long piece; `prev` and `next` are outside the list at its ends.
+#[derive(Clone, Copy)]
+struct Part {
+    id: u32,
+    prev: u32,
+    next: u32,
+    /// What it becomes with its right neighbour.
+    merge: Merge,
+}
+
+fn key(left: u32, right: u32) -> u64 {
+    u64::from(left) << 32 | u64::from(right)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::kimi;
+    use super::*;
+
+    #[test]
+    fn the_heap_gives_what_the_scan_gives() {
+        let merges = &kimi().merges;
+        let mut seed = 1u64;
+        for round in 0..3000usize {
+            let piece: Vec<u8> = (0..round % SCAN_BYTES)
+                .map(|_| {
+                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    b"aAeinsttorl  \n\n\t..==--__/*1\xe4\xb8\xad\xf0\x9f\x98\x80"[(seed >> 33) as usize % 34]
+                })
+                .collect();
+            let (mut short, mut long) = (Vec::new(), Vec::new());
+            merges.merge_short(&piece, &mut Vec::new(), &mut short);
+            merges.merge_long(&piece, &mut long);
+            assert_eq!(short, long, "{piece:?}");
+        }
+    }
+
+    #[test]
+    fn work_on_one_long_piece_is_bounded() {
+        for unit in [" ", "a", "\n", "中", "\u{301}", "=", "ab", "\u{0}"] {
+            let piece = unit.repeat((1 << 20) / unit.len());
+            let mut ids = Vec::new();
+            let steps = kimi().merges.merge_long(piece.as_bytes(), &mut ids);
+            assert!(steps <= 3 * piece.len(), "{unit:?}: {steps} candidates for {} bytes", piece.len());
+            assert_eq!(kimi().decode(&ids), piece);
+        }
+    }
+}

@@ -1,0 +1,80 @@
+//! Tokens that stand for themselves in a rendered prompt: `<|im_end|>` and the like.
+//!
+//! Finds them in text, longest first. Text typed by a user never comes here: [`crate::template`] says how
+//! that is kept apart.
+
+use aho_corasick::{AhoCorasick, MatchKind};
+
+/// The special tokens of a vocabulary.
+#[derive(Clone, Debug)]
+pub struct Specials {
+    named: Vec<(String, u32)>,
+    /// `None` when the names are too many to search for, or there are none.
+    search: Option<AhoCorasick>,
+}
+
+/// A run of text, or a special token that cuts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Segment<'t> {
+    Text(&'t str),
+    Special(u32),
+}
+
+impl Specials {
+    /// From names and ids; an empty name is nobody's.
+    pub(super) fn new(mut named: Vec<(String, u32)>) -> Self {
+        named.retain(|(name, _)| !name.is_empty());
+        let names = named.iter().map(|(name, _)| name);
+        let search = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(names).ok();
+        Self { search: search.filter(|_| !named.is_empty()), named }
+    }
+
+    /// The id of a special token by its exact name.
+    pub fn id(&self, name: &str) -> Option<u32> {
+        self.named.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
+    }
+
+    /// The names, in order of their ids.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.named.iter().map(|(name, _)| name.as_str())
+    }
+
+    /// Byte ranges of the special tokens in a text, with their ids.
+    pub(crate) fn find<'t>(
+        &'t self,
+        text: &'t str,
+    ) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> + 't {
+        let found = self.search.iter().flat_map(move |search| search.find_iter(text));
+        found.map(|m| (m.range(), self.named[m.pattern().as_usize()].1))
+    }
+
+    /// The text cut at its special tokens.
+    pub(crate) fn segments<'t>(&'t self, text: &'t str) -> Vec<Segment<'t>> {
+        let (mut segments, mut at) = (Vec::new(), 0);
+        for (range, id) in self.find(text) {
+            if range.start > at {
+                segments.push(Segment::Text(&text[at..range.start]));
+            }
+            segments.push(Segment::Special(id));
+            at = range.end;
+        }
+        if at < text.len() {
+            segments.push(Segment::Text(&text[at..]));
+        }
+        segments
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_name_wins_and_the_rest_is_text() {
+        let specials = Specials::new(vec![("<a>".into(), 7), ("<a>>".into(), 8), (String::new(), 9)]);
+        let expected = [Segment::Text("x"), Segment::Special(8), Segment::Special(7), Segment::Text("<a")];
+        assert_eq!(specials.segments("x<a>><a><a"), expected);
+        assert_eq!(Specials::new(vec![]).segments("<a>"), [Segment::Text("<a>")]);
+        assert_eq!((specials.id("<a>"), specials.id("")), (Some(7), None));
+    }
+}

@@ -1,0 +1,65 @@
+//! GPT-2's spelling of bytes as printable characters, in which GGUF and `tokenizer.json` write tokens.
+//!
+//! Not an encoding of text: byte 0x20 is written `Ġ`, 0xE4 `ä`. Next: [`super::metadata`].
+
+/// Whether a byte is written as the character of its own number.
+const fn printable(byte: u8) -> bool {
+    matches!(byte, 33..=126 | 161..=172 | 174..=255)
+}
+
+/// Byte -> character: the unprintable ones follow each other from U+0100.
+const SPELLED: [char; 256] = {
+    let mut table = ['\0'; 256];
+    let (mut byte, mut next) = (0, 256);
+    while byte < 256 {
+        let own = printable(byte as u8);
+        table[byte] = match char::from_u32(if own { byte as u32 } else { next }) {
+            Some(c) => c,
+            None => unreachable!(),
+        };
+        next += !own as u32;
+        byte += 1;
+    }
+    table
+};
+
+/// Character -> byte, for the 324 first characters; those that spell nothing hold `None`.
+const BYTES: [Option<u8>; 324] = {
+    let mut table = [None; 324];
+    let mut byte = 0;
+    while byte < 256 {
+        table[SPELLED[byte] as usize] = Some(byte as u8);
+        byte += 1;
+    }
+    table
+};
+
+/// Writes bytes in the spelling.
+pub(super) fn spell(bytes: &[u8]) -> String {
+    bytes.iter().map(|&b| SPELLED[b as usize]).collect()
+}
+
+/// Reads a spelling into `bytes` (cleared first); the first character that spells no byte is the error.
+pub(super) fn read(text: &str, bytes: &mut Vec<u8>) -> Result<(), char> {
+    bytes.clear();
+    for c in text.chars() {
+        bytes.push(BYTES.get(c as usize).copied().flatten().ok_or(c)?);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_byte_comes_back() {
+        let all: Vec<u8> = (0..=255).collect();
+        let mut back = Vec::new();
+        read(&spell(&all), &mut back).unwrap();
+        assert_eq!(back, all);
+        assert_eq!(spell(b" a\n\xc3"), "ĠaĊÃ");
+        assert_eq!(read("a b", &mut back), Err(' '));
+        assert_eq!(read("中", &mut back), Err('中'));
+    }
+}

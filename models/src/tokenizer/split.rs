@@ -1,0 +1,130 @@
+//! The cut of text into pieces before merging, by the pattern that a vocabulary was made with.
+//!
+//! The table of known patterns is here: to support another `tokenizer.ggml.pre`, add its line. Patterns end in
+//! `\s+(?!\S)|\s+`, which a regular expression in the strict sense cannot say, so those two are one
+//! pattern of their own, and its last white-space character is given back by hand when text follows.
+//! Next: [`super`] puts the pieces together with the merges.
+
+use regex_automata::meta::{Config, Regex};
+use regex_automata::{Anchored, Input};
+
+/// A pattern by its name in GGUF.
+#[derive(Debug)]
+pub(super) struct Pattern {
+    pub(super) name: &'static str,
+    /// The alternatives before `\s+(?!\S)|\s+`.
+    alternatives: &'static [&'static str],
+}
+
+/// Every pattern this package knows.
+pub(super) const PATTERNS: &[Pattern] = &[Pattern {
+    name: "kimi-k2",
+    alternatives: &[
+        r"[\p{Han}]+",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+        r"\s*[\r\n]+",
+    ],
+}];
+
+impl Pattern {
+    /// By name.
+    pub(super) fn named(name: &str) -> Option<&'static Pattern> {
+        PATTERNS.iter().find(|pattern| pattern.name == name)
+    }
+
+    /// By the regular expression that a `tokenizer.json` carries.
+    pub(super) fn of_source(source: &str) -> Option<&'static Pattern> {
+        PATTERNS.iter().find(|pattern| pattern.source() == source)
+    }
+
+    /// The whole regular expression as published.
+    pub(super) fn source(&self) -> String {
+        self.alternatives.join("|") + r"|\s+(?!\S)|\s+"
+    }
+
+    /// The names of all, for messages.
+    pub(super) fn known() -> String {
+        PATTERNS.iter().map(|pattern| pattern.name).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// A compiled pattern.
+#[derive(Clone, Debug)]
+pub(super) struct Splitter {
+    pub(super) pattern: &'static Pattern,
+    regex: Regex,
+}
+
+/// The index of `\s+` among the two compiled patterns.
+const SPACES: usize = 1;
+
+impl Splitter {
+    pub(super) fn new(pattern: &'static Pattern) -> Self {
+        // The lazy automaton of these Unicode classes outgrows the default 2 MiB and would start over.
+        let config = Config::new().hybrid_cache_capacity(256 << 20).nfa_size_limit(None).onepass(false);
+        let regex = Regex::builder().configure(config).build_many(&[&pattern.alternatives.join("|"), r"\s+"]);
+        Self { pattern, regex: regex.expect("the patterns of the table compile: a test builds each") }
+    }
+
+    /// The pieces in order; together they are the text.
+    pub(super) fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            (at < text.len()).then(|| {
+                let start = at;
+                at = self.end_of_piece(text, start);
+                &text[start..at]
+            })
+        })
+    }
+
+    fn end_of_piece(&self, text: &str, start: usize) -> usize {
+        let input = Input::new(text).range(start..).anchored(Anchored::Yes);
+        let Some(found) = self.regex.search_half(&input) else {
+            return start + text[start..].chars().next().map_or(0, char::len_utf8);
+        };
+        let end = found.offset();
+        let last = text[start..end].chars().next_back().map_or(0, char::len_utf8);
+        let give_back = found.pattern().as_usize() == SPACES && end < text.len() && end - last > start;
+        if give_back { end - last } else { end }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &[&str]) {
+        let splitter = Splitter::new(Pattern::named("kimi-k2").unwrap());
+        assert_eq!(splitter.pieces(text).collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn every_pattern_of_the_table_compiles_and_is_found() {
+        for pattern in PATTERNS {
+            assert_eq!(Splitter::new(pattern).pieces("a").count(), 1);
+            assert_eq!(Pattern::of_source(&pattern.source()).unwrap().name, pattern.name);
+        }
+        assert!(Pattern::named("gpt-9").is_none());
+    }
+
+    #[test]
+    fn spaces_are_given_back_only_before_text() {
+        check("a   b", &["a", "  ", " b"]);
+        check("a   ", &["a", "   "]);
+        check(" \u{3000}x", &[" ", "\u{3000}x"]);
+        check("x \n\n  y", &["x", " \n\n", " ", " y"]);
+        check("  12345", &[" ", " ", "123", "45"]);
+    }
+
+    #[test]
+    fn words_scripts_and_contractions() {
+        check("I'm IT'S x'ſ", &["I'm", " IT'S", " x'ſ"]);
+        check("汉字abc \u{2f9f}!", &["汉字", "abc", " \u{2f9f}!"]);
+        check("camelCase中e\u{301}", &["camel", "Case", "中", "e\u{301}"]);
+        check("", &[]);
+    }
+}
