@@ -1,11 +1,16 @@
 //! GGUF v3: a header of typed metadata and tensor descriptions, then the tensors' bytes.
 //!
-//! Next: [`read`] (open and check a file, split or whole), [`write`] (lay out and stream a new one).
+//! Next: [`parse`] (a header from bytes), [`read`] (open and check a file, split or whole), [`write`] (lay
+//! out and stream a new one).
 
+pub mod parse;
 pub mod read;
+mod values;
 pub mod write;
 
 use kernels::quant::Format;
+use std::fmt::Display;
+use std::path::Path;
 
 /// The metadata of a file, in its order.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -89,6 +94,35 @@ pub enum Error {
         /// What does.
         found: String,
     },
+}
+
+/// Bytes of a name or value that a message shows at most.
+const LONGEST: usize = 200;
+
+impl Error {
+    /// `Bad`, with what comes from the file cut and escaped so that the message stays one line.
+    pub fn bad(path: &str, place: impl Display, expected: impl Display, found: impl Display) -> Error {
+        let line = |text: &dyn Display| one_line(&text.to_string());
+        let (path, place) = (path.to_owned(), line(&place));
+        Error::Bad { path, place, expected: line(&expected), found: line(&found) }
+    }
+
+    /// `Io` about a path, for `map_err`.
+    pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
+        move |source| Error::Io { path: path.display().to_string(), source }
+    }
+}
+
+fn one_line(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.chars() {
+        if out.len() > LONGEST {
+            out.push_str("...");
+            break;
+        }
+        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    out
 }
 
 impl Metadata {

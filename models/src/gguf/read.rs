@@ -1,1 +1,288 @@
 //! Opens GGUF files: maps them and checks every count and offset before use.
+//!
+//! One file, or the parts of a split that [`Gguf::open`] presents as one. Next: [`super::parse`].
+
+use super::parse::{Header, parse};
+use super::{Error, Metadata, TensorInfo, Value};
+use bytes::Bytes;
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+const SPLIT_NO: &str = "split.no";
+const SPLIT_COUNT: &str = "split.count";
+const SPLIT_TENSORS: &str = "split.tensors.count";
+
+/// An opened file, or all parts of a split one: checked, mapped, nothing read that was not needed.
+#[derive(Debug)]
+pub struct Gguf {
+    /// The metadata, of a split file's first part without the `split.` keys.
+    pub metadata: Metadata,
+    /// All tensors in the order of the file and its parts.
+    pub tensors: Vec<TensorInfo>,
+    /// Alignment of the tensors' data, of a split's first part.
+    pub alignment: u64,
+    paths: Vec<PathBuf>,
+    parts: Vec<Part>,
+    by_name: HashMap<String, usize>,
+}
+
+/// A mapped file and where its tensors' data starts.
+#[derive(Debug)]
+struct Part {
+    bytes: Bytes,
+    data: u64,
+}
+
+impl Gguf {
+    /// Opens a file; of a split (`x-00001-of-00003.gguf`) any part finds the others beside it.
+    ///
+    /// # Errors
+    /// A file that cannot be mapped, is no sound GGUF file, or a split that is not complete.
+    pub fn open(path: impl AsRef<Path>) -> Result<Gguf, Error> {
+        let path = path.as_ref();
+        let (header, part) = open_part(path)?;
+        let name = path.display().to_string();
+        let count = match header.metadata.get(SPLIT_COUNT) {
+            None => 1,
+            Some(_) => require(&name, &header.metadata, SPLIT_COUNT, 0..=99999)?,
+        };
+        if count > 1 { Gguf::open_split(path, count) } else { Gguf::join(vec![(path.into(), header, part)]) }
+    }
+
+    fn open_split(path: &Path, count: u64) -> Result<Gguf, Error> {
+        let name = path.display().to_string();
+        let Some(prefix) = split_prefix(path, count) else {
+            let expected = format!("NAME-00001-of-{count:05}.gguf for a part of a split");
+            return Err(Error::bad(
+                &name,
+                "file name",
+                expected,
+                path.file_name().unwrap_or_default().display(),
+            ));
+        };
+        let mut opened = Vec::new();
+        for no in 0..count {
+            let path = path.with_file_name(format!("{prefix}-{:05}-of-{count:05}.gguf", no + 1));
+            let (header, part) = open_part(&path)?;
+            let name = path.display().to_string();
+            require(&name, &header.metadata, SPLIT_NO, no..=no)?;
+            require(&name, &header.metadata, SPLIT_COUNT, count..=count)?;
+            opened.push((path, header, part));
+        }
+        let total: u64 = opened.iter().map(|(_, header, _)| header.tensors.len() as u64).sum();
+        for (path, header, _) in &opened {
+            require(&path.display().to_string(), &header.metadata, SPLIT_TENSORS, total..=total)?;
+        }
+        Gguf::join(opened)
+    }
+
+    fn join(opened: Vec<(PathBuf, Header, Part)>) -> Result<Gguf, Error> {
+        let mut all = Gguf {
+            metadata: Metadata::default(),
+            tensors: Vec::new(),
+            alignment: 0,
+            paths: Vec::new(),
+            parts: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        for (path, header, part) in opened {
+            let file = all.parts.len();
+            if file == 0 {
+                all.metadata = header.metadata;
+                all.metadata.0.retain(|(key, _)| ![SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS].contains(&&**key));
+                all.alignment = header.alignment;
+            }
+            for tensor in header.tensors {
+                if all.by_name.insert(tensor.name.clone(), all.tensors.len()).is_some() {
+                    let (path, place) = (path.display().to_string(), format!("tensor {:?}", tensor.name));
+                    return Err(Error::bad(&path, place, "it in one part of the split", "it in two"));
+                }
+                all.tensors.push(TensorInfo { file, ..tensor });
+            }
+            all.paths.push(path);
+            all.parts.push(part);
+        }
+        Ok(all)
+    }
+
+    /// The description of a tensor.
+    pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).map(|i| &self.tensors[*i])
+    }
+
+    /// A tensor's bytes: a view that keeps the mapping alive. `tensor` must be of this file.
+    pub fn bytes(&self, tensor: &TensorInfo) -> Bytes {
+        let part = &self.parts[tensor.file];
+        let start = part.data + tensor.offset;
+        part.bytes.slice(start as usize..(start + tensor.bytes) as usize)
+    }
+
+    /// Bytes of the file or of all parts.
+    pub fn file_bytes(&self) -> u64 {
+        self.parts.iter().map(|part| part.bytes.len() as u64).sum()
+    }
+
+    /// The file, or all parts in their order.
+    pub fn paths(&self) -> &[PathBuf] {
+        &self.paths
+    }
+
+    /// A string that must be there.
+    ///
+    /// # Errors
+    /// No such key, or no string.
+    pub fn str(&self, key: &str) -> Result<&str, Error> {
+        self.metadata.str(key).ok_or_else(|| self.bad(key, "a string"))
+    }
+
+    /// An integer of any type that must be there.
+    ///
+    /// # Errors
+    /// No such key, no integer, or a negative one.
+    pub fn u64(&self, key: &str) -> Result<u64, Error> {
+        let number = self.metadata.get(key).and_then(Value::as_u64);
+        number.ok_or_else(|| self.bad(key, "an integer that is not negative"))
+    }
+
+    fn bad(&self, key: &str, expected: &str) -> Error {
+        let path = self.paths[0].display().to_string();
+        Error::bad(&path, key, expected, Value::describe(self.metadata.get(key)))
+    }
+}
+
+/// A metadata integer within bounds.
+fn require(
+    path: &str,
+    metadata: &Metadata,
+    key: &str,
+    bounds: std::ops::RangeInclusive<u64>,
+) -> Result<u64, Error> {
+    let value = metadata.get(key);
+    value.and_then(Value::as_u64).filter(|n| bounds.contains(n)).ok_or_else(|| {
+        let (low, high) = bounds.into_inner();
+        let expected = if low == high { low.to_string() } else { format!("{low} to {high}") };
+        Error::bad(path, key, expected, Value::describe(value))
+    })
+}
+
+/// `x` of `x-00001-of-00003.gguf` when it is one of `count` parts.
+fn split_prefix(path: &Path, count: u64) -> Option<&str> {
+    let stem = path.file_name()?.to_str()?.strip_suffix(&format!("-of-{count:05}.gguf"))?;
+    let (prefix, number) = stem.split_at_checked(stem.len().checked_sub(6)?)?;
+    let number = number.strip_prefix('-')?;
+    number.bytes().all(|b| b.is_ascii_digit()).then_some(prefix)
+}
+
+fn open_part(path: &Path) -> Result<(Header, Part), Error> {
+    let name = path.display().to_string();
+    let file = File::open(path).map_err(Error::io(path))?;
+    if !file.metadata().map_err(Error::io(path))?.is_file() {
+        return Err(Error::bad(&name, "file", "a regular file", "something else"));
+    }
+    let bytes = map(&file).map_err(Error::io(path))?;
+    let header = parse(&name, &bytes)?;
+    let data = header.data;
+    Ok((header, Part { bytes, data }))
+}
+
+/// The file's bytes, read by the kernel when they are touched.
+#[allow(unsafe_code, reason = "the one mapping; weights stay in the page cache, shared between processes")]
+fn map(file: &File) -> std::io::Result<Bytes> {
+    // SAFETY: the mapping is read-only and private and lives as long as the Bytes. A file cut short by
+    // somebody else while it is mapped raises SIGBUS; we write models under another name and rename them.
+    let mapping = unsafe { memmap2::Mmap::map(file)? };
+    Ok(Bytes::from_owner(mapping))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::write::{Layout, Writer};
+    use super::*;
+    use kernels::quant::Format;
+
+    /// A part of a split with one tensor of each name, holding the part's number.
+    fn write_part(dir: &Path, file: &str, [no, count, total]: [u32; 3], names: &[&str]) {
+        let keys = [("split.no", no), ("split.count", count), ("split.tensors.count", total)];
+        let mut metadata = Metadata::default();
+        metadata.set("general.name", Value::String(format!("part {no}")));
+        keys.iter().for_each(|(key, n)| metadata.set(key, Value::U16(*n as u16)));
+        let tensors = names.iter().map(|n| ((*n).to_owned(), Format::F16, vec![2])).collect();
+        let mut writer = Writer::create(dir.join(file), Layout::new(metadata, tensors).unwrap()).unwrap();
+        names.iter().for_each(|_| writer.write(&[no as u8; 4]).unwrap());
+        writer.finish().unwrap();
+    }
+
+    #[test]
+    fn a_split_opens_from_any_part() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["x-00001-of-00003.gguf", "x-00002-of-00003.gguf", "x-00003-of-00003.gguf"];
+        for (no, names) in [&["a"][..], &[], &["b", "c"]].into_iter().enumerate() {
+            write_part(dir.path(), files[no], [no as u32, 3, 3], names);
+        }
+        for file in files {
+            let opened = Gguf::open(dir.path().join(file)).unwrap();
+            assert_eq!(opened.metadata.0.len(), 1);
+            assert_eq!(opened.str("general.name").unwrap(), "part 0");
+            assert_eq!(opened.paths().iter().map(|p| p.file_name().unwrap()).collect::<Vec<_>>(), files);
+            let found: Vec<_> = opened.tensors.iter().map(|t| (&*t.name, opened.bytes(t)[0])).collect();
+            assert_eq!(found, [("a", 0), ("b", 2), ("c", 2)]);
+            let sizes = files.map(|f| std::fs::metadata(dir.path().join(f)).unwrap().len());
+            assert_eq!(opened.file_bytes(), sizes.iter().sum::<u64>());
+        }
+    }
+
+    #[test]
+    fn incomplete_splits_are_refused() {
+        let first = "x-00001-of-00002.gguf";
+        let check = |file: &str, second: [u32; 3], names: &[&str], message: &str| {
+            let dir = tempfile::tempdir().unwrap();
+            write_part(dir.path(), first, [0, 2, 2], &["a"]);
+            write_part(dir.path(), file, second, names);
+            let error = Gguf::open(dir.path().join(first)).unwrap_err().to_string();
+            assert!(error.ends_with(message), "{error}");
+        };
+        let second = "x-00002-of-00002.gguf";
+        check("y", [1, 2, 2], &["b"], "x-00002-of-00002.gguf: No such file or directory (os error 2)");
+        check(second, [0, 2, 2], &["b"], "x-00002-of-00002.gguf: split.no: expected 1, found U16(0)");
+        check(second, [1, 3, 2], &["b"], "x-00002-of-00002.gguf: split.count: expected 2, found U16(3)");
+        check(
+            second,
+            [1, 2, 2],
+            &["b", "c"],
+            "x-00001-of-00002.gguf: split.tensors.count: expected 3, found U16(2)",
+        );
+        check(
+            second,
+            [1, 2, 2],
+            &["a"],
+            "tensor \"a\": expected it in one part of the split, found it in two",
+        );
+        check(
+            first,
+            [0, 7, 2],
+            &["a"],
+            "x-00001-of-00002.gguf: file name: expected NAME-00001-of-00007.gguf for a part of a split, found x-00001-of-00002.gguf",
+        );
+    }
+
+    #[test]
+    fn getters_name_the_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let metadata = Metadata(vec![("a".into(), Value::I8(-1)), ("b".into(), Value::I64(7))]);
+        Writer::create(&path, Layout::new(metadata, vec![]).unwrap()).unwrap().finish().unwrap();
+        let file = Gguf::open(&path).unwrap();
+        assert_eq!(file.u64("b").unwrap(), 7);
+        let refused = |error: Error, end: &str| assert!(error.to_string().ends_with(end), "{error}");
+        refused(file.u64("a").unwrap_err(), "x: a: expected an integer that is not negative, found I8(-1)");
+        refused(file.str("b").unwrap_err(), "x: b: expected a string, found I64(7)");
+        refused(file.str("c").unwrap_err(), "x: c: expected a string, found nothing");
+        refused(Gguf::open(dir.path()).unwrap_err(), "file: expected a regular file, found something else");
+        std::fs::write(&path, b"").unwrap();
+        refused(
+            Gguf::open(&path).unwrap_err(),
+            "byte 0, magic: expected 4 bytes, found the file's end after 0",
+        );
+    }
+}
