@@ -1,0 +1,265 @@
+//! Hyperparameters, read from a file's metadata (prefix `kimi-linear.`) and checked for sense.
+//!
+//! Tensors' shapes are checked against them in [`super::weights`]. Next: that file.
+
+use crate::gguf::{Array, Error, Value, read::Gguf};
+use kernels::backend::Routing;
+
+/// The architecture's name in `general.architecture` and the prefix of its keys.
+pub const ARCHITECTURE: &str = "kimi-linear";
+
+/// The largest count or width believed; a bound on hostile files far above any model.
+const MAX_COUNT: u64 = 1 << 24;
+
+/// Hyperparameters of a Kimi Linear model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Width of the residual stream (`embedding_length`).
+    pub dim: usize,
+    /// Vocabulary entries.
+    pub vocab: usize,
+    /// Tokens the model was made for (`context_length`).
+    pub context: u64,
+    /// Epsilon of the RMS norms.
+    pub norm_eps: f32,
+    /// Kind of each layer's mixer.
+    pub layers: Vec<MixerKind>,
+    /// Sizes of the KDA layers.
+    pub kda: KdaConfig,
+    /// Sizes of the MLA layers.
+    pub mla: MlaConfig,
+    /// Layers at the start with a plain MLP.
+    pub dense_layers: usize,
+    /// Hidden width of those.
+    pub dense_hidden: usize,
+    /// Sizes of the mixture in the other layers.
+    pub moe: MoeConfig,
+}
+
+/// What mixes tokens in a layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MixerKind {
+    /// Kimi Delta Attention.
+    Kda,
+    /// Multi-head latent attention.
+    Mla,
+}
+
+/// Sizes of a KDA layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct KdaConfig {
+    /// Heads; may differ from the attention heads.
+    pub heads: usize,
+    /// Channels of a head, dk = dv.
+    pub head_dim: usize,
+    /// Taps of the short convolutions.
+    pub conv_taps: usize,
+}
+
+/// Sizes of an MLA layer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MlaConfig {
+    /// Query heads.
+    pub heads: usize,
+    /// Channels of a head that go through the latent.
+    pub nope_dim: usize,
+    /// Channels of the key part that all heads share.
+    pub pe_dim: usize,
+    /// Channels of a head's value.
+    pub value_dim: usize,
+    /// Width of the latent (`kv_lora_rank`).
+    pub latent_dim: usize,
+}
+
+/// Sizes of a mixture of experts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MoeConfig {
+    /// Routed experts.
+    pub experts: usize,
+    /// Shared experts, stored as one of their joint width.
+    pub shared: usize,
+    /// Hidden width of an expert.
+    pub hidden: usize,
+    /// How experts are chosen and weighed.
+    pub routing: Routing,
+}
+
+impl Config {
+    /// The hyperparameters of an opened file. Errors name the key, what it should hold and what it does.
+    pub fn from_gguf(file: &Gguf) -> Result<Config, Error> {
+        let keys = Keys { file };
+        keys.architecture()?;
+        let n_layers = keys.count("block_count")?;
+        let heads = keys.count("attention.head_count")?;
+        let dense_layers = keys.count_or("leading_dense_block_count", 0)?;
+        Ok(Config {
+            dim: keys.count("embedding_length")?,
+            vocab: keys.vocab()?,
+            context: keys.count("context_length")? as u64,
+            norm_eps: keys.positive("attention.layer_norm_rms_epsilon")?,
+            layers: keys.layers(n_layers)?,
+            kda: KdaConfig {
+                heads: keys.count_or("kda.head_count", heads)?,
+                head_dim: keys.count("kda.head_dim")?,
+                conv_taps: keys.count("ssm.conv_kernel")?,
+            },
+            mla: keys.mla(heads)?,
+            dense_layers,
+            dense_hidden: if dense_layers > 0 { keys.count("feed_forward_length")? } else { 0 },
+            moe: keys.moe()?,
+        })
+    }
+
+    /// Layers of a kind.
+    pub fn count(&self, kind: MixerKind) -> usize {
+        self.layers.iter().filter(|k| **k == kind).count()
+    }
+
+    /// Values in a row of the latent cache.
+    pub fn cache_width(&self) -> usize {
+        self.mla.latent_dim + self.mla.pe_dim
+    }
+}
+
+/// Metadata look-ups that know the prefix and say what is wrong.
+struct Keys<'a> {
+    file: &'a Gguf,
+}
+
+impl Keys<'_> {
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.file.metadata.get(&format!("{ARCHITECTURE}.{key}"))
+    }
+
+    fn bad<T>(&self, key: &str, expected: impl Into<String>, found: impl Into<String>) -> Result<T, Error> {
+        let path = self.file.paths().first().map(|p| p.display().to_string()).unwrap_or_default();
+        let place = if key.contains("general.") { key.into() } else { format!("{ARCHITECTURE}.{key}") };
+        Err(Error::Bad { path, place, expected: expected.into(), found: found.into() })
+    }
+
+    fn architecture(&self) -> Result<(), Error> {
+        match self.file.metadata.get("general.architecture") {
+            Some(Value::String(name)) if name == ARCHITECTURE => Ok(()),
+            Some(Value::String(name)) => self.bad("general.architecture", ARCHITECTURE, format!("{name:?}")),
+            other => self.bad("general.architecture", ARCHITECTURE, describe(other)),
+        }
+    }
+
+    fn count(&self, key: &str) -> Result<usize, Error> {
+        let found = self.get(key);
+        match found.and_then(Value::as_u64) {
+            Some(n) if (1..=MAX_COUNT).contains(&n) => Ok(n as usize),
+            _ => self.bad(key, format!("a count from 1 to {MAX_COUNT}"), describe(found)),
+        }
+    }
+
+    fn count_or(&self, key: &str, default: usize) -> Result<usize, Error> {
+        match self.get(key).map(|v| (v, v.as_u64())) {
+            None => Ok(default),
+            Some((_, Some(n))) if n <= MAX_COUNT => Ok(n as usize),
+            Some((v, _)) => self.bad(key, format!("a count up to {MAX_COUNT}"), describe(Some(v))),
+        }
+    }
+
+    fn positive(&self, key: &str) -> Result<f32, Error> {
+        match self.get(key) {
+            Some(&Value::F32(x)) if x > 0.0 && x.is_finite() => Ok(x),
+            other => self.bad(key, "a positive f32", describe(other)),
+        }
+    }
+
+    fn vocab(&self) -> Result<usize, Error> {
+        if let Some(Value::Array(Array::String(tokens))) = self.file.metadata.get("tokenizer.ggml.tokens") {
+            return Ok(tokens.len());
+        }
+        self.count("vocab_size")
+    }
+
+    /// `attention.head_count_kv` is the marker of the kind: an array with 0 for KDA.
+    fn layers(&self, n_layers: usize) -> Result<Vec<MixerKind>, Error> {
+        let key = "attention.head_count_kv";
+        let found = self.get(key);
+        let Some(Value::Array(array)) = found else {
+            return self.bad(key, format!("an array of {n_layers} integers"), describe(found));
+        };
+        let zeros: Vec<bool> = match array {
+            Array::I32(a) => a.iter().map(|n| *n == 0).collect(),
+            Array::U32(a) => a.iter().map(|n| *n == 0).collect(),
+            _ => return self.bad(key, "an array of i32", describe(found)),
+        };
+        if zeros.len() != n_layers {
+            return self.bad(key, format!("{n_layers} entries (block_count)"), zeros.len().to_string());
+        }
+        Ok(zeros.iter().map(|kda| if *kda { MixerKind::Kda } else { MixerKind::Mla }).collect())
+    }
+
+    /// The file holds sums: key_length_mla = nope + pe, key_length = latent + pe.
+    fn mla(&self, heads: usize) -> Result<MlaConfig, Error> {
+        let latent_dim = self.count("attention.kv_lora_rank")?;
+        let pe_dim = self.count_or("rope.dimension_count", 64)?;
+        let key = self.count("attention.key_length_mla")?;
+        let Some(nope_dim) = key.checked_sub(pe_dim).filter(|n| *n > 0) else {
+            let expected = format!("more than rope.dimension_count ({pe_dim})");
+            return self.bad("attention.key_length_mla", expected, key.to_string());
+        };
+        let row = self.count_or("attention.key_length", latent_dim + pe_dim)?;
+        if row != latent_dim + pe_dim {
+            let expected = format!("kv_lora_rank + rope.dimension_count = {}", latent_dim + pe_dim);
+            return self.bad("attention.key_length", expected, row.to_string());
+        }
+        let value_dim = self.count("attention.value_length_mla")?;
+        Ok(MlaConfig { heads, nope_dim, pe_dim, value_dim, latent_dim })
+    }
+
+    fn moe(&self) -> Result<MoeConfig, Error> {
+        let experts = self.count("expert_count")?;
+        let groups = self.count_or("expert_group_count", 1)?.max(1);
+        let routing = Routing {
+            top_k: self.count("expert_used_count")?,
+            groups,
+            top_groups: self.count_or("expert_group_used_count", groups)?.clamp(1, groups),
+            normalise: !matches!(self.get("expert_weights_norm"), Some(Value::Bool(false))),
+            scale: match self.get("expert_weights_scale") {
+                None => 1.0,
+                Some(_) => self.positive("expert_weights_scale")?,
+            },
+        };
+        if self.count("expert_gating_func")? != 2 {
+            return self.bad("expert_gating_func", "2 (sigmoid)", describe(self.get("expert_gating_func")));
+        }
+        if experts % groups != 0 {
+            return self.bad("expert_group_count", format!("a divisor of {experts}"), groups.to_string());
+        }
+        let eligible = experts / groups * routing.top_groups;
+        if routing.top_k > eligible {
+            return self.bad("expert_used_count", format!("at most {eligible}"), routing.top_k.to_string());
+        }
+        let shared = self.count_or("expert_shared_count", 0)?;
+        Ok(MoeConfig { experts, shared, hidden: self.expert_hidden()?, routing })
+    }
+
+    /// One width, or an array of one a layer, all equal where there are experts.
+    fn expert_hidden(&self) -> Result<usize, Error> {
+        let key = "expert_feed_forward_length";
+        let widths = match self.get(key) {
+            Some(Value::Array(Array::U32(a))) => a.clone(),
+            Some(Value::Array(Array::I32(a))) => a.iter().map(|n| (*n).max(0) as u32).collect(),
+            _ => return self.count(key),
+        };
+        let mut widths = widths.into_iter().filter(|w| *w > 0);
+        let first = widths.next().unwrap_or(0);
+        if first == 0 || u64::from(first) > MAX_COUNT || widths.any(|w| w != first) {
+            return self.bad(key, "the same positive width in each layer", describe(self.get(key)));
+        }
+        Ok(first as usize)
+    }
+}
+
+fn describe(v: Option<&Value>) -> String {
+    match v {
+        None => "nothing".into(),
+        Some(Value::Array(_)) => "an array".into(),
+        Some(Value::String(s)) => format!("the string {:?}", s.chars().take(40).collect::<String>()),
+        Some(v) => format!("{v:?}"),
+    }
+}

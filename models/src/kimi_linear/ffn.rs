@@ -1,0 +1,96 @@
+//! Feed-forward layers: a gated MLP, or a mixture of experts with sigmoid routing and a shared expert.
+//!
+//! MLP(x) = W_down (SiLU(W_gate x) * W_up x);   MoE(x) = MLP_shared(x) + sum_e w_e MLP_e(x)
+//!
+//! The rule that chooses experts is `Backend::route`. Next: [`super::state`].
+
+use super::config::Config;
+use super::weights::Loader;
+use super::{At, Backend};
+use crate::gguf::Error;
+use kernels::backend::{Gated, Routing};
+
+/// What follows the mixer in a layer.
+pub enum Ffn<B: Backend> {
+    /// The first layers.
+    Dense(Mlp<B>),
+    /// All others.
+    Moe(Box<Moe<B>>),
+}
+
+/// A gated MLP, or a stack of them.
+pub struct Mlp<B: Backend> {
+    gate: B::Weight,
+    up: B::Weight,
+    down: B::Weight,
+}
+
+/// A mixture of experts.
+pub struct Moe<B: Backend> {
+    router: B::Weight,
+    bias: B::Weight,
+    routing: Routing,
+    experts: Mlp<B>,
+    shared: Option<Mlp<B>>,
+}
+
+impl<B: Backend> Mlp<B> {
+    /// The tensors `{prefix}_gate{suffix}.weight`, `_up` and `_down` of a layer.
+    pub fn load(
+        from: &Loader<'_, B>,
+        prefix: &str,
+        suffix: &str,
+        dim: usize,
+        hidden: usize,
+    ) -> Result<Self, Error> {
+        Ok(Mlp {
+            gate: from.matrix(&format!("{prefix}_gate{suffix}.weight"), dim, hidden)?,
+            up: from.matrix(&format!("{prefix}_up{suffix}.weight"), dim, hidden)?,
+            down: from.matrix(&format!("{prefix}_down{suffix}.weight"), hidden, dim)?,
+        })
+    }
+
+    fn load_experts(from: &Loader<'_, B>, dim: usize, hidden: usize, n: usize) -> Result<Self, Error> {
+        Ok(Mlp {
+            gate: from.stack("ffn_gate_exps.weight", [dim, hidden, n])?,
+            up: from.stack("ffn_up_exps.weight", [dim, hidden, n])?,
+            down: from.stack("ffn_down_exps.weight", [hidden, dim, n])?,
+        })
+    }
+
+    fn weights(&self) -> Gated<'_, B::Weight> {
+        Gated { gate: &self.gate, up: &self.up, down: &self.down }
+    }
+
+    /// `[token, dim] -> [token, dim]`
+    pub fn forward(&self, b: &B, x: &B::Tensor) -> B::Tensor {
+        b.gated_ffn(self.weights(), x)
+    }
+}
+
+impl<B: Backend> Moe<B> {
+    /// The mixture of a layer.
+    pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Box<Self>, Error> {
+        let (dim, m) = (c.dim, &c.moe);
+        let shared = m.shared * m.hidden;
+        Ok(Box::new(Moe {
+            router: from.matrix("ffn_gate_inp.weight", dim, m.experts)?,
+            bias: from.vector("exp_probs_b.bias", m.experts)?,
+            routing: m.routing,
+            experts: Mlp::load_experts(from, dim, m.hidden, m.experts)?,
+            shared: (shared > 0).then(|| Mlp::load(from, "ffn", "_shexp", dim, shared)).transpose()?,
+        }))
+    }
+
+    /// `[token, dim] -> [token, dim]`
+    pub fn forward(&self, b: &B, x: &B::Tensor, probe: &mut At<'_, B>) -> B::Tensor {
+        let logits = b.matmul(&self.router, x); // [token, expert]
+        let routed = b.route(&logits, &self.bias, self.routing);
+        probe.routed(&routed);
+        let mut y = b.experts(self.experts.weights(), x, &routed);
+        if let Some(shared) = &self.shared {
+            b.add(&mut y, &shared.forward(b, x));
+        }
+        y
+    }
+}

@@ -1,0 +1,102 @@
+//! Kimi Delta Attention: a linear recurrence with a matrix state and a decay for each key channel.
+//!
+//! S_t = (I - beta_t k_t k_t^T) Diag(e^{g_t}) S_{t-1} + beta_t k_t v_t^T,   o_t = S_t^T q_t   (per head)
+//!
+//! The recurrence itself is `Backend::delta_rule`. Next: [`super::mla`].
+
+use super::config::Config;
+use super::weights::Loader;
+use super::{At, Backend};
+use crate::gguf::Error;
+use kernels::backend::{DeltaRule, Span};
+
+/// Epsilon under the root of the l2 norm, as flash-linear-attention adds it.
+const L2_EPS: f32 = 1e-6;
+
+/// The weights of one KDA layer.
+pub struct Kda<B: Backend> {
+    q: B::Weight,
+    k: B::Weight,
+    v: B::Weight,
+    conv_q: B::Weight,
+    conv_k: B::Weight,
+    conv_v: B::Weight,
+    f_a: B::Weight,
+    f_b: B::Weight,
+    a: B::Weight,
+    dt_bias: B::Weight,
+    beta: B::Weight,
+    g_a: B::Weight,
+    g_b: B::Weight,
+    norm: B::Weight,
+    out: B::Weight,
+    head_dim: usize,
+    norm_eps: f32,
+}
+
+/// What a KDA layer remembers of a sequence: constant in its length.
+pub struct KdaState<B: Backend> {
+    /// S, `[heads * dk, dv]`
+    pub s: B::Tensor,
+    /// The last n-1 inputs of the convolutions of q, k and v, oldest first: `[n-1, heads * dk]`
+    pub conv: [B::Tensor; 3],
+}
+
+impl<B: Backend> Kda<B> {
+    /// The KDA weights of a layer.
+    pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Self, Error> {
+        let (dim, k) = (c.dim, &c.kda);
+        let width = k.heads * k.head_dim;
+        let [wq, wk, wv] = from.qkv(dim, width)?;
+        Ok(Kda {
+            q: wq,
+            k: wk,
+            v: wv,
+            conv_q: from.f32_matrix("ssm_conv1d_q.weight", k.conv_taps, width)?,
+            conv_k: from.f32_matrix("ssm_conv1d_k.weight", k.conv_taps, width)?,
+            conv_v: from.f32_matrix("ssm_conv1d_v.weight", k.conv_taps, width)?,
+            f_a: from.matrix("ssm_f_a.weight", dim, k.head_dim)?,
+            f_b: from.matrix("ssm_f_b.weight", k.head_dim, width)?,
+            a: from.vector("ssm_a", k.heads)?,
+            dt_bias: from.vector("ssm_dt.bias", width)?,
+            beta: from.matrix("ssm_beta.weight", dim, k.heads)?,
+            g_a: from.matrix("ssm_g_a.weight", dim, k.head_dim)?,
+            g_b: from.matrix("ssm_g_b.weight", k.head_dim, width)?,
+            norm: from.vector("ssm_norm.weight", k.head_dim)?,
+            out: from.matrix("attn_output.weight", width, dim)?,
+            head_dim: k.head_dim,
+            norm_eps: c.norm_eps,
+        })
+    }
+
+    /// y = W_o (RMSNorm(o) * sigmoid(gate)). `[token, dim] -> [token, dim]`
+    pub fn forward(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        spans: &mut [Span<'_, KdaState<B>>],
+        probe: &mut At<'_, B>,
+    ) -> B::Tensor {
+        let dk = self.head_dim;
+        let scale = (dk as f32).powf(-0.5);
+        let [q, k, v, f, gate, beta] =
+            b.matmuls([&self.q, &self.k, &self.v, &self.f_a, &self.g_a, &self.beta], x);
+        let q = b.short_conv(&mut each(spans, |s| &mut s.conv[0]), &q, &self.conv_q); // [token, head * dk]
+        let k = b.short_conv(&mut each(spans, |s| &mut s.conv[1]), &k, &self.conv_k);
+        let v = b.short_conv(&mut each(spans, |s| &mut s.conv[2]), &v, &self.conv_v);
+        let q = b.l2_norm(q, dk, L2_EPS, scale);
+        let k = b.l2_norm(k, dk, L2_EPS, 1.0);
+        let g = b.kda_decay(b.matmul(&self.f_b, &f), &self.a, &self.dt_bias); // [token, head * dk]
+        let beta = b.sigmoid(beta); // [token, head]
+        probe.tensor("kda_g", &g);
+        let inputs = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+        let o = b.delta_rule(&mut each(spans, |s| &mut s.s), inputs); // [token, head * dv]
+        let gate = b.matmul(&self.g_b, &gate);
+        b.matmul(&self.out, &b.gated_rms_norm(&o, &self.norm, &gate, self.norm_eps))
+    }
+}
+
+/// The spans of one part of the state.
+fn each<'a, S, T>(spans: &'a mut [Span<'_, S>], part: impl Fn(&'a mut S) -> &'a mut T) -> Vec<Span<'a, T>> {
+    spans.iter_mut().map(|s| Span { rows: s.rows.clone(), state: part(s.state) }).collect()
+}

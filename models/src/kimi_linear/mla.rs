@@ -1,0 +1,62 @@
+//! Multi-head latent attention without positions (NoPE), in absorbed form: the cache holds one row
+//! [c_s | kpe_s] a token for all heads, and no key or value is ever expanded.
+//!
+//! score_hts = (q~_ht . c_s + q_pe_ht . kpe_s) / sqrt(nope + pe),   q~_h = W_k,h^T q_nope_h,
+//! o_h = W_v,h sum_s softmax_s(score) c_s
+//!
+//! The channels called "rope" are used and never rotated. Next: [`super::ffn`].
+
+use super::config::Config;
+use super::weights::Loader;
+use super::{At, Backend};
+use crate::gguf::Error;
+use kernels::backend::Span;
+
+/// Epsilon of the latent's norm in the published code (its config's is 1e-5).
+const LATENT_EPS: f32 = 1e-6;
+
+/// The weights of one MLA layer.
+pub struct Mla<B: Backend> {
+    q: B::Weight,
+    kv_a: B::Weight,
+    kv_a_norm: B::Weight,
+    k_b: B::Weight,
+    v_b: B::Weight,
+    out: B::Weight,
+    latent: usize,
+    scale: f32,
+}
+
+impl<B: Backend> Mla<B> {
+    /// The MLA weights of a layer.
+    pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Self, Error> {
+        let (dim, m) = (c.dim, &c.mla);
+        Ok(Mla {
+            q: from.matrix("attn_q.weight", dim, m.heads * (m.nope_dim + m.pe_dim))?,
+            kv_a: from.matrix("attn_kv_a_mqa.weight", dim, m.latent_dim + m.pe_dim)?,
+            kv_a_norm: from.vector("attn_kv_a_norm.weight", m.latent_dim)?,
+            k_b: from.stack("attn_k_b.weight", [m.nope_dim, m.latent_dim, m.heads])?,
+            v_b: from.stack("attn_v_b.weight", [m.latent_dim, m.value_dim, m.heads])?,
+            out: from.matrix("attn_output.weight", m.heads * m.value_dim, dim)?,
+            latent: m.latent_dim,
+            scale: ((m.nope_dim + m.pe_dim) as f32).powf(-0.5),
+        })
+    }
+
+    /// `[token, dim] -> [token, dim]`; the caches grow by the tokens.
+    pub fn forward(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        spans: &mut [Span<'_, B::Cache>],
+        probe: &mut At<'_, B>,
+    ) -> B::Tensor {
+        let [q, kv] = b.matmuls([&self.q, &self.kv_a], x); // [token, head * (nope + pe)], [token, latent + pe]
+        let kv = b.rms_norm(&kv, &self.kv_a_norm, LATENT_EPS); // k_pe passes through
+        probe.tensor("latent", &kv);
+        b.append(spans, &kv);
+        let q = b.matmul_heads(&self.k_b, &q); // [token, head * (latent + pe)]
+        let o = b.latent_attention(spans, &q, self.latent, self.scale); // [token, head * latent]
+        b.matmul(&self.out, &b.matmul_heads(&self.v_b, &o))
+    }
+}

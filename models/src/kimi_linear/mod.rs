@@ -1,0 +1,216 @@
+//! Kimi Linear (arXiv 2510.26692): three Kimi Delta Attention layers for each NoPE MLA layer, then a mixture of
+//! experts. This file is the forward pass, layer by layer; it holds no arithmetic and no file parsing.
+//!
+//! x += Mixer(RMSNorm(x));  x += FFN(RMSNorm(x));  logits = W_out RMSNorm(x)
+//!
+//! Next: [`kda`], [`mla`], [`ffn`] (one formula a line each), [`config`] and [`weights`] (from the file).
+
+pub mod config;
+pub mod ffn;
+pub mod kda;
+pub mod mla;
+pub mod state;
+pub mod weights;
+
+use crate::gguf::{self, read::Gguf};
+use config::{Config, MixerKind};
+use ffn::{Ffn, Mlp, Moe};
+use kda::Kda;
+use kernels::backend::{Backend, CacheFormat, Span};
+use mla::Mla;
+use state::{LayerState, State};
+use std::ops::Range;
+use weights::Loader;
+
+/// A model whose weights are on the backend `B`.
+pub struct Model<B: Backend> {
+    /// Hyperparameters, from the file.
+    pub config: Config,
+    embed: B::Weight,
+    layers: Vec<Layer<B>>,
+    norm: B::Weight,
+    output: B::Weight,
+}
+
+struct Layer<B: Backend> {
+    mixer_norm: B::Weight,
+    mixer: Mixer<B>,
+    ffn_norm: B::Weight,
+    ffn: Ffn<B>,
+}
+
+/// What mixes tokens in a layer.
+enum Mixer<B: Backend> {
+    Kda(Kda<B>),
+    Mla(Mla<B>),
+}
+
+/// One sequence's part of a batch.
+pub struct Sequence<'a, B: Backend> {
+    /// The next tokens, all below the vocabulary size.
+    pub tokens: &'a [u32],
+    /// The state before them; after [`Model::forward`], the state after them.
+    pub state: &'a mut State<B>,
+    /// Of which tokens the logits are wanted.
+    pub outputs: Outputs,
+}
+
+/// Of which tokens of a sequence the logits are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outputs {
+    /// Of none: only the state advances.
+    None,
+    /// Of the last one.
+    Last,
+    /// Of each.
+    All,
+}
+
+/// Sees intermediate results on their way, for tests and statistics. `()` sees nothing.
+pub trait Probe<B: Backend> {
+    /// A tensor of a layer: `kda_g`, `latent` (normalised latent and k_pe), `after_attn`, `after_mlp`.
+    fn tensor(&mut self, _layer: usize, _name: &'static str, _x: &B::Tensor) {}
+    /// The experts chosen in a layer.
+    fn routed(&mut self, _layer: usize, _routed: &B::Routed) {}
+}
+
+impl<B: Backend> Probe<B> for () {}
+
+impl<B: Backend> Model<B> {
+    /// Takes the weights of a file onto the backend. Every tensor's shape is checked against the metadata.
+    pub fn load(b: &B, file: &Gguf) -> Result<Self, gguf::Error> {
+        let config = Config::from_gguf(file)?;
+        let c = &config;
+        let top = Loader { backend: b, file, layer: None };
+        let layers = (0..c.layers.len()).map(|i| Layer::load(b, file, c, i)).collect::<Result<_, _>>()?;
+        Ok(Model {
+            embed: top.matrix("token_embd.weight", c.dim, c.vocab)?,
+            layers,
+            norm: top.vector("output_norm.weight", c.dim)?,
+            output: top.matrix("output.weight", c.dim, c.vocab)?,
+            config,
+        })
+    }
+
+    /// The state of an empty sequence. Latent caches are kept in `cache`.
+    pub fn state(&self, b: &B, cache: CacheFormat) -> State<B> {
+        State::new(b, &self.config, cache)
+    }
+
+    /// Advances every sequence of the batch by its tokens. Returns the logits asked for, sequence by sequence,
+    /// `[outputs, vocab]`; None where none were asked for.
+    pub fn forward(
+        &self,
+        b: &B,
+        batch: &mut [Sequence<'_, B>],
+        probe: &mut dyn Probe<B>,
+    ) -> Option<B::Tensor> {
+        let eps = self.config.norm_eps;
+        let rows = rows_of(batch);
+        let ids: Vec<u32> = batch.iter().flat_map(|s| s.tokens).copied().collect();
+        let mut x = b.embed(&self.embed, &ids); // [token, dim]
+        for (i, layer) in self.layers.iter().enumerate() {
+            let h = b.rms_norm(&x, &layer.mixer_norm, eps);
+            let y = match &layer.mixer {
+                Mixer::Kda(kda) => kda.forward(b, &h, &mut kda_spans(batch, &rows, i), &mut At(probe, i)),
+                Mixer::Mla(mla) => mla.forward(b, &h, &mut mla_spans(batch, &rows, i), &mut At(probe, i)),
+            };
+            b.add(&mut x, &y);
+            probe.tensor(i, "after_attn", &x);
+            let h = b.rms_norm(&x, &layer.ffn_norm, eps);
+            let y = match &layer.ffn {
+                Ffn::Dense(mlp) => mlp.forward(b, &h),
+                Ffn::Moe(moe) => moe.forward(b, &h, &mut At(probe, i)),
+            };
+            b.add(&mut x, &y);
+            probe.tensor(i, "after_mlp", &x);
+        }
+        for s in batch.iter_mut() {
+            s.state.position += s.tokens.len() as u64;
+        }
+        let wanted = outputs_of(batch, &rows);
+        (!wanted.is_empty()).then(|| {
+            let last = b.rms_norm(&b.gather(&x, &wanted), &self.norm, eps);
+            b.matmul(&self.output, &last)
+        })
+    }
+}
+
+impl<B: Backend> Layer<B> {
+    fn load(b: &B, file: &Gguf, c: &Config, layer: usize) -> Result<Self, gguf::Error> {
+        let from = Loader { backend: b, file, layer: Some(layer) };
+        Ok(Layer {
+            mixer_norm: from.vector("attn_norm.weight", c.dim)?,
+            mixer: match c.layers[layer] {
+                MixerKind::Kda => Mixer::Kda(Kda::load(&from, c)?),
+                MixerKind::Mla => Mixer::Mla(Mla::load(&from, c)?),
+            },
+            ffn_norm: from.vector("ffn_norm.weight", c.dim)?,
+            ffn: if layer < c.dense_layers {
+                Ffn::Dense(Mlp::load(&from, "ffn", "", c.dim, c.dense_hidden)?)
+            } else {
+                Ffn::Moe(Moe::load(&from, c)?)
+            },
+        })
+    }
+}
+
+/// A probe that knows its layer.
+pub struct At<'a, B: Backend>(&'a mut dyn Probe<B>, usize);
+
+impl<B: Backend> At<'_, B> {
+    fn tensor(&mut self, name: &'static str, x: &B::Tensor) {
+        self.0.tensor(self.1, name, x);
+    }
+
+    fn routed(&mut self, routed: &B::Routed) {
+        self.0.routed(self.1, routed);
+    }
+}
+
+/// Each sequence's rows of the batch.
+fn rows_of<B: Backend>(batch: &[Sequence<'_, B>]) -> Vec<Range<usize>> {
+    let mut end = 0;
+    let next = |s: &Sequence<'_, B>| {
+        let start = end;
+        end += s.tokens.len();
+        start..end
+    };
+    batch.iter().map(next).collect()
+}
+
+fn outputs_of<B: Backend>(batch: &[Sequence<'_, B>], rows: &[Range<usize>]) -> Vec<usize> {
+    let mut wanted = Vec::new();
+    for (s, rows) in batch.iter().zip(rows) {
+        match s.outputs {
+            Outputs::None => {}
+            Outputs::Last => wanted.extend(rows.clone().last()),
+            Outputs::All => wanted.extend(rows.clone()),
+        }
+    }
+    wanted
+}
+
+fn kda_spans<'a, B: Backend>(
+    batch: &'a mut [Sequence<'_, B>],
+    rows: &[Range<usize>],
+    layer: usize,
+) -> Vec<Span<'a, kda::KdaState<B>>> {
+    let span = |(s, rows): (&'a mut Sequence<'_, B>, &Range<usize>)| match &mut s.state.layers[layer] {
+        LayerState::Kda(state) => Span { rows: rows.clone(), state },
+        LayerState::Mla(_) => panic!("layer {layer} of the state is MLA, of the model KDA"),
+    };
+    batch.iter_mut().zip(rows).map(span).collect()
+}
+
+fn mla_spans<'a, B: Backend>(
+    batch: &'a mut [Sequence<'_, B>],
+    rows: &[Range<usize>],
+    layer: usize,
+) -> Vec<Span<'a, B::Cache>> {
+    let span = |(s, rows): (&'a mut Sequence<'_, B>, &Range<usize>)| match &mut s.state.layers[layer] {
+        LayerState::Mla(state) => Span { rows: rows.clone(), state },
+        LayerState::Kda(_) => panic!("layer {layer} of the state is KDA, of the model MLA"),
+    };
+    batch.iter_mut().zip(rows).map(span).collect()
+}

@@ -1,0 +1,95 @@
+//! From named tensors of a file to weights on a backend, each shape checked.
+
+use crate::gguf::{Error, TensorInfo, read::Gguf};
+use kernels::backend::{Backend, Stored};
+use kernels::quant::Format;
+
+/// Takes tensors of a file, or of one layer of it, by name.
+pub struct Loader<'a, B: Backend> {
+    /// Where the weights go.
+    pub backend: &'a B,
+    /// Where they come from.
+    pub file: &'a Gguf,
+    /// Names get the prefix `blk.N.` of this layer.
+    pub layer: Option<usize>,
+}
+
+impl<B: Backend> Loader<'_, B> {
+    /// A `[rows, cols]` matrix in any format: ggml's `{cols, rows}`.
+    pub fn matrix(&self, name: &str, cols: usize, rows: usize) -> Result<B::Weight, Error> {
+        self.stack(name, [cols, rows, 1])
+    }
+
+    /// A stack of `count` matrices `[rows, cols]` in any format: ggml's `{cols, rows, count}`.
+    pub fn stack(&self, name: &str, [cols, rows, count]: [usize; 3]) -> Result<B::Weight, Error> {
+        let (_, stored) = self.stored(name, [cols, rows, count])?;
+        self.take(name, stored)
+    }
+
+    /// A vector of `len` values, always F32.
+    pub fn vector(&self, name: &str, len: usize) -> Result<B::Weight, Error> {
+        self.f32_matrix(name, len, 1)
+    }
+
+    /// A small `[rows, cols]` matrix that is always F32.
+    pub fn f32_matrix(&self, name: &str, cols: usize, rows: usize) -> Result<B::Weight, Error> {
+        let (info, stored) = self.stored(name, [cols, rows, 1])?;
+        if stored.format != Format::F32 {
+            return self.bad(&info.name, "F32", stored.format.name());
+        }
+        self.take(name, stored)
+    }
+
+    /// The projections of q, k and v `[width, dim]`: three tensors, or one `attn_qkv` with their rows in turn.
+    pub fn qkv(&self, dim: usize, width: usize) -> Result<[B::Weight; 3], Error> {
+        let joint = "attn_qkv.weight";
+        if self.file.tensor(&self.full_name(joint)).is_none() {
+            let one = |name: &str| self.matrix(name, dim, width);
+            return Ok([one("attn_q.weight")?, one("attn_k.weight")?, one("attn_v.weight")?]);
+        }
+        let (_, all) = self.stored(joint, [dim, 3 * width, 1])?;
+        let third = all.bytes.len() / 3;
+        let part = |i: usize| {
+            let bytes = all.bytes.slice(i * third..(i + 1) * third);
+            self.take(joint, Stored { rows: width, bytes, ..all.clone() })
+        };
+        Ok([part(0)?, part(1)?, part(2)?])
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        match self.layer {
+            Some(layer) => format!("blk.{layer}.{name}"),
+            None => name.to_owned(),
+        }
+    }
+
+    fn stored(&self, name: &str, shape: [usize; 3]) -> Result<(&TensorInfo, Stored), Error> {
+        let full = self.full_name(name);
+        let Some(info) = self.file.tensor(&full) else {
+            return self.bad(&full, format!("a tensor {:?}", without_ones(&shape)), "none");
+        };
+        let found: Vec<usize> =
+            info.shape.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect();
+        if without_ones(&found) != without_ones(&shape) {
+            return self.bad(&full, format!("{shape:?}"), format!("{:?}", info.shape));
+        }
+        let [cols, rows, count] = shape;
+        Ok((info, Stored { format: info.format, count, rows, cols, bytes: self.file.bytes(info) }))
+    }
+
+    fn take(&self, name: &str, stored: Stored) -> Result<B::Weight, Error> {
+        let full = self.full_name(name);
+        self.backend.weight(stored).or_else(|e| self.bad(&full, "room on the device", e.to_string()))
+    }
+
+    fn bad<T>(&self, place: &str, expected: impl Into<String>, found: impl Into<String>) -> Result<T, Error> {
+        let path = self.file.paths().first().map(|p| p.display().to_string()).unwrap_or_default();
+        let place = place.to_owned();
+        Err(Error::Bad { path, place, expected: expected.into(), found: found.into() })
+    }
+}
+
+/// A shape without dimensions of 1, which files leave out or write as they please.
+fn without_ones(shape: &[usize]) -> Vec<usize> {
+    shape.iter().copied().filter(|n| *n != 1).collect()
+}
