@@ -1,17 +1,30 @@
 //! From a Hugging Face checkpoint (or another GGUF file) to one quantised GGUF file. Never runs a model.
 //!
 //! `config` -> hyperparameters, `names` -> the tensors they imply, `mix` -> their formats, `plan` -> all of
-//! it against the input (`checkpoint`, `source`), `run` -> the file. Start reading at [`run`].
+//! it against the input (`checkpoint` or `requantise`, both a `source`), `job` -> that and the metadata,
+//! `run` -> the file, piece by piece (`pieces`). Start reading at [`run`].
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
 pub mod config;
 mod error;
+pub mod job;
 pub mod metadata;
 pub mod mix;
 pub mod names;
+mod pieces;
 pub mod plan;
+mod progress;
+mod requantise;
+mod resume;
+pub mod run;
 pub mod safetensors;
 pub mod source;
+mod vocabulary;
 
 pub use error::{Error, Result};
+pub use job::{Options, Row};
+pub use mix::Mix;
+pub use plan::Override;
+pub use progress::Progress;
+pub use run::{Summary, convert, dry_run};

@@ -118,6 +118,11 @@ impl Gguf {
         part.bytes.slice(start as usize..(start + tensor.bytes) as usize)
     }
 
+    /// Where a tensor's first byte stands in its file, `paths()[tensor.file]`: for readers that do not map.
+    pub fn offset_in_file(&self, tensor: &TensorInfo) -> u64 {
+        self.parts[tensor.file].data + tensor.offset
+    }
+
     /// Bytes of the file or of all parts.
     pub fn file_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()

@@ -1,0 +1,195 @@
+//! The work of a conversion cut into pieces: read a few rows, decode, transform, check, quantise.
+//!
+//! Pieces come in the order of the output's bytes and depend on nothing but the plan, so a stopped
+//! conversion goes on at the piece where it stopped. Who runs them in parallel: `run`.
+
+use crate::error::{Error, Result};
+use crate::names::{Part, Transform};
+use crate::plan::{Planned, scales};
+use crate::source::{Coding, Scales, Source, f8_e4m3};
+use kernels::quant::Format;
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// Values of a piece at most, if a row is not longer: 32 MiB of F32.
+const PIECE_VALUES: u64 = 8 << 20;
+/// Values that one thread takes at least.
+const SHARE_VALUES: usize = 32 << 10;
+
+/// Some rows of one part.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Piece<'a> {
+    /// Index of the output tensor in the plan.
+    pub tensor: usize,
+    /// The part it belongs to.
+    pub part: &'a Part,
+    /// First source row.
+    pub first: u64,
+    /// Source rows.
+    pub rows: u64,
+    /// Where its bytes start in the output tensor.
+    pub offset: u64,
+    /// Its bytes in the output.
+    pub bytes: u64,
+}
+
+/// A piece with what was read for it.
+#[derive(Debug)]
+pub struct Loaded<'a> {
+    /// Which.
+    pub piece: Piece<'a>,
+    /// Its source rows as stored.
+    pub stored: Vec<u8>,
+    /// How they are stored.
+    coding: Coding,
+    scales: Option<Arc<Scales>>,
+}
+
+/// Every piece of the plan, in the order of the output.
+pub fn pieces(plan: &[Planned]) -> impl Iterator<Item = Piece<'_>> {
+    plan.iter().enumerate().flat_map(|(tensor, planned)| {
+        let row_bytes = planned.format.row_bytes(planned.shape[0]).expect("checked by the plan");
+        let mut offset = 0;
+        planned.parts.iter().flat_map(move |part| {
+            let step = match part.map {
+                Transform::Transpose => part.rows.max(1),
+                _ => (PIECE_VALUES / part.cols()).max(1),
+            };
+            let cuts = (part.first..part.first + part.rows).step_by(step as usize);
+            let made: Vec<_> = cuts
+                .map(|first| {
+                    let rows = step.min(part.first + part.rows - first);
+                    let out_rows = if part.map == Transform::Transpose { part.cols() } else { rows };
+                    let bytes = out_rows * row_bytes;
+                    offset += bytes;
+                    Piece { tensor, part, first, rows, offset: offset - bytes, bytes }
+                })
+                .collect();
+            made
+        })
+    })
+}
+
+/// Reads pieces one after another; keeps the scales of the last FP8 tensor.
+pub struct Loader<'a> {
+    source: &'a Source,
+    fp8_block: [u64; 2],
+    last: Option<(&'a str, Option<Arc<Scales>>)>,
+}
+
+impl<'a> Loader<'a> {
+    /// Reads from `source`, whose FP8 scales stand for blocks of this size.
+    pub fn new(source: &'a Source, fp8_block: [u64; 2]) -> Loader<'a> {
+        Loader { source, fp8_block, last: None }
+    }
+
+    /// Reads a piece.
+    ///
+    /// # Errors
+    /// The system's, or broken FP8 scales.
+    pub fn load(&mut self, piece: Piece<'a>) -> Result<Loaded<'a>> {
+        let part = piece.part;
+        let tensor = &self.source.tensors[&part.source];
+        let scales = match &self.last {
+            Some((name, scales)) if *name == part.source => scales.clone(),
+            _ => scales(part, tensor, self.source, self.fp8_block)?.map(Arc::new),
+        };
+        self.last = Some((&part.source, scales.clone()));
+        let stored = self.source.rows(tensor, part.cols(), piece.first, piece.rows)?;
+        Ok(Loaded { piece, stored, coding: tensor.coding.clone(), scales })
+    }
+}
+
+/// A piece in the output's format, computed on the threads of the current rayon pool. `path` names the
+/// input in messages.
+///
+/// # Errors
+/// A weight that is not finite or too large for the format.
+pub fn encode(loaded: Loaded, planned: &Planned, path: impl Fn() -> String + Sync) -> Result<Vec<u8>> {
+    let part = loaded.piece.part;
+    let format = planned.format;
+    let untouched = loaded.coding == Coding::Blocks(format) && part.map == Transform::Copy;
+    if untouched && format.block_len() > 1 {
+        return Ok(loaded.stored);
+    }
+    let whole = match part.map {
+        Transform::Transpose => Some(transposed(&loaded)),
+        _ => None,
+    };
+    let cols = planned.shape[0] as usize;
+    let row_bytes = format.row_bytes(planned.shape[0]).expect("checked by the plan") as usize;
+    let mut out = vec![0; loaded.piece.bytes as usize];
+    let share = (SHARE_VALUES / cols).max(1);
+    out.par_chunks_mut(share * row_bytes).enumerate().try_for_each(|(i, rows)| {
+        let mut values = vec![0.0; cols];
+        for (row, out) in (i * share..).zip(rows.chunks_exact_mut(row_bytes)) {
+            match &whole {
+                Some(all) => values.copy_from_slice(&all[row * cols..][..cols]),
+                None => loaded.decode(row, &mut values),
+            }
+            if part.map == Transform::NegExp {
+                values.iter_mut().for_each(|x| *x = -x.exp());
+            }
+            if let Some(at) = values.iter().position(|x| !fits(*x, format)) {
+                let place = format!(
+                    "{} value {at} of row {}",
+                    planned.name,
+                    output_row(&loaded.piece, row_bytes) + row
+                );
+                let expected = format!("a weight that {} can hold", format.name());
+                return Err(Error::bad(
+                    path(),
+                    format_args!("{} ({place})", part.source),
+                    expected,
+                    values[at],
+                ));
+            }
+            format.quantise_row(&values, out);
+        }
+        Ok(())
+    })?;
+    Ok(out)
+}
+
+fn output_row(piece: &Piece, row_bytes: usize) -> usize {
+    piece.offset as usize / row_bytes
+}
+
+/// Finite, and not so large that an f16 (a value, or a block's scale) overflows.
+fn fits(x: f32, format: Format) -> bool {
+    let largest = match format {
+        Format::F32 => f32::MAX,
+        Format::BF16 => f32::from_bits(0x7f7f_7fff),
+        _ => 65504.0,
+    };
+    x.abs() <= largest
+}
+
+/// The piece's `[rows, cols]` as `[cols, rows]`.
+fn transposed(loaded: &Loaded) -> Vec<f32> {
+    let (rows, cols) = (loaded.piece.rows as usize, loaded.piece.part.cols() as usize);
+    let mut out = vec![0.0; rows * cols];
+    let mut values = vec![0.0; cols];
+    for row in 0..rows {
+        loaded.decode(row, &mut values);
+        for (col, value) in values.iter().enumerate() {
+            out[col * rows + row] = *value;
+        }
+    }
+    out
+}
+
+impl Loaded<'_> {
+    /// The values of a row of the piece.
+    fn decode(&self, row: usize, values: &mut [f32]) {
+        let row_bytes = self.coding.row_bytes(values.len() as u64).expect("checked by the plan") as usize;
+        let stored = &self.stored[row * row_bytes..][..row_bytes];
+        match &self.coding {
+            Coding::Blocks(format) => format.dequantise_row(stored, values),
+            _ => values.iter_mut().zip(stored).for_each(|(x, byte)| *x = f8_e4m3(*byte)),
+        }
+        if let Some(scales) = &self.scales {
+            scales.apply(self.piece.first + row as u64, values);
+        }
+    }
+}

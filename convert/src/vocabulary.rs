@@ -1,0 +1,126 @@
+//! The tokenizer and chat template of a checkpoint directory -> metadata.
+//!
+//! Parsing a vocabulary is `models::tokenizer`'s work; this file only knows where the files are and what
+//! it means when they are not there.
+
+use crate::checkpoint::read_text;
+use crate::config::Config;
+use crate::error::{Error, Result};
+use crate::progress::Progress;
+use models::gguf::{Metadata, Value};
+use models::tokenizer::Vocabulary;
+use serde_json::Value as Json;
+use std::path::Path;
+
+const EOS: &str = "tokenizer.ggml.eos_token_id";
+const EOT: &str = "tokenizer.ggml.eot_token_id";
+const TEMPLATE: &str = "tokenizer.chat_template";
+
+/// Adds the `tokenizer.` keys.
+///
+/// # Errors
+/// A broken tokenizer file, or one with more tokens than the config's `vocab_size`.
+pub fn add(metadata: &mut Metadata, dir: &Path, config: &Config, progress: &mut dyn Progress) -> Result<()> {
+    let tokenizer_config = json(&dir.join("tokenizer_config.json"))?;
+    match read(dir, config, tokenizer_config.as_ref().map(|(text, _)| text.as_str()))? {
+        Some(vocabulary) => {
+            for (key, value) in vocabulary.to_metadata() {
+                metadata.set(&key, value);
+            }
+        }
+        None => {
+            progress.warn(&format!(
+                "{}: no tiktoken.model and no tokenizer.json: the file will take token ids only",
+                dir.display()
+            ));
+            metadata.set("tokenizer.ggml.model", Value::String("none".into()));
+        }
+    }
+    let roles = [("bos", config.bos), ("eos", config.eos), ("padding", config.pad)];
+    for (role, id) in roles {
+        let key = format!("tokenizer.ggml.{role}_token_id");
+        if let (None, Some(id)) = (metadata.get(&key), id) {
+            metadata.set(&key, Value::U32(id));
+        }
+    }
+    add_end_of_turn(metadata, dir, config)?;
+    match template(dir, tokenizer_config.as_ref().map(|(_, json)| json))? {
+        Some(template) => metadata.set(TEMPLATE, Value::String(template)),
+        None => progress.warn(&format!("{}: no chat template: the built-in one will be used", dir.display())),
+    }
+    Ok(())
+}
+
+fn read(dir: &Path, config: &Config, tokenizer_config: Option<&str>) -> Result<Option<Vocabulary>> {
+    let (tiktoken, tokenizer) = (dir.join("tiktoken.model"), dir.join("tokenizer.json"));
+    let size = Some(config.vocab as usize);
+    let vocabulary = if tiktoken.exists() {
+        let text = tokenizer_config.unwrap_or_default();
+        Vocabulary::from_tiktoken(&tiktoken.display().to_string(), &read_text(&tiktoken)?, text, size)?
+    } else if tokenizer.exists() {
+        let text = text(&tokenizer)?;
+        Vocabulary::from_json(
+            &tokenizer.display().to_string(),
+            &text,
+            tokenizer_config.unwrap_or_default(),
+            size,
+        )?
+    } else {
+        return Ok(None);
+    };
+    Ok(Some(vocabulary))
+}
+
+/// Kimi stops on two ids: the tokenizer's own end, and the end of a turn that the configs name.
+fn add_end_of_turn(metadata: &mut Metadata, dir: &Path, config: &Config) -> Result<()> {
+    let path = dir.join("generation_config.json");
+    let named = json(&path)?.and_then(|(_, json)| json.get("eos_token_id").cloned());
+    let list = match named {
+        Some(Json::Array(list)) => list,
+        Some(one) => vec![one],
+        None => Vec::new(),
+    };
+    let below = |id: u64| u32::try_from(id).ok().filter(|id| u64::from(*id) < config.vocab);
+    let mut ends: Vec<u32> = config.eos.into_iter().collect();
+    for value in list.iter().filter(|value| !value.is_null()) {
+        let expected = format_args!("ids below vocab_size {}", config.vocab);
+        let id = value.as_u64().and_then(below);
+        ends.push(id.ok_or_else(|| Error::bad(path.display(), "eos_token_id", expected, value))?);
+    }
+    let other = ends.into_iter().find(|id| metadata.get(EOS) != Some(&Value::U32(*id)));
+    if let (None, Some(id)) = (metadata.get(EOT), other) {
+        metadata.set(EOT, Value::U32(id));
+    }
+    Ok(())
+}
+
+fn template(dir: &Path, tokenizer_config: Option<&Json>) -> Result<Option<String>> {
+    let path = dir.join("chat_template.jinja");
+    if path.exists() {
+        return text(&path).map(Some);
+    }
+    let inside = tokenizer_config.and_then(|json| json.get("chat_template"));
+    let named = inside.and_then(Json::as_array).and_then(|list| {
+        let default = |t: &&Json| t.get("name").and_then(Json::as_str) == Some("default");
+        list.iter().find(default)?.get("template")?.as_str()
+    });
+    Ok(inside.and_then(Json::as_str).or(named).map(str::to_owned))
+}
+
+fn text(path: &Path) -> Result<String> {
+    String::from_utf8(read_text(path)?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::bad(path.display(), format_args!("byte {at}"), "UTF-8", "something else")
+    })
+}
+
+/// A JSON file, as text and parsed; None where there is none.
+fn json(path: &Path) -> Result<Option<(String, Json)>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = text(path)?;
+    let parsed = serde_json::from_str(&text)
+        .map_err(|e| Error::bad(path.display(), format_args!("line {}", e.line()), "JSON", e))?;
+    Ok(Some((text, parsed)))
+}
