@@ -1,0 +1,30 @@
+//! Any bytes as a GGUF file. What is accepted must stay within the file and survive writing and reading.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use models::gguf::parse::{Header, parse};
+use models::gguf::write::Layout;
+
+/// Rewritten files above this are not built: the fuzzer's memory is for parsing.
+const MAX_BYTES: u64 = 1 << 20;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(header) = parse("fuzz", bytes) else { return };
+    for tensor in &header.tensors {
+        assert!(header.data + tensor.offset + tensor.bytes <= bytes.len() as u64);
+    }
+    let Ok(layout) = lay_out(header) else { return };
+    if layout.total_bytes() > MAX_BYTES {
+        return;
+    }
+    let mut written = layout.header().to_vec();
+    written.resize(layout.total_bytes() as usize, 0);
+    let again = lay_out(parse("fuzz", &written).expect("what we write we read")).expect("and write again");
+    assert_eq!(layout.header(), again.header());
+    assert_eq!(layout.tensors(), again.tensors());
+});
+
+fn lay_out(header: Header) -> Result<Layout, models::gguf::Error> {
+    let tensors = header.tensors.into_iter().map(|t| (t.name, t.format, t.shape)).collect();
+    Layout::new(header.metadata, tensors)
+}
