@@ -1,2 +1,16 @@
 //! The runtime: engine, session, sampling, commands. The binary is a thin `main` over it.
+//!
+//! The way of a prompt: [`prompt`] (text to ids), [`session`] (ids to logits, over
+//! [`engine`]), [`generate`] (logits to tokens, with [`sample`]), [`stream`] (tokens to text).
 #![forbid(unsafe_code)]
+
+pub mod bench;
+pub mod cli;
+pub mod engine;
+pub mod generate;
+pub mod logits;
+pub mod perplexity;
+pub mod prompt;
+pub mod sample;
+pub mod session;
+pub mod stream;

@@ -1,2 +1,35 @@
-//! `kimi`: convert, inspect, generate, chat and bench Kimi Linear models.
-fn main() {}
+//! `kimi`: convert, inspect, generate, chat and bench Kimi Linear models. Exit codes: 0 done, 1 an error said in
+//! one line on standard error, 2 wrong usage. Next: `cli.rs`.
+
+use clap::Parser;
+use std::io::ErrorKind;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match kimi::cli::run(kimi::cli::Cli::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) if reader_left(&e) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("kimi: {}", one_line(&e));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Whoever reads our output has seen enough (`kimi inspect ... | head`): no error.
+fn reader_left(e: &anyhow::Error) -> bool {
+    let broken = |c: &std::io::Error| c.kind() == ErrorKind::BrokenPipe;
+    e.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(broken))
+}
+
+/// The causes in a line, without those that the one before them already tells.
+fn one_line(e: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in e.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line += if line.is_empty() { "" } else { ": " };
+            line += &cause;
+        }
+    }
+    line.replace('\n', " ")
+}

@@ -4,5 +4,5 @@
 //! Next: [`gguf`] (the file), then [`kimi_linear`] (the graph).
 
 pub mod gguf;
-pub mod tokenizer;
 pub mod kimi_linear;
+pub mod tokenizer;

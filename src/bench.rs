@@ -1,0 +1,204 @@
+//! `kimi bench`: prefill and decode rates at given depths, beside the memory-read rate of the same run.
+//!
+//! Depth is made by filling the latent caches with random rows: the time of a step depends on their number, not
+//! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
+
+use crate::engine::{Engine, EngineArgs};
+use anyhow::Result;
+use kernels::backend::{Backend, CacheFormat, Span};
+use models::gguf::TensorInfo;
+use models::kimi_linear::config::MixerKind;
+use models::kimi_linear::state::{LayerState, State};
+use models::kimi_linear::{Outputs, Sequence};
+use rand_pcg::Pcg64Mcg;
+use rand_pcg::rand_core::Rng;
+use serde::Serialize;
+use std::time::Instant;
+
+/// Arguments of `kimi bench`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Tokens of a prefill (0: none)
+    #[arg(short, long, default_value_t = 512)]
+    prefill: usize,
+    /// Tokens decoded one by one (0: none)
+    #[arg(short = 'n', long, default_value_t = 32)]
+    decode: usize,
+    /// Tokens already in the context, one case each
+    #[arg(short, long, value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+    /// Repetitions; medians are printed
+    #[arg(short, long, default_value_t = 5)]
+    reps: usize,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    backend: String,
+    weights_bytes: u64,
+    memory_read_gb_s: f64,
+    cases: Vec<Case>,
+}
+
+/// One kind of work at one depth.
+#[derive(Debug, Serialize)]
+struct Case {
+    test: &'static str,
+    tokens: usize,
+    depth: usize,
+    tokens_per_s: f64,
+    min: f64,
+    max: f64,
+    /// Decode only: bytes of weights, state and cache a step has to move, times steps a second.
+    gb_s: Option<f64>,
+    /// Decode only: of the memory-read rate.
+    share: Option<f64>,
+    #[serde(skip)]
+    rates: Vec<f64>,
+}
+
+/// Measures and prints.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    let engine = Engine::open(&args.engine)?;
+    let mut cases = cases(args);
+    let memory = memory_read_gb_s(2);
+    for rep in 0..=args.reps.max(1) {
+        for case in &mut cases {
+            eprint!("\r\x1b[Krep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth);
+            let rate = measure(&engine, case);
+            // The first round warms caches and page tables.
+            if rep > 0 {
+                case.rates.push(rate);
+            }
+        }
+    }
+    eprint!("\r\x1b[K");
+    for case in &mut cases {
+        case.rates.sort_by(f64::total_cmp);
+        (case.min, case.max) = (case.rates[0], case.rates[case.rates.len() - 1]);
+        case.tokens_per_s = case.rates[case.rates.len() / 2];
+        if case.test == "decode" {
+            let gb_s = bytes_per_token(&engine, case.depth) as f64 * case.tokens_per_s / 1e9;
+            (case.gb_s, case.share) = (Some(gb_s), Some(gb_s / memory));
+        }
+    }
+    let report = Report {
+        model: args.engine.model.display().to_string(),
+        backend: engine.backend.describe(),
+        weights_bytes: engine.file.tensors.iter().map(|t| t.bytes).sum(),
+        memory_read_gb_s: memory,
+        cases,
+    };
+    print(&report, args.json)
+}
+
+fn cases(args: &BenchArgs) -> Vec<Case> {
+    let case = |test, tokens, depth| Case {
+        test,
+        tokens,
+        depth,
+        tokens_per_s: 0.0,
+        min: 0.0,
+        max: 0.0,
+        gb_s: None,
+        share: None,
+        rates: Vec::new(),
+    };
+    let both = |&d: &usize| [case("prefill", args.prefill, d), case("decode", args.decode, d)];
+    args.depth.iter().flat_map(both).filter(|c| c.tokens > 0).collect()
+}
+
+fn print(report: &Report, json: bool) -> Result<()> {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report)?);
+        return Ok(());
+    }
+    println!("{}  {:.2} GiB", report.model, report.weights_bytes as f64 / (1u64 << 30) as f64);
+    println!("{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s);
+    println!(
+        "{:<8} {:>7} {:>8} {:>9} {:>18} {:>7} {:>6}",
+        "test", "tokens", "depth", "tok/s", "min-max", "GB/s", "of max"
+    );
+    for c in &report.cases {
+        let range = format!("{:.2}-{:.2}", c.min, c.max);
+        print!("{:<8} {:>7} {:>8} {:>9.2} {range:>18}", c.test, c.tokens, c.depth, c.tokens_per_s);
+        match (c.gb_s, c.share) {
+            (Some(gb_s), Some(share)) => println!(" {gb_s:>7.2} {:>5.0}%", share * 100.0),
+            _ => println!(),
+        }
+    }
+    Ok(())
+}
+
+/// Tokens a second of one repetition.
+fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
+    let mut rng = Pcg64Mcg::new(42);
+    let mut state = at_depth(engine, case.depth, &mut rng);
+    let vocab = engine.model.config.vocab as u32;
+    let tokens: Vec<u32> = (0..case.tokens).map(|_| rng.next_u32() % vocab).collect();
+    let step = if case.test == "decode" { 1 } else { engine.batch };
+    let start = Instant::now();
+    for tokens in tokens.chunks(step) {
+        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last }];
+        let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
+        std::hint::black_box(logits.map(|l| engine.backend.read(&l)));
+    }
+    case.tokens as f64 / start.elapsed().as_secs_f64()
+}
+
+fn at_depth<B: Backend>(engine: &Engine<B>, depth: usize, rng: &mut Pcg64Mcg) -> State<B> {
+    let (b, width) = (&engine.backend, engine.model.config.cache_width());
+    let mut state = engine.model.state(b, engine.cache);
+    for layer in &mut state.layers {
+        let LayerState::Mla(cache) = layer else { continue };
+        for start in (0..depth).step_by(1024) {
+            let rows = (depth - start).min(1024);
+            let values: Vec<f32> =
+                (0..rows * width).map(|_| (rng.next_u32() as f32 / u32::MAX as f32) * 2.0 - 1.0).collect();
+            b.append(&mut [Span { rows: 0..rows, state: &mut *cache }], &b.tensor(rows, width, &values));
+        }
+    }
+    state.position = depth as u64;
+    state
+}
+
+/// Bytes one decoded token has to read, and of the KDA state also write.
+pub fn bytes_per_token<B: Backend>(engine: &Engine<B>, depth: usize) -> u64 {
+    let c = &engine.model.config;
+    let used = |t: &TensorInfo| match t.name.as_str() {
+        "token_embd.weight" => t.bytes / c.vocab as u64,
+        name if name.contains("_exps.") => t.bytes * c.moe.routing.top_k as u64 / c.moe.experts as u64,
+        _ => t.bytes,
+    };
+    let weights: u64 = engine.file.tensors.iter().map(used).sum();
+    let state = 2 * 4 * c.kda.heads * c.kda.head_dim * c.kda.head_dim * c.count(MixerKind::Kda);
+    let row = match engine.cache {
+        CacheFormat::F32 => 4 * c.cache_width(),
+        CacheFormat::F16 => 2 * c.cache_width(),
+        CacheFormat::Q8_0 => c.cache_width().div_ceil(32) * 34,
+    };
+    weights + state as u64 + (row * depth * c.count(MixerKind::Mla)) as u64
+}
+
+/// The rate at which this machine's threads read memory: the best of five passes over 1 GiB.
+fn memory_read_gb_s(threads: usize) -> f64 {
+    const WORDS: usize = 1 << 27;
+    let memory: Vec<u64> = (0..WORDS as u64).collect();
+    let pass = || {
+        let start = Instant::now();
+        std::thread::scope(|s| {
+            for part in memory.chunks(WORDS.div_ceil(threads)) {
+                s.spawn(|| std::hint::black_box(part.iter().fold(0u64, |a, x| a.wrapping_add(*x))));
+            }
+        });
+        WORDS as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
+}

@@ -1,0 +1,76 @@
+//! `kimi generate`: one prompt, one streamed reply; text on standard output, rates on standard error.
+
+use crate::engine::{Engine, EngineArgs};
+use crate::generate::{Event, Request, generate};
+use crate::prompt::PromptArgs;
+use crate::sample::Sampling;
+use crate::session::Session;
+use anyhow::Result;
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+
+/// Arguments of `kimi generate`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    max_tokens: usize,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// End the reply before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on past end-of-generation tokens
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print the reply's token ids, one a line, instead of its text
+    #[arg(long)]
+    print_ids: bool,
+    /// No progress and no rates on standard error
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Loads the model, generates, prints.
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    let engine = Engine::open(&args.engine)?;
+    let prompt = engine.raw_ids(&args.prompt.read()?)?;
+    let print_ids = args.print_ids || engine.tokenizer.is_none();
+    let request = Request {
+        prompt: &prompt,
+        max_tokens: args.max_tokens,
+        sampling: args.sampling,
+        stops: &args.stop,
+        ignore_end: args.ignore_eos,
+    };
+    let progress = !args.quiet && std::io::stderr().is_terminal();
+    let mut out = std::io::stdout().lock();
+    let mut failed = Ok(());
+    let mut session = Session::new(&engine);
+    let stats = generate(&mut session, &request, &mut |event| {
+        let written = match event {
+            Event::Prefill { done, total } if progress && total > engine.batch => {
+                let end = if done == total { "\r\x1b[K" } else { "" };
+                eprint!("\rreading {done}/{total} tokens{end}");
+                Ok(())
+            }
+            Event::Token(id) if print_ids => writeln!(out, "{id}"),
+            Event::Text(text) if !print_ids => write!(out, "{text}").and_then(|()| out.flush()),
+            _ => Ok(()),
+        };
+        failed = written;
+        if failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    failed?;
+    if !print_ids {
+        writeln!(out)?;
+    }
+    if !args.quiet {
+        eprintln!("{}", stats.line());
+    }
+    Ok(())
+}

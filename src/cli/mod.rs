@@ -1,0 +1,41 @@
+//! The command line: one variant a command, each handled by the module of its name.
+
+mod convert;
+mod generate;
+
+use crate::{bench, logits, perplexity};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Run Kimi Linear on your own machine.
+#[derive(Parser)]
+#[command(name = "kimi", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Turn a Hugging Face checkpoint (or another GGUF) into one quantised file
+    Convert(convert::ConvertArgs),
+    /// Generate text from a prompt
+    Generate(generate::GenerateArgs),
+    /// Measure prefill and decode rates
+    Bench(bench::BenchArgs),
+    /// Measure how well a model predicts a text, and its distance from a baseline
+    Perplexity(perplexity::PerplexityArgs),
+    /// Write the logits of a prompt as a NumPy file
+    Logits(logits::LogitsArgs),
+}
+
+/// Runs the command.
+pub fn run(cli: Cli) -> Result<()> {
+    match cli.command {
+        Command::Convert(args) => convert::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Bench(args) => bench::run(&args),
+        Command::Perplexity(args) => perplexity::run(&args),
+        Command::Logits(args) => logits::run(&args),
+    }
+}

@@ -1,0 +1,110 @@
+//! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
+
+use crate::prompt::Prompt;
+use anyhow::{Context as _, Result, bail};
+use kernels::backend::{Backend, CacheFormat};
+use kernels::reference::Reference as Cpu;
+use models::gguf::read::Gguf;
+use models::kimi_linear::Model;
+use models::tokenizer::Vocabulary;
+use std::path::{Path, PathBuf};
+
+/// Which model to load, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EngineArgs {
+    /// The model file (GGUF, architecture kimi-linear)
+    #[arg(short, long, value_name = "FILE")]
+    pub model: PathBuf,
+    /// Threads that compute (default: all cores this process may use)
+    #[arg(short, long, value_name = "N")]
+    pub threads: Option<usize>,
+    /// Tokens of context at most (default: what the model was made for)
+    #[arg(short, long, value_name = "TOKENS")]
+    pub ctx: Option<u64>,
+    /// Tokens of a prompt processed together; more is faster and takes more memory
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
+    pub batch: usize,
+    /// How the latent cache is kept
+    #[arg(long, value_enum, default_value_t = CacheType::F16)]
+    pub cache_type: CacheType,
+}
+
+/// How the latent cache is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CacheType {
+    /// Exact, 4 bytes a value
+    F32,
+    /// 2 bytes a value
+    F16,
+    /// 34 bytes for 32 values
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<CacheType> for CacheFormat {
+    fn from(t: CacheType) -> Self {
+        match t {
+            CacheType::F32 => CacheFormat::F32,
+            CacheType::F16 => CacheFormat::F16,
+            CacheType::Q8_0 => CacheFormat::Q8_0,
+        }
+    }
+}
+
+/// A model ready to run.
+pub struct Engine<B: Backend> {
+    /// Where it computes.
+    pub backend: B,
+    /// The graph and its weights.
+    pub model: Model<B>,
+    /// Its tokenizer; None for a file usable by token ids only.
+    pub tokenizer: Option<Vocabulary>,
+    /// Tokens a sequence may have.
+    pub context: u64,
+    /// Tokens of a prompt processed together.
+    pub batch: usize,
+    /// How latent caches are kept.
+    pub cache: CacheFormat,
+    /// The file.
+    pub file: Gguf,
+}
+
+impl Engine<Cpu> {
+    /// Loads a model on the CPU.
+    pub fn open(args: &EngineArgs) -> Result<Self> {
+        if args.batch == 0 {
+            bail!("--batch: expected at least 1, found 0");
+        }
+        Engine::load(Cpu, &args.model, args)
+    }
+}
+
+impl<B: Backend> Engine<B> {
+    /// Loads a model on a backend.
+    pub fn load(backend: B, path: &Path, args: &EngineArgs) -> Result<Self> {
+        let file = Gguf::open(path)?;
+        let model = Model::load(&backend, &file)?;
+        let tokenizer = Vocabulary::from_metadata(&path.display().to_string(), &file.metadata)?;
+        let context = args.ctx.unwrap_or(model.config.context);
+        let (batch, cache) = (args.batch, args.cache_type.into());
+        Ok(Engine { backend, model, tokenizer, context, batch, cache, file })
+    }
+
+    /// The tokenizer, or an error that says how to do without.
+    pub fn tokenizer(&self) -> Result<&Vocabulary> {
+        self.tokenizer.as_ref().context("the model file has no tokenizer: give token ids with --ids")
+    }
+
+    /// The token ids of a prompt as it is: text in which special tokens' names mean nothing.
+    pub fn raw_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
+        match prompt {
+            Prompt::Ids(ids) => Ok(ids.clone()),
+            Prompt::Text(text) => Ok(self.tokenizer()?.encode(text)),
+        }
+    }
+
+    /// Whether a token ends a reply.
+    pub fn is_end(&self, token: u32) -> bool {
+        self.tokenizer.as_ref().is_some_and(|t| t.is_end(token))
+    }
+}

@@ -1,0 +1,143 @@
+//! From a prompt's tokens to streamed text: prefill, then sample, until an end token, a stop string or a limit.
+
+use crate::sample::{Sampler, Sampling};
+use crate::session::{Error, Prefill, Session};
+use crate::stream::Stream;
+use kernels::backend::Backend;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// What to generate from.
+pub struct Request<'a> {
+    /// The whole prompt; what the session has processed of it is not processed again.
+    pub prompt: &'a [u32],
+    /// Tokens at most.
+    pub max_tokens: usize,
+    /// How they are chosen.
+    pub sampling: Sampling,
+    /// Text that ends the reply; it is not part of it.
+    pub stops: &'a [String],
+    /// Go on past end-of-generation tokens.
+    pub ignore_end: bool,
+}
+
+/// What happens while generating.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// So many tokens of the prompt are in the state.
+    Prefill {
+        /// Tokens in.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+    },
+    /// A token was chosen.
+    Token(u32),
+    /// Text that is final: whole characters, no beginning of a stop string.
+    Text(&'a str),
+}
+
+/// Why a reply ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The model ended it.
+    EndToken,
+    /// A stop string.
+    StopString,
+    /// The limit on tokens, or the context's end.
+    Length,
+    /// The caller.
+    Cancelled,
+}
+
+/// What was done and how long it took.
+#[derive(Clone, Copy, Debug)]
+pub struct Stats {
+    /// Tokens of the prompt reused and computed.
+    pub prefill: Prefill,
+    /// Time for those computed.
+    pub prefill_time: Duration,
+    /// Tokens generated.
+    pub generated: usize,
+    /// Time from the first of them to the last.
+    pub decode_time: Duration,
+    /// Why it ended.
+    pub ended: Ended,
+}
+
+impl Stats {
+    /// One line for people: what was reused and computed, and how fast.
+    pub fn line(&self) -> String {
+        let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
+        format!(
+            "prompt {} reused, {} new in {:.2} s ({:.1} tok/s); reply {} tokens in {:.2} s ({:.1} tok/s)",
+            self.prefill.reused,
+            self.prefill.computed,
+            self.prefill_time.as_secs_f64(),
+            rate(self.prefill.computed, self.prefill_time),
+            self.generated,
+            self.decode_time.as_secs_f64(),
+            rate(self.generated.saturating_sub(1), self.decode_time),
+        )
+    }
+}
+
+/// Generates from `request.prompt`, telling `on` what happens; it may stop the reply at any event. The session
+/// then holds the prompt and the reply without its last token.
+pub fn generate<B: Backend>(
+    session: &mut Session<'_, B>,
+    request: &Request<'_>,
+    on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Stats, Error> {
+    let start = Instant::now();
+    let mut hear = |done, total| on(Event::Prefill { done, total });
+    let prefill = session.advance_to(request.prompt, &mut hear)?;
+    let prefill_time = start.elapsed();
+    let start = Instant::now();
+    let (generated, ended) =
+        if prefill.stopped { (0, Ended::Cancelled) } else { reply(session, request, on)? };
+    Ok(Stats { prefill, prefill_time, generated, decode_time: start.elapsed(), ended })
+}
+
+fn reply<B: Backend>(
+    session: &mut Session<'_, B>,
+    request: &Request<'_>,
+    on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<(usize, Ended), Error> {
+    let engine = session.engine();
+    let mut sampler = Sampler::new(request.sampling);
+    let mut text = engine.tokenizer.as_ref().map(|t| Stream::new(t, request.stops));
+    let mut recent = request.prompt.to_vec();
+    let mut ended = Ended::Length;
+    let mut generated = 0;
+    while generated < request.max_tokens {
+        if generated > 0 {
+            if session.tokens().len() as u64 >= engine.context {
+                break;
+            }
+            session.push(recent[recent.len() - 1])?;
+        }
+        let token = sampler.sample(session.logits(), &recent);
+        if !request.ignore_end && engine.is_end(token) {
+            ended = Ended::EndToken;
+            break;
+        }
+        recent.push(token);
+        generated += 1;
+        let stopped = text.as_mut().is_some_and(|text| text.push(token));
+        let mut flow = on(Event::Token(token));
+        if let Some(ready) = text.as_mut().map(Stream::take).filter(|s| !s.is_empty()) {
+            flow = if flow.is_break() { flow } else { on(Event::Text(&ready)) };
+        }
+        if stopped || flow.is_break() {
+            ended = if stopped { Ended::StopString } else { Ended::Cancelled };
+            break;
+        }
+    }
+    if ended != Ended::StopString
+        && let Some(rest) = text.map(Stream::finish).filter(|s| !s.is_empty())
+    {
+        let _ = on(Event::Text(&rest));
+    }
+    Ok((generated, ended))
+}

@@ -1,0 +1,75 @@
+//! `kimi logits`: the logits of all positions as a NumPy file, for comparing with other implementations.
+
+use crate::engine::{Engine, EngineArgs};
+use crate::prompt::PromptArgs;
+use crate::session::Session;
+use anyhow::{Context as _, Result};
+use kernels::backend::Backend;
+use models::kimi_linear::{Outputs, Sequence};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `kimi logits`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LogitsArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// The file to write: f32, [tokens, vocab]
+    #[arg(short, long, value_name = "FILE.npy")]
+    output: PathBuf,
+}
+
+/// Runs the prompt in batches and writes each batch's logits as it comes.
+pub fn run(args: &LogitsArgs) -> Result<()> {
+    let engine = Engine::open(&args.engine)?;
+    let ids = engine.raw_ids(&args.prompt.read()?)?;
+    Session::new(&engine).check(&ids)?;
+    write(&engine, &ids, &args.output).with_context(|| args.output.display().to_string())?;
+    eprintln!("{}: [{}, {}] f32", args.output.display(), ids.len(), engine.model.config.vocab);
+    Ok(())
+}
+
+fn write<B: Backend>(engine: &Engine<B>, ids: &[u32], path: &Path) -> Result<()> {
+    let partial = path.with_extension("npy.part");
+    let mut out = BufWriter::new(File::create(&partial)?);
+    out.write_all(&npy_header(ids.len(), engine.model.config.vocab))?;
+    let mut state = engine.model.state(&engine.backend, engine.cache);
+    for tokens in ids.chunks(engine.batch) {
+        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::All }];
+        if let Some(logits) = engine.model.forward(&engine.backend, &mut batch, &mut ()) {
+            for x in engine.backend.read(&logits) {
+                out.write_all(&x.to_le_bytes())?;
+            }
+        }
+    }
+    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
+    Ok(std::fs::rename(&partial, path)?)
+}
+
+/// NumPy's format 1.0: magic, header length, a Python literal padded so that the data is aligned to 64 bytes.
+fn npy_header(rows: usize, cols: usize) -> Vec<u8> {
+    let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {cols}), }}");
+    let padding = (64 - (10 + text.len() + 1) % 64) % 64;
+    text.extend(std::iter::repeat_n(' ', padding));
+    text.push('\n');
+    let mut header = b"\x93NUMPY\x01\x00".to_vec();
+    header.extend((text.len() as u16).to_le_bytes());
+    header.extend(text.as_bytes());
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn npy_header_is_aligned_and_ends_its_line() {
+        for rows in [1, 12, 123_456_789] {
+            let header = super::npy_header(rows, 163_840);
+            assert_eq!(header.len() % 64, 0);
+            assert_eq!(header.last(), Some(&b'\n'));
+            assert!(String::from_utf8_lossy(&header).contains(&format!("({rows}, 163840)")));
+        }
+    }
+}

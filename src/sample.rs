@@ -1,0 +1,194 @@
+//! From logits to one token: penalties, then top-k, top-p, min-p, temperature, and a seeded draw, in the order
+//! and with the meaning of llama.cpp. A leaf: knows no model and no text.
+
+use rand_pcg::Pcg64Mcg;
+use rand_pcg::rand_core::Rng;
+
+/// How tokens are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
+pub struct Sampling {
+    /// Sharpness of the choice; 0 always takes the most likely token
+    #[arg(long = "temp", visible_alias = "temperature", default_value_t = 0.6)]
+    pub temperature: f32,
+    /// Keep only the K most likely tokens (0: all)
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    pub top_k: usize,
+    /// Keep the most likely tokens that together have this probability
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    pub top_p: f32,
+    /// Drop tokens less likely than this share of the most likely one
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    pub min_p: f32,
+    /// Divide the logits of recent tokens by this (1: off)
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    pub repeat_penalty: f32,
+    /// How many recent tokens are penalised
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub repeat_last_n: usize,
+    /// Seed of the draw; the same seed, prompt and options give the same text
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// Draws tokens, one sequence's worth.
+pub struct Sampler {
+    how: Sampling,
+    rng: Pcg64Mcg,
+    candidates: Vec<(f32, u32)>,
+}
+
+impl Sampler {
+    /// A sampler at the start of its seed's stream.
+    pub fn new(how: Sampling) -> Self {
+        // An odd multiplier spreads small seeds over the generator's state.
+        let state = u128::from(how.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
+        Sampler { how, rng: Pcg64Mcg::new(state ^ 0xCAFE_F00D_D15E_A5E5), candidates: Vec::new() }
+    }
+
+    /// The next token after `recent`, from its logits `[vocab]`. NaN counts as impossible.
+    pub fn sample(&mut self, logits: &[f32], recent: &[u32]) -> u32 {
+        if self.how.temperature <= 0.0 && self.how.repeat_penalty == 1.0 {
+            return argmax(logits);
+        }
+        self.candidates.clear();
+        self.candidates.extend(logits.iter().zip(0..).filter(|(l, _)| !l.is_nan()).map(|(l, i)| (*l, i)));
+        self.penalise(recent);
+        if self.how.temperature <= 0.0 || self.candidates.is_empty() {
+            return self.candidates.iter().copied().reduce(better).map_or(0, |(_, i)| i);
+        }
+        self.keep_likely();
+        self.draw()
+    }
+
+    fn penalise(&mut self, recent: &[u32]) {
+        if self.how.repeat_penalty == 1.0 {
+            return;
+        }
+        let tail = &recent[recent.len().saturating_sub(self.how.repeat_last_n)..];
+        for (logit, _) in self.candidates.iter_mut().filter(|(_, i)| tail.contains(i)) {
+            *logit *= if *logit > 0.0 { 1.0 / self.how.repeat_penalty } else { self.how.repeat_penalty };
+        }
+    }
+
+    /// Sorts, and cuts by top-k, top-p and min-p; at least one candidate stays.
+    fn keep_likely(&mut self) {
+        let all = &mut self.candidates;
+        let descending = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
+        if self.how.top_k > 0 && self.how.top_k < all.len() {
+            all.select_nth_unstable_by(self.how.top_k - 1, descending);
+            all.truncate(self.how.top_k);
+        }
+        let best = all.iter().copied().reduce(better).map_or(0.0, |(l, _)| l);
+        // Tokens e^-30 below the best carry no weight in f32: they need no sorting.
+        all.retain(|(l, _)| *l >= best - 30.0);
+        all.sort_unstable_by(descending);
+        if self.how.top_p < 1.0 {
+            let total: f32 = all.iter().map(|(l, _)| (l - best).exp()).sum();
+            let mut sum = 0.0;
+            let within = |(l, _): &(f32, u32)| {
+                sum += (l - best).exp() / total;
+                sum < self.how.top_p
+            };
+            let keep = all.iter().map(within).take_while(|inside| *inside).count() + 1;
+            all.truncate(keep);
+        }
+        if self.how.min_p > 0.0 {
+            let floor = best + self.how.min_p.ln();
+            all.retain(|(l, _)| *l >= floor || *l == best);
+        }
+    }
+
+    fn draw(&mut self) -> u32 {
+        let best = self.candidates[0].0;
+        let weight = |l: f32| f64::from((l - best) / self.how.temperature).exp();
+        let total: f64 = self.candidates.iter().map(|(l, _)| weight(*l)).sum();
+        let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
+        for (l, i) in &self.candidates {
+            left -= weight(*l);
+            if left < 0.0 {
+                return *i;
+            }
+        }
+        self.candidates[0].1
+    }
+}
+
+/// The most likely token, the lowest id among equals; 0 where every logit is NaN.
+pub fn argmax(logits: &[f32]) -> u32 {
+    let numbers = logits.iter().copied().zip(0..).filter(|(l, _)| !l.is_nan());
+    numbers.reduce(better).map_or(0, |(_, i)| i)
+}
+
+fn better(a: (f32, u32), b: (f32, u32)) -> (f32, u32) {
+    if b.0 > a.0 { b } else { a }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREEDY: Sampling = Sampling {
+        temperature: 0.0,
+        top_k: 0,
+        top_p: 1.0,
+        min_p: 0.0,
+        repeat_penalty: 1.0,
+        repeat_last_n: 64,
+        seed: 7,
+    };
+
+    /// Which of four tokens with logits 3, 2, 1, 0 are drawn in 4,000 tries, and how often.
+    fn drawn(how: Sampling) -> [usize; 4] {
+        let mut sampler = Sampler::new(how);
+        let mut counts = [0; 4];
+        (0..4000).for_each(|_| counts[sampler.sample(&[1.0, 3.0, 0.0, 2.0], &[]) as usize] += 1);
+        counts
+    }
+
+    #[test]
+    fn greedy_takes_the_best_and_survives_nan() {
+        assert_eq!(drawn(GREEDY), [0, 4000, 0, 0]);
+        assert_eq!(argmax(&[f32::NAN, 1.0, 1.0]), 1);
+        assert_eq!(argmax(&[f32::NAN]), 0);
+        assert_eq!(Sampler::new(Sampling { temperature: 1.0, ..GREEDY }).sample(&[f32::NAN; 3], &[]), 0);
+    }
+
+    #[test]
+    fn cuts_keep_what_they_say() {
+        let hot = Sampling { temperature: 1.0, ..GREEDY };
+        assert_eq!(drawn(Sampling { top_k: 2, ..hot }).map(|n| n > 0), [false, true, false, true]);
+        assert_eq!(drawn(Sampling { top_p: 0.9, ..hot }).map(|n| n > 0), [true, true, false, true]);
+        assert_eq!(drawn(Sampling { top_p: 0.0, ..hot }), [0, 4000, 0, 0]);
+        assert_eq!(drawn(Sampling { min_p: 0.3, ..hot }).map(|n| n > 0), [false, true, false, true]);
+        assert_eq!(drawn(Sampling { min_p: 1.0, ..hot }), [0, 4000, 0, 0]);
+    }
+
+    #[test]
+    fn frequencies_follow_the_softmax() {
+        let counts = drawn(Sampling { temperature: 1.0, ..GREEDY });
+        let total: f64 = (0..4).map(|l| f64::from(l).exp()).sum();
+        for (count, logit) in counts.iter().zip([1.0f64, 3.0, 0.0, 2.0]) {
+            let expected = 4000.0 * logit.exp() / total;
+            assert!((*count as f64 - expected).abs() < 5.0 * expected.sqrt(), "{count} against {expected}");
+        }
+    }
+
+    #[test]
+    fn a_seed_repeats_and_another_differs() {
+        let run = |seed| {
+            let mut s = Sampler::new(Sampling { temperature: 1.0, seed, ..GREEDY });
+            (0..50).map(|_| s.sample(&[0.0; 100], &[])).collect::<Vec<_>>()
+        };
+        assert_eq!(run(1), run(1));
+        assert_ne!(run(1), run(2));
+    }
+
+    #[test]
+    fn penalty_turns_from_repeats() {
+        let how = Sampling { repeat_penalty: 2.0, ..GREEDY };
+        assert_eq!(Sampler::new(how).sample(&[1.0, 3.0, 2.0], &[1]), 2);
+        assert_eq!(Sampler::new(how).sample(&[-1.0, -0.6, -2.0], &[1]), 0);
+        let short = Sampling { repeat_last_n: 1, ..how };
+        assert_eq!(Sampler::new(short).sample(&[1.0, 3.0, 2.0], &[1, 0]), 1);
+    }
+}

@@ -1,0 +1,70 @@
+//! From tokens to text that is final: whole characters, and nothing that may begin a stop string.
+
+use models::tokenizer::{Utf8Stream, Vocabulary};
+
+/// Text on its way out: whole characters, and nothing that may turn out to begin a stop string.
+pub struct Stream<'a> {
+    tokenizer: &'a Vocabulary,
+    decoder: Utf8Stream,
+    stops: &'a [String],
+    held: String,
+    ready: usize,
+}
+
+impl<'a> Stream<'a> {
+    /// Nothing yet; ends before the first of `stops`.
+    pub fn new(tokenizer: &'a Vocabulary, stops: &'a [String]) -> Self {
+        Stream { tokenizer, decoder: Utf8Stream::new(), stops, held: String::new(), ready: 0 }
+    }
+
+    /// Takes a token's text. True when a stop string has appeared; the text before it is ready then.
+    pub fn push(&mut self, token: u32) -> bool {
+        let fresh = self.decoder.push(self.tokenizer.token_bytes(token));
+        self.held.push_str(&fresh);
+        self.settle()
+    }
+
+    fn settle(&mut self) -> bool {
+        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str()));
+        if let Some(at) = found.min() {
+            self.held.truncate(at);
+            self.ready = at;
+            return true;
+        }
+        self.ready = self.held.len() - self.stops.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
+        false
+    }
+
+    /// The text that is ready, once.
+    pub fn take(&mut self) -> String {
+        let rest = self.held.split_off(self.ready);
+        self.ready = 0;
+        std::mem::replace(&mut self.held, rest)
+    }
+
+    /// What was held back, when no more tokens come.
+    pub fn finish(mut self) -> String {
+        self.held.push_str(&self.decoder.finish());
+        self.held
+    }
+}
+
+/// Bytes at the end of `text` that begin `stop`.
+fn overlap(text: &str, stop: &str) -> usize {
+    let begins = |n: &usize| stop.is_char_boundary(*n) && text.ends_with(&stop[..*n]);
+    (1..stop.len()).rev().find(begins).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn overlap_is_the_longest_beginning_at_the_end() {
+        assert_eq!(overlap("hello <|im", "<|im_end|>"), 4);
+        assert_eq!(overlap("aab", "abab"), 2);
+        assert_eq!(overlap("x", "stop"), 0);
+        assert_eq!(overlap("日", "日本"), 3);
+        assert_eq!(overlap("", "a"), 0);
+    }
+}

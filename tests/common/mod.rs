@@ -1,0 +1,70 @@
+//! What the black-box tests share: random checkpoints by `tests/reference/gen_tiny.py`, conversion, comparison.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
+use safetensors::{Dtype, SafeTensors};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+/// Runs `kimi` with these arguments.
+pub fn kimi(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_kimi")).args(args).output().expect("kimi starts")
+}
+
+/// Runs `kimi` and expects it to succeed; returns its standard output.
+pub fn kimi_ok(args: &[&str]) -> String {
+    let out = kimi(args);
+    assert!(out.status.success(), "kimi {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("standard output is UTF-8")
+}
+
+/// Writes a random checkpoint in the official layout: preset, seed, and config fields that differ.
+pub fn checkpoint(dir: &Path, preset: &str, seed: u32, fields: &[&str]) -> PathBuf {
+    let out = dir.join(format!("{preset}-{seed}"));
+    let script = "tests/reference/gen_tiny.py";
+    let seed = seed.to_string();
+    python(&[&[script, text(&out), preset, &seed], fields].concat());
+    out
+}
+
+/// Runs Python (with numpy) from the repository's root.
+pub fn python(args: &[&str]) -> String {
+    let python = std::env::var("PYTHON").unwrap_or("python3".into());
+    let out = Command::new(python).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let out = out.expect("python3 starts");
+    assert!(out.status.success(), "python {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8(out.stdout).expect("Python prints UTF-8")
+}
+
+/// Converts a checkpoint; returns the file.
+pub fn convert(checkpoint: &Path, kind: &str) -> PathBuf {
+    let out = checkpoint.with_extension(format!("{kind}.gguf"));
+    kimi_ok(&["convert", text(checkpoint), "-o", text(&out), "--type", kind]);
+    out
+}
+
+/// A path as text.
+pub fn text(path: &Path) -> &str {
+    path.to_str().expect("test paths are UTF-8")
+}
+
+/// The f32 (or f64, or integer) values of a tensor, as f64.
+pub fn values(file: &SafeTensors<'_>, name: &str) -> Vec<f64> {
+    let t = file.tensor(name).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let of = |n: usize, f: fn(&[u8]) -> f64| t.data().chunks_exact(n).map(f).collect();
+    match t.dtype() {
+        Dtype::F32 => of(4, |b| f32::from_le_bytes(b.try_into().unwrap()).into()),
+        Dtype::F64 => of(8, |b| f64::from_le_bytes(b.try_into().unwrap())),
+        Dtype::I32 => of(4, |b| i32::from_le_bytes(b.try_into().unwrap()).into()),
+        Dtype::I64 => of(8, |b| i64::from_le_bytes(b.try_into().unwrap()) as f64),
+        other => panic!("{name}: {other:?}"),
+    }
+}
+
+/// Asserts that the largest difference is within `tolerance` of the largest expected value.
+pub fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
+    assert_eq!(found.len(), expected.len(), "{what}: lengths");
+    let max = expected.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
+    let apart = found.iter().zip(expected).map(|(f, e)| (f64::from(*f) - e).abs());
+    let worst = apart.fold(0.0, |m: f64, x| if x.is_nan() { f64::INFINITY } else { m.max(x) });
+    assert!(worst <= tolerance * max, "{what}: {:.2e} of max {max:.3}, allowed {tolerance:.0e}", worst / max);
+}

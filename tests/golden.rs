@@ -1,0 +1,177 @@
+//! The model against the published code: logits, experts and states on two random checkpoints, and the same
+//! results however a prompt is cut. The goldens are made by `tests/data/make_goldens.py`.
+
+mod common;
+
+use common::{checkpoint, close, convert, values};
+use kernels::backend::{Backend, CacheFormat};
+
+use kernels::reference::Reference;
+use models::gguf::read::Gguf;
+use models::kimi_linear::state::{LayerState, State};
+use models::kimi_linear::{Model, Outputs, Probe, Sequence};
+use safetensors::SafeTensors;
+use std::collections::HashMap;
+use std::path::Path;
+
+const LOGITS: f64 = 5e-5;
+const OPS: f64 = 2e-5;
+
+/// Everything a forward pass shows.
+struct Recorder<'b, B> {
+    backend: &'b B,
+    tensors: HashMap<(usize, &'static str), Vec<f32>>,
+    experts: HashMap<usize, Vec<u32>>,
+}
+
+impl<B: Backend> Probe<B> for Recorder<'_, B> {
+    fn tensor(&mut self, layer: usize, name: &'static str, x: &B::Tensor) {
+        self.tensors.insert((layer, name), self.backend.read(x));
+    }
+
+    fn routed(&mut self, layer: usize, routed: &B::Routed) {
+        self.experts.insert(layer, self.backend.routed(routed).0);
+    }
+}
+
+/// A loaded model beside its goldens.
+struct Case<'a, B: Backend> {
+    backend: &'a B,
+    model: Model<B>,
+    golden: &'a SafeTensors<'a>,
+}
+
+impl<'a, B: Backend> Case<'a, B> {
+    fn run(&self, ids: &[u32], state: &mut State<B>, outputs: Outputs) -> Vec<f32> {
+        let mut batch = [Sequence { tokens: ids, state, outputs }];
+        let logits = self.model.forward(self.backend, &mut batch, &mut ());
+        logits.map(|l| self.backend.read(&l)).unwrap_or_default()
+    }
+
+    fn ids(&self, name: &str) -> Vec<u32> {
+        values(self.golden, name).into_iter().map(|id| id as u32).collect()
+    }
+
+    fn state(&self) -> State<B> {
+        self.model.state(self.backend, CacheFormat::F32)
+    }
+
+    /// All positions of a prompt at once: logits, arg-max, experts, intermediate results and states.
+    fn prompt(&self, n: usize) {
+        let ids = self.ids(&format!("p{n}.input_ids"));
+        let (mut state, backend) = (self.state(), self.backend);
+        let mut seen = Recorder { backend, tensors: HashMap::new(), experts: HashMap::new() };
+        let mut batch = [Sequence { tokens: &ids, state: &mut state, outputs: Outputs::All }];
+        let logits = self.model.forward(backend, &mut batch, &mut seen).expect("logits were asked for");
+        self.check_logits(&format!("p{n}.logits"), &backend.read(&logits));
+        let top_k = self.model.config.moe.routing.top_k;
+        for (layer, experts) in &seen.experts {
+            let expected = values(self.golden, &format!("p{n}.layers.{layer}.experts"));
+            for (found, expected) in experts.chunks(top_k).zip(expected.chunks(top_k)) {
+                let mut found: Vec<f64> = found.iter().map(|e| f64::from(*e)).collect();
+                found.sort_by(f64::total_cmp);
+                assert_eq!(found, expected, "experts of layer {layer}");
+            }
+        }
+        for ((layer, name), found) in &seen.tensors {
+            let key = format!("p{n}.layers.{layer}.{name}");
+            if *name != "latent" && self.golden.tensor(&key).is_ok() {
+                close(&key, found, &values(self.golden, &key), LOGITS);
+            }
+        }
+        self.check_state(n, &state);
+    }
+
+    fn check_logits(&self, name: &str, found: &[f32]) {
+        let expected = values(self.golden, name);
+        close(name, found, &expected, LOGITS);
+        let vocab = self.model.config.vocab;
+        for (found, expected) in found.chunks(vocab).zip(expected.chunks(vocab)) {
+            let best = (0..vocab).max_by(|a, b| expected[*a].total_cmp(&expected[*b])).unwrap();
+            assert_eq!(kimi::sample::argmax(found) as usize, best, "{name}: arg-max");
+        }
+    }
+
+    /// S and the convolutions' tails, where the goldens have them.
+    fn check_state(&self, n: usize, state: &State<B>) {
+        for (i, layer) in state.layers.iter().enumerate() {
+            let key = |name: &str| format!("p{n}.layers.{i}.{name}");
+            let LayerState::Kda(kda) = layer else { continue };
+            if self.golden.tensor(&key("state")).is_err() {
+                continue;
+            }
+            close(&key("state"), &self.backend.read(&kda.s), &values(self.golden, &key("state")), LOGITS);
+            // The golden is [q | k | v channels, taps - 1], ours a [taps - 1, channels] for each of them.
+            let taps = self.model.config.kda.conv_taps - 1;
+            let parts = kda.conv.iter().flat_map(|tail| {
+                let tail = self.backend.read(tail);
+                let width = tail.len() / taps;
+                (0..width * taps).map(move |j| tail[j % taps * width + j / taps]).collect::<Vec<_>>()
+            });
+            let found: Vec<f32> = parts.collect();
+            close(&key("conv_state"), &found, &values(self.golden, &key("conv_state")), LOGITS);
+        }
+    }
+
+    /// The greedy continuation of the published code, token by token.
+    fn continuation(&self, n: usize) {
+        let ids = self.ids(&format!("p{n}.decode_ids"));
+        let mut state = self.state();
+        self.run(&ids[..n], &mut state, Outputs::None);
+        let rows = ids[n..].iter().flat_map(|id| self.run(&[*id], &mut state, Outputs::Last));
+        self.check_logits(&format!("p{n}.decode_logits"), &rows.collect::<Vec<_>>());
+    }
+
+    /// The last logits are the same however the prompt is cut, also beside other sequences in one batch.
+    fn cuts(&self, n: usize) {
+        let ids = self.ids(&format!("p{n}.input_ids"));
+        let whole: Vec<f64> =
+            self.run(&ids, &mut self.state(), Outputs::Last).into_iter().map(f64::from).collect();
+        for cut in [1, 15, 16, 17, 63, 64, 65, 100, n - 1].into_iter().filter(|c| *c < n) {
+            let mut state = self.state();
+            self.run(&ids[..cut], &mut state, Outputs::None);
+            let mut other = self.state();
+            let rest = Sequence { tokens: &ids[cut..], state: &mut state, outputs: Outputs::Last };
+            let beside = Sequence { tokens: &ids[..3], state: &mut other, outputs: Outputs::None };
+            let logits = self.model.forward(self.backend, &mut [beside, rest], &mut ());
+            let logits = self.backend.read(&logits.expect("logits were asked for"));
+            close(&format!("p{n} cut at {cut}"), &logits, &whole, OPS);
+        }
+        let mut state = self.state();
+        let mut last = Vec::new();
+        ids.iter().for_each(|id| last = self.run(&[*id], &mut state, Outputs::Last));
+        close(&format!("p{n} token by token"), &last, &whole, OPS);
+    }
+}
+
+fn check<B: Backend>(backend: &B, file: &Gguf, golden: &SafeTensors<'_>, prompts: &[usize]) {
+    let model = Model::load(backend, file).expect("the converted file loads");
+    let case = Case { backend, model, golden };
+    for &n in prompts {
+        case.prompt(n);
+        case.continuation(n);
+        case.cuts(n);
+    }
+}
+
+fn check_preset(preset: &str) {
+    let dir = tempfile::tempdir().unwrap();
+    let golden = std::fs::read(Path::new("tests/data/golden").join(format!("{preset}.safetensors"))).unwrap();
+    let golden = SafeTensors::deserialize(&golden).unwrap();
+    let source = checkpoint(dir.path(), preset, 20260, &[]);
+    for kind in ["f32", "bf16"] {
+        // The checkpoint is BF16, so a BF16 file holds the same weights as an F32 one.
+        let file = Gguf::open(&convert(&source, kind)).unwrap();
+        check(&Reference, &file, &golden, &[7, 65]);
+    }
+}
+
+#[test]
+fn tiny_equals_the_published_code() {
+    check_preset("tiny");
+}
+
+#[test]
+fn tiny_d128_equals_the_published_code() {
+    check_preset("tiny_d128");
+}
