@@ -93,6 +93,16 @@ impl Q8x256 {
     }
 }
 
+/// sum_j s_j (q_j . x_j) over the eight sub-blocks; each half of a sub-block has its own integer scale.
+#[inline(always)]
+pub(super) fn products<I: Isa>(isa: I, q: [I::Bytes; 8], s: [[i16; 2]; 8], x: &Q8x256) -> I::Ints {
+    let mut sum = isa.zeros();
+    for ((q, s), x) in q.into_iter().zip(s).zip(&x.q) {
+        sum = isa.dot_scaled(sum, q, isa.bytes(x), s);
+    }
+    sum
+}
+
 /// The bits of the largest |v|; NaN counts as larger than infinity, so that it is seen.
 #[inline(always)]
 fn magnitude<I: Isa>(isa: I, x: &[f32]) -> f32 {

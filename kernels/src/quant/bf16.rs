@@ -26,7 +26,7 @@ impl Block for BF16 {
     }
 
     #[inline(always)]
-    fn dequantise(&self, y: &mut [f32]) {
+    fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
         y[0] = f32::from_bits((u16::from_le_bytes(self.0) as u32) << 16);
     }
 

@@ -3,7 +3,10 @@
 //! A product with stored rows is dispatched once: the loop over rows is inside the function that is compiled for
 //! the instruction set, so all of it is one loop. It knows no format but in [`with_block`].
 
-use super::{Activation, Format, bf16::BF16, cast, f16::F16, f32::F32, q4_k::Q4K, q8_0::Q8_0};
+use super::{Activation, Format, cast};
+use super::{bf16::BF16, f16::F16, f32::F32, mxfp4::Mxfp4};
+use super::{iq4_nl::Iq4Nl, iq4_xs::Iq4Xs, q4_0::Q4_0, q4_1::Q4_1, q5_0::Q5_0, q5_1::Q5_1, q8_0::Q8_0};
+use super::{q2_k::Q2K, q3_k::Q3K, q4_k::Q4K, q5_k::Q5K, q6_k::Q6K};
 use crate::cpu::isa::{Isa, Kernel, Level};
 use bytemuck::Pod;
 
@@ -17,7 +20,15 @@ pub(super) trait Block: Pod {
     /// The block of `LEN` weights, as ggml would make it.
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Self;
     /// The `LEN` weights of a block.
-    fn dequantise(&self, y: &mut [f32]);
+    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]);
+
+    /// Many blocks, for a format whose search is faster over several at once.
+    #[inline(always)]
+    fn quantise_all<I: Isa>(isa: I, x: &[f32], out: &mut [Self]) {
+        for (x, out) in x.chunks_exact(Self::LEN).zip(out) {
+            *out = Self::quantise(isa, x);
+        }
+    }
 
     /// Adds the products of a block to eight partial sums.
     #[inline(always)]
@@ -57,15 +68,58 @@ macro_rules! with_block {
                 type $B = BF16;
                 $body
             }
+            Format::Q4_0 => {
+                type $B = Q4_0;
+                $body
+            }
+            Format::Q4_1 => {
+                type $B = Q4_1;
+                $body
+            }
+            Format::Q5_0 => {
+                type $B = Q5_0;
+                $body
+            }
+            Format::Q5_1 => {
+                type $B = Q5_1;
+                $body
+            }
             Format::Q8_0 => {
                 type $B = Q8_0;
+                $body
+            }
+            Format::Q2_K => {
+                type $B = Q2K;
+                $body
+            }
+            Format::Q3_K => {
+                type $B = Q3K;
                 $body
             }
             Format::Q4_K => {
                 type $B = Q4K;
                 $body
             }
-            other => panic!("{} has no arithmetic yet", other.name()),
+            Format::Q5_K => {
+                type $B = Q5K;
+                $body
+            }
+            Format::Q6_K => {
+                type $B = Q6K;
+                $body
+            }
+            Format::IQ4_NL => {
+                type $B = Iq4Nl;
+                $body
+            }
+            Format::IQ4_XS => {
+                type $B = Iq4Xs;
+                $body
+            }
+            Format::MXFP4 => {
+                type $B = Mxfp4;
+                $body
+            }
         }
     };
 }
@@ -150,9 +204,7 @@ impl<B: Block> Kernel for Quantise<'_, B> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        for (x, out) in self.x.chunks_exact(B::LEN).zip(self.out) {
-            *out = B::quantise(isa, x);
-        }
+        B::quantise_all(isa, self.x, self.out);
     }
 }
 
@@ -164,9 +216,9 @@ struct Dequantise<'a, B> {
 impl<B: Block> Kernel for Dequantise<'_, B> {
     type Output = ();
     #[inline(always)]
-    fn run<I: Isa>(self, _: I) {
+    fn run<I: Isa>(self, isa: I) {
         for (w, out) in self.w.iter().zip(self.out.chunks_exact_mut(B::LEN)) {
-            w.dequantise(out);
+            w.dequantise(isa, out);
         }
     }
 }

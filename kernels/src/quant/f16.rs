@@ -26,7 +26,7 @@ impl Block for F16 {
     }
 
     #[inline(always)]
-    fn dequantise(&self, y: &mut [f32]) {
+    fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
         y[0] = half::f16::from_le_bytes(self.0).to_f32();
     }
 

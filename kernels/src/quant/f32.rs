@@ -22,7 +22,7 @@ impl Block for F32 {
     }
 
     #[inline(always)]
-    fn dequantise(&self, y: &mut [f32]) {
+    fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
         y[0] = f32::from_le_bytes(self.0);
     }
 

@@ -10,8 +10,21 @@ mod block;
 mod cast;
 mod f16;
 mod f32;
+mod iq4_nl;
+mod iq4_xs;
+mod mxfp4;
+mod nonlinear;
+mod q2_k;
+mod q3_k;
+mod q4_0;
+mod q4_1;
 mod q4_k;
+mod q5_0;
+mod q5_1;
+mod q5_k;
+mod q6_k;
 mod q8_0;
+mod range;
 mod scales;
 mod search;
 
@@ -43,6 +56,40 @@ pub enum Format {
     IQ4_XS = 23,
     BF16 = 30,
     MXFP4 = 39,
+}
+
+/// The name of a type that ggml has and this crate does not read, for the line that refuses it.
+pub fn unsupported_name(ggml_id: u32) -> Option<&'static str> {
+    Some(match ggml_id {
+        4 => "Q4_2 (withdrawn)",
+        5 => "Q4_3 (withdrawn)",
+        9 => "Q8_1",
+        15 => "Q8_K",
+        16 => "IQ2_XXS",
+        17 => "IQ2_XS",
+        18 => "IQ3_XXS",
+        19 => "IQ1_S",
+        21 => "IQ3_S",
+        22 => "IQ2_S",
+        24 => "I8",
+        25 => "I16",
+        26 => "I32",
+        27 => "I64",
+        28 => "F64",
+        29 => "IQ1_M",
+        31 => "Q4_0_4_4 (withdrawn)",
+        32 => "Q4_0_4_8 (withdrawn)",
+        33 => "Q4_0_8_8 (withdrawn)",
+        34 => "TQ1_0",
+        35 => "TQ2_0",
+        36 => "IQ4_NL_4_4 (withdrawn)",
+        37 => "IQ4_NL_4_8 (withdrawn)",
+        38 => "IQ4_NL_8_8 (withdrawn)",
+        40 => "NVFP4",
+        41 => "Q1_0",
+        42 => "Q2_0",
+        _ => return None,
+    })
 }
 
 impl Format {

@@ -5,8 +5,9 @@
 //!      | d f16 | q0 q1 ... q31  (i8)              |        w_i = d q_i
 //! ```
 
+use super::range::inverse;
 use super::{Block, Q8x32};
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
@@ -27,16 +28,16 @@ impl Block for Q8_0 {
     fn quantise<I: Isa>(_: I, x: &[f32]) -> Q8_0 {
         let most = x.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
         let d = most / 127.0;
-        let inverse = if d == 0.0 { 0.0 } else { 1.0 / d };
+        let inverse = inverse(d);
         let mut q = [0; 32];
         for (q, x) in q.iter_mut().zip(x) {
-            *q = ((x * inverse).round() as i8).cast_unsigned();
+            *q = to_int((x * inverse).round()) as u8;
         }
         Q8_0 { d: f16::from_f32(d).to_le_bytes(), q }
     }
 
     #[inline(always)]
-    fn dequantise(&self, y: &mut [f32]) {
+    fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
         let d = f16::from_le_bytes(self.d).to_f32();
         for (y, q) in y.iter_mut().zip(self.q) {
             *y = q.cast_signed() as f32 * d;

@@ -7,11 +7,10 @@
 //! ```
 //! Four bytes at a time, so no mask reaches into a neighbour.
 
-use super::search::{self, Affine};
-use crate::cpu::isa::Isa;
+use super::activation::{Q8x256, products};
+use super::search::{self, Affine, Cost, Steps};
+use crate::cpu::isa::{Isa, to_int};
 use half::f16;
-
-pub(super) use super::search::Steps;
 
 /// Scales and minima of the eight sub-blocks.
 #[inline(always)]
@@ -51,24 +50,50 @@ pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: Steps) -> Found {
     let x: &[f32; 256] = x.try_into().expect("a super-block");
     let columns = search::columns::<32>(x);
     let importance = search::importance(isa, &columns);
-    let Affine { scale, min, levels } = search::affine(isa, &columns, &importance, most, steps);
+    let Affine { scale, min, levels } =
+        search::affine(isa, &columns, &importance, (most, Cost::Square), steps);
 
     let largest = |v: &[f32; 8]| v.iter().fold(0.0, |a: f32, &b| if b > a { b } else { a });
     let (max_scale, max_min) = (largest(&scale), largest(&min));
     let six_bits = |v: [f32; 8], max: f32| {
         let inverse = if max > 0.0 { 63.0 / max } else { 0.0 };
-        v.map(|v| (inverse * v).round_ties_even() as u8).map(|v| v.min(63))
+        v.map(|v| (to_int((inverse * v).round_ties_even()) as u8).min(63))
     };
     let (sc, m) = (six_bits(scale, max_scale), six_bits(min, max_min));
     let (d, dmin) = (f16::from_f32(max_scale / 63.0), f16::from_f32(max_min / 63.0));
 
     let mut out = [0; 256];
-    for j in 0..8 {
-        let (d, m) = (d.to_f32() * sc[j] as f32, dmin.to_f32() * m[j] as f32);
-        for i in 32 * j..32 * j + 32 {
-            let level = ((x[i] + m) / d).round_ties_even().clamp(0.0, most as f32) as u8;
-            out[i] = if d == 0.0 { levels[i % 32][j] } else { level };
-        }
+    for i in 0..256 {
+        let (d, m) = (d.to_f32() * sc[i / 32] as f32, dmin.to_f32() * m[i / 32] as f32);
+        let level = to_int(((x[i] + m) / d).round_ties_even()).clamp(0, most as i32) as u8;
+        out[i] = if d == 0.0 { levels[i % 32][i / 32] } else { level };
     }
     Found { d: d.to_le_bytes(), dmin: dmin.to_le_bytes(), scales: pack(sc, m), levels: out }
+}
+
+/// y_i = d sc_j q_i - dmin m_j
+#[inline(always)]
+pub(super) fn dequantise<I: Isa>(isa: I, q: [I::Bytes; 8], d: [[u8; 2]; 2], scales: [u8; 12], y: &mut [f32]) {
+    let ([d, dmin], (sc, m)) = (d.map(|d| isa.f16(d)), unpack(scales));
+    let q = search::stored(isa, q);
+    for (i, y) in y.iter_mut().enumerate() {
+        *y = d * sc[i / 32] as f32 * q[i] as f32 - dmin * m[i / 32] as f32;
+    }
+}
+
+/// acc += d_x (d sum_j sc_j q_j x_j - dmin sum_j m_j sum(x_j))
+#[inline(always)]
+pub(super) fn accumulate<I: Isa>(
+    isa: I,
+    acc: I::Floats,
+    q: [I::Bytes; 8],
+    d: [[u8; 2]; 2],
+    scales: [u8; 12],
+    x: &Q8x256,
+) -> I::Floats {
+    let (sc, m) = unpack(scales);
+    let sum = products(isa, q, sc.map(|s| [s as i16; 2]), x);
+    let [d, dmin] = d.map(|d| isa.f16(d) * x.d());
+    let acc = isa.fma(isa.splat(d), isa.floats(sum), acc);
+    isa.fma(isa.splat(-dmin), isa.floats(isa.dot_sums_8(m, &x.sums)), acc)
 }

@@ -22,6 +22,26 @@ pub(super) struct Steps {
     pub(super) count: u32,
 }
 
+/// What an error in a weight costs.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Cost {
+    Square,
+    Absolute,
+}
+
+/// A group whose weights are all smaller than this is stored as zeros.
+pub(super) const NOTHING: f32 = 1e-15;
+
+/// Levels as they were before packing, sub-block after sub-block.
+#[inline(always)]
+pub(super) fn stored<I: Isa>(isa: I, levels: [I::Bytes; 8]) -> [u8; 256] {
+    let mut q = [0; 256];
+    for (levels, q) in levels.into_iter().zip(q.as_chunks_mut().0) {
+        isa.store_bytes(levels, q);
+    }
+    q
+}
+
 /// `w_i = scale level_i - min`, for each of eight sub-blocks.
 pub(super) struct Affine<const N: usize> {
     pub(super) scale: [f32; 8],
@@ -50,6 +70,12 @@ fn level<I: Isa>(isa: I, x: I::Floats, min: I::Floats, iscale: I::Floats, most: 
     isa.min(isa.max(level, isa.splat(0.0)), isa.splat(most))
 }
 
+/// |v|
+#[inline(always)]
+pub(super) fn absolute<I: Isa>(isa: I, v: I::Floats) -> I::Floats {
+    isa.select(v, isa.splat(0.0), isa.sub(isa.splat(0.0), v), v)
+}
+
 /// Sum of importance times squared error.
 #[inline(always)]
 fn error<I: Isa, const N: usize>(isa: I, x: &Columns<N>, w: &Columns<N>, of: Trial<I>) -> I::Floats {
@@ -58,7 +84,11 @@ fn error<I: Isa, const N: usize>(isa: I, x: &Columns<N>, w: &Columns<N>, of: Tri
         let (x, w) = (isa.load_floats(x), isa.load_floats(w));
         let l = level(isa, x, of.base, of.iscale, of.most);
         let diff = isa.sub(isa.add(isa.mul(of.scale, l), of.min), x);
-        error = isa.add(error, isa.mul(w, isa.mul(diff, diff)));
+        let cost = match of.cost {
+            Cost::Square => isa.mul(diff, diff),
+            Cost::Absolute => absolute(isa, diff),
+        };
+        error = isa.add(error, isa.mul(w, cost));
     }
     error
 }
@@ -68,6 +98,7 @@ struct Trial<I: Isa> {
     base: I::Floats,
     iscale: I::Floats,
     most: f32,
+    cost: Cost,
     scale: I::Floats,
     min: I::Floats,
 }
@@ -79,7 +110,7 @@ pub(super) fn affine<I: Isa, const N: usize>(
     isa: I,
     x: &Columns<N>,
     w: &Columns<N>,
-    most: u8,
+    (most, cost): (u8, Cost),
     steps: Steps,
 ) -> Affine<N> {
     let most = most as f32;
@@ -99,14 +130,16 @@ pub(super) fn affine<I: Isa, const N: usize>(
     let range = isa.sub(high, low);
 
     let iscale = isa.div(isa.splat(most), range);
-    let mut best = Trial { base: low, iscale, most, scale: isa.div(isa.splat(1.0), iscale), min: low };
+    let mut best = Trial { base: low, iscale, most, cost, scale: isa.div(isa.splat(1.0), iscale), min: low };
     let mut least = error(isa, x, w, best);
     for k in 0..=steps.count {
-        let iscale = isa.div(isa.splat(steps.first + 0.1 * k as f32 + most), range);
+        // Levels are counted from the best minimum so far.
+        let base = best.min;
+        let iscale = isa.div(isa.splat(steps.first + 0.1 * k as f32 + most), isa.sub(high, base));
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
         for (x, w) in x.iter().zip(w) {
             let (x, w) = (isa.load_floats(x), isa.load_floats(w));
-            let l = level(isa, x, low, iscale, most);
+            let l = level(isa, x, base, iscale, most);
             let wl = isa.mul(w, l);
             sum_l = isa.add(sum_l, wl);
             sum_l2 = isa.add(sum_l2, isa.mul(wl, l));
@@ -118,14 +151,15 @@ pub(super) fn affine<I: Isa, const N: usize>(
         // A minimum above zero cannot be stored: then the line goes through zero.
         let scale = isa.select(zero, min, isa.div(sum_xl, sum_l2), scale);
         let min = isa.select(zero, min, zero, min);
-        let trial = Trial { iscale, scale, min, ..best };
-        let cost = error(isa, x, w, trial);
-        let cost = isa.select(zero, det, cost, isa.splat(f32::INFINITY));
-        let keep = |new, old| isa.select(cost, least, new, old);
+        let trial = Trial { base, iscale, scale, min, ..best };
+        let error = error(isa, x, w, trial);
+        let error = isa.select(zero, det, error, isa.splat(f32::INFINITY));
+        let keep = |new, old| isa.select(error, least, new, old);
+        best.base = keep(base, best.base);
         best.iscale = keep(iscale, best.iscale);
         best.scale = keep(scale, best.scale);
         best.min = keep(min, best.min);
-        least = keep(cost, least);
+        least = keep(error, least);
     }
     finish(isa, x, best, range)
 }
@@ -137,11 +171,147 @@ fn finish<I: Isa, const N: usize>(isa: I, x: &Columns<N>, best: Trial<I>, range:
     let flat = |value, otherwise| isa.select(zero, range, value, otherwise);
     let mut out = Affine { scale: [0.0; 8], min: [0.0; 8], levels: [[0; 8]; N] };
     isa.store(flat(best.scale, zero), &mut out.scale);
-    isa.store(isa.sub(zero, flat(best.min, best.base)), &mut out.min);
+    isa.store(isa.sub(zero, best.min), &mut out.min);
     for (levels, x) in out.levels.iter_mut().zip(x) {
         let mut l = [0.0; 8];
         isa.store(flat(level(isa, isa.load_floats(x), best.base, best.iscale, best.most), zero), &mut l);
         *levels = l.map(|l| l as u8);
+    }
+    out
+}
+
+/// `w_i = scale (level_i - offset)`, for each of eight groups of 16.
+pub(super) struct Symmetric {
+    scale: [f32; 8],
+    levels: [[u8; 8]; 16],
+}
+
+/// The sixteen groups of a super-block, eight at a time: their scales and 256 levels.
+#[inline(always)]
+pub(super) fn sixteen(x: &[f32], find: impl Fn(&Columns<16>) -> Symmetric) -> ([f32; 16], [u8; 256]) {
+    let (mut scale, mut levels) = ([0.0; 16], [0; 256]);
+    for (h, x) in x.as_chunks::<128>().0.iter().enumerate() {
+        let found = find(&columns::<16>(x));
+        scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
+        for i in 0..128 {
+            levels[128 * h + i] = found.levels[i % 16][i / 16];
+        }
+    }
+    (scale, levels)
+}
+
+/// The value furthest from zero in each column, sign kept, and whether there is [`NOTHING`] (then 1, else 0).
+#[inline(always)]
+fn furthest<I: Isa, const N: usize>(isa: I, x: &Columns<N>) -> (I::Floats, I::Floats) {
+    let (mut most, mut value) = (isa.splat(0.0), isa.splat(0.0));
+    for x in x {
+        let x = isa.load_floats(x);
+        let size = absolute(isa, x);
+        value = isa.select(most, size, x, value);
+        most = isa.select(most, size, size, most);
+    }
+    (value, isa.select(most, isa.splat(NOTHING), isa.splat(1.0), isa.splat(0.0)))
+}
+
+/// round(v) in -limit..=limit - 1
+#[inline(always)]
+fn signed_level<I: Isa>(isa: I, v: I::Floats, limit: f32) -> I::Floats {
+    isa.min(isa.max(isa.floats(isa.round(v)), isa.splat(-limit)), isa.splat(limit - 1.0))
+}
+
+/// Sums that the best scale for fixed levels follows from: w x l and w l l with weights w = x x.
+#[inline(always)]
+fn regress<I: Isa>(isa: I, x: &Columns<16>, iscale: I::Floats, limit: f32) -> [I::Floats; 2] {
+    let (mut sum_xl, mut sum_l2) = (isa.splat(0.0), isa.splat(0.0));
+    for x in x {
+        let x = isa.load_floats(x);
+        let l = signed_level(isa, isa.mul(iscale, x), limit);
+        let w = isa.mul(x, x);
+        sum_xl = isa.add(sum_xl, isa.mul(isa.mul(w, x), l));
+        sum_l2 = isa.add(sum_l2, isa.mul(isa.mul(w, l), l));
+    }
+    [sum_xl, sum_l2]
+}
+
+/// Levels in -limit..limit around zero: eighteen scales near the one that takes the furthest value to -limit.
+#[inline(always)]
+pub(super) fn symmetric<I: Isa>(isa: I, x: &Columns<16>, limit: f32) -> Symmetric {
+    let zero = isa.splat(0.0);
+    let (most, nothing) = furthest(isa, x);
+    let mut best_iscale = isa.div(isa.splat(-limit), most);
+    let [sum_xl, sum_l2] = regress(isa, x, best_iscale, limit);
+    let mut scale = isa.select(zero, sum_l2, isa.div(sum_xl, sum_l2), zero);
+    let mut best = isa.mul(scale, sum_xl);
+    for k in (-9..=9).filter(|&k| k != 0) {
+        let iscale = isa.div(isa.splat(-(limit + 0.1 * k as f32)), most);
+        let [sum_xl, sum_l2] = regress(isa, x, iscale, limit);
+        let (ours, theirs) = (isa.mul(sum_xl, sum_xl), isa.mul(best, sum_l2));
+        let theirs = isa.select(zero, sum_l2, theirs, isa.splat(f32::INFINITY));
+        let keep = |new, old| isa.select(theirs, ours, new, old);
+        best_iscale = keep(iscale, best_iscale);
+        scale = keep(isa.div(sum_xl, sum_l2), scale);
+        best = isa.select(theirs, ours, isa.mul(scale, sum_xl), best);
+    }
+    let mut levels = [zero; 16];
+    for (l, x) in levels.iter_mut().zip(x) {
+        *l = signed_level(isa, isa.mul(best_iscale, isa.load_floats(x)), limit);
+    }
+    centre(isa, scale, levels, limit, nothing)
+}
+
+/// The same with the levels improved one after the other, in at most five rounds.
+#[inline(always)]
+pub(super) fn symmetric_by_turns<I: Isa>(isa: I, x: &Columns<16>, limit: f32) -> Symmetric {
+    let zero = isa.splat(0.0);
+    let (most, nothing) = furthest(isa, x);
+    let iscale = isa.div(isa.splat(-limit), most);
+    let [mut sum_xl, mut sum_l2] = regress(isa, x, iscale, limit);
+    let mut levels = [zero; 16];
+    for (l, x) in levels.iter_mut().zip(x) {
+        *l = signed_level(isa, isa.mul(iscale, isa.load_floats(x)), limit);
+    }
+    for _ in 0..5 {
+        for (l, x) in levels.iter_mut().zip(x) {
+            let x = isa.load_floats(x);
+            let w = isa.mul(x, x);
+            let (wx, wl) = (isa.mul(w, x), isa.mul(w, *l));
+            // The sums without this weight, the level that suits them, and the sums with it.
+            let xl = isa.sub(sum_xl, isa.mul(wx, *l));
+            let l2 = isa.sub(sum_l2, isa.mul(wl, *l));
+            let new = signed_level(isa, isa.div(isa.mul(x, l2), xl), limit);
+            let new_xl = isa.add(xl, isa.mul(wx, new));
+            let new_l2 = isa.add(l2, isa.mul(isa.mul(w, new), new));
+            let ours = isa.mul(isa.mul(new_xl, new_xl), sum_l2);
+            let theirs = isa.mul(isa.mul(sum_xl, sum_xl), new_l2);
+            let theirs = isa.select(zero, xl, theirs, isa.splat(f32::INFINITY));
+            let change = absolute(isa, isa.sub(new, *l));
+            let theirs = isa.select(zero, change, theirs, isa.splat(f32::INFINITY));
+            let theirs = isa.select(zero, new_l2, theirs, isa.splat(f32::INFINITY));
+            let keep = |new, old| isa.select(theirs, ours, new, old);
+            (*l, sum_xl, sum_l2) = (keep(new, *l), keep(new_xl, sum_xl), keep(new_l2, sum_l2));
+        }
+    }
+    let scale = isa.select(zero, sum_l2, isa.div(sum_xl, sum_l2), zero);
+    centre(isa, scale, levels, limit, nothing)
+}
+
+/// Lanes out of the registers, levels from zero; a group of nothing has scale and levels zero.
+#[inline(always)]
+fn centre<I: Isa>(
+    isa: I,
+    scale: I::Floats,
+    levels: [I::Floats; 16],
+    limit: f32,
+    nothing: I::Floats,
+) -> Symmetric {
+    let zero = isa.splat(0.0);
+    let there = |v| isa.select(zero, nothing, zero, v);
+    let mut out = Symmetric { scale: [0.0; 8], levels: [[0; 8]; 16] };
+    isa.store(there(scale), &mut out.scale);
+    for (out, level) in out.levels.iter_mut().zip(levels) {
+        let mut l = [0.0; 8];
+        isa.store(there(isa.add(level, isa.splat(limit))), &mut l);
+        *out = l.map(|l| l as u8);
     }
     out
 }

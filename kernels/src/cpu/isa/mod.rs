@@ -12,6 +12,7 @@ mod scalar;
 mod x86;
 
 pub use scalar::Scalar;
+pub(crate) use scalar::to_int;
 #[cfg(target_arch = "x86_64")]
 pub use x86::X86;
 
@@ -83,7 +84,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn largest(self, v: Self::Ints) -> i32;
     /// Integers as floats, rounded to nearest even.
     fn floats(self, v: Self::Ints) -> Self::Floats;
-    /// Floats in -2^31..2^31 as integers, rounded to nearest even.
+    /// Floats as integers, rounded to nearest even; i32::MIN for NaN and for what is outside -2^31..2^31.
     fn round(self, v: Self::Floats) -> Self::Ints;
     /// The bits of |v|: as integers they are in the order of |v|, with NaN above infinity.
     fn magnitude(self, v: Self::Floats) -> Self::Ints;

@@ -22,6 +22,12 @@ fn sum_of_products(w: impl Fn(usize) -> i32, x: [u8; 32], s: [i16; 2], acc: [i32
     })
 }
 
+/// The integer part; i32::MIN for NaN and for what is outside -2^31..2^31, as x86 has it.
+#[inline(always)]
+pub(crate) fn to_int(v: f32) -> i32 {
+    if v.abs() < 2_147_483_648.0 { v as i32 } else { i32::MIN }
+}
+
 impl Isa for Scalar {
     type Bytes = [u8; 32];
     type Ints = [i32; 8];
@@ -132,7 +138,7 @@ impl Isa for Scalar {
     }
     #[inline(always)]
     fn round(self, v: [f32; 8]) -> [i32; 8] {
-        v.map(|v| v.round_ties_even() as i32)
+        v.map(|v| to_int(v.round_ties_even()))
     }
     #[inline(always)]
     fn magnitude(self, v: [f32; 8]) -> [i32; 8] {

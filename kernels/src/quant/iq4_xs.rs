@@ -1,0 +1,88 @@
+//! IQ4_XS: 256 weights in 136 bytes, 4.25 bits a weight: the levels of IQ4_NL, eight sub-blocks of 32 with a
+//! scale each.
+//!
+//! ```text
+//! byte 0       2              4         8                  136
+//!      | d f16 | high 16 bits | low 4 B | q 8 groups x 16 B |
+//!
+//! w_i = d (sc_j - 32) LEVELS[q_i]      sub-block j = i / 32;  sc in 0..64
+//!
+//! q, sub-block j, byte b = 0..16:      bits 3..0 = q[32 j + b],  bits 7..4 = q[32 j + 16 + b]
+//! low, byte k = 0..4:                  bits 3..0 = low of sc[2 k],  bits 7..4 = low of sc[2 k + 1]
+//! high, bits 2 j + 1 .. 2 j:           bits 5..4 of sc[j]
+//! ```
+
+use super::iq4_nl::LEVELS;
+use super::range::{furthest, inverse, nibbles};
+use super::search::columns;
+use super::{Block, Q8x256, nonlinear};
+use crate::cpu::isa::{Isa, to_int};
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+use std::array::from_fn;
+
+/// 256 weights.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Iq4Xs {
+    d: [u8; 2],
+    high: [u8; 2],
+    low: [u8; 4],
+    q: [[u8; 16]; 8],
+}
+const _: () = assert!(size_of::<Iq4Xs>() == 136);
+
+impl Iq4Xs {
+    /// The scales less 32.
+    #[inline(always)]
+    fn scales(&self) -> [i16; 8] {
+        let (low, high) = (u32::from_le_bytes(self.low), u16::from_le_bytes(self.high));
+        from_fn(|j| (low >> (4 * j) & 15) as i16 + (high >> (2 * j) & 3) as i16 * 16 - 32)
+    }
+}
+
+impl Block for Iq4Xs {
+    type X = Q8x256;
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Iq4Xs {
+        let x = columns::<32>(x);
+        let scale = nonlinear::scales(isa, &x);
+        let d = furthest(&scale) / -32.0;
+        let id = inverse(d);
+        let sc = scale.map(|s| to_int((id * s).round_ties_even()).clamp(-32, 31));
+        let levels = nonlinear::levels(isa, &x, sc.map(|sc| inverse(d * sc as f32)));
+        let (mut low, mut high) = ([0; 4], 0_u16);
+        for (j, sc) in sc.into_iter().enumerate() {
+            let sc = (sc + 32) as u8;
+            low[j / 2] |= (sc & 15) << (j % 2 * 4);
+            high |= (sc as u16 >> 4) << (2 * j);
+        }
+        let q = from_fn(|j| nibbles(&from_fn(|i| levels[i][j])));
+        Iq4Xs { d: f16::from_f32(d).to_le_bytes(), high: high.to_le_bytes(), low, q }
+    }
+
+    #[inline(always)]
+    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        let (d, sc) = (isa.f16(self.d), self.scales());
+        for (j, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
+            let d = d * sc[j] as f32;
+            let mut q = [0; 32];
+            isa.store_bytes(isa.nibbles(&self.q[j]), &mut q);
+            for (y, q) in y.iter_mut().zip(q) {
+                *y = d * LEVELS[q as usize] as f32;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Iq4Xs, x: &Q8x256) -> I::Floats {
+        let mut sum = isa.zeros();
+        for ((sc, q), x) in w.scales().into_iter().zip(&w.q).zip(&x.q) {
+            let levels = isa.look_up(&LEVELS, isa.nibbles(q));
+            sum = isa.dot_signed_scaled(sum, levels, isa.bytes(x), [sc; 2]);
+        }
+        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+    }
+}

@@ -1,0 +1,77 @@
+//! MXFP4: 32 weights in 17 bytes, 4.25 bits a weight: four-bit floats with a power of two as scale.
+//!
+//! ```text
+//! byte 0    1        17
+//!      | e  | q 16 B |           w_i = 2^(e - 128) LEVELS[q_i]
+//!
+//! q, byte b = 0..16:   bits 3..0 = q[b],  bits 7..4 = q[16 + b]
+//! q_i:                 bit 3 = sign,  bits 2..1 = exponent,  bit 0 = fraction  (E2M1)
+//! ```
+//! LEVELS are twice what E2M1 says, to be integers; hence 128 where the standard has 127.
+
+use super::range::nibbles;
+use super::{Block, Q8x32};
+use crate::cpu::isa::{Isa, to_int};
+use bytemuck::{Pod, Zeroable};
+use std::array::from_fn;
+
+/// What the sixteen levels mean, times two.
+const LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// 32 weights.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Mxfp4 {
+    e: u8,
+    q: [u8; 16],
+}
+const _: () = assert!(size_of::<Mxfp4>() == 17);
+
+/// 2^(e - 128): the two smallest are subnormal.
+#[inline(always)]
+fn scale(e: u8) -> f32 {
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 })
+}
+
+/// The level nearest to x, the first of equals.
+#[inline(always)]
+fn nearest(x: f32, d: f32) -> u8 {
+    let (mut best, mut least) = (0, x.abs());
+    for (i, &level) in LEVELS.iter().enumerate() {
+        let error = (level as f32 * d - x).abs();
+        if error < least {
+            (best, least) = (i as u8, error);
+        }
+    }
+    best
+}
+
+impl Block for Mxfp4 {
+    type X = Q8x32;
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(_: I, x: &[f32]) -> Mxfp4 {
+        let most = super::range::furthest(x).abs();
+        let e = if most > 0.0 { to_int(most.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
+        let d = scale(e);
+        Mxfp4 { e, q: nibbles(&from_fn(|i| nearest(x[i], d))) }
+    }
+
+    #[inline(always)]
+    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        let d = scale(self.e);
+        let mut q = [0; 32];
+        isa.store_bytes(isa.nibbles(&self.q), &mut q);
+        for (y, q) in y.iter_mut().zip(q) {
+            *y = LEVELS[q as usize] as f32 * d;
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Mxfp4, x: &Q8x32) -> I::Floats {
+        let levels = isa.look_up(&LEVELS, isa.nibbles(&w.q));
+        let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x.q));
+        isa.fma(isa.splat(scale(w.e) * x.d()), isa.floats(sum), acc)
+    }
+}

@@ -1,0 +1,83 @@
+//! How IQ4_NL and IQ4_XS find the scales of eight sub-blocks of 32, one a lane.
+//!
+//! As in `search`, each lane does what ggml does, in its order, so the bytes are the same.
+
+use super::iq4_nl::LEVELS;
+use super::search::{Columns, NOTHING, absolute};
+use crate::cpu::isa::Isa;
+
+/// Tries on either side of the first scale.
+const TRIES: i32 = 7;
+
+/// The level nearest to v, the upper of equals; it is the value, not the index.
+#[inline(always)]
+fn nearest<I: Isa>(isa: I, v: I::Floats) -> I::Floats {
+    let mut level = isa.splat(LEVELS[0] as f32);
+    for pair in LEVELS.windows(2) {
+        let middle = (pair[0] as f32 + pair[1] as f32) / 2.0;
+        level = isa.select(v, isa.splat(middle), level, isa.splat(pair[1] as f32));
+    }
+    level
+}
+
+/// Sums that the best scale for fixed levels follows from: w q x and w q q with weights w = x x.
+#[inline(always)]
+fn regress<I: Isa>(isa: I, x: &Columns<32>, inverse: I::Floats) -> [I::Floats; 2] {
+    let (mut sum_qx, mut sum_q2) = (isa.splat(0.0), isa.splat(0.0));
+    for x in x {
+        let x = isa.load_floats(x);
+        let q = nearest(isa, isa.mul(inverse, x));
+        let wq = isa.mul(isa.mul(x, x), q);
+        sum_qx = isa.add(sum_qx, isa.mul(wq, x));
+        sum_q2 = isa.add(sum_q2, isa.mul(wq, q));
+    }
+    [sum_qx, sum_q2]
+}
+
+/// The scale of each sub-block with the least weighted squared error among those tried.
+#[inline(always)]
+pub(super) fn scales<I: Isa>(isa: I, x: &Columns<32>) -> [f32; 8] {
+    let zero = isa.splat(0.0);
+    let (mut most, mut furthest) = (zero, zero);
+    for x in x {
+        let x = isa.load_floats(x);
+        let size = absolute(isa, x);
+        furthest = isa.select(most, size, x, furthest);
+        most = isa.select(most, size, size, most);
+    }
+    let lowest = isa.splat(LEVELS[0] as f32);
+    let first = isa.div(isa.sub(zero, furthest), lowest);
+    let [sum_qx, sum_q2] = regress(isa, x, isa.div(isa.splat(1.0), first));
+    let mut scale = isa.div(sum_qx, sum_q2);
+    let mut best = isa.mul(scale, sum_qx);
+    for k in -TRIES..=TRIES {
+        let inverse = isa.div(isa.splat((k + LEVELS[0] as i32) as f32), furthest);
+        let [sum_qx, sum_q2] = regress(isa, x, inverse);
+        let (ours, theirs) = (isa.mul(sum_qx, sum_qx), isa.mul(best, sum_q2));
+        let theirs = isa.select(zero, sum_q2, theirs, isa.splat(f32::INFINITY));
+        scale = isa.select(theirs, ours, isa.div(sum_qx, sum_q2), scale);
+        best = isa.select(theirs, ours, isa.mul(scale, sum_qx), best);
+    }
+    let mut out = [0.0; 8];
+    isa.store(isa.select(most, isa.splat(NOTHING), zero, scale), &mut out);
+    out
+}
+
+/// The index of the level nearest to each value divided by its lane's scale.
+#[inline(always)]
+pub(super) fn levels<I: Isa>(isa: I, x: &Columns<32>, inverse: [f32; 8]) -> [[u8; 8]; 32] {
+    let inverse = isa.load_floats(&inverse);
+    let mut out = [[0; 8]; 32];
+    for (out, x) in out.iter_mut().zip(x) {
+        let v = isa.mul(inverse, isa.load_floats(x));
+        let mut index = isa.splat(0.0);
+        for (i, pair) in LEVELS.windows(2).enumerate() {
+            let middle = (pair[0] as f32 + pair[1] as f32) / 2.0;
+            index = isa.select(v, isa.splat(middle), index, isa.splat((i + 1) as f32));
+        }
+        let mut lanes = [0.0; 8];
+        isa.store(index, &mut lanes);
+        *out = lanes.map(|l| l as u8);
+    }
+    out
+}

@@ -1,0 +1,112 @@
+//! Q2_K: 256 weights in 84 bytes, 2.625 bits a weight: sixteen groups of 16 with a scale and a minimum each.
+//!
+//! ```text
+//! byte 0             16               80      82         84
+//!      | scales 16 B | q 2 halves x 32 B | d f16 | dmin f16 |
+//!
+//! w_i = d sc_g q_i - dmin m_g          group g = i / 16;  sc, m in 0..16;  q in 0..4
+//!
+//! scales, byte g:                      bits 3..0 = sc_g,  bits 7..4 = m_g
+//! q, half h = 0..2, byte b = 0..32:    bits 1..0 = q[128 h + b],       bits 3..2 = q[128 h + 32 + b],
+//!                                      bits 5..4 = q[128 h + 64 + b],  bits 7..6 = q[128 h + 96 + b]
+//! ```
+
+use super::Block;
+use super::activation::{Q8x256, products};
+use super::search::{self, Affine, Cost, Steps};
+use crate::cpu::isa::{Isa, to_int};
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+use std::array::from_fn;
+
+/// 256 weights.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q2K {
+    scales: [u8; 16],
+    q: [[u8; 32]; 2],
+    d: [u8; 2],
+    dmin: [u8; 2],
+}
+const _: () = assert!(size_of::<Q2K>() == 84);
+
+/// The two-bit levels of each sub-block, from two halves of 32 bytes.
+#[inline(always)]
+pub(super) fn two_bits<I: Isa>(isa: I, q: &[[u8; 32]; 2]) -> [I::Bytes; 8] {
+    let [a, b] = [isa.bytes(&q[0]), isa.bytes(&q[1])];
+    let last = |q| isa.and(q, isa.splat_byte(3));
+    let four = |q| [last(q), last(isa.shr::<2>(q)), last(isa.shr::<4>(q)), isa.shr::<6>(q)];
+    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (four(a), four(b));
+    [a0, a1, a2, a3, b0, b1, b2, b3]
+}
+
+/// The opposite of [`two_bits`]: the lowest two bits of 256 levels.
+#[inline(always)]
+pub(super) fn pack_two_bits(levels: &[u8; 256]) -> [[u8; 32]; 2] {
+    let two = |i: usize| levels[i] & 3;
+    from_fn(|h| {
+        from_fn(|b| {
+            let i = 128 * h + b;
+            two(i) | two(i + 32) << 2 | two(i + 64) << 4 | two(i + 96) << 6
+        })
+    })
+}
+
+/// Sixteen values as fifteenths of the largest, which is returned in fifteenths too.
+fn four_bits(v: [f32; 16]) -> ([u8; 16], f16) {
+    let largest = v.iter().fold(0.0, |a: f32, &b| if b > a { b } else { a });
+    if largest <= 0.0 {
+        return ([0; 16], f16::ZERO);
+    }
+    let inverse = 15.0 / largest;
+    (v.map(|v| to_int((inverse * v).round_ties_even()) as u8), f16::from_f32(largest / 15.0))
+}
+
+impl Block for Q2K {
+    type X = Q8x256;
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q2K {
+        let (mut scale, mut min, mut levels) = ([0.0; 16], [0.0; 16], [0; 256]);
+        for h in 0..2 {
+            let columns = search::columns::<16>(&x[128 * h..128 * h + 128]);
+            let weight = columns.map(|x| x.map(f32::abs));
+            let steps = Steps { first: -0.5, count: 15 };
+            let found: Affine<16> = search::affine(isa, &columns, &weight, (3, Cost::Absolute), steps);
+            scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
+            min[8 * h..8 * h + 8].copy_from_slice(&found.min);
+            for i in 0..128 {
+                levels[128 * h + i] = found.levels[i % 16][i / 16];
+            }
+        }
+        let ((sc, d), (m, dmin)) = (four_bits(scale), four_bits(min));
+        for i in 0..256 {
+            let (d, m) = (d.to_f32() * sc[i / 16] as f32, dmin.to_f32() * m[i / 16] as f32);
+            if d != 0.0 {
+                levels[i] = to_int(((x[i] + m) / d).round_ties_even()).clamp(0, 3) as u8;
+            }
+        }
+        let [d, dmin] = [d, dmin].map(f16::to_le_bytes);
+        Q2K { scales: from_fn(|g| sc[g] | m[g] << 4), q: pack_two_bits(&levels), d, dmin }
+    }
+
+    #[inline(always)]
+    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        let [d, dmin] = [self.d, self.dmin].map(|d| isa.f16(d));
+        let q = search::stored(isa, two_bits(isa, &self.q));
+        for (i, y) in y.iter_mut().enumerate() {
+            let s = self.scales[i / 16];
+            *y = d * (s & 15) as f32 * q[i] as f32 - dmin * (s >> 4) as f32;
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q2K, x: &Q8x256) -> I::Floats {
+        let sc = from_fn(|j| [2 * j, 2 * j + 1].map(|g| (w.scales[g] & 15) as i16));
+        let sum = products(isa, two_bits(isa, &w.q), sc, x);
+        let acc = isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc);
+        let mins = isa.dot_sums_16(w.scales.map(|s| s >> 4), &x.sums);
+        isa.fma(isa.splat(-(isa.f16(w.dmin) * x.d())), isa.floats(mins), acc)
+    }
+}

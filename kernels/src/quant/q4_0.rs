@@ -1,0 +1,59 @@
+//! Q4_0: 32 weights in 18 bytes, 4.5 bits a weight.
+//!
+//! ```text
+//! byte 0       2        18
+//!      | d f16 | q 16 B |        w_i = d (q_i - 8)
+//!
+//! q, byte b = 0..16:  bits 3..0 = q[b],  bits 7..4 = q[16 + b]
+//! ```
+
+use super::range::{furthest, inverse, levels, nibbles};
+use super::{Block, Q8x32};
+use crate::cpu::isa::Isa;
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+/// 32 weights.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q4_0 {
+    d: [u8; 2],
+    q: [u8; 16],
+}
+const _: () = assert!(size_of::<Q4_0>() == 18);
+
+impl Q4_0 {
+    /// The 32 levels.
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.nibbles(&self.q)
+    }
+}
+
+impl Block for Q4_0 {
+    type X = Q8x32;
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(_: I, x: &[f32]) -> Q4_0 {
+        let d = furthest(x) / -8.0;
+        let levels = levels(x, 0.0, inverse(d), 8.5, 15);
+        Q4_0 { d: f16::from_f32(d).to_le_bytes(), q: nibbles(&levels) }
+    }
+
+    #[inline(always)]
+    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        let d = isa.f16(self.d);
+        let mut q = [0; 32];
+        isa.store_bytes(self.levels(isa), &mut q);
+        for (y, q) in y.iter_mut().zip(q) {
+            *y = (q as i32 - 8) as f32 * d;
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q4_0, x: &Q8x32) -> I::Floats {
+        let sum = isa.dot(isa.first(-8 * x.sum()), w.levels(isa), isa.bytes(&x.q));
+        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+    }
+}

@@ -1,0 +1,66 @@
+//! Q5_1: 32 weights in 24 bytes, 6 bits a weight.
+//!
+//! ```text
+//! byte 0       2       4              8        24
+//!      | d f16 | m f16 | high 32 bits | q 16 B |        w_i = d q_i + m
+//!
+//! q, byte b = 0..16:  bits 3..0 = lower bits of q[b],  bits 7..4 = those of q[16 + b]
+//! high, bit i:        bit 4 of q[i]
+//! ```
+
+use super::range::{extremes, fifth_bits, inverse, levels, nibbles};
+use super::{Block, Q8x32};
+use crate::cpu::isa::Isa;
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+/// 32 weights.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q5_1 {
+    d: [u8; 2],
+    m: [u8; 2],
+    high: [u8; 4],
+    q: [u8; 16],
+}
+const _: () = assert!(size_of::<Q5_1>() == 24);
+
+impl Q5_1 {
+    /// The 32 levels.
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        let fifth = isa.and(isa.mask(self.high), isa.splat_byte(16));
+        isa.or(isa.nibbles(&self.q), fifth)
+    }
+}
+
+impl Block for Q5_1 {
+    type X = Q8x32;
+    const LEN: usize = 32;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(_: I, x: &[f32]) -> Q5_1 {
+        let (low, high) = extremes(x);
+        let d = (high - low) / 31.0;
+        let levels = levels(x, low, inverse(d), 0.5, 31);
+        let [d, m] = [d, low].map(|v| f16::from_f32(v).to_le_bytes());
+        Q5_1 { d, m, high: fifth_bits(&levels), q: nibbles(&levels) }
+    }
+
+    #[inline(always)]
+    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        let [d, m] = [self.d, self.m].map(|v| isa.f16(v));
+        let mut q = [0; 32];
+        isa.store_bytes(self.levels(isa), &mut q);
+        for (y, q) in y.iter_mut().zip(q) {
+            *y = q as f32 * d + m;
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q5_1, x: &Q8x32) -> I::Floats {
+        let sum = isa.dot(isa.zeros(), w.levels(isa), isa.bytes(&x.q));
+        let acc = isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc);
+        isa.fma(isa.splat(isa.f16(w.m) * x.d()), isa.floats(isa.first(x.sum())), acc)
+    }
+}

@@ -1,0 +1,80 @@
+//! Q5_K: 256 weights in 176 bytes, 5.5 bits a weight: Q4_K with a fifth bit a weight.
+//!
+//! ```text
+//! byte 0       2          4             16          48              176
+//!      | d f16 | dmin f16 | scales 12 B | high 32 B | q 4 groups x 32 B |
+//!
+//! w_i = d sc_j q_i - dmin m_j          sub-block j = i / 32;  sc, m in 0..64;  q in 0..32
+//!
+//! q, group p = 0..4, byte b = 0..32:   bits 3..0 = low of q[64 p + b],  bits 7..4 = low of q[64 p + 32 + b]
+//! high, byte b, bit j:                 bit 4 of q[32 j + b]
+//! ```
+//! The scales are packed as the head of `scales` draws it.
+
+use super::scales::{self, Found};
+use super::search::Steps;
+use super::{Block, Q8x256};
+use crate::cpu::isa::Isa;
+use bytemuck::{Pod, Zeroable};
+
+/// 256 weights.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q5K {
+    d: [u8; 2],
+    dmin: [u8; 2],
+    scales: [u8; 12],
+    high: [u8; 32],
+    q: [[u8; 32]; 4],
+}
+const _: () = assert!(size_of::<Q5K>() == 176);
+
+impl Q5K {
+    /// The levels of each sub-block.
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
+        let [a, b, c, d] = [0, 1, 2, 3].map(|p| isa.bytes(&self.q[p]));
+        let h = isa.bytes(&self.high);
+        let join = |low, fifth| isa.or(low, isa.and(fifth, isa.splat_byte(16)));
+        let low = |q, fifth| join(isa.and(q, isa.splat_byte(15)), fifth);
+        let high = |q, fifth| join(isa.shr::<4>(q), fifth);
+        [
+            low(a, isa.shl::<4>(h)),
+            high(a, isa.shl::<3>(h)),
+            low(b, isa.shl::<2>(h)),
+            high(b, isa.shl::<1>(h)),
+            low(c, h),
+            high(c, isa.shr::<1>(h)),
+            low(d, isa.shr::<2>(h)),
+            high(d, isa.shr::<3>(h)),
+        ]
+    }
+}
+
+impl Block for Q5K {
+    type X = Q8x256;
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q5K {
+        let Found { d, dmin, scales, levels } = scales::find(isa, x, 31, Steps { first: -0.5, count: 15 });
+        let (mut q, mut high) = ([[0; 32]; 4], [0; 32]);
+        for (p, (q, levels)) in q.iter_mut().zip(levels.as_chunks::<64>().0).enumerate() {
+            for b in 0..32 {
+                q[b] = levels[b] & 15 | levels[b + 32] << 4;
+                high[b] |= (levels[b] >> 4 | levels[b + 32] >> 4 << 1) << (2 * p);
+            }
+        }
+        Q5K { d, dmin, scales, high, q }
+    }
+
+    #[inline(always)]
+    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        scales::dequantise(isa, self.levels(isa), [self.d, self.dmin], self.scales, y);
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q5K, x: &Q8x256) -> I::Floats {
+        scales::accumulate(isa, acc, w.levels(isa), [w.d, w.dmin], w.scales, x)
+    }
+}

@@ -1,0 +1,100 @@
+//! Q6_K: 256 weights in 210 bytes, 6.5625 bits a weight: sixteen groups of 16 with a scale each.
+//!
+//! ```text
+//! byte 0               128                  192            208     210
+//!      | low 2 x 64 B  | high 2 halves x 32 B | scales 16 i8 | d f16 |
+//!
+//! w_i = d sc_g (q_i - 32)              group g = i / 16;  sc in -128..128;  q in 0..64
+//!
+//! half h = 0..2, byte b = 0..32, sub-block j = 4 h + s:
+//! low,  byte 64 h + b:                 bits 3..0 of q[32 j + b]: s = 0 in bits 3..0, s = 2 in bits 7..4
+//!       byte 64 h + 32 + b:            the same of s = 1 and s = 3
+//! high, byte 32 h + b:                 bits 5..4 of q[32 j + b] in bits 2 s + 1 .. 2 s
+//! ```
+
+use super::activation::{Q8x256, products};
+use super::{Block, search};
+use crate::cpu::isa::{Isa, to_int};
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+use std::array::from_fn;
+
+/// 256 weights.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Q6K {
+    low: [[[u8; 32]; 2]; 2],
+    high: [[u8; 32]; 2],
+    scales: [u8; 16],
+    d: [u8; 2],
+}
+const _: () = assert!(size_of::<Q6K>() == 210);
+
+impl Q6K {
+    /// The levels of each sub-block, 0..64.
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
+        let half = |h: usize| {
+            let [a, b] = [isa.bytes(&self.low[h][0]), isa.bytes(&self.low[h][1])];
+            let high = isa.bytes(&self.high[h]);
+            let join = |low, high| isa.or(low, isa.and(high, isa.splat_byte(0x30)));
+            let last = |q| isa.and(q, isa.splat_byte(15));
+            [
+                join(last(a), isa.shl::<4>(high)),
+                join(last(b), isa.shl::<2>(high)),
+                join(isa.shr::<4>(a), high),
+                join(isa.shr::<4>(b), isa.shr::<2>(high)),
+            ]
+        };
+        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (half(0), half(1));
+        [a0, a1, a2, a3, b0, b1, b2, b3]
+    }
+}
+
+impl Block for Q6K {
+    type X = Q8x256;
+    const LEN: usize = 256;
+
+    #[inline(always)]
+    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q6K {
+        let (scale, mut levels) = search::sixteen(x, |columns| search::symmetric(isa, columns, 32.0));
+        let furthest = super::range::furthest(&scale);
+        if furthest.abs() < search::NOTHING {
+            return Q6K::zeroed();
+        }
+        let inverse = -128.0 / furthest;
+        let d = f16::from_f32(1.0 / inverse);
+        let sc = scale.map(|s| to_int((inverse * s).round_ties_even()).min(127) as i8);
+        for i in 0..256 {
+            let d = d.to_f32() * sc[i / 16] as f32;
+            if d != 0.0 {
+                levels[i] = (to_int((x[i] / d).round_ties_even()).clamp(-32, 31) + 32) as u8;
+            }
+        }
+        let (mut low, mut high) = ([[[0; 32]; 2]; 2], [[0; 32]; 2]);
+        for (i, level) in levels.iter().enumerate() {
+            let (h, s, b) = (i / 128, i / 32 % 4, i % 32);
+            low[h][s % 2][b] |= (level & 15) << (s / 2 * 4);
+            high[h][b] |= (level >> 4) << (2 * s);
+        }
+        Q6K { low, high, scales: sc.map(i8::cast_unsigned), d: d.to_le_bytes() }
+    }
+
+    #[inline(always)]
+    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        let d = isa.f16(self.d);
+        let q = search::stored(isa, self.levels(isa));
+        for (i, y) in y.iter_mut().enumerate() {
+            *y = d * self.scales[i / 16].cast_signed() as f32 * (q[i] as i32 - 32) as f32;
+        }
+    }
+
+    #[inline(always)]
+    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q6K, x: &Q8x256) -> I::Floats {
+        let sc = w.scales;
+        let pairs = from_fn(|j| [2 * j, 2 * j + 1].map(|g: usize| sc[g].cast_signed() as i16));
+        let sum = products(isa, w.levels(isa), pairs, x);
+        let sum = isa.sub_ints(sum, isa.shl_ints::<5>(isa.dot_sums_16(sc, &x.sums)));
+        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+    }
+}

@@ -1,0 +1,112 @@
+#!/usr/bin/env python3
+"""Golden bytes and values of the block formats, from ggml itself.
+
+    npm pack @node-llama-cpp/linux-x64@3.22.1          (or: curl -O the tarball from registry.npmjs.org)
+    tar xzf node-llama-cpp-linux-x64-3.22.1.tgz
+    python3 make_quant_goldens.py package/bins/linux-x64/libggml-base.so quant/
+
+Writes into the folder
+    input.f32     ROWS x COLS floats
+    <FORMAT>.bin  what llama-quantize makes of them without an importance matrix
+    <FORMAT>.f32  what ggml's dequantize_row_* makes of that
+    hashes.txt    format, FNV-1a of the bytes and of the values for the longer input of `generated`
+"""
+import ctypes
+import pathlib
+import sys
+
+import numpy as np
+
+COLS = 256
+GENERATED = 512  # super-blocks
+
+# name: (block length, block bytes, quantise, dequantise)
+FORMATS = {
+    "F16": (1, 2, "ggml_fp32_to_fp16_row", "ggml_fp16_to_fp32_row"),
+    "BF16": (1, 2, "ggml_fp32_to_bf16_row_ref", "ggml_bf16_to_fp32_row"),
+    "Q4_0": (32, 18, "quantize_row_q4_0_ref", "dequantize_row_q4_0"),
+    "Q4_1": (32, 20, "quantize_row_q4_1_ref", "dequantize_row_q4_1"),
+    "Q5_0": (32, 22, "quantize_row_q5_0_ref", "dequantize_row_q5_0"),
+    "Q5_1": (32, 24, "quantize_row_q5_1_ref", "dequantize_row_q5_1"),
+    "Q8_0": (32, 34, "quantize_row_q8_0_ref", "dequantize_row_q8_0"),
+    "Q2_K": (256, 84, "quantize_row_q2_K_ref", "dequantize_row_q2_K"),
+    "Q3_K": (256, 110, "quantize_row_q3_K_ref", "dequantize_row_q3_K"),
+    "Q4_K": (256, 144, "quantize_row_q4_K_ref", "dequantize_row_q4_K"),
+    "Q5_K": (256, 176, "quantize_row_q5_K_ref", "dequantize_row_q5_K"),
+    "Q6_K": (256, 210, "quantize_row_q6_K_ref", "dequantize_row_q6_K"),
+    "IQ4_NL": (32, 18, "quantize_iq4_nl", "dequantize_row_iq4_nl"),
+    "IQ4_XS": (256, 136, "quantize_row_iq4_xs_ref", "dequantize_row_iq4_xs"),
+    "MXFP4": (32, 17, "quantize_row_mxfp4_ref", "dequantize_row_mxfp4"),
+}
+
+
+def rows():
+    """One row of each kind that a quantiser may treat differently."""
+    rng = np.random.default_rng(20261121)
+    gauss = lambda scale: rng.standard_normal(COLS) * scale
+    i = np.arange(COLS)
+    outlier = gauss(0.02)
+    outlier[77] = -9.5
+    sparse = np.where(i % 19 == 3, gauss(1.0), 0.0)
+    blocks = gauss(1.0) * np.repeat(10.0 ** np.arange(-4, 4), 32)
+    ties = np.where(i % 2 == 0, 0.75, -0.75) * np.where(i % 7 == 0, 1.0, 0.5)
+    return np.stack([
+        gauss(0.02), gauss(0.02), gauss(1.0), gauss(300.0), rng.uniform(-1, 1, COLS),
+        np.zeros(COLS), np.full(COLS, 0.5), np.full(COLS, -0.37), outlier, gauss(1e-30), gauss(1e-41),
+        gauss(12000.0), np.where(i % 2 == 0, 1.0, -1.0), ties, i / 255.0, -i / 64.0, sparse, blocks,
+        np.abs(gauss(0.1)) + 1.0, np.round(gauss(3.0)),
+    ]).astype(np.float32)
+
+
+def generated():
+    """GENERATED super-blocks, each with its own power of two as scale, exact in every language."""
+    state = np.uint64(88172645463325252)
+    out = np.empty((GENERATED, 256), np.float32)
+    with np.errstate(over="ignore"):
+        for block in range(GENERATED):
+            for i in range(256):
+                state ^= state << np.uint64(13)
+                state ^= state >> np.uint64(7)
+                state ^= state << np.uint64(17)
+                v = sum((int(state) >> s & 0xFFFF) - 0x8000 for s in (0, 16, 32, 48))
+                out[block, i] = np.ldexp(np.float32(v), -17 - block % 13)
+    return out
+
+
+def fnv1a(data):
+    h = 0xCBF29CE484222325
+    for b in data:
+        h = (h ^ b) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return h
+
+
+def through(lib, name, x):
+    length, size, quantise, dequantise = FORMATS[name]
+    stored = np.zeros(x.size // length * size, np.uint8)
+    values = np.zeros(x.size, np.float32)
+    pointer = lambda a: ctypes.c_void_p(a.ctypes.data)
+    if quantise.startswith("quantize_iq"):  # one row, no importance matrix
+        sizes = (ctypes.c_int64(1), ctypes.c_int64(x.size), None)
+    else:
+        sizes = (ctypes.c_int64(x.size),)
+    getattr(lib, quantise)(pointer(x), pointer(stored), *sizes)
+    getattr(lib, dequantise)(pointer(stored), pointer(values), ctypes.c_int64(x.size))
+    return stored.tobytes(), values.tobytes()
+
+
+def main():
+    lib = ctypes.CDLL(sys.argv[1])
+    out = pathlib.Path(sys.argv[2])
+    x, longer = rows(), generated()
+    (out / "input.f32").write_bytes(x.tobytes())
+    hashes = []
+    for name in FORMATS:
+        stored, values = through(lib, name, x)
+        (out / f"{name}.bin").write_bytes(stored)
+        (out / f"{name}.f32").write_bytes(values)
+        stored, values = through(lib, name, longer)
+        hashes.append(f"{name} {fnv1a(stored):016x} {fnv1a(values):016x}\n")
+    (out / "hashes.txt").write_text("".join(hashes))
+
+
+main()

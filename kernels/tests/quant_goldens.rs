@@ -1,0 +1,118 @@
+//! Our blocks against ggml's: the same bytes from the same floats, the same floats from the same bytes.
+//!
+//! The files in `data/quant` are made by `data/make_quant_goldens.py` from ggml itself.
+
+use kernels::quant::Format;
+use std::path::Path;
+
+const GENERATED: usize = 512;
+
+fn read(name: &str) -> Vec<u8> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/quant").join(name);
+    std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn floats(name: &str) -> Vec<f32> {
+    read(name).as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+}
+
+fn quantised(format: Format, x: &[f32]) -> Vec<u8> {
+    let mut out = vec![0xA5; format.row_bytes(x.len() as u64).expect("whole blocks") as usize];
+    format.quantise_row(x, &mut out);
+    out
+}
+
+fn dequantised(format: Format, bytes: &[u8]) -> Vec<f32> {
+    let mut out = vec![f32::NAN; bytes.len() / format.block_bytes() * format.block_len()];
+    format.dequantise_row(bytes, &mut out);
+    out
+}
+
+/// The longer input of the script: sums of four 16-bit numbers, scaled by a power of two a super-block.
+fn generated() -> Vec<f32> {
+    let mut state = 88172645463325252_u64;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (0..4).map(|i| (state >> (16 * i) & 0xffff) as i32 - 0x8000).sum::<i32>() as f32
+    };
+    let block = |b: usize| (0..256).map(move |_| b);
+    (0..GENERATED).flat_map(block).map(|b| next() * 2_f32.powi(-17 - (b % 13) as i32)).collect()
+}
+
+fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf29ce484222325, |h, b| (h ^ b as u64).wrapping_mul(0x100000001b3))
+}
+
+/// Where the first block differs from ggml's, or nothing.
+fn first_difference(format: Format, ours: &[u8], theirs: &[u8]) -> Option<String> {
+    let size = format.block_bytes();
+    let block = ours.iter().zip(theirs).position(|(a, b)| a != b)? / size;
+    let at = block * size..(block + 1) * size;
+    Some(format!("{} block {block}:\nours  {:?}\nggml  {:?}", format.name(), &ours[at.clone()], &theirs[at]))
+}
+
+fn packed() -> impl Iterator<Item = Format> {
+    Format::ALL.into_iter().filter(|&f| f != Format::F32)
+}
+
+#[test]
+fn bytes_are_those_of_ggml() {
+    let input = floats("input.f32");
+    let different: Vec<_> = packed()
+        .filter_map(|f| first_difference(f, &quantised(f, &input), &read(&format!("{}.bin", f.name()))))
+        .collect();
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+#[test]
+fn values_are_those_of_ggml() {
+    for format in packed() {
+        let ours = dequantised(format, &read(&format!("{}.bin", format.name())));
+        let theirs = floats(&format!("{}.f32", format.name()));
+        assert_eq!(ours.len(), theirs.len());
+        for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+            assert_eq!(a.to_bits(), b.to_bits(), "{} value {i}: {a} is not {b}", format.name());
+        }
+    }
+}
+
+#[test]
+fn longer_input_gives_the_same_hashes() {
+    let input = generated();
+    let ours: String = packed()
+        .map(|f| {
+            let bytes = quantised(f, &input);
+            let values = dequantised(f, &bytes).into_iter().flat_map(f32::to_le_bytes);
+            format!("{} {:016x} {:016x}\n", f.name(), fnv1a(bytes.iter().copied()), fnv1a(values))
+        })
+        .collect();
+    let sorted = |text: String| {
+        let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+        lines.sort();
+        lines
+    };
+    let theirs = String::from_utf8(read("hashes.txt")).expect("text");
+    assert_eq!(sorted(ours), sorted(theirs));
+}
+
+#[test]
+fn error_is_no_worse_than_that_of_ggml() {
+    let input = floats("input.f32");
+    let squares =
+        |y: &[f32]| -> f64 { input.iter().zip(y).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum() };
+    for format in packed() {
+        let ours = squares(&dequantised(format, &quantised(format, &input)));
+        let theirs = squares(&floats(&format!("{}.f32", format.name())));
+        assert!(ours <= theirs, "{}: {ours} is more than {theirs}", format.name());
+    }
+}
+
+#[test]
+fn f32_is_kept_as_it_is() {
+    let input = floats("input.f32");
+    let bytes = quantised(Format::F32, &input);
+    assert_eq!(bytes, read("input.f32"));
+    assert_eq!(dequantised(Format::F32, &bytes), input);
+}
