@@ -161,7 +161,7 @@ fn check_preset(preset: &str) {
     let source = checkpoint(dir.path(), preset, 20260, &[]);
     for kind in ["f32", "bf16"] {
         // The checkpoint is BF16, so a BF16 file holds the same weights as an F32 one.
-        let file = Gguf::open(&convert(&source, kind)).unwrap();
+        let file = Gguf::open(convert(&source, kind)).unwrap();
         check(&Reference, &file, &golden, &[7, 65]);
     }
 }

@@ -262,14 +262,6 @@ impl<'a> Fields<'a> {
                 return Err(self.bad(field, "at most 262144 in all layers", c.layers() * each));
             }
         }
-        let kv_heads = self.count_or("num_key_value_heads", 1..=1 << 16, c.heads)?;
-        if kv_heads != c.heads {
-            return Err(self.bad(
-                "num_key_value_heads",
-                format!("num_attention_heads, {}", c.heads),
-                kv_heads,
-            ));
-        }
         if !c.experts.is_multiple_of(c.expert_groups) {
             return Err(self.bad(
                 "num_expert_group",
@@ -348,11 +340,6 @@ pub(crate) mod tests {
             "/num_expert_group",
             json("7"),
             "num_expert_group: expected a divisor of 256 experts, found 7",
-        );
-        refused(
-            "/num_key_value_heads",
-            json("8"),
-            "num_key_value_heads: expected num_attention_heads, 32, found 8",
         );
         refused("/moe_layer_freq", json("2"), "moe_layer_freq: expected 1, found 2");
         let awq = json(r#"{"quant_method": "awq"}"#);

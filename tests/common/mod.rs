@@ -68,3 +68,11 @@ pub fn close(what: &str, found: &[f32], expected: &[f64], tolerance: f64) {
     let worst = apart.fold(0.0, |m: f64, x| if x.is_nan() { f64::INFINITY } else { m.max(x) });
     assert!(worst <= tolerance * max, "{what}: {:.2e} of max {max:.3}, allowed {tolerance:.0e}", worst / max);
 }
+
+/// The f32 values of a NumPy file.
+pub fn npy(path: &Path) -> Vec<f32> {
+    let bytes = std::fs::read(path).unwrap();
+    assert!(bytes.starts_with(b"\x93NUMPY\x01\x00"), "{}: no NumPy file", path.display());
+    let start = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    bytes[start..].chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
