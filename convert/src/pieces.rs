@@ -128,7 +128,8 @@ pub fn encode(loaded: Loaded, planned: &Planned, path: impl Fn() -> String + Syn
                 None => loaded.decode(row, &mut values),
             }
             if part.map == Transform::NegExp {
-                values.iter_mut().for_each(|x| *x = -x.exp());
+                // Through f64: the nearest f32, whatever the platform's expf does.
+                values.iter_mut().for_each(|x| *x = -f64::from(*x).exp() as f32);
             }
             if let Some(at) = values.iter().position(|x| !fits(*x, format)) {
                 let place = format!(

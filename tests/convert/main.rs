@@ -1,0 +1,255 @@
+//! The converter from outside: generated checkpoints in, GGUF files out, broken input refused in one line.
+//!
+//! Needs python3 with numpy for the checkpoints. What the files compute is not tested here.
+
+mod checkpoints;
+mod hostile;
+
+use checkpoints::{Checkpoint, generate};
+use convert::{Error, Mix, Options, Override, Progress, Summary, convert, dry_run};
+use kernels::quant::Format;
+use models::gguf::read::Gguf;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+fn options(input: &Path, output: &Path, mix: &str) -> Options {
+    let output = Some(output.to_owned());
+    let mix = Mix::from_name(mix).unwrap();
+    Options { input: input.to_owned(), output, mix, overrides: vec![], force: false, threads: Some(2) }
+}
+
+fn run(input: &Path, output: &Path, mix: &str) -> Result<Summary, Error> {
+    convert(&options(input, output, mix), &mut ())
+}
+
+/// A tensor of a GGUF file as f32.
+fn values(gguf: &Gguf, name: &str) -> Vec<f32> {
+    let tensor = gguf.tensor(name).unwrap_or_else(|| panic!("{name} is missing"));
+    let (bytes, cols) = (gguf.bytes(tensor), tensor.shape[0]);
+    let row_bytes = tensor.format.row_bytes(cols).unwrap() as usize;
+    let mut out = vec![0.0; bytes.len() / row_bytes * cols as usize];
+    let rows = out.chunks_exact_mut(cols as usize);
+    rows.zip(bytes.chunks_exact(row_bytes)).for_each(|(out, row)| tensor.format.dequantise_row(row, out));
+    out
+}
+
+fn same_bits(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
+#[test]
+fn f32_keeps_every_bit() {
+    let source = generate("tiny", 7, &["num_experts=24"]);
+    let file = source.path().join("o.gguf");
+    let summary = run(source.path(), &file, "F32").unwrap();
+    assert_eq!((summary.tensors.len(), summary.bytes), (180, fs::metadata(&file).unwrap().len()));
+    let (gguf, checkpoint) = (Gguf::open(&file).unwrap(), Checkpoint::read(source.path()));
+    let same = |name: &str, source: &[f32]| assert!(same_bits(&values(&gguf, name), source), "{name}");
+    same("token_embd.weight", &checkpoint.values("model.embed_tokens.weight"));
+    same("output.weight", &checkpoint.values("lm_head.weight"));
+    for (name, from) in [
+        ("attn_norm.weight", "input_layernorm.weight"),
+        ("attn_k.weight", "self_attn.k_proj.weight"),
+        ("ssm_conv1d_v.weight", "self_attn.v_conv1d.weight"),
+        ("ssm_dt.bias", "self_attn.dt_bias"),
+        ("ssm_beta.weight", "self_attn.b_proj.weight"),
+        ("ssm_f_a.weight", "self_attn.f_a_proj.weight"),
+        ("ssm_g_b.weight", "self_attn.g_b_proj.weight"),
+        ("ffn_gate_inp.weight", "block_sparse_moe.gate.weight"),
+        ("exp_probs_b.bias", "block_sparse_moe.gate.e_score_correction_bias"),
+        ("ffn_down_shexp.weight", "block_sparse_moe.shared_experts.down_proj.weight"),
+    ] {
+        same(&format!("blk.1.{name}"), &checkpoint.values(&format!("model.layers.1.{from}")));
+    }
+    for (name, from) in [("gate", "w1"), ("down", "w2"), ("up", "w3")] {
+        let expert =
+            |e| checkpoint.values(&format!("model.layers.6.block_sparse_moe.experts.{e}.{from}.weight"));
+        same(&format!("blk.6.ffn_{name}_exps.weight"), &(0..24).flat_map(expert).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn decay_and_latent_projections_are_transformed() {
+    let source = generate("tiny", 7, &["num_experts=24"]);
+    let file = source.path().join("transforms.gguf");
+    run(source.path(), &file, "F32").unwrap();
+    let (gguf, checkpoint) = (Gguf::open(&file).unwrap(), Checkpoint::read(source.path()));
+    let decay = checkpoint.values("model.layers.0.self_attn.A_log");
+    let expected: Vec<f32> = decay.iter().map(|a| -f64::from(*a).exp() as f32).collect();
+    assert!(same_bits(&values(&gguf, "blk.0.ssm_a"), &expected));
+    // tiny: 6 heads, 32 rows of k and 32 of v each, latent 64.
+    let kv = checkpoint.values("model.layers.3.self_attn.kv_b_proj.weight");
+    let (k, v) = (values(&gguf, "blk.3.attn_k_b.weight"), values(&gguf, "blk.3.attn_v_b.weight"));
+    for (head, channel, latent) in
+        (0..6).flat_map(|h| (0..32).flat_map(move |c| (0..64).map(move |l| (h, c, l))))
+    {
+        let source = |row| kv[(head * 64 + row) * 64 + latent];
+        assert_eq!(k[(head * 64 + latent) * 32 + channel], source(channel));
+        assert_eq!(v[(head * 32 + channel) * 64 + latent], source(32 + channel));
+    }
+}
+
+#[test]
+fn shards_make_the_same_file() {
+    let source = generate("tiny", 7, &["num_experts=24"]);
+    let sharded = tempfile::tempdir().unwrap();
+    Checkpoint::read(source.path()).write_shards(sharded.path(), 3);
+    fs::copy(source.path().join("config.json"), sharded.path().join("config.json")).unwrap();
+    let (one, many) = (source.path().join("one.gguf"), sharded.path().join("many.gguf"));
+    run(source.path(), &one, "Q8_0").unwrap();
+    run(sharded.path(), &many, "Q8_0").unwrap();
+    let (one, many) = (Gguf::open(&one).unwrap(), Gguf::open(&many).unwrap());
+    assert_eq!(one.tensors, many.tensors);
+    for tensor in &one.tensors {
+        assert_eq!(one.bytes(tensor), many.bytes(tensor), "{}", tensor.name);
+    }
+}
+
+/// Panics after so many bytes, as a kill would end it, and notes what was resumed.
+#[derive(Default)]
+struct Killer {
+    after: Option<u64>,
+    seen: u64,
+    resumed: u64,
+}
+
+impl Progress for Killer {
+    fn start(&mut self, _total: u64, done: u64) {
+        self.resumed = done;
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        self.seen += bytes;
+        if self.after.is_some_and(|after| self.seen > after) {
+            std::panic::resume_unwind(Box::new("killed"));
+        }
+    }
+}
+
+#[test]
+fn a_stopped_conversion_goes_on_to_the_same_bytes() {
+    let source = generate("tiny", 7, &["num_experts=24"]);
+    let dir = tempfile::tempdir().unwrap();
+    let (whole, file) = (dir.path().join("whole.gguf"), dir.path().join("o.gguf"));
+    run(source.path(), &whole, "Q8_0").unwrap();
+    let gguf = Gguf::open(&whole).unwrap();
+    let first_tensor = gguf.offset_in_file(&gguf.tensors[1]);
+    let whole = fs::read(&whole).unwrap();
+    let options = options(source.path(), &file, "Q8_0");
+    let part = dir.path().join("o.gguf.part");
+    for after in [0, 3_000_000, 9_000_000] {
+        let mut killer = Killer { after: Some(after), ..Killer::default() };
+        catch_unwind(AssertUnwindSafe(|| convert(&options, &mut killer))).unwrap_err();
+        assert!(!file.exists() && part.exists());
+        let written = fs::metadata(&part).unwrap().len();
+        // A kill -9 may cut anywhere in what was written, the header included.
+        for cut in [written, written.saturating_sub(1), written / 2, 100] {
+            fs::write(&part, &whole[..cut as usize]).unwrap();
+            let mut killer = Killer { after: Some(1_000_000), ..Killer::default() };
+            catch_unwind(AssertUnwindSafe(|| convert(&options, &mut killer))).unwrap_err();
+            assert_eq!(killer.resumed > 0, cut >= first_tensor, "cut at {cut}");
+        }
+    }
+    convert(&options, &mut ()).unwrap();
+    assert!(fs::read(&file).unwrap() == whole);
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn another_input_starts_again() {
+    let source = generate("tiny", 8, &[]);
+    let file = source.path().join("o.gguf");
+    let options = options(source.path(), &file, "Q8_0");
+    let stop = |after| {
+        let mut killer = Killer { after: Some(after), ..Killer::default() };
+        catch_unwind(AssertUnwindSafe(|| convert(&options, &mut killer))).unwrap_err();
+        killer.resumed
+    };
+    assert_eq!(stop(9_000_000), 0);
+    assert!(stop(0) > 0);
+    let weights = source.path().join("model.safetensors");
+    fs::write(&weights, fs::read(&weights).unwrap()).unwrap();
+    assert_eq!(stop(0), 0);
+}
+
+#[test]
+fn an_existing_file_stays_unless_forced() {
+    let source = generate("tiny", 8, &[]);
+    let file = source.path().join("there.gguf");
+    fs::write(&file, "mine").unwrap();
+    let message = run(source.path(), &file, "F16").unwrap_err().to_string();
+    assert_eq!(message, format!("{} exists; --force replaces it", file.display()));
+    assert_eq!(fs::read(&file).unwrap(), b"mine");
+    convert(&Options { force: true, ..options(source.path(), &file, "F16") }, &mut ()).unwrap();
+    assert_eq!(Gguf::open(&file).unwrap().tensor("output.weight").unwrap().format, Format::F16);
+}
+
+#[test]
+fn requantising_equals_converting() {
+    let source = generate("tiny", 8, &[]);
+    let path = |name: &str| source.path().join(name);
+    run(source.path(), &path("wide.gguf"), "F32").unwrap();
+    run(&path("wide.gguf"), &path("again.gguf"), "Q8_0").unwrap();
+    run(source.path(), &path("direct.gguf"), "Q8_0").unwrap();
+    let (again, direct) = (Gguf::open(path("again.gguf")).unwrap(), Gguf::open(path("direct.gguf")).unwrap());
+    assert_eq!(again.tensors, direct.tensors);
+    assert!(again.tensors.iter().all(|t| again.bytes(t) == direct.bytes(t)));
+    assert_eq!(again.u64("general.file_type").unwrap(), 7);
+    assert_eq!(again.u64("kimi-linear.kda.head_count").unwrap(), 4);
+}
+
+#[test]
+fn overrides_and_dry_run_agree_with_the_file() {
+    let source = generate("tiny", 8, &[]);
+    let file = source.path().join("rules.gguf");
+    let mut options = options(source.path(), &file, "Q8_0");
+    let rules = ["ffn_.*_exps=F16", r"blk\.2\.ffn_up_exps=BF16"];
+    options.overrides = rules.iter().map(|text| Override::parse(text).unwrap()).collect();
+    let planned = dry_run(&options, &mut ()).unwrap();
+    assert!(!file.exists());
+    assert_eq!(planned, convert(&options, &mut ()).unwrap());
+    let gguf = Gguf::open(&file).unwrap();
+    assert_eq!((planned.bytes, planned.source_tensors), (gguf.file_bytes(), 493));
+    let format = |name| gguf.tensor(name).unwrap().format;
+    assert_eq!(format("blk.2.ffn_up_exps.weight"), Format::BF16);
+    assert_eq!(format("blk.2.ffn_gate_exps.weight"), Format::F16);
+    assert_eq!(format("blk.2.ffn_gate_shexp.weight"), Format::Q8_0);
+}
+
+#[test]
+fn the_official_model_is_planned_from_config_and_index_alone() {
+    let dir = checkpoints::official_index();
+    let output = dir.path().join("o.gguf");
+    for (mix, gigabytes) in [("BF16", 98.3), ("Q8_0", 52.3), ("Q4_K_M", 29.7), ("MXFP4_MOE", 27.2)] {
+        let planned = dry_run(&options(dir.path(), &output, mix), &mut ()).unwrap();
+        assert_eq!((planned.tensors.len(), planned.source_tensors), (610, 20493));
+        assert!(
+            (planned.bytes as f64 / 1e9 - gigabytes).abs() < 0.01 * gigabytes,
+            "{mix}: {}",
+            planned.bytes
+        );
+    }
+    let error = run(dir.path(), &output, "BF16").unwrap_err().to_string();
+    assert!(
+        error.contains("expected its shard model-00001-of-00020.safetensors, found no such file"),
+        "{error}"
+    );
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2);
+}
+
+#[test]
+fn fp8_weights_get_their_scales() {
+    let source = generate("tiny", 9, &[]);
+    let names =
+        ["model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"];
+    let expected = Checkpoint::read(source.path()).quantise_fp8(source.path(), names);
+    let file = source.path().join("fp8.gguf");
+    run(source.path(), &file, "F32").unwrap();
+    let gguf = Gguf::open(&file).unwrap();
+    for (name, expected) in
+        ["blk.0.ffn_up.weight", "blk.0.ffn_down.weight", "output.weight"].iter().zip(expected)
+    {
+        assert!(same_bits(&values(&gguf, name), &expected), "{name}");
+    }
+}
