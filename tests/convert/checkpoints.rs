@@ -37,6 +37,7 @@ pub fn official_index() -> TempDir {
 }
 
 /// The tensors of a `model.safetensors`.
+#[derive(Clone)]
 pub struct Checkpoint {
     /// Name -> dtype, shape, bytes.
     pub tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
