@@ -5,7 +5,6 @@
 //! Next: `cpu`, the same ops fast.
 
 use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
-use crate::quant::Format;
 use std::ops::Range;
 
 /// The oracle backend.
@@ -60,23 +59,8 @@ fn weight_row(w: &Stored, m: usize, r: usize) -> Vec<f32> {
     assert!(m < w.count && r < w.rows, "row {r} of matrix {m} in a weight of {} x {} rows", w.count, w.rows);
     let bytes = w.format.row_bytes(w.cols as u64).expect("whole blocks") as usize;
     let mut out = vec![0.0; w.cols];
-    dequantise_row(w.format, &w.bytes[(m * w.rows + r) * bytes..][..bytes], &mut out);
+    w.format.dequantise_row(&w.bytes[(m * w.rows + r) * bytes..][..bytes], &mut out);
     out
-}
-
-fn dequantise_row(format: Format, bytes: &[u8], out: &mut [f32]) {
-    let (words, halves) = (bytes.chunks_exact(4), bytes.chunks_exact(2));
-    match format {
-        Format::F32 => out.iter_mut().zip(words).for_each(|(o, b)| *o = bytemuck::pod_read_unaligned(b)),
-        Format::F16 => {
-            out.iter_mut().zip(halves).for_each(|(o, b)| *o = half::f16::from_le_bytes([b[0], b[1]]).to_f32())
-        }
-        Format::BF16 => out
-            .iter_mut()
-            .zip(halves)
-            .for_each(|(o, b)| *o = half::bf16::from_le_bytes([b[0], b[1]]).to_f32()),
-        other => panic!("{} is not dequantised yet", other.name()),
-    }
 }
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {

@@ -1,5 +1,271 @@
-//! The CPU: run-time choice of instructions, and in time the ops written over it.
+//! The CPU: every op over the instruction set found at run time, on the threads of an own pool.
 //!
-//! Next: [`isa`].
+//! Weights stay where they are (in the mapped file) and in their format. This file binds the ops of
+//! [`Backend`] to where they are computed; it knows no model. Next: `isa` (the instruction sets), then
+//! `product` (most of the time of a token), `kda` and `attention`.
 
 pub mod isa;
+
+mod attention;
+mod cache;
+mod experts;
+mod gemm;
+mod kda;
+mod kda_chunk;
+mod memory;
+mod pool;
+mod product;
+mod route;
+mod rows;
+mod vector;
+
+pub use cache::Cache;
+pub use kda::Form;
+pub use memory::Tensor;
+pub use pool::Pool;
+pub use route::Routed;
+
+use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
+use crate::quant::Format;
+use isa::Level;
+use memory::{Buffer, Buffers};
+use std::ops::Range;
+
+/// The CPU backend.
+pub struct Cpu {
+    pool: Pool,
+    buffers: Buffers,
+    level: Level,
+}
+
+/// A weight where it lies in the file.
+pub struct Weight {
+    stored: Stored,
+    row_bytes: usize,
+}
+
+impl std::ops::Deref for Weight {
+    type Target = Stored;
+
+    fn deref(&self) -> &Stored {
+        &self.stored
+    }
+}
+
+impl Weight {
+    /// The bytes of some rows of matrix `m`.
+    fn matrix_rows(&self, m: usize, rows: Range<usize>) -> &[u8] {
+        assert!(
+            m < self.count && rows.end <= self.rows,
+            "rows {rows:?} of matrix {m}: {} x {}",
+            self.count,
+            self.rows
+        );
+        let first = m * self.rows;
+        &self.bytes[(first + rows.start) * self.row_bytes..(first + rows.end) * self.row_bytes]
+    }
+}
+
+/// A small weight as floats: a view where it is stored so, else a copy.
+enum Floats<'a> {
+    View(&'a [f32]),
+    Copy(Buffer, usize),
+}
+
+impl std::ops::Deref for Floats<'_> {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        match self {
+            Floats::View(x) => x,
+            Floats::Copy(buffer, len) => &buffer.floats_ref()[..*len],
+        }
+    }
+}
+
+impl Cpu {
+    /// A backend of so many threads, the caller's included, with the instructions of `level`.
+    pub fn new(threads: usize, level: Level) -> Cpu {
+        Cpu { pool: Pool::new(threads), buffers: Buffers::default(), level }
+    }
+
+    /// The best of this machine: as many threads as it has cores (or as asked), its fastest instructions.
+    pub fn detect(threads: Option<usize>) -> Cpu {
+        let cores = || std::thread::available_parallelism().map_or(1, usize::from);
+        Cpu::new(threads.unwrap_or_else(cores).max(1), Level::detect())
+    }
+
+    /// The threads, for work of the caller's own.
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// [`Backend::delta_rule`] in a given form.
+    pub fn delta_rule_in(
+        &self,
+        form: Form,
+        spans: &mut [Span<'_, Tensor>],
+        x: DeltaRule<'_, Tensor>,
+    ) -> Tensor {
+        kda::delta_rule(self, form, spans, &x)
+    }
+
+    /// All values of the first matrix of a weight.
+    fn floats<'a>(&self, w: &'a Weight) -> Floats<'a> {
+        let (bytes, len) = (w.matrix_rows(0, 0..w.rows), w.rows * w.cols);
+        match bytemuck::try_cast_slice(bytes) {
+            Ok(view) if w.format == Format::F32 && cfg!(target_endian = "little") => Floats::View(view),
+            _ => {
+                let mut buffer = self.buffers.floats(len);
+                w.format.dequantise_row(bytes, &mut buffer.floats_mut()[..len]);
+                Floats::Copy(buffer, len)
+            }
+        }
+    }
+
+    /// A tensor for results of these spans' rows; rows of no span are zeros.
+    fn spanned<S>(&self, rows: usize, cols: usize, spans: &[Span<'_, S>]) -> Tensor {
+        let mut y = self.buffers.tensor(rows, cols);
+        let covered: usize = spans.iter().map(|span| span.rows.len()).sum();
+        assert!(
+            covered <= rows && spans.iter().all(|span| span.rows.end <= rows),
+            "spans of a batch of {rows}"
+        );
+        if covered < rows {
+            y.values_mut().fill(0.0);
+        }
+        y
+    }
+}
+
+impl Backend for Cpu {
+    type Tensor = Tensor;
+    type Weight = Weight;
+    type Cache = Cache;
+    type Routed = Routed;
+
+    fn describe(&self) -> String {
+        let threads = self.pool.threads();
+        format!("CPU {}, {threads} thread{}", self.level.name(), if threads == 1 { "" } else { "s" })
+    }
+
+    fn weight(&self, stored: Stored) -> Result<Weight, Error> {
+        let row_bytes = stored.format.row_bytes(stored.cols as u64).expect("rows of whole blocks") as usize;
+        assert_eq!(stored.bytes.len(), stored.count * stored.rows * row_bytes, "bytes of a weight");
+        Ok(Weight { stored, row_bytes })
+    }
+
+    fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Tensor {
+        assert_eq!(values.len(), rows * cols, "values of a [{rows}, {cols}] tensor");
+        let mut x = self.buffers.tensor(rows, cols);
+        x.values_mut().copy_from_slice(values);
+        x
+    }
+
+    fn read(&self, x: &Tensor) -> Vec<f32> {
+        x.values().to_vec()
+    }
+
+    fn cache(&self, format: CacheFormat, width: usize) -> Cache {
+        Cache::new(format, width)
+    }
+
+    fn cache_len(&self, cache: &Cache) -> usize {
+        cache.len()
+    }
+
+    fn cache_read(&self, cache: &Cache, range: Range<usize>) -> Vec<f32> {
+        cache.read(range)
+    }
+
+    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
+        cache.truncate(len);
+    }
+
+    fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
+        (routed.experts().to_vec(), routed.weights().to_vec())
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
+        product::embed(self, table, ids)
+    }
+
+    fn gather(&self, x: &Tensor, rows: &[usize]) -> Tensor {
+        let mut y = self.buffers.tensor(rows.len(), x.cols);
+        for (y, r) in y.values_mut().chunks_exact_mut(x.cols.max(1)).zip(rows) {
+            y.copy_from_slice(x.row(*r));
+        }
+        y
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        rows::add(self, x, y);
+    }
+
+    fn sigmoid(&self, x: Tensor) -> Tensor {
+        rows::apply_sigmoid(self, x)
+    }
+
+    fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Tensor {
+        rows::silu_mul(self, gate, up)
+    }
+
+    fn rms_norm(&self, x: &Tensor, w: &Weight, eps: f32) -> Tensor {
+        rows::rms_norm_rows(self, x, w, eps)
+    }
+
+    fn l2_norm(&self, x: Tensor, head_dim: usize, eps: f32, scale: f32) -> Tensor {
+        rows::l2_norm(self, x, head_dim, eps, scale)
+    }
+
+    fn gated_rms_norm(&self, x: &Tensor, w: &Weight, gate: &Tensor, eps: f32) -> Tensor {
+        rows::gated_rms_norm(self, x, w, gate, eps)
+    }
+
+    fn matmul(&self, w: &Weight, x: &Tensor) -> Tensor {
+        let [y] = product::matmuls(self, [w], x);
+        y
+    }
+
+    fn matmuls<const N: usize>(&self, w: [&Weight; N], x: &Tensor) -> [Tensor; N] {
+        product::matmuls(self, w, x)
+    }
+
+    fn matmul_heads(&self, w: &Weight, x: &Tensor) -> Tensor {
+        product::matmul_heads(self, w, x)
+    }
+
+    fn short_conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) -> Tensor {
+        rows::short_conv(self, spans, x, taps)
+    }
+
+    fn kda_decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
+        rows::kda_decay(self, f, a, dt_bias)
+    }
+
+    fn delta_rule(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
+        kda::delta_rule(self, Form::Fastest, spans, &x)
+    }
+
+    fn append(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {
+        attention::append(self, spans, x);
+    }
+
+    fn latent_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Tensor,
+        value_dim: usize,
+        scale: f32,
+    ) -> Tensor {
+        attention::latent_attention(self, spans, q, value_dim, scale)
+    }
+
+    fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
+        route::route(self, logits, bias, how)
+    }
+
+    fn experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+        experts::experts(self, w, x, routed)
+    }
+}

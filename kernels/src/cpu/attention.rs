@@ -1,0 +1,271 @@
+//! Attention over the latent cache: an online softmax over blocks of rows, all heads at once.
+//!
+//! Queries are rows (token, head). A group of up to 64 of them meets a block of 32 cache rows, expanded once
+//! to f32 in a near cache, so the cache is read once for all heads. The softmax runs within parts of 256 rows,
+//! counted from position 0, and parts are merged in their order: a token's result has the same bits whatever
+//! the batch and the number of threads. Many groups (a prefill) go over all parts on their own; few (a decoded
+//! token) are split over parts, 64 at a time. Scratch is O(groups at work * 64 * width): 10 MiB or so, at any
+//! depth. 32 heads make this bound by arithmetic, not by memory. Next: `pool`.
+
+use super::Cpu;
+use super::cache::{Cache, SEGMENT};
+use super::gemm::{Left, View, add_product, rows_by_rows};
+use super::isa::{Isa, Kernel};
+use super::memory::Tensor;
+use super::vector::{Loops, exp, fma, run};
+use crate::backend::Span;
+use std::ops::Range;
+
+/// Queries of a group at most.
+const GROUP: usize = 64;
+/// Cache rows of a block.
+const BLOCK: usize = 32;
+/// (group, part) pairs whose results are kept for merging at a time.
+const WAVE: usize = 64;
+
+/// What a span's queries look at.
+struct Look<'a> {
+    cache: &'a Cache,
+    /// `[queries, width]`
+    q: &'a [f32],
+    heads: usize,
+    /// Rows in the cache before the span's first.
+    before: usize,
+    value_dim: usize,
+    scale: f32,
+}
+
+pub(super) fn append(cpu: &Cpu, spans: &mut [Span<'_, Cache>], x: &Tensor) {
+    for span in spans {
+        let mut scratch = cpu.buffers.floats(span.state.stored_width());
+        let width = span.state.stored_width();
+        for t in span.rows.clone() {
+            span.state.push(x.row(t), &mut scratch.floats_mut()[..width]);
+        }
+    }
+}
+
+pub(super) fn latent_attention(
+    cpu: &Cpu,
+    spans: &mut [Span<'_, Cache>],
+    q: &Tensor,
+    value_dim: usize,
+    scale: f32,
+) -> Tensor {
+    let width = spans.first().map_or(q.cols.max(1), |span| span.state.width());
+    assert!(q.cols.is_multiple_of(width) && value_dim <= width, "{} columns, rows of {width}", q.cols);
+    let heads = q.cols / width;
+    let mut o = cpu.spanned(q.rows, heads * value_dim, spans);
+    for span in spans {
+        let (cache, n) = (&*span.state, span.rows.len());
+        assert_eq!(cache.width(), width, "width of the caches of one batch");
+        assert!(n <= cache.len(), "{n} queries over {} cache rows", cache.len());
+        let rows = |width: usize| span.rows.start * heads * width..span.rows.end * heads * width;
+        let q = &q.values()[rows(width)];
+        let look = Look { cache, q, heads, before: cache.len() - n, value_dim, scale };
+        attend(cpu, &look, n * heads, &mut o.values_mut()[rows(value_dim)]);
+    }
+    o
+}
+
+/// The softmax of a group so far: `n` largest scores, `n` sums of weights, `[n, value_dim]` weighted values.
+fn split(softmax: &mut [f32], n: usize) -> [&mut [f32]; 3] {
+    let (max, rest) = softmax.split_at_mut(n);
+    let (sum, acc) = rest.split_at_mut(n);
+    [max, sum, acc]
+}
+
+/// No row seen yet.
+fn clear(softmax: &mut [f32], n: usize) {
+    let [max, sum, acc] = split(softmax, n);
+    max.fill(f32::NEG_INFINITY);
+    sum.fill(0.0);
+    acc.fill(0.0);
+}
+
+/// `o: [queries, value_dim]`
+fn attend(cpu: &Cpu, look: &Look<'_>, queries: usize, o: &mut [f32]) {
+    if queries == 0 || look.value_dim == 0 {
+        return;
+    }
+    let (parts, threads) = (look.cache.len().div_ceil(SEGMENT), cpu.pool.threads());
+    let few = queries.div_ceil(GROUP) * parts < 2 * threads;
+    let group = if few { queries.div_ceil(2 * threads).next_multiple_of(4).min(GROUP) } else { GROUP };
+    let groups = queries.div_ceil(group);
+    let of = |g: usize| g * group..queries.min((g + 1) * group);
+    if groups >= 4 * threads {
+        cpu.pool.for_chunks(o, group * look.value_dim, |g, o| all_parts(cpu, look, of(g), o));
+        return;
+    }
+    let size = group * (look.value_dim + 2);
+    let at_once = (WAVE / groups).clamp(1, parts);
+    let (mut wholes, mut wave) =
+        (cpu.buffers.floats(groups * size), cpu.buffers.floats(groups * at_once * size));
+    let wholes = &mut wholes.floats_mut()[..groups * size];
+    wholes.chunks_exact_mut(size).for_each(|whole| clear(whole, group));
+    for first in (0..parts).step_by(at_once) {
+        let n = at_once.min(parts - first);
+        let wave = &mut wave.floats_mut()[..groups * n * size];
+        cpu.pool.for_chunks(wave, size, |i, part| one_part(cpu, look, of(i / n), first + i % n, part));
+        let wave = &*wave;
+        cpu.pool.for_chunks(wholes, size, |g, whole| {
+            for part in wave[g * n * size..(g + 1) * n * size].chunks_exact(size) {
+                run(cpu.level, Merge { n: of(g).len(), dim: look.value_dim, whole, part });
+            }
+        });
+    }
+    for (o, whole) in o.chunks_mut(group * look.value_dim).zip(wholes.chunks_exact_mut(size)) {
+        finish(whole, look.value_dim, o);
+    }
+}
+
+/// All parts, one after the other.
+fn all_parts(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, o: &mut [f32]) {
+    let (n, dim) = (queries.len(), look.value_dim);
+    let size = n * (dim + 2);
+    let mut scratch = cpu.buffers.floats(2 * size);
+    let (whole, part) = scratch.floats_mut()[..2 * size].split_at_mut(size);
+    clear(whole, n);
+    let last = look.before + (queries.end - 1) / look.heads; // the newest row that any of them sees
+    for p in 0..last / SEGMENT + 1 {
+        one_part(cpu, look, queries.clone(), p, part);
+        run(cpu.level, Merge { n, dim, whole, part });
+    }
+    finish(whole, dim, o);
+}
+
+fn finish(whole: &mut [f32], dim: usize, o: &mut [f32]) {
+    let [_, sum, acc] = split(whole, o.len() / dim);
+    for ((o, acc), sum) in o.chunks_exact_mut(dim).zip(acc.chunks_exact(dim)).zip(&*sum) {
+        o.iter_mut().zip(acc).for_each(|(o, acc)| *o = acc / sum);
+    }
+}
+
+/// The softmax of a group over rows `p * SEGMENT..` of the cache, block by block.
+fn one_part(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, p: usize, out: &mut [f32]) {
+    let (n, width, step) = (queries.len(), look.cache.width(), look.cache.stored_width());
+    clear(&mut out[..n * (look.value_dim + 2)], n);
+    let [max, sum, acc] = split(&mut out[..n * (look.value_dim + 2)], n);
+    let mut scratch = cpu.buffers.floats(BLOCK * step + GROUP * (BLOCK + 1));
+    let (block, rest) = scratch.floats_mut().split_at_mut(BLOCK * step);
+    let (scores, factors) = rest.split_at_mut(GROUP * BLOCK);
+    let q = &look.q[queries.start * width..queries.end * width];
+    for first in (p * SEGMENT..look.cache.len().min((p + 1) * SEGMENT)).step_by(BLOCK) {
+        let rows = first..look.cache.len().min(first + BLOCK);
+        if rows.start > look.before + (queries.end - 1) / look.heads {
+            break; // newer than all of them
+        }
+        look.cache.expand(rows.clone(), block);
+        cpu.level.run(Scores { q, block, scores, size: [n, rows.len(), width], step });
+        let seen = |i: usize| (look.before + (queries.start + i) / look.heads + 1).saturating_sub(rows.start);
+        let (scale, seen) = (look.scale, |i: usize| seen(i).min(rows.len()));
+        run(cpu.level, Weights { scores, seen, scale, factors: &mut factors[..n], max, sum });
+        cpu.level.run(Values { scores, factors, block, acc, size: [n, look.value_dim, rows.len()], step });
+    }
+}
+
+/// scores_ij = q_i . c_j
+struct Scores<'a> {
+    q: &'a [f32],
+    block: &'a [f32],
+    scores: &'a mut [f32],
+    size: [usize; 3],
+    step: usize,
+}
+
+impl Kernel for Scores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let q = View { values: self.q, step: self.size[2] };
+        rows_by_rows(isa, self.size, q, View { values: self.block, step: self.step }, self.scores, BLOCK);
+    }
+}
+
+/// Scores become weights e^(scale * score - max); `factors` is what the sums before are worth.
+struct Weights<'a, F> {
+    scores: &'a mut [f32],
+    /// Rows of the block that a query sees.
+    seen: F,
+    scale: f32,
+    factors: &'a mut [f32],
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+}
+
+impl<F: Fn(usize) -> usize> Loops for Weights<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool, const LANES: usize>(self) {
+        for (i, (scores, factor)) in
+            self.scores.as_chunks_mut::<BLOCK>().0.iter_mut().zip(self.factors).enumerate()
+        {
+            let (seen, old) = ((self.seen)(i), self.max[i]);
+            scores.iter_mut().for_each(|s| *s *= self.scale);
+            scores[seen..].fill(f32::NEG_INFINITY);
+            let max = scores.iter().fold(old, |max, s| max.max(*s));
+            // Nothing seen at all: all weights are zero.
+            let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
+            scores.iter_mut().for_each(|s| *s = exp::<FMA>(*s - base));
+            *factor = exp::<FMA>(old - base);
+            self.sum[i] = fma::<FMA>(self.sum[i], *factor, scores.iter().sum());
+            self.max[i] = max;
+        }
+    }
+}
+
+/// acc_i = factor_i acc_i + sum_j weight_ij c_j[..value_dim]
+struct Values<'a> {
+    scores: &'a [f32],
+    factors: &'a [f32],
+    block: &'a [f32],
+    acc: &'a mut [f32],
+    size: [usize; 3],
+    step: usize,
+}
+
+impl Kernel for Values<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let weights = Left { values: self.scores, row: BLOCK, col: 1 };
+        let rows = View { values: self.block, step: self.step };
+        let factors = self.factors;
+        add_product(isa, self.size, weights, rows, self.acc, (self.size[1], |i| factors[i]));
+    }
+}
+
+/// Adds a later part to what has been seen.
+struct Merge<'a> {
+    n: usize,
+    dim: usize,
+    whole: &'a mut [f32],
+    part: &'a [f32],
+}
+
+impl Loops for Merge<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool, const LANES: usize>(self) {
+        let (n, dim) = (self.n, self.dim);
+        let [max, sum, acc] = split(self.whole, n);
+        let (part_max, part_sum, part_acc) = (self.part, &self.part[n..], &self.part[2 * n..]);
+        for i in 0..n {
+            if part_max[i] == f32::NEG_INFINITY {
+                continue;
+            }
+            let new = max[i].max(part_max[i]);
+            let (old, add) = (exp::<FMA>(max[i] - new), exp::<FMA>(part_max[i] - new));
+            sum[i] = fma::<FMA>(sum[i], old, part_sum[i] * add);
+            let part = &part_acc[i * dim..][..dim];
+            for (acc, part) in acc[i * dim..][..dim].iter_mut().zip(part) {
+                *acc = fma::<FMA>(*acc, old, part * add);
+            }
+            max[i] = new;
+        }
+    }
+}

@@ -1,0 +1,91 @@
+//! The rows of one attention layer of one sequence, in segments that clones share.
+//!
+//! A clone copies a list of pointers. Rows are only ever appended, so a full segment is never copied; the last
+//! one is, once, when a clone of it is appended to. Rows lie back to back in the cache's format; a row of Q8_0
+//! is padded with zeros to whole blocks. Sizes are 64-bit: a million rows are four thousand segments.
+//! Next: `attention`.
+
+use crate::backend::CacheFormat;
+use crate::quant::Format;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Rows of a segment, and of a part of the attention over it.
+pub(super) const SEGMENT: usize = 256;
+
+/// Append-only rows.
+#[derive(Clone)]
+pub struct Cache {
+    format: Format,
+    width: usize,
+    len: usize,
+    /// `SEGMENT` rows each, whether in use or not.
+    segments: Vec<Arc<[u8]>>,
+}
+
+impl Cache {
+    pub(super) fn new(format: CacheFormat, width: usize) -> Cache {
+        assert!(width > 0, "cache rows without values");
+        let format = match format {
+            CacheFormat::F32 => Format::F32,
+            CacheFormat::F16 => Format::F16,
+            CacheFormat::Q8_0 => Format::Q8_0,
+        };
+        Cache { format, width, len: 0, segments: Vec::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Values of a row as it is stored: `width` rounded up to whole blocks.
+    pub(super) fn stored_width(&self) -> usize {
+        self.width.next_multiple_of(self.format.block_len())
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.stored_width() / self.format.block_len() * self.format.block_bytes()
+    }
+
+    /// Appends a row. `scratch` is of `stored_width` values.
+    pub(super) fn push(&mut self, row: &[f32], scratch: &mut [f32]) {
+        assert_eq!(row.len(), self.width, "values of a cache row");
+        let (bytes, format, at) = (self.row_bytes(), self.format, self.len % SEGMENT);
+        if at == 0 {
+            self.segments.push(Arc::from(vec![0; SEGMENT * bytes]));
+        }
+        scratch[..row.len()].copy_from_slice(row);
+        scratch[row.len()..].fill(0.0);
+        let last = self.segments.last_mut().expect("pushed above or before");
+        format.quantise_row(scratch, &mut Arc::make_mut(last)[at * bytes..][..bytes]);
+        self.len += 1;
+    }
+
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.segments.truncate(self.len.div_ceil(SEGMENT));
+    }
+
+    /// Some rows of one segment as f32, `stored_width` values a row.
+    pub(super) fn expand(&self, rows: Range<usize>, out: &mut [f32]) {
+        assert!(rows.end <= self.len, "rows {rows:?} of a cache of {}", self.len);
+        let (segment, at) = (rows.start / SEGMENT, rows.start % SEGMENT);
+        let bytes = &self.segments[segment][at * self.row_bytes()..][..rows.len() * self.row_bytes()];
+        self.format.dequantise_row(bytes, &mut out[..rows.len() * self.stored_width()]);
+    }
+
+    /// Any rows as f32, `width` values a row.
+    pub(super) fn read(&self, rows: Range<usize>) -> Vec<f32> {
+        let mut row = vec![0.0; self.stored_width()];
+        let mut out = Vec::with_capacity(rows.len() * self.width);
+        for r in rows {
+            self.expand(r..r + 1, &mut row);
+            out.extend_from_slice(&row[..self.width]);
+        }
+        out
+    }
+}

@@ -1,0 +1,203 @@
+//! The routed experts of a batch: tokens grouped by expert, so that each chosen expert is read once.
+//!
+//! Two regions: all rows of gate and up, then all rows of down with the weighted sum. A token's sum runs in
+//! the order of its own ranking, so it is the same in any batch. Scratch is O(tokens * top_k * widths): a row
+//! of activations and a row of hidden values for each chosen (token, expert). Decoding reads the chosen
+//! experts' weights once and is bound by memory. Next: `route`.
+
+use super::memory::{Buffer, Tensor};
+use super::pool::Parts;
+use super::product::{TILE, activations, tile};
+use super::route::Routed;
+use super::vector::{Loops, axpy, run, sigmoid};
+use super::{Cpu, Weight};
+use crate::backend::Gated;
+use crate::quant::Activation;
+
+/// (token, slot) pairs in the order of their expert.
+struct Groups {
+    /// `token * top_k + slot`, grouped by expert.
+    pairs: Buffer,
+    /// For each expert that is chosen at all: [expert, first pair, pair after the last, 0].
+    runs: Buffer,
+    n_runs: usize,
+}
+
+impl Groups {
+    fn new(cpu: &Cpu, routed: &Routed, experts: usize) -> Groups {
+        let chosen = routed.experts();
+        let mut pairs = cpu.buffers.bytes(4 * chosen.len());
+        let mut runs = cpu.buffers.bytes(16 * chosen.len().min(experts));
+        let mut starts = cpu.buffers.bytes(4 * (experts + 1));
+        let starts = &mut starts.values_mut::<u32>()[..experts + 1];
+        starts.fill(0);
+        for &e in chosen {
+            assert!((e as usize) < experts, "expert {e} of {experts}");
+            starts[e as usize + 1] += 1;
+        }
+        let mut n_runs = 0;
+        for e in 0..experts {
+            let (first, count) = (starts[e], starts[e + 1]);
+            starts[e + 1] = first + count;
+            if count > 0 {
+                runs.values_mut::<[u32; 4]>()[n_runs] = [e as u32, first, first + count, 0];
+                n_runs += 1;
+            }
+        }
+        for (pair, &e) in chosen.iter().enumerate() {
+            let at = &mut starts[e as usize];
+            pairs.values_mut::<u32>()[*at as usize] = pair as u32;
+            *at += 1;
+        }
+        Groups { pairs, runs, n_runs }
+    }
+
+    fn run(&self, i: usize) -> (usize, std::ops::Range<usize>) {
+        let [e, first, end, _] = self.runs.values_ref::<[u32; 4]>()[i];
+        (e as usize, first as usize..end as usize)
+    }
+
+    fn pairs(&self) -> &[u32] {
+        self.pairs.values_ref()
+    }
+}
+
+pub(super) fn experts(cpu: &Cpu, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+    let (n, hidden) = (w.gate.count, w.gate.rows);
+    assert_eq!((w.up.count, w.up.rows, w.up.cols), (n, hidden, w.gate.cols), "shapes of gate and up");
+    assert_eq!((w.down.count, w.down.cols, w.gate.cols), (n, hidden, x.cols), "experts, hidden width, width");
+    assert_eq!(routed.rows, x.rows, "routed tokens");
+    let groups = Groups::new(cpu, routed, n);
+    let hidden = gate_and_up(cpu, &w, x, routed, &groups);
+    down(cpu, w.down, &hidden, routed, &groups)
+}
+
+/// SiLU(W_gate x) * W_up x of each pair, in the order of `groups`. `[pairs, hidden]`
+fn gate_and_up(cpu: &Cpu, w: &Gated<'_, Weight>, x: &Tensor, routed: &Routed, groups: &Groups) -> Tensor {
+    let (pairs, rows) = (routed.rows * routed.top_k, w.gate.rows);
+    let mut hidden = cpu.buffers.tensor(pairs, rows);
+    let gathered = |form: Activation| {
+        let prepared = activations(cpu, form, x.values(), x.cols);
+        let row_bytes = form.row_bytes(x.cols);
+        let mut rows = cpu.buffers.bytes(pairs * row_bytes);
+        for (out, pair) in
+            rows.values_mut::<u8>().chunks_exact_mut(row_bytes.max(1)).zip(&groups.pairs()[..pairs])
+        {
+            let token = *pair as usize / routed.top_k;
+            out.copy_from_slice(&prepared.bytes()[token * row_bytes..][..row_bytes]);
+        }
+        (rows, row_bytes)
+    };
+    let (x_gate, gate_bytes) = gathered(w.gate.format.activation());
+    let other = w.up.format.activation() != w.gate.format.activation();
+    let up_rows = other.then(|| gathered(w.up.format.activation()));
+    let (x_up, up_bytes) = up_rows.as_ref().map_or((&x_gate, gate_bytes), |(rows, bytes)| (rows, *bytes));
+    let parts = Parts::new(hidden.values_mut());
+    let blocks = rows.div_ceil(TILE);
+    cpu.pool.parallel_for(groups.n_runs * blocks, |chunk| {
+        let (expert, run_pairs) = groups.run(chunk / blocks);
+        let first = chunk % blocks * TILE;
+        let block = first..rows.min(first + TILE);
+        let (w_gate, w_up) =
+            (w.gate.matrix_rows(expert, block.clone()), w.up.matrix_rows(expert, block.clone()));
+        let (mut gate, mut up) = ([0.0; TILE * TILE], [0.0; TILE * TILE]);
+        for from in run_pairs.clone().step_by(TILE) {
+            let to = run_pairs.end.min(from + TILE);
+            let gate = tile(
+                cpu,
+                w.gate,
+                w_gate,
+                &x_gate.values_ref()[from * gate_bytes..to * gate_bytes],
+                &mut gate,
+            );
+            let up = tile(cpu, w.up, w_up, &x_up.values_ref()[from * up_bytes..to * up_bytes], &mut up);
+            for (i, (gate, up)) in
+                gate.chunks_exact(block.len()).zip(up.chunks_exact(block.len())).enumerate()
+            {
+                let at = (from + i) * rows + first;
+                // SAFETY: each pair is in one run, and each block of its rows is one chunk.
+                let out = unsafe { parts.get(at..at + block.len()) };
+                run(cpu.level, SiluMul { gate, up, out });
+            }
+        }
+    });
+    hidden
+}
+
+struct SiluMul<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Loops for SiluMul<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool, const LANES: usize>(self) {
+        for (out, (gate, up)) in self.out.iter_mut().zip(self.gate.iter().zip(self.up)) {
+            *out = gate * sigmoid::<FMA>(*gate) * up;
+        }
+    }
+}
+
+/// y_t = sum over slots, in their order, of weight * W_down hidden.
+fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups) -> Tensor {
+    let (tokens, pairs) = (routed.rows, hidden.rows);
+    let form = w.format.activation();
+    let x = activations(cpu, form, hidden.values(), hidden.cols);
+    let x_bytes = form.row_bytes(hidden.cols);
+    let mut y = cpu.buffers.tensor(tokens, w.rows);
+    let rows = w.rows.div_ceil(cpu.pool.threads() * 8).clamp(8, TILE);
+    let parts = Parts::new(y.values_mut());
+    cpu.pool.parallel_for(w.rows.div_ceil(rows), |chunk| {
+        let block = chunk * rows..w.rows.min((chunk + 1) * rows);
+        // This block's results of each pair: [token, slot, row].
+        let mut scratch = cpu.buffers.floats(pairs * block.len());
+        let mut out = [0.0; TILE * TILE];
+        for (expert, run_pairs) in (0..groups.n_runs).map(|i| groups.run(i)) {
+            let weights = w.matrix_rows(expert, block.clone());
+            for from in run_pairs.clone().step_by(TILE) {
+                let to = run_pairs.end.min(from + TILE);
+                let y = tile(cpu, w, weights, &x.bytes()[from * x_bytes..to * x_bytes], &mut out);
+                for (y, pair) in y.chunks_exact(block.len()).zip(&groups.pairs()[from..to]) {
+                    scratch.floats_mut()[*pair as usize * block.len()..][..block.len()].copy_from_slice(y);
+                }
+            }
+        }
+        let results = &scratch.floats_ref()[..pairs * block.len()];
+        let sums = Sums { results, weights: routed.weights(), top_k: routed.top_k, len: block.len() };
+        for t in 0..tokens {
+            // SAFETY: each block of rows is one chunk.
+            let y = unsafe { parts.get(t * w.rows + block.start..t * w.rows + block.end) };
+            run(cpu.level, Weigh { sums: &sums, t, y });
+        }
+    });
+    y
+}
+
+struct Sums<'a> {
+    results: &'a [f32],
+    weights: &'a [f32],
+    top_k: usize,
+    len: usize,
+}
+
+struct Weigh<'a> {
+    sums: &'a Sums<'a>,
+    t: usize,
+    y: &'a mut [f32],
+}
+
+impl Loops for Weigh<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool, const LANES: usize>(self) {
+        let Sums { results, weights, top_k, len } = *self.sums;
+        self.y.fill(0.0);
+        for pair in self.t * top_k..(self.t + 1) * top_k {
+            axpy::<FMA>(self.y, weights[pair], &results[pair * len..][..len]);
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! The gated delta rule: token by token here, in chunks in `kda_chunk`.
+//!
+//! Token by token a block of columns of S is read and written once a token, the write of one token fused with
+//! the decay and the two reads of the next: S is 64 KiB a head, so a decoded token moves 4 MiB a layer and is
+//! bound by memory. Columns of S do not depend on each other; heads and blocks of columns are spread over the
+//! threads. Scratch is O(dk) a thread and token, 64 tokens at most. Next: `kda_chunk`.
+
+use super::gemm::{load, store};
+use super::isa::{Isa, Kernel};
+use super::memory::Tensor;
+use super::pool::Parts;
+use super::vector::{Loops, dot, exp, run};
+use super::{Cpu, kda_chunk};
+use crate::backend::{DeltaRule, Span};
+use std::ops::Range;
+
+/// How a span is computed; the results are equal to rounding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Chunks where they are faster.
+    Fastest,
+    /// Token by token.
+    Recurrent,
+    /// Chunks of 64 tokens.
+    Chunked,
+}
+
+/// Tokens from which on chunks are faster, measured with heads of 128 x 128.
+const CHUNKED_FROM: usize = 32;
+
+/// Tokens whose decays are kept at a time.
+const GROUP: usize = 64;
+
+/// One head of a span: where its values are in the batch.
+#[derive(Clone, Copy)]
+pub(super) struct Head<'a> {
+    pub x: &'a DeltaRule<'a, Tensor>,
+    pub h: usize,
+    pub dk: usize,
+    pub dv: usize,
+}
+
+impl<'a> Head<'a> {
+    #[inline(always)]
+    pub(super) fn q(self, t: usize) -> &'a [f32] {
+        &self.x.q.row(t)[self.h * self.dk..][..self.dk]
+    }
+    #[inline(always)]
+    pub(super) fn k(self, t: usize) -> &'a [f32] {
+        &self.x.k.row(t)[self.h * self.dk..][..self.dk]
+    }
+    #[inline(always)]
+    pub(super) fn g(self, t: usize) -> &'a [f32] {
+        &self.x.g.row(t)[self.h * self.dk..][..self.dk]
+    }
+    #[inline(always)]
+    pub(super) fn v(self, t: usize) -> &'a [f32] {
+        &self.x.v.row(t)[self.h * self.dv..][..self.dv]
+    }
+    #[inline(always)]
+    pub(super) fn beta(self, t: usize) -> f32 {
+        self.x.beta.row(t)[self.h]
+    }
+}
+
+/// `o: [tokens, heads * dv]` of a batch; the states advance.
+pub(super) fn delta_rule(
+    cpu: &Cpu,
+    form: Form,
+    spans: &mut [Span<'_, Tensor>],
+    x: &DeltaRule<'_, Tensor>,
+) -> Tensor {
+    let (tokens, heads) = (x.beta.rows, x.beta.cols);
+    assert!(heads > 0, "a delta rule without heads");
+    let (dk, dv) = (x.q.cols / heads, x.v.cols / heads);
+    for (name, m, cols) in
+        [("q", x.q, heads * dk), ("k", x.k, heads * dk), ("g", x.g, heads * dk), ("v", x.v, heads * dv)]
+    {
+        assert_eq!(m.shape(), [tokens, cols], "shape of {name}");
+    }
+    let mut o = cpu.spanned(tokens, heads * dv, spans);
+    for span in spans {
+        assert_eq!(span.state.shape(), [heads * dk, dv], "shape of S");
+        if span.rows.is_empty() {
+            continue;
+        }
+        let chunked = match form {
+            Form::Fastest => span.rows.len() >= CHUNKED_FROM,
+            Form::Recurrent => false,
+            Form::Chunked => true,
+        };
+        let state = Parts::new(span.state.values_mut());
+        let o = Parts::new(o.values_mut());
+        let part = |h: usize| Head { x, h, dk, dv };
+        if chunked {
+            cpu.pool.parallel_for(heads, |h| {
+                // SAFETY: each head's S is one chunk's.
+                let s = unsafe { state.get(h * dk * dv..(h + 1) * dk * dv) };
+                // SAFETY: columns of this head, which are one chunk's.
+                let out = |t: usize| unsafe { o.get((t * heads + h) * dv..(t * heads + h + 1) * dv) };
+                kda_chunk::head(cpu, part(h), span.rows.clone(), s, out);
+            });
+        } else {
+            recurrent(cpu, heads, span.rows.clone(), part, [&state, &o]);
+        }
+    }
+    o
+}
+
+/// Blocks of columns of each head, spread over the threads.
+fn recurrent<'a>(
+    cpu: &Cpu,
+    heads: usize,
+    rows: Range<usize>,
+    part: impl Fn(usize) -> Head<'a> + Sync,
+    [state, o]: [&Parts<'_, f32>; 2],
+) {
+    let Head { dk, dv, .. } = part(0);
+    // A head at a time where there are heads enough: its decays are then computed once.
+    let width = if heads >= 4 * cpu.pool.threads() { dv.max(1) } else { BLOCK };
+    let blocks = dv.div_ceil(width);
+    cpu.pool.parallel_for(heads * blocks, |i| {
+        let (head, first) = (part(i / blocks), i % blocks * width);
+        let end = dv.min(first + width);
+        let mut scratch = cpu.buffers.floats(GROUP * (dk + 1));
+        for from in rows.clone().step_by(GROUP) {
+            let tokens = from..rows.end.min(from + GROUP);
+            let (alpha, kq) = scratch.floats_mut()[..GROUP * (dk + 1)].split_at_mut(GROUP * dk);
+            run(cpu.level, Decays { head, tokens: tokens.clone(), alpha, kq });
+            for c in (first..end).step_by(BLOCK) {
+                let cols = c..end.min(c + BLOCK);
+                let s = |i: usize| (head.h * dk + i) * dv;
+                cpu.level.run(Columns { head, tokens: tokens.clone(), cols, alpha, kq, state, at: s, o });
+            }
+        }
+    });
+}
+
+/// Columns of S that are in the nearest cache at a time: 16 KiB for 128 rows.
+const BLOCK: usize = 32;
+
+/// alpha = e^g and k . q of some tokens.
+struct Decays<'a> {
+    head: Head<'a>,
+    tokens: Range<usize>,
+    alpha: &'a mut [f32],
+    kq: &'a mut [f32],
+}
+
+impl Loops for Decays<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool, const LANES: usize>(self) {
+        let dk = self.head.dk;
+        for (i, t) in self.tokens.enumerate() {
+            self.kq[i] = dot::<FMA, LANES>(self.head.k(t), self.head.q(t));
+            for (alpha, g) in self.alpha[i * dk..][..dk].iter_mut().zip(self.head.g(t)) {
+                *alpha = exp::<FMA>(*g);
+            }
+        }
+    }
+}
+
+/// Some tokens through some columns of a head's S.
+struct Columns<'a, F> {
+    head: Head<'a>,
+    tokens: Range<usize>,
+    cols: Range<usize>,
+    /// `[tokens, dk]`
+    alpha: &'a [f32],
+    kq: &'a [f32],
+    state: &'a Parts<'a, f32>,
+    /// Where row i of this head's S begins.
+    at: F,
+    o: &'a Parts<'a, f32>,
+}
+
+impl<F: Fn(usize) -> usize> Kernel for Columns<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        if self.cols.len() == BLOCK {
+            return self.columns::<I, { BLOCK / 8 }>(isa, self.cols.clone());
+        }
+        for c in self.cols.clone().step_by(8) {
+            self.columns::<I, 1>(isa, c..self.cols.end.min(c + 8));
+        }
+    }
+}
+
+impl<F: Fn(usize) -> usize> Columns<'_, F> {
+    /// `V` registers of columns (the only one may be partly filled).
+    ///
+    /// S is kept without its newest write k d^T, which is made up for at the next token:
+    /// S' = Diag(alpha) (S + k_before d_before^T), d = beta (v - S'^T k), o = S'^T q + (k . q) d.
+    #[inline(always)]
+    fn columns<I: Isa, const V: usize>(&self, isa: I, cols: Range<usize>) {
+        let (head, dk) = (self.head, self.head.dk);
+        let mut d = [isa.splat(0.0); V];
+        let mut k_before = head.k(self.tokens.start);
+        for (n, t) in self.tokens.clone().enumerate() {
+            let (k, q, alpha) = (head.k(t), head.q(t), &self.alpha[n * dk..][..dk]);
+            let (mut sk, mut sq) = ([isa.splat(0.0); V], [isa.splat(0.0); V]);
+            for i in 0..dk {
+                // SAFETY: these columns of this head's S are this chunk's alone.
+                let row = unsafe { self.state.get((self.at)(i) + cols.start..(self.at)(i) + cols.end) };
+                let (before, alpha) = (isa.splat(k_before[i]), isa.splat(alpha[i]));
+                let (k, q) = (isa.splat(k[i]), isa.splat(q[i]));
+                for (v, s) in row.chunks_mut(8).enumerate().take(V) {
+                    let new = isa.mul(alpha, isa.fma(before, d[v], load(isa, s)));
+                    sk[v] = isa.fma(k, new, sk[v]);
+                    sq[v] = isa.fma(q, new, sq[v]);
+                    store(isa, new, s);
+                }
+            }
+            let (beta, kq) = (isa.splat(head.beta(t)), isa.splat(self.kq[n]));
+            let at = (t * head.x.beta.cols + head.h) * head.dv;
+            // SAFETY: these columns of this head's o are this chunk's alone.
+            let o = unsafe { self.o.get(at + cols.start..at + cols.end) };
+            for (v, (o, x)) in o.chunks_mut(8).zip(head.v(t)[cols.clone()].chunks(8)).enumerate().take(V) {
+                d[v] = isa.mul(beta, isa.sub(load(isa, x), sk[v]));
+                store(isa, isa.fma(kq, d[v], sq[v]), o);
+            }
+            k_before = k;
+        }
+        for (i, k) in k_before.iter().enumerate() {
+            // SAFETY: as above.
+            let row = unsafe { self.state.get((self.at)(i) + cols.start..(self.at)(i) + cols.end) };
+            for (v, s) in row.chunks_mut(8).enumerate().take(V) {
+                store(isa, isa.fma(isa.splat(*k), d[v], load(isa, s)), s);
+            }
+        }
+    }
+}

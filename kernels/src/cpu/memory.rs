@@ -1,0 +1,200 @@
+//! Tensors and scratch of the CPU backend, from a pool of buffers.
+//!
+//! A dropped buffer goes back and serves the next of about its size, so a decoded token allocates nothing
+//! once one like it has run. What the pool holds unused is bounded by [`LIMIT`]. A buffer comes with whatever
+//! was in it: an op writes all of its result. (In debug builds it comes full of NaN, so that tests see a value
+//! that was not written.) Next: `rows`.
+
+use bytemuck::{Pod, Zeroable};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Bytes the pool keeps unused at most: several times what a prefill batch of 512 tokens of a 48B model has
+/// in use at once.
+pub const LIMIT: usize = 1 << 29;
+
+/// Sixteen floats, one cache line: what buffers are aligned to.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// The pool. Clones are the same pool.
+#[derive(Clone, Default)]
+pub struct Buffers(Arc<Mutex<Free>>);
+
+#[derive(Default)]
+struct Free {
+    /// Unused buffers by their size in lines, in order of size.
+    by_size: Vec<(usize, Vec<Box<[Line]>>)>,
+    bytes: usize,
+}
+
+/// Memory from the pool, 64-byte aligned. Dropping it gives it back.
+pub struct Buffer {
+    lines: Box<[Line]>,
+    home: Buffers,
+}
+
+/// f32 `[rows, cols]`.
+pub struct Tensor {
+    /// Rows: tokens, mostly.
+    pub rows: usize,
+    /// Values in a row.
+    pub cols: usize,
+    buffer: Buffer,
+}
+
+impl Buffers {
+    /// At least `len` floats of any value.
+    pub fn floats(&self, len: usize) -> Buffer {
+        let size = size_class(len.div_ceil(16));
+        let unused = self.lock().take(size);
+        let lines = unused.unwrap_or_else(|| vec![Line::zeroed(); size].into_boxed_slice());
+        let mut buffer = Buffer { lines, home: self.clone() };
+        if cfg!(debug_assertions) {
+            buffer.floats_mut().fill(f32::NAN);
+        }
+        buffer
+    }
+
+    /// At least `len` bytes of any value.
+    pub fn bytes(&self, len: usize) -> Buffer {
+        self.floats(len.div_ceil(4))
+    }
+
+    /// A tensor of any values.
+    pub fn tensor(&self, rows: usize, cols: usize) -> Tensor {
+        let len = rows.checked_mul(cols).expect("a tensor that fits the address space");
+        Tensor { rows, cols, buffer: self.floats(len) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Free> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Free {
+    fn take(&mut self, size: usize) -> Option<Box<[Line]>> {
+        let at = self.by_size.binary_search_by_key(&size, |(size, _)| *size).ok()?;
+        let lines = self.by_size[at].1.pop()?;
+        self.bytes -= size_of_val(&*lines);
+        Some(lines)
+    }
+
+    fn put(&mut self, lines: Box<[Line]>) {
+        let bytes = size_of_val(&*lines);
+        if bytes == 0 {
+            return;
+        }
+        while self.bytes + bytes > LIMIT {
+            // Buffers of long prefills go first: those of single tokens are wanted again.
+            match self.by_size.iter_mut().rev().find(|(_, unused)| !unused.is_empty()) {
+                Some((size, unused)) if *size > lines.len() => {
+                    unused.pop();
+                    self.bytes -= *size * size_of::<Line>();
+                }
+                _ => return,
+            }
+        }
+        self.bytes += bytes;
+        match self.by_size.binary_search_by_key(&lines.len(), |(size, _)| *size) {
+            Ok(at) => self.by_size[at].1.push(lines),
+            Err(at) => self.by_size.insert(at, (lines.len(), vec![lines])),
+        }
+    }
+}
+
+/// Rounds up to one of four sizes an octave: a fifth is wasted at most, and few sizes are in use.
+fn size_class(lines: usize) -> usize {
+    let step = lines.checked_ilog2().map_or(1, |log| (1usize << log) / 4).max(1);
+    lines.next_multiple_of(step)
+}
+
+impl Buffer {
+    /// All of it as floats.
+    pub fn floats_ref(&self) -> &[f32] {
+        bytemuck::cast_slice(&self.lines)
+    }
+
+    /// All of it as floats, to write.
+    pub fn floats_mut(&mut self) -> &mut [f32] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
+
+    /// All of it as plain values of another type.
+    pub fn values_ref<T: Pod>(&self) -> &[T] {
+        bytemuck::cast_slice(&self.lines)
+    }
+
+    /// All of it as plain values of another type, to write.
+    pub fn values_mut<T: Pod>(&mut self) -> &mut [T] {
+        bytemuck::cast_slice_mut(&mut self.lines)
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let lines = std::mem::take(&mut self.lines);
+        self.home.lock().put(lines);
+    }
+}
+
+impl Tensor {
+    /// The values, row after row.
+    pub fn values(&self) -> &[f32] {
+        &self.buffer.floats_ref()[..self.rows * self.cols]
+    }
+
+    /// The values, row after row, to write.
+    pub fn values_mut(&mut self) -> &mut [f32] {
+        &mut self.buffer.floats_mut()[..self.rows * self.cols]
+    }
+
+    /// One row.
+    pub fn row(&self, r: usize) -> &[f32] {
+        &self.values()[r * self.cols..][..self.cols]
+    }
+
+    /// `[rows, cols]`
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dropped_tensor_serves_the_next() {
+        let buffers = Buffers::default();
+        let first = buffers.tensor(3, 100);
+        let address = first.values().as_ptr();
+        drop(first);
+        let second = buffers.tensor(1, 290);
+        assert_eq!(second.values().as_ptr(), address);
+        assert_eq!(address as usize % 64, 0);
+        assert_ne!(buffers.tensor(3, 100).values().as_ptr(), address);
+    }
+
+    #[test]
+    fn what_is_kept_is_bounded() {
+        let buffers = Buffers::default();
+        let all: Vec<Tensor> = (0..10).map(|_| buffers.tensor(LIMIT / 16, 1)).collect();
+        drop(all);
+        assert!(buffers.lock().bytes <= LIMIT && buffers.lock().bytes > 0);
+    }
+
+    #[test]
+    fn size_classes() {
+        for lines in 0..5000 {
+            let class = size_class(lines);
+            assert!(class >= lines && class * 4 <= lines * 5 + 3, "{lines}: {class}");
+            assert_eq!(size_class(class), class);
+        }
+    }
+
+    #[test]
+    fn nothing_at_all() {
+        assert_eq!(Buffers::default().tensor(0, 7).values().len(), 0);
+    }
+}

@@ -1,0 +1,335 @@
+//! The threads of the CPU backend: one parallel region at a time, chunks claimed as threads get to them.
+//!
+//! A region costs well under a microsecond while the workers are awake. A worker that finds no work spins for
+//! a few microseconds, gives its core away a few times, then sleeps: an idle pool uses no CPU. The caller
+//! never waits for a worker that has not begun, so a worker whose core is taken by another process costs
+//! nothing but its help; claiming by chunk does the same for cores of unequal speed. It allocates nothing
+//! after it is made. This is the only place that erases a lifetime. Next: `vector`.
+
+use std::any::Any;
+use std::cell::UnsafeCell;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::{Arc, Mutex, PoisonError, TryLockError};
+use std::thread::{self, JoinHandle};
+
+/// Threads that run the chunks of a region together with the thread that asks for it.
+pub struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Held by the caller of a region; a second caller meanwhile does its chunks alone.
+    region: Mutex<()>,
+}
+
+/// A region's body, called with the index of each chunk.
+type Body<'a> = dyn Fn(usize) + Sync + 'a;
+
+/// On cache lines of its own: all threads write it.
+#[repr(align(128))]
+struct Line<T>(T);
+
+struct Shared {
+    /// Region number << 32 | `OPEN` while workers may enter | workers inside.
+    gate: Line<AtomicU64>,
+    /// The next chunk to claim.
+    next: Line<AtomicUsize>,
+    /// Body and number of chunks of the region.
+    job: UnsafeCell<(*const Body<'static>, usize)>,
+    /// One a worker: it sleeps or is about to.
+    asleep: Vec<AtomicBool>,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    stop: AtomicBool,
+}
+
+const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
+const REGION: u64 = 1 << 32;
+
+/// Looks at the gate before a worker gives its core away: about 10 us.
+const SPINS: u32 = 500;
+/// Times it gives its core away before it sleeps.
+const YIELDS: u32 = 50;
+
+// SAFETY: `job` is written only by the holder of `Pool::region` while the gate is closed and nobody is inside,
+// and read only by threads inside, which entered by a read-modify-write of the gate after that write. Its
+// pointer is followed only inside a region, during which the caller keeps the body borrowed.
+unsafe impl Sync for Shared {}
+// SAFETY: as above; nothing in it belongs to a thread.
+unsafe impl Send for Shared {}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller's included; fewer if the system gives no more.
+    pub fn new(threads: usize) -> Pool {
+        assert!(threads > 0, "a pool needs a thread");
+        let shared = Arc::new(Shared {
+            gate: Line(AtomicU64::new(0)),
+            next: Line(AtomicUsize::new(0)),
+            job: UnsafeCell::new((&|_| (), 0)),
+            asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
+            panic: Mutex::new(None),
+            stop: AtomicBool::new(false),
+        });
+        let spawn = |i: usize| {
+            let shared = Arc::clone(&shared);
+            thread::Builder::new().name(format!("kernels-{i}")).spawn(move || shared.work(i)).ok()
+        };
+        let workers = (0..threads - 1).map_while(spawn).collect();
+        Pool { shared, workers, region: Mutex::new(()) }
+    }
+
+    /// Threads that take part in a region, the caller's included.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Calls `body` with each index below `chunks`, on any thread, in any order. Returns when all have
+    /// returned; a panic in one of them goes on in the caller. Inside a region, or while another thread has
+    /// one open, it is a plain loop.
+    pub fn parallel_for(&self, chunks: usize, body: impl Fn(usize) + Sync) {
+        let region = match self.region.try_lock() {
+            Ok(region) => Some(region),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        };
+        if region.is_none() || chunks < 2 || self.workers.is_empty() {
+            return (0..chunks).for_each(body);
+        }
+        self.open(&body, chunks);
+        let own = catch_unwind(AssertUnwindSafe(|| self.shared.claim(&body, chunks)));
+        self.shared.close();
+        drop(region);
+        let theirs = lock_panic(&self.shared).take();
+        if let Some(panic) = own.err().or(theirs) {
+            resume_unwind(panic);
+        }
+    }
+
+    /// Calls `body` with each run of `len` values (the last may be shorter) and its index.
+    pub fn for_chunks<T: Send>(&self, values: &mut [T], len: usize, body: impl Fn(usize, &mut [T]) + Sync) {
+        let (total, len) = (values.len(), len.max(1));
+        let parts = Parts::new(values);
+        self.parallel_for(total.div_ceil(len), |i| {
+            // SAFETY: the runs of different chunks do not overlap, and each index is called once.
+            body(i, unsafe { parts.get(i * len..((i + 1) * len).min(total)) });
+        });
+    }
+
+    fn open(&self, body: &Body<'_>, chunks: usize) {
+        // SAFETY: only the lifetime changes. `parallel_for` does not return before `close` has seen every
+        // worker leave, and a worker follows the pointer only between entering and leaving.
+        let body: &Body<'static> = unsafe { std::mem::transmute(body) };
+        // SAFETY: the gate is closed, nobody is inside, and the caller holds `region`.
+        unsafe { *self.shared.job.get() = (body, chunks) };
+        self.shared.next.0.store(0, Ordering::Relaxed);
+        let gate = self.shared.gate.0.load(Ordering::Relaxed);
+        self.shared.gate.0.store((gate & !(REGION - 1)).wrapping_add(REGION) | OPEN, Ordering::SeqCst);
+        fence(Ordering::SeqCst); // a worker either sees the open gate or is seen asleep
+        for (asleep, worker) in self.shared.asleep.iter().zip(&self.workers) {
+            if asleep.load(Ordering::SeqCst) && asleep.swap(false, Ordering::SeqCst) {
+                worker.thread().unpark();
+            }
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.stop.store(true, Ordering::SeqCst);
+        for worker in self.workers.drain(..) {
+            worker.thread().unpark();
+            // A worker catches the panics of bodies, so there is no error to lose.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    /// Runs chunks until none is left. A panic leaves none.
+    fn claim(&self, body: &Body<'_>, chunks: usize) {
+        let stop_all = StopAll(self, chunks);
+        loop {
+            let i = self.next.0.fetch_add(1, Ordering::Relaxed);
+            if i >= chunks {
+                break;
+            }
+            body(i);
+        }
+        std::mem::forget(stop_all);
+    }
+
+    /// Lets nobody in any more and waits for those inside.
+    fn close(&self) {
+        self.gate.0.fetch_and(!OPEN, Ordering::SeqCst);
+        let mut looks = 0;
+        while self.gate.0.load(Ordering::Acquire) & INSIDE != 0 {
+            looks += 1;
+            if looks < SPINS { std::hint::spin_loop() } else { thread::yield_now() }
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self, worker: usize) {
+        let mut done = 0; // the last region it was in
+        while let Some(gate) = self.wait(worker, done) {
+            if self.gate.0.compare_exchange(gate, gate + 1, Ordering::SeqCst, Ordering::Relaxed).is_err() {
+                continue;
+            }
+            done = gate & !(REGION - 1);
+            // SAFETY: it is inside: the job was written before the gate opened and stays until it leaves.
+            let (body, chunks) = unsafe { *self.job.get() };
+            // SAFETY: the caller keeps the body borrowed until this worker has left.
+            let body = unsafe { &*body };
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(|| self.claim(body, chunks))) {
+                lock_panic(self).get_or_insert(panic);
+            }
+            self.gate.0.fetch_sub(1, Ordering::Release);
+        }
+    }
+
+    /// Waits for a region other than `done` to open and gives the gate as it was; None when the pool is dropped.
+    fn wait(&self, worker: usize, done: u64) -> Option<u64> {
+        let mut looks = 0;
+        loop {
+            let gate = self.gate.0.load(Ordering::SeqCst);
+            if gate & OPEN != 0 && gate & !(REGION - 1) != done {
+                return Some(gate);
+            }
+            if self.stop.load(Ordering::SeqCst) {
+                return None;
+            }
+            looks += 1;
+            if looks < SPINS {
+                std::hint::spin_loop();
+            } else if looks < SPINS + YIELDS {
+                thread::yield_now();
+            } else {
+                self.sleep(worker, done);
+            }
+        }
+    }
+
+    fn sleep(&self, worker: usize, done: u64) {
+        self.asleep[worker].store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let gate = self.gate.0.load(Ordering::SeqCst);
+        let opened = gate & OPEN != 0 && gate & !(REGION - 1) != done;
+        if !opened && !self.stop.load(Ordering::SeqCst) {
+            thread::park(); // may return for no reason: the caller looks again
+        }
+        self.asleep[worker].store(false, Ordering::SeqCst);
+    }
+}
+
+/// On unwinding leaves no chunk to claim.
+struct StopAll<'a>(&'a Shared, usize);
+
+impl Drop for StopAll<'_> {
+    fn drop(&mut self) {
+        self.0.next.0.store(self.1, Ordering::Relaxed);
+    }
+}
+
+fn lock_panic(shared: &Shared) -> std::sync::MutexGuard<'_, Option<Box<dyn Any + Send>>> {
+    shared.panic.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A slice of which each chunk of a region writes its own part.
+pub struct Parts<'a, T> {
+    start: *mut T,
+    len: usize,
+    slice: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it is a `&mut [T]` whose parts go to several threads; `get` makes its caller keep them apart.
+unsafe impl<T: Send> Sync for Parts<'_, T> {}
+
+impl<'a, T> Parts<'a, T> {
+    /// Borrows the slice for as long as parts of it are given away.
+    pub fn new(slice: &'a mut [T]) -> Parts<'a, T> {
+        Parts { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
+    }
+
+    /// The part at `range`.
+    ///
+    /// # Safety
+    /// No two parts that overlap may be alive at a time.
+    #[allow(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
+    pub unsafe fn get(&self, range: Range<usize>) -> &mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);
+        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn every_chunk_runs_once() {
+        for (threads, chunks) in [(1, 5), (2, 0), (2, 1), (2, 1000), (4, 7), (8, 100_000)] {
+            let pool = Pool::new(threads);
+            for _ in 0..5 {
+                let mut runs = vec![0u8; chunks];
+                pool.for_chunks(&mut runs, 1, |_, run| run[0] += 1);
+                assert!(runs.iter().all(|&r| r == 1), "{threads} threads, {chunks} chunks");
+            }
+        }
+    }
+
+    #[test]
+    fn many_small_regions() {
+        let pool = Pool::new(3);
+        let sum = AtomicUsize::new(0);
+        for round in 0..20_000 {
+            pool.parallel_for(4, |i| {
+                sum.fetch_add(i, Ordering::Relaxed);
+            });
+            assert_eq!(sum.load(Ordering::Relaxed), 6 * (round + 1));
+        }
+    }
+
+    #[test]
+    fn sleeping_workers_wake() {
+        let pool = Pool::new(2);
+        let woke = (0..50).filter(|_| {
+            thread::sleep(Duration::from_millis(3));
+            let caller = thread::current().id();
+            let other = AtomicBool::new(false);
+            let begun = Instant::now();
+            pool.parallel_for(1000, |_| {
+                other.fetch_or(thread::current().id() != caller, Ordering::Relaxed);
+                while !other.load(Ordering::Relaxed) && begun.elapsed() < Duration::from_millis(20) {
+                    thread::yield_now();
+                }
+            });
+            other.into_inner()
+        });
+        assert!(woke.count() > 0, "the worker never took part");
+    }
+
+    #[test]
+    fn a_panic_goes_on_in_the_caller_and_the_pool_lives() {
+        let pool = Pool::new(2);
+        for bad in [0, 50, 99] {
+            let run = || pool.parallel_for(100, |i| assert_ne!(i, bad, "chunk {i}"));
+            assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+            let mut after = [0; 64];
+            pool.for_chunks(&mut after, 3, |_, part| part.fill(1));
+            assert_eq!(after, [1; 64]);
+        }
+    }
+
+    #[test]
+    fn a_region_inside_a_region_and_beside_another() {
+        let pool = Pool::new(2);
+        let count = AtomicUsize::new(0);
+        let inner = || pool.parallel_for(8, |_| _ = count.fetch_add(1, Ordering::Relaxed));
+        let nested = || pool.parallel_for(8, |_| inner());
+        thread::scope(|scope| (0..3).for_each(|_| drop(scope.spawn(nested))));
+        assert_eq!(count.into_inner(), 3 * 64);
+    }
+}

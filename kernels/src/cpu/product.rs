@@ -1,0 +1,173 @@
+//! Products with stored weights: straight from the blocks in the file, rows spread over the threads.
+//!
+//! Activations are brought once into the form that the weight's format meets (`quant::Activation`), into
+//! scratch of one such row a token. A chunk is a block of weight rows: it is read from memory once and meets
+//! all tokens, block by block, while it lies in a near cache. Each output is one dot product whose order
+//! of sums depends on the format alone: not on the batch, nor on the threads. Decoding reads every weight once
+//! and is bound by memory. Next: `experts`.
+
+use super::memory::{Buffer, Tensor};
+use super::pool::Parts;
+use super::{Cpu, Weight};
+use crate::quant::{self, Activation};
+
+/// Weight rows and tokens of a tile: its results (16 KiB) and its activations stay in the near caches.
+pub(super) const TILE: usize = 64;
+/// Results of a tile, `[tokens, rows]`.
+pub(super) type Tile = [f32; TILE * TILE];
+/// Bytes of weights a chunk of a decoded token should have: 10 us of reading.
+const CHUNK_BYTES: usize = 96 * 1024;
+
+/// Rows of activations in the form that a format meets, back to back.
+pub(super) enum Activations<'a> {
+    Floats(&'a [f32]),
+    Blocks(Buffer, usize),
+}
+
+impl Activations<'_> {
+    pub(super) fn bytes(&self) -> &[u8] {
+        match self {
+            Activations::Floats(x) => bytemuck::cast_slice(x),
+            Activations::Blocks(buffer, bytes) => &buffer.values_ref()[..*bytes],
+        }
+    }
+}
+
+/// Brings rows of `cols` values into a form.
+pub(super) fn activations<'a>(cpu: &Cpu, form: Activation, x: &'a [f32], cols: usize) -> Activations<'a> {
+    if form == Activation::F32 || cols == 0 {
+        return Activations::Floats(x);
+    }
+    let (rows, row_bytes) = (x.len() / cols, form.row_bytes(cols));
+    let mut buffer = cpu.buffers.bytes(rows * row_bytes);
+    let at_once = (8 * 1024 / cols).max(1);
+    cpu.pool.for_chunks(&mut buffer.values_mut()[..rows * row_bytes], at_once * row_bytes, |i, out| {
+        let x = &x[i * at_once * cols..][..out.len() / row_bytes * cols];
+        form.quantise_row(cpu.level, x, out);
+    });
+    Activations::Blocks(buffer, rows * row_bytes)
+}
+
+/// `out[t][r] = W_r x_t` for some rows and tokens, `TILE` of each at most.
+pub(super) fn tile<'a>(cpu: &Cpu, w: &Weight, rows: &[u8], x: &[u8], out: &'a mut Tile) -> &'a [f32] {
+    let tokens = x.len() / w.format.activation().row_bytes(w.cols);
+    let y = &mut out[..tokens * (rows.len() / w.row_bytes)];
+    if tokens == 1 {
+        quant::dot_rows(cpu.level, w.format, rows, w.cols, x, y);
+    } else {
+        quant::dot_tile(cpu.level, w.format, rows, w.cols, x, y);
+    }
+    y
+}
+
+/// Rows `first..first + rows` of matrix `m` times all tokens of `x`, given to `put(token, values)`, with any
+/// number of rows.
+fn block(
+    cpu: &Cpu,
+    w: &Weight,
+    m: usize,
+    rows: std::ops::Range<usize>,
+    x: &[u8],
+    put: impl Fn(usize, usize, &[f32]),
+) {
+    let mut out = [0.0; TILE * TILE];
+    let x_bytes = w.format.activation().row_bytes(w.cols);
+    for first in rows.clone().step_by(TILE) {
+        let rows = first..rows.end.min(first + TILE);
+        for (i, x) in x.chunks(TILE * x_bytes).enumerate() {
+            let y = tile(cpu, w, w.matrix_rows(m, rows.clone()), x, &mut out);
+            y.chunks_exact(rows.len()).enumerate().for_each(|(t, y)| put(i * TILE + t, first, y));
+        }
+    }
+}
+
+/// Rows a chunk should have.
+fn chunk_rows(cpu: &Cpu, w: &Weight, all_rows: usize, tokens: usize) -> usize {
+    let even = all_rows.div_ceil(cpu.pool.threads() * 4);
+    let most = if tokens == 1 { (CHUNK_BYTES / w.row_bytes.max(1)).max(8) } else { TILE };
+    even.clamp(8, most.max(8)).next_multiple_of(8)
+}
+
+/// y_i = x W_i^T for several weights, in one region.
+pub(super) fn matmuls<const N: usize>(cpu: &Cpu, w: [&Weight; N], x: &Tensor) -> [Tensor; N] {
+    for w in w {
+        assert_eq!((w.count, w.cols), (1, x.cols), "a product: matrices, columns");
+    }
+    let mut y = w.map(|w| cpu.buffers.tensor(x.rows, w.rows));
+    if x.cols == 0 || x.rows == 0 {
+        y.iter_mut().for_each(|y| y.values_mut().fill(0.0));
+        return y;
+    }
+    let forms = [Activation::F32, Activation::Q8x32, Activation::Q8x256];
+    let prepared = forms.map(|form| {
+        let wanted = w.iter().any(|w| w.format.activation() == form);
+        wanted.then(|| activations(cpu, form, x.values(), x.cols))
+    });
+    let of = |w: &Weight| {
+        let form = forms.iter().position(|form| *form == w.format.activation());
+        prepared[form.expect("all forms are listed")].as_ref().expect("prepared above").bytes()
+    };
+    let all_rows = w.iter().map(|w| w.rows).sum();
+    let rows = w.map(|w| chunk_rows(cpu, w, all_rows, x.rows));
+    let chunks: [usize; N] = std::array::from_fn(|i| w[i].rows.div_ceil(rows[i]));
+    let parts = y.each_mut().map(|y| Parts::new(y.values_mut()));
+    cpu.pool.parallel_for(chunks.iter().sum(), |mut chunk| {
+        let mut i = 0;
+        while chunk >= chunks[i] {
+            chunk -= chunks[i];
+            i += 1;
+        }
+        let range = chunk * rows[i]..w[i].rows.min((chunk + 1) * rows[i]);
+        block(cpu, w[i], 0, range, of(w[i]), |t, first, values| {
+            let at = t * w[i].rows + first;
+            // SAFETY: each weight row belongs to one chunk, and its result for a token to that row.
+            unsafe { parts[i].get(at..at + values.len()) }.copy_from_slice(values);
+        });
+    });
+    y
+}
+
+/// Per head: [W_h x_h[..cols] | x_h[cols..]].
+pub(super) fn matmul_heads(cpu: &Cpu, w: &Weight, x: &Tensor) -> Tensor {
+    assert!(w.count > 0 && x.cols.is_multiple_of(w.count), "{} columns in {} heads", x.cols, w.count);
+    let width = x.cols / w.count;
+    assert!(w.cols <= width, "heads of {width} columns, matrices of {}", w.cols);
+    let (rest, tokens) = (width - w.cols, x.rows);
+    let y_width = w.rows + rest;
+    let mut y = cpu.buffers.tensor(tokens, w.count * y_width);
+    let form = w.format.activation();
+    let row_bytes = form.row_bytes(w.cols);
+    // One head after the other, so that a head's tokens stand back to back.
+    let mut heads = cpu.buffers.bytes(w.count * tokens * row_bytes);
+    let heads = Parts::new(&mut heads.values_mut::<u8>()[..w.count * tokens * row_bytes]);
+    let parts = Parts::new(y.values_mut());
+    cpu.pool.parallel_for(w.count, |h| {
+        let of = |t: usize| &x.row(t)[h * width..][..width];
+        // SAFETY: this head's rows, and each head is one chunk.
+        let prepared = unsafe { heads.get(h * tokens * row_bytes..(h + 1) * tokens * row_bytes) };
+        for (t, out) in prepared.chunks_exact_mut(row_bytes.max(1)).enumerate() {
+            form.quantise_row(cpu.level, &of(t)[..w.cols], out);
+        }
+        // SAFETY: columns of this head, and each head is one chunk.
+        let out = |t: usize, from: usize, len: usize| unsafe {
+            let at = (t * w.count + h) * y_width + from;
+            parts.get(at..at + len)
+        };
+        block(cpu, w, h, 0..w.rows, prepared, |t, first, values| {
+            out(t, first, values.len()).copy_from_slice(values);
+        });
+        (0..tokens).for_each(|t| out(t, w.rows, rest).copy_from_slice(&of(t)[w.cols..]));
+    });
+    y
+}
+
+/// Rows of a table.
+pub(super) fn embed(cpu: &Cpu, table: &Weight, ids: &[u32]) -> Tensor {
+    let mut y = cpu.buffers.tensor(ids.len(), table.cols);
+    cpu.pool.for_chunks(y.values_mut(), table.cols, |t, y| {
+        let id = ids[t] as usize;
+        assert!(id < table.rows, "row {id} of a table of {}", table.rows);
+        table.format.dequantise_row(table.matrix_rows(0, id..id + 1), y);
+    });
+    y
+}

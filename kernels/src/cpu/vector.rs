@@ -1,0 +1,194 @@
+//! Loops over f32 slices that the compiler turns into vector code for each instruction set.
+//!
+//! For ops on activations, whose results need not be the same bits on every machine: plain arithmetic on
+//! arrays of one register's length. (Dot products of stored blocks are in `quant`, written over `Isa`.)
+//! Everything here is inlined into a [`Loops`], which [`run`] compiles per instruction set. Next: `rows`.
+
+use super::isa::{Isa, Kernel, Level};
+
+/// A computation in plain loops. `run` and all it calls must be `#[inline(always)]`.
+pub trait Loops {
+    /// What it computes.
+    type Output;
+    /// Computes it with registers of `LANES` floats; `FMA`: a multiply-add is one instruction.
+    fn run<const FMA: bool, const LANES: usize>(self) -> Self::Output;
+}
+
+struct Compiled<L, const FMA: bool, const LANES: usize>(L);
+
+impl<L: Loops, const FMA: bool, const LANES: usize> Kernel for Compiled<L, FMA, LANES> {
+    type Output = L::Output;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, _: I) -> L::Output {
+        self.0.run::<FMA, LANES>()
+    }
+}
+
+/// Runs the loops compiled for this level.
+#[inline]
+pub fn run<L: Loops>(level: Level, loops: L) -> L::Output {
+    match level {
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512(_) => level.run(Compiled::<L, true, 16>(loops)),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2(_) => level.run(Compiled::<L, true, 8>(loops)),
+        // Without the instruction a fused multiply-add is a call into libm.
+        _ if cfg!(target_arch = "x86_64") => level.run(Compiled::<L, false, 4>(loops)),
+        _ => level.run(Compiled::<L, true, 4>(loops)),
+    }
+}
+
+/// a * b + c
+#[inline(always)]
+pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
+    if FMA { a.mul_add(b, c) } else { a * b + c }
+}
+
+/// Sum of the lanes, halving.
+#[inline(always)]
+pub fn total<const N: usize>(mut v: [f32; N]) -> f32 {
+    let mut half = N / 2;
+    while half > 0 {
+        for i in 0..half {
+            v[i] += v[i + half];
+        }
+        half /= 2;
+    }
+    v[0]
+}
+
+/// sum_i a_i b_i
+#[inline(always)]
+pub fn dot<const FMA: bool, const LANES: usize>(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [[0.0; LANES]; 4];
+    let (a4, a1) = a.as_chunks::<LANES>();
+    let (b4, b1) = b.as_chunks::<LANES>();
+    for (i, (a, b)) in a4.iter().zip(b4).enumerate() {
+        let sum = &mut sums[i % 4];
+        for l in 0..LANES {
+            sum[l] = fma::<FMA>(a[l], b[l], sum[l]);
+        }
+    }
+    for (l, (a, b)) in a1.iter().zip(b1).enumerate() {
+        sums[0][l] = fma::<FMA>(*a, *b, sums[0][l]);
+    }
+    let [mut sum, b, c, d] = sums;
+    for l in 0..LANES {
+        sum[l] = (sum[l] + b[l]) + (c[l] + d[l]);
+    }
+    total(sum)
+}
+
+/// y += a x
+#[inline(always)]
+pub fn axpy<const FMA: bool>(y: &mut [f32], a: f32, x: &[f32]) {
+    for (y, x) in y.iter_mut().zip(x) {
+        *y = fma::<FMA>(a, *x, *y);
+    }
+}
+
+/// e^x to 2 units in the last place; 0 below -87.3 (where f32 has no full precision), infinity above 88.3.
+#[inline(always)]
+pub fn exp<const FMA: bool>(x: f32) -> f32 {
+    const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer in the low bits
+    let n = fma::<FMA>(x, std::f32::consts::LOG2_E, ROUND);
+    let whole = n - ROUND;
+    // ln 2 in two parts, the first exact in products with |n| < 256.
+    let r = fma::<FMA>(whole, -0.693_359_4, x);
+    let r = fma::<FMA>(whole, 2.121_944_4e-4, r);
+    let mut p = 1.0 / 5040.0;
+    for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
+        p = fma::<FMA>(p, r, c);
+    }
+    let power = f32::from_bits(n.to_bits().wrapping_add(127) << 23);
+    let y = p * power;
+    let y = if x < -87.3 { 0.0 } else { y };
+    if x > 88.3 { f32::INFINITY } else { y }
+}
+
+/// 1 / (1 + e^-x)
+#[inline(always)]
+pub fn sigmoid<const FMA: bool>(x: f32) -> f32 {
+    1.0 / (1.0 + exp::<FMA>(-x))
+}
+
+/// ln(1 + e^x) for any x, to relative precision.
+#[inline(always)]
+pub fn softplus<const FMA: bool>(x: f32) -> f32 {
+    let y = exp::<FMA>(-x.abs()); // 0..=1
+    // ln(1 + y) = 2 atanh(s), s = y / (2 + y) <= 1/3
+    let s = y / (2.0 + y);
+    let z = s * s;
+    let mut p = 1.0 / 15.0;
+    for c in [1.0 / 13.0, 1.0 / 11.0, 1.0 / 9.0, 1.0 / 7.0, 0.2, 1.0 / 3.0, 1.0] {
+        p = fma::<FMA>(p, z, c);
+    }
+    let tail = 2.0 * s * p;
+    if x > 0.0 { x + tail } else { tail }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Map<'a>(&'a [f32], fn(f64) -> f64, usize);
+
+    impl Loops for Map<'_> {
+        type Output = f64;
+
+        /// The largest relative error of function number `self.2`.
+        #[inline(always)]
+        fn run<const FMA: bool, const LANES: usize>(self) -> f64 {
+            let f = [exp::<FMA>, sigmoid::<FMA>, softplus::<FMA>][self.2];
+            let error = |&x: &f32| (f(x) as f64 / (self.1)(x as f64) - 1.0).abs();
+            self.0.iter().map(error).fold(0.0, f64::max)
+        }
+    }
+
+    fn check(which: usize, exact: fn(f64) -> f64, range: std::ops::Range<f32>) {
+        let steps = 200_000;
+        let x: Vec<f32> =
+            (0..steps).map(|i| range.start + (range.end - range.start) * i as f32 / steps as f32).collect();
+        for level in Level::available() {
+            let error = run(level, Map(&x, exact, which));
+            assert!(error < 3e-7, "function {which}, {}: {error:e}", level.name());
+        }
+    }
+
+    #[test]
+    fn functions_are_precise() {
+        check(0, f64::exp, -87.0..88.0);
+        check(1, |x| 1.0 / (1.0 + (-x).exp()), -86.0..88.0);
+        check(2, |x| x.max(0.0) + (-x.abs()).exp().ln_1p(), -86.0..200.0);
+    }
+
+    #[test]
+    fn extremes() {
+        assert_eq!(
+            [exp::<false>(f32::NEG_INFINITY), exp::<false>(-1e30), exp::<false>(0.0)],
+            [0.0, 0.0, 1.0]
+        );
+        assert_eq!([exp::<false>(f32::INFINITY), exp::<false>(1e30)], [f32::INFINITY; 2]);
+        assert!(exp::<false>(f32::NAN).is_nan() && softplus::<false>(f32::NAN).is_nan());
+        assert_eq!([sigmoid::<false>(-1e9), sigmoid::<false>(1e9)], [0.0, 1.0]);
+        assert_eq!([softplus::<false>(-1e9), softplus::<false>(1e9)], [0.0, 1e9]);
+    }
+
+    #[test]
+    fn sums_of_odd_lengths() {
+        struct Dot<'a>(&'a [f32]);
+        impl Loops for Dot<'_> {
+            type Output = f32;
+            #[inline(always)]
+            fn run<const FMA: bool, const LANES: usize>(self) -> f32 {
+                dot::<FMA, LANES>(self.0, self.0)
+            }
+        }
+        for n in [0, 1, 7, 16, 63, 200] {
+            let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
+            let exact = (0..n).map(|i| i * i).sum::<i32>() as f32;
+            Level::available().into_iter().for_each(|level| assert_eq!(run(level, Dot(&x)), exact));
+        }
+    }
+}

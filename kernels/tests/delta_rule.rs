@@ -1,0 +1,154 @@
+//! The gated delta rule against float64 truth and against the reference: token by token, in chunks, cut
+//! anywhere, several sequences in a batch; on every instruction set.
+
+mod common;
+
+use common::{Numbers, close, cpus, error, spans};
+use kernels::backend::{Backend, DeltaRule};
+use kernels::cpu::{Cpu, Form};
+use safetensors::SafeTensors;
+
+const FORMS: [Form; 3] = [Form::Recurrent, Form::Chunked, Form::Fastest];
+
+/// Inputs of the rule: q, k, v, g `[tokens, heads, dim]`, beta `[tokens, heads]`, S `[heads, dk, dv]`.
+struct Inputs {
+    tokens: usize,
+    heads: usize,
+    dk: usize,
+    dv: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+    g: Vec<f32>,
+    beta: Vec<f32>,
+    s: Vec<f32>,
+}
+
+impl Inputs {
+    /// Decays of e^-`decay` a token at most.
+    fn random(seed: u64, [tokens, heads, dk, dv]: [usize; 4], decay: f32) -> Inputs {
+        let mut n = Numbers(seed);
+        let g = (0..tokens * heads * dk).map(|_| -n.uniform(0.0, 1.0).powi(4) * decay).collect();
+        Inputs {
+            q: n.unit_rows(tokens * heads, dk),
+            k: n.unit_rows(tokens * heads, dk),
+            v: n.vec(tokens * heads * dv),
+            beta: (0..tokens * heads).map(|_| n.uniform(0.0, 1.0)).collect(),
+            s: n.vec(heads * dk * dv),
+            g,
+            tokens,
+            heads,
+            dk,
+            dv,
+        }
+    }
+
+    /// o and the state after tokens `from..to`, given the state before, computed as `rule` does.
+    fn part<B: Backend>(
+        &self,
+        b: &B,
+        (from, to): (usize, usize),
+        s: &mut B::Tensor,
+        rule: impl Fn(&mut [kernels::backend::Span<'_, B::Tensor>], DeltaRule<'_, B::Tensor>) -> B::Tensor,
+    ) -> Vec<f32> {
+        let rows = |x: &[f32], dim: usize| {
+            let cols = self.heads * dim;
+            b.tensor(to - from, cols, &x[from * cols..to * cols])
+        };
+        let [q, k, g] = [&self.q, &self.k, &self.g].map(|x| rows(x, self.dk));
+        let (v, beta) = (rows(&self.v, self.dv), rows(&self.beta, 1));
+        let x = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+        let mut spans = [kernels::backend::Span { rows: 0..to - from, state: s }];
+        b.read(&rule(&mut spans, x))
+    }
+
+    /// o and the state on a CPU, cut at `cuts`.
+    fn on(&self, b: &Cpu, form: Form, cuts: &[usize]) -> [Vec<f32>; 2] {
+        let mut s = b.tensor(self.heads * self.dk, self.dv, &self.s);
+        let ends: Vec<usize> = [0].iter().chain(cuts).chain(&[self.tokens]).copied().collect();
+        let part =
+            |w: &[usize]| self.part(b, (w[0], w[1]), &mut s, |spans, x| b.delta_rule_in(form, spans, x));
+        let o = ends.windows(2).flat_map(part).collect();
+        [o, b.read(&s)]
+    }
+}
+
+/// The rule in each form on each CPU, whole and cut, against what is expected.
+fn check_forms(what: &str, x: &Inputs, expected: &[Vec<f32>], cuts: &[&[usize]]) {
+    for b in cpus() {
+        for (form, cuts) in FORMS.iter().flat_map(|form| cuts.iter().map(move |cuts| (*form, *cuts))) {
+            let what = format!("{what} {form:?} cut at {cuts:?}, {}", b.describe());
+            close(&what, &x.on(&b, form, cuts), expected);
+        }
+    }
+}
+
+#[test]
+fn goldens() {
+    let file = std::fs::read(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/kda_op.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&file).unwrap();
+    for case in ["tiny.layer1", "tiny_d128.layer1", "slow", "harsh", "one", "same_key"] {
+        let shape = |name: &str| file.tensor(&format!("{case}.{name}")).unwrap().shape().to_vec();
+        let floats = |name: &str| -> Vec<f32> {
+            let tensor = file.tensor(&format!("{case}.{name}")).unwrap();
+            tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let [q, k, v, g, beta, s] = ["q", "k", "v", "g", "beta", "S0"].map(floats);
+        let (tokens, heads, dk, dv) = (shape("q")[0], shape("q")[1], shape("q")[2], shape("v")[2]);
+        let x = Inputs { tokens, heads, dk, dv, q, k, v, g, beta, s };
+        let cuts: &[&[usize]] = if tokens > 100 { &[&[], &[1, 17, 97]] } else { &[&[]] };
+        check_forms(case, &x, &[floats("o"), floats("S")], cuts);
+
+        let b = kernels::reference::Reference;
+        let mut s = b.tensor(heads * dk, dv, &x.s);
+        let o = x.part(&b, (0, tokens), &mut s, |spans, x| b.delta_rule(spans, x));
+        close(&format!("{case}, reference"), &[o, b.read(&s)], &[floats("o"), floats("S")]);
+    }
+}
+
+#[test]
+fn odd_sizes() {
+    for (shape, decay) in [
+        ([1, 1, 1, 1], 1.0),
+        ([2, 3, 5, 7], 0.1),
+        ([17, 2, 33, 31], 30.0),
+        ([64, 1, 16, 65], 1.0),
+        ([65, 9, 8, 32], 0.0),
+        ([129, 1, 40, 24], 1000.0),
+    ] {
+        let x = Inputs::random(1, shape, decay);
+        let b = kernels::reference::Reference;
+        let mut s = b.tensor(x.heads * x.dk, x.dv, &x.s);
+        let o = x.part(&b, (0, x.tokens), &mut s, |spans, x| b.delta_rule(spans, x));
+        check_forms(&format!("{shape:?}"), &x, &[o, b.read(&s)], &[&[], &[x.tokens / 2], &[0, x.tokens]]);
+    }
+}
+
+/// A prefill chunk of one sequence beside single tokens of others is each of them alone.
+#[test]
+fn several_sequences() {
+    let lens = [1, 70, 0, 3, 1];
+    let x = Inputs::random(2, [75, 2, 24, 40], 3.0);
+    check!("several sequences", |b| {
+        let mut states: Vec<_> = lens.iter().map(|_| b.tensor(48, 40, &x.s)).collect();
+        let [q, k, g] = [&x.q, &x.k, &x.g].map(|x| b.tensor(75, 48, x));
+        let (v, beta) = (b.tensor(75, 80, &x.v), b.tensor(75, 2, &x.beta));
+        let inputs = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+        let o = b.delta_rule(&mut spans(&lens, &mut states), inputs);
+        [vec![b.read(&o)], states.iter().map(|s| b.read(s)).collect()].concat()
+    });
+}
+
+/// Decays that vanish at once, and none at all, over a long span: nothing overflows, nothing is lost.
+#[test]
+fn extreme_decays() {
+    for g in [0.0, -1e-7, -88.0, -1e4, -3e38, f32::NEG_INFINITY] {
+        let mut x = Inputs::random(3, [130, 1, 16, 16], 1.0);
+        x.g.fill(g);
+        let all: Vec<_> = cpus().iter().flat_map(|b| FORMS.map(|form| x.on(b, form, &[]))).collect();
+        assert!(all[0].iter().flatten().all(|v| v.is_finite()), "g = {g}");
+        for [o, s] in &all {
+            assert!(error(o, &all[0][0]) < 2e-5 && error(s, &all[0][1]) < 2e-5, "g = {g}");
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! Every op of the CPU backend against the reference, on every instruction set and several numbers of threads:
+//! odd, empty and extreme sizes, several sequences in a batch, state included.
+
+mod common;
+
+use common::{Numbers, cpus, error, spans, stored, vector};
+use kernels::backend::{Backend, Gated, Routing};
+use kernels::quant::Format;
+
+/// Rows and columns that meet whole registers, their rests, and nothing.
+const SIZES: [[usize; 2]; 7] = [[0, 8], [1, 1], [1, 2304], [3, 7], [2, 33], [65, 128], [300, 100]];
+
+#[test]
+fn elements() {
+    for [rows, cols] in SIZES {
+        let mut n = Numbers(1);
+        let x: Vec<f32> = n.vec(rows * cols).iter().map(|x| x * 120.0).collect();
+        let y = n.vec(rows * cols);
+        check!(format!("elements [{rows}, {cols}]"), |b| {
+            let [x, y] = [&x, &y].map(|v| b.tensor(rows, cols, v));
+            let mut sum = b.tensor(rows, cols, &b.read(&x));
+            b.add(&mut sum, &y);
+            let sigmoid = b.sigmoid(b.tensor(rows, cols, &b.read(&x)));
+            vec![b.read(&sum), b.read(&sigmoid), b.read(&b.silu_mul(x, &y))]
+        });
+    }
+}
+
+#[test]
+fn norms() {
+    for ([rows, cols], dim) in SIZES.into_iter().zip([8, 1, 128, 7, 11, 64, 25]) {
+        let mut n = Numbers(2);
+        let (x, gate) = (n.vec(rows * cols), n.vec(rows * cols));
+        let (w, head_w, part_w) = (n.vec(cols), n.vec(dim), n.vec(dim));
+        check!(format!("norms [{rows}, {cols}] {dim}"), |b| {
+            let [w, head_w, part_w] = [&w, &head_w, &part_w].map(|w| b.weight(vector(w)).unwrap());
+            let [x, gate] = [&x, &gate].map(|v| b.tensor(rows, cols, v));
+            vec![
+                b.read(&b.rms_norm(&x, &w, 1e-5)),
+                b.read(&b.rms_norm(&x, &part_w, 1e-5)),
+                b.read(&b.gated_rms_norm(&x, &head_w, &gate, 1e-6)),
+                b.read(&b.l2_norm(x, dim, 1e-6, 0.3)),
+            ]
+        });
+    }
+}
+
+#[test]
+fn extreme_norms() {
+    for scale in [0.0, 1e-20, 1e-6, 1e15] {
+        let x: Vec<f32> = Numbers(3).vec(2 * 96).iter().map(|x| x * scale).collect();
+        check!(format!("norms of values of {scale:e}"), |b| {
+            let w = b.weight(vector(&[1.5; 96])).unwrap();
+            let x = b.tensor(2, 96, &x);
+            vec![b.read(&b.rms_norm(&x, &w, 1e-5)), b.read(&b.l2_norm(x, 32, 1e-6, 1.0))]
+        });
+    }
+}
+
+#[test]
+fn rows_of_tables_and_batches() {
+    for format in [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_K] {
+        let table = Numbers(4).weight(format, [1, 9, 256]);
+        check!(format!("embed {}", format.name()), |b| {
+            let table = b.weight(table.clone()).unwrap();
+            let x = b.embed(&table, &[8, 0, 3, 3]);
+            vec![b.read(&x), b.read(&b.gather(&x, &[3, 1])), b.read(&b.embed(&table, &[]))]
+        });
+    }
+}
+
+#[test]
+fn products() {
+    for format in [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_K] {
+        for [tokens, rows, blocks] in
+            [[1, 1, 1], [1, 300, 3], [2, 64, 1], [3, 129, 2], [70, 65, 1], [0, 5, 1]]
+        {
+            let cols = if format.block_len() == 1 { blocks * 37 } else { blocks * format.block_len() };
+            let mut n = Numbers(5);
+            let (w, x) = (n.weight(format, [1, rows, cols]), n.levels(tokens * cols));
+            check!(format!("matmul {} [{tokens}, {cols}] x [{rows}]", format.name()), |b| {
+                vec![b.read(&b.matmul(&b.weight(w.clone()).unwrap(), &b.tensor(tokens, cols, &x)))]
+            });
+        }
+    }
+}
+
+#[test]
+fn products_of_several_weights() {
+    let mut n = Numbers(6);
+    let formats = [Format::F32, Format::Q4_K, Format::Q8_0, Format::BF16, Format::Q4_K];
+    let rows = [3, 130, 64, 1, 700];
+    let w: [_; 5] = std::array::from_fn(|i| n.weight(formats[i], [1, rows[i], 512]));
+    for tokens in [1, 2, 67] {
+        let x = n.levels(tokens * 512);
+        check!(format!("matmuls of {tokens}"), |b| {
+            let w = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
+            b.matmuls(w.each_ref(), &b.tensor(tokens, 512, &x)).map(|y| b.read(&y)).to_vec()
+        });
+    }
+}
+
+/// A token's product has the same bits in any batch and on any number of threads.
+#[test]
+fn products_do_not_depend_on_the_batch() {
+    for format in [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_K] {
+        let mut n = Numbers(7);
+        let (w, x) = (n.weight(format, [1, 131, 512]), n.vec(67 * 512));
+        for cpus in cpus().chunks(3) {
+            let product = |b: &kernels::cpu::Cpu, rows: usize, x: &[f32]| {
+                b.read(&b.matmul(&b.weight(w.clone()).unwrap(), &b.tensor(rows, 512, x)))
+            };
+            let batch = product(&cpus[0], 67, &x);
+            assert!(cpus.iter().all(|b| product(b, 67, &x) == batch), "{}: threads", format.name());
+            let alone: Vec<f32> = x.chunks(512).flat_map(|x| product(&cpus[1], 1, x)).collect();
+            assert_eq!(alone, batch, "{}: alone or in a batch", format.name());
+        }
+    }
+}
+
+#[test]
+fn products_by_head() {
+    for (format, [count, rows, cols, rest]) in [
+        (Format::F32, [3, 5, 7, 2]),
+        (Format::Q8_0, [4, 65, 32, 0]),
+        (Format::Q8_0, [2, 16, 64, 64]),
+        (Format::Q4_K, [1, 8, 256, 1]),
+        (Format::F16, [32, 512, 128, 64]),
+    ] {
+        for tokens in [0, 1, 3, 66] {
+            let mut n = Numbers(8);
+            let w = n.weight(format, [count, rows, cols]);
+            let head = |n: &mut Numbers| [n.levels(cols), n.vec(rest)].concat();
+            let x: Vec<f32> = (0..tokens * count).flat_map(|_| head(&mut n)).collect();
+            check!(format!("matmul_heads {} {count} x [{rows}, {cols} + {rest}]", format.name()), |b| {
+                let x = b.tensor(tokens, count * (cols + rest), &x);
+                vec![b.read(&b.matmul_heads(&b.weight(w.clone()).unwrap(), &x))]
+            });
+        }
+    }
+}
+
+#[test]
+fn short_convolution() {
+    for (channels, taps) in [(1, 4), (7, 4), (64, 4), (100, 2), (16, 1), (5, 3)] {
+        for lens in [&[1][..], &[5], &[2, 1, 1], &[0, 3], &[1, 70, 1]] {
+            let mut n = Numbers(9);
+            let tokens: usize = lens.iter().sum();
+            let (x, more, w) =
+                (n.vec(tokens * channels), n.vec(lens.len() * channels), n.vec(channels * taps));
+            let w = stored(Format::F32, [1, channels, taps], &w);
+            let past: Vec<Vec<f32>> = lens.iter().map(|_| n.vec((taps - 1) * channels)).collect();
+            check!(format!("short_conv {channels} x {taps} over {lens:?}"), |b| {
+                let w = b.weight(w.clone()).unwrap();
+                let mut states: Vec<_> = past.iter().map(|s| b.tensor(taps - 1, channels, s)).collect();
+                let y = b.short_conv(&mut spans(lens, &mut states), &b.tensor(tokens, channels, &x), &w);
+                let one = vec![1; lens.len()];
+                let z = b.tensor(lens.len(), channels, &more);
+                let z = b.short_conv(&mut spans(&one, &mut states), &z, &w);
+                [vec![b.read(&y), b.read(&z)], states.iter().map(|s| b.read(s)).collect()].concat()
+            });
+        }
+    }
+}
+
+#[test]
+fn decay() {
+    for [tokens, heads, dim] in [[1, 1, 1], [3, 4, 32], [2, 5, 7], [70, 2, 128]] {
+        let mut n = Numbers(10);
+        let f: Vec<f32> = (0..tokens * heads * dim).map(|_| n.uniform(-40.0, 100.0)).collect();
+        let a: Vec<f32> = (0..heads).map(|_| -n.uniform(0.0, 16.0)).collect();
+        let bias = n.vec(heads * dim);
+        check!(format!("kda_decay {tokens} x {heads} x {dim}"), |b| {
+            let [a, bias] = [&a, &bias].map(|w| b.weight(vector(w)).unwrap());
+            vec![b.read(&b.kda_decay(b.tensor(tokens, heads * dim, &f), &a, &bias))]
+        });
+    }
+}
+
+#[test]
+fn routing() {
+    for (experts, top_k, groups, top_groups) in
+        [(256, 8, 1, 1), (256, 8, 8, 4), (7, 7, 1, 1), (12, 3, 4, 2), (6, 1, 6, 1), (1, 1, 1, 1)]
+    {
+        let how = Routing { top_k, groups, top_groups, normalise: top_k > 1, scale: 2.446 };
+        let mut n = Numbers(11);
+        let logits: Vec<f32> = (0..5 * experts).map(|_| n.uniform(-4.0, 4.0)).collect();
+        let bias: Vec<f32> = n.vec(experts).iter().map(|b| b * 0.1).collect();
+        check!(format!("route {experts} {how:?}"), |b| {
+            let routed = b.route(&b.tensor(5, experts, &logits), &b.weight(vector(&bias)).unwrap(), how);
+            let (chosen, weights) = b.routed(&routed);
+            vec![chosen.iter().map(|&e| e as f32).collect(), weights]
+        });
+    }
+}
+
+#[test]
+fn routing_ties_and_nan() {
+    let how = Routing { top_k: 3, groups: 2, top_groups: 1, normalise: true, scale: 1.0 };
+    let (nan, inf) = (f32::NAN, f32::INFINITY);
+    for (logits, first) in [
+        ([0.0; 6], [0, 1, 2]),
+        ([0.0, 0.0, 1.0, 1.0, 0.0, 0.0], [2, 0, 1]),
+        ([0.0, 0.0, 0.0, 1.0, 2.0, 1.0], [4, 3, 5]),
+        ([nan, nan, nan, 0.0, 0.0, nan], [3, 4, 5]),
+        ([nan; 6], [0, 1, 2]),
+        ([-inf, -inf, inf, inf, inf, -inf], [3, 4, 5]),
+    ] {
+        let run = |b: &kernels::cpu::Cpu| {
+            let routed = b.route(&b.tensor(1, 6, &logits), &b.weight(vector(&[0.0; 6])).unwrap(), how);
+            b.routed(&routed).0
+        };
+        cpus().iter().for_each(|b| assert_eq!(run(b), first, "{logits:?}"));
+        let b = kernels::reference::Reference;
+        let routed = b.route(&b.tensor(1, 6, &logits), &vector(&[0.0; 6]), how);
+        assert_eq!(b.routed(&routed).0, first, "reference, {logits:?}");
+    }
+}
+
+/// The experts of a layer, in formats that hold the test's activations exactly.
+fn expert_weights(up: Format, down: Format, [n, dim, hidden]: [usize; 3]) -> [kernels::backend::Stored; 3] {
+    let mut numbers = Numbers(12);
+    let mut weight = |format, shape| numbers.weight(format, shape);
+    [weight(up, [n, hidden, dim]), weight(up, [n, hidden, dim]), weight(down, [n, dim, hidden])]
+}
+
+fn run_experts<B: Backend>(b: &B, w: &[kernels::backend::Stored; 3], x: &[f32], top_k: usize) -> Vec<f32> {
+    let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
+    let (n, dim) = (w[0].count, w[0].cols);
+    let tokens = x.len() / dim;
+    let logits: Vec<f32> =
+        x.chunks(dim).flat_map(|x| (0..n).map(|e| ((x[1] as usize + e * 7) % 11) as f32 * 0.3)).collect();
+    let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.0 };
+    let routed = b.route(&b.tensor(tokens, n, &logits), &b.weight(vector(&vec![0.0; n])).unwrap(), how);
+    b.read(&b.experts(Gated { gate: &gate, up: &up, down: &down }, &b.tensor(tokens, dim, x), &routed))
+}
+
+#[test]
+fn experts() {
+    for (up, shape, top_k) in [
+        (Format::F32, [1, 5, 3], 1),
+        (Format::F32, [9, 37, 70], 4),
+        (Format::Q8_0, [7, 64, 130], 3),
+        (Format::Q4_K, [5, 256, 65], 5),
+        (Format::BF16, [4, 130, 9], 2),
+    ] {
+        let w = expert_weights(up, Format::F16, shape);
+        for tokens in [0, 1, 2, 90] {
+            let x = Numbers(13).levels(tokens * shape[1]);
+            check!(format!("experts {} {shape:?}, {tokens} tokens", up.name()), |b| vec![run_experts(
+                b, &w, &x, top_k
+            )]);
+        }
+    }
+}
+
+/// A token's experts give the same bits in any batch and on any number of threads.
+#[test]
+fn experts_do_not_depend_on_the_batch() {
+    for (up, down) in [(Format::Q4_K, Format::Q8_0), (Format::F32, Format::Q4_K), (Format::Q8_0, Format::F32)]
+    {
+        let w = expert_weights(up, down, [6, 256, 256]);
+        let x = Numbers(14).vec(70 * 256).iter().map(|x| x * 9.0 + 9.0).collect::<Vec<f32>>();
+        for cpus in cpus().chunks(3) {
+            let batch = run_experts(&cpus[0], &w, &x, 3);
+            assert!(cpus.iter().all(|b| run_experts(b, &w, &x, 3) == batch), "threads");
+            let alone: Vec<f32> = x.chunks(256).flat_map(|x| run_experts(&cpus[1], &w, x, 3)).collect();
+            assert_eq!(alone, batch, "alone or in a batch");
+        }
+    }
+}
+
+/// A fused product is the composition of its parts.
+#[test]
+fn gated_ffn_is_its_parts() {
+    let w = expert_weights(Format::F32, Format::F32, [1, 70, 33]);
+    let x = Numbers(15).vec(3 * 70);
+    check!("gated_ffn", |b| {
+        let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
+        vec![b.read(&b.gated_ffn(Gated { gate: &gate, up: &up, down: &down }, &b.tensor(3, 70, &x)))]
+    });
+    let b = &cpus()[1];
+    let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
+    let x = b.tensor(3, 70, &x);
+    let parts = b.matmul(&down, &b.silu_mul(b.matmul(&gate, &x), &b.matmul(&up, &x)));
+    let fused = b.gated_ffn(Gated { gate: &gate, up: &up, down: &down }, &x);
+    assert_eq!(error(&b.read(&fused), &b.read(&parts)), 0.0);
+}
