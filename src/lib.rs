@@ -14,3 +14,4 @@ pub mod prompt;
 pub mod sample;
 pub mod session;
 pub mod stream;
+pub mod synth;

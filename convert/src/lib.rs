@@ -20,7 +20,7 @@ mod resume;
 pub mod run;
 pub mod safetensors;
 pub mod source;
-mod vocabulary;
+pub mod vocabulary;
 
 pub use error::{Error, Result};
 pub use job::{Options, Row};

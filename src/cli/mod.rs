@@ -3,7 +3,7 @@
 mod convert;
 mod generate;
 
-use crate::{bench, logits, perplexity};
+use crate::{bench, logits, perplexity, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -27,6 +27,8 @@ enum Command {
     Perplexity(perplexity::PerplexityArgs),
     /// Write the logits of a prompt as a NumPy file
     Logits(logits::LogitsArgs),
+    /// Write a model of random weights, for tests and benches
+    Synth(synth::SynthArgs),
 }
 
 /// Runs the command.
@@ -37,5 +39,6 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Bench(args) => bench::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::Synth(args) => synth::run(&args),
     }
 }

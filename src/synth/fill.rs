@@ -1,0 +1,235 @@
+//! Random tensors at the speed of memory: a few thousand runs of 256 weights are drawn and quantised once for
+//! each format and distribution, tensors are runs of those in random order.
+//!
+//! The bytes depend on the seed, the tensor's number and the place in it, not on threads.
+
+use kernels::quant::Format;
+use rand_pcg::Pcg64Mcg;
+use rand_pcg::rand_core::Rng;
+use rayon::prelude::*;
+use std::collections::HashMap;
+use std::f64::consts::TAU;
+
+/// Weights of a run: whole blocks of every format.
+const RUN: usize = 256;
+/// Runs of a pool at most: a million weights, of which a row of 2,304 takes 9 runs.
+const MAX_RUNS: usize = 4096;
+/// Runs that one task writes.
+const TASK_RUNS: usize = 2048;
+
+/// What a tensor's values look like.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Spread {
+    /// Gaussian.
+    Normal {
+        /// Mean.
+        mean: f64,
+        /// Standard deviation.
+        std: f64,
+    },
+    /// The same chance from low to high.
+    Uniform {
+        /// Least value.
+        low: f64,
+        /// Largest value.
+        high: f64,
+    },
+}
+
+impl Spread {
+    /// How a trained model's tensor of this GGUF name spreads, roughly: activations stay of order one through
+    /// any depth, memories last from one to thousands of tokens, routing reaches every expert.
+    pub fn of(name: &str, shape: &[u64]) -> Spread {
+        let role =
+            name.rsplit_once("blk.").map_or(name, |(_, rest)| rest.split_once('.').map_or(rest, |r| r.1));
+        let inputs = if role == "attn_k_b.weight" { shape[1] } else { shape[0] };
+        let gain = |gain: f64| Spread::Normal { mean: 0.0, std: gain / (inputs as f64).sqrt() };
+        match role {
+            "ssm_a" => Spread::Uniform { low: -16.0, high: -1.0 },
+            "ssm_dt.bias" => Spread::Uniform { low: -7.0, high: 1.0 },
+            "exp_probs_b.bias" => Spread::Normal { mean: 0.0, std: 0.15 },
+            "token_embd.weight" => Spread::Normal { mean: 0.0, std: 1.0 },
+            "output.weight" => gain(2.5),
+            "ffn_gate_inp.weight" | "ssm_beta.weight" | "ssm_f_b.weight" => gain(1.5),
+            _ if role.ends_with("norm.weight") => Spread::Normal { mean: 1.0, std: 0.15 },
+            _ if role.starts_with("ssm_conv1d") => Spread::Normal { mean: 0.0, std: 0.5 },
+            _ => gain(1.2),
+        }
+    }
+
+    fn draw(self, rng: &mut Pcg64Mcg, values: &mut [f32]) {
+        let mut unit = || (rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        for pair in values.chunks_mut(2) {
+            let (a, b) = (unit(), unit());
+            let two = match self {
+                Spread::Uniform { low, high } => [a, b].map(|u| low + (high - low) * u),
+                Spread::Normal { mean, std } => {
+                    // Box and Muller: two uniform numbers make two independent Gaussian ones.
+                    let r = std * (-2.0 * (1.0 - a).ln()).sqrt();
+                    let (sin, cos) = (TAU * b).sin_cos();
+                    [mean + r * cos, mean + r * sin]
+                }
+            };
+            pair.iter_mut().zip(two).for_each(|(value, x)| *value = x as f32);
+        }
+    }
+
+    fn key(self) -> [u64; 3] {
+        match self {
+            Spread::Normal { mean, std } => [0, mean.to_bits(), std.to_bits()],
+            Spread::Uniform { low, high } => [1, low.to_bits(), high.to_bits()],
+        }
+    }
+}
+
+/// Quantised runs to build tensors of.
+struct Pool {
+    bytes: Vec<u8>,
+    run_bytes: usize,
+}
+
+impl Pool {
+    fn new(format: Format, spread: Spread, runs: usize, seed: u64) -> Pool {
+        let run_bytes = format.row_bytes(RUN as u64).expect("a run is whole blocks") as usize;
+        let mut bytes = vec![0; runs * run_bytes];
+        bytes.par_chunks_mut(run_bytes).enumerate().for_each(|(i, out)| {
+            let mut values = [0.0; RUN];
+            spread.draw(&mut generator([seed, POOLS, i as u64]), &mut values);
+            format.quantise_row(&values, out);
+        });
+        Pool { bytes, run_bytes }
+    }
+
+    /// Writes a tensor's bytes from `at` on, which begins a run.
+    fn copy(&self, seed: [u64; 2], at: u64, out: &mut [u8]) {
+        let n_runs = (self.bytes.len() / self.run_bytes) as u64;
+        let task_bytes = TASK_RUNS * self.run_bytes;
+        assert_eq!(at % task_bytes as u64, 0, "pieces are whole tasks");
+        let first_task = at / task_bytes as u64;
+        out.par_chunks_mut(task_bytes).enumerate().for_each(|(i, out)| {
+            let mut rng = generator([seed[0], seed[1], first_task + i as u64]);
+            for out in out.chunks_mut(self.run_bytes) {
+                // The upper half of a product with a 32-bit random number is uniform below n_runs.
+                let run = (((rng.next_u64() >> 32) * n_runs) >> 32) as usize * self.run_bytes;
+                out.copy_from_slice(&self.bytes[run..run + out.len()]);
+            }
+        });
+    }
+}
+
+/// Where tensors' numbers end and those of pools begin.
+const POOLS: u64 = u64::MAX;
+
+/// A generator for one place.
+fn generator(place: [u64; 3]) -> Pcg64Mcg {
+    let mix = |h: u64, x: u64| {
+        // splitmix64's finaliser
+        let h = (h ^ x).wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        h ^ (h >> 31)
+    };
+    let low = place.into_iter().fold(1, mix);
+    let high = mix(low, 2);
+    Pcg64Mcg::new(u128::from(high) << 64 | u128::from(low))
+}
+
+/// Fills tensors, keeping the pools that it has made.
+pub struct Filler {
+    seed: u64,
+    runs: usize,
+    pools: HashMap<(Format, [u64; 3]), Pool>,
+}
+
+impl Filler {
+    /// For a file whose largest tensor has `most` weights.
+    pub fn new(seed: u64, most: u64) -> Filler {
+        let runs = most.div_ceil(RUN as u64).clamp(1, MAX_RUNS as u64) as usize;
+        Filler { seed, runs, pools: HashMap::new() }
+    }
+
+    /// Gives the bytes of tensor number `index` to `take` in pieces, in their order, until it fails.
+    pub fn fill<E>(
+        &mut self,
+        index: usize,
+        (format, spread): (Format, Spread),
+        bytes: u64,
+        mut take: impl FnMut(Vec<u8>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (seed, runs) = (self.seed, self.runs);
+        let pool =
+            self.pools.entry((format, spread.key())).or_insert_with(|| Pool::new(format, spread, runs, seed));
+        let piece_bytes = (PIECE_TASKS * TASK_RUNS * pool.run_bytes) as u64;
+        let mut at = 0;
+        while at < bytes {
+            let mut piece = vec![0; piece_bytes.min(bytes - at) as usize];
+            pool.copy([seed, index as u64], at, &mut piece);
+            at += piece.len() as u64;
+            take(piece)?;
+        }
+        Ok(())
+    }
+}
+
+/// Tasks of a piece: some 20 MB of four-bit weights.
+const PIECE_TASKS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filled(seed: u64, index: usize, format: Format, spread: Spread) -> Vec<u8> {
+        let mut all = Vec::new();
+        let bytes = format.row_bytes(1 << 20).unwrap();
+        let take = |piece: Vec<u8>| -> Result<(), ()> {
+            all.extend(piece);
+            Ok(())
+        };
+        Filler::new(seed, 1 << 18).fill(index, (format, spread), bytes, take).unwrap();
+        all
+    }
+
+    /// Mean and standard deviation of a tensor of a million weights.
+    fn check(format: Format, spread: Spread, mean: f64, std: f64) {
+        let mut values = vec![0.0; 1 << 20];
+        format.dequantise_row(&filled(7, 0, format, spread), &mut values);
+        let n = values.len() as f64;
+        let found_mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
+        let variance = values.iter().map(|x| (f64::from(*x) - found_mean).powi(2)).sum::<f64>() / n;
+        let found_std = variance.sqrt();
+        assert!((found_mean - mean).abs() < 0.01 * std, "{}: mean {found_mean}, not {mean}", format.name());
+        assert!((found_std / std - 1.0).abs() < 0.1, "{}: std {found_std}, not {std}", format.name());
+    }
+
+    #[test]
+    fn every_format_has_the_wanted_spread() {
+        for format in Format::ALL {
+            check(format, Spread::Normal { mean: 0.0, std: 0.025 }, 0.0, 0.025);
+        }
+        check(Format::F32, Spread::Normal { mean: 1.0, std: 0.15 }, 1.0, 0.15);
+        check(Format::F32, Spread::Uniform { low: -7.0, high: 1.0 }, -3.0, 8.0 / 12f64.sqrt());
+    }
+
+    #[test]
+    fn bytes_depend_on_seed_and_tensor_only() {
+        let of = |seed, index| filled(seed, index, Format::Q8_0, Spread::Normal { mean: 0.0, std: 1.0 });
+        let first = of(1, 1);
+        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+        assert!(first == one.install(|| of(1, 1)));
+        assert!(first != of(1, 2) && first != of(2, 1));
+    }
+
+    #[test]
+    fn spreads_by_name() {
+        let std = |name: &str, shape: &[u64]| match Spread::of(name, shape) {
+            Spread::Normal { std, .. } => std,
+            Spread::Uniform { low, high } => high - low,
+        };
+        assert_eq!(std("blk.3.attn_k_b.weight", &[100, 400, 2]), 1.2 / 20.0);
+        assert_eq!(std("blk.3.attn_v_b.weight", &[400, 100, 2]), 1.2 / 20.0);
+        assert_eq!(std("blk.1.ffn_gate_inp.weight", &[400, 16]), 1.5 / 20.0);
+        assert_eq!(std("output.weight", &[400, 16]), 2.5 / 20.0);
+        assert_eq!(std("output_norm.weight", &[400]), 0.15);
+        assert_eq!(std("blk.0.ssm_a", &[1, 4, 1, 1]), 15.0);
+    }
+}

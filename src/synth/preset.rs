@@ -1,0 +1,153 @@
+//! The shapes that `kimi synth` knows, as the `config.json` that a checkpoint of them would have.
+
+use anyhow::{Context as _, Result, bail};
+use convert::config::Config;
+use serde_json::{Value, json};
+
+/// A shape.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Preset {
+    /// Kimi-Linear-48B-A3B: 27 layers
+    #[value(name = "48b")]
+    Real,
+    /// Its first five layers: 4 KDA, 1 MLA
+    #[value(name = "48b-5l")]
+    FiveLayers,
+    /// 8 layers of odd sizes: KDA heads of 32 that differ in number from the attention heads
+    Tiny,
+    /// 8 small layers of the real sizes per head
+    TinyD128,
+}
+
+impl Preset {
+    /// Fields that differ from the real model's, in the names of `config.json`.
+    fn changes(self) -> Value {
+        match self {
+            Preset::Real => json!({}),
+            Preset::FiveLayers => json!({ "num_hidden_layers": 5 }),
+            Preset::Tiny => json!({
+                "num_hidden_layers": 8, "hidden_size": 192, "num_attention_heads": 6, "vocab_size": 1536,
+                "intermediate_size": 320, "moe_intermediate_size": 96, "num_experts": 16,
+                "num_experts_per_token": 4, "kv_lora_rank": 64, "qk_nope_head_dim": 32,
+                "qk_rope_head_dim": 16, "v_head_dim": 32, "kda_heads": 4, "kda_dim": 32,
+                "model_max_length": 4096,
+            }),
+            Preset::TinyD128 => json!({
+                "num_hidden_layers": 8, "hidden_size": 256, "num_attention_heads": 2, "vocab_size": 1024,
+                "intermediate_size": 512, "moe_intermediate_size": 256, "num_experts": 16,
+                "kda_heads": 2, "model_max_length": 4096,
+            }),
+        }
+    }
+
+    /// The name that the file gives itself.
+    pub fn model_name(self) -> &'static str {
+        match self {
+            Preset::Real => "synthetic-48b",
+            Preset::FiveLayers => "synthetic-48b-5l",
+            Preset::Tiny => "synthetic-tiny",
+            Preset::TinyD128 => "synthetic-tiny-d128",
+        }
+    }
+}
+
+/// Kimi-Linear-48B-A3B; `kda_heads` and `kda_dim` stand for fields of `linear_attn_config`.
+fn real() -> Value {
+    json!({
+        "model_type": "kimi_linear", "num_hidden_layers": 27, "hidden_size": 2304, "vocab_size": 163840,
+        "num_attention_heads": 32, "kda_heads": 32, "kda_dim": 128, "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128, "mla_use_nope": true,
+        "first_k_dense_replace": 1, "intermediate_size": 9216, "moe_intermediate_size": 1024,
+        "num_experts": 256, "num_experts_per_token": 8, "num_shared_experts": 1, "num_expert_group": 1,
+        "topk_group": 1, "routed_scaling_factor": 2.446, "moe_renormalize": true, "rms_norm_eps": 1e-5,
+        "model_max_length": 1048576,
+    })
+}
+
+/// The hyperparameters of a preset with `NAME=VALUE` changes; what `convert` refuses is refused here.
+///
+/// # Errors
+/// An unknown field, a value that is not JSON, sizes that contradict each other.
+pub fn config(preset: Preset, layers: Option<u64>, sets: &[String]) -> Result<Config> {
+    let mut json = real();
+    let fields = json.as_object_mut().context("the preset is an object")?;
+    let changes = preset.changes();
+    let changed = changes.as_object().into_iter().flatten();
+    changed.for_each(|(name, value)| drop(fields.insert(name.clone(), value.clone())));
+    if let Some(layers) = layers {
+        fields.insert("num_hidden_layers".into(), layers.into());
+    }
+    for set in sets {
+        let Some((name, text)) = set.split_once('=') else {
+            bail!("--set: expected FIELD=VALUE, found {set}");
+        };
+        let Some(value) = fields.get_mut(name) else {
+            let known: Vec<_> = fields.keys().map(String::as_str).collect();
+            bail!("--set: expected one of {}, found {name}", known.join(", "));
+        };
+        *value = serde_json::from_str(text).with_context(|| format!("--set {name}: {text}"))?;
+    }
+    let take = |name| fields[name].clone();
+    let n_layers = fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS);
+    let (full, kda): (Vec<u64>, Vec<u64>) = (1..=n_layers).partition(|layer| is_full(*layer, n_layers));
+    json["linear_attn_config"] = json!({
+        "full_attn_layers": full, "kda_layers": kda, "num_heads": take("kda_heads"),
+        "head_dim": take("kda_dim"), "short_conv_kernel_size": 4,
+    });
+    add_ids(&mut json);
+    Ok(Config::parse("synth", json.to_string().as_bytes())?)
+}
+
+/// More are refused by [`Config::parse`]; a bound on the lists made for it.
+const MAX_LAYERS: u64 = 1 << 13;
+
+/// Every fourth layer is MLA, and so is the 27th of the real model.
+fn is_full(layer: u64, n_layers: u64) -> bool {
+    layer.is_multiple_of(4) || (layer == n_layers && n_layers % 4 == 3)
+}
+
+/// The special ids: the real ones of the real vocabulary, else its last.
+fn add_ids(json: &mut Value) {
+    let vocab = json["vocab_size"].as_u64().unwrap_or(0);
+    let from_end = |n: u64| vocab.saturating_sub(n);
+    let real = vocab == 163_840;
+    json["bos_token_id"] = if real { 163_584 } else { from_end(4) }.into();
+    json["eos_token_id"] = if real { 163_586 } else { from_end(3) }.into();
+    json["pad_token_id"] = from_end(1).into();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets() {
+        let mla = |preset| {
+            let kinds = config(preset, None, &[]).unwrap().full_attention;
+            (0..kinds.len()).filter(|i| kinds[*i]).map(|i| i + 1).collect::<Vec<_>>()
+        };
+        assert_eq!(mla(Preset::Real), [4, 8, 12, 16, 20, 24, 27]);
+        assert_eq!(mla(Preset::FiveLayers), [4]);
+        assert_eq!(mla(Preset::Tiny), [4, 8]);
+        assert_eq!(mla(Preset::TinyD128), [4, 8]);
+        let weights = |w: &convert::names::Wanted| w.shape.iter().product::<u64>();
+        let all = convert::names::wanted(&config(Preset::Real, None, &[]).unwrap());
+        assert_eq!((all.len(), all.iter().map(weights).sum::<u64>()), (610, 49_122_681_728));
+    }
+
+    #[test]
+    fn changes() {
+        let set = |text: &str| config(Preset::Tiny, Some(3), &[text.to_owned()]);
+        let c = set("num_experts=24").unwrap();
+        assert_eq!((c.layers(), c.experts, c.kda_heads), (3, 24, 4));
+        assert_eq!(set("kda_heads=3").unwrap().kda_heads, 3);
+        let refused = |text, start: &str| {
+            let error = set(text).unwrap_err().to_string();
+            assert!(error.starts_with(start), "{error}");
+        };
+        refused("x", "--set: expected FIELD=VALUE, found x");
+        refused("x=1", "--set: expected one of ");
+        refused("num_experts=many", "--set num_experts: many");
+        refused("num_experts=0", "synth: num_experts: expected a whole number from 1 to ");
+    }
+}
