@@ -5,7 +5,7 @@
 
 use super::values::Type;
 use super::{Array, Error, Metadata, TensorInfo, Value};
-use kernels::quant::Format;
+use kernels::quant::{Format, unsupported_name};
 use std::collections::HashSet;
 
 /// Alignment of a file that names none.
@@ -333,28 +333,8 @@ pub(super) fn tensor_bytes(format: Format, shape: &[u64]) -> Option<u64> {
 
 /// A type id of ggml that this project does not read, by name where it has one.
 fn unsupported(id: u32) -> String {
-    const NAMES: [(u32, &str); 18] = [
-        (9, "Q8_1"),
-        (15, "Q8_K"),
-        (16, "IQ2_XXS"),
-        (17, "IQ2_XS"),
-        (18, "IQ3_XXS"),
-        (19, "IQ1_S"),
-        (21, "IQ3_S"),
-        (22, "IQ2_S"),
-        (24, "I8"),
-        (25, "I16"),
-        (26, "I32"),
-        (27, "I64"),
-        (28, "F64"),
-        (29, "IQ1_M"),
-        (34, "TQ1_0"),
-        (35, "TQ2_0"),
-        (40, "NVFP4"),
-        (41, "Q1_0"),
-    ];
-    match NAMES.iter().find(|(n, _)| *n == id) {
-        Some((_, name)) => format!("{name} (type {id})"),
+    match unsupported_name(id) {
+        Some(name) => format!("{name} (type {id})"),
         None => format!("type {id}"),
     }
 }
