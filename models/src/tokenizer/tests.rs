@@ -1,47 +1,15 @@
 //! The whole tokenizer against published ids, and every way in and out of a [`Vocabulary`].
 
+#[path = "../../tests/support/kimi_vocabulary.rs"]
+mod kimi_vocabulary;
+
 use super::*;
 use crate::gguf::{Array, Metadata, Value};
+use kimi_vocabulary::{base64, tiktoken_model};
 use serde_json::Value as Json;
 use std::sync::LazyLock;
 
 pub(crate) const CONFIG: &str = include_str!("../../tests/data/tokenizer_config.json");
-
-/// `tiktoken.model` as text: the crate that carries it packs it as (rank, length, bytes) entries.
-pub(crate) fn tiktoken_model() -> Vec<u8> {
-    let mut packed = splintr_vocab_kimi::KIMI_VOCAB_PACKED[12..].iter().copied();
-    let mut text = Vec::new();
-    while let Some(rank) = varint(&mut packed) {
-        let length = varint(&mut packed).unwrap();
-        let token: Vec<u8> = packed.by_ref().take(length as usize).collect();
-        text.extend(base64(&token));
-        text.extend(format!(" {rank}\n").bytes());
-    }
-    text
-}
-
-fn varint(bytes: &mut impl Iterator<Item = u8>) -> Option<u32> {
-    let (mut value, mut shift) = (0, 0);
-    loop {
-        let byte = bytes.next()?;
-        value |= u32::from(byte & 127) << shift;
-        shift += 7;
-        if byte < 128 {
-            return Some(value);
-        }
-    }
-}
-
-pub(crate) fn base64(bytes: &[u8]) -> Vec<u8> {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let group = |group: &[u8]| {
-        let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(group.get(i).copied().unwrap_or(0)));
-        let letter =
-            |i: usize| if i <= group.len() { LETTERS[(bits >> (18 - 6 * i)) as usize & 63] } else { b'=' };
-        [letter(0), letter(1), letter(2), letter(3)]
-    };
-    bytes.chunks(3).flat_map(group).collect()
-}
 
 /// Kimi's vocabulary, read once.
 pub(crate) fn kimi() -> &'static Vocabulary {
@@ -142,6 +110,19 @@ fn a_repeated_piece_has_the_same_ids_as_the_first() {
     let once = kimi().encode(word);
     assert!(once.len() > 1);
     assert_eq!(kimi().encode(&format!("{word}\n{word}")), [&once[..], &[198], &once].concat());
+}
+
+/// Linear in the length whatever the text: the square of any of these would take minutes.
+#[test]
+fn a_megabyte_of_one_thing_is_encoded() {
+    let units = [" ", "\n", "a", "A", "=", "中", "\u{301}", "\n ", "Aʰ", "'s", "  x", "<|im_end|"];
+    let mut texts: Vec<String> = units.iter().map(|unit| unit.repeat((1 << 20) / unit.len())).collect();
+    texts.push(format!("\n{}x", " ".repeat(1 << 20)));
+    for text in texts {
+        let ids = kimi().encode_with_specials(&text);
+        assert!(ids.len() <= text.len());
+        assert_eq!(kimi().decode(&ids), text);
+    }
 }
 
 mod refused {
