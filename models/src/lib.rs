@@ -5,4 +5,5 @@
 
 pub mod gguf;
 pub mod kimi_linear;
+pub mod template;
 pub mod tokenizer;

@@ -43,6 +43,9 @@ impl Kind {
 /// More ids than any known model has: what asks for more is a broken file, not a large one.
 pub(super) const MAX_IDS: usize = 1 << 22;
 
+/// Names of special tokens are searched for in every prompt; Kimi's are 7 kB.
+const MAX_SPECIAL_BYTES: usize = 1 << 20;
+
 /// One line about a tokenizer file.
 pub(super) fn bad(path: &str, place: impl Display, expected: impl Display, found: impl Display) -> Error {
     Error::Bad {
@@ -155,6 +158,11 @@ impl<'p> Draft<'p> {
             }
         }
         let ids = (0..count as u32).filter(|&id| self.kinds[id as usize].is_special());
+        let bytes: usize = ids.clone().map(|id| self.tokens.get(id).len()).sum();
+        if bytes > MAX_SPECIAL_BYTES {
+            let expected = format_args!("names of at most {MAX_SPECIAL_BYTES} bytes in all");
+            return Err(bad(self.path, "special tokens", expected, bytes));
+        }
         let named = ids.map(|id| (String::from_utf8_lossy(self.tokens.get(id)).into_owned(), id));
         let specials = Specials::new(named.collect());
         let mut ends: Vec<u32> =

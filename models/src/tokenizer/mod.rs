@@ -24,6 +24,8 @@ pub use hostile::exercise;
 pub(crate) use specials::Segment;
 pub use specials::Specials;
 pub use stream::Utf8Stream;
+#[cfg(test)]
+pub(crate) use tests::kimi;
 
 use lookup::Tokens;
 use merge::{Merges, Scratch};

@@ -3,7 +3,8 @@
 //! Finds them in text, longest first. Text typed by a user never comes here: [`crate::template`] says how
 //! that is kept apart.
 
-use aho_corasick::{AhoCorasick, MatchKind};
+use aho_corasick::{AhoCorasick, Input, MatchKind};
+use std::ops::Range;
 
 /// The special tokens of a vocabulary.
 #[derive(Clone, Debug)]
@@ -34,18 +35,26 @@ impl Specials {
         self.named.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
     }
 
+    /// The name of a special token.
+    pub fn name(&self, id: u32) -> Option<&str> {
+        self.named.iter().find(|(_, i)| *i == id).map(|(name, _)| name.as_str())
+    }
+
     /// The names, in order of their ids.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.named.iter().map(|(name, _)| name.as_str())
     }
 
     /// Byte ranges of the special tokens in a text, with their ids.
-    pub(crate) fn find<'t>(
-        &'t self,
-        text: &'t str,
-    ) -> impl Iterator<Item = (std::ops::Range<usize>, u32)> + 't {
+    pub(crate) fn find<'t>(&'t self, text: &'t str) -> impl Iterator<Item = (Range<usize>, u32)> + 't {
         let found = self.search.iter().flat_map(move |search| search.find_iter(text));
         found.map(|m| (m.range(), self.named[m.pattern().as_usize()].1))
+    }
+
+    /// The first special token at or after a byte of the text.
+    pub(crate) fn find_from(&self, text: &str, at: usize) -> Option<(Range<usize>, u32)> {
+        let found = self.search.as_ref()?.find(Input::new(text).range(at..))?;
+        Some((found.range(), self.named[found.pattern().as_usize()].1))
     }
 
     /// The text cut at its special tokens.

@@ -1,0 +1,132 @@
+//! Keeps what a user typed from becoming a special token.
+//!
+//! Values are marked before the template sees them, with one character that stands nowhere in the input or
+//! the template: after the first character of every special token's name in them (`<` MARK `|im_end|>`), at
+//! an end that could be a part of a name, and in a value that is a middle part (`EOS`, for a template that
+//! writes `[{{ name }}]`). So neither a value nor a value joined to what stands beside it spells a name. The
+//! mark is no white space, so `strip` keeps it; `in`, `split` and comparison see ordinary text as it is, and
+//! special tokens' names as not there. After rendering, special tokens are looked for with the marks in
+//! place; then the marks are taken out and the rest is encoded as ordinary text.
+//!
+//! Left as they are, because templates compare them or build tokens from them (`<|{{ role }}|>`): middle parts
+//! under `role` and `type`, and keys that are words. A server checks roles before it comes here.
+
+use crate::tokenizer::Specials;
+use serde_json::Value;
+use std::collections::HashSet;
+
+/// Characters that mean nothing in Unicode, and then private ones.
+fn candidates() -> impl Iterator<Item = char> {
+    ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{ffffd}')
+}
+
+fn is_candidate(c: char) -> bool {
+    matches!(c, '\u{fdd0}'..='\u{fdef}' | '\u{f0000}'..='\u{ffffd}')
+}
+
+/// Marks values of one rendering.
+pub(super) struct Protection<'s> {
+    specials: &'s Specials,
+    pub(super) mark: char,
+}
+
+impl<'s> Protection<'s> {
+    /// Chooses a mark that is not in any of the values or texts; `None` if all of 65,000 are.
+    pub(super) fn new<'v>(
+        specials: &'s Specials,
+        values: impl Iterator<Item = &'v Value>,
+        source: &str,
+    ) -> Option<Self> {
+        let mut used: HashSet<char> = source.chars().filter(|&c| is_candidate(c)).collect();
+        values.for_each(|value| collect(value, &mut used));
+        Some(Self { specials, mark: candidates().find(|c| !used.contains(c))? })
+    }
+
+    /// The value for the template, with every text and key in it marked.
+    pub(super) fn value(&self, value: &Value) -> minijinja::Value {
+        match value {
+            Value::Null => ().into(),
+            Value::Bool(truth) => (*truth).into(),
+            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
+                (Some(integer), _) => integer.into(),
+                (_, Some(integer)) => integer.into(),
+                _ => number.as_f64().into(),
+            },
+            Value::String(text) => self.text(text, true).into(),
+            Value::Array(list) => list.iter().map(|item| self.value(item)).collect(),
+            Value::Object(map) => minijinja::Value::from_pairs(map.iter().map(|(k, v)| self.field(k, v))),
+        }
+    }
+
+    fn field(&self, key: &str, value: &Value) -> (String, minijinja::Value) {
+        let value = match value {
+            Value::String(text) if matches!(key, "role" | "type") => self.text(text, false).into(),
+            other => self.value(other),
+        };
+        let word = key.chars().all(|c| c.is_alphanumeric() || c == '_');
+        (self.text(key, !word), value)
+    }
+
+    /// Marks a text; `middle` says whether a middle part of a name is marked too.
+    fn text(&self, text: &str, middle: bool) -> String {
+        let inside = text.trim();
+        let start = text.len() - text.trim_start().len();
+        let mut places = Vec::new();
+        if self.specials.names().any(|name| ends_with_a_part(name, inside)) {
+            places.push(start);
+        }
+        if middle && !inside.is_empty() && self.specials.names().any(|name| name.contains(inside)) {
+            places.push(start + first(inside));
+        }
+        let mut at = 0;
+        while let Some((range, _)) = self.specials.find_from(text, at) {
+            at = range.start + first(&text[range.start..]);
+            places.push(at);
+        }
+        if self.specials.names().any(|name| begins_with_a_part(name, inside)) {
+            places.push(start + inside.len());
+        }
+        self.insert(text, &places)
+    }
+
+    /// The text with the mark at these bytes, which ascend.
+    fn insert(&self, text: &str, places: &[usize]) -> String {
+        let mut marked = String::with_capacity(text.len() + 4 * places.len());
+        let mut at = 0;
+        for &place in places {
+            marked.push_str(&text[at..place]);
+            marked.push(self.mark);
+            at = place;
+        }
+        marked + &text[at..]
+    }
+}
+
+/// Bytes of the first character.
+fn first(text: &str) -> usize {
+    text.chars().next().map_or(0, char::len_utf8)
+}
+
+/// Whether the text begins with the end of a name: what a template writes before it could complete the name.
+fn ends_with_a_part(name: &str, text: &str) -> bool {
+    name.char_indices().skip(1).any(|(at, _)| text.starts_with(&name[at..]))
+}
+
+/// Whether the text ends with the beginning of a name.
+fn begins_with_a_part(name: &str, text: &str) -> bool {
+    name.char_indices().skip(1).any(|(at, _)| text.ends_with(&name[..at]))
+}
+
+fn collect(value: &Value, used: &mut HashSet<char>) {
+    match value {
+        Value::String(text) => used.extend(text.chars().filter(|&c| is_candidate(c))),
+        Value::Array(list) => list.iter().for_each(|item| collect(item, used)),
+        Value::Object(map) => {
+            for (key, value) in map {
+                used.extend(key.chars().filter(|&c| is_candidate(c)));
+                collect(value, used);
+            }
+        }
+        _ => {}
+    }
+}
