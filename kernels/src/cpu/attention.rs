@@ -102,7 +102,7 @@ fn attend(cpu: &Cpu, look: &Look<'_>, queries: usize, o: &mut [f32]) {
     let (mut wholes, mut wave) =
         (cpu.buffers.floats(groups * size), cpu.buffers.floats(groups * at_once * size));
     let wholes = &mut wholes.floats_mut()[..groups * size];
-    wholes.chunks_exact_mut(size).for_each(|whole| clear(whole, group));
+    wholes.chunks_exact_mut(size).enumerate().for_each(|(g, whole)| clear(whole, of(g).len()));
     for first in (0..parts).step_by(at_once) {
         let n = at_once.min(parts - first);
         let wave = &mut wave.floats_mut()[..groups * n * size];

@@ -1,0 +1,132 @@
+//! Attention over the latent cache against the reference, in every cache format; caches that are cloned,
+//! truncated and continued; results that do not depend on how a prompt was cut.
+
+mod common;
+
+use common::{Numbers, cpus, error, spans};
+use kernels::backend::{Backend, CacheFormat, Span};
+use kernels::cpu::Cpu;
+
+const FORMATS: [CacheFormat; 3] = [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0];
+
+/// Random queries and cache rows of a head count and a width.
+struct Inputs {
+    heads: usize,
+    width: usize,
+    value_dim: usize,
+    rows: Vec<f32>,
+    q: Vec<f32>,
+}
+
+impl Inputs {
+    fn new(tokens: usize, heads: usize, width: usize, value_dim: usize) -> Inputs {
+        let mut n = Numbers(1);
+        let rows = n.vec(tokens * width);
+        let q = n.vec(tokens * heads * width).iter().map(|q| q * 3.0).collect();
+        Inputs { heads, width, value_dim, rows, q }
+    }
+
+    /// Appends tokens `from..to` and attends with them.
+    fn attend<B: Backend>(&self, b: &B, cache: &mut B::Cache, from: usize, to: usize) -> Vec<f32> {
+        let rows = |x: &[f32], cols: usize| b.tensor(to - from, cols, &x[from * cols..to * cols]);
+        b.append(&mut [Span { rows: 0..to - from, state: cache }], &rows(&self.rows, self.width));
+        let q = rows(&self.q, self.heads * self.width);
+        let mut spans = [Span { rows: 0..to - from, state: cache }];
+        b.read(&b.latent_attention(&mut spans, &q, self.value_dim, 0.3))
+    }
+}
+
+#[test]
+fn one_sequence() {
+    for (heads, width, value_dim, cuts) in [
+        (1, 1, 1, &[1, 2, 5][..]),
+        (3, 7, 5, &[4, 4, 40]),
+        (4, 48, 32, &[31, 32, 33, 64, 255, 256, 257, 300]),
+        (32, 576, 512, &[33, 34]),
+        (2, 40, 40, &[600, 601, 602]),
+    ] {
+        let x = Inputs::new(*cuts.last().unwrap(), heads, width, value_dim);
+        for format in FORMATS {
+            check!(format!("{format:?} {heads} heads, {width} -> {value_dim}"), |b| {
+                let mut cache = b.cache(format, width);
+                let ends = [&[0], cuts].concat();
+                let o = ends.windows(2).flat_map(|w| x.attend(b, &mut cache, w[0], w[1])).collect();
+                assert_eq!(b.cache_len(&cache), *cuts.last().unwrap());
+                vec![o, b.cache_read(&cache, 0..ends[1]), b.cache_read(&cache, ends[1]..b.cache_len(&cache))]
+            });
+        }
+    }
+}
+
+#[test]
+fn several_sequences() {
+    let (lens, past) = ([1, 40, 0, 1, 3], [300, 0, 7, 31, 255]);
+    let x = Inputs::new(300, 4, 64, 48);
+    for format in FORMATS {
+        check!(format!("several sequences, {format:?}"), |b| {
+            let mut caches: Vec<_> = past.iter().map(|_| b.cache(format, 64)).collect();
+            for (cache, n) in caches.iter_mut().zip(past) {
+                b.append(&mut [Span { rows: 0..n, state: cache }], &b.tensor(300, 64, &x.rows));
+            }
+            b.append(&mut spans(&lens, &mut caches), &b.tensor(45, 64, &x.rows[..45 * 64]));
+            let q = b.tensor(45, 4 * 64, &x.q[..45 * 4 * 64]);
+            vec![b.read(&b.latent_attention(&mut spans(&lens, &mut caches), &q, 48, 0.2))]
+        });
+    }
+}
+
+/// A clone keeps its rows whatever happens to the other, and a truncated cache is as if it had never been longer.
+#[test]
+fn clones_and_truncation() {
+    let x = Inputs::new(600, 2, 33, 32);
+    for format in FORMATS {
+        check!(format!("clones, {format:?}"), |b| {
+            let mut first = b.cache(format, 33);
+            x.attend(b, &mut first, 0, 300);
+            let mut second = first.clone();
+            b.cache_truncate(&mut second, 280);
+            let a = x.attend(b, &mut second, 280, 600);
+            let c = x.attend(b, &mut first, 300, 301);
+            b.cache_truncate(&mut first, 0);
+            let d = x.attend(b, &mut first, 0, 10);
+            vec![a, c, d, b.cache_read(&second, 250..600), b.cache_read(&first, 0..10)]
+        });
+    }
+}
+
+/// Cut anywhere and on any number of threads: the same bits.
+#[test]
+fn results_do_not_depend_on_the_batch() {
+    let x = Inputs::new(700, 4, 64, 64);
+    for cpus in cpus().chunks(3) {
+        let run = |b: &Cpu, ends: &[usize]| -> Vec<f32> {
+            let mut cache = b.cache(CacheFormat::F16, 64);
+            ends.windows(2).flat_map(|w| x.attend(b, &mut cache, w[0], w[1])).collect()
+        };
+        let whole = run(&cpus[0], &[0, 700]);
+        for b in cpus {
+            for ends in [&[0, 700][..], &[0, 1, 2, 33, 290, 512, 513, 699, 700]] {
+                assert_eq!(error(&run(b, ends), &whole), 0.0, "{} cut at {ends:?}", b.describe());
+            }
+        }
+    }
+}
+
+/// Equal scores, nearly equal ones, far ones, and one row that outweighs all others by far.
+#[test]
+fn extreme_scores() {
+    for (size, only) in [(0.0, false), (1e-3, false), (30.0, false), (1e6, true), (-1e6, true)] {
+        let mut x = Inputs::new(270, 2, 32, 16);
+        x.q.iter_mut().for_each(|q| *q = *q * size + if only { size * 9.0 } else { 0.0 });
+        if only {
+            // Scores of 0 and of some ten million.
+            x.rows.chunks_mut(32).enumerate().for_each(|(i, row)| row.fill(if i == 40 { 2.0 } else { 0.0 }));
+        }
+        check!(format!("queries of {size}"), |b| {
+            let mut cache = b.cache(CacheFormat::F32, 32);
+            let o = x.attend(b, &mut cache, 0, 269);
+            assert!(o.iter().all(|o| o.is_finite()));
+            vec![o, x.attend(b, &mut cache, 269, 270)]
+        });
+    }
+}
