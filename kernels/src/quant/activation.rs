@@ -95,12 +95,13 @@ impl Q8x256 {
 
 /// sum_j s_j (q_j . x_j) over the eight sub-blocks; each half of a sub-block has its own integer scale.
 #[inline(always)]
-pub(super) fn products<I: Isa>(isa: I, q: [I::Bytes; 8], s: [[i16; 2]; 8], x: &Q8x256) -> I::Ints {
-    let mut sum = isa.zeros();
-    for ((q, s), x) in q.into_iter().zip(s).zip(&x.q) {
-        sum = isa.dot_scaled(sum, q, isa.bytes(x), s);
+pub(super) fn products<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
+    let (mut even, mut odd) = (isa.zeros(), isa.zeros());
+    for j in [0, 2, 4, 6] {
+        even = isa.dot_scaled(even, q[j], isa.bytes(&x.q[j]), s, j);
+        odd = isa.dot_scaled(odd, q[j + 1], isa.bytes(&x.q[j + 1]), s, j + 1);
     }
-    sum
+    isa.add_ints(even, odd)
 }
 
 /// The bits of the largest |v|; NaN counts as larger than infinity, so that it is seen.

@@ -40,13 +40,13 @@ pub(super) trait Block: Pod {
     #[inline(always)]
     fn dot<I: Isa>(isa: I, w: &[Self], x: &[Self::X]) -> f32 {
         let (mut even, mut odd) = (isa.splat(0.0), isa.splat(0.0));
-        let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<2>(), x.as_chunks::<2>());
-        for (w, x) in w.iter().zip(x) {
-            even = Self::accumulate(isa, even, &w[0], &x[0]);
-            odd = Self::accumulate(isa, odd, &w[1], &x[1]);
+        let blocks = w.len().min(x.len());
+        for i in (1..blocks).step_by(2) {
+            even = Self::accumulate(isa, even, &w[i - 1], &x[i - 1]);
+            odd = Self::accumulate(isa, odd, &w[i], &x[i]);
         }
-        if let ([w], [x]) = (w_rest, x_rest) {
-            even = Self::accumulate(isa, even, w, x);
+        if blocks % 2 == 1 {
+            even = Self::accumulate(isa, even, &w[blocks - 1], &x[blocks - 1]);
         }
         isa.total(isa.add(even, odd))
     }

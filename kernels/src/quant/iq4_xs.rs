@@ -33,11 +33,16 @@ pub struct Iq4Xs {
 const _: () = assert!(size_of::<Iq4Xs>() == 136);
 
 impl Iq4Xs {
-    /// The scales less 32.
+    /// The scales less 32, as i8.
     #[inline(always)]
-    fn scales(&self) -> [i16; 8] {
+    fn scales(&self) -> [u8; 8] {
         let (low, high) = (u32::from_le_bytes(self.low), u16::from_le_bytes(self.high));
-        from_fn(|j| (low >> (4 * j) & 15) as i16 + (high >> (2 * j) & 3) as i16 * 16 - 32)
+        let mut sc = [0_u8; 8];
+        for (j, sc) in sc.iter_mut().enumerate() {
+            let (low, high) = (low >> (4 * j) & 15, (high >> (2 * j) & 3) as u32);
+            *sc = ((low | high << 4) as u8).wrapping_sub(32);
+        }
+        sc
     }
 }
 
@@ -67,7 +72,7 @@ impl Block for Iq4Xs {
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let (d, sc) = (isa.f16(self.d), self.scales());
         for (j, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            let d = d * sc[j] as f32;
+            let d = d * sc[j].cast_signed() as f32;
             let mut q = [0; 32];
             isa.store_bytes(isa.nibbles(&self.q[j]), &mut q);
             for (y, q) in y.iter_mut().zip(q) {
@@ -78,10 +83,11 @@ impl Block for Iq4Xs {
 
     #[inline(always)]
     fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Iq4Xs, x: &Q8x256) -> I::Floats {
+        let sc = isa.scales_8(w.scales());
         let mut sum = isa.zeros();
-        for ((sc, q), x) in w.scales().into_iter().zip(&w.q).zip(&x.q) {
-            let levels = isa.look_up(&LEVELS, isa.nibbles(q));
-            sum = isa.dot_signed_scaled(sum, levels, isa.bytes(x), [sc; 2]);
+        for j in 0..8 {
+            let levels = isa.look_up(&LEVELS, isa.nibbles(&w.q[j]));
+            sum = isa.dot_signed_scaled(sum, levels, isa.bytes(&x.q[j]), sc, j);
         }
         isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
     }

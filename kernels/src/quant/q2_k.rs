@@ -33,11 +33,16 @@ const _: () = assert!(size_of::<Q2K>() == 84);
 /// The two-bit levels of each sub-block, from two halves of 32 bytes.
 #[inline(always)]
 pub(super) fn two_bits<I: Isa>(isa: I, q: &[[u8; 32]; 2]) -> [I::Bytes; 8] {
-    let [a, b] = [isa.bytes(&q[0]), isa.bytes(&q[1])];
-    let last = |q| isa.and(q, isa.splat_byte(3));
-    let four = |q| [last(q), last(isa.shr::<2>(q)), last(isa.shr::<4>(q)), isa.shr::<6>(q)];
-    let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (four(a), four(b));
-    [a0, a1, a2, a3, b0, b1, b2, b3]
+    let last = isa.splat_byte(3);
+    let mut levels = [last; 8];
+    for h in 0..2 {
+        let q = isa.bytes(&q[h]);
+        levels[4 * h] = isa.and(q, last);
+        levels[4 * h + 1] = isa.and(isa.shr::<2>(q), last);
+        levels[4 * h + 2] = isa.and(isa.shr::<4>(q), last);
+        levels[4 * h + 3] = isa.shr::<6>(q);
+    }
+    levels
 }
 
 /// The opposite of [`two_bits`]: the lowest two bits of 256 levels.
@@ -103,10 +108,13 @@ impl Block for Q2K {
 
     #[inline(always)]
     fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q2K, x: &Q8x256) -> I::Floats {
-        let sc = from_fn(|j| [2 * j, 2 * j + 1].map(|g| (w.scales[g] & 15) as i16));
-        let sum = products(isa, two_bits(isa, &w.q), sc, x);
+        // Sixteen bytes at once; the masks keep to their own.
+        let scales = u128::from_le_bytes(w.scales);
+        let nibbles = u128::from_le_bytes([15; 16]);
+        let (sc, m) = ((scales & nibbles).to_le_bytes(), (scales >> 4 & nibbles).to_le_bytes());
+        let sum = products(isa, two_bits(isa, &w.q), isa.scales_16(sc), x);
         let acc = isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc);
-        let mins = isa.dot_sums_16(w.scales.map(|s| s >> 4), &x.sums);
+        let mins = isa.dot_sums_16(m, &x.sums);
         isa.fma(isa.splat(-(isa.f16(w.dmin) * x.d())), isa.floats(mins), acc)
     }
 }

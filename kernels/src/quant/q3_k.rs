@@ -20,7 +20,6 @@ use super::{Block, search};
 use crate::cpu::isa::{Isa, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
-use std::array::from_fn;
 
 /// 256 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -37,31 +36,41 @@ impl Q3K {
     /// The levels of each sub-block, 0..8.
     #[inline(always)]
     fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
+        let third = isa.splat_byte(4);
         let h = isa.bytes(&self.high);
-        let low = two_bits(isa, &self.q);
-        let join = |j: usize, third| isa.or(low[j], isa.and(third, isa.splat_byte(4)));
-        [
-            join(0, isa.shl::<2>(h)),
-            join(1, isa.shl::<1>(h)),
-            join(2, h),
-            join(3, isa.shr::<1>(h)),
-            join(4, isa.shr::<2>(h)),
-            join(5, isa.shr::<3>(h)),
-            join(6, isa.shr::<4>(h)),
-            join(7, isa.shr::<5>(h)),
-        ]
+        // Bit j of h as the third bit.
+        let high = [
+            isa.shl::<2>(h),
+            isa.shl::<1>(h),
+            h,
+            isa.shr::<1>(h),
+            isa.shr::<2>(h),
+            isa.shr::<3>(h),
+            isa.shr::<4>(h),
+            isa.shr::<5>(h),
+        ];
+        let mut levels = two_bits(isa, &self.q);
+        for j in 0..8 {
+            levels[j] = isa.or(levels[j], isa.and(high[j], third));
+        }
+        levels
     }
 
-    /// The sixteen scales less 32, as i8. Four bytes at a time; no mask reaches into a neighbour.
+    /// The sixteen scales less 32, as i8. Several bytes at a time; no mask reaches into a neighbour.
     #[inline(always)]
     fn scales(&self) -> [u8; 16] {
         let s = &self.scales;
-        let word = |i: usize| u32::from_le_bytes([s[i], s[i + 1], s[i + 2], s[i + 3]]);
-        let (a, b, c) = (word(0), word(4), word(8));
-        let join = |low: u32, high: u32| low & 0x0f0f_0f0f | (high & 0x0303_0303) << 4;
-        let sc = [join(a, c), join(b, c >> 2), join(a >> 4, c >> 4), join(b >> 4, c >> 6)];
-        let sc: [u8; 16] = bytemuck::cast(sc.map(u32::to_le_bytes));
-        sc.map(|s| s.wrapping_sub(32))
+        let low = u64::from_le_bytes([s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]]);
+        let high = u32::from_le_bytes([s[8], s[9], s[10], s[11]]) as u64;
+        let (nibbles, two) = (0x0f0f_0f0f_0f0f_0f0f, 0x0303_0303_0303_0303);
+        // sc[0..4] in the lower word, sc[4..8] in the upper; then sc[8..16] in the same way.
+        let first = low & nibbles | ((high | high << 30) & two) << 4;
+        let second = low >> 4 & nibbles | ((high >> 4 | high >> 6 << 32) & two) << 4;
+        let sc = u128::from_le_bytes(bytemuck::cast([first.to_le_bytes(), second.to_le_bytes()]));
+        // sc - 32 in a byte: sc is below 64, so flipping bit 5 and copying it to bits 6 and 7 does it.
+        let flipped = sc ^ u128::from_le_bytes([0x20; 16]);
+        let sign = flipped & u128::from_le_bytes([0x20; 16]);
+        (flipped | sign << 1 | sign << 2).to_le_bytes()
     }
 }
 
@@ -115,8 +124,7 @@ impl Block for Q3K {
     #[inline(always)]
     fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q3K, x: &Q8x256) -> I::Floats {
         let sc = w.scales();
-        let pairs = from_fn(|j| [2 * j, 2 * j + 1].map(|g: usize| sc[g].cast_signed() as i16));
-        let sum = products(isa, w.levels(isa), pairs, x);
+        let sum = products(isa, w.levels(isa), isa.scales_16(sc), x);
         let sum = isa.sub_ints(sum, isa.shl_ints::<2>(isa.dot_sums_16(sc, &x.sums)));
         isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
     }

@@ -31,10 +31,14 @@ impl Q4K {
     /// The levels of each sub-block.
     #[inline(always)]
     fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|p| isa.bytes(&self.q[p]));
-        let low = |q| isa.and(q, isa.splat_byte(15));
-        let high = |q| isa.shr::<4>(q);
-        [low(a), high(a), low(b), high(b), low(c), high(c), low(d), high(d)]
+        let low = isa.splat_byte(15);
+        let mut levels = [low; 8];
+        for p in 0..4 {
+            let q = isa.bytes(&self.q[p]);
+            levels[2 * p] = isa.and(q, low);
+            levels[2 * p + 1] = isa.shr::<4>(q);
+        }
+        levels
     }
 }
 

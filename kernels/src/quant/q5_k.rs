@@ -33,21 +33,25 @@ impl Q5K {
     /// The levels of each sub-block.
     #[inline(always)]
     fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|p| isa.bytes(&self.q[p]));
+        let (low, fifth) = (isa.splat_byte(15), isa.splat_byte(16));
         let h = isa.bytes(&self.high);
-        let join = |low, fifth| isa.or(low, isa.and(fifth, isa.splat_byte(16)));
-        let low = |q, fifth| join(isa.and(q, isa.splat_byte(15)), fifth);
-        let high = |q, fifth| join(isa.shr::<4>(q), fifth);
-        [
-            low(a, isa.shl::<4>(h)),
-            high(a, isa.shl::<3>(h)),
-            low(b, isa.shl::<2>(h)),
-            high(b, isa.shl::<1>(h)),
-            low(c, h),
-            high(c, isa.shr::<1>(h)),
-            low(d, isa.shr::<2>(h)),
-            high(d, isa.shr::<3>(h)),
-        ]
+        // Bit j of h as the fifth bit.
+        let mut levels = [
+            isa.shl::<4>(h),
+            isa.shl::<3>(h),
+            isa.shl::<2>(h),
+            isa.shl::<1>(h),
+            h,
+            isa.shr::<1>(h),
+            isa.shr::<2>(h),
+            isa.shr::<3>(h),
+        ];
+        for p in 0..4 {
+            let q = isa.bytes(&self.q[p]);
+            levels[2 * p] = isa.or(isa.and(levels[2 * p], fifth), isa.and(q, low));
+            levels[2 * p + 1] = isa.or(isa.and(levels[2 * p + 1], fifth), isa.shr::<4>(q));
+        }
+        levels
     }
 }
 

@@ -17,7 +17,6 @@ use super::{Block, search};
 use crate::cpu::isa::{Isa, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
-use std::array::from_fn;
 
 /// 256 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -34,20 +33,17 @@ impl Q6K {
     /// The levels of each sub-block, 0..64.
     #[inline(always)]
     fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
-        let half = |h: usize| {
-            let [a, b] = [isa.bytes(&self.low[h][0]), isa.bytes(&self.low[h][1])];
+        let (last, upper) = (isa.splat_byte(15), isa.splat_byte(0x30));
+        let mut levels = [last; 8];
+        for h in 0..2 {
+            let (a, b) = (isa.bytes(&self.low[h][0]), isa.bytes(&self.low[h][1]));
             let high = isa.bytes(&self.high[h]);
-            let join = |low, high| isa.or(low, isa.and(high, isa.splat_byte(0x30)));
-            let last = |q| isa.and(q, isa.splat_byte(15));
-            [
-                join(last(a), isa.shl::<4>(high)),
-                join(last(b), isa.shl::<2>(high)),
-                join(isa.shr::<4>(a), high),
-                join(isa.shr::<4>(b), isa.shr::<2>(high)),
-            ]
-        };
-        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (half(0), half(1));
-        [a0, a1, a2, a3, b0, b1, b2, b3]
+            levels[4 * h] = isa.or(isa.and(a, last), isa.and(isa.shl::<4>(high), upper));
+            levels[4 * h + 1] = isa.or(isa.and(b, last), isa.and(isa.shl::<2>(high), upper));
+            levels[4 * h + 2] = isa.or(isa.shr::<4>(a), isa.and(high, upper));
+            levels[4 * h + 3] = isa.or(isa.shr::<4>(b), isa.and(isa.shr::<2>(high), upper));
+        }
+        levels
     }
 }
 
@@ -92,8 +88,7 @@ impl Block for Q6K {
     #[inline(always)]
     fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q6K, x: &Q8x256) -> I::Floats {
         let sc = w.scales;
-        let pairs = from_fn(|j| [2 * j, 2 * j + 1].map(|g: usize| sc[g].cast_signed() as i16));
-        let sum = products(isa, w.levels(isa), pairs, x);
+        let sum = products(isa, w.levels(isa), isa.scales_16(sc), x);
         let sum = isa.sub_ints(sum, isa.shl_ints::<5>(isa.dot_sums_16(sc, &x.sums)));
         isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
     }

@@ -15,13 +15,14 @@ use half::f16;
 /// Scales and minima of the eight sub-blocks.
 #[inline(always)]
 pub(super) fn unpack(s: [u8; 12]) -> ([u8; 8], [u8; 8]) {
-    let word = |i: usize| u32::from_le_bytes([s[i], s[i + 1], s[i + 2], s[i + 3]]);
-    let (a, b, c) = (word(0), word(4), word(8));
-    let upper = |w: u32| (w >> 6 & 0x0303_0303) << 4;
-    let join = |low: u32, high: u32| (low as u64 | (high as u64) << 32).to_le_bytes();
-    let sc = join(a & 0x3f3f_3f3f, c & 0x0f0f_0f0f | upper(a));
-    let m = join(b & 0x3f3f_3f3f, c >> 4 & 0x0f0f_0f0f | upper(b));
-    (sc, m)
+    let a = u32::from_le_bytes([s[0], s[1], s[2], s[3]]);
+    let b = u32::from_le_bytes([s[4], s[5], s[6], s[7]]);
+    let c = u32::from_le_bytes([s[8], s[9], s[10], s[11]]);
+    let sc_high = c & 0x0f0f_0f0f | (a >> 6 & 0x0303_0303) << 4;
+    let m_high = c >> 4 & 0x0f0f_0f0f | (b >> 6 & 0x0303_0303) << 4;
+    let sc = (a & 0x3f3f_3f3f) as u64 | (sc_high as u64) << 32;
+    let m = (b & 0x3f3f_3f3f) as u64 | (m_high as u64) << 32;
+    (sc.to_le_bytes(), m.to_le_bytes())
 }
 
 /// The opposite of [`unpack`], for values below 64.
@@ -92,8 +93,8 @@ pub(super) fn accumulate<I: Isa>(
     x: &Q8x256,
 ) -> I::Floats {
     let (sc, m) = unpack(scales);
-    let sum = products(isa, q, sc.map(|s| [s as i16; 2]), x);
-    let [d, dmin] = d.map(|d| isa.f16(d) * x.d());
+    let sum = products(isa, q, isa.scales_8(sc), x);
+    let (d, dmin) = (isa.f16(d[0]) * x.d(), isa.f16(d[1]) * x.d());
     let acc = isa.fma(isa.splat(d), isa.floats(sum), acc);
     isa.fma(isa.splat(-dmin), isa.floats(isa.dot_sums_8(m, &x.sums)), acc)
 }

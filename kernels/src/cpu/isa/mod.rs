@@ -27,6 +27,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type Ints: Copy;
     /// 8 x f32.
     type Floats: Copy;
+    /// 16 x i16: integer scales of the two halves of eight sub-blocks.
+    type Scales: Copy;
 
     /// Runs `kernel` where this instruction set is enabled, so that everything in it is compiled for it.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -123,14 +125,33 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
     /// The same for signed w.
     fn dot_signed(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
-    /// `acc += scale * dot(0, w, x)`, with scale `s[0]` in lanes 0..4 and `s[1]` in lanes 4..8.
-    fn dot_scaled(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes, s: [i16; 2]) -> Self::Ints;
+    /// Sixteen i8 scales: `s[2j]` for the first half of sub-block j, `s[2j+1]` for the second.
+    fn scales_16(self, s: [u8; 16]) -> Self::Scales;
+    /// Eight i8 scales, one a sub-block.
+    fn scales_8(self, s: [u8; 8]) -> Self::Scales;
+    /// `acc += scale * dot(0, w, x)` with the two scales of sub-block `j < 8`, for lanes 0..4 and 4..8.
+    fn dot_scaled(
+        self,
+        acc: Self::Ints,
+        w: Self::Bytes,
+        x: Self::Bytes,
+        s: Self::Scales,
+        j: usize,
+    ) -> Self::Ints;
     /// The same for signed w.
-    fn dot_signed_scaled(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes, s: [i16; 2]) -> Self::Ints;
+    fn dot_signed_scaled(
+        self,
+        acc: Self::Ints,
+        w: Self::Bytes,
+        x: Self::Bytes,
+        s: Self::Scales,
+        j: usize,
+    ) -> Self::Ints;
 }
 
 /// A computation written once over [`Isa`]. `run` must be `#[inline(always)]`, as must all it calls that take
-/// an `Isa`: only then does it become part of the function that has the instructions enabled.
+/// an `Isa`: only then does it become part of the function that has the instructions enabled. In inner loops that
+/// goes for closures and for `map` and `from_fn` of arrays too: they stay calls, with the vectors in memory.
 pub trait Kernel {
     /// What it computes.
     type Output;

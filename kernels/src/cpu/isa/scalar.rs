@@ -32,6 +32,7 @@ impl Isa for Scalar {
     type Bytes = [u8; 32];
     type Ints = [i32; 8];
     type Floats = [f32; 8];
+    type Scales = [i16; 16];
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -213,11 +214,19 @@ impl Isa for Scalar {
         sum_of_products(|i| w[i].cast_signed() as i32, x, [1, 1], acc)
     }
     #[inline(always)]
-    fn dot_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 2]) -> [i32; 8] {
-        sum_of_products(|i| w[i] as i32, x, s, acc)
+    fn scales_16(self, s: [u8; 16]) -> [i16; 16] {
+        s.map(|s| s.cast_signed() as i16)
     }
     #[inline(always)]
-    fn dot_signed_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 2]) -> [i32; 8] {
-        sum_of_products(|i| w[i].cast_signed() as i32, x, s, acc)
+    fn scales_8(self, s: [u8; 8]) -> [i16; 16] {
+        from_fn(|i| s[i / 2].cast_signed() as i16)
+    }
+    #[inline(always)]
+    fn dot_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 16], j: usize) -> [i32; 8] {
+        sum_of_products(|i| w[i] as i32, x, [s[2 * j], s[2 * j + 1]], acc)
+    }
+    #[inline(always)]
+    fn dot_signed_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 16], j: usize) -> [i32; 8] {
+        sum_of_products(|i| w[i].cast_signed() as i32, x, [s[2 * j], s[2 * j + 1]], acc)
     }
 }

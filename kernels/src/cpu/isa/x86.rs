@@ -37,6 +37,7 @@ impl<const VNNI: bool> Isa for X86<VNNI> {
     type Bytes = __m256i;
     type Ints = __m256i;
     type Floats = __m256;
+    type Scales = __m256i;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -302,21 +303,38 @@ impl<const VNNI: bool> Isa for X86<VNNI> {
         unsafe { self.dot(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w)) }
     }
     #[inline(always)]
-    fn dot_scaled(self, acc: __m256i, w: __m256i, x: __m256i, s: [i16; 2]) -> __m256i {
-        // SAFETY: the token proves AVX2, FMA and F16C, and with VNNI also AVX-512 BW, VL and VNNI.
+    fn scales_16(self, s: [u8; 16]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of s at any alignment.
         unsafe {
-            if VNNI {
-                let s = _mm256_set_m128i(_mm_set1_epi32(s[1] as i32), _mm_set1_epi32(s[0] as i32));
-                let sums = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w, x);
-                return _mm256_add_epi32(acc, _mm256_mullo_epi32(sums, s));
-            }
-            let s = _mm256_set_m128i(_mm_set1_epi16(s[1]), _mm_set1_epi16(s[0]));
-            _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), s))
+            // Even scales to the lower half of the register, odd ones to the upper.
+            let order = _mm_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+            _mm256_cvtepi8_epi16(_mm_shuffle_epi8(_mm_loadu_si128(s.as_ptr().cast()), order))
         }
     }
     #[inline(always)]
-    fn dot_signed_scaled(self, acc: __m256i, w: __m256i, x: __m256i, s: [i16; 2]) -> __m256i {
+    fn scales_8(self, s: [u8; 8]) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
-        unsafe { self.dot_scaled(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w), s) }
+        unsafe {
+            let s = _mm_cvtsi64_si128(i64::from_le_bytes(s));
+            _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(s, s))
+        }
+    }
+    #[inline(always)]
+    fn dot_scaled(self, acc: __m256i, w: __m256i, x: __m256i, s: __m256i, j: usize) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C, and with VNNI also AVX-512 BW, VL and VNNI.
+        unsafe {
+            // Scale j of each half, eight times; no saturation, as in dot.
+            let s = _mm256_shuffle_epi8(s, _mm256_set1_epi16(0x0100 + 0x0202 * j as i16));
+            let pairs = _mm256_maddubs_epi16(w, x);
+            if VNNI {
+                return _mm256_dpwssd_epi32(acc, pairs, s);
+            }
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, s))
+        }
+    }
+    #[inline(always)]
+    fn dot_signed_scaled(self, acc: __m256i, w: __m256i, x: __m256i, s: __m256i, j: usize) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { self.dot_scaled(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w), s, j) }
     }
 }

@@ -1,0 +1,171 @@
+//! Products with stored rows: every instruction set gives the bits of the plain loops, for any bytes; and those
+//! are right to within what eight-bit activations can be.
+
+use kernels::cpu::isa::Level;
+use kernels::quant::{Activation, Format, dot_rows, dot_tile};
+
+/// Small, odd, even and long rows, in blocks.
+const BLOCKS: [usize; 9] = [0, 1, 2, 3, 4, 5, 7, 16, 33];
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+    fn bytes(&mut self, n: usize) -> Vec<u8> {
+        (0..n).map(|_| (self.next() >> 32) as u8).collect()
+    }
+    /// Roughly gaussian.
+    fn floats(&mut self, n: usize) -> Vec<f32> {
+        let mut one = || (0..4).map(|i| (self.next() >> (8 * i) & 0xffff) as f32 / 32768.0 - 1.0).sum();
+        (0..n).map(|_| one()).collect()
+    }
+}
+
+fn levels() -> (Level, Vec<Level>) {
+    let all = Level::available();
+    (all[0], all)
+}
+
+fn activations(format: Format, level: Level, x: &[f32]) -> Vec<u8> {
+    let mut out = vec![0; format.activation().row_bytes(x.len())];
+    format.activation().quantise_row(level, x, &mut out);
+    out
+}
+
+/// Bits, with every NaN the same: which of two NaN goes on is not the same on all machines.
+fn bits(y: &[f32]) -> Vec<u32> {
+    y.iter().map(|y| if y.is_nan() { f32::NAN.to_bits() } else { y.to_bits() }).collect()
+}
+
+/// Rows of these bytes at every level.
+fn check(format: Format, cols: usize, weights: &[u8], x: &[f32]) {
+    let rows = weights.len() / (format.row_bytes(cols as u64).expect("whole blocks") as usize).max(1);
+    let (scalar, all) = levels();
+    let mut expected = vec![1.0; rows];
+    dot_rows(scalar, format, weights, cols, &activations(format, scalar, x), &mut expected);
+    for level in all {
+        let x = activations(format, level, x);
+        let mut y = vec![2.0; rows];
+        dot_rows(level, format, weights, cols, &x, &mut y);
+        assert_eq!(bits(&y), bits(&expected), "{} x {cols} at {}", format.name(), level.name());
+    }
+}
+
+fn column_counts(format: Format) -> impl Iterator<Item = usize> {
+    let tails = if format.block_len() == 1 { vec![8, 9, 31, 32, 63, 100, 577] } else { vec![] };
+    BLOCKS.into_iter().map(move |n| n * format.block_len()).chain(tails)
+}
+
+#[test]
+fn random_bytes_give_the_same_bits_everywhere() {
+    let mut random = Random(0x9E3779B97F4A7C15);
+    for format in Format::ALL {
+        for cols in column_counts(format) {
+            let bytes = format.row_bytes(cols as u64).expect("whole blocks") as usize;
+            let x = random.floats(cols);
+            check(format, cols, &random.bytes(3 * bytes), &x);
+        }
+    }
+}
+
+#[test]
+fn extreme_bytes_give_the_same_bits_everywhere() {
+    let mut random = Random(7);
+    for format in Format::ALL {
+        for cols in column_counts(format) {
+            let bytes = format.row_bytes(cols as u64).expect("whole blocks") as usize;
+            let plus = vec![1.0; cols];
+            let alternating: Vec<f32> = (0..cols).map(|i| if i % 2 == 0 { -1e4 } else { 1e4 }).collect();
+            let odd: Vec<f32> =
+                (0..cols).map(|i| [f32::NAN, f32::INFINITY, 1e-44, 3e38, -0.0][i * i % 5]).collect();
+            for fill in [0x00, 0x11, 0x3b, 0x77, 0x7b, 0x7f, 0x80, 0x81, 0x88, 0xaa, 0xff] {
+                let weights = vec![fill; bytes];
+                for x in [&plus, &alternating, &odd, &random.floats(cols)] {
+                    check(format, cols, &weights, x);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn quantised_rows_give_the_same_bits_everywhere_and_the_right_sum() {
+    let mut random = Random(42);
+    for format in Format::ALL {
+        for cols in column_counts(format).filter(|&n| n > 0) {
+            let (w, x) = (random.floats(2 * cols), random.floats(cols));
+            let mut weights = vec![0; 2 * format.row_bytes(cols as u64).expect("whole blocks") as usize];
+            format.quantise_row(&w, &mut weights);
+            check(format, cols, &weights, &x);
+            right_sum(format, cols, &weights, &x);
+        }
+    }
+}
+
+/// Against f64 sums of the stored weights. An activation is off by at most half a step of its block, steps are
+/// 1/127 of the largest, so the error is at most the sum of |w| times that; floats lose a little more.
+fn right_sum(format: Format, cols: usize, weights: &[u8], x: &[f32]) {
+    let scalar = levels().0;
+    let mut w = vec![0.0; 2 * cols];
+    format.dequantise_row(weights, &mut w);
+    let mut y = [0.0; 2];
+    dot_rows(scalar, format, weights, cols, &activations(format, scalar, x), &mut y);
+    let most = x.iter().fold(0.0, |m: f32, x| m.max(x.abs())) as f64;
+    let step = if format.activation() == Activation::F32 { 0.0 } else { most / 127.0 };
+    for (w, y) in w.chunks_exact(cols).zip(y) {
+        let exact: f64 = w.iter().zip(x).map(|(w, x)| *w as f64 * *x as f64).sum();
+        let sizes: f64 = w.iter().map(|w| w.abs() as f64).sum();
+        let bound = sizes * (step / 2.0 * 1.0001 + most * 2e-6);
+        assert!((y as f64 - exact).abs() <= bound, "{} x {cols}: {y}, not {exact} +- {bound}", format.name());
+    }
+}
+
+#[test]
+fn tokens_do_not_see_each_other() {
+    let mut random = Random(99);
+    for format in Format::ALL {
+        let (cols, rows, tokens) = (5 * format.block_len().max(64), 7, 9);
+        let mut weights = vec![0; rows * format.row_bytes(cols as u64).expect("whole blocks") as usize];
+        format.quantise_row(&random.floats(rows * cols), &mut weights);
+        for level in levels().1 {
+            let x: Vec<_> = (0..tokens).map(|_| activations(format, level, &random.floats(cols))).collect();
+            for batch in 1..=tokens {
+                let mut y = vec![0.0; batch * rows];
+                dot_tile(level, format, &weights, cols, &x[..batch].concat(), &mut y);
+                for (x, y) in x.iter().zip(y.chunks_exact(rows)) {
+                    let mut alone = vec![0.0; rows];
+                    dot_rows(level, format, &weights, cols, x, &mut alone);
+                    assert_eq!(y, alone, "{} at {}, {batch} tokens", format.name(), level.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn activations_are_the_same_bytes_everywhere() {
+    let mut random = Random(3);
+    let (scalar, all) = levels();
+    let mut x = random.floats(2048);
+    x[..256].fill(0.0);
+    x[256..512].fill(1e-44);
+    x[700] = f32::NAN;
+    x[1000] = f32::NEG_INFINITY;
+    x[1300] = 3e38;
+    for format in [Format::F32, Format::Q4_0, Format::Q4_K] {
+        for &level in &all {
+            assert_eq!(activations(format, level, &x), activations(format, scalar, &x), "{}", level.name());
+        }
+    }
+}
+
+#[test]
+#[should_panic(expected = "bytes of 256 activations")]
+fn a_wrong_length_panics() {
+    dot_rows(levels().0, Format::Q8_0, &[0; 272], 256, &[0; 10], &mut [0.0]);
+}
