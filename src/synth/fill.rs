@@ -1,5 +1,6 @@
 //! Random tensors at the speed of memory: a few thousand runs of 256 weights are drawn and quantised once for
-//! each format and distribution, tensors are runs of those in random order.
+//! each format and distribution, tensors are runs of those in random order. Rows of fewer than four runs would
+//! come out equal too often, and equal rows give equal logits: those are drawn one by one.
 //!
 //! The bytes depend on the seed, the tensor's number and the place in it, not on threads.
 
@@ -14,6 +15,8 @@ use std::f64::consts::TAU;
 const RUN: usize = 256;
 /// Runs of a pool at most: a million weights, of which a row of 2,304 takes 9 runs.
 const MAX_RUNS: usize = 4096;
+/// Weights of a row from which on it is made of a pool's runs: 4096^4 different rows.
+const POOLED: u64 = 4 * RUN as u64;
 /// Runs that one task writes.
 const TASK_RUNS: usize = 2048;
 
@@ -82,6 +85,33 @@ impl Spread {
     }
 }
 
+/// How a tensor is stored and what its values look like.
+#[derive(Clone, Copy, Debug)]
+pub struct Kind {
+    /// Format of its rows.
+    pub format: Format,
+    /// Distribution of its values.
+    pub spread: Spread,
+    /// Weights in a row.
+    pub cols: u64,
+}
+
+impl Kind {
+    fn run_bytes(&self) -> usize {
+        self.format.row_bytes(RUN as u64).expect("a run is whole blocks") as usize
+    }
+
+    /// Draws values and quantises them until `out` is full.
+    fn draw(&self, rng: &mut Pcg64Mcg, out: &mut [u8]) {
+        let (mut values, mut run) = ([0.0; RUN], vec![0; self.run_bytes()]);
+        for out in out.chunks_mut(run.len()) {
+            self.spread.draw(rng, &mut values);
+            self.format.quantise_row(&values, &mut run);
+            out.copy_from_slice(&run[..out.len()]);
+        }
+    }
+}
+
 /// Quantised runs to build tensors of.
 struct Pool {
     bytes: Vec<u8>,
@@ -89,31 +119,22 @@ struct Pool {
 }
 
 impl Pool {
-    fn new(format: Format, spread: Spread, runs: usize, seed: u64) -> Pool {
-        let run_bytes = format.row_bytes(RUN as u64).expect("a run is whole blocks") as usize;
+    fn new(kind: Kind, runs: usize, seed: u64) -> Pool {
+        let run_bytes = kind.run_bytes();
         let mut bytes = vec![0; runs * run_bytes];
-        bytes.par_chunks_mut(run_bytes).enumerate().for_each(|(i, out)| {
-            let mut values = [0.0; RUN];
-            spread.draw(&mut generator([seed, POOLS, i as u64]), &mut values);
-            format.quantise_row(&values, out);
-        });
+        let tasks = bytes.par_chunks_mut(run_bytes).enumerate();
+        tasks.for_each(|(i, out)| kind.draw(&mut generator([seed, POOLS, i as u64]), out));
         Pool { bytes, run_bytes }
     }
 
-    /// Writes a tensor's bytes from `at` on, which begins a run.
-    fn copy(&self, seed: [u64; 2], at: u64, out: &mut [u8]) {
+    /// Fills `out` with runs.
+    fn copy(&self, rng: &mut Pcg64Mcg, out: &mut [u8]) {
         let n_runs = (self.bytes.len() / self.run_bytes) as u64;
-        let task_bytes = TASK_RUNS * self.run_bytes;
-        assert_eq!(at % task_bytes as u64, 0, "pieces are whole tasks");
-        let first_task = at / task_bytes as u64;
-        out.par_chunks_mut(task_bytes).enumerate().for_each(|(i, out)| {
-            let mut rng = generator([seed[0], seed[1], first_task + i as u64]);
-            for out in out.chunks_mut(self.run_bytes) {
-                // The upper half of a product with a 32-bit random number is uniform below n_runs.
-                let run = (((rng.next_u64() >> 32) * n_runs) >> 32) as usize * self.run_bytes;
-                out.copy_from_slice(&self.bytes[run..run + out.len()]);
-            }
-        });
+        for out in out.chunks_mut(self.run_bytes) {
+            // The upper half of a product with a 32-bit random number is uniform below n_runs.
+            let run = (((rng.next_u64() >> 32) * n_runs) >> 32) as usize * self.run_bytes;
+            out.copy_from_slice(&self.bytes[run..run + out.len()]);
+        }
     }
 }
 
@@ -148,23 +169,31 @@ impl Filler {
         Filler { seed, runs, pools: HashMap::new() }
     }
 
-    /// Gives the bytes of tensor number `index` to `take` in pieces, in their order, until it fails.
+    /// Gives the `bytes` bytes of tensor number `index` to `take` in pieces, in their order, until it fails.
     pub fn fill<E>(
         &mut self,
         index: usize,
-        (format, spread): (Format, Spread),
+        kind: Kind,
         bytes: u64,
         mut take: impl FnMut(Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
         let (seed, runs) = (self.seed, self.runs);
-        let pool =
-            self.pools.entry((format, spread.key())).or_insert_with(|| Pool::new(format, spread, runs, seed));
-        let piece_bytes = (PIECE_TASKS * TASK_RUNS * pool.run_bytes) as u64;
-        let mut at = 0;
-        while at < bytes {
-            let mut piece = vec![0; piece_bytes.min(bytes - at) as usize];
-            pool.copy([seed, index as u64], at, &mut piece);
-            at += piece.len() as u64;
+        let pool = (kind.cols >= POOLED).then(|| {
+            let key = (kind.format, kind.spread.key());
+            &*self.pools.entry(key).or_insert_with(|| Pool::new(kind, runs, seed))
+        });
+        let task_bytes = TASK_RUNS * kind.run_bytes();
+        let piece_bytes = PIECE_TASKS * task_bytes;
+        for at in (0..bytes).step_by(piece_bytes) {
+            let mut piece = vec![0; piece_bytes.min((bytes - at) as usize)];
+            let first = at / task_bytes as u64;
+            piece.par_chunks_mut(task_bytes).enumerate().for_each(|(i, out)| {
+                let mut rng = generator([seed, index as u64, first + i as u64]);
+                match pool {
+                    Some(pool) => pool.copy(&mut rng, out),
+                    None => kind.draw(&mut rng, out),
+                }
+            });
             take(piece)?;
         }
         Ok(())
@@ -178,45 +207,61 @@ const PIECE_TASKS: usize = 64;
 mod tests {
     use super::*;
 
-    fn filled(seed: u64, index: usize, format: Format, spread: Spread) -> Vec<u8> {
+    fn filled(seed: u64, index: usize, kind: Kind) -> Vec<u8> {
         let mut all = Vec::new();
-        let bytes = format.row_bytes(1 << 20).unwrap();
+        let bytes = kind.format.row_bytes(1 << 20).unwrap();
         let take = |piece: Vec<u8>| -> Result<(), ()> {
             all.extend(piece);
             Ok(())
         };
-        Filler::new(seed, 1 << 18).fill(index, (format, spread), bytes, take).unwrap();
+        Filler::new(seed, 1 << 18).fill(index, kind, bytes, take).unwrap();
         all
     }
 
     /// Mean and standard deviation of a tensor of a million weights.
-    fn check(format: Format, spread: Spread, mean: f64, std: f64) {
+    fn check(kind: Kind, mean: f64, std: f64) {
         let mut values = vec![0.0; 1 << 20];
-        format.dequantise_row(&filled(7, 0, format, spread), &mut values);
+        kind.format.dequantise_row(&filled(7, 0, kind), &mut values);
         let n = values.len() as f64;
         let found_mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
         let variance = values.iter().map(|x| (f64::from(*x) - found_mean).powi(2)).sum::<f64>() / n;
         let found_std = variance.sqrt();
-        assert!((found_mean - mean).abs() < 0.01 * std, "{}: mean {found_mean}, not {mean}", format.name());
-        assert!((found_std / std - 1.0).abs() < 0.1, "{}: std {found_std}, not {std}", format.name());
+        assert!((found_mean - mean).abs() < 0.01 * std, "{kind:?}: mean {found_mean}");
+        assert!((found_std / std - 1.0).abs() < 0.1, "{kind:?}: std {found_std}");
     }
+
+    const NORMAL: Spread = Spread::Normal { mean: 0.0, std: 0.025 };
 
     #[test]
     fn every_format_has_the_wanted_spread() {
         for format in Format::ALL {
-            check(format, Spread::Normal { mean: 0.0, std: 0.025 }, 0.0, 0.025);
+            check(Kind { format, spread: NORMAL, cols: 2304 }, 0.0, 0.025);
         }
-        check(Format::F32, Spread::Normal { mean: 1.0, std: 0.15 }, 1.0, 0.15);
-        check(Format::F32, Spread::Uniform { low: -7.0, high: 1.0 }, -3.0, 8.0 / 12f64.sqrt());
+        check(Kind { format: Format::Q8_0, spread: NORMAL, cols: 128 }, 0.0, 0.025);
+        let f32s = |spread| Kind { format: Format::F32, spread, cols: 128 };
+        check(f32s(Spread::Normal { mean: 1.0, std: 0.15 }), 1.0, 0.15);
+        check(f32s(Spread::Uniform { low: -7.0, high: 1.0 }), -3.0, 8.0 / 12f64.sqrt());
     }
 
     #[test]
     fn bytes_depend_on_seed_and_tensor_only() {
-        let of = |seed, index| filled(seed, index, Format::Q8_0, Spread::Normal { mean: 0.0, std: 1.0 });
-        let first = of(1, 1);
-        let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
-        assert!(first == one.install(|| of(1, 1)));
-        assert!(first != of(1, 2) && first != of(2, 1));
+        for cols in [128, 2304] {
+            let of = |seed, index| filled(seed, index, Kind { format: Format::Q4_K, spread: NORMAL, cols });
+            let first = of(1, 1);
+            let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+            assert!(first == one.install(|| of(1, 1)));
+            assert!(first != of(1, 2) && first != of(2, 1));
+        }
+    }
+
+    #[test]
+    fn no_two_rows_are_equal() {
+        for cols in [256, 1024] {
+            let bytes = filled(1, 0, Kind { format: Format::Q2_K, spread: NORMAL, cols });
+            let rows = bytes.chunks(Format::Q2_K.row_bytes(cols).unwrap() as usize);
+            let distinct: std::collections::HashSet<_> = rows.clone().collect();
+            assert_eq!(distinct.len(), rows.len(), "of {cols} weights");
+        }
     }
 
     #[test]

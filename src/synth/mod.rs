@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use convert::mix::Mix;
 use convert::plan::plan;
 use convert::{Override, Progress};
-use fill::{Filler, Spread};
+use fill::{Filler, Kind, Spread};
 use indicatif::{ProgressBar, ProgressStyle};
 use models::gguf::write::{Layout, Writer};
 use models::gguf::{Metadata, Value};
@@ -127,9 +127,9 @@ fn write(args: &SynthArgs, layout: &Layout, bar: &ProgressBar) -> Result<()> {
         });
         for (index, t) in layout.tensors().iter().enumerate() {
             bar.set_message(t.name.clone());
-            let how = (t.format, Spread::of(&t.name, &t.shape));
+            let kind = Kind { format: t.format, spread: Spread::of(&t.name, &t.shape), cols: t.shape[0] };
             // Nobody takes pieces any more when the writer has failed, and it says why.
-            if filler.fill(index, how, t.bytes, |piece| filled.send(piece)).is_err() {
+            if filler.fill(index, kind, t.bytes, |piece| filled.send(piece)).is_err() {
                 break;
             }
         }
