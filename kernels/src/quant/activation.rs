@@ -95,7 +95,7 @@ impl Q8x256 {
 
 /// sum_j s_j (q_j . x_j) over the eight sub-blocks; each half of a sub-block has its own integer scale.
 #[inline(always)]
-pub(super) fn products<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
+pub(super) fn products<I: Isa>(isa: I, q: &[I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
     let (mut even, mut odd) = (isa.zeros(), isa.zeros());
     for j in [0, 2, 4, 6] {
         even = isa.dot_scaled(even, q[j], isa.bytes(&x.q[j]), s, j);

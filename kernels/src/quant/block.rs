@@ -30,26 +30,40 @@ pub(super) trait Block: Pod {
         }
     }
 
-    /// Adds the products of a block to eight partial sums.
+    /// Adds the products of a block and the activations of `T` tokens to eight partial sums each. The block is
+    /// unpacked once; what a token gets does not depend on `T`.
     #[inline(always)]
-    fn accumulate<I: Isa>(_isa: I, acc: I::Floats, _w: &Self, _x: &Self::X) -> I::Floats {
-        acc
-    }
+    fn accumulate<I: Isa, const T: usize>(_: I, _: &mut [I::Floats; T], _: &Self, _: [&Self::X; T]) {}
 
-    /// A row times activations. Even and odd blocks have their own sums, so that one does not wait for the other.
+    /// A row times the activations of `T` tokens. Even and odd blocks have their own sums, so that one does not
+    /// wait for the other.
     #[inline(always)]
-    fn dot<I: Isa>(isa: I, w: &[Self], x: &[Self::X]) -> f32 {
-        let (mut even, mut odd) = (isa.splat(0.0), isa.splat(0.0));
-        let blocks = w.len().min(x.len());
-        for i in (1..blocks).step_by(2) {
-            even = Self::accumulate(isa, even, &w[i - 1], &x[i - 1]);
-            odd = Self::accumulate(isa, odd, &w[i], &x[i]);
+    fn dot<I: Isa, const T: usize>(isa: I, w: &[Self], x: [&[Self::X]; T]) -> [f32; T] {
+        let mut acc = [[isa.splat(0.0); T]; 2];
+        let (pairs, rest) = w.as_chunks::<2>();
+        for (i, [first, second]) in pairs.iter().enumerate() {
+            Self::accumulate(isa, &mut acc[0], first, nth(&x, 2 * i));
+            Self::accumulate(isa, &mut acc[1], second, nth(&x, 2 * i + 1));
         }
-        if blocks % 2 == 1 {
-            even = Self::accumulate(isa, even, &w[blocks - 1], &x[blocks - 1]);
+        if let [last] = rest {
+            Self::accumulate(isa, &mut acc[0], last, nth(&x, w.len() - 1));
         }
-        isa.total(isa.add(even, odd))
+        let mut sums = [0.0; T];
+        for t in 0..T {
+            sums[t] = isa.total(isa.add(acc[0][t], acc[1][t]));
+        }
+        sums
     }
+}
+
+/// Block i of each token.
+#[inline(always)]
+fn nth<'a, X, const T: usize>(x: &[&'a [X]; T], i: usize) -> [&'a X; T] {
+    let mut blocks = [&x[0][i]; T];
+    for t in 1..T {
+        blocks[t] = &x[t][i];
+    }
+    blocks
 }
 
 /// Binds `$B` to the block type of a format.
@@ -231,14 +245,43 @@ struct Tile<'a, B: Block> {
     y: &'a mut [f32],
 }
 
+impl<B: Block> Tile<'_, B> {
+    /// All rows times `T` tokens from token `first` on.
+    #[inline(always)]
+    fn group<I: Isa, const T: usize>(&mut self, isa: I, first: usize) {
+        let (blocks, rows) = (self.blocks, self.rows);
+        let mut x = [&self.x[first * blocks..][..blocks]; T];
+        for t in 1..T {
+            x[t] = &self.x[(first + t) * blocks..][..blocks];
+        }
+        let y = &mut self.y[first * rows..][..T * rows];
+        for (row, w) in self.w.chunks_exact(blocks).enumerate() {
+            let sums = B::dot(isa, w, x);
+            for t in 0..T {
+                y[t * rows + row] = sums[t];
+            }
+        }
+    }
+}
+
 impl<B: Block> Kernel for Tile<'_, B> {
     type Output = ();
-    /// A stored row stays in the nearest cache while all tokens meet it.
+    /// A few tokens stay in the nearest cache while all rows meet them. Four share what was unpacked from a block;
+    /// of floats, which have nothing to unpack and four sums a token, two.
     #[inline(always)]
-    fn run<I: Isa>(self, isa: I) {
-        for (row, w) in self.w.chunks_exact(self.blocks).enumerate() {
-            for (x, y) in self.x.chunks_exact(self.blocks).zip(self.y.chunks_exact_mut(self.rows)) {
-                y[row] = B::dot(isa, w, x);
+    fn run<I: Isa>(mut self, isa: I) {
+        let tokens = self.x.len() / self.blocks;
+        let mut first = 0;
+        while first < tokens {
+            if B::LEN > 1 && tokens - first >= 4 {
+                self.group::<I, 4>(isa, first);
+                first += 4;
+            } else if B::LEN == 1 && tokens - first >= 2 {
+                self.group::<I, 2>(isa, first);
+                first += 2;
+            } else {
+                self.group::<I, 1>(isa, first);
+                first += 1;
             }
         }
     }

@@ -31,7 +31,7 @@ impl Block for F16 {
     }
 
     #[inline(always)]
-    fn dot<I: Isa>(isa: I, w: &[F16], x: &[F32]) -> f32 {
+    fn dot<I: Isa, const T: usize>(isa: I, w: &[F16], x: [&[F32]; T]) -> [f32; T] {
         dot_floats(isa, w, x)
     }
 }

@@ -27,7 +27,7 @@ impl Block for F32 {
     }
 
     #[inline(always)]
-    fn dot<I: Isa>(isa: I, w: &[F32], x: &[F32]) -> f32 {
+    fn dot<I: Isa, const T: usize>(isa: I, w: &[F32], x: [&[F32]; T]) -> [f32; T] {
         dot_floats(isa, w, x)
     }
 }
@@ -44,22 +44,37 @@ impl Eight for F32 {
     }
 }
 
-/// Sum of w_i x_i: 32 partial sums, each in the order of the row, so that long rows lose little.
+/// Sums of w_i x_i: 32 partial sums a token, each in the order of the row, so that long rows lose little.
 #[inline(always)]
-pub(super) fn dot_floats<I: Isa, W: Eight>(isa: I, w: &[W], x: &[F32]) -> f32 {
-    let mut acc = [isa.splat(0.0); 4];
-    let ((w, w_rest), (x, x_rest)) = (w.as_chunks::<32>(), x.as_chunks::<32>());
-    for (w, x) in w.iter().zip(x) {
-        let (w, x) = (w.as_chunks().0, x.as_chunks().0);
+pub(super) fn dot_floats<I: Isa, W: Eight, const T: usize>(isa: I, w: &[W], x: [&[F32]; T]) -> [f32; T] {
+    let mut acc = [[isa.splat(0.0); 4]; T];
+    let (whole, rest) = w.as_chunks::<32>();
+    for (i, w) in whole.iter().enumerate() {
+        let w = w.as_chunks().0;
         for lane in 0..4 {
-            acc[lane] = isa.fma(W::load(isa, &w[lane]), F32::load(isa, &x[lane]), acc[lane]);
+            let w = W::load(isa, &w[lane]);
+            for t in 0..T {
+                let x = x[t][32 * i..32 * i + 32].as_chunks().0;
+                acc[t][lane] = isa.fma(w, F32::load(isa, &x[lane]), acc[t][lane]);
+            }
         }
     }
-    for (lane, (w, x)) in w_rest.chunks(8).zip(x_rest.chunks(8)).enumerate() {
+    let mut sums = [0.0; T];
+    for t in 0..T {
+        let acc = tail(isa, acc[t], rest, &x[t][32 * whole.len()..]);
+        sums[t] = isa.total(isa.add(isa.add(acc[0], acc[2]), isa.add(acc[1], acc[3])));
+    }
+    sums
+}
+
+/// The last columns, fewer than 32, with zeros after them.
+#[inline(always)]
+fn tail<I: Isa, W: Eight>(isa: I, mut acc: [I::Floats; 4], w: &[W], x: &[F32]) -> [I::Floats; 4] {
+    for (lane, (w, x)) in w.chunks(8).zip(x.chunks(8)).enumerate() {
         let (mut w8, mut x8) = ([W::zeroed(); 8], [F32::zeroed(); 8]);
         w8[..w.len()].copy_from_slice(w);
         x8[..x.len()].copy_from_slice(x);
         acc[lane] = isa.fma(W::load(isa, &w8), F32::load(isa, &x8), acc[lane]);
     }
-    isa.total(isa.add(isa.add(acc[0], acc[2]), isa.add(acc[1], acc[3])))
+    acc
 }

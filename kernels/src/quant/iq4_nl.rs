@@ -71,9 +71,11 @@ impl Block for Iq4Nl {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Iq4Nl, x: &Q8x32) -> I::Floats {
-        let levels = isa.look_up(&LEVELS, isa.nibbles(&w.q));
-        let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x.q));
-        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Iq4Nl, x: [&Q8x32; T]) {
+        let (d, levels) = (isa.f16(w.d), isa.look_up(&LEVELS, isa.nibbles(&w.q)));
+        for t in 0..T {
+            let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x[t].q));
+            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+        }
     }
 }

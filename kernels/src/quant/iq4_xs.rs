@@ -13,6 +13,7 @@
 //! ```
 
 use super::iq4_nl::LEVELS;
+use super::q3_k::less_32;
 use super::range::{furthest, inverse, nibbles};
 use super::search::columns;
 use super::{Block, Q8x256, nonlinear};
@@ -36,13 +37,17 @@ impl Iq4Xs {
     /// The scales less 32, as i8.
     #[inline(always)]
     fn scales(&self) -> [u8; 8] {
-        let (low, high) = (u32::from_le_bytes(self.low), u16::from_le_bytes(self.high));
-        let mut sc = [0_u8; 8];
-        for (j, sc) in sc.iter_mut().enumerate() {
-            let (low, high) = (low >> (4 * j) & 15, (high >> (2 * j) & 3) as u32);
-            *sc = ((low | high << 4) as u8).wrapping_sub(32);
-        }
-        sc
+        let mut low = u32::from_le_bytes(self.low) as u64;
+        let mut high = u16::from_le_bytes(self.high) as u64;
+        // Each step moves the upper half of every group away from the lower: at last nibble j is byte j.
+        low = (low | low << 16) & 0x0000_ffff_0000_ffff;
+        low = (low | low << 8) & 0x00ff_00ff_00ff_00ff;
+        low = (low | low << 4) & 0x0f0f_0f0f_0f0f_0f0f;
+        // The same for pairs of bits.
+        high = (high | high << 24) & 0x0000_00ff_0000_00ff;
+        high = (high | high << 12) & 0x000f_000f_000f_000f;
+        high = (high | high << 6) & 0x0303_0303_0303_0303;
+        less_32(low | high << 4).to_le_bytes()
     }
 }
 
@@ -82,13 +87,18 @@ impl Block for Iq4Xs {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Iq4Xs, x: &Q8x256) -> I::Floats {
-        let sc = isa.scales_8(w.scales());
-        let mut sum = isa.zeros();
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Iq4Xs, x: [&Q8x256; T]) {
+        let (d, sc) = (isa.f16(w.d), isa.scales_8(w.scales()));
+        let mut levels = [isa.splat_byte(0); 8];
         for j in 0..8 {
-            let levels = isa.look_up(&LEVELS, isa.nibbles(&w.q[j]));
-            sum = isa.dot_signed_scaled(sum, levels, isa.bytes(&x.q[j]), sc, j);
+            levels[j] = isa.look_up(&LEVELS, isa.nibbles(&w.q[j]));
         }
-        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+        for t in 0..T {
+            let mut sum = isa.zeros();
+            for j in 0..8 {
+                sum = isa.dot_signed_scaled(sum, levels[j], isa.bytes(&x[t].q[j]), sc, j);
+            }
+            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+        }
     }
 }

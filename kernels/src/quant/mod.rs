@@ -4,6 +4,8 @@
 //! names and sizes as ggml has them, and the row-wise entry points. It knows no tensor and no thread.
 //! Next: `q8_0`, the plainest block; then `q4_k`; `activation` is what meets the blocks in products.
 
+#![allow(clippy::needless_range_loop, reason = "plain loops over lanes and tokens keep vectors in registers")]
+
 mod activation;
 mod bf16;
 mod block;

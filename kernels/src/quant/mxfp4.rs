@@ -69,9 +69,11 @@ impl Block for Mxfp4 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Mxfp4, x: &Q8x32) -> I::Floats {
-        let levels = isa.look_up(&LEVELS, isa.nibbles(&w.q));
-        let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x.q));
-        isa.fma(isa.splat(scale(w.e) * x.d()), isa.floats(sum), acc)
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Mxfp4, x: [&Q8x32; T]) {
+        let (d, levels) = (scale(w.e), isa.look_up(&LEVELS, isa.nibbles(&w.q)));
+        for t in 0..T {
+            let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x[t].q));
+            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+        }
     }
 }

@@ -107,14 +107,18 @@ impl Block for Q2K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q2K, x: &Q8x256) -> I::Floats {
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q2K, x: [&Q8x256; T]) {
         // Sixteen bytes at once; the masks keep to their own.
         let scales = u128::from_le_bytes(w.scales);
         let nibbles = u128::from_le_bytes([15; 16]);
         let (sc, m) = ((scales & nibbles).to_le_bytes(), (scales >> 4 & nibbles).to_le_bytes());
-        let sum = products(isa, two_bits(isa, &w.q), isa.scales_16(sc), x);
-        let acc = isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc);
-        let mins = isa.dot_sums_16(m, &x.sums);
-        isa.fma(isa.splat(-(isa.f16(w.dmin) * x.d())), isa.floats(mins), acc)
+        let (d, dmin, sc) = (isa.f16(w.d), isa.f16(w.dmin), isa.scales_16(sc));
+        let levels = two_bits(isa, &w.q);
+        for t in 0..T {
+            let sum = isa.floats(products(isa, &levels, sc, x[t]));
+            acc[t] = isa.fma(isa.splat(d * x[t].d()), sum, acc[t]);
+            let mins = isa.floats(isa.dot_sums_16(m, &x[t].sums));
+            acc[t] = isa.fma(isa.splat(-(dmin * x[t].d())), mins, acc[t]);
+        }
     }
 }

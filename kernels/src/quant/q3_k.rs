@@ -66,12 +66,16 @@ impl Q3K {
         // sc[0..4] in the lower word, sc[4..8] in the upper; then sc[8..16] in the same way.
         let first = low & nibbles | ((high | high << 30) & two) << 4;
         let second = low >> 4 & nibbles | ((high >> 4 | high >> 6 << 32) & two) << 4;
-        let sc = u128::from_le_bytes(bytemuck::cast([first.to_le_bytes(), second.to_le_bytes()]));
-        // sc - 32 in a byte: sc is below 64, so flipping bit 5 and copying it to bits 6 and 7 does it.
-        let flipped = sc ^ u128::from_le_bytes([0x20; 16]);
-        let sign = flipped & u128::from_le_bytes([0x20; 16]);
-        (flipped | sign << 1 | sign << 2).to_le_bytes()
+        bytemuck::cast([less_32(first).to_le_bytes(), less_32(second).to_le_bytes()])
     }
+}
+
+/// Eight bytes below 64, each less 32, as i8: flipping bit 5 and copying it to bits 6 and 7 does it.
+#[inline(always)]
+pub(super) fn less_32(bytes: u64) -> u64 {
+    let flipped = bytes ^ 0x2020_2020_2020_2020;
+    let sign = flipped & 0x2020_2020_2020_2020;
+    flipped | sign << 1 | sign << 2
 }
 
 /// Six bits each, as the drawing has them.
@@ -122,10 +126,13 @@ impl Block for Q3K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q3K, x: &Q8x256) -> I::Floats {
-        let sc = w.scales();
-        let sum = products(isa, w.levels(isa), isa.scales_16(sc), x);
-        let sum = isa.sub_ints(sum, isa.shl_ints::<2>(isa.dot_sums_16(sc, &x.sums)));
-        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q3K, x: [&Q8x256; T]) {
+        let (d, levels, sc) = (isa.f16(w.d), w.levels(isa), w.scales());
+        let scales = isa.scales_16(sc);
+        for t in 0..T {
+            let offset = isa.shl_ints::<2>(isa.dot_sums_16(sc, &x[t].sums));
+            let sum = isa.sub_ints(products(isa, &levels, scales, x[t]), offset);
+            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+        }
     }
 }

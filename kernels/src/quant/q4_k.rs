@@ -64,7 +64,7 @@ impl Block for Q4K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q4K, x: &Q8x256) -> I::Floats {
-        scales::accumulate(isa, acc, w.levels(isa), [w.d, w.dmin], w.scales, x)
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q4K, x: [&Q8x256; T]) {
+        scales::accumulate(isa, acc, w.levels(isa), [w.d, w.dmin], w.scales, x);
     }
 }

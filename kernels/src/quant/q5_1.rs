@@ -58,9 +58,13 @@ impl Block for Q5_1 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q5_1, x: &Q8x32) -> I::Floats {
-        let sum = isa.dot(isa.zeros(), w.levels(isa), isa.bytes(&x.q));
-        let acc = isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc);
-        isa.fma(isa.splat(isa.f16(w.m) * x.d()), isa.floats(isa.first(x.sum())), acc)
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q5_1, x: [&Q8x32; T]) {
+        let (d, m, levels) = (isa.f16(w.d), isa.f16(w.m), w.levels(isa));
+        for t in 0..T {
+            let sum = isa.dot(isa.zeros(), levels, isa.bytes(&x[t].q));
+            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+            let whole = isa.floats(isa.first(x[t].sum()));
+            acc[t] = isa.fma(isa.splat(m * x[t].d()), whole, acc[t]);
+        }
     }
 }

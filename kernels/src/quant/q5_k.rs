@@ -78,7 +78,7 @@ impl Block for Q5K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q5K, x: &Q8x256) -> I::Floats {
-        scales::accumulate(isa, acc, w.levels(isa), [w.d, w.dmin], w.scales, x)
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q5K, x: [&Q8x256; T]) {
+        scales::accumulate(isa, acc, w.levels(isa), [w.d, w.dmin], w.scales, x);
     }
 }

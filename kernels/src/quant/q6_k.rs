@@ -86,10 +86,12 @@ impl Block for Q6K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q6K, x: &Q8x256) -> I::Floats {
-        let sc = w.scales;
-        let sum = products(isa, w.levels(isa), isa.scales_16(sc), x);
-        let sum = isa.sub_ints(sum, isa.shl_ints::<5>(isa.dot_sums_16(sc, &x.sums)));
-        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q6K, x: [&Q8x256; T]) {
+        let (d, levels, scales) = (isa.f16(w.d), w.levels(isa), isa.scales_16(w.scales));
+        for t in 0..T {
+            let offset = isa.shl_ints::<5>(isa.dot_sums_16(w.scales, &x[t].sums));
+            let sum = isa.sub_ints(products(isa, &levels, scales, x[t]), offset);
+            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+        }
     }
 }

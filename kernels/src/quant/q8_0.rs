@@ -45,8 +45,11 @@ impl Block for Q8_0 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa>(isa: I, acc: I::Floats, w: &Q8_0, x: &Q8x32) -> I::Floats {
-        let sum = isa.dot_signed(isa.zeros(), isa.bytes(&w.q), isa.bytes(&x.q));
-        isa.fma(isa.splat(isa.f16(w.d) * x.d()), isa.floats(sum), acc)
+    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q8_0, x: [&Q8x32; T]) {
+        let (d, levels) = (isa.f16(w.d), isa.bytes(&w.q));
+        for t in 0..T {
+            let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x[t].q));
+            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+        }
     }
 }

@@ -82,19 +82,22 @@ pub(super) fn dequantise<I: Isa>(isa: I, q: [I::Bytes; 8], d: [[u8; 2]; 2], scal
     }
 }
 
-/// acc += d_x (d sum_j sc_j q_j x_j - dmin sum_j m_j sum(x_j))
+/// acc += d_x (d sum_j sc_j q_j x_j - dmin sum_j m_j sum(x_j)), for each token.
 #[inline(always)]
-pub(super) fn accumulate<I: Isa>(
+pub(super) fn accumulate<I: Isa, const T: usize>(
     isa: I,
-    acc: I::Floats,
+    acc: &mut [I::Floats; T],
     q: [I::Bytes; 8],
     d: [[u8; 2]; 2],
     scales: [u8; 12],
-    x: &Q8x256,
-) -> I::Floats {
+    x: [&Q8x256; T],
+) {
     let (sc, m) = unpack(scales);
-    let sum = products(isa, q, isa.scales_8(sc), x);
-    let (d, dmin) = (isa.f16(d[0]) * x.d(), isa.f16(d[1]) * x.d());
-    let acc = isa.fma(isa.splat(d), isa.floats(sum), acc);
-    isa.fma(isa.splat(-dmin), isa.floats(isa.dot_sums_8(m, &x.sums)), acc)
+    let (d, dmin, sc) = (isa.f16(d[0]), isa.f16(d[1]), isa.scales_8(sc));
+    for t in 0..T {
+        let sum = isa.floats(products(isa, &q, sc, x[t]));
+        acc[t] = isa.fma(isa.splat(d * x[t].d()), sum, acc[t]);
+        let mins = isa.floats(isa.dot_sums_8(m, &x[t].sums));
+        acc[t] = isa.fma(isa.splat(-(dmin * x[t].d())), mins, acc[t]);
+    }
 }
