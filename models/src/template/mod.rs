@@ -15,7 +15,7 @@ use crate::tokenizer::{Segment, Specials, Vocabulary};
 use minijinja::Environment;
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
-use protect::Protection;
+use protect::{Names, Protection};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::panic::AssertUnwindSafe;
@@ -70,7 +70,7 @@ impl Message {
 pub struct Template {
     environment: Environment<'static>,
     source: String,
-    specials: Specials,
+    names: Names,
     /// `bos_token` and the like, by the names templates use.
     tokens: Vec<(&'static str, String)>,
 }
@@ -87,7 +87,7 @@ impl Template {
         environment.set_fuel(Some(FUEL));
         environment.set_recursion_limit(DEPTH);
         python::install(&mut environment);
-        environment.add_template_owned(NAME, source.clone()).map_err(|e| failed("a Jinja template", &e))?;
+        guarded("a Jinja template", || environment.add_template_owned(NAME, source.clone()))?;
         let roles = vocabulary.roles();
         let named = [
             ("bos_token", roles.bos),
@@ -98,7 +98,7 @@ impl Template {
         let tokens = named.into_iter().filter_map(|(role, id)| {
             Some((role, String::from_utf8_lossy(vocabulary.token_bytes(id?)).into_owned()))
         });
-        Ok(Self { environment, source, specials: vocabulary.specials().clone(), tokens: tokens.collect() })
+        Ok(Self { environment, source, names: Names::new(vocabulary.specials()), tokens: tokens.collect() })
     }
 
     /// Renders a conversation. `extra` holds further variables (`enable_thinking` ...), which do not replace
@@ -113,11 +113,8 @@ impl Template {
         let messages = serde_json::to_value(messages).map_err(|e| bad("messages", "JSON", &e.to_string()))?;
         let tools = if tools.is_empty() { Value::Null } else { Value::Array(tools.to_vec()) };
         let full = || bad("messages", "text that leaves a private character free", "all of them in use");
-        let protection = Protection::new(
-            &self.specials,
-            [&messages, &tools].into_iter().chain(extra.values()),
-            &self.source,
-        );
+        let protection =
+            Protection::new(&self.names, [&messages, &tools].into_iter().chain(extra.values()), &self.source);
         let protection = protection.ok_or_else(full)?;
         let mark = protection.mark;
         let mut context: Vec<(&str, minijinja::Value)> =
@@ -134,15 +131,11 @@ impl Template {
             },
         );
         let template = environment.get_template(NAME).map_err(|e| failed("a Jinja template", &e))?;
-        let accepted = "a conversation it accepts";
-        // minijinja panics on some templates (`[][::-1]`): a file's template must not end the program.
-        let run = || template.render(minijinja::Value::from_pairs(context));
-        let marked = std::panic::catch_unwind(AssertUnwindSafe(run))
-            .map_err(|_| bad("template", accepted, "a panic of the template engine"))?
-            .map_err(|e| failed(accepted, &e))?;
+        let context = minijinja::Value::from_pairs(context);
+        let marked = guarded("a conversation it accepts", || template.render(context))?;
         let mut rendered = Rendered { text: String::with_capacity(marked.len()), parts: Vec::new() };
-        for segment in self.specials.segments(&marked) {
-            rendered.push(segment, mark, &self.specials);
+        for segment in self.names.specials.segments(&marked) {
+            rendered.push(segment, mark, &self.names.specials);
         }
         Ok(rendered)
     }
@@ -198,6 +191,13 @@ fn bad(place: &str, expected: &str, found: &str) -> Error {
         expected: expected.to_owned(),
         found: found.to_owned(),
     }
+}
+
+/// Runs the template engine, which panics on some templates (`[][::-1]`): a file must not end the program.
+fn guarded<T>(expected: &str, run: impl FnOnce() -> Result<T, minijinja::Error>) -> Result<T, Error> {
+    std::panic::catch_unwind(AssertUnwindSafe(run))
+        .map_err(|_| bad("template", expected, "a panic of the template engine"))?
+        .map_err(|e| failed(expected, &e))
 }
 
 /// The innermost cause, on one line.

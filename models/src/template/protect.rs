@@ -12,6 +12,7 @@
 //! under `role` and `type`, and keys that are words. A server checks roles before it comes here.
 
 use crate::tokenizer::Specials;
+use rustc_hash::FxHashSet;
 use serde_json::Value;
 use std::collections::HashSet;
 
@@ -24,22 +25,62 @@ fn is_candidate(c: char) -> bool {
     matches!(c, '\u{fdd0}'..='\u{fdef}' | '\u{f0000}'..='\u{ffffd}')
 }
 
+/// The names of special tokens and their proper parts, looked up for every value.
+#[derive(Clone, Debug)]
+pub(super) struct Names {
+    pub(super) specials: Specials,
+    heads: FxHashSet<String>,
+    tails: FxHashSet<String>,
+    /// Bytes of the longest part.
+    longest: usize,
+}
+
+impl Names {
+    pub(super) fn new(specials: &Specials) -> Self {
+        let cuts = |name: &str| name.char_indices().skip(1).map(|(at, _)| at).collect::<Vec<_>>();
+        let parts = specials.names().flat_map(|name| cuts(name).into_iter().map(|at| name.split_at(at)));
+        let (heads, tails): (FxHashSet<_>, FxHashSet<_>) =
+            parts.map(|(head, tail)| (head.to_owned(), tail.to_owned())).unzip();
+        let longest = heads.iter().chain(&tails).map(String::len).max().unwrap_or(0);
+        Self { specials: specials.clone(), heads, tails, longest }
+    }
+
+    /// Whether the text begins with the end of a name: what a template writes before it could complete it.
+    fn tail_at_start(&self, text: &str) -> bool {
+        let ends = 1..=self.longest.min(text.len());
+        ends.filter_map(|end| text.get(..end)).any(|part| self.tails.contains(part))
+    }
+
+    /// Whether the text ends with the beginning of a name.
+    fn head_at_end(&self, text: &str) -> bool {
+        let lengths = 1..=self.longest.min(text.len());
+        lengths.filter_map(|length| text.get(text.len() - length..)).any(|part| self.heads.contains(part))
+    }
+
+    /// Whether the text is a part of a name.
+    fn within(&self, text: &str) -> bool {
+        !text.is_empty()
+            && text.len() <= self.longest
+            && self.specials.names().any(|name| name.contains(text))
+    }
+}
+
 /// Marks values of one rendering.
 pub(super) struct Protection<'s> {
-    specials: &'s Specials,
+    names: &'s Names,
     pub(super) mark: char,
 }
 
 impl<'s> Protection<'s> {
     /// Chooses a mark that is not in any of the values or texts; `None` if all of 65,000 are.
     pub(super) fn new<'v>(
-        specials: &'s Specials,
+        names: &'s Names,
         values: impl Iterator<Item = &'v Value>,
         source: &str,
     ) -> Option<Self> {
         let mut used: HashSet<char> = source.chars().filter(|&c| is_candidate(c)).collect();
         values.for_each(|value| collect(value, &mut used));
-        Some(Self { specials, mark: candidates().find(|c| !used.contains(c))? })
+        Some(Self { names, mark: candidates().find(|c| !used.contains(c))? })
     }
 
     /// The value for the template, with every text and key in it marked.
@@ -72,18 +113,18 @@ impl<'s> Protection<'s> {
         let inside = text.trim();
         let start = text.len() - text.trim_start().len();
         let mut places = Vec::new();
-        if self.specials.names().any(|name| ends_with_a_part(name, inside)) {
+        if self.names.tail_at_start(inside) {
             places.push(start);
         }
-        if middle && !inside.is_empty() && self.specials.names().any(|name| name.contains(inside)) {
+        if middle && self.names.within(inside) {
             places.push(start + first(inside));
         }
         let mut at = 0;
-        while let Some((range, _)) = self.specials.find_from(text, at) {
+        while let Some((range, _)) = self.names.specials.find_from(text, at) {
             at = range.start + first(&text[range.start..]);
             places.push(at);
         }
-        if self.specials.names().any(|name| begins_with_a_part(name, inside)) {
+        if self.names.head_at_end(inside) {
             places.push(start + inside.len());
         }
         self.insert(text, &places)
@@ -105,16 +146,6 @@ impl<'s> Protection<'s> {
 /// Bytes of the first character.
 fn first(text: &str) -> usize {
     text.chars().next().map_or(0, char::len_utf8)
-}
-
-/// Whether the text begins with the end of a name: what a template writes before it could complete the name.
-fn ends_with_a_part(name: &str, text: &str) -> bool {
-    name.char_indices().skip(1).any(|(at, _)| text.starts_with(&name[at..]))
-}
-
-/// Whether the text ends with the beginning of a name.
-fn begins_with_a_part(name: &str, text: &str) -> bool {
-    name.char_indices().skip(1).any(|(at, _)| text.ends_with(&name[..at]))
 }
 
 fn collect(value: &Value, used: &mut HashSet<char>) {
