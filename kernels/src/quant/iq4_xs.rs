@@ -88,7 +88,7 @@ impl Block for Iq4Xs {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Iq4Xs, x: [&Q8x256; T]) {
-        let (d, sc) = (isa.f16(w.d), isa.scales_8(w.scales()));
+        let (d, sc) = (isa.splat_f16(w.d), isa.scales_8(w.scales()));
         let mut levels = [isa.splat_byte(0); 8];
         for j in 0..8 {
             levels[j] = isa.look_up(&LEVELS, isa.nibbles(&w.q[j]));
@@ -98,7 +98,7 @@ impl Block for Iq4Xs {
             for j in 0..8 {
                 sum = isa.dot_signed_scaled(sum, levels[j], isa.bytes(&x[t].q[j]), sc, j);
             }
-            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }
 }

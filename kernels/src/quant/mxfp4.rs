@@ -27,11 +27,16 @@ pub struct Mxfp4 {
 }
 const _: () = assert!(size_of::<Mxfp4>() == 17);
 
-/// 2^(e - 128): the two smallest are subnormal.
-#[inline(always)]
-fn scale(e: u8) -> f32 {
-    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 })
-}
+/// 2^(e - 128) for each e: the two smallest are subnormal.
+const SCALES: [f32; 256] = {
+    let mut scales = [0.0; 256];
+    let mut e = 0;
+    while e < 256 {
+        scales[e] = f32::from_bits(if e < 2 { 0x0020_0000 << e } else { (e as u32 - 1) << 23 });
+        e += 1;
+    }
+    scales
+};
 
 /// The level nearest to x, the first of equals.
 #[inline(always)]
@@ -54,13 +59,13 @@ impl Block for Mxfp4 {
     fn quantise<I: Isa>(_: I, x: &[f32]) -> Mxfp4 {
         let most = super::range::furthest(x).abs();
         let e = if most > 0.0 { to_int(most.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
-        let d = scale(e);
+        let d = SCALES[e as usize];
         Mxfp4 { e, q: nibbles(&from_fn(|i| nearest(x[i], d))) }
     }
 
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
-        let d = scale(self.e);
+        let d = SCALES[self.e as usize];
         let mut q = [0; 32];
         isa.store_bytes(isa.nibbles(&self.q), &mut q);
         for (y, q) in y.iter_mut().zip(q) {
@@ -70,10 +75,10 @@ impl Block for Mxfp4 {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Mxfp4, x: [&Q8x32; T]) {
-        let (d, levels) = (scale(w.e), isa.look_up(&LEVELS, isa.nibbles(&w.q)));
+        let (d, levels) = (isa.splat(SCALES[w.e as usize]), isa.look_up(&LEVELS, isa.nibbles(&w.q)));
         for t in 0..T {
             let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }
 }

@@ -112,13 +112,13 @@ impl Block for Q2K {
         let scales = u128::from_le_bytes(w.scales);
         let nibbles = u128::from_le_bytes([15; 16]);
         let (sc, m) = ((scales & nibbles).to_le_bytes(), (scales >> 4 & nibbles).to_le_bytes());
-        let (d, dmin, sc) = (isa.f16(w.d), isa.f16(w.dmin), isa.scales_16(sc));
+        let (d, dmin, sc) = (isa.splat_f16(w.d), isa.splat_f16(w.dmin), isa.scales_16(sc));
         let levels = two_bits(isa, &w.q);
         for t in 0..T {
             let sum = isa.floats(products(isa, &levels, sc, x[t]));
-            acc[t] = isa.fma(isa.splat(d * x[t].d()), sum, acc[t]);
+            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), sum, acc[t]);
             let mins = isa.floats(isa.dot_sums_16(m, &x[t].sums));
-            acc[t] = isa.fma(isa.splat(-(dmin * x[t].d())), mins, acc[t]);
+            acc[t] = isa.fma(isa.mul(dmin, isa.splat(-x[t].d())), mins, acc[t]);
         }
     }
 }

@@ -127,12 +127,12 @@ impl Block for Q3K {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q3K, x: [&Q8x256; T]) {
-        let (d, levels, sc) = (isa.f16(w.d), w.levels(isa), w.scales());
+        let (d, levels, sc) = (isa.splat_f16(w.d), w.levels(isa), w.scales());
         let scales = isa.scales_16(sc);
         for t in 0..T {
             let offset = isa.shl_ints::<2>(isa.dot_sums_16(sc, &x[t].sums));
             let sum = isa.sub_ints(products(isa, &levels, scales, x[t]), offset);
-            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }
 }

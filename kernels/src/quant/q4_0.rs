@@ -53,10 +53,10 @@ impl Block for Q4_0 {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q4_0, x: [&Q8x32; T]) {
-        let (d, levels) = (isa.f16(w.d), w.levels(isa));
+        let (d, levels) = (isa.splat_f16(w.d), w.levels(isa));
         for t in 0..T {
             let sum = isa.dot(isa.first(-8 * x[t].sum()), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }
 }

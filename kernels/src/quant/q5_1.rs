@@ -59,12 +59,12 @@ impl Block for Q5_1 {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q5_1, x: [&Q8x32; T]) {
-        let (d, m, levels) = (isa.f16(w.d), isa.f16(w.m), w.levels(isa));
+        let (d, m, levels) = (isa.splat_f16(w.d), isa.splat_f16(w.m), w.levels(isa));
         for t in 0..T {
             let sum = isa.dot(isa.zeros(), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
             let whole = isa.floats(isa.first(x[t].sum()));
-            acc[t] = isa.fma(isa.splat(m * x[t].d()), whole, acc[t]);
+            acc[t] = isa.fma(isa.mul(m, isa.splat(x[t].d())), whole, acc[t]);
         }
     }
 }

@@ -87,11 +87,11 @@ impl Block for Q6K {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q6K, x: [&Q8x256; T]) {
-        let (d, levels, scales) = (isa.f16(w.d), w.levels(isa), isa.scales_16(w.scales));
+        let (d, levels, scales) = (isa.splat_f16(w.d), w.levels(isa), isa.scales_16(w.scales));
         for t in 0..T {
             let offset = isa.shl_ints::<5>(isa.dot_sums_16(w.scales, &x[t].sums));
             let sum = isa.sub_ints(products(isa, &levels, scales, x[t]), offset);
-            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }
 }

@@ -46,10 +46,10 @@ impl Block for Q8_0 {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q8_0, x: [&Q8x32; T]) {
-        let (d, levels) = (isa.f16(w.d), isa.bytes(&w.q));
+        let (d, levels) = (isa.splat_f16(w.d), isa.bytes(&w.q));
         for t in 0..T {
             let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.splat(d * x[t].d()), isa.floats(sum), acc[t]);
+            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }
 }

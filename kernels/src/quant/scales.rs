@@ -93,11 +93,11 @@ pub(super) fn accumulate<I: Isa, const T: usize>(
     x: [&Q8x256; T],
 ) {
     let (sc, m) = unpack(scales);
-    let (d, dmin, sc) = (isa.f16(d[0]), isa.f16(d[1]), isa.scales_8(sc));
+    let (d, dmin, sc) = (isa.splat_f16(d[0]), isa.splat_f16(d[1]), isa.scales_8(sc));
     for t in 0..T {
         let sum = isa.floats(products(isa, &q, sc, x[t]));
-        acc[t] = isa.fma(isa.splat(d * x[t].d()), sum, acc[t]);
+        acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), sum, acc[t]);
         let mins = isa.floats(isa.dot_sums_8(m, &x[t].sums));
-        acc[t] = isa.fma(isa.splat(-(dmin * x[t].d())), mins, acc[t]);
+        acc[t] = isa.fma(isa.mul(dmin, isa.splat(-x[t].d())), mins, acc[t]);
     }
 }

@@ -65,6 +65,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn load_f16(self, v: &[u8; 16]) -> Self::Floats;
     /// Eight bfloat16, little endian: the upper halves of floats.
     fn load_bf16(self, v: &[u8; 16]) -> Self::Floats;
+    /// One binary16, little endian, eight times.
+    fn splat_f16(self, v: [u8; 2]) -> Self::Floats;
     /// One binary16, little endian.
     fn f16(self, v: [u8; 2]) -> f32;
 

@@ -101,6 +101,10 @@ impl Isa for Scalar {
         from_fn(|l| f32::from_le_bytes([0, 0, v[2 * l], v[2 * l + 1]]))
     }
     #[inline(always)]
+    fn splat_f16(self, v: [u8; 2]) -> [f32; 8] {
+        [self.f16(v); 8]
+    }
+    #[inline(always)]
     fn f16(self, v: [u8; 2]) -> f32 {
         f16::from_le_bytes(v).to_f32_const()
     }

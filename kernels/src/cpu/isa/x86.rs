@@ -128,6 +128,11 @@ impl<const VNNI: bool> Isa for X86<VNNI> {
         }
     }
     #[inline(always)]
+    fn splat_f16(self, v: [u8; 2]) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_cvtph_ps(_mm_set1_epi16(i16::from_le_bytes(v))) }
+    }
+    #[inline(always)]
     fn f16(self, v: [u8; 2]) -> f32 {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(u16::from_le_bytes(v) as i32))) }
