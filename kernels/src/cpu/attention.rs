@@ -198,7 +198,7 @@ impl<F: Fn(usize) -> usize> Loops for Weights<'_, F> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<const FMA: bool>(self) {
         for (i, (scores, factor)) in
             self.scores.as_chunks_mut::<BLOCK>().0.iter_mut().zip(self.factors).enumerate()
         {
@@ -250,7 +250,7 @@ impl Loops for Merge<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<const FMA: bool>(self) {
         let (n, dim) = (self.n, self.dim);
         let [max, sum, acc] = split(self.whole, n);
         let (part_max, part_sum, part_acc) = (self.part, &self.part[n..], &self.part[2 * n..]);

@@ -134,7 +134,7 @@ impl Loops for SiluMul<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<const FMA: bool>(self) {
         for (out, (gate, up)) in self.out.iter_mut().zip(self.gate.iter().zip(self.up)) {
             *out = gate * sigmoid::<FMA>(*gate) * up;
         }
@@ -193,7 +193,7 @@ impl Loops for Weigh<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<const FMA: bool>(self) {
         let Sums { results, weights, top_k, len } = *self.sums;
         self.y.fill(0.0);
         for pair in self.t * top_k..(self.t + 1) * top_k {

@@ -59,38 +59,54 @@ pub(super) fn rows_by_rows<I: Isa>(
     for i in (0..m).step_by(4) {
         for j in (0..n).step_by(2) {
             // The last rows again where a tile would go beyond.
-            let rows: [&[f32]; 4] = std::array::from_fn(|r| a.row((i + r).min(m - 1), k));
-            let cols: [&[f32]; 2] = std::array::from_fn(|r| b.row((j + r).min(n - 1), k));
+            let (mut rows, mut cols) = ([[].as_slice(); 4], [[].as_slice(); 2]);
+            for (r, row) in rows.iter_mut().enumerate() {
+                *row = a.row((i + r).min(m - 1), k);
+            }
+            for (r, col) in cols.iter_mut().enumerate() {
+                *col = b.row((j + r).min(n - 1), k);
+            }
             let sums = dots(isa, k, rows, cols);
             for (r, sums) in sums.iter().enumerate().take(m - i) {
-                for (s, sum) in sums.iter().enumerate().take(n - j) {
-                    c[(i + r) * c_step + j + s] = *sum;
+                let c = &mut c[(i + r) * c_step + j..];
+                c[0] = isa.total(sums[0]);
+                if j + 1 < n {
+                    c[1] = isa.total(sums[1]);
                 }
             }
         }
     }
 }
 
+/// Closures and `map` are avoided in loops like this one: they would not be compiled for the instruction set.
 #[inline(always)]
-fn dots<I: Isa>(isa: I, k: usize, a: [&[f32]; 4], b: [&[f32]; 2]) -> [[f32; 2]; 4] {
+fn dots<I: Isa>(isa: I, k: usize, a: [&[f32]; 4], b: [&[f32]; 2]) -> [[I::Floats; 2]; 4] {
     let mut sums = [[isa.splat(0.0); 2]; 4];
-    let mut step = |a: [I::Floats; 4], b: [I::Floats; 2]| {
+    let whole = k / 8;
+    let [a0, a1, a2, a3] =
+        [eights(a[0], whole), eights(a[1], whole), eights(a[2], whole), eights(a[3], whole)];
+    let [b0, b1] = [eights(b[0], whole), eights(b[1], whole)];
+    for l in 0..whole {
+        let b = [isa.load_floats(&b0[l]), isa.load_floats(&b1[l])];
+        let a = [&a0[l], &a1[l], &a2[l], &a3[l]];
         for (sums, a) in sums.iter_mut().zip(a) {
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = isa.fma(a, b, *sum);
-            }
+            let a = isa.load_floats(a);
+            *sums = [isa.fma(a, b[0], sums[0]), isa.fma(a, b[1], sums[1])];
         }
-    };
-    let eights = a.map(|a| &a.as_chunks::<8>().0[..k / 8]);
-    let b_eights = b.map(|b| &b.as_chunks::<8>().0[..k / 8]);
-    for l in 0..k / 8 {
-        step(eights.map(|a| isa.load_floats(&a[l])), b_eights.map(|b| isa.load_floats(&b[l])));
     }
     if !k.is_multiple_of(8) {
-        let from = k / 8 * 8;
-        step(a.map(|a| load(isa, &a[from..])), b.map(|b| load(isa, &b[from..])));
+        let b = [load(isa, &b[0][whole * 8..]), load(isa, &b[1][whole * 8..])];
+        for (sums, a) in sums.iter_mut().zip(a) {
+            let a = load(isa, &a[whole * 8..]);
+            *sums = [isa.fma(a, b[0], sums[0]), isa.fma(a, b[1], sums[1])];
+        }
     }
-    sums.map(|sums| sums.map(|sum| isa.total(sum)))
+    sums
+}
+
+#[inline(always)]
+fn eights(x: &[f32], n: usize) -> &[[f32; 8]] {
+    &x.as_chunks::<8>().0[..n]
 }
 
 /// Where the left factor's elements are: (i, l) at `i * row + l * col`.
@@ -142,14 +158,20 @@ fn add_tile<I: Isa, const M: usize>(
         let f = isa.splat(factor(i + r));
         *sums = [isa.mul(f, load(isa, &c[..mid])), isa.mul(f, load(isa, &c[mid..]))];
     }
+    if k > 0 {
+        assert!((k - 1) * b.step + cols.end <= b.values.len(), "rows of the right factor");
+        assert!((i + M - 1) * a.row + (k - 1) * a.col < a.values.len(), "elements of the left factor");
+    }
     for l in 0..k {
-        let b = &b.values[l * b.step..][cols.clone()];
+        // SAFETY: asserted above for the last row.
+        let b = unsafe { b.values.get_unchecked(l * b.step + cols.start..l * b.step + cols.end) };
         let b = match b.as_chunks::<8>().0 {
             [low, high] => [isa.load_floats(low), isa.load_floats(high)],
             _ => [load(isa, &b[..mid]), load(isa, &b[mid..])],
         };
         for (r, sums) in sums.iter_mut().enumerate() {
-            let f = isa.splat(a.values[(i + r) * a.row + l * a.col]);
+            // SAFETY: asserted above for the last row and column.
+            let f = isa.splat(unsafe { *a.values.get_unchecked((i + r) * a.row + l * a.col) });
             *sums = [isa.fma(f, b[0], sums[0]), isa.fma(f, b[1], sums[1])];
         }
     }

@@ -12,10 +12,10 @@
 //! forward substitution, by sub-chunk. Scratch is 64 * (6 dk + 2 dv) floats a thread. Bound by arithmetic.
 
 use super::Cpu;
-use super::gemm::{Left, View, add_product, rows_by_rows};
+use super::gemm::{Left, View, add_product, load, rows_by_rows, store};
 use super::isa::{Isa, Kernel};
 use super::kda::Head;
-use super::vector::{Loops, dot, exp, run};
+use super::vector::{Loops, exp, run};
 use std::ops::Range;
 
 const CHUNK: usize = 64;
@@ -85,7 +85,7 @@ pub(super) fn head<'o>(
                 run(cpu.level, Advance { head, from: n0, rows: earlier..n, to: n, scratch: &mut scratch });
             }
             let sub = n..tokens.len().min(n + SUB);
-            run(cpu.level, Inside { head, from, rows: sub.clone(), scratch: &mut scratch });
+            cpu.level.run(Inside { head, from, rows: sub.clone(), scratch: &mut scratch });
             cpu.level.run(Between { dk, rows: sub, scratch: &mut scratch });
         }
         let last = tokens.len() - 1;
@@ -111,7 +111,7 @@ impl Loops for Decayed<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<const FMA: bool>(self) {
         let (dk, x) = (self.head.dk, self.scratch);
         for (r, t) in self.tokens.enumerate() {
             let at = r * dk..(r + 1) * dk;
@@ -150,7 +150,7 @@ impl Loops for Advance<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<const FMA: bool>(self) {
         let (dk, x) = (self.head.dk, self.scratch);
         let w = &mut x.w[..dk];
         w.fill(1.0);
@@ -176,25 +176,49 @@ struct Inside<'a, 's> {
     scratch: &'a mut Scratch<'s>,
 }
 
-impl Loops for Inside<'_, '_> {
+impl Kernel for Inside<'_, '_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<I: Isa>(self, isa: I) {
         let (head, dk, x) = (self.head, self.head.dk, self.scratch);
         let w = &mut x.w[..dk];
         for s in self.rows.clone() {
             w.copy_from_slice(head.k(self.from + s));
-            x.p[s * CHUNK + s] = dot::<FMA, LANES>(head.q(self.from + s), w);
             (self.rows.start..s).for_each(|r| x.p[r * CHUNK + s] = 0.0);
-            for r in s + 1..self.rows.end {
-                let alpha = &x.alpha[r * dk..][..dk];
-                w.iter_mut().zip(alpha).for_each(|(w, alpha)| *w *= alpha);
-                x.a[r * CHUNK + s] = dot::<FMA, LANES>(head.k(self.from + r), w);
-                x.p[r * CHUNK + s] = dot::<FMA, LANES>(head.q(self.from + r), w);
+            for r in s..self.rows.end {
+                // w = k_s e^(G_r - G_s)
+                if r > s {
+                    multiply(isa, w, &x.alpha[r * dk..][..dk]);
+                }
+                let (a, p) = two_dots(isa, head.k(self.from + r), head.q(self.from + r), w);
+                x.a[r * CHUNK + s] = a;
+                x.p[r * CHUNK + s] = p;
             }
         }
     }
+}
+
+/// w *= x
+#[inline(always)]
+fn multiply<I: Isa>(isa: I, w: &mut [f32], x: &[f32]) {
+    for (w, x) in w.chunks_mut(8).zip(x.chunks(8)) {
+        store(isa, isa.mul(load(isa, w), load(isa, x)), w);
+    }
+}
+
+/// a . w and b . w
+#[inline(always)]
+fn two_dots<I: Isa>(isa: I, a: &[f32], b: &[f32], w: &[f32]) -> (f32, f32) {
+    let zero = isa.splat(0.0);
+    let (mut sum_a, mut sum_b) = ([zero; 2], [zero; 2]);
+    for (i, w) in w.chunks(16).enumerate() {
+        let ([a, b], mid) = ([&a[16 * i..][..w.len()], &b[16 * i..][..w.len()]], w.len().min(8));
+        let (low, high) = (load(isa, &w[..mid]), load(isa, &w[mid..]));
+        sum_a = [isa.fma(load(isa, &a[..mid]), low, sum_a[0]), isa.fma(load(isa, &a[mid..]), high, sum_a[1])];
+        sum_b = [isa.fma(load(isa, &b[..mid]), low, sum_b[0]), isa.fma(load(isa, &b[mid..]), high, sum_b[1])];
+    }
+    (isa.total(isa.add(sum_a[0], sum_a[1])), isa.total(isa.add(sum_b[0], sum_b[1])))
 }
 
 /// A and P of one sub-chunk with all rows before it.

@@ -66,7 +66,7 @@ impl Loops for Scores<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<const FMA: bool>(self) {
         let out = self.s.iter_mut().zip(self.biased);
         for ((s, biased), (logit, bias)) in out.zip(self.logits.iter().zip(self.bias)) {
             *s = sigmoid::<FMA>(*logit);

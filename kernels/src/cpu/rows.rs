@@ -14,7 +14,7 @@ const WORTH_A_CHUNK: usize = 16 * 1024;
 /// A row of a result, computed or changed in place.
 trait Row: Sync {
     /// Row `r` of the op's rows.
-    fn row<const FMA: bool, const LANES: usize>(&self, r: usize, y: &mut [f32]);
+    fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]);
 }
 
 struct Rows<'a, R> {
@@ -28,9 +28,9 @@ impl<R: Row> Loops for Rows<'_, R> {
     type Output = ();
 
     #[inline(always)]
-    fn run<const FMA: bool, const LANES: usize>(self) {
+    fn run<const FMA: bool>(self) {
         for (i, y) in self.y.chunks_exact_mut(self.cols).enumerate() {
-            self.op.row::<FMA, LANES>(self.first + i, y);
+            self.op.row::<FMA>(self.first + i, y);
         }
     }
 }
@@ -52,7 +52,7 @@ struct Sigmoid;
 
 impl Row for Sigmoid {
     #[inline(always)]
-    fn row<const FMA: bool, const LANES: usize>(&self, _: usize, y: &mut [f32]) {
+    fn row<const FMA: bool>(&self, _: usize, y: &mut [f32]) {
         y.iter_mut().for_each(|y| *y = sigmoid::<FMA>(*y));
     }
 }
@@ -61,7 +61,7 @@ struct SiluMul<'a>(&'a Tensor);
 
 impl Row for SiluMul<'_> {
     #[inline(always)]
-    fn row<const FMA: bool, const LANES: usize>(&self, r: usize, y: &mut [f32]) {
+    fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         y.iter_mut().zip(self.0.row(r)).for_each(|(y, up)| *y = *y * sigmoid::<FMA>(*y) * up);
     }
 }
@@ -70,7 +70,7 @@ struct Add<'a>(&'a Tensor);
 
 impl Row for Add<'_> {
     #[inline(always)]
-    fn row<const FMA: bool, const LANES: usize>(&self, r: usize, y: &mut [f32]) {
+    fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         y.iter_mut().zip(self.0.row(r)).for_each(|(y, x)| *y += x);
     }
 }
@@ -82,7 +82,7 @@ struct KdaDecay<'a> {
 
 impl Row for KdaDecay<'_> {
     #[inline(always)]
-    fn row<const FMA: bool, const LANES: usize>(&self, _: usize, y: &mut [f32]) {
+    fn row<const FMA: bool>(&self, _: usize, y: &mut [f32]) {
         let dim = y.len() / self.a.len();
         for ((y, bias), a) in y.chunks_exact_mut(dim).zip(self.dt_bias.chunks_exact(dim)).zip(self.a) {
             y.iter_mut().zip(bias).for_each(|(y, bias)| *y = a * softplus::<FMA>(*y + bias));
@@ -128,10 +128,10 @@ struct RmsNorm<'a> {
 
 impl Row for RmsNorm<'_> {
     #[inline(always)]
-    fn row<const FMA: bool, const LANES: usize>(&self, r: usize, y: &mut [f32]) {
+    fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         let (x, rest) = self.x.row(r).split_at(self.w.len());
         let (y, y_rest) = y.split_at_mut(self.w.len());
-        rms_norm::<FMA, LANES>(x, self.w, self.eps, y);
+        rms_norm::<FMA>(x, self.w, self.eps, y);
         y_rest.copy_from_slice(rest);
     }
 }
@@ -145,11 +145,11 @@ struct GatedRmsNorm<'a> {
 
 impl Row for GatedRmsNorm<'_> {
     #[inline(always)]
-    fn row<const FMA: bool, const LANES: usize>(&self, r: usize, y: &mut [f32]) {
+    fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         let dim = self.w.len();
         let heads = self.x.row(r).chunks_exact(dim).zip(self.gate.row(r).chunks_exact(dim));
         for ((x, gate), y) in heads.zip(y.chunks_exact_mut(dim)) {
-            rms_norm::<FMA, LANES>(x, self.w, self.eps, y);
+            rms_norm::<FMA>(x, self.w, self.eps, y);
             y.iter_mut().zip(gate).for_each(|(y, gate)| *y *= sigmoid::<FMA>(*gate));
         }
     }
@@ -163,17 +163,17 @@ struct L2Norm {
 
 impl Row for L2Norm {
     #[inline(always)]
-    fn row<const FMA: bool, const LANES: usize>(&self, _: usize, y: &mut [f32]) {
+    fn row<const FMA: bool>(&self, _: usize, y: &mut [f32]) {
         for head in y.chunks_exact_mut(self.dim) {
-            let factor = self.scale / (dot::<FMA, LANES>(head, head) + self.eps).sqrt();
+            let factor = self.scale / (dot::<FMA>(head, head) + self.eps).sqrt();
             head.iter_mut().for_each(|y| *y *= factor);
         }
     }
 }
 
 #[inline(always)]
-fn rms_norm<const FMA: bool, const LANES: usize>(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
-    let factor = 1.0 / (dot::<FMA, LANES>(x, x) / x.len() as f32 + eps).sqrt();
+fn rms_norm<const FMA: bool>(x: &[f32], w: &[f32], eps: f32, y: &mut [f32]) {
+    let factor = 1.0 / (dot::<FMA>(x, x) / x.len() as f32 + eps).sqrt();
     for ((y, x), w) in y.iter_mut().zip(x).zip(w) {
         *y = x * factor * w;
     }
@@ -229,7 +229,7 @@ impl ShortConv<'_> {
 
 impl Row for ShortConv<'_> {
     #[inline(always)]
-    fn row<const FMA: bool, const LANES: usize>(&self, r: usize, y: &mut [f32]) {
+    fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         let channels = y.len();
         if self.n == 4 {
             let x: [&[f32]; 4] = std::array::from_fn(|j| self.input(r, j, channels));

@@ -10,32 +10,29 @@ use super::isa::{Isa, Kernel, Level};
 pub trait Loops {
     /// What it computes.
     type Output;
-    /// Computes it with registers of `LANES` floats; `FMA`: a multiply-add is one instruction.
-    fn run<const FMA: bool, const LANES: usize>(self) -> Self::Output;
+    /// Computes it; `FMA`: a multiply-add is one instruction.
+    fn run<const FMA: bool>(self) -> Self::Output;
 }
 
-struct Compiled<L, const FMA: bool, const LANES: usize>(L);
+struct Compiled<L, const FMA: bool>(L);
 
-impl<L: Loops, const FMA: bool, const LANES: usize> Kernel for Compiled<L, FMA, LANES> {
+impl<L: Loops, const FMA: bool> Kernel for Compiled<L, FMA> {
     type Output = L::Output;
 
     #[inline(always)]
     fn run<I: Isa>(self, _: I) -> L::Output {
-        self.0.run::<FMA, LANES>()
+        self.0.run::<FMA>()
     }
 }
 
 /// Runs the loops compiled for this level.
 #[inline]
 pub fn run<L: Loops>(level: Level, loops: L) -> L::Output {
-    match level {
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512(_) => level.run(Compiled::<L, true, 16>(loops)),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2(_) => level.run(Compiled::<L, true, 8>(loops)),
-        // Without the instruction a fused multiply-add is a call into libm.
-        _ if cfg!(target_arch = "x86_64") => level.run(Compiled::<L, false, 4>(loops)),
-        _ => level.run(Compiled::<L, true, 4>(loops)),
+    // Without the instruction a fused multiply-add is a call into libm.
+    if matches!(level, Level::Scalar(_)) && cfg!(target_arch = "x86_64") {
+        level.run(Compiled::<L, false>(loops))
+    } else {
+        level.run(Compiled::<L, true>(loops))
     }
 }
 
@@ -45,39 +42,29 @@ pub fn fma<const FMA: bool>(a: f32, b: f32, c: f32) -> f32 {
     if FMA { a.mul_add(b, c) } else { a * b + c }
 }
 
-/// Sum of the lanes, halving.
+/// sum_i a_i b_i, in 32 partial sums.
 #[inline(always)]
-pub fn total<const N: usize>(mut v: [f32; N]) -> f32 {
-    let mut half = N / 2;
-    while half > 0 {
-        for i in 0..half {
-            v[i] += v[i + half];
-        }
-        half /= 2;
-    }
-    v[0]
-}
-
-/// sum_i a_i b_i
-#[inline(always)]
-pub fn dot<const FMA: bool, const LANES: usize>(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [[0.0; LANES]; 4];
-    let (a4, a1) = a.as_chunks::<LANES>();
-    let (b4, b1) = b.as_chunks::<LANES>();
-    for (i, (a, b)) in a4.iter().zip(b4).enumerate() {
-        let sum = &mut sums[i % 4];
-        for l in 0..LANES {
-            sum[l] = fma::<FMA>(a[l], b[l], sum[l]);
+pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; 32];
+    let (a, a_rest) = a.as_chunks::<32>();
+    let (b, b_rest) = b.as_chunks::<32>();
+    for (a, b) in a.iter().zip(b) {
+        for l in 0..32 {
+            sums[l] = fma::<FMA>(a[l], b[l], sums[l]);
         }
     }
-    for (l, (a, b)) in a1.iter().zip(b1).enumerate() {
-        sums[0][l] = fma::<FMA>(*a, *b, sums[0][l]);
+    for (sum, (a, b)) in sums.iter_mut().zip(a_rest.iter().zip(b_rest)) {
+        *sum = fma::<FMA>(*a, *b, *sum);
     }
-    let [mut sum, b, c, d] = sums;
-    for l in 0..LANES {
-        sum[l] = (sum[l] + b[l]) + (c[l] + d[l]);
+    let mut sixteen = [0.0; 16];
+    for l in 0..16 {
+        sixteen[l] = sums[l] + sums[l + 16];
     }
-    total(sum)
+    let mut four = [0.0; 4];
+    for l in 0..4 {
+        four[l] = (sixteen[l] + sixteen[l + 4]) + (sixteen[l + 8] + sixteen[l + 12]);
+    }
+    (four[0] + four[2]) + (four[1] + four[3])
 }
 
 /// y += a x
@@ -139,7 +126,7 @@ mod tests {
 
         /// The largest relative error of function number `self.2`.
         #[inline(always)]
-        fn run<const FMA: bool, const LANES: usize>(self) -> f64 {
+        fn run<const FMA: bool>(self) -> f64 {
             let f = [exp::<FMA>, sigmoid::<FMA>, softplus::<FMA>][self.2];
             let error = |&x: &f32| (f(x) as f64 / (self.1)(x as f64) - 1.0).abs();
             self.0.iter().map(error).fold(0.0, f64::max)
@@ -181,8 +168,8 @@ mod tests {
         impl Loops for Dot<'_> {
             type Output = f32;
             #[inline(always)]
-            fn run<const FMA: bool, const LANES: usize>(self) -> f32 {
-                dot::<FMA, LANES>(self.0, self.0)
+            fn run<const FMA: bool>(self) -> f32 {
+                dot::<FMA>(self.0, self.0)
             }
         }
         for n in [0, 1, 7, 16, 63, 200] {
