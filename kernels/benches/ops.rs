@@ -3,7 +3,6 @@
 //! Each line is checked before it is timed; figures are medians of 5. Weights that a decoded token reads are
 //! spread over more memory than the caches hold, so that GB/s compares with the line `memory read`.
 
-#[allow(dead_code, reason = "the tests' inputs; the bench uses a part")]
 #[path = "../tests/common/mod.rs"]
 mod common;
 

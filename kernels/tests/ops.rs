@@ -59,7 +59,7 @@ fn extreme_norms() {
 
 #[test]
 fn rows_of_tables_and_batches() {
-    for format in [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_K] {
+    for format in Format::ALL {
         let table = Numbers(4).weight(format, [1, 9, 256]);
         check!(format!("embed {}", format.name()), |b| {
             let table = b.weight(table.clone()).unwrap();
@@ -71,7 +71,7 @@ fn rows_of_tables_and_batches() {
 
 #[test]
 fn products() {
-    for format in [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_K] {
+    for format in Format::ALL {
         for [tokens, rows, blocks] in
             [[1, 1, 1], [1, 300, 3], [2, 64, 1], [3, 129, 2], [70, 65, 1], [0, 5, 1]]
         {
@@ -103,7 +103,7 @@ fn products_of_several_weights() {
 /// A token's product has the same bits in any batch and on any number of threads.
 #[test]
 fn products_do_not_depend_on_the_batch() {
-    for format in [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::Q4_K] {
+    for format in Format::ALL {
         let mut n = Numbers(7);
         let (w, x) = (n.weight(format, [1, 131, 512]), n.vec(67 * 512));
         for cpus in cpus().chunks(3) {
