@@ -1,0 +1,208 @@
+"""The same files here and in llama.cpp (the xllamacpp wheel, in this process), both ways.
+
+usage: interop.py KIMI      KIMI is the binary; exit code 1 and a line if something differs
+
+Our converter's F32, Q8_0 and Q4_K_M of a small random checkpoint run there; F16 and Q8_0 written by llama.cpp's own
+Python package, with the metadata its converter gives, run here. Greedy tokens must be equal for 64 steps. Both engines round activations in their own way, so the
+log-probabilities of those tokens differ a little: the largest difference is printed and bounded.
+"""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import gguf
+import numpy as np
+import xllamacpp
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.join(HERE, "reference"))
+import gen_tiny  # noqa: E402
+import tensor_list  # noqa: E402
+from kimi_ref import read_safetensors  # noqa: E402
+
+STEPS = 64
+PROMPT = [17, 300, 5, 411, 90, 512, 33, 8, 700, 61, 254, 19]
+VOCAB = 1024
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+PAIRS = np.arange(256, VOCAB - 256)
+EMBED, HEAD = 8.0, 0.16
+LIKELY = 5
+# Mean difference of the likeliest tokens' log-probabilities that rounding explains; an expert chosen otherwise once
+# moves single ones by up to 1.
+ALLOWED = {"F32": 0.002, "F16": 0.02, "Q8_0": 0.1, "Q4_K_M": 0.1}
+
+
+def make_checkpoint(out):
+    """A random checkpoint with a vocabulary of its own: all bytes, pairs of letters, 256 special ids.
+
+    Random weights choose between near-equal logits and amplify rounding; trained ones do neither. So embeddings are
+    made strong beside what the layers add, and each pair of letters makes one other likely.
+    """
+    gen_tiny.main(out, "tiny_d128", 11)
+    path = os.path.join(out, "model.safetensors")
+    types = {name: dtype for name, _, dtype in tensor_list.tensors(gen_tiny.config("tiny_d128"))}
+    weights = read_safetensors(path)
+    embed, head = weights["model.embed_tokens.weight"], weights["lm_head.weight"]
+    embed *= EMBED
+    follows = np.random.default_rng(1).permutation(PAIRS)
+    head[PAIRS] += HEAD * embed[follows] / EMBED
+    gen_tiny.save_safetensors(path, {name: (a, types[name]) for name, a in weights.items()})
+    tokens = [bytes([b]) for b in range(256)] + [(a + b).encode() for a in LETTERS for b in LETTERS]
+    with open(os.path.join(out, "tiktoken.model"), "wb") as f:
+        for rank, token in enumerate(tokens[:VOCAB - 256]):
+            f.write(base64.b64encode(token) + b" %d\n" % rank)
+    names = {VOCAB - 4: "[BOS]", VOCAB - 3: "[EOS]", VOCAB - 2: "<|im_end|>", VOCAB - 1: "[PAD]"}
+    config = {"bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}
+    config["added_tokens_decoder"] = {str(i): {"content": name, "special": True} for i, name in names.items()}
+    with open(os.path.join(out, "tokenizer_config.json"), "w") as f:
+        json.dump(config, f)
+
+
+def peer(path):
+    """What llama.cpp chooses greedily, and of each step its likeliest tokens and their log-probabilities."""
+    params = xllamacpp.CommonParams()
+    params.model.path = path
+    params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 512, 1, 0, False
+    server = xllamacpp.Server(params)
+    request = {"prompt": PROMPT, "n_predict": STEPS, "n_probs": LIKELY, "temperature": 0, "ignore_eos": True}
+    steps = server.handle_completions(request)["choices"][0]["logprobs"]["content"]
+    top = [[(t["id"], t["logprob"]) for t in step["top_logprobs"]] for step in steps]
+    return [step["id"] for step in steps], np.array(top)
+
+
+def ours(kimi, path):
+    command = [kimi, "generate", "-m", path, "--ids", joined(PROMPT), "-n", str(STEPS)]
+    command += ["--temp", "0", "--print-ids", "--ignore-eos", "-q"]
+    return [int(line) for line in subprocess.run(command, check=True, capture_output=True).stdout.split()]
+
+
+def our_logprobs(kimi, path, tokens, out):
+    """Log-probabilities of every token at each of the given tokens after the prompt."""
+    command = [kimi, "logits", "-m", path, "--ids", joined(PROMPT + tokens), "-o", out]
+    subprocess.run(command, check=True, capture_output=True)
+    logits = np.load(out).astype(np.float64)[len(PROMPT) - 1:-1]
+    logits -= logits.max(-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+
+
+def joined(ids):
+    return ",".join(map(str, ids))
+
+
+def compare(kimi, path, kind, whose):
+    tokens, top = peer(path)
+    mine = ours(kimi, path)
+    logprobs = our_logprobs(kimi, path, tokens, path + ".npy")
+    apart = np.abs(np.take_along_axis(logprobs, top[..., 0].astype(int), -1) - top[..., 1])
+    equal = next((i for i, (a, b) in enumerate(zip(mine, tokens)) if a != b), len(tokens))
+    print(f"{kind} written by {whose}: {equal} of {STEPS} greedy tokens equal; log-probabilities of the first token "
+          f"within {apart[:, 0].max():.4f}, of the first {LIKELY} within {apart.max():.4f}, mean {apart.mean():.4f}")
+    return mine == tokens and len(tokens) == STEPS and apart.mean() <= ALLOWED[kind]
+
+
+def write_theirs(checkpoint, path, kind):
+    """A file as llama.cpp's converter would write it, by its own package."""
+    with open(os.path.join(checkpoint, "config.json")) as f:
+        c = json.load(f)
+    weights = {name: a.astype(np.float32) for name, a in read_safetensors(f"{checkpoint}/model.safetensors").items()}
+    writer = gguf.GGUFWriter(path, "kimi-linear")
+    add_metadata(writer, c)
+    for name, array in their_tensors(weights, c):
+        small = array.ndim < 2 or not name.endswith(".weight") or "_norm." in name
+        if small or "conv1d" in name or "ffn_gate_inp." in name:
+            writer.add_tensor(name, array)
+        elif kind == "F16":
+            writer.add_tensor(name, array.astype(np.float16))
+        else:
+            quantised = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
+            writer.add_tensor(name, quantised, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def add_metadata(writer, c):
+    la = c["linear_attn_config"]
+    full = la["full_attn_layers"]
+    latent = c["kv_lora_rank"] + c["qk_rope_head_dim"]
+    numbers = {
+        "vocab_size": c["vocab_size"], "context_length": c["model_max_length"], "embedding_length": c["hidden_size"],
+        "block_count": c["num_hidden_layers"], "feed_forward_length": c["intermediate_size"],
+        "leading_dense_block_count": c["first_k_dense_replace"], "attention.head_count": c["num_attention_heads"],
+        "attention.key_length": latent, "attention.value_length": c["head_dim"],
+        "attention.key_length_mla": c["qk_nope_head_dim"] + c["qk_rope_head_dim"],
+        "attention.value_length_mla": c["v_head_dim"], "attention.kv_lora_rank": c["kv_lora_rank"],
+        "rope.dimension_count": c["qk_rope_head_dim"], "ssm.conv_kernel": la["short_conv_kernel_size"],
+        "kda.head_dim": la["head_dim"], "expert_count": c["num_experts"],
+        "expert_used_count": c["num_experts_per_token"], "expert_shared_count": c["num_shared_experts"],
+        "expert_feed_forward_length": c["moe_intermediate_size"], "expert_gating_func": 2, "expert_group_used_count": 1,
+    }
+    for key, number in numbers.items():
+        writer.add_uint32(f"kimi-linear.{key}", number)
+    writer.add_float32("kimi-linear.attention.layer_norm_rms_epsilon", c["rms_norm_eps"])
+    writer.add_float32("kimi-linear.expert_weights_scale", c["routed_scaling_factor"])
+    writer.add_float32("kimi-linear.rope.freq_base", c["rope_theta"])
+    writer.add_array("kimi-linear.attention.head_count_kv", [int(i + 1 in full) for i in range(c["num_hidden_layers"])])
+    tokens = [f"<{i}>" for i in range(VOCAB)]
+    for i, pair in enumerate(a + b for a in LETTERS for b in LETTERS):
+        if i + 256 < VOCAB - 256:
+            tokens[i + 256] = pair
+    tokens[:256] = [chr(b) if 33 <= b <= 126 else chr(256 + b) for b in range(256)]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("kimi-k2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([1 if i < VOCAB - 256 else 3 for i in range(VOCAB)])
+    writer.add_token_merges([f"{token[0]} {token[1]}" for token in tokens[256:VOCAB - 256]])
+    writer.add_eos_token_id(VOCAB - 3)
+
+
+def their_tensors(weights, c):
+    """Names and values in GGUF of a checkpoint's tensors."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.KIMI_LINEAR, c["num_hidden_layers"])
+    experts = {}
+    for name, array in weights.items():
+        layer = name.split(".")[2] if ".layers." in name else None
+        if ".experts." in name:
+            _, expert, which, _ = name.rsplit(".", 3)
+            experts.setdefault((layer, which), {})[int(expert)] = array
+        elif name.endswith("kv_b_proj.weight"):
+            heads = array.reshape(c["num_attention_heads"], -1, c["kv_lora_rank"])
+            nope = c["qk_nope_head_dim"]
+            yield f"blk.{layer}.attn_k_b.weight", np.ascontiguousarray(heads[:, :nope].transpose(0, 2, 1))
+            yield f"blk.{layer}.attn_v_b.weight", np.ascontiguousarray(heads[:, nope:])
+        elif name.endswith("A_log"):
+            yield f"blk.{layer}.ssm_a", -np.exp(array)
+        elif name.endswith("dt_bias"):
+            yield f"blk.{layer}.ssm_dt.bias", array
+        elif name.endswith("e_score_correction_bias"):
+            yield f"blk.{layer}.exp_probs_b.bias", array
+        else:
+            yield names.get_name(name, try_suffixes=(".weight",)), array
+    for (layer, which), stack in experts.items():
+        role = {"w1": "gate", "w2": "down", "w3": "up"}[which]
+        yield f"blk.{layer}.ffn_{role}_exps.weight", np.stack([stack[e] for e in range(len(stack))])
+
+
+def main(kimi):
+    with tempfile.TemporaryDirectory() as work:
+        checkpoint = os.path.join(work, "checkpoint")
+        make_checkpoint(checkpoint)
+        results = []
+        for kind in ("F32", "Q8_0", "Q4_K_M"):
+            path = os.path.join(work, f"ours-{kind}.gguf")
+            subprocess.run([kimi, "convert", checkpoint, "-o", path, "--type", kind], check=True, capture_output=True)
+            results.append(compare(kimi, path, kind, "kimi convert"))
+        for kind in ("F16", "Q8_0"):
+            path = os.path.join(work, f"theirs-{kind}.gguf")
+            write_theirs(checkpoint, path, kind)
+            results.append(compare(kimi, path, kind, "llama.cpp's package"))
+        return all(results)
+
+
+if __name__ == "__main__":
+    sys.exit(0 if main(*sys.argv[1:]) else 1)
