@@ -3,6 +3,8 @@
 //! Needs python3 with numpy for the checkpoints. What the files compute is not tested here.
 
 mod checkpoints;
+#[path = "../common/mod.rs"]
+mod common;
 mod hostile;
 
 use checkpoints::{Checkpoint, generate};
