@@ -8,6 +8,7 @@ pub mod bench;
 pub mod cli;
 pub mod engine;
 pub mod generate;
+pub mod inspect;
 pub mod logits;
 pub mod perplexity;
 pub mod prompt;

@@ -3,7 +3,7 @@
 mod convert;
 mod generate;
 
-use crate::{bench, logits, perplexity, synth};
+use crate::{bench, inspect, logits, perplexity, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -19,6 +19,8 @@ pub struct Cli {
 enum Command {
     /// Turn a Hugging Face checkpoint (or another GGUF) into one quantised file
     Convert(convert::ConvertArgs),
+    /// Show what is in a file, and what memory it takes to run
+    Inspect(inspect::InspectArgs),
     /// Generate text from a prompt
     Generate(generate::GenerateArgs),
     /// Measure prefill and decode rates
@@ -35,6 +37,7 @@ enum Command {
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Convert(args) => convert::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),

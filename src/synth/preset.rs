@@ -49,6 +49,19 @@ impl Preset {
             Preset::TinyD128 => "synthetic-tiny-d128",
         }
     }
+
+    /// A file of this shape without tensors.
+    #[cfg(test)]
+    pub fn metadata_only(self) -> models::gguf::read::Gguf {
+        use models::gguf::write::{Layout, Writer};
+        let config = config(self, None, &[]).unwrap();
+        let mix = convert::Mix::from_name("Q4_K_M").unwrap();
+        let metadata = convert::metadata::metadata(&config, self.model_name(), mix);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        Writer::create(&path, Layout::new(metadata, vec![]).unwrap()).unwrap().finish().unwrap();
+        models::gguf::read::Gguf::open(path).unwrap()
+    }
 }
 
 /// Kimi-Linear-48B-A3B; `kda_heads` and `kda_dim` stand for fields of `linear_attn_config`.

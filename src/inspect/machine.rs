@@ -1,0 +1,76 @@
+//! Memory that this process may still take: what the kernel counts as available, and what the control groups
+//! of this process leave. Linux only; elsewhere nobody is asked and nothing is claimed.
+
+use std::fs;
+use std::path::Path;
+
+/// Available bytes, from the `proc` and `sys` under `root` (the file system's); None where they do not say.
+pub fn available(root: &Path) -> Option<u64> {
+    let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let free = field(&meminfo, "MemAvailable:")?.checked_mul(1024)?;
+    let groups = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+    let left = groups.lines().filter_map(|line| left_by(root, line)).min();
+    Some(left.map_or(free, |left| left.min(free)))
+}
+
+/// The number after a name at the beginning of a line.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
+    rest.split_whitespace().next()?.parse().ok()
+}
+
+/// What a group and those above it leave of their limits; `line` is `id:controllers:path`.
+fn left_by(root: &Path, line: &str) -> Option<u64> {
+    let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
+    let (mount, names) = match controllers {
+        "" => ("sys/fs/cgroup", ["memory.max", "memory.current", "file "]),
+        _ if controllers.split(',').any(|c| c == "memory") => {
+            ("sys/fs/cgroup/memory", ["memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache "])
+        }
+        _ => return None,
+    };
+    let mount = root.join(mount);
+    let group = mount.join(path.trim_start_matches('/'));
+    group.ancestors().take_while(|dir| dir.starts_with(&mount)).filter_map(|dir| left_in(dir, names)).min()
+}
+
+/// The limit less what is in use; cached files do not count, the kernel drops them.
+fn left_in(dir: &Path, [limit, usage, cached]: [&str; 3]) -> Option<u64> {
+    let number = |name: &str| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
+    let limit = number(limit)?;
+    let stat = fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+    let used = number(usage)?.saturating_sub(field(&stat, cached).unwrap_or(0));
+    Some(limit.saturating_sub(used))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(files: &[(&str, &str)], expected: Option<u64>) {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        assert_eq!(available(dir.path()), expected, "{files:?}");
+    }
+
+    #[test]
+    fn the_tightest_limit_counts() {
+        let meminfo = ("proc/meminfo", "MemTotal:  9 kB\nMemAvailable:   5 kB\n");
+        check(&[], None);
+        check(&[meminfo], Some(5120));
+        let v2 = ("proc/self/cgroup", "0::/a/b\n");
+        let top = ("sys/fs/cgroup/a/memory.max", "4000\n");
+        let used = ("sys/fs/cgroup/a/memory.current", "1500\n");
+        let stat = ("sys/fs/cgroup/a/memory.stat", "anon 900\nfile 600\n");
+        let none = ("sys/fs/cgroup/a/b/memory.max", "max\n");
+        check(&[meminfo, v2, top, used, stat, none], Some(3100));
+        let v1 = ("proc/self/cgroup", "5:cpu:/\n4:memory:/x\n");
+        let limit = ("sys/fs/cgroup/memory/x/memory.limit_in_bytes", "9223372036854771712\n");
+        let usage = ("sys/fs/cgroup/memory/x/memory.usage_in_bytes", "100\n");
+        check(&[meminfo, v1, limit, usage], Some(5120));
+    }
+}
