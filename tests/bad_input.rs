@@ -1,0 +1,146 @@
+//! Files and prompts that are broken: one line with place, expected and found; exit code 1; nothing left behind.
+
+mod common;
+
+use common::{checkpoint, convert, kimi, kimi_ok, text};
+use models::gguf::read::Gguf;
+use models::gguf::write::{Layout, Writer};
+use models::gguf::{Array, Value};
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+/// A good file that each test damages in its own way.
+static GOOD: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let file = convert(&checkpoint(dir.path(), "tiny", 1, &["num_hidden_layers=4", "vocab_size=64"]), "q8_0");
+    (dir, file)
+});
+
+/// Runs a command that has to fail with one line that says all of `words`.
+fn refused(args: &[&str], words: &[&str]) {
+    let out = kimi(args);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    let lines: Vec<&str> = stderr.lines().filter(|l| !l.starts_with("warning: ")).collect();
+    assert_eq!((out.status.code(), lines.len()), (Some(1), 1), "kimi {args:?}: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "kimi {args:?}: no {word:?} in {stderr}");
+    }
+    assert!(out.stdout.is_empty(), "kimi {args:?} wrote to standard output");
+}
+
+/// A copy of the good file with other metadata or another shape of one tensor.
+fn rewritten(
+    dir: &Path,
+    change: impl Fn(&mut Vec<(String, Value)>, &mut Vec<(String, kernels::quant::Format, Vec<u64>)>),
+) -> PathBuf {
+    let good = Gguf::open(&GOOD.1).unwrap();
+    let mut metadata = good.metadata.clone();
+    let mut tensors: Vec<_> =
+        good.tensors.iter().map(|t| (t.name.clone(), t.format, t.shape.clone())).collect();
+    change(&mut metadata.0, &mut tensors);
+    let path = dir.join("changed.gguf");
+    let layout = Layout::new(metadata, tensors).unwrap();
+    let sizes: Vec<u64> = layout.tensors().iter().map(|t| t.bytes).collect();
+    let mut writer = Writer::create(&path, layout).unwrap();
+    sizes.iter().for_each(|n| writer.write(&vec![0; *n as usize]).unwrap());
+    writer.finish().unwrap();
+    path
+}
+
+fn set(
+    key: &str,
+    value: Value,
+) -> impl Fn(&mut Vec<(String, Value)>, &mut Vec<(String, kernels::quant::Format, Vec<u64>)>) {
+    move |metadata, _| {
+        metadata.retain(|(k, _)| k != key);
+        metadata.push((key.to_owned(), value.clone()));
+    }
+}
+
+#[test]
+fn metadata_that_makes_no_sense_is_refused_by_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let key = |k: &str| format!("kimi-linear.{k}");
+    let cases = [
+        ("general.architecture".to_owned(), Value::String("llama".into()), "\"llama\""),
+        (key("block_count"), Value::U32(0), "found U32(0)"),
+        (key("block_count"), Value::U32(u32::MAX), "found U32(4294967295)"),
+        (key("embedding_length"), Value::U32(193), "193"),
+        (key("attention.head_count"), Value::String("six".into()), "\"six\""),
+        (key("attention.head_count_kv"), Value::Array(Array::I32(vec![0; 7])), "found 7"),
+        (key("attention.key_length_mla"), Value::U32(3), "found 3"),
+        (key("attention.layer_norm_rms_epsilon"), Value::F32(f32::NAN), "NaN"),
+        (key("expert_used_count"), Value::U32(17), "at most 16"),
+        (key("expert_gating_func"), Value::U32(1), "2 (sigmoid)"),
+        (key("kda.head_dim"), Value::U64(1 << 63), "kda.head_dim"),
+        (key("vocab_size"), Value::U32(65), "token_embd.weight"),
+    ];
+    for (key, value, found) in cases {
+        let path = rewritten(dir.path(), set(&key, value));
+        refused(&["generate", "-m", text(&path), "--ids", "1"], &["changed.gguf", found]);
+    }
+}
+
+#[test]
+fn tensors_of_another_shape_or_missing_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["output.weight", "blk.1.attn_q.weight", "blk.3.attn_k_b.weight", "blk.2.ffn_up_exps.weight"]
+    {
+        let path = rewritten(dir.path(), |_, tensors| {
+            let t = tensors.iter_mut().find(|t| t.0 == name).unwrap();
+            t.2[1] += 1;
+        });
+        refused(&["generate", "-m", text(&path), "--ids", "1"], &[name, "expected", "found"]);
+        let path = rewritten(dir.path(), |_, tensors| tensors.retain(|t| t.0 != name));
+        refused(&["generate", "-m", text(&path), "--ids", "1"], &[name, "none"]);
+    }
+}
+
+#[test]
+fn truncated_and_foreign_files_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let bytes = std::fs::read(&GOOD.1).unwrap();
+    let path = dir.path().join("cut.gguf");
+    for length in [0, 3, 23, 24, 100, 5000, bytes.len() / 2, bytes.len() - 1] {
+        std::fs::write(&path, &bytes[..length]).unwrap();
+        refused(&["generate", "-m", text(&path), "--ids", "1"], &["cut.gguf", "expected", "found"]);
+    }
+    std::fs::write(&path, b"PK\x03\x04 something else entirely, long enough to have a header").unwrap();
+    refused(&["generate", "-m", text(&path), "--ids", "1"], &["GGUF"]);
+    refused(&["generate", "-m", "/nowhere.gguf", "--ids", "1"], &["/nowhere.gguf", "No such file"]);
+    refused(&["generate", "-m", text(dir.path()), "--ids", "1"], &["regular file"]);
+}
+
+#[test]
+fn prompts_that_cannot_run_are_refused() {
+    let model = text(&GOOD.1);
+    refused(&["generate", "-m", model, "--ids", "1,64"], &["token 1", "below 64", "64"]);
+    refused(&["generate", "-m", model, "--ids", "1,x"], &["\"x\""]);
+    refused(&["generate", "-m", model, "--ids", ""], &["at least one token"]);
+    refused(&["generate", "-m", model, "--ids", "1,2,3", "--ctx", "2"], &["at most 2", "found 3"]);
+    refused(&["generate", "-m", model, "hello"], &["no tokenizer", "--ids"]);
+    refused(&["generate", "-m", model, "--ids", "1", "--batch", "0"], &["--batch"]);
+    let dir = tempfile::tempdir().unwrap();
+    refused(&["generate", "-m", model, "-f", text(&dir.path().join("none.txt"))], &["none.txt"]);
+    std::fs::write(dir.path().join("bad.txt"), b"ok\xff").unwrap();
+    refused(&["generate", "-m", model, "-f", text(&dir.path().join("bad.txt"))], &["byte 2", "UTF-8"]);
+    let out = dir.path().join("no/such/dir.npy");
+    refused(&["logits", "-m", model, "--ids", "1", "-o", text(&out)], &["dir.npy"]);
+    assert_eq!(kimi(&["generate"]).status.code(), Some(2), "wrong usage");
+}
+
+#[test]
+fn greedy_repeats_itself_whatever_the_threads_and_batches() {
+    let model = text(&GOOD.1);
+    let ids: Vec<String> = (0..50).map(|i| (i * 7 % 60).to_string()).collect();
+    let run = |more: &[&str]| {
+        let args =
+            ["generate", "-m", model, "--ids", &ids.join(","), "-n", "20", "--temp", "0", "--ignore-eos"];
+        kimi_ok(&[&args, more].concat())
+    };
+    let first = run(&[]);
+    assert_eq!(first.lines().count(), 20);
+    assert_eq!(run(&["--threads", "1"]), first);
+    assert_eq!(run(&["--batch", "7"]), first);
+}
