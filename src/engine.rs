@@ -3,7 +3,7 @@
 use crate::prompt::Prompt;
 use anyhow::{Context as _, Result, bail};
 use kernels::backend::{Backend, CacheFormat};
-use kernels::reference::Reference as Cpu;
+use kernels::cpu::Cpu;
 use models::gguf::read::Gguf;
 use models::kimi_linear::Model;
 use models::tokenizer::Vocabulary;
@@ -75,7 +75,7 @@ impl Engine<Cpu> {
         if args.batch == 0 {
             bail!("--batch: expected at least 1, found 0");
         }
-        Engine::load(Cpu, &args.model, args)
+        Engine::load(Cpu::detect(args.threads), &args.model, args)
     }
 }
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::{checkpoint, close, convert, values};
 use kernels::backend::{Backend, CacheFormat};
-
+use kernels::cpu::{Cpu, isa::Level};
 use kernels::reference::Reference;
 use models::gguf::read::Gguf;
 use models::kimi_linear::state::{LayerState, State};
@@ -14,6 +14,7 @@ use safetensors::SafeTensors;
 use std::collections::HashMap;
 use std::path::Path;
 
+const PROMPTS: [usize; 5] = [1, 7, 64, 65, 300];
 const LOGITS: f64 = 5e-5;
 const OPS: f64 = 2e-5;
 
@@ -163,6 +164,9 @@ fn check_preset(preset: &str) {
         // The checkpoint is BF16, so a BF16 file holds the same weights as an F32 one.
         let file = Gguf::open(convert(&source, kind)).unwrap();
         check(&Reference, &file, &golden, &[7, 65]);
+        for level in Level::available() {
+            check(&Cpu::new(2, level), &file, &golden, &PROMPTS);
+        }
     }
 }
 
