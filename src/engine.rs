@@ -6,6 +6,7 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use models::gguf::read::Gguf;
 use models::kimi_linear::Model;
+use models::template::Template;
 use models::tokenizer::Vocabulary;
 use std::path::{Path, PathBuf};
 
@@ -59,6 +60,8 @@ pub struct Engine<B: Backend> {
     pub model: Model<B>,
     /// Its tokenizer; None for a file usable by token ids only.
     pub tokenizer: Option<Vocabulary>,
+    /// How a conversation becomes a prompt; None without a tokenizer.
+    pub template: Option<Template>,
     /// Tokens a sequence may have.
     pub context: u64,
     /// Tokens of a prompt processed together.
@@ -85,9 +88,11 @@ impl<B: Backend> Engine<B> {
         let file = Gguf::open(path)?;
         let model = Model::load(&backend, &file)?;
         let tokenizer = Vocabulary::from_metadata(&path.display().to_string(), &file.metadata)?;
+        let source = file.metadata.str("tokenizer.chat_template");
+        let template = tokenizer.as_ref().map(|t| Template::new(source, t)).transpose()?;
         let context = args.ctx.unwrap_or(model.config.context);
         let (batch, cache) = (args.batch, args.cache_type.into());
-        Ok(Engine { backend, model, tokenizer, context, batch, cache, file })
+        Ok(Engine { backend, model, tokenizer, template, context, batch, cache, file })
     }
 
     /// The tokenizer, or an error that says how to do without.

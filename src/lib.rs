@@ -1,11 +1,13 @@
 //! The runtime: engine, session, sampling, commands. The binary is a thin `main` over it.
 //!
-//! The way of a prompt: [`prompt`] (text to ids), [`session`] (ids to logits, over
+//! The way of a prompt: [`prompt`] or [`conversation`] (text to ids), [`session`] (ids to logits, over
 //! [`engine`]), [`generate`] (logits to tokens, with [`sample`]), [`stream`] (tokens to text).
 #![forbid(unsafe_code)]
 
 pub mod bench;
+pub mod chat;
 pub mod cli;
+pub mod conversation;
 pub mod engine;
 pub mod generate;
 pub mod inspect;

@@ -128,7 +128,7 @@ impl<'a, B: Backend> Case<'a, B> {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let whole: Vec<f64> =
             self.run(&ids, &mut self.state(), Outputs::Last).into_iter().map(f64::from).collect();
-        for cut in [1, 15, 16, 17, 63, 64, 65, 100, n - 1].into_iter().filter(|c| *c < n) {
+        for cut in [1, 15, 16, 17, 63, 64, 65, 100, n - 1].into_iter().filter(|c| (1..n).contains(c)) {
             let mut state = self.state();
             self.run(&ids[..cut], &mut state, Outputs::None);
             let mut other = self.state();
@@ -160,14 +160,16 @@ fn check_preset(preset: &str) {
     let golden = std::fs::read(Path::new("tests/data/golden").join(format!("{preset}.safetensors"))).unwrap();
     let golden = SafeTensors::deserialize(&golden).unwrap();
     let source = checkpoint(dir.path(), preset, 20260, &[]);
-    for kind in ["f32", "bf16"] {
-        // The checkpoint is BF16, so a BF16 file holds the same weights as an F32 one.
-        let file = Gguf::open(convert(&source, kind)).unwrap();
-        check(&Reference, &file, &golden, &[7, 65]);
-        for level in Level::available() {
-            check(&Cpu::new(2, level), &file, &golden, &PROMPTS);
-        }
-    }
+    let open = |kind| Gguf::open(convert(&source, kind)).unwrap();
+    let file = open("f32");
+    check(&Reference, &file, &golden, &[7, 65]);
+    // Without vector instructions a fused multiply-add is a function call: the plain level gets the short prompts.
+    let levels = Level::available();
+    let (best, others) = levels.split_last().unwrap();
+    others.iter().for_each(|level| check(&Cpu::new(2, *level), &file, &golden, &[1, 7]));
+    check(&Cpu::new(2, *best), &file, &golden, &PROMPTS);
+    // The checkpoint is BF16, so a BF16 file holds the same weights as an F32 one.
+    check(&Cpu::new(2, *best), &open("bf16"), &golden, &PROMPTS);
 }
 
 #[test]

@@ -1,11 +1,13 @@
 //! `kimi generate`: one prompt, one streamed reply; text on standard output, rates on standard error.
 
+use crate::conversation::Conversation;
 use crate::engine::{Engine, EngineArgs};
 use crate::generate::{Event, Request, generate};
-use crate::prompt::PromptArgs;
+use crate::prompt::{Prompt, PromptArgs};
 use crate::sample::Sampling;
 use crate::session::Session;
 use anyhow::Result;
+use kernels::backend::Backend;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 
@@ -16,6 +18,12 @@ pub struct GenerateArgs {
     engine: EngineArgs,
     #[command(flatten)]
     prompt: PromptArgs,
+    /// Continue the prompt as it is, instead of answering it as a chat turn (token ids always are)
+    #[arg(long)]
+    raw: bool,
+    /// System message of the chat turn
+    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    system: Option<String>,
     /// Tokens to generate at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
@@ -38,7 +46,7 @@ pub struct GenerateArgs {
 /// Loads the model, generates, prints.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     let engine = Engine::open(&args.engine)?;
-    let prompt = engine.raw_ids(&args.prompt.read()?)?;
+    let prompt = prompt_ids(&engine, args)?;
     let print_ids = args.print_ids || engine.tokenizer.is_none();
     let request = Request {
         prompt: &prompt,
@@ -73,4 +81,15 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         eprintln!("{}", stats.line());
     }
     Ok(())
+}
+
+fn prompt_ids<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<Vec<u32>> {
+    match args.prompt.read()? {
+        Prompt::Text(text) if !args.raw => {
+            let mut conversation = Conversation::new(args.system.as_deref());
+            conversation.say("user", &text);
+            conversation.prompt(engine)
+        }
+        prompt => engine.raw_ids(&prompt),
+    }
 }

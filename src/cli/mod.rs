@@ -3,7 +3,7 @@
 mod convert;
 mod generate;
 
-use crate::{bench, inspect, logits, perplexity, synth};
+use crate::{bench, chat, inspect, logits, perplexity, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -23,6 +23,8 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Generate text from a prompt
     Generate(generate::GenerateArgs),
+    /// Talk with a model in the terminal
+    Chat(chat::ChatArgs),
     /// Measure prefill and decode rates
     Bench(bench::BenchArgs),
     /// Measure how well a model predicts a text, and its distance from a baseline
@@ -39,6 +41,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Logits(args) => logits::run(&args),

@@ -171,9 +171,14 @@ impl Rendered {
 
     /// The ids in the vocabulary that the template was made with.
     pub fn encode(&self, vocabulary: &Vocabulary) -> Vec<u32> {
-        let mut ids = Vec::with_capacity(self.text.len() / 3);
-        let mut start = 0;
-        for &(end, id) in &self.parts {
+        self.encode_after(0, vocabulary)
+    }
+
+    /// The ids of the text after its first `seen` bytes, which end at a character and not in a special token.
+    pub fn encode_after(&self, seen: usize, vocabulary: &Vocabulary) -> Vec<u32> {
+        let mut ids = Vec::with_capacity((self.text.len() - seen) / 3);
+        let mut start = seen;
+        for &(end, id) in self.parts.iter().filter(|(end, _)| *end > seen) {
             match id {
                 Some(id) => ids.push(id),
                 None => vocabulary.encode_into(&self.text[start..end], &mut ids),

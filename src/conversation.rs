@@ -1,0 +1,67 @@
+//! Turns of a conversation and the prompt they make, token for token what the session has already processed.
+//!
+//! A reply is kept as the ids that were generated: rendering and encoding its text again may give other ids, and
+//! then nothing of the session could be reused. Next: [`crate::session`].
+
+use crate::engine::Engine;
+use anyhow::{Context as _, Result};
+use kernels::backend::Backend;
+use models::template::Message;
+use serde_json::Map;
+
+/// A conversation under way.
+#[derive(Clone, Default)]
+pub struct Conversation {
+    messages: Vec<Message>,
+    /// The last prompt as rendered, with the reply to it, and their ids.
+    text: String,
+    ids: Vec<u32>,
+}
+
+impl Conversation {
+    /// A conversation with or without a system message.
+    pub fn new(system: Option<&str>) -> Self {
+        let messages = system.map(|text| Message::new("system", text)).into_iter().collect();
+        Conversation { messages, ..Default::default() }
+    }
+
+    /// Its turns.
+    pub fn messages(&self) -> &[Message] {
+        &self.messages
+    }
+
+    /// Adds a turn.
+    pub fn say(&mut self, role: &str, text: &str) {
+        self.messages.push(Message::new(role, text));
+    }
+
+    /// Adds the reply to the last prompt: its text and the ids that were generated.
+    pub fn reply(&mut self, text: &str, ids: &[u32]) {
+        self.say("assistant", text);
+        self.text.push_str(text);
+        self.ids.extend_from_slice(ids);
+    }
+
+    /// Takes the last turns back, up to and with the last of the user's, which is returned.
+    pub fn undo(&mut self) -> Option<String> {
+        let at = self.messages.iter().rposition(|m| m.role == "user")?;
+        let said = self.messages[at].content.as_ref().and_then(|c| c.as_str()).map(str::to_owned);
+        self.messages.truncate(at);
+        said
+    }
+
+    /// The prompt that asks for the next reply.
+    pub fn prompt<B: Backend>(&mut self, engine: &Engine<B>) -> Result<Vec<u32>> {
+        let tokenizer = engine.tokenizer()?;
+        let template = engine.template.as_ref().context("the model file has no chat template")?;
+        let rendered = template.render(&self.messages, &[], true, &Map::new())?;
+        let text = rendered.text();
+        if !text.starts_with(&self.text) {
+            self.text.clear();
+            self.ids.clear();
+        }
+        self.ids.extend(rendered.encode_after(self.text.len(), tokenizer));
+        self.text = text.to_owned();
+        Ok(self.ids.clone())
+    }
+}
