@@ -10,6 +10,9 @@ use super::{q2_k::Q2K, q3_k::Q3K, q4_k::Q4K, q5_k::Q5K, q6_k::Q6K};
 use crate::cpu::isa::{Isa, Kernel, Level};
 use bytemuck::Pod;
 
+/// How far before its use a block of weights is asked for when one token meets a row: bytes.
+const AHEAD: usize = 4096;
+
 /// One block of a format.
 pub(super) trait Block: Pod {
     /// The activations that meet one block.
@@ -42,6 +45,9 @@ pub(super) trait Block: Pod {
         let mut acc = [[isa.splat(0.0); T]; 2];
         let (pairs, rest) = w.as_chunks::<2>();
         for (i, [first, second]) in pairs.iter().enumerate() {
+            if T == 1 {
+                isa.prefetch(&pairs[i], AHEAD);
+            }
             Self::accumulate(isa, &mut acc[0], first, nth(&x, 2 * i));
             Self::accumulate(isa, &mut acc[1], second, nth(&x, 2 * i + 1));
         }

@@ -183,3 +183,29 @@ impl Format {
         cols.is_multiple_of(len).then(|| (cols / len).checked_mul(self.block_bytes() as u64)).flatten()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Format, unsupported_name};
+
+    #[test]
+    fn every_id_of_ggml_is_read_or_refused_by_name() {
+        for id in 0..=42 {
+            let read = Format::from_ggml(id);
+            assert_ne!(read.is_some(), unsupported_name(id).is_some(), "id {id}");
+            assert_eq!(read.and_then(|f| Format::from_name(f.name())), read, "id {id}");
+        }
+        assert_eq!(unsupported_name(18), Some("IQ3_XXS"));
+        assert_eq!(unsupported_name(43), None);
+    }
+
+    #[test]
+    fn rows_are_whole_blocks() {
+        for format in Format::ALL {
+            let (len, bytes) = (format.block_len() as u64, format.block_bytes() as u64);
+            assert_eq!(format.row_bytes(3 * len), Some(3 * bytes));
+            assert_eq!(format.row_bytes(3 * len + 1).is_some(), len == 1);
+            assert_eq!(format.row_bytes(u64::MAX / len * len).is_some(), bytes <= len);
+        }
+    }
+}

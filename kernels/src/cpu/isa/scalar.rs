@@ -166,6 +166,8 @@ impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch<V>(self, _: &V, _: usize) {}
+    #[inline(always)]
     fn bytes(self, v: &[u8; 32]) -> [u8; 32] {
         *v
     }
