@@ -10,6 +10,11 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tempfile::TempDir;
 
+/// A metadata entry.
+type Pair = (String, Value);
+/// Name, format and shape.
+type Tensor = (String, kernels::quant::Format, Vec<u64>);
+
 /// A good file that each test damages in its own way.
 static GOOD: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
@@ -30,10 +35,7 @@ fn refused(args: &[&str], words: &[&str]) {
 }
 
 /// A copy of the good file with other metadata or another shape of one tensor.
-fn rewritten(
-    dir: &Path,
-    change: impl Fn(&mut Vec<(String, Value)>, &mut Vec<(String, kernels::quant::Format, Vec<u64>)>),
-) -> PathBuf {
+fn rewritten(dir: &Path, change: impl Fn(&mut Vec<Pair>, &mut Vec<Tensor>)) -> PathBuf {
     let good = Gguf::open(&GOOD.1).unwrap();
     let mut metadata = good.metadata.clone();
     let mut tensors: Vec<_> =
@@ -48,10 +50,7 @@ fn rewritten(
     path
 }
 
-fn set(
-    key: &str,
-    value: Value,
-) -> impl Fn(&mut Vec<(String, Value)>, &mut Vec<(String, kernels::quant::Format, Vec<u64>)>) {
+fn set(key: &str, value: Value) -> impl Fn(&mut Vec<Pair>, &mut Vec<Tensor>) {
     move |metadata, _| {
         metadata.retain(|(k, _)| k != key);
         metadata.push((key.to_owned(), value.clone()));

@@ -60,7 +60,11 @@ impl<'e, B: Backend> Chat<'e, B> {
             let _ = editor.load_history(path);
         }
         if std::io::stdin().is_terminal() {
-            eprintln!("{} ({}). /help lists commands.", self.args.engine.model.display(), self.engine.backend.describe());
+            eprintln!(
+                "{} ({}). /help lists commands.",
+                self.args.engine.model.display(),
+                self.engine.backend.describe()
+            );
         }
         loop {
             match editor.readline("> ") {
