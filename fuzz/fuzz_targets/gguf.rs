@@ -3,7 +3,9 @@
 
 use libfuzzer_sys::fuzz_target;
 use models::gguf::parse::{Header, parse};
+use models::gguf::read::Gguf;
 use models::gguf::write::Layout;
+use models::kimi_linear::config::Config;
 
 /// Rewritten files above this are not built: the fuzzer's memory is for parsing.
 const MAX_BYTES: u64 = 1 << 20;
@@ -12,6 +14,12 @@ fuzz_target!(|bytes: &[u8]| {
     let Ok(header) = parse("fuzz", bytes) else { return };
     for tensor in &header.tensors {
         assert!(header.data + tensor.offset + tensor.bytes <= bytes.len() as u64);
+    }
+    if let Ok(file) = Gguf::from_bytes("fuzz", bytes.to_vec().into()) {
+        file.tensors.iter().for_each(|t| assert_eq!(file.bytes(t).len() as u64, t.bytes));
+        if let Ok(config) = Config::from_gguf(&file) {
+            assert!(config.layers.len() <= bytes.len());
+        }
     }
     let Ok(layout) = lay_out(header) else { return };
     if layout.total_bytes() > MAX_BYTES {

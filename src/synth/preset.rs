@@ -53,14 +53,11 @@ impl Preset {
     /// A file of this shape without tensors.
     #[cfg(test)]
     pub fn metadata_only(self) -> models::gguf::read::Gguf {
-        use models::gguf::write::{Layout, Writer};
         let config = config(self, None, &[]).unwrap();
         let mix = convert::Mix::from_name("Q4_K_M").unwrap();
         let metadata = convert::metadata::metadata(&config, self.model_name(), mix);
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x.gguf");
-        Writer::create(&path, Layout::new(metadata, vec![]).unwrap()).unwrap().finish().unwrap();
-        models::gguf::read::Gguf::open(path).unwrap()
+        let layout = models::gguf::write::Layout::new(metadata, vec![]).unwrap();
+        models::gguf::read::Gguf::from_bytes("x.gguf", layout.header().to_vec().into()).unwrap()
     }
 }
 

@@ -50,6 +50,17 @@ impl Gguf {
         if count > 1 { Gguf::open_split(path, count) } else { Gguf::join(vec![(path.into(), header, part)]) }
     }
 
+    /// A whole file that is in memory; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Gguf::open`].
+    pub fn from_bytes(path: impl AsRef<Path>, bytes: Bytes) -> Result<Gguf, Error> {
+        let path = path.as_ref();
+        let header = parse(&path.display().to_string(), &bytes)?;
+        let data = header.data;
+        Gguf::join(vec![(path.into(), header, Part { bytes, data })])
+    }
+
     fn open_split(path: &Path, count: u64) -> Result<Gguf, Error> {
         let name = path.display().to_string();
         let Some(prefix) = split_prefix(path, count) else {
