@@ -7,6 +7,7 @@
 
 use regex_automata::meta::{Config, Regex};
 use regex_automata::{Anchored, Input};
+use std::sync::OnceLock;
 
 /// A pattern by its name in GGUF.
 #[derive(Debug)]
@@ -14,11 +15,14 @@ pub(super) struct Pattern {
     pub(super) name: &'static str,
     /// The alternatives before `\s+(?!\S)|\s+`.
     alternatives: &'static [&'static str],
+    /// Compiled at first use: 8 ms.
+    regex: OnceLock<Regex>,
 }
 
 /// Every pattern this package knows.
-pub(super) const PATTERNS: &[Pattern] = &[Pattern {
+pub(super) static PATTERNS: [Pattern; 1] = [Pattern {
     name: "kimi-k2",
+    regex: OnceLock::new(),
     alternatives: &[
         r"[\p{Han}]+",
         r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
@@ -61,12 +65,16 @@ pub(super) struct Splitter {
 /// The index of `\s+` among the two compiled patterns.
 const SPACES: usize = 1;
 
+fn compile(alternatives: &[&str]) -> Regex {
+    // The lazy automaton of these Unicode classes outgrows the default 2 MiB and would start over.
+    let config = Config::new().hybrid_cache_capacity(256 << 20).nfa_size_limit(None).onepass(false);
+    let regex = Regex::builder().configure(config).build_many(&[&alternatives.join("|"), r"\s+"]);
+    regex.expect("the patterns of the table compile: a test builds each")
+}
+
 impl Splitter {
     pub(super) fn new(pattern: &'static Pattern) -> Self {
-        // The lazy automaton of these Unicode classes outgrows the default 2 MiB and would start over.
-        let config = Config::new().hybrid_cache_capacity(256 << 20).nfa_size_limit(None).onepass(false);
-        let regex = Regex::builder().configure(config).build_many(&[&pattern.alternatives.join("|"), r"\s+"]);
-        Self { pattern, regex: regex.expect("the patterns of the table compile: a test builds each") }
+        Self { pattern, regex: pattern.regex.get_or_init(|| compile(pattern.alternatives)).clone() }
     }
 
     /// The pieces in order; together they are the text.
@@ -104,7 +112,7 @@ mod tests {
 
     #[test]
     fn every_pattern_of_the_table_compiles_and_is_found() {
-        for pattern in PATTERNS {
+        for pattern in &PATTERNS {
             assert_eq!(Splitter::new(pattern).pieces("a").count(), 1);
             assert_eq!(Pattern::of_source(&pattern.source()).unwrap().name, pattern.name);
         }
