@@ -113,6 +113,7 @@ fn check_space(output: &Path, needed: u64) -> Result<()> {
 /// All cores fill the next piece while the last is written.
 fn write(args: &SynthArgs, layout: &Layout, bar: &ProgressBar) -> Result<()> {
     let mut writer = Writer::create(&args.output, layout.clone())?;
+    let part = writer.part().to_owned();
     let weights = |shape: &[u64]| shape.iter().product::<u64>();
     let most = layout.tensors().iter().map(|t| weights(&t.shape)).max().unwrap_or(1);
     let mut filler = Filler::new(args.seed, most);
@@ -134,7 +135,12 @@ fn write(args: &SynthArgs, layout: &Layout, bar: &ProgressBar) -> Result<()> {
             }
         }
         drop(filled);
-        Ok(writing.join().expect("the writer does not panic")?)
+        let written = writing.join().expect("the writer does not panic");
+        if written.is_err() {
+            // It can be made again in no time; the error that led here is the one to report.
+            let _ = std::fs::remove_file(part);
+        }
+        Ok(written?)
     })
 }
 

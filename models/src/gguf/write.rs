@@ -268,6 +268,11 @@ impl Writer {
         self.layout.tensors.get(self.done)
     }
 
+    /// The file's name until it is whole.
+    pub fn part(&self) -> &Path {
+        &self.part
+    }
+
     /// What is being written.
     pub fn layout(&self) -> &Layout {
         &self.layout
