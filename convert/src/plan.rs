@@ -172,7 +172,7 @@ pub fn scales(part: &Part, tensor: &Tensor, source: &Source, block: [u64; 2]) ->
             return Err(Error::bad(source.path_of(stored), name, format!("{blocks:?} block scales"), found));
         }
     };
-    let bytes = source.rows(stored, count, 0, 1)?;
+    let bytes = source.rows(stored, count, 0..1, |bytes| vec![0; bytes])?;
     let values: Vec<f32> = match stored.coding {
         Coding::Blocks(Format::F32) => bytes.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
         Coding::Blocks(Format::BF16) => {

@@ -6,7 +6,7 @@
 
 use crate::error::{Error, Result};
 use crate::job::{Job, Options, Row};
-use crate::pieces::{Loaded, Loader, Piece, encode, pieces};
+use crate::pieces::{Buffers, Loaded, Loader, Piece, encode, pieces};
 use crate::progress::Progress;
 use crate::resume::Partial;
 use models::gguf::write::Layout;
@@ -51,7 +51,7 @@ pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Summary
     let layout = layout(&job)?;
     let summary = summary(&job, &layout);
     let mut partial = Partial::open(&job.output, &stamp(&job), layout)?;
-    let mut work = Work { job: &job, pool: &pool, progress };
+    let mut work = Work { job: &job, pool: &pool, buffers: &Buffers::default(), progress };
     match work.run(&mut partial) {
         Ok(()) => partial.finish()?,
         Err(error) => {
@@ -103,6 +103,7 @@ fn layout(job: &Job) -> Result<Layout> {
 struct Work<'a> {
     job: &'a Job,
     pool: &'a rayon::ThreadPool,
+    buffers: &'a Buffers,
     progress: &'a mut dyn Progress,
 }
 
@@ -111,13 +112,15 @@ impl Work<'_> {
     fn run(&mut self, partial: &mut Partial) -> Result<()> {
         let (done, todo): (Vec<_>, Vec<_>) = pieces(&self.job.plan).partition(|p| p.tensor < partial.done);
         self.progress.start(self.job.source_bytes, done.iter().map(|p| self.stored_bytes(p)).sum());
-        let loader = Loader::new(&self.job.source, self.job.fp8_block);
+        let loader = Loader::new(&self.job.source, self.job.fp8_block, self.buffers);
+        let buffers = self.buffers;
         let writer = &mut partial.writer;
         thread::scope(|scope| {
             let (loaded, to_encode) = sync_channel(AHEAD);
             let (encoded, to_write) = sync_channel::<Vec<u8>>(AHEAD);
             scope.spawn(move || load_all(&todo, loader, &loaded));
-            let writing = scope.spawn(move || to_write.iter().try_for_each(|bytes| writer.write(&bytes)));
+            let write = move |bytes: Vec<u8>| writer.write(&bytes).map(|()| buffers.give(bytes));
+            let writing = scope.spawn(move || to_write.into_iter().try_for_each(write));
             let result = self.encode_all(to_encode, encoded);
             let written = writing.join().expect("the writer does not panic");
             result.and(written.map_err(Error::from))
@@ -135,7 +138,7 @@ impl Work<'_> {
             }
             let source = &self.job.source;
             let path = || source.path_of(&source.tensors[&piece.part.source]);
-            let bytes = self.pool.install(|| encode(loaded, planned, path))?;
+            let bytes = self.pool.install(|| encode(loaded, planned, self.buffers, path))?;
             if encoded.send(bytes).is_err() {
                 // The writer has stopped, and its result says why.
                 return Ok(());

@@ -91,19 +91,31 @@ impl Source {
     /// # Errors
     /// The system's, and a file that ends before them.
     pub fn read(&self, file: usize, offset: u64, bytes: u64) -> Result<Vec<u8>> {
-        let from = &self.files[file];
         let mut out = vec![0; bytes as usize];
-        from.file.read_exact_at(&mut out, offset).map_err(Error::io(&from.path))?;
+        self.read_into(file, offset, &mut out)?;
         Ok(out)
     }
 
-    /// Some rows of `cols` values of a tensor, as stored.
+    fn read_into(&self, file: usize, offset: u64, out: &mut [u8]) -> Result<()> {
+        let from = &self.files[file];
+        from.file.read_exact_at(out, offset).map_err(Error::io(&from.path))
+    }
+
+    /// Some rows of `cols` values of a tensor, as stored, in a buffer that `buffer` makes of a length.
     ///
     /// # Errors
     /// As [`Source::read`].
-    pub fn rows(&self, tensor: &Tensor, cols: u64, first: u64, rows: u64) -> Result<Vec<u8>> {
+    pub fn rows(
+        &self,
+        tensor: &Tensor,
+        cols: u64,
+        rows: std::ops::Range<u64>,
+        buffer: impl FnOnce(usize) -> Vec<u8>,
+    ) -> Result<Vec<u8>> {
         let row_bytes = tensor.coding.row_bytes(cols).expect("the plan was checked against the input");
-        self.read(tensor.file, tensor.offset + first * row_bytes, rows * row_bytes)
+        let mut out = buffer(((rows.end - rows.start) * row_bytes) as usize);
+        self.read_into(tensor.file, tensor.offset + rows.start * row_bytes, &mut out)?;
+        Ok(out)
     }
 
     /// The path of a tensor's file, for messages.
