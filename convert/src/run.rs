@@ -40,6 +40,9 @@ pub struct Summary {
 /// A partial file stays behind only where going on later makes sense.
 pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Summary> {
     let job = Job::new(options, true, progress)?;
+    if job.output.is_dir() {
+        return Err(Error::bad(job.output.display(), "the output", "the name of a file", "a directory"));
+    }
     if job.output.exists() && !options.force {
         return Err(Error::Exists(job.output));
     }

@@ -29,6 +29,19 @@ pub fn official_index() -> TempDir {
     dir
 }
 
+/// A vocabulary of the 256 bytes and `<e>` as end, four ids before the last, and a chat template.
+pub fn write_tokenizer(dir: &Path, vocab: u32) {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let base64 = |b: usize| format!("{}{}==", digits[b >> 2] as char, digits[(b & 3) << 4] as char);
+    let ranks: String = (0..256).map(|b| format!("{} {b}\n", base64(b))).collect();
+    fs::write(dir.join("tiktoken.model"), ranks).unwrap();
+    let id = (vocab - 4).to_string();
+    let added = serde_json::json!({ id: { "content": "<e>", "special": true } });
+    let config = serde_json::json!({ "eos_token": "<e>", "added_tokens_decoder": added });
+    fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
+    fs::write(dir.join("chat_template.jinja"), "{{ messages }}").unwrap();
+}
+
 /// The tensors of a `model.safetensors`.
 #[derive(Clone)]
 pub struct Checkpoint {

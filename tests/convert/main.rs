@@ -11,6 +11,7 @@ use checkpoints::{Checkpoint, generate};
 use convert::{Error, Mix, Options, Override, Progress, Summary, convert, dry_run};
 use kernels::quant::Format;
 use models::gguf::read::Gguf;
+use models::tokenizer::Vocabulary;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -183,8 +184,45 @@ fn an_existing_file_stays_unless_forced() {
     let message = run(source.path(), &file, "F16").unwrap_err().to_string();
     assert_eq!(message, format!("{} exists; --force replaces it", file.display()));
     assert_eq!(fs::read(&file).unwrap(), b"mine");
+    let message = run(source.path(), source.path(), "F16").unwrap_err().to_string();
+    assert!(message.ends_with("the output: expected the name of a file, found a directory"), "{message}");
     convert(&Options { force: true, ..options(source.path(), &file, "F16") }, &mut ()).unwrap();
     assert_eq!(Gguf::open(&file).unwrap().tensor("output.weight").unwrap().format, Format::F16);
+}
+
+/// Keeps the warnings.
+#[derive(Default)]
+struct Warnings(Vec<String>);
+
+impl Progress for Warnings {
+    fn warn(&mut self, message: &str) {
+        self.0.push(message.to_owned());
+    }
+}
+
+#[test]
+fn tokenizer_and_template_come_along_or_are_missed() {
+    let source = generate("tiny", 8, &[]);
+    let path = |name: &str| source.path().join(name);
+    let mut bare = Warnings::default();
+    convert(&options(source.path(), &path("bare.gguf"), "Q8_0"), &mut bare).unwrap();
+    let missed = ["no tiktoken.model and no tokenizer.json", "no chat template", "llama.cpp cannot load"];
+    assert!(bare.0.len() == 3 && bare.0.iter().zip(missed).all(|(w, m)| w.contains(m)), "{:?}", bare.0);
+    let gguf = Gguf::open(path("bare.gguf")).unwrap();
+    assert_eq!(gguf.str("tokenizer.ggml.model").unwrap(), "none");
+    assert_eq!(gguf.u64("tokenizer.ggml.eos_token_id").unwrap(), 1533);
+
+    checkpoints::write_tokenizer(source.path(), 1536);
+    let mut whole = Warnings::default();
+    convert(&options(source.path(), &path("whole.gguf"), "Q8_0"), &mut whole).unwrap();
+    assert_eq!(whole.0.len(), 1, "{:?}", whole.0);
+    let gguf = Gguf::open(path("whole.gguf")).unwrap();
+    let vocabulary = Vocabulary::from_metadata("whole", &gguf.metadata).unwrap().unwrap();
+    assert_eq!((vocabulary.len(), vocabulary.encode("hi<e>")), (1536, b"hi<e>".map(u32::from).to_vec()));
+    assert_eq!(vocabulary.encode_with_specials("h<e>"), [104, 1532]);
+    assert_eq!(gguf.u64("tokenizer.ggml.eos_token_id").unwrap(), 1532);
+    assert_eq!(gguf.u64("tokenizer.ggml.eot_token_id").unwrap(), 1533);
+    assert_eq!(gguf.str("tokenizer.chat_template").unwrap(), "{{ messages }}");
 }
 
 #[test]
