@@ -102,12 +102,19 @@ def joined(ids):
 
 def compare(kimi, path, kind, whose):
     tokens, top = peer(path)
+    ids, theirs = top[..., 0].astype(int), top[..., 1]
     mine = ours(kimi, path)
-    logprobs = our_logprobs(kimi, path, tokens, path + ".npy")
-    apart = np.abs(np.take_along_axis(logprobs, top[..., 0].astype(int), -1) - top[..., 1])
+    logprobs = np.take_along_axis(our_logprobs(kimi, path, tokens, path + ".npy"), ids, -1)
+    # The same weights in F32: what both would compute without rounding activations.
+    exact_path = path + ".f32.gguf"
+    run(kimi, "convert", path, "-o", exact_path, "--type", "f32")
+    exact = np.take_along_axis(our_logprobs(kimi, exact_path, tokens, path + ".npy"), ids, -1)
+    apart = np.abs(logprobs - theirs)
     equal = next((i for i, (a, b) in enumerate(zip(mine, tokens)) if a != b), len(tokens))
     print(f"{kind} written by {whose}: {equal} of {STEPS} greedy tokens equal; log-probabilities of the first token "
-          f"within {apart[:, 0].max():.4f}, of the first {LIKELY} within {apart.max():.4f}, mean {apart.mean():.4f}")
+          f"within {apart[:, 0].max():.4f}, of the first {LIKELY} within {apart.max():.4f}, mean {apart.mean():.4f} "
+          f"(from exact arithmetic: ours {np.abs(logprobs - exact).mean():.4f}, "
+          f"llama.cpp's {np.abs(theirs - exact).mean():.4f})")
     return mine == tokens and len(tokens) == STEPS and apart.mean() <= ALLOWED[kind]
 
 
