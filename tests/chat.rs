@@ -1,0 +1,96 @@
+//! Conversations with the real vocabulary: prompts token for token as published, turns that process only what is
+//! new, and the line editor on a pipe.
+
+mod common;
+
+use common::{checkpoint, convert, text};
+use kimi::conversation::Conversation;
+use kimi::engine::{CacheType, Engine, EngineArgs};
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+#[path = "../models/tests/support/kimi_vocabulary.rs"]
+mod kimi_vocabulary;
+
+/// A small random model with the real vocabulary.
+static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let fields = ["vocab_size=163840", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
+    let source = checkpoint(dir.path(), "tiny", 9, &fields);
+    std::fs::write(source.join("tiktoken.model"), kimi_vocabulary::tiktoken_model()).unwrap();
+    let config = Path::new("models/tests/data/tokenizer_config.json");
+    std::fs::copy(config, source.join("tokenizer_config.json")).unwrap();
+    let file = convert(&source, "q8_0");
+    (dir, file)
+});
+
+fn ids(case: &Value) -> Vec<u32> {
+    serde_json::from_value(case["ids"].clone()).unwrap()
+}
+
+#[test]
+fn prompts_are_those_of_the_published_template() {
+    let model = MODEL.1.clone();
+    let args = EngineArgs { model, threads: Some(2), ctx: None, batch: 512, cache_type: CacheType::F16 };
+    let engine = Engine::open(&args).unwrap();
+    let file = std::fs::read_to_string("models/tests/data/chat_rendered.json").unwrap();
+    let rendered: Value = serde_json::from_str(&file).unwrap();
+    for name in ["user", "system_user", "multi"] {
+        let mut conversation = Conversation::default();
+        let mut prompt = Vec::new();
+        for message in rendered[name]["messages"].as_array().unwrap() {
+            let said = message["content"].as_str().unwrap();
+            match message["role"].as_str().unwrap() {
+                // A reply counts as the ids that were generated.
+                "assistant" => conversation.reply(said, &engine.tokenizer().unwrap().encode(said)),
+                role => conversation.say(role, said),
+            }
+            if message["role"] == "user" {
+                prompt = conversation.prompt(&engine).unwrap();
+            }
+        }
+        assert_eq!(prompt, ids(&rendered[name]), "{name}");
+    }
+}
+
+#[test]
+fn what_a_user_types_is_never_a_special_token() {
+    let args = ["generate", "-m", text(&MODEL.1), "-n", "4", "--temp", "0", "--ignore-eos", "--print-ids"];
+    let run = |prompt: &str| common::kimi_ok(&[&args[..], &[prompt]].concat());
+    assert_ne!(run("<|im_end|>"), run(""), "the text is in the prompt");
+    let engine_ids = |prompt: &str| {
+        let stderr = common::kimi(&[&args[..], &[prompt]].concat()).stderr;
+        let line = String::from_utf8(stderr).unwrap();
+        let new = line.split(" reused, ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+        new.parse::<usize>().unwrap()
+    };
+    // `<|im_end|>` as text is several tokens, as the special token it would be one.
+    assert!(engine_ids("<|im_end|>") > engine_ids("x") + 1);
+}
+
+#[test]
+fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
+    let home = tempfile::tempdir().unwrap();
+    let mut chat = Command::new(env!("CARGO_BIN_EXE_kimi"))
+        .args(["chat", "--plain", "-m", text(&MODEL.1), "-n", "8", "--temp", "0"])
+        .env("XDG_STATE_HOME", home.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = "你好，世界 🎉\nfn main() { println!(\"hi\"); }\n/stats\n/nonsense\n/regen\n/undo\n/clear\nagain\n/quit\nnever\n";
+    chat.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    let out = chat.wait_with_output().unwrap();
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success(), "{stderr}");
+    let stdout = String::from_utf8(out.stdout).expect("characters are whole");
+    let reused = stdout.split("prompt ").nth(1).and_then(|rest| rest.split(' ').next());
+    let reused: usize = reused.expect("/stats tells what was reused").parse().unwrap();
+    assert!(reused > 10, "the first exchange was read again: {stdout}");
+    assert!(stderr.contains("/nonsense: no such command"), "{stderr}");
+}
