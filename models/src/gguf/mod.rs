@@ -1,6 +1,6 @@
 //! GGUF v3: a header of typed metadata and tensor descriptions, then the tensors' bytes.
 //!
-//! Next: [`parse`] (a header from bytes), [`read`] (open and check a file, split or whole), [`write`] (lay
+//! Next: [`parse`] (a header from bytes), [`read`] (open and check a file, split or whole), [`mod@write`] (lay
 //! out and stream a new one).
 
 pub mod parse;

@@ -92,9 +92,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn round(self, v: Self::Floats) -> Self::Ints;
     /// The bits of |v|: as integers they are in the order of |v|, with NaN above infinity.
     fn magnitude(self, v: Self::Floats) -> Self::Ints;
-    /// Lane l = m[l] * (sums[2l] + sums[2l+1]), of eight bytes and sixteen i16, little endian.
+    /// `Lane l = m[l] * (sums[2l] + sums[2l+1])`, of eight bytes and sixteen i16, little endian.
     fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> Self::Ints;
-    /// Lane l = s[2l] * sums[2l] + s[2l+1] * sums[2l+1], of sixteen i8 and sixteen i16, little endian.
+    /// `Lane l = s[2l] * sums[2l] + s[2l+1] * sums[2l+1]`, of sixteen i8 and sixteen i16, little endian.
     fn dot_sums_16(self, s: [u8; 16], sums: &[u8; 32]) -> Self::Ints;
     /// Four times eight integers in -128..=127 as bytes.
     fn narrow(self, v: [Self::Ints; 4]) -> Self::Bytes;
@@ -109,7 +109,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn store_bytes(self, v: Self::Bytes, out: &mut [u8; 32]);
     /// 32 times the same.
     fn splat_byte(self, v: u8) -> Self::Bytes;
-    /// Byte i = low nibble of v[i], byte 16 + i = high nibble of v[i].
+    /// Byte i = low nibble of `v[i]`, byte 16 + i = high nibble of `v[i]`.
     fn nibbles(self, v: &[u8; 16]) -> Self::Bytes;
     /// v, then v again.
     fn twice(self, v: &[u8; 16]) -> Self::Bytes;
@@ -123,9 +123,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn shr<const BY: i32>(self, a: Self::Bytes) -> Self::Bytes;
     /// Each byte shifted left, zeros coming in.
     fn shl<const BY: i32>(self, a: Self::Bytes) -> Self::Bytes;
-    /// Byte i = table[index[i]], for indices below 16.
+    /// Byte i = `table[index[i]]`, for indices below 16.
     fn look_up(self, table: &[i8; 16], index: Self::Bytes) -> Self::Bytes;
-    /// Lane l += sum of w[i] * x[i] over the four bytes i of lane l; w unsigned and at most 128, x signed.
+    /// Lane l += sum of `w[i] * x[i]` over the four bytes i of lane l; w unsigned and at most 128, x signed.
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
     /// The same for signed w.
     fn dot_signed(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
