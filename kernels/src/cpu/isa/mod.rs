@@ -5,12 +5,16 @@
 //! instruction sets give the same bits: sums of integers are exact, and sums of floats have the same eight
 //! lanes and the same order on each. A kernel is a [`Kernel`], written once; [`Level::run`] compiles it for
 //! each instruction set and calls the right one. It knows no format and no op. Next: `scalar`, which says
-//! what each operation means, then `x86`.
+//! what each operation means, then `x86` and `neon`.
 
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+#[cfg(target_arch = "aarch64")]
+pub use neon::Neon;
 pub use scalar::Scalar;
 pub(crate) use scalar::to_int;
 #[cfg(target_arch = "x86_64")]
@@ -175,6 +179,12 @@ pub enum Level {
     /// AVX-512 F, BW, VL and VNNI: byte products and their sums in one instruction.
     #[cfg(target_arch = "x86_64")]
     Avx512(X86<true>),
+    /// NEON: 4 floats or 16 bytes an instruction.
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon<false>),
+    /// NEON with dotprod: byte products and their sums in one instruction.
+    #[cfg(target_arch = "aarch64")]
+    Dotprod(Neon<true>),
 }
 
 impl Level {
@@ -189,6 +199,15 @@ impl Level {
                 return Level::Avx2(isa);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            if let Some(isa) = Neon::detect() {
+                return Level::Dotprod(isa);
+            }
+            if let Some(isa) = Neon::detect() {
+                return Level::Neon(isa);
+            }
+        }
         Level::Scalar(Scalar::detect())
     }
 
@@ -201,6 +220,11 @@ impl Level {
             all.extend(X86::detect().map(Level::Avx2));
             all.extend(X86::detect().map(Level::Avx512));
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            all.extend(Neon::detect().map(Level::Neon));
+            all.extend(Neon::detect().map(Level::Dotprod));
+        }
         all
     }
 
@@ -212,6 +236,10 @@ impl Level {
             Level::Avx2(_) => "AVX2",
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(_) => "AVX-512 VNNI",
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(_) => "NEON",
+            #[cfg(target_arch = "aarch64")]
+            Level::Dotprod(_) => "NEON dotprod",
         }
     }
 
@@ -224,6 +252,10 @@ impl Level {
             Level::Avx2(isa) => isa.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Level::Avx512(isa) => isa.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon(isa) => isa.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Level::Dotprod(isa) => isa.run(kernel),
         }
     }
 }

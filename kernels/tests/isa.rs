@@ -1,0 +1,229 @@
+//! Every operation of every instruction set gives the bits of the plain loops, at extreme operands as well.
+
+use kernels::cpu::isa::{Isa, Kernel, Level};
+
+/// Operands within what the operations promise: levels at most 128, activations over -128.
+struct Case {
+    floats: [[f32; 8]; 4],
+    levels: [u8; 32],
+    signed: [u8; 32],
+    activations: [u8; 32],
+    /// 16-bit sums, and any bytes elsewhere.
+    sums: [u8; 32],
+    ints: [i32; 2],
+}
+
+/// Results by operation, as 32-bit words.
+type Results = Vec<(&'static str, Vec<u32>)>;
+
+struct Floats<'a>(&'a Case);
+
+impl Kernel for Floats<'_> {
+    type Output = Results;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Results {
+        let [a, b, c, d] = self.0.floats.map(|v| isa.load_floats(&v));
+        let (half, pair): ([u8; 16], [u8; 2]) = (part(&self.0.sums), part(&self.0.sums));
+        let vectors = [
+            ("splat", isa.splat(self.0.floats[0][0])),
+            ("load", isa.load(&self.0.sums)),
+            ("add", isa.add(a, b)),
+            ("sub", isa.sub(a, b)),
+            ("mul", isa.mul(a, b)),
+            ("div", isa.div(a, b)),
+            ("fma", isa.fma(a, b, c)),
+            ("max", isa.max(a, b)),
+            ("min", isa.min(a, b)),
+            ("select", isa.select(a, b, c, d)),
+            ("select equal", isa.select(a, a, c, d)),
+            ("load_f16", isa.load_f16(&half)),
+            ("load_bf16", isa.load_bf16(&half)),
+            ("splat_f16", isa.splat_f16(pair)),
+            ("floats", isa.floats(isa.first(self.0.ints[0]))),
+            ("total and f16", isa.load_floats(&[isa.total(a), isa.f16(pair), 0., 0., 0., 0., 0., 0.])),
+        ];
+        let mut out: Results = vectors.into_iter().map(|(op, v)| (op, words(isa, v))).collect();
+        let ints = [("round", isa.round(a)), ("magnitude", isa.magnitude(a))];
+        out.extend(ints.into_iter().map(|(op, v)| (op, int_words(isa, v))));
+        out
+    }
+}
+
+struct Ints<'a>(&'a Case);
+
+impl Kernel for Ints<'_> {
+    type Output = Results;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Results {
+        let Case { levels, signed, activations, sums, ints, .. } = self.0;
+        let (w, q, x) = (isa.bytes(levels), isa.bytes(signed), isa.bytes(activations));
+        let acc = isa.dot_sums_16(part(signed), sums);
+        let far = isa.add_ints(isa.first(ints[0]), isa.dot_signed(isa.first(ints[1]), q, x));
+        let (wide, narrow) = (isa.scales_16(part(signed)), isa.scales_8(part(signed)));
+        let mut out = vec![
+            ("zeros", isa.zeros()),
+            ("first", isa.first(ints[0])),
+            ("dot_sums_8", isa.dot_sums_8(part(signed), sums)),
+            ("dot_sums_16", acc),
+            ("add_ints", far),
+            ("sub_ints", isa.sub_ints(acc, far)),
+            ("max_ints", isa.max_ints(acc, far)),
+            ("shl_ints", isa.shl_ints::<5>(far)),
+            ("largest", isa.first(isa.largest(far))),
+            ("dot", isa.dot(far, w, x)),
+            ("dot_signed", isa.dot_signed(far, q, x)),
+        ];
+        for j in 0..8 {
+            out.push(("dot_scaled, 16", isa.dot_scaled(far, w, x, wide, j)));
+            out.push(("dot_scaled, 8", isa.dot_scaled(far, w, x, narrow, j)));
+            out.push(("dot_signed_scaled, 16", isa.dot_signed_scaled(far, q, x, wide, j)));
+            out.push(("dot_signed_scaled, 8", isa.dot_signed_scaled(far, q, x, narrow, j)));
+        }
+        out.into_iter().map(|(op, v)| (op, int_words(isa, v))).collect()
+    }
+}
+
+struct Bytes<'a>(&'a Case);
+
+impl Kernel for Bytes<'_> {
+    type Output = Results;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Results {
+        let Case { signed, activations, sums, .. } = self.0;
+        let (a, b) = (isa.bytes(signed), isa.bytes(sums));
+        isa.prefetch(sums, 1 << 40);
+        let table = part::<16>(sums).map(u8::cast_signed);
+        let ints = |at: usize| std::array::from_fn(|l| f32::from(signed[at + l].cast_signed()));
+        let small = [0, 8, 16, 24].map(|at| isa.round(isa.load_floats(&ints(at))));
+        let bytes = [
+            ("splat_byte", isa.splat_byte(sums[0])),
+            ("nibbles", isa.nibbles(&part(sums))),
+            ("twice", isa.twice(&part(sums))),
+            ("mask", isa.mask(part(sums))),
+            ("and", isa.and(a, b)),
+            ("or", isa.or(a, b)),
+            ("shr 1", isa.shr::<1>(a)),
+            ("shr 4", isa.shr::<4>(a)),
+            ("shr 7", isa.shr::<7>(a)),
+            ("shl 1", isa.shl::<1>(a)),
+            ("shl 4", isa.shl::<4>(a)),
+            ("shl 7", isa.shl::<7>(a)),
+            ("look_up", isa.look_up(&table, isa.and(isa.bytes(activations), isa.splat_byte(15)))),
+            ("narrow", isa.narrow(small)),
+        ];
+        let mut out = [0; 32];
+        let mut words = |v| {
+            isa.store_bytes(v, &mut out);
+            out.map(u32::from).to_vec()
+        };
+        bytes.into_iter().map(|(op, v)| (op, words(v))).collect()
+    }
+}
+
+fn part<const N: usize>(v: &[u8]) -> [u8; N] {
+    v[..N].try_into().expect("N bytes")
+}
+
+/// Bits, with every NaN the same: which of two NaN goes on is not the same on all machines.
+fn words<I: Isa>(isa: I, v: I::Floats) -> Vec<u32> {
+    let mut out = [0.0; 8];
+    isa.store(v, &mut out);
+    out.map(|v: f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).to_vec()
+}
+
+/// Two floats a lane: the lower half is exact, and the whole is rounded by less than a half has.
+fn int_words<I: Isa>(isa: I, v: I::Ints) -> Vec<u32> {
+    [isa.floats(v), isa.floats(isa.shl_ints::<16>(v))].map(|v| words(isa, v)).concat()
+}
+
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 16
+    }
+    fn one_of<T: Copy>(&mut self, from: &[T]) -> T {
+        from[self.next() as usize % from.len()]
+    }
+    /// One in three extreme.
+    fn byte(&mut self, extremes: &[u8]) -> u8 {
+        if self.next().is_multiple_of(3) { self.one_of(extremes) } else { self.next() as u8 }
+    }
+    /// Extremes, halves of integers, and any bits.
+    fn float(&mut self) -> f32 {
+        let two31 = 2_147_483_648.0_f32;
+        let extremes = [0.0, 1.0, f32::MAX, f32::MIN_POSITIVE, 1e-40, f32::INFINITY, f32::NAN, two31];
+        let v = match self.next() % 4 {
+            0 => self.one_of(&extremes),
+            1 => (self.next() % 512) as f32 / 2.0,
+            2 => two31.next_down() / (self.next() % 4) as f32,
+            _ => f32::from_bits(self.next() as u32),
+        };
+        if self.next().is_multiple_of(2) { v } else { -v }
+    }
+    fn case(&mut self) -> Case {
+        let extremes = [0, 1, 127, 128, 255];
+        Case {
+            floats: std::array::from_fn(|_| std::array::from_fn(|_| self.float())),
+            levels: std::array::from_fn(|_| self.byte(&[0, 127, 128]).min(128)),
+            signed: std::array::from_fn(|_| self.byte(&extremes)),
+            activations: std::array::from_fn(|_| match self.byte(&[0, 127, 129, 255]) {
+                128 => 129,
+                x => x,
+            }),
+            sums: std::array::from_fn(|_| self.byte(&extremes)),
+            ints: std::array::from_fn(|_| self.one_of(&[0, 1, -1, 1 << 24, i32::MAX, i32::MIN])),
+        }
+    }
+}
+
+fn all(level: Level, case: &Case) -> Results {
+    [level.run(Floats(case)), level.run(Ints(case)), level.run(Bytes(case))].concat()
+}
+
+#[test]
+fn every_level_gives_the_bits_of_the_plain_loops() {
+    let mut random = Random(0x1234_5678_9abc_def1);
+    for i in 0..4000 {
+        let case = random.case();
+        let expected = all(Level::available()[0], &case);
+        for level in Level::available() {
+            for (result, expected) in all(level, &case).iter().zip(&expected) {
+                assert_eq!(result, expected, "case {i} at {}", level.name());
+            }
+        }
+    }
+}
+
+/// Every binary16, eight at a time.
+struct Halves;
+
+impl Kernel for Halves {
+    type Output = Vec<u32>;
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) -> Vec<u32> {
+        let mut out = Vec::new();
+        for first in (0..=u16::MAX).step_by(8) {
+            let halves: [u16; 8] = std::array::from_fn(|l| first + l as u16);
+            out.extend(words(isa, isa.load_f16(&part(halves.map(u16::to_le_bytes).as_flattened()))));
+            let ones = halves.map(|half| isa.f16(half.to_le_bytes()));
+            out.extend(words(isa, isa.load_floats(&ones)));
+        }
+        out
+    }
+}
+
+#[test]
+fn every_binary16() {
+    let expected = Level::available()[0].run(Halves);
+    for level in Level::available() {
+        assert!(level.run(Halves) == expected, "{}", level.name());
+    }
+}
