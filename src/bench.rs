@@ -4,7 +4,7 @@
 //! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
 
 use crate::engine::{Engine, EngineArgs};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use kernels::backend::{Backend, CacheFormat, Span};
 use models::gguf::TensorInfo;
 use models::kimi_linear::config::MixerKind;
@@ -13,6 +13,7 @@ use models::kimi_linear::{Outputs, Sequence};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 use serde::Serialize;
+use std::io::Write;
 use std::time::Instant;
 
 /// Arguments of `kimi bench`.
@@ -68,6 +69,10 @@ struct Case {
 pub fn run(args: &BenchArgs) -> Result<()> {
     let engine = Engine::open(&args.engine)?;
     let mut cases = cases(args);
+    for case in &cases {
+        let (limit, end) = (engine.context, case.depth.saturating_add(case.tokens));
+        ensure!(end as u64 <= limit, "context: expected at most {limit} tokens, found {end}: raise --ctx");
+    }
     let memory = memory_read_gb_s(2);
     for rep in 0..=args.reps.max(1) {
         for case in &mut cases {
@@ -116,22 +121,24 @@ fn cases(args: &BenchArgs) -> Vec<Case> {
 }
 
 fn print(report: &Report, json: bool) -> Result<()> {
+    let mut out = std::io::stdout().lock();
     if json {
-        println!("{}", serde_json::to_string_pretty(report)?);
+        writeln!(out, "{}", serde_json::to_string_pretty(report)?)?;
         return Ok(());
     }
-    println!("{}  {:.2} GiB", report.model, report.weights_bytes as f64 / (1u64 << 30) as f64);
-    println!("{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s);
-    println!(
+    writeln!(out, "{}  {:.2} GiB", report.model, report.weights_bytes as f64 / (1u64 << 30) as f64)?;
+    writeln!(out, "{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s)?;
+    writeln!(
+        out,
         "{:<8} {:>7} {:>8} {:>9} {:>18} {:>7} {:>6}",
         "test", "tokens", "depth", "tok/s", "min-max", "GB/s", "of max"
-    );
+    )?;
     for c in &report.cases {
         let range = format!("{:.2}-{:.2}", c.min, c.max);
-        print!("{:<8} {:>7} {:>8} {:>9.2} {range:>18}", c.test, c.tokens, c.depth, c.tokens_per_s);
+        write!(out, "{:<8} {:>7} {:>8} {:>9.2} {range:>18}", c.test, c.tokens, c.depth, c.tokens_per_s)?;
         match (c.gb_s, c.share) {
-            (Some(gb_s), Some(share)) => println!(" {gb_s:>7.2} {:>5.0}%", share * 100.0),
-            _ => println!(),
+            (Some(gb_s), Some(share)) => writeln!(out, " {gb_s:>7.2} {:>5.0}%", share * 100.0)?,
+            _ => writeln!(out)?,
         }
     }
     Ok(())

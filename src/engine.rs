@@ -78,6 +78,10 @@ impl Engine<Cpu> {
         if args.batch == 0 {
             bail!("--batch: expected at least 1, found 0");
         }
+        // Far above any machine; beyond the system's limit a thread's start aborts the process.
+        if let Some(n) = args.threads.filter(|n| !(1..=1024).contains(n)) {
+            bail!("--threads: expected 1 to 1024, found {n}");
+        }
         Engine::load(Cpu::detect(args.threads), &args.model, args)
     }
 }

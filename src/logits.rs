@@ -27,14 +27,17 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     let engine = Engine::open(&args.engine)?;
     let ids = engine.raw_ids(&args.prompt.read()?)?;
     Session::new(&engine).check(&ids)?;
-    write(&engine, &ids, &args.output).with_context(|| args.output.display().to_string())?;
+    let partial = args.output.with_extension("npy.part");
+    write(&engine, &ids, &partial)
+        .and_then(|()| Ok(std::fs::rename(&partial, &args.output)?))
+        .inspect_err(|_| drop(std::fs::remove_file(&partial)))
+        .with_context(|| args.output.display().to_string())?;
     eprintln!("{}: [{}, {}] f32", args.output.display(), ids.len(), engine.model.config.vocab);
     Ok(())
 }
 
 fn write<B: Backend>(engine: &Engine<B>, ids: &[u32], path: &Path) -> Result<()> {
-    let partial = path.with_extension("npy.part");
-    let mut out = BufWriter::new(File::create(&partial)?);
+    let mut out = BufWriter::new(File::create(path)?);
     out.write_all(&npy_header(ids.len(), engine.model.config.vocab))?;
     let mut state = engine.model.state(&engine.backend, engine.cache);
     for tokens in ids.chunks(engine.batch) {
@@ -45,8 +48,7 @@ fn write<B: Backend>(engine: &Engine<B>, ids: &[u32], path: &Path) -> Result<()>
             }
         }
     }
-    out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-    Ok(std::fs::rename(&partial, path)?)
+    Ok(out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?)
 }
 
 /// NumPy's format 1.0: magic, header length, a Python literal padded so that the data is aligned to 64 bytes.

@@ -5,6 +5,7 @@
 
 use crate::engine::{Engine, EngineArgs};
 use crate::prompt::PromptArgs;
+use crate::session::Session;
 use anyhow::{Context as _, Result, bail};
 use half::f16;
 use kernels::backend::Backend;
@@ -59,6 +60,10 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
         bail!("text: expected at least one window of {window} >= 2 tokens, found {} tokens", ids.len());
     }
     let ids = &ids[..windows * window];
+    let session = Session::new(&engine);
+    for (i, tokens) in ids.chunks_exact(window).enumerate() {
+        session.check(tokens).with_context(|| format!("window {i}"))?;
+    }
     let mut save =
         args.save_baseline.as_deref().map(|p| Saved::create(p, &engine, window, ids)).transpose()?;
     let mut base = args.baseline.as_deref().map(|p| Saved::open(p, &engine, window, ids)).transpose()?;
@@ -137,15 +142,15 @@ impl Scores {
             report["kl_max"] = max.into();
             report["same_top"] = same.into();
         }
+        let mut out = std::io::stdout().lock();
         if json {
-            println!("{report}");
-            return Ok(());
+            return Ok(writeln!(out, "{report}")?);
         }
-        println!("perplexity    {ppl:.4} ± {error:.4}  ({n} tokens scored)");
+        writeln!(out, "perplexity    {ppl:.4} ± {error:.4}  ({n} tokens scored)")?;
         if !self.kl.is_empty() {
-            println!("baseline      {base:.4}  (ratio {:.5})", ppl / base);
-            println!("KL divergence {kl:.6} ± {kl_error:.6}, 99 % {p99:.5}, max {max:.5}");
-            println!("same top      {:.2} %", same * 100.0);
+            writeln!(out, "baseline      {base:.4}  (ratio {:.5})", ppl / base)?;
+            writeln!(out, "KL divergence {kl:.6} ± {kl_error:.6}, 99 % {p99:.5}, max {max:.5}")?;
+            writeln!(out, "same top      {:.2} %", same * 100.0)?;
         }
         Ok(())
     }

@@ -126,6 +126,9 @@ fn prompts_that_cannot_run_are_refused() {
     refused(&["generate", "-m", model, "-f", text(&dir.path().join("bad.txt"))], &["byte 2", "UTF-8"]);
     let out = dir.path().join("no/such/dir.npy");
     refused(&["logits", "-m", model, "--ids", "1", "-o", text(&out)], &["dir.npy"]);
+    refused(&["perplexity", "-m", model, "--ids", "1,2,3,64", "--window", "2"], &["window 1", "below 64"]);
+    refused(&["bench", "-m", model, "--depth", "99999999999"], &["context", "at most"]);
+    refused(&["generate", "-m", model, "--ids", "1", "--threads", "100000"], &["--threads", "100000"]);
     assert_eq!(kimi(&["generate"]).status.code(), Some(2), "wrong usage");
 }
 
