@@ -163,10 +163,20 @@ fn mean_and_error(values: &[f64]) -> (f64, f64) {
     (mean, (variance / n).sqrt())
 }
 
+/// A baseline that was not finished leaves nothing behind; after the rename there is nothing to remove.
+struct Partial(PathBuf);
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
 /// A baseline file: magic, vocabulary, window, token count (u64 each), the ids (u32), then f16 log-probabilities.
 struct Saved<F> {
     file: F,
     path: PathBuf,
+    partial: Option<Partial>,
 }
 
 fn saved_header(vocab: usize, window: usize, ids: &[u32]) -> Vec<u8> {
@@ -180,8 +190,9 @@ impl Saved<BufWriter<File>> {
     fn create<B: Backend>(path: &Path, engine: &Engine<B>, window: usize, ids: &[u32]) -> Result<Self> {
         let partial = path.with_extension("part");
         let mut file = BufWriter::new(File::create(&partial).with_context(|| partial.display().to_string())?);
+        let partial = Partial(partial);
         file.write_all(&saved_header(engine.model.config.vocab, window, ids))?;
-        Ok(Saved { file, path: path.to_owned() })
+        Ok(Saved { file, path: path.to_owned(), partial: Some(partial) })
     }
 
     fn write(&mut self, log_probs: &[f32]) -> Result<()> {
@@ -191,7 +202,10 @@ impl Saved<BufWriter<File>> {
 
     fn finish(self) -> Result<()> {
         self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        Ok(std::fs::rename(self.path.with_extension("part"), &self.path)?)
+        if let Some(Partial(partial)) = &self.partial {
+            std::fs::rename(partial, &self.path)?;
+        }
+        Ok(())
     }
 }
 
@@ -208,7 +222,7 @@ impl Saved<BufReader<File>> {
         if found != expected {
             bail!("{place}: expected a baseline of the same text, window and vocabulary, found another");
         }
-        Ok(Saved { file, path: path.to_owned() })
+        Ok(Saved { file, path: path.to_owned(), partial: None })
     }
 
     fn read(&mut self, vocab: usize) -> Result<Vec<f32>> {
