@@ -73,7 +73,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         let (limit, end) = (engine.context, case.depth.saturating_add(case.tokens));
         ensure!(end as u64 <= limit, "context: expected at most {limit} tokens, found {end}: raise --ctx");
     }
-    let memory = memory_read_gb_s(2);
+    let memory = memory_read_gb_s(engine.backend.pool().threads());
     for rep in 0..=args.reps.max(1) {
         for case in &mut cases {
             eprint!("\r\x1b[Krep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth);

@@ -69,8 +69,13 @@ impl Stats {
     /// One line for people: what was reused and computed, and how fast.
     pub fn line(&self) -> String {
         let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
+        let ended = match self.ended {
+            Ended::EndToken | Ended::StopString => "",
+            Ended::Length => ", cut at the limit",
+            Ended::Cancelled => ", stopped",
+        };
         format!(
-            "prompt {} reused, {} new in {:.2} s ({:.1} tok/s); reply {} tokens in {:.2} s ({:.1} tok/s)",
+            "prompt {} reused, {} new in {:.2} s ({:.1} tok/s); reply {} tokens in {:.2} s ({:.1} tok/s){ended}",
             self.prefill.reused,
             self.prefill.computed,
             self.prefill_time.as_secs_f64(),

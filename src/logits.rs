@@ -1,7 +1,7 @@
 //! `kimi logits`: the logits of all positions as a NumPy file, for comparing with other implementations.
 
 use crate::engine::{Engine, EngineArgs};
-use crate::prompt::PromptArgs;
+use crate::prompt::{PromptArgs, partial_path};
 use crate::session::Session;
 use anyhow::{Context as _, Result};
 use kernels::backend::Backend;
@@ -27,7 +27,7 @@ pub fn run(args: &LogitsArgs) -> Result<()> {
     let engine = Engine::open(&args.engine)?;
     let ids = engine.raw_ids(&args.prompt.read()?)?;
     Session::new(&engine).check(&ids)?;
-    let partial = args.output.with_extension("npy.part");
+    let partial = partial_path(&args.output);
     write(&engine, &ids, &partial)
         .and_then(|()| Ok(std::fs::rename(&partial, &args.output)?))
         .inspect_err(|_| drop(std::fs::remove_file(&partial)))

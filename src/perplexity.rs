@@ -4,7 +4,7 @@
 //! second half is scored. KL divergence is D(baseline || model), averaged over the scored positions.
 
 use crate::engine::{Engine, EngineArgs};
-use crate::prompt::PromptArgs;
+use crate::prompt::{PromptArgs, partial_path};
 use crate::session::Session;
 use anyhow::{Context as _, Result, bail};
 use half::f16;
@@ -12,7 +12,7 @@ use kernels::backend::Backend;
 use models::kimi_linear::{Outputs, Sequence};
 use rayon::prelude::*;
 use std::fs::File;
-use std::io::{BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `kimi perplexity`.
@@ -77,9 +77,13 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
             let against = base.as_mut().map(|b| b.read(log_probs.len())).transpose()?;
             scores.add(log_probs, *next as usize, against.as_deref());
         }
-        eprint!("\r\x1b[K{}/{windows} windows, perplexity {:.4}", i + 1, scores.perplexity().0);
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{}/{windows} windows, perplexity {:.4}", i + 1, scores.perplexity().0);
+        }
     }
-    eprintln!("\r\x1b[K");
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
     if let Some(save) = save {
         save.finish()?;
     }
@@ -188,7 +192,7 @@ fn saved_header(vocab: usize, window: usize, ids: &[u32]) -> Vec<u8> {
 
 impl Saved<BufWriter<File>> {
     fn create<B: Backend>(path: &Path, engine: &Engine<B>, window: usize, ids: &[u32]) -> Result<Self> {
-        let partial = path.with_extension("part");
+        let partial = partial_path(path);
         let mut file = BufWriter::new(File::create(&partial).with_context(|| partial.display().to_string())?);
         let partial = Partial(partial);
         file.write_all(&saved_header(engine.model.config.vocab, window, ids))?;

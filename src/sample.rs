@@ -3,31 +3,47 @@
 
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
+use std::hash::{BuildHasher, RandomState};
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct Sampling {
     /// Sharpness of the choice; 0 always takes the most likely token
-    #[arg(long = "temp", visible_alias = "temperature", default_value_t = 0.6)]
+    #[arg(long = "temp", visible_alias = "temperature", default_value_t = 0.6, value_parser = at_least::<0>)]
     pub temperature: f32,
     /// Keep only the K most likely tokens (0: all)
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
     /// Keep the most likely tokens that together have this probability
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = share)]
     pub top_p: f32,
     /// Drop tokens less likely than this share of the most likely one
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     pub min_p: f32,
     /// Divide the logits of recent tokens by this (1: off)
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = at_least::<1>)]
     pub repeat_penalty: f32,
     /// How many recent tokens are penalised
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub repeat_last_n: usize,
-    /// Seed of the draw; the same seed, prompt and options give the same text
-    #[arg(long, default_value_t = 0)]
+    /// Seed of the draw: the same seed, prompt and options give the same text (default: another each run)
+    #[arg(long, default_value_t = random_seed(), hide_default_value = true)]
     pub seed: u64,
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let value: f32 = text.parse().map_err(|_| "expected a number from 0 to 1".to_owned())?;
+    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("expected a number from 0 to 1".into()) }
+}
+
+fn at_least<const MIN: u32>(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|v: &f32| v.is_finite() && *v >= MIN as f32);
+    value.ok_or_else(|| format!("expected a number of at least {MIN}"))
+}
+
+/// The standard library's hash keys are random each run.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(0)
 }
 
 /// Draws tokens, one sequence's worth.

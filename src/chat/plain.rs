@@ -97,10 +97,13 @@ impl<'e, B: Backend> Chat<'e, B> {
                 self.args.system = Some(rest.trim().to_owned()).filter(|s| !s.is_empty());
                 self.conversation = Conversation::new(self.args.system.as_deref());
             }
-            "/undo" => drop(self.conversation.undo()),
+            "/undo" => match self.conversation.undo() {
+                Some(_) => eprintln!("the last exchange is taken back"),
+                None => eprintln!("nothing to take back"),
+            },
             "/regen" => match self.conversation.undo() {
                 Some(said) => {
-                    self.args.sampling.seed += 1;
+                    self.args.sampling.seed = self.args.sampling.seed.wrapping_add(1);
                     self.answer(&said)?;
                 }
                 None => eprintln!("nothing to answer again"),
@@ -124,7 +127,14 @@ impl<'e, B: Backend> Chat<'e, B> {
     /// Answers one message. A message that does not fit is taken back, and the chat goes on.
     fn answer(&mut self, said: &str) -> Result<()> {
         self.conversation.say("user", said);
-        let prompt = self.conversation.prompt(self.engine)?;
+        let prompt = match self.conversation.prompt(self.engine) {
+            Ok(prompt) => prompt,
+            Err(e) => {
+                self.conversation.undo();
+                eprintln!("{e:#}");
+                return Ok(());
+            }
+        };
         let request = Request {
             prompt: &prompt,
             max_tokens: self.args.max_tokens,
@@ -137,7 +147,7 @@ impl<'e, B: Backend> Chat<'e, B> {
         let mut failed = Ok(());
         let stats = generate(&mut self.session, &request, &mut |event| {
             match event {
-                Event::Prefill { .. } => {}
+                Event::Prefill { done, total } => progress(done, total, self.engine.batch),
                 Event::Token(id) => ids.push(id),
                 Event::Text(new) => {
                     text.push_str(new);
@@ -149,6 +159,10 @@ impl<'e, B: Backend> Chat<'e, B> {
         });
         failed?;
         match stats {
+            Ok(stats) if stats.prefill.stopped => {
+                self.conversation.undo();
+                writeln!(out, "[stopped while reading; what was read is kept]")?;
+            }
             Ok(stats) => {
                 writeln!(out, "{}", if stats.ended == Ended::Cancelled { " [stopped]" } else { "" })?;
                 self.conversation.reply(&text, &ids);
@@ -160,6 +174,13 @@ impl<'e, B: Backend> Chat<'e, B> {
             }
         }
         Ok(())
+    }
+}
+
+/// A line that shows how much of a long prompt is read.
+fn progress(done: usize, total: usize, batch: usize) {
+    if total > batch && std::io::stderr().is_terminal() {
+        eprint!("\rreading {done}/{total} tokens{}", if done == total { "\r\x1b[K" } else { "" });
     }
 }
 

@@ -79,7 +79,9 @@ impl<B: Backend> Loader<'_, B> {
 
     fn take(&self, name: &str, stored: Stored) -> Result<B::Weight, Error> {
         let full = self.full_name(name);
-        self.backend.weight(stored).or_else(|e| self.bad(&full, "room on the device", e.to_string()))
+        self.backend
+            .weight(stored)
+            .or_else(|e| self.bad(&full, "a weight that the device takes", e.to_string()))
     }
 
     fn bad<T>(&self, place: &str, expected: impl Into<String>, found: impl Into<String>) -> Result<T, Error> {
