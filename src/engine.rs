@@ -1,6 +1,8 @@
 //! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
 
 use crate::prompt::Prompt;
+use crate::snapshot::options::StoreOptions;
+use crate::snapshot::{Sizes, Store};
 use anyhow::{Context as _, Result, bail};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
@@ -9,6 +11,7 @@ use models::kimi_linear::Model;
 use models::template::Template;
 use models::tokenizer::Vocabulary;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Which model to load, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -28,6 +31,9 @@ pub struct EngineArgs {
     /// How the latent cache is kept
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
+    /// What is kept of what was read
+    #[command(flatten)]
+    pub store: StoreOptions,
 }
 
 /// How the latent cache is kept.
@@ -68,6 +74,8 @@ pub struct Engine<B: Backend> {
     pub batch: usize,
     /// How latent caches are kept.
     pub cache: CacheFormat,
+    /// What was read and may be gone on from; threads share it.
+    pub store: Arc<Store<B>>,
     /// The file.
     pub file: Gguf,
 }
@@ -96,7 +104,8 @@ impl<B: Backend> Engine<B> {
         let template = tokenizer.as_ref().map(|t| Template::new(source, t)).transpose()?;
         let context = args.ctx.unwrap_or(model.config.context);
         let (batch, cache) = (args.batch, args.cache_type.into());
-        Ok(Engine { backend, model, tokenizer, template, context, batch, cache, file })
+        let store = Arc::new(Store::new(Sizes::of(&backend, &model.config, cache), &args.store));
+        Ok(Engine { backend, model, tokenizer, template, context, batch, cache, store, file })
     }
 
     /// The tokenizer, or an error that says how to do without.

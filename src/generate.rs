@@ -2,6 +2,7 @@
 
 use crate::sample::{Sampler, Sampling};
 use crate::session::{Error, Prefill, Session};
+use crate::snapshot::Source;
 use crate::stream::Stream;
 use kernels::backend::Backend;
 use std::ops::ControlFlow;
@@ -75,9 +76,8 @@ impl Stats {
             Ended::Cancelled => ", stopped",
         };
         format!(
-            "prompt {} reused, {} new in {:.2} s ({:.1} tok/s); reply {} tokens in {:.2} s ({:.1} tok/s){ended}",
-            self.prefill.reused,
-            self.prefill.computed,
+            "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}",
+            self.prefill.describe(),
             self.prefill_time.as_secs_f64(),
             rate(self.prefill.computed, self.prefill_time),
             self.generated,
@@ -87,8 +87,34 @@ impl Stats {
     }
 }
 
+impl Prefill {
+    /// What was reused and what was computed: `128,004 tokens from snapshot, 31 new`.
+    pub fn describe(&self) -> String {
+        let from = match self.source {
+            None => return format!("{} new", grouped(self.computed)),
+            Some(Source::Live) => "kept",
+            Some(Source::Ram) => "from snapshot",
+            Some(Source::Disk) => "from snapshot on disk",
+        };
+        format!("{} tokens {from}, {} new", grouped(self.reused), grouped(self.computed))
+    }
+}
+
+/// `128,004`
+pub fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
 /// Generates from `request.prompt`, telling `on` what happens; it may stop the reply at any event. The session
-/// then holds the prompt and the reply without its last token.
+/// then holds the prompt and the reply without its last token, and a snapshot is kept of that.
 pub fn generate<B: Backend>(
     session: &mut Session<'_, B>,
     request: &Request<'_>,
@@ -101,7 +127,9 @@ pub fn generate<B: Backend>(
     let start = Instant::now();
     let (generated, ended) =
         if prefill.stopped { (0, Ended::Cancelled) } else { reply(session, request, on)? };
-    Ok(Stats { prefill, prefill_time, generated, decode_time: start.elapsed(), ended })
+    let decode_time = start.elapsed();
+    session.keep();
+    Ok(Stats { prefill, prefill_time, generated, decode_time, ended })
 }
 
 fn reply<B: Backend>(
@@ -145,4 +173,18 @@ fn reply<B: Backend>(
         let _ = on(Event::Text(&rest));
     }
     Ok((generated, ended))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_reused_is_said() {
+        let said = |reused, source, computed| Prefill { reused, source, computed, stopped: false }.describe();
+        assert_eq!(said(0, None, 1_234_567), "1,234,567 new");
+        assert_eq!(said(128_004, Some(Source::Ram), 31), "128,004 tokens from snapshot, 31 new");
+        assert_eq!(said(100, Some(Source::Disk), 0), "100 tokens from snapshot on disk, 0 new");
+        assert_eq!(said(1000, Some(Source::Live), 1), "1,000 tokens kept, 1 new");
+    }
 }

@@ -1,7 +1,7 @@
 //! The runtime: engine, session, sampling, commands. The binary is a thin `main` over it.
 //!
 //! The way of a prompt: [`prompt`] or [`conversation`] (text to ids), [`session`] (ids to logits, over
-//! [`engine`]), [`generate`] (logits to tokens, with [`sample`]), [`stream`] (tokens to text).
+//! [`engine`], from the nearest [`snapshot`]), [`generate`] (logits to tokens, with [`sample`]), [`stream`] (tokens to text).
 #![forbid(unsafe_code)]
 
 pub mod bench;
@@ -16,5 +16,6 @@ pub mod perplexity;
 pub mod prompt;
 pub mod sample;
 pub mod session;
+pub mod snapshot;
 pub mod stream;
 pub mod synth;

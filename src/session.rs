@@ -1,8 +1,11 @@
-//! One conversation's tokens and the model's state after them. It processes only what it has not seen.
+//! One conversation's tokens and the model's state after them. It processes only what nobody has: it goes on from
+//! the longest of its own state and the snapshots, and leaves snapshots on its way.
 //!
 //! It knows tokens, not text. Next: [`crate::generate`].
 
 use crate::engine::Engine;
+use crate::snapshot::Source;
+use crate::snapshot::options::WAYPOINT_TOKENS;
 use kernels::backend::Backend;
 use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
@@ -14,6 +17,7 @@ pub struct Session<'e, B: Backend> {
     state: State<B>,
     tokens: Vec<u32>,
     logits: Vec<f32>,
+    marks: Vec<usize>,
 }
 
 /// Why tokens could not be processed.
@@ -47,6 +51,8 @@ pub enum Error {
 pub struct Prefill {
     /// Tokens whose state was there already.
     pub reused: usize,
+    /// Where that state was; None when nothing was reused.
+    pub source: Option<Source>,
     /// Tokens that were processed.
     pub computed: usize,
     /// The caller stopped it before the end.
@@ -57,7 +63,7 @@ impl<'e, B: Backend> Session<'e, B> {
     /// An empty sequence.
     pub fn new(engine: &'e Engine<B>) -> Self {
         let state = engine.model.state(&engine.backend, engine.cache);
-        Session { engine, state, tokens: Vec::new(), logits: Vec::new() }
+        Session { engine, state, tokens: Vec::new(), logits: Vec::new(), marks: Vec::new() }
     }
 
     /// The engine it runs on.
@@ -75,26 +81,61 @@ impl<'e, B: Backend> Session<'e, B> {
         &self.logits
     }
 
-    /// Brings the sequence to exactly `prompt`: tokens already processed are kept where they are its prefix, and
-    /// the rest is processed in batches. `progress` hears (done, total) after each and may stop it; what was
-    /// processed stays.
+    /// Asks for snapshots at these lengths of the next prompt: where a system message or a document ends.
+    pub fn mark(&mut self, lengths: &[usize]) {
+        self.marks = lengths.to_vec();
+    }
+
+    /// Keeps a snapshot of the sequence as it is.
+    pub fn keep(&self) {
+        let Engine { backend, store, .. } = self.engine;
+        if !self.tokens.is_empty() {
+            store.insert(backend, &self.tokens, &self.state, &self.logits);
+        }
+    }
+
+    /// Brings the sequence to exactly `prompt`, from the longest beginning of it that has a state: the sequence's
+    /// own, else a snapshot. The rest is processed in batches, and snapshots are kept at the marks, at waypoints
+    /// and at the end. `progress` hears (done, total) after each batch and may stop it; what was processed stays,
+    /// in a snapshot too.
     pub fn advance_to(
         &mut self,
         prompt: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Prefill, Error> {
         self.check(prompt)?;
-        if !prompt.starts_with(&self.tokens) {
-            *self = Session::new(self.engine);
-        }
+        let marks = std::mem::take(&mut self.marks);
+        let source = self.resume(prompt);
         let reused = self.tokens.len();
-        for batch in prompt[reused..].chunks(self.engine.batch) {
-            self.process(batch, self.tokens.len() + batch.len() == prompt.len());
-            if progress(self.tokens.len(), prompt.len()).is_break() && self.tokens.len() < prompt.len() {
-                return Ok(Prefill { reused, computed: self.tokens.len() - reused, stopped: true });
+        let mut stopped = false;
+        while self.tokens.len() < prompt.len() && !stopped {
+            let at = self.tokens.len();
+            let point = next_point(at, prompt.len(), &marks);
+            let end = point.min(at + self.engine.batch);
+            self.process(&prompt[at..end], end == prompt.len());
+            stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
+            if end == point || stopped {
+                self.keep();
             }
         }
-        Ok(Prefill { reused, computed: prompt.len() - reused, stopped: false })
+        Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })
+    }
+
+    /// Makes the state that of the longest beginning of `prompt` there is, and says where it was.
+    fn resume(&mut self, prompt: &[u32]) -> Option<Source> {
+        let Engine { backend, store, .. } = self.engine;
+        let own = self.tokens.len();
+        let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || !self.logits.is_empty());
+        if let Some(hit) = store.longest(backend, prompt, usable.then_some(own)) {
+            (self.state, self.logits) = (hit.state, hit.logits);
+            self.tokens.clear();
+            self.tokens.extend_from_slice(&prompt[..hit.len]);
+            return Some(hit.source);
+        }
+        if !usable {
+            *self = Session::new(self.engine);
+        }
+        (!self.tokens.is_empty()).then_some(Source::Live)
     }
 
     /// Appends one token and computes the logits after it.
@@ -137,5 +178,32 @@ impl<'e, B: Backend> Session<'e, B> {
     fn check_room(&self, tokens: usize) -> Result<(), Error> {
         let (limit, found) = (self.engine.context, tokens as u64);
         if found > limit { Err(Error::Context { limit, found }) } else { Ok(()) }
+    }
+}
+
+/// The next length after `at` to keep a snapshot of.
+fn next_point(at: usize, end: usize, marks: &[usize]) -> usize {
+    let waypoint = (at / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS;
+    let mark = marks.iter().copied().filter(|mark| *mark > at).min();
+    mark.unwrap_or(end).min(waypoint).min(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn points_are_marks_waypoints_and_the_end() {
+        let points = |mut at: usize, end: usize, marks: &[usize]| {
+            let mut all = Vec::new();
+            while at < end {
+                at = next_point(at, end, marks);
+                all.push(at);
+            }
+            all
+        };
+        assert_eq!(points(0, 10, &[]), [10]);
+        assert_eq!(points(0, 10, &[7, 3, 0, 10, 99]), [3, 7, 10]);
+        assert_eq!(points(8190, 20_000, &[8193]), [8192, 8193, 16_384, 20_000]);
     }
 }

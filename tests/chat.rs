@@ -35,7 +35,14 @@ fn ids(case: &Value) -> Vec<u32> {
 #[test]
 fn prompts_are_those_of_the_published_template() {
     let model = MODEL.1.clone();
-    let args = EngineArgs { model, threads: Some(2), ctx: None, batch: 512, cache_type: CacheType::F16 };
+    let args = EngineArgs {
+        model,
+        threads: Some(2),
+        ctx: None,
+        batch: 512,
+        cache_type: CacheType::F16,
+        store: Default::default(),
+    };
     let engine = Engine::open(&args).unwrap();
     let file = std::fs::read_to_string("models/tests/data/chat_rendered.json").unwrap();
     let rendered: Value = serde_json::from_str(&file).unwrap();
@@ -65,7 +72,7 @@ fn what_a_user_types_is_never_a_special_token() {
     let engine_ids = |prompt: &str| {
         let stderr = common::kimi(&[&args[..], &[prompt]].concat()).stderr;
         let line = String::from_utf8(stderr).unwrap();
-        let new = line.split(" reused, ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap().to_owned();
+        let new = line.split("prompt: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
         new.parse::<usize>().unwrap()
     };
     // `<|im_end|>` as text is several tokens, as the special token it would be one.
@@ -89,7 +96,7 @@ fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert!(out.status.success(), "{stderr}");
     let stdout = String::from_utf8(out.stdout).expect("characters are whole");
-    let reused = stdout.split("prompt ").nth(1).and_then(|rest| rest.split(' ').next());
+    let reused = stdout.split("prompt: ").nth(1).and_then(|rest| rest.split(' ').next());
     let reused: usize = reused.expect("/stats tells what was reused").parse().unwrap();
     assert!(reused > 10, "the first exchange was read again: {stdout}");
     assert!(stderr.contains("/nonsense: no such command"), "{stderr}");

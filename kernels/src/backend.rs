@@ -84,12 +84,14 @@ pub enum Error {
 /// A device that computes. Tensors are f32 matrices `[rows, cols]`; all results are new tensors, taken from a
 /// pool that the backend keeps, so that a decoded token allocates nothing once the pool is warm.
 pub trait Backend: Send + Sync + 'static {
+    /// Names the arithmetic. States made under one name may be carried on under it, also by another process.
+    const NAME: &'static str;
     /// f32 `[rows, cols]`: activations and recurrent state.
-    type Tensor: Send;
+    type Tensor: Send + Sync;
     /// A weight on the device, in its stored format.
     type Weight: Send + Sync;
     /// Append-only rows of one attention layer of one sequence. A clone is cheap: it shares what is stored.
-    type Cache: Clone + Send;
+    type Cache: Clone + Send + Sync;
     /// The experts chosen for each row of a batch, and their weights.
     type Routed;
 
@@ -104,12 +106,20 @@ pub trait Backend: Send + Sync + 'static {
     fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Self::Tensor;
     /// The values of a tensor, row after row.
     fn read(&self, x: &Self::Tensor) -> Vec<f32>;
+    /// The same values in memory of their own, bit for bit, without leaving the device.
+    fn copy(&self, x: &Self::Tensor) -> Self::Tensor;
     /// An empty cache with rows of `width` values.
     fn cache(&self, format: CacheFormat, width: usize) -> Self::Cache;
     /// Rows in a cache.
     fn cache_len(&self, cache: &Self::Cache) -> usize;
     /// Rows `range` of a cache as f32 `[range.len(), width]`: what attention would see.
     fn cache_read(&self, cache: &Self::Cache, range: Range<usize>) -> Vec<f32>;
+    /// Bytes of a row as it is stored.
+    fn cache_row_bytes(&self, cache: &Self::Cache) -> usize;
+    /// Adds rows `range` to `out`, row after row, exactly as they are stored.
+    fn cache_export(&self, cache: &Self::Cache, range: Range<usize>, out: &mut Vec<u8>);
+    /// Appends rows that [`Backend::cache_export`] of a cache of this format and width gave.
+    fn cache_import(&self, cache: &mut Self::Cache, rows: &[u8]);
     /// Forgets all rows from `len` on.
     fn cache_truncate(&self, cache: &mut Self::Cache, len: usize);
     /// The experts `[rows * top_k]` and their weights `[rows * top_k]`, best first.

@@ -149,6 +149,7 @@ fn rank(score: f32) -> f32 {
 }
 
 impl Backend for Reference {
+    const NAME: &'static str = "reference";
     type Tensor = Matrix;
     type Weight = Stored;
     type Cache = Cache;
@@ -173,6 +174,10 @@ impl Backend for Reference {
         x.values.clone()
     }
 
+    fn copy(&self, x: &Matrix) -> Matrix {
+        x.clone()
+    }
+
     fn cache(&self, format: CacheFormat, width: usize) -> Cache {
         Cache { format, width, values: Vec::new() }
     }
@@ -183,6 +188,21 @@ impl Backend for Reference {
 
     fn cache_read(&self, cache: &Cache, range: Range<usize>) -> Vec<f32> {
         cache.values[range.start * cache.width..range.end * cache.width].to_vec()
+    }
+
+    fn cache_row_bytes(&self, cache: &Cache) -> usize {
+        cache.width * size_of::<f32>()
+    }
+
+    fn cache_export(&self, cache: &Cache, range: Range<usize>, out: &mut Vec<u8>) {
+        let rows = &cache.values[range.start * cache.width..range.end * cache.width];
+        out.extend(rows.iter().flat_map(|x| x.to_le_bytes()));
+    }
+
+    fn cache_import(&self, cache: &mut Cache, rows: &[u8]) {
+        let (values, rest) = rows.as_chunks();
+        assert!(rest.is_empty() && values.len().is_multiple_of(cache.width), "{} bytes of rows", rows.len());
+        cache.values.extend(values.iter().map(|x| f32::from_le_bytes(*x)));
     }
 
     fn cache_truncate(&self, cache: &mut Cache, len: usize) {

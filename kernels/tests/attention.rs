@@ -94,6 +94,52 @@ fn clones_and_truncation() {
     }
 }
 
+/// Rows that left as bytes and came back in other pieces are the same to the bit, and so is what follows them.
+#[test]
+fn exported_rows_come_back_exactly() {
+    fn carried<B: Backend>(b: &B, format: CacheFormat, pieces: &[usize]) {
+        let x = Inputs::new(600, 2, 33, 32);
+        let mut cache = b.cache(format, 33);
+        x.attend(b, &mut cache, 0, 520);
+        let export = |cache: &B::Cache, from: usize, to: usize| {
+            let mut bytes = Vec::new();
+            b.cache_export(cache, from..to, &mut bytes);
+            assert_eq!(bytes.len(), (to - from) * b.cache_row_bytes(cache));
+            bytes
+        };
+        let mut back = b.cache(format, 33);
+        pieces.windows(2).for_each(|w| b.cache_import(&mut back, &export(&cache, w[0], w[1])));
+        assert_eq!(b.cache_len(&back), 520);
+        assert!(export(&back, 0, 520) == export(&cache, 0, 520), "{format:?} in {pieces:?}");
+        let shared = back.clone();
+        let bits = |o: Vec<f32>| o.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let expected = bits(x.attend(b, &mut cache, 520, 600));
+        assert_eq!(bits(x.attend(b, &mut back, 520, 600)), expected);
+        assert!(export(&shared, 0, 520) == export(&cache, 0, 520), "a clone is not written to");
+    }
+    for format in FORMATS {
+        for pieces in [&[0, 520][..], &[0, 1, 255, 256, 257, 300, 300, 512, 520]] {
+            carried(&kernels::reference::Reference, format, pieces);
+            cpus().iter().for_each(|b| carried(b, format, pieces));
+        }
+    }
+}
+
+#[test]
+fn copies_are_equal_to_the_bit_and_apart() {
+    let values = [-0.0, f32::NAN, 1e-45, f32::MIN, 3.5, f32::INFINITY];
+    fn check<B: Backend>(b: &B, values: &[f32]) {
+        let mut x = b.tensor(2, 3, values);
+        let copy = b.copy(&x);
+        b.add(&mut x, &b.tensor(2, 3, &[1.0; 6]));
+        let bits = |x: &[f32]| x.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&b.read(&copy)), bits(values));
+        assert_eq!(b.read(&x)[4], 4.5);
+    }
+    check(&kernels::reference::Reference, &values);
+    cpus().iter().for_each(|b| check(b, &values));
+}
+
 /// Cut anywhere and on any number of threads: the same bits.
 #[test]
 fn results_do_not_depend_on_the_batch() {

@@ -3,7 +3,7 @@
 //! Any architecture's metadata and tensors are shown; memory only for those that run here. Next: `need` (the
 //! arithmetic), `machine` (what is free), `text` (how it looks).
 
-mod machine;
+pub(crate) mod machine;
 mod need;
 mod text;
 

@@ -47,22 +47,53 @@ impl Cache {
         self.width.next_multiple_of(self.format.block_len())
     }
 
-    fn row_bytes(&self) -> usize {
+    pub(super) fn row_bytes(&self) -> usize {
         self.stored_width() / self.format.block_len() * self.format.block_bytes()
     }
 
     /// Appends a row. `scratch` is of `stored_width` values.
     pub(super) fn push(&mut self, row: &[f32], scratch: &mut [f32]) {
         assert_eq!(row.len(), self.width, "values of a cache row");
-        let (bytes, format, at) = (self.row_bytes(), self.format, self.len % SEGMENT);
+        let (bytes, format) = (self.row_bytes(), self.format);
+        scratch[..row.len()].copy_from_slice(row);
+        scratch[row.len()..].fill(0.0);
+        format.quantise_row(scratch, &mut self.room()[..bytes]);
+        self.len += 1;
+    }
+
+    /// The bytes after the last row, of this cache alone: to the end of its segment, or a new segment.
+    fn room(&mut self) -> &mut [u8] {
+        let (bytes, at) = (self.row_bytes(), self.len % SEGMENT);
         if at == 0 {
             self.segments.push(Arc::from(vec![0; SEGMENT * bytes]));
         }
-        scratch[..row.len()].copy_from_slice(row);
-        scratch[row.len()..].fill(0.0);
         let last = self.segments.last_mut().expect("pushed above or before");
-        format.quantise_row(scratch, &mut Arc::make_mut(last)[at * bytes..][..bytes]);
-        self.len += 1;
+        &mut Arc::make_mut(last)[at * bytes..]
+    }
+
+    /// Adds the stored bytes of some rows to `out`.
+    pub(super) fn export(&self, rows: Range<usize>, out: &mut Vec<u8>) {
+        assert!(rows.end <= self.len, "rows {rows:?} of a cache of {}", self.len);
+        let (bytes, mut next) = (self.row_bytes(), rows.start);
+        while next < rows.end {
+            let (segment, at) = (next / SEGMENT, next % SEGMENT);
+            let n = (SEGMENT - at).min(rows.end - next);
+            out.extend_from_slice(&self.segments[segment][at * bytes..(at + n) * bytes]);
+            next += n;
+        }
+    }
+
+    /// Appends rows as they were exported.
+    pub(super) fn import(&mut self, mut rows: &[u8]) {
+        let bytes = self.row_bytes();
+        assert!(rows.len().is_multiple_of(bytes), "{} bytes in rows of {bytes}", rows.len());
+        while !rows.is_empty() {
+            let room = self.room();
+            let (new, rest) = rows.split_at(room.len().min(rows.len()));
+            room[..new.len()].copy_from_slice(new);
+            self.len += new.len() / bytes;
+            rows = rest;
+        }
     }
 
     pub(super) fn truncate(&mut self, len: usize) {

@@ -139,6 +139,7 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
+    const NAME: &'static str = "cpu";
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;
@@ -166,6 +167,10 @@ impl Backend for Cpu {
         x.values().to_vec()
     }
 
+    fn copy(&self, x: &Tensor) -> Tensor {
+        self.tensor(x.rows, x.cols, x.values())
+    }
+
     fn cache(&self, format: CacheFormat, width: usize) -> Cache {
         Cache::new(format, width)
     }
@@ -176,6 +181,18 @@ impl Backend for Cpu {
 
     fn cache_read(&self, cache: &Cache, range: Range<usize>) -> Vec<f32> {
         cache.read(range)
+    }
+
+    fn cache_row_bytes(&self, cache: &Cache) -> usize {
+        cache.row_bytes()
+    }
+
+    fn cache_export(&self, cache: &Cache, range: Range<usize>, out: &mut Vec<u8>) {
+        cache.export(range, out);
+    }
+
+    fn cache_import(&self, cache: &mut Cache, rows: &[u8]) {
+        cache.import(rows);
     }
 
     fn cache_truncate(&self, cache: &mut Cache, len: usize) {

@@ -1,9 +1,11 @@
 //! What a model remembers of one sequence: for a KDA layer a matrix a head and three input tails, constant in
-//! length; for an MLA layer one latent row a token.
+//! length; for an MLA layer one latent row a token. A copy shares the rows; both parts leave and come back as
+//! bytes, bit for bit.
 
 use super::config::{Config, MixerKind};
 use super::kda::KdaState;
 use kernels::backend::{Backend, CacheFormat};
+use std::ops::Range;
 
 /// The state of one sequence.
 pub struct State<B: Backend> {
@@ -24,16 +26,103 @@ pub enum LayerState<B: Backend> {
 impl<B: Backend> State<B> {
     /// The state of an empty sequence.
     pub fn new(b: &B, c: &Config, cache: CacheFormat) -> Self {
-        let k = &c.kda;
-        let width = k.heads * k.head_dim;
-        let zeros = |rows: usize, cols: usize| b.tensor(rows, cols, &vec![0.0; rows * cols]);
+        let zeros = |[rows, cols]: [usize; 2]| b.tensor(rows, cols, &vec![0.0; rows * cols]);
         let layer = |kind: &MixerKind| match kind {
             MixerKind::Kda => LayerState::Kda(KdaState {
-                s: zeros(width, k.head_dim),
-                conv: std::array::from_fn(|_| zeros(k.conv_taps - 1, width)),
+                s: zeros(s_shape(c)),
+                conv: std::array::from_fn(|_| zeros(tail_shape(c))),
             }),
             MixerKind::Mla => LayerState::Mla(b.cache(cache, c.mla.latent_dim + c.mla.pe_dim)),
         };
         State { position: 0, layers: c.layers.iter().map(layer).collect() }
     }
+
+    /// The same state, to be carried on separately: KDA's part is copied on the device (40 MiB of the real
+    /// model), the rows are shared until one of the two appends.
+    pub fn copy(&self, b: &B) -> Self {
+        let layer = |layer: &LayerState<B>| match layer {
+            LayerState::Kda(kda) => LayerState::Kda(KdaState {
+                s: b.copy(&kda.s),
+                conv: std::array::from_fn(|i| b.copy(&kda.conv[i])),
+            }),
+            LayerState::Mla(cache) => LayerState::Mla(cache.clone()),
+        };
+        State { position: self.position, layers: self.layers.iter().map(layer).collect() }
+    }
+
+    /// Bytes of a token's rows in all layers, as they are stored.
+    pub fn row_bytes(&self, b: &B) -> usize {
+        self.caches().map(|cache| b.cache_row_bytes(cache)).sum()
+    }
+
+    /// Adds the rows of tokens `range` to `out`: layer after layer, in a layer token after token.
+    pub fn export_rows(&self, b: &B, range: Range<usize>, out: &mut Vec<u8>) {
+        self.caches().for_each(|cache| b.cache_export(cache, range.clone(), out));
+    }
+
+    /// Appends what [`State::export_rows`] gave of the next `tokens` tokens.
+    pub fn import_rows(&mut self, b: &B, tokens: usize, mut rows: &[u8]) {
+        for layer in &mut self.layers {
+            let LayerState::Mla(cache) = layer else { continue };
+            let (own, rest) = rows.split_at(tokens * b.cache_row_bytes(cache));
+            b.cache_import(cache, own);
+            rows = rest;
+        }
+        assert!(rows.is_empty(), "{} bytes more than the rows of {tokens} tokens", rows.len());
+        self.position += tokens as u64;
+    }
+
+    /// Adds S and the tails of all KDA layers to `out`: f32, little-endian.
+    pub fn export_recurrent(&self, b: &B, out: &mut Vec<u8>) {
+        for kda in self.layers.iter().filter_map(LayerState::kda) {
+            for x in std::iter::once(&kda.s).chain(&kda.conv) {
+                out.extend(b.read(x).iter().flat_map(|x| x.to_le_bytes()));
+            }
+        }
+    }
+
+    /// Replaces S and the tails by what [`State::export_recurrent`] gave: [`recurrent_bytes`] bytes.
+    pub fn import_recurrent(&mut self, b: &B, c: &Config, bytes: &[u8]) {
+        assert_eq!(bytes.len() as u64, recurrent_bytes(c), "bytes of S and the tails");
+        let (mut values, _) = bytes.as_chunks();
+        let mut take = |[rows, cols]: [usize; 2]| {
+            let (own, rest) = values.split_at(rows * cols);
+            values = rest;
+            b.tensor(rows, cols, &own.iter().map(|x| f32::from_le_bytes(*x)).collect::<Vec<_>>())
+        };
+        for layer in &mut self.layers {
+            let LayerState::Kda(kda) = layer else { continue };
+            kda.s = take(s_shape(c));
+            kda.conv.iter_mut().for_each(|tail| *tail = take(tail_shape(c)));
+        }
+    }
+
+    fn caches(&self) -> impl Iterator<Item = &B::Cache> {
+        self.layers.iter().filter_map(LayerState::mla)
+    }
+}
+
+impl<B: Backend> LayerState<B> {
+    fn kda(&self) -> Option<&KdaState<B>> {
+        if let LayerState::Kda(kda) = self { Some(kda) } else { None }
+    }
+
+    fn mla(&self) -> Option<&B::Cache> {
+        if let LayerState::Mla(cache) = self { Some(cache) } else { None }
+    }
+}
+
+/// Bytes of S and the tails of all KDA layers, whatever the length of the sequence.
+pub fn recurrent_bytes(c: &Config) -> u64 {
+    let values = |[rows, cols]: [usize; 2]| (rows * cols) as u64;
+    let layers = c.count(MixerKind::Kda) as u64;
+    layers * (values(s_shape(c)) + 3 * values(tail_shape(c))) * size_of::<f32>() as u64
+}
+
+fn s_shape(c: &Config) -> [usize; 2] {
+    [c.kda.heads * c.kda.head_dim, c.kda.head_dim]
+}
+
+fn tail_shape(c: &Config) -> [usize; 2] {
+    [c.kda.conv_taps - 1, c.kda.heads * c.kda.head_dim]
 }

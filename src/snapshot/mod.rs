@@ -1,0 +1,182 @@
+//! Snapshots: states kept by their tokens, so that what was read once is not read again.
+//!
+//! A snapshot is the state after some tokens: KDA's matrices and tails, the latent rows (shared with all that
+//! continues from it), the last logits. [`Store::longest`] finds the one that covers most of a prompt. A state is
+//! only ever used for exactly the tokens it was made from, so a hit gives the bits that reading again would.
+//! Threads share a store; states are copied outside of its lock. Next: [`tree`], [`crate::session`].
+
+pub mod options;
+pub mod tree;
+
+use kernels::backend::{Backend, CacheFormat};
+use models::kimi_linear::config::{Config, MixerKind};
+use models::kimi_linear::state::{State, recurrent_bytes};
+use options::StoreOptions;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tree::Tree;
+
+/// Rows a snapshot may hold for itself: the backend shares rows in segments, and the last one is copied when a
+/// state is carried on.
+const UNSHARED_ROWS: u64 = 256;
+
+/// Where a state came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The sequence's own state.
+    Live,
+    /// A snapshot in memory.
+    Ram,
+    /// A snapshot on disk.
+    Disk,
+}
+
+/// A state to go on from.
+pub struct Hit<B: Backend> {
+    /// Tokens of the prompt that it has seen.
+    pub len: usize,
+    /// The state after them, the caller's own.
+    pub state: State<B>,
+    /// The logits after them; empty where they were not computed, never when `len` is the whole prompt.
+    pub logits: Vec<f32>,
+    /// Where it was.
+    pub source: Source,
+}
+
+/// Bytes of a snapshot's parts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// S and the tails of all KDA layers.
+    pub recurrent: u64,
+    /// A token's rows in all MLA layers.
+    pub row: u64,
+    /// The logits.
+    pub logits: u64,
+}
+
+impl Sizes {
+    /// Of a model's states, with caches in `cache`.
+    pub fn of<B: Backend>(b: &B, c: &Config, cache: CacheFormat) -> Sizes {
+        let row = b.cache_row_bytes(&b.cache(cache, c.cache_width())) * c.count(MixerKind::Mla);
+        let logits = c.vocab * size_of::<f32>();
+        Sizes { recurrent: recurrent_bytes(c), row: row as u64, logits: logits as u64 }
+    }
+}
+
+/// Snapshots of one model.
+pub struct Store<B: Backend> {
+    sizes: Sizes,
+    budget: u64,
+    ram: Mutex<Ram<B>>,
+}
+
+struct Ram<B: Backend> {
+    tree: Tree<Entry<B>>,
+    /// Counts uses.
+    clock: u64,
+}
+
+struct Entry<B: Backend> {
+    snapshot: Arc<Snapshot<B>>,
+    /// The clock at its last use.
+    used: u64,
+}
+
+struct Snapshot<B: Backend> {
+    state: State<B>,
+    logits: Vec<f32>,
+}
+
+impl<B: Backend> Store<B> {
+    /// An empty store.
+    pub fn new(sizes: Sizes, options: &StoreOptions) -> Store<B> {
+        let ram = Mutex::new(Ram { tree: Tree::default(), clock: 0 });
+        Store { sizes, budget: options.ram_bytes(), ram }
+    }
+
+    /// The snapshot that covers most of `prompt`, if it covers more than `least` tokens. Of the whole prompt only
+    /// one with logits will do: they are what comes next.
+    pub fn longest(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
+        let (len, snapshot) = self.lock().longest(prompt, least)?;
+        let (state, logits) = (snapshot.state.copy(b), snapshot.logits.clone());
+        Some(Hit { len, state, logits, source: Source::Ram })
+    }
+
+    /// Keeps the state after `tokens`. `logits` may be empty. The state's rows are shared, the rest is copied; what
+    /// was used least recently makes room.
+    pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32]) {
+        assert_eq!(state.position, tokens.len() as u64, "tokens of a snapshot and of its state");
+        if self.sizes.recurrent > self.budget || self.lock().touch(tokens, !logits.is_empty()) {
+            return;
+        }
+        let snapshot = Arc::new(Snapshot { state: state.copy(b), logits: logits.to_vec() });
+        let dropped = self.lock().insert(tokens, snapshot, |tree| self.bytes_of(tree) > self.budget);
+        drop(dropped); // outside of the lock: it is megabytes
+    }
+
+    /// Bytes that the snapshots in memory take at most. Rows count once for all that share them, which they do when
+    /// one was continued from the other; states of the same tokens that came about apart are counted as shared too.
+    pub fn ram_bytes(&self) -> u64 {
+        self.bytes_of(&self.lock().tree)
+    }
+
+    /// Snapshots in memory.
+    pub fn ram_snapshots(&self) -> usize {
+        self.lock().tree.values().count()
+    }
+
+    fn bytes_of(&self, tree: &Tree<Entry<B>>) -> u64 {
+        let own = self.sizes.recurrent + self.sizes.logits + UNSHARED_ROWS * self.sizes.row;
+        tree.values().count() as u64 * own + tree.tokens() as u64 * (self.sizes.row + size_of::<u32>() as u64)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ram<B>> {
+        // Nothing under the lock panics half-way through a change.
+        self.ram.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<B: Backend> Ram<B> {
+    fn longest(&mut self, prompt: &[u32], least: Option<usize>) -> Option<(usize, Arc<Snapshot<B>>)> {
+        let usable = |(len, _, entry): &&(usize, tree::Place, &Entry<B>)| {
+            *len < prompt.len() || !entry.snapshot.logits.is_empty()
+        };
+        let prefixes = self.tree.prefixes(prompt);
+        let (len, place, _) = *prefixes.iter().rev().find(usable)?;
+        if least.is_some_and(|least| len <= least) {
+            return None;
+        }
+        self.clock += 1;
+        let entry = self.tree.get_mut(place)?;
+        entry.used = self.clock;
+        Some((len, entry.snapshot.clone()))
+    }
+
+    /// Whether a snapshot of these very tokens is there (with logits, where they matter); it counts as used.
+    fn touch(&mut self, tokens: &[u32], logits: bool) -> bool {
+        let Some((len, place, entry)) = self.tree.prefixes(tokens).last().copied() else { return false };
+        let there = len == tokens.len() && (!logits || !entry.snapshot.logits.is_empty());
+        self.clock += 1;
+        if there && let Some(entry) = self.tree.get_mut(place) {
+            entry.used = self.clock;
+        }
+        there
+    }
+
+    /// Returns what had to go.
+    fn insert(
+        &mut self,
+        tokens: &[u32],
+        snapshot: Arc<Snapshot<B>>,
+        full: impl Fn(&Tree<Entry<B>>) -> bool,
+    ) -> Vec<Entry<B>> {
+        self.clock += 1;
+        self.tree.insert(tokens, Entry { snapshot, used: self.clock });
+        let mut dropped = Vec::new();
+        while full(&self.tree) {
+            let oldest = self.tree.values().min_by_key(|(_, entry)| entry.used).map(|(place, _)| place);
+            let Some(place) = oldest else { break };
+            dropped.extend(self.tree.remove(place));
+        }
+        dropped
+    }
+}

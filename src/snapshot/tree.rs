@@ -1,0 +1,207 @@
+//! A radix tree: values at sequences of token ids, found by the longest prefix. It knows nothing of states.
+//!
+//! Nodes stand in a vector and name each other by index. Every leaf has a value, and so has every node with one
+//! child: removing a value takes away what only led to it. Next: [`super`].
+
+use std::collections::BTreeMap;
+
+/// A value's place.
+pub type Place = usize;
+
+const ROOT: Place = 0;
+
+/// Values at sequences of token ids.
+pub struct Tree<T> {
+    nodes: Vec<Node<T>>,
+    free: Vec<Place>,
+    tokens: usize,
+}
+
+struct Node<T> {
+    parent: Place,
+    /// The tokens from the parent to here.
+    edge: Vec<u32>,
+    /// Tokens from the root to here.
+    depth: usize,
+    /// By the first token of their edges.
+    children: BTreeMap<u32, Place>,
+    value: Option<T>,
+}
+
+impl<T> Default for Tree<T> {
+    fn default() -> Self {
+        let root = Node { parent: ROOT, edge: vec![], depth: 0, children: BTreeMap::new(), value: None };
+        Tree { nodes: vec![root], free: vec![], tokens: 0 }
+    }
+}
+
+impl<T> Tree<T> {
+    /// Values at prefixes of `tokens` (all of it included), shortest first: length, place, value.
+    pub fn prefixes(&self, tokens: &[u32]) -> Vec<(usize, Place, &T)> {
+        let (mut at, mut found) = (ROOT, Vec::new());
+        loop {
+            let node = &self.nodes[at];
+            found.extend(node.value.as_ref().map(|value| (node.depth, at, value)));
+            let rest = &tokens[node.depth..];
+            let next = rest.first().and_then(|first| node.children.get(first));
+            match next {
+                Some(child) if rest.starts_with(&self.nodes[*child].edge) => at = *child,
+                _ => return found,
+            }
+        }
+    }
+
+    /// Puts a value at `tokens`, in place of the one there.
+    pub fn insert(&mut self, tokens: &[u32], value: T) -> Place {
+        let mut at = ROOT;
+        loop {
+            let rest = &tokens[self.nodes[at].depth..];
+            let Some(first) = rest.first() else { break };
+            let Some(&child) = self.nodes[at].children.get(first) else {
+                at = self.add(at, rest.to_vec());
+                break;
+            };
+            let edge = &self.nodes[child].edge;
+            let same = edge.iter().zip(rest).take_while(|(a, b)| a == b).count();
+            at = if same == edge.len() { child } else { self.split(child, same) };
+        }
+        self.nodes[at].value = Some(value);
+        at
+    }
+
+    /// Takes a value out.
+    pub fn remove(&mut self, place: Place) -> Option<T> {
+        let value = self.nodes[place].value.take();
+        self.tidy(place);
+        value
+    }
+
+    /// The value at a place.
+    pub fn get_mut(&mut self, place: Place) -> Option<&mut T> {
+        self.nodes[place].value.as_mut()
+    }
+
+    /// All values and their places.
+    pub fn values(&self) -> impl Iterator<Item = (Place, &T)> {
+        self.nodes.iter().enumerate().filter_map(|(i, node)| Some((i, node.value.as_ref()?)))
+    }
+
+    /// Tokens of all edges: what shared beginnings count once in.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn add(&mut self, parent: Place, edge: Vec<u32>) -> Place {
+        let depth = self.nodes[parent].depth + edge.len();
+        self.tokens += edge.len();
+        let first = edge[0];
+        let node = Node { parent, edge, depth, children: BTreeMap::new(), value: None };
+        let at = match self.free.pop() {
+            Some(at) => {
+                self.nodes[at] = node;
+                at
+            }
+            None => {
+                self.nodes.push(node);
+                self.nodes.len() - 1
+            }
+        };
+        self.nodes[parent].children.insert(first, at);
+        at
+    }
+
+    /// A node in the middle of the edge to `child`, `same` tokens from its beginning.
+    fn split(&mut self, child: Place, same: usize) -> Place {
+        let lower = self.nodes[child].edge.split_off(same);
+        let upper = std::mem::take(&mut self.nodes[child].edge);
+        let parent = self.nodes[child].parent;
+        self.tokens -= upper.len();
+        let middle = self.add(parent, upper);
+        self.nodes[middle].children.insert(lower[0], child);
+        self.nodes[child].edge = lower;
+        self.nodes[child].parent = middle;
+        middle
+    }
+
+    /// Takes away the nodes without a value from `place` upwards that lead to one node or none.
+    fn tidy(&mut self, place: Place) {
+        let mut at = place;
+        while at != ROOT && self.nodes[at].value.is_none() {
+            let parent = self.nodes[at].parent;
+            let first = self.nodes[at].edge[0];
+            let mut children = self.nodes[at].children.values();
+            match (children.next().copied(), children.next()) {
+                (None, _) => {
+                    self.nodes[parent].children.remove(&first);
+                    self.tokens -= self.nodes[at].edge.len();
+                }
+                (Some(only), None) => {
+                    let mut edge = std::mem::take(&mut self.nodes[at].edge);
+                    edge.append(&mut self.nodes[only].edge);
+                    self.nodes[only].edge = edge;
+                    self.nodes[only].parent = parent;
+                    self.nodes[parent].children.insert(first, only);
+                }
+                _ => return,
+            }
+            self.nodes[at].edge = Vec::new();
+            self.nodes[at].children.clear();
+            self.free.push(at);
+            at = parent;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashMap;
+
+    /// The longest prefix, and the tokens that all keys have, by trying everything.
+    struct Plain(HashMap<Vec<u32>, u32>);
+
+    impl Plain {
+        fn longest(&self, tokens: &[u32]) -> Option<(usize, u32)> {
+            (0..=tokens.len()).rev().find_map(|n| Some((n, *self.0.get(&tokens[..n])?)))
+        }
+
+        fn tokens(&self) -> usize {
+            let prefixes = self.0.keys().flat_map(|key| (1..=key.len()).map(|n| &key[..n]));
+            prefixes.collect::<std::collections::HashSet<_>>().len()
+        }
+    }
+
+    #[test]
+    fn it_does_what_a_plain_map_does() {
+        let mut random = 1u64;
+        let mut next = |below: u64| {
+            random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            (random >> 33) % below
+        };
+        let (mut tree, mut plain) = (Tree::default(), Plain(HashMap::new()));
+        for round in 0..5000 {
+            let key: Vec<u32> = (0..next(9)).map(|_| next(3) as u32).collect();
+            if next(3) > 0 {
+                tree.insert(&key, round);
+                plain.0.insert(key.clone(), round);
+            } else if let Some((len, place, value)) = tree.prefixes(&key).last().copied() {
+                assert_eq!(plain.0.remove(&key[..len]), Some(*value));
+                assert!(tree.remove(place).is_some());
+            }
+            let long: Vec<u32> = (0..12).map(|_| next(3) as u32).collect();
+            assert_eq!(tree.prefixes(&long).last().map(|(n, _, v)| (*n, **v)), plain.longest(&long));
+            assert_eq!(tree.tokens(), plain.tokens());
+            assert_eq!(tree.values().count(), plain.0.len());
+            assert!(tree.nodes.len() - tree.free.len() <= 2 * plain.0.len() + 1);
+        }
+    }
+
+    #[test]
+    fn an_empty_sequence_is_a_sequence() {
+        let mut tree = Tree::default();
+        assert!(tree.prefixes(&[1]).is_empty());
+        let place = tree.insert(&[], 5);
+        assert_eq!(tree.prefixes(&[1]), [(0, place, &5)]);
+        assert_eq!(tree.remove(place), Some(5));
+    }
+}
