@@ -67,7 +67,7 @@ struct Case {
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine)?;
+    let engine = Engine::open(&args.engine.without_snapshots())?;
     let mut cases = cases(args);
     for case in &cases {
         let (limit, end) = (engine.context, case.depth.saturating_add(case.tokens));

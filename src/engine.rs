@@ -1,6 +1,7 @@
 //! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
 
 use crate::prompt::Prompt;
+use crate::snapshot::disk::{Log, Shape};
 use crate::snapshot::options::StoreOptions;
 use crate::snapshot::{Sizes, Store};
 use anyhow::{Context as _, Result, bail};
@@ -10,7 +11,7 @@ use models::gguf::read::Gguf;
 use models::kimi_linear::Model;
 use models::template::Template;
 use models::tokenizer::Vocabulary;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Which model to load, and how.
@@ -61,7 +62,7 @@ impl From<CacheType> for CacheFormat {
 /// A model ready to run.
 pub struct Engine<B: Backend> {
     /// Where it computes.
-    pub backend: B,
+    pub backend: Arc<B>,
     /// The graph and its weights.
     pub model: Model<B>,
     /// Its tokenizer; None for a file usable by token ids only.
@@ -80,9 +81,21 @@ pub struct Engine<B: Backend> {
     pub file: Gguf,
 }
 
+impl EngineArgs {
+    /// The same, keeping nothing of what is read: for measurements.
+    pub fn without_snapshots(&self) -> EngineArgs {
+        EngineArgs { store: StoreOptions::nothing(), ..self.clone() }
+    }
+}
+
 impl Engine<Cpu> {
-    /// Loads a model on the CPU.
+    /// Loads a model on the CPU. Trouble with snapshots is told on standard error.
     pub fn open(args: &EngineArgs) -> Result<Self> {
+        Engine::open_with(args, Box::new(|line| eprintln!("{line}")))
+    }
+
+    /// Loads a model on the CPU. `log` hears of trouble with snapshots, a line each.
+    pub fn open_with(args: &EngineArgs, log: Log) -> Result<Self> {
         if args.batch == 0 {
             bail!("--batch: expected at least 1, found 0");
         }
@@ -90,13 +103,14 @@ impl Engine<Cpu> {
         if let Some(n) = args.threads.filter(|n| !(1..=1024).contains(n)) {
             bail!("--threads: expected 1 to 1024, found {n}");
         }
-        Engine::load(Cpu::detect(args.threads), &args.model, args)
+        Engine::load(Cpu::detect(args.threads), args, log)
     }
 }
 
 impl<B: Backend> Engine<B> {
     /// Loads a model on a backend.
-    pub fn load(backend: B, path: &Path, args: &EngineArgs) -> Result<Self> {
+    pub fn load(backend: B, args: &EngineArgs, log: Log) -> Result<Self> {
+        let path = &args.model;
         let file = Gguf::open(path)?;
         let model = Model::load(&backend, &file)?;
         let tokenizer = Vocabulary::from_metadata(&path.display().to_string(), &file.metadata)?;
@@ -104,7 +118,9 @@ impl<B: Backend> Engine<B> {
         let template = tokenizer.as_ref().map(|t| Template::new(source, t)).transpose()?;
         let context = args.ctx.unwrap_or(model.config.context);
         let (batch, cache) = (args.batch, args.cache_type.into());
-        let store = Arc::new(Store::new(Sizes::of(&backend, &model.config, cache), &args.store));
+        let sizes = Sizes::of(&backend, &model.config, cache);
+        let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
+        let store = Arc::new(args.store.open(&backend, &file, shape, log)?);
         Ok(Engine { backend, model, tokenizer, template, context, batch, cache, store, file })
     }
 

@@ -24,7 +24,7 @@ pub struct LogitsArgs {
 
 /// Runs the prompt in batches and writes each batch's logits as it comes.
 pub fn run(args: &LogitsArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine)?;
+    let engine = Engine::open(&args.engine.without_snapshots())?;
     let ids = engine.raw_ids(&args.prompt.read()?)?;
     Session::new(&engine).check(&ids)?;
     let partial = partial_path(&args.output);

@@ -52,7 +52,7 @@ const MAGIC: &[u8; 8] = b"KIMIKLD1";
 
 /// Scores the text and prints perplexity, and KL divergence where there is a baseline.
 pub fn run(args: &PerplexityArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine)?;
+    let engine = Engine::open(&args.engine.without_snapshots())?;
     let ids = engine.raw_ids(&args.text.read()?)?;
     let (window, half) = (args.window, args.window / 2);
     let windows = (ids.len() / window.max(1)).min(args.windows.unwrap_or(usize::MAX));

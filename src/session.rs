@@ -86,11 +86,20 @@ impl<'e, B: Backend> Session<'e, B> {
         self.marks = lengths.to_vec();
     }
 
-    /// Keeps a snapshot of the sequence as it is.
+    /// Keeps a snapshot of the sequence as it is; on disk too, if it saves enough reading.
     pub fn keep(&self) {
+        self.insert(false);
+    }
+
+    /// Keeps a snapshot of the sequence as it is, on disk too: before it is left for long.
+    pub fn save(&self) {
+        self.insert(true);
+    }
+
+    fn insert(&self, always: bool) {
         let Engine { backend, store, .. } = self.engine;
         if !self.tokens.is_empty() {
-            store.insert(backend, &self.tokens, &self.state, &self.logits);
+            store.insert(backend, &self.tokens, &self.state, &self.logits, always);
         }
     }
 
@@ -115,7 +124,7 @@ impl<'e, B: Backend> Session<'e, B> {
             self.process(&prompt[at..end], end == prompt.len());
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
             if end == point || stopped {
-                self.keep();
+                self.insert(stopped || marks.contains(&end));
             }
         }
         Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })

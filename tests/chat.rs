@@ -6,10 +6,11 @@ mod common;
 use common::{checkpoint, convert, text};
 use kimi::conversation::Conversation;
 use kimi::engine::{CacheType, Engine, EngineArgs};
+use kimi::snapshot::options::StoreOptions;
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::sync::LazyLock;
 use tempfile::TempDir;
 
@@ -41,7 +42,7 @@ fn prompts_are_those_of_the_published_template() {
         ctx: None,
         batch: 512,
         cache_type: CacheType::F16,
-        store: Default::default(),
+        store: StoreOptions::in_memory(),
     };
     let engine = Engine::open(&args).unwrap();
     let file = std::fs::read_to_string("models/tests/data/chat_rendered.json").unwrap();
@@ -82,7 +83,7 @@ fn what_a_user_types_is_never_a_special_token() {
 #[test]
 fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
     let home = tempfile::tempdir().unwrap();
-    let mut chat = Command::new(env!("CARGO_BIN_EXE_kimi"))
+    let mut chat = common::kimi_command()
         .args(["chat", "--plain", "-m", text(&MODEL.1), "-n", "8", "--temp", "0"])
         .env("XDG_STATE_HOME", home.path())
         .stdin(Stdio::piped())

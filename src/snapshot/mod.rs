@@ -3,17 +3,24 @@
 //! A snapshot is the state after some tokens: KDA's matrices and tails, the latent rows (shared with all that
 //! continues from it), the last logits. [`Store::longest`] finds the one that covers most of a prompt. A state is
 //! only ever used for exactly the tokens it was made from, so a hit gives the bits that reading again would.
-//! Threads share a store; states are copied outside of its lock. Next: [`tree`], [`crate::session`].
+//! Threads share a store; states are copied outside of its lock. With a directory, snapshots that save much are
+//! also written there, by a thread of their own. Next: [`tree`] (in memory), [`disk`], [`crate::session`].
 
+pub mod disk;
+pub mod file;
+pub mod folder;
+pub mod key;
 pub mod options;
 pub mod tree;
+mod writer;
 
+use disk::{Disk, Shape};
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::config::{Config, MixerKind};
 use models::kimi_linear::state::{State, recurrent_bytes};
-use options::StoreOptions;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tree::Tree;
+use writer::Writer;
 
 /// Rows a snapshot may hold for itself: the backend shares rows in segments, and the last one is copied when a
 /// state is carried on.
@@ -67,6 +74,7 @@ pub struct Store<B: Backend> {
     sizes: Sizes,
     budget: u64,
     ram: Mutex<Ram<B>>,
+    disk: Option<(Arc<Disk>, Writer<B>)>,
 }
 
 struct Ram<B: Backend> {
@@ -86,31 +94,80 @@ struct Snapshot<B: Backend> {
     logits: Vec<f32>,
 }
 
+enum Kept<B: Backend> {
+    New(Arc<Snapshot<B>>),
+    /// It was there.
+    Before(Arc<Snapshot<B>>),
+    Not,
+}
+
 impl<B: Backend> Store<B> {
-    /// An empty store.
-    pub fn new(sizes: Sizes, options: &StoreOptions) -> Store<B> {
+    /// A store in memory.
+    pub fn new(sizes: Sizes, ram_bytes: u64) -> Store<B> {
         let ram = Mutex::new(Ram { tree: Tree::default(), clock: 0 });
-        Store { sizes, budget: options.ram_bytes(), ram }
+        Store { sizes, budget: ram_bytes, ram, disk: None }
+    }
+
+    /// A store in memory and in a directory, which are both searched.
+    ///
+    /// # Errors
+    /// No thread could be started.
+    pub fn with_disk(b: &Arc<B>, shape: Shape, ram_bytes: u64, disk: Disk) -> std::io::Result<Store<B>> {
+        let disk = Arc::new(disk);
+        let writer = Writer::new(b.clone(), disk.clone())?;
+        Ok(Store { disk: Some((disk, writer)), ..Store::new(shape.sizes, ram_bytes) })
     }
 
     /// The snapshot that covers most of `prompt`, if it covers more than `least` tokens. Of the whole prompt only
     /// one with logits will do: they are what comes next.
     pub fn longest(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
-        let (len, snapshot) = self.lock().longest(prompt, least)?;
+        let in_ram = self.lock().longest(prompt, least);
+        let least = in_ram.as_ref().map(|(len, _)| *len).or(least);
+        let on_disk = self.disk.as_ref().filter(|_| least != Some(prompt.len()));
+        if let Some(hit) = on_disk.and_then(|(disk, _)| disk.longest(b, prompt, least)) {
+            self.insert_in_ram(b, &prompt[..hit.len], &hit.state, &hit.logits);
+            return Some(hit);
+        }
+        let (len, snapshot) = in_ram?;
         let (state, logits) = (snapshot.state.copy(b), snapshot.logits.clone());
         Some(Hit { len, state, logits, source: Source::Ram })
     }
 
     /// Keeps the state after `tokens`. `logits` may be empty. The state's rows are shared, the rest is copied; what
-    /// was used least recently makes room.
-    pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32]) {
+    /// was used least recently makes room. It goes to disk if that saves reading [`disk::WORTH_TOKENS`], or `always`.
+    pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32], always: bool) {
+        let snapshot = self.insert_in_ram(b, tokens, state, logits);
+        let Some((_, writer)) = &self.disk else { return };
+        match snapshot {
+            Kept::New(snapshot) => writer.save(tokens, snapshot, always),
+            Kept::Before(snapshot) if always => writer.save(tokens, snapshot, always),
+            Kept::Before(_) | Kept::Not => {}
+        }
+    }
+
+    /// What a snapshot takes.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Waits until everything that goes to disk is there.
+    pub fn flush(&self) {
+        self.disk.iter().for_each(|(_, writer)| writer.flush());
+    }
+
+    fn insert_in_ram(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32]) -> Kept<B> {
         assert_eq!(state.position, tokens.len() as u64, "tokens of a snapshot and of its state");
-        if self.sizes.recurrent > self.budget || self.lock().touch(tokens, !logits.is_empty()) {
-            return;
+        if let Some(there) = self.lock().get(tokens, !logits.is_empty()) {
+            return Kept::Before(there);
+        }
+        if self.sizes.recurrent > self.budget && self.disk.is_none() {
+            return Kept::Not;
         }
         let snapshot = Arc::new(Snapshot { state: state.copy(b), logits: logits.to_vec() });
-        let dropped = self.lock().insert(tokens, snapshot, |tree| self.bytes_of(tree) > self.budget);
+        let full = |tree: &Tree<Entry<B>>| self.bytes_of(tree) > self.budget;
+        let dropped = self.lock().insert(tokens, snapshot.clone(), full);
         drop(dropped); // outside of the lock: it is megabytes
+        Kept::New(snapshot)
     }
 
     /// Bytes that the snapshots in memory take at most. Rows count once for all that share them, which they do when
@@ -151,15 +208,16 @@ impl<B: Backend> Ram<B> {
         Some((len, entry.snapshot.clone()))
     }
 
-    /// Whether a snapshot of these very tokens is there (with logits, where they matter); it counts as used.
-    fn touch(&mut self, tokens: &[u32], logits: bool) -> bool {
-        let Some((len, place, entry)) = self.tree.prefixes(tokens).last().copied() else { return false };
-        let there = len == tokens.len() && (!logits || !entry.snapshot.logits.is_empty());
+    /// The snapshot of these very tokens (with logits, where they matter); it counts as used.
+    fn get(&mut self, tokens: &[u32], logits: bool) -> Option<Arc<Snapshot<B>>> {
+        let (len, place, _) = self.tree.prefixes(tokens).last().copied()?;
         self.clock += 1;
-        if there && let Some(entry) = self.tree.get_mut(place) {
+        let entry = self.tree.get_mut(place)?;
+        let same = len == tokens.len() && (!logits || !entry.snapshot.logits.is_empty());
+        same.then(|| {
             entry.used = self.clock;
-        }
-        there
+            entry.snapshot.clone()
+        })
     }
 
     /// Returns what had to go.

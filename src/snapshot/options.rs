@@ -1,8 +1,14 @@
-//! How many snapshots are kept and where: the options that every command with a model has. A leaf.
+//! How many snapshots are kept and where: the options that every command with a model has.
 
+use super::disk::{Disk, Log, Shape};
+use super::folder::Folder;
+use super::{Store, key};
 use crate::inspect::machine;
-use anyhow::{Result, bail};
-use std::path::Path;
+use anyhow::{Context as _, Result, bail};
+use kernels::backend::Backend;
+use models::gguf::read::Gguf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A waypoint is kept every so many tokens of a long prompt. On the real model it costs 43 MiB, as much as the
 /// rows of 5,500 tokens, and an edit or a stop re-reads half of this on average: one or two minutes at the speed of
@@ -15,18 +21,62 @@ pub struct StoreOptions {
     /// Memory for snapshots of what was read (default: a quarter of what is free; 0 keeps none)
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub cache_ram: Option<u64>,
+    /// Keep snapshots in this directory (default: kimi in $XDG_CACHE_HOME, ~/.cache)
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Disk space for snapshots (default: 20G), and never more than half of what is free
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub cache_size: Option<u64>,
+    /// Keep no snapshots on disk
+    #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
+    pub no_cache: bool,
 }
+
+/// A million tokens of the real model: 7.9 GiB of rows and 128 waypoints of 43 MiB, 13.3 GiB; and room beside it.
+const DISK_BYTES: u64 = 20 << 30;
 
 impl StoreOptions {
     /// Keeps nothing: for measurements.
     pub fn nothing() -> StoreOptions {
-        StoreOptions { cache_ram: Some(0) }
+        StoreOptions { cache_ram: Some(0), no_cache: true, ..Default::default() }
     }
 
-    /// Bytes of memory for snapshots.
-    pub fn ram_bytes(&self) -> u64 {
+    /// Keeps snapshots in memory only.
+    pub fn in_memory() -> StoreOptions {
+        StoreOptions { no_cache: true, ..Default::default() }
+    }
+
+    /// The store of a model. `log` hears of damage and failures, a line each.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or no thread be started.
+    pub fn open<B: Backend>(&self, b: &Arc<B>, file: &Gguf, shape: Shape, log: Log) -> Result<Store<B>> {
         let quarter = || machine::available(Path::new("/")).map_or(1 << 30, |free| free / 4);
-        self.cache_ram.unwrap_or_else(quarter)
+        let ram = self.cache_ram.unwrap_or_else(quarter);
+        let budget = self.cache_size.unwrap_or(DISK_BYTES);
+        let Some(dir) = self.dir().filter(|_| !self.no_cache && budget > 0) else {
+            return Ok(Store::new(shape.sizes, ram));
+        };
+        let made = std::fs::create_dir_all(&dir).with_context(|| format!("--cache-dir: {}", dir.display()));
+        match made {
+            Err(e) if self.cache_dir.is_some() => return Err(e),
+            // Nobody asked for it: a home that cannot be written to is no reason not to run.
+            Err(e) => {
+                log(&format!("snapshots stay in memory: {e:#}"));
+                return Ok(Store::new(shape.sizes, ram));
+            }
+            Ok(()) => {}
+        }
+        let key = key::key::<B>(file, shape.cache, shape.sizes);
+        let disk = Disk::new(Folder { dir, budget }, key, shape.clone(), log);
+        Ok(Store::with_disk(b, shape, ram, disk)?)
+    }
+
+    /// Where snapshots are on disk; None without a home.
+    fn dir(&self) -> Option<PathBuf> {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+        self.cache_dir.clone().or_else(|| Some(cache.or_else(home)?.join("kimi")))
     }
 }
 

@@ -7,7 +7,14 @@ use std::process::{Command, Output};
 
 /// Runs `kimi` with these arguments.
 pub fn kimi(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_kimi")).args(args).output().expect("kimi starts")
+    kimi_command().args(args).output().expect("kimi starts")
+}
+
+/// `kimi`, keeping its snapshots where the tests do.
+pub fn kimi_command() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kimi"));
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    command
 }
 
 /// Runs `kimi` and expects it to succeed; returns its standard output.

@@ -134,6 +134,11 @@ impl Gguf {
         self.parts[tensor.file].data + tensor.offset
     }
 
+    /// Everything before the tensors' data, of each part: metadata and the directory of tensors.
+    pub fn headers(&self) -> impl Iterator<Item = &[u8]> {
+        self.parts.iter().map(|part| &part.bytes[..part.bytes.len().min(part.data as usize)])
+    }
+
     /// Bytes of the file or of all parts.
     pub fn file_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()

@@ -1,79 +1,11 @@
-//! What was read is not read again: prompts that share a beginning, in any order, give the logits of an
-//! uninterrupted reading to the bit, and only their new tokens are processed.
+//! Snapshots in memory: the nearest one is found, it is exact, and they are bounded.
 
-mod common;
-
-use common::{kimi_ok, text};
-use kernels::backend::{Backend, CacheFormat};
-use kernels::cpu::Cpu;
+use super::*;
 use kernels::reference::Reference;
-use kimi::engine::{CacheType, Engine, EngineArgs};
-use kimi::session::{Prefill, Session};
-use kimi::snapshot::options::StoreOptions;
-use kimi::snapshot::{Sizes, Source};
-use models::kimi_linear::{Outputs, Sequence};
-use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::sync::LazyLock;
-use tempfile::TempDir;
-
-static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("tiny.gguf");
-    kimi_ok(&["synth", text(&file), "--preset", "tiny", "--type", "q8_0", "--layers", "4"]);
-    (dir, file)
-});
-
-const VOCAB: u32 = 1536;
-
-fn args(cache_type: CacheType, store: StoreOptions) -> EngineArgs {
-    EngineArgs { model: MODEL.1.clone(), threads: Some(2), ctx: None, batch: 64, cache_type, store }
-}
-
-fn engine(store: StoreOptions) -> Engine<Cpu> {
-    Engine::open(&args(CacheType::F16, store)).unwrap()
-}
-
-/// `n` tokens that look random; another seed, others from the start.
-fn tokens(seed: u32, n: usize) -> Vec<u32> {
-    let next = |x: &mut u32| {
-        *x = x.wrapping_mul(1664525).wrapping_add(1013904223);
-        Some((*x >> 8) % VOCAB)
-    };
-    std::iter::repeat_with(|| ()).scan(seed * 7919 + 1, |x, ()| next(x)).take(n).collect()
-}
-
-fn go(_: usize, _: usize) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-fn bits(logits: &[f32]) -> Vec<u32> {
-    assert!(!logits.is_empty());
-    logits.iter().map(|x| x.to_bits()).collect()
-}
-
-/// The logits after a prompt that was read at once, with nothing kept from before.
-fn fresh<B: Backend>(engine: &Engine<B>, prompt: &[u32]) -> Vec<u32> {
-    let mut state = engine.model.state(&engine.backend, engine.cache);
-    let mut batch = [Sequence { tokens: prompt, state: &mut state, outputs: Outputs::Last }];
-    let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
-    bits(&engine.backend.read(&logits.unwrap()))
-}
-
-fn read<B: Backend>(session: &mut Session<'_, B>, prompt: &[u32]) -> Prefill {
-    let prefill = session.advance_to(prompt, &mut go).unwrap();
-    assert_eq!(session.tokens(), prompt);
-    assert_eq!(bits(session.logits()), fresh(session.engine(), prompt), "{prefill:?}");
-    prefill
-}
-
-fn parts(p: Prefill) -> (usize, Option<Source>, usize) {
-    (p.reused, p.source, p.computed)
-}
 
 #[test]
 fn edits_go_to_the_snapshot_before_the_difference() {
-    let engine = engine(StoreOptions::default());
+    let engine = engine(StoreOptions::in_memory());
     let mut session = Session::new(&engine);
     let (document, first, second) = (tokens(1, 300), tokens(2, 20), tokens(3, 30));
     session.mark(&[300]);
@@ -94,31 +26,31 @@ fn edits_go_to_the_snapshot_before_the_difference() {
 }
 
 /// Wherever a reading stops, the next goes on from there.
-fn every_cut<B: Backend>(open: impl Fn() -> Engine<B>, cuts: &[usize]) {
-    let document = tokens(4, 150);
+fn every_cut<B: Backend>(open: impl Fn() -> Engine<B>, n: usize, cuts: &[usize]) {
+    let document = tokens(4, n);
     for &cut in cuts {
         let engine = open();
         let mut session = Session::new(&engine);
         session.advance_to(&document[..cut], &mut go).unwrap();
         // The state is carried on after it was kept: the snapshot must not see that.
-        session.advance_to(&[&document[..cut], &tokens(5, 70)].concat(), &mut go).unwrap();
+        session.advance_to(&[&document[..cut], &tokens(5, 20)].concat(), &mut go).unwrap();
         let mut next = Session::new(&engine);
-        assert_eq!(parts(read(&mut next, &document)), (cut, Some(Source::Ram), 150 - cut));
+        assert_eq!(parts(read(&mut next, &document)), (cut, Some(Source::Ram), n - cut));
     }
 }
 
 #[test]
 fn a_snapshot_of_any_length_equals_an_uninterrupted_reading() {
     for cache in [CacheType::F32, CacheType::F16, CacheType::Q8_0] {
-        let args = args(cache, StoreOptions::default());
-        every_cut(|| Engine::open(&args).unwrap(), &[1, 2, 3, 4, 15, 16, 63, 64, 65, 100, 149]);
-        every_cut(|| Engine::load(Reference, &args.model, &args).unwrap(), &[2, 140]);
+        let args = args(cache, StoreOptions::in_memory());
+        every_cut(|| Engine::open(&args).unwrap(), 150, &[1, 2, 3, 4, 15, 16, 63, 64, 65, 100, 149]);
+        every_cut(|| Engine::load(Reference, &args, Box::new(|_| {})).unwrap(), 20, &[2, 17]);
     }
 }
 
 #[test]
 fn a_stopped_reading_is_kept() {
-    let engine = engine(StoreOptions::default());
+    let engine = engine(StoreOptions::in_memory());
     let document = tokens(6, 300);
     let mut stop = |done, _| if done >= 128 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
     let stopped = Session::new(&engine).advance_to(&document, &mut stop).unwrap();
@@ -131,11 +63,14 @@ fn a_stopped_reading_is_kept() {
 
 #[test]
 fn memory_is_bounded_and_the_oldest_goes() {
-    let args = args(CacheType::F16, StoreOptions::default());
-    let model = engine(StoreOptions::default());
-    let sizes = Sizes::of(&model.backend, &model.model.config, CacheFormat::F16);
+    let args = args(CacheType::F16, StoreOptions::in_memory());
+    let model = engine(StoreOptions::in_memory());
+    let sizes = model.store.sizes();
     let one = sizes.recurrent + sizes.logits + 256 * sizes.row + 100 * (sizes.row + 4);
-    let limited = Engine::open(&EngineArgs { store: StoreOptions { cache_ram: Some(3 * one) }, ..args });
+    let limited = Engine::open(&EngineArgs {
+        store: StoreOptions { cache_ram: Some(3 * one), ..StoreOptions::in_memory() },
+        ..args
+    });
     let limited = limited.unwrap();
     for seed in 0..6 {
         read(&mut Session::new(&limited), &tokens(seed, 100));
@@ -152,7 +87,7 @@ fn memory_is_bounded_and_the_oldest_goes() {
 
 #[test]
 fn threads_share_a_store() {
-    let engine = engine(StoreOptions::default());
+    let engine = engine(StoreOptions::in_memory());
     std::thread::scope(|scope| {
         for seed in 0..4 {
             let engine = &engine;

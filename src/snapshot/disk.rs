@@ -1,0 +1,278 @@
+//! Snapshots on disk: finds the longest one for a prompt, brings it back, writes what is not there yet.
+//!
+//! Rows are written once, as pieces that continue one another; a state costs its 43 MiB (of the real model) and the
+//! rows since the one before it. Nothing is kept in memory about the directory but the tokens of files whose
+//! header was checked, which their names stand for. Next: [`super::folder`] (names, room), [`super::file`] (bytes).
+
+use super::file::{self, Header, Id, check};
+use super::folder::{Folder, Listing, remove};
+use super::options::WAYPOINT_TOKENS;
+use super::{Hit, Sizes, Snapshot, Source};
+use kernels::backend::{Backend, CacheFormat};
+use models::kimi_linear::config::Config;
+use models::kimi_linear::state::State;
+use std::collections::HashMap;
+use std::io::{Error, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A state is written when it saves reading this many tokens: seconds on a CPU. Each costs the disk 43 MiB.
+pub const WORTH_TOKENS: usize = 256;
+
+/// What a model's states look like.
+#[derive(Clone)]
+pub struct Shape {
+    /// Hyperparameters.
+    pub config: Config,
+    /// How latent rows are stored.
+    pub cache: CacheFormat,
+    /// Bytes of the parts.
+    pub sizes: Sizes,
+}
+
+/// The snapshots of one model in a directory.
+pub struct Disk {
+    folder: Folder,
+    key: Id,
+    shape: Shape,
+    /// Of rows whose header was checked.
+    tokens: Mutex<HashMap<Id, Arc<[u32]>>>,
+    /// Is told of damage and failures, a line each.
+    log: Log,
+    /// That there is no room has been told.
+    full: AtomicBool,
+}
+
+/// Takes lines for people.
+pub type Log = Box<dyn Fn(&str) + Send + Sync>;
+
+/// A piece of rows on the way to a state.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    id: Id,
+    parent: Id,
+    before: usize,
+    len: usize,
+}
+
+/// What went wrong with which file.
+type Failure = (PathBuf, Error);
+
+impl Disk {
+    /// The snapshots under `key` in a directory, which need not be there yet.
+    pub fn new(folder: Folder, key: Id, shape: Shape, log: Log) -> Disk {
+        Disk { folder, key, shape, tokens: Mutex::default(), log, full: AtomicBool::new(false) }
+    }
+
+    /// The state that covers most of `prompt`, if more than `least` tokens; of all of it only one with logits.
+    pub fn longest<B: Backend>(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
+        let listing = self.folder.list().ok()?;
+        let mut chains = self.chains(&listing, prompt);
+        chains.sort_by_key(|chain| std::cmp::Reverse(end(chain)));
+        for chain in chains {
+            let (len, state) = (end(&chain), chain.last().and_then(|p| listing.states.get(&p.id)));
+            let without_logits = file::OVERHEAD + self.shape.sizes.recurrent;
+            let usable = state.is_some_and(|state| len < prompt.len() || state.bytes != without_logits);
+            if !usable || least.is_some_and(|least| len <= least) {
+                continue;
+            }
+            match self.load(b, prompt, &chain) {
+                Ok(hit) => {
+                    chain.last().into_iter().for_each(|piece| self.folder.touch(piece.id));
+                    return Some(hit);
+                }
+                Err((path, e)) => self.failed(&path, &e),
+            }
+        }
+        None
+    }
+
+    /// Writes a state and the rows that are not there. Unless `always`, only if it saves [`WORTH_TOKENS`].
+    pub(super) fn save<B: Backend>(&self, b: &B, tokens: &[u32], snapshot: &Snapshot<B>, always: bool) {
+        if let Err((path, e)) = self.try_save(b, tokens, snapshot, always) {
+            self.failed(&path, &e);
+        }
+    }
+
+    fn try_save<B: Backend>(
+        &self,
+        b: &B,
+        tokens: &[u32],
+        snapshot: &Snapshot<B>,
+        always: bool,
+    ) -> std::result::Result<(), Failure> {
+        let dir = &self.folder.dir;
+        let _lock = self.folder.lock().map_err(|e| (dir.clone(), e))?;
+        let listing = self.folder.list().map_err(|e| (dir.clone(), e))?;
+        let chains = self.chains(&listing, tokens);
+        let state = |chain: &&Vec<Piece>| chain.last().and_then(|p| listing.states.get(&p.id));
+        let nearest = chains.iter().filter(|chain| state(chain).is_some()).map(|c| end(c)).max();
+        let there = chains.iter().filter(|c| end(c) == tokens.len()).find_map(|chain| state(&chain));
+        let sizes = self.shape.sizes;
+        let body = sizes.recurrent + size_of_val(&*snapshot.logits) as u64;
+        let complete = there.is_some_and(|state| state.bytes >= file::OVERHEAD + body);
+        if complete || (!always && tokens.len() - nearest.unwrap_or(0) < WORTH_TOKENS) {
+            return Ok(());
+        }
+        let mut chain = chains.into_iter().max_by_key(|chain| end(chain)).unwrap_or_default();
+        let new = self.pieces(tokens, &chain);
+        let rows: u64 = new.iter().map(|p| p.len as u64 * (sizes.row + 4) + file::OVERHEAD).sum();
+        let (need, on) = (rows + body + file::OVERHEAD, chain.last().map(|p| p.id));
+        if !self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))? {
+            if !self.full.swap(true, Ordering::Relaxed) {
+                let [need, budget] = [need, self.folder.budget].map(|n| n as f64 / f64::from(1 << 20));
+                let dir = dir.display();
+                (self.log)(&format!("{dir}: no room for a snapshot of {need:.1} MiB in {budget:.1} MiB"));
+            }
+            return Ok(());
+        }
+        for piece in new {
+            let path = self.rows_path(piece);
+            let mut body = Vec::with_capacity(piece.len * sizes.row as usize);
+            snapshot.state.export_rows(b, piece.before..piece.before + piece.len, &mut body);
+            let tokens = tokens[piece.before..][..piece.len].to_vec();
+            file::write(&path, &self.header(piece, tokens), &body).map_err(|e| (path, e))?;
+            chain.push(piece);
+        }
+        let mut body = Vec::with_capacity(body as usize);
+        snapshot.state.export_recurrent(b, &mut body);
+        body.extend(snapshot.logits.iter().flat_map(|x| x.to_le_bytes()));
+        let (path, header) = self.state_file(&chain);
+        file::write(&path, &header, &body).map_err(|e| (path, e))
+    }
+
+    /// Brings back the rows of a chain and the state after them.
+    fn load<B: Backend>(
+        &self,
+        b: &B,
+        prompt: &[u32],
+        chain: &[Piece],
+    ) -> std::result::Result<Hit<B>, Failure> {
+        let Shape { config, cache, sizes } = &self.shape;
+        let mut state = State::new(b, config, *cache);
+        for piece in chain {
+            let path = self.rows_path(*piece);
+            let tokens = prompt[piece.before..][..piece.len].to_vec();
+            let body = read_as(&path, &self.header(*piece, tokens), &[piece.len as u64 * sizes.row]);
+            state.import_rows(b, piece.len, &body.map_err(|e| (path, e))?);
+        }
+        let (path, header) = self.state_file(chain);
+        let fit = [sizes.recurrent + sizes.logits, sizes.recurrent];
+        let body = read_as(&path, &header, &fit).map_err(|e| (path, e))?;
+        let (recurrent, logits) = body.split_at(sizes.recurrent as usize);
+        state.import_recurrent(b, config, recurrent);
+        let logits = logits.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+        Ok(Hit { len: end(chain), state, logits, source: Source::Disk })
+    }
+
+    /// All chains of rows that `tokens` begins with.
+    fn chains(&self, listing: &Listing, tokens: &[u32]) -> Vec<Vec<Piece>> {
+        let mut children: HashMap<Id, Vec<Id>> = HashMap::new();
+        listing.rows.iter().for_each(|(id, rows)| children.entry(rows.parent).or_default().push(*id));
+        let (mut found, mut open) = (Vec::new(), vec![Vec::new()]);
+        while let Some(chain) = open.pop() {
+            let (parent, before) = (chain.last().map_or(self.key, |p: &Piece| p.id), end(&chain));
+            for id in children.get(&parent).into_iter().flatten() {
+                let piece = Piece { id: *id, parent, before, len: 0 };
+                let own = self.tokens_of(piece);
+                if let Some(own) = own.filter(|own| !own.is_empty() && tokens[before..].starts_with(own)) {
+                    open.push([&chain[..], &[Piece { len: own.len(), ..piece }]].concat());
+                }
+            }
+            found.extend((!chain.is_empty()).then_some(chain));
+        }
+        found
+    }
+
+    /// The tokens of rows, by their header.
+    fn tokens_of(&self, piece: Piece) -> Option<Arc<[u32]>> {
+        let lock = || self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tokens) = lock().get(&piece.id) {
+            return Some(tokens.clone());
+        }
+        let path = self.rows_path(piece);
+        let header = file::read_header(&path).and_then(|found| {
+            let expected = self.header(piece, found.tokens.clone());
+            check("id", piece.id, file::chain(piece.parent, &found.tokens))?;
+            same(&expected, &found)?;
+            Ok(found)
+        });
+        match header {
+            Ok(header) => {
+                let tokens: Arc<[u32]> = header.tokens.into();
+                lock().insert(piece.id, tokens.clone());
+                Some(tokens)
+            }
+            Err(e) => {
+                self.failed(&path, &e);
+                None
+            }
+        }
+    }
+
+    /// The pieces that are missing after a chain. One ends at each waypoint, so none takes more memory on its way
+    /// than the rows between two.
+    fn pieces(&self, tokens: &[u32], chain: &[Piece]) -> Vec<Piece> {
+        let (mut before, mut parent) = (end(chain), chain.last().map_or(self.key, |p| p.id));
+        let mut pieces = Vec::new();
+        while before < tokens.len() {
+            let to = tokens.len().min((before / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS);
+            let id = file::chain(parent, &tokens[before..to]);
+            pieces.push(Piece { id, parent, before, len: to - before });
+            (before, parent) = (to, id);
+        }
+        pieces
+    }
+
+    fn rows_path(&self, piece: Piece) -> PathBuf {
+        self.folder.rows_path(piece.id, piece.parent, piece.parent == self.key)
+    }
+
+    fn header(&self, piece: Piece, tokens: Vec<u32>) -> Header {
+        Header { key: self.key, id: piece.id, parent: piece.parent, before: piece.before as u64, tokens }
+    }
+
+    fn state_file(&self, chain: &[Piece]) -> (PathBuf, Header) {
+        let id = chain.last().map_or(self.key, |p| p.id);
+        let header = Header { key: self.key, id, parent: id, before: end(chain) as u64, tokens: vec![] };
+        (self.folder.state_path(id), header)
+    }
+
+    /// Says what failed, and removes a file that is not what it should be.
+    fn failed(&self, path: &Path, e: &Error) {
+        match e.kind() {
+            ErrorKind::NotFound => {} // somebody made room
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                (self.log)(&format!("{}: {e}: dropped, to be read again", path.display()));
+                if let Err(e) = remove(path) {
+                    (self.log)(&format!("{}: {e}", path.display()));
+                }
+            }
+            _ => (self.log)(&format!("{}: {e}", path.display())),
+        }
+    }
+}
+
+/// Tokens of a chain.
+fn end(chain: &[Piece]) -> usize {
+    chain.last().map_or(0, |p| p.before + p.len)
+}
+
+/// The body of a file whose header is as expected, of one of the sizes that fit.
+fn read_as(path: &Path, expected: &Header, sizes: &[u64]) -> Result<Vec<u8>> {
+    let (found, body) = file::read(path)?;
+    same(expected, &found)?;
+    let bytes = body.len() as u64;
+    check("bytes of the body", *sizes.iter().find(|size| **size == bytes).unwrap_or(&sizes[0]), bytes)?;
+    Ok(body)
+}
+
+fn same(expected: &Header, found: &Header) -> Result<()> {
+    check("key", expected.key, found.key)?;
+    check("id", expected.id, found.id)?;
+    check("parent", expected.parent, found.parent)?;
+    check("tokens before", expected.before, found.before)?;
+    let (these, others) = ("those of its id", "others");
+    check("tokens", these, if expected.tokens == found.tokens { these } else { others })
+}

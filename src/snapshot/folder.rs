@@ -1,0 +1,275 @@
+//! The directory of snapshot files, from their names alone: which continue which, what they weigh, what goes when
+//! there is no room. All models share it, and all processes.
+//!
+//! ```text
+//! ID-PARENT.first   rows of the first tokens; PARENT is the model's key      ID.state   a state after rows ID
+//! ID-PARENT.rows    rows that continue those of PARENT                       *.tmp      not finished
+//! lock              held by the process that writes or makes room
+//! ```
+//! Any file may vanish at any time: what needs it is then of no use, and goes when room is made next. A state's time
+//! of change is that of its last use. Next: [`super::disk`].
+
+use super::file::Id;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{Error, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long another process may hold the lock.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The directory.
+#[derive(Debug)]
+pub struct Folder {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// Bytes of all files at most.
+    pub budget: u64,
+}
+
+/// The files that are there.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Rows by their id.
+    pub rows: HashMap<Id, Rows>,
+    /// States by the id of the rows they end with.
+    pub states: HashMap<Id, StateFile>,
+    /// Files that nobody finished, if the lock is held.
+    unfinished: Vec<PathBuf>,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// A file of rows.
+#[derive(Debug)]
+pub struct Rows {
+    /// What it continues: other rows, or the key.
+    pub parent: Id,
+    /// Whether it continues the key.
+    pub first: bool,
+    bytes: u64,
+}
+
+/// A state's file.
+#[derive(Debug)]
+pub struct StateFile {
+    /// Its size.
+    pub bytes: u64,
+    used: SystemTime,
+}
+
+impl Folder {
+    /// The path of rows.
+    pub fn rows_path(&self, id: Id, parent: Id, first: bool) -> PathBuf {
+        let kind = if first { "first" } else { "rows" };
+        self.dir.join(format!("{id:032x}-{parent:032x}.{kind}"))
+    }
+
+    /// The path of a state.
+    pub fn state_path(&self, id: Id) -> PathBuf {
+        self.dir.join(format!("{id:032x}.state"))
+    }
+
+    /// The files that are there.
+    pub fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            // Another process may have removed it since.
+            let Ok(about) = entry.metadata() else { continue };
+            listing.add(&entry.path(), about.len(), about.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+        }
+        Ok(listing)
+    }
+
+    /// Waits until this process alone may write; that ends when the file is dropped.
+    pub fn lock(&self) -> Result<File> {
+        fs::create_dir_all(&self.dir)?;
+        let file = File::options().create(true).append(true).open(self.dir.join("lock"))?;
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                // Without locks two processes may write the same file: what comes of it has a wrong checksum.
+                Err(fs::TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => return Ok(file),
+                Err(fs::TryLockError::Error(e)) => return Err(e),
+                Err(fs::TryLockError::WouldBlock) if start.elapsed() > PATIENCE => {
+                    return Err(Error::new(ErrorKind::TimedOut, "another process holds the lock"));
+                }
+                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Says that a state was used just now.
+    pub fn touch(&self, id: Id) {
+        let file = File::options().append(true).open(self.state_path(id));
+        // A state that cannot be marked is merely the first to go.
+        let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
+    }
+
+    /// Removes what is of no use, then the states used least recently and the rows only they need, until `need`
+    /// bytes fit. The rows up to `chain` stay. False when that is not enough. The lock must be held.
+    pub fn make_room(&self, listing: &Listing, need: u64, chain: Option<Id>) -> Result<bool> {
+        for path in &listing.unfinished {
+            remove(path)?;
+        }
+        let mut needed: HashMap<Id, usize> = HashMap::new();
+        for id in chain.into_iter().flat_map(|id| listing.ancestors(id).unwrap_or_default()) {
+            *needed.entry(id).or_default() += 1;
+        }
+        let mut used: Vec<(SystemTime, Id)> = Vec::new();
+        let mut total = need;
+        for (id, state) in &listing.states {
+            let Some(ancestors) = listing.ancestors(*id) else {
+                remove(&self.state_path(*id))?; // some of its rows are gone
+                continue;
+            };
+            ancestors.into_iter().for_each(|id| *needed.entry(id).or_default() += 1);
+            used.push((state.used, *id));
+            total += state.bytes;
+        }
+        total += needed.keys().map(|id| listing.rows[id].bytes).sum::<u64>();
+        used.sort_unstable();
+        for (_, id) in used {
+            if total <= self.limit(listing.bytes) {
+                break;
+            }
+            remove(&self.state_path(id))?;
+            total -= listing.states[&id].bytes;
+            for id in listing.ancestors(id).unwrap_or_default() {
+                let states = needed.entry(id).or_default();
+                *states -= 1;
+                if *states == 0 {
+                    needed.remove(&id);
+                    total -= listing.rows[&id].bytes;
+                }
+            }
+        }
+        for (id, rows) in listing.rows.iter().filter(|(id, _)| !needed.contains_key(id)) {
+            remove(&self.rows_path(*id, rows.parent, rows.first))?;
+        }
+        Ok(total <= self.limit(listing.bytes))
+    }
+
+    /// The budget, and never more than half of what would be free without these files.
+    fn limit(&self, used: u64) -> u64 {
+        let free = fs4::available_space(&self.dir).unwrap_or(u64::MAX);
+        self.budget.min(free.saturating_add(used) / 2)
+    }
+}
+
+impl Listing {
+    fn add(&mut self, path: &Path, bytes: u64, used: SystemTime) {
+        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        let ids: Option<Vec<Id>> = stem.split('-').map(|id| Id::from_str_radix(id, 16).ok()).collect();
+        match (path.extension().and_then(|e| e.to_str()), ids.as_deref()) {
+            (Some(kind @ ("rows" | "first")), Some(&[id, parent])) => {
+                self.rows.insert(id, Rows { parent, first: kind == "first", bytes });
+            }
+            (Some("state"), Some(&[id])) => drop(self.states.insert(id, StateFile { bytes, used })),
+            (Some("tmp"), Some(_)) => self.unfinished.push(path.to_owned()),
+            _ => return, // not ours
+        }
+        self.bytes += bytes;
+    }
+
+    /// The rows from `id` back to the first; None when some are missing.
+    fn ancestors(&self, id: Id) -> Option<Vec<Id>> {
+        let (mut at, mut found, mut seen) = (id, Vec::new(), HashSet::new());
+        loop {
+            let rows = self.rows.get(&at)?;
+            // Names that go in a circle are nobody's chain.
+            if !seen.insert(at) {
+                return None;
+            }
+            found.push(at);
+            if rows.first {
+                return Some(found);
+            }
+            at = rows.parent;
+        }
+    }
+}
+
+/// Removes a file that may be gone already.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with rows 1 <- 2 <- 3 and 1 <- 4 of 100 bytes, and states of 10 bytes after 2, 3 and 4, used in
+    /// that order.
+    fn folder(budget: u64) -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder { dir: dir.path().to_owned(), budget };
+        for (id, parent, first) in [(1, 99, true), (2, 1, false), (3, 2, false), (4, 1, false)] {
+            fs::write(folder.rows_path(id, parent, first), [0; 100]).unwrap();
+        }
+        for id in [2, 3, 4] {
+            let path = folder.state_path(id);
+            fs::write(&path, [0; 10]).unwrap();
+            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(id as u64);
+            File::options().append(true).open(&path).unwrap().set_modified(used).unwrap();
+        }
+        (dir, folder)
+    }
+
+    fn left(folder: &Folder) -> (Vec<Id>, Vec<Id>) {
+        let listing = folder.list().unwrap();
+        let sorted = |ids: Vec<Id>| {
+            let mut ids = ids;
+            ids.sort_unstable();
+            ids
+        };
+        (sorted(listing.rows.into_keys().collect()), sorted(listing.states.into_keys().collect()))
+    }
+
+    fn check(budget: u64, need: u64, chain: Option<Id>, fits: bool, rows: &[Id], states: &[Id]) {
+        let (_dir, folder) = folder(budget);
+        let _lock = folder.lock().unwrap();
+        assert_eq!(folder.make_room(&folder.list().unwrap(), need, chain).unwrap(), fits);
+        assert_eq!(left(&folder), (rows.to_vec(), states.to_vec()), "{need} bytes in {budget}");
+    }
+
+    #[test]
+    fn the_states_used_least_recently_go_with_the_rows_that_only_they_need() {
+        check(1000, 100, None, true, &[1, 2, 3, 4], &[2, 3, 4]);
+        check(430, 1, None, true, &[1, 2, 3, 4], &[3, 4]);
+        check(430, 11, None, true, &[1, 4], &[4]);
+        check(430, 11, Some(3), true, &[1, 2, 3, 4], &[4]);
+        check(430, 221, None, true, &[], &[]);
+        check(430, 431, None, false, &[], &[]);
+        check(430, 231, Some(2), false, &[1, 2], &[]);
+    }
+
+    #[test]
+    fn what_cannot_be_used_goes() {
+        let (_dir, folder) = folder(1000);
+        let foreign = folder.dir.join("notes.txt");
+        fs::write(&foreign, "x").unwrap();
+        fs::write(folder.state_path(5).with_extension("tmp"), "half").unwrap();
+        fs::remove_file(folder.rows_path(2, 1, false)).unwrap();
+        let _lock = folder.lock().unwrap();
+        assert!(folder.make_room(&folder.list().unwrap(), 0, None).unwrap());
+        assert_eq!(left(&folder), (vec![1, 4], vec![4]));
+        assert_eq!(folder.list().unwrap().bytes, 210);
+        assert!(foreign.exists());
+    }
+
+    #[test]
+    fn a_state_that_is_used_stays_longest() {
+        let (_dir, folder) = folder(430);
+        folder.touch(2);
+        let _lock = folder.lock().unwrap();
+        assert!(folder.make_room(&folder.list().unwrap(), 201, None).unwrap());
+        assert_eq!(left(&folder), (vec![1, 2], vec![2]));
+    }
+}

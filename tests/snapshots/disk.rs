@@ -1,0 +1,214 @@
+//! Snapshots on disk: exact after a restart, never used when damaged or foreign, bounded.
+
+use super::*;
+use kernels::reference::Reference;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+pub fn on_disk(dir: &Path) -> StoreOptions {
+    StoreOptions { cache_dir: Some(dir.to_owned()), ..Default::default() }
+}
+
+/// Nothing in memory: what is found was on disk.
+pub fn only_disk(dir: &Path) -> StoreOptions {
+    StoreOptions { cache_ram: Some(0), ..on_disk(dir) }
+}
+
+/// An engine and what it says.
+fn overheard(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) {
+    let said = Arc::new(Mutex::new(Vec::new()));
+    let lines = said.clone();
+    let log = Box::new(move |line: &str| lines.lock().unwrap().push(line.to_owned()));
+    (Engine::open_with(&args(CacheType::F16, store), log).unwrap(), said)
+}
+
+/// Reads a prompt and has it on disk.
+pub fn written<B: Backend>(engine: &Engine<B>, prompt: &[u32]) {
+    let mut session = Session::new(engine);
+    session.advance_to(prompt, &mut go).unwrap();
+    session.save();
+    engine.store.flush();
+}
+
+/// Snapshot files, the largest first.
+pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| !p.ends_with("lock"));
+    // One may vanish between the two questions.
+    let sized = |path: PathBuf| fs::metadata(&path).ok().map(|about| (path, about.len()));
+    let mut all: Vec<_> = entries.filter_map(sized).collect();
+    all.sort_by_key(|(path, bytes)| (std::cmp::Reverse(*bytes), path.clone()));
+    all
+}
+
+pub fn bytes(dir: &Path) -> u64 {
+    files(dir).iter().map(|(_, bytes)| bytes).sum()
+}
+
+/// Reads on after a restart, from a snapshot at each cut.
+fn every_cut<B: Backend>(open: impl Fn(&Path) -> Engine<B>, n: usize, cuts: &[usize]) {
+    let document = tokens(4, n);
+    let dir = tempfile::tempdir().unwrap();
+    for &cut in cuts {
+        written(&open(dir.path()), &document[..cut]);
+        let restarted = open(dir.path());
+        let found = parts(read(&mut Session::new(&restarted), &document));
+        assert_eq!(found, (cut, Some(Source::Disk), n - cut));
+        restarted.store.flush();
+    }
+}
+
+#[test]
+fn a_restart_at_any_length_equals_an_uninterrupted_reading() {
+    for cache in [CacheType::F32, CacheType::F16, CacheType::Q8_0] {
+        let args = |dir: &Path| args(cache, only_disk(dir));
+        every_cut(|dir| Engine::open(&args(dir)).unwrap(), 150, &[1, 2, 3, 4, 63, 64, 65, 100, 149]);
+        every_cut(|dir| Engine::load(Reference, &args(dir), Box::new(|_| {})).unwrap(), 20, &[2, 17]);
+    }
+}
+
+#[test]
+fn after_a_restart_only_new_tokens_are_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let (document, first, second) = (tokens(1, 400), tokens(2, 20), tokens(3, 30));
+    {
+        let engine = engine(on_disk(dir.path()));
+        let mut session = Session::new(&engine);
+        session.mark(&[400]);
+        read(&mut session, &[&document[..], &first].concat());
+    }
+    let engine = engine(on_disk(dir.path()));
+    let mut session = Session::new(&engine);
+    let prompt = [&document[..], &second].concat();
+    assert_eq!(parts(read(&mut session, &prompt)), (400, Some(Source::Disk), 30));
+    let other = [&document[..], &first].concat();
+    assert_eq!(parts(read(&mut session, &other)), (400, Some(Source::Ram), 20), "it is in memory now");
+}
+
+/// Rows are written once: a continued state costs its fixed part and the new rows.
+#[test]
+fn rows_are_shared_and_short_work_is_not_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(on_disk(dir.path()));
+    let document = tokens(1, 900);
+    let mut session = Session::new(&engine);
+    let mut grown = |n: usize, save: bool| {
+        read(&mut session, &document[..n]);
+        if save {
+            session.save();
+        }
+        engine.store.flush();
+        (files(dir.path()).len(), bytes(dir.path()))
+    };
+    assert_eq!(grown(255, false), (0, 0), "less than is worth it");
+    let (files, first) = grown(256, false);
+    assert_eq!(files, 2);
+    assert_eq!(grown(300, false), (2, first));
+    let (files, second) = grown(301, true);
+    assert_eq!(files, 4);
+    let sizes = engine.store.sizes();
+    let state = sizes.recurrent + sizes.logits + 96;
+    assert_eq!(first, state + 256 * (sizes.row + 4) + 96);
+    assert_eq!(second - first, state + 45 * (sizes.row + 4) + 96);
+    assert_eq!(grown(301, true), (4, second), "it is there");
+}
+
+/// Another model, another cache format: nothing of it is used.
+#[test]
+fn foreign_snapshots_are_not_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompt = tokens(1, 50);
+    let (first, q8_0) = (args(CacheType::F16, on_disk(dir.path())), CacheType::Q8_0);
+    written(&Engine::open(&first).unwrap(), &prompt);
+    let other = dir.path().join("other.gguf");
+    let synth = ["synth", text(&other), "--preset", "tiny", "--type", "q8_0", "--layers", "4"];
+    kimi_ok(&[&synth[..], &["--seed", "7"]].concat());
+    for args in
+        [EngineArgs { model: other, ..first.clone() }, EngineArgs { cache_type: q8_0, ..first.clone() }]
+    {
+        let engine = Engine::open(&args).unwrap();
+        assert_eq!(read(&mut Session::new(&engine), &prompt).reused, 0);
+    }
+    let again = Engine::open(&first).unwrap();
+    assert_eq!(read(&mut Session::new(&again), &prompt).reused, 50);
+}
+
+/// A thousand files with a flipped byte, or cut short: none is used, each is said in one line and removed.
+#[test]
+fn damaged_files_are_never_used() {
+    let dir = tempfile::tempdir().unwrap();
+    let document = tokens(1, 60);
+    let writer = engine(on_disk(dir.path()));
+    (1..=4).for_each(|n| written(&writer, &document[..10 * n]));
+    drop(writer);
+    let whole: Vec<_> = files(dir.path()).into_iter().map(|(p, _)| (fs::read(&p).unwrap(), p)).collect();
+    assert_eq!(whole.len(), 8);
+    let truth = engine(StoreOptions::in_memory());
+    let logits: Vec<_> = (1..=4).map(|n| fresh(&truth, &document[..10 * n])).collect();
+    let mut random = 1u64;
+    let mut next = |below: usize| {
+        random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (random >> 33) as usize % below
+    };
+    let (reader, said) = overheard(only_disk(dir.path()));
+    for round in 0..1000 {
+        let (good, path) = &whole[next(whole.len())];
+        let mut bad = good.clone();
+        match round % 10 {
+            0 => bad.truncate(next(good.len())),
+            _ => bad[next(good.len())] ^= 1 + next(255) as u8,
+        }
+        fs::write(path, &bad).unwrap();
+        // Every state is asked for: the longest, and those before it by shorter prompts.
+        for n in [4, 3, 2, 1] {
+            if let Some(hit) = reader.store.longest(&reader.backend, &document[..10 * n], None) {
+                assert_eq!(bits(&hit.logits), logits[hit.len / 10 - 1], "{}", path.display());
+            }
+        }
+        let said = std::mem::take(&mut *said.lock().unwrap());
+        assert_eq!(said.len(), 1, "{}: {said:?}", path.display());
+        assert!(said[0].ends_with("dropped, to be read again") && !path.exists(), "{said:?}");
+        fs::write(path, good).unwrap();
+    }
+    let hit = reader.store.longest(&reader.backend, &document, None).unwrap();
+    assert_eq!((hit.len, bits(&hit.logits)), (40, logits[3].clone()));
+}
+
+/// A user may delete any of the files.
+#[test]
+fn deleted_files_are_read_again() {
+    let document = tokens(1, 60);
+    for victim in 0..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = engine(only_disk(dir.path()));
+        (1..=4).for_each(|n| written(&engine, &document[..10 * n]));
+        fs::remove_file(&files(dir.path())[victim].0).unwrap();
+        let mut session = Session::new(&engine);
+        assert!(read(&mut session, &document).reused.is_multiple_of(10));
+        session.save();
+        engine.store.flush();
+        assert_eq!(read(&mut Session::new(&engine), &document).computed, 0);
+    }
+}
+
+#[test]
+fn the_budget_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = engine(StoreOptions::nothing());
+    let sizes = model.store.sizes();
+    let one = sizes.recurrent + sizes.logits + 50 * (sizes.row + 4) + 2 * 96;
+    let limited = StoreOptions { cache_size: Some(3 * one), ..only_disk(dir.path()) };
+    let (engine, said) = overheard(limited);
+    for seed in 0..6 {
+        written(&engine, &tokens(seed, 50));
+        assert!(bytes(dir.path()) <= 3 * one);
+        assert_eq!(read(&mut Session::new(&engine), &tokens(0, 50)).computed, 0, "used, so it stays");
+    }
+    assert_eq!(files(dir.path()).len(), 6);
+    assert_eq!(*said.lock().unwrap(), [""; 0]);
+    written(&engine, &tokens(9, 3000));
+    written(&engine, &tokens(8, 3000));
+    let said = said.lock().unwrap();
+    assert!(said.len() == 1 && said[0].contains("no room for a snapshot of "), "said once: {said:?}");
+    assert!(bytes(dir.path()) <= 3 * one);
+}

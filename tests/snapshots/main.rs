@@ -1,0 +1,79 @@
+//! What was read is not read again: prompts that share a beginning, in any order, give the logits of an
+//! uninterrupted reading to the bit, and only their new tokens are processed.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod disk;
+mod memory;
+mod processes;
+
+use common::{kimi_ok, text};
+use kernels::backend::Backend;
+use kernels::cpu::Cpu;
+use kimi::engine::{CacheType, Engine, EngineArgs};
+use kimi::session::{Prefill, Session};
+use kimi::snapshot::Source;
+use kimi::snapshot::options::StoreOptions;
+use models::kimi_linear::{Outputs, Sequence};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    if let Some(file) = std::env::var_os("KIMI_TEST_MODEL") {
+        return (dir, file.into()); // of the process that started this one
+    }
+    let file = dir.path().join("tiny.gguf");
+    kimi_ok(&["synth", text(&file), "--preset", "tiny", "--type", "q8_0", "--layers", "4"]);
+    (dir, file)
+});
+
+const VOCAB: u32 = 1536;
+
+fn args(cache_type: CacheType, store: StoreOptions) -> EngineArgs {
+    EngineArgs { model: MODEL.1.clone(), threads: Some(2), ctx: None, batch: 64, cache_type, store }
+}
+
+/// An engine that has nothing to complain about.
+fn engine(store: StoreOptions) -> Engine<Cpu> {
+    Engine::open_with(&args(CacheType::F16, store), Box::new(|line| panic!("{line}"))).unwrap()
+}
+
+/// `n` tokens that look random; another seed, others from the start.
+fn tokens(seed: u32, n: usize) -> Vec<u32> {
+    let next = |x: &mut u32| {
+        *x = x.wrapping_mul(1664525).wrapping_add(1013904223);
+        Some((*x >> 8) % VOCAB)
+    };
+    std::iter::repeat_with(|| ()).scan(seed * 7919 + 1, |x, ()| next(x)).take(n).collect()
+}
+
+fn go(_: usize, _: usize) -> ControlFlow<()> {
+    ControlFlow::Continue(())
+}
+
+fn bits(logits: &[f32]) -> Vec<u32> {
+    assert!(!logits.is_empty());
+    logits.iter().map(|x| x.to_bits()).collect()
+}
+
+/// The logits after a prompt that was read at once, with nothing kept from before.
+fn fresh<B: Backend>(engine: &Engine<B>, prompt: &[u32]) -> Vec<u32> {
+    let mut state = engine.model.state(&engine.backend, engine.cache);
+    let mut batch = [Sequence { tokens: prompt, state: &mut state, outputs: Outputs::Last }];
+    let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
+    bits(&engine.backend.read(&logits.unwrap()))
+}
+
+fn read<B: Backend>(session: &mut Session<'_, B>, prompt: &[u32]) -> Prefill {
+    let prefill = session.advance_to(prompt, &mut go).unwrap();
+    assert_eq!(session.tokens(), prompt);
+    assert_eq!(bits(session.logits()), fresh(session.engine(), prompt), "{prefill:?}");
+    prefill
+}
+
+fn parts(p: Prefill) -> (usize, Option<Source>, usize) {
+    (p.reused, p.source, p.computed)
+}
