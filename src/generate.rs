@@ -1,9 +1,12 @@
-//! From a prompt's tokens to streamed text: prefill, then sample, until an end token, a stop string or a limit.
+//! From a prompt's tokens to streamed text on one session: prefill, then token by token. What is chosen and when it
+//! ends is [`crate::reply`]'s.
 
-use crate::sample::{Sampler, Sampling};
+pub use crate::reply::Ended;
+
+use crate::reply::{Reply, Rules};
+use crate::sample::Sampling;
 use crate::session::{Error, Prefill, Session};
 use crate::snapshot::Source;
-use crate::stream::Stream;
 use kernels::backend::Backend;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
@@ -38,21 +41,8 @@ pub enum Event<'a> {
     Text(&'a str),
 }
 
-/// Why a reply ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
-    /// The model ended it.
-    EndToken,
-    /// A stop string.
-    StopString,
-    /// The limit on tokens, or the context's end.
-    Length,
-    /// The caller.
-    Cancelled,
-}
-
 /// What was done and how long it took.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Stats {
     /// Tokens of the prompt reused and computed.
     pub prefill: Prefill,
@@ -70,10 +60,11 @@ impl Stats {
     /// One line for people: what was reused and computed, and how fast.
     pub fn line(&self) -> String {
         let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
-        let ended = match self.ended {
+        let ended = match &self.ended {
             Ended::EndToken | Ended::StopString => "",
             Ended::Length => ", cut at the limit",
             Ended::Cancelled => ", stopped",
+            Ended::Constraint(_) => ", cut where the grammar could not go on",
         };
         format!(
             "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}",
@@ -137,42 +128,32 @@ fn reply<B: Backend>(
     request: &Request<'_>,
     on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<(usize, Ended), Error> {
-    let engine = session.engine();
-    let mut sampler = Sampler::new(request.sampling);
-    let mut text = engine.tokenizer.as_ref().map(|t| Stream::new(t, request.stops));
-    let mut recent = request.prompt.to_vec();
-    let mut ended = Ended::Length;
-    let mut generated = 0;
-    while generated < request.max_tokens {
-        if generated > 0 {
-            if session.tokens().len() as u64 >= engine.context {
-                break;
-            }
-            session.push(recent[recent.len() - 1])?;
+    let rules = Rules {
+        max_tokens: request.max_tokens,
+        sampling: request.sampling,
+        bias: Vec::new(),
+        constraint: None,
+        stops: request.stops.to_vec(),
+        ignore_end: request.ignore_end,
+    };
+    let mut reply = Reply::new(session.engine(), request.prompt, rules);
+    loop {
+        let choice = reply.choose(session.logits());
+        let mut flow = choice.token.map_or(ControlFlow::Continue(()), |token| on(Event::Token(token)));
+        if flow.is_continue() && !choice.text.is_empty() {
+            flow = on(Event::Text(&choice.text));
         }
-        let token = sampler.sample(session.logits(), &recent);
-        if !request.ignore_end && engine.is_end(token) {
-            ended = Ended::EndToken;
-            break;
-        }
-        recent.push(token);
-        generated += 1;
-        let stopped = text.as_mut().is_some_and(|text| text.push(token));
-        let mut flow = on(Event::Token(token));
-        if let Some(ready) = text.as_mut().map(Stream::take).filter(|s| !s.is_empty()) {
-            flow = if flow.is_break() { flow } else { on(Event::Text(&ready)) };
-        }
-        if stopped || flow.is_break() {
-            ended = if stopped { Ended::StopString } else { Ended::Cancelled };
-            break;
+        match (choice.token, choice.ended) {
+            (_, Some(ended)) => return Ok((reply.generated(), ended)),
+            (Some(token), None) if flow.is_continue() => drop(session.push(token)?),
+            _ => break,
         }
     }
-    if ended != Ended::StopString
-        && let Some(rest) = text.map(Stream::finish).filter(|s| !s.is_empty())
-    {
+    let rest = reply.rest();
+    if !rest.is_empty() {
         let _ = on(Event::Text(&rest));
     }
-    Ok((generated, ended))
+    Ok((reply.generated(), Ended::Cancelled))
 }
 
 #[cfg(test)]

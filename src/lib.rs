@@ -1,9 +1,11 @@
 //! The runtime: engine, session, sampling, commands. The binary is a thin `main` over it.
 //!
 //! The way of a prompt: [`prompt`] or [`conversation`] (text to ids), [`session`] (ids to logits, over
-//! [`engine`], from the nearest [`snapshot`]), [`generate`] (logits to tokens, with [`sample`]), [`stream`] (tokens to text).
+//! [`engine`], from the nearest [`snapshot`]), [`generate`] (a reply on it, by [`reply`] and [`sample`]), [`stream`]
+//! (tokens to text).
 #![forbid(unsafe_code)]
 
+pub mod batch;
 pub mod bench;
 pub mod chat;
 pub mod cli;
@@ -12,9 +14,12 @@ pub mod engine;
 pub mod generate;
 pub mod inspect;
 pub mod logits;
+pub mod logprobs;
 pub mod perplexity;
 pub mod prompt;
+pub mod reply;
 pub mod sample;
+pub mod serve;
 pub mod session;
 pub mod snapshot;
 pub mod stream;

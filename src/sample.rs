@@ -3,6 +3,7 @@
 
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
+use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 /// How tokens are chosen.
@@ -26,6 +27,12 @@ pub struct Sampling {
     /// How many recent tokens are penalised
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub repeat_last_n: usize,
+    /// Take this off the logits of tokens that the reply has
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = penalty)]
+    pub presence_penalty: f32,
+    /// Take this off the logits of tokens for each time that the reply has them
+    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = penalty)]
+    pub frequency_penalty: f32,
     /// Seed of the draw: the same seed, prompt and options give the same text (default: another each run)
     #[arg(long, default_value_t = random_seed(), hide_default_value = true)]
     pub seed: u64,
@@ -41,16 +48,33 @@ fn at_least<const MIN: u32>(text: &str) -> Result<f32, String> {
     value.ok_or_else(|| format!("expected a number of at least {MIN}"))
 }
 
-/// The standard library's hash keys are random each run.
-fn random_seed() -> u64 {
+fn penalty(text: &str) -> Result<f32, String> {
+    let value = text.parse().ok().filter(|v: &f32| (-2.0..=2.0).contains(v));
+    value.ok_or_else(|| "expected a number from -2 to 2".into())
+}
+
+/// Another each time: the standard library's hash keys are random.
+pub fn random_seed() -> u64 {
     RandomState::new().hash_one(0)
 }
 
 /// Draws tokens, one sequence's worth.
 pub struct Sampler {
     how: Sampling,
+    /// Added to the logits of these tokens.
+    bias: Vec<(u32, f32)>,
     rng: Pcg64Mcg,
     candidates: Vec<(f32, u32)>,
+    /// How often each token was drawn; kept only for the penalties that count.
+    drawn: HashMap<u32, u32>,
+}
+
+/// What says which tokens may come next: a grammar.
+pub trait Constraint: Send {
+    /// The tokens that may come next, a bit each; an error is why none can be told.
+    fn allowed(&mut self) -> Result<&[u32], String>;
+    /// Takes the token that came; an error where it was not allowed.
+    fn accept(&mut self, token: u32) -> Result<(), String>;
 }
 
 impl Sampler {
@@ -58,17 +82,43 @@ impl Sampler {
     pub fn new(how: Sampling) -> Self {
         // An odd multiplier spreads small seeds over the generator's state.
         let state = u128::from(how.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
-        Sampler { how, rng: Pcg64Mcg::new(state ^ 0xCAFE_F00D_D15E_A5E5), candidates: Vec::new() }
+        Sampler {
+            how,
+            bias: Vec::new(),
+            rng: Pcg64Mcg::new(state ^ 0xCAFE_F00D_D15E_A5E5),
+            candidates: Vec::new(),
+            drawn: HashMap::new(),
+        }
     }
 
-    /// The next token after `recent`, from its logits `[vocab]`. NaN counts as impossible.
-    pub fn sample(&mut self, logits: &[f32], recent: &[u32]) -> u32 {
-        if self.how.temperature <= 0.0 && self.how.repeat_penalty == 1.0 {
+    /// Adds to the logits of some tokens.
+    pub fn with_bias(mut self, bias: Vec<(u32, f32)>) -> Self {
+        self.bias = bias;
+        self
+    }
+
+    /// The next token after `recent`, from its logits `[vocab]`, among those whose bit is set in `allowed`. NaN
+    /// counts as impossible.
+    pub fn sample(&mut self, logits: &[f32], recent: &[u32], allowed: Option<&[u32]>) -> u32 {
+        let counts = self.how.presence_penalty != 0.0 || self.how.frequency_penalty != 0.0;
+        let as_they_are = self.how.repeat_penalty == 1.0 && !counts && self.bias.is_empty();
+        if self.how.temperature <= 0.0 && as_they_are && allowed.is_none() {
             return argmax(logits);
         }
+        let may = |i: &u32| allowed.is_none_or(|bits| bits[*i as usize / 32] >> (i % 32) & 1 == 1);
         self.candidates.clear();
-        self.candidates.extend(logits.iter().zip(0..).filter(|(l, _)| !l.is_nan()).map(|(l, i)| (*l, i)));
+        let numbers = logits.iter().zip(0..).filter(|(l, i)| !l.is_nan() && may(i));
+        self.candidates.extend(numbers.map(|(l, i)| (*l, i)));
+        self.lean();
         self.penalise(recent);
+        let token = self.choose();
+        if counts {
+            *self.drawn.entry(token).or_default() += 1;
+        }
+        token
+    }
+
+    fn choose(&mut self) -> u32 {
         if self.how.temperature <= 0.0 || self.candidates.is_empty() {
             return self.candidates.iter().copied().reduce(better).map_or(0, |(_, i)| i);
         }
@@ -76,7 +126,22 @@ impl Sampler {
         self.draw()
     }
 
+    /// Adds the biases. Candidates are in the order of their ids here, some missing.
+    fn lean(&mut self) {
+        for (token, bias) in &self.bias {
+            if let Ok(at) = self.candidates.binary_search_by_key(token, |(_, i)| *i) {
+                self.candidates[at].0 += bias;
+            }
+        }
+    }
+
     fn penalise(&mut self, recent: &[u32]) {
+        for (token, times) in &self.drawn {
+            if let Ok(at) = self.candidates.binary_search_by_key(token, |(_, i)| *i) {
+                let Sampling { presence_penalty, frequency_penalty, .. } = self.how;
+                self.candidates[at].0 -= presence_penalty + frequency_penalty * *times as f32;
+            }
+        }
         if self.how.repeat_penalty == 1.0 {
             return;
         }
@@ -150,6 +215,8 @@ mod tests {
         min_p: 0.0,
         repeat_penalty: 1.0,
         repeat_last_n: 64,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
         seed: 7,
     };
 
@@ -157,7 +224,7 @@ mod tests {
     fn drawn(how: Sampling) -> [usize; 4] {
         let mut sampler = Sampler::new(how);
         let mut counts = [0; 4];
-        (0..4000).for_each(|_| counts[sampler.sample(&[1.0, 3.0, 0.0, 2.0], &[]) as usize] += 1);
+        (0..4000).for_each(|_| counts[sampler.sample(&[1.0, 3.0, 0.0, 2.0], &[], None) as usize] += 1);
         counts
     }
 
@@ -166,7 +233,10 @@ mod tests {
         assert_eq!(drawn(GREEDY), [0, 4000, 0, 0]);
         assert_eq!(argmax(&[f32::NAN, 1.0, 1.0]), 1);
         assert_eq!(argmax(&[f32::NAN]), 0);
-        assert_eq!(Sampler::new(Sampling { temperature: 1.0, ..GREEDY }).sample(&[f32::NAN; 3], &[]), 0);
+        assert_eq!(
+            Sampler::new(Sampling { temperature: 1.0, ..GREEDY }).sample(&[f32::NAN; 3], &[], None),
+            0
+        );
     }
 
     #[test]
@@ -193,7 +263,7 @@ mod tests {
     fn a_seed_repeats_and_another_differs() {
         let run = |seed| {
             let mut s = Sampler::new(Sampling { temperature: 1.0, seed, ..GREEDY });
-            (0..50).map(|_| s.sample(&[0.0; 100], &[])).collect::<Vec<_>>()
+            (0..50).map(|_| s.sample(&[0.0; 100], &[], None)).collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));
@@ -202,9 +272,31 @@ mod tests {
     #[test]
     fn penalty_turns_from_repeats() {
         let how = Sampling { repeat_penalty: 2.0, ..GREEDY };
-        assert_eq!(Sampler::new(how).sample(&[1.0, 3.0, 2.0], &[1]), 2);
-        assert_eq!(Sampler::new(how).sample(&[-1.0, -0.6, -2.0], &[1]), 0);
+        assert_eq!(Sampler::new(how).sample(&[1.0, 3.0, 2.0], &[1], None), 2);
+        assert_eq!(Sampler::new(how).sample(&[-1.0, -0.6, -2.0], &[1], None), 0);
         let short = Sampling { repeat_last_n: 1, ..how };
-        assert_eq!(Sampler::new(short).sample(&[1.0, 3.0, 2.0], &[1, 0]), 1);
+        assert_eq!(Sampler::new(short).sample(&[1.0, 3.0, 2.0], &[1, 0], None), 1);
+    }
+
+    #[test]
+    fn penalties_that_count_look_at_the_reply_alone() {
+        let run = |how| {
+            let mut sampler = Sampler::new(how);
+            (0..4).map(|_| sampler.sample(&[1.0, 3.0, 2.5], &[1, 1], None)).collect::<Vec<_>>()
+        };
+        assert_eq!(run(Sampling { presence_penalty: 1.0, ..GREEDY }), [1, 2, 1, 1]);
+        assert_eq!(run(Sampling { frequency_penalty: 0.4, ..GREEDY }), [1, 1, 2, 1]);
+        assert_eq!(run(Sampling { presence_penalty: -2.0, ..GREEDY }), [1; 4]);
+    }
+
+    #[test]
+    fn biases_and_masks_change_the_choice() {
+        let sample = |bias: &[(u32, f32)], allowed: Option<&[u32]>| {
+            Sampler::new(GREEDY).with_bias(bias.to_vec()).sample(&[1.0, 3.0, 2.0], &[], allowed)
+        };
+        assert_eq!(sample(&[(0, 5.0), (9, 50.0)], None), 0);
+        assert_eq!(sample(&[(1, -100.0)], None), 2);
+        assert_eq!(sample(&[], Some(&[0b101])), 2);
+        assert_eq!(sample(&[(2, -9.0), (1, 9.0)], Some(&[0b101])), 0);
     }
 }

@@ -149,8 +149,8 @@ impl<'e, B: Backend> Session<'e, B> {
 
     /// Appends one token and computes the logits after it.
     pub fn push(&mut self, token: u32) -> Result<&[f32], Error> {
-        self.check_ids(self.tokens.len(), &[token])?;
-        self.check_room(self.tokens.len() + 1)?;
+        self.engine.check_ids(self.tokens.len(), &[token])?;
+        self.engine.check_room(self.tokens.len() + 1)?;
         self.process(&[token], true);
         Ok(&self.logits)
     }
@@ -167,6 +167,13 @@ impl<'e, B: Backend> Session<'e, B> {
         }
     }
 
+    /// [`Engine::check`].
+    pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
+        self.engine.check(prompt)
+    }
+}
+
+impl<B: Backend> Engine<B> {
     /// Whether a prompt can be processed: not empty, known ids, within the context.
     pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
         if prompt.is_empty() {
@@ -177,7 +184,7 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     fn check_ids(&self, start: usize, ids: &[u32]) -> Result<(), Error> {
-        let vocab = self.engine.model.config.vocab;
+        let vocab = self.model.config.vocab;
         match ids.iter().position(|id| *id as usize >= vocab) {
             Some(i) => Err(Error::Vocabulary { index: start + i, vocab, id: ids[i] }),
             None => Ok(()),
@@ -185,13 +192,13 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     fn check_room(&self, tokens: usize) -> Result<(), Error> {
-        let (limit, found) = (self.engine.context, tokens as u64);
+        let (limit, found) = (self.context, tokens as u64);
         if found > limit { Err(Error::Context { limit, found }) } else { Ok(()) }
     }
 }
 
 /// The next length after `at` to keep a snapshot of.
-fn next_point(at: usize, end: usize, marks: &[usize]) -> usize {
+pub(crate) fn next_point(at: usize, end: usize, marks: &[usize]) -> usize {
     let waypoint = (at / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS;
     let mark = marks.iter().copied().filter(|mark| *mark > at).min();
     mark.unwrap_or(end).min(waypoint).min(end)

@@ -6,14 +6,14 @@ use models::tokenizer::{Utf8Stream, Vocabulary};
 pub struct Stream<'a> {
     tokenizer: &'a Vocabulary,
     decoder: Utf8Stream,
-    stops: &'a [String],
+    stops: Vec<String>,
     held: String,
     ready: usize,
 }
 
 impl<'a> Stream<'a> {
     /// Nothing yet; ends before the first of `stops`.
-    pub fn new(tokenizer: &'a Vocabulary, stops: &'a [String]) -> Self {
+    pub fn new(tokenizer: &'a Vocabulary, stops: Vec<String>) -> Self {
         Stream { tokenizer, decoder: Utf8Stream::new(), stops, held: String::new(), ready: 0 }
     }
 

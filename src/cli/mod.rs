@@ -3,7 +3,7 @@
 mod convert;
 mod generate;
 
-use crate::{bench, chat, inspect, logits, perplexity, synth};
+use crate::{bench, chat, inspect, logits, perplexity, serve, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -25,6 +25,8 @@ enum Command {
     Generate(generate::GenerateArgs),
     /// Talk with a model in the terminal
     Chat(chat::ChatArgs),
+    /// Serve a model to other programs over HTTP, as OpenAI's interface
+    Serve(serve::ServeArgs),
     /// Measure prefill and decode rates
     Bench(bench::BenchArgs),
     /// Measure how well a model predicts a text, and its distance from a baseline
@@ -42,6 +44,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Inspect(args) => inspect::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Logits(args) => logits::run(&args),

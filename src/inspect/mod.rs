@@ -3,8 +3,8 @@
 //! Any architecture's metadata and tensors are shown; memory only for those that run here. Next: `need` (the
 //! arithmetic), `machine` (what is free), `text` (how it looks).
 
-pub(crate) mod machine;
-mod need;
+pub mod machine;
+pub mod need;
 mod text;
 
 use anyhow::Result;

@@ -101,6 +101,11 @@ impl Template {
         Ok(Self { environment, source, names: Names::new(vocabulary.specials()), tokens: tokens.collect() })
     }
 
+    /// Whether this stands in the template's own text.
+    pub fn mentions(&self, text: &str) -> bool {
+        self.source.contains(text)
+    }
+
     /// Renders a conversation. `extra` holds further variables (`enable_thinking` ...), which do not replace
     /// the ones above; an error is what the template raised, or that it does not end.
     pub fn render(

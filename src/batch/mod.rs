@@ -1,0 +1,258 @@
+//! Continuous batching: many replies from one model, a step at a time. Sequences join and leave between steps; a step
+//! takes one token of every reply under way and, beside them, pieces of prompts being read.
+//!
+//! It runs on one thread ([`run`]), hears of jobs by a channel and tells clients by theirs; it knows no HTTP. A
+//! token's logits do not depend on what else is in its step, so a job gives the same tokens alone and in company.
+//! Next: [`slot`] (one sequence), [`plan`] (who gets how many tokens), [`queue`] (who is next).
+
+pub mod plan;
+pub mod queue;
+mod slot;
+
+use crate::engine::Engine;
+use crate::generate::Stats;
+use crate::inspect::need::Need;
+use crate::logprobs::Logprobs;
+use crate::reply::Rules;
+use kernels::backend::{Backend, CacheFormat};
+use models::kimi_linear::Sequence;
+use plan::{Pace, deal};
+use queue::Queue;
+use slot::Slot;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
+use std::time::{Duration, Instant};
+
+/// A reply somebody wants.
+pub struct Job {
+    /// A prompt that [`Engine::check`] has passed.
+    pub prompt: Vec<u32>,
+    /// Lengths of it to keep snapshots of: where a system message or a document ends.
+    pub marks: Vec<usize>,
+    /// How the reply is made.
+    pub rules: Rules,
+    /// Tell each token's logarithm of probability, and so many of the most likely ones'.
+    pub logprobs: Option<usize>,
+    /// Whose it is: owners take turns.
+    pub owner: u64,
+    /// Who hears of it.
+    pub client: Box<dyn Client>,
+}
+
+/// Who asked for a reply.
+pub trait Client: Send {
+    /// Something happened.
+    fn hear(&mut self, update: Update);
+    /// Nobody listens any more: the work stops.
+    fn gone(&self) -> bool;
+}
+
+/// What happens to a job.
+#[derive(Debug)]
+pub enum Update {
+    /// So much of its prompt is in the state.
+    Read {
+        /// Tokens that were there already.
+        reused: usize,
+        /// Tokens in.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+    },
+    /// A token was chosen, or the last text came without one.
+    Chosen {
+        /// The token.
+        token: Option<u32>,
+        /// Text that has become final with it.
+        text: String,
+        /// How likely the token was, where that was asked for.
+        logprobs: Option<Logprobs>,
+    },
+    /// It is over.
+    Done(Stats),
+}
+
+/// What may run at the same time.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Sequences.
+    pub slots: usize,
+    /// Bytes of their states.
+    pub bytes: u64,
+}
+
+/// What the thread is told.
+pub enum Command {
+    /// Work.
+    Job(Box<Job>),
+    /// End every reply where it is, and the thread.
+    Stop,
+}
+
+/// What others may look at while it runs.
+#[derive(Debug, Default)]
+pub struct Gauges {
+    /// Sequences in steps.
+    pub running: AtomicU64,
+    /// Jobs not yet admitted.
+    pub waiting: AtomicU64,
+    /// Bytes reserved for states.
+    pub bytes: AtomicU64,
+    /// Steps taken.
+    pub steps: AtomicU64,
+    /// Tokens in them.
+    pub tokens: AtomicU64,
+}
+
+/// Runs jobs until it is told to stop, or nobody can send any more.
+pub fn run<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<Command>, gauges: &Gauges) {
+    let mut batch = Batch::new(engine, limits);
+    loop {
+        let command = if batch.idle() {
+            commands.recv().map_err(|_| TryRecvError::Disconnected)
+        } else {
+            commands.try_recv()
+        };
+        match command {
+            Ok(Command::Job(job)) => batch.submit(*job),
+            Ok(Command::Stop) => return batch.stop(),
+            Err(TryRecvError::Disconnected) if batch.idle() => return,
+            Err(_) => batch.step(),
+        }
+        batch.show(gauges);
+    }
+}
+
+/// Bytes of a sequence's state.
+#[derive(Clone, Copy, Debug)]
+pub struct StateBytes {
+    fixed: u64,
+    per_token: u64,
+}
+
+impl StateBytes {
+    /// In this engine.
+    pub fn new<B: Backend>(engine: &Engine<B>) -> Self {
+        let need = Need::of(&engine.model.config, engine.batch as u64);
+        let per_token = match engine.cache {
+            CacheFormat::F32 => 2 * need.f16_bytes_per_token,
+            CacheFormat::F16 => need.f16_bytes_per_token,
+            CacheFormat::Q8_0 => need.q8_0_bytes_per_token,
+        };
+        StateBytes { fixed: need.kda_state_bytes + need.conv_bytes, per_token }
+    }
+
+    /// Of so many tokens.
+    pub fn of(self, tokens: u64) -> u64 {
+        self.per_token.saturating_mul(tokens).saturating_add(self.fixed)
+    }
+}
+
+/// Jobs under way and waiting.
+pub struct Batch<'e, B: Backend> {
+    engine: &'e Engine<B>,
+    limits: Limits,
+    state_bytes: StateBytes,
+    queue: Queue<Job>,
+    slots: Vec<Slot<'e, B>>,
+    pace: Pace,
+    steps: u64,
+    tokens: u64,
+}
+
+impl<'e, B: Backend> Batch<'e, B> {
+    /// Nothing to do.
+    pub fn new(engine: &'e Engine<B>, limits: Limits) -> Self {
+        let (state_bytes, pace) = (StateBytes::new(engine), Pace::new(engine.batch));
+        let (queue, slots) = (Queue::default(), Vec::new());
+        Batch { engine, limits, state_bytes, queue, slots, pace, steps: 0, tokens: 0 }
+    }
+
+    /// Whether there is nothing to do.
+    pub fn idle(&self) -> bool {
+        self.slots.is_empty() && self.queue.is_empty()
+    }
+
+    /// Takes a job; it waits for its turn.
+    pub fn submit(&mut self, job: Job) {
+        self.queue.push(job.owner, job);
+    }
+
+    /// Ends every reply, and what waits.
+    pub fn stop(&mut self) {
+        self.slots.drain(..).for_each(Slot::leave);
+        self.queue = Queue::default();
+    }
+
+    /// One step: whose client is gone leaves, whoever fits joins, and all go on.
+    pub fn step(&mut self) {
+        self.queue.retain(|job| !job.client.gone());
+        self.part_with(Slot::gone);
+        self.admit();
+        if self.slots.is_empty() {
+            return;
+        }
+        let wants: Vec<usize> = self.slots.iter().map(Slot::wants).collect();
+        let replies = self.slots.iter().filter(|s| s.replying()).count();
+        let shares = deal(&wants, self.pace.budget(replies));
+        let start = Instant::now();
+        let logits = self.forward(&shares);
+        self.learn(shares.iter().sum(), start.elapsed());
+        let mut rows = logits.chunks_exact(self.engine.model.config.vocab);
+        for (slot, tokens) in self.slots.iter_mut().zip(shares) {
+            slot.advance(tokens, &mut rows);
+        }
+        self.part_with(Slot::has_ended);
+    }
+
+    fn part_with(&mut self, leaves: impl Fn(&Slot<'e, B>) -> bool) {
+        self.slots.extract_if(.., |slot| leaves(slot)).for_each(Slot::leave);
+    }
+
+    /// The logits after each sequence whose tokens are all in, one row each.
+    fn forward(&mut self, shares: &[usize]) -> Vec<f32> {
+        let sequences = self.slots.iter_mut().zip(shares).map(|(slot, tokens)| slot.sequence(*tokens));
+        let mut sequences: Vec<Sequence<'_, B>> = sequences.collect();
+        let Engine { backend, model, .. } = self.engine;
+        let logits = model.forward(backend, &mut sequences, &mut ());
+        logits.map(|l| backend.read(&l)).unwrap_or_default()
+    }
+
+    fn learn(&mut self, tokens: usize, took: Duration) {
+        self.pace.learn(tokens, took);
+        self.steps += 1;
+        self.tokens += tokens as u64;
+    }
+
+    /// Lets in whoever is next, as long as there is a slot and memory for the longest it may become. Who needs more
+    /// than there is at all would block everybody and runs alone.
+    fn admit(&mut self) {
+        while self.slots.len() < self.limits.slots {
+            let taken = self.bytes();
+            let (bytes, context) = (self.state_bytes, self.engine.context);
+            let of = |job: &Job| {
+                let tokens = job.prompt.len().saturating_add(job.rules.max_tokens) as u64;
+                bytes.of(tokens.min(context))
+            };
+            let fits = |job: &Job| taken == 0 || taken.saturating_add(of(job)) <= self.limits.bytes;
+            let Some(job) = self.queue.pop_if(fits) else { return };
+            let bytes = of(&job);
+            let slot = Slot::new(self.engine, job, bytes);
+            // One that was answered before may have ended with its first token.
+            if slot.has_ended() { slot.leave() } else { self.slots.push(slot) }
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.slots.iter().map(|s| s.bytes).sum()
+    }
+
+    fn show(&self, gauges: &Gauges) {
+        let set = |gauge: &AtomicU64, value: u64| gauge.store(value, Ordering::Relaxed);
+        set(&gauges.running, self.slots.len() as u64);
+        set(&gauges.waiting, self.queue.len() as u64);
+        set(&gauges.bytes, self.bytes());
+        set(&gauges.steps, self.steps);
+        set(&gauges.tokens, self.tokens);
+    }
+}

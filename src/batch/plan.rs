@@ -1,0 +1,83 @@
+//! How many tokens a step takes, and whose. A leaf: knows numbers only.
+
+use std::time::Duration;
+
+/// How long a step should take at most while somebody waits for a next token: reading long prompts shares steps
+/// with replies, which then go on several times a second.
+const STEP: Duration = Duration::from_millis(200);
+/// Tokens read beside replies at least, however slow the machine.
+const LEAST: usize = 16;
+
+/// Tokens for each sequence, of those it `wants`: one to all that want one, and equal shares of what the `budget`
+/// leaves to the others, so that a short prompt is read soon whatever else is being read.
+pub fn deal(wants: &[usize], budget: usize) -> Vec<usize> {
+    let mut shares: Vec<usize> = wants.iter().map(|w| usize::from(*w == 1)).collect();
+    let mut left = budget.saturating_sub(shares.iter().sum());
+    let mut readers: Vec<usize> = (0..wants.len()).filter(|i| wants[*i] > 1).collect();
+    readers.sort_by_key(|i| wants[*i]);
+    for (n, i) in readers.iter().enumerate() {
+        // At least one, so that everybody comes to an end.
+        shares[*i] = wants[*i].min((left / (readers.len() - n)).max(1));
+        left = left.saturating_sub(shares[*i]);
+    }
+    shares
+}
+
+/// How fast this machine reads.
+pub struct Pace {
+    batch: usize,
+    seconds_per_token: Option<f64>,
+}
+
+impl Pace {
+    /// Nothing known; `batch` tokens at most.
+    pub fn new(batch: usize) -> Self {
+        Pace { batch, seconds_per_token: None }
+    }
+
+    /// Tokens for the next step, in which `replies` sequences want one each.
+    pub fn budget(&self, replies: usize) -> usize {
+        if replies == 0 {
+            return self.batch;
+        }
+        let fit = self.seconds_per_token.map_or(0.0, |s| STEP.as_secs_f64() / s) as usize;
+        replies + fit.clamp(LEAST.min(self.batch), self.batch)
+    }
+
+    /// A step of so many tokens took so long.
+    pub fn learn(&mut self, tokens: usize, took: Duration) {
+        if tokens >= LEAST {
+            let fresh = took.as_secs_f64() / tokens as f64;
+            let old = self.seconds_per_token.unwrap_or(fresh);
+            self.seconds_per_token = Some((0.5 * (old + fresh)).max(1e-9));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replies_come_first_and_readers_share() {
+        assert_eq!(deal(&[1, 1000, 1, 1000], 102), [1, 50, 1, 50]);
+        assert_eq!(deal(&[1000, 10, 1000], 100), [45, 10, 45]);
+        assert_eq!(deal(&[600], 512), [512]);
+        assert_eq!(deal(&[1, 1, 1], 2), [1, 1, 1]);
+        assert_eq!(deal(&[1, 9, 9], 1), [1, 1, 1]);
+        assert_eq!(deal(&[], 9), [0; 0]);
+    }
+
+    #[test]
+    fn reading_beside_replies_keeps_to_the_time_of_a_step() {
+        let mut pace = Pace::new(512);
+        assert_eq!((pace.budget(0), pace.budget(2)), (512, 2 + LEAST));
+        pace.learn(100, Duration::from_secs(1));
+        assert_eq!(pace.budget(1), 1 + 20);
+        pace.learn(1, Duration::from_secs(9));
+        assert_eq!(pace.budget(1), 1 + 20, "a lone token says nothing about reading");
+        (0..20).for_each(|_| pace.learn(512, Duration::from_millis(10)));
+        assert_eq!(pace.budget(3), 3 + 512);
+        assert_eq!(Pace::new(4).budget(1), 5);
+    }
+}

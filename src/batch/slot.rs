@@ -1,0 +1,161 @@
+//! One sequence in the batch: its state, its reply and its client.
+
+use super::{Client, Job, Update};
+use crate::engine::Engine;
+use crate::generate::Stats;
+use crate::logprobs::Logprobs;
+use crate::reply::{Ended, Reply};
+use crate::session::{Prefill, next_point};
+use crate::snapshot::Source;
+use kernels::backend::Backend;
+use models::kimi_linear::state::State;
+use models::kimi_linear::{Outputs, Sequence};
+use std::time::Instant;
+
+/// Tokens read that are worth a snapshot when their client leaves.
+const WORTH_KEEPING: usize = 256;
+
+/// A sequence under way.
+pub struct Slot<'e, B: Backend> {
+    /// Memory reserved for its state.
+    pub bytes: u64,
+    engine: &'e Engine<B>,
+    state: State<B>,
+    reply: Reply<'e>,
+    /// Tokens of prompt and reply that are in the state.
+    done: usize,
+    prompt: usize,
+    /// Lengths of the prompt to keep snapshots of.
+    marks: Vec<usize>,
+    reused: usize,
+    source: Option<Source>,
+    logprobs: Option<usize>,
+    client: Box<dyn Client>,
+    ended: Option<Ended>,
+    admitted: Instant,
+    /// When the prompt was in.
+    read: Option<Instant>,
+}
+
+impl<'e, B: Backend> Slot<'e, B> {
+    /// Admits a job, on the longest beginning of its prompt that has a state.
+    pub fn new(engine: &'e Engine<B>, job: Job, bytes: u64) -> Self {
+        let hit = engine.store.longest(&engine.backend, &job.prompt, None);
+        let empty = || (engine.model.state(&engine.backend, engine.cache), 0, None, Vec::new());
+        let (state, reused, source, logits) =
+            hit.map_or_else(empty, |hit| (hit.state, hit.len, Some(hit.source), hit.logits));
+        let mut slot = Slot {
+            bytes,
+            engine,
+            state,
+            reply: Reply::new(engine, &job.prompt, job.rules),
+            done: reused,
+            prompt: job.prompt.len(),
+            marks: job.marks,
+            reused,
+            source,
+            logprobs: job.logprobs,
+            client: job.client,
+            ended: None,
+            admitted: Instant::now(),
+            read: None,
+        };
+        if slot.replying() {
+            slot.tell_progress();
+            slot.choose(&logits);
+        }
+        slot
+    }
+
+    /// Whether nobody listens any more.
+    pub fn gone(&self) -> bool {
+        self.client.gone()
+    }
+
+    /// Tokens that could go into the next step: what is left up to the next snapshot.
+    pub fn wants(&self) -> usize {
+        let all = self.reply.tokens().len();
+        let end = if self.replying() { all } else { next_point(self.done, all, &self.marks) };
+        end - self.done
+    }
+
+    /// Whether its prompt is in.
+    pub fn replying(&self) -> bool {
+        self.done >= self.prompt
+    }
+
+    /// Its part of a step.
+    pub fn sequence(&mut self, tokens: usize) -> Sequence<'_, B> {
+        let end = self.done + tokens;
+        let outputs = if end == self.reply.tokens().len() { Outputs::Last } else { Outputs::None };
+        Sequence { tokens: &self.reply.tokens()[self.done..end], state: &mut self.state, outputs }
+    }
+
+    /// So many tokens are in; if these were all, the next of `logits` are those after them.
+    pub fn advance<'l>(&mut self, tokens: usize, logits: &mut impl Iterator<Item = &'l [f32]>) {
+        let reading = !self.replying();
+        let at_point = tokens == self.wants();
+        self.done += tokens;
+        if reading {
+            self.tell_progress();
+        }
+        if self.done < self.reply.tokens().len() {
+            if at_point {
+                self.keep(&[], self.marks.contains(&self.done));
+            }
+            return;
+        }
+        let logits = logits.next().expect("a row of logits for every sequence whose tokens are all in");
+        if reading {
+            self.keep(logits, false);
+        }
+        self.choose(logits);
+    }
+
+    fn choose(&mut self, logits: &[f32]) {
+        self.read.get_or_insert_with(Instant::now);
+        let choice = self.reply.choose(logits);
+        let logprobs = choice.token.zip(self.logprobs).map(|(token, top)| Logprobs::of(logits, token, top));
+        if choice.token.is_some() || !choice.text.is_empty() {
+            self.client.hear(Update::Chosen { token: choice.token, text: choice.text, logprobs });
+        }
+        self.ended = choice.ended;
+    }
+
+    fn tell_progress(&mut self) {
+        self.client.hear(Update::Read { reused: self.reused, done: self.done, total: self.prompt });
+    }
+
+    /// Keeps a snapshot of it as it is; `always`: on disk too, however little reading it saves.
+    fn keep(&self, logits: &[f32], always: bool) {
+        let Engine { backend, store, .. } = self.engine;
+        store.insert(backend, &self.reply.tokens()[..self.done], &self.state, logits, always);
+    }
+
+    /// Whether its reply is whole.
+    pub fn has_ended(&self) -> bool {
+        self.ended.is_some()
+    }
+
+    /// Leaves, with a snapshot if it was worth the work; tells its client how it was.
+    pub fn leave(mut self) {
+        if self.done > self.reused && (self.ended.is_some() || self.done - self.reused >= WORTH_KEEPING) {
+            self.keep(&[], false);
+        }
+        let ended = self.ended.take().unwrap_or(Ended::Cancelled);
+        let now = Instant::now();
+        let read = self.read.unwrap_or(now);
+        self.client.hear(Update::Done(Stats {
+            prefill: Prefill {
+                reused: self.reused,
+                source: self.source,
+                computed: self.done.min(self.prompt) - self.reused,
+                stopped: self.read.is_none(),
+            },
+            prefill_time: read - self.admitted,
+            generated: self.reply.generated(),
+            decode_time: now - read,
+            ended,
+        }));
+    }
+}

@@ -1,0 +1,47 @@
+//! How likely a token was: the logarithm of the softmax of the model's own logits, before any temperature,
+//! penalty, bias or grammar. A leaf.
+
+/// What is told of one chosen token.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Logprobs {
+    /// Of the chosen token.
+    pub chosen: f32,
+    /// The most likely tokens, best first.
+    pub top: Vec<(u32, f32)>,
+}
+
+impl Logprobs {
+    /// Of `token`, and of the `top` most likely ones; the lowest id first among equals. NaN counts as impossible.
+    pub fn of(logits: &[f32], token: u32, top: usize) -> Self {
+        let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().filter(|l| !l.is_nan()).map(|l| f64::from(l - best).exp()).sum();
+        let log_sum = f64::from(best) + sum.ln();
+        let logprob = |l: f32| if l.is_nan() { f32::NEG_INFINITY } else { (f64::from(l) - log_sum) as f32 };
+        let mut all: Vec<(u32, f32)> =
+            (0..).zip(logits.iter().copied()).filter(|(_, l)| !l.is_nan()).collect();
+        let descending = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if top < all.len() {
+            all.select_nth_unstable_by(top, descending);
+            all.truncate(top);
+        }
+        all.sort_unstable_by(descending);
+        let chosen = logits.get(token as usize).map_or(f32::NEG_INFINITY, |l| logprob(*l));
+        Logprobs { chosen, top: all.into_iter().map(|(i, l)| (i, logprob(l))).collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn they_are_the_softmax_and_sorted() {
+        let l = Logprobs::of(&[0.0, 2.0, f32::NAN, 2.0, 1.0], 4, 3);
+        let sum: f32 = [0.0f32, 2.0, 2.0, 1.0].iter().map(|x| x.exp()).sum();
+        assert!((l.chosen - (1.0 - sum.ln())).abs() < 1e-6);
+        assert_eq!(l.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 3, 4]);
+        assert!((l.top[0].1 - (2.0 - sum.ln())).abs() < 1e-6);
+        assert_eq!(Logprobs::of(&[1.0], 0, 5).top, [(0, 0.0)]);
+        assert_eq!(Logprobs::of(&[1.0, 1.0], 7, 0), Logprobs { chosen: f32::NEG_INFINITY, top: vec![] });
+    }
+}

@@ -1,0 +1,344 @@
+//! What all requests share: the loaded model, the channel to the thread that runs it, limits, and the state the
+//! server is in.
+
+use super::errors::ApiError;
+use super::metrics::Metrics;
+use crate::batch::{Client, Command, Gauges, Job, Limits, StateBytes, Update};
+use crate::engine::Engine;
+use crate::reply::Rules;
+use crate::sample::Sampling;
+use crate::session;
+use kernels::backend::Backend;
+use models::template::Template;
+use models::tokenizer::Vocabulary;
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, mpsc};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+/// What requests are held to.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How tokens are chosen where a request does not say.
+    pub sampling: Sampling,
+    /// Tokens of a reply where a request does not say.
+    pub max_tokens: usize,
+    /// Requests that may wait.
+    pub queue: u64,
+    /// Time for a request.
+    pub timeout: Option<Duration>,
+    /// Bytes of a request.
+    pub max_body: usize,
+    /// Keys, one of which a request has to bring; none: no key is asked for.
+    pub keys: Vec<String>,
+    /// Origins whose pages may ask.
+    pub cors: Vec<String>,
+    /// The model's names.
+    pub names: Vec<String>,
+    /// Write prompts into the log.
+    pub log_prompts: bool,
+}
+
+/// The engine as requests see it, on whatever backend.
+pub trait Served: Send + Sync {
+    /// Its tokenizer.
+    fn tokenizer(&self) -> &Vocabulary;
+    /// Its chat template.
+    fn template(&self) -> &Template;
+    /// Whether a prompt can be processed.
+    fn check(&self, prompt: &[u32]) -> Result<(), session::Error>;
+    /// Tokens of a sequence at most.
+    fn context(&self) -> u64;
+    /// Ids below this exist.
+    fn vocab(&self) -> usize;
+    /// Memory of a sequence.
+    fn state_bytes(&self) -> StateBytes;
+}
+
+impl<B: Backend> Served for Engine<B> {
+    fn tokenizer(&self) -> &Vocabulary {
+        self.tokenizer.as_ref().expect("`serve` refuses files without a tokenizer")
+    }
+    fn template(&self) -> &Template {
+        self.template.as_ref().expect("an engine with a tokenizer has a template")
+    }
+    fn check(&self, prompt: &[u32]) -> Result<(), session::Error> {
+        Engine::check(self, prompt)
+    }
+    fn context(&self) -> u64 {
+        self.context
+    }
+    fn vocab(&self) -> usize {
+        self.model.config.vocab
+    }
+    fn state_bytes(&self) -> StateBytes {
+        StateBytes::new(self)
+    }
+}
+
+/// A model that answers.
+pub struct Ready {
+    /// The model.
+    pub engine: Arc<dyn Served>,
+    /// What may run at the same time.
+    pub limits: Limits,
+    /// Where its thread takes commands.
+    pub commands: mpsc::Sender<Command>,
+    /// What its thread shows.
+    pub gauges: Arc<Gauges>,
+}
+
+/// What all requests share.
+pub struct App {
+    /// What requests are held to.
+    pub options: Options,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// When it started, in seconds of Unix time.
+    pub started: u64,
+    ready: OnceLock<Ready>,
+    draining: AtomicBool,
+    ended: AtomicBool,
+    requests: AtomicU64,
+    /// Answers that somebody waits for.
+    open: watch::Sender<usize>,
+}
+
+/// What is asked of the engine: one prompt, a reply for each of the rules.
+pub struct Ask {
+    /// Its tokens.
+    pub prompt: Vec<u32>,
+    /// Lengths of it to keep snapshots of.
+    pub marks: Vec<usize>,
+    /// How each reply is made.
+    pub rules: Vec<Rules>,
+    /// Tell each token's logarithm of probability, and so many of the most likely ones'.
+    pub logprobs: Option<usize>,
+}
+
+impl App {
+    /// A server whose model is still loading.
+    pub fn new(options: Options) -> Arc<Self> {
+        Arc::new(App {
+            options,
+            metrics: Metrics::default(),
+            started: unix_seconds(),
+            ready: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            open: watch::Sender::new(0),
+            requests: AtomicU64::new(0),
+        })
+    }
+
+    /// The model is there.
+    pub fn set_ready(&self, ready: Ready) {
+        let _ = self.ready.set(ready);
+    }
+
+    /// No new work from here on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Ends every reply where it is.
+    pub fn stop(&self) {
+        if let Some(ready) = self.ready.get() {
+            // A thread that has ended has nothing to stop.
+            let _ = ready.commands.send(Command::Stop);
+        }
+    }
+
+    /// Marks, when dropped, that the model's thread has ended.
+    pub fn note_end(self: &Arc<Self>) -> impl Drop + Send + use<> {
+        struct End(Arc<App>);
+        impl Drop for End {
+            fn drop(&mut self) {
+                self.0.ended.store(true, Ordering::Relaxed);
+            }
+        }
+        End(self.clone())
+    }
+
+    /// Answers that somebody waits for.
+    pub fn open(&self) -> usize {
+        *self.open.borrow()
+    }
+
+    /// Until nobody waits for an answer.
+    pub async fn idle(&self) {
+        // The sender lives as long as the server.
+        let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    /// loading, ready, draining or failed
+    pub fn status(&self) -> &'static str {
+        let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        match self.ready.get() {
+            _ if is(&self.draining) => "draining",
+            _ if is(&self.ended) => "failed",
+            None => "loading",
+            Some(_) => "ready",
+        }
+    }
+
+    /// The loaded model, whatever the server is doing.
+    pub fn loaded(&self) -> Option<&Ready> {
+        self.ready.get()
+    }
+
+    /// The model, if it takes work.
+    pub fn ready(&self) -> Result<&Ready, ApiError> {
+        match (self.status(), self.ready.get()) {
+            ("ready", Some(ready)) => Ok(ready),
+            (status, _) => Err(ApiError::unavailable(status)),
+        }
+    }
+
+    /// The name the model goes by.
+    pub fn model_name(&self) -> &str {
+        self.options.names.first().map_or("kimi", String::as_str)
+    }
+
+    /// Whether a request means the served model.
+    pub fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
+        match name {
+            Some(name) if !self.options.names.iter().any(|n| n == name) => {
+                Err(ApiError::no_model(name, &self.options.names.join(" or ")))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// A seed for a request that names none; the server's own seed makes the series of them repeat.
+    pub fn next_seed(&self) -> u64 {
+        let n = self.requests.fetch_add(1, Ordering::Relaxed);
+        self.options.sampling.seed.wrapping_add(n)
+    }
+
+    /// Hands work to the engine.
+    pub fn start(self: &Arc<Self>, asks: Vec<Ask>, owner: u64) -> Result<Answers, ApiError> {
+        let ready = self.ready()?;
+        let waiting = ready.gauges.waiting.load(Ordering::Relaxed);
+        if waiting >= self.options.queue {
+            return Err(ApiError::busy(waiting));
+        }
+        let (sender, updates) = unbounded_channel();
+        let mut prompt_tokens = 0;
+        let mut open = 0;
+        for ask in asks {
+            prompt_tokens += ask.prompt.len();
+            for rules in ask.rules {
+                let client = Box::new(Listener { index: open, sender: sender.clone() });
+                let (prompt, marks) = (ask.prompt.clone(), ask.marks.clone());
+                let job = Box::new(Job { prompt, marks, rules, logprobs: ask.logprobs, owner, client });
+                ready.commands.send(Command::Job(job)).map_err(|_| gone())?;
+                open += 1;
+            }
+        }
+        self.metrics.requests.inc();
+        self.open.send_modify(|open| *open += 1);
+        let start = Instant::now();
+        let deadline = self.options.timeout.map(|limit| start + limit);
+        let app = self.clone();
+        Ok(Answers { app, updates, open, prompt_tokens, start, deadline, heard: HashMap::new() })
+    }
+}
+
+fn gone() -> ApiError {
+    ApiError::internal("the thread that runs the model has ended; the log says why")
+}
+
+/// Seconds of Unix time.
+pub fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+struct Listener {
+    index: usize,
+    sender: UnboundedSender<(usize, Update)>,
+}
+
+impl Client for Listener {
+    fn hear(&mut self, update: Update) {
+        // Who is gone hears nothing; the next step asks.
+        let _ = self.sender.send((self.index, update));
+    }
+
+    fn gone(&self) -> bool {
+        self.sender.is_closed()
+    }
+}
+
+/// Replies under way. Dropping it stops them.
+pub struct Answers {
+    app: Arc<App>,
+    updates: UnboundedReceiver<(usize, Update)>,
+    /// Replies that have not ended.
+    open: usize,
+    /// Of all prompts.
+    pub prompt_tokens: usize,
+    /// When it was asked.
+    pub start: Instant,
+    deadline: Option<Instant>,
+    /// When a reply's last token came.
+    heard: HashMap<usize, Instant>,
+}
+
+impl Answers {
+    /// What happens next, with the reply's number; None after the last has ended.
+    pub async fn next(&mut self) -> Option<Result<(usize, Update), ApiError>> {
+        if self.open == 0 {
+            return None;
+        }
+        let next = match self.deadline {
+            None => self.updates.recv().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, self.updates.recv()).await {
+                Ok(next) => next,
+                Err(_) => return Some(Err(self.give_up())),
+            },
+        };
+        let Some((index, update)) = next else {
+            self.open = 0;
+            return Some(Err(gone()));
+        };
+        self.count(index, &update);
+        Some(Ok((index, update)))
+    }
+
+    fn give_up(&mut self) -> ApiError {
+        self.open = 0;
+        self.updates.close();
+        ApiError::timeout(self.app.options.timeout.map_or(0, |t| t.as_secs()))
+    }
+
+    fn count(&mut self, index: usize, update: &Update) {
+        let metrics = &self.app.metrics;
+        match update {
+            Update::Read { .. } => {}
+            Update::Chosen { .. } => {
+                let now = Instant::now();
+                match self.heard.insert(index, now) {
+                    None => metrics.first_token.observe((now - self.start).as_secs_f64()),
+                    Some(before) => metrics.next_token.observe((now - before).as_secs_f64()),
+                }
+            }
+            Update::Done(stats) => {
+                self.open -= 1;
+                metrics.count(stats);
+            }
+        }
+    }
+}
+
+impl Drop for Answers {
+    fn drop(&mut self) {
+        if self.open > 0 {
+            self.app.metrics.aborted.inc();
+        }
+        self.app.open.send_modify(|open| *open -= 1);
+    }
+}

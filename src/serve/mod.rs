@@ -1,0 +1,24 @@
+//! `kimi serve`: the model behind OpenAI's HTTP interface. The only module that knows HTTP.
+//!
+//! A request's way: `routes` (key, size, path) -> `body` (JSON in parts) -> `prepare` (values checked) -> `app`
+//! (handed to the thread of [`crate::batch`]) -> `chat` or `completion` (what came back, whole or as events).
+
+mod api;
+mod app;
+mod body;
+mod chat;
+mod completion;
+mod errors;
+mod markup;
+mod metrics;
+mod outcome;
+mod prepare;
+mod routes;
+mod sse;
+mod start;
+mod token;
+mod tokenize;
+
+pub use app::{App, Options};
+pub use routes::router;
+pub use start::{ServeArgs, host, run};

@@ -1,0 +1,139 @@
+//! Paths and what every request passes on its way: size, time of upload, key, log.
+
+use super::api::{Health, ModelCard, ModelList};
+use super::app::App;
+use super::errors::ApiError;
+use super::{chat, completion, metrics, tokenize};
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+
+/// Whose a request is: its key's, or its address's.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner(pub u64);
+
+/// Paths that need no key: they tell nothing and cost nothing.
+const OPEN: [&str; 3] = ["/", "/health", "/openapi.json"];
+
+/// The server without a socket.
+pub fn router(app: Arc<App>) -> Router {
+    let routes = Router::new()
+        .route("/v1/chat/completions", post(chat::completions))
+        .route("/v1/completions", post(completion::completions))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{model}", get(model))
+        .route("/tokenize", post(tokenize::tokenize))
+        .route("/detokenize", post(tokenize::detokenize))
+        .route("/health", get(health))
+        .route("/metrics", get(show_metrics))
+        .fallback(|uri: Uri| async move { ApiError::no_route(uri.path()) })
+        .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
+            let why = format!("{}: not to be asked by {method}", uri.path());
+            ApiError::malformed(StatusCode::METHOD_NOT_ALLOWED, why)
+        })
+        .layer(DefaultBodyLimit::max(app.options.max_body))
+        .layer(middleware::from_fn_with_state(app.clone(), admit));
+    let routes = match cors(&app.options.cors) {
+        Some(layer) => routes.layer(layer),
+        None => routes,
+    };
+    routes.layer(middleware::from_fn(log)).with_state(app)
+}
+
+fn cors(origins: &[String]) -> Option<CorsLayer> {
+    if origins.is_empty() {
+        return None;
+    }
+    let allowed = if origins.iter().any(|o| o == "*") {
+        AllowOrigin::from(Any)
+    } else {
+        AllowOrigin::list(origins.iter().filter_map(|o| HeaderValue::from_str(o).ok()))
+    };
+    Some(
+        CorsLayer::new()
+            .allow_origin(allowed)
+            .allow_methods(Any)
+            .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]),
+    )
+}
+
+/// Checks the key and notes whose the request is.
+async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
+    let key = key.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim);
+    let keys = &app.options.keys;
+    let known = key.is_some_and(|key| keys.iter().fold(false, |found, k| found | same(k, key)));
+    if !keys.is_empty() && !known && !OPEN.contains(&request.uri().path()) {
+        return ApiError::unauthorized().into_response();
+    }
+    let mut hasher = DefaultHasher::new();
+    match key.filter(|_| known) {
+        Some(key) => key.hash(&mut hasher),
+        None => request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip()).hash(&mut hasher),
+    }
+    request.extensions_mut().insert(Owner(hasher.finish()));
+    next.run(request).await
+}
+
+/// Whether two keys are the same, in a time that does not tell where they differ.
+fn same(a: &str, b: &str) -> bool {
+    a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |apart, (a, b)| apart | (a ^ b)) == 0
+}
+
+/// A line for each request; what was asked stays out of it.
+async fn log(request: Request, next: Next) -> Response {
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let start = Instant::now();
+    let response = next.run(request).await;
+    let (status, ms) = (response.status().as_u16(), start.elapsed().as_millis() as u64);
+    tracing::info!(%method, path, status, ms, "request");
+    response
+}
+
+async fn health(State(app): State<Arc<App>>) -> Response {
+    let status = app.status();
+    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(Health { status })).into_response()
+}
+
+async fn show_metrics(State(app): State<Arc<App>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    ([(header::CONTENT_TYPE, kind)], metrics::text(&app)).into_response()
+}
+
+fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
+    let context_length = app.ready()?.engine.context();
+    let card = |id: &String| ModelCard {
+        id: id.clone(),
+        object: "model",
+        created: app.started,
+        owned_by: "kimi",
+        context_length,
+    };
+    Ok(app.options.names.iter().map(card).collect())
+}
+
+async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
+    Ok(Json(ModelList { object: "list", data: cards(&app)? }))
+}
+
+async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<ModelCard>, ApiError> {
+    let found = cards(&app)?.into_iter().find(|card| card.id == id);
+    found.map(Json).ok_or_else(|| ApiError::no_model(&id, &app.options.names.join(" or ")))
+}
+
+async fn embeddings() -> ApiError {
+    let why = "this model generates text; it has no embeddings to give";
+    let mut error = ApiError::malformed(StatusCode::NOT_IMPLEMENTED, format!("/v1/embeddings: {why}"));
+    error.detail.code = Some("unsupported_endpoint");
+    error
+}

@@ -1,0 +1,196 @@
+//! The command: arguments, the listening socket, the thread that runs the model, and an orderly end.
+
+use super::app::{App, Options, Ready};
+use super::routes::router;
+use crate::batch::{self, Gauges, Limits};
+use crate::engine::{Engine, EngineArgs};
+use crate::inspect::machine;
+use crate::sample::Sampling;
+use crate::snapshot::options::size;
+use anyhow::{Context as _, Result, bail};
+use kernels::backend::Backend;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+
+/// Arguments of `kimi serve`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Address to listen on; 0.0.0.0 lets other machines in
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on (0: any free one, told on standard error)
+    #[arg(long, default_value_t = 8080)]
+    port: u16,
+    /// Another name that requests may give the model; may be given several times
+    #[arg(long, value_name = "NAME")]
+    alias: Vec<String>,
+    /// Replies made at the same time at most
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    parallel: usize,
+    /// Memory for their states (default: half of what is free)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+    /// Requests that may wait for their turn; more are turned away
+    #[arg(long, value_name = "N", default_value_t = 256)]
+    queue: u64,
+    /// Tokens of a reply where the request does not say
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 4096)]
+    max_tokens: usize,
+    /// Seconds a request may take (0: as long as it takes)
+    #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
+    timeout: u64,
+    /// Megabytes a request may have
+    #[arg(long, value_name = "MB", default_value_t = 32)]
+    max_body: usize,
+    /// A key that requests have to bring; may be given several times. Others can see it in the list of processes
+    #[arg(long, value_name = "KEY")]
+    api_key: Vec<String>,
+    /// A file with such keys, one a line
+    #[arg(long, value_name = "FILE")]
+    api_key_file: Option<PathBuf>,
+    /// An origin whose web pages may ask (`*`: any); may be given several times
+    #[arg(long, value_name = "ORIGIN")]
+    cors: Vec<String>,
+    /// Seconds that replies under way are given at the end
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    drain: u64,
+    /// How the log on standard error looks
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log: LogFormat,
+    /// Write prompts into the log
+    #[arg(long)]
+    log_prompts: bool,
+    /// What requests say nothing about
+    #[command(flatten)]
+    sampling: Sampling,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum LogFormat {
+    /// For people
+    Text,
+    /// A JSON object a line
+    Json,
+}
+
+/// Loads the model and serves until it is told to end.
+pub fn run(args: &ServeArgs) -> Result<()> {
+    if args.parallel == 0 {
+        bail!("--parallel: expected at least 1, found 0");
+    }
+    let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
+    match args.log {
+        LogFormat::Text => log.with_ansi(false).init(),
+        LogFormat::Json => log.json().init(),
+    }
+    let options = options(args)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(serve(args, App::new(options)))
+}
+
+fn options(args: &ServeArgs) -> Result<Options> {
+    let stem = args.engine.model.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let mut keys = args.api_key.clone();
+    if let Some(path) = &args.api_key_file {
+        let text = crate::prompt::read_text(path)?;
+        keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned));
+        if keys.is_empty() {
+            bail!("{}: expected a key a line, found none", path.display());
+        }
+    }
+    Ok(Options {
+        sampling: args.sampling,
+        max_tokens: args.max_tokens.max(1),
+        queue: args.queue,
+        timeout: (args.timeout > 0).then(|| Duration::from_secs(args.timeout)),
+        max_body: args.max_body << 20,
+        keys,
+        cors: args.cors.clone(),
+        names: stem.into_iter().chain(args.alias.clone()).collect(),
+        log_prompts: args.log_prompts,
+    })
+}
+
+async fn serve(args: &ServeArgs, app: Arc<App>) -> Result<()> {
+    let address = format!("{}:{}", args.host, args.port);
+    let listener = TcpListener::bind(&address).await.with_context(|| address.clone())?;
+    let address = listener.local_addr()?;
+    tracing::info!(%address, "listening");
+    if !address.ip().is_loopback() && app.options.keys.is_empty() {
+        tracing::warn!("other machines can ask without a key: --api-key-file asks for one");
+    }
+    let closing = Arc::new(Notify::new());
+    let service = router(app.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let closed = closing.clone();
+    let server =
+        axum::serve(listener, service).with_graceful_shutdown(async move { closed.notified().await });
+    let server = tokio::spawn(server.into_future());
+    let mut signals = Signals::new()?;
+    let (loading, hosted) = (app.clone(), args.clone());
+    let thread = tokio::select! {
+        thread = tokio::task::spawn_blocking(move || load(&loading, &hosted)) => thread??,
+        () = signals.next() => return Ok(()),
+    };
+    signals.next().await;
+    tracing::info!(open = app.open(), seconds = args.drain, "ending: replies under way may finish");
+    app.drain();
+    tokio::select! {
+        () = app.idle() => {}
+        () = tokio::time::sleep(Duration::from_secs(args.drain)) => {}
+        () = signals.next() => {}
+    }
+    app.stop();
+    closing.notify_one();
+    // Clients that keep their connection open are not waited for.
+    let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
+    thread.join().map_err(|_| anyhow::anyhow!("the thread that ran the model had panicked"))
+}
+
+/// Ctrl-C, and what service managers send.
+struct Signals([Signal; 2]);
+
+impl Signals {
+    fn new() -> Result<Self> {
+        Ok(Signals([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
+    }
+
+    async fn next(&mut self) {
+        let [a, b] = &mut self.0;
+        tokio::select! {
+            _ = a.recv() => {}
+            _ = b.recv() => {}
+        }
+    }
+}
+
+fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
+    let engine = Engine::open_with(&args.engine, Box::new(|line| tracing::warn!(line, "snapshots")))?;
+    engine.tokenizer().context("serve")?;
+    let free = machine::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
+    let bytes = args.memory.unwrap_or(free);
+    let context = engine.context;
+    tracing::info!(backend = engine.backend.describe(), context, state_mib = bytes >> 20, "ready");
+    Ok(host(app, Arc::new(engine), Limits { slots: args.parallel, bytes }))
+}
+
+/// Runs the model on a thread of its own and opens the server to requests.
+pub fn host<B: Backend>(app: &Arc<App>, engine: Arc<Engine<B>>, limits: Limits) -> JoinHandle<()> {
+    let (commands, received) = mpsc::channel();
+    let gauges = Arc::new(Gauges::default());
+    let (shown, hosted, served) = (gauges.clone(), engine.clone(), app.clone());
+    let thread = std::thread::spawn(move || {
+        let _end = served.note_end();
+        batch::run(&hosted, limits, &received, &shown);
+        hosted.store.flush();
+    });
+    app.set_ready(Ready { engine, limits, commands, gauges });
+    thread
+}

@@ -1,0 +1,36 @@
+//! `/tokenize` and `/detokenize`: text to token ids and back, as llama.cpp's server has them.
+
+use super::api::tokens::{DetokenizeRequest, Detokenized, TokenizeRequest, Tokenized};
+use super::app::App;
+use super::body::Body;
+use super::errors::ApiError;
+use axum::Json;
+use axum::extract::State;
+use std::sync::Arc;
+
+/// The ids of a text.
+pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Tokenized>, ApiError> {
+    let request: TokenizeRequest = body.part()?;
+    let engine = app.ready()?.engine.clone();
+    let encode = move || {
+        let tokenizer = engine.tokenizer();
+        if request.parse_special.unwrap_or(false) {
+            tokenizer.encode_with_specials(&request.content)
+        } else {
+            tokenizer.encode(&request.content)
+        }
+    };
+    let tokens = tokio::task::spawn_blocking(encode).await.map_err(ApiError::internal)?;
+    Ok(Json(Tokenized { tokens }))
+}
+
+/// The text of ids.
+pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Detokenized>, ApiError> {
+    let request: DetokenizeRequest = body.part()?;
+    let engine = &app.ready()?.engine;
+    if let Some(i) = request.tokens.iter().position(|id| *id as usize >= engine.vocab()) {
+        let why = format!("expected an id below {}, found {}", engine.vocab(), request.tokens[i]);
+        return Err(ApiError::invalid(&format!("tokens[{i}]"), why));
+    }
+    Ok(Json(Detokenized { content: engine.tokenizer().decode(&request.tokens) }))
+}

@@ -1,0 +1,9 @@
+//! The server by its HTTP interface, without a socket: shapes, streams, values refused, replies in company.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../../models/tests/support/kimi_vocabulary.rs"]
+mod kimi_vocabulary;
+mod requests;
+mod streams;
+mod support;

@@ -1,0 +1,270 @@
+//! Whole answers, and requests that are refused.
+
+use crate::support::{Server, chat, options, post};
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use serde_json::{Value, json};
+
+const CHAT: &str = "/v1/chat/completions";
+const TEXT: &str = "/v1/completions";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chat_has_the_shape_that_clients_read() {
+    let server = Server::new();
+    let answer = server.ok(CHAT, chat("Hello", json!({ "max_tokens": 5, "ignore_eos": true }))).await;
+    assert_eq!(answer["object"], "chat.completion");
+    assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
+    assert_eq!(answer["model"], "tiny");
+    assert!(answer["created"].as_u64().unwrap() > 1_700_000_000);
+    let choice = &answer["choices"][0];
+    assert_eq!((&choice["index"], &choice["finish_reason"]), (&json!(0), &json!("length")));
+    assert_eq!(choice["logprobs"], Value::Null);
+    assert_eq!(choice["message"]["role"], "assistant");
+    assert_eq!(choice["message"]["refusal"], Value::Null);
+    assert!(!choice["message"]["content"].as_str().unwrap().is_empty());
+    let usage = &answer["usage"];
+    assert_eq!(usage["completion_tokens"], 5);
+    let prompt = usage["prompt_tokens"].as_u64().unwrap();
+    assert_eq!(usage["total_tokens"], prompt + 5);
+    assert_eq!(answer["timings"]["prompt_n"], prompt);
+    assert_eq!(answer["timings"]["predicted_n"], 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_text_goes_on_with_the_same_tokens_as_the_command_line() {
+    let server = Server::new();
+    let ids = server.ok("/tokenize", json!({ "content": "Hello world" })).await["tokens"].clone();
+    let how = json!({ "prompt": "Hello world", "max_tokens": 6, "ignore_eos": true, "logprobs": 2 });
+    let by_text = server.ok(TEXT, how).await;
+    let by_ids = server.ok(TEXT, json!({ "prompt": ids, "max_tokens": 6, "ignore_eos": true })).await;
+    assert_eq!(by_text["object"], "text_completion");
+    assert_eq!(by_text["choices"][0]["text"], by_ids["choices"][0]["text"]);
+    let logprobs = &by_text["choices"][0]["logprobs"];
+    assert_eq!(logprobs["tokens"].as_array().unwrap().len(), 6);
+    assert_eq!(logprobs["text_offset"][0], 0);
+    for (chosen, top) in logprobs["token_logprobs"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(logprobs["top_logprobs"].as_array().unwrap())
+    {
+        assert_eq!(top.as_object().unwrap().len(), 2);
+        let best = top.as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
+        assert_eq!(chosen.as_f64().unwrap(), best, "greedy takes the most likely");
+    }
+    let several = json!({ "prompt": ["a", "b"], "n": 2, "max_tokens": 2, "echo": true });
+    let several = server.ok(TEXT, several).await;
+    let texts: Vec<_> =
+        several["choices"].as_array().unwrap().iter().map(|c| c["text"].as_str().unwrap()).collect();
+    assert!(texts.len() == 4 && texts[1].starts_with('a') && texts[2].starts_with('b'), "{texts:?}");
+    assert_eq!(several["choices"][3]["index"], 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stops_seeds_biases_and_penalties_do_what_they_say() {
+    let server = Server::new();
+    let a = server.ok("/tokenize", json!({ "content": "abc" })).await["tokens"][0].as_u64().unwrap();
+    let bias = json!({ a.to_string(): 100 });
+    let text = |answer: &Value| answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
+    let forced = server.ok(CHAT, chat("x", json!({ "logit_bias": bias, "max_tokens": 4 }))).await;
+    assert_eq!(text(&forced), "abcabcabcabc");
+    let stop = json!({ "logit_bias": bias, "max_tokens": 9, "stop": ["nothing", "cab"] });
+    let stopped = server.ok(CHAT, chat("x", stop)).await;
+    assert_eq!((text(&stopped), &stopped["choices"][0]["finish_reason"]), ("ab".into(), &json!("stop")));
+    let hot = |seed: u64| {
+        chat("x", json!({ "temperature": 1.5, "seed": seed, "max_tokens": 12, "ignore_eos": true }))
+    };
+    let first = text(&server.ok(CHAT, hot(5)).await);
+    assert_eq!(first, text(&server.ok(CHAT, hot(5)).await));
+    assert_ne!(first, text(&server.ok(CHAT, hot(6)).await));
+    let n =
+        server.ok(CHAT, chat("x", json!({ "temperature": 1.5, "seed": 5, "n": 3, "max_tokens": 12 }))).await;
+    let texts: Vec<_> =
+        n["choices"].as_array().unwrap().iter().map(|c| c["message"]["content"].clone()).collect();
+    assert!(texts.len() == 3 && texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
+    let again = json!({ "logit_bias": { a.to_string(): 20 }, "frequency_penalty": 2, "max_tokens": 64 });
+    let penalised = server.ok(CHAT, chat("x", again)).await;
+    assert!(!text(&penalised).contains(&"abc".repeat(20)), "{}", text(&penalised));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn chat_logprobs_are_of_the_tokens() {
+    let server = Server::new();
+    let how = json!({ "logprobs": true, "top_logprobs": 3, "max_tokens": 4, "ignore_eos": true });
+    let answer = server.ok(CHAT, chat("x", how)).await;
+    let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
+    assert_eq!(tokens.len(), 4);
+    let bytes: Vec<u8> = tokens
+        .iter()
+        .flat_map(|t| t["bytes"].as_array().unwrap())
+        .map(|b| b.as_u64().unwrap() as u8)
+        .collect();
+    let content = answer["choices"][0]["message"]["content"].as_str().unwrap();
+    assert_eq!(String::from_utf8_lossy(&bytes), content);
+    assert!(tokens.iter().all(|t| t["top_logprobs"].as_array().unwrap().len() == 3));
+    assert_eq!(tokens[0]["logprob"], tokens[0]["top_logprobs"][0]["logprob"]);
+}
+
+/// A request that is refused, with the field that is to blame.
+async fn refused(server: &Server, path: &str, body: Value, status: u16, param: Option<&str>) {
+    let (found, answer) = server.post(path, body.clone()).await;
+    assert_eq!(found.as_u16(), status, "{body}: {answer}");
+    let error = &answer["error"];
+    assert!(error["message"].is_string() && error["type"].is_string(), "{answer}");
+    assert_eq!(error["param"].as_str(), param, "{body}: {answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_values_are_refused_by_name_and_unknown_fields_ignored() {
+    let server = Server::new();
+    server.ok(CHAT, chat("x", json!({ "max_tokens": 1, "user": "me", "no_such_field": { "a": 1 } }))).await;
+    for (param, value) in [
+        ("temperature", json!(3)),
+        ("temperature", json!("hot")),
+        ("top_p", json!(-0.1)),
+        ("top_k", json!(-1)),
+        ("n", json!(0)),
+        ("n", json!(17)),
+        ("max_tokens", json!(0)),
+        ("stop", json!([""])),
+        ("stop", json!(5)),
+        ("presence_penalty", json!(2.5)),
+        ("logit_bias.x", json!({ "x": 1 })),
+        ("logit_bias.200000", json!({ "200000": 1 })),
+        ("top_logprobs", json!(2)),
+        ("messages", json!([])),
+        ("messages", json!("hi")),
+        ("messages[0].role", json!([{ "role": "wizard", "content": "x" }])),
+        ("messages[0].content", json!([{ "role": "user", "content": 7 }])),
+        (
+            "messages[0].content[0]",
+            json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }]),
+        ),
+        ("stream", json!("yes")),
+    ] {
+        let field = param.split(['.', '[']).next().unwrap();
+        refused(&server, CHAT, chat("x", json!({ field: value })), 400, Some(param)).await;
+    }
+    refused(&server, CHAT, chat("x", json!({ "model": "gpt" })), 404, Some("model")).await;
+    let long = "word ".repeat(3000);
+    refused(&server, CHAT, chat(&long, json!({})), 400, Some("messages")).await;
+    refused(&server, CHAT, chat(&"x".repeat(2 << 20), json!({})), 413, None).await;
+    refused(&server, TEXT, json!({ "prompt": [] }), 400, Some("prompt")).await;
+    refused(&server, TEXT, json!({ "prompt": [163_840] }), 400, Some("prompt")).await;
+    refused(&server, TEXT, json!({ "prompt": "x", "suffix": "y" }), 400, Some("suffix")).await;
+    refused(&server, TEXT, json!({}), 400, None).await;
+    refused(&server, "/detokenize", json!({ "tokens": [1, 163_840] }), 400, Some("tokens[1]")).await;
+    refused(&server, "/v1/embeddings", json!({ "input": "x" }), 501, None).await;
+    refused(&server, "/v1/nothing", json!({}), 404, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_are_no_json_object_are_refused() {
+    let server = Server::new();
+    for (kind, body, status) in [
+        ("application/json", "{", 400),
+        ("application/json; charset=utf-8", "[1]", 400),
+        ("application/json", "\u{0}", 400),
+        ("text/plain", "{}", 415),
+    ] {
+        let request = Request::post(CHAT).header(header::CONTENT_TYPE, kind).body(Body::from(body)).unwrap();
+        let (found, answer) = server.send(request).await;
+        assert_eq!(found.as_u16(), status, "{body}: {answer}");
+        assert!(answer.contains("invalid_request_error"), "{answer}");
+    }
+    assert_eq!(server.get(CHAT).await.0, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_asked_for_and_pages_of_others_are_not_let_in() {
+    let server =
+        Server::with(kimi::serve::Options { keys: vec!["sesame".into(), "open".into()], ..options() }, 1);
+    let ask = |key: Option<&str>| {
+        let mut request = post("/tokenize", &json!({ "content": "x" }));
+        if let Some(key) = key {
+            request.headers_mut().insert(header::AUTHORIZATION, format!("Bearer {key}").parse().unwrap());
+        }
+        server.send(request)
+    };
+    assert_eq!(ask(Some("open")).await.0, StatusCode::OK);
+    for key in [None, Some("opem"), Some(""), Some("sesam")] {
+        let (status, answer) = ask(key).await;
+        assert_eq!(status, StatusCode::UNAUTHORIZED);
+        assert!(answer.contains("invalid_api_key"), "{answer}");
+    }
+    assert_eq!(server.get("/health").await.0, StatusCode::OK);
+    assert_eq!(server.get("/metrics").await.0, StatusCode::UNAUTHORIZED);
+    let page =
+        Request::get("/health").header(header::ORIGIN, "http://evil.example").body(Body::empty()).unwrap();
+    let response = tower::ServiceExt::oneshot(server.router.clone(), page).await.unwrap();
+    assert!(!response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_says_what_the_server_does() {
+    let server = Server::loading(options());
+    assert_eq!(
+        server.get("/health").await,
+        (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"loading"}"#.into())
+    );
+    refused(&server, CHAT, chat("x", json!({})), 503, None).await;
+    let server = Server::new();
+    assert_eq!(server.get("/health").await, (StatusCode::OK, r#"{"status":"ready"}"#.into()));
+    let models: Value = serde_json::from_str(&server.get("/v1/models").await.1).unwrap();
+    assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("tiny")));
+    assert_eq!(server.get("/v1/models/tiny").await.0, StatusCode::OK);
+    assert_eq!(server.get("/v1/models/other").await.0, StatusCode::NOT_FOUND);
+    server.app.drain();
+    assert_eq!(
+        server.get("/health").await,
+        (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"draining"}"#.into())
+    );
+    refused(&server, CHAT, chat("x", json!({})), 503, None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn metrics_count_what_was_done() {
+    let server = Server::new();
+    let answer = server.ok(CHAT, chat("x", json!({ "max_tokens": 3, "ignore_eos": true }))).await;
+    let text = server.get("/metrics").await.1;
+    let value = |name: &str| {
+        let line = text
+            .lines()
+            .find(|l| l.starts_with(&format!("{name} ")))
+            .unwrap_or_else(|| panic!("{name}: {text}"));
+        line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()
+    };
+    assert_eq!(value("kimi_requests_total"), 1.0);
+    assert_eq!(value("kimi_generated_tokens_total"), 3.0);
+    assert_eq!(value("kimi_prompt_tokens_total"), answer["usage"]["prompt_tokens"].as_f64().unwrap());
+    assert_eq!(value("kimi_first_token_seconds_count"), 1.0);
+    assert_eq!(value("kimi_next_token_seconds_count"), 2.0);
+    assert!(text.ends_with("# EOF\n"));
+}
+
+/// A turn reads what is new; an instruction is read once for all that begin with it; the answers do not change.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_is_not_read_again() {
+    let (keeping, fresh) = (Server::keeping(), Server::new());
+    let rules = json!({ "role": "system", "content": "Be brief, but never too brief. ".repeat(20) });
+    let ask = |text: &str, more: &[Value]| {
+        let mut messages = vec![rules.clone(), json!({ "role": "user", "content": text })];
+        messages.extend_from_slice(more);
+        json!({ "messages": messages, "max_tokens": 8, "ignore_eos": true })
+    };
+    let read = |answer: &Value| answer["timings"]["prompt_n"].as_u64().unwrap();
+    let content = |answer: &Value| answer["choices"][0]["message"]["content"].clone();
+    let first = keeping.ok(CHAT, ask("One", &[])).await;
+    assert_eq!(content(&first), content(&fresh.ok(CHAT, ask("One", &[])).await));
+    assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
+    let again = keeping.ok(CHAT, ask("One", &[])).await;
+    assert_eq!((read(&again), content(&again)), (0, content(&first)));
+    let other = keeping.ok(CHAT, ask("Two", &[])).await;
+    assert!(read(&other) < 10, "{other}");
+    assert_eq!(content(&other), content(&fresh.ok(CHAT, ask("Two", &[])).await));
+    let turn =
+        [json!({ "role": "assistant", "content": "Yes." }), json!({ "role": "user", "content": "More" })];
+    let next = keeping.ok(CHAT, ask("Two", &turn)).await;
+    assert!(read(&next) < 14, "{next}");
+    assert_eq!(content(&next), content(&fresh.ok(CHAT, ask("Two", &turn)).await));
+}

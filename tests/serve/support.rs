@@ -1,0 +1,152 @@
+//! A server on a small random model with the real vocabulary, and how tests talk to it.
+
+use crate::common::{checkpoint, convert};
+use crate::kimi_vocabulary;
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode, header};
+use http_body_util::BodyExt;
+use kernels::cpu::Cpu;
+use kimi::batch::Limits;
+use kimi::engine::{CacheType, Engine, EngineArgs};
+use kimi::sample::Sampling;
+use kimi::serve::{App, Options, host, router};
+use kimi::snapshot::options::StoreOptions;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::sync::{Arc, LazyLock};
+use tower::ServiceExt;
+
+/// Without snapshots, and with.
+static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let fields = ["vocab_size=163840", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
+    let source = checkpoint(dir.path(), "tiny", 9, &fields);
+    std::fs::write(source.join("tiktoken.model"), kimi_vocabulary::tiktoken_model()).unwrap();
+    let config = Path::new("models/tests/data/tokenizer_config.json");
+    std::fs::copy(config, source.join("tokenizer_config.json")).unwrap();
+    let model = convert(&source, "q8_0");
+    let engine = |ram| {
+        let args = EngineArgs {
+            model: model.clone(),
+            threads: Some(2),
+            ctx: Some(2048),
+            batch: 64,
+            cache_type: CacheType::F16,
+            store: StoreOptions { cache_ram: Some(ram), ..StoreOptions::nothing() },
+        };
+        // The file stays mapped when its directory is gone.
+        Arc::new(Engine::open(&args).unwrap())
+    };
+    [engine(0), engine(64 << 20)]
+});
+
+/// What the tests' server is held to.
+pub fn options() -> Options {
+    Options {
+        sampling: Sampling {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repeat_penalty: 1.0,
+            repeat_last_n: 64,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: 1,
+        },
+        max_tokens: 16,
+        queue: 100,
+        timeout: None,
+        max_body: 1 << 20,
+        keys: vec![],
+        cors: vec![],
+        names: vec!["tiny".into()],
+        log_prompts: false,
+    }
+}
+
+/// A server and its shared state.
+pub struct Server {
+    pub app: Arc<App>,
+    pub router: Router,
+}
+
+impl Server {
+    /// That has no model yet.
+    pub fn loading(options: Options) -> Server {
+        let app = App::new(options);
+        Server { router: router(app.clone()), app }
+    }
+
+    /// That runs up to `slots` replies at a time.
+    pub fn with(options: Options, slots: usize) -> Server {
+        Server::on(0, options, slots)
+    }
+
+    /// That keeps snapshots.
+    pub fn keeping() -> Server {
+        Server::on(1, options(), 8)
+    }
+
+    fn on(engine: usize, options: Options, slots: usize) -> Server {
+        let server = Server::loading(options);
+        // The thread ends with the server.
+        drop(host(&server.app, ENGINES[engine].clone(), Limits { slots, bytes: 1 << 30 }));
+        server
+    }
+
+    pub fn new() -> Server {
+        Server::with(options(), 8)
+    }
+
+    /// Status and text of an answer.
+    pub async fn send(&self, request: Request<Body>) -> (StatusCode, String) {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    /// Status and JSON of an answer to a JSON request.
+    pub async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
+        let (status, text) = self.send(post(path, &body)).await;
+        (status, serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}")))
+    }
+
+    /// The answer to a request that is done.
+    pub async fn ok(&self, path: &str, body: Value) -> Value {
+        let (status, answer) = self.post(path, body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        answer
+    }
+
+    /// Status and text of an answer to a plain question.
+    pub async fn get(&self, path: &str) -> (StatusCode, String) {
+        self.send(Request::get(path).body(Body::empty()).unwrap()).await
+    }
+
+    /// The events of a stream: the JSON of each; the last is `[DONE]` and is not among them.
+    pub async fn stream(&self, path: &str, body: Value) -> Vec<Value> {
+        let (status, text) = self.send(post(path, &body)).await;
+        assert_eq!(status, StatusCode::OK, "{text}");
+        let events: Vec<&str> = text.split_terminator("\n\n").collect();
+        assert_eq!(events.last(), Some(&"data: [DONE]"), "{text}");
+        let json = |event: &&str| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
+        events[..events.len() - 1].iter().map(json).collect()
+    }
+}
+
+/// A JSON request.
+pub fn post(path: &str, body: &Value) -> Request<Body> {
+    let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+    request.body(Body::from(body.to_string())).unwrap()
+}
+
+/// A request for a chat with one message, and more fields.
+pub fn chat(text: &str, more: Value) -> Value {
+    let mut body = json!({ "model": "tiny", "messages": [{ "role": "user", "content": text }] });
+    let fields = body.as_object_mut().unwrap();
+    fields.extend(more.as_object().unwrap().clone());
+    body
+}
