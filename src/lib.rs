@@ -5,6 +5,7 @@
 //! (tokens to text).
 #![forbid(unsafe_code)]
 
+pub mod ask;
 pub mod batch;
 pub mod bench;
 pub mod chat;

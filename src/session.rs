@@ -5,6 +5,7 @@
 
 use crate::engine::Engine;
 use crate::snapshot::Source;
+use crate::snapshot::disk::WORTH_TOKENS;
 use crate::snapshot::options::WAYPOINT_TOKENS;
 use kernels::backend::Backend;
 use models::kimi_linear::state::State;
@@ -112,10 +113,8 @@ impl<'e, B: Backend> Session<'e, B> {
         prompt: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Prefill, Error> {
-        self.check(prompt)?;
         let marks = std::mem::take(&mut self.marks);
-        let source = self.resume(prompt);
-        let reused = self.tokens.len();
+        let Prefill { reused, source, .. } = self.resume(prompt)?;
         let mut stopped = false;
         while self.tokens.len() < prompt.len() && !stopped {
             let at = self.tokens.len();
@@ -124,27 +123,28 @@ impl<'e, B: Backend> Session<'e, B> {
             self.process(&prompt[at..end], end == prompt.len());
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
             if end == point || stopped {
-                self.insert(stopped || marks.contains(&end));
+                self.insert((stopped || marks.contains(&end)) && end >= WORTH_TOKENS);
             }
         }
         Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })
     }
 
-    /// Makes the state that of the longest beginning of `prompt` there is, and says where it was.
-    fn resume(&mut self, prompt: &[u32]) -> Option<Source> {
+    /// Goes to the longest beginning of `prompt` that has a state, and reads nothing: says what was there.
+    pub fn resume(&mut self, prompt: &[u32]) -> Result<Prefill, Error> {
+        self.check(prompt)?;
         let Engine { backend, store, .. } = self.engine;
         let own = self.tokens.len();
         let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || !self.logits.is_empty());
+        let mut source = (usable && own > 0).then_some(Source::Live);
         if let Some(hit) = store.longest(backend, prompt, usable.then_some(own)) {
             (self.state, self.logits) = (hit.state, hit.logits);
             self.tokens.clear();
             self.tokens.extend_from_slice(&prompt[..hit.len]);
-            return Some(hit.source);
-        }
-        if !usable {
+            source = Some(hit.source);
+        } else if !usable {
             *self = Session::new(self.engine);
         }
-        (!self.tokens.is_empty()).then_some(Source::Live)
+        Ok(Prefill { reused: self.tokens.len(), source, computed: 0, stopped: false })
     }
 
     /// Appends one token and computes the logits after it.

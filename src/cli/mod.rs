@@ -3,7 +3,7 @@
 mod convert;
 mod generate;
 
-use crate::{bench, chat, inspect, logits, perplexity, serve, synth};
+use crate::{ask, bench, chat, inspect, logits, perplexity, serve, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -23,6 +23,9 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Generate text from a prompt
     Generate(generate::GenerateArgs),
+    /// Ask about files, with quotes that are checked
+    #[command(mut_arg("temperature", |arg| arg.default_value("0")))]
+    Ask(ask::AskArgs),
     /// Talk with a model in the terminal
     Chat(chat::ChatArgs),
     /// Serve a model to other programs over HTTP, as OpenAI's interface
@@ -43,6 +46,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Convert(args) => convert::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Ask(args) => ask::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),

@@ -113,6 +113,33 @@ fn rows_are_shared_and_short_work_is_not_written() {
     assert_eq!(grown(301, true), (4, second), "it is there");
 }
 
+/// Rows of a long state are written in pieces, none again, and come back as they were.
+#[test]
+fn long_states_are_written_in_pieces() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = engine(only_disk(dir.path()));
+    let (b, sizes, all) = (&*engine.backend, engine.store.sizes(), tokens(1, 20_100));
+    let rows = |n: usize| (0..n * sizes.row as usize).map(|i| (i % 251) as u8).collect::<Vec<_>>();
+    let state = |n: usize| {
+        let mut state = engine.model.state(b, engine.cache);
+        state.import_rows(b, n, &rows(n));
+        state
+    };
+    let parts = |state: &models::kimi_linear::state::State<Cpu>| {
+        let (mut rows, mut fixed) = (Vec::new(), Vec::new());
+        state.export_rows(b, 0..state.position as usize, &mut rows);
+        state.export_recurrent(b, &mut fixed);
+        (rows, fixed)
+    };
+    for (n, written) in [(20_000, 4), (20_100, 6), (8192, 7), (20_100, 7)] {
+        engine.store.insert(b, &all[..n], &state(n), &[], true);
+        engine.store.flush();
+        assert_eq!(files(dir.path()).len(), written, "{n} tokens");
+        let hit = engine.store.longest(b, &[&all[..n], &[0]].concat(), None).unwrap();
+        assert!(hit.len == n && parts(&hit.state) == parts(&state(n)), "{n} tokens come back");
+    }
+}
+
 /// Another model, another cache format: nothing of it is used.
 #[test]
 fn foreign_snapshots_are_not_used() {

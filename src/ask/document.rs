@@ -1,0 +1,205 @@
+//! The files a question is about, as text: UTF-8 or UTF-16, from files, directories or standard input. What is not
+//! text is refused by its name. A leaf: knows no model.
+
+use anyhow::{Context as _, Result, bail, ensure};
+use ignore::overrides::OverrideBuilder;
+use ignore::{DirEntry, WalkBuilder};
+use std::io::{IsTerminal, Read};
+use std::path::{Path, PathBuf};
+
+/// A file and its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Document {
+    /// As it was named; `standard input` for the pipe.
+    pub name: String,
+    /// Without a byte order mark, lines ending in `\n`.
+    pub text: String,
+}
+
+/// Reads files, all text files under directories (those that match a pattern of `include`, if there is one), and
+/// standard input for `-`. Without any, a pipe is read. `note` hears of files in directories that are no text.
+pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str)) -> Result<Vec<Document>> {
+    let pipe = [PathBuf::from("-")];
+    let files = match files {
+        [] if std::io::stdin().is_terminal() => {
+            bail!("--file: expected a file, a directory or a pipe, found none")
+        }
+        [] => &pipe[..],
+        files => files,
+    };
+    let mut documents = Vec::new();
+    for path in files {
+        if path.as_os_str() == "-" {
+            let mut bytes = Vec::new();
+            std::io::stdin().read_to_end(&mut bytes).context("standard input")?;
+            documents.push(document("standard input", bytes)?);
+        } else if path.is_dir() {
+            let before = documents.len();
+            directory(path, include, &mut documents, note)?;
+            ensure!(documents.len() > before, "{}: expected text files in it, found none", path.display());
+        } else {
+            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+            documents.push(document(&path.display().to_string(), bytes)?);
+        }
+    }
+    Ok(documents)
+}
+
+/// In the order of their names, so that the same directory is the same text. Hidden and ignored files stay out.
+fn directory(
+    dir: &Path,
+    include: &[String],
+    documents: &mut Vec<Document>,
+    note: &mut dyn FnMut(&str),
+) -> Result<()> {
+    let mut patterns = OverrideBuilder::new(dir);
+    for pattern in include {
+        patterns.add(pattern).with_context(|| format!("--include {pattern}"))?;
+    }
+    // A pattern that matches would bring hidden files back.
+    let shown =
+        |entry: &DirEntry| entry.depth() == 0 || !entry.file_name().as_encoded_bytes().starts_with(b".");
+    let mut walk = WalkBuilder::new(dir);
+    walk.overrides(patterns.build()?).sort_by_file_path(Ord::cmp).filter_entry(shown);
+    for entry in walk.build() {
+        let entry = entry.with_context(|| dir.display().to_string())?;
+        if !entry.file_type().is_some_and(|kind| kind.is_file()) {
+            continue;
+        }
+        let name = entry.path().display().to_string();
+        let bytes = std::fs::read(entry.path()).with_context(|| name.clone())?;
+        match document(&name, bytes) {
+            Ok(document) => documents.push(document),
+            Err(e) => note(&format!("{e}: left out")),
+        }
+    }
+    Ok(())
+}
+
+fn document(name: &str, bytes: Vec<u8>) -> Result<Document> {
+    let text = text(name, bytes)?.replace("\r\n", "\n");
+    ensure!(!text.trim().is_empty(), "{name}: expected text, found nothing but space");
+    Ok(Document { name: name.to_owned(), text })
+}
+
+fn text(name: &str, bytes: Vec<u8>) -> Result<String> {
+    if let Some(kind) = binary(&bytes) {
+        bail!("{name}: expected text, found {kind}");
+    }
+    if let Some((skip, little)) = utf16(&bytes) {
+        let unit = |b: &[u8; 2]| if little { u16::from_le_bytes(*b) } else { u16::from_be_bytes(*b) };
+        let (pairs, odd) = bytes[skip..].as_chunks();
+        ensure!(odd.is_empty(), "{name}: expected pairs of bytes of UTF-16, found an odd number");
+        let units: Vec<u16> = pairs.iter().map(unit).collect();
+        return String::from_utf16(&units).with_context(|| format!("{name}: UTF-16"));
+    }
+    if let Some(at) = bytes.iter().position(|b| *b == 0) {
+        bail!("{name}: byte {at}: expected text, found 0x00 (a binary file)");
+    }
+    let mut text = String::from_utf8(bytes).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        anyhow::anyhow!("{name}: byte {at}: expected UTF-8 or UTF-16, found 0x{:02x}", e.as_bytes()[at])
+    })?;
+    if text.starts_with('\u{feff}') {
+        text.drain(..'\u{feff}'.len_utf8());
+    }
+    Ok(text)
+}
+
+/// What a file is that people take for text, or give by mistake.
+fn binary(bytes: &[u8]) -> Option<&'static str> {
+    const KINDS: [(&[u8], &str); 9] = [
+        (b"%PDF", "a PDF: extract its text first (pdftotext)"),
+        (b"PK\x03\x04", "a zip archive, perhaps an office document: save it as text first"),
+        (b"\xd0\xcf\x11\xe0", "an old office document: save it as text first"),
+        (b"\x1f\x8b", "gzip: unpack it first"),
+        (b"\x7fELF", "a program"),
+        (b"\x89PNG", "an image"),
+        (b"\xff\xd8\xff", "an image"),
+        (b"GIF8", "an image"),
+        (b"GGUF", "a model: give it with -m"),
+    ];
+    KINDS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, kind)| *kind)
+}
+
+/// How many bytes to skip, and whether little-endian, if this is UTF-16: by its mark, or without one where every
+/// second byte is zero, as in Western text.
+fn utf16(bytes: &[u8]) -> Option<(usize, bool)> {
+    match bytes {
+        [0xff, 0xfe, ..] => return Some((2, true)),
+        [0xfe, 0xff, ..] => return Some((2, false)),
+        _ => {}
+    }
+    let pairs = bytes[..bytes.len().min(1024)].as_chunks::<2>().0;
+    let zeros = |at: usize| pairs.iter().filter(|pair| pair[at] == 0).count();
+    let most = |n: usize| pairs.len() >= 2 && n * 10 >= pairs.len() * 9;
+    match (zeros(0), zeros(1)) {
+        (0, second) if most(second) => Some((0, true)),
+        (first, 0) if most(first) => Some((0, false)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(bytes: &[u8], expected: &str) {
+        assert_eq!(document("x", bytes.to_vec()).unwrap().text, expected);
+    }
+
+    fn refused(bytes: &[u8], expected: &str) {
+        assert_eq!(document("x", bytes.to_vec()).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn encodings() {
+        check("Grüße\r\n日本\n".as_bytes(), "Grüße\n日本\n");
+        check(b"\xef\xbb\xbfhi", "hi");
+        let utf16 =
+            |text: &str, unit: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(unit).collect::<Vec<_>>();
+        check(&[&[0xff, 0xfe][..], &utf16("Grüße 日本 🎉", u16::to_le_bytes)].concat(), "Grüße 日本 🎉");
+        check(&[&[0xfe, 0xff][..], &utf16("日本", u16::to_be_bytes)].concat(), "日本");
+        check(&utf16("plain text\r\n", u16::to_le_bytes), "plain text\n");
+        check(&utf16("plain text", u16::to_be_bytes), "plain text");
+    }
+
+    #[test]
+    fn what_is_no_text_is_refused() {
+        refused(b"%PDF-1.7 ...", "x: expected text, found a PDF: extract its text first (pdftotext)");
+        refused(b"ab\0cd\x01ef", "x: byte 2: expected text, found 0x00 (a binary file)");
+        refused(b"caf\xe9", "x: byte 3: expected UTF-8 or UTF-16, found 0xe9");
+        refused(b"\xff\xfea", "x: expected pairs of bytes of UTF-16, found an odd number");
+        refused(b" \n", "x: expected text, found nothing but space");
+    }
+
+    #[test]
+    fn directories_are_read_in_order_and_filtered() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, bytes) in [
+            ("b.md", &b"two"[..]),
+            ("a/z.md", b"one"),
+            ("c.txt", b"three"),
+            ("d.md", b"\x89PNG"),
+            (".hidden.md", b"four"),
+        ] {
+            let path = dir.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, bytes).unwrap();
+        }
+        let texts = |include: &[&str]| {
+            let mut notes = Vec::new();
+            let include: Vec<_> = include.iter().map(|s| (*s).to_owned()).collect();
+            let found =
+                gather(&[dir.path().to_owned()], &include, &mut |n| notes.push(n.to_owned())).unwrap();
+            (found.into_iter().map(|d| d.text).collect::<Vec<_>>(), notes)
+        };
+        let (all, notes) = texts(&[]);
+        assert_eq!(all, ["one", "two", "three"]);
+        assert!(notes.len() == 1 && notes[0].ends_with("d.md: expected text, found an image: left out"));
+        assert_eq!(texts(&["*.txt"]).0, ["three"]);
+        assert_eq!(texts(&["*.md", "!a/"]).0, ["two"]);
+        let none = gather(&[dir.path().to_owned()], &["*.rs".to_owned()], &mut |_| {});
+        assert!(none.unwrap_err().to_string().ends_with("expected text files in it, found none"));
+    }
+}

@@ -1,0 +1,162 @@
+//! `kimi ask` with a small random model and the real vocabulary: what it reads, what it does not read again, and
+//! what it refuses. Its answers are noise, but whole.
+
+mod common;
+
+use common::{checkpoint, convert, kimi_command, text};
+use serde_json::Value;
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::LazyLock;
+use tempfile::TempDir;
+
+#[path = "../models/tests/support/kimi_vocabulary.rs"]
+mod kimi_vocabulary;
+
+/// A small random model with the real vocabulary.
+static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let fields = [
+        "vocab_size=163840",
+        "hidden_size=64",
+        "num_hidden_layers=4",
+        "num_experts=8",
+        "model_max_length=32768",
+    ];
+    let source = checkpoint(dir.path(), "tiny", 11, &fields);
+    std::fs::write(source.join("tiktoken.model"), kimi_vocabulary::tiktoken_model()).unwrap();
+    let config = Path::new("models/tests/data/tokenizer_config.json");
+    std::fs::copy(config, source.join("tokenizer_config.json")).unwrap();
+    let file = convert(&source, "q8_0");
+    (dir, file)
+});
+
+/// A file of so many lines.
+fn document(lines: usize) -> String {
+    (0..lines).fold(String::new(), |mut all, i| {
+        writeln!(all, "Line {i}: clerk {} keeps the ledger of ward {}.", i * 37 % 101, i * 7 % 13).unwrap();
+        all
+    })
+}
+
+fn command(cache: &Path, args: &[&str]) -> Command {
+    let mut command = kimi_command();
+    command.args(["ask", "-m", text(&MODEL.1), "-n", "4", "--cache-dir", text(cache)]).args(args);
+    command.stdin(Stdio::null());
+    command
+}
+
+/// The answers, as JSON.
+fn ask(cache: &Path, args: &[&str], input: &str) -> Vec<Value> {
+    let out = with_input(command(cache, &[args, &["--json"]].concat()), input);
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{args:?}: {stderr}");
+    String::from_utf8(out.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn with_input(mut command: Command, input: &str) -> Output {
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A program that has refused already reads nothing.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    child.wait_with_output().unwrap()
+}
+
+fn number(answer: &Value, field: &str) -> u64 {
+    answer[field].as_u64().unwrap_or_else(|| panic!("{field} in {answer}"))
+}
+
+#[test]
+fn a_file_is_read_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ward.txt");
+    std::fs::write(&file, document(100)).unwrap();
+    let cache = dir.path().join("cache");
+    let first = &ask(&cache, &["-f", text(&file), "Who keeps ward 3?"], "")[0];
+    assert_eq!(number(first, "reused_tokens"), 0);
+    let all = number(first, "read_tokens");
+    assert!(all > 1500, "{all} tokens of a hundred lines");
+    // Another process, another question: no token of the file, and of its turn only what is new.
+    let second = &ask(&cache, &["-f", text(&file), "Which clerk is named in line 7?"], "")[0];
+    assert_eq!(second["reused_from"], "disk");
+    let (reused, new) = (number(second, "reused_tokens"), number(second, "read_tokens"));
+    assert!(reused + 30 > all && new < 30, "{reused} of {all} reused, {new} read");
+    // The same question: the state after the file again.
+    let third = &ask(&cache, &["-f", text(&file), "Who keeps ward 3?"], "")[0];
+    assert_eq!((number(third, "reused_tokens"), third["answer"].clone()), (reused, first["answer"].clone()));
+    // Question after question in one process.
+    let many = ask(&cache, &["-f", text(&file)], "Who keeps ward 3?\nAnd ward 4?\n\nAnd 5?\n");
+    assert_eq!(many.len(), 3);
+    assert_eq!(many[0]["answer"], first["answer"]);
+    for answer in &many[1..] {
+        assert_eq!(answer["reused_from"], "live");
+        assert!(number(answer, "read_tokens") < 30, "{answer}");
+    }
+}
+
+#[test]
+fn files_directories_and_pipes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (docs, cache) = (dir.path().join("docs"), dir.path().join("cache"));
+    std::fs::create_dir(&docs).unwrap();
+    std::fs::write(docs.join("a.txt"), document(40)).unwrap();
+    std::fs::write(docs.join("b.md"), "# B\n").unwrap();
+    std::fs::write(docs.join("c.bin"), b"\x7fELF\0\0").unwrap();
+    let piped = &ask(&cache, &["What?"], &document(5))[0];
+    assert_eq!(piped["files"], serde_json::json!(["standard input"]));
+    let only = &ask(&cache, &["-f", text(&docs), "--include", "*.txt", "What?"], "")[0];
+    assert_eq!(only["files"], serde_json::json!([text(&docs.join("a.txt"))]));
+    let both = &ask(&cache, &["-f", text(&docs), "What?"], "")[0];
+    assert_eq!(both["files"].as_array().unwrap().len(), 2);
+    // A file more after it: the first is not read again.
+    let c = dir.path().join("c.txt");
+    std::fs::write(&c, document(3)).unwrap();
+    let more = &ask(&cache, &["-f", text(&docs), "-f", text(&c), "What?"], "")[0];
+    let (reused, before) = (number(more, "reused_tokens"), number(both, "prompt_tokens"));
+    assert!(reused + 60 > before, "{reused} of {before} reused: {more}");
+}
+
+fn refused(cache: &Path, args: &[&str], end: &str) {
+    let out = command(cache, args).output().unwrap();
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{stderr}");
+    assert!(stderr.trim_end().ends_with(end) && out.stdout.is_empty(), "{args:?}: {stderr}");
+}
+
+#[test]
+fn what_cannot_be_read_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str, bytes: &[u8]| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, bytes).unwrap();
+        text(&path).to_owned()
+    };
+    let pdf = path("a.pdf", b"%PDF-1.7\n");
+    refused(dir.path(), &["-f", &pdf, "?"], "a PDF: extract its text first (pdftotext)");
+    refused(dir.path(), &["-f", "/nowhere", "?"], "/nowhere: No such file or directory (os error 2)");
+    let long = path("long.txt", document(2500).as_bytes());
+    refused(dir.path(), &["-f", &long, "?"], "raise --ctx or shorten the prompt");
+}
+
+/// Ctrl-C while reading: what was read is there for the next run.
+#[test]
+fn a_stopped_reading_goes_on_from_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("long.txt");
+    std::fs::write(&file, document(500)).unwrap();
+    let cache = dir.path().join("cache");
+    let args = ["-f", text(&file), "Who keeps ward 3?", "--batch", "256", "--ctx", "32768"];
+    let mut child = command(&cache, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let before: Vec<_> = said.by_ref().take_while(|line| !line.starts_with("reading ")).collect();
+    assert!(before.len() == 2, "what it reads, the memory, then how far it is: {before:?}");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let last = said.last().unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(1), "{last}");
+    let read: u64 = last.split(' ').nth(3).unwrap().parse().unwrap_or_else(|_| panic!("{last}"));
+    assert!(last.starts_with("kimi: stopped after "), "{last}");
+    let next = &ask(&cache, &args, "")[0];
+    assert_eq!((number(next, "reused_tokens"), &next["reused_from"]), (read, &Value::from("disk")));
+}
