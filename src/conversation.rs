@@ -16,6 +16,16 @@ pub struct Conversation {
     /// The last prompt as rendered, with the reply to it, and their ids.
     text: String,
     ids: Vec<u32>,
+    /// Where prompts and replies ended: what an earlier turn can go back to.
+    marks: Vec<Mark>,
+}
+
+/// An end of a prompt or a reply.
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    messages: usize,
+    text: usize,
+    ids: usize,
 }
 
 impl Conversation {
@@ -40,14 +50,21 @@ impl Conversation {
         self.say("assistant", text);
         self.text.push_str(text);
         self.ids.extend_from_slice(ids);
+        self.mark();
     }
 
     /// Takes the last turns back, up to and with the last of the user's, which is returned.
     pub fn undo(&mut self) -> Option<String> {
         let at = self.messages.iter().rposition(|m| m.role == "user")?;
         let said = self.messages[at].content.as_ref().and_then(|c| c.as_str()).map(str::to_owned);
-        self.messages.truncate(at);
+        self.truncate(at);
         said
+    }
+
+    /// Keeps the first `messages` only; the ids of what they made stay as they were.
+    pub fn truncate(&mut self, messages: usize) {
+        self.messages.truncate(messages);
+        self.marks.retain(|mark| mark.messages <= messages);
     }
 
     /// The prompt that asks for the next reply.
@@ -56,12 +73,20 @@ impl Conversation {
         let template = engine.template.as_ref().context("the model file has no chat template")?;
         let rendered = template.render(&self.messages, &[], true, &Map::new())?;
         let text = rendered.text();
-        if !text.starts_with(&self.text) {
-            self.text.clear();
-            self.ids.clear();
-        }
-        self.ids.extend(rendered.encode_after(self.text.len(), tokenizer));
+        // A template may write an earlier turn otherwise than before: what stands before the difference is kept.
+        let kept = |mark: &Mark| text.starts_with(&self.text[..mark.text]);
+        let keep = self.marks.iter().rposition(kept).map_or(0, |last| last + 1);
+        self.marks.truncate(keep);
+        let mark = self.marks.last().copied().unwrap_or_default();
+        self.ids.truncate(mark.ids);
+        self.ids.extend(rendered.encode_after(mark.text, tokenizer));
         self.text = text.to_owned();
+        self.mark();
         Ok(self.ids.clone())
+    }
+
+    fn mark(&mut self) {
+        let (messages, text, ids) = (self.messages.len(), self.text.len(), self.ids.len());
+        self.marks.push(Mark { messages, text, ids });
     }
 }

@@ -18,6 +18,7 @@ pub mod logits;
 pub mod logprobs;
 pub mod perplexity;
 pub mod prompt;
+pub mod remote;
 pub mod reply;
 pub mod sample;
 pub mod serve;

@@ -86,6 +86,7 @@ fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
     let mut chat = common::kimi_command()
         .args(["chat", "--plain", "-m", text(&MODEL.1), "-n", "8", "--temp", "0"])
         .env("XDG_STATE_HOME", home.path())
+        .env("XDG_DATA_HOME", home.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())

@@ -1,73 +1,57 @@
-//! The line editor: history, multi-line input, Ctrl-C that stops the reply only, a few commands.
+//! The line editor: history, multi-line input, Ctrl-C that stops the reply only, the same commands.
 
-use super::ChatArgs;
-use crate::conversation::Conversation;
-use crate::engine::Engine;
-use crate::generate::{Ended, Event, Request, Stats, generate};
-use crate::session::Session;
-use anyhow::Result;
-use kernels::backend::Backend;
+use super::command::{self, Command, parse};
+use super::store::xdg;
+use super::talk::{Talk, Todo, ending};
+use super::terminal::edit;
+use super::worker::{Order, Report, Worker};
+use crate::generate::grouped;
+use anyhow::{Context as _, Result};
+use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
+use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Completer, Config, Editor, Helper, Highlighter, Hinter};
+use rustyline::{Config, Editor, Helper, Highlighter, Hinter};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 
-const HELP: &str = "\
-/help           this list
-/system TEXT    set the system message and start again
-/regen          answer the last message again
-/undo           take the last exchange back
-/clear          start again
-/stats          rates of the last reply, context used
-/quit           leave (also Ctrl-D)
-A line that ends with \\ goes on in the next; Alt-Enter adds a line. Ctrl-C stops a reply.";
+const KEYS: &str = "A line that ends with \\ goes on in the next; Alt-Enter adds a line; Tab completes. Ctrl-C stops a reply.";
 
 /// A chat under way.
-pub struct Chat<'e, B: Backend> {
-    engine: &'e Engine<B>,
-    session: Session<'e, B>,
-    conversation: Conversation,
-    args: ChatArgs,
-    last: Option<Stats>,
-    interrupted: Arc<AtomicBool>,
+pub struct Plain {
+    talk: Talk,
+    worker: Worker,
+    /// What the next line begins with.
+    draft: String,
 }
 
-impl<'e, B: Backend> Chat<'e, B> {
-    /// An empty conversation; Ctrl-C is caught from here on.
-    pub fn new(engine: &'e Engine<B>, args: &ChatArgs) -> Result<Self> {
-        let interrupted = Arc::new(AtomicBool::new(false));
-        let flag = interrupted.clone();
-        ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))?;
-        let conversation = Conversation::new(args.system.as_deref());
-        let session = Session::new(engine);
-        Ok(Chat { engine, session, conversation, args: args.clone(), last: None, interrupted })
+impl Plain {
+    /// Ctrl-C is caught from here on.
+    pub fn new(talk: Talk, worker: Worker) -> Result<Self> {
+        let stop = worker.stop.clone();
+        ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed))?;
+        Ok(Plain { talk, worker, draft: String::new() })
     }
 
     /// Reads, answers, until the end of input.
-    pub fn run(&mut self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
         let config = Config::builder().auto_add_history(true).bracketed_paste(true).build();
-        let mut editor: Editor<Lines, _> = Editor::with_config(config)?;
+        let mut editor: Editor<Lines, FileHistory> = Editor::with_config(config)?;
         editor.set_helper(Some(Lines));
-        let newline = rustyline::KeyEvent::alt('\r');
-        editor.bind_sequence(newline, rustyline::Cmd::Newline);
-        let history = history_file();
+        editor.bind_sequence(rustyline::KeyEvent::alt('\r'), rustyline::Cmd::Newline);
+        let history = xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("kimi/history"));
         if let Some(path) = &history {
             // No history yet is no error.
             let _ = editor.load_history(path);
         }
         if std::io::stdin().is_terminal() {
-            eprintln!(
-                "{} ({}). /help lists commands.",
-                self.args.engine.model.display(),
-                self.engine.backend.describe()
-            );
+            let about = &self.talk.about;
+            eprintln!("{} on {}. /help lists commands.", about.name, about.place);
         }
         loop {
-            match editor.readline("> ") {
+            let draft = std::mem::take(&mut self.draft);
+            match editor.readline_with_initial("> ", (&draft, "")) {
                 Ok(line) => {
                     if self.line(&line.replace("\\\n", "\n"))?.is_break() {
                         break;
@@ -82,122 +66,138 @@ impl<'e, B: Backend> Chat<'e, B> {
             let _ = std::fs::create_dir_all(path.parent().unwrap_or(path));
             editor.save_history(path)?;
         }
-        Ok(())
+        self.worker.close()
     }
 
     fn line(&mut self, line: &str) -> Result<ControlFlow<()>> {
         let line = line.trim();
-        let (command, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
-        match command {
-            "" => {}
-            "/help" => println!("{HELP}"),
-            "/quit" | "/exit" => return Ok(ControlFlow::Break(())),
-            "/clear" => self.conversation = Conversation::new(self.args.system.as_deref()),
-            "/system" => {
-                self.args.system = Some(rest.trim().to_owned()).filter(|s| !s.is_empty());
-                self.conversation = Conversation::new(self.args.system.as_deref());
+        match parse(line) {
+            None if line.is_empty() => {}
+            None => {
+                self.talk.say(line);
+                self.answer()?;
             }
-            "/undo" => match self.conversation.undo() {
-                Some(_) => eprintln!("the last exchange is taken back"),
-                None => eprintln!("nothing to take back"),
-            },
-            "/regen" => match self.conversation.undo() {
-                Some(said) => {
-                    self.args.sampling.seed = self.args.sampling.seed.wrapping_add(1);
-                    self.answer(&said)?;
+            Some(Err(e)) => eprintln!("{e}"),
+            Some(Ok(command)) => {
+                let answers_on_stdout = matches!(command, Command::Stats | Command::Set(None));
+                match self.talk.run(command) {
+                    Ok(todo) => return self.act(todo, answers_on_stdout),
+                    Err(e) => eprintln!("{e:#}"),
                 }
-                None => eprintln!("nothing to answer again"),
-            },
-            "/stats" => self.stats(),
-            _ if command.starts_with('/') && !command[1..].contains('/') => {
-                eprintln!("{command}: no such command; /help lists them");
             }
-            _ => self.answer(line)?,
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    fn stats(&self) {
-        if let Some(stats) = &self.last {
-            println!("{}", stats.line());
-        }
-        println!("context {} of {} tokens", self.session.tokens().len(), self.engine.context);
-    }
-
-    /// Answers one message. A message that does not fit is taken back, and the chat goes on.
-    fn answer(&mut self, said: &str) -> Result<()> {
-        self.conversation.say("user", said);
-        let prompt = match self.conversation.prompt(self.engine) {
-            Ok(prompt) => prompt,
-            Err(e) => {
-                self.conversation.undo();
-                eprintln!("{e:#}");
-                return Ok(());
+    fn act(&mut self, todo: Todo, answers_on_stdout: bool) -> Result<ControlFlow<()>> {
+        match todo {
+            Todo::Say(text) if answers_on_stdout => println!("{text}"),
+            Todo::Say(text) => eprintln!("{text}"),
+            Todo::Help => println!("{}\n{KEYS}", command::help()),
+            Todo::Answer => self.answer()?,
+            Todo::Type(text) => self.draft = text,
+            Todo::Editor => match edit("") {
+                Ok(text) if text.trim().is_empty() => {}
+                Ok(text) => {
+                    self.talk.say(text.trim_end());
+                    self.answer()?;
+                }
+                Err(e) => eprintln!("{e:#}"),
+            },
+            Todo::Copy(text) => {
+                let copy = crossterm::clipboard::CopyToClipboard::to_clipboard_from(&text);
+                crossterm::execute!(std::io::stderr(), copy)?;
+                eprintln!("{} bytes to the clipboard", text.len());
             }
-        };
-        let request = Request {
-            prompt: &prompt,
-            max_tokens: self.args.max_tokens,
-            sampling: self.args.sampling,
-            stops: &[],
-            ignore_end: false,
-        };
-        self.interrupted.store(false, Ordering::Relaxed);
-        let (mut text, mut ids, mut out) = (String::new(), Vec::new(), std::io::stdout().lock());
-        let mut failed = Ok(());
-        let stats = generate(&mut self.session, &request, &mut |event| {
-            match event {
-                Event::Prefill { done, total } => progress(done, total, self.engine.batch),
-                Event::Token(id) => ids.push(id),
-                Event::Text(new) => {
-                    text.push_str(new);
-                    failed = write!(out, "{new}").and_then(|()| out.flush());
+            Todo::List => {
+                for entry in self.talk.store.list() {
+                    println!("{} ({} messages)", entry.name, entry.turns);
                 }
             }
-            let stop = failed.is_err() || self.interrupted.load(Ordering::Relaxed);
-            if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        failed?;
-        match stats {
-            Ok(stats) if stats.prefill.stopped => {
-                self.conversation.undo();
-                writeln!(out, "[stopped while reading; what was read is kept]")?;
+            Todo::Look(name, _) => eprintln!("/set {name}: only the full screen has it"),
+            Todo::Model(path) => {
+                self.worker.orders.send(Order::Open(path)).ok().context("the engine stopped")?;
+                match self.worker.reports.recv()? {
+                    Report::Ready(about) => {
+                        self.talk.about = about;
+                        eprintln!("{} on {}", self.talk.about.name, self.talk.about.place);
+                    }
+                    Report::Failed(e) => eprintln!("{e}"),
+                    other => note(&other),
+                }
             }
-            Ok(stats) => {
-                writeln!(out, "{}", if stats.ended == Ended::Cancelled { " [stopped]" } else { "" })?;
-                self.conversation.reply(&text, &ids);
-                self.last = Some(stats);
-            }
-            Err(e) => {
-                self.conversation.undo();
-                eprintln!("{e}");
+            Todo::Quit => return Ok(ControlFlow::Break(())),
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Has the chat answered. A message that cannot be is taken back, and the chat goes on.
+    fn answer(&mut self) -> Result<()> {
+        self.worker.stop.store(false, Ordering::Relaxed);
+        let ask = self.talk.ask()?;
+        self.worker.orders.send(Order::Ask(ask)).ok().context("the engine stopped")?;
+        let mut out = std::io::stdout().lock();
+        loop {
+            match self.worker.reports.recv().context("the engine stopped; the chat is saved")? {
+                Report::Reading { done, total, rate } => progress(done, total, rate),
+                Report::Text { text, .. } => {
+                    self.talk.hear(&text);
+                    write!(out, "{text}").and_then(|()| out.flush())?;
+                }
+                Report::Done(outcome) => {
+                    let stats = outcome.stats.clone();
+                    self.talk.heard(outcome)?;
+                    writeln!(out, "{}", ending(&stats).map_or(String::new(), |said| format!(" [{said}]")))?;
+                    return Ok(());
+                }
+                Report::Failed(e) => {
+                    self.talk.give_up();
+                    eprintln!("{e}");
+                    return Ok(());
+                }
+                other => note(&other),
             }
         }
-        Ok(())
+    }
+}
+
+/// Says what is not part of a reply.
+pub fn note(report: &Report) {
+    if let Report::Note(text) = report {
+        eprintln!("{text}");
     }
 }
 
 /// A line that shows how much of a long prompt is read.
-fn progress(done: usize, total: usize, batch: usize) {
-    if total > batch && std::io::stderr().is_terminal() {
-        eprint!("\rreading {done}/{total} tokens{}", if done == total { "\r\x1b[K" } else { "" });
+fn progress(done: usize, total: usize, rate: f64) {
+    if rate > 0.0 && std::io::stderr().is_terminal() {
+        let end = if done == total { "\r\x1b[K" } else { "" };
+        eprint!("\rreading {} of {} tokens, {rate:.0} tok/s{end}", grouped(done), grouped(total));
     }
 }
 
-/// `$XDG_STATE_HOME/kimi/history`, by default under `~/.local/state`; None without a home.
-fn history_file() -> Option<PathBuf> {
-    let state = std::env::var_os("XDG_STATE_HOME").map(PathBuf::from);
-    let home = || std::env::var_os("HOME").map(|h| PathBuf::from(h).join(".local/state"));
-    Some(state.or_else(home)?.join("kimi/history"))
-}
-
-/// A line that ends with a backslash is not finished.
-#[derive(Completer, Helper, Highlighter, Hinter)]
+/// A line that ends with a backslash is not finished; Tab completes commands.
+#[derive(Helper, Highlighter, Hinter)]
 struct Lines;
 
 impl Validator for Lines {
     fn validate(&self, input: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {
         let unfinished = input.input().ends_with('\\');
         Ok(if unfinished { ValidationResult::Incomplete } else { ValidationResult::Valid(None) })
+    }
+}
+
+impl Completer for Lines {
+    type Candidate = Pair;
+
+    fn complete(
+        &self,
+        line: &str,
+        at: usize,
+        _: &rustyline::Context<'_>,
+    ) -> rustyline::Result<(usize, Vec<Pair>)> {
+        let pair = |l: String| Pair { display: l.clone(), replacement: l };
+        let lines = command::complete(&line[..at]);
+        Ok((0, lines.into_iter().map(pair).collect()))
     }
 }

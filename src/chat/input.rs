@@ -1,0 +1,352 @@
+//! The message being written: a text of any size, a cursor, the rows it takes, what was sent before.
+//!
+//! It knows no keys: [`super::keys`] says which key does what.
+
+use super::store::xdg;
+use std::io::Write;
+use std::ops::Range;
+use std::path::PathBuf;
+use unicode_segmentation::UnicodeSegmentation;
+use unicode_width::UnicodeWidthStr;
+
+/// Columns of a tab.
+const TAB: usize = 4;
+
+/// The message being written.
+#[derive(Default)]
+pub struct Input {
+    text: String,
+    /// A byte of the text, between graphemes.
+    cursor: usize,
+    width: usize,
+    /// Bytes of each row of the screen; kept until the text or the width changes.
+    rows: Vec<Range<usize>>,
+    /// The column that moving up and down aims at.
+    goal: Option<usize>,
+    /// The text that was cut last.
+    cut: String,
+    /// What was sent, oldest first, and where in it the person is.
+    sent: Vec<String>,
+    recalled: Option<usize>,
+    draft: String,
+}
+
+/// A way to move.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// A grapheme back.
+    Left,
+    /// A grapheme on.
+    Right,
+    /// To the beginning of a word.
+    WordLeft,
+    /// To the end of a word.
+    WordRight,
+    /// To the beginning of the line.
+    Home,
+    /// To the end of the line.
+    End,
+}
+
+impl Input {
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty()
+    }
+
+    /// Whether the cursor is behind the last character.
+    pub fn at_end(&self) -> bool {
+        self.cursor == self.text.len()
+    }
+
+    /// Another text, the cursor at its end.
+    pub fn set(&mut self, text: impl Into<String>) {
+        self.text = text.into();
+        self.cursor = self.text.len();
+        self.changed();
+    }
+
+    /// The text, which is gone from here.
+    pub fn take(&mut self) -> String {
+        let text = std::mem::take(&mut self.text);
+        self.set("");
+        self.recalled = None;
+        text
+    }
+
+    /// Writes at the cursor. Line ends of any kind become `\n`; what a terminal would obey is left out.
+    pub fn insert(&mut self, text: &str) {
+        let text = text.replace("\r\n", "\n").replace('\r', "\n");
+        let keep = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
+        let text: String = text.chars().filter(keep).collect();
+        self.text.insert_str(self.cursor, &text);
+        self.cursor += text.len();
+        self.changed();
+    }
+
+    fn changed(&mut self) {
+        self.goal = None;
+        self.rows.clear();
+        self.arrange(self.width);
+    }
+
+    /// Moves.
+    pub fn go(&mut self, to: Move) {
+        self.cursor = self.place(to);
+        self.goal = None;
+    }
+
+    /// Removes what lies between the cursor and there; more than a grapheme can be put back.
+    pub fn remove(&mut self, to: Move) {
+        let there = self.place(to);
+        let range = self.cursor.min(there)..self.cursor.max(there);
+        let removed: String = self.text.drain(range.clone()).collect();
+        if !matches!(to, Move::Left | Move::Right) && !removed.is_empty() {
+            self.cut = removed;
+        }
+        self.cursor = range.start;
+        self.changed();
+    }
+
+    /// Puts back what was removed last.
+    pub fn put_back(&mut self) {
+        let cut = std::mem::take(&mut self.cut);
+        self.insert(&cut);
+        self.cut = cut;
+    }
+
+    fn place(&self, to: Move) -> usize {
+        let (before, after) = self.text.split_at(self.cursor);
+        let word = |(_, w): &(usize, &str)| w.chars().any(char::is_alphanumeric);
+        match to {
+            Move::Left => before.graphemes(true).next_back().map_or(0, |g| self.cursor - g.len()),
+            Move::Right => after.graphemes(true).next().map_or(self.cursor, |g| self.cursor + g.len()),
+            Move::WordLeft => before.split_word_bound_indices().rfind(word).map_or(0, |(at, _)| at),
+            Move::WordRight => {
+                let next = after.split_word_bound_indices().find(word);
+                next.map_or(self.text.len(), |(at, w)| self.cursor + at + w.len())
+            }
+            Move::Home => before.rfind('\n').map_or(0, |at| at + 1),
+            Move::End => after.find('\n').map_or(self.text.len(), |at| self.cursor + at),
+        }
+    }
+
+    /// Moves by rows of the screen; false at the first or the last one.
+    pub fn vertical(&mut self, down: bool) -> bool {
+        let (row, column) = self.cursor_at();
+        let next = if down { row + 1 } else { row.wrapping_sub(1) };
+        let Some(range) = self.rows.get(next).cloned() else { return false };
+        let goal = *self.goal.get_or_insert(column);
+        let mut used = 0;
+        let mut at = range.start;
+        for g in self.text[range].graphemes(true) {
+            used += width(g);
+            if used > goal {
+                break;
+            }
+            at += g.len();
+        }
+        // A row that goes on in the next has no place behind its last character.
+        let wrapped = self.rows.get(next + 1).is_some_and(|r| r.start == at);
+        self.cursor = if wrapped {
+            self.text[..at].graphemes(true).next_back().map_or(at, |g| at - g.len())
+        } else {
+            at
+        };
+        true
+    }
+
+    /// Lays the text out in rows of at most `width` columns, one of them for the cursor.
+    pub fn arrange(&mut self, width: usize) {
+        if width == self.width && !self.rows.is_empty() {
+            return;
+        }
+        self.width = width;
+        self.rows.clear();
+        let room = width.saturating_sub(1).max(1);
+        let mut start = 0;
+        for line in self.text.split('\n') {
+            wrap(line, start, room, &mut self.rows);
+            start += line.len() + 1;
+        }
+    }
+
+    /// How many rows it takes.
+    pub fn height(&self) -> usize {
+        self.rows.len().max(1)
+    }
+
+    /// Row and column of the cursor.
+    pub fn cursor_at(&self) -> (usize, usize) {
+        let row = self.rows.partition_point(|r| r.start <= self.cursor).saturating_sub(1);
+        let start = self.rows.get(row).map_or(0, |r| r.start);
+        (row, self.text[start..self.cursor].graphemes(true).map(width).sum())
+    }
+
+    /// Rows of the screen from the `first` on.
+    pub fn rows(&self, first: usize) -> impl Iterator<Item = String> {
+        self.rows.iter().skip(first).map(|r| self.text[r.clone()].replace('\t', "    "))
+    }
+
+    /// Remembers what was sent.
+    pub fn remember(&mut self, text: &str) {
+        if self.sent.last().is_none_or(|last| last != text) {
+            self.sent.push(text.to_owned());
+        }
+    }
+
+    /// What was sent in other runs, oldest first.
+    pub fn remember_all(&mut self, sent: Vec<String>) {
+        self.sent = sent;
+    }
+
+    /// An older or newer message that was sent; the draft comes after the newest.
+    pub fn recall(&mut self, older: bool) {
+        let next = match (self.recalled, older) {
+            (None, true) => self.sent.len().checked_sub(1),
+            (Some(at), true) => Some(at.saturating_sub(1)),
+            (Some(at), false) => Some(at + 1).filter(|at| *at < self.sent.len()),
+            (None, false) => return,
+        };
+        if self.recalled.is_none() {
+            self.draft = self.text.clone();
+        }
+        let text = match next {
+            Some(at) => self.sent[at].clone(),
+            None if self.recalled.is_some() => std::mem::take(&mut self.draft),
+            None => return,
+        };
+        self.set(text);
+        self.recalled = next;
+    }
+}
+
+fn width(grapheme: &str) -> usize {
+    if grapheme == "\t" { TAB } else { grapheme.width() }
+}
+
+fn wrap(line: &str, start: usize, room: usize, rows: &mut Vec<Range<usize>>) {
+    let (mut from, mut used) = (start, 0);
+    // Segmentation of a pasted megabyte takes a while; plain text does not need it.
+    if line.is_ascii() && !line.contains('\t') {
+        while start + line.len() - from > room {
+            rows.push(from..from + room);
+            from += room;
+        }
+    } else {
+        for (at, g) in line.grapheme_indices(true) {
+            if used + width(g) > room && start + at > from {
+                rows.push(from..start + at);
+                (from, used) = (start + at, 0);
+            }
+            used += width(g);
+        }
+    }
+    rows.push(from..start + line.len());
+}
+
+/// What was sent in earlier runs: a JSON string a line.
+pub struct History {
+    path: Option<PathBuf>,
+}
+
+impl History {
+    /// `$XDG_STATE_HOME/kimi/messages`, by default under `~/.local/state`.
+    pub fn of_user() -> Self {
+        History { path: xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("kimi/messages")) }
+    }
+
+    /// The newest thousand.
+    pub fn read(&self) -> Vec<String> {
+        let text = self.path.as_ref().and_then(|p| std::fs::read_to_string(p).ok()).unwrap_or_default();
+        let mut all: Vec<String> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
+        all.split_off(all.len().saturating_sub(1000))
+    }
+
+    /// Adds one. Pasted files are not worth remembering, and without a place to write nothing is lost but this.
+    pub fn add(&self, text: &str) {
+        let Some(path) = self.path.as_ref().filter(|_| text.len() <= 10_000) else { return };
+        let _ = path.parent().map(std::fs::create_dir_all);
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let line = serde_json::Value::from(text).to_string() + "\n";
+        let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn input(text: &str, width: usize) -> Input {
+        let mut input = Input::default();
+        input.arrange(width);
+        input.insert(text);
+        input
+    }
+
+    #[test]
+    fn rows_and_cursor_agree_for_wide_text() {
+        let mut i = input("ab\n你好世界\n👩‍👩‍👧‍👦x", 6);
+        assert_eq!(i.rows(0).collect::<Vec<_>>(), ["ab", "你好", "世界", "👩‍👩‍👧‍👦x"]);
+        assert_eq!(i.cursor_at(), (3, 3));
+        i.go(Move::Left);
+        i.go(Move::Left);
+        assert_eq!(i.cursor_at(), (3, 0), "a family is one step");
+        assert!(i.vertical(false) && i.vertical(false));
+        assert_eq!(i.cursor_at(), (1, 0));
+        i.go(Move::End);
+        assert_eq!(i.cursor_at(), (2, 4));
+        assert!(i.vertical(false) && i.vertical(false));
+        assert_eq!(i.cursor_at(), (0, 2));
+        assert!(!i.vertical(false));
+        assert!(i.vertical(true));
+        assert_eq!(i.cursor_at(), (1, 2), "the last place of a wrapped row is before its last character");
+    }
+
+    #[test]
+    fn words_lines_and_what_was_cut() {
+        let mut i = input("one two\nthree", 40);
+        i.remove(Move::WordLeft);
+        assert_eq!(i.text(), "one two\n");
+        i.put_back();
+        i.go(Move::Home);
+        i.remove(Move::Left);
+        assert_eq!(i.text(), "one twothree");
+        i.go(Move::Home);
+        i.go(Move::WordRight);
+        i.remove(Move::End);
+        assert_eq!((i.text(), i.cursor_at()), ("one", (0, 3)));
+        i.put_back();
+        assert_eq!(i.text(), "one twothree");
+    }
+
+    #[test]
+    fn pastes_of_any_kind_are_text() {
+        assert_eq!(input("a\r\nb\rc\x1b[31m\td\0", 40).text(), "a\nb\nc[31m\td");
+        let mut big = input(&"x".repeat(1 << 20), 80);
+        assert_eq!((big.height(), big.cursor_at()), ((1 << 20) / 79 + 1, (13273, (1 << 20) % 79)));
+        big.insert("y");
+        big.remove(Move::Left);
+        assert_eq!(big.take().len(), 1 << 20);
+        assert_eq!(big.height(), 1);
+    }
+
+    #[test]
+    fn sent_messages_come_back_and_the_draft_too() {
+        let mut i = input("draft", 40);
+        i.recall(true);
+        assert_eq!(i.text(), "draft", "nothing was sent");
+        ["one", "two", "two"].iter().for_each(|t| i.remember(t));
+        let mut seen = Vec::new();
+        for older in [true, true, true, false, false, false] {
+            i.recall(older);
+            seen.push(i.text().to_owned());
+        }
+        assert_eq!(seen, ["two", "one", "one", "two", "draft", "draft"]);
+    }
+}

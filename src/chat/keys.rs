@@ -1,0 +1,179 @@
+//! Which key does what in the full-screen chat.
+
+use super::app::{App, Effect, Event, Menu, State};
+use super::command::{self, Command};
+use super::input::Move;
+use super::picker::Picker;
+use super::theme::Ink;
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+
+/// Keys, as `/help` lists them.
+pub const HELP: &str = "\
+Enter sends; Alt-Enter or Ctrl-J adds a line; Tab completes; Up and Down recall what was sent
+Esc stops a reply, and the reply only; Ctrl-C does too, then clears the line; Ctrl-D leaves
+PageUp, PageDown, wheel: scroll; Ctrl-Home, Ctrl-End: first, last; F2: the mouse selects or scrolls
+Ctrl-O: list of chats; Ctrl-G: editor; Ctrl-R: reasoning and long messages shown or folded
+Ctrl-A, Ctrl-E, Ctrl-W, Ctrl-U, Ctrl-K, Ctrl-Y, Alt-B, Alt-F as in a shell";
+
+impl App {
+    /// What a key does.
+    pub(super) fn key(&mut self, key: KeyEvent) -> Vec<Effect> {
+        let control = key.modifiers.contains(KeyModifiers::CONTROL);
+        if self.picker.is_some() {
+            self.picker_key(key.code, control);
+            return Vec::new();
+        }
+        let one = |effect| vec![effect];
+        match key.code {
+            KeyCode::Char('c') if control => return self.interrupt(),
+            KeyCode::Char('d') if control && self.input.is_empty() => return one(Effect::Quit),
+            KeyCode::Esc if self.menu.chosen.is_none() && self.talking() => return one(Effect::Stop),
+            KeyCode::Esc => self.menu = Menu::default(),
+            KeyCode::Enter if key.modifiers.intersects(KeyModifiers::ALT | KeyModifiers::SHIFT) => {
+                self.write("\n")
+            }
+            KeyCode::Char('j') if control => self.write("\n"),
+            KeyCode::Enter => return self.submit(),
+            KeyCode::Tab => self.complete(1),
+            KeyCode::BackTab => self.complete(-1),
+            KeyCode::F(2) => return one(self.take_mouse(!self.mouse)),
+            KeyCode::Char('o') if control && !self.busy() => {
+                self.picker = Some(Picker::new(self.talk.store.list()));
+            }
+            KeyCode::Char('g') if control => return self.run(Command::Editor).into_iter().collect(),
+            KeyCode::Char('r') if control => self.transcript.unfold(!self.transcript.unfolded()),
+            KeyCode::PageUp | KeyCode::PageDown => {
+                let page = self.transcript.height().saturating_sub(2).max(1).cast_signed();
+                self.transcript.scroll(if key.code == KeyCode::PageUp { -page } else { page });
+            }
+            KeyCode::Home if control => self.transcript.scroll(isize::MIN / 2),
+            KeyCode::End if control => self.transcript.scroll(isize::MAX / 2),
+            KeyCode::Up | KeyCode::Down => self.vertical(key.code == KeyCode::Down),
+            _ => self.edit(key),
+        }
+        Vec::new()
+    }
+
+    fn talking(&self) -> bool {
+        matches!(self.state, State::Reading { .. } | State::Writing { .. })
+    }
+
+    fn interrupt(&mut self) -> Vec<Effect> {
+        if self.talking() {
+            return vec![Effect::Stop];
+        }
+        if self.input.is_empty() {
+            self.transcript.remark("Ctrl-D or /quit leaves", Ink::Dim);
+        }
+        self.input.take();
+        self.menu = Menu::default();
+        Vec::new()
+    }
+
+    fn write(&mut self, text: &str) {
+        self.input.insert(text);
+        self.suggest();
+    }
+
+    /// Rows of the message first, then what was sent before.
+    fn vertical(&mut self, down: bool) {
+        if !self.input.vertical(down) {
+            self.input.recall(!down);
+        }
+    }
+
+    fn edit(&mut self, key: KeyEvent) {
+        let control = key.modifiers.contains(KeyModifiers::CONTROL);
+        let alt = key.modifiers.contains(KeyModifiers::ALT);
+        let by_word = control || alt;
+        match key.code {
+            KeyCode::Left if by_word => self.input.go(Move::WordLeft),
+            KeyCode::Right if by_word => self.input.go(Move::WordRight),
+            KeyCode::Left => self.input.go(Move::Left),
+            KeyCode::Right => self.input.go(Move::Right),
+            KeyCode::Home => self.input.go(Move::Home),
+            KeyCode::End => self.input.go(Move::End),
+            KeyCode::Backspace if by_word => self.input.remove(Move::WordLeft),
+            KeyCode::Backspace => self.input.remove(Move::Left),
+            KeyCode::Delete => self.input.remove(Move::Right),
+            KeyCode::Char(c) if control => match c {
+                'a' => self.input.go(Move::Home),
+                'e' => self.input.go(Move::End),
+                'b' => self.input.go(Move::Left),
+                'f' => self.input.go(Move::Right),
+                'h' => self.input.remove(Move::Left),
+                'd' => self.input.remove(Move::Right),
+                'w' => self.input.remove(Move::WordLeft),
+                'u' => self.input.remove(Move::Home),
+                'k' => self.input.remove(Move::End),
+                'y' => self.input.put_back(),
+                _ => {}
+            },
+            KeyCode::Char('b') if alt => self.input.go(Move::WordLeft),
+            KeyCode::Char('f') if alt => self.input.go(Move::WordRight),
+            KeyCode::Char('d') if alt => self.input.remove(Move::WordRight),
+            KeyCode::Char(c) if !alt => self.input.insert(c.encode_utf8(&mut [0; 4])),
+            _ => {}
+        }
+        self.suggest();
+    }
+
+    /// Commands are suggested while their first word is written.
+    fn suggest(&mut self) {
+        let line = self.input.text();
+        let first_word = line.starts_with('/') && !line.contains([' ', '\n']);
+        let lines = if first_word { command::complete(line) } else { Vec::new() };
+        self.menu = Menu { lines, chosen: None };
+    }
+
+    /// Takes the next completion; the only one at once.
+    fn complete(&mut self, by: isize) {
+        let line = self.input.text();
+        if self.menu.chosen.is_none() && line.starts_with('/') && !line.contains('\n') && self.input.at_end()
+        {
+            self.menu.lines = command::complete(line);
+        }
+        let count = self.menu.lines.len();
+        if count == 0 {
+            return;
+        }
+        let next = match self.menu.chosen {
+            Some(at) => (at + count).wrapping_add_signed(by) % count,
+            None if by < 0 => count - 1,
+            None => 0,
+        };
+        let taken = self.menu.lines[next].clone();
+        self.input.set(taken);
+        self.menu.chosen = Some(next);
+        if count == 1 {
+            self.menu = Menu::default();
+        }
+    }
+
+    fn picker_key(&mut self, code: KeyCode, control: bool) {
+        let Some(picker) = &mut self.picker else { return };
+        match code {
+            KeyCode::Esc => self.picker = None,
+            KeyCode::Char('c' | 'o') if control => self.picker = None,
+            KeyCode::Up => picker.go(-1),
+            KeyCode::Down => picker.go(1),
+            KeyCode::PageUp => picker.go(-10),
+            KeyCode::PageDown => picker.go(10),
+            KeyCode::Backspace => picker.pop(),
+            KeyCode::Char(c) if !control => picker.push(c),
+            KeyCode::Enter => {
+                if let Some(id) = self.picker.take().and_then(|p| p.id()) {
+                    self.open(&id);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A key with nothing held, for tests and scripts.
+impl From<KeyCode> for Event {
+    fn from(code: KeyCode) -> Self {
+        Event::Key(code.into())
+    }
+}

@@ -1,0 +1,253 @@
+//! Blocks of text to rows of a screen: words wrapped by what the terminal shows, not by bytes or characters.
+//!
+//! It knows no Markdown and no colours. Next: [`super::markdown`], which makes the blocks.
+
+use super::theme::{Ink, Look, Span};
+use unicode_segmentation::UnicodeSegmentation;
+use unicode_width::UnicodeWidthStr;
+
+/// A row of the screen.
+pub type Row = Vec<Span>;
+
+/// A block: what stands before its first row and before the others, and what it is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Block {
+    /// Before the first row.
+    pub first: Vec<Span>,
+    /// Before the others, as wide.
+    pub rest: Vec<Span>,
+    /// What follows.
+    pub body: Body,
+}
+
+/// What a block is.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum Body {
+    /// An empty row.
+    #[default]
+    Blank,
+    /// Words, wrapped between them.
+    Words(Vec<Span>),
+    /// A line that is cut where it has to be.
+    Line(Vec<Span>),
+    /// A line across.
+    Rule,
+    /// Rows of cells, the first a head.
+    Table(Vec<Vec<Vec<Span>>>),
+}
+
+impl Block {
+    /// A block with nothing before its rows.
+    pub fn new(body: Body) -> Self {
+        Block { body, ..Default::default() }
+    }
+
+    /// Adds its rows of at most `width` columns.
+    pub fn rows(&self, width: usize, out: &mut Vec<Row>) {
+        let inner = width.saturating_sub(columns(&self.first)).max(1);
+        let start = out.len();
+        match &self.body {
+            Body::Blank => out.push(Vec::new()),
+            Body::Words(spans) => wrap(spans, inner, true, out),
+            Body::Line(spans) => wrap(spans, inner, false, out),
+            Body::Rule => out.push(vec![Span::new("─".repeat(inner), Ink::Dim)]),
+            Body::Table(table) => table_rows(table, inner, out),
+        }
+        for (i, row) in out[start..].iter_mut().enumerate() {
+            let before = if i == 0 { &self.first } else { &self.rest };
+            row.splice(0..0, before.iter().cloned());
+        }
+    }
+}
+
+/// Columns that text takes on a terminal.
+pub fn columns(spans: &[Span]) -> usize {
+    spans.iter().map(|s| s.text.width()).sum()
+}
+
+/// A grapheme with its columns. What a terminal would obey instead of showing is left out; a tab is four spaces.
+struct Cell<'a> {
+    text: &'a str,
+    width: usize,
+    look: Look,
+}
+
+fn cells(spans: &[Span]) -> Vec<Cell<'_>> {
+    let mut cells = Vec::new();
+    for span in spans {
+        for text in span.text.graphemes(true) {
+            let (text, width) = match text {
+                "\t" => ("    ", 4),
+                "\n" | "\r\n" => (" ", 1),
+                _ if text.contains(char::is_control) => continue,
+                _ => (text, text.width()),
+            };
+            if width > 0 {
+                cells.push(Cell { text, width, look: span.look });
+            }
+        }
+    }
+    cells
+}
+
+/// Wraps into rows of at most `width` columns; a word longer than a row is cut.
+fn wrap(spans: &[Span], width: usize, words: bool, out: &mut Vec<Row>) {
+    let cells = cells(spans);
+    let (mut start, mut used, mut chance) = (0, 0, 0);
+    let mut at = 0;
+    while at < cells.len() {
+        let cell = &cells[at];
+        if words && at > start && breaks(&cells[at - 1], cell) {
+            chance = at;
+        }
+        if used + cell.width > width && at > start {
+            let space = cell.text == " ";
+            let end = if !words || space || chance <= start { at } else { chance };
+            let shown = if words { without_spaces(&cells[start..end]) } else { &cells[start..end] };
+            out.push(row(shown));
+            start = end;
+            // Spaces where a row ends belong to neither.
+            while words && start < cells.len() && cells[start].text == " " {
+                start += 1;
+            }
+            (at, used, chance) = (start, 0, start);
+            continue;
+        }
+        used += cell.width;
+        at += 1;
+    }
+    if start < cells.len() || cells.is_empty() {
+        out.push(row(&cells[start..]));
+    }
+}
+
+fn without_spaces<'a, 'b>(cells: &'a [Cell<'b>]) -> &'a [Cell<'b>] {
+    let last = cells.iter().rposition(|cell| cell.text != " ");
+    &cells[..last.map_or(0, |at| at + 1)]
+}
+
+/// Whether a row may end between two graphemes.
+fn breaks(before: &Cell<'_>, after: &Cell<'_>) -> bool {
+    let closing =
+        |t: &str| t.starts_with(['，', '。', '、', '！', '？', '；', '：', '）', '」', '』', '》', '】']);
+    let wide = before.width == 2 || after.width == 2;
+    after.text != " " && (matches!(before.text, " " | "-") || (wide && !closing(after.text)))
+}
+
+fn row(cells: &[Cell<'_>]) -> Row {
+    let mut row: Row = Vec::new();
+    for cell in cells {
+        match row.last_mut() {
+            Some(last) if last.look == cell.look => last.text.push_str(cell.text),
+            _ => row.push(Span::new(cell.text, cell.look)),
+        }
+    }
+    row
+}
+
+const GAP: usize = 2;
+
+fn table_rows(table: &[Vec<Vec<Span>>], width: usize, out: &mut Vec<Row>) {
+    let widths = column_widths(table, width);
+    for (i, cells) in table.iter().enumerate() {
+        let mut wrapped: Vec<Vec<Row>> = Vec::new();
+        for (cell, width) in cells.iter().zip(&widths) {
+            let mut rows = Vec::new();
+            wrap(cell, *width, true, &mut rows);
+            wrapped.push(rows);
+        }
+        for line in 0..wrapped.iter().map(Vec::len).max().unwrap_or(0) {
+            let mut row = Row::new();
+            for (rows, width) in wrapped.iter().zip(&widths) {
+                let cell = rows.get(line).cloned().unwrap_or_default();
+                let pad = width.saturating_sub(columns(&cell)) + GAP;
+                row.extend(cell);
+                row.push(Span::new(" ".repeat(pad), Ink::Plain));
+            }
+            row.pop();
+            out.push(row);
+        }
+        if i == 0 {
+            let line = widths.iter().map(|w| "─".repeat(*w)).collect::<Vec<_>>().join(&" ".repeat(GAP));
+            out.push(vec![Span::new(line, Ink::Dim)]);
+        }
+    }
+}
+
+/// As wide as the contents want; where that is too much, the widest give up first.
+fn column_widths(table: &[Vec<Vec<Span>>], width: usize) -> Vec<usize> {
+    let count = table.iter().map(Vec::len).max().unwrap_or(0);
+    let widest = |i: usize| table.iter().filter_map(|row| row.get(i)).map(|c| columns(c)).max().unwrap_or(0);
+    let mut widths: Vec<usize> = (0..count).map(|i| widest(i).max(1)).collect();
+    let room = width.saturating_sub(GAP * count.saturating_sub(1)).max(count);
+    while widths.iter().sum::<usize>() > room {
+        let most = widths.iter().copied().max().unwrap_or(1);
+        let next = widths.iter().copied().filter(|w| *w < most).max().unwrap_or(1).max(1);
+        let (at_most, excess) =
+            (widths.iter().filter(|w| **w == most).count(), widths.iter().sum::<usize>() - room);
+        let less = (most - next).min(excess.div_ceil(at_most)).max(1);
+        let mut left = excess;
+        for w in widths.iter_mut().filter(|w| **w == most) {
+            let cut = less.min(left);
+            *w -= cut;
+            left -= cut;
+        }
+    }
+    widths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn laid(body: Body, width: usize) -> Vec<String> {
+        let mut rows = Vec::new();
+        Block::new(body).rows(width, &mut rows);
+        rows.iter().map(|r| r.iter().map(|s| s.text.as_str()).collect()).collect()
+    }
+
+    fn words(text: &str) -> Body {
+        Body::Words(vec![Span::new(text, Ink::Plain)])
+    }
+
+    #[test]
+    fn rows_end_between_words_or_wide_characters() {
+        assert_eq!(laid(words("one two three"), 8), ["one two", "three"]);
+        assert_eq!(laid(words("one two"), 7), ["one two"]);
+        assert_eq!(laid(words("abcdefghij k"), 4), ["abcd", "efgh", "ij k"]);
+        assert_eq!(laid(words("你好，世界"), 5), ["你", "好，", "世界"]);
+        assert_eq!(laid(words("a 👩‍👩‍👧‍👦 b"), 4), ["a 👩‍👩‍👧‍👦", "b"]);
+        assert_eq!(laid(words(""), 4), [""]);
+    }
+
+    #[test]
+    fn lines_keep_their_spaces_and_terminals_get_no_orders() {
+        let line = |text: &str| Body::Line(vec![Span::new(text, Ink::Plain)]);
+        assert_eq!(laid(line("  a  bcd"), 4), ["  a ", " bcd"]);
+        assert_eq!(laid(line("\tx\x1b[31my"), 20), ["    x[31my"]);
+        assert_eq!(laid(line("宽宽"), 1), ["宽", "宽"], "what cannot fit stands alone");
+    }
+
+    #[test]
+    fn tables_fit_and_the_widest_column_gives_way() {
+        let cell = |t: &str| vec![Span::new(t, Ink::Plain)];
+        let table = vec![vec![cell("k"), cell("value")], vec![cell("好"), cell("a longer one")]];
+        let rows = laid(Body::Table(table.clone()), 40);
+        assert_eq!(rows, ["k   value", "──  ────────────", "好  a longer one"]);
+        let narrow = laid(Body::Table(table), 10);
+        assert_eq!(narrow, ["k   value", "──  ──────", "好  a", "    longer", "    one"]);
+    }
+
+    #[test]
+    fn what_stands_before_counts() {
+        let block = Block {
+            first: vec![Span::new("• ", Ink::Accent)],
+            rest: vec![Span::new("  ", Ink::Plain)],
+            body: words("one two"),
+        };
+        let mut rows = Vec::new();
+        block.rows(5, &mut rows);
+        let text: Vec<String> = rows.iter().map(|r| r.iter().map(|s| s.text.as_str()).collect()).collect();
+        assert_eq!(text, ["• one", "  two"]);
+    }
+}

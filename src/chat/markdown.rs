@@ -1,0 +1,442 @@
+//! Markdown to blocks as it arrives: finished blocks are settled once, only the last one is read again.
+//!
+//! It knows neither width nor colours. Next: [`super::layout`] (blocks to rows), [`super::code`].
+
+use super::code::Code;
+use super::layout::{Block, Body};
+use super::theme::{Ink, Look, Span};
+use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
+use std::ops::Range;
+
+/// A text that grows.
+#[derive(Clone, Default)]
+pub struct Markdown {
+    source: String,
+    /// Bytes of the source that are in `settled` blocks.
+    read: usize,
+    settled: Vec<Block>,
+    open: Vec<Block>,
+    fence: Option<Fence>,
+}
+
+/// A code block under way: its fence and where its colours stand.
+#[derive(Clone)]
+struct Fence {
+    mark: char,
+    length: usize,
+    indent: usize,
+    code: Code,
+}
+
+const INDENT: &str = "  ";
+
+impl Markdown {
+    /// Adds text; [`Markdown::settle`] reads it.
+    pub fn push(&mut self, text: &str) {
+        self.source.push_str(text);
+    }
+
+    /// Blocks that stay as they are, whatever comes.
+    pub fn settled(&self) -> &[Block] {
+        &self.settled
+    }
+
+    /// Blocks of the part that may still change.
+    pub fn open(&self) -> &[Block] {
+        &self.open
+    }
+
+    /// Reads what came since.
+    pub fn settle(&mut self) {
+        self.open.clear();
+        while self.step() {}
+    }
+
+    /// Reads on; false when what is left is open.
+    fn step(&mut self) -> bool {
+        let rest = &self.source[self.read..];
+        if let Some(fence) = &mut self.fence {
+            let Some(end) = rest.find('\n') else {
+                if !rest.is_empty() && !rest.trim_start().starts_with(fence.mark) {
+                    self.open.push(fence.clone().line(rest));
+                }
+                return false;
+            };
+            if fence.ends(&rest[..end]) {
+                self.fence = None;
+            } else {
+                self.settled.push(fence.line(&rest[..end]));
+            }
+            self.read += end + 1;
+            return true;
+        }
+        let chunks = chunks(rest);
+        let Some((begin, _)) = chunks.last() else { return false };
+        // Half a line may turn out to go on with the block before it: `2` becomes `2. second`.
+        let whole = rest[begin.start..].contains('\n');
+        let last = (chunks.len() - 1).saturating_sub(usize::from(!whole));
+        let open = chunks[last].0.start;
+        for (i, (range, events)) in chunks.into_iter().enumerate() {
+            let gap = !(self.settled.is_empty() && self.open.is_empty());
+            if let Some((fence, header)) = Fence::begins(&rest[range.start..], &events) {
+                self.settled.append(&mut self.open);
+                self.settled.extend(gap.then(Block::default));
+                self.fence = Some(fence);
+                self.read += range.start + header;
+                return true;
+            }
+            let blocks = gap.then(Block::default).into_iter().chain(Walker::walk(events));
+            if i >= last {
+                self.open.extend(blocks);
+            } else {
+                self.settled.extend(blocks);
+            }
+        }
+        self.read += rest[..open].rfind('\n').map_or(0, |at| at + 1);
+        false
+    }
+}
+
+impl Fence {
+    /// Whether this block is fenced code whose first line is whole; that line's bytes.
+    fn begins(text: &str, events: &[Event<'_>]) -> Option<(Self, usize)> {
+        let Some(Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language)))) = events.first() else {
+            return None;
+        };
+        let header = text.find('\n')?;
+        let line = text[..header].trim_start();
+        let mark = line.chars().next().filter(|c| matches!(c, '`' | '~'))?;
+        let length = line.chars().take_while(|c| *c == mark).count();
+        Some((Fence { mark, length, indent: header - line.len(), code: Code::new(language) }, header + 1))
+    }
+
+    fn ends(&self, line: &str) -> bool {
+        let marks = line.trim();
+        marks.len() >= self.length && marks.chars().all(|c| c == self.mark)
+    }
+
+    fn line(&mut self, line: &str) -> Block {
+        let indent = line.len() - line.trim_start_matches(' ').len();
+        code_line(Vec::new(), self.code.line(&line[indent.min(self.indent)..]))
+    }
+}
+
+fn code_line(mut before: Vec<Span>, line: Vec<Span>) -> Block {
+    before.push(Span::new(INDENT, Ink::Plain));
+    Block { first: before.clone(), rest: before, body: Body::Line(line) }
+}
+
+fn options() -> Options {
+    Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS
+}
+
+/// The blocks at the top, each with its events.
+fn chunks(text: &str) -> Vec<(Range<usize>, Vec<Event<'_>>)> {
+    let (mut chunks, mut depth) = (Vec::<(Range<usize>, Vec<Event<'_>>)>::new(), 0);
+    for (event, range) in Parser::new_ext(text, options()).into_offset_iter() {
+        if depth == 0 {
+            chunks.push((range, Vec::new()));
+        }
+        match event {
+            Event::Start(_) => depth += 1,
+            Event::End(_) => depth -= 1,
+            _ => {}
+        }
+        if let Some((_, events)) = chunks.last_mut() {
+            events.push(event);
+        }
+    }
+    chunks
+}
+
+/// The last block of code in a text.
+pub fn last_code(text: &str) -> Option<String> {
+    let (mut last, mut inside) = (None, false);
+    for event in Parser::new_ext(text, options()) {
+        match event {
+            Event::Start(Tag::CodeBlock(_)) => (last, inside) = (Some(String::new()), true),
+            Event::End(TagEnd::CodeBlock) => inside = false,
+            Event::Text(text) if inside => last.get_or_insert_default().push_str(&text),
+            _ => {}
+        }
+    }
+    last
+}
+
+/// What stands before the rows of a container: once, then again and again.
+struct Level {
+    first: Option<Span>,
+    rest: Span,
+}
+
+/// One block's events to its blocks.
+#[derive(Default)]
+struct Walker {
+    out: Vec<Block>,
+    spans: Vec<Span>,
+    looks: Vec<Look>,
+    levels: Vec<Level>,
+    lists: Vec<Option<u64>>,
+    code: Option<(String, String)>,
+    table: Option<Vec<Vec<Vec<Span>>>>,
+    link: Option<(String, usize)>,
+    gap: bool,
+}
+
+impl Walker {
+    fn walk(events: Vec<Event<'_>>) -> Vec<Block> {
+        let mut walker = Walker::default();
+        for event in events {
+            walker.event(event);
+        }
+        walker.flush();
+        walker.out
+    }
+
+    fn event(&mut self, event: Event<'_>) {
+        match event {
+            Event::Start(tag) => self.start(tag),
+            Event::End(tag) => self.end(tag),
+            Event::Text(text) => match &mut self.code {
+                Some((_, code)) => code.push_str(&text),
+                None => self.text(&text, self.look()),
+            },
+            Event::Code(text) => self.text(&text, Look { ink: Ink::Code, ..self.look() }),
+            Event::SoftBreak => self.text(" ", self.look()),
+            Event::HardBreak => self.flush(),
+            Event::Rule => self.emit(Body::Rule),
+            Event::TaskListMarker(done) => self.text(if done { "[x] " } else { "[ ] " }, Ink::Accent.into()),
+            Event::Html(text) | Event::InlineHtml(text) => {
+                for (i, line) in text.lines().enumerate() {
+                    if i > 0 {
+                        self.flush();
+                    }
+                    self.text(line, Ink::Dim.into());
+                }
+            }
+            Event::InlineMath(text) | Event::DisplayMath(text) | Event::FootnoteReference(text) => {
+                self.text(&text, self.look());
+            }
+        }
+    }
+
+    fn start(&mut self, tag: Tag<'_>) {
+        let look = self.look();
+        match tag {
+            Tag::Paragraph => self.space(),
+            Tag::Heading { level, .. } => {
+                let underline = level == HeadingLevel::H1;
+                self.looks.push(Look { ink: Ink::Heading, bold: true, underline, ..look });
+            }
+            Tag::BlockQuote(_) => {
+                self.space();
+                let bar = Span::new("▏ ", Ink::Dim);
+                self.levels.push(Level { first: Some(bar.clone()), rest: bar });
+                self.gap = false;
+            }
+            Tag::CodeBlock(kind) => {
+                self.flush();
+                self.space();
+                let language = match kind {
+                    CodeBlockKind::Fenced(language) => language.to_string(),
+                    CodeBlockKind::Indented => String::new(),
+                };
+                self.code = Some((language, String::new()));
+            }
+            Tag::List(start) => {
+                self.flush();
+                self.lists.push(start);
+                self.gap = false;
+            }
+            Tag::Item => self.item(),
+            Tag::Table(_) => {
+                self.space();
+                self.table = Some(Vec::new());
+            }
+            Tag::TableHead | Tag::TableRow => {
+                if let Some(rows) = &mut self.table {
+                    rows.push(Vec::new());
+                }
+            }
+            Tag::Emphasis => self.looks.push(Look { italic: true, ..look }),
+            Tag::Strong => self.looks.push(Look { bold: true, ..look }),
+            Tag::Strikethrough => self.looks.push(Look { strike: true, ..look }),
+            Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. } => {
+                self.link = Some((dest_url.to_string(), self.spans.len()));
+                self.looks.push(Look { ink: Ink::Link, ..look });
+            }
+            _ => {}
+        }
+    }
+
+    fn item(&mut self) {
+        self.flush();
+        let mark = match self.lists.last_mut() {
+            Some(Some(n)) => {
+                *n += 1;
+                format!("{}. ", *n - 1)
+            }
+            _ => "• ".to_owned(),
+        };
+        let rest = Span::new(" ".repeat(mark.chars().count()), Ink::Plain);
+        self.levels.push(Level { first: Some(Span::new(mark, Ink::Accent)), rest });
+        self.gap = false;
+    }
+
+    fn end(&mut self, tag: TagEnd) {
+        match tag {
+            TagEnd::Paragraph => {
+                self.flush();
+                self.gap = true;
+            }
+            TagEnd::Heading(_) => {
+                self.flush();
+                self.looks.pop();
+            }
+            TagEnd::Item | TagEnd::BlockQuote(_) => {
+                self.flush();
+                self.levels.pop();
+                self.gap = matches!(tag, TagEnd::BlockQuote(_));
+            }
+            TagEnd::List(_) => {
+                self.lists.pop();
+                self.gap = true;
+            }
+            TagEnd::CodeBlock => self.end_code(),
+            TagEnd::TableCell => {
+                let cell = std::mem::take(&mut self.spans);
+                if let Some(row) = self.table.as_mut().and_then(|rows| rows.last_mut()) {
+                    row.push(cell);
+                }
+            }
+            TagEnd::Table => {
+                if let Some(mut rows) = self.table.take() {
+                    rows.iter_mut().take(1).flatten().flatten().for_each(|span| span.look.bold = true);
+                    self.emit(Body::Table(rows));
+                }
+            }
+            TagEnd::Emphasis | TagEnd::Strong | TagEnd::Strikethrough => {
+                self.looks.pop();
+            }
+            TagEnd::Link | TagEnd::Image => {
+                self.looks.pop();
+                if let Some((url, from)) = self.link.take() {
+                    let shown: String = self.spans[from..].iter().map(|s| s.text.as_str()).collect();
+                    if shown != url && !url.is_empty() {
+                        self.text(&format!(" ({url})"), Ink::Dim.into());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn end_code(&mut self) {
+        let Some((language, text)) = self.code.take() else { return };
+        let mut code = Code::new(&language);
+        for line in text.lines() {
+            let before = self.before();
+            self.out.push(code_line(before, code.line(line)));
+        }
+        self.gap = true;
+    }
+
+    fn look(&self) -> Look {
+        self.looks.last().copied().unwrap_or_default()
+    }
+
+    fn text(&mut self, text: &str, look: Look) {
+        self.spans.push(Span::new(text, look));
+    }
+
+    /// An empty row between two blocks of the same container.
+    fn space(&mut self) {
+        self.flush();
+        if std::mem::take(&mut self.gap) {
+            let before = self.levels.iter().map(|l| l.rest.clone()).collect();
+            self.out.push(Block { first: before, ..Default::default() });
+        }
+    }
+
+    fn flush(&mut self) {
+        if !self.spans.is_empty() {
+            let spans = std::mem::take(&mut self.spans);
+            self.emit(Body::Words(spans));
+        }
+    }
+
+    fn emit(&mut self, body: Body) {
+        let first = self.before();
+        let rest = self.levels.iter().map(|l| l.rest.clone()).collect();
+        self.out.push(Block { first, rest, body });
+    }
+
+    fn before(&mut self) -> Vec<Span> {
+        self.levels.iter_mut().map(|l| l.first.take().unwrap_or_else(|| l.rest.clone())).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn blocks(markdown: &Markdown) -> Vec<Block> {
+        [markdown.settled(), markdown.open()].concat()
+    }
+
+    fn shown(text: &str, width: usize) -> Vec<String> {
+        let mut markdown = Markdown::default();
+        markdown.push(text);
+        markdown.settle();
+        let mut rows = Vec::new();
+        blocks(&markdown).iter().for_each(|b| b.rows(width, &mut rows));
+        rows.iter()
+            .map(|r| r.iter().map(|s| s.text.as_str()).collect::<String>().trim_end().to_owned())
+            .collect()
+    }
+
+    const ALL: &str = "# Head *one*\n\nSome `code` and **bold**\nnext [text](http://x.y).\n\n1. first\n   ```sh\n   echo 1\n   ```\n2. second\n   - inner\n\n> quoted\n> more\n\n```rust\nfn main() {\n    let x = 1; // 你好\n}\n```\n\n| a | b |\n|---|---|\n| 1 | two |\n\n---\n\nend  \nline\n\n- [x] done\n- [ ] not\n\n    indented\n\n<b>html</b>\n";
+
+    #[test]
+    fn every_kind_of_block_has_its_rows() {
+        let expected = "Head one\n\nSome code and bold next text (http://x.y).\n\n1. first\n     echo 1\n2. second\n   • inner\n\n\
+                        ▏ quoted more\n\n  fn main() {\n      let x = 1; // 你好\n  }\n\na  b\n─  ───\n1  two\n\n\
+                        ────────────────────────────────────────────────────────────\n\nend\nline\n\n• [x] done\n• [ ] not\n\n  indented\n\n<b>html</b>";
+        assert_eq!(shown(ALL, 60).join("\n"), expected);
+    }
+
+    #[test]
+    fn arriving_in_pieces_gives_the_same_as_at_once() {
+        let mut whole = Markdown::default();
+        whole.push(ALL);
+        whole.settle();
+        for size in [1, 3, 7, 50] {
+            let mut grown = Markdown::default();
+            let chars: Vec<char> = ALL.chars().collect();
+            for piece in chars.chunks(size) {
+                grown.push(&piece.iter().collect::<String>());
+                grown.settle();
+            }
+            assert_eq!(blocks(&grown), blocks(&whole), "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn only_the_last_block_stays_open() {
+        let mut markdown = Markdown::default();
+        markdown.push("one\n\ntwo\n\n```c\nint a;\nint");
+        markdown.settle();
+        assert_eq!((markdown.settled().len(), markdown.open().len()), (5, 1));
+        let before = markdown.settled().to_vec();
+        markdown.push(" b;\n```\n\nend");
+        markdown.settle();
+        assert_eq!(markdown.settled()[..5], before[..]);
+        assert_eq!(markdown.source[markdown.read..], *"end");
+    }
+
+    #[test]
+    fn the_last_block_of_code_is_found() {
+        assert_eq!(last_code("```\na\n```\ntext\n```rust\nb\nc\n```\n"), Some("b\nc\n".into()));
+        assert_eq!(last_code("none"), None);
+    }
+}

@@ -1,0 +1,321 @@
+//! Exact screens of the full-screen chat, without a terminal and without a model.
+
+use super::app::{App, Effect, Event};
+use super::reply::{About, Outcome};
+use super::settings::Settings;
+use super::store::Store;
+use super::talk::Talk;
+use super::theme::{Depth, Theme};
+use super::view::view;
+use super::worker::Report;
+use crate::generate::{Ended, Stats};
+use crate::session::Prefill;
+use crate::snapshot::Source;
+use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
+use ratatui::Terminal;
+use ratatui::backend::TestBackend;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// An app on a screen, and the directory of its chats.
+struct Screen {
+    app: App,
+    terminal: Terminal<TestBackend>,
+    _dir: TempDir,
+}
+
+impl Screen {
+    fn new(columns: u16, rows: u16) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut talk = Talk::new(Store::new(dir.path().to_owned()), Settings::default(), None);
+        talk.about = About { name: "tiny".into(), place: "test".into(), context: Some(4096) };
+        let app = App::new(talk, Theme { depth: Depth::Sixteen, light: false }, (columns, rows));
+        let terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
+        let mut screen = Screen { app, terminal, _dir: dir };
+        screen.send(Event::Resize(columns, rows));
+        screen
+    }
+
+    fn send(&mut self, event: impl Into<Event>) -> Vec<Effect> {
+        self.app.update(event.into())
+    }
+
+    fn types(&mut self, text: &str) {
+        text.chars().for_each(|c| {
+            self.send(KeyCode::Char(c));
+        });
+    }
+
+    fn control(&mut self, c: char) -> Vec<Effect> {
+        self.send(Event::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL)))
+    }
+
+    /// Types a line and sends it.
+    fn enters(&mut self, text: &str) -> Vec<Effect> {
+        self.types(text);
+        self.send(KeyCode::Enter)
+    }
+
+    fn hears(&mut self, text: &str) {
+        self.send(Event::Report(Report::Text { text: text.into(), tokens: 7, rate: 12.5 }));
+    }
+
+    fn done(&mut self, ended: Ended) {
+        let prefill = Prefill { reused: 12, source: Some(Source::Live), computed: 30, stopped: false };
+        let (prefill_time, decode_time) = (Duration::from_secs(1), Duration::from_secs(2));
+        let stats = Stats { prefill, prefill_time, generated: 21, decode_time, ended };
+        self.send(Event::Report(Report::Done(Outcome { ids: vec![1, 2], stats })));
+    }
+
+    /// Asks and hears.
+    fn exchange(&mut self, message: &str, reply: &str) {
+        assert!(matches!(self.enters(message)[..], [Effect::Remember(_), Effect::Ask(_)]));
+        self.hears(reply);
+        self.done(Ended::EndToken);
+    }
+
+    /// The screen, a line a row without spaces at its end.
+    fn rows(&mut self) -> Vec<String> {
+        self.terminal.draw(|frame| view(&self.app, frame)).unwrap();
+        let cells = self.terminal.backend().buffer();
+        let mut rows = Vec::new();
+        for y in 0..cells.area.height {
+            let (mut row, mut x) = (String::new(), 0);
+            while x < cells.area.width {
+                let symbol = cells[(x, y)].symbol();
+                row.push_str(symbol);
+                x += u16::try_from(unicode_width::UnicodeWidthStr::width(symbol).max(1)).unwrap();
+            }
+            rows.push(row.trim_end().to_owned());
+        }
+        rows
+    }
+
+    fn shows(&mut self, expected: &[&str]) {
+        assert_eq!(self.rows(), expected);
+    }
+}
+
+#[test]
+fn a_reply_streams_and_ends() {
+    let mut s = Screen::new(44, 9);
+    s.enters("hi");
+    s.shows(&[
+        "> hi",
+        "",
+        "",
+        "",
+        "",
+        "",
+        "── reading ─────────────────────────────────",
+        ">",
+        "tiny · 0 of 4,096 tokens",
+    ]);
+    s.send(Event::Report(Report::Reading { done: 10, total: 40, rate: 50.0 }));
+    assert_eq!(s.rows()[6], "── reading █████░░░░░░░░░░░░░░░ 25 % ───────");
+    s.hears("**Hello** `you`,\n\n- 你好 🎉");
+    let writing = "── writing, 7 tokens · 12.5 tok/s ──────────";
+    s.shows(&["> hi", "", "Hello you,", "", "• 你好 🎉", "", writing, ">", "tiny · 47 of 4,096 tokens"]);
+    s.done(Ended::EndToken);
+    s.shows(&[
+        "> hi",
+        "",
+        "Hello you,",
+        "",
+        "• 你好 🎉",
+        "",
+        "── hi ──────────────────────────────────────",
+        ">",
+        "tiny · 63 of 4,096 tokens · 10.0 tok/s",
+    ]);
+    assert_eq!(s.app.talk.store.list().len(), 1);
+}
+
+#[test]
+fn stopping_gives_a_message_back_only_before_its_reply_began() {
+    let mut s = Screen::new(60, 12);
+    s.enters("one");
+    assert!(matches!(s.send(KeyCode::Esc)[..], [Effect::Stop]));
+    let stats = Stats {
+        prefill: Prefill { reused: 0, source: None, computed: 512, stopped: true },
+        prefill_time: Duration::from_secs(1),
+        generated: 0,
+        decode_time: Duration::ZERO,
+        ended: Ended::Cancelled,
+    };
+    s.send(Event::Report(Report::Done(Outcome { ids: vec![], stats })));
+    let rows = s.rows();
+    assert_eq!(rows[0], "stopped while reading; what was read is kept");
+    assert_eq!(rows[10], "> one", "the message is where it was written");
+    s.send(KeyCode::Enter);
+    s.hears("begun");
+    assert!(matches!(s.control('c')[..], [Effect::Stop]));
+    s.done(Ended::Cancelled);
+    assert_eq!(s.rows()[2..5], ["begun", "", "stopped"]);
+    assert_eq!(s.rows()[10], ">");
+    assert!(s.send(KeyCode::Esc).is_empty(), "nothing is under way");
+}
+
+#[test]
+fn what_cannot_be_answered_comes_back_with_its_files() {
+    let mut s = Screen::new(60, 12);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "fn main() {}\n").unwrap();
+    s.enters(&format!("/file {}", file.path().display()));
+    assert!(s.rows()[11].starts_with("1 attached"));
+    s.enters("what is this?");
+    assert!(s.rows().iter().any(|row| row.contains("1 lines, 13 bytes]")));
+    s.send(Event::Report(Report::Failed("context: expected at most 9 tokens, found 10".into())));
+    assert_eq!(s.rows()[10], "> what is this?");
+    assert!(s.rows()[11].starts_with("1 attached"));
+    assert!(s.app.talk.chat.turns.is_empty() && s.app.talk.store.list().is_empty());
+}
+
+#[test]
+fn commands_complete() {
+    let mut s = Screen::new(60, 9);
+    s.types("/e");
+    let rows = s.rows();
+    assert_eq!(rows[2], "  /edit   take the last message back and change it");
+    assert_eq!(rows[4], "  /export  [FILE]  write the chat as Markdown");
+    s.send(KeyCode::Tab);
+    s.send(KeyCode::Tab);
+    s.send(KeyCode::Tab);
+    assert_eq!(s.rows()[7], "> /export");
+    s.send(KeyCode::BackTab);
+    assert_eq!(s.rows()[7], "> /editor");
+    s.control('u');
+    assert_eq!(s.rows()[5], "");
+    s.types("/uno");
+    s.send(KeyCode::Enter);
+    assert!(s.rows().contains(&"/uno: no such command; /help lists them".to_owned()));
+}
+
+#[test]
+fn undo_edit_regenerate_and_branch() {
+    let mut s = Screen::new(60, 14);
+    s.exchange("first", "one");
+    s.exchange("second", "two");
+    s.enters("/branch 1");
+    assert_eq!(s.app.talk.chat.turns.len(), 2);
+    assert_eq!(s.app.talk.store.list().len(), 2, "the chat it comes from is there");
+    s.enters("/edit");
+    assert_eq!(s.rows()[12], "> first");
+    s.types("!");
+    s.exchange("", "other");
+    assert_eq!(s.rows()[..3], ["> first!", "", "other"]);
+    let effects = s.enters("/regen");
+    assert!(matches!(&effects[..], [_, Effect::Ask(ask)] if ask.turns.len() == 1));
+    s.hears("again");
+    assert!(s.enters("/undo").is_empty(), "not while a reply is made");
+    s.control('u');
+    s.done(Ended::EndToken);
+    s.enters("/undo");
+    assert!(s.app.talk.chat.turns.is_empty());
+    s.enters("/undo");
+    assert!(s.rows().contains(&"nothing to take back".to_owned()));
+}
+
+#[test]
+fn chats_are_listed_and_opened() {
+    let mut s = Screen::new(60, 12);
+    s.exchange("about Rust", "yes");
+    s.enters("/clear");
+    s.exchange("你好", "hello");
+    s.control('o');
+    let rows = s.rows();
+    assert_eq!(rows[0], "Chats:");
+    assert!(rows[1].starts_with(" 你好") && rows[1].ends_with("2 messages     now"), "{rows:?}");
+    s.types("rust");
+    assert_eq!(s.rows()[0], "Chats: rust");
+    s.send(KeyCode::Enter);
+    assert_eq!(s.rows()[..4], ["> about Rust", "", "yes", ""]);
+    s.enters("/load 你");
+    assert_eq!(s.rows()[0], "> 你好");
+    s.enters("/save Greeting");
+    assert_eq!(s.app.talk.store.find("greeting").unwrap().turns.len(), 2);
+}
+
+#[test]
+fn the_screen_may_have_any_size() {
+    let mut s = Screen::new(80, 24);
+    s.exchange(
+        "wide 你好世界",
+        "| a | b |\n|---|---|\n| 宽 | 👩‍👩‍👧‍👦 |\n\n```rust\nfn main() { let x = 1; }\n```",
+    );
+    s.types("/");
+    for (columns, rows) in [(1, 1), (4, 3), (5, 4), (20, 5), (200, 60), (3, 50), (300, 2), (80, 24)] {
+        s.terminal.backend_mut().resize(columns, rows);
+        s.send(Event::Resize(columns, rows));
+        assert_eq!(s.rows().len(), usize::from(rows));
+    }
+    s.control('u');
+    assert_eq!(s.rows()[2..6], ["a   b", "──  ──", "宽  👩‍👩‍👧‍👦", ""]);
+}
+
+#[test]
+fn a_megabyte_is_pasted_and_sent_whole() {
+    let mut s = Screen::new(80, 24);
+    let paste = "0123456789 你好\r\n".repeat((1 << 20) / 19);
+    let start = Instant::now();
+    s.send(Event::Paste(paste.clone()));
+    s.types("ab");
+    s.rows();
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    let effects = s.send(KeyCode::Enter);
+    let [_, Effect::Ask(ask)] = &effects[..] else { panic!("{} effects", effects.len()) };
+    assert_eq!(ask.turns[0].text, paste.replace("\r\n", "\n") + "ab");
+    assert!(s.rows().iter().any(|row| row.ends_with("bytes more (Ctrl-R)")));
+}
+
+#[test]
+fn a_hundred_thousand_tokens_scroll_at_sixty_frames_a_second() {
+    let mut s = Screen::new(200, 60);
+    let reply = "Some **words** of a reply with `code` and 你好, as long as a line may be in practice.\n\n\
+                 ```rust\nfn main() { println!(\"{}\", 1 + 2); } // done\n```\n\n- a point\n- another\n\n";
+    for _ in 0..50 {
+        s.exchange("question", &reply.repeat(50));
+    }
+    let bytes: usize = s.app.talk.chat.turns.iter().map(|t| t.text.len()).sum();
+    assert!(bytes > 400_000, "about 100,000 tokens, {bytes} bytes");
+    let start = Instant::now();
+    for i in 0..240 {
+        s.send(Event::Wheel(if i % 80 < 60 { -50 } else { 3 }));
+        s.terminal.draw(|frame| view(&s.app, frame)).unwrap();
+    }
+    let frame = start.elapsed() / 240;
+    assert!(frame < Duration::from_millis(16), "{frame:?} a frame");
+}
+
+#[test]
+fn settings_change_replies_and_looks() {
+    let mut s = Screen::new(80, 12);
+    s.enters("/set temp 0.1");
+    assert!(s.rows().contains(&"temp 0.1".to_owned()));
+    s.enters("/set temp hot");
+    assert!(s.rows().iter().any(|row| row.starts_with("/set temp: invalid value 'hot'")));
+    s.enters("/set theme light");
+    assert!(s.app.theme.light);
+    assert!(matches!(s.enters("/set mouse off")[..], [_, Effect::Mouse(false)]));
+    assert!(matches!(s.send(KeyCode::F(2))[..], [Effect::Mouse(true)]));
+    s.enters("/set mouse maybe");
+    assert!(s.rows().iter().any(|row| row.contains("expected on or off, found \"maybe\"")));
+    let effects = s.enters("hi");
+    assert!(matches!(&effects[..], [_, Effect::Ask(ask)] if ask.settings.sampling.temperature == 0.1));
+}
+
+#[test]
+fn replies_and_code_go_to_the_clipboard_and_to_a_file() {
+    let mut s = Screen::new(80, 12);
+    s.enters("/copy");
+    assert!(s.rows().contains(&"no reply to copy yet".to_owned()));
+    s.exchange("q", "text\n```\ncode\n```\n");
+    assert!(matches!(&s.enters("/copy code")[..], [_, Effect::Copy(text)] if text == "code\n"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.md");
+    s.enters(&format!("/export {}", path.display()));
+    let written = std::fs::read_to_string(&path).unwrap();
+    assert_eq!(written, "# q\n\n## You\n\nq\n\n## Reply\n\ntext\n```\ncode\n```\n");
+    s.enters(&format!("/export {}", path.display()));
+    assert!(s.rows().iter().any(|row| row.contains("exists")), "nothing is overwritten");
+}

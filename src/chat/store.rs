@@ -1,0 +1,247 @@
+//! Chats as JSON files, one each, written beside and renamed, so that whatever happens one whole version is there.
+//!
+//! It knows no terminal and no model. Next: [`super::talk`].
+
+use anyhow::{Context as _, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Who speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The person.
+    User,
+    /// The model.
+    Assistant,
+}
+
+/// A file that goes with a message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attached {
+    /// As it was named.
+    pub name: String,
+    /// What was in it.
+    pub text: String,
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turn {
+    /// Whose it is.
+    pub role: Role,
+    /// What was typed or generated.
+    pub text: String,
+    /// Files before it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<Attached>,
+    /// The ids that were generated, so that the model's state is found again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ids: Vec<u32>,
+}
+
+impl Turn {
+    /// A message of text.
+    pub fn new(role: Role, text: impl Into<String>) -> Self {
+        Turn { role, text: text.into(), files: Vec::new(), ids: Vec::new() }
+    }
+
+    /// What the model reads: the files first, so that another question about them finds their state.
+    pub fn content(&self) -> String {
+        let mut content = String::new();
+        for file in &self.files {
+            let end = if file.text.ends_with('\n') { "" } else { "\n" };
+            content += &format!("<file name=\"{}\">\n{}{end}</file>\n\n", file.name, file.text);
+        }
+        content + &self.text
+    }
+}
+
+/// A chat.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chat {
+    /// Its file's name without the ending.
+    pub id: String,
+    /// What the list shows.
+    pub title: String,
+    /// Seconds since 1970, of the last change.
+    pub changed: u64,
+    /// The system message.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system: Option<String>,
+    /// Messages, oldest first.
+    pub turns: Vec<Turn>,
+}
+
+impl Chat {
+    /// An empty chat with a name of its own.
+    pub fn new(system: Option<String>) -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let id = format!("{:x}-{:x}", now.as_micros(), std::process::id());
+        Chat { id, changed: now.as_secs(), system, ..Default::default() }
+    }
+
+    /// Is changed now.
+    pub fn touch(&mut self) {
+        self.changed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    }
+
+    /// The title, or the beginning of the first message.
+    pub fn name(&self) -> String {
+        if !self.title.is_empty() {
+            return self.title.clone();
+        }
+        let first = self.turns.first().map_or("", |t| t.text.as_str());
+        let line = first.lines().find(|l| !l.trim().is_empty()).unwrap_or("new chat").trim();
+        match line.char_indices().nth(60) {
+            Some((at, _)) => format!("{}…", &line[..at]),
+            None => line.to_owned(),
+        }
+    }
+}
+
+/// What the list shows of a chat.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// Which.
+    pub id: String,
+    /// What it is called.
+    pub name: String,
+    /// How many messages it has.
+    pub turns: usize,
+    /// When it was changed last, in seconds since 1970.
+    pub changed: u64,
+}
+
+/// A directory of chats.
+#[derive(Clone, Debug)]
+pub struct Store {
+    dir: PathBuf,
+}
+
+impl Store {
+    /// Chats in `dir`, which need not be there yet.
+    pub fn new(dir: PathBuf) -> Self {
+        Store { dir }
+    }
+
+    /// `$XDG_DATA_HOME/kimi/chats`, by default under `~/.local/share`.
+    pub fn of_user() -> Result<Self> {
+        let data = xdg("XDG_DATA_HOME", ".local/share")
+            .context("HOME: expected a directory for chats, found none")?;
+        Ok(Store::new(data.join("kimi/chats")))
+    }
+
+    /// Writes a chat; one without messages leaves no file.
+    pub fn save(&self, chat: &Chat) -> Result<()> {
+        let place = || self.dir.display().to_string();
+        if chat.turns.is_empty() {
+            return match std::fs::remove_file(self.path(&chat.id)) {
+                Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(place),
+                _ => Ok(()),
+            };
+        }
+        std::fs::create_dir_all(&self.dir).with_context(place)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir).with_context(place)?;
+        serde_json::to_writer(std::io::BufWriter::new(&mut file), chat).with_context(place)?;
+        file.flush().and_then(|()| file.as_file().sync_data()).with_context(place)?;
+        file.persist(self.path(&chat.id)).with_context(place)?;
+        Ok(())
+    }
+
+    /// Reads a chat.
+    pub fn load(&self, id: &str) -> Result<Chat> {
+        let path = self.path(id);
+        read(&path)
+    }
+
+    /// The chat whose title, beginning or id is `name`; the newest of several.
+    pub fn find(&self, name: &str) -> Result<Chat> {
+        let all = self.list();
+        let wanted = name.to_lowercase();
+        let exact = all.iter().find(|e| e.id == name || e.name.to_lowercase() == wanted);
+        match exact.or_else(|| all.iter().find(|e| e.name.to_lowercase().contains(&wanted))) {
+            Some(entry) => self.load(&entry.id),
+            None => bail!("{name}: expected the name of one of {} chats, found none like it", all.len()),
+        }
+    }
+
+    /// All chats that can be read, the newest first.
+    pub fn list(&self) -> Vec<Entry> {
+        let files = std::fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|e| e.path());
+        let chats =
+            files.filter(|p| p.extension().is_some_and(|e| e == "json")).filter_map(|p| read(&p).ok());
+        let mut all: Vec<Entry> = chats
+            .map(|c| Entry { name: c.name(), turns: c.turns.len(), changed: c.changed, id: c.id })
+            .collect();
+        all.sort_by(|a, b| b.changed.cmp(&a.changed).then_with(|| b.id.cmp(&a.id)));
+        all
+    }
+
+    fn path(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}.json"))
+    }
+}
+
+fn read(path: &Path) -> Result<Chat> {
+    let place = || path.display().to_string();
+    let text = std::fs::read_to_string(path).with_context(place)?;
+    let mut chat: Chat = serde_json::from_str(&text).with_context(place)?;
+    // The file's name is what it is found by, whatever was written in it.
+    chat.id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+    Ok(chat)
+}
+
+/// The directory in a variable, or `default` under the home; None without a home.
+pub fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
+    let set = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute());
+    set.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(default)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat(text: &str) -> Chat {
+        let mut chat = Chat::new(None);
+        chat.turns.push(Turn::new(Role::User, text));
+        chat
+    }
+
+    #[test]
+    fn chats_come_back_as_they_were() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().join("chats"));
+        assert!(store.list().is_empty());
+        store.save(&Chat::new(None)).unwrap();
+        assert!(store.list().is_empty(), "an empty chat leaves no file");
+        let mut one = chat("你好 🎉\nsecond line");
+        one.turns.push(Turn { ids: vec![1, 2], ..Turn::new(Role::Assistant, "hi") });
+        one.turns[0].files.push(Attached { name: "a.rs".into(), text: "fn a() {}".into() });
+        store.save(&one).unwrap();
+        assert_eq!(store.load(&one.id).unwrap(), one);
+        assert_eq!(store.find("你好").unwrap(), one);
+        assert_eq!(
+            one.turns[0].content(),
+            "<file name=\"a.rs\">\nfn a() {}\n</file>\n\n你好 🎉\nsecond line"
+        );
+        assert_eq!(store.list()[0].name, "你好 🎉");
+        store.save(&Chat { turns: vec![], ..one }).unwrap();
+        assert!(store.find("你好").is_err());
+    }
+
+    #[test]
+    fn damaged_files_are_passed_over_and_the_newest_is_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::new(dir.path().to_owned());
+        let (mut old, new) = (chat("old"), chat("new"));
+        old.changed -= 10;
+        store.save(&old).unwrap();
+        store.save(&new).unwrap();
+        std::fs::write(dir.path().join("broken.json"), "{\"id\":").unwrap();
+        assert_eq!(store.list().iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["new", "old"]);
+        assert!(store.load("broken").unwrap_err().to_string().contains("broken.json"));
+    }
+}

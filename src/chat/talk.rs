@@ -1,0 +1,307 @@
+//! A chat under way and what commands do to it, the same for the line editor and the full screen.
+//!
+//! It knows no terminal: what an interface has to do it says as a [`Todo`]. Next: [`super::app`], [`super::plain`].
+
+use super::command::{self, Command, Copied};
+use super::markdown;
+use super::reply::{About, Ask, Outcome};
+use super::settings::Settings;
+use super::store::{Attached, Chat, Role, Store, Turn};
+use crate::generate::{Ended, Stats};
+use crate::prompt::read_text;
+use anyhow::{Context as _, Result, bail};
+use std::path::PathBuf;
+
+/// A chat under way.
+pub struct Talk {
+    /// The chat; while a reply is made its text so far is the last turn.
+    pub chat: Chat,
+    /// How replies are made.
+    pub settings: Settings,
+    /// Files that go with the next message.
+    pub files: Vec<Attached>,
+    /// The last reply.
+    pub last: Option<Stats>,
+    /// What is being talked to.
+    pub about: About,
+    /// All chats.
+    pub store: Store,
+    system: Option<String>,
+}
+
+/// What an interface has to do after a command.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Todo {
+    /// Say this.
+    Say(String),
+    /// Say what the commands and the keys are.
+    Help,
+    /// Have the chat answered, as [`Talk::ask`] puts it.
+    Answer,
+    /// Put this where the person writes.
+    Type(String),
+    /// Open the editor on what is being written.
+    Editor,
+    /// Put this on the clipboard.
+    Copy(String),
+    /// Show the list of chats.
+    List,
+    /// Change how things look.
+    Look(String, String),
+    /// Open another model.
+    Model(PathBuf),
+    /// Leave.
+    Quit,
+}
+
+impl Talk {
+    /// An empty chat.
+    pub fn new(store: Store, settings: Settings, system: Option<String>) -> Self {
+        let chat = Chat::new(system.clone());
+        Talk { chat, settings, files: Vec::new(), last: None, about: About::default(), store, system }
+    }
+
+    /// Does what a command asks for.
+    pub fn run(&mut self, command: Command) -> Result<Todo> {
+        Ok(match command {
+            Command::Help => Todo::Help,
+            Command::File(path) => Todo::Say(self.attach(&path)?),
+            Command::System(text) => Todo::Say(self.set_system(text)?),
+            Command::Set(None) => Todo::Say(self.settings.line()),
+            Command::Set(Some((name, value))) => self.set(name, value)?,
+            Command::Regen => self.regenerate()?,
+            Command::Edit => Todo::Type(self.take_back()?.text),
+            Command::Editor => Todo::Editor,
+            Command::Undo => {
+                self.take_back()?;
+                self.files.clear();
+                Todo::Say("the last exchange is taken back".into())
+            }
+            Command::Branch(exchanges) => Todo::Say(self.branch(exchanges)?),
+            Command::Save(title) => Todo::Say(self.save_as(title)?),
+            Command::Load(name) if name.is_empty() => Todo::List,
+            Command::Load(name) => {
+                let chat = self.store.find(&name)?;
+                Todo::Say(self.open(chat))
+            }
+            Command::Export(path) => Todo::Say(self.export(path)?),
+            Command::Copy(what) => Todo::Copy(self.copied(what)?),
+            Command::Clear => {
+                self.open(Chat::new(self.system.clone()));
+                Todo::Say("a new chat".into())
+            }
+            Command::Stats => Todo::Say(self.stats()),
+            Command::Model(file) if file.is_empty() => Todo::Say(self.model()),
+            Command::Model(file) => Todo::Model(command::expand(&file)),
+            Command::Quit => Todo::Quit,
+        })
+    }
+
+    /// Whether a command may run while a reply is made: those that leave the chat alone.
+    pub fn allowed_meanwhile(command: &Command) -> bool {
+        use Command::{Copy, Editor, Export, File, Help, Model, Quit, Save, Set, Stats};
+        match command {
+            Model(file) => file.is_empty(),
+            Help | File(_) | Set(_) | Editor | Export(_) | Copy(_) | Save(_) | Stats | Quit => true,
+            _ => false,
+        }
+    }
+
+    /// Adds the person's message, with the files that wait.
+    pub fn say(&mut self, text: &str) {
+        let files = std::mem::take(&mut self.files);
+        self.chat.turns.push(Turn { files, ..Turn::new(Role::User, text) });
+    }
+
+    /// The chat as it asks for a reply, whose turn begins empty. On disk the message is safe from here on.
+    pub fn ask(&mut self) -> Result<Ask> {
+        let ask =
+            Ask { system: self.chat.system.clone(), turns: self.chat.turns.clone(), settings: self.settings };
+        self.store_chat()?;
+        self.chat.turns.push(Turn::new(Role::Assistant, ""));
+        Ok(ask)
+    }
+
+    /// Text of the reply.
+    pub fn hear(&mut self, text: &str) {
+        if let Some(turn) = self.chat.turns.last_mut().filter(|t| t.role == Role::Assistant) {
+            turn.text.push_str(text);
+        }
+    }
+
+    /// The end of the reply. One that was stopped before it began gives the message back.
+    pub fn heard(&mut self, outcome: Outcome) -> Result<Option<String>> {
+        if outcome.stats.ended == Ended::Cancelled && !self.replied() {
+            return Ok(self.give_up());
+        }
+        if let Some(turn) = self.chat.turns.last_mut() {
+            turn.ids = outcome.ids;
+        }
+        self.last = Some(outcome.stats);
+        self.store_chat()?;
+        Ok(None)
+    }
+
+    /// Whether the last turn is a reply with text.
+    fn replied(&self) -> bool {
+        self.chat.turns.last().is_some_and(|turn| turn.role == Role::Assistant && !turn.text.is_empty())
+    }
+
+    /// The end of a reply that failed: what there is of it stays, else the message is given back and its files wait.
+    pub fn give_up(&mut self) -> Option<String> {
+        let message = if self.replied() { None } else { self.remove_exchange() };
+        // Why it failed is told already; the next change is saved again.
+        let _ = self.store_chat();
+        message.map(|turn| turn.text)
+    }
+
+    /// Writes the chat as it is; one without messages has no file.
+    pub fn store_chat(&mut self) -> Result<()> {
+        self.chat.touch();
+        self.store.save(&self.chat).context("the chat could not be saved")
+    }
+
+    /// Goes to another chat.
+    pub fn open(&mut self, chat: Chat) -> String {
+        let said = format!("{}: {} messages", chat.name(), chat.turns.len());
+        self.chat = chat;
+        self.files.clear();
+        self.last = None;
+        said
+    }
+
+    fn take_back(&mut self) -> Result<Turn> {
+        let turn = self.remove_exchange().context("nothing to take back")?;
+        self.store_chat()?;
+        Ok(turn)
+    }
+
+    fn remove_exchange(&mut self) -> Option<Turn> {
+        let at = self.chat.turns.iter().rposition(|t| t.role == Role::User)?;
+        let mut turn = self.chat.turns.swap_remove(at);
+        self.chat.turns.truncate(at);
+        self.files = std::mem::take(&mut turn.files);
+        Some(turn)
+    }
+
+    fn regenerate(&mut self) -> Result<Todo> {
+        let at =
+            self.chat.turns.iter().rposition(|t| t.role == Role::User).context("nothing to answer again")?;
+        self.chat.turns.truncate(at + 1);
+        self.settings.sampling.seed = self.settings.sampling.seed.wrapping_add(1);
+        Ok(Todo::Answer)
+    }
+
+    fn set(&mut self, name: String, value: String) -> Result<Todo> {
+        if ["theme", "mouse", "reasoning"].contains(&name.as_str()) {
+            return Ok(Todo::Look(name, value));
+        }
+        self.settings.set(&name, &value).map_err(anyhow::Error::msg)?;
+        Ok(Todo::Say(format!("{name} {value}")))
+    }
+
+    fn set_system(&mut self, text: String) -> Result<String> {
+        self.chat.system = Some(text).filter(|t| !t.is_empty());
+        self.store_chat()?;
+        let said = if self.chat.system.is_some() { "the system message is set" } else { "no system message" };
+        Ok(said.into())
+    }
+
+    fn attach(&mut self, path: &str) -> Result<String> {
+        let text = read_text(&command::expand(path))?;
+        let said =
+            format!("{path}: {} lines, {} bytes go with the next message", text.lines().count(), text.len());
+        self.files.push(Attached { name: path.to_owned(), text });
+        Ok(said)
+    }
+
+    fn branch(&mut self, exchanges: Option<usize>) -> Result<String> {
+        let users = |(i, turn): (usize, &Turn)| (turn.role == Role::User).then_some(i);
+        let starts: Vec<usize> = self.chat.turns.iter().enumerate().filter_map(users).collect();
+        let keep = exchanges.unwrap_or(starts.len());
+        if keep > starts.len() {
+            bail!("/branch: expected at most {} exchanges, found {keep}", starts.len());
+        }
+        let mut copy = Chat::new(self.chat.system.clone());
+        copy.title = format!("{} (branch)", self.chat.name());
+        copy.turns = self.chat.turns[..starts.get(keep).copied().unwrap_or(self.chat.turns.len())].to_vec();
+        self.chat = copy;
+        self.store_chat()?;
+        Ok(format!("{}: {keep} exchanges; the chat it comes from is unchanged", self.chat.title))
+    }
+
+    fn save_as(&mut self, title: String) -> Result<String> {
+        if !title.is_empty() {
+            self.chat.title = title;
+        }
+        if self.chat.turns.is_empty() {
+            return Ok("nothing to save yet".into());
+        }
+        self.store_chat()?;
+        Ok(format!("saved as {}", self.chat.name()))
+    }
+
+    fn export(&self, path: String) -> Result<String> {
+        let named = || {
+            let letters = |c: char| if c.is_alphanumeric() { c } else { '-' };
+            format!("{}.md", self.chat.name().chars().map(letters).collect::<String>().trim_matches('-'))
+        };
+        let path = command::expand(&if path.is_empty() { named() } else { path });
+        let file = std::fs::File::create_new(&path).with_context(|| path.display().to_string())?;
+        std::io::Write::write_all(&mut &file, self.markdown().as_bytes())?;
+        Ok(format!("written to {}", path.display()))
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!("# {}\n", self.chat.name());
+        if let Some(system) = &self.chat.system {
+            text += &format!("\n## System\n\n{system}\n");
+        }
+        for turn in &self.chat.turns {
+            let who = if turn.role == Role::User { "You" } else { "Reply" };
+            text += &format!("\n## {who}\n\n");
+            for file in &turn.files {
+                text += &format!("[{}: {} bytes]\n\n", file.name, file.text.len());
+            }
+            text += &format!("{}\n", turn.text.trim_end());
+        }
+        text
+    }
+
+    fn copied(&self, what: Copied) -> Result<String> {
+        let reply = self.chat.turns.iter().rfind(|t| t.role == Role::Assistant);
+        let reply = || reply.map(|t| t.text.clone()).context("no reply to copy yet");
+        match what {
+            Copied::All => Ok(self.markdown()),
+            Copied::Reply => reply(),
+            Copied::Code => markdown::last_code(&reply()?).context("no code block in the last reply"),
+        }
+    }
+
+    fn stats(&self) -> String {
+        let last = self.last.as_ref().map_or("no reply yet".to_owned(), |stats| stats.line());
+        let of = self.about.context.map_or(String::new(), |n| format!(" of {n}"));
+        format!("{last}\ncontext {}{of} tokens", self.context())
+    }
+
+    /// Tokens in the context after the last reply.
+    pub fn context(&self) -> usize {
+        self.last.as_ref().map_or(0, |s| s.prefill.reused + s.prefill.computed + s.generated)
+    }
+
+    fn model(&self) -> String {
+        let context = self.about.context.map_or(String::new(), |n| format!(", context {n} tokens"));
+        format!("{} on {}{context}", self.about.name, self.about.place)
+    }
+}
+
+/// What a person should know about how a reply ended.
+pub fn ending(stats: &Stats) -> Option<String> {
+    Some(match &stats.ended {
+        Ended::EndToken | Ended::StopString => return None,
+        Ended::Length => "cut at the limit: /set max-tokens, or the context is full".into(),
+        Ended::Cancelled if stats.prefill.stopped => "stopped while reading; what was read is kept".into(),
+        Ended::Cancelled => "stopped".into(),
+        Ended::Constraint(why) => why.clone(),
+    })
+}

@@ -1,0 +1,377 @@
+//! What has been said, as rows of the screen: laid out once for a width, then only what is new.
+//!
+//! Scrolling counts rows as they are wrapped. Next: [`super::view`], which draws those that are visible.
+
+use super::layout::{Block, Body, Row};
+use super::markdown::Markdown;
+use super::store::{Chat, Role, Turn};
+use super::theme::{Ink, Look, Span};
+
+/// Messages and remarks, and which rows of them are on the screen.
+#[derive(Default)]
+pub struct Transcript {
+    items: Vec<Item>,
+    /// The first row of each item, and the end.
+    starts: Vec<usize>,
+    width: usize,
+    height: usize,
+    /// The first visible row; None follows the end.
+    top: Option<usize>,
+    unfolded: bool,
+}
+
+struct Item {
+    what: What,
+    rows: Vec<Row>,
+    /// Rows of finished blocks, and how many blocks that are.
+    settled: (usize, usize),
+    stale: bool,
+}
+
+enum What {
+    User(Turn),
+    Reply(Box<Reply>),
+    Remark(String, Ink),
+}
+
+/// A reply, its reasoning apart.
+#[derive(Default)]
+struct Reply {
+    raw: String,
+    stage: Stage,
+    reasoning: String,
+    answer: Markdown,
+}
+
+#[derive(Clone, Copy, Default, PartialEq)]
+enum Stage {
+    #[default]
+    Begin,
+    Reasoning,
+    Answer,
+}
+
+const OPEN: &str = "<think>";
+const CLOSE: &str = "</think>";
+/// What is shown of a long message of the person's while it is folded.
+const SHOWN_LINES: usize = 20;
+const SHOWN_BYTES: usize = 4000;
+
+impl Reply {
+    fn push(&mut self, text: &str) {
+        self.raw.push_str(text);
+        match self.stage {
+            Stage::Begin => {
+                let begin = self.raw.trim_start();
+                if let Some(rest) = begin.strip_prefix(OPEN) {
+                    self.stage = Stage::Reasoning;
+                    let rest = rest.to_owned();
+                    self.reason(&rest);
+                } else if !OPEN.starts_with(begin) {
+                    self.stage = Stage::Answer;
+                    self.answer.push(&self.raw);
+                }
+            }
+            Stage::Reasoning => self.reason(text),
+            Stage::Answer => self.answer.push(text),
+        }
+    }
+
+    fn reason(&mut self, text: &str) {
+        let from = self.reasoning.len().saturating_sub(CLOSE.len());
+        self.reasoning.push_str(text);
+        let from = (0..=from).rev().find(|at| self.reasoning.is_char_boundary(*at)).unwrap_or(0);
+        if let Some(at) = self.reasoning[from..].find(CLOSE) {
+            let rest = self.reasoning[from + at + CLOSE.len()..].trim_start().to_owned();
+            self.reasoning.truncate(from + at);
+            self.stage = Stage::Answer;
+            self.answer.push(&rest);
+        }
+    }
+
+    fn reasoning_blocks(&self, unfolded: bool) -> Vec<Block> {
+        if self.stage == Stage::Begin || self.reasoning.trim().is_empty() {
+            return Vec::new();
+        }
+        let words = self.reasoning.split_whitespace().count();
+        let verb = if self.stage == Stage::Reasoning { "thinking" } else { "thought" };
+        let mark = if unfolded { "▾" } else { "▸" };
+        let head = line(&format!("{mark} {verb}, {words} words (Ctrl-R)"), Ink::Dim);
+        let look = Look { italic: true, ..Ink::Dim.into() };
+        let words = |l: &str| Block::new(Body::Words(vec![Span::new(l, look)]));
+        let lines = self.reasoning.trim().lines().filter(|_| unfolded).map(words);
+        std::iter::once(head).chain(lines).chain([Block::default()]).collect()
+    }
+}
+
+impl Item {
+    fn new(what: What) -> Self {
+        Item { what, rows: Vec::new(), settled: (0, 0), stale: true }
+    }
+
+    fn of(turn: &Turn) -> Self {
+        Item::new(match turn.role {
+            Role::User => What::User(turn.clone()),
+            Role::Assistant => {
+                let mut reply = Reply::default();
+                reply.push(&turn.text);
+                What::Reply(Box::new(reply))
+            }
+        })
+    }
+
+    fn shows(&self, turn: &Turn) -> bool {
+        match &self.what {
+            What::User(own) => own == turn,
+            What::Reply(reply) => turn.role == Role::Assistant && reply.raw == turn.text,
+            What::Remark(..) => false,
+        }
+    }
+
+    /// Lays out what is new; all of it when the width or the folds are others.
+    fn lay_out(&mut self, width: usize, unfolded: bool, anew: bool) {
+        if !self.stale && !anew {
+            return;
+        }
+        self.stale = false;
+        match &mut self.what {
+            What::User(turn) => {
+                self.rows.clear();
+                user_blocks(turn, unfolded).iter().for_each(|b| b.rows(width, &mut self.rows));
+            }
+            What::Remark(text, ink) => {
+                self.rows.clear();
+                text.lines().for_each(|l| line(l, *ink).rows(width, &mut self.rows));
+            }
+            What::Reply(reply) => {
+                reply.answer.settle();
+                if anew || reply.answer.settled().is_empty() || self.settled.1 == 0 {
+                    self.rows.clear();
+                    reply.reasoning_blocks(unfolded).iter().for_each(|b| b.rows(width, &mut self.rows));
+                    self.settled = (self.rows.len(), 0);
+                }
+                self.rows.truncate(self.settled.0);
+                let (blocks, open) = (reply.answer.settled(), reply.answer.open());
+                blocks[self.settled.1..].iter().for_each(|b| b.rows(width, &mut self.rows));
+                self.settled = (self.rows.len(), blocks.len());
+                open.iter().for_each(|b| b.rows(width, &mut self.rows));
+            }
+        }
+        self.rows.push(Row::new());
+    }
+}
+
+fn line(text: &str, ink: Ink) -> Block {
+    Block::new(Body::Line(vec![Span::new(text, ink)]))
+}
+
+/// The message with its mark; of a long one its beginning and how much there is, unless unfolded.
+fn user_blocks(turn: &Turn, unfolded: bool) -> Vec<Block> {
+    let files = turn.files.iter().map(|f| {
+        let text = format!("[{}: {} lines, {} bytes]", f.name, f.text.lines().count(), f.text.len());
+        (text, Look::from(Ink::Dim))
+    });
+    let mut cut = turn.text.len();
+    if !unfolded {
+        let lines = turn.text.match_indices('\n').nth(SHOWN_LINES - 1).map_or(cut, |(at, _)| at);
+        cut = (0..=lines.min(SHOWN_BYTES)).rev().find(|at| turn.text.is_char_boundary(*at)).unwrap_or(0);
+    }
+    let lines = turn.text[..cut].split('\n').map(|l| (l.to_owned(), Look { bold: true, ..Look::default() }));
+    let left = turn.text.len() - cut;
+    let more = (left > 0).then(|| (format!("… {left} bytes more (Ctrl-R)"), Look::from(Ink::Dim)));
+    let all = files.chain(lines).chain(more).enumerate();
+    all.map(|(i, (text, look))| Block {
+        first: vec![Span::new(if i == 0 { "> " } else { "  " }, Ink::Accent)],
+        rest: vec![Span::new("  ", Ink::Plain)],
+        body: Body::Words(vec![Span::new(text, look)]),
+    })
+    .collect()
+}
+
+impl Transcript {
+    /// Shows a chat; what is the same as before is kept as it is laid out. Remarks after that go.
+    pub fn show(&mut self, chat: &Chat) {
+        let mut turns = chat.turns.iter().peekable();
+        let mut keep = 0;
+        for (i, item) in self.items.iter().enumerate() {
+            match &item.what {
+                What::Remark(..) => {}
+                _ if turns.next_if(|turn| item.shows(turn)).is_some() => keep = i + 1,
+                _ => break,
+            }
+        }
+        self.items.truncate(keep);
+        self.items.extend(turns.map(Item::of));
+        self.top = None;
+    }
+
+    /// Adds text to the reply at the end.
+    pub fn hear(&mut self, text: &str) {
+        let last = self.items.iter_mut().rev().find(|item| matches!(item.what, What::Reply(_)));
+        if let Some(Item { what: What::Reply(reply), stale, .. }) = last {
+            reply.push(text);
+            *stale = true;
+        }
+    }
+
+    /// Adds a remark of the program's.
+    pub fn remark(&mut self, text: &str, ink: Ink) {
+        self.items.push(Item::new(What::Remark(text.to_owned(), ink)));
+        self.top = None;
+    }
+
+    /// Shows or hides reasoning and the rest of long messages.
+    pub fn unfold(&mut self, unfolded: bool) {
+        self.unfolded = unfolded;
+        self.width = 0;
+    }
+
+    /// Whether they are shown.
+    pub fn unfolded(&self) -> bool {
+        self.unfolded
+    }
+
+    /// Lays out what is new for a place of this size. The message at the top stays there when the width changes.
+    pub fn arrange(&mut self, width: usize, height: usize) {
+        let anew = width != self.width;
+        let anchor = self.top.filter(|_| anew).map(|top| {
+            let item = self.starts.partition_point(|start| *start <= top).saturating_sub(1);
+            let rows = self.items.get(item).map_or(1, |i| i.rows.len().max(1));
+            (item, top.saturating_sub(self.starts.get(item).copied().unwrap_or(0)), rows)
+        });
+        (self.width, self.height) = (width, height);
+        self.starts.clear();
+        let mut row = 0;
+        for item in &mut self.items {
+            item.lay_out(width, self.unfolded, anew);
+            self.starts.push(row);
+            row += item.rows.len();
+        }
+        self.starts.push(row);
+        if let Some((item, offset, rows)) = anchor {
+            let now = self.items.get(item).map_or(0, |i| i.rows.len());
+            self.top = Some(self.starts.get(item).copied().unwrap_or(0) + offset * now / rows);
+        }
+        self.top = self.top.filter(|top| *top < self.last_top());
+    }
+
+    fn total(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    fn last_top(&self) -> usize {
+        self.total().saturating_sub(self.height)
+    }
+
+    /// Scrolls by rows, up below zero.
+    pub fn scroll(&mut self, rows: isize) {
+        let top = self.top.unwrap_or(self.last_top()).saturating_add_signed(rows);
+        self.top = Some(top).filter(|top| *top < self.last_top());
+    }
+
+    /// Rows of the place it is shown in.
+    pub fn height(&self) -> usize {
+        self.height
+    }
+
+    /// Rows below the last visible one.
+    pub fn below(&self) -> usize {
+        self.top.map_or(0, |top| self.last_top() - top)
+    }
+
+    /// The visible rows; their cost depends on how many there are, not on how much was said.
+    pub fn visible(&self) -> impl Iterator<Item = &Row> {
+        let top = self.top.unwrap_or(self.last_top());
+        let first = self.starts.partition_point(|start| *start <= top).saturating_sub(1);
+        let skip = top - self.starts.get(first).copied().unwrap_or(0);
+        self.items.iter().skip(first).flat_map(|item| &item.rows).skip(skip).take(self.height)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(transcript: &Transcript) -> Vec<String> {
+        let row = |r: &Row| r.iter().map(|s| s.text.as_str()).collect::<String>().trim_end().to_owned();
+        transcript.visible().map(row).collect()
+    }
+
+    fn chat(turns: &[(Role, &str)]) -> Chat {
+        let turns = turns.iter().map(|(role, text)| Turn::new(*role, *text)).collect();
+        Chat { turns, ..Chat::new(None) }
+    }
+
+    #[test]
+    fn rows_follow_the_end_until_someone_scrolls() {
+        let mut t = Transcript::default();
+        t.show(&chat(&[(Role::User, "hi"), (Role::Assistant, "one\n\ntwo")]));
+        t.arrange(20, 4);
+        assert_eq!(text(&t), ["one", "", "two", ""]);
+        t.scroll(-1);
+        assert_eq!((text(&t)[0].as_str(), t.below()), ("", 1));
+        t.hear(" three\n\nfour");
+        t.arrange(20, 4);
+        assert_eq!(text(&t), ["", "one", "", "two three"], "what is read stays where it is");
+        t.scroll(100);
+        assert_eq!(text(&t), ["two three", "", "four", ""]);
+        t.scroll(-100);
+        assert_eq!(text(&t)[0], "> hi");
+    }
+
+    #[test]
+    fn reasoning_is_folded_and_can_be_seen() {
+        let mut t = Transcript::default();
+        t.show(&chat(&[(Role::User, "q"), (Role::Assistant, "")]));
+        for piece in ["<thi", "nk>", "a b", "\nc</th", "ink>", "\n\n**x**"] {
+            t.hear(piece);
+            t.arrange(40, 20);
+        }
+        assert_eq!(text(&t), ["> q", "", "▸ thought, 3 words (Ctrl-R)", "", "x", ""]);
+        t.unfold(true);
+        t.arrange(40, 20);
+        assert_eq!(text(&t)[2..], ["▾ thought, 3 words (Ctrl-R)", "a b", "c", "", "x", ""]);
+    }
+
+    #[test]
+    fn long_messages_are_folded() {
+        let mut t = Transcript::default();
+        let long = "word\n".repeat(100);
+        t.show(&chat(&[(Role::User, &long)]));
+        t.arrange(40, 100);
+        assert_eq!((text(&t).len(), text(&t)[20].as_str()), (22, "  … 401 bytes more (Ctrl-R)"));
+        t.unfold(true);
+        t.arrange(40, 200);
+        assert_eq!(text(&t).len(), 102);
+    }
+
+    #[test]
+    fn another_width_keeps_the_message_in_view() {
+        let mut t = Transcript::default();
+        let turns: Vec<(Role, String)> =
+            (0..50).map(|i| (Role::User, format!("message {i} {}", "x ".repeat(40)))).collect();
+        let turns: Vec<(Role, &str)> = turns.iter().map(|(r, t)| (*r, t.as_str())).collect();
+        t.show(&chat(&turns));
+        t.arrange(30, 10);
+        t.scroll(-100);
+        let top = text(&t).into_iter().find(|r| r.contains("message")).unwrap();
+        t.arrange(60, 10);
+        let number = |row: &str| row.split(' ').nth(2).unwrap().parse::<i32>().unwrap();
+        let after = text(&t).into_iter().find(|r| r.contains("message")).unwrap();
+        assert!((number(&top) - number(&after)).abs() <= 1, "{top} {after}");
+    }
+
+    #[test]
+    fn undone_turns_go_and_the_rest_is_not_laid_out_again() {
+        let mut t = Transcript::default();
+        let long =
+            chat(&[(Role::User, "a"), (Role::Assistant, "b"), (Role::User, "c"), (Role::Assistant, "d")]);
+        t.show(&long);
+        t.remark("done", Ink::Dim);
+        t.arrange(20, 20);
+        t.show(&Chat { turns: long.turns[..2].to_vec(), ..long });
+        assert!(t.items.iter().all(|item| !item.stale));
+        t.arrange(20, 20);
+        assert_eq!(text(&t), ["> a", "", "b", ""]);
+    }
+}

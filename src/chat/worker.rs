@@ -1,0 +1,179 @@
+//! The thread that answers: asks come in by one channel, reports go out by another, a flag stops the reply.
+//!
+//! Next: [`super::terminal`], which reads the reports.
+
+use super::far::Far as Elsewhere;
+use super::reply::{About, Ask, Local, Outcome, Replier, Step};
+use crate::engine::{Engine, EngineArgs};
+use crate::remote::Remote;
+use anyhow::Result;
+use kernels::cpu::Cpu;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::thread::JoinHandle;
+
+/// What the thread is asked for.
+#[derive(Debug)]
+pub enum Order {
+    /// A reply.
+    Ask(Ask),
+    /// Another model.
+    Open(PathBuf),
+}
+
+/// What it tells.
+#[derive(Debug)]
+pub enum Report {
+    /// This is being talked to.
+    Ready(About),
+    /// So much of the prompt is read.
+    Reading {
+        /// Tokens in.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+        /// Tokens a second; 0 while unknown.
+        rate: f64,
+    },
+    /// Text of the reply.
+    Text {
+        /// What came.
+        text: String,
+        /// Tokens so far.
+        tokens: usize,
+        /// Tokens a second; 0 while unknown.
+        rate: f64,
+    },
+    /// The reply is finished.
+    Done(Outcome),
+    /// It failed, in one line.
+    Failed(String),
+    /// Something else that a person should know.
+    Note(String),
+}
+
+/// The near end of the channels.
+pub struct Worker {
+    thread: JoinHandle<()>,
+    /// Where orders go.
+    pub orders: Sender<Order>,
+    /// Where reports come from.
+    pub reports: Receiver<Report>,
+    /// Set to stop the reply under way.
+    pub stop: Arc<AtomicBool>,
+}
+
+impl Worker {
+    /// Starts the thread, which opens the model first: the file, or its namesake at an endpoint.
+    pub fn start(args: EngineArgs, url: Option<String>) -> Self {
+        let (orders, inbox) = channel();
+        let (outbox, reports) = channel();
+        let stop = Arc::new(AtomicBool::new(false));
+        let far = Far { inbox, outbox, stop: stop.clone() };
+        let thread = std::thread::spawn(move || match url {
+            Some(url) => far.run_elsewhere(&url, &args),
+            None => far.run(args),
+        });
+        Worker { thread, orders, reports, stop }
+    }
+
+    /// Stops what is under way and waits until what was read is kept.
+    pub fn close(self) -> Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        drop(self.orders);
+        self.thread.join().map_err(|_| anyhow::anyhow!("the engine stopped; the chat is saved"))
+    }
+}
+
+/// The far end.
+struct Far {
+    inbox: Receiver<Order>,
+    outbox: Sender<Report>,
+    stop: Arc<AtomicBool>,
+}
+
+impl Far {
+    fn run(&self, mut args: EngineArgs) {
+        let mut next = self.open(&args);
+        loop {
+            match next {
+                Ok(engine) => {
+                    let replier = Local::new(&engine, &args.model);
+                    let other = self.serve(replier, &mut |path| {
+                        let args = EngineArgs { model: path, ..args.clone() };
+                        Ok((self.open(&args)?, args))
+                    });
+                    let Some((engine, others)) = other else { return };
+                    (next, args) = (Ok(engine), others);
+                }
+                Err(e) => return self.tell(Report::Failed(format!("{e:#}"))),
+            }
+        }
+    }
+
+    fn run_elsewhere(&self, url: &str, args: &EngineArgs) {
+        let mut model = args.model.clone();
+        loop {
+            let far = Remote::new(url, &model.to_string_lossy()).and_then(Elsewhere::new);
+            match far {
+                Ok(replier) => match self.serve(replier, &mut |path| {
+                    Elsewhere::new(Remote::new(url, &path.to_string_lossy())?).map(|_| path)
+                }) {
+                    Some(path) => model = path,
+                    None => return,
+                },
+                Err(e) => return self.tell(Report::Failed(format!("{e:#}"))),
+            }
+        }
+    }
+
+    /// Answers until nobody asks or another model is opened.
+    fn serve<T>(&self, mut replier: impl Replier, open: &mut dyn FnMut(PathBuf) -> Result<T>) -> Option<T> {
+        self.tell(Report::Ready(replier.about()));
+        while let Ok(order) = self.inbox.recv() {
+            match order {
+                Order::Ask(ask) => self.answer(&mut replier, &ask),
+                Order::Open(path) => match open(path) {
+                    Ok(other) => return Some(other),
+                    Err(e) => self.tell(Report::Failed(format!("{e:#}"))),
+                },
+            }
+        }
+        replier.leave();
+        None
+    }
+
+    fn answer(&self, replier: &mut impl Replier, ask: &Ask) {
+        let outcome = replier.reply(ask, &mut |step| {
+            match step {
+                Step::Waiting => {}
+                Step::Reading { done, total, rate } => self.tell(Report::Reading { done, total, rate }),
+                Step::Text { text, tokens, rate } => {
+                    self.tell(Report::Text { text: text.to_owned(), tokens, rate });
+                }
+            }
+            if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        self.tell(match outcome {
+            Ok(outcome) => Report::Done(outcome),
+            Err(e) => Report::Failed(format!("{e:#}")),
+        });
+    }
+
+    /// A model that one can talk with; trouble with its snapshots becomes notes.
+    fn open(&self, args: &EngineArgs) -> Result<Engine<Cpu>> {
+        let outbox = self.outbox.clone();
+        let note = move |line: &str| drop(outbox.send(Report::Note(line.to_owned())));
+        let engine = Engine::open_with(args, Box::new(note))?;
+        engine.tokenizer()?;
+        Ok(engine)
+    }
+
+    /// Whoever no longer listens is leaving, and the thread ends with the process.
+    fn tell(&self, report: Report) {
+        let _ = self.outbox.send(report);
+    }
+}
