@@ -25,6 +25,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
 
 /// What a question ends with to have its answer quoted.
 const QUOTE: &str = " Quote the text.";
@@ -180,7 +181,9 @@ impl<'e, B: Backend> Ask<'e, B> {
 
     fn reply(&mut self, question: &str) -> Result<()> {
         let prompt = self.conversation.prompt(self.engine)?;
+        let start = Instant::now();
         let found = self.session.resume(&prompt)?;
+        let resumed = start.elapsed();
         let mut reading = Reading::new(self.engine, prompt.len(), found, self.args.quiet);
         if self.document.is_some() {
             let same = self.common.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
@@ -220,6 +223,7 @@ impl<'e, B: Backend> Ask<'e, B> {
             );
         }
         (stats.prefill.reused, stats.prefill.source) = (found.reused, found.source);
+        stats.prefill_time += resumed;
         let last = annotated.finish();
         if json {
             let answer = self.for_programs(question, &text, &annotated.quotes, &stats);

@@ -150,16 +150,18 @@ impl Disk {
         chain: &[Piece],
     ) -> std::result::Result<Hit<B>, Failure> {
         let Shape { config, cache, sizes } = &self.shape;
-        let mut state = State::new(b, config, *cache);
+        let (mut state, mut body) = (State::new(b, config, *cache), Vec::new());
         for piece in chain {
             let path = self.rows_path(*piece);
             let tokens = prompt[piece.before..][..piece.len].to_vec();
-            let body = read_as(&path, &self.header(*piece, tokens), &[piece.len as u64 * sizes.row]);
-            state.import_rows(b, piece.len, &body.map_err(|e| (path, e))?);
+            let read =
+                read_as(&path, &self.header(*piece, tokens), &[piece.len as u64 * sizes.row], &mut body);
+            read.map_err(|e| (path, e))?;
+            state.import_rows(b, piece.len, &body);
         }
         let (path, header) = self.state_file(chain);
         let fit = [sizes.recurrent + sizes.logits, sizes.recurrent];
-        let body = read_as(&path, &header, &fit).map_err(|e| (path, e))?;
+        read_as(&path, &header, &fit, &mut body).map_err(|e| (path, e))?;
         let (recurrent, logits) = body.split_at(sizes.recurrent as usize);
         state.import_recurrent(b, config, recurrent);
         let logits = logits.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
@@ -260,12 +262,11 @@ fn end(chain: &[Piece]) -> usize {
 }
 
 /// The body of a file whose header is as expected, of one of the sizes that fit.
-fn read_as(path: &Path, expected: &Header, sizes: &[u64]) -> Result<Vec<u8>> {
-    let (found, body) = file::read(path)?;
+fn read_as(path: &Path, expected: &Header, sizes: &[u64], body: &mut Vec<u8>) -> Result<()> {
+    let found = file::read(path, body)?;
     same(expected, &found)?;
     let bytes = body.len() as u64;
-    check("bytes of the body", *sizes.iter().find(|size| **size == bytes).unwrap_or(&sizes[0]), bytes)?;
-    Ok(body)
+    check("bytes of the body", *sizes.iter().find(|size| **size == bytes).unwrap_or(&sizes[0]), bytes)
 }
 
 fn same(expected: &Header, found: &Header) -> Result<()> {

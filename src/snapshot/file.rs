@@ -78,18 +78,20 @@ pub fn read_header(path: &Path) -> Result<Header> {
     Ok(parse_header(&mut &file, length)?.0)
 }
 
-/// A whole file, everything checked.
-pub fn read(path: &Path) -> Result<(Header, Vec<u8>)> {
+/// A whole file, everything checked. Its body is what is in `body` then, whose memory serves file after file.
+pub fn read(path: &Path, body: &mut Vec<u8>) -> Result<Header> {
     let file = File::open(path)?;
     let length = file.metadata()?.len();
     let mut file = &file;
     let (header, bytes, sum) = parse_header(&mut file, length)?;
-    let mut body = vec![0; bytes as usize];
-    file.read_exact(&mut body)?;
+    body.clear();
+    body.reserve_exact(bytes as usize);
+    file.take(bytes).read_to_end(body)?;
+    check("bytes of the body", bytes, body.len() as u64)?;
     let mut expected = [0; 8];
     file.read_exact(&mut expected)?;
-    check("checksum of the body", u64::from_le_bytes(expected), xxh3_64_with_seed(&body, sum))?;
-    Ok((header, body))
+    check("checksum of the body", u64::from_le_bytes(expected), xxh3_64_with_seed(body, sum))?;
+    Ok(header)
 }
 
 impl Header {
@@ -155,7 +157,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (path, header, body) = sample(dir.path());
         assert_eq!(read_header(&path).unwrap(), header);
-        assert_eq!(read(&path).unwrap(), (header, body));
+        let mut found = b"before".to_vec();
+        assert_eq!((read(&path, &mut found).unwrap(), found), (header, body));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
@@ -167,7 +170,7 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         let refused = |bytes: &[u8], what: String| {
             std::fs::write(&path, bytes).unwrap();
-            assert!(read(&path).is_err(), "{what}");
+            assert!(read(&path, &mut Vec::new()).is_err(), "{what}");
         };
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone();

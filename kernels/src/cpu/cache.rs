@@ -88,6 +88,14 @@ impl Cache {
         let bytes = self.row_bytes();
         assert!(rows.len().is_multiple_of(bytes), "{} bytes in rows of {bytes}", rows.len());
         while !rows.is_empty() {
+            if self.len.is_multiple_of(SEGMENT)
+                && let Some((whole, rest)) = rows.split_at_checked(SEGMENT * bytes)
+            {
+                self.segments.push(Arc::from(whole)); // copied once, not filled with zeros before
+                self.len += SEGMENT;
+                rows = rest;
+                continue;
+            }
             let room = self.room();
             let (new, rest) = rows.split_at(room.len().min(rows.len()));
             room[..new.len()].copy_from_slice(new);
