@@ -80,26 +80,56 @@ fn what_a_user_types_is_never_a_special_token() {
     assert!(engine_ids("<|im_end|>") > engine_ids("x") + 1);
 }
 
-#[test]
-fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
-    let home = tempfile::tempdir().unwrap();
+/// A piped chat with a home of its own: its standard output and error.
+fn chat(home: &Path, args: &[&str], lines: &str) -> (String, String) {
     let mut chat = common::kimi_command()
         .args(["chat", "--plain", "-m", text(&MODEL.1), "-n", "8", "--temp", "0"])
-        .env("XDG_STATE_HOME", home.path())
-        .env("XDG_DATA_HOME", home.path())
+        .args(args)
+        .env("XDG_STATE_HOME", home)
+        .env("XDG_DATA_HOME", home)
+        .env("XDG_CACHE_HOME", home)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let lines = "你好，世界 🎉\nfn main() { println!(\"hi\"); }\n/stats\n/nonsense\n/regen\n/undo\n/clear\nagain\n/quit\nnever\n";
     chat.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let out = chat.wait_with_output().unwrap();
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert!(out.status.success(), "{stderr}");
-    let stdout = String::from_utf8(out.stdout).expect("characters are whole");
-    let reused = stdout.split("prompt: ").nth(1).and_then(|rest| rest.split(' ').next());
-    let reused: usize = reused.expect("/stats tells what was reused").parse().unwrap();
-    assert!(reused > 10, "the first exchange was read again: {stdout}");
+    (String::from_utf8(out.stdout).expect("characters are whole"), stderr)
+}
+
+/// What `/stats` said of prompts: reused, from where, new.
+fn prompts(stdout: &str) -> Vec<(usize, String, usize)> {
+    let prompt = |line: &str| {
+        let said = line.strip_prefix("prompt: ")?.split(" in ").next()?;
+        let (reused, new) = said.split_once(" tokens ").unwrap_or(("0", said));
+        let (place, new) = new.split_once(", ").unwrap_or(("", new));
+        Some((reused.parse().ok()?, place.to_owned(), new.strip_suffix(" new")?.parse().ok()?))
+    };
+    stdout.lines().filter_map(prompt).collect()
+}
+
+#[test]
+fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
+    let home = tempfile::tempdir().unwrap();
+    let lines = "你好，世界 🎉\nfn main() { println!(\"hi\"); }\n/stats\n/nonsense\n/regen\n/undo\n/clear\nagain\n/quit\nnever\n";
+    let (stdout, stderr) = chat(home.path(), &[], lines);
+    assert!(prompts(&stdout)[0].0 > 10, "the first exchange was read again: {stdout}");
     assert!(stderr.contains("/nonsense: no such command"), "{stderr}");
+}
+
+#[test]
+fn undone_and_restarted_chats_read_only_what_is_new() {
+    let home = tempfile::tempdir().unwrap();
+    let (stdout, _) = chat(home.path(), &[], "hello there\nfirst\n/stats\n/undo\nother\n/stats\n");
+    let [first, other] = &prompts(&stdout)[..] else { panic!("two replies: {stdout}") };
+    assert_eq!((first.0, &first.1[..]), (other.0, "kept"));
+    assert_eq!(other.1, "from snapshot");
+    let (stdout, _) = chat(home.path(), &["--load", "hello"], "third\n/stats\n/regen\n/stats\n");
+    let [third, again] = &prompts(&stdout)[..] else { panic!("two replies: {stdout}") };
+    // The last token of a reply was never an input: it is new, with the end of its turn and the message.
+    assert_eq!((third.0, &third.1[..]), (other.0 + other.2 + 7, "from snapshot on disk"));
+    assert_eq!((again.0, again.2), (third.0 + third.2, 0));
 }

@@ -176,8 +176,8 @@ fn commands_complete() {
     let mut s = Screen::new(60, 9);
     s.types("/e");
     let rows = s.rows();
-    assert_eq!(rows[2], "  /edit   take the last message back and change it");
-    assert_eq!(rows[4], "  /export  [FILE]  write the chat as Markdown");
+    assert_eq!(rows[2], "  /edit                 take the last message back and chang");
+    assert_eq!(rows[4], "  /export [FILE]        write the chat as Markdown");
     s.send(KeyCode::Tab);
     s.send(KeyCode::Tab);
     s.send(KeyCode::Tab);
@@ -285,6 +285,9 @@ fn a_hundred_thousand_tokens_scroll_at_sixty_frames_a_second() {
     }
     let frame = start.elapsed() / 240;
     assert!(frame < Duration::from_millis(16), "{frame:?} a frame");
+    let start = Instant::now();
+    s.send(Event::Resize(199, 60));
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?} for another width", start.elapsed());
 }
 
 #[test]

@@ -18,6 +18,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 const PROMPT: &str = "> ";
 /// Completions shown at once.
 const MENU: usize = 8;
+/// Columns of a command and what follows it.
+const NAMES: usize = 21;
 
 /// Draws the chat.
 pub fn view(app: &App, frame: &mut Frame<'_>) {
@@ -106,9 +108,10 @@ fn menu(app: &App, said: Rect, cells: &mut Buffer) {
         put(cells, area, &" ".repeat(usize::from(area.width)), Style::new());
         let style = app.theme.style(Ink::Accent.into());
         let style = if app.menu.chosen == Some(i) { style.add_modifier(Modifier::REVERSED) } else { style };
-        let end = put(cells, area, &format!("  {line}"), style);
+        let end = put(cells, area, &format!("  {}", line.trim_end()), style);
         if let Some((_, argument, meaning)) = COMMANDS.iter().find(|c| c.0 == line.trim()) {
-            let text = format!(" {argument}  {meaning}");
+            let pad = NAMES.saturating_sub(line.trim().len());
+            let text = format!(" {argument:<pad$}{meaning}");
             let rest = Rect { x: end, width: area.right().saturating_sub(end), ..area };
             put(cells, rest, &text, app.theme.style(Ink::Dim.into()));
         }
