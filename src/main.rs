@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if reader_left(&e) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("kimi: {}", one_line(&e));
+            eprintln!("kimi: {}", kimi::cli::one_line(&e));
             ExitCode::FAILURE
         }
     }
@@ -20,16 +20,4 @@ fn main() -> ExitCode {
 fn reader_left(e: &anyhow::Error) -> bool {
     let broken = |c: &std::io::Error| c.kind() == ErrorKind::BrokenPipe;
     e.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(broken))
-}
-
-/// The causes in a line, without those that the one before them already tells.
-fn one_line(e: &anyhow::Error) -> String {
-    let mut line = String::new();
-    for cause in e.chain().map(ToString::to_string) {
-        if !line.contains(&cause) {
-            line += if line.is_empty() { "" } else { ": " };
-            line += &cause;
-        }
-    }
-    line.replace('\n', " ")
 }

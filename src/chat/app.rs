@@ -12,6 +12,7 @@ use super::talk::{self, Talk, Todo};
 use super::theme::{Ink, Theme};
 use super::transcript::Transcript;
 use super::worker::Report;
+use crate::cli::one_line;
 use anyhow::Result;
 use crossterm::event::KeyEvent;
 use std::path::PathBuf;
@@ -359,7 +360,7 @@ impl App {
 
     /// Says what went wrong.
     pub fn complain(&mut self, e: &anyhow::Error) {
-        self.transcript.remark(&format!("{e:#}"), Ink::Error);
+        self.transcript.remark(&one_line(e), Ink::Error);
     }
 
     /// Goes to a chat of the list.

@@ -5,6 +5,7 @@ use super::store::xdg;
 use super::talk::{Talk, Todo, ending};
 use super::terminal::edit;
 use super::worker::{Order, Report, Worker};
+use crate::cli::one_line;
 use crate::generate::grouped;
 use anyhow::{Context as _, Result};
 use rustyline::completion::{Completer, Pair};
@@ -82,7 +83,7 @@ impl Plain {
                 let answers_on_stdout = matches!(command, Command::Stats | Command::Set(None));
                 match self.talk.run(command) {
                     Ok(todo) => return self.act(todo, answers_on_stdout),
-                    Err(e) => eprintln!("{e:#}"),
+                    Err(e) => eprintln!("{}", one_line(&e)),
                 }
             }
         }
@@ -102,7 +103,7 @@ impl Plain {
                     self.talk.say(text.trim_end());
                     self.answer()?;
                 }
-                Err(e) => eprintln!("{e:#}"),
+                Err(e) => eprintln!("{}", one_line(&e)),
             },
             Todo::Copy(text) => {
                 let copy = crossterm::clipboard::CopyToClipboard::to_clipboard_from(&text);

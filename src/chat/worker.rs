@@ -4,6 +4,7 @@
 
 use super::far::Far as Elsewhere;
 use super::reply::{About, Ask, Local, Outcome, Replier, Step};
+use crate::cli::one_line;
 use crate::engine::{Engine, EngineArgs};
 use crate::remote::Remote;
 use anyhow::Result;
@@ -109,7 +110,7 @@ impl Far {
                     let Some((engine, others)) = other else { return };
                     (next, args) = (Ok(engine), others);
                 }
-                Err(e) => return self.tell(Report::Failed(format!("{e:#}"))),
+                Err(e) => return self.tell(Report::Failed(one_line(&e))),
             }
         }
     }
@@ -125,7 +126,7 @@ impl Far {
                     Some(path) => model = path,
                     None => return,
                 },
-                Err(e) => return self.tell(Report::Failed(format!("{e:#}"))),
+                Err(e) => return self.tell(Report::Failed(one_line(&e))),
             }
         }
     }
@@ -138,7 +139,7 @@ impl Far {
                 Order::Ask(ask) => self.answer(&mut replier, &ask),
                 Order::Open(path) => match open(path) {
                     Ok(other) => return Some(other),
-                    Err(e) => self.tell(Report::Failed(format!("{e:#}"))),
+                    Err(e) => self.tell(Report::Failed(one_line(&e))),
                 },
             }
         }
@@ -159,7 +160,7 @@ impl Far {
         });
         self.tell(match outcome {
             Ok(outcome) => Report::Done(outcome),
-            Err(e) => Report::Failed(format!("{e:#}")),
+            Err(e) => Report::Failed(one_line(&e)),
         });
     }
 

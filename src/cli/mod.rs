@@ -55,3 +55,15 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Synth(args) => synth::run(&args),
     }
 }
+
+/// The causes in a line, without those that the one before them already tells.
+pub fn one_line(e: &anyhow::Error) -> String {
+    let mut line = String::new();
+    for cause in e.chain().map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line += if line.is_empty() { "" } else { ": " };
+            line += &cause;
+        }
+    }
+    line.replace('\n', " ")
+}
