@@ -60,6 +60,14 @@ pub struct StateFile {
 }
 
 impl Folder {
+    /// Makes the directory, for its owner only: snapshots hold the tokens of what was read.
+    pub fn create(&self) -> Result<()> {
+        let mut builder = fs::DirBuilder::new();
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.recursive(true).create(&self.dir)
+    }
+
     /// The path of rows.
     pub fn rows_path(&self, id: Id, parent: Id, first: bool) -> PathBuf {
         let kind = if first { "first" } else { "rows" };
@@ -85,7 +93,7 @@ impl Folder {
 
     /// Waits until this process alone may write; that ends when the file is dropped.
     pub fn lock(&self) -> Result<File> {
-        fs::create_dir_all(&self.dir)?;
+        self.create()?;
         let file = File::options().create(true).append(true).open(self.dir.join("lock"))?;
         let start = Instant::now();
         loop {
@@ -248,6 +256,16 @@ mod tests {
         check(430, 221, None, true, &[], &[]);
         check(430, 431, None, false, &[], &[]);
         check(430, 231, Some(2), false, &[1, 2], &[]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_directory_is_its_owners() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder { dir: dir.path().join("kimi"), budget: 0 };
+        drop(folder.lock().unwrap());
+        assert_eq!(fs::metadata(&folder.dir).unwrap().permissions().mode() & 0o777, 0o700);
     }
 
     #[test]

@@ -57,8 +57,8 @@ impl StoreOptions {
         let Some(dir) = self.dir().filter(|_| !self.no_cache && budget > 0) else {
             return Ok(Store::new(shape.sizes, ram));
         };
-        let made = std::fs::create_dir_all(&dir).with_context(|| format!("--cache-dir: {}", dir.display()));
-        match made {
+        let folder = Folder { dir, budget };
+        match folder.create().with_context(|| format!("--cache-dir: {}", folder.dir.display())) {
             Err(e) if self.cache_dir.is_some() => return Err(e),
             // Nobody asked for it: a home that cannot be written to is no reason not to run.
             Err(e) => {
@@ -68,7 +68,7 @@ impl StoreOptions {
             Ok(()) => {}
         }
         let key = key::key::<B>(file, shape.cache, shape.sizes);
-        let disk = Disk::new(Folder { dir, budget }, key, shape.clone(), log);
+        let disk = Disk::new(folder, key, shape.clone(), log);
         Ok(Store::with_disk(b, shape, ram, disk)?)
     }
 
