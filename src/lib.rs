@@ -13,6 +13,7 @@ pub mod cli;
 pub mod conversation;
 pub mod engine;
 pub mod generate;
+pub mod grammar;
 pub mod inspect;
 pub mod logits;
 pub mod logprobs;

@@ -5,6 +5,7 @@ use super::errors::ApiError;
 use super::metrics::Metrics;
 use crate::batch::{Client, Command, Gauges, Job, Limits, StateBytes, Update};
 use crate::engine::Engine;
+use crate::grammar::{Compiled, Grammar, Grammars};
 use crate::reply::Rules;
 use crate::sample::Sampling;
 use crate::session;
@@ -100,6 +101,8 @@ pub struct App {
     /// When it started, in seconds of Unix time.
     pub started: u64,
     ready: OnceLock<Ready>,
+    /// Made when the first request needs it.
+    grammars: OnceLock<Result<Grammars, String>>,
     draining: AtomicBool,
     ended: AtomicBool,
     requests: AtomicU64,
@@ -127,6 +130,7 @@ impl App {
             metrics: Metrics::default(),
             started: unix_seconds(),
             ready: OnceLock::new(),
+            grammars: OnceLock::new(),
             draining: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             open: watch::Sender::new(0),
@@ -211,6 +215,15 @@ impl App {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Makes what a reply has to match ready; `param` is the field that asks for it.
+    pub fn compile(&self, grammar: &Grammar, param: &str) -> Result<Compiled, ApiError> {
+        let engine = &self.ready()?.engine;
+        let make = || Grammars::new(engine.tokenizer(), engine.vocab()).map_err(|e| e.to_string());
+        let grammars =
+            self.grammars.get_or_init(make).as_ref().map_err(|e| ApiError::unsupported(param, e))?;
+        grammars.compile(grammar).map_err(|e| ApiError::invalid(param, e))
     }
 
     /// A seed for a request that names none; the server's own seed makes the series of them repeat.

@@ -24,6 +24,11 @@ impl Body {
             }
         })
     }
+
+    /// A field that is there and not null.
+    pub fn field(&self, name: &str) -> Option<&Value> {
+        self.0.get(name).filter(|v| !v.is_null())
+    }
 }
 
 impl<S: Send + Sync> FromRequest<S> for Body {

@@ -1,8 +1,8 @@
 //! `/v1/chat/completions`: a conversation and the next message in it.
 
 use super::api::chat::{
-    Answer, ChatChunk, ChatCompletion, ChatLogprobs, ChatMessage, ChatRequest, Choice, ChunkChoice, Delta,
-    FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
+    Answer, ChatBody, ChatChunk, ChatCompletion, ChatLogprobs, ChatMessage, ChatRequest, Choice, ChunkChoice,
+    Delta, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
 };
 use super::api::generation::Generation;
 use super::api::{Progress, Timings, Usage};
@@ -13,7 +13,7 @@ use super::markup::{Markup, Piece};
 use super::outcome::{FINGERPRINT, Head, failure, timings, usage};
 use super::routes::Owner;
 use super::sse::{Outbox, Teller, respond};
-use super::{prepare, token};
+use super::{prepare, token, tools};
 use crate::batch::Update;
 use crate::generate::Stats;
 use crate::reply::Ended;
@@ -21,11 +21,23 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use models::template::{Message, Rendered};
-use serde_json::Map;
+use serde_json::{Map, Value};
 use std::sync::Arc;
 use tokio::time::Instant;
 
 /// Answers with the assistant's next message.
+#[utoipa::path(
+    post,
+    path = "/v1/chat/completions",
+    request_body = ChatBody,
+    responses(
+        (status = 200, description = "The answer, or its events", content(
+            (ChatCompletion = "application/json"),
+            (ChatChunk = "text/event-stream"),
+        )),
+        super::openapi::Refusals,
+    )
+)]
 pub async fn completions(
     State(app): State<Arc<App>>,
     Extension(owner): Extension<Owner>,
@@ -49,20 +61,31 @@ pub async fn completions(
 }
 
 fn prepare(app: &App, body: &Body) -> Result<(ChatRequest, Ask, Markup), ApiError> {
-    let ready = app.ready()?;
     let mut request: ChatRequest = body.part()?;
     let how: Generation = body.part()?;
+    prepare::refuse_undone(body)?;
+    let (ask, markup) = plan(app, &mut request, &how)?;
+    Ok((request, ask, markup))
+}
+
+/// What is asked of the engine, and the parser of what comes back.
+pub fn plan(app: &App, request: &mut ChatRequest, how: &Generation) -> Result<(Ask, Markup), ApiError> {
+    let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
-    let top = logprobs(&request)?;
+    let top = logprobs(request)?;
+    let tools = tools::Plan::new(request)?;
+    let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
+    let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param)).transpose()?;
     let messages = messages(std::mem::take(&mut request.messages))?;
-    let (rendered, marks) = render(ready, &messages)?;
+    let extra = request.chat_template_kwargs.take().unwrap_or_default();
+    let (rendered, marks) = render(ready, &messages, &tools.declared, &extra)?;
     let template = ready.engine.template();
+    let thinks = template.mentions("<think>") || template.mentions("</think>");
     let thinking = rendered.text().trim_end().ends_with("<think>");
-    let markup =
-        Markup::new(Vec::new(), template.mentions("<think>") || template.mentions("</think>"), thinking);
+    let markup = Markup::new(tools.names, thinks, thinking);
     let prompt = rendered.encode(ready.engine.tokenizer());
-    let ask = prepare::ask(app, ready, prompt, &how, &|| None)?;
-    Ok((request, Ask { logprobs: top, marks, ..ask }, markup))
+    let ask = prepare::ask(app, ready, prompt, how, grammar.as_ref())?;
+    Ok((Ask { logprobs: top, marks, ..ask }, markup))
 }
 
 /// How many most likely tokens to tell; None: none, and not the chosen one's probability either.
@@ -88,14 +111,24 @@ fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
 
 /// The conversation as the model reads it, and the lengths at which others may go on differently: after tools and
 /// instructions, and before the last message.
-fn render(ready: &Ready, messages: &[Message]) -> Result<(Rendered, Vec<usize>), ApiError> {
+fn render(
+    ready: &Ready,
+    messages: &[Message],
+    tools: &[Value],
+    extra: &Map<String, Value>,
+) -> Result<(Rendered, Vec<usize>), ApiError> {
     let (template, tokenizer) = (ready.engine.template(), ready.engine.tokenizer());
-    let part = |n: usize, last: bool| template.render(&messages[..n], &[], last, &Map::new());
+    if let Some(name) = extra.keys().find(|name| !template.mentions(name)) {
+        let param = format!("chat_template_kwargs.{name}");
+        return Err(ApiError::unsupported(&param, "the model's template does not know it"));
+    }
+    let part = |n: usize, last: bool| template.render(&messages[..n], tools, last, extra);
     let all = part(messages.len(), true).map_err(|e| ApiError::invalid("messages", e))?;
     let instructions = messages.iter().take_while(|m| m.role == "system").count();
     let beginning = |n: usize| {
         // A template may refuse a part of a conversation: then there is no mark.
-        let part = part(n, false).ok().filter(|p| n > 0 && all.text().starts_with(p.text()))?;
+        let part =
+            part(n, false).ok().filter(|p| !p.text().is_empty() && all.text().starts_with(p.text()))?;
         Some(part.encode(tokenizer).len())
     };
     let marks = [instructions, messages.len() - 1].into_iter().filter_map(beginning).collect();

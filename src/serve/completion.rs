@@ -1,6 +1,8 @@
 //! `/v1/completions`: texts and how they go on.
 
-use super::api::completion::{Completion, CompletionChoice, CompletionRequest, Prompt, TextLogprobs};
+use super::api::completion::{
+    Completion, CompletionBody, CompletionChoice, CompletionRequest, Prompt, TextLogprobs,
+};
 use super::api::generation::Generation;
 use super::api::{Timings, Usage};
 use super::app::{Answers, App, Ask, Ready, Served};
@@ -9,7 +11,7 @@ use super::errors::ApiError;
 use super::outcome::{FINGERPRINT, Head, failure, timings, usage};
 use super::routes::Owner;
 use super::sse::{Outbox, Teller, respond};
-use super::{prepare, token};
+use super::{prepare, token, tools};
 use crate::batch::Update;
 use crate::generate::Stats;
 use crate::logprobs::Logprobs;
@@ -23,6 +25,18 @@ use std::sync::Arc;
 const MOST_PROMPTS: usize = 64;
 
 /// Answers with how the prompts go on.
+#[utoipa::path(
+    post,
+    path = "/v1/completions",
+    request_body = CompletionBody,
+    responses(
+        (status = 200, description = "The answer, or its events", content(
+            (Completion = "application/json"),
+            (Completion = "text/event-stream"),
+        )),
+        super::openapi::Refusals,
+    )
+)]
 pub async fn completions(
     State(app): State<Arc<App>>,
     Extension(owner): Extension<Owner>,
@@ -65,10 +79,13 @@ fn prepare(app: &App, body: &Body) -> Result<(CompletionRequest, Vec<Ask>), ApiE
             "the prompt's own logprobs are not kept: leave one of the two out",
         ));
     }
+    prepare::refuse_undone(body)?;
+    let grammar = request.response_format.as_ref().map(tools::format).transpose()?.flatten();
+    let grammar = grammar.map(|g| app.compile(&g, "response_format")).transpose()?;
     let logprobs = request.logprobs.map(|top| prepare::within("logprobs", top, 0, 20)).transpose()?;
     let prompts = ids(ready, std::mem::replace(&mut request.prompt, Prompt::Ids(Vec::new())))?;
     let ask = |prompt| {
-        let ask = prepare::ask(app, ready, prompt, &how, &|| None)?;
+        let ask = prepare::ask(app, ready, prompt, &how, grammar.as_ref())?;
         Ok(Ask { logprobs, ..ask })
     };
     let asks = prompts.into_iter().map(ask).collect::<Result<_, ApiError>>()?;

@@ -1,7 +1,7 @@
 //! `kimi serve`: the model behind OpenAI's HTTP interface. The only module that knows HTTP.
 //!
 //! A request's way: `routes` (key, size, path) -> `body` (JSON in parts) -> `prepare` (values checked) -> `app`
-//! (handed to the thread of [`crate::batch`]) -> `chat` or `completion` (what came back, whole or as events).
+//! (handed to the thread of [`crate::batch`]) -> `chat`, `completion` or `responses` (what came back, whole or as events).
 
 mod api;
 mod app;
@@ -11,13 +11,16 @@ mod completion;
 mod errors;
 mod markup;
 mod metrics;
+mod openapi;
 mod outcome;
 mod prepare;
+mod responses;
 mod routes;
 mod sse;
 mod start;
 mod token;
 mod tokenize;
+mod tools;
 
 pub use app::{App, Options};
 pub use routes::router;

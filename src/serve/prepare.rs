@@ -3,9 +3,11 @@
 
 use super::api::generation::Generation;
 use super::app::{App, Ask, Ready};
+use super::body::Body;
 use super::errors::ApiError;
+use crate::grammar::Compiled;
 use crate::reply::Rules;
-use crate::sample::{Constraint, Sampling};
+use crate::sample::Sampling;
 use std::collections::BTreeMap;
 
 /// Replies to one prompt at most.
@@ -14,8 +16,32 @@ const MOST_REPLIES: usize = 16;
 const MOST_STOPS: usize = 16;
 const LONGEST_STOP: usize = 1024;
 
-/// Makes a constraint for each reply.
-pub type Constraints<'a> = &'a dyn Fn() -> Option<Box<dyn Constraint>>;
+/// Fields that would change what is done, and values of them that change nothing; null is one of them.
+const REFUSED: [(&str, &[&str], &str); 12] = [
+    ("modalities", &["[\"text\"]"], "only text comes out"),
+    ("audio", &[], "only text comes out"),
+    ("functions", &[], "say it with tools"),
+    ("function_call", &["\"none\""], "say it with tool_choice"),
+    ("web_search_options", &[], "nothing is searched for here"),
+    ("store", &["false"], "answers are not stored"),
+    ("background", &["false"], "answers are not stored"),
+    ("reasoning_effort", &["\"none\""], "the model reasons as its template says; see chat_template_kwargs"),
+    ("verbosity", &["\"medium\""], "the model is as brief as it is asked to be in words"),
+    ("truncation", &["\"disabled\""], "a conversation that does not fit is refused, not cut"),
+    ("previous_response_id", &[], "answers are not stored: send the conversation"),
+    ("conversation", &[], "conversations are not stored: send the messages"),
+];
+
+/// Refuses what is asked for and would not be done.
+pub fn refuse_undone(body: &Body) -> Result<(), ApiError> {
+    for (field, harmless, why) in REFUSED {
+        let asked = body.field(field).map(ToString::to_string);
+        if asked.is_some_and(|value| !harmless.contains(&value.as_str())) {
+            return Err(ApiError::unsupported(field, why));
+        }
+    }
+    Ok(())
+}
 
 /// The replies that `how` asks for to this prompt.
 pub fn ask(
@@ -23,7 +49,7 @@ pub fn ask(
     ready: &Ready,
     prompt: Vec<u32>,
     how: &Generation,
-    constraints: Constraints<'_>,
+    grammar: Option<&Compiled>,
 ) -> Result<Ask, ApiError> {
     ready.engine.check(&prompt).map_err(|e| match e {
         crate::session::Error::Context { .. } => ApiError::too_long(e),
@@ -31,6 +57,13 @@ pub fn ask(
     })?;
     let n = how.n.unwrap_or(1);
     within("n", n, 1, MOST_REPLIES)?;
+    let ignore_end = how.ignore_eos.unwrap_or(false);
+    if ignore_end && grammar.is_some() {
+        return Err(ApiError::unsupported(
+            "ignore_eos",
+            "what has to match a grammar or a tool ends where that ends",
+        ));
+    }
     let sampling = sampling(app, how)?;
     let bias = bias(how.logit_bias.as_ref(), ready.engine.vocab())?;
     let stops = stops(how)?;
@@ -43,9 +76,9 @@ pub fn ask(
             ..sampling
         },
         bias: bias.clone(),
-        constraint: constraints(),
+        constraint: grammar.map(Compiled::constraint),
         stops: stops.clone(),
-        ignore_end: how.ignore_eos.unwrap_or(false),
+        ignore_end,
     });
     Ok(Ask { rules: rules.collect(), prompt, marks: Vec::new(), logprobs: None })
 }

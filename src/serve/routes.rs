@@ -3,11 +3,11 @@
 use super::api::{Health, ModelCard, ModelList};
 use super::app::App;
 use super::errors::ApiError;
-use super::{chat, completion, metrics, tokenize};
+use super::{chat, completion, metrics, openapi, responses, tokenize};
 use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -28,6 +28,7 @@ pub fn router(app: Arc<App>) -> Router {
     let routes = Router::new()
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completion::completions))
+        .route("/v1/responses", post(responses::create))
         .route("/v1/embeddings", post(embeddings))
         .route("/v1/models", get(models))
         .route("/v1/models/{model}", get(model))
@@ -35,6 +36,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/detokenize", post(tokenize::detokenize))
         .route("/health", get(health))
         .route("/metrics", get(show_metrics))
+        .route("/openapi.json", get(openapi::show))
+        .route("/", get(page))
         .fallback(|uri: Uri| async move { ApiError::no_route(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             let why = format!("{}: not to be asked by {method}", uri.path());
@@ -99,15 +102,38 @@ async fn log(request: Request, next: Next) -> Response {
     response
 }
 
-async fn health(State(app): State<Arc<App>>) -> Response {
+/// What the server does.
+#[utoipa::path(
+    get,
+    path = "/health",
+    responses(
+        (status = 200, description = "It answers", body = Health),
+        (status = 503, description = "It is loading, ending or has failed", body = Health),
+    )
+)]
+pub async fn health(State(app): State<Arc<App>>) -> Response {
     let status = app.status();
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(Health { status })).into_response()
 }
 
-async fn show_metrics(State(app): State<Arc<App>>) -> Response {
+/// What is counted, in Prometheus' words.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses(
+        (status = 200, description = "OpenMetrics", body = String, content_type = "application/openmetrics-text"),
+        openapi::Refusals,
+    )
+)]
+pub async fn show_metrics(State(app): State<Arc<App>>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], metrics::text(&app)).into_response()
+}
+
+/// The built-in page, which says itself that it may ask this server and nobody else.
+async fn page() -> Response {
+    ([(header::X_FRAME_OPTIONS, "DENY")], Html(include_str!("page.html"))).into_response()
 }
 
 fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
@@ -122,18 +148,33 @@ fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
     Ok(app.options.names.iter().map(card).collect())
 }
 
-async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
+/// The served model, by each of its names.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    responses((status = 200, description = "The models", body = ModelList), openapi::Refusals)
+)]
+pub async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
     Ok(Json(ModelList { object: "list", data: cards(&app)? }))
 }
 
-async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<ModelCard>, ApiError> {
+/// The served model by one of its names.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{model}",
+    params(("model" = String, Path, description = "The name")),
+    responses((status = 200, description = "The model", body = ModelCard), openapi::Refusals)
+)]
+pub async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<ModelCard>, ApiError> {
     let found = cards(&app)?.into_iter().find(|card| card.id == id);
     found.map(Json).ok_or_else(|| ApiError::no_model(&id, &app.options.names.join(" or ")))
 }
 
-async fn embeddings() -> ApiError {
+/// Refused: the model has none.
+#[utoipa::path(post, path = "/v1/embeddings", responses(openapi::Refusals))]
+pub async fn embeddings() -> ApiError {
     let why = "this model generates text; it has no embeddings to give";
-    let mut error = ApiError::malformed(StatusCode::NOT_IMPLEMENTED, format!("/v1/embeddings: {why}"));
+    let mut error = ApiError::malformed(StatusCode::BAD_REQUEST, format!("/v1/embeddings: {why}"));
     error.detail.code = Some("unsupported_endpoint");
     error
 }

@@ -35,13 +35,23 @@ pub struct Outbox(VecDeque<Event>);
 impl Outbox {
     /// An event without a name.
     pub fn data(&mut self, value: &impl Serialize) {
-        self.0.push_back(event(value));
+        self.0.push_back(with(Event::default(), value));
+    }
+
+    /// An event with a name.
+    pub fn named(&mut self, name: &str, value: &impl Serialize) {
+        self.0.push_back(with(Event::default().event(name), value));
+    }
+
+    /// Forgets what is not sent.
+    pub fn clear(&mut self) {
+        self.0.clear();
     }
 }
 
-fn event(value: &impl Serialize) -> Event {
+fn with(event: Event, value: &impl Serialize) -> Event {
     // Our own shapes are strings and numbers: they have a JSON form.
-    Event::default().data(serde_json::to_string(value).unwrap_or_default())
+    event.data(serde_json::to_string(value).unwrap_or_default())
 }
 
 /// The stream of an answer.

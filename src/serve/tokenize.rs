@@ -9,6 +9,12 @@ use axum::extract::State;
 use std::sync::Arc;
 
 /// The ids of a text.
+#[utoipa::path(
+    post,
+    path = "/tokenize",
+    request_body = TokenizeRequest,
+    responses((status = 200, description = "The ids", body = Tokenized), super::openapi::Refusals)
+)]
 pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Tokenized>, ApiError> {
     let request: TokenizeRequest = body.part()?;
     let engine = app.ready()?.engine.clone();
@@ -25,6 +31,12 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<To
 }
 
 /// The text of ids.
+#[utoipa::path(
+    post,
+    path = "/detokenize",
+    request_body = DetokenizeRequest,
+    responses((status = 200, description = "The text", body = Detokenized), super::openapi::Refusals)
+)]
 pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Detokenized>, ApiError> {
     let request: DetokenizeRequest = body.part()?;
     let engine = &app.ready()?.engine;

@@ -2,8 +2,11 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod forms;
 #[path = "../../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
+mod openapi;
 mod requests;
+mod responses;
 mod streams;
 mod support;

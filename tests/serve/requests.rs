@@ -154,7 +154,7 @@ async fn wrong_values_are_refused_by_name_and_unknown_fields_ignored() {
     refused(&server, TEXT, json!({ "prompt": "x", "suffix": "y" }), 400, Some("suffix")).await;
     refused(&server, TEXT, json!({}), 400, None).await;
     refused(&server, "/detokenize", json!({ "tokens": [1, 163_840] }), 400, Some("tokens[1]")).await;
-    refused(&server, "/v1/embeddings", json!({ "input": "x" }), 501, None).await;
+    refused(&server, "/v1/embeddings", json!({ "input": "x" }), 400, None).await;
     refused(&server, "/v1/nothing", json!({}), 404, None).await;
 }
 

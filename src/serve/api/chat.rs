@@ -1,12 +1,13 @@
 //! `/v1/chat/completions`: messages in, messages or chunks of them out.
 
+use super::tools::{ResponseFormat, ToolChoice};
 use super::{Progress, StreamOptions, Timings, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 /// What is asked for, beside [`super::generation::Generation`].
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct ChatRequest {
     /// The served model's name; may be absent.
     pub model: Option<String>,
@@ -19,11 +20,35 @@ pub struct ChatRequest {
     pub stream_options: Option<StreamOptions>,
     /// Tell in the stream how far the prompt is read.
     pub return_progress: Option<bool>,
+    /// Tools that may be called.
+    #[schema(value_type = Option<Vec<super::tools::Tool>>)]
+    pub tools: Option<Vec<Value>>,
+    /// Whether they are called.
+    pub tool_choice: Option<ToolChoice>,
+    /// Whether several may be called at once.
+    pub parallel_tool_calls: Option<bool>,
+    /// The form that the reply is to have.
+    pub response_format: Option<ResponseFormat>,
+    /// Variables for the model's chat template; those that it does not know are refused.
+    #[schema(value_type = Option<Object>)]
+    pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Tell how likely each token was.
     pub logprobs: Option<bool>,
     /// And so many of the most likely ones.
     #[schema(maximum = 20)]
     pub top_logprobs: Option<usize>,
+}
+
+/// All that may be asked for.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "documentation: a request is read in two parts")]
+pub struct ChatBody {
+    /// What is asked for.
+    #[serde(flatten)]
+    pub request: ChatRequest,
+    /// How the text is made.
+    #[serde(flatten)]
+    pub how: super::generation::Generation,
 }
 
 /// One message.

@@ -21,10 +21,24 @@ pub struct CompletionRequest {
     /// Tell how likely each token was, and so many of the most likely ones.
     #[schema(maximum = 20)]
     pub logprobs: Option<usize>,
+    /// The form that the text is to have.
+    pub response_format: Option<super::tools::ResponseFormat>,
     /// Only the value of `n` is taken.
     pub best_of: Option<usize>,
     /// Refused: the model does not fill in.
     pub suffix: Option<String>,
+}
+
+/// All that may be asked for.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "documentation: a request is read in two parts")]
+pub struct CompletionBody {
+    /// What is asked for.
+    #[serde(flatten)]
+    pub request: CompletionRequest,
+    /// How the text is made.
+    #[serde(flatten)]
+    pub how: super::generation::Generation,
 }
 
 /// Texts or token ids.

@@ -4,7 +4,9 @@
 pub mod chat;
 pub mod completion;
 pub mod generation;
+pub mod responses;
 pub mod tokens;
+pub mod tools;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;

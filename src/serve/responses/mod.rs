@@ -1,0 +1,301 @@
+//! `/v1/responses`: the chat in the form of items and events. What it means is [`request`]'s; here is how the answer
+//! is told.
+
+mod request;
+
+use super::api::chat::ToolCall;
+use super::api::responses::{
+    Incomplete, OutputDetails, OutputItem, OutputText, ResponseObject, ResponseRequest, ResponseUsage,
+};
+use super::app::{Answers, App, Ask};
+use super::body::Body;
+use super::errors::ApiError;
+use super::markup::{Markup, Piece};
+use super::outcome::{Head, failure, usage};
+use super::routes::Owner;
+use super::sse::{Outbox, Teller, respond};
+use super::token::new_id;
+use super::{chat, prepare};
+use crate::batch::Update;
+use crate::generate::Stats;
+use crate::reply::Ended;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use serde_json::{Value, json};
+use std::sync::Arc;
+
+/// Answers with the items that come next.
+#[utoipa::path(
+    post,
+    path = "/v1/responses",
+    request_body = ResponseRequest,
+    responses(
+        (status = 200, description = "The answer, or its events", content(
+            (ResponseObject = "application/json"),
+            (String = "text/event-stream"),
+        )),
+        super::openapi::Refusals,
+    )
+)]
+pub async fn create(
+    State(app): State<Arc<App>>,
+    Extension(owner): Extension<Owner>,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let preparing = app.clone();
+    let prepared = tokio::task::spawn_blocking(move || prepare(&preparing, &body)).await;
+    let (request, ask, markup) = prepared.map_err(ApiError::internal)??;
+    let stream = request.stream.unwrap_or(false);
+    let telling = Telling {
+        head: Head::new(&app, "resp"),
+        request,
+        prompt_tokens: ask.prompt.len(),
+        markup,
+        output: Vec::new(),
+        events: 0,
+        reasoning_tokens: 0,
+        stats: None,
+    };
+    let answers = app.start(vec![ask], owner.0)?;
+    if stream {
+        return Ok(respond(answers, telling));
+    }
+    telling.whole(answers).await.map(|answer| Json(answer).into_response())
+}
+
+fn prepare(app: &App, body: &Body) -> Result<(ResponseRequest, Ask, Markup), ApiError> {
+    let request: ResponseRequest = body.part()?;
+    prepare::refuse_undone(body)?;
+    let (mut meant, how) = request::chat(&request)?;
+    let (ask, markup) = chat::plan(app, &mut meant, &how)?;
+    Ok((request, ask, markup))
+}
+
+/// An answer on its way.
+struct Telling {
+    head: Head,
+    request: ResponseRequest,
+    prompt_tokens: usize,
+    markup: Markup,
+    /// The last item may be under way.
+    output: Vec<OutputItem>,
+    /// Events told.
+    events: usize,
+    reasoning_tokens: usize,
+    stats: Option<Stats>,
+}
+
+impl Telling {
+    async fn whole(mut self, mut answers: Answers) -> Result<ResponseObject, ApiError> {
+        let mut nobody = Outbox::default();
+        while let Some(update) = answers.next().await {
+            let (index, update) = update?;
+            self.hear(index, update, &mut nobody)?;
+            nobody.clear();
+        }
+        Ok(self.response())
+    }
+
+    fn response(&self) -> ResponseObject {
+        let r = &self.request;
+        let cut = self.stats.as_ref().is_some_and(|s| s.ended == Ended::Length);
+        let status = match &self.stats {
+            None => "in_progress",
+            Some(_) if cut => "incomplete",
+            Some(_) => "completed",
+        };
+        ResponseObject {
+            id: self.head.id.clone(),
+            object: "response",
+            created_at: self.head.created,
+            status,
+            error: Value::Null,
+            incomplete_details: cut.then_some(Incomplete { reason: "max_output_tokens" }),
+            instructions: r.instructions.clone(),
+            max_output_tokens: r.max_output_tokens,
+            metadata: r.metadata.clone().unwrap_or_default(),
+            model: self.head.model.clone(),
+            output: self.output.clone(),
+            parallel_tool_calls: r.parallel_tool_calls.unwrap_or(true),
+            previous_response_id: None,
+            store: false,
+            temperature: r.temperature,
+            tool_choice: r.tool_choice.clone().unwrap_or_else(|| json!("auto")),
+            tools: r.tools.clone().unwrap_or_default(),
+            top_p: r.top_p,
+            truncation: "disabled",
+            usage: self.stats.as_ref().map(|stats| self.usage(stats)),
+        }
+    }
+
+    fn usage(&self, stats: &Stats) -> ResponseUsage {
+        let u = usage(self.prompt_tokens, std::iter::once(stats));
+        ResponseUsage {
+            input_tokens: u.prompt_tokens,
+            input_tokens_details: u.prompt_tokens_details,
+            output_tokens: u.completion_tokens,
+            output_tokens_details: OutputDetails { reasoning_tokens: self.reasoning_tokens },
+            total_tokens: u.total_tokens,
+        }
+    }
+
+    /// Tells an event: its fields, its kind and its number.
+    fn event(&mut self, kind: &str, mut fields: Value, out: &mut Outbox) {
+        fields["type"] = kind.into();
+        fields["sequence_number"] = self.events.into();
+        self.events += 1;
+        out.named(kind, &fields);
+    }
+
+    fn tell_response(&mut self, kind: &str, out: &mut Outbox) {
+        let response = self.response();
+        self.event(kind, json!({ "response": response }), out);
+    }
+
+    fn take(&mut self, piece: Piece, out: &mut Outbox) {
+        match piece {
+            Piece::Text(text) => self.add("output_text", &text, out),
+            Piece::Reasoning(text) => self.add("reasoning_text", &text, out),
+            Piece::Call(call) => self.call(call, out),
+        }
+    }
+
+    /// More text of a kind, in the item under way if it is of that kind.
+    fn add(&mut self, kind: &'static str, more: &str, out: &mut Outbox) {
+        if self.output.last().and_then(open_text).is_none_or(|text| text.kind != kind) {
+            self.close(out);
+            let text = OutputText { kind, text: String::new(), annotations: vec![], logprobs: vec![] };
+            self.output.push(if kind == "output_text" {
+                let (id, content) = (new_id("msg"), Vec::new());
+                OutputItem::Message { id, status: "in_progress", role: "assistant", content }
+            } else {
+                OutputItem::Reasoning { id: new_id("rs"), summary: vec![], content: vec![] }
+            });
+            let (item, output_index) = (json!(self.output.last()), self.output.len() - 1);
+            let fields = json!({ "output_index": output_index, "item": item });
+            self.event("response.output_item.added", fields, out);
+            let mut fields = self.place();
+            fields["part"] = json!(text);
+            self.content().push(text);
+            self.event("response.content_part.added", fields, out);
+        }
+        self.content().iter_mut().for_each(|text| text.text.push_str(more));
+        let mut fields = self.place();
+        fields["delta"] = more.into();
+        fields["logprobs"] = json!([]);
+        self.event(&format!("response.{kind}.delta"), fields, out);
+    }
+
+    /// The texts of the item under way: one.
+    fn content(&mut self) -> &mut Vec<OutputText> {
+        match self.output.last_mut() {
+            Some(OutputItem::Message { content, .. } | OutputItem::Reasoning { content, .. }) => content,
+            _ => unreachable!("a text's item was just opened"),
+        }
+    }
+
+    /// Where the text under way is.
+    fn place(&self) -> Value {
+        let id = match self.output.last() {
+            Some(OutputItem::Message { id, .. } | OutputItem::Reasoning { id, .. }) => id.as_str(),
+            _ => "",
+        };
+        json!({ "item_id": id, "output_index": self.output.len() - 1, "content_index": 0 })
+    }
+
+    /// Ends the text under way.
+    fn close(&mut self, out: &mut Outbox) {
+        let Some(text) = self.output.last().and_then(open_text).cloned() else { return };
+        let mut fields = self.place();
+        fields["text"] = text.text.as_str().into();
+        fields["logprobs"] = json!([]);
+        self.event(&format!("response.{}.done", text.kind), fields, out);
+        let mut fields = self.place();
+        fields["part"] = json!(text);
+        self.event("response.content_part.done", fields, out);
+        let cut = self.stats.as_ref().is_some_and(|s| s.ended == Ended::Length);
+        if let Some(OutputItem::Message { status, .. }) = self.output.last_mut() {
+            *status = if cut { "incomplete" } else { "completed" };
+        }
+        self.item_done(out);
+    }
+
+    fn item_done(&mut self, out: &mut Outbox) {
+        let fields = json!({ "output_index": self.output.len() - 1, "item": self.output.last() });
+        self.event("response.output_item.done", fields, out);
+    }
+
+    fn call(&mut self, call: ToolCall, out: &mut Outbox) {
+        self.close(out);
+        let (id, output_index) = (new_id("fc"), self.output.len());
+        let item = |arguments: &str, status| OutputItem::FunctionCall {
+            id: id.clone(),
+            call_id: call.id.clone(),
+            name: call.function.name.clone(),
+            arguments: arguments.to_owned(),
+            status,
+        };
+        let fields = json!({ "output_index": output_index, "item": item("", "in_progress") });
+        let arguments = &call.function.arguments;
+        self.event("response.output_item.added", fields, out);
+        let place = json!({ "item_id": id, "output_index": output_index });
+        let mut fields = place.clone();
+        fields["delta"] = arguments.as_str().into();
+        self.event("response.function_call_arguments.delta", fields, out);
+        let mut fields = place;
+        fields["arguments"] = arguments.as_str().into();
+        fields["name"] = call.function.name.as_str().into();
+        self.event("response.function_call_arguments.done", fields, out);
+        self.output.push(item(arguments, "completed"));
+        self.item_done(out);
+    }
+}
+
+/// The text of an item that more may be added to.
+fn open_text(item: &OutputItem) -> Option<&OutputText> {
+    match item {
+        OutputItem::Message { content, .. } | OutputItem::Reasoning { content, .. } => content.last(),
+        OutputItem::FunctionCall { .. } => None,
+    }
+}
+
+impl Teller for Telling {
+    fn begin(&mut self, out: &mut Outbox) {
+        self.tell_response("response.created", out);
+        self.tell_response("response.in_progress", out);
+    }
+
+    fn hear(&mut self, _: usize, update: Update, out: &mut Outbox) -> Result<(), ApiError> {
+        let pieces = match update {
+            Update::Read { .. } => return Ok(()),
+            Update::Chosen { text, .. } => self.markup.push(&text),
+            Update::Done(stats) => {
+                failure(&stats)?;
+                self.stats = Some(stats);
+                self.markup.finish()
+            }
+        };
+        self.reasoning_tokens += usize::from(pieces.iter().any(|p| matches!(p, Piece::Reasoning(_))));
+        pieces.into_iter().for_each(|piece| self.take(piece, out));
+        if self.stats.is_some() {
+            self.close(out);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, out: &mut Outbox) {
+        let response = self.response();
+        self.tell_response(&format!("response.{}", response.status), out);
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut Outbox) {
+        let d = &error.detail;
+        let fields = json!({ "code": d.code.unwrap_or(d.kind), "message": d.message, "param": d.param });
+        self.event("error", fields, out);
+    }
+
+    fn says_done(&self) -> bool {
+        false
+    }
+}

@@ -1,0 +1,135 @@
+//! A request for a response, as the chat that it means.
+
+use crate::serve::api::chat::{ChatMessage, ChatRequest, Content, FunctionCall, Part, Role, ToolCall};
+use crate::serve::api::generation::Generation;
+use crate::serve::api::responses::{Input, Item, ItemText, ResponseRequest};
+use crate::serve::api::tools::{FunctionName, JsonSchema, NamedTool, ResponseFormat, ToolChoice};
+use crate::serve::errors::ApiError;
+use serde_json::{Value, json};
+
+/// What may be asked to be told beside: the model has none of it.
+const NOTHING: [&str; 1] = ["reasoning.encrypted_content"];
+
+/// The chat, and how its reply is made.
+pub fn chat(request: &ResponseRequest) -> Result<(ChatRequest, Generation), ApiError> {
+    if let Some(other) = request.include.iter().flatten().find(|name| !NOTHING.contains(&name.as_str())) {
+        return Err(ApiError::unsupported("include", format!("{other} is not told")));
+    }
+    let reasoning = request.reasoning.as_ref();
+    if reasoning.is_some_and(|r| r.summary.is_some() || r.effort.as_ref().is_some_and(|e| e != "none")) {
+        return Err(ApiError::unsupported("reasoning", "the model reasons as its template says"));
+    }
+    let how = Generation {
+        temperature: request.temperature,
+        top_p: request.top_p,
+        max_tokens: request.max_output_tokens,
+        ..Generation::default()
+    };
+    let chat = ChatRequest {
+        model: request.model.clone(),
+        messages: messages(request)?,
+        tools: request.tools.as_ref().map(|tools| tools.iter().map(tool).collect()),
+        tool_choice: request.tool_choice.as_ref().map(choice).transpose()?,
+        parallel_tool_calls: request.parallel_tool_calls,
+        response_format: request.text.as_ref().and_then(|text| text.format.as_ref()).map(|f| {
+            ResponseFormat {
+                kind: f.kind.clone(),
+                json_schema: f.schema.clone().map(|schema| JsonSchema { schema: Some(schema) }),
+                grammar: f.grammar.clone(),
+                syntax: f.syntax.clone(),
+            }
+        }),
+        ..ChatRequest::default()
+    };
+    Ok((chat, how))
+}
+
+/// `{"type", "name", ...}` as `{"type", "function": {"name", ...}}`
+fn tool(flat: &Value) -> Value {
+    let Some(fields) = flat.as_object() else { return flat.clone() };
+    let mut function = fields.clone();
+    let kind = function.shift_remove("type").unwrap_or(Value::Null);
+    function.retain(|_, value| !value.is_null());
+    json!({ "type": kind, "function": function })
+}
+
+fn choice(choice: &Value) -> Result<ToolChoice, ApiError> {
+    if let Some(mode) = choice.as_str() {
+        return Ok(ToolChoice::Mode(mode.to_owned()));
+    }
+    let (kind, name) = (choice["type"].as_str(), choice["name"].as_str());
+    let (Some(kind), Some(name)) = (kind, name) else {
+        let why = "expected none, auto, required or {\"type\": \"function\", \"name\": ...}";
+        return Err(ApiError::invalid("tool_choice", why));
+    };
+    let function = FunctionName { name: name.to_owned() };
+    Ok(ToolChoice::Named(NamedTool { kind: kind.to_owned(), function }))
+}
+
+fn messages(request: &ResponseRequest) -> Result<Vec<ChatMessage>, ApiError> {
+    let mut messages = Vec::new();
+    if let Some(text) = &request.instructions {
+        messages.push(said(Role::System, text.clone()));
+    }
+    match &request.input {
+        Input::Text(text) => messages.push(said(Role::User, text.clone())),
+        Input::Items(items) => {
+            for (i, item) in items.iter().enumerate() {
+                let wrong = |why: String| ApiError::invalid(&format!("input[{i}]"), why);
+                add(&mut messages, item).map_err(wrong)?;
+            }
+        }
+    }
+    Ok(messages)
+}
+
+fn said(role: Role, text: String) -> ChatMessage {
+    let content = Some(Content::Text(text));
+    ChatMessage { role, content, name: None, tool_calls: None, tool_call_id: None, reasoning_content: None }
+}
+
+fn add(messages: &mut Vec<ChatMessage>, item: &Item) -> Result<(), String> {
+    let need = |field: &Option<String>, name: &str| field.clone().ok_or(format!("expected {name}"));
+    match item.kind.as_deref().unwrap_or("message") {
+        "message" => {
+            let role = item.role.ok_or("expected role")?;
+            let text = text(item.content.as_ref().ok_or("expected content")?)?;
+            messages.push(said(role, text));
+        }
+        "function_call" => {
+            let function = FunctionCall {
+                name: need(&item.name, "name")?,
+                arguments: need(&item.arguments, "arguments")?,
+            };
+            let call = ToolCall { id: need(&item.call_id, "call_id")?, kind: "function".into(), function };
+            match messages.last_mut().filter(|m| m.role == Role::Assistant) {
+                Some(last) => last.tool_calls.get_or_insert_default().push(call),
+                None => messages.push(ChatMessage {
+                    content: None,
+                    tool_calls: Some(vec![call]),
+                    ..said(Role::Assistant, String::new())
+                }),
+            }
+        }
+        "function_call_output" => {
+            let text = text(item.output.as_ref().ok_or("expected output")?)?;
+            let tool_call_id = Some(need(&item.call_id, "call_id")?);
+            messages.push(ChatMessage { tool_call_id, ..said(Role::Tool, text) });
+        }
+        // What was reasoned before an earlier answer is not read again.
+        "reasoning" => {}
+        other => return Err(format!("expected a message, a call, its output or reasoning, found {other}")),
+    }
+    Ok(())
+}
+
+fn text(text: &ItemText) -> Result<String, String> {
+    let part = |part: &Part| match &part.text {
+        Some(text) if ["input_text", "output_text", "text"].contains(&part.kind.as_str()) => Ok(text.clone()),
+        _ => Err(format!("expected parts of text, found {}", part.kind)),
+    };
+    match text {
+        ItemText::Text(text) => Ok(text.clone()),
+        ItemText::Parts(parts) => parts.iter().map(part).collect(),
+    }
+}

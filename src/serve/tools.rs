@@ -1,0 +1,193 @@
+//! From a request's tools and form of reply to what the template is told, what the parser looks for and what the
+//! reply has to match.
+
+use super::api::chat::ChatRequest;
+use super::api::tools::{Function, ResponseFormat, Tool, ToolChoice};
+use super::errors::ApiError;
+use crate::grammar::{Grammar, with_white_space};
+use serde_json::{Value, json};
+use std::fmt::Write;
+
+/// Tools of a request at most.
+const MOST: usize = 128;
+
+/// What a request's tools come to.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// As the template is told of them.
+    pub declared: Vec<Value>,
+    /// Names that may be called.
+    pub names: Vec<String>,
+    /// What the reply has to match.
+    pub grammar: Option<Grammar>,
+}
+
+/// Which calls a reply has.
+#[derive(Clone, Debug, PartialEq)]
+enum Calls {
+    None,
+    /// If the model wants to.
+    Free,
+    /// At least one.
+    Some,
+}
+
+impl Plan {
+    /// Of a request.
+    pub fn new(request: &ChatRequest) -> Result<Self, ApiError> {
+        let raw = request.tools.clone().unwrap_or_default();
+        super::prepare::within("tools", raw.len(), 0, MOST)?;
+        let mut functions: Vec<Function> = Vec::new();
+        for (i, tool) in raw.iter().enumerate() {
+            let function = function(i, tool)?;
+            if functions.iter().any(|f| f.name == function.name) {
+                let why = format!("expected each name once, found {} again", function.name);
+                return Err(ApiError::invalid(&format!("tools[{i}].function.name"), why));
+            }
+            functions.push(function);
+        }
+        let calls = calls(request.tool_choice.as_ref(), &mut functions)?;
+        let format = request.response_format.as_ref().map(format).transpose()?.flatten();
+        if calls == Calls::None {
+            return Ok(Plan { grammar: format, ..Plan::default() });
+        }
+        let several = request.parallel_tool_calls.unwrap_or(true);
+        let bound = calls == Calls::Some || !several || functions.iter().any(|f| f.strict == Some(true));
+        let names = functions.iter().map(|f| f.name.clone()).collect();
+        let grammar = match (bound || format.is_some(), format) {
+            (false, _) => None,
+            (true, format) => Some(Grammar::Lark(lark(&functions, &calls, several, format.as_ref())?)),
+        };
+        Ok(Plan { declared: raw, names, grammar })
+    }
+}
+
+fn function(i: usize, tool: &Value) -> Result<Function, ApiError> {
+    let place = |field: &str| format!("tools[{i}]{field}");
+    let wrong = |under: &str, e: serde_path_to_error::Error<serde_json::Error>| {
+        ApiError::invalid(&place(&format!("{under}.{}", e.path())), e.inner())
+    };
+    let tool: Tool = serde_path_to_error::deserialize(tool).map_err(|e| wrong("", e))?;
+    if tool.kind != "function" {
+        let why = format!("only functions can be called, found {}", tool.kind);
+        return Err(ApiError::unsupported(&place(".type"), why));
+    }
+    let function =
+        tool.function.ok_or_else(|| ApiError::invalid(&place(".function"), "expected a function"))?;
+    let function: Function = serde_path_to_error::deserialize(function).map_err(|e| wrong(".function", e))?;
+    let spelled = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    if !(1..=128).contains(&function.name.len()) || !function.name.chars().all(spelled) {
+        let why = format!("expected 1 to 128 letters, digits, _, - and ., found {:?}", function.name);
+        return Err(ApiError::invalid(&place(".function.name"), why));
+    }
+    Ok(function)
+}
+
+/// Which calls are wanted; of one that is named, only it stays.
+fn calls(choice: Option<&ToolChoice>, functions: &mut Vec<Function>) -> Result<Calls, ApiError> {
+    let calls = match choice {
+        None if functions.is_empty() => Calls::None,
+        None => Calls::Free,
+        Some(ToolChoice::Mode(mode)) => match mode.as_str() {
+            "none" => Calls::None,
+            "auto" => Calls::Free,
+            "required" => Calls::Some,
+            other => {
+                let why = format!("expected none, auto, required or a function, found {other}");
+                return Err(ApiError::invalid("tool_choice", why));
+            }
+        },
+        Some(ToolChoice::Named(named)) => {
+            if named.kind != "function" {
+                return Err(ApiError::unsupported("tool_choice.type", "only functions can be chosen"));
+            }
+            functions.retain(|f| f.name == named.function.name);
+            if functions.is_empty() {
+                let why = format!("expected one of tools, found {}", named.function.name);
+                return Err(ApiError::invalid("tool_choice.function.name", why));
+            }
+            Calls::Some
+        }
+    };
+    match calls {
+        Calls::Some if functions.is_empty() => {
+            Err(ApiError::invalid("tool_choice", "expected tools beside it"))
+        }
+        Calls::Free if functions.is_empty() => Ok(Calls::None),
+        calls => Ok(calls),
+    }
+}
+
+/// What the form of a reply comes to; None: any text.
+pub fn format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
+    let missing =
+        |field: &str| ApiError::invalid(&format!("response_format.{field}"), "expected it beside type");
+    match format.kind.as_str() {
+        "text" => Ok(None),
+        "json_object" => Ok(Some(Grammar::Schema(json!({ "type": "object" })))),
+        "json_schema" => {
+            let schema = format.json_schema.as_ref().ok_or_else(|| missing("json_schema"))?;
+            Ok(Some(Grammar::Schema(schema.schema.clone().unwrap_or_else(|| json!({ "type": "object" })))))
+        }
+        "grammar" => {
+            let text = format.grammar.clone().ok_or_else(|| missing("grammar"))?;
+            match format.syntax.as_deref().unwrap_or("lark") {
+                "lark" => Ok(Some(Grammar::Lark(text))),
+                "regex" => Ok(Some(Grammar::Regex(text))),
+                other => {
+                    let why = format!("expected lark or regex, found {other}");
+                    Err(ApiError::invalid("response_format.syntax", why))
+                }
+            }
+        }
+        other => {
+            let why = format!("expected text, json_object, json_schema or grammar, found {other}");
+            Err(ApiError::invalid("response_format.type", why))
+        }
+    }
+}
+
+/// A reply with calls in Kimi's markup, beside text or JSON where the model may do without them.
+fn lark(
+    functions: &[Function],
+    calls: &Calls,
+    several: bool,
+    format: Option<&Grammar>,
+) -> Result<String, ApiError> {
+    let mut text = String::new();
+    let answer = match format {
+        None => "prose",
+        Some(Grammar::Schema(_)) => "json",
+        Some(_) => {
+            let why = "a grammar beside tools: send one of the two, or tool_choice none";
+            return Err(ApiError::unsupported("response_format", why));
+        }
+    };
+    // Writing to a String does not fail.
+    let _ = match (calls, answer) {
+        (Calls::Some, _) => writeln!(text, "start: section"),
+        (_, "prose") => writeln!(text, "start: prose section?\nprose: /(.|\\n)*/"),
+        _ => writeln!(text, "start: section | json"),
+    };
+    if let (false, Some(Grammar::Schema(schema))) = (*calls == Calls::Some, format) {
+        let _ = writeln!(text, "json: %json {}", with_white_space(schema));
+    }
+    let names: Vec<String> = (0..functions.len()).map(|i| format!("call_{i}")).collect();
+    let repeat = if several { "+" } else { "" };
+    let _ = writeln!(
+        text,
+        "section: <|tool_calls_section_begin|> call{repeat} <|tool_calls_section_end|>\ncall: {}",
+        names.join(" | ")
+    );
+    for (i, function) in functions.iter().enumerate() {
+        let any = json!({ "type": "object" });
+        let schema = with_white_space(function.parameters.as_ref().unwrap_or(&any));
+        let head = Value::String(format!("functions.{}:", function.name));
+        let _ = writeln!(
+            text,
+            "call_{i}: <|tool_call_begin|> {head} /[0-9]{{1,3}}/ <|tool_call_argument_begin|> args_{i} <|tool_call_end|>\n\
+             args_{i}: %json {schema}"
+        );
+    }
+    Ok(text)
+}
