@@ -272,14 +272,18 @@ impl<B: Block> Tile<'_, B> {
 
 impl<B: Block> Kernel for Tile<'_, B> {
     type Output = ();
-    /// A few tokens stay in the nearest cache while all rows meet them. Four share what was unpacked from a block;
-    /// of floats, which have nothing to unpack and four sums a token, two.
+    /// A few tokens stay in the nearest cache while all rows meet them. Four share what was unpacked from a block, or
+    /// eight where there are registers for their sums; of floats, which have nothing to unpack and four sums a token,
+    /// two.
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
         let tokens = self.x.len() / self.blocks;
         let mut first = 0;
         while first < tokens {
-            if B::LEN > 1 && tokens - first >= 4 {
+            if B::LEN > 32 && I::TOKENS >= 8 && tokens - first >= 8 {
+                self.group::<I, 8>(isa, first);
+                first += 8;
+            } else if B::LEN > 1 && tokens - first >= 4 {
                 self.group::<I, 4>(isa, first);
                 first += 4;
             } else if B::LEN == 1 && tokens - first >= 2 {

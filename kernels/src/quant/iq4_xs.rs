@@ -12,6 +12,7 @@
 //! high, bits 2 j + 1 .. 2 j:           bits 5..4 of sc[j]
 //! ```
 
+use super::activation::SignedLevels;
 use super::iq4_nl::LEVELS;
 use super::q3_k::less_32;
 use super::range::{furthest, inverse, nibbles};
@@ -88,16 +89,14 @@ impl Block for Iq4Xs {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Iq4Xs, x: [&Q8x256; T]) {
-        let (d, sc) = (isa.splat_f16(w.d), isa.scales_8(w.scales()));
+        let d = isa.splat_f16(w.d);
         let mut levels = [isa.splat_byte(0); 8];
         for j in 0..8 {
             levels[j] = isa.look_up(&LEVELS, isa.nibbles(&w.q[j]));
         }
+        let levels = SignedLevels::<I, T>::new(isa, levels, isa.scales_8(w.scales()));
         for t in 0..T {
-            let mut sum = isa.zeros();
-            for j in 0..8 {
-                sum = isa.dot_signed_scaled(sum, levels[j], isa.bytes(&x[t].q[j]), sc, j);
-            }
+            let sum = levels.products(isa, x[t]);
             acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }

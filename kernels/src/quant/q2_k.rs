@@ -12,7 +12,7 @@
 //! ```
 
 use super::Block;
-use super::activation::{Q8x256, products};
+use super::activation::{Levels, Q8x256};
 use super::search::{self, Affine, Cost, Steps};
 use crate::cpu::isa::{Isa, to_int};
 use bytemuck::{Pod, Zeroable};
@@ -112,10 +112,10 @@ impl Block for Q2K {
         let scales = u128::from_le_bytes(w.scales);
         let nibbles = u128::from_le_bytes([15; 16]);
         let (sc, m) = ((scales & nibbles).to_le_bytes(), (scales >> 4 & nibbles).to_le_bytes());
-        let (d, dmin, sc) = (isa.splat_f16(w.d), isa.splat_f16(w.dmin), isa.scales_16(sc));
-        let levels = two_bits(isa, &w.q);
+        let (d, dmin) = (isa.splat_f16(w.d), isa.splat_f16(w.dmin));
+        let levels = Levels::<I, T>::new(isa, two_bits(isa, &w.q), isa.scales_16(sc));
         for t in 0..T {
-            let sum = isa.floats(products(isa, &levels, sc, x[t]));
+            let sum = isa.floats(levels.products(isa, x[t]));
             acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), sum, acc[t]);
             let mins = isa.floats(isa.dot_sums_16(m, &x[t].sums));
             acc[t] = isa.fma(isa.mul(dmin, isa.splat(-x[t].d())), mins, acc[t]);

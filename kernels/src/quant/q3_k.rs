@@ -14,7 +14,7 @@
 //!                                      bits 5..4 = high of sc[8 + k],  bits 7..6 = high of sc[12 + k]
 //! ```
 
-use super::activation::{Q8x256, products};
+use super::activation::{Levels, Q8x256};
 use super::q2_k::{pack_two_bits, two_bits};
 use super::{Block, search};
 use crate::cpu::isa::{Isa, to_int};
@@ -127,11 +127,11 @@ impl Block for Q3K {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q3K, x: [&Q8x256; T]) {
-        let (d, levels, sc) = (isa.splat_f16(w.d), w.levels(isa), w.scales());
-        let scales = isa.scales_16(sc);
+        let (d, sc) = (isa.splat_f16(w.d), w.scales());
+        let levels = Levels::<I, T>::new(isa, w.levels(isa), isa.scales_16(sc));
         for t in 0..T {
             let offset = isa.shl_ints::<2>(isa.dot_sums_16(sc, &x[t].sums));
-            let sum = isa.sub_ints(products(isa, &levels, scales, x[t]), offset);
+            let sum = isa.sub_ints(levels.products(isa, x[t]), offset);
             acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }

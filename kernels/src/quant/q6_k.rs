@@ -12,7 +12,7 @@
 //! high, byte 32 h + b:                 bits 5..4 of q[32 j + b] in bits 2 s + 1 .. 2 s
 //! ```
 
-use super::activation::{Q8x256, products};
+use super::activation::{Levels, Q8x256};
 use super::{Block, search};
 use crate::cpu::isa::{Isa, to_int};
 use bytemuck::{Pod, Zeroable};
@@ -87,10 +87,11 @@ impl Block for Q6K {
 
     #[inline(always)]
     fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q6K, x: [&Q8x256; T]) {
-        let (d, levels, scales) = (isa.splat_f16(w.d), w.levels(isa), isa.scales_16(w.scales));
+        let d = isa.splat_f16(w.d);
+        let levels = Levels::<I, T>::new(isa, w.levels(isa), isa.scales_16(w.scales));
         for t in 0..T {
             let offset = isa.shl_ints::<5>(isa.dot_sums_16(w.scales, &x[t].sums));
-            let sum = isa.sub_ints(products(isa, &levels, scales, x[t]), offset);
+            let sum = isa.sub_ints(levels.products(isa, x[t]), offset);
             acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
         }
     }

@@ -7,7 +7,7 @@
 //! ```
 //! Four bytes at a time, so no mask reaches into a neighbour.
 
-use super::activation::{Q8x256, products};
+use super::activation::{Levels, Q8x256};
 use super::search::{self, Affine, Cost, Steps};
 use crate::cpu::isa::{Isa, to_int};
 use half::f16;
@@ -93,9 +93,10 @@ pub(super) fn accumulate<I: Isa, const T: usize>(
     x: [&Q8x256; T],
 ) {
     let (sc, m) = unpack(scales);
-    let (d, dmin, sc) = (isa.splat_f16(d[0]), isa.splat_f16(d[1]), isa.scales_8(sc));
+    let (d, dmin) = (isa.splat_f16(d[0]), isa.splat_f16(d[1]));
+    let levels = Levels::<I, T>::new(isa, q, isa.scales_8(sc));
     for t in 0..T {
-        let sum = isa.floats(products(isa, &q, sc, x[t]));
+        let sum = isa.floats(levels.products(isa, x[t]));
         acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), sum, acc[t]);
         let mins = isa.floats(isa.dot_sums_8(m, &x[t].sums));
         acc[t] = isa.fma(isa.mul(dmin, isa.splat(-x[t].d())), mins, acc[t]);

@@ -11,6 +11,8 @@
 mod neon;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
+mod wide;
+#[cfg(target_arch = "x86_64")]
 mod x86;
 
 #[cfg(target_arch = "aarch64")]
@@ -33,6 +35,13 @@ pub trait Isa: Copy + Send + Sync + 'static {
     type Floats: Copy;
     /// 16 x i16: integer scales of the two halves of eight sub-blocks.
     type Scales: Copy;
+
+    /// The levels of a super-block's eight sub-blocks with their scales, laid out for [`Isa::products`].
+    type Levels: Copy;
+    /// The same of signed levels, for [`Isa::signed_products`].
+    type SignedLevels: Copy;
+    /// Tokens that share what was unpacked from a block: as many as there are registers for.
+    const TOKENS: usize;
 
     /// Runs `kernel` where this instruction set is enabled, so that everything in it is compiled for it.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -155,6 +164,42 @@ pub trait Isa: Copy + Send + Sync + 'static {
         s: Self::Scales,
         j: usize,
     ) -> Self::Ints;
+    /// Lays out unsigned levels and their scales.
+    fn levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::Levels;
+    /// Sum over j of [`Isa::dot_scaled`] of sub-block j.
+    fn products(self, w: &Self::Levels, x: &[[u8; 32]; 8]) -> Self::Ints;
+    /// Lays out signed levels and their scales.
+    fn signed_levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::SignedLevels;
+    /// Sum over j of [`Isa::dot_signed_scaled`] of sub-block j.
+    fn signed_products(self, w: &Self::SignedLevels, x: &[[u8; 32]; 8]) -> Self::Ints;
+}
+
+/// Levels and scales as they are, one register a sub-block.
+#[derive(Clone, Copy)]
+pub struct Parts<B, S> {
+    pub(crate) q: [B; 8],
+    pub(crate) s: S,
+}
+
+/// [`Isa::products`], a sub-block at a time. Two sums, so that one need not wait for the other.
+#[inline(always)]
+pub(crate) fn products<I: Isa>(isa: I, w: &Parts<I::Bytes, I::Scales>, x: &[[u8; 32]; 8]) -> I::Ints {
+    let (mut even, mut odd) = (isa.zeros(), isa.zeros());
+    for j in [0, 2, 4, 6] {
+        even = isa.dot_scaled(even, w.q[j], isa.bytes(&x[j]), w.s, j);
+        odd = isa.dot_scaled(odd, w.q[j + 1], isa.bytes(&x[j + 1]), w.s, j + 1);
+    }
+    isa.add_ints(even, odd)
+}
+
+/// [`Isa::signed_products`], a sub-block at a time.
+#[inline(always)]
+pub(crate) fn signed_products<I: Isa>(isa: I, w: &Parts<I::Bytes, I::Scales>, x: &[[u8; 32]; 8]) -> I::Ints {
+    let mut sum = isa.zeros();
+    for (j, x) in x.iter().enumerate() {
+        sum = isa.dot_signed_scaled(sum, w.q[j], isa.bytes(x), w.s, j);
+    }
+    sum
 }
 
 /// A computation written once over [`Isa`]. `run` must be `#[inline(always)]`, as must all it calls that take

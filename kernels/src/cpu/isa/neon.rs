@@ -6,7 +6,7 @@
 //! which has the signs of [`Isa::dot`], is an extension that fewer machines have.) Intrinsics, and inline
 //! assembly for the three instructions that have no fitting one.
 
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, Parts};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -104,6 +104,9 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     type Floats = float32x4x2_t;
     /// Wide: a product takes the scale right from a lane.
     type Scales = [i32; 16];
+    type Levels = Parts<Self::Bytes, Self::Scales>;
+    type SignedLevels = Parts<Self::Bytes, Self::Scales>;
+    const TOKENS: usize = 4;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -453,5 +456,21 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         let sums = self.dot_signed(self.zeros(), w, x);
         // SAFETY: the token proves NEON.
         unsafe { int32x4x2_t(vmlaq_n_s32(acc.0, sums.0, s[2 * j]), vmlaq_n_s32(acc.1, sums.1, s[2 * j + 1])) }
+    }
+    #[inline(always)]
+    fn levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::Levels {
+        Parts { q, s }
+    }
+    #[inline(always)]
+    fn products(self, w: &Self::Levels, x: &[[u8; 32]; 8]) -> Self::Ints {
+        super::products(self, w, x)
+    }
+    #[inline(always)]
+    fn signed_levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::SignedLevels {
+        Parts { q, s }
+    }
+    #[inline(always)]
+    fn signed_products(self, w: &Self::SignedLevels, x: &[[u8; 32]; 8]) -> Self::Ints {
+        super::signed_products(self, w, x)
     }
 }

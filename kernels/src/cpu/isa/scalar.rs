@@ -1,6 +1,6 @@
 //! The operations of [`Isa`] as plain loops: what each means, and what a machine without the others runs.
 
-use super::{Isa, Kernel};
+use super::{Isa, Kernel, Parts};
 use half::f16;
 use std::array::from_fn;
 
@@ -33,6 +33,9 @@ impl Isa for Scalar {
     type Ints = [i32; 8];
     type Floats = [f32; 8];
     type Scales = [i16; 16];
+    type Levels = Parts<Self::Bytes, Self::Scales>;
+    type SignedLevels = Parts<Self::Bytes, Self::Scales>;
+    const TOKENS: usize = 4;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -234,5 +237,21 @@ impl Isa for Scalar {
     #[inline(always)]
     fn dot_signed_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 16], j: usize) -> [i32; 8] {
         sum_of_products(|i| w[i].cast_signed() as i32, x, [s[2 * j], s[2 * j + 1]], acc)
+    }
+    #[inline(always)]
+    fn levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::Levels {
+        Parts { q, s }
+    }
+    #[inline(always)]
+    fn products(self, w: &Self::Levels, x: &[[u8; 32]; 8]) -> Self::Ints {
+        super::products(self, w, x)
+    }
+    #[inline(always)]
+    fn signed_levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::SignedLevels {
+        Parts { q, s }
+    }
+    #[inline(always)]
+    fn signed_products(self, w: &Self::SignedLevels, x: &[[u8; 32]; 8]) -> Self::Ints {
+        super::signed_products(self, w, x)
     }
 }

@@ -1,8 +1,10 @@
 //! The operations of [`Isa`] on x86: AVX2 with FMA and F16C, and the same with the byte products of AVX-512.
 //!
 //! Both use 256-bit registers: the sub-block of a format has 32 bytes. With AVX-512 (VL) the compiler has 32 of
-//! them, and one instruction, `vpdpbusd`, does what takes AVX2 three. Intrinsics and nothing else.
+//! them, and one instruction, `vpdpbusd`, does what takes AVX2 three. What is worth 512 bits is in `wide`.
+//! Intrinsics and nothing else.
 
+use super::wide::Width;
 use super::{Isa, Kernel};
 use std::arch::x86_64::*;
 
@@ -33,11 +35,17 @@ fn enter_avx512<K: Kernel>(isa: X86<true>, kernel: K) -> K::Output {
     kernel.run(isa)
 }
 
-impl<const VNNI: bool> Isa for X86<VNNI> {
+impl<const VNNI: bool> Isa for X86<VNNI>
+where
+    X86<VNNI>: Width,
+{
     type Bytes = __m256i;
     type Ints = __m256i;
     type Floats = __m256;
     type Scales = __m256i;
+    type Levels = <Self as Width>::Unsigned;
+    type SignedLevels = <Self as Width>::Signed;
+    const TOKENS: usize = <Self as Width>::SHARED;
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -349,5 +357,21 @@ impl<const VNNI: bool> Isa for X86<VNNI> {
     fn dot_signed_scaled(self, acc: __m256i, w: __m256i, x: __m256i, s: __m256i, j: usize) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { self.dot_scaled(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w), s, j) }
+    }
+    #[inline(always)]
+    fn levels(self, q: [__m256i; 8], s: __m256i) -> Self::Levels {
+        self.lay_out(q, s)
+    }
+    #[inline(always)]
+    fn products(self, w: &Self::Levels, x: &[[u8; 32]; 8]) -> __m256i {
+        self.sum(w, x)
+    }
+    #[inline(always)]
+    fn signed_levels(self, q: [__m256i; 8], s: __m256i) -> Self::SignedLevels {
+        self.lay_out_signed(q, s)
+    }
+    #[inline(always)]
+    fn signed_products(self, w: &Self::SignedLevels, x: &[[u8; 32]; 8]) -> __m256i {
+        self.sum_signed(w, x)
     }
 }
