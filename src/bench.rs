@@ -95,7 +95,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         }
     }
     let report = Report {
-        model: args.engine.model.display().to_string(),
+        model: args.engine.name(),
         backend: engine.backend.describe(),
         weights_bytes: engine.file.tensors.iter().map(|t| t.bytes).sum(),
         memory_read_gb_s: memory,

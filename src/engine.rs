@@ -1,5 +1,6 @@
 //! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
 
+use crate::demo;
 use crate::prompt::Prompt;
 use crate::snapshot::disk::{Log, Shape};
 use crate::snapshot::options::StoreOptions;
@@ -17,9 +18,9 @@ use std::sync::Arc;
 /// Which model to load, and how.
 #[derive(Clone, Debug, clap::Args)]
 pub struct EngineArgs {
-    /// The model file (GGUF, architecture kimi-linear)
+    /// The model file (GGUF, architecture kimi-linear; default: a small demonstration model in the program)
     #[arg(short, long, value_name = "FILE")]
-    pub model: PathBuf,
+    pub model: Option<PathBuf>,
     /// Threads that compute (default: all cores this process may use)
     #[arg(short, long, value_name = "N")]
     pub threads: Option<usize>,
@@ -82,6 +83,16 @@ pub struct Engine<B: Backend> {
 }
 
 impl EngineArgs {
+    /// The model's name for messages: its path, or what the built-in one is called.
+    pub fn name(&self) -> String {
+        self.model.as_ref().map_or(demo::NAME.into(), |path| path.display().to_string())
+    }
+
+    /// The same, keeping what is read in memory only.
+    pub fn in_memory(&self) -> EngineArgs {
+        EngineArgs { store: StoreOptions::in_memory(), ..self.clone() }
+    }
+
     /// The same, keeping nothing of what is read: for measurements.
     pub fn without_snapshots(&self) -> EngineArgs {
         EngineArgs { store: StoreOptions::nothing(), ..self.clone() }
@@ -103,6 +114,9 @@ impl Engine<Cpu> {
         if let Some(n) = args.threads.filter(|n| !(1..=1024).contains(n)) {
             bail!("--threads: expected 1 to 1024, found {n}");
         }
+        if args.model.is_none() {
+            log(demo::NOTICE);
+        }
         Engine::load(Cpu::detect(args.threads), args, log)
     }
 }
@@ -110,10 +124,9 @@ impl Engine<Cpu> {
 impl<B: Backend> Engine<B> {
     /// Loads a model on a backend.
     pub fn load(backend: B, args: &EngineArgs, log: Log) -> Result<Self> {
-        let path = &args.model;
-        let file = Gguf::open(path)?;
+        let file = demo::open(args.model.as_deref())?;
         let model = Model::load(&backend, &file)?;
-        let tokenizer = Vocabulary::from_metadata(&path.display().to_string(), &file.metadata)?;
+        let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?;
         let source = file.metadata.str("tokenizer.chat_template");
         let template = tokenizer.as_ref().map(|t| Template::new(source, t)).transpose()?;
         let context = args.ctx.unwrap_or(model.config.context);

@@ -90,6 +90,19 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
     scores.print(args.json)
 }
 
+/// Perplexity of a text and its standard error, over at most so many windows.
+pub fn of<B: Backend>(engine: &Engine<B>, ids: &[u32], window: usize, windows: usize) -> Result<(f64, f64)> {
+    let mut scores = Scores::default();
+    for tokens in ids.chunks_exact(window).take(windows) {
+        let rows = window_log_probs(engine, tokens, window / 2);
+        rows.iter().zip(&tokens[window / 2 + 1..]).for_each(|(row, next)| scores.add(row, *next as usize, None));
+    }
+    if scores.nll.is_empty() {
+        bail!("text: expected at least one window of {window} tokens, found {} tokens", ids.len());
+    }
+    Ok(scores.perplexity())
+}
+
 /// Log-probabilities after tokens `half..window-1` of one window, from an empty state.
 fn window_log_probs<B: Backend>(engine: &Engine<B>, tokens: &[u32], half: usize) -> Vec<Vec<f32>> {
     let (b, vocab) = (&engine.backend, engine.model.config.vocab);

@@ -37,7 +37,7 @@ fn ids(case: &Value) -> Vec<u32> {
 fn prompts_are_those_of_the_published_template() {
     let model = MODEL.1.clone();
     let args = EngineArgs {
-        model,
+        model: Some(model),
         threads: Some(2),
         ctx: None,
         batch: 512,

@@ -21,6 +21,7 @@ use crossterm::{cursor, execute};
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use std::io::{Stdout, Write, stdout};
 use std::process::Command;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ const FRAME: Duration = Duration::from_millis(33);
 const IDLE: Duration = Duration::from_millis(250);
 /// How often a growing reply is written to disk and the memory is looked at.
 const SAVE: Duration = Duration::from_secs(2);
+/// After a signal: what is left of a step, and the last write.
+const GRACE: Duration = Duration::from_secs(10);
 const GONE: &str = "the engine stopped; the chat is saved";
 /// Rows a notch of the wheel scrolls.
 const NOTCH: isize = 3;
@@ -106,9 +109,7 @@ fn leave() {
 /// Runs the chat until it is left; what was said and read so far is kept then.
 pub fn run(mut app: App, worker: Worker) -> Result<()> {
     let ended = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT, SIGHUP] {
-        signal_hook::flag::register(signal, ended.clone())?;
-    }
+    end_on_signals(ended.clone())?;
     let mut screen = Screen::enter(app.mouse)?;
     let outcome = go(&mut app, &mut screen, &worker, &ended);
     drop(screen);
@@ -116,6 +117,20 @@ pub fn run(mut app: App, worker: Worker) -> Result<()> {
         app.talk.store_chat()?;
     }
     outcome.and(worker.close())
+}
+
+/// Ends the loop on a signal. It may never hear of it: crossterm waits without end, and busily, for input of a terminal
+/// that is gone. What was said is on disk by then, so the process ends after a grace.
+fn end_on_signals(ended: Arc<AtomicBool>) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    std::thread::spawn(move || {
+        if signals.forever().next().is_some() {
+            ended.store(true, Ordering::Relaxed);
+            std::thread::sleep(GRACE);
+            std::process::exit(1);
+        }
+    });
+    Ok(())
 }
 
 fn go(app: &mut App, screen: &mut Screen, worker: &Worker, ended: &AtomicBool) -> Result<()> {

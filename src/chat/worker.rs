@@ -10,7 +10,7 @@ use crate::remote::Remote;
 use anyhow::Result;
 use kernels::cpu::Cpu;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -102,9 +102,9 @@ impl Far {
         loop {
             match next {
                 Ok(engine) => {
-                    let replier = Local::new(&engine, &args.model);
+                    let replier = Local::new(&engine, Path::new(&args.name()));
                     let other = self.serve(replier, &mut |path| {
-                        let args = EngineArgs { model: path, ..args.clone() };
+                        let args = EngineArgs { model: Some(path), ..args.clone() };
                         Ok((self.open(&args)?, args))
                     });
                     let Some((engine, others)) = other else { return };
@@ -116,7 +116,9 @@ impl Far {
     }
 
     fn run_elsewhere(&self, url: &str, args: &EngineArgs) {
-        let mut model = args.model.clone();
+        let Some(mut model) = args.model.clone() else {
+            return self.tell(Report::Failed("--url: expected the endpoint's name of a model with -m, found none".into()));
+        };
         loop {
             let far = Remote::new(url, &model.to_string_lossy()).and_then(Elsewhere::new);
             match far {

@@ -3,7 +3,7 @@
 mod convert;
 mod generate;
 
-use crate::{ask, bench, chat, inspect, logits, perplexity, serve, synth};
+use crate::{ask, bench, chat, eval, inspect, logits, perplexity, serve, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -34,6 +34,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Measure how well a model predicts a text, and its distance from a baseline
     Perplexity(perplexity::PerplexityArgs),
+    /// Ask questions about texts of given lengths and count the right answers
+    Eval(eval::EvalArgs),
     /// Write the logits of a prompt as a NumPy file
     Logits(logits::LogitsArgs),
     /// Write a model of random weights, for tests and benches
@@ -51,6 +53,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Serve(args) => serve::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),
         Command::Synth(args) => synth::run(&args),
     }

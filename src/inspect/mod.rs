@@ -12,6 +12,7 @@ use kernels::quant::Format;
 use models::gguf::read::Gguf;
 use models::gguf::{Metadata, TensorInfo};
 use models::kimi_linear::config::{ARCHITECTURE, Config, MixerKind};
+use crate::demo;
 use need::Need;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -21,8 +22,8 @@ use std::path::{Path, PathBuf};
 /// Arguments of `kimi inspect`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
-    /// The file, or any part of a split one
-    model: PathBuf,
+    /// The file, or any part of a split one (default: the demonstration model in the program)
+    model: Option<PathBuf>,
     /// Tokens of context to count memory for; several are listed (default: 4096, 131072, the model's)
     #[arg(short, long, value_name = "TOKENS", value_delimiter = ',')]
     context: Vec<u64>,
@@ -39,7 +40,7 @@ pub struct InspectArgs {
 
 /// Writes the report to standard output.
 pub fn run(args: &InspectArgs) -> Result<()> {
-    let file = Gguf::open(&args.model)?;
+    let file = demo::open(args.model.as_deref())?;
     let report = Report::new(args, &file, machine::available(Path::new("/")));
     let mut out = std::io::BufWriter::new(std::io::stdout().lock());
     if args.json {
@@ -232,7 +233,7 @@ mod tests {
     use crate::synth::Preset;
 
     fn args() -> InspectArgs {
-        InspectArgs { model: PathBuf::new(), context: vec![], batch: 512, tensors: true, json: false }
+        InspectArgs { model: None, context: vec![], batch: 512, tensors: true, json: false }
     }
 
     fn printed(file: &Gguf, args: &InspectArgs, available: u64) -> String {

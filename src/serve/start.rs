@@ -97,7 +97,8 @@ pub fn run(args: &ServeArgs) -> Result<()> {
 }
 
 fn options(args: &ServeArgs) -> Result<Options> {
-    let stem = args.engine.model.file_stem().map(|s| s.to_string_lossy().into_owned());
+    let name = args.engine.name();
+    let stem = Path::new(&name).file_stem().map(|s| s.to_string_lossy().into_owned());
     let mut keys = args.api_key.clone();
     if let Some(path) = &args.api_key_file {
         let text = crate::prompt::read_text(path)?;

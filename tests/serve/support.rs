@@ -28,7 +28,7 @@ static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
     let model = convert(&source, "q8_0");
     let engine = |ram| {
         let args = EngineArgs {
-            model: model.clone(),
+            model: Some(model.clone()),
             threads: Some(2),
             ctx: Some(2048),
             batch: 64,

@@ -151,7 +151,7 @@ fn foreign_snapshots_are_not_used() {
     let synth = ["synth", text(&other), "--preset", "tiny", "--type", "q8_0", "--layers", "4"];
     kimi_ok(&[&synth[..], &["--seed", "7"]].concat());
     for args in
-        [EngineArgs { model: other, ..first.clone() }, EngineArgs { cache_type: q8_0, ..first.clone() }]
+        [EngineArgs { model: Some(other), ..first.clone() }, EngineArgs { cache_type: q8_0, ..first.clone() }]
     {
         let engine = Engine::open(&args).unwrap();
         assert_eq!(read(&mut Session::new(&engine), &prompt).reused, 0);
