@@ -95,7 +95,9 @@ pub fn of<B: Backend>(engine: &Engine<B>, ids: &[u32], window: usize, windows: u
     let mut scores = Scores::default();
     for tokens in ids.chunks_exact(window).take(windows) {
         let rows = window_log_probs(engine, tokens, window / 2);
-        rows.iter().zip(&tokens[window / 2 + 1..]).for_each(|(row, next)| scores.add(row, *next as usize, None));
+        rows.iter()
+            .zip(&tokens[window / 2 + 1..])
+            .for_each(|(row, next)| scores.add(row, *next as usize, None));
     }
     if scores.nll.is_empty() {
         bail!("text: expected at least one window of {window} tokens, found {} tokens", ids.len());

@@ -48,6 +48,8 @@ impl Sampling {
             min_p: 0.0,
             repeat_penalty: 1.0,
             repeat_last_n: 0,
+            frequency_penalty: 0.0,
+            presence_penalty: 0.0,
             seed: 0,
         }
     }

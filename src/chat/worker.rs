@@ -117,7 +117,9 @@ impl Far {
 
     fn run_elsewhere(&self, url: &str, args: &EngineArgs) {
         let Some(mut model) = args.model.clone() else {
-            return self.tell(Report::Failed("--url: expected the endpoint's name of a model with -m, found none".into()));
+            return self.tell(Report::Failed(
+                "--url: expected the endpoint's name of a model with -m, found none".into(),
+            ));
         };
         loop {
             let far = Remote::new(url, &model.to_string_lossy()).and_then(Elsewhere::new);

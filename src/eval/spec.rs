@@ -217,5 +217,4 @@ mod tests {
         assert!(!kept("Blistmere") && !kept("Thindah"));
         assert_eq!((0..1000).filter(|n| kept(&n.to_string())).count(), 115);
     }
-
 }

@@ -7,12 +7,12 @@ pub mod machine;
 pub mod need;
 mod text;
 
+use crate::demo;
 use anyhow::Result;
 use kernels::quant::Format;
 use models::gguf::read::Gguf;
 use models::gguf::{Metadata, TensorInfo};
 use models::kimi_linear::config::{ARCHITECTURE, Config, MixerKind};
-use crate::demo;
 use need::Need;
 use serde::Serialize;
 use std::collections::BTreeMap;
