@@ -4,6 +4,7 @@ use super::errors::{ErrorBody, ErrorDetail};
 use super::{chat, completion, responses, routes, tokenize};
 use axum::Json;
 use axum::response::{IntoResponse, Response};
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{IntoResponses, OpenApi};
 
 #[derive(OpenApi)]
@@ -64,4 +65,11 @@ pub enum Refusals {
 /// The description.
 pub async fn show() -> Response {
     Json(Description::openapi()).into_response()
+}
+
+/// A mode, or a function by its name.
+pub(super) fn tool_choice() -> Schema {
+    let mode = ObjectBuilder::new().schema_type(Type::String).enum_values(Some(["none", "auto", "required"]));
+    let named = ObjectBuilder::new().schema_type(Type::Object);
+    OneOfBuilder::new().item(mode).item(named).build().into()
 }

@@ -17,7 +17,7 @@ pub struct ResponseRequest {
     #[schema(value_type = Option<Vec<Object>>)]
     pub tools: Option<Vec<Value>>,
     /// none, auto, required, or a function by its name.
-    #[schema(value_type = Option<Object>)]
+    #[schema(schema_with = crate::serve::openapi::tool_choice, required = false)]
     pub tool_choice: Option<Value>,
     /// Whether several may be called at once.
     pub parallel_tool_calls: Option<bool>,
@@ -155,7 +155,7 @@ pub struct ResponseObject {
     #[schema(required)]
     pub temperature: Option<f32>,
     /// As it was given, or auto.
-    #[schema(value_type = Object)]
+    #[schema(schema_with = crate::serve::openapi::tool_choice)]
     pub tool_choice: Value,
     /// As they were given.
     #[schema(value_type = Vec<Object>)]
