@@ -1,5 +1,6 @@
 """What people's own tools make of `kimi serve`: the official clients in Python and Node, langchain-openai and llm run a
-chat, a stream, a tool call, a JSON schema and a stop; schemathesis asks what the OpenAPI description allows and more.
+chat, a stream, a tool call, a JSON schema and a stop; Chromium, where it is there, opens the page (page.mjs);
+schemathesis asks what the OpenAPI description allows and more.
 The model is small and random, with the real vocabulary: what it says is noise, and grammars make it sayable.
 
 usage: clients.py KIMI VOCABULARY      (the binary, and the example of the package models that writes tiktoken.model)
@@ -29,8 +30,8 @@ class Verdict(BaseModel):
 class Server:
     """A server on any free port, which ends in good order."""
 
-    def __init__(self, kimi, model):
-        args = [kimi, "serve", "-m", model, "--port", "0", "--api-key", KEY, "--ctx", "2048", "-n", "64", "--temp", "0",
+    def __init__(self, kimi, model, tokens=64):
+        args = [kimi, "serve", "-m", model, "--port", "0", "--api-key", KEY, "--ctx", str(2048 + tokens), "-n", str(tokens), "--temp", "0",
                 "--alias", "gpt-test", "--no-cache", "--threads", "2", "--timeout", "60"]
         self.process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
         self.log = []
@@ -197,14 +198,25 @@ await assert.rejects(client.chat.completions.create({ model: "tiny", messages, t
 """
 
 
-def node(base):
+def run_node(name, text, package, *args):
+    """A script with a package from the registry."""
     home = ROOT / "target" / "node"
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "node_modules" / "openai").exists():
-        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", "openai"], cwd=home, check=True)
-    script = home / "client.mjs"
-    script.write_text(NODE)
-    subprocess.run(["node", script, base, KEY, json.dumps([GRAMMAR, TOOL])], cwd=home, check=True, timeout=120)
+    if not (home / "node_modules" / package).exists():
+        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", package], cwd=home, check=True)
+    (home / name).write_text(text)
+    subprocess.run(["node", home / name, *args], cwd=home, check=True, timeout=120)
+
+
+def node(base):
+    run_node("client.mjs", NODE, "openai", base, KEY, json.dumps([GRAMMAR, TOOL]))
+
+
+def page(kimi, file, chromium):
+    server = Server(kimi, file, tokens=30_000)
+    atexit.register(server.process.kill)
+    run_node("page.mjs", (ROOT / "tests" / "page.mjs").read_text(), "playwright-core", server.base, KEY, chromium)
+    server.end()
 
 
 def described(base):
@@ -212,7 +224,7 @@ def described(base):
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [str(Path(sys.executable).parent / "schemathesis"), "run", base + "/openapi.json", "-H",
                f"Authorization: Bearer {KEY}", "--checks", checks, "--max-examples", os.environ.get("EXAMPLES", "20"),
-               "--seed", "1", "--request-timeout", "60", "--workers", "4", "--no-color"]
+               "--seed", "1", "--request-timeout", "60", "--workers", "1", "--no-color"]
     out = subprocess.run(command, capture_output=True, text=True)
     print(out.stdout[-600:] if out.returncode == 0 else out.stdout + out.stderr)
     assert out.returncode == 0
@@ -220,13 +232,16 @@ def described(base):
 
 def main(kimi, vocabulary):
     with tempfile.TemporaryDirectory() as directory:
-        server = Server(kimi, model(directory, kimi, vocabulary))
+        file = model(directory, kimi, vocabulary)
+        server = Server(kimi, file)
         client = openai.OpenAI(base_url=server.base + "/v1", api_key=KEY, max_retries=0)
         atexit.register(server.process.kill)
         asks = [(chat, client), (forms, client), (texts, client), (responses, client), (refusals, client, server.base),
                 (langchain, server.base), (llm, server.base, directory), (described, server.base)]
         if shutil.which("npm"):
             asks.insert(-1, (node, server.base))
+        if shutil.which("npm") and (chromium := shutil.which("chromium")):
+            asks.insert(-1, (page, kimi, file, chromium))
         for ask, *args in asks:
             start = time.monotonic()
             ask(*args)

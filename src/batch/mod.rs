@@ -155,6 +155,8 @@ pub struct Batch<'e, B: Backend> {
     state_bytes: StateBytes,
     queue: Queue<Job>,
     slots: Vec<Slot<'e, B>>,
+    /// Admitted jobs and their bytes, which wait for a slot that is reading what they begin with.
+    held: Vec<(Job, u64)>,
     pace: Pace,
     steps: u64,
     tokens: u64,
@@ -164,13 +166,13 @@ impl<'e, B: Backend> Batch<'e, B> {
     /// Nothing to do.
     pub fn new(engine: &'e Engine<B>, limits: Limits) -> Self {
         let (state_bytes, pace) = (StateBytes::new(engine), Pace::new(engine.batch));
-        let (queue, slots) = (Queue::default(), Vec::new());
-        Batch { engine, limits, state_bytes, queue, slots, pace, steps: 0, tokens: 0 }
+        let (queue, slots, held) = (Queue::default(), Vec::new(), Vec::new());
+        Batch { engine, limits, state_bytes, queue, slots, held, pace, steps: 0, tokens: 0 }
     }
 
     /// Whether there is nothing to do.
     pub fn idle(&self) -> bool {
-        self.slots.is_empty() && self.queue.is_empty()
+        self.slots.is_empty() && self.held.is_empty() && self.queue.is_empty()
     }
 
     /// Takes a job; it waits for its turn.
@@ -181,13 +183,16 @@ impl<'e, B: Backend> Batch<'e, B> {
     /// Ends every reply, and what waits.
     pub fn stop(&mut self) {
         self.slots.drain(..).for_each(Slot::leave);
+        self.held.clear();
         self.queue = Queue::default();
     }
 
     /// One step: whose client is gone leaves, whoever fits joins, and all go on.
     pub fn step(&mut self) {
         self.queue.retain(|job| !job.client.gone());
+        self.held.retain(|(job, _)| !job.client.gone());
         self.part_with(Slot::gone);
+        std::mem::take(&mut self.held).into_iter().for_each(|(job, bytes)| self.enter(job, bytes));
         self.admit();
         if self.slots.is_empty() {
             return;
@@ -227,7 +232,7 @@ impl<'e, B: Backend> Batch<'e, B> {
     /// Lets in whoever is next, as long as there is a slot and memory for the longest it may become. Who needs more
     /// than there is at all would block everybody and runs alone.
     fn admit(&mut self) {
-        while self.slots.len() < self.limits.slots {
+        while self.slots.len() + self.held.len() < self.limits.slots {
             let taken = self.bytes();
             let (bytes, context) = (self.state_bytes, self.engine.context);
             let of = |job: &Job| {
@@ -237,20 +242,30 @@ impl<'e, B: Backend> Batch<'e, B> {
             let fits = |job: &Job| taken == 0 || taken.saturating_add(of(job)) <= self.limits.bytes;
             let Some(job) = self.queue.pop_if(fits) else { return };
             let bytes = of(&job);
-            let slot = Slot::new(self.engine, job, bytes);
-            // One that was answered before may have ended with its first token.
-            if slot.has_ended() { slot.leave() } else { self.slots.push(slot) }
+            self.enter(job, bytes);
         }
     }
 
+    /// Gives a job a slot, unless another is about to keep a state that it can go on from: what several begin with
+    /// is read once.
+    fn enter(&mut self, job: Job, bytes: u64) {
+        if self.engine.store.keeps() && self.slots.iter().any(|slot| slot.reads_for(&job.prompt)) {
+            return self.held.push((job, bytes));
+        }
+        let slot = Slot::new(self.engine, job, bytes);
+        // One that was answered before may have ended with its first token.
+        if slot.has_ended() { slot.leave() } else { self.slots.push(slot) }
+    }
+
     fn bytes(&self) -> u64 {
-        self.slots.iter().map(|s| s.bytes).sum()
+        let held = self.held.iter().map(|(_, bytes)| bytes);
+        self.slots.iter().map(|s| &s.bytes).chain(held).sum()
     }
 
     fn show(&self, gauges: &Gauges) {
         let set = |gauge: &AtomicU64, value: u64| gauge.store(value, Ordering::Relaxed);
         set(&gauges.running, self.slots.len() as u64);
-        set(&gauges.waiting, self.queue.len() as u64);
+        set(&gauges.waiting, (self.queue.len() + self.held.len()) as u64);
         set(&gauges.bytes, self.bytes());
         set(&gauges.steps, self.steps);
         set(&gauges.tokens, self.tokens);

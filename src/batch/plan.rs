@@ -8,17 +8,25 @@ const STEP: Duration = Duration::from_millis(200);
 /// Tokens read beside replies at least, however slow the machine.
 const LEAST: usize = 16;
 
-/// Tokens for each sequence, of those it `wants`: one to all that want one, and equal shares of what the `budget`
-/// leaves to the others, so that a short prompt is read soon whatever else is being read.
+/// Of the tokens beside replies, the part that goes to all who read alike.
+const ALIKE: usize = 4;
+
+/// Tokens for each sequence, of those it `wants`: one to all that want one. Of what the `budget` leaves, a quarter goes
+/// to the readers alike, so that everybody comes to an end; the rest to whoever has least to read: it is answered
+/// soonest, nobody else is later for it, and long pieces are read faster than many short ones.
 pub fn deal(wants: &[usize], budget: usize) -> Vec<usize> {
     let mut shares: Vec<usize> = wants.iter().map(|w| usize::from(*w == 1)).collect();
     let mut left = budget.saturating_sub(shares.iter().sum());
     let mut readers: Vec<usize> = (0..wants.len()).filter(|i| wants[*i] > 1).collect();
     readers.sort_by_key(|i| wants[*i]);
-    for (n, i) in readers.iter().enumerate() {
-        // At least one, so that everybody comes to an end.
-        shares[*i] = wants[*i].min((left / (readers.len() - n)).max(1));
+    let alike = (left / ALIKE / readers.len().max(1)).max(1);
+    for i in &readers {
+        shares[*i] = wants[*i].min(alike);
         left = left.saturating_sub(shares[*i]);
+    }
+    for i in readers {
+        let more = left.min(wants[i] - shares[i]);
+        (shares[i], left) = (shares[i] + more, left - more);
     }
     shares
 }
@@ -60,8 +68,9 @@ mod tests {
 
     #[test]
     fn replies_come_first_and_readers_share() {
-        assert_eq!(deal(&[1, 1000, 1, 1000], 102), [1, 50, 1, 50]);
-        assert_eq!(deal(&[1000, 10, 1000], 100), [45, 10, 45]);
+        assert_eq!(deal(&[1, 1000, 1, 1000], 102), [1, 88, 1, 12]);
+        assert_eq!(deal(&[1000, 10, 900], 100), [8, 10, 82]);
+        assert_eq!(deal(&[9, 9, 9], 100), [9, 9, 9]);
         assert_eq!(deal(&[600], 512), [512]);
         assert_eq!(deal(&[1, 1, 1], 2), [1, 1, 1]);
         assert_eq!(deal(&[1, 9, 9], 1), [1, 1, 1]);

@@ -67,9 +67,9 @@ impl<'e, B: Backend> Slot<'e, B> {
         slot
     }
 
-    /// Whether nobody listens any more.
+    /// Whether nobody listens any more to what is still to come.
     pub fn gone(&self) -> bool {
-        self.client.gone()
+        self.ended.is_none() && self.client.gone()
     }
 
     /// Tokens that could go into the next step: what is left up to the next snapshot.
@@ -77,6 +77,12 @@ impl<'e, B: Backend> Slot<'e, B> {
         let all = self.reply.tokens().len();
         let end = if self.replying() { all } else { next_point(self.done, all, &self.marks) };
         end - self.done
+    }
+
+    /// Whether the next snapshot of its prompt is of a beginning of this one too.
+    pub fn reads_for(&self, prompt: &[u32]) -> bool {
+        let own = self.reply.tokens();
+        !self.replying() && prompt.starts_with(&own[..next_point(self.done, own.len(), &self.marks)])
     }
 
     /// Whether its prompt is in.
@@ -87,7 +93,8 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Its part of a step.
     pub fn sequence(&mut self, tokens: usize) -> Sequence<'_, B> {
         let end = self.done + tokens;
-        let outputs = if end == self.reply.tokens().len() { Outputs::Last } else { Outputs::None };
+        let last = end == self.reply.tokens().len() && self.ended.is_none();
+        let outputs = if last { Outputs::Last } else { Outputs::None };
         Sequence { tokens: &self.reply.tokens()[self.done..end], state: &mut self.state, outputs }
     }
 
@@ -98,6 +105,9 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.done += tokens;
         if reading {
             self.tell_progress();
+        }
+        if self.ended.is_some() {
+            return;
         }
         if self.done < self.reply.tokens().len() {
             if at_point {
@@ -119,7 +129,10 @@ impl<'e, B: Backend> Slot<'e, B> {
         if choice.token.is_some() || !choice.text.is_empty() {
             self.client.hear(Update::Chosen { token: choice.token, text: choice.text, logprobs });
         }
-        self.ended = choice.ended;
+        if let Some(ended) = choice.ended {
+            self.ended = Some(ended.clone());
+            self.tell_end(ended);
+        }
     }
 
     fn tell_progress(&mut self) {
@@ -132,17 +145,26 @@ impl<'e, B: Backend> Slot<'e, B> {
         store.insert(backend, &self.reply.tokens()[..self.done], &self.state, logits, always);
     }
 
-    /// Whether its reply is whole.
+    /// Whether nothing is left to do for it. A reply that the limit cut stays for one more step, which takes in its
+    /// last token: the conversation then goes on from a state after all of it.
     pub fn has_ended(&self) -> bool {
-        self.ended.is_some()
+        let all = self.reply.tokens().len();
+        let cut = self.ended == Some(Ended::Length) && all as u64 <= self.engine.context;
+        self.ended.is_some() && !(cut && self.done < all && self.engine.store.keeps())
     }
 
-    /// Leaves, with a snapshot if it was worth the work; tells its client how it was.
+    /// Leaves, with a snapshot if it was worth the work.
     pub fn leave(mut self) {
         if self.done > self.reused && (self.ended.is_some() || self.done - self.reused >= WORTH_KEEPING) {
             self.keep(&[], false);
         }
-        let ended = self.ended.take().unwrap_or(Ended::Cancelled);
+        if self.ended.is_none() {
+            self.tell_end(Ended::Cancelled);
+        }
+    }
+
+    /// Tells its client how it was.
+    fn tell_end(&mut self, ended: Ended) {
         let now = Instant::now();
         let read = self.read.unwrap_or(now);
         self.client.hear(Update::Done(Stats {

@@ -10,7 +10,7 @@ use crate::reply::Rules;
 use crate::sample::Sampling;
 use crate::session;
 use kernels::backend::Backend;
-use models::template::Template;
+use models::template::{Rendered, Template};
 use models::tokenizer::Vocabulary;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -49,6 +49,8 @@ pub trait Served: Send + Sync {
     fn tokenizer(&self) -> &Vocabulary;
     /// Its chat template.
     fn template(&self) -> &Template;
+    /// The ids of a rendered conversation.
+    fn encode(&self, rendered: &Rendered) -> Vec<u32>;
     /// Whether a prompt can be processed.
     fn check(&self, prompt: &[u32]) -> Result<(), session::Error>;
     /// Tokens of a sequence at most.
@@ -65,6 +67,9 @@ impl<B: Backend> Served for Engine<B> {
     }
     fn template(&self) -> &Template {
         self.template.as_ref().expect("an engine with a tokenizer has a template")
+    }
+    fn encode(&self, rendered: &Rendered) -> Vec<u32> {
+        Engine::encode(self, rendered, Served::tokenizer(self))
     }
     fn check(&self, prompt: &[u32]) -> Result<(), session::Error> {
         Engine::check(self, prompt)
@@ -238,6 +243,10 @@ impl App {
         let waiting = ready.gauges.waiting.load(Ordering::Relaxed);
         if waiting >= self.options.queue {
             return Err(ApiError::busy(waiting));
+        }
+        if self.options.log_prompts {
+            let text = |ask: &Ask| ready.engine.tokenizer().decode(&ask.prompt);
+            asks.iter().for_each(|ask| tracing::info!(text = text(ask), "prompt"));
         }
         let (sender, updates) = unbounded_channel();
         let mut prompt_tokens = 0;

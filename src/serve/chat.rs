@@ -17,6 +17,7 @@ use super::{prepare, token, tools};
 use crate::batch::Update;
 use crate::generate::Stats;
 use crate::reply::Ended;
+use crate::snapshot::spelled::ids_before;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -33,7 +34,7 @@ use tokio::time::Instant;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (ChatCompletion = "application/json"),
-            (ChatChunk = "text/event-stream"),
+            (crate::serve::openapi::Event = "text/event-stream"),
         )),
         super::openapi::Refusals,
     )
@@ -79,11 +80,13 @@ pub fn plan(app: &App, request: &mut ChatRequest, how: &Generation) -> Result<(A
     let messages = messages(std::mem::take(&mut request.messages))?;
     let extra = request.chat_template_kwargs.take().unwrap_or_default();
     let (rendered, marks) = render(ready, &messages, &tools.declared, &extra)?;
-    let template = ready.engine.template();
+    let (template, tokenizer) = (ready.engine.template(), ready.engine.tokenizer());
     let thinks = template.mentions("<think>") || template.mentions("</think>");
     let thinking = rendered.text().trim_end().ends_with("<think>");
-    let markup = Markup::new(tools.names, thinks, thinking);
-    let prompt = rendered.encode(ready.engine.tokenizer());
+    let markup = Markup::new(tools.names, thinks, thinking).sure(tools.sure);
+    let replied = messages.iter().any(|m| m.role == "assistant");
+    let prompt = if replied { ready.engine.encode(&rendered) } else { rendered.encode(tokenizer) };
+    let marks = marks.into_iter().filter_map(|bytes| ids_before(&prompt, bytes, tokenizer)).collect();
     let ask = prepare::ask(app, ready, prompt, how, grammar.as_ref())?;
     Ok((Ask { logprobs: top, marks, ..ask }, markup))
 }
@@ -109,15 +112,15 @@ fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
     messages.into_iter().enumerate().map(message).collect()
 }
 
-/// The conversation as the model reads it, and the lengths at which others may go on differently: after tools and
-/// instructions, and before the last message.
+/// The conversation as the model reads it, and the bytes of it after which others may go on differently: tools and
+/// instructions, and all before the last message.
 fn render(
     ready: &Ready,
     messages: &[Message],
     tools: &[Value],
     extra: &Map<String, Value>,
 ) -> Result<(Rendered, Vec<usize>), ApiError> {
-    let (template, tokenizer) = (ready.engine.template(), ready.engine.tokenizer());
+    let template = ready.engine.template();
     if let Some(name) = extra.keys().find(|name| !template.mentions(name)) {
         let param = format!("chat_template_kwargs.{name}");
         return Err(ApiError::unsupported(&param, "the model's template does not know it"));
@@ -127,9 +130,8 @@ fn render(
     let instructions = messages.iter().take_while(|m| m.role == "system").count();
     let beginning = |n: usize| {
         // A template may refuse a part of a conversation: then there is no mark.
-        let part =
-            part(n, false).ok().filter(|p| !p.text().is_empty() && all.text().starts_with(p.text()))?;
-        Some(part.encode(tokenizer).len())
+        let part = part(n, false).ok()?;
+        all.text().starts_with(part.text()).then_some(part.text().len()).filter(|bytes| *bytes > 0)
     };
     let marks = [instructions, messages.len() - 1].into_iter().filter_map(beginning).collect();
     Ok((all, marks))
@@ -147,6 +149,10 @@ struct Reply {
 }
 
 impl Reply {
+    fn more_arguments(&mut self, more: &str) {
+        self.calls.last_mut().into_iter().for_each(|call| call.function.arguments.push_str(more));
+    }
+
     fn finish_reason(&self) -> &'static str {
         match self.stats.as_ref().map(|s| &s.ended) {
             Some(Ended::Length) => "length",
@@ -211,6 +217,7 @@ impl Chat {
                     Piece::Text(text) => reply.text.push_str(&text),
                     Piece::Reasoning(text) => reply.reasoning.push_str(&text),
                     Piece::Call(call) => reply.calls.push(call),
+                    Piece::Arguments(more) => reply.more_arguments(&more),
                 }
             }
         }
@@ -241,7 +248,7 @@ impl Chat {
     }
 
     fn usage(&self) -> Usage {
-        usage(self.prompt_tokens, self.replies.iter().filter_map(|r| r.stats.as_ref()))
+        usage(self.prompt_tokens, self.replies.len(), self.replies.iter().filter_map(|r| r.stats.as_ref()))
     }
 
     fn timings(&self) -> Timings {
@@ -282,7 +289,13 @@ impl Chat {
                 Piece::Call(call) => {
                     let calls = &mut self.replies[index].calls;
                     calls.push(call.clone());
-                    Delta { tool_calls: vec![whole_call(calls.len() - 1, call)], ..Delta::default() }
+                    Delta { tool_calls: vec![begun_call(calls.len() - 1, call)], ..Delta::default() }
+                }
+                Piece::Arguments(arguments) => {
+                    let index = self.replies[index].calls.len().saturating_sub(1);
+                    let function = FunctionDelta { name: None, arguments };
+                    let more = ToolCallDelta { index, id: None, kind: None, function };
+                    Delta { tool_calls: vec![more], ..Delta::default() }
                 }
             };
             self.send(index, delta, logprobs.take(), out);
@@ -294,7 +307,7 @@ impl Chat {
     }
 }
 
-fn whole_call(index: usize, call: ToolCall) -> ToolCallDelta {
+fn begun_call(index: usize, call: ToolCall) -> ToolCallDelta {
     let function = FunctionDelta { name: Some(call.function.name), arguments: call.function.arguments };
     ToolCallDelta { index, id: Some(call.id), kind: Some("function"), function }
 }

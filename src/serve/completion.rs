@@ -22,7 +22,7 @@ use axum::{Extension, Json};
 use std::sync::Arc;
 
 /// Prompts of a request at most.
-const MOST_PROMPTS: usize = 64;
+pub const MOST_PROMPTS: usize = 64;
 
 /// Answers with how the prompts go on.
 #[utoipa::path(
@@ -32,7 +32,7 @@ const MOST_PROMPTS: usize = 64;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (Completion = "application/json"),
-            (Completion = "text/event-stream"),
+            (crate::serve::openapi::Event = "text/event-stream"),
         )),
         super::openapi::Refusals,
     )
@@ -53,9 +53,10 @@ pub async fn completions(
         .flat_map(|ask| ask.rules.iter().map(|_| Text { text: begin(ask), ..Text::default() }))
         .collect();
     let head = Head::new(&app, "cmpl");
+    let n = asks.first().map_or(1, |ask| ask.rules.len());
     let prompt_tokens = asks.iter().map(|ask| ask.prompt.len()).sum();
     let answers = app.start(asks, owner.0)?;
-    let texts = Texts { head, request, engine, texts, prompt_tokens };
+    let texts = Texts { head, request, engine, texts, prompt_tokens, n };
     if texts.request.stream.unwrap_or(false) {
         return Ok(respond(answers, texts));
     }
@@ -127,6 +128,8 @@ struct Texts {
     engine: Arc<dyn Served>,
     texts: Vec<Text>,
     prompt_tokens: usize,
+    /// Replies to a prompt.
+    n: usize,
 }
 
 impl Texts {
@@ -173,7 +176,7 @@ impl Texts {
     }
 
     fn usage(&self) -> Usage {
-        usage(self.prompt_tokens, self.texts.iter().filter_map(|t| t.stats.as_ref()))
+        usage(self.prompt_tokens, self.n, self.texts.iter().filter_map(|t| t.stats.as_ref()))
     }
 
     fn timings(&self) -> Timings {

@@ -5,7 +5,8 @@
 //! ```
 //! Models also write the section's tokens in the singular, leave the section out, and call inside their reasoning.
 //! A call is told when it is whole: what has been told cannot be taken back, and a call that turns out to be none
-//! (no such tool, arguments that are no JSON object, no end) is text, as it was written. A leaf: pure.
+//! (no such tool, arguments that are no JSON object, no end) is text, as it was written. Where a grammar makes sure of
+//! calls, their arguments are told as they come. A leaf: pure.
 
 use super::api::chat::{FunctionCall, ToolCall};
 use serde_json::{Map, Value};
@@ -25,8 +26,10 @@ pub enum Piece {
     Text(String),
     /// More of what is reasoned.
     Reasoning(String),
-    /// A call, whole.
+    /// A call: whole, or with its arguments to come.
     Call(ToolCall),
+    /// More arguments of the last call.
+    Arguments(String),
 }
 
 /// A parser in the middle of a reply.
@@ -34,6 +37,8 @@ pub enum Piece {
 pub struct Markup {
     /// Names of the tools that may be called; none: calls are text.
     tools: Vec<String>,
+    /// Whether a grammar makes sure that calls are right.
+    sure: bool,
     /// Whether reasoning is marked.
     thinks: bool,
     thinking: bool,
@@ -52,12 +57,19 @@ enum Place {
     Section,
     /// In a call; whether it stands in a section.
     Call(bool),
+    /// In the arguments of a call that is told as it comes.
+    Arguments(bool),
 }
 
 impl Markup {
     /// At the beginning of a reply. `thinks`: reasoning is marked; `thinking`: the prompt has opened it already.
     pub fn new(tools: Vec<String>, thinks: bool, thinking: bool) -> Self {
         Markup { tools, thinks, thinking, ..Default::default() }
+    }
+
+    /// The same where a grammar makes sure that calls are right.
+    pub fn sure(self, sure: bool) -> Self {
+        Markup { sure, ..self }
     }
 
     /// Takes more text; returns what is certain.
@@ -76,6 +88,7 @@ impl Markup {
             Place::Prose => self.say(&rest, &mut pieces),
             Place::Section => self.between(&rest, &mut pieces),
             Place::Call(_) => self.close(&rest, "", &mut pieces),
+            Place::Arguments(_) => add_arguments(&rest, &mut pieces),
         }
         pieces
     }
@@ -85,11 +98,14 @@ impl Markup {
         let marks = self.marks();
         let found = marks.iter().filter_map(|m| Some((self.held.find(m)?, *m))).min_by_key(|(at, _)| *at);
         let Some((at, mark)) = found else {
-            if self.place == Place::Prose {
+            if matches!(self.place, Place::Prose | Place::Arguments(_)) {
                 let held = marks.iter().map(|m| overlap(&self.held, m)).max().unwrap_or(0);
                 let rest = self.held.split_off(self.held.len() - held);
                 let text = std::mem::replace(&mut self.held, rest);
-                self.say(&text, pieces);
+                match self.place {
+                    Place::Prose => self.say(&text, pieces),
+                    _ => add_arguments(&text, pieces),
+                }
             }
             return false;
         };
@@ -98,6 +114,8 @@ impl Markup {
         match self.place {
             Place::Prose => self.say(before, pieces),
             Place::Section => self.between(before, pieces),
+            Place::Arguments(_) => add_arguments(before, pieces),
+            Place::Call(_) if mark == ARGUMENTS => self.open(before, pieces),
             Place::Call(_) => self.close(before, if mark == CALL_END { mark } else { "" }, pieces),
         }
         self.pass(mark, pieces);
@@ -121,20 +139,22 @@ impl Markup {
                 marks.extend(SECTION_END);
                 marks.push(CALL_BEGIN);
             }
-            Place::Call(_) => {
+            Place::Call(_) | Place::Arguments(_) => {
                 marks.extend(SECTION_END);
                 marks.extend([CALL_BEGIN, CALL_END]);
+                marks.extend((self.sure && matches!(self.place, Place::Call(_))).then_some(ARGUMENTS));
             }
         }
         marks
     }
 
     fn pass(&mut self, mark: &'static str, pieces: &mut Vec<Piece>) {
-        let in_section = matches!(self.place, Place::Section | Place::Call(true));
+        let in_section = matches!(self.place, Place::Section | Place::Call(true) | Place::Arguments(true));
         match mark {
             THINK_BEGIN => self.thinking = true,
             THINK_END => self.thinking = false,
             CALL_BEGIN => self.place = Place::Call(in_section),
+            ARGUMENTS => self.place = Place::Arguments(in_section),
             CALL_END => self.place = if in_section { Place::Section } else { Place::Prose },
             _ if SECTION_BEGIN.contains(&mark) => {
                 (self.place, self.opened, self.as_text) = (Place::Section, Some(mark), false);
@@ -175,6 +195,14 @@ impl Markup {
         self.say(text, pieces);
     }
 
+    /// The arguments of a call begin that is told as it comes.
+    fn open(&mut self, id: &str, pieces: &mut Vec<Piece>) {
+        self.opened = None;
+        let (id, name) = named(id);
+        let function = FunctionCall { name: name.to_owned(), arguments: String::new() };
+        pieces.push(Piece::Call(ToolCall { id: id.to_owned(), kind: "function".to_owned(), function }));
+    }
+
     /// A call's text has ended, with `end` if that was written.
     fn close(&mut self, text: &str, end: &str, pieces: &mut Vec<Piece>) {
         match self.call(text) {
@@ -189,9 +217,7 @@ impl Markup {
     /// `functions.NAME:IDX ARGUMENTS {...}`
     fn call(&self, text: &str) -> Option<ToolCall> {
         let (id, arguments) = text.split_once(ARGUMENTS)?;
-        let id = id.trim();
-        let path = id.rsplit_once(':').map_or(id, |(path, _)| path);
-        let name = path.strip_prefix("functions.").unwrap_or(path);
+        let (id, name) = named(id);
         let arguments = if arguments.trim().is_empty() { "{}" } else { arguments };
         let known = self.tools.iter().any(|tool| tool == name);
         let whole = serde_json::from_str::<Map<String, Value>>(arguments).is_ok();
@@ -200,6 +226,21 @@ impl Markup {
             kind: "function".to_owned(),
             function: FunctionCall { name: name.to_owned(), arguments: arguments.to_owned() },
         })
+    }
+}
+
+/// A call's id and the function's name in it: `functions.NAME:IDX`.
+fn named(id: &str) -> (&str, &str) {
+    let id = id.trim();
+    let path = id.rsplit_once(':').map_or(id, |(path, _)| path);
+    (id, path.strip_prefix("functions.").unwrap_or(path))
+}
+
+fn add_arguments(text: &str, pieces: &mut Vec<Piece>) {
+    match pieces.last_mut() {
+        _ if text.is_empty() => {}
+        Some(Piece::Arguments(more)) => more.push_str(text),
+        _ => pieces.push(Piece::Arguments(text.to_owned())),
     }
 }
 
@@ -220,6 +261,7 @@ mod tests {
             Piece::Text(text) => text,
             Piece::Reasoning(text) => format!("({text})"),
             Piece::Call(call) => format!("[{} {} {}]", call.id, call.function.name, call.function.arguments),
+            Piece::Arguments(text) => format!("<{text}>"),
         };
         pieces.into_iter().map(show).collect()
     }
@@ -250,6 +292,26 @@ mod tests {
         check(&format!("<|tool_calls_section_begin|>{open}<|tool_calls_section_end|>x"), &format!("{told}x"));
         check(&CALL.replace("functions.", ""), "[add:0 add {\"a\": 1}]");
         check(&CALL.replace("{\"a\": 1}", ""), "[functions.add:0 add {}]");
+    }
+
+    #[test]
+    fn sure_calls_are_told_as_they_come() {
+        let told = |markup: &mut Markup, text: &str| shown(markup.push(text));
+        let mut markup = Markup::new(vec!["add".into()], false, false).sure(true);
+        assert_eq!(told(&mut markup, "x<|tool_calls_section_begin|><|tool_call_begin|>functions.a"), "x");
+        assert_eq!(
+            told(&mut markup, "dd:0<|tool_call_argument_begin|>{\"a\""),
+            "[functions.add:0 add ]<{\"a\">"
+        );
+        assert_eq!(told(&mut markup, ": 1}<|tool_"), "<: 1}>");
+        assert_eq!(told(&mut markup, "call_end|><|tool_calls_section_end|>y"), "y");
+        let text = format!("a<|tool_calls_section_begin|>{CALL}{CALL}<|tool_calls_section_end|>b");
+        for cut in 0..text.len() {
+            let mut markup = Markup::new(vec!["add".into()], false, false).sure(true);
+            let all = told(&mut markup, &text[..cut]) + &told(&mut markup, &text[cut..]);
+            let call = "[functions.add:0 add ]<{\"a\": 1}>";
+            assert_eq!(all.replace("><", ""), format!("a{call}{call}b"), "cut at {cut}");
+        }
     }
 
     #[test]

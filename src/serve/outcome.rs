@@ -36,18 +36,20 @@ pub fn failure(stats: &Stats) -> Result<(), ApiError> {
     }
 }
 
-/// Tokens of prompts of so many tokens and of replies that have ended.
-pub fn usage<'s>(prompt_tokens: usize, replies: impl Iterator<Item = &'s Stats>) -> Usage {
+/// Tokens of prompts of so many tokens and of replies that have ended, `n` to a prompt. A prompt is read for the
+/// first of its replies; that the others find it read is nothing that was saved.
+pub fn usage<'s>(prompt_tokens: usize, n: usize, replies: impl Iterator<Item = &'s Stats>) -> Usage {
     let (mut completion_tokens, mut cached_tokens) = (0, 0);
-    for stats in replies {
-        completion_tokens += stats.generated;
-        cached_tokens += stats.prefill.reused;
+    let replies: Vec<&Stats> = replies.collect();
+    for prompt in replies.chunks(n) {
+        completion_tokens += prompt.iter().map(|stats| stats.generated).sum::<usize>();
+        cached_tokens += prompt.iter().map(|stats| stats.prefill.reused).min().unwrap_or(0);
     }
     Usage {
         prompt_tokens,
         completion_tokens,
         total_tokens: prompt_tokens + completion_tokens,
-        prompt_tokens_details: PromptDetails { cached_tokens: cached_tokens.min(prompt_tokens) },
+        prompt_tokens_details: PromptDetails { cached_tokens },
     }
 }
 

@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 /// Replies to one prompt at most.
 const MOST_REPLIES: usize = 16;
 /// Stop strings at most, and the bytes of each.
-const MOST_STOPS: usize = 16;
-const LONGEST_STOP: usize = 1024;
+pub const MOST_STOPS: usize = 16;
+pub const LONGEST_STOP: usize = 1024;
 
 /// Fields that would change what is done, and values of them that change nothing; null is one of them.
 const REFUSED: [(&str, &[&str], &str); 12] = [

@@ -20,6 +20,8 @@ pub struct Plan {
     pub names: Vec<String>,
     /// What the reply has to match.
     pub grammar: Option<Grammar>,
+    /// Whether it makes sure that calls are right.
+    pub sure: bool,
 }
 
 /// Which calls a reply has.
@@ -54,11 +56,10 @@ impl Plan {
         let several = request.parallel_tool_calls.unwrap_or(true);
         let bound = calls == Calls::Some || !several || functions.iter().any(|f| f.strict == Some(true));
         let names = functions.iter().map(|f| f.name.clone()).collect();
-        let grammar = match (bound || format.is_some(), format) {
-            (false, _) => None,
-            (true, format) => Some(Grammar::Lark(lark(&functions, &calls, several, format.as_ref())?)),
-        };
-        Ok(Plan { declared: raw, names, grammar })
+        let sure = bound || format.is_some();
+        let lark = || lark(&functions, &calls, several, format.as_ref()).map(Grammar::Lark);
+        let grammar = sure.then(lark).transpose()?;
+        Ok(Plan { declared: raw, names, grammar, sure })
     }
 }
 

@@ -68,7 +68,7 @@ impl Disk {
     /// The state that covers most of `prompt`, if more than `least` tokens; of all of it only one with logits.
     pub fn longest<B: Backend>(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
         let listing = self.folder.list().ok()?;
-        let mut chains = self.chains(&listing, prompt);
+        let mut chains = self.prefixes(&listing, prompt);
         chains.sort_by_key(|chain| std::cmp::Reverse(end(chain)));
         for chain in chains {
             let (len, state) = (end(&chain), chain.last().and_then(|p| listing.states.get(&p.id)));
@@ -105,7 +105,7 @@ impl Disk {
         let dir = &self.folder.dir;
         let _lock = self.folder.lock().map_err(|e| (dir.clone(), e))?;
         let listing = self.folder.list().map_err(|e| (dir.clone(), e))?;
-        let chains = self.chains(&listing, tokens);
+        let chains = self.prefixes(&listing, tokens);
         let state = |chain: &&Vec<Piece>| chain.last().and_then(|p| listing.states.get(&p.id));
         let nearest = chains.iter().filter(|chain| state(chain).is_some()).map(|c| end(c)).max();
         let there = chains.iter().filter(|c| end(c) == tokens.len()).find_map(|chain| state(&chain));
@@ -168,21 +168,47 @@ impl Disk {
         Ok(Hit { len: end(chain), state, logits, source: Source::Disk })
     }
 
+    /// [`super::Store::farthest`] of the states here.
+    pub fn farthest(
+        &self,
+        read: impl Fn(usize, &[u32]) -> Option<usize>,
+        may_stop: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Vec<u32>)> {
+        let listing = self.folder.list().ok()?;
+        let chains = self.chains(&listing, read).into_iter();
+        let states = chains.filter(|(at, chain)| {
+            may_stop(*at) && chain.last().is_some_and(|p| listing.states.contains_key(&p.id))
+        });
+        let (at, chain) = states.max_by_key(|(at, _)| *at)?;
+        let tokens = chain.into_iter().map(|piece| self.tokens_of(piece)).collect::<Option<Vec<_>>>()?;
+        Some((at, tokens.concat()))
+    }
+
     /// All chains of rows that `tokens` begins with.
-    fn chains(&self, listing: &Listing, tokens: &[u32]) -> Vec<Vec<Piece>> {
+    fn prefixes(&self, listing: &Listing, tokens: &[u32]) -> Vec<Vec<Piece>> {
+        let read = |at: usize, own: &[u32]| tokens[at..].starts_with(own).then_some(at + own.len());
+        self.chains(listing, read).into_iter().map(|(_, chain)| chain).collect()
+    }
+
+    /// All chains of rows whose tokens a reader accepts, with its position after them.
+    fn chains(
+        &self,
+        listing: &Listing,
+        read: impl Fn(usize, &[u32]) -> Option<usize>,
+    ) -> Vec<(usize, Vec<Piece>)> {
         let mut children: HashMap<Id, Vec<Id>> = HashMap::new();
         listing.rows.iter().for_each(|(id, rows)| children.entry(rows.parent).or_default().push(*id));
-        let (mut found, mut open) = (Vec::new(), vec![Vec::new()]);
-        while let Some(chain) = open.pop() {
+        let (mut found, mut open) = (Vec::new(), vec![(0, Vec::new())]);
+        while let Some((at, chain)) = open.pop() {
             let (parent, before) = (chain.last().map_or(self.key, |p: &Piece| p.id), end(&chain));
             for id in children.get(&parent).into_iter().flatten() {
                 let piece = Piece { id: *id, parent, before, len: 0 };
-                let own = self.tokens_of(piece);
-                if let Some(own) = own.filter(|own| !own.is_empty() && tokens[before..].starts_with(own)) {
-                    open.push([&chain[..], &[Piece { len: own.len(), ..piece }]].concat());
+                let own = self.tokens_of(piece).filter(|own| !own.is_empty());
+                if let Some((own, at)) = own.and_then(|own| Some((own.len(), read(at, &own)?))) {
+                    open.push((at, [&chain[..], &[Piece { len: own, ..piece }]].concat()));
                 }
             }
-            found.extend((!chain.is_empty()).then_some(chain));
+            found.extend((!chain.is_empty()).then_some((at, chain)));
         }
         found
     }

@@ -11,6 +11,7 @@ pub mod file;
 pub mod folder;
 pub mod key;
 pub mod options;
+pub mod spelled;
 pub mod tree;
 mod writer;
 
@@ -131,6 +132,27 @@ impl<B: Backend> Store<B> {
         let (len, snapshot) = in_ram?;
         let (state, logits) = (snapshot.state.copy(b), snapshot.logits.clone());
         Some(Hit { len, state, logits, source: Source::Ram })
+    }
+
+    /// The tokens of the snapshot at which a reader comes farthest, of those where it may stop. `read` takes its
+    /// position (0 at the beginning) and more tokens, and says its position after them.
+    pub fn farthest(
+        &self,
+        read: impl Fn(usize, &[u32]) -> Option<usize>,
+        may_stop: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Vec<u32>)> {
+        let ram = self.lock();
+        let all = ram.tree.readable(0, &read).into_iter();
+        let in_ram = all.filter(|(at, _)| may_stop(*at)).max_by_key(|(at, _)| *at);
+        let in_ram = in_ram.map(|(at, place)| (at, ram.tree.path(place)));
+        drop(ram);
+        let on_disk = self.disk.as_ref().and_then(|(disk, _)| disk.farthest(&read, may_stop));
+        in_ram.into_iter().chain(on_disk).max_by_key(|(at, _)| *at)
+    }
+
+    /// Whether anything that is inserted stays.
+    pub fn keeps(&self) -> bool {
+        self.sizes.recurrent <= self.budget
     }
 
     /// Keeps the state after `tokens`. `logits` may be empty. The state's rows are shared, the rest is copied; what

@@ -51,6 +51,27 @@ impl<T> Tree<T> {
         }
     }
 
+    /// Values whose tokens a reader accepts: how far it came, and the place. `read` takes the reader's position and
+    /// more tokens, and says its position after them.
+    pub fn readable<P: Copy>(&self, start: P, read: impl Fn(P, &[u32]) -> Option<P>) -> Vec<(P, Place)> {
+        let (mut found, mut open) = (Vec::new(), vec![(start, ROOT)]);
+        while let Some((position, at)) = open.pop() {
+            let node = &self.nodes[at];
+            found.extend(node.value.is_some().then_some((position, at)));
+            let next = |child: &Place| Some((read(position, &self.nodes[*child].edge)?, *child));
+            open.extend(node.children.values().filter_map(next));
+        }
+        found
+    }
+
+    /// The tokens that lead to a place.
+    pub fn path(&self, place: Place) -> Vec<u32> {
+        let parents = std::iter::successors(Some(place), |at| Some(self.nodes[*at].parent));
+        let mut nodes: Vec<_> = parents.take_while(|at| *at != ROOT).collect();
+        nodes.reverse();
+        nodes.into_iter().flat_map(|at| &self.nodes[at].edge).copied().collect()
+    }
+
     /// Puts a value at `tokens`, in place of the one there.
     pub fn insert(&mut self, tokens: &[u32], value: T) -> Place {
         let mut at = ROOT;
@@ -190,6 +211,10 @@ mod tests {
             }
             let long: Vec<u32> = (0..12).map(|_| next(3) as u32).collect();
             assert_eq!(tree.prefixes(&long).last().map(|(n, _, v)| (*n, **v)), plain.longest(&long));
+            let read = |at: usize, edge: &[u32]| long[at..].starts_with(edge).then_some(at + edge.len());
+            let deepest = tree.readable(0, read).into_iter().max();
+            assert_eq!(deepest.map(|(n, _)| n), plain.longest(&long).map(|(n, _)| n));
+            assert_eq!(deepest.map(|(n, place)| tree.path(place) == long[..n]), deepest.map(|_| true));
             assert_eq!(tree.tokens(), plain.tokens());
             assert_eq!(tree.values().count(), plain.0.len());
             assert!(tree.nodes.len() - tree.free.len() <= 2 * plain.0.len() + 1);

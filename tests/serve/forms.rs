@@ -81,8 +81,10 @@ async fn a_required_call_is_made_whole_and_in_a_stream() {
     let events = server.stream(CHAT, streamed).await;
     let deltas: Vec<_> =
         events.iter().filter_map(|e| e["choices"][0]["delta"]["tool_calls"].as_array()).collect();
-    assert_eq!((deltas.len(), &deltas[0][0]["index"]), (1, &json!(0)));
-    assert_eq!(deltas[0][0]["function"], calls[0]["function"]);
+    assert_eq!((&deltas[0][0]["index"], &deltas[0][0]["id"]), (&json!(0), &calls[0]["id"]));
+    assert_eq!(deltas[0][0]["function"]["name"], "get_weather");
+    let arguments = deltas.iter().filter_map(|d| d[0]["function"]["arguments"].as_str());
+    assert_eq!(arguments.collect::<String>(), calls[0]["function"]["arguments"]);
     assert_eq!(events.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
 }
 

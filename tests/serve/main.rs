@@ -10,3 +10,4 @@ mod requests;
 mod responses;
 mod streams;
 mod support;
+mod turns;

@@ -86,7 +86,12 @@ impl Server {
 
     /// That keeps snapshots.
     pub fn keeping() -> Server {
-        Server::on(1, options(), 8)
+        Server::keeping_with(8)
+    }
+
+    /// The same with so many slots.
+    pub fn keeping_with(slots: usize) -> Server {
+        Server::on(1, options(), slots)
     }
 
     fn on(engine: usize, options: Options, slots: usize) -> Server {

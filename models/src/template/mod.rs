@@ -192,6 +192,37 @@ impl Rendered {
         }
         ids
     }
+
+    /// The byte that these tokens lead to from byte `at`, if they spell what stands there: special tokens as
+    /// themselves, text cut in any way.
+    pub fn follow(&self, at: usize, tokens: &[u32], vocabulary: &Vocabulary) -> Option<usize> {
+        let mut at = at;
+        let mut parts = self.parts[self.parts.partition_point(|(end, _)| *end <= at)..].iter();
+        let mut part = parts.next();
+        for &token in tokens {
+            let &(end, id) = part?;
+            let bytes = vocabulary.token_bytes(token);
+            let text = &self.text.as_bytes()[at..end];
+            let spelled = match id {
+                Some(id) => id == token,
+                None => !vocabulary.is_special(token) && !bytes.is_empty() && text.starts_with(bytes),
+            };
+            if !spelled {
+                return None;
+            }
+            at += bytes.len();
+            while part.is_some_and(|(end, _)| *end <= at) {
+                part = parts.next();
+            }
+        }
+        Some(at)
+    }
+
+    /// Whether a special token or the end of the text stands at this byte, or a special token ends there: what
+    /// comes after is cut into tokens without regard to what was before.
+    pub fn is_border(&self, at: usize) -> bool {
+        at == 0 || self.parts.binary_search_by_key(&at, |(end, _)| *end).is_ok()
+    }
 }
 
 fn bad(place: &str, expected: &str, found: &str) -> Error {

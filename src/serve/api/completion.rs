@@ -9,8 +9,10 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct CompletionRequest {
     /// The served model's name; may be absent.
+    #[schema(schema_with = crate::serve::openapi::model_name, required = false)]
     pub model: Option<String>,
     /// What goes on.
+    #[schema(schema_with = crate::serve::openapi::prompt, required = true)]
     pub prompt: Prompt,
     /// Send the text as it is made, as server-sent events.
     pub stream: Option<bool>,
@@ -24,8 +26,10 @@ pub struct CompletionRequest {
     /// The form that the text is to have.
     pub response_format: Option<super::tools::ResponseFormat>,
     /// Only the value of `n` is taken.
+    #[schema(minimum = 1, maximum = 1)]
     pub best_of: Option<usize>,
-    /// Refused: the model does not fill in.
+    /// Refused unless it is empty: the model does not fill in.
+    #[schema(max_length = 0)]
     pub suffix: Option<String>,
 }
 
@@ -42,7 +46,7 @@ pub struct CompletionBody {
 }
 
 /// Texts or token ids.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string, token ids, or an array of one of these")]
 pub enum Prompt {
     /// A text, in which names of special tokens mean nothing.

@@ -21,6 +21,7 @@ pub struct Generation {
     /// The same seed, prompt and options give the same text, alone or among others
     pub seed: Option<i64>,
     /// Text that ends the reply and is not part of it
+    #[schema(schema_with = crate::serve::openapi::stop, required = false)]
     pub stop: Option<Stop>,
     /// Tokens at most
     #[schema(minimum = 1)]
@@ -38,6 +39,7 @@ pub struct Generation {
     #[schema(minimum = 1.0, maximum = 100.0)]
     pub repeat_penalty: Option<f32>,
     /// Added to the logits of tokens, by their ids
+    #[schema(schema_with = crate::serve::openapi::logit_bias, required = false)]
     pub logit_bias: Option<BTreeMap<String, f32>>,
     /// Replies to the same prompt
     #[schema(minimum = 1, maximum = 16)]
@@ -47,7 +49,7 @@ pub struct Generation {
 }
 
 /// One text or several.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string or an array of strings")]
 pub enum Stop {
     /// One.

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ResponseRequest {
     /// The served model's name; may be absent.
+    #[schema(schema_with = crate::serve::openapi::model_name, required = false)]
     pub model: Option<String>,
     /// What is said, or the conversation.
     pub input: Input,
@@ -224,7 +225,7 @@ pub enum OutputItem {
         name: String,
         /// Its arguments, as JSON text.
         arguments: String,
-        /// in_progress or completed
+        /// in_progress, completed or incomplete
         status: &'static str,
     },
     /// What was reasoned.

@@ -33,7 +33,7 @@ use std::sync::Arc;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (ResponseObject = "application/json"),
-            (String = "text/event-stream"),
+            (crate::serve::openapi::Event = "text/event-stream"),
         )),
         super::openapi::Refusals,
     )
@@ -99,7 +99,7 @@ impl Telling {
 
     fn response(&self) -> ResponseObject {
         let r = &self.request;
-        let cut = self.stats.as_ref().is_some_and(|s| s.ended == Ended::Length);
+        let cut = self.cut();
         let status = match &self.stats {
             None => "in_progress",
             Some(_) if cut => "incomplete",
@@ -129,8 +129,13 @@ impl Telling {
         }
     }
 
+    /// Whether the limit on tokens ended it.
+    fn cut(&self) -> bool {
+        self.stats.as_ref().is_some_and(|s| s.ended == Ended::Length)
+    }
+
     fn usage(&self, stats: &Stats) -> ResponseUsage {
-        let u = usage(self.prompt_tokens, std::iter::once(stats));
+        let u = usage(self.prompt_tokens, 1, std::iter::once(stats));
         ResponseUsage {
             input_tokens: u.prompt_tokens,
             input_tokens_details: u.prompt_tokens_details,
@@ -158,6 +163,7 @@ impl Telling {
             Piece::Text(text) => self.add("output_text", &text, out),
             Piece::Reasoning(text) => self.add("reasoning_text", &text, out),
             Piece::Call(call) => self.call(call, out),
+            Piece::Arguments(more) => self.arguments(&more, out),
         }
     }
 
@@ -204,8 +210,9 @@ impl Telling {
         json!({ "item_id": id, "output_index": self.output.len() - 1, "content_index": 0 })
     }
 
-    /// Ends the text under way.
+    /// Ends the item under way.
     fn close(&mut self, out: &mut Outbox) {
+        self.close_call(out);
         let Some(text) = self.output.last().and_then(open_text).cloned() else { return };
         let mut fields = self.place();
         fields["text"] = text.text.as_str().into();
@@ -214,7 +221,7 @@ impl Telling {
         let mut fields = self.place();
         fields["part"] = json!(text);
         self.event("response.content_part.done", fields, out);
-        let cut = self.stats.as_ref().is_some_and(|s| s.ended == Ended::Length);
+        let cut = self.cut();
         if let Some(OutputItem::Message { status, .. }) = self.output.last_mut() {
             *status = if cut { "incomplete" } else { "completed" };
         }
@@ -228,27 +235,43 @@ impl Telling {
 
     fn call(&mut self, call: ToolCall, out: &mut Outbox) {
         self.close(out);
-        let (id, output_index) = (new_id("fc"), self.output.len());
-        let item = |arguments: &str, status| OutputItem::FunctionCall {
-            id: id.clone(),
-            call_id: call.id.clone(),
-            name: call.function.name.clone(),
-            arguments: arguments.to_owned(),
-            status,
-        };
-        let fields = json!({ "output_index": output_index, "item": item("", "in_progress") });
-        let arguments = &call.function.arguments;
+        self.output.push(OutputItem::FunctionCall {
+            id: new_id("fc"),
+            call_id: call.id,
+            name: call.function.name,
+            arguments: String::new(),
+            status: "in_progress",
+        });
+        let fields = json!({ "output_index": self.output.len() - 1, "item": self.output.last() });
         self.event("response.output_item.added", fields, out);
-        let place = json!({ "item_id": id, "output_index": output_index });
-        let mut fields = place.clone();
-        fields["delta"] = arguments.as_str().into();
+        if !call.function.arguments.is_empty() {
+            self.arguments(&call.function.arguments, out);
+        }
+    }
+
+    /// More arguments of the call under way.
+    fn arguments(&mut self, more: &str, out: &mut Outbox) {
+        let output_index = self.output.len().saturating_sub(1);
+        let Some(OutputItem::FunctionCall { id, arguments, .. }) = self.output.last_mut() else { return };
+        arguments.push_str(more);
+        let fields = json!({ "item_id": id, "output_index": output_index, "delta": more });
         self.event("response.function_call_arguments.delta", fields, out);
-        let mut fields = place;
-        fields["arguments"] = arguments.as_str().into();
-        fields["name"] = call.function.name.as_str().into();
-        self.event("response.function_call_arguments.done", fields, out);
-        self.output.push(item(arguments, "completed"));
-        self.item_done(out);
+    }
+
+    /// Ends the call under way.
+    fn close_call(&mut self, out: &mut Outbox) {
+        let (output_index, cut) = (self.output.len().saturating_sub(1), self.cut());
+        let Some(OutputItem::FunctionCall { id, name, arguments, status, .. }) = self.output.last_mut()
+        else {
+            return;
+        };
+        if *status == "in_progress" {
+            *status = if cut { "incomplete" } else { "completed" };
+            let fields =
+                json!({ "item_id": id, "output_index": output_index, "name": name, "arguments": arguments });
+            self.event("response.function_call_arguments.done", fields, out);
+            self.item_done(out);
+        }
     }
 }
 
