@@ -6,5 +6,6 @@
 
 pub mod backend;
 pub mod cpu;
+pub mod cuda;
 pub mod quant;
 pub mod reference;

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Numbers, close, cpus, error, spans};
+use common::{Numbers, close, cpus, error, spans, stand_in::cuda};
 use kernels::backend::{Backend, DeltaRule};
 use kernels::cpu::{Cpu, Form};
 use safetensors::SafeTensors;
@@ -62,6 +62,13 @@ impl Inputs {
         b.read(&rule(&mut spans, x))
     }
 
+    /// o and the state of a whole span on a backend, against what is expected.
+    fn close_on<B: Backend>(&self, what: &str, b: &B, expected: &[Vec<f32>]) {
+        let mut s = b.tensor(self.heads * self.dk, self.dv, &self.s);
+        let o = self.part(b, (0, self.tokens), &mut s, |spans, x| b.delta_rule(spans, x));
+        close(&format!("{what}, {}", b.describe()), &[o, b.read(&s)], expected);
+    }
+
     /// o and the state on a CPU, cut at `cuts`.
     fn on(&self, b: &Cpu, form: Form, cuts: &[usize]) -> [Vec<f32>; 2] {
         let mut s = b.tensor(self.heads * self.dk, self.dv, &self.s);
@@ -99,10 +106,9 @@ fn goldens() {
         let cuts: &[&[usize]] = if tokens > 100 { &[&[], &[1, 17, 97]] } else { &[&[]] };
         check_forms(case, &x, &[floats("o"), floats("S")], cuts);
 
-        let b = kernels::reference::Reference;
-        let mut s = b.tensor(heads * dk, dv, &x.s);
-        let o = x.part(&b, (0, tokens), &mut s, |spans, x| b.delta_rule(spans, x));
-        close(&format!("{case}, reference"), &[o, b.read(&s)], &[floats("o"), floats("S")]);
+        let expected = [floats("o"), floats("S")];
+        x.close_on(case, &kernels::reference::Reference, &expected);
+        x.close_on(case, cuda(), &expected);
     }
 }
 
@@ -120,7 +126,9 @@ fn odd_sizes() {
         let b = kernels::reference::Reference;
         let mut s = b.tensor(x.heads * x.dk, x.dv, &x.s);
         let o = x.part(&b, (0, x.tokens), &mut s, |spans, x| b.delta_rule(spans, x));
-        check_forms(&format!("{shape:?}"), &x, &[o, b.read(&s)], &[&[], &[x.tokens / 2], &[0, x.tokens]]);
+        let expected = [o, b.read(&s)];
+        check_forms(&format!("{shape:?}"), &x, &expected, &[&[], &[x.tokens / 2], &[0, x.tokens]]);
+        x.close_on(&format!("{shape:?}"), cuda(), &expected);
     }
 }
 
@@ -150,5 +158,6 @@ fn extreme_decays() {
         for [o, s] in &all {
             assert!(error(o, &all[0][0]) < 2e-5 && error(s, &all[0][1]) < 2e-5, "g = {g}");
         }
+        x.close_on(&format!("g = {g}"), cuda(), &all[0]);
     }
 }

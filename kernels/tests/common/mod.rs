@@ -1,6 +1,8 @@
 //! What the tests of the ops share: inputs that look random, and one `check` of a backend against the oracle.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod stand_in;
+
 use bytes::Bytes;
 use kernels::backend::Stored;
 use kernels::cpu::{Cpu, isa::Level};
@@ -84,17 +86,26 @@ pub fn error(got: &[f32], expected: &[f32]) -> f32 {
 
 /// The tolerance of an op: 2e-5 of the largest value.
 pub fn close(what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
+    close_within(2e-5, what, got, expected);
+}
+
+/// A tolerance as a part of the largest value.
+pub fn close_within(tolerance: f32, what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
     assert_eq!(got.len(), expected.len(), "{what}: results");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
         let e = error(got, expected);
-        assert!(e <= 2e-5, "{what}: result {i} differs by {e:e} of its maximum");
+        assert!(e <= tolerance, "{what}: result {i} differs by {e:e} of its maximum");
     }
 }
 
-/// Runs `$body`, which gives a list of results of backend `$b`, on the reference and on every CPU.
+/// Runs `$body`, which gives a list of results of backend `$b`, on the reference, on every CPU, and by the CUDA backend
+/// on the stand-in device. Tensor cores take binary16 there, for which `$within` is the tolerance.
 #[macro_export]
 macro_rules! check {
-    ($what:expr, |$b:ident| $body:expr) => {{
+    ($what:expr, |$b:ident| $body:expr) => {
+        $crate::check!($what, cuda within 2e-5, |$b| $body)
+    };
+    ($what:expr, cuda within $within:expr, |$b:ident| $body:expr) => {{
         let expected: Vec<Vec<f32>> = {
             let $b = &kernels::reference::Reference;
             $body
@@ -108,6 +119,9 @@ macro_rules! check {
                 &expected,
             );
         }
+        let $b = $crate::common::stand_in::cuda();
+        let got: Vec<Vec<f32>> = $body;
+        $crate::common::close_within($within, &format!("CUDA stand-in: {}", $what), &got, &expected);
     }};
 }
 

@@ -1,0 +1,128 @@
+// What every kernel uses: types, half floats, sums over lanes, the instructions that C++ has no word for.
+//
+// It knows no op and no format. Without a CUDA compiler the same names come from host/shim.h, so that the kernels run
+// as they are in tests on a machine without a GPU. All shared memory is dynamic: its size is part of the launch.
+// Next: quant.cuh.
+#pragma once
+
+typedef signed char i8;
+typedef unsigned char u8;
+typedef short i16;
+typedef unsigned short u16;
+typedef unsigned int u32;
+typedef long long i64;
+typedef unsigned long long u64;
+
+#ifdef __CUDACC__
+#define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads, 1) name
+#define SHARED(type, name)                                                    \
+    extern __shared__ __align__(16) unsigned char shared_memory[];            \
+    type* name = (type*)shared_memory
+#define REGISTER(name)
+
+__device__ __forceinline__ float f16_float(u16 h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+
+__device__ __forceinline__ u16 float_f16(float f) {
+    u16 h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return h;
+}
+
+// D += A B of bytes: A [16, 32] and B [32, 8] in the fragments of mma.m16n8k32.
+__device__ __forceinline__ void mma_i8(int d[4], const u32 a[4], const u32 b[2]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The same of half the depth: A [16, 16] and B [16, 8].
+__device__ __forceinline__ void mma_i8_16(int d[4], const u32 a[2], u32 b) {
+    asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(b));
+}
+
+// D += A B of binary16 with f32 sums: A [16, 16] and B [16, 8].
+__device__ __forceinline__ void mma_f16(float d[4], const u32 a[4], const u32 b[2]) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Two 8 x 8 matrices of binary16 from shared memory, transposed: lane l gives the address of row l of the sixteen.
+__device__ __forceinline__ void load_transposed(u32 b[2], const u16* row) {
+    u32 at = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(b[0]), "=r"(b[1]) : "r"(at));
+}
+
+// Sixteen bytes from global to shared memory, complete after copies_done and a barrier.
+__device__ __forceinline__ void copy_16(void* shared, const void* global) {
+    u32 at = (u32)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global));
+}
+
+__device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;"); }
+
+// Waits until at most `left` groups of this thread's copies are under way.
+template <int left> __device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_group %0;" ::"n"(left)); }
+__device__ __forceinline__ float warp_sum(float v) {
+#pragma unroll
+    for (int by = 16; by > 0; by /= 2) v += __shfl_xor_sync(0xffffffffu, v, by);
+    return v;
+}
+
+__device__ __forceinline__ float warp_max(float v) {
+#pragma unroll
+    for (int by = 16; by > 0; by /= 2) v = fmaxf(v, __shfl_xor_sync(0xffffffffu, v, by));
+    return v;
+}
+#else
+#include "host/shim.h"
+#endif
+
+#define FULL 0xffffffffu
+#define INFINITY_F __int_as_float(0x7f800000)
+
+struct alignas(16) Four {
+    int v[4];
+};
+
+// Sixteen bytes of something that nobody writes while the kernel runs.
+__device__ __forceinline__ Four read_16(const void* p) {
+    int4 v = __ldg((const int4*)p);
+    return Four{{v.x, v.y, v.z, v.w}};
+}
+
+// Sum over a block of whole warps; `scratch` is 33 floats. Every thread gets it.
+__device__ __forceinline__ float block_sum(float v, float* scratch) {
+    v = warp_sum(v);
+    if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
+    __syncthreads();
+    if (threadIdx.x < 32) {
+        float sum = warp_sum(threadIdx.x < blockDim.x / 32 ? scratch[threadIdx.x] : 0.0f);
+        if (threadIdx.x == 0) scratch[32] = sum;
+    }
+    __syncthreads();
+    return scratch[32];
+}
+
+__device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
+
+// ln(1 + e^x) without overflow.
+__device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
+
+// One sequence's rows of a batch and where its state is. A launch takes up to SPANS of them.
+struct SpanOf {
+    void* state;
+    int first;
+    int rows;
+};
+
+#define SPANS 32
+struct Spans {
+    SpanOf of[SPANS];
+};

@@ -1,0 +1,167 @@
+// Products of stored weights and activations, a few vectors at a time: each block of weights is read once.
+//
+// y_v = W_m(v) x_(v / x_div),  sum over groups of 16 weights of  d_x (s (q . x) - m sum(x))
+//
+// One shape of launch serves matrices (m = 0), stacks by head (m = v mod groups) and chosen experts (m = chosen[v]).
+// Reads the weights at 16 bytes a thread, bound by memory; activations come from the nearest cache. A row is shared by
+// `lanes` threads of a warp. Next: gemm.cuh, the same for many vectors.
+#pragma once
+#include "quant.cuh"
+
+// 32 activations: x_i = d q_i, and the sums of q over their halves.
+struct XScale {
+    float d;
+    i16 sum[2];
+};
+
+struct Matrix {
+    Planes w;
+    float* y;
+    int rows;
+    int first;    // its first row among all rows of the launch
+    int y_stride; // values from one result to the next
+    int unused;
+};
+
+#define MATRICES 8
+struct Product {
+    Matrix of[MATRICES];
+    const i8* q;          // [vectors / x_div, cols]
+    const XScale* scale;  // [vectors / x_div, cols / 32]
+    const float* x;       // the same as floats, for plain formats
+    const int* chosen;    // matrix of each vector, or null
+    int n;                // matrices that share the input
+    int rows;             // of all of them
+    int cols;
+    int vectors;
+    int groups;
+    int x_div;
+    int lanes;            // threads a row: a power of two up to 32
+    int unused;
+};
+
+// Which matrix of the launch has this row, without indexing parameters by a variable more than once.
+__device__ __forceinline__ int matrix_of(const Product& p, int row) {
+    int m = 0;
+#pragma unroll
+    for (int i = 1; i < MATRICES; i++)
+        if (i < p.n && row >= p.of[i].first) m = i;
+    return m;
+}
+
+// d_x (s (q . x) - m sum(x)) over the two groups of a unit.
+template <class F> __device__ __forceinline__ float unit_dot(const Unit& w, int i, const i8* q, const XScale* scale) {
+    float y = 0;
+#pragma unroll
+    for (int g = 0; g < 2; g++) {
+        int at = F::at(i, g);
+        Four x = read_16(q + at);
+        int2 raw = __ldg((const int2*)(scale + at / 32));
+        int dot = 0;
+#pragma unroll
+        for (int j = 0; j < 4; j++) dot = __dp4a(w.q[4 * g + j], x.v[j], dot);
+        int sum = at % 32 ? raw.y >> 16 : (int)(i16)raw.y;
+        y += __int_as_float(raw.x) * (w.s[g] * (float)dot - w.m[g] * (float)sum);
+    }
+    return y;
+}
+
+// What this thread adds to T results of one row; vectors beyond the last are the last again.
+template <class F, int T>
+__device__ __forceinline__ void row_part(const Product& p, const Planes& w, i64 first_block, int v, float* acc) {
+    int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
+    int units = p.cols / F::LEN * F::UNITS;
+#pragma unroll (T == 1 ? F::UNROLL : 1)
+    for (int u = threadIdx.x % p.lanes; u < units; u += p.lanes) {
+        int block = u / F::UNITS, i = u % F::UNITS;
+        Unit unit = F::unit(w, first_block + block, i);
+#pragma unroll
+        for (int t = 0; t < T; t++) {
+            i64 x = (i64)(T == 1 ? x_row : min(x_row + t, last)) * p.cols + block * F::LEN;
+            acc[t] += unit_dot<F>(unit, i, p.q + x, p.scale + x / 32);
+        }
+    }
+}
+
+__device__ __forceinline__ float lanes_sum(float v, int lanes) {
+    for (int by = lanes / 2; by > 0; by /= 2) v += __shfl_xor_sync(FULL, v, by);
+    return v;
+}
+
+// Grid: rows * lanes / threads, vectors / T. More than one vector only where they share their matrix.
+template <class F, int T> __device__ __forceinline__ void matvec(const Product& p) {
+    int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
+    bool live = row < p.rows;
+    const Matrix& of = p.of[matrix_of(p, live ? row : 0)];
+    int v = blockIdx.y * T, r = live ? row - of.first : 0;
+    i64 m = p.chosen ? p.chosen[v] : v % p.groups;
+    float acc[T] = {};
+    row_part<F, T>(p, of.w, (m * of.rows + r) * (p.cols / F::LEN), v, acc);
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        float y = lanes_sum(acc[t], p.lanes);
+        if (live && v + t < p.vectors && threadIdx.x % p.lanes == 0) of.y[(i64)(v + t) * of.y_stride + r] = y;
+    }
+}
+
+// SiLU(W_0 x) * W_1 x: the first two matrices are of one shape. The result is the first one's y.
+template <class F> __device__ __forceinline__ void gate_up(const Product& p) {
+    int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes, v = blockIdx.y;
+    bool live = row < p.of[0].rows;
+    int r = live ? row : 0;
+    i64 m = p.chosen ? p.chosen[v] : v % p.groups;
+    i64 block = (m * p.of[0].rows + r) * (p.cols / F::LEN);
+    float gate = 0, up = 0;
+    row_part<F, 1>(p, p.of[0].w, block, v, &gate);
+    row_part<F, 1>(p, p.of[1].w, block, v, &up);
+    gate = lanes_sum(gate, p.lanes);
+    up = lanes_sum(up, p.lanes);
+    if (live && threadIdx.x % p.lanes == 0) p.of[0].y[(i64)v * p.of[0].y_stride + r] = gate * sigmoid(gate) * up;
+}
+
+// The same of plain formats, whose activations are floats.
+template <class F, int T> __device__ __forceinline__ void matvec_plain(const Product& p) {
+    int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
+    bool live = row < p.rows;
+    const Matrix& of = p.of[matrix_of(p, live ? row : 0)];
+    int v = blockIdx.y * T, r = live ? row - of.first : 0;
+    i64 m = p.chosen ? p.chosen[v] : v % p.groups;
+    i64 first = (m * of.rows + r) * p.cols;
+    int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
+    float acc[T] = {};
+#pragma unroll (T == 1 ? 2 : 1)
+    for (int c = threadIdx.x % p.lanes; c < p.cols; c += p.lanes) {
+        float w = F::value(of.w.plane[0], first + c);
+#pragma unroll
+        for (int t = 0; t < T; t++) acc[t] += w * __ldg(p.x + (i64)min(x_row + t, last) * p.cols + c);
+    }
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        float y = lanes_sum(acc[t], p.lanes);
+        if (live && v + t < p.vectors && threadIdx.x % p.lanes == 0) of.y[(i64)(v + t) * of.y_stride + r] = y;
+    }
+}
+
+// One row of a table a vector: `chosen` holds its index. Grid: vectors, units / 128.
+template <class F> __device__ __forceinline__ void embed(const Product& p) {
+    i64 row = p.chosen[blockIdx.x];
+    int u = blockIdx.y * blockDim.x + threadIdx.x, units = p.cols / F::LEN * F::UNITS;
+    if (u >= units) return;
+    int block = u / F::UNITS, i = u % F::UNITS;
+    Unit w = F::unit(p.of[0].w, row * (p.cols / F::LEN) + block, i);
+    float* y = p.of[0].y + (i64)blockIdx.x * p.of[0].y_stride + block * F::LEN;
+#pragma unroll
+    for (int g = 0; g < 2; g++)
+#pragma unroll
+        for (int j = 0; j < 16; j++) {
+            float level = (float)(i8)(w.q[4 * g + j / 4] >> (j % 4 * 8));
+            y[F::at(i, g) + j] = w.s[g] * level - w.m[g];
+        }
+}
+
+// Grid: vectors, columns / 128.
+template <class F> __device__ __forceinline__ void embed_plain(const Product& p) {
+    int c = blockIdx.y * blockDim.x + threadIdx.x;
+    i64 row = p.chosen[blockIdx.x];
+    if (c < p.cols) p.of[0].y[(i64)blockIdx.x * p.of[0].y_stride + c] = F::value(p.of[0].w.plane[0], row * p.cols + c);
+}

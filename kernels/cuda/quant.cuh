@@ -1,0 +1,303 @@
+// The block formats on the device: what a unit of 32 weights is in each. Mirrors kernels/src/quant, where every
+// format's bits are drawn.
+//
+// The host splits blocks into planes (kernels/src/cuda/weight.rs), so that levels lie at multiples of 16 bytes; no byte
+// is added. A unit is two groups of 16 weights w = s q - m with q in a signed byte; group g of unit i begins at weight
+// at(i, g) of its block. Block formats of 32 have one unit, those of 256 eight, and units 4c .. 4c+3 hold the weights
+// 128c .. 128c+127. Next: product.cu.
+#pragma once
+#include "common.cuh"
+
+// Where a weight is: its planes, block after block. All matrices of a stack follow each other.
+struct Planes {
+    const u8* plane[3];
+};
+
+struct Unit {
+    int q[8];
+    float s[2];
+    float m[2];
+};
+
+__device__ __forceinline__ u32 word(const u8* p) { return __ldg((const u32*)p); }
+__device__ __forceinline__ u32 half_word(const u8* p) { return __ldg((const u16*)p); }
+__device__ __forceinline__ float f16_at(const u8* p) { return f16_float((u16)half_word(p)); }
+
+__device__ __forceinline__ void nibbles(Unit& u, Four v) {
+#pragma unroll
+    for (int j = 0; j < 4; j++) {
+        u.q[j] = v.v[j] & 0x0f0f0f0f;
+        u.q[4 + j] = (v.v[j] >> 4) & 0x0f0f0f0f;
+    }
+}
+
+// Bit i of `bits` becomes bit 4 of weight i.
+__device__ __forceinline__ void fifth(Unit& u, u32 bits) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) u.q[j] |= ((((bits >> (4 * j)) & 15) * 0x00204081) & 0x01010101) << 4;
+}
+
+// Each byte of index, below 16, becomes that entry of the table of sixteen bytes.
+__device__ __forceinline__ int look_up(int index, u32 t0, u32 t1, u32 t2, u32 t3) {
+    u32 pairs = (u32)index | (u32)index >> 4;
+    u32 select = ((pairs & 0xff) | ((pairs >> 8) & 0xff00)) & 0x7777;
+    u32 upper = (((u32)index >> 3) & 0x01010101) * 0xff;
+    return (int)((__byte_perm(t0, t1, select) & ~upper) | (__byte_perm(t2, t3, select) & upper));
+}
+
+// -127 -104 -83 -65 | -49 -35 -22 -10 | 1 13 25 38 | 53 69 89 113
+__device__ __forceinline__ void nonlinear(Unit& u) {
+#pragma unroll
+    for (int j = 0; j < 8; j++) u.q[j] = look_up(u.q[j], 0xbfad9881, 0xf6eaddcf, 0x26190d01, 0x71594535);
+}
+
+__device__ __forceinline__ void scale(Unit& u, float s, float m) {
+    u.s[0] = u.s[1] = s;
+    u.m[0] = u.m[1] = m;
+}
+
+struct Of32 {
+    static const int LEN = 32, UNITS = 1, UNROLL = 2; // units a thread has under way in a product of one vector
+    static const bool SIXTEENS = false;
+    static __device__ __forceinline__ int at(int, int g) { return 16 * g; }
+};
+
+struct Q4_0 : Of32 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
+        Unit u;
+        nibbles(u, read_16(p.plane[0] + 16 * n));
+        float d = f16_at(p.plane[1] + 2 * n);
+        scale(u, d, 8 * d);
+        return u;
+    }
+};
+
+struct Q4_1 : Of32 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
+        Unit u;
+        nibbles(u, read_16(p.plane[0] + 16 * n));
+        u32 dm = word(p.plane[1] + 4 * n);
+        scale(u, f16_float((u16)dm), -f16_float((u16)(dm >> 16)));
+        return u;
+    }
+};
+
+struct Q5_0 : Of32 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
+        Unit u;
+        nibbles(u, read_16(p.plane[0] + 16 * n));
+        fifth(u, word(p.plane[2] + 4 * n));
+        float d = f16_at(p.plane[1] + 2 * n);
+        scale(u, d, 16 * d);
+        return u;
+    }
+};
+
+struct Q5_1 : Of32 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
+        Unit u;
+        nibbles(u, read_16(p.plane[0] + 16 * n));
+        fifth(u, word(p.plane[2] + 4 * n));
+        u32 dm = word(p.plane[1] + 4 * n);
+        scale(u, f16_float((u16)dm), -f16_float((u16)(dm >> 16)));
+        return u;
+    }
+};
+
+struct Q8_0 : Of32 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
+        Unit u;
+        Four low = read_16(p.plane[0] + 32 * n), high = read_16(p.plane[0] + 32 * n + 16);
+#pragma unroll
+        for (int j = 0; j < 4; j++) u.q[j] = low.v[j], u.q[4 + j] = high.v[j];
+        scale(u, f16_at(p.plane[1] + 2 * n), 0);
+        return u;
+    }
+};
+
+struct IQ4_NL : Of32 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
+        Unit u;
+        nibbles(u, read_16(p.plane[0] + 16 * n));
+        nonlinear(u);
+        scale(u, f16_at(p.plane[1] + 2 * n), 0);
+        return u;
+    }
+};
+
+struct MXFP4 : Of32 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
+        Unit u;
+        nibbles(u, read_16(p.plane[0] + 16 * n));
+        // 0 1 2 3 | 4 6 8 12 | 0 -1 -2 -3 | -4 -6 -8 -12
+#pragma unroll
+        for (int j = 0; j < 8; j++) u.q[j] = look_up(u.q[j], 0x03020100, 0x0c080604, 0xfdfeff00, 0xf4f8fafc);
+        u32 e = __ldg(p.plane[1] + n);
+        scale(u, __int_as_float(e < 2 ? 0x00200000 << e : (e - 1) << 23), 0);
+        return u;
+    }
+};
+
+struct Of256 {
+    static const int LEN = 256, UNITS = 8, UNROLL = 2;
+    static const bool SIXTEENS = false;
+    // Unit i = 2 p + h takes half h of the 32 bytes of group p: low nibbles, then high ones.
+    static __device__ __forceinline__ int at(int i, int g) { return 64 * (i / 2) + 16 * (i % 2) + 32 * g; }
+};
+
+// Scale and minimum of six bits of sub-block j (the drawing is in quant/scales.rs).
+__device__ __forceinline__ void six_bits(Unit& u, const u8* block, int p) {
+    Four head = read_16(block);
+    float d = f16_float((u16)head.v[0]), dmin = f16_float((u16)((u32)head.v[0] >> 16));
+    u32 a = head.v[1], b = head.v[2], c = head.v[3];
+#pragma unroll
+    for (int g = 0; g < 2; g++) {
+        int j = 2 * p + g, shift = 8 * (j % 4);
+        u32 low = c >> shift, from_a = a >> shift, from_b = b >> shift;
+        u32 sc = j < 4 ? from_a & 63 : (low & 15) | ((from_a >> 6) & 3) << 4;
+        u32 m = j < 4 ? from_b & 63 : ((low >> 4) & 15) | ((from_b >> 6) & 3) << 4;
+        u.s[g] = d * (float)sc;
+        u.m[g] = dmin * (float)m;
+    }
+}
+
+struct Q4_K : Of256 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
+        Unit u;
+        const u8* block = p.plane[0] + 144 * n;
+        nibbles(u, read_16(block + 16 + 16 * i));
+        six_bits(u, block, i / 2);
+        return u;
+    }
+};
+
+struct Q5_K : Of256 {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
+        Unit u;
+        const u8* block = p.plane[0] + 176 * n;
+        nibbles(u, read_16(block + 48 + 16 * i));
+        Four high = read_16(block + 16 + 16 * (i % 2));
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 bits = (u32)high.v[j] >> (i / 2 * 2);
+            u.q[j] |= (bits & 0x01010101) << 4;
+            u.q[4 + j] |= (bits >> 1 & 0x01010101) << 4;
+        }
+        six_bits(u, block, i / 2);
+        return u;
+    }
+};
+
+struct IQ4_XS : Of256 {
+    // Unit i is sub-block i.
+    static __device__ __forceinline__ int at(int i, int g) { return 32 * i + 16 * g; }
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
+        Unit u;
+        nibbles(u, read_16(p.plane[0] + 128 * n + 16 * i));
+        nonlinear(u);
+        u32 head = word(p.plane[1] + 8 * n), low = word(p.plane[1] + 8 * n + 4);
+        int sc = (low >> (4 * i) & 15) | (head >> (16 + 2 * i) & 3) << 4;
+        scale(u, f16_float((u16)head) * (float)(sc - 32), 0);
+        return u;
+    }
+};
+
+// Two bits a weight: unit i = 4 h + 2 e + b takes half b of the 32 bytes of half h, sub-blocks 4 h + 2 e and the next.
+struct TwoBits : Of256 {
+    static const bool SIXTEENS = true;
+    static __device__ __forceinline__ int at(int i, int g) {
+        return 128 * (i / 4) + 64 * (i / 2 % 2) + 16 * (i % 2) + 32 * g;
+    }
+    static __device__ __forceinline__ void levels(Unit& u, const u8* q, int i) {
+        Four v = read_16(q + 32 * (i / 4) + 16 * (i % 2));
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 bits = (u32)v.v[j] >> (i / 2 % 2 * 4);
+            u.q[j] = bits & 0x03030303;
+            u.q[4 + j] = bits >> 2 & 0x03030303;
+        }
+    }
+};
+
+struct Q2_K : TwoBits {
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
+        Unit u;
+        levels(u, p.plane[0] + 64 * n, i);
+        u32 dm = word(p.plane[2] + 4 * n);
+        float d = f16_float((u16)dm), dmin = f16_float((u16)(dm >> 16));
+#pragma unroll
+        for (int g = 0; g < 2; g++) {
+            u32 s = __ldg(p.plane[1] + 16 * n + at(i, g) / 16);
+            u.s[g] = d * (float)(s & 15);
+            u.m[g] = dmin * (float)(s >> 4);
+        }
+        return u;
+    }
+};
+
+struct Q3_K : TwoBits {
+    static const int UNROLL = 1; // two spill
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
+        Unit u;
+        const u8* block = p.plane[0] + 96 * n;
+        levels(u, block + 32, i);
+        Four high = read_16(block + 16 * (i % 2));
+        int j0 = 4 * (i / 4) + 2 * (i / 2 % 2);
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 bits = (u32)high.v[j] >> j0;
+            u.q[j] |= (bits & 0x01010101) << 2;
+            u.q[4 + j] |= (bits >> 1 & 0x01010101) << 2;
+        }
+        const u8* scales = p.plane[1] + 12 * n;
+        float d = f16_at(p.plane[2] + 2 * n);
+#pragma unroll
+        for (int g = 0; g < 2; g++) {
+            int k = at(i, g) / 16;
+            u32 low = __ldg(scales + k % 8) >> (k / 8 * 4) & 15, top = __ldg(scales + 8 + k % 4) >> (k / 4 * 2) & 3;
+            u.s[g] = d * (float)((int)(low | top << 4) - 32);
+            u.m[g] = 4 * u.s[g];
+        }
+        return u;
+    }
+};
+
+struct Q6_K : Of256 {
+    static const bool SIXTEENS = true;
+    // Unit i = 4 h + 2 s + b takes half b of the 32 bytes of (h, s): sub-block 4 h + s, and two on.
+    static __device__ __forceinline__ int at(int i, int g) {
+        return 128 * (i / 4) + 32 * (i / 2 % 2) + 16 * (i % 2) + 64 * g;
+    }
+    static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
+        Unit u;
+        const u8* block = p.plane[0] + 208 * n;
+        nibbles(u, read_16(block + 16 * i));
+        Four high = read_16(block + 128 + 32 * (i / 4) + 16 * (i % 2));
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            u32 bits = (u32)high.v[j] >> (i / 2 % 2 * 2);
+            u.q[j] |= (bits & 0x03030303) << 4;
+            u.q[4 + j] |= (bits >> 4 & 0x03030303) << 4;
+        }
+        float d = f16_at(p.plane[1] + 2 * n);
+#pragma unroll
+        for (int g = 0; g < 2; g++) {
+            u.s[g] = d * (float)(i8)__ldg(block + 192 + at(i, g) / 16);
+            u.m[g] = 32 * u.s[g];
+        }
+        return u;
+    }
+};
+
+// The plain formats: one value.
+struct F32 {
+    static __device__ __forceinline__ float value(const u8* w, i64 i) { return __ldg((const float*)w + i); }
+};
+struct F16 {
+    static __device__ __forceinline__ float value(const u8* w, i64 i) { return f16_float(__ldg((const u16*)w + i)); }
+};
+struct BF16 {
+    static __device__ __forceinline__ float value(const u8* w, i64 i) {
+        return __int_as_float((int)((u32)__ldg((const u16*)w + i) << 16));
+    }
+};

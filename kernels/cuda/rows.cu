@@ -1,0 +1,164 @@
+// Ops on the rows of a batch: activations to bytes, elements, norms, the short convolution, the decay.
+//
+// Bound by memory: each value is read once and written once. Next: delta.cu.
+#include "product.cuh"
+
+// x_i = d q_i, 32 values a block of q with d = max|x| / 127. Row v of the result is `cols` values from x + v * stride.
+// Grid: rows, columns / 256; a warp takes 32 columns.
+KERNEL(quantise, 256)(const float* x, i8* q, XScale* scale, int cols, int stride) {
+    int c = blockIdx.y * blockDim.x + threadIdx.x;
+    i64 row = blockIdx.x;
+    if (c >= cols) return; // whole warps: rows are whole blocks
+    float v = x[row * stride + c], most = fabsf(v);
+    u32 bits = __float_as_int(most); // NaN above infinity, so that it is seen
+#pragma unroll
+    for (int by = 16; by > 0; by /= 2) bits = max(bits, (u32)__shfl_xor_sync(FULL, (int)bits, by));
+    most = __int_as_float((int)bits);
+    float inverse = 127.0f / most, d = most / 127.0f;
+    if (most == 0 || inverse == INFINITY_F) inverse = 0, d = 0;
+    int level = __float2int_rn(fminf(fmaxf(v * inverse, -127.0f), 127.0f));
+    int sum = level;
+#pragma unroll
+    for (int by = 8; by > 0; by /= 2) sum += __shfl_xor_sync(FULL, sum, by);
+    int other = __shfl_xor_sync(FULL, sum, 16);
+    q[row * cols + c] = (i8)level;
+    if (c % 32 == 0) scale[(row * cols + c) / 32] = XScale{d, {(i16)sum, (i16)other}};
+}
+REGISTER(quantise)
+
+// y_i = x_{rows_i}. Grid: rows, columns / 256.
+KERNEL(gather, 256)(const float* x, const int* rows, float* y, int cols) {
+    int c = blockIdx.y * blockDim.x + threadIdx.x;
+    if (c < cols) y[(i64)blockIdx.x * cols + c] = x[(i64)rows[blockIdx.x] * cols + c];
+}
+REGISTER(gather)
+
+// x += y
+KERNEL(add, 256)(float* x, const float* y, i64 n) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] += y[i];
+}
+REGISTER(add)
+
+KERNEL(apply_sigmoid, 256)(float* x, i64 n) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] = sigmoid(x[i]);
+}
+REGISTER(apply_sigmoid)
+
+// gate <- SiLU(gate) * up
+KERNEL(silu_mul, 256)(float* gate, const float* up, i64 n) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) gate[i] = gate[i] * sigmoid(gate[i]) * up[i];
+}
+REGISTER(silu_mul)
+
+// Columns first..first+n of each part of x to the same place of each part of y: what passes through a product by head.
+KERNEL(pass_through, 256)(const float* x, float* y, int x_width, int y_width, int n, i64 all) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= all) return;
+    i64 part = i / n;
+    int c = (int)(i % n);
+    y[part * y_width + y_width - n + c] = x[part * x_width + x_width - n + c];
+}
+REGISTER(pass_through)
+
+// The first `cols` values of each `width`, for products of floats by head.
+KERNEL(first_columns, 256)(const float* x, float* y, int cols, int width, i64 n) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) y[i] = x[i / cols * width + i % cols];
+}
+REGISTER(first_columns)
+
+// y = x / sqrt(mean(x^2) + eps) * w over the first n of cols columns; the others are copied. A block a row.
+KERNEL(rms_norm, 256)(const float* x, const float* w, float* y, int n, int cols, float eps) {
+    SHARED(float, scratch);
+    x += (i64)blockIdx.x * cols;
+    y += (i64)blockIdx.x * cols;
+    float sum = 0;
+    for (int c = threadIdx.x; c < n; c += blockDim.x) sum += x[c] * x[c];
+    float root = sqrtf(block_sum(sum, scratch) / (float)n + eps);
+    for (int c = threadIdx.x; c < cols; c += blockDim.x) y[c] = c < n ? x[c] / root * w[c] : x[c];
+}
+REGISTER(rms_norm)
+
+// y = RMSNorm(x; w) * sigmoid(gate), over each n values. A warp a head.
+KERNEL(gated_rms_norm, 128)(const float* x, const float* w, const float* gate, float* y, int n, float eps, i64 heads) {
+    i64 head = (i64)blockIdx.x * 4 + threadIdx.x / 32;
+    if (head >= heads) return;
+    float sum = 0;
+    for (int c = threadIdx.x % 32; c < n; c += 32) sum += x[head * n + c] * x[head * n + c];
+    float root = sqrtf(warp_sum(sum) / (float)n + eps);
+    for (int c = threadIdx.x % 32; c < n; c += 32) y[head * n + c] = x[head * n + c] / root * w[c] * sigmoid(gate[head * n + c]);
+}
+REGISTER(gated_rms_norm)
+
+// x <- x / sqrt(sum(x^2) + eps) * scale, over each n values. A warp a head.
+KERNEL(l2_norm, 128)(float* x, int n, float eps, float scale, i64 heads) {
+    i64 head = (i64)blockIdx.x * 4 + threadIdx.x / 32;
+    if (head >= heads) return;
+    float sum = 0;
+    for (int c = threadIdx.x % 32; c < n; c += 32) sum += x[head * n + c] * x[head * n + c];
+    float root = sqrtf(warp_sum(sum) + eps);
+    for (int c = threadIdx.x % 32; c < n; c += 32) x[head * n + c] = x[head * n + c] / root * scale;
+}
+REGISTER(l2_norm)
+
+// g = a_h softplus(f + bias), in place of f.
+KERNEL(kda_decay, 256)(float* f, const float* a, const float* bias, int cols, int dim, i64 n) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i >= n) return;
+    int c = (int)(i % cols);
+    f[i] = a[c / dim] * softplus(f[i] + bias[c]);
+}
+REGISTER(kda_decay)
+
+#define TAPS 8    // at most
+#define STRETCH 32 // tokens of a thread
+
+// y_t = SiLU(sum_j taps_j x_{t - (n-1) + j}), per channel; the state is the last n - 1 inputs, oldest first.
+// Grid: channels / 128, stretches of tokens, spans. A span of one stretch leaves its state here, a longer one in
+// conv_tail. The window stands at the end of eight values, so that its oldest ones are zeros.
+KERNEL(short_conv, 128)(const __grid_constant__ Spans spans, const float* x, const float* taps, float* y, int channels, int n) {
+    const SpanOf& span = spans.of[blockIdx.z];
+    int c = blockIdx.x * blockDim.x + threadIdx.x, t0 = blockIdx.y * STRETCH;
+    if (c >= channels || t0 >= span.rows) return;
+    float* state = (float*)span.state;
+    x += (i64)span.first * channels + c;
+    y += (i64)span.first * channels + c;
+    float w[TAPS], tap[TAPS];
+#pragma unroll
+    for (int j = 0; j < TAPS; j++) {
+        int back = TAPS - 1 - j, t = t0 - back; // of the token before t0, for all but the last
+        bool used = j >= TAPS - n;
+        tap[j] = used ? taps[(i64)c * n + j - (TAPS - n)] : 0;
+        w[j] = !used || back == 0 ? 0 : t >= 0 ? x[(i64)t * channels] : state[(i64)(n - 1 + t) * channels + c];
+    }
+    int end = min(t0 + STRETCH, span.rows);
+    for (int t = t0; t < end; t++) {
+        w[TAPS - 1] = x[(i64)t * channels];
+        float sum = 0;
+#pragma unroll
+        for (int j = 0; j < TAPS; j++) sum += tap[j] * w[j];
+        y[(i64)t * channels] = sum * sigmoid(sum);
+#pragma unroll
+        for (int j = 0; j + 1 < TAPS; j++) w[j] = w[j + 1];
+    }
+    if (span.rows > STRETCH) return;
+#pragma unroll
+    for (int j = 0; j + 1 < TAPS; j++) {
+        int row = j - (TAPS - n); // w was shifted once more: the last n - 1 inputs end at TAPS - 2
+        if (row >= 0 && row < n - 1) state[(i64)row * channels + c] = w[j];
+    }
+}
+REGISTER(short_conv)
+
+// The last n - 1 inputs of spans longer than a stretch.
+KERNEL(conv_tail, 128)(const __grid_constant__ Spans spans, const float* x, int channels, int n) {
+    const SpanOf& span = spans.of[blockIdx.z];
+    int c = blockIdx.x * blockDim.x + threadIdx.x;
+    if (c >= channels || span.rows <= STRETCH) return;
+    for (int row = 0; row < n - 1; row++)
+        ((float*)span.state)[(i64)row * channels + c] = x[(i64)(span.first + span.rows - (n - 1) + row) * channels + c];
+}
+REGISTER(conv_tail)

@@ -1,0 +1,114 @@
+//! Launches of the attention over a latent cache: how it is cut into parts, and which kernel takes its shape.
+//!
+//! The arithmetic is in kernels/cuda/attention.cu. Next: `super`'s tests, which run every op on a stand-in device.
+
+use super::cache::CacheShape;
+use super::driver::Address;
+use super::memory::Tensor;
+use super::span::groups;
+use super::{Cache, Cuda, Grid, arg, block};
+use crate::backend::{CacheFormat, Span};
+use bytemuck::{Pod, Zeroable};
+
+/// What `attend_tensor` takes, and its bytes of shared memory, as in attention.cu.
+const HEADS: usize = 32;
+const VALUES: usize = 512;
+const MOST_WIDTH: usize = 576;
+const ROWS: usize = 32;
+const TENSOR_SHARED: usize =
+    2 * (HEADS + ROWS) * (MOST_WIDTH + 8) + 2 * HEADS * (ROWS + 8) + 4 * HEADS * (ROWS + 4);
+/// Values at most of `attend_plain`.
+const PLAIN_VALUES: usize = 512;
+/// Parts a cache is cut into at most.
+const PARTS: usize = 64;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Attention {
+    q: Address,
+    o: Address,
+    cache: CacheShape,
+    heads: i32,
+    value_dim: i32,
+    parts: i32,
+    scale: f32,
+}
+
+/// Parts that give every multiprocessor two blocks, while each has two tiles of rows or more.
+fn parts(blocks: usize, longest: usize, multiprocessors: usize) -> usize {
+    let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
+    wanted.min(longest.div_ceil(2 * ROWS).next_power_of_two()).clamp(1, PARTS)
+}
+
+impl Cuda {
+    pub(super) fn append_rows(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {
+        let Some(first) = spans.first() else { return };
+        let (shape, format) = (first.state.shape(), first.state.format());
+        for span in spans.iter_mut() {
+            assert_eq!(span.state.width(), x.cols, "width of a cache and of its new rows");
+            assert_eq!(span.state.format(), format, "one format of caches in a batch");
+            span.state.prepare(span.rows.len());
+        }
+        for group in groups(spans, Cache::header) {
+            let grid = Grid { blocks: [group.n, 1, 1], threads: 512, shared: 0 };
+            self.driver.launch(["append", ""], grid, &[block(&group.spans), block(&shape), arg(x.at())]);
+        }
+        spans.iter_mut().for_each(|span| span.state.advance(span.rows.len()));
+    }
+
+    pub(super) fn attend(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Tensor,
+        value_dim: usize,
+        scale: f32,
+    ) -> Tensor {
+        let Some(first) = spans.first() else { return self.buffers.tensor(q.rows, 0) };
+        let (cache, width, format) = (first.state.shape(), first.state.width(), first.state.format());
+        assert!(q.cols.is_multiple_of(width) && value_dim <= width, "{} columns, rows of {width}", q.cols);
+        assert!(
+            value_dim <= PLAIN_VALUES,
+            "CUDA: expected at most {PLAIN_VALUES} values a head, found {value_dim}"
+        );
+        let heads = q.cols / width;
+        let o = self.spanned(q.rows, heads * value_dim, spans);
+        for span in spans.iter_mut() {
+            assert_eq!(span.state.width(), width, "width of the caches of one batch");
+            assert!(span.rows.len() <= span.state.len(), "more queries than rows");
+            span.state.prepare(0);
+        }
+        if o.len() == 0 {
+            return o;
+        }
+        let tensor = format != CacheFormat::F32
+            && heads.is_multiple_of(HEADS)
+            && value_dim == VALUES
+            && width <= MOST_WIDTH
+            && width.is_multiple_of(32);
+        let longest = spans.iter().map(|span| span.state.len()).max().unwrap_or(0);
+        let blocks = q.rows * heads / if tensor { HEADS } else { 1 };
+        let n = parts(blocks, longest, self.driver.device.multiprocessors);
+        let parted = (n > 1).then(|| self.spanned(q.rows, heads * n * (value_dim + 2), spans));
+        let [heads_arg, values, n_arg] = [heads, value_dim, n].map(|n| n as i32);
+        let out = parted.as_ref().map_or(o.at(), Tensor::at);
+        let p =
+            Attention { q: q.at(), o: out, cache, heads: heads_arg, value_dim: values, parts: n_arg, scale };
+        for group in groups(spans, Cache::header) {
+            let count = group.n as i32;
+            let arguments = [block(&group.spans), arg(count), block(&p)];
+            if tensor {
+                let grid = Grid { blocks: [blocks, n, 1], threads: 256, shared: TENSOR_SHARED };
+                self.driver.launch(["attend_tensor", ""], grid, &arguments);
+            } else {
+                let grid = Grid { blocks: [blocks, n, 1], threads: 128, shared: 4 * (width + 2 * ROWS) };
+                self.driver.launch(["attend_plain", ""], grid, &arguments);
+            }
+        }
+        if let Some(parted) = &parted {
+            let grid = Grid { blocks: [q.rows * heads, 1, 1], threads: 128, shared: 0 };
+            let arguments = [arg(parted.at()), arg(o.at()), arg(n_arg), arg(values)];
+            self.driver.launch(["merge", ""], grid, &arguments);
+        }
+        o
+    }
+}

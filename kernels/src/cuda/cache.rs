@@ -1,0 +1,265 @@
+//! The rows of one attention layer of one sequence on the device, in segments that clones share.
+//!
+//! Kernels find the rows through a header in device memory and advance its length themselves, so that a launch can be
+//! replayed for the next token. The host keeps the same length, makes room before rows are appended, and writes the
+//! header anew where the two would differ (after a clone, a truncation or an import). A full segment is never copied;
+//! the last one is, once, when a clone of it is appended to. Rows leave in the form in which the CPU keeps them.
+//! Next: `attention`.
+
+use super::driver::Address;
+use super::memory::{Buffer, Buffers};
+use crate::backend::CacheFormat;
+use crate::quant::Format;
+use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
+use std::sync::Arc;
+
+/// Rows of a segment, as in kernels/cuda/cache.cuh.
+const SEGMENT: usize = 256;
+/// Values of a block of Q8_0, and its bytes in a file.
+const BLOCK: usize = 32;
+const BLOCK_BYTES: usize = 34;
+
+/// Append-only rows.
+pub struct Cache {
+    format: CacheFormat,
+    width: usize,
+    len: usize,
+    segments: Vec<Arc<Buffer>>,
+    /// What the device knows of them.
+    header: Option<Header>,
+    buffers: Buffers,
+}
+
+/// What kernels are told of a cache: how its rows lie.
+#[derive(Clone, Copy, Debug, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct CacheShape {
+    format: i32,
+    width: i32,
+    blocks: i32,
+    row_bytes: i32,
+}
+
+struct Header {
+    /// Length, and the address of the table.
+    own: Buffer,
+    /// The address of each segment.
+    table: Buffer,
+    /// Segments the table has room for, and those that are in it.
+    room: usize,
+    written: usize,
+    /// The length that the device has.
+    len: usize,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct HeaderBytes {
+    len: i32,
+    unused: i32,
+    segments: Address,
+}
+
+impl Clone for Cache {
+    fn clone(&self) -> Cache {
+        let (segments, buffers) = (self.segments.clone(), self.buffers.clone());
+        Cache { segments, header: None, buffers, ..*self }
+    }
+}
+
+impl Cache {
+    pub(super) fn new(buffers: &Buffers, format: CacheFormat, width: usize) -> Cache {
+        assert!(width > 0, "cache rows without values");
+        Cache { format, width, len: 0, segments: Vec::new(), header: None, buffers: buffers.clone() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn width(&self) -> usize {
+        self.width
+    }
+
+    pub(super) fn format(&self) -> CacheFormat {
+        self.format
+    }
+
+    fn blocks(&self) -> usize {
+        self.width.div_ceil(BLOCK)
+    }
+
+    pub(super) fn shape(&self) -> CacheShape {
+        let format = match self.format {
+            CacheFormat::F32 => 0,
+            CacheFormat::F16 => 1,
+            CacheFormat::Q8_0 => 2,
+        };
+        let [width, blocks, row_bytes] = [self.width, self.blocks(), self.device_row()].map(|n| n as i32);
+        CacheShape { format, width, blocks, row_bytes }
+    }
+
+    /// Bytes of a row on the device.
+    fn device_row(&self) -> usize {
+        let bytes = match self.format {
+            CacheFormat::F32 => 4 * self.width,
+            CacheFormat::F16 => 2 * self.width,
+            CacheFormat::Q8_0 => BLOCK_BYTES * self.blocks(),
+        };
+        bytes.next_multiple_of(16)
+    }
+
+    /// Bytes of a row elsewhere.
+    pub(super) fn row_bytes(&self) -> usize {
+        match self.format {
+            CacheFormat::F32 => 4 * self.width,
+            CacheFormat::F16 => 2 * self.width,
+            CacheFormat::Q8_0 => BLOCK_BYTES * self.blocks(),
+        }
+    }
+
+    /// Room for `rows` more, in segments that are this cache's alone.
+    fn make_room(&mut self, rows: usize) {
+        let (row, at) = (self.device_row(), self.len % SEGMENT);
+        if rows > 0 && at > 0 {
+            let last = self.segments.last_mut().expect("rows are in segments");
+            if Arc::get_mut(last).is_none() {
+                let own = self.buffers.bytes(SEGMENT * row);
+                self.buffers.driver.copy(own.at, last.at, at * row);
+                *last = Arc::new(own);
+                self.forget_table();
+            }
+        }
+        while self.segments.len() * SEGMENT < self.len + rows {
+            self.segments.push(Arc::new(self.buffers.bytes(SEGMENT * row)));
+        }
+    }
+
+    /// The table is written anew when it is next wanted.
+    fn forget_table(&mut self) {
+        if let Some(header) = &mut self.header {
+            header.written = 0;
+        }
+    }
+
+    /// Makes room for `rows` more and tells the device of all there are.
+    pub(super) fn prepare(&mut self, rows: usize) {
+        self.make_room(rows);
+        let needed = self.segments.len();
+        if self.header.as_ref().is_none_or(|h| h.room < needed) {
+            let room = needed.next_power_of_two().max(16);
+            let (own, table) = (self.buffers.bytes(size_of::<HeaderBytes>()), self.buffers.bytes(8 * room));
+            self.header = Some(Header { own, table, room, written: 0, len: usize::MAX });
+        }
+        let header = self.header.as_mut().expect("made above");
+        let driver = &self.buffers.driver;
+        if header.written < needed {
+            let addresses: Vec<Address> = self.segments[header.written..].iter().map(|s| s.at).collect();
+            driver.upload(header.table.at + 8 * header.written as u64, bytemuck::cast_slice(&addresses));
+            header.written = needed;
+        }
+        if header.len != self.len {
+            let bytes = HeaderBytes { len: self.len as i32, unused: 0, segments: header.table.at };
+            driver.upload(header.own.at, bytemuck::bytes_of(&bytes));
+            header.len = self.len;
+        }
+    }
+
+    /// The address of the header, which [`Cache::prepare`] wrote.
+    pub(super) fn header(&self) -> Address {
+        self.header.as_ref().expect("a prepared cache").own.at
+    }
+
+    /// Rows that a kernel has appended.
+    pub(super) fn advance(&mut self, rows: usize) {
+        self.len += rows;
+        self.header.as_mut().expect("a prepared cache").len = self.len;
+    }
+
+    pub(super) fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.segments.truncate(self.len.div_ceil(SEGMENT));
+        if let Some(header) = &mut self.header {
+            header.written = header.written.min(self.segments.len());
+        }
+    }
+
+    /// Adds the bytes of some rows to `out`, as the CPU stores them.
+    pub(super) fn export(&self, rows: Range<usize>, out: &mut Vec<u8>) {
+        assert!(rows.end <= self.len, "rows {rows:?} of a cache of {}", self.len);
+        let (device, mut next) = (self.device_row(), rows.start);
+        let mut bytes = vec![0; SEGMENT * device];
+        while next < rows.end {
+            let (segment, at) = (next / SEGMENT, next % SEGMENT);
+            let n = (SEGMENT - at).min(rows.end - next);
+            let part = &mut bytes[..n * device];
+            self.buffers.driver.download(self.segments[segment].at + (at * device) as u64, part);
+            part.chunks_exact(device).for_each(|row| self.leave(row, out));
+            next += n;
+        }
+    }
+
+    /// Appends rows as they were exported.
+    pub(super) fn import(&mut self, rows: &[u8]) {
+        let (bytes, device) = (self.row_bytes(), self.device_row());
+        assert!(rows.len().is_multiple_of(bytes), "{} bytes in rows of {bytes}", rows.len());
+        let n = rows.len() / bytes;
+        self.make_room(n);
+        let mut own = vec![0; rows.len() / bytes * device];
+        for (own, row) in own.chunks_exact_mut(device).zip(rows.chunks_exact(bytes)) {
+            self.enter(row, own);
+        }
+        let mut rest = &own[..];
+        while !rest.is_empty() {
+            let (segment, at) = (self.len / SEGMENT, self.len % SEGMENT);
+            let (part, after) = rest.split_at(rest.len().min((SEGMENT - at) * device));
+            self.buffers.driver.upload(self.segments[segment].at + (at * device) as u64, part);
+            self.len += part.len() / device;
+            rest = after;
+        }
+    }
+
+    /// A row of the device as the CPU keeps it: of Q8_0 each scale before its block.
+    fn leave(&self, row: &[u8], out: &mut Vec<u8>) {
+        if self.format != CacheFormat::Q8_0 {
+            return out.extend_from_slice(&row[..self.row_bytes()]);
+        }
+        let (levels, scales) = row.split_at(BLOCK * self.blocks());
+        for (levels, scale) in levels.chunks_exact(BLOCK).zip(scales.chunks_exact(2)) {
+            out.extend_from_slice(scale);
+            out.extend_from_slice(levels);
+        }
+    }
+
+    /// The opposite of [`Cache::leave`].
+    fn enter(&self, row: &[u8], own: &mut [u8]) {
+        if self.format != CacheFormat::Q8_0 {
+            return own[..row.len()].copy_from_slice(row);
+        }
+        let (levels, scales) = own.split_at_mut(BLOCK * self.blocks());
+        let blocks = levels.chunks_exact_mut(BLOCK).zip(scales.chunks_exact_mut(2));
+        for ((levels, scale), block) in blocks.zip(row.chunks_exact(BLOCK_BYTES)) {
+            scale.copy_from_slice(&block[..2]);
+            levels.copy_from_slice(&block[2..]);
+        }
+    }
+
+    /// Any rows as f32, `width` values a row.
+    pub(super) fn read(&self, rows: Range<usize>) -> Vec<f32> {
+        let format = match self.format {
+            CacheFormat::F32 => Format::F32,
+            CacheFormat::F16 => Format::F16,
+            CacheFormat::Q8_0 => Format::Q8_0,
+        };
+        let mut bytes = Vec::new();
+        self.export(rows, &mut bytes);
+        let mut row = vec![0.0; self.row_bytes() / format.block_bytes() * format.block_len()];
+        let mut out = Vec::new();
+        for bytes in bytes.chunks_exact(self.row_bytes()) {
+            format.dequantise_row(bytes, &mut row);
+            out.extend_from_slice(&row[..self.width]);
+        }
+        out
+    }
+}

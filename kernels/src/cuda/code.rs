@@ -1,0 +1,111 @@
+//! The kernels as they are embedded: PTX that the user's driver compiles, made by `kernels/cuda/build`.
+//!
+//! The archive is text: for each module a line `//! NAME`, then its PTX. The sizes of the parameters of each entry are
+//! read from it, so that a launch with other arguments than the kernel has is caught before the device sees it.
+//! Next: `memory`.
+
+use std::collections::HashMap;
+use std::ffi::{CStr, CString};
+use std::io::Read as _;
+
+static ARCHIVE: &[u8] = include_bytes!("../../cuda/kernels.ptx.gz");
+
+pub(super) struct Code {
+    modules: Vec<CString>,
+    entries: Vec<Entry>,
+    by_name: HashMap<String, usize>,
+}
+
+/// A kernel.
+pub(super) struct Entry {
+    pub name: String,
+    /// The module that has it.
+    pub module: usize,
+    /// Bytes of each parameter.
+    pub sizes: Vec<usize>,
+}
+
+impl Code {
+    pub(super) fn embedded() -> Code {
+        let mut text = String::new();
+        flate2::read::GzDecoder::new(ARCHIVE).read_to_string(&mut text).expect("the embedded archive");
+        Code::parse(&text)
+    }
+
+    fn parse(text: &str) -> Code {
+        let mut code = Code { modules: Vec::new(), entries: Vec::new(), by_name: HashMap::new() };
+        for module in text.split("//! ").skip(1) {
+            let (_, ptx) = module.split_once('\n').expect("a module's name and its code");
+            for entry in ptx.split(".entry ").skip(1) {
+                let (head, _) = entry.split_once('{').expect("a kernel's body");
+                let name = head.split(['(', '\n']).next().unwrap_or_default().trim().to_owned();
+                let sizes = head.split(".param ").skip(1).map(parameter_bytes).collect();
+                code.by_name.insert(name.clone(), code.entries.len());
+                code.entries.push(Entry { name, module: code.modules.len(), sizes });
+            }
+            code.modules.push(CString::new(ptx).expect("text"));
+        }
+        code
+    }
+
+    /// The kernel of a name.
+    pub(super) fn find(&self, name: &str) -> usize {
+        *self.by_name.get(name).unwrap_or_else(|| panic!("no kernel {name} among the embedded ones"))
+    }
+
+    pub(super) fn entry(&self, index: usize) -> &Entry {
+        &self.entries[index]
+    }
+
+    pub(super) fn text(&self, module: usize) -> &CStr {
+        &self.modules[module]
+    }
+}
+
+/// `.u64 name_param_0,` or `.align 8 .b8 name_param_1[512],`
+fn parameter_bytes(text: &str) -> usize {
+    let types = [
+        (".b8", 1),
+        (".u8", 1),
+        (".u16", 2),
+        (".u32", 4),
+        (".s32", 4),
+        (".f32", 4),
+        (".u64", 8),
+        (".b64", 8),
+    ];
+    let one = types.iter().find(|(name, _)| text.split_whitespace().any(|word| word == *name));
+    let (_, bytes) = one.unwrap_or_else(|| panic!("a parameter of a type that is not known: {text}"));
+    let count = text.split_once('[').and_then(|(_, rest)| rest.split(']').next()?.parse().ok());
+    bytes * count.unwrap_or(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::Format;
+
+    #[test]
+    fn every_format_has_its_products() {
+        let code = Code::embedded();
+        for format in Format::ALL {
+            let kernels: &[&str] = match format.block_len() {
+                1 => &["matvec1", "matvec4", "embed", "gemm"],
+                _ => &["matvec1", "matvec4", "gate_up", "embed", "gemm"],
+            };
+            for kernel in kernels {
+                let entry = code.entry(code.find(&format!("{kernel}_{}", format.name())));
+                assert_eq!(entry.sizes.len(), 1, "{}", entry.name);
+                assert!(code.text(entry.module).to_str().unwrap().contains(".target sm_80"));
+            }
+        }
+    }
+
+    #[test]
+    fn parameters_of_an_entry() {
+        let text = "//! one\n.visible .entry add(\n.param .u64 add_param_0,\n.param .align 8 .b8 add_param_1[48],\n\
+                    .param .f32 add_param_2\n)\n.maxntid 256, 1, 1\n{\nret;\n}\n";
+        let code = Code::parse(text);
+        assert_eq!(code.entry(code.find("add")).sizes, [8, 48, 4]);
+    }
+}

@@ -1,0 +1,344 @@
+//! The user's CUDA driver: one device, one stream, memory, code and launches. All calls of the driver are here.
+//!
+//! The driver's library is looked for when [`Driver::open`] is called, so a program with this in it starts without
+//! one. Work is issued to one stream and done in its order. An error after opening (a lost device, an address that a
+//! kernel should not have touched) leaves nothing to go on with and panics with the driver's words. It knows no op.
+//! Next: `code`, what is launched.
+
+use super::code::{Code, Entry};
+use bytemuck::Pod;
+use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_void};
+use std::sync::{Mutex, PoisonError};
+
+/// An address in the device's memory.
+pub(super) type Address = u64;
+
+/// Why there is no device to compute on, in a line.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(String);
+
+/// Shared memory that a kernel may have without asking.
+const SHARED_UNASKED: usize = 48 << 10;
+
+pub(super) struct Driver {
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    code: Code,
+    loaded: Mutex<Loaded>,
+    pub(super) device: Device,
+}
+
+/// What the device is.
+#[derive(Clone, Debug)]
+pub struct Device {
+    /// As the vendor calls it.
+    pub name: String,
+    /// Compute capability: 9.0 is Hopper.
+    pub capability: [i32; 2],
+    /// Blocks of threads that run at the same time, at least.
+    pub multiprocessors: usize,
+    /// Shared memory a block may have, in bytes.
+    pub shared: usize,
+    /// The driver's version of CUDA: 12040 is 12.4.
+    pub version: i32,
+}
+
+#[derive(Default)]
+struct Loaded {
+    modules: HashMap<usize, Module>,
+    functions: HashMap<(&'static str, &'static str), Function>,
+}
+
+struct Module(sys::CUmodule);
+
+#[derive(Clone, Copy)]
+struct Function {
+    handle: sys::CUfunction,
+    entry: usize,
+}
+
+// SAFETY: handles of the driver may be used by any thread that has the context current, which every call sees to; the
+// maps are behind a lock.
+unsafe impl Send for Driver {}
+// SAFETY: as above; the driver serialises calls on one stream.
+unsafe impl Sync for Driver {}
+
+/// One argument of a kernel: its bytes.
+#[derive(Clone, Copy)]
+pub(super) enum Argument<'a> {
+    /// A number or an address, and how many of the bytes it is.
+    Value([u8; 8], usize),
+    /// A structure.
+    Block(&'a [u8]),
+}
+
+/// A number or an address as an argument.
+pub(super) fn arg<T: Pod>(value: T) -> Argument<'static> {
+    let (mut bytes, own) = ([0; 8], bytemuck::bytes_of(&value));
+    bytes[..own.len()].copy_from_slice(own);
+    Argument::Value(bytes, own.len())
+}
+
+/// A structure as an argument.
+pub(super) fn block<T: Pod>(value: &T) -> Argument<'_> {
+    Argument::Block(bytemuck::bytes_of(value))
+}
+
+impl Argument<'_> {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Argument::Value(bytes, len) => &bytes[..*len],
+            Argument::Block(bytes) => bytes,
+        }
+    }
+}
+
+/// How many threads run a kernel.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Grid {
+    pub blocks: [usize; 3],
+    pub threads: usize,
+    /// Bytes of shared memory a block.
+    pub shared: usize,
+}
+
+/// What the driver says of a failure.
+fn words(code: CUresult) -> String {
+    let mut text = std::ptr::null();
+    // SAFETY: the pointer is written with the address of a string that lives as long as the library.
+    let found = unsafe { sys::cuGetErrorString(code, &mut text) };
+    if found != CUresult::CUDA_SUCCESS || text.is_null() {
+        return format!("error {code:?}");
+    }
+    // SAFETY: the driver gave a string that ends with a zero.
+    unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
+}
+
+fn done(what: &str, code: CUresult) {
+    assert!(code == CUresult::CUDA_SUCCESS, "CUDA: {what}: {}", words(code));
+}
+
+fn opened(what: &str, code: CUresult) -> Result<(), Unavailable> {
+    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Unavailable(format!("{what}: {}", words(code)))) }
+}
+
+impl Driver {
+    /// The first device of the driver, if there are both and the driver takes our code.
+    pub(super) fn open() -> Result<Driver, Unavailable> {
+        // SAFETY: looks for the library and runs nothing but its start-up code.
+        if !unsafe { sys::is_culib_present() } {
+            return Err(Unavailable("no CUDA driver (libcuda) found".into()));
+        }
+        let (mut handle, mut count, mut context, mut stream) =
+            (0, 0, std::ptr::null_mut(), std::ptr::null_mut());
+        // SAFETY: each call writes to the local it is given, and comes after those it needs.
+        unsafe {
+            opened("the CUDA driver does not start", sys::cuInit(0))?;
+            opened("no CUDA device", sys::cuDeviceGetCount(&mut count))?;
+            if count == 0 {
+                return Err(Unavailable("the CUDA driver has no device".into()));
+            }
+            opened("no CUDA device", sys::cuDeviceGet(&mut handle, 0))?;
+            opened("no context on the CUDA device", sys::cuDevicePrimaryCtxRetain(&mut context, handle))?;
+            opened("no context on the CUDA device", sys::cuCtxSetCurrent(context))?;
+            opened("no stream on the CUDA device", sys::cuStreamCreate(&mut stream, 1))?;
+        }
+        let device = describe(handle)?;
+        if device.version < 12040 || device.capability < [8, 0] {
+            let ([major, minor], version) = (device.capability, device.version);
+            return Err(Unavailable(format!(
+                "{}: expected compute capability 8.0 and a driver of CUDA 12.4, found {major}.{minor} and CUDA {}.{}",
+                device.name,
+                version / 1000,
+                version % 1000 / 10
+            )));
+        }
+        Ok(Driver { context, stream, code: Code::embedded(), loaded: Mutex::default(), device })
+    }
+
+    /// Makes the context the calling thread's.
+    fn current(&self) {
+        // SAFETY: the context is alive as long as the process.
+        done("context", unsafe { sys::cuCtxSetCurrent(self.context) });
+    }
+
+    /// Free bytes, and all.
+    pub(super) fn memory(&self) -> [u64; 2] {
+        self.current();
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: writes to the two locals.
+        done("memory", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) });
+        [free as u64, total as u64]
+    }
+
+    /// Bytes of any value; None if there are not so many.
+    pub(super) fn allocate(&self, bytes: usize) -> Option<Address> {
+        self.current();
+        let mut address = 0;
+        // SAFETY: writes to the local.
+        match unsafe { sys::cuMemAlloc_v2(&mut address, bytes) } {
+            CUresult::CUDA_ERROR_OUT_OF_MEMORY => None,
+            code => {
+                done("allocation", code);
+                Some(address)
+            }
+        }
+    }
+
+    /// Gives back what [`Driver::allocate`] gave, once all work that was issued is done.
+    pub(super) fn free(&self, address: Address) {
+        self.current();
+        // SAFETY: the address came from `allocate` and its owner is being dropped; freeing waits for the device.
+        done("free", unsafe { sys::cuMemFree_v2(address) });
+    }
+
+    /// Copies bytes to the device. The bytes may change afterwards.
+    pub(super) fn upload(&self, to: Address, bytes: &[u8]) {
+        self.current();
+        if !bytes.is_empty() {
+            let from = bytes.as_ptr().cast();
+            // SAFETY: the bytes are readable; pageable memory is read before the call returns, or at the wait below.
+            done("upload", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes.len(), self.stream) });
+            if bytes.len() > 1 << 16 {
+                self.wait();
+            }
+        }
+    }
+
+    /// Copies bytes from the device, once all work issued before is done.
+    pub(super) fn download(&self, from: Address, bytes: &mut [u8]) {
+        self.current();
+        if !bytes.is_empty() {
+            let to = bytes.as_mut_ptr().cast();
+            // SAFETY: the bytes are writable and borrowed until the wait is over.
+            done("download", unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.stream) });
+            self.wait();
+        }
+    }
+
+    pub(super) fn copy(&self, to: Address, from: Address, bytes: usize) {
+        self.current();
+        if bytes > 0 {
+            // SAFETY: both are ranges of live allocations, as the callers' buffers are.
+            done("copy", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) });
+        }
+    }
+
+    pub(super) fn fill(&self, at: Address, byte: u8, bytes: usize) {
+        self.current();
+        if bytes > 0 {
+            // SAFETY: a range of a live allocation, as the caller's buffer is.
+            done("fill", unsafe { sys::cuMemsetD8Async(at, byte, bytes, self.stream) });
+        }
+    }
+
+    /// Waits for all that was issued.
+    pub(super) fn wait(&self) {
+        self.current();
+        // SAFETY: the stream is alive as long as the process.
+        done("work on the device", unsafe { sys::cuStreamSynchronize(self.stream) });
+    }
+
+    /// Runs a kernel. Its name is `name` or, of a format, `name_format`. Sizes of arguments are checked against the
+    /// compiled code.
+    pub(super) fn launch(&self, name: [&'static str; 2], grid: Grid, arguments: &[Argument<'_>]) {
+        self.current();
+        let function = self.function(name, grid.shared);
+        let entry = self.code.entry(function.entry);
+        let sizes = arguments.iter().map(|a| a.bytes().len());
+        assert!(
+            sizes.eq(entry.sizes.iter().copied()),
+            "arguments of {}: {:?} bytes",
+            entry.name,
+            entry.sizes
+        );
+        let mut pointers = [std::ptr::null_mut(); 12];
+        for (pointer, argument) in pointers.iter_mut().zip(arguments) {
+            *pointer = argument.bytes().as_ptr().cast_mut().cast::<c_void>();
+        }
+        let [x, y, z] = grid.blocks.map(|n| u32::try_from(n).expect("blocks in 32 bits"));
+        let (threads, shared) = (grid.threads as u32, grid.shared as u32);
+        // SAFETY: each argument is as long as the kernel's parameter and is copied by the call; addresses in them are
+        // of buffers that outlive the work, since memory is only reused by work issued later on the same stream.
+        let code = unsafe {
+            sys::cuLaunchKernel(
+                function.handle,
+                x,
+                y,
+                z,
+                threads,
+                1,
+                1,
+                shared,
+                self.stream,
+                pointers.as_mut_ptr(),
+                std::ptr::null_mut(),
+            )
+        };
+        assert!(code == CUresult::CUDA_SUCCESS, "CUDA: {} {grid:?}: {}", entry.name, words(code));
+    }
+
+    /// The function of a kernel, loaded with its module when it is first wanted.
+    fn function(&self, name: [&'static str; 2], shared: usize) -> Function {
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (name[0], name[1]);
+        if let Some(function) = loaded.functions.get(&key) {
+            return *function;
+        }
+        let full = if name[1].is_empty() { name[0].to_owned() } else { format!("{}_{}", name[0], name[1]) };
+        let index = self.code.find(&full);
+        let Entry { module, .. } = *self.code.entry(index);
+        let module = &loaded.modules.entry(module).or_insert_with(|| Module(self.load(module))).0;
+        let (mut handle, full) = (std::ptr::null_mut(), CString::new(full).expect("a kernel's name"));
+        // SAFETY: the module is loaded, the name ends with a zero, the local is written.
+        done("kernel", unsafe { sys::cuModuleGetFunction(&mut handle, *module, full.as_ptr()) });
+        if shared > SHARED_UNASKED {
+            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            // SAFETY: a function of a loaded module.
+            done("shared memory", unsafe { sys::cuFuncSetAttribute(handle, most, shared as i32) });
+        }
+        let function = Function { handle, entry: index };
+        loaded.functions.insert(key, function);
+        function
+    }
+
+    fn load(&self, module: usize) -> sys::CUmodule {
+        let mut handle = std::ptr::null_mut();
+        let text = self.code.text(module);
+        // SAFETY: the text ends with a zero, the local is written.
+        done("compilation by the driver", unsafe {
+            sys::cuModuleLoadData(&mut handle, text.as_ptr().cast())
+        });
+        handle
+    }
+}
+
+fn describe(handle: sys::CUdevice) -> Result<Device, Unavailable> {
+    let (mut name, mut version) = ([0_u8; 128], 0);
+    let attribute = |which| {
+        let mut value = 0;
+        // SAFETY: writes to the local.
+        opened("an attribute of the device", unsafe {
+            sys::cuDeviceGetAttribute(&mut value, which, handle)
+        })?;
+        Ok::<i32, Unavailable>(value)
+    };
+    // SAFETY: at most 127 bytes and a zero are written.
+    opened("the device's name", unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast(), 127, handle) })?;
+    // SAFETY: writes to the local.
+    opened("the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) })?;
+    Ok(Device {
+        name: CStr::from_bytes_until_nul(&name)
+            .map_or_else(|_| "?".into(), |n| n.to_string_lossy().into_owned()),
+        capability: [
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ],
+        multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
+        shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
+        version,
+    })
+}

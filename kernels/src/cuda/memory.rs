@@ -1,0 +1,149 @@
+//! Tensors and scratch on the device, from a pool of allocations.
+//!
+//! A dropped buffer goes back and serves the next of about its size at once: work on the stream is done in its order,
+//! so nothing is overwritten before it was read. Where the device is full, unused buffers are given back to it first.
+//! (In debug builds, and where [`Buffers::poison`] says so, a buffer comes full of NaN, so that tests see a value that
+//! was not written.) Next: `weight`.
+
+use super::driver::{Address, Driver};
+use bytemuck::Pod;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+/// The pool. Clones are the same pool.
+#[derive(Clone)]
+pub(super) struct Buffers {
+    pub(super) driver: Arc<Driver>,
+    free: Arc<Mutex<BTreeMap<usize, Vec<Address>>>>,
+    poisoned: Arc<AtomicBool>,
+}
+
+/// Memory of the device. Dropping it gives it back to the pool.
+pub(super) struct Buffer {
+    pub(super) at: Address,
+    size: usize,
+    home: Buffers,
+}
+
+/// f32 `[rows, cols]` on the device.
+pub struct Tensor {
+    /// Rows: tokens, mostly.
+    pub rows: usize,
+    /// Values in a row.
+    pub cols: usize,
+    buffer: Buffer,
+    /// The same values as bytes, once a product wanted them.
+    pub(super) bytes: OnceLock<Levels>,
+}
+
+/// Activations as bytes: `q` `[rows, cols]`, and a scale with two sums for each 32 of them.
+pub(super) struct Levels {
+    pub(super) q: Buffer,
+    pub(super) scale: Buffer,
+}
+
+/// Allocations are multiples of this.
+const GRAIN: usize = 512;
+
+impl Buffers {
+    pub(super) fn new(driver: Arc<Driver>) -> Buffers {
+        let poisoned = Arc::new(AtomicBool::new(cfg!(debug_assertions)));
+        Buffers { driver, free: Arc::default(), poisoned }
+    }
+
+    /// Whether buffers come full of NaN.
+    pub(super) fn poison(&self, on: bool) {
+        self.poisoned.store(on, Ordering::Relaxed);
+    }
+
+    /// At least so many bytes of any value; None if the device has not so many.
+    pub(super) fn try_bytes(&self, bytes: usize) -> Option<Buffer> {
+        let size = size_class(bytes);
+        let unused = self.lock().get_mut(&size).and_then(Vec::pop);
+        let at = unused.or_else(|| self.driver.allocate(size)).or_else(|| {
+            self.trim();
+            self.driver.allocate(size)
+        })?;
+        if self.poisoned.load(Ordering::Relaxed) {
+            self.driver.fill(at, 0xff, size);
+        }
+        Some(Buffer { at, size, home: self.clone() })
+    }
+
+    /// The same for results and scratch, whose room was seen to when the batch was chosen.
+    pub(super) fn bytes(&self, bytes: usize) -> Buffer {
+        self.try_bytes(bytes).unwrap_or_else(|| {
+            let [free, _] = self.driver.memory();
+            panic!("CUDA: out of memory: expected {bytes} bytes for a batch, found {free}; a smaller --batch needs less")
+        })
+    }
+
+    /// A buffer of these values.
+    pub(super) fn upload<T: Pod>(&self, values: &[T]) -> Buffer {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        let buffer = self.bytes(bytes.len());
+        self.driver.upload(buffer.at, bytes);
+        buffer
+    }
+
+    /// A tensor of any values.
+    pub(super) fn tensor(&self, rows: usize, cols: usize) -> Tensor {
+        let len = rows.checked_mul(cols).expect("a tensor that fits the address space");
+        Tensor { rows, cols, buffer: self.bytes(4 * len), bytes: OnceLock::new() }
+    }
+
+    /// Gives all unused memory back to the device.
+    pub(super) fn trim(&self) {
+        let unused = std::mem::take(&mut *self.lock());
+        unused.into_values().flatten().for_each(|at| self.driver.free(at));
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<Address>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Rounds up to one of four sizes an octave: a fifth is wasted at most, and few sizes are in use.
+fn size_class(bytes: usize) -> usize {
+    let grains = bytes.div_ceil(GRAIN).max(1);
+    let step = ((1_usize << grains.ilog2()) / 4).max(1);
+    grains.next_multiple_of(step) * GRAIN
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        self.home.lock().entry(self.size).or_default().push(self.at);
+    }
+}
+
+impl Tensor {
+    /// Its address.
+    pub(super) fn at(&self) -> Address {
+        self.buffer.at
+    }
+
+    /// Values in it.
+    pub(super) fn len(&self) -> usize {
+        self.rows * self.cols
+    }
+
+    /// `[rows, cols]`
+    pub fn shape(&self) -> [usize; 2] {
+        [self.rows, self.cols]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_classes() {
+        for bytes in (0..5_000_000).step_by(997) {
+            let class = size_class(bytes);
+            assert!(class >= bytes && class * 4 <= bytes * 5 + 4 * GRAIN, "{bytes}: {class}");
+            assert_eq!((size_class(class), class % GRAIN), (class, 0));
+        }
+    }
+}

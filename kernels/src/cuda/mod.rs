@@ -1,0 +1,226 @@
+//! The GPU: every op on a CUDA device, with the weights in their stored blocks in its memory.
+//!
+//! The kernels are in `kernels/cuda/*.cu` and come with the program as PTX that the user's driver compiles. There is no
+//! toolkit to build and no driver to start: [`Cuda::detect`] says in a line why it cannot be used. Ops are issued to one
+//! stream and wait for nothing until values are read. **Not yet run on a GPU**: what is tested is this host code and the
+//! kernels' arithmetic on a stand-in device (kernels/tests/cuda). It knows no model. Next: `driver`, then `product`.
+
+mod attention;
+mod cache;
+mod code;
+mod driver;
+mod memory;
+mod product;
+mod rows;
+mod span;
+mod weight;
+
+pub use cache::Cache;
+pub use driver::{Device, Unavailable};
+pub use memory::Tensor;
+pub use rows::Routed;
+pub use weight::{Weight, device_bytes};
+
+use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
+use driver::{Driver, Grid, arg, block};
+use memory::Buffers;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// The CUDA backend.
+pub struct Cuda {
+    driver: Arc<Driver>,
+    buffers: Buffers,
+}
+
+impl Cuda {
+    /// The first CUDA device, or why there is none.
+    pub fn detect() -> Result<Cuda, Unavailable> {
+        let driver = Arc::new(Driver::open()?);
+        Ok(Cuda { buffers: Buffers::new(driver.clone()), driver })
+    }
+
+    /// What the device is.
+    pub fn device(&self) -> &Device {
+        &self.driver.device
+    }
+
+    /// Free bytes on the device, and all of them.
+    pub fn memory(&self) -> [u64; 2] {
+        self.driver.memory()
+    }
+
+    /// Waits for all that was issued.
+    pub fn wait(&self) {
+        self.driver.wait();
+    }
+
+    /// Whether results come full of NaN before they are written: slow, for checks.
+    pub fn poison(&self, on: bool) {
+        self.buffers.poison(on);
+    }
+}
+
+impl Backend for Cuda {
+    const NAME: &'static str = "cuda";
+    type Tensor = Tensor;
+    type Weight = Weight;
+    type Cache = Cache;
+    type Routed = Routed;
+
+    fn describe(&self) -> String {
+        let Device { name, capability: [major, minor], .. } = self.device();
+        format!("CUDA {name} ({major}.{minor})")
+    }
+
+    fn weight(&self, stored: Stored) -> Result<Weight, Error> {
+        Weight::new(&self.driver, &stored)
+    }
+
+    fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Tensor {
+        assert_eq!(values.len(), rows * cols, "values of a [{rows}, {cols}] tensor");
+        let x = self.buffers.tensor(rows, cols);
+        self.driver.upload(x.at(), bytemuck::cast_slice(values));
+        x
+    }
+
+    fn read(&self, x: &Tensor) -> Vec<f32> {
+        let mut values = vec![0.0; x.len()];
+        self.driver.download(x.at(), bytemuck::cast_slice_mut(&mut values));
+        values
+    }
+
+    fn copy(&self, x: &Tensor) -> Tensor {
+        let y = self.buffers.tensor(x.rows, x.cols);
+        self.driver.copy(y.at(), x.at(), 4 * x.len());
+        y
+    }
+
+    fn cache(&self, format: CacheFormat, width: usize) -> Cache {
+        Cache::new(&self.buffers, format, width)
+    }
+
+    fn cache_len(&self, cache: &Cache) -> usize {
+        cache.len()
+    }
+
+    fn cache_read(&self, cache: &Cache, range: Range<usize>) -> Vec<f32> {
+        cache.read(range)
+    }
+
+    fn cache_row_bytes(&self, cache: &Cache) -> usize {
+        cache.row_bytes()
+    }
+
+    fn cache_export(&self, cache: &Cache, range: Range<usize>, out: &mut Vec<u8>) {
+        cache.export(range, out);
+    }
+
+    fn cache_import(&self, cache: &mut Cache, rows: &[u8]) {
+        cache.import(rows);
+    }
+
+    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
+        cache.truncate(len);
+    }
+
+    fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
+        let n = routed.rows * routed.top_k;
+        let (mut chosen, mut weights) = (vec![0; n], vec![0.0; n]);
+        self.driver.download(routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen));
+        self.driver.download(routed.weights.at, bytemuck::cast_slice_mut(&mut weights));
+        (chosen, weights)
+    }
+
+    fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
+        self.embed_rows(table, ids)
+    }
+
+    fn gather(&self, x: &Tensor, rows: &[usize]) -> Tensor {
+        self.gather_rows(x, rows)
+    }
+
+    fn add(&self, x: &mut Tensor, y: &Tensor) {
+        assert_eq!(x.shape(), y.shape(), "shapes of a sum");
+        x.bytes.take();
+        self.each("add", x.len(), &[arg(x.at()), arg(y.at())]);
+    }
+
+    fn sigmoid(&self, mut x: Tensor) -> Tensor {
+        x.bytes.take();
+        self.each("apply_sigmoid", x.len(), &[arg(x.at())]);
+        x
+    }
+
+    fn silu_mul(&self, mut gate: Tensor, up: &Tensor) -> Tensor {
+        assert_eq!(gate.shape(), up.shape(), "shapes of gate and up");
+        gate.bytes.take();
+        self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
+        gate
+    }
+
+    fn rms_norm(&self, x: &Tensor, w: &Weight, eps: f32) -> Tensor {
+        self.norm_rows(x, w, eps)
+    }
+
+    fn l2_norm(&self, mut x: Tensor, head_dim: usize, eps: f32, scale: f32) -> Tensor {
+        x.bytes.take();
+        self.norm_heads(x, head_dim, eps, scale)
+    }
+
+    fn gated_rms_norm(&self, x: &Tensor, w: &Weight, gate: &Tensor, eps: f32) -> Tensor {
+        self.gated_norm(x, w, gate, eps)
+    }
+
+    fn matmul(&self, w: &Weight, x: &Tensor) -> Tensor {
+        let [y] = self.products([w], x);
+        y
+    }
+
+    fn matmuls<const N: usize>(&self, w: [&Weight; N], x: &Tensor) -> [Tensor; N] {
+        self.products(w, x)
+    }
+
+    fn matmul_heads(&self, w: &Weight, x: &Tensor) -> Tensor {
+        self.by_head(w, x)
+    }
+
+    fn gated_ffn(&self, w: Gated<'_, Weight>, x: &Tensor) -> Tensor {
+        self.ffn(w, x)
+    }
+
+    fn short_conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) -> Tensor {
+        self.conv(spans, x, taps)
+    }
+
+    fn kda_decay(&self, mut f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
+        f.bytes.take();
+        self.decay(f, a, dt_bias)
+    }
+
+    fn delta_rule(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
+        self.rule(spans, &x)
+    }
+
+    fn append(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {
+        self.append_rows(spans, x);
+    }
+
+    fn latent_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Tensor,
+        value_dim: usize,
+        scale: f32,
+    ) -> Tensor {
+        self.attend(spans, q, value_dim, scale)
+    }
+
+    fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
+        self.choose(logits, bias, how)
+    }
+
+    fn experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+        self.chosen_experts(w, x, routed)
+    }
+}

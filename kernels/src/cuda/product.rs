@@ -1,0 +1,348 @@
+//! Launches of products: which kernel takes which shape, and what it is told.
+//!
+//! Up to [`FEW`] vectors go through the matrix-vector kernels, which read each weight once for four of them; more go in
+//! tiles over the tensor cores. Both know three kinds of stack alike: a matrix, one a head, chosen experts. The
+//! arithmetic is in kernels/cuda/{product,gemm}.cuh. Next: `attention`.
+
+use super::driver::Address;
+use super::memory::{Buffer, Tensor};
+use super::{Cuda, Grid, Routed, Weight, arg, block};
+use crate::backend::Gated;
+use crate::quant::Format;
+use bytemuck::{Pod, Zeroable};
+
+/// Tokens that the matrix-vector kernels take.
+const FEW: usize = 8;
+/// Vectors that share what a thread read of a weight.
+const TOGETHER: usize = 4;
+/// Matrices of a launch at most, as in product.cuh.
+const MATRICES: usize = 8;
+/// Rows and vectors of a tile, and the bytes of shared memory it takes: of block formats and of plain ones.
+const TILE: [usize; 2] = [128, 64];
+const TILE_SHARED: usize = (128 + 64) * 144 + 4 * (2 * 8 * 128 + 4 * 64 + 8 * 64) + 4 * 64;
+const PLAIN: [usize; 2] = [64, 64];
+const PLAIN_SHARED: usize = 4 * (2 * 16 * 68 + 64);
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Matrix {
+    planes: [Address; 3],
+    y: Address,
+    rows: i32,
+    first: i32,
+    y_stride: i32,
+    unused: i32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Product {
+    of: [Matrix; MATRICES],
+    x: Input,
+    chosen: Address,
+    n: i32,
+    rows: i32,
+    cols: i32,
+    vectors: i32,
+    groups: i32,
+    x_div: i32,
+    lanes: i32,
+    unused: i32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Gemm {
+    planes: [Address; 3],
+    y: Address,
+    x: Input,
+    pairs: Address,
+    starts: Address,
+    tiles: Address,
+    rows: i32,
+    cols: i32,
+    y_stride: i32,
+    groups: i32,
+    vectors: i32,
+    x_div: i32,
+}
+
+/// Where activations are: as bytes, their scales, as floats. A product reads what its format meets.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Input {
+    q: Address,
+    scale: Address,
+    floats: Address,
+}
+
+/// Which vector meets which matrix.
+#[derive(Clone, Copy)]
+struct Shape {
+    vectors: usize,
+    /// Matrices of the stack that vectors go round, where none are chosen.
+    groups: usize,
+    /// Vectors of one row of activations.
+    x_div: usize,
+    /// The matrix of each vector, or 0.
+    chosen: Address,
+}
+
+/// A weight and where its results go.
+#[derive(Clone, Copy)]
+struct Target<'a> {
+    w: &'a Weight,
+    y: Address,
+    y_stride: usize,
+}
+
+/// (token, slot) pairs in the order of their experts.
+struct Pairs {
+    order: Buffer,
+    starts: Buffer,
+    tiles: Buffer,
+}
+
+/// Threads that share a row: as many as waste the fewest turns.
+fn lanes(format: Format, cols: usize) -> usize {
+    if format.block_len() == 1 {
+        return 32;
+    }
+    let units = cols / 32;
+    [32, 16, 8, 4].into_iter().min_by_key(|lanes| units.div_ceil(*lanes) * lanes).unwrap_or(32)
+}
+
+impl Cuda {
+    fn input(&self, w: &Weight, x: &Tensor) -> Input {
+        if !w.is_block() {
+            return Input { q: 0, scale: 0, floats: x.at() };
+        }
+        let levels = x.bytes.get_or_init(|| self.levels(x.at(), [x.rows, x.cols, x.cols]));
+        Input { q: levels.q.at, scale: levels.scale.at, floats: 0 }
+    }
+
+    /// Products of a few vectors with up to [`MATRICES`] weights of one format.
+    fn few(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
+        let w = to[0].w;
+        let mut of = [Matrix::zeroed(); MATRICES];
+        let mut rows = 0;
+        for (m, t) in of.iter_mut().zip(to) {
+            let (y_stride, r) = (t.y_stride as i32, t.w.rows as i32);
+            *m = Matrix { planes: t.w.planes, y: t.y, rows: r, first: rows, y_stride, unused: 0 };
+            rows += r;
+        }
+        if kernel == "gate_up" {
+            rows = w.rows as i32; // both matrices at once
+        }
+        let lanes = lanes(w.format, w.cols);
+        let together = if kernel == "matvec4" { TOGETHER } else { 1 };
+        let [n, cols, vectors, groups, x_div] =
+            [to.len(), w.cols, shape.vectors, shape.groups, shape.x_div].map(|n| n as i32);
+        let chosen = shape.chosen;
+        let p =
+            Product { of, x, chosen, n, rows, cols, vectors, groups, x_div, lanes: lanes as i32, unused: 0 };
+        let blocks = [(rows as usize * lanes).div_ceil(128), shape.vectors.div_ceil(together), 1];
+        if rows > 0 && shape.vectors > 0 {
+            let grid = Grid { blocks, threads: 128, shared: 0 };
+            self.driver.launch([kernel, w.format.name()], grid, &[block(&p)]);
+        }
+    }
+
+    /// Products of many vectors with a stack, in tiles.
+    fn many(&self, to: Target<'_>, x: Input, shape: Shape, pairs: Option<&Pairs>) {
+        let w = to.w;
+        let (tile, shared) = if w.is_block() { (TILE, TILE_SHARED) } else { (PLAIN, PLAIN_SHARED) };
+        let each = shape.vectors / shape.groups;
+        let [rows, cols, y_stride, groups, vectors, x_div] =
+            [w.rows, w.cols, to.y_stride, shape.groups, each, shape.x_div].map(|n| n as i32);
+        let address = |of: fn(&Pairs) -> &Buffer| pairs.map_or(0, |p| of(p).at);
+        let [order, starts, tiles] = [address(|p| &p.order), address(|p| &p.starts), address(|p| &p.tiles)];
+        let (planes, y) = (w.planes, to.y);
+        let p =
+            Gemm { planes, y, x, pairs: order, starts, tiles, rows, cols, y_stride, groups, vectors, x_div };
+        let tiles = match pairs {
+            Some(_) => shape.vectors / tile[1] + shape.groups,
+            None => shape.groups * each.div_ceil(tile[1]),
+        };
+        if w.rows > 0 && shape.vectors > 0 {
+            let grid = Grid { blocks: [w.rows.div_ceil(tile[0]), tiles, 1], threads: 256, shared };
+            self.driver.launch(["gemm", w.format.name()], grid, &[block(&p)]);
+        }
+    }
+
+    /// y = x W^T for each weight.
+    pub(super) fn products<const N: usize>(&self, w: [&Weight; N], x: &Tensor) -> [Tensor; N] {
+        for w in w {
+            assert_eq!((w.count, w.cols), (1, x.cols), "a product: matrices, columns");
+        }
+        let y = w.map(|w| self.buffers.tensor(x.rows, w.rows));
+        let shape = Shape { vectors: x.rows, groups: 1, x_div: 1, chosen: 0 };
+        let target = |i: usize| Target { w: w[i], y: y[i].at(), y_stride: w[i].rows };
+        if x.rows > FEW {
+            (0..N).for_each(|i| self.many(target(i), self.input(w[i], x), shape, None));
+            return y;
+        }
+        for format in Format::ALL {
+            let same: Vec<Target<'_>> = (0..N).filter(|i| w[*i].format == format).map(target).collect();
+            for part in same.chunks(MATRICES) {
+                let kernel = if x.rows > 1 { "matvec4" } else { "matvec1" };
+                self.few(kernel, part, self.input(part[0].w, x), shape);
+            }
+        }
+        y
+    }
+
+    /// y_h = [W_h x_h[..cols] | x_h[cols..]]
+    pub(super) fn by_head(&self, w: &Weight, x: &Tensor) -> Tensor {
+        assert!(x.cols.is_multiple_of(w.count), "{} columns in {} heads", x.cols, w.count);
+        let width = x.cols / w.count;
+        assert!(w.cols <= width, "heads of {width} columns, matrices of {}", w.cols);
+        let (rest, vectors) = (width - w.cols, x.rows * w.count);
+        let y_width = w.rows + rest;
+        let y = self.buffers.tensor(x.rows, w.count * y_width);
+        if y.len() == 0 {
+            return y;
+        }
+        let levels = w.is_block().then(|| self.levels(x.at(), [vectors, w.cols, width]));
+        let floats = (!w.is_block()).then(|| self.columns(x.at(), [vectors, w.cols, width]));
+        let input = Input {
+            q: levels.as_ref().map_or(0, |l| l.q.at),
+            scale: levels.as_ref().map_or(0, |l| l.scale.at),
+            floats: floats.as_ref().map_or(0, |f| f.at),
+        };
+        let target = Target { w, y: y.at(), y_stride: y_width };
+        let shape = Shape { vectors, groups: w.count, x_div: 1, chosen: 0 };
+        if x.rows > FEW {
+            self.many(target, input, shape, None)
+        } else {
+            self.few("matvec1", &[target], input, shape)
+        }
+        let [x_width, y_width, each] = [width, y_width, rest].map(|n| arg(n as i32));
+        self.each("pass_through", vectors * rest, &[arg(x.at()), arg(y.at()), x_width, y_width, each]);
+        y
+    }
+
+    /// The first `cols` values of each `width`.
+    fn columns(&self, x: Address, [rows, cols, width]: [usize; 3]) -> Buffer {
+        let y = self.buffers.bytes(4 * rows * cols);
+        self.each("first_columns", rows * cols, &[arg(x), arg(y.at), arg(cols as i32), arg(width as i32)]);
+        y
+    }
+
+    pub(super) fn embed_rows(&self, table: &Weight, ids: &[u32]) -> Tensor {
+        assert_eq!(table.count, 1, "a table of rows");
+        assert!(ids.iter().all(|id| (*id as usize) < table.rows), "ids of a table of {} rows", table.rows);
+        let y = self.buffers.tensor(ids.len(), table.cols);
+        if y.len() == 0 {
+            return y;
+        }
+        let indices = self.buffers.upload(ids);
+        let mut of = [Matrix::zeroed(); MATRICES];
+        let cols = table.cols as i32;
+        of[0] = Matrix { planes: table.planes, y: y.at(), rows: 1, first: 0, y_stride: cols, unused: 0 };
+        let vectors = ids.len() as i32;
+        let (n, rows, groups, x_div, lanes) = (1, 1, 1, 1, 1);
+        let (x, chosen, unused) = (Input::zeroed(), indices.at, 0);
+        let p = Product { of, x, chosen, n, rows, cols, vectors, groups, x_div, lanes, unused };
+        let work = if table.is_block() { table.cols / 32 } else { table.cols };
+        let grid = Grid { blocks: [ids.len(), work.div_ceil(128), 1], threads: 128, shared: 0 };
+        self.driver.launch(["embed", table.format.name()], grid, &[block(&p)]);
+        y
+    }
+
+    /// SiLU(gate) * up, where both come from one input.
+    fn gate_and_up(&self, w: &Gated<'_, Weight>, x: &Tensor, shape: Shape, pairs: Option<&Pairs>) -> Tensor {
+        let hidden = w.gate.rows;
+        let y = self.buffers.tensor(shape.vectors, hidden);
+        let gate = Target { w: w.gate, y: y.at(), y_stride: hidden };
+        let input = self.input(w.gate, x);
+        if pairs.is_none() && w.gate.is_block() && w.gate.format == w.up.format {
+            self.few("gate_up", &[gate, Target { w: w.up, ..gate }], input, shape);
+            return y;
+        }
+        let up_y = self.buffers.tensor(shape.vectors, hidden);
+        let up = Target { w: w.up, y: up_y.at(), y_stride: hidden };
+        for (to, input) in [(gate, input), (up, self.input(w.up, x))] {
+            if pairs.is_some() {
+                self.many(to, input, shape, pairs)
+            } else {
+                self.few("matvec1", &[to], input, shape)
+            }
+        }
+        self.each("silu_mul", y.len(), &[arg(y.at()), arg(up_y.at())]);
+        y
+    }
+
+    pub(super) fn chosen_experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+        let (n, hidden, top_k) = (w.gate.count, w.gate.rows, routed.top_k);
+        assert_eq!((w.up.count, w.up.rows, w.up.cols), (n, hidden, w.gate.cols), "shapes of gate and up");
+        assert_eq!(
+            (w.down.count, w.down.cols, w.gate.cols),
+            (n, hidden, x.cols),
+            "experts, hidden width, width"
+        );
+        assert_eq!(routed.rows, x.rows, "routed tokens");
+        let y = self.buffers.tensor(x.rows, w.down.rows);
+        if y.len() * top_k == 0 {
+            self.driver.fill(y.at(), 0, 4 * y.len());
+            return y;
+        }
+        let shape = Shape { vectors: x.rows * top_k, groups: n, x_div: top_k, chosen: routed.chosen.at };
+        let pairs = (x.rows > FEW).then(|| self.pairs(routed, n));
+        let inner = self.gate_and_up(&w, x, shape, pairs.as_ref());
+        let out = self.buffers.tensor(shape.vectors, w.down.rows);
+        let target = Target { w: w.down, y: out.at(), y_stride: w.down.rows };
+        let (input, shape) = (self.input(w.down, &inner), Shape { x_div: 1, ..shape });
+        match &pairs {
+            Some(_) => self.many(target, input, shape, pairs.as_ref()),
+            None => self.few("matvec1", &[target], input, shape),
+        }
+        let grid = Grid { blocks: [x.rows, w.down.rows.div_ceil(256), 1], threads: 256, shared: 0 };
+        let [out, weights, y_at] = [out.at(), routed.weights.at, y.at()].map(arg);
+        let arguments = [out, weights, y_at, arg(top_k as i32), arg(w.down.rows as i32)];
+        self.driver.launch(["weighted_sum", ""], grid, &arguments);
+        y
+    }
+
+    fn pairs(&self, routed: &Routed, experts: usize) -> Pairs {
+        const { assert!(TILE[1] == PLAIN[1]) };
+        let n = routed.rows * routed.top_k;
+        let room = n / TILE[1] + experts;
+        let [order, starts, tiles] = [n, experts + 1, 2 * room].map(|values| self.buffers.bytes(4 * values));
+        let [n, experts_arg, tile] = [n, experts, TILE[1]].map(|n| arg(n as i32));
+        let [chosen, order_at, starts_at, tiles_at] =
+            [routed.chosen.at, order.at, starts.at, tiles.at].map(arg);
+        let arguments = [chosen, n, experts_arg, tile, order_at, starts_at, tiles_at];
+        let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared: 8 * experts };
+        self.driver.launch(["group_pairs", ""], grid, &arguments);
+        Pairs { order, starts, tiles }
+    }
+
+    /// W_down (SiLU(W_gate x) * W_up x)
+    pub(super) fn ffn(&self, w: Gated<'_, Weight>, x: &Tensor) -> Tensor {
+        let inner = if x.rows == 1 && w.gate.format == w.up.format {
+            let shape = Shape { vectors: 1, groups: 1, x_div: 1, chosen: 0 };
+            self.gate_and_up(&w, x, shape, None)
+        } else {
+            let [gate, up] = self.products([w.gate, w.up], x);
+            self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
+            gate
+        };
+        let [y] = self.products([w.down], &inner);
+        y
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_waste_no_turn_of_the_real_widths() {
+        for (cols, turns) in [(2304, 72), (4096, 128), (1024, 32), (512, 16), (128, 4), (9216, 288)] {
+            let lanes = lanes(Format::Q4_K, cols);
+            assert_eq!((cols / 32).div_ceil(lanes) * lanes, turns, "{cols}: {lanes} lanes");
+        }
+        assert_eq!(lanes(Format::F32, 1), 32);
+    }
+}

@@ -1,0 +1,215 @@
+//! Launches of the ops on rows: elements, norms, the short convolution, the decay, the delta rule, routing.
+//!
+//! The arithmetic is in kernels/cuda/{rows,delta,route}.cu. Next: `product`.
+
+use super::driver::Address;
+use super::memory::{Buffer, Levels, Tensor};
+use super::span::groups;
+use super::{Cuda, Grid, Weight, arg, block};
+use crate::backend::{DeltaRule, Routing, Span};
+use bytemuck::{Pod, Zeroable};
+
+/// Tokens of a thread of the convolution, and taps at most, as in rows.cu.
+const STRETCH: usize = 32;
+const TAPS: usize = 8;
+/// Rows of a head's S at most, as in delta.cu.
+const DELTA_ROWS: usize = 128;
+/// Bytes of `DeltaShared`.
+const DELTA_SHARED: usize = 4 * (3 * 3 * DELTA_ROWS + 2 * 3 * 4 * 32);
+/// Experts at most: 32 a lane.
+const EXPERTS: usize = 1024;
+
+/// The experts chosen for each row of a batch, and their weights, best first.
+pub struct Routed {
+    /// Rows of the batch.
+    pub rows: usize,
+    /// Experts of a row.
+    pub top_k: usize,
+    pub(super) chosen: Buffer,
+    pub(super) weights: Buffer,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Delta {
+    inputs: [Address; 5],
+    o: Address,
+    heads: i32,
+    dk: i32,
+    dv: i32,
+    unused: i32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Route {
+    logits: Address,
+    bias: Address,
+    chosen: Address,
+    weights: Address,
+    experts: i32,
+    top_k: i32,
+    groups: i32,
+    top_groups: i32,
+    normalise: i32,
+    scale: f32,
+}
+
+/// Grid of a kernel with a warp a head.
+fn warp_each(heads: usize) -> Grid {
+    Grid { blocks: [heads.div_ceil(4), 1, 1], threads: 128, shared: 0 }
+}
+
+impl Cuda {
+    /// Rows of `cols` values, each `stride` after the one before, as bytes with scales.
+    pub(super) fn levels(&self, x: Address, [rows, cols, stride]: [usize; 3]) -> Levels {
+        let q = self.buffers.bytes(rows * cols);
+        let scale = self.buffers.bytes(rows * cols / 32 * 8);
+        if rows * cols > 0 {
+            let grid = Grid { blocks: [rows, cols.div_ceil(256), 1], threads: 256, shared: 0 };
+            let [x, q, scale] = [x, q.at, scale.at].map(arg);
+            let arguments = [x, q, scale, arg(cols as i32), arg(stride as i32)];
+            self.driver.launch(["quantise", ""], grid, &arguments);
+        }
+        Levels { q, scale }
+    }
+
+    pub(super) fn gather_rows(&self, x: &Tensor, rows: &[usize]) -> Tensor {
+        let y = self.buffers.tensor(rows.len(), x.cols);
+        assert!(rows.iter().all(|r| *r < x.rows), "rows of a batch of {}", x.rows);
+        if y.len() > 0 {
+            let indices = self.buffers.upload(&rows.iter().map(|r| *r as i32).collect::<Vec<_>>());
+            let grid = Grid { blocks: [rows.len(), x.cols.div_ceil(256), 1], threads: 256, shared: 0 };
+            let [x_at, rows, y_at] = [x.at(), indices.at, y.at()].map(arg);
+            self.driver.launch(["gather", ""], grid, &[x_at, rows, y_at, arg(x.cols as i32)]);
+        }
+        y
+    }
+
+    pub(super) fn norm_rows(&self, x: &Tensor, w: &Weight, eps: f32) -> Tensor {
+        let y = self.buffers.tensor(x.rows, x.cols);
+        assert!(w.cols <= x.cols, "a norm over {} of {} columns", w.cols, x.cols);
+        if x.len() > 0 {
+            let grid = Grid { blocks: [x.rows, 1, 1], threads: 256, shared: 33 * 4 };
+            let ([x_at, floats, y_at], n) = ([x.at(), w.floats(), y.at()].map(arg), w.cols as i32);
+            let arguments = [x_at, floats, y_at, arg(n), arg(x.cols as i32), arg(eps)];
+            self.driver.launch(["rms_norm", ""], grid, &arguments);
+        }
+        y
+    }
+
+    pub(super) fn norm_heads(&self, x: Tensor, dim: usize, eps: f32, scale: f32) -> Tensor {
+        assert!(x.cols.is_multiple_of(dim), "{} columns in heads of {dim}", x.cols);
+        if x.len() > 0 {
+            let (n, heads) = (dim as i32, (x.len() / dim) as i64);
+            let arguments = [arg(x.at()), arg(n), arg(eps), arg(scale), arg(heads)];
+            self.driver.launch(["l2_norm", ""], warp_each(x.len() / dim), &arguments);
+        }
+        x
+    }
+
+    pub(super) fn gated_norm(&self, x: &Tensor, w: &Weight, gate: &Tensor, eps: f32) -> Tensor {
+        assert_eq!(x.shape(), gate.shape(), "shapes of x and its gate");
+        assert!(x.cols.is_multiple_of(w.cols), "{} columns in heads of {}", x.cols, w.cols);
+        let y = self.buffers.tensor(x.rows, x.cols);
+        if x.len() > 0 {
+            let (n, heads) = (w.cols as i32, (x.len() / w.cols) as i64);
+            let [x_at, w_at, gate_at, y_at] = [x.at(), w.floats(), gate.at(), y.at()].map(arg);
+            let arguments = [x_at, w_at, gate_at, y_at, arg(n), arg(eps), arg(heads)];
+            self.driver.launch(["gated_rms_norm", ""], warp_each(x.len() / w.cols), &arguments);
+        }
+        y
+    }
+
+    pub(super) fn conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) -> Tensor {
+        let (n, channels) = (taps.cols, x.cols);
+        assert!((1..=TAPS).contains(&n), "1 to {TAPS} taps, not {n}");
+        assert_eq!((taps.count, taps.rows), (1, channels), "taps: matrices, channels");
+        for span in spans.iter() {
+            assert_eq!(span.state.shape(), [n - 1, channels], "shape of a convolution's state");
+        }
+        let y = self.spanned(x.rows, channels, spans);
+        for group in groups(spans, |s| s.at()) {
+            let stretches = group.longest.div_ceil(STRETCH);
+            let grid = Grid { blocks: [channels.div_ceil(128), stretches, group.n], threads: 128, shared: 0 };
+            let [channels, n] = [channels, n].map(|size| arg(size as i32));
+            let spans = block(&group.spans);
+            let arguments = [spans, arg(x.at()), arg(taps.floats()), arg(y.at()), channels, n];
+            self.driver.launch(["short_conv", ""], grid, &arguments);
+            if stretches > 1 {
+                let grid = Grid { blocks: [grid.blocks[0], 1, group.n], ..grid };
+                self.driver.launch(["conv_tail", ""], grid, &[spans, arg(x.at()), channels, n]);
+            }
+        }
+        y
+    }
+
+    pub(super) fn decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
+        assert_eq!((f.cols, f.cols % a.cols), (dt_bias.cols, 0), "channels, and channels in heads");
+        let (cols, dim) = (f.cols as i32, (f.cols / a.cols) as i32);
+        let (a, bias) = (a.floats(), dt_bias.floats());
+        self.each("kda_decay", f.len(), &[arg(f.at()), arg(a), arg(bias), arg(cols), arg(dim)]);
+        f
+    }
+
+    pub(super) fn rule(&self, spans: &mut [Span<'_, Tensor>], x: &DeltaRule<'_, Tensor>) -> Tensor {
+        let (tokens, heads) = (x.beta.rows, x.beta.cols);
+        assert!(heads > 0, "a delta rule without heads");
+        let (dk, dv) = (x.q.cols / heads, x.v.cols / heads);
+        assert!(dk <= DELTA_ROWS, "CUDA: expected at most {DELTA_ROWS} key channels of a head, found {dk}");
+        for (name, m, cols) in
+            [("q", x.q, heads * dk), ("k", x.k, heads * dk), ("g", x.g, heads * dk), ("v", x.v, heads * dv)]
+        {
+            assert_eq!(m.shape(), [tokens, cols], "shape of {name}");
+        }
+        for span in spans.iter() {
+            assert_eq!(span.state.shape(), [heads * dk, dv], "shape of S");
+        }
+        let o = self.spanned(tokens, heads * dv, spans);
+        let inputs = [x.q, x.k, x.v, x.g, x.beta].map(Tensor::at);
+        let sizes = [heads, dk, dv].map(|n| n as i32);
+        let delta = Delta { inputs, o: o.at(), heads: sizes[0], dk: sizes[1], dv: sizes[2], unused: 0 };
+        let name = if dk <= 32 { "delta_rule_32" } else { "delta_rule_128" };
+        for group in groups(spans, |s| s.at()) {
+            let grid = Grid { blocks: [dv.div_ceil(32), heads, group.n], threads: 128, shared: DELTA_SHARED };
+            self.driver.launch([name, ""], grid, &[block(&group.spans), block(&delta)]);
+        }
+        o
+    }
+
+    pub(super) fn choose(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
+        let (rows, experts, top_k) = (logits.rows, logits.cols, how.top_k);
+        assert_eq!(experts, bias.cols, "experts: logits and bias");
+        assert!(experts <= EXPERTS, "CUDA: expected at most {EXPERTS} experts, found {experts}");
+        assert!(
+            how.groups > 0 && experts.is_multiple_of(how.groups),
+            "{experts} experts in {} groups",
+            how.groups
+        );
+        assert!(how.top_groups <= how.groups, "{} of {} groups", how.top_groups, how.groups);
+        let eligible = experts / how.groups * how.top_groups;
+        assert!(top_k <= eligible, "{top_k} of {eligible} eligible experts");
+        let [chosen, weights] = [(); 2].map(|()| self.buffers.bytes(4 * rows * top_k));
+        if rows * top_k > 0 {
+            let route = Route {
+                logits: logits.at(),
+                bias: bias.floats(),
+                chosen: chosen.at,
+                weights: weights.at,
+                experts: experts as i32,
+                top_k: top_k as i32,
+                groups: how.groups as i32,
+                top_groups: how.top_groups as i32,
+                normalise: how.normalise.into(),
+                scale: how.scale,
+            };
+            let shared = 4 * (2 * experts + how.groups);
+            self.driver.launch(
+                ["route", ""],
+                Grid { blocks: [rows, 1, 1], threads: 32, shared },
+                &[block(&route)],
+            );
+        }
+        Routed { rows, top_k, chosen, weights }
+    }
+}
