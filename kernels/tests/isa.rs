@@ -40,6 +40,8 @@ impl Kernel for Floats<'_> {
             ("load_f16", isa.load_f16(&half)),
             ("load_bf16", isa.load_bf16(&half)),
             ("splat_f16", isa.splat_f16(pair)),
+            ("half 0", isa.half(isa.bytes(&self.0.sums), 0)),
+            ("half 1", isa.half(isa.bytes(&self.0.sums), 1)),
             ("floats", isa.floats(isa.first(self.0.ints[0]))),
             ("total and f16", isa.load_floats(&[isa.total(a), isa.f16(pair), 0., 0., 0., 0., 0., 0.])),
         ];
@@ -71,7 +73,16 @@ impl Kernel for Ints<'_> {
             ("sub_ints", isa.sub_ints(acc, far)),
             ("max_ints", isa.max_ints(acc, far)),
             ("shl_ints", isa.shl_ints::<5>(far)),
+            ("sum_lanes", isa.first(isa.sum_lanes(far))),
             ("largest", isa.first(isa.largest(far))),
+            ("splat_int", isa.splat_int(ints[0])),
+            ("pair", isa.pair(acc, far)),
+            ("mul_ints", isa.mul_ints(acc, far)),
+            (
+                "add_lanes",
+                isa.add_lanes([acc, far, acc, far, far, isa.splat_int(ints[1]), acc, isa.first(ints[0])]),
+            ),
+            ("dot_pairs", isa.dot_pairs(acc, far, part(activations))),
             ("dot", isa.dot(far, w, x)),
             ("dot_signed", isa.dot_signed(far, q, x)),
         ];
@@ -80,6 +91,10 @@ impl Kernel for Ints<'_> {
             out.push(("dot_scaled, 8", isa.dot_scaled(far, w, x, narrow, j)));
             out.push(("dot_signed_scaled, 16", isa.dot_signed_scaled(far, q, x, wide, j)));
             out.push(("dot_signed_scaled, 8", isa.dot_signed_scaled(far, q, x, narrow, j)));
+        }
+        for at in 0..4 {
+            out.push(("unsigned_byte", isa.unsigned_byte(q, at)));
+            out.push(("signed_byte", isa.signed_byte(q, at)));
         }
         out.into_iter().map(|(op, v)| (op, int_words(isa, v))).collect()
     }
@@ -92,7 +107,7 @@ impl Kernel for Bytes<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Results {
-        let Case { signed, activations, sums, .. } = self.0;
+        let Case { levels, signed, activations, sums, .. } = self.0;
         let (a, b) = (isa.bytes(signed), isa.bytes(sums));
         isa.prefetch(sums, 1 << 40);
         let table = part::<16>(sums).map(u8::cast_signed);
@@ -113,13 +128,16 @@ impl Kernel for Bytes<'_> {
             ("shl 7", isa.shl::<7>(a)),
             ("look_up", isa.look_up(&table, isa.and(isa.bytes(activations), isa.splat_byte(15)))),
             ("narrow", isa.narrow(small)),
+            ("splat_four", isa.splat_four(part(sums))),
         ];
+        let rows = [signed, activations, sums, levels, signed, sums, levels, activations];
+        let turned = isa.turn(rows).map(|v| ("turn", v));
         let mut out = [0; 32];
         let mut words = |v| {
             isa.store_bytes(v, &mut out);
             out.map(u32::from).to_vec()
         };
-        bytes.into_iter().map(|(op, v)| (op, words(v))).collect()
+        bytes.into_iter().chain(turned).map(|(op, v)| (op, words(v))).collect()
     }
 }
 

@@ -129,7 +129,7 @@ fn right_sum(format: Format, cols: usize, weights: &[u8], x: &[f32]) {
 fn tokens_do_not_see_each_other() {
     let mut random = Random(99);
     for format in Format::ALL {
-        let (cols, rows, tokens) = (5 * format.block_len().max(64), 7, 9);
+        let (cols, rows, tokens) = (5 * format.block_len().max(64), 37, 21);
         let mut weights = vec![0; rows * format.row_bytes(cols as u64).expect("whole blocks") as usize];
         format.quantise_row(&random.floats(rows * cols), &mut weights);
         for level in levels().1 {

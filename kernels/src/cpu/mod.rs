@@ -139,7 +139,7 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    const NAME: &'static str = "cpu";
+    const NAME: &'static str = "cpu, sums of whole super-blocks";
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;

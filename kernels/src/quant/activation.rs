@@ -10,7 +10,7 @@
 //! ```
 //! Levels are in -127..=127. A NaN or an infinity in a block gives its scale NaN or infinity.
 
-use crate::cpu::isa::{self, Isa, Kernel, Level, Parts};
+use crate::cpu::isa::{Isa, Kernel, Level};
 use crate::quant::cast;
 use bytemuck::{Pod, Zeroable};
 
@@ -93,48 +93,27 @@ impl Q8x256 {
     }
 }
 
-/// The unsigned levels of a super-block as they meet `T` tokens. One token does not repay laying them out.
-pub(super) struct Levels<I: Isa, const T: usize> {
-    parts: Parts<I::Bytes, I::Scales>,
-    laid_out: Option<I::Levels>,
-}
-
-impl<I: Isa, const T: usize> Levels<I, T> {
-    #[inline(always)]
-    pub(super) fn new(isa: I, q: [I::Bytes; 8], s: I::Scales) -> Self {
-        Levels { parts: Parts { q, s }, laid_out: if T > 1 { Some(isa.levels(q, s)) } else { None } }
+/// Eight whole numbers that sum to sum_j s_j (q_j . x_j) over the eight sub-blocks; each half of a sub-block has its own
+/// scale. Two sums, so that one need not wait for the other.
+#[inline(always)]
+pub(super) fn products<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
+    let (mut even, mut odd) = (isa.zeros(), isa.zeros());
+    for j in [0, 2, 4, 6] {
+        even = isa.dot_scaled(even, q[j], isa.bytes(&x.q[j]), s, j);
+        odd = isa.dot_scaled(odd, q[j + 1], isa.bytes(&x.q[j + 1]), s, j + 1);
     }
-
-    /// sum_j s_j (q_j . x_j) over the eight sub-blocks; each half of a sub-block has its own integer scale.
-    #[inline(always)]
-    pub(super) fn products(&self, isa: I, x: &Q8x256) -> I::Ints {
-        match &self.laid_out {
-            Some(w) => isa.products(w, &x.q),
-            None => isa::products(isa, &self.parts, &x.q),
-        }
-    }
+    isa.add_ints(even, odd)
 }
 
 /// The same of signed levels.
-pub(super) struct SignedLevels<I: Isa, const T: usize> {
-    parts: Parts<I::Bytes, I::Scales>,
-    laid_out: Option<I::SignedLevels>,
-}
-
-impl<I: Isa, const T: usize> SignedLevels<I, T> {
-    #[inline(always)]
-    pub(super) fn new(isa: I, q: [I::Bytes; 8], s: I::Scales) -> Self {
-        let laid_out = if T > 1 { Some(isa.signed_levels(q, s)) } else { None };
-        SignedLevels { parts: Parts { q, s }, laid_out }
+#[inline(always)]
+pub(super) fn signed_products<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
+    let (mut even, mut odd) = (isa.zeros(), isa.zeros());
+    for j in [0, 2, 4, 6] {
+        even = isa.dot_signed_scaled(even, q[j], isa.bytes(&x.q[j]), s, j);
+        odd = isa.dot_signed_scaled(odd, q[j + 1], isa.bytes(&x.q[j + 1]), s, j + 1);
     }
-
-    #[inline(always)]
-    pub(super) fn products(&self, isa: I, x: &Q8x256) -> I::Ints {
-        match &self.laid_out {
-            Some(w) => isa.signed_products(w, &x.q),
-            None => isa::signed_products(isa, &self.parts, &x.q),
-        }
-    }
+    isa.add_ints(even, odd)
 }
 
 /// The bits of the largest |v|; NaN counts as larger than infinity, so that it is seen.

@@ -33,6 +33,12 @@ pub(super) trait Block: Pod {
         }
     }
 
+    /// All rows times all tokens.
+    #[inline(always)]
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        tile.row_by_row(isa);
+    }
+
     /// Adds the products of a block and the activations of `T` tokens to eight partial sums each. The block is
     /// unpacked once; what a token gets does not depend on `T`.
     #[inline(always)]
@@ -243,15 +249,24 @@ impl<B: Block> Kernel for Dequantise<'_, B> {
     }
 }
 
-struct Tile<'a, B: Block> {
-    w: &'a [B],
-    x: &'a [B::X],
-    blocks: usize,
-    rows: usize,
-    y: &'a mut [f32],
+/// Some rows and tokens.
+pub(super) struct Tile<'a, B: Block> {
+    /// Row after row.
+    pub(super) w: &'a [B],
+    /// Token after token.
+    pub(super) x: &'a [B::X],
+    /// Blocks of a row, at least one.
+    pub(super) blocks: usize,
+    pub(super) rows: usize,
+    /// `[tokens, rows]`
+    pub(super) y: &'a mut [f32],
 }
 
 impl<B: Block> Tile<'_, B> {
+    pub(super) fn tokens(&self) -> usize {
+        self.x.len() / self.blocks
+    }
+
     /// All rows times `T` tokens from token `first` on.
     #[inline(always)]
     fn group<I: Isa, const T: usize>(&mut self, isa: I, first: usize) {
@@ -270,20 +285,15 @@ impl<B: Block> Tile<'_, B> {
     }
 }
 
-impl<B: Block> Kernel for Tile<'_, B> {
-    type Output = ();
-    /// A few tokens stay in the nearest cache while all rows meet them. Four share what was unpacked from a block, or
-    /// eight where there are registers for their sums; of floats, which have nothing to unpack and four sums a token,
-    /// two.
+impl<B: Block> Tile<'_, B> {
+    /// A few tokens stay in the nearest cache while all rows meet them. Four share what was unpacked from a block; of
+    /// floats, which have nothing to unpack and four sums a token, two.
     #[inline(always)]
-    fn run<I: Isa>(mut self, isa: I) {
-        let tokens = self.x.len() / self.blocks;
+    fn row_by_row<I: Isa>(&mut self, isa: I) {
+        let tokens = self.tokens();
         let mut first = 0;
         while first < tokens {
-            if B::LEN > 32 && I::TOKENS >= 8 && tokens - first >= 8 {
-                self.group::<I, 8>(isa, first);
-                first += 8;
-            } else if B::LEN > 1 && tokens - first >= 4 {
+            if B::LEN > 1 && tokens - first >= 4 {
                 self.group::<I, 4>(isa, first);
                 first += 4;
             } else if B::LEN == 1 && tokens - first >= 2 {
@@ -294,5 +304,13 @@ impl<B: Block> Kernel for Tile<'_, B> {
                 first += 1;
             }
         }
+    }
+}
+
+impl<B: Block> Kernel for Tile<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) {
+        B::product(isa, &mut self);
     }
 }

@@ -7,8 +7,10 @@
 //! q, byte b = 0..16:   bits 3..0 = q[b],  bits 7..4 = q[16 + b]
 //! ```
 
+use super::block::Tile;
 use super::range::nibbles;
 use super::search::{Columns, columns};
+use super::small::{self, SmallBlock};
 use super::{Block, Q8x32, nonlinear};
 use crate::cpu::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -71,11 +73,20 @@ impl Block for Iq4Nl {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Iq4Nl, x: [&Q8x32; T]) {
-        let (d, levels) = (isa.splat_f16(w.d), isa.look_up(&LEVELS, isa.nibbles(&w.q)));
-        for t in 0..T {
-            let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
-        }
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        small::product(isa, tile);
+    }
+}
+
+impl SmallBlock for Iq4Nl {
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.look_up(&LEVELS, isa.nibbles(&self.q))
+    }
+    #[inline(always)]
+    fn halves(&self) -> [[u8; 2]; 2] {
+        [self.d, [0; 2]]
     }
 }

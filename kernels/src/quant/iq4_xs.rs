@@ -12,13 +12,15 @@
 //! high, bits 2 j + 1 .. 2 j:           bits 5..4 of sc[j]
 //! ```
 
-use super::activation::SignedLevels;
+use super::activation::signed_products;
+use super::block::Tile;
 use super::iq4_nl::LEVELS;
 use super::q3_k::less_32;
 use super::range::{furthest, inverse, nibbles};
 use super::search::columns;
+use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
 use super::{Block, Q8x256, nonlinear};
-use crate::cpu::isa::{Isa, to_int};
+use crate::cpu::isa::{Isa, Lanes, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::array::from_fn;
@@ -88,16 +90,53 @@ impl Block for Iq4Xs {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Iq4Xs, x: [&Q8x256; T]) {
-        let d = isa.splat_f16(w.d);
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        superblock::product(isa, tile);
+    }
+}
+
+impl SuperBlock for Iq4Xs {
+    const SUBS: usize = 8;
+    const OFFSET: Offset = Offset::Signed;
+
+    #[inline(always)]
+    fn unpack<L: Lanes>(l: L, rows: &[&Iq4Xs; 16], out: &mut Unpacked<L>) {
+        let low = l.splat_byte(15);
+        // The bytes of sub-blocks 2 p and 2 p + 1.
+        let groups =
+            [window::<_, 8>(rows), window::<_, 40>(rows), window::<_, 72>(rows), window::<_, 104>(rows)];
+        for p in 0..4 {
+            let q = l.turn(&groups[p]);
+            for c in 0..8 {
+                let at = 16 * p + c / 4 * 8 + c % 4;
+                out.levels[at] = l.signed(l.look_up(&LEVELS, l.and(q[c], low)));
+                out.levels[at + 4] = l.signed(l.look_up(&LEVELS, l.shr::<4>(q[c])));
+            }
+        }
+        let head = l.turn(&window::<_, 0>(rows));
+        out.factors[0] = l.half(head[0], 0);
+        let nibbles = [l.and(head[1], low), l.shr::<4>(head[1])];
+        // Two bits of sub-blocks j and 4 + j, where they belong in a byte.
+        let upper = [l.shl::<4>(head[0]), l.shl::<2>(head[0]), head[0], l.shr::<2>(head[0])];
+        for j in 0..8 {
+            let upper = l.unsigned_byte(l.and(upper[j % 4], l.splat_byte(0x30)), 2 + j / 4);
+            let sc = l.add(l.add(l.unsigned_byte(nibbles[j % 2], j / 2), upper), l.splat_int(-32));
+            out.scales[j] = sc;
+            out.pairs[j] = l.pair(sc, sc); // a scale meets two sums of sixteen
+        }
+    }
+
+    #[inline(always)]
+    fn sums<I: Isa>(isa: I, w: &Iq4Xs, x: &Q8x256) -> [I::Ints; 2] {
         let mut levels = [isa.splat_byte(0); 8];
         for j in 0..8 {
             levels[j] = isa.look_up(&LEVELS, isa.nibbles(&w.q[j]));
         }
-        let levels = SignedLevels::<I, T>::new(isa, levels, isa.scales_8(w.scales()));
-        for t in 0..T {
-            let sum = levels.products(isa, x[t]);
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
-        }
+        [signed_products(isa, levels, isa.scales_8(w.scales()), x), isa.zeros()]
+    }
+
+    #[inline(always)]
+    fn factors(&self) -> [[u8; 2]; 2] {
+        [self.d, [0; 2]]
     }
 }

@@ -2,11 +2,12 @@
 //!
 //! Every format has 32 or 256 weights a block and rows are whole blocks. This file is the registry: ids,
 //! names and sizes as ggml has them, and the row-wise entry points. It knows no tensor and no thread.
-//! Next: `q8_0`, the plainest block; then `q4_k`; `activation` is what meets the blocks in products.
+//! Next: `q8_0`, the plainest block; then `q4_k`; `strips` is how blocks meet many tokens, `alone` one.
 
 #![allow(clippy::needless_range_loop, reason = "plain loops over lanes and tokens keep vectors in registers")]
 
 mod activation;
+mod alone;
 mod bf16;
 mod block;
 mod cast;
@@ -29,6 +30,9 @@ mod q8_0;
 mod range;
 mod scales;
 mod search;
+mod small;
+mod strips;
+mod superblock;
 
 pub use activation::Activation;
 pub use block::{dot_rows, dot_tile};

@@ -9,9 +9,11 @@
 //! ```
 //! LEVELS are twice what E2M1 says, to be integers; hence 128 where the standard has 127.
 
+use super::block::Tile;
 use super::range::nibbles;
+use super::small::{self, SmallBlock};
 use super::{Block, Q8x32};
-use crate::cpu::isa::{Isa, to_int};
+use crate::cpu::isa::{Isa, Lanes, to_int};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 
@@ -74,11 +76,32 @@ impl Block for Mxfp4 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Mxfp4, x: [&Q8x32; T]) {
-        let (d, levels) = (isa.splat(SCALES[w.e as usize]), isa.look_up(&LEVELS, isa.nibbles(&w.q)));
-        for t in 0..T {
-            let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        small::product(isa, tile);
+    }
+}
+
+impl SmallBlock for Mxfp4 {
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.look_up(&LEVELS, isa.nibbles(&self.q))
+    }
+    #[inline(always)]
+    fn halves(&self) -> [[u8; 2]; 2] {
+        [[0; 2]; 2]
+    }
+    #[inline(always)]
+    fn factor<I: Isa>(&self, _: I) -> [f32; 2] {
+        [SCALES[self.e as usize], 0.0]
+    }
+    #[inline(always)]
+    fn row_factors<L: Lanes>(l: L, rows: &[&Mxfp4; 16]) -> [L::Floats; 2] {
+        let mut d = [0.0; 16];
+        for r in 0..16 {
+            d[r] = SCALES[rows[r].e as usize];
         }
+        [l.load(&d), l.splat(0.0)]
     }
 }

@@ -12,9 +12,11 @@
 //! ```
 
 use super::Block;
-use super::activation::{Levels, Q8x256};
+use super::activation::{Q8x256, products};
+use super::block::Tile;
 use super::search::{self, Affine, Cost, Steps};
-use crate::cpu::isa::{Isa, to_int};
+use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
+use crate::cpu::isa::{Isa, Lanes, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::array::from_fn;
@@ -107,18 +109,57 @@ impl Block for Q2K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q2K, x: [&Q8x256; T]) {
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        superblock::product(isa, tile);
+    }
+}
+
+impl SuperBlock for Q2K {
+    const SUBS: usize = 16;
+    const OFFSET: Offset = Offset::Minima;
+
+    #[inline(always)]
+    fn unpack<L: Lanes>(l: L, rows: &[&Q2K; 16], out: &mut Unpacked<L>) {
+        spread_two_bits(l, [window::<_, 16>(rows), window::<_, 48>(rows)], out);
+        let (head, low) = (l.turn(&window::<_, 0>(rows)), l.splat_byte(15));
+        for j in 0..16 {
+            out.scales[j] = l.unsigned_byte(l.and(head[j / 4], low), j % 4);
+        }
+        for p in 0..8 {
+            let m = l.shr::<4>(head[p / 2]);
+            out.pairs[p] = l.pair(l.unsigned_byte(m, 2 * p % 4), l.unsigned_byte(m, 2 * p % 4 + 1));
+        }
+        let tail = l.turn(&window::<_, 52>(rows))[7];
+        out.factors = [l.half(tail, 0), l.half(tail, 1)];
+    }
+
+    #[inline(always)]
+    fn sums<I: Isa>(isa: I, w: &Q2K, x: &Q8x256) -> [I::Ints; 2] {
         // Sixteen bytes at once; the masks keep to their own.
         let scales = u128::from_le_bytes(w.scales);
         let nibbles = u128::from_le_bytes([15; 16]);
         let (sc, m) = ((scales & nibbles).to_le_bytes(), (scales >> 4 & nibbles).to_le_bytes());
-        let (d, dmin) = (isa.splat_f16(w.d), isa.splat_f16(w.dmin));
-        let levels = Levels::<I, T>::new(isa, two_bits(isa, &w.q), isa.scales_16(sc));
-        for t in 0..T {
-            let sum = isa.floats(levels.products(isa, x[t]));
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), sum, acc[t]);
-            let mins = isa.floats(isa.dot_sums_16(m, &x[t].sums));
-            acc[t] = isa.fma(isa.mul(dmin, isa.splat(-x[t].d())), mins, acc[t]);
+        [products(isa, two_bits(isa, &w.q), isa.scales_16(sc), x), isa.dot_sums_16(m, &x.sums)]
+    }
+
+    #[inline(always)]
+    fn factors(&self) -> [[u8; 2]; 2] {
+        [self.d, self.dmin]
+    }
+}
+
+/// [`two_bits`] of a strip.
+#[inline(always)]
+pub(super) fn spread_two_bits<L: Lanes>(l: L, q: [[&[u8; 32]; 16]; 2], out: &mut Unpacked<L>) {
+    let last = l.splat_byte(3);
+    for h in 0..2 {
+        let q = l.turn(&q[h]);
+        for c in 0..8 {
+            let levels = &mut out.levels[32 * h + c..];
+            levels[0] = l.and(q[c], last);
+            levels[8] = l.and(l.shr::<2>(q[c]), last);
+            levels[16] = l.and(l.shr::<4>(q[c]), last);
+            levels[24] = l.shr::<6>(q[c]);
         }
     }
 }

@@ -14,10 +14,12 @@
 //!                                      bits 5..4 = high of sc[8 + k],  bits 7..6 = high of sc[12 + k]
 //! ```
 
-use super::activation::{Levels, Q8x256};
-use super::q2_k::{pack_two_bits, two_bits};
+use super::activation::{Q8x256, products};
+use super::block::Tile;
+use super::q2_k::{pack_two_bits, spread_two_bits, two_bits};
+use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
 use super::{Block, search};
-use crate::cpu::isa::{Isa, to_int};
+use crate::cpu::isa::{Isa, Lanes, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
@@ -126,13 +128,57 @@ impl Block for Q3K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q3K, x: [&Q8x256; T]) {
-        let (d, sc) = (isa.splat_f16(w.d), w.scales());
-        let levels = Levels::<I, T>::new(isa, w.levels(isa), isa.scales_16(sc));
-        for t in 0..T {
-            let offset = isa.shl_ints::<2>(isa.dot_sums_16(sc, &x[t].sums));
-            let sum = isa.sub_ints(levels.products(isa, x[t]), offset);
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        superblock::product(isa, tile);
+    }
+}
+
+impl SuperBlock for Q3K {
+    const SUBS: usize = 16;
+    const OFFSET: Offset = Offset::Zero(4);
+
+    #[inline(always)]
+    fn unpack<L: Lanes>(l: L, rows: &[&Q3K; 16], out: &mut Unpacked<L>) {
+        spread_two_bits(l, [window::<_, 32>(rows), window::<_, 64>(rows)], out);
+        let (h, third) = (l.turn(&window::<_, 0>(rows)), l.splat_byte(4));
+        for c in 0..8 {
+            let high = [
+                l.shl::<2>(h[c]),
+                l.shl::<1>(h[c]),
+                h[c],
+                l.shr::<1>(h[c]),
+                l.shr::<2>(h[c]),
+                l.shr::<3>(h[c]),
+                l.shr::<4>(h[c]),
+                l.shr::<5>(h[c]),
+            ];
+            for j in 0..8 {
+                out.levels[8 * j + c] = l.or(out.levels[8 * j + c], l.and(high[j], third));
+            }
         }
+        let tail = l.turn(&window::<_, 76>(rows)); // the twelve bytes of scales end at 108
+        let (a, b, high, low) = (tail[5], tail[6], tail[7], l.splat_byte(15));
+        let two = l.splat_byte(3);
+        let sc = [
+            l.or(l.and(a, low), l.shl::<4>(l.and(high, two))),
+            l.or(l.and(b, low), l.shl::<4>(l.and(l.shr::<2>(high), two))),
+            l.or(l.shr::<4>(a), l.shl::<4>(l.and(l.shr::<4>(high), two))),
+            l.or(l.shr::<4>(b), l.shl::<4>(l.shr::<6>(high))),
+        ];
+        superblock::sixteen_scales(l, sc, true, out);
+        out.factors[0] = l.half(l.turn(&window::<_, 78>(rows))[7], 1);
+    }
+
+    #[inline(always)]
+    fn sums<I: Isa>(isa: I, w: &Q3K, x: &Q8x256) -> [I::Ints; 2] {
+        let sc = w.scales();
+        let sum = products(isa, w.levels(isa), isa.scales_16(sc), x);
+        let offset = isa.shl_ints::<2>(isa.dot_sums_16(sc, &x.sums));
+        [isa.sub_ints(sum, offset), isa.zeros()]
+    }
+
+    #[inline(always)]
+    fn factors(&self) -> [[u8; 2]; 2] {
+        [self.d, [0; 2]]
     }
 }

@@ -7,7 +7,9 @@
 //! q, byte b = 0..16:  bits 3..0 = q[b],  bits 7..4 = q[16 + b]
 //! ```
 
+use super::block::Tile;
 use super::range::{furthest, inverse, levels, nibbles};
+use super::small::{self, SmallBlock};
 use super::{Block, Q8x32};
 use crate::cpu::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -21,14 +23,6 @@ pub struct Q4_0 {
     q: [u8; 16],
 }
 const _: () = assert!(size_of::<Q4_0>() == 18);
-
-impl Q4_0 {
-    /// The 32 levels.
-    #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
-        isa.nibbles(&self.q)
-    }
-}
 
 impl Block for Q4_0 {
     type X = Q8x32;
@@ -52,11 +46,21 @@ impl Block for Q4_0 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q4_0, x: [&Q8x32; T]) {
-        let (d, levels) = (isa.splat_f16(w.d), w.levels(isa));
-        for t in 0..T {
-            let sum = isa.dot(isa.first(-8 * x[t].sum()), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
-        }
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        small::product(isa, tile);
+    }
+}
+
+impl SmallBlock for Q4_0 {
+    const SIGNED: bool = false;
+    const ZERO: i32 = 8;
+
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.nibbles(&self.q)
+    }
+    #[inline(always)]
+    fn halves(&self) -> [[u8; 2]; 2] {
+        [self.d, [0; 2]]
     }
 }

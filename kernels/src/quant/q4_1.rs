@@ -7,7 +7,9 @@
 //! q, byte b = 0..16:  bits 3..0 = q[b],  bits 7..4 = q[16 + b]
 //! ```
 
+use super::block::Tile;
 use super::range::{extremes, inverse, levels, nibbles};
+use super::small::{self, SmallBlock};
 use super::{Block, Q8x32};
 use crate::cpu::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -22,14 +24,6 @@ pub struct Q4_1 {
     q: [u8; 16],
 }
 const _: () = assert!(size_of::<Q4_1>() == 20);
-
-impl Q4_1 {
-    /// The 32 levels.
-    #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
-        isa.nibbles(&self.q)
-    }
-}
 
 impl Block for Q4_1 {
     type X = Q8x32;
@@ -55,13 +49,21 @@ impl Block for Q4_1 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q4_1, x: [&Q8x32; T]) {
-        let (d, m, levels) = (isa.splat_f16(w.d), isa.splat_f16(w.m), w.levels(isa));
-        for t in 0..T {
-            let sum = isa.dot(isa.zeros(), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
-            let whole = isa.floats(isa.first(x[t].sum()));
-            acc[t] = isa.fma(isa.mul(m, isa.splat(x[t].d())), whole, acc[t]);
-        }
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        small::product(isa, tile);
+    }
+}
+
+impl SmallBlock for Q4_1 {
+    const SIGNED: bool = false;
+    const MINIMUM: bool = true;
+
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.nibbles(&self.q)
+    }
+    #[inline(always)]
+    fn halves(&self) -> [[u8; 2]; 2] {
+        [self.d, self.m]
     }
 }

@@ -8,7 +8,9 @@
 //! high, bit i:        bit 4 of q[i]
 //! ```
 
+use super::block::Tile;
 use super::range::{fifth_bits, furthest, inverse, levels, nibbles};
+use super::small::{self, SmallBlock};
 use super::{Block, Q8x32};
 use crate::cpu::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -23,15 +25,6 @@ pub struct Q5_0 {
     q: [u8; 16],
 }
 const _: () = assert!(size_of::<Q5_0>() == 22);
-
-impl Q5_0 {
-    /// The 32 levels.
-    #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
-        let fifth = isa.and(isa.mask(self.high), isa.splat_byte(16));
-        isa.or(isa.nibbles(&self.q), fifth)
-    }
-}
 
 impl Block for Q5_0 {
     type X = Q8x32;
@@ -55,11 +48,22 @@ impl Block for Q5_0 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q5_0, x: [&Q8x32; T]) {
-        let (d, levels) = (isa.splat_f16(w.d), w.levels(isa));
-        for t in 0..T {
-            let sum = isa.dot(isa.first(-16 * x[t].sum()), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
-        }
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        small::product(isa, tile);
+    }
+}
+
+impl SmallBlock for Q5_0 {
+    const SIGNED: bool = false;
+    const ZERO: i32 = 16;
+
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        let fifth = isa.and(isa.mask(self.high), isa.splat_byte(16));
+        isa.or(isa.nibbles(&self.q), fifth)
+    }
+    #[inline(always)]
+    fn halves(&self) -> [[u8; 2]; 2] {
+        [self.d, [0; 2]]
     }
 }

@@ -8,7 +8,9 @@
 //! high, bit i:        bit 4 of q[i]
 //! ```
 
+use super::block::Tile;
 use super::range::{extremes, fifth_bits, inverse, levels, nibbles};
+use super::small::{self, SmallBlock};
 use super::{Block, Q8x32};
 use crate::cpu::isa::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -24,15 +26,6 @@ pub struct Q5_1 {
     q: [u8; 16],
 }
 const _: () = assert!(size_of::<Q5_1>() == 24);
-
-impl Q5_1 {
-    /// The 32 levels.
-    #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
-        let fifth = isa.and(isa.mask(self.high), isa.splat_byte(16));
-        isa.or(isa.nibbles(&self.q), fifth)
-    }
-}
 
 impl Block for Q5_1 {
     type X = Q8x32;
@@ -58,13 +51,22 @@ impl Block for Q5_1 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q5_1, x: [&Q8x32; T]) {
-        let (d, m, levels) = (isa.splat_f16(w.d), isa.splat_f16(w.m), w.levels(isa));
-        for t in 0..T {
-            let sum = isa.dot(isa.zeros(), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
-            let whole = isa.floats(isa.first(x[t].sum()));
-            acc[t] = isa.fma(isa.mul(m, isa.splat(x[t].d())), whole, acc[t]);
-        }
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        small::product(isa, tile);
+    }
+}
+
+impl SmallBlock for Q5_1 {
+    const SIGNED: bool = false;
+    const MINIMUM: bool = true;
+
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        let fifth = isa.and(isa.mask(self.high), isa.splat_byte(16));
+        isa.or(isa.nibbles(&self.q), fifth)
+    }
+    #[inline(always)]
+    fn halves(&self) -> [[u8; 2]; 2] {
+        [self.d, self.m]
     }
 }

@@ -11,10 +11,12 @@
 //! ```
 //! The scales are packed as the head of `scales` draws it.
 
+use super::block::Tile;
 use super::scales::{self, Found};
 use super::search::Steps;
+use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
 use super::{Block, Q8x256};
-use crate::cpu::isa::Isa;
+use crate::cpu::isa::{Isa, Lanes};
 use bytemuck::{Pod, Zeroable};
 
 /// 256 weights.
@@ -78,7 +80,45 @@ impl Block for Q5K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q5K, x: [&Q8x256; T]) {
-        scales::accumulate(isa, acc, w.levels(isa), [w.d, w.dmin], w.scales, x);
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        superblock::product(isa, tile);
+    }
+}
+
+impl SuperBlock for Q5K {
+    const SUBS: usize = 8;
+    const OFFSET: Offset = Offset::Minima;
+
+    #[inline(always)]
+    fn unpack<L: Lanes>(l: L, rows: &[&Q5K; 16], out: &mut Unpacked<L>) {
+        scales::spread(l, rows, out);
+        let (low, fifth) = (l.splat_byte(15), l.splat_byte(16));
+        // The 32 bytes of group p: sub-blocks 2 p and 2 p + 1.
+        let groups =
+            [window::<_, 48>(rows), window::<_, 80>(rows), window::<_, 112>(rows), window::<_, 144>(rows)];
+        let h = l.turn(&window::<_, 16>(rows));
+        for p in 0..4 {
+            let q = l.turn(&groups[p]);
+            for c in 0..8 {
+                let (even, odd) = match p {
+                    0 => (l.shl::<4>(h[c]), l.shl::<3>(h[c])),
+                    1 => (l.shl::<2>(h[c]), l.shl::<1>(h[c])),
+                    2 => (h[c], l.shr::<1>(h[c])),
+                    _ => (l.shr::<2>(h[c]), l.shr::<3>(h[c])),
+                };
+                out.levels[16 * p + c] = l.or(l.and(even, fifth), l.and(q[c], low));
+                out.levels[16 * p + 8 + c] = l.or(l.and(odd, fifth), l.shr::<4>(q[c]));
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn sums<I: Isa>(isa: I, w: &Q5K, x: &Q8x256) -> [I::Ints; 2] {
+        scales::sums(isa, w.levels(isa), w.scales, x)
+    }
+
+    #[inline(always)]
+    fn factors(&self) -> [[u8; 2]; 2] {
+        [self.d, self.dmin]
     }
 }

@@ -12,9 +12,11 @@
 //! high, byte 32 h + b:                 bits 5..4 of q[32 j + b] in bits 2 s + 1 .. 2 s
 //! ```
 
-use super::activation::{Levels, Q8x256};
+use super::activation::{Q8x256, products};
+use super::block::Tile;
+use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
 use super::{Block, search};
-use crate::cpu::isa::{Isa, to_int};
+use crate::cpu::isa::{Isa, Lanes, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
@@ -86,13 +88,45 @@ impl Block for Q6K {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q6K, x: [&Q8x256; T]) {
-        let d = isa.splat_f16(w.d);
-        let levels = Levels::<I, T>::new(isa, w.levels(isa), isa.scales_16(w.scales));
-        for t in 0..T {
-            let offset = isa.shl_ints::<5>(isa.dot_sums_16(w.scales, &x[t].sums));
-            let sum = isa.sub_ints(levels.products(isa, x[t]), offset);
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        superblock::product(isa, tile);
+    }
+}
+
+impl SuperBlock for Q6K {
+    const SUBS: usize = 16;
+    const OFFSET: Offset = Offset::Zero(32);
+
+    #[inline(always)]
+    fn unpack<L: Lanes>(l: L, rows: &[&Q6K; 16], out: &mut Unpacked<L>) {
+        let (last, upper) = (l.splat_byte(15), l.splat_byte(0x30));
+        let low =
+            [[window::<_, 0>(rows), window::<_, 32>(rows)], [window::<_, 64>(rows), window::<_, 96>(rows)]];
+        let high = [window::<_, 128>(rows), window::<_, 160>(rows)];
+        for h in 0..2 {
+            let (a, b, high) = (l.turn(&low[h][0]), l.turn(&low[h][1]), l.turn(&high[h]));
+            for c in 0..8 {
+                let levels = &mut out.levels[32 * h + c..];
+                levels[0] = l.or(l.and(a[c], last), l.and(l.shl::<4>(high[c]), upper));
+                levels[8] = l.or(l.and(b[c], last), l.and(l.shl::<2>(high[c]), upper));
+                levels[16] = l.or(l.shr::<4>(a[c]), l.and(high[c], upper));
+                levels[24] = l.or(l.shr::<4>(b[c]), l.and(l.shr::<2>(high[c]), upper));
+            }
         }
+        let scales = l.turn(&window::<_, 176>(rows));
+        superblock::sixteen_scales(l, [scales[4], scales[5], scales[6], scales[7]], false, out);
+        out.factors[0] = l.half(l.turn(&window::<_, 178>(rows))[7], 1);
+    }
+
+    #[inline(always)]
+    fn sums<I: Isa>(isa: I, w: &Q6K, x: &Q8x256) -> [I::Ints; 2] {
+        let sum = products(isa, w.levels(isa), isa.scales_16(w.scales), x);
+        let offset = isa.shl_ints::<5>(isa.dot_sums_16(w.scales, &x.sums));
+        [isa.sub_ints(sum, offset), isa.zeros()]
+    }
+
+    #[inline(always)]
+    fn factors(&self) -> [[u8; 2]; 2] {
+        [self.d, [0; 2]]
     }
 }

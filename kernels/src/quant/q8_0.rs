@@ -5,9 +5,11 @@
 //!      | d f16 | q0 q1 ... q31  (i8)              |        w_i = d q_i
 //! ```
 
+use super::block::Tile;
 use super::range::inverse;
+use super::small::{self, SmallBlock};
 use super::{Block, Q8x32};
-use crate::cpu::isa::{Isa, to_int};
+use crate::cpu::isa::{Isa, Lanes, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
@@ -45,11 +47,28 @@ impl Block for Q8_0 {
     }
 
     #[inline(always)]
-    fn accumulate<I: Isa, const T: usize>(isa: I, acc: &mut [I::Floats; T], w: &Q8_0, x: [&Q8x32; T]) {
-        let (d, levels) = (isa.splat_f16(w.d), isa.bytes(&w.q));
-        for t in 0..T {
-            let sum = isa.dot_signed(isa.zeros(), levels, isa.bytes(&x[t].q));
-            acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), isa.floats(sum), acc[t]);
+    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        small::product(isa, tile);
+    }
+}
+
+impl SmallBlock for Q8_0 {
+    const SIGNED: bool = true;
+
+    #[inline(always)]
+    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.bytes(&self.q)
+    }
+    #[inline(always)]
+    fn turn<I: Isa>(isa: I, rows: &[&Q8_0; 16]) -> [<I::Lanes as Lanes>::Bytes; 8] {
+        let mut levels = [&[0; 32]; 16];
+        for r in 0..16 {
+            levels[r] = &rows[r].q;
         }
+        isa.lanes().turn(&levels)
+    }
+    #[inline(always)]
+    fn halves(&self) -> [[u8; 2]; 2] {
+        [self.d, [0; 2]]
     }
 }

@@ -7,9 +7,11 @@
 //! ```
 //! Four bytes at a time, so no mask reaches into a neighbour.
 
-use super::activation::{Levels, Q8x256};
+use super::Block;
+use super::activation::{Q8x256, products};
 use super::search::{self, Affine, Cost, Steps};
-use crate::cpu::isa::{Isa, to_int};
+use super::superblock::{Unpacked, window};
+use crate::cpu::isa::{Isa, Lanes, to_int};
 use half::f16;
 
 /// Scales and minima of the eight sub-blocks.
@@ -82,23 +84,25 @@ pub(super) fn dequantise<I: Isa>(isa: I, q: [I::Bytes; 8], d: [[u8; 2]; 2], scal
     }
 }
 
-/// acc += d_x (d sum_j sc_j q_j x_j - dmin sum_j m_j sum(x_j)), for each token.
+/// Whole numbers that sum to sum_j sc_j (q_j . x_j), and to sum_j m_j sum(x_j).
 #[inline(always)]
-pub(super) fn accumulate<I: Isa, const T: usize>(
-    isa: I,
-    acc: &mut [I::Floats; T],
-    q: [I::Bytes; 8],
-    d: [[u8; 2]; 2],
-    scales: [u8; 12],
-    x: [&Q8x256; T],
-) {
+pub(super) fn sums<I: Isa>(isa: I, q: [I::Bytes; 8], scales: [u8; 12], x: &Q8x256) -> [I::Ints; 2] {
     let (sc, m) = unpack(scales);
-    let (d, dmin) = (isa.splat_f16(d[0]), isa.splat_f16(d[1]));
-    let levels = Levels::<I, T>::new(isa, q, isa.scales_8(sc));
-    for t in 0..T {
-        let sum = isa.floats(levels.products(isa, x[t]));
-        acc[t] = isa.fma(isa.mul(d, isa.splat(x[t].d())), sum, acc[t]);
-        let mins = isa.floats(isa.dot_sums_8(m, &x[t].sums));
-        acc[t] = isa.fma(isa.mul(dmin, isa.splat(-x[t].d())), mins, acc[t]);
+    [products(isa, q, isa.scales_8(sc), x), isa.dot_sums_8(m, &x.sums)]
+}
+
+/// d, dmin, the scales and the minima of a strip, from the first 16 bytes of its blocks: d, dmin, a, b, c.
+#[inline(always)]
+pub(super) fn spread<L: Lanes, B: Block>(l: L, rows: &[&B; 16], out: &mut Unpacked<L>) {
+    let head = l.turn(&window::<_, 0>(rows));
+    out.factors = [l.half(head[0], 0), l.half(head[0], 1)];
+    let (a, b, c) = (head[1], head[2], head[3]);
+    let (six, low) = (l.splat_byte(0x3f), l.splat_byte(15));
+    let sc = [l.and(a, six), l.or(l.and(c, low), l.shl::<4>(l.shr::<6>(a)))];
+    let m = [l.and(b, six), l.or(l.shr::<4>(c), l.shl::<4>(l.shr::<6>(b)))];
+    for j in 0..8 {
+        out.scales[j] = l.unsigned_byte(sc[j / 4], j % 4);
+        let m = l.unsigned_byte(m[j / 4], j % 4);
+        out.pairs[j] = l.pair(m, m); // a minimum meets two sums of sixteen
     }
 }

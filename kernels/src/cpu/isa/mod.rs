@@ -5,8 +5,9 @@
 //! instruction sets give the same bits: sums of integers are exact, and sums of floats have the same eight
 //! lanes and the same order on each. A kernel is a [`Kernel`], written once; [`Level::run`] compiles it for
 //! each instruction set and calls the right one. It knows no format and no op. Next: `scalar`, which says
-//! what each operation means, then `x86` and `neon`.
+//! what each operation means, then `x86` and `neon`, and `lanes`, where a lane is a row.
 
+mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod scalar;
@@ -15,6 +16,7 @@ mod wide;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+pub use lanes::{Eight, Lanes};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use scalar::Scalar;
@@ -36,12 +38,11 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// 16 x i16: integer scales of the two halves of eight sub-blocks.
     type Scales: Copy;
 
-    /// The levels of a super-block's eight sub-blocks with their scales, laid out for [`Isa::products`].
-    type Levels: Copy;
-    /// The same of signed levels, for [`Isa::signed_products`].
-    type SignedLevels: Copy;
-    /// Tokens that share what was unpacked from a block: as many as there are registers for.
-    const TOKENS: usize;
+    /// The same machine with stored rows as lanes, for products of many tokens.
+    type Lanes: Lanes;
+
+    /// See [`Lanes`].
+    fn lanes(self) -> Self::Lanes;
 
     /// Runs `kernel` where this instruction set is enabled, so that everything in it is compiled for it.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
@@ -76,6 +77,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn total(self, v: Self::Floats) -> f32;
     /// Eight binary16, little endian.
     fn load_f16(self, v: &[u8; 16]) -> Self::Floats;
+    /// The same from eight places, without a detour over memory.
+    fn gather_f16(self, v: [[u8; 2]; 8]) -> Self::Floats;
     /// Eight bfloat16, little endian: the upper halves of floats.
     fn load_bf16(self, v: &[u8; 16]) -> Self::Floats;
     /// One binary16, little endian, eight times.
@@ -105,6 +108,18 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn round(self, v: Self::Floats) -> Self::Ints;
     /// The bits of |v|: as integers they are in the order of |v|, with NaN above infinity.
     fn magnitude(self, v: Self::Floats) -> Self::Ints;
+    /// The sum of the lanes, wrapping.
+    fn sum_lanes(self, v: Self::Ints) -> i32;
+    /// Lane l = the sum of the eight lanes of `v[l]`, wrapping.
+    fn add_lanes(self, v: [Self::Ints; 8]) -> Self::Ints;
+    /// Eight times the same.
+    fn splat_int(self, v: i32) -> Self::Ints;
+    /// The lower sixteen bits of low, and of high above them.
+    fn pair(self, low: Self::Ints, high: Self::Ints) -> Self::Ints;
+    /// a * b, wrapping
+    fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+    /// Lane l += `w[2l] * x[0] + w[2l+1] * x[1]`, of i16 in w's lanes and in x, little endian.
+    fn dot_pairs(self, acc: Self::Ints, w: Self::Ints, x: [u8; 4]) -> Self::Ints;
     /// `Lane l = m[l] * (sums[2l] + sums[2l+1])`, of eight bytes and sixteen i16, little endian.
     fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> Self::Ints;
     /// `Lane l = s[2l] * sums[2l] + s[2l+1] * sums[2l+1]`, of sixteen i8 and sixteen i16, little endian.
@@ -122,6 +137,18 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn store_bytes(self, v: Self::Bytes, out: &mut [u8; 32]);
     /// 32 times the same.
     fn splat_byte(self, v: u8) -> Self::Bytes;
+    /// Four bytes, eight times.
+    fn splat_four(self, v: [u8; 4]) -> Self::Bytes;
+    /// Byte `4 l + i` of vector c = byte `4 c + i` of row l: rows become lanes.
+    fn turn(self, rows: [&[u8; 32]; 8]) -> [Self::Bytes; 8];
+    /// The same bits as floats.
+    fn as_floats(self, v: Self::Bytes) -> Self::Floats;
+    /// Byte `at` of each four.
+    fn unsigned_byte(self, v: Self::Bytes, at: usize) -> Self::Ints;
+    /// The same, signed.
+    fn signed_byte(self, v: Self::Bytes, at: usize) -> Self::Ints;
+    /// Bytes `2 at` and `2 at + 1` of each four as binary16.
+    fn half(self, v: Self::Bytes, at: usize) -> Self::Floats;
     /// Byte i = low nibble of `v[i]`, byte 16 + i = high nibble of `v[i]`.
     fn nibbles(self, v: &[u8; 16]) -> Self::Bytes;
     /// v, then v again.
@@ -164,42 +191,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
         s: Self::Scales,
         j: usize,
     ) -> Self::Ints;
-    /// Lays out unsigned levels and their scales.
-    fn levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::Levels;
-    /// Sum over j of [`Isa::dot_scaled`] of sub-block j.
-    fn products(self, w: &Self::Levels, x: &[[u8; 32]; 8]) -> Self::Ints;
-    /// Lays out signed levels and their scales.
-    fn signed_levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::SignedLevels;
-    /// Sum over j of [`Isa::dot_signed_scaled`] of sub-block j.
-    fn signed_products(self, w: &Self::SignedLevels, x: &[[u8; 32]; 8]) -> Self::Ints;
-}
-
-/// Levels and scales as they are, one register a sub-block.
-#[derive(Clone, Copy)]
-pub struct Parts<B, S> {
-    pub(crate) q: [B; 8],
-    pub(crate) s: S,
-}
-
-/// [`Isa::products`], a sub-block at a time. Two sums, so that one need not wait for the other.
-#[inline(always)]
-pub(crate) fn products<I: Isa>(isa: I, w: &Parts<I::Bytes, I::Scales>, x: &[[u8; 32]; 8]) -> I::Ints {
-    let (mut even, mut odd) = (isa.zeros(), isa.zeros());
-    for j in [0, 2, 4, 6] {
-        even = isa.dot_scaled(even, w.q[j], isa.bytes(&x[j]), w.s, j);
-        odd = isa.dot_scaled(odd, w.q[j + 1], isa.bytes(&x[j + 1]), w.s, j + 1);
-    }
-    isa.add_ints(even, odd)
-}
-
-/// [`Isa::signed_products`], a sub-block at a time.
-#[inline(always)]
-pub(crate) fn signed_products<I: Isa>(isa: I, w: &Parts<I::Bytes, I::Scales>, x: &[[u8; 32]; 8]) -> I::Ints {
-    let mut sum = isa.zeros();
-    for (j, x) in x.iter().enumerate() {
-        sum = isa.dot_signed_scaled(sum, w.q[j], isa.bytes(x), w.s, j);
-    }
-    sum
 }
 
 /// A computation written once over [`Isa`]. `run` must be `#[inline(always)]`, as must all it calls that take

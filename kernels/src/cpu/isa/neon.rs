@@ -6,7 +6,7 @@
 //! which has the signs of [`Isa::dot`], is an extension that fewer machines have.) Intrinsics, and inline
 //! assembly for the three instructions that have no fitting one.
 
-use super::{Isa, Kernel, Parts};
+use super::{Eight, Isa, Kernel};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -104,9 +104,12 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     type Floats = float32x4x2_t;
     /// Wide: a product takes the scale right from a lane.
     type Scales = [i32; 16];
-    type Levels = Parts<Self::Bytes, Self::Scales>;
-    type SignedLevels = Parts<Self::Bytes, Self::Scales>;
-    const TOKENS: usize = 4;
+    type Lanes = Eight<Self>;
+
+    #[inline(always)]
+    fn lanes(self) -> Eight<Self> {
+        Eight(self)
+    }
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -201,6 +204,10 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { fcvtl(vld1q_u8(v.as_ptr())) }
     }
     #[inline(always)]
+    fn gather_f16(self, v: [[u8; 2]; 8]) -> float32x4x2_t {
+        self.load_f16(v.as_flattened().first_chunk().expect("sixteen bytes"))
+    }
+    #[inline(always)]
     fn load_bf16(self, v: &[u8; 16]) -> float32x4x2_t {
         // SAFETY: the token proves NEON; v is sixteen readable bytes.
         unsafe {
@@ -281,6 +288,45 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { int32x4x2_t(vreinterpretq_s32_f32(vabsq_f32(v.0)), vreinterpretq_s32_f32(vabsq_f32(v.1))) }
     }
     #[inline(always)]
+    fn sum_lanes(self, v: int32x4x2_t) -> i32 {
+        // SAFETY: the token proves NEON.
+        unsafe { vaddvq_s32(vaddq_s32(v.0, v.1)) }
+    }
+    #[inline(always)]
+    fn add_lanes(self, v: [int32x4x2_t; 8]) -> int32x4x2_t {
+        // SAFETY: the token proves NEON; pairwise sums of registers.
+        unsafe {
+            let [a, b, c, d, e, f, g, h] = v.map(|v| vaddq_s32(v.0, v.1));
+            let fours = |a, b, c, d| vpaddq_s32(vpaddq_s32(a, b), vpaddq_s32(c, d));
+            int32x4x2_t(fours(a, b, c, d), fours(e, f, g, h))
+        }
+    }
+    #[inline(always)]
+    fn splat_int(self, v: i32) -> int32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { int32x4x2_t(vdupq_n_s32(v), vdupq_n_s32(v)) }
+    }
+    #[inline(always)]
+    fn pair(self, low: int32x4x2_t, high: int32x4x2_t) -> int32x4x2_t {
+        // SAFETY: the token proves NEON; a shift left that keeps the lowest bits of the other operand.
+        unsafe { int32x4x2_t(vsliq_n_s32::<16>(low.0, high.0), vsliq_n_s32::<16>(low.1, high.1)) }
+    }
+    #[inline(always)]
+    fn mul_ints(self, a: int32x4x2_t, b: int32x4x2_t) -> int32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { int32x4x2_t(vmulq_s32(a.0, b.0), vmulq_s32(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: int32x4x2_t, w: int32x4x2_t, x: [u8; 4]) -> int32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe {
+            let x = vreinterpretq_s16_s32(vdupq_n_s32(i32::from_le_bytes(x)));
+            let low = self.pairs(vreinterpretq_s16_s32(w.0), x);
+            let high = self.pairs(vreinterpretq_s16_s32(w.1), x);
+            int32x4x2_t(vaddq_s32(acc.0, low), vaddq_s32(acc.1, high))
+        }
+    }
+    #[inline(always)]
     fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> int32x4x2_t {
         let sums = self.bytes(sums);
         // SAFETY: the token proves NEON; m is eight readable bytes.
@@ -342,6 +388,58 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     fn splat_byte(self, v: u8) -> uint8x16x2_t {
         // SAFETY: the token proves NEON.
         unsafe { uint8x16x2_t(vdupq_n_u8(v), vdupq_n_u8(v)) }
+    }
+    #[inline(always)]
+    fn splat_four(self, v: [u8; 4]) -> uint8x16x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe {
+            let v = vreinterpretq_u8_u32(vdupq_n_u32(u32::from_le_bytes(v)));
+            uint8x16x2_t(v, v)
+        }
+    }
+    #[inline(always)]
+    fn turn(self, rows: [&[u8; 32]; 8]) -> [uint8x16x2_t; 8] {
+        let mut out = [self.splat_byte(0); 8];
+        for (c, out) in out.iter_mut().enumerate() {
+            let mut lanes = [0; 32];
+            for (lane, row) in lanes.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
+                *lane = row.as_chunks::<4>().0[c];
+            }
+            *out = self.bytes(&lanes);
+        }
+        out
+    }
+    #[inline(always)]
+    fn as_floats(self, v: uint8x16x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { float32x4x2_t(vreinterpretq_f32_u8(v.0), vreinterpretq_f32_u8(v.1)) }
+    }
+    #[inline(always)]
+    fn unsigned_byte(self, v: uint8x16x2_t, at: usize) -> int32x4x2_t {
+        // SAFETY: the token proves NEON; a shift by a negative number goes right.
+        unsafe {
+            let by = vdupq_n_s32(-8 * at as i32);
+            let byte = |v| vandq_u32(vshlq_u32(vreinterpretq_u32_u8(v), by), vdupq_n_u32(0xff));
+            int32x4x2_t(vreinterpretq_s32_u32(byte(v.0)), vreinterpretq_s32_u32(byte(v.1)))
+        }
+    }
+    #[inline(always)]
+    fn signed_byte(self, v: uint8x16x2_t, at: usize) -> int32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe {
+            let by = vdupq_n_s32(24 - 8 * at as i32);
+            let byte = |v| vshrq_n_s32::<24>(vshlq_s32(vreinterpretq_s32_u8(v), by));
+            int32x4x2_t(byte(v.0), byte(v.1))
+        }
+    }
+    #[inline(always)]
+    fn half(self, v: uint8x16x2_t, at: usize) -> float32x4x2_t {
+        // SAFETY: the token proves NEON; a shift by a negative number goes right.
+        unsafe {
+            let by = vdupq_n_s32(-16 * at as i32);
+            let low = |v| vreinterpretq_s32_u32(vshlq_u32(vreinterpretq_u32_u8(v), by));
+            fcvtl(self.lower_halves(int32x4x2_t(low(v.0), low(v.1))))
+        }
     }
     #[inline(always)]
     fn nibbles(self, v: &[u8; 16]) -> uint8x16x2_t {
@@ -456,21 +554,5 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         let sums = self.dot_signed(self.zeros(), w, x);
         // SAFETY: the token proves NEON.
         unsafe { int32x4x2_t(vmlaq_n_s32(acc.0, sums.0, s[2 * j]), vmlaq_n_s32(acc.1, sums.1, s[2 * j + 1])) }
-    }
-    #[inline(always)]
-    fn levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::Levels {
-        Parts { q, s }
-    }
-    #[inline(always)]
-    fn products(self, w: &Self::Levels, x: &[[u8; 32]; 8]) -> Self::Ints {
-        super::products(self, w, x)
-    }
-    #[inline(always)]
-    fn signed_levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::SignedLevels {
-        Parts { q, s }
-    }
-    #[inline(always)]
-    fn signed_products(self, w: &Self::SignedLevels, x: &[[u8; 32]; 8]) -> Self::Ints {
-        super::signed_products(self, w, x)
     }
 }

@@ -1,6 +1,6 @@
 //! The operations of [`Isa`] as plain loops: what each means, and what a machine without the others runs.
 
-use super::{Isa, Kernel, Parts};
+use super::{Eight, Isa, Kernel};
 use half::f16;
 use std::array::from_fn;
 
@@ -33,9 +33,12 @@ impl Isa for Scalar {
     type Ints = [i32; 8];
     type Floats = [f32; 8];
     type Scales = [i16; 16];
-    type Levels = Parts<Self::Bytes, Self::Scales>;
-    type SignedLevels = Parts<Self::Bytes, Self::Scales>;
-    const TOKENS: usize = 4;
+    type Lanes = Eight<Self>;
+
+    #[inline(always)]
+    fn lanes(self) -> Eight<Self> {
+        Eight(self)
+    }
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -100,6 +103,10 @@ impl Isa for Scalar {
         from_fn(|l| self.f16([v[2 * l], v[2 * l + 1]]))
     }
     #[inline(always)]
+    fn gather_f16(self, v: [[u8; 2]; 8]) -> [f32; 8] {
+        v.map(|v| self.f16(v))
+    }
+    #[inline(always)]
     fn load_bf16(self, v: &[u8; 16]) -> [f32; 8] {
         from_fn(|l| f32::from_le_bytes([0, 0, v[2 * l], v[2 * l + 1]]))
     }
@@ -153,6 +160,35 @@ impl Isa for Scalar {
         v.map(|v| v.abs().to_bits().cast_signed())
     }
     #[inline(always)]
+    fn sum_lanes(self, v: [i32; 8]) -> i32 {
+        v.into_iter().fold(0, i32::wrapping_add)
+    }
+    #[inline(always)]
+    fn add_lanes(self, v: [[i32; 8]; 8]) -> [i32; 8] {
+        v.map(|v| v.into_iter().fold(0, i32::wrapping_add))
+    }
+    #[inline(always)]
+    fn splat_int(self, v: i32) -> [i32; 8] {
+        [v; 8]
+    }
+    #[inline(always)]
+    fn pair(self, low: [i32; 8], high: [i32; 8]) -> [i32; 8] {
+        from_fn(|l| low[l] & 0xffff | high[l] << 16)
+    }
+    #[inline(always)]
+    fn mul_ints(self, a: [i32; 8], b: [i32; 8]) -> [i32; 8] {
+        from_fn(|l| a[l].wrapping_mul(b[l]))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: [i32; 8], w: [i32; 8], x: [u8; 4]) -> [i32; 8] {
+        let x = i32::from_le_bytes(x);
+        let product = |w: i32, x: i32| w as i16 as i32 * x as i16 as i32;
+        from_fn(|l| {
+            let pair = product(w[l], x).wrapping_add(product(w[l] >> 16, x >> 16));
+            acc[l].wrapping_add(pair)
+        })
+    }
+    #[inline(always)]
     fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> [i32; 8] {
         let sum = |i: usize| i16::from_le_bytes([sums[2 * i], sums[2 * i + 1]]) as i32;
         from_fn(|l| m[l] as i32 * (sum(2 * l) + sum(2 * l + 1)))
@@ -181,6 +217,30 @@ impl Isa for Scalar {
     #[inline(always)]
     fn splat_byte(self, v: u8) -> [u8; 32] {
         [v; 32]
+    }
+    #[inline(always)]
+    fn splat_four(self, v: [u8; 4]) -> [u8; 32] {
+        from_fn(|i| v[i % 4])
+    }
+    #[inline(always)]
+    fn turn(self, rows: [&[u8; 32]; 8]) -> [[u8; 32]; 8] {
+        from_fn(|c| from_fn(|i| rows[i / 4][4 * c + i % 4]))
+    }
+    #[inline(always)]
+    fn as_floats(self, v: [u8; 32]) -> [f32; 8] {
+        self.load(&v)
+    }
+    #[inline(always)]
+    fn unsigned_byte(self, v: [u8; 32], at: usize) -> [i32; 8] {
+        from_fn(|l| v[4 * l + at] as i32)
+    }
+    #[inline(always)]
+    fn signed_byte(self, v: [u8; 32], at: usize) -> [i32; 8] {
+        from_fn(|l| v[4 * l + at].cast_signed() as i32)
+    }
+    #[inline(always)]
+    fn half(self, v: [u8; 32], at: usize) -> [f32; 8] {
+        from_fn(|l| self.f16([v[4 * l + 2 * at], v[4 * l + 2 * at + 1]]))
     }
     #[inline(always)]
     fn nibbles(self, v: &[u8; 16]) -> [u8; 32] {
@@ -237,21 +297,5 @@ impl Isa for Scalar {
     #[inline(always)]
     fn dot_signed_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 16], j: usize) -> [i32; 8] {
         sum_of_products(|i| w[i].cast_signed() as i32, x, [s[2 * j], s[2 * j + 1]], acc)
-    }
-    #[inline(always)]
-    fn levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::Levels {
-        Parts { q, s }
-    }
-    #[inline(always)]
-    fn products(self, w: &Self::Levels, x: &[[u8; 32]; 8]) -> Self::Ints {
-        super::products(self, w, x)
-    }
-    #[inline(always)]
-    fn signed_levels(self, q: [Self::Bytes; 8], s: Self::Scales) -> Self::SignedLevels {
-        Parts { q, s }
-    }
-    #[inline(always)]
-    fn signed_products(self, w: &Self::SignedLevels, x: &[[u8; 32]; 8]) -> Self::Ints {
-        super::signed_products(self, w, x)
     }
 }

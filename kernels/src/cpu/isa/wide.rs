@@ -1,142 +1,224 @@
-//! What x86 does with whole super-blocks: two sub-blocks a register where there is AVX-512, one where there is not.
+//! Sixteen rows as the lanes of a 512-bit register, where there is AVX-512; eight of 256 bits where there is not.
 //!
-//! The two halves of a 512-bit sum are added as integers before anything is rounded, so both give the same bits.
+//! Signed levels are stored 128 higher, as `vpdpbusd` wants one side unsigned; who sums them takes that away again.
+//! Intrinsics and nothing else.
 
-use super::Parts;
+use super::lanes::{Eight, Lanes};
 use super::x86::X86;
 use std::arch::x86_64::*;
 
-/// The part of [`Isa`] that depends on the width of a register.
-pub trait Width: Copy {
-    /// See [`Isa::Levels`].
-    type Unsigned: Copy;
-    /// See [`Isa::SignedLevels`].
-    type Signed: Copy;
-    /// See [`Isa::TOKENS`].
-    const SHARED: usize;
-
-    /// See [`Isa::levels`].
-    fn lay_out(self, q: [__m256i; 8], s: __m256i) -> Self::Unsigned;
-    /// See [`Isa::products`].
-    fn sum(self, w: &Self::Unsigned, x: &[[u8; 32]; 8]) -> __m256i;
-    /// See [`Isa::signed_levels`].
-    fn lay_out_signed(self, q: [__m256i; 8], s: __m256i) -> Self::Signed;
-    /// See [`Isa::signed_products`].
-    fn sum_signed(self, w: &Self::Signed, x: &[[u8; 32]; 8]) -> __m256i;
+/// The [`Lanes`] of an x86 machine.
+pub trait Wide: Copy {
+    /// As wide as its registers.
+    type Lanes: Lanes;
+    /// See [`super::Isa::lanes`].
+    fn widen(self) -> Self::Lanes;
 }
 
-impl Width for X86<false> {
-    type Unsigned = Parts<__m256i, __m256i>;
-    type Signed = Parts<__m256i, __m256i>;
-    const SHARED: usize = 4;
+impl Wide for X86<false> {
+    type Lanes = Eight<Self>;
 
     #[inline(always)]
-    fn lay_out(self, q: [__m256i; 8], s: __m256i) -> Self::Unsigned {
-        Parts { q, s }
-    }
-    #[inline(always)]
-    fn sum(self, w: &Self::Unsigned, x: &[[u8; 32]; 8]) -> __m256i {
-        super::products(self, w, x)
-    }
-    #[inline(always)]
-    fn lay_out_signed(self, q: [__m256i; 8], s: __m256i) -> Self::Signed {
-        Parts { q, s }
-    }
-    #[inline(always)]
-    fn sum_signed(self, w: &Self::Signed, x: &[[u8; 32]; 8]) -> __m256i {
-        super::signed_products(self, w, x)
+    fn widen(self) -> Eight<Self> {
+        Eight(self)
     }
 }
 
-/// Sub-blocks 2p and 2p + 1 of register p, and their scales, one for each pair of bytes.
+impl Wide for X86<true> {
+    type Lanes = Sixteen;
+
+    #[inline(always)]
+    fn widen(self) -> Sixteen {
+        Sixteen(self)
+    }
+}
+
+/// Sixteen rows. Holding one proves AVX-512 F, BW and VNNI.
 #[derive(Clone, Copy)]
-pub struct Pairs {
-    q: [__m512i; 4],
-    s: [__m512i; 4],
-}
+#[allow(dead_code, reason = "the token is the proof")]
+pub struct Sixteen(X86<true>);
 
-/// Magnitudes of signed levels, and where they are negative.
-#[derive(Clone, Copy)]
-pub struct SignedPairs {
-    pairs: Pairs,
-    negative: [__mmask64; 4],
-}
-
-impl Width for X86<true> {
-    type Unsigned = Pairs;
-    type Signed = SignedPairs;
-    const SHARED: usize = 8;
+impl Lanes for Sixteen {
+    const ROWS: usize = 16;
+    const TOKENS: usize = 8;
+    const ADDED: i32 = 128;
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
 
     #[inline(always)]
-    fn lay_out(self, q: [__m256i; 8], s: __m256i) -> Pairs {
-        // SAFETY: the token proves AVX-512 F, BW and VNNI.
+    fn turn(self, rows: &[&[u8; 32]; 16]) -> [__m512i; 8] {
+        // SAFETY: the token proves AVX-512 F and BW; loadu reads the 32 bytes of a row at any alignment.
         unsafe {
-            // s has the scales of the sub-blocks' first halves in lanes 0..8, of their second halves in 8..16.
-            let first = _mm512_inserti64x4::<1>(
-                _mm512_castsi256_si512(_mm256_inserti128_si256::<1>(
-                    _mm256_setzero_si256(),
-                    _mm_set1_epi16(8),
-                )),
-                _mm256_inserti128_si256::<1>(_mm256_set1_epi16(1), _mm_set1_epi16(9)),
-            );
-            let scales = _mm512_castsi256_si512(s);
-            let mut out = Pairs { q: [scales; 4], s: [scales; 4] };
-            for p in 0..4 {
-                out.q[p] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(q[2 * p]), q[2 * p + 1]);
-                let index = _mm512_add_epi16(first, _mm512_set1_epi16(2 * p as i16));
-                out.s[p] = _mm512_permutexvar_epi16(index, scales);
+            // Row r in the lower half, row 8 + r in the upper.
+            let mut r = [_mm512_setzero_si512(); 8];
+            for i in 0..8 {
+                let low = _mm256_loadu_si256(rows[i].as_ptr().cast());
+                let high = _mm256_loadu_si256(rows[8 + i].as_ptr().cast());
+                r[i] = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+            }
+            let mut twos = r;
+            for i in 0..4 {
+                twos[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]); // columns 0, 1 and 4, 5
+                twos[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]); // 2, 3 and 6, 7
+            }
+            let mut fours = r;
+            for i in 0..2 {
+                for c in 0..2 {
+                    let (a, b) = (twos[4 * i + c], twos[4 * i + c + 2]);
+                    fours[4 * i + 2 * c] = _mm512_unpacklo_epi64(a, b);
+                    fours[4 * i + 2 * c + 1] = _mm512_unpackhi_epi64(a, b);
+                }
+            }
+            // Column c is in the even quarters, column 4 + c in the odd ones.
+            let even = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
+            let odd = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
+            let mut out = r;
+            for c in 0..4 {
+                out[c] = _mm512_permutex2var_epi64(fours[c], even, fours[4 + c]);
+                out[4 + c] = _mm512_permutex2var_epi64(fours[c], odd, fours[4 + c]);
             }
             out
         }
     }
-
     #[inline(always)]
-    fn sum(self, w: &Pairs, x: &[[u8; 32]; 8]) -> __m256i {
-        // SAFETY: the token proves AVX-512 F, BW and VNNI; loadu reads 64 of the 256 bytes of x.
+    fn splat_byte(self, v: u8) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_set1_epi8(v.cast_signed()) }
+    }
+    #[inline(always)]
+    fn and(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn or(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn shr<const BY: i32>(self, a: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F and BW.
         unsafe {
-            let mut sums = [_mm512_setzero_si512(); 2];
-            for p in 0..4 {
-                let x = _mm512_loadu_si512(x[2 * p..2 * p + 2].as_ptr().cast());
-                let pairs = _mm512_maddubs_epi16(w.q[p], x);
-                sums[p % 2] = _mm512_dpwssd_epi32(sums[p % 2], pairs, w.s[p]);
-            }
-            halves(_mm512_add_epi32(sums[0], sums[1]))
+            let shifted = _mm512_srl_epi16(a, _mm_cvtsi32_si128(BY));
+            _mm512_and_si512(shifted, _mm512_set1_epi8((0xff_u8 >> BY).cast_signed()))
         }
     }
-
     #[inline(always)]
-    fn lay_out_signed(self, q: [__m256i; 8], s: __m256i) -> SignedPairs {
-        let mut pairs = self.lay_out(q, s);
-        let mut negative = [0; 4];
-        for (negative, q) in negative.iter_mut().zip(&mut pairs.q) {
-            // SAFETY: the token proves AVX-512 F and BW.
-            unsafe {
-                *negative = _mm512_movepi8_mask(*q);
-                *q = _mm512_abs_epi8(*q);
-            }
-        }
-        SignedPairs { pairs, negative }
-    }
-
-    #[inline(always)]
-    fn sum_signed(self, w: &SignedPairs, x: &[[u8; 32]; 8]) -> __m256i {
-        // SAFETY: the token proves AVX-512 F, BW and VNNI; loadu reads 64 of the 256 bytes of x.
+    fn shl<const BY: i32>(self, a: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F and BW.
         unsafe {
-            let mut sums = [_mm512_setzero_si512(); 2];
-            for p in 0..4 {
-                let x = _mm512_loadu_si512(x[2 * p..2 * p + 2].as_ptr().cast());
-                let x = _mm512_mask_sub_epi8(x, w.negative[p], _mm512_setzero_si512(), x);
-                let pairs = _mm512_maddubs_epi16(w.pairs.q[p], x);
-                sums[p % 2] = _mm512_dpwssd_epi32(sums[p % 2], pairs, w.pairs.s[p]);
-            }
-            halves(_mm512_add_epi32(sums[0], sums[1]))
+            let shifted = _mm512_sll_epi16(a, _mm_cvtsi32_si128(BY));
+            _mm512_and_si512(shifted, _mm512_set1_epi8((0xff_u8 << BY).cast_signed()))
         }
     }
-}
-
-/// The lower half plus the upper.
-#[inline(always)]
-unsafe fn halves(v: __m512i) -> __m256i {
-    // SAFETY: the caller has AVX-512 F.
-    unsafe { _mm256_add_epi32(_mm512_castsi512_si256(v), _mm512_extracti64x4_epi64::<1>(v)) }
+    #[inline(always)]
+    fn look_up(self, table: &[i8; 16], index: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F and BW; loadu reads the 16 bytes of table at any alignment.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, index)
+        }
+    }
+    #[inline(always)]
+    fn signed(self, w: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_xor_si512(w, _mm512_set1_epi8(-128)) }
+    }
+    #[inline(always)]
+    fn zeros(self) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_setzero_si512() }
+    }
+    #[inline(always)]
+    fn unsigned_byte(self, v: __m512i, at: usize) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe {
+            let lowest = _mm512_srlv_epi32(v, _mm512_set1_epi32(8 * at as i32));
+            _mm512_and_si512(lowest, _mm512_set1_epi32(0xff))
+        }
+    }
+    #[inline(always)]
+    fn signed_byte(self, v: __m512i, at: usize) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_srai_epi32::<24>(_mm512_sllv_epi32(v, _mm512_set1_epi32(24 - 8 * at as i32))) }
+    }
+    #[inline(always)]
+    fn half(self, v: __m512i, at: usize) -> __m512 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe {
+            let lowest = _mm512_srlv_epi32(v, _mm512_set1_epi32(16 * at as i32));
+            _mm512_cvtph_ps(_mm512_cvtepi32_epi16(lowest))
+        }
+    }
+    #[inline(always)]
+    fn load(self, v: &[f32; 16]) -> __m512 {
+        // SAFETY: the token proves AVX-512 F; loadu reads the 64 bytes of v at any alignment.
+        unsafe { _mm512_loadu_ps(v.as_ptr()) }
+    }
+    #[inline(always)]
+    fn gather_f16(self, v: [[u8; 2]; 16]) -> __m512 {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = v.map(i16::from_le_bytes);
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_cvtph_ps(_mm256_setr_epi16(a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p)) }
+    }
+    #[inline(always)]
+    fn pair(self, low: __m512i, high: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F and BW.
+        unsafe { _mm512_mask_blend_epi16(0xaaaa_aaaa, low, _mm512_slli_epi32::<16>(high)) }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m512i, w: __m512i, x: [u8; 4]) -> __m512i {
+        // SAFETY: the token proves AVX-512 F and VNNI.
+        unsafe { _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(i32::from_le_bytes(x))) }
+    }
+    #[inline(always)]
+    fn dot_signed(self, acc: __m512i, w: __m512i, x: [u8; 4]) -> __m512i {
+        self.dot(acc, w, x)
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m512i, w: __m512i, x: [u8; 4]) -> __m512i {
+        // SAFETY: the token proves AVX-512 F and VNNI.
+        unsafe { _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(i32::from_le_bytes(x))) }
+    }
+    #[inline(always)]
+    fn mul_add(self, acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_add_epi32(acc, _mm512_mullo_epi32(a, b)) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn splat_int(self, v: i32) -> __m512i {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_set1_epi32(v) }
+    }
+    #[inline(always)]
+    fn floats(self, v: __m512i) -> __m512 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_cvtepi32_ps(v) }
+    }
+    #[inline(always)]
+    fn splat(self, v: f32) -> __m512 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_set1_ps(v) }
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512 F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+    #[inline(always)]
+    fn store(self, v: __m512, out: &mut [f32; 16]) {
+        // SAFETY: the token proves AVX-512 F; storeu writes the 64 bytes of out at any alignment.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), v) }
+    }
 }

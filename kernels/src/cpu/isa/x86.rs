@@ -4,7 +4,7 @@
 //! them, and one instruction, `vpdpbusd`, does what takes AVX2 three. What is worth 512 bits is in `wide`.
 //! Intrinsics and nothing else.
 
-use super::wide::Width;
+use super::wide::Wide;
 use super::{Isa, Kernel};
 use std::arch::x86_64::*;
 
@@ -37,15 +37,18 @@ fn enter_avx512<K: Kernel>(isa: X86<true>, kernel: K) -> K::Output {
 
 impl<const VNNI: bool> Isa for X86<VNNI>
 where
-    X86<VNNI>: Width,
+    X86<VNNI>: Wide,
 {
     type Bytes = __m256i;
     type Ints = __m256i;
     type Floats = __m256;
     type Scales = __m256i;
-    type Levels = <Self as Width>::Unsigned;
-    type SignedLevels = <Self as Width>::Signed;
-    const TOKENS: usize = <Self as Width>::SHARED;
+    type Lanes = <Self as Wide>::Lanes;
+
+    #[inline(always)]
+    fn lanes(self) -> Self::Lanes {
+        Wide::widen(self)
+    }
 
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -128,6 +131,12 @@ where
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(v.as_ptr().cast())) }
     }
     #[inline(always)]
+    fn gather_f16(self, v: [[u8; 2]; 8]) -> __m256 {
+        let [a, b, c, d, e, f, g, h] = v.map(i16::from_le_bytes);
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_cvtph_ps(_mm_setr_epi16(a, b, c, d, e, f, g, h)) }
+    }
+    #[inline(always)]
     fn load_bf16(self, v: &[u8; 16]) -> __m256 {
         // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of v at any alignment.
         unsafe {
@@ -200,6 +209,52 @@ where
         unsafe { _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(i32::MAX)) }
     }
     #[inline(always)]
+    fn sum_lanes(self, v: __m256i) -> i32 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            let four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            let two = _mm_add_epi32(four, _mm_shuffle_epi32::<0b01_00_11_10>(four));
+            _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32::<0b10_11_00_01>(two)))
+        }
+    }
+    #[inline(always)]
+    fn add_lanes(self, v: [__m256i; 8]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            let [a, b, c, d, e, f, g, h] = v;
+            let pairs = |a, b| {
+                _mm256_add_epi32(_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)) // a0+a2 b0+b2 a1+a3 b1+b3
+            };
+            let fours = |a, b| _mm256_add_epi32(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+            let low = fours(pairs(a, b), pairs(c, d));
+            let high = fours(pairs(e, f), pairs(g, h));
+            _mm256_add_epi32(
+                _mm256_permute2x128_si256::<0x20>(low, high),
+                _mm256_permute2x128_si256::<0x31>(low, high),
+            )
+        }
+    }
+    #[inline(always)]
+    fn splat_int(self, v: i32) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_set1_epi32(v) }
+    }
+    #[inline(always)]
+    fn pair(self, low: __m256i, high: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_blend_epi16::<0b1010_1010>(low, _mm256_slli_epi32::<16>(high)) }
+    }
+    #[inline(always)]
+    fn mul_ints(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_mullo_epi32(a, b) }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m256i, w: __m256i, x: [u8; 4]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(w, _mm256_set1_epi32(i32::from_le_bytes(x)))) }
+    }
+    #[inline(always)]
     fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of sums at any alignment.
         unsafe {
@@ -248,6 +303,65 @@ where
     fn splat_byte(self, v: u8) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { _mm256_set1_epi8(v.cast_signed()) }
+    }
+    #[inline(always)]
+    fn splat_four(self, v: [u8; 4]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_set1_epi32(i32::from_le_bytes(v)) }
+    }
+    #[inline(always)]
+    fn turn(self, rows: [&[u8; 32]; 8]) -> [__m256i; 8] {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of a row at any alignment.
+        unsafe {
+            let r = rows.map(|row| _mm256_loadu_si256(row.as_ptr().cast()));
+            let mut twos = r;
+            for i in 0..4 {
+                twos[2 * i] = _mm256_unpacklo_epi32(r[2 * i], r[2 * i + 1]); // columns 0 and 1 of each half
+                twos[2 * i + 1] = _mm256_unpackhi_epi32(r[2 * i], r[2 * i + 1]); // 2 and 3
+            }
+            let mut fours = r;
+            for i in 0..2 {
+                for c in 0..2 {
+                    let (a, b) = (twos[4 * i + c], twos[4 * i + c + 2]);
+                    fours[4 * i + 2 * c] = _mm256_unpacklo_epi64(a, b);
+                    fours[4 * i + 2 * c + 1] = _mm256_unpackhi_epi64(a, b);
+                }
+            }
+            let mut out = r;
+            for c in 0..4 {
+                out[c] = _mm256_permute2x128_si256::<0x20>(fours[c], fours[4 + c]);
+                out[4 + c] = _mm256_permute2x128_si256::<0x31>(fours[c], fours[4 + c]);
+            }
+            out
+        }
+    }
+    #[inline(always)]
+    fn as_floats(self, v: __m256i) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_castsi256_ps(v) }
+    }
+    #[inline(always)]
+    fn unsigned_byte(self, v: __m256i, at: usize) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            let lowest = _mm256_srlv_epi32(v, _mm256_set1_epi32(8 * at as i32));
+            _mm256_and_si256(lowest, _mm256_set1_epi32(0xff))
+        }
+    }
+    #[inline(always)]
+    fn signed_byte(self, v: __m256i, at: usize) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_srai_epi32::<24>(_mm256_sllv_epi32(v, _mm256_set1_epi32(24 - 8 * at as i32))) }
+    }
+    #[inline(always)]
+    fn half(self, v: __m256i, at: usize) -> __m256 {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            let lowest = _mm256_srlv_epi32(v, _mm256_set1_epi32(16 * at as i32));
+            let halves = _mm256_and_si256(lowest, _mm256_set1_epi32(0xffff));
+            let packed = _mm256_packus_epi32(halves, halves);
+            _mm256_cvtph_ps(_mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b10_00>(packed)))
+        }
     }
     #[inline(always)]
     fn nibbles(self, v: &[u8; 16]) -> __m256i {
@@ -357,21 +471,5 @@ where
     fn dot_signed_scaled(self, acc: __m256i, w: __m256i, x: __m256i, s: __m256i, j: usize) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { self.dot_scaled(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w), s, j) }
-    }
-    #[inline(always)]
-    fn levels(self, q: [__m256i; 8], s: __m256i) -> Self::Levels {
-        self.lay_out(q, s)
-    }
-    #[inline(always)]
-    fn products(self, w: &Self::Levels, x: &[[u8; 32]; 8]) -> __m256i {
-        self.sum(w, x)
-    }
-    #[inline(always)]
-    fn signed_levels(self, q: [__m256i; 8], s: __m256i) -> Self::SignedLevels {
-        self.lay_out_signed(q, s)
-    }
-    #[inline(always)]
-    fn signed_products(self, w: &Self::SignedLevels, x: &[[u8; 32]; 8]) -> __m256i {
-        self.sum_signed(w, x)
     }
 }
