@@ -168,27 +168,18 @@ impl Sampler {
         }
     }
 
-    /// Sorts, and cuts by top-k, top-p and min-p; at least one candidate stays.
+    /// Cuts by top-k, top-p and min-p; at least one candidate stays.
     fn keep_likely(&mut self) {
         let all = &mut self.candidates;
-        let descending = |a: &(f32, u32), b: &(f32, u32)| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1));
         if self.how.top_k > 0 && self.how.top_k < all.len() {
             all.select_nth_unstable_by(self.how.top_k - 1, descending);
             all.truncate(self.how.top_k);
         }
         let best = all.iter().copied().reduce(better).map_or(0.0, |(l, _)| l);
-        // Tokens e^-30 below the best carry no weight in f32: they need no sorting.
+        // Tokens e^-30 below the best carry no weight in f32.
         all.retain(|(l, _)| *l >= best - 30.0);
-        all.sort_unstable_by(descending);
         if self.how.top_p < 1.0 {
-            let total: f32 = all.iter().map(|(l, _)| (l - best).exp()).sum();
-            let mut sum = 0.0;
-            let within = |(l, _): &(f32, u32)| {
-                sum += (l - best).exp() / total;
-                sum < self.how.top_p
-            };
-            let keep = all.iter().map(within).take_while(|inside| *inside).count() + 1;
-            all.truncate(keep);
+            keep_nucleus(all, best, self.how.top_p);
         }
         if self.how.min_p > 0.0 {
             let floor = best + self.how.min_p.ln();
@@ -197,7 +188,7 @@ impl Sampler {
     }
 
     fn draw(&mut self) -> u32 {
-        let best = self.candidates[0].0;
+        let (best, likeliest) = self.candidates.iter().copied().reduce(better).unwrap_or_default();
         let weight = |l: f32| f64::from((l - best) / self.how.temperature).exp();
         let total: f64 = self.candidates.iter().map(|(l, _)| weight(*l)).sum();
         let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
@@ -207,7 +198,33 @@ impl Sampler {
                 return *i;
             }
         }
-        self.candidates[0].1
+        likeliest
+    }
+}
+
+fn descending(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
+    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+}
+
+/// Keeps the most likely candidates that together have the probability `top_p`. They are few as a rule, so no more are
+/// sorted than are needed: all of a vocabulary of 164,000 would take longer than a layer of the model.
+fn keep_nucleus(all: &mut Vec<(f32, u32)>, best: f32, top_p: f32) {
+    let total: f32 = all.iter().map(|(l, _)| (l - best).exp()).sum();
+    let (mut sum, mut sorted) = (0.0, 0);
+    while sorted < all.len() {
+        let piece = (8 * sorted).max(64).min(all.len() - sorted);
+        let rest = &mut all[sorted..];
+        if piece < rest.len() {
+            rest.select_nth_unstable_by(piece - 1, descending);
+        }
+        rest[..piece].sort_unstable_by(descending);
+        for (l, _) in &rest[..piece] {
+            sum += (l - best).exp() / total;
+            sorted += 1;
+            if sum >= top_p {
+                return all.truncate(sorted);
+            }
+        }
     }
 }
 
@@ -264,6 +281,33 @@ mod tests {
         assert_eq!(drawn(Sampling { top_p: 0.0, ..hot }), [0, 4000, 0, 0]);
         assert_eq!(drawn(Sampling { min_p: 0.3, ..hot }).map(|n| n > 0), [false, true, false, true]);
         assert_eq!(drawn(Sampling { min_p: 1.0, ..hot }), [0, 4000, 0, 0]);
+    }
+
+    /// However few are sorted, the nucleus is that of all sorted.
+    #[test]
+    fn a_nucleus_is_cut_where_a_sorted_list_would_be() {
+        let logits: Vec<(f32, u32)> = (0..5000u32).map(|i| ((i * 7919 % 5000) as f32 / 400.0, i)).collect();
+        for top_p in [0.0, 0.01, 0.1, 0.5, 0.9, 0.999, 0.999_999] {
+            let mut all = logits.clone();
+            all.sort_unstable_by(descending);
+            let total: f64 = all.iter().map(|(l, _)| f64::from(*l).exp()).sum();
+            let mut sum = 0.0;
+            let inside = |(l, _): &&(f32, u32)| {
+                sum += f64::from(*l).exp() / total;
+                sum < f64::from(top_p) - 1e-5
+            };
+            let least = all.iter().take_while(inside).count() + 1;
+            let mut kept = logits.clone();
+            keep_nucleus(&mut kept, all[0].0, top_p);
+            assert_eq!(kept, all[..kept.len()]);
+            let mass: f64 =
+                all[..kept.len().saturating_sub(1)].iter().map(|(l, _)| f64::from(*l).exp() / total).sum();
+            assert!(
+                kept.len() >= least && mass < f64::from(top_p) + 1e-5,
+                "{top_p}: {} of at least {least}",
+                kept.len()
+            );
+        }
     }
 
     #[test]

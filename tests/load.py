@@ -182,7 +182,7 @@ def leave(server, text, draw, moment):
     with socket.create_connection(server.address) as s:
         s.settimeout(moment)
         try:
-            s.sendall(text[:draw.randrange(len(text))] if draw.random() < 0.2 else text)
+            s.sendall(text[:draw.randrange(len(text) + 1)] if draw.random() < 0.2 else text)
             for _ in range(draw.randrange(4)):
                 s.recv(1 << 12)
         except OSError:

@@ -35,6 +35,8 @@ pub struct Slot<'e, B: Backend> {
     admitted: Instant,
     /// When the prompt was in.
     read: Option<Instant>,
+    /// When the last token was chosen.
+    chosen: Option<Instant>,
 }
 
 impl<'e, B: Backend> Slot<'e, B> {
@@ -59,6 +61,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             ended: None,
             admitted: Instant::now(),
             read: None,
+            chosen: None,
         };
         if slot.replying() {
             slot.tell_progress();
@@ -123,16 +126,15 @@ impl<'e, B: Backend> Slot<'e, B> {
     }
 
     fn choose(&mut self, logits: &[f32]) {
-        self.read.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        self.read.get_or_insert(now);
+        self.chosen = Some(now);
         let choice = self.reply.choose(logits);
         let logprobs = choice.token.zip(self.logprobs).map(|(token, top)| Logprobs::of(logits, token, top));
         if choice.token.is_some() || !choice.text.is_empty() {
             self.client.hear(Update::Chosen { token: choice.token, text: choice.text, logprobs });
         }
-        if let Some(ended) = choice.ended {
-            self.ended = Some(ended.clone());
-            self.tell_end(ended);
-        }
+        self.ended = choice.ended;
     }
 
     fn tell_progress(&mut self) {
@@ -153,19 +155,13 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.ended.is_some() && !(cut && self.done < all && self.engine.store.keeps())
     }
 
-    /// Leaves, with a snapshot if it was worth the work.
+    /// Leaves, with a snapshot if it was worth the work; then tells its client how it was, who may ask for more.
     pub fn leave(mut self) {
         if self.done > self.reused && (self.ended.is_some() || self.done - self.reused >= WORTH_KEEPING) {
             self.keep(&[], false);
         }
-        if self.ended.is_none() {
-            self.tell_end(Ended::Cancelled);
-        }
-    }
-
-    /// Tells its client how it was.
-    fn tell_end(&mut self, ended: Ended) {
-        let now = Instant::now();
+        let ended = self.ended.take().unwrap_or(Ended::Cancelled);
+        let now = self.chosen.unwrap_or_else(Instant::now);
         let read = self.read.unwrap_or(now);
         self.client.hear(Update::Done(Stats {
             prefill: Prefill {

@@ -15,6 +15,7 @@ use std::collections::HashMap;
 use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// A state is written when it saves reading this many tokens: seconds on a CPU. Each costs the disk 43 MiB.
@@ -150,15 +151,34 @@ impl Disk {
         chain: &[Piece],
     ) -> std::result::Result<Hit<B>, Failure> {
         let Shape { config, cache, sizes } = &self.shape;
-        let (mut state, mut body) = (State::new(b, config, *cache), Vec::new());
-        for piece in chain {
+        let mut state = State::new(b, config, *cache);
+        let read = |piece: &Piece, body: &mut Vec<u8>| {
             let path = self.rows_path(*piece);
             let tokens = prompt[piece.before..][..piece.len].to_vec();
-            let read =
-                read_as(&path, &self.header(*piece, tokens), &[piece.len as u64 * sizes.row], &mut body);
-            read.map_err(|e| (path, e))?;
-            state.import_rows(b, piece.len, &body);
-        }
+            let fit = [piece.len as u64 * sizes.row];
+            read_as(&path, &self.header(*piece, tokens), &fit, body).map_err(|e| (path, e))
+        };
+        // A thread reads and checks while this one copies: memory that is touched for the first time is slow.
+        let mut body = std::thread::scope(|scope| {
+            let (full, rows) = sync_channel(1);
+            let (back, empty) = sync_channel(2);
+            (0..2).for_each(|_| drop(back.send(Vec::new())));
+            scope.spawn(move || {
+                for (piece, mut body) in chain.iter().zip(empty) {
+                    let done = read(piece, &mut body).map(|()| body);
+                    // Nobody takes more after a failure.
+                    if full.send(done).is_err() {
+                        return;
+                    }
+                }
+            });
+            for (piece, body) in chain.iter().zip(rows) {
+                let body = body?;
+                state.import_rows(b, piece.len, &body);
+                drop(back.send(body));
+            }
+            Ok::<_, Failure>(Vec::new())
+        })?;
         let (path, header) = self.state_file(chain);
         let fit = [sizes.recurrent + sizes.logits, sizes.recurrent];
         read_as(&path, &header, &fit, &mut body).map_err(|e| (path, e))?;
