@@ -4,8 +4,11 @@
 //! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
 
 use crate::engine::{Engine, EngineArgs};
+use crate::on_device;
 use anyhow::{Result, ensure};
 use kernels::backend::{Backend, CacheFormat, Span};
+use kernels::cpu::Cpu;
+use kernels::cuda::Cuda;
 use models::gguf::TensorInfo;
 use models::kimi_linear::config::MixerKind;
 use models::kimi_linear::state::{LayerState, State};
@@ -67,17 +70,20 @@ struct Case {
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine.without_snapshots())?;
+    on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
     let mut cases = cases(args);
     for case in &cases {
         let (limit, end) = (engine.context, case.depth.saturating_add(case.tokens));
         ensure!(end as u64 <= limit, "context: expected at most {limit} tokens, found {end}: raise --ctx");
     }
-    let memory = memory_read_gb_s(engine.backend.pool().threads());
+    let memory = engine.backend.read_gb_s();
     for rep in 0..=args.reps.max(1) {
         for case in &mut cases {
             eprint!("\r\x1b[Krep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth);
-            let rate = measure(&engine, case);
+            let rate = measure(engine, case);
             // The first round warms caches and page tables.
             if rep > 0 {
                 case.rates.push(rate);
@@ -90,7 +96,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         (case.min, case.max) = (case.rates[0], case.rates[case.rates.len() - 1]);
         case.tokens_per_s = case.rates[case.rates.len() / 2];
         if case.test == "decode" {
-            let gb_s = bytes_per_token(&engine, case.depth) as f64 * case.tokens_per_s / 1e9;
+            let gb_s = bytes_per_token(engine, case.depth) as f64 * case.tokens_per_s / 1e9;
             (case.gb_s, case.share) = (Some(gb_s), Some(gb_s / memory));
         }
     }
@@ -192,6 +198,24 @@ pub fn bytes_per_token<B: Backend>(engine: &Engine<B>, depth: usize) -> u64 {
         CacheFormat::Q8_0 => c.cache_width().div_ceil(32) * 34,
     };
     weights + state as u64 + (row * depth * c.count(MixerKind::Mla)) as u64
+}
+
+/// A backend whose memory's rate is known.
+trait Memory: Backend {
+    /// Read rate in GB/s, measured.
+    fn read_gb_s(&self) -> f64;
+}
+
+impl Memory for Cpu {
+    fn read_gb_s(&self) -> f64 {
+        memory_read_gb_s(self.pool().threads())
+    }
+}
+
+impl Memory for Cuda {
+    fn read_gb_s(&self) -> f64 {
+        self.copy_gb_s()
+    }
 }
 
 /// The rate at which this machine's threads read memory: the best of five passes over 1 GiB.

@@ -1,6 +1,7 @@
 //! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
 
 use crate::demo;
+use crate::device::DeviceArgs;
 use crate::prompt::Prompt;
 use crate::snapshot::disk::{Log, Shape};
 use crate::snapshot::options::StoreOptions;
@@ -33,6 +34,9 @@ pub struct EngineArgs {
     /// How the latent cache is kept
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
+    /// Where it computes
+    #[command(flatten)]
+    pub device: DeviceArgs,
     /// What is kept of what was read
     #[command(flatten)]
     pub store: StoreOptions,
@@ -88,6 +92,21 @@ impl EngineArgs {
         self.model.as_ref().map_or(demo::NAME.into(), |path| path.display().to_string())
     }
 
+    /// Whether they make sense; says so where the model is the built-in one.
+    pub fn check(&self, log: &Log) -> Result<()> {
+        if self.batch == 0 {
+            bail!("--batch: expected at least 1, found 0");
+        }
+        // Far above any machine; beyond the system's limit a thread's start aborts the process.
+        if let Some(n) = self.threads.filter(|n| !(1..=1024).contains(n)) {
+            bail!("--threads: expected 1 to 1024, found {n}");
+        }
+        if self.model.is_none() {
+            log(demo::NOTICE);
+        }
+        Ok(())
+    }
+
     /// The same, keeping what is read in memory only.
     pub fn in_memory(&self) -> EngineArgs {
         EngineArgs { store: StoreOptions::in_memory(), ..self.clone() }
@@ -107,16 +126,7 @@ impl Engine<Cpu> {
 
     /// Loads a model on the CPU. `log` hears of trouble with snapshots, a line each.
     pub fn open_with(args: &EngineArgs, log: Log) -> Result<Self> {
-        if args.batch == 0 {
-            bail!("--batch: expected at least 1, found 0");
-        }
-        // Far above any machine; beyond the system's limit a thread's start aborts the process.
-        if let Some(n) = args.threads.filter(|n| !(1..=1024).contains(n)) {
-            bail!("--threads: expected 1 to 1024, found {n}");
-        }
-        if args.model.is_none() {
-            log(demo::NOTICE);
-        }
+        args.check(&log)?;
         Engine::load(Cpu::detect(args.threads), args, log)
     }
 }

@@ -1,6 +1,7 @@
 //! `kimi logits`: the logits of all positions as a NumPy file, for comparing with other implementations.
 
 use crate::engine::{Engine, EngineArgs};
+use crate::on_device;
 use crate::prompt::{PromptArgs, partial_path};
 use crate::session::Session;
 use anyhow::{Context as _, Result};
@@ -24,11 +25,14 @@ pub struct LogitsArgs {
 
 /// Runs the prompt in batches and writes each batch's logits as it comes.
 pub fn run(args: &LogitsArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine.without_snapshots())?;
+    on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, args: &LogitsArgs) -> Result<()> {
     let ids = engine.raw_ids(&args.prompt.read()?)?;
-    Session::new(&engine).check(&ids)?;
+    Session::new(engine).check(&ids)?;
     let partial = partial_path(&args.output);
-    write(&engine, &ids, &partial)
+    write(engine, &ids, &partial)
         .and_then(|()| Ok(std::fs::rename(&partial, &args.output)?))
         .inspect_err(|_| drop(std::fs::remove_file(&partial)))
         .with_context(|| args.output.display().to_string())?;

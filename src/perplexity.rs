@@ -4,6 +4,7 @@
 //! second half is scored. KL divergence is D(baseline || model), averaged over the scored positions.
 
 use crate::engine::{Engine, EngineArgs};
+use crate::on_device;
 use crate::prompt::{PromptArgs, partial_path};
 use crate::session::Session;
 use anyhow::{Context as _, Result, bail};
@@ -52,7 +53,10 @@ const MAGIC: &[u8; 8] = b"KIMIKLD1";
 
 /// Scores the text and prints perplexity, and KL divergence where there is a baseline.
 pub fn run(args: &PerplexityArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine.without_snapshots())?;
+    on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, args: &PerplexityArgs) -> Result<()> {
     let ids = engine.raw_ids(&args.text.read()?)?;
     let (window, half) = (args.window, args.window / 2);
     let windows = (ids.len() / window.max(1)).min(args.windows.unwrap_or(usize::MAX));
@@ -60,16 +64,16 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
         bail!("text: expected at least one window of {window} >= 2 tokens, found {} tokens", ids.len());
     }
     let ids = &ids[..windows * window];
-    let session = Session::new(&engine);
+    let session = Session::new(engine);
     for (i, tokens) in ids.chunks_exact(window).enumerate() {
         session.check(tokens).with_context(|| format!("window {i}"))?;
     }
     let mut save =
-        args.save_baseline.as_deref().map(|p| Saved::create(p, &engine, window, ids)).transpose()?;
-    let mut base = args.baseline.as_deref().map(|p| Saved::open(p, &engine, window, ids)).transpose()?;
+        args.save_baseline.as_deref().map(|p| Saved::create(p, engine, window, ids)).transpose()?;
+    let mut base = args.baseline.as_deref().map(|p| Saved::open(p, engine, window, ids)).transpose()?;
     let mut scores = Scores::default();
     for (i, tokens) in ids.chunks_exact(window).enumerate() {
-        let rows = window_log_probs(&engine, tokens, half);
+        let rows = window_log_probs(engine, tokens, half);
         for (log_probs, next) in rows.iter().zip(&tokens[half + 1..]) {
             if let Some(save) = &mut save {
                 save.write(log_probs)?;

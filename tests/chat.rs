@@ -41,6 +41,7 @@ fn prompts_are_those_of_the_published_template() {
         threads: Some(2),
         ctx: None,
         batch: 512,
+        device: Default::default(),
         cache_type: CacheType::F16,
         store: StoreOptions::in_memory(),
     };

@@ -2,6 +2,8 @@
 //! results however a prompt is cut. The goldens are made by `tests/data/make_goldens.py`.
 
 mod common;
+#[path = "../kernels/tests/common/stand_in.rs"]
+mod stand_in;
 
 use common::{checkpoint, close, convert, values};
 use kernels::backend::{Backend, CacheFormat};
@@ -168,6 +170,7 @@ fn check_preset(preset: &str) {
     let (best, others) = levels.split_last().unwrap();
     others.iter().for_each(|level| check(&Cpu::new(2, *level), &file, &golden, &[1, 7]));
     check(&Cpu::new(2, *best), &file, &golden, &PROMPTS);
+    check(stand_in::cuda(), &file, &golden, &[1, 7]);
     // The checkpoint is BF16, so a BF16 file holds the same weights as an F32 one.
     check(&Cpu::new(2, *best), &open("bf16"), &golden, &PROMPTS);
 }

@@ -11,6 +11,7 @@ mod reading;
 use crate::conversation::Conversation;
 use crate::engine::{Engine, EngineArgs};
 use crate::generate::{Ended, Event, Request, Stats, generate};
+use crate::on_device;
 use crate::sample::Sampling;
 use crate::session::Session;
 use anyhow::{Result, bail};
@@ -71,7 +72,10 @@ pub struct AskArgs {
 pub fn run(args: &AskArgs) -> Result<()> {
     let mut left_out = |line: &str| eprintln!("{line}");
     let documents = document::gather(&args.file, &args.include, &mut left_out)?;
-    let engine = Engine::open(&args.engine)?;
+    on_device!(&args.engine, |engine| run_on(&engine, args, &documents))
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, args: &AskArgs, documents: &[Document]) -> Result<()> {
     engine.tokenizer()?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
@@ -80,7 +84,7 @@ pub fn run(args: &AskArgs) -> Result<()> {
             std::process::exit(130); // asked twice: at once, whatever is not written yet
         }
     })?;
-    let mut ask = Ask::new(&engine, &documents, args, interrupted)?;
+    let mut ask = Ask::new(engine, documents, args, interrupted)?;
     if let Some(question) = &args.question {
         ask.answer(question)?;
     }

@@ -6,9 +6,10 @@ use super::far::Far as Elsewhere;
 use super::reply::{About, Ask, Local, Outcome, Replier, Step};
 use crate::cli::one_line;
 use crate::engine::{Engine, EngineArgs};
+use crate::on_device;
 use crate::remote::Remote;
 use anyhow::Result;
-use kernels::cpu::Cpu;
+use kernels::backend::Backend;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -89,6 +90,24 @@ impl Worker {
     }
 }
 
+/// An opened model, on whatever device.
+trait Model {
+    /// Answers until nobody asks, or gives the model that was opened instead.
+    fn talk(&self, far: &Far) -> Option<Box<dyn Model>>;
+}
+
+struct Open<B: Backend> {
+    engine: Engine<B>,
+    args: EngineArgs,
+}
+
+impl<B: Backend> Model for Open<B> {
+    fn talk(&self, far: &Far) -> Option<Box<dyn Model>> {
+        let replier = Local::new(&self.engine, Path::new(&self.args.name()));
+        far.serve(replier, &mut |path| far.open(EngineArgs { model: Some(path), ..self.args.clone() }))
+    }
+}
+
 /// The far end.
 struct Far {
     inbox: Receiver<Order>,
@@ -97,19 +116,12 @@ struct Far {
 }
 
 impl Far {
-    fn run(&self, mut args: EngineArgs) {
-        let mut next = self.open(&args);
+    fn run(&self, args: EngineArgs) {
+        let mut next = self.open(args).map(Some);
         loop {
-            match next {
-                Ok(engine) => {
-                    let replier = Local::new(&engine, Path::new(&args.name()));
-                    let other = self.serve(replier, &mut |path| {
-                        let args = EngineArgs { model: Some(path), ..args.clone() };
-                        Ok((self.open(&args)?, args))
-                    });
-                    let Some((engine, others)) = other else { return };
-                    (next, args) = (Ok(engine), others);
-                }
+            next = match next {
+                Ok(Some(model)) => Ok(model.talk(self)),
+                Ok(None) => return,
                 Err(e) => return self.tell(Report::Failed(one_line(&e))),
             }
         }
@@ -169,12 +181,13 @@ impl Far {
     }
 
     /// A model that one can talk with; trouble with its snapshots becomes notes.
-    fn open(&self, args: &EngineArgs) -> Result<Engine<Cpu>> {
+    fn open(&self, args: EngineArgs) -> Result<Box<dyn Model>> {
         let outbox = self.outbox.clone();
         let note = move |line: &str| drop(outbox.send(Report::Note(line.to_owned())));
-        let engine = Engine::open_with(args, Box::new(note))?;
-        engine.tokenizer()?;
-        Ok(engine)
+        on_device!(&args, Box::new(note), |engine| {
+            engine.tokenizer()?;
+            Ok(Box::new(Open { engine, args: args.clone() }))
+        })
     }
 
     /// Whoever no longer listens is leaving, and the thread ends with the process.

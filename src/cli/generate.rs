@@ -3,6 +3,7 @@
 use crate::conversation::Conversation;
 use crate::engine::{Engine, EngineArgs};
 use crate::generate::{Event, Request, generate};
+use crate::on_device;
 use crate::prompt::{Prompt, PromptArgs};
 use crate::sample::Sampling;
 use crate::session::Session;
@@ -45,8 +46,11 @@ pub struct GenerateArgs {
 
 /// Loads the model, generates, prints.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let engine = Engine::open(&args.engine)?;
-    let prompt = prompt_ids(&engine, args)?;
+    on_device!(&args.engine, |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
+    let prompt = prompt_ids(engine, args)?;
     let print_ids = args.print_ids || engine.tokenizer.is_none();
     let request = Request {
         prompt: &prompt,
@@ -58,7 +62,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let progress = !args.quiet && std::io::stderr().is_terminal();
     let mut out = std::io::stdout().lock();
     let mut failed = Ok(());
-    let mut session = Session::new(&engine);
+    let mut session = Session::new(engine);
     let stats = generate(&mut session, &request, &mut |event| {
         let written = match event {
             Event::Prefill { done, total } if progress && total > engine.batch => {

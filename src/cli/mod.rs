@@ -3,7 +3,7 @@
 mod convert;
 mod generate;
 
-use crate::{ask, bench, chat, eval, inspect, logits, perplexity, serve, synth};
+use crate::{ask, bench, chat, eval, gpu_check, inspect, logits, perplexity, serve, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
@@ -38,6 +38,8 @@ enum Command {
     Eval(eval::EvalArgs),
     /// Write the logits of a prompt as a NumPy file
     Logits(logits::LogitsArgs),
+    /// Check and measure the GPU: every op, whole models, the real shape
+    GpuCheck(gpu_check::GpuCheckArgs),
     /// Write a model of random weights, for tests and benches
     Synth(synth::SynthArgs),
 }
@@ -55,6 +57,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Logits(args) => logits::run(&args),
+        Command::GpuCheck(args) => gpu_check::run(&args),
         Command::Synth(args) => synth::run(&args),
     }
 }

@@ -9,6 +9,7 @@ mod text;
 use crate::conversation::Conversation;
 use crate::engine::{Engine, EngineArgs};
 use crate::generate::{Event, Request, generate};
+use crate::on_device;
 use crate::perplexity;
 use crate::sample::Sampling;
 use crate::session::Session;
@@ -92,7 +93,10 @@ struct Report {
 pub fn run(args: &EvalArgs) -> Result<()> {
     ensure!(args.lengths.iter().all(|l| *l >= 64), "--lengths: expected at least 64 tokens each");
     ensure!(args.per_text != Some(0), "--per-text: expected at least 1, found 0");
-    let engine = Engine::open(&args.engine.in_memory())?;
+    on_device!(&args.engine.in_memory(), |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, args: &EvalArgs) -> Result<()> {
     let mut save = match &args.save {
         Some(path) => Some(BufWriter::new(File::create(path).with_context(|| path.display().to_string())?)),
         None => None,
@@ -100,12 +104,12 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     let spec = Spec::built_in();
     let mut report = Report { lengths: BTreeMap::new(), perplexity: None, perplexity_error: None };
     for &length in &args.lengths {
-        let kinds = ask_length(&engine, args, &spec, length, &mut save)?;
+        let kinds = ask_length(engine, args, &spec, length, &mut save)?;
         report.lengths.insert(length, kinds);
     }
     if args.windows > 0 {
         let ids = engine.tokenizer()?.encode(text::PROSE);
-        let (value, error) = perplexity::of(&engine, &ids, 512, args.windows)?;
+        let (value, error) = perplexity::of(engine, &ids, 512, args.windows)?;
         (report.perplexity, report.perplexity_error) = (Some(value), Some(error));
     }
     save.map_or(Ok(()), |mut file| file.flush())?;

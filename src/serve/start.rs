@@ -5,6 +5,7 @@ use super::routes::router;
 use crate::batch::{self, Gauges, Limits};
 use crate::engine::{Engine, EngineArgs};
 use crate::inspect::machine;
+use crate::on_device;
 use crate::sample::Sampling;
 use crate::snapshot::options::size;
 use anyhow::{Context as _, Result, bail};
@@ -173,7 +174,10 @@ impl Signals {
 }
 
 fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
-    let engine = Engine::open_with(&args.engine, Box::new(|line| tracing::warn!(line, "snapshots")))?;
+    on_device!(&args.engine, Box::new(|line| tracing::warn!(line)), |engine| load_on(app, engine, args))
+}
+
+fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> Result<JoinHandle<()>> {
     engine.tokenizer().context("serve")?;
     let free = machine::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
     let bytes = args.memory.unwrap_or(free);

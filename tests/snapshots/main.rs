@@ -33,7 +33,15 @@ static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
 const VOCAB: u32 = 1536;
 
 fn args(cache_type: CacheType, store: StoreOptions) -> EngineArgs {
-    EngineArgs { model: Some(MODEL.1.clone()), threads: Some(2), ctx: None, batch: 64, cache_type, store }
+    EngineArgs {
+        model: Some(MODEL.1.clone()),
+        threads: Some(2),
+        ctx: None,
+        batch: 64,
+        cache_type,
+        device: Default::default(),
+        store,
+    }
 }
 
 /// An engine that has nothing to complain about.

@@ -371,11 +371,13 @@ API(cuGetErrorString)(int code, const char** text) {
 }
 API(cuStreamBeginCapture_v2)(void*, int) { LOCK; return capture = new std::vector<Step>, OK; }
 API(cuStreamEndCapture)(void*, void** graph) { LOCK; return *graph = capture, capture = nullptr, OK; }
-API(cuGraphInstantiateWithFlags)(void** exec, void* graph, unsigned long long) { return *exec = graph, OK; }
+API(cuGraphInstantiateWithFlags)(void** exec, void* graph, unsigned long long) {
+    return *exec = new std::vector<Step>(*(std::vector<Step>*)graph), OK;
+}
 API(cuGraphLaunch)(void* exec, void*) {
     LOCK;
     for (const Step& s : *(std::vector<Step>*)exec) run(s, nullptr);
     return OK;
 }
-API(cuGraphDestroy)(void*) { return OK; }
+API(cuGraphDestroy)(void* graph) { return delete (std::vector<Step>*)graph, OK; }
 API(cuGraphExecDestroy)(void* exec) { return delete (std::vector<Step>*)exec, OK; }

@@ -30,6 +30,21 @@ impl Routed {
     }
 }
 
+impl Cpu {
+    /// Experts that were chosen elsewhere, `top_k` a row, best first, and their weights.
+    pub fn chosen(&self, top_k: usize, experts: &[u32], weights: &[f32]) -> Routed {
+        assert!(
+            top_k > 0 && experts.len() == weights.len() && experts.len().is_multiple_of(top_k),
+            "rows of {top_k}"
+        );
+        let (mut chosen, mut own) =
+            (self.buffers.bytes(4 * experts.len()), self.buffers.floats(weights.len()));
+        chosen.values_mut()[..experts.len()].copy_from_slice(experts);
+        own.floats_mut()[..weights.len()].copy_from_slice(weights);
+        Routed { rows: experts.len() / top_k, top_k, chosen, weights: own }
+    }
+}
+
 /// Groups a router may have at most.
 const MAX_GROUPS: usize = 256;
 

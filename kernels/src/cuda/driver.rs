@@ -46,6 +46,21 @@ pub struct Device {
     pub version: i32,
 }
 
+/// Launches that can be run again at once.
+pub(super) struct Recorded(sys::CUgraphExec);
+
+// SAFETY: a handle of the driver, used under its lock by any thread that has the context current.
+unsafe impl Send for Recorded {}
+// SAFETY: as above; running it does not change it.
+unsafe impl Sync for Recorded {}
+
+impl Drop for Recorded {
+    fn drop(&mut self) {
+        // SAFETY: made by `record` and dropped once; work under way keeps what it needs.
+        let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
+    }
+}
+
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<usize, Module>,
@@ -279,6 +294,30 @@ impl Driver {
             )
         };
         assert!(code == CUresult::CUDA_SUCCESS, "CUDA: {} {grid:?}: {}", entry.name, words(code));
+    }
+
+    /// What `issue` issues, kept to be run again and again instead of being run. It may not copy from or to the host.
+    pub(super) fn record(&self, issue: impl FnOnce()) -> Recorded {
+        self.current();
+        let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is ours and captures nothing yet.
+        done("recording", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) });
+        issue();
+        // SAFETY: ends what was begun above; the locals are written; a graph is not needed once it is instantiated.
+        unsafe {
+            done("recording", sys::cuStreamEndCapture(self.stream, &mut graph));
+            done("recording", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0));
+            done("recording", sys::cuGraphDestroy(graph));
+        }
+        Recorded(ready)
+    }
+
+    /// Runs what was recorded.
+    pub(super) fn replay(&self, recorded: &Recorded) {
+        self.current();
+        // SAFETY: a graph that lives, whose addresses its owner keeps alive.
+        done("replay", unsafe { sys::cuGraphLaunch(recorded.0, self.stream) });
     }
 
     /// The function of a kernel, loaded with its module when it is first wanted.

@@ -15,8 +15,32 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 #[derive(Clone)]
 pub(super) struct Buffers {
     pub(super) driver: Arc<Driver>,
-    free: Arc<Mutex<BTreeMap<usize, Vec<Address>>>>,
+    unused: Arc<Unused>,
     poisoned: Arc<AtomicBool>,
+}
+
+/// Allocations that nobody uses, by size.
+struct Unused {
+    driver: Arc<Driver>,
+    by_size: Mutex<BTreeMap<usize, Vec<Address>>>,
+}
+
+impl Unused {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<Address>>> {
+        self.by_size.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives all back to the device.
+    fn trim(&self) {
+        let all = std::mem::take(&mut *self.lock());
+        all.into_values().flatten().for_each(|at| self.driver.free(at));
+    }
+}
+
+impl Drop for Unused {
+    fn drop(&mut self) {
+        self.trim();
+    }
 }
 
 /// Memory of the device. Dropping it gives it back to the pool.
@@ -49,7 +73,8 @@ const GRAIN: usize = 512;
 impl Buffers {
     pub(super) fn new(driver: Arc<Driver>) -> Buffers {
         let poisoned = Arc::new(AtomicBool::new(cfg!(debug_assertions)));
-        Buffers { driver, free: Arc::default(), poisoned }
+        let unused = Unused { driver: driver.clone(), by_size: Mutex::default() };
+        Buffers { driver, unused: Arc::new(unused), poisoned }
     }
 
     /// Whether buffers come full of NaN.
@@ -60,7 +85,7 @@ impl Buffers {
     /// At least so many bytes of any value; None if the device has not so many.
     pub(super) fn try_bytes(&self, bytes: usize) -> Option<Buffer> {
         let size = size_class(bytes);
-        let unused = self.lock().get_mut(&size).and_then(Vec::pop);
+        let unused = self.unused.lock().get_mut(&size).and_then(Vec::pop);
         let at = unused.or_else(|| self.driver.allocate(size)).or_else(|| {
             self.trim();
             self.driver.allocate(size)
@@ -95,12 +120,7 @@ impl Buffers {
 
     /// Gives all unused memory back to the device.
     pub(super) fn trim(&self) {
-        let unused = std::mem::take(&mut *self.lock());
-        unused.into_values().flatten().for_each(|at| self.driver.free(at));
-    }
-
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<Address>>> {
-        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+        self.unused.trim();
     }
 }
 
@@ -113,7 +133,7 @@ fn size_class(bytes: usize) -> usize {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        self.home.lock().entry(self.size).or_default().push(self.at);
+        self.home.unused.lock().entry(self.size).or_default().push(self.at);
     }
 }
 

@@ -22,22 +22,32 @@ pub use rows::Routed;
 pub use weight::{Weight, device_bytes};
 
 use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
+use crate::cpu::Cpu;
 use driver::{Driver, Grid, arg, block};
 use memory::Buffers;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Instant;
 
 /// The CUDA backend.
 pub struct Cuda {
     driver: Arc<Driver>,
     buffers: Buffers,
+    /// Bytes that large stacks may still take of the device.
+    stacks: Mutex<Option<u64>>,
+    /// Who computes the experts that stay in RAM.
+    host: OnceLock<Cpu>,
 }
+
+/// Stacks of fewer bytes than this are always on the device.
+const LARGE: usize = 16 << 20;
 
 impl Cuda {
     /// The first CUDA device, or why there is none.
     pub fn detect() -> Result<Cuda, Unavailable> {
         let driver = Arc::new(Driver::open()?);
-        Ok(Cuda { buffers: Buffers::new(driver.clone()), driver })
+        let buffers = Buffers::new(driver.clone());
+        Ok(Cuda { buffers, driver, stacks: Mutex::new(None), host: OnceLock::new() })
     }
 
     /// What the device is.
@@ -48,6 +58,57 @@ impl Cuda {
     /// Free bytes on the device, and all of them.
     pub fn memory(&self) -> [u64; 2] {
         self.driver.memory()
+    }
+
+    /// From here on, large stacks of matrices (experts) take this much of the device; when one does not fit, it and all
+    /// after it stay in RAM, where the CPU computes them.
+    pub fn limit_stacks(&self, bytes: u64) {
+        *self.stacks.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+    }
+
+    /// Whether the limit leaves room for a stack of so many bytes.
+    fn admit(&self, bytes: u64) -> bool {
+        let mut left = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(before) = *left else { return true };
+        *left = Some(before.saturating_sub(bytes));
+        bytes <= before
+    }
+
+    fn host(&self) -> &Cpu {
+        self.host.get_or_init(|| Cpu::detect(None))
+    }
+
+    /// Copies memory to memory on the device: bytes read and written a second, in GB, the best of five times 1 GiB or
+    /// what there is.
+    pub fn copy_gb_s(&self) -> f64 {
+        let bytes = (self.memory()[0] as usize / 4).min(1 << 30);
+        let [from, to] = [(); 2].map(|()| self.buffers.bytes(bytes));
+        let pass = || {
+            self.wait();
+            let start = Instant::now();
+            self.driver.copy(to.at, from.at, bytes);
+            self.wait();
+            2.0 * bytes as f64 / start.elapsed().as_secs_f64() / 1e9
+        };
+        let best = (0..6).map(|_| pass()).fold(0.0, f64::max);
+        drop((from, to));
+        self.buffers.trim();
+        best
+    }
+
+    /// Seconds of one `issue`, from `n` of them recorded and run at once, so that the time of issuing is not in it: the
+    /// best of three. `issue` is told which of them it is.
+    pub fn time(&self, n: usize, mut issue: impl FnMut(usize)) -> f64 {
+        (0..n).for_each(&mut issue); // loads kernels and warms the pool
+        let recorded = self.driver.record(|| (0..n).for_each(&mut issue));
+        let run = || {
+            self.wait();
+            let start = Instant::now();
+            self.driver.replay(&recorded);
+            self.wait();
+            start.elapsed().as_secs_f64() / n as f64
+        };
+        (0..4).map(|_| run()).fold(f64::INFINITY, f64::min)
     }
 
     /// Waits for all that was issued.
@@ -74,6 +135,10 @@ impl Backend for Cuda {
     }
 
     fn weight(&self, stored: Stored) -> Result<Weight, Error> {
+        let bytes = device_bytes(stored.format, (stored.count * stored.rows * stored.cols) as u64);
+        if stored.count > 1 && stored.bytes.len() >= LARGE && !self.admit(bytes) {
+            return Ok(Weight::on_host(&stored, self.host().weight(stored.clone())?));
+        }
         Weight::new(&self.driver, &stored)
     }
 

@@ -7,7 +7,8 @@
 use super::driver::Address;
 use super::memory::{Buffer, Tensor};
 use super::{Cuda, Grid, Routed, Weight, arg, block};
-use crate::backend::Gated;
+use crate::backend::{Backend, Gated};
+use crate::cpu;
 use crate::quant::Format;
 use bytemuck::{Pod, Zeroable};
 
@@ -123,7 +124,7 @@ impl Cuda {
 
     /// Products of a few vectors with up to [`MATRICES`] weights of one format.
     fn few(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
-        let w = to[0].w;
+        let w = to[0].w.on_device();
         let mut of = [Matrix::zeroed(); MATRICES];
         let mut rows = 0;
         for (m, t) in of.iter_mut().zip(to) {
@@ -150,7 +151,7 @@ impl Cuda {
 
     /// Products of many vectors with a stack, in tiles.
     fn many(&self, to: Target<'_>, x: Input, shape: Shape, pairs: Option<&Pairs>) {
-        let w = to.w;
+        let w = to.w.on_device();
         let (tile, shared) = if w.is_block() { (TILE, TILE_SHARED) } else { (PLAIN, PLAIN_SHARED) };
         let each = shape.vectors / shape.groups;
         let [rows, cols, y_stride, groups, vectors, x_div] =
@@ -282,6 +283,9 @@ impl Cuda {
             "experts, hidden width, width"
         );
         assert_eq!(routed.rows, x.rows, "routed tokens");
+        if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
+            return self.experts_on_host(Gated { gate, up, down }, x, routed);
+        }
         let y = self.buffers.tensor(x.rows, w.down.rows);
         if y.len() * top_k == 0 {
             self.driver.fill(y.at(), 0, 4 * y.len());
@@ -302,6 +306,21 @@ impl Cuda {
         let arguments = [out, weights, y_at, arg(top_k as i32), arg(w.down.rows as i32)];
         self.driver.launch(["weighted_sum", ""], grid, &arguments);
         y
+    }
+
+    /// The same by the CPU, of experts in RAM: a token goes there and back, 18 KB of the real model.
+    fn experts_on_host(&self, w: Gated<'_, cpu::Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+        let (chosen, weights) = self.routed(routed);
+        if routed.rows * routed.top_k == 0 {
+            return self.tensor(x.rows, w.down.rows, &vec![0.0; x.rows * w.down.rows]);
+        }
+        let host = self.host();
+        let y = host.experts(
+            w,
+            &host.tensor(x.rows, x.cols, &self.read(x)),
+            &host.chosen(routed.top_k, &chosen, &weights),
+        );
+        self.tensor(y.rows, y.cols, y.values())
     }
 
     fn pairs(&self, routed: &Routed, experts: usize) -> Pairs {

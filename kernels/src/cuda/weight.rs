@@ -21,7 +21,10 @@ pub struct Weight {
     pub(super) cols: usize,
     /// Where each plane begins; 0 where the format has fewer.
     pub(super) planes: [Address; PLANES],
-    memory: Memory,
+    /// Held for as long as the addresses are used.
+    _memory: Option<Memory>,
+    /// Where it is if it is not on the device: experts that the CPU computes.
+    pub(super) host: Option<crate::cpu::Weight>,
 }
 
 struct Memory {
@@ -87,20 +90,32 @@ impl Weight {
         let (starts, size) = layout(*format, bytes.len() / format.block_bytes());
         let missing = || Error::OutOfMemory { what: "a weight on the CUDA device", bytes: size as u64 };
         let at = driver.allocate(size.max(1)).ok_or_else(missing)?;
-        let memory = Memory { at, driver: driver.clone() };
+        let memory = Some(Memory { at, driver: driver.clone() });
         let mut addresses = [0; PLANES];
         for ((address, start), part) in addresses.iter_mut().zip(starts).zip(planes(*format)) {
             *address = at + start as u64;
             driver.upload(*address, &plane(bytes, format.block_bytes(), part));
         }
         let (format, count, rows, cols) = (*format, *count, *rows, *cols);
-        Ok(Weight { format, count, rows, cols, planes: addresses, memory })
+        Ok(Weight { format, count, rows, cols, planes: addresses, _memory: memory, host: None })
+    }
+
+    /// A stack that stays in RAM.
+    pub(super) fn on_host(stored: &Stored, host: crate::cpu::Weight) -> Weight {
+        let Stored { format, count, rows, cols, .. } = *stored;
+        Weight { format, count, rows, cols, planes: [0; PLANES], _memory: None, host: Some(host) }
+    }
+
+    /// Asserts that it is on the device.
+    pub(super) fn on_device(&self) -> &Weight {
+        assert!(self.host.is_none(), "a weight in RAM in a product on the device: only experts may be there");
+        self
     }
 
     /// Floats of a small weight that is stored as floats: norms, taps, biases.
     pub(super) fn floats(&self) -> Address {
         assert_eq!((self.format, self.count), (Format::F32, 1), "a vector of the graph is F32");
-        self.memory.at
+        self.planes[0]
     }
 
     /// Columns are bytes with scales when they meet it, not floats.

@@ -3,6 +3,7 @@
 //! The library is built from kernels/cuda/host with the C++ compiler and loaded before the bindings look for the
 //! driver, which then find it under the driver's name. What runs is the backend as it is: its launches, its memory, its
 //! kernels' arithmetic; what does not is the device's own compiler, its timing and its races.
+#![allow(dead_code, reason = "some tests start processes, others use the backend")]
 
 use kernels::cuda::Cuda;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use std::{env, fs};
 pub fn cuda() -> &'static Cuda {
     static CUDA: OnceLock<Cuda> = OnceLock::new();
     CUDA.get_or_init(|| {
-        let library = build();
+        let library = library();
         // SAFETY: its start-up code registers kernels and nothing else.
         let library = unsafe { libloading::Library::new(&library) }.expect("the stand-in");
         std::mem::forget(library);
@@ -22,8 +23,14 @@ pub fn cuda() -> &'static Cuda {
     })
 }
 
+/// The package of the kernels, from its own tests or those of the whole.
+fn package() -> PathBuf {
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if own.join("cuda").is_dir() { own.to_owned() } else { own.join("kernels") }
+}
+
 fn sources() -> Vec<PathBuf> {
-    let cuda = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda");
+    let cuda = package().join("cuda");
     let files = |dir: &Path| fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
     let all = [files(&cuda), files(&cuda.join("host"))].concat();
     all.into_iter()
@@ -31,7 +38,12 @@ fn sources() -> Vec<PathBuf> {
         .collect()
 }
 
-/// The library, built anew where a source is newer. Several tests may do so at once: the last name wins.
+/// Where the library is, built anew where a source is newer. Several tests may do so at once: the last name wins.
+pub fn library() -> PathBuf {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(build).clone()
+}
+
 fn build() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = dir.join("libcuda.so");
@@ -41,7 +53,7 @@ fn build() -> PathBuf {
         return library;
     }
     let own = dir.join(format!("libcuda.{}.so", std::process::id()));
-    let host = Path::new(env!("CARGO_MANIFEST_DIR")).join("cuda/host");
+    let host = package().join("cuda/host");
     let compiler = env::var("CXX").unwrap_or_else(|_| "c++".into());
     let done = Command::new(&compiler)
         .args([

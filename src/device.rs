@@ -1,0 +1,116 @@
+//! Where a model computes: `--device cpu`, `cuda` or `auto`.
+//!
+//! Everything above a backend is generic over it; [`on_device!`] is the one place where a command meets both. The
+//! default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
+
+use crate::engine::EngineArgs;
+use crate::placement::{Demand, Placement, Wish};
+use crate::snapshot::disk::Log;
+use anyhow::{Context as _, Result, bail};
+use kernels::cpu::Cpu;
+use kernels::cuda::Cuda;
+use models::kimi_linear::config::Config;
+
+/// Where to compute, and what of the GPU may be used.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DeviceArgs {
+    /// Where to compute (default: cpu, until the CUDA backend has run on a GPU)
+    #[arg(long, value_enum, default_value_t)]
+    pub device: Device,
+    /// Memory of the GPU to use at most (default: what is free)
+    #[arg(long, value_name = "SIZE", value_parser = crate::snapshot::options::size)]
+    pub gpu_memory: Option<u64>,
+    /// Layers whose experts stay in RAM and are computed by the CPU (default: those that do not fit the GPU)
+    #[arg(long, value_name = "LAYERS")]
+    pub cpu_experts: Option<usize>,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// This machine's processor
+    #[default]
+    Cpu,
+    /// The first CUDA device, or an error that says why not
+    Cuda,
+    /// The first CUDA device where there is one and the model fits it, else the processor
+    Auto,
+}
+
+/// A backend that was asked for.
+pub enum Chosen {
+    /// The processor.
+    Cpu(Cpu),
+    /// A CUDA device.
+    Cuda(Cuda),
+}
+
+/// The backend that the arguments ask for. Why it is not the GPU, or what goes there, is told to `log` in a line.
+///
+/// # Errors
+/// A GPU was asked for and cannot be used.
+pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
+    let cpu = || Ok(Chosen::Cpu(Cpu::detect(args.threads)));
+    match args.device.device {
+        Device::Cpu => cpu(),
+        Device::Cuda => Ok(Chosen::Cuda(cuda(args, log).context("--device cuda")?)),
+        Device::Auto => match cuda(args, log) {
+            Ok(cuda) => Ok(Chosen::Cuda(cuda)),
+            Err(e) => {
+                log(&format!("computing on the CPU: {e:#}"));
+                cpu()
+            }
+        },
+    }
+}
+
+/// The device, with room planned for the model.
+fn cuda(args: &EngineArgs, log: &Log) -> Result<Cuda> {
+    let cuda = Cuda::detect()?;
+    let [free, _] = cuda.memory();
+    let free = args.device.gpu_memory.map_or(free, |most| most.min(free));
+    let plan = plan(args, free)?;
+    if plan.lacking > 0 {
+        let (name, lacking) = (&cuda.device().name, plan.lacking.div_ceil(1 << 20));
+        bail!(
+            "{name}: {lacking} MiB too little: {plan}; less --ctx, less --batch or --cache-type q8_0 need less"
+        );
+    }
+    log(&plan.to_string());
+    cuda.limit_stacks(plan.gpu_experts);
+    Ok(cuda)
+}
+
+/// What goes where with so many free bytes on a GPU.
+///
+/// # Errors
+/// The model's file does not open or is of another architecture.
+pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
+    let file = crate::demo::open(args.model.as_deref())?;
+    let config = Config::from_gguf(&file)?;
+    let wish = Wish { context: args.ctx, cache: args.cache_type.into(), batch: args.batch as u64 };
+    Ok(Placement::plan(Demand::of(&file, &config, &wish), free, args.device.cpu_experts))
+}
+
+/// Runs `$body` with the engine that `$args` ask for, as `$engine`: `on_device!(args, |engine| use_it(&engine))`. Trouble
+/// with snapshots is told on standard error, or to a log that is given.
+#[macro_export]
+macro_rules! on_device {
+    ($args:expr, |$engine:ident| $body:expr) => {
+        $crate::on_device!($args, Box::new(|line| eprintln!("{line}")), |$engine| $body)
+    };
+    ($args:expr, $log:expr, |$engine:ident| $body:expr) => {{
+        let (args, log): (&$crate::engine::EngineArgs, $crate::snapshot::disk::Log) = ($args, $log);
+        args.check(&log)?;
+        match $crate::device::choose(args, &log)? {
+            $crate::device::Chosen::Cpu(backend) => {
+                let $engine = $crate::engine::Engine::load(backend, args, log)?;
+                $body
+            }
+            $crate::device::Chosen::Cuda(backend) => {
+                let $engine = $crate::engine::Engine::load(backend, args, log)?;
+                $body
+            }
+        }
+    }};
+}

@@ -1,0 +1,63 @@
+//! Random inputs of the checks, the same ones for a seed.
+
+use bytes::Bytes;
+use kernels::backend::Stored;
+use kernels::quant::Format;
+use rand_pcg::Pcg64Mcg;
+use rand_pcg::rand_core::Rng;
+
+/// Numbers in the order of their seed.
+pub struct Numbers(Pcg64Mcg);
+
+impl Numbers {
+    /// From a seed.
+    pub fn new(seed: u64) -> Numbers {
+        Numbers(Pcg64Mcg::new(seed.into()))
+    }
+
+    /// In low..high.
+    pub fn uniform(&mut self, low: f32, high: f32) -> f32 {
+        low + (high - low) * (self.0.next_u32() >> 8) as f32 / (1 << 24) as f32
+    }
+
+    /// `n` values in -1..1.
+    pub fn vec(&mut self, n: usize) -> Vec<f32> {
+        (0..n).map(|_| self.uniform(-1.0, 1.0)).collect()
+    }
+
+    /// `n` whole numbers that activations as bytes hold exactly: each 32 contain a 127.
+    pub fn levels(&mut self, n: usize) -> Vec<f32> {
+        let level = |i: usize| if i.is_multiple_of(32) { 127.0 } else { self.uniform(-127.0, 128.0).floor() };
+        (0..n).map(level).collect()
+    }
+
+    /// Rows of length 1.
+    pub fn unit_rows(&mut self, rows: usize, cols: usize) -> Vec<f32> {
+        let mut x = self.vec(rows * cols);
+        for row in x.chunks_mut(cols.max(1)) {
+            let norm = row.iter().map(|x| x * x).sum::<f32>().sqrt() + 1e-6;
+            row.iter_mut().for_each(|x| *x /= norm);
+        }
+        x
+    }
+
+    /// A stack of random matrices in a format.
+    pub fn weight(&mut self, format: Format, [count, rows, cols]: [usize; 3]) -> Stored {
+        // A few random rows, again and again: quantising is slower than what is checked.
+        let kinds = (count * rows).min(61);
+        let bytes = format.row_bytes(cols as u64).expect("whole blocks") as usize;
+        let mut own = vec![0; kinds * bytes];
+        for out in own.chunks_mut(bytes.max(1)) {
+            format.quantise_row(&self.vec(cols), out);
+        }
+        let all =
+            (0..count * rows).flat_map(|r| &own[r % kinds * bytes..][..bytes]).copied().collect::<Vec<u8>>();
+        Stored { format, count, rows, cols, bytes: Bytes::from(all) }
+    }
+
+    /// A vector as a weight of one row of floats.
+    pub fn vector(&mut self, n: usize, low: f32, high: f32) -> Stored {
+        let bytes: Vec<u8> = (0..n).flat_map(|_| self.uniform(low, high).to_le_bytes()).collect();
+        Stored { format: Format::F32, count: 1, rows: 1, cols: n, bytes: Bytes::from(bytes) }
+    }
+}

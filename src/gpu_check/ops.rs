@@ -1,0 +1,330 @@
+//! Every op on the device against the reference: odd and real sizes, extreme values, states included.
+//!
+//! Activations of products by blocks are whole numbers that bytes hold, so both compute the same and differ by the order
+//! of sums. Next: [`super::whole`].
+
+use super::Row;
+use super::numbers::Numbers;
+use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span, Stored};
+use kernels::cuda::Cuda;
+use kernels::quant::Format;
+use kernels::reference::Reference;
+
+/// Of the largest value, where arithmetic is in f32.
+const EXACT: f32 = 2e-5;
+/// The same where tensor cores take binary16.
+const HALF: f32 = 2e-3;
+
+/// An op with its inputs.
+trait Op {
+    /// Its results on a backend.
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>>;
+}
+
+fn compare(cuda: &Cuda, what: String, tolerance: f32, op: &impl Op) -> Row {
+    let (expected, got) = (op.run(&Reference), op.run(cuda));
+    let worst = expected.iter().zip(&got).map(|(e, g)| difference(g, e)).fold(0.0, worse);
+    let right = expected.len() == got.len() && worst <= tolerance;
+    Row { what, found: format!("{worst:.1e}, allowed {tolerance:.0e}"), right: Some(right) }
+}
+
+fn worse(a: f32, b: f32) -> f32 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
+/// The largest difference as a part of the largest expected value; infinite where there is a NaN.
+fn difference(got: &[f32], expected: &[f32]) -> f32 {
+    if got.len() != expected.len() {
+        return f32::INFINITY;
+    }
+    let largest = expected.iter().fold(1e-30_f32, |m, x| m.max(x.abs()));
+    let apart = got.iter().zip(expected).map(|(g, e)| if g == e { 0.0 } else { (g - e).abs() / largest });
+    apart.map(|d| if d.is_nan() { f32::INFINITY } else { d }).fold(0.0, f32::max)
+}
+
+struct Norms {
+    rows: usize,
+    cols: usize,
+    dim: usize,
+    x: Vec<f32>,
+    gate: Vec<f32>,
+    w: [Stored; 2],
+}
+
+impl Op for Norms {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let [w, head] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let tensor = |v: &[f32]| b.tensor(self.rows, self.cols, v);
+        let (x, gate) = (tensor(&self.x), tensor(&self.gate));
+        let mut sum = b.copy(&x);
+        b.add(&mut sum, &gate);
+        vec![
+            b.read(&sum),
+            b.read(&b.rms_norm(&x, &w, 1e-5)),
+            b.read(&b.rms_norm(&x, &head, 1e-5)),
+            b.read(&b.gated_rms_norm(&x, &head, &gate, 1e-5)),
+            b.read(&b.silu_mul(b.copy(&x), &gate)),
+            b.read(&b.sigmoid(b.copy(&x))),
+            b.read(&b.gather(&x, &[self.rows - 1, 0])),
+            b.read(&b.l2_norm(x, self.dim, 1e-6, 0.09)),
+        ]
+    }
+}
+
+struct Conv {
+    lens: Vec<usize>,
+    channels: usize,
+    x: Vec<f32>,
+    past: Vec<f32>,
+    taps: Stored,
+    decay: [Stored; 2],
+}
+
+impl Op for Conv {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let tokens = self.lens.iter().sum();
+        let x = b.tensor(tokens, self.channels, &self.x);
+        let mut states: Vec<_> = self.lens.iter().map(|_| b.tensor(3, self.channels, &self.past)).collect();
+        let taps = b.weight(self.taps.clone()).expect("room");
+        let y = b.short_conv(&mut spans(&self.lens, &mut states), &x, &taps);
+        let [a, bias] = self.decay.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let mut all = vec![b.read(&y), b.read(&b.kda_decay(y, &a, &bias))];
+        all.extend(states.iter().map(|s| b.read(s)));
+        all
+    }
+}
+
+/// Spans over consecutive rows of a batch, one a state.
+fn spans<'a, S>(lens: &[usize], states: &'a mut [S]) -> Vec<Span<'a, S>> {
+    let mut start = 0;
+    let span = |(len, state): (&usize, &'a mut S)| {
+        start += len;
+        Span { rows: start - len..start, state }
+    };
+    lens.iter().zip(states).map(span).collect()
+}
+
+/// Elements, norms, convolutions, decays.
+pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
+    let mut n = Numbers::new(seed);
+    let mut all = Vec::new();
+    for (rows, cols, dim) in [(1, 1, 1), (3, 7, 7), (1, 2304, 128), (65, 4096, 128), (300, 512, 64)] {
+        for scale in [1.0, 1e-12, 1e12] {
+            let mut values = || n.vec(rows * cols).iter().map(|x| x * scale).collect::<Vec<_>>();
+            let (x, gate) = (values(), values());
+            let w = [n.vector(cols, -1.0, 1.0), n.vector(dim, -1.0, 1.0)];
+            let op = Norms { rows, cols, dim, x, gate, w };
+            all.push(compare(cuda, format!("norms, elements [{rows}, {cols}] of {scale:.0e}"), EXACT, &op));
+        }
+    }
+    for lens in [&[1][..], &[2, 1, 1], &[0, 3, 70, 1], &[300]] {
+        let (channels, tokens) = (256, lens.iter().sum::<usize>());
+        let (x, past) = (n.vec(tokens * channels), n.vec(3 * channels));
+        let taps = Stored { rows: channels, cols: 4, ..n.vector(4 * channels, -1.0, 1.0) };
+        let decay = [n.vector(2, -16.0, 0.0), n.vector(channels, -40.0, 100.0)];
+        let op = Conv { lens: lens.to_vec(), channels, x, past, taps, decay };
+        all.push(compare(cuda, format!("short_conv, kda_decay over {lens:?}"), EXACT, &op));
+    }
+    all
+}
+
+struct Product {
+    w: Stored,
+    x: Vec<f32>,
+    tokens: usize,
+    heads: bool,
+}
+
+impl Op for Product {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let w = b.weight(self.w.clone()).expect("room");
+        let x = b.tensor(self.tokens, self.x.len() / self.tokens, &self.x);
+        if self.heads { vec![b.read(&b.matmul_heads(&w, &x))] } else { vec![b.read(&b.matmul(&w, &x))] }
+    }
+}
+
+struct Embed(Stored);
+
+impl Op for Embed {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        vec![b.read(&b.embed(&b.weight(self.0.clone()).expect("room"), &[8, 0, 3, 3]))]
+    }
+}
+
+/// Products with each format, a few vectors and many, plain and by head.
+pub fn products(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+    let mut n = Numbers::new(seed);
+    let mut all = Vec::new();
+    for format in Format::ALL {
+        let name = format.name();
+        let table = n.weight(format, [1, 9, 2304]);
+        all.push(compare(cuda, format!("embed {name}"), EXACT, &Embed(table)));
+        let shapes: &[[usize; 3]] = if quick {
+            &[[1, 33, 256], [9, 65, 512]]
+        } else {
+            &[[1, 4096, 2304], [3, 129, 512], [8, 64, 1024], [70, 300, 2304], [513, 130, 4096]]
+        };
+        for &[tokens, rows, cols] in shapes {
+            let (w, x) = (n.weight(format, [1, rows, cols]), n.levels(tokens * cols));
+            let op = Product { w, x, tokens, heads: false };
+            all.push(compare(cuda, format!("matmul {name} [{tokens}, {cols}] x [{rows}]"), EXACT, &op));
+        }
+    }
+    let by_head: &[(Format, [usize; 4], usize)] = &[
+        (Format::Q8_0, [32, 512, 128, 64], 1),
+        (Format::Q8_0, [32, 128, 512, 0], if quick { 1 } else { 70 }),
+        (Format::F16, [3, 40, 64, 5], 9),
+        (Format::Q4_K, [2, 65, 256, 64], 66),
+    ];
+    for &(format, [count, rows, cols, rest], tokens) in by_head {
+        let w = n.weight(format, [count, rows, cols]);
+        let x = (0..tokens * count).flat_map(|_| [n.levels(cols), n.vec(rest)].concat()).collect();
+        let op = Product { w, x, tokens, heads: true };
+        let what = format!("matmul_heads {} {count} x [{rows}, {cols} + {rest}], {tokens}", format.name());
+        all.push(compare(cuda, what, EXACT, &op));
+    }
+    all
+}
+
+struct Rule {
+    lens: Vec<usize>,
+    heads: usize,
+    dim: usize,
+    /// q, k, v, g, beta
+    x: [Vec<f32>; 5],
+    s: Vec<f32>,
+}
+
+impl Op for Rule {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let (tokens, cols) = (self.lens.iter().sum(), self.heads * self.dim);
+        let [q, k, v, g] = [0, 1, 2, 3].map(|i| b.tensor(tokens, cols, &self.x[i]));
+        let beta = b.tensor(tokens, self.heads, &self.x[4]);
+        let mut states: Vec<_> = self.lens.iter().map(|_| b.tensor(cols, self.dim, &self.s)).collect();
+        let x = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+        let o = b.delta_rule(&mut spans(&self.lens, &mut states), x);
+        [vec![b.read(&o)], states.iter().map(|s| b.read(s)).collect()].concat()
+    }
+}
+
+/// The delta rule, with decays from none to all at once.
+pub fn delta(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+    let mut n = Numbers::new(seed);
+    let mut all = Vec::new();
+    for decay in [0.0, 0.1, 3.0, 1000.0, f32::INFINITY] {
+        let long: &[usize] = if quick { &[40] } else { &[700] };
+        for (lens, heads, dim) in [(&[1][..], 32, 128), (&[3, 0, 1, 66], 2, 24), (long, 2, 128)] {
+            let tokens: usize = lens.iter().sum();
+            let g = (0..tokens * heads * dim)
+                .map(|_| if decay == 0.0 { 0.0 } else { -n.uniform(0.0, 1.0).powi(4) * decay });
+            let g = g.map(|g: f32| if g.is_nan() { f32::NEG_INFINITY } else { g }).collect();
+            let [q, k] = [(); 2].map(|()| n.unit_rows(tokens * heads, dim));
+            let v = n.vec(tokens * heads * dim);
+            let beta = (0..tokens * heads).map(|_| n.uniform(0.0, 1.0)).collect();
+            let op =
+                Rule { lens: lens.to_vec(), heads, dim, x: [q, k, v, g, beta], s: n.vec(heads * dim * dim) };
+            let what = format!("delta_rule {heads} x {dim} over {lens:?}, decay to {decay}");
+            all.push(compare(cuda, what, EXACT, &op));
+        }
+    }
+    all
+}
+
+struct Attend {
+    format: CacheFormat,
+    heads: usize,
+    width: usize,
+    values: usize,
+    scale: f32,
+    ends: Vec<usize>,
+    rows: Vec<f32>,
+    q: Vec<f32>,
+}
+
+impl Op for Attend {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let mut cache = b.cache(self.format, self.width);
+        let mut all = Vec::new();
+        for w in [&[0], &self.ends[..]].concat().windows(2) {
+            let (n, from, to) = (w[1] - w[0], w[0], w[1]);
+            let part = |x: &[f32], cols: usize| b.tensor(n, cols, &x[from * cols..to * cols]);
+            b.append(&mut [Span { rows: 0..n, state: &mut cache }], &part(&self.rows, self.width));
+            // Of a long beginning only the last tokens attend: the reference takes its time.
+            let some = n.min(3);
+            let q = b.gather(&part(&self.q, self.heads * self.width), &(n - some..n).collect::<Vec<_>>());
+            let mut spans = [Span { rows: 0..some, state: &mut cache }];
+            all.push(b.read(&b.latent_attention(&mut spans, &q, self.values, self.scale)));
+        }
+        all.push(b.cache_read(&cache, 0..self.ends[0]));
+        all
+    }
+}
+
+/// Attention and caches in each format, at lengths around tiles and segments.
+pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+    let mut n = Numbers::new(seed);
+    let mut all = Vec::new();
+    let far = if quick { 300 } else { 5000 };
+    for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
+        for (heads, width, values, ends) in [
+            (3, 7, 5, vec![1, 5, 40]),
+            (4, 48, 32, vec![31, 33, 64, 255, 256, 257, 300]),
+            (32, 576, 512, vec![1, 33, 34]),
+            (32, 576, 512, vec![far, far + 1]),
+        ] {
+            let tokens = ends[ends.len() - 1];
+            let (rows, q) =
+                (n.vec(tokens * width), n.vec(tokens * heads * width).iter().map(|q| q * 3.0).collect());
+            let tolerance = if width == 576 && format != CacheFormat::F32 { HALF } else { EXACT };
+            let scale = 192_f32.powf(-0.5);
+            let what = format!("attention {format:?} {heads} x {width}, to {tokens}");
+            let op = Attend { format, heads, width, values, scale, ends, rows, q };
+            all.push(compare(cuda, what, tolerance, &op));
+        }
+    }
+    all
+}
+
+struct Experts {
+    w: [Stored; 3],
+    bias: Stored,
+    logits: Vec<f32>,
+    x: Vec<f32>,
+    how: Routing,
+}
+
+impl Op for Experts {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let (n, dim) = (self.w[0].count, self.w[0].cols);
+        let tokens = self.x.len() / dim;
+        let [gate, up, down] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let bias = b.weight(self.bias.clone()).expect("room");
+        let routed = b.route(&b.tensor(tokens, n, &self.logits), &bias, self.how);
+        let (chosen, weights) = b.routed(&routed);
+        let gated = Gated { gate: &gate, up: &up, down: &down };
+        let y = b.experts(gated, &b.tensor(tokens, dim, &self.x), &routed);
+        vec![chosen.iter().map(|e| *e as f32).collect(), weights, b.read(&y)]
+    }
+}
+
+/// The router and the experts, a few tokens and many.
+pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+    let mut n = Numbers::new(seed);
+    let mut all = Vec::new();
+    for up in [Format::Q4_K, Format::Q8_0, Format::Q3_K, Format::BF16] {
+        for (experts, top_k, groups, top_groups, tokens) in
+            [(256, 8, 1, 1, 1), (64, 8, 8, 4, 5), (24, 3, 1, 1, if quick { 20 } else { 200 })]
+        {
+            let (dim, hidden) = (256, 96);
+            // What is between is not whole numbers: a plain format takes it as it is.
+            let shapes = [[experts, hidden, dim], [experts, hidden, dim], [experts, dim, hidden]];
+            let w = [n.weight(up, shapes[0]), n.weight(up, shapes[1]), n.weight(Format::F16, shapes[2])];
+            let how = Routing { top_k, groups, top_groups, normalise: true, scale: 2.446 };
+            let logits = (0..tokens * experts).map(|_| n.uniform(-4.0, 4.0)).collect();
+            let (bias, x) = (n.vector(experts, -0.1, 0.1), n.levels(tokens * dim));
+            let what = format!("experts {} {top_k} of {experts}, {tokens} tokens", up.name());
+            all.push(compare(cuda, what, EXACT, &Experts { w, bias, logits, x, how }));
+        }
+    }
+    all
+}

@@ -1,0 +1,152 @@
+//! How long kernels take at the real shape, beside what bytes or arithmetic alone would take.
+//!
+//! The memory's rate is that of a large copy on the same device; arithmetic is given as it is reached. Weights are
+//! several times the cache, so that they come from memory. Launches are recorded and run together.
+
+use super::Row;
+use super::numbers::Numbers;
+use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span, Stored};
+use kernels::cuda::Cuda;
+use kernels::quant::Format;
+
+/// Copies of a weight that are met in turn.
+const COPIES: usize = 16;
+
+/// What a kernel has to move and compute at least.
+struct Floor {
+    bytes: f64,
+    operations: f64,
+}
+
+fn row(what: &str, seconds: f64, floor: Floor, memory: f64) -> Row {
+    let (gb, tflop) = (floor.bytes / seconds / 1e9, floor.operations / seconds / 1e12);
+    let share = 100.0 * gb / memory;
+    let found = format!("{:.1} us {gb:.0} GB/s {share:.0}% {tflop:.1} Top/s", seconds * 1e6);
+    Row { what: what.to_owned(), found, right: None }
+}
+
+fn bytes(w: &Stored) -> f64 {
+    w.bytes.len() as f64
+}
+
+/// The kernels of a decoded token, then those of a prefill.
+pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
+    let mut n = Numbers::new(seed);
+    let memory = cuda.copy_gb_s();
+    let rate = Row { what: "copy, read and written".into(), found: format!("{memory:.0} GB/s"), right: None };
+    let mut rows = vec![rate];
+    for (format, shape) in [
+        (Format::Q4_K, [1, 4096, 2304]),
+        (Format::Q6_K, [1, 4096, 2304]),
+        (Format::Q8_0, [1, 4096, 2304]),
+        (Format::Q6_K, [1, 163_840, 2304]),
+        (Format::F32, [1, 256, 2304]),
+    ] {
+        rows.push(product(cuda, &mut n, (format, shape), 1, memory));
+    }
+    rows.push(experts(cuda, &mut n, 1, memory));
+    rows.push(delta(cuda, &mut n, 1, memory));
+    for (format, depth) in
+        [(CacheFormat::F16, 32_768), (CacheFormat::Q8_0, 32_768), (CacheFormat::F16, 262_144)]
+    {
+        rows.push(attention(cuda, &mut n, (format, depth), 1, memory));
+    }
+    for tokens in [8, 64, 512, 4096] {
+        rows.push(product(cuda, &mut n, (Format::Q4_K, [1, 4096, 2304]), tokens, memory));
+    }
+    rows.push(product(cuda, &mut n, (Format::Q6_K, [1, 4096, 2304]), 4096, memory));
+    for tokens in [512, 4096] {
+        rows.push(experts(cuda, &mut n, tokens, memory));
+        rows.push(delta(cuda, &mut n, tokens, memory));
+    }
+    rows.push(attention(cuda, &mut n, (CacheFormat::F16, 32_768), 256, memory));
+    rows
+}
+
+fn product(
+    cuda: &Cuda,
+    n: &mut Numbers,
+    (format, shape): (Format, [usize; 3]),
+    tokens: usize,
+    memory: f64,
+) -> Row {
+    let stored = n.weight(format, shape);
+    let [_, out, cols] = shape;
+    let copies = if out > 100_000 || tokens > 64 { 2 } else { COPIES };
+    let w: Vec<_> = (0..copies).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
+    let x = cuda.tensor(tokens, cols, &n.vec(tokens * cols));
+    let seconds = cuda.time(copies, |i| drop(cuda.matmul(&w[i], &x)));
+    let floor = Floor {
+        bytes: bytes(&stored) + 4.0 * (tokens * (out + cols)) as f64,
+        operations: 2.0 * (tokens * out * cols) as f64,
+    };
+    row(&format!("matmul {} {cols} to {out}, {tokens} tokens", format.name()), seconds, floor, memory)
+}
+
+fn experts(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
+    let (count, hidden, dim, top_k) = (256, 1024, 2304, 8);
+    let stored =
+        [[hidden, dim], [hidden, dim], [dim, hidden]].map(|[r, c]| n.weight(Format::Q4_K, [count, r, c]));
+    let [gate, up, down] = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("room"));
+    let bias = cuda.weight(n.vector(count, 0.0, 0.0)).expect("room");
+    let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+    let repeats = if tokens == 1 { COPIES } else { 2 };
+    let routed: Vec<_> = (0..repeats)
+        .map(|_| cuda.route(&cuda.tensor(tokens, count, &n.vec(tokens * count)), &bias, how))
+        .collect();
+    let x = cuda.tensor(tokens, dim, &n.vec(tokens * dim));
+    let seconds = cuda.time(repeats, |i| {
+        drop(cuda.experts(Gated { gate: &gate, up: &up, down: &down }, &x, &routed[i]));
+    });
+    let used = (tokens * top_k).min(count) as f64 / count as f64;
+    let floor = Floor {
+        bytes: used * stored.iter().map(bytes).sum::<f64>(),
+        operations: 6.0 * (tokens * top_k * hidden * dim) as f64,
+    };
+    row(&format!("experts Q4_K 8 of 256, {tokens} tokens"), seconds, floor, memory)
+}
+
+fn delta(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
+    let (heads, dim) = (32, 128);
+    let cols = heads * dim;
+    let unit = n.unit_rows(tokens * heads, dim);
+    let decay: Vec<f32> = (0..tokens * cols).map(|_| -n.uniform(0.0, 0.1)).collect();
+    let [q, k, v, g] = [&unit, &unit, &unit, &decay].map(|x| cuda.tensor(tokens, cols, x));
+    let beta = cuda.tensor(tokens, heads, &vec![0.5; tokens * heads]);
+    let copies = if tokens == 1 { COPIES } else { 1 };
+    let mut states: Vec<_> = (0..copies).map(|_| cuda.tensor(cols, dim, &vec![0.1; cols * dim])).collect();
+    let seconds = cuda.time(copies, |i| {
+        let x = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+        drop(cuda.delta_rule(&mut [Span { rows: 0..tokens, state: &mut states[i] }], x));
+    });
+    let floor = Floor {
+        bytes: 8.0 * (cols * dim) as f64 + 20.0 * (tokens * cols) as f64,
+        operations: 7.0 * (tokens * cols * dim) as f64,
+    };
+    row(&format!("delta_rule 32 x 128 x 128, {tokens} tokens"), seconds, floor, memory)
+}
+
+fn attention(
+    cuda: &Cuda,
+    n: &mut Numbers,
+    (format, depth): (CacheFormat, usize),
+    tokens: usize,
+    memory: f64,
+) -> Row {
+    let (heads, width, values) = (32, 576, 512);
+    let mut cache = cuda.cache(format, width);
+    let part = 4096.min(depth);
+    let rows = cuda.tensor(part, width, &n.vec(part * width));
+    for _ in 0..depth / part {
+        cuda.append(&mut [Span { rows: 0..part, state: &mut cache }], &rows);
+    }
+    let q = cuda.tensor(tokens, heads * width, &n.vec(tokens * heads * width));
+    let seconds = cuda.time(2, |_| {
+        drop(cuda.latent_attention(&mut [Span { rows: 0..tokens, state: &mut cache }], &q, values, 0.07));
+    });
+    let floor = Floor {
+        bytes: (depth * cuda.cache_row_bytes(&cache)) as f64,
+        operations: 2.0 * (tokens * heads * (width + values)) as f64 * (depth - tokens / 2) as f64,
+    };
+    row(&format!("attention {format:?} 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
+}

@@ -1,0 +1,90 @@
+//! Whole models on the device beside the CPU: random ones of several shapes and formats, and the demonstration model.
+//!
+//! The CPU's results are those of the published code (`tests/golden.rs`); what is f32 has to agree with them, what is
+//! quantised rounds its activations by 32 instead of by 256 and agrees less. Next: [`super::times`].
+
+use super::Row;
+use anyhow::{Context as _, Result, ensure};
+use kernels::backend::{Backend, CacheFormat};
+use kernels::cpu::Cpu;
+use kernels::cuda::Cuda;
+use models::gguf::read::Gguf;
+use models::kimi_linear::{Model, Outputs, Sequence};
+use std::process::Command;
+
+/// Logits of each prompt: its tokens at once, or the last of them after reading one by one.
+struct Logits {
+    at_once: Vec<f32>,
+    one_by_one: Vec<f32>,
+}
+
+fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Logits> {
+    let model = Model::load(b, file)?;
+    let mut state = model.state(b, CacheFormat::F32);
+    let forward = |tokens: &[u32], state: &mut _| {
+        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last }];
+        model.forward(b, &mut batch, &mut ()).map(|l| b.read(&l)).unwrap_or_default()
+    };
+    let at_once = forward(ids, &mut state);
+    let (mut state, mut one_by_one) = (model.state(b, CacheFormat::F32), Vec::new());
+    for id in ids {
+        one_by_one = forward(&[*id], &mut state);
+    }
+    Ok(Logits { at_once, one_by_one })
+}
+
+/// The distance as a part of the length, and whether both prefer the same token.
+fn compare(what: String, got: &[f32], expected: &[f32], tolerance: f64) -> Row {
+    let square = |x: f64| x * x;
+    let apart: f64 = got.iter().zip(expected).map(|(g, e)| square(f64::from(g - e))).sum();
+    let length: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
+    let distance = (apart / length).sqrt();
+    let (best, wanted) = (crate::sample::argmax(got), crate::sample::argmax(expected));
+    let right = got.len() == expected.len() && distance <= tolerance && (best == wanted || tolerance > 1e-3);
+    let same = if best == wanted { "same" } else { "other" };
+    Row { what, found: format!("{distance:.1e}, allowed {tolerance:.0e}, {same} token"), right: Some(right) }
+}
+
+/// Each model's rows.
+///
+/// # Errors
+/// A model could not be written or read.
+pub fn models(cuda: &Cuda, quick: bool) -> Result<Vec<Row>> {
+    let dir = tempfile::tempdir()?;
+    let cases = [
+        ("tiny", "f32", 1e-4),
+        ("tiny-d128", "f32", 1e-4),
+        ("tiny-d128", "q8_0", 3e-2),
+        ("tiny-d128", "q4_k_m", 3e-2),
+    ];
+    let mut files = vec![("demonstration model".to_owned(), crate::demo::open(None)?, 3e-2)];
+    for (preset, kind, tolerance) in cases.into_iter().take(if quick { 2 } else { 4 }) {
+        let path = dir.path().join(format!("{preset}.{kind}.gguf"));
+        let synth = Command::new(std::env::current_exe()?)
+            .args(["synth", "--preset", preset, "--type", kind])
+            .arg(&path)
+            .output()?;
+        ensure!(synth.status.success(), "synth {preset}: {}", String::from_utf8_lossy(&synth.stderr));
+        files.push((
+            format!("{preset} {kind}"),
+            Gguf::open(&path).context("the model just written")?,
+            tolerance,
+        ));
+    }
+    let mut rows = Vec::new();
+    let lengths: &[u32] = if quick { &[3, 20] } else { &[1, 7, 64, 65, 300] };
+    for (name, file, tolerance) in &files {
+        for n in lengths {
+            let ids: Vec<u32> = (0..*n).map(|i| (i * 37 + 11) % 900).collect();
+            let (expected, got) = (logits(&Cpu::detect(None), file, &ids)?, logits(cuda, file, &ids)?);
+            rows.push(compare(format!("{name}, {n} tokens"), &got.at_once, &expected.at_once, *tolerance));
+            rows.push(compare(
+                format!("{name}, {n} one by one"),
+                &got.one_by_one,
+                &expected.one_by_one,
+                *tolerance,
+            ));
+        }
+    }
+    Ok(rows)
+}

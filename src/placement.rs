@@ -1,0 +1,199 @@
+//! What of a model goes where: all that is not a routed expert on the GPU, as many layers' experts as fit beside it,
+//! the rest in RAM, where the CPU computes them.
+//!
+//! Planned from sizes alone, before anything is loaded, so that out of memory is foreseen and not met. It knows no
+//! backend. Next: `device`, which asks for a plan.
+
+use crate::inspect::need::Need;
+use kernels::backend::CacheFormat;
+use kernels::cuda::device_bytes;
+use models::gguf::read::Gguf;
+use models::kimi_linear::config::{Config, MixerKind};
+use std::fmt;
+
+/// What the driver keeps for itself: its context, the compiled kernels, fragmentation.
+const RESERVE: u64 = 512 << 20;
+/// Tokens of context that are planned for where none are asked for.
+const USUAL_CONTEXT: u64 = 131_072;
+
+/// What a model takes, in bytes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Demand {
+    /// All weights but routed experts.
+    pub base: u64,
+    /// The routed experts of each layer that has them.
+    pub experts: Vec<u64>,
+    /// What a sequence has whatever its length.
+    pub state: u64,
+    /// The latent cache of the context.
+    pub cache: u64,
+    /// Activations of a batch: an estimate.
+    pub workspace: u64,
+}
+
+/// What is asked for beside the model.
+#[derive(Clone, Copy, Debug)]
+pub struct Wish {
+    /// Tokens of context, if a number was asked for.
+    pub context: Option<u64>,
+    /// How latent rows are kept.
+    pub cache: CacheFormat,
+    /// Tokens of a prompt processed together.
+    pub batch: u64,
+}
+
+/// A plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    /// What it is of.
+    pub demand: Demand,
+    /// Layers whose experts are on the GPU: the first ones.
+    pub gpu_layers: usize,
+    /// Bytes of their experts.
+    pub gpu_experts: u64,
+    /// Bytes on the GPU in all.
+    pub gpu: u64,
+    /// Bytes of weights in RAM.
+    pub ram: u64,
+    /// Bytes the GPU has too little for what has to be on it; 0 where the plan can be run.
+    pub lacking: u64,
+}
+
+impl Demand {
+    /// Of a file, with the context and the batch asked for.
+    pub fn of(file: &Gguf, c: &Config, wish: &Wish) -> Demand {
+        let mut demand = Demand { base: 0, experts: Vec::new(), state: 0, cache: 0, workspace: 0 };
+        let mut layers = std::collections::BTreeMap::<u64, u64>::new();
+        for t in &file.tensors {
+            let bytes = device_bytes(t.format, t.shape.iter().product());
+            let layer = t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
+            match layer.filter(|_| t.name.contains("_exps.")) {
+                Some(layer) => *layers.entry(layer).or_default() += bytes,
+                None => demand.base += bytes,
+            }
+        }
+        demand.experts = layers.into_values().collect();
+        let need = Need::of(c, wish.batch);
+        demand.state = need.kda_state_bytes.saturating_add(need.conv_bytes);
+        let row = c.cache_width() as u64;
+        let row = match wish.cache {
+            CacheFormat::F32 => 4 * row,
+            CacheFormat::F16 => 2 * row,
+            CacheFormat::Q8_0 => row.div_ceil(32) * 34,
+        };
+        let context = wish.context.unwrap_or(USUAL_CONTEXT).min(c.context);
+        let rows = (c.count(MixerKind::Mla) as u64).saturating_mul(row.next_multiple_of(16));
+        demand.cache = rows.saturating_mul(context);
+        // Activations are on the device as floats and as bytes, in buffers up to a fifth too large.
+        demand.workspace = need.workspace_bytes.saturating_mul(2);
+        demand
+    }
+
+    /// All but experts.
+    fn without_experts(&self) -> u64 {
+        let parts = [self.base, self.state, self.cache, self.workspace, RESERVE];
+        parts.into_iter().fold(0, u64::saturating_add)
+    }
+}
+
+impl Placement {
+    /// The plan for `gpu` free bytes.
+    pub fn plan(demand: Demand, gpu: u64, cpu_experts: Option<usize>) -> Placement {
+        let base = demand.without_experts();
+        let most = demand.experts.len() - cpu_experts.unwrap_or(0).min(demand.experts.len());
+        let (mut gpu_layers, mut gpu_experts) = (0, 0);
+        for bytes in &demand.experts[..most] {
+            let with = u64::saturating_add(gpu_experts, *bytes);
+            if base.saturating_add(with) > gpu {
+                break;
+            }
+            (gpu_layers, gpu_experts) = (gpu_layers + 1, with);
+        }
+        let ram = demand.experts[gpu_layers..].iter().sum();
+        let used = base.saturating_add(gpu_experts);
+        Placement { gpu_layers, gpu_experts, gpu: used, ram, lacking: base.saturating_sub(gpu), demand }
+    }
+}
+
+/// `GPU 21.3 of ... GiB`: one line for people.
+impl fmt::Display for Placement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+        let Demand { base, experts, state, cache, workspace } = &self.demand;
+        write!(
+            f,
+            "{:.2} GiB on the GPU: {:.2} of weights, {:.2} of experts of {} of {} layers, {:.2} of state and cache, {:.2} of \
+             workspace",
+            gib(self.gpu),
+            gib(*base),
+            gib(self.gpu_experts),
+            self.gpu_layers,
+            experts.len(),
+            gib(state.saturating_add(*cache)),
+            gib(workspace.saturating_add(RESERVE)),
+        )?;
+        if self.ram > 0 {
+            write!(f, "; {:.2} GiB of experts in RAM", gib(self.ram))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::synth::Preset;
+    use kernels::quant::Format;
+
+    /// The tensors of the real model in one format for experts and one for the rest: 26 layers of 256 experts.
+    fn demand(experts: Format, wish: &Wish) -> Demand {
+        let file = Preset::Real.metadata_only();
+        let mut d = Demand::of(&file, &Config::from_gguf(&file).unwrap(), wish);
+        d.experts = vec![3 * device_bytes(experts, 256 * 1024 * 2304); 26];
+        d.base = device_bytes(Format::Q6_K, 3_800_000_000 / 256 * 256);
+        d
+    }
+
+    fn wish(context: u64, cache: CacheFormat) -> Wish {
+        Wish { context: Some(context), cache, batch: 512 }
+    }
+
+    /// Over cards, contexts, caches and formats: what is planned fits, one layer more would not, nothing is lost.
+    #[test]
+    fn every_plan_fits_and_wastes_no_layer() {
+        let mut seen = std::collections::BTreeSet::new();
+        for experts in [Format::Q2_K, Format::Q4_K, Format::Q8_0] {
+            for context in [4096, 131_072, 1 << 20] {
+                for cache in [CacheFormat::F16, CacheFormat::Q8_0] {
+                    for gib in [2, 6, 8, 12, 16, 24, 48, 80, 141] {
+                        let gpu = gib << 30;
+                        let d = demand(experts, &wish(context, cache));
+                        let (base, each) = (d.without_experts(), d.experts[0]);
+                        let p = Placement::plan(d, gpu, None);
+                        assert_eq!(p.lacking, base.saturating_sub(gpu));
+                        assert_eq!(p.gpu_experts + p.ram, 26 * each);
+                        assert_eq!(p.gpu, base + p.gpu_layers as u64 * each);
+                        assert!(p.lacking > 0 || p.gpu <= gpu);
+                        assert!(p.gpu_layers == 26 || p.gpu + each > gpu, "{p}");
+                        seen.insert(p.gpu_layers);
+                    }
+                }
+            }
+        }
+        assert!(seen.contains(&0) && seen.contains(&26) && seen.len() > 8, "{seen:?}");
+    }
+
+    #[test]
+    fn what_the_real_model_takes() {
+        let d = demand(Format::Q4_K, &wish(1 << 20, CacheFormat::F16));
+        assert_eq!((d.state, d.cache), (41_943_040 + 2_949_120, 8_064 << 20));
+        assert_eq!(demand(Format::Q4_K, &wish(1000, CacheFormat::Q8_0)).cache, 1000 * 7 * 624);
+        let all = Placement::plan(d.clone(), 141 << 30, None);
+        assert_eq!((all.gpu_layers, all.ram, all.lacking), (26, 0, 0));
+        assert!(all.to_string().contains("of experts of 26 of 26 layers"), "{all}");
+        let asked = Placement::plan(d.clone(), 141 << 30, Some(20));
+        assert_eq!((asked.gpu_layers, asked.ram), (6, 20 * d.experts[0]));
+        assert!(asked.to_string().ends_with("GiB of experts in RAM"));
+        assert_eq!(Placement::plan(d, 141 << 30, Some(999)).gpu_layers, 0);
+    }
+}

@@ -1,0 +1,74 @@
+//! Commands on the CUDA backend, run as they are on a stand-in device: the driver's library is one that runs the kernels
+//! on the host.
+
+mod common;
+#[path = "../kernels/tests/common/stand_in.rs"]
+mod stand_in;
+
+use common::kimi_command;
+use std::process::Output;
+
+/// Runs `kimi` where the stand-in is the driver.
+fn kimi(args: &[&str]) -> Output {
+    let library = stand_in::library();
+    kimi_command().args(args).env("LD_LIBRARY_PATH", library.parent().unwrap()).output().unwrap()
+}
+
+fn stdout(out: &Output) -> String {
+    assert!(out.status.success(), "{}{}", text(&out.stdout), text(&out.stderr));
+    text(&out.stdout)
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn gpu_check_is_right_on_the_stand_in() {
+    let found = stdout(&kimi(&["gpu-check", "--quick", "--seed", "7"]));
+    for part in ["device", "rows", "products", "delta", "attention", "experts", "models"] {
+        assert!(found.lines().any(|l| l.starts_with(&format!("{part}, "))), "{part} in {found}");
+    }
+    assert!(found.contains("right") && !found.contains("WRONG"), "{found}");
+}
+
+/// A reply on the device is the CPU's, wherever its experts are; the plan is told.
+#[test]
+fn a_reply_is_the_same_on_the_device() {
+    let reply = |device: &[&str]| {
+        let out = kimi(
+            &[&["generate", "--raw", "-n", "5", "--temperature", "0", "The", "--no-cache"], device].concat(),
+        );
+        (stdout(&out), text(&out.stderr))
+    };
+    let (expected, _) = reply(&["--device", "cpu"]);
+    let (found, told) = reply(&["--device", "cuda"]);
+    assert_eq!(found, expected, "{told}");
+    assert!(told.contains("GiB on the GPU"), "{told}");
+    assert_eq!(reply(&["--device", "auto", "--cpu-experts", "99"]).0, expected);
+}
+
+#[test]
+fn without_a_driver_the_cpu_computes_and_a_line_says_so() {
+    let run = |device: &str| {
+        let args = ["generate", "--raw", "-n", "1", "--no-cache", "--device", device, "The"];
+        kimi_command().args(args).env_remove("LD_LIBRARY_PATH").output().unwrap()
+    };
+    let out = run("auto");
+    if !text(&out.stderr).contains("GiB on the GPU") {
+        assert!(
+            out.status.success() && text(&out.stderr).contains("computing on the CPU: no CUDA driver"),
+            "{out:?}"
+        );
+        let out = run("cuda");
+        assert_eq!(out.status.code(), Some(1));
+        assert!(text(&out.stderr).contains("kimi: --device cuda: no CUDA driver (libcuda) found"), "{out:?}");
+    }
+}
+
+#[test]
+fn too_little_memory_is_foreseen() {
+    let out = kimi(&["generate", "--raw", "-n", "1", "--device", "cuda", "--gpu-memory", "100M", "The"]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(text(&out.stderr).contains("MiB too little"), "{out:?}");
+}
