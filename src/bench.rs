@@ -5,6 +5,7 @@
 
 use crate::engine::{Engine, EngineArgs};
 use crate::on_device;
+use crate::profile::{self, Profiled};
 use anyhow::{Result, ensure};
 use kernels::backend::{Backend, CacheFormat, Span};
 use kernels::cpu::Cpu;
@@ -36,6 +37,9 @@ pub struct BenchArgs {
     /// Repetitions; medians are printed
     #[arg(short, long, default_value_t = 5)]
     reps: usize,
+    /// Time, bytes and share of each op of one prefill and one decode at each depth, instead of rates (CPU)
+    #[arg(long, conflicts_with = "json")]
+    profile: bool,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
@@ -70,15 +74,15 @@ struct Case {
 
 /// Measures and prints.
 pub fn run(args: &BenchArgs) -> Result<()> {
+    if args.profile {
+        return profile(args);
+    }
     on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
 }
 
 fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
     let mut cases = cases(args);
-    for case in &cases {
-        let (limit, end) = (engine.context, case.depth.saturating_add(case.tokens));
-        ensure!(end as u64 <= limit, "context: expected at most {limit} tokens, found {end}: raise --ctx");
-    }
+    check(engine, &cases)?;
     let memory = engine.backend.read_gb_s();
     for rep in 0..=args.reps.max(1) {
         for case in &mut cases {
@@ -108,6 +112,33 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         cases,
     };
     print(&report, args.json)
+}
+
+fn check<B: Backend>(engine: &Engine<B>, cases: &[Case]) -> Result<()> {
+    for case in cases {
+        let (limit, end) = (engine.context, case.depth.saturating_add(case.tokens));
+        ensure!(end as u64 <= limit, "context: expected at most {limit} tokens, found {end}: raise --ctx");
+    }
+    Ok(())
+}
+
+/// What each op takes, of one repetition of each case after one that warms up.
+fn profile(args: &BenchArgs) -> Result<()> {
+    let how = args.engine.without_snapshots();
+    let backend = Profiled::new(Cpu::detect(how.threads));
+    let engine = Engine::load(backend, &how, Box::new(|line| eprintln!("{line}")))?;
+    let cases = cases(args);
+    check(&engine, &cases)?;
+    let (memory, mut out) = (engine.backend.inner().read_gb_s(), std::io::stdout().lock());
+    writeln!(out, "{}; {}; memory read {memory:.1} GB/s", args.engine.name(), engine.backend.describe())?;
+    for case in &cases {
+        measure(&engine, case);
+        engine.backend.take();
+        let rate = measure(&engine, case);
+        writeln!(out, "\n{} of {} tokens at depth {}: {rate:.1} tok/s", case.test, case.tokens, case.depth)?;
+        profile::print(&mut out, &engine.backend.take(), case.tokens)?;
+    }
+    Ok(())
 }
 
 fn cases(args: &BenchArgs) -> Vec<Case> {

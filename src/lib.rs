@@ -23,6 +23,7 @@ pub mod logits;
 pub mod logprobs;
 pub mod perplexity;
 pub mod placement;
+pub mod profile;
 pub mod prompt;
 pub mod remote;
 pub mod reply;
