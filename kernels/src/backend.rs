@@ -125,6 +125,30 @@ pub trait Backend: Send + Sync + 'static {
     /// The experts `[rows * top_k]` and their weights `[rows * top_k]`, best first.
     fn routed(&self, routed: &Self::Routed) -> (Vec<u32>, Vec<f32>);
 
+    // ---- steps that are done again and again -----------------------------------------------------------
+
+    /// The result of a step that [`Backend::record`] kept, done again for other ids and for states that have advanced:
+    /// one token a sequence, through the model that `weight` is of. None if none was kept of these states.
+    fn replay(
+        &self,
+        _weight: &Self::Weight,
+        _ids: &[u32],
+        _state: &mut [Part<'_, Self>],
+    ) -> Option<Self::Tensor>
+    where
+        Self: Sized,
+    {
+        None
+    }
+    /// Does a step that [`Backend::replay`] was asked for and did not have, and may keep it. Its ops are the same each
+    /// time, and it reads no values.
+    fn record(&self, _ids: &[u32], step: impl FnOnce() -> Self::Tensor) -> Self::Tensor
+    where
+        Self: Sized,
+    {
+        step()
+    }
+
     // ---- rows and elements -----------------------------------------------------------------------------
 
     /// y_t = W_{ids_t}: rows of a table. `[tokens, cols]`
@@ -214,6 +238,14 @@ pub trait Backend: Send + Sync + 'static {
     fn route(&self, logits: &Self::Tensor, bias: &Self::Weight, how: Routing) -> Self::Routed;
     /// y_t = sum_e weight_te FFN_e(x_t) over the experts chosen for t. `[tokens, dim] -> [tokens, dim]`
     fn experts(&self, w: Gated<'_, Self::Weight>, x: &Self::Tensor, routed: &Self::Routed) -> Self::Tensor;
+}
+
+/// A part of the state of a sequence, which a step advances.
+pub enum Part<'a, B: Backend> {
+    /// Of constant size.
+    Tensor(&'a B::Tensor),
+    /// Grows by a row.
+    Cache(&'a mut B::Cache),
 }
 
 /// Inputs of [`Backend::delta_rule`].

@@ -34,10 +34,15 @@ struct Attention {
     scale: f32,
 }
 
+/// Parts that a cache of so many rows is worth at most: it grows by doubling, so few steps differ in it.
+pub(super) fn reach(rows: usize) -> usize {
+    rows.div_ceil(2 * ROWS).next_power_of_two().min(PARTS)
+}
+
 /// Parts that give every multiprocessor two blocks, while each has two tiles of rows or more.
 fn parts(blocks: usize, longest: usize, multiprocessors: usize) -> usize {
     let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
-    wanted.min(longest.div_ceil(2 * ROWS).next_power_of_two()).clamp(1, PARTS)
+    wanted.min(reach(longest)).max(1)
 }
 
 impl Cuda {

@@ -8,9 +8,11 @@
 use super::code::{Code, Entry};
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
 
 /// An address in the device's memory.
 pub(super) type Address = u64;
@@ -28,6 +30,10 @@ pub(super) struct Driver {
     stream: sys::CUstream,
     code: Code,
     loaded: Mutex<Loaded>,
+    /// Held by the thread that records, shared by those that issue.
+    recording: RwLock<()>,
+    /// Counts weights that were given up: their addresses may come again.
+    epoch: AtomicU64,
     pub(super) device: Device,
 }
 
@@ -120,6 +126,11 @@ pub(super) struct Grid {
     pub shared: usize,
 }
 
+thread_local! {
+    /// Whether this thread records what it issues.
+    static RECORDING: Cell<bool> = const { Cell::new(false) };
+}
+
 /// What the driver says of a failure.
 fn words(code: CUresult) -> String {
     let mut text = std::ptr::null();
@@ -171,7 +182,31 @@ impl Driver {
                 version % 1000 / 10
             )));
         }
-        Ok(Driver { context, stream, code: Code::embedded(), loaded: Mutex::default(), device })
+        Ok(Driver {
+            context,
+            stream,
+            code: Code::embedded(),
+            loaded: Mutex::default(),
+            recording: RwLock::new(()),
+            epoch: AtomicU64::new(0),
+            device,
+        })
+    }
+
+    /// How many weights were given up.
+    pub(super) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// A weight is given up.
+    pub(super) fn give_up(&self) {
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Waits until no other thread records, and keeps others from it.
+    pub(super) fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        let ours = RECORDING.with(Cell::get);
+        (!ours).then(|| self.recording.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes the context the calling thread's.
@@ -213,12 +248,13 @@ impl Driver {
     /// Copies bytes to the device. The bytes may change afterwards.
     pub(super) fn upload(&self, to: Address, bytes: &[u8]) {
         self.current();
+        let _turn = self.turn();
         if !bytes.is_empty() {
             let from = bytes.as_ptr().cast();
             // SAFETY: the bytes are readable; pageable memory is read before the call returns, or at the wait below.
             done("upload", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes.len(), self.stream) });
             if bytes.len() > 1 << 16 {
-                self.wait();
+                self.wait_now();
             }
         }
     }
@@ -226,16 +262,18 @@ impl Driver {
     /// Copies bytes from the device, once all work issued before is done.
     pub(super) fn download(&self, from: Address, bytes: &mut [u8]) {
         self.current();
+        let _turn = self.turn();
         if !bytes.is_empty() {
             let to = bytes.as_mut_ptr().cast();
             // SAFETY: the bytes are writable and borrowed until the wait is over.
             done("download", unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.stream) });
-            self.wait();
+            self.wait_now();
         }
     }
 
     pub(super) fn copy(&self, to: Address, from: Address, bytes: usize) {
         self.current();
+        let _turn = self.turn();
         if bytes > 0 {
             // SAFETY: both are ranges of live allocations, as the callers' buffers are.
             done("copy", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) });
@@ -244,6 +282,7 @@ impl Driver {
 
     pub(super) fn fill(&self, at: Address, byte: u8, bytes: usize) {
         self.current();
+        let _turn = self.turn();
         if bytes > 0 {
             // SAFETY: a range of a live allocation, as the caller's buffer is.
             done("fill", unsafe { sys::cuMemsetD8Async(at, byte, bytes, self.stream) });
@@ -253,6 +292,11 @@ impl Driver {
     /// Waits for all that was issued.
     pub(super) fn wait(&self) {
         self.current();
+        let _turn = self.turn();
+        self.wait_now();
+    }
+
+    fn wait_now(&self) {
         // SAFETY: the stream is alive as long as the process.
         done("work on the device", unsafe { sys::cuStreamSynchronize(self.stream) });
     }
@@ -261,6 +305,7 @@ impl Driver {
     /// compiled code.
     pub(super) fn launch(&self, name: [&'static str; 2], grid: Grid, arguments: &[Argument<'_>]) {
         self.current();
+        let _turn = self.turn();
         let function = self.function(name, grid.shared);
         let entry = self.code.entry(function.entry);
         let sizes = arguments.iter().map(|a| a.bytes().len());
@@ -298,6 +343,8 @@ impl Driver {
 
     /// What `issue` issues, kept to be run again and again instead of being run. It may not copy from or to the host.
     pub(super) fn record(&self, issue: impl FnOnce()) -> Recorded {
+        let _alone = self.recording.write().unwrap_or_else(PoisonError::into_inner);
+        RECORDING.with(|r| r.set(true));
         self.current();
         let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
@@ -310,12 +357,14 @@ impl Driver {
             done("recording", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0));
             done("recording", sys::cuGraphDestroy(graph));
         }
+        RECORDING.with(|r| r.set(false));
         Recorded(ready)
     }
 
     /// Runs what was recorded.
     pub(super) fn replay(&self, recorded: &Recorded) {
         self.current();
+        let _turn = self.turn();
         // SAFETY: a graph that lives, whose addresses its owner keeps alive.
         done("replay", unsafe { sys::cuGraphLaunch(recorded.0, self.stream) });
     }

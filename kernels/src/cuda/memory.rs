@@ -5,7 +5,7 @@
 //! (In debug builds, and where [`Buffers::poison`] says so, a buffer comes full of NaN, so that tests see a value that
 //! was not written.) Next: `weight`.
 
-use super::driver::{Address, Driver};
+use super::driver::{Address, Driver, Recorded};
 use bytemuck::Pod;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -34,6 +34,21 @@ impl Unused {
     fn trim(&self) {
         let all = std::mem::take(&mut *self.lock());
         all.into_values().flatten().for_each(|at| self.driver.free(at));
+    }
+}
+
+/// Allocations that a recorded step uses and nobody else may. Dropping it gives them back to the pool.
+pub(super) struct Kept {
+    by_size: BTreeMap<usize, Vec<Address>>,
+    home: Buffers,
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        let mut unused = self.home.unused.lock();
+        for (size, mut all) in std::mem::take(&mut self.by_size) {
+            unused.entry(size).or_default().append(&mut all);
+        }
     }
 }
 
@@ -85,15 +100,21 @@ impl Buffers {
     /// At least so many bytes of any value; None if the device has not so many.
     pub(super) fn try_bytes(&self, bytes: usize) -> Option<Buffer> {
         let size = size_class(bytes);
-        let unused = self.unused.lock().get_mut(&size).and_then(Vec::pop);
-        let at = unused.or_else(|| self.driver.allocate(size)).or_else(|| {
-            self.trim();
-            self.driver.allocate(size)
-        })?;
+        let at = self.take(size)?;
         if self.poisoned.load(Ordering::Relaxed) {
             self.driver.fill(at, 0xff, size);
         }
         Some(Buffer { at, size, home: self.clone() })
+    }
+
+    /// An allocation of a size.
+    fn take(&self, size: usize) -> Option<Address> {
+        let _turn = self.driver.turn();
+        let unused = self.unused.lock().get_mut(&size).and_then(Vec::pop);
+        unused.or_else(|| self.driver.allocate(size)).or_else(|| {
+            self.trim();
+            self.driver.allocate(size)
+        })
     }
 
     /// The same for results and scratch, whose room was seen to when the batch was chosen.
@@ -118,6 +139,17 @@ impl Buffers {
         Tensor { rows, cols, buffer: self.bytes(4 * len), bytes: OnceLock::new() }
     }
 
+    /// Records what `issue` issues; what it takes from the pool and gives back is its own from then on.
+    pub(super) fn record(&self, issue: impl FnOnce()) -> (Recorded, Kept) {
+        let mut own = BTreeMap::new();
+        let recorded = self.driver.record(|| {
+            let others = std::mem::take(&mut *self.unused.lock());
+            issue();
+            own = std::mem::replace(&mut *self.unused.lock(), others);
+        });
+        (recorded, Kept { by_size: own, home: self.clone() })
+    }
+
     /// Gives all unused memory back to the device.
     pub(super) fn trim(&self) {
         self.unused.trim();
@@ -133,6 +165,7 @@ fn size_class(bytes: usize) -> usize {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        let _turn = self.home.driver.turn();
         self.home.unused.lock().entry(self.size).or_default().push(self.at);
     }
 }

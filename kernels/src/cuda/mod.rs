@@ -13,6 +13,7 @@ mod memory;
 mod product;
 mod rows;
 mod span;
+mod step;
 mod weight;
 
 pub use cache::Cache;
@@ -21,13 +22,14 @@ pub use memory::Tensor;
 pub use rows::Routed;
 pub use weight::{Weight, device_bytes};
 
-use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
+use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Part, Routing, Span, Stored};
 use crate::cpu::Cpu;
 use driver::{Driver, Grid, arg, block};
 use memory::Buffers;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
+use step::Steps;
 
 /// The CUDA backend.
 pub struct Cuda {
@@ -37,6 +39,7 @@ pub struct Cuda {
     stacks: Mutex<Option<u64>>,
     /// Who computes the experts that stay in RAM.
     host: OnceLock<Cpu>,
+    steps: Mutex<Steps>,
 }
 
 /// Stacks of fewer bytes than this are always on the device.
@@ -47,7 +50,7 @@ impl Cuda {
     pub fn detect() -> Result<Cuda, Unavailable> {
         let driver = Arc::new(Driver::open()?);
         let buffers = Buffers::new(driver.clone());
-        Ok(Cuda { buffers, driver, stacks: Mutex::new(None), host: OnceLock::new() })
+        Ok(Cuda { buffers, driver, stacks: Mutex::new(None), host: OnceLock::new(), steps: Mutex::default() })
     }
 
     /// What the device is.
@@ -109,6 +112,11 @@ impl Cuda {
             start.elapsed().as_secs_f64() / n as f64
         };
         (0..4).map(|_| run()).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Decoded steps that were done by replaying recorded launches.
+    pub fn replayed(&self) -> u64 {
+        self.steps().replayed
     }
 
     /// Waits for all that was issued.
@@ -195,6 +203,14 @@ impl Backend for Cuda {
         self.driver.download(routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen));
         self.driver.download(routed.weights.at, bytemuck::cast_slice_mut(&mut weights));
         (chosen, weights)
+    }
+
+    fn replay(&self, weight: &Weight, ids: &[u32], state: &mut [Part<'_, Cuda>]) -> Option<Tensor> {
+        self.replay_step(weight, ids, state)
+    }
+
+    fn record(&self, ids: &[u32], step: impl FnOnce() -> Tensor) -> Tensor {
+        self.record_step(ids, step)
     }
 
     fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {

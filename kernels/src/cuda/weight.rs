@@ -34,6 +34,7 @@ struct Memory {
 
 impl Drop for Memory {
     fn drop(&mut self) {
+        self.driver.give_up();
         self.driver.free(self.at);
     }
 }
