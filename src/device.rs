@@ -41,8 +41,8 @@ pub enum Device {
 pub enum Chosen {
     /// The processor.
     Cpu(Cpu),
-    /// A CUDA device.
-    Cuda(Cuda),
+    /// A CUDA device, and what of the arguments fits it.
+    Cuda(Cuda, Box<EngineArgs>),
 }
 
 /// The backend that the arguments ask for. Why it is not the GPU, or what goes there, is told to `log` in a line.
@@ -53,9 +53,9 @@ pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     let cpu = || Ok(Chosen::Cpu(Cpu::detect(args.threads)));
     match args.device.device {
         Device::Cpu => cpu(),
-        Device::Cuda => Ok(Chosen::Cuda(cuda(args, log).context("--device cuda")?)),
+        Device::Cuda => cuda(args, log).context("--device cuda"),
         Device::Auto => match cuda(args, log) {
-            Ok(cuda) => Ok(Chosen::Cuda(cuda)),
+            Ok(chosen) => Ok(chosen),
             Err(e) => {
                 log(&format!("computing on the CPU: {e:#}"));
                 cpu()
@@ -65,7 +65,7 @@ pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
 }
 
 /// The device, with room planned for the model.
-fn cuda(args: &EngineArgs, log: &Log) -> Result<Cuda> {
+fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     let cuda = Cuda::detect()?;
     let [free, _] = cuda.memory();
     let free = args.device.gpu_memory.map_or(free, |most| most.min(free));
@@ -78,7 +78,12 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Cuda> {
     }
     log(&plan.to_string());
     cuda.limit_stacks(plan.gpu_experts);
-    Ok(cuda)
+    // Contexts end where the plan does, and snapshots in memory are on the device: they get half of what is left.
+    let spare = free.saturating_sub(plan.gpu) / 2;
+    let mut args = Box::new(args.clone());
+    args.ctx = args.ctx.or(Some(plan.demand.context));
+    args.store.cache_ram = Some(args.store.cache_ram.unwrap_or(spare).min(spare));
+    Ok(Chosen::Cuda(cuda, args))
 }
 
 /// What goes where with so many free bytes on a GPU.
@@ -107,8 +112,8 @@ macro_rules! on_device {
                 let $engine = $crate::engine::Engine::load(backend, args, log)?;
                 $body
             }
-            $crate::device::Chosen::Cuda(backend) => {
-                let $engine = $crate::engine::Engine::load(backend, args, log)?;
+            $crate::device::Chosen::Cuda(backend, args) => {
+                let $engine = $crate::engine::Engine::load(backend, &args, log)?;
                 $body
             }
         }

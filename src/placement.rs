@@ -25,7 +25,9 @@ pub struct Demand {
     pub experts: Vec<u64>,
     /// What a sequence has whatever its length.
     pub state: u64,
-    /// The latent cache of the context.
+    /// Tokens of context that are planned for.
+    pub context: u64,
+    /// Their latent cache.
     pub cache: u64,
     /// Activations of a batch: an estimate.
     pub workspace: u64,
@@ -62,7 +64,8 @@ pub struct Placement {
 impl Demand {
     /// Of a file, with the context and the batch asked for.
     pub fn of(file: &Gguf, c: &Config, wish: &Wish) -> Demand {
-        let mut demand = Demand { base: 0, experts: Vec::new(), state: 0, cache: 0, workspace: 0 };
+        let context = wish.context.unwrap_or(USUAL_CONTEXT).min(c.context);
+        let mut demand = Demand { base: 0, experts: Vec::new(), state: 0, context, cache: 0, workspace: 0 };
         let mut layers = std::collections::BTreeMap::<u64, u64>::new();
         for t in &file.tensors {
             let bytes = device_bytes(t.format, t.shape.iter().product());
@@ -81,7 +84,6 @@ impl Demand {
             CacheFormat::F16 => 2 * row,
             CacheFormat::Q8_0 => row.div_ceil(32) * 34,
         };
-        let context = wish.context.unwrap_or(USUAL_CONTEXT).min(c.context);
         let rows = (c.count(MixerKind::Mla) as u64).saturating_mul(row.next_multiple_of(16));
         demand.cache = rows.saturating_mul(context);
         // Activations are on the device as floats and as bytes, in buffers up to a fifth too large.
@@ -119,11 +121,11 @@ impl Placement {
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Demand { base, experts, state, cache, workspace } = &self.demand;
+        let Demand { base, experts, state, context, cache, workspace } = &self.demand;
         write!(
             f,
-            "{:.2} GiB on the GPU: {:.2} of weights, {:.2} of experts of {} of {} layers, {:.2} of state and cache, {:.2} of \
-             workspace",
+            "{:.2} GiB on the GPU: {:.2} of weights, {:.2} of experts of {} of {} layers, {:.2} of state and {context} tokens, {:.2} \
+             of workspace",
             gib(self.gpu),
             gib(*base),
             gib(self.gpu_experts),

@@ -8,7 +8,9 @@ pub mod need;
 mod text;
 
 use crate::demo;
+use crate::placement::{Demand, Placement, Wish};
 use anyhow::Result;
+use kernels::backend::CacheFormat;
 use kernels::quant::Format;
 use models::gguf::read::Gguf;
 use models::gguf::{Metadata, TensorInfo};
@@ -97,6 +99,8 @@ struct ModelReport {
     need: Need,
     contexts: Vec<Context>,
     available_bytes: Option<u64>,
+    /// A line for each of some cards: what goes where.
+    on_gpu: Vec<String>,
 }
 
 /// Everything together at one context.
@@ -202,7 +206,22 @@ fn model(
         need,
         contexts,
         available_bytes: available,
+        on_gpu: CARDS.map(|gib| on_gpu(file, &c, args, gib)).to_vec(),
     })
+}
+
+/// Memory of common GPUs, in GiB.
+const CARDS: [u64; 5] = [8, 12, 16, 24, 80];
+
+/// What goes where on a GPU with so much free memory, at the first context asked for.
+fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, gib: u64) -> String {
+    let context = args.context.first().copied();
+    let wish = Wish { context, cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
+    let plan = Placement::plan(Demand::of(file, c, &wish), gib << 30, None);
+    match plan.lacking {
+        0 => format!("{gib} GiB: {plan}"),
+        _ => format!("{gib} GiB: too little: {plan}"),
+    }
 }
 
 /// More tokens at once than any machine processes.

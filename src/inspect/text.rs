@@ -97,7 +97,9 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
             size(bytes)
         ),
         None => writeln!(out, "\n  how much is available here is unknown"),
-    }
+    }?;
+    writeln!(out, "\nwith --device cuda and so much free on the GPU")?;
+    m.on_gpu.iter().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
 /// A value in one short line.
