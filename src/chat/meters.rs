@@ -48,8 +48,8 @@ pub fn status(app: &App, columns: usize) -> String {
     let mut parts = vec![talk.about.name.clone(), context];
     if let Some(stats) = &talk.last {
         let rate = stats.generated.saturating_sub(1) as f64 / stats.decode_time.as_secs_f64().max(1e-9);
-        parts.push(format!("{rate:.1} tok/s"));
         parts.push(stats.prefill.describe());
+        parts.push(format!("{rate:.1} tok/s"));
     }
     parts.extend(app.memory.map(|bytes| format!("{} of memory", sized(bytes))));
     parts.extend((!app.mouse).then(|| "mouse selects".to_owned()));
@@ -59,13 +59,13 @@ pub fn status(app: &App, columns: usize) -> String {
     fit(&parts, columns)
 }
 
-/// As many of the parts as fit, the first in any case.
+/// The parts that fit, the first in any case.
 fn fit(parts: &[String], columns: usize) -> String {
     let mut line = String::new();
     for part in parts {
         let joined = if line.is_empty() { part.clone() } else { format!("{line} · {part}") };
         if joined.width() > columns && !line.is_empty() {
-            break;
+            continue;
         }
         line = joined;
     }
@@ -101,10 +101,11 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_left_out_from_the_end() {
+    fn what_does_not_fit_is_left_out() {
         let parts = ["model".to_owned(), "12 tokens".into(), "3 tok/s".into()];
         assert_eq!(fit(&parts, 80), "model · 12 tokens · 3 tok/s");
         assert_eq!(fit(&parts, 20), "model · 12 tokens");
+        assert_eq!(fit(&parts, 16), "model · 3 tok/s");
         assert_eq!(fit(&parts, 3), "model");
     }
 }
