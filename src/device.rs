@@ -1,6 +1,6 @@
 //! Where a model computes: `--device cpu`, `cuda` or `auto`.
 //!
-//! Everything above a backend is generic over it; [`on_device!`] is the one place where a command meets both. The
+//! Everything above a backend is generic over it; [`crate::on_device!`] is the one place where a command meets both. The
 //! default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
 
 use crate::engine::EngineArgs;

@@ -286,3 +286,19 @@ fn gated_ffn_is_its_parts() {
     let fused = b.gated_ffn(Gated { gate: &gate, up: &up, down: &down }, &x);
     assert_eq!(error(&b.read(&fused), &b.read(&parts)), 0.0);
 }
+
+/// Work that is recorded to be timed gives what it gives otherwise, and afterwards too.
+#[test]
+fn timed_work_on_the_stand_in() {
+    let (b, mut n) = (common::stand_in::cuda(), Numbers(16));
+    let w = b.weight(n.weight(Format::Q4_K, [1, 65, 256])).unwrap();
+    let x = b.tensor(9, 256, &n.levels(9 * 256));
+    let expected = b.read(&b.matmul(&w, &x));
+    let mut sums = b.tensor(9, 65, &[0.0; 9 * 65]);
+    let seconds = b.time(3, |_| b.add(&mut sums, &b.matmul(&w, &x)));
+    assert!(seconds > 0.0 && seconds.is_finite());
+    // Three to warm up, four times three to measure.
+    let fifteen: Vec<f32> = expected.iter().map(|y| (0..15).fold(0.0, |sum, _| sum + y)).collect();
+    assert_eq!(b.read(&sums), fifteen);
+    assert_eq!(b.read(&b.matmul(&w, &x)), expected);
+}
