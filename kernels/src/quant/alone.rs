@@ -8,7 +8,7 @@ use super::strips::Kind;
 use crate::cpu::isa::Isa;
 
 /// How far before its use a block is asked for: bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 2048;
 /// Blocks of eight rows whose sums are kept until lanes become rows.
 const PIECE: usize = 128;
 
