@@ -286,17 +286,14 @@ impl<B: Block> Tile<'_, B> {
 }
 
 impl<B: Block> Tile<'_, B> {
-    /// A few tokens stay in the nearest cache while all rows meet them. Four share what was unpacked from a block; of
-    /// floats, which have nothing to unpack and four sums a token, two.
+    /// A few tokens stay in the nearest cache while all rows meet them: two, of floats, which have nothing to unpack and
+    /// four sums a token.
     #[inline(always)]
     fn row_by_row<I: Isa>(&mut self, isa: I) {
         let tokens = self.tokens();
         let mut first = 0;
         while first < tokens {
-            if B::LEN > 1 && tokens - first >= 4 {
-                self.group::<I, 4>(isa, first);
-                first += 4;
-            } else if B::LEN == 1 && tokens - first >= 2 {
+            if tokens - first >= 2 {
                 self.group::<I, 2>(isa, first);
                 first += 2;
             } else {
