@@ -6,7 +6,7 @@
 //! ```
 
 use super::Block;
-use super::f32::{Eight, F32, dot_floats};
+use super::f32::{Eight, F32, dot_floats, floats};
 use crate::cpu::isa::Isa;
 use bytemuck::{Pod, Zeroable};
 
@@ -28,6 +28,11 @@ impl Block for BF16 {
     #[inline(always)]
     fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
         y[0] = f32::from_bits((u16::from_le_bytes(self.0) as u32) << 16);
+    }
+
+    #[inline(always)]
+    fn dequantise_all<I: Isa>(isa: I, w: &[BF16], out: &mut [f32]) {
+        floats(isa, w, out);
     }
 
     #[inline(always)]

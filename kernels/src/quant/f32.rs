@@ -27,6 +27,11 @@ impl Block for F32 {
     }
 
     #[inline(always)]
+    fn dequantise_all<I: Isa>(isa: I, w: &[F32], out: &mut [f32]) {
+        floats(isa, w, out);
+    }
+
+    #[inline(always)]
     fn dot<I: Isa, const T: usize>(isa: I, w: &[F32], x: [&[F32]; T]) -> [f32; T] {
         dot_floats(isa, w, x)
     }
@@ -41,6 +46,18 @@ impl Eight for F32 {
     #[inline(always)]
     fn load<I: Isa>(isa: I, w: &[F32; 8]) -> I::Floats {
         isa.load(bytemuck::cast_ref(w))
+    }
+}
+
+/// The weights as floats.
+#[inline(always)]
+pub(super) fn floats<I: Isa, W: Eight + Block>(isa: I, w: &[W], out: &mut [f32]) {
+    let ((eights, rest), (out, out_rest)) = (w.as_chunks(), out.as_chunks_mut());
+    for (w, out) in eights.iter().zip(out) {
+        isa.store(W::load(isa, w), out);
+    }
+    for (w, out) in rest.iter().zip(out_rest) {
+        w.dequantise(isa, std::slice::from_mut(out));
     }
 }
 
