@@ -7,7 +7,7 @@
 
 use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
-use super::product::{TILE, activations, tile};
+use super::product::{TILE, activations, ask, tile};
 use super::route::Routed;
 use super::vector::{Loops, axpy, run, sigmoid};
 use super::{Cpu, Weight};
@@ -100,6 +100,10 @@ fn gate_and_up(cpu: &Cpu, w: &Gated<'_, Weight>, x: &Tensor, routed: &Routed, gr
         let block = first..rows.min(first + TILE);
         let (w_gate, w_up) =
             (w.gate.matrix_rows(expert, block.clone()), w.up.matrix_rows(expert, block.clone()));
+        if run_pairs.len() > 1 {
+            ask(cpu, w.gate, w_gate);
+            ask(cpu, w.up, w_up);
+        }
         let (mut gate, mut up) = ([0.0; TILE * TILE], [0.0; TILE * TILE]);
         for from in run_pairs.clone().step_by(TILE) {
             let to = run_pairs.end.min(from + TILE);
@@ -155,8 +159,12 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
         // This block's results of each pair: [token, slot, row].
         let mut scratch = cpu.buffers.floats(pairs * block.len());
         let mut out = [0.0; TILE * TILE];
-        for (expert, run_pairs) in (0..groups.n_runs).map(|i| groups.run(i)) {
+        for i in 0..groups.n_runs {
+            let (expert, run_pairs) = groups.run(i);
             let weights = w.matrix_rows(expert, block.clone());
+            if tokens > 1 && i + 1 < groups.n_runs {
+                ask(cpu, w, w.matrix_rows(groups.run(i + 1).0, block.clone()));
+            }
             for from in run_pairs.clone().step_by(TILE) {
                 let to = run_pairs.end.min(from + TILE);
                 let y = tile(cpu, w, weights, &x.bytes()[from * x_bytes..to * x_bytes], &mut out);

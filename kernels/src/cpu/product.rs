@@ -6,6 +6,7 @@
 //! of sums depends on the format alone: not on the batch, nor on the threads. Decoding reads every weight once
 //! and is bound by memory. Next: `experts`.
 
+use super::isa::{Isa, Kernel};
 use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
 use super::{Cpu, Weight};
@@ -60,6 +61,27 @@ pub(super) fn tile<'a>(cpu: &Cpu, w: &Weight, rows: &[u8], x: &[u8], out: &'a mu
     y
 }
 
+/// Weight rows that a strip of many tokens takes at a time: `quant` asks for the next while it works on one.
+const STRIP: usize = 16;
+
+/// Asks for the first rows of a block that is to meet many tokens, all at once: nothing before has asked for them.
+pub(super) fn ask(cpu: &Cpu, w: &Weight, rows: &[u8]) {
+    cpu.level.run(Ask(&rows[..rows.len().min(STRIP * w.row_bytes)]));
+}
+
+struct Ask<'a>(&'a [u8]);
+
+impl Kernel for Ask<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        for line in self.0.as_chunks::<64>().0 {
+            isa.prefetch_near(line, 0);
+        }
+    }
+}
+
 /// Rows `first..first + rows` of matrix `m` times all tokens of `x`, given to `put(token, values)`, with any
 /// number of rows.
 fn block(
@@ -74,6 +96,9 @@ fn block(
     let x_bytes = w.format.activation().row_bytes(w.cols);
     for first in rows.clone().step_by(TILE) {
         let rows = first..rows.end.min(first + TILE);
+        if x.len() > x_bytes {
+            ask(cpu, w, w.matrix_rows(m, rows.clone()));
+        }
         for (i, x) in x.chunks(TILE * x_bytes).enumerate() {
             let y = tile(cpu, w, w.matrix_rows(m, rows.clone()), x, &mut out);
             y.chunks_exact(rows.len()).enumerate().for_each(|(t, y)| put(i * TILE + t, first, y));

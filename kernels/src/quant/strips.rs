@@ -64,6 +64,9 @@ fn batch<I: Isa, B: Block, K: Kind<B>>(isa: I, tile: &mut Tile<'_, B>, tokens: R
             for (r, row) in strip.iter_mut().enumerate() {
                 // The last row again where the strip goes beyond.
                 *row = &tile.w[(first + r).min(rows - 1) * blocks + b];
+                if tokens.start == 0 {
+                    isa.prefetch_near(*row, I::Lanes::ROWS * blocks * size_of::<B>());
+                }
             }
             K::unpack(isa, &strip, &mut unpacked);
             let x = |t: usize| &tile.x[(tokens.start + t) * blocks + b];

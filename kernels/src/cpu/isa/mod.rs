@@ -131,6 +131,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Asks for the bytes of a value some bytes after this one, which need not exist.
     fn prefetch<V>(self, v: &V, bytes_after: usize);
+    /// The same into the second cache, for what is used later.
+    fn prefetch_near<V>(self, v: &V, bytes_after: usize);
     /// 32 bytes at any alignment.
     fn bytes(self, v: &[u8; 32]) -> Self::Bytes;
     /// Writes 32 bytes.

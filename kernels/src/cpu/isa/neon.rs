@@ -372,6 +372,17 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
+    fn prefetch_near<V>(self, v: &V, bytes_after: usize) {
+        let start = std::ptr::from_ref(v).addr().wrapping_add(bytes_after);
+        for line in (0..size_of::<V>()).step_by(64) {
+            let line = start.wrapping_add(line);
+            // SAFETY: a prefetch is a hint that may have any address.
+            unsafe {
+                asm!("prfm pldl2keep, [{}]", in(reg) line, options(nomem, nostack, preserves_flags));
+            }
+        }
+    }
+    #[inline(always)]
     fn bytes(self, v: &[u8; 32]) -> uint8x16x2_t {
         // SAFETY: the token proves NEON; v is 32 readable bytes.
         unsafe { uint8x16x2_t(vld1q_u8(v.as_ptr()), vld1q_u8(v.as_ptr().add(16))) }

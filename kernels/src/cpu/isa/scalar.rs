@@ -207,6 +207,8 @@ impl Isa for Scalar {
     #[inline(always)]
     fn prefetch<V>(self, _: &V, _: usize) {}
     #[inline(always)]
+    fn prefetch_near<V>(self, _: &V, _: usize) {}
+    #[inline(always)]
     fn bytes(self, v: &[u8; 32]) -> [u8; 32] {
         *v
     }

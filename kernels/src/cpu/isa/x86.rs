@@ -290,6 +290,14 @@ where
         }
     }
     #[inline(always)]
+    fn prefetch_near<V>(self, v: &V, bytes_after: usize) {
+        let start = std::ptr::from_ref(v).cast::<i8>().wrapping_add(bytes_after);
+        for line in (0..size_of::<V>()).step_by(64) {
+            // SAFETY: a prefetch is a hint that may have any address.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line)) }
+        }
+    }
+    #[inline(always)]
     fn bytes(self, v: &[u8; 32]) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of v at any alignment.
         unsafe { _mm256_loadu_si256(v.as_ptr().cast()) }
