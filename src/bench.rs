@@ -4,6 +4,7 @@
 //! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
 
 use crate::engine::{Engine, EngineArgs};
+use crate::inspect::{machine, size};
 use crate::on_device;
 use crate::profile::{self, Profiled};
 use anyhow::{Result, ensure};
@@ -52,6 +53,10 @@ struct Report {
     backend: String,
     weights_bytes: u64,
     memory_read_gb_s: f64,
+    /// Most memory at a time, pages of the mapped file included.
+    peak_resident_bytes: Option<u64>,
+    /// Read from disks during the measurement: not zero where the file does not fit the memory.
+    disk_read_bytes: Option<u64>,
     cases: Vec<Case>,
 }
 
@@ -84,6 +89,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
     let mut cases = cases(args);
     check(engine, &cases)?;
     let memory = engine.backend.read_gb_s();
+    let read_before = machine::read_from_disk();
     for rep in 0..=args.reps.max(1) {
         for case in &mut cases {
             eprint!("\r\x1b[Krep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth);
@@ -109,6 +115,8 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         backend: engine.backend.describe(),
         weights_bytes: engine.file.tensors.iter().map(|t| t.bytes).sum(),
         memory_read_gb_s: memory,
+        peak_resident_bytes: machine::peak_resident(),
+        disk_read_bytes: machine::read_from_disk().zip(read_before).map(|(now, before)| now - before),
         cases,
     };
     print(&report, args.json)
@@ -164,7 +172,14 @@ fn print(report: &Report, json: bool) -> Result<()> {
         return Ok(());
     }
     writeln!(out, "{}  {:.2} GiB", report.model, report.weights_bytes as f64 / (1u64 << 30) as f64)?;
-    writeln!(out, "{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s)?;
+    write!(out, "{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s)?;
+    if let Some(bytes) = report.peak_resident_bytes {
+        write!(out, "; at most {} resident", size(bytes))?;
+    }
+    match report.disk_read_bytes {
+        Some(bytes) if bytes > 0 => writeln!(out, "; {} read from disk", size(bytes))?,
+        _ => writeln!(out)?,
+    }
     writeln!(
         out,
         "{:<8} {:>7} {:>8} {:>9} {:>18} {:>7} {:>6}",

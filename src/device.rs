@@ -4,12 +4,14 @@
 //! default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
 
 use crate::engine::EngineArgs;
+use crate::inspect::machine;
 use crate::placement::{Demand, Placement, Wish};
 use crate::snapshot::disk::Log;
 use anyhow::{Context as _, Result, bail};
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
 use models::kimi_linear::config::Config;
+use std::path::Path;
 
 /// Where to compute, and what of the GPU may be used.
 #[derive(Clone, Debug, Default, clap::Args)]
@@ -94,7 +96,8 @@ pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
     let file = crate::demo::open(args.model.as_deref())?;
     let config = Config::from_gguf(&file)?;
     let wish = Wish { context: args.ctx, cache: args.cache_type.into(), batch: args.batch as u64 };
-    Ok(Placement::plan(Demand::of(&file, &config, &wish), free, args.device.cpu_experts))
+    let memory = machine::available(Path::new("/"));
+    Ok(Placement::plan(Demand::of(&file, &config, &wish), free, memory, args.device.cpu_experts))
 }
 
 /// Runs `$body` with the engine that `$args` ask for, as `$engine`: `on_device!(args, |engine| use_it(&engine))`. Trouble

@@ -2,6 +2,7 @@
 
 use crate::demo;
 use crate::device::DeviceArgs;
+use crate::inspect::{machine, size};
 use crate::prompt::Prompt;
 use crate::snapshot::disk::{Log, Shape};
 use crate::snapshot::options::StoreOptions;
@@ -13,7 +14,7 @@ use models::gguf::read::Gguf;
 use models::kimi_linear::Model;
 use models::template::Template;
 use models::tokenizer::Vocabulary;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Which model to load, and how.
@@ -34,6 +35,9 @@ pub struct EngineArgs {
     /// How the latent cache is kept
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
+    /// Read the whole model file now and keep it in memory
+    #[arg(long)]
+    pub mlock: bool,
     /// Where it computes
     #[command(flatten)]
     pub device: DeviceArgs,
@@ -135,6 +139,13 @@ impl<B: Backend> Engine<B> {
     /// Loads a model on a backend.
     pub fn load(backend: B, args: &EngineArgs, log: Log) -> Result<Self> {
         let file = demo::open(args.model.as_deref())?;
+        if args.mlock {
+            let needed =
+                || format!("--mlock: expected {} that may be locked (ulimit -l)", size(file.file_bytes()));
+            file.lock().with_context(needed)?;
+        } else if machine::available(Path::new("/")).is_some_and(|free| free < file.file_bytes()) {
+            backend.read_ahead();
+        }
         let model = Model::load(&backend, &file)?;
         let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?;
         let source = file.metadata.str("tokenizer.chat_template");

@@ -57,6 +57,8 @@ pub struct Placement {
     pub gpu: u64,
     /// Bytes of weights in RAM.
     pub ram: u64,
+    /// Of these, bytes that the RAM has no room for: they are read from disk again and again.
+    pub disk: u64,
     /// Bytes the GPU has too little for what has to be on it; 0 where the plan can be run.
     pub lacking: u64,
 }
@@ -99,8 +101,8 @@ impl Demand {
 }
 
 impl Placement {
-    /// The plan for `gpu` free bytes.
-    pub fn plan(demand: Demand, gpu: u64, cpu_experts: Option<usize>) -> Placement {
+    /// The plan for `gpu` free bytes there, and `memory` in RAM if that is known.
+    pub fn plan(demand: Demand, gpu: u64, memory: Option<u64>, cpu_experts: Option<usize>) -> Placement {
         let base = demand.without_experts();
         let most = demand.experts.len() - cpu_experts.unwrap_or(0).min(demand.experts.len());
         let (mut gpu_layers, mut gpu_experts) = (0, 0);
@@ -111,9 +113,10 @@ impl Placement {
             }
             (gpu_layers, gpu_experts) = (gpu_layers + 1, with);
         }
-        let ram = demand.experts[gpu_layers..].iter().sum();
+        let ram: u64 = demand.experts[gpu_layers..].iter().copied().fold(0, u64::saturating_add);
+        let disk = memory.map_or(0, |memory| ram.saturating_sub(memory));
         let used = base.saturating_add(gpu_experts);
-        Placement { gpu_layers, gpu_experts, gpu: used, ram, lacking: base.saturating_sub(gpu), demand }
+        Placement { gpu_layers, gpu_experts, gpu: used, ram, disk, lacking: base.saturating_sub(gpu), demand }
     }
 }
 
@@ -136,6 +139,13 @@ impl fmt::Display for Placement {
         )?;
         if self.ram > 0 {
             write!(f, "; {:.2} GiB of experts in RAM", gib(self.ram))?;
+        }
+        if self.disk > 0 {
+            write!(
+                f,
+                ", which has no room for {:.2} of them: they are read from disk again and again",
+                gib(self.disk)
+            )?;
         }
         Ok(())
     }
@@ -160,23 +170,26 @@ mod tests {
         Wish { context: Some(context), cache, batch: 512 }
     }
 
-    /// Over cards, contexts, caches and formats: what is planned fits, one layer more would not, nothing is lost.
+    /// Over cards, memories, contexts, caches and formats: what is planned fits, one layer more would not, nothing is
+    /// lost, and what no memory has room for is said.
     #[test]
     fn every_plan_fits_and_wastes_no_layer() {
         let mut seen = std::collections::BTreeSet::new();
         for experts in [Format::Q2_K, Format::Q4_K, Format::Q8_0] {
             for context in [4096, 131_072, 1 << 20] {
                 for cache in [CacheFormat::F16, CacheFormat::Q8_0] {
-                    for gib in [2, 6, 8, 12, 16, 24, 48, 80, 141] {
-                        let gpu = gib << 30;
+                    for (gib, memory) in cards_and_memories() {
+                        let (gpu, memory) = (gib << 30, memory << 30);
                         let d = demand(experts, &wish(context, cache));
                         let (base, each) = (d.without_experts(), d.experts[0]);
-                        let p = Placement::plan(d, gpu, None);
+                        let p = Placement::plan(d, gpu, Some(memory), None);
                         assert_eq!(p.lacking, base.saturating_sub(gpu));
                         assert_eq!(p.gpu_experts + p.ram, 26 * each);
                         assert_eq!(p.gpu, base + p.gpu_layers as u64 * each);
                         assert!(p.lacking > 0 || p.gpu <= gpu);
                         assert!(p.gpu_layers == 26 || p.gpu + each > gpu, "{p}");
+                        assert_eq!(p.disk, p.ram.saturating_sub(memory));
+                        assert_eq!(p.to_string().contains("from disk"), p.ram > memory, "{p}");
                         seen.insert(p.gpu_layers);
                     }
                 }
@@ -185,17 +198,25 @@ mod tests {
         assert!(seen.contains(&0) && seen.contains(&26) && seen.len() > 8, "{seen:?}");
     }
 
+    /// Each with each, in GiB.
+    fn cards_and_memories() -> impl Iterator<Item = (u64, u64)> {
+        let memories = [4, 8, 16, 32, 64, 128];
+        [2, 6, 8, 12, 16, 24, 48, 80, 141]
+            .into_iter()
+            .flat_map(move |gpu| memories.map(|memory| (gpu, memory)))
+    }
+
     #[test]
     fn what_the_real_model_takes() {
         let d = demand(Format::Q4_K, &wish(1 << 20, CacheFormat::F16));
         assert_eq!((d.state, d.cache), (41_943_040 + 2_949_120, 8_064 << 20));
         assert_eq!(demand(Format::Q4_K, &wish(1000, CacheFormat::Q8_0)).cache, 1000 * 7 * 624);
-        let all = Placement::plan(d.clone(), 141 << 30, None);
+        let all = Placement::plan(d.clone(), 141 << 30, None, None);
         assert_eq!((all.gpu_layers, all.ram, all.lacking), (26, 0, 0));
         assert!(all.to_string().contains("of experts of 26 of 26 layers"), "{all}");
-        let asked = Placement::plan(d.clone(), 141 << 30, Some(20));
+        let asked = Placement::plan(d.clone(), 141 << 30, None, Some(20));
         assert_eq!((asked.gpu_layers, asked.ram), (6, 20 * d.experts[0]));
         assert!(asked.to_string().ends_with("GiB of experts in RAM"));
-        assert_eq!(Placement::plan(d, 141 << 30, Some(999)).gpu_layers, 0);
+        assert_eq!(Placement::plan(d, 141 << 30, None, Some(999)).gpu_layers, 0);
     }
 }

@@ -107,6 +107,9 @@ impl<B: Backend> Backend for Profiled<B> {
     fn describe(&self) -> String {
         self.inner.describe()
     }
+    fn read_ahead(&self) {
+        self.inner.read_ahead();
+    }
     fn weight(&self, stored: Stored) -> Result<Self::Weight, Error> {
         let shape = format!("{} x {} {}", stored.rows, stored.cols, stored.format.name());
         let (count, matrix_bytes) = (stored.count, stored.bytes.len() as u64 / stored.count.max(1) as u64);

@@ -2,14 +2,17 @@
 //!
 //! It knows HTTP and that interface, no terminal and no engine. The key comes from `OPENAI_API_KEY`.
 
+use crate::generate::{Ended, Stats};
 use crate::sample::Sampling;
+use crate::session::Prefill;
+use crate::snapshot::Source;
 use anyhow::{Context as _, Result, bail};
 use models::template::Message;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::Agent;
 
 /// How often a caller is asked whether to go on while nothing comes.
@@ -130,6 +133,40 @@ impl Remote {
                 return Ok(told);
             }
         }
+    }
+
+    /// Streams a reply as [`Remote::chat`] does; `on` also hears how many pieces came and how many a second. What it took.
+    pub fn reply(
+        &self,
+        messages: &[Message],
+        sampling: &Sampling,
+        max_tokens: usize,
+        on: &mut dyn FnMut(Delta<'_>, usize, f64) -> ControlFlow<()>,
+    ) -> Result<Stats> {
+        let start = Instant::now();
+        let (mut first, mut tokens) = (None, 0);
+        let told = self.chat(messages, sampling, max_tokens, &mut |delta| {
+            if delta == Delta::Waiting {
+                return on(delta, tokens, 0.0);
+            }
+            tokens += 1;
+            let since: Instant = *first.get_or_insert_with(Instant::now);
+            on(delta, tokens, (tokens - 1) as f64 / since.elapsed().as_secs_f64().max(1e-9))
+        })?;
+        let begun = first.unwrap_or_else(Instant::now);
+        let prefill = Prefill {
+            reused: told.cached,
+            source: (told.cached > 0).then_some(Source::Live),
+            computed: told.prompt.saturating_sub(told.cached),
+            stopped: told.stopped && tokens == 0,
+        };
+        let ended = match (told.stopped, told.cut) {
+            (true, _) => Ended::Cancelled,
+            (_, true) => Ended::Length,
+            _ => Ended::EndToken,
+        };
+        let (prefill_time, decode_time) = (begun.duration_since(start), begun.elapsed());
+        Ok(Stats { prefill, prefill_time, generated: told.completion.max(tokens), decode_time, ended })
     }
 
     fn request(&self, messages: &[Message], sampling: &Sampling, max_tokens: usize) -> String {

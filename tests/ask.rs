@@ -160,3 +160,42 @@ fn a_stopped_reading_goes_on_from_where_it_was() {
     let next = &ask(&cache, &args, "")[0];
     assert_eq!((number(next, "reused_tokens"), &next["reused_from"]), (read, &Value::from("disk")));
 }
+
+/// A model served elsewhere: the same questions, the files sent once at the head of the conversation.
+#[test]
+fn an_endpoint_elsewhere_answers() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = kimi_command();
+    server.args(["serve", "-m", text(&MODEL.1), "--alias", "small", "--port", "0", "--ctx", "16384"]);
+    server.args(["--api-key", "open", "--cache-dir", text(&dir.path().join("cache"))]);
+    let mut server = server.stderr(Stdio::piped()).spawn().unwrap();
+    let mut said = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let address = said.find_map(|line| Some(line.split_once("address=")?.1.split(' ').next()?.to_owned()));
+    let url = format!("http://{}", address.expect("the server's address"));
+    let file = dir.path().join("long.txt");
+    std::fs::write(&file, document(300)).unwrap();
+    let far = |model: &str, key: &str| {
+        let mut command = kimi_command();
+        command.args(["ask", "--url", &url, "-m", model, "-n", "4", "-f", text(&file), "--json", "-i"]);
+        command.arg("Who keeps ward 3?").env("OPENAI_API_KEY", key);
+        command
+    };
+    let out = with_input(far("small", "open"), "And ward 4?\n");
+    let stderr = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{stderr}");
+    let answers: Vec<Value> = String::from_utf8(out.stdout)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    let [first, second] = &answers[..] else { panic!("two answers: {answers:?}") };
+    assert!(number(first, "prompt_tokens") > 3000 && number(first, "answer_tokens") > 0, "{first}");
+    assert!(number(second, "reused_tokens") >= number(first, "prompt_tokens") - 8, "{second}");
+    for (model, key, expected) in [("other", "open", "expected the model"), ("small", "shut", "found 401")] {
+        let out = with_input(far(model, key), "");
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(1) && stderr.contains(expected), "{model}, {key}: {stderr}");
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+}

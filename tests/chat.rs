@@ -42,6 +42,7 @@ fn prompts_are_those_of_the_published_template() {
         ctx: None,
         batch: 512,
         device: Default::default(),
+        mlock: false,
         cache_type: CacheType::F16,
         store: StoreOptions::in_memory(),
     };

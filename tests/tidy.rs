@@ -52,7 +52,9 @@ fn code(line: &str) -> &str {
 fn unsafe_stands_only_in_kernels_and_at_the_one_mapping() {
     no_line(|s, line| {
         let is_unsafe = code(line).split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe");
-        let allowed = s.path.starts_with("kernels/") || s.path == "models/src/gguf/read.rs";
+        // tests/peer calls llama.cpp's C interface, and is no part of the program.
+        let allowed =
+            ["kernels/", "models/src/gguf/read.rs", "tests/peer/"].iter().any(|p| s.path.starts_with(p));
         (is_unsafe && !allowed).then(|| "unsafe outside kernels and the mapping".into())
     });
     let read = sources().into_iter().find(|s| s.path == "models/src/gguf/read.rs").expect("the reader");

@@ -125,6 +125,10 @@ pub trait Backend: Send + Sync + 'static {
     /// The experts `[rows * top_k]` and their weights `[rows * top_k]`, best first.
     fn routed(&self, routed: &Self::Routed) -> (Vec<u32>, Vec<f32>);
 
+    /// Told when a model's file is larger than the memory there is: weights that a step needs are then asked for before
+    /// they are used.
+    fn read_ahead(&self) {}
+
     // ---- steps that are done again and again -----------------------------------------------------------
 
     /// The result of a step that [`Backend::record`] kept, done again for other ids and for states that have advanced:

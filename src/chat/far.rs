@@ -2,14 +2,10 @@
 
 use super::reply::{About, Ask, Outcome, Replier, Step};
 use super::store::Role;
-use crate::generate::{Ended, Stats};
 use crate::remote::{Delta, Remote};
-use crate::session::Prefill;
-use crate::snapshot::Source;
 use anyhow::Result;
 use models::template::Message;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
 
 /// A model elsewhere.
 pub struct Far {
@@ -44,43 +40,17 @@ impl Replier for Far {
     }
 
     fn reply(&mut self, ask: &Ask, on: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>) -> Result<Outcome> {
-        let start = Instant::now();
-        let (mut first, mut tokens, mut thinking) = (None, 0, false);
-        let told = self.remote.chat(
-            &messages(ask),
-            &ask.settings.sampling,
-            ask.settings.max_tokens,
-            &mut |delta| {
-                let (before, text, reasons) = match delta {
-                    Delta::Waiting => return on(Step::Waiting),
-                    Delta::Reasoning(text) => (if thinking { "" } else { "<think>" }, text, true),
-                    Delta::Text(text) => (if thinking { "</think>\n\n" } else { "" }, text, false),
-                };
-                thinking = reasons;
-                tokens += 1;
-                let since: Instant = *first.get_or_insert_with(Instant::now);
-                let rate = (tokens - 1) as f64 / since.elapsed().as_secs_f64().max(1e-9);
-                on(Step::Text { text: &format!("{before}{text}"), tokens, rate })
-            },
-        )?;
-        let begun = first.unwrap_or_else(Instant::now);
-        let computed = told.prompt.saturating_sub(told.cached);
-        let kept = (told.cached > 0).then_some(Source::Live);
-        let prefill =
-            Prefill { reused: told.cached, source: kept, computed, stopped: told.stopped && tokens == 0 };
-        let ended = match (told.stopped, told.cut) {
-            (true, _) => Ended::Cancelled,
-            (_, true) => Ended::Length,
-            _ => Ended::EndToken,
+        let (messages, settings, mut thinking) = (messages(ask), &ask.settings, false);
+        let heard = &mut |delta: Delta<'_>, tokens, rate| {
+            let (before, text, reasons) = match delta {
+                Delta::Waiting => return on(Step::Waiting),
+                Delta::Reasoning(text) => (if thinking { "" } else { "<think>" }, text, true),
+                Delta::Text(text) => (if thinking { "</think>\n\n" } else { "" }, text, false),
+            };
+            thinking = reasons;
+            on(Step::Text { text: &format!("{before}{text}"), tokens, rate })
         };
-        let decode_time: Duration = begun.elapsed();
-        let stats = Stats {
-            prefill,
-            prefill_time: begun.duration_since(start),
-            generated: told.completion.max(tokens),
-            decode_time,
-            ended,
-        };
+        let stats = self.remote.reply(&messages, &settings.sampling, settings.max_tokens, heard)?;
         Ok(Outcome { ids: Vec::new(), stats })
     }
 }

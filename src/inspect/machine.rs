@@ -13,6 +13,16 @@ pub fn available(root: &Path) -> Option<u64> {
     Some(left.map_or(free, |left| left.min(free)))
 }
 
+/// Bytes that this process has had read from disks so far; None where nobody counts.
+pub fn read_from_disk() -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/io").ok()?, "read_bytes:")
+}
+
+/// Most bytes of memory that this process has had at a time, pages of mapped files included; None where nobody counts.
+pub fn peak_resident() -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")?.checked_mul(1024)
+}
+
 /// The number after a name at the beginning of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;

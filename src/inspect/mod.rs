@@ -7,6 +7,8 @@ pub mod machine;
 pub mod need;
 mod text;
 
+pub(crate) use text::size;
+
 use crate::demo;
 use crate::placement::{Demand, Placement, Wish};
 use anyhow::Result;
@@ -206,18 +208,19 @@ fn model(
         need,
         contexts,
         available_bytes: available,
-        on_gpu: CARDS.map(|gib| on_gpu(file, &c, args, gib)).to_vec(),
+        on_gpu: CARDS.map(|gib| on_gpu(file, &c, args, [gib << 30, available.unwrap_or(u64::MAX)])).to_vec(),
     })
 }
 
 /// Memory of common GPUs, in GiB.
 const CARDS: [u64; 5] = [8, 12, 16, 24, 80];
 
-/// What goes where on a GPU with so much free memory, at the first context asked for.
-fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, gib: u64) -> String {
+/// What goes where on a GPU with so much free memory and with so much RAM, at the first context asked for.
+fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) -> String {
     let context = args.context.first().copied();
     let wish = Wish { context, cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
-    let plan = Placement::plan(Demand::of(file, c, &wish), gib << 30, None);
+    let plan = Placement::plan(Demand::of(file, c, &wish), gpu, Some(memory), None);
+    let gib = gpu >> 30;
     match plan.lacking {
         0 => format!("{gib} GiB: {plan}"),
         _ => format!("{gib} GiB: too little: {plan}"),

@@ -176,7 +176,7 @@ fn shown(text: &str) -> String {
 }
 
 /// `4.74 GiB`, `42.8 MiB`.
-fn size(bytes: u64) -> String {
+pub fn size(bytes: u64) -> String {
     let x = bytes as f64;
     match bytes {
         0..1024 => format!("{bytes} B"),

@@ -32,6 +32,7 @@ static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
             threads: Some(2),
             ctx: Some(2048),
             batch: 64,
+            mlock: false,
             device: Default::default(),
             cache_type: CacheType::F16,
             store: StoreOptions { cache_ram: Some(ram), ..StoreOptions::nothing() },

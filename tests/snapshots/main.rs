@@ -39,6 +39,7 @@ fn args(cache_type: CacheType, store: StoreOptions) -> EngineArgs {
         ctx: None,
         batch: 64,
         cache_type,
+        mlock: false,
         device: Default::default(),
         store,
     }

@@ -5,6 +5,7 @@
 //! of activations and a row of hidden values for each chosen (token, expert). Decoding reads the chosen
 //! experts' weights once and is bound by memory. Next: `route`.
 
+use super::ahead::will_need;
 use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
 use super::product::{TILE, activations, ask, tile};
@@ -13,6 +14,10 @@ use super::vector::{Loops, axpy, run, sigmoid};
 use super::{Cpu, Weight};
 use crate::backend::Gated;
 use crate::quant::Activation;
+use std::sync::atomic::Ordering;
+
+/// Experts of a layer that are asked for at once at most: a prefill reads nearly all, in order, as the system expects.
+const ASKED: usize = 64;
 
 /// (token, slot) pairs in the order of their expert.
 struct Groups {
@@ -68,6 +73,11 @@ pub(super) fn experts(cpu: &Cpu, w: Gated<'_, Weight>, x: &Tensor, routed: &Rout
     assert_eq!((w.down.count, w.down.cols, w.gate.cols), (n, hidden, x.cols), "experts, hidden width, width");
     assert_eq!(routed.rows, x.rows, "routed tokens");
     let groups = Groups::new(cpu, routed, n);
+    if cpu.ahead.load(Ordering::Relaxed) && groups.n_runs <= ASKED {
+        for matrix in [w.gate, w.up, w.down] {
+            (0..groups.n_runs).for_each(|i| will_need(matrix.matrix_rows(groups.run(i).0, 0..matrix.rows)));
+        }
+    }
     let hidden = gate_and_up(cpu, &w, x, routed, &groups);
     down(cpu, w.down, &hidden, routed, &groups)
 }

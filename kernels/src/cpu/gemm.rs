@@ -1,8 +1,8 @@
 //! Small products of f32 matrices in the cache: the pieces of attention and of the chunked delta rule.
 //!
-//! Tiles of 4 x 2 registers, so that the multipliers and not the loads are the bound. The order of sums of
-//! one output does not depend on its place in a tile, nor on how many rows there are: rows cut anywhere give
-//! the same bits. Products with stored weights are in `product`. Next: `kda`.
+//! Tiles of 4 x 2 registers, of 16 sums where there are many, so that the multipliers and not the loads are the bound. The
+//! order of sums of one output does not depend on its place in a tile, nor on how many rows there are: rows cut anywhere
+//! give the same bits. Products with stored weights are in `product`. Next: `kda`.
 
 use super::isa::Isa;
 
@@ -57,48 +57,75 @@ pub(super) fn rows_by_rows<I: Isa>(
     c_step: usize,
 ) {
     for i in (0..m).step_by(4) {
-        for j in (0..n).step_by(2) {
-            // The last rows again where a tile would go beyond.
-            let (mut rows, mut cols) = ([[].as_slice(); 4], [[].as_slice(); 2]);
-            for (r, row) in rows.iter_mut().enumerate() {
-                *row = a.row((i + r).min(m - 1), k);
+        let mut j = 0;
+        while j < n {
+            if I::MANY_REGISTERS && n - j >= 4 {
+                dots_tile::<I, 4>(isa, [m, n, k], (i, j), [a, b], c, c_step);
+                j += 4;
+            } else {
+                dots_tile::<I, 2>(isa, [m, n, k], (i, j), [a, b], c, c_step);
+                j += 2;
             }
-            for (r, col) in cols.iter_mut().enumerate() {
-                *col = b.row((j + r).min(n - 1), k);
-            }
-            let sums = dots(isa, k, rows, cols);
-            for (r, sums) in sums.iter().enumerate().take(m - i) {
-                let c = &mut c[(i + r) * c_step + j..];
-                c[0] = isa.total(sums[0]);
-                if j + 1 < n {
-                    c[1] = isa.total(sums[1]);
-                }
-            }
+        }
+    }
+}
+
+/// Four rows of a times `N` of b; the last rows again where the tile would go beyond.
+#[inline(always)]
+fn dots_tile<I: Isa, const N: usize>(
+    isa: I,
+    [m, n, k]: [usize; 3],
+    (i, j): (usize, usize),
+    [a, b]: [View<'_>; 2],
+    c: &mut [f32],
+    c_step: usize,
+) {
+    let (mut rows, mut cols) = ([[].as_slice(); 4], [[].as_slice(); N]);
+    for (r, row) in rows.iter_mut().enumerate() {
+        *row = a.row((i + r).min(m - 1), k);
+    }
+    for (r, col) in cols.iter_mut().enumerate() {
+        *col = b.row((j + r).min(n - 1), k);
+    }
+    let sums = dots::<I, N>(isa, k, rows, cols);
+    for (r, sums) in sums.iter().enumerate().take(m - i) {
+        let c = &mut c[(i + r) * c_step + j..];
+        for (c, sum) in c.iter_mut().zip(sums).take(n - j) {
+            *c = isa.total(*sum);
         }
     }
 }
 
 /// Closures and `map` are avoided in loops like this one: they would not be compiled for the instruction set.
 #[inline(always)]
-fn dots<I: Isa>(isa: I, k: usize, a: [&[f32]; 4], b: [&[f32]; 2]) -> [[I::Floats; 2]; 4] {
-    let mut sums = [[isa.splat(0.0); 2]; 4];
+fn dots<I: Isa, const N: usize>(isa: I, k: usize, a: [&[f32]; 4], b: [&[f32]; N]) -> [[I::Floats; N]; 4] {
+    let mut sums = [[isa.splat(0.0); N]; 4];
     let whole = k / 8;
-    let [a0, a1, a2, a3] =
-        [eights(a[0], whole), eights(a[1], whole), eights(a[2], whole), eights(a[3], whole)];
-    let [b0, b1] = [eights(b[0], whole), eights(b[1], whole)];
+    let (mut left, mut right) = ([[].as_slice(); 4], [[].as_slice(); N]);
+    for r in 0..4 {
+        left[r] = eights(a[r], whole);
+    }
+    for r in 0..N {
+        right[r] = eights(b[r], whole);
+    }
     for l in 0..whole {
-        let b = [isa.load_floats(&b0[l]), isa.load_floats(&b1[l])];
-        let a = [&a0[l], &a1[l], &a2[l], &a3[l]];
-        for (sums, a) in sums.iter_mut().zip(a) {
-            let a = isa.load_floats(a);
-            *sums = [isa.fma(a, b[0], sums[0]), isa.fma(a, b[1], sums[1])];
+        let mut b = [isa.splat(0.0); N];
+        for n in 0..N {
+            b[n] = isa.load_floats(&right[n][l]);
+        }
+        for r in 0..4 {
+            let a = isa.load_floats(&left[r][l]);
+            for n in 0..N {
+                sums[r][n] = isa.fma(a, b[n], sums[r][n]);
+            }
         }
     }
     if !k.is_multiple_of(8) {
-        let b = [load(isa, &b[0][whole * 8..]), load(isa, &b[1][whole * 8..])];
-        for (sums, a) in sums.iter_mut().zip(a) {
-            let a = load(isa, &a[whole * 8..]);
-            *sums = [isa.fma(a, b[0], sums[0]), isa.fma(a, b[1], sums[1])];
+        for r in 0..4 {
+            let a = load(isa, &a[r][whole * 8..]);
+            for n in 0..N {
+                sums[r][n] = isa.fma(a, load(isa, &b[n][whole * 8..]), sums[r][n]);
+            }
         }
     }
     sums
@@ -131,7 +158,10 @@ pub(super) fn add_product<I: Isa>(
         let cols = j..n.min(j + 16);
         let mut i = 0;
         while i < m {
-            if m - i >= 4 {
+            if I::MANY_REGISTERS && m - i >= 8 {
+                add_tile::<I, 8>(isa, (i, cols.clone(), k), a, b, c, (c_step, factor));
+                i += 8;
+            } else if m - i >= 4 {
                 add_tile::<I, 4>(isa, (i, cols.clone(), k), a, b, c, (c_step, factor));
                 i += 4;
             } else {

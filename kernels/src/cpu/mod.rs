@@ -6,6 +6,7 @@
 
 pub mod isa;
 
+mod ahead;
 mod attention;
 mod cache;
 mod experts;
@@ -30,12 +31,15 @@ use crate::quant::Format;
 use isa::Level;
 use memory::{Buffer, Buffers};
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The CPU backend.
 pub struct Cpu {
     pool: Pool,
     buffers: Buffers,
     level: Level,
+    /// The model may not be in memory as a whole.
+    ahead: AtomicBool,
 }
 
 /// A weight where it lies in the file.
@@ -86,7 +90,7 @@ impl std::ops::Deref for Floats<'_> {
 impl Cpu {
     /// A backend of so many threads, the caller's included, with the instructions of `level`.
     pub fn new(threads: usize, level: Level) -> Cpu {
-        Cpu { pool: Pool::new(threads), buffers: Buffers::default(), level }
+        Cpu { pool: Pool::new(threads), buffers: Buffers::default(), level, ahead: AtomicBool::new(false) }
     }
 
     /// The best of this machine: as many threads as it has cores (or as asked), its fastest instructions.
@@ -144,6 +148,10 @@ impl Backend for Cpu {
     type Weight = Weight;
     type Cache = Cache;
     type Routed = Routed;
+
+    fn read_ahead(&self) {
+        self.ahead.store(true, Ordering::Relaxed);
+    }
 
     fn describe(&self) -> String {
         let threads = self.pool.threads();

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const SPLIT_NO: &str = "split.no";
 const SPLIT_COUNT: &str = "split.count";
@@ -32,6 +33,18 @@ pub struct Gguf {
 struct Part {
     bytes: Bytes,
     data: u64,
+    /// None for a file that is in memory anyway.
+    mapping: Option<Mapping>,
+}
+
+/// A file's bytes, shared by all views of them.
+#[derive(Clone, Debug)]
+struct Mapping(Arc<memmap2::Mmap>);
+
+impl AsRef<[u8]> for Mapping {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
 }
 
 impl Gguf {
@@ -58,7 +71,7 @@ impl Gguf {
         let path = path.as_ref();
         let header = parse(&path.display().to_string(), &bytes)?;
         let data = header.data;
-        Gguf::join(vec![(path.into(), header, Part { bytes, data })])
+        Gguf::join(vec![(path.into(), header, Part { bytes, data, mapping: None })])
     }
 
     fn open_split(path: &Path, count: u64) -> Result<Gguf, Error> {
@@ -144,6 +157,19 @@ impl Gguf {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()
     }
 
+    /// Reads the whole file now and keeps the system from dropping any of it.
+    ///
+    /// # Errors
+    /// The system does not allow so much (`ulimit -l`), or has not so much memory.
+    pub fn lock(&self) -> std::io::Result<()> {
+        #[cfg(unix)]
+        self.parts
+            .iter()
+            .filter_map(|part| part.mapping.as_ref())
+            .try_for_each(|mapping| mapping.0.lock())?;
+        Ok(())
+    }
+
     /// The file, or all parts in their order.
     pub fn paths(&self) -> &[PathBuf] {
         &self.paths
@@ -201,19 +227,20 @@ fn open_part(path: &Path) -> Result<(Header, Part), Error> {
     if !file.metadata().map_err(Error::io(path))?.is_file() {
         return Err(Error::bad(&name, "file", "a regular file", "something else"));
     }
-    let bytes = map(&file).map_err(Error::io(path))?;
+    let mapping = map(&file).map_err(Error::io(path))?;
+    let bytes = Bytes::from_owner(mapping.clone());
     let header = parse(&name, &bytes)?;
     let data = header.data;
-    Ok((header, Part { bytes, data }))
+    Ok((header, Part { bytes, data, mapping: Some(mapping) }))
 }
 
 /// The file's bytes, read by the kernel when they are touched.
 #[allow(unsafe_code, reason = "the one mapping; weights stay in the page cache, shared between processes")]
-fn map(file: &File) -> std::io::Result<Bytes> {
+fn map(file: &File) -> std::io::Result<Mapping> {
     // SAFETY: the mapping is read-only and private and lives as long as the Bytes. A file cut short by
     // somebody else while it is mapped raises SIGBUS; we write models under another name and rename them.
     let mapping = unsafe { memmap2::Mmap::map(file)? };
-    Ok(Bytes::from_owner(mapping))
+    Ok(Mapping(Arc::new(mapping)))
 }
 
 #[cfg(test)]

@@ -40,6 +40,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// The same machine with stored rows as lanes, for products of many tokens.
     type Lanes: Lanes;
+    /// Whether there are 32 vector registers rather than 16: how large a tile of sums may be.
+    const MANY_REGISTERS: bool;
 
     /// See [`Lanes`].
     fn lanes(self) -> Self::Lanes;

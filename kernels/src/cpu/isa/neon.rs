@@ -105,6 +105,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     /// Wide: a product takes the scale right from a lane.
     type Scales = [i32; 16];
     type Lanes = Eight<Self>;
+    const MANY_REGISTERS: bool = true;
 
     #[inline(always)]
     fn lanes(self) -> Eight<Self> {

@@ -34,6 +34,7 @@ impl Isa for Scalar {
     type Floats = [f32; 8];
     type Scales = [i16; 16];
     type Lanes = Eight<Self>;
+    const MANY_REGISTERS: bool = false;
 
     #[inline(always)]
     fn lanes(self) -> Eight<Self> {

@@ -44,6 +44,7 @@ where
     type Floats = __m256;
     type Scales = __m256i;
     type Lanes = <Self as Wide>::Lanes;
+    const MANY_REGISTERS: bool = VNNI;
 
     #[inline(always)]
     fn lanes(self) -> Self::Lanes {

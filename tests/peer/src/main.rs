@@ -1,0 +1,147 @@
+//! llama.cpp on a GGUF file, measured as `kimi bench` measures: rates of prefill and decode at a depth.
+//!
+//! ```text
+//! peer MODEL [--threads N] [--depth N] [--ubatch N] [--flash -1|0|1] [--repack 0|1] [--vocab N]
+//! peer quantize FROM TO [--threads N]      Q4_K_M of an unquantised file; prints the seconds it took
+//! ```
+//! The context is read up to the depth once, then `ready SECONDS` is printed. Each line `prefill N` or `decode N` on
+//! standard input is answered with tokens a second, always from that depth.
+
+use llama_cpp_sys_2::*;
+use std::ffi::{CStr, CString, c_char, c_void};
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+struct Peer {
+    context: *mut llama_context,
+    vocab: u64,
+    depth: usize,
+    /// Tokens of a prompt that are processed together.
+    batch: usize,
+    seed: u64,
+}
+
+/// Numbers after names of options.
+struct Options(Vec<String>);
+
+impl Options {
+    fn number(&self, name: &str, default: i64) -> i64 {
+        let at = self.0.iter().position(|arg| arg == name);
+        at.map_or(default, |i| self.0.get(i + 1).and_then(|n| n.parse().ok()).expect("a number after an option"))
+    }
+}
+
+impl Peer {
+    fn new(path: &str, options: &Options) -> Peer {
+        let path = CString::new(path).expect("a path without zeros");
+        let (depth, threads) = (options.number("--depth", 0) as usize, options.number("--threads", 2) as i32);
+        // SAFETY: plain calls of the C interface in its order; the model lives as long as the process.
+        unsafe {
+            let mut of = llama_model_default_params();
+            of.use_extra_bufts = options.number("--repack", 1) != 0;
+            let model = llama_model_load_from_file(path.as_ptr(), of);
+            assert!(!model.is_null(), "llama.cpp cannot load the model");
+            let mut with = llama_context_default_params();
+            with.n_ctx = (depth + 4352) as u32;
+            with.n_batch = options.number("--ubatch", 512) as u32;
+            with.n_ubatch = with.n_batch;
+            with.n_seq_max = 1 + (depth > 0) as u32;
+            with.kv_unified = true;
+            with.n_threads = threads;
+            with.n_threads_batch = threads;
+            with.flash_attn_type = options.number("--flash", -1) as i32;
+            let context = llama_init_from_model(model, with);
+            assert!(!context.is_null(), "llama.cpp makes no context");
+            let vocab = options.number("--vocab", 163_840) as u64;
+            Peer { context, vocab, depth, batch: with.n_batch as usize, seed: 1 }
+        }
+    }
+
+    fn token(&mut self) -> i32 {
+        self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        ((self.seed >> 33) % self.vocab) as i32
+    }
+
+    /// Reads tokens from `position` on, `step` at a time; logits of each step's last only.
+    fn read(&mut self, count: usize, step: usize, position: usize, sequence: i32) {
+        // SAFETY: the batch has room for `step` tokens of one sequence each, and the context lives.
+        unsafe {
+            let mut batch = llama_batch_init(step as i32, 0, 1);
+            for at in (0..count).step_by(step) {
+                let n = step.min(count - at);
+                batch.n_tokens = n as i32;
+                for i in 0..n {
+                    *batch.token.add(i) = self.token();
+                    *batch.pos.add(i) = (position + at + i) as i32;
+                    *batch.n_seq_id.add(i) = 1;
+                    **batch.seq_id.add(i) = sequence;
+                    *batch.logits.add(i) = (i + 1 == n) as i8;
+                }
+                assert_eq!(llama_decode(self.context, batch), 0, "llama_decode of {n} tokens");
+            }
+            llama_synchronize(self.context);
+            llama_batch_free(batch);
+        }
+    }
+
+    /// Tokens a second, from the depth on: of a copy of what was read, or from nothing.
+    fn measure(&mut self, kind: &str, count: usize) -> f64 {
+        // SAFETY: the context lives, and has sequence 1 where there is a depth.
+        unsafe {
+            let memory = llama_get_memory(self.context);
+            if self.depth > 0 {
+                llama_memory_seq_rm(memory, 1, -1, -1);
+                llama_memory_seq_cp(memory, 0, 1, -1, -1);
+            } else {
+                llama_memory_clear(memory, true);
+            }
+        }
+        let step = if kind == "decode" { 1 } else { self.batch };
+        let start = Instant::now();
+        self.read(count, step, self.depth, (self.depth > 0) as i32);
+        count as f64 / start.elapsed().as_secs_f64()
+    }
+}
+
+unsafe extern "C" fn errors_only(level: ggml_log_level, text: *const c_char, _: *mut c_void) {
+    if level == GGML_LOG_LEVEL_ERROR {
+        // SAFETY: llama.cpp gives a C string.
+        eprint!("{}", unsafe { CStr::from_ptr(text) }.to_string_lossy());
+    }
+}
+
+fn quantize(from: &str, to: &str, threads: i32) {
+    let (from, to) = (CString::new(from).expect("a path"), CString::new(to).expect("a path"));
+    let start = Instant::now();
+    // SAFETY: both are C strings that outlive the call.
+    unsafe {
+        let mut with = llama_model_quantize_default_params();
+        with.nthread = threads;
+        with.ftype = LLAMA_FTYPE_MOSTLY_Q4_K_M;
+        assert_eq!(llama_model_quantize(from.as_ptr(), to.as_ptr(), &with), 0, "llama.cpp cannot quantise");
+    }
+    println!("{:.3}", start.elapsed().as_secs_f64());
+}
+
+fn main() {
+    let options = Options(std::env::args().skip(1).collect());
+    // SAFETY: the first calls of the C interface.
+    unsafe {
+        llama_log_set(Some(errors_only), std::ptr::null_mut());
+        llama_backend_init();
+    }
+    let model = options.0.first().expect("a model");
+    if model == "quantize" {
+        return quantize(&options.0[1], &options.0[2], options.number("--threads", 2) as i32);
+    }
+    let mut peer = Peer::new(model, &options);
+    let start = Instant::now();
+    peer.read(peer.depth, peer.batch, 0, 0);
+    println!("ready {:.1}", start.elapsed().as_secs_f64());
+    for line in std::io::stdin().lock().lines() {
+        let line = line.expect("a line of text");
+        let (kind, count) = line.split_once(' ').expect("a kind and a number");
+        println!("{:.3}", peer.measure(kind, count.parse().expect("a number")));
+        std::io::stdout().flush().expect("a reader");
+    }
+}

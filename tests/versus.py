@@ -1,0 +1,74 @@
+"""kimi and llama.cpp on the same file, in turn in one run: tokens a second, medians.
+
+usage: versus.py KIMI PEER MODEL [--prefill 512,2048] [--decode 32] [--depth 0,8192] [--rounds 5] [--threads 2]
+                 [--batch 512] [--peer="--repack 0"]
+
+PEER is tests/peer, built for this machine (its Cargo.toml says how). llama.cpp reads its context once a depth; kimi fills
+its cache with rows, as the time of a step depends on their number alone. `--peer` gives llama.cpp's settings: try them
+all and keep its fastest. The memory's rate is read by each `kimi bench`; a share is of the same process's.
+"""
+import argparse, json, statistics, subprocess
+
+
+class Kimi:
+    def __init__(self, args):
+        self.args, self.memory, self.share = args, [], []
+
+    def rate(self, kind, count, depth):
+        a = self.args
+        work = ["-p", str(count), "-n", "0"] if kind == "prefill" else ["-p", "0", "-n", str(count)]
+        command = [a.kimi, "bench", "-m", a.model, "-t", str(a.threads), "-r", "1", "-d", str(depth), "-b", str(a.batch), "--json"]
+        report = json.loads(subprocess.run(command + work, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout)
+        case = report["cases"][0]
+        self.memory.append(report["memory_read_gb_s"])
+        self.share.append(100 * (case["share"] or 0))
+        return case["tokens_per_s"]
+
+
+class Peer:
+    def __init__(self, args, depth):
+        command = [args.peer_program, args.model, "--threads", str(args.threads), "--depth", str(depth), *args.peer.split()]
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+                                        text=True, bufsize=1)
+        self.read_in = self.process.stdout.readline().split()[1]
+
+    def rate(self, kind, count):
+        self.process.stdin.write(f"{kind} {count}\n")
+        return float(self.process.stdout.readline())
+
+
+def numbers(text):
+    return [int(n) for n in text.split(",") if n]
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("kimi")
+    p.add_argument("peer_program")
+    p.add_argument("model")
+    p.add_argument("--prefill", type=numbers, default=[512])
+    p.add_argument("--decode", type=int, default=32)
+    p.add_argument("--depth", type=numbers, default=[0])
+    p.add_argument("--rounds", type=int, default=5)
+    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--batch", type=int, default=512)
+    p.add_argument("--peer", default="--repack 0")
+    a = p.parse_args()
+    for depth in a.depth:
+        peer = Peer(a, depth)
+        print(f"depth {depth}: llama.cpp read it in {peer.read_in} s", flush=True)
+        for kind, count in [("prefill", n) for n in a.prefill] + [("decode", a.decode)] * (a.decode > 0):
+            kimi, ours, theirs = Kimi(a), [], []
+            peer.rate(kind, count)                        # warms up, as the first round of each kimi bench does
+            for _ in range(a.rounds):
+                ours.append(kimi.rate(kind, count, depth))
+                theirs.append(peer.rate(kind, count))
+            x, y, share = statistics.median(ours), statistics.median(theirs), statistics.median(kimi.share)
+            limit = f", {share:.0f} % of {statistics.median(kimi.memory):.1f} GB/s" if share else ""
+            print(f"{kind} {count} at {depth}: kimi {x:.1f} ({min(ours):.1f} to {max(ours):.1f}{limit}), "
+                  f"llama.cpp {y:.1f} ({min(theirs):.1f} to {max(theirs):.1f}): {x / y:.2f} times", flush=True)
+        peer.process.kill()
+
+
+if __name__ == "__main__":
+    main()
