@@ -172,6 +172,7 @@ fn an_endpoint_elsewhere_answers() {
     let mut said = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
     let address = said.find_map(|line| Some(line.split_once("address=")?.1.split(' ').next()?.to_owned()));
     let url = format!("http://{}", address.expect("the server's address"));
+    assert!(said.any(|line| line.contains("ready")), "the server's model");
     let file = dir.path().join("long.txt");
     std::fs::write(&file, document(300)).unwrap();
     let far = |model: &str, key: &str| {

@@ -8,7 +8,7 @@
 use super::ahead::will_need;
 use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
-use super::product::{TILE, activations, ask, tile};
+use super::product::{TILE, activations, ask, chunk_bytes, tile};
 use super::route::Routed;
 use super::vector::{Loops, axpy, run, sigmoid};
 use super::{Cpu, Weight};
@@ -103,17 +103,19 @@ fn gate_and_up(cpu: &Cpu, w: &Gated<'_, Weight>, x: &Tensor, routed: &Routed, gr
     let up_rows = other.then(|| gathered(w.up.format.activation()));
     let (x_up, up_bytes) = up_rows.as_ref().map_or((&x_gate, gate_bytes), |(rows, bytes)| (rows, *bytes));
     let parts = Parts::new(hidden.values_mut());
-    let blocks = rows.div_ceil(TILE);
+    // A token alone meets as many rows as there is room for results.
+    let bytes = w.gate.row_bytes + w.up.row_bytes;
+    let most = if routed.rows == 1 { chunk_bytes(groups.n_runs * rows * bytes) / bytes.max(1) } else { TILE };
+    let step = most.clamp(TILE, TILE * TILE) / TILE * TILE;
+    let blocks = rows.div_ceil(step);
     cpu.pool.parallel_for(groups.n_runs * blocks, |chunk| {
         let (expert, run_pairs) = groups.run(chunk / blocks);
-        let first = chunk % blocks * TILE;
-        let block = first..rows.min(first + TILE);
+        let first = chunk % blocks * step;
+        let block = first..rows.min(first + step);
         let (w_gate, w_up) =
             (w.gate.matrix_rows(expert, block.clone()), w.up.matrix_rows(expert, block.clone()));
-        if run_pairs.len() > 1 {
-            ask(cpu, w.gate, w_gate);
-            ask(cpu, w.up, w_up);
-        }
+        ask(cpu, w.gate, w_gate, run_pairs.len());
+        ask(cpu, w.up, w_up, run_pairs.len());
         let (mut gate, mut up) = ([0.0; TILE * TILE], [0.0; TILE * TILE]);
         for from in run_pairs.clone().step_by(TILE) {
             let to = run_pairs.end.min(from + TILE);
@@ -162,7 +164,9 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
     let x = activations(cpu, form, hidden.values(), hidden.cols);
     let x_bytes = form.row_bytes(hidden.cols);
     let mut y = cpu.buffers.tensor(tokens, w.rows);
-    let rows = w.rows.div_ceil(cpu.pool.threads() * 8).clamp(8, TILE);
+    // Of one token's experts each chunk reads a part, and asks for the next before it is at the end of one.
+    let most = if tokens == 1 { TILE * TILE } else { TILE };
+    let rows = w.rows.div_ceil(cpu.pool.threads() * 8).clamp(8, most);
     let parts = Parts::new(y.values_mut());
     cpu.pool.parallel_for(w.rows.div_ceil(rows), |chunk| {
         let block = chunk * rows..w.rows.min((chunk + 1) * rows);
@@ -172,8 +176,8 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
         for i in 0..groups.n_runs {
             let (expert, run_pairs) = groups.run(i);
             let weights = w.matrix_rows(expert, block.clone());
-            if tokens > 1 && i + 1 < groups.n_runs {
-                ask(cpu, w, w.matrix_rows(groups.run(i + 1).0, block.clone()));
+            if i + 1 < groups.n_runs {
+                ask(cpu, w, w.matrix_rows(groups.run(i + 1).0, block.clone()), tokens);
             }
             for from in run_pairs.clone().step_by(TILE) {
                 let to = run_pairs.end.min(from + TILE);

@@ -16,8 +16,9 @@ use crate::quant::{self, Activation};
 pub(super) const TILE: usize = 64;
 /// Results of a tile, `[tokens, rows]`.
 pub(super) type Tile = [f32; TILE * TILE];
-/// Bytes of weights a chunk of a decoded token should have: 10 us of reading.
-const CHUNK_BYTES: usize = 96 * 1024;
+/// What beginning a chunk of a decoded token costs, as bytes that could have been read: nobody has asked for its first
+/// lines, and the hardware does not know yet where reading goes on.
+const BEGINNING: usize = 14 * 1024;
 
 /// Rows of activations in the form that a format meets, back to back.
 pub(super) enum Activations<'a> {
@@ -63,10 +64,13 @@ pub(super) fn tile<'a>(cpu: &Cpu, w: &Weight, rows: &[u8], x: &[u8], out: &'a mu
 
 /// Weight rows that a strip of many tokens takes at a time: `quant` asks for the next while it works on one.
 const STRIP: usize = 16;
+/// How far before their use `quant` asks for the bytes that meet one token.
+const AHEAD: usize = 2048;
 
-/// Asks for the first rows of a block that is to meet many tokens, all at once: nothing before has asked for them.
-pub(super) fn ask(cpu: &Cpu, w: &Weight, rows: &[u8]) {
-    cpu.level.run(Ask(&rows[..rows.len().min(STRIP * w.row_bytes)]));
+/// Asks for the beginning of a block of rows, all at once: nothing before has asked for it.
+pub(super) fn ask(cpu: &Cpu, w: &Weight, rows: &[u8], tokens: usize) {
+    let first = if tokens == 1 { AHEAD } else { STRIP * w.row_bytes };
+    cpu.level.run(Ask(&rows[..rows.len().min(first)]));
 }
 
 struct Ask<'a>(&'a [u8]);
@@ -94,10 +98,11 @@ fn block(
 ) {
     let mut out = [0.0; TILE * TILE];
     let x_bytes = w.format.activation().row_bytes(w.cols);
-    for first in rows.clone().step_by(TILE) {
-        let rows = first..rows.end.min(first + TILE);
-        if x.len() > x_bytes {
-            ask(cpu, w, w.matrix_rows(m, rows.clone()));
+    let all = rows;
+    for first in all.clone().step_by(TILE) {
+        let rows = first..all.end.min(first + TILE);
+        if x.len() > x_bytes || rows.start == all.start {
+            ask(cpu, w, w.matrix_rows(m, rows.clone()), x.len() / x_bytes.max(1));
         }
         for (i, x) in x.chunks(TILE * x_bytes).enumerate() {
             let y = tile(cpu, w, w.matrix_rows(m, rows.clone()), x, &mut out);
@@ -106,10 +111,16 @@ fn block(
     }
 }
 
+/// Bytes a chunk of a decoded token should have, where all threads together read `bytes`: as many as make what chunks
+/// cost at their beginnings as much as what threads wait for the last of them.
+pub(super) fn chunk_bytes(bytes: usize) -> usize {
+    (BEGINNING * bytes).isqrt()
+}
+
 /// Rows a chunk should have.
 fn chunk_rows(cpu: &Cpu, w: &Weight, all_rows: usize, tokens: usize) -> usize {
-    let even = all_rows.div_ceil(cpu.pool.threads() * 4);
-    let most = if tokens == 1 { (CHUNK_BYTES / w.row_bytes.max(1)).max(8) } else { TILE };
+    let (even, row) = (all_rows.div_ceil(cpu.pool.threads() * 4), w.row_bytes.max(1));
+    let most = if tokens == 1 { chunk_bytes(all_rows * row) / row } else { TILE };
     even.clamp(8, most.max(8)).next_multiple_of(8)
 }
 
