@@ -12,7 +12,7 @@ use std::time::Instant;
 
 const COLS: usize = 2304;
 const BYTES: usize = 768 << 20;
-const CHUNK_BYTES: usize = 96 << 10;
+const CHUNK_BYTES: usize = 384 << 10;
 const ROUNDS: usize = 9;
 
 /// Whole rows of a format: a few real rows again and again.

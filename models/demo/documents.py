@@ -9,6 +9,8 @@ import argparse, json, pathlib, random
 
 HERE = pathlib.Path(__file__).parent
 SPEC = json.loads((HERE / "phrasings.json").read_text())
+MORE = json.loads((HERE / "variety.json").read_text())
+KEPT = {x.lower() for r in SPEC["relations"] for k in ("statements", "questions") for x in r[k][-SPEC["held_out"]:]}
 NAMES = SPEC["names"]
 BYTES_PER_TOKEN = 3.4                                     # of this tokenizer on these texts, to aim at a length
 
@@ -59,6 +61,8 @@ class Words:
         return self.draw(make)
 
     def job(self):
+        if not self.testing and self.rng.random() < 0.6:  # invented ones: a trade is to be read, not guessed
+            return self.draw(lambda: self.stem().lower() + self.rng.choice(MORE["trades"]))
         return self.draw(lambda: self.rng.choice(NAMES["jobs"]))
 
     def number(self):
@@ -107,6 +111,45 @@ class Text:
         cut = len(phrasings) - SPEC["held_out"]
         return self.rng.choice(phrasings[cut:] if self.testing else phrasings[:cut])
 
+    def statement(self, relation):
+        """A phrasing of a fact: one of the list, or for training one put together."""
+        r, said = self.rng, self.pick(relation["statements"])
+        if self.testing:
+            return said
+        if r.random() < 0.25:
+            said = self.made(lambda: r.choice(MORE["statements"]).replace("{n}", r.choice(MORE["nouns"][relation["name"]])))
+        if said.endswith(".") and "?" not in said:
+            if r.random() < 0.2:
+                said = said[:-1] + r.choice(MORE["tails"]) + "."
+            if r.random() < 0.2:
+                said = r.choice(MORE["openers"]) + (said if said[0] == "{" else said[0].lower() + said[1:])
+        return said
+
+    def asking(self, relation):
+        """A phrasing of a question, likewise."""
+        r, asked = self.rng, self.pick(relation["questions"])
+        if self.testing:
+            return asked
+        if r.random() < 0.5:
+            def make():
+                ask = r.choice(MORE["asks"])
+                form = r.choice(MORE["forms"])
+                end = "?" if ask.split()[0] in ("What", "Which", "Do", "Can", "Could", "Would", "May", "Have", "Where") else "."
+                ask = ask if form.startswith("{a}") else ask[0].lower() + ask[1:]
+                return form.format(a=ask, n=r.choice(MORE["nouns"][relation["name"]]), s="{s}", e=end)
+            asked = self.made(make)
+        if r.random() < 0.12:
+            asked = r.choice(MORE["before"]) + (asked if asked[0] == "{" else asked[0].lower() + asked[1:])
+        if r.random() < 0.08:
+            asked += r.choice(MORE["after"])
+        return asked
+
+    def made(self, make):
+        while True:
+            wording = make()
+            if wording.lower() not in KEPT:
+                return wording
+
     def add_subject(self, wanted):
         kind = self.rng.choices(["person", "place", "setting"], [5, 4, 1 + (wanted > 12)])[0]
         subject = getattr(self.words, kind)()
@@ -124,7 +167,7 @@ class Text:
         value = getattr(self.words, relation["value"])()
         while value == subject or (value, relation["name"]) in self.facts:
             value = getattr(self.words, relation["value"])()
-        sentence = self.pick(relation["statements"]).format(s=subject, v=value)
+        sentence = self.statement(relation).format(s=subject, v=value)
         if sentence.startswith("the "):
             sentence = "T" + sentence[1:]
         self.facts[subject, relation["name"]] = (value, sentence)
@@ -156,7 +199,7 @@ class Text:
     def question(self, kind=None):
         """(question, answer, sentences it rests on, kind). kind None: drawn."""
         r = self.rng
-        kind = kind or r.choices(["fact", "hop", "absent"], [0.74, 0.13, 0.13])[0]
+        kind = kind or r.choices(["fact", "hop", "absent"], [0.74, 0.13, 0.13] if self.testing else [0.62, 0.16, 0.22])[0]
         if kind == "hop" and self.hops:
             return self.ask_hop(*self.hops.pop(r.randrange(len(self.hops))))
         if kind == "absent":
@@ -167,13 +210,13 @@ class Text:
             return None
         (subject, name), (value, sentence) = self.unasked.pop()
         relation = next(x for x in SPEC["relations"] if x["name"] == name)
-        question = self.pick(relation["questions"]).format(s=subject)
+        question = self.asking(relation).format(s=subject)
         return question, relation["answer"].format(v=value), [(sentence, subject, value)], relation["kind"]
 
     def ask_hop(self, first, subject, person, second):
         between = SPEC["two_hop"]["between"][first].format(s=subject)
         value, sentence = self.facts[person, second["name"]]
-        question = self.pick(second["questions"]).format(s=between)
+        question = self.asking(second).format(s=between)
         answer = SPEC["two_hop"]["answer"][first].format(m=person) + second["answer"].format(v=value)
         return question, answer, [(self.facts[subject, first][1], subject, person), (sentence, person, value)], "two hops"
 
@@ -186,7 +229,7 @@ class Text:
             subject = getattr(self.words, relation["subject"])()
             if (subject, relation["name"]) in self.facts:
                 return None
-        return self.pick(relation["questions"]).format(s=subject), SPEC["absent"], [], "absent"
+        return self.asking(relation).format(s=subject), SPEC["absent"], [], "absent"
 
     def kind_of(self, subject):
         if subject.startswith("the "):

@@ -18,7 +18,7 @@ from tokens import Tokenizer
 
 HERE = pathlib.Path(__file__).parent
 # (progress up to here, longest text, tokens a step)
-COURSE = [(0.20, 256, 4096), (0.35, 512, 4096), (0.55, 1024, 4096), (0.80, 2048, 8192), (1.0, 4096, 8192)]
+COURSE = [(0.50, 320, 4096), (0.65, 640, 4096), (0.80, 1280, 8192), (0.92, 2560, 8192), (1.0, 4096, 8192)]
 
 
 class Batches(torch.utils.data.IterableDataset):
@@ -107,6 +107,7 @@ def arguments():
     p.add_argument("--data", type=pathlib.Path, required=True)
     p.add_argument("--out", type=pathlib.Path, required=True)
     p.add_argument("--minutes", type=float, default=100)
+    p.add_argument("--tokens", type=float, help="how many to see, instead of minutes")
     p.add_argument("--seed", type=int, default=1)
     p.add_argument("--start", type=float, default=0.0, help="progress to begin at, to go on with a checkpoint")
     p.add_argument("--init", type=pathlib.Path, help="checkpoint to go on with")
@@ -137,7 +138,8 @@ def work(rank, a):
     start, saved, seen, sums = time.time(), time.time(), 0, []
     curve = open(a.out / "curve.jsonl", "a")
     for step, (ids, kinds) in enumerate(batches):
-        done = torch.tensor(a.start + (1 - a.start) * (time.time() - start) / (60 * a.minutes))
+        part = seen / a.tokens if a.tokens else (time.time() - start) / (60 * a.minutes)
+        done = torch.tensor(a.start + (1 - a.start) * part)
         if a.workers > 1:
             dist.broadcast(done, 0)
         done = progress.value = done.item()
