@@ -4,6 +4,7 @@
 //! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
 
 use crate::engine::{Engine, EngineArgs};
+use crate::form::LONG;
 use crate::inspect::{machine, size};
 use crate::on_device;
 use crate::profile::{self, Profiled};
@@ -13,6 +14,7 @@ use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
 use models::gguf::TensorInfo;
 use models::kimi_linear::config::MixerKind;
+use models::kimi_linear::mla::Form;
 use models::kimi_linear::state::{LayerState, State};
 use models::kimi_linear::{Outputs, Sequence};
 use rand_pcg::Pcg64Mcg;
@@ -202,10 +204,17 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
     let mut state = at_depth(engine, case.depth, &mut rng);
     let vocab = engine.model.config.vocab as u32;
     let tokens: Vec<u32> = (0..case.tokens).map(|_| rng.next_u32() % vocab).collect();
-    let step = if case.test == "decode" { 1 } else { engine.batch };
+    // A reply is made token by token; a prompt is read as if it were one long message.
+    let decodes = case.test == "decode";
     let start = Instant::now();
-    for tokens in tokens.chunks(step) {
-        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last }];
+    let mut left = &tokens[..];
+    while !left.is_empty() {
+        let long = !decodes && state.position >= LONG as u64;
+        let form = if long { Form::Expanded } else { Form::Absorbed };
+        let step = if decodes { 1 } else { engine.step(form) };
+        let (tokens, rest) = left.split_at(step.min(left.len()));
+        left = rest;
+        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last, form }];
         let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
         std::hint::black_box(logits.map(|l| engine.backend.read(&l)));
     }

@@ -2,6 +2,7 @@
 
 use crate::demo;
 use crate::device::DeviceArgs;
+use crate::form;
 use crate::inspect::{machine, size};
 use crate::prompt::Prompt;
 use crate::snapshot::disk::{Log, Shape};
@@ -29,7 +30,7 @@ pub struct EngineArgs {
     /// Tokens of context at most (default: what the model was made for)
     #[arg(short, long, value_name = "TOKENS")]
     pub ctx: Option<u64>,
-    /// Tokens of a prompt processed together; more is faster and takes more memory
+    /// Tokens of a prompt processed together, twice as many far inside a long text; more is faster and takes more memory
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
     pub batch: usize,
     /// How the latent cache is kept
@@ -78,6 +79,8 @@ pub struct Engine<B: Backend> {
     pub tokenizer: Option<Vocabulary>,
     /// How a conversation becomes a prompt; None without a tokenizer.
     pub template: Option<Template>,
+    /// What the template writes before a reply.
+    pub opening: Vec<u32>,
     /// Tokens a sequence may have.
     pub context: u64,
     /// Tokens of a prompt processed together.
@@ -150,12 +153,13 @@ impl<B: Backend> Engine<B> {
         let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?;
         let source = file.metadata.str("tokenizer.chat_template");
         let template = tokenizer.as_ref().map(|t| Template::new(source, t)).transpose()?;
+        let opening = form::opening(template.as_ref(), tokenizer.as_ref());
         let context = args.ctx.unwrap_or(model.config.context);
         let (batch, cache) = (args.batch, args.cache_type.into());
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
         let store = Arc::new(args.store.open(&backend, &file, shape, log)?);
-        Ok(Engine { backend, model, tokenizer, template, context, batch, cache, store, file })
+        Ok(Engine { backend, model, tokenizer, template, opening, context, batch, cache, store, file })
     }
 
     /// The tokenizer, or an error that says how to do without.

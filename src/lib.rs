@@ -15,6 +15,7 @@ pub mod demo;
 pub mod device;
 pub mod engine;
 pub mod eval;
+pub mod form;
 pub mod generate;
 pub mod gpu_check;
 pub mod grammar;

@@ -6,6 +6,7 @@ use crate::prompt::{PromptArgs, partial_path};
 use crate::session::Session;
 use anyhow::{Context as _, Result};
 use kernels::backend::Backend;
+use models::kimi_linear::mla::Form;
 use models::kimi_linear::{Outputs, Sequence};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -45,7 +46,7 @@ fn write<B: Backend>(engine: &Engine<B>, ids: &[u32], path: &Path) -> Result<()>
     out.write_all(&npy_header(ids.len(), engine.model.config.vocab))?;
     let mut state = engine.model.state(&engine.backend, engine.cache);
     for tokens in ids.chunks(engine.batch) {
-        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::All }];
+        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::All, form: Form::Absorbed }];
         if let Some(logits) = engine.model.forward(&engine.backend, &mut batch, &mut ()) {
             for x in engine.backend.read(&logits) {
                 out.write_all(&x.to_le_bytes())?;

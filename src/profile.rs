@@ -2,7 +2,7 @@
 //!
 //! Ops are eager, so the time of a call is the time of its work. It computes nothing itself. Next: `bench`.
 
-use kernels::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
+use kernels::backend::{Backend, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -99,6 +99,7 @@ fn inner<'a, W>(w: &Gated<'a, Weight<W>>) -> Gated<'a, W> {
 
 impl<B: Backend> Backend for Profiled<B> {
     const NAME: &'static str = B::NAME;
+    const EXPANDS: bool = B::EXPANDS;
     type Tensor = B::Tensor;
     type Weight = Weight<B::Weight>;
     type Cache = B::Cache;
@@ -206,6 +207,19 @@ impl<B: Backend> Backend for Profiled<B> {
             |b: &B| spans.iter().map(|s| b.cache_len(s.state) * b.cache_row_bytes(s.state)).sum::<usize>();
         let bytes = rows(&self.inner) as u64;
         self.time(|| "latent_attention".into(), bytes, |b| b.latent_attention(spans, q, value_dim, scale))
+    }
+    fn expanded_attention(
+        &self,
+        spans: &mut [Span<'_, B::Cache>],
+        q: &B::Tensor,
+        w: Expansion<'_, Self::Weight>,
+        scale: f32,
+    ) -> B::Tensor {
+        let rows =
+            |b: &B| spans.iter().map(|s| b.cache_len(s.state) * b.cache_row_bytes(s.state)).sum::<usize>();
+        let bytes = rows(&self.inner) as u64 + w.k.bytes() + w.v.bytes();
+        let w = Expansion { k: &w.k.inner, v: &w.v.inner, latent: w.latent };
+        self.time(|| "expanded_attention".into(), bytes, |b| b.expanded_attention(spans, q, w, scale))
     }
     fn route(&self, logits: &B::Tensor, bias: &Self::Weight, how: Routing) -> B::Routed {
         self.plain("route", |b| b.route(logits, &bias.inner, how))

@@ -8,6 +8,7 @@ use crate::snapshot::Source;
 use crate::snapshot::disk::WORTH_TOKENS;
 use crate::snapshot::options::WAYPOINT_TOKENS;
 use kernels::backend::Backend;
+use models::kimi_linear::mla::Form;
 use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
@@ -82,7 +83,8 @@ impl<'e, B: Backend> Session<'e, B> {
         &self.logits
     }
 
-    /// Asks for snapshots at these lengths of the next prompt: where a system message or a document ends.
+    /// Asks for snapshots at these lengths of the next prompt: where a system message or a document ends. What follows
+    /// is read as a message of its own ([`Engine::form`]).
     pub fn mark(&mut self, lengths: &[usize]) {
         self.marks = lengths.to_vec();
     }
@@ -119,8 +121,9 @@ impl<'e, B: Backend> Session<'e, B> {
         while self.tokens.len() < prompt.len() && !stopped {
             let at = self.tokens.len();
             let point = next_point(at, prompt.len(), &marks);
-            let end = point.min(at + self.engine.batch);
-            self.process(&prompt[at..end], end == prompt.len());
+            let (form, end) = self.engine.form(prompt, at..point, &marks);
+            let end = end.min(at + self.engine.step(form));
+            self.process(&prompt[at..end], form, end == prompt.len());
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
             if end == point || stopped {
                 self.insert((stopped || marks.contains(&end)) && end >= WORTH_TOKENS);
@@ -151,14 +154,14 @@ impl<'e, B: Backend> Session<'e, B> {
     pub fn push(&mut self, token: u32) -> Result<&[f32], Error> {
         self.engine.check_ids(self.tokens.len(), &[token])?;
         self.engine.check_room(self.tokens.len() + 1)?;
-        self.process(&[token], true);
+        self.process(&[token], Form::Absorbed, true);
         Ok(&self.logits)
     }
 
-    fn process(&mut self, tokens: &[u32], last: bool) {
+    fn process(&mut self, tokens: &[u32], form: Form, last: bool) {
         let Engine { backend, model, .. } = self.engine;
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let mut batch = [Sequence { tokens, state: &mut self.state, outputs }];
+        let mut batch = [Sequence { tokens, state: &mut self.state, outputs, form }];
         let logits = model.forward(backend, &mut batch, &mut ());
         self.tokens.extend_from_slice(tokens);
         self.logits.clear();

@@ -10,6 +10,7 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::{Cpu, isa::Level};
 use kernels::reference::Reference;
 use models::gguf::read::Gguf;
+use models::kimi_linear::mla::Form;
 use models::kimi_linear::state::{LayerState, State};
 use models::kimi_linear::{Model, Outputs, Probe, Sequence};
 use safetensors::SafeTensors;
@@ -46,7 +47,7 @@ struct Case<'a, B: Backend> {
 
 impl<'a, B: Backend> Case<'a, B> {
     fn run(&self, ids: &[u32], state: &mut State<B>, outputs: Outputs) -> Vec<f32> {
-        let mut batch = [Sequence { tokens: ids, state, outputs }];
+        let mut batch = [Sequence { tokens: ids, state, outputs, form: Form::Absorbed }];
         let logits = self.model.forward(self.backend, &mut batch, &mut ());
         logits.map(|l| self.backend.read(&l)).unwrap_or_default()
     }
@@ -64,7 +65,8 @@ impl<'a, B: Backend> Case<'a, B> {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let (mut state, backend) = (self.state(), self.backend);
         let mut seen = Recorder { backend, tensors: HashMap::new(), experts: HashMap::new() };
-        let mut batch = [Sequence { tokens: &ids, state: &mut state, outputs: Outputs::All }];
+        let mut batch =
+            [Sequence { tokens: &ids, state: &mut state, outputs: Outputs::All, form: Form::Absorbed }];
         let logits = self.model.forward(backend, &mut batch, &mut seen).expect("logits were asked for");
         self.check_logits(&format!("p{n}.logits"), &backend.read(&logits));
         let top_k = self.model.config.moe.routing.top_k;
@@ -116,6 +118,22 @@ impl<'a, B: Backend> Case<'a, B> {
         }
     }
 
+    /// The same logits where keys and values are made, in two steps and beside a sequence where they are not.
+    fn expanded(&self, n: usize) {
+        let ids = self.ids(&format!("p{n}.input_ids"));
+        let (mut state, mut other) = (self.state(), self.state());
+        let mut found = Vec::new();
+        for tokens in [&ids[..n / 2], &ids[n / 2..]].into_iter().filter(|t| !t.is_empty()) {
+            let outputs = Outputs::None;
+            let beside = Sequence { tokens: &ids[..1], state: &mut other, outputs, form: Form::Absorbed };
+            let outputs = Outputs::All;
+            let expanded = Sequence { tokens, state: &mut state, outputs, form: Form::Expanded };
+            let logits = self.model.forward(self.backend, &mut [beside, expanded], &mut ());
+            found.extend(logits.map(|l| self.backend.read(&l)).unwrap_or_default());
+        }
+        self.check_logits(&format!("p{n}.logits"), &found);
+    }
+
     /// The greedy continuation of the published code, token by token.
     fn continuation(&self, n: usize) {
         let ids = self.ids(&format!("p{n}.decode_ids"));
@@ -134,8 +152,18 @@ impl<'a, B: Backend> Case<'a, B> {
             let mut state = self.state();
             self.run(&ids[..cut], &mut state, Outputs::None);
             let mut other = self.state();
-            let rest = Sequence { tokens: &ids[cut..], state: &mut state, outputs: Outputs::Last };
-            let beside = Sequence { tokens: &ids[..3], state: &mut other, outputs: Outputs::None };
+            let rest = Sequence {
+                tokens: &ids[cut..],
+                state: &mut state,
+                outputs: Outputs::Last,
+                form: Form::Absorbed,
+            };
+            let beside = Sequence {
+                tokens: &ids[..3],
+                state: &mut other,
+                outputs: Outputs::None,
+                form: Form::Absorbed,
+            };
             let logits = self.model.forward(self.backend, &mut [beside, rest], &mut ());
             let logits = self.backend.read(&logits.expect("logits were asked for"));
             close(&format!("p{n} cut at {cut}"), &logits, &whole, OPS);
@@ -154,6 +182,7 @@ fn check<B: Backend>(backend: &B, file: &Gguf, golden: &SafeTensors<'_>, prompts
         case.prompt(n);
         case.continuation(n);
         case.cuts(n);
+        case.expanded(n);
     }
 }
 

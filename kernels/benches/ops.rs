@@ -8,7 +8,7 @@ mod common;
 
 use bytes::Bytes;
 use common::{Numbers, error, stored, vector};
-use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span, Stored};
+use kernels::backend::{Backend, CacheFormat, DeltaRule, Expansion, Gated, Routing, Span, Stored};
 use kernels::cpu::{Cpu, Form};
 use kernels::quant::Format;
 use kernels::reference::Reference;
@@ -162,6 +162,39 @@ fn attention(cpu: &Cpu) {
     }
 }
 
+/// A batch of a long document: keys and values made for it, beside queries over latents.
+fn expanded(cpu: &Cpu) {
+    let (heads, [nope, pe, latent, dim], depth) = (32, [128, 64, 512, 128], 8192);
+    let mut cache = cpu.cache(CacheFormat::F16, latent + pe);
+    let rows = cpu.tensor(depth, latent + pe, &Numbers(12).vec(depth * (latent + pe)));
+    cpu.append(&mut [Span { rows: 0..depth, state: &mut cache }], &rows);
+    let weight = |shape: [usize; 3]| {
+        let values: Vec<f32> = Numbers(13).vec(shape.iter().product()).iter().map(|w| w * 0.04).collect();
+        cpu.weight(stored(Format::Q8_0, shape, &values)).unwrap()
+    };
+    let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
+    for tokens in [128, 512, 1024] {
+        let q = cpu.tensor(tokens, heads * (nope + pe), &Numbers(14).vec(tokens * heads * (nope + pe)));
+        let w = || Expansion { k: &k, v: &v, latent };
+        let over_latents = |cache: &mut _| {
+            let q = cpu.matmul_heads(&k, &q);
+            let mut span = [Span { rows: 0..tokens, state: cache }];
+            cpu.matmul_heads(&v, &cpu.latent_attention(&mut span, &q, latent, 0.07))
+        };
+        let expanded = |cache: &mut _| {
+            cpu.expanded_attention(&mut [Span { rows: 0..tokens, state: cache }], &q, w(), 0.07)
+        };
+        let [a, b] = [cpu.read(&over_latents(&mut cache)), cpu.read(&expanded(&mut cache))];
+        assert!(error(&a, &b) < 0.05, "{}", error(&a, &b)); // one of the two rounds the queries to 8 bits
+        let time = seconds(1, |_| drop(over_latents(&mut cache)));
+        let flops = (2 * tokens * heads * (2 * latent + pe) * depth) as f64;
+        line(&format!("attention over latents, {tokens} tokens"), time, flops, "FLOP");
+        let time = seconds(1, |_| drop(expanded(&mut cache)));
+        let flops = 2 * heads * depth * (tokens * (nope + pe + dim) + latent * (nope + dim));
+        line(&format!("expanded attention, {tokens} tokens"), time, flops as f64, "FLOP");
+    }
+}
+
 fn rows(cpu: &Cpu) {
     let w = cpu.weight(vector(&Numbers(8).vec(2304))).unwrap();
     let taps = cpu.weight(stored(Format::F32, [1, 4096, 4], &Numbers(9).vec(4 * 4096))).unwrap();
@@ -185,7 +218,7 @@ fn main() {
     println!("{}", cpu.describe());
     let wanted = |what: &str| what.contains(&filter);
     let formats = [Format::F32, Format::BF16, Format::Q8_0, Format::Q4_K];
-    let all: [(&str, &dyn Fn()); 7] = [
+    let all: [(&str, &dyn Fn()); 8] = [
         ("memory", &|| memory(&cpu)),
         ("regions", &|| regions(&cpu)),
         ("rows", &|| rows(&cpu)),
@@ -193,6 +226,7 @@ fn main() {
         ("experts", &|| [Format::Q8_0, Format::Q4_K].iter().for_each(|format| experts(&cpu, *format))),
         ("delta_rule", &|| delta_rule(&cpu)),
         ("attention", &|| attention(&cpu)),
+        ("expanded", &|| expanded(&cpu)),
     ];
     all.iter().filter(|(what, _)| wanted(what)).for_each(|(_, bench)| bench());
 }

@@ -57,6 +57,16 @@ pub struct Gated<'a, W> {
     pub down: &'a W,
 }
 
+/// What makes the keys and values of each head out of a latent.
+pub struct Expansion<'a, W> {
+    /// `[heads, latent, nope]`
+    pub k: &'a W,
+    /// `[heads, value_dim, latent]`
+    pub v: &'a W,
+    /// Columns of the latent.
+    pub latent: usize,
+}
+
 /// How rows of an attention cache are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheFormat {
@@ -86,6 +96,8 @@ pub enum Error {
 pub trait Backend: Send + Sync + 'static {
     /// Names the arithmetic. States made under one name may be carried on under it, also by another process.
     const NAME: &'static str;
+    /// Whether [`Backend::expanded_attention`] makes keys and values.
+    const EXPANDS: bool = false;
     /// f32 `[rows, cols]`: activations and recurrent state.
     type Tensor: Send + Sync;
     /// A weight on the device, in its stored format.
@@ -234,6 +246,21 @@ pub trait Backend: Send + Sync + 'static {
         value_dim: usize,
         scale: f32,
     ) -> Self::Tensor;
+
+    /// The same attention from queries and to values of the heads' own sizes: over cache rows [c_s | pe_s] head h has keys
+    /// [W_k,h^T c_s | pe_s] and values W_v,h c_s. `q: [tokens, heads * (nope + pe)] -> [tokens, heads * value_dim]`. By
+    /// default as queries over latents, which the two matrices allow; a backend may make keys and values, which is less
+    /// work for many tokens.
+    fn expanded_attention(
+        &self,
+        spans: &mut [Span<'_, Self::Cache>],
+        q: &Self::Tensor,
+        w: Expansion<'_, Self::Weight>,
+        scale: f32,
+    ) -> Self::Tensor {
+        let q = self.matmul_heads(w.k, q);
+        self.matmul_heads(w.v, &self.latent_attention(spans, &q, w.latent, scale))
+    }
 
     // ---- mixture of experts ----------------------------------------------------------------------------
 

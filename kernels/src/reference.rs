@@ -4,7 +4,7 @@
 //! no care of memory. It shares no arithmetic with the other backends but the block formats themselves.
 //! Next: `cpu`, the same ops fast.
 
-use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
+use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
 use std::ops::Range;
 
 /// The oracle backend.
@@ -377,6 +377,42 @@ impl Backend for Reference {
                 for h in 0..heads {
                     let q = &q.row(t)[h * width..][..width];
                     attend(seen, q, scale as f64, &mut o.row_mut(t)[h * value_dim..][..value_dim]);
+                }
+            }
+        }
+        o
+    }
+
+    fn expanded_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Matrix,
+        w: Expansion<'_, Stored>,
+        scale: f32,
+    ) -> Matrix {
+        let (heads, nope, dim) = (w.k.count, w.k.cols, w.v.rows);
+        let width = q.cols / heads;
+        let mut o = Matrix::zeros(q.rows, heads * dim);
+        for span in spans {
+            let cache = &span.state;
+            let before = self.cache_len(cache) - span.rows.len();
+            for h in 0..heads {
+                // Of each cache row [c | pe] the head's [W_v c | W_k^T c | pe], so that values stand first.
+                let k: Vec<Vec<f32>> = (0..w.latent).map(|l| weight_row(w.k, h, l)).collect();
+                let v: Vec<Vec<f32>> = (0..dim).map(|i| weight_row(w.v, h, i)).collect();
+                let mut rows = Vec::new();
+                for row in cache.values.chunks_exact(cache.width) {
+                    let (c, pe) = row.split_at(w.latent);
+                    rows.extend(v.iter().map(|v| dot(v, c) as f32));
+                    let key = |j: usize| k.iter().zip(c).map(|(k, c)| k[j] as f64 * *c as f64).sum::<f64>();
+                    rows.extend((0..nope).map(|j| key(j) as f32));
+                    rows.extend_from_slice(pe);
+                }
+                for (i, t) in span.rows.clone().enumerate() {
+                    let seen = &rows[..(before + i + 1) * (dim + width)];
+                    // Zeros where the values are: they count for nothing in a score.
+                    let q = [&vec![0.0; dim], &q.row(t)[h * width..][..width]].concat();
+                    attend(seen, &q, scale as f64, &mut o.row_mut(t)[h * dim..][..dim]);
                 }
             }
         }

@@ -3,9 +3,10 @@
 
 mod common;
 
-use common::{Numbers, cpus, error, spans, stand_in::cuda};
-use kernels::backend::{Backend, CacheFormat, Span};
+use common::{Numbers, cpus, error, spans, stand_in::cuda, stored};
+use kernels::backend::{Backend, CacheFormat, Expansion, Span};
 use kernels::cpu::Cpu;
+use kernels::quant::Format;
 
 const FORMATS: [CacheFormat; 3] = [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0];
 
@@ -57,6 +58,42 @@ fn one_sequence() {
                 let o = ends.windows(2).flat_map(|w| x.attend(b, &mut cache, w[0], w[1])).collect();
                 assert_eq!(b.cache_len(&cache), *cuts.last().unwrap());
                 vec![o, b.cache_read(&cache, 0..ends[1]), b.cache_read(&cache, ends[1]..b.cache_len(&cache))]
+            });
+        }
+    }
+}
+
+/// Keys and values made of the cache by matrices in several formats; on a GPU the queries are rounded to 8 bits instead.
+#[test]
+fn expanded() {
+    for (heads, [nope, pe, latent, dim], ends) in [
+        (1, [1, 0, 1, 1], &[0, 3, 4][..]),
+        (3, [5, 2, 7, 9], &[0, 70, 71]),
+        (2, [32, 16, 64, 32], &[0, 255, 257, 330, 600]),
+    ] {
+        let tokens = *ends.last().unwrap();
+        let x = Inputs::new(tokens, heads, latent + pe, latent);
+        let mut n = Numbers(2);
+        let q: Vec<f32> = n.vec(tokens * heads * (nope + pe)).iter().map(|q| q * 3.0).collect();
+        for (cache_format, format) in FORMATS.into_iter().zip([Format::F32, Format::F16, Format::Q8_0]) {
+            let format = if nope % 32 == 0 { format } else { Format::F32 };
+            let mut weight = |shape: [usize; 3]| stored(format, shape, &n.vec(shape.iter().product()));
+            let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
+            check!(format!("{cache_format:?}, {heads} heads, matrices in {format:?}"), cuda within 0.05, |b| {
+                let (k, v) = (b.weight(k.clone()).unwrap(), b.weight(v.clone()).unwrap());
+                let mut cache = b.cache(cache_format, latent + pe);
+                ends.windows(2)
+                    .map(|w| {
+                        let rows = |x: &[f32], cols: usize| {
+                            b.tensor(w[1] - w[0], cols, &x[w[0] * cols..w[1] * cols])
+                        };
+                        let mut span = [Span { rows: 0..w[1] - w[0], state: &mut cache }];
+                        b.append(&mut span, &rows(&x.rows, latent + pe));
+                        let w = Expansion { k: &k, v: &v, latent };
+                        let q = rows(&q, heads * (nope + pe));
+                        b.read(&b.expanded_attention(&mut span, &q, w, 0.3))
+                    })
+                    .collect()
             });
         }
     }
@@ -154,6 +191,37 @@ fn results_do_not_depend_on_the_batch() {
         let run = |b: &Cpu, ends: &[usize]| -> Vec<f32> {
             let mut cache = b.cache(CacheFormat::F16, 64);
             ends.windows(2).flat_map(|w| x.attend(b, &mut cache, w[0], w[1])).collect()
+        };
+        let whole = run(&cpus[0], &[0, 700]);
+        for b in cpus {
+            for ends in [&[0, 700][..], &[0, 1, 2, 33, 290, 512, 513, 699, 700]] {
+                assert_eq!(error(&run(b, ends), &whole), 0.0, "{} cut at {ends:?}", b.describe());
+            }
+        }
+    }
+}
+
+/// The same of keys and values that are made: whatever the step, and with more threads than heads.
+#[test]
+fn expanded_results_do_not_depend_on_the_batch() {
+    let (heads, [nope, pe, latent, dim]) = (2, [32, 16, 64, 32]);
+    let x = Inputs::new(700, heads, latent + pe, latent);
+    let mut n = Numbers(3);
+    let q = n.vec(700 * heads * (nope + pe));
+    let mut weight = |shape: [usize; 3]| stored(Format::Q8_0, shape, &n.vec(shape.iter().product()));
+    let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
+    for cpus in cpus().chunks(3) {
+        let run = |b: &Cpu, ends: &[usize]| -> Vec<f32> {
+            let mut cache = b.cache(CacheFormat::F16, latent + pe);
+            let (k, v) = (b.weight(k.clone()).unwrap(), b.weight(v.clone()).unwrap());
+            let step = |w: &[usize]| {
+                let rows = |x: &[f32], cols: usize| b.tensor(w[1] - w[0], cols, &x[w[0] * cols..w[1] * cols]);
+                let mut span = [Span { rows: 0..w[1] - w[0], state: &mut cache }];
+                b.append(&mut span, &rows(&x.rows, latent + pe));
+                let expansion = Expansion { k: &k, v: &v, latent };
+                b.read(&b.expanded_attention(&mut span, &rows(&q, heads * (nope + pe)), expansion, 0.3))
+            };
+            ends.windows(2).flat_map(step).collect()
         };
         let whole = run(&cpus[0], &[0, 700]);
         for b in cpus {

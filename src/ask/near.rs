@@ -52,9 +52,9 @@ impl<'e, B: Backend> Near<'e, B> {
         let found = self.session.resume(&prompt)?;
         let resumed = start.elapsed();
         let mut reading = Reading::new(self.engine, prompt.len(), found, self.args.quiet);
+        let same = self.common.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+        self.session.mark(&[&self.ends[..], &[same]].concat());
         if !self.read {
-            let same = self.common.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-            self.session.mark(&[&self.ends[..], &[same]].concat());
             let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
             reading.announce(&names, self.args.max_tokens, self.args.force)?;
         }

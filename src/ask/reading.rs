@@ -14,6 +14,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kernels::backend::Backend;
+use models::kimi_linear::mla::Form;
 
 /// Between lines where nobody watches.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -47,7 +48,7 @@ impl Reading {
             bar,
             pace: Pace::new(config, &engine.file.tensors),
             sizes: engine.store.sizes(),
-            workspace: Need::of(config, engine.batch as u64).workspace_bytes,
+            workspace: Need::of(config, engine.step(Form::Expanded) as u64).workspace_bytes,
             weights: engine.file.tensors.iter().map(|t| t.bytes).sum(),
             total,
             found,

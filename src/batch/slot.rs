@@ -8,6 +8,7 @@ use crate::reply::{Ended, Reply};
 use crate::session::{Prefill, next_point};
 use crate::snapshot::Source;
 use kernels::backend::Backend;
+use models::kimi_linear::mla::Form;
 use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
 use std::time::Instant;
@@ -77,15 +78,27 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Tokens that could go into the next step: what is left up to the next snapshot.
     pub fn wants(&self) -> usize {
-        let all = self.reply.tokens().len();
-        let end = if self.replying() { all } else { next_point(self.done, all, &self.marks) };
-        end - self.done
+        self.piece().1 - self.done
+    }
+
+    /// How its next tokens are read, and where those end that can go into one step.
+    fn piece(&self) -> (Form, usize) {
+        let all = self.reply.tokens();
+        if self.replying() {
+            return (Form::Absorbed, all.len());
+        }
+        self.engine.form(all, self.done..self.point(), &self.marks)
+    }
+
+    /// Where the next snapshot of its prompt is.
+    fn point(&self) -> usize {
+        next_point(self.done, self.reply.tokens().len(), &self.marks)
     }
 
     /// Whether the next snapshot of its prompt is of a beginning of this one too.
     pub fn reads_for(&self, prompt: &[u32]) -> bool {
         let own = self.reply.tokens();
-        !self.replying() && prompt.starts_with(&own[..next_point(self.done, own.len(), &self.marks)])
+        !self.replying() && prompt.starts_with(&own[..self.point()])
     }
 
     /// Whether its prompt is in.
@@ -98,13 +111,14 @@ impl<'e, B: Backend> Slot<'e, B> {
         let end = self.done + tokens;
         let last = end == self.reply.tokens().len() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        Sequence { tokens: &self.reply.tokens()[self.done..end], state: &mut self.state, outputs }
+        let form = self.piece().0;
+        Sequence { tokens: &self.reply.tokens()[self.done..end], state: &mut self.state, outputs, form }
     }
 
     /// So many tokens are in; if these were all, the next of `logits` are those after them.
     pub fn advance<'l>(&mut self, tokens: usize, logits: &mut impl Iterator<Item = &'l [f32]>) {
         let reading = !self.replying();
-        let at_point = tokens == self.wants();
+        let at_point = reading && self.done + tokens == self.point();
         self.done += tokens;
         if reading {
             self.tell_progress();

@@ -9,6 +9,7 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;
+use models::kimi_linear::mla::Form;
 use models::kimi_linear::{Model, Outputs, Sequence};
 use std::process::Command;
 
@@ -22,7 +23,7 @@ fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Logits> {
     let model = Model::load(b, file)?;
     let mut state = model.state(b, CacheFormat::F32);
     let forward = |tokens: &[u32], state: &mut _| {
-        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last }];
+        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, form: Form::Absorbed }];
         model.forward(b, &mut batch, &mut ()).map(|l| b.read(&l)).unwrap_or_default()
     };
     let at_once = forward(ids, &mut state);

@@ -10,6 +10,7 @@ mod text;
 pub(crate) use text::size;
 
 use crate::demo;
+use crate::form::LONG_STEP;
 use crate::placement::{Demand, Placement, Wish};
 use anyhow::Result;
 use kernels::backend::CacheFormat;
@@ -186,7 +187,7 @@ fn model(
         other => return Err(format!("{} does not run here", other.unwrap_or("a file without architecture"))),
     }
     let c = Config::from_gguf(file).map_err(|e| e.to_string())?;
-    let need = Need::of(&c, args.batch.min(MAX_BATCH));
+    let need = Need::of(&c, args.batch.min(MAX_BATCH) * LONG_STEP as u64);
     let case = |per_token: u64, tokens: u64| {
         let total_bytes = need.total(per_token, tokens).saturating_add(weights);
         let cache_bytes = per_token.saturating_mul(tokens);
@@ -271,8 +272,8 @@ mod tests {
             "  20 KDA: 32 heads of 128",
             "  26 of experts: 8 of 256 and 1 shared, hidden 1024",
             "  KDA state of a sequence, any length           40.0 MiB",
-            "        4,096    31.5 MiB   182.9 MiB fits    16.7 MiB   168.2 MiB fits",
-            "    1,048,576    7.88 GiB    8.02 GiB no      4.18 GiB    4.33 GiB no",
+            "        4,096    31.5 MiB   290.9 MiB fits    16.7 MiB   276.2 MiB fits",
+            "    1,048,576    7.88 GiB    8.13 GiB no      4.18 GiB    4.44 GiB no",
             "  1.00 GiB are available here; weights that do not fit are read from disk again and again",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n--- in\n{text}");

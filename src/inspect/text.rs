@@ -1,6 +1,7 @@
 //! The report as a person reads it. Whatever comes from the file is escaped: it may hold terminal commands.
 
 use super::{ModelReport, Report, Tensor, Totals};
+use crate::form::LONG_STEP;
 use models::gguf::{Array, Metadata, Value};
 use serde_json::{Value as Json, json};
 use std::io::{Result, Write};
@@ -75,7 +76,11 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
     line(out, "weights, mapped from the file", m.weights_bytes)?;
     line(out, "KDA state of a sequence, any length", n.kda_state_bytes)?;
     line(out, "convolution inputs of a sequence", n.conv_bytes)?;
-    line(out, &format!("activations, {} tokens a batch (estimate)", m.batch), n.workspace_bytes)?;
+    line(
+        out,
+        &format!("activations, {} tokens a step (estimate)", m.batch.saturating_mul(LONG_STEP as u64)),
+        n.workspace_bytes,
+    )?;
     let [f16, q8_0, total] = ["f16 cache", "q8_0 cache", "total"];
     writeln!(out, "\n  {:>11}{f16:>12}{total:>12}     {q8_0:>12}{total:>12}", "context")?;
     for c in &m.contexts {

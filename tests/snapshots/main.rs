@@ -68,11 +68,17 @@ fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
 }
 
-/// The logits after a prompt that was read at once, with nothing kept from before.
+/// The logits after a prompt that was read with as few steps as can be, with nothing kept from before.
 fn fresh<B: Backend>(engine: &Engine<B>, prompt: &[u32]) -> Vec<u32> {
     let mut state = engine.model.state(&engine.backend, engine.cache);
-    let mut batch = [Sequence { tokens: prompt, state: &mut state, outputs: Outputs::Last }];
-    let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
+    let (mut logits, mut at) = (None, 0);
+    while at < prompt.len() {
+        let (form, end) = engine.form(prompt, at..prompt.len(), &[]);
+        let tokens = &prompt[at..end];
+        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last, form }];
+        logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
+        at = end;
+    }
     bits(&engine.backend.read(&logits.unwrap()))
 }
 

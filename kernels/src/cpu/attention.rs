@@ -5,7 +5,7 @@
 //! counted from position 0, and parts are merged in their order: a token's result has the same bits whatever
 //! the batch and the number of threads. Many groups (a prefill) go over all parts on their own; few (a decoded
 //! token) are split over parts, 64 at a time. Scratch is O(groups at work * 64 * width): 10 MiB or so, at any
-//! depth. 32 heads make this bound by arithmetic, not by memory. Next: `pool`.
+//! depth. 32 heads make this bound by arithmetic, not by memory. Next: `expanded`, the form for reading long documents.
 
 use super::Cpu;
 use super::cache::{Cache, SEGMENT};
@@ -17,9 +17,9 @@ use crate::backend::Span;
 use std::ops::Range;
 
 /// Queries of a group at most.
-const GROUP: usize = 64;
+pub(super) const GROUP: usize = 64;
 /// Cache rows of a block.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 /// (group, part) pairs whose results are kept for merging at a time.
 const WAVE: usize = 64;
 
@@ -69,14 +69,14 @@ pub(super) fn latent_attention(
 }
 
 /// The softmax of a group so far: `n` largest scores, `n` sums of weights, `[n, value_dim]` weighted values.
-fn split(softmax: &mut [f32], n: usize) -> [&mut [f32]; 3] {
+pub(super) fn split(softmax: &mut [f32], n: usize) -> [&mut [f32]; 3] {
     let (max, rest) = softmax.split_at_mut(n);
     let (sum, acc) = rest.split_at_mut(n);
     [max, sum, acc]
 }
 
 /// No row seen yet.
-fn clear(softmax: &mut [f32], n: usize) {
+pub(super) fn clear(softmax: &mut [f32], n: usize) {
     let [max, sum, acc] = split(softmax, n);
     max.fill(f32::NEG_INFINITY);
     sum.fill(0.0);
@@ -134,7 +134,8 @@ fn all_parts(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, o: &mut [f32]) {
     finish(whole, dim, o);
 }
 
-fn finish(whole: &mut [f32], dim: usize, o: &mut [f32]) {
+/// o = weighted values / sum of weights
+pub(super) fn finish(whole: &mut [f32], dim: usize, o: &mut [f32]) {
     let [_, sum, acc] = split(whole, o.len() / dim);
     for ((o, acc), sum) in o.chunks_exact_mut(dim).zip(acc.chunks_exact(dim)).zip(&*sum) {
         o.iter_mut().zip(acc).for_each(|(o, acc)| *o = acc / sum);
@@ -149,28 +150,28 @@ fn one_part(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, p: usize, out: &m
     let mut scratch = cpu.buffers.floats(BLOCK * step + GROUP * (BLOCK + 1));
     let (block, rest) = scratch.floats_mut().split_at_mut(BLOCK * step);
     let (scores, factors) = rest.split_at_mut(GROUP * BLOCK);
-    let q = &look.q[queries.start * width..queries.end * width];
+    let q = View { values: &look.q[queries.start * width..queries.end * width], step: width };
     for first in (p * SEGMENT..look.cache.len().min((p + 1) * SEGMENT)).step_by(BLOCK) {
         let rows = first..look.cache.len().min(first + BLOCK);
         if rows.start > look.before + (queries.end - 1) / look.heads {
             break; // newer than all of them
         }
         look.cache.expand(rows.clone(), block);
-        cpu.level.run(Scores { q, block, scores, size: [n, rows.len(), width], step });
+        let block = View { values: block, step };
+        cpu.level.run(Scores { q, rows: block, scores, size: [n, rows.len(), width] });
         let seen = |i: usize| (look.before + (queries.start + i) / look.heads + 1).saturating_sub(rows.start);
         let (scale, seen) = (look.scale, |i: usize| seen(i).min(rows.len()));
         run(cpu.level, Weights { scores, seen, scale, factors: &mut factors[..n], max, sum });
-        cpu.level.run(Values { scores, factors, block, acc, size: [n, look.value_dim, rows.len()], step });
+        cpu.level.run(Values { scores, factors, rows: block, acc, size: [n, look.value_dim, rows.len()] });
     }
 }
 
-/// scores_ij = q_i . c_j
-struct Scores<'a> {
-    q: &'a [f32],
-    block: &'a [f32],
-    scores: &'a mut [f32],
-    size: [usize; 3],
-    step: usize,
+/// scores_ij = q_i . c_j for `size` = [queries, rows, columns]
+pub(super) struct Scores<'a> {
+    pub q: View<'a>,
+    pub rows: View<'a>,
+    pub scores: &'a mut [f32],
+    pub size: [usize; 3],
 }
 
 impl Kernel for Scores<'_> {
@@ -178,20 +179,19 @@ impl Kernel for Scores<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        let q = View { values: self.q, step: self.size[2] };
-        rows_by_rows(isa, self.size, q, View { values: self.block, step: self.step }, self.scores, BLOCK);
+        rows_by_rows(isa, self.size, self.q, self.rows, self.scores, BLOCK);
     }
 }
 
 /// Scores become weights e^(scale * score - max); `factors` is what the sums before are worth.
-struct Weights<'a, F> {
-    scores: &'a mut [f32],
+pub(super) struct Weights<'a, F> {
+    pub scores: &'a mut [f32],
     /// Rows of the block that a query sees.
-    seen: F,
-    scale: f32,
-    factors: &'a mut [f32],
-    max: &'a mut [f32],
-    sum: &'a mut [f32],
+    pub seen: F,
+    pub scale: f32,
+    pub factors: &'a mut [f32],
+    pub max: &'a mut [f32],
+    pub sum: &'a mut [f32],
 }
 
 impl<F: Fn(usize) -> usize> Loops for Weights<'_, F> {
@@ -216,14 +216,13 @@ impl<F: Fn(usize) -> usize> Loops for Weights<'_, F> {
     }
 }
 
-/// acc_i = factor_i acc_i + sum_j weight_ij c_j[..value_dim]
-struct Values<'a> {
-    scores: &'a [f32],
-    factors: &'a [f32],
-    block: &'a [f32],
-    acc: &'a mut [f32],
-    size: [usize; 3],
-    step: usize,
+/// acc_i = factor_i acc_i + sum_j weight_ij c_j[..value_dim] for `size` = [queries, value_dim, rows]
+pub(super) struct Values<'a> {
+    pub scores: &'a [f32],
+    pub factors: &'a [f32],
+    pub rows: View<'a>,
+    pub acc: &'a mut [f32],
+    pub size: [usize; 3],
 }
 
 impl Kernel for Values<'_> {
@@ -232,18 +231,17 @@ impl Kernel for Values<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let weights = Left { values: self.scores, row: BLOCK, col: 1 };
-        let rows = View { values: self.block, step: self.step };
         let factors = self.factors;
-        add_product(isa, self.size, weights, rows, self.acc, (self.size[1], |i| factors[i]));
+        add_product(isa, self.size, weights, self.rows, self.acc, (self.size[1], |i| factors[i]));
     }
 }
 
 /// Adds a later part to what has been seen.
-struct Merge<'a> {
-    n: usize,
-    dim: usize,
-    whole: &'a mut [f32],
-    part: &'a [f32],
+pub(super) struct Merge<'a> {
+    pub n: usize,
+    pub dim: usize,
+    pub whole: &'a mut [f32],
+    pub part: &'a [f32],
 }
 
 impl Loops for Merge<'_> {

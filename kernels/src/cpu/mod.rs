@@ -9,6 +9,7 @@ pub mod isa;
 mod ahead;
 mod attention;
 mod cache;
+mod expanded;
 mod experts;
 mod gemm;
 mod kda;
@@ -26,7 +27,7 @@ pub use memory::Tensor;
 pub use pool::Pool;
 pub use route::Routed;
 
-use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Routing, Span, Stored};
+use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
 use crate::quant::Format;
 use isa::Level;
 use memory::{Buffer, Buffers};
@@ -143,7 +144,8 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    const NAME: &'static str = "cpu, sums of whole super-blocks";
+    const NAME: &'static str = "cpu, sums of whole super-blocks, long texts expanded";
+    const EXPANDS: bool = true;
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;
@@ -284,6 +286,16 @@ impl Backend for Cpu {
         scale: f32,
     ) -> Tensor {
         attention::latent_attention(self, spans, q, value_dim, scale)
+    }
+
+    fn expanded_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Tensor,
+        w: Expansion<'_, Weight>,
+        scale: f32,
+    ) -> Tensor {
+        expanded::expanded_attention(self, spans, q, &w, scale)
     }
 
     fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {

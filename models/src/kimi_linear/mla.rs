@@ -1,19 +1,37 @@
-//! Multi-head latent attention without positions (NoPE), in absorbed form: the cache holds one row
-//! [c_s | kpe_s] a token for all heads, and no key or value is ever expanded.
+//! Multi-head latent attention without positions (NoPE): the cache holds one row [c_s | kpe_s] a token for all heads.
 //!
 //! score_hts = (q~_ht . c_s + q_pe_ht . kpe_s) / sqrt(nope + pe),   q~_h = W_k,h^T q_nope_h,
 //! o_h = W_v,h sum_s softmax_s(score) c_s
 //!
+//! This is the absorbed form. In the expanded form, k_hs = W_k,h^T c_s and v_hs = W_v,h c_s are made for a step.
 //! The channels called "rope" are used and never rotated. Next: [`super::ffn`].
 
 use super::config::Config;
 use super::weights::Loader;
 use super::{At, Backend};
 use crate::gguf::Error;
-use kernels::backend::Span;
+use kernels::backend::{Expansion, Span};
 
 /// Epsilon of the latent's norm in the published code (its config's is 1e-5).
 const LATENT_EPS: f32 = 1e-6;
+
+/// In which of two forms, equal to rounding, attention of a step's tokens is computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Form {
+    /// Queries over latents: for few tokens.
+    #[default]
+    Absorbed,
+    /// Keys and values of each head, made for the step: for many tokens of a long text.
+    Expanded,
+}
+
+/// The rows of a batch by form.
+pub struct MlaSpans<'a, B: Backend> {
+    /// Of [`Form::Absorbed`].
+    pub absorbed: Vec<Span<'a, B::Cache>>,
+    /// Of [`Form::Expanded`].
+    pub expanded: Vec<Span<'a, B::Cache>>,
+}
 
 /// The weights of one MLA layer.
 pub struct Mla<B: Backend> {
@@ -48,15 +66,35 @@ impl<B: Backend> Mla<B> {
         &self,
         b: &B,
         x: &B::Tensor,
-        spans: &mut [Span<'_, B::Cache>],
+        spans: &mut MlaSpans<'_, B>,
         probe: &mut At<'_, B>,
     ) -> B::Tensor {
         let [q, kv] = b.matmuls([&self.q, &self.kv_a], x); // [token, head * (nope + pe)], [token, latent + pe]
         let kv = b.rms_norm(&kv, &self.kv_a_norm, LATENT_EPS); // k_pe passes through
         probe.tensor("latent", &kv);
-        b.append(spans, &kv);
-        let q = b.matmul_heads(&self.k_b, &q); // [token, head * (latent + pe)]
+        b.append(&mut spans.absorbed, &kv);
+        b.append(&mut spans.expanded, &kv);
+        let o = match (&mut spans.absorbed[..], &mut spans.expanded[..]) {
+            (spans, []) => self.absorbed(b, &q, spans),
+            ([], spans) => self.expanded(b, &q, spans),
+            (few, many) => {
+                let mut o = self.absorbed(b, &q, few); // zeros in the rows of the others
+                b.add(&mut o, &self.expanded(b, &q, many));
+                o
+            }
+        };
+        b.matmul(&self.out, &o)
+    }
+
+    /// `[token, head * (nope + pe)] -> [token, head * value]`
+    fn absorbed(&self, b: &B, q: &B::Tensor, spans: &mut [Span<'_, B::Cache>]) -> B::Tensor {
+        let q = b.matmul_heads(&self.k_b, q); // [token, head * (latent + pe)]
         let o = b.latent_attention(spans, &q, self.latent, self.scale); // [token, head * latent]
-        b.matmul(&self.out, &b.matmul_heads(&self.v_b, &o))
+        b.matmul_heads(&self.v_b, &o)
+    }
+
+    fn expanded(&self, b: &B, q: &B::Tensor, spans: &mut [Span<'_, B::Cache>]) -> B::Tensor {
+        let w = Expansion { k: &self.k_b, v: &self.v_b, latent: self.latent };
+        b.expanded_attention(spans, q, w, self.scale)
     }
 }

@@ -17,7 +17,7 @@ use config::{Config, MixerKind};
 use ffn::{Ffn, Mlp, Moe};
 use kda::Kda;
 use kernels::backend::{Backend, CacheFormat, Part, Span};
-use mla::Mla;
+use mla::{Form, Mla, MlaSpans};
 use state::{LayerState, State};
 use std::ops::Range;
 use weights::Loader;
@@ -53,6 +53,8 @@ pub struct Sequence<'a, B: Backend> {
     pub state: &'a mut State<B>,
     /// Of which tokens the logits are wanted.
     pub outputs: Outputs,
+    /// How attention of these tokens is computed.
+    pub form: Form,
 }
 
 /// Of which tokens of a sequence the logits are wanted.
@@ -246,10 +248,17 @@ fn mla_spans<'a, B: Backend>(
     batch: &'a mut [Sequence<'_, B>],
     rows: &[Range<usize>],
     layer: usize,
-) -> Vec<Span<'a, B::Cache>> {
-    let span = |(s, rows): (&'a mut Sequence<'_, B>, &Range<usize>)| match &mut s.state.layers[layer] {
-        LayerState::Mla(state) => Span { rows: rows.clone(), state },
-        LayerState::Kda(_) => panic!("layer {layer} of the state is KDA, of the model MLA"),
-    };
-    batch.iter_mut().zip(rows).map(span).collect()
+) -> MlaSpans<'a, B> {
+    let mut spans = MlaSpans { absorbed: Vec::new(), expanded: Vec::new() };
+    for (s, rows) in batch.iter_mut().zip(rows) {
+        let LayerState::Mla(state) = &mut s.state.layers[layer] else {
+            panic!("layer {layer} of the state is KDA, of the model MLA")
+        };
+        let form = match s.form {
+            Form::Absorbed => &mut spans.absorbed,
+            Form::Expanded => &mut spans.expanded,
+        };
+        form.push(Span { rows: rows.clone(), state });
+    }
+    spans
 }

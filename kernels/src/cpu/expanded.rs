@@ -1,0 +1,189 @@
+//! Attention with the keys and values of each head made out of the cache: for a batch of many tokens.
+//!
+//! Over a row, a token and a head cost 320 multiplications here and 1,088 in `attention`; making keys and values costs
+//! 131,072 a row and head, which pays from 170 tokens on. A head goes over parts of 256 rows, whose keys and values it
+//! makes once for all of its tokens and keeps in the near cache. Parts, blocks and the order of sums are those of
+//! `attention`: a token's result has the same bits whatever the batch and the number of threads. Next: `pool`.
+
+use super::attention::{BLOCK, GROUP, Merge, Scores, Values, Weights, clear, finish, split};
+use super::cache::{Cache, SEGMENT};
+use super::gemm::{Left, View, add_product, rows_by_rows};
+use super::isa::{Isa, Kernel};
+use super::memory::Tensor;
+use super::pool::Parts;
+use super::vector::run;
+use super::{Cpu, Weight};
+use crate::backend::{Expansion, Span};
+use std::ops::Range;
+
+/// What a span's queries look at.
+struct Look<'a> {
+    cache: &'a Cache,
+    /// `[tokens, heads * width]`
+    q: &'a [f32],
+    w: &'a Expansion<'a, Weight>,
+    /// Columns of a head's query and of its keys.
+    width: usize,
+    /// Rows in the cache before the span's first.
+    before: usize,
+    scale: f32,
+}
+
+pub(super) fn expanded_attention(
+    cpu: &Cpu,
+    spans: &mut [Span<'_, Cache>],
+    q: &Tensor,
+    w: &Expansion<'_, Weight>,
+    scale: f32,
+) -> Tensor {
+    let (heads, latent, value_dim) = (w.k.count, w.latent, w.v.rows);
+    assert_eq!((w.k.rows, w.v.cols), (latent, latent), "columns of the latent that the matrices take");
+    assert!(heads > 0 && q.cols.is_multiple_of(heads), "{} columns in {heads} heads", q.cols);
+    assert_eq!(w.v.count, heads, "heads of the values' matrices");
+    let width = q.cols / heads;
+    let mut o = cpu.spanned(q.rows, heads * value_dim, spans);
+    let out = Parts::new(o.values_mut());
+    for span in spans {
+        let (cache, n) = (&*span.state, span.rows.len());
+        assert_eq!(cache.width() - latent, width - w.k.cols, "columns that keys have besides the latent's");
+        assert!(n <= cache.len(), "{n} queries over {} cache rows", cache.len());
+        let q = &q.values()[span.rows.start * q.cols..span.rows.end * q.cols];
+        let look = Look { cache, q, w, width, before: cache.len() - n, scale };
+        // More threads than heads: some tokens of a head each, and the keys made more than once.
+        let each = n.div_ceil(cpu.pool.threads().div_ceil(heads)).next_multiple_of(GROUP);
+        let pieces = n.div_ceil(each);
+        cpu.pool.parallel_for(heads * pieces, |i| {
+            let (h, tokens) = (i / pieces, i % pieces * each..n.min((i % pieces + 1) * each));
+            head(cpu, &look, h, tokens.clone(), |t, values| {
+                let at = ((span.rows.start + t) * heads + h) * value_dim;
+                // SAFETY: a token's columns of this head, and each token and head is in one piece.
+                unsafe { out.get(at..at + value_dim) }.copy_from_slice(values);
+            });
+        });
+    }
+    o
+}
+
+/// One head's attention of some tokens; `out` gets each token's values.
+fn head(cpu: &Cpu, look: &Look<'_>, h: usize, tokens: Range<usize>, out: impl Fn(usize, &[f32])) {
+    let Expansion { k, v, .. } = look.w;
+    let (n, dim) = (tokens.len(), v.rows);
+    let sizes = [k.rows * k.cols, v.rows * v.cols, SEGMENT * look.width, SEGMENT * dim];
+    let mut scratch = cpu.buffers.floats(sizes.iter().sum());
+    let (w_k, rest) = scratch.floats_mut().split_at_mut(sizes[0]);
+    let (w_v, rest) = rest.split_at_mut(sizes[1]);
+    let (keys, values) = rest.split_at_mut(sizes[2]);
+    k.format.dequantise_row(k.matrix_rows(h, 0..k.rows), w_k);
+    v.format.dequantise_row(v.matrix_rows(h, 0..v.rows), w_v);
+    let size = GROUP * (dim + 2);
+    let groups = n.div_ceil(GROUP);
+    let of = |g: usize| tokens.start + g * GROUP..tokens.end.min(tokens.start + (g + 1) * GROUP);
+    let mut softmax = cpu.buffers.floats((groups + 1) * size);
+    let (part, wholes) = softmax.floats_mut()[..(groups + 1) * size].split_at_mut(size);
+    wholes.chunks_exact_mut(size).enumerate().for_each(|(g, whole)| clear(whole, of(g).len()));
+    for first in (0..look.before + tokens.end).step_by(SEGMENT) {
+        let rows = first..(first + SEGMENT).min(look.before + tokens.end);
+        expand(cpu, look, rows.clone(), [w_k, w_v], [keys, values]);
+        for (g, whole) in wholes.chunks_exact_mut(size).enumerate() {
+            let group = of(g);
+            if look.before + group.end > first {
+                one_part(cpu, look, (h, group.clone()), rows.clone(), [keys, values], part);
+                run(cpu.level, Merge { n: group.len(), dim, whole, part });
+            }
+        }
+    }
+    let o = &mut part[..GROUP * dim];
+    for (g, whole) in wholes.chunks_exact_mut(size).enumerate() {
+        let group = of(g);
+        finish(whole, dim, &mut o[..group.len() * dim]);
+        group.zip(o.chunks_exact(dim)).for_each(|(t, values)| out(t, values));
+    }
+}
+
+/// Keys and values of a part's rows.
+fn expand(
+    cpu: &Cpu,
+    look: &Look<'_>,
+    rows: Range<usize>,
+    [w_k, w_v]: [&[f32]; 2],
+    [keys, values]: [&mut [f32]; 2],
+) {
+    let (step, dim) = (look.cache.stored_width(), look.w.v.rows);
+    let mut scratch = cpu.buffers.floats(BLOCK * step);
+    let latents = scratch.floats_mut();
+    for first in rows.clone().step_by(BLOCK) {
+        let (block, at) = (first..rows.end.min(first + BLOCK), first - rows.start);
+        look.cache.expand(block.clone(), latents);
+        cpu.level.run(Expand {
+            rows: View { values: &latents[..block.len() * step], step },
+            w_k: View { values: w_k, step: look.w.k.cols },
+            w_v: View { values: w_v, step: look.w.v.cols },
+            keys: &mut keys[at * look.width..][..block.len() * look.width],
+            values: &mut values[at * dim..][..block.len() * dim],
+            width: look.width,
+            dim,
+        });
+    }
+}
+
+/// The softmax of a head's tokens over a part's rows, block by block.
+fn one_part(
+    cpu: &Cpu,
+    look: &Look<'_>,
+    (h, tokens): (usize, Range<usize>),
+    part: Range<usize>,
+    [keys, values]: [&[f32]; 2],
+    out: &mut [f32],
+) {
+    let (n, width, dim) = (tokens.len(), look.width, look.w.v.rows);
+    clear(&mut out[..n * (dim + 2)], n);
+    let [max, sum, acc] = split(&mut out[..n * (dim + 2)], n);
+    let mut scratch = cpu.buffers.floats(GROUP * (BLOCK + 1));
+    let (scores, factors) = scratch.floats_mut().split_at_mut(GROUP * BLOCK);
+    let q_step = look.w.k.count * width;
+    let q = View { values: &look.q[tokens.start * q_step + h * width..], step: q_step };
+    for first in part.clone().step_by(BLOCK) {
+        let (rows, at) = (first..part.end.min(first + BLOCK), first - part.start);
+        if rows.start >= look.before + tokens.end {
+            break; // newer than all of them
+        }
+        let [keys, values] =
+            [(keys, width), (values, dim)].map(|(x, step)| View { values: &x[at * step..], step });
+        cpu.level.run(Scores { q, rows: keys, scores, size: [n, rows.len(), width] });
+        let seen = |i: usize| (look.before + tokens.start + i + 1).saturating_sub(rows.start).min(rows.len());
+        run(cpu.level, Weights { scores, seen, scale: look.scale, factors: &mut factors[..n], max, sum });
+        cpu.level.run(Values { scores, factors, rows: values, acc, size: [n, dim, rows.len()] });
+    }
+}
+
+/// key_s = [W_k^T c_s | pe_s],  value_s = W_v c_s
+struct Expand<'a> {
+    /// Rows [c_s | pe_s].
+    rows: View<'a>,
+    /// `[latent, nope]`
+    w_k: View<'a>,
+    /// `[dim, latent]`
+    w_v: View<'a>,
+    keys: &'a mut [f32],
+    values: &'a mut [f32],
+    width: usize,
+    dim: usize,
+}
+
+impl Kernel for Expand<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let (nope, latent, n) = (self.w_k.step, self.w_v.step, self.keys.len() / self.width);
+        for (key, row) in self.keys.chunks_exact_mut(self.width).zip(self.rows.values.chunks(self.rows.step))
+        {
+            let (made, pe) = key.split_at_mut(nope);
+            made.fill(0.0);
+            pe.copy_from_slice(&row[latent..latent + pe.len()]);
+        }
+        let c = Left { values: self.rows.values, row: self.rows.step, col: 1 };
+        add_product(isa, [n, nope, latent], c, self.w_k, self.keys, (self.width, |_| 0.0));
+        rows_by_rows(isa, [n, self.dim, latent], self.rows, self.w_v, self.values, self.dim);
+    }
+}
