@@ -211,7 +211,12 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
     while !left.is_empty() {
         let long = !decodes && state.position >= LONG as u64;
         let form = if long { Form::Expanded } else { Form::Absorbed };
-        let step = if decodes { 1 } else { engine.step(form) };
+        let short = (LONG as u64).saturating_sub(state.position).try_into().unwrap_or(usize::MAX);
+        let step = match form {
+            _ if decodes => 1,
+            Form::Absorbed => engine.step(form).min(short),
+            Form::Expanded => engine.step(form),
+        };
         let (tokens, rest) = left.split_at(step.min(left.len()));
         left = rest;
         let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last, form }];

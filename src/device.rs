@@ -25,6 +25,9 @@ pub struct DeviceArgs {
     /// Layers whose experts stay in RAM and are computed by the CPU (default: those that do not fit the GPU)
     #[arg(long, value_name = "LAYERS")]
     pub cpu_experts: Option<usize>,
+    /// Layers whose experts are on the GPU, as --cpu-experts is the rest (default: as many as fit)
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with = "cpu_experts")]
+    pub gpu_layers: Option<usize>,
 }
 
 /// Where to compute.
@@ -97,7 +100,9 @@ pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
     let config = Config::from_gguf(&file)?;
     let wish = Wish { context: args.ctx, cache: args.cache_type.into(), batch: args.batch as u64 };
     let memory = machine::available(Path::new("/"));
-    Ok(Placement::plan(Demand::of(&file, &config, &wish), free, memory, args.device.cpu_experts))
+    let (demand, device) = (Demand::of(&file, &config, &wish), &args.device);
+    let others = device.gpu_layers.map(|layers| demand.experts.len().saturating_sub(layers));
+    Ok(Placement::plan(demand, free, memory, device.cpu_experts.or(others)))
 }
 
 /// Runs `$body` with the engine that `$args` ask for, as `$engine`: `on_device!(args, |engine| use_it(&engine))`. Trouble

@@ -2,7 +2,7 @@
 
 use crate::demo;
 use crate::device::DeviceArgs;
-use crate::form;
+use crate::form::{self, Reader};
 use crate::inspect::{machine, size};
 use crate::prompt::Prompt;
 use crate::snapshot::disk::{Log, Shape};
@@ -81,6 +81,8 @@ pub struct Engine<B: Backend> {
     pub template: Option<Template>,
     /// What the template writes before a reply.
     pub opening: Vec<u32>,
+    /// Who reads with it.
+    pub reader: Reader,
     /// Tokens a sequence may have.
     pub context: u64,
     /// Tokens of a prompt processed together.
@@ -112,6 +114,11 @@ impl EngineArgs {
             log(demo::NOTICE);
         }
         Ok(())
+    }
+
+    /// The same for another reader.
+    pub fn read_by(&self, reader: Reader) -> EngineArgs {
+        EngineArgs { store: StoreOptions { reader, ..self.store.clone() }, ..self.clone() }
     }
 
     /// The same, keeping what is read in memory only.
@@ -159,7 +166,20 @@ impl<B: Backend> Engine<B> {
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
         let store = Arc::new(args.store.open(&backend, &file, shape, log)?);
-        Ok(Engine { backend, model, tokenizer, template, opening, context, batch, cache, store, file })
+        let reader = args.store.reader;
+        Ok(Engine {
+            backend,
+            model,
+            tokenizer,
+            template,
+            opening,
+            reader,
+            context,
+            batch,
+            cache,
+            store,
+            file,
+        })
     }
 
     /// The tokenizer, or an error that says how to do without.

@@ -1,9 +1,10 @@
 //! Which tokens of a prompt are read in the expanded form of attention: those far inside a long message.
 //!
-//! A token's form depends on the tokens before it and on the marks, never on what comes after it or on how a prompt is
-//! cut: what was restored gives the same bits as what was never interrupted. A message begins after a special token or
-//! at a mark, so a short question about a long document costs what its own tokens cost. Replies are absorbed, since they
-//! come token by token.
+//! A token's form depends on the tokens before it and on where the question begins, never on what comes after it or on how
+//! a prompt is cut: what was restored gives the same bits as what was never interrupted. A message begins after a special
+//! token or with the question about a document, which then costs what its own tokens cost. Replies are absorbed, since
+//! they come token by token, and so is all that `serve` reads: beside replies it reads in small pieces, for which keys and
+//! values do not pay. Snapshots belong to a [`Reader`].
 
 use crate::engine::Engine;
 use kernels::backend::Backend;
@@ -20,6 +21,18 @@ pub const LONG: usize = 1024;
 /// How many times longer steps are in expanded form.
 pub const LONG_STEP: usize = 2;
 
+/// Who reads, and so how; snapshots of one are not used by another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reader {
+    /// One conversation or text.
+    #[default]
+    One,
+    /// Documents with a question at their end.
+    Ask,
+    /// Many at once.
+    Many,
+}
+
 /// The message that a token is in.
 #[derive(Clone, Copy)]
 struct Place {
@@ -34,15 +47,18 @@ impl Place {
 }
 
 impl<B: Backend> Engine<B> {
-    /// The form of the first of these tokens of a prompt, and where those that share it end. `marks`: lengths of the
-    /// prompt at which a document ends.
-    pub fn form(&self, prompt: &[u32], tokens: Range<usize>, marks: &[usize]) -> (Form, usize) {
-        let mut place = self.place(prompt, tokens.start, marks);
+    /// The form of the first of these tokens of a prompt, and where those that share it end. `question`: where the
+    /// question about a document begins.
+    pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (Form, usize) {
+        if self.reader == Reader::Many {
+            return (Form::Absorbed, tokens.end);
+        }
+        let mut place = self.place(prompt, tokens.start, question);
         let form = place.form(tokens.start);
         let mut end = tokens.start + 1;
         while end < tokens.end {
-            if self.is_special(prompt[end - 1]) || marks.contains(&end) {
-                place = self.place(prompt, end, marks);
+            if self.is_special(prompt[end - 1]) || question == Some(end) {
+                place = self.place(prompt, end, question);
             }
             if place.form(end) != form {
                 break;
@@ -58,14 +74,25 @@ impl<B: Backend> Engine<B> {
         if form == Form::Expanded && B::EXPANDS { self.batch * LONG_STEP } else { self.batch }
     }
 
-    fn place(&self, prompt: &[u32], token: usize, marks: &[usize]) -> Place {
-        let special = prompt[..token].iter().rposition(|id| self.is_special(*id)).map_or(0, |i| i + 1);
-        let mark = marks.iter().copied().filter(|mark| *mark <= token).max().unwrap_or(0);
-        let opening = self.opening.iter().rposition(|id| self.is_special(*id)).map_or(0, |i| i + 1);
-        let (before, after) = self.opening.split_at(opening);
-        let reply =
-            opening > 0 && prompt[..special].ends_with(before) && prompt[special..].starts_with(after);
-        Place { start: special.max(mark), reply }
+    fn place(&self, prompt: &[u32], token: usize, question: Option<usize>) -> Place {
+        let mut start = question.filter(|question| *question <= token).unwrap_or(0);
+        let mut reply = false;
+        // Back to the end of the message before: a reply may hold special tokens of its own.
+        for at in (0..token).rev().filter(|at| self.is_special(prompt[*at])) {
+            start = start.max(at + 1);
+            reply = self.opens(&prompt[..=at], &prompt[at + 1..]);
+            if reply || self.is_end(prompt[at]) {
+                break;
+            }
+        }
+        Place { start, reply }
+    }
+
+    /// Whether a reply begins here, or where the words of its opening that are no special tokens end.
+    fn opens(&self, before: &[u32], after: &[u32]) -> bool {
+        let special = self.opening.iter().rposition(|id| self.is_special(*id)).map_or(0, |at| at + 1);
+        let (head, tail) = self.opening.split_at(special);
+        special > 0 && before.ends_with(head) && after.starts_with(tail)
     }
 
     fn is_special(&self, id: u32) -> bool {
@@ -107,11 +134,11 @@ mod tests {
     }
 
     /// Every token's form, from pieces of at most `most` tokens.
-    fn forms(engine: &Engine<Cpu>, prompt: &[u32], marks: &[usize], most: usize) -> Vec<Form> {
+    fn forms(engine: &Engine<Cpu>, prompt: &[u32], question: Option<usize>, most: usize) -> Vec<Form> {
         let mut forms = Vec::new();
         while forms.len() < prompt.len() {
             let at = forms.len();
-            let (form, end) = engine.form(prompt, at..prompt.len().min(at + most), marks);
+            let (form, end) = engine.form(prompt, at..prompt.len().min(at + most), question);
             assert!(end > at && end <= at + most);
             forms.resize(end, form);
         }
@@ -128,31 +155,36 @@ mod tests {
         let tokenizer = engine.tokenizer().unwrap();
         let long = "word ".repeat(1500);
         let text = |role: &str, said: &str| format!("<|im_{role}|>{role}<|im_middle|>{said}<|im_end|>");
-        let turns = [("user", long.as_str()), ("assistant", &long), ("user", "Who?"), ("assistant", "Me.")];
+        let call = format!("Let me see. <|tool_calls_section_begin|>{long}");
+        let turns = [("user", long.as_str()), ("assistant", &long), ("user", "Who?"), ("assistant", &call)];
         let prompt: String = turns.iter().map(|(role, said)| text(role, said)).collect();
         let prompt = tokenizer.encode_with_specials(&prompt);
         let middle = tokenizer.specials().id("<|im_middle|>").unwrap();
         let start = 1 + prompt.iter().position(|id| *id == middle).unwrap();
         let end = 1 + prompt.iter().position(|id| tokenizer.is_end(*id)).unwrap();
         assert!(end - start > LONG + 300 && prompt.len() > 2 * end);
-        let all = forms(&engine, &prompt, &[], prompt.len());
+        let all = forms(&engine, &prompt, None, prompt.len());
         assert_eq!(expanded(&all), (start + LONG..end).collect::<Vec<_>>());
         for most in [1, 7, 512] {
-            assert_eq!(forms(&engine, &prompt, &[], most), all, "pieces of {most}");
+            assert_eq!(forms(&engine, &prompt, None, most), all, "pieces of {most}");
         }
-        let cut = forms(&engine, &prompt[..end - 100], &[], 512);
+        let cut = forms(&engine, &prompt[..end - 100], None, 512);
         assert_eq!(cut, all[..end - 100], "what comes after does not matter");
-        let mark = start + LONG + 50;
-        assert_eq!(
-            expanded(&forms(&engine, &prompt, &[mark], 512)),
-            (start + LONG..mark).collect::<Vec<_>>()
-        );
+        let question = start + LONG + 50;
+        let found = expanded(&forms(&engine, &prompt, Some(question), 512));
+        assert_eq!(found, (start + LONG..question).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn who_reads_for_many_reads_all_alike() {
+        let engine = Engine { reader: Reader::Many, ..demo() };
+        assert!(expanded(&forms(&engine, &[70; 2 * LONG], None, 512)).is_empty());
     }
 
     #[test]
     fn a_prompt_without_messages_is_one() {
         let engine = demo();
-        let forms = forms(&engine, &[70; LONG + 9], &[], 100);
+        let forms = forms(&engine, &[70; LONG + 9], None, 100);
         assert_eq!(expanded(&forms), (LONG..LONG + 9).collect::<Vec<_>>());
     }
 }

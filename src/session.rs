@@ -20,6 +20,10 @@ pub struct Session<'e, B: Backend> {
     tokens: Vec<u32>,
     logits: Vec<f32>,
     marks: Vec<usize>,
+    /// Where the question about a document begins in the next prompt.
+    question: Option<usize>,
+    /// A token came one by one that is otherwise read in expanded form: nobody else may go on from here.
+    apart: bool,
 }
 
 /// Why tokens could not be processed.
@@ -65,7 +69,15 @@ impl<'e, B: Backend> Session<'e, B> {
     /// An empty sequence.
     pub fn new(engine: &'e Engine<B>) -> Self {
         let state = engine.model.state(&engine.backend, engine.cache);
-        Session { engine, state, tokens: Vec::new(), logits: Vec::new(), marks: Vec::new() }
+        Session {
+            engine,
+            state,
+            tokens: Vec::new(),
+            logits: Vec::new(),
+            marks: Vec::new(),
+            question: None,
+            apart: false,
+        }
     }
 
     /// The engine it runs on.
@@ -83,10 +95,15 @@ impl<'e, B: Backend> Session<'e, B> {
         &self.logits
     }
 
-    /// Asks for snapshots at these lengths of the next prompt: where a system message or a document ends. What follows
-    /// is read as a message of its own ([`Engine::form`]).
+    /// Asks for snapshots at these lengths of the next prompt: where a system message or a document ends.
     pub fn mark(&mut self, lengths: &[usize]) {
         self.marks = lengths.to_vec();
+    }
+
+    /// Says that the next prompt is a document up to this length and a question after it, which is then read as a
+    /// message of its own ([`Engine::form`]); always at the same place for the same document.
+    pub fn question_at(&mut self, length: usize) {
+        self.question = Some(length);
     }
 
     /// Keeps a snapshot of the sequence as it is; on disk too, if it saves enough reading.
@@ -101,7 +118,7 @@ impl<'e, B: Backend> Session<'e, B> {
 
     fn insert(&self, always: bool) {
         let Engine { backend, store, .. } = self.engine;
-        if !self.tokens.is_empty() {
+        if !self.tokens.is_empty() && !self.apart {
             store.insert(backend, &self.tokens, &self.state, &self.logits, always);
         }
     }
@@ -115,13 +132,13 @@ impl<'e, B: Backend> Session<'e, B> {
         prompt: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Prefill, Error> {
-        let marks = std::mem::take(&mut self.marks);
+        let (marks, question) = (std::mem::take(&mut self.marks), self.question.take());
         let Prefill { reused, source, .. } = self.resume(prompt)?;
         let mut stopped = false;
         while self.tokens.len() < prompt.len() && !stopped {
             let at = self.tokens.len();
             let point = next_point(at, prompt.len(), &marks);
-            let (form, end) = self.engine.form(prompt, at..point, &marks);
+            let (form, end) = self.engine.form(prompt, at..point, question);
             let end = end.min(at + self.engine.step(form));
             self.process(&prompt[at..end], form, end == prompt.len());
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
@@ -141,6 +158,7 @@ impl<'e, B: Backend> Session<'e, B> {
         let mut source = (usable && own > 0).then_some(Source::Live);
         if let Some(hit) = store.longest(backend, prompt, usable.then_some(own)) {
             (self.state, self.logits) = (hit.state, hit.logits);
+            self.apart = false;
             self.tokens.clear();
             self.tokens.extend_from_slice(&prompt[..hit.len]);
             source = Some(hit.source);
@@ -155,6 +173,8 @@ impl<'e, B: Backend> Session<'e, B> {
         self.engine.check_ids(self.tokens.len(), &[token])?;
         self.engine.check_room(self.tokens.len() + 1)?;
         self.process(&[token], Form::Absorbed, true);
+        let len = self.tokens.len();
+        self.apart |= self.engine.form(&self.tokens, len - 1..len, None).0 == Form::Expanded;
         Ok(&self.logits)
     }
 

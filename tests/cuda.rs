@@ -25,7 +25,18 @@ fn text(bytes: &[u8]) -> String {
 
 #[test]
 fn gpu_check_is_right_on_the_stand_in() {
-    let found = stdout(&kimi(&["gpu-check", "--quick", "--seed", "7"]));
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.gguf");
+    let file = file.to_str().unwrap();
+    stdout(&kimi(&["synth", file, "--preset", "tiny", "--layers", "4"]));
+    let real = ["--real", file, "--all-mla", file, "--depth", "0,40", "--far", "200", "--batch", "16"];
+    let found = stdout(&kimi(&[&["gpu-check", "--quick", "--seed", "7"][..], &real].concat()));
+    for (test, depth, times) in [("prefill", "40", 1), ("decode", "40", 2), ("decode", "200", 2)] {
+        let lines = found.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
+        let lines = lines.filter(|l| l.first() == Some(&test) && l.get(2) == Some(&depth));
+        assert_eq!(lines.count(), times, "{test} at {depth} in {found}");
+    }
+    assert!(!found.contains("FAILED"), "{found}");
     for part in ["device", "rows", "products", "delta", "attention", "experts", "models"] {
         assert!(found.lines().any(|l| l.starts_with(&format!("{part}, "))), "{part} in {found}");
     }
@@ -45,7 +56,48 @@ fn a_reply_is_the_same_on_the_device() {
     let (found, told) = reply(&["--device", "cuda"]);
     assert_eq!(found, expected, "{told}");
     assert!(told.contains("GiB on the GPU"), "{told}");
-    assert_eq!(reply(&["--device", "auto", "--cpu-experts", "99"]).0, expected);
+    for (flag, layers, planned) in [("--cpu-experts", "99", 0), ("--gpu-layers", "1", 1)] {
+        let (found, told) = reply(&["--device", "auto", flag, layers]);
+        assert_eq!(found, expected);
+        assert!(told.contains(&format!("of experts of {planned} of 3 layers")), "{told}");
+    }
+}
+
+/// What one device read, the other goes on from.
+#[test]
+fn snapshots_cross_between_devices() {
+    let dir = tempfile::tempdir().unwrap();
+    let text_of = |n: usize| "The keeper of the mill is Ada. ".repeat(n).trim_end().to_owned();
+    let read = |device: &str, prompt: &str| {
+        let store = ["--cache-dir", dir.path().to_str().unwrap()];
+        let args = ["generate", "--raw", "-n", "4", "--temperature", "0", prompt, "--device", device];
+        let out = kimi(&[&args[..], &store].concat());
+        (stdout(&out), text(&out.stderr))
+    };
+    let alone = |device: &str, prompt: &str| {
+        stdout(&kimi(&[
+            "generate",
+            "--raw",
+            "-n",
+            "4",
+            "--temperature",
+            "0",
+            prompt,
+            "--device",
+            device,
+            "--no-cache",
+        ]))
+    };
+    let (short, long) = (text_of(40), text_of(80));
+    let (_, told) = read("cpu", &short);
+    assert!(!told.contains("from snapshot on disk"), "{told}");
+    let (found, told) = read("cuda", &format!("{short} Then"));
+    assert!(told.contains("from snapshot on disk"), "{told}");
+    assert_eq!(found, alone("cuda", &format!("{short} Then")));
+    read("cuda", &long);
+    let (found, told) = read("cpu", &format!("{long} Then"));
+    assert!(told.contains("from snapshot on disk"), "{told}");
+    assert_eq!(found, alone("cpu", &format!("{long} Then")));
 }
 
 #[test]

@@ -94,7 +94,8 @@ pub enum Error {
 /// A device that computes. Tensors are f32 matrices `[rows, cols]`; all results are new tensors, taken from a
 /// pool that the backend keeps, so that a decoded token allocates nothing once the pool is warm.
 pub trait Backend: Send + Sync + 'static {
-    /// Names the arithmetic. States made under one name may be carried on under it, also by another process.
+    /// Names the arithmetic. States made under one name may be carried on under it, by another process or device too: what
+    /// leaves a backend is in one form, and devices of one name differ by rounding alone.
     const NAME: &'static str;
     /// Whether [`Backend::expanded_attention`] makes keys and values.
     const EXPANDS: bool = false;

@@ -150,6 +150,7 @@ fn rank(score: f32) -> f32 {
 
 impl Backend for Reference {
     const NAME: &'static str = "reference";
+    const EXPANDS: bool = true;
     type Tensor = Matrix;
     type Weight = Stored;
     type Cache = Cache;

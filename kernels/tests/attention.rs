@@ -201,6 +201,26 @@ fn results_do_not_depend_on_the_batch() {
     }
 }
 
+/// Several sequences, one of no tokens and rows of none.
+#[test]
+fn expanded_sequences() {
+    let (heads, [nope, pe, latent, dim], lens) = (3, [32, 8, 32, 16], [2, 0, 70]);
+    let mut n = Numbers(4);
+    let (rows, q) = (n.vec(80 * (latent + pe)), n.vec(80 * heads * (nope + pe)));
+    let mut weight = |shape: [usize; 3]| stored(Format::F32, shape, &n.vec(shape.iter().product()));
+    let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
+    check!("expanded sequences", cuda within 0.05, |b| {
+        let (k, v) = (b.weight(k.clone()).unwrap(), b.weight(v.clone()).unwrap());
+        let mut caches: Vec<_> = lens.iter().map(|_| b.cache(CacheFormat::F32, latent + pe)).collect();
+        b.append(&mut spans(&lens, &mut caches), &b.tensor(80, latent + pe, &rows));
+        let q = b.tensor(80, heads * (nope + pe), &q);
+        let expansion = Expansion { k: &k, v: &v, latent };
+        let o = b.read(&b.expanded_attention(&mut spans(&lens, &mut caches), &q, expansion, 0.3));
+        assert!(o[72 * heads * dim..].iter().all(|o| *o == 0.0), "rows of no span");
+        vec![o]
+    });
+}
+
 /// The same of keys and values that are made: whatever the step, and with more threads than heads.
 #[test]
 fn expanded_results_do_not_depend_on_the_batch() {

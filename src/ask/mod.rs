@@ -12,6 +12,7 @@ pub mod quotes;
 mod reading;
 
 use crate::engine::EngineArgs;
+use crate::form::Reader;
 use crate::generate::{Ended, Stats};
 use crate::on_device;
 use crate::sample::Sampling;
@@ -76,7 +77,11 @@ pub fn run(args: &AskArgs) -> Result<()> {
     if let Some(url) = &args.url {
         return ask(args, &documents, Far::new(url, args)?);
     }
-    on_device!(&args.engine, |engine| ask(args, &documents, Near::new(&engine, &documents, args)?))
+    on_device!(&args.engine.read_by(Reader::Ask), |engine| ask(
+        args,
+        &documents,
+        Near::new(&engine, &documents, args)?
+    ))
 }
 
 fn ask(args: &AskArgs, documents: &[Document], source: impl Source) -> Result<()> {

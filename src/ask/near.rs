@@ -54,6 +54,7 @@ impl<'e, B: Backend> Near<'e, B> {
         let mut reading = Reading::new(self.engine, prompt.len(), found, self.args.quiet);
         let same = self.common.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
         self.session.mark(&[&self.ends[..], &[same]].concat());
+        self.session.question_at(same);
         if !self.read {
             let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
             reading.announce(&names, self.args.max_tokens, self.args.force)?;

@@ -1,27 +1,31 @@
 //! How long reading takes: a token costs the weights, and the attention to all tokens before it.
 //!
-//! seconds = c (1 + growth * depth), summed over the tokens. The growth follows from the model's shape; c is
-//! measured while reading, so that the estimate stands after the first batch. A leaf.
+//! seconds = c (1 + growth * depth), summed over the tokens. The growth follows from the model's shape, and is another
+//! far inside a long text ([`crate::form`]); c is measured while reading, so that the estimate stands after the first
+//! batch. A leaf.
 
+use crate::form::LONG;
 use models::gguf::TensorInfo;
 use models::kimi_linear::config::{Config, MixerKind};
 use std::time::Duration;
 
-/// Arithmetic in attention against that in products with weights, by the time it takes: 277 tokens a second at
-/// the beginning and 149 at a depth of 8,192 were measured of the five-layer file, a growth of 1.05e-4 a row where
-/// counting operations says 6.9e-5.
-const ATTENTION_COST: f64 = 1.5;
+/// Arithmetic in attention against that in products with weights, by the time it takes: 361 tokens a second at the
+/// beginning and 244 at depths around 9,200 were measured of the five-layer file, a growth of 6.0e-5 a row where counting
+/// operations says 2.8e-5.
+const ATTENTION_COST: f64 = 2.1;
 
 /// Reading so far, and what is to be expected.
 pub struct Pace {
     growth: f64,
+    /// Of tokens from [`LONG`] on.
+    long: f64,
     work: f64,
     time: Duration,
 }
 
 impl Pace {
-    /// Of a model.
-    pub fn new(c: &Config, tensors: &[TensorInfo]) -> Pace {
+    /// Of a model that makes keys and values for steps of so many tokens, if it does.
+    pub fn new(c: &Config, tensors: &[TensorInfo], step: Option<usize>) -> Pace {
         let active = |t: &TensorInfo| {
             let weights = t.shape.iter().product::<u64>() as f64;
             match t.name.as_str() {
@@ -33,8 +37,15 @@ impl Pace {
             }
         };
         let weights: f64 = tensors.iter().map(active).sum();
-        let row = (c.count(MixerKind::Mla) * c.mla.heads * (c.cache_width() + c.mla.latent_dim)) as f64;
-        Pace { growth: ATTENTION_COST * row / weights.max(1.0), work: 0.0, time: Duration::ZERO }
+        let m = &c.mla;
+        let heads = (c.count(MixerKind::Mla) * m.heads) as f64;
+        let growth = |row: f64| ATTENTION_COST * heads * row / weights.max(1.0);
+        let absorbed = growth((c.cache_width() + m.latent_dim) as f64);
+        let long = step.map_or(absorbed, |step| {
+            let made = (m.latent_dim * (m.nope_dim + m.value_dim)) as f64 / step.max(1) as f64;
+            growth((m.nope_dim + m.pe_dim + m.value_dim) as f64 + made)
+        });
+        Pace { growth: absorbed, long, work: 0.0, time: Duration::ZERO }
     }
 
     /// Tokens `from..to` took so long.
@@ -50,8 +61,12 @@ impl Pace {
     }
 
     fn work_of(&self, from: usize, to: usize) -> f64 {
-        let (from, to) = (from as f64, to as f64);
-        (to - from) * (1.0 + self.growth * (from + to) / 2.0)
+        let work = |from: usize, to: usize, growth: f64| {
+            let (from, to) = (from as f64, to as f64);
+            (to - from) * (1.0 + growth * (from + to) / 2.0)
+        };
+        let long = to.clamp(from, from.max(LONG));
+        work(from, long, self.growth) + work(long, to, self.long)
     }
 }
 
@@ -70,13 +85,15 @@ mod tests {
 
     #[test]
     fn the_estimate_follows_from_what_was_measured() {
-        let mut pace = Pace { growth: 1e-4, work: 0.0, time: Duration::ZERO };
+        let mut pace = Pace { growth: 1e-4, long: 1e-4, work: 0.0, time: Duration::ZERO };
         assert_eq!(pace.expect(0, 10), None);
         pace.read(0, 1000, Duration::from_millis(1050)); // 1 ms a token at depth 0
         let seconds = |from, to| pace.expect(from, to).unwrap().as_secs_f64();
         assert!((seconds(0, 1000) - 1.05).abs() < 1e-6);
         assert!((seconds(10_000, 11_000) - 2.05).abs() < 1e-6, "twice as slow at 10,000");
         assert!((seconds(0, 100_000) - 600.0).abs() < 1e-6);
+        pace.long = 0.0;
+        assert!((pace.expect(0, 10_024).unwrap().as_secs_f64() - (9.0 + 1.024 * 1.0512)).abs() < 1e-6);
     }
 
     #[test]

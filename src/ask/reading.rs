@@ -46,7 +46,7 @@ impl Reading {
         });
         Reading {
             bar,
-            pace: Pace::new(config, &engine.file.tensors),
+            pace: Pace::new(config, &engine.file.tensors, B::EXPANDS.then(|| engine.step(Form::Expanded))),
             sizes: engine.store.sizes(),
             workspace: Need::of(config, engine.step(Form::Expanded) as u64).workspace_bytes,
             weights: engine.file.tensors.iter().map(|t| t.bytes).sum(),

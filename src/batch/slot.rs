@@ -78,16 +78,8 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Tokens that could go into the next step: what is left up to the next snapshot.
     pub fn wants(&self) -> usize {
-        self.piece().1 - self.done
-    }
-
-    /// How its next tokens are read, and where those end that can go into one step.
-    fn piece(&self) -> (Form, usize) {
-        let all = self.reply.tokens();
-        if self.replying() {
-            return (Form::Absorbed, all.len());
-        }
-        self.engine.form(all, self.done..self.point(), &self.marks)
+        let end = if self.replying() { self.reply.tokens().len() } else { self.point() };
+        end - self.done
     }
 
     /// Where the next snapshot of its prompt is.
@@ -111,8 +103,8 @@ impl<'e, B: Backend> Slot<'e, B> {
         let end = self.done + tokens;
         let last = end == self.reply.tokens().len() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let form = self.piece().0;
-        Sequence { tokens: &self.reply.tokens()[self.done..end], state: &mut self.state, outputs, form }
+        let (tokens, form) = (&self.reply.tokens()[self.done..end], Form::Absorbed);
+        Sequence { tokens, state: &mut self.state, outputs, form }
     }
 
     /// So many tokens are in; if these were all, the next of `logits` are those after them.

@@ -183,6 +183,7 @@ fn answers<B: Backend>(engine: &Engine<B>, body: &str, questions: &[Question]) -
     session.advance_to(&prompts[0][..shared], &mut |_, _| ControlFlow::Continue(()))?;
     let mut replies = Vec::new();
     for prompt in prompts {
+        session.question_at(shared);
         let request = Request {
             prompt: &prompt,
             max_tokens: LIMIT,

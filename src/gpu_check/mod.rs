@@ -36,6 +36,12 @@ pub struct GpuCheckArgs {
     /// Depths at which decode and prefill are measured
     #[arg(long, value_delimiter = ',', default_value = "0,32768,131072")]
     depth: Vec<usize>,
+    /// Depths at which decode alone is measured
+    #[arg(long, value_delimiter = ',', default_value = "1040384")]
+    far: Vec<usize>,
+    /// Measure decode with this file too, of the real shape with attention in every layer; written if it is missing
+    #[arg(long, value_name = "FILE", requires = "real")]
+    all_mla: Option<PathBuf>,
     /// Tokens of a prompt processed together in that
     #[arg(long, default_value_t = 4096)]
     batch: usize,
@@ -154,14 +160,38 @@ fn device(cuda: &Cuda) -> Vec<Row> {
     ]
 }
 
-/// Prefill and decode of the real shape, by `kimi bench`.
+/// Prefill and decode of the real shape, by `kimi bench`; decode beside it of the shape that has attention in every layer.
+/// What fails is told, and the rest still measured.
 fn real(args: &GpuCheckArgs, file: &Path) -> Result<()> {
-    let path = file.to_str().context("--real: expected a path in UTF-8")?;
-    if !file.exists() {
-        child(&["synth", path, "--preset", "48b", "--type", "q4_k_m"], 600)?;
-    }
-    let depths: Vec<String> = args.depth.iter().map(usize::to_string).collect();
-    let (batch, depth) = (args.batch.to_string(), depths.join(","));
-    let bench = ["bench", "--device", "cuda", "-m", path, "-n", "64", "-r", "3"];
-    child(&[&bench[..], &["-p", &batch, "--batch", &batch, "-d", &depth]].concat(), 300)
+    bench(args, file, "48b", &args.depth, true)?;
+    bench(args, file, "48b", &args.far, false)?;
+    let Some(other) = &args.all_mla else { return Ok(()) };
+    bench(args, other, "48b-mla", &args.depth, false)?;
+    bench(args, other, "48b-mla", &args.far, false)
 }
+
+/// Measures decode, and prefill if asked, at some depths with a file, a random model of a preset where there is none.
+fn bench(args: &GpuCheckArgs, file: &Path, preset: &str, depths: &[usize], prefill: bool) -> Result<()> {
+    let path = file.to_str().with_context(|| format!("{}: expected a path in UTF-8", file.display()))?;
+    let Some(deepest) = depths.iter().max() else { return Ok(()) };
+    if !file.exists() {
+        child(&["synth", path, "--preset", preset, "--type", "q4_k_m"], 600)?;
+    }
+    let text = |n: usize| n.to_string();
+    let prefill = if prefill { args.batch } else { 0 };
+    let (batch, tokens, context) = (text(args.batch), text(prefill), text(deepest + prefill.max(DECODED)));
+    let depths: Vec<String> = depths.iter().copied().map(text).collect();
+    let (depths, decoded) = (depths.join(","), text(DECODED));
+    let how = ["-p", &tokens, "-n", &decoded, "-d", &depths, "--batch", &batch, "--ctx", &context];
+    let own = ["bench", "--device", "cuda", "-m", path, "-r", "3"];
+    // A fault here is no reason to keep what else can be measured.
+    child(&[&own[..], &how].concat(), BENCH_SECONDS).or_else(|e| {
+        println!("{path} at {depths}: FAILED: {e:#}");
+        Ok(())
+    })
+}
+
+/// Tokens decoded at each depth.
+const DECODED: usize = 32;
+/// What a bench may take: filling the cache of a million tokens takes a minute and a half.
+const BENCH_SECONDS: u64 = 400;

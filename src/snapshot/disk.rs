@@ -7,6 +7,7 @@
 use super::file::{self, Header, Id, check};
 use super::folder::{Folder, Listing, remove};
 use super::options::WAYPOINT_TOKENS;
+use super::state_type::StateType;
 use super::{Hit, Sizes, Snapshot, Source};
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::config::Config;
@@ -37,6 +38,7 @@ pub struct Disk {
     folder: Folder,
     key: Id,
     shape: Shape,
+    state: StateType,
     /// Of rows whose header was checked.
     tokens: Mutex<HashMap<Id, Arc<[u32]>>>,
     /// Is told of damage and failures, a line each.
@@ -62,8 +64,8 @@ type Failure = (PathBuf, Error);
 
 impl Disk {
     /// The snapshots under `key` in a directory, which need not be there yet.
-    pub fn new(folder: Folder, key: Id, shape: Shape, log: Log) -> Disk {
-        Disk { folder, key, shape, tokens: Mutex::default(), log, full: AtomicBool::new(false) }
+    pub fn new(folder: Folder, key: Id, shape: Shape, state: StateType, log: Log) -> Disk {
+        Disk { folder, key, shape, state, tokens: Mutex::default(), log, full: AtomicBool::new(false) }
     }
 
     /// The state that covers most of `prompt`, if more than `least` tokens; of all of it only one with logits.
@@ -73,7 +75,7 @@ impl Disk {
         chains.sort_by_key(|chain| std::cmp::Reverse(end(chain)));
         for chain in chains {
             let (len, state) = (end(&chain), chain.last().and_then(|p| listing.states.get(&p.id)));
-            let without_logits = file::OVERHEAD + self.shape.sizes.recurrent;
+            let without_logits = file::OVERHEAD + self.recurrent();
             let usable = state.is_some_and(|state| len < prompt.len() || state.bytes != without_logits);
             if !usable || least.is_some_and(|least| len <= least) {
                 continue;
@@ -111,7 +113,7 @@ impl Disk {
         let nearest = chains.iter().filter(|chain| state(chain).is_some()).map(|c| end(c)).max();
         let there = chains.iter().filter(|c| end(c) == tokens.len()).find_map(|chain| state(&chain));
         let sizes = self.shape.sizes;
-        let body = sizes.recurrent + size_of_val(&*snapshot.logits) as u64;
+        let body = self.recurrent() + size_of_val(&*snapshot.logits) as u64;
         let complete = there.is_some_and(|state| state.bytes >= file::OVERHEAD + body);
         if complete || (!always && tokens.len() - nearest.unwrap_or(0) < WORTH_TOKENS) {
             return Ok(());
@@ -136,8 +138,9 @@ impl Disk {
             file::write(&path, &self.header(piece, tokens), &body).map_err(|e| (path, e))?;
             chain.push(piece);
         }
-        let mut body = Vec::with_capacity(body as usize);
-        snapshot.state.export_recurrent(b, &mut body);
+        let mut exact = Vec::with_capacity(sizes.recurrent as usize);
+        snapshot.state.export_recurrent(b, &mut exact);
+        let mut body = self.state.pack(exact);
         body.extend(snapshot.logits.iter().flat_map(|x| x.to_le_bytes()));
         let (path, header) = self.state_file(&chain);
         file::write(&path, &header, &body).map_err(|e| (path, e))
@@ -180,10 +183,10 @@ impl Disk {
             Ok::<_, Failure>(Vec::new())
         })?;
         let (path, header) = self.state_file(chain);
-        let fit = [sizes.recurrent + sizes.logits, sizes.recurrent];
+        let fit = [self.recurrent() + sizes.logits, self.recurrent()];
         read_as(&path, &header, &fit, &mut body).map_err(|e| (path, e))?;
-        let (recurrent, logits) = body.split_at(sizes.recurrent as usize);
-        state.import_recurrent(b, config, recurrent);
+        let (recurrent, logits) = body.split_at(self.recurrent() as usize);
+        state.import_recurrent(b, config, &self.state.unpack(recurrent));
         let logits = logits.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
         Ok(Hit { len: end(chain), state, logits, source: Source::Disk })
     }
@@ -271,6 +274,11 @@ impl Disk {
             (before, parent) = (to, id);
         }
         pieces
+    }
+
+    /// Bytes of S and the tails in a file.
+    fn recurrent(&self) -> u64 {
+        self.state.bytes(self.shape.sizes.recurrent)
     }
 
     fn rows_path(&self, piece: Piece) -> PathBuf {

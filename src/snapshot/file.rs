@@ -7,7 +7,7 @@
 //! 40  parent (u128)                       80  token ids (u32 each)
 //!     checksum of all before (u64)
 //!     body:  rows: layer after layer, in a layer token after token, as the cache stores them
-//!            state: S and tails of all KDA layers (f32), then the logits (f32), if any
+//!            state: S and tails of all KDA layers (f32 or f16, as the key says), then the logits (f32), if any
 //!     checksum of the body, seeded with the header's (u64)
 //! ```
 //! All numbers are little-endian. A rows file's id is the hash of its parent's id (the key for the first) and its

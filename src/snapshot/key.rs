@@ -1,7 +1,10 @@
-//! What states may be used with: the same model, the same cache format, the same arithmetic. Next: [`super::disk`].
+//! What states may be used with: the same model, formats and reader, arithmetic that differs by the device's rounding at
+//! most. Next: [`super::disk`].
 
 use super::Sizes;
 use super::file::Id;
+use super::state_type::StateType;
+use crate::form::Reader;
 use kernels::backend::{Backend, CacheFormat};
 use models::gguf::read::Gguf;
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
@@ -11,9 +14,15 @@ const SAMPLE: usize = 4096;
 
 /// The key of snapshots of a model. The prompt's template needs no place in it: token ids are compared, and they
 /// are what a template makes. The version is there because another build may round otherwise.
-pub fn key<B: Backend>(file: &Gguf, cache: CacheFormat, sizes: Sizes) -> Id {
+pub fn key<B: Backend>(
+    file: &Gguf,
+    cache: CacheFormat,
+    sizes: Sizes,
+    (state, reader): (StateType, Reader),
+) -> Id {
     let version = env!("CARGO_PKG_VERSION");
-    let text = format!("{version} {} {cache:?} {sizes:?} {:032x}", B::NAME, fingerprint(file));
+    let text =
+        format!("{version} {} {cache:?} {sizes:?} {state:?} {reader:?} {:032x}", B::NAME, fingerprint(file));
     xxh3_128(text.as_bytes())
 }
 
@@ -64,12 +73,34 @@ mod tests {
     }
 
     #[test]
-    fn the_cache_format_and_the_backend_count() {
+    fn the_formats_and_the_backend_count() {
         let sizes = Sizes { recurrent: 1, row: 2, logits: 3 };
         let file = file("a", &[0; 64]);
-        let one = key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes);
-        assert_ne!(one, key::<kernels::cpu::Cpu>(&file, CacheFormat::Q8_0, sizes));
-        assert_ne!(one, key::<kernels::reference::Reference>(&file, CacheFormat::F16, sizes));
-        assert_eq!(one, key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes));
+        let one = key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes, (StateType::F32, Reader::One));
+        assert_ne!(
+            one,
+            key::<kernels::cpu::Cpu>(&file, CacheFormat::Q8_0, sizes, (StateType::F32, Reader::One))
+        );
+        assert_ne!(
+            one,
+            key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes, (StateType::F16, Reader::One))
+        );
+        assert_ne!(
+            one,
+            key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes, (StateType::F32, Reader::Ask))
+        );
+        assert_ne!(
+            one,
+            key::<kernels::reference::Reference>(
+                &file,
+                CacheFormat::F16,
+                sizes,
+                (StateType::F32, Reader::One)
+            )
+        );
+        assert_eq!(
+            one,
+            key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes, (StateType::F32, Reader::One))
+        );
     }
 }

@@ -2,7 +2,9 @@
 
 use super::disk::{Disk, Log, Shape};
 use super::folder::Folder;
+use super::state_type::StateType;
 use super::{Store, key};
+use crate::form::Reader;
 use crate::inspect::machine;
 use anyhow::{Context as _, Result, bail};
 use kernels::backend::Backend;
@@ -27,9 +29,15 @@ pub struct StoreOptions {
     /// Disk space for snapshots (default: 20G), and never more than half of what is free
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub cache_size: Option<u64>,
+    /// How states are kept on disk
+    #[arg(long, value_enum, default_value_t = StateType::F32)]
+    pub cache_state: StateType,
     /// Keep no snapshots on disk
     #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
     pub no_cache: bool,
+    /// Who reads
+    #[arg(skip)]
+    pub reader: Reader,
 }
 
 /// A million tokens of the real model: 7.9 GiB of rows and 128 waypoints of 43 MiB, 13.3 GiB; and room beside it.
@@ -67,8 +75,8 @@ impl StoreOptions {
             }
             Ok(()) => {}
         }
-        let key = key::key::<B>(file, shape.cache, shape.sizes);
-        let disk = Disk::new(folder, key, shape.clone(), log);
+        let key = key::key::<B>(file, shape.cache, shape.sizes, (self.cache_state, self.reader));
+        let disk = Disk::new(folder, key, shape.clone(), self.cache_state, log);
         Ok(Store::with_disk(b, shape, ram, disk)?)
     }
 

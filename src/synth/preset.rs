@@ -13,6 +13,9 @@ pub enum Preset {
     /// Its first five layers: 4 KDA, 1 MLA
     #[value(name = "48b-5l")]
     FiveLayers,
+    /// The 48b with attention in every layer, to compare the hybrid with
+    #[value(name = "48b-mla")]
+    AllMla,
     /// 8 layers of odd sizes: KDA heads of 32 that differ in number from the attention heads
     Tiny,
     /// 8 small layers of the real sizes per head
@@ -23,7 +26,7 @@ impl Preset {
     /// Fields that differ from the real model's, in the names of `config.json`.
     fn changes(self) -> Value {
         match self {
-            Preset::Real => json!({}),
+            Preset::Real | Preset::AllMla => json!({}),
             Preset::FiveLayers => json!({ "num_hidden_layers": 5 }),
             Preset::Tiny => json!({
                 "num_hidden_layers": 8, "hidden_size": 192, "num_attention_heads": 6, "vocab_size": 1536,
@@ -45,6 +48,7 @@ impl Preset {
         match self {
             Preset::Real => "synthetic-48b",
             Preset::FiveLayers => "synthetic-48b-5l",
+            Preset::AllMla => "synthetic-48b-mla",
             Preset::Tiny => "synthetic-tiny",
             Preset::TinyD128 => "synthetic-tiny-d128",
         }
@@ -99,7 +103,8 @@ pub fn config(preset: Preset, layers: Option<u64>, sets: &[String]) -> Result<Co
     }
     let take = |name| fields[name].clone();
     let n_layers = fields["num_hidden_layers"].as_u64().unwrap_or(0).min(MAX_LAYERS);
-    let (full, kda): (Vec<u64>, Vec<u64>) = (1..=n_layers).partition(|layer| is_full(*layer, n_layers));
+    let (full, kda): (Vec<u64>, Vec<u64>) =
+        (1..=n_layers).partition(|layer| preset == Preset::AllMla || is_full(*layer, n_layers));
     json["linear_attn_config"] = json!({
         "full_attn_layers": full, "kda_layers": kda, "num_heads": take("kda_heads"),
         "head_dim": take("kda_dim"), "short_conv_kernel_size": 4,
@@ -138,6 +143,7 @@ mod tests {
         };
         assert_eq!(mla(Preset::Real), [4, 8, 12, 16, 20, 24, 27]);
         assert_eq!(mla(Preset::FiveLayers), [4]);
+        assert_eq!(mla(Preset::AllMla), (1..=27).collect::<Vec<_>>());
         assert_eq!(mla(Preset::Tiny), [4, 8]);
         assert_eq!(mla(Preset::TinyD128), [4, 8]);
         let weights = |w: &convert::names::Wanted| w.shape.iter().product::<u64>();

@@ -2,6 +2,7 @@
 
 use super::*;
 use kernels::reference::Reference;
+use kimi::snapshot::state_type::StateType;
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
@@ -138,6 +139,45 @@ fn long_states_are_written_in_pieces() {
         let hit = engine.store.longest(b, &[&all[..n], &[0]].concat(), None).unwrap();
         assert!(hit.len == n && parts(&hit.state) == parts(&state(n)), "{n} tokens come back");
     }
+}
+
+/// Half the space; what is restored is near, and never taken for the exact one. On the demonstration model, whose states
+/// mean something.
+#[test]
+fn states_in_16_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |cache_state| {
+        let store = StoreOptions { cache_state, ..only_disk(dir.path()) };
+        Engine::open(&EngineArgs { model: None, ..args(CacheType::F32, store) }).unwrap()
+    };
+    let writer = open(StateType::F16);
+    let text = include_str!("../../models/demo/prose/heldout.txt");
+    let prompt = writer.tokenizer().unwrap().encode(&text[..8000]);
+    let (first, sizes) = (&prompt[..300], writer.store.sizes());
+    written(&writer, first);
+    let expected = sizes.recurrent / 2 + sizes.logits + 96 + 300 * (sizes.row + 4) + 96;
+    assert_eq!(bytes(dir.path()), expected);
+    let probabilities = |logits: &[f32]| {
+        let most = logits.iter().copied().fold(f32::MIN, f32::max);
+        let weights: Vec<f64> = logits.iter().map(|x| f64::from(x - most).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        weights.into_iter().map(|w| w / sum).collect::<Vec<_>>()
+    };
+    let engine = open(StateType::F16);
+    let mut session = Session::new(&engine);
+    let prefill = session.advance_to(&prompt[..301], &mut go).unwrap();
+    assert_eq!(parts(prefill), (300, Some(Source::Disk), 1));
+    let (mut divergence, tokens) = (0.0, 301..400);
+    for n in tokens.clone() {
+        let exact: Vec<f32> = fresh(&engine, &prompt[..n]).into_iter().map(f32::from_bits).collect();
+        let (p, q) = (probabilities(&exact), probabilities(session.logits()));
+        divergence += p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum::<f64>() / tokens.len() as f64;
+        session.push(prompt[n]).unwrap();
+    }
+    println!("KL divergence after states in 16 bits: {divergence:.2e}");
+    assert!(divergence > 0.0 && divergence < 1e-3, "KL divergence {divergence}");
+    let other = open(StateType::F32);
+    assert_eq!(parts(read(&mut Session::new(&other), &prompt[..320])), (0, None, 320));
 }
 
 /// Another model, another cache format: nothing of it is used.

@@ -73,7 +73,7 @@ fn fresh<B: Backend>(engine: &Engine<B>, prompt: &[u32]) -> Vec<u32> {
     let mut state = engine.model.state(&engine.backend, engine.cache);
     let (mut logits, mut at) = (None, 0);
     while at < prompt.len() {
-        let (form, end) = engine.form(prompt, at..prompt.len(), &[]);
+        let (form, end) = engine.form(prompt, at..prompt.len(), None);
         let tokens = &prompt[at..end];
         let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last, form }];
         logits = engine.model.forward(&engine.backend, &mut batch, &mut ());

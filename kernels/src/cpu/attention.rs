@@ -12,7 +12,7 @@ use super::cache::{Cache, SEGMENT};
 use super::gemm::{Left, View, add_product, rows_by_rows};
 use super::isa::{Isa, Kernel};
 use super::memory::Tensor;
-use super::vector::{Loops, exp, fma, run};
+use super::vector::{Loops, exp, fma, largest, run, sum};
 use crate::backend::Span;
 use std::ops::Range;
 
@@ -167,11 +167,11 @@ fn one_part(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, p: usize, out: &m
 }
 
 /// scores_ij = q_i . c_j for `size` = [queries, rows, columns]
-pub(super) struct Scores<'a> {
-    pub q: View<'a>,
-    pub rows: View<'a>,
-    pub scores: &'a mut [f32],
-    pub size: [usize; 3],
+struct Scores<'a> {
+    q: View<'a>,
+    rows: View<'a>,
+    scores: &'a mut [f32],
+    size: [usize; 3],
 }
 
 impl Kernel for Scores<'_> {
@@ -205,12 +205,12 @@ impl<F: Fn(usize) -> usize> Loops for Weights<'_, F> {
             let (seen, old) = ((self.seen)(i), self.max[i]);
             scores.iter_mut().for_each(|s| *s *= self.scale);
             scores[seen..].fill(f32::NEG_INFINITY);
-            let max = scores.iter().fold(old, |max, s| max.max(*s));
+            let max = largest(scores, old);
             // Nothing seen at all: all weights are zero.
             let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
             scores.iter_mut().for_each(|s| *s = exp::<FMA>(*s - base));
             *factor = exp::<FMA>(old - base);
-            self.sum[i] = fma::<FMA>(self.sum[i], *factor, scores.iter().sum());
+            self.sum[i] = fma::<FMA>(self.sum[i], *factor, sum(scores));
             self.max[i] = max;
         }
     }

@@ -5,7 +5,7 @@
 //! makes once for all of its tokens and keeps in the near cache. Parts, blocks and the order of sums are those of
 //! `attention`: a token's result has the same bits whatever the batch and the number of threads. Next: `pool`.
 
-use super::attention::{BLOCK, GROUP, Merge, Scores, Values, Weights, clear, finish, split};
+use super::attention::{BLOCK, GROUP, Merge, Values, Weights, clear, finish, split};
 use super::cache::{Cache, SEGMENT};
 use super::gemm::{Left, View, add_product, rows_by_rows};
 use super::isa::{Isa, Kernel};
@@ -47,10 +47,13 @@ pub(super) fn expanded_attention(
         let (cache, n) = (&*span.state, span.rows.len());
         assert_eq!(cache.width() - latent, width - w.k.cols, "columns that keys have besides the latent's");
         assert!(n <= cache.len(), "{n} queries over {} cache rows", cache.len());
+        if n == 0 || value_dim == 0 {
+            continue;
+        }
         let q = &q.values()[span.rows.start * q.cols..span.rows.end * q.cols];
         let look = Look { cache, q, w, width, before: cache.len() - n, scale };
         // More threads than heads: some tokens of a head each, and the keys made more than once.
-        let each = n.div_ceil(cpu.pool.threads().div_ceil(heads)).next_multiple_of(GROUP);
+        let each = n.div_ceil((cpu.pool.threads() / heads).max(1)).next_multiple_of(GROUP);
         let pieces = n.div_ceil(each);
         cpu.pool.parallel_for(heads * pieces, |i| {
             let (h, tokens) = (i / pieces, i % pieces * each..n.min((i % pieces + 1) * each));
@@ -100,7 +103,7 @@ fn head(cpu: &Cpu, look: &Look<'_>, h: usize, tokens: Range<usize>, out: impl Fn
     }
 }
 
-/// Keys and values of a part's rows.
+/// Keys, a column each, and values of a part's rows.
 fn expand(
     cpu: &Cpu,
     look: &Look<'_>,
@@ -109,8 +112,8 @@ fn expand(
     [keys, values]: [&mut [f32]; 2],
 ) {
     let (step, dim) = (look.cache.stored_width(), look.w.v.rows);
-    let mut scratch = cpu.buffers.floats(BLOCK * step);
-    let latents = scratch.floats_mut();
+    let mut scratch = cpu.buffers.floats(BLOCK * (step + look.width));
+    let (latents, made) = scratch.floats_mut().split_at_mut(BLOCK * step);
     for first in rows.clone().step_by(BLOCK) {
         let (block, at) = (first..rows.end.min(first + BLOCK), first - rows.start);
         look.cache.expand(block.clone(), latents);
@@ -118,11 +121,15 @@ fn expand(
             rows: View { values: &latents[..block.len() * step], step },
             w_k: View { values: w_k, step: look.w.k.cols },
             w_v: View { values: w_v, step: look.w.v.cols },
-            keys: &mut keys[at * look.width..][..block.len() * look.width],
+            keys: &mut made[..block.len() * look.width],
             values: &mut values[at * dim..][..block.len() * dim],
             width: look.width,
             dim,
         });
+        for (i, column) in keys.chunks_exact_mut(SEGMENT).enumerate() {
+            let made = made[i..].iter().step_by(look.width);
+            column[at..at + block.len()].iter_mut().zip(made).for_each(|(key, made)| *key = *made);
+        }
     }
 }
 
@@ -141,18 +148,37 @@ fn one_part(
     let mut scratch = cpu.buffers.floats(GROUP * (BLOCK + 1));
     let (scores, factors) = scratch.floats_mut().split_at_mut(GROUP * BLOCK);
     let q_step = look.w.k.count * width;
-    let q = View { values: &look.q[tokens.start * q_step + h * width..], step: q_step };
+    let q = Left { values: &look.q[tokens.start * q_step + h * width..], row: q_step, col: 1 };
     for first in part.clone().step_by(BLOCK) {
         let (rows, at) = (first..part.end.min(first + BLOCK), first - part.start);
         if rows.start >= look.before + tokens.end {
             break; // newer than all of them
         }
-        let [keys, values] =
-            [(keys, width), (values, dim)].map(|(x, step)| View { values: &x[at * step..], step });
-        cpu.level.run(Scores { q, rows: keys, scores, size: [n, rows.len(), width] });
+        let keys = View { values: &keys[at..], step: SEGMENT };
+        cpu.level.run(Scores { q, keys, scores, size: [n, rows.len(), width] });
         let seen = |i: usize| (look.before + tokens.start + i + 1).saturating_sub(rows.start).min(rows.len());
         run(cpu.level, Weights { scores, seen, scale: look.scale, factors: &mut factors[..n], max, sum });
-        cpu.level.run(Values { scores, factors, rows: values, acc, size: [n, dim, rows.len()] });
+        let rows_of = View { values: &values[at * dim..], step: dim };
+        cpu.level.run(Values { scores, factors, rows: rows_of, acc, size: [n, dim, rows.len()] });
+    }
+}
+
+/// scores_ij = q_i . key_j for `size` = [queries, keys, columns]
+struct Scores<'a> {
+    q: Left<'a>,
+    /// A key a column: sums over rows need no summing across lanes, a third of the work for keys of 192.
+    keys: View<'a>,
+    scores: &'a mut [f32],
+    size: [usize; 3],
+}
+
+impl Kernel for Scores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        self.scores.fill(0.0);
+        add_product(isa, self.size, self.q, self.keys, self.scores, (BLOCK, |_| 0.0));
     }
 }
 

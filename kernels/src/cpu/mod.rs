@@ -144,7 +144,7 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    const NAME: &'static str = "cpu, sums of whole super-blocks, long texts expanded";
+    const NAME: &'static str = "sums of whole super-blocks, long texts expanded";
     const EXPANDS: bool = true;
     type Tensor = Tensor;
     type Weight = Weight;

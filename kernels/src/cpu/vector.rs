@@ -67,6 +67,31 @@ pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     (four[0] + four[2]) + (four[1] + four[3])
 }
 
+/// The largest of `x` and `least`, in eight lanes: one after the other they would wait for each other.
+#[inline(always)]
+pub fn largest<const N: usize>(x: &[f32; N], least: f32) -> f32 {
+    let mut most = [least; 8];
+    for eight in x.as_chunks::<8>().0 {
+        for l in 0..8 {
+            most[l] = if eight[l] > most[l] { eight[l] } else { most[l] };
+        }
+    }
+    most.into_iter().fold(least, f32::max)
+}
+
+/// sum_i x_i, in eight partial sums.
+#[inline(always)]
+pub fn sum<const N: usize>(x: &[f32; N]) -> f32 {
+    let mut sums = [0.0; 8];
+    for eight in x.as_chunks::<8>().0 {
+        for l in 0..8 {
+            sums[l] += eight[l];
+        }
+    }
+    let four: [f32; 4] = std::array::from_fn(|l| sums[l] + sums[l + 4]);
+    (four[0] + four[2]) + (four[1] + four[3])
+}
+
 /// y += a x
 #[inline(always)]
 pub fn axpy<const FMA: bool>(y: &mut [f32], a: f32, x: &[f32]) {

@@ -131,7 +131,7 @@ impl Cuda {
 }
 
 impl Backend for Cuda {
-    const NAME: &'static str = "cuda";
+    const NAME: &'static str = <Cpu as Backend>::NAME;
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;

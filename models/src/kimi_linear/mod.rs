@@ -255,8 +255,8 @@ fn mla_spans<'a, B: Backend>(
             panic!("layer {layer} of the state is KDA, of the model MLA")
         };
         let form = match s.form {
-            Form::Absorbed => &mut spans.absorbed,
-            Form::Expanded => &mut spans.expanded,
+            Form::Expanded if B::EXPANDS => &mut spans.expanded,
+            _ => &mut spans.absorbed,
         };
         form.push(Span { rows: rows.clone(), state });
     }
