@@ -99,7 +99,8 @@ class Text:
         self.rng, self.words, self.testing = rng, Words(rng, testing), testing
         self.facts = {}                                   # (subject, relation) -> (value, sentence)
         self.hops = []                                    # (first relation, subject, person, second relation)
-        most = max(3, min(40, tokens // 20))
+        most = max(3, min(40 if testing else 80, tokens // 20))
+        self.stray = [w for w in " ".join(prose.run(rng, 400)).split() if w.isalpha() and w.islower()] or ["very"]
         wanted = facts or rng.randint(min(3, most), most)
         while len(self.facts) < wanted:
             self.add_subject(wanted)
@@ -107,17 +108,33 @@ class Text:
         self.unasked = list(self.facts.items())
         rng.shuffle(self.unasked)
 
-    def pick(self, phrasings):
+    def pick(self, relation, what):
+        phrasings = relation[what]
         cut = len(phrasings) - SPEC["held_out"]
-        return self.rng.choice(phrasings[cut:] if self.testing else phrasings[:cut])
+        if self.testing:
+            return self.rng.choice(phrasings[cut:])
+        return self.rng.choice(phrasings[:cut] + MORE["phrasings"][relation["name"]][what])
+
+    def strewn(self, wording, share):
+        """For training: now and then words of the prose in a phrasing, that no single neighbour be relied on."""
+        r = self.rng
+        if r.random() >= share:
+            return wording
+        words = wording.split(" ")
+        for _ in range(r.choice([1, 1, 1, 2, 2, 3])):
+            word = r.choice(self.stray)
+            at = r.randint(1, len(words) - 1) if len(words) > 1 else 1
+            words.insert(at, word)
+        return " ".join(words)
 
     def statement(self, relation):
         """A phrasing of a fact: one of the list, or for training one put together."""
-        r, said = self.rng, self.pick(relation["statements"])
+        r, said = self.rng, self.pick(relation, "statements")
         if self.testing:
             return said
         if r.random() < 0.25:
             said = self.made(lambda: r.choice(MORE["statements"]).replace("{n}", r.choice(MORE["nouns"][relation["name"]])))
+        said = self.strewn(said, 0.25)
         if said.endswith(".") and "?" not in said:
             if r.random() < 0.2:
                 said = said[:-1] + r.choice(MORE["tails"]) + "."
@@ -127,10 +144,10 @@ class Text:
 
     def asking(self, relation):
         """A phrasing of a question, likewise."""
-        r, asked = self.rng, self.pick(relation["questions"])
+        r, asked = self.rng, self.pick(relation, "questions")
         if self.testing:
             return asked
-        if r.random() < 0.5:
+        if r.random() < 0.35:
             def make():
                 ask = r.choice(MORE["asks"])
                 form = r.choice(MORE["forms"])
@@ -138,6 +155,7 @@ class Text:
                 ask = ask if form.startswith("{a}") else ask[0].lower() + ask[1:]
                 return form.format(a=ask, n=r.choice(MORE["nouns"][relation["name"]]), s="{s}", e=end)
             asked = self.made(make)
+        asked = self.strewn(asked, 0.1)
         if r.random() < 0.12:
             asked = r.choice(MORE["before"]) + (asked if asked[0] == "{" else asked[0].lower() + asked[1:])
         if r.random() < 0.08:
@@ -199,7 +217,7 @@ class Text:
     def question(self, kind=None):
         """(question, answer, sentences it rests on, kind). kind None: drawn."""
         r = self.rng
-        kind = kind or r.choices(["fact", "hop", "absent"], [0.74, 0.13, 0.13] if self.testing else [0.62, 0.16, 0.22])[0]
+        kind = kind or r.choices(["fact", "hop", "absent"], [0.74, 0.13, 0.13] if self.testing else [0.68, 0.16, 0.16])[0]
         if kind == "hop" and self.hops:
             return self.ask_hop(*self.hops.pop(r.randrange(len(self.hops))))
         if kind == "absent":

@@ -3,7 +3,7 @@
 Parameter names are the published checkpoint's, but that the experts of a layer are stacked while training; `export`
 splits them. `kda` is chunkwise (WY form) and differentiable on any device; on CUDA flash-linear-attention's kernel is used.
 """
-import json, math
+import json, math, shutil
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -14,6 +14,12 @@ except ImportError:
     chunk_kda = None
 
 CHUNK = 16
+torch._dynamo.config.recompile_limit = 64
+
+
+def compiled(f):
+    """Elementwise chains as one loop, on the CPU, where a compiler is at hand."""
+    return torch.compile(f, dynamic=True) if shutil.which("g++") else f
 
 
 def kda(q, k, v, g, beta):
@@ -32,6 +38,21 @@ def kda(q, k, v, g, beta):
         return x.view(b, n, c, h, -1).permute(1, 0, 3, 2, 4).reshape(n, b * h, c, -1)
 
     q, k, v, g, beta = chunks(q), chunks(k), chunks(v), chunks(g), chunks(beta[..., None])
+    W, U, P, Q, K, end = within(q, k, v, g, beta)
+    S = q.new_zeros(b * h, d, v.shape[-1])
+    out = []
+    for w, u, p, q, k, e in zip(*(x.unbind() for x in (W, U, P, Q, K, end))):
+        new = torch.baddbmm(u, w, S, alpha=-1)
+        out.append(torch.baddbmm(p @ new, q, S))
+        S = torch.baddbmm(e * S, k, new)
+    o = torch.stack(out).view(n, b, h, c, -1).permute(1, 0, 3, 2, 4).reshape(b, n * c, h, -1)
+    return o[:, :t]
+
+
+@compiled
+def within(q, k, v, g, beta):
+    """What a chunk needs of itself: all but the state it starts from.   q,k,v,g [N,B*H,C,D], beta [N,B*H,C,1]."""
+    c, d = q.shape[2:]
     G = g.cumsum(2)
     mid, last = G[:, :, c // 2:c // 2 + 1], G[:, :, -1:]
     up, down = (G - mid).clamp(-80, 80).exp(), (mid - G).clamp(-80, 80).exp()
@@ -48,14 +69,7 @@ def kda(q, k, v, g, beta):
     inverse = (eye - A) @ (eye + A2) @ (eye + A4) @ (eye + A4 @ A4)
     W, U = (inverse @ rhs).split([d, v.shape[-1]], -1)
     Q, K, end = q * decay, (k * (last - G).exp()).mT.contiguous(), last.exp().mT
-    S = q.new_zeros(b * h, d, v.shape[-1])
-    out = []
-    for w, u, p, q, k, e in zip(*(x.unbind() for x in (W, U, P, Q, K, end))):
-        new = torch.baddbmm(u, w, S, alpha=-1)
-        out.append(torch.baddbmm(p @ new, q, S))
-        S = torch.baddbmm(e * S, k, new)
-    o = torch.stack(out).view(n, b, h, c, -1).permute(1, 0, 3, 2, 4).reshape(b, n * c, h, -1)
-    return o[:, :t]
+    return W, U, P, Q, K, end
 
 
 def l2_norm(x):
@@ -68,8 +82,13 @@ class RMSNorm(nn.Module):
         self.weight, self.eps = nn.Parameter(torch.ones(size)), eps
 
     def forward(self, x):
-        x = x.float()
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * self.weight
+        return rms_norm(x, self.weight, self.eps)
+
+
+@compiled
+def rms_norm(x, weight, eps):
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight
 
 
 class ShortConv(nn.Module):
@@ -82,10 +101,16 @@ class ShortConv(nn.Module):
         self.weight = nn.Parameter(w)
 
     def forward(self, x):                                 # [B,T,C]
-        taps = self.weight.shape[-1]
-        x = F.pad(x, (0, 0, taps - 1, 0))
-        t = x.shape[1] - taps + 1
-        return F.silu(sum(x[:, j:j + t] * self.weight[:, 0, j] for j in range(taps)))
+        return convolve(x, self.weight)
+
+
+@compiled
+def convolve(x, weight):
+    x = x.float()
+    taps = weight.shape[-1]
+    x = F.pad(x, (0, 0, taps - 1, 0))
+    t = x.shape[1] - taps + 1
+    return F.silu(sum(x[:, j:j + t] * weight[:, 0, j] for j in range(taps)))
 
 
 def linear(rows, cols, std=None):
@@ -114,12 +139,22 @@ class KimiDeltaAttention(nn.Module):
 
     def forward(self, x):
         split = lambda y: y.view(*y.shape[:2], self.heads, self.dim)
-        q, k, v = (split(getattr(self, n + "_conv1d")(getattr(self, n + "_proj")(x).float())) for n in "qkv")
-        z = split(self.f_b_proj(self.f_a_proj(x)).float() + self.dt_bias)
-        g = -self.A_log.exp() * F.softplus(z)
-        o = kda(l2_norm(q) * self.dim ** -0.5, l2_norm(k), v, g, torch.sigmoid(self.b_proj(x).float()))
-        y = self.o_norm(o) * torch.sigmoid(split(self.g_b_proj(self.g_a_proj(x)).float()))
+        q, k, v = (split(getattr(self, n + "_conv1d")(getattr(self, n + "_proj")(x))) for n in "qkv")
+        z = split(self.f_b_proj(self.f_a_proj(x)))
+        o = kda(*gates(q, k, v, z, self.A_log, split(self.dt_bias[None, None]), self.b_proj(x)))
+        y = gated(o, split(self.g_b_proj(self.g_a_proj(x))), self.o_norm.weight, self.o_norm.eps)
         return self.o_proj(y.flatten(2))
+
+
+@compiled
+def gates(q, k, v, z, A_log, dt_bias, beta):
+    g = -A_log.exp() * F.softplus(z.float() + dt_bias)
+    return l2_norm(q) * q.shape[-1] ** -0.5, l2_norm(k), v, g, torch.sigmoid(beta.float())
+
+
+@compiled
+def gated(o, z, weight, eps):
+    return (o * torch.rsqrt(o.square().mean(-1, keepdim=True) + eps) * weight) * torch.sigmoid(z.float())
 
 
 class LatentAttention(nn.Module):

@@ -18,7 +18,7 @@ from tokens import Tokenizer
 
 HERE = pathlib.Path(__file__).parent
 # (progress up to here, longest text, tokens a step)
-COURSE = [(0.50, 320, 4096), (0.65, 640, 4096), (0.80, 1280, 8192), (0.92, 2560, 8192), (1.0, 4096, 8192)]
+COURSE = [(0.40, 320, 4096), (0.55, 640, 4096), (0.70, 1280, 4096), (0.85, 2560, 8192), (1.0, 8192, 8192)]
 
 
 class Batches(torch.utils.data.IterableDataset):
@@ -35,13 +35,13 @@ class Batches(torch.utils.data.IterableDataset):
         while True:
             p = self.progress.value
             _, longest, size = next(c for c in self.course if p <= c[0] or c is self.course[-1])
-            length = int(math.exp(rng.uniform(math.log(min(120, longest / 2)), math.log(longest))))
+            length = int(math.exp(rng.uniform(math.log(max(120, longest / 24)), math.log(longest))))
             rows = []
             for _ in range(max(1, size // length // self.workers)):
                 if rng.random() < 0.05:
                     ids, kinds = tokenizer.plain(" ".join(prose.run(rng, length * 4)))
                 else:
-                    most = max(8, min(32, length // 40))
+                    most = max(8, min(64, length // 40))
                     turns = conversation(rng, prose, length, rng.randint(6, most))
                     ids, kinds = tokenizer.chat(turns)
                 rows.append((ids[:length * 5 // 4 + 40], kinds[:length * 5 // 4 + 40]))
