@@ -114,7 +114,7 @@ fn experts(cpu: &Cpu, format: Format) {
 
 fn delta_rule(cpu: &Cpu) {
     let (heads, d) = (32, 128);
-    for tokens in [1, 8, 16, 32, 64, 256] {
+    for tokens in [1, 8, 16, 32, 64, 256, 2048] {
         let mut n = Numbers(5);
         let [q, k] = [0; 2].map(|_| cpu.tensor(tokens, heads * d, &n.unit_rows(tokens * heads, d)));
         let v = cpu.tensor(tokens, heads * d, &n.vec(tokens * heads * d));
