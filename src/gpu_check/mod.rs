@@ -1,4 +1,4 @@
-//! `kimi gpu-check`: what anyone with a new card runs first. Every op against the reference, models against the CPU,
+//! `kimi gpu-check`: what anyone with a new card runs first. Every op against the reference, models against the reference,
 //! kernels against what the card's memory and arithmetic allow, then the real shape.
 //!
 //! Each part runs in a process of its own, because a fault in one kernel ends all work of its process: the table then
