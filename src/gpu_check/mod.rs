@@ -1,5 +1,5 @@
-//! `kimi gpu-check`: what anyone with a new card runs first. Every op against the reference, models against the reference,
-//! kernels against what the card's memory and arithmetic allow, then the real shape.
+//! `kimi gpu-check`: what anyone with a new card runs first. Every op and whole models against the
+//! reference, kernels against what the card's memory and arithmetic allow, then the real shape.
 //!
 //! Each part runs in a process of its own, because a fault in one kernel ends all work of its process: the table then
 //! says which part failed, and the others still run. Inputs are new each time (`--seed` repeats them), and results come
@@ -84,7 +84,7 @@ pub fn run(args: &GpuCheckArgs) -> Result<()> {
         }
     }
     if let Some(file) = args.real.as_ref().filter(|_| failed.is_empty()) {
-        real(args, file)?;
+        failed.extend(real(args, file));
     }
     println!("{:.0} s, inputs of --seed {seed}", start.elapsed().as_secs_f64());
     ensure!(failed.is_empty(), "gpu-check: wrong or stopped: {}", failed.join(", "));
@@ -161,18 +161,25 @@ fn device(cuda: &Cuda) -> Vec<Row> {
 }
 
 /// Prefill and decode of the real shape, by `kimi bench`; decode beside it of the shape that has attention in every layer.
-/// What fails is told, and the rest still measured.
-fn real(args: &GpuCheckArgs, file: &Path) -> Result<()> {
-    bench(args, file, "48b", &args.depth, true)?;
-    bench(args, file, "48b", &args.far, false)?;
-    let Some(other) = &args.all_mla else { return Ok(()) };
-    bench(args, other, "48b-mla", &args.depth, false)?;
-    bench(args, other, "48b-mla", &args.far, false)
+/// What fails is told, and the rest still measured: a name for each failure.
+fn real(args: &GpuCheckArgs, file: &Path) -> Vec<&'static str> {
+    let mut runs = vec![(file, "48b", &args.depth, true), (file, "48b", &args.far, false)];
+    if let Some(other) = &args.all_mla {
+        runs.extend([(&**other, "48b-mla", &args.depth, false), (&**other, "48b-mla", &args.far, false)]);
+    }
+    let mut failed = Vec::new();
+    for (file, preset, depths, prefill) in runs {
+        if let Err(e) = bench(args, file, preset, depths, prefill) {
+            println!("{}: FAILED: {e:#}", file.display());
+            failed.push(preset);
+        }
+    }
+    failed
 }
 
 /// Measures decode, and prefill if asked, at some depths with a file, a random model of a preset where there is none.
 fn bench(args: &GpuCheckArgs, file: &Path, preset: &str, depths: &[usize], prefill: bool) -> Result<()> {
-    let path = file.to_str().with_context(|| format!("{}: expected a path in UTF-8", file.display()))?;
+    let path = file.to_str().context("expected a path in UTF-8")?;
     let Some(deepest) = depths.iter().max() else { return Ok(()) };
     if !file.exists() {
         child(&["synth", path, "--preset", preset, "--type", "q4_k_m"], 600)?;
@@ -184,11 +191,7 @@ fn bench(args: &GpuCheckArgs, file: &Path, preset: &str, depths: &[usize], prefi
     let (depths, decoded) = (depths.join(","), text(DECODED));
     let how = ["-p", &tokens, "-n", &decoded, "-d", &depths, "--batch", &batch, "--ctx", &context];
     let own = ["bench", "--device", "cuda", "-m", path, "-r", "3"];
-    // A fault here is no reason to keep what else can be measured.
-    child(&[&own[..], &how].concat(), BENCH_SECONDS).or_else(|e| {
-        println!("{path} at {depths}: FAILED: {e:#}");
-        Ok(())
-    })
+    child(&[&own[..], &how].concat(), BENCH_SECONDS)
 }
 
 /// Tokens decoded at each depth.

@@ -166,7 +166,7 @@ fn one_part(
 /// scores_ij = q_i . key_j for `size` = [queries, keys, columns]
 struct Scores<'a> {
     q: Left<'a>,
-    /// A key a column: sums over rows need no summing across lanes, a third of the work for keys of 192.
+    /// A key a column.
     keys: View<'a>,
     scores: &'a mut [f32],
     size: [usize; 3],
