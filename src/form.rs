@@ -3,8 +3,7 @@
 //! A token's form depends on the tokens before it and on where the question begins, never on what comes after it or on how
 //! a prompt is cut: what was restored gives the same bits as what was never interrupted. A message begins after a special
 //! token or with the question about a document, which then costs what its own tokens cost. Replies are absorbed, since
-//! they come token by token, and so is all that `serve` reads: beside replies it reads in small pieces, for which keys and
-//! values do not pay. Snapshots belong to a [`Reader`].
+//! they come token by token. Snapshots belong to a [`Reader`].
 
 use crate::engine::Engine;
 use kernels::backend::Backend;
@@ -29,8 +28,6 @@ pub enum Reader {
     One,
     /// Documents with a question at their end.
     Ask,
-    /// Many at once.
-    Many,
 }
 
 /// The message that a token is in.
@@ -50,9 +47,6 @@ impl<B: Backend> Engine<B> {
     /// The form of the first of these tokens of a prompt, and where those that share it end. `question`: where the
     /// question about a document begins.
     pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (Form, usize) {
-        if self.reader == Reader::Many {
-            return (Form::Absorbed, tokens.end);
-        }
         let mut place = self.place(prompt, tokens.start, question);
         let form = place.form(tokens.start);
         let mut end = tokens.start + 1;
@@ -72,6 +66,20 @@ impl<B: Backend> Engine<B> {
     /// a few as for many.
     pub fn step(&self, form: Form) -> usize {
         if form == Form::Expanded && B::EXPANDS { self.batch * LONG_STEP } else { self.batch }
+    }
+
+    /// Whether some of these tokens, which came one by one, would be read in expanded form: nobody else may go on from
+    /// the state after them.
+    pub fn apart(&self, all: &[u32], tokens: Range<usize>) -> bool {
+        let mut at = tokens.start;
+        while at < tokens.end {
+            let (form, end) = self.form(all, at..tokens.end, None);
+            if form == Form::Expanded {
+                return true;
+            }
+            at = end;
+        }
+        false
     }
 
     fn place(&self, prompt: &[u32], token: usize, question: Option<usize>) -> Place {
@@ -176,15 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn who_reads_for_many_reads_all_alike() {
-        let engine = Engine { reader: Reader::Many, ..demo() };
-        assert!(expanded(&forms(&engine, &[70; 2 * LONG], None, 512)).is_empty());
-    }
-
-    #[test]
     fn a_prompt_without_messages_is_one() {
         let engine = demo();
         let forms = forms(&engine, &[70; LONG + 9], None, 100);
         assert_eq!(expanded(&forms), (LONG..LONG + 9).collect::<Vec<_>>());
+        let apart = |tokens| engine.apart(&[70; LONG + 9], tokens);
+        assert!(
+            !apart(0..LONG) && !apart(LONG..LONG) && apart(LONG - 1..LONG + 1) && apart(LONG + 3..LONG + 4)
+        );
     }
 }

@@ -4,7 +4,7 @@
 pub use crate::reply::Ended;
 
 use crate::reply::{Reply, Rules};
-use crate::sample::Sampling;
+use crate::sample::{Constraint, Sampling};
 use crate::session::{Error, Prefill, Session};
 use crate::snapshot::Source;
 use kernels::backend::Backend;
@@ -23,6 +23,8 @@ pub struct Request<'a> {
     pub stops: &'a [String],
     /// Go on past end-of-generation tokens.
     pub ignore_end: bool,
+    /// What the reply has to match.
+    pub constraint: Option<Box<dyn Constraint>>,
 }
 
 /// What happens while generating.
@@ -108,7 +110,7 @@ pub fn grouped(n: usize) -> String {
 /// then holds the prompt and the reply without its last token, and a snapshot is kept of that.
 pub fn generate<B: Backend>(
     session: &mut Session<'_, B>,
-    request: &Request<'_>,
+    request: Request<'_>,
     on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Stats, Error> {
     let start = Instant::now();
@@ -125,14 +127,14 @@ pub fn generate<B: Backend>(
 
 fn reply<B: Backend>(
     session: &mut Session<'_, B>,
-    request: &Request<'_>,
+    request: Request<'_>,
     on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<(usize, Ended), Error> {
     let rules = Rules {
         max_tokens: request.max_tokens,
         sampling: request.sampling,
         bias: Vec::new(),
-        constraint: None,
+        constraint: request.constraint,
         stops: request.stops.to_vec(),
         ignore_end: request.ignore_end,
     };

@@ -36,21 +36,7 @@ pub struct Compiled(Matcher);
 impl Grammars {
     /// For a model with so many logits.
     pub fn new(vocabulary: &Vocabulary, vocab: usize) -> Result<Self> {
-        let word = |id: u32| {
-            let bytes = vocabulary.token_bytes(id);
-            match bytes.len() {
-                1..=LONGEST if vocabulary.is_special(id) => {
-                    [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat()
-                }
-                1..=LONGEST => bytes.to_vec(),
-                _ => Vec::new(),
-            }
-        };
-        let words: Vec<Vec<u8>> = (0..vocab as u32).map(word).collect();
-        let ends: Vec<u32> = vocabulary.ends().iter().copied().filter(|id| (*id as usize) < vocab).collect();
-        let end = *ends.first().context("grammars: expected a token that ends a reply, found none")?;
-        let trie = TokTrie::from(&TokRxInfo::new(vocab as u32, end), &words).with_eos_tokens(&ends);
-        let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie));
+        let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie(vocabulary, vocab)?));
         let mut factory = ParserFactory::new_simple(&env)?;
         factory.quiet();
         Ok(Grammars(factory))
@@ -72,6 +58,22 @@ impl Grammars {
             None => Ok(Compiled(matcher)),
         }
     }
+}
+
+/// A vocabulary's tokens by their bytes, for a model with so many logits.
+pub fn trie(vocabulary: &Vocabulary, vocab: usize) -> Result<TokTrie> {
+    let word = |id: u32| {
+        let bytes = vocabulary.token_bytes(id);
+        match bytes.len() {
+            1..=LONGEST if vocabulary.is_special(id) => [&[TokTrie::SPECIAL_TOKEN_MARKER], bytes].concat(),
+            1..=LONGEST => bytes.to_vec(),
+            _ => Vec::new(),
+        }
+    };
+    let words: Vec<Vec<u8>> = (0..vocab as u32).map(word).collect();
+    let ends: Vec<u32> = vocabulary.ends().iter().copied().filter(|id| (*id as usize) < vocab).collect();
+    let end = *ends.first().context("grammars: expected a token that ends a reply, found none")?;
+    Ok(TokTrie::from(&TokRxInfo::new(vocab as u32, end), &words).with_eos_tokens(&ends))
 }
 
 impl Compiled {
@@ -103,9 +105,9 @@ struct Masks {
 }
 
 impl Constraint for Masks {
-    fn allowed(&mut self) -> Result<&[u32], String> {
+    fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
         self.mask = self.matcher.compute_mask_or_eos().map_err(|e| first_line(&e.to_string()))?;
-        Ok(self.mask.as_slice())
+        Ok(Some(self.mask.as_slice()))
     }
 
     fn accept(&mut self, token: u32) -> Result<(), String> {

@@ -127,7 +127,7 @@ impl<'e> Reply<'e> {
         let Some(constraint) = &mut self.constraint else {
             return Ok(self.sampler.sample(logits, &self.tokens, None));
         };
-        let token = self.sampler.sample(logits, &self.tokens, Some(constraint.allowed()?));
+        let token = self.sampler.sample(logits, &self.tokens, constraint.allowed()?);
         constraint.accept(token)?;
         Ok(token)
     }

@@ -88,8 +88,8 @@ pub struct Sampler {
 
 /// What says which tokens may come next: a grammar.
 pub trait Constraint: Send {
-    /// The tokens that may come next, a bit each; an error is why none can be told.
-    fn allowed(&mut self) -> Result<&[u32], String>;
+    /// The tokens that may come next, a bit each, or None for all; an error is why none can be told.
+    fn allowed(&mut self) -> Result<Option<&[u32]>, String>;
     /// Takes the token that came; an error where it was not allowed.
     fn accept(&mut self, token: u32) -> Result<(), String>;
 }

@@ -174,7 +174,7 @@ impl<'e, B: Backend> Session<'e, B> {
         self.engine.check_room(self.tokens.len() + 1)?;
         self.process(&[token], Form::Absorbed, true);
         let len = self.tokens.len();
-        self.apart |= self.engine.form(&self.tokens, len - 1..len, None).0 == Form::Expanded;
+        self.apart |= self.engine.apart(&self.tokens, len - 1..len);
         Ok(&self.logits)
     }
 

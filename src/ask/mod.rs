@@ -1,9 +1,10 @@
 //! `kimi ask`: questions about files. The files stand first in the prompt and never move, so they are read once;
-//! the model is asked to quote, and every quote is looked up in the files.
+//! the model is asked to quote, can only quote what stands there, and every quote is looked up in the files.
 //!
 //! Standard output is the answer. Next: [`near`] (a model here) and [`far`] (one served elsewhere), [`reading`] (what is
-//! said before and while reading), [`quotes`].
+//! said before and while reading), [`copying`] and [`quotes`].
 
+mod copying;
 pub mod document;
 mod far;
 mod near;

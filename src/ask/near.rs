@@ -1,15 +1,18 @@
 //! A model here answers: the files are read once, and what was read is kept on the way.
 
+use super::copying::Copies;
 use super::document::Document;
 use super::reading::Reading;
 use super::{AskArgs, BETWEEN, Source, joined};
 use crate::conversation::Conversation;
 use crate::engine::Engine;
 use crate::generate::{Event, Request, Stats, generate};
+use crate::grammar;
 use crate::session::Session;
 use anyhow::{Result, bail};
 use kernels::backend::Backend;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// Tokens before the end of an earlier file that the next file cannot change.
@@ -29,6 +32,8 @@ pub(super) struct Near<'e, B: Backend> {
     ends: Vec<usize>,
     /// The files stand in the conversation.
     read: bool,
+    /// What quotes are copied from; none where none are asked for.
+    copies: Option<Arc<Copies>>,
 }
 
 impl<'e, B: Backend> Near<'e, B> {
@@ -43,6 +48,7 @@ impl<'e, B: Backend> Near<'e, B> {
             ends: ends(engine, documents, common.len())?,
             common,
             read: false,
+            copies: if args.no_quotes { None } else { Some(copies(engine, documents)?) },
         })
     }
 
@@ -65,9 +71,10 @@ impl<'e, B: Backend> Near<'e, B> {
             sampling: self.args.sampling,
             stops: &[],
             ignore_end: false,
+            constraint: self.copies.as_ref().map(Copies::constraint),
         };
         let (mut text, mut ids) = (String::new(), Vec::new());
-        let mut stats = generate(&mut self.session, &request, &mut |event| match event {
+        let mut stats = generate(&mut self.session, request, &mut |event| match event {
             Event::Prefill { done, .. } => {
                 reading.progress(done);
                 on("")
@@ -105,6 +112,12 @@ impl<B: Backend> Source for Near<'_, B> {
         }
         answered
     }
+}
+
+fn copies<B: Backend>(engine: &Engine<B>, documents: &[Document]) -> Result<Arc<Copies>> {
+    let vocabulary = engine.tokenizer()?;
+    let trie = grammar::trie(vocabulary, engine.model.config.vocab)?;
+    Ok(Arc::new(Copies::new(documents, trie, vocabulary.ends())))
 }
 
 /// The tokens that every question about a document begins with: what prompts of unlike questions share.

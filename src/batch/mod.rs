@@ -16,7 +16,8 @@ use crate::logprobs::Logprobs;
 use crate::reply::Rules;
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::Sequence;
-use plan::{Pace, deal};
+use models::kimi_linear::mla::Form;
+use plan::{Pace, Want, deal};
 use queue::Queue;
 use slot::Slot;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -165,7 +166,8 @@ pub struct Batch<'e, B: Backend> {
 impl<'e, B: Backend> Batch<'e, B> {
     /// Nothing to do.
     pub fn new(engine: &'e Engine<B>, limits: Limits) -> Self {
-        let (state_bytes, pace) = (StateBytes::new(engine), Pace::new(engine.batch));
+        let (state_bytes, pace) =
+            (StateBytes::new(engine), Pace::new(engine.batch, engine.step(Form::Expanded)));
         let (queue, slots, held) = (Queue::default(), Vec::new(), Vec::new());
         Batch { engine, limits, state_bytes, queue, slots, held, pace, steps: 0, tokens: 0 }
     }
@@ -197,14 +199,15 @@ impl<'e, B: Backend> Batch<'e, B> {
         if self.slots.is_empty() {
             return;
         }
-        let wants: Vec<usize> = self.slots.iter().map(Slot::wants).collect();
+        let wants: Vec<Want> = self.slots.iter().map(Slot::wants).collect();
         let replies = self.slots.iter().filter(|s| s.replying()).count();
-        let shares = deal(&wants, self.pace.budget(replies));
+        let budget = self.pace.budget(replies, wants.iter().any(|want| want.large));
+        let shares = deal(&wants, budget, self.steps);
         let start = Instant::now();
         let logits = self.forward(&shares);
         self.learn(shares.iter().sum(), start.elapsed());
         let mut rows = logits.chunks_exact(self.engine.model.config.vocab);
-        for (slot, tokens) in self.slots.iter_mut().zip(shares) {
+        for (slot, tokens) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| *tokens > 0) {
             slot.advance(tokens, &mut rows);
         }
         self.part_with(Slot::has_ended);
@@ -216,7 +219,8 @@ impl<'e, B: Backend> Batch<'e, B> {
 
     /// The logits after each sequence whose tokens are all in, one row each.
     fn forward(&mut self, shares: &[usize]) -> Vec<f32> {
-        let sequences = self.slots.iter_mut().zip(shares).map(|(slot, tokens)| slot.sequence(*tokens));
+        let moving = self.slots.iter_mut().zip(shares).filter(|(_, tokens)| **tokens > 0);
+        let sequences = moving.map(|(slot, tokens)| slot.sequence(*tokens));
         let mut sequences: Vec<Sequence<'_, B>> = sequences.collect();
         let Engine { backend, model, .. } = self.engine;
         let logits = model.forward(backend, &mut sequences, &mut ());

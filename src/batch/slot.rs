@@ -1,5 +1,6 @@
 //! One sequence in the batch: its state, its reply and its client.
 
+use super::plan::Want;
 use super::{Client, Job, Update};
 use crate::engine::Engine;
 use crate::generate::Stats;
@@ -76,10 +77,19 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.ended.is_none() && self.client.gone()
     }
 
-    /// Tokens that could go into the next step: what is left up to the next snapshot.
-    pub fn wants(&self) -> usize {
-        let end = if self.replying() { self.reply.tokens().len() } else { self.point() };
-        end - self.done
+    /// What could go into the next step: what is left up to the next snapshot, as far as it is read in the same form.
+    pub fn wants(&self) -> Want {
+        let (form, end) = self.next();
+        Want { tokens: end - self.done, large: form == Form::Expanded && B::EXPANDS }
+    }
+
+    /// The next tokens' form, and where they end.
+    fn next(&self) -> (Form, usize) {
+        let tokens = self.reply.tokens();
+        if self.replying() {
+            return (Form::Absorbed, tokens.len());
+        }
+        self.engine.form(tokens, self.done..self.point(), None)
     }
 
     /// Where the next snapshot of its prompt is.
@@ -103,7 +113,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         let end = self.done + tokens;
         let last = end == self.reply.tokens().len() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let (tokens, form) = (&self.reply.tokens()[self.done..end], Form::Absorbed);
+        let (tokens, form) = (&self.reply.tokens()[self.done..end], self.next().0);
         Sequence { tokens, state: &mut self.state, outputs, form }
     }
 
@@ -163,7 +173,9 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Leaves, with a snapshot if it was worth the work; then tells its client how it was, who may ask for more.
     pub fn leave(mut self) {
-        if self.done > self.reused && (self.ended.is_some() || self.done - self.reused >= WORTH_KEEPING) {
+        let worth = self.ended.is_some() || self.done - self.reused >= WORTH_KEEPING;
+        let apart = self.engine.apart(self.reply.tokens(), self.prompt.min(self.done)..self.done);
+        if self.done > self.reused && worth && !apart {
             self.keep(&[], false);
         }
         let ended = self.ended.take().unwrap_or(Ended::Cancelled);

@@ -162,10 +162,11 @@ impl<B: Backend> Replier for Local<'_, B> {
             sampling: ask.settings.sampling,
             stops: &[],
             ignore_end: false,
+            constraint: None,
         };
         let (mut ids, mut reading, mut writing) = (Vec::new(), None, None);
         let (mut text, mut rate) = (String::new(), 0.0);
-        let stats = generate(&mut self.session, &request, &mut |event| match event {
+        let stats = generate(&mut self.session, request, &mut |event| match event {
             Event::Prefill { done, total } => {
                 // The first batch says where reading began; its own time is not known here.
                 let (began, at) = *reading.get_or_insert((done, Instant::now()));

@@ -58,12 +58,13 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
         sampling: args.sampling,
         stops: &args.stop,
         ignore_end: args.ignore_eos,
+        constraint: None,
     };
     let progress = !args.quiet && std::io::stderr().is_terminal();
     let mut out = std::io::stdout().lock();
     let mut failed = Ok(());
     let mut session = Session::new(engine);
-    let stats = generate(&mut session, &request, &mut |event| {
+    let stats = generate(&mut session, request, &mut |event| {
         let written = match event {
             Event::Prefill { done, total } if progress && total > engine.batch => {
                 let end = if done == total { "\r\x1b[K" } else { "" };

@@ -190,9 +190,10 @@ fn answers<B: Backend>(engine: &Engine<B>, body: &str, questions: &[Question]) -
             sampling: Sampling::greedy(),
             stops: &[],
             ignore_end: false,
+            constraint: None,
         };
         let (mut ids, mut text) = (Vec::new(), String::new());
-        generate(&mut session, &request, &mut |event| {
+        generate(&mut session, request, &mut |event| {
             match event {
                 Event::Token(id) => ids.push(id),
                 Event::Text(more) => text += more,

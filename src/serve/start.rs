@@ -4,7 +4,6 @@ use super::app::{App, Options, Ready};
 use super::routes::router;
 use crate::batch::{self, Gauges, Limits};
 use crate::engine::{Engine, EngineArgs};
-use crate::form::Reader;
 use crate::inspect::machine;
 use crate::on_device;
 use crate::sample::Sampling;
@@ -175,9 +174,7 @@ impl Signals {
 }
 
 fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
-    on_device!(&args.engine.read_by(Reader::Many), Box::new(|line| tracing::warn!(line)), |engine| load_on(
-        app, engine, args
-    ))
+    on_device!(&args.engine, Box::new(|line| tracing::warn!(line)), |engine| load_on(app, engine, args))
 }
 
 fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> Result<JoinHandle<()>> {

@@ -72,12 +72,13 @@ async fn a_completion_streams_with_its_prompt_first() {
     assert!(events[0]["choices"][0]["text"].as_str().unwrap().starts_with("Once"));
 }
 
-/// Greedy and sampled replies are the same alone and among eight others of other lengths.
+/// Greedy and sampled replies are the same alone and among eight others of other lengths, two of them so long that their
+/// ends are read in expanded form, in large pieces.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_tokens_alone_and_in_company() {
     let server = Server::with(options(), 9);
     let request = |i: u64| {
-        let text = "A question of some length? ".repeat(1 + 7 * (i as usize % 4));
+        let text = "A question of some length? ".repeat([1, 8, 15, 260][i as usize % 4]);
         let how = json!({ "temperature": if i.is_multiple_of(2) { 0.0 } else { 1.0 }, "seed": i, "max_tokens": 24 + i, "ignore_eos": true });
         chat(&text, how)
     };

@@ -2,9 +2,11 @@
 //!
 //! ```text
 //! peer MODEL [--threads N] [--depth N] [--ubatch N] [--flash -1|0|1] [--repack 0|1] [--vocab N]
+//!            [--state FILE]
 //! peer quantize FROM TO [--threads N]      Q4_K_M of an unquantised file; prints the seconds it took
 //! ```
-//! The context is read up to the depth once, then `ready SECONDS` is printed. Each line `prefill N` or `decode N` on
+//! The context is read up to the depth once, then `ready SECONDS` is printed; with `--state` it is kept in that file, or taken
+//! from it where it is there, whatever the format of the model was: a step's time depends on the number of its rows alone. Each line `prefill N` or `decode N` on
 //! standard input is answered with tokens a second, always from that depth.
 
 use llama_cpp_sys_2::*;
@@ -21,13 +23,17 @@ struct Peer {
     seed: u64,
 }
 
-/// Numbers after names of options.
+/// Values after names of options.
 struct Options(Vec<String>);
 
 impl Options {
+    fn text(&self, name: &str) -> Option<&String> {
+        let at = self.0.iter().position(|arg| arg == name)?;
+        Some(self.0.get(at + 1).expect("a value after an option"))
+    }
+
     fn number(&self, name: &str, default: i64) -> i64 {
-        let at = self.0.iter().position(|arg| arg == name);
-        at.map_or(default, |i| self.0.get(i + 1).and_then(|n| n.parse().ok()).expect("a number after an option"))
+        self.text(name).map_or(default, |text| text.parse().expect("a number after an option"))
     }
 }
 
@@ -60,6 +66,30 @@ impl Peer {
     fn token(&mut self) -> i32 {
         self.seed = self.seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         ((self.seed >> 33) % self.vocab) as i32
+    }
+
+    /// Brings sequence 0 to the depth, from the file if it is there.
+    fn read_in(&mut self, state: Option<&String>) {
+        let path = state.map(|path| CString::new(path.as_str()).expect("a path without zeros"));
+        let kept = state.is_some_and(|path| std::path::Path::new(path).exists());
+        let (mut ids, mut count) = (vec![0; self.depth.max(1)], 0);
+        // SAFETY: the path is a C string, `ids` has room for as many tokens as is said, and the context lives.
+        unsafe {
+            match path {
+                Some(path) if kept => {
+                    let room = ids.len();
+                    let read = llama_state_seq_load_file(self.context, path.as_ptr(), 0, ids.as_mut_ptr(), room, &mut count);
+                    assert!(read > 0 && count == self.depth, "expected a state of {} tokens, found {count}", self.depth);
+                }
+                path => {
+                    self.read(self.depth, self.batch, 0, 0);
+                    if let Some(path) = path {
+                        let saved = llama_state_seq_save_file(self.context, path.as_ptr(), 0, ids.as_ptr(), self.depth);
+                        assert!(saved > 0, "the state cannot be written");
+                    }
+                }
+            }
+        }
     }
 
     /// Reads tokens from `position` on, `step` at a time; logits of each step's last only.
@@ -136,7 +166,7 @@ fn main() {
     }
     let mut peer = Peer::new(model, &options);
     let start = Instant::now();
-    peer.read(peer.depth, peer.batch, 0, 0);
+    peer.read_in(options.text("--state"));
     println!("ready {:.1}", start.elapsed().as_secs_f64());
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("a line of text");
