@@ -183,6 +183,17 @@ pub trait Backend: Send + Sync + 'static {
 
     /// y = x / sqrt(mean(x^2) + eps) * w over the first `w.cols` columns; columns after those are copied.
     fn rms_norm(&self, x: &Self::Tensor, w: &Self::Weight, eps: f32) -> Self::Tensor;
+    /// x += y, and [`Backend::rms_norm`] of it.
+    fn add_rms_norm(
+        &self,
+        x: &mut Self::Tensor,
+        y: &Self::Tensor,
+        w: &Self::Weight,
+        eps: f32,
+    ) -> Self::Tensor {
+        self.add(x, y);
+        self.rms_norm(x, w, eps)
+    }
     /// y = x / sqrt(sum(x^2) + eps) * scale over each `head_dim` columns.
     fn l2_norm(&self, x: Self::Tensor, head_dim: usize, eps: f32, scale: f32) -> Self::Tensor;
     /// y = RMSNorm(x; w) * sigmoid(gate), the norm over each `w.cols` columns (one head).
@@ -224,6 +235,19 @@ pub trait Backend: Send + Sync + 'static {
     /// g = a_h * softplus(f + dt_bias): the log-decay, <= 0, one a channel. `f: [tokens, heads * dim]`,
     /// `a: [1, heads]` holds -exp(A_log), `dt_bias: [1, heads * dim]`.
     fn kda_decay(&self, f: Self::Tensor, a: &Self::Weight, dt_bias: &Self::Weight) -> Self::Tensor;
+    /// What the delta rule is given, of a batch's projections: q = l2_norm(conv(q)) scale;  k = l2_norm(conv(k));
+    /// v = conv(v);  g = kda_decay(f);  beta = sigmoid(beta). The state is that of the three convolutions.
+    fn delta_inputs(
+        &self,
+        spans: &mut [Span<'_, [Self::Tensor; 3]>],
+        x: DeltaProjections<Self::Tensor>,
+        w: &DeltaWeights<'_, Self::Weight>,
+    ) -> DeltaInputs<Self::Tensor>
+    where
+        Self: Sized,
+    {
+        composed_delta_inputs(self, spans, x, w)
+    }
     /// The gated delta rule, per head, state first decayed, then written, then read:
     /// S <- Diag(e^g) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q.
     /// The state is S, `[heads * dk, dv]`. Long spans may be computed in chunks; the result is the same to rounding.
@@ -272,12 +296,66 @@ pub trait Backend: Send + Sync + 'static {
     fn experts(&self, w: Gated<'_, Self::Weight>, x: &Self::Tensor, routed: &Self::Routed) -> Self::Tensor;
 }
 
+/// [`Backend::delta_inputs`] of the ops it stands for.
+pub fn composed_delta_inputs<B: Backend>(
+    b: &B,
+    spans: &mut [Span<'_, [B::Tensor; 3]>],
+    x: DeltaProjections<B::Tensor>,
+    w: &DeltaWeights<'_, B::Weight>,
+) -> DeltaInputs<B::Tensor> {
+    let mut conv = |i: usize, x: &B::Tensor| {
+        let state = |s| -> Span<'_, B::Tensor> {
+            let Span { rows, state }: &mut Span<'_, [B::Tensor; 3]> = s;
+            Span { rows: rows.clone(), state: &mut state[i] }
+        };
+        b.short_conv(&mut spans.iter_mut().map(state).collect::<Vec<_>>(), x, w.taps[i])
+    };
+    let (q, k, v) = (conv(0, &x.q), conv(1, &x.k), conv(2, &x.v));
+    DeltaInputs {
+        q: b.l2_norm(q, w.head_dim, w.eps, w.scale),
+        k: b.l2_norm(k, w.head_dim, w.eps, 1.0),
+        v,
+        g: b.kda_decay(x.f, w.a, w.dt_bias),
+        beta: b.sigmoid(x.beta),
+    }
+}
+
 /// A part of the state of a sequence, which a step advances.
 pub enum Part<'a, B: Backend> {
     /// Of constant size.
     Tensor(&'a B::Tensor),
     /// Grows by a row.
     Cache(&'a mut B::Cache),
+}
+
+/// Projections of a layer's input that [`Backend::delta_inputs`] takes.
+pub struct DeltaProjections<T> {
+    /// `[tokens, heads * dk]`
+    pub q: T,
+    /// `[tokens, heads * dk]`
+    pub k: T,
+    /// `[tokens, heads * dv]`
+    pub v: T,
+    /// Before the decay's bias. `[tokens, heads * dk]`
+    pub f: T,
+    /// Before the sigmoid. `[tokens, heads]`
+    pub beta: T,
+}
+
+/// Weights and constants of [`Backend::delta_inputs`].
+pub struct DeltaWeights<'a, W> {
+    /// Of q, k and v: `[channels, n]`
+    pub taps: [&'a W; 3],
+    /// -exp(A_log), `[1, heads]`
+    pub a: &'a W,
+    /// `[1, heads * dk]`
+    pub dt_bias: &'a W,
+    /// dk
+    pub head_dim: usize,
+    /// Under the root of the l2 norm.
+    pub eps: f32,
+    /// Factor on q.
+    pub scale: f32,
 }
 
 /// Inputs of [`Backend::delta_rule`].
@@ -292,4 +370,25 @@ pub struct DeltaRule<'a, T> {
     pub g: &'a T,
     /// Write strength in 0..1. `[tokens, heads]`
     pub beta: &'a T,
+}
+
+/// The same as they come.
+pub struct DeltaInputs<T> {
+    /// [`DeltaRule::q`]
+    pub q: T,
+    /// [`DeltaRule::k`]
+    pub k: T,
+    /// [`DeltaRule::v`]
+    pub v: T,
+    /// [`DeltaRule::g`]
+    pub g: T,
+    /// [`DeltaRule::beta`]
+    pub beta: T,
+}
+
+impl<T> DeltaInputs<T> {
+    /// For the rule.
+    pub fn rule(&self) -> DeltaRule<'_, T> {
+        DeltaRule { q: &self.q, k: &self.k, v: &self.v, g: &self.g, beta: &self.beta }
+    }
 }

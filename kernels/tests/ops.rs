@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Numbers, cpus, error, spans, stored, vector};
-use kernels::backend::{Backend, Gated, Routing};
+use kernels::backend::{Backend, DeltaProjections, DeltaWeights, Gated, Routing};
 use kernels::quant::Format;
 
 /// Rows and columns that meet whole registers, their rests, and nothing.
@@ -35,13 +35,34 @@ fn norms() {
         check!(format!("norms [{rows}, {cols}] {dim}"), |b| {
             let [w, head_w, part_w] = [&w, &head_w, &part_w].map(|w| b.weight(vector(w)).unwrap());
             let [x, gate] = [&x, &gate].map(|v| b.tensor(rows, cols, v));
+            let mut sum = b.copy(&x);
+            let of_sum = b.add_rms_norm(&mut sum, &gate, &w, 1e-5);
             vec![
+                b.read(&sum),
+                b.read(&of_sum),
                 b.read(&b.rms_norm(&x, &w, 1e-5)),
                 b.read(&b.rms_norm(&x, &part_w, 1e-5)),
                 b.read(&b.gated_rms_norm(&x, &head_w, &gate, 1e-6)),
                 b.read(&b.l2_norm(x, dim, 1e-6, 0.3)),
             ]
         });
+    }
+}
+
+/// On the device norms leave their values as bytes for products: the same as are made of the values.
+#[test]
+fn bytes_of_norms() {
+    let b = common::stand_in::cuda();
+    let (rows, cols) = (3, 256);
+    let mut n = Numbers(4);
+    let weight = |n: &mut Numbers| b.weight(stored(Format::Q8_0, [1, 64, cols], &n.vec(64 * cols))).unwrap();
+    let (product, w, head) = (weight(&mut n), n.vec(cols), n.vec(128));
+    let [w, head] = [&w, &head].map(|w| b.weight(vector(w)).unwrap());
+    let [mut x, y] = [(); 2].map(|()| b.tensor(rows, cols, &n.vec(rows * cols)));
+    let gated = b.gated_rms_norm(&x, &head, &y, 1e-5);
+    for h in [b.rms_norm(&x, &w, 1e-5), b.add_rms_norm(&mut x, &y, &w, 1e-5), gated] {
+        let anew = b.matmul(&product, &b.tensor(rows, cols, &b.read(&h)));
+        assert_eq!(b.read(&b.matmul(&product, &h)), b.read(&anew));
     }
 }
 
@@ -161,6 +182,47 @@ fn short_convolution() {
             });
         }
     }
+}
+
+/// In one go where each sequence has a token, of the ops it stands for where not; 40 sequences are two launches.
+#[test]
+fn inputs_of_the_delta_rule() {
+    for (heads, dim, taps) in [(2, 128, 4), (3, 24, 4), (1, 7, 1), (4, 32, 2)] {
+        for lens in [&[1][..], &[1, 1, 1], &[2, 1], &[0, 3], &[1; 40]] {
+            let mut n = Numbers(12);
+            let (tokens, channels) = (lens.iter().sum::<usize>(), heads * dim);
+            let projections: [Vec<f32>; 4] = std::array::from_fn(|_| n.vec(tokens * channels));
+            let beta = n.vec(tokens * heads);
+            let weights: [_; 3] = std::array::from_fn(|_| n.vec(channels * taps));
+            let weights = weights.map(|w| stored(Format::F32, [1, channels, taps], &w));
+            let (a, bias) = (n.vec(heads), n.vec(channels));
+            let past: Vec<Vec<f32>> = lens.iter().map(|_| n.vec((taps - 1) * channels)).collect();
+            check!(format!("delta_inputs {heads} x {dim}, {taps} taps, over {lens:?}"), |b| {
+                let weights = weights.each_ref().map(|w| b.weight(w.clone()).unwrap());
+                let [a, dt_bias] = [&a, &bias].map(|w| b.weight(vector(w)).unwrap());
+                let w = DeltaWeights {
+                    taps: weights.each_ref(),
+                    a: &a,
+                    dt_bias: &dt_bias,
+                    head_dim: dim,
+                    eps: 1e-6,
+                    scale: 0.3,
+                };
+                let state = |s: &Vec<f32>| [0.0, 1.0, 2.0].map(|by| past_of(b, taps, channels, s, by));
+                let mut states: Vec<_> = past.iter().map(state).collect();
+                let [q, k, v, f] = projections.each_ref().map(|x| b.tensor(tokens, channels, x));
+                let x = DeltaProjections { q, k, v, f, beta: b.tensor(tokens, heads, &beta) };
+                let x = b.delta_inputs(&mut spans(lens, &mut states), x, &w);
+                let states = states.iter().flatten().map(|s| b.read(s)).collect();
+                [[&x.q, &x.k, &x.v, &x.g, &x.beta].map(|x| b.read(x)).to_vec(), states].concat()
+            });
+        }
+    }
+}
+
+/// The state of one of three convolutions, each another.
+fn past_of<B: Backend>(b: &B, taps: usize, channels: usize, past: &[f32], by: f32) -> B::Tensor {
+    b.tensor(taps - 1, channels, &past.iter().map(|x| x + by).collect::<Vec<_>>())
 }
 
 #[test]

@@ -176,6 +176,11 @@ impl Tensor {
         self.buffer.at
     }
 
+    /// Where its bytes and their scales are; 0 where it has none.
+    pub(super) fn levels_at(&self) -> [Address; 2] {
+        self.bytes.get().map_or([0; 2], |levels| [levels.q.at, levels.scale.at])
+    }
+
     /// Values in it.
     pub(super) fn len(&self) -> usize {
         self.rows * self.cols

@@ -22,7 +22,10 @@ pub use memory::Tensor;
 pub use rows::Routed;
 pub use weight::{Weight, device_bytes};
 
-use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Gated, Part, Routing, Span, Stored};
+use crate::backend::{
+    Backend, CacheFormat, DeltaInputs, DeltaProjections, DeltaRule, DeltaWeights, Error, Gated, Part,
+    Routing, Span, Stored, composed_delta_inputs,
+};
 use crate::cpu::Cpu;
 use driver::{Driver, Grid, arg, block};
 use memory::Buffers;
@@ -241,7 +244,13 @@ impl Backend for Cuda {
     }
 
     fn rms_norm(&self, x: &Tensor, w: &Weight, eps: f32) -> Tensor {
-        self.norm_rows(x, w, eps)
+        self.norm_rows(x, None, w, eps)
+    }
+
+    fn add_rms_norm(&self, x: &mut Tensor, y: &Tensor, w: &Weight, eps: f32) -> Tensor {
+        assert_eq!(x.shape(), y.shape(), "shapes of a sum");
+        x.bytes.take();
+        self.norm_rows(x, Some(y), w, eps)
     }
 
     fn l2_norm(&self, mut x: Tensor, head_dim: usize, eps: f32, scale: f32) -> Tensor {
@@ -277,6 +286,22 @@ impl Backend for Cuda {
     fn kda_decay(&self, mut f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
         f.bytes.take();
         self.decay(f, a, dt_bias)
+    }
+
+    fn delta_inputs(
+        &self,
+        spans: &mut [Span<'_, [Tensor; 3]>],
+        mut x: DeltaProjections<Tensor>,
+        w: &DeltaWeights<'_, Weight>,
+    ) -> DeltaInputs<Tensor> {
+        match self.rule_inputs(spans, &x, w) {
+            Some([q, k, v]) => {
+                x.f.bytes.take();
+                x.beta.bytes.take();
+                DeltaInputs { q, k, v, g: x.f, beta: x.beta }
+            }
+            None => composed_delta_inputs(self, spans, x, w),
+        }
     }
 
     fn delta_rule(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {

@@ -6,7 +6,7 @@ use super::driver::Address;
 use super::memory::{Buffer, Levels, Tensor};
 use super::span::groups;
 use super::{Cuda, Grid, Weight, arg, block};
-use crate::backend::{DeltaRule, Routing, Span};
+use crate::backend::{DeltaProjections, DeltaRule, DeltaWeights, Routing, Span};
 use bytemuck::{Pod, Zeroable};
 
 /// Tokens of a thread of the convolution, and taps at most, as in rows.cu.
@@ -37,6 +37,20 @@ struct Delta {
     heads: i32,
     dk: i32,
     dv: i32,
+    unused: i32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Inputs {
+    projections: [Address; 5],
+    taps: [Address; 3],
+    decay: [Address; 2],
+    out: [Address; 3],
+    /// Heads, channels of a head, taps.
+    sizes: [i32; 3],
+    eps: f32,
+    scale: f32,
     unused: i32,
 }
 
@@ -89,16 +103,28 @@ impl Cuda {
         y
     }
 
-    pub(super) fn norm_rows(&self, x: &Tensor, w: &Weight, eps: f32) -> Tensor {
-        let y = self.buffers.tensor(x.rows, x.cols);
+    /// A tensor for results that products are likely to meet as bytes: with room for these, where rows are whole blocks.
+    fn with_levels(&self, rows: usize, cols: usize, whole: bool) -> Tensor {
+        let x = self.buffers.tensor(rows, cols);
+        if whole && cols.is_multiple_of(32) && x.len() > 0 {
+            let [q, scale] = [rows * cols, rows * cols / 32 * 8].map(|bytes| self.buffers.bytes(bytes));
+            x.bytes.get_or_init(|| Levels { q, scale });
+        }
+        x
+    }
+
+    /// h = RMSNorm(x), after x += y where there is a y.
+    pub(super) fn norm_rows(&self, x: &Tensor, y: Option<&Tensor>, w: &Weight, eps: f32) -> Tensor {
         assert!(w.cols <= x.cols, "a norm over {} of {} columns", w.cols, x.cols);
+        let h = self.with_levels(x.rows, x.cols, w.cols == x.cols);
         if x.len() > 0 {
             let grid = Grid { blocks: [x.rows, 1, 1], threads: 256, shared: 33 * 4 };
-            let ([x_at, floats, y_at], n) = ([x.at(), w.floats(), y.at()].map(arg), w.cols as i32);
-            let arguments = [x_at, floats, y_at, arg(n), arg(x.cols as i32), arg(eps)];
-            self.driver.launch(["rms_norm", ""], grid, &arguments);
+            let [q, scale] = h.levels_at();
+            let addresses = [x.at(), y.map_or(0, Tensor::at), w.floats(), h.at(), q, scale].map(arg);
+            let sizes = [w.cols, x.cols].map(|n| arg(n as i32));
+            self.driver.launch(["rms_norm", ""], grid, &[&addresses[..], &sizes, &[arg(eps)]].concat());
         }
-        y
+        h
     }
 
     pub(super) fn norm_heads(&self, x: Tensor, dim: usize, eps: f32, scale: f32) -> Tensor {
@@ -114,11 +140,12 @@ impl Cuda {
     pub(super) fn gated_norm(&self, x: &Tensor, w: &Weight, gate: &Tensor, eps: f32) -> Tensor {
         assert_eq!(x.shape(), gate.shape(), "shapes of x and its gate");
         assert!(x.cols.is_multiple_of(w.cols), "{} columns in heads of {}", x.cols, w.cols);
-        let y = self.buffers.tensor(x.rows, x.cols);
+        let y = self.with_levels(x.rows, x.cols, w.cols.is_multiple_of(32));
         if x.len() > 0 {
             let (n, heads) = (w.cols as i32, (x.len() / w.cols) as i64);
-            let [x_at, w_at, gate_at, y_at] = [x.at(), w.floats(), gate.at(), y.at()].map(arg);
-            let arguments = [x_at, w_at, gate_at, y_at, arg(n), arg(eps), arg(heads)];
+            let [q, scale] = y.levels_at();
+            let addresses = [x.at(), w.floats(), gate.at(), y.at(), q, scale].map(arg);
+            let arguments = [&addresses[..], &[arg(n), arg(eps), arg(heads)]].concat();
             self.driver.launch(["gated_rms_norm", ""], warp_each(x.len() / w.cols), &arguments);
         }
         y
@@ -145,6 +172,46 @@ impl Cuda {
             }
         }
         y
+    }
+
+    /// What the delta rule is given, of spans of one token each; None where there are others.
+    pub(super) fn rule_inputs(
+        &self,
+        spans: &[Span<'_, [Tensor; 3]>],
+        x: &DeltaProjections<Tensor>,
+        w: &DeltaWeights<'_, Weight>,
+    ) -> Option<[Tensor; 3]> {
+        let (tokens, heads, dim) = (x.beta.rows, x.beta.cols, w.head_dim);
+        let (channels, n) = (heads * dim, w.taps[0].cols);
+        let alone = spans.len() == tokens && spans.iter().all(|span| span.rows.len() == 1);
+        let alike = [&x.q, &x.k, &x.v, &x.f].iter().all(|m| m.shape() == [tokens, channels]);
+        if !alone || !alike || tokens == 0 || dim > DELTA_ROWS || !w.taps.iter().all(|w| w.cols == n) {
+            return None;
+        }
+        assert!((1..=TAPS).contains(&n), "1 to {TAPS} taps, not {n}");
+        assert_eq!((w.a.cols, w.dt_bias.cols), (heads, channels), "heads and channels of the decay");
+        for (state, taps) in spans.iter().flat_map(|span| span.state.iter().zip(w.taps)) {
+            assert_eq!((taps.count, taps.rows), (1, channels), "taps: matrices, channels");
+            assert_eq!(state.shape(), [n - 1, channels], "shape of a convolution's state");
+        }
+        let y = [(); 3].map(|()| self.buffers.tensor(tokens, channels));
+        let inputs = Inputs {
+            projections: [&x.q, &x.k, &x.v, &x.f, &x.beta].map(Tensor::at),
+            taps: w.taps.map(Weight::floats),
+            decay: [w.a.floats(), w.dt_bias.floats()],
+            out: y.each_ref().map(Tensor::at),
+            sizes: [heads, dim, n].map(|n| n as i32),
+            eps: w.eps,
+            scale: w.scale,
+            unused: 0,
+        };
+        let [q, k, v] = [0, 1, 2].map(|i| groups(spans, |state| state[i].at()));
+        for ((q, k), v) in q.iter().zip(&k).zip(&v) {
+            let grid = Grid { blocks: [heads, q.n, 1], threads: 128, shared: 4 * 2 * DELTA_ROWS };
+            let arguments = [block(&q.spans), block(&k.spans), block(&v.spans), block(&inputs)];
+            self.driver.launch(["delta_inputs", ""], grid, &arguments);
+        }
+        Some(y)
     }
 
     pub(super) fn decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {

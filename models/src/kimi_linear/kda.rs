@@ -8,7 +8,7 @@ use super::config::Config;
 use super::weights::Loader;
 use super::{At, Backend};
 use crate::gguf::Error;
-use kernels::backend::{DeltaRule, Span};
+use kernels::backend::{DeltaProjections, DeltaWeights, Span};
 
 /// Epsilon under the root of the l2 norm, as flash-linear-attention adds it.
 const L2_EPS: f32 = 1e-6;
@@ -69,6 +69,18 @@ impl<B: Backend> Kda<B> {
         })
     }
 
+    /// q and k: conv, SiLU, l2 norm, and q / sqrt(dk); v: conv, SiLU; g = -exp(A_log) softplus(f + dt_bias); sigmoid(beta).
+    fn delta_weights(&self) -> DeltaWeights<'_, B::Weight> {
+        DeltaWeights {
+            taps: [&self.conv_q, &self.conv_k, &self.conv_v],
+            a: &self.a,
+            dt_bias: &self.dt_bias,
+            head_dim: self.head_dim,
+            eps: L2_EPS,
+            scale: (self.head_dim as f32).powf(-0.5),
+        }
+    }
+
     /// y = W_o (RMSNorm(o) * sigmoid(gate)). `[token, dim] -> [token, dim]`
     pub fn forward(
         &self,
@@ -77,20 +89,13 @@ impl<B: Backend> Kda<B> {
         spans: &mut [Span<'_, KdaState<B>>],
         probe: &mut At<'_, B>,
     ) -> B::Tensor {
-        let dk = self.head_dim;
-        let scale = (dk as f32).powf(-0.5);
         let [q, k, v, f, gate, beta] =
             b.matmuls([&self.q, &self.k, &self.v, &self.f_a, &self.g_a, &self.beta], x);
-        let q = b.short_conv(&mut each(spans, |s| &mut s.conv[0]), &q, &self.conv_q); // [token, head * dk]
-        let k = b.short_conv(&mut each(spans, |s| &mut s.conv[1]), &k, &self.conv_k);
-        let v = b.short_conv(&mut each(spans, |s| &mut s.conv[2]), &v, &self.conv_v);
-        let q = b.l2_norm(q, dk, L2_EPS, scale);
-        let k = b.l2_norm(k, dk, L2_EPS, 1.0);
-        let g = b.kda_decay(b.matmul(&self.f_b, &f), &self.a, &self.dt_bias); // [token, head * dk]
-        let beta = b.sigmoid(beta); // [token, head]
-        probe.tensor("kda_g", &g);
-        let inputs = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
-        let o = b.delta_rule(&mut each(spans, |s| &mut s.s), inputs); // [token, head * dv]
+        let projections = DeltaProjections { q, k, v, f: b.matmul(&self.f_b, &f), beta };
+        let w = self.delta_weights();
+        let x = b.delta_inputs(&mut each(spans, |s| &mut s.conv), projections, &w); // [token, head * dk]
+        probe.tensor("kda_g", &x.g);
+        let o = b.delta_rule(&mut each(spans, |s| &mut s.s), x.rule()); // [token, head * dv]
         let gate = b.matmul(&self.g_b, &gate);
         b.matmul(&self.out, &b.gated_rms_norm(&o, &self.norm, &gate, self.norm_eps))
     }

@@ -137,20 +137,22 @@ impl<B: Backend> Model<B> {
         let rows = rows_of(batch);
         let ids: Vec<u32> = batch.iter().flat_map(|s| s.tokens).copied().collect();
         let mut x = b.embed(&self.embed, &ids); // [token, dim]
+        let mut h = b.rms_norm(&x, &self.layers[0].mixer_norm, eps);
         for (i, layer) in self.layers.iter().enumerate() {
-            let h = b.rms_norm(&x, &layer.mixer_norm, eps);
             let y = match &layer.mixer {
                 Mixer::Kda(kda) => kda.forward(b, &h, &mut kda_spans(batch, &rows, i), &mut At(probe, i)),
                 Mixer::Mla(mla) => mla.forward(b, &h, &mut mla_spans(batch, &rows, i), &mut At(probe, i)),
             };
-            b.add(&mut x, &y);
+            h = b.add_rms_norm(&mut x, &y, &layer.ffn_norm, eps);
             probe.tensor(i, "after_attn", &x);
-            let h = b.rms_norm(&x, &layer.ffn_norm, eps);
             let y = match &layer.ffn {
                 Ffn::Dense(mlp) => mlp.forward(b, &h),
                 Ffn::Moe(moe) => moe.forward(b, &h, &mut At(probe, i)),
             };
-            b.add(&mut x, &y);
+            match self.layers.get(i + 1) {
+                Some(next) => h = b.add_rms_norm(&mut x, &y, &next.mixer_norm, eps),
+                None => b.add(&mut x, &y),
+            }
             probe.tensor(i, "after_mlp", &x);
         }
         for s in batch.iter_mut() {
