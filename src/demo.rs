@@ -1,5 +1,6 @@
 //! The demonstration model in the program: what runs when no file is given. How it came to be: `models/demo`.
 
+use crate::snapshot::disk::Log;
 use anyhow::Result;
 use bytes::Bytes;
 use models::gguf::read::Gguf;
@@ -17,6 +18,15 @@ pub const NAME: &str = "demonstration model";
 struct Aligned<T: ?Sized>(T);
 
 static FILE: &Aligned<[u8]> = &Aligned(*include_bytes!("../models/demo/kimi-demo.gguf"));
+
+/// Tells people on standard error what there is to tell; with `quiet`, not what the model is.
+pub fn log(quiet: bool) -> Log {
+    Box::new(move |line| {
+        if !quiet || line != NOTICE {
+            eprintln!("{line}");
+        }
+    })
+}
 
 /// The file of a path, or the built-in one.
 pub fn open(path: Option<&Path>) -> Result<Gguf> {

@@ -76,13 +76,11 @@ pub struct Engine<B: Backend> {
     /// The graph and its weights.
     pub model: Model<B>,
     /// Its tokenizer; None for a file usable by token ids only.
-    pub tokenizer: Option<Vocabulary>,
+    pub tokenizer: Option<Arc<Vocabulary>>,
     /// How a conversation becomes a prompt; None without a tokenizer.
     pub template: Option<Template>,
     /// What the template writes before a reply.
     pub opening: Vec<u32>,
-    /// Who reads with it.
-    pub reader: Reader,
     /// Tokens a sequence may have.
     pub context: u64,
     /// Tokens of a prompt processed together.
@@ -157,33 +155,20 @@ impl<B: Backend> Engine<B> {
             backend.read_ahead();
         }
         let model = Model::load(&backend, &file)?;
-        let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?;
+        let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?.map(Arc::new);
         let source = file.metadata.str("tokenizer.chat_template");
         let template = tokenizer.as_ref().map(|t| Template::new(source, t)).transpose()?;
-        let opening = form::opening(template.as_ref(), tokenizer.as_ref());
+        let opening = form::opening(template.as_ref(), tokenizer.as_deref());
         let context = args.ctx.unwrap_or(model.config.context);
         let (batch, cache) = (args.batch, args.cache_type.into());
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
         let store = Arc::new(args.store.open(&backend, &file, shape, log)?);
-        let reader = args.store.reader;
-        Ok(Engine {
-            backend,
-            model,
-            tokenizer,
-            template,
-            opening,
-            reader,
-            context,
-            batch,
-            cache,
-            store,
-            file,
-        })
+        Ok(Engine { backend, model, tokenizer, template, opening, context, batch, cache, store, file })
     }
 
     /// The tokenizer, or an error that says how to do without.
-    pub fn tokenizer(&self) -> Result<&Vocabulary> {
+    pub fn tokenizer(&self) -> Result<&Arc<Vocabulary>> {
         self.tokenizer.as_ref().context("the model file has no tokenizer: give token ids with --ids")
     }
 

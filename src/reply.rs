@@ -67,7 +67,7 @@ pub struct Reply<'e> {
 impl<'e> Reply<'e> {
     /// Nothing yet, after `prompt`.
     pub fn new<B: Backend>(engine: &'e Engine<B>, prompt: &[u32], rules: Rules) -> Self {
-        let tokenizer = engine.tokenizer.as_ref();
+        let tokenizer = engine.tokenizer.as_deref();
         // The last token need not fit into the context: nothing is computed after it.
         let room = (engine.context + 1).saturating_sub(prompt.len() as u64);
         let room = usize::try_from(room).unwrap_or(usize::MAX);

@@ -5,19 +5,28 @@
 //! token that has the `>` is left free, and [`super::quotes`] looks it up like any other.
 
 use super::document::Document;
+use crate::grammar;
 use crate::sample::Constraint;
+use models::tokenizer::Vocabulary;
 use std::sync::{Arc, OnceLock};
 use toktrie::{Recognizer, SimpleVob, TokTrie};
 
 /// Files to quote from, and the vocabulary to quote with.
 pub struct Copies {
     text: Vec<u8>,
+    /// Whether a word ends and another thing begins before a byte.
+    borders: Vec<bool>,
+    vocabulary: Arc<Vocabulary>,
+    /// Logits of the model.
+    vocab: usize,
+    /// Made when the first quote opens; none for a vocabulary that ends no reply.
+    prepared: OnceLock<Option<Prepared>>,
+}
+
+struct Prepared {
     trie: TokTrie,
-    ends: Vec<u32>,
     /// After each byte that may open a quote, the places where it goes on.
-    openings: OnceLock<Vec<Vec<u32>>>,
-    /// The tokens that may open one.
-    first: OnceLock<SimpleVob>,
+    openings: Vec<Vec<u32>>,
 }
 
 /// Where a reply is.
@@ -25,17 +34,19 @@ pub struct Copies {
 enum At {
     /// In a line that is no quote; not yet, as long as it has not begun but with spaces.
     Line { begun: bool },
-    /// After `>` and spaces.
-    Open,
+    /// After `>` and spaces, and perhaps a quotation mark of the model's own.
+    Open { marked: bool },
     /// In a quote that goes on at one of these places.
-    Quote(Vec<u32>),
+    Quote { places: Vec<u32>, marked: bool },
+    /// After the model's own second quotation mark.
+    Closed,
     /// In a quote that is free.
     Free,
 }
 
 impl Copies {
-    /// Of these files, for the tokens of `trie`; `ends` are those that end a reply.
-    pub fn new(documents: &[Document], trie: TokTrie, ends: &[u32]) -> Self {
+    /// Of these files, for a model with so many logits.
+    pub fn new(documents: &[Document], vocabulary: &Arc<Vocabulary>, vocab: usize) -> Self {
         let mut text = String::new();
         for document in documents {
             for word in document.text.split_whitespace() {
@@ -45,10 +56,15 @@ impl Copies {
             text.pop();
             text.push('\n'); // no quote goes on over it
         }
-        // Places are 32 bits wide: what lies beyond 4 GiB cannot be quoted.
-        let mut text = text.into_bytes();
-        text.truncate(u32::MAX as usize);
-        Copies { text, trie, ends: ends.to_vec(), openings: OnceLock::new(), first: OnceLock::new() }
+        let mut borders = vec![false; text.len() + 1];
+        let mut before = None;
+        for (at, after) in text.char_indices() {
+            borders[at] = !(before.is_some_and(joins) && joins(after));
+            before = Some(after);
+        }
+        borders[text.len()] = true;
+        let (text, vocabulary) = (text.into_bytes(), vocabulary.clone());
+        Copies { text, borders, vocabulary, vocab, prepared: OnceLock::new() }
     }
 
     /// For one reply.
@@ -56,62 +72,79 @@ impl Copies {
         Box::new(Copying { copies: self.clone(), at: At::Line { begun: false }, mask: SimpleVob::new() })
     }
 
+    fn prepared(&self) -> Option<&Prepared> {
+        let prepare = || {
+            let trie = grammar::trie(&self.vocabulary, self.vocab).ok()?;
+            Some(Prepared { trie, openings: self.openings() })
+        };
+        self.prepared.get_or_init(prepare).as_ref()
+    }
+
+    /// Quotes open where a word begins, and at the first of equal marks in a row. (Places are 32 bits wide: what lies beyond
+    /// 4 GiB cannot be quoted.)
+    fn openings(&self) -> Vec<Vec<u32>> {
+        let mut openings = vec![Vec::new(); 256];
+        let mut before = b' ';
+        for ((byte, next), border) in self.text.iter().zip(1..=u32::MAX).zip(&self.borders) {
+            let again = *byte == before && !byte.is_ascii_alphanumeric() && byte.is_ascii();
+            if *border && !again && !matches!(byte, b' ' | b'\n') {
+                openings[usize::from(*byte)].push(next);
+            }
+            before = *byte;
+        }
+        openings
+    }
+
     /// Where a reply is after one byte more; None where the files do not go on so.
     fn step(&self, at: &At, byte: u8) -> Option<At> {
         Some(match (at, byte) {
-            (At::Quote(places), b'\n') if !places.iter().any(|at| self.word_ends(*at as usize)) => {
-                return None;
-            }
+            (At::Quote { places, .. }, b'\n') if !self.may_end(places) => return None,
             (_, b'\n') => At::Line { begun: false },
             (At::Line { begun: false }, b' ' | b'\t') => At::Line { begun: false },
-            (At::Line { begun: false }, b'>') => At::Open,
+            (At::Line { begun: false }, b'>') => At::Open { marked: false },
             (At::Line { .. }, _) => At::Line { begun: true },
-            (At::Open, b' ') => At::Open,
-            (At::Open, byte) => quote(self.openings()[usize::from(byte)].clone())?,
-            (At::Quote(places), byte) => {
-                let goes_on = |at: &&u32| self.text.get(**at as usize) == Some(&byte);
-                quote(places.iter().filter(goes_on).map(|at| at + 1).collect())?
+            (At::Open { marked: false }, b' ') => At::Open { marked: false },
+            (At::Open { marked: false }, b'"') => At::Open { marked: true },
+            (At::Open { marked }, byte) => {
+                quote(self.prepared()?.openings[usize::from(byte)].clone(), *marked)?
             }
+            (At::Quote { places, marked }, byte) => {
+                let goes_on = |at: &&u32| self.text.get(**at as usize) == Some(&byte);
+                let on = quote(places.iter().filter(goes_on).map(|at| at + 1).collect(), *marked);
+                let closes = *marked && byte == b'"' && self.may_end(places);
+                on.or(closes.then_some(At::Closed))?
+            }
+            (At::Closed, b' ') => At::Closed,
+            (At::Closed, _) => return None,
             (At::Free, _) => At::Free,
         })
     }
 
-    fn openings(&self) -> &[Vec<u32>] {
-        self.openings.get_or_init(|| {
-            let mut openings = vec![Vec::new(); 256];
-            for (byte, at) in self.text.iter().zip(1..) {
-                if *byte != b' ' && *byte != b'\n' && self.word_ends(at as usize - 1) {
-                    openings[usize::from(*byte)].push(at);
-                }
-            }
-            openings
-        })
-    }
-
-    /// Whether no word and no character goes on from before `at` to after it.
-    fn word_ends(&self, at: usize) -> bool {
-        let (Some(before), Some(after)) =
-            (at.checked_sub(1).and_then(|i| self.text.get(i)), self.text.get(at))
-        else {
-            return true;
-        };
-        let within = before.is_ascii_alphanumeric() && after.is_ascii_alphanumeric();
-        !within && after & 0xC0 != 0x80
+    /// Whether a word ends at one of these places.
+    fn may_end(&self, places: &[u32]) -> bool {
+        places.iter().any(|at| self.borders[*at as usize])
     }
 
     /// The tokens that may follow.
-    fn mask(&self, at: &At) -> SimpleVob {
-        let mut mask = self.trie.alloc_token_set();
-        self.trie.add_bias(&mut Walk { copies: self, stack: vec![at.clone()] }, &mut mask, &[]);
+    fn mask(&self, trie: &TokTrie, at: &At) -> SimpleVob {
+        let mut mask = trie.alloc_token_set();
+        trie.add_bias(&mut Walk { copies: self, stack: vec![at.clone()] }, &mut mask, &[]);
         if self.step(at, b'\n').is_some() {
-            self.ends.iter().for_each(|end| mask.allow_token(*end));
+            trie.eos_tokens().iter().for_each(|end| mask.allow_token(*end));
         }
         mask
     }
 }
 
-fn quote(places: Vec<u32>) -> Option<At> {
-    if places.is_empty() { None } else { Some(At::Quote(places)) }
+/// Whether a letter or digit is part of a word with its neighbours: not in scripts that are written without spaces.
+fn joins(c: char) -> bool {
+    let spaceless = matches!(c, '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}'
+        | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{3ffff}');
+    c.is_alphanumeric() && !spaceless
+}
+
+fn quote(places: Vec<u32>, marked: bool) -> Option<At> {
+    if places.is_empty() { None } else { Some(At::Quote { places, marked }) }
 }
 
 /// A walk over the vocabulary from one place in a reply.
@@ -150,24 +183,23 @@ struct Copying {
 
 impl Constraint for Copying {
     fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
-        let mask = match &self.at {
-            At::Line { .. } | At::Free => return Ok(None),
-            At::Open => self.copies.first.get_or_init(|| self.copies.mask(&At::Open)),
-            quote @ At::Quote(_) => {
-                self.mask = self.copies.mask(quote);
-                &self.mask
-            }
+        if matches!(self.at, At::Line { .. } | At::Free) {
+            return Ok(None);
+        }
+        self.mask = match self.copies.prepared() {
+            Some(prepared) => self.copies.mask(&prepared.trie, &self.at),
+            None => SimpleVob::new(),
         };
-        if mask.is_zero() {
+        if self.mask.is_zero() {
             self.at = At::Free; // a vocabulary that cannot spell the files
             return Ok(None);
         }
-        Ok(Some(mask.as_slice()))
+        Ok(Some(self.mask.as_slice()))
     }
 
     fn accept(&mut self, token: u32) -> Result<(), String> {
-        if !self.copies.trie.is_special_token(token) {
-            for byte in self.copies.trie.token(token) {
+        if !self.copies.vocabulary.is_special(token) {
+            for byte in self.copies.vocabulary.token_bytes(token) {
                 self.at = self.copies.step(&self.at, *byte).unwrap_or(At::Free);
             }
         }
@@ -176,37 +208,54 @@ impl Constraint for Copying {
 }
 
 #[cfg(test)]
+#[allow(dead_code, reason = "the real vocabulary is for others")]
+#[path = "../../models/tests/support/kimi_vocabulary.rs"]
+mod kimi_vocabulary;
+
+#[cfg(test)]
 mod tests {
+    use super::kimi_vocabulary::base64;
     use super::*;
-    use toktrie::TokRxInfo;
+    use std::fmt::Write as _;
 
-    const END: u32 = 0;
-
-    /// Tokens: an end, the bytes, and some longer ones.
-    fn copies(texts: &[&str], longer: &[&str]) -> Arc<Copies> {
-        let mut words = vec![[&[TokTrie::SPECIAL_TOKEN_MARKER][..], b"end"].concat()];
-        words.extend((0..=254u8).map(|byte| vec![byte]));
-        words.extend(longer.iter().map(|word| word.as_bytes().to_vec()));
-        let trie = TokTrie::from(&TokRxInfo::new(words.len() as u32, END), &words);
-        let document = |(i, text): (usize, &&str)| Document { name: i.to_string(), text: (*text).into() };
-        let documents: Vec<Document> = texts.iter().enumerate().map(document).collect();
-        Arc::new(Copies::new(&documents, trie, &[END]))
+    /// A vocabulary of the bytes and some longer tokens, in the order of their ids.
+    fn vocabulary(longer: &[&str]) -> Arc<Vocabulary> {
+        let bytes = (0..=255u8).map(|byte| vec![byte]);
+        let words = bytes.chain(longer.iter().map(|word| word.as_bytes().to_vec()));
+        let ranks = words.enumerate().fold(String::new(), |mut ranks, (rank, word)| {
+            writeln!(ranks, "{} {rank}", String::from_utf8(base64(&word)).unwrap()).unwrap();
+            ranks
+        });
+        let end = serde_json::json!({ "content": "[EOS]", "special": true });
+        let config = serde_json::json!({ "added_tokens_decoder": { (256 + longer.len()).to_string(): end }, "eos_token": "[EOS]" });
+        Arc::new(Vocabulary::from_tiktoken("test", ranks.as_bytes(), &config.to_string(), None).unwrap())
     }
 
-    /// The tokens that may follow a reply, spelled; None where all may.
+    fn copies(texts: &[&str], longer: &[&str]) -> Arc<Copies> {
+        let document = |(i, text): (usize, &&str)| Document { name: i.to_string(), text: (*text).into() };
+        let documents: Vec<Document> = texts.iter().enumerate().map(document).collect();
+        let vocabulary = vocabulary(longer);
+        Arc::new(Copies::new(&documents, &vocabulary, vocabulary.len()))
+    }
+
+    /// The tokens that may follow a reply, spelled, the end last; None where all may.
     fn follow(copies: &Arc<Copies>, reply: &str) -> Option<Vec<String>> {
         let mut constraint = copies.constraint();
         for byte in reply.bytes() {
             constraint.allowed().unwrap();
-            constraint.accept(u32::from(byte) + 1).unwrap();
+            constraint.accept(u32::from(byte)).unwrap();
         }
         let mask = constraint.allowed().unwrap()?;
-        let set = |id: &u32| mask[*id as usize / 32] >> (id % 32) & 1 == 1;
-        let spelled = |id| match id {
-            END => "END".to_owned(),
-            id => String::from_utf8_lossy(copies.trie.token(id)).into_owned(),
-        };
-        Some((0..copies.trie.vocab_size() as u32).filter(set).map(spelled).collect())
+        let vocabulary = &copies.vocabulary;
+        let set = (0..vocabulary.len() as u32).filter(|id| mask[*id as usize / 32] >> (id % 32) & 1 == 1);
+        let mut spelled: Vec<String> = set
+            .map(|id| match vocabulary.is_end(id) {
+                true => "END".to_owned(),
+                false => String::from_utf8_lossy(vocabulary.token_bytes(id)).into_owned(),
+            })
+            .collect();
+        spelled.dedup();
+        Some(spelled)
     }
 
     const TEXT: &str = "Mara Velt lives\n   in Dunmore. Mark\tVelten too: \u{1F600}!";
@@ -226,35 +275,48 @@ mod tests {
             &["Mara Velt", "ra Vel", "Mart", "\nThe", "\n> Mara", "\n> Paris"],
         );
         let check = |reply: &str, expected: &[&str]| {
-            assert_eq!(follow(&copies, reply).as_deref(), Some(&expected.map_owned()[..]), "{reply:?}");
+            let expected = expected.iter().map(|token| (*token).to_owned()).collect();
+            assert_eq!(follow(&copies, reply), Some(expected), "{reply:?}");
         };
         check("> Ma", &["r", "ra Vel"]);
         check("> Mar", &["a", "k"]);
-        let over = ["\nThe", "\n> Mara"];
-        check("> Mara", &[&["END", "\n", " ", ","][..], &over].concat());
-        check("x\n> Mara Velt lives", &[&["END", "\n", " "][..], &over].concat());
-        check("> Mara Velt lives ", &[&["END", "\n", "i"][..], &over].concat());
-        check("> Mara Velt lives in Dunmore.", &[&["END", "\n", " "][..], &over].concat());
-        check("> again", &[&["END", "\n"][..], &over].concat()); // not on into another file
+        let over = ["\nThe", "\n> Mara", "END"];
+        check("> Mara", &[&["\n", " ", ","][..], &over].concat());
+        check("x\n> Mara Velt lives", &[&["\n", " "][..], &over].concat());
+        check("> Mara Velt lives ", &[&["\n", "i"][..], &over].concat());
+        check("> Mara Velt lives in Dunmore.", &[&["\n", " "][..], &over].concat());
+        check("> again", &[&["\n"][..], &over].concat()); // not on into another file
         check("> Vel", &["t"]);
-        check("> too: \u{1F600}", &[&["END", "\n", "!"][..], &over].concat());
+        check("> too: \u{1F600}", &[&["\n", "!"][..], &over].concat());
+        check("> \"Mara", &[&["\n", " ", "\"", ","][..], &over].concat());
+        check("> \"Mara\"", &[&["\n", " "][..], &over].concat());
     }
 
-    trait Owned {
-        fn map_owned(&self) -> Vec<String>;
-    }
-
-    impl Owned for &[&str] {
-        fn map_owned(&self) -> Vec<String> {
-            self.iter().map(|s| (*s).to_owned()).collect()
+    #[test]
+    fn words_of_other_scripts_are_whole() {
+        let copies = copies(&["Grüße, Привет! 東京は大きい。", "\"x\" ==== =="], &[]);
+        for within in ["> Gr", "> Grü", "> При"] {
+            let tokens = follow(&copies, within).unwrap();
+            assert!(!tokens.iter().any(|token| token == "END"), "{within:?}: {tokens:?}");
         }
+        for end in ["> Grüße", "> Привет", "> 東", "> 東京は", "> ===="] {
+            let tokens = follow(&copies, end).unwrap();
+            assert!(tokens.iter().any(|token| token == "END"), "{end:?}: {tokens:?}");
+        }
+        let prepared = copies.prepared().unwrap();
+        assert_eq!(prepared.openings[usize::from(b'=')].len(), 2, "equal marks in a row open once");
+        assert_eq!(
+            [0xD0, 0xD1].map(|lead| prepared.openings[lead].len()),
+            [1, 0],
+            "a word opens at its beginning"
+        );
     }
 
     #[test]
     fn a_quote_opens_where_a_word_begins() {
         let copies = copies(&[TEXT], &["Mara Velt", "ara", "ark", "> Mara", "lt"]);
         let opening = follow(&copies, "> ").unwrap();
-        for yes in ["M", "V", "l", "i", "D", ".", "t", "Mara Velt", " ", "END"] {
+        for yes in ["M", "V", "l", "i", "D", ".", "t", "Mara Velt", " ", "\"", "END"] {
             assert!(opening.iter().any(|token| token == yes), "{yes:?} in {opening:?}");
         }
         for no in ["a", "ara", "ark", "x", "lt", "> Mara"] {
@@ -265,18 +327,18 @@ mod tests {
     #[test]
     fn a_token_with_more_than_its_mark_leaves_a_quote_free() {
         let copies = copies(&[TEXT], &[">In"]);
-        let token = copies.trie.vocab_size() as u32 - 1;
+        let token = 256;
         let mut constraint = copies.constraint();
         constraint.accept(token).unwrap();
         assert!(constraint.allowed().unwrap().is_none());
-        constraint.accept(u32::from(b'\n') + 1).unwrap();
-        constraint.accept(u32::from(b'>') + 1).unwrap();
+        constraint.accept(u32::from(b'\n')).unwrap();
+        constraint.accept(u32::from(b'>')).unwrap();
         assert!(constraint.allowed().unwrap().is_some());
     }
 
     #[test]
     fn nothing_to_quote_is_no_dead_end() {
         let copies = copies(&[""], &[]);
-        assert_eq!(follow(&copies, "> ").unwrap(), ["END", "\n", " "]);
+        assert_eq!(follow(&copies, "> ").unwrap(), ["\n", " ", "\"", "END"]);
     }
 }

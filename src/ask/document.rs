@@ -7,6 +7,9 @@ use ignore::{DirEntry, WalkBuilder};
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
+/// What the pipe is called.
+pub const PIPE: &str = "standard input";
+
 /// A file and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
@@ -32,7 +35,7 @@ pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str))
         if path.as_os_str() == "-" {
             let mut bytes = Vec::new();
             std::io::stdin().read_to_end(&mut bytes).context("standard input")?;
-            documents.push(document("standard input", bytes)?);
+            documents.push(document(PIPE, bytes)?);
         } else if path.is_dir() {
             let before = documents.len();
             directory(path, include, &mut documents, note)?;
@@ -77,7 +80,7 @@ fn directory(
 }
 
 fn document(name: &str, bytes: Vec<u8>) -> Result<Document> {
-    let text = text(name, bytes)?.replace("\r\n", "\n");
+    let text = text(name, bytes)?.replace("\r\n", "\n").replace('\r', "\n");
     ensure!(!text.trim().is_empty(), "{name}: expected text, found nothing but space");
     Ok(Document { name: name.to_owned(), text })
 }

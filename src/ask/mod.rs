@@ -12,12 +12,13 @@ pub mod pace;
 pub mod quotes;
 mod reading;
 
+use crate::demo;
 use crate::engine::EngineArgs;
 use crate::form::Reader;
 use crate::generate::{Ended, Stats};
 use crate::on_device;
 use crate::sample::Sampling;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use document::Document;
 use far::Far;
 use near::Near;
@@ -52,7 +53,7 @@ pub struct AskArgs {
     /// Go on asking after the first answer
     #[arg(short, long)]
     interactive: bool,
-    /// Do not ask for quotes
+    /// Do not ask for quotes, and leave free what an answer quotes all the same
     #[arg(long)]
     no_quotes: bool,
     /// Tokens of an answer at most
@@ -75,10 +76,13 @@ pub struct AskArgs {
 pub fn run(args: &AskArgs) -> Result<()> {
     let mut left_out = |line: &str| eprintln!("{line}");
     let documents = document::gather(&args.file, &args.include, &mut left_out)?;
+    if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
+        bail!("question: expected one as an argument, as standard input is the text, found none");
+    }
     if let Some(url) = &args.url {
         return ask(args, &documents, Far::new(url, args)?);
     }
-    on_device!(&args.engine.read_by(Reader::Ask), |engine| ask(
+    on_device!(&args.engine.read_by(Reader::Ask), demo::log(args.quiet), |engine| ask(
         args,
         &documents,
         Near::new(&engine, &documents, args)?
@@ -141,17 +145,21 @@ impl<S: Source> Ask<'_, S> {
     /// Questions from the terminal or a pipe, until its end.
     fn keep_asking(&mut self) -> Result<()> {
         let mut editor = rustyline::DefaultEditor::new()?;
+        let (mut asked, mut failed) = (0, 0);
         loop {
             match editor.readline("? ") {
                 Ok(line) if line.trim().is_empty() => {}
                 Ok(line) => {
                     editor.add_history_entry(&line)?;
+                    asked += 1;
                     if let Err(e) = self.answer(line.trim()) {
                         eprintln!("{e:#}");
+                        failed += 1;
                     }
                 }
                 Err(ReadlineError::Interrupted) => eprintln!("(Ctrl-D leaves)"),
-                Err(ReadlineError::Eof) => return Ok(()),
+                Err(ReadlineError::Eof) if failed == 0 || std::io::stdin().is_terminal() => return Ok(()),
+                Err(ReadlineError::Eof) => bail!("{failed} of {asked} questions without an answer"),
                 Err(e) => return Err(e.into()),
             }
         }

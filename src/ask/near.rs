@@ -7,7 +7,6 @@ use super::{AskArgs, BETWEEN, Source, joined};
 use crate::conversation::Conversation;
 use crate::engine::Engine;
 use crate::generate::{Event, Request, Stats, generate};
-use crate::grammar;
 use crate::session::Session;
 use anyhow::{Result, bail};
 use kernels::backend::Backend;
@@ -115,9 +114,7 @@ impl<B: Backend> Source for Near<'_, B> {
 }
 
 fn copies<B: Backend>(engine: &Engine<B>, documents: &[Document]) -> Result<Arc<Copies>> {
-    let vocabulary = engine.tokenizer()?;
-    let trie = grammar::trie(vocabulary, engine.model.config.vocab)?;
-    Ok(Arc::new(Copies::new(documents, trie, vocabulary.ends())))
+    Ok(Arc::new(Copies::new(documents, engine.tokenizer()?, engine.model.config.vocab)))
 }
 
 /// The tokens that every question about a document begins with: what prompts of unlike questions share.

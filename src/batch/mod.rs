@@ -1,5 +1,6 @@
 //! Continuous batching: many replies from one model, a step at a time. Sequences join and leave between steps; a step
-//! takes one token of every reply under way and, beside them, pieces of prompts being read.
+//! takes one token of every reply under way and, beside them, pieces of prompts being read. Who is far inside a long
+//! prompt reads a large piece on its own ([`Batch::read_large`]); between its layers the others' steps go on.
 //!
 //! It runs on one thread ([`run`]), hears of jobs by a channel and tells clients by theirs; it knows no HTTP. A
 //! token's logits do not depend on what else is in its step, so a job gives the same tokens alone and in company.
@@ -8,6 +9,8 @@
 pub mod plan;
 pub mod queue;
 mod slot;
+#[cfg(test)]
+mod tests;
 
 use crate::engine::Engine;
 use crate::generate::Stats;
@@ -15,9 +18,9 @@ use crate::inspect::need::Need;
 use crate::logprobs::Logprobs;
 use crate::reply::Rules;
 use kernels::backend::{Backend, CacheFormat};
-use models::kimi_linear::Sequence;
 use models::kimi_linear::mla::Form;
-use plan::{Pace, Want, deal};
+use models::kimi_linear::{Probe, Sequence};
+use plan::{Pace, deal, next_large};
 use queue::Queue;
 use slot::Slot;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -108,7 +111,7 @@ pub struct Gauges {
 /// Runs jobs until it is told to stop, or nobody can send any more.
 pub fn run<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<Command>, gauges: &Gauges) {
     let mut batch = Batch::new(engine, limits);
-    loop {
+    while !batch.stopped {
         let command = if batch.idle() {
             commands.recv().map_err(|_| TryRecvError::Disconnected)
         } else {
@@ -116,12 +119,21 @@ pub fn run<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<C
         };
         match command {
             Ok(Command::Job(job)) => batch.submit(*job),
-            Ok(Command::Stop) => return batch.stop(),
+            Ok(Command::Stop) => batch.stop(),
             Err(TryRecvError::Disconnected) if batch.idle() => return,
-            Err(_) => batch.step(),
+            Err(_) => batch.step(&mut |batch| {
+                for command in commands.try_iter() {
+                    match command {
+                        Command::Job(job) => batch.submit(*job),
+                        Command::Stop => batch.stop(),
+                    }
+                }
+                batch.show(gauges);
+            }),
         }
         batch.show(gauges);
     }
+    batch.stop();
 }
 
 /// Bytes of a sequence's state.
@@ -158,18 +170,48 @@ pub struct Batch<'e, B: Backend> {
     slots: Vec<Slot<'e, B>>,
     /// Admitted jobs and their bytes, which wait for a slot that is reading what they begin with.
     held: Vec<(Job, u64)>,
+    /// Of the slot that reads a large piece, and is not among the others meanwhile.
+    away: Option<Away>,
+    /// Large pieces so far.
+    turn: u64,
     pace: Pace,
+    /// [`BETWEEN`]
+    between: Duration,
     steps: u64,
     tokens: u64,
+    /// Nothing is to go on.
+    stopped: bool,
 }
+
+/// What is to be known of a slot that reads a large piece.
+struct Away {
+    /// Its prompt up to the next snapshot.
+    beginning: Vec<u32>,
+    /// Memory reserved for it.
+    bytes: u64,
+}
+
+/// While a large piece is read, time from one step of the others to the next: it has about as much for itself.
+const BETWEEN: Duration = Duration::from_millis(100);
 
 impl<'e, B: Backend> Batch<'e, B> {
     /// Nothing to do.
     pub fn new(engine: &'e Engine<B>, limits: Limits) -> Self {
-        let (state_bytes, pace) =
-            (StateBytes::new(engine), Pace::new(engine.batch, engine.step(Form::Expanded)));
-        let (queue, slots, held) = (Queue::default(), Vec::new(), Vec::new());
-        Batch { engine, limits, state_bytes, queue, slots, held, pace, steps: 0, tokens: 0 }
+        Batch {
+            engine,
+            limits,
+            state_bytes: StateBytes::new(engine),
+            queue: Queue::default(),
+            slots: Vec::new(),
+            held: Vec::new(),
+            away: None,
+            turn: 0,
+            pace: Pace::new(engine.batch),
+            between: BETWEEN,
+            steps: 0,
+            tokens: 0,
+            stopped: false,
+        }
     }
 
     /// Whether there is nothing to do.
@@ -187,25 +229,61 @@ impl<'e, B: Backend> Batch<'e, B> {
         self.slots.drain(..).for_each(Slot::leave);
         self.held.clear();
         self.queue = Queue::default();
+        self.stopped = true;
     }
 
-    /// One step: whose client is gone leaves, whoever fits joins, and all go on.
-    pub fn step(&mut self) {
+    /// One step: whose client is gone leaves, whoever fits joins, and all go on. Where it is a long one, `hear` is called in
+    /// between for what is new.
+    pub fn step(&mut self, hear: &mut dyn FnMut(&mut Self)) {
+        self.settle();
+        let left: Vec<Option<usize>> = self.slots.iter().map(Slot::wants_large).collect();
+        match next_large(&left, self.turn) {
+            Some(i) => self.read_large(i, hear),
+            None => self.small_step(),
+        }
+    }
+
+    /// Whose client is gone leaves, and whoever fits joins.
+    fn settle(&mut self) {
         self.queue.retain(|job| !job.client.gone());
         self.held.retain(|(job, _)| !job.client.gone());
         self.part_with(Slot::gone);
         std::mem::take(&mut self.held).into_iter().for_each(|(job, bytes)| self.enter(job, bytes));
         self.admit();
-        if self.slots.is_empty() {
+    }
+
+    /// A large piece of one prompt. After a layer of it the others have a step of their own now and then, so that nobody
+    /// waits for longer than a layer takes.
+    fn read_large(&mut self, i: usize, hear: &mut dyn FnMut(&mut Self)) {
+        let mut slot = self.slots.remove(i);
+        let alone = self.slots.is_empty() && self.queue.is_empty() && self.held.is_empty();
+        let most = if alone { self.engine.step(Form::Expanded) } else { self.engine.batch };
+        let tokens = slot.wants_large().map_or(0, |wants| wants.min(most));
+        self.away = Some(Away { beginning: slot.beginning().to_vec(), bytes: slot.bytes });
+        self.turn += 1;
+        let Engine { backend, model, .. } = self.engine;
+        let mut between = Between { batch: self, hear, last: Instant::now() };
+        let logits = model.forward(backend, &mut [slot.sequence(tokens)], &mut between);
+        let logits = logits.map(|l| backend.read(&l)).unwrap_or_default();
+        self.away = None;
+        self.count(tokens);
+        slot.advance(tokens, &mut logits.chunks_exact(model.config.vocab));
+        if slot.has_ended() { slot.leave() } else { self.slots.insert(i.min(self.slots.len()), slot) }
+    }
+
+    /// A token of every reply, and small pieces of prompts.
+    fn small_step(&mut self) {
+        let wants: Vec<usize> = self.slots.iter().map(Slot::wants_small).collect();
+        let replies = self.slots.iter().filter(|s| s.replying()).count();
+        let shares = deal(&wants, self.pace.budget(replies));
+        let all: usize = shares.iter().sum();
+        if all == 0 {
             return;
         }
-        let wants: Vec<Want> = self.slots.iter().map(Slot::wants).collect();
-        let replies = self.slots.iter().filter(|s| s.replying()).count();
-        let budget = self.pace.budget(replies, wants.iter().any(|want| want.large));
-        let shares = deal(&wants, budget, self.steps);
         let start = Instant::now();
         let logits = self.forward(&shares);
-        self.learn(shares.iter().sum(), start.elapsed());
+        self.pace.learn(all - replies.min(all), start.elapsed());
+        self.count(all);
         let mut rows = logits.chunks_exact(self.engine.model.config.vocab);
         for (slot, tokens) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| *tokens > 0) {
             slot.advance(tokens, &mut rows);
@@ -227,8 +305,7 @@ impl<'e, B: Backend> Batch<'e, B> {
         logits.map(|l| backend.read(&l)).unwrap_or_default()
     }
 
-    fn learn(&mut self, tokens: usize, took: Duration) {
-        self.pace.learn(tokens, took);
+    fn count(&mut self, tokens: usize) {
         self.steps += 1;
         self.tokens += tokens as u64;
     }
@@ -236,7 +313,7 @@ impl<'e, B: Backend> Batch<'e, B> {
     /// Lets in whoever is next, as long as there is a slot and memory for the longest it may become. Who needs more
     /// than there is at all would block everybody and runs alone.
     fn admit(&mut self) {
-        while self.slots.len() + self.held.len() < self.limits.slots {
+        while self.slots.len() + self.held.len() + usize::from(self.away.is_some()) < self.limits.slots {
             let taken = self.bytes();
             let (bytes, context) = (self.state_bytes, self.engine.context);
             let of = |job: &Job| {
@@ -253,7 +330,8 @@ impl<'e, B: Backend> Batch<'e, B> {
     /// Gives a job a slot, unless another is about to keep a state that it can go on from: what several begin with
     /// is read once.
     fn enter(&mut self, job: Job, bytes: u64) {
-        if self.engine.store.keeps() && self.slots.iter().any(|slot| slot.reads_for(&job.prompt)) {
+        let away = self.away.as_ref().is_some_and(|away| job.prompt.starts_with(&away.beginning));
+        if self.engine.store.keeps() && (away || self.slots.iter().any(|slot| slot.reads_for(&job.prompt))) {
             return self.held.push((job, bytes));
         }
         let slot = Slot::new(self.engine, job, bytes);
@@ -263,15 +341,39 @@ impl<'e, B: Backend> Batch<'e, B> {
 
     fn bytes(&self) -> u64 {
         let held = self.held.iter().map(|(_, bytes)| bytes);
-        self.slots.iter().map(|s| &s.bytes).chain(held).sum()
+        let away = self.away.as_ref().map(|away| &away.bytes);
+        self.slots.iter().map(|s| &s.bytes).chain(held).chain(away).sum()
     }
 
     fn show(&self, gauges: &Gauges) {
         let set = |gauge: &AtomicU64, value: u64| gauge.store(value, Ordering::Relaxed);
-        set(&gauges.running, self.slots.len() as u64);
+        set(&gauges.running, self.slots.len() as u64 + u64::from(self.away.is_some()));
         set(&gauges.waiting, (self.queue.len() + self.held.len()) as u64);
         set(&gauges.bytes, self.bytes());
         set(&gauges.steps, self.steps);
         set(&gauges.tokens, self.tokens);
+    }
+}
+
+/// Between the layers of a large piece.
+struct Between<'b, 'e, B: Backend> {
+    batch: &'b mut Batch<'e, B>,
+    hear: &'b mut dyn FnMut(&mut Batch<'e, B>),
+    /// The end of the others' last step.
+    last: Instant,
+}
+
+impl<B: Backend> Probe<B> for Between<'_, '_, B> {
+    fn layer_done(&mut self) {
+        (self.hear)(self.batch);
+        self.batch.settle();
+        if self.last.elapsed() >= self.batch.between {
+            self.batch.small_step();
+            self.last = Instant::now();
+        }
+    }
+
+    fn looks(&self) -> bool {
+        false
     }
 }

@@ -1,6 +1,5 @@
 //! One sequence in the batch: its state, its reply and its client.
 
-use super::plan::Want;
 use super::{Client, Job, Update};
 use crate::engine::Engine;
 use crate::generate::Stats;
@@ -27,6 +26,8 @@ pub struct Slot<'e, B: Backend> {
     /// Tokens of prompt and reply that are in the state.
     done: usize,
     prompt: usize,
+    /// The form of the next tokens of the prompt, and where they end.
+    ahead: (Form, usize),
     /// Lengths of the prompt to keep snapshots of.
     marks: Vec<usize>,
     reused: usize,
@@ -55,6 +56,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             reply: Reply::new(engine, &job.prompt, job.rules),
             done: reused,
             prompt: job.prompt.len(),
+            ahead: (Form::Absorbed, reused),
             marks: job.marks,
             reused,
             source,
@@ -69,6 +71,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             slot.tell_progress();
             slot.choose(&logits);
         }
+        slot.look_ahead();
         slot
     }
 
@@ -77,19 +80,36 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.ended.is_none() && self.client.gone()
     }
 
-    /// What could go into the next step: what is left up to the next snapshot, as far as it is read in the same form.
-    pub fn wants(&self) -> Want {
-        let (form, end) = self.next();
-        Want { tokens: end - self.done, large: form == Form::Expanded && B::EXPANDS }
+    /// Tokens that could go into the next step with others; none where they are read in large pieces.
+    pub fn wants_small(&self) -> usize {
+        if self.large() { 0 } else { self.end() - self.done }
     }
 
-    /// The next tokens' form, and where they end.
-    fn next(&self) -> (Form, usize) {
-        let tokens = self.reply.tokens();
-        if self.replying() {
-            return (Form::Absorbed, tokens.len());
+    /// Tokens that could go into the next large piece.
+    pub fn wants_large(&self) -> Option<usize> {
+        self.large().then(|| self.end() - self.done)
+    }
+
+    /// Whether making keys and values for the next tokens pays in large pieces only.
+    fn large(&self) -> bool {
+        B::EXPANDS && !self.replying() && self.ahead.0 == Form::Expanded
+    }
+
+    /// Where the next tokens end: what is left up to the next snapshot, as far as it is read in the same form.
+    fn end(&self) -> usize {
+        if self.replying() { self.reply.tokens().len() } else { self.ahead.1 }
+    }
+
+    /// Its prompt up to the next snapshot.
+    pub fn beginning(&self) -> &[u32] {
+        &self.reply.tokens()[..self.point()]
+    }
+
+    /// Sees what form the next tokens are read in.
+    fn look_ahead(&mut self) {
+        if !self.replying() && self.done >= self.ahead.1 {
+            self.ahead = self.engine.form(self.reply.tokens(), self.done..self.point(), None);
         }
-        self.engine.form(tokens, self.done..self.point(), None)
     }
 
     /// Where the next snapshot of its prompt is.
@@ -99,8 +119,7 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Whether the next snapshot of its prompt is of a beginning of this one too.
     pub fn reads_for(&self, prompt: &[u32]) -> bool {
-        let own = self.reply.tokens();
-        !self.replying() && prompt.starts_with(&own[..self.point()])
+        !self.replying() && prompt.starts_with(self.beginning())
     }
 
     /// Whether its prompt is in.
@@ -113,7 +132,8 @@ impl<'e, B: Backend> Slot<'e, B> {
         let end = self.done + tokens;
         let last = end == self.reply.tokens().len() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let (tokens, form) = (&self.reply.tokens()[self.done..end], self.next().0);
+        let form = if self.replying() { Form::Absorbed } else { self.ahead.0 };
+        let tokens = &self.reply.tokens()[self.done..end];
         Sequence { tokens, state: &mut self.state, outputs, form }
     }
 
@@ -124,6 +144,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.done += tokens;
         if reading {
             self.tell_progress();
+            self.look_ahead();
         }
         if self.ended.is_some() {
             return;

@@ -1,6 +1,7 @@
 //! `kimi generate`: one prompt, one streamed reply; text on standard output, rates on standard error.
 
 use crate::conversation::Conversation;
+use crate::demo;
 use crate::engine::{Engine, EngineArgs};
 use crate::generate::{Event, Request, generate};
 use crate::on_device;
@@ -46,7 +47,7 @@ pub struct GenerateArgs {
 
 /// Loads the model, generates, prints.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    on_device!(&args.engine, |engine| run_on(&engine, args))
+    on_device!(&args.engine, demo::log(args.quiet), |engine| run_on(&engine, args))
 }
 
 fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {

@@ -23,7 +23,7 @@ enum Command {
     Inspect(inspect::InspectArgs),
     /// Generate text from a prompt
     Generate(generate::GenerateArgs),
-    /// Ask about files, with quotes that are checked
+    /// Ask about files, with quotes that are copied from them
     #[command(mut_arg("temperature", |arg| arg.default_value("0")))]
     Ask(ask::AskArgs),
     /// Talk with a model in the terminal

@@ -74,6 +74,8 @@ pub trait Probe<B: Backend> {
     fn tensor(&mut self, _layer: usize, _name: &'static str, _x: &B::Tensor) {}
     /// The experts chosen in a layer.
     fn routed(&mut self, _layer: usize, _routed: &B::Routed) {}
+    /// A layer is done.
+    fn layer_done(&mut self) {}
     /// Whether it looks at all: what is looked at is computed op by op.
     fn looks(&self) -> bool {
         true
@@ -154,6 +156,7 @@ impl<B: Backend> Model<B> {
                 None => b.add(&mut x, &y),
             }
             probe.tensor(i, "after_mlp", &x);
+            probe.layer_done();
         }
         for s in batch.iter_mut() {
             s.state.position += s.tokens.len() as u64;

@@ -1,0 +1,106 @@
+//! Large pieces beside replies.
+
+use super::*;
+use crate::engine::{CacheType, EngineArgs};
+use crate::sample::Sampling;
+use crate::snapshot::options::StoreOptions;
+use kernels::cpu::Cpu;
+use std::sync::{Arc, Mutex};
+
+/// What jobs hear, in its order: whose it is, and the tokens read, or none where one was chosen.
+type Heard = Arc<Mutex<Vec<(u64, Option<usize>, Option<u32>)>>>;
+
+struct Listener(u64, Heard);
+
+impl Client for Listener {
+    fn hear(&mut self, update: Update) {
+        let event = match update {
+            Update::Read { done, .. } => (self.0, Some(done), None),
+            Update::Chosen { token, .. } => (self.0, None, token),
+            Update::Done(_) => return,
+        };
+        self.1.lock().unwrap().push(event);
+    }
+
+    fn gone(&self) -> bool {
+        false
+    }
+}
+
+fn engine() -> Engine<Cpu> {
+    let args = EngineArgs {
+        model: None,
+        threads: Some(2),
+        ctx: None,
+        batch: 256,
+        cache_type: CacheType::F16,
+        mlock: false,
+        device: Default::default(),
+        store: StoreOptions::nothing(),
+    };
+    Engine::open_with(&args, Box::new(|_| ())).unwrap()
+}
+
+fn job(owner: u64, prompt: Vec<u32>, max_tokens: usize, heard: &Heard) -> Job {
+    let rules = Rules {
+        max_tokens,
+        sampling: Sampling::greedy(),
+        bias: Vec::new(),
+        constraint: None,
+        stops: Vec::new(),
+        ignore_end: true,
+    };
+    let client = Box::new(Listener(owner, heard.clone()));
+    Job { prompt, marks: Vec::new(), rules, logprobs: None, owner, client }
+}
+
+fn run_all(mut batch: Batch<'_, Cpu>) {
+    while !batch.idle() {
+        batch.step(&mut |_| ());
+    }
+}
+
+/// While a prompt of 3,000 tokens is read, from its 1,024th in large pieces, a reply goes on after every layer of them, with
+/// the tokens it has alone; and who comes in between does not wait for the piece's end.
+#[test]
+fn replies_go_on_between_the_layers_of_a_large_piece() {
+    let engine = engine();
+    let limits = Limits { slots: 8, bytes: 1 << 30 };
+    let short = |owner, heard: &Heard| job(owner, vec![70, 80, 90], 90, heard);
+    let chosen = |heard: &Heard, owner| -> Vec<u32> {
+        heard.lock().unwrap().iter().filter(|e| e.0 == owner).filter_map(|e| e.2).collect()
+    };
+    let (alone, together) = (Heard::default(), Heard::default());
+    let mut batch = Batch::new(&engine, limits);
+    batch.submit(short(1, &alone));
+    run_all(batch);
+
+    let mut batch = Batch { between: Duration::ZERO, ..Batch::new(&engine, limits) };
+    batch.submit(short(1, &together));
+    batch.submit(job(2, (0..3000).map(|i| 70 + i % 900).collect(), 2, &together));
+    let mut late = Some(short(3, &together));
+    let mut during = 0;
+    while !batch.idle() {
+        batch.step(&mut |batch| {
+            during += 1;
+            late.take().into_iter().for_each(|job| batch.submit(job));
+        });
+    }
+    assert!(during > 0, "no large piece");
+    let heard = together.lock().unwrap().clone();
+    let read: Vec<usize> = (0..heard.len()).filter(|i| heard[*i].0 == 2 && heard[*i].1.is_some()).collect();
+    let pieces = read.windows(2).filter(|w| heard[w[0]].1 >= Some(crate::form::LONG));
+    let layers = engine.model.config.layers.len();
+    for piece in pieces {
+        let replies = heard[piece[0]..piece[1]].iter().filter(|e| e.0 == 1 && e.2.is_some()).count();
+        let ended = heard[..piece[1]].iter().filter(|e| e.0 == 1 && e.2.is_some()).count() == 90;
+        assert!(replies >= layers || ended, "{replies} tokens of a reply beside a piece of {layers} layers");
+    }
+    let first = heard.iter().position(|e| e.0 == 3).unwrap();
+    assert!(
+        heard[first..].iter().any(|e| e.0 == 2 && e.1.is_some()),
+        "who comes late waits for a whole prompt"
+    );
+    assert_eq!(chosen(&together, 1), chosen(&alone, 1));
+    assert_eq!(chosen(&together, 3), chosen(&alone, 1));
+}
