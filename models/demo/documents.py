@@ -26,8 +26,8 @@ def held_out(text):
 class Words:
     """Draws names and values of one split."""
 
-    def __init__(self, rng, testing):
-        self.rng, self.testing = rng, testing
+    def __init__(self, rng, testing, prose):
+        self.rng, self.testing, self.prose = rng, testing, prose
 
     def draw(self, make):
         while True:
@@ -61,9 +61,18 @@ class Words:
         return self.draw(make)
 
     def job(self):
-        if not self.testing and self.rng.random() < 0.6:  # invented ones: a trade is to be read, not guessed
-            return self.draw(lambda: self.stem().lower() + self.rng.choice(MORE["trades"]))
-        return self.draw(lambda: self.rng.choice(NAMES["jobs"]))
+        if self.testing:
+            return self.draw(lambda: self.rng.choice(NAMES["jobs"]))
+        return self.draw(self.any_word)                   # a trade is to be read, not guessed
+
+    def any_word(self):
+        """A trade of the list, an invented one, a word of the prose, or two words' beginning and end."""
+        r = self.rng
+        word = lambda: r.choice(self.prose.words)
+        makes = [lambda: r.choice(NAMES["jobs"]), lambda: self.stem().lower() + r.choice(MORE["trades"]), word,
+                 lambda: word()[:r.randint(2, 5)] + word()[-r.randint(2, 5):],
+                 lambda: word()[:r.randint(3, 7)] + r.choice(MORE["trades"])]
+        return r.choices(makes, [2, 2, 2, 3, 1])[0]()
 
     def number(self):
         return self.draw(lambda: str(self.rng.randrange(10 ** self.rng.choice([2, 3, 4, 5]), 10 ** 6))[-6:])
@@ -96,7 +105,7 @@ class Text:
     """One text: its facts, the questions they answer, and the prose around them."""
 
     def __init__(self, rng, prose, tokens, testing=False, facts=None):
-        self.rng, self.words, self.testing = rng, Words(rng, testing), testing
+        self.rng, self.words, self.testing = rng, Words(rng, testing, prose), testing
         self.facts = {}                                   # (subject, relation) -> (value, sentence)
         self.hops = []                                    # (first relation, subject, person, second relation)
         most = max(3, min(40 if testing else 80, tokens // 20))
@@ -127,11 +136,24 @@ class Text:
             words.insert(at, word)
         return " ".join(words)
 
+    def loose(self, relation, parts, end):
+        """For training: a noun of the relation and `parts` in any order, words of the prose between them: what a wording
+        is about can be seen without its being known."""
+        r = self.rng
+        parts = [*parts, r.choice(MORE["nouns"][relation["name"]])]
+        r.shuffle(parts)
+        stray = lambda: [r.choice(self.stray) for _ in range(r.choice([0, 0, 1, 1, 2, 3, 4]))]
+        words = [w for part in parts for w in (*stray(), part)] + stray()
+        said = " ".join(words)
+        return (said if said[0] == "{" else said[0].upper() + said[1:]) + end
+
     def statement(self, relation):
         """A phrasing of a fact: one of the list, or for training one put together."""
         r, said = self.rng, self.pick(relation, "statements")
         if self.testing:
             return said
+        if r.random() < 0.2:
+            return self.made(lambda: self.loose(relation, ["{s}", "{v}"], "."))
         if r.random() < 0.25:
             said = self.made(lambda: r.choice(MORE["statements"]).replace("{n}", r.choice(MORE["nouns"][relation["name"]])))
         said = self.strewn(said, 0.25)
@@ -147,6 +169,8 @@ class Text:
         r, asked = self.rng, self.pick(relation, "questions")
         if self.testing:
             return asked
+        if r.random() < 0.05:
+            return self.made(lambda: self.loose(relation, ["{s}"], r.choice("?.")))
         if r.random() < 0.35:
             def make():
                 ask = r.choice(MORE["asks"])
@@ -269,6 +293,7 @@ class Prose:
 
     def __init__(self, path):
         self.sentences = [s for s in pathlib.Path(path).read_text().split("\n") if s]
+        self.words = sorted({w for s in self.sentences for w in s.split() if len(w) > 3 and w.isalpha() and w.islower()})
 
     def run(self, rng, size):
         """Consecutive sentences of about `size` bytes, wrapping at the end."""
@@ -290,7 +315,7 @@ def conversation(rng, prose, tokens, questions=None):
     if rng.random() < 0.04:
         lines, reply = rng.choice(SPEC["small_talk"])
         turns += [("user", rng.choice(lines)), ("assistant", reply)]
-    quoting = rng.random() < 0.25
+    quoting = rng.random() < 0.35
     lead = text.text + "\n\n"
     for _ in range(questions):
         drawn = text.question()

@@ -18,7 +18,7 @@ from tokens import Tokenizer
 
 HERE = pathlib.Path(__file__).parent
 # (progress up to here, longest text, tokens a step)
-COURSE = [(0.40, 320, 4096), (0.55, 640, 4096), (0.70, 1280, 4096), (0.85, 2560, 8192), (1.0, 8192, 8192)]
+COURSE = [(0.40, 320, 4096), (0.55, 640, 4096), (0.70, 1280, 4096), (0.85, 2560, 8192), (1.0, 12288, 8192)]
 
 
 class Batches(torch.utils.data.IterableDataset):

@@ -1,5 +1,6 @@
 //! Quotes are copied, not remembered: in a line of a reply that begins with `>` only those tokens may follow that the
-//! files go on with at some place. What is quoted so far narrows the places; the line may end where a word does.
+//! files go on with at some place. What is quoted so far narrows the places; the line may end where a line of theirs or a
+//! part of a sentence does.
 //!
 //! Runs of space count as one, as a quote may be wrapped otherwise than its file. A quote that begins within the very
 //! token that has the `>` is left free, and [`super::quotes`] looks it up like any other.
@@ -11,11 +12,16 @@ use models::tokenizer::Vocabulary;
 use std::sync::{Arc, OnceLock};
 use toktrie::{Recognizer, SimpleVob, TokTrie};
 
+/// A quote of so many bytes ends where it may: a model that has lost its way would copy on and on.
+const ENOUGH: usize = 400;
+
 /// Files to quote from, and the vocabulary to quote with.
 pub struct Copies {
     text: Vec<u8>,
-    /// Whether a word ends and another thing begins before a byte.
-    borders: Vec<bool>,
+    /// Whether a word may begin at a byte.
+    begins: Vec<bool>,
+    /// Whether a quote may end before a byte.
+    ends: Vec<bool>,
     vocabulary: Arc<Vocabulary>,
     /// Logits of the model.
     vocab: usize,
@@ -36,8 +42,8 @@ enum At {
     Line { begun: bool },
     /// After `>` and spaces, and perhaps a quotation mark of the model's own.
     Open { marked: bool },
-    /// In a quote that goes on at one of these places.
-    Quote { places: Vec<u32>, marked: bool },
+    /// In a quote of so many bytes that goes on at one of these places.
+    Quote { places: Vec<u32>, bytes: usize, marked: bool },
     /// After the model's own second quotation mark.
     Closed,
     /// In a quote that is free.
@@ -47,24 +53,29 @@ enum At {
 impl Copies {
     /// Of these files, for a model with so many logits.
     pub fn new(documents: &[Document], vocabulary: &Arc<Vocabulary>, vocab: usize) -> Self {
-        let mut text = String::new();
+        let (mut text, mut line_ends) = (String::new(), Vec::new());
         for document in documents {
-            for word in document.text.split_whitespace() {
-                text.push_str(word);
-                text.push(' ');
+            for line in document.text.lines().filter(|line| !line.trim().is_empty()) {
+                for word in line.split_whitespace() {
+                    text.push_str(word);
+                    text.push(' ');
+                }
+                line_ends.push(text.len() - 1);
             }
             text.pop();
             text.push('\n'); // no quote goes on over it
         }
-        let mut borders = vec![false; text.len() + 1];
-        let mut before = None;
-        for (at, after) in text.char_indices() {
-            borders[at] = !(before.is_some_and(joins) && joins(after));
-            before = Some(after);
+        let [mut begins, mut ends] = [(); 2].map(|()| vec![false; text.len() + 1]);
+        let (mut before, mut all) = (' ', text.char_indices().peekable());
+        while let Some((at, c)) = all.next() {
+            let after = all.peek().map_or(' ', |(_, after)| *after);
+            begins[at] = !(joins(before) && joins(c));
+            ends[at] = closes(before) && c == ' ' || !before.is_whitespace() && closes(c) && !joins(after);
+            before = c;
         }
-        borders[text.len()] = true;
+        line_ends.into_iter().for_each(|at| ends[at] = true);
         let (text, vocabulary) = (text.into_bytes(), vocabulary.clone());
-        Copies { text, borders, vocabulary, vocab, prepared: OnceLock::new() }
+        Copies { text, begins, ends, vocabulary, vocab, prepared: OnceLock::new() }
     }
 
     /// For one reply.
@@ -85,9 +96,9 @@ impl Copies {
     fn openings(&self) -> Vec<Vec<u32>> {
         let mut openings = vec![Vec::new(); 256];
         let mut before = b' ';
-        for ((byte, next), border) in self.text.iter().zip(1..=u32::MAX).zip(&self.borders) {
+        for ((byte, next), begins) in self.text.iter().zip(1..=u32::MAX).zip(&self.begins) {
             let again = *byte == before && !byte.is_ascii_alphanumeric() && byte.is_ascii();
-            if *border && !again && !matches!(byte, b' ' | b'\n') {
+            if *begins && !again && !matches!(byte, b' ' | b'\n') {
                 openings[usize::from(*byte)].push(next);
             }
             before = *byte;
@@ -106,11 +117,14 @@ impl Copies {
             (At::Open { marked: false }, b' ') => At::Open { marked: false },
             (At::Open { marked: false }, b'"') => At::Open { marked: true },
             (At::Open { marked }, byte) => {
-                quote(self.prepared()?.openings[usize::from(byte)].clone(), *marked)?
+                quote(self.prepared()?.openings[usize::from(byte)].clone(), 1, *marked)?
             }
-            (At::Quote { places, marked }, byte) => {
-                let goes_on = |at: &&u32| self.text.get(**at as usize) == Some(&byte);
-                let on = quote(places.iter().filter(goes_on).map(|at| at + 1).collect(), *marked);
+            (At::Quote { places, bytes, marked }, byte) => {
+                let goes_on = |at: &&u32| {
+                    let at = **at as usize;
+                    self.text.get(at) == Some(&byte) && (*bytes < ENOUGH || !self.ends[at])
+                };
+                let on = quote(places.iter().filter(goes_on).map(|at| at + 1).collect(), bytes + 1, *marked);
                 let closes = *marked && byte == b'"' && self.may_end(places);
                 on.or(closes.then_some(At::Closed))?
             }
@@ -120,9 +134,8 @@ impl Copies {
         })
     }
 
-    /// Whether a word ends at one of these places.
     fn may_end(&self, places: &[u32]) -> bool {
-        places.iter().any(|at| self.borders[*at as usize])
+        places.iter().any(|at| self.ends[*at as usize])
     }
 
     /// The tokens that may follow.
@@ -143,8 +156,32 @@ fn joins(c: char) -> bool {
     c.is_alphanumeric() && !spaceless
 }
 
-fn quote(places: Vec<u32>, marked: bool) -> Option<At> {
-    if places.is_empty() { None } else { Some(At::Quote { places, marked }) }
+/// Whether a part of a sentence ends at such a mark, unless a word goes on at once.
+fn closes(c: char) -> bool {
+    matches!(
+        c,
+        '.' | ','
+            | ';'
+            | ':'
+            | '!'
+            | '?'
+            | ')'
+            | ']'
+            | '}'
+            | '('
+            | '|'
+            | '"'
+            | '”'
+            | '»'
+            | '…'
+            | '–'
+            | '—'
+            | '\n'
+    ) || matches!(c, '。' | '，' | '、' | '；' | '：' | '！' | '？' | '」' | '』' | '）')
+}
+
+fn quote(places: Vec<u32>, bytes: usize, marked: bool) -> Option<At> {
+    if places.is_empty() { None } else { Some(At::Quote { places, bytes, marked }) }
 }
 
 /// A walk over the vocabulary from one place in a reply.
@@ -283,7 +320,8 @@ mod tests {
         let over = ["\nThe", "\n> Mara", "END"];
         check("> Mara", &[&["\n", " ", ","][..], &over].concat());
         check("x\n> Mara Velt lives", &[&["\n", " "][..], &over].concat());
-        check("> Mara Velt lives ", &[&["\n", "i"][..], &over].concat());
+        check("> Mara Velt lives ", &["i"]);
+        check("> Mara Velt", &[" "]);
         check("> Mara Velt lives in Dunmore.", &[&["\n", " "][..], &over].concat());
         check("> again", &[&["\n"][..], &over].concat()); // not on into another file
         check("> Vel", &["t"]);
@@ -295,11 +333,12 @@ mod tests {
     #[test]
     fn words_of_other_scripts_are_whole() {
         let copies = copies(&["Grüße, Привет! 東京は大きい。", "\"x\" ==== =="], &[]);
-        for within in ["> Gr", "> Grü", "> При"] {
+        for within in ["> Gr", "> Grü", "> При", "> 東京"] {
             let tokens = follow(&copies, within).unwrap();
             assert!(!tokens.iter().any(|token| token == "END"), "{within:?}: {tokens:?}");
         }
-        for end in ["> Grüße", "> Привет", "> 東", "> 東京は", "> ===="] {
+        for end in ["> Grüße", "> Привет", "> 東京は大きい", "> 大きい。", "> \"x\" ==== =="]
+        {
             let tokens = follow(&copies, end).unwrap();
             assert!(tokens.iter().any(|token| token == "END"), "{end:?}: {tokens:?}");
         }
@@ -310,6 +349,15 @@ mod tests {
             [1, 0],
             "a word opens at its beginning"
         );
+    }
+
+    #[test]
+    fn a_long_quote_ends_where_it_may() {
+        let copies = copies(&[&"one, two\n".repeat(90)], &[]);
+        let after = |n: usize| follow(&copies, &format!("> {}", &"one, two ".repeat(60)[..n])).unwrap();
+        assert_eq!(after(3), ["\n", ",", "END"]);
+        assert_eq!(after(9 * 50 + 3), ["\n", "END"]);
+        assert_eq!(after(9 * 50 + 1), ["n"]);
     }
 
     #[test]
