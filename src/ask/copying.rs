@@ -356,8 +356,9 @@ mod tests {
         let copies = copies(&[&"one, two\n".repeat(90)], &[]);
         let after = |n: usize| follow(&copies, &format!("> {}", &"one, two ".repeat(60)[..n])).unwrap();
         assert_eq!(after(3), ["\n", ",", "END"]);
-        assert_eq!(after(9 * 50 + 3), ["\n", "END"]);
-        assert_eq!(after(9 * 50 + 1), ["n"]);
+        assert_eq!(after(9 * 44 + 3), ["\n", ",", "END"]);
+        assert_eq!(after(9 * 44 + 5), ["t"]);
+        assert_eq!(after(9 * 44 + 8), ["\n", "END"]);
     }
 
     #[test]
