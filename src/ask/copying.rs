@@ -357,8 +357,7 @@ mod tests {
         let after = |n: usize| follow(&copies, &format!("> {}", &"one, two ".repeat(60)[..n])).unwrap();
         assert_eq!(after(3), ["\n", ",", "END"]);
         assert_eq!(after(9 * 44 + 3), ["\n", ",", "END"]);
-        assert_eq!(after(9 * 44 + 5), ["t"]);
-        assert_eq!(after(9 * 44 + 8), ["\n", "END"]);
+        assert_eq!(after(9 * 44 + 4), ["\n", "END"]);
     }
 
     #[test]
