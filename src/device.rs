@@ -22,7 +22,7 @@ pub struct DeviceArgs {
     /// Memory of the GPU to use at most (default: what is free)
     #[arg(long, value_name = "SIZE", value_parser = crate::snapshot::options::size)]
     pub gpu_memory: Option<u64>,
-    /// Layers whose experts stay in RAM and are computed by the CPU (default: those that do not fit the GPU)
+    /// Layers whose experts stay in RAM (default: those that do not fit the GPU)
     #[arg(long, value_name = "LAYERS")]
     pub cpu_experts: Option<usize>,
     /// Layers whose experts are on the GPU, as --cpu-experts is the rest (default: as many as fit)
@@ -69,6 +69,9 @@ pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     }
 }
 
+/// Tokens a step from which experts that travel are no longer what a prompt waits for.
+const LARGE_STEP: usize = 2048;
+
 /// The device, with room planned for the model.
 fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     let cuda = Cuda::detect()?;
@@ -82,7 +85,14 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
         );
     }
     log(&plan.to_string());
-    cuda.limit_stacks(plan.gpu_experts);
+    if plan.staging > 0 && args.batch < LARGE_STEP {
+        log(&format!(
+            "experts in RAM travel to the GPU once every {} tokens of a prompt; --batch {LARGE_STEP} reads long ones faster",
+            args.batch
+        ));
+    }
+    let [room, _] = plan.demand.arriving.filter(|_| plan.staging > 0).unwrap_or_default();
+    cuda.limit_stacks(plan.gpu_experts, room)?;
     // Contexts end where the plan does, and snapshots in memory are on the device: they get half of what is left.
     let spare = free.saturating_sub(plan.gpu) / 2;
     let mut args = Box::new(args.clone());

@@ -1,12 +1,12 @@
 //! What of a model goes where: all that is not a routed expert on the GPU, as many layers' experts as fit beside it,
-//! the rest in RAM, where the CPU computes them.
+//! the rest in RAM, where the CPU computes them for few tokens; for many they travel to the GPU, if it has room for that.
 //!
 //! Planned from sizes alone, before anything is loaded, so that out of memory is foreseen and not met. It knows no
 //! backend. Next: `device`, which asks for a plan.
 
 use crate::inspect::need::Need;
 use kernels::backend::CacheFormat;
-use kernels::cuda::device_bytes;
+use kernels::cuda::{MANY, device_bytes, room_and_planes, staging_bytes};
 use models::gguf::read::Gguf;
 use models::kimi_linear::config::{Config, MixerKind};
 use std::fmt;
@@ -23,6 +23,8 @@ pub struct Demand {
     pub base: u64,
     /// The routed experts of each layer that has them.
     pub experts: Vec<u64>,
+    /// [`room_and_planes`] of the largest stacks: where experts in RAM arrive, if a step has tokens enough for that.
+    pub arriving: Option<[u64; 2]>,
     /// What a sequence has whatever its length.
     pub state: u64,
     /// Tokens of context that are planned for.
@@ -53,6 +55,8 @@ pub struct Placement {
     pub gpu_layers: usize,
     /// Bytes of their experts.
     pub gpu_experts: u64,
+    /// Bytes of the room in which the others arrive; 0 where there are none, or no room.
+    pub staging: u64,
     /// Bytes on the GPU in all.
     pub gpu: u64,
     /// Bytes of weights in RAM.
@@ -67,17 +71,24 @@ impl Demand {
     /// Of a file, with the context and the batch asked for.
     pub fn of(file: &Gguf, c: &Config, wish: &Wish) -> Demand {
         let context = wish.context.unwrap_or(USUAL_CONTEXT).min(c.context);
-        let mut demand = Demand { base: 0, experts: Vec::new(), state: 0, context, cache: 0, workspace: 0 };
+        let (arriving, experts) = (None, Vec::new());
+        let mut demand = Demand { base: 0, experts, arriving, state: 0, context, cache: 0, workspace: 0 };
         let mut layers = std::collections::BTreeMap::<u64, u64>::new();
+        let mut arriving = [0_u64; 2];
         for t in &file.tensors {
             let bytes = device_bytes(t.format, t.shape.iter().product());
             let layer = t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
             match layer.filter(|_| t.name.contains("_exps.")) {
-                Some(layer) => *layers.entry(layer).or_default() += bytes,
+                Some(layer) => {
+                    *layers.entry(layer).or_default() += bytes;
+                    let stack = room_and_planes(t.format, t.shape.iter().product());
+                    arriving = [0, 1].map(|i| arriving[i].max(stack[i]));
+                }
                 None => demand.base += bytes,
             }
         }
         demand.experts = layers.into_values().collect();
+        demand.arriving = (wish.batch >= MANY as u64).then_some(arriving);
         let need = Need::of(c, wish.batch);
         demand.state = need.kda_state_bytes.saturating_add(need.conv_bytes);
         let row = c.cache_width() as u64;
@@ -105,26 +116,42 @@ impl Placement {
     pub fn plan(demand: Demand, gpu: u64, memory: Option<u64>, cpu_experts: Option<usize>) -> Placement {
         let base = demand.without_experts();
         let most = demand.experts.len() - cpu_experts.unwrap_or(0).min(demand.experts.len());
-        let (mut gpu_layers, mut gpu_experts) = (0, 0);
-        for bytes in &demand.experts[..most] {
-            let with = u64::saturating_add(gpu_experts, *bytes);
-            if base.saturating_add(with) > gpu {
-                break;
+        let within = |room: u64| layers_within(&demand.experts[..most], room);
+        let room = gpu.saturating_sub(base);
+        // Where some stay in RAM, the others are beside the room in which those arrive; not if a number was asked for that
+        // fits only without it.
+        let (mut staging, mut fitting) = (0, within(room));
+        let needed = demand.arriving.map(staging_bytes).filter(|bytes| *bytes <= room);
+        if let Some(needed) = needed.filter(|_| fitting.0 < demand.experts.len()) {
+            let beside = within(room - needed);
+            if cpu_experts.is_none() || beside == fitting {
+                (staging, fitting) = (needed, beside);
             }
-            (gpu_layers, gpu_experts) = (gpu_layers + 1, with);
         }
+        let (gpu_layers, gpu_experts) = fitting;
         let ram: u64 = demand.experts[gpu_layers..].iter().copied().fold(0, u64::saturating_add);
         let disk = memory.map_or(0, |memory| ram.saturating_sub(memory));
-        let used = base.saturating_add(gpu_experts);
-        Placement { gpu_layers, gpu_experts, gpu: used, ram, disk, lacking: base.saturating_sub(gpu), demand }
+        let used = base.saturating_add(gpu_experts).saturating_add(staging);
+        let lacking = base.saturating_sub(gpu);
+        Placement { gpu_layers, gpu_experts, staging, gpu: used, ram, disk, lacking, demand }
     }
+}
+
+/// The first layers that fit so many bytes, and what they take.
+fn layers_within(experts: &[u64], room: u64) -> (usize, u64) {
+    let sums = experts.iter().scan(0, |sum: &mut u64, bytes| {
+        *sum = sum.saturating_add(*bytes);
+        Some(*sum)
+    });
+    let fitting = sums.take_while(|sum| *sum <= room).enumerate().last();
+    fitting.map_or((0, 0), |(last, bytes)| (last + 1, bytes))
 }
 
 /// `GPU 21.3 of ... GiB`: one line for people.
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Demand { base, experts, state, context, cache, workspace } = &self.demand;
+        let Demand { base, experts, state, context, cache, workspace, .. } = &self.demand;
         write!(
             f,
             "{:.2} GiB on the GPU: {:.2} of weights, {:.2} of experts of {} of {} layers, {:.2} of state and {context} tokens, {:.2} \
@@ -147,6 +174,13 @@ impl fmt::Display for Placement {
                 gib(self.disk)
             )?;
         }
+        if self.staging > 0 {
+            write!(
+                f,
+                "; {:.2} GiB of the GPU is where these arrive for {MANY} tokens and more",
+                gib(self.staging)
+            )?;
+        }
         Ok(())
     }
 }
@@ -162,6 +196,7 @@ mod tests {
         let file = Preset::Real.metadata_only();
         let mut d = Demand::of(&file, &Config::from_gguf(&file).unwrap(), wish);
         d.experts = vec![3 * device_bytes(experts, 256 * 1024 * 2304); 26];
+        d.arriving = d.arriving.and(Some(room_and_planes(experts, 256 * 1024 * 2304)));
         d.base = device_bytes(Format::Q6_K, 3_800_000_000 / 256 * 256);
         d
     }
@@ -182,10 +217,12 @@ mod tests {
                         let (gpu, memory) = (gib << 30, memory << 30);
                         let d = demand(experts, &wish(context, cache));
                         let (base, each) = (d.without_experts(), d.experts[0]);
+                        let arrive = staging_bytes(d.arriving.unwrap());
                         let p = Placement::plan(d, gpu, Some(memory), None);
                         assert_eq!(p.lacking, base.saturating_sub(gpu));
                         assert_eq!(p.gpu_experts + p.ram, 26 * each);
-                        assert_eq!(p.gpu, base + p.gpu_layers as u64 * each);
+                        assert_eq!(p.gpu, base + p.gpu_layers as u64 * each + p.staging);
+                        assert_eq!(p.staging > 0, p.gpu_layers < 26 && base + arrive <= gpu, "{p}");
                         assert!(p.lacking > 0 || p.gpu <= gpu);
                         assert!(p.gpu_layers == 26 || p.gpu + each > gpu, "{p}");
                         assert_eq!(p.disk, p.ram.saturating_sub(memory));
@@ -216,7 +253,18 @@ mod tests {
         assert!(all.to_string().contains("of experts of 26 of 26 layers"), "{all}");
         let asked = Placement::plan(d.clone(), 141 << 30, None, Some(20));
         assert_eq!((asked.gpu_layers, asked.ram), (6, 20 * d.experts[0]));
-        assert!(asked.to_string().ends_with("GiB of experts in RAM"));
+        assert!(asked.to_string().ends_with("of the GPU is where these arrive for 256 tokens and more"));
+        let stack = device_bytes(Format::Q4_K, 256 * 1024 * 2304);
+        assert_eq!((all.staging, asked.staging), (0, 2 * stack)); // blocks of one plane: two rooms are all
+        // A number that was asked for comes first.
+        let tight = d.without_experts() + 6 * d.experts[0] + stack;
+        let [asked, free] = [Some(20), None].map(|cpu| Placement::plan(d.clone(), tight, None, cpu));
+        assert_eq!(
+            [(asked.gpu_layers, asked.staging), (free.gpu_layers, free.staging)],
+            [(6, 0), (5, 2 * stack)]
+        );
+        let few = demand(Format::Q4_K, &Wish { batch: 255, ..wish(4096, CacheFormat::F16) });
+        assert_eq!(Placement::plan(few, 24 << 30, None, None).staging, 0);
         assert_eq!(Placement::plan(d, 141 << 30, None, Some(999)).gpu_layers, 0);
     }
 }

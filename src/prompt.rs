@@ -33,7 +33,7 @@ impl PromptArgs {
             return Ok(Prompt::Ids(parse_ids(ids)?));
         }
         match (&self.file, self.prompt.as_deref()) {
-            (Some(path), _) => Ok(Prompt::Text(read_text(path)?)),
+            (Some(path), _) => not_empty(read_text(path)?, &path.display().to_string()),
             (None, Some("-")) => read_stdin(),
             (None, Some(text)) => Ok(Prompt::Text(text.to_owned())),
             (None, None) if std::io::stdin().is_terminal() => {
@@ -53,7 +53,15 @@ pub fn read_text(path: &Path) -> Result<String> {
 fn read_stdin() -> Result<Prompt> {
     let mut bytes = Vec::new();
     std::io::stdin().read_to_end(&mut bytes).context("standard input")?;
-    Ok(Prompt::Text(text(bytes, "standard input")?))
+    not_empty(text(bytes, "standard input")?, "standard input")
+}
+
+/// A prompt that came from somewhere: an empty one is what a failed command before the pipe leaves.
+fn not_empty(text: String, place: &str) -> Result<Prompt> {
+    if text.trim().is_empty() {
+        bail!("{place}: expected a prompt, found nothing");
+    }
+    Ok(Prompt::Text(text))
 }
 
 fn text(bytes: Vec<u8>, place: &str) -> Result<String> {

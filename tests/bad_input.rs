@@ -58,6 +58,15 @@ fn set(key: &str, value: Value) -> impl Fn(&mut Vec<Pair>, &mut Vec<Tensor>) {
 }
 
 #[test]
+fn an_empty_prompt_from_a_pipe_or_a_file_is_refused() {
+    let model = text(&GOOD.1);
+    let empty = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(empty.path(), " \n").unwrap();
+    refused(&["generate", "-m", model, "-f", text(empty.path())], &["expected a prompt, found nothing"]);
+    refused(&["generate", "-m", model, "-"], &["standard input: expected a prompt, found nothing"]);
+}
+
+#[test]
 fn metadata_that_makes_no_sense_is_refused_by_key() {
     let dir = tempfile::tempdir().unwrap();
     let key = |k: &str| format!("kimi-linear.{k}");

@@ -29,6 +29,13 @@ KERNEL(quantise, 256)(const float* x, i8* q, XScale* scale, int cols, int stride
 }
 REGISTER(quantise)
 
+// A plane of stored blocks: bytes first..first+len of each, block after block. A thread a byte of the plane.
+KERNEL(split_plane, 256)(const u8* blocks, u8* plane, int block, int first, int len, i64 n) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) plane[i] = blocks[i / len * block + first + i % len];
+}
+REGISTER(split_plane)
+
 // y_i = x_{rows_i}. Grid: rows, columns / 256.
 KERNEL(gather, 256)(const float* x, const int* rows, float* y, int cols) {
     int c = blockIdx.y * blockDim.x + threadIdx.x;

@@ -3,7 +3,8 @@
 //! prompt reads a large piece on its own ([`Batch::read_large`]); between its layers the others' steps go on.
 //!
 //! It runs on one thread ([`run`]), hears of jobs by a channel and tells clients by theirs; it knows no HTTP. A
-//! token's logits do not depend on what else is in its step, so a job gives the same tokens alone and in company.
+//! token's logits do not depend on what else is in its step, so a job gives the same tokens alone and in company (on
+//! CUDA but for rounding).
 //! Next: [`slot`] (one sequence), [`plan`] (who gets how many tokens), [`queue`] (who is next).
 
 pub mod plan;

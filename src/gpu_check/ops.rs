@@ -8,7 +8,7 @@ use super::numbers::Numbers;
 use kernels::backend::{
     Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaWeights, Gated, Routing, Span, Stored,
 };
-use kernels::cuda::Cuda;
+use kernels::cuda::{Cuda, MANY};
 use kernels::quant::Format;
 use kernels::reference::Reference;
 
@@ -369,5 +369,30 @@ pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
             all.push(compare(cuda, what, EXACT, &Experts { w, bias, logits, x, how }));
         }
     }
+    all.extend(experts_in_ram(cuda, &mut n));
     all
+}
+
+/// Experts that are not on the device: computed by the CPU for few tokens, brought for many.
+fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
+    let (experts, dim, top_k) = (512, 256, 2);
+    // Large enough to stay; of one plane and of three, of bytes and of floats.
+    let w = [Format::Q4_K, Format::Q5_1, Format::F16].map(|format| n.weight(format, [experts, dim, dim]));
+    let room = w.iter().map(|w| w.bytes.len() as u64).max().unwrap_or(0);
+    cuda.limit_stacks(0, room).expect("room");
+    let of = |tokens: usize| {
+        // Some experts get all tokens: each other one would be a tile for one.
+        let mut logit = |i: usize| match i % 64 {
+            0 => n.uniform(4.0, 8.0),
+            _ => n.uniform(-4.0, 0.0),
+        };
+        let logits = (0..tokens * experts).map(&mut logit).collect();
+        let (bias, x) = (n.vector(experts, -0.1, 0.1), n.levels(tokens * dim));
+        let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+        let op = Experts { w: w.clone(), bias, logits, x, how };
+        compare(cuda, format!("experts in RAM, {tokens} tokens"), EXACT, &op)
+    };
+    let rows = [3, MANY, MANY + 1].map(of).into();
+    cuda.limit_stacks(u64::MAX, 0).expect("no room is needed");
+    rows
 }

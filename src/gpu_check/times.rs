@@ -6,8 +6,9 @@
 use super::Row;
 use super::numbers::Numbers;
 use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span, Stored};
-use kernels::cuda::Cuda;
+use kernels::cuda::{Cuda, MANY, Routed, Weight, room_and_planes};
 use kernels::quant::Format;
+use std::time::Instant;
 
 /// Copies of a weight that are met in turn.
 const COPIES: usize = 16;
@@ -60,6 +61,7 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
         rows.push(delta(cuda, &mut n, tokens, memory));
     }
     rows.push(attention(cuda, &mut n, (CacheFormat::F16, 32_768), 256, memory));
+    rows.extend(experts_in_ram(cuda, &mut n));
     rows
 }
 
@@ -83,27 +85,84 @@ fn product(
     row(&format!("matmul {} {cols} to {out}, {tokens} tokens", format.name()), seconds, floor, memory)
 }
 
+/// The experts of a layer.
+struct Mixture {
+    weights: [Weight; 3],
+    bias: Weight,
+    /// Of them all, as they are stored.
+    bytes: f64,
+}
+
+const EXPERTS: usize = 256;
+const CHOSEN: usize = 8;
+const WIDTHS: [usize; 2] = [2304, 1024];
+
+impl Mixture {
+    fn new(cuda: &Cuda, n: &mut Numbers) -> Mixture {
+        let [dim, hidden] = WIDTHS;
+        let stored = [[hidden, dim], [hidden, dim], [dim, hidden]]
+            .map(|[r, c]| n.weight(Format::Q4_K, [EXPERTS, r, c]));
+        let weights = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("room"));
+        let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("room");
+        Mixture { weights, bias, bytes: stored.iter().map(bytes).sum() }
+    }
+
+    fn route(&self, cuda: &Cuda, n: &mut Numbers, tokens: usize) -> Routed {
+        let how = Routing { top_k: CHOSEN, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+        cuda.route(&cuda.tensor(tokens, EXPERTS, &n.vec(tokens * EXPERTS)), &self.bias, how)
+    }
+
+    fn gated(&self) -> Gated<'_, Weight> {
+        let [gate, up, down] = &self.weights;
+        Gated { gate, up, down }
+    }
+
+    fn floor(&self, tokens: usize) -> Floor {
+        let used = (tokens * CHOSEN).min(EXPERTS) as f64 / EXPERTS as f64;
+        let operations = 6.0 * (tokens * CHOSEN * WIDTHS[0] * WIDTHS[1]) as f64;
+        Floor { bytes: used * self.bytes, operations }
+    }
+}
+
 fn experts(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
-    let (count, hidden, dim, top_k) = (256, 1024, 2304, 8);
-    let stored =
-        [[hidden, dim], [hidden, dim], [dim, hidden]].map(|[r, c]| n.weight(Format::Q4_K, [count, r, c]));
-    let [gate, up, down] = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("room"));
-    let bias = cuda.weight(n.vector(count, 0.0, 0.0)).expect("room");
-    let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+    let mixture = Mixture::new(cuda, n);
     let repeats = if tokens == 1 { COPIES } else { 2 };
-    let routed: Vec<_> = (0..repeats)
-        .map(|_| cuda.route(&cuda.tensor(tokens, count, &n.vec(tokens * count)), &bias, how))
-        .collect();
-    let x = cuda.tensor(tokens, dim, &n.vec(tokens * dim));
-    let seconds = cuda.time(repeats, |i| {
-        drop(cuda.experts(Gated { gate: &gate, up: &up, down: &down }, &x, &routed[i]));
-    });
-    let used = (tokens * top_k).min(count) as f64 / count as f64;
-    let floor = Floor {
-        bytes: used * stored.iter().map(bytes).sum::<f64>(),
-        operations: 6.0 * (tokens * top_k * hidden * dim) as f64,
+    let routed: Vec<_> = (0..repeats).map(|_| mixture.route(cuda, n, tokens)).collect();
+    let x = cuda.tensor(tokens, WIDTHS[0], &n.vec(tokens * WIDTHS[0]));
+    let seconds = cuda.time(repeats, |i| drop(cuda.experts(mixture.gated(), &x, &routed[i])));
+    row(&format!("experts Q4_K 8 of 256, {tokens} tokens"), seconds, mixture.floor(tokens), memory)
+}
+
+/// Experts in RAM: computed by the CPU, and brought over the bus. Where the two take equally long, [`MANY`] should be.
+fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
+    let [dim, hidden] = WIDTHS.map(|width| width as u64);
+    let [room, _] = room_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
+    cuda.limit_stacks(0, room).expect("room");
+    let mixture = Mixture::new(cuda, n);
+    let mut measure = |tokens: usize, how: &str| {
+        let (routed, x) = (mixture.route(cuda, n, tokens), n.vec(tokens * WIDTHS[0]));
+        let x = cuda.tensor(tokens, WIDTHS[0], &x);
+        let run = || {
+            cuda.wait();
+            let start = Instant::now();
+            drop(cuda.experts(mixture.gated(), &x, &routed));
+            cuda.wait();
+            start.elapsed().as_secs_f64()
+        };
+        let seconds = (0..4).map(|_| run()).fold(f64::INFINITY, f64::min);
+        let Floor { bytes, operations } = mixture.floor(tokens);
+        let (gb, tflop) = (bytes / seconds / 1e9, operations / seconds / 1e12);
+        let found = format!("{:.1} us {gb:.1} GB/s {tflop:.1} Top/s", seconds * 1e6);
+        Row { what: format!("experts Q4_K in RAM, {tokens} tokens, {how}"), found, right: None }
     };
-    row(&format!("experts Q4_K 8 of 256, {tokens} tokens"), seconds, floor, memory)
+    let rows = vec![
+        measure(1, "by the CPU"),
+        measure(MANY - 1, "by the CPU"),
+        measure(MANY, "brought"),
+        measure(8 * MANY, "brought"),
+    ];
+    cuda.limit_stacks(u64::MAX, 0).expect("no room is needed");
+    rows
 }
 
 fn delta(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {

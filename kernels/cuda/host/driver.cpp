@@ -4,6 +4,7 @@
 // bits; writes beyond an allocation or beyond a launch's shared memory end the process with the kernel's name. Captured
 // launches are kept with their arguments and run when the graph is. It knows no kernel: they register by name.
 #include "kernels.h"
+#include <deque>
 #include <map>
 #include <mutex>
 #include <string>
@@ -227,6 +228,37 @@ struct Step { // of a captured graph
 };
 std::vector<Step>* capture = nullptr;
 
+// Copies from pinned memory wait until something on their stream, or on one that waits for it, comes after them: bytes that
+// change too soon, or work that does not wait for them, give wrong results. (Work itself is done at once: a copy that does
+// not wait for it goes unnoticed here.)
+struct Stream {
+    std::deque<Step> copies;
+    u64 issued = 0, done = 0;
+};
+struct Event {
+    void* stream = nullptr;
+    u64 at = 0;
+};
+std::map<void*, Stream> streams;
+std::map<const unsigned char*, size_t> pinned;
+
+bool is_pinned(const void* p) {
+    auto after = pinned.upper_bound((const unsigned char*)p);
+    return after != pinned.begin() && (const unsigned char*)p < std::prev(after)->first + std::prev(after)->second;
+}
+
+int run(const Step& s, void** args);
+
+void settle(void* stream, u64 upto) {
+    Stream& s = streams[stream];
+    for (; s.done < upto; s.done++) {
+        run(s.copies.front(), nullptr);
+        s.copies.pop_front();
+    }
+}
+
+void settle(void* stream) { settle(stream, streams[stream].issued); }
+
 void check_fences(const char* after) {
     for (auto [at, size] : allocations)
         for (size_t i = 0; i < GUARD; i++)
@@ -262,8 +294,8 @@ int run(const Step& s, void** args) {
     return OK;
 }
 
-int issue(Step s, void** args) {
-    if (!capture) return run(s, args);
+int issue(Step s, void** args, void* stream) {
+    if (!capture) return settle(stream), run(s, args);
     if (s.f)
         for (int i = 0; i < s.f->kernel.n; i++)
             s.arguments.emplace_back((unsigned char*)args[i], (unsigned char*)args[i] + s.f->kernel.sizes[i]);
@@ -308,6 +340,7 @@ API(cuMemFree_v2)(u64 p) {
     LOCK;
     auto found = allocations.find(p);
     if (found == allocations.end()) return INVALID;
+    for (auto& [stream, s] : streams) settle(stream);
     check_fences("a free");
     in_use -= found->second;
     memset((void*)p, POISON, found->second);
@@ -315,30 +348,53 @@ API(cuMemFree_v2)(u64 p) {
     allocations.erase(found);
     return OK;
 }
-API(cuMemcpyHtoDAsync_v2)(u64 to, const void* from, size_t n, void*) {
+API(cuMemHostAlloc)(void** p, size_t n, unsigned) {
+    LOCK;
+    *p = malloc(n);
+    pinned[(unsigned char*)*p] = n;
+    return OK;
+}
+API(cuMemFreeHost)(void* p) {
+    LOCK;
+    for (auto& [stream, s] : streams) settle(stream);
+    pinned.erase((unsigned char*)p);
+    return free(p), OK;
+}
+API(cuMemcpyHtoDAsync_v2)(u64 to, const void* from, size_t n, void* stream) {
     LOCK;
     if (capture) fail("a copy from the host while capturing");
-    return memcpy((void*)to, from, n), OK;
+    if (!is_pinned(from)) return settle(stream), memcpy((void*)to, from, n), OK;
+    Step s;
+    s.to = (void*)to, s.from = from, s.bytes = n;
+    streams[stream].copies.push_back(s);
+    streams[stream].issued++;
+    return OK;
 }
-API(cuMemcpyDtoHAsync_v2)(void* to, u64 from, size_t n, void*) {
+API(cuMemcpyDtoHAsync_v2)(void* to, u64 from, size_t n, void* stream) {
     LOCK;
     if (capture) fail("a copy to the host while capturing");
+    settle(stream);
     return memcpy(to, (void*)from, n), OK;
 }
-API(cuMemcpyDtoDAsync_v2)(u64 to, u64 from, size_t n, void*) {
+API(cuMemcpyDtoDAsync_v2)(u64 to, u64 from, size_t n, void* stream) {
     LOCK;
     Step s;
     s.to = (void*)to, s.from = (void*)from, s.bytes = n;
-    return issue(s, nullptr);
+    return issue(s, nullptr, stream);
 }
-API(cuMemsetD8Async)(u64 to, unsigned char value, size_t n, void*) {
+API(cuMemsetD8Async)(u64 to, unsigned char value, size_t n, void* stream) {
     LOCK;
     Step s;
     s.to = (void*)to, s.bytes = n, s.value = value;
-    return issue(s, nullptr);
+    return issue(s, nullptr, stream);
 }
-API(cuStreamCreate)(void** s, unsigned) { return *s = (void*)1, OK; }
-API(cuStreamSynchronize)(void*) { return OK; }
+API(cuStreamCreate)(void** s, unsigned) { LOCK; static u64 made = 0; return *s = (void*)++made, OK; }
+API(cuStreamSynchronize)(void* stream) { LOCK; return settle(stream), OK; }
+API(cuStreamWaitEvent)(void*, void* event, unsigned) {
+    LOCK;
+    Event* e = (Event*)event;
+    return settle(e->stream, e->at), OK;
+}
 API(cuModuleLoadData)(void** m, const void* code) {
     if (!strstr((const char*)code, ".version")) return INVALID;
     return *m = (void*)1, OK;
@@ -351,18 +407,26 @@ API(cuModuleGetFunction)(void** f, void*, const char* name) {
 }
 API(cuFuncSetAttribute)(void*, int, int) { return OK; }
 API(cuLaunchKernel)(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-                    void*, void** args, void**) {
+                    void* stream, void** args, void**) {
     LOCK;
     u64 threads = (u64)bx * by * bz;
     if (!gx || !gy || !gz || gx > 0x7fffffff || gy > 65535 || gz > 65535) return INVALID;
     if (!threads || threads > 1024 || threads % 32 || by * bz != 1 || shared > 99 << 10) return INVALID;
     Step s;
     s.f = (Function*)f, s.grid = dim3{gx, gy, gz}, s.threads = dim3{bx, by, bz}, s.shared = shared;
-    return issue(s, args);
+    return issue(s, args, stream);
 }
-API(cuEventCreate)(void** e, unsigned) { return *e = (void*)1, OK; }
-API(cuEventRecord)(void*, void*) { return OK; }
-API(cuEventSynchronize)(void*) { return OK; }
+API(cuEventCreate)(void** e, unsigned) { return *e = new Event, OK; }
+API(cuEventDestroy_v2)(void* e) { return delete (Event*)e, OK; }
+API(cuEventRecord)(void* event, void* stream) {
+    LOCK;
+    return *(Event*)event = Event{stream, streams[stream].issued}, OK;
+}
+API(cuEventSynchronize)(void* event) {
+    LOCK;
+    Event* e = (Event*)event;
+    return settle(e->stream, e->at), OK;
+}
 API(cuEventElapsedTime)(float* ms, void*, void*) { return *ms = 1, OK; }
 API(cuEventElapsedTime_v2)(float* ms, void*, void*) { return *ms = 1, OK; }
 API(cuGetErrorString)(int code, const char** text) {
@@ -374,8 +438,9 @@ API(cuStreamEndCapture)(void*, void** graph) { LOCK; return *graph = capture, ca
 API(cuGraphInstantiateWithFlags)(void** exec, void* graph, unsigned long long) {
     return *exec = new std::vector<Step>(*(std::vector<Step>*)graph), OK;
 }
-API(cuGraphLaunch)(void* exec, void*) {
+API(cuGraphLaunch)(void* exec, void* stream) {
     LOCK;
+    settle(stream);
     for (const Step& s : *(std::vector<Step>*)exec) run(s, nullptr);
     return OK;
 }

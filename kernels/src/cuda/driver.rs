@@ -1,7 +1,8 @@
-//! The user's CUDA driver: one device, one stream, memory, code and launches. All calls of the driver are here.
+//! The user's CUDA driver: one device, memory, code and launches, and two streams. All calls of the driver are here.
 //!
 //! The driver's library is looked for when [`Driver::open`] is called, so a program with this in it starts without
-//! one. Work is issued to one stream and done in its order. An error after opening (a lost device, an address that a
+//! one. Work is issued to one stream and done in its order; the other is for weights that travel meanwhile, and the two
+//! wait for each other by [`Event`]s. An error after opening (a lost device, an address that a
 //! kernel should not have touched) leaves nothing to go on with and panics with the driver's words. It knows no op.
 //! Next: `code`, what is launched.
 
@@ -28,6 +29,8 @@ const SHARED_UNASKED: usize = 48 << 10;
 pub(super) struct Driver {
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Of weights that travel while work is done.
+    copies: sys::CUstream,
     code: Code,
     loaded: Mutex<Loaded>,
     /// Held by the thread that records, shared by those that issue.
@@ -67,6 +70,64 @@ impl Drop for Recorded {
     }
 }
 
+/// Which stream.
+#[derive(Clone, Copy)]
+pub(super) enum Stream {
+    /// Of ops.
+    Work,
+    /// Of weights that travel.
+    Copies,
+}
+
+/// A point in what was issued to a stream.
+pub(super) struct Event(sys::CUevent);
+
+// SAFETY: a handle of the driver, which may be used and given up by any thread.
+unsafe impl Send for Event {}
+
+impl Event {
+    fn wait(&self) {
+        // SAFETY: it is alive.
+        done("work on the device", unsafe { sys::cuEventSynchronize(self.0) });
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        // SAFETY: made by `event` and dropped once; the driver keeps what waits for it.
+        let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
+    }
+}
+
+/// Memory of the host that the device reads by itself.
+pub(super) struct Pinned {
+    at: *mut u8,
+    len: usize,
+    /// The device has read what was sent last.
+    sent: Event,
+}
+
+// SAFETY: memory like any other, with one owner.
+unsafe impl Send for Pinned {}
+
+impl Pinned {
+    /// Its bytes, once the device has read what was sent of them.
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        self.sent.wait();
+        // SAFETY: `len` bytes from `at` are this value's own and were written when they were made; no copy reads them now,
+        // and the next one needs this borrow to have ended.
+        unsafe { std::slice::from_raw_parts_mut(self.at, self.len) }
+    }
+}
+
+impl Drop for Pinned {
+    fn drop(&mut self) {
+        self.sent.wait();
+        // SAFETY: made by `pinned` and dropped once; no copy reads it now.
+        let _ = unsafe { sys::cuMemFreeHost(self.at.cast()) };
+    }
+}
+
 #[derive(Default)]
 struct Loaded {
     modules: HashMap<usize, Module>,
@@ -84,7 +145,7 @@ struct Function {
 // SAFETY: handles of the driver may be used by any thread that has the context current, which every call sees to; the
 // maps are behind a lock.
 unsafe impl Send for Driver {}
-// SAFETY: as above; the driver serialises calls on one stream.
+// SAFETY: as above; the driver serialises calls on a stream.
 unsafe impl Sync for Driver {}
 
 /// One argument of a kernel: its bytes.
@@ -158,8 +219,8 @@ impl Driver {
         if !unsafe { sys::is_culib_present() } {
             return Err(Unavailable("no CUDA driver (libcuda) found".into()));
         }
-        let (mut handle, mut count, mut context, mut stream) =
-            (0, 0, std::ptr::null_mut(), std::ptr::null_mut());
+        let (mut handle, mut count, mut context) = (0, 0, std::ptr::null_mut());
+        let (mut stream, mut copies) = (std::ptr::null_mut(), std::ptr::null_mut());
         // SAFETY: each call writes to the local it is given, and comes after those it needs.
         unsafe {
             opened("the CUDA driver does not start", sys::cuInit(0))?;
@@ -171,6 +232,7 @@ impl Driver {
             opened("no context on the CUDA device", sys::cuDevicePrimaryCtxRetain(&mut context, handle))?;
             opened("no context on the CUDA device", sys::cuCtxSetCurrent(context))?;
             opened("no stream on the CUDA device", sys::cuStreamCreate(&mut stream, 1))?;
+            opened("no stream on the CUDA device", sys::cuStreamCreate(&mut copies, 1))?;
         }
         let device = describe(handle)?;
         if device.version < 12040 || device.capability < [8, 0] {
@@ -185,6 +247,7 @@ impl Driver {
         Ok(Driver {
             context,
             stream,
+            copies,
             code: Code::embedded(),
             loaded: Mutex::default(),
             recording: RwLock::new(()),
@@ -271,6 +334,67 @@ impl Driver {
         }
     }
 
+    /// So many bytes that the device reads by itself; None if there are not so many.
+    pub(super) fn pinned(&self, bytes: usize) -> Option<Pinned> {
+        self.current();
+        let mut at = std::ptr::null_mut();
+        // SAFETY: writes to the local.
+        if unsafe { sys::cuMemHostAlloc(&mut at, bytes, 0) } != CUresult::CUDA_SUCCESS {
+            return None;
+        }
+        let at = at.cast::<u8>();
+        // SAFETY: `bytes` bytes from `at` are ours.
+        unsafe { at.write_bytes(0, bytes) };
+        Some(Pinned { at, len: bytes, sent: self.event() })
+    }
+
+    /// Nothing has marked it: waiting for it is over at once.
+    pub(super) fn event(&self) -> Event {
+        self.current();
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes to the local.
+        done("event", unsafe { sys::cuEventCreate(&mut handle, 2) }); // without times
+        Event(handle)
+    }
+
+    fn handle(&self, stream: Stream) -> sys::CUstream {
+        match stream {
+            Stream::Work => self.stream,
+            Stream::Copies => self.copies,
+        }
+    }
+
+    /// `event` is what was issued to the stream up to now.
+    pub(super) fn mark(&self, stream: Stream, event: &Event) {
+        self.current();
+        let _turn = self.turn();
+        // SAFETY: both are alive.
+        done("event", unsafe { sys::cuEventRecord(event.0, self.handle(stream)) });
+    }
+
+    /// What is issued to the stream from now on is done after `event`.
+    pub(super) fn after(&self, stream: Stream, event: &Event) {
+        self.current();
+        let _turn = self.turn();
+        // SAFETY: both are alive.
+        done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.0, 0) });
+    }
+
+    /// Lets the first bytes of `from` travel.
+    pub(super) fn send(&self, to: Address, from: &mut Pinned, bytes: usize) {
+        assert!(bytes <= from.len, "{bytes} bytes of {}", from.len);
+        self.current();
+        let _turn = self.turn();
+        if bytes > 0 {
+            let at = from.at.cast_const().cast();
+            // SAFETY: pinned bytes, which nobody changes before `sent`, marked here behind the copy.
+            unsafe {
+                done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes, self.copies));
+                done("event", sys::cuEventRecord(from.sent.0, self.copies));
+            }
+        }
+    }
+
     pub(super) fn copy(&self, to: Address, from: Address, bytes: usize) {
         self.current();
         let _turn = self.turn();
@@ -322,7 +446,8 @@ impl Driver {
         let [x, y, z] = grid.blocks.map(|n| u32::try_from(n).expect("blocks in 32 bits"));
         let (threads, shared) = (grid.threads as u32, grid.shared as u32);
         // SAFETY: each argument is as long as the kernel's parameter and is copied by the call; addresses in them are
-        // of buffers that outlive the work, since memory is only reused by work issued later on the same stream.
+        // of buffers that outlive the work, since memory is only reused by work issued later on the same stream, or by
+        // copies that wait for it.
         let code = unsafe {
             sys::cuLaunchKernel(
                 function.handle,

@@ -2,7 +2,7 @@
 //!
 //! The kernels are in `kernels/cuda/*.cu` and come with the program as PTX that the user's driver compiles. There is no
 //! toolkit to build and no driver to start: [`Cuda::detect`] says in a line why it cannot be used. Ops are issued to one
-//! stream and wait for nothing until values are read. **Not yet run on a GPU**: what is tested is this host code and the
+//! stream and wait for nothing until values are read, or weights in RAM are needed. **Not yet run on a GPU**: what is tested is this host code and the
 //! kernels' arithmetic on a stand-in device (kernels/tests/cuda). It knows no model. Next: `driver`, then `product`.
 
 mod attention;
@@ -13,6 +13,7 @@ mod memory;
 mod product;
 mod rows;
 mod span;
+mod staging;
 mod step;
 mod weight;
 
@@ -20,6 +21,7 @@ pub use cache::Cache;
 pub use driver::{Device, Unavailable};
 pub use memory::Tensor;
 pub use rows::Routed;
+pub use staging::{MANY, room_and_planes, staging_bytes};
 pub use weight::{Weight, device_bytes};
 
 use crate::backend::{
@@ -29,6 +31,7 @@ use crate::backend::{
 use crate::cpu::Cpu;
 use driver::{Driver, Grid, arg, block};
 use memory::Buffers;
+use staging::Staging;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -38,10 +41,12 @@ use step::Steps;
 pub struct Cuda {
     driver: Arc<Driver>,
     buffers: Buffers,
-    /// Bytes that large stacks may still take of the device.
+    /// Bytes that large stacks (experts) may still take of the device, if there is a limit.
     stacks: Mutex<Option<u64>>,
     /// Who computes the experts that stay in RAM.
     host: OnceLock<Cpu>,
+    /// Where they arrive for steps of many tokens, if they may.
+    staging: Mutex<Option<Box<Staging>>>,
     steps: Mutex<Steps>,
 }
 
@@ -53,7 +58,8 @@ impl Cuda {
     pub fn detect() -> Result<Cuda, Unavailable> {
         let driver = Arc::new(Driver::open()?);
         let buffers = Buffers::new(driver.clone());
-        Ok(Cuda { buffers, driver, stacks: Mutex::new(None), host: OnceLock::new(), steps: Mutex::default() })
+        let (stacks, staging, steps) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Cuda { driver, buffers, stacks, host: OnceLock::new(), staging, steps })
     }
 
     /// What the device is.
@@ -67,12 +73,23 @@ impl Cuda {
     }
 
     /// From here on, large stacks of matrices (experts) take this much of the device; when one does not fit, it and all
-    /// after it stay in RAM, where the CPU computes them.
-    pub fn limit_stacks(&self, bytes: u64) {
+    /// after it stay in RAM, where the CPU computes them. Where `room` is not 0, those of up to so many bytes travel to the
+    /// device for steps of [`MANY`] tokens and more; [`staging_bytes`] tells what that takes.
+    ///
+    /// # Errors
+    /// There is no memory to travel to.
+    pub fn limit_stacks(&self, bytes: u64, room: u64) -> Result<(), Error> {
         *self.stacks.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        *staging = None;
+        if room > 0 {
+            self.buffers.trim();
+            *staging = Some(Box::new(Staging::new(&self.driver, room as usize)?));
+        }
+        Ok(())
     }
 
-    /// Whether the limit leaves room for a stack of so many bytes.
+    /// Whether the limit leaves room for a stack that takes so many bytes on the device.
     fn admit(&self, bytes: u64) -> bool {
         let mut left = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(before) = *left else { return true };

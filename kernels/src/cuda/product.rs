@@ -2,7 +2,7 @@
 //!
 //! Up to [`FEW`] vectors go through the matrix-vector kernels, which read each weight once for four of them; more go in
 //! tiles over the tensor cores. Both know three kinds of stack alike: a matrix, one a head, chosen experts. The
-//! arithmetic is in kernels/cuda/{product,gemm}.cuh. Next: `attention`.
+//! arithmetic is in kernels/cuda/{product,gemm}.cuh. Next: `staging`, experts that are not on the device.
 
 use super::driver::Address;
 use super::memory::{Buffer, Tensor};
@@ -71,7 +71,7 @@ struct Gemm {
 /// Where activations are: as bytes, their scales, as floats. A product reads what its format meets.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Input {
+pub(super) struct Input {
     q: Address,
     scale: Address,
     floats: Address,
@@ -79,26 +79,26 @@ struct Input {
 
 /// Which vector meets which matrix.
 #[derive(Clone, Copy)]
-struct Shape {
-    vectors: usize,
+pub(super) struct Shape {
+    pub(super) vectors: usize,
     /// Matrices of the stack that vectors go round, where none are chosen.
-    groups: usize,
+    pub(super) groups: usize,
     /// Vectors of one row of activations.
-    x_div: usize,
+    pub(super) x_div: usize,
     /// The matrix of each vector, or 0.
-    chosen: Address,
+    pub(super) chosen: Address,
 }
 
 /// A weight and where its results go.
 #[derive(Clone, Copy)]
-struct Target<'a> {
-    w: &'a Weight,
-    y: Address,
-    y_stride: usize,
+pub(super) struct Target<'a> {
+    pub(super) w: &'a Weight,
+    pub(super) y: Address,
+    pub(super) y_stride: usize,
 }
 
 /// (token, slot) pairs in the order of their experts.
-struct Pairs {
+pub(super) struct Pairs {
     order: Buffer,
     starts: Buffer,
     tiles: Buffer,
@@ -114,7 +114,7 @@ fn lanes(format: Format, cols: usize) -> usize {
 }
 
 impl Cuda {
-    fn input(&self, w: &Weight, x: &Tensor) -> Input {
+    pub(super) fn input(&self, w: &Weight, x: &Tensor) -> Input {
         if !w.is_block() {
             return Input { q: 0, scale: 0, floats: x.at() };
         }
@@ -150,7 +150,7 @@ impl Cuda {
     }
 
     /// Products of many vectors with a stack, in tiles.
-    fn many(&self, to: Target<'_>, x: Input, shape: Shape, pairs: Option<&Pairs>) {
+    pub(super) fn many(&self, to: Target<'_>, x: Input, shape: Shape, pairs: Option<&Pairs>) {
         let w = to.w.on_device();
         let (tile, shared) = if w.is_block() { (TILE, TILE_SHARED) } else { (PLAIN, PLAIN_SHARED) };
         let each = shape.vectors / shape.groups;
@@ -286,10 +286,11 @@ impl Cuda {
         );
         assert_eq!(routed.rows, x.rows, "routed tokens");
         if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
-            return self.experts_on_host(Gated { gate, up, down }, x, routed);
+            let on_host = || self.experts_on_host(Gated { gate, up, down }, x, routed);
+            return self.experts_brought(&w, x, routed).unwrap_or_else(on_host);
         }
-        let y = self.buffers.tensor(x.rows, w.down.rows);
-        if y.len() * top_k == 0 {
+        if x.rows * w.down.rows * top_k == 0 {
+            let y = self.buffers.tensor(x.rows, w.down.rows);
             self.driver.fill(y.at(), 0, 4 * y.len());
             return y;
         }
@@ -303,9 +304,16 @@ impl Cuda {
             Some(_) => self.many(target, input, shape, pairs.as_ref()),
             None => self.few("matvec1", &[target], input, shape),
         }
-        let grid = Grid { blocks: [x.rows, w.down.rows.div_ceil(256), 1], threads: 256, shared: 0 };
+        self.weighted_sum(&out, routed)
+    }
+
+    /// Each token's results by their weights. `[tokens * top_k, dim] -> [tokens, dim]`
+    pub(super) fn weighted_sum(&self, out: &Tensor, routed: &Routed) -> Tensor {
+        let (rows, cols) = (routed.rows, out.cols);
+        let y = self.buffers.tensor(rows, cols);
+        let grid = Grid { blocks: [rows, cols.div_ceil(256), 1], threads: 256, shared: 0 };
         let [out, weights, y_at] = [out.at(), routed.weights.at, y.at()].map(arg);
-        let arguments = [out, weights, y_at, arg(top_k as i32), arg(w.down.rows as i32)];
+        let arguments = [out, weights, y_at, arg(routed.top_k as i32), arg(cols as i32)];
         self.driver.launch(["weighted_sum", ""], grid, &arguments);
         y
     }
@@ -325,7 +333,7 @@ impl Cuda {
         self.tensor(y.rows, y.cols, y.values())
     }
 
-    fn pairs(&self, routed: &Routed, experts: usize) -> Pairs {
+    pub(super) fn pairs(&self, routed: &Routed, experts: usize) -> Pairs {
         const { assert!(TILE[1] == PLAIN[1]) };
         let n = routed.rows * routed.top_k;
         let room = n / TILE[1] + experts;

@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 /// Planes a format has at most.
-const PLANES: usize = 3;
+pub(super) const PLANES: usize = 3;
 
 /// A stack of matrices on the device.
 pub struct Weight {
@@ -23,7 +23,7 @@ pub struct Weight {
     pub(super) planes: [Address; PLANES],
     /// Held for as long as the addresses are used.
     _memory: Option<Memory>,
-    /// Where it is if it is not on the device: experts that the CPU computes.
+    /// Where it is if it is not on the device: experts in RAM.
     pub(super) host: Option<crate::cpu::Weight>,
 }
 
@@ -61,7 +61,7 @@ pub(super) fn planes(format: Format) -> &'static [Range<usize>] {
 }
 
 /// Where planes of `blocks` blocks begin, and the bytes of them all.
-fn layout(format: Format, blocks: usize) -> ([usize; PLANES], usize) {
+pub(super) fn layout(format: Format, blocks: usize) -> ([usize; PLANES], usize) {
     let (mut starts, mut end) = ([0; PLANES], 0_usize);
     for (start, plane) in starts.iter_mut().zip(planes(format)) {
         *start = end.next_multiple_of(256);
@@ -105,6 +105,12 @@ impl Weight {
     pub(super) fn on_host(stored: &Stored, host: crate::cpu::Weight) -> Weight {
         let Stored { format, count, rows, cols, .. } = *stored;
         Weight { format, count, rows, cols, planes: [0; PLANES], _memory: None, host: Some(host) }
+    }
+
+    /// The same with its planes at these addresses, which are somebody else's.
+    pub(super) fn placed(&self, planes: [Address; PLANES]) -> Weight {
+        let Weight { format, count, rows, cols, .. } = *self;
+        Weight { format, count, rows, cols, planes, _memory: None, host: None }
     }
 
     /// Asserts that it is on the device.

@@ -1,0 +1,174 @@
+//! Experts that stay in RAM, brought to the device for a step of many tokens.
+//!
+//! A stack takes its time over the bus whatever the tokens; the CPU's time grows with them. So from [`MANY`] tokens on
+//! the stacks travel: their pages, which the device cannot read, go through pinned pieces that the CPU's threads fill,
+//! into one of two rooms on the device, so that one stack travels while the other is used. Next: `attention`.
+
+use super::driver::{Address, Driver, Event, Pinned, Stream};
+use super::memory::{Buffer, Tensor};
+use super::product::{Shape, Target};
+use super::weight::{PLANES, layout, planes};
+use super::{Cuda, Routed, Weight, arg};
+use crate::backend::{Error, Gated};
+use crate::cpu::Pool;
+use crate::quant::Format;
+use std::sync::{Arc, PoisonError};
+
+/// Tokens of a step from which stacks travel. By count, not yet by measurement: a layer of the real model in Q4_K_M, 1 GB,
+/// takes 45 ms over PCIe 4, in which eight cores compute its experts for 300 to 450 tokens.
+pub const MANY: usize = 256;
+/// Bytes of a pinned piece, and what a thread fills of it at a time.
+const PIECE: usize = 16 << 20;
+const PART: usize = 1 << 20;
+/// One is filled, one travels, one is done with.
+const PIECES: usize = 3;
+/// Rooms on the device.
+const ROOMS: usize = 2;
+
+/// Bytes of a room for a stack, and of what it is split into there; 0 where it is used as it is.
+pub fn room_and_planes(format: Format, weights: u64) -> [u64; 2] {
+    let blocks = weights / format.block_len() as u64;
+    let split = layout(format, blocks as usize).1 as u64;
+    [blocks * format.block_bytes() as u64, if planes(format).len() > 1 { split } else { 0 }]
+}
+
+/// Bytes on the device that are needed where stacks arrive, of the largest [`room_and_planes`] of them.
+pub fn staging_bytes([room, planes]: [u64; 2]) -> u64 {
+    // Planes are in a buffer of the pool, which may be a quarter too large.
+    room.saturating_mul(ROOMS as u64).saturating_add(planes.saturating_add(planes / 4))
+}
+
+/// Where stacks arrive.
+pub(super) struct Staging {
+    rooms: [Room; ROOMS],
+    pieces: [Pinned; PIECES],
+    /// Bytes of a room.
+    bytes: usize,
+    /// The room of the next stack.
+    next: usize,
+}
+
+struct Room {
+    at: Address,
+    driver: Arc<Driver>,
+    /// All of a stack is there.
+    full: Event,
+    /// What reads it has done so.
+    read: Event,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.driver.free(self.at);
+    }
+}
+
+/// A stack on the device for a while.
+struct Brought {
+    weight: Weight,
+    /// Its planes, where the format has several; the room is free again then.
+    planes: Option<Buffer>,
+    room: usize,
+}
+
+impl Staging {
+    /// For stacks of up to so many bytes.
+    ///
+    /// # Errors
+    /// The device or the host has not so much memory.
+    pub(super) fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Staging, Error> {
+        let missing = |what, bytes: usize| move || Error::OutOfMemory { what, bytes: bytes as u64 };
+        let room = || {
+            let at =
+                driver.allocate(bytes).ok_or_else(missing("arriving experts on the CUDA device", bytes))?;
+            Ok(Room { at, driver: driver.clone(), full: driver.event(), read: driver.event() })
+        };
+        let piece = || driver.pinned(PIECE).ok_or_else(missing("pinned pieces of experts", PIECE));
+        let rooms = [room()?, room()?];
+        Ok(Staging { rooms, pieces: [piece()?, piece()?, piece()?], bytes, next: 0 })
+    }
+
+    /// Lets a stack travel and splits it there. [`Staging::release`] is to be called when its uses are issued.
+    fn bring(&mut self, cuda: &Cuda, w: &Weight) -> Brought {
+        let bytes = &w.host.as_ref().expect("experts in RAM").bytes[..];
+        assert!(bytes.len() <= self.bytes, "{} bytes into a room of {}", bytes.len(), self.bytes);
+        let (driver, room) = (&cuda.driver, self.next);
+        self.next = (room + 1) % ROOMS;
+        let Room { at, full, read, .. } = &self.rooms[room];
+        driver.after(Stream::Copies, read);
+        for (i, part) in bytes.chunks(PIECE).enumerate() {
+            let piece = &mut self.pieces[i % PIECES];
+            copy_in(cuda.host().pool(), &mut piece.bytes()[..part.len()], part);
+            driver.send(at + (i * PIECE) as u64, piece, part.len());
+        }
+        driver.mark(Stream::Copies, full);
+        driver.after(Stream::Work, full);
+        let (places, split) = cuda.split(w, *at, bytes.len());
+        if split.is_some() {
+            driver.mark(Stream::Work, read);
+        }
+        Brought { weight: w.placed(places), planes: split, room }
+    }
+
+    fn release(&self, cuda: &Cuda, brought: &Brought) {
+        if brought.planes.is_none() {
+            cuda.driver.mark(Stream::Work, &self.rooms[brought.room].read);
+        }
+    }
+}
+
+/// Copies with all threads: one alone is slower than the bus.
+fn copy_in(pool: &Pool, to: &mut [u8], from: &[u8]) {
+    pool.for_chunks(to, PART, |i, part| part.copy_from_slice(&from[i * PART..][..part.len()]));
+}
+
+impl Cuda {
+    /// The planes of a stack that arrived at `at`, in memory of their own where there are several.
+    fn split(&self, w: &Weight, at: Address, bytes: usize) -> ([Address; PLANES], Option<Buffer>) {
+        let mut places = [0; PLANES];
+        let parts = planes(w.format);
+        if parts.len() == 1 {
+            places[0] = at;
+            return (places, None);
+        }
+        let (block, blocks) = (w.format.block_bytes(), bytes / w.format.block_bytes());
+        let (starts, size) = layout(w.format, blocks);
+        let split = self.buffers.bytes(size);
+        for ((place, start), part) in places.iter_mut().zip(starts).zip(parts) {
+            *place = split.at + start as u64;
+            let [block, first, len] = [block, part.start, part.len()].map(|n| arg(n as i32));
+            self.each("split_plane", blocks * part.len(), &[arg(at), arg(*place), block, first, len]);
+        }
+        (places, Some(split))
+    }
+
+    /// The experts' sum with the three stacks brought one after the other; None if that does not pay for so few tokens, or
+    /// they may not travel.
+    pub(super) fn experts_brought(
+        &self,
+        w: &Gated<'_, Weight>,
+        x: &Tensor,
+        routed: &Routed,
+    ) -> Option<Tensor> {
+        let (groups, top_k, chosen) = (w.gate.count, routed.top_k, routed.chosen.at);
+        if routed.rows < MANY || top_k == 0 {
+            return None;
+        }
+        let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
+        let staging = staging.as_mut()?;
+        let pairs = self.pairs(routed, groups);
+        let mut product = |w: &Weight, x: &Tensor, x_div: usize| {
+            let shape = Shape { vectors: routed.rows * top_k, groups, x_div, chosen };
+            let y = self.buffers.tensor(shape.vectors, w.rows);
+            let here = staging.bring(self, w);
+            let target = Target { w: &here.weight, y: y.at(), y_stride: w.rows };
+            self.many(target, self.input(&here.weight, x), shape, Some(&pairs));
+            staging.release(self, &here);
+            y
+        };
+        let (gate, up) = (product(w.gate, x, top_k), product(w.up, x, top_k));
+        self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
+        let out = product(w.down, &gate, 1);
+        Some(self.weighted_sum(&out, routed))
+    }
+}
