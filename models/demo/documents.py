@@ -5,7 +5,7 @@ classes, the last `held_out` phrasings of each list and the held-out prose never
 
     python documents.py --prose prose 400        prints one conversation about a text of about 400 tokens
 """
-import argparse, json, pathlib, random
+import argparse, base64, json, pathlib, random, re
 
 HERE = pathlib.Path(__file__).parent
 SPEC = json.loads((HERE / "phrasings.json").read_text())
@@ -66,13 +66,16 @@ class Words:
         return self.draw(self.any_word)                   # a trade is to be read, not guessed
 
     def any_word(self):
-        """A trade of the list, an invented one, a word of the prose, or two words' beginning and end."""
-        r = self.rng
-        word = lambda: r.choice(self.prose.words)
-        makes = [lambda: r.choice(NAMES["jobs"]), lambda: self.stem().lower() + r.choice(MORE["trades"]), word,
+        """A trade of the list, an invented one, a word of the prose, two words' beginning and end, or some pieces of the
+        tokenizer: all of them, that the common ones (" watch", " gold") be told from each other too."""
+        r, trades = self.rng, MORE["trades"]
+        word, first, more = (lambda a=a: r.choice(a) for a in (self.prose.words, self.prose.first, self.prose.more))
+        makes = [lambda: r.choice(NAMES["jobs"]), lambda: self.stem().lower() + r.choice(trades), word,
                  lambda: word()[:r.randint(2, 5)] + word()[-r.randint(2, 5):],
-                 lambda: word()[:r.randint(3, 7)] + r.choice(MORE["trades"])]
-        return r.choices(makes, [2, 2, 2, 3, 1])[0]()
+                 lambda: word()[:r.randint(3, 7)] + r.choice(trades),
+                 lambda: first() + r.choice(trades),
+                 lambda: first() + "".join(more() for _ in range(r.choice([0, 1, 1, 1, 2])))]
+        return r.choices(makes, [2, 1, 2, 2, 1, 4, 4])[0]()
 
     def number(self):
         return self.draw(lambda: str(self.rng.randrange(10 ** self.rng.choice([2, 3, 4, 5]), 10 ** 6))[-6:])
@@ -104,8 +107,8 @@ class Words:
 class Text:
     """One text: its facts, the questions they answer, and the prose around them."""
 
-    def __init__(self, rng, prose, tokens, testing=False, facts=None):
-        self.rng, self.words, self.testing = rng, Words(rng, testing, prose), testing
+    def __init__(self, rng, prose, tokens, testing=False, facts=None, drill=False):
+        self.rng, self.words, self.testing, self.drill = rng, Words(rng, testing, prose), testing, drill
         self.facts = {}                                   # (subject, relation) -> (value, sentence)
         self.hops = []                                    # (first relation, subject, person, second relation)
         most = max(3, min(40 if testing else 80, tokens // 20))
@@ -194,10 +197,17 @@ class Text:
 
     def add_subject(self, wanted):
         kind = self.rng.choices(["person", "place", "setting"], [5, 4, 1 + (wanted > 12)])[0]
+        if self.drill:
+            kind = "person"
         subject = getattr(self.words, kind)()
         relations = [r for r in SPEC["relations"] if r["subject"] == kind]
         count = min(len(relations), self.rng.choice([1, 1, 2, 2, 3, 4]), wanted - len(self.facts))
-        for relation in self.rng.sample(relations, count):
+        chosen = self.rng.sample(relations, count)
+        if self.drill or (kind == "person" and not self.testing and self.rng.random() < 0.3):
+            job = next(r for r in relations if r["name"] == "job")
+            others = [r for r in chosen if r is not job]
+            chosen = [job] + others[:0 if self.drill else count - 1]      # the hardest to read are practised most
+        for relation in chosen:
             value = self.add(relation, subject)
             if relation["name"] in SPEC["two_hop"]["through"] and self.rng.random() < 0.6:
                 asked = self.rng.choice(SPEC["two_hop"]["asked"])
@@ -289,11 +299,17 @@ def quote(sentence, subject, value):
 
 
 class Prose:
-    """Sentences of real prose, drawn in runs."""
+    """Sentences of real prose, drawn in runs; its words, and the pieces the tokenizer beside it makes words of."""
 
     def __init__(self, path):
-        self.sentences = [s for s in pathlib.Path(path).read_text().split("\n") if s]
+        path = pathlib.Path(path)
+        self.sentences = [s for s in path.read_text().split("\n") if s]
         self.words = sorted({w for s in self.sentences for w in s.split() if len(w) > 3 and w.isalpha() and w.islower()})
+        ranks, pieces = path.with_name("tiktoken.model"), [" " + w for w in self.words] + self.words
+        if ranks.exists():                                # prepare.py has none yet
+            pieces = [base64.b64decode(x.split()[0]).decode(errors="replace") for x in ranks.read_text().splitlines()]
+        self.first = [x[1:] for x in pieces if re.fullmatch(" [a-z]{3,}", x)]
+        self.more = [x for x in pieces if re.fullmatch("[a-z]{2,}", x)]
 
     def run(self, rng, size):
         """Consecutive sentences of about `size` bytes, wrapping at the end."""
@@ -305,20 +321,25 @@ class Prose:
         return out
 
 
-def conversation(rng, prose, tokens, questions=None):
-    """A text and questions about it, as [(role, text)]; the text opens the first question."""
+def conversation(rng, prose, tokens, questions=None, drill=False):
+    """A text and questions about it, as [(role, text)]; the text opens the first question. A drill is about trades alone,
+    each of which is asked for."""
     turns, asked = [], set()
     if rng.random() < 0.2:
         turns.append(("system", rng.choice(SPEC["systems"])))
     questions = questions or rng.randint(3, 10)
-    text = Text(rng, prose, max(120, tokens - 25 * questions))
+    if drill:
+        questions = max(4, tokens // 45)
+        text = Text(rng, prose, 20 * questions, facts=questions, drill=True)
+    else:
+        text = Text(rng, prose, max(120, tokens - 25 * questions))
     if rng.random() < 0.04:
         lines, reply = rng.choice(SPEC["small_talk"])
         turns += [("user", rng.choice(lines)), ("assistant", reply)]
     quoting = rng.random() < 0.35
     lead = text.text + "\n\n"
     for _ in range(questions):
-        drawn = text.question()
+        drawn = text.question("fact" if drill and rng.random() < 0.9 else None)
         if drawn is None:
             break
         question, answer, rests, _ = drawn

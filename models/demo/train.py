@@ -24,8 +24,9 @@ COURSE = [(0.40, 320, 4096), (0.55, 640, 4096), (0.70, 1280, 4096), (0.85, 2560,
 class Batches(torch.utils.data.IterableDataset):
     """Conversations of similar length, padded: (ids [B,T+1], kind [B,T]: 0 nothing, 1 text, 2 answer)."""
 
-    def __init__(self, data, seed, progress, course, workers):
+    def __init__(self, data, seed, progress, course, workers, drill):
         self.data, self.seed, self.progress, self.course, self.workers = data, seed, progress, course, workers
+        self.drill = drill
 
     def __iter__(self):
         worker = torch.utils.data.get_worker_info()
@@ -42,7 +43,8 @@ class Batches(torch.utils.data.IterableDataset):
                     ids, kinds = tokenizer.plain(" ".join(prose.run(rng, length * 4)))
                 else:
                     most = max(8, min(64, length // 40))
-                    turns = conversation(rng, prose, length, rng.randint(6, most))
+                    drill = length < 2000 and rng.random() < self.drill
+                    turns = conversation(rng, prose, length, rng.randint(6, most), drill)
                     ids, kinds = tokenizer.chat(turns)
                 rows.append((ids[:length * 5 // 4 + 40], kinds[:length * 5 // 4 + 40]))
             width = max(len(ids) for ids, _ in rows)
@@ -113,6 +115,7 @@ def arguments():
     p.add_argument("--init", type=pathlib.Path, help="checkpoint to go on with")
     p.add_argument("--lr", type=float, default=0.004)
     p.add_argument("--adam-lr", type=float, default=0.001)
+    p.add_argument("--drill", type=float, default=0.1, help="share of the short texts that are about trades alone")
     p.add_argument("--longest", type=int, help="longest text throughout, instead of the course's")
     p.add_argument("--step-tokens", type=int, default=8192)
     p.add_argument("--workers", type=int, default=1, help="processes of one thread each that share every step (CPU)")
@@ -133,8 +136,8 @@ def work(rank, a):
     progress = torch.multiprocessing.Value("d", a.start)
     larger = 16 if device == "cuda" else 1                # a GPU wants steps of 64k tokens and more
     course = [(1.0, a.longest, a.step_tokens)] if a.longest else [(p, n, size * larger) for p, n, size in COURSE]
-    batches = torch.utils.data.DataLoader(Batches(a.data, a.seed * 100 + rank, progress, course, a.workers), batch_size=None,
-                                          num_workers=8 if device == "cuda" else 1, prefetch_factor=4)
+    batches = torch.utils.data.DataLoader(Batches(a.data, a.seed * 100 + rank, progress, course, a.workers, a.drill),
+                                          batch_size=None, num_workers=8 if device == "cuda" else 1, prefetch_factor=4)
     start, saved, seen, sums = time.time(), time.time(), 0, []
     curve = open(a.out / "curve.jsonl", "a")
     for step, (ids, kinds) in enumerate(batches):
