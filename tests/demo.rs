@@ -2,14 +2,14 @@
 
 mod common;
 
-use common::kimi;
+use common::{kimi, text};
 
 /// Standard output and standard error of a command that succeeds.
 fn outputs(args: &[&str]) -> (String, String) {
     let out = kimi(args);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(out.status.success(), "{args:?}: {}", text(&out.stderr));
-    (text(&out.stdout), text(&out.stderr))
+    let utf8 = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(out.status.success(), "{args:?}: {}", utf8(&out.stderr));
+    (utf8(&out.stdout), utf8(&out.stderr))
 }
 
 #[test]
@@ -38,4 +38,22 @@ fn the_question_set_is_asked_in_full_and_is_the_same_each_time() {
     // A guess among all tokens would have 4,096.
     assert!((2.0..1000.0).contains(&report["perplexity"].as_f64().unwrap()), "{report}");
     assert_eq!(serde_json::from_str::<serde_json::Value>(&outputs(&args).0).unwrap(), report);
+}
+
+/// What a newcomer sees first: the README's first command asks this.
+#[test]
+fn the_question_of_the_first_command_is_answered_with_its_line() {
+    let script = std::fs::read_to_string("demo").unwrap();
+    let question = script.lines().find_map(|line| line.strip_prefix("question=")).unwrap().trim_matches('"');
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    let line = 1 + readme.lines().position(|line| line.contains("Mara Dellwood")).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("demo.gguf");
+    outputs(&["convert", "models/demo/checkpoint", "--type", "q4_k_m", "--output", text(&file)]);
+    for model in [&["--model", text(&file)][..], &[]] {
+        let args = ["ask", "--quiet", "--no-cache", "--file", "README.md"];
+        let (answer, _) = outputs(&[&args[..], model, &[question]].concat());
+        assert!(answer.starts_with("It is Mara Dellwood."), "{model:?}: {answer}");
+        assert!(answer.contains(&format!("[README.md:{line}]")), "{model:?}: {answer}");
+    }
 }
