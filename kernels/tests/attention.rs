@@ -7,6 +7,7 @@ use common::{Numbers, cpus, error, spans, stand_in::cuda, stored};
 use kernels::backend::{Backend, CacheFormat, Expansion, Span};
 use kernels::cpu::Cpu;
 use kernels::quant::Format;
+use kernels::reference::Reference;
 
 const FORMATS: [CacheFormat; 3] = [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0];
 
@@ -24,7 +25,10 @@ impl Inputs {
     fn new(tokens: usize, heads: usize, width: usize, value_dim: usize) -> Inputs {
         let mut n = Numbers(1);
         let rows = n.vec(tokens * width);
-        let q = n.vec(tokens * heads * width).iter().map(|q| q * 3.0).collect();
+        // Whole 32ths, in each block of 32 one of 127: what queries become before a cache of Q8_0 is then exact.
+        let level =
+            |(i, q): (usize, &f32)| if i % 32 == 5 { 127.0 } else { (q * 96.0).round().clamp(-127.0, 127.0) };
+        let q = n.vec(tokens * heads * width).iter().enumerate().map(|q| level(q) / 32.0).collect();
         // Of the real shape the real scale, with which scores are a few units.
         let scale = if width == 576 { 192_f32.powf(-0.5) } else { 0.3 };
         Inputs { heads, width, value_dim, scale, rows, q }
@@ -48,6 +52,7 @@ fn one_sequence() {
         (4, 48, 32, &[31, 32, 33, 64, 255, 256, 257, 300]),
         (32, 576, 512, &[33, 34]),
         (2, 40, 40, &[600, 601, 602]),
+        (5, 96, 70, &[1, 40, 257, 290]),
     ] {
         let x = Inputs::new(*cuts.last().unwrap(), heads, width, value_dim);
         for format in FORMATS {
@@ -60,6 +65,20 @@ fn one_sequence() {
                 vec![o, b.cache_read(&cache, 0..ends[1]), b.cache_read(&cache, ends[1]..b.cache_len(&cache))]
             });
         }
+    }
+}
+
+/// Queries of any values become levels before a cache of Q8_0. Rounding moves a value of these by up to 9 / 254, so a score of
+/// 96 of them by 0.06 in the mean, and its weight by as much.
+#[test]
+fn queries_as_levels() {
+    let mut x = Inputs::new(290, 8, 96, 64);
+    x.q = Numbers(3).vec(x.q.len()).iter().map(|q| q * 3.0).collect();
+    let exact = x.attend(&Reference, &mut Reference.cache(CacheFormat::Q8_0, 96), 0, 290);
+    for cpu in cpus() {
+        let got = x.attend(&cpu, &mut cpu.cache(CacheFormat::Q8_0, 96), 0, 290);
+        let moved = error(&got, &exact);
+        assert!((1e-4..0.06).contains(&moved), "{}: {moved:e} of the maximum", cpu.describe());
     }
 }
 

@@ -12,14 +12,18 @@ use super::cache::{Cache, SEGMENT};
 use super::gemm::{Left, View, add_product, rows_by_rows};
 use super::isa::{Isa, Kernel};
 use super::memory::Tensor;
+use super::product::{Activations, activations};
 use super::vector::{Loops, exp, fma, largest, run, sum};
 use crate::backend::Span;
+use crate::quant::{self, Activation};
 use std::ops::Range;
 
 /// Queries of a group at most.
 pub(super) const GROUP: usize = 64;
 /// Cache rows of a block.
 pub(super) const BLOCK: usize = 32;
+/// What queries become for a cache of Q8_0.
+const LEVELS: Activation = Activation::Q8x32;
 /// (group, part) pairs whose results are kept for merging at a time.
 const WAVE: usize = 64;
 
@@ -28,6 +32,8 @@ struct Look<'a> {
     cache: &'a Cache,
     /// `[queries, width]`
     q: &'a [f32],
+    /// The same as levels, which meet a cache of levels as they are stored.
+    levels: Option<&'a [u8]>,
     heads: usize,
     /// Rows in the cache before the span's first.
     before: usize,
@@ -62,7 +68,10 @@ pub(super) fn latent_attention(
         assert!(n <= cache.len(), "{n} queries over {} cache rows", cache.len());
         let rows = |width: usize| span.rows.start * heads * width..span.rows.end * heads * width;
         let q = &q.values()[rows(width)];
-        let look = Look { cache, q, heads, before: cache.len() - n, value_dim, scale };
+        let form = cache.format().activation();
+        let levels = (form == LEVELS && width.is_multiple_of(32)).then(|| activations(cpu, form, q, width));
+        let levels = levels.as_ref().map(Activations::bytes);
+        let look = Look { cache, q, levels, heads, before: cache.len() - n, value_dim, scale };
         attend(cpu, &look, n * heads, &mut o.values_mut()[rows(value_dim)]);
     }
     o
@@ -158,7 +167,14 @@ fn one_part(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, p: usize, out: &m
         }
         look.cache.expand(rows.clone(), block);
         let block = View { values: block, step };
-        cpu.level.run(Scores { q, rows: block, scores, size: [n, rows.len(), width] });
+        match look.levels {
+            Some(levels) => {
+                let bytes = LEVELS.row_bytes(width);
+                let q = &levels[queries.start * bytes..queries.end * bytes];
+                scores_of_levels(cpu, q, look.cache, rows.clone(), scores);
+            }
+            None => cpu.level.run(Scores { q, rows: block, scores, size: [n, rows.len(), width] }),
+        }
         let seen = |i: usize| (look.before + (queries.start + i) / look.heads + 1).saturating_sub(rows.start);
         let (scale, seen) = (look.scale, |i: usize| seen(i).min(rows.len()));
         run(cpu.level, Weights { scores, seen, scale, factors: &mut factors[..n], max, sum });
@@ -180,6 +196,16 @@ impl Kernel for Scores<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         rows_by_rows(isa, self.size, self.q, self.rows, self.scores, BLOCK);
+    }
+}
+
+/// The same of levels: rows and queries meet as bytes, as in every product with a stored weight.
+fn scores_of_levels(cpu: &Cpu, q: &[u8], cache: &Cache, rows: Range<usize>, scores: &mut [f32]) {
+    let (n, count) = (q.len() / LEVELS.row_bytes(cache.width()), rows.len());
+    let stored = cache.stored(rows);
+    quant::dot_tile(cpu.level, cache.format(), stored, cache.width(), q, &mut scores[..n * count]);
+    if count < BLOCK {
+        (0..n).rev().for_each(|i| scores.copy_within(i * count..(i + 1) * count, i * BLOCK));
     }
 }
 

@@ -109,12 +109,21 @@ impl Cache {
         self.segments.truncate(self.len.div_ceil(SEGMENT));
     }
 
-    /// Some rows of one segment as f32, `stored_width` values a row.
-    pub(super) fn expand(&self, rows: Range<usize>, out: &mut [f32]) {
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+
+    /// Some rows of one segment as they are stored.
+    pub(super) fn stored(&self, rows: Range<usize>) -> &[u8] {
         assert!(rows.end <= self.len, "rows {rows:?} of a cache of {}", self.len);
         let (segment, at) = (rows.start / SEGMENT, rows.start % SEGMENT);
-        let bytes = &self.segments[segment][at * self.row_bytes()..][..rows.len() * self.row_bytes()];
-        self.format.dequantise_row(bytes, &mut out[..rows.len() * self.stored_width()]);
+        &self.segments[segment][at * self.row_bytes()..][..rows.len() * self.row_bytes()]
+    }
+
+    /// The same as f32, `stored_width` values a row.
+    pub(super) fn expand(&self, rows: Range<usize>, out: &mut [f32]) {
+        let values = &mut out[..rows.len() * self.stored_width()];
+        self.format.dequantise_row(self.stored(rows), values);
     }
 
     /// Any rows as f32, `width` values a row.
