@@ -7,8 +7,8 @@ use models::gguf::read::Gguf;
 use std::path::Path;
 
 /// Said once, before the first use.
-pub const NOTICE: &str = "no model given (-m FILE): this is the built-in demonstration model, 9.5 M parameters in training, \
-    right nine times in ten on a short text; `kimi convert` makes the real model's file";
+pub const NOTICE: &str = "no model given (-m FILE): this is the built-in demonstration model, 9.5 M parameters, which answers \
+    short questions about a text you give it; `kimi convert` makes the real model's file";
 
 /// Its name where a path would stand.
 pub const NAME: &str = "demonstration model";

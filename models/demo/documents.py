@@ -172,7 +172,7 @@ class Text:
         r, asked = self.rng, self.pick(relation, "questions")
         if self.testing:
             return asked
-        if r.random() < 0.05:
+        if r.random() < 0.12:
             return self.made(lambda: self.loose(relation, ["{s}"], r.choice("?.")))
         if r.random() < 0.35:
             def make():
