@@ -97,7 +97,10 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     let spare = free.saturating_sub(plan.gpu) / 2;
     let mut args = Box::new(args.clone());
     args.ctx = args.ctx.or(Some(plan.demand.context));
-    args.store.cache_ram = Some(args.store.cache_ram.unwrap_or(spare).min(spare));
+    let snapshots = args.store.cache_ram.unwrap_or(spare).min(spare);
+    args.store.cache_ram = Some(snapshots);
+    // What is planned for one sequence, and what is left, is for all that are served at once.
+    args.state_room = Some(free.saturating_sub(plan.gpu) - snapshots + plan.demand.state + plan.demand.cache);
     Ok(Chosen::Cuda(cuda, args))
 }
 

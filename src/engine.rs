@@ -45,6 +45,9 @@ pub struct EngineArgs {
     /// What is kept of what was read
     #[command(flatten)]
     pub store: StoreOptions,
+    /// Bytes that the states of all sequences may take together, where they are not in RAM: the device's plan says so
+    #[arg(skip)]
+    pub state_room: Option<u64>,
 }
 
 /// How the latent cache is kept.
@@ -87,6 +90,8 @@ pub struct Engine<B: Backend> {
     pub batch: usize,
     /// How latent caches are kept.
     pub cache: CacheFormat,
+    /// Bytes that the states of all sequences may take together, where they are not in RAM.
+    pub state_room: Option<u64>,
     /// What was read and may be gone on from; threads share it.
     pub store: Arc<Store<B>>,
     /// The file.
@@ -160,11 +165,23 @@ impl<B: Backend> Engine<B> {
         let template = tokenizer.as_ref().map(|t| Template::new(source, t)).transpose()?;
         let opening = form::opening(template.as_ref(), tokenizer.as_deref());
         let context = args.ctx.unwrap_or(model.config.context);
-        let (batch, cache) = (args.batch, args.cache_type.into());
+        let (batch, cache, state_room) = (args.batch, args.cache_type.into(), args.state_room);
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
         let store = Arc::new(args.store.open(&backend, &file, shape, log)?);
-        Ok(Engine { backend, model, tokenizer, template, opening, context, batch, cache, store, file })
+        Ok(Engine {
+            backend,
+            model,
+            tokenizer,
+            template,
+            opening,
+            context,
+            batch,
+            cache,
+            state_room,
+            store,
+            file,
+        })
     }
 
     /// The tokenizer, or an error that says how to do without.

@@ -137,6 +137,7 @@ mod tests {
             mlock: false,
             device: Default::default(),
             store: StoreOptions::nothing(),
+            state_room: None,
         };
         Engine::open_with(&args, Box::new(|_| ())).unwrap()
     }

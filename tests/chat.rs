@@ -45,6 +45,7 @@ fn prompts_are_those_of_the_published_template() {
         mlock: false,
         cache_type: CacheType::F16,
         store: StoreOptions::in_memory(),
+        state_room: None,
     };
     let engine = Engine::open(&args).unwrap();
     let file = std::fs::read_to_string("models/tests/data/chat_rendered.json").unwrap();

@@ -6,7 +6,8 @@ mod common;
 mod stand_in;
 
 use common::kimi_command;
-use std::process::Output;
+use std::io::{BufRead, BufReader};
+use std::process::{Output, Stdio};
 
 /// Runs `kimi` where the stand-in is the driver.
 fn kimi(args: &[&str]) -> Output {
@@ -41,6 +42,24 @@ fn gpu_check_is_right_on_the_stand_in() {
         assert!(found.lines().any(|l| l.starts_with(&format!("{part}, "))), "{part} in {found}");
     }
     assert!(found.contains("right") && !found.contains("WRONG"), "{found}");
+    assert!(found.contains("compiled by the driver: attention"), "{found}");
+}
+
+/// Requests are admitted by what the plan leaves of the device's 4 GiB, not by the RAM, nor by what is asked for.
+#[test]
+fn serving_counts_the_memory_of_the_device() {
+    let library = stand_in::library();
+    let mut command = kimi_command();
+    command.args(["serve", "--port", "0", "--no-cache", "--device", "cuda", "--memory", "900G"]);
+    command.env("LD_LIBRARY_PATH", library.parent().unwrap()).stderr(Stdio::piped()).stdout(Stdio::null());
+    let mut server = command.spawn().unwrap();
+    let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let ready = lines.find(|line| line.contains("state_mib=")).unwrap();
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let (_, mib) = ready.split_once("state_mib=").unwrap();
+    let mib: u64 = mib.split_whitespace().next().unwrap().parse().unwrap();
+    assert!((1000..4096).contains(&mib), "{ready}");
 }
 
 /// A reply on the device is the CPU's, wherever its experts are; the plan is told.

@@ -15,12 +15,14 @@ struct Attention {
     float scale;
 };
 
-// Appends each span's rows to its cache. Grid: spans; a warp takes 32 columns of a row at a time.
+// Appends each span's rows to its cache. Grid: spans, blocks that share a span's rows; a warp takes 32 columns of a row at a
+// time. One block tells the cache of its rows; of several none knows whether the others have read where they begin, so
+// `advance` comes after them.
 KERNEL(append, 512)(const __grid_constant__ Spans spans, const __grid_constant__ CacheShape shape, const float* x) {
     const SpanOf& span = spans.of[blockIdx.x];
     Header* header = (Header*)span.state;
-    int before = header->len, lane = threadIdx.x % 32;
-    for (int job = threadIdx.x / 32; job < span.rows * shape.blocks; job += blockDim.x / 32) {
+    int before = header->len, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    for (int job = blockIdx.y * warps + threadIdx.x / 32; job < span.rows * shape.blocks; job += gridDim.y * warps) {
         int r = job / shape.blocks, block = job % shape.blocks, c = 32 * block + lane;
         u8* row = cache_row(header, shape, before + r);
         float v = c < shape.width ? x[(i64)(span.first + r) * shape.width + c] : 0;
@@ -34,9 +36,17 @@ KERNEL(append, 512)(const __grid_constant__ Spans spans, const __grid_constant__
         }
     }
     __syncthreads();
-    if (threadIdx.x == 0) header->len = before + span.rows;
+    if (threadIdx.x == 0 && gridDim.y == 1) header->len = before + span.rows;
 }
 REGISTER(append)
+
+// Rows that several blocks appended count. Grid: 1; a thread a span.
+KERNEL(advance, 32)(const __grid_constant__ Spans spans, int n_spans) {
+    if (threadIdx.x >= n_spans) return;
+    const SpanOf& span = spans.of[threadIdx.x];
+    ((Header*)span.state)->len += span.rows;
+}
+REGISTER(advance)
 
 // What a block of queries looks at: rows first..end of a cache.
 struct Look {
@@ -117,7 +127,7 @@ KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, int n_spans, cons
 }
 REGISTER(attend_plain)
 
-// Joins the parts of a query. Grid: tokens * heads; 128 threads.
+// Joins the parts of a query. Grid: tokens * heads, values / 128; a thread a value.
 KERNEL(merge, 128)(const float* parts, float* o, int n, int value_dim) {
     parts += (i64)blockIdx.x * n * (value_dim + 2);
     float largest = -INFINITY_F, sum = 0;
@@ -126,14 +136,15 @@ KERNEL(merge, 128)(const float* parts, float* o, int n, int value_dim) {
         const float* part = parts + (i64)i * (value_dim + 2) + value_dim;
         if (part[1] > 0) sum += expf(part[0] - largest) * part[1];
     }
-    for (int c = threadIdx.x; c < value_dim; c += blockDim.x) {
-        float y = 0;
-        for (int i = 0; i < n; i++) {
-            const float* part = parts + (i64)i * (value_dim + 2);
-            if (part[value_dim + 1] > 0) y += expf(part[value_dim] - largest) * part[c];
-        }
-        o[(i64)blockIdx.x * value_dim + c] = sum > 0 ? y / sum : 0;
+    int c = blockIdx.y * blockDim.x + threadIdx.x;
+    if (c >= value_dim) return;
+    float y = 0;
+#pragma unroll 4
+    for (int i = 0; i < n; i++) {
+        const float* part = parts + (i64)i * (value_dim + 2);
+        if (part[value_dim + 1] > 0) y += expf(part[value_dim] - largest) * part[c];
     }
+    o[(i64)blockIdx.x * value_dim + c] = sum > 0 ? y / sum : 0;
 }
 REGISTER(merge)
 

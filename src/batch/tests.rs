@@ -37,6 +37,7 @@ fn engine() -> Engine<Cpu> {
         mlock: false,
         device: Default::default(),
         store: StoreOptions::nothing(),
+        state_room: None,
     };
     Engine::open_with(&args, Box::new(|_| ())).unwrap()
 }

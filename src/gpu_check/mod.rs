@@ -152,12 +152,19 @@ fn device(cuda: &Cuda) -> Vec<Row> {
     let (device, [free, total]) = (cuda.device(), cuda.memory());
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
     let row = |what: &str, found: String| Row { what: what.to_owned(), found, right: None };
-    vec![
+    let mut rows = vec![
         row("device", cuda.describe()),
         row("driver, CUDA", format!("{}.{}", device.version / 1000, device.version % 1000 / 10)),
         row("multiprocessors", device.multiprocessors.to_string()),
         row("memory free, all", format!("{:.1}, {:.1} GiB", gib(free), gib(total))),
-    ]
+    ];
+    let compiled = cuda.compile().into_iter();
+    rows.extend(
+        compiled.map(|(name, seconds)| {
+            row(&format!("compiled by the driver: {name}"), format!("{seconds:.2} s"))
+        }),
+    );
+    rows
 }
 
 /// Prefill and decode of the real shape, by `kimi bench`; decode beside it of the shape that has attention in every layer.

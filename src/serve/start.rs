@@ -36,7 +36,7 @@ pub struct ServeArgs {
     /// Replies made at the same time at most
     #[arg(long, value_name = "N", default_value_t = 32)]
     parallel: usize,
-    /// Memory for their states (default: half of what is free)
+    /// Memory for their states (default: half of what is free; on a GPU what its plan leaves, and no more)
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
     /// Requests that may wait for their turn; more are turned away
@@ -179,8 +179,10 @@ fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
 
 fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> Result<JoinHandle<()>> {
     engine.tokenizer().context("serve")?;
-    let free = machine::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
-    let bytes = args.memory.unwrap_or(free);
+    let half = || machine::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
+    let most = engine.state_room.unwrap_or_else(half);
+    // More than RAM has may be asked for, more than a device has may not.
+    let bytes = args.memory.map_or(most, |asked| asked.min(engine.state_room.unwrap_or(u64::MAX)));
     let context = engine.context;
     tracing::info!(backend = engine.backend.describe(), context, state_mib = bytes >> 20, "ready");
     Ok(host(app, Arc::new(engine), Limits { slots: args.parallel, bytes }))

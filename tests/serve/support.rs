@@ -36,6 +36,7 @@ static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
             device: Default::default(),
             cache_type: CacheType::F16,
             store: StoreOptions { cache_ram: Some(ram), ..StoreOptions::nothing() },
+            state_room: None,
         };
         // The file stays mapped when its directory is gone.
         Arc::new(Engine::open(&args).unwrap())

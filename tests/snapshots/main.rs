@@ -42,6 +42,7 @@ fn args(cache_type: CacheType, store: StoreOptions) -> EngineArgs {
         mlock: false,
         device: Default::default(),
         store,
+        state_room: None,
     }
 }
 

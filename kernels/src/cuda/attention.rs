@@ -19,8 +19,13 @@ const TENSOR_SHARED: usize =
     2 * (HEADS + ROWS) * (MOST_WIDTH + 8) + 2 * HEADS * (ROWS + 8) + 4 * HEADS * (ROWS + 4);
 /// Values at most of `attend_plain`.
 const PLAIN_VALUES: usize = 512;
-/// Parts a cache is cut into at most.
-const PARTS: usize = 64;
+/// Parts a cache is cut into at most: one for each multiprocessor of the largest cards, all but a few.
+const PARTS: usize = 128;
+/// Rows of a part at least: a part leaves as many bytes as two rows for each head, which are written and read.
+const PART_ROWS: usize = 128;
+/// Warps of a block that appends, and blocks that share a span's rows at most.
+const APPENDING: usize = 16;
+const APPENDERS: usize = 128;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -36,10 +41,10 @@ struct Attention {
 
 /// Parts that a cache of so many rows is worth at most: it grows by doubling, so few steps differ in it.
 pub(super) fn reach(rows: usize) -> usize {
-    rows.div_ceil(2 * ROWS).next_power_of_two().min(PARTS)
+    rows.div_ceil(PART_ROWS).next_power_of_two().min(PARTS)
 }
 
-/// Parts that give every multiprocessor two blocks, while each has two tiles of rows or more.
+/// Parts that give every multiprocessor two blocks, while each has rows enough.
 fn parts(blocks: usize, longest: usize, multiprocessors: usize) -> usize {
     let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
     wanted.min(reach(longest)).max(1)
@@ -55,8 +60,13 @@ impl Cuda {
             span.state.prepare(span.rows.len());
         }
         for group in groups(spans, Cache::header) {
-            let grid = Grid { blocks: [group.n, 1, 1], threads: 512, shared: 0 };
+            let share = (group.longest * shape.blocks as usize).div_ceil(4 * APPENDING).clamp(1, APPENDERS);
+            let grid = Grid { blocks: [group.n, share, 1], threads: 32 * APPENDING, shared: 0 };
             self.driver.launch(["append", ""], grid, &[block(&group.spans), block(&shape), arg(x.at())]);
+            if share > 1 {
+                let grid = Grid { blocks: [1, 1, 1], threads: 32, shared: 0 };
+                self.driver.launch(["advance", ""], grid, &[block(&group.spans), arg(group.n as i32)]);
+            }
         }
         spans.iter_mut().for_each(|span| span.state.advance(span.rows.len()));
     }
@@ -110,7 +120,7 @@ impl Cuda {
             }
         }
         if let Some(parted) = &parted {
-            let grid = Grid { blocks: [q.rows * heads, 1, 1], threads: 128, shared: 0 };
+            let grid = Grid { blocks: [q.rows * heads, value_dim.div_ceil(128), 1], threads: 128, shared: 0 };
             let arguments = [arg(parted.at()), arg(o.at()), arg(n_arg), arg(values)];
             self.driver.launch(["merge", ""], grid, &arguments);
         }

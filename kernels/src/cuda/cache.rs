@@ -37,7 +37,7 @@ pub struct Cache {
 pub(super) struct CacheShape {
     format: i32,
     width: i32,
-    blocks: i32,
+    pub(super) blocks: i32,
     row_bytes: i32,
 }
 
@@ -125,14 +125,14 @@ impl Cache {
         if rows > 0 && at > 0 {
             let last = self.segments.last_mut().expect("rows are in segments");
             if Arc::get_mut(last).is_none() {
-                let own = self.buffers.bytes(SEGMENT * row);
+                let own = self.buffers.exactly(SEGMENT * row);
                 self.buffers.driver.copy(own.at, last.at, at * row);
                 *last = Arc::new(own);
                 self.forget_table();
             }
         }
         while self.segments.len() * SEGMENT < self.len + rows {
-            self.segments.push(Arc::new(self.buffers.bytes(SEGMENT * row)));
+            self.segments.push(Arc::new(self.buffers.exactly(SEGMENT * row)));
         }
     }
 

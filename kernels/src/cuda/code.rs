@@ -12,6 +12,7 @@ static ARCHIVE: &[u8] = include_bytes!("../../cuda/kernels.ptx.gz");
 
 pub(super) struct Code {
     modules: Vec<CString>,
+    names: Vec<String>,
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
 }
@@ -33,9 +34,10 @@ impl Code {
     }
 
     fn parse(text: &str) -> Code {
-        let mut code = Code { modules: Vec::new(), entries: Vec::new(), by_name: HashMap::new() };
+        let mut code =
+            Code { modules: Vec::new(), names: Vec::new(), entries: Vec::new(), by_name: HashMap::new() };
         for module in text.split("//! ").skip(1) {
-            let (_, ptx) = module.split_once('\n').expect("a module's name and its code");
+            let (name, ptx) = module.split_once('\n').expect("a module's name and its code");
             for entry in ptx.split(".entry ").skip(1) {
                 let (head, _) = entry.split_once('{').expect("a kernel's body");
                 let name = head.split(['(', '\n']).next().unwrap_or_default().trim().to_owned();
@@ -44,6 +46,7 @@ impl Code {
                 code.entries.push(Entry { name, module: code.modules.len(), sizes });
             }
             code.modules.push(CString::new(ptx).expect("text"));
+            code.names.push(name.trim().to_owned());
         }
         code
     }
@@ -57,6 +60,22 @@ impl Code {
         &self.entries[index]
     }
 
+    /// The kernels of a module.
+    pub(super) fn entries_of(&self, module: usize) -> impl Iterator<Item = &Entry> {
+        self.entries.iter().filter(move |entry| entry.module == module)
+    }
+
+    /// How many modules there are.
+    pub(super) fn modules(&self) -> usize {
+        self.modules.len()
+    }
+
+    /// What a module is called.
+    pub(super) fn name(&self, module: usize) -> &str {
+        &self.names[module]
+    }
+
+    /// Its code.
     pub(super) fn text(&self, module: usize) -> &CStr {
         &self.modules[module]
     }

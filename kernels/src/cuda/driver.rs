@@ -10,10 +10,11 @@ use super::code::{Code, Entry};
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::ffi::{CStr, CString, c_void};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Instant;
 
 /// An address in the device's memory.
 pub(super) type Address = u64;
@@ -25,6 +26,11 @@ pub struct Unavailable(String);
 
 /// Shared memory that a kernel may have without asking.
 const SHARED_UNASKED: usize = 48 << 10;
+/// Uploads of up to so many bytes go through pinned memory and wait for nothing; as many may be under way.
+const SMALL: usize = 64 << 10;
+const UNDER_WAY: usize = 16;
+/// Bytes of what the driver says of code that it does not take.
+const LOG: usize = 4096;
 
 pub(super) struct Driver {
     context: sys::CUcontext,
@@ -35,6 +41,8 @@ pub(super) struct Driver {
     loaded: Mutex<Loaded>,
     /// Held by the thread that records, shared by those that issue.
     recording: RwLock<()>,
+    /// Small uploads under way, the oldest first.
+    small: Mutex<VecDeque<Pinned>>,
     /// Counts weights that were given up: their addresses may come again.
     epoch: AtomicU64,
     pub(super) device: Device,
@@ -213,7 +221,7 @@ fn opened(what: &str, code: CUresult) -> Result<(), Unavailable> {
 }
 
 impl Driver {
-    /// The first device of the driver, if there are both and the driver takes our code.
+    /// The first device of the driver, if there are both and they are new enough for our code.
     pub(super) fn open() -> Result<Driver, Unavailable> {
         // SAFETY: looks for the library and runs nothing but its start-up code.
         if !unsafe { sys::is_culib_present() } {
@@ -251,6 +259,7 @@ impl Driver {
             code: Code::embedded(),
             loaded: Mutex::default(),
             recording: RwLock::new(()),
+            small: Mutex::default(),
             epoch: AtomicU64::new(0),
             device,
         })
@@ -312,14 +321,30 @@ impl Driver {
     pub(super) fn upload(&self, to: Address, bytes: &[u8]) {
         self.current();
         let _turn = self.turn();
-        if !bytes.is_empty() {
-            let from = bytes.as_ptr().cast();
-            // SAFETY: the bytes are readable; pageable memory is read before the call returns, or at the wait below.
-            done("upload", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from, bytes.len(), self.stream) });
-            if bytes.len() > 1 << 16 {
-                self.wait_now();
-            }
+        if bytes.is_empty() || self.upload_small(to, bytes) {
+            return;
         }
+        // SAFETY: the bytes are readable, and borrowed until the wait is over.
+        done("upload", unsafe {
+            sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream)
+        });
+        self.wait_now();
+    }
+
+    /// Through pinned memory, without waiting for work before it; false if there is none, or for too many bytes.
+    fn upload_small(&self, to: Address, bytes: &[u8]) -> bool {
+        if bytes.len() > SMALL {
+            return false;
+        }
+        let mut all = self.small.lock().unwrap_or_else(PoisonError::into_inner);
+        let oldest = if all.len() < UNDER_WAY { None } else { all.pop_front() };
+        let Some(mut piece) = oldest.or_else(|| self.pinned(SMALL)).or_else(|| all.pop_front()) else {
+            return false;
+        };
+        piece.bytes()[..bytes.len()].copy_from_slice(bytes);
+        self.send_now(Stream::Work, to, &mut piece, bytes.len());
+        all.push_back(piece);
+        true
     }
 
     /// Copies bytes from the device, once all work issued before is done.
@@ -380,17 +405,21 @@ impl Driver {
         done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.0, 0) });
     }
 
-    /// Lets the first bytes of `from` travel.
+    /// Lets the first bytes of `from` travel, beside the work.
     pub(super) fn send(&self, to: Address, from: &mut Pinned, bytes: usize) {
-        assert!(bytes <= from.len, "{bytes} bytes of {}", from.len);
         self.current();
         let _turn = self.turn();
+        self.send_now(Stream::Copies, to, from, bytes);
+    }
+
+    fn send_now(&self, stream: Stream, to: Address, from: &mut Pinned, bytes: usize) {
+        assert!(bytes <= from.len, "{bytes} bytes of {}", from.len);
         if bytes > 0 {
-            let at = from.at.cast_const().cast();
+            let (at, stream) = (from.at.cast_const().cast(), self.handle(stream));
             // SAFETY: pinned bytes, which nobody changes before `sent`, marked here behind the copy.
             unsafe {
-                done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes, self.copies));
-                done("event", sys::cuEventRecord(from.sent.0, self.copies));
+                done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes, stream));
+                done("event", sys::cuEventRecord(from.sent.0, stream));
             }
         }
     }
@@ -518,14 +547,55 @@ impl Driver {
         function
     }
 
+    /// Has the driver compile what was not used yet, and looks for every kernel in it: names of modules and seconds.
+    pub(super) fn compile(&self) -> Vec<(String, f64)> {
+        self.current();
+        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let compiled = |module: usize| {
+            let start = Instant::now();
+            let handle = loaded.modules.entry(module).or_insert_with(|| Module(self.load(module))).0;
+            for entry in self.code.entries_of(module) {
+                let (mut function, name) = (std::ptr::null_mut(), CString::new(&*entry.name));
+                let name = name.expect("a kernel's name");
+                // SAFETY: the module is loaded, the name ends with a zero, the local is written.
+                done(&entry.name, unsafe { sys::cuModuleGetFunction(&mut function, handle, name.as_ptr()) });
+            }
+            (self.code.name(module).to_owned(), start.elapsed().as_secs_f64())
+        };
+        (0..self.code.modules()).map(compiled).collect()
+    }
+
     fn load(&self, module: usize) -> sys::CUmodule {
+        use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
         let mut handle = std::ptr::null_mut();
-        let text = self.code.text(module);
-        // SAFETY: the text ends with a zero, the local is written.
-        done("compilation by the driver", unsafe {
-            sys::cuModuleLoadData(&mut handle, text.as_ptr().cast())
-        });
+        let mut log = [0_u8; LOG];
+        let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
+        let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG - 1)];
+        let (text, count) = (self.code.text(module), options.len() as u32);
+        // SAFETY: the text ends with a zero; the local and at most all but the last byte of the log, of which the driver is
+        // told address and length, are written.
+        let code = unsafe {
+            let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
+            sys::cuModuleLoadDataEx(&mut handle, text.as_ptr().cast(), count, options, values)
+        };
+        if code != CUresult::CUDA_SUCCESS {
+            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
+            let log: Vec<&str> = log.split_whitespace().collect();
+            panic!(
+                "CUDA: compilation of {} by the driver: {}: {}",
+                self.code.name(module),
+                words(code),
+                log.join(" ")
+            );
+        }
         handle
+    }
+}
+
+/// Pinned memory is given back while the context is there.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.current();
     }
 }
 

@@ -19,35 +19,53 @@ pub(super) struct Buffers {
     poisoned: Arc<AtomicBool>,
 }
 
-/// Allocations that nobody uses, by size.
+/// Allocations by size.
+type Sizes = BTreeMap<usize, Vec<Address>>;
+
+/// Allocations that nobody uses.
 struct Unused {
     driver: Arc<Driver>,
-    by_size: Mutex<BTreeMap<usize, Vec<Address>>>,
+    pool: Mutex<Pool>,
+}
+
+#[derive(Default)]
+struct Pool {
+    by_size: Sizes,
+    /// While a step is recorded: what it gave back. Its launches have these addresses, so nobody else may.
+    recorded: Option<Sizes>,
+}
+
+impl Pool {
+    /// An unused allocation: the recorded step's own first.
+    fn take(&mut self, size: usize) -> Option<Address> {
+        let mut all = self.recorded.iter_mut().chain([&mut self.by_size]);
+        all.find_map(|sizes| sizes.get_mut(&size)?.pop())
+    }
 }
 
 impl Unused {
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<usize, Vec<Address>>> {
-        self.by_size.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Pool> {
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives all back to the device.
+    /// Gives all back to the device but what a step that is being recorded has.
     fn trim(&self) {
-        let all = std::mem::take(&mut *self.lock());
+        let all = std::mem::take(&mut self.lock().by_size);
         all.into_values().flatten().for_each(|at| self.driver.free(at));
     }
 }
 
 /// Allocations that a recorded step uses and nobody else may. Dropping it gives them back to the pool.
 pub(super) struct Kept {
-    by_size: BTreeMap<usize, Vec<Address>>,
+    by_size: Sizes,
     home: Buffers,
 }
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        let mut unused = self.home.unused.lock();
+        let mut pool = self.home.unused.lock();
         for (size, mut all) in std::mem::take(&mut self.by_size) {
-            unused.entry(size).or_default().append(&mut all);
+            pool.by_size.entry(size).or_default().append(&mut all);
         }
     }
 }
@@ -88,7 +106,7 @@ const GRAIN: usize = 512;
 impl Buffers {
     pub(super) fn new(driver: Arc<Driver>) -> Buffers {
         let poisoned = Arc::new(AtomicBool::new(cfg!(debug_assertions)));
-        let unused = Unused { driver: driver.clone(), by_size: Mutex::default() };
+        let unused = Unused { driver: driver.clone(), pool: Mutex::default() };
         Buffers { driver, unused: Arc::new(unused), poisoned }
     }
 
@@ -99,7 +117,15 @@ impl Buffers {
 
     /// At least so many bytes of any value; None if the device has not so many.
     pub(super) fn try_bytes(&self, bytes: usize) -> Option<Buffer> {
-        let size = size_class(bytes);
+        self.try_size(size_class(bytes))
+    }
+
+    /// The same without rounding up to a class, for what there are many of one size of.
+    pub(super) fn exactly(&self, bytes: usize) -> Buffer {
+        self.try_size(bytes.next_multiple_of(GRAIN)).unwrap_or_else(|| self.out_of_memory(bytes))
+    }
+
+    fn try_size(&self, size: usize) -> Option<Buffer> {
         let at = self.take(size)?;
         if self.poisoned.load(Ordering::Relaxed) {
             self.driver.fill(at, 0xff, size);
@@ -110,7 +136,7 @@ impl Buffers {
     /// An allocation of a size.
     fn take(&self, size: usize) -> Option<Address> {
         let _turn = self.driver.turn();
-        let unused = self.unused.lock().get_mut(&size).and_then(Vec::pop);
+        let unused = self.unused.lock().take(size);
         unused.or_else(|| self.driver.allocate(size)).or_else(|| {
             self.trim();
             self.driver.allocate(size)
@@ -119,10 +145,14 @@ impl Buffers {
 
     /// The same for results and scratch, whose room was seen to when the batch was chosen.
     pub(super) fn bytes(&self, bytes: usize) -> Buffer {
-        self.try_bytes(bytes).unwrap_or_else(|| {
-            let [free, _] = self.driver.memory();
-            panic!("CUDA: out of memory: expected {bytes} bytes for a batch, found {free}; a smaller --batch needs less")
-        })
+        self.try_bytes(bytes).unwrap_or_else(|| self.out_of_memory(bytes))
+    }
+
+    fn out_of_memory(&self, bytes: usize) -> ! {
+        let [free, _] = self.driver.memory();
+        panic!(
+            "CUDA: out of memory: expected {bytes} bytes for a batch, found {free}; a smaller --batch needs less"
+        )
     }
 
     /// A buffer of these values.
@@ -139,15 +169,16 @@ impl Buffers {
         Tensor { rows, cols, buffer: self.bytes(4 * len), bytes: OnceLock::new() }
     }
 
-    /// Records what `issue` issues; what it takes from the pool and gives back is its own from then on.
+    /// Records what `issue` issues; what it takes from the pool and gives back is its own from then on. What was unused
+    /// before serves it too: whoever used that issued work before any replay.
     pub(super) fn record(&self, issue: impl FnOnce()) -> (Recorded, Kept) {
-        let mut own = BTreeMap::new();
+        let mut own = None;
         let recorded = self.driver.record(|| {
-            let others = std::mem::take(&mut *self.unused.lock());
+            self.unused.lock().recorded = Some(Sizes::new());
             issue();
-            own = std::mem::replace(&mut *self.unused.lock(), others);
+            own = self.unused.lock().recorded.take();
         });
-        (recorded, Kept { by_size: own, home: self.clone() })
+        (recorded, Kept { by_size: own.unwrap_or_default(), home: self.clone() })
     }
 
     /// Gives all unused memory back to the device.
@@ -166,7 +197,9 @@ fn size_class(bytes: usize) -> usize {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let _turn = self.home.driver.turn();
-        self.home.unused.lock().entry(self.size).or_default().push(self.at);
+        let mut pool = self.home.unused.lock();
+        let Pool { by_size, recorded } = &mut *pool;
+        recorded.as_mut().unwrap_or(by_size).entry(self.size).or_default().push(self.at);
     }
 }
 

@@ -123,7 +123,7 @@ impl Cuda {
     /// best of three. `issue` is told which of them it is.
     pub fn time(&self, n: usize, mut issue: impl FnMut(usize)) -> f64 {
         (0..n).for_each(&mut issue); // loads kernels and warms the pool
-        let recorded = self.driver.record(|| (0..n).for_each(&mut issue));
+        let (recorded, _memory) = self.buffers.record(|| (0..n).for_each(&mut issue));
         let run = || {
             self.wait();
             let start = Instant::now();
@@ -132,6 +132,11 @@ impl Cuda {
             start.elapsed().as_secs_f64() / n as f64
         };
         (0..4).map(|_| run()).fold(f64::INFINITY, f64::min)
+    }
+
+    /// Has the driver compile all kernels now, which it does otherwise when they are first used: modules and seconds.
+    pub fn compile(&self) -> Vec<(String, f64)> {
+        self.driver.compile()
     }
 
     /// Decoded steps that were done by replaying recorded launches.
