@@ -41,11 +41,17 @@ pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str))
             directory(path, include, &mut documents, note)?;
             ensure!(documents.len() > before, "{}: expected text files in it, found none", path.display());
         } else {
-            let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-            documents.push(document(&path.display().to_string(), bytes)?);
+            documents.push(read(path)?);
         }
     }
     Ok(documents)
+}
+
+/// Reads one file.
+pub fn read(path: &Path) -> Result<Document> {
+    let name = path.display().to_string();
+    let bytes = std::fs::read(path).with_context(|| name.clone())?;
+    document(&name, bytes)
 }
 
 /// In the order of their names, so that the same directory is the same text. Hidden and ignored files stay out.

@@ -10,6 +10,8 @@ mod code;
 mod command;
 mod far;
 mod input;
+#[cfg(test)]
+mod kept;
 mod keys;
 mod layout;
 mod markdown;

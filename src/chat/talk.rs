@@ -7,8 +7,8 @@ use super::markdown;
 use super::reply::{About, Ask, Outcome};
 use super::settings::Settings;
 use super::store::{Attached, Chat, Role, Store, Turn};
+use crate::ask::document;
 use crate::generate::{Ended, Stats};
-use crate::prompt::read_text;
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 
@@ -208,7 +208,7 @@ impl Talk {
     }
 
     fn attach(&mut self, path: &str) -> Result<String> {
-        let text = read_text(&command::expand(path))?;
+        let text = document::read(&command::expand(path))?.text;
         let said =
             format!("{path}: {} lines, {} bytes go with the next message", text.lines().count(), text.len());
         self.files.push(Attached { name: path.to_owned(), text });
