@@ -7,7 +7,6 @@ use super::input::Input;
 use super::keys;
 use super::picker::Picker;
 use super::reply::Ask;
-use super::store::Store;
 use super::talk::{self, Talk, Todo};
 use super::theme::{Ink, Theme};
 use super::transcript::Transcript;
@@ -173,6 +172,9 @@ impl App {
                 Vec::new()
             }
         };
+        if let Some(note) = self.talk.note.take() {
+            self.transcript.remark(&note, Ink::Dim);
+        }
         self.arrange();
         effects
     }
@@ -365,8 +367,7 @@ impl App {
 
     /// Goes to a chat of the list.
     pub fn open(&mut self, id: &str) {
-        let store: &Store = &self.talk.store;
-        match store.load(id) {
+        match self.talk.store.load(id) {
             Ok(chat) => {
                 let said = self.talk.open(chat);
                 self.transcript.show(&self.talk.chat);

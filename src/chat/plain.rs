@@ -54,7 +54,9 @@ impl Plain {
             let draft = std::mem::take(&mut self.draft);
             match editor.readline_with_initial("> ", (&draft, "")) {
                 Ok(line) => {
-                    if self.line(&line.replace("\\\n", "\n"))?.is_break() {
+                    let flow = self.line(&line.replace("\\\n", "\n"))?;
+                    self.talk.note.take().iter().for_each(|note| eprintln!("{note}"));
+                    if flow.is_break() {
                         break;
                     }
                 }

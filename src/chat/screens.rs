@@ -21,7 +21,7 @@ use tempfile::TempDir;
 struct Screen {
     app: App,
     terminal: Terminal<TestBackend>,
-    _dir: TempDir,
+    dir: TempDir,
 }
 
 impl Screen {
@@ -31,7 +31,7 @@ impl Screen {
         talk.about = About { name: "tiny".into(), place: "test".into(), context: Some(4096) };
         let app = App::new(talk, Theme { depth: Depth::Sixteen, light: false }, (columns, rows));
         let terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
-        let mut screen = Screen { app, terminal, _dir: dir };
+        let mut screen = Screen { app, terminal, dir };
         screen.send(Event::Resize(columns, rows));
         screen
     }
@@ -214,6 +214,19 @@ fn undo_edit_regenerate_and_branch() {
     assert!(s.app.talk.chat.turns.is_empty());
     s.enters("/undo");
     assert!(s.rows().contains(&"nothing to take back".to_owned()));
+}
+
+#[test]
+fn a_chat_that_another_window_changed_goes_on_as_a_copy() {
+    let mut s = Screen::new(80, 12);
+    s.exchange("hi", "one");
+    let mut there = Store::new(s.dir.path().to_owned());
+    let mut chat = there.find("hi").unwrap();
+    chat.turns.truncate(1);
+    there.save(&mut chat).unwrap();
+    s.enters("more");
+    assert!(s.rows().contains(&"another window changed this chat: it goes on here as hi (copy)".to_owned()));
+    assert_eq!(s.app.talk.store.list().len(), 2);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -115,16 +117,18 @@ pub struct Entry {
     pub changed: u64,
 }
 
-/// A directory of chats.
+/// A directory of chats. Other windows may write in it too.
 #[derive(Clone, Debug)]
 pub struct Store {
     dir: PathBuf,
+    /// What each chat's file was when it was last read or written here, by its id.
+    seen: HashMap<String, u64>,
 }
 
 impl Store {
     /// Chats in `dir`, which need not be there yet.
     pub fn new(dir: PathBuf) -> Self {
-        Store { dir }
+        Store { dir, seen: HashMap::new() }
     }
 
     /// `$XDG_DATA_HOME/kimi/chats`, by default under `~/.local/share`.
@@ -134,31 +138,47 @@ impl Store {
         Ok(Store::new(data.join("kimi/chats")))
     }
 
-    /// Writes a chat; one without messages leaves no file.
-    pub fn save(&self, chat: &Chat) -> Result<()> {
-        let place = || self.dir.display().to_string();
-        if chat.turns.is_empty() {
-            return match std::fs::remove_file(self.path(&chat.id)) {
-                Err(e) if e.kind() != ErrorKind::NotFound => Err(e).with_context(place),
-                _ => Ok(()),
-            };
+    /// Writes a chat. One without messages leaves no file, unless it had one and has a title. Where another window
+    /// changed the file since it was read or written here, that is left alone: the chat becomes a copy with an id
+    /// of its own, which is what is returned.
+    pub fn save(&mut self, chat: &mut Chat) -> Result<bool> {
+        let path = self.path(&chat.id);
+        let there = hash_of(&path)?;
+        let foreign = there.is_some() && there != self.seen.get(&chat.id).copied();
+        if chat.turns.is_empty() && (foreign || there.is_none() || chat.title.is_empty()) {
+            if there.is_some() && !foreign {
+                std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
+            }
+            return Ok(false);
         }
-        std::fs::create_dir_all(&self.dir).with_context(place)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir).with_context(place)?;
-        serde_json::to_writer(std::io::BufWriter::new(&mut file), chat).with_context(place)?;
-        file.flush().and_then(|()| file.as_file().sync_data()).with_context(place)?;
-        file.persist(self.path(&chat.id)).with_context(place)?;
+        if foreign {
+            chat.title = format!("{} (copy)", chat.name());
+            chat.id = Chat::new(None).id;
+        }
+        let bytes = serde_json::to_vec(chat)?;
+        self.write(&chat.id, &bytes).with_context(|| self.dir.display().to_string())?;
+        self.seen.insert(chat.id.clone(), hash(&bytes));
+        Ok(foreign)
+    }
+
+    fn write(&self, id: &str, bytes: &[u8]) -> Result<()> {
+        std::fs::create_dir_all(&self.dir)?;
+        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
+        file.write_all(bytes)?;
+        file.as_file().sync_data()?;
+        file.persist(self.path(id))?;
         Ok(())
     }
 
     /// Reads a chat.
-    pub fn load(&self, id: &str) -> Result<Chat> {
-        let path = self.path(id);
-        read(&path)
+    pub fn load(&mut self, id: &str) -> Result<Chat> {
+        let (chat, hash) = read(&self.path(id))?;
+        self.seen.insert(chat.id.clone(), hash);
+        Ok(chat)
     }
 
     /// The chat whose title, beginning or id is `name`; the newest of several.
-    pub fn find(&self, name: &str) -> Result<Chat> {
+    pub fn find(&mut self, name: &str) -> Result<Chat> {
         let all = self.list();
         let wanted = name.to_lowercase();
         let exact = all.iter().find(|e| e.id == name || e.name.to_lowercase() == wanted);
@@ -174,7 +194,7 @@ impl Store {
         let chats =
             files.filter(|p| p.extension().is_some_and(|e| e == "json")).filter_map(|p| read(&p).ok());
         let mut all: Vec<Entry> = chats
-            .map(|c| Entry { name: c.name(), turns: c.turns.len(), changed: c.changed, id: c.id })
+            .map(|(c, _)| Entry { name: c.name(), turns: c.turns.len(), changed: c.changed, id: c.id })
             .collect();
         all.sort_by(|a, b| b.changed.cmp(&a.changed).then_with(|| b.id.cmp(&a.id)));
         all
@@ -185,13 +205,29 @@ impl Store {
     }
 }
 
-fn read(path: &Path) -> Result<Chat> {
+/// A chat's file, and what it is told from others by.
+fn read(path: &Path) -> Result<(Chat, u64)> {
     let place = || path.display().to_string();
-    let text = std::fs::read_to_string(path).with_context(place)?;
-    let mut chat: Chat = serde_json::from_str(&text).with_context(place)?;
+    let bytes = std::fs::read(path).with_context(place)?;
+    let mut chat: Chat = serde_json::from_slice(&bytes).with_context(place)?;
     // The file's name is what it is found by, whatever was written in it.
     chat.id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-    Ok(chat)
+    Ok((chat, hash(&bytes)))
+}
+
+/// Of a file, if there is one. Times of change are too coarse to tell two windows' writes apart.
+fn hash_of(path: &Path) -> Result<Option<u64>> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(Some(hash(&bytes))),
+        Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e).with_context(|| path.display().to_string()),
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    hasher.write(bytes);
+    hasher.finish()
 }
 
 /// The directory in a variable, or `default` under the home; None without a home.
@@ -213,14 +249,14 @@ mod tests {
     #[test]
     fn chats_come_back_as_they_were() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path().join("chats"));
+        let mut store = Store::new(dir.path().join("chats"));
         assert!(store.list().is_empty());
-        store.save(&Chat::new(None)).unwrap();
+        store.save(&mut Chat::new(None)).unwrap();
         assert!(store.list().is_empty(), "an empty chat leaves no file");
         let mut one = chat("你好 🎉\nsecond line");
         one.turns.push(Turn { ids: vec![1, 2], ..Turn::new(Role::Assistant, "hi") });
         one.turns[0].files.push(Attached { name: "a.rs".into(), text: "fn a() {}".into() });
-        store.save(&one).unwrap();
+        store.save(&mut one).unwrap();
         assert_eq!(store.load(&one.id).unwrap(), one);
         assert_eq!(store.find("你好").unwrap(), one);
         assert_eq!(
@@ -228,18 +264,52 @@ mod tests {
             "<file name=\"a.rs\">\nfn a() {}\n</file>\n\n你好 🎉\nsecond line"
         );
         assert_eq!(store.list()[0].name, "你好 🎉");
-        store.save(&Chat { turns: vec![], ..one }).unwrap();
+        store.save(&mut Chat { turns: vec![], ..one }).unwrap();
         assert!(store.find("你好").is_err());
+    }
+
+    #[test]
+    fn a_chat_with_a_title_keeps_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut store = Store::new(dir.path().to_owned());
+        let mut named = Chat { title: "Named".into(), ..chat("hi") };
+        store.save(&mut named).unwrap();
+        named.turns.clear();
+        store.save(&mut named).unwrap();
+        assert_eq!(store.find("named").unwrap(), named);
+        store.save(&mut Chat { title: "Other".into(), ..Chat::new(None) }).unwrap();
+        assert_eq!(store.list().len(), 1, "what was never written needs no file");
+    }
+
+    #[test]
+    fn what_two_windows_wrote_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut here = Store::new(dir.path().to_owned());
+        let mut there = here.clone();
+        let mut one = chat("hi");
+        here.save(&mut one).unwrap();
+        let mut other = there.load(&one.id).unwrap();
+        one.turns.push(Turn::new(Role::Assistant, "here"));
+        assert!(!here.save(&mut one).unwrap());
+        other.turns.push(Turn::new(Role::Assistant, "over"));
+        assert!(there.save(&mut other).unwrap(), "of the same length, in the same instant");
+        assert_eq!(here.load(&one.id).unwrap(), one);
+        assert_eq!((&other.title[..], other.id != one.id), ("hi (copy)", true));
+        assert_eq!(here.load(&other.id).unwrap(), other);
+        assert!(!there.save(&mut other).unwrap(), "it goes on under the other id");
+        let mut gone = Chat { turns: vec![], ..one.clone() };
+        there.save(&mut gone).unwrap();
+        assert_eq!(here.load(&one.id).unwrap(), one, "what another window wrote is not removed");
     }
 
     #[test]
     fn damaged_files_are_passed_over_and_the_newest_is_first() {
         let dir = tempfile::tempdir().unwrap();
-        let store = Store::new(dir.path().to_owned());
-        let (mut old, new) = (chat("old"), chat("new"));
+        let mut store = Store::new(dir.path().to_owned());
+        let (mut old, mut new) = (chat("old"), chat("new"));
         old.changed -= 10;
-        store.save(&old).unwrap();
-        store.save(&new).unwrap();
+        store.save(&mut old).unwrap();
+        store.save(&mut new).unwrap();
         std::fs::write(dir.path().join("broken.json"), "{\"id\":").unwrap();
         assert_eq!(store.list().iter().map(|e| e.name.as_str()).collect::<Vec<_>>(), ["new", "old"]);
         assert!(store.load("broken").unwrap_err().to_string().contains("broken.json"));

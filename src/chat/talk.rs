@@ -26,6 +26,8 @@ pub struct Talk {
     pub about: About,
     /// All chats.
     pub store: Store,
+    /// What a person should know of how the chat was stored; whoever says it takes it.
+    pub note: Option<String>,
     system: Option<String>,
 }
 
@@ -58,7 +60,16 @@ impl Talk {
     /// An empty chat.
     pub fn new(store: Store, settings: Settings, system: Option<String>) -> Self {
         let chat = Chat::new(system.clone());
-        Talk { chat, settings, files: Vec::new(), last: None, about: About::default(), store, system }
+        Talk {
+            chat,
+            settings,
+            files: Vec::new(),
+            last: None,
+            about: About::default(),
+            store,
+            note: None,
+            system,
+        }
     }
 
     /// Does what a command asks for.
@@ -158,7 +169,11 @@ impl Talk {
     /// Writes the chat as it is; one without messages has no file.
     pub fn store_chat(&mut self) -> Result<()> {
         self.chat.touch();
-        self.store.save(&self.chat).context("the chat could not be saved")
+        if self.store.save(&mut self.chat).context("the chat could not be saved")? {
+            let name = &self.chat.title;
+            self.note = Some(format!("another window changed this chat: it goes on here as {name}"));
+        }
+        Ok(())
     }
 
     /// Goes to another chat.

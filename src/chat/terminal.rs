@@ -116,6 +116,9 @@ pub fn run(mut app: App, worker: Worker) -> Result<()> {
     if app.busy() {
         app.talk.store_chat()?;
     }
+    if let Some(note) = app.talk.note.take() {
+        eprintln!("{note}");
+    }
     outcome.and(worker.close())
 }
 
