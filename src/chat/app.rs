@@ -7,7 +7,7 @@ use super::input::Input;
 use super::keys;
 use super::picker::Picker;
 use super::reply::Ask;
-use super::talk::{self, Talk, Todo};
+use super::talk::{self, Back, Talk, Todo};
 use super::theme::{Ink, Theme};
 use super::transcript::Transcript;
 use super::worker::Report;
@@ -344,11 +344,14 @@ impl App {
     }
 
     /// The end of a reply. A message that comes back goes where it was written, if nothing is there.
-    fn end(&mut self, back: Result<Option<String>>, said: Option<&str>, ink: Ink) {
+    fn end(&mut self, back: Result<Option<Back>>, mut said: Option<&str>, ink: Ink) {
         match back {
-            Ok(Some(message)) => {
+            Ok(Some(back)) => {
+                said = said.or(Some(talk::EMPTY));
                 self.transcript.show(&self.talk.chat);
-                if self.input.is_empty() {
+                if let Back::Message(message) = back
+                    && self.input.is_empty()
+                {
                     self.input.set(message);
                 }
             }

@@ -1,10 +1,10 @@
-//! What a chat keeps, without a terminal and without a model.
+//! What stays on disk whatever becomes of a reply or a change, without a terminal and without a model.
 
 use super::command::Command;
 use super::reply::Outcome;
 use super::settings::Settings;
 use super::store::{Chat, Store};
-use super::talk::Talk;
+use super::talk::{Back, Talk, Todo};
 use crate::generate::{Ended, Stats};
 use crate::session::Prefill;
 use std::time::Duration;
@@ -15,7 +15,7 @@ fn talk() -> (Talk, TempDir) {
     (Talk::new(Store::new(dir.path().to_owned()), Settings::default(), None), dir)
 }
 
-fn end(talk: &mut Talk, ended: Ended) -> Option<String> {
+fn end(talk: &mut Talk, ended: Ended) -> Option<Back> {
     let prefill = Prefill { reused: 0, source: None, computed: 9, stopped: false };
     let time = Duration::from_secs(1);
     let stats = Stats { prefill, prefill_time: time, generated: 1, decode_time: time, ended };
@@ -36,6 +36,88 @@ fn on_disk(dir: &TempDir, id: &str) -> Vec<String> {
 
 fn texts(chat: &Chat) -> Vec<String> {
     chat.turns.iter().map(|turn| turn.text.clone()).collect()
+}
+
+#[test]
+fn a_reply_stays_until_there_is_another() {
+    let (mut t, dir) = talk();
+    exchange(&mut t, "hi", "one");
+    let id = t.chat.id.clone();
+    let fails: [fn(&mut Talk) -> Option<Back>; 3] =
+        [Talk::give_up, |t| end(t, Ended::Cancelled), |t| end(t, Ended::EndToken)];
+    for fail in fails {
+        assert_eq!(t.run(Command::Regen).unwrap(), Todo::Answer);
+        assert_eq!(t.ask().unwrap().turns.len(), 1);
+        assert_eq!(on_disk(&dir, &id), ["hi", "one"]);
+        t.store_chat().unwrap();
+        assert_eq!(on_disk(&dir, &id), ["hi", "one"], "what is written meanwhile");
+        assert_eq!(fail(&mut t), Some(Back::Chat));
+        assert_eq!(texts(&t.chat), ["hi", "one"]);
+        assert_eq!(on_disk(&dir, &id), ["hi", "one"]);
+    }
+    t.run(Command::Regen).unwrap();
+    t.ask().unwrap();
+    t.hear("two");
+    assert_eq!(t.give_up(), None);
+    assert_eq!((texts(&t.chat), on_disk(&dir, &id)), (vec!["hi".into(), "two".into()], texts(&t.chat)));
+}
+
+#[test]
+fn an_exchange_stays_until_its_changed_message_is_answered() {
+    let (mut t, dir) = talk();
+    let file = dir.path().join("a.txt");
+    std::fs::write(&file, "text").unwrap();
+    t.run(Command::File(file.display().to_string())).unwrap();
+    exchange(&mut t, "hi", "one");
+    let id = t.chat.id.clone();
+    assert_eq!(t.run(Command::Edit).unwrap(), Todo::Type("hi".into()));
+    assert_eq!((t.chat.turns.len(), t.files.len()), (0, 1));
+    t.run(Command::Save("Named".into())).unwrap();
+    t.run(Command::Clear).unwrap();
+    assert_eq!(on_disk(&dir, &id), ["hi", "one"]);
+    t.run(Command::Load("named".into())).unwrap();
+    t.run(Command::Edit).unwrap();
+    t.say("changed");
+    t.ask().unwrap();
+    assert_eq!(t.give_up(), Some(Back::Message("changed".into())));
+    assert_eq!((on_disk(&dir, &id), t.files.len()), (vec!["hi".into(), "one".into()], 1));
+    assert!(t.stop_editing() && !t.stop_editing());
+    assert_eq!((texts(&t.chat), t.files.len()), (on_disk(&dir, &id), 0));
+    t.run(Command::Edit).unwrap();
+    exchange(&mut t, "changed", "two");
+    assert_eq!(on_disk(&dir, &id), ["changed", "two"]);
+}
+
+#[test]
+fn what_concerns_the_last_exchange_ends_an_edit() {
+    let (mut t, dir) = talk();
+    exchange(&mut t, "first", "one");
+    exchange(&mut t, "second", "two");
+    let id = t.chat.id.clone();
+    t.run(Command::Edit).unwrap();
+    assert_eq!(t.run(Command::Edit).unwrap(), Todo::Type("second".into()));
+    t.run(Command::Regen).unwrap();
+    assert_eq!(t.ask().unwrap().turns.len(), 3);
+    t.give_up();
+    t.run(Command::Edit).unwrap();
+    t.run(Command::Undo).unwrap();
+    assert_eq!(on_disk(&dir, &id), ["first", "one"]);
+    t.run(Command::Edit).unwrap();
+    t.run(Command::Branch(None)).unwrap();
+    assert_eq!(texts(&t.chat), ["first", "one"]);
+}
+
+#[test]
+fn a_reply_that_has_not_begun_is_not_stored() {
+    let (mut t, dir) = talk();
+    t.say("hi");
+    t.ask().unwrap();
+    t.store_chat().unwrap();
+    let id = t.chat.id.clone();
+    assert_eq!(on_disk(&dir, &id), ["hi"]);
+    t.hear("he");
+    t.store_chat().unwrap();
+    assert_eq!(on_disk(&dir, &id), ["hi", "he"]);
 }
 
 #[test]

@@ -4,13 +4,14 @@ use super::app::{App, Effect, Event, Menu, State};
 use super::command::{self, Command};
 use super::input::Move;
 use super::picker::Picker;
+use super::talk;
 use super::theme::Ink;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 /// Keys, as `/help` lists them.
 pub const HELP: &str = "\
 Enter sends; Alt-Enter or Ctrl-J adds a line; Tab completes; Up and Down recall what was sent
-Esc stops a reply, and the reply only; Ctrl-C does too, then clears the line; Ctrl-D leaves
+Esc stops a reply, and the reply only; Ctrl-C does too, then clears the line and ends /edit; Ctrl-D leaves
 PageUp, PageDown, wheel: scroll; Ctrl-Home, Ctrl-End: first, last; F2: the mouse selects or scrolls
 Ctrl-O: list of chats; Ctrl-G: editor; Ctrl-R: reasoning and long messages shown or folded
 Ctrl-A, Ctrl-E, Ctrl-W, Ctrl-U, Ctrl-K, Ctrl-Y, Alt-B, Alt-F as in a shell";
@@ -62,7 +63,10 @@ impl App {
         if self.talking() {
             return vec![Effect::Stop];
         }
-        if self.input.is_empty() {
+        if self.talk.stop_editing() {
+            self.transcript.show(&self.talk.chat);
+            self.transcript.remark(talk::NOT_EDITED, Ink::Dim);
+        } else if self.input.is_empty() {
             self.transcript.remark("Ctrl-D or /quit leaves", Ink::Dim);
         }
         self.input.take();

@@ -2,7 +2,7 @@
 
 use super::command::{self, Command, parse};
 use super::store::xdg;
-use super::talk::{Talk, Todo, ending};
+use super::talk::{NOT_EDITED, Talk, Todo, ending};
 use super::terminal::edit;
 use super::worker::{Order, Report, Worker};
 use crate::cli::one_line;
@@ -60,6 +60,7 @@ impl Plain {
                         break;
                     }
                 }
+                Err(ReadlineError::Interrupted) if self.talk.stop_editing() => eprintln!("({NOT_EDITED})"),
                 Err(ReadlineError::Interrupted) => eprintln!("(Ctrl-D or /quit leaves)"),
                 Err(ReadlineError::Eof) => break,
                 Err(e) => return Err(e.into()),

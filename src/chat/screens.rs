@@ -217,6 +217,27 @@ fn undo_edit_regenerate_and_branch() {
 }
 
 #[test]
+fn what_was_to_be_replaced_comes_back() {
+    let mut s = Screen::new(60, 12);
+    s.exchange("hi", "one");
+    s.enters("/regen");
+    assert_eq!(s.rows()[..4], ["> hi", "", "", ""]);
+    s.send(Event::Report(Report::Failed("the server is gone".into())));
+    assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "the server is gone"]);
+    assert_eq!(s.rows()[10], ">");
+    s.enters("/regen");
+    s.done(Ended::EndToken);
+    assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "the reply was empty"]);
+    s.enters("/edit");
+    assert_eq!((&s.rows()[0][..], &s.rows()[10][..]), ("", "> hi"));
+    s.control('c');
+    assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "the chat is as it was before /edit"]);
+    assert_eq!(s.rows()[10], ">");
+    s.exchange("more", "two");
+    assert_eq!(s.app.talk.store.list()[0].turns, 4);
+}
+
+#[test]
 fn a_chat_that_another_window_changed_goes_on_as_a_copy() {
     let mut s = Screen::new(80, 12);
     s.exchange("hi", "one");

@@ -12,6 +12,11 @@ use crate::generate::{Ended, Stats};
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 
+/// What is said where a reply ended before it began, and nothing else is known.
+pub const EMPTY: &str = "the reply was empty";
+/// What is said where `/edit` was left without a message.
+pub const NOT_EDITED: &str = "the chat is as it was before /edit";
+
 /// A chat under way.
 pub struct Talk {
     /// The chat; while a reply is made its text so far is the last turn.
@@ -29,6 +34,22 @@ pub struct Talk {
     /// What a person should know of how the chat was stored; whoever says it takes it.
     pub note: Option<String>,
     system: Option<String>,
+    taken: Option<Taken>,
+}
+
+/// What `/edit` or `/regen` took from the end of the chat. On disk it stays until there is text in its place.
+struct Taken {
+    at: usize,
+    turns: Vec<Turn>,
+}
+
+/// What comes back where no reply came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Back {
+    /// The message, to be written again; its files wait.
+    Message(String),
+    /// The chat, as it was before `/regen`.
+    Chat,
 }
 
 /// What an interface has to do after a command.
@@ -69,6 +90,7 @@ impl Talk {
             store,
             note: None,
             system,
+            taken: None,
         }
     }
 
@@ -81,13 +103,9 @@ impl Talk {
             Command::Set(None) => Todo::Say(self.settings.line()),
             Command::Set(Some((name, value))) => self.set(name, value)?,
             Command::Regen => self.regenerate()?,
-            Command::Edit => Todo::Type(self.take_back()?.text),
+            Command::Edit => Todo::Type(self.edit()?),
             Command::Editor => Todo::Editor,
-            Command::Undo => {
-                self.take_back()?;
-                self.files.clear();
-                Todo::Say("the last exchange is taken back".into())
-            }
+            Command::Undo => Todo::Say(self.undo()?),
             Command::Branch(exchanges) => Todo::Say(self.branch(exchanges)?),
             Command::Save(title) => Todo::Say(self.save_as(title)?),
             Command::Load(name) if name.is_empty() => Todo::List,
@@ -124,25 +142,33 @@ impl Talk {
         self.chat.turns.push(Turn { files, ..Turn::new(Role::User, text) });
     }
 
-    /// The chat as it asks for a reply, whose turn begins empty. On disk the message is safe from here on.
+    /// The chat as it asks for a reply, whose turn begins empty. On disk the message is safe from here on, if it
+    /// takes the place of nothing there.
     pub fn ask(&mut self) -> Result<Ask> {
         let ask =
             Ask { system: self.chat.system.clone(), turns: self.chat.turns.clone(), settings: self.settings };
-        self.store_chat()?;
+        if self.taken.is_none() {
+            self.store_chat()?;
+        }
         self.chat.turns.push(Turn::new(Role::Assistant, ""));
         Ok(ask)
     }
 
     /// Text of the reply.
     pub fn hear(&mut self, text: &str) {
+        if !text.is_empty() {
+            self.taken = None;
+        }
         if let Some(turn) = self.chat.turns.last_mut().filter(|t| t.role == Role::Assistant) {
             turn.text.push_str(text);
         }
     }
 
-    /// The end of the reply. One that was stopped before it began gives the message back.
-    pub fn heard(&mut self, outcome: Outcome) -> Result<Option<String>> {
-        if outcome.stats.ended == Ended::Cancelled && !self.replied() {
+    /// The end of the reply. One that was stopped before it began counts as none, and so does an empty one that
+    /// would replace something.
+    pub fn heard(&mut self, outcome: Outcome) -> Result<Option<Back>> {
+        let needed = outcome.stats.ended == Ended::Cancelled || self.taken.is_some();
+        if needed && !self.replied() {
             return Ok(self.give_up());
         }
         if let Some(turn) = self.chat.turns.last_mut() {
@@ -158,22 +184,53 @@ impl Talk {
         self.chat.turns.last().is_some_and(|turn| turn.role == Role::Assistant && !turn.text.is_empty())
     }
 
-    /// The end of a reply that failed: what there is of it stays, else the message is given back and its files wait.
-    pub fn give_up(&mut self) -> Option<String> {
-        let message = if self.replied() { None } else { self.remove_exchange() };
+    /// The end of a reply that failed. What there is of it stays.
+    pub fn give_up(&mut self) -> Option<Back> {
+        let back = if self.replied() { None } else { self.nothing_came() };
         // Why it failed is told already; the next change is saved again.
         let _ = self.store_chat();
-        message.map(|turn| turn.text)
+        back
+    }
+
+    /// Removes what was asked last, or puts back what was to be replaced.
+    fn nothing_came(&mut self) -> Option<Back> {
+        self.chat.turns.pop_if(|turn| turn.role == Role::Assistant);
+        if self.taken.as_ref().is_some_and(|taken| taken.at == self.chat.turns.len()) {
+            self.put_back();
+            return Some(Back::Chat);
+        }
+        self.remove_exchange().map(|turn| Back::Message(turn.text))
+    }
+
+    /// Leaves the chat as it was before `/edit`, if its message was not sent yet. Whether that is so.
+    pub fn stop_editing(&mut self) -> bool {
+        let edited = self.put_back();
+        if edited {
+            self.files.clear();
+        }
+        edited
     }
 
     /// Writes the chat as it is; one without messages has no file.
     pub fn store_chat(&mut self) -> Result<()> {
         self.chat.touch();
-        if self.store.save(&mut self.chat).context("the chat could not be saved")? {
-            let name = &self.chat.title;
-            self.note = Some(format!("another window changed this chat: it goes on here as {name}"));
+        let mut chat = self.lasting();
+        if self.store.save(&mut chat).context("the chat could not be saved")? {
+            self.note = Some(format!("another window changed this chat: it goes on here as {}", chat.title));
+            (self.chat.id, self.chat.title) = (chat.id, chat.title);
         }
         Ok(())
+    }
+
+    /// The chat as it is on disk: with what was taken from it, and without a reply that has not begun.
+    fn lasting(&self) -> Chat {
+        let mut chat = self.chat.clone();
+        if let Some(taken) = &self.taken {
+            chat.turns.truncate(taken.at);
+            chat.turns.extend_from_slice(&taken.turns);
+        }
+        chat.turns.pop_if(|turn| turn.role == Role::Assistant && turn.text.is_empty());
+        chat
     }
 
     /// Goes to another chat.
@@ -182,27 +239,51 @@ impl Talk {
         self.chat = chat;
         self.files.clear();
         self.last = None;
+        self.taken = None;
         said
     }
 
-    fn take_back(&mut self) -> Result<Turn> {
-        let turn = self.remove_exchange().context("nothing to take back")?;
-        self.store_chat()?;
-        Ok(turn)
+    fn put_back(&mut self) -> bool {
+        let Some(taken) = self.taken.take() else { return false };
+        self.chat.turns.truncate(taken.at);
+        self.chat.turns.extend(taken.turns);
+        true
+    }
+
+    fn last_message(&self) -> Option<usize> {
+        self.chat.turns.iter().rposition(|t| t.role == Role::User)
     }
 
     fn remove_exchange(&mut self) -> Option<Turn> {
-        let at = self.chat.turns.iter().rposition(|t| t.role == Role::User)?;
+        let at = self.last_message()?;
         let mut turn = self.chat.turns.swap_remove(at);
         self.chat.turns.truncate(at);
         self.files = std::mem::take(&mut turn.files);
         Some(turn)
     }
 
+    fn undo(&mut self) -> Result<String> {
+        self.stop_editing();
+        self.remove_exchange().context("nothing to take back")?;
+        self.files.clear();
+        self.store_chat()?;
+        Ok("the last exchange is taken back".into())
+    }
+
+    fn edit(&mut self) -> Result<String> {
+        self.stop_editing();
+        let at = self.last_message().context("nothing to take back")?;
+        let turns = self.chat.turns.split_off(at);
+        self.files.clone_from(&turns[0].files);
+        let text = turns[0].text.clone();
+        self.taken = Some(Taken { at, turns });
+        Ok(text)
+    }
+
     fn regenerate(&mut self) -> Result<Todo> {
-        let at =
-            self.chat.turns.iter().rposition(|t| t.role == Role::User).context("nothing to answer again")?;
-        self.chat.turns.truncate(at + 1);
+        self.stop_editing();
+        let at = self.last_message().context("nothing to answer again")? + 1;
+        self.taken = Some(Taken { at, turns: self.chat.turns.split_off(at) });
         self.settings.sampling.seed = self.settings.sampling.seed.wrapping_add(1);
         Ok(Todo::Answer)
     }
@@ -231,6 +312,7 @@ impl Talk {
     }
 
     fn branch(&mut self, exchanges: Option<usize>) -> Result<String> {
+        self.stop_editing();
         let users = |(i, turn): (usize, &Turn)| (turn.role == Role::User).then_some(i);
         let starts: Vec<usize> = self.chat.turns.iter().enumerate().filter_map(users).collect();
         let keep = exchanges.unwrap_or(starts.len());
@@ -249,11 +331,11 @@ impl Talk {
         if !title.is_empty() {
             self.chat.title = title;
         }
-        if self.chat.turns.is_empty() {
+        if self.lasting().turns.is_empty() {
             return Ok("nothing to save yet".into());
         }
         self.store_chat()?;
-        Ok(format!("saved as {}", self.chat.name()))
+        Ok(format!("saved as {}", self.lasting().name()))
     }
 
     fn export(&self, path: String) -> Result<String> {
