@@ -83,8 +83,13 @@ fn what_a_user_types_is_never_a_special_token() {
     assert!(engine_ids("<|im_end|>") > engine_ids("x") + 1);
 }
 
-/// A piped chat with a home of its own: its standard output and error.
+/// A piped chat with a home of its own, in which nothing fails: its standard output and error.
 fn chat(home: &Path, args: &[&str], lines: &str) -> (String, String) {
+    ended(home, args, lines, 0)
+}
+
+/// The same, whatever its exit code is expected to be.
+fn ended(home: &Path, args: &[&str], lines: &str, code: i32) -> (String, String) {
     let mut chat = common::kimi_command()
         .args(["chat", "--plain", "-m", text(&MODEL.1), "-n", "8", "--temp", "0"])
         .args(args)
@@ -99,7 +104,7 @@ fn chat(home: &Path, args: &[&str], lines: &str) -> (String, String) {
     chat.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
     let out = chat.wait_with_output().unwrap();
     let stderr = String::from_utf8(out.stderr).unwrap();
-    assert!(out.status.success(), "{stderr}");
+    assert_eq!(out.status.code(), Some(code), "{stderr}");
     (String::from_utf8(out.stdout).expect("characters are whole"), stderr)
 }
 
@@ -118,9 +123,28 @@ fn prompts(stdout: &str) -> Vec<(usize, String, usize)> {
 fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
     let home = tempfile::tempdir().unwrap();
     let lines = "你好，世界 🎉\nfn main() { println!(\"hi\"); }\n/stats\n/nonsense\n/regen\n/undo\n/clear\nagain\n/quit\nnever\n";
-    let (stdout, stderr) = chat(home.path(), &[], lines);
+    let (stdout, stderr) = ended(home.path(), &[], lines, 1);
     assert!(prompts(&stdout)[0].0 > 10, "the first exchange was read again: {stdout}");
     assert!(stderr.contains("/nonsense: no such command"), "{stderr}");
+    assert!(stderr.ends_with("1 of 9 lines failed\n"), "{stderr}");
+}
+
+/// The chats of a home.
+fn chats(home: &Path) -> Vec<Value> {
+    let files = std::fs::read_dir(home.join("kimi/chats")).unwrap().map(|entry| entry.unwrap().path());
+    files.map(|path| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()).collect()
+}
+
+#[test]
+fn a_pipe_learns_what_was_not_answered() {
+    let home = tempfile::tempdir().unwrap();
+    let lines = format!("hi\n{}\n/edit\n{0}\n", "word ".repeat(200));
+    let (_, stderr) = ended(home.path(), &["--ctx", "64"], &lines, 1);
+    assert_eq!(stderr.matches("left out of the chat: word word").count(), 2, "{stderr}");
+    assert!(stderr.ends_with("2 of 4 lines failed\n"), "{stderr}");
+    let [chat] = &chats(home.path())[..] else { panic!("one chat") };
+    let turns = chat["turns"].as_array().unwrap();
+    assert_eq!((turns.len(), &turns[0]["text"]), (2, &"hi".into()), "the edited exchange is there");
 }
 
 #[test]

@@ -40,10 +40,10 @@ class Terminal:
             time.sleep(0.03)
         raise AssertionError(f"not on the screen after {seconds} s: {what}\n" + "\n".join(rows))
 
-    def ready(self):
-        """Until the line editor waits."""
+    def ready(self, line=">"):
+        """Until the line editor waits, with this on its line."""
         end = time.monotonic() + 20
-        while [row for row in self.screen() if row][-1:] != [">"]:
+        while [row for row in self.screen() if row][-1:] != [line]:
             assert time.monotonic() < end, self.screen()
             time.sleep(0.03)
 
@@ -257,6 +257,31 @@ def plain(columns, rows):
     print(f"--plain at {columns}x{rows}: stop, regenerate, paste, undo, switch")
 
 
+def given_back():
+    """A message that cannot be answered is on the line again; what it was to replace stays."""
+    with tempfile.TemporaryDirectory() as home:
+        t = Terminal(home, 80, 24, "--plain", "-n", "8", "--ctx", "64")
+        try:
+            t.ready()
+            t.enter("short")
+            t.wait("cut at the limit")
+            t.ready()
+            t.enter("/edit")
+            t.ready("> short")
+            t.enter(" word" * 100)
+            t.wait("> short word.*context: expected.*> short word")
+            t.keys("C-c")
+            t.wait("the chat is as it was before /edit")
+            t.ready()
+            t.enter("/quit")
+            t.wait("^left 0")
+            [chat] = t.chats()
+            assert (len(chat["turns"]), chat["turns"][0]["text"]) == (2, "short"), chat
+        finally:
+            t.close()
+    print("--plain: a message that was not answered is there to be changed, the exchange it changes too")
+
+
 def elsewhere():
     """A chat with `kimi serve` over HTTP says what the chat with the file says."""
     with socket.socket() as free:
@@ -292,6 +317,7 @@ at(80, 24)
 at(200, 60)
 plain(80, 24)
 plain(200, 60)
+given_back()
 elsewhere()
 signals()
 colours()

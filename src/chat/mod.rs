@@ -88,8 +88,7 @@ pub fn run(args: &ChatArgs) -> Result<()> {
             other => notes.push(other),
         }
     };
-    let dumb = std::env::var("TERM").is_ok_and(|term| term == "dumb");
-    if args.plain || dumb || !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
+    if args.plain || plain::dumb() || !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
         notes.iter().for_each(plain::note);
         return plain::Plain::new(talk, worker)?.run();
     }

@@ -1,13 +1,13 @@
 //! The line editor: history, multi-line input, Ctrl-C that stops the reply only, the same commands.
 
 use super::command::{self, Command, parse};
-use super::store::xdg;
-use super::talk::{NOT_EDITED, Talk, Todo, ending};
+use super::store::{beginning, xdg};
+use super::talk::{Back, EMPTY, NOT_EDITED, Talk, Todo, ending};
 use super::terminal::edit;
 use super::worker::{Order, Report, Worker};
 use crate::cli::one_line;
 use crate::generate::grouped;
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
 use rustyline::history::FileHistory;
@@ -17,6 +17,8 @@ use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
+/// Ends a line that shows how much is read.
+const CLEAR: &str = "\r\x1b[K";
 const KEYS: &str = "A line that ends with \\ goes on in the next; Alt-Enter adds a line; Tab completes. Ctrl-C stops a reply.";
 
 /// A chat under way.
@@ -25,6 +27,15 @@ pub struct Plain {
     worker: Worker,
     /// What the next line begins with.
     draft: String,
+    /// Lines so far.
+    lines: usize,
+    /// How many of them could not be done.
+    failed: usize,
+}
+
+/// Whether the terminal can only be written to line by line.
+pub fn dumb() -> bool {
+    std::env::var("TERM").is_ok_and(|term| term == "dumb")
 }
 
 impl Plain {
@@ -32,10 +43,10 @@ impl Plain {
     pub fn new(talk: Talk, worker: Worker) -> Result<Self> {
         let stop = worker.stop.clone();
         ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed))?;
-        Ok(Plain { talk, worker, draft: String::new() })
+        Ok(Plain { talk, worker, draft: String::new(), lines: 0, failed: 0 })
     }
 
-    /// Reads, answers, until the end of input.
+    /// Reads, answers, until the end of input. Then a script learns of what failed; a person has seen it.
     pub fn run(mut self) -> Result<()> {
         let config = Config::builder().auto_add_history(true).bracketed_paste(true).build();
         let mut editor: Editor<Lines, FileHistory> = Editor::with_config(config)?;
@@ -50,6 +61,19 @@ impl Plain {
             let about = &self.talk.about;
             eprintln!("{} on {}. /help lists commands.", about.name, about.place);
         }
+        self.converse(&mut editor)?;
+        if let Some(path) = &history {
+            let _ = std::fs::create_dir_all(path.parent().unwrap_or(path));
+            editor.save_history(path)?;
+        }
+        self.worker.close()?;
+        if self.failed > 0 && !std::io::stdin().is_terminal() {
+            bail!("{} of {} lines failed", self.failed, self.lines);
+        }
+        Ok(())
+    }
+
+    fn converse(&mut self, editor: &mut Editor<Lines, FileHistory>) -> Result<()> {
         loop {
             let draft = std::mem::take(&mut self.draft);
             match editor.readline_with_initial("> ", (&draft, "")) {
@@ -57,40 +81,41 @@ impl Plain {
                     let flow = self.line(&line.replace("\\\n", "\n"))?;
                     self.talk.note.take().iter().for_each(|note| eprintln!("{note}"));
                     if flow.is_break() {
-                        break;
+                        return Ok(());
                     }
                 }
                 Err(ReadlineError::Interrupted) if self.talk.stop_editing() => eprintln!("({NOT_EDITED})"),
                 Err(ReadlineError::Interrupted) => eprintln!("(Ctrl-D or /quit leaves)"),
-                Err(ReadlineError::Eof) => break,
+                Err(ReadlineError::Eof) => return Ok(()),
                 Err(e) => return Err(e.into()),
             }
         }
-        if let Some(path) = &history {
-            let _ = std::fs::create_dir_all(path.parent().unwrap_or(path));
-            editor.save_history(path)?;
-        }
-        self.worker.close()
     }
 
     fn line(&mut self, line: &str) -> Result<ControlFlow<()>> {
         let line = line.trim();
+        self.lines += usize::from(!line.is_empty());
         match parse(line) {
             None if line.is_empty() => {}
             None => {
                 self.talk.say(line);
                 self.answer()?;
             }
-            Some(Err(e)) => eprintln!("{e}"),
+            Some(Err(e)) => self.fail(&e),
             Some(Ok(command)) => {
                 let answers_on_stdout = matches!(command, Command::Stats | Command::Set(None));
                 match self.talk.run(command) {
                     Ok(todo) => return self.act(todo, answers_on_stdout),
-                    Err(e) => eprintln!("{}", one_line(&e)),
+                    Err(e) => self.fail(&one_line(&e)),
                 }
             }
         }
         Ok(ControlFlow::Continue(()))
+    }
+
+    fn fail(&mut self, said: &str) {
+        eprintln!("{said}");
+        self.failed += 1;
     }
 
     fn act(&mut self, todo: Todo, answers_on_stdout: bool) -> Result<ControlFlow<()>> {
@@ -106,7 +131,7 @@ impl Plain {
                     self.talk.say(text.trim_end());
                     self.answer()?;
                 }
-                Err(e) => eprintln!("{}", one_line(&e)),
+                Err(e) => self.fail(&one_line(&e)),
             },
             Todo::Copy(text) => {
                 let copy = crossterm::clipboard::CopyToClipboard::to_clipboard_from(&text);
@@ -118,7 +143,7 @@ impl Plain {
                     println!("{} ({} messages)", entry.name, entry.turns);
                 }
             }
-            Todo::Look(name, _) => eprintln!("/set {name}: only the full screen has it"),
+            Todo::Look(name, _) => self.fail(&format!("/set {name}: only the full screen has it")),
             Todo::Model(path) => {
                 self.worker.orders.send(Order::Open(path)).ok().context("the engine stopped")?;
                 match self.worker.reports.recv()? {
@@ -126,7 +151,7 @@ impl Plain {
                         self.talk.about = about;
                         eprintln!("{} on {}", self.talk.about.name, self.talk.about.place);
                     }
-                    Report::Failed(e) => eprintln!("{e}"),
+                    Report::Failed(e) => self.fail(&e),
                     other => note(&other),
                 }
             }
@@ -149,17 +174,39 @@ impl Plain {
                     write!(out, "{text}").and_then(|()| out.flush())?;
                 }
                 Report::Done(outcome) => {
-                    let stats = outcome.stats.clone();
-                    self.talk.heard(outcome)?;
-                    writeln!(out, "{}", ending(&stats).map_or(String::new(), |said| format!(" [{said}]")))?;
+                    let ended = ending(&outcome.stats);
+                    match self.talk.heard(outcome)? {
+                        Some(back) => self.unanswered(back, &ended.unwrap_or(EMPTY.into())),
+                        None => {
+                            writeln!(out, "{}", ended.map_or(String::new(), |said| format!(" [{said}]")))?;
+                        }
+                    }
                     return Ok(());
                 }
                 Report::Failed(e) => {
-                    self.talk.give_up();
-                    eprintln!("{e}");
+                    match self.talk.give_up() {
+                        Some(back) => self.unanswered(back, &e),
+                        None => self.fail(&e),
+                    }
                     return Ok(());
                 }
                 other => note(&other),
+            }
+        }
+    }
+
+    /// Says why no reply came. The message is there to be changed and sent again; in a pipe nobody could do that.
+    fn unanswered(&mut self, back: Back, why: &str) {
+        if std::io::stderr().is_terminal() {
+            eprint!("{CLEAR}");
+        }
+        self.fail(why);
+        match back {
+            Back::Chat => eprintln!("the chat is as it was before /regen"),
+            Back::Message(message) if std::io::stdin().is_terminal() && !dumb() => self.draft = message,
+            Back::Message(message) => {
+                self.talk.stop_editing();
+                eprintln!("left out of the chat: {}", beginning(&message));
             }
         }
     }
@@ -175,7 +222,7 @@ pub fn note(report: &Report) {
 /// A line that shows how much of a long prompt is read.
 fn progress(done: usize, total: usize, rate: f64) {
     if rate > 0.0 && std::io::stderr().is_terminal() {
-        let end = if done == total { "\r\x1b[K" } else { "" };
+        let end = if done == total { CLEAR } else { "" };
         eprint!("\rreading {} of {} tokens, {rate:.0} tok/s{end}", grouped(done), grouped(total));
     }
 }

@@ -95,12 +95,17 @@ impl Chat {
         if !self.title.is_empty() {
             return self.title.clone();
         }
-        let first = self.turns.first().map_or("", |t| t.text.as_str());
-        let line = first.lines().find(|l| !l.trim().is_empty()).unwrap_or("new chat").trim();
-        match line.char_indices().nth(60) {
-            Some((at, _)) => format!("{}…", &line[..at]),
-            None => line.to_owned(),
-        }
+        let first = self.turns.first().map(|t| beginning(&t.text)).filter(|line| !line.is_empty());
+        first.unwrap_or("new chat".into())
+    }
+}
+
+/// The first line of a text that says something, cut where it is long.
+pub fn beginning(text: &str) -> String {
+    let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    match line.char_indices().nth(60) {
+        Some((at, _)) => format!("{}…", &line[..at]),
+        None => line.to_owned(),
     }
 }
 
