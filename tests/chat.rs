@@ -148,6 +148,19 @@ fn a_pipe_learns_what_was_not_answered() {
 }
 
 #[test]
+fn a_loaded_chat_takes_another_system_message() {
+    let home = tempfile::tempdir().unwrap();
+    let system = || chats(home.path())[0]["system"].clone();
+    chat(home.path(), &["--system", "first"], "hi\n");
+    chat(home.path(), &["--load", "hi"], "more\n");
+    assert_eq!(system(), "first");
+    chat(home.path(), &["--load", "hi", "--system", "second"], "more\n");
+    assert_eq!(system(), "second");
+    chat(home.path(), &["--load", "hi", "--system", ""], "more\n");
+    assert_eq!(system(), Value::Null);
+}
+
+#[test]
 fn undone_and_restarted_chats_read_only_what_is_new() {
     let home = tempfile::tempdir().unwrap();
     let (stdout, _) = chat(home.path(), &[], "hello there\nfirst\n/stats\n/undo\nother\n/stats\n");

@@ -76,7 +76,8 @@ enum Ground {
 pub fn run(args: &ChatArgs) -> Result<()> {
     let mut talk = Talk::new(Store::of_user()?, args.settings, args.system.clone());
     if let Some(name) = &args.load {
-        let chat = talk.store.find(name)?;
+        let mut chat = talk.store.find(name)?;
+        chat.system = args.system.clone().or(chat.system).filter(|text| !text.is_empty());
         talk.open(chat);
     }
     let worker = Worker::start(args.engine.clone(), args.url.clone());
