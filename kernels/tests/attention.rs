@@ -179,7 +179,7 @@ fn exported_rows_come_back_exactly() {
     }
     for format in FORMATS {
         for pieces in [&[0, 520][..], &[0, 1, 255, 256, 257, 300, 300, 512, 520]] {
-            carried(&kernels::reference::Reference, format, pieces);
+            carried(&Reference, format, pieces);
             cpus().iter().for_each(|b| carried(b, format, pieces));
         }
         carried(cuda(), format, &[0, 1, 255, 256, 257, 300, 300, 512, 520]);
@@ -197,7 +197,7 @@ fn copies_are_equal_to_the_bit_and_apart() {
         assert_eq!(bits(&b.read(&copy)), bits(values));
         assert_eq!(b.read(&x)[4], 4.5);
     }
-    check(&kernels::reference::Reference, &values);
+    check(&Reference, &values);
     check(cuda(), &values);
     cpus().iter().for_each(|b| check(b, &values));
 }
