@@ -24,6 +24,10 @@ pub fn open(dir: &Path, headers: bool) -> Result<Source> {
     let index_path = dir.join("model.safetensors.index.json");
     let single = dir.join("model.safetensors");
     if !index_path.exists() {
+        if !single.exists() {
+            let expected = "this file or model.safetensors.index.json";
+            return Err(Error::bad(single.display(), "the weights", expected, "neither"));
+        }
         let mut source = Source { listing: single.display().to_string(), ..Source::default() };
         read_shard(&mut source, &single)?;
         return Ok(source);

@@ -19,7 +19,7 @@ const TEMPLATE: &str = "tokenizer.chat_template";
 /// Adds the `tokenizer.` keys.
 ///
 /// # Errors
-/// A broken tokenizer file, or one with more tokens than the config's `vocab_size`.
+/// A broken tokenizer file, one with more tokens than the config's `vocab_size`, or `tiktoken.model` alone.
 pub fn add(metadata: &mut Metadata, dir: &Path, config: &Config, progress: &mut dyn Progress) -> Result<()> {
     let tokenizer_config = json(&dir.join("tokenizer_config.json"))?;
     match read(dir, config, tokenizer_config.as_ref().map(|(text, _)| text.as_str()))? {
@@ -55,7 +55,11 @@ fn read(dir: &Path, config: &Config, tokenizer_config: Option<&str>) -> Result<O
     let (tiktoken, tokenizer) = (dir.join("tiktoken.model"), dir.join("tokenizer.json"));
     let size = Some(config.vocab as usize);
     let vocabulary = if tiktoken.exists() {
-        let text = tokenizer_config.unwrap_or_default();
+        // The ranks alone are a vocabulary, but one whose chat tokens have no names: no chat could be had with it.
+        let text = tokenizer_config.ok_or_else(|| {
+            let expected = "their names in tokenizer_config.json beside it";
+            Error::bad(tiktoken.display(), "special tokens", expected, "no such file")
+        })?;
         Vocabulary::from_tiktoken(&tiktoken.display().to_string(), &read_text(&tiktoken)?, text, size)?
     } else if tokenizer.exists() {
         let text = text(&tokenizer)?;

@@ -106,9 +106,8 @@ fn headers() {
 #[test]
 fn index() {
     refused_files(INDEX, "weight_map", |dir| fs::write(dir.join(INDEX), "{\"weight_map\": {").unwrap());
-    refused_files("model.safetensors", "No such file or directory", |dir| {
-        fs::remove_file(dir.join(INDEX)).unwrap();
-    });
+    let neither = "the weights: expected this file or model.safetensors.index.json, found neither";
+    refused_files("model.safetensors", neither, |dir| fs::remove_file(dir.join(INDEX)).unwrap());
     let beside =
         "lm_head.weight: expected the name of a .safetensors file beside the index, found ../a.safetensors";
     refused_json(INDEX, beside, |json| json["weight_map"][HEAD] = json!("../a.safetensors"));
@@ -182,7 +181,14 @@ fn configs() {
         json["model_type"] = json!("deepseek_v3");
     });
     refused_files("tokenizer.json", "", |dir| fs::write(dir.join("tokenizer.json"), "{}").unwrap());
-    refused_files("tiktoken.model", "", |dir| fs::write(dir.join("tiktoken.model"), "YQ== 0\n").unwrap());
+    let unnamed =
+        "special tokens: expected their names in tokenizer_config.json beside it, found no such file";
+    let ranks = |dir: &Path| fs::write(dir.join("tiktoken.model"), "YQ== 0\n").unwrap();
+    refused_files("tiktoken.model", unnamed, ranks);
+    refused_files("tiktoken.model", "", |dir| {
+        ranks(dir);
+        fs::write(dir.join("tokenizer_config.json"), "{}").unwrap();
+    });
     refused_files("chat_template.jinja", "byte 1: expected UTF-8", |dir| {
         fs::write(dir.join("chat_template.jinja"), b"a\xff").unwrap();
     });
