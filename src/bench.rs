@@ -7,6 +7,7 @@ use crate::engine::{Engine, EngineArgs};
 use crate::form::LONG;
 use crate::inspect::{machine, size};
 use crate::on_device;
+use crate::output::Output;
 use crate::profile::{self, Profiled};
 use anyhow::{Result, ensure};
 use kernels::backend::{Backend, CacheFormat, Span};
@@ -143,7 +144,7 @@ fn profile(args: &BenchArgs) -> Result<()> {
     let engine = Engine::load(backend, &how, Box::new(|line| eprintln!("{line}")))?;
     let cases = cases(args);
     check(&engine, &cases)?;
-    let (memory, mut out) = (engine.backend.inner().read_gb_s(), std::io::stdout().lock());
+    let (memory, mut out) = (engine.backend.inner().read_gb_s(), Output::lock());
     writeln!(out, "{}; {}; memory read {memory:.1} GB/s", args.engine.name(), engine.backend.describe())?;
     for case in &cases {
         measure(&engine, case);
@@ -172,7 +173,7 @@ fn cases(args: &BenchArgs) -> Vec<Case> {
 }
 
 fn print(report: &Report, json: bool) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Output::lock();
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(report)?)?;
         return Ok(());

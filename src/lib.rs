@@ -22,6 +22,7 @@ pub mod grammar;
 pub mod inspect;
 pub mod logits;
 pub mod logprobs;
+pub mod output;
 pub mod perplexity;
 pub mod placement;
 pub mod profile;

@@ -5,6 +5,7 @@
 
 use crate::engine::{Engine, EngineArgs};
 use crate::on_device;
+use crate::output::Output;
 use crate::prompt::{PromptArgs, partial_path};
 use crate::session::Session;
 use anyhow::{Context as _, Result, bail};
@@ -166,7 +167,7 @@ impl Scores {
             report["kl_max"] = max.into();
             report["same_top"] = same.into();
         }
-        let mut out = std::io::stdout().lock();
+        let mut out = Output::lock();
         if json {
             return Ok(writeln!(out, "{report}")?);
         }

@@ -17,6 +17,7 @@ use crate::engine::EngineArgs;
 use crate::form::Reader;
 use crate::generate::{Ended, Stats};
 use crate::on_device;
+use crate::output::{Output, visible};
 use crate::sample::Sampling;
 use anyhow::{Result, bail};
 use document::Document;
@@ -25,7 +26,7 @@ use near::Near;
 use quotes::{Annotated, Quote, Texts};
 use rustyline::error::ReadlineError;
 use serde::Serialize;
-use std::io::{IsTerminal, StdoutLock, Write};
+use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -74,7 +75,7 @@ pub struct AskArgs {
 
 /// Loads, reads, answers.
 pub fn run(args: &AskArgs) -> Result<()> {
-    let mut left_out = |line: &str| eprintln!("{line}");
+    let mut left_out = |line: &str| eprintln!("{}", visible(line));
     let documents = document::gather(&args.file, &args.include, &mut left_out)?;
     if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
         bail!("question: expected one as an argument, as standard input is the text, found none");
@@ -173,12 +174,12 @@ impl<S: Source> Ask<'_, S> {
             None => asked,
         };
         self.interrupted.store(false, Ordering::Relaxed);
-        let (mut out, mut annotated) = (std::io::stdout().lock(), Annotated::new(&self.texts));
+        let (mut out, mut annotated) = (Output::lock(), Annotated::new(&self.texts));
         let (json, interrupted, mut failed) = (self.args.json, &self.interrupted, Ok(()));
         let (text, stats) = self.source.reply(&said, &mut |new| {
             if !new.is_empty() {
                 let shown = annotated.push(new);
-                failed = if json { Ok(()) } else { write!(out, "{shown}").and_then(|()| out.flush()) };
+                failed = if json { Ok(()) } else { out.say(&shown) };
             }
             let stop = failed.is_err() || interrupted.load(Ordering::Relaxed);
             if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -192,7 +193,7 @@ impl<S: Source> Ask<'_, S> {
     /// The end of an answer, or all of it for programs, and what it took.
     fn print(
         &self,
-        out: &mut StdoutLock<'_>,
+        out: &mut Output,
         (question, text): (&str, &str),
         (last, quotes): (&str, &[Quote]),
         stats: &Stats,
@@ -201,7 +202,8 @@ impl<S: Source> Ask<'_, S> {
             let answer = self.for_programs(question, text, quotes, stats);
             writeln!(out, "{}", serde_json::to_string(&answer)?)?;
         } else {
-            writeln!(out, "{last}{}", if stats.ended == Ended::Cancelled { " [stopped]" } else { "" })?;
+            out.say(last)?;
+            writeln!(out, "{}", if stats.ended == Ended::Cancelled { " [stopped]" } else { "" })?;
         }
         if !self.args.quiet {
             eprintln!("{}", stats.line());

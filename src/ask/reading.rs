@@ -6,6 +6,7 @@ use super::watched;
 use crate::engine::Engine;
 use crate::generate::grouped;
 use crate::inspect::{machine, need::Need};
+use crate::output::visible;
 use crate::session::Prefill;
 use crate::snapshot::Sizes;
 use anyhow::{Result, bail};
@@ -83,7 +84,7 @@ impl Reading {
         if !self.quiet {
             let name = if let [one] = files { (*one).to_owned() } else { format!("{} files", files.len()) };
             let read = Prefill { computed: self.total - self.found.reused, ..self.found };
-            eprintln!("{name}: {} tokens: {}", grouped(self.total), read.describe());
+            eprintln!("{}: {} tokens: {}", visible(&name), grouped(self.total), read.describe());
             eprintln!("memory: {} of state, {} of weights{fits}", gib(state), gib(self.weights));
         }
         Ok(())

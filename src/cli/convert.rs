@@ -1,5 +1,6 @@
 //! `kimi convert`: arguments, the progress bar, and what is printed of a conversion or a dry run.
 
+use crate::output::Output;
 use anyhow::Result;
 use convert::{Mix, Options, Override, Progress, Summary};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -35,7 +36,7 @@ pub struct ConvertArgs {
 
 /// Converts, or says what a conversion would give.
 pub fn run(args: &ConvertArgs) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Output::lock();
     if args.kind == "help" {
         return Ok(Mix::all().try_for_each(|mix| writeln!(out, "{}", mix.name()))?);
     }

@@ -5,6 +5,7 @@ use crate::demo;
 use crate::engine::{Engine, EngineArgs};
 use crate::generate::{Event, Request, generate};
 use crate::on_device;
+use crate::output::Output;
 use crate::prompt::{Prompt, PromptArgs};
 use crate::sample::Sampling;
 use crate::session::Session;
@@ -62,7 +63,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
         constraint: None,
     };
     let progress = !args.quiet && std::io::stderr().is_terminal();
-    let mut out = std::io::stdout().lock();
+    let mut out = Output::lock();
     let mut failed = Ok(());
     let mut session = Session::new(engine);
     let stats = generate(&mut session, request, &mut |event| {
@@ -73,7 +74,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
                 Ok(())
             }
             Event::Token(id) if print_ids => writeln!(out, "{id}"),
-            Event::Text(text) if !print_ids => write!(out, "{text}").and_then(|()| out.flush()),
+            Event::Text(text) if !print_ids => out.say(text),
             _ => Ok(()),
         };
         failed = written;

@@ -3,6 +3,7 @@
 mod convert;
 mod generate;
 
+use crate::output::visible;
 use crate::{ask, bench, chat, eval, gpu_check, inspect, logits, perplexity, serve, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -62,7 +63,8 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// The causes in a line, without those that the one before them already tells.
+/// The causes in a line, without those that the one before them already tells. Names of files may stand in it, and are
+/// shown, not obeyed.
 pub fn one_line(e: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in e.chain().map(ToString::to_string) {
@@ -71,5 +73,5 @@ pub fn one_line(e: &anyhow::Error) -> String {
             line += &cause;
         }
     }
-    line.replace('\n', " ")
+    visible(&line.replace('\n', " ")).into_owned()
 }

@@ -10,6 +10,7 @@ use crate::conversation::Conversation;
 use crate::engine::{Engine, EngineArgs};
 use crate::generate::{Event, Request, generate};
 use crate::on_device;
+use crate::output::Output;
 use crate::perplexity;
 use crate::sample::Sampling;
 use crate::session::Session;
@@ -207,7 +208,7 @@ fn answers<B: Backend>(engine: &Engine<B>, body: &str, questions: &[Question]) -
 }
 
 fn print(report: &Report, json: bool) -> Result<()> {
-    let mut out = std::io::stdout().lock();
+    let mut out = Output::lock();
     if json {
         serde_json::to_writer(&mut out, report)?;
         return Ok(writeln!(out)?);

@@ -11,6 +11,7 @@ pub(crate) use text::size;
 
 use crate::demo;
 use crate::form::LONG_STEP;
+use crate::output::Output;
 use crate::placement::{Demand, Placement, Wish};
 use anyhow::Result;
 use kernels::backend::CacheFormat;
@@ -21,7 +22,7 @@ use models::kimi_linear::config::{ARCHITECTURE, Config, MixerKind};
 use need::Need;
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// Arguments of `kimi inspect`.
@@ -47,7 +48,7 @@ pub struct InspectArgs {
 pub fn run(args: &InspectArgs) -> Result<()> {
     let file = demo::open(args.model.as_deref())?;
     let report = Report::new(args, &file, machine::available(Path::new("/")));
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    let mut out = BufWriter::new(Output::lock());
     if args.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;

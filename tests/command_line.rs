@@ -1,0 +1,60 @@
+//! The command line from outside: what comes by standard input, what goes to standard output and to terminals, and what
+//! is wrong usage.
+
+mod common;
+
+use common::{checkpoint, convert, kimi_command, kimi_ok, python, text};
+use kimi::output::visible;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+/// A random model whose tokens are the 256 bytes: its replies are full of control characters.
+fn model_of_bytes(dir: &Path) -> PathBuf {
+    let fields = ["vocab_size=264", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
+    let source = checkpoint(dir, "tiny", 5, &fields);
+    let ranks = "import base64\nfor b in range(256): print(base64.b64encode(bytes([b])).decode(), b)";
+    fs::write(source.join("tiktoken.model"), python(&["-c", ranks])).unwrap();
+    fs::write(source.join("tokenizer_config.json"), "{}").unwrap();
+    let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
+    fs::write(source.join("chat_template.jinja"), template).unwrap();
+    convert(&source, "q8_0")
+}
+
+/// Runs the command it is given with a terminal as standard input, output and error.
+const TERMINAL: &str = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)";
+
+#[test]
+fn replies_command_no_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model_of_bytes(dir.path());
+    let file = dir.path().join("a.txt");
+    fs::write(&file, "Some text.").unwrap();
+    let how = ["-m", text(&model), "--no-cache", "--quiet", "--temp", "1", "--seed", "1", "-n", "200"];
+    for command in
+        [&["generate", "--ignore-eos", "hello"][..], &["ask", "--no-quotes", "-f", text(&file), "hello"]]
+    {
+        let args = [command, &how].concat();
+        let piped = kimi_ok(&args);
+        assert!(visible(&piped) != piped, "no control characters to be shown: {piped:?}");
+        let shown = python(&[&["-c", TERMINAL, env!("CARGO_BIN_EXE_kimi")], &args[..]].concat());
+        // The terminal itself makes a line end of a line feed.
+        assert_eq!(shown.replace("\r\n", "\n"), visible(&piped), "{args:?}");
+    }
+}
+
+#[test]
+fn what_cannot_be_written_is_said_of_standard_output() {
+    for args in [
+        &["generate", "--no-cache", "--quiet", "-n", "2", "x"][..],
+        &["inspect"],
+        &["inspect", "--json"],
+        &["convert", "models/demo/checkpoint", "--dry-run"],
+    ] {
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let out = kimi_command().args(args).stdout(full).output().unwrap();
+        let said = String::from_utf8(out.stderr).unwrap();
+        let last = said.lines().last().unwrap_or_default();
+        let expected = "kimi: standard output: No space left on device (os error 28)";
+        assert_eq!((out.status.code(), last), (Some(1), expected), "{args:?}: {said}");
+    }
+}
