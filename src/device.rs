@@ -127,7 +127,7 @@ macro_rules! on_device {
     };
     ($args:expr, $log:expr, |$engine:ident| $body:expr) => {{
         let (args, log): (&$crate::engine::EngineArgs, $crate::snapshot::disk::Log) = ($args, $log);
-        args.check(&log)?;
+        args.announce(&log);
         match $crate::device::choose(args, &log)? {
             $crate::device::Chosen::Cpu(backend) => {
                 let $engine = $crate::engine::Engine::load(backend, args, log)?;

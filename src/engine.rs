@@ -8,7 +8,8 @@ use crate::prompt::Prompt;
 use crate::snapshot::disk::{Log, Shape};
 use crate::snapshot::options::StoreOptions;
 use crate::snapshot::{Sizes, Store};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
+use clap::builder::RangedU64ValueParser;
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use models::gguf::read::Gguf;
@@ -25,13 +26,13 @@ pub struct EngineArgs {
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
     /// Threads that compute (default: all cores this process may use)
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
     /// Tokens of context at most (default: what the model was made for)
     #[arg(short, long, value_name = "TOKENS")]
     pub ctx: Option<u64>,
     /// Tokens of a prompt processed together, twice as many far inside a long text; more is faster and takes more memory
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one())]
     pub batch: usize,
     /// How the latent cache is kept
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
@@ -48,6 +49,16 @@ pub struct EngineArgs {
     /// Bytes that the states of all sequences may take together, where they are not in RAM: the device's plan says so
     #[arg(skip)]
     pub state_room: Option<u64>,
+}
+
+/// A number of threads. The most is far above any machine; beyond the system's limit a thread's start aborts the process.
+pub fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1024)
+}
+
+/// A number of things of which none would be nothing to do.
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
 }
 
 /// How the latent cache is kept.
@@ -104,19 +115,11 @@ impl EngineArgs {
         self.model.as_ref().map_or(demo::NAME.into(), |path| path.display().to_string())
     }
 
-    /// Whether they make sense; says so where the model is the built-in one.
-    pub fn check(&self, log: &Log) -> Result<()> {
-        if self.batch == 0 {
-            bail!("--batch: expected at least 1, found 0");
-        }
-        // Far above any machine; beyond the system's limit a thread's start aborts the process.
-        if let Some(n) = self.threads.filter(|n| !(1..=1024).contains(n)) {
-            bail!("--threads: expected 1 to 1024, found {n}");
-        }
+    /// Says so where the model is the built-in one.
+    pub fn announce(&self, log: &Log) {
         if self.model.is_none() {
             log(demo::NOTICE);
         }
-        Ok(())
     }
 
     /// The same for another reader.
@@ -143,7 +146,7 @@ impl Engine<Cpu> {
 
     /// Loads a model on the CPU. `log` hears of trouble with snapshots, a line each.
     pub fn open_with(args: &EngineArgs, log: Log) -> Result<Self> {
-        args.check(&log)?;
+        args.announce(&log);
         Engine::load(Cpu::detect(args.threads), args, log)
     }
 }

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{checkpoint, convert, kimi_command, kimi_ok, python, text};
+use common::{checkpoint, convert, kimi, kimi_command, kimi_ok, python, text};
 use kimi::output::visible;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -48,6 +48,7 @@ fn what_cannot_be_written_is_said_of_standard_output() {
         &["generate", "--no-cache", "--quiet", "-n", "2", "x"][..],
         &["inspect"],
         &["inspect", "--json"],
+        &["convert", "--type", "help"],
         &["convert", "models/demo/checkpoint", "--dry-run"],
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
@@ -57,4 +58,44 @@ fn what_cannot_be_written_is_said_of_standard_output() {
         let expected = "kimi: standard output: No space left on device (os error 28)";
         assert_eq!((out.status.code(), last), (Some(1), expected), "{args:?}: {said}");
     }
+}
+
+#[test]
+fn values_that_no_option_takes_are_wrong_usage() {
+    for (args, words) in [
+        (&["generate", "--ids", "1", "-t", "0"][..], "'--threads <N>': 0 is not in 1..=1024"),
+        (&["generate", "--ids", "1", "-t", "100000"], "'--threads <N>': 100000 is not in 1..=1024"),
+        (&["generate", "--ids", "1", "-b", "0"], "'--batch <TOKENS>': 0 is not in 1.."),
+        (&["generate", "--ids", "1", "--system", "Be brief."], "cannot be used with"),
+        (&["inspect", "-b", "0"], "'--batch <TOKENS>': 0 is not in 1.."),
+        (&["inspect", "a.gguf", "-m", "b.gguf"], "cannot be used with"),
+        (&["serve", "--parallel", "0"], "'--parallel <N>': 0 is not in 1.."),
+        (&["convert"], "required argument was not provided: input"),
+        (&["convert", ".", "-t", "0"], "'--threads <N>': 0 is not in 1..=1024"),
+        (&["convert", ".", "--type", "foo"], "expected one of F32, F16,"),
+        (&["convert", ".", "--tensor-type", "foo"], "expected REGEX=TYPE, found foo"),
+        (&["convert", ".", "--tensor-type", "x=foo"], "expected a type out of"),
+        (&["convert", ".", "--tensor-type", "(=q8_0"], "expected a regular expression before the ="),
+        (&["synth", "x.gguf", "--type", "foo"], "expected one of F32, F16,"),
+    ] {
+        let out = kimi(args);
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert!(out.status.code() == Some(2) && said.contains(words), "{args:?}: {}: {said}", out.status);
+    }
+}
+
+#[test]
+fn types_are_listed_without_an_input() {
+    let types = kimi_ok(&["convert", "--type", "help"]);
+    assert!(types.lines().any(|line| line == "Q4_K_M"), "{types}");
+    assert_eq!(kimi_ok(&["convert", "models/demo/checkpoint", "--type", "help"]), types);
+}
+
+#[test]
+fn inspect_takes_the_names_that_other_commands_have() {
+    let report = kimi_ok(&["inspect", "-m", "models/demo/kimi-demo.gguf", "--ctx", "7,8", "--json"]);
+    let report: serde_json::Value = serde_json::from_str(&report).unwrap();
+    assert_eq!(report["files"], serde_json::json!(["models/demo/kimi-demo.gguf"]));
+    let tokens = |i: usize| report["model"]["contexts"][i]["tokens"].as_u64();
+    assert_eq!((tokens(0), tokens(1)), (Some(7), Some(8)));
 }

@@ -1,5 +1,6 @@
 //! `kimi convert`: arguments, the progress bar, and what is printed of a conversion or a dry run.
 
+use crate::engine::threads;
 use crate::output::Output;
 use anyhow::Result;
 use convert::{Mix, Options, Override, Progress, Summary};
@@ -13,16 +14,18 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConvertArgs {
     /// A checkpoint's directory (config.json, *.safetensors, tokenizer files), or a GGUF file
+    // `--type help` asks for no conversion; everything else needs it.
+    #[arg(required = false, default_value_if("kind", "help", "."))]
     input: PathBuf,
     /// The file to write (default: NAME-TYPE.gguf here)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// How weights are stored: q4_k_m, q8_0, bf16, ... (`--type help` lists them)
-    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m")]
-    kind: String,
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = kind)]
+    kind: Kind,
     /// Store tensors whose name matches otherwise; may be given several times, the last match wins
-    #[arg(long, value_name = "REGEX=TYPE")]
-    tensor_type: Vec<String>,
+    #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
+    tensor_type: Vec<Override>,
     /// List every tensor and the final size; reads no weights and writes nothing
     #[arg(long)]
     dry_run: bool,
@@ -30,21 +33,32 @@ pub struct ConvertArgs {
     #[arg(short, long)]
     force: bool,
     /// Threads that quantise (default: all cores)
-    #[arg(short, long, value_name = "N")]
+    #[arg(short, long, value_name = "N", value_parser = threads())]
     threads: Option<usize>,
+}
+
+/// A way to store weights, or the question which there are.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Mix(Mix),
+    Help,
+}
+
+fn kind(text: &str) -> convert::Result<Kind> {
+    if text == "help" { Ok(Kind::Help) } else { Mix::from_name(text).map(Kind::Mix) }
 }
 
 /// Converts, or says what a conversion would give.
 pub fn run(args: &ConvertArgs) -> Result<()> {
     let mut out = Output::lock();
-    if args.kind == "help" {
+    let Kind::Mix(mix) = args.kind else {
         return Ok(Mix::all().try_for_each(|mix| writeln!(out, "{}", mix.name()))?);
-    }
+    };
     let options = Options {
         input: args.input.clone(),
         output: args.output.clone(),
-        mix: Mix::from_name(&args.kind)?,
-        overrides: args.tensor_type.iter().map(|t| Override::parse(t)).collect::<convert::Result<_>>()?,
+        mix,
+        overrides: args.tensor_type.clone(),
         force: args.force,
         threads: args.threads,
     };

@@ -25,7 +25,7 @@ pub struct GenerateArgs {
     #[arg(long)]
     raw: bool,
     /// System message of the chat turn
-    #[arg(long, value_name = "TEXT", conflicts_with = "raw")]
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
     system: Option<String>,
     /// Tokens to generate at most
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]

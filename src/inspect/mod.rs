@@ -14,6 +14,7 @@ use crate::form::LONG_STEP;
 use crate::output::Output;
 use crate::placement::{Demand, Placement, Wish};
 use anyhow::Result;
+use clap::value_parser;
 use kernels::backend::CacheFormat;
 use kernels::quant::Format;
 use models::gguf::read::Gguf;
@@ -29,12 +30,15 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
     /// The file, or any part of a split one (default: the demonstration model in the program)
+    file: Option<PathBuf>,
+    /// The same, as the commands that run it name it
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
     model: Option<PathBuf>,
     /// Tokens of context to count memory for; several are listed (default: 4096, 131072, the model's)
-    #[arg(short, long, value_name = "TOKENS", value_delimiter = ',')]
+    #[arg(short, long, visible_alias = "ctx", value_name = "TOKENS", value_delimiter = ',')]
     context: Vec<u64>,
     /// Tokens of a prompt processed together
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 512)]
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = value_parser!(u64).range(1..))]
     batch: u64,
     /// List every tensor
     #[arg(short, long)]
@@ -46,7 +50,7 @@ pub struct InspectArgs {
 
 /// Writes the report to standard output.
 pub fn run(args: &InspectArgs) -> Result<()> {
-    let file = demo::open(args.model.as_deref())?;
+    let file = demo::open(args.file.as_deref().or(args.model.as_deref()))?;
     let report = Report::new(args, &file, machine::available(Path::new("/")));
     let mut out = BufWriter::new(Output::lock());
     if args.json {
@@ -257,7 +261,7 @@ mod tests {
     use crate::synth::Preset;
 
     fn args() -> InspectArgs {
-        InspectArgs { model: None, context: vec![], batch: 512, tensors: true, json: false }
+        InspectArgs { file: None, model: None, context: vec![], batch: 512, tensors: true, json: false }
     }
 
     fn printed(file: &Gguf, args: &InspectArgs, available: u64) -> String {

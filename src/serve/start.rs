@@ -3,7 +3,7 @@
 use super::app::{App, Options, Ready};
 use super::routes::router;
 use crate::batch::{self, Gauges, Limits};
-use crate::engine::{Engine, EngineArgs};
+use crate::engine::{Engine, EngineArgs, at_least_one};
 use crate::inspect::machine;
 use crate::on_device;
 use crate::sample::Sampling;
@@ -34,7 +34,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     alias: Vec<String>,
     /// Replies made at the same time at most
-    #[arg(long, value_name = "N", default_value_t = 32)]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one())]
     parallel: usize,
     /// Memory for their states (default: half of what is free; on a GPU what its plan leaves, and no more)
     #[arg(long, value_name = "SIZE", value_parser = size)]
@@ -84,9 +84,6 @@ enum LogFormat {
 
 /// Loads the model and serves until it is told to end.
 pub fn run(args: &ServeArgs) -> Result<()> {
-    if args.parallel == 0 {
-        bail!("--parallel: expected at least 1, found 0");
-    }
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
     match args.log {
         LogFormat::Text => log.with_ansi(false).init(),

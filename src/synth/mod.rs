@@ -27,11 +27,11 @@ pub struct SynthArgs {
     #[arg(short, long, value_enum, default_value_t = Preset::FiveLayers)]
     preset: Preset,
     /// How weights are stored, as for `convert`
-    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m")]
-    kind: String,
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = Mix::from_name)]
+    mix: Mix,
     /// Store tensors whose name matches otherwise; may be given several times, the last match wins
-    #[arg(long, value_name = "REGEX=TYPE")]
-    tensor_type: Vec<String>,
+    #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
+    tensor_type: Vec<Override>,
     /// Another seed, other weights
     #[arg(long, default_value_t = 20260)]
     seed: u64,
@@ -75,16 +75,13 @@ pub fn run(args: &SynthArgs) -> Result<()> {
 }
 
 fn layout(args: &SynthArgs) -> Result<Layout> {
-    let mix = Mix::from_name(&args.kind)?;
     let config = preset::config(args.preset, args.layers, &args.set)?;
-    let mut metadata = convert::metadata::metadata(&config, args.preset.model_name(), mix);
+    let mut metadata = convert::metadata::metadata(&config, args.preset.model_name(), args.mix);
     match &args.tokenizer {
         Some(dir) => convert::vocabulary::add(&mut metadata, dir, &config, &mut Warnings)?,
         None => no_tokenizer(&mut metadata),
     }
-    let overrides =
-        args.tensor_type.iter().map(|t| Override::parse(t)).collect::<convert::Result<Vec<_>>>()?;
-    let tensors = plan(convert::names::wanted(&config), config.layers(), mix, &overrides)?;
+    let tensors = plan(convert::names::wanted(&config), config.layers(), args.mix, &args.tensor_type)?;
     let tensors = tensors.into_iter().map(|t| (t.name, t.format, t.shape)).collect();
     Ok(Layout::new(metadata, tensors)?)
 }
