@@ -20,7 +20,8 @@ pub struct Document {
 }
 
 /// Reads files, all text files under directories (those that match a pattern of `include`, if there is one), and
-/// standard input for `-`. Without any, a pipe is read. `note` hears of files in directories that are no text.
+/// standard input for `-`. Without any, a pipe is read. `note` hears of what is in directories and is no text or cannot be
+/// read.
 pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str)) -> Result<Vec<Document>> {
     let pipe = [PathBuf::from("-")];
     let files = match files {
@@ -71,18 +72,34 @@ fn directory(
     let mut walk = WalkBuilder::new(dir);
     walk.overrides(patterns.build()?).sort_by_file_path(Ord::cmp).filter_entry(shown);
     for entry in walk.build() {
-        let entry = entry.with_context(|| dir.display().to_string())?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            Err(e) if e.depth() == Some(0) => bail!("{}", unreadable(&e)),
+            Err(e) => {
+                note(&format!("{}: left out", unreadable(&e)));
+                continue;
+            }
+        };
         if !entry.file_type().is_some_and(|kind| kind.is_file()) {
             continue;
         }
         let name = entry.path().display().to_string();
-        let bytes = std::fs::read(entry.path()).with_context(|| name.clone())?;
-        match document(&name, bytes) {
+        let read = std::fs::read(entry.path()).with_context(|| name.clone());
+        match read.and_then(|bytes| document(&name, bytes)) {
             Ok(document) => documents.push(document),
-            Err(e) => note(&format!("{e}: left out")),
+            Err(e) => note(&format!("{e:#}: left out")),
         }
     }
     Ok(())
+}
+
+/// What the walk could not read, and why: the system's own words, as the walker puts the place into them once more.
+fn unreadable(e: &ignore::Error) -> String {
+    let why = e.io_error().and_then(std::error::Error::source).map(ToString::to_string);
+    match (e, why) {
+        (ignore::Error::WithPath { path, .. }, Some(why)) => format!("{}: {why}", path.display()),
+        _ => e.to_string(),
+    }
 }
 
 fn document(name: &str, bytes: Vec<u8>) -> Result<Document> {
@@ -210,5 +227,32 @@ mod tests {
         assert_eq!(texts(&["*.md", "!a/"]).0, ["two"]);
         let none = gather(&[dir.path().to_owned()], &["*.rs".to_owned()], &mut |_| {});
         assert!(none.unwrap_err().to_string().ends_with("expected text files in it, found none"));
+    }
+
+    /// Paths that are too long for the system, which binds root too.
+    #[test]
+    fn what_cannot_be_read_in_a_directory_is_left_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let (folder, file) = ("x".repeat(200), format!("{}.txt", "f".repeat(196)));
+        let [a, b] = ["a", "b"].map(|name| {
+            let levels = (0..15).scan(dir.path().join(name), |path, _| {
+                path.push(&folder);
+                Some(path.clone())
+            });
+            levels.collect::<Vec<_>>()
+        });
+        std::fs::create_dir_all(&a[14]).unwrap();
+        std::fs::create_dir_all(&b[14]).unwrap();
+        b.iter().for_each(|level| std::fs::write(level.join(&file), "deep").unwrap());
+        std::fs::write(dir.path().join("c.txt"), "kept").unwrap();
+        std::fs::rename(dir.path().join("b"), a[14].join("b")).unwrap();
+        let mut notes = Vec::new();
+        let found = gather(&[dir.path().to_owned()], &[], &mut |n| notes.push(n.to_owned())).unwrap();
+        assert_eq!(found.last().unwrap().text, "kept");
+        assert_eq!(notes.len(), 2, "a file and a folder: {notes:?}");
+        let end = |name: &str| format!("/{name}: File name too long (os error 36): left out");
+        for name in [&folder, &file] {
+            assert!(notes.iter().any(|note| note.ends_with(&end(name))), "{name}: {notes:?}");
+        }
     }
 }
