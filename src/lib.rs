@@ -35,3 +35,4 @@ pub mod session;
 pub mod snapshot;
 pub mod stream;
 pub mod synth;
+pub mod text;

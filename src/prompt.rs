@@ -1,13 +1,20 @@
-//! Where a prompt comes from: argument, file, pipe or token ids. A leaf: knows no model.
+//! Where a prompt comes from: argument, file, pipe or token ids. Knows no model. Next: [`crate::text`].
 
+use crate::text::decode;
 use anyhow::{Context as _, Result, bail};
-use std::io::{IsTerminal, Read};
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
 
 /// A prompt on the command line.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct PromptArgs {
-    /// The prompt; `-` or a pipe reads standard input
+    /// The prompt; `-` or none reads standard input. A text piped or redirected there comes before a prompt; a pipe that is
+    /// silent for 3 seconds is left out
     pub prompt: Option<String>,
     /// Read the prompt from a file
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
@@ -35,8 +42,8 @@ impl PromptArgs {
         match (&self.file, self.prompt.as_deref()) {
             (Some(path), _) => not_empty(read_text(path)?, &path.display().to_string()),
             (None, Some("-")) => read_stdin(),
-            (None, Some(text)) => Ok(Prompt::Text(text.to_owned())),
-            (None, None) if std::io::stdin().is_terminal() => {
+            (None, Some(text)) => Ok(Prompt::Text(after_input(text)?)),
+            (None, None) if io::stdin().is_terminal() => {
                 bail!("prompt: expected an argument, --file, --ids or a pipe, found none")
             }
             (None, None) => read_stdin(),
@@ -44,16 +51,55 @@ impl PromptArgs {
     }
 }
 
-/// A text file in UTF-8.
+/// A text file.
 pub fn read_text(path: &Path) -> Result<String> {
-    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
-    text(bytes, &path.display().to_string())
+    let place = path.display().to_string();
+    let bytes = std::fs::read(path).with_context(|| place.clone())?;
+    decode(&place, bytes)
 }
+
+const INPUT: &str = "standard input";
 
 fn read_stdin() -> Result<Prompt> {
     let mut bytes = Vec::new();
-    std::io::stdin().read_to_end(&mut bytes).context("standard input")?;
-    not_empty(text(bytes, "standard input")?, "standard input")
+    io::stdin().read_to_end(&mut bytes).context(INPUT)?;
+    not_empty(decode(INPUT, bytes)?, INPUT)
+}
+
+/// What standard input brings, a blank line, and the prompt: a text, then what is asked about it.
+fn after_input(prompt: &str) -> Result<String> {
+    let input = decode(INPUT, piped().context(INPUT)?)?;
+    Ok(match input.trim_end() {
+        "" => prompt.to_owned(),
+        input => format!("{input}\n\n{prompt}"),
+    })
+}
+
+/// How long a pipe may be silent at first. What stands before a pipe on a command line mostly begins at once; a pipe that a
+/// script or a service handed down may stay open without a word for ever.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// All that a pipe or a file brings on standard input. Terminals, sockets and devices were not put there for the prompt.
+fn piped() -> io::Result<Vec<u8>> {
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let kind = input.metadata()?.file_type();
+    if !kind.is_fifo() && !kind.is_file() {
+        return Ok(Vec::new());
+    }
+    let (begun, beginning) = sync_channel(1);
+    let reading = std::thread::spawn(move || {
+        let mut input = BufReader::new(input);
+        let first = input.fill_buf().map(|_| ());
+        // Nobody waits any longer where it came too late.
+        let _ = begun.send(());
+        let mut bytes = Vec::new();
+        first.and_then(|()| input.read_to_end(&mut bytes)).map(|_| bytes)
+    });
+    if beginning.recv_timeout(PATIENCE).is_err() {
+        eprintln!("{INPUT}: nothing for {} s: left out (`-` waits for it)", PATIENCE.as_secs());
+        return Ok(Vec::new());
+    }
+    reading.join().map_err(|_| io::Error::other("the reading panicked"))?
 }
 
 /// A prompt that came from somewhere: an empty one is what a failed command before the pipe leaves.
@@ -62,18 +108,6 @@ fn not_empty(text: String, place: &str) -> Result<Prompt> {
         bail!("{place}: expected a prompt, found nothing");
     }
     Ok(Prompt::Text(text))
-}
-
-fn text(bytes: Vec<u8>, place: &str) -> Result<String> {
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        let byte = e.as_bytes().get(at).copied().unwrap_or(0);
-        anyhow::anyhow!("{place}: byte {at}: expected UTF-8 text, found 0x{byte:02x}")
-    })?;
-    if text.starts_with('\u{feff}') {
-        text.drain(..'\u{feff}'.len_utf8());
-    }
-    Ok(text)
 }
 
 /// `1,2,3` or `1 2 3`, or `@FILE` with such a list.
@@ -109,12 +143,5 @@ mod tests {
         assert!(parse_ids("1,x").unwrap_err().to_string().contains("found \"x\""));
         assert!(parse_ids("-1").is_err());
         assert!(parse_ids("4294967296").is_err());
-    }
-
-    #[test]
-    fn text_says_where_it_is_not_utf8_and_loses_its_mark() {
-        let e = text(b"ab\xff".to_vec(), "x.txt").unwrap_err().to_string();
-        assert_eq!(e, "x.txt: byte 2: expected UTF-8 text, found 0xff");
-        assert_eq!(text("\u{feff}hi".into(), "x").unwrap(), "hi");
     }
 }

@@ -6,7 +6,62 @@ mod common;
 use common::{checkpoint, convert, kimi, kimi_command, kimi_ok, python, text};
 use kimi::output::visible;
 use std::fs::{self, File};
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+const TEXT: &str = "The access code of the Hartwell mill is 4713. Mara Velt lives in Dunmore.";
+const QUESTION: &str = "What is the access code of the Hartwell mill?";
+const ANSWER: &str = "The code is 4713.\n";
+
+/// The built-in model's reply to a prompt, with this as standard input.
+fn generate(prompt: &[&str], input: Stdio) -> Output {
+    let mut command = kimi_command();
+    command.args(["generate", "--temp", "0", "--no-cache", "--quiet"]).args(prompt).stdin(input);
+    command.output().unwrap()
+}
+
+fn check(out: &Output, reply: &str, remarks: &str) {
+    let [found, said] = [&out.stdout, &out.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    assert!(out.status.success() && said.contains(remarks), "{said}");
+    assert_eq!(found, reply, "{said}");
+}
+
+#[test]
+fn a_text_on_standard_input_comes_before_the_prompt() {
+    let (mut reader, mut writer) = std::io::pipe().unwrap();
+    writer.write_all(TEXT.as_bytes()).unwrap();
+    drop(writer);
+    check(&generate(&[QUESTION], reader.into()), ANSWER, "");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mill.txt");
+    fs::write(&file, format!("{TEXT}\n")).unwrap();
+    check(&generate(&[QUESTION], File::open(&file).unwrap().into()), ANSWER, "");
+    let whole = format!("{TEXT}\n\n{QUESTION}");
+    check(&generate(&[&whole], Stdio::null()), ANSWER, "");
+    // What a command that finds nothing leaves.
+    (reader, writer) = std::io::pipe().unwrap();
+    drop(writer);
+    check(&generate(&[&whole], reader.into()), ANSWER, "");
+}
+
+#[test]
+fn a_pipe_that_stays_open_without_a_word_is_not_waited_for() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let whole = format!("{TEXT}\n\n{QUESTION}");
+    check(&generate(&[&whole], reader.into()), ANSWER, "standard input: nothing for 3 s: left out");
+    drop(writer);
+}
+
+#[test]
+fn prompts_in_files_may_be_utf16() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("prompt.txt");
+    let units =
+        format!("\u{feff}{TEXT}\n\n{QUESTION}").encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<_>>();
+    fs::write(&file, units).unwrap();
+    check(&generate(&["--file", text(&file)], Stdio::null()), ANSWER, "");
+}
 
 /// A random model whose tokens are the 256 bytes: its replies are full of control characters.
 fn model_of_bytes(dir: &Path) -> PathBuf {

@@ -1,6 +1,7 @@
-//! The files a question is about, as text: UTF-8 or UTF-16, from files, directories or standard input. What is not
-//! text is refused by its name. A leaf: knows no model.
+//! The files a question is about, as text, from files, directories or standard input. What is not text is refused by
+//! its name. Knows no model. Next: [`crate::text`].
 
+use crate::text::decode;
 use anyhow::{Context as _, Result, bail, ensure};
 use ignore::overrides::OverrideBuilder;
 use ignore::{DirEntry, WalkBuilder};
@@ -103,100 +104,21 @@ fn unreadable(e: &ignore::Error) -> String {
 }
 
 fn document(name: &str, bytes: Vec<u8>) -> Result<Document> {
-    let text = text(name, bytes)?.replace("\r\n", "\n").replace('\r', "\n");
+    let text = decode(name, bytes)?.replace("\r\n", "\n").replace('\r', "\n");
     ensure!(!text.trim().is_empty(), "{name}: expected text, found nothing but space");
     Ok(Document { name: name.to_owned(), text })
-}
-
-fn text(name: &str, bytes: Vec<u8>) -> Result<String> {
-    if let Some(kind) = binary(&bytes) {
-        bail!("{name}: expected text, found {kind}");
-    }
-    if let Some((skip, little)) = utf16(&bytes) {
-        let unit = |b: &[u8; 2]| if little { u16::from_le_bytes(*b) } else { u16::from_be_bytes(*b) };
-        let (pairs, odd) = bytes[skip..].as_chunks();
-        ensure!(odd.is_empty(), "{name}: expected pairs of bytes of UTF-16, found an odd number");
-        let units: Vec<u16> = pairs.iter().map(unit).collect();
-        return String::from_utf16(&units).with_context(|| format!("{name}: UTF-16"));
-    }
-    if let Some(at) = bytes.iter().position(|b| *b == 0) {
-        bail!("{name}: byte {at}: expected text, found 0x00 (a binary file)");
-    }
-    let mut text = String::from_utf8(bytes).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        anyhow::anyhow!("{name}: byte {at}: expected UTF-8 or UTF-16, found 0x{:02x}", e.as_bytes()[at])
-    })?;
-    if text.starts_with('\u{feff}') {
-        text.drain(..'\u{feff}'.len_utf8());
-    }
-    Ok(text)
-}
-
-/// What a file is that people take for text, or give by mistake.
-fn binary(bytes: &[u8]) -> Option<&'static str> {
-    const KINDS: [(&[u8], &str); 9] = [
-        (b"%PDF", "a PDF: extract its text first (pdftotext)"),
-        (b"PK\x03\x04", "a zip archive, perhaps an office document: save it as text first"),
-        (b"\xd0\xcf\x11\xe0", "an old office document: save it as text first"),
-        (b"\x1f\x8b", "gzip: unpack it first"),
-        (b"\x7fELF", "a program"),
-        (b"\x89PNG", "an image"),
-        (b"\xff\xd8\xff", "an image"),
-        (b"GIF8", "an image"),
-        (b"GGUF", "a model: give it with -m"),
-    ];
-    KINDS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, kind)| *kind)
-}
-
-/// How many bytes to skip, and whether little-endian, if this is UTF-16: by its mark, or without one where every
-/// second byte is zero, as in Western text.
-fn utf16(bytes: &[u8]) -> Option<(usize, bool)> {
-    match bytes {
-        [0xff, 0xfe, ..] => return Some((2, true)),
-        [0xfe, 0xff, ..] => return Some((2, false)),
-        _ => {}
-    }
-    let pairs = bytes[..bytes.len().min(1024)].as_chunks::<2>().0;
-    let zeros = |at: usize| pairs.iter().filter(|pair| pair[at] == 0).count();
-    let most = |n: usize| pairs.len() >= 2 && n * 10 >= pairs.len() * 9;
-    match (zeros(0), zeros(1)) {
-        (0, second) if most(second) => Some((0, true)),
-        (first, 0) if most(first) => Some((0, false)),
-        _ => None,
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(bytes: &[u8], expected: &str) {
-        assert_eq!(document("x", bytes.to_vec()).unwrap().text, expected);
-    }
-
-    fn refused(bytes: &[u8], expected: &str) {
-        assert_eq!(document("x", bytes.to_vec()).unwrap_err().to_string(), expected);
-    }
-
     #[test]
-    fn encodings() {
-        check("Grüße\r\n日本\n".as_bytes(), "Grüße\n日本\n");
-        check(b"\xef\xbb\xbfhi", "hi");
-        let utf16 =
-            |text: &str, unit: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(unit).collect::<Vec<_>>();
-        check(&[&[0xff, 0xfe][..], &utf16("Grüße 日本 🎉", u16::to_le_bytes)].concat(), "Grüße 日本 🎉");
-        check(&[&[0xfe, 0xff][..], &utf16("日本", u16::to_be_bytes)].concat(), "日本");
-        check(&utf16("plain text\r\n", u16::to_le_bytes), "plain text\n");
-        check(&utf16("plain text", u16::to_be_bytes), "plain text");
-    }
-
-    #[test]
-    fn what_is_no_text_is_refused() {
-        refused(b"%PDF-1.7 ...", "x: expected text, found a PDF: extract its text first (pdftotext)");
-        refused(b"ab\0cd\x01ef", "x: byte 2: expected text, found 0x00 (a binary file)");
-        refused(b"caf\xe9", "x: byte 3: expected UTF-8 or UTF-16, found 0xe9");
-        refused(b"\xff\xfea", "x: expected pairs of bytes of UTF-16, found an odd number");
-        refused(b" \n", "x: expected text, found nothing but space");
+    fn lines_end_alike_and_something_is_in_them() {
+        let of = |bytes: &[u8]| document("x", bytes.to_vec());
+        assert_eq!(of("Grüße\r\n日本\rx\n".as_bytes()).unwrap().text, "Grüße\n日本\nx\n");
+        let nothing = of(b" \n").unwrap_err().to_string();
+        assert_eq!(nothing, "x: expected text, found nothing but space");
     }
 
     #[test]
