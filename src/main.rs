@@ -1,5 +1,5 @@
 //! `kimi`: convert, inspect, generate, chat and bench Kimi Linear models. Exit codes: 0 done, 1 an error said in
-//! one line on standard error, 2 wrong usage. Next: `cli.rs`.
+//! one line on standard error, 2 wrong usage, 130 stopped by Ctrl-C. Next: `cli.rs`.
 
 use clap::Parser;
 use std::io::ErrorKind;
@@ -9,6 +9,7 @@ fn main() -> ExitCode {
     match kimi::cli::run(kimi::cli::Cli::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if reader_left(&e) => ExitCode::SUCCESS,
+        Err(e) if e.is::<kimi::cli::Stopped>() => ExitCode::from(130), // as shells know it: 128 and SIGINT
         Err(e) => {
             eprintln!("kimi: {}", kimi::cli::one_line(&e));
             ExitCode::FAILURE

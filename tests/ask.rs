@@ -6,7 +6,7 @@ mod common;
 use common::{checkpoint, convert, kimi_command, text};
 use serde_json::Value;
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
@@ -159,6 +159,26 @@ fn a_stopped_reading_goes_on_from_where_it_was() {
     assert!(last.starts_with("kimi: stopped after "), "{last}");
     let next = &ask(&cache, &args, "")[0];
     assert_eq!((number(next, "reused_tokens"), &next["reused_from"]), (read, &Value::from("disk")));
+}
+
+/// Ctrl-C in the middle of an answer: what there is of it, and the exit code that shells know.
+#[test]
+fn a_stopped_answer_ends_as_an_interrupted_command() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("ward.txt");
+    std::fs::write(&file, document(5)).unwrap();
+    let mut command = kimi_command();
+    command.args(["ask", "-m", text(&MODEL.1), "-n", "20000", "--no-cache", "-f", text(&file), "Who?"]);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let (mut out, mut answer) = (child.stdout.take().unwrap(), vec![0]);
+    out.read_exact(&mut answer).unwrap();
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    out.read_to_end(&mut answer).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    let stderr = String::from_utf8(ended.stderr).unwrap();
+    assert!(answer.ends_with(b" [stopped]\n") && stderr.trim_end().ends_with(", stopped"), "{stderr}");
+    assert_eq!(ended.status.code(), Some(130), "{stderr}");
 }
 
 /// A model served elsewhere: the same questions, the files sent once at the head of the conversation.

@@ -12,6 +12,7 @@ pub mod pace;
 pub mod quotes;
 mod reading;
 
+use crate::cli::{Stopped, one_line};
 use crate::demo;
 use crate::engine::EngineArgs;
 use crate::form::Reader;
@@ -100,10 +101,12 @@ fn ask(args: &AskArgs, documents: &[Document], source: impl Source) -> Result<()
     })?;
     let document = Some(joined(documents));
     let mut ask = Ask { args, source, texts: Texts::new(documents), document, interrupted };
-    if let Some(question) = &args.question {
-        ask.answer(question)?;
+    let ended = args.question.as_ref().map(|question| ask.answer(question)).transpose()?;
+    match ended {
+        Some(Ended::Cancelled) if !args.interactive => Err(Stopped.into()),
+        Some(_) if !args.interactive => Ok(()),
+        _ => ask.keep_asking(),
     }
-    if args.question.is_none() || args.interactive { ask.keep_asking() } else { Ok(()) }
 }
 
 /// Who answers.
@@ -154,7 +157,7 @@ impl<S: Source> Ask<'_, S> {
                     editor.add_history_entry(&line)?;
                     asked += 1;
                     if let Err(e) = self.answer(line.trim()) {
-                        eprintln!("{e:#}");
+                        eprintln!("{}", one_line(&e));
                         failed += 1;
                     }
                 }
@@ -166,8 +169,8 @@ impl<S: Source> Ask<'_, S> {
         }
     }
 
-    /// Answers a question.
-    fn answer(&mut self, question: &str) -> Result<()> {
+    /// Answers a question; says how the answer ended.
+    fn answer(&mut self, question: &str) -> Result<Ended> {
         let asked = if self.args.no_quotes { question.to_owned() } else { format!("{question}{QUOTE}") };
         let said = match &self.document {
             Some(document) => format!("{document}{BETWEEN}{asked}"),
@@ -187,7 +190,8 @@ impl<S: Source> Ask<'_, S> {
         failed?;
         self.document = None; // it is in the conversation
         let last = annotated.finish();
-        self.print(&mut out, (question, &text), (&last, &annotated.quotes), &stats)
+        self.print(&mut out, (question, &text), (&last, &annotated.quotes), &stats)?;
+        Ok(stats.ended)
     }
 
     /// The end of an answer, or all of it for programs, and what it took.

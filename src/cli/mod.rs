@@ -45,6 +45,11 @@ enum Command {
     Synth(synth::SynthArgs),
 }
 
+/// Ctrl-C ended the work, and what was done of it is told: nothing more is to be said.
+#[derive(Debug, thiserror::Error)]
+#[error("stopped")]
+pub struct Stopped;
+
 /// Runs the command.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
