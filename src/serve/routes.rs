@@ -14,7 +14,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
-use tower_http::cors::{AllowOrigin, Any, CorsLayer};
+use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
 /// Whose a request is: its key's, or its address's.
 #[derive(Clone, Copy, Debug)]
@@ -65,7 +65,9 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         CorsLayer::new()
             .allow_origin(allowed)
             .allow_methods(Any)
-            .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE]),
+            // Clients tell about themselves in headers of their own: OpenAI's in x-stainless-*.
+            .allow_headers(AllowHeaders::mirror_request())
+            .expose_headers([header::RETRY_AFTER]),
     )
 }
 

@@ -200,6 +200,27 @@ async fn keys_are_asked_for_and_pages_of_others_are_not_let_in() {
     assert!(!response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
 }
 
+/// OpenAI's client in a page sends headers of its own, and reads when to ask again.
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_that_are_let_in_send_and_read_what_clients_do() {
+    let origin = "http://page.example";
+    let server = Server::loading(kimi::serve::Options { cors: vec![origin.into()], ..options() });
+    let asked = "authorization,content-type,x-stainless-lang,x-stainless-retry-count";
+    let preflight = Request::options(CHAT)
+        .header(header::ORIGIN, origin)
+        .header(header::ACCESS_CONTROL_REQUEST_METHOD, "POST")
+        .header(header::ACCESS_CONTROL_REQUEST_HEADERS, asked);
+    let preflight = preflight.body(Body::empty()).unwrap();
+    let allowed = tower::ServiceExt::oneshot(server.router.clone(), preflight).await.unwrap();
+    assert_eq!(allowed.headers()[header::ACCESS_CONTROL_ALLOW_HEADERS], asked);
+    let mut request = post(CHAT, &chat("x", json!({})));
+    request.headers_mut().insert(header::ORIGIN, origin.parse().unwrap());
+    let refused = tower::ServiceExt::oneshot(server.router.clone(), request).await.unwrap();
+    assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(refused.headers()[header::ACCESS_CONTROL_EXPOSE_HEADERS], "retry-after");
+    assert!(refused.headers().contains_key(header::RETRY_AFTER));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn health_says_what_the_server_does() {
     let server = Server::loading(options());
