@@ -27,7 +27,7 @@ pub struct Options {
     pub sampling: Sampling,
     /// Tokens of a reply where a request does not say.
     pub max_tokens: usize,
-    /// Requests that may wait.
+    /// Requests that may wait beside those that slots are for.
     pub queue: u64,
     /// Time for a request.
     pub timeout: Option<Duration>,
@@ -113,6 +113,17 @@ pub struct App {
     requests: AtomicU64,
     /// Answers that somebody waits for.
     open: watch::Sender<usize>,
+    /// Requests that the engine has not answered: counted here, as what its thread shows is behind what came meanwhile.
+    placed: Arc<AtomicU64>,
+}
+
+/// A request's place among those that run or wait. The next may have it when the last of its replies has ended.
+struct Place(Arc<AtomicU64>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// What is asked of the engine: one prompt, a reply for each of the rules.
@@ -140,6 +151,7 @@ impl App {
             ended: AtomicBool::new(false),
             open: watch::Sender::new(0),
             requests: AtomicU64::new(0),
+            placed: Arc::default(),
         })
     }
 
@@ -237,13 +249,20 @@ impl App {
         self.options.sampling.seed.wrapping_add(n)
     }
 
+    /// Takes a place, if one is free.
+    fn place(&self, ready: &Ready) -> Result<Place, ApiError> {
+        let most = (ready.limits.slots as u64).saturating_add(self.options.queue);
+        let taken = |n: u64| (n < most).then_some(n + 1);
+        match self.placed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken) {
+            Ok(_) => Ok(Place(self.placed.clone())),
+            Err(placed) => Err(ApiError::busy(placed)),
+        }
+    }
+
     /// Hands work to the engine.
     pub fn start(self: &Arc<Self>, asks: Vec<Ask>, owner: u64) -> Result<Answers, ApiError> {
         let ready = self.ready()?;
-        let waiting = ready.gauges.waiting.load(Ordering::Relaxed);
-        if waiting >= self.options.queue {
-            return Err(ApiError::busy(waiting));
-        }
+        let place = Arc::new(self.place(ready)?);
         if self.options.log_prompts {
             let text = |ask: &Ask| ready.engine.tokenizer().decode(&ask.prompt);
             asks.iter().for_each(|ask| tracing::info!(text = text(ask), "prompt"));
@@ -254,7 +273,8 @@ impl App {
         for ask in asks {
             prompt_tokens += ask.prompt.len();
             for rules in ask.rules {
-                let client = Box::new(Listener { index: open, sender: sender.clone() });
+                let (sender, place) = (sender.clone(), Some(place.clone()));
+                let client = Box::new(Listener { index: open, sender, place });
                 let (prompt, marks) = (ask.prompt.clone(), ask.marks.clone());
                 let job = Box::new(Job { prompt, marks, rules, logprobs: ask.logprobs, owner, client });
                 ready.commands.send(Command::Job(job)).map_err(|_| gone())?;
@@ -282,10 +302,16 @@ pub fn unix_seconds() -> u64 {
 struct Listener {
     index: usize,
     sender: UnboundedSender<(usize, Update)>,
+    /// Its request's, until its reply has ended.
+    place: Option<Arc<Place>>,
 }
 
 impl Client for Listener {
     fn hear(&mut self, update: Update) {
+        // Before the client hears of it: it may ask again at once.
+        if matches!(update, Update::Done(_)) {
+            self.place = None;
+        }
         // Who is gone hears nothing; the next step asks.
         let _ = self.sender.send((self.index, update));
     }

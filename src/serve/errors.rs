@@ -90,8 +90,8 @@ impl ApiError {
     }
 
     /// More work than the queue takes.
-    pub fn busy(waiting: u64) -> Self {
-        let message = format!("the queue is full: {waiting} requests wait; try again later");
+    pub fn busy(placed: u64) -> Self {
+        let message = format!("the queue is full: {placed} requests run or wait; try again later");
         let code = Some("queue_full");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message)
     }

@@ -39,7 +39,7 @@ pub struct ServeArgs {
     /// Memory for their states (default: half of what is free; on a GPU what its plan leaves, and no more)
     #[arg(long, value_name = "SIZE", value_parser = size)]
     memory: Option<u64>,
-    /// Requests that may wait for their turn; more are turned away
+    /// Requests that may wait for their turn beside as many as --parallel; more are turned away
     #[arg(long, value_name = "N", default_value_t = 256)]
     queue: u64,
     /// Tokens of a reply where the request does not say

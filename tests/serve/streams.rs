@@ -1,6 +1,7 @@
 //! Streams, replies in company, clients that leave.
 
 use crate::support::{Server, chat, options, post};
+use axum::http::StatusCode;
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
 use serde_json::{Value, json};
@@ -126,9 +127,19 @@ async fn time_and_queue_are_limited() {
     let (status, answer) =
         server.post(CHAT, chat("x", json!({ "max_tokens": 1900, "ignore_eos": true }))).await;
     assert_eq!((status.as_u16(), &answer["error"]["code"]), (504, &json!("timeout")));
-    let server = Server::with(kimi::serve::Options { queue: 0, ..options() }, 1);
-    let (status, answer) = server.post(CHAT, chat("x", json!({}))).await;
-    assert_eq!((status.as_u16(), &answer["error"]["code"]), (429, &json!("queue_full")));
+    for queue in [0, 1] {
+        let server = Server::with(kimi::serve::Options { queue, ..options() }, 1);
+        let ask = || server.post(CHAT, chat("x", json!({ "max_tokens": 300, "ignore_eos": true })));
+        let answers = join_all((0..8).map(|_| ask())).await;
+        let full = |(status, answer): &&(StatusCode, Value)| {
+            *status == StatusCode::TOO_MANY_REQUESTS && answer["error"]["code"] == "queue_full"
+        };
+        let done = answers.iter().filter(|(status, _)| *status == StatusCode::OK).count() as u64;
+        let refused = answers.iter().filter(full).count() as u64;
+        assert_eq!((done, refused), (1 + queue, 7 - queue), "{answers:?}");
+        // The places of those that ended are free.
+        assert_eq!(ask().await.0, StatusCode::OK);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
