@@ -21,7 +21,7 @@ use models::kimi_linear::{Outputs, Sequence};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 use serde::Serialize;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
 /// Tokens decoded before the clock is started: a GPU does the first op by op and records the second, which the many others
@@ -99,7 +99,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
     let read_before = machine::read_from_disk();
     for rep in 0..=args.reps.max(1) {
         for case in &mut cases {
-            eprint!("\r\x1b[Krep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth);
+            progress(&format!("rep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth));
             let rate = measure(engine, case);
             // The first round warms caches and page tables.
             if rep > 0 {
@@ -107,7 +107,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
             }
         }
     }
-    eprint!("\r\x1b[K");
+    progress("");
     for case in &mut cases {
         case.rates.sort_by(f64::total_cmp);
         (case.min, case.max) = (case.rates[0], case.rates[case.rates.len() - 1]);
@@ -127,6 +127,13 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         cases,
     };
     print(&report, args.json)
+}
+
+/// Shows where it is, to a person.
+fn progress(line: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{line}");
+    }
 }
 
 fn check<B: Backend>(engine: &Engine<B>, cases: &[Case]) -> Result<()> {

@@ -154,3 +154,10 @@ fn inspect_takes_the_names_that_other_commands_have() {
     let tokens = |i: usize| report["model"]["contexts"][i]["tokens"].as_u64();
     assert_eq!((tokens(0), tokens(1)), (Some(7), Some(8)));
 }
+
+#[test]
+fn progress_is_shown_to_people_only() {
+    let out = kimi(&["bench", "-p", "1", "-n", "1", "-r", "1"]);
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success() && !said.contains(['\u{1b}', '\r']), "{said:?}");
+}
