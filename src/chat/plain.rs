@@ -7,6 +7,7 @@ use super::terminal::edit;
 use super::worker::{Order, Report, Worker};
 use crate::cli::one_line;
 use crate::generate::grouped;
+use crate::output::Output;
 use anyhow::{Context as _, Result, bail};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -165,13 +166,13 @@ impl Plain {
         self.worker.stop.store(false, Ordering::Relaxed);
         let ask = self.talk.ask()?;
         self.worker.orders.send(Order::Ask(ask)).ok().context("the engine stopped")?;
-        let mut out = std::io::stdout().lock();
+        let mut out = Output::lock();
         loop {
             match self.worker.reports.recv().context("the engine stopped; the chat is saved")? {
                 Report::Reading { done, total, rate } => progress(done, total, rate),
                 Report::Text { text, .. } => {
                     self.talk.hear(&text);
-                    write!(out, "{text}").and_then(|()| out.flush())?;
+                    out.say(&text)?;
                 }
                 Report::Done(outcome) => {
                     let ended = ending(&outcome.stats);
