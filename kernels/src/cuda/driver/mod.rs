@@ -4,17 +4,19 @@
 //! one. Work is issued to one stream and done in its order; the other is for weights that travel meanwhile, and the two
 //! wait for each other by [`Event`]s. An error after opening (a lost device, an address that a
 //! kernel should not have touched) leaves nothing to go on with and panics with the driver's words. It knows no op.
-//! Next: `code`, what is launched.
+//! Here are the device, its memory and the streams; `launch` runs kernels. Next: `code`, what is launched.
 
-use super::code::{Code, Entry};
-use bytemuck::Pod;
+mod launch;
+
+pub(super) use launch::{Argument, Grid, Recorded, arg, block};
+
+use super::code::Code;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
-use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
-use std::ffi::{CStr, CString, c_void};
+use launch::Loaded;
+use std::collections::VecDeque;
+use std::ffi::CStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock, RwLockReadGuard};
-use std::time::Instant;
+use std::sync::{Mutex, PoisonError, RwLock};
 
 /// An address in the device's memory.
 pub(super) type Address = u64;
@@ -24,13 +26,9 @@ pub(super) type Address = u64;
 #[error("{0}")]
 pub struct Unavailable(String);
 
-/// Shared memory that a kernel may have without asking.
-const SHARED_UNASKED: usize = 48 << 10;
 /// Uploads of up to so many bytes go through pinned memory and wait for nothing; as many may be under way.
 const SMALL: usize = 64 << 10;
 const UNDER_WAY: usize = 16;
-/// Bytes of what the driver says of code that it does not take.
-const LOG: usize = 4096;
 
 pub(super) struct Driver {
     context: sys::CUcontext,
@@ -61,21 +59,6 @@ pub struct Device {
     pub shared: usize,
     /// The driver's version of CUDA: 12040 is 12.4.
     pub version: i32,
-}
-
-/// Launches that can be run again at once.
-pub(super) struct Recorded(sys::CUgraphExec);
-
-// SAFETY: a handle of the driver, used under its lock by any thread that has the context current.
-unsafe impl Send for Recorded {}
-// SAFETY: as above; running it does not change it.
-unsafe impl Sync for Recorded {}
-
-impl Drop for Recorded {
-    fn drop(&mut self) {
-        // SAFETY: made by `record` and dropped once; work under way keeps what it needs.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
-    }
 }
 
 /// Which stream.
@@ -136,69 +119,11 @@ impl Drop for Pinned {
     }
 }
 
-#[derive(Default)]
-struct Loaded {
-    modules: HashMap<usize, Module>,
-    functions: HashMap<(&'static str, &'static str), Function>,
-}
-
-struct Module(sys::CUmodule);
-
-#[derive(Clone, Copy)]
-struct Function {
-    handle: sys::CUfunction,
-    entry: usize,
-}
-
 // SAFETY: handles of the driver may be used by any thread that has the context current, which every call sees to; the
 // maps are behind a lock.
 unsafe impl Send for Driver {}
 // SAFETY: as above; the driver serialises calls on a stream.
 unsafe impl Sync for Driver {}
-
-/// One argument of a kernel: its bytes.
-#[derive(Clone, Copy)]
-pub(super) enum Argument<'a> {
-    /// A number or an address, and how many of the bytes it is.
-    Value([u8; 8], usize),
-    /// A structure.
-    Block(&'a [u8]),
-}
-
-/// A number or an address as an argument.
-pub(super) fn arg<T: Pod>(value: T) -> Argument<'static> {
-    let (mut bytes, own) = ([0; 8], bytemuck::bytes_of(&value));
-    bytes[..own.len()].copy_from_slice(own);
-    Argument::Value(bytes, own.len())
-}
-
-/// A structure as an argument.
-pub(super) fn block<T: Pod>(value: &T) -> Argument<'_> {
-    Argument::Block(bytemuck::bytes_of(value))
-}
-
-impl Argument<'_> {
-    fn bytes(&self) -> &[u8] {
-        match self {
-            Argument::Value(bytes, len) => &bytes[..*len],
-            Argument::Block(bytes) => bytes,
-        }
-    }
-}
-
-/// How many threads run a kernel.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Grid {
-    pub blocks: [usize; 3],
-    pub threads: usize,
-    /// Bytes of shared memory a block.
-    pub shared: usize,
-}
-
-thread_local! {
-    /// Whether this thread records what it issues.
-    static RECORDING: Cell<bool> = const { Cell::new(false) };
-}
 
 /// What the driver says of a failure.
 fn words(code: CUresult) -> String {
@@ -273,12 +198,6 @@ impl Driver {
     /// A weight is given up.
     pub(super) fn give_up(&self) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Waits until no other thread records, and keeps others from it.
-    pub(super) fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        let ours = RECORDING.with(Cell::get);
-        (!ours).then(|| self.recording.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Makes the context the calling thread's.
@@ -452,143 +371,6 @@ impl Driver {
     fn wait_now(&self) {
         // SAFETY: the stream is alive as long as the process.
         done("work on the device", unsafe { sys::cuStreamSynchronize(self.stream) });
-    }
-
-    /// Runs a kernel. Its name is `name` or, of a format, `name_format`. Sizes of arguments are checked against the
-    /// compiled code.
-    pub(super) fn launch(&self, name: [&'static str; 2], grid: Grid, arguments: &[Argument<'_>]) {
-        self.current();
-        let _turn = self.turn();
-        let function = self.function(name, grid.shared);
-        let entry = self.code.entry(function.entry);
-        let sizes = arguments.iter().map(|a| a.bytes().len());
-        assert!(
-            sizes.eq(entry.sizes.iter().copied()),
-            "arguments of {}: {:?} bytes",
-            entry.name,
-            entry.sizes
-        );
-        let mut pointers = [std::ptr::null_mut(); 12];
-        for (pointer, argument) in pointers.iter_mut().zip(arguments) {
-            *pointer = argument.bytes().as_ptr().cast_mut().cast::<c_void>();
-        }
-        let [x, y, z] = grid.blocks.map(|n| u32::try_from(n).expect("blocks in 32 bits"));
-        let (threads, shared) = (grid.threads as u32, grid.shared as u32);
-        // SAFETY: each argument is as long as the kernel's parameter and is copied by the call; addresses in them are
-        // of buffers that outlive the work, since memory is only reused by work issued later on the same stream, or by
-        // copies that wait for it.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                function.handle,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared,
-                self.stream,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
-        assert!(code == CUresult::CUDA_SUCCESS, "CUDA: {} {grid:?}: {}", entry.name, words(code));
-    }
-
-    /// What `issue` issues, kept to be run again and again instead of being run. It may not copy from or to the host.
-    pub(super) fn record(&self, issue: impl FnOnce()) -> Recorded {
-        let _alone = self.recording.write().unwrap_or_else(PoisonError::into_inner);
-        RECORDING.with(|r| r.set(true));
-        self.current();
-        let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream is ours and captures nothing yet.
-        done("recording", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) });
-        issue();
-        // SAFETY: ends what was begun above; the locals are written; a graph is not needed once it is instantiated.
-        unsafe {
-            done("recording", sys::cuStreamEndCapture(self.stream, &mut graph));
-            done("recording", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0));
-            done("recording", sys::cuGraphDestroy(graph));
-        }
-        RECORDING.with(|r| r.set(false));
-        Recorded(ready)
-    }
-
-    /// Runs what was recorded.
-    pub(super) fn replay(&self, recorded: &Recorded) {
-        self.current();
-        let _turn = self.turn();
-        // SAFETY: a graph that lives, whose addresses its owner keeps alive.
-        done("replay", unsafe { sys::cuGraphLaunch(recorded.0, self.stream) });
-    }
-
-    /// The function of a kernel, loaded with its module when it is first wanted.
-    fn function(&self, name: [&'static str; 2], shared: usize) -> Function {
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (name[0], name[1]);
-        if let Some(function) = loaded.functions.get(&key) {
-            return *function;
-        }
-        let full = if name[1].is_empty() { name[0].to_owned() } else { format!("{}_{}", name[0], name[1]) };
-        let index = self.code.find(&full);
-        let Entry { module, .. } = *self.code.entry(index);
-        let module = &loaded.modules.entry(module).or_insert_with(|| Module(self.load(module))).0;
-        let (mut handle, full) = (std::ptr::null_mut(), CString::new(full).expect("a kernel's name"));
-        // SAFETY: the module is loaded, the name ends with a zero, the local is written.
-        done("kernel", unsafe { sys::cuModuleGetFunction(&mut handle, *module, full.as_ptr()) });
-        if shared > SHARED_UNASKED {
-            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a function of a loaded module.
-            done("shared memory", unsafe { sys::cuFuncSetAttribute(handle, most, shared as i32) });
-        }
-        let function = Function { handle, entry: index };
-        loaded.functions.insert(key, function);
-        function
-    }
-
-    /// Has the driver compile what was not used yet, and looks for every kernel in it: names of modules and seconds.
-    pub(super) fn compile(&self) -> Vec<(String, f64)> {
-        self.current();
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let compiled = |module: usize| {
-            let start = Instant::now();
-            let handle = loaded.modules.entry(module).or_insert_with(|| Module(self.load(module))).0;
-            for entry in self.code.entries_of(module) {
-                let (mut function, name) = (std::ptr::null_mut(), CString::new(&*entry.name));
-                let name = name.expect("a kernel's name");
-                // SAFETY: the module is loaded, the name ends with a zero, the local is written.
-                done(&entry.name, unsafe { sys::cuModuleGetFunction(&mut function, handle, name.as_ptr()) });
-            }
-            (self.code.name(module).to_owned(), start.elapsed().as_secs_f64())
-        };
-        (0..self.code.modules()).map(compiled).collect()
-    }
-
-    fn load(&self, module: usize) -> sys::CUmodule {
-        use sys::CUjit_option_enum::{CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES};
-        let mut handle = std::ptr::null_mut();
-        let mut log = [0_u8; LOG];
-        let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
-        let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG - 1)];
-        let (text, count) = (self.code.text(module), options.len() as u32);
-        // SAFETY: the text ends with a zero; the local and at most all but the last byte of the log, of which the driver is
-        // told address and length, are written.
-        let code = unsafe {
-            let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
-            sys::cuModuleLoadDataEx(&mut handle, text.as_ptr().cast(), count, options, values)
-        };
-        if code != CUresult::CUDA_SUCCESS {
-            let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
-            let log: Vec<&str> = log.split_whitespace().collect();
-            panic!(
-                "CUDA: compilation of {} by the driver: {}: {}",
-                self.code.name(module),
-                words(code),
-                log.join(" ")
-            );
-        }
-        handle
     }
 }
 
