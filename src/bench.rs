@@ -5,6 +5,7 @@
 
 use crate::engine::{Engine, EngineArgs};
 use crate::form::LONG;
+use crate::generate::met_line;
 use crate::inspect::{machine, size};
 use crate::on_device;
 use crate::output::Output;
@@ -64,6 +65,8 @@ struct Report {
     peak_resident_bytes: Option<u64>,
     /// Read from disks during the measurement: not zero where the file does not fit the memory.
     disk_read_bytes: Option<u64>,
+    /// Of experts that are not all in one place, in steps of few tokens: how many were met on the GPU, how many chosen.
+    experts_met: Option<[u64; 2]>,
     cases: Vec<Case>,
 }
 
@@ -124,6 +127,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         memory_read_gb_s: memory,
         peak_resident_bytes: machine::peak_resident(),
         disk_read_bytes: machine::read_from_disk().zip(read_before).map(|(now, before)| now - before),
+        experts_met: engine.backend.experts_met(),
         cases,
     };
     print(&report, args.json)
@@ -189,6 +193,9 @@ fn print(report: &Report, json: bool) -> Result<()> {
     write!(out, "{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s)?;
     if let Some(bytes) = report.peak_resident_bytes {
         write!(out, "; at most {} resident", size(bytes))?;
+    }
+    if let Some(met) = report.experts_met {
+        write!(out, "; {}", met_line(met))?;
     }
     match report.disk_read_bytes {
         Some(bytes) if bytes > 0 => writeln!(out, "; {} read from disk", size(bytes))?,

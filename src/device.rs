@@ -5,7 +5,7 @@
 
 use crate::engine::EngineArgs;
 use crate::inspect::machine;
-use crate::placement::{Demand, Placement, Wish};
+use crate::placement::{Demand, Experts, Placement, Wish};
 use crate::snapshot::disk::Log;
 use anyhow::{Context as _, Result, bail};
 use kernels::cpu::Cpu;
@@ -22,11 +22,14 @@ pub struct DeviceArgs {
     /// Memory of the GPU to use at most (default: what is free)
     #[arg(long, value_name = "SIZE", value_parser = crate::snapshot::options::size)]
     pub gpu_memory: Option<u64>,
-    /// Layers whose experts stay in RAM (default: those that do not fit the GPU)
-    #[arg(long, value_name = "LAYERS")]
+    /// Experts of each layer that the GPU keeps where not all fit: those used most (default: as many as fit)
+    #[arg(long, value_name = "EXPERTS")]
+    pub hot_experts: Option<usize>,
+    /// Layers whose experts all stay in RAM; those of the others are on the GPU whole
+    #[arg(long, value_name = "LAYERS", conflicts_with = "hot_experts")]
     pub cpu_experts: Option<usize>,
-    /// Layers whose experts are on the GPU, as --cpu-experts is the rest (default: as many as fit)
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with = "cpu_experts")]
+    /// Layers whose experts are on the GPU whole, as --cpu-experts is the rest
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with_all = ["cpu_experts", "hot_experts"])]
     pub gpu_layers: Option<usize>,
 }
 
@@ -47,7 +50,7 @@ pub enum Chosen {
     /// The processor.
     Cpu(Cpu),
     /// A CUDA device, and what of the arguments fits it.
-    Cuda(Cuda, Box<EngineArgs>),
+    Cuda(Box<Cuda>, Box<EngineArgs>),
 }
 
 /// The backend that the arguments ask for. Why it is not the GPU, or what goes there, is told to `log` in a line.
@@ -92,7 +95,7 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
         ));
     }
     let [room, _] = plan.demand.arriving.filter(|_| plan.staging > 0).unwrap_or_default();
-    cuda.limit_stacks(plan.gpu_experts, room)?;
+    cuda.limit_stacks(plan.whole, room, plan.slots)?;
     // Contexts end where the plan does, and snapshots in memory are on the device: they get half of what is left.
     let spare = free.saturating_sub(plan.gpu) / 2;
     let mut args = Box::new(args.clone());
@@ -101,7 +104,7 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     args.store.cache_ram = Some(snapshots);
     // What is planned for one sequence, and what is left, is for all that are served at once.
     args.state_room = Some(free.saturating_sub(plan.gpu) - snapshots + plan.demand.state + plan.demand.cache);
-    Ok(Chosen::Cuda(cuda, args))
+    Ok(Chosen::Cuda(Box::new(cuda), args))
 }
 
 /// What goes where with so many free bytes on a GPU.
@@ -115,7 +118,9 @@ pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
     let memory = machine::available(Path::new("/"));
     let (demand, device) = (Demand::of(&file, &config, &wish), &args.device);
     let others = device.gpu_layers.map(|layers| demand.experts.len().saturating_sub(layers));
-    Ok(Placement::plan(demand, free, memory, device.cpu_experts.or(others)))
+    let hot = Experts::Hot(device.hot_experts.unwrap_or(usize::MAX));
+    let wanted = device.cpu_experts.or(others).map_or(hot, Experts::But);
+    Ok(Placement::plan(demand, free, memory, wanted))
 }
 
 /// Runs `$body` with the engine that `$args` ask for, as `$engine`: `on_device!(args, |engine| use_it(&engine))`. Trouble
@@ -134,7 +139,7 @@ macro_rules! on_device {
                 $body
             }
             $crate::device::Chosen::Cuda(backend, args) => {
-                let $engine = $crate::engine::Engine::load(backend, &args, log)?;
+                let $engine = $crate::engine::Engine::load(*backend, &args, log)?;
                 $body
             }
         }

@@ -54,6 +54,8 @@ pub struct Stats {
     pub generated: usize,
     /// Time from the first of them to the last.
     pub decode_time: Duration,
+    /// Of experts that are not all in one place: how many were met on the GPU, and how many were chosen.
+    pub met: Option<[u64; 2]>,
     /// Why it ended.
     pub ended: Ended,
 }
@@ -68,8 +70,9 @@ impl Stats {
             Ended::Cancelled => ", stopped",
             Ended::Constraint(_) => ", cut where the grammar could not go on",
         };
+        let met = self.met.map_or(String::new(), |met| format!("; {}", met_line(met)));
         format!(
-            "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}",
+            "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}{met}",
             self.prefill.describe(),
             self.prefill_time.as_secs_f64(),
             rate(self.prefill.computed, self.prefill_time),
@@ -93,6 +96,12 @@ impl Prefill {
     }
 }
 
+/// `63 % of 4,160 experts met on the GPU`
+pub fn met_line([here, all]: [u64; 2]) -> String {
+    let share = 100.0 * here as f64 / all.max(1) as f64;
+    format!("{share:.0} % of {} experts met on the GPU", grouped(all as usize))
+}
+
 /// `128,004`
 pub fn grouped(n: usize) -> String {
     let digits = n.to_string();
@@ -113,6 +122,7 @@ pub fn generate<B: Backend>(
     request: Request<'_>,
     on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Stats, Error> {
+    let before = session.engine().backend.experts_met().unwrap_or_default();
     let start = Instant::now();
     let mut hear = |done, total| on(Event::Prefill { done, total });
     let prefill = session.advance_to(request.prompt, &mut hear)?;
@@ -122,7 +132,9 @@ pub fn generate<B: Backend>(
         if prefill.stopped { (0, Ended::Cancelled) } else { reply(session, request, on)? };
     let decode_time = start.elapsed();
     session.keep();
-    Ok(Stats { prefill, prefill_time, generated, decode_time, ended })
+    let met = session.engine().backend.experts_met();
+    let met = met.map(|now| [0, 1].map(|i| now[i] - before[i])).filter(|[_, all]| *all > 0);
+    Ok(Stats { prefill, prefill_time, generated, decode_time, met, ended })
 }
 
 fn reply<B: Backend>(

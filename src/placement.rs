@@ -1,5 +1,6 @@
-//! What of a model goes where: all that is not a routed expert on the GPU, as many layers' experts as fit beside it,
-//! the rest in RAM, where the CPU computes them for few tokens; for many they travel to the GPU, if it has room for that.
+//! What of a model goes where: all that is not a routed expert on the GPU, and all experts, if they fit beside it. Else of
+//! each layer as many experts as fit, those used most; the rest in RAM, where the CPU computes them for few tokens; for many
+//! they travel to the GPU, if it has room for that.
 //!
 //! Planned from sizes alone, before anything is loaded, so that out of memory is foreseen and not met. It knows no
 //! backend. Next: `device`, which asks for a plan.
@@ -23,6 +24,8 @@ pub struct Demand {
     pub base: u64,
     /// The routed experts of each layer that has them.
     pub experts: Vec<u64>,
+    /// Experts of a layer.
+    pub of_layer: u64,
     /// [`room_and_planes`] of the largest stacks: where experts in RAM arrive, if a step has tokens enough for that.
     pub arriving: Option<[u64; 2]>,
     /// What a sequence has whatever its length.
@@ -46,20 +49,33 @@ pub struct Wish {
     pub batch: u64,
 }
 
+/// Which experts are to be on the GPU.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Experts {
+    /// All, or as many of each layer as fit, but not more than so many.
+    Hot(usize),
+    /// Those of whole layers, the first ones, as many as fit, but for so many layers.
+    But(usize),
+}
+
 /// A plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
     /// What it is of.
     pub demand: Demand,
-    /// Layers whose experts are on the GPU: the first ones.
+    /// Layers whose experts are all on the GPU: the first ones.
     pub gpu_layers: usize,
     /// Bytes of their experts.
-    pub gpu_experts: u64,
+    pub whole: u64,
+    /// Experts of each other layer that are on the GPU: those used most.
+    pub slots: usize,
+    /// Bytes of these.
+    pub hot: u64,
     /// Bytes of the room in which the others arrive; 0 where there are none, or no room.
     pub staging: u64,
     /// Bytes on the GPU in all.
     pub gpu: u64,
-    /// Bytes of weights in RAM.
+    /// Bytes of experts that are in RAM alone.
     pub ram: u64,
     /// Of these, bytes that the RAM has no room for: they are read from disk again and again.
     pub disk: u64,
@@ -72,7 +88,9 @@ impl Demand {
     pub fn of(file: &Gguf, c: &Config, wish: &Wish) -> Demand {
         let context = wish.context.unwrap_or(USUAL_CONTEXT).min(c.context);
         let (arriving, experts) = (None, Vec::new());
-        let mut demand = Demand { base: 0, experts, arriving, state: 0, context, cache: 0, workspace: 0 };
+        let of_layer = c.moe.experts as u64;
+        let mut demand =
+            Demand { base: 0, experts, of_layer, arriving, state: 0, context, cache: 0, workspace: 0 };
         let mut layers = std::collections::BTreeMap::<u64, u64>::new();
         let mut arriving = [0_u64; 2];
         for t in &file.tensors {
@@ -109,31 +127,47 @@ impl Demand {
         let parts = [self.base, self.state, self.cache, self.workspace, RESERVE];
         parts.into_iter().fold(0, u64::saturating_add)
     }
+
+    /// Experts of each layer that fit so many bytes, at most `most`, and what they take.
+    fn slots_within(&self, room: u64, most: usize) -> (usize, u64) {
+        let each = self.experts.iter().map(|bytes| bytes.div_ceil(self.of_layer.max(1)));
+        let each = each.fold(0, u64::saturating_add).max(1);
+        // Planes of three stacks a layer begin at multiples of 256 bytes.
+        let aligned = self.experts.len() as u64 * 3 * 3 * 256;
+        let slots = (room.saturating_sub(aligned) / each).min(self.of_layer).min(most as u64);
+        (slots as usize, if slots > 0 { slots * each + aligned } else { 0 })
+    }
 }
 
 impl Placement {
     /// The plan for `gpu` free bytes there, and `memory` in RAM if that is known.
-    pub fn plan(demand: Demand, gpu: u64, memory: Option<u64>, cpu_experts: Option<usize>) -> Placement {
-        let base = demand.without_experts();
-        let most = demand.experts.len() - cpu_experts.unwrap_or(0).min(demand.experts.len());
-        let within = |room: u64| layers_within(&demand.experts[..most], room);
+    pub fn plan(demand: Demand, gpu: u64, memory: Option<u64>, wanted: Experts) -> Placement {
+        let (base, all) = (demand.without_experts(), demand.experts.len());
         let room = gpu.saturating_sub(base);
-        // Where some stay in RAM, the others are beside the room in which those arrive; not if a number was asked for that
-        // fits only without it.
-        let (mut staging, mut fitting) = (0, within(room));
-        let needed = demand.arriving.map(staging_bytes).filter(|bytes| *bytes <= room);
-        if let Some(needed) = needed.filter(|_| fitting.0 < demand.experts.len()) {
-            let beside = within(room - needed);
-            if cpu_experts.is_none() || beside == fitting {
-                (staging, fitting) = (needed, beside);
+        let arriving = demand.arriving.map(staging_bytes).filter(|bytes| *bytes <= room);
+        let within = |most: usize, room: u64| layers_within(&demand.experts[..most], room);
+        let (mut staging, mut slots, mut hot) = (0, 0, 0);
+        let (gpu_layers, whole) = match wanted {
+            Experts::But(others) => {
+                // A number that was asked for comes before the room in which the others arrive.
+                let most = all - others.min(all);
+                let asked = within(most, room);
+                let beside = |bytes: &u64| asked.0 < all && within(most, room - bytes) == asked;
+                staging = arriving.filter(beside).unwrap_or(0);
+                asked
             }
-        }
-        let (gpu_layers, gpu_experts) = fitting;
-        let ram: u64 = demand.experts[gpu_layers..].iter().copied().fold(0, u64::saturating_add);
+            Experts::Hot(_) if within(all, room).0 == all => within(all, room),
+            Experts::Hot(most) => {
+                staging = arriving.unwrap_or(0);
+                (slots, hot) = demand.slots_within(room - staging, most);
+                (0, 0)
+            }
+        };
+        let ram = demand.experts.iter().copied().fold(0, u64::saturating_add).saturating_sub(whole + hot);
         let disk = memory.map_or(0, |memory| ram.saturating_sub(memory));
-        let used = base.saturating_add(gpu_experts).saturating_add(staging);
+        let gpu_bytes = [base, whole, hot, staging].into_iter().fold(0, u64::saturating_add);
         let lacking = base.saturating_sub(gpu);
-        Placement { gpu_layers, gpu_experts, staging, gpu: used, ram, disk, lacking, demand }
+        Placement { gpu_layers, whole, slots, hot, staging, gpu: gpu_bytes, ram, disk, lacking, demand }
     }
 }
 
@@ -151,16 +185,21 @@ fn layers_within(experts: &[u64], room: u64) -> (usize, u64) {
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Demand { base, experts, state, context, cache, workspace, .. } = &self.demand;
+        let Demand { base, experts, of_layer, state, context, cache, workspace, .. } = &self.demand;
         write!(
             f,
-            "{:.2} GiB on the GPU: {:.2} of weights, {:.2} of experts of {} of {} layers, {:.2} of state and {context} tokens, {:.2} \
-             of workspace",
+            "{:.2} GiB on the GPU: {:.2} of weights, {:.2} of ",
             gib(self.gpu),
             gib(*base),
-            gib(self.gpu_experts),
-            self.gpu_layers,
-            experts.len(),
+            gib(self.whole + self.hot)
+        )?;
+        match self.slots {
+            0 => write!(f, "experts of {} of {} layers", self.gpu_layers, experts.len())?,
+            slots => write!(f, "the {slots} most used of {of_layer} experts of {} layers", experts.len())?,
+        }
+        write!(
+            f,
+            ", {:.2} of state and {context} tokens, {:.2} of workspace",
             gib(state.saturating_add(*cache)),
             gib(workspace.saturating_add(RESERVE)),
         )?;
@@ -205,10 +244,10 @@ mod tests {
         Wish { context: Some(context), cache, batch: 512 }
     }
 
-    /// Over cards, memories, contexts, caches and formats: what is planned fits, one layer more would not, nothing is
+    /// Over cards, memories, contexts, caches and formats: what is planned fits, one expert a layer more would not, nothing is
     /// lost, and what no memory has room for is said.
     #[test]
-    fn every_plan_fits_and_wastes_no_layer() {
+    fn every_plan_fits_and_wastes_no_expert() {
         let mut seen = std::collections::BTreeSet::new();
         for experts in [Format::Q2_K, Format::Q4_K, Format::Q8_0] {
             for context in [4096, 131_072, 1 << 20] {
@@ -218,21 +257,40 @@ mod tests {
                         let d = demand(experts, &wish(context, cache));
                         let (base, each) = (d.without_experts(), d.experts[0]);
                         let arrive = staging_bytes(d.arriving.unwrap());
-                        let p = Placement::plan(d, gpu, Some(memory), None);
+                        let p = Placement::plan(d, gpu, Some(memory), Experts::Hot(usize::MAX));
                         assert_eq!(p.lacking, base.saturating_sub(gpu));
-                        assert_eq!(p.gpu_experts + p.ram, 26 * each);
-                        assert_eq!(p.gpu, base + p.gpu_layers as u64 * each + p.staging);
+                        assert_eq!(p.whole + p.hot + p.ram, 26 * each);
+                        assert_eq!(p.gpu, base + p.whole + p.hot + p.staging);
+                        assert_eq!(p.gpu_layers, if base + 26 * each <= gpu { 26 } else { 0 }, "{p}");
                         assert_eq!(p.staging > 0, p.gpu_layers < 26 && base + arrive <= gpu, "{p}");
                         assert!(p.lacking > 0 || p.gpu <= gpu);
-                        assert!(p.gpu_layers == 26 || p.gpu + each > gpu, "{p}");
+                        let a_slot = 26 * each.div_ceil(256);
+                        assert!(p.gpu_layers == 26 || p.gpu + a_slot + 26 * 9 * 256 > gpu, "{p}");
+                        assert!(p.hot >= p.slots as u64 * a_slot && p.slots < 256, "{p}");
                         assert_eq!(p.disk, p.ram.saturating_sub(memory));
                         assert_eq!(p.to_string().contains("from disk"), p.ram > memory, "{p}");
-                        seen.insert(p.gpu_layers);
+                        seen.insert((p.gpu_layers, p.slots));
                     }
                 }
             }
         }
-        assert!(seen.contains(&0) && seen.contains(&26) && seen.len() > 8, "{seen:?}");
+        assert!(seen.contains(&(0, 0)) && seen.contains(&(26, 0)) && seen.len() > 20, "{seen:?}");
+    }
+
+    /// What is counted for slots is what they take on the device.
+    #[test]
+    fn slots_take_what_was_counted() {
+        let d = demand(Format::Q6_K, &wish(4096, CacheFormat::F16));
+        for room in [0, 1 << 20, 3 << 30, 9 << 30] {
+            let (slots, bytes) = d.slots_within(room, usize::MAX);
+            let taken = 26 * 3 * device_bytes(Format::Q6_K, slots as u64 * 1024 * 2304);
+            assert!(
+                taken <= bytes && bytes <= room && bytes - taken <= 26 * 9 * 256,
+                "{slots} slots: {taken} {bytes}"
+            );
+        }
+        assert_eq!(d.slots_within(64 << 30, usize::MAX).0, 256);
+        assert_eq!(d.slots_within(64 << 30, 7).0, 7);
     }
 
     /// Each with each, in GiB.
@@ -248,23 +306,27 @@ mod tests {
         let d = demand(Format::Q4_K, &wish(1 << 20, CacheFormat::F16));
         assert_eq!((d.state, d.cache), (41_943_040 + 2_949_120, 8_064 << 20));
         assert_eq!(demand(Format::Q4_K, &wish(1000, CacheFormat::Q8_0)).cache, 1000 * 7 * 624);
-        let all = Placement::plan(d.clone(), 141 << 30, None, None);
+        let all = Placement::plan(d.clone(), 141 << 30, None, Experts::Hot(usize::MAX));
         assert_eq!((all.gpu_layers, all.ram, all.lacking), (26, 0, 0));
         assert!(all.to_string().contains("of experts of 26 of 26 layers"), "{all}");
-        let asked = Placement::plan(d.clone(), 141 << 30, None, Some(20));
+        let asked = Placement::plan(d.clone(), 141 << 30, None, Experts::But(20));
         assert_eq!((asked.gpu_layers, asked.ram), (6, 20 * d.experts[0]));
         assert!(asked.to_string().ends_with("of the GPU is where these arrive for 256 tokens and more"));
         let stack = device_bytes(Format::Q4_K, 256 * 1024 * 2304);
         assert_eq!((all.staging, asked.staging), (0, 2 * stack)); // blocks of one plane: two rooms are all
         // A number that was asked for comes first.
         let tight = d.without_experts() + 6 * d.experts[0] + stack;
-        let [asked, free] = [Some(20), None].map(|cpu| Placement::plan(d.clone(), tight, None, cpu));
+        let [asked, free] = [Experts::But(20), Experts::Hot(200)]
+            .map(|wanted| Placement::plan(d.clone(), tight, None, wanted));
         assert_eq!(
             [(asked.gpu_layers, asked.staging), (free.gpu_layers, free.staging)],
-            [(6, 0), (5, 2 * stack)]
+            [(6, 0), (0, 2 * stack)]
         );
+        assert_eq!(free.slots, 55);
+        assert!(free.to_string().contains("of the 55 most used of 256 experts of 26 layers"), "{free}");
+        assert_eq!(Placement::plan(d.clone(), tight, None, Experts::Hot(7)).slots, 7);
         let few = demand(Format::Q4_K, &Wish { batch: 255, ..wish(4096, CacheFormat::F16) });
-        assert_eq!(Placement::plan(few, 24 << 30, None, None).staging, 0);
-        assert_eq!(Placement::plan(d, 141 << 30, None, Some(999)).gpu_layers, 0);
+        assert_eq!(Placement::plan(few, 24 << 30, None, Experts::Hot(256)).staging, 0);
+        assert_eq!(Placement::plan(d, 141 << 30, None, Experts::But(999)).gpu_layers, 0);
     }
 }

@@ -166,7 +166,14 @@ impl Remote {
             _ => Ended::EndToken,
         };
         let (prefill_time, decode_time) = (begun.duration_since(start), begun.elapsed());
-        Ok(Stats { prefill, prefill_time, generated: told.completion.max(tokens), decode_time, ended })
+        Ok(Stats {
+            prefill,
+            prefill_time,
+            generated: told.completion.max(tokens),
+            decode_time,
+            met: None,
+            ended,
+        })
     }
 
     fn request(&self, messages: &[Message], sampling: &Sampling, max_tokens: usize) -> String {

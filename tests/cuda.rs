@@ -30,7 +30,8 @@ fn gpu_check_is_right_on_the_stand_in() {
     let file = dir.path().join("x.gguf");
     let file = file.to_str().unwrap();
     stdout(&kimi(&["synth", file, "--preset", "tiny", "--layers", "4"]));
-    let real = ["--real", file, "--all-mla", file, "--depth", "40", "--far", "90", "--batch", "16"];
+    let real =
+        ["--real", file, "--all-mla", file, "--depth", "40", "--far", "90", "--batch", "16", "--cards", "3G"];
     let found = stdout(&kimi(&[&["gpu-check", "--quick", "--seed", "7"][..], &real].concat()));
     for (test, depth, times) in [("prefill", "40", 1), ("decode", "40", 2), ("decode", "90", 2)] {
         let lines = found.lines().map(|l| l.split_whitespace().collect::<Vec<_>>());
@@ -79,6 +80,37 @@ fn a_reply_is_the_same_on_the_device() {
         let (found, told) = reply(&["--device", "auto", flag, layers]);
         assert_eq!(found, expected);
         assert!(told.contains(&format!("of experts of {planned} of 3 layers")), "{told}");
+    }
+}
+
+/// Some experts of each layer in slots, the others by the CPU: the same tokens, and the share that was met in slots is told.
+#[test]
+fn a_reply_is_the_same_with_experts_here_and_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.gguf");
+    let file = file.to_str().unwrap();
+    let wide = ["num_experts=256", "hidden_size=256", "moe_intermediate_size=256", "num_experts_per_token=4"];
+    let wide: Vec<&str> = wide.into_iter().flat_map(|field| ["--set", field]).collect();
+    let synth = ["synth", file, "--preset", "tiny", "--layers", "4", "--type", "q8_0"];
+    stdout(&kimi(&[&synth[..], &wide].concat()));
+    let reply = |device: &[&str]| {
+        let args =
+            ["generate", "-m", file, "--ids", "3,4,5,6,7,8", "-n", "24", "--temperature", "0", "--no-cache"];
+        let out = kimi(&[&args[..], device].concat());
+        (stdout(&out), text(&out.stderr))
+    };
+    let (expected, told) = reply(&["--device", "cpu"]);
+    assert!(!told.contains("met on the GPU"), "{told}");
+    // Room for a part of the experts: 512 MiB are the driver's.
+    for (slots, planned) in
+        [("30", "the 30 most used of 256 experts of 3 layers"), ("0", "experts of 0 of 3 layers")]
+    {
+        let (found, told) = reply(&["--device", "cuda", "--gpu-memory", "620M", "--hot-experts", slots]);
+        assert_eq!(found, expected, "{told}");
+        assert!(told.contains(planned), "{told}");
+        let (before, _) = told.split_once(" % of ").unwrap();
+        let share: u32 = before.rsplit(' ').next().unwrap().parse().unwrap();
+        assert_eq!(share > 0, slots != "0", "{told}");
     }
 }
 

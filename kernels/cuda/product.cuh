@@ -29,7 +29,7 @@ struct Product {
     const i8* q;          // [vectors / x_div, cols]
     const XScale* scale;  // [vectors / x_div, cols / 32]
     const float* x;       // the same as floats, for plain formats
-    const int* chosen;    // matrix of each vector, or null
+    const int* chosen;    // matrix of each vector, -1 for none; or null
     int n;                // matrices that share the input
     int rows;             // of all of them
     int cols;
@@ -95,6 +95,7 @@ template <class F, int T> __device__ __forceinline__ void matvec(const Product& 
     const Matrix& of = p.of[matrix_of(p, live ? row : 0)];
     int v = blockIdx.y * T, r = live ? row - of.first : 0;
     i64 m = p.chosen ? p.chosen[v] : v % p.groups;
+    if (m < 0) return;
     float acc[T] = {};
     row_part<F, T>(p, of.w, (m * of.rows + r) * (p.cols / F::LEN), v, acc);
 #pragma unroll
@@ -110,6 +111,7 @@ template <class F> __device__ __forceinline__ void gate_up(const Product& p) {
     bool live = row < p.of[0].rows;
     int r = live ? row : 0;
     i64 m = p.chosen ? p.chosen[v] : v % p.groups;
+    if (m < 0) return;
     i64 block = (m * p.of[0].rows + r) * (p.cols / F::LEN);
     float gate = 0, up = 0;
     row_part<F, 1>(p, p.of[0].w, block, v, &gate);
@@ -126,6 +128,7 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
     const Matrix& of = p.of[matrix_of(p, live ? row : 0)];
     int v = blockIdx.y * T, r = live ? row - of.first : 0;
     i64 m = p.chosen ? p.chosen[v] : v % p.groups;
+    if (m < 0) return;
     i64 first = (m * of.rows + r) * p.cols;
     int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
     float acc[T] = {};

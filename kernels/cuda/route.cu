@@ -1,4 +1,4 @@
-// The router, and the order in which the products of the experts go over the batch.
+// The router, the order in which the products of the experts go over the batch, and experts that change their place.
 //
 // s = sigmoid(logits); the top_k experts with the largest s + bias, lowest index first among equals; weights are the
 // unbiased s. NaN ranks below every number. Next: attention.cu.
@@ -77,14 +77,15 @@ KERNEL(route, 32)(const __grid_constant__ Route p) {
 REGISTER(route)
 
 // Pairs (token, slot) in the order of their experts, and tiles of up to `tile` of them. One block; shared: [2 experts].
-// `tiles` has room for n / tile + experts entries; those not in use get group -1.
+// `tiles` has room for n / tile + experts entries; those not in use get group -1. Pairs without an expert are left out.
 KERNEL(group_pairs, 1024)(const int* chosen, int n, int experts, int tile, int* pairs, int* starts, int* tiles) {
     SHARED(int, count);
     int *next = count + experts, room = n / tile + experts;
     for (int e = threadIdx.x; e < experts; e += blockDim.x) count[e] = 0;
     for (int i = threadIdx.x; i < room; i += blockDim.x) tiles[2 * i] = -1;
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += blockDim.x) atomicAdd(count + chosen[i], 1);
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        if (chosen[i] >= 0) atomicAdd(count + chosen[i], 1);
     __syncthreads();
     if (threadIdx.x == 0) {
         int start = 0, at = 0;
@@ -96,17 +97,31 @@ KERNEL(group_pairs, 1024)(const int* chosen, int n, int experts, int tile, int* 
         starts[experts] = start;
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < n; i += blockDim.x) pairs[atomicAdd(next + chosen[i], 1)] = i;
+    for (int i = threadIdx.x; i < n; i += blockDim.x)
+        if (chosen[i] >= 0) pairs[atomicAdd(next + chosen[i], 1)] = i;
 }
 REGISTER(group_pairs)
 
-// y_t = sum over slots, in their order, of weight * out. Grid: tokens, columns / 256.
-KERNEL(weighted_sum, 256)(const float* out, const float* weights, float* y, int top_k, int cols) {
+// y_t = sum over slots, in their order, of weight * out; slots without an expert are left out. Grid: tokens, columns / 256.
+KERNEL(weighted_sum, 256)(const float* out, const int* chosen, const float* weights, float* y, int top_k, int cols) {
     int c = blockIdx.y * blockDim.x + threadIdx.x;
     i64 t = blockIdx.x;
     if (c >= cols) return;
     float sum = 0;
-    for (int k = 0; k < top_k; k++) sum += weights[t * top_k + k] * out[(t * top_k + k) * cols + c];
+    for (int k = 0; k < top_k; k++)
+        if (chosen[t * top_k + k] >= 0) sum += weights[t * top_k + k] * out[(t * top_k + k) * cols + c];
     y[t * cols + c] = sum;
 }
 REGISTER(weighted_sum)
+
+// Some matrices of a stack to another: moves[i] is [to, from], each of so many bytes. Grid: moves, parts of a matrix.
+KERNEL(move_matrices, 256)(const int* moves, const u8* from, u8* to, i64 bytes) {
+    i64 i = blockIdx.y * (i64)blockDim.x + threadIdx.x, step = (i64)gridDim.y * blockDim.x;
+    to += moves[2 * blockIdx.x] * bytes;
+    from += moves[2 * blockIdx.x + 1] * bytes;
+    if (bytes % 16 == 0)
+        for (; i < bytes / 16; i += step) ((int4*)to)[i] = ((const int4*)from)[i];
+    else
+        for (; i < bytes; i += step) to[i] = from[i];
+}
+REGISTER(move_matrices)

@@ -142,6 +142,12 @@ pub trait Backend: Send + Sync + 'static {
     /// they are used.
     fn read_ahead(&self) {}
 
+    /// Of experts that are not all in one place: how many chosen ones were met where the rest of the model is, and how many
+    /// were chosen, up to now. None where all are in one place.
+    fn experts_met(&self) -> Option<[u64; 2]> {
+        None
+    }
+
     // ---- steps that are done again and again -----------------------------------------------------------
 
     /// The result of a step that [`Backend::record`] kept, done again for other ids and for states that have advanced:

@@ -212,6 +212,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             prefill_time: read - self.admitted,
             generated: self.reply.generated(),
             decode_time: now - read,
+            met: None, // of all that are served at once
             ended,
         }));
     }

@@ -18,7 +18,7 @@ fn talk() -> (Talk, TempDir) {
 fn end(talk: &mut Talk, ended: Ended) -> Option<Back> {
     let prefill = Prefill { reused: 0, source: None, computed: 9, stopped: false };
     let time = Duration::from_secs(1);
-    let stats = Stats { prefill, prefill_time: time, generated: 1, decode_time: time, ended };
+    let stats = Stats { prefill, prefill_time: time, generated: 1, decode_time: time, met: None, ended };
     talk.heard(Outcome { ids: vec![1], stats }).unwrap()
 }
 

@@ -63,7 +63,7 @@ impl Screen {
     fn done(&mut self, ended: Ended) {
         let prefill = Prefill { reused: 12, source: Some(Source::Live), computed: 30, stopped: false };
         let (prefill_time, decode_time) = (Duration::from_secs(1), Duration::from_secs(2));
-        let stats = Stats { prefill, prefill_time, generated: 21, decode_time, ended };
+        let stats = Stats { prefill, prefill_time, generated: 21, decode_time, met: None, ended };
         self.send(Event::Report(Report::Done(Outcome { ids: vec![1, 2], stats })));
     }
 
@@ -141,6 +141,7 @@ fn stopping_gives_a_message_back_only_before_its_reply_began() {
         prefill_time: Duration::from_secs(1),
         generated: 0,
         decode_time: Duration::ZERO,
+        met: None,
         ended: Ended::Cancelled,
     };
     s.send(Event::Report(Report::Done(Outcome { ids: vec![], stats })));

@@ -42,6 +42,9 @@ pub struct GpuCheckArgs {
     /// Measure decode with this file too, of the real shape with attention in every layer; written if it is missing
     #[arg(long, value_name = "FILE", requires = "real")]
     all_mla: Option<PathBuf>,
+    /// Measure with that file as if the card had so much memory, each of these
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', requires = "real")]
+    cards: Vec<String>,
     /// Tokens of a prompt processed together in that
     #[arg(long, default_value_t = 4096)]
     batch: usize,
@@ -170,22 +173,40 @@ fn device(cuda: &Cuda) -> Vec<Row> {
 /// Prefill and decode of the real shape, by `kimi bench`; decode beside it of the shape that has attention in every layer.
 /// What fails is told, and the rest still measured: a name for each failure.
 fn real(args: &GpuCheckArgs, file: &Path) -> Vec<&'static str> {
-    let mut runs = vec![(file, "48b", &args.depth, true), (file, "48b", &args.far, false)];
+    let run = |depths, prefill| Run { file, preset: "48b", depths, prefill, card: None };
+    let mut runs = vec![run(&args.depth, true), run(&args.far, false)];
     if let Some(other) = &args.all_mla {
-        runs.extend([(&**other, "48b-mla", &args.depth, false), (&**other, "48b-mla", &args.far, false)]);
+        let all_mla = |depths| Run { file: other, preset: "48b-mla", ..run(depths, false) };
+        runs.extend([all_mla(&args.depth), all_mla(&args.far)]);
     }
+    runs.extend(args.cards.iter().map(|card| Run { card: Some(card), ..run(&[0], true) }));
     let mut failed = Vec::new();
-    for (file, preset, depths, prefill) in runs {
-        if let Err(e) = bench(args, file, preset, depths, prefill) {
-            println!("{}: FAILED: {e:#}", file.display());
-            failed.push(preset);
+    for run in runs {
+        if let Some(card) = run.card {
+            println!("a card of {card}");
+        }
+        if let Err(e) = bench(args, &run) {
+            println!("{}: FAILED: {e:#}", run.file.display());
+            failed.push(run.preset);
         }
     }
     failed
 }
 
-/// Measures decode, and prefill if asked, at some depths with a file, a random model of a preset where there is none.
-fn bench(args: &GpuCheckArgs, file: &Path, preset: &str, depths: &[usize], prefill: bool) -> Result<()> {
+/// A measurement of decode, and of prefill if asked, at some depths with a file: a random model of a preset where there is
+/// none.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    file: &'a Path,
+    preset: &'static str,
+    depths: &'a [usize],
+    prefill: bool,
+    /// As if the card had so much memory.
+    card: Option<&'a str>,
+}
+
+fn bench(args: &GpuCheckArgs, run: &Run<'_>) -> Result<()> {
+    let Run { file, preset, depths, prefill, card } = *run;
     let path = file.to_str().context("expected a path in UTF-8")?;
     let Some(deepest) = depths.iter().max() else { return Ok(()) };
     if !file.exists() {
@@ -198,7 +219,8 @@ fn bench(args: &GpuCheckArgs, file: &Path, preset: &str, depths: &[usize], prefi
     let (depths, decoded) = (depths.join(","), text(DECODED));
     let how = ["-p", &tokens, "-n", &decoded, "-d", &depths, "--batch", &batch, "--ctx", &context];
     let own = ["bench", "--device", "cuda", "-m", path, "-r", "3"];
-    child(&[&own[..], &how].concat(), BENCH_SECONDS)
+    let card = card.map(|card| ["--gpu-memory", card]);
+    child(&[&own[..], &how, card.as_ref().map_or(&[], |card| &card[..])].concat(), BENCH_SECONDS)
 }
 
 /// Tokens decoded at each depth.

@@ -331,6 +331,8 @@ pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
 struct Experts {
     w: [Stored; 3],
     bias: Stored,
+    /// Tokens of each step, one after the other with the same weights.
+    steps: Vec<usize>,
     logits: Vec<f32>,
     x: Vec<f32>,
     how: Routing,
@@ -339,14 +341,19 @@ struct Experts {
 impl Op for Experts {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let (n, dim) = (self.w[0].count, self.w[0].cols);
-        let tokens = self.x.len() / dim;
         let [gate, up, down] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
         let bias = b.weight(self.bias.clone()).expect("room");
-        let routed = b.route(&b.tensor(tokens, n, &self.logits), &bias, self.how);
-        let (chosen, weights) = b.routed(&routed);
-        let gated = Gated { gate: &gate, up: &up, down: &down };
-        let y = b.experts(gated, &b.tensor(tokens, dim, &self.x), &routed);
-        vec![chosen.iter().map(|e| *e as f32).collect(), weights, b.read(&y)]
+        let (mut logits, mut x) = (&self.logits[..], &self.x[..]);
+        let step = |tokens: &usize| {
+            let own_logits = logits.split_off(..tokens * n).expect("logits of all steps");
+            let own_x = x.split_off(..tokens * dim).expect("rows of all steps");
+            let routed = b.route(&b.tensor(*tokens, n, own_logits), &bias, self.how);
+            let (chosen, weights) = b.routed(&routed);
+            let gated = Gated { gate: &gate, up: &up, down: &down };
+            let y = b.experts(gated, &b.tensor(*tokens, dim, own_x), &routed);
+            [chosen.iter().map(|e| *e as f32).collect(), weights, b.read(&y)]
+        };
+        self.steps.iter().flat_map(step).collect()
     }
 }
 
@@ -366,33 +373,48 @@ pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
             let logits = (0..tokens * experts).map(|_| n.uniform(-4.0, 4.0)).collect();
             let (bias, x) = (n.vector(experts, -0.1, 0.1), n.levels(tokens * dim));
             let what = format!("experts {} {top_k} of {experts}, {tokens} tokens", up.name());
-            all.push(compare(cuda, what, EXACT, &Experts { w, bias, logits, x, how }));
+            all.push(compare(cuda, what, EXACT, &Experts { w, bias, steps: vec![tokens], logits, x, how }));
         }
     }
     all.extend(experts_in_ram(cuda, &mut n));
     all
 }
 
-/// Experts that are not on the device: computed by the CPU for few tokens, brought for many.
+/// Experts that are not on the device: computed by the CPU for few tokens, brought for many; some of them on both, where
+/// slots change hands from step to step.
 fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
     let (experts, dim, top_k) = (512, 256, 2);
     // Large enough to stay; of one plane and of three, of bytes and of floats.
     let w = [Format::Q4_K, Format::Q5_1, Format::F16].map(|format| n.weight(format, [experts, dim, dim]));
     let room = w.iter().map(|w| w.bytes.len() as u64).max().unwrap_or(0);
-    cuda.limit_stacks(0, room).expect("room");
-    let of = |tokens: usize| {
+    let of = |(slots, steps): (usize, &[usize])| {
+        cuda.limit_stacks(0, room, slots).expect("room");
         // Some experts get all tokens: each other one would be a tile for one.
         let mut logit = |i: usize| match i % 64 {
             0 => n.uniform(4.0, 8.0),
             _ => n.uniform(-4.0, 0.0),
         };
+        let tokens: usize = steps.iter().sum();
         let logits = (0..tokens * experts).map(&mut logit).collect();
         let (bias, x) = (n.vector(experts, -0.1, 0.1), n.levels(tokens * dim));
         let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
-        let op = Experts { w: w.clone(), bias, logits, x, how };
-        compare(cuda, format!("experts in RAM, {tokens} tokens"), EXACT, &op)
+        let op = Experts { w: w.clone(), bias, steps: steps.to_vec(), logits, x, how };
+        let met = || cuda.experts_met().map_or(0, |[here, _]| here);
+        let before = met();
+        let mut row = compare(cuda, format!("experts in RAM, {steps:?} tokens, {slots} slots"), EXACT, &op);
+        let here = met() - before;
+        row.right = row.right.map(|right| right && (here > 0) == (slots > 0));
+        row.found = format!("{}, {here} met in slots", row.found);
+        row
     };
-    let rows = [3, MANY, MANY + 1].map(of).into();
-    cuda.limit_stacks(u64::MAX, 0).expect("no room is needed");
+    let steps: [(usize, &[usize]); 5] = [
+        (0, &[3]),
+        (0, &[MANY]),
+        (0, &[MANY + 1]),
+        (3, &[2, 1, 1, 2, 1, 1, 1, 1, 12, 5, 1, 1, 9]),
+        (5, &[1, MANY, 3, 20, 1, MANY + 1, 1, 1, 1, 4]),
+    ];
+    let rows = steps.map(of).into();
+    cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
     rows
 }

@@ -137,7 +137,7 @@ fn experts(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
 fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
     let [dim, hidden] = WIDTHS.map(|width| width as u64);
     let [room, _] = room_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
-    cuda.limit_stacks(0, room).expect("room");
+    cuda.limit_stacks(0, room, 0).expect("room");
     let mixture = Mixture::new(cuda, n);
     let mut measure = |tokens: usize, how: &str| {
         let (routed, x) = (mixture.route(cuda, n, tokens), n.vec(tokens * WIDTHS[0]));
@@ -161,7 +161,7 @@ fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
         measure(MANY, "brought"),
         measure(8 * MANY, "brought"),
     ];
-    cuda.limit_stacks(u64::MAX, 0).expect("no room is needed");
+    cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
     rows
 }
 

@@ -12,7 +12,7 @@ pub(crate) use text::size;
 use crate::demo;
 use crate::form::LONG_STEP;
 use crate::output::Output;
-use crate::placement::{Demand, Placement, Wish};
+use crate::placement::{Demand, Experts, Placement, Wish};
 use anyhow::Result;
 use clap::value_parser;
 use kernels::backend::CacheFormat;
@@ -225,7 +225,7 @@ const CARDS: [u64; 5] = [8, 12, 16, 24, 80];
 fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) -> String {
     let context = args.context.first().copied();
     let wish = Wish { context, cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
-    let plan = Placement::plan(Demand::of(file, c, &wish), gpu, Some(memory), None);
+    let plan = Placement::plan(Demand::of(file, c, &wish), gpu, Some(memory), Experts::Hot(usize::MAX));
     let gib = gpu >> 30;
     match plan.lacking {
         0 => format!("{gib} GiB: {plan}"),

@@ -19,10 +19,14 @@ use std::sync::atomic::Ordering;
 /// Experts of a layer that are asked for at once at most: a prefill reads nearly all, in order, as the system expects.
 const ASKED: usize = 64;
 
+/// No expert: computed elsewhere.
+pub const ABSENT: u32 = u32::MAX;
+
 /// (token, slot) pairs in the order of their expert.
 struct Groups {
     /// `token * top_k + slot`, grouped by expert.
     pairs: Buffer,
+    n_pairs: usize,
     /// For each expert that is chosen at all: [expert, first pair, pair after the last, 0].
     runs: Buffer,
     n_runs: usize,
@@ -36,7 +40,7 @@ impl Groups {
         let mut starts = cpu.buffers.bytes(4 * (experts + 1));
         let starts = &mut starts.values_mut::<u32>()[..experts + 1];
         starts.fill(0);
-        for &e in chosen {
+        for &e in chosen.iter().filter(|e| **e != ABSENT) {
             assert!((e as usize) < experts, "expert {e} of {experts}");
             starts[e as usize + 1] += 1;
         }
@@ -49,12 +53,13 @@ impl Groups {
                 n_runs += 1;
             }
         }
-        for (pair, &e) in chosen.iter().enumerate() {
+        for (pair, &e) in chosen.iter().enumerate().filter(|(_, e)| **e != ABSENT) {
             let at = &mut starts[e as usize];
             pairs.values_mut::<u32>()[*at as usize] = pair as u32;
             *at += 1;
         }
-        Groups { pairs, runs, n_runs }
+        let n_pairs = starts[experts] as usize;
+        Groups { pairs, n_pairs, runs, n_runs }
     }
 
     fn run(&self, i: usize) -> (usize, std::ops::Range<usize>) {
@@ -63,7 +68,7 @@ impl Groups {
     }
 
     fn pairs(&self) -> &[u32] {
-        self.pairs.values_ref()
+        &self.pairs.values_ref()[..self.n_pairs]
     }
 }
 
@@ -84,15 +89,13 @@ pub(super) fn experts(cpu: &Cpu, w: Gated<'_, Weight>, x: &Tensor, routed: &Rout
 
 /// SiLU(W_gate x) * W_up x of each pair, in the order of `groups`. `[pairs, hidden]`
 fn gate_and_up(cpu: &Cpu, w: &Gated<'_, Weight>, x: &Tensor, routed: &Routed, groups: &Groups) -> Tensor {
-    let (pairs, rows) = (routed.rows * routed.top_k, w.gate.rows);
+    let (pairs, rows) = (groups.n_pairs, w.gate.rows);
     let mut hidden = cpu.buffers.tensor(pairs, rows);
     let gathered = |form: Activation| {
         let prepared = activations(cpu, form, x.values(), x.cols);
         let row_bytes = form.row_bytes(x.cols);
         let mut rows = cpu.buffers.bytes(pairs * row_bytes);
-        for (out, pair) in
-            rows.values_mut::<u8>().chunks_exact_mut(row_bytes.max(1)).zip(&groups.pairs()[..pairs])
-        {
+        for (out, pair) in rows.values_mut::<u8>().chunks_exact_mut(row_bytes.max(1)).zip(groups.pairs()) {
             let token = *pair as usize / routed.top_k;
             out.copy_from_slice(&prepared.bytes()[token * row_bytes..][..row_bytes]);
         }
@@ -159,7 +162,7 @@ impl Loops for SiluMul<'_> {
 
 /// y_t = sum over slots, in their order, of weight * W_down hidden.
 fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups) -> Tensor {
-    let (tokens, pairs) = (routed.rows, hidden.rows);
+    let (tokens, pairs) = (routed.rows, routed.experts().len());
     let form = w.format.activation();
     let x = activations(cpu, form, hidden.values(), hidden.cols);
     let x_bytes = form.row_bytes(hidden.cols);
@@ -188,7 +191,8 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
             }
         }
         let results = &scratch.floats_ref()[..pairs * block.len()];
-        let sums = Sums { results, weights: routed.weights(), top_k: routed.top_k, len: block.len() };
+        let (chosen, weights) = (routed.experts(), routed.weights());
+        let sums = Sums { results, chosen, weights, top_k: routed.top_k, len: block.len() };
         for t in 0..tokens {
             // SAFETY: each block of rows is one chunk.
             let y = unsafe { parts.get(t * w.rows + block.start..t * w.rows + block.end) };
@@ -200,6 +204,7 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
 
 struct Sums<'a> {
     results: &'a [f32],
+    chosen: &'a [u32],
     weights: &'a [f32],
     top_k: usize,
     len: usize,
@@ -216,9 +221,9 @@ impl Loops for Weigh<'_> {
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Sums { results, weights, top_k, len } = *self.sums;
+        let Sums { results, chosen, weights, top_k, len } = *self.sums;
         self.y.fill(0.0);
-        for pair in self.t * top_k..(self.t + 1) * top_k {
+        for pair in (self.t * top_k..(self.t + 1) * top_k).filter(|pair| chosen[*pair] != ABSENT) {
             axpy::<FMA>(self.y, weights[pair], &results[pair * len..][..len]);
         }
     }

@@ -22,6 +22,7 @@ mod rows;
 mod vector;
 
 pub use cache::Cache;
+pub use experts::ABSENT;
 pub use kda::Form;
 pub use memory::Tensor;
 pub use pool::Pool;

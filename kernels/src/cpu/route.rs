@@ -31,7 +31,7 @@ impl Routed {
 }
 
 impl Cpu {
-    /// Experts that were chosen elsewhere, `top_k` a row, best first, and their weights.
+    /// Experts that were chosen elsewhere, `top_k` a row, best first, and their weights. [`super::ABSENT`] is none.
     pub fn chosen(&self, top_k: usize, experts: &[u32], weights: &[f32]) -> Routed {
         assert!(
             top_k > 0 && experts.len() == weights.len() && experts.len().is_multiple_of(top_k),

@@ -9,6 +9,8 @@ mod attention;
 mod cache;
 mod code;
 mod driver;
+mod experts;
+mod hot;
 mod memory;
 mod product;
 mod rows;
@@ -29,10 +31,12 @@ use crate::backend::{
     Routing, Span, Stored, composed_delta_inputs,
 };
 use crate::cpu::Cpu;
-use driver::{Driver, Grid, arg, block};
+use driver::{Address, Driver, Grid, arg, block};
+use hot::{Carrier, Slots};
 use memory::Buffers;
 use staging::Staging;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 use step::Steps;
@@ -47,6 +51,12 @@ pub struct Cuda {
     host: OnceLock<Cpu>,
     /// Where they arrive for steps of many tokens, if they may.
     staging: Mutex<Option<Box<Staging>>>,
+    /// Of each stack that stays in RAM, experts that are on the device too.
+    slots: AtomicUsize,
+    /// Takes them there.
+    carrier: Mutex<Carrier>,
+    /// Chosen experts of layers in RAM that were met on the device, and all of them.
+    uses: [AtomicU64; 2],
     steps: Mutex<Steps>,
 }
 
@@ -58,8 +68,17 @@ impl Cuda {
     pub fn detect() -> Result<Cuda, Unavailable> {
         let driver = Arc::new(Driver::open()?);
         let buffers = Buffers::new(driver.clone());
-        let (stacks, staging, steps) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Cuda { driver, buffers, stacks, host: OnceLock::new(), staging, steps })
+        Ok(Cuda {
+            driver,
+            buffers,
+            stacks: Mutex::default(),
+            host: OnceLock::new(),
+            staging: Mutex::default(),
+            slots: AtomicUsize::new(0),
+            carrier: Mutex::default(),
+            uses: Default::default(),
+            steps: Mutex::default(),
+        })
     }
 
     /// What the device is.
@@ -73,12 +92,14 @@ impl Cuda {
     }
 
     /// From here on, large stacks of matrices (experts) take this much of the device; when one does not fit, it and all
-    /// after it stay in RAM, where the CPU computes them. Where `room` is not 0, those of up to so many bytes travel to the
-    /// device for steps of [`MANY`] tokens and more; [`staging_bytes`] tells what that takes.
+    /// after it stay in RAM, where the CPU computes them, but for `slots` of each stack, which is on the device for those
+    /// that are used most. Where `room` is not 0, stacks of up to so many bytes travel to the device for steps of [`MANY`]
+    /// tokens and more; [`staging_bytes`] tells what that takes.
     ///
     /// # Errors
     /// There is no memory to travel to.
-    pub fn limit_stacks(&self, bytes: u64, room: u64) -> Result<(), Error> {
+    pub fn limit_stacks(&self, bytes: u64, room: u64, slots: usize) -> Result<(), Error> {
+        self.slots.store(slots, Ordering::Relaxed);
         *self.stacks.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         *staging = None;
@@ -170,7 +191,9 @@ impl Backend for Cuda {
     fn weight(&self, stored: Stored) -> Result<Weight, Error> {
         let bytes = device_bytes(stored.format, (stored.count * stored.rows * stored.cols) as u64);
         if stored.count > 1 && stored.bytes.len() >= LARGE && !self.admit(bytes) {
-            return Ok(Weight::on_host(&stored, self.host().weight(stored.clone())?));
+            let slots = self.slots.load(Ordering::Relaxed).min(stored.count);
+            let slots = (slots > 0).then(|| Slots::new(&self.driver, &stored, slots)).transpose()?;
+            return Ok(Weight::on_host(&stored, self.host().weight(stored.clone())?, slots));
         }
         Weight::new(&self.driver, &stored)
     }
@@ -228,6 +251,12 @@ impl Backend for Cuda {
         self.driver.download(routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen));
         self.driver.download(routed.weights.at, bytemuck::cast_slice_mut(&mut weights));
         (chosen, weights)
+    }
+
+    /// In steps of less than [`MANY`] tokens.
+    fn experts_met(&self) -> Option<[u64; 2]> {
+        let [here, all] = [0, 1].map(|i| self.uses[i].load(Ordering::Relaxed));
+        (all > 0).then_some([here, all])
     }
 
     fn replay(&self, weight: &Weight, ids: &[u32], state: &mut [Part<'_, Cuda>]) -> Option<Tensor> {

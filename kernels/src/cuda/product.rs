@@ -2,26 +2,26 @@
 //!
 //! Up to [`FEW`] vectors go through the matrix-vector kernels, which read each weight once for four of them; more go in
 //! tiles over the tensor cores. Both know three kinds of stack alike: a matrix, one a head, chosen experts. The
-//! arithmetic is in kernels/cuda/{product,gemm}.cuh. Next: `staging`, experts that are not on the device.
+//! arithmetic is in kernels/cuda/{product,gemm}.cuh. Next: `experts`.
 
 use super::driver::Address;
+use super::experts::Pairs;
 use super::memory::{Buffer, Tensor};
-use super::{Cuda, Grid, Routed, Weight, arg, block};
-use crate::backend::{Backend, Gated};
-use crate::cpu;
+use super::{Cuda, Grid, Weight, arg, block};
+use crate::backend::Gated;
 use crate::quant::Format;
 use bytemuck::{Pod, Zeroable};
 
 /// Tokens that the matrix-vector kernels take.
-const FEW: usize = 8;
+pub(super) const FEW: usize = 8;
 /// Vectors that share what a thread read of a weight.
 const TOGETHER: usize = 4;
 /// Matrices of a launch at most, as in product.cuh.
 const MATRICES: usize = 8;
 /// Rows and vectors of a tile, and the bytes of shared memory it takes: of block formats and of plain ones.
-const TILE: [usize; 2] = [128, 64];
+pub(super) const TILE: [usize; 2] = [128, 64];
 const TILE_SHARED: usize = (128 + 64) * 144 + 4 * (2 * 8 * 128 + 4 * 64 + 8 * 64) + 4 * 64;
-const PLAIN: [usize; 2] = [64, 64];
+pub(super) const PLAIN: [usize; 2] = [64, 64];
 const PLAIN_SHARED: usize = 4 * (2 * 16 * 68 + 64);
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -85,7 +85,7 @@ pub(super) struct Shape {
     pub(super) groups: usize,
     /// Vectors of one row of activations.
     pub(super) x_div: usize,
-    /// The matrix of each vector, or 0.
+    /// The matrix of each vector (-1: none, and no result), or 0.
     pub(super) chosen: Address,
 }
 
@@ -95,13 +95,6 @@ pub(super) struct Target<'a> {
     pub(super) w: &'a Weight,
     pub(super) y: Address,
     pub(super) y_stride: usize,
-}
-
-/// (token, slot) pairs in the order of their experts.
-pub(super) struct Pairs {
-    order: Buffer,
-    starts: Buffer,
-    tiles: Buffer,
 }
 
 /// Threads that share a row: as many as waste the fewest turns.
@@ -123,7 +116,7 @@ impl Cuda {
     }
 
     /// Products of a few vectors with up to [`MATRICES`] weights of one format.
-    fn few(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
+    pub(super) fn few(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
         let w = to[0].w.on_device();
         let mut of = [Matrix::zeroed(); MATRICES];
         let mut rows = 0;
@@ -254,7 +247,13 @@ impl Cuda {
     }
 
     /// SiLU(gate) * up, where both come from one input.
-    fn gate_and_up(&self, w: &Gated<'_, Weight>, x: &Tensor, shape: Shape, pairs: Option<&Pairs>) -> Tensor {
+    pub(super) fn gate_and_up(
+        &self,
+        w: &Gated<'_, Weight>,
+        x: &Tensor,
+        shape: Shape,
+        pairs: Option<&Pairs>,
+    ) -> Tensor {
         let hidden = w.gate.rows;
         let y = self.buffers.tensor(shape.vectors, hidden);
         let gate = Target { w: w.gate, y: y.at(), y_stride: hidden };
@@ -274,77 +273,6 @@ impl Cuda {
         }
         self.each("silu_mul", y.len(), &[arg(y.at()), arg(up_y.at())]);
         y
-    }
-
-    pub(super) fn chosen_experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
-        let (n, hidden, top_k) = (w.gate.count, w.gate.rows, routed.top_k);
-        assert_eq!((w.up.count, w.up.rows, w.up.cols), (n, hidden, w.gate.cols), "shapes of gate and up");
-        assert_eq!(
-            (w.down.count, w.down.cols, w.gate.cols),
-            (n, hidden, x.cols),
-            "experts, hidden width, width"
-        );
-        assert_eq!(routed.rows, x.rows, "routed tokens");
-        if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
-            let on_host = || self.experts_on_host(Gated { gate, up, down }, x, routed);
-            return self.experts_brought(&w, x, routed).unwrap_or_else(on_host);
-        }
-        if x.rows * w.down.rows * top_k == 0 {
-            let y = self.buffers.tensor(x.rows, w.down.rows);
-            self.driver.fill(y.at(), 0, 4 * y.len());
-            return y;
-        }
-        let shape = Shape { vectors: x.rows * top_k, groups: n, x_div: top_k, chosen: routed.chosen.at };
-        let pairs = (x.rows > FEW).then(|| self.pairs(routed, n));
-        let inner = self.gate_and_up(&w, x, shape, pairs.as_ref());
-        let out = self.buffers.tensor(shape.vectors, w.down.rows);
-        let target = Target { w: w.down, y: out.at(), y_stride: w.down.rows };
-        let (input, shape) = (self.input(w.down, &inner), Shape { x_div: 1, ..shape });
-        match &pairs {
-            Some(_) => self.many(target, input, shape, pairs.as_ref()),
-            None => self.few("matvec1", &[target], input, shape),
-        }
-        self.weighted_sum(&out, routed)
-    }
-
-    /// Each token's results by their weights. `[tokens * top_k, dim] -> [tokens, dim]`
-    pub(super) fn weighted_sum(&self, out: &Tensor, routed: &Routed) -> Tensor {
-        let (rows, cols) = (routed.rows, out.cols);
-        let y = self.buffers.tensor(rows, cols);
-        let grid = Grid { blocks: [rows, cols.div_ceil(256), 1], threads: 256, shared: 0 };
-        let [out, weights, y_at] = [out.at(), routed.weights.at, y.at()].map(arg);
-        let arguments = [out, weights, y_at, arg(routed.top_k as i32), arg(cols as i32)];
-        self.driver.launch(["weighted_sum", ""], grid, &arguments);
-        y
-    }
-
-    /// The same by the CPU, of experts in RAM: a token goes there and back, 18 KB of the real model.
-    fn experts_on_host(&self, w: Gated<'_, cpu::Weight>, x: &Tensor, routed: &Routed) -> Tensor {
-        let (chosen, weights) = self.routed(routed);
-        if routed.rows * routed.top_k == 0 {
-            return self.tensor(x.rows, w.down.rows, &vec![0.0; x.rows * w.down.rows]);
-        }
-        let host = self.host();
-        let y = host.experts(
-            w,
-            &host.tensor(x.rows, x.cols, &self.read(x)),
-            &host.chosen(routed.top_k, &chosen, &weights),
-        );
-        self.tensor(y.rows, y.cols, y.values())
-    }
-
-    pub(super) fn pairs(&self, routed: &Routed, experts: usize) -> Pairs {
-        const { assert!(TILE[1] == PLAIN[1]) };
-        let n = routed.rows * routed.top_k;
-        let room = n / TILE[1] + experts;
-        let [order, starts, tiles] = [n, experts + 1, 2 * room].map(|values| self.buffers.bytes(4 * values));
-        let [n, experts_arg, tile] = [n, experts, TILE[1]].map(|n| arg(n as i32));
-        let [chosen, order_at, starts_at, tiles_at] =
-            [routed.chosen.at, order.at, starts.at, tiles.at].map(arg);
-        let arguments = [chosen, n, experts_arg, tile, order_at, starts_at, tiles_at];
-        let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared: 8 * experts };
-        self.driver.launch(["group_pairs", ""], grid, &arguments);
-        Pairs { order, starts, tiles }
     }
 
     /// W_down (SiLU(W_gate x) * W_up x)

@@ -5,6 +5,7 @@
 //! into one of two rooms on the device, so that one stack travels while the other is used. Next: `attention`.
 
 use super::driver::{Address, Driver, Event, Pinned, Stream};
+use super::hot::{Heat, Layer};
 use super::memory::{Buffer, Tensor};
 use super::product::{Shape, Target};
 use super::weight::{PLANES, layout, planes};
@@ -88,26 +89,35 @@ impl Staging {
         Ok(Staging { rooms, pieces: [piece()?, piece()?, piece()?], bytes, next: 0 })
     }
 
-    /// Lets a stack travel and splits it there. [`Staging::release`] is to be called when its uses are issued.
-    fn bring(&mut self, cuda: &Cuda, w: &Weight) -> Brought {
-        let bytes = &w.host.as_ref().expect("experts in RAM").bytes[..];
+    /// Lets a stack travel and splits it there; what has a slot is moved from it. [`Staging::release`] is to be called when
+    /// its uses are issued.
+    fn bring(&mut self, cuda: &Cuda, w: &Weight, heat: Option<&Heat>) -> Brought {
+        let bytes = w.in_ram();
         assert!(bytes.len() <= self.bytes, "{} bytes into a room of {}", bytes.len(), self.bytes);
-        let (driver, room) = (&cuda.driver, self.next);
+        let (driver, room, matrix) = (&cuda.driver, self.next, bytes.len() / w.count);
         self.next = (room + 1) % ROOMS;
         let Room { at, full, read, .. } = &self.rooms[room];
         driver.after(Stream::Copies, read);
-        for (i, part) in bytes.chunks(PIECE).enumerate() {
-            let piece = &mut self.pieces[i % PIECES];
-            copy_in(cuda.host().pool(), &mut piece.bytes()[..part.len()], part);
-            driver.send(at + (i * PIECE) as u64, piece, part.len());
+        let mut pieces = (0..PIECES).cycle();
+        let whole = || std::iter::once(0..w.count).collect();
+        for run in heat.map_or_else(whole, Heat::absent) {
+            let first = run.start * matrix;
+            for (i, part) in bytes[first..run.end * matrix].chunks(PIECE).enumerate() {
+                let piece = &mut self.pieces[pieces.next().unwrap_or(0)];
+                copy_in(cuda.host().pool(), &mut piece.bytes()[..part.len()], part);
+                driver.send(at + (first + i * PIECE) as u64, piece, 0..part.len());
+            }
         }
         driver.mark(Stream::Copies, full);
-        driver.after(Stream::Work, full);
+        driver.after(Stream::Work, full); // and for what went to slots before, on the same stream
         let (places, split) = cuda.split(w, *at, bytes.len());
+        if let (Some(heat), Some(slots)) = (heat, &w.slots) {
+            cuda.move_matrices(w, places, slots.planes, &heat.present());
+        }
         if split.is_some() {
             driver.mark(Stream::Work, read);
         }
-        Brought { weight: w.placed(places), planes: split, room }
+        Brought { weight: w.placed(w.count, places), planes: split, room }
     }
 
     fn release(&self, cuda: &Cuda, brought: &Brought) {
@@ -118,7 +128,7 @@ impl Staging {
 }
 
 /// Copies with all threads: one alone is slower than the bus.
-fn copy_in(pool: &Pool, to: &mut [u8], from: &[u8]) {
+pub(super) fn copy_in(pool: &Pool, to: &mut [u8], from: &[u8]) {
     pool.for_chunks(to, PART, |i, part| part.copy_from_slice(&from[i * PART..][..part.len()]));
 }
 
@@ -151,24 +161,41 @@ impl Cuda {
         routed: &Routed,
     ) -> Option<Tensor> {
         let (groups, top_k, chosen) = (w.gate.count, routed.top_k, routed.chosen.at);
-        if routed.rows < MANY || top_k == 0 {
+        if routed.rows < MANY {
             return None;
         }
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let staging = staging.as_mut()?;
-        let pairs = self.pairs(routed, groups);
+        let mut layer = w.gate.slots.as_ref().map(|slots| slots.layer());
+        let changes = layer.as_mut().map_or_else(Vec::new, |layer| self.warm(layer, routed));
+        let heat = layer.as_ref().map(|layer| &layer.heat);
+        let pairs = self.pairs(routed.choice(), groups);
         let mut product = |w: &Weight, x: &Tensor, x_div: usize| {
             let shape = Shape { vectors: routed.rows * top_k, groups, x_div, chosen };
             let y = self.buffers.tensor(shape.vectors, w.rows);
-            let here = staging.bring(self, w);
+            let here = staging.bring(self, w, heat);
             let target = Target { w: &here.weight, y: y.at(), y_stride: w.rows };
             self.many(target, self.input(&here.weight, x), shape, Some(&pairs));
+            if let Some(slots) = &w.slots {
+                self.move_matrices(w, slots.planes, here.weight.planes, &changes);
+            }
             staging.release(self, &here);
             y
         };
         let (gate, up) = (product(w.gate, x, top_k), product(w.up, x, top_k));
         self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
         let out = product(w.down, &gate, 1);
-        Some(self.weighted_sum(&out, routed))
+        if let Some(layer) = &mut layer {
+            layer.heat.changed(&changes);
+        }
+        Some(self.weighted_sum(&out, routed.choice()))
+    }
+
+    /// Counts what was chosen; the changes of slots that follow.
+    fn warm(&self, layer: &mut Layer, routed: &Routed) -> Vec<[i32; 2]> {
+        let mut chosen = vec![0_u32; routed.rows * routed.top_k];
+        self.driver.download(routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen));
+        layer.heat.seen(&chosen, routed.rows);
+        layer.heat.changes()
     }
 }

@@ -4,6 +4,7 @@
 //! which plane is drawn in kernels/cuda/quant.cuh. Next: `product`.
 
 use super::driver::{Address, Driver};
+use super::hot::Slots;
 use crate::backend::{Error, Stored};
 use crate::quant::Format;
 use std::borrow::Cow;
@@ -25,11 +26,33 @@ pub struct Weight {
     _memory: Option<Memory>,
     /// Where it is if it is not on the device: experts in RAM.
     pub(super) host: Option<crate::cpu::Weight>,
+    /// Of experts in RAM, those that are on the device too.
+    pub(super) slots: Option<Slots>,
 }
 
-struct Memory {
+/// Memory of weights.
+pub(super) struct Memory {
     at: Address,
     driver: Arc<Driver>,
+}
+
+impl Memory {
+    /// For so many blocks of a format, and where each plane begins.
+    pub(super) fn planes(
+        driver: &Arc<Driver>,
+        format: Format,
+        blocks: usize,
+        what: &'static str,
+    ) -> Result<(Memory, [Address; PLANES]), Error> {
+        let (starts, size) = layout(format, blocks);
+        let missing = || Error::OutOfMemory { what, bytes: size as u64 };
+        let at = driver.allocate(size.max(1)).ok_or_else(missing)?;
+        let mut addresses = [0; PLANES];
+        for ((address, start), _) in addresses.iter_mut().zip(starts).zip(planes(format)) {
+            *address = at + start as u64;
+        }
+        Ok((Memory { at, driver: driver.clone() }, addresses))
+    }
 }
 
 impl Drop for Memory {
@@ -88,29 +111,37 @@ impl Weight {
         let Stored { format, count, rows, cols, bytes } = stored;
         let row = format.row_bytes(*cols as u64).expect("rows of whole blocks") as usize;
         assert_eq!(bytes.len(), count * rows * row, "bytes of a weight");
-        let (starts, size) = layout(*format, bytes.len() / format.block_bytes());
-        let missing = || Error::OutOfMemory { what: "a weight on the CUDA device", bytes: size as u64 };
-        let at = driver.allocate(size.max(1)).ok_or_else(missing)?;
-        let memory = Some(Memory { at, driver: driver.clone() });
-        let mut addresses = [0; PLANES];
-        for ((address, start), part) in addresses.iter_mut().zip(starts).zip(planes(*format)) {
-            *address = at + start as u64;
-            driver.upload(*address, &plane(bytes, format.block_bytes(), part));
+        let blocks = bytes.len() / format.block_bytes();
+        let (memory, places) = Memory::planes(driver, *format, blocks, "a weight on the CUDA device")?;
+        for (place, part) in places.iter().zip(planes(*format)) {
+            driver.upload(*place, &plane(bytes, format.block_bytes(), part));
         }
         let (format, count, rows, cols) = (*format, *count, *rows, *cols);
-        Ok(Weight { format, count, rows, cols, planes: addresses, _memory: memory, host: None })
+        let (host, slots) = (None, None);
+        Ok(Weight { format, count, rows, cols, planes: places, _memory: Some(memory), host, slots })
     }
 
-    /// A stack that stays in RAM.
-    pub(super) fn on_host(stored: &Stored, host: crate::cpu::Weight) -> Weight {
+    /// A stack that stays in RAM but for what has slots.
+    pub(super) fn on_host(stored: &Stored, host: crate::cpu::Weight, slots: Option<Slots>) -> Weight {
         let Stored { format, count, rows, cols, .. } = *stored;
-        Weight { format, count, rows, cols, planes: [0; PLANES], _memory: None, host: Some(host) }
+        Weight { format, count, rows, cols, planes: [0; PLANES], _memory: None, host: Some(host), slots }
     }
 
-    /// The same with its planes at these addresses, which are somebody else's.
-    pub(super) fn placed(&self, planes: [Address; PLANES]) -> Weight {
-        let Weight { format, count, rows, cols, .. } = *self;
-        Weight { format, count, rows, cols, planes, _memory: None, host: None }
+    /// `count` matrices like its own with their planes at these addresses, which are somebody else's.
+    pub(super) fn placed(&self, count: usize, planes: [Address; PLANES]) -> Weight {
+        let Weight { format, rows, cols, .. } = *self;
+        Weight { format, count, rows, cols, planes, _memory: None, host: None, slots: None }
+    }
+
+    /// The stack of its slots.
+    pub(super) fn hot(&self) -> Weight {
+        let slots = self.slots.as_ref().expect("slots of all three stacks");
+        self.placed(slots.count, slots.planes)
+    }
+
+    /// The bytes of experts in RAM.
+    pub(super) fn in_ram(&self) -> &[u8] {
+        &self.host.as_ref().expect("experts in RAM").bytes
     }
 
     /// Asserts that it is on the device.

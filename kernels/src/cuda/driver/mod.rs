@@ -15,6 +15,7 @@ use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use launch::Loaded;
 use std::collections::VecDeque;
 use std::ffi::CStr;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
@@ -93,7 +94,7 @@ impl Drop for Event {
 /// Memory of the host that the device reads by itself.
 pub(super) struct Pinned {
     at: *mut u8,
-    len: usize,
+    pub(super) len: usize,
     /// The device has read what was sent last.
     sent: Event,
 }
@@ -261,21 +262,28 @@ impl Driver {
             return false;
         };
         piece.bytes()[..bytes.len()].copy_from_slice(bytes);
-        self.send_now(Stream::Work, to, &mut piece, bytes.len());
+        self.send_now(Stream::Work, to, &mut piece, 0..bytes.len());
         all.push_back(piece);
         true
     }
 
     /// Copies bytes from the device, once all work issued before is done.
     pub(super) fn download(&self, from: Address, bytes: &mut [u8]) {
+        self.downloads(&mut [(from, bytes)]);
+    }
+
+    /// Several of these, waiting once.
+    pub(super) fn downloads(&self, all: &mut [(Address, &mut [u8])]) {
         self.current();
         let _turn = self.turn();
-        if !bytes.is_empty() {
-            let to = bytes.as_mut_ptr().cast();
-            // SAFETY: the bytes are writable and borrowed until the wait is over.
-            done("download", unsafe { sys::cuMemcpyDtoHAsync_v2(to, from, bytes.len(), self.stream) });
-            self.wait_now();
+        for (from, bytes) in &mut *all {
+            if !bytes.is_empty() {
+                let to = bytes.as_mut_ptr().cast();
+                // SAFETY: the bytes are writable and borrowed until the wait is over.
+                done("download", unsafe { sys::cuMemcpyDtoHAsync_v2(to, *from, bytes.len(), self.stream) });
+            }
         }
+        self.wait_now();
     }
 
     /// So many bytes that the device reads by itself; None if there are not so many.
@@ -324,20 +332,21 @@ impl Driver {
         done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.0, 0) });
     }
 
-    /// Lets the first bytes of `from` travel, beside the work.
-    pub(super) fn send(&self, to: Address, from: &mut Pinned, bytes: usize) {
+    /// Lets bytes of `from` travel, beside the work.
+    pub(super) fn send(&self, to: Address, from: &mut Pinned, bytes: Range<usize>) {
         self.current();
         let _turn = self.turn();
         self.send_now(Stream::Copies, to, from, bytes);
     }
 
-    fn send_now(&self, stream: Stream, to: Address, from: &mut Pinned, bytes: usize) {
-        assert!(bytes <= from.len, "{bytes} bytes of {}", from.len);
-        if bytes > 0 {
-            let (at, stream) = (from.at.cast_const().cast(), self.handle(stream));
+    fn send_now(&self, stream: Stream, to: Address, from: &mut Pinned, bytes: Range<usize>) {
+        assert!(bytes.end <= from.len, "{bytes:?} of {} bytes", from.len);
+        if !bytes.is_empty() {
+            let stream = self.handle(stream);
             // SAFETY: pinned bytes, which nobody changes before `sent`, marked here behind the copy.
             unsafe {
-                done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes, stream));
+                let at = from.at.cast_const().add(bytes.start).cast();
+                done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes.len(), stream));
                 done("event", sys::cuEventRecord(from.sent.0, stream));
             }
         }

@@ -1,0 +1,157 @@
+//! The routed experts of a batch: on the device, in RAM, or some here and some there.
+//!
+//! Of a layer whose stacks stay in RAM, the experts that are chosen most have slots on the device ([`super::hot`]): those
+//! are computed there while the CPU computes the others, and the two sums are added. Steps of many tokens have the stacks
+//! brought instead ([`super::staging`]). Which experts have slots depends on what was asked before, so what a token gets
+//! may differ in rounding from one run to the next. Next: `hot`.
+
+use super::driver::Stream;
+use super::memory::{Buffer, Tensor};
+use super::product::{FEW, PLAIN, Shape, TILE, Target};
+use super::{Address, Cuda, Grid, Routed, Weight, arg};
+use crate::backend::{Backend, Gated};
+use crate::cpu::{self, ABSENT};
+use std::sync::atomic::Ordering;
+
+/// Places of chosen experts in their stacks and their weights, `[rows * top_k]` on the device; a place of -1 is none.
+#[derive(Clone, Copy)]
+pub(super) struct Choice {
+    pub(super) places: Address,
+    pub(super) weights: Address,
+    pub(super) rows: usize,
+    pub(super) top_k: usize,
+}
+
+impl Routed {
+    /// Where all experts are in their stacks.
+    pub(super) fn choice(&self) -> Choice {
+        let Routed { rows, top_k, chosen, weights } = self;
+        Choice { places: chosen.at, weights: weights.at, rows: *rows, top_k: *top_k }
+    }
+}
+
+/// (token, slot) pairs in the order of their experts.
+pub(super) struct Pairs {
+    pub(super) order: Buffer,
+    pub(super) starts: Buffer,
+    pub(super) tiles: Buffer,
+}
+
+impl Cuda {
+    pub(super) fn chosen_experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+        let (n, hidden) = (w.gate.count, w.gate.rows);
+        assert_eq!((w.up.count, w.up.rows, w.up.cols), (n, hidden, w.gate.cols), "shapes of gate and up");
+        assert_eq!(
+            (w.down.count, w.down.cols, w.gate.cols),
+            (n, hidden, x.cols),
+            "experts, hidden width, width"
+        );
+        assert_eq!(routed.rows, x.rows, "routed tokens");
+        if x.rows * w.down.rows * routed.top_k == 0 {
+            let y = self.buffers.tensor(x.rows, w.down.rows);
+            self.driver.fill(y.at(), 0, 4 * y.len());
+            return y;
+        }
+        if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
+            let shared = || self.experts_shared(&w, Gated { gate, up, down }, x, routed);
+            return self.experts_brought(&w, x, routed).unwrap_or_else(shared);
+        }
+        self.experts_here(&w, x, routed.choice())
+    }
+
+    /// Of stacks on the device. A token's experts that have no place there are left out.
+    fn experts_here(&self, w: &Gated<'_, Weight>, x: &Tensor, choice: Choice) -> Tensor {
+        let (n, Choice { rows, top_k, .. }) = (w.gate.count, choice);
+        let shape = Shape { vectors: rows * top_k, groups: n, x_div: top_k, chosen: choice.places };
+        let pairs = (rows > FEW).then(|| self.pairs(choice, n));
+        let inner = self.gate_and_up(w, x, shape, pairs.as_ref());
+        let out = self.buffers.tensor(shape.vectors, w.down.rows);
+        let target = Target { w: w.down, y: out.at(), y_stride: w.down.rows };
+        let (input, shape) = (self.input(w.down, &inner), Shape { x_div: 1, ..shape });
+        match &pairs {
+            Some(_) => self.many(target, input, shape, pairs.as_ref()),
+            None => self.few("matvec1", &[target], input, shape),
+        }
+        self.weighted_sum(&out, choice)
+    }
+
+    /// Of stacks in RAM: what has a slot here, the rest by the CPU at the same time. A token goes there and back, 18 KB of
+    /// the real model.
+    fn experts_shared(
+        &self,
+        w: &Gated<'_, Weight>,
+        in_ram: Gated<'_, cpu::Weight>,
+        x: &Tensor,
+        routed: &Routed,
+    ) -> Tensor {
+        let n = routed.rows * routed.top_k;
+        let (mut chosen, mut weights, mut rows) = (vec![0_u32; n], vec![0_f32; n], vec![0_f32; x.len()]);
+        self.driver.downloads(&mut [
+            (routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen)),
+            (routed.weights.at, bytemuck::cast_slice_mut(&mut weights)),
+            (x.at(), bytemuck::cast_slice_mut(&mut rows)),
+        ]);
+        let mut layer = w.gate.slots.as_ref().map(|slots| slots.layer());
+        let places = match &mut layer {
+            Some(layer) => layer.heat.places(&chosen, routed.rows),
+            None => vec![-1; n],
+        };
+        let here = places.iter().filter(|place| **place >= 0).count();
+        let on_device = layer.as_ref().filter(|_| here > 0).map(|layer| {
+            self.driver.after(Stream::Work, &layer.full);
+            let places = self.buffers.upload(&places);
+            let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::hot);
+            let slots = Gated { gate: &gate, up: &up, down: &down };
+            self.experts_here(&slots, x, Choice { places: places.at, ..routed.choice() })
+        });
+        let by_cpu = (here < n).then(|| {
+            let absent = |(e, place): (&u32, &i32)| if *place < 0 { *e } else { ABSENT };
+            let absent: Vec<u32> = chosen.iter().zip(&places).map(absent).collect();
+            let host = self.host();
+            let x = host.tensor(x.rows, x.cols, &rows);
+            let y = host.experts(in_ram, &x, &host.chosen(routed.top_k, &absent, &weights));
+            self.tensor(y.rows, y.cols, y.values())
+        });
+        self.count_uses(here, n);
+        let y = match (on_device, by_cpu) {
+            (Some(mut y), Some(rest)) => {
+                self.add(&mut y, &rest);
+                y
+            }
+            (y, rest) => y.or(rest).expect("experts are in one place or the other"),
+        };
+        if let Some(layer) = &mut layer {
+            self.promote(w, layer, n - here);
+        }
+        y
+    }
+
+    fn count_uses(&self, here: usize, all: usize) {
+        self.uses[0].fetch_add(here as u64, Ordering::Relaxed);
+        self.uses[1].fetch_add(all as u64, Ordering::Relaxed);
+    }
+
+    /// Each token's results by their weights. `[tokens * top_k, dim] -> [tokens, dim]`
+    pub(super) fn weighted_sum(&self, out: &Tensor, choice: Choice) -> Tensor {
+        let (Choice { rows, top_k, .. }, cols) = (choice, out.cols);
+        let y = self.buffers.tensor(rows, cols);
+        let grid = Grid { blocks: [rows, cols.div_ceil(256), 1], threads: 256, shared: 0 };
+        let [out, places, weights, y_at] = [out.at(), choice.places, choice.weights, y.at()].map(arg);
+        let arguments = [out, places, weights, y_at, arg(top_k as i32), arg(cols as i32)];
+        self.driver.launch(["weighted_sum", ""], grid, &arguments);
+        y
+    }
+
+    pub(super) fn pairs(&self, choice: Choice, experts: usize) -> Pairs {
+        const { assert!(TILE[1] == PLAIN[1]) };
+        let n = choice.rows * choice.top_k;
+        let room = n / TILE[1] + experts;
+        let [order, starts, tiles] = [n, experts + 1, 2 * room].map(|values| self.buffers.bytes(4 * values));
+        let [n, experts_arg, tile] = [n, experts, TILE[1]].map(|n| arg(n as i32));
+        let [places, order_at, starts_at, tiles_at] = [choice.places, order.at, starts.at, tiles.at].map(arg);
+        let arguments = [places, n, experts_arg, tile, order_at, starts_at, tiles_at];
+        let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared: 8 * experts };
+        self.driver.launch(["group_pairs", ""], grid, &arguments);
+        Pairs { order, starts, tiles }
+    }
+}

@@ -1,0 +1,263 @@
+//! The most used experts of a layer whose stacks stay in RAM: slots on the device, and who has one.
+//!
+//! An expert is as hot as it was chosen lately, a token of long ago counting less ([`KEEP`] a token). When the CPU has
+//! read so many bytes of experts that one more copy is a small part of them ([`SHARE`]), the hottest expert without a slot
+//! takes that of the coldest; a step of many tokens, which has all stacks on the device for a moment, gives slots to the
+//! hottest at once. Copies travel beside the work, on the other stream: they begin when what was issued has read the slot
+//! ([`Layer::free`]), and what reads it next waits for them ([`Layer::full`]). Next: `staging`.
+
+use super::driver::{Address, Driver, Event, Pinned, Stream};
+use super::staging::copy_in;
+use super::weight::{Memory, PLANES, planes};
+use super::{Cuda, Grid, Weight, arg};
+use crate::backend::{Error, Gated, Stored};
+use crate::cpu::Pool;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a token that chose an expert still counts a token later.
+const KEEP: f32 = 0.99;
+/// Bytes that the CPU reads of experts for each byte that travels to a slot.
+const SHARE: u64 = 8;
+
+/// Room for some experts of a stack on the device.
+pub(super) struct Slots {
+    pub(super) count: usize,
+    pub(super) planes: [Address; PLANES],
+    _memory: Memory,
+    /// Of the three stacks of a layer, the gate's is used.
+    layer: Mutex<Layer>,
+}
+
+/// What is known of a layer's slots.
+pub(super) struct Layer {
+    pub(super) heat: Heat,
+    /// Bytes that may travel.
+    credit: u64,
+    /// What was sent to slots has arrived.
+    pub(super) full: Event,
+    /// What was issued before has read the slots.
+    free: Event,
+}
+
+impl Slots {
+    /// For so many matrices of a stack.
+    pub(super) fn new(driver: &Arc<Driver>, stored: &Stored, count: usize) -> Result<Slots, Error> {
+        let blocks = count * stored.rows * stored.cols / stored.format.block_len();
+        let (memory, planes) =
+            Memory::planes(driver, stored.format, blocks, "a cache of experts on the CUDA device")?;
+        let heat = Heat::new(stored.count, count);
+        let layer = Layer { heat, credit: 0, full: driver.event(), free: driver.event() };
+        Ok(Slots { count, planes, _memory: memory, layer: Mutex::new(layer) })
+    }
+
+    pub(super) fn layer(&self) -> MutexGuard<'_, Layer> {
+        self.layer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Who has a slot.
+pub(super) struct Heat {
+    /// Of each expert, or -1.
+    slot_of: Vec<i32>,
+    /// In each slot, or -1.
+    expert_in: Vec<i32>,
+    heat: Vec<f32>,
+}
+
+impl Heat {
+    fn new(experts: usize, slots: usize) -> Heat {
+        Heat { slot_of: vec![-1; experts], expert_in: vec![-1; slots], heat: vec![0.0; experts] }
+    }
+
+    /// Counts what `rows` tokens chose: as if a token at a time, each expert's uses spread evenly over them.
+    pub(super) fn seen(&mut self, chosen: &[u32], rows: usize) {
+        let keep = KEEP.powi(rows as i32);
+        let each = (1.0 - keep) / (1.0 - KEEP) / rows.max(1) as f32;
+        self.heat.iter_mut().for_each(|heat| *heat *= keep);
+        chosen.iter().for_each(|e| self.heat[*e as usize] += each);
+    }
+
+    /// The slots of chosen experts, -1 for those without; counts them.
+    pub(super) fn places(&mut self, chosen: &[u32], rows: usize) -> Vec<i32> {
+        self.seen(chosen, rows);
+        chosen.iter().map(|e| self.slot_of[*e as usize]).collect()
+    }
+
+    fn give(&mut self, slot: usize, expert: usize) {
+        let before = std::mem::replace(&mut self.expert_in[slot], expert as i32);
+        if before >= 0 {
+            self.slot_of[before as usize] = -1;
+        }
+        self.slot_of[expert] = slot as i32;
+    }
+
+    /// Heat of a slot's expert; a use less than none where there is none.
+    fn heat_in(&self, slot: usize) -> f32 {
+        usize::try_from(self.expert_in[slot]).map_or(-1.0, |expert| self.heat[expert])
+    }
+
+    /// [slot, expert]: the coldest slot and the hottest expert without one, if it is hotter by a use.
+    fn change(&self) -> Option<[usize; 2]> {
+        let absent = (0..self.heat.len()).filter(|e| self.slot_of[*e] < 0);
+        let expert = absent.max_by(|a, b| self.heat[*a].total_cmp(&self.heat[*b]).then(b.cmp(a)))?;
+        let slots = 0..self.expert_in.len();
+        let slot = slots.min_by(|a, b| self.heat_in(*a).total_cmp(&self.heat_in(*b)))?;
+        (self.heat[expert] > self.heat_in(slot) + 1.0).then_some([slot, expert])
+    }
+
+    /// [slot, expert] of all changes after which the hottest experts have the slots.
+    pub(super) fn changes(&self) -> Vec<[i32; 2]> {
+        let mut order: Vec<usize> = (0..self.heat.len()).filter(|e| self.heat[*e] > 0.0).collect();
+        order.sort_by(|a, b| self.heat[*b].total_cmp(&self.heat[*a]).then(a.cmp(b)));
+        order.truncate(self.expert_in.len());
+        let stays = |slot: &i32| usize::try_from(*slot).is_ok_and(|expert| order.contains(&expert));
+        let slots = (0..).zip(&self.expert_in).filter(|(_, expert)| !stays(expert)).map(|(slot, _)| slot);
+        let coming = order.iter().filter(|e| self.slot_of[**e] < 0);
+        slots.zip(coming).map(|(slot, expert)| [slot, *expert as i32]).collect()
+    }
+
+    /// These were made.
+    pub(super) fn changed(&mut self, changes: &[[i32; 2]]) {
+        changes.iter().for_each(|[slot, expert]| self.give(*slot as usize, *expert as usize));
+    }
+
+    /// [expert, slot] of those that have one.
+    pub(super) fn present(&self) -> Vec<[i32; 2]> {
+        (0..).zip(&self.slot_of).filter(|(_, slot)| **slot >= 0).map(|(e, slot)| [e, *slot]).collect()
+    }
+
+    /// Runs of experts without a slot.
+    pub(super) fn absent(&self) -> Vec<Range<usize>> {
+        let mut runs: Vec<Range<usize>> = Vec::new();
+        for e in (0..self.slot_of.len()).filter(|e| self.slot_of[*e] < 0) {
+            match runs.last_mut().filter(|run| run.end == e) {
+                Some(run) => run.end += 1,
+                None => runs.push(e..e + 1),
+            }
+        }
+        runs
+    }
+}
+
+/// Pinned memory for the three matrices of an expert that travels.
+pub(super) type Carrier = Option<[Pinned; 3]>;
+
+impl Cuda {
+    /// After the CPU computed `missed` experts: sends one to a slot, if it is time for that.
+    pub(super) fn promote(&self, w: &Gated<'_, Weight>, layer: &mut Layer, missed: usize) {
+        let stacks = [w.gate, w.up, w.down];
+        let sizes = stacks.map(|w| w.in_ram().len() / w.count);
+        let bytes: usize = sizes.iter().sum();
+        layer.credit += (missed * bytes) as u64 / SHARE;
+        if layer.credit < bytes as u64 {
+            return;
+        }
+        layer.credit = bytes as u64; // what was not needed is not saved up
+        let Some([slot, expert]) = layer.heat.change() else { return };
+        let mut carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let largest = sizes.into_iter().max().unwrap_or(0);
+        if carrier.as_ref().is_none_or(|pieces| pieces[0].len < largest) {
+            let piece = || self.driver.pinned(largest);
+            *carrier = piece().and_then(|first| Some([first, piece()?, piece()?]));
+        }
+        let Some(pieces) = carrier.as_mut() else { return };
+        layer.credit = 0;
+        self.driver.mark(Stream::Work, &layer.free);
+        self.driver.after(Stream::Copies, &layer.free);
+        for ((piece, w), size) in pieces.iter_mut().zip(stacks).zip(sizes) {
+            self.send_matrix(piece, w, &w.in_ram()[expert * size..][..size], slot);
+        }
+        self.driver.mark(Stream::Copies, &layer.full);
+        layer.heat.give(slot, expert);
+    }
+
+    /// A matrix of `w` to a slot, plane by plane.
+    fn send_matrix(&self, piece: &mut Pinned, w: &Weight, matrix: &[u8], slot: usize) {
+        let (block, slots) = (w.format.block_bytes(), w.slots.as_ref().expect("slots of all three stacks"));
+        let blocks = matrix.len() / block;
+        let mut start = 0;
+        let mut parts = Vec::with_capacity(PLANES);
+        for (part, plane) in planes(w.format).iter().zip(slots.planes) {
+            let bytes = start..start + blocks * part.len();
+            copy_plane(self.host().pool(), &mut piece.bytes()[bytes.clone()], matrix, (block, part));
+            start = bytes.end;
+            parts.push((plane + (slot * bytes.len()) as u64, bytes));
+        }
+        parts.into_iter().for_each(|(to, bytes)| self.driver.send(to, piece, bytes));
+    }
+
+    /// Matrices of stacks of `w`'s format and shape: of each move [to, from].
+    pub(super) fn move_matrices(
+        &self,
+        w: &Weight,
+        to: [Address; PLANES],
+        from: [Address; PLANES],
+        moves: &[[i32; 2]],
+    ) {
+        if moves.is_empty() {
+            return;
+        }
+        let blocks = w.rows * w.cols / w.format.block_len();
+        let list = self.buffers.upload(moves);
+        for ((part, to), from) in planes(w.format).iter().zip(to).zip(from) {
+            let bytes = blocks * part.len();
+            let grid = Grid {
+                blocks: [moves.len(), bytes.div_ceil(16 * 256 * 8).min(64), 1],
+                threads: 256,
+                shared: 0,
+            };
+            let arguments = [arg(list.at), arg(from), arg(to), arg(bytes as i64)];
+            self.driver.launch(["move_matrices", ""], grid, &arguments);
+        }
+    }
+}
+
+/// A plane of all blocks.
+fn copy_plane(pool: &Pool, to: &mut [u8], blocks: &[u8], (block, part): (usize, &Range<usize>)) {
+    const AT_ONCE: usize = 4096;
+    if part.len() == block {
+        return copy_in(pool, to, blocks);
+    }
+    pool.for_chunks(to, AT_ONCE * part.len(), |i, to| {
+        let from = blocks[i * AT_ONCE * block..].chunks_exact(block);
+        to.chunks_exact_mut(part.len()).zip(from).for_each(|(to, b)| to.copy_from_slice(&b[part.clone()]));
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hottest_have_the_slots_in_the_end() {
+        let mut heat = Heat::new(6, 2);
+        assert_eq!((heat.change(), heat.changes()), (None, vec![]));
+        assert_eq!(heat.places(&[4, 1], 1), [-1, -1]);
+        assert_eq!(heat.change(), Some([0, 1])); // a free slot, the first of equals
+        heat.give(0, 1);
+        assert_eq!(heat.changes(), [[1, 4]]);
+        heat.changed(&[[1, 4]]);
+        assert_eq!((heat.present(), heat.absent()), (vec![[1, 0], [4, 1]], vec![0..1, 2..4, 5..6]));
+        assert_eq!(heat.places(&[5, 4], 1), [-1, 1]);
+        assert_eq!(heat.change(), None); // 1.0 is not more than 0.99 by a use
+        heat.seen(&[5, 5], 2);
+        let [slot, expert] = heat.change().unwrap();
+        assert_eq!([slot, expert], [0, 5]);
+        heat.give(slot, expert);
+        assert_eq!(heat.present(), [[4, 1], [5, 0]]);
+        assert_eq!(heat.places(&[1, 5, 4], 1), [-1, 0, 1]);
+    }
+
+    #[test]
+    fn many_tokens_count_as_one_after_the_other() {
+        let (mut at_once, mut in_turn) = (Heat::new(3, 1), Heat::new(3, 1));
+        at_once.seen(&[0, 2].repeat(300), 300);
+        (0..300).for_each(|_| in_turn.seen(&[0, 2], 1));
+        for (a, b) in at_once.heat.iter().zip(&in_turn.heat) {
+            assert!((a - b).abs() < 1e-3 * b.max(1.0), "{a} {b}");
+        }
+        at_once.seen(&[1; 400], 400);
+        assert_eq!(at_once.changes(), [[0, 1]]);
+    }
+}
