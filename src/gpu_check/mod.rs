@@ -21,7 +21,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// Arguments of `kimi gpu-check`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct GpuCheckArgs {
-    /// Small sizes and no timings
+    /// Small sizes, no timings of kernels, one of each of --real
     #[arg(long)]
     quick: bool,
     /// One part only: device, rows, products, delta, attention, experts, models, times
@@ -218,7 +218,7 @@ fn bench(args: &GpuCheckArgs, run: &Run<'_>) -> Result<()> {
     let depths: Vec<String> = depths.iter().copied().map(text).collect();
     let (depths, decoded) = (depths.join(","), text(DECODED));
     let how = ["-p", &tokens, "-n", &decoded, "-d", &depths, "--batch", &batch, "--ctx", &context];
-    let own = ["bench", "--device", "cuda", "-m", path, "-r", "3"];
+    let own = ["bench", "--device", "cuda", "-m", path, "-r", if args.quick { "1" } else { "3" }];
     let card = card.map(|card| ["--gpu-memory", card]);
     child(&[&own[..], &how, card.as_ref().map_or(&[], |card| &card[..])].concat(), BENCH_SECONDS)
 }
