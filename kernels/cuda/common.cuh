@@ -53,6 +53,20 @@ __device__ __forceinline__ void mma_f16(float d[4], const u32 a[4], const u32 b[
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// D += A B of tf32 with f32 sums: A [16, 8] and B [8, 8].
+__device__ __forceinline__ void mma_tf32(float d[4], const u32 a[4], const u32 b[2]) {
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// The bits of the nearest number of tf32.
+__device__ __forceinline__ u32 tf32(float f) {
+    u32 bits;
+    asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(f));
+    return bits;
+}
+
 // Two 8 x 8 matrices of binary16 from shared memory, transposed: lane l gives the address of row l of the sixteen.
 __device__ __forceinline__ void load_transposed(u32 b[2], const u16* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);

@@ -69,6 +69,18 @@ impl Inputs {
         close(&format!("{what}, {}", b.describe()), &[o, b.read(&s)], expected);
     }
 
+    /// o and the states of sequences of some lengths in one batch, each from the same state.
+    fn together<B: Backend>(&self, lens: &[usize], b: &B) -> Vec<Vec<f32>> {
+        let (rows, dv) = (self.heads * self.dk, self.dv);
+        let mut states: Vec<_> = lens.iter().map(|_| b.tensor(rows, dv, &self.s)).collect();
+        let [q, k, g] = [&self.q, &self.k, &self.g].map(|x| b.tensor(self.tokens, rows, x));
+        let (v, beta) =
+            (b.tensor(self.tokens, self.heads * dv, &self.v), b.tensor(self.tokens, self.heads, &self.beta));
+        let inputs = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+        let o = b.delta_rule(&mut spans(lens, &mut states), inputs);
+        [vec![b.read(&o)], states.iter().map(|s| b.read(s)).collect()].concat()
+    }
+
     /// o and the state on a CPU, cut at `cuts`.
     fn on(&self, b: &Cpu, form: Form, cuts: &[usize]) -> [Vec<f32>; 2] {
         let mut s = b.tensor(self.heads * self.dk, self.dv, &self.s);
@@ -137,14 +149,11 @@ fn odd_sizes() {
 fn several_sequences() {
     let lens = [1, 70, 0, 3, 1];
     let x = Inputs::random(2, [75, 2, 24, 40], 3.0);
-    check!("several sequences", |b| {
-        let mut states: Vec<_> = lens.iter().map(|_| b.tensor(48, 40, &x.s)).collect();
-        let [q, k, g] = [&x.q, &x.k, &x.g].map(|x| b.tensor(75, 48, x));
-        let (v, beta) = (b.tensor(75, 80, &x.v), b.tensor(75, 2, &x.beta));
-        let inputs = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
-        let o = b.delta_rule(&mut spans(&lens, &mut states), inputs);
-        [vec![b.read(&o)], states.iter().map(|s| b.read(s)).collect()].concat()
-    });
+    check!("several sequences", |b| x.together(&lens, b));
+    // Heads that the device takes in chunks: more than a slab of them, one chunk and a token, one token too few.
+    let lens = [1, 545, 0, 65, 63];
+    let x = Inputs::random(4, [674, 1, 128, 128], 3.0);
+    close("in chunks", &x.together(&lens, cuda()), &x.together(&lens, &kernels::reference::Reference));
 }
 
 /// Decays that vanish at once, and none at all, over a long span: nothing overflows, nothing is lost.
@@ -159,5 +168,9 @@ fn extreme_decays() {
             assert!(error(o, &all[0][0]) < 2e-5 && error(s, &all[0][1]) < 2e-5, "g = {g}");
         }
         x.close_on(&format!("g = {g}"), cuda(), &all[0]);
+        // Of the size that the device takes in chunks.
+        let mut x = Inputs::random(5, [97, 1, 128, 128], 1.0);
+        x.g.fill(g);
+        x.close_on(&format!("g = {g}"), cuda(), &x.on(&cpus()[0], Form::Recurrent, &[]));
     }
 }

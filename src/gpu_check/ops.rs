@@ -255,7 +255,7 @@ pub fn delta(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
     let mut n = Numbers::new(seed);
     let mut all = Vec::new();
     for decay in [0.0, 0.1, 3.0, 1000.0, f32::INFINITY] {
-        let long: &[usize] = if quick { &[40] } else { &[700] };
+        let long: &[usize] = if quick { &[70] } else { &[700] };
         for (lens, heads, dim) in [(&[1][..], 32, 128), (&[3, 0, 1, 66], 2, 24), (long, 2, 128)] {
             let tokens: usize = lens.iter().sum();
             let g = (0..tokens * heads * dim)

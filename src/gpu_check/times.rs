@@ -58,6 +58,9 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
     rows.push(product(cuda, &mut n, (Format::Q6_K, [1, 4096, 2304]), 4096, memory));
     for tokens in [512, 4096] {
         rows.push(experts(cuda, &mut n, tokens, memory));
+    }
+    // One by one up to 63, in chunks from 64 on.
+    for tokens in [63, 64, 1024, 8192] {
         rows.push(delta(cuda, &mut n, tokens, memory));
     }
     rows.push(attention(cuda, &mut n, (CacheFormat::F16, 32_768), 256, memory));

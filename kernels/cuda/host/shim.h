@@ -170,6 +170,26 @@ inline void mma_f16(float d[4], const u32 a[4], const u32 b[2]) {
         for (int k = 0; k < 16; k++) d[i] += A[lane / 4 + i / 2 * 8][k] * B[k][lane % 4 * 2 + i % 2];
 }
 
+inline u32 tf32(float f) {
+    u32 bits = (u32)__float_as_int(f);
+    return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
+}
+
+inline void mma_tf32(float d[4], const u32 a[4], const u32 b[2]) {
+    int lane = threadIdx.x % 32;
+    float A[16][8], B[8][8];
+    for (int i = 0; i < 4; i++) { // a_i: row g + 8 (i % 2), column c + 4 (i / 2)
+        const u64* all = shim::gather(a[i]);
+        for (int l = 0; l < 32; l++) A[l / 4 + i % 2 * 8][l % 4 + i / 2 * 4] = __int_as_float((int)((u32)all[l] & ~0x1fffu));
+    }
+    for (int i = 0; i < 2; i++) { // b_i: row c + 4 i, column g
+        const u64* all = shim::gather(b[i]);
+        for (int l = 0; l < 32; l++) B[l % 4 + i * 4][l / 4] = __int_as_float((int)((u32)all[l] & ~0x1fffu));
+    }
+    for (int i = 0; i < 4; i++)
+        for (int k = 0; k < 8; k++) d[i] += A[lane / 4 + i / 2 * 8][k] * B[k][lane % 4 * 2 + i % 2];
+}
+
 inline void load_transposed(u32 b[2], const u16* row) {
     int lane = threadIdx.x % 32;
     const u64* rows = shim::gather((u64)row);

@@ -8,6 +8,7 @@
 mod attention;
 mod cache;
 mod code;
+mod delta;
 mod driver;
 mod experts;
 mod hot;

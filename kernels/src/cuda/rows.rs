@@ -1,21 +1,18 @@
-//! Launches of the ops on rows: elements, norms, the short convolution, the decay, the delta rule, routing.
+//! Launches of the ops on rows: elements, norms, the short convolution, the delta rule's inputs, routing.
 //!
-//! The arithmetic is in kernels/cuda/{rows,delta,route}.cu. Next: `product`.
+//! The arithmetic is in kernels/cuda/{rows,route}.cu. Next: `delta`.
 
+use super::delta::DELTA_ROWS;
 use super::driver::Address;
 use super::memory::{Buffer, Levels, Tensor};
 use super::span::groups;
 use super::{Cuda, Grid, Weight, arg, block};
-use crate::backend::{DeltaProjections, DeltaRule, DeltaWeights, Routing, Span};
+use crate::backend::{DeltaProjections, DeltaWeights, Routing, Span};
 use bytemuck::{Pod, Zeroable};
 
 /// Tokens of a thread of the convolution, and taps at most, as in rows.cu.
 const STRETCH: usize = 32;
 const TAPS: usize = 8;
-/// Rows of a head's S at most, as in delta.cu.
-const DELTA_ROWS: usize = 128;
-/// Bytes of `DeltaShared`.
-const DELTA_SHARED: usize = 4 * (3 * 3 * DELTA_ROWS + 2 * 3 * 4 * 32);
 /// Experts at most: 32 a lane.
 const EXPERTS: usize = 1024;
 
@@ -27,17 +24,6 @@ pub struct Routed {
     pub top_k: usize,
     pub(super) chosen: Buffer,
     pub(super) weights: Buffer,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Delta {
-    inputs: [Address; 5],
-    o: Address,
-    heads: i32,
-    dk: i32,
-    dv: i32,
-    unused: i32,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -220,31 +206,6 @@ impl Cuda {
         let (a, bias) = (a.floats(), dt_bias.floats());
         self.each("kda_decay", f.len(), &[arg(f.at()), arg(a), arg(bias), arg(cols), arg(dim)]);
         f
-    }
-
-    pub(super) fn rule(&self, spans: &mut [Span<'_, Tensor>], x: &DeltaRule<'_, Tensor>) -> Tensor {
-        let (tokens, heads) = (x.beta.rows, x.beta.cols);
-        assert!(heads > 0, "a delta rule without heads");
-        let (dk, dv) = (x.q.cols / heads, x.v.cols / heads);
-        assert!(dk <= DELTA_ROWS, "CUDA: expected at most {DELTA_ROWS} key channels of a head, found {dk}");
-        for (name, m, cols) in
-            [("q", x.q, heads * dk), ("k", x.k, heads * dk), ("g", x.g, heads * dk), ("v", x.v, heads * dv)]
-        {
-            assert_eq!(m.shape(), [tokens, cols], "shape of {name}");
-        }
-        for span in spans.iter() {
-            assert_eq!(span.state.shape(), [heads * dk, dv], "shape of S");
-        }
-        let o = self.spanned(tokens, heads * dv, spans);
-        let inputs = [x.q, x.k, x.v, x.g, x.beta].map(Tensor::at);
-        let sizes = [heads, dk, dv].map(|n| n as i32);
-        let delta = Delta { inputs, o: o.at(), heads: sizes[0], dk: sizes[1], dv: sizes[2], unused: 0 };
-        let name = if dk <= 32 { "delta_rule_32" } else { "delta_rule_128" };
-        for group in groups(spans, |s| s.at()) {
-            let grid = Grid { blocks: [dv.div_ceil(32), heads, group.n], threads: 128, shared: DELTA_SHARED };
-            self.driver.launch([name, ""], grid, &[block(&group.spans), block(&delta)]);
-        }
-        o
     }
 
     pub(super) fn choose(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
