@@ -77,7 +77,7 @@ const LARGE_STEP: usize = 2048;
 
 /// The device, with room planned for the model.
 fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
-    let cuda = Cuda::detect()?;
+    let cuda = Cuda::detect()?.with_threads(args.threads);
     let [free, _] = cuda.memory();
     let free = args.device.gpu_memory.map_or(free, |most| most.min(free));
     let plan = plan(args, free)?;
@@ -101,6 +101,10 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     let mut args = Box::new(args.clone());
     args.ctx = args.ctx.or(Some(plan.demand.context));
     let snapshots = args.store.cache_ram.unwrap_or(spare).min(spare);
+    if let Some(asked) = args.store.cache_ram.filter(|asked| *asked > spare) {
+        let [asked, spare] = [asked, spare].map(|bytes| bytes >> 20);
+        log(&format!("--cache-ram: snapshots are on the GPU, which has {spare} MiB for them, not {asked}"));
+    }
     args.store.cache_ram = Some(snapshots);
     // What is planned for one sequence, and what is left, is for all that are served at once.
     args.state_room = Some(free.saturating_sub(plan.gpu) - snapshots + plan.demand.state + plan.demand.cache);

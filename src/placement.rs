@@ -7,13 +7,15 @@
 
 use crate::inspect::need::Need;
 use kernels::backend::CacheFormat;
-use kernels::cuda::{MANY, device_bytes, room_and_planes, staging_bytes};
+use kernels::cuda::{LARGE, MANY, device_bytes, room_and_planes, staging_bytes};
 use models::gguf::read::Gguf;
 use models::kimi_linear::config::{Config, MixerKind};
 use std::fmt;
 
 /// What the driver keeps for itself: its context, the compiled kernels, fragmentation.
 const RESERVE: u64 = 512 << 20;
+/// Of the room for experts, what is left to snapshots where not all fit: an eighth, and at most this.
+const KEPT: u64 = 1 << 30;
 /// Tokens of context that are planned for where none are asked for.
 const USUAL_CONTEXT: u64 = 131_072;
 
@@ -96,7 +98,8 @@ impl Demand {
         for t in &file.tensors {
             let bytes = device_bytes(t.format, t.shape.iter().product());
             let layer = t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
-            match layer.filter(|_| t.name.contains("_exps.")) {
+            let large = t.shape.iter().product::<u64>() >= LARGE;
+            match layer.filter(|_| large && t.name.contains("_exps.")) {
                 Some(layer) => {
                     *layers.entry(layer).or_default() += bytes;
                     let stack = room_and_planes(t.format, t.shape.iter().product());
@@ -159,7 +162,8 @@ impl Placement {
             Experts::Hot(_) if within(all, room).0 == all => within(all, room),
             Experts::Hot(most) => {
                 staging = arriving.unwrap_or(0);
-                (slots, hot) = demand.slots_within(room - staging, most);
+                let rest = room - staging;
+                (slots, hot) = demand.slots_within(rest - (rest / 8).min(KEPT), most);
                 (0, 0)
             }
         };
@@ -186,16 +190,14 @@ impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
         let Demand { base, experts, of_layer, state, context, cache, workspace, .. } = &self.demand;
-        write!(
-            f,
-            "{:.2} GiB on the GPU: {:.2} of weights, {:.2} of ",
-            gib(self.gpu),
-            gib(*base),
-            gib(self.whole + self.hot)
-        )?;
+        write!(f, "{:.2} GiB on the GPU: {:.2} of weights", gib(self.gpu), gib(*base))?;
+        let (on_gpu, layers) = (gib(self.whole + self.hot), experts.len());
         match self.slots {
-            0 => write!(f, "experts of {} of {} layers", self.gpu_layers, experts.len())?,
-            slots => write!(f, "the {slots} most used of {of_layer} experts of {} layers", experts.len())?,
+            _ if layers == 0 => {}
+            0 => write!(f, ", {on_gpu:.2} of experts of {} of {layers} layers", self.gpu_layers)?,
+            slots => {
+                write!(f, ", {on_gpu:.2} of the {slots} most used of {of_layer} experts of {layers} layers")?
+            }
         }
         write!(
             f,
@@ -265,7 +267,9 @@ mod tests {
                         assert_eq!(p.staging > 0, p.gpu_layers < 26 && base + arrive <= gpu, "{p}");
                         assert!(p.lacking > 0 || p.gpu <= gpu);
                         let a_slot = 26 * each.div_ceil(256);
-                        assert!(p.gpu_layers == 26 || p.gpu + a_slot + 26 * 9 * 256 > gpu, "{p}");
+                        let kept = (gpu.saturating_sub(base + p.staging) / 8).min(KEPT);
+                        assert!(p.gpu_layers == 26 || p.gpu + a_slot + 26 * 9 * 256 + kept > gpu, "{p}");
+                        assert!(p.slots == 0 || p.gpu + kept <= gpu, "{p}");
                         assert!(p.hot >= p.slots as u64 * a_slot && p.slots < 256, "{p}");
                         assert_eq!(p.disk, p.ram.saturating_sub(memory));
                         assert_eq!(p.to_string().contains("from disk"), p.ram > memory, "{p}");
@@ -322,8 +326,8 @@ mod tests {
             [(asked.gpu_layers, asked.staging), (free.gpu_layers, free.staging)],
             [(6, 0), (0, 2 * stack)]
         );
-        assert_eq!(free.slots, 55);
-        assert!(free.to_string().contains("of the 55 most used of 256 experts of 26 layers"), "{free}");
+        assert_eq!(free.slots, 48); // an eighth of 17 stacks is left to snapshots
+        assert!(free.to_string().contains("of the 48 most used of 256 experts of 26 layers"), "{free}");
         assert_eq!(Placement::plan(d.clone(), tight, None, Experts::Hot(7)).slots, 7);
         let few = demand(Format::Q4_K, &Wish { batch: 255, ..wish(4096, CacheFormat::F16) });
         assert_eq!(Placement::plan(few, 24 << 30, None, Experts::Hot(256)).staging, 0);

@@ -3,7 +3,7 @@
 //! A snapshot is the state after some tokens: KDA's matrices and tails, the latent rows (shared with all that
 //! continues from it), the last logits. [`Store::longest`] finds the one that covers most of a prompt. A state is
 //! only ever used for exactly the tokens it was made from, so a hit gives the bits that reading again on the same device
-//! would (near ones, where states are asked to be kept in 16 bits).
+//! would (near ones, where states are asked to be kept in 16 bits, or some experts are on a GPU by turns).
 //! Threads share a store; states are copied outside of its lock. With a directory, snapshots that save much are
 //! also written there, by a thread of their own. Next: [`tree`] (in memory), [`disk`], [`crate::session`].
 

@@ -105,14 +105,12 @@ impl Cuda {
             self.experts_here(&slots, x, Choice { places: places.at, ..routed.choice() })
         });
         let by_cpu = (here < n).then(|| {
-            let absent = |(e, place): (&u32, &i32)| if *place < 0 { *e } else { ABSENT };
-            let absent: Vec<u32> = chosen.iter().zip(&places).map(absent).collect();
+            let absent: Vec<u32> = missing(&chosen, &places).collect();
             let host = self.host();
             let x = host.tensor(x.rows, x.cols, &rows);
             let y = host.experts(in_ram, &x, &host.chosen(routed.top_k, &absent, &weights));
             self.tensor(y.rows, y.cols, y.values())
         });
-        self.count_uses(here, n);
         let y = match (on_device, by_cpu) {
             (Some(mut y), Some(rest)) => {
                 self.add(&mut y, &rest);
@@ -121,7 +119,11 @@ impl Cuda {
             (y, rest) => y.or(rest).expect("experts are in one place or the other"),
         };
         if let Some(layer) = &mut layer {
-            self.promote(w, layer, n - here);
+            self.count_uses(here, n);
+            let mut read: Vec<u32> = missing(&chosen, &places).filter(|e| *e != ABSENT).collect();
+            read.sort_unstable();
+            read.dedup();
+            self.promote(w, layer, read.len());
         }
         y
     }
@@ -154,4 +156,9 @@ impl Cuda {
         self.driver.launch(["group_pairs", ""], grid, &arguments);
         Pairs { order, starts, tiles }
     }
+}
+
+/// The chosen experts that have no place on the device, [`ABSENT`] for the others.
+fn missing(chosen: &[u32], places: &[i32]) -> impl Iterator<Item = u32> {
+    chosen.iter().zip(places).map(|(e, place)| if *place < 0 { *e } else { ABSENT })
 }

@@ -2,7 +2,7 @@
 //!
 //! An expert is as hot as it was chosen lately, a token of long ago counting less ([`KEEP`] a token). When the CPU has
 //! read so many bytes of experts that one more copy is a small part of them ([`SHARE`]), the hottest expert without a slot
-//! takes that of the coldest; a step of many tokens, which has all stacks on the device for a moment, gives slots to the
+//! takes that of a clearly colder one; a step of many tokens, which has all stacks on the device for a moment, gives slots to the
 //! hottest at once. Copies travel beside the work, on the other stream: they begin when what was issued has read the slot
 //! ([`Layer::free`]), and what reads it next waits for them ([`Layer::full`]). Next: `staging`.
 
@@ -16,7 +16,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a token that chose an expert still counts a token later.
-const KEEP: f32 = 0.99;
+const KEEP: f32 = 0.995;
+/// How much hotter than the one before an expert has to be for its slot: chance alone makes one as hot as the next.
+const HOTTER: f32 = 1.25;
 /// Bytes that the CPU reads of experts for each byte that travels to a slot.
 const SHARE: u64 = 8;
 
@@ -92,18 +94,18 @@ impl Heat {
         self.slot_of[expert] = slot as i32;
     }
 
-    /// Heat of a slot's expert; a use less than none where there is none.
+    /// Heat of a slot's expert; less than any where there is none.
     fn heat_in(&self, slot: usize) -> f32 {
-        usize::try_from(self.expert_in[slot]).map_or(-1.0, |expert| self.heat[expert])
+        usize::try_from(self.expert_in[slot]).map_or(f32::NEG_INFINITY, |expert| self.heat[expert])
     }
 
-    /// [slot, expert]: the coldest slot and the hottest expert without one, if it is hotter by a use.
+    /// [slot, expert]: the coldest slot and the hottest expert without one, if it is clearly hotter.
     fn change(&self) -> Option<[usize; 2]> {
         let absent = (0..self.heat.len()).filter(|e| self.slot_of[*e] < 0);
         let expert = absent.max_by(|a, b| self.heat[*a].total_cmp(&self.heat[*b]).then(b.cmp(a)))?;
         let slots = 0..self.expert_in.len();
         let slot = slots.min_by(|a, b| self.heat_in(*a).total_cmp(&self.heat_in(*b)))?;
-        (self.heat[expert] > self.heat_in(slot) + 1.0).then_some([slot, expert])
+        (self.heat[expert] > (HOTTER * self.heat_in(slot) + 1.0).max(0.0)).then_some([slot, expert])
     }
 
     /// [slot, expert] of all changes after which the hottest experts have the slots.
@@ -144,17 +146,17 @@ impl Heat {
 pub(super) type Carrier = Option<[Pinned; 3]>;
 
 impl Cuda {
-    /// After the CPU computed `missed` experts: sends one to a slot, if it is time for that.
+    /// After the CPU read `missed` experts: sends some to slots, if it is time for that.
     pub(super) fn promote(&self, w: &Gated<'_, Weight>, layer: &mut Layer, missed: usize) {
         let stacks = [w.gate, w.up, w.down];
         let sizes = stacks.map(|w| w.in_ram().len() / w.count);
-        let bytes: usize = sizes.iter().sum();
-        layer.credit += (missed * bytes) as u64 / SHARE;
-        if layer.credit < bytes as u64 {
+        let bytes = sizes.iter().sum::<usize>() as u64;
+        layer.credit += missed as u64 * bytes / SHARE;
+        let most = layer.credit / bytes.max(1);
+        layer.credit %= bytes.max(1); // what is not needed is not saved up
+        if most == 0 || layer.heat.change().is_none() {
             return;
         }
-        layer.credit = bytes as u64; // what was not needed is not saved up
-        let Some([slot, expert]) = layer.heat.change() else { return };
         let mut carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner);
         let largest = sizes.into_iter().max().unwrap_or(0);
         if carrier.as_ref().is_none_or(|pieces| pieces[0].len < largest) {
@@ -162,14 +164,16 @@ impl Cuda {
             *carrier = piece().and_then(|first| Some([first, piece()?, piece()?]));
         }
         let Some(pieces) = carrier.as_mut() else { return };
-        layer.credit = 0;
         self.driver.mark(Stream::Work, &layer.free);
         self.driver.after(Stream::Copies, &layer.free);
-        for ((piece, w), size) in pieces.iter_mut().zip(stacks).zip(sizes) {
-            self.send_matrix(piece, w, &w.in_ram()[expert * size..][..size], slot);
+        for _ in 0..most {
+            let Some([slot, expert]) = layer.heat.change() else { break };
+            for ((piece, w), size) in pieces.iter_mut().zip(stacks).zip(sizes) {
+                self.send_matrix(piece, w, &w.in_ram()[expert * size..][..size], slot);
+            }
+            layer.heat.give(slot, expert);
         }
         self.driver.mark(Stream::Copies, &layer.full);
-        layer.heat.give(slot, expert);
     }
 
     /// A matrix of `w` to a slot, plane by plane.
@@ -215,7 +219,7 @@ impl Cuda {
 
 /// A plane of all blocks.
 fn copy_plane(pool: &Pool, to: &mut [u8], blocks: &[u8], (block, part): (usize, &Range<usize>)) {
-    const AT_ONCE: usize = 4096;
+    const AT_ONCE: usize = 512;
     if part.len() == block {
         return copy_in(pool, to, blocks);
     }
@@ -240,7 +244,7 @@ mod tests {
         heat.changed(&[[1, 4]]);
         assert_eq!((heat.present(), heat.absent()), (vec![[1, 0], [4, 1]], vec![0..1, 2..4, 5..6]));
         assert_eq!(heat.places(&[5, 4], 1), [-1, 1]);
-        assert_eq!(heat.change(), None); // 1.0 is not more than 0.99 by a use
+        assert_eq!(heat.change(), None); // 1.0 is not clearly more than 0.995
         heat.seen(&[5, 5], 2);
         let [slot, expert] = heat.change().unwrap();
         assert_eq!([slot, expert], [0, 5]);

@@ -37,7 +37,7 @@ use hot::{Carrier, Slots};
 use memory::Buffers;
 use staging::Staging;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 use step::Steps;
@@ -48,8 +48,10 @@ pub struct Cuda {
     buffers: Buffers,
     /// Bytes that large stacks (experts) may still take of the device, if there is a limit.
     stacks: Mutex<Option<u64>>,
-    /// Who computes the experts that stay in RAM.
+    /// Who computes the experts that stay in RAM, with how many threads, and whether it asks for them ahead.
     host: OnceLock<Cpu>,
+    threads: OnceLock<Option<usize>>,
+    ahead: AtomicBool,
     /// Where they arrive for steps of many tokens, if they may.
     staging: Mutex<Option<Box<Staging>>>,
     /// Of each stack that stays in RAM, experts that are on the device too.
@@ -61,8 +63,8 @@ pub struct Cuda {
     steps: Mutex<Steps>,
 }
 
-/// Stacks of fewer bytes than this are always on the device.
-const LARGE: usize = 16 << 20;
+/// Stacks of fewer weights than this are always on the device: the three of a layer have as many.
+pub const LARGE: u64 = 16 << 20;
 
 impl Cuda {
     /// The first CUDA device, or why there is none.
@@ -74,12 +76,20 @@ impl Cuda {
             buffers,
             stacks: Mutex::default(),
             host: OnceLock::new(),
+            threads: OnceLock::new(),
+            ahead: AtomicBool::new(false),
             staging: Mutex::default(),
             slots: AtomicUsize::new(0),
             carrier: Mutex::default(),
             uses: Default::default(),
             steps: Mutex::default(),
         })
+    }
+
+    /// Threads of the CPU, where experts are in RAM; to be said before they are.
+    pub fn with_threads(self, threads: Option<usize>) -> Cuda {
+        let _ = self.threads.set(threads); // new: it has none
+        self
     }
 
     /// What the device is.
@@ -120,7 +130,13 @@ impl Cuda {
     }
 
     fn host(&self) -> &Cpu {
-        self.host.get_or_init(|| Cpu::detect(None))
+        self.host.get_or_init(|| {
+            let cpu = Cpu::detect(*self.threads.get().unwrap_or(&None));
+            if self.ahead.load(Ordering::Relaxed) {
+                cpu.read_ahead();
+            }
+            cpu
+        })
     }
 
     /// Copies memory to memory on the device: bytes read and written a second, in GB, the best of five times 1 GiB or
@@ -190,13 +206,20 @@ impl Backend for Cuda {
     }
 
     fn weight(&self, stored: Stored) -> Result<Weight, Error> {
-        let bytes = device_bytes(stored.format, (stored.count * stored.rows * stored.cols) as u64);
-        if stored.count > 1 && stored.bytes.len() >= LARGE && !self.admit(bytes) {
+        let weights = (stored.count * stored.rows * stored.cols) as u64;
+        if stored.count > 1 && weights >= LARGE && !self.admit(device_bytes(stored.format, weights)) {
             let slots = self.slots.load(Ordering::Relaxed).min(stored.count);
             let slots = (slots > 0).then(|| Slots::new(&self.driver, &stored, slots)).transpose()?;
             return Ok(Weight::on_host(&stored, self.host().weight(stored.clone())?, slots));
         }
         Weight::new(&self.driver, &stored)
+    }
+
+    fn read_ahead(&self) {
+        self.ahead.store(true, Ordering::Relaxed);
+        if let Some(host) = self.host.get() {
+            host.read_ahead();
+        }
     }
 
     fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Tensor {

@@ -20,7 +20,7 @@ use std::sync::{Arc, PoisonError};
 pub const MANY: usize = 256;
 /// Bytes of a pinned piece, and what a thread fills of it at a time.
 const PIECE: usize = 16 << 20;
-const PART: usize = 1 << 20;
+const PART: usize = 128 << 10;
 /// One is filled, one travels, one is done with.
 const PIECES: usize = 3;
 /// Rooms on the device.
@@ -89,9 +89,8 @@ impl Staging {
         Ok(Staging { rooms, pieces: [piece()?, piece()?, piece()?], bytes, next: 0 })
     }
 
-    /// Lets a stack travel and splits it there; what has a slot is moved from it. [`Staging::release`] is to be called when
-    /// its uses are issued.
-    fn bring(&mut self, cuda: &Cuda, w: &Weight, heat: Option<&Heat>) -> Brought {
+    /// Lets a stack travel, but for what has a slot, to a room: which.
+    fn send(&mut self, cuda: &Cuda, w: &Weight, heat: Option<&Heat>) -> usize {
         let bytes = w.in_ram();
         assert!(bytes.len() <= self.bytes, "{} bytes into a room of {}", bytes.len(), self.bytes);
         let (driver, room, matrix) = (&cuda.driver, self.next, bytes.len() / w.count);
@@ -109,8 +108,15 @@ impl Staging {
             }
         }
         driver.mark(Stream::Copies, full);
+        room
+    }
+
+    /// Splits there what was sent; what has a slot is moved from it. [`Staging::release`] is to be called when its uses are
+    /// issued.
+    fn receive(&self, cuda: &Cuda, w: &Weight, heat: Option<&Heat>, room: usize) -> Brought {
+        let (driver, Room { at, full, read, .. }) = (&cuda.driver, &self.rooms[room]);
         driver.after(Stream::Work, full); // and for what went to slots before, on the same stream
-        let (places, split) = cuda.split(w, *at, bytes.len());
+        let (places, split) = cuda.split(w, *at, w.in_ram().len());
         if let (Some(heat), Some(slots)) = (heat, &w.slots) {
             cuda.move_matrices(w, places, slots.planes, &heat.present());
         }
@@ -167,17 +173,20 @@ impl Cuda {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let staging = staging.as_mut()?;
         let mut layer = w.gate.slots.as_ref().map(|slots| slots.layer());
-        let changes = layer.as_mut().map_or_else(Vec::new, |layer| self.warm(layer, routed));
-        let heat = layer.as_ref().map(|layer| &layer.heat);
+        let mut changes = None;
         let pairs = self.pairs(routed.choice(), groups);
         let mut product = |w: &Weight, x: &Tensor, x_div: usize| {
             let shape = Shape { vectors: routed.rows * top_k, groups, x_div, chosen };
             let y = self.buffers.tensor(shape.vectors, w.rows);
-            let here = staging.bring(self, w, heat);
+            let room = staging.send(self, w, layer.as_ref().map(|layer| &layer.heat));
+            // Waits for the work before, not for what travels now.
+            let warm = || layer.as_mut().map_or_else(Vec::new, |layer| self.warm(layer, routed));
+            let changes = changes.get_or_insert_with(warm);
+            let here = staging.receive(self, w, layer.as_ref().map(|layer| &layer.heat), room);
             let target = Target { w: &here.weight, y: y.at(), y_stride: w.rows };
             self.many(target, self.input(&here.weight, x), shape, Some(&pairs));
             if let Some(slots) = &w.slots {
-                self.move_matrices(w, slots.planes, here.weight.planes, &changes);
+                self.move_matrices(w, slots.planes, here.weight.planes, changes);
             }
             staging.release(self, &here);
             y
@@ -185,7 +194,7 @@ impl Cuda {
         let (gate, up) = (product(w.gate, x, top_k), product(w.up, x, top_k));
         self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
         let out = product(w.down, &gate, 1);
-        if let Some(layer) = &mut layer {
+        if let (Some(layer), Some(changes)) = (&mut layer, changes) {
             layer.heat.changed(&changes);
         }
         Some(self.weighted_sum(&out, routed.choice()))

@@ -30,6 +30,8 @@ pub struct Unavailable(String);
 /// Uploads of up to so many bytes go through pinned memory and wait for nothing; as many may be under way.
 const SMALL: usize = 64 << 10;
 const UNDER_WAY: usize = 16;
+/// Downloads of up to so many bytes go through pinned memory: a token's logits are 640 KiB.
+const DOWN: usize = 1 << 20;
 
 pub(super) struct Driver {
     context: sys::CUcontext,
@@ -42,6 +44,8 @@ pub(super) struct Driver {
     recording: RwLock<()>,
     /// Small uploads under way, the oldest first.
     small: Mutex<VecDeque<Pinned>>,
+    /// Where downloads of up to [`DOWN`] bytes arrive.
+    down: Mutex<Option<Pinned>>,
     /// Counts weights that were given up: their addresses may come again.
     epoch: AtomicU64,
     pub(super) device: Device,
@@ -186,6 +190,7 @@ impl Driver {
             loaded: Mutex::default(),
             recording: RwLock::new(()),
             small: Mutex::default(),
+            down: Mutex::default(),
             epoch: AtomicU64::new(0),
             device,
         })
@@ -275,15 +280,31 @@ impl Driver {
     /// Several of these, waiting once.
     pub(super) fn downloads(&self, all: &mut [(Address, &mut [u8])]) {
         self.current();
+        let total: usize = all.iter().map(|(_, bytes)| bytes.len()).sum();
+        let mut room = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        if room.is_none() && total <= DOWN {
+            *room = self.pinned(DOWN);
+        }
         let _turn = self.turn();
-        for (from, bytes) in &mut *all {
-            if !bytes.is_empty() {
-                let to = bytes.as_mut_ptr().cast();
-                // SAFETY: the bytes are writable and borrowed until the wait is over.
-                done("download", unsafe { sys::cuMemcpyDtoHAsync_v2(to, *from, bytes.len(), self.stream) });
+        // What goes to memory that the device cannot reach goes there part by part, with a wait each.
+        let pinned = room.as_ref().filter(|_| total <= DOWN).map(|room| room.at);
+        let mut start = 0;
+        for (from, bytes) in all.iter_mut().filter(|(_, bytes)| !bytes.is_empty()) {
+            // SAFETY: the bytes are writable and borrowed until the wait is over; parts of the room follow each other.
+            unsafe {
+                let to = pinned.map_or(bytes.as_mut_ptr(), |at| at.add(start)).cast();
+                done("download", sys::cuMemcpyDtoHAsync_v2(to, *from, bytes.len(), self.stream));
             }
+            start += bytes.len();
         }
         self.wait_now();
+        if pinned.is_some()
+            && let Some(room) = room.as_mut()
+        {
+            let mut arrived = &room.bytes()[..total];
+            all.iter_mut()
+                .for_each(|(_, to)| to.copy_from_slice(arrived.split_off(..to.len()).unwrap_or_default()));
+        }
     }
 
     /// So many bytes that the device reads by itself; None if there are not so many.
