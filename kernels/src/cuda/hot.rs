@@ -2,9 +2,9 @@
 //!
 //! An expert is as hot as it was chosen lately, a token of long ago counting less ([`KEEP`] a token). When the CPU has
 //! read so many bytes of experts that one more copy is a small part of them ([`SHARE`]), the hottest expert without a slot
-//! takes that of a clearly colder one; a step of many tokens, which has all stacks on the device for a moment, gives slots to the
-//! hottest at once. Copies travel beside the work, on the other stream: they begin when what was issued has read the slot
-//! ([`Layer::free`]), and what reads it next waits for them ([`Layer::full`]). Next: `staging`.
+//! takes that of a clearly colder one; a step of many tokens, which has all stacks on the device for a moment, gives
+//! slots to the hottest at once. Copies travel beside the work, on the other stream: they begin when what was issued has
+//! read the slot ([`Layer::free`]), and what reads it next waits for them ([`Layer::full`]). Next: `staging`.
 
 use super::driver::{Address, Driver, Event, Pinned, Stream};
 use super::staging::copy_in;

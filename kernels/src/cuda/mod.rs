@@ -2,8 +2,9 @@
 //!
 //! The kernels are in `kernels/cuda/*.cu` and come with the program as PTX that the user's driver compiles. There is no
 //! toolkit to build and no driver to start: [`Cuda::detect`] says in a line why it cannot be used. Ops are issued to one
-//! stream and wait for nothing until values are read, or weights in RAM are needed. **Not yet run on a GPU**: what is tested is this host code and the
-//! kernels' arithmetic on a stand-in device (kernels/tests/cuda). It knows no model. Next: `driver`, then `product`.
+//! stream and wait for nothing until values are read, or weights in RAM are needed. **Not yet run on a GPU**: what is
+//! tested is this host code and the kernels' arithmetic on a stand-in device (kernels/cuda/host). It knows no model.
+//! Next: `driver`, then `product`.
 
 mod attention;
 mod cache;
