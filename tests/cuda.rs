@@ -39,7 +39,7 @@ fn gpu_check_is_right_on_the_stand_in() {
         assert_eq!(lines.count(), times, "{test} at {depth} in {found}");
     }
     assert!(!found.contains("FAILED"), "{found}");
-    for part in ["device", "rows", "products", "delta", "attention", "experts", "models"] {
+    for part in ["device", "rows", "products", "delta", "attention", "experts", "fused", "models"] {
         assert!(found.lines().any(|l| l.starts_with(&format!("{part}, "))), "{part} in {found}");
     }
     assert!(found.contains("right") && !found.contains("WRONG"), "{found}");

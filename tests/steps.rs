@@ -1,5 +1,5 @@
-//! Decoded steps on the CUDA backend, by the stand-in device: what recording them takes of its memory. A process of its
-//! own, as nobody else may have memory meanwhile.
+//! Decoded steps on the CUDA backend, by the stand-in device: how many launches they are, and what recording them takes of
+//! the device's memory. A process of its own, as nobody else may launch or have memory meanwhile.
 
 mod common;
 #[path = "../kernels/tests/common/stand_in.rs"]
@@ -7,10 +7,13 @@ mod stand_in;
 
 use common::{checkpoint, convert};
 use kernels::backend::{Backend, CacheFormat};
+use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;
+use models::kimi_linear::config::MixerKind;
 use models::kimi_linear::mla::Form;
 use models::kimi_linear::state::State;
-use models::kimi_linear::{Model, Outputs, Sequence};
+use models::kimi_linear::{Model, Outputs, Probe, Sequence};
+use std::sync::Mutex;
 
 /// More states than steps are kept, so that each is recorded anew in every round.
 const STATES: usize = 9;
@@ -20,8 +23,57 @@ fn decode<B: Backend>(b: &B, model: &Model<B>, state: &mut State<B>) -> Vec<f32>
     model.forward(b, &mut batch, &mut ()).map(|logits| b.read(&logits)).unwrap()
 }
 
+/// The tests here take turns.
+static ALONE: Mutex<()> = Mutex::new(());
+
+/// Counts the launches of each layer.
+struct Launches<'a> {
+    cuda: &'a Cuda,
+    before: u64,
+    layers: Vec<u64>,
+}
+
+impl Probe<Cuda> for Launches<'_> {
+    fn looks(&self) -> bool {
+        false
+    }
+    fn layer_done(&mut self) {
+        let now = self.cuda.launched();
+        self.layers.push(now - self.before);
+        self.before = now;
+    }
+}
+
+/// KDA: projections, low ranks, delta attention, output, norm: 5. MLA: projections, the latent's norm, append, queries,
+/// attention, values, output, norm: 8. Then two for a dense layer and its norm, and the router besides for a mixture.
+#[test]
+fn a_token_is_few_launches() {
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny_d128", 20260, &[]), "q8_0")).unwrap();
+    let cuda = stand_in::cuda();
+    let model = Model::load(cuda, &file).unwrap();
+    for tokens in [1, 8] {
+        let mut states: Vec<_> = (0..tokens).map(|_| model.state(cuda, CacheFormat::F16)).collect();
+        let sequence = |state| Sequence { tokens: &[5], state, outputs: Outputs::Last, form: Form::Absorbed };
+        let mut batch: Vec<_> = states.iter_mut().map(sequence).collect();
+        let mut launches = Launches { cuda, before: cuda.launched(), layers: Vec::new() };
+        model.forward(cuda, &mut batch, &mut launches).unwrap();
+        let all = cuda.launched() - launches.before;
+        launches.layers[0] -= 2; // the rows of the tokens, and their norm
+        let expected = |(i, kind): (usize, &MixerKind)| {
+            let mixer = if *kind == MixerKind::Kda { 5 } else { 8 };
+            mixer + if i < model.config.dense_layers { 3 } else { 4 }
+        };
+        let expected: Vec<u64> = model.config.layers.iter().enumerate().map(expected).collect();
+        assert_eq!(launches.layers, expected, "{tokens} tokens");
+        assert_eq!(all, 2, "the last norm, the output");
+    }
+}
+
 #[test]
 fn steps_recorded_again_and_again_take_no_more_memory() {
+    let _alone = ALONE.lock();
     let dir = tempfile::tempdir().unwrap();
     let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny", 20260, &[]), "f32")).unwrap();
     let cuda = stand_in::cuda();

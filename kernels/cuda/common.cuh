@@ -83,6 +83,7 @@ __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_
 
 // Waits until at most `left` groups of this thread's copies are under way.
 template <int left> __device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_group %0;" ::"n"(left)); }
+
 __device__ __forceinline__ float warp_sum(float v) {
 #pragma unroll
     for (int by = 16; by > 0; by /= 2) v += __shfl_xor_sync(0xffffffffu, v, by);
@@ -109,6 +110,23 @@ struct alignas(16) Four {
 __device__ __forceinline__ Four read_16(const void* p) {
     int4 v = __ldg((const int4*)p);
     return Four{{v.x, v.y, v.z, v.w}};
+}
+
+// What another block wrote before it counted itself in.
+__device__ __forceinline__ float read_fresh(const float* p) { return __ldcg(p); }
+
+// Counts this block in; true in the last of `blocks`, which then sees what the others wrote before, and which leaves the
+// count at 0. All threads have to be here; `flag` is shared memory.
+__device__ __forceinline__ bool last_of(int* count, int blocks, int* flag) {
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        *flag = atomicAdd(count, 1) == blocks - 1;
+        if (*flag) *count = 0;
+    }
+    __syncthreads();
+    __threadfence();
+    return *flag;
 }
 
 // Sum over a block of whole warps; `scratch` is 33 floats. Every thread gets it.

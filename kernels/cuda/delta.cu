@@ -3,7 +3,7 @@
 // With S' = Diag(e^g) S:  d = beta (v - S'^T k),  S = S' + k d^T,  o = S'^T q + (k . q) d: both products with S' come
 // from one pass, so a token costs one barrier. A block holds 32 columns of one head's S in registers: four warps share
 // the rows, a lane has a column. Decode moves S in and out once and is bound by memory; a long span is bound by the
-// latency of a token, about 0.2 us expected (not yet run on a GPU). Next: delta_chunk.cu, the same for long spans.
+// latency of a token, about 0.2 us expected (not yet run on a GPU). Next: delta_step.cu, a decoded token.
 #include "common.cuh"
 
 struct Delta {

@@ -1,12 +1,17 @@
 // The products of one block format: compiled once a format, with FORMAT set to its name.
+#include "fused.cuh"
 #include "gemm.cuh"
 
 KERNEL(JOIN(matvec1_, FORMAT), 128)(const __grid_constant__ Product p) { matvec<FORMAT, 1>(p); }
 REGISTER(JOIN(matvec1_, FORMAT))
 KERNEL(JOIN(matvec4_, FORMAT), 128)(const __grid_constant__ Product p) { matvec<FORMAT, 4>(p); }
 REGISTER(JOIN(matvec4_, FORMAT))
-KERNEL(JOIN(gate_up_, FORMAT), 128)(const __grid_constant__ Product p) { gate_up<FORMAT>(p); }
-REGISTER(JOIN(gate_up_, FORMAT))
+KERNEL(JOIN(fresh_, FORMAT), 128)(const __grid_constant__ Fresh p) { fresh<FORMAT>(p); }
+REGISTER(JOIN(fresh_, FORMAT))
+KERNEL(JOIN(ffn_up_, FORMAT), 256)(const __grid_constant__ Ffn p) { ffn_up<FORMAT>(p); }
+REGISTER(JOIN(ffn_up_, FORMAT))
+KERNEL(JOIN(ffn_down_, FORMAT), 128)(const __grid_constant__ Ffn p) { ffn_down<FORMAT>(p); }
+REGISTER(JOIN(ffn_down_, FORMAT))
 KERNEL(JOIN(embed_, FORMAT), 128)(const __grid_constant__ Product p) { embed<FORMAT>(p); }
 REGISTER(JOIN(embed_, FORMAT))
 KERNEL(JOIN(gemm_, FORMAT), 256)(const __grid_constant__ Gemm p) { gemm<FORMAT>(p); }

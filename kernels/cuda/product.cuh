@@ -14,6 +14,24 @@ struct XScale {
     i16 sum[2];
 };
 
+// x_i = d q_i, 32 values a block of q with d = max|x| / 127: value `at` of q. A warp takes 32 values that stand together.
+__device__ __forceinline__ void quantise_32(float v, i8* q, XScale* scale, i64 at) {
+    float most = fabsf(v);
+    u32 bits = __float_as_int(most); // NaN above infinity, so that it is seen
+#pragma unroll
+    for (int by = 16; by > 0; by /= 2) bits = max(bits, (u32)__shfl_xor_sync(FULL, (int)bits, by));
+    most = __int_as_float((int)bits);
+    float inverse = 127.0f / most, d = most / 127.0f;
+    if (most == 0 || inverse == INFINITY_F) inverse = 0, d = 0;
+    int level = __float2int_rn(fminf(fmaxf(v * inverse, -127.0f), 127.0f));
+    int sum = level;
+#pragma unroll
+    for (int by = 8; by > 0; by /= 2) sum += __shfl_xor_sync(FULL, sum, by);
+    int other = __shfl_xor_sync(FULL, sum, 16);
+    q[at] = (i8)level;
+    if (at % 32 == 0) scale[at / 32] = XScale{d, {(i16)sum, (i16)other}};
+}
+
 struct Matrix {
     Planes w;
     float* y;
@@ -49,14 +67,25 @@ __device__ __forceinline__ int matrix_of(const Product& p, int row) {
     return m;
 }
 
+// 32 columns of activations and their scale, from global memory that nobody writes meanwhile, or from shared memory.
+struct Far {
+    static __device__ __forceinline__ Four levels(const i8* q) { return read_16(q); }
+    static __device__ __forceinline__ int2 scale(const XScale* scale) { return __ldg((const int2*)scale); }
+};
+struct Near {
+    static __device__ __forceinline__ Four levels(const i8* q) { return *(const Four*)q; }
+    static __device__ __forceinline__ int2 scale(const XScale* scale) { return *(const int2*)scale; }
+};
+
 // d_x (s (q . x) - m sum(x)) over the two groups of a unit.
-template <class F> __device__ __forceinline__ float unit_dot(const Unit& w, int i, const i8* q, const XScale* scale) {
+template <class F, class From = Far>
+__device__ __forceinline__ float unit_dot(const Unit& w, int i, const i8* q, const XScale* scale) {
     float y = 0;
 #pragma unroll
     for (int g = 0; g < 2; g++) {
         int at = F::at(i, g);
-        Four x = read_16(q + at);
-        int2 raw = __ldg((const int2*)(scale + at / 32));
+        Four x = From::levels(q + at);
+        int2 raw = From::scale(scale + at / 32);
         int dot = 0;
 #pragma unroll
         for (int j = 0; j < 4; j++) dot = __dp4a(w.q[4 * g + j], x.v[j], dot);
@@ -105,23 +134,7 @@ template <class F, int T> __device__ __forceinline__ void matvec(const Product& 
     }
 }
 
-// SiLU(W_0 x) * W_1 x: the first two matrices are of one shape. The result is the first one's y.
-template <class F> __device__ __forceinline__ void gate_up(const Product& p) {
-    int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes, v = blockIdx.y;
-    bool live = row < p.of[0].rows;
-    int r = live ? row : 0;
-    i64 m = p.chosen ? p.chosen[v] : v % p.groups;
-    if (m < 0) return;
-    i64 block = (m * p.of[0].rows + r) * (p.cols / F::LEN);
-    float gate = 0, up = 0;
-    row_part<F, 1>(p, p.of[0].w, block, v, &gate);
-    row_part<F, 1>(p, p.of[1].w, block, v, &up);
-    gate = lanes_sum(gate, p.lanes);
-    up = lanes_sum(up, p.lanes);
-    if (live && threadIdx.x % p.lanes == 0) p.of[0].y[(i64)v * p.of[0].y_stride + r] = gate * sigmoid(gate) * up;
-}
-
-// The same of plain formats, whose activations are floats.
+// The same of plain formats, whose activations are floats: four at a time where rows begin at multiples of four.
 template <class F, int T> __device__ __forceinline__ void matvec_plain(const Product& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
     bool live = row < p.rows;
@@ -132,8 +145,20 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
     i64 first = (m * of.rows + r) * p.cols;
     int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
     float acc[T] = {};
-#pragma unroll (T == 1 ? 2 : 1)
-    for (int c = threadIdx.x % p.lanes; c < p.cols; c += p.lanes) {
+    int fours = p.cols % 4 ? 0 : p.cols / 4;
+#pragma unroll (T == 1 ? 4 : 1)
+    for (int c = threadIdx.x % p.lanes; c < fours; c += p.lanes) {
+        float w[4];
+        F::four(of.w.plane[0], first + 4 * c, w);
+#pragma unroll
+        for (int t = 0; t < T; t++) {
+            Four x = read_16(p.x + (i64)min(x_row + t, last) * p.cols + 4 * c);
+#pragma unroll
+            for (int i = 0; i < 4; i++) acc[t] += w[i] * __int_as_float(x.v[i]);
+        }
+    }
+#pragma unroll 1
+    for (int c = 4 * fours + threadIdx.x % p.lanes; c < p.cols; c += p.lanes) {
         float w = F::value(of.w.plane[0], first + c);
 #pragma unroll
         for (int t = 0; t < T; t++) acc[t] += w * __ldg(p.x + (i64)min(x_row + t, last) * p.cols + c);

@@ -289,15 +289,30 @@ struct Q6_K : Of256 {
     }
 };
 
-// The plain formats: one value.
+// The plain formats: one value, and four from a multiple of four on.
 struct F32 {
     static __device__ __forceinline__ float value(const u8* w, i64 i) { return __ldg((const float*)w + i); }
+    static __device__ __forceinline__ void four(const u8* w, i64 i, float out[4]) {
+        Four v = read_16(w + 4 * i);
+#pragma unroll
+        for (int j = 0; j < 4; j++) out[j] = __int_as_float(v.v[j]);
+    }
 };
 struct F16 {
     static __device__ __forceinline__ float value(const u8* w, i64 i) { return f16_float(__ldg((const u16*)w + i)); }
+    static __device__ __forceinline__ void four(const u8* w, i64 i, float out[4]) {
+        int2 v = __ldg((const int2*)(w + 2 * i));
+        out[0] = f16_float((u16)v.x), out[1] = f16_float((u16)((u32)v.x >> 16));
+        out[2] = f16_float((u16)v.y), out[3] = f16_float((u16)((u32)v.y >> 16));
+    }
 };
 struct BF16 {
     static __device__ __forceinline__ float value(const u8* w, i64 i) {
         return __int_as_float((int)((u32)__ldg((const u16*)w + i) << 16));
+    }
+    static __device__ __forceinline__ void four(const u8* w, i64 i, float out[4]) {
+        int2 v = __ldg((const int2*)(w + 2 * i));
+        out[0] = __int_as_float(v.x << 16), out[1] = __int_as_float(v.x & (int)0xffff0000);
+        out[2] = __int_as_float(v.y << 16), out[3] = __int_as_float(v.y & (int)0xffff0000);
     }
 };

@@ -3,24 +3,6 @@
 // Bound by memory: each value is read once and written once. Next: delta.cu.
 #include "product.cuh"
 
-// x_i = d q_i, 32 values a block of q with d = max|x| / 127: value `at` of q. A warp takes 32 values that stand together.
-__device__ __forceinline__ void quantise_32(float v, i8* q, XScale* scale, i64 at) {
-    float most = fabsf(v);
-    u32 bits = __float_as_int(most); // NaN above infinity, so that it is seen
-#pragma unroll
-    for (int by = 16; by > 0; by /= 2) bits = max(bits, (u32)__shfl_xor_sync(FULL, (int)bits, by));
-    most = __int_as_float((int)bits);
-    float inverse = 127.0f / most, d = most / 127.0f;
-    if (most == 0 || inverse == INFINITY_F) inverse = 0, d = 0;
-    int level = __float2int_rn(fminf(fmaxf(v * inverse, -127.0f), 127.0f));
-    int sum = level;
-#pragma unroll
-    for (int by = 8; by > 0; by /= 2) sum += __shfl_xor_sync(FULL, sum, by);
-    int other = __shfl_xor_sync(FULL, sum, 16);
-    q[at] = (i8)level;
-    if (at % 32 == 0) scale[at / 32] = XScale{d, {(i16)sum, (i16)other}};
-}
-
 // Row v of the result is `cols` values from x + v * stride. Grid: rows, columns / 256.
 KERNEL(quantise, 256)(const float* x, i8* q, XScale* scale, int cols, int stride) {
     int c = blockIdx.y * blockDim.x + threadIdx.x;
@@ -80,19 +62,42 @@ KERNEL(first_columns, 256)(const float* x, float* y, int cols, int width, i64 n)
 }
 REGISTER(first_columns)
 
+#define NORM 6 // values of a thread that are kept in registers
+
 // x += y, where there is a y; then h = x / sqrt(mean(x^2) + eps) * w over the first n of cols columns, the others copied;
 // and, where there is a q, h as bytes too (whole blocks then). A block a row.
-KERNEL(rms_norm, 256)(float* x, const float* y, const float* w, float* h, i8* q, XScale* scale, int n, int cols, float eps) {
+KERNEL(rms_norm, 1024)(float* x, const float* y, const float* w, float* h, i8* q, XScale* scale, int n, int cols, float eps) {
     SHARED(float, scratch);
     i64 row = (i64)blockIdx.x * cols;
-    float sum = 0;
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) {
+    int step = blockDim.x;
+    float kept[NORM], sum = 0;
+#pragma unroll
+    for (int i = 0; i < NORM; i++) {
+        int c = threadIdx.x + i * step;
+        kept[i] = c < cols ? x[row + c] : 0;
+        if (y && c < cols) kept[i] += y[row + c];
+    }
+#pragma unroll
+    for (int i = 0; i < NORM; i++) {
+        int c = threadIdx.x + i * step;
+        if (y && c < cols) x[row + c] = kept[i];
+        if (c < n) sum += kept[i] * kept[i];
+    }
+    for (int c = threadIdx.x + NORM * step; c < cols; c += step) {
         float v = x[row + c];
         if (y) x[row + c] = v += y[row + c];
         if (c < n) sum += v * v;
     }
     float root = sqrtf(block_sum(sum, scratch) / (float)n + eps);
-    for (int c = threadIdx.x; c < cols; c += blockDim.x) {
+#pragma unroll
+    for (int i = 0; i < NORM; i++) {
+        int c = threadIdx.x + i * step;
+        if (c >= cols) break;
+        float v = c < n ? kept[i] / root * w[c] : kept[i];
+        h[row + c] = v;
+        if (q) quantise_32(v, q, scale, row + c);
+    }
+    for (int c = threadIdx.x + NORM * step; c < cols; c += step) {
         float v = x[row + c];
         h[row + c] = v = c < n ? v / root * w[c] : v;
         if (q) quantise_32(v, q, scale, row + c);
@@ -184,54 +189,3 @@ KERNEL(conv_tail, 128)(const __grid_constant__ Spans spans, const float* x, int 
         ((float*)span.state)[(i64)row * channels + c] = x[(i64)(span.first + span.rows - (n - 1) + row) * channels + c];
 }
 REGISTER(conv_tail)
-
-struct DeltaInputs {
-    const float *q, *k, *v;
-    float *g, *beta; // projections, in whose place results go
-    const float *taps[3], *a, *dt_bias;
-    float* out[3];
-    int heads, dim, n;
-    float eps, scale;
-    int unused;
-};
-
-struct DeltaInputsShared {
-    float y[2][128];
-};
-
-// SiLU of the convolution of one token's channel, which moves the channel's state on.
-__device__ __forceinline__ float conv_step(float* state, float x, const float* taps, int channels, int n) {
-    float sum = 0;
-    for (int j = 0; j + 1 < n; j++) {
-        float past = state[(i64)j * channels];
-        sum += taps[j] * past;
-        if (j > 0) state[(i64)(j - 1) * channels] = past;
-    }
-    if (n > 1) state[(i64)(n - 2) * channels] = x;
-    sum += taps[n - 1] * x;
-    return sum * sigmoid(sum);
-}
-
-// What the delta rule is given, of spans of one token: short_conv of q, k and v, l2_norm of q and k, kda_decay, the sigmoid
-// of beta, in the order of sums of those. Grid: heads, spans; a thread a channel of a head, of which there are 128 at most.
-KERNEL(delta_inputs, 128)(const __grid_constant__ Spans of_q, const __grid_constant__ Spans of_k, const __grid_constant__ Spans of_v, const __grid_constant__ DeltaInputs p) {
-    SHARED(DeltaInputsShared, shared);
-    int i = threadIdx.x, h = blockIdx.x, channels = p.heads * p.dim, c = h * p.dim + i, span = blockIdx.y;
-    i64 t = of_q.of[span].first, at = t * channels + c;
-    if (i < p.dim) {
-        shared->y[0][i] = conv_step((float*)of_q.of[span].state + c, p.q[at], p.taps[0] + (i64)c * p.n, channels, p.n);
-        shared->y[1][i] = conv_step((float*)of_k.of[span].state + c, p.k[at], p.taps[1] + (i64)c * p.n, channels, p.n);
-        p.out[2][at] = conv_step((float*)of_v.of[span].state + c, p.v[at], p.taps[2] + (i64)c * p.n, channels, p.n);
-        p.g[at] = p.a[h] * softplus(p.g[at] + p.dt_bias[c]);
-    }
-    if (i == 0) p.beta[t * p.heads + h] = sigmoid(p.beta[t * p.heads + h]);
-    __syncthreads();
-    int lane = i % 32, which = i / 32;
-    if (which >= 2) return;
-    const float* y = shared->y[which];
-    float sum = 0, scale = which == 0 ? p.scale : 1.0f;
-    for (int j = lane; j < p.dim; j += 32) sum += y[j] * y[j];
-    float root = sqrtf(warp_sum(sum) + p.eps);
-    for (int j = lane; j < p.dim; j += 32) p.out[which][t * channels + h * p.dim + j] = y[j] / root * scale;
-}
-REGISTER(delta_inputs)

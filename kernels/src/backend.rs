@@ -219,6 +219,10 @@ pub trait Backend: Send + Sync + 'static {
     fn matmuls<const N: usize>(&self, w: [&Self::Weight; N], x: &Self::Tensor) -> [Self::Tensor; N] {
         w.map(|w| self.matmul(w, x))
     }
+    /// Products of several weights with an input each: `[matmul(w_0, x_0), ...]`.
+    fn matmul_each<const N: usize>(&self, w: [&Self::Weight; N], x: [&Self::Tensor; N]) -> [Self::Tensor; N] {
+        std::array::from_fn(|i| self.matmul(w[i], x[i]))
+    }
     /// Per head h of a stack: y_h = [W_h x_h[..cols] | x_h[cols..]]. Columns of a head beyond the matrix pass
     /// through. `[tokens, count * (cols + rest)] -> [tokens, count * (rows + rest)]`
     fn matmul_heads(&self, w: &Self::Weight, x: &Self::Tensor) -> Self::Tensor;
@@ -241,19 +245,6 @@ pub trait Backend: Send + Sync + 'static {
     /// g = a_h * softplus(f + dt_bias): the log-decay, <= 0, one a channel. `f: [tokens, heads * dim]`,
     /// `a: [1, heads]` holds -exp(A_log), `dt_bias: [1, heads * dim]`.
     fn kda_decay(&self, f: Self::Tensor, a: &Self::Weight, dt_bias: &Self::Weight) -> Self::Tensor;
-    /// What the delta rule is given, of a batch's projections: q = l2_norm(conv(q)) scale;  k = l2_norm(conv(k));
-    /// v = conv(v);  g = kda_decay(f);  beta = sigmoid(beta). The state is that of the three convolutions.
-    fn delta_inputs(
-        &self,
-        spans: &mut [Span<'_, [Self::Tensor; 3]>],
-        x: DeltaProjections<Self::Tensor>,
-        w: &DeltaWeights<'_, Self::Weight>,
-    ) -> DeltaInputs<Self::Tensor>
-    where
-        Self: Sized,
-    {
-        composed_delta_inputs(self, spans, x, w)
-    }
     /// The gated delta rule, per head, state first decayed, then written, then read:
     /// S <- Diag(e^g) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q.
     /// The state is S, `[heads * dk, dv]`. Long spans may be computed in chunks; the result is the same to rounding.
@@ -262,6 +253,21 @@ pub trait Backend: Send + Sync + 'static {
         spans: &mut [Span<'_, Self::Tensor>],
         x: DeltaRule<'_, Self::Tensor>,
     ) -> Self::Tensor;
+
+    /// The heads of a layer's delta attention, from the projections of its input to what the output projection takes:
+    /// q = l2_norm(conv(q)) scale;  k = l2_norm(conv(k));  v = conv(v);  g = kda_decay(f);  the delta rule with
+    /// sigmoid(beta);  RMSNorm(o) * sigmoid(gate). `[tokens, heads * dv]`
+    fn delta_attention(
+        &self,
+        spans: &mut [Span<'_, DeltaState<Self::Tensor>>],
+        x: DeltaProjections<Self::Tensor>,
+        w: &DeltaWeights<'_, Self::Weight>,
+    ) -> Self::Tensor
+    where
+        Self: Sized,
+    {
+        composed_delta_attention(self, spans, x, w, |_| {})
+    }
 
     // ---- attention over a shared latent ----------------------------------------------------------------
 
@@ -298,32 +304,60 @@ pub trait Backend: Send + Sync + 'static {
     /// s = sigmoid(logits); the `top_k` experts with the largest s + bias (lowest index first among equals),
     /// weighed by their unbiased s. `logits: [tokens, experts]`, `bias: [1, experts]`
     fn route(&self, logits: &Self::Tensor, bias: &Self::Weight, how: Routing) -> Self::Routed;
+    /// [`Backend::route`] by the logits `router` x. `[tokens, dim]`
+    fn matmul_route(
+        &self,
+        router: &Self::Weight,
+        x: &Self::Tensor,
+        bias: &Self::Weight,
+        how: Routing,
+    ) -> Self::Routed {
+        self.route(&self.matmul(router, x), bias, how)
+    }
     /// y_t = sum_e weight_te FFN_e(x_t) over the experts chosen for t. `[tokens, dim] -> [tokens, dim]`
     fn experts(&self, w: Gated<'_, Self::Weight>, x: &Self::Tensor, routed: &Self::Routed) -> Self::Tensor;
+    /// [`Backend::experts`], and what `shared` makes of every token.
+    fn mixture(
+        &self,
+        w: Gated<'_, Self::Weight>,
+        shared: Option<Gated<'_, Self::Weight>>,
+        x: &Self::Tensor,
+        routed: &Self::Routed,
+    ) -> Self::Tensor {
+        let mut y = self.experts(w, x, routed);
+        if let Some(shared) = shared {
+            self.add(&mut y, &self.gated_ffn(shared, x));
+        }
+        y
+    }
 }
 
-/// [`Backend::delta_inputs`] of the ops it stands for.
-pub fn composed_delta_inputs<B: Backend>(
+/// [`Backend::delta_attention`] of the ops it stands for; `see_g` is shown the log-decay.
+pub fn composed_delta_attention<B: Backend>(
     b: &B,
-    spans: &mut [Span<'_, [B::Tensor; 3]>],
+    spans: &mut [Span<'_, DeltaState<B::Tensor>>],
     x: DeltaProjections<B::Tensor>,
     w: &DeltaWeights<'_, B::Weight>,
-) -> DeltaInputs<B::Tensor> {
+    mut see_g: impl FnMut(&B::Tensor),
+) -> B::Tensor {
     let mut conv = |i: usize, x: &B::Tensor| {
-        let state = |s| -> Span<'_, B::Tensor> {
-            let Span { rows, state }: &mut Span<'_, [B::Tensor; 3]> = s;
-            Span { rows: rows.clone(), state: &mut state[i] }
-        };
-        b.short_conv(&mut spans.iter_mut().map(state).collect::<Vec<_>>(), x, w.taps[i])
+        let mut tails: Vec<_> = spans.iter_mut().map(|s| part(s, |state| &mut state.conv[i])).collect();
+        b.short_conv(&mut tails, x, w.taps[i])
     };
     let (q, k, v) = (conv(0, &x.q), conv(1, &x.k), conv(2, &x.v));
-    DeltaInputs {
-        q: b.l2_norm(q, w.head_dim, w.eps, w.scale),
-        k: b.l2_norm(k, w.head_dim, w.eps, 1.0),
-        v,
-        g: b.kda_decay(x.f, w.a, w.dt_bias),
-        beta: b.sigmoid(x.beta),
-    }
+    let q = b.l2_norm(q, w.head_dim, w.l2_eps, w.scale);
+    let k = b.l2_norm(k, w.head_dim, w.l2_eps, 1.0);
+    let g = b.kda_decay(x.f, w.a, w.dt_bias);
+    see_g(&g);
+    let beta = b.sigmoid(x.beta);
+    let mut states: Vec<_> = spans.iter_mut().map(|s| part(s, |state| &mut state.s)).collect();
+    let o = b.delta_rule(&mut states, DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta });
+    b.gated_rms_norm(&o, w.norm, &x.gate, w.norm_eps)
+}
+
+/// The same rows with a part of their state.
+fn part<'a, S, T>(span: &'a mut Span<'_, S>, of: impl Fn(&'a mut S) -> &'a mut T) -> Span<'a, T> {
+    Span { rows: span.rows.clone(), state: of(span.state) }
 }
 
 /// A part of the state of a sequence, which a step advances.
@@ -334,7 +368,15 @@ pub enum Part<'a, B: Backend> {
     Cache(&'a mut B::Cache),
 }
 
-/// Projections of a layer's input that [`Backend::delta_inputs`] takes.
+/// What delta attention remembers of a sequence: constant in its length.
+pub struct DeltaState<T> {
+    /// S, `[heads * dk, dv]`
+    pub s: T,
+    /// The last n-1 inputs of the convolutions of q, k and v, oldest first: `[n-1, heads * dk]`
+    pub conv: [T; 3],
+}
+
+/// Projections of a layer's input that [`Backend::delta_attention`] takes.
 pub struct DeltaProjections<T> {
     /// `[tokens, heads * dk]`
     pub q: T,
@@ -346,9 +388,11 @@ pub struct DeltaProjections<T> {
     pub f: T,
     /// Before the sigmoid. `[tokens, heads]`
     pub beta: T,
+    /// Before the sigmoid. `[tokens, heads * dv]`
+    pub gate: T,
 }
 
-/// Weights and constants of [`Backend::delta_inputs`].
+/// Weights and constants of [`Backend::delta_attention`].
 pub struct DeltaWeights<'a, W> {
     /// Of q, k and v: `[channels, n]`
     pub taps: [&'a W; 3],
@@ -356,12 +400,16 @@ pub struct DeltaWeights<'a, W> {
     pub a: &'a W,
     /// `[1, heads * dk]`
     pub dt_bias: &'a W,
+    /// Of the norm of a head's output, `[1, dv]`
+    pub norm: &'a W,
     /// dk
     pub head_dim: usize,
-    /// Under the root of the l2 norm.
-    pub eps: f32,
     /// Factor on q.
     pub scale: f32,
+    /// Under the root of the l2 norms.
+    pub l2_eps: f32,
+    /// Under the root of the output's norm.
+    pub norm_eps: f32,
 }
 
 /// Inputs of [`Backend::delta_rule`].
@@ -376,25 +424,4 @@ pub struct DeltaRule<'a, T> {
     pub g: &'a T,
     /// Write strength in 0..1. `[tokens, heads]`
     pub beta: &'a T,
-}
-
-/// The same as they come.
-pub struct DeltaInputs<T> {
-    /// [`DeltaRule::q`]
-    pub q: T,
-    /// [`DeltaRule::k`]
-    pub k: T,
-    /// [`DeltaRule::v`]
-    pub v: T,
-    /// [`DeltaRule::g`]
-    pub g: T,
-    /// [`DeltaRule::beta`]
-    pub beta: T,
-}
-
-impl<T> DeltaInputs<T> {
-    /// For the rule.
-    pub fn rule(&self) -> DeltaRule<'_, T> {
-        DeltaRule { q: &self.q, k: &self.k, v: &self.v, g: &self.g, beta: &self.beta }
-    }
 }

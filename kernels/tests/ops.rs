@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Numbers, cpus, error, spans, stored, vector};
-use kernels::backend::{Backend, DeltaProjections, DeltaWeights, Gated, Routing};
+use kernels::backend::{Backend, DeltaProjections, DeltaState, DeltaWeights, Gated, Routing};
 use kernels::quant::Format;
 
 /// Rows and columns that meet whole registers, their rests, and nothing.
@@ -186,35 +186,41 @@ fn short_convolution() {
 
 /// In one go where each sequence has a token, of the ops it stands for where not; 40 sequences are two launches.
 #[test]
-fn inputs_of_the_delta_rule() {
-    for (heads, dim, taps) in [(2, 128, 4), (3, 24, 4), (1, 7, 1), (4, 32, 2)] {
+fn delta_attention() {
+    for (heads, dim, taps) in [(2, 128, 4), (3, 24, 4), (1, 7, 1), (4, 32, 2), (2, 64, 1)] {
         for lens in [&[1][..], &[1, 1, 1], &[2, 1], &[0, 3], &[1; 40]] {
             let mut n = Numbers(12);
             let (tokens, channels) = (lens.iter().sum::<usize>(), heads * dim);
-            let projections: [Vec<f32>; 4] = std::array::from_fn(|_| n.vec(tokens * channels));
+            let projections: [Vec<f32>; 5] = std::array::from_fn(|_| n.vec(tokens * channels));
             let beta = n.vec(tokens * heads);
             let weights: [_; 3] = std::array::from_fn(|_| n.vec(channels * taps));
             let weights = weights.map(|w| stored(Format::F32, [1, channels, taps], &w));
-            let (a, bias) = (n.vec(heads), n.vec(channels));
+            let (a, bias, norm) = (n.vec(heads), n.vec(channels), n.vec(dim));
             let past: Vec<Vec<f32>> = lens.iter().map(|_| n.vec((taps - 1) * channels)).collect();
-            check!(format!("delta_inputs {heads} x {dim}, {taps} taps, over {lens:?}"), |b| {
+            let s = n.vec(channels * dim);
+            check!(format!("delta_attention {heads} x {dim}, {taps} taps, over {lens:?}"), |b| {
                 let weights = weights.each_ref().map(|w| b.weight(w.clone()).unwrap());
-                let [a, dt_bias] = [&a, &bias].map(|w| b.weight(vector(w)).unwrap());
+                let [a, dt_bias, norm] = [&a, &bias, &norm].map(|w| b.weight(vector(w)).unwrap());
                 let w = DeltaWeights {
                     taps: weights.each_ref(),
                     a: &a,
                     dt_bias: &dt_bias,
+                    norm: &norm,
                     head_dim: dim,
-                    eps: 1e-6,
                     scale: 0.3,
+                    l2_eps: 1e-6,
+                    norm_eps: 1e-5,
                 };
-                let state = |s: &Vec<f32>| [0.0, 1.0, 2.0].map(|by| past_of(b, taps, channels, s, by));
+                let state = |past: &Vec<f32>| DeltaState {
+                    s: b.tensor(channels, dim, &s),
+                    conv: [0.0, 1.0, 2.0].map(|by| past_of(b, taps, channels, past, by)),
+                };
                 let mut states: Vec<_> = past.iter().map(state).collect();
-                let [q, k, v, f] = projections.each_ref().map(|x| b.tensor(tokens, channels, x));
-                let x = DeltaProjections { q, k, v, f, beta: b.tensor(tokens, heads, &beta) };
-                let x = b.delta_inputs(&mut spans(lens, &mut states), x, &w);
-                let states = states.iter().flatten().map(|s| b.read(s)).collect();
-                [[&x.q, &x.k, &x.v, &x.g, &x.beta].map(|x| b.read(x)).to_vec(), states].concat()
+                let [q, k, v, f, gate] = projections.each_ref().map(|x| b.tensor(tokens, channels, x));
+                let x = DeltaProjections { q, k, v, f, beta: b.tensor(tokens, heads, &beta), gate };
+                let y = b.delta_attention(&mut spans(lens, &mut states), x, &w);
+                let states = states.iter().flat_map(|s| std::iter::once(&s.s).chain(&s.conv));
+                std::iter::once(&y).chain(states).map(|x| b.read(x)).collect::<Vec<_>>()
             });
         }
     }

@@ -3,8 +3,9 @@
 //!
 //! Each part runs in a process of its own, because a fault in one kernel ends all work of its process: the table then
 //! says which part failed, and the others still run. Inputs are new each time (`--seed` repeats them), and results come
-//! full of NaN before they are written. Next: [`ops`], then [`whole`] and [`times`].
+//! full of NaN before they are written. Next: [`ops`], then [`fused`], [`whole`] and [`times`].
 
+pub mod fused;
 pub mod numbers;
 pub mod ops;
 pub mod times;
@@ -24,7 +25,7 @@ pub struct GpuCheckArgs {
     /// Small sizes, no timings of kernels, one of each of --real
     #[arg(long)]
     quick: bool,
-    /// One part only: device, rows, products, delta, attention, experts, models, times
+    /// One part only: device, rows, products, delta, attention, experts, fused, models, times
     #[arg(long, value_name = "PART")]
     only: Option<String>,
     /// The random inputs (default: from the clock)
@@ -63,7 +64,8 @@ pub struct Row {
     pub right: Option<bool>,
 }
 
-const PARTS: [&str; 8] = ["device", "rows", "products", "delta", "attention", "experts", "models", "times"];
+const PARTS: [&str; 9] =
+    ["device", "rows", "products", "delta", "attention", "experts", "fused", "models", "times"];
 
 /// Runs all parts, each in a process of its own, or the one asked for here.
 pub fn run(args: &GpuCheckArgs) -> Result<()> {
@@ -145,6 +147,7 @@ pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Ro
         "delta" => ops::delta(cuda, seed, quick),
         "attention" => ops::attention(cuda, seed, quick),
         "experts" => ops::experts(cuda, seed, quick),
+        "fused" => fused::fused(cuda, seed, quick),
         "models" => whole::models(cuda, quick)?,
         "times" => times::all(cuda, seed),
         other => bail!("--only: expected one of {}, found {other:?}", PARTS.join(", ")),

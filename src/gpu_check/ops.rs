@@ -1,31 +1,34 @@
 //! Every op on the device against the reference: odd and real sizes, extreme values, states included.
 //!
 //! Activations of products by blocks are whole numbers that bytes hold, so both compute the same and differ by the order
-//! of sums. Next: [`super::whole`].
+//! of sums. Next: [`super::fused`].
 
 use super::Row;
 use super::numbers::Numbers;
-use kernels::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaWeights, Gated, Routing, Span, Stored,
-};
+use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span, Stored};
 use kernels::cuda::{Cuda, MANY};
 use kernels::quant::Format;
 use kernels::reference::Reference;
 
 /// Of the largest value, where arithmetic is in f32.
-const EXACT: f32 = 2e-5;
+pub const EXACT: f32 = 2e-5;
 /// The same where tensor cores take binary16.
-const HALF: f32 = 2e-3;
+pub const HALF: f32 = 2e-3;
 
 /// An op with its inputs.
-trait Op {
+pub trait Op {
     /// Its results on a backend.
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>>;
 }
 
-fn compare(cuda: &Cuda, what: String, tolerance: f32, op: &impl Op) -> Row {
-    let (expected, got) = (op.run(&Reference), op.run(cuda));
-    let worst = expected.iter().zip(&got).map(|(e, g)| difference(g, e)).fold(0.0, worse);
+/// An op on the device against the reference.
+pub fn compare(cuda: &Cuda, what: String, tolerance: f32, op: &impl Op) -> Row {
+    judged(what, tolerance, &op.run(&Reference), &op.run(cuda))
+}
+
+/// Results against those expected.
+pub fn judged(what: String, tolerance: f32, expected: &[Vec<f32>], got: &[Vec<f32>]) -> Row {
+    let worst = expected.iter().zip(got).map(|(e, g)| difference(g, e)).fold(0.0, worse);
     let right = expected.len() == got.len() && worst <= tolerance;
     Row { what, found: format!("{worst:.1e}, allowed {tolerance:.0e}"), right: Some(right) }
 }
@@ -100,36 +103,8 @@ impl Op for Conv {
     }
 }
 
-struct Inputs {
-    lens: Vec<usize>,
-    heads: usize,
-    dim: usize,
-    /// q, k, v, f, beta
-    x: [Vec<f32>; 5],
-    past: [Vec<f32>; 3],
-    taps: [Stored; 3],
-    decay: [Stored; 2],
-}
-
-impl Op for Inputs {
-    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        let (tokens, channels) = (self.lens.iter().sum(), self.heads * self.dim);
-        let [q, k, v, f] = [0, 1, 2, 3].map(|i| b.tensor(tokens, channels, &self.x[i]));
-        let x = DeltaProjections { q, k, v, f, beta: b.tensor(tokens, self.heads, &self.x[4]) };
-        let taps = self.taps.each_ref().map(|w| b.weight(w.clone()).expect("room"));
-        let [a, dt_bias] = self.decay.each_ref().map(|w| b.weight(w.clone()).expect("room"));
-        let (taps, head_dim, eps) = (taps.each_ref(), self.dim, 1e-6);
-        let w = DeltaWeights { taps, a: &a, dt_bias: &dt_bias, head_dim, eps, scale: 0.09 };
-        let state = |_: &usize| self.past.each_ref().map(|past| b.tensor(3, channels, past));
-        let mut states: Vec<_> = self.lens.iter().map(state).collect();
-        let x = b.delta_inputs(&mut spans(&self.lens, &mut states), x, &w);
-        let results = [&x.q, &x.k, &x.v, &x.g, &x.beta].into_iter().chain(states.iter().flatten());
-        results.map(|x| b.read(x)).collect()
-    }
-}
-
 /// Spans over consecutive rows of a batch, one a state.
-fn spans<'a, S>(lens: &[usize], states: &'a mut [S]) -> Vec<Span<'a, S>> {
+pub fn spans<'a, S>(lens: &[usize], states: &'a mut [S]) -> Vec<Span<'a, S>> {
     let mut start = 0;
     let span = |(len, state): (&usize, &'a mut S)| {
         start += len;
@@ -158,15 +133,6 @@ pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
         let decay = [n.vector(2, -16.0, 0.0), n.vector(channels, -40.0, 100.0)];
         let op = Conv { lens: lens.to_vec(), channels, x, past, taps, decay };
         all.push(compare(cuda, format!("short_conv, kda_decay over {lens:?}"), EXACT, &op));
-    }
-    for (lens, heads, dim) in [(&[1][..], 32, 128), (&[1, 1, 1], 3, 24), (&[2, 0, 1], 2, 64)] {
-        let (channels, tokens) = (heads * dim, lens.iter().sum::<usize>());
-        let x = [channels, channels, channels, channels, heads].map(|cols| n.vec(tokens * cols));
-        let taps = [(); 3].map(|()| Stored { rows: channels, cols: 4, ..n.vector(4 * channels, -1.0, 1.0) });
-        let decay = [n.vector(heads, -16.0, 0.0), n.vector(channels, -40.0, 100.0)];
-        let past = [(); 3].map(|()| n.vec(3 * channels));
-        let op = Inputs { lens: lens.to_vec(), heads, dim, x, past, taps, decay };
-        all.push(compare(cuda, format!("delta_inputs {heads} x {dim} over {lens:?}"), EXACT, &op));
     }
     all
 }

@@ -1,6 +1,7 @@
 // All modules for the host: each source as it is, the products once a format.
 #include "../rows.cu"
 #include "../delta.cu"
+#include "../delta_step.cu"
 #include "../delta_chunk.cu"
 #include "../route.cu"
 #include "../attention.cu"

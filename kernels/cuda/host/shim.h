@@ -70,8 +70,10 @@ template <class... A> bool add(const char* name, void (*f)(A...)) {
 extern dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { shim::barrier(); }
+inline void __threadfence() {}
 inline void __syncwarp() { shim::gather(0); }
 template <class T> T __ldg(const T* p) { return *p; }
+template <class T> T __ldcg(const T* p) { return *p; }
 inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
 inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }
 inline int __float2int_rn(float f) { return f != f ? 0 : (int)nearbyintf(f); }

@@ -1,16 +1,17 @@
-//! Launches of the delta rule: token by token, and of long spans in chunks.
+//! Launches of delta attention: the rule token by token, of long spans in chunks, and all that is done for a decoded token.
 //!
-//! The arithmetic is in kernels/cuda/{delta,delta_chunk}.cu. Next: `product`.
+//! The arithmetic is in kernels/cuda/{delta,delta_chunk,delta_step}.cu. Next: `product`.
 
 use super::driver::Address;
 use super::memory::Tensor;
+use super::rows::TAPS;
 use super::span::groups;
-use super::{Cuda, Grid, block};
-use crate::backend::{DeltaRule, Span};
+use super::{Cuda, Grid, Weight, block};
+use crate::backend::{DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Span};
 use bytemuck::{Pod, Zeroable};
 
 /// Rows of a head's S at most, as in delta.cu.
-pub(super) const DELTA_ROWS: usize = 128;
+const DELTA_ROWS: usize = 128;
 /// Bytes of `DeltaShared`.
 const DELTA_SHARED: usize = 4 * (3 * 3 * DELTA_ROWS + 2 * 3 * 4 * 32);
 /// Tokens of a chunk and channels of a head, as in delta_chunk.cu.
@@ -50,7 +51,80 @@ struct Chunks {
     chunks: i32,
 }
 
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Step {
+    projections: [Address; 6],
+    taps: [Address; 3],
+    a: Address,
+    dt_bias: Address,
+    norm: Address,
+    y: Address,
+    levels: [Address; 2],
+    heads: i32,
+    n: i32,
+    scale: f32,
+    l2_eps: f32,
+    norm_eps: f32,
+    unused: i32,
+}
+
 impl Cuda {
+    /// Delta attention of one token a sequence; None where there are others, or heads of another size.
+    pub(super) fn delta_step(
+        &self,
+        spans: &[Span<'_, DeltaState<Tensor>>],
+        x: &DeltaProjections<Tensor>,
+        w: &DeltaWeights<'_, Weight>,
+    ) -> Option<Tensor> {
+        let (tokens, heads, dim) = (x.beta.rows, x.beta.cols, w.head_dim);
+        let (channels, n) = (heads * dim, w.taps[0].cols);
+        let name = match dim {
+            128 => "delta_step_128",
+            64 => "delta_step_64",
+            32 => "delta_step_32",
+            _ => return None,
+        };
+        let projections = [&x.q, &x.k, &x.v, &x.f, &x.beta, &x.gate];
+        let alone = spans.len() == tokens && spans.iter().all(|span| span.rows.len() == 1);
+        let alike = projections.iter().enumerate().all(|(i, m)| i == 4 || m.shape() == [tokens, channels]);
+        if !alone || !alike || tokens == 0 || w.norm.cols != dim || !w.taps.iter().all(|w| w.cols == n) {
+            return None;
+        }
+        assert!((1..=TAPS).contains(&n), "1 to {TAPS} taps, not {n}");
+        assert_eq!((w.a.cols, w.dt_bias.cols), (heads, channels), "heads and channels of the decay");
+        assert!(w.taps.iter().all(|w| (w.count, w.rows) == (1, channels)), "taps: matrices, channels");
+        for span in spans {
+            assert_eq!(span.state.s.shape(), [channels, dim], "shape of S");
+            let tails = span.state.conv.iter().all(|tail| tail.shape() == [n - 1, channels]);
+            assert!(tails, "shapes of the states of convolutions");
+        }
+        let y = self.with_levels(tokens, channels, true);
+        let step = Step {
+            projections: projections.map(Tensor::at),
+            taps: w.taps.map(Weight::floats),
+            a: w.a.floats(),
+            dt_bias: w.dt_bias.floats(),
+            norm: w.norm.floats(),
+            y: y.at(),
+            levels: y.levels_at(),
+            heads: heads as i32,
+            n: n as i32,
+            scale: w.scale,
+            l2_eps: w.l2_eps,
+            norm_eps: w.norm_eps,
+            unused: 0,
+        };
+        let s = groups(spans, |state| state.s.at());
+        let [q, k, v] = [0, 1, 2].map(|i| groups(spans, |state| state.conv[i].at()));
+        for (((s, q), k), v) in s.iter().zip(&q).zip(&k).zip(&v) {
+            let grid = Grid { blocks: [heads, s.n, 1], threads: 4 * dim, shared: 4 * 16 * dim };
+            let spans = [s, q, k, v].map(|group| block(&group.spans));
+            self.driver.launch([name, ""], grid, &[&spans[..], &[block(&step)]].concat());
+        }
+        Some(y)
+    }
+
     pub(super) fn rule(&self, spans: &mut [Span<'_, Tensor>], x: &DeltaRule<'_, Tensor>) -> Tensor {
         let (tokens, heads) = (x.beta.rows, x.beta.cols);
         assert!(heads > 0, "a delta rule without heads");

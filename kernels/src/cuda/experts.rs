@@ -6,6 +6,7 @@
 //! may differ in rounding from one run to the next. Next: `hot`.
 
 use super::driver::Stream;
+use super::fused::FewFfn;
 use super::memory::{Buffer, Tensor};
 use super::product::{FEW, PLAIN, Shape, TILE, Target};
 use super::{Address, Cuda, Grid, Routed, Weight, arg};
@@ -38,7 +39,13 @@ pub(super) struct Pairs {
 }
 
 impl Cuda {
-    pub(super) fn chosen_experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+    pub(super) fn chosen_experts(
+        &self,
+        w: &Gated<'_, Weight>,
+        shared: Option<&Gated<'_, Weight>>,
+        x: &Tensor,
+        routed: &Routed,
+    ) -> Tensor {
         let (n, hidden) = (w.gate.count, w.gate.rows);
         assert_eq!((w.up.count, w.up.rows, w.up.cols), (n, hidden, w.gate.cols), "shapes of gate and up");
         assert_eq!(
@@ -48,19 +55,42 @@ impl Cuda {
         );
         assert_eq!(routed.rows, x.rows, "routed tokens");
         if x.rows * w.down.rows * routed.top_k == 0 {
-            let y = self.buffers.tensor(x.rows, w.down.rows);
-            self.driver.fill(y.at(), 0, 4 * y.len());
-            return y;
+            let zeros = self.buffers.tensor(x.rows, w.down.rows);
+            self.driver.fill(zeros.at(), 0, 4 * zeros.len());
+            return self.with_shared(zeros, shared, x);
         }
         if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
-            let shared = || self.experts_shared(&w, Gated { gate, up, down }, x, routed);
-            return self.experts_brought(&w, x, routed).unwrap_or_else(shared);
+            return match self.experts_brought(w, x, routed) {
+                Some(y) => self.with_shared(y, shared, x),
+                None => self.experts_apart(w, Gated { gate, up, down }, shared, x, routed),
+            };
         }
-        self.experts_here(&w, x, routed.choice())
+        self.experts_here(w, shared, x, routed.choice())
+    }
+
+    /// y and what every token meets.
+    fn with_shared(&self, mut y: Tensor, shared: Option<&Gated<'_, Weight>>, x: &Tensor) -> Tensor {
+        if let Some(shared) = shared {
+            self.add(&mut y, &self.ffn(shared, x));
+        }
+        y
     }
 
     /// Of stacks on the device. A token's experts that have no place there are left out.
-    fn experts_here(&self, w: &Gated<'_, Weight>, x: &Tensor, choice: Choice) -> Tensor {
+    fn experts_here(
+        &self,
+        w: &Gated<'_, Weight>,
+        shared: Option<&Gated<'_, Weight>>,
+        x: &Tensor,
+        choice: Choice,
+    ) -> Tensor {
+        let experts = Some((w, choice));
+        if let Some(y) = self.ffn_few(&FewFfn { experts, shared }, x) {
+            return y;
+        }
+        if let Some(y) = self.ffn_few(&FewFfn { experts, shared: None }, x) {
+            return self.with_shared(y, shared, x);
+        }
         let (n, Choice { rows, top_k, .. }) = (w.gate.count, choice);
         let shape = Shape { vectors: rows * top_k, groups: n, x_div: top_k, chosen: choice.places };
         let pairs = (rows > FEW).then(|| self.pairs(choice, n));
@@ -72,15 +102,16 @@ impl Cuda {
             Some(_) => self.many(target, input, shape, pairs.as_ref()),
             None => self.few("matvec1", &[target], input, shape),
         }
-        self.weighted_sum(&out, choice)
+        self.with_shared(self.weighted_sum(&out, choice), shared, x)
     }
 
-    /// Of stacks in RAM: what has a slot here, the rest by the CPU at the same time. A token goes there and back, 18 KB of
-    /// the real model.
-    fn experts_shared(
+    /// Of stacks in RAM: what has a slot here and what every token meets, the rest by the CPU at the same time. A token goes
+    /// there and back, 18 KB of the real model.
+    fn experts_apart(
         &self,
         w: &Gated<'_, Weight>,
         in_ram: Gated<'_, cpu::Weight>,
+        shared: Option<&Gated<'_, Weight>>,
         x: &Tensor,
         routed: &Routed,
     ) -> Tensor {
@@ -97,13 +128,16 @@ impl Cuda {
             None => vec![-1; n],
         };
         let here = places.iter().filter(|place| **place >= 0).count();
-        let on_device = layer.as_ref().filter(|_| here > 0).map(|layer| {
-            self.driver.after(Stream::Work, &layer.full);
-            let places = self.buffers.upload(&places);
-            let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::hot);
-            let slots = Gated { gate: &gate, up: &up, down: &down };
-            self.experts_here(&slots, x, Choice { places: places.at, ..routed.choice() })
-        });
+        let on_device = match layer.as_ref().filter(|_| here > 0) {
+            Some(layer) => {
+                self.driver.after(Stream::Work, &layer.full);
+                let places = self.buffers.upload(&places);
+                let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::hot);
+                let slots = Gated { gate: &gate, up: &up, down: &down };
+                Some(self.experts_here(&slots, shared, x, Choice { places: places.at, ..routed.choice() }))
+            }
+            None => shared.map(|shared| self.ffn(shared, x)),
+        };
         let by_cpu = (here < n).then(|| {
             let absent: Vec<u32> = missing(&chosen, &places).collect();
             let host = self.host();

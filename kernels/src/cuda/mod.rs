@@ -12,6 +12,7 @@ mod code;
 mod delta;
 mod driver;
 mod experts;
+mod fused;
 mod hot;
 mod memory;
 mod product;
@@ -29,13 +30,13 @@ pub use staging::{MANY, room_and_planes, staging_bytes};
 pub use weight::{Weight, device_bytes};
 
 use crate::backend::{
-    Backend, CacheFormat, DeltaInputs, DeltaProjections, DeltaRule, DeltaWeights, Error, Gated, Part,
-    Routing, Span, Stored, composed_delta_inputs,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, Gated, Part, Routing,
+    Span, Stored, composed_delta_attention,
 };
 use crate::cpu::Cpu;
 use driver::{Address, Driver, Grid, arg, block};
 use hot::{Carrier, Slots};
-use memory::Buffers;
+use memory::{Buffer, Buffers};
 use staging::Staging;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -62,6 +63,8 @@ pub struct Cuda {
     /// Chosen experts of layers in RAM that were met on the device, and all of them.
     uses: [AtomicU64; 2],
     steps: Mutex<Steps>,
+    /// How many blocks of a launch are done, for up to [`product::FEW`] tokens: zeros between launches.
+    counts: Buffer,
 }
 
 /// Stacks of fewer weights than this are always on the device: the three of a layer have as many.
@@ -72,6 +75,7 @@ impl Cuda {
     pub fn detect() -> Result<Cuda, Unavailable> {
         let driver = Arc::new(Driver::open()?);
         let buffers = Buffers::new(driver.clone());
+        let counts = buffers.upload(&[0_i32; product::FEW]);
         Ok(Cuda {
             driver,
             buffers,
@@ -84,6 +88,7 @@ impl Cuda {
             carrier: Mutex::default(),
             uses: Default::default(),
             steps: Mutex::default(),
+            counts,
         })
     }
 
@@ -176,6 +181,11 @@ impl Cuda {
     /// Has the driver compile all kernels now, which it does otherwise when they are first used: modules and seconds.
     pub fn compile(&self) -> Vec<(String, f64)> {
         self.driver.compile()
+    }
+
+    /// Kernels that were launched op by op or recorded.
+    pub fn launched(&self) -> u64 {
+        self.driver.launched.load(Ordering::Relaxed)
     }
 
     /// Decoded steps that were done by replaying recorded launches.
@@ -347,12 +357,17 @@ impl Backend for Cuda {
         self.products(w, x)
     }
 
+    fn matmul_each<const N: usize>(&self, w: [&Weight; N], x: [&Tensor; N]) -> [Tensor; N] {
+        let each = || std::array::from_fn(|i| self.matmul(w[i], x[i]));
+        self.products_each(w, x).unwrap_or_else(each)
+    }
+
     fn matmul_heads(&self, w: &Weight, x: &Tensor) -> Tensor {
         self.by_head(w, x)
     }
 
     fn gated_ffn(&self, w: Gated<'_, Weight>, x: &Tensor) -> Tensor {
-        self.ffn(w, x)
+        self.ffn(&w, x)
     }
 
     fn short_conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) -> Tensor {
@@ -364,19 +379,15 @@ impl Backend for Cuda {
         self.decay(f, a, dt_bias)
     }
 
-    fn delta_inputs(
+    fn delta_attention(
         &self,
-        spans: &mut [Span<'_, [Tensor; 3]>],
-        mut x: DeltaProjections<Tensor>,
+        spans: &mut [Span<'_, DeltaState<Tensor>>],
+        x: DeltaProjections<Tensor>,
         w: &DeltaWeights<'_, Weight>,
-    ) -> DeltaInputs<Tensor> {
-        match self.rule_inputs(spans, &x, w) {
-            Some([q, k, v]) => {
-                x.f.bytes.take();
-                x.beta.bytes.take();
-                DeltaInputs { q, k, v, g: x.f, beta: x.beta }
-            }
-            None => composed_delta_inputs(self, spans, x, w),
+    ) -> Tensor {
+        match self.delta_step(spans, &x, w) {
+            Some(y) => y,
+            None => composed_delta_attention(self, spans, x, w, |_| {}),
         }
     }
 
@@ -402,7 +413,22 @@ impl Backend for Cuda {
         self.choose(logits, bias, how)
     }
 
+    fn matmul_route(&self, router: &Weight, x: &Tensor, bias: &Weight, how: Routing) -> Routed {
+        let apart = || self.route(&self.matmul(router, x), bias, how);
+        self.routed_few(router, x, bias, how).unwrap_or_else(apart)
+    }
+
     fn experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
-        self.chosen_experts(w, x, routed)
+        self.chosen_experts(&w, None, x, routed)
+    }
+
+    fn mixture(
+        &self,
+        w: Gated<'_, Weight>,
+        shared: Option<Gated<'_, Weight>>,
+        x: &Tensor,
+        routed: &Routed,
+    ) -> Tensor {
+        self.chosen_experts(&w, shared.as_ref(), x, routed)
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! Up to [`FEW`] vectors go through the matrix-vector kernels, which read each weight once for four of them; more go in
 //! tiles over the tensor cores. Both know three kinds of stack alike: a matrix, one a head, chosen experts. The
-//! arithmetic is in kernels/cuda/{product,gemm}.cuh. Next: `experts`.
+//! arithmetic is in kernels/cuda/{product,gemm}.cuh. Next: `fused`.
 
 use super::driver::Address;
 use super::experts::Pairs;
+use super::fused::FewFfn;
 use super::memory::{Buffer, Tensor};
 use super::{Cuda, Grid, Weight, arg, block};
 use crate::backend::Gated;
@@ -72,9 +73,9 @@ struct Gemm {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Input {
-    q: Address,
-    scale: Address,
-    floats: Address,
+    pub(super) q: Address,
+    pub(super) scale: Address,
+    pub(super) floats: Address,
 }
 
 /// Which vector meets which matrix.
@@ -98,7 +99,7 @@ pub(super) struct Target<'a> {
 }
 
 /// Threads that share a row: as many as waste the fewest turns.
-fn lanes(format: Format, cols: usize) -> usize {
+pub(super) fn lanes(format: Format, cols: usize) -> usize {
     if format.block_len() == 1 {
         return 32;
     }
@@ -124,9 +125,6 @@ impl Cuda {
             let (y_stride, r) = (t.y_stride as i32, t.w.rows as i32);
             *m = Matrix { planes: t.w.planes, y: t.y, rows: r, first: rows, y_stride, unused: 0 };
             rows += r;
-        }
-        if kernel == "gate_up" {
-            rows = w.rows as i32; // both matrices at once
         }
         let lanes = lanes(w.format, w.cols);
         let together = if kernel == "matvec4" { TOGETHER } else { 1 };
@@ -193,6 +191,9 @@ impl Cuda {
         assert!(w.cols <= width, "heads of {width} columns, matrices of {}", w.cols);
         let (rest, vectors) = (width - w.cols, x.rows * w.count);
         let y_width = w.rows + rest;
+        if (1..=FEW).contains(&x.rows) {
+            return self.heads_few(w, x);
+        }
         let y = self.buffers.tensor(x.rows, w.count * y_width);
         if y.len() == 0 {
             return y;
@@ -204,13 +205,8 @@ impl Cuda {
             scale: levels.as_ref().map_or(0, |l| l.scale.at),
             floats: floats.as_ref().map_or(0, |f| f.at),
         };
-        let target = Target { w, y: y.at(), y_stride: y_width };
         let shape = Shape { vectors, groups: w.count, x_div: 1, chosen: 0 };
-        if x.rows > FEW {
-            self.many(target, input, shape, None)
-        } else {
-            self.few("matvec1", &[target], input, shape)
-        }
+        self.many(Target { w, y: y.at(), y_stride: y_width }, input, shape, None);
         let [x_width, y_width, each] = [width, y_width, rest].map(|n| arg(n as i32));
         self.each("pass_through", vectors * rest, &[arg(x.at()), arg(y.at()), x_width, y_width, each]);
         y
@@ -258,10 +254,6 @@ impl Cuda {
         let y = self.buffers.tensor(shape.vectors, hidden);
         let gate = Target { w: w.gate, y: y.at(), y_stride: hidden };
         let input = self.input(w.gate, x);
-        if pairs.is_none() && w.gate.is_block() && w.gate.format == w.up.format {
-            self.few("gate_up", &[gate, Target { w: w.up, ..gate }], input, shape);
-            return y;
-        }
         let up_y = self.buffers.tensor(shape.vectors, hidden);
         let up = Target { w: w.up, y: up_y.at(), y_stride: hidden };
         for (to, input) in [(gate, input), (up, self.input(w.up, x))] {
@@ -276,15 +268,12 @@ impl Cuda {
     }
 
     /// W_down (SiLU(W_gate x) * W_up x)
-    pub(super) fn ffn(&self, w: Gated<'_, Weight>, x: &Tensor) -> Tensor {
-        let inner = if x.rows == 1 && w.gate.format == w.up.format {
-            let shape = Shape { vectors: 1, groups: 1, x_div: 1, chosen: 0 };
-            self.gate_and_up(&w, x, shape, None)
-        } else {
-            let [gate, up] = self.products([w.gate, w.up], x);
-            self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
-            gate
-        };
+    pub(super) fn ffn(&self, w: &Gated<'_, Weight>, x: &Tensor) -> Tensor {
+        if let Some(y) = self.ffn_few(&FewFfn { experts: None, shared: Some(w) }, x) {
+            return y;
+        }
+        let [inner, up] = self.products([w.gate, w.up], x);
+        self.each("silu_mul", inner.len(), &[arg(inner.at()), arg(up.at())]);
         let [y] = self.products([w.down], &inner);
         y
     }

@@ -1,20 +1,20 @@
-//! Launches of the ops on rows: elements, norms, the short convolution, the delta rule's inputs, routing.
+//! Launches of the ops on rows: elements, norms, the short convolution, routing.
 //!
 //! The arithmetic is in kernels/cuda/{rows,route}.cu. Next: `delta`.
 
-use super::delta::DELTA_ROWS;
 use super::driver::Address;
 use super::memory::{Buffer, Levels, Tensor};
+use super::product::FEW;
 use super::span::groups;
 use super::{Cuda, Grid, Weight, arg, block};
-use crate::backend::{DeltaProjections, DeltaWeights, Routing, Span};
+use crate::backend::{Routing, Span};
 use bytemuck::{Pod, Zeroable};
 
 /// Tokens of a thread of the convolution, and taps at most, as in rows.cu.
 const STRETCH: usize = 32;
-const TAPS: usize = 8;
+pub(super) const TAPS: usize = 8;
 /// Experts at most: 32 a lane.
-const EXPERTS: usize = 1024;
+pub(super) const EXPERTS: usize = 1024;
 
 /// The experts chosen for each row of a batch, and their weights, best first.
 pub struct Routed {
@@ -28,21 +28,7 @@ pub struct Routed {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Inputs {
-    projections: [Address; 5],
-    taps: [Address; 3],
-    decay: [Address; 2],
-    out: [Address; 3],
-    /// Heads, channels of a head, taps.
-    sizes: [i32; 3],
-    eps: f32,
-    scale: f32,
-    unused: i32,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-struct Route {
+pub(super) struct Route {
     logits: Address,
     bias: Address,
     chosen: Address,
@@ -53,6 +39,12 @@ struct Route {
     top_groups: i32,
     normalise: i32,
     scale: f32,
+}
+
+/// Threads of a row of a norm: each keeps up to six values, as in rows.cu; three where few rows leave the device idle.
+fn norm_threads(rows: usize, cols: usize) -> usize {
+    let values = if rows <= FEW { 3 } else { 6 };
+    cols.div_ceil(values).next_multiple_of(32).clamp(128, 1024)
 }
 
 /// Grid of a kernel with a warp a head.
@@ -90,7 +82,7 @@ impl Cuda {
     }
 
     /// A tensor for results that products are likely to meet as bytes: with room for these, where rows are whole blocks.
-    fn with_levels(&self, rows: usize, cols: usize, whole: bool) -> Tensor {
+    pub(super) fn with_levels(&self, rows: usize, cols: usize, whole: bool) -> Tensor {
         let x = self.buffers.tensor(rows, cols);
         if whole && cols.is_multiple_of(32) && x.len() > 0 {
             let [q, scale] = [rows * cols, rows * cols / 32 * 8].map(|bytes| self.buffers.bytes(bytes));
@@ -104,7 +96,7 @@ impl Cuda {
         assert!(w.cols <= x.cols, "a norm over {} of {} columns", w.cols, x.cols);
         let h = self.with_levels(x.rows, x.cols, w.cols == x.cols);
         if x.len() > 0 {
-            let grid = Grid { blocks: [x.rows, 1, 1], threads: 256, shared: 33 * 4 };
+            let grid = Grid { blocks: [x.rows, 1, 1], threads: norm_threads(x.rows, x.cols), shared: 33 * 4 };
             let [q, scale] = h.levels_at();
             let addresses = [x.at(), y.map_or(0, Tensor::at), w.floats(), h.at(), q, scale].map(arg);
             let sizes = [w.cols, x.cols].map(|n| arg(n as i32));
@@ -160,46 +152,6 @@ impl Cuda {
         y
     }
 
-    /// What the delta rule is given, of spans of one token each; None where there are others.
-    pub(super) fn rule_inputs(
-        &self,
-        spans: &[Span<'_, [Tensor; 3]>],
-        x: &DeltaProjections<Tensor>,
-        w: &DeltaWeights<'_, Weight>,
-    ) -> Option<[Tensor; 3]> {
-        let (tokens, heads, dim) = (x.beta.rows, x.beta.cols, w.head_dim);
-        let (channels, n) = (heads * dim, w.taps[0].cols);
-        let alone = spans.len() == tokens && spans.iter().all(|span| span.rows.len() == 1);
-        let alike = [&x.q, &x.k, &x.v, &x.f].iter().all(|m| m.shape() == [tokens, channels]);
-        if !alone || !alike || tokens == 0 || dim > DELTA_ROWS || !w.taps.iter().all(|w| w.cols == n) {
-            return None;
-        }
-        assert!((1..=TAPS).contains(&n), "1 to {TAPS} taps, not {n}");
-        assert_eq!((w.a.cols, w.dt_bias.cols), (heads, channels), "heads and channels of the decay");
-        for (state, taps) in spans.iter().flat_map(|span| span.state.iter().zip(w.taps)) {
-            assert_eq!((taps.count, taps.rows), (1, channels), "taps: matrices, channels");
-            assert_eq!(state.shape(), [n - 1, channels], "shape of a convolution's state");
-        }
-        let y = [(); 3].map(|()| self.buffers.tensor(tokens, channels));
-        let inputs = Inputs {
-            projections: [&x.q, &x.k, &x.v, &x.f, &x.beta].map(Tensor::at),
-            taps: w.taps.map(Weight::floats),
-            decay: [w.a.floats(), w.dt_bias.floats()],
-            out: y.each_ref().map(Tensor::at),
-            sizes: [heads, dim, n].map(|n| n as i32),
-            eps: w.eps,
-            scale: w.scale,
-            unused: 0,
-        };
-        let [q, k, v] = [0, 1, 2].map(|i| groups(spans, |state| state[i].at()));
-        for ((q, k), v) in q.iter().zip(&k).zip(&v) {
-            let grid = Grid { blocks: [heads, q.n, 1], threads: 128, shared: 4 * 2 * DELTA_ROWS };
-            let arguments = [block(&q.spans), block(&k.spans), block(&v.spans), block(&inputs)];
-            self.driver.launch(["delta_inputs", ""], grid, &arguments);
-        }
-        Some(y)
-    }
-
     pub(super) fn decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
         assert_eq!((f.cols, f.cols % a.cols), (dt_bias.cols, 0), "channels, and channels in heads");
         let (cols, dim) = (f.cols as i32, (f.cols / a.cols) as i32);
@@ -208,7 +160,8 @@ impl Cuda {
         f
     }
 
-    pub(super) fn choose(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
+    /// The experts to be chosen by these logits, and what a kernel is told of the choice.
+    pub(super) fn choice_of(&self, logits: &Tensor, bias: &Weight, how: Routing) -> (Routed, Route) {
         let (rows, experts, top_k) = (logits.rows, logits.cols, how.top_k);
         assert_eq!(experts, bias.cols, "experts: logits and bias");
         assert!(experts <= EXPERTS, "CUDA: expected at most {EXPERTS} experts, found {experts}");
@@ -221,26 +174,28 @@ impl Cuda {
         let eligible = experts / how.groups * how.top_groups;
         assert!(top_k <= eligible, "{top_k} of {eligible} eligible experts");
         let [chosen, weights] = [(); 2].map(|()| self.buffers.bytes(4 * rows * top_k));
-        if rows * top_k > 0 {
-            let route = Route {
-                logits: logits.at(),
-                bias: bias.floats(),
-                chosen: chosen.at,
-                weights: weights.at,
-                experts: experts as i32,
-                top_k: top_k as i32,
-                groups: how.groups as i32,
-                top_groups: how.top_groups as i32,
-                normalise: how.normalise.into(),
-                scale: how.scale,
-            };
-            let shared = 4 * (2 * experts + how.groups);
-            self.driver.launch(
-                ["route", ""],
-                Grid { blocks: [rows, 1, 1], threads: 32, shared },
-                &[block(&route)],
-            );
+        let route = Route {
+            logits: logits.at(),
+            bias: bias.floats(),
+            chosen: chosen.at,
+            weights: weights.at,
+            experts: experts as i32,
+            top_k: top_k as i32,
+            groups: how.groups as i32,
+            top_groups: how.top_groups as i32,
+            normalise: how.normalise.into(),
+            scale: how.scale,
+        };
+        (Routed { rows, top_k, chosen, weights }, route)
+    }
+
+    pub(super) fn choose(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
+        let (routed, route) = self.choice_of(logits, bias, how);
+        if routed.rows * routed.top_k > 0 {
+            let shared = 4 * (2 * logits.cols + how.groups);
+            let grid = Grid { blocks: [routed.rows, 1, 1], threads: 32, shared };
+            self.driver.launch(["route", ""], grid, &[block(&route)]);
         }
-        Routed { rows, top_k, chosen, weights }
+        routed
     }
 }

@@ -84,13 +84,8 @@ impl<B: Backend> Moe<B> {
 
     /// `[token, dim] -> [token, dim]`
     pub fn forward(&self, b: &B, x: &B::Tensor, probe: &mut At<'_, B>) -> B::Tensor {
-        let logits = b.matmul(&self.router, x); // [token, expert]
-        let routed = b.route(&logits, &self.bias, self.routing);
+        let routed = b.matmul_route(&self.router, x, &self.bias, self.routing);
         probe.routed(&routed);
-        let mut y = b.experts(self.experts.weights(), x, &routed);
-        if let Some(shared) = &self.shared {
-            b.add(&mut y, &shared.forward(b, x));
-        }
-        y
+        b.mixture(self.experts.weights(), self.shared.as_ref().map(Mlp::weights), x, &routed)
     }
 }

@@ -8,7 +8,7 @@ use super::config::Config;
 use super::weights::Loader;
 use super::{At, Backend};
 use crate::gguf::Error;
-use kernels::backend::{DeltaProjections, DeltaWeights, Span};
+use kernels::backend::{DeltaProjections, DeltaState, DeltaWeights, Span, composed_delta_attention};
 
 /// Epsilon under the root of the l2 norm, as flash-linear-attention adds it.
 const L2_EPS: f32 = 1e-6;
@@ -34,13 +34,8 @@ pub struct Kda<B: Backend> {
     norm_eps: f32,
 }
 
-/// What a KDA layer remembers of a sequence: constant in its length.
-pub struct KdaState<B: Backend> {
-    /// S, `[heads * dk, dv]`
-    pub s: B::Tensor,
-    /// The last n-1 inputs of the convolutions of q, k and v, oldest first: `[n-1, heads * dk]`
-    pub conv: [B::Tensor; 3],
-}
+/// What a KDA layer remembers of a sequence.
+pub type KdaState<B> = DeltaState<<B as Backend>::Tensor>;
 
 impl<B: Backend> Kda<B> {
     /// The KDA weights of a layer.
@@ -69,15 +64,16 @@ impl<B: Backend> Kda<B> {
         })
     }
 
-    /// q and k: conv, SiLU, l2 norm, and q / sqrt(dk); v: conv, SiLU; g = -exp(A_log) softplus(f + dt_bias); sigmoid(beta).
     fn delta_weights(&self) -> DeltaWeights<'_, B::Weight> {
         DeltaWeights {
             taps: [&self.conv_q, &self.conv_k, &self.conv_v],
             a: &self.a,
             dt_bias: &self.dt_bias,
+            norm: &self.norm,
             head_dim: self.head_dim,
-            eps: L2_EPS,
             scale: (self.head_dim as f32).powf(-0.5),
+            l2_eps: L2_EPS,
+            norm_eps: self.norm_eps,
         }
     }
 
@@ -91,17 +87,14 @@ impl<B: Backend> Kda<B> {
     ) -> B::Tensor {
         let [q, k, v, f, gate, beta] =
             b.matmuls([&self.q, &self.k, &self.v, &self.f_a, &self.g_a, &self.beta], x);
-        let projections = DeltaProjections { q, k, v, f: b.matmul(&self.f_b, &f), beta };
+        let [f, gate] = b.matmul_each([&self.f_b, &self.g_b], [&f, &gate]);
+        let projections = DeltaProjections { q, k, v, f, beta, gate };
         let w = self.delta_weights();
-        let x = b.delta_inputs(&mut each(spans, |s| &mut s.conv), projections, &w); // [token, head * dk]
-        probe.tensor("kda_g", &x.g);
-        let o = b.delta_rule(&mut each(spans, |s| &mut s.s), x.rule()); // [token, head * dv]
-        let gate = b.matmul(&self.g_b, &gate);
-        b.matmul(&self.out, &b.gated_rms_norm(&o, &self.norm, &gate, self.norm_eps))
+        let o = if probe.looks() {
+            composed_delta_attention(b, spans, projections, &w, |g| probe.tensor("kda_g", g))
+        } else {
+            b.delta_attention(spans, projections, &w)
+        };
+        b.matmul(&self.out, &o)
     }
-}
-
-/// The spans of one part of the state.
-fn each<'a, S, T>(spans: &'a mut [Span<'_, S>], part: impl Fn(&'a mut S) -> &'a mut T) -> Vec<Span<'a, T>> {
-    spans.iter_mut().map(|s| Span { rows: s.rows.clone(), state: part(s.state) }).collect()
 }

@@ -199,6 +199,10 @@ impl<B: Backend> At<'_, B> {
     fn routed(&mut self, routed: &B::Routed) {
         self.0.routed(self.1, routed);
     }
+
+    fn looks(&self) -> bool {
+        self.0.looks()
+    }
 }
 
 /// All parts of all states, sequence by sequence.

@@ -4,7 +4,7 @@
 
 use super::config::{Config, MixerKind};
 use super::kda::KdaState;
-use kernels::backend::{Backend, CacheFormat};
+use kernels::backend::{Backend, CacheFormat, DeltaState};
 use std::ops::Range;
 
 /// The state of one sequence.
@@ -28,7 +28,7 @@ impl<B: Backend> State<B> {
     pub fn new(b: &B, c: &Config, cache: CacheFormat) -> Self {
         let zeros = |[rows, cols]: [usize; 2]| b.tensor(rows, cols, &vec![0.0; rows * cols]);
         let layer = |kind: &MixerKind| match kind {
-            MixerKind::Kda => LayerState::Kda(KdaState {
+            MixerKind::Kda => LayerState::Kda(DeltaState {
                 s: zeros(s_shape(c)),
                 conv: std::array::from_fn(|_| zeros(tail_shape(c))),
             }),
@@ -41,7 +41,7 @@ impl<B: Backend> State<B> {
     /// model), the rows are shared until one of the two appends.
     pub fn copy(&self, b: &B) -> Self {
         let layer = |layer: &LayerState<B>| match layer {
-            LayerState::Kda(kda) => LayerState::Kda(KdaState {
+            LayerState::Kda(kda) => LayerState::Kda(DeltaState {
                 s: b.copy(&kda.s),
                 conv: std::array::from_fn(|i| b.copy(&kda.conv[i])),
             }),

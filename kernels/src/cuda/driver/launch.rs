@@ -8,6 +8,7 @@ use cudarc::driver::sys::{self, CUresult};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{CStr, CString, c_void};
+use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLockReadGuard};
 use std::time::Instant;
 
@@ -100,6 +101,7 @@ impl Driver {
     /// compiled code.
     pub(in crate::cuda) fn launch(&self, name: [&'static str; 2], grid: Grid, arguments: &[Argument<'_>]) {
         self.current();
+        self.launched.fetch_add(1, Ordering::Relaxed);
         let _turn = self.turn();
         let function = self.function(name, grid.shared);
         let entry = self.code.entry(function.entry);

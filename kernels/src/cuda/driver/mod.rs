@@ -48,6 +48,8 @@ pub(super) struct Driver {
     down: Mutex<Option<Pinned>>,
     /// Counts weights that were given up: their addresses may come again.
     epoch: AtomicU64,
+    /// Counts kernels that were launched or recorded.
+    pub(super) launched: AtomicU64,
     pub(super) device: Device,
 }
 
@@ -192,6 +194,7 @@ impl Driver {
             small: Mutex::default(),
             down: Mutex::default(),
             epoch: AtomicU64::new(0),
+            launched: AtomicU64::new(0),
             device,
         })
     }

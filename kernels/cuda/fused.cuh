@@ -1,0 +1,196 @@
+// Products of a few tokens that do more than multiply: one launch where the ops alone would take two to seven.
+//
+// A launch costs about as long as reading 4 MB, which is what a layer's products of one token read, so a decoded token
+// would take twice as long op by op. Next: gemm.cuh, products of many vectors.
+#pragma once
+#include "product.cuh"
+#include "route.cuh"
+
+// ---- activations that come as floats -----------------------------------------------------------------------------
+
+struct FreshMatrix {
+    Planes w;
+    const float* x; // its own input
+    float* y;
+    int rows;
+    int x_stride; // values from one vector to the next
+    int y_stride;
+    int rest; // columns of x after the matrix's, which follow its results
+};
+
+#define FRESH 2 // matrices of a launch at most
+struct Fresh {
+    FreshMatrix of[FRESH];
+    int cols;
+    int groups; // matrices of a stack, which vectors go round
+    int lanes;
+    int unused;
+    i8* levels; // of one matrix, where it is not null: results as bytes too, 32 rows a block
+    XScale* scales;
+};
+
+struct FreshPart {
+    const FreshMatrix& of;
+    const float* x;
+    float* y;
+    int row, lane;
+    bool live;
+    i64 first; // row of the stack
+
+    __device__ __forceinline__ FreshPart(const Fresh& p)
+        : of(p.of[blockIdx.z]), x(of.x + (i64)blockIdx.y * of.x_stride), y(of.y + (i64)blockIdx.y * of.y_stride) {
+        row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
+        lane = threadIdx.x % p.lanes;
+        live = row < of.rows;
+        first = (i64)(blockIdx.y % p.groups) * of.rows + (live ? row : 0);
+    }
+
+    __device__ __forceinline__ void finish(const Fresh& p, float sum, float* results) const {
+        sum = lanes_sum(sum, p.lanes);
+        if (live && lane == 0) y[row] = sum;
+        if (p.levels) {
+            if (lane == 0) results[threadIdx.x / p.lanes] = sum;
+            __syncthreads();
+            i64 at = (i64)blockIdx.y * of.y_stride + blockIdx.x * 32 + threadIdx.x;
+            if (threadIdx.x < 32) quantise_32(results[threadIdx.x], p.levels, p.scales, at);
+        }
+        if (blockIdx.x > 0) return;
+        for (int c = threadIdx.x; c < of.rest; c += blockDim.x) y[of.rows + c] = x[p.cols + c];
+    }
+};
+
+// y_v = [W_(v mod groups) x_v[..cols] | x_v[cols..]]. For matrices of few columns: each block makes bytes of its input for
+// itself. Grid: rows * lanes / 128, vectors, matrices. Shared: 32 results, cols bytes, their scales.
+template <class F> __device__ __forceinline__ void fresh(const Fresh& p) {
+    SHARED(float, results);
+    i8* q = (i8*)(results + 32);
+    XScale* scale = (XScale*)(q + p.cols);
+    FreshPart part(p);
+    int units = p.cols / F::LEN * F::UNITS, u = part.lane;
+    i64 first = part.first * (p.cols / F::LEN);
+    Unit unit = {};
+    if (u < units) unit = F::unit(part.of.w, first + u / F::UNITS, u % F::UNITS); // comes while bytes are made
+    for (int c = threadIdx.x; c < p.cols; c += blockDim.x) quantise_32(part.x[c], q, scale, c);
+    __syncthreads();
+    float sum = 0;
+    while (u < units) {
+        int at = u / F::UNITS * F::LEN;
+        sum += unit_dot<F, Near>(unit, u % F::UNITS, q + at, scale + at / 32);
+        u += p.lanes;
+        if (u < units) unit = F::unit(part.of.w, first + u / F::UNITS, u % F::UNITS);
+    }
+    part.finish(p, sum, results);
+}
+
+template <class F> __device__ __forceinline__ void fresh_plain(const Fresh& p) {
+    SHARED(float, results);
+    FreshPart part(p);
+    float sum = 0;
+    for (int c = part.lane; c < p.cols; c += p.lanes) sum += F::value(part.of.w.plane[0], part.first * p.cols + c) * part.x[c];
+    part.finish(p, sum, results);
+}
+
+// ---- the router ----------------------------------------------------------------------------------------------------
+
+struct Router {
+    Route route;
+    Planes w;       // [experts, cols]
+    const float* x; // [tokens, cols]
+    float* logits;  // those that the choice reads
+    int* count;     // [tokens], zeros
+    int cols;       // a multiple of 4
+    int unused;
+};
+
+// The logits of the router, and the choice by the block that is last. Grid: experts, tokens: a block a logit, so that the
+// whole matrix is under way at once. Shared: a flag, what a choice takes.
+template <class F> __device__ __forceinline__ void matmul_route(const Router& p) {
+    SHARED(float, s);
+    i64 t = blockIdx.y, e = blockIdx.x;
+    float sum = 0;
+#pragma unroll 5
+    for (int c = 4 * threadIdx.x; c < p.cols; c += 4 * blockDim.x) {
+        float w[4];
+        F::four(p.w.plane[0], e * p.cols + c, w);
+        Four x = read_16(p.x + t * p.cols + c);
+#pragma unroll
+        for (int i = 0; i < 4; i++) sum += w[i] * __int_as_float(x.v[i]);
+    }
+    sum = block_sum(sum, s + 1);
+    if (threadIdx.x == 0) p.logits[t * p.route.experts + e] = sum;
+    if (last_of(p.count + t, p.route.experts, (int*)s) && threadIdx.x < 32) choose(p.route, s + 1, t);
+}
+
+// ---- feed-forward: experts, and one that every token meets ---------------------------------------------------------
+
+struct Ffn {
+    Planes gate, up, down;                      // stacks of experts
+    Planes shared_gate, shared_up, shared_down; // of the same shapes
+    const i8* q;                                // [tokens, dim]
+    const XScale* scale;
+    const int* places;    // [tokens, top_k]: where a token's experts are in the stacks, -1 for one that is not
+    const float* weights; // [tokens, top_k]
+    i8* inner;            // [tokens, top_k + shared, hidden]
+    XScale* inner_scale;
+    float* y; // [tokens, dim]
+    int dim, hidden;
+    int top_k;
+    int shared; // 0 or 1
+    int lanes;  // threads a row of down
+    int unused;
+};
+
+#define UP_LANES 8 // threads a row of gate and up: a block has the 32 rows that share a scale
+
+// SiLU(W_gate x) * W_up x as bytes, zeros for experts without a place. Grid: hidden / 32, tokens * (top_k + shared).
+template <class F> __device__ __forceinline__ void ffn_up(const Ffn& p) {
+    SHARED(float, inner);
+    int each = p.top_k + p.shared, t = blockIdx.y / each, slot = blockIdx.y % each;
+    int r = threadIdx.x / UP_LANES, lane = threadIdx.x % UP_LANES;
+    bool own = slot < p.top_k;
+    i64 m = own ? p.places[t * p.top_k + slot] : 0;
+    i64 first = (m * p.hidden + blockIdx.x * 32 + r) * (p.dim / F::LEN);
+    const Planes &w_gate = own ? p.gate : p.shared_gate, &w_up = own ? p.up : p.shared_up;
+    const i8* q = p.q + (i64)t * p.dim;
+    const XScale* scale = p.scale + (i64)t * p.dim / 32;
+    int units = m < 0 ? 0 : p.dim / F::LEN * F::UNITS;
+    float gate = 0, up = 0;
+#pragma unroll 1 // two units are under way; four take so many registers that not all blocks are
+    for (int u = lane; u < units; u += UP_LANES) {
+        int block = u / F::UNITS, i = u % F::UNITS, at = block * F::LEN;
+        Unit a = F::unit(w_gate, first + block, i), b = F::unit(w_up, first + block, i);
+        gate += unit_dot<F>(a, i, q + at, scale + at / 32);
+        up += unit_dot<F>(b, i, q + at, scale + at / 32);
+    }
+    gate = lanes_sum(gate, UP_LANES);
+    up = lanes_sum(up, UP_LANES);
+    if (lane == 0) inner[r] = gate * sigmoid(gate) * up;
+    __syncthreads();
+    i64 at = ((i64)blockIdx.y * gridDim.x + blockIdx.x) * 32 + threadIdx.x;
+    if (threadIdx.x < 32) quantise_32(inner[threadIdx.x], p.inner, p.inner_scale, at);
+}
+
+// y_t = sum over slots of weight W_down inner, and the shared one's. Grid: dim * lanes / 128, tokens. One loop over all
+// slots, so that the units of several are under way.
+template <class F> __device__ __forceinline__ void ffn_down(const Ffn& p) {
+    int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes, lane = threadIdx.x % p.lanes, t = blockIdx.y;
+    bool live = row < p.dim;
+    int each = p.top_k + p.shared, blocks = p.hidden / F::LEN, units = blocks * F::UNITS;
+    int turns = (units + p.lanes - 1) / p.lanes;
+    float y = 0;
+#pragma unroll 3
+    for (int n = 0; n < each * turns; n++) {
+        int slot = n / turns, u = n % turns * p.lanes + lane;
+        bool own = slot < p.top_k;
+        i64 m = own ? max(p.places[t * p.top_k + slot], 0) : 0;
+        float weight = own ? p.weights[t * p.top_k + slot] : 1.0f;
+        if (u < units) {
+            int block = u / F::UNITS, i = u % F::UNITS;
+            i64 at = ((i64)t * each + slot) * p.hidden + block * F::LEN;
+            Unit w = F::unit(own ? p.down : p.shared_down, (m * p.dim + (live ? row : 0)) * blocks + block, i);
+            y += weight * unit_dot<F>(w, i, p.inner + at, p.inner_scale + at / 32);
+        }
+    }
+    y = lanes_sum(y, p.lanes);
+    if (live && lane == 0) p.y[(i64)t * p.dim + row] = y;
+}

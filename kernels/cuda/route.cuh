@@ -1,0 +1,76 @@
+// The choice of a token's experts from the logits of its router.
+//
+// s = sigmoid(logits); the top_k experts with the largest s + bias, lowest index first among equals; weights are the
+// unbiased s. NaN ranks below every number. Next: route.cu.
+#pragma once
+#include "common.cuh"
+
+struct Route {
+    const float *logits, *bias;
+    int* chosen;
+    float* weights;
+    int experts, top_k, groups, top_groups;
+    int normalise;
+    float scale;
+};
+
+// Is (score a, index i) before (score b, index j)?
+__device__ __forceinline__ bool before(float a, int i, float b, int j) { return a > b || (a == b && i < j); }
+
+// The best of all lanes' candidates; index -1 is no candidate.
+__device__ __forceinline__ int warp_best(float score, int index) {
+#pragma unroll
+    for (int by = 16; by > 0; by /= 2) {
+        float s = __shfl_xor_sync(FULL, score, by);
+        int i = __shfl_xor_sync(FULL, index, by);
+        if (i >= 0 && (index < 0 || before(s, i, score, index))) score = s, index = i;
+    }
+    return index;
+}
+
+// Sum of the two best scores of a group.
+__device__ __forceinline__ float two_best(const float* s, int n) {
+    float first = -INFINITY_F, second = -INFINITY_F;
+    for (int i = 0; i < n; i++) {
+        second = fmaxf(second, fminf(s[i], first));
+        first = fmaxf(first, s[i]);
+    }
+    return n > 1 ? first + second : first;
+}
+
+// Floats of shared memory that a choice takes: [experts] scores, [experts] biased scores, [groups] sums.
+// A warp a token. At most 1024 experts.
+__device__ __forceinline__ void choose(const Route& p, float* s, i64 t) {
+    float *biased = s + p.experts, *sums = biased + p.experts;
+    int lane = threadIdx.x % 32, size = p.experts / p.groups;
+    for (int e = lane; e < p.experts; e += 32) {
+        s[e] = sigmoid(read_fresh(p.logits + t * p.experts + e));
+        float score = s[e] + p.bias[e];
+        biased[e] = score != score ? -INFINITY_F : score;
+    }
+    __syncwarp();
+    u32 taken = 0; // bit i: expert lane + 32 i is chosen or its group is out
+    if (p.top_groups < p.groups) {
+        for (int g = lane; g < p.groups; g += 32) sums[g] = two_best(biased + g * size, size);
+        __syncwarp();
+        for (int e = lane; e < p.experts; e += 32) {
+            int better = 0;
+            for (int g = 0; g < p.groups; g++) better += before(sums[g], g, sums[e / size], e / size);
+            if (better >= p.top_groups) taken |= 1u << (e / 32);
+        }
+    }
+    float sum = 0;
+    for (int k = 0; k < p.top_k; k++) {
+        float score = 0;
+        int index = -1;
+        for (int e = lane; e < p.experts; e += 32)
+            if (!(taken >> (e / 32) & 1) && (index < 0 || before(biased[e], e, score, index))) score = biased[e], index = e;
+        index = warp_best(score, index);
+        if (index % 32 == lane) taken |= 1u << (index / 32);
+        sum += s[index];
+        if (lane == 0) p.chosen[t * p.top_k + k] = index;
+    }
+    __syncwarp();
+    float norm = p.normalise ? sum + 1e-20f : 1.0f;
+    for (int k = lane; k < p.top_k; k += 32) p.weights[t * p.top_k + k] = s[p.chosen[t * p.top_k + k]] / norm * p.scale;
+}
