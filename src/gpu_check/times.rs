@@ -5,7 +5,9 @@
 
 use super::Row;
 use super::numbers::Numbers;
-use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span, Stored};
+use kernels::backend::{
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Gated, Routing, Span, Stored,
+};
 use kernels::cuda::{Cuda, MANY, Routed, Weight, room_and_planes};
 use kernels::quant::Format;
 use std::time::Instant;
@@ -41,12 +43,13 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
         (Format::Q6_K, [1, 4096, 2304]),
         (Format::Q8_0, [1, 4096, 2304]),
         (Format::Q6_K, [1, 163_840, 2304]),
-        (Format::F32, [1, 256, 2304]),
     ] {
         rows.push(product(cuda, &mut n, (format, shape), 1, memory));
     }
-    rows.push(experts(cuda, &mut n, 1, memory));
-    rows.push(delta(cuda, &mut n, 1, memory));
+    rows.push(low_ranks(cuda, &mut n, memory));
+    rows.push(delta_attention(cuda, &mut n, memory));
+    rows.push(router(cuda, &mut n, memory));
+    rows.push(mixture(cuda, &mut n, memory));
     for (format, depth) in
         [(CacheFormat::F16, 32_768), (CacheFormat::Q8_0, 32_768), (CacheFormat::F16, 262_144)]
     {
@@ -60,7 +63,7 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
         rows.push(experts(cuda, &mut n, tokens, memory));
     }
     // One by one up to 63, in chunks from 64 on.
-    for tokens in [63, 64, 1024, 8192] {
+    for tokens in [63, 64, 1024, 8192, 65_536] {
         rows.push(delta(cuda, &mut n, tokens, memory));
     }
     rows.push(attention(cuda, &mut n, (CacheFormat::F16, 32_768), 256, memory));
@@ -99,6 +102,7 @@ struct Mixture {
 const EXPERTS: usize = 256;
 const CHOSEN: usize = 8;
 const WIDTHS: [usize; 2] = [2304, 1024];
+const ROUTING: Routing = Routing { top_k: CHOSEN, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
 
 impl Mixture {
     fn new(cuda: &Cuda, n: &mut Numbers) -> Mixture {
@@ -111,8 +115,7 @@ impl Mixture {
     }
 
     fn route(&self, cuda: &Cuda, n: &mut Numbers, tokens: usize) -> Routed {
-        let how = Routing { top_k: CHOSEN, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
-        cuda.route(&cuda.tensor(tokens, EXPERTS, &n.vec(tokens * EXPERTS)), &self.bias, how)
+        cuda.route(&cuda.tensor(tokens, EXPERTS, &n.vec(tokens * EXPERTS)), &self.bias, ROUTING)
     }
 
     fn gated(&self) -> Gated<'_, Weight> {
@@ -125,6 +128,35 @@ impl Mixture {
         let operations = 6.0 * (tokens * CHOSEN * WIDTHS[0] * WIDTHS[1]) as f64;
         Floor { bytes: used * self.bytes, operations }
     }
+}
+
+fn router(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+    let stored = n.weight(Format::F32, [1, EXPERTS, WIDTHS[0]]);
+    let w: Vec<_> = (0..COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
+    let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("room");
+    let x = cuda.tensor(1, WIDTHS[0], &n.vec(WIDTHS[0]));
+    let seconds = cuda.time(COPIES, |i| drop(cuda.matmul_route(&w[i], &x, &bias, ROUTING)));
+    let floor = Floor { bytes: bytes(&stored), operations: 2.0 * (EXPERTS * WIDTHS[0]) as f64 };
+    row("matmul_route F32 2304 to 256, 1 token", seconds, floor, memory)
+}
+
+/// Other experts in each turn: those of one token are met again and would be near.
+fn mixture(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+    let mixture = Mixture::new(cuda, n);
+    let [dim, hidden] = WIDTHS;
+    let stored =
+        [[hidden, dim], [hidden, dim], [dim, hidden]].map(|[r, c]| n.weight(Format::Q4_K, [1, r, c]));
+    let shared = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("room"));
+    let x = cuda.tensor(1, dim, &n.vec(dim));
+    let routed: Vec<_> = (0..COPIES).map(|_| mixture.route(cuda, n, 1)).collect();
+    let seconds = cuda.time(COPIES, |i| {
+        let [gate, up, down] = &shared;
+        drop(cuda.mixture(mixture.gated(), Some(Gated { gate, up, down }), &x, &routed[i]));
+    });
+    let Floor { bytes: chosen, operations } = mixture.floor(1);
+    let each = (CHOSEN + 1) as f64 / CHOSEN as f64;
+    let floor = Floor { bytes: chosen * each, operations: operations * each };
+    row("mixture Q4_K 8 of 256 and shared, 1 token", seconds, floor, memory)
 }
 
 fn experts(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
@@ -186,6 +218,51 @@ fn delta(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
         operations: 7.0 * (tokens * cols * dim) as f64,
     };
     row(&format!("delta_rule 32 x 128 x 128, {tokens} tokens"), seconds, floor, memory)
+}
+
+/// The two products of a KDA layer that its decay and its gate come from.
+fn low_ranks(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+    let stored = n.weight(Format::Q8_0, [1, 4096, 128]);
+    let w: Vec<_> = (0..2 * COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
+    let x = cuda.tensor(1, 128, &n.vec(128));
+    let each = |i: usize| drop(cuda.matmul_each([&w[2 * i], &w[2 * i + 1]], [&x, &x]));
+    let seconds = cuda.time(COPIES, each);
+    let floor = Floor { bytes: 2.0 * bytes(&stored), operations: 4.0 * (4096 * 128) as f64 };
+    row("matmul_each Q8_0 128 to 4096, twice, 1 token", seconds, floor, memory)
+}
+
+fn delta_attention(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+    let (heads, dim) = (32, 128);
+    let cols = heads * dim;
+    let mut weight = |rows, cols| {
+        let one = n.vector(rows * cols, -1.0, 0.0);
+        cuda.weight(Stored { rows, cols, ..one }).expect("room")
+    };
+    let taps = [(); 3].map(|()| weight(cols, 4));
+    let [a, dt_bias, norm] = [heads, cols, dim].map(|cols| weight(1, cols));
+    let (taps, head_dim) = (taps.each_ref(), dim);
+    let (a, dt_bias, norm) = (&a, &dt_bias, &norm);
+    let w = DeltaWeights { taps, a, dt_bias, norm, head_dim, scale: 0.09, l2_eps: 1e-6, norm_eps: 1e-5 };
+    let zeros = |rows: usize, cols: usize| cuda.tensor(rows, cols, &vec![0.0; rows * cols]);
+    let state = |_| DeltaState { s: zeros(cols, dim), conv: [(); 3].map(|()| zeros(3, cols)) };
+    let mut states: Vec<_> = (0..COPIES).map(state).collect();
+    let projections = || DeltaProjections {
+        q: zeros(1, cols),
+        k: zeros(1, cols),
+        v: zeros(1, cols),
+        f: zeros(1, cols),
+        beta: zeros(1, heads),
+        gate: zeros(1, cols),
+    };
+    // Twice each, before anything is recorded: what is recorded copies nothing from the host.
+    let mut inputs: Vec<_> = (0..2 * COPIES).map(|_| projections()).collect();
+    let seconds = cuda.time(COPIES, |i| {
+        let x = inputs.pop().expect("inputs of both");
+        drop(cuda.delta_attention(&mut [Span { rows: 0..1, state: &mut states[i] }], x, &w));
+    });
+    let moved = 2 * cols * dim + 2 * 9 * cols + 3 * 4 * cols + 8 * cols;
+    let floor = Floor { bytes: 4.0 * moved as f64, operations: 7.0 * (cols * dim) as f64 };
+    row("delta_attention 32 x 128 x 128, 1 token", seconds, floor, memory)
 }
 
 fn attention(
