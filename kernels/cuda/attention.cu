@@ -149,7 +149,8 @@ KERNEL(merge, 128)(const float* parts, float* o, int n, int value_dim) {
 REGISTER(merge)
 
 #define HEADS 32      // queries of a block
-#define ROWS 32       // cache rows of a tile
+#define ROWS 16       // cache rows of a tile
+#define STAGES 3      // tiles: one is met while the next two are on their way
 #define VALUES 512    // value_dim
 #define MOST_WIDTH 576
 #define PITCH (MOST_WIDTH + 8) // halves; keeps the fragments' words in different banks
@@ -157,18 +158,18 @@ REGISTER(merge)
 
 struct TensorShared {
     u16 q[HEADS * PITCH];
-    u16 c[ROWS * PITCH];
+    u16 c[STAGES][ROWS * PITCH];
     u16 p[HEADS * P_PITCH]; // weights
-    float score[HEADS][ROWS + 1];
+    float score[2][HEADS][ROWS + 1]; // over either half of the columns
     float largest[HEADS], sum[HEADS], old[HEADS];
 };
 
 // Cache rows first..first+n as binary16; zeros after them.
-__device__ __forceinline__ void load_rows(const Attention& p, const Look& look, TensorShared& s, int first, int n) {
+__device__ __forceinline__ void load_rows(const Attention& p, const Look& look, u16* tile, int first, int n) {
     int chunks = p.cache.width / 8;
     for (int i = threadIdx.x; i < ROWS * chunks; i += blockDim.x) {
         int r = i / chunks, c = i % chunks * 8;
-        u16* to = s.c + r * PITCH + c;
+        u16* to = tile + r * PITCH + c;
         if (r >= n) {
             *(Four*)to = Four{};
             continue;
@@ -183,7 +184,6 @@ __device__ __forceinline__ void load_rows(const Attention& p, const Look& look, 
             for (int j = 0; j < 8; j++) to[j] = float_f16((float)(i8)((j < 4 ? q.x : q.y) >> (j % 4 * 8)) * d);
         }
     }
-    copies_commit();
 }
 
 // Sixteen columns of the products of 16 heads and 8 rows.
@@ -193,63 +193,60 @@ __device__ __forceinline__ void score_step(float acc[4], const u16* q, const u16
     mma_f16(acc, a, b);
 }
 
-// Scores of this warp's 16 heads x 8 rows.
-__device__ __forceinline__ void scores(const Attention& p, TensorShared& s, int n) {
+// This warp's 16 heads x 8 rows x half of the columns.
+__device__ __forceinline__ void scores(const Attention& p, TensorShared& s, const u16* tile) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4 * 2;
-    const u16* q = s.q + (warp / 4 * 16 + g) * PITCH + c;
-    const u16* k = s.c + (warp % 4 * 8 + g) * PITCH + c;
+    int heads = warp % 2 * 16, rows = warp / 2 % 2 * 8, half = warp / 4;
+    const u16* q = s.q + (heads + g) * PITCH + c;
+    const u16* k = tile + (rows + g) * PITCH + c;
     float even[4] = {}, odd[4] = {};
-    for (int d = 0; d < p.cache.width; d += 32) {
+    int d = half * p.cache.width / 2, end = d + p.cache.width / 2;
+    for (; d + 32 <= end; d += 32) {
         score_step(even, q + d, k + d);
         score_step(odd, q + d + 16, k + d + 16);
     }
+    if (d < end) score_step(even, q + d, k + d);
 #pragma unroll
-    for (int j = 0; j < 4; j++) {
-        int row = warp % 4 * 8 + c + j % 2;
-        s.score[warp / 4 * 16 + g + j / 2 * 8][row] = row < n ? (even[j] + odd[j]) * p.scale : -INFINITY_F;
-    }
+    for (int j = 0; j < 4; j++) s.score[half][heads + g + j / 2 * 8][rows + c + j % 2] = even[j] + odd[j];
 }
 
-// The softmax so far of four heads a warp, a lane a row: weights to shared memory.
-__device__ __forceinline__ void soften(TensorShared& s) {
-    int lane = threadIdx.x % 32;
+// The softmax so far of four heads a warp, two at a time, a lane a row of the n there are: weights to shared memory.
+__device__ __forceinline__ void soften(const Attention& p, TensorShared& s, int n) {
+    int r = threadIdx.x % ROWS;
 #pragma unroll
-    for (int i = 0; i < 4; i++) {
-        int h = threadIdx.x / 32 * 4 + i;
-        float score = s.score[h][lane], before = s.largest[h];
-        float now = fmaxf(before, warp_max(score));
-        float weight = expf(score - now), total = warp_sum(weight), old = expf(before - now);
-        s.p[h * P_PITCH + lane] = float_f16(weight);
-        __syncwarp();
-        if (lane == 0) s.largest[h] = now, s.sum[h] = s.sum[h] * old + total, s.old[h] = old;
+    for (int i = 0; i < 2; i++) {
+        int h = threadIdx.x / 32 * 4 + 2 * i + threadIdx.x % 32 / ROWS;
+        float score = r < n ? (s.score[0][h][r] + s.score[1][h][r]) * p.scale : -INFINITY_F;
+        float before = s.largest[h], now = fmaxf(before, score);
+#pragma unroll
+        for (int by = ROWS / 2; by > 0; by /= 2) now = fmaxf(now, __shfl_xor_sync(FULL, now, by));
+        float weight = expf(score - now), total = weight, old = expf(before - now);
+#pragma unroll
+        for (int by = ROWS / 2; by > 0; by /= 2) total += __shfl_xor_sync(FULL, total, by);
+        s.p[h * P_PITCH + r] = float_f16(weight);
+        if (r == 0) s.largest[h] = now, s.sum[h] = s.sum[h] * old + total, s.old[h] = old;
     }
 }
 
 // Adds the weighted rows to this warp's 32 heads x 64 values.
-__device__ __forceinline__ void weigh(const TensorShared& s, float acc[2][8][4]) {
+__device__ __forceinline__ void weigh(const TensorShared& s, const u16* tile, float acc[2][8][4]) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4 * 2;
+    u32 a[2][4];
 #pragma unroll
-    for (int m = 0; m < 2; m++)
+    for (int m = 0; m < 2; m++) {
+        const u16* w = s.p + (16 * m + g) * P_PITCH + c;
+        a[m][0] = *(const u32*)w, a[m][1] = *(const u32*)(w + 8 * P_PITCH);
+        a[m][2] = *(const u32*)(w + 8), a[m][3] = *(const u32*)(w + 8 * P_PITCH + 8);
+        float upper = s.old[16 * m + g], lower = s.old[16 * m + g + 8];
 #pragma unroll
-        for (int n = 0; n < 8; n++)
+        for (int n = 0; n < 8; n++) acc[m][n][0] *= upper, acc[m][n][1] *= upper, acc[m][n][2] *= lower, acc[m][n][3] *= lower;
+    }
 #pragma unroll
-            for (int j = 0; j < 4; j++) acc[m][n][j] *= s.old[16 * m + g + j / 2 * 8];
-#pragma unroll
-    for (int r = 0; r < ROWS; r += 16) {
-        u32 a[2][4];
-#pragma unroll
-        for (int m = 0; m < 2; m++) {
-            const u16* w = s.p + (16 * m + g) * P_PITCH + r + c;
-            a[m][0] = *(const u32*)w, a[m][1] = *(const u32*)(w + 8 * P_PITCH);
-            a[m][2] = *(const u32*)(w + 8), a[m][3] = *(const u32*)(w + 8 * P_PITCH + 8);
-        }
-#pragma unroll
-        for (int n = 0; n < 8; n++) {
-            u32 b[2];
-            load_transposed(b, s.c + (r + lane % 16) * PITCH + 64 * warp + 8 * n);
-            mma_f16(acc[0][n], a[0], b);
-            mma_f16(acc[1][n], a[1], b);
-        }
+    for (int n = 0; n < 8; n++) {
+        u32 b[2];
+        load_transposed(b, tile + lane % 16 * PITCH + 64 * warp + 8 * n);
+        mma_f16(acc[0][n], a[0], b);
+        mma_f16(acc[1][n], a[1], b);
     }
 }
 
@@ -266,18 +263,24 @@ KERNEL(attend_tensor, 256)(const __grid_constant__ Spans spans, int n_spans, con
         s.q[i / p.cache.width * PITCH + i % p.cache.width] = float_f16(fminf(fmaxf(q, -65504.0f), 65504.0f));
     }
     if (threadIdx.x < HEADS) s.largest[threadIdx.x] = -INFINITY_F, s.sum[threadIdx.x] = 0;
+    int tiles = (look.end - look.first + ROWS - 1) / ROWS;
+    auto load = [&](int tile) {
+        int first = look.first + tile * ROWS;
+        if (tile < tiles) load_rows(p, look, s.c[tile % STAGES], first, min(ROWS, look.end - first));
+        copies_commit(); // a group each, with rows or without
+    };
+    for (int tile = 0; tile < STAGES - 1; tile++) load(tile);
     float acc[2][8][4] = {};
-    for (int first = look.first; first < look.end; first += ROWS) {
-        int n = min(ROWS, look.end - first);
+    for (int tile = 0; tile < tiles; tile++) {
+        const u16* c = s.c[tile % STAGES];
+        copies_done<STAGES - 2>();
+        __syncthreads(); // the tile is there, and nobody meets the one before it any more, in whose place one comes
+        load(tile + STAGES - 1);
+        scores(p, s, c);
         __syncthreads();
-        load_rows(p, look, s, first, n);
-        copies_done<0>();
+        soften(p, s, min(ROWS, look.end - look.first - tile * ROWS));
         __syncthreads();
-        scores(p, s, n);
-        __syncthreads();
-        soften(s);
-        __syncthreads();
-        weigh(s, acc);
+        weigh(s, c, acc);
     }
     __syncthreads();
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;

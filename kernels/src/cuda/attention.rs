@@ -14,11 +14,14 @@ use bytemuck::{Pod, Zeroable};
 const HEADS: usize = 32;
 const VALUES: usize = 512;
 const MOST_WIDTH: usize = 576;
-const ROWS: usize = 32;
-const TENSOR_SHARED: usize =
-    2 * (HEADS + ROWS) * (MOST_WIDTH + 8) + 2 * HEADS * (ROWS + 8) + 4 * HEADS * (ROWS + 4);
-/// Values at most of `attend_plain`.
+const ROWS: usize = 16;
+const STAGES: usize = 3;
+const TENSOR_SHARED: usize = 2 * (HEADS + STAGES * ROWS) * (MOST_WIDTH + 8)
+    + 2 * HEADS * (ROWS + 8)
+    + 4 * HEADS * (2 * (ROWS + 1) + 3);
+/// Values at most of `attend_plain`, and cache rows that it takes at a time.
 const PLAIN_VALUES: usize = 512;
+const PLAIN_ROWS: usize = 32;
 /// Parts a cache is cut into at most: one for each multiprocessor of the largest cards, all but a few.
 const PARTS: usize = 128;
 /// Rows of a part at least: a part leaves as many bytes as two rows for each head, which are written and read.
@@ -115,7 +118,8 @@ impl Cuda {
                 let grid = Grid { blocks: [blocks, n, 1], threads: 256, shared: TENSOR_SHARED };
                 self.driver.launch(["attend_tensor", ""], grid, &arguments);
             } else {
-                let grid = Grid { blocks: [blocks, n, 1], threads: 128, shared: 4 * (width + 2 * ROWS) };
+                let grid =
+                    Grid { blocks: [blocks, n, 1], threads: 128, shared: 4 * (width + 2 * PLAIN_ROWS) };
                 self.driver.launch(["attend_plain", ""], grid, &arguments);
             }
         }
