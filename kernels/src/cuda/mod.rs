@@ -11,6 +11,7 @@ mod cache;
 mod code;
 mod delta;
 mod driver;
+mod expanded;
 mod experts;
 mod hot;
 mod memory;
@@ -23,14 +24,15 @@ mod weight;
 
 pub use cache::Cache;
 pub use driver::{Device, Unavailable};
+pub use expanded::{Heads, expanding_bytes};
 pub use memory::Tensor;
 pub use rows::Routed;
 pub use staging::{MANY, room_and_planes, staging_bytes};
 pub use weight::{Weight, device_bytes};
 
 use crate::backend::{
-    Backend, CacheFormat, DeltaInputs, DeltaProjections, DeltaRule, DeltaWeights, Error, Gated, Part,
-    Routing, Span, Stored, composed_delta_inputs,
+    Backend, CacheFormat, DeltaInputs, DeltaProjections, DeltaRule, DeltaWeights, Error, Expansion, Gated,
+    Part, Routing, Span, Stored, composed_delta_inputs,
 };
 use crate::cpu::Cpu;
 use driver::{Address, Driver, Grid, arg, block};
@@ -61,6 +63,8 @@ pub struct Cuda {
     carrier: Mutex<Carrier>,
     /// Chosen experts of layers in RAM that were met on the device, and all of them.
     uses: [AtomicU64; 2],
+    /// Rows whose keys and values are made at once.
+    piece: AtomicUsize,
     steps: Mutex<Steps>,
 }
 
@@ -83,6 +87,7 @@ impl Cuda {
             slots: AtomicUsize::new(0),
             carrier: Mutex::default(),
             uses: Default::default(),
+            piece: AtomicUsize::new(expanded::PIECE),
             steps: Mutex::default(),
         })
     }
@@ -196,6 +201,7 @@ impl Cuda {
 
 impl Backend for Cuda {
     const NAME: &'static str = <Cpu as Backend>::NAME;
+    const EXPANDS: bool = true;
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;
@@ -396,6 +402,16 @@ impl Backend for Cuda {
         scale: f32,
     ) -> Tensor {
         self.attend(spans, q, value_dim, scale)
+    }
+
+    fn expanded_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Tensor,
+        w: Expansion<'_, Weight>,
+        scale: f32,
+    ) -> Tensor {
+        self.expanded(spans, q, &w, scale)
     }
 
     fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
