@@ -368,8 +368,9 @@ fn expanded(cuda: &Cuda, n: &mut Numbers, quick: bool) -> Vec<Row> {
             let (most, tokens) = (past.iter().max().unwrap_or(&0), lens.iter().sum::<usize>());
             let w = [n.weight(kinds[0], [heads, latent, nope]), n.weight(kinds[1], [heads, value, latent])];
             let (rows, q) = (n.vec((most + tokens) * width), n.vec(tokens * heads * (nope + pe)));
-            let names = kinds.map(Format::name).join(", ");
-            let what = format!("expanded {format:?}, {names}, {heads} x {nope} over {spans:?}");
+            let spans: Vec<String> = spans.iter().map(|[past, own]| format!("{past}+{own}")).collect();
+            let (names, spans) = (kinds.map(Format::name).join(" "), spans.join(" "));
+            let what = format!("expanded {format:?} {heads} x {nope}, {names}, {spans}");
             all.push(compare(cuda, what, HALF, &Expanded { format, w, past, lens, width, rows, q }));
         };
     use CacheFormat::{F16, F32, Q8_0};

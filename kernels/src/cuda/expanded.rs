@@ -117,7 +117,7 @@ impl Heads {
     }
 
     fn padded(&self) -> u64 {
-        (self.latent as u64).next_multiple_of(DEEP as u64)
+        (self.latent as u64).checked_next_multiple_of(DEEP as u64).unwrap_or(u64::MAX)
     }
 
     /// Bytes of scratch for so many rows and tokens: the matrices as halves, rows, what is made of them, what goes from
@@ -127,7 +127,7 @@ impl Heads {
         let (heads, made) = (self.count as u64, MADE as u64);
         [
             bytes([heads, made, self.padded()]),
-            bytes([rows, self.padded() + PE as u64, 1]),
+            bytes([rows, self.padded().saturating_add(PE as u64), 1]),
             bytes([heads, rows, made]),
             bytes([heads, tokens, 4]),
         ]
@@ -140,8 +140,8 @@ pub fn expanding_bytes(heads: &Heads, context: u64, tokens: u64) -> u64 {
         return 0;
     }
     let rows = context.min(PIECE as u64).next_multiple_of(SIDE as u64);
-    let floats = [4, heads.count, heads.latent, heads.nope + heads.value_dim];
-    let floats = floats.into_iter().fold(1, |all: u64, n| all.saturating_mul(n as u64));
+    let floats = [heads.count, heads.latent, heads.nope + heads.value_dim];
+    let floats = floats.into_iter().fold(4, |all: u64, n| all.saturating_mul(n as u64));
     heads.scratch(rows, tokens).into_iter().fold(floats, u64::saturating_add)
 }
 
@@ -288,5 +288,22 @@ impl Cuda {
         let blocks = [span.rows.len().div_ceil(QUERIES), count, 1];
         let grid = Grid { blocks, threads: 256, shared: ATTEND_SHARED };
         self.driver.launch(["attend_expanded", ""], grid, &[block(&p)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_of_the_real_shape_has_one_size_at_every_depth() {
+        let heads = Heads { count: 32, nope: 128, pe: 64, latent: 512, value_dim: 128 };
+        assert_eq!(heads.scratch(4096, 1024), [8 << 20, 4096 * 576 * 2, 64 << 20, 256 << 10]);
+        let far = expanding_bytes(&heads, 1 << 20, 1024);
+        assert_eq!(far, (16 << 20) + heads.scratch(4096, 1024).iter().sum::<u64>());
+        assert_eq!(far, expanding_bytes(&heads, 4000, 1024));
+        assert!(expanding_bytes(&heads, 100, 1024) < far);
+        assert_eq!(expanding_bytes(&Heads { nope: 129, ..heads }, 1 << 20, 1024), 0, "over latents");
+        assert_eq!(expanding_bytes(&Heads { latent: usize::MAX, ..heads }, 1 << 20, 1024), u64::MAX);
     }
 }
