@@ -266,7 +266,7 @@ __device__ __forceinline__ void soften_keys(float scale, int seen, float s[KEYS 
         for (int n = 0; n < KEYS / 8; n++) now = fmaxf(now, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
         now = fmaxf(now, __shfl_xor_sync(FULL, now, 1));
         now = fmaxf(now, __shfl_xor_sync(FULL, now, 2));
-        float base = now == -INFINITY_F ? 0 : now * scale, sum = 0;
+        float base = now * scale, sum = 0; // a query of this piece sees its first row
         old[i] = exp2_fast(run.largest[i] * scale - base);
         run.largest[i] = now;
 #pragma unroll

@@ -367,7 +367,8 @@ fn expanded(cuda: &Cuda, n: &mut Numbers, quick: bool) -> Vec<Row> {
             let [past, lens] = [0, 1].map(|i| spans.iter().map(|span| span[i]).collect::<Vec<_>>());
             let (most, tokens) = (past.iter().max().unwrap_or(&0), lens.iter().sum::<usize>());
             let w = [n.weight(kinds[0], [heads, latent, nope]), n.weight(kinds[1], [heads, value, latent])];
-            let (rows, q) = (n.vec((most + tokens) * width), n.vec(tokens * heads * (nope + pe)));
+            let rows = n.vec((most + tokens) * width);
+            let q = n.vec(tokens * heads * (nope + pe)).iter().map(|q| q * 0.5).collect();
             let spans: Vec<String> = spans.iter().map(|[past, own]| format!("{past}+{own}")).collect();
             let (names, spans) = (kinds.map(Format::name).join(" "), spans.join(" "));
             let what = format!("expanded {format:?} {heads} x {nope}, {names}, {spans}");
