@@ -17,7 +17,7 @@ use std::ops::Range;
 /// pay from some 170 tokens on.
 pub const LONG: usize = 1024;
 
-/// How many times longer steps are in expanded form.
+/// How many times longer steps are in expanded form; where memory is planned for, steps are as long.
 pub const LONG_STEP: usize = 2;
 
 /// Who reads, and so how; snapshots of one are not used by another.

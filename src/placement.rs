@@ -5,9 +5,10 @@
 //! Planned from sizes alone, before anything is loaded, so that out of memory is foreseen and not met. It knows no
 //! backend. Next: `device`, which asks for a plan.
 
+use crate::form::{LONG, LONG_STEP};
 use crate::inspect::need::Need;
 use kernels::backend::CacheFormat;
-use kernels::cuda::{LARGE, MANY, device_bytes, room_and_planes, staging_bytes};
+use kernels::cuda::{Heads, LARGE, MANY, device_bytes, expanding_bytes, room_and_planes, staging_bytes};
 use models::gguf::read::Gguf;
 use models::kimi_linear::config::{Config, MixerKind};
 use std::fmt;
@@ -120,8 +121,7 @@ impl Demand {
         };
         let rows = (c.count(MixerKind::Mla) as u64).saturating_mul(row.next_multiple_of(16));
         demand.cache = rows.saturating_mul(context);
-        // Activations are on the device as floats and as bytes, in buffers up to a fifth too large.
-        demand.workspace = need.workspace_bytes.saturating_mul(2);
+        demand.workspace = workspace(c, wish.batch, context);
         demand
     }
 
@@ -140,6 +140,20 @@ impl Demand {
         let slots = (room.saturating_sub(aligned) / each).min(self.of_layer).min(most as u64);
         (slots as usize, if slots > 0 { slots * each + aligned } else { 0 })
     }
+}
+
+/// Activations of a step, the longest that the context lets be: far inside a long text steps are longer, and keys and values
+/// are made.
+fn workspace(c: &Config, batch: u64, context: u64) -> u64 {
+    let far = context.saturating_sub(LONG as u64);
+    let step = batch.max(batch.saturating_mul(LONG_STEP as u64).min(far));
+    let m = &c.mla;
+    let (count, nope, pe) = (m.heads, m.nope_dim, m.pe_dim);
+    let heads = Heads { count, nope, pe, latent: m.latent_dim, value_dim: m.value_dim };
+    let expands = far > 0 && c.count(MixerKind::Mla) > 0;
+    let made = if expands { expanding_bytes(&heads, context, step) } else { 0 };
+    // Activations are on the device as floats and as bytes; buffers are up to a quarter larger than what is in them.
+    Need::of(c, step).workspace_bytes.saturating_mul(2).saturating_add(made).saturating_add(made / 4)
 }
 
 impl Placement {
@@ -295,6 +309,19 @@ mod tests {
         }
         assert_eq!(d.slots_within(64 << 30, usize::MAX).0, 256);
         assert_eq!(d.slots_within(64 << 30, 7).0, 7);
+    }
+
+    /// Steps far inside a long text are twice as long and make keys and values; a short context has none.
+    #[test]
+    fn the_workspace_of_long_texts_is_foreseen() {
+        let file = Preset::Real.metadata_only();
+        let c = Config::from_gguf(&file).unwrap();
+        let of_step = |tokens| 2 * Need::of(&c, tokens).workspace_bytes;
+        assert_eq!(workspace(&c, 512, 1024), of_step(512));
+        let made = workspace(&c, 512, 1 << 20) - of_step(1024);
+        assert!((100 << 20..128 << 20).contains(&made), "{made}");
+        assert!(workspace(&c, 512, 1600) < workspace(&c, 512, 4096));
+        assert_eq!(workspace(&c, u64::MAX, u64::MAX), u64::MAX);
     }
 
     /// Each with each, in GiB.

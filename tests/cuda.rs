@@ -103,7 +103,7 @@ fn a_reply_is_the_same_with_experts_here_and_there() {
         (["--cpu-experts", "99"], "experts of 0 of 3 layers", false),
         (["--gpu-layers", "1"], "experts of 1 of 3 layers", false),
     ] {
-        let (found, told) = reply(&[&["--device", "auto", "--gpu-memory", "620M"][..], &wanted].concat());
+        let (found, told) = reply(&[&["--device", "auto", "--gpu-memory", "670M"][..], &wanted].concat());
         assert_eq!(found, expected, "{told}");
         assert!(told.contains(planned), "{told}");
         assert_eq!(told.contains("met on the GPU") && !told.contains(" 0 % of"), met, "{told}");

@@ -32,6 +32,20 @@ __device__ __forceinline__ u16 float_f16(float f) {
     return h;
 }
 
+// Two halves in a word, the first in its low bits.
+__device__ __forceinline__ u32 pack_f16(float low, float high) {
+    u32 both;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+    return both;
+}
+
+// 2^x to 22 bits; what would be denormal is zero.
+__device__ __forceinline__ float exp2_fast(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // D += A B of bytes: A [16, 32] and B [32, 8] in the fragments of mma.m16n8k32.
 __device__ __forceinline__ void mma_i8(int d[4], const u32 a[4], const u32 b[2]) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -71,6 +85,22 @@ __device__ __forceinline__ u32 tf32(float f) {
 __device__ __forceinline__ void load_transposed(u32 b[2], const u16* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(b[0]), "=r"(b[1]) : "r"(at));
+}
+
+// Four of them, as they are: lane l gives the address of row l of the thirty-two.
+__device__ __forceinline__ void load_4(u32 b[4], const u16* row) {
+    u32 at = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"(at));
+}
+
+// Four of them, transposed.
+__device__ __forceinline__ void load_4_transposed(u32 b[4], const u16* row) {
+    u32 at = (u32)__cvta_generic_to_shared(row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"(at));
 }
 
 // Sixteen bytes from global to shared memory, complete after copies_done and a barrier.

@@ -170,9 +170,9 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
     }
 }
 
-// One row of a table a vector: `chosen` holds its index. Grid: vectors, units / 128.
+// One row of a table a vector: `chosen` holds its index, or it is the vector's own. Grid: vectors, units / 128.
 template <class F> __device__ __forceinline__ void embed(const Product& p) {
-    i64 row = p.chosen[blockIdx.x];
+    i64 row = p.chosen ? p.chosen[blockIdx.x] : (int)blockIdx.x;
     int u = blockIdx.y * blockDim.x + threadIdx.x, units = p.cols / F::LEN * F::UNITS;
     if (u >= units) return;
     int block = u / F::UNITS, i = u % F::UNITS;
@@ -190,6 +190,6 @@ template <class F> __device__ __forceinline__ void embed(const Product& p) {
 // Grid: vectors, columns / 128.
 template <class F> __device__ __forceinline__ void embed_plain(const Product& p) {
     int c = blockIdx.y * blockDim.x + threadIdx.x;
-    i64 row = p.chosen[blockIdx.x];
+    i64 row = p.chosen ? p.chosen[blockIdx.x] : (int)blockIdx.x;
     if (c < p.cols) p.of[0].y[(i64)blockIdx.x * p.of[0].y_stride + c] = F::value(p.of[0].w.plane[0], row * p.cols + c);
 }

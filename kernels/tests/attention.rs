@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Numbers, cpus, error, spans, stand_in::cuda, stored};
-use kernels::backend::{Backend, CacheFormat, Expansion, Span};
+use kernels::backend::{Backend, CacheFormat, Expansion, Span, Stored};
 use kernels::cpu::Cpu;
 use kernels::quant::Format;
 use kernels::reference::Reference;
@@ -115,6 +115,77 @@ fn expanded() {
                     .collect()
             });
         }
+    }
+}
+
+/// Keys and values made on tensor cores: the real widths and narrower ones, spans around tiles beside others too short for that,
+/// and a cache of several pieces.
+#[test]
+fn expanded_in_pieces() {
+    cuda().expand_by(128);
+    let (past, lens) = ([127, 0, 200, 64, 3], [130, 33, 0, 65, 1]);
+    for (heads, [nope, pe, latent, dim], formats) in [
+        (2, [128, 64, 512, 128], [CacheFormat::F16, CacheFormat::Q8_0]),
+        (3, [40, 8, 50, 24], [CacheFormat::F32, CacheFormat::F16]),
+    ] {
+        let (mut n, width) = (Numbers(5), latent + pe);
+        let (rows, q) = (n.vec(300 * width), n.vec(230 * heads * (nope + pe)));
+        for cache_format in formats {
+            let format = match cache_format {
+                CacheFormat::Q8_0 => Format::Q8_0,
+                CacheFormat::F16 => Format::BF16,
+                CacheFormat::F32 => Format::F32,
+            };
+            let mut weight = |shape: [usize; 3]| stored(format, shape, &n.vec(shape.iter().product()));
+            let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
+            check!(format!("{cache_format:?} in pieces, {heads} heads of {nope}"), cuda within 2e-3, |b| {
+                let (k, v) = (b.weight(k.clone()).unwrap(), b.weight(v.clone()).unwrap());
+                let mut caches: Vec<_> = past.iter().map(|_| b.cache(cache_format, width)).collect();
+                for (cache, n) in caches.iter_mut().zip(past) {
+                    let before = b.tensor(n, width, &rows[..n * width]);
+                    b.append(&mut [Span { rows: 0..n, state: cache }], &before);
+                }
+                b.append(&mut spans(&lens, &mut caches), &b.tensor(230, width, &rows[..230 * width]));
+                let q = b.tensor(230, heads * (nope + pe), &q);
+                let w = Expansion { k: &k, v: &v, latent };
+                let o = b.read(&b.expanded_attention(&mut spans(&lens, &mut caches), &q, w, 0.07));
+                assert!(o[229 * heads * dim..].iter().all(|o| *o == 0.0), "rows of no span");
+                // Beside blocks, queries of the short one become bytes.
+                let exact = if format == Format::Q8_0 { 228 } else { 230 };
+                vec![o[..exact * heads * dim].to_vec()]
+            });
+        }
+    }
+}
+
+/// Queries beyond binary16 are its largest, and what is not a number stays that.
+#[test]
+fn expanded_extremes() {
+    let (heads, [nope, pe, latent, dim], tokens) = (2, [32, 16, 64, 32], 140);
+    let mut n = Numbers(6);
+    let mut weight = |shape: [usize; 3]| stored(Format::F16, shape, &n.vec(shape.iter().product()));
+    let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
+    let mut rows = vec![0.0; tokens * (latent + pe)];
+    rows[40 * (latent + pe)..][..latent + pe].fill(2.0);
+    fn run<B: Backend>(b: &B, [k, v]: [&Stored; 2], rows: &[f32], q: &[f32]) -> Vec<f32> {
+        let (tokens, width, latent) = (140, rows.len() / 140, v.cols);
+        let (k, v) = (b.weight(k.clone()).unwrap(), b.weight(v.clone()).unwrap());
+        let mut cache = b.cache(CacheFormat::F16, width);
+        let mut span = [Span { rows: 0..tokens, state: &mut cache }];
+        b.append(&mut span, &b.tensor(tokens, width, rows));
+        let w = Expansion { k: &k, v: &v, latent };
+        b.read(&b.expanded_attention(&mut span, &b.tensor(tokens, q.len() / tokens, q), w, 0.2))
+    }
+    for size in [1e-30, 1e6, -1e6, 1e30, f32::MIN] {
+        let q = vec![size; tokens * heads * (nope + pe)];
+        let [got, expected] = [run(cuda(), [&k, &v], &rows, &q), run(&Reference, [&k, &v], &rows, &q)];
+        let apart = error(&got, &expected);
+        assert!(apart <= 2e-3, "queries of {size:e}: {apart:e} of the maximum");
+    }
+    let mut q = vec![1.0; tokens * heads * (nope + pe)];
+    q[(100 * heads + 1) * (nope + pe)] = f32::NAN;
+    for (i, values) in run(cuda(), [&k, &v], &rows, &q).chunks(dim).enumerate() {
+        assert!(values.iter().all(|o| o.is_nan() == (i == 100 * heads + 1)), "token {}", i / heads);
     }
 }
 

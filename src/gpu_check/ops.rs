@@ -5,7 +5,7 @@
 
 use super::Row;
 use super::numbers::Numbers;
-use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span, Stored};
+use kernels::backend::{Backend, CacheFormat, DeltaRule, Expansion, Gated, Routing, Span, Stored};
 use kernels::cuda::{Cuda, MANY};
 use kernels::quant::Format;
 use kernels::reference::Reference;
@@ -290,6 +290,66 @@ pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
             let op = Attend { format, heads, width, values, scale, ends, rows, q };
             all.push(compare(cuda, what, tolerance, &op));
         }
+    }
+    all.extend(expanded(cuda, &mut n, quick));
+    all
+}
+
+struct Expanded {
+    format: CacheFormat,
+    /// W_k,h^T and W_v,h.
+    w: [Stored; 2],
+    /// Rows before each span, the same ones for all, and its tokens.
+    past: Vec<usize>,
+    lens: Vec<usize>,
+    width: usize,
+    rows: Vec<f32>,
+    q: Vec<f32>,
+}
+
+impl Op for Expanded {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let tokens = self.lens.iter().sum();
+        let mut caches: Vec<_> = self.past.iter().map(|_| b.cache(self.format, self.width)).collect();
+        for (cache, &n) in caches.iter_mut().zip(&self.past) {
+            let rows = b.tensor(n, self.width, &self.rows[..n * self.width]);
+            b.append(&mut [Span { rows: 0..n, state: cache }], &rows);
+        }
+        let newest = &self.rows[self.rows.len() - tokens * self.width..];
+        b.append(&mut spans(&self.lens, &mut caches), &b.tensor(tokens, self.width, newest));
+        let [k, v] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let q = b.tensor(tokens, self.q.len() / tokens, &self.q);
+        let w = Expansion { k: &k, v: &v, latent: self.w[0].rows };
+        vec![b.read(&b.expanded_attention(&mut spans(&self.lens, &mut caches), &q, w, 192_f32.powf(-0.5)))]
+    }
+}
+
+/// Attention with keys and values made of the cache, over several pieces of it: in pieces of 128 rows, and of what is usual.
+fn expanded(cuda: &Cuda, n: &mut Numbers, quick: bool) -> Vec<Row> {
+    let mut all = Vec::new();
+    let mut of =
+        |format, kinds: [Format; 2], [heads, nope, pe, latent, value]: [usize; 5], spans: &[[usize; 2]]| {
+            let width = latent + pe;
+            let [past, lens] = [0, 1].map(|i| spans.iter().map(|span| span[i]).collect::<Vec<_>>());
+            let (most, tokens) = (past.iter().max().unwrap_or(&0), lens.iter().sum::<usize>());
+            let w = [n.weight(kinds[0], [heads, latent, nope]), n.weight(kinds[1], [heads, value, latent])];
+            let rows = n.vec((most + tokens) * width);
+            let q = n.vec(tokens * heads * (nope + pe)).iter().map(|q| q * 0.5).collect();
+            let spans: Vec<String> = spans.iter().map(|[past, own]| format!("{past}+{own}")).collect();
+            let (names, spans) = (kinds.map(Format::name).join(" "), spans.join(" "));
+            let what = format!("expanded {format:?} {heads} x {nope}, {names}, {spans}");
+            all.push(compare(cuda, what, HALF, &Expanded { format, w, past, lens, width, rows, q }));
+        };
+    use CacheFormat::{F16, F32, Q8_0};
+    cuda.expand_by(128);
+    of(F16, [Format::Q8_0, Format::Q4_K], [1, 128, 64, 512, 128], &[[0, 33], [127, 65], [100, 130]]);
+    of(Q8_0, [Format::F16, Format::Q6_K], [2, 128, 64, 512, 128], &[[191, 32]]);
+    of(F32, [Format::BF16, Format::F32], [3, 40, 8, 50, 24], &[[1, 40], [255, 64]]);
+    cuda.expand_by(usize::MAX);
+    of(Q8_0, [Format::MXFP4, Format::Q5_1], [2, 96, 32, 128, 64], &[[300, 129]]);
+    if !quick {
+        of(F16, [Format::Q8_0, Format::Q8_0], [2, 128, 64, 512, 128], &[[3900, 300], [0, 700]]);
+        of(F16, [Format::Q8_0, Format::Q8_0], [32, 128, 64, 512, 128], &[[50, 200]]);
     }
     all
 }

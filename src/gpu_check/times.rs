@@ -6,9 +6,10 @@
 use super::Row;
 use super::numbers::Numbers;
 use kernels::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Gated, Routing, Span, Stored,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Expansion, Gated, Routing,
+    Span, Stored,
 };
-use kernels::cuda::{Cuda, MANY, Routed, Weight, room_and_planes};
+use kernels::cuda::{Cache, Cuda, MANY, Routed, Weight, room_and_planes};
 use kernels::quant::Format;
 use std::time::Instant;
 
@@ -67,6 +68,9 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
         rows.push(delta(cuda, &mut n, tokens, memory));
     }
     rows.push(attention(cuda, &mut n, (CacheFormat::F16, 32_768), 256, memory));
+    for depth in [4096, 32_768] {
+        rows.push(expanded(cuda, &mut n, depth, memory));
+    }
     rows.extend(experts_in_ram(cuda, &mut n));
     rows
 }
@@ -265,6 +269,35 @@ fn delta_attention(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
     row("delta_attention 32 x 128 x 128, 1 token", seconds, floor, memory)
 }
 
+/// A cache of so many rows.
+fn filled(cuda: &Cuda, n: &mut Numbers, format: CacheFormat, depth: usize) -> Cache {
+    let (width, part) = (576, 4096.min(depth));
+    let mut cache = cuda.cache(format, width);
+    let rows = cuda.tensor(part, width, &n.vec(part * width));
+    for _ in 0..depth / part {
+        cuda.append(&mut [Span { rows: 0..part, state: &mut cache }], &rows);
+    }
+    cache
+}
+
+/// 4,096 tokens, the newest of so many, with keys and values made for them: the arithmetic of that is counted too.
+fn expanded(cuda: &Cuda, n: &mut Numbers, depth: usize, memory: f64) -> Row {
+    let (tokens, heads, latent, [nope, pe, value]) = (4096, 32, 512, [128, 64, 128]);
+    let mut cache = filled(cuda, n, CacheFormat::F16, depth);
+    let mut weight = |shape| cuda.weight(n.weight(Format::Q8_0, shape)).expect("room");
+    let (k, v) = (weight([heads, latent, nope]), weight([heads, value, latent]));
+    let q = cuda.tensor(tokens, heads * (nope + pe), &n.vec(tokens * heads * (nope + pe)));
+    let seconds = cuda.time(1, |_| {
+        let mut span = [Span { rows: 0..tokens, state: &mut cache }];
+        drop(cuda.expanded_attention(&mut span, &q, Expansion { k: &k, v: &v, latent }, 0.07));
+    });
+    let read = depth * cuda.cache_row_bytes(&cache) + 4 * tokens * heads * (nope + pe + value);
+    let attended = ((nope + pe + value) * tokens) as f64 * (depth - tokens / 2) as f64;
+    let made = (latent * (nope + value) * depth) as f64;
+    let floor = Floor { bytes: read as f64, operations: 2.0 * heads as f64 * (attended + made) };
+    row(&format!("expanded F16 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
+}
+
 fn attention(
     cuda: &Cuda,
     n: &mut Numbers,
@@ -273,12 +306,7 @@ fn attention(
     memory: f64,
 ) -> Row {
     let (heads, width, values) = (32, 576, 512);
-    let mut cache = cuda.cache(format, width);
-    let part = 4096.min(depth);
-    let rows = cuda.tensor(part, width, &n.vec(part * width));
-    for _ in 0..depth / part {
-        cuda.append(&mut [Span { rows: 0..part, state: &mut cache }], &rows);
-    }
+    let mut cache = filled(cuda, n, format, depth);
     let q = cuda.tensor(tokens, heads * width, &n.vec(tokens * heads * width));
     let seconds = cuda.time(2, |_| {
         drop(cuda.latent_attention(&mut [Span { rows: 0..tokens, state: &mut cache }], &q, values, 0.07));

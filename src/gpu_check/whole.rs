@@ -34,6 +34,17 @@ fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Logits> {
     Ok(Logits { at_once, one_by_one })
 }
 
+/// Logits of the last token, of all at once with keys and values made for them.
+fn expanded<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Vec<f32>> {
+    let model = Model::load(b, file)?;
+    let (mut state, outputs) = (model.state(b, CacheFormat::F16), Outputs::Last);
+    let batch = Sequence { tokens: ids, state: &mut state, outputs, form: Form::Expanded };
+    Ok(model.forward(b, &mut [batch], &mut ()).map(|l| b.read(&l)).unwrap_or_default())
+}
+
+/// What logits may be apart where tensor cores take binary16.
+const HALF: f64 = 2e-3;
+
 /// The distance as a part of the length, and whether both prefer the same token.
 fn compare(what: String, got: &[f32], expected: &[f32], tolerance: f64) -> Row {
     let square = |x: f64| x * x;
@@ -86,6 +97,11 @@ pub fn models(cuda: &Cuda, quick: bool) -> Result<Vec<Row>> {
                 *tolerance,
             ));
         }
+    }
+    for (name, file, _) in files.iter().filter(|(name, ..)| name.ends_with("f32")) {
+        let ids: Vec<u32> = (0..if quick { 33 } else { 300 }).map(|i| (i * 37 + 11) % 900).collect();
+        let (expected, got) = (expanded(&Reference, file, &ids)?, expanded(cuda, file, &ids)?);
+        rows.push(compare(format!("{name}, {} tokens expanded", ids.len()), &got, &expected, HALF));
     }
     Ok(rows)
 }

@@ -64,7 +64,8 @@ fn workspace(c: &Config, batch: u64) -> u64 {
     let dense = 3 * c.dense_hidden;
     let moe = c.moe.routing.top_k * (3 * c.moe.hidden + c.dim) + 3 * c.moe.shared * c.moe.hidden;
     let widest = [kda, mla, dense, moe].into_iter().max().unwrap_or(0);
-    F32 * (batch * (4 * c.dim + widest) as u64 + c.vocab as u64)
+    let values = product([batch, (4 * c.dim + widest) as u64]).saturating_add(c.vocab as u64);
+    product([F32, values])
 }
 
 #[cfg(test)]

@@ -117,7 +117,8 @@ inline int atomicAdd(int* p, int v) { int old = *p; *p += v; return old; }
 inline float f16_float(u16 h) {
     u32 sign = (u32)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
     if (e == 31) return __int_as_float((int)(sign | 0x7f800000 | m << 13));
-    float f = e ? ldexpf((float)(1024 + m), (int)e - 25) : ldexpf((float)m, -24);
+    if (e) return __int_as_float((int)(sign | (e + 112) << 23 | m << 13));
+    float f = (float)m * 5.9604644775390625e-8f; // 2^-24
     return sign ? -f : f;
 }
 inline u16 float_f16(float f) {
@@ -131,6 +132,9 @@ inline u16 float_f16(float f) {
     u32 q = (u32)nearbyintf(m * 2048.0f);
     return (u16)(sign | (((u32)(e + 13) << 10) + q));
 }
+
+inline u32 pack_f16(float low, float high) { return float_f16(low) | (u32)float_f16(high) << 16; }
+inline float exp2_fast(float x) { return exp2f(x); }
 
 // ---- fragments, as the PTX manual draws them ---------------------------------------------------------------------
 
@@ -155,21 +159,21 @@ template <int K> inline void shim_mma_i8(int d[4], const u32* a, const u32* b) {
 inline void mma_i8(int d[4], const u32 a[4], const u32 b[2]) { shim_mma_i8<32>(d, a, b); }
 inline void mma_i8_16(int d[4], const u32 a[2], u32 b) { shim_mma_i8<16>(d, a, &b); }
 
+// Each lane unpacks what its own four sums need: two rows of A and two columns of B.
 inline void mma_f16(float d[4], const u32 a[4], const u32 b[2]) {
     int lane = threadIdx.x % 32;
-    float A[16][16], B[16][8];
-    for (int i = 0; i < 4; i++) { // a_i: row g + 8 (i % 2), columns 2 c + 8 (i / 2) ..
-        const u64* all = shim::gather(a[i]);
-        for (int l = 0; l < 32; l++)
-            for (int j = 0; j < 2; j++) A[l / 4 + i % 2 * 8][l % 4 * 2 + j + i / 2 * 8] = half_of(all[l], j);
+    float A[2][16], B[2][16];
+    for (int half = 0; half < 2; half++) { // a_i: row g + 8 (i % 2), columns 2 c + 8 (i / 2) ..
+        const u64* all = shim::gather(a[2 * half] | (u64)a[2 * half + 1] << 32);
+        for (int c = 0; c < 4; c++)
+            for (int j = 0; j < 4; j++) A[j / 2][8 * half + 2 * c + j % 2] = half_of(all[lane / 4 * 4 + c], j);
     }
-    for (int i = 0; i < 2; i++) { // b_i: rows 2 c + 8 i .., column g
-        const u64* all = shim::gather(b[i]);
-        for (int l = 0; l < 32; l++)
-            for (int j = 0; j < 2; j++) B[l % 4 * 2 + j + i * 8][l / 4] = half_of(all[l], j);
-    }
+    const u64* all = shim::gather(b[0] | (u64)b[1] << 32); // b_i: rows 2 c + 8 i .., column g
+    for (int i = 0; i < 2; i++)
+        for (int c = 0; c < 4; c++)
+            for (int j = 0; j < 4; j++) B[i][8 * (j / 2) + 2 * c + j % 2] = half_of(all[4 * (lane % 4 * 2 + i) + c], j);
     for (int i = 0; i < 4; i++)
-        for (int k = 0; k < 16; k++) d[i] += A[lane / 4 + i / 2 * 8][k] * B[k][lane % 4 * 2 + i % 2];
+        for (int k = 0; k < 16; k++) d[i] += A[i / 2][k] * B[i % 2][k];
 }
 
 inline u32 tf32(float f) {
@@ -192,14 +196,17 @@ inline void mma_tf32(float d[4], const u32 a[4], const u32 b[2]) {
         for (int k = 0; k < 8; k++) d[i] += A[lane / 4 + i / 2 * 8][k] * B[k][lane % 4 * 2 + i % 2];
 }
 
-inline void load_transposed(u32 b[2], const u16* row) {
-    int lane = threadIdx.x % 32;
+template <int N> inline void shim_load(u32* b, const u16* row, bool transposed) {
+    int lane = threadIdx.x % 32, r = lane / 4, c = lane % 4 * 2;
     const u64* rows = shim::gather((u64)row);
-    for (int i = 0; i < 2; i++) {
-        const u16 *first = (const u16*)rows[8 * i + lane % 4 * 2], *second = (const u16*)rows[8 * i + lane % 4 * 2 + 1];
-        b[i] = first[lane / 4] | (u32)second[lane / 4] << 16;
+    for (int i = 0; i < N; i++) {
+        const u16* const* of = (const u16* const*)(rows + 8 * i);
+        b[i] = transposed ? of[c][r] | (u32)of[c + 1][r] << 16 : of[r][c] | (u32)of[r][c + 1] << 16;
     }
 }
+inline void load_transposed(u32 b[2], const u16* row) { shim_load<2>(b, row, true); }
+inline void load_4(u32 b[4], const u16* row) { shim_load<4>(b, row, false); }
+inline void load_4_transposed(u32 b[4], const u16* row) { shim_load<4>(b, row, true); }
 
 inline void copy_16(void* to, const void* from) { shim::later(to, from); }
 inline void copies_commit() { shim::commit(); }

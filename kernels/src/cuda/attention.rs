@@ -1,6 +1,6 @@
 //! Launches of the attention over a latent cache: how it is cut into parts, and which kernel takes its shape.
 //!
-//! The arithmetic is in kernels/cuda/attention.cu. Next: `super`'s tests, which run every op on a stand-in device.
+//! The arithmetic is in kernels/cuda/attention.cu. Next: `expanded`.
 
 use super::cache::CacheShape;
 use super::driver::Address;

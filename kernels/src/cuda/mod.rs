@@ -11,6 +11,7 @@ mod cache;
 mod code;
 mod delta;
 mod driver;
+mod expanded;
 mod experts;
 mod fused;
 mod hot;
@@ -24,14 +25,15 @@ mod weight;
 
 pub use cache::Cache;
 pub use driver::{Device, Unavailable};
+pub use expanded::{Heads, expanding_bytes};
 pub use memory::Tensor;
 pub use rows::Routed;
 pub use staging::{MANY, room_and_planes, staging_bytes};
 pub use weight::{Weight, device_bytes};
 
 use crate::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, Gated, Part, Routing,
-    Span, Stored, composed_delta_attention,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, Expansion, Gated,
+    Part, Routing, Span, Stored, composed_delta_attention,
 };
 use crate::cpu::Cpu;
 use driver::{Address, Driver, Grid, arg, block};
@@ -62,6 +64,8 @@ pub struct Cuda {
     carrier: Mutex<Carrier>,
     /// Chosen experts of layers in RAM that were met on the device, and all of them.
     uses: [AtomicU64; 2],
+    /// Rows whose keys and values are made at once.
+    piece: AtomicUsize,
     steps: Mutex<Steps>,
     /// How many blocks of a launch are done, for up to [`product::FEW`] tokens: zeros between launches.
     counts: Buffer,
@@ -87,6 +91,7 @@ impl Cuda {
             slots: AtomicUsize::new(0),
             carrier: Mutex::default(),
             uses: Default::default(),
+            piece: AtomicUsize::new(expanded::PIECE),
             steps: Mutex::default(),
             counts,
         })
@@ -206,6 +211,7 @@ impl Cuda {
 
 impl Backend for Cuda {
     const NAME: &'static str = <Cpu as Backend>::NAME;
+    const EXPANDS: bool = true;
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;
@@ -407,6 +413,16 @@ impl Backend for Cuda {
         scale: f32,
     ) -> Tensor {
         self.attend(spans, q, value_dim, scale)
+    }
+
+    fn expanded_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Tensor,
+        w: Expansion<'_, Weight>,
+        scale: f32,
+    ) -> Tensor {
+        self.expanded(spans, q, &w, scale)
     }
 
     fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {

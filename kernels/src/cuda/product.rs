@@ -228,18 +228,33 @@ impl Cuda {
         }
         let recorded = self.steps().ids;
         let indices = recorded.is_none().then(|| self.buffers.upload(ids));
-        let mut of = [Matrix::zeroed(); MATRICES];
-        let cols = table.cols as i32;
-        of[0] = Matrix { planes: table.planes, y: y.at(), rows: 1, first: 0, y_stride: cols, unused: 0 };
-        let vectors = ids.len() as i32;
-        let (n, rows, groups, x_div, lanes) = (1, 1, 1, 1, 1);
         let chosen = indices.as_ref().map_or(recorded, |own| Some(own.at)).unwrap_or(0);
-        let (x, unused) = (Input::zeroed(), 0);
-        let p = Product { of, x, chosen, n, rows, cols, vectors, groups, x_div, lanes, unused };
-        let work = if table.is_block() { table.cols / 32 } else { table.cols };
-        let grid = Grid { blocks: [ids.len(), work.div_ceil(128), 1], threads: 128, shared: 0 };
-        self.driver.launch(["embed", table.format.name()], grid, &[block(&p)]);
+        self.rows_to(table, y.at(), [ids.len(), table.cols], chosen);
         y
+    }
+
+    /// The values of all matrices of a stack, one after the other.
+    pub(super) fn floats_of(&self, w: &Weight) -> Buffer {
+        let each = w.rows * w.cols; // rows are whole blocks: a matrix is as good as one long row
+        let y = self.buffers.bytes(4 * w.count * each);
+        if w.count * each > 0 {
+            self.rows_to(w, y.at, [w.count, each], 0);
+        }
+        y
+    }
+
+    /// So many rows of `cols` values: those chosen, or the first ones.
+    fn rows_to(&self, w: &Weight, y: Address, [n, cols]: [usize; 2], chosen: Address) {
+        let mut of = [Matrix::zeroed(); MATRICES];
+        let [vectors, width] = [n, cols].map(|n| n as i32);
+        let planes = w.on_device().planes;
+        of[0] = Matrix { planes, y, rows: 1, first: 0, y_stride: width, unused: 0 };
+        let (x, unused) = (Input::zeroed(), 0);
+        let (n_of, rows, groups, x_div, lanes) = (1, 1, 1, 1, 1);
+        let p = Product { of, x, chosen, n: n_of, rows, cols: width, vectors, groups, x_div, lanes, unused };
+        let work = if w.is_block() { cols / 32 } else { cols };
+        let grid = Grid { blocks: [n, work.div_ceil(128), 1], threads: 128, shared: 0 };
+        self.driver.launch(["embed", w.format.name()], grid, &[block(&p)]);
     }
 
     /// SiLU(gate) * up, where both come from one input.

@@ -1,0 +1,351 @@
+// Causal attention with keys and values of each head made out of the cache, for spans of many tokens:
+//
+//   k_hs = [W_k,h^T c_s | pe_s]    v_hs = W_v,h c_s    o_ht = sum_s softmax_s(scale q_ht . k_hs) v_hs
+//
+// The cache is met in pieces of some thousand rows. Of a piece, expand_rows makes its rows binary16 whatever they are stored
+// as, `expand` multiplies them by the heads' matrices, and attend_expanded takes 128 queries of a head over the result; largest
+// scores, sums and values so far go from piece to piece through memory. Rows, keys and values stand at the widths of the real
+// shape; narrower ones have zeros after them, which changes no sum.
+//
+// By count, over a row, a token and a head: 320 multiplications and 131,072 / tokens to make the key and the value, where
+// attention.cu has 1,088. A warp of attend_expanded reads 40 KB of shared memory a tile of 64 keys for 160 products of its 16
+// queries: as many cycles as the products take on sm_80, half on sm_89, where it is bound by arithmetic. A block has 8 warps and
+// a multiprocessor one block (registers, and the 99 KB of consumer cards). Not yet run on a GPU. Next: host/shim.h.
+#include "cache.cuh"
+
+#define NOPE 128            // columns of a key that are made
+#define PE 64               // and those that are the row's own
+#define VALUE 128           // of a value
+#define MADE (NOPE + VALUE) // halves that are made of a row for a head
+
+// The value as binary16, the largest there is for what is beyond it; NaN stays.
+__device__ __forceinline__ float in_half(float x) { return x != x ? x : fminf(fmaxf(x, -65504.0f), 65504.0f); }
+
+struct Halves {
+    const float *k, *v; // [heads, latent, nope], [heads, value_dim, latent]
+    u16* weights;       // [heads, MADE, padded]
+    int latent, padded, nope, value_dim;
+};
+
+// The heads' matrices as rows of latents, zeros beyond them. Grid: padded / 32, MADE / 32, heads; a tile of 32 x 32 a block,
+// which turns those of keys round.
+KERNEL(expand_weights, 256)(const __grid_constant__ Halves p) {
+    SHARED(float, tile);
+    int lane = threadIdx.x % 32, h = blockIdx.z, first = 32 * blockIdx.x, made = 32 * blockIdx.y;
+    for (int i = threadIdx.x / 32; i < 32; i += 8) {
+        float x = 0;
+        if (made < NOPE) {
+            int l = first + i, m = made + lane;
+            if (l < p.latent && m < p.nope) x = p.k[((i64)h * p.latent + l) * p.nope + m];
+            tile[lane * 33 + i] = x;
+        } else {
+            int l = first + lane, m = made - NOPE + i;
+            if (l < p.latent && m < p.value_dim) x = p.v[((i64)h * p.value_dim + m) * p.latent + l];
+            tile[i * 33 + lane] = x;
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x / 32; i < 32; i += 8)
+        p.weights[((i64)h * MADE + made + i) * p.padded + first + lane] = float_f16(in_half(tile[i * 33 + lane]));
+}
+REGISTER(expand_weights)
+
+struct Rows {
+    const Header* header;
+    u16* rows; // [rows of the launch, padded + PE]
+    CacheShape cache;
+    int first, n; // rows of the cache; the launch's others are zeros
+    int latent, padded;
+};
+
+// Rows of a cache as binary16, the latent and pe each with zeros after them. Grid: rows.
+KERNEL(expand_rows, 128)(const __grid_constant__ Rows p) {
+    int r = blockIdx.x;
+    const u8* row = r < p.n ? cache_row(p.header, p.cache, p.first + r) : 0;
+    u16* to = p.rows + (i64)r * (p.padded + PE);
+    for (int c = threadIdx.x; c < p.padded + PE; c += 128) {
+        int from = c < p.padded ? c : p.latent + c - p.padded;
+        bool live = row && from < (c < p.padded ? p.latent : p.cache.width);
+        to[c] = live ? float_f16(in_half(cache_value(row, p.cache, from))) : 0;
+    }
+}
+REGISTER(expand_rows)
+
+#define SIDE 128               // rows and columns of a block of `expand`
+#define DEEP 32                // latents of a turn
+#define DEEP_PITCH (DEEP + 8)  // halves; eight rows of it begin in different banks, as all pitches here
+#define SIDE_PITCH (SIDE + 8)
+
+struct Expand {
+    const u16 *rows, *weights;
+    u16* made; // [heads, n, MADE]
+    int n;     // rows, a multiple of SIDE
+    int padded;
+};
+
+struct ExpandShared {
+    u16 rows[2][SIDE * DEEP_PITCH];
+    u16 weights[2][SIDE * DEEP_PITCH];
+};
+
+// Latents `at`.. of the block's rows and columns begin to arrive: four threads a row.
+__device__ __forceinline__ void load_deep(const Expand& p, ExpandShared& s, int at) {
+    int stage = at / DEEP % 2, c = threadIdx.x % 4 * 8;
+#pragma unroll
+    for (int r = threadIdx.x / 4; r < SIDE; r += 64) {
+        copy_16(s.rows[stage] + r * DEEP_PITCH + c, p.rows + ((i64)blockIdx.y * SIDE + r) * (p.padded + PE) + at + c);
+        copy_16(s.weights[stage] + r * DEEP_PITCH + c, p.weights + ((i64)blockIdx.x * SIDE + r) * p.padded + at + c);
+    }
+    copies_commit();
+}
+
+// Adds the products of 32 latents to this warp's 32 rows x 64 columns.
+__device__ __forceinline__ void expand_step(const u16* rows, const u16* weights, float acc[2][8][4]) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    rows += (warp % 4 * 32 + lane % 16) * DEEP_PITCH + lane / 16 * 8;
+    weights += (warp / 4 * 64 + lane / 16 * 8 + lane % 8) * DEEP_PITCH + lane / 8 % 2 * 8;
+#pragma unroll 1 // two take more registers than two blocks of a multiprocessor have
+    for (int k = 0; k < DEEP; k += 16) {
+        u32 a[2][4];
+#pragma unroll
+        for (int m = 0; m < 2; m++) load_4(a[m], rows + 16 * m * DEEP_PITCH + k);
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+            u32 b[4];
+            load_4(b, weights + 16 * n * DEEP_PITCH + k);
+#pragma unroll
+            for (int m = 0; m < 2; m++) mma_f16(acc[m][2 * n], a[m], b), mma_f16(acc[m][2 * n + 1], a[m], b + 2);
+        }
+    }
+}
+
+// Keys or values of a head of 128 rows. Grid: heads * 2, rows / 128.
+KERNEL(expand, 256)(const __grid_constant__ Expand p) {
+    SHARED(ExpandShared, shared);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float acc[2][8][4] = {};
+    load_deep(p, *shared, 0);
+    for (int at = 0; at < p.padded; at += DEEP) {
+        if (at + DEEP < p.padded) load_deep(p, *shared, at + DEEP);
+        else copies_commit(); // of nothing, so that all but the newest are waited for
+        copies_done<1>();
+        __syncthreads();
+        expand_step(shared->rows[at / DEEP % 2], shared->weights[at / DEEP % 2], acc);
+        __syncthreads();
+    }
+    u16* tile = (u16*)shared; // results go out in whole rows
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int n = 0; n < 8; n++)
+#pragma unroll
+            for (int i = 0; i < 2; i++) {
+                int r = warp % 4 * 32 + 16 * m + lane / 4 + 8 * i, c = warp / 4 * 64 + 8 * n + lane % 4 * 2;
+                float low = in_half(acc[m][n][2 * i]), high = in_half(acc[m][n][2 * i + 1]);
+                *(u32*)(tile + r * SIDE_PITCH + c) = pack_f16(low, high);
+            }
+    __syncthreads();
+    for (int i = threadIdx.x; i < SIDE * SIDE / 8; i += 256) {
+        int r = i / (SIDE / 8), c = i % (SIDE / 8) * 8;
+        i64 row = (i64)(blockIdx.x / 2) * p.n + (i64)blockIdx.y * SIDE + r;
+        *(Four*)(p.made + row * MADE + blockIdx.x % 2 * SIDE + c) = *(const Four*)(tile + r * SIDE_PITCH + c);
+    }
+}
+REGISTER(expand)
+
+#define QUERIES 128 // of a block: sixteen a warp
+#define KEYS 64     // of a tile
+#define K_PITCH (NOPE + PE + 8)
+#define V_PITCH (VALUE + 8)
+
+struct Expanded {
+    const float* q;        // [tokens of the batch, heads, nope + pe]
+    float* o;              // [tokens of the batch, heads, value_dim], between pieces not yet divided by the sums
+    float* carry;          // [tokens of the span, heads, 2]: the largest score and the sum of weights between pieces
+    const u16 *rows, *made;
+    int first, tokens;     // the span's in the batch
+    int before;            // rows of the cache before them
+    int from, to;          // rows of the cache that the piece is
+    int n;                 // rows that there is room for in `made`
+    int heads, nope, pe, value_dim, padded;
+    float scale;           // above zero, for powers of 2
+};
+
+struct ExpandedShared {
+    u16 k[2][KEYS * K_PITCH];
+    u16 v[2][KEYS * V_PITCH];
+};
+
+// What a lane has of the softmax of its two queries, g and g + 8 of the warp's sixteen.
+struct Running {
+    float o[VALUE / 8][4];
+    float largest[2], sum[2]; // the sum is this lane's own part
+};
+
+// A tile of the piece begins to arrive: four threads a row.
+__device__ __forceinline__ void load_keys(const Expanded& p, ExpandedShared& s, int tile) {
+    int r = threadIdx.x / 4, c = threadIdx.x % 4 * 8;
+    i64 row = KEYS * tile + r;
+    const u16* made = p.made + ((i64)blockIdx.y * p.n + row) * MADE + c;
+    const u16* pe = p.rows + row * (p.padded + PE) + p.padded + c;
+    u16 *k = s.k[tile % 2] + r * K_PITCH + c, *v = s.v[tile % 2] + r * V_PITCH + c;
+#pragma unroll
+    for (int i = 0; i < NOPE; i += 32) copy_16(k + i, made + i);
+#pragma unroll
+    for (int i = 0; i < PE; i += 32) copy_16(k + NOPE + i, pe + i);
+#pragma unroll
+    for (int i = 0; i < VALUE; i += 32) copy_16(v + i, made + NOPE + i);
+    copies_commit();
+}
+
+// Column c of a query as keys have them.
+__device__ __forceinline__ float query(const Expanded& p, const float* q, int c) {
+    int at = c < NOPE ? c : c - NOPE + p.nope;
+    return q && at < (c < NOPE ? p.nope : p.nope + p.pe) ? in_half(q[at]) : 0;
+}
+
+// Whether a token sees rows of the piece: the others were finished by an earlier one.
+__device__ __forceinline__ bool is_live(const Expanded& p, int token) {
+    return token < p.tokens && p.before + token >= p.from;
+}
+
+// This warp's queries as fragments, and what earlier pieces left.
+__device__ __forceinline__ void begin(const Expanded& p, int token, u32 q[(NOPE + PE) / 16][4], Running& run) {
+    int c = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        bool live = is_live(p, token + 8 * i);
+        i64 of_batch = (i64)(p.first + token + 8 * i) * p.heads + blockIdx.y;
+        const float* from = live ? p.q + of_batch * (p.nope + p.pe) : 0;
+#pragma unroll
+        for (int k = 0; k < (NOPE + PE) / 16; k++) {
+            q[k][i] = pack_f16(query(p, from, 16 * k + c), query(p, from, 16 * k + c + 1));
+            q[k][2 + i] = pack_f16(query(p, from, 16 * k + c + 8), query(p, from, 16 * k + c + 9));
+        }
+        bool carried = live && p.from > 0;
+        const float* carry = p.carry + ((i64)(token + 8 * i) * p.heads + blockIdx.y) * 2;
+        run.largest[i] = carried ? carry[0] : -INFINITY_F;
+        run.sum[i] = carried && c == 0 ? carry[1] : 0;
+#pragma unroll
+        for (int n = 0; n < VALUE / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++) {
+                int at = 8 * n + c + j;
+                run.o[n][2 * i + j] = carried && at < p.value_dim ? p.o[of_batch * p.value_dim + at] : 0;
+            }
+    }
+}
+
+// Products of sixteen queries and the tile's keys.
+__device__ __forceinline__ void score_keys(const u16* keys, const u32 q[(NOPE + PE) / 16][4], float s[KEYS / 8][4]) {
+    int lane = threadIdx.x % 32;
+    keys += (lane / 16 * 8 + lane % 8) * K_PITCH + lane / 8 % 2 * 8;
+#pragma unroll
+    for (int k = 0; k < (NOPE + PE) / 16; k++)
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; n++) {
+            u32 b[4];
+            load_4(b, keys + 16 * n * K_PITCH + 16 * k);
+            mma_f16(s[2 * n], q[k], b);
+            mma_f16(s[2 * n + 1], q[k], b + 2);
+        }
+}
+
+// Scores become weights. Query g sees the first `seen` keys of the tile, query g + 8 eight more.
+__device__ __forceinline__ void soften_keys(float scale, int seen, float s[KEYS / 8][4], Running& run) {
+    int c = threadIdx.x % 4 * 2;
+    if (seen < KEYS)
+#pragma unroll
+        for (int i = 0; i < KEYS / 8 * 4; i++)
+            if (i / 4 * 8 + c + i % 2 >= seen + i % 4 / 2 * 8) s[i / 4][i % 4] = -INFINITY_F;
+    float old[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        float now = run.largest[i];
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++) now = fmaxf(now, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
+        now = fmaxf(now, __shfl_xor_sync(FULL, now, 1));
+        now = fmaxf(now, __shfl_xor_sync(FULL, now, 2));
+        float base = now * scale, sum = 0; // a query of this piece sees its first row
+        old[i] = exp2_fast(run.largest[i] * scale - base);
+        run.largest[i] = now;
+#pragma unroll
+        for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+            for (int j = 2 * i; j < 2 * i + 2; j++) sum += s[n][j] = exp2_fast(s[n][j] * scale - base);
+        run.sum[i] = run.sum[i] * old[i] + sum;
+    }
+    if (old[0] != 1 || old[1] != 1) // seldom, once the largest of a long past is met
+#pragma unroll
+        for (int i = 0; i < VALUE / 8 * 4; i++) run.o[i / 4][i % 4] *= old[i % 4 / 2];
+}
+
+// Adds the weighted values.
+__device__ __forceinline__ void weigh_values(const u16* values, const float s[KEYS / 8][4], Running& run) {
+    int lane = threadIdx.x % 32;
+    values += lane % 16 * V_PITCH + lane / 16 * 8;
+#pragma unroll
+    for (int k = 0; k < KEYS / 16; k++) {
+        const float *low = s[2 * k], *high = s[2 * k + 1];
+        u32 a[4] = {pack_f16(low[0], low[1]), pack_f16(low[2], low[3]), pack_f16(high[0], high[1]), pack_f16(high[2], high[3])};
+#pragma unroll
+        for (int n = 0; n < VALUE / 16; n++) {
+            u32 b[4];
+            load_4_transposed(b, values + 16 * k * V_PITCH + 16 * n);
+            mma_f16(run.o[2 * n], a, b);
+            mma_f16(run.o[2 * n + 1], a, b + 2);
+        }
+    }
+}
+
+// Results of queries that see no later piece, and of the others what that needs.
+__device__ __forceinline__ void finish(const Expanded& p, int token, Running& run) {
+    int c = threadIdx.x % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 2; i++, token += 8) {
+        float sum = run.sum[i] + __shfl_xor_sync(FULL, run.sum[i], 1);
+        sum += __shfl_xor_sync(FULL, sum, 2);
+        if (!is_live(p, token)) continue;
+        bool last = p.before + token < p.to;
+        float norm = last ? 1 / sum : 1;
+        float* carry = p.carry + ((i64)token * p.heads + blockIdx.y) * 2;
+        if (!last && c == 0) carry[0] = run.largest[i], carry[1] = sum;
+        float* o = p.o + ((i64)(p.first + token) * p.heads + blockIdx.y) * p.value_dim;
+#pragma unroll
+        for (int n = 0; n < VALUE / 8; n++)
+#pragma unroll
+            for (int j = 0; j < 2; j++)
+                if (8 * n + c + j < p.value_dim) o[8 * n + c + j] = run.o[n][2 * i + j] * norm;
+    }
+}
+
+// Grid: tokens / 128 from the last, which see the most, heads.
+KERNEL(attend_expanded, 256)(const __grid_constant__ Expanded p) {
+    SHARED(ExpandedShared, shared);
+    ExpandedShared& s = *shared;
+    int of_block = (gridDim.x - 1 - blockIdx.x) * QUERIES, of_warp = of_block + threadIdx.x / 32 * 16;
+    int token = of_warp + threadIdx.x % 32 / 4;
+    // Rows of the piece that the newest token sees, of the block and of this warp; none where there is no such token.
+    int end = min(p.to, p.before + min(of_block + QUERIES, p.tokens)) - p.from;
+    int own = of_warp < p.tokens ? min(p.to, p.before + min(of_warp + 16, p.tokens)) - p.from : 0;
+    if (end <= 0) return;
+    u32 q[(NOPE + PE) / 16][4];
+    Running run;
+    load_keys(p, s, 0);
+    begin(p, token, q, run);
+    for (int tile = 0; tile * KEYS < end; tile++) {
+        if ((tile + 1) * KEYS < end) load_keys(p, s, tile + 1);
+        else copies_commit();
+        copies_done<1>();
+        __syncthreads();
+        if (tile * KEYS < own) {
+            float scores[KEYS / 8][4] = {};
+            score_keys(s.k[tile % 2], q, scores);
+            soften_keys(p.scale, p.before + token + 1 - p.from - tile * KEYS, scores, run);
+            weigh_values(s.v[tile % 2], scores, run);
+        }
+        __syncthreads();
+    }
+    finish(p, token, run);
+}
+REGISTER(attend_expanded)

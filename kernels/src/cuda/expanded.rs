@@ -1,0 +1,309 @@
+//! Launches of the attention that makes keys and values of each head out of the cache, for spans of many tokens.
+//!
+//! The cache is met in pieces of [`PIECE`] rows, so that what is made takes the same memory at every depth. Shapes wider
+//! than the real model's, and spans of few tokens, go over latents. The arithmetic is in kernels/cuda/expanded.cu.
+//! Next: `super`'s tests, which run every op on a stand-in device.
+
+use super::cache::CacheShape;
+use super::driver::Address;
+use super::memory::{Buffer, Tensor};
+use super::{Cache, Cuda, Grid, Weight, arg, block};
+use crate::backend::{Expansion, Span};
+use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+/// Widths of what the kernels make at most, as in expanded.cu.
+const NOPE: usize = 128;
+const PE: usize = 64;
+const VALUE: usize = 128;
+const MADE: usize = NOPE + VALUE;
+/// Rows and columns of a block of `expand`, and latents of its turn.
+const SIDE: usize = 128;
+const DEEP: usize = 32;
+/// Queries of a block of `attend_expanded`, and keys of a tile.
+const QUERIES: usize = 128;
+const KEYS: usize = 64;
+/// Bytes of shared memory: the tile of `expand_weights`, `ExpandShared`, `ExpandedShared`.
+const WEIGHTS_SHARED: usize = 4 * 32 * 33;
+const EXPAND_SHARED: usize = 2 * 2 * 2 * SIDE * (DEEP + 8);
+const ATTEND_SHARED: usize = 2 * 2 * KEYS * (NOPE + PE + 8 + VALUE + 8);
+/// Rows whose keys and values are made at once: 64 MiB for 32 heads. What goes from one piece to the next, 32 KiB a token
+/// read and written beside 84 million multiplications and additions, then takes a few hundredths of the time.
+pub(super) const PIECE: usize = 4096;
+/// Tokens from which a span is worth making keys and values. By count it is 170; over latents each token reads the cache
+/// anew, which costs several times what the count says. Not yet measured.
+const FEWEST: usize = 32;
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Halves {
+    floats: [Address; 2],
+    weights: Address,
+    latent: i32,
+    padded: i32,
+    nope: i32,
+    value_dim: i32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Rows {
+    header: Address,
+    rows: Address,
+    cache: CacheShape,
+    first: i32,
+    n: i32,
+    latent: i32,
+    padded: i32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Expand {
+    rows: Address,
+    weights: Address,
+    made: Address,
+    n: i32,
+    padded: i32,
+}
+
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+struct Expanded {
+    q: Address,
+    o: Address,
+    carry: Address,
+    rows: Address,
+    made: Address,
+    first: i32,
+    tokens: i32,
+    before: i32,
+    from: i32,
+    to: i32,
+    n: i32,
+    heads: i32,
+    nope: i32,
+    pe: i32,
+    value_dim: i32,
+    padded: i32,
+    scale: f32,
+}
+
+/// Sizes of the heads.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// How many.
+    pub count: usize,
+    /// Columns of a key that are made of the latent.
+    pub nope: usize,
+    /// And those that are the row's own.
+    pub pe: usize,
+    /// Columns of the latent.
+    pub latent: usize,
+    /// Columns of a value.
+    pub value_dim: usize,
+}
+
+impl Heads {
+    /// Whether the kernels take them.
+    fn fit(&self) -> bool {
+        let Heads { count, nope, pe, latent, value_dim } = *self;
+        (1..=65_535).contains(&count)
+            && nope <= NOPE
+            && pe <= PE
+            && (1..=VALUE).contains(&value_dim)
+            && latent > 0
+    }
+
+    fn padded(&self) -> u64 {
+        (self.latent as u64).checked_next_multiple_of(DEEP as u64).unwrap_or(u64::MAX)
+    }
+
+    /// Bytes of scratch for so many rows and tokens: the matrices as halves, rows, what is made of them, what goes from
+    /// piece to piece.
+    fn scratch(&self, rows: u64, tokens: u64) -> [u64; 4] {
+        let bytes = |factors: [u64; 3]| factors.into_iter().fold(2, u64::saturating_mul);
+        let (heads, made) = (self.count as u64, MADE as u64);
+        [
+            bytes([heads, made, self.padded()]),
+            bytes([rows, self.padded().saturating_add(PE as u64), 1]),
+            bytes([heads, rows, made]),
+            bytes([heads, tokens, 4]),
+        ]
+    }
+}
+
+/// Bytes on the device that attention of a step in expanded form takes beside its inputs and results.
+pub fn expanding_bytes(heads: &Heads, context: u64, tokens: u64) -> u64 {
+    if !heads.fit() {
+        return 0;
+    }
+    let rows = context.min(PIECE as u64).next_multiple_of(SIDE as u64);
+    let floats = [heads.count, heads.latent, heads.nope + heads.value_dim];
+    let floats = floats.into_iter().fold(4, |all: u64, n| all.saturating_mul(n as u64));
+    heads.scratch(rows, tokens).into_iter().fold(floats, u64::saturating_add)
+}
+
+/// What the launches of a call share.
+struct Call<'a> {
+    q: &'a Tensor,
+    o: &'a Tensor,
+    heads: Heads,
+    weights: Buffer,
+    rows: Buffer,
+    made: Buffer,
+    carry: Buffer,
+    scale: f32,
+}
+
+impl Cuda {
+    /// From here on keys and values are made of so many rows at once, rounded up to 128, as many as usual at most: for checks
+    /// of what goes from piece to piece.
+    pub fn expand_by(&self, rows: usize) {
+        self.piece.store(rows.clamp(1, PIECE).next_multiple_of(SIDE), Ordering::Relaxed);
+    }
+
+    pub(super) fn expanded(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Tensor,
+        w: &Expansion<'_, Weight>,
+        scale: f32,
+    ) -> Tensor {
+        let (count, latent) = (w.k.count, w.latent);
+        assert_eq!((w.k.rows, w.v.cols), (latent, latent), "columns of the latent that the matrices take");
+        assert!(count > 0 && q.cols.is_multiple_of(count), "{} columns in {count} heads", q.cols);
+        assert_eq!(w.v.count, count, "heads of the values' matrices");
+        let (nope, value_dim) = (w.k.cols, w.v.rows);
+        let pe = (q.cols / count).checked_sub(nope).expect("queries as wide as what keys are made of");
+        let heads = Heads { count, nope, pe, latent, value_dim };
+        let takes = heads.fit() && scale > 0.0;
+        let all = spans.iter_mut().map(|s| Span { rows: s.rows.clone(), state: &mut *s.state });
+        let with_rows = all.filter(|span| !span.rows.is_empty());
+        let (mut long, mut short): (Vec<_>, Vec<_>) =
+            with_rows.partition(|span| takes && span.rows.len() >= FEWEST);
+        if long.is_empty() && !short.is_empty() {
+            return self.over_latents(&mut short, q, w, scale);
+        }
+        let o = self.spanned(q.rows, count * value_dim, &long);
+        if !long.is_empty() {
+            self.long_spans(&mut long, [q, &o], w, &heads, scale);
+        }
+        if !short.is_empty() {
+            let rest = self.over_latents(&mut short, q, w, scale); // zeros in the rows of the others
+            self.each("add", o.len(), &[arg(o.at()), arg(rest.at())]);
+        }
+        o
+    }
+
+    /// As the default of the op.
+    fn over_latents(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Tensor,
+        w: &Expansion<'_, Weight>,
+        scale: f32,
+    ) -> Tensor {
+        let q = self.by_head(w.k, q);
+        self.by_head(w.v, &self.attend(spans, &q, w.latent, scale))
+    }
+
+    fn long_spans(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        [q, o]: [&Tensor; 2],
+        w: &Expansion<'_, Weight>,
+        heads: &Heads,
+        scale: f32,
+    ) {
+        let rows = spans.iter().map(|span| span.state.len()).max().unwrap_or(0);
+        let tokens = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0);
+        let piece = rows.next_multiple_of(SIDE).min(self.piece.load(Ordering::Relaxed));
+        let sizes = heads.scratch(piece as u64, tokens as u64);
+        let [weights, rows, made, carry] = sizes.map(|bytes| self.buffers.bytes(bytes as usize));
+        self.halves(w, heads, weights.at);
+        let scale = scale * std::f32::consts::LOG2_E;
+        let call = Call { q, o, heads: *heads, weights, rows, made, carry, scale };
+        for span in spans {
+            let (len, width) = (span.state.len(), span.state.width());
+            assert_eq!(width, heads.latent + heads.pe, "width of the cache, of the latent and of pe");
+            assert!(span.rows.len() <= len, "more queries than rows");
+            span.state.prepare(0);
+            for first in (0..len).step_by(piece) {
+                self.one_piece(&call, span, first..len.min(first + piece));
+            }
+        }
+    }
+
+    /// The heads' matrices as rows of halves.
+    fn halves(&self, w: &Expansion<'_, Weight>, heads: &Heads, weights: Address) {
+        let floats = [w.k, w.v].map(|w| self.floats_of(w));
+        let padded = heads.padded() as usize;
+        let [latent, padded_arg, nope, value_dim] =
+            [heads.latent, padded, heads.nope, heads.value_dim].map(|n| n as i32);
+        let floats_at = floats.each_ref().map(|f| f.at);
+        let p = Halves { floats: floats_at, weights, latent, padded: padded_arg, nope, value_dim };
+        let blocks = [padded / 32, MADE / 32, heads.count];
+        let grid = Grid { blocks, threads: 256, shared: WEIGHTS_SHARED };
+        self.driver.launch(["expand_weights", ""], grid, &[block(&p)]);
+    }
+
+    /// A span's tokens over a piece of its cache.
+    fn one_piece(&self, call: &Call<'_>, span: &Span<'_, Cache>, piece: Range<usize>) {
+        let Heads { count, nope, pe, latent, value_dim } = call.heads;
+        let room = piece.len().next_multiple_of(SIDE);
+        let before = span.state.len() - span.rows.len();
+        let [first, tokens, from, to, n] =
+            [span.rows.start, span.rows.len(), piece.start, piece.end, room].map(|n| n as i32);
+        let [latent, padded] = [latent as i32, call.heads.padded() as i32];
+        let (header, cache) = (span.state.header(), span.state.shape());
+        let rows = Rows { header, rows: call.rows.at, cache, first: from, n: to - from, latent, padded };
+        let grid = Grid { blocks: [room, 1, 1], threads: 128, shared: 0 };
+        self.driver.launch(["expand_rows", ""], grid, &[block(&rows)]);
+        let (rows, weights, made) = (call.rows.at, call.weights.at, call.made.at);
+        let expand = Expand { rows, weights, made, n, padded };
+        let grid = Grid { blocks: [2 * count, room / SIDE, 1], threads: 256, shared: EXPAND_SHARED };
+        self.driver.launch(["expand", ""], grid, &[block(&expand)]);
+        let [before, heads, nope, pe, value_dim] = [before, count, nope, pe, value_dim].map(|n| n as i32);
+        let p = Expanded {
+            q: call.q.at(),
+            o: call.o.at(),
+            carry: call.carry.at,
+            rows,
+            made,
+            first,
+            tokens,
+            before,
+            from,
+            to,
+            n,
+            heads,
+            nope,
+            pe,
+            value_dim,
+            padded,
+            scale: call.scale,
+        };
+        let blocks = [span.rows.len().div_ceil(QUERIES), count, 1];
+        let grid = Grid { blocks, threads: 256, shared: ATTEND_SHARED };
+        self.driver.launch(["attend_expanded", ""], grid, &[block(&p)]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scratch_of_the_real_shape_has_one_size_at_every_depth() {
+        let heads = Heads { count: 32, nope: 128, pe: 64, latent: 512, value_dim: 128 };
+        assert_eq!(heads.scratch(4096, 1024), [8 << 20, 4096 * 576 * 2, 64 << 20, 256 << 10]);
+        let far = expanding_bytes(&heads, 1 << 20, 1024);
+        assert_eq!(far, (16 << 20) + heads.scratch(4096, 1024).iter().sum::<u64>());
+        assert_eq!(far, expanding_bytes(&heads, 4000, 1024));
+        assert!(expanding_bytes(&heads, 100, 1024) < far);
+        assert_eq!(expanding_bytes(&Heads { nope: 129, ..heads }, 1 << 20, 1024), 0, "over latents");
+        assert_eq!(expanding_bytes(&Heads { latent: usize::MAX, ..heads }, 1 << 20, 1024), u64::MAX);
+    }
+}
