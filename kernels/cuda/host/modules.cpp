@@ -5,6 +5,7 @@
 #include "../delta_chunk.cu"
 #include "../route.cu"
 #include "../attention.cu"
+#include "../sample.cu"
 #define FORMAT Q4_0
 #include "../product.cu"
 #undef FORMAT
