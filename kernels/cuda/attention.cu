@@ -4,7 +4,7 @@
 // The rows of a cache are split into parts that blocks take at the same time; a part leaves its largest score, its sum
 // of weights and its weighted values, and `merge` joins the parts. attend_tensor meets 32 heads of a token at once, so
 // a row is read once for them all; attend_plain is for shapes it does not take and for caches in f32.
-// Next: host/shim.h.
+// Next: sample.cu.
 #include "cache.cuh"
 
 struct Attention {

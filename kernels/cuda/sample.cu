@@ -7,7 +7,7 @@
 // Bound by latency: a row of 160,000 is 640 KiB, which the product before has left in the L2 cache. So a row goes over as
 // many blocks as multiprocessors and more (parts of 1024 values, sorted in shared memory as far as the best m need it), and
 // few launches follow each other: lists of m, in descending order, are merged by two until one is left, 4096 keys a block.
-// m is a power of two of at most 256. For m = 1 all this is a tree of maxima. Next: attention.cu.
+// m is a power of two of at most 256. For m = 1 all this is a tree of maxima. Next: host/shim.h.
 #include "common.cuh"
 
 #define PART 1024  // values of a block
