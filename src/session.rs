@@ -19,7 +19,7 @@ pub struct Session<'e, B: Backend> {
     engine: &'e Engine<B>,
     state: State<B>,
     tokens: Vec<u32>,
-    /// After the last token; none before the first, and where it was not the prompt's last.
+    /// After the last token; none before the first, and where more of the prompt was to come.
     scores: Option<Scores<'e, B>>,
     marks: Vec<usize>,
     /// Where the question about a document begins in the next prompt.
@@ -125,7 +125,7 @@ impl<'e, B: Backend> Session<'e, B> {
 
     fn insert(&self, always: bool) {
         let Engine { backend, store, .. } = self.engine;
-        if !self.tokens.is_empty() && !self.apart {
+        if !self.tokens.is_empty() && !self.apart && store.takes() {
             store.insert(backend, &self.tokens, &self.state, self.logits(), always);
         }
     }

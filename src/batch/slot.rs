@@ -161,7 +161,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             return;
         }
         let logits = logits.next().expect("a row of logits for every sequence whose tokens are all in");
-        if reading {
+        if reading && self.engine.store.takes() {
             self.keep(logits.values(), false);
         }
         self.choose(&logits);
