@@ -16,7 +16,7 @@ use kimi::snapshot::options::StoreOptions;
 use models::kimi_linear::mla::Form;
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const PROMPT: [u32; 5] = [70, 80, 90, 100, 110];
 /// Changes nothing, but all logits are asked for.
@@ -32,6 +32,12 @@ const GREEDY: Sampling = Sampling {
     frequency_penalty: 0.0,
     seed: 3,
 };
+
+/// One test at a time: while a backend records a step, another must not issue work to the same stand-in.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// The demonstration model.
 fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Engine<B> {
@@ -58,7 +64,7 @@ fn calls(engine: &Engine<Profiled<Cuda>>) -> [u64; 2] {
 
 #[test]
 fn a_reply_takes_the_best_logits_where_they_are_enough() {
-    let engine = engine(Profiled::new);
+    let (_alone, engine) = (alone(), engine(Profiled::new));
     let reply = |sampling| {
         let mut ids = Vec::new();
         let request = Request {
@@ -108,7 +114,7 @@ impl Client for Listener {
 /// In a batch each has its own row: the best of all rows are found at once, and rows are read for those who need them.
 #[test]
 fn rows_of_a_batch_are_read_one_by_one() {
-    let engine = engine(Profiled::new);
+    let (_alone, engine) = (alone(), engine(Profiled::new));
     let run = |how: &[Sampling; 3]| {
         let heard = Arc::new(Mutex::new(vec![Vec::new(); 3]));
         let mut batch = Batch::new(&engine, Limits { slots: 3, bytes: 1 << 30 });
@@ -142,7 +148,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
 /// Logits are what they were however many steps come after them, done one by one, recorded or replayed.
 #[test]
 fn held_logits_stay() {
-    let engine = engine(|cuda| cuda);
+    let (_alone, engine) = (alone(), engine(|cuda| cuda));
     let Engine { backend, model, .. } = &engine;
     let steps = |held: bool| {
         let mut state = model.state(backend, CacheFormat::F16);
