@@ -152,14 +152,14 @@ fn reply<B: Backend>(
     };
     let mut reply = Reply::new(session.engine(), request.prompt, rules);
     loop {
-        let choice = reply.choose(session.logits());
+        let choice = reply.choose(&session.scores().ok_or(Error::Empty)?);
         let mut flow = choice.token.map_or(ControlFlow::Continue(()), |token| on(Event::Token(token)));
         if flow.is_continue() && !choice.text.is_empty() {
             flow = on(Event::Text(&choice.text));
         }
         match (choice.token, choice.ended) {
             (_, Some(ended)) => return Ok((reply.generated(), ended)),
-            (Some(token), None) if flow.is_continue() => drop(session.push(token)?),
+            (Some(token), None) if flow.is_continue() => session.push(token)?,
             _ => break,
         }
     }

@@ -30,6 +30,7 @@ pub mod prompt;
 pub mod remote;
 pub mod reply;
 pub mod sample;
+pub mod scores;
 pub mod serve;
 pub mod session;
 pub mod snapshot;

@@ -2,7 +2,9 @@
 //!
 //! Ops are eager, so the time of a call is the time of its work. It computes nothing itself. Next: `bench`.
 
-use kernels::backend::{Backend, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
+use kernels::backend::{
+    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored,
+};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -100,6 +102,7 @@ fn inner<'a, W>(w: &Gated<'a, Weight<W>>) -> Gated<'a, W> {
 impl<B: Backend> Backend for Profiled<B> {
     const NAME: &'static str = B::NAME;
     const EXPANDS: bool = B::EXPANDS;
+    const BEST: usize = B::BEST;
     type Tensor = B::Tensor;
     type Weight = Weight<B::Weight>;
     type Cache = B::Cache;
@@ -220,6 +223,9 @@ impl<B: Backend> Backend for Profiled<B> {
         let bytes = rows(&self.inner) as u64 + w.k.bytes() + w.v.bytes();
         let w = Expansion { k: &w.k.inner, v: &w.v.inner, latent: w.latent };
         self.time(|| "expanded_attention".into(), bytes, |b| b.expanded_attention(spans, q, w, scale))
+    }
+    fn best(&self, x: &B::Tensor, n: usize) -> Vec<Best> {
+        self.plain("best", |b| b.best(x, n))
     }
     fn route(&self, logits: &B::Tensor, bias: &Self::Weight, how: Routing) -> B::Routed {
         self.plain("route", |b| b.route(logits, &bias.inner, how))

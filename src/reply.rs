@@ -5,6 +5,7 @@
 
 use crate::engine::Engine;
 use crate::sample::{Constraint, Sampler, Sampling};
+use crate::scores::Row;
 use crate::stream::Stream;
 use kernels::backend::Backend;
 
@@ -92,8 +93,8 @@ impl<'e> Reply<'e> {
         self.tokens.len() - self.prompt
     }
 
-    /// Chooses the next token by its logits `[vocab]`. Not to be called after the end.
-    pub fn choose(&mut self, logits: &[f32]) -> Choice {
+    /// Chooses the next token by its logits. Not to be called after the end.
+    pub fn choose<B: Backend>(&mut self, logits: &Row<'_, '_, B>) -> Choice {
         if self.tokens.len() >= self.limit {
             return self.end(None, Ended::Length);
         }
@@ -123,11 +124,13 @@ impl<'e> Reply<'e> {
         Choice { token, text: self.rest(), ended: Some(why) }
     }
 
-    fn draw(&mut self, logits: &[f32]) -> Result<u32, String> {
+    fn draw<B: Backend>(&mut self, logits: &Row<'_, '_, B>) -> Result<u32, String> {
         let Some(constraint) = &mut self.constraint else {
-            return Ok(self.sampler.sample(logits, &self.tokens, None));
+            let best = self.sampler.wants_best().and_then(|n| logits.best(n));
+            let token = best.and_then(|best| self.sampler.sample_best(best));
+            return Ok(token.unwrap_or_else(|| self.sampler.sample(logits.values(), &self.tokens, None)));
         };
-        let token = self.sampler.sample(logits, &self.tokens, constraint.allowed()?);
+        let token = self.sampler.sample(logits.values(), &self.tokens, constraint.allowed()?);
         constraint.accept(token)?;
         Ok(token)
     }

@@ -1,6 +1,10 @@
 //! From logits to one token: penalties, then top-k, top-p, min-p, temperature, and a seeded draw, in the order
 //! and with the meaning of llama.cpp. A leaf: knows no model and no text.
+//!
+//! Most tokens are chosen among few: where the best logits are enough to tell ([`Sampler::sample_best`]), the others need
+//! not be brought from a device. Both ways draw alike.
 
+use kernels::backend::Best;
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 use std::collections::HashMap;
@@ -75,6 +79,10 @@ pub fn random_seed() -> u64 {
     RandomState::new().hash_one(0)
 }
 
+/// Candidates that are drawn from in descending order at most, so that the best of the logits are drawn from as all are;
+/// more are drawn from in the order of their ids.
+const SORTED: usize = 256;
+
 /// Draws tokens, one sequence's worth.
 pub struct Sampler {
     how: Sampling,
@@ -117,9 +125,7 @@ impl Sampler {
     /// The next token after `recent`, from its logits `[vocab]`, among those whose bit is set in `allowed`. NaN
     /// counts as impossible.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32], allowed: Option<&[u32]>) -> u32 {
-        let counts = self.how.presence_penalty != 0.0 || self.how.frequency_penalty != 0.0;
-        let as_they_are = self.how.repeat_penalty == 1.0 && !counts && self.bias.is_empty();
-        if self.how.temperature <= 0.0 && as_they_are && allowed.is_none() {
+        if self.how.temperature <= 0.0 && self.as_they_are() && allowed.is_none() {
             return argmax(logits);
         }
         let may = |i: &u32| allowed.is_none_or(|bits| bits[*i as usize / 32] >> (i % 32) & 1 == 1);
@@ -129,17 +135,51 @@ impl Sampler {
         self.lean();
         self.penalise(recent);
         let token = self.choose();
-        if counts {
+        if self.counts() {
             *self.drawn.entry(token).or_default() += 1;
         }
         token
+    }
+
+    /// How many of the best logits are likely to be enough for [`Sampler::sample_best`]; None where they never are.
+    pub fn wants_best(&self) -> Option<usize> {
+        let Sampling { temperature, top_k, top_p, min_p, .. } = self.how;
+        let cuts = top_k > 0 || top_p < 1.0 || min_p > 0.0;
+        match self.as_they_are() {
+            true if temperature <= 0.0 => Some(1),
+            true if cuts => Some(SORTED),
+            _ => None,
+        }
+    }
+
+    /// The token that [`Sampler::sample`] takes of all logits, but for the rounding of a sum, if their best ones are enough
+    /// to tell; None changes nothing.
+    pub fn sample_best(&mut self, best: &Best) -> Option<u32> {
+        self.wants_best()?;
+        let Some((most, likeliest)) = best.top.first().copied() else { return Some(0) };
+        if self.how.temperature <= 0.0 {
+            return Some(likeliest);
+        }
+        self.candidates.clear();
+        self.candidates.extend_from_slice(&best.top);
+        let others = (!best.whole).then_some(f64::from(best.sum));
+        (most.is_finite() && self.keep_likely(others)).then(|| self.draw())
+    }
+
+    /// Whether logits are taken as the model gives them.
+    fn as_they_are(&self) -> bool {
+        self.how.repeat_penalty == 1.0 && !self.counts() && self.bias.is_empty()
+    }
+
+    fn counts(&self) -> bool {
+        self.how.presence_penalty != 0.0 || self.how.frequency_penalty != 0.0
     }
 
     fn choose(&mut self) -> u32 {
         if self.how.temperature <= 0.0 || self.candidates.is_empty() {
             return self.candidates.iter().copied().reduce(better).map_or(0, |(_, i)| i);
         }
-        self.keep_likely();
+        self.keep_likely(None);
         self.draw()
     }
 
@@ -168,26 +208,45 @@ impl Sampler {
         }
     }
 
-    /// Cuts by top-k, top-p and min-p; at least one candidate stays.
-    fn keep_likely(&mut self) {
+    /// Cuts by top-k, top-p and min-p; at least one candidate stays. Where there are others besides the candidates, none more
+    /// likely, `with_others` is the sum of all weights e^(l - best). Whether none of the others would stay.
+    fn keep_likely(&mut self, with_others: Option<f64>) -> bool {
         let all = &mut self.candidates;
-        if self.how.top_k > 0 && self.how.top_k < all.len() {
+        let mut alone = with_others.is_none();
+        if self.how.top_k > 0 && self.how.top_k <= all.len() {
             all.select_nth_unstable_by(self.how.top_k - 1, descending);
             all.truncate(self.how.top_k);
+            alone = true;
         }
         let best = all.iter().copied().reduce(better).map_or(0.0, |(l, _)| l);
-        // Tokens e^-30 below the best carry no weight in f32.
-        all.retain(|(l, _)| *l >= best - 30.0);
+        // Tokens e^-30 below the best carry no weight in f32. Where a candidate goes, all others do.
+        let keep = |all: &mut Vec<(f32, u32)>, floor: f32| {
+            let before = all.len();
+            all.retain(|(l, _)| *l >= floor || *l == best);
+            all.len() < before
+        };
+        alone |= keep(all, best - 30.0);
         if self.how.top_p < 1.0 {
-            keep_nucleus(all, best, self.how.top_p);
+            let total = match with_others {
+                Some(total) if !alone => total,
+                _ => all.iter().map(|(l, _)| f64::from((l - best).exp())).sum(),
+            };
+            // How much of the others top-k leaves is not known.
+            if !alone && self.how.top_k > 0 {
+                return false;
+            }
+            alone |= keep_nucleus(all, best, total, self.how.top_p);
         }
         if self.how.min_p > 0.0 {
-            let floor = best + self.how.min_p.ln();
-            all.retain(|(l, _)| *l >= floor || *l == best);
+            alone |= keep(all, best + self.how.min_p.ln());
         }
+        alone
     }
 
     fn draw(&mut self) -> u32 {
+        if self.candidates.len() <= SORTED {
+            self.candidates.sort_unstable_by(descending);
+        }
         let (best, likeliest) = self.candidates.iter().copied().reduce(better).unwrap_or_default();
         let weight = |l: f32| f64::from((l - best) / self.how.temperature).exp();
         let total: f64 = self.candidates.iter().map(|(l, _)| weight(*l)).sum();
@@ -202,14 +261,15 @@ impl Sampler {
     }
 }
 
+/// -0 equals 0.
 fn descending(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
-    b.0.total_cmp(&a.0).then(a.1.cmp(&b.1))
+    (b.0 + 0.0).total_cmp(&(a.0 + 0.0)).then(a.1.cmp(&b.1))
 }
 
-/// Keeps the most likely candidates that together have the probability `top_p`. They are few as a rule, so no more are
-/// sorted than are needed: all of a vocabulary of 164,000 would take longer than a layer of the model.
-fn keep_nucleus(all: &mut Vec<(f32, u32)>, best: f32, top_p: f32) {
-    let total: f32 = all.iter().map(|(l, _)| (l - best).exp()).sum();
+/// Keeps the most likely candidates that together have the part `top_p` of all weights, or all candidates if they have
+/// less; whether they have it. They are few as a rule, so no more are sorted than are needed: all of a vocabulary of 164,000
+/// would take longer than a layer of the model.
+fn keep_nucleus(all: &mut Vec<(f32, u32)>, best: f32, total: f64, top_p: f32) -> bool {
     let (mut sum, mut sorted) = (0.0, 0);
     while sorted < all.len() {
         let piece = (8 * sorted).max(64).min(all.len() - sorted);
@@ -219,13 +279,15 @@ fn keep_nucleus(all: &mut Vec<(f32, u32)>, best: f32, top_p: f32) {
         }
         rest[..piece].sort_unstable_by(descending);
         for (l, _) in &rest[..piece] {
-            sum += (l - best).exp() / total;
+            sum += f64::from((l - best).exp()) / total;
             sorted += 1;
-            if sum >= top_p {
-                return all.truncate(sorted);
+            if sum >= f64::from(top_p) {
+                all.truncate(sorted);
+                return true;
             }
         }
     }
+    false
 }
 
 /// The most likely token, the lowest id among equals; 0 where every logit is NaN.
@@ -241,6 +303,8 @@ fn better(a: (f32, u32), b: (f32, u32)) -> (f32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gpu_check::numbers::Numbers;
+    use kernels::reference::best;
 
     const GREEDY: Sampling = Sampling {
         temperature: 0.0,
@@ -298,7 +362,8 @@ mod tests {
             };
             let least = all.iter().take_while(inside).count() + 1;
             let mut kept = logits.clone();
-            keep_nucleus(&mut kept, all[0].0, top_p);
+            let weights: f64 = kept.iter().map(|(l, _)| f64::from((l - all[0].0).exp())).sum();
+            keep_nucleus(&mut kept, all[0].0, weights, top_p);
             assert_eq!(kept, all[..kept.len()]);
             let mass: f64 =
                 all[..kept.len().saturating_sub(1)].iter().map(|(l, _)| f64::from(*l).exp() / total).sum();
@@ -359,5 +424,79 @@ mod tests {
         assert_eq!(sample(&[(1, -100.0)], None), 2);
         assert_eq!(sample(&[], Some(&[0b101])), 2);
         assert_eq!(sample(&[(2, -9.0), (1, 9.0)], Some(&[0b101])), 0);
+    }
+
+    /// Logits of many shapes: flat and peaked, with ties, with few numbers, with none.
+    fn shapes(n: &mut Numbers) -> Vec<Vec<f32>> {
+        let mut all = Vec::new();
+        for len in [1, 3, 255, 256, 257, 900, 2000] {
+            for width in [0.0, 1.0, 15.0, 200.0] {
+                let row: Vec<f32> = n.vec(len).iter().map(|x| x * width).collect();
+                all.push(row.iter().map(|x| x.round()).collect());
+                all.push(row.iter().map(|x| if x.sin() < 0.2 { f32::NAN } else { *x }).collect());
+                all.push(row.iter().map(|x| if x.sin() < 0.9 { f32::NEG_INFINITY } else { *x }).collect());
+                all.push(row);
+            }
+            all.push((0..len).map(|i| -1.3 * (1.0 + (i * 7919 % len) as f32).ln()).collect());
+            all.extend([f32::NAN, f32::NEG_INFINITY, f32::INFINITY, -0.0].map(|x| vec![x; len]));
+        }
+        all
+    }
+
+    /// With the same seed, the best logits alone lead to the token that all lead to, or leave the sampler as it was.
+    #[test]
+    fn the_best_logits_are_enough_or_say_so() {
+        let mut n = Numbers::new(3);
+        let (mut enough, mut not) = (0, 0);
+        for logits in shapes(&mut n) {
+            let bests = [1, 20, 256].map(|most| best(&logits, most));
+            for _ in 0..40 {
+                let i = n.uniform(0.0, 600.0) as usize; // a setting
+                let how = Sampling {
+                    temperature: [0.0, 0.2, 0.6, 1.0, 3.0][i % 5],
+                    top_k: [0, 0, 1, 19, 20, 256][i / 5 % 6],
+                    top_p: [0.0, 0.5, 0.95, 0.9999, 1.0][i / 30 % 5],
+                    min_p: [0.0, 0.001, 0.1, 1.0][i / 150],
+                    seed: i as u64,
+                    ..GREEDY
+                };
+                for best in &bests {
+                    let [mut one, mut other] = [(); 2].map(|()| Sampler::new(how));
+                    for _ in 0..2 {
+                        let found = one.sample_best(best);
+                        *if found.is_some() { &mut enough } else { &mut not } += 1;
+                        let found = found.unwrap_or_else(|| one.sample(&logits, &[], None));
+                        assert_eq!(found, other.sample(&logits, &[], None), "{how:?}, {best:?}");
+                    }
+                }
+            }
+        }
+        assert!(enough > 15_000 && not > 5_000, "{enough} enough, {not} not");
+    }
+
+    /// The best 256 are enough where a tail falls like i^-1.5 or faster, which tails of language do as a rule; all logits are
+    /// asked for where nothing is cut, or changed.
+    #[test]
+    fn what_is_likely_is_among_the_best() {
+        let how = Sampling { temperature: 0.6, top_p: 0.95, ..GREEDY };
+        let enough = |how: Sampling, exponent: f32| {
+            let logits: Vec<f32> = (0..163_840).map(|i| -exponent * (1.0 + i as f32).ln()).collect();
+            Sampler::new(how).sample_best(&best(&logits, 256)).is_some()
+        };
+        assert_eq!([1.0, 1.3, 1.5, 2.0, 4.0].map(|x| enough(how, x)), [false, false, true, true, true]);
+        assert!(enough(Sampling { top_k: 256, ..how }, 0.1) && !enough(Sampling { top_k: 257, ..how }, 0.1));
+        assert!(enough(Sampling { temperature: 0.0, ..how }, 0.0));
+        let all = Sampling { top_p: 1.0, ..how };
+        assert!(!enough(all, 2.0) && enough(Sampling { min_p: 0.05, ..all }, 1.0));
+        let wants = |how| Sampler::new(how).wants_best();
+        assert_eq!((wants(how), wants(GREEDY), wants(all)), (Some(256), Some(1), None));
+        for changed in [
+            Sampling { repeat_penalty: 1.1, ..how },
+            Sampling { presence_penalty: 0.1, ..how },
+            Sampling { frequency_penalty: -0.1, ..GREEDY },
+        ] {
+            assert_eq!(wants(changed), None);
+        }
+        assert_eq!(Sampler::new(GREEDY).with_bias(vec![(1, 2.0)]).wants_best(), None);
     }
 }

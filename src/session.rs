@@ -4,6 +4,7 @@
 //! It knows tokens, not text. Next: [`crate::generate`].
 
 use crate::engine::Engine;
+use crate::scores::{Row, Scores};
 use crate::snapshot::Source;
 use crate::snapshot::disk::WORTH_TOKENS;
 use crate::snapshot::options::WAYPOINT_TOKENS;
@@ -18,7 +19,8 @@ pub struct Session<'e, B: Backend> {
     engine: &'e Engine<B>,
     state: State<B>,
     tokens: Vec<u32>,
-    logits: Vec<f32>,
+    /// After the last token; none before the first, and where more of the prompt was to come.
+    scores: Option<Scores<'e, B>>,
     marks: Vec<usize>,
     /// Where the question about a document begins in the next prompt.
     question: Option<usize>,
@@ -73,7 +75,7 @@ impl<'e, B: Backend> Session<'e, B> {
             engine,
             state,
             tokens: Vec::new(),
-            logits: Vec::new(),
+            scores: None,
             marks: Vec::new(),
             question: None,
             apart: false,
@@ -90,9 +92,14 @@ impl<'e, B: Backend> Session<'e, B> {
         &self.tokens
     }
 
-    /// The logits after the last token; empty before the first.
+    /// The logits after the last token; none before the first.
+    pub fn scores(&self) -> Option<Row<'_, 'e, B>> {
+        self.scores.as_ref()?.rows().next()
+    }
+
+    /// Their values, brought here; none before the first.
     pub fn logits(&self) -> &[f32] {
-        &self.logits
+        self.scores().map_or(&[], |row| row.values())
     }
 
     /// Asks for snapshots at these lengths of the next prompt: where a system message or a document ends.
@@ -118,8 +125,8 @@ impl<'e, B: Backend> Session<'e, B> {
 
     fn insert(&self, always: bool) {
         let Engine { backend, store, .. } = self.engine;
-        if !self.tokens.is_empty() && !self.apart {
-            store.insert(backend, &self.tokens, &self.state, &self.logits, always);
+        if !self.tokens.is_empty() && !self.apart && store.takes() {
+            store.insert(backend, &self.tokens, &self.state, self.logits(), always);
         }
     }
 
@@ -154,10 +161,11 @@ impl<'e, B: Backend> Session<'e, B> {
         self.check(prompt)?;
         let Engine { backend, store, .. } = self.engine;
         let own = self.tokens.len();
-        let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || !self.logits.is_empty());
+        let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || self.scores.is_some());
         let mut source = (usable && own > 0).then_some(Source::Live);
         if let Some(hit) = store.longest(backend, prompt, usable.then_some(own)) {
-            (self.state, self.logits) = (hit.state, hit.logits);
+            self.state = hit.state;
+            self.scores = Some(hit.logits).filter(|l| !l.is_empty()).map(|l| Scores::of(self.engine, l));
             self.apart = false;
             self.tokens.clear();
             self.tokens.extend_from_slice(&prompt[..hit.len]);
@@ -169,13 +177,13 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     /// Appends one token and computes the logits after it.
-    pub fn push(&mut self, token: u32) -> Result<&[f32], Error> {
+    pub fn push(&mut self, token: u32) -> Result<(), Error> {
         self.engine.check_ids(self.tokens.len(), &[token])?;
         self.engine.check_room(self.tokens.len() + 1)?;
         self.process(&[token], Form::Absorbed, true);
         let len = self.tokens.len();
         self.apart |= self.engine.apart(&self.tokens, len - 1..len);
-        Ok(&self.logits)
+        Ok(())
     }
 
     fn process(&mut self, tokens: &[u32], form: Form, last: bool) {
@@ -184,10 +192,7 @@ impl<'e, B: Backend> Session<'e, B> {
         let mut batch = [Sequence { tokens, state: &mut self.state, outputs, form }];
         let logits = model.forward(backend, &mut batch, &mut ());
         self.tokens.extend_from_slice(tokens);
-        self.logits.clear();
-        if let Some(logits) = logits {
-            self.logits = backend.read(&logits);
-        }
+        self.scores = logits.map(|logits| Scores::new(self.engine, logits, 1));
     }
 
     /// [`Engine::check`].

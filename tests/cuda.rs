@@ -78,6 +78,23 @@ fn a_reply_is_the_same_on_the_device() {
     assert!(told.contains("GiB on the GPU"), "{told}");
 }
 
+/// What is drawn from the best logits alone is drawn from all of them too, which a penalty on none of the tokens asks for.
+#[test]
+fn a_reply_from_the_best_logits_is_that_from_all() {
+    let reply = |how: &[&str], seed: &str| {
+        let args = ["generate", "--raw", "-n", "12", "--no-cache", "--device", "cuda", "--seed", seed, "The"];
+        stdout(&kimi(&[&args[..], how].concat()))
+    };
+    let all = ["--repeat-penalty", "2", "--repeat-last-n", "0"];
+    for how in
+        [&["--temp", "0"][..], &[], &["--temp", "1.5", "--top-k", "9"], &["--min-p", "0.1", "--top-p", "1"]]
+    {
+        for seed in ["1", "2"] {
+            assert_eq!(reply(how, seed), reply(&[how, &all].concat(), seed), "{how:?}, seed {seed}");
+        }
+    }
+}
+
 /// Some experts of each layer in slots, the others by the CPU: the same tokens, and the share that was met in slots is told.
 #[test]
 fn a_reply_is_the_same_with_experts_here_and_there() {

@@ -10,7 +10,7 @@
 // By count, over a row, a token and a head: 320 multiplications and 131,072 / tokens to make the key and the value, where
 // attention.cu has 1,088. A warp of attend_expanded reads 40 KB of shared memory a tile of 64 keys for 160 products of its 16
 // queries: as many cycles as the products take on sm_80, half on sm_89, where it is bound by arithmetic. A block has 8 warps and
-// a multiprocessor one block (registers, and the 99 KB of consumer cards). Not yet run on a GPU. Next: host/shim.h.
+// a multiprocessor one block (registers, and the 99 KB of consumer cards). Not yet run on a GPU. Next: sample.cu.
 #include "cache.cuh"
 
 #define NOPE 128            // columns of a key that are made

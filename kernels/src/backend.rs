@@ -99,6 +99,8 @@ pub trait Backend: Send + Sync + 'static {
     const NAME: &'static str;
     /// Whether [`Backend::expanded_attention`] makes keys and values.
     const EXPANDS: bool = false;
+    /// Values of a row that [`Backend::best`] finds at most; 0 where rows are read instead.
+    const BEST: usize = 0;
     /// f32 `[rows, cols]`: activations and recurrent state.
     type Tensor: Send + Sync;
     /// A weight on the device, in its stored format.
@@ -330,6 +332,25 @@ pub trait Backend: Send + Sync + 'static {
         }
         y
     }
+
+    // ---- what is chosen --------------------------------------------------------------------------------
+
+    /// The `n` best values of each row, for backends that have them sooner than [`Backend::read`] has all; at most
+    /// [`Backend::BEST`].
+    fn best(&self, _x: &Self::Tensor, n: usize) -> Vec<Best> {
+        panic!("the best {n} values where a backend offers {}", Self::BEST)
+    }
+}
+
+/// The best values of a row, of those that are numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Best {
+    /// The largest values and their columns, in descending order, the lowest column first among equals; -0 equals 0.
+    pub top: Vec<(f32, u32)>,
+    /// Whether the row has no other numbers for sure: there were fewer than asked for, or no more columns.
+    pub whole: bool,
+    /// sum_i e^(x_i - max x) over the row; of no use where the largest value is infinite or there is none.
+    pub sum: f32,
 }
 
 /// [`Backend::delta_attention`] of the ops it stands for; `see_g` is shown the log-decay.

@@ -4,7 +4,7 @@
 //! no care of memory. It shares no arithmetic with the other backends but the block formats themselves.
 //! Next: `cpu`, the same ops fast.
 
-use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
+use crate::backend::{Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
 use std::ops::Range;
 
 /// The oracle backend.
@@ -151,6 +151,7 @@ fn rank(score: f32) -> f32 {
 impl Backend for Reference {
     const NAME: &'static str = "reference";
     const EXPANDS: bool = true;
+    const BEST: usize = 256;
     type Tensor = Matrix;
     type Weight = Stored;
     type Cache = Cache;
@@ -454,6 +455,22 @@ impl Backend for Reference {
         }
         y
     }
+
+    fn best(&self, x: &Matrix, n: usize) -> Vec<Best> {
+        (0..x.rows).map(|r| best(x.row(r), n)).collect()
+    }
+}
+
+/// [`Backend::best`] of one row.
+pub fn best(row: &[f32], n: usize) -> Best {
+    let mut top: Vec<(f32, u32)> =
+        row.iter().zip(0..).filter(|(v, _)| !v.is_nan()).map(|(v, c)| (*v + 0.0, c)).collect();
+    top.sort_by(|a, b| b.0.total_cmp(&a.0)); // stable: the lowest column stays first
+    let most = top.first().map_or(0.0, |(v, _)| f64::from(*v));
+    let sum: f64 = top.iter().map(|(v, _)| (f64::from(*v) - most).exp()).sum();
+    let whole = top.len() < n || row.len() <= n;
+    top.truncate(n);
+    Best { top, whole, sum: sum as f32 }
 }
 
 /// x <- x / sqrt(mean(x^2) + eps) * w

@@ -18,9 +18,10 @@ use crate::generate::Stats;
 use crate::inspect::need::Need;
 use crate::logprobs::Logprobs;
 use crate::reply::Rules;
+use crate::scores::Scores;
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::mla::Form;
-use models::kimi_linear::{Probe, Sequence};
+use models::kimi_linear::{Outputs, Probe, Sequence};
 use plan::{Pace, deal, next_large};
 use queue::Queue;
 use slot::Slot;
@@ -265,10 +266,10 @@ impl<'e, B: Backend> Batch<'e, B> {
         let Engine { backend, model, .. } = self.engine;
         let mut between = Between { batch: self, hear, last: Instant::now() };
         let logits = model.forward(backend, &mut [slot.sequence(tokens)], &mut between);
-        let logits = logits.map(|l| backend.read(&l)).unwrap_or_default();
+        let scores = logits.map(|logits| Scores::new(self.engine, logits, 1));
         self.away = None;
         self.count(tokens);
-        slot.advance(tokens, &mut logits.chunks_exact(model.config.vocab));
+        slot.advance(tokens, &mut scores.iter().flat_map(Scores::rows));
         if slot.has_ended() { slot.leave() } else { self.slots.insert(i.min(self.slots.len()), slot) }
     }
 
@@ -282,13 +283,14 @@ impl<'e, B: Backend> Batch<'e, B> {
             return;
         }
         let start = Instant::now();
-        let logits = self.forward(&shares);
-        self.pace.learn(all - replies.min(all), start.elapsed());
+        let scores = self.forward(&shares);
         self.count(all);
-        let mut rows = logits.chunks_exact(self.engine.model.config.vocab);
+        let mut rows = scores.iter().flat_map(Scores::rows);
         for (slot, tokens) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| *tokens > 0) {
             slot.advance(tokens, &mut rows);
         }
+        // A device is done with a step when tokens are chosen, not when it is issued.
+        self.pace.learn(all - replies.min(all), start.elapsed());
         self.part_with(Slot::has_ended);
     }
 
@@ -296,14 +298,15 @@ impl<'e, B: Backend> Batch<'e, B> {
         self.slots.extract_if(.., |slot| leaves(slot)).for_each(Slot::leave);
     }
 
-    /// The logits after each sequence whose tokens are all in, one row each.
-    fn forward(&mut self, shares: &[usize]) -> Vec<f32> {
+    /// The logits after each sequence whose tokens are all in, one row each; None where there is none.
+    fn forward(&mut self, shares: &[usize]) -> Option<Scores<'e, B>> {
         let moving = self.slots.iter_mut().zip(shares).filter(|(_, tokens)| **tokens > 0);
         let sequences = moving.map(|(slot, tokens)| slot.sequence(*tokens));
         let mut sequences: Vec<Sequence<'_, B>> = sequences.collect();
         let Engine { backend, model, .. } = self.engine;
+        let rows = sequences.iter().filter(|s| s.outputs == Outputs::Last).count();
         let logits = model.forward(backend, &mut sequences, &mut ());
-        logits.map(|l| backend.read(&l)).unwrap_or_default()
+        logits.map(|logits| Scores::new(self.engine, logits, rows))
     }
 
     fn count(&mut self, tokens: usize) {

@@ -5,6 +5,7 @@ use crate::engine::Engine;
 use crate::generate::Stats;
 use crate::logprobs::Logprobs;
 use crate::reply::{Ended, Reply};
+use crate::scores::{Row, Scores};
 use crate::session::{Prefill, next_point};
 use crate::snapshot::Source;
 use kernels::backend::Backend;
@@ -69,7 +70,8 @@ impl<'e, B: Backend> Slot<'e, B> {
         };
         if slot.replying() {
             slot.tell_progress();
-            slot.choose(&logits);
+            let scores = Scores::of(engine, logits);
+            scores.rows().for_each(|row| slot.choose(&row));
         }
         slot.look_ahead();
         slot
@@ -138,7 +140,10 @@ impl<'e, B: Backend> Slot<'e, B> {
     }
 
     /// So many tokens are in; if these were all, the next of `logits` are those after them.
-    pub fn advance<'l>(&mut self, tokens: usize, logits: &mut impl Iterator<Item = &'l [f32]>) {
+    pub fn advance<'l>(&mut self, tokens: usize, logits: &mut impl Iterator<Item = Row<'l, 'e, B>>)
+    where
+        'e: 'l,
+    {
         let reading = !self.replying();
         let at_point = reading && self.done + tokens == self.point();
         self.done += tokens;
@@ -156,18 +161,19 @@ impl<'e, B: Backend> Slot<'e, B> {
             return;
         }
         let logits = logits.next().expect("a row of logits for every sequence whose tokens are all in");
-        if reading {
-            self.keep(logits, false);
+        if reading && self.engine.store.takes() {
+            self.keep(logits.values(), false);
         }
-        self.choose(logits);
+        self.choose(&logits);
     }
 
-    fn choose(&mut self, logits: &[f32]) {
+    fn choose(&mut self, logits: &Row<'_, '_, B>) {
         let now = Instant::now();
         self.read.get_or_insert(now);
         self.chosen = Some(now);
         let choice = self.reply.choose(logits);
-        let logprobs = choice.token.zip(self.logprobs).map(|(token, top)| Logprobs::of(logits, token, top));
+        let told = choice.token.zip(self.logprobs);
+        let logprobs = told.map(|(token, top)| Logprobs::of(logits.values(), token, top));
         if choice.token.is_some() || !choice.text.is_empty() {
             self.client.hear(Update::Chosen { token: choice.token, text: choice.text, logprobs });
         }

@@ -1,6 +1,6 @@
 //! What a decoded token goes through in one launch, against the ops it stands for on the reference.
 //!
-//! Next: [`super::whole`].
+//! Next: [`super::best`].
 
 use super::Row;
 use super::numbers::Numbers;

@@ -3,8 +3,9 @@
 //!
 //! Each part runs in a process of its own, because a fault in one kernel ends all work of its process: the table then
 //! says which part failed, and the others still run. Inputs are new each time (`--seed` repeats them), and results come
-//! full of NaN before they are written. Next: [`ops`], then [`fused`], [`whole`] and [`times`].
+//! full of NaN before they are written. Next: [`ops`], then [`fused`], [`best`], [`whole`] and [`times`].
 
+pub mod best;
 pub mod fused;
 pub mod numbers;
 pub mod ops;
@@ -142,7 +143,7 @@ fn one(part: &str, seed: u64, quick: bool) -> Result<()> {
 pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Row>> {
     Ok(match part {
         "device" => device(cuda),
-        "rows" => ops::rows(cuda, seed),
+        "rows" => ops::rows(cuda, seed).into_iter().chain(best::rows(cuda, seed)).collect(),
         "products" => ops::products(cuda, seed, quick),
         "delta" => ops::delta(cuda, seed, quick),
         "attention" => ops::attention(cuda, seed, quick),

@@ -56,6 +56,7 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
     {
         rows.push(attention(cuda, &mut n, (format, depth), 1, memory));
     }
+    rows.extend(logits(cuda, &mut n));
     for tokens in [8, 64, 512, 4096] {
         rows.push(product(cuda, &mut n, (Format::Q4_K, [1, 4096, 2304]), tokens, memory));
     }
@@ -202,6 +203,26 @@ fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
     ];
     cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
     rows
+}
+
+/// What a token is chosen from, issued, waited for and brought to the host: all logits, or the best of them.
+fn logits(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
+    let x = cuda.tensor(1, 163_840, &n.vec(163_840));
+    let measure = |what: &str, bring: &dyn Fn()| {
+        let run = |_| {
+            let start = Instant::now();
+            bring();
+            start.elapsed().as_secs_f64()
+        };
+        let seconds = (0..20).map(run).fold(f64::INFINITY, f64::min);
+        let found = format!("{:.1} us", seconds * 1e6);
+        Row { what: format!("logits [1, 163840], {what}"), found, right: None }
+    };
+    vec![
+        measure("all of them", &|| drop(cuda.read(&x))),
+        measure("the best 256", &|| drop(cuda.best(&x, 256))),
+        measure("the best 1", &|| drop(cuda.best(&x, 1))),
+    ]
 }
 
 fn delta(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {

@@ -157,6 +157,11 @@ impl<B: Backend> Store<B> {
         self.sizes.recurrent <= self.budget
     }
 
+    /// Whether anything that is inserted goes anywhere: where not, its logits need not be read.
+    pub fn takes(&self) -> bool {
+        self.keeps() || self.disk.is_some()
+    }
+
     /// Keeps the state after `tokens`. `logits` may be empty. The state's rows are shared, the rest is copied; what
     /// was used least recently makes room. It goes to disk if that saves reading [`disk::WORTH_TOKENS`], or `always`.
     pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32], always: bool) {
@@ -184,7 +189,7 @@ impl<B: Backend> Store<B> {
         if let Some(there) = self.lock().get(tokens, !logits.is_empty()) {
             return Kept::Before(there);
         }
-        if self.sizes.recurrent > self.budget && self.disk.is_none() {
+        if !self.takes() {
             return Kept::Not;
         }
         let snapshot = Arc::new(Snapshot { state: state.copy(b), logits: logits.to_vec() });

@@ -6,6 +6,7 @@
 #include "../route.cu"
 #include "../attention.cu"
 #include "../expanded.cu"
+#include "../sample.cu"
 #define FORMAT Q4_0
 #include "../product.cu"
 #undef FORMAT

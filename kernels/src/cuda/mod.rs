@@ -18,6 +18,7 @@ mod hot;
 mod memory;
 mod product;
 mod rows;
+mod sample;
 mod span;
 mod staging;
 mod step;
@@ -32,8 +33,8 @@ pub use staging::{MANY, room_and_planes, staging_bytes};
 pub use weight::{Weight, device_bytes};
 
 use crate::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, Expansion, Gated,
-    Part, Routing, Span, Stored, composed_delta_attention,
+    Backend, Best, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, Expansion,
+    Gated, Part, Routing, Span, Stored, composed_delta_attention,
 };
 use crate::cpu::Cpu;
 use driver::{Address, Driver, Grid, arg, block};
@@ -212,6 +213,7 @@ impl Cuda {
 impl Backend for Cuda {
     const NAME: &'static str = <Cpu as Backend>::NAME;
     const EXPANDS: bool = true;
+    const BEST: usize = sample::BEST;
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;
@@ -446,5 +448,9 @@ impl Backend for Cuda {
         routed: &Routed,
     ) -> Tensor {
         self.chosen_experts(&w, shared.as_ref(), x, routed)
+    }
+
+    fn best(&self, x: &Tensor, n: usize) -> Vec<Best> {
+        self.best_of_rows(x, n)
     }
 }

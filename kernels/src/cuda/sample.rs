@@ -1,0 +1,72 @@
+//! Launches for the best values of each row, and their way to the host: what a token is chosen from.
+//!
+//! The arithmetic is in kernels/cuda/sample.cu. Next: `step`.
+
+use super::memory::{Buffer, Tensor};
+use super::{Cuda, Grid, arg};
+use crate::backend::Best;
+
+/// Values of a row at most.
+pub(super) const BEST: usize = 256;
+/// Values of a block, keys of one that merges, as in sample.cu.
+const PART: usize = 1024;
+const MERGE: usize = 4096;
+/// Bytes of shared memory beside the keys.
+const SCRATCH: usize = 33 * 4;
+
+/// Lists of the best keys in descending order, `parts` of them a row, and a sum each.
+struct Lists {
+    keys: Buffer,
+    sums: Buffer,
+    parts: usize,
+}
+
+impl Cuda {
+    pub(super) fn best_of_rows(&self, x: &Tensor, n: usize) -> Vec<Best> {
+        assert!((1..=BEST).contains(&n), "the best {n} values, of {BEST} at most");
+        if x.len() == 0 {
+            return vec![Best { top: Vec::new(), whole: true, sum: 0.0 }; x.rows];
+        }
+        let bits = n.next_power_of_two().ilog2();
+        let mut lists = self.lists(x.rows, x.cols.div_ceil(PART), bits);
+        let grid = Grid { blocks: [x.rows, lists.parts, 1], threads: 256, shared: 8 * PART + SCRATCH };
+        let addresses = [x.at(), lists.keys.at, lists.sums.at].map(arg);
+        let sizes = [x.cols as i32, bits as i32].map(arg);
+        self.driver.launch(["best_of_part", ""], grid, &[&addresses[..], &sizes].concat());
+        while lists.parts > 1 {
+            lists = self.merge_lists(&lists, x.rows, bits);
+        }
+        let (mut keys, mut sums) = (vec![0; x.rows << bits], vec![0.0; x.rows]);
+        let [to_keys, to_sums] = [bytemuck::cast_slice_mut(&mut keys), bytemuck::cast_slice_mut(&mut sums)];
+        self.driver.downloads(&mut [(lists.keys.at, to_keys), (lists.sums.at, to_sums)]);
+        keys.chunks_exact(1 << bits).zip(sums).map(|(keys, sum)| best(&keys[..n], sum, x.cols)).collect()
+    }
+
+    fn lists(&self, rows: usize, parts: usize, bits: u32) -> Lists {
+        let bytes = |size: usize| self.buffers.bytes(rows * parts * size);
+        Lists { keys: bytes(8 << bits), sums: bytes(4), parts }
+    }
+
+    /// As many lists as a block takes to one.
+    fn merge_lists(&self, from: &Lists, rows: usize, bits: u32) -> Lists {
+        let to = self.lists(rows, from.parts.div_ceil(MERGE >> bits), bits);
+        let grid = Grid { blocks: [rows, to.parts, 1], threads: 1024, shared: 8 * MERGE + SCRATCH };
+        let addresses = [&from.keys, &from.sums, &to.keys, &to.sums].map(|buffer| arg(buffer.at));
+        let sizes = [from.parts as i32, bits as i32].map(arg);
+        self.driver.launch(["best_of_parts", ""], grid, &[&addresses[..], &sizes].concat());
+        to
+    }
+}
+
+/// Keys as values and columns; the first one of 0 ends them.
+fn best(keys: &[u64], sum: f32, cols: usize) -> Best {
+    let numbers = keys.iter().take_while(|key| **key != 0);
+    let top: Vec<(f32, u32)> = numbers.map(|key| (value_of((key >> 32) as u32), !(*key as u32))).collect();
+    let whole = top.len() < keys.len() || keys.len() >= cols;
+    Best { top, whole, sum }
+}
+
+/// The value whose bits are in the order of numbers.
+fn value_of(bits: u32) -> f32 {
+    f32::from_bits(if bits >> 31 == 1 { bits ^ 1 << 31 } else { !bits })
+}

@@ -1,0 +1,115 @@
+//! The best values of rows on the stand-in device against the reference: all of them, in their order, and the sums.
+
+mod common;
+
+use common::Numbers;
+use kernels::backend::{Backend, Best};
+use kernels::cuda::Cuda;
+use kernels::reference::Reference;
+
+const NAN: f32 = f32::NAN;
+const INF: f32 = f32::INFINITY;
+
+/// The device's choice of some rows is the reference's.
+fn check(what: &str, rows: usize, values: &[f32], n: usize) {
+    let of = |best: Vec<Best>| -> Vec<_> { best.into_iter().map(|b| (b.top, b.whole, b.sum)).collect() };
+    let cols = values.len() / rows.max(1);
+    let device = common::stand_in::cuda();
+    let got = of(device.best(&device.tensor(rows, cols, values), n));
+    let expected = of(Reference.best(&Reference.tensor(rows, cols, values), n));
+    assert_eq!(got.len(), expected.len(), "{what}");
+    for (row, ((top, whole, sum), expected)) in got.iter().zip(expected).enumerate() {
+        assert_eq!((top, *whole), (&expected.0, expected.1), "{what}, row {row}, the best {n}");
+        if top.first().is_some_and(|(most, _)| most.is_finite()) {
+            let apart = (sum - expected.2).abs() / expected.2;
+            assert!(apart < 1e-5, "{what}, row {row}: a sum of {sum}, not {}", expected.2);
+        }
+    }
+}
+
+/// Parts of rows are 1024 columns, a block merges 4096 keys: sizes around both, and odd ones.
+#[test]
+fn any_size() {
+    let mut numbers = Numbers(1);
+    for (rows, cols) in [
+        (1, 1),
+        (1, 7),
+        (3, 255),
+        (2, 256),
+        (1, 257),
+        (2, 1023),
+        (1, 1024),
+        (3, 1025),
+        (2, 5003),
+        (1, 18_000),
+    ] {
+        let values: Vec<f32> = numbers.vec(rows * cols).iter().map(|v| v * 12.0).collect();
+        for n in [1, 2, 5, 64, 200, 256] {
+            check(&format!("[{rows}, {cols}]"), rows, &values, n);
+        }
+    }
+    check("no rows", 0, &[], 3);
+    check("no columns", 2, &[], 3);
+}
+
+/// Of a vocabulary, where lists are merged more than once; of so many parts that even the merging of maxima goes on.
+#[test]
+fn long_rows() {
+    let values: Vec<f32> = Numbers(2).vec(163_840).iter().map(|v| v * 20.0).collect();
+    check("a vocabulary", 1, &values, 256);
+    check("a vocabulary", 1, &values, 1);
+    let mut rising: Vec<f32> = (0..163_840).map(|i| i as f32).collect();
+    check("rising", 1, &rising, 256);
+    rising.reverse();
+    check("falling", 1, &rising, 256);
+}
+
+/// Few different values, in many columns each.
+#[test]
+fn ties_go_to_the_lowest_column() {
+    let mut numbers = Numbers(3);
+    for kinds in [1, 2, 3, 40] {
+        let values: Vec<f32> = (0..3 * 3001).map(|_| numbers.below(kinds) as f32 - 1.0).collect();
+        for n in [1, 3, 256] {
+            check(&format!("{kinds} values"), 3, &values, n);
+        }
+    }
+    let zeros: Vec<f32> = (0..2000).map(|i| if i % 3 == 0 { 0.0 } else { -0.0 }).collect();
+    check("zeros", 1, &zeros, 30);
+}
+
+/// Numbers that stand alone among what is none, infinities, and the smallest and largest ones.
+#[test]
+fn what_is_no_number_is_left_out() {
+    let few = |numbers: &[(usize, f32)], other: f32| -> Vec<f32> {
+        let mut row = vec![other; 5000];
+        numbers.iter().for_each(|(at, v)| row[*at] = *v);
+        row
+    };
+    let tiny = f32::from_bits(1);
+    for (what, row) in [
+        ("no number", few(&[], NAN)),
+        ("another NaN", few(&[(3, -NAN)], NAN)),
+        ("one number", few(&[(4999, -3.0)], NAN)),
+        ("few numbers", few(&[(0, -7.0), (1023, 2.0), (1024, 2.0), (4998, -INF)], NAN)),
+        ("nothing is likely", few(&[], -INF)),
+        ("one is possible", few(&[(2222, -1e30)], -INF)),
+        ("infinite ones", few(&[(7, INF), (4000, INF), (9, NAN)], 1.0)),
+        ("far apart", few(&[(1, f32::MAX), (2, f32::MIN), (3, 1e30)], -1.0)),
+        ("smallest ones", few(&[(5, tiny), (6, -tiny), (4097, f32::MIN_POSITIVE), (4098, 2.0 * tiny)], 0.0)),
+    ] {
+        for n in [1, 4, 256] {
+            check(what, 1, &row, n);
+            check(what, 2, &[&row[..], &Numbers(4).vec(5000)].concat(), n);
+        }
+    }
+}
+
+/// The same bits each time, whatever order blocks and threads run in.
+#[test]
+fn the_same_each_time() {
+    let b: &Cuda = common::stand_in::cuda();
+    let x = b.tensor(2, 9000, &Numbers(5).vec(18_000));
+    let first = b.best(&x, 256);
+    (0..3).for_each(|_| assert_eq!(b.best(&x, 256), first));
+}

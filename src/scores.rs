@@ -1,0 +1,78 @@
+//! The logits after a step, of each sequence whose tokens are all in: on the device until somebody needs them all.
+//!
+//! Whoever takes the most likely token, or one of a few, needs the best of them alone, which a device finds sooner than it
+//! brings a vocabulary. Where the backend has no such op, they are read at once, into memory that the rows share. Held over
+//! the next step they stay what they are: a step's results are in memory of their own. Next: [`crate::reply`].
+
+use crate::engine::Engine;
+use kernels::backend::{Backend, Best};
+use std::cell::OnceCell;
+
+/// Logits `[rows, vocab]`.
+pub struct Scores<'e, B: Backend> {
+    engine: &'e Engine<B>,
+    /// None where they were read at once.
+    there: Option<B::Tensor>,
+    /// All that were read at once.
+    read: Vec<f32>,
+    /// Each row that was read for itself.
+    rows: Vec<OnceCell<Vec<f32>>>,
+    /// The best of each row.
+    first: OnceCell<Vec<Best>>,
+    /// As many of them as there may be.
+    best: OnceCell<Vec<Best>>,
+}
+
+/// The logits after one sequence.
+pub struct Row<'s, 'e, B: Backend> {
+    scores: &'s Scores<'e, B>,
+    row: usize,
+}
+
+impl<'e, B: Backend> Scores<'e, B> {
+    /// Of a step that had `rows` outputs.
+    pub fn new(engine: &'e Engine<B>, logits: B::Tensor, rows: usize) -> Self {
+        if B::BEST == 0 {
+            return Scores::of(engine, engine.backend.read(&logits));
+        }
+        let rows = std::iter::repeat_with(OnceCell::new).take(rows).collect();
+        Scores { there: Some(logits), rows, ..Scores::of(engine, Vec::new()) }
+    }
+
+    /// Of values that are here, as those of a snapshot.
+    pub fn of(engine: &'e Engine<B>, values: Vec<f32>) -> Self {
+        let (first, best) = (OnceCell::new(), OnceCell::new());
+        Scores { engine, there: None, read: values, rows: Vec::new(), first, best }
+    }
+
+    /// Each row in its turn.
+    pub fn rows(&self) -> impl Iterator<Item = Row<'_, 'e, B>> {
+        let here = self.read.len() / self.engine.model.config.vocab;
+        (0..self.rows.len().max(here)).map(|row| Row { scores: self, row })
+    }
+}
+
+impl<'s, B: Backend> Row<'s, '_, B> {
+    /// All of them `[vocab]`.
+    pub fn values(&self) -> &'s [f32] {
+        let Scores { engine: Engine { backend, model, .. }, there, read, rows, .. } = self.scores;
+        let vocab = model.config.vocab;
+        let Some(x) = there else { return &read[self.row * vocab..][..vocab] };
+        rows[self.row].get_or_init(|| match rows.len() {
+            1 => backend.read(x),
+            _ => backend.read(&backend.gather(x, &[self.row])),
+        })
+    }
+
+    /// The best `n` or more of them, as many as the backend finds: of all rows at once, because others will ask for theirs.
+    /// None where it finds none.
+    pub fn best(&self, n: usize) -> Option<&'s Best> {
+        let Scores { engine, there, first, best, .. } = self.scores;
+        let x = there.as_ref()?;
+        let all = match n {
+            1 => first.get_or_init(|| engine.backend.best(x, 1)),
+            _ => best.get_or_init(|| engine.backend.best(x, B::BEST)),
+        };
+        all.get(self.row)
+    }
+}

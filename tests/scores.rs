@@ -1,0 +1,171 @@
+//! What of a step's logits comes to the host, on the stand-in device: its ops are counted.
+
+#[path = "../kernels/tests/common/stand_in.rs"]
+mod stand_in;
+
+use kernels::backend::{Backend, CacheFormat};
+use kernels::cuda::Cuda;
+use kimi::batch::{Batch, Client, Job, Limits, Update};
+use kimi::engine::{CacheType, Engine, EngineArgs};
+use kimi::generate::{Event, Request, generate};
+use kimi::profile::Profiled;
+use kimi::reply::Rules;
+use kimi::sample::Sampling;
+use kimi::session::Session;
+use kimi::snapshot::options::StoreOptions;
+use models::kimi_linear::mla::Form;
+use models::kimi_linear::{Outputs, Sequence};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+const PROMPT: [u32; 5] = [70, 80, 90, 100, 110];
+/// Changes nothing, but all logits are asked for.
+const WITH_ALL: Sampling = Sampling { repeat_penalty: 2.0, ..GREEDY };
+const GREEDY: Sampling = Sampling {
+    temperature: 0.0,
+    top_k: 0,
+    top_p: 1.0,
+    min_p: 0.0,
+    repeat_penalty: 1.0,
+    repeat_last_n: 0,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.0,
+    seed: 3,
+};
+
+/// One test at a time: while a backend records a step, another must not issue work to the same stand-in.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The demonstration model.
+fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Engine<B> {
+    stand_in::cuda();
+    let args = EngineArgs {
+        model: None,
+        threads: Some(2),
+        ctx: None,
+        batch: 64,
+        cache_type: CacheType::F16,
+        mlock: false,
+        device: Default::default(),
+        store: StoreOptions::nothing(),
+        state_room: None,
+    };
+    Engine::load(of(Cuda::detect().unwrap()), &args, Box::new(|_| ())).unwrap()
+}
+
+/// How often all values of a tensor were read, and how often the best, since the last time.
+fn calls(engine: &Engine<Profiled<Cuda>>) -> [u64; 2] {
+    let ops = engine.backend.take();
+    ["read", "best"].map(|name| ops.iter().filter(|op| op.0 == name).map(|op| op.1.calls).sum())
+}
+
+#[test]
+fn a_reply_takes_the_best_logits_where_they_are_enough() {
+    let (_alone, engine) = (alone(), engine(Profiled::new));
+    let reply = |sampling| {
+        let mut ids = Vec::new();
+        let request = Request {
+            prompt: &PROMPT,
+            max_tokens: 6,
+            sampling,
+            stops: &[],
+            ignore_end: true,
+            constraint: None,
+        };
+        generate(&mut Session::new(&engine), request, &mut |event| {
+            if let Event::Token(id) = event {
+                ids.push(id);
+            }
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(ids.len(), 6);
+        (ids, calls(&engine))
+    };
+    let few = Sampling { temperature: 1.0, top_k: 30, ..GREEDY };
+    let flat = Sampling { temperature: 1.0, top_p: 0.999_999_9, ..GREEDY };
+    for (best, all) in [(GREEDY, WITH_ALL), (few, Sampling { repeat_penalty: 2.0, ..few })] {
+        let ((ids, few_calls), (expected, all_calls)) = (reply(best), reply(all));
+        assert_eq!((ids, few_calls, all_calls), (expected, [0, 6], [6, 0]), "{best:?}");
+    }
+    let (ids, asked) = reply(flat);
+    let (expected, _) = reply(Sampling { repeat_penalty: 2.0, ..flat });
+    assert!(ids == expected && asked == [6, 6], "what is not enough is asked for and read: {asked:?}");
+}
+
+struct Listener(usize, Arc<Mutex<Vec<Vec<u32>>>>);
+
+impl Client for Listener {
+    fn hear(&mut self, update: Update) {
+        if let Update::Chosen { token, logprobs, .. } = update {
+            self.1.lock().unwrap()[self.0].extend(token);
+            assert_eq!(logprobs.is_some(), self.0 == 1, "who asked for logprobs");
+        }
+    }
+
+    fn gone(&self) -> bool {
+        false
+    }
+}
+
+/// In a batch each has its own row: the best of all rows are found at once, and rows are read for those who need them.
+#[test]
+fn rows_of_a_batch_are_read_one_by_one() {
+    let (_alone, engine) = (alone(), engine(Profiled::new));
+    let run = |how: &[Sampling; 3]| {
+        let heard = Arc::new(Mutex::new(vec![Vec::new(); 3]));
+        let mut batch = Batch::new(&engine, Limits { slots: 3, bytes: 1 << 30 });
+        for (i, sampling) in how.iter().enumerate() {
+            let rules = Rules {
+                max_tokens: 5,
+                sampling: *sampling,
+                bias: Vec::new(),
+                constraint: None,
+                stops: Vec::new(),
+                ignore_end: true,
+            };
+            let client = Box::new(Listener(i, heard.clone()));
+            let prompt = (0..6).map(|j| 300 + (i as u32 * 191 + j * 17) % 500).collect();
+            let logprobs = (i == 1).then_some(2);
+            batch.submit(Job { prompt, marks: Vec::new(), rules, logprobs, owner: 1, client });
+        }
+        while !batch.idle() {
+            batch.step(&mut |_| ());
+        }
+        (heard.lock().unwrap().clone(), calls(&engine))
+    };
+    let few = Sampling { temperature: 1.0, top_k: 40, ..GREEDY };
+    let (tokens, asked) = run(&[GREEDY, few, few]);
+    assert!(tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2], "{tokens:?}");
+    assert_eq!(asked, [5, 10], "a row a step is read; the best one and the best few are found once a step");
+    let (expected, asked) = run(&[GREEDY, few, few].map(|how| Sampling { repeat_penalty: 2.0, ..how }));
+    assert_eq!((tokens, asked), (expected, [15, 0]));
+}
+
+/// Logits are what they were however many steps come after them, done one by one, recorded or replayed.
+#[test]
+fn held_logits_stay() {
+    let (_alone, engine) = (alone(), engine(|cuda| cuda));
+    let Engine { backend, model, .. } = &engine;
+    let steps = |held: bool| {
+        let mut state = model.state(backend, CacheFormat::F16);
+        let (mut there, mut values) = (Vec::new(), Vec::new());
+        for id in 100..110 {
+            let (tokens, state) = (&[id][..], &mut state);
+            let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, form: Form::Absorbed }];
+            let logits = model.forward(&**backend, &mut batch, &mut ()).unwrap();
+            if held {
+                there.push(logits)
+            } else {
+                values.push((backend.read(&logits), backend.best(&logits, 9)))
+            }
+        }
+        values.extend(there.iter().map(|logits| (backend.read(logits), backend.best(logits, 9))));
+        values
+    };
+    let (at_once, held) = (steps(false), steps(true));
+    assert!(at_once == held && backend.replayed() > 10, "{} replayed", backend.replayed());
+}
