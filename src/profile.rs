@@ -102,7 +102,6 @@ fn inner<'a, W>(w: &Gated<'a, Weight<W>>) -> Gated<'a, W> {
 impl<B: Backend> Backend for Profiled<B> {
     const NAME: &'static str = B::NAME;
     const EXPANDS: bool = B::EXPANDS;
-    const BEST: usize = B::BEST;
     type Tensor = B::Tensor;
     type Weight = Weight<B::Weight>;
     type Cache = B::Cache;

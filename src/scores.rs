@@ -1,19 +1,19 @@
 //! The logits after a step, of each sequence whose tokens are all in: on the device until somebody needs them all.
 //!
-//! Whoever takes the most likely token, or one of a few, needs the best of them alone, which a device finds sooner than it
-//! brings a vocabulary. Where the backend has no such op, they are read at once, into memory that the rows share. Held over
-//! the next step they stay what they are: a step's results are in memory of their own. Next: [`crate::reply`].
+//! Whoever takes the most likely token, or one of a few, needs the best of them alone, which a backend finds sooner than it
+//! brings a vocabulary. Held over the next step they stay what they are: a step's results are in memory of their own.
+//! Next: [`crate::reply`].
 
 use crate::engine::Engine;
-use kernels::backend::{Backend, Best};
+use kernels::backend::{BEST, Backend, Best};
 use std::cell::OnceCell;
 
 /// Logits `[rows, vocab]`.
 pub struct Scores<'e, B: Backend> {
     engine: &'e Engine<B>,
-    /// None where they were read at once.
+    /// None where they are here.
     there: Option<B::Tensor>,
-    /// All that were read at once.
+    /// Those that are here.
     read: Vec<f32>,
     /// Each row that was read for itself.
     rows: Vec<OnceCell<Vec<f32>>>,
@@ -32,9 +32,6 @@ pub struct Row<'s, 'e, B: Backend> {
 impl<'e, B: Backend> Scores<'e, B> {
     /// Of a step that had `rows` outputs.
     pub fn new(engine: &'e Engine<B>, logits: B::Tensor, rows: usize) -> Self {
-        if B::BEST == 0 {
-            return Scores::of(engine, engine.backend.read(&logits));
-        }
         let rows = std::iter::repeat_with(OnceCell::new).take(rows).collect();
         Scores { there: Some(logits), rows, ..Scores::of(engine, Vec::new()) }
     }
@@ -65,13 +62,13 @@ impl<'s, B: Backend> Row<'s, '_, B> {
     }
 
     /// The best `n` or more of them, as many as the backend finds: of all rows at once, because others will ask for theirs.
-    /// None where it finds none.
+    /// None of values that are here.
     pub fn best(&self, n: usize) -> Option<&'s Best> {
         let Scores { engine, there, first, best, .. } = self.scores;
         let x = there.as_ref()?;
         let all = match n {
             1 => first.get_or_init(|| engine.backend.best(x, 1)),
-            _ => best.get_or_init(|| engine.backend.best(x, B::BEST)),
+            _ => best.get_or_init(|| engine.backend.best(x, BEST)),
         };
         all.get(self.row)
     }

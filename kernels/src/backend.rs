@@ -99,8 +99,6 @@ pub trait Backend: Send + Sync + 'static {
     const NAME: &'static str;
     /// Whether [`Backend::expanded_attention`] makes keys and values.
     const EXPANDS: bool = false;
-    /// Values of a row that [`Backend::best`] finds at most; 0 where rows are read instead.
-    const BEST: usize = 0;
     /// f32 `[rows, cols]`: activations and recurrent state.
     type Tensor: Send + Sync;
     /// A weight on the device, in its stored format.
@@ -335,12 +333,12 @@ pub trait Backend: Send + Sync + 'static {
 
     // ---- what is chosen --------------------------------------------------------------------------------
 
-    /// The `n` best values of each row, for backends that have them sooner than [`Backend::read`] has all; at most
-    /// [`Backend::BEST`].
-    fn best(&self, _x: &Self::Tensor, n: usize) -> Vec<Best> {
-        panic!("the best {n} values where a backend offers {}", Self::BEST)
-    }
+    /// The `n` best values of each row, up to [`BEST`].
+    fn best(&self, x: &Self::Tensor, n: usize) -> Vec<Best>;
 }
+
+/// Values of a row that [`Backend::best`] finds at most.
+pub const BEST: usize = 256;
 
 /// The best values of a row, of those that are numbers.
 #[derive(Clone, Debug, PartialEq)]

@@ -151,7 +151,6 @@ fn rank(score: f32) -> f32 {
 impl Backend for Reference {
     const NAME: &'static str = "reference";
     const EXPANDS: bool = true;
-    const BEST: usize = 256;
     type Tensor = Matrix;
     type Weight = Stored;
     type Cache = Cache;

@@ -1,8 +1,9 @@
-//! The best values of rows on the stand-in device against the reference: all of them, in their order, and the sums.
+//! The best values of rows on every CPU and on the stand-in device against the reference: all of them, in their order, and
+//! the sums.
 
 mod common;
 
-use common::Numbers;
+use common::{Numbers, cpus};
 use kernels::backend::{Backend, Best};
 use kernels::cuda::Cuda;
 use kernels::reference::Reference;
@@ -10,19 +11,26 @@ use kernels::reference::Reference;
 const NAN: f32 = f32::NAN;
 const INF: f32 = f32::INFINITY;
 
-/// The device's choice of some rows is the reference's.
+/// The choice of some rows is the reference's.
 fn check(what: &str, rows: usize, values: &[f32], n: usize) {
-    let of = |best: Vec<Best>| -> Vec<_> { best.into_iter().map(|b| (b.top, b.whole, b.sum)).collect() };
     let cols = values.len() / rows.max(1);
+    let expected = Reference.best(&Reference.tensor(rows, cols, values), n);
     let device = common::stand_in::cuda();
-    let got = of(device.best(&device.tensor(rows, cols, values), n));
-    let expected = of(Reference.best(&Reference.tensor(rows, cols, values), n));
+    compare(&format!("CUDA, {what}"), &device.best(&device.tensor(rows, cols, values), n), &expected);
+    for cpu in cpus() {
+        let what = format!("{}, {what}", cpu.describe());
+        compare(&what, &cpu.best(&cpu.tensor(rows, cols, values), n), &expected);
+    }
+}
+
+fn compare(what: &str, got: &[Best], expected: &[Best]) {
     assert_eq!(got.len(), expected.len(), "{what}");
-    for (row, ((top, whole, sum), expected)) in got.iter().zip(expected).enumerate() {
-        assert_eq!((top, *whole), (&expected.0, expected.1), "{what}, row {row}, the best {n}");
-        if top.first().is_some_and(|(most, _)| most.is_finite()) {
-            let apart = (sum - expected.2).abs() / expected.2;
-            assert!(apart < 1e-5, "{what}, row {row}: a sum of {sum}, not {}", expected.2);
+    for (row, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let n = expected.top.len();
+        assert_eq!((&got.top, got.whole), (&expected.top, expected.whole), "{what}, row {row}, the best {n}");
+        if expected.top.first().is_some_and(|(most, _)| most.is_finite()) {
+            let apart = (got.sum - expected.sum).abs() / expected.sum;
+            assert!(apart < 1e-5, "{what}, row {row}: a sum of {}, not {}", got.sum, expected.sum);
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod isa;
 
 mod ahead;
 mod attention;
+mod best;
 mod cache;
 mod expanded;
 mod experts;
@@ -28,7 +29,7 @@ pub use memory::Tensor;
 pub use pool::Pool;
 pub use route::Routed;
 
-use crate::backend::{Backend, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
+use crate::backend::{Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
 use crate::quant::Format;
 use isa::Level;
 use memory::{Buffer, Buffers};
@@ -297,6 +298,10 @@ impl Backend for Cpu {
         scale: f32,
     ) -> Tensor {
         expanded::expanded_attention(self, spans, q, &w, scale)
+    }
+
+    fn best(&self, x: &Tensor, n: usize) -> Vec<Best> {
+        best::best(self, x, n)
     }
 
     fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {

@@ -213,7 +213,6 @@ impl Cuda {
 impl Backend for Cuda {
     const NAME: &'static str = <Cpu as Backend>::NAME;
     const EXPANDS: bool = true;
-    const BEST: usize = sample::BEST;
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;

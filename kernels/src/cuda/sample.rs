@@ -4,10 +4,8 @@
 
 use super::memory::{Buffer, Tensor};
 use super::{Cuda, Grid, arg};
-use crate::backend::Best;
+use crate::backend::{BEST, Best};
 
-/// Values of a row at most.
-pub(super) const BEST: usize = 256;
 /// Values of a block, keys of one that merges, as in sample.cu.
 const PART: usize = 1024;
 const MERGE: usize = 4096;
