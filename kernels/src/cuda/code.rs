@@ -108,11 +108,11 @@ mod tests {
     fn every_format_has_its_products() {
         let code = Code::embedded();
         for format in Format::ALL {
-            let kernels: &[&str] = match format.block_len() {
-                1 => &["matvec1", "matvec4", "embed", "gemm"],
-                _ => &["matvec1", "matvec4", "gate_up", "embed", "gemm"],
+            let own: &[&str] = match format.block_len() {
+                1 => &["matmul_route"],
+                _ => &["ffn_up", "ffn_down"],
             };
-            for kernel in kernels {
+            for kernel in ["matvec1", "matvec4", "fresh", "embed", "gemm"].iter().chain(own) {
                 let entry = code.entry(code.find(&format!("{kernel}_{}", format.name())));
                 assert_eq!(entry.sizes.len(), 1, "{}", entry.name);
                 assert!(code.text(entry.module).to_str().unwrap().contains(".target sm_80"));
