@@ -113,6 +113,9 @@ impl<B: Backend> Backend for Profiled<B> {
     fn read_ahead(&self) {
         self.inner.read_ahead();
     }
+    fn wait(&self) {
+        self.plain("wait", |b| b.wait());
+    }
     fn weight(&self, stored: Stored) -> Result<Self::Weight, Error> {
         let shape = format!("{} x {} {}", stored.rows, stored.cols, stored.format.name());
         let (count, matrix_bytes) = (stored.count, stored.bytes.len() as u64 / stored.count.max(1) as u64);

@@ -127,24 +127,36 @@ KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, int n_spans, cons
 }
 REGISTER(attend_plain)
 
-// Joins the parts of a query. Grid: tokens * heads, values / 128; a thread a value.
-KERNEL(merge, 128)(const float* parts, float* o, int n, int value_dim) {
-    parts += (i64)blockIdx.x * n * (value_dim + 2);
-    float largest = -INFINITY_F, sum = 0;
-    for (int i = 0; i < n; i++) largest = fmaxf(largest, parts[(i64)i * (value_dim + 2) + value_dim]);
-    for (int i = 0; i < n; i++) {
-        const float* part = parts + (i64)i * (value_dim + 2) + value_dim;
-        if (part[1] > 0) sum += expf(part[0] - largest) * part[1];
+// Joins the parts of a query: a warp finds what each part weighs, then 4 x 128 threads take a quarter of the parts and a value
+// each. Grid: tokens * heads, values / 128; shared: [n] weights, [4, 128] sums. (A NaN in a part's sum is not hidden.)
+KERNEL(merge, 512)(const float* parts, float* o, int n, int value_dim) {
+    SHARED(float, weight);
+    float* quarters = weight + n;
+    int stride = value_dim + 2;
+    parts += (i64)blockIdx.x * n * stride;
+    if (threadIdx.x < 32) {
+        float largest = -INFINITY_F, total = 0;
+        for (int i = threadIdx.x; i < n; i += 32) largest = fmaxf(largest, parts[(i64)i * stride + value_dim]);
+        largest = warp_max(largest);
+        for (int i = threadIdx.x; i < n; i += 32) {
+            const float* part = parts + (i64)i * stride + value_dim;
+            weight[i] = part[1] != 0 ? expf(part[0] - largest) : 0;
+            total += weight[i] * part[1];
+        }
+        total = warp_sum(total);
+        for (int i = threadIdx.x; i < n; i += 32) weight[i] = total != 0 ? weight[i] / total : 0;
     }
-    int c = blockIdx.y * blockDim.x + threadIdx.x;
-    if (c >= value_dim) return;
+    __syncthreads();
+    int c = blockIdx.y * 128 + threadIdx.x % 128, quarter = threadIdx.x / 128;
     float y = 0;
-#pragma unroll 4
-    for (int i = 0; i < n; i++) {
-        const float* part = parts + (i64)i * (value_dim + 2);
-        if (part[value_dim + 1] > 0) y += expf(part[value_dim] - largest) * part[c];
-    }
-    o[(i64)blockIdx.x * value_dim + c] = sum > 0 ? y / sum : 0;
+    if (c < value_dim)
+#pragma unroll 8
+        for (int i = quarter; i < n; i += 4) y += weight[i] * parts[(i64)i * stride + c];
+    quarters[threadIdx.x] = y;
+    __syncthreads();
+    if (quarter > 0 || c >= value_dim) return;
+    const float* q = quarters + threadIdx.x;
+    o[(i64)blockIdx.x * value_dim + c] = (q[0] + q[128]) + (q[256] + q[384]);
 }
 REGISTER(merge)
 
@@ -164,24 +176,28 @@ struct TensorShared {
     float largest[HEADS], sum[HEADS], old[HEADS];
 };
 
-// Cache rows first..first+n as binary16; zeros after them.
-__device__ __forceinline__ void load_rows(const Attention& p, const Look& look, u16* tile, int first, int n) {
-    int chunks = p.cache.width / 8;
-    for (int i = threadIdx.x; i < ROWS * chunks; i += blockDim.x) {
-        int r = i / chunks, c = i % chunks * 8;
-        u16* to = tile + r * PITCH + c;
+// Where a tile of rows begins: they lie together, because tiles begin at multiples of ROWS.
+__device__ __forceinline__ const u8* tile_at(u8* const* segments, const CacheShape& cache, int first) {
+    return segments[first / SEGMENT] + (i64)(first % SEGMENT) * cache.row_bytes;
+}
+
+// A tile's n rows as binary16; zeros after them. Sixteen threads a row.
+__device__ __forceinline__ void load_rows(const Attention& p, const u8* rows, u16* tile, int n) {
+    int r = threadIdx.x / 16, c = threadIdx.x % 16 * 8;
+    const u8* row = rows + (i64)r * p.cache.row_bytes;
+    u16* to = tile + r * PITCH;
+#pragma unroll
+    for (int k = 0; k < (MOST_WIDTH + 127) / 128; k++, c += 128) {
+        if (c >= p.cache.width) break;
         if (r >= n) {
-            *(Four*)to = Four{};
-            continue;
-        }
-        const u8* row = cache_row(look.header, p.cache, first + r);
-        if (p.cache.format == CACHE_F16) {
-            copy_16(to, row + 2 * c);
+            *(Four*)(to + c) = Four{};
+        } else if (p.cache.format == CACHE_F16) {
+            copy_16(to + c, row + 2 * c);
         } else {
             int2 q = *(const int2*)(row + c);
             float d = f16_float(((const u16*)(row + 32 * p.cache.blocks))[c / 32]);
 #pragma unroll
-            for (int j = 0; j < 8; j++) to[j] = float_f16((float)(i8)((j < 4 ? q.x : q.y) >> (j % 4 * 8)) * d);
+            for (int j = 0; j < 8; j++) to[c + j] = float_f16((float)(i8)((j < 4 ? q.x : q.y) >> (j % 4 * 8)) * d);
         }
     }
 }
@@ -264,10 +280,13 @@ KERNEL(attend_tensor, 256)(const __grid_constant__ Spans spans, int n_spans, con
     }
     if (threadIdx.x < HEADS) s.largest[threadIdx.x] = -INFINITY_F, s.sum[threadIdx.x] = 0;
     int tiles = (look.end - look.first + ROWS - 1) / ROWS;
+    u8* const* segments = look.header->segments;
+    const u8* next = tiles > 0 ? tile_at(segments, p.cache, look.first) : 0; // asked for a tile ahead
     auto load = [&](int tile) {
         int first = look.first + tile * ROWS;
-        if (tile < tiles) load_rows(p, look, s.c[tile % STAGES], first, min(ROWS, look.end - first));
+        if (tile < tiles) load_rows(p, next, s.c[tile % STAGES], min(ROWS, look.end - first));
         copies_commit(); // a group each, with rows or without
+        if (tile + 1 < tiles) next = tile_at(segments, p.cache, first + ROWS);
     };
     for (int tile = 0; tile < STAGES - 1; tile++) load(tile);
     float acc[2][8][4] = {};

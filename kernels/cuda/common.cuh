@@ -145,17 +145,16 @@ __device__ __forceinline__ Four read_16(const void* p) {
 // What another block wrote before it counted itself in.
 __device__ __forceinline__ float read_fresh(const float* p) { return __ldcg(p); }
 
-// Counts this block in; true in the last of `blocks`, which then sees what the others wrote before, and which leaves the
-// count at 0. All threads have to be here; `flag` is shared memory.
+// Counts this block in, whose thread 0 alone has written something for the others; true in the last of `blocks`, which then
+// sees what they wrote, and which leaves the count at 0. All threads have to be here; `flag` is shared memory.
 __device__ __forceinline__ bool last_of(int* count, int blocks, int* flag) {
-    __threadfence();
-    __syncthreads();
     if (threadIdx.x == 0) {
+        __threadfence();
         *flag = atomicAdd(count, 1) == blocks - 1;
         if (*flag) *count = 0;
+        __threadfence();
     }
     __syncthreads();
-    __threadfence();
     return *flag;
 }
 

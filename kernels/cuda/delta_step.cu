@@ -21,16 +21,21 @@ template <int DIM> struct StepShared {
     float part[3][4][DIM]; // S'^T k, S'^T q, k . q of a quarter of the rows
 };
 
-// SiLU of the convolution of one token's channel, which moves the channel's state on.
+#define STEP_TAPS 8 // at most
+
+// SiLU of the convolution of one token's channel, which moves the channel's state on. All is read before anything is written.
 __device__ __forceinline__ float conv_step(float* state, float x, const float* taps, int channels, int n) {
-    float sum = 0;
-    for (int j = 0; j + 1 < n; j++) {
-        float past = state[(i64)j * channels];
-        sum += taps[j] * past;
-        if (j > 0) state[(i64)(j - 1) * channels] = past;
+    float w[STEP_TAPS], tap[STEP_TAPS], sum = 0;
+#pragma unroll
+    for (int j = 0; j < STEP_TAPS; j++) {
+        w[j] = j + 1 < n ? state[(i64)j * channels] : j + 1 == n ? x : 0;
+        tap[j] = j < n ? taps[j] : 0;
     }
-    if (n > 1) state[(i64)(n - 2) * channels] = x;
-    sum += taps[n - 1] * x;
+#pragma unroll
+    for (int j = 0; j < STEP_TAPS; j++) {
+        sum += tap[j] * w[j];
+        if (j > 0 && j < n) state[(i64)(j - 1) * channels] = w[j];
+    }
     return sum * sigmoid(sum);
 }
 
@@ -51,7 +56,7 @@ __device__ __forceinline__ void delta_step(const Spans& of_s, const Spans& of_q,
     float S[R];
 #pragma unroll
     for (int i = 0; i < R; i++) S[i] = state[i * DIM];
-    float beta = sigmoid(p.beta[t * p.heads + h]);
+    float beta = p.beta[t * p.heads + h];
     if (part == 3) {
         s.alpha[col] = expf(p.a[h] * softplus(p.f[at] + p.dt_bias[c]));
     } else {
@@ -85,7 +90,7 @@ __device__ __forceinline__ void delta_step(const Spans& of_s, const Spans& of_q,
     sk = sq = kq = 0;
 #pragma unroll
     for (int w = 0; w < 4; w++) sk += s.part[0][w][col], sq += s.part[1][w][col], kq += s.part[2][w][col];
-    float d = beta * (v - sk);
+    float d = sigmoid(beta) * (v - sk);
 #pragma unroll
     for (int i = 0; i < R; i++) state[i * DIM] = S[i] + s.y[1][part * R + i] * d;
     if (part == 0) s.y[2][col] = sq + kq * d;

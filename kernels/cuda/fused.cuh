@@ -66,18 +66,18 @@ template <class F> __device__ __forceinline__ void fresh(const Fresh& p) {
     i8* q = (i8*)(results + 32);
     XScale* scale = (XScale*)(q + p.cols);
     FreshPart part(p);
-    int units = p.cols / F::LEN * F::UNITS, u = part.lane;
+    int units = p.cols / F::LEN * F::UNITS, c = threadIdx.x;
     i64 first = part.first * (p.cols / F::LEN);
-    Unit unit = {};
-    if (u < units) unit = F::unit(part.of.w, first + u / F::UNITS, u % F::UNITS); // comes while bytes are made
-    for (int c = threadIdx.x; c < p.cols; c += blockDim.x) quantise_32(part.x[c], q, scale, c);
+    float x = c < p.cols ? part.x[c] : 0;
+    Unit next = unit_of<F>(part.of.w, first, min(part.lane, units - 1)); // comes while bytes are made
+    for (; c < p.cols; c += blockDim.x, x = c < p.cols ? part.x[c] : 0) quantise_32(x, q, scale, c);
     __syncthreads();
     float sum = 0;
-    while (u < units) {
-        int at = u / F::UNITS * F::LEN;
-        sum += unit_dot<F, Near>(unit, u % F::UNITS, q + at, scale + at / 32);
-        u += p.lanes;
-        if (u < units) unit = F::unit(part.of.w, first + u / F::UNITS, u % F::UNITS);
+#pragma unroll 1
+    for (int u = part.lane; u < units; u += p.lanes) {
+        Unit unit = next;
+        next = unit_of<F>(part.of.w, first, min(u + p.lanes, units - 1));
+        sum += dot_of<F, Near>(unit, u, q, scale);
     }
     part.finish(p, sum, results);
 }
@@ -91,6 +91,8 @@ template <class F> __device__ __forceinline__ void fresh_plain(const Fresh& p) {
 }
 
 // ---- the router ----------------------------------------------------------------------------------------------------
+
+#define ROUTER_FOURS 5 // of a thread, which go out together: 2,560 columns
 
 struct Router {
     Route route;
@@ -108,13 +110,21 @@ template <class F> __device__ __forceinline__ void matmul_route(const Router& p)
     SHARED(float, s);
     i64 t = blockIdx.y, e = blockIdx.x;
     float sum = 0;
-#pragma unroll 5
-    for (int c = 4 * threadIdx.x; c < p.cols; c += 4 * blockDim.x) {
-        float w[4];
-        F::four(p.w.plane[0], e * p.cols + c, w);
-        Four x = read_16(p.x + t * p.cols + c);
+    int step = 4 * blockDim.x;
+#pragma unroll 1
+    for (int c = 4 * threadIdx.x; c < p.cols; c += ROUTER_FOURS * step) {
+        float w[ROUTER_FOURS][4];
+        Four x[ROUTER_FOURS];
 #pragma unroll
-        for (int i = 0; i < 4; i++) sum += w[i] * __int_as_float(x.v[i]);
+        for (int n = 0; n < ROUTER_FOURS; n++) {
+            int at = min(c + n * step, p.cols - 4);
+            F::four(p.w.plane[0], e * p.cols + at, w[n]);
+            x[n] = read_16(p.x + t * p.cols + at);
+        }
+#pragma unroll
+        for (int n = 0; n < ROUTER_FOURS; n++)
+#pragma unroll
+            for (int i = 0; i < 4; i++) sum += c + n * step < p.cols ? w[n][i] * __int_as_float(x[n].v[i]) : 0;
     }
     sum = block_sum(sum, s + 1);
     if (threadIdx.x == 0) p.logits[t * p.route.experts + e] = sum;
@@ -157,10 +167,9 @@ template <class F> __device__ __forceinline__ void ffn_up(const Ffn& p) {
     float gate = 0, up = 0;
 #pragma unroll 1 // two units are under way; four take so many registers that not all blocks are
     for (int u = lane; u < units; u += UP_LANES) {
-        int block = u / F::UNITS, i = u % F::UNITS, at = block * F::LEN;
-        Unit a = F::unit(w_gate, first + block, i), b = F::unit(w_up, first + block, i);
-        gate += unit_dot<F>(a, i, q + at, scale + at / 32);
-        up += unit_dot<F>(b, i, q + at, scale + at / 32);
+        Unit a = unit_of<F>(w_gate, first, u), b = unit_of<F>(w_up, first, u);
+        gate += dot_of<F>(a, u, q, scale);
+        up += dot_of<F>(b, u, q, scale);
     }
     gate = lanes_sum(gate, UP_LANES);
     up = lanes_sum(up, UP_LANES);
@@ -170,26 +179,34 @@ template <class F> __device__ __forceinline__ void ffn_up(const Ffn& p) {
     if (threadIdx.x < 32) quantise_32(inner[threadIdx.x], p.inner, p.inner_scale, at);
 }
 
-// y_t = sum over slots of weight W_down inner, and the shared one's. Grid: dim * lanes / 128, tokens. One loop over all
-// slots, so that the units of several are under way.
+// y_t = sum over slots of weight W_down inner, and the shared one's. Grid: dim * lanes / 128, tokens. One loop over the
+// units of all slots, without a branch, so that two are under way.
 template <class F> __device__ __forceinline__ void ffn_down(const Ffn& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes, lane = threadIdx.x % p.lanes, t = blockIdx.y;
     bool live = row < p.dim;
     int each = p.top_k + p.shared, blocks = p.hidden / F::LEN, units = blocks * F::UNITS;
     int turns = (units + p.lanes - 1) / p.lanes;
+    const int* places = p.places + t * p.top_k;
+    const float* weights = p.weights + t * p.top_k;
     float y = 0;
-#pragma unroll 3
+    int slot = 0, turn = 0;
+#pragma unroll 2 // three take so many registers that not all blocks run at a time
     for (int n = 0; n < each * turns; n++) {
-        int slot = n / turns, u = n % turns * p.lanes + lane;
-        bool own = slot < p.top_k;
-        i64 m = own ? max(p.places[t * p.top_k + slot], 0) : 0;
-        float weight = own ? p.weights[t * p.top_k + slot] : 1.0f;
-        if (u < units) {
-            int block = u / F::UNITS, i = u % F::UNITS;
-            i64 at = ((i64)t * each + slot) * p.hidden + block * F::LEN;
-            Unit w = F::unit(own ? p.down : p.shared_down, (m * p.dim + (live ? row : 0)) * blocks + block, i);
-            y += weight * unit_dot<F>(w, i, p.inner + at, p.inner_scale + at / 32);
-        }
+        int u = turn * p.lanes + lane, known = min(slot, p.top_k - 1);
+        bool own = slot < p.top_k, in = u < units;
+        u = in ? u : 0;
+        i64 m = p.top_k > 0 ? max(places[known], 0) : 0;
+        float weight = p.top_k > 0 ? weights[known] : 1.0f;
+        m = own ? m : 0;
+        weight = own ? weight : 1.0f;
+        const Planes& w = own ? p.down : p.shared_down;
+        i64 at = ((i64)t * each + slot) * p.hidden;
+        Unit unit = unit_of<F>(w, (m * p.dim + (live ? row : 0)) * blocks, u);
+        float dot = dot_of<F>(unit, u, p.inner + at, p.inner_scale + at / 32);
+        y += in ? weight * dot : 0;
+        bool next = ++turn == turns;
+        slot += next;
+        turn = next ? 0 : turn;
     }
     y = lanes_sum(y, p.lanes);
     if (live && lane == 0) p.y[(i64)t * p.dim + row] = y;

@@ -95,19 +95,39 @@ __device__ __forceinline__ float unit_dot(const Unit& w, int i, const i8* q, con
     return y;
 }
 
-// What this thread adds to T results of one row; vectors beyond the last are the last again.
+// Unit u of a row that begins at a block, and its product with the row of activations q.
+template <class F> __device__ __forceinline__ Unit unit_of(const Planes& w, i64 first_block, int u) {
+    return F::unit(w, first_block + u / F::UNITS, u % F::UNITS);
+}
+template <class F, class From = Far>
+__device__ __forceinline__ float dot_of(const Unit& unit, int u, const i8* q, const XScale* scale) {
+    int at = u / F::UNITS * F::LEN;
+    return unit_dot<F, From>(unit, u % F::UNITS, q + at, scale + at / 32);
+}
+
+// What this thread adds to T results of one row; vectors beyond the last are the last again. Of one vector, loops over a step
+// that is not known are not unrolled into loads that go out together, so two units a turn are written out.
 template <class F, int T>
 __device__ __forceinline__ void row_part(const Product& p, const Planes& w, i64 first_block, int v, float* acc) {
     int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
-    int units = p.cols / F::LEN * F::UNITS;
-#pragma unroll (T == 1 ? F::UNROLL : 1)
-    for (int u = threadIdx.x % p.lanes; u < units; u += p.lanes) {
-        int block = u / F::UNITS, i = u % F::UNITS;
-        Unit unit = F::unit(w, first_block + block, i);
+    int units = p.cols / F::LEN * F::UNITS, u = threadIdx.x % p.lanes;
+    if (T == 1 && F::UNROLL == 2) {
+        const i8* q = p.q + (i64)x_row * p.cols;
+        const XScale* scale = p.scale + (i64)x_row * p.cols / 32;
+#pragma unroll 1
+        for (; u + p.lanes < units; u += 2 * p.lanes) {
+            Unit one = unit_of<F>(w, first_block, u), two = unit_of<F>(w, first_block, u + p.lanes);
+            acc[0] += dot_of<F>(one, u, q, scale);
+            acc[0] += dot_of<F>(two, u + p.lanes, q, scale);
+        }
+    }
+#pragma unroll 1
+    for (; u < units; u += p.lanes) {
+        Unit unit = unit_of<F>(w, first_block, u);
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            i64 x = (i64)(T == 1 ? x_row : min(x_row + t, last)) * p.cols + block * F::LEN;
-            acc[t] += unit_dot<F>(unit, i, p.q + x, p.scale + x / 32);
+            i64 x = (i64)(T == 1 ? x_row : min(x_row + t, last)) * p.cols;
+            acc[t] += dot_of<F>(unit, u, p.q + x, p.scale + x / 32);
         }
     }
 }
@@ -146,16 +166,24 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
     int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
     float acc[T] = {};
     int fours = p.cols % 4 ? 0 : p.cols / 4;
-#pragma unroll (T == 1 ? 4 : 1)
-    for (int c = threadIdx.x % p.lanes; c < fours; c += p.lanes) {
-        float w[4];
-        F::four(of.w.plane[0], first + 4 * c, w);
+    const int N = T == 1 ? 4 : 1; // so many at a time go out together
+#pragma unroll 1
+    for (int c = threadIdx.x % p.lanes; c < fours; c += N * p.lanes) {
+        float w[N][4];
+        Four x[N][T];
 #pragma unroll
-        for (int t = 0; t < T; t++) {
-            Four x = read_16(p.x + (i64)min(x_row + t, last) * p.cols + 4 * c);
+        for (int n = 0; n < N; n++) {
+            int at = 4 * min(c + n * p.lanes, fours - 1);
+            F::four(of.w.plane[0], first + at, w[n]);
 #pragma unroll
-            for (int i = 0; i < 4; i++) acc[t] += w[i] * __int_as_float(x.v[i]);
+            for (int t = 0; t < T; t++) x[n][t] = read_16(p.x + (i64)min(x_row + t, last) * p.cols + at);
         }
+#pragma unroll
+        for (int n = 0; n < N; n++)
+#pragma unroll
+            for (int t = 0; t < T; t++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) acc[t] += c + n * p.lanes < fours ? w[n][i] * __int_as_float(x[n][t].v[i]) : 0;
     }
 #pragma unroll 1
     for (int c = 4 * fours + threadIdx.x % p.lanes; c < p.cols; c += p.lanes) {

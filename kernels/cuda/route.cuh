@@ -38,9 +38,57 @@ __device__ __forceinline__ float two_best(const float* s, int n) {
     return n > 1 ? first + second : first;
 }
 
+// The bits of a number in the order of numbers, above 0.
+__device__ __forceinline__ u32 ordered(float x) {
+    u32 bits = (u32)__float_as_int(x);
+    return bits >> 31 ? ~bits : bits | 0x80000000;
+}
+
+#define LANE_EXPERTS 8 // of a lane, where all are kept in registers
+
+// The top_k of up to 256 experts, and 32 at most, of one group: in each round the lanes' largest scores meet, and then the
+// lowest index among those that are largest. Lane k keeps what round k chose.
+__device__ __forceinline__ void choose_few(const Route& p, float* s, i64 t) {
+    int lane = threadIdx.x % 32, own = 0;
+    u32 key[LANE_EXPERTS]; // 0: no expert, or chosen
+    float logit[LANE_EXPERTS], bias[LANE_EXPERTS];
+#pragma unroll
+    for (int i = 0; i < LANE_EXPERTS; i++) {
+        int e = min(lane + 32 * i, p.experts - 1);
+        logit[i] = read_fresh(p.logits + t * p.experts + e);
+        bias[i] = p.bias[e];
+    }
+#pragma unroll
+    for (int i = 0; i < LANE_EXPERTS; i++) {
+        float score = sigmoid(logit[i]), biased = score + bias[i] + 0.0f; // -0 equals 0
+        bool there = lane + 32 * i < p.experts;
+        if (there) s[lane + 32 * i] = score;
+        key[i] = there ? ordered(biased != biased ? -INFINITY_F : biased) : 0;
+    }
+    for (int k = 0; k < p.top_k; k++) {
+        u32 most = 0;
+#pragma unroll
+        for (int i = 0; i < LANE_EXPERTS; i++) most = max(most, key[i]);
+        most = __reduce_max_sync(FULL, most);
+        u32 first = FULL;
+#pragma unroll
+        for (int i = LANE_EXPERTS - 1; i >= 0; i--) first = key[i] == most ? lane + 32 * i : first;
+        first = __reduce_min_sync(FULL, first);
+#pragma unroll
+        for (int i = 0; i < LANE_EXPERTS; i++) key[i] = lane + 32 * i == first ? 0 : key[i];
+        if (lane == k) own = (int)first;
+    }
+    __syncwarp();
+    float score = lane < p.top_k ? s[own] : 0, norm = p.normalise ? warp_sum(score) + 1e-20f : 1.0f;
+    if (lane >= p.top_k) return;
+    p.chosen[t * p.top_k + lane] = own;
+    p.weights[t * p.top_k + lane] = score / norm * p.scale;
+}
+
 // Floats of shared memory that a choice takes: [experts] scores, [experts] biased scores, [groups] sums.
 // A warp a token. At most 1024 experts.
 __device__ __forceinline__ void choose(const Route& p, float* s, i64 t) {
+    if (p.top_groups == p.groups && p.experts <= 32 * LANE_EXPERTS && p.top_k <= 32) return choose_few(p, s, t);
     float *biased = s + p.experts, *sums = biased + p.experts;
     int lane = threadIdx.x % 32, size = p.experts / p.groups;
     for (int e = lane; e < p.experts; e += 32) {

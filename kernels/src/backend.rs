@@ -148,6 +148,9 @@ pub trait Backend: Send + Sync + 'static {
         None
     }
 
+    /// Waits until all that was asked for is done, where that is later.
+    fn wait(&self) {}
+
     // ---- steps that are done again and again -----------------------------------------------------------
 
     /// The result of a step that [`Backend::record`] kept, done again for other ids and for states that have advanced:

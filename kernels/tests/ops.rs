@@ -283,6 +283,19 @@ fn routing_ties_and_nan() {
         let routed = b.route(&b.tensor(1, 6, &logits), &vector(&[0.0; 6]), how);
         assert_eq!(b.routed(&routed).0, first, "reference, {logits:?}");
     }
+    // Of one group the device keeps scores in its lanes.
+    let (cuda, how) = (common::stand_in::cuda(), Routing { groups: 1, ..how });
+    let mut n = Numbers(3);
+    let some = [nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 30.0];
+    for experts in [3, 8, 33, 256] {
+        let logits: Vec<f32> = (0..4 * experts).map(|_| some[n.below(some.len())]).collect();
+        let (bias, how) = (vec![0.0; experts], Routing { top_k: experts.min(32), ..how });
+        let reference = kernels::reference::Reference;
+        let expected = reference.route(&reference.tensor(4, experts, &logits), &vector(&bias), how);
+        let bias = cuda.weight(vector(&bias)).unwrap();
+        let got = cuda.route(&cuda.tensor(4, experts, &logits), &bias, how);
+        assert_eq!(cuda.routed(&got).0, reference.routed(&expected).0, "{experts} experts of {logits:?}");
+    }
 }
 
 /// The experts of a layer, in formats that hold the test's activations exactly.

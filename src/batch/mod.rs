@@ -179,6 +179,8 @@ pub struct Batch<'e, B: Backend> {
     pace: Pace,
     /// [`BETWEEN`]
     between: Duration,
+    /// The end of the last small step.
+    stepped: Instant,
     steps: u64,
     tokens: u64,
     /// Nothing is to go on.
@@ -210,6 +212,7 @@ impl<'e, B: Backend> Batch<'e, B> {
             turn: 0,
             pace: Pace::new(engine.batch),
             between: BETWEEN,
+            stepped: Instant::now(),
             steps: 0,
             tokens: 0,
             stopped: false,
@@ -264,9 +267,12 @@ impl<'e, B: Backend> Batch<'e, B> {
         self.away = Some(Away { beginning: slot.beginning().to_vec(), bytes: slot.bytes });
         self.turn += 1;
         let Engine { backend, model, .. } = self.engine;
-        let mut between = Between { batch: self, hear, last: Instant::now() };
+        let mut between = Between { batch: self, hear };
         let logits = model.forward(backend, &mut [slot.sequence(tokens)], &mut between);
         let scores = logits.map(|logits| Scores::new(self.engine, logits, 1));
+        if !alone {
+            backend.wait(); // else a device has so much before it that the others' next step waits for
+        }
         self.away = None;
         self.count(tokens);
         slot.advance(tokens, &mut scores.iter().flat_map(Scores::rows));
@@ -289,8 +295,11 @@ impl<'e, B: Backend> Batch<'e, B> {
         for (slot, tokens) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| *tokens > 0) {
             slot.advance(tokens, &mut rows);
         }
-        // A device is done with a step when tokens are chosen, not when it is issued.
-        self.pace.learn(all - replies.min(all), start.elapsed());
+        // A device is done with a step when tokens are chosen, not when it is issued, and not before what it was given first.
+        if scores.is_some() && self.away.is_none() {
+            self.pace.learn(all - replies.min(all), start.elapsed());
+        }
+        self.stepped = Instant::now();
         self.part_with(Slot::has_ended);
     }
 
@@ -363,17 +372,14 @@ impl<'e, B: Backend> Batch<'e, B> {
 struct Between<'b, 'e, B: Backend> {
     batch: &'b mut Batch<'e, B>,
     hear: &'b mut dyn FnMut(&mut Batch<'e, B>),
-    /// The end of the others' last step.
-    last: Instant,
 }
 
 impl<B: Backend> Probe<B> for Between<'_, '_, B> {
     fn layer_done(&mut self) {
         (self.hear)(self.batch);
         self.batch.settle();
-        if self.last.elapsed() >= self.batch.between {
+        if self.batch.stepped.elapsed() >= self.batch.between {
             self.batch.small_step();
-            self.last = Instant::now();
         }
     }
 

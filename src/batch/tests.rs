@@ -61,6 +61,31 @@ fn run_all(mut batch: Batch<'_, Cpu>) {
     }
 }
 
+/// A reply's time goes on while pieces come and go: it has a token in the first piece after it, not only where one piece
+/// takes as long.
+#[test]
+fn replies_go_on_where_pieces_are_short() {
+    let engine = engine();
+    let heard = Heard::default();
+    let between = Duration::from_secs(20);
+    let mut batch = Batch { between, ..Batch::new(&engine, Limits { slots: 8, bytes: 1 << 30 }) };
+    batch.submit(job(1, vec![70, 80, 90], 90, &heard));
+    batch.submit(job(2, (0..3000).map(|i| 70 + i % 900).collect(), 2, &heard));
+    let replies = || heard.lock().unwrap().iter().filter(|e| e.0 == 1 && e.2.is_some()).count();
+    let mut pieces = 0;
+    while !batch.idle() {
+        let (before, turn) = (replies(), batch.turn);
+        let late = pieces % 2 == 1;
+        batch.stepped = if late { Instant::now().checked_sub(between).unwrap() } else { Instant::now() };
+        batch.step(&mut |_| ());
+        if batch.turn > turn {
+            assert_eq!(replies() - before, usize::from(late), "tokens of the reply beside piece {pieces}");
+            pieces += 1;
+        }
+    }
+    assert!(pieces > 2, "{pieces} large pieces");
+}
+
 /// While a prompt of 3,000 tokens is read, from its 1,024th in large pieces, a reply goes on after every layer of them, with
 /// the tokens it has alone; and who comes in between does not wait for the piece's end.
 #[test]

@@ -84,6 +84,15 @@ template <class T> T __shfl_xor_sync(unsigned, T v, int by) {
     memcpy(&v, &bits, sizeof(T));
     return v;
 }
+inline u32 __reduce_max_sync(unsigned, u32 v) {
+    const u64* all = shim::gather(v);
+    return (u32)*std::max_element(all, all + 32);
+}
+inline u32 __reduce_min_sync(unsigned, u32 v) {
+    const u64* all = shim::gather(v);
+    return (u32)*std::min_element(all, all + 32);
+}
+
 // Sums and maxima of a warp meet once here, not five times; the order of additions is the same.
 template <class Join> inline float join_lanes(float v, Join join) {
     const u64* all = shim::gather((u32)__float_as_int(v));

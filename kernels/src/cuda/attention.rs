@@ -6,7 +6,7 @@ use super::cache::CacheShape;
 use super::driver::Address;
 use super::memory::Tensor;
 use super::span::groups;
-use super::{Cache, Cuda, Grid, arg, block};
+use super::{Cache, Cuda, Device, Grid, arg, block};
 use crate::backend::{CacheFormat, Span};
 use bytemuck::{Pod, Zeroable};
 
@@ -22,8 +22,10 @@ const TENSOR_SHARED: usize = 2 * (HEADS + STAGES * ROWS) * (MOST_WIDTH + 8)
 /// Values at most of `attend_plain`, and cache rows that it takes at a time.
 const PLAIN_VALUES: usize = 512;
 const PLAIN_ROWS: usize = 32;
-/// Parts a cache is cut into at most: one for each multiprocessor of the largest cards, all but a few.
-const PARTS: usize = 128;
+/// Parts a cache is cut into at most: about two for each multiprocessor of the largest cards.
+const PARTS: usize = 256;
+/// Shared memory of a multiprocessor of which two blocks have their part, if a block may have so much.
+const FOR_TWO: usize = 2 * (TENSOR_SHARED + 1024);
 /// Rows of a part at least: a part leaves as many bytes as two rows for each head, which are written and read.
 const PART_ROWS: usize = 128;
 /// Warps of a block that appends, and blocks that share a span's rows at most.
@@ -47,9 +49,9 @@ pub(super) fn reach(rows: usize) -> usize {
     rows.div_ceil(PART_ROWS).next_power_of_two().min(PARTS)
 }
 
-/// Parts that give every multiprocessor two blocks, while each has rows enough.
-fn parts(blocks: usize, longest: usize, multiprocessors: usize) -> usize {
-    let wanted = (2 * multiprocessors).div_ceil(blocks.max(1));
+/// Parts that give the device all the blocks that it runs at a time, while each has rows enough.
+fn parts(blocks: usize, longest: usize, at_a_time: usize) -> usize {
+    let wanted = at_a_time / blocks.max(1);
     wanted.min(reach(longest)).max(1)
 }
 
@@ -105,7 +107,8 @@ impl Cuda {
             && width.is_multiple_of(32);
         let longest = spans.iter().map(|span| span.state.len()).max().unwrap_or(0);
         let blocks = q.rows * heads / if tensor { HEADS } else { 1 };
-        let n = parts(blocks, longest, self.driver.device.multiprocessors);
+        let Device { multiprocessors, shared, .. } = self.driver.device;
+        let n = parts(blocks, longest, multiprocessors * if tensor && shared < FOR_TWO { 1 } else { 2 });
         let parted = (n > 1).then(|| self.spanned(q.rows, heads * n * (value_dim + 2), spans));
         let [heads_arg, values, n_arg] = [heads, value_dim, n].map(|n| n as i32);
         let out = parted.as_ref().map_or(o.at(), Tensor::at);
@@ -124,7 +127,8 @@ impl Cuda {
             }
         }
         if let Some(parted) = &parted {
-            let grid = Grid { blocks: [q.rows * heads, value_dim.div_ceil(128), 1], threads: 128, shared: 0 };
+            let blocks = [q.rows * heads, value_dim.div_ceil(128), 1];
+            let grid = Grid { blocks, threads: 512, shared: 4 * (n + 512) };
             let arguments = [arg(parted.at()), arg(o.at()), arg(n_arg), arg(values)];
             self.driver.launch(["merge", ""], grid, &arguments);
         }

@@ -199,11 +199,6 @@ impl Cuda {
         self.steps().replayed
     }
 
-    /// Waits for all that was issued.
-    pub fn wait(&self) {
-        self.driver.wait();
-    }
-
     /// Whether results come full of NaN before they are written: slow, for checks.
     pub fn poison(&self, on: bool) {
         self.buffers.poison(on);
@@ -231,6 +226,10 @@ impl Backend for Cuda {
             return Ok(Weight::on_host(&stored, self.host().weight(stored.clone())?, slots));
         }
         Weight::new(&self.driver, &stored)
+    }
+
+    fn wait(&self) {
+        self.driver.wait();
     }
 
     fn read_ahead(&self) {

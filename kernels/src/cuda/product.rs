@@ -8,6 +8,7 @@ use super::driver::Address;
 use super::experts::Pairs;
 use super::fused::FewFfn;
 use super::memory::{Buffer, Tensor};
+use super::step::recorded_ids;
 use super::{Cuda, Grid, Weight, arg, block};
 use crate::backend::Gated;
 use crate::quant::Format;
@@ -226,7 +227,7 @@ impl Cuda {
         if y.len() == 0 {
             return y;
         }
-        let recorded = self.steps().ids;
+        let recorded = recorded_ids();
         let indices = recorded.is_none().then(|| self.buffers.upload(ids));
         let chosen = indices.as_ref().map_or(recorded, |own| Some(own.at)).unwrap_or(0);
         self.rows_to(table, y.at(), [ids.len(), table.cols], chosen);

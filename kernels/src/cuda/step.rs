@@ -9,6 +9,7 @@ use super::driver::{Address, Recorded};
 use super::memory::{Buffer, Kept, Tensor};
 use super::{Cuda, Weight, attention};
 use crate::backend::Part;
+use std::cell::Cell;
 use std::sync::{MutexGuard, PoisonError};
 
 /// Steps kept at most: as many sets of states as are decoded in turn.
@@ -17,19 +18,27 @@ const STEPS: usize = 8;
 /// What a step is known by.
 type Key = Vec<u64>;
 
+thread_local! {
+    /// What this thread asked for and was not had: it is done next.
+    static WANTED: Cell<Option<Key>> = const { Cell::new(None) };
+    /// Where ids are while this thread records a step.
+    static IDS: Cell<Option<Address>> = const { Cell::new(None) };
+}
+
+/// Where a step that this thread records has its ids.
+pub(super) fn recorded_ids() -> Option<Address> {
+    IDS.get()
+}
+
 /// The steps of a backend.
 #[derive(Default)]
 pub(super) struct Steps {
-    /// Asked for and not had.
-    wanted: Option<Key>,
     /// Done once, op by op.
     seen: Option<Key>,
     /// The one used last at the end.
     kept: Vec<Step>,
     /// Steps that were done by replaying.
     pub(super) replayed: u64,
-    /// Where ids are while one is recorded.
-    pub(super) ids: Option<Address>,
 }
 
 struct Step {
@@ -58,19 +67,25 @@ impl Cuda {
                 Part::Tensor(x) => key.push(x.at()),
                 Part::Cache(cache) => {
                     cache.prepare(1);
-                    key.extend([cache.header(), attention::reach(cache.len() + 1) as u64]);
+                    let reach = attention::reach(cache.len() + 1);
+                    key.extend([cache.header(), cache.width() as u64, cache.format() as u64, reach as u64]);
                 }
             }
         }
-        let mut steps = self.steps();
-        let Some(at) = steps.kept.iter().position(|step| step.key == key) else {
-            steps.wanted = Some(key);
+        let kept = {
+            let mut steps = self.steps();
+            let at = steps.kept.iter().position(|step| step.key == key);
+            at.map(|at| steps.kept.remove(at))
+        };
+        let Some(step) = kept else {
+            WANTED.set(Some(key));
             return None;
         };
-        let step = steps.kept.remove(at);
         let logits = self.run_step(&step, ids);
+        let mut steps = self.steps();
         steps.kept.push(step);
         steps.replayed += 1;
+        drop(steps);
         for part in state {
             if let Part::Cache(cache) = part {
                 cache.advance(1);
@@ -80,15 +95,15 @@ impl Cuda {
     }
 
     pub(super) fn record_step(&self, ids: &[u32], step: impl FnOnce() -> Tensor) -> Tensor {
-        let wanted = self.steps().wanted.take();
+        let wanted = WANTED.take();
         let again = wanted.is_some() && self.steps().seen == wanted;
         self.steps().seen = wanted.clone();
         let Some(key) = wanted.filter(|_| again && self.host.get().is_none()) else { return step() };
         let own = self.buffers.upload(ids);
-        self.steps().ids = Some(own.at);
+        IDS.set(Some(own.at));
         let mut logits = None;
         let (launches, memory) = self.buffers.record(|| logits = Some(step()));
-        self.steps().ids = None;
+        IDS.set(None);
         let logits = logits.expect("the step ran");
         let step = Step { key, launches, ids: own, logits, _memory: memory };
         let result = self.run_step(&step, ids);
