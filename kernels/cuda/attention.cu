@@ -181,23 +181,46 @@ __device__ __forceinline__ const u8* tile_at(u8* const* segments, const CacheSha
     return segments[first / SEGMENT] + (i64)(first % SEGMENT) * cache.row_bytes;
 }
 
+#define PIECES ((MOST_WIDTH + 127) / 128) // of eight columns a thread
+#define TOGETHER 3                        // of those that are bytes
+
 // A tile's n rows as binary16; zeros after them. Sixteen threads a row.
 __device__ __forceinline__ void load_rows(const Attention& p, const u8* rows, u16* tile, int n) {
-    int r = threadIdx.x / 16, c = threadIdx.x % 16 * 8;
+    int r = threadIdx.x / 16, first = threadIdx.x % 16 * 8;
     const u8* row = rows + (i64)r * p.cache.row_bytes;
     u16* to = tile + r * PITCH;
+    if (p.cache.format == CACHE_F16) {
 #pragma unroll
-    for (int k = 0; k < (MOST_WIDTH + 127) / 128; k++, c += 128) {
-        if (c >= p.cache.width) break;
-        if (r >= n) {
-            *(Four*)(to + c) = Four{};
-        } else if (p.cache.format == CACHE_F16) {
-            copy_16(to + c, row + 2 * c);
-        } else {
-            int2 q = *(const int2*)(row + c);
-            float d = f16_float(((const u16*)(row + 32 * p.cache.blocks))[c / 32]);
+        for (int k = 0; k < PIECES; k++) {
+            int c = first + 128 * k;
+            if (c >= p.cache.width) break;
+            if (r < n) copy_16(to + c, row + 2 * c);
+            else *(Four*)(to + c) = Four{};
+        }
+        return;
+    }
+#pragma unroll 1 // five at once take more registers than two blocks of a multiprocessor have
+    for (; first < p.cache.width; first += 128 * TOGETHER) {
+        int2 q[TOGETHER];
+        u16 d[TOGETHER];
 #pragma unroll
-            for (int j = 0; j < 8; j++) to[c + j] = float_f16((float)(i8)((j < 4 ? q.x : q.y) >> (j % 4 * 8)) * d);
+        for (int k = 0; k < TOGETHER; k++) {
+            int c = first + 128 * k;
+            bool in = r < n && c < p.cache.width;
+            q[k] = in ? __ldg((const int2*)(row + c)) : int2{};
+            d[k] = in ? __ldg((const u16*)(row + 32 * p.cache.blocks) + c / 32) : 0;
+        }
+#pragma unroll
+        for (int k = 0; k < TOGETHER; k++) {
+            int c = first + 128 * k;
+            float scale = f16_float(d[k]);
+            Four out;
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                int two = (j < 2 ? q[k].x : q[k].y) >> (j % 2 * 16);
+                out.v[j] = (int)pack_f16((float)(i8)two * scale, (float)(i8)(two >> 8) * scale);
+            }
+            if (c < p.cache.width) *(Four*)(to + c) = out;
         }
     }
 }
