@@ -148,6 +148,7 @@ impl<'e, B: Backend> Session<'e, B> {
             let (form, end) = self.engine.form(prompt, at..point, question);
             let end = end.min(at + self.engine.step(form));
             self.process(&prompt[at..end], form, end == prompt.len());
+            self.engine.backend.wait(); // so that who is told of progress, and stops it, is told what is done
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
             if end == point || stopped {
                 self.insert((stopped || marks.contains(&end)) && end >= WORTH_TOKENS);

@@ -58,8 +58,12 @@ fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Engine<B> {
 
 /// How often all values of a tensor were read, and how often the best, since the last time.
 fn calls(engine: &Engine<Profiled<Cuda>>) -> [u64; 2] {
+    calls_of(engine, ["read", "best"])
+}
+
+fn calls_of<const N: usize>(engine: &Engine<Profiled<Cuda>>, names: [&str; N]) -> [u64; N] {
     let ops = engine.backend.take();
-    ["read", "best"].map(|name| ops.iter().filter(|op| op.0 == name).map(|op| op.1.calls).sum())
+    names.map(|name| ops.iter().filter(|op| op.0 == name).map(|op| op.1.calls).sum())
 }
 
 #[test]
@@ -94,6 +98,21 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
     let (ids, asked) = reply(flat);
     let (expected, _) = reply(Sampling { repeat_penalty: 2.0, ..flat });
     assert!(ids == expected && asked == [6, 6], "what is not enough is asked for and read: {asked:?}");
+}
+
+/// Who reads a prompt is told of a piece when it is done, not when the device was told to.
+#[test]
+fn pieces_of_a_prompt_are_waited_for() {
+    let (_alone, engine) = (alone(), engine(Profiled::new));
+    let prompt: Vec<u32> = (0..130).map(|i| 70 + i % 300).collect();
+    let mut told = 0;
+    let mut session = Session::new(&engine);
+    let prefill = session.advance_to(&prompt, &mut |_, _| {
+        told += 1;
+        assert_eq!(calls_of(&engine, ["wait", "best", "read"]), [1, 0, 0]);
+        ControlFlow::Continue(())
+    });
+    assert_eq!((prefill.unwrap().computed, told), (130, 3), "pieces of 64");
 }
 
 struct Listener(usize, Arc<Mutex<Vec<Vec<u32>>>>);
