@@ -280,7 +280,11 @@ fn mixtures(cuda: &Cuda, n: &mut Numbers, quick: bool) -> Vec<Row> {
             (1, 16, 8, if quick { [256, 512] } else { [2304, 1024] }, Some(1)),
             (5, 8, 3, [256, 256], Some(2)),
             (2, 4, 1, [256, 256], None),
+            (1, 4, 2, [256, 96], Some(1)), // a thread of a row has no unit
         ] {
+            if hidden % down.block_len() != 0 {
+                continue;
+            }
             let stack = |n: &mut Numbers, count, hidden| {
                 [(up, hidden, dim), (up, hidden, dim), (down, dim, hidden)]
                     .map(|(format, rows, cols)| n.weight(format, [count, rows, cols]))
