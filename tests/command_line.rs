@@ -4,7 +4,7 @@
 mod common;
 
 use common::{checkpoint, convert, kimi, kimi_command, kimi_ok, python, text};
-use kimi::output::visible;
+use models::visible::visible;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};

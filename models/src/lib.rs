@@ -7,3 +7,4 @@ pub mod gguf;
 pub mod kimi_linear;
 pub mod template;
 pub mod tokenizer;
+pub mod visible;

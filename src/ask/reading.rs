@@ -6,7 +6,6 @@ use super::watched;
 use crate::engine::Engine;
 use crate::generate::grouped;
 use crate::inspect::{machine, need::Need};
-use crate::output::visible;
 use crate::session::Prefill;
 use crate::snapshot::Sizes;
 use anyhow::{Result, bail};
@@ -16,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use kernels::backend::Backend;
 use models::kimi_linear::mla::Form;
+use models::visible::visible;
 
 /// Between lines where nobody watches.
 const LINE_EVERY: Duration = Duration::from_secs(10);

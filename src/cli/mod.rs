@@ -3,10 +3,10 @@
 mod convert;
 mod generate;
 
-use crate::output::visible;
 use crate::{ask, bench, chat, eval, gpu_check, inspect, logits, perplexity, serve, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use models::visible::visible;
 
 /// Run Kimi Linear on your own machine.
 #[derive(Parser)]

@@ -1,0 +1,58 @@
+//! Makes control characters of untrusted text visible, so that a terminal prints them and does not execute them. A leaf.
+
+use std::borrow::Cow;
+
+/// Whether a terminal or a text layout would obey `c` instead of printing it: C0 and C1 control characters, DEL, line
+/// and paragraph separators, and the embeddings, overrides and isolates of bidirectional text, which reorder what
+/// follows. Line feed and tab count too. Joiners (U+200C, U+200D) and direction marks (U+200E, U+200F) do not: scripts
+/// and emoji need them.
+pub fn is_control(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{206f}')
+}
+
+/// Spells control characters, except line feed and tab, as `less` does: `^[` or `<U+009B>`.
+pub fn visible(text: &str) -> Cow<'_, str> {
+    let kept = |c: char| matches!(c, '\n' | '\t');
+    if !text.contains(|c| is_control(c) && !kept(c)) {
+        return text.into();
+    }
+    let mut shown = String::with_capacity(text.len() + 8);
+    text.chars().for_each(|c| if kept(c) { shown.push(c) } else { spell(c, &mut shown) });
+    shown.into()
+}
+
+fn spell(c: char, out: &mut String) {
+    match c {
+        c if !is_control(c) => out.push(c),
+        // ^@ is 0, ^A is 1, ^[ is 0x1b, and ^? is 0x7f.
+        c if c.is_ascii() => out.extend(['^', char::from(c as u8 ^ 0x40)]),
+        c => out.push_str(&format!("<U+{:04X}>", u32::from(c))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn control_characters_are_spelled() {
+        for (text, expected) in [
+            ("two\n\tlines, ü 日本 🎉 👩‍👩‍👧 می‌خواهم \u{200f}", "two\n\tlines, ü 日本 🎉 👩‍👩‍👧 می‌خواهم \u{200f}"),
+            ("\u{1b}]52;c;aGk=\u{7}", "^[]52;c;aGk=^G"),
+            ("a.txt:1\r\u{1b}[2Kb.txt:9", "a.txt:1^M^[[2Kb.txt:9"),
+            ("\0\u{1f}\u{7f}\u{80}\u{9b}31m", "^@^_^?<U+0080><U+009B>31m"),
+            ("gpj.\u{202e}fdp\u{202c}", "gpj.<U+202E>fdp<U+202C>"),
+            ("\u{2066}a\u{2069}\u{2028}\u{2029}\u{206a}", "<U+2066>a<U+2069><U+2028><U+2029><U+206A>"),
+        ] {
+            assert_eq!(visible(text), expected);
+        }
+    }
+
+    /// Every character is either printed as it is or spelled in printable characters.
+    #[test]
+    fn no_control_character_is_left() {
+        let all: String = ('\0'..='\u{ffff}').collect();
+        let left: Vec<char> = visible(&all).chars().filter(|c| is_control(*c)).collect();
+        assert_eq!(left, ['\t', '\n']);
+    }
+}
