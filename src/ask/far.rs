@@ -20,7 +20,7 @@ impl<'a> Far<'a> {
     pub(super) fn new(url: &str, args: &'a AskArgs) -> Result<Self> {
         let model = args.engine.model.as_ref();
         let model = model.context("--url: expected the endpoint's name of a model with -m, found none")?;
-        let remote = Remote::new(url, &model.to_string_lossy())?;
+        let remote = Remote::new(url, &model.to_string_lossy(), args.endpoint.timeout)?;
         remote.context()?;
         Ok(Far { remote, args, messages: Vec::new() })
     }

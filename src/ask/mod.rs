@@ -19,6 +19,7 @@ use crate::form::Reader;
 use crate::generate::{Ended, Stats};
 use crate::on_device;
 use crate::output::Output;
+use crate::remote::EndpointArgs;
 use crate::sample::Sampling;
 use anyhow::{Result, bail};
 use document::Document;
@@ -42,9 +43,8 @@ const QUOTE: &str = " Quote the text.";
 pub struct AskArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Ask an OpenAI-style endpoint instead, where -m is a model's name; the key comes from OPENAI_API_KEY
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
+    #[command(flatten)]
+    endpoint: EndpointArgs,
     /// A file or directory the question is about, `-` for standard input; may be given several times
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
@@ -82,7 +82,7 @@ pub fn run(args: &AskArgs) -> Result<()> {
     if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
         bail!("question: expected one as an argument, as standard input is the text, found none");
     }
-    if let Some(url) = &args.url {
+    if let Some(url) = &args.endpoint.url {
         return ask(args, &documents, Far::new(url, args)?);
     }
     on_device!(&args.engine.read_by(Reader::Ask), demo::log(args.quiet), |engine| ask(

@@ -31,6 +31,7 @@ mod view;
 mod worker;
 
 use crate::engine::EngineArgs;
+use crate::remote::EndpointArgs;
 use anyhow::{Result, bail};
 use settings::Settings;
 use std::io::IsTerminal;
@@ -44,9 +45,8 @@ use worker::{Report, Worker};
 pub struct ChatArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Talk with an OpenAI-style endpoint instead, where -m is a model's name; the key comes from OPENAI_API_KEY
-    #[arg(long, value_name = "URL")]
-    url: Option<String>,
+    #[command(flatten)]
+    endpoint: EndpointArgs,
     /// Use the line editor: any terminal, pipes (chosen by itself where there is no screen)
     #[arg(long)]
     plain: bool,
@@ -80,7 +80,7 @@ pub fn run(args: &ChatArgs) -> Result<()> {
         chat.system = args.system.clone().or(chat.system).filter(|text| !text.is_empty());
         talk.open(chat);
     }
-    let worker = Worker::start(args.engine.clone(), args.url.clone());
+    let worker = Worker::start(args.engine.clone(), args.endpoint.clone());
     let mut notes = Vec::new();
     talk.about = loop {
         match worker.reports.recv()? {

@@ -7,7 +7,7 @@ use super::reply::{About, Ask, Local, Outcome, Replier, Step};
 use crate::cli::one_line;
 use crate::engine::{Engine, EngineArgs};
 use crate::on_device;
-use crate::remote::Remote;
+use crate::remote::{EndpointArgs, Remote};
 use anyhow::Result;
 use kernels::backend::Backend;
 use std::ops::ControlFlow;
@@ -70,13 +70,13 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread, which opens the model first: the file, or its namesake at an endpoint.
-    pub fn start(args: EngineArgs, url: Option<String>) -> Self {
+    pub fn start(args: EngineArgs, endpoint: EndpointArgs) -> Self {
         let (orders, inbox) = channel();
         let (outbox, reports) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let far = Far { inbox, outbox, stop: stop.clone() };
-        let thread = std::thread::spawn(move || match url {
-            Some(url) => far.run_elsewhere(&url, &args),
+        let thread = std::thread::spawn(move || match endpoint.url {
+            Some(url) => far.run_elsewhere(&url, endpoint.timeout, &args),
             None => far.run(args),
         });
         Worker { thread, orders, reports, stop }
@@ -127,18 +127,17 @@ impl Far {
         }
     }
 
-    fn run_elsewhere(&self, url: &str, args: &EngineArgs) {
+    fn run_elsewhere(&self, url: &str, timeout: u64, args: &EngineArgs) {
         let Some(mut model) = args.model.clone() else {
             return self.tell(Report::Failed(
                 "--url: expected the endpoint's name of a model with -m, found none".into(),
             ));
         };
+        let elsewhere = |model: &Path| Elsewhere::new(Remote::new(url, &model.to_string_lossy(), timeout)?);
         loop {
-            let far = Remote::new(url, &model.to_string_lossy()).and_then(Elsewhere::new);
+            let far = elsewhere(&model);
             match far {
-                Ok(replier) => match self.serve(replier, &mut |path| {
-                    Elsewhere::new(Remote::new(url, &path.to_string_lossy())?).map(|_| path)
-                }) {
+                Ok(replier) => match self.serve(replier, &mut |path| elsewhere(&path).map(|_| path)) {
                     Some(path) => model = path,
                     None => return,
                 },

@@ -1,0 +1,324 @@
+//! The client against small servers, well-behaved and hostile.
+
+use super::*;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::thread::JoinHandle;
+
+const SAMPLING: Sampling = Sampling {
+    temperature: 0.5,
+    top_k: 0,
+    top_p: 0.9,
+    min_p: 0.0,
+    repeat_penalty: 1.0,
+    repeat_last_n: 64,
+    presence_penalty: 0.0,
+    frequency_penalty: 0.25,
+    seed: 3,
+};
+
+/// A server of one connection, which runs `script` once it has read the request. The handle returns the request.
+fn server(script: impl FnOnce(&mut TcpStream) + Send + 'static) -> (String, JoinHandle<String>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let handle = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut reader = BufReader::new(stream.try_clone().unwrap());
+        let (mut head, mut length) = (String::new(), 0);
+        while !head.ends_with("\r\n\r\n") {
+            let from = head.len();
+            reader.read_line(&mut head).unwrap();
+            if let Some(n) = head[from..].to_lowercase().strip_prefix("content-length:") {
+                length = n.trim().parse().unwrap();
+            }
+        }
+        let mut body = vec![0; length];
+        reader.read_exact(&mut body).unwrap();
+        script(&mut stream);
+        head + &String::from_utf8(body).unwrap()
+    });
+    (url, handle)
+}
+
+/// A server of one reply.
+fn serve(reply: &'static str) -> (String, JoinHandle<String>) {
+    server(|stream| stream.write_all(reply.as_bytes()).unwrap())
+}
+
+fn remote(url: &str) -> Remote {
+    Remote::new(url, "m", 1).unwrap()
+}
+
+/// Asks for nine tokens.
+fn chat(url: &str, on: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>) -> Result<Told> {
+    remote(url).chat(&[Message::new("user", "hi")], &SAMPLING, 9, on)
+}
+
+fn heard(reply: &'static str) -> (Result<Told>, Vec<String>, String) {
+    let (url, server) = serve(reply);
+    let mut all = Vec::new();
+    let told = chat(&url, &mut |d| {
+        match d {
+            Delta::Waiting => {}
+            Delta::Reasoning(text) => all.push(format!("({text})")),
+            Delta::Text(text) => all.push(text.to_owned()),
+        }
+        ControlFlow::Continue(())
+    });
+    (told, all, server.join().unwrap())
+}
+
+#[test]
+fn a_stream_is_heard_and_counted() {
+    let (told, all, sent) = heard(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n: hello\n\n\
+         data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\"}}]}\n\n\
+         data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n\
+         data: {\"choices\":[{\"delta\":{\"content\":\"你\"},\"finish_reason\":\"length\"}]}\n\n\
+         data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\n\
+         data: [DONE]\n\n",
+    );
+    assert_eq!(all, ["(hm)", "a", "你"]);
+    assert_eq!(told.unwrap(), Told { prompt: 7, cached: 4, completion: 2, cut: true, stopped: false });
+    assert!(sent.starts_with("POST /v1/chat/completions"), "{sent}");
+    assert!(sent.contains(r#""messages":[{"role":"user","content":"hi"}]"#), "{sent}");
+    assert!(sent.contains(r#""max_tokens":9"#) && !sent.contains("top_k"), "{sent}");
+}
+
+#[test]
+fn refusals_say_why() {
+    let (told, _, _) =
+        heard("HTTP/1.1 404 Not Found\r\ncontent-length: 33\r\n\r\n{\"error\":{\"message\":\"no model\"}} ");
+    let e = told.unwrap_err().to_string();
+    assert!(e.ends_with("expected status 200, found 404: no model"), "{e}");
+    let (told, _, _) =
+        heard("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\ndata: {\"error\":{\"message\":\"too long\"}}\n\n");
+    assert!(told.unwrap_err().to_string().ends_with("too long"));
+    assert!(Remote::new("localhost:8000", "m", 9).is_err());
+}
+
+#[test]
+fn the_model_is_looked_for() {
+    let models =
+        "HTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n{\"data\":[{\"id\":\"m\",\"max_model_len\":1048576}]}";
+    let (url, _server) = serve(models);
+    assert_eq!(remote(&url).context().unwrap(), Some(1_048_576));
+    let (url, _server) = serve(models);
+    let e = Remote::new(&(url + "/v1/"), "n", 9).unwrap().context().unwrap_err().to_string();
+    assert!(e.ends_with("expected the model \"n\", found m"), "{e}");
+}
+
+const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
+const EVENT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"word \"}}]}\n\n";
+
+/// Sends `head`, then `part` without end: every `pause`, or as fast as it is taken. Ends when the client closes.
+fn endless(head: &'static str, part: &'static str, pause: Duration) -> (String, JoinHandle<String>) {
+    server(move |stream| {
+        stream.write_all(head.as_bytes()).unwrap();
+        let part = if pause.is_zero() { part.repeat(1 + 4096 / part.len()) } else { part.to_owned() };
+        let until = Instant::now() + Duration::from_secs(60);
+        while stream.write_all(part.as_bytes()).is_ok() {
+            std::thread::sleep(pause);
+            assert!(Instant::now() < until, "the client takes {head:?} and {part:?} without end");
+        }
+    })
+}
+
+/// How a reply ends that never ends by itself.
+fn ended(head: &'static str, part: &'static str, pause: Duration) -> Result<Told> {
+    let (url, server) = endless(head, part, pause);
+    let began = Instant::now();
+    let told = chat(&url, &mut |_| ControlFlow::Continue(()));
+    assert!(began.elapsed() < Duration::from_secs(20), "{head:?}, {part:?}: {told:?}");
+    server.join().unwrap();
+    told
+}
+
+#[test]
+fn streams_without_end_are_ended() {
+    let cases = [
+        (OK, "a", "expected lines of at most 1048576 bytes, found a longer one"),
+        (OK, "data: a", "expected lines of at most 1048576 bytes, found a longer one"),
+        (OK, ": waiting\n", "expected at most 1085440 bytes for so many tokens, found more"),
+        (OK, "data: {}\n\n", "expected at most 1085440 bytes for so many tokens, found more"),
+        (OK, "\n", "expected at most 1085440 bytes for so many tokens, found more"),
+        (OK, "\u{80}", "expected lines of at most 1048576 bytes, found a longer one"),
+        ("HTTP/1.1 500 Oh\r\n\r\n", "a", "expected status 200, found 500: "),
+        ("HTTP/1.1 200 OK\r\nx: ", "a", ""),
+        ("HTTP/1.1 200 OK\r\n", "x: y\r\n", ""),
+        ("HTTP/1.1 200 ", "a", ""),
+        (CHUNKED, "1", ""),
+        (CHUNKED, "1;x=y", ""),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", "x: y\r\n", ""),
+        ("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nffffffffff\r\n", "a", "at most 1048576 bytes"),
+        ("", "HTTP/1.1 100 Continue\r\n\r\n", ""),
+    ];
+    for (head, part, expected) in cases {
+        match ended(head, part, Duration::ZERO) {
+            Err(e) => {
+                let e = format!("{e:#}");
+                assert!(e.contains(expected) && e.len() < 800, "{head:?}, {part:?}: {e}");
+            }
+            // Trailers without end follow a whole reply.
+            Ok(told) => assert!(head.ends_with("0\r\n") && told == Told::default(), "{head:?}, {part:?}"),
+        }
+    }
+}
+
+#[test]
+fn events_without_end_are_cut_at_the_limit() {
+    let (url, server) = endless(OK, EVENT, Duration::ZERO);
+    let mut bytes = 0;
+    let told = chat(&url, &mut |delta| {
+        bytes += delta.text().len();
+        ControlFlow::Continue(())
+    });
+    server.join().unwrap();
+    assert!(told.unwrap().cut && (4000..6000).contains(&bytes), "{bytes}");
+}
+
+#[test]
+fn silence_is_not_waited_for_without_end() {
+    let tenth = Duration::from_millis(100);
+    for (head, part) in [
+        ("HTTP/1.1 200 OK\r\nx: ", "a"),
+        (OK, ": waiting\n\n"),
+        (OK, "data: {}\n\n"),
+        (OK, "a"),
+        ("HTTP/1.1 500 Oh\r\n\r\n", "a"),
+    ] {
+        let e = ended(head, part, tenth).unwrap_err().to_string();
+        assert!(e.ends_with(": expected text within 1 s, found none (--timeout)"), "{head:?}, {part:?}: {e}");
+    }
+    for sent in ["", OK, "HTTP/1.1 200 OK\r\n"] {
+        let (url, server) = server(move |stream| {
+            stream.write_all(sent.as_bytes()).unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "the client closes");
+        });
+        let e = chat(&url, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+        assert!(e.ends_with(": expected text within 1 s, found none (--timeout)"), "{sent:?}: {e}");
+        server.join().unwrap();
+    }
+    let (url, server) = endless("HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n", " ", tenth);
+    let e = remote(&url).context().unwrap_err().to_string();
+    assert!(e.ends_with(": expected an answer within 1 s, found none"), "{e}");
+    server.join().unwrap();
+}
+
+/// A slow reply is no silence.
+#[test]
+fn a_slow_reply_is_read_whole() {
+    let (url, server) = server(|stream| {
+        stream.write_all(OK.as_bytes()).unwrap();
+        for _ in 0..5 {
+            std::thread::sleep(Duration::from_millis(400));
+            stream.write_all(EVENT.as_bytes()).unwrap();
+        }
+    });
+    let mut text = String::new();
+    let told = chat(&url, &mut |delta| {
+        text += delta.text();
+        ControlFlow::Continue(())
+    });
+    server.join().unwrap();
+    assert_eq!((told.unwrap(), &text[..]), (Told::default(), "word word word word word "));
+}
+
+#[test]
+fn a_stopped_request_closes_its_connection() {
+    for sent in ["", OK] {
+        let (url, server) = server(move |stream| {
+            stream.write_all(sent.as_bytes()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the client closes");
+        });
+        let told = Remote::new(&url, "m", 600).unwrap().chat(
+            &[Message::new("user", "hi")],
+            &SAMPLING,
+            9,
+            &mut |_| ControlFlow::Break(()),
+        );
+        assert!(told.unwrap().stopped);
+        server.join().unwrap();
+    }
+}
+
+#[test]
+fn redirects_are_not_followed() {
+    let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
+    elsewhere.set_nonblocking(true).unwrap();
+    let place = elsewhere.local_addr().unwrap();
+    for to in [format!("http://{place}/v1/models"), "file:///etc/passwd".into(), "/v1/other".into()] {
+        for status in [301, 302, 303, 307, 308] {
+            let expected = format!("found {status} to {to}: not followed; give --url that address");
+            let redirect = format!("HTTP/1.1 {status} X\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n");
+            let with_key = |redirect: String| {
+                let (url, server) = server(move |stream| stream.write_all(redirect.as_bytes()).unwrap());
+                (Remote { key: Some("secret".into()), ..remote(&url) }, server)
+            };
+            let (remote, server) = with_key(redirect.clone());
+            let e = remote.context().unwrap_err().to_string();
+            assert!(e.ends_with(&expected), "{e}");
+            assert!(server.join().unwrap().contains("authorization: Bearer secret"));
+            let (remote, server) = with_key(redirect);
+            let go = &mut |_: Delta<'_>| ControlFlow::Continue(());
+            let e = remote.chat(&[Message::new("user", "hi")], &SAMPLING, 9, go).unwrap_err().to_string();
+            assert!(e.ends_with(&expected), "{e}");
+            server.join().unwrap();
+        }
+    }
+    assert!(elsewhere.accept().is_err(), "nothing was sent to another host");
+}
+
+#[test]
+fn lists_of_models_are_bounded() {
+    let head = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"data\":[";
+    let (url, server) = endless(head, "{\"id\":\"x\"},", Duration::ZERO);
+    let e = Remote::new(&url, "m", 60).unwrap().context().unwrap_err().to_string();
+    assert!(e.ends_with("/models: expected at most 4194304 bytes, found more"), "{e}");
+    server.join().unwrap();
+    let ids: Vec<String> = (0..1000).map(|i| format!("{{\"id\":\"model-{i}\"}}")).collect();
+    let list = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{{\"data\":[{}]}}", ids.join(","));
+    let (url, _server) = server_of(list);
+    let e = remote(&url).context().unwrap_err().to_string();
+    assert!(e.contains("found model-0, model-1") && e.len() < 700, "{e}");
+}
+
+fn server_of(reply: String) -> (String, JoinHandle<String>) {
+    server(move |stream| stream.write_all(reply.as_bytes()).unwrap())
+}
+
+/// Compressed bodies were not asked for: they are no events, and nothing is unpacked.
+#[test]
+fn hostile_events_are_refused_in_a_short_line() {
+    let long = "x".repeat(100_000);
+    for (body, expected) in [
+        (format!("data: {}\n\n", "[".repeat(100_000)), "expected a JSON event, found [[["),
+        (format!("data: {long}\n\n"), "expected a JSON event, found xxx"),
+        (format!("data: {{\"error\":{{\"message\":\"{long}\"}}}}\n\n"), "xxx"),
+        ("data: \u{1}\n\n".into(), "expected a JSON event"),
+    ] {
+        let (url, server) = server_of(format!("{OK}{body}"));
+        let e = format!("{:#}", chat(&url, &mut |_| ControlFlow::Continue(())).unwrap_err());
+        assert!(e.contains(expected) && e.len() < 900, "{e}");
+        server.join().unwrap();
+    }
+    let head = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nconnection: close\r\n\r\n";
+    let (url, server) = server(move |stream| {
+        stream.write_all(head.as_bytes()).unwrap();
+        stream.write_all(b"\x1f\x8b\x08\0\0\0\0\0\0\x03\xff\xff\n").unwrap();
+    });
+    let e = format!("{:#}", chat(&url, &mut |_| ControlFlow::Continue(())).unwrap_err());
+    assert!(e.contains("expected UTF-8"), "{e}");
+    server.join().unwrap();
+}
+
+#[test]
+fn counts_that_are_none_are_left_out() {
+    let (told, _, _) = heard(
+        "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n\
+         data: {\"usage\":{\"prompt_tokens\":18446744073709551615,\"completion_tokens\":-1}}\n\n",
+    );
+    assert_eq!(told.unwrap(), Told::default());
+}
