@@ -37,7 +37,7 @@ def json_file(name):
         elif name in files:
             try:
                 value = json.loads(files[name])
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             for _ in range(draw.choice([1, 1, 2, 3])):
                 value = change_json(value, draw)
@@ -48,6 +48,12 @@ def json_file(name):
 def shard_name(files, draw):
     names = [name for name in files if name.endswith(".safetensors")]
     return draw.choice(names) if names else None
+
+
+def sound(entry):
+    """Whether it is as it was made, whatever was done to others before."""
+    return isinstance(entry, dict) and isinstance(entry.get("shape"), list) and isinstance(entry.get("data_offsets"), list) and len(entry["data_offsets"]) == 2 \
+        and all(type(n) is int for n in entry["data_offsets"])
 
 
 def header(files, draw):
@@ -61,27 +67,26 @@ def header(files, draw):
         return
     try:
         head, body = json.loads(blob[8:8 + length]), blob[8 + length:]
-    except ValueError:
+    except (ValueError, RecursionError):
         return
-    way, entries = draw.randrange(9), [k for k in head if k != "__metadata__"]
+    way, entries = draw.randrange(9), [k for k in head if k != "__metadata__"] if isinstance(head, dict) else []
     if not entries:
         return
     entry = head[draw.choice(entries)]
-    if way == 0:
+    if way == 0 and sound(entry):
         entry["dtype"] = draw.choice(DTYPES)
-    elif way == 1:
+    elif way == 1 and sound(entry):
         entry["shape"] = draw.choice([[], [0], [1 << 62, 4], [1 << 64], [-1], entry["shape"][::-1], entry["shape"] + [1], [1] + entry["shape"]])
-    elif way == 2:
+    elif way == 2 and sound(entry):
         at = draw.randrange(2)
         entry["data_offsets"][at] = draw.choice([0, 1, entry["data_offsets"][at] + 2, len(body), 1 << 63, (1 << 64) - 1, -1])
     elif way == 3:
         del head[draw.choice(entries)]
     elif way == 4:
-        head[draw.choice(["extra", "\x1b[31m", "lm_head.weight_scale_inv", "x" * 100_000])] = dict(entry)
+        head[draw.choice(["extra", "\x1b[31m", "lm_head.weight_scale_inv", "x" * 100_000])] = entry
     elif way == 5:
         head = change_json(head, draw)
-    elif way == 6:
-        other = head[draw.choice(entries)]
+    elif way == 6 and sound(entry) and sound(other := head[draw.choice(entries)]):
         entry["data_offsets"], other["data_offsets"] = other["data_offsets"], entry["data_offsets"]
     text = json.dumps(head).encode()
     if way == 7:
@@ -144,7 +149,7 @@ def index(files, draw):
     try:
         head, body = json.loads(blob[8:8 + length]), blob[8 + length:]
         names = [n for n, t in head.items() if n != "__metadata__" and isinstance(t["data_offsets"][1], int)]
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError):
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError):
         files["model.safetensors"] = blob
         return
     weight_map = {}

@@ -66,7 +66,10 @@ def work(plan, args, base, job, results):
 def one(attacker, plan, args, index, scratch, failures, results):
     directory = os.path.join(scratch, "case")
     os.mkdir(directory)
-    command, run, fault = attacker.case(random.Random(f"{plan.seed} {plan.kind} {index}"), directory)
+    try:
+        command, run, fault = attacker.case(random.Random(f"{plan.seed} {plan.kind} {index}"), directory)
+    except Exception:
+        command, run, fault = traceback.format_exc(), None, "the generator is broken: " + traceback.format_exc()[-300:]
     fault = fault and " ".join(fault.split())[:400]
     if fault:
         where = save(plan, args, index, directory, command, run, fault) if failures * args.jobs < SHOWN else None

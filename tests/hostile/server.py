@@ -9,7 +9,7 @@ class Server:
 
     def __init__(self, kimi, model, log, *options, preexec=None):
         self.log = log
-        command = [kimi, "serve", "-m", model, "--port", "0", "--threads", "1", *options]
+        command = [kimi, "serve", "--port", "0", "--threads", "1", *options] + (["-m", model] if model else [])
         if not any(o in options for o in ("--cache-dir", "--no-cache")):
             command.append("--no-cache")
         with open(log, "wb") as file:
