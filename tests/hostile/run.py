@@ -12,7 +12,7 @@ import argparse, json, multiprocessing, os, random, shlex, shutil, signal, stat,
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, HERE)
-import checkpoints, configs, documents, endpoints, gguf, grammars, prefix_cache, requests, templates
+import checkpoints, configs, disk_full, documents, endpoints, gguf, grammars, kill, prefix_cache, requests, templates
 
 FIXED_SEED = 17
 # Kind -> class, cases of a full run, share of the time of a short one.
@@ -28,6 +28,8 @@ KINDS = {
     "documents": (documents.Documents, 1_000, 2),
     "endpoints": (endpoints.Endpoints, 500, 2),
     "configs": (configs.Configs, 3_000, 2),
+    "kill": (kill.Kill, 200, 3),
+    "disk": (disk_full.DiskFull, 300, 2),
 }
 SHOWN = 40  # failures of a kind that are printed and saved; the others are counted
 
