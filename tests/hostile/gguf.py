@@ -318,6 +318,23 @@ def flip_head(blob, draw):
         blob[at:at + 8] = draw.choice([blob[at:at + 8][::-1], draw.choice(NUMBERS).to_bytes(8, "little"), b""])
 
 
+def split(sound, draw):
+    """The file in two parts, which each have their tensors."""
+    parts, cut = {}, draw.randrange(len(sound.tensors) + 1)
+    for no, tensors in enumerate([sound.tensors[:cut], sound.tensors[cut:]]):
+        part, data = sound.copy(), bytearray()
+        part.tensors = []
+        for name, dims, kind, at in tensors:
+            end = min([t[3] for t in sound.tensors if t[3] > at] + [len(sound.data)])
+            part.tensors.append([name, list(dims), kind, len(data)])
+            data += sound.data[at:end]
+        part.data = data or bytearray(32)
+        part.keys = (part.keys if no == 0 else []) + [[key, 2, struct.pack("<H", n)] for key, n in
+                                                      [(b"split.no", no), (b"split.count", 2), (b"split.tensors.count", len(sound.tensors))]]
+        parts[f"m-{no + 1:05}-of-00002.gguf"] = part
+    return parts
+
+
 class Gguf:
     """Mutated files through one command."""
 
@@ -328,10 +345,13 @@ class Gguf:
                 self.sound.append(File(file.read()))
 
     def case(self, draw, directory):
-        name = draw.choice(["m.gguf"] * 9 + ["m-00001-of-00002.gguf"])
-        with open(os.path.join(directory, name), "wb") as file:
-            file.write(mutate(draw.choice(self.sound), draw))
-        return self.judge(draw, directory, name)
+        sound = draw.choice(self.sound)
+        parts = {"m.gguf": sound} if draw.random() < 0.92 else split(sound, draw)
+        damaged = draw.choice(list(parts))
+        for name, part in parts.items():
+            with open(os.path.join(directory, name), "wb") as file:
+                file.write(mutate(part, draw) if name == damaged else part.bytes())
+        return self.judge(draw, directory, draw.choice(list(parts)))
 
 
 class Inspect(Gguf):
@@ -346,7 +366,16 @@ class Generate(Gguf):
         prompt = draw.choice([["--ids", "1,2,3"], ["--ids", "0,319"], ["Hi"], ["--raw", "Hi"], ["--system", "S", "Hi"]])
         command = [self.kimi, "generate", "-m", name, "-n", "3", "--no-cache", "--threads", "1", "--temp", "0", "--quiet", *prompt]
         done = observe.run(command, directory)
-        return command, done, done.fault()
+        fault = done.fault()
+        if not fault and done.code == 0 and draw.random() < 0.3:
+            fault = self.otherwise(command, directory, done.stdout)
+        return command, done, fault
+
+    def otherwise(self, command, directory, expected):
+        """Token by token and on two threads the same comes out."""
+        at = command.index("--threads")
+        done = observe.run(command[:at] + ["--threads", "2", "--batch", "1"] + command[at + 2:], directory)
+        return done.fault(codes=(0,)) or (None if done.stdout == expected else "another reply token by token")
 
 
 class Requantise(Gguf):
