@@ -6,6 +6,7 @@
 
 use super::file::{self, Header, Id, check};
 use super::folder::{Folder, Listing, remove};
+use super::namespace::Namespace;
 use super::options::WAYPOINT_TOKENS;
 use super::state_type::StateType;
 use super::{Hit, Sizes, Snapshot, Source};
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// A state is written when it saves reading this many tokens: seconds on a CPU. Each costs the disk 43 MiB.
 pub const WORTH_TOKENS: usize = 256;
@@ -69,9 +71,15 @@ impl Disk {
     }
 
     /// The state that covers most of `prompt`, if more than `least` tokens; of all of it only one with logits.
-    pub fn longest<B: Backend>(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
+    pub fn longest<B: Backend>(
+        &self,
+        b: &B,
+        namespace: Namespace,
+        prompt: &[u32],
+        least: Option<usize>,
+    ) -> Option<Hit<B>> {
         let listing = self.folder.list().ok()?;
-        let mut chains = self.prefixes(&listing, prompt);
+        let mut chains = self.prefixes(&listing, self.root(namespace), prompt);
         chains.sort_by_key(|chain| std::cmp::Reverse(end(chain)));
         for chain in chains {
             let (len, state) = (end(&chain), chain.last().and_then(|p| listing.states.get(&p.id)));
@@ -92,8 +100,14 @@ impl Disk {
     }
 
     /// Writes a state and the rows that are not there. Unless `always`, only if it saves [`WORTH_TOKENS`].
-    pub(super) fn save<B: Backend>(&self, b: &B, tokens: &[u32], snapshot: &Snapshot<B>, always: bool) {
-        if let Err((path, e)) = self.try_save(b, tokens, snapshot, always) {
+    pub(super) fn save<B: Backend>(
+        &self,
+        b: &B,
+        sequence: (Namespace, &[u32]),
+        snapshot: &Snapshot<B>,
+        always: bool,
+    ) {
+        if let Err((path, e)) = self.try_save(b, sequence, snapshot, always) {
             self.failed(&path, &e);
         }
     }
@@ -101,14 +115,15 @@ impl Disk {
     fn try_save<B: Backend>(
         &self,
         b: &B,
-        tokens: &[u32],
+        (namespace, tokens): (Namespace, &[u32]),
         snapshot: &Snapshot<B>,
         always: bool,
     ) -> std::result::Result<(), Failure> {
         let dir = &self.folder.dir;
         let _lock = self.folder.lock().map_err(|e| (dir.clone(), e))?;
         let listing = self.folder.list().map_err(|e| (dir.clone(), e))?;
-        let chains = self.prefixes(&listing, tokens);
+        let root = self.root(namespace);
+        let chains = self.prefixes(&listing, root, tokens);
         let state = |chain: &&Vec<Piece>| chain.last().and_then(|p| listing.states.get(&p.id));
         let nearest = chains.iter().filter(|chain| state(chain).is_some()).map(|c| end(c)).max();
         let there = chains.iter().filter(|c| end(c) == tokens.len()).find_map(|chain| state(&chain));
@@ -119,14 +134,19 @@ impl Disk {
             return Ok(());
         }
         let mut chain = chains.into_iter().max_by_key(|chain| end(chain)).unwrap_or_default();
-        let new = self.pieces(tokens, &chain);
+        let new = pieces(root, tokens, &chain);
         let rows: u64 = new.iter().map(|p| p.len as u64 * (sizes.row + 4) + file::OVERHEAD).sum();
         let (need, on) = (rows + body + file::OVERHEAD, chain.last().map(|p| p.id));
         if !self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))? {
             if !self.full.swap(true, Ordering::Relaxed) {
-                let [need, budget] = [need, self.folder.budget].map(|n| n as f64 / f64::from(1 << 20));
+                let free = fs4::available_space(dir).unwrap_or(0);
+                let [need, free, budget] =
+                    [need, free, self.folder.budget].map(|n| n as f64 / f64::from(1 << 20));
                 let dir = dir.display();
-                (self.log)(&format!("{dir}: no room for a snapshot of {need:.1} MiB in {budget:.1} MiB"));
+                (self.log)(&format!(
+                    "{dir}: no room for a snapshot of {need:.1} MiB: the disk has {free:.1} MiB free, of which \
+                     half may be used; --cache-size allows {budget:.1} MiB"
+                ));
             }
             return Ok(());
         }
@@ -194,11 +214,12 @@ impl Disk {
     /// [`super::Store::farthest`] of the states here.
     pub fn farthest(
         &self,
+        namespace: Namespace,
         read: impl Fn(usize, &[u32]) -> Option<usize>,
         may_stop: impl Fn(usize) -> bool,
     ) -> Option<(usize, Vec<u32>)> {
         let listing = self.folder.list().ok()?;
-        let chains = self.chains(&listing, read).into_iter();
+        let chains = self.chains(&listing, self.root(namespace), read).into_iter();
         let states = chains.filter(|(at, chain)| {
             may_stop(*at) && chain.last().is_some_and(|p| listing.states.contains_key(&p.id))
         });
@@ -208,22 +229,23 @@ impl Disk {
     }
 
     /// All chains of rows that `tokens` begins with.
-    fn prefixes(&self, listing: &Listing, tokens: &[u32]) -> Vec<Vec<Piece>> {
+    fn prefixes(&self, listing: &Listing, root: Id, tokens: &[u32]) -> Vec<Vec<Piece>> {
         let read = |at: usize, own: &[u32]| tokens[at..].starts_with(own).then_some(at + own.len());
-        self.chains(listing, read).into_iter().map(|(_, chain)| chain).collect()
+        self.chains(listing, root, read).into_iter().map(|(_, chain)| chain).collect()
     }
 
     /// All chains of rows whose tokens a reader accepts, with its position after them.
     fn chains(
         &self,
         listing: &Listing,
+        root: Id,
         read: impl Fn(usize, &[u32]) -> Option<usize>,
     ) -> Vec<(usize, Vec<Piece>)> {
         let mut children: HashMap<Id, Vec<Id>> = HashMap::new();
         listing.rows.iter().for_each(|(id, rows)| children.entry(rows.parent).or_default().push(*id));
         let (mut found, mut open) = (Vec::new(), vec![(0, Vec::new())]);
         while let Some((at, chain)) = open.pop() {
-            let (parent, before) = (chain.last().map_or(self.key, |p: &Piece| p.id), end(&chain));
+            let (parent, before) = (chain.last().map_or(root, |p: &Piece| p.id), end(&chain));
             for id in children.get(&parent).into_iter().flatten() {
                 let piece = Piece { id: *id, parent, before, len: 0 };
                 let own = self.tokens_of(piece).filter(|own| !own.is_empty());
@@ -262,18 +284,11 @@ impl Disk {
         }
     }
 
-    /// The pieces that are missing after a chain. One ends at each waypoint, so none takes more memory on its way
-    /// than the rows between two.
-    fn pieces(&self, tokens: &[u32], chain: &[Piece]) -> Vec<Piece> {
-        let (mut before, mut parent) = (end(chain), chain.last().map_or(self.key, |p| p.id));
-        let mut pieces = Vec::new();
-        while before < tokens.len() {
-            let to = tokens.len().min((before / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS);
-            let id = file::chain(parent, &tokens[before..to]);
-            pieces.push(Piece { id, parent, before, len: to - before });
-            (before, parent) = (to, id);
-        }
-        pieces
+    /// What the first rows of a namespace continue: the key, salted for all but the shared one.
+    fn root(&self, namespace: Namespace) -> Id {
+        namespace
+            .salt()
+            .map_or(self.key, |salt| xxh3_128(&[&self.key.to_le_bytes()[..], &salt.to_le_bytes()].concat()))
     }
 
     /// Bytes of S and the tails in a file.
@@ -282,7 +297,7 @@ impl Disk {
     }
 
     fn rows_path(&self, piece: Piece) -> PathBuf {
-        self.folder.rows_path(piece.id, piece.parent, piece.parent == self.key)
+        self.folder.rows_path(piece.id, piece.parent, piece.before == 0)
     }
 
     fn header(&self, piece: Piece, tokens: Vec<u32>) -> Header {
@@ -308,6 +323,20 @@ impl Disk {
             _ => (self.log)(&format!("{}: {e}", path.display())),
         }
     }
+}
+
+/// The pieces that are missing after a chain. One ends at each waypoint, so none takes more memory on its way
+/// than the rows between two.
+fn pieces(root: Id, tokens: &[u32], chain: &[Piece]) -> Vec<Piece> {
+    let (mut before, mut parent) = (end(chain), chain.last().map_or(root, |p| p.id));
+    let mut pieces = Vec::new();
+    while before < tokens.len() {
+        let to = tokens.len().min((before / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS);
+        let id = file::chain(parent, &tokens[before..to]);
+        pieces.push(Piece { id, parent, before, len: to - before });
+        (before, parent) = (to, id);
+    }
+    pieces
 }
 
 /// Tokens of a chain.

@@ -5,12 +5,14 @@
 //! only ever used for exactly the tokens it was made from, so a hit gives the bits that reading again on the same device
 //! would (near ones, where states are asked to be kept in 16 bits, or some experts are on a GPU by turns).
 //! Threads share a store; states are copied outside of its lock. With a directory, snapshots that save much are
-//! also written there, by a thread of their own. Next: [`tree`] (in memory), [`disk`], [`crate::session`].
+//! also written there, by a thread of their own. Next: [`tree`] (in memory), [`disk`], [`namespace`] (tenants),
+//! [`crate::session`].
 
 pub mod disk;
 pub mod file;
 pub mod folder;
 pub mod key;
+pub mod namespace;
 pub mod options;
 pub mod spelled;
 pub mod state_type;
@@ -21,6 +23,8 @@ use disk::{Disk, Shape};
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::config::{Config, MixerKind};
 use models::kimi_linear::state::{State, recurrent_bytes};
+use namespace::{Namespace, View};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tree::Tree;
 use writer::Writer;
@@ -81,7 +85,8 @@ pub struct Store<B: Backend> {
 }
 
 struct Ram<B: Backend> {
-    tree: Tree<Entry<B>>,
+    /// None is empty.
+    trees: HashMap<Namespace, Tree<Entry<B>>>,
     /// Counts uses.
     clock: u64,
 }
@@ -107,7 +112,7 @@ enum Kept<B: Backend> {
 impl<B: Backend> Store<B> {
     /// A store in memory.
     pub fn new(sizes: Sizes, ram_bytes: u64) -> Store<B> {
-        let ram = Mutex::new(Ram { tree: Tree::default(), clock: 0 });
+        let ram = Mutex::new(Ram { trees: HashMap::new(), clock: 0 });
         Store { sizes, budget: ram_bytes, ram, disk: None }
     }
 
@@ -121,19 +126,15 @@ impl<B: Backend> Store<B> {
         Ok(Store { disk: Some((disk, writer)), ..Store::new(shape.sizes, ram_bytes) })
     }
 
+    /// What is kept in a namespace; the methods here are of the shared one.
+    pub fn within(&self, namespace: Namespace) -> View<'_, B> {
+        View { store: self, namespace }
+    }
+
     /// The snapshot that covers most of `prompt`, if it covers more than `least` tokens. Of the whole prompt only
     /// one with logits will do: they are what comes next.
     pub fn longest(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
-        let in_ram = self.lock().longest(prompt, least);
-        let least = in_ram.as_ref().map(|(len, _)| *len).or(least);
-        let on_disk = self.disk.as_ref().filter(|_| least != Some(prompt.len()));
-        if let Some(hit) = on_disk.and_then(|(disk, _)| disk.longest(b, prompt, least)) {
-            self.insert_in_ram(b, &prompt[..hit.len], &hit.state, &hit.logits);
-            return Some(hit);
-        }
-        let (len, snapshot) = in_ram?;
-        let (state, logits) = (snapshot.state.copy(b), snapshot.logits.clone());
-        Some(Hit { len, state, logits, source: Source::Ram })
+        self.within(Namespace::SHARED).longest(b, prompt, least)
     }
 
     /// The tokens of the snapshot at which a reader comes farthest, of those where it may stop. `read` takes its
@@ -143,13 +144,7 @@ impl<B: Backend> Store<B> {
         read: impl Fn(usize, &[u32]) -> Option<usize>,
         may_stop: impl Fn(usize) -> bool,
     ) -> Option<(usize, Vec<u32>)> {
-        let ram = self.lock();
-        let all = ram.tree.readable(0, &read).into_iter();
-        let in_ram = all.filter(|(at, _)| may_stop(*at)).max_by_key(|(at, _)| *at);
-        let in_ram = in_ram.map(|(at, place)| (at, ram.tree.path(place)));
-        drop(ram);
-        let on_disk = self.disk.as_ref().and_then(|(disk, _)| disk.farthest(&read, may_stop));
-        in_ram.into_iter().chain(on_disk).max_by_key(|(at, _)| *at)
+        self.within(Namespace::SHARED).farthest(read, may_stop)
     }
 
     /// Whether anything that is inserted stays.
@@ -165,13 +160,7 @@ impl<B: Backend> Store<B> {
     /// Keeps the state after `tokens`. `logits` may be empty. The state's rows are shared, the rest is copied; what
     /// was used least recently makes room. It goes to disk if that saves reading [`disk::WORTH_TOKENS`], or `always`.
     pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32], always: bool) {
-        let snapshot = self.insert_in_ram(b, tokens, state, logits);
-        let Some((_, writer)) = &self.disk else { return };
-        match snapshot {
-            Kept::New(snapshot) => writer.save(tokens, snapshot, always),
-            Kept::Before(snapshot) if always => writer.save(tokens, snapshot, always),
-            Kept::Before(_) | Kept::Not => {}
-        }
+        self.within(Namespace::SHARED).insert(b, tokens, state, logits, always);
     }
 
     /// What a snapshot takes.
@@ -184,35 +173,22 @@ impl<B: Backend> Store<B> {
         self.disk.iter().for_each(|(_, writer)| writer.flush());
     }
 
-    fn insert_in_ram(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32]) -> Kept<B> {
-        assert_eq!(state.position, tokens.len() as u64, "tokens of a snapshot and of its state");
-        if let Some(there) = self.lock().get(tokens, !logits.is_empty()) {
-            return Kept::Before(there);
-        }
-        if !self.takes() {
-            return Kept::Not;
-        }
-        let snapshot = Arc::new(Snapshot { state: state.copy(b), logits: logits.to_vec() });
-        let full = |tree: &Tree<Entry<B>>| self.bytes_of(tree) > self.budget;
-        let dropped = self.lock().insert(tokens, snapshot.clone(), full);
-        drop(dropped); // outside of the lock: it is megabytes
-        Kept::New(snapshot)
-    }
-
     /// Bytes that the snapshots in memory take at most. Rows count once for all that share them, which they do when
     /// one was continued from the other; states of the same tokens that came about apart are counted as shared too.
     pub fn ram_bytes(&self) -> u64 {
-        self.bytes_of(&self.lock().tree)
+        self.bytes_of(&self.lock())
     }
 
     /// Snapshots in memory.
     pub fn ram_snapshots(&self) -> usize {
-        self.lock().tree.values().count()
+        self.lock().trees.values().map(|tree| tree.values().count()).sum()
     }
 
-    fn bytes_of(&self, tree: &Tree<Entry<B>>) -> u64 {
+    fn bytes_of(&self, ram: &Ram<B>) -> u64 {
         let own = self.sizes.recurrent + self.sizes.logits + UNSHARED_ROWS * self.sizes.row;
-        tree.values().count() as u64 * own + tree.tokens() as u64 * (self.sizes.row + size_of::<u32>() as u64)
+        let per_token = self.sizes.row + size_of::<u32>() as u64;
+        let of_tree = |tree: &Tree<_>| tree.values().count() as u64 * own + tree.tokens() as u64 * per_token;
+        ram.trees.values().map(of_tree).sum()
     }
 
     fn lock(&self) -> MutexGuard<'_, Ram<B>> {
@@ -222,26 +198,33 @@ impl<B: Backend> Store<B> {
 }
 
 impl<B: Backend> Ram<B> {
-    fn longest(&mut self, prompt: &[u32], least: Option<usize>) -> Option<(usize, Arc<Snapshot<B>>)> {
+    fn longest(
+        &mut self,
+        namespace: Namespace,
+        prompt: &[u32],
+        least: Option<usize>,
+    ) -> Option<(usize, Arc<Snapshot<B>>)> {
         let usable = |(len, _, entry): &&(usize, tree::Place, &Entry<B>)| {
             *len < prompt.len() || !entry.snapshot.logits.is_empty()
         };
-        let prefixes = self.tree.prefixes(prompt);
+        let tree = self.trees.get_mut(&namespace)?;
+        let prefixes = tree.prefixes(prompt);
         let (len, place, _) = *prefixes.iter().rev().find(usable)?;
         if least.is_some_and(|least| len <= least) {
             return None;
         }
         self.clock += 1;
-        let entry = self.tree.get_mut(place)?;
+        let entry = tree.get_mut(place)?;
         entry.used = self.clock;
         Some((len, entry.snapshot.clone()))
     }
 
     /// The snapshot of these very tokens (with logits, where they matter); it counts as used.
-    fn get(&mut self, tokens: &[u32], logits: bool) -> Option<Arc<Snapshot<B>>> {
-        let (len, place, _) = self.tree.prefixes(tokens).last().copied()?;
+    fn get(&mut self, namespace: Namespace, tokens: &[u32], logits: bool) -> Option<Arc<Snapshot<B>>> {
+        let tree = self.trees.get_mut(&namespace)?;
+        let (len, place, _) = tree.prefixes(tokens).last().copied()?;
         self.clock += 1;
-        let entry = self.tree.get_mut(place)?;
+        let entry = tree.get_mut(place)?;
         let same = len == tokens.len() && (!logits || !entry.snapshot.logits.is_empty());
         same.then(|| {
             entry.used = self.clock;
@@ -252,17 +235,24 @@ impl<B: Backend> Ram<B> {
     /// Returns what had to go.
     fn insert(
         &mut self,
-        tokens: &[u32],
+        (namespace, tokens): (Namespace, &[u32]),
         snapshot: Arc<Snapshot<B>>,
-        full: impl Fn(&Tree<Entry<B>>) -> bool,
+        full: impl Fn(&Self) -> bool,
     ) -> Vec<Entry<B>> {
         self.clock += 1;
-        self.tree.insert(tokens, Entry { snapshot, used: self.clock });
+        let tree = self.trees.entry(namespace).or_default();
+        tree.insert(tokens, Entry { snapshot, used: self.clock });
         let mut dropped = Vec::new();
-        while full(&self.tree) {
-            let oldest = self.tree.values().min_by_key(|(_, entry)| entry.used).map(|(place, _)| place);
-            let Some(place) = oldest else { break };
-            dropped.extend(self.tree.remove(place));
+        while full(self) {
+            let all = self.trees.iter().flat_map(|(namespace, tree)| {
+                tree.values().map(|(place, entry)| (entry.used, *namespace, place))
+            });
+            let Some((_, namespace, place)) = all.min_by_key(|(used, ..)| *used) else { break };
+            let Some(tree) = self.trees.get_mut(&namespace) else { break };
+            dropped.extend(tree.remove(place));
+            if tree.values().next().is_none() {
+                self.trees.remove(&namespace);
+            }
         }
         dropped
     }

@@ -2,6 +2,7 @@
 
 use super::Snapshot;
 use super::disk::Disk;
+use super::namespace::Namespace;
 use kernels::backend::Backend;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
@@ -17,7 +18,7 @@ pub(super) struct Writer<B: Backend> {
 }
 
 enum Job<B: Backend> {
-    Save { tokens: Vec<u32>, snapshot: Arc<Snapshot<B>>, always: bool },
+    Save { namespace: Namespace, tokens: Vec<u32>, snapshot: Arc<Snapshot<B>>, always: bool },
     Flush(SyncSender<()>),
 }
 
@@ -30,9 +31,15 @@ impl<B: Backend> Writer<B> {
     }
 
     /// Has a snapshot written. Where the disk does not keep up, waits if it is wanted `always`, else does without.
-    pub(super) fn save(&self, tokens: &[u32], snapshot: Arc<Snapshot<B>>, always: bool) {
+    pub(super) fn save(
+        &self,
+        namespace: Namespace,
+        tokens: &[u32],
+        snapshot: Arc<Snapshot<B>>,
+        always: bool,
+    ) {
         let Some(jobs) = &self.jobs else { return };
-        let job = Job::Save { tokens: tokens.to_vec(), snapshot, always };
+        let job = Job::Save { namespace, tokens: tokens.to_vec(), snapshot, always };
         match jobs.try_send(job) {
             // The thread ends with its sender only.
             Err(TrySendError::Full(job)) if always => drop(jobs.send(job)),
@@ -61,7 +68,9 @@ impl<B: Backend> Drop for Writer<B> {
 fn work<B: Backend>(b: &B, disk: &Disk, to_do: &Receiver<Job<B>>) {
     for job in to_do {
         match job {
-            Job::Save { tokens, snapshot, always } => disk.save(b, &tokens, &snapshot, always),
+            Job::Save { namespace, tokens, snapshot, always } => {
+                disk.save(b, (namespace, &tokens), &snapshot, always);
+            }
             Job::Flush(done) => drop(done.send(())),
         }
     }

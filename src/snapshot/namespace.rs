@@ -1,0 +1,93 @@
+//! Isolation between tenants: each namespace of a [`Store`] has prefixes of its own, in memory and on disk, and no lookup
+//! crosses from one to another. They share the budgets and the order of eviction.
+
+use super::{Hit, Kept, Snapshot, Source, Store};
+use kernels::backend::Backend;
+use models::kimi_linear::state::State;
+use std::sync::Arc;
+
+/// Whose prefixes these are. States of one namespace are never continued in another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Namespace(u64);
+
+impl Namespace {
+    /// The one of all commands, and of a server whose clients share what was read.
+    pub const SHARED: Namespace = Namespace(0);
+
+    /// A tenant's own, by a hash of what tells tenants apart.
+    pub fn of(tenant: u64) -> Namespace {
+        Namespace(tenant.max(1))
+    }
+
+    /// None for the shared one.
+    pub(super) fn salt(self) -> Option<u64> {
+        (self != Namespace::SHARED).then_some(self.0)
+    }
+}
+
+/// A store's snapshots in one namespace.
+#[derive(Clone, Copy)]
+pub struct View<'s, B: Backend> {
+    pub(super) store: &'s Store<B>,
+    pub(super) namespace: Namespace,
+}
+
+impl<B: Backend> View<'_, B> {
+    /// [`Store::longest`]
+    pub fn longest(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
+        let Store { disk, .. } = self.store;
+        let in_ram = self.store.lock().longest(self.namespace, prompt, least);
+        let least = in_ram.as_ref().map(|(len, _)| *len).or(least);
+        let on_disk = disk.as_ref().filter(|_| least != Some(prompt.len()));
+        if let Some(hit) = on_disk.and_then(|(disk, _)| disk.longest(b, self.namespace, prompt, least)) {
+            self.insert_in_ram(b, &prompt[..hit.len], &hit.state, &hit.logits);
+            return Some(hit);
+        }
+        let (len, snapshot) = in_ram?;
+        let (state, logits) = (snapshot.state.copy(b), snapshot.logits.clone());
+        Some(Hit { len, state, logits, source: Source::Ram })
+    }
+
+    /// [`Store::farthest`]
+    pub fn farthest(
+        &self,
+        read: impl Fn(usize, &[u32]) -> Option<usize>,
+        may_stop: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Vec<u32>)> {
+        let in_ram = self.store.lock().trees.get(&self.namespace).and_then(|tree| {
+            let all = tree.readable(0, &read).into_iter();
+            let farthest = all.filter(|(at, _)| may_stop(*at)).max_by_key(|(at, _)| *at);
+            farthest.map(|(at, place)| (at, tree.path(place)))
+        });
+        let disk = self.store.disk.as_ref();
+        let on_disk = disk.and_then(|(disk, _)| disk.farthest(self.namespace, &read, may_stop));
+        in_ram.into_iter().chain(on_disk).max_by_key(|(at, _)| *at)
+    }
+
+    /// [`Store::insert`]
+    pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32], always: bool) {
+        let snapshot = self.insert_in_ram(b, tokens, state, logits);
+        let Some((_, writer)) = &self.store.disk else { return };
+        match snapshot {
+            Kept::New(snapshot) => writer.save(self.namespace, tokens, snapshot, always),
+            Kept::Before(snapshot) if always => writer.save(self.namespace, tokens, snapshot, always),
+            Kept::Before(_) | Kept::Not => {}
+        }
+    }
+
+    fn insert_in_ram(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32]) -> Kept<B> {
+        assert_eq!(state.position, tokens.len() as u64, "tokens of a snapshot and of its state");
+        let (store, namespace) = (self.store, self.namespace);
+        if let Some(there) = store.lock().get(namespace, tokens, !logits.is_empty()) {
+            return Kept::Before(there);
+        }
+        if !store.takes() {
+            return Kept::Not;
+        }
+        let snapshot = Arc::new(Snapshot { state: state.copy(b), logits: logits.to_vec() });
+        let full = |ram: &super::Ram<B>| store.bytes_of(ram) > store.budget;
+        let dropped = store.lock().insert((namespace, tokens), snapshot.clone(), full);
+        drop(dropped); // outside of the lock: it is megabytes
+        Kept::New(snapshot)
+    }
+}
