@@ -9,6 +9,7 @@ use crate::session::{Error, Prefill, Session};
 use crate::snapshot::Source;
 use kernels::backend::Backend;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// What to generate from.
@@ -69,6 +70,8 @@ impl Stats {
             Ended::Length => ", cut at the limit",
             Ended::Cancelled => ", stopped",
             Ended::Constraint(_) => ", cut where the grammar could not go on",
+            Ended::NotFinite(_) => ", cut where every logit is NaN",
+            Ended::Unread(_) => ", cut as its client did not read",
         };
         let met = self.met.map_or(String::new(), |met| format!("; {}", met_line(met)));
         format!(
@@ -131,6 +134,9 @@ pub fn generate<B: Backend>(
     let (generated, ended) =
         if prefill.stopped { (0, Ended::Cancelled) } else { reply(session, request, on)? };
     let decode_time = start.elapsed();
+    if let Ended::NotFinite(position) = ended {
+        return Err(Error::NotFinite { position });
+    }
     session.keep();
     let met = session.engine().backend.experts_met();
     let met = met.map(|now| [0, 1].map(|i| now[i] - before[i])).filter(|[_, all]| *all > 0);
@@ -145,12 +151,12 @@ fn reply<B: Backend>(
     let rules = Rules {
         max_tokens: request.max_tokens,
         sampling: request.sampling,
-        bias: Vec::new(),
+        bias: Arc::default(),
         constraint: request.constraint,
         stops: request.stops.to_vec(),
         ignore_end: request.ignore_end,
     };
-    let mut reply = Reply::new(session.engine(), request.prompt, rules);
+    let mut reply = Reply::new(session.engine(), request.prompt.into(), rules);
     loop {
         let choice = reply.choose(&session.scores().ok_or(Error::Empty)?);
         let mut flow = choice.token.map_or(ControlFlow::Continue(()), |token| on(Event::Token(token)));

@@ -8,6 +8,10 @@ use crate::sample::{Constraint, Sampler, Sampling};
 use crate::scores::Row;
 use crate::stream::Stream;
 use kernels::backend::Backend;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// How a reply is to be made.
 pub struct Rules {
@@ -15,8 +19,8 @@ pub struct Rules {
     pub max_tokens: usize,
     /// How they are chosen.
     pub sampling: Sampling,
-    /// Added to the logits of some tokens.
-    pub bias: Vec<(u32, f32)>,
+    /// Added to the logits of some tokens; replies to one request share it.
+    pub bias: Arc<[(u32, f32)]>,
     /// What it has to match.
     pub constraint: Option<Box<dyn Constraint>>,
     /// Text that ends the reply; it is not part of it.
@@ -38,6 +42,10 @@ pub enum Ended {
     Cancelled,
     /// The constraint could not go on: why.
     Constraint(String),
+    /// Every logit after this position of the sequence is NaN.
+    NotFinite(usize),
+    /// The client did not read what it had asked for, for so long.
+    Unread(Duration),
 }
 
 /// What came of one position's logits.
@@ -59,15 +67,17 @@ pub struct Reply<'e> {
     text: Option<Stream<'e>>,
     /// The tokens that end it.
     ends: &'e [u32],
+    /// Shared by all replies to it.
+    prompt: Arc<[u32]>,
+    /// Of the reply alone.
     tokens: Vec<u32>,
-    prompt: usize,
-    /// Of prompt and reply together.
+    /// Tokens of prompt and reply together at most.
     limit: usize,
 }
 
 impl<'e> Reply<'e> {
     /// Nothing yet, after `prompt`.
-    pub fn new<B: Backend>(engine: &'e Engine<B>, prompt: &[u32], rules: Rules) -> Self {
+    pub fn new<B: Backend>(engine: &'e Engine<B>, prompt: Arc<[u32]>, rules: Rules) -> Self {
         let tokenizer = engine.tokenizer.as_deref();
         // The last token need not fit into the context: nothing is computed after it.
         let room = (engine.context + 1).saturating_sub(prompt.len() as u64);
@@ -77,38 +87,74 @@ impl<'e> Reply<'e> {
             constraint: rules.constraint,
             text: tokenizer.map(|t| Stream::new(t, rules.stops)),
             ends: tokenizer.filter(|_| !rules.ignore_end).map_or(&[], |t| t.ends()),
-            tokens: prompt.to_vec(),
-            prompt: prompt.len(),
+            tokens: Vec::new(),
             limit: prompt.len().saturating_add(rules.max_tokens.min(room)),
+            prompt,
         }
     }
 
-    /// The prompt and the reply so far.
-    pub fn tokens(&self) -> &[u32] {
-        &self.tokens
+    /// The prompt.
+    pub fn prompt(&self) -> &[u32] {
+        &self.prompt
+    }
+
+    /// The prompt, shared.
+    pub fn shared_prompt(&self) -> Arc<[u32]> {
+        self.prompt.clone()
+    }
+
+    /// Tokens of the prompt and of the reply so far.
+    pub fn total(&self) -> usize {
+        self.prompt.len() + self.tokens.len()
+    }
+
+    /// Some of these tokens, which are all in the prompt or all in the reply.
+    pub fn span(&self, tokens: Range<usize>) -> &[u32] {
+        let prompt = self.prompt.len();
+        if tokens.end <= prompt {
+            &self.prompt[tokens]
+        } else {
+            &self.tokens[tokens.start - prompt..tokens.end - prompt]
+        }
+    }
+
+    /// The first of these tokens.
+    pub fn first(&self, len: usize) -> Cow<'_, [u32]> {
+        match len.checked_sub(self.prompt.len()) {
+            None | Some(0) => Cow::Borrowed(&self.prompt[..len]),
+            Some(own) => Cow::Owned([&self.prompt, &self.tokens[..own]].concat()),
+        }
     }
 
     /// Tokens of the reply so far.
     pub fn generated(&self) -> usize {
-        self.tokens.len() - self.prompt
+        self.tokens.len()
+    }
+
+    /// The last of these tokens, as many as the sampler looks at.
+    fn recent(&self) -> Vec<u32> {
+        let last = |tokens: &[u32], n: usize| tokens[tokens.len() - n.min(tokens.len())..].to_vec();
+        let n = self.sampler.looks_back();
+        let own = last(&self.tokens, n);
+        [last(&self.prompt, n - own.len()), own].concat()
     }
 
     /// Chooses the next token by its logits. Not to be called after the end.
     pub fn choose<B: Backend>(&mut self, logits: &Row<'_, '_, B>) -> Choice {
-        if self.tokens.len() >= self.limit {
+        if self.total() >= self.limit {
             return self.end(None, Ended::Length);
         }
         let token = match self.draw(logits) {
             Ok(token) if self.ends.contains(&token) => return self.end(None, Ended::EndToken),
             Ok(token) => token,
-            Err(why) => return self.end(None, Ended::Constraint(why)),
+            Err(ended) => return self.end(None, ended),
         };
         self.tokens.push(token);
         if self.text.as_mut().is_some_and(|text| text.push(token)) {
             let text = self.text.as_mut().map(Stream::take).unwrap_or_default();
             return Choice { token: Some(token), text, ended: Some(Ended::StopString) };
         }
-        if self.tokens.len() >= self.limit {
+        if self.total() >= self.limit {
             return self.end(Some(token), Ended::Length);
         }
         let text = self.text.as_mut().map(Stream::take).unwrap_or_default();
@@ -124,14 +170,17 @@ impl<'e> Reply<'e> {
         Choice { token, text: self.rest(), ended: Some(why) }
     }
 
-    fn draw<B: Backend>(&mut self, logits: &Row<'_, '_, B>) -> Result<u32, String> {
+    fn draw<B: Backend>(&mut self, logits: &Row<'_, '_, B>) -> Result<u32, Ended> {
+        let (not_finite, recent) = (Ended::NotFinite(self.total() - 1), self.recent());
         let Some(constraint) = &mut self.constraint else {
             let best = self.sampler.wants_best().and_then(|n| logits.best(n));
             let token = best.and_then(|best| self.sampler.sample_best(best));
-            return Ok(token.unwrap_or_else(|| self.sampler.sample(logits.values(), &self.tokens, None)));
+            let token = token.or_else(|| self.sampler.sample(logits.values(), &recent, None));
+            return token.ok_or(not_finite);
         };
-        let token = self.sampler.sample(logits.values(), &self.tokens, constraint.allowed()?);
-        constraint.accept(token)?;
+        let allowed = constraint.allowed().map_err(Ended::Constraint)?;
+        let token = self.sampler.sample(logits.values(), &recent, allowed).ok_or(not_finite)?;
+        constraint.accept(token).map_err(Ended::Constraint)?;
         Ok(token)
     }
 }

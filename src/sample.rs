@@ -9,6 +9,7 @@ use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
@@ -87,7 +88,7 @@ const SORTED: usize = 256;
 pub struct Sampler {
     how: Sampling,
     /// Added to the logits of these tokens.
-    bias: Vec<(u32, f32)>,
+    bias: Arc<[(u32, f32)]>,
     rng: Pcg64Mcg,
     candidates: Vec<(f32, u32)>,
     /// How often each token was drawn; kept only for the penalties that count.
@@ -109,7 +110,7 @@ impl Sampler {
         let state = u128::from(how.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
         Sampler {
             how,
-            bias: Vec::new(),
+            bias: Arc::default(),
             rng: Pcg64Mcg::new(state ^ 0xCAFE_F00D_D15E_A5E5),
             candidates: Vec::new(),
             drawn: HashMap::new(),
@@ -117,28 +118,37 @@ impl Sampler {
     }
 
     /// Adds to the logits of some tokens.
-    pub fn with_bias(mut self, bias: Vec<(u32, f32)>) -> Self {
+    pub fn with_bias(mut self, bias: Arc<[(u32, f32)]>) -> Self {
         self.bias = bias;
         self
     }
 
     /// The next token after `recent`, from its logits `[vocab]`, among those whose bit is set in `allowed`. NaN
-    /// counts as impossible.
-    pub fn sample(&mut self, logits: &[f32], recent: &[u32], allowed: Option<&[u32]>) -> u32 {
+    /// counts as impossible; None where every logit is NaN. Of several infinite ones the lowest id is taken.
+    pub fn sample(&mut self, logits: &[f32], recent: &[u32], allowed: Option<&[u32]>) -> Option<u32> {
         if self.how.temperature <= 0.0 && self.as_they_are() && allowed.is_none() {
-            return argmax(logits);
+            let token = argmax(logits);
+            return logits.get(token as usize).is_some_and(|l| !l.is_nan()).then_some(token);
         }
         let may = |i: &u32| allowed.is_none_or(|bits| bits[*i as usize / 32] >> (i % 32) & 1 == 1);
         self.candidates.clear();
         let numbers = logits.iter().zip(0..).filter(|(l, i)| !l.is_nan() && may(i));
         self.candidates.extend(numbers.map(|(l, i)| (*l, i)));
+        if self.candidates.is_empty() {
+            return None;
+        }
         self.lean();
         self.penalise(recent);
         let token = self.choose();
         if self.counts() {
             *self.drawn.entry(token).or_default() += 1;
         }
-        token
+        Some(token)
+    }
+
+    /// How many of the last tokens [`Sampler::sample`] looks at.
+    pub fn looks_back(&self) -> usize {
+        if self.how.repeat_penalty == 1.0 { 0 } else { self.how.repeat_last_n }
     }
 
     /// How many of the best logits are likely to be enough for [`Sampler::sample_best`]; None where they never are.
@@ -156,7 +166,7 @@ impl Sampler {
     /// to tell; None changes nothing.
     pub fn sample_best(&mut self, best: &Best) -> Option<u32> {
         self.wants_best()?;
-        let Some((most, likeliest)) = best.top.first().copied() else { return Some(0) };
+        let (most, likeliest) = best.top.first().copied()?;
         if self.how.temperature <= 0.0 {
             return Some(likeliest);
         }
@@ -176,8 +186,9 @@ impl Sampler {
     }
 
     fn choose(&mut self) -> u32 {
-        if self.how.temperature <= 0.0 || self.candidates.is_empty() {
-            return self.candidates.iter().copied().reduce(better).map_or(0, |(_, i)| i);
+        let (best, likeliest) = self.candidates.iter().copied().reduce(better).unwrap_or_default();
+        if self.how.temperature <= 0.0 || best.is_infinite() {
+            return likeliest;
         }
         self.keep_likely(None);
         self.draw()
@@ -185,7 +196,7 @@ impl Sampler {
 
     /// Adds the biases. Candidates are in the order of their ids here, some missing.
     fn lean(&mut self) {
-        for (token, bias) in &self.bias {
+        for (token, bias) in self.bias.iter() {
             if let Ok(at) = self.candidates.binary_search_by_key(token, |(_, i)| *i) {
                 self.candidates[at].0 += bias;
             }
@@ -332,7 +343,8 @@ mod tests {
     fn drawn(how: Sampling) -> [usize; 4] {
         let mut sampler = Sampler::new(how);
         let mut counts = [0; 4];
-        (0..4000).for_each(|_| counts[sampler.sample(&[1.0, 3.0, 0.0, 2.0], &[], None) as usize] += 1);
+        (0..4000)
+            .for_each(|_| counts[sampler.sample(&[1.0, 3.0, 0.0, 2.0], &[], None).unwrap() as usize] += 1);
         counts
     }
 
@@ -347,10 +359,49 @@ mod tests {
         many[997] = f32::INFINITY;
         many[3] = f32::NAN;
         assert_eq!(argmax(&many), 997);
-        assert_eq!(
-            Sampler::new(Sampling { temperature: 1.0, ..GREEDY }).sample(&[f32::NAN; 3], &[], None),
-            0
-        );
+        assert_eq!(Sampler::new(GREEDY).sample(&[], &[], None), None);
+    }
+
+    /// Settings that take each way through the sampler.
+    fn ways() -> [Sampling; 5] {
+        let hot = Sampling { temperature: 1.0, ..GREEDY };
+        [
+            GREEDY,
+            hot,
+            Sampling { top_k: 2, ..hot },
+            Sampling { top_p: 0.9, min_p: 0.1, ..hot },
+            Sampling { repeat_penalty: 1.5, frequency_penalty: 0.5, ..GREEDY },
+        ]
+    }
+
+    #[test]
+    fn no_token_is_drawn_where_every_logit_is_nan() {
+        for how in ways() {
+            for len in [1, 3, 300] {
+                let logits = vec![f32::NAN; len];
+                assert_eq!(Sampler::new(how).sample(&logits, &[0], None), None, "{how:?}");
+                assert_eq!(Sampler::new(how).sample_best(&best(&logits, 256)), None, "{how:?}");
+            }
+            let allowed: &[u32] = &[0b101];
+            assert_eq!(Sampler::new(how).sample(&[f32::NAN, 1.0, f32::NAN], &[], Some(allowed)), None);
+            assert_eq!(Sampler::new(how).sample(&[f32::NAN, 1.0, 0.5], &[], Some(allowed)), Some(2));
+        }
+    }
+
+    #[test]
+    fn infinite_logits_give_the_lowest_id_whatever_the_seed() {
+        for (how, seed) in ways().into_iter().flat_map(|how| (0..20).map(move |seed| (how, seed))) {
+            let how = Sampling { seed, ..how };
+            for infinity in [f32::INFINITY, f32::NEG_INFINITY] {
+                for len in [3, 300, 2000] {
+                    let mut logits = vec![infinity; len];
+                    logits[0] = f32::NAN;
+                    assert_eq!(Sampler::new(how).sample(&logits, &[], None), Some(1), "{how:?}");
+                }
+            }
+            let one = [1.0, f32::NEG_INFINITY, 2.0, f32::INFINITY, f32::INFINITY];
+            assert_eq!(Sampler::new(how).sample(&one, &[], None), Some(3), "{how:?}");
+        }
     }
 
     #[test]
@@ -405,7 +456,7 @@ mod tests {
     fn a_seed_repeats_and_another_differs() {
         let run = |seed| {
             let mut s = Sampler::new(Sampling { temperature: 1.0, seed, ..GREEDY });
-            (0..50).map(|_| s.sample(&[0.0; 100], &[], None)).collect::<Vec<_>>()
+            (0..50).map(|_| s.sample(&[0.0; 100], &[], None).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(run(1), run(1));
         assert_ne!(run(1), run(2));
@@ -414,17 +465,17 @@ mod tests {
     #[test]
     fn penalty_turns_from_repeats() {
         let how = Sampling { repeat_penalty: 2.0, ..GREEDY };
-        assert_eq!(Sampler::new(how).sample(&[1.0, 3.0, 2.0], &[1], None), 2);
-        assert_eq!(Sampler::new(how).sample(&[-1.0, -0.6, -2.0], &[1], None), 0);
+        assert_eq!(Sampler::new(how).sample(&[1.0, 3.0, 2.0], &[1], None), Some(2));
+        assert_eq!(Sampler::new(how).sample(&[-1.0, -0.6, -2.0], &[1], None), Some(0));
         let short = Sampling { repeat_last_n: 1, ..how };
-        assert_eq!(Sampler::new(short).sample(&[1.0, 3.0, 2.0], &[1, 0], None), 1);
+        assert_eq!(Sampler::new(short).sample(&[1.0, 3.0, 2.0], &[1, 0], None), Some(1));
     }
 
     #[test]
     fn penalties_that_count_look_at_the_reply_alone() {
         let run = |how| {
             let mut sampler = Sampler::new(how);
-            (0..4).map(|_| sampler.sample(&[1.0, 3.0, 2.5], &[1, 1], None)).collect::<Vec<_>>()
+            (0..4).map(|_| sampler.sample(&[1.0, 3.0, 2.5], &[1, 1], None).unwrap()).collect::<Vec<_>>()
         };
         assert_eq!(run(Sampling { presence_penalty: 1.0, ..GREEDY }), [1, 2, 1, 1]);
         assert_eq!(run(Sampling { frequency_penalty: 0.4, ..GREEDY }), [1, 1, 2, 1]);
@@ -434,7 +485,7 @@ mod tests {
     #[test]
     fn biases_and_masks_change_the_choice() {
         let sample = |bias: &[(u32, f32)], allowed: Option<&[u32]>| {
-            Sampler::new(GREEDY).with_bias(bias.to_vec()).sample(&[1.0, 3.0, 2.0], &[], allowed)
+            Sampler::new(GREEDY).with_bias(bias.into()).sample(&[1.0, 3.0, 2.0], &[], allowed).unwrap()
         };
         assert_eq!(sample(&[(0, 5.0), (9, 50.0)], None), 0);
         assert_eq!(sample(&[(1, -100.0)], None), 2);
@@ -481,7 +532,7 @@ mod tests {
                     for _ in 0..2 {
                         let found = one.sample_best(best);
                         *if found.is_some() { &mut enough } else { &mut not } += 1;
-                        let found = found.unwrap_or_else(|| one.sample(&logits, &[], None));
+                        let found = found.or_else(|| one.sample(&logits, &[], None));
                         assert_eq!(found, other.sample(&logits, &[], None), "{how:?}, {best:?}");
                     }
                 }
@@ -513,6 +564,6 @@ mod tests {
         ] {
             assert_eq!(wants(changed), None);
         }
-        assert_eq!(Sampler::new(GREEDY).with_bias(vec![(1, 2.0)]).wants_best(), None);
+        assert_eq!(Sampler::new(GREEDY).with_bias([(1, 2.0)].into()).wants_best(), None);
     }
 }

@@ -52,6 +52,12 @@ pub enum Error {
     /// A prompt of no tokens.
     #[error("prompt: expected at least one token, found none")]
     Empty,
+    /// No token can be chosen: the model's weights or its arithmetic are broken.
+    #[error("logits at position {position}: expected finite numbers, found only NaN")]
+    NotFinite {
+        /// Tokens before the last one that was processed.
+        position: usize,
+    },
 }
 
 /// How a prompt was brought in.

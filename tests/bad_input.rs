@@ -66,6 +66,31 @@ fn an_empty_prompt_from_a_pipe_or_a_file_is_refused() {
     refused(&["generate", "-m", model, "-"], &["standard input: expected a prompt, found nothing"]);
 }
 
+/// Scales of the last matrix are NaN, and so is every logit.
+#[test]
+fn logits_that_are_no_numbers_end_the_reply() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = Gguf::open(&GOOD.1).unwrap();
+    let path = dir.path().join("nan.gguf");
+    let tensors = good.tensors.iter().map(|t| (t.name.clone(), t.format, t.shape.clone())).collect();
+    let mut writer = Writer::create(&path, Layout::new(good.metadata.clone(), tensors).unwrap()).unwrap();
+    for tensor in &good.tensors {
+        let mut bytes = good.bytes(tensor).to_vec();
+        if tensor.name == "output.weight" {
+            bytes = vec![0xff; bytes.len()];
+        }
+        writer.write(&bytes).unwrap();
+    }
+    writer.finish().unwrap();
+    for how in [&["--temp", "0"][..], &["--top-k", "4"], &["--temp", "1"], &["--repeat-penalty", "2"]] {
+        let args = ["generate", "-m", text(&path), "--no-cache", "-q", "-n", "9", "--ids", "1,2,3"];
+        refused(
+            &[&args[..], how].concat(),
+            &["logits at position 2: expected finite numbers, found only NaN"],
+        );
+    }
+}
+
 #[test]
 fn metadata_that_makes_no_sense_is_refused_by_key() {
     let dir = tempfile::tempdir().unwrap();

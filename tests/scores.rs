@@ -12,6 +12,7 @@ use kimi::profile::Profiled;
 use kimi::reply::Rules;
 use kimi::sample::Sampling;
 use kimi::session::Session;
+use kimi::snapshot::namespace::Namespace;
 use kimi::snapshot::options::StoreOptions;
 use models::kimi_linear::mla::Form;
 use models::kimi_linear::{Outputs, Sequence};
@@ -136,12 +137,12 @@ fn rows_of_a_batch_are_read_one_by_one() {
     let (_alone, engine) = (alone(), engine(Profiled::new));
     let run = |how: &[Sampling; 3]| {
         let heard = Arc::new(Mutex::new(vec![Vec::new(); 3]));
-        let mut batch = Batch::new(&engine, Limits { slots: 3, bytes: 1 << 30 });
+        let mut batch = Batch::new(&engine, Limits::new(3, 1 << 30));
         for (i, sampling) in how.iter().enumerate() {
             let rules = Rules {
                 max_tokens: 5,
                 sampling: *sampling,
-                bias: Vec::new(),
+                bias: Arc::default(),
                 constraint: None,
                 stops: Vec::new(),
                 ignore_end: true,
@@ -149,7 +150,8 @@ fn rows_of_a_batch_are_read_one_by_one() {
             let client = Box::new(Listener(i, heard.clone()));
             let prompt = (0..6).map(|j| 300 + (i as u32 * 191 + j * 17) % 500).collect();
             let logprobs = (i == 1).then_some(2);
-            batch.submit(Job { prompt, marks: Vec::new(), rules, logprobs, owner: 1, client });
+            let namespace = Namespace::SHARED;
+            batch.submit(Job { prompt, marks: Vec::new(), rules, logprobs, owner: 1, namespace, client });
         }
         while !batch.idle() {
             batch.step(&mut |_| ());

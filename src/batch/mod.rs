@@ -5,8 +5,11 @@
 //! It runs on one thread ([`run`]), hears of jobs by a channel and tells clients by theirs; it knows no HTTP. A
 //! token's logits do not depend on what else is in its step, so a job gives the same tokens alone and in company (on
 //! CUDA but for rounding).
-//! Next: [`slot`] (one sequence), [`plan`] (who gets how many tokens), [`queue`] (who is next).
+//! Next: [`slot`] (one sequence), [`plan`] (tokens of a step), [`admission`] and [`queue`] (slots, and who waits).
 
+mod admission;
+#[cfg(test)]
+mod fairness;
 pub mod plan;
 pub mod queue;
 mod slot;
@@ -17,22 +20,26 @@ use crate::engine::Engine;
 use crate::generate::Stats;
 use crate::inspect::need::Need;
 use crate::logprobs::Logprobs;
-use crate::reply::Rules;
+use crate::reply::{Ended, Rules};
 use crate::scores::Scores;
+use crate::session::Prefill;
+use crate::snapshot::namespace::Namespace;
+use admission::Waiting;
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::mla::Form;
 use models::kimi_linear::{Outputs, Probe, Sequence};
 use plan::{Pace, deal, next_large};
 use queue::Queue;
 use slot::Slot;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 /// A reply somebody wants.
 pub struct Job {
-    /// A prompt that [`Engine::check`] has passed.
-    pub prompt: Vec<u32>,
+    /// A prompt that [`Engine::check`] has passed; jobs share it.
+    pub prompt: Arc<[u32]>,
     /// Lengths of it to keep snapshots of: where a system message or a document ends.
     pub marks: Vec<usize>,
     /// How the reply is made.
@@ -41,6 +48,8 @@ pub struct Job {
     pub logprobs: Option<usize>,
     /// Whose it is: owners take turns.
     pub owner: u64,
+    /// Whose prefixes it reuses, and adds to.
+    pub namespace: Namespace,
     /// Who hears of it.
     pub client: Box<dyn Client>,
 }
@@ -51,6 +60,25 @@ pub trait Client: Send {
     fn hear(&mut self, update: Update);
     /// Nobody listens any more: the work stops.
     fn gone(&self) -> bool;
+    /// Whether it takes another update. Where it does not, its sequence is paused: the thread that runs the model never
+    /// waits for a client, nor keeps what one does not read.
+    fn ready(&self) -> bool {
+        true
+    }
+}
+
+impl Job {
+    /// Tells the client that no work was done.
+    fn cancel(mut self) {
+        self.client.hear(Update::Done(Stats {
+            prefill: Prefill { stopped: true, ..Prefill::default() },
+            prefill_time: Duration::ZERO,
+            generated: 0,
+            decode_time: Duration::ZERO,
+            met: None,
+            ended: Ended::Cancelled,
+        }));
+    }
 }
 
 /// What happens to a job.
@@ -85,6 +113,15 @@ pub struct Limits {
     pub slots: usize,
     /// Bytes of their states.
     pub bytes: u64,
+    /// Time that a client may leave its updates unread.
+    pub unread: Duration,
+}
+
+impl Limits {
+    /// With 60 s for clients to read.
+    pub fn new(slots: usize, bytes: u64) -> Self {
+        Limits { slots, bytes, unread: Duration::from_secs(60) }
+    }
 }
 
 /// What the thread is told.
@@ -120,18 +157,23 @@ pub fn run<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<C
             commands.try_recv()
         };
         match command {
-            Ok(Command::Job(job)) => batch.submit(*job),
-            Ok(Command::Stop) => batch.stop(),
+            Ok(command) => batch.obey(command),
             Err(TryRecvError::Disconnected) if batch.idle() => return,
-            Err(_) => batch.step(&mut |batch| {
-                for command in commands.try_iter() {
-                    match command {
-                        Command::Job(job) => batch.submit(*job),
-                        Command::Stop => batch.stop(),
-                    }
+            Err(error) => {
+                let worked = batch.step(&mut |batch| {
+                    commands.try_iter().for_each(|command| batch.obey(command));
+                    batch.show(gauges);
+                });
+                // All sequences wait for their clients.
+                match (worked, error) {
+                    (true, _) => {}
+                    (false, TryRecvError::Disconnected) => std::thread::sleep(PAUSE),
+                    (false, TryRecvError::Empty) => match commands.recv_timeout(PAUSE) {
+                        Ok(command) => batch.obey(command),
+                        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
+                    },
                 }
-                batch.show(gauges);
-            }),
+            }
         }
         batch.show(gauges);
     }
@@ -168,10 +210,12 @@ pub struct Batch<'e, B: Backend> {
     engine: &'e Engine<B>,
     limits: Limits,
     state_bytes: StateBytes,
-    queue: Queue<Job>,
+    queue: Queue<Waiting<'e, B>>,
     slots: Vec<Slot<'e, B>>,
     /// Admitted jobs and their bytes, which wait for a slot that is reading what they begin with.
     held: Vec<(Job, u64)>,
+    /// Sequences whose clients do not read, and whose slots others have.
+    unread: Vec<Slot<'e, B>>,
     /// Of the slot that reads a large piece, and is not among the others meanwhile.
     away: Option<Away>,
     /// Large pieces so far.
@@ -189,14 +233,20 @@ pub struct Batch<'e, B: Backend> {
 
 /// What is to be known of a slot that reads a large piece.
 struct Away {
-    /// Its prompt up to the next snapshot.
-    beginning: Vec<u32>,
+    /// Its prompt, and the length of it at the next snapshot.
+    prompt: Arc<[u32]>,
+    point: usize,
+    namespace: Namespace,
+    owner: u64,
     /// Memory reserved for it.
     bytes: u64,
 }
 
 /// While a large piece is read, time from one step of the others to the next: it has about as much for itself.
 const BETWEEN: Duration = Duration::from_millis(100);
+
+/// Time between two looks at clients, where there is nothing to do until one reads.
+const PAUSE: Duration = Duration::from_millis(5);
 
 impl<'e, B: Backend> Batch<'e, B> {
     /// Nothing to do.
@@ -208,6 +258,7 @@ impl<'e, B: Backend> Batch<'e, B> {
             queue: Queue::default(),
             slots: Vec::new(),
             held: Vec::new(),
+            unread: Vec::new(),
             away: None,
             turn: 0,
             pace: Pace::new(engine.batch),
@@ -221,38 +272,51 @@ impl<'e, B: Backend> Batch<'e, B> {
 
     /// Whether there is nothing to do.
     pub fn idle(&self) -> bool {
-        self.slots.is_empty() && self.held.is_empty() && self.queue.is_empty()
+        self.slots.is_empty() && self.held.is_empty() && self.unread.is_empty() && self.queue.is_empty()
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Job(job) => self.submit(*job),
+            Command::Stop => self.stop(),
+        }
     }
 
     /// Takes a job; it waits for its turn.
     pub fn submit(&mut self, job: Job) {
-        self.queue.push(job.owner, job);
+        if self.stopped {
+            return job.cancel();
+        }
+        self.queue.push(job.owner, Waiting::New(job));
     }
 
     /// Ends every reply, and what waits.
     pub fn stop(&mut self) {
-        self.slots.drain(..).for_each(Slot::leave);
-        self.held.clear();
-        self.queue = Queue::default();
+        self.slots.drain(..).chain(self.unread.drain(..)).for_each(Slot::leave);
+        self.held.drain(..).for_each(|(job, _)| job.cancel());
+        self.queue.drain().for_each(Waiting::cancel);
         self.stopped = true;
     }
 
     /// One step: whose client is gone leaves, whoever fits joins, and all go on. Where it is a long one, `hear` is called in
-    /// between for what is new.
-    pub fn step(&mut self, hear: &mut dyn FnMut(&mut Self)) {
+    /// between for what is new. False where there was nothing to compute.
+    pub fn step(&mut self, hear: &mut dyn FnMut(&mut Self)) -> bool {
         self.settle();
         let left: Vec<Option<usize>> = self.slots.iter().map(Slot::wants_large).collect();
         match next_large(&left, self.turn) {
-            Some(i) => self.read_large(i, hear),
+            Some(i) => {
+                self.read_large(i, hear);
+                true
+            }
             None => self.small_step(),
         }
     }
 
     /// Whose client is gone leaves, and whoever fits joins.
     fn settle(&mut self) {
-        self.queue.retain(|job| !job.client.gone());
+        self.queue.retain(|waiting| !waiting.gone());
         self.held.retain(|(job, _)| !job.client.gone());
-        self.part_with(Slot::gone);
+        self.check_clients();
         std::mem::take(&mut self.held).into_iter().for_each(|(job, bytes)| self.enter(job, bytes));
         self.admit();
     }
@@ -264,7 +328,7 @@ impl<'e, B: Backend> Batch<'e, B> {
         let alone = self.slots.is_empty() && self.queue.is_empty() && self.held.is_empty();
         let most = if alone { self.engine.step(Form::Expanded) } else { self.engine.batch };
         let tokens = slot.wants_large().map_or(0, |wants| wants.min(most));
-        self.away = Some(Away { beginning: slot.beginning().to_vec(), bytes: slot.bytes });
+        self.away = Some(slot.away());
         self.turn += 1;
         let Engine { backend, model, .. } = self.engine;
         let mut between = Between { batch: self, hear };
@@ -280,13 +344,13 @@ impl<'e, B: Backend> Batch<'e, B> {
     }
 
     /// A token of every reply, and small pieces of prompts.
-    fn small_step(&mut self) {
+    fn small_step(&mut self) -> bool {
         let wants: Vec<usize> = self.slots.iter().map(Slot::wants_small).collect();
         let replies = self.slots.iter().filter(|s| s.replying()).count();
         let shares = deal(&wants, self.pace.budget(replies));
         let all: usize = shares.iter().sum();
         if all == 0 {
-            return;
+            return false;
         }
         let start = Instant::now();
         let scores = self.forward(&shares);
@@ -301,6 +365,7 @@ impl<'e, B: Backend> Batch<'e, B> {
         }
         self.stepped = Instant::now();
         self.part_with(Slot::has_ended);
+        true
     }
 
     fn part_with(&mut self, leaves: impl Fn(&Slot<'e, B>) -> bool) {
@@ -323,28 +388,13 @@ impl<'e, B: Backend> Batch<'e, B> {
         self.tokens += tokens as u64;
     }
 
-    /// Lets in whoever is next, as long as there is a slot and memory for the longest it may become. Who needs more
-    /// than there is at all would block everybody and runs alone.
-    fn admit(&mut self) {
-        while self.slots.len() + self.held.len() + usize::from(self.away.is_some()) < self.limits.slots {
-            let taken = self.bytes();
-            let (bytes, context) = (self.state_bytes, self.engine.context);
-            let of = |job: &Job| {
-                let tokens = job.prompt.len().saturating_add(job.rules.max_tokens) as u64;
-                bytes.of(tokens.min(context))
-            };
-            let fits = |job: &Job| taken == 0 || taken.saturating_add(of(job)) <= self.limits.bytes;
-            let Some(job) = self.queue.pop_if(fits) else { return };
-            let bytes = of(&job);
-            self.enter(job, bytes);
-        }
-    }
-
     /// Gives a job a slot, unless another is about to keep a state that it can go on from: what several begin with
     /// is read once.
     fn enter(&mut self, job: Job, bytes: u64) {
-        let away = self.away.as_ref().is_some_and(|away| job.prompt.starts_with(&away.beginning));
-        if self.engine.store.keeps() && (away || self.slots.iter().any(|slot| slot.reads_for(&job.prompt))) {
+        let away = self.away.as_ref().is_some_and(|away| {
+            away.namespace == job.namespace && job.prompt.starts_with(&away.prompt[..away.point])
+        });
+        if self.engine.store.keeps() && (away || self.slots.iter().any(|slot| slot.reads_for(&job))) {
             return self.held.push((job, bytes));
         }
         let slot = Slot::new(self.engine, job, bytes);
@@ -353,15 +403,18 @@ impl<'e, B: Backend> Batch<'e, B> {
     }
 
     fn bytes(&self) -> u64 {
-        let held = self.held.iter().map(|(_, bytes)| bytes);
-        let away = self.away.as_ref().map(|away| &away.bytes);
-        self.slots.iter().map(|s| &s.bytes).chain(held).chain(away).sum()
+        let held = self.held.iter().map(|(_, bytes)| *bytes);
+        let away = self.away.iter().map(|away| away.bytes);
+        let waiting = self.queue.iter().map(Waiting::holds);
+        let states = self.slots.iter().chain(&self.unread).map(Slot::holds);
+        states.chain(held).chain(away).chain(waiting).sum()
     }
 
     fn show(&self, gauges: &Gauges) {
         let set = |gauge: &AtomicU64, value: u64| gauge.store(value, Ordering::Relaxed);
         set(&gauges.running, self.slots.len() as u64 + u64::from(self.away.is_some()));
-        set(&gauges.waiting, (self.queue.len() + self.held.len()) as u64);
+        let waiting = self.queue.len() + self.held.len() + self.unread.len();
+        set(&gauges.waiting, waiting as u64);
         set(&gauges.bytes, self.bytes());
         set(&gauges.steps, self.steps);
         set(&gauges.tokens, self.tokens);

@@ -1,4 +1,4 @@
-//! Who is next: owners take turns, each in the order of arrival. A leaf: knows nothing of what waits.
+//! The queue: owners take turns, each in the order of arrival. A leaf: knows nothing of what waits.
 
 use std::collections::VecDeque;
 
@@ -17,7 +17,7 @@ impl<T> Default for Queue<T> {
 }
 
 impl<T> Queue<T> {
-    /// Whether nobody waits.
+    /// Whether nothing waits.
     pub fn is_empty(&self) -> bool {
         self.lanes.is_empty()
     }
@@ -35,19 +35,49 @@ impl<T> Queue<T> {
         }
     }
 
-    /// Takes the next if it fits. One that does not is not overtaken: it would wait for ever.
-    pub fn pop_if(&mut self, fits: impl FnOnce(&T) -> bool) -> Option<T> {
-        let (_, lane) = self.lanes.front_mut()?;
-        if !fits(lane.front()?) {
-            return None;
+    /// Returns an item to the head of its owner's lane.
+    pub fn push_front(&mut self, owner: u64, item: T) {
+        match self.lanes.iter_mut().find(|(o, _)| *o == owner) {
+            Some((_, lane)) => lane.push_front(item),
+            None => self.lanes.push_back((owner, VecDeque::from([item]))),
         }
+    }
+
+    /// The owner whose turn it is: the one with the least `load`, of several the one that waits longest. Its next item is
+    /// not overtaken: one that needs much room would wait without end.
+    pub fn turn(&self, load: impl Fn(u64) -> usize) -> Option<u64> {
+        self.lanes.iter().map(|(owner, _)| *owner).min_by_key(|owner| load(*owner))
+    }
+
+    /// The next item of an owner.
+    pub fn front(&self, owner: u64) -> Option<&T> {
+        self.lanes.iter().find(|(o, _)| *o == owner)?.1.front()
+    }
+
+    /// Takes the next item of an owner, whose lane goes behind the others.
+    pub fn pop(&mut self, owner: u64) -> Option<T> {
+        let at = self.lanes.iter().position(|(o, _)| *o == owner)?;
+        let (_, mut lane) = self.lanes.remove(at)?;
         let item = lane.pop_front();
-        if let Some((owner, lane)) = self.lanes.pop_front()
-            && !lane.is_empty()
-        {
+        if !lane.is_empty() {
             self.lanes.push_back((owner, lane));
         }
         item
+    }
+
+    /// All that wait.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.lanes.iter().flat_map(|(_, lane)| lane)
+    }
+
+    /// All that wait, the last of each lane first.
+    pub fn backwards(&mut self) -> impl Iterator<Item = &mut T> {
+        self.lanes.iter_mut().flat_map(|(_, lane)| lane.iter_mut().rev())
+    }
+
+    /// Takes everything.
+    pub fn drain(&mut self) -> impl Iterator<Item = T> {
+        std::mem::take(&mut self.lanes).into_iter().flat_map(|(_, lane)| lane)
     }
 
     /// Keeps those for which `keep` holds.
@@ -68,9 +98,23 @@ mod tests {
             q.push(owner, item);
         }
         assert_eq!(q.len(), 5);
-        assert_eq!(q.pop_if(|_| false), None);
-        let order: Vec<_> = std::iter::from_fn(|| q.pop_if(|_| true)).collect();
+        assert_eq!((q.front(2), q.front(4)), (Some(&"b1"), None));
+        let order: Vec<_> = std::iter::from_fn(|| q.turn(|_| 0).and_then(|owner| q.pop(owner))).collect();
         assert_eq!(order, ["a1", "b1", "c1", "a2", "a3"]);
+    }
+
+    #[test]
+    fn the_owner_with_the_least_load_is_next() {
+        let mut q = Queue::default();
+        [(1, "a"), (2, "b"), (3, "c")].into_iter().for_each(|(owner, item)| q.push(owner, item));
+        let load = |owner| [9, 5, 2, 2][owner as usize];
+        assert_eq!(q.turn(load), Some(2));
+        assert_eq!(q.pop(2), Some("b"));
+        q.push_front(1, "returned");
+        assert_eq!(q.turn(load), Some(3));
+        assert_eq!(q.front(1), Some(&"returned"));
+        assert_eq!(q.drain().collect::<Vec<_>>(), ["returned", "a", "c"]);
+        assert!(q.is_empty());
     }
 
     #[test]
@@ -78,6 +122,6 @@ mod tests {
         let mut q = Queue::default();
         (0..6).for_each(|i| q.push(i % 2, i));
         q.retain(|i| i % 2 == 1 && *i > 1);
-        assert_eq!((q.len(), q.pop_if(|_| true)), (2, Some(3)));
+        assert_eq!((q.len(), q.pop(1)), (2, Some(3)));
     }
 }

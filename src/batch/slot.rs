@@ -1,6 +1,7 @@
 //! One sequence in the batch: its state, its reply and its client.
 
-use super::{Client, Job, Update};
+use super::admission::Lack;
+use super::{Away, Client, Job, Update};
 use crate::engine::Engine;
 use crate::generate::Stats;
 use crate::logprobs::Logprobs;
@@ -8,11 +9,12 @@ use crate::reply::{Ended, Reply};
 use crate::scores::{Row, Scores};
 use crate::session::{Prefill, next_point};
 use crate::snapshot::Source;
+use crate::snapshot::namespace::Namespace;
 use kernels::backend::Backend;
 use models::kimi_linear::mla::Form;
 use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Tokens read that are worth a snapshot when their client leaves.
 const WORTH_KEEPING: usize = 256;
@@ -21,12 +23,19 @@ const WORTH_KEEPING: usize = 256;
 pub struct Slot<'e, B: Backend> {
     /// Memory reserved for its state.
     pub bytes: u64,
+    /// Whose it is.
+    pub owner: u64,
+    /// When it first had a slot.
+    pub admitted: Instant,
+    namespace: Namespace,
     engine: &'e Engine<B>,
-    state: State<B>,
+    /// None while it is preempted and its memory is needed.
+    state: Option<State<B>>,
     reply: Reply<'e>,
     /// Tokens of prompt and reply that are in the state.
     done: usize,
-    prompt: usize,
+    /// Tokens processed since it has its slot, and of these tokens chosen.
+    turn: (usize, usize),
     /// The form of the next tokens of the prompt, and where they end.
     ahead: (Form, usize),
     /// Lengths of the prompt to keep snapshots of.
@@ -36,7 +45,8 @@ pub struct Slot<'e, B: Backend> {
     logprobs: Option<usize>,
     client: Box<dyn Client>,
     ended: Option<Ended>,
-    admitted: Instant,
+    /// Since when its client does not read.
+    paused: Option<Instant>,
     /// When the prompt was in.
     read: Option<Instant>,
     /// When the last token was chosen.
@@ -46,35 +56,108 @@ pub struct Slot<'e, B: Backend> {
 impl<'e, B: Backend> Slot<'e, B> {
     /// Admits a job, on the longest beginning of its prompt that has a state.
     pub fn new(engine: &'e Engine<B>, job: Job, bytes: u64) -> Self {
-        let hit = engine.store.longest(&engine.backend, &job.prompt, None);
-        let empty = || (engine.model.state(&engine.backend, engine.cache), 0, None, Vec::new());
-        let (state, reused, source, logits) =
-            hit.map_or_else(empty, |hit| (hit.state, hit.len, Some(hit.source), hit.logits));
         let mut slot = Slot {
             bytes,
+            owner: job.owner,
+            admitted: Instant::now(),
+            namespace: job.namespace,
             engine,
-            state,
-            reply: Reply::new(engine, &job.prompt, job.rules),
-            done: reused,
-            prompt: job.prompt.len(),
-            ahead: (Form::Absorbed, reused),
+            state: None,
+            reply: Reply::new(engine, job.prompt, job.rules),
+            done: 0,
+            turn: (0, 0),
+            ahead: (Form::Absorbed, 0),
             marks: job.marks,
-            reused,
-            source,
+            reused: 0,
+            source: None,
             logprobs: job.logprobs,
             client: job.client,
             ended: None,
-            admitted: Instant::now(),
+            paused: None,
             read: None,
             chosen: None,
         };
-        if slot.replying() {
-            slot.tell_progress();
-            let scores = Scores::of(engine, logits);
-            scores.rows().for_each(|row| slot.choose(&row));
-        }
-        slot.look_ahead();
+        let (source, logits) = slot.restore();
+        (slot.reused, slot.source) = (slot.done, source);
+        slot.begin(logits);
         slot
+    }
+
+    /// Continues in a slot after it was preempted.
+    pub fn resume(&mut self) {
+        self.turn = (0, 0);
+        if self.state.is_none() {
+            let (_, logits) = self.restore();
+            self.begin(logits);
+        }
+    }
+
+    /// Takes the state of the longest prefix of its tokens that has one: where it is from, and the logits after all of them.
+    fn restore(&mut self) -> (Option<Source>, Vec<f32>) {
+        let Engine { backend, model, store, cache, .. } = self.engine;
+        // A prompt may have been read in expanded form that is a reply here.
+        let (prompt, all) = (self.reply.prompt().len(), self.reply.total());
+        let apart = self.engine.apart(&self.reply.first(all), prompt..all);
+        let tokens = self.reply.first(if apart { prompt } else { all });
+        let hit = store.within(self.namespace).longest(backend, &tokens, None);
+        let empty = || (model.state(backend, *cache), 0, None, Vec::new());
+        let (state, done, source, logits) =
+            hit.map_or_else(empty, |hit| (hit.state, hit.len, Some(hit.source), hit.logits));
+        (self.state, self.done, self.ahead) = (Some(state), done, (Form::Absorbed, done));
+        (source, logits)
+    }
+
+    fn begin(&mut self, logits: Vec<f32>) {
+        if self.done == self.reply.total() {
+            self.tell_progress();
+            let scores = Scores::of(self.engine, logits);
+            scores.rows().for_each(|row| self.choose(&row));
+        }
+        self.look_ahead();
+    }
+
+    /// Frees its state, which stays in the prefix cache as far as there is room.
+    pub fn free_state(&mut self) {
+        self.checkpoint();
+        (self.state, self.done) = (None, 0);
+    }
+
+    /// Memory that its state takes.
+    pub fn holds(&self) -> u64 {
+        if self.state.is_some() { self.bytes } else { 0 }
+    }
+
+    /// Whether another may have its slot: not for the last step of a reply.
+    pub fn can_be_preempted(&self) -> bool {
+        self.ended.is_none()
+    }
+
+    /// Whether it has processed so many tokens in its slot. Where its state has to go too, these are tokens of its reply, and
+    /// more where it had to compute much before: preemption is to cost a part of the work at most.
+    pub fn had_turn(&self, tokens: usize, lack: Lack) -> bool {
+        let (processed, chosen) = self.turn;
+        match lack {
+            Lack::Slot => processed >= tokens,
+            Lack::Memory => chosen >= tokens + (processed - chosen) / 16,
+        }
+    }
+
+    /// Pauses it while its client does not read, and ends it where that takes longer than `limit`.
+    pub fn check_client(&mut self, now: Instant, limit: Duration) {
+        self.paused = if self.client.ready() { None } else { self.paused.or(Some(now)) };
+        if self.is_paused() && self.paused.is_some_and(|since| now - since >= limit) {
+            self.ended = Some(Ended::Unread(limit));
+        }
+    }
+
+    /// Whether it takes no part in steps, as its client does not read.
+    pub fn is_paused(&self) -> bool {
+        self.paused.is_some() && self.ended.is_none()
+    }
+
+    /// Whether it ended because its client did not read.
+    pub fn is_unread(&self) -> bool {
+        matches!(self.ended, Some(Ended::Unread(_)))
     }
 
     /// Whether nobody listens any more to what is still to come.
@@ -84,12 +167,12 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Tokens that could go into the next step with others; none where they are read in large pieces.
     pub fn wants_small(&self) -> usize {
-        if self.large() { 0 } else { self.end() - self.done }
+        if self.large() || self.is_paused() { 0 } else { self.end() - self.done }
     }
 
     /// Tokens that could go into the next large piece.
     pub fn wants_large(&self) -> Option<usize> {
-        self.large().then(|| self.end() - self.done)
+        (self.large() && !self.is_paused()).then(|| self.end() - self.done)
     }
 
     /// Whether making keys and values for the next tokens pays in large pieces only.
@@ -99,44 +182,47 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Where the next tokens end: what is left up to the next snapshot, as far as it is read in the same form.
     fn end(&self) -> usize {
-        if self.replying() { self.reply.tokens().len() } else { self.ahead.1 }
+        if self.replying() { self.reply.total() } else { self.ahead.1 }
     }
 
-    /// Its prompt up to the next snapshot.
-    pub fn beginning(&self) -> &[u32] {
-        &self.reply.tokens()[..self.point()]
+    /// What is to be known of it while it reads a large piece.
+    pub fn away(&self) -> Away {
+        let (prompt, point) = (self.reply.shared_prompt(), self.point());
+        Away { prompt, point, namespace: self.namespace, owner: self.owner, bytes: self.bytes }
     }
 
     /// Sees what form the next tokens are read in.
     fn look_ahead(&mut self) {
         if !self.replying() && self.done >= self.ahead.1 {
-            self.ahead = self.engine.form(self.reply.tokens(), self.done..self.point(), None);
+            self.ahead = self.engine.form(self.reply.prompt(), self.done..self.point(), None);
         }
     }
 
     /// Where the next snapshot of its prompt is.
     fn point(&self) -> usize {
-        next_point(self.done, self.reply.tokens().len(), &self.marks)
+        next_point(self.done, self.reply.prompt().len(), &self.marks)
     }
 
     /// Whether the next snapshot of its prompt is of a beginning of this one too.
-    pub fn reads_for(&self, prompt: &[u32]) -> bool {
-        !self.replying() && prompt.starts_with(self.beginning())
+    pub fn reads_for(&self, job: &Job) -> bool {
+        let shares = !self.replying() && !self.is_paused() && self.namespace == job.namespace;
+        shares && job.prompt.starts_with(&self.reply.prompt()[..self.point()])
     }
 
     /// Whether its prompt is in.
     pub fn replying(&self) -> bool {
-        self.done >= self.prompt
+        self.done >= self.reply.prompt().len()
     }
 
     /// Its part of a step.
     pub fn sequence(&mut self, tokens: usize) -> Sequence<'_, B> {
         let end = self.done + tokens;
-        let last = end == self.reply.tokens().len() && self.ended.is_none();
+        let last = end == self.reply.total() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
         let form = if self.replying() { Form::Absorbed } else { self.ahead.0 };
-        let tokens = &self.reply.tokens()[self.done..end];
-        Sequence { tokens, state: &mut self.state, outputs, form }
+        let tokens = self.reply.span(self.done..end);
+        let state = self.state.as_mut().expect("a sequence in a slot has a state");
+        Sequence { tokens, state, outputs, form }
     }
 
     /// So many tokens are in; if these were all, the next of `logits` are those after them.
@@ -147,6 +233,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         let reading = !self.replying();
         let at_point = reading && self.done + tokens == self.point();
         self.done += tokens;
+        self.turn.0 += tokens;
         if reading {
             self.tell_progress();
             self.look_ahead();
@@ -154,7 +241,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         if self.ended.is_some() {
             return;
         }
-        if self.done < self.reply.tokens().len() {
+        if self.done < self.reply.total() {
             if at_point {
                 self.keep(&[], self.marks.contains(&self.done));
             }
@@ -171,6 +258,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         let now = Instant::now();
         self.read.get_or_insert(now);
         self.chosen = Some(now);
+        self.turn.1 += 1;
         let choice = self.reply.choose(logits);
         let told = choice.token.zip(self.logprobs);
         let logprobs = told.map(|(token, top)| Logprobs::of(logits.values(), token, top));
@@ -181,29 +269,42 @@ impl<'e, B: Backend> Slot<'e, B> {
     }
 
     fn tell_progress(&mut self) {
-        self.client.hear(Update::Read { reused: self.reused, done: self.done, total: self.prompt });
+        // Once the prompt was in, computing it again is no progress.
+        if self.read.is_none() {
+            let total = self.reply.prompt().len();
+            self.client.hear(Update::Read { reused: self.reused, done: self.done, total });
+        }
     }
 
     /// Keeps a snapshot of it as it is; `always`: on disk too, however little reading it saves.
     fn keep(&self, logits: &[f32], always: bool) {
-        let Engine { backend, store, .. } = self.engine;
-        store.insert(backend, &self.reply.tokens()[..self.done], &self.state, logits, always);
+        let (Engine { backend, store, .. }, Some(state)) = (self.engine, &self.state) else { return };
+        let tokens = self.reply.first(self.done);
+        store.within(self.namespace).insert(backend, &tokens, state, logits, always);
+    }
+
+    /// Keeps a snapshot of it as it is, if that is more than what it began with and others may go on from it.
+    fn checkpoint(&self) {
+        let own = self.reply.prompt().len().min(self.done)..self.done;
+        if self.done > self.reused && !self.engine.apart(&self.reply.first(self.done), own) {
+            self.keep(&[], false);
+        }
     }
 
     /// Whether nothing is left to do for it. A reply that the limit cut stays for one more step, which takes in its
     /// last token: the conversation then goes on from a state after all of it.
     pub fn has_ended(&self) -> bool {
-        let all = self.reply.tokens().len();
+        let all = self.reply.total();
         let cut = self.ended == Some(Ended::Length) && all as u64 <= self.engine.context;
         self.ended.is_some() && !(cut && self.done < all && self.engine.store.keeps())
     }
 
     /// Leaves, with a snapshot if it was worth the work; then tells its client how it was, who may ask for more.
     pub fn leave(mut self) {
-        let worth = self.ended.is_some() || self.done - self.reused >= WORTH_KEEPING;
-        let apart = self.engine.apart(self.reply.tokens(), self.prompt.min(self.done)..self.done);
-        if self.done > self.reused && worth && !apart {
-            self.keep(&[], false);
+        let broken = matches!(self.ended, Some(Ended::NotFinite(_)));
+        let worth = self.ended.is_some() || self.done.saturating_sub(self.reused) >= WORTH_KEEPING;
+        if worth && !broken {
+            self.checkpoint();
         }
         let ended = self.ended.take().unwrap_or(Ended::Cancelled);
         let now = self.chosen.unwrap_or_else(Instant::now);
@@ -212,7 +313,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             prefill: Prefill {
                 reused: self.reused,
                 source: self.source,
-                computed: self.done.min(self.prompt) - self.reused,
+                computed: self.reply.prompt().len().min(self.done).saturating_sub(self.reused),
                 stopped: self.read.is_none(),
             },
             prefill_time: read - self.admitted,

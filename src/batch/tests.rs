@@ -27,7 +27,7 @@ impl Client for Listener {
     }
 }
 
-fn engine() -> Engine<Cpu> {
+pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
     let args = EngineArgs {
         model: None,
         threads: Some(2),
@@ -36,7 +36,7 @@ fn engine() -> Engine<Cpu> {
         cache_type: CacheType::F16,
         mlock: false,
         device: Default::default(),
-        store: StoreOptions::nothing(),
+        store,
         state_room: None,
     };
     Engine::open_with(&args, Box::new(|_| ())).unwrap()
@@ -46,13 +46,14 @@ fn job(owner: u64, prompt: Vec<u32>, max_tokens: usize, heard: &Heard) -> Job {
     let rules = Rules {
         max_tokens,
         sampling: Sampling::greedy(),
-        bias: Vec::new(),
+        bias: Arc::default(),
         constraint: None,
         stops: Vec::new(),
         ignore_end: true,
     };
     let client = Box::new(Listener(owner, heard.clone()));
-    Job { prompt, marks: Vec::new(), rules, logprobs: None, owner, client }
+    let namespace = Namespace::SHARED;
+    Job { prompt: prompt.into(), marks: Vec::new(), rules, logprobs: None, owner, namespace, client }
 }
 
 fn run_all(mut batch: Batch<'_, Cpu>) {
@@ -65,10 +66,10 @@ fn run_all(mut batch: Batch<'_, Cpu>) {
 /// takes as long.
 #[test]
 fn replies_go_on_where_pieces_are_short() {
-    let engine = engine();
+    let engine = engine(StoreOptions::nothing());
     let heard = Heard::default();
     let between = Duration::from_secs(20);
-    let mut batch = Batch { between, ..Batch::new(&engine, Limits { slots: 8, bytes: 1 << 30 }) };
+    let mut batch = Batch { between, ..Batch::new(&engine, Limits::new(8, 1 << 30)) };
     batch.submit(job(1, vec![70, 80, 90], 90, &heard));
     batch.submit(job(2, (0..3000).map(|i| 70 + i % 900).collect(), 2, &heard));
     let replies = || heard.lock().unwrap().iter().filter(|e| e.0 == 1 && e.2.is_some()).count();
@@ -90,8 +91,8 @@ fn replies_go_on_where_pieces_are_short() {
 /// the tokens it has alone; and who comes in between does not wait for the piece's end.
 #[test]
 fn replies_go_on_between_the_layers_of_a_large_piece() {
-    let engine = engine();
-    let limits = Limits { slots: 8, bytes: 1 << 30 };
+    let engine = engine(StoreOptions::nothing());
+    let limits = Limits::new(8, 1 << 30);
     let short = |owner, heard: &Heard| job(owner, vec![70, 80, 90], 90, heard);
     let chosen = |heard: &Heard, owner| -> Vec<u32> {
         heard.lock().unwrap().iter().filter(|e| e.0 == owner).filter_map(|e| e.2).collect()

@@ -9,6 +9,7 @@ use super::settings::Settings;
 use super::store::{Attached, Chat, Role, Store, Turn};
 use crate::ask::document;
 use crate::generate::{Ended, Stats};
+use crate::session::Error;
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 
@@ -400,5 +401,7 @@ pub fn ending(stats: &Stats) -> Option<String> {
         Ended::Cancelled if stats.prefill.stopped => "stopped while reading; what was read is kept".into(),
         Ended::Cancelled => "stopped".into(),
         Ended::Constraint(why) => why.clone(),
+        Ended::Unread(_) => "stopped".into(), // no reply made here
+        Ended::NotFinite(position) => Error::NotFinite { position: *position }.to_string(),
     })
 }

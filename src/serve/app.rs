@@ -6,14 +6,15 @@ use super::metrics::Metrics;
 use crate::batch::{Client, Command, Gauges, Job, Limits, StateBytes, Update};
 use crate::engine::Engine;
 use crate::grammar::{Compiled, Grammar, Grammars};
-use crate::reply::Rules;
+use crate::reply::{Ended, Rules};
 use crate::sample::Sampling;
 use crate::session;
+use crate::snapshot::namespace::Namespace;
 use kernels::backend::Backend;
 use models::template::{Rendered, Template};
 use models::tokenizer::Vocabulary;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
@@ -29,12 +30,16 @@ pub struct Options {
     pub max_tokens: usize,
     /// Requests that may wait beside those that slots are for.
     pub queue: u64,
+    /// Bytes of the prompts of all requests that run or wait.
+    pub queue_bytes: u64,
     /// Time for a request.
     pub timeout: Option<Duration>,
     /// Bytes of a request.
     pub max_body: usize,
     /// Keys, one of which a request has to bring; none: no key is asked for.
     pub keys: Vec<String>,
+    /// Whether requests with different keys reuse each other's prefixes.
+    pub share_prefix_cache: bool,
     /// Origins whose pages may ask.
     pub cors: Vec<String>,
     /// The model's names.
@@ -49,8 +54,8 @@ pub trait Served: Send + Sync {
     fn tokenizer(&self) -> &Vocabulary;
     /// Its chat template.
     fn template(&self) -> &Template;
-    /// The ids of a rendered conversation.
-    fn encode(&self, rendered: &Rendered) -> Vec<u32>;
+    /// The ids of a rendered conversation, by what was read in a namespace.
+    fn encode(&self, namespace: Namespace, rendered: &Rendered) -> Vec<u32>;
     /// Whether a prompt can be processed.
     fn check(&self, prompt: &[u32]) -> Result<(), session::Error>;
     /// Tokens of a sequence at most.
@@ -68,8 +73,8 @@ impl<B: Backend> Served for Engine<B> {
     fn template(&self) -> &Template {
         self.template.as_ref().expect("an engine with a tokenizer has a template")
     }
-    fn encode(&self, rendered: &Rendered) -> Vec<u32> {
-        Engine::encode(self, rendered, Served::tokenizer(self))
+    fn encode(&self, namespace: Namespace, rendered: &Rendered) -> Vec<u32> {
+        self.encode_within(namespace, rendered, Served::tokenizer(self))
     }
     fn check(&self, prompt: &[u32]) -> Result<(), session::Error> {
         Engine::check(self, prompt)
@@ -115,27 +120,50 @@ pub struct App {
     open: watch::Sender<usize>,
     /// Requests that the engine has not answered: counted here, as what its thread shows is behind what came meanwhile.
     placed: Arc<AtomicU64>,
+    /// Bytes that they hold.
+    placed_bytes: Arc<AtomicU64>,
 }
 
-/// A request's place among those that run or wait. The next may have it when the last of its replies has ended.
-struct Place(Arc<AtomicU64>);
+/// A part of what may run or wait, for a request. The next may have it when the last of its replies has ended.
+struct Place {
+    of: Arc<AtomicU64>,
+    amount: u64,
+}
+
+impl Place {
+    /// Takes an amount as long as `all` with it are not too many.
+    fn take(of: &Arc<AtomicU64>, amount: u64, fits: impl Fn(u64) -> bool) -> Result<Place, u64> {
+        let more = |n: u64| fits(n).then_some(n.saturating_add(amount));
+        of.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)?;
+        Ok(Place { of: of.clone(), amount })
+    }
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
+        self.of.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 
 /// What is asked of the engine: one prompt, a reply for each of the rules.
 pub struct Ask {
-    /// Its tokens.
-    pub prompt: Vec<u32>,
+    /// Its tokens, which all its replies share.
+    pub prompt: Arc<[u32]>,
     /// Lengths of it to keep snapshots of.
     pub marks: Vec<usize>,
     /// How each reply is made.
     pub rules: Vec<Rules>,
     /// Tell each token's logarithm of probability, and so many of the most likely ones'.
     pub logprobs: Option<usize>,
+}
+
+impl Ask {
+    /// Bytes that it holds while it waits.
+    fn bytes(&self) -> u64 {
+        let bias = self.rules.first().map_or(0, |rules| size_of_val(&*rules.bias));
+        let stops = self.rules.iter().flat_map(|rules| &rules.stops).map(String::len).sum::<usize>();
+        (size_of_val(&*self.prompt) + bias + stops) as u64
+    }
 }
 
 impl App {
@@ -152,6 +180,7 @@ impl App {
             open: watch::Sender::new(0),
             requests: AtomicU64::new(0),
             placed: Arc::default(),
+            placed_bytes: Arc::default(),
         })
     }
 
@@ -249,36 +278,62 @@ impl App {
         self.options.sampling.seed.wrapping_add(n)
     }
 
-    /// Takes a place, if one is free.
-    fn place(&self, ready: &Ready) -> Result<Place, ApiError> {
+    /// Takes a place, if one is free and there is memory for what it holds.
+    fn place(&self, ready: &Ready, bytes: u64) -> Result<[Place; 2], ApiError> {
         let most = (ready.limits.slots as u64).saturating_add(self.options.queue);
-        let taken = |n: u64| (n < most).then_some(n + 1);
-        match self.placed.fetch_update(Ordering::Relaxed, Ordering::Relaxed, taken) {
-            Ok(_) => Ok(Place(self.placed.clone())),
-            Err(placed) => Err(ApiError::busy(placed)),
+        let place = Place::take(&self.placed, 1, |n| n < most).map_err(ApiError::busy)?;
+        let most = self.options.queue_bytes;
+        let fits = |n: u64| n == 0 || n.saturating_add(bytes) <= most;
+        let memory = Place::take(&self.placed_bytes, bytes, fits).map_err(|held| {
+            let [held, bytes, most] = [held, bytes, most].map(|n| n as f64 / f64::from(1 << 20));
+            let mut error = ApiError::busy(0);
+            error.detail.message = format!(
+                "the queue holds {held:.1} MiB of prompts, this request has {bytes:.1} MiB and {most:.1} MiB are allowed \
+                 (--queue-memory); try again later"
+            );
+            error
+        })?;
+        Ok([place, memory])
+    }
+
+    /// Where the prefixes of an owner's requests are: apart from others' where several keys tell owners apart.
+    pub fn namespace(&self, owner: u64) -> Namespace {
+        let keys = &self.options.keys;
+        let several = keys.iter().any(|key| *key != keys[0]);
+        if several && !self.options.share_prefix_cache { Namespace::of(owner) } else { Namespace::SHARED }
+    }
+
+    /// Why no more comes from the engine.
+    fn lost(&self) -> ApiError {
+        match self.draining.load(Ordering::Relaxed) {
+            true => ApiError::unavailable("stopping"),
+            false => ApiError::internal("the thread that runs the model has ended; the log says why"),
         }
     }
 
     /// Hands work to the engine.
     pub fn start(self: &Arc<Self>, asks: Vec<Ask>, owner: u64) -> Result<Answers, ApiError> {
         let ready = self.ready()?;
-        let place = Arc::new(self.place(ready)?);
+        let place = Arc::new(self.place(ready, asks.iter().map(Ask::bytes).sum())?);
+        let namespace = self.namespace(owner);
         if self.options.log_prompts {
             let text = |ask: &Ask| ready.engine.tokenizer().decode(&ask.prompt);
             asks.iter().for_each(|ask| tracing::info!(text = text(ask), "prompt"));
         }
         let (sender, updates) = unbounded_channel();
         let mut prompt_tokens = 0;
-        let mut open = 0;
+        let mut unread = Vec::new();
         for ask in asks {
             prompt_tokens += ask.prompt.len();
             for rules in ask.rules {
                 let (sender, place) = (sender.clone(), Some(place.clone()));
-                let client = Box::new(Listener { index: open, sender, place });
-                let (prompt, marks) = (ask.prompt.clone(), ask.marks.clone());
-                let job = Box::new(Job { prompt, marks, rules, logprobs: ask.logprobs, owner, client });
-                ready.commands.send(Command::Job(job)).map_err(|_| gone())?;
-                open += 1;
+                let waiting = Arc::new(AtomicUsize::new(0));
+                let client =
+                    Box::new(Listener { index: unread.len(), sender, place, unread: waiting.clone() });
+                let (prompt, marks, logprobs) = (ask.prompt.clone(), ask.marks.clone(), ask.logprobs);
+                let job = Box::new(Job { prompt, marks, rules, logprobs, owner, namespace, client });
+                ready.commands.send(Command::Job(job)).map_err(|_| self.lost())?;
+                unread.push(waiting);
             }
         }
         self.metrics.requests.inc();
@@ -286,12 +341,9 @@ impl App {
         let start = Instant::now();
         let deadline = self.options.timeout.map(|limit| start + limit);
         let app = self.clone();
-        Ok(Answers { app, updates, open, prompt_tokens, start, deadline, heard: HashMap::new() })
+        let open = unread.len();
+        Ok(Answers { app, updates, open, unread, prompt_tokens, start, deadline, heard: HashMap::new() })
     }
-}
-
-fn gone() -> ApiError {
-    ApiError::internal("the thread that runs the model has ended; the log says why")
 }
 
 /// Seconds of Unix time.
@@ -299,25 +351,42 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
+/// Updates of a reply that may be unread: more pause it. Most hold a token; with the 20 most likely ones 300 bytes.
+const UNREAD: usize = 256;
+
 struct Listener {
     index: usize,
     sender: UnboundedSender<(usize, Update)>,
     /// Its request's, until its reply has ended.
-    place: Option<Arc<Place>>,
+    place: Option<Arc<[Place; 2]>>,
+    /// Updates that were sent and not read.
+    unread: Arc<AtomicUsize>,
 }
 
 impl Client for Listener {
     fn hear(&mut self, update: Update) {
         // Before the client hears of it: it may ask again at once.
-        if matches!(update, Update::Done(_)) {
+        if let Update::Done(stats) = &update {
             self.place = None;
+            if let Ended::Unread(limit) = stats.ended {
+                let seconds = limit.as_secs();
+                tracing::warn!(
+                    seconds,
+                    "a client did not read its stream (--stream-timeout): the reply ended"
+                );
+            }
         }
+        self.unread.fetch_add(1, Ordering::Relaxed);
         // Who is gone hears nothing; the next step asks.
         let _ = self.sender.send((self.index, update));
     }
 
     fn gone(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    fn ready(&self) -> bool {
+        self.unread.load(Ordering::Relaxed) < UNREAD
     }
 }
 
@@ -327,6 +396,8 @@ pub struct Answers {
     updates: UnboundedReceiver<(usize, Update)>,
     /// Replies that have not ended.
     open: usize,
+    /// Updates of each that were sent and not read.
+    unread: Vec<Arc<AtomicUsize>>,
     /// Of all prompts.
     pub prompt_tokens: usize,
     /// When it was asked.
@@ -351,8 +422,9 @@ impl Answers {
         };
         let Some((index, update)) = next else {
             self.open = 0;
-            return Some(Err(gone()));
+            return Some(Err(self.app.lost()));
         };
+        self.unread[index].fetch_sub(1, Ordering::Relaxed);
         self.count(index, &update);
         Some(Ok((index, update)))
     }

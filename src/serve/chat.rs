@@ -46,7 +46,7 @@ pub async fn completions(
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
     // Rendering and tokenizing a long conversation takes a while.
-    let prepared = tokio::task::spawn_blocking(move || prepare(&preparing, &body)).await;
+    let prepared = tokio::task::spawn_blocking(move || prepare(&preparing, &body, owner)).await;
     let (request, ask, markup) = prepared.map_err(ApiError::internal)??;
     let head = Head::new(&app, "chatcmpl");
     let reply = |_| Reply { markup: markup.clone(), ..Reply::default() };
@@ -61,16 +61,21 @@ pub async fn completions(
     chat.whole(answers).await.map(|answer| Json(answer).into_response())
 }
 
-fn prepare(app: &App, body: &Body) -> Result<(ChatRequest, Ask, Markup), ApiError> {
+fn prepare(app: &App, body: &Body, owner: Owner) -> Result<(ChatRequest, Ask, Markup), ApiError> {
     let mut request: ChatRequest = body.part()?;
     let how: Generation = body.part()?;
     prepare::refuse_undone(body)?;
-    let (ask, markup) = plan(app, &mut request, &how)?;
+    let (ask, markup) = plan(app, &mut request, &how, owner)?;
     Ok((request, ask, markup))
 }
 
 /// What is asked of the engine, and the parser of what comes back.
-pub fn plan(app: &App, request: &mut ChatRequest, how: &Generation) -> Result<(Ask, Markup), ApiError> {
+pub fn plan(
+    app: &App,
+    request: &mut ChatRequest,
+    how: &Generation,
+    owner: Owner,
+) -> Result<(Ask, Markup), ApiError> {
     let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
     let top = logprobs(request)?;
@@ -85,7 +90,8 @@ pub fn plan(app: &App, request: &mut ChatRequest, how: &Generation) -> Result<(A
     let thinking = rendered.text().trim_end().ends_with("<think>");
     let markup = Markup::new(tools.names, thinks, thinking).sure(tools.sure);
     let replied = messages.iter().any(|m| m.role == "assistant");
-    let prompt = if replied { ready.engine.encode(&rendered) } else { rendered.encode(tokenizer) };
+    let namespace = app.namespace(owner.0);
+    let prompt = if replied { ready.engine.encode(namespace, &rendered) } else { rendered.encode(tokenizer) };
     let marks = marks.into_iter().filter_map(|bytes| ids_before(&prompt, bytes, tokenizer)).collect();
     let ask = prepare::ask(app, ready, prompt, how, grammar.as_ref())?;
     Ok((Ask { logprobs: top, marks, ..ask }, markup))

@@ -6,6 +6,8 @@ use super::errors::ApiError;
 use super::token;
 use crate::generate::Stats;
 use crate::reply::Ended;
+use crate::session::Error;
+use axum::http::StatusCode;
 
 /// The server's version, which decides the tokens with the seed and the model file.
 pub const FINGERPRINT: &str = concat!("kimi-", env!("CARGO_PKG_VERSION"));
@@ -32,6 +34,11 @@ pub fn failure(stats: &Stats) -> Result<(), ApiError> {
     match &stats.ended {
         Ended::Cancelled => Err(ApiError::unavailable("stopping")),
         Ended::Constraint(why) => Err(ApiError::internal(format!("the grammar could not go on: {why}"))),
+        Ended::Unread(limit) => {
+            let why = format!("the stream was not read for {} s (--stream-timeout)", limit.as_secs());
+            Err(ApiError::malformed(StatusCode::REQUEST_TIMEOUT, why))
+        }
+        Ended::NotFinite(position) => Err(ApiError::internal(Error::NotFinite { position: *position })),
         Ended::EndToken | Ended::StopString | Ended::Length => Ok(()),
     }
 }

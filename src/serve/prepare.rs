@@ -9,6 +9,7 @@ use crate::grammar::Compiled;
 use crate::reply::Rules;
 use crate::sample::Sampling;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Replies to one prompt at most.
 const MOST_REPLIES: usize = 16;
@@ -65,7 +66,7 @@ pub fn ask(
         ));
     }
     let sampling = sampling(app, how)?;
-    let bias = bias(how.logit_bias.as_ref(), ready.engine.vocab())?;
+    let bias: Arc<[(u32, f32)]> = bias(how.logit_bias.as_ref(), ready.engine.vocab())?.into();
     let stops = stops(how)?;
     let max_tokens = max_tokens(app, ready, prompt.len() as u64, how)?;
     let rules = (0..n as u64).map(|i| Rules {
@@ -80,7 +81,7 @@ pub fn ask(
         stops: stops.clone(),
         ignore_end,
     });
-    Ok(Ask { rules: rules.collect(), prompt, marks: Vec::new(), logprobs: None })
+    Ok(Ask { rules: rules.collect(), prompt: prompt.into(), marks: Vec::new(), logprobs: None })
 }
 
 /// A value that is to be from `least` to `most`.

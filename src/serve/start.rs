@@ -42,6 +42,12 @@ pub struct ServeArgs {
     /// Requests that may wait for their turn beside as many as --parallel; more are turned away
     #[arg(long, value_name = "N", default_value_t = 256)]
     queue: u64,
+    /// Memory for the prompts of requests that run or wait; more are turned away
+    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "256M")]
+    queue_memory: u64,
+    /// Seconds that a client may leave its stream unread before the reply ends; it is paused meanwhile (0: no limit)
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    stream_timeout: u64,
     /// Tokens of a reply where the request does not say
     #[arg(short = 'n', long, value_name = "N", default_value_t = 4096)]
     max_tokens: usize,
@@ -57,6 +63,10 @@ pub struct ServeArgs {
     /// A file with such keys, one a line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
+    /// Let requests with different API keys reuse each other's cached prefixes. A client then sees by times and by
+    /// cached_tokens what others have asked
+    #[arg(long)]
+    share_prefix_cache: bool,
     /// An origin whose web pages may ask (`*`: any); may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
@@ -109,9 +119,11 @@ fn options(args: &ServeArgs) -> Result<Options> {
         sampling: args.sampling,
         max_tokens: args.max_tokens.max(1),
         queue: args.queue,
+        queue_bytes: args.queue_memory,
         timeout: (args.timeout > 0).then(|| Duration::from_secs(args.timeout)),
         max_body: args.max_body << 20,
         keys,
+        share_prefix_cache: args.share_prefix_cache,
         cors: args.cors.clone(),
         names: stem.into_iter().chain(args.alias.clone()).collect(),
         log_prompts: args.log_prompts,
@@ -182,7 +194,9 @@ fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> R
     let bytes = args.memory.map_or(most, |asked| asked.min(engine.state_room.unwrap_or(u64::MAX)));
     let context = engine.context;
     tracing::info!(backend = engine.backend.describe(), context, state_mib = bytes >> 20, "ready");
-    Ok(host(app, Arc::new(engine), Limits { slots: args.parallel, bytes }))
+    let unread =
+        if args.stream_timeout == 0 { Duration::MAX } else { Duration::from_secs(args.stream_timeout) };
+    Ok(host(app, Arc::new(engine), Limits { slots: args.parallel, bytes, unread }))
 }
 
 /// Runs the model on a thread of its own and opens the server to requests.

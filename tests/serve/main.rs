@@ -10,4 +10,5 @@ mod requests;
 mod responses;
 mod streams;
 mod support;
+mod tenants;
 mod turns;

@@ -12,6 +12,7 @@ use kimi::engine::{CacheType, Engine, EngineArgs};
 use kimi::sample::Sampling;
 use kimi::serve::{App, Options, host, router};
 use kimi::snapshot::options::StoreOptions;
+use models::gguf::write::{Layout, Writer};
 use serde_json::{Value, json};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -26,23 +27,42 @@ static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
     let config = Path::new("models/tests/data/tokenizer_config.json");
     std::fs::copy(config, source.join("tokenizer_config.json")).unwrap();
     let model = convert(&source, "q8_0");
-    let engine = |ram| {
-        let args = EngineArgs {
-            model: Some(model.clone()),
-            threads: Some(2),
-            ctx: Some(2048),
-            batch: 64,
-            mlock: false,
-            device: Default::default(),
-            cache_type: CacheType::F16,
-            store: StoreOptions { cache_ram: Some(ram), ..StoreOptions::nothing() },
-            state_room: None,
-        };
-        // The file stays mapped when its directory is gone.
-        Arc::new(Engine::open(&args).unwrap())
-    };
+    // The file stays mapped when its directory is gone.
+    let engine = |ram| open(&model, StoreOptions { cache_ram: Some(ram), ..StoreOptions::nothing() });
     [engine(0), engine(64 << 20)]
 });
+
+fn open(model: &Path, store: StoreOptions) -> Arc<Engine<Cpu>> {
+    let args = EngineArgs {
+        model: Some(model.to_owned()),
+        threads: Some(2),
+        ctx: Some(2048),
+        batch: 64,
+        mlock: false,
+        device: Default::default(),
+        cache_type: CacheType::F16,
+        store,
+        state_room: None,
+    };
+    Arc::new(Engine::open(&args).unwrap())
+}
+
+/// The same model with scales that make every logit NaN.
+pub fn broken() -> Arc<Engine<Cpu>> {
+    let dir = tempfile::tempdir().unwrap();
+    let (good, path) = (&ENGINES[0].file, dir.path().join("broken.gguf"));
+    let tensors = good.tensors.iter().map(|t| (t.name.clone(), t.format, t.shape.clone())).collect();
+    let mut writer = Writer::create(&path, Layout::new(good.metadata.clone(), tensors).unwrap()).unwrap();
+    for tensor in &good.tensors {
+        let bytes = good.bytes(tensor);
+        match tensor.name.as_str() {
+            "output.weight" => writer.write(&vec![0xff; bytes.len()]).unwrap(),
+            _ => writer.write(&bytes).unwrap(),
+        }
+    }
+    writer.finish().unwrap();
+    open(&path, StoreOptions::nothing())
+}
 
 /// What the tests' server is held to.
 pub fn options() -> Options {
@@ -60,9 +80,11 @@ pub fn options() -> Options {
         },
         max_tokens: 16,
         queue: 100,
+        queue_bytes: 64 << 20,
         timeout: None,
         max_body: 1 << 20,
         keys: vec![],
+        share_prefix_cache: false,
         cors: vec![],
         names: vec!["tiny".into()],
         log_prompts: false,
@@ -98,9 +120,21 @@ impl Server {
     }
 
     fn on(engine: usize, options: Options, slots: usize) -> Server {
+        Server::within(engine, options, Limits::new(slots, 1 << 30))
+    }
+
+    /// That runs what these limits allow, without snapshots (0) or with them (1).
+    pub fn within(engine: usize, options: Options, limits: Limits) -> Server {
         let server = Server::loading(options);
         // The thread ends with the server.
-        drop(host(&server.app, ENGINES[engine].clone(), Limits { slots, bytes: 1 << 30 }));
+        drop(host(&server.app, ENGINES[engine].clone(), limits));
+        server
+    }
+
+    /// That runs another model.
+    pub fn of(engine: Arc<Engine<Cpu>>) -> Server {
+        let server = Server::loading(options());
+        drop(host(&server.app, engine, Limits::new(8, 1 << 30)));
         server
     }
 

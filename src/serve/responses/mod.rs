@@ -44,7 +44,7 @@ pub async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
-    let prepared = tokio::task::spawn_blocking(move || prepare(&preparing, &body)).await;
+    let prepared = tokio::task::spawn_blocking(move || prepare(&preparing, &body, owner)).await;
     let (request, ask, markup) = prepared.map_err(ApiError::internal)??;
     let stream = request.stream.unwrap_or(false);
     let telling = Telling {
@@ -64,11 +64,11 @@ pub async fn create(
     telling.whole(answers).await.map(|answer| Json(answer).into_response())
 }
 
-fn prepare(app: &App, body: &Body) -> Result<(ResponseRequest, Ask, Markup), ApiError> {
+fn prepare(app: &App, body: &Body, owner: Owner) -> Result<(ResponseRequest, Ask, Markup), ApiError> {
     let request: ResponseRequest = body.part()?;
     prepare::refuse_undone(body)?;
     let (mut meant, how) = request::chat(&request)?;
-    let (ask, markup) = chat::plan(app, &mut meant, &how)?;
+    let (ask, markup) = chat::plan(app, &mut meant, &how, owner)?;
     Ok((request, ask, markup))
 }
 
