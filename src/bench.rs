@@ -8,7 +8,7 @@ use crate::form::LONG;
 use crate::generate::met_line;
 use crate::inspect::{machine, size};
 use crate::on_device;
-use crate::output::Output;
+use crate::output::{Output, tell};
 use crate::profile::{self, Profiled};
 use crate::sample::argmax;
 use crate::scores::Scores;
@@ -154,7 +154,7 @@ fn check<B: Backend>(engine: &Engine<B>, cases: &[Case]) -> Result<()> {
 fn profile(args: &BenchArgs) -> Result<()> {
     let how = args.engine.without_snapshots();
     let backend = Profiled::new(Cpu::detect(how.threads));
-    let engine = Engine::load(backend, &how, Box::new(|line| eprintln!("{line}")))?;
+    let engine = Engine::load(backend, &how, Box::new(tell))?;
     let cases = cases(args);
     check(&engine, &cases)?;
     let (memory, mut out) = (engine.backend.inner().read_gb_s(), Output::lock());

@@ -1,5 +1,6 @@
 //! The demonstration model in the program: what runs when no file is given. How it came to be: `models/demo`.
 
+use crate::output::tell;
 use crate::snapshot::disk::Log;
 use anyhow::Result;
 use bytes::Bytes;
@@ -23,7 +24,7 @@ static FILE: &Aligned<[u8]> = &Aligned(*include_bytes!("../models/demo/kimi-demo
 pub fn log(quiet: bool) -> Log {
     Box::new(move |line| {
         if !quiet || line != NOTICE {
-            eprintln!("{line}");
+            tell(line);
         }
     })
 }

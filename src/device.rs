@@ -132,7 +132,7 @@ pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
 #[macro_export]
 macro_rules! on_device {
     ($args:expr, |$engine:ident| $body:expr) => {
-        $crate::on_device!($args, Box::new(|line| eprintln!("{line}")), |$engine| $body)
+        $crate::on_device!($args, Box::new($crate::output::tell), |$engine| $body)
     };
     ($args:expr, $log:expr, |$engine:ident| $body:expr) => {{
         let (args, log): (&$crate::engine::EngineArgs, $crate::snapshot::disk::Log) = ($args, $log);

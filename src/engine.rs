@@ -4,6 +4,7 @@ use crate::demo;
 use crate::device::DeviceArgs;
 use crate::form::{self, Reader};
 use crate::inspect::{machine, size};
+use crate::output::tell;
 use crate::prompt::Prompt;
 use crate::snapshot::disk::{Log, Shape};
 use crate::snapshot::options::StoreOptions;
@@ -141,7 +142,7 @@ impl EngineArgs {
 impl Engine<Cpu> {
     /// Loads a model on the CPU. Trouble with snapshots is told on standard error.
     pub fn open(args: &EngineArgs) -> Result<Self> {
-        Engine::open_with(args, Box::new(|line| eprintln!("{line}")))
+        Engine::open_with(args, Box::new(tell))
     }
 
     /// Loads a model on the CPU. `log` hears of trouble with snapshots, a line each.

@@ -2,6 +2,7 @@
 
 use crate::engine::{Engine, EngineArgs};
 use crate::on_device;
+use crate::output::tell;
 use crate::prompt::{PromptArgs, partial_path};
 use crate::session::Session;
 use anyhow::{Context as _, Result};
@@ -37,7 +38,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &LogitsArgs) -> Result<()> {
         .and_then(|()| Ok(std::fs::rename(&partial, &args.output)?))
         .inspect_err(|_| drop(std::fs::remove_file(&partial)))
         .with_context(|| args.output.display().to_string())?;
-    eprintln!("{}: [{}, {}] f32", args.output.display(), ids.len(), engine.model.config.vocab);
+    tell(&format!("{}: [{}, {}] f32", args.output.display(), ids.len(), engine.model.config.vocab));
     Ok(())
 }
 

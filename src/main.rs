@@ -6,12 +6,16 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match kimi::cli::run(kimi::cli::Cli::parse()) {
+    let cli = match kimi::cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(e) => return kimi::cli::usage(&e),
+    };
+    match kimi::cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if reader_left(&e) => ExitCode::SUCCESS,
         Err(e) if e.is::<kimi::cli::Stopped>() => ExitCode::from(130), // as shells know it: 128 and SIGINT
         Err(e) => {
-            eprintln!("kimi: {}", kimi::cli::one_line(&e));
+            kimi::output::tell(&format!("kimi: {}", kimi::cli::one_line(&e)));
             ExitCode::FAILURE
         }
     }

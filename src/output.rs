@@ -1,7 +1,7 @@
 //! Standard output, where results go: its errors say what could not be written, and what a model or a file says reaches
 //! a terminal without commands to it. Pipes get every byte.
 
-use models::visible::visible;
+use models::visible::{is_control, visible};
 use std::io::{self, IsTerminal, StdoutLock, Write};
 
 /// Standard output, locked.
@@ -23,6 +23,12 @@ impl Output {
         self.write_all(shown.as_bytes())?;
         self.flush()
     }
+
+    /// Writes a line of what a model or a file says.
+    pub fn say_line(&mut self, text: &str) -> io::Result<()> {
+        self.say(text)?;
+        self.write_all(b"\n")
+    }
 }
 
 impl Write for Output {
@@ -33,6 +39,22 @@ impl Write for Output {
     fn flush(&mut self) -> io::Result<()> {
         self.out.flush().map_err(named)
     }
+}
+
+/// Writes a line for people to standard error, its control characters made visible. An error there has no reader: a
+/// closed or full standard error ends nothing.
+pub fn tell(line: &str) {
+    let _ = writeln!(io::stderr(), "{}", visible(line));
+}
+
+/// Whether a terminal prints all of a text, line ends and tabs included.
+pub fn is_printable(text: &str) -> bool {
+    !text.contains(|c| is_control(c) && !matches!(c, '\n' | '\t'))
+}
+
+/// A text without what a terminal would obey.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|c| !is_control(*c) || matches!(c, '\n' | '\t')).collect()
 }
 
 /// The same error with its place.

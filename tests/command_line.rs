@@ -4,7 +4,7 @@
 mod common;
 
 use common::{checkpoint, convert, kimi, kimi_command, kimi_ok, python, text};
-use models::visible::visible;
+use models::visible::{is_control, visible};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -136,6 +136,31 @@ fn values_that_no_option_takes_are_wrong_usage() {
         let out = kimi(args);
         let said = String::from_utf8(out.stderr).unwrap();
         assert!(out.status.code() == Some(2) && said.contains(words), "{args:?}: {}: {said}", out.status);
+    }
+}
+
+#[test]
+fn arguments_in_messages_are_visible_and_short() {
+    let (hostile, long) = ("\u{1b}]0;x\u{7}\u{9b}31m\u{202e}", "9".repeat(100_000));
+    let key = format!("--threads={hostile}");
+    for (args, code) in [
+        (&["generate", "-t", hostile][..], 2),
+        (&["generate", &key], 2),
+        (&["generate", "--ids", "1", "-t", &long], 2),
+        (&["serve", "--parallel", &format!("{hostile}{long}")], 2),
+        (&["inspect", "--ctx", &format!("7,{long}x")], 2),
+        (&[hostile], 2),
+        (&["convert", ".", "--tensor-type", &long], 2),
+        (&["generate", "--ids", &format!("{hostile}{long}")], 1),
+        (&["generate", "-m", &format!("/{hostile}"), "x"], 1),
+        (&["generate", "-m", &format!("/{long}"), "x"], 1),
+    ] {
+        let out = kimi(args);
+        let said = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(code), "{said:?}");
+        assert!(!said.contains(|c| is_control(c) && c != '\n') && said.len() < 2500, "{said:?}");
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        assert_eq!(kimi_command().args(args).stderr(full).status().unwrap().code(), Some(code));
     }
 }
 

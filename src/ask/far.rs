@@ -3,6 +3,7 @@
 
 use super::{AskArgs, Source};
 use crate::generate::{Stats, grouped};
+use crate::output::tell;
 use crate::remote::{Delta, Remote};
 use anyhow::{Context as _, Result, bail};
 use models::template::Message;
@@ -45,7 +46,7 @@ impl<'a> Far<'a> {
 impl Source for Far<'_> {
     fn reply(&mut self, said: &str, on: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(String, Stats)> {
         if self.messages.is_empty() && !self.args.quiet {
-            eprintln!("sending {} bytes to {}", grouped(said.len()), self.remote.base());
+            tell(&format!("sending {} bytes to {}", grouped(said.len()), self.remote.base()));
         }
         self.messages.push(Message::new("user", said));
         let answered = self.answer(on);

@@ -18,17 +18,20 @@ use crate::engine::EngineArgs;
 use crate::form::Reader;
 use crate::generate::{Ended, Stats};
 use crate::on_device;
-use crate::output::Output;
+use crate::output::{Output, is_printable, printable, tell};
 use crate::remote::EndpointArgs;
 use crate::sample::Sampling;
 use anyhow::{Result, bail};
 use document::Document;
 use far::Far;
-use models::visible::visible;
 use near::Near;
 use quotes::{Annotated, Quote, Texts};
 use rustyline::error::ReadlineError;
+use rustyline::highlight::{CmdKind, Highlighter};
+use rustyline::history::DefaultHistory;
+use rustyline::{Completer, Editor, Helper, Hinter, Validator};
 use serde::Serialize;
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -77,7 +80,7 @@ pub struct AskArgs {
 
 /// Loads, reads, answers.
 pub fn run(args: &AskArgs) -> Result<()> {
-    let mut left_out = |line: &str| eprintln!("{}", visible(line));
+    let mut left_out = |line: &str| tell(&line.replace('\n', " "));
     let documents = document::gather(&args.file, &args.include, &mut left_out)?;
     if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
         bail!("question: expected one as an argument, as standard input is the text, found none");
@@ -149,7 +152,8 @@ struct Answer<'a> {
 impl<S: Source> Ask<'_, S> {
     /// Questions from the terminal or a pipe, until its end.
     fn keep_asking(&mut self) -> Result<()> {
-        let mut editor = rustyline::DefaultEditor::new()?;
+        let mut editor: Editor<Shown, DefaultHistory> = Editor::new()?;
+        editor.set_helper(Some(Shown));
         let (mut asked, mut failed) = (0, 0);
         loop {
             match editor.readline("? ") {
@@ -158,11 +162,11 @@ impl<S: Source> Ask<'_, S> {
                     editor.add_history_entry(&line)?;
                     asked += 1;
                     if let Err(e) = self.answer(line.trim()) {
-                        eprintln!("{}", one_line(&e));
+                        tell(&one_line(&e));
                         failed += 1;
                     }
                 }
-                Err(ReadlineError::Interrupted) => eprintln!("(Ctrl-D leaves)"),
+                Err(ReadlineError::Interrupted) => tell("(Ctrl-D leaves)"),
                 Err(ReadlineError::Eof) if failed == 0 || std::io::stdin().is_terminal() => return Ok(()),
                 Err(ReadlineError::Eof) => bail!("{failed} of {asked} questions without an answer"),
                 Err(e) => return Err(e.into()),
@@ -211,7 +215,7 @@ impl<S: Source> Ask<'_, S> {
             writeln!(out, "{}", if stats.ended == Ended::Cancelled { " [stopped]" } else { "" })?;
         }
         if !self.args.quiet {
-            eprintln!("{}", stats.line());
+            tell(&stats.line());
         }
         Ok(())
     }
@@ -251,6 +255,20 @@ fn joined(documents: &[Document]) -> String {
             let named = several.iter().map(|d| format!("{}:{BETWEEN}{}", d.name, d.text.trim_end()));
             named.collect::<Vec<_>>().join(BETWEEN)
         }
+    }
+}
+
+/// Shows a question while it is typed or pasted, without what a terminal would obey.
+#[derive(Completer, Helper, Hinter, Validator)]
+struct Shown;
+
+impl Highlighter for Shown {
+    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
+        if is_printable(line) { line.into() } else { printable(line).into() }
+    }
+
+    fn highlight_char(&self, line: &str, _: usize, _: CmdKind) -> bool {
+        !is_printable(line)
     }
 }
 

@@ -6,6 +6,7 @@ use super::watched;
 use crate::engine::Engine;
 use crate::generate::grouped;
 use crate::inspect::{machine, need::Need};
+use crate::output::tell;
 use crate::session::Prefill;
 use crate::snapshot::Sizes;
 use anyhow::{Result, bail};
@@ -15,7 +16,6 @@ use std::time::{Duration, Instant};
 
 use kernels::backend::Backend;
 use models::kimi_linear::mla::Form;
-use models::visible::visible;
 
 /// Between lines where nobody watches.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -84,8 +84,9 @@ impl Reading {
         if !self.quiet {
             let name = if let [one] = files { (*one).to_owned() } else { format!("{} files", files.len()) };
             let read = Prefill { computed: self.total - self.found.reused, ..self.found };
-            eprintln!("{}: {} tokens: {}", visible(&name), grouped(self.total), read.describe());
-            eprintln!("memory: {} of state, {} of weights{fits}", gib(state), gib(self.weights));
+            let name = name.replace('\n', " ");
+            tell(&format!("{name}: {} tokens: {}", grouped(self.total), read.describe()));
+            tell(&format!("memory: {} of state, {} of weights{fits}", gib(state), gib(self.weights)));
         }
         Ok(())
     }
@@ -105,7 +106,8 @@ impl Reading {
             bar.set_message(line);
         } else if !self.quiet && done < self.total && (first || self.said.elapsed() > LINE_EVERY) {
             let (done, total) = (grouped(done), grouped(self.total));
-            eprintln!("reading {}%: {done} of {total} tokens, {line}", self.at * 100 / self.total.max(1));
+            let percent = self.at * 100 / self.total.max(1);
+            tell(&format!("reading {percent}%: {done} of {total} tokens, {line}"));
             self.said = Instant::now();
         }
         if done == self.total {

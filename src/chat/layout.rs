@@ -3,6 +3,8 @@
 //! It knows no Markdown and no colours. Next: [`super::markdown`], which makes the blocks.
 
 use super::theme::{Ink, Look, Span};
+use models::visible::visible;
+use std::borrow::Cow;
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
@@ -65,9 +67,9 @@ pub fn columns(spans: &[Span]) -> usize {
     spans.iter().map(|s| s.text.width()).sum()
 }
 
-/// A grapheme with its columns. What a terminal would obey instead of showing is left out; a tab is four spaces.
+/// A grapheme with its columns. What a terminal would obey instead of showing is spelled; a tab is four spaces.
 struct Cell<'a> {
-    text: &'a str,
+    text: Cow<'a, str>,
     width: usize,
     look: Look,
 }
@@ -76,12 +78,12 @@ fn cells(spans: &[Span]) -> Vec<Cell<'_>> {
     let mut cells = Vec::new();
     for span in spans {
         for text in span.text.graphemes(true) {
-            let (text, width) = match text {
-                "\t" => ("    ", 4),
-                "\n" | "\r\n" => (" ", 1),
-                _ if text.contains(char::is_control) => continue,
-                _ => (text, text.width()),
+            let text = match text {
+                "\t" => "    ".into(),
+                "\n" | "\r\n" => " ".into(),
+                _ => visible(text),
             };
+            let width = text.width();
             if width > 0 {
                 cells.push(Cell { text, width, look: span.look });
             }
@@ -131,15 +133,15 @@ fn breaks(before: &Cell<'_>, after: &Cell<'_>) -> bool {
     let closing =
         |t: &str| t.starts_with(['，', '。', '、', '！', '？', '；', '：', '）', '」', '』', '》', '】']);
     let wide = before.width == 2 || after.width == 2;
-    after.text != " " && (matches!(before.text, " " | "-") || (wide && !closing(after.text)))
+    after.text != " " && (matches!(&*before.text, " " | "-") || (wide && !closing(&after.text)))
 }
 
 fn row(cells: &[Cell<'_>]) -> Row {
     let mut row: Row = Vec::new();
     for cell in cells {
         match row.last_mut() {
-            Some(last) if last.look == cell.look => last.text.push_str(cell.text),
-            _ => row.push(Span::new(cell.text, cell.look)),
+            Some(last) if last.look == cell.look => last.text.push_str(&cell.text),
+            _ => row.push(Span::new(&*cell.text, cell.look)),
         }
     }
     row
@@ -224,7 +226,7 @@ mod tests {
     fn lines_keep_their_spaces_and_terminals_get_no_orders() {
         let line = |text: &str| Body::Line(vec![Span::new(text, Ink::Plain)]);
         assert_eq!(laid(line("  a  bcd"), 4), ["  a ", " bcd"]);
-        assert_eq!(laid(line("\tx\x1b[31my"), 20), ["    x[31my"]);
+        assert_eq!(laid(line("\tx\x1b[31my"), 20), ["    x^[[31my"]);
         assert_eq!(laid(line("宽宽"), 1), ["宽", "宽"], "what cannot fit stands alone");
     }
 

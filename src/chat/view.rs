@@ -9,6 +9,7 @@ use super::meters;
 use super::picker::{self, Picker};
 use super::theme::{Ink, Look};
 use crate::generate::grouped;
+use models::visible::visible;
 use ratatui::Frame;
 use ratatui::buffer::Buffer;
 use ratatui::layout::{Position, Rect};
@@ -57,7 +58,7 @@ fn draw(app: &App, row: &Row, area: Rect, cells: &mut Buffer) {
 
 /// Text at the left of an area's first row, cut at its right.
 fn put(cells: &mut Buffer, area: Rect, text: &str, style: Style) -> u16 {
-    cells.set_stringn(area.x, area.y, text, usize::from(area.width), style).0
+    cells.set_stringn(area.x, area.y, visible(text), usize::from(area.width), style).0
 }
 
 /// A line across with what goes on in it, and how much is below the rows on the screen.

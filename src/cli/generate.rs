@@ -5,7 +5,7 @@ use crate::demo;
 use crate::engine::{Engine, EngineArgs};
 use crate::generate::{Event, Request, generate};
 use crate::on_device;
-use crate::output::Output;
+use crate::output::{Output, tell};
 use crate::prompt::{Prompt, PromptArgs};
 use crate::sample::Sampling;
 use crate::session::Session;
@@ -70,7 +70,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
         let written = match event {
             Event::Prefill { done, total } if progress && total > engine.batch => {
                 let end = if done == total { "\r\x1b[K" } else { "" };
-                eprint!("\rreading {done}/{total} tokens{end}");
+                let _ = write!(std::io::stderr(), "\rreading {done}/{total} tokens{end}");
                 Ok(())
             }
             Event::Token(id) if print_ids => writeln!(out, "{id}"),
@@ -85,7 +85,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
         writeln!(out)?;
     }
     if !args.quiet {
-        eprintln!("{}", stats.line());
+        tell(&stats.line());
     }
     Ok(())
 }

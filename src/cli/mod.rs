@@ -3,10 +3,12 @@
 mod convert;
 mod generate;
 
+use crate::output::tell;
 use crate::{ask, bench, chat, eval, gpu_check, inspect, logits, perplexity, serve, synth};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use models::visible::visible;
+use models::visible::{is_control, visible};
+use std::process::ExitCode;
 
 /// Run Kimi Linear on your own machine.
 #[derive(Parser)]
@@ -72,11 +74,81 @@ pub fn run(cli: Cli) -> Result<()> {
 /// shown, not obeyed.
 pub fn one_line(e: &anyhow::Error) -> String {
     let mut line = String::new();
-    for cause in e.chain().map(ToString::to_string) {
+    for cause in e.chain().map(|cause| shortened(&cause.to_string(), CAUSE_CHARS)) {
         if !line.contains(&cause) {
             line += if line.is_empty() { "" } else { ": " };
             line += &cause;
         }
     }
     visible(&line.replace('\n', " ")).into_owned()
+}
+
+/// Characters of a cause that a line shows at most: names of files have up to 4,096 bytes.
+const CAUSE_CHARS: usize = 1000;
+/// Characters of an argument that a message about wrong usage shows at most.
+const ARGUMENT_CHARS: usize = 200;
+
+/// Prints help, or what is wrong with the arguments; returns the exit code. Arguments in a message are shown with their
+/// control characters visible, and cut where they are long.
+pub fn usage(e: &clap::Error) -> ExitCode {
+    let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let harmless = |arg: &String| arg.chars().count() <= ARGUMENT_CHARS && !arg.contains(is_control);
+    if !e.use_stderr() || args.iter().all(harmless) {
+        // Colours and all; a reader that left is no error.
+        let _ = e.print();
+    } else {
+        tell(wrong_usage(&e.render().to_string(), &args).trim_end());
+    }
+    ExitCode::from(e.exit_code() as u8)
+}
+
+/// A message with long arguments cut, on lines of its own.
+fn wrong_usage(message: &str, args: &[String]) -> String {
+    let mut message = message.to_owned();
+    let values = args.iter().flat_map(|arg| [Some(&arg[..]), arg.split_once('=').map(|(_, value)| value)]);
+    let mut values: Vec<&str> = values.flatten().filter(|v| v.chars().count() > ARGUMENT_CHARS).collect();
+    values.sort_by_key(|value| std::cmp::Reverse(value.len()));
+    for value in values {
+        message = message.replace(value, &shortened(value, ARGUMENT_CHARS));
+    }
+    // What is left is made of parts of an argument.
+    let lines: Vec<String> = message.lines().map(|line| shortened(line, CAUSE_CHARS)).collect();
+    lines.join("\n")
+}
+
+/// The beginning and the end of a text that is longer than so many characters.
+fn shortened(text: &str, chars: usize) -> String {
+    let count = text.chars().count();
+    if count <= chars {
+        return text.to_owned();
+    }
+    let (head, tail) = (chars * 2 / 3, chars / 3);
+    let at = |n: usize| text.char_indices().nth(n).map_or(text.len(), |(at, _)| at);
+    format!("{}…{}", &text[..at(head)], &text[at(count - tail)..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_one_short_line() {
+        let e = anyhow::anyhow!("x".repeat(100_000)).context("a\nb\u{1b}[2J\u{202e}");
+        let line = one_line(&e);
+        assert!(line.starts_with("a b^[[2J<U+202E>: xxx") && line.chars().count() < 1100, "{line}");
+        assert_eq!(one_line(&anyhow::anyhow!("gone").context("file.txt: gone")), "file.txt: gone");
+    }
+
+    #[test]
+    fn long_arguments_are_cut_in_a_message() {
+        let long = format!("{}\u{1b}]0;x\u{7}{}", "a".repeat(100_000), "z".repeat(1000));
+        let args = [format!("--threads={long}"), long.clone()];
+        let message = format!("error: invalid value '{long}' for '--threads <N>': no number\n\nsee --help\n");
+        let shown = wrong_usage(&message, &args);
+        assert!(shown.starts_with("error: invalid value 'aaaa"), "{shown}");
+        assert!(shown.ends_with("zz' for '--threads <N>': no number\n\nsee --help"), "{shown}");
+        assert!(shown.len() < 400, "{shown}");
+        let part = format!("error: {}", "b".repeat(5000));
+        assert!(wrong_usage(&part, &args).chars().count() <= CAUSE_CHARS);
+    }
 }

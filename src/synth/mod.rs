@@ -5,6 +5,7 @@
 mod fill;
 mod preset;
 
+use crate::output::tell;
 use anyhow::{Context as _, Result, bail};
 use convert::mix::Mix;
 use convert::plan::plan;
@@ -63,14 +64,14 @@ pub fn run(args: &SynthArgs) -> Result<()> {
     bar.finish_and_clear();
     let weights: u64 = layout.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum();
     let (bytes, seconds) = (layout.total_bytes() as f64, start.elapsed().as_secs_f64());
-    eprintln!(
+    tell(&format!(
         "{}: {} tensors, {weights} parameters, {:.2} GiB, {:.2} bits a weight, in {seconds:.1} s ({:.2} GB/s)",
         args.output.display(),
         layout.tensors().len(),
         bytes / f64::from(1 << 30),
         bytes * 8.0 / weights as f64,
         bytes / seconds / 1e9,
-    );
+    ));
     Ok(())
 }
 
@@ -94,7 +95,7 @@ struct Warnings;
 
 impl Progress for Warnings {
     fn warn(&mut self, message: &str) {
-        eprintln!("warning: {message}");
+        tell(&format!("warning: {message}"));
     }
 }
 
