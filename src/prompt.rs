@@ -1,9 +1,10 @@
 //! Where a prompt comes from: argument, file, pipe or token ids. Knows no model. Next: [`crate::text`].
 
-use crate::text::decode;
+use crate::output::tell;
+use crate::text::{self, MAX_BYTES};
 use anyhow::{Context as _, Result, bail};
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, IsTerminal, Read};
+use std::io::{self, BufRead, BufReader, IsTerminal};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -54,21 +55,19 @@ impl PromptArgs {
 /// A text file.
 pub fn read_text(path: &Path) -> Result<String> {
     let place = path.display().to_string();
-    let bytes = std::fs::read(path).with_context(|| place.clone())?;
-    decode(&place, bytes)
+    let file = File::open(path).with_context(|| place.clone())?;
+    text::read(&place, file, MAX_BYTES)
 }
 
 const INPUT: &str = "standard input";
 
 fn read_stdin() -> Result<Prompt> {
-    let mut bytes = Vec::new();
-    io::stdin().read_to_end(&mut bytes).context(INPUT)?;
-    not_empty(decode(INPUT, bytes)?, INPUT)
+    not_empty(text::read(INPUT, io::stdin().lock(), MAX_BYTES)?, INPUT)
 }
 
 /// What standard input brings, a blank line, and the prompt: a text, then what is asked about it.
 fn after_input(prompt: &str) -> Result<String> {
-    let input = decode(INPUT, piped().context(INPUT)?)?;
+    let input = piped()?;
     Ok(match input.trim_end() {
         "" => prompt.to_owned(),
         input => format!("{input}\n\n{prompt}"),
@@ -80,26 +79,25 @@ fn after_input(prompt: &str) -> Result<String> {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// All that a pipe or a file brings on standard input. Terminals, sockets and devices were not put there for the prompt.
-fn piped() -> io::Result<Vec<u8>> {
-    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
-    let kind = input.metadata()?.file_type();
+fn piped() -> Result<String> {
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned().context(INPUT)?);
+    let kind = input.metadata().context(INPUT)?.file_type();
     if !kind.is_fifo() && !kind.is_file() {
-        return Ok(Vec::new());
+        return Ok(String::new());
     }
     let (begun, beginning) = sync_channel(1);
     let reading = std::thread::spawn(move || {
         let mut input = BufReader::new(input);
-        let first = input.fill_buf().map(|_| ());
+        let first = input.fill_buf().map(|_| ()).context(INPUT);
         // Nobody waits any longer where it came too late.
         let _ = begun.send(());
-        let mut bytes = Vec::new();
-        first.and_then(|()| input.read_to_end(&mut bytes)).map(|_| bytes)
+        first.and_then(|()| text::read(INPUT, input, MAX_BYTES))
     });
     if beginning.recv_timeout(PATIENCE).is_err() {
-        eprintln!("{INPUT}: nothing for {} s: left out (`-` waits for it)", PATIENCE.as_secs());
-        return Ok(Vec::new());
+        tell(&format!("{INPUT}: nothing for {} s: left out (`-` waits for it)", PATIENCE.as_secs()));
+        return Ok(String::new());
     }
-    reading.join().map_err(|_| io::Error::other("the reading panicked"))?
+    reading.join().map_err(|_| anyhow::anyhow!("{INPUT}: the reading panicked"))?
 }
 
 /// A prompt that came from somewhere: an empty one is what a failed command before the pipe leaves.

@@ -1,14 +1,48 @@
-//! Bytes as text: UTF-8, or UTF-16 as some programs write it. What is no text is refused by what it is. A leaf.
+//! Bytes as text: UTF-8, or UTF-16 as some programs write it. What is no text is refused by what it is, and what never
+//! ends at a limit. A leaf.
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Error, Result, ensure};
+use std::io::Read;
+
+/// Bytes of a text at most: 128 for each of a million tokens.
+pub const MAX_BYTES: u64 = 128 << 20;
+/// Bytes of the beginning, after which what is no text is not read on.
+const BEGINNING: u64 = 1 << 16;
+
+/// Reads a text of at most `most` bytes.
+///
+/// # Errors
+/// What cannot be read, what is no text, and more bytes.
+pub fn read(name: &str, mut input: impl Read, most: u64) -> Result<String> {
+    let mut bytes = Vec::new();
+    let read = |bytes: &mut Vec<u8>, input: &mut dyn Read, most: u64| {
+        input.take(most).read_to_end(bytes).with_context(|| name.to_owned())
+    };
+    read(&mut bytes, &mut input, BEGINNING.min(most + 1))?;
+    if let Some(e) = no_text(name, &bytes) {
+        return Err(e);
+    }
+    read(&mut bytes, &mut input, (most + 1).saturating_sub(BEGINNING))?;
+    ensure!(bytes.len() as u64 <= most, "{name}: expected at most {most} bytes of text, found more");
+    decode(name, bytes)
+}
+
+/// Why this is no text, as far as its beginning and its bytes of value zero say.
+fn no_text(name: &str, bytes: &[u8]) -> Option<Error> {
+    let kind = binary(bytes).map(|kind| anyhow::anyhow!("{name}: expected text, found {kind}"));
+    kind.or_else(|| {
+        let at = bytes.iter().position(|b| *b == 0).filter(|_| utf16(bytes).is_none())?;
+        Some(anyhow::anyhow!("{name}: byte {at}: expected text, found 0x00 (a binary file)"))
+    })
+}
 
 /// The text of a file of this name, without a byte order mark.
 ///
 /// # Errors
 /// What is no text, by what it is.
 pub fn decode(name: &str, bytes: Vec<u8>) -> Result<String> {
-    if let Some(kind) = binary(&bytes) {
-        bail!("{name}: expected text, found {kind}");
+    if let Some(e) = no_text(name, &bytes) {
+        return Err(e);
     }
     if let Some((skip, little)) = utf16(&bytes) {
         let unit = |b: &[u8; 2]| if little { u16::from_le_bytes(*b) } else { u16::from_be_bytes(*b) };
@@ -16,9 +50,6 @@ pub fn decode(name: &str, bytes: Vec<u8>) -> Result<String> {
         ensure!(odd.is_empty(), "{name}: expected pairs of bytes of UTF-16, found an odd number");
         let units: Vec<u16> = pairs.iter().map(unit).collect();
         return String::from_utf16(&units).with_context(|| format!("{name}: UTF-16"));
-    }
-    if let Some(at) = bytes.iter().position(|b| *b == 0) {
-        bail!("{name}: byte {at}: expected text, found 0x00 (a binary file)");
     }
     let mut text = String::from_utf8(bytes).map_err(|e| {
         let at = e.utf8_error().valid_up_to();
@@ -89,6 +120,73 @@ mod tests {
         check(&[&[0xfe, 0xff][..], &utf16("日本", u16::to_be_bytes)].concat(), "日本");
         check(&utf16("plain text", u16::to_le_bytes), "plain text");
         check(&utf16("plain text", u16::to_be_bytes), "plain text");
+    }
+
+    #[test]
+    fn what_never_ends_is_refused_at_a_limit() {
+        let e = |input: &mut dyn Read| read("x", input, 1 << 20).unwrap_err().to_string();
+        assert_eq!(e(&mut std::io::repeat(b'a')), "x: expected at most 1048576 bytes of text, found more");
+        let mut zeros = std::io::repeat(0).take(1 << 40);
+        assert_eq!(e(&mut zeros), "x: byte 0: expected text, found 0x00 (a binary file)");
+        assert_eq!(zeros.limit(), (1 << 40) - BEGINNING, "it is not read on");
+        for length in [0, 9, 10, BEGINNING as usize, BEGINNING as usize + 1, 100_000] {
+            let text = "a".repeat(length);
+            assert_eq!(read("x", text.as_bytes(), length as u64).unwrap(), text);
+            assert!(length == 0 || read("x", text.as_bytes(), length as u64 - 1).is_err());
+        }
+    }
+
+    /// Whatever the bytes, the result is a text or a line that names the file.
+    #[test]
+    fn mutated_texts_are_decoded_or_refused() {
+        let utf16 =
+            |text: &str, unit: fn(u16) -> [u8; 2]| text.encode_utf16().flat_map(unit).collect::<Vec<_>>();
+        let text = "\u{feff}Grüße\r\n日本 🎉\tend\n";
+        let seeds = [
+            text.as_bytes().to_vec(),
+            utf16(text, u16::to_le_bytes),
+            utf16(text, u16::to_be_bytes),
+            utf16("plain text", u16::to_le_bytes),
+            b"\xef\xbb\xbf\xff\xfe\xfe\xff".to_vec(),
+            b"\xc0\xaf\xe0\x80\xaf\xed\xa0\x80\xf4\x90\x80\x80".to_vec(),
+            b"GGUF\x03\0\0\0".to_vec(),
+            Vec::new(),
+        ];
+        let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+        let mut next = |below: usize| {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            (random % below.max(1) as u64) as usize
+        };
+        let (mut texts, mut refusals) = (0, 0);
+        for _ in 0..20_000 {
+            let mut bytes = seeds[next(seeds.len())].clone();
+            for _ in 0..next(4) {
+                let at = next(bytes.len() + 1);
+                match next(5) {
+                    0 => bytes.truncate(at),
+                    1 => bytes.insert(at, [0, 0xff, 0xfe, 0xd8, 0x80, 0xc0, b'\n'][next(7)]),
+                    2 => bytes.extend_from_within(at..),
+                    3 => bytes
+                        .splice(0..0, [[0xff, 0xfe], [0xfe, 0xff], [0, b'a'], [0xef, 0xbb]][next(4)])
+                        .for_each(drop),
+                    _ if at < bytes.len() => bytes[at] = next(256) as u8,
+                    _ => {}
+                }
+            }
+            match read("x", &bytes[..], 100) {
+                Ok(text) => {
+                    texts += 1;
+                    assert!(text.len() <= 2 * bytes.len(), "{bytes:?}");
+                }
+                Err(e) => {
+                    refusals += 1;
+                    assert!(e.to_string().starts_with("x: "), "{bytes:?}: {e}");
+                }
+            }
+        }
+        assert!(texts > 1000 && refusals > 1000, "{texts} texts, {refusals} refusals");
     }
 
     #[test]

@@ -140,6 +140,40 @@ fn what_cannot_be_read_is_refused() {
     refused(dir.path(), &["-f", &long, "?"], "raise --ctx or shorten the prompt");
 }
 
+#[test]
+fn what_never_ends_is_refused_and_pipes_in_directories_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    refused(
+        &cache,
+        &["-f", "/dev/zero", "?"],
+        "/dev/zero: byte 0: expected text, found 0x00 (a binary file)",
+    );
+    let mut endless = Command::new("yes").stdout(Stdio::piped()).spawn().unwrap();
+    let out = command(&cache, &["-f", "-", "?"]).stdin(endless.stdout.take().unwrap()).output().unwrap();
+    endless.wait().unwrap();
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    let expected = "kimi: standard input: expected at most 134217728 bytes of text, found more\n";
+    assert_eq!((out.status.code(), &stderr[..]), (Some(1), expected));
+    let docs = dir.path().join("docs");
+    std::fs::create_dir(&docs).unwrap();
+    std::fs::write(docs.join("a.txt"), document(3)).unwrap();
+    let pipe = docs.join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let out = command(&cache, &["-f", text(&docs), "?", "--json"]).output().unwrap();
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    let expected = format!("{}: expected a regular file, found another kind: left out\n", text(&pipe));
+    assert!(out.status.success() && stderr.starts_with(&expected), "{stderr}");
+    // A pipe that is named is read to its end, as a process substitution is.
+    let writer = std::thread::spawn({
+        let pipe = pipe.clone();
+        move || std::fs::write(pipe, document(3)).unwrap()
+    });
+    let named = &ask(&cache, &["-f", text(&pipe), "?"], "")[0];
+    writer.join().unwrap();
+    assert_eq!(named["files"], serde_json::json!([text(&pipe)]));
+}
+
 /// Ctrl-C while reading: what was read is there for the next run.
 #[test]
 fn a_stopped_reading_goes_on_from_where_it_was() {

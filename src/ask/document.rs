@@ -1,15 +1,20 @@
 //! The files a question is about, as text, from files, directories or standard input. What is not text is refused by
 //! its name. Knows no model. Next: [`crate::text`].
 
-use crate::text::decode;
+use crate::text::{self, MAX_BYTES};
 use anyhow::{Context as _, Result, bail, ensure};
 use ignore::overrides::OverrideBuilder;
 use ignore::{DirEntry, WalkBuilder};
+use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
 /// What the pipe is called.
 pub const PIPE: &str = "standard input";
+
+/// What is wrong with too many files.
+const TOO_MUCH: &str = "expected at most 134217728 bytes of text in all, found more";
+const _: () = assert!(MAX_BYTES == 134_217_728);
 
 /// A file and its text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,8 +26,11 @@ pub struct Document {
 }
 
 /// Reads files, all text files under directories (those that match a pattern of `include`, if there is one), and
-/// standard input for `-`. Without any, a pipe is read. `note` hears of what is in directories and is no text or cannot be
-/// read.
+/// standard input for `-`. Without any, a pipe is read. A FIFO that is named is read to its end; in directories only regular
+/// files are. `note` gets a line for what is in directories and is no text or cannot be read.
+///
+/// # Errors
+/// What is named and cannot be read or is no text, and more than [`MAX_BYTES`] in all.
 pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str)) -> Result<Vec<Document>> {
     let pipe = [PathBuf::from("-")];
     let files = match files {
@@ -35,25 +43,37 @@ pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str))
     let mut documents = Vec::new();
     for path in files {
         if path.as_os_str() == "-" {
-            let mut bytes = Vec::new();
-            std::io::stdin().read_to_end(&mut bytes).context("standard input")?;
-            documents.push(document(PIPE, bytes)?);
+            documents.push(document(PIPE, std::io::stdin().lock())?);
         } else if path.is_dir() {
             let before = documents.len();
             directory(path, include, &mut documents, note)?;
             ensure!(documents.len() > before, "{}: expected text files in it, found none", path.display());
         } else {
-            documents.push(read(path)?);
+            let name = path.display().to_string();
+            documents.push(document(&name, File::open(path).with_context(|| name.clone())?)?);
         }
+        let total: usize = documents.iter().map(|document| document.text.len()).sum();
+        ensure!(total as u64 <= MAX_BYTES, "{}: {TOO_MUCH}", path.display());
     }
     Ok(documents)
 }
 
-/// Reads one file.
+/// Reads one regular file, without waiting for anything else.
 pub fn read(path: &Path) -> Result<Document> {
     let name = path.display().to_string();
-    let bytes = std::fs::read(path).with_context(|| name.clone())?;
-    document(&name, bytes)
+    document(&name, regular(path).with_context(|| name.clone())?)
+}
+
+/// Opens a regular file. Opening a FIFO would wait for a process at its other end.
+fn regular(path: &Path) -> std::io::Result<File> {
+    let mut options = File::options();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NONBLOCK.bits() as i32);
+    let file = options.read(true).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("expected a regular file, found another kind"));
+    }
+    Ok(file)
 }
 
 /// In the order of their names, so that the same directory is the same text. Hidden and ignored files stay out.
@@ -72,6 +92,7 @@ fn directory(
         |entry: &DirEntry| entry.depth() == 0 || !entry.file_name().as_encoded_bytes().starts_with(b".");
     let mut walk = WalkBuilder::new(dir);
     walk.overrides(patterns.build()?).sort_by_file_path(Ord::cmp).filter_entry(shown);
+    let mut total = 0;
     for entry in walk.build() {
         let entry = match entry {
             Ok(entry) => entry,
@@ -81,15 +102,18 @@ fn directory(
                 continue;
             }
         };
-        if !entry.file_type().is_some_and(|kind| kind.is_file()) {
+        // Links to other places and directories are no documents, and nobody takes them for some.
+        if entry.file_type().is_none_or(|kind| kind.is_dir() || kind.is_symlink()) {
             continue;
         }
-        let name = entry.path().display().to_string();
-        let read = std::fs::read(entry.path()).with_context(|| name.clone());
-        match read.and_then(|bytes| document(&name, bytes)) {
-            Ok(document) => documents.push(document),
+        match read(entry.path()) {
+            Ok(document) => {
+                total += document.text.len();
+                documents.push(document);
+            }
             Err(e) => note(&format!("{e:#}: left out")),
         }
+        ensure!(total as u64 <= MAX_BYTES, "{}: {TOO_MUCH}", entry.path().display());
     }
     Ok(())
 }
@@ -103,8 +127,11 @@ fn unreadable(e: &ignore::Error) -> String {
     }
 }
 
-fn document(name: &str, bytes: Vec<u8>) -> Result<Document> {
-    let text = decode(name, bytes)?.replace("\r\n", "\n").replace('\r', "\n");
+fn document(name: &str, input: impl Read) -> Result<Document> {
+    let mut text = text::read(name, input, MAX_BYTES)?;
+    if text.contains('\r') {
+        text = text.replace("\r\n", "\n").replace('\r', "\n");
+    }
     ensure!(!text.trim().is_empty(), "{name}: expected text, found nothing but space");
     Ok(Document { name: name.to_owned(), text })
 }
@@ -115,7 +142,7 @@ mod tests {
 
     #[test]
     fn lines_end_alike_and_something_is_in_them() {
-        let of = |bytes: &[u8]| document("x", bytes.to_vec());
+        let of = |bytes: &[u8]| document("x", bytes);
         assert_eq!(of("Grüße\r\n日本\rx\n".as_bytes()).unwrap().text, "Grüße\n日本\nx\n");
         let nothing = of(b" \n").unwrap_err().to_string();
         assert_eq!(nothing, "x: expected text, found nothing but space");
