@@ -25,6 +25,7 @@ pub mod logprobs;
 pub mod output;
 pub mod perplexity;
 pub mod placement;
+pub mod private;
 pub mod profile;
 pub mod prompt;
 pub mod remote;

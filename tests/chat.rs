@@ -7,6 +7,7 @@ use common::{checkpoint, convert, text};
 use kimi::conversation::Conversation;
 use kimi::engine::{CacheType, Engine, EngineArgs};
 use kimi::snapshot::options::StoreOptions;
+use models::visible::{is_control, visible};
 use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -172,4 +173,94 @@ fn undone_and_restarted_chats_read_only_what_is_new() {
     // The last token of a reply was never an input: it is new, with the end of its turn and the message.
     assert_eq!((third.0, &third.1[..]), (other.0 + other.2 + 7, "from snapshot on disk"));
     assert_eq!((again.0, again.2), (third.0 + third.2, 0));
+}
+
+/// Runs its arguments with these lines as standard input and a terminal as standard output and error, which it prints.
+const ON_A_TERMINAL: &str = "\
+import os, pty, subprocess, sys
+ours, theirs = pty.openpty()
+child = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs)
+os.close(theirs)
+child.stdin.write(sys.argv[1].encode()); child.stdin.close()
+out = b''
+while True:
+    try: part = os.read(ours, 65536)
+    except OSError: break
+    if not part: break
+    out += part
+sys.stdout.buffer.write(out); sys.exit(child.wait())";
+
+#[test]
+fn names_command_no_terminal() {
+    const HOSTILE: &str = "a\u{1b}]0;x\u{7}\u{9b}31m\u{202e}";
+    let home = tempfile::tempdir().unwrap();
+    let model = home.path().join(format!("{HOSTILE}.gguf"));
+    std::fs::copy(&MODEL.1, &model).unwrap();
+    let file = home.path().join(format!("{HOSTILE}.txt"));
+    std::fs::write(&file, "text").unwrap();
+    let lines =
+        format!("/load\n/load {HOSTILE}\n/file {}\n/model\n/nonsense{HOSTILE}\n/stats\n", text(&file));
+    let chats = home.path().join("kimi/chats");
+    std::fs::create_dir_all(&chats).unwrap();
+    let stored = serde_json::json!({ "id": "x", "title": HOSTILE, "changed": 1, "turns": [
+        { "role": "user", "text": HOSTILE }, { "role": "assistant", "text": HOSTILE },
+    ]});
+    std::fs::write(chats.join("x.json"), stored.to_string()).unwrap();
+    let script = format!(
+        "import os\nfor name in ('XDG_STATE_HOME', 'XDG_DATA_HOME', 'XDG_CACHE_HOME'): os.environ[name] = {:?}\n{}",
+        text(home.path()),
+        ON_A_TERMINAL.replace("sys.exit(child.wait())", "child.wait()")
+    );
+    let said = common::python(&[
+        "-c",
+        &script,
+        &lines,
+        env!("CARGO_BIN_EXE_kimi"),
+        "chat",
+        "--plain",
+        "-m",
+        text(&model),
+    ]);
+    assert!(!said.replace("\r\n", "\n").contains(|c| is_control(c) && c != '\n'), "{said:?}");
+    let shown = visible(HOSTILE);
+    for expected in [
+        format!("{shown} (2 messages)"),
+        format!("{shown}: 2 messages"),
+        format!("{shown}.txt: 1 lines, 4 bytes go with the next message"),
+        format!("{shown} on "),
+        format!("/nonsense{shown}: no such command"),
+    ] {
+        assert!(said.contains(&expected), "{expected:?} in {said:?}");
+    }
+}
+
+#[test]
+fn a_chat_goes_on_where_nothing_can_be_written() {
+    let (stdout, stderr) = chat(Path::new("/dev/null/home"), &["--no-cache"], "hi\nmore\n/stats\n");
+    assert_eq!(prompts(&stdout).len(), 1, "{stdout}");
+    let unsaved = "the chat could not be saved: /dev/null/home/kimi/chats";
+    assert_eq!(stderr.matches(unsaved).count(), 1, "once: {stderr}");
+    assert!(stderr.contains(": it goes on unsaved\n"), "{stderr}");
+    let history =
+        "/dev/null/home/kimi/history: Not a directory (os error 20): what was typed is not remembered\n";
+    assert!(stderr.ends_with(history), "{stderr}");
+}
+
+#[cfg(unix)]
+#[test]
+fn what_was_typed_and_answered_is_private() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir().unwrap();
+    let mode = |path: &str| std::fs::metadata(home.path().join(path)).unwrap().permissions().mode() & 0o777;
+    for _ in 0..2 {
+        chat(home.path(), &[], "hi\n");
+        assert_eq!((mode("kimi/history"), mode("kimi"), mode("kimi/chats")), (0o600, 0o700, 0o700));
+        let files = std::fs::read_dir(home.path().join("kimi/chats")).unwrap();
+        files.for_each(|file| {
+            assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
+        });
+        // As an older version left it.
+        let wider = PermissionsExt::from_mode(0o644);
+        std::fs::set_permissions(home.path().join("kimi/history"), wider).unwrap();
+    }
 }

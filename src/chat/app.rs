@@ -292,18 +292,11 @@ impl App {
     }
 
     fn answer(&mut self) -> Option<Effect> {
-        match self.talk.ask() {
-            Ok(ask) => {
-                self.transcript.show(&self.talk.chat);
-                self.prompt = 0;
-                self.state = State::Reading { done: 0, total: 0, rate: 0.0 };
-                Some(Effect::Ask(ask))
-            }
-            Err(e) => {
-                self.complain(&e);
-                None
-            }
-        }
+        let ask = self.talk.ask();
+        self.transcript.show(&self.talk.chat);
+        self.prompt = 0;
+        self.state = State::Reading { done: 0, total: 0, rate: 0.0 };
+        Some(Effect::Ask(ask))
     }
 
     fn report(&mut self, report: Report) {
@@ -337,26 +330,22 @@ impl App {
             }
             Report::Failed(e) => {
                 self.state = State::Idle;
-                let back = Ok(self.talk.give_up());
+                let back = self.talk.give_up();
                 self.end(back, Some(&e), Ink::Error);
             }
         }
     }
 
     /// The end of a reply. A message that comes back goes where it was written, if nothing is there.
-    fn end(&mut self, back: Result<Option<Back>>, mut said: Option<&str>, ink: Ink) {
-        match back {
-            Ok(Some(back)) => {
-                said = said.or(Some(talk::EMPTY));
-                self.transcript.show(&self.talk.chat);
-                if let Back::Message(message) = back
-                    && self.input.is_empty()
-                {
-                    self.input.set(message);
-                }
+    fn end(&mut self, back: Option<Back>, mut said: Option<&str>, ink: Ink) {
+        if let Some(back) = back {
+            said = said.or(Some(talk::EMPTY));
+            self.transcript.show(&self.talk.chat);
+            if let Back::Message(message) = back
+                && self.input.is_empty()
+            {
+                self.input.set(message);
             }
-            Ok(None) => {}
-            Err(e) => self.complain(&e),
         }
         if let Some(said) = said {
             self.transcript.remark(said, ink);

@@ -2,8 +2,10 @@
 //!
 //! It knows no keys: [`super::keys`] says which key does what.
 
-use super::store::xdg;
-use std::io::Write;
+use super::store::{own, xdg};
+use crate::output::printable;
+use crate::private;
+use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 use unicode_segmentation::UnicodeSegmentation;
@@ -48,6 +50,9 @@ pub enum Move {
     End,
 }
 
+/// Bytes of the history at most: a longer one is not read.
+const MAX_HISTORY: u64 = 1 << 28;
+
 impl Input {
     /// The text.
     pub fn text(&self) -> &str {
@@ -66,7 +71,7 @@ impl Input {
 
     /// Another text, the cursor at its end.
     pub fn set(&mut self, text: impl Into<String>) {
-        self.text = text.into();
+        self.text = printable(&text.into());
         self.cursor = self.text.len();
         self.changed();
     }
@@ -82,8 +87,7 @@ impl Input {
     /// Writes at the cursor. Line ends of any kind become `\n`; what a terminal would obey is left out.
     pub fn insert(&mut self, text: &str) {
         let text = text.replace("\r\n", "\n").replace('\r', "\n");
-        let keep = |c: &char| !c.is_control() || matches!(c, '\n' | '\t');
-        let text: String = text.chars().filter(keep).collect();
+        let text = printable(&text);
         self.text.insert_str(self.cursor, &text);
         self.cursor += text.len();
         self.changed();
@@ -263,7 +267,10 @@ impl History {
 
     /// The newest thousand.
     pub fn read(&self) -> Vec<String> {
-        let text = self.path.as_ref().and_then(|p| std::fs::read_to_string(p).ok()).unwrap_or_default();
+        let file = self.path.as_ref().and_then(|path| own(path, || private::open(path)).ok());
+        let mut text = String::new();
+        let read = file.is_some_and(|file| file.take(MAX_HISTORY).read_to_string(&mut text).is_ok());
+        let text = if read { text } else { String::new() };
         let mut all: Vec<String> = text.lines().filter_map(|l| serde_json::from_str(l).ok()).collect();
         all.split_off(all.len().saturating_sub(1000))
     }
@@ -271,8 +278,8 @@ impl History {
     /// Adds one. Pasted files are not worth remembering, and without a place to write nothing is lost but this.
     pub fn add(&self, text: &str) {
         let Some(path) = self.path.as_ref().filter(|_| text.len() <= 10_000) else { return };
-        let _ = path.parent().map(std::fs::create_dir_all);
-        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let _ = path.parent().map(private::create_dir);
+        let file = own(path, || private::open_or_create(path));
         let line = serde_json::Value::from(text).to_string() + "\n";
         let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
     }
@@ -287,6 +294,27 @@ mod tests {
         input.arrange(width);
         input.insert(text);
         input
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn messages_are_remembered_for_their_writer_alone() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kimi/messages");
+        let history = History { path: Some(path.clone()) };
+        history.add("one");
+        let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        // As an older version left it.
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o664)).unwrap();
+        history.add("two");
+        assert_eq!((mode(), history.read()), (0o600, vec!["one".to_owned(), "two".to_owned()]));
+        let link = dir.path().join("link");
+        symlink(&path, &link).unwrap();
+        let linked = History { path: Some(link) };
+        linked.add("three");
+        assert_eq!((linked.read().len(), history.read().len()), (0, 2), "links are not followed");
     }
 
     #[test]

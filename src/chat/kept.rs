@@ -19,12 +19,12 @@ fn end(talk: &mut Talk, ended: Ended) -> Option<Back> {
     let prefill = Prefill { reused: 0, source: None, computed: 9, stopped: false };
     let time = Duration::from_secs(1);
     let stats = Stats { prefill, prefill_time: time, generated: 1, decode_time: time, met: None, ended };
-    talk.heard(Outcome { ids: vec![1], stats }).unwrap()
+    talk.heard(Outcome { ids: vec![1], stats })
 }
 
 fn exchange(talk: &mut Talk, message: &str, reply: &str) {
     talk.say(message);
-    talk.ask().unwrap();
+    talk.ask();
     talk.hear(reply);
     assert_eq!(end(talk, Ended::EndToken), None);
 }
@@ -47,7 +47,7 @@ fn a_reply_stays_until_there_is_another() {
         [Talk::give_up, |t| end(t, Ended::Cancelled), |t| end(t, Ended::EndToken)];
     for fail in fails {
         assert_eq!(t.run(Command::Regen).unwrap(), Todo::Answer);
-        assert_eq!(t.ask().unwrap().turns.len(), 1);
+        assert_eq!(t.ask().turns.len(), 1);
         assert_eq!(on_disk(&dir, &id), ["hi", "one"]);
         t.store_chat().unwrap();
         assert_eq!(on_disk(&dir, &id), ["hi", "one"], "what is written meanwhile");
@@ -56,7 +56,7 @@ fn a_reply_stays_until_there_is_another() {
         assert_eq!(on_disk(&dir, &id), ["hi", "one"]);
     }
     t.run(Command::Regen).unwrap();
-    t.ask().unwrap();
+    t.ask();
     t.hear("two");
     assert_eq!(t.give_up(), None);
     assert_eq!((texts(&t.chat), on_disk(&dir, &id)), (vec!["hi".into(), "two".into()], texts(&t.chat)));
@@ -78,7 +78,7 @@ fn an_exchange_stays_until_its_changed_message_is_answered() {
     t.run(Command::Load("named".into())).unwrap();
     t.run(Command::Edit).unwrap();
     t.say("changed");
-    t.ask().unwrap();
+    t.ask();
     assert_eq!(t.give_up(), Some(Back::Message("changed".into())));
     assert_eq!((on_disk(&dir, &id), t.files.len()), (vec!["hi".into(), "one".into()], 1));
     assert!(t.stop_editing() && !t.stop_editing());
@@ -97,7 +97,7 @@ fn what_concerns_the_last_exchange_ends_an_edit() {
     t.run(Command::Edit).unwrap();
     assert_eq!(t.run(Command::Edit).unwrap(), Todo::Type("second".into()));
     t.run(Command::Regen).unwrap();
-    assert_eq!(t.ask().unwrap().turns.len(), 3);
+    assert_eq!(t.ask().turns.len(), 3);
     t.give_up();
     t.run(Command::Edit).unwrap();
     t.run(Command::Undo).unwrap();
@@ -111,7 +111,7 @@ fn what_concerns_the_last_exchange_ends_an_edit() {
 fn a_reply_that_has_not_begun_is_not_stored() {
     let (mut t, dir) = talk();
     t.say("hi");
-    t.ask().unwrap();
+    t.ask();
     t.store_chat().unwrap();
     let id = t.chat.id.clone();
     assert_eq!(on_disk(&dir, &id), ["hi"]);
@@ -133,6 +133,36 @@ fn two_windows_keep_both_of_their_exchanges() {
     assert_eq!((here.note.as_deref(), here.chat.id != there.chat.id), (Some(note), true));
     assert_eq!(on_disk(&dir, &there.chat.id), ["hi", "one", "over there", "two"]);
     assert_eq!(on_disk(&dir, &here.chat.id), ["hi", "one", "here", "three"]);
+}
+
+#[test]
+fn a_chat_that_cannot_be_saved_goes_on_and_says_so_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let place = dir.path().join("chats");
+    std::fs::write(&place, "in the way").unwrap();
+    let mut t = Talk::new(Store::new(place.clone()), Settings::default(), None);
+    exchange(&mut t, "hi", "one");
+    let note = t.note.take().unwrap();
+    assert!(
+        note.starts_with("the chat could not be saved: ") && note.ends_with(": it goes on unsaved"),
+        "{note}"
+    );
+    exchange(&mut t, "more", "two");
+    assert_eq!((t.note.take(), t.chat.turns.len()), (None, 4));
+    std::fs::remove_file(&place).unwrap();
+    exchange(&mut t, "again", "three");
+    let stored = Store::new(place).load(&t.chat.id).unwrap();
+    assert_eq!((texts(&stored).len(), t.note.take()), (6, None), "nothing is missing");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_file_for_a_message() {
+    let (mut t, dir) = talk();
+    let pipe = dir.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let e = t.run(Command::File(pipe.display().to_string())).unwrap_err();
+    assert_eq!(format!("{e:#}"), format!("{}: expected a regular file, found another kind", pipe.display()));
 }
 
 #[test]

@@ -74,7 +74,7 @@ enum Ground {
 
 /// Opens the model and talks.
 pub fn run(args: &ChatArgs) -> Result<()> {
-    let mut talk = Talk::new(Store::of_user()?, args.settings, args.system.clone());
+    let mut talk = Talk::new(Store::of_user(), args.settings, args.system.clone());
     if let Some(name) = &args.load {
         let mut chat = talk.store.find(name)?;
         chat.system = args.system.clone().or(chat.system).filter(|text| !text.is_empty());

@@ -1,21 +1,25 @@
 //! The line editor: history, multi-line input, Ctrl-C that stops the reply only, the same commands.
 
 use super::command::{self, Command, parse};
-use super::store::{beginning, xdg};
+use super::store::{beginning, own, xdg};
 use super::talk::{Back, EMPTY, NOT_EDITED, Talk, Todo, ending};
 use super::terminal::edit;
 use super::worker::{Order, Report, Worker};
 use crate::cli::one_line;
 use crate::generate::grouped;
-use crate::output::Output;
+use crate::output::{Output, is_printable, printable, tell};
+use crate::private;
 use anyhow::{Context as _, Result, bail};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
+use rustyline::highlight::{CmdKind, Highlighter};
 use rustyline::history::FileHistory;
 use rustyline::validate::{ValidationContext, ValidationResult, Validator};
-use rustyline::{Config, Editor, Helper, Highlighter, Hinter};
+use rustyline::{Config, Editor, Helper, Hinter};
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::sync::atomic::Ordering;
 
 /// Ends a line that shows how much is read.
@@ -56,16 +60,17 @@ impl Plain {
         let history = xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("kimi/history"));
         if let Some(path) = &history {
             // No history yet is no error.
-            let _ = editor.load_history(path);
+            let _ = own(path, || private::open(path)).map(|_| editor.load_history(path));
         }
         if std::io::stdin().is_terminal() {
             let about = &self.talk.about;
-            eprintln!("{} on {}. /help lists commands.", about.name, about.place);
+            tell(&format!("{} on {}. /help lists commands.", about.name, about.place));
         }
         self.converse(&mut editor)?;
-        if let Some(path) = &history {
-            let _ = std::fs::create_dir_all(path.parent().unwrap_or(path));
-            editor.save_history(path)?;
+        if let Some(path) = &history
+            && let Err(e) = save_history(&mut editor, path)
+        {
+            tell(&format!("{}: {e:#}: what was typed is not remembered", path.display()));
         }
         self.worker.close()?;
         if self.failed > 0 && !std::io::stdin().is_terminal() {
@@ -80,13 +85,15 @@ impl Plain {
             match editor.readline_with_initial("> ", (&draft, "")) {
                 Ok(line) => {
                     let flow = self.line(&line.replace("\\\n", "\n"))?;
-                    self.talk.note.take().iter().for_each(|note| eprintln!("{note}"));
+                    self.talk.note.take().iter().for_each(|note| tell(note));
                     if flow.is_break() {
                         return Ok(());
                     }
                 }
-                Err(ReadlineError::Interrupted) if self.talk.stop_editing() => eprintln!("({NOT_EDITED})"),
-                Err(ReadlineError::Interrupted) => eprintln!("(Ctrl-D or /quit leaves)"),
+                Err(ReadlineError::Interrupted) if self.talk.stop_editing() => {
+                    tell(&format!("({NOT_EDITED})"))
+                }
+                Err(ReadlineError::Interrupted) => tell("(Ctrl-D or /quit leaves)"),
                 Err(ReadlineError::Eof) => return Ok(()),
                 Err(e) => return Err(e.into()),
             }
@@ -115,15 +122,15 @@ impl Plain {
     }
 
     fn fail(&mut self, said: &str) {
-        eprintln!("{said}");
+        tell(said);
         self.failed += 1;
     }
 
     fn act(&mut self, todo: Todo, answers_on_stdout: bool) -> Result<ControlFlow<()>> {
         match todo {
-            Todo::Say(text) if answers_on_stdout => println!("{text}"),
-            Todo::Say(text) => eprintln!("{text}"),
-            Todo::Help => println!("{}\n{KEYS}", command::help()),
+            Todo::Say(text) if answers_on_stdout => Output::lock().say_line(&text)?,
+            Todo::Say(text) => tell(&text),
+            Todo::Help => Output::lock().say_line(&format!("{}\n{KEYS}", command::help()))?,
             Todo::Answer => self.answer()?,
             Todo::Type(text) => self.draft = text,
             Todo::Editor => match edit("") {
@@ -137,11 +144,12 @@ impl Plain {
             Todo::Copy(text) => {
                 let copy = crossterm::clipboard::CopyToClipboard::to_clipboard_from(&text);
                 crossterm::execute!(std::io::stderr(), copy)?;
-                eprintln!("{} bytes to the clipboard", text.len());
+                tell(&format!("{} bytes to the clipboard", text.len()));
             }
             Todo::List => {
+                let mut out = Output::lock();
                 for entry in self.talk.store.list() {
-                    println!("{} ({} messages)", entry.name, entry.turns);
+                    out.say_line(&format!("{} ({} messages)", entry.name, entry.turns))?;
                 }
             }
             Todo::Look(name, _) => self.fail(&format!("/set {name}: only the full screen has it")),
@@ -150,7 +158,7 @@ impl Plain {
                 match self.worker.reports.recv()? {
                     Report::Ready(about) => {
                         self.talk.about = about;
-                        eprintln!("{} on {}", self.talk.about.name, self.talk.about.place);
+                        tell(&format!("{} on {}", self.talk.about.name, self.talk.about.place));
                     }
                     Report::Failed(e) => self.fail(&e),
                     other => note(&other),
@@ -164,7 +172,7 @@ impl Plain {
     /// Has the chat answered. A message that cannot be is taken back, and the chat goes on.
     fn answer(&mut self) -> Result<()> {
         self.worker.stop.store(false, Ordering::Relaxed);
-        let ask = self.talk.ask()?;
+        let ask = self.talk.ask();
         self.worker.orders.send(Order::Ask(ask)).ok().context("the engine stopped")?;
         let mut out = Output::lock();
         loop {
@@ -176,7 +184,7 @@ impl Plain {
                 }
                 Report::Done(outcome) => {
                     let ended = ending(&outcome.stats);
-                    match self.talk.heard(outcome)? {
+                    match self.talk.heard(outcome) {
                         Some(back) => self.unanswered(back, &ended.unwrap_or(EMPTY.into())),
                         None => {
                             writeln!(out, "{}", ended.map_or(String::new(), |said| format!(" [{said}]")))?;
@@ -199,15 +207,15 @@ impl Plain {
     /// Says why no reply came. The message is there to be changed and sent again; in a pipe nobody could do that.
     fn unanswered(&mut self, back: Back, why: &str) {
         if std::io::stderr().is_terminal() {
-            eprint!("{CLEAR}");
+            let _ = write!(std::io::stderr(), "{CLEAR}");
         }
         self.fail(why);
         match back {
-            Back::Chat => eprintln!("the chat is as it was before /regen"),
+            Back::Chat => tell("the chat is as it was before /regen"),
             Back::Message(message) if std::io::stdin().is_terminal() && !dumb() => self.draft = message,
             Back::Message(message) => {
                 self.talk.stop_editing();
-                eprintln!("left out of the chat: {}", beginning(&message));
+                tell(&format!("left out of the chat: {}", beginning(&message)));
             }
         }
     }
@@ -216,7 +224,7 @@ impl Plain {
 /// Says what is not part of a reply.
 pub fn note(report: &Report) {
     if let Report::Note(text) = report {
-        eprintln!("{text}");
+        tell(text);
     }
 }
 
@@ -224,13 +232,31 @@ pub fn note(report: &Report) {
 fn progress(done: usize, total: usize, rate: f64) {
     if rate > 0.0 && std::io::stderr().is_terminal() {
         let end = if done == total { CLEAR } else { "" };
-        eprint!("\rreading {} of {} tokens, {rate:.0} tok/s{end}", grouped(done), grouped(total));
+        let (done, total) = (grouped(done), grouped(total));
+        let _ = write!(std::io::stderr(), "\rreading {done} of {total} tokens, {rate:.0} tok/s{end}");
     }
 }
 
 /// A line that ends with a backslash is not finished; Tab completes commands.
-#[derive(Helper, Highlighter, Hinter)]
+#[derive(Helper, Hinter)]
 struct Lines;
+
+impl Highlighter for Lines {
+    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
+        if is_printable(line) { line.into() } else { printable(line).into() }
+    }
+
+    fn highlight_char(&self, line: &str, _: usize, _: CmdKind) -> bool {
+        !is_printable(line)
+    }
+}
+
+/// Keeps what was typed, for this user alone.
+fn save_history(editor: &mut Editor<Lines, FileHistory>, path: &Path) -> Result<()> {
+    path.parent().map(private::create_dir).transpose()?;
+    own(path, || private::open_or_create(path))?;
+    Ok(editor.save_history(path)?)
+}
 
 impl Validator for Lines {
     fn validate(&self, input: &mut ValidationContext<'_>) -> rustyline::Result<ValidationResult> {

@@ -1,12 +1,14 @@
-//! Chats as JSON files, one each, written beside and renamed, so that whatever happens one whole version is there.
+//! Chats as JSON files, one each, written beside and renamed, so that whatever happens one whole version is there. Other
+//! users of the machine can neither read nor replace them.
 //!
 //! It knows no terminal and no model. Next: [`super::talk`].
 
-use anyhow::{Context as _, Result, bail};
+use crate::private;
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -122,10 +124,14 @@ pub struct Entry {
     pub changed: u64,
 }
 
+/// Bytes of a chat at most, files in it included.
+const MAX_BYTES: u64 = 1 << 30;
+
 /// A directory of chats. Other windows may write in it too.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Store {
-    dir: PathBuf,
+    /// None where the user has no home: nothing is stored then.
+    dir: Option<PathBuf>,
     /// What each chat's file was when it was last read or written here, by its id.
     seen: HashMap<String, u64>,
 }
@@ -133,21 +139,24 @@ pub struct Store {
 impl Store {
     /// Chats in `dir`, which need not be there yet.
     pub fn new(dir: PathBuf) -> Self {
-        Store { dir, seen: HashMap::new() }
+        Store { dir: Some(dir), seen: HashMap::new() }
     }
 
-    /// `$XDG_DATA_HOME/kimi/chats`, by default under `~/.local/share`.
-    pub fn of_user() -> Result<Self> {
-        let data = xdg("XDG_DATA_HOME", ".local/share")
-            .context("HOME: expected a directory for chats, found none")?;
-        Ok(Store::new(data.join("kimi/chats")))
+    /// `$XDG_DATA_HOME/kimi/chats`, by default under `~/.local/share`. Without a home nothing can be stored.
+    pub fn of_user() -> Self {
+        let data = xdg("XDG_DATA_HOME", ".local/share");
+        data.map_or_else(Store::default, |data| Store::new(data.join("kimi/chats")))
+    }
+
+    fn dir(&self) -> Result<&Path> {
+        self.dir.as_deref().context("HOME: expected a directory for chats, found none")
     }
 
     /// Writes a chat. One without messages leaves no file, unless it had one and has a title. Where another window
     /// changed the file since it was read or written here, that is left alone: the chat becomes a copy with an id
     /// of its own, which is what is returned.
     pub fn save(&mut self, chat: &mut Chat) -> Result<bool> {
-        let path = self.path(&chat.id);
+        let path = self.path(&chat.id)?;
         let there = hash_of(&path)?;
         let foreign = there.is_some() && there != self.seen.get(&chat.id).copied();
         if chat.turns.is_empty() && (foreign || there.is_none() || chat.title.is_empty()) {
@@ -161,23 +170,26 @@ impl Store {
             chat.id = Chat::new(None).id;
         }
         let bytes = serde_json::to_vec(chat)?;
-        self.write(&chat.id, &bytes).with_context(|| self.dir.display().to_string())?;
+        let dir = self.dir()?;
+        self.write(&chat.id, &bytes).with_context(|| dir.display().to_string())?;
         self.seen.insert(chat.id.clone(), hash(&bytes));
         Ok(foreign)
     }
 
     fn write(&self, id: &str, bytes: &[u8]) -> Result<()> {
-        std::fs::create_dir_all(&self.dir)?;
-        let mut file = tempfile::NamedTempFile::new_in(&self.dir)?;
-        file.write_all(bytes)?;
+        let dir = self.dir()?;
+        own(dir, || private::create_dir(dir))?;
+        let mut file = tempfile::NamedTempFile::new_in(dir)?; // of mode 0600
+        // Not through the wrapper, whose errors name the file that nobody else sees.
+        file.as_file_mut().write_all(bytes)?;
         file.as_file().sync_data()?;
-        file.persist(self.path(id))?;
+        file.persist(self.path(id)?)?;
         Ok(())
     }
 
     /// Reads a chat.
     pub fn load(&mut self, id: &str) -> Result<Chat> {
-        let (chat, hash) = read(&self.path(id))?;
+        let (chat, hash) = read(&self.path(id)?)?;
         self.seen.insert(chat.id.clone(), hash);
         Ok(chat)
     }
@@ -195,7 +207,7 @@ impl Store {
 
     /// All chats that can be read, the newest first.
     pub fn list(&self) -> Vec<Entry> {
-        let files = std::fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|e| e.path());
+        let files = self.dir.iter().flat_map(std::fs::read_dir).flatten().flatten().map(|e| e.path());
         let chats =
             files.filter(|p| p.extension().is_some_and(|e| e == "json")).filter_map(|p| read(&p).ok());
         let mut all: Vec<Entry> = chats
@@ -205,15 +217,18 @@ impl Store {
         all
     }
 
-    fn path(&self, id: &str) -> PathBuf {
-        self.dir.join(format!("{id}.json"))
+    fn path(&self, id: &str) -> Result<PathBuf> {
+        Ok(self.dir()?.join(format!("{id}.json")))
     }
 }
 
 /// A chat's file, and what it is told from others by.
 fn read(path: &Path) -> Result<(Chat, u64)> {
     let place = || path.display().to_string();
-    let bytes = std::fs::read(path).with_context(place)?;
+    let mut bytes = Vec::new();
+    let file = private::open(path).with_context(place)?;
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(place)?;
+    ensure!(bytes.len() as u64 <= MAX_BYTES, "{}: expected at most {MAX_BYTES} bytes, found more", place());
     let mut chat: Chat = serde_json::from_slice(&bytes).with_context(place)?;
     // The file's name is what it is found by, whatever was written in it.
     chat.id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
@@ -222,11 +237,32 @@ fn read(path: &Path) -> Result<(Chat, u64)> {
 
 /// Of a file, if there is one. Times of change are too coarse to tell two windows' writes apart.
 fn hash_of(path: &Path) -> Result<Option<u64>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(Some(hash(&bytes))),
+    let read = |file: std::fs::File| {
+        let mut bytes = Vec::new();
+        file.take(MAX_BYTES).read_to_end(&mut bytes).map(|_| Some(hash(&bytes)))
+    };
+    match private::open(path).and_then(read) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
-        Err(e) => Err(e).with_context(|| path.display().to_string()),
+        hash => hash.with_context(|| path.display().to_string()),
     }
+}
+
+/// Makes a file or directory of this user, and takes all rights of other users from it.
+pub fn own<T>(path: &Path, make: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let about = std::fs::symlink_metadata(path).ok();
+        let shared = |about: &std::fs::Metadata| {
+            !about.is_symlink()
+                && private::foreign_owner(about).is_none()
+                && about.permissions().mode() & 0o077 != 0
+        };
+        if let Some(about) = about.filter(shared) {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(about.permissions().mode() & 0o700))?;
+        }
+    }
+    make()
 }
 
 fn hash(bytes: &[u8]) -> u64 {
@@ -305,6 +341,40 @@ mod tests {
         let mut gone = Chat { turns: vec![], ..one.clone() };
         there.save(&mut gone).unwrap();
         assert_eq!(here.load(&one.id).unwrap(), one, "what another window wrote is not removed");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn other_users_of_the_machine_see_no_chats() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let chats = dir.path().join("kimi/chats");
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        // As an older version left it.
+        std::fs::create_dir_all(&chats).unwrap();
+        std::fs::set_permissions(&chats, PermissionsExt::from_mode(0o755)).unwrap();
+        let mut store = Store::new(chats.clone());
+        let mut one = chat("hi");
+        store.save(&mut one).unwrap();
+        let file = chats.join(format!("{}.json", one.id));
+        assert_eq!((mode(&chats), mode(&file)), (0o700, 0o600));
+        symlink(&file, chats.join("link.json")).unwrap();
+        assert!(
+            std::process::Command::new("mkfifo").arg(chats.join("pipe.json")).status().unwrap().success()
+        );
+        assert_eq!(store.list().len(), 1, "links and pipes are no chats, and nothing is waited for");
+        let found = |id: &str| format!("{:#}", Store::new(chats.clone()).load(id).unwrap_err());
+        let expected = "expected a file that only this user may write, found";
+        assert!(found("link").ends_with(&format!("{expected} a symbolic link")), "{}", found("link"));
+        assert!(found("pipe").contains(expected), "{}", found("pipe"));
+    }
+
+    #[test]
+    fn without_a_home_nothing_is_stored() {
+        let mut store = Store::default();
+        let e = store.save(&mut chat("hi")).unwrap_err().to_string();
+        assert_eq!(e, "HOME: expected a directory for chats, found none");
+        assert!(store.list().is_empty() && store.load("x").is_err());
     }
 
     #[test]

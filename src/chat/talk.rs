@@ -8,6 +8,7 @@ use super::reply::{About, Ask, Outcome};
 use super::settings::Settings;
 use super::store::{Attached, Chat, Role, Store, Turn};
 use crate::ask::document;
+use crate::cli::one_line;
 use crate::generate::{Ended, Stats};
 use crate::session::Error;
 use anyhow::{Context as _, Result, bail};
@@ -36,6 +37,8 @@ pub struct Talk {
     pub note: Option<String>,
     system: Option<String>,
     taken: Option<Taken>,
+    /// The chat could not be written the last time.
+    unsaved: bool,
 }
 
 /// What `/edit` or `/regen` took from the end of the chat. On disk it stays until there is text in its place.
@@ -92,6 +95,7 @@ impl Talk {
             note: None,
             system,
             taken: None,
+            unsaved: false,
         }
     }
 
@@ -145,14 +149,14 @@ impl Talk {
 
     /// The chat as it asks for a reply, whose turn begins empty. On disk the message is safe from here on, if it
     /// takes the place of nothing there.
-    pub fn ask(&mut self) -> Result<Ask> {
+    pub fn ask(&mut self) -> Ask {
         let ask =
             Ask { system: self.chat.system.clone(), turns: self.chat.turns.clone(), settings: self.settings };
         if self.taken.is_none() {
-            self.store_chat()?;
+            self.keep();
         }
         self.chat.turns.push(Turn::new(Role::Assistant, ""));
-        Ok(ask)
+        ask
     }
 
     /// Text of the reply.
@@ -167,17 +171,17 @@ impl Talk {
 
     /// The end of the reply. One that was stopped before it began counts as none, and so does an empty one that
     /// would replace something.
-    pub fn heard(&mut self, outcome: Outcome) -> Result<Option<Back>> {
+    pub fn heard(&mut self, outcome: Outcome) -> Option<Back> {
         let needed = outcome.stats.ended == Ended::Cancelled || self.taken.is_some();
         if needed && !self.replied() {
-            return Ok(self.give_up());
+            return self.give_up();
         }
         if let Some(turn) = self.chat.turns.last_mut() {
             turn.ids = outcome.ids;
         }
         self.last = Some(outcome.stats);
-        self.store_chat()?;
-        Ok(None)
+        self.keep();
+        None
     }
 
     /// Whether the last turn is a reply with text.
@@ -188,8 +192,7 @@ impl Talk {
     /// The end of a reply that failed. What there is of it stays.
     pub fn give_up(&mut self) -> Option<Back> {
         let back = if self.replied() { None } else { self.nothing_came() };
-        // Why it failed is told already; the next change is saved again.
-        let _ = self.store_chat();
+        self.keep();
         back
     }
 
@@ -210,6 +213,18 @@ impl Talk {
             self.files.clear();
         }
         edited
+    }
+
+    /// Writes the chat as it is. Where that fails, as on a full disk, a note says so once, and the chat goes on.
+    pub fn keep(&mut self) {
+        match self.store_chat() {
+            Ok(()) => self.unsaved = false,
+            Err(_) if self.unsaved => {}
+            Err(e) => {
+                self.unsaved = true;
+                self.note = Some(format!("{}: it goes on unsaved", one_line(&e)));
+            }
+        }
     }
 
     /// Writes the chat as it is; one without messages has no file.
@@ -346,7 +361,11 @@ impl Talk {
         };
         let path = command::expand(&if path.is_empty() { named() } else { path });
         let file = std::fs::File::create_new(&path).with_context(|| path.display().to_string())?;
-        std::io::Write::write_all(&mut &file, self.markdown().as_bytes())?;
+        let written = std::io::Write::write_all(&mut &file, self.markdown().as_bytes());
+        if written.is_err() {
+            let _ = std::fs::remove_file(&path);
+        }
+        written.with_context(|| path.display().to_string())?;
         Ok(format!("written to {}", path.display()))
     }
 

@@ -7,6 +7,7 @@ use super::app::{App, Effect, Event};
 use super::input::History;
 use super::view::view;
 use super::worker::{Order, Worker};
+use crate::output::tell;
 use anyhow::{Context as _, Result, bail};
 use crossterm::clipboard::CopyToClipboard;
 use crossterm::event::{
@@ -117,7 +118,7 @@ pub fn run(mut app: App, worker: Worker) -> Result<()> {
         app.talk.store_chat()?;
     }
     if let Some(note) = app.talk.note.take() {
-        eprintln!("{note}");
+        tell(&note);
     }
     outcome.and(worker.close())
 }
@@ -160,9 +161,7 @@ fn go(app: &mut App, screen: &mut Screen, worker: &Worker, ended: &AtomicBool) -
         if app.busy() && saved.elapsed() >= SAVE {
             saved = Instant::now();
             events.push(Event::Memory(resident()));
-            if let Err(e) = app.talk.store_chat() {
-                app.complain(&e);
-            }
+            app.talk.keep();
         }
     }
     Ok(())

@@ -1,0 +1,189 @@
+//! Opens files and directories that belong to this user alone: it follows no symbolic link, waits for no pipe, and
+//! refuses a file that another user owns or may write.
+//!
+//! The checks are Unix's; elsewhere the directory's own access rules are all there is.
+
+use std::fs::{DirBuilder, File, Metadata, OpenOptions};
+use std::io::{Error, ErrorKind, Result};
+use std::path::Path;
+
+/// Permission bits that let other users write.
+#[cfg(unix)]
+const OTHERS_WRITE: u32 = 0o022;
+
+/// Opens a file for reading.
+///
+/// # Errors
+/// `InvalidData` for a symbolic link, anything but a regular file, a foreign owner, or a mode that lets others write.
+pub fn open(path: &Path) -> Result<File> {
+    checked(OpenOptions::new().read(true), path)
+}
+
+/// Opens a file that must be there for reading and appending.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_append(path: &Path) -> Result<File> {
+    checked(OpenOptions::new().read(true).append(true), path)
+}
+
+/// Opens a file for reading and appending; makes it with mode 0600 where it is missing.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_or_create(path: &Path) -> Result<File> {
+    checked(OpenOptions::new().read(true).append(true).create(true), path)
+}
+
+/// Makes a new file with mode 0600.
+///
+/// # Errors
+/// `AlreadyExists` if anything has the name, a dangling link too.
+pub fn create_new(path: &Path) -> Result<File> {
+    checked(OpenOptions::new().write(true).create_new(true), path)
+}
+
+/// Makes a directory and those above it with mode 0700 where they are missing.
+///
+/// # Errors
+/// `PermissionDenied` for a directory of another user.
+pub fn create_dir(path: &Path) -> Result<()> {
+    let mut builder = DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.recursive(true).create(path)?;
+    match foreign_owner(&std::fs::metadata(path)?) {
+        Some(owner) => {
+            let message = format!("expected a directory of this user, found one of user {owner}");
+            Err(Error::new(ErrorKind::PermissionDenied, message))
+        }
+        None => Ok(()),
+    }
+}
+
+/// The mode of a file or directory, if it lets other users write.
+#[cfg(unix)]
+pub fn writable_by_others(about: &Metadata) -> Option<u32> {
+    let mode = std::os::unix::fs::MetadataExt::mode(about) & 0o7777;
+    (mode & OTHERS_WRITE != 0).then_some(mode)
+}
+
+/// The mode of a file or directory, if it lets other users write: never on this system.
+#[cfg(not(unix))]
+pub fn writable_by_others(_: &Metadata) -> Option<u32> {
+    None
+}
+
+/// The owner, if it is not this process's user.
+#[cfg(unix)]
+pub fn foreign_owner(about: &Metadata) -> Option<u32> {
+    let owner = std::os::unix::fs::MetadataExt::uid(about);
+    (owner != rustix::process::geteuid().as_raw()).then_some(owner)
+}
+
+/// The owner, if it is not this process's user: never on this system.
+#[cfg(not(unix))]
+pub fn foreign_owner(_: &Metadata) -> Option<u32> {
+    None
+}
+
+fn checked(options: &mut OpenOptions, path: &Path) -> Result<File> {
+    #[cfg(unix)]
+    {
+        use rustix::fs::OFlags;
+        use std::os::unix::fs::OpenOptionsExt;
+        options.mode(0o600).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32);
+    }
+    let file = options.open(path).map_err(|e| if is_link(path, &e) { bad("a symbolic link") } else { e })?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Err(bad("something else"));
+    }
+    if let Some(owner) = foreign_owner(&about) {
+        return Err(bad(&format!("one of user {owner}")));
+    }
+    if let Some(mode) = writable_by_others(&about) {
+        return Err(bad(&format!("mode {mode:04o}")));
+    }
+    Ok(file)
+}
+
+/// Whether a file was not opened because it is a link.
+fn is_link(path: &Path, e: &Error) -> bool {
+    let link = || std::fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
+    !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) && link()
+}
+
+fn bad(found: &str) -> Error {
+    Error::new(
+        ErrorKind::InvalidData,
+        format!("expected a file that only this user may write, found {found}"),
+    )
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{PermissionsExt, chown, symlink};
+    use std::time::{Duration, Instant};
+
+    fn refused(path: &Path, found: &str) {
+        let start = Instant::now();
+        for open in [open, open_append, open_or_create] {
+            let error = open(path).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::InvalidData, "{error}");
+            let expected = format!("expected a file that only this user may write, found {found}");
+            assert_eq!(error.to_string(), expected);
+        }
+        assert!(start.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn files_are_made_for_their_owner() {
+        let dir = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+        for (name, make) in [("a", create_new as fn(&Path) -> Result<File>), ("b", open_or_create)] {
+            let path = dir.path().join(name);
+            drop(make(&path).unwrap());
+            assert_eq!(mode(&path), 0o600);
+            drop((open(&path).unwrap(), open_append(&path).unwrap()));
+            assert_eq!(create_new(&path).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        }
+        let deep = dir.path().join("c/d");
+        create_dir(&deep).unwrap();
+        assert_eq!((mode(&deep), mode(&dir.path().join("c"))), (0o700, 0o700));
+    }
+
+    #[test]
+    fn links_pipes_and_open_modes_are_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("file"), "x").unwrap();
+        symlink(path("file"), path("link")).unwrap();
+        refused(&path("link"), "a symbolic link");
+        symlink(path("nothing"), path("dangling")).unwrap();
+        assert_eq!(create_new(&path("dangling")).unwrap_err().kind(), ErrorKind::AlreadyExists);
+        let made = std::process::Command::new("mkfifo").arg(path("pipe")).status().unwrap();
+        assert!(made.success());
+        refused(&path("pipe"), "something else");
+        for mode in [0o620, 0o602, 0o666] {
+            std::fs::set_permissions(path("file"), PermissionsExt::from_mode(mode)).unwrap();
+            refused(&path("file"), &format!("mode {mode:04o}"));
+        }
+    }
+
+    #[test]
+    fn other_users_files_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, sub) = (dir.path().join("file"), dir.path().join("sub"));
+        drop(create_new(&file).unwrap());
+        create_dir(&sub).unwrap();
+        if chown(&file, Some(12345), None).and_then(|()| chown(&sub, Some(12345), None)).is_err() {
+            println!("skipped: only root may give files away");
+            return;
+        }
+        refused(&file, "one of user 12345");
+        let error = create_dir(&sub).unwrap_err().to_string();
+        assert_eq!(error, "expected a directory of this user, found one of user 12345");
+    }
+}
