@@ -2,6 +2,9 @@
 //! server is in.
 
 use super::errors::ApiError;
+use super::host_check::HostPolicy;
+use super::intake::Intake;
+use super::limits::{HttpLimits, LimitEvents};
 use super::metrics::Metrics;
 use crate::batch::{Client, Command, Gauges, Job, Limits, StateBytes, Update};
 use crate::engine::Engine;
@@ -36,6 +39,10 @@ pub struct Options {
     pub timeout: Option<Duration>,
     /// Bytes of a request.
     pub max_body: usize,
+    /// Limits on connections and bodies.
+    pub http: HttpLimits,
+    /// Hosts whose requests are served.
+    pub hosts: HostPolicy,
     /// Keys, one of which a request has to bring; none: no key is asked for.
     pub keys: Vec<String>,
     /// Whether requests with different keys reuse each other's prefixes.
@@ -108,6 +115,10 @@ pub struct App {
     pub options: Options,
     /// What is counted.
     pub metrics: Metrics,
+    /// Events at limits.
+    pub limits: LimitEvents,
+    /// Bodies on their way in.
+    pub intake: Intake,
     /// When it started, in seconds of Unix time.
     pub started: u64,
     ready: OnceLock<Ready>,
@@ -170,6 +181,8 @@ impl App {
     /// A server whose model is still loading.
     pub fn new(options: Options) -> Arc<Self> {
         Arc::new(App {
+            intake: Intake::new(&options.http),
+            limits: LimitEvents::default(),
             options,
             metrics: Metrics::default(),
             started: unix_seconds(),

@@ -1,21 +1,29 @@
 //! A JSON body read in parts: each part takes the fields it knows and says which one is wrong.
 
+use super::app::App;
 use super::errors::ApiError;
-use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use super::intake::{Received, Room, receive};
+use super::json;
+use super::limits::Event;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use std::sync::Arc;
 
 /// A JSON object that was sent.
 #[derive(Debug)]
-pub struct Body(Value);
+pub struct Body {
+    value: Value,
+    /// Bytes it was sent in.
+    size: usize,
+    _room: Room,
+}
 
 impl Body {
     /// The fields that `T` has; an error names the one that is wrong.
     pub fn part<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        serde_path_to_error::deserialize(&self.0).map_err(|e| {
+        serde_path_to_error::deserialize(&self.value).map_err(|e| {
             let path = e.path().to_string();
             if path == "." {
                 ApiError::malformed(StatusCode::BAD_REQUEST, e.inner())
@@ -27,14 +35,19 @@ impl Body {
 
     /// A field that is there and not null.
     pub fn field(&self, name: &str) -> Option<&Value> {
-        self.0.get(name).filter(|v| !v.is_null())
+        self.value.get(name).filter(|v| !v.is_null())
+    }
+
+    /// Bytes it was sent in.
+    pub fn size(&self) -> usize {
+        self.size
     }
 }
 
-impl<S: Send + Sync> FromRequest<S> for Body {
+impl FromRequest<Arc<App>> for Body {
     type Rejection = ApiError;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         // A page of another origin may send forms and plain text unasked, but not JSON.
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
@@ -42,23 +55,21 @@ impl<S: Send + Sync> FromRequest<S> for Body {
             let why = format!("Content-Type: expected application/json, found {kind:?}");
             return Err(ApiError::malformed(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
         }
-        let bytes = Bytes::from_request(request, state).await.map_err(unread)?;
-        let value: Value = serde_json::from_slice(&bytes)
-            .map_err(|e| ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: expected JSON: {e}")))?;
+        let declared =
+            request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
+        let Received { bytes, room } = receive(app, declared, request.into_body()).await?;
+        let size = bytes.len();
+        let parsed = app.intake.run(size, move |cancelled| json::parse(&bytes, cancelled)).await?;
+        let value = parsed.map_err(|e| {
+            if matches!(e, json::Error::TooMany(..)) {
+                app.limits.note(Event::JsonSize);
+            }
+            ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}"))
+        })?;
         if value.is_object() {
-            Ok(Body(value))
+            Ok(Body { value, size, _room: room })
         } else {
             Err(ApiError::malformed(StatusCode::BAD_REQUEST, "body: expected a JSON object"))
         }
-    }
-}
-
-fn unread(e: BytesRejection) -> ApiError {
-    match e.status() {
-        StatusCode::PAYLOAD_TOO_LARGE => ApiError::malformed(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            "body: larger than the server takes (--max-body)",
-        ),
-        _ => ApiError::malformed(StatusCode::BAD_REQUEST, e.body_text()),
     }
 }

@@ -46,8 +46,8 @@ pub async fn completions(
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
     // Rendering and tokenizing a long conversation takes a while.
-    let prepared = tokio::task::spawn_blocking(move || prepare(&preparing, &body, owner)).await;
-    let (request, ask, markup) = prepared.map_err(ApiError::internal)??;
+    let prepared = app.intake.run(body.size(), move |_| prepare(&preparing, &body, owner)).await;
+    let (request, ask, markup) = prepared??;
     let head = Head::new(&app, "chatcmpl");
     let reply = |_| Reply { markup: markup.clone(), ..Reply::default() };
     let replies = (0..ask.rules.len()).map(reply).collect();

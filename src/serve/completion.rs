@@ -43,15 +43,9 @@ pub async fn completions(
     body: Body,
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
-    let prepared = tokio::task::spawn_blocking(move || prepare(&preparing, &body)).await;
-    let (request, asks) = prepared.map_err(ApiError::internal)??;
+    let prepared = app.intake.run(body.size(), move |_| prepare(&preparing, &body)).await;
+    let (request, asks, texts) = prepared??;
     let engine = app.ready()?.engine.clone();
-    let echo = request.echo.unwrap_or(false);
-    let begin = |ask: &Ask| if echo { engine.tokenizer().decode(&ask.prompt) } else { String::new() };
-    let texts: Vec<Text> = asks
-        .iter()
-        .flat_map(|ask| ask.rules.iter().map(|_| Text { text: begin(ask), ..Text::default() }))
-        .collect();
     let head = Head::new(&app, "cmpl");
     let n = asks.first().map_or(1, |ask| ask.rules.len());
     let prompt_tokens = asks.iter().map(|ask| ask.prompt.len()).sum();
@@ -63,7 +57,7 @@ pub async fn completions(
     texts.whole(answers).await.map(|answer| Json(answer).into_response())
 }
 
-fn prepare(app: &App, body: &Body) -> Result<(CompletionRequest, Vec<Ask>), ApiError> {
+fn prepare(app: &App, body: &Body) -> Result<(CompletionRequest, Vec<Ask>, Vec<Text>), ApiError> {
     let ready = app.ready()?;
     let mut request: CompletionRequest = body.part()?;
     let how: Generation = body.part()?;
@@ -89,8 +83,15 @@ fn prepare(app: &App, body: &Body) -> Result<(CompletionRequest, Vec<Ask>), ApiE
         let ask = prepare::ask(app, ready, prompt, &how, grammar.as_ref())?;
         Ok(Ask { logprobs, ..ask })
     };
-    let asks = prompts.into_iter().map(ask).collect::<Result<_, ApiError>>()?;
-    Ok((request, asks))
+    let asks = prompts.into_iter().map(ask).collect::<Result<Vec<Ask>, ApiError>>()?;
+    let echo = request.echo.unwrap_or(false);
+    let begin = |ask: &Ask| if echo { ready.engine.tokenizer().decode(&ask.prompt) } else { String::new() };
+    let texts = asks.iter().flat_map(|ask| {
+        let text = begin(ask);
+        ask.rules.iter().map(move |_| Text { text: text.clone(), ..Text::default() })
+    });
+    let texts = texts.collect();
+    Ok((request, asks, texts))
 }
 
 fn ids(ready: &Ready, prompt: Prompt) -> Result<Vec<Vec<u32>>, ApiError> {

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use models::visible::visible;
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -29,6 +30,33 @@ pub struct ErrorBody {
     pub error: ErrorDetail,
 }
 
+/// Bytes that an error quotes of a text from a request, from its beginning.
+const QUOTED_BYTES: usize = 200;
+/// Bytes that an error keeps of a longer message's end, where what was expected is said.
+const TAIL_BYTES: usize = 200;
+
+/// A message for one line: control characters are spelled, and the middle of a long one is left out.
+fn one_line(message: &str) -> String {
+    let message = message.trim();
+    let line = if message.len() <= QUOTED_BYTES + TAIL_BYTES {
+        message.to_owned()
+    } else {
+        let (head, tail) = (
+            message.floor_char_boundary(QUOTED_BYTES),
+            message.ceil_char_boundary(message.len() - TAIL_BYTES),
+        );
+        format!("{}... [{} bytes] ...{}", &message[..head], tail - head, &message[tail..])
+    };
+    visible(&line.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
+}
+
+/// The beginning of a text from a request, for a place in an error or the log.
+pub fn quoted(text: &str) -> String {
+    let end = text.floor_char_boundary(QUOTED_BYTES);
+    let more = if end < text.len() { "..." } else { "" };
+    format!("{}{more}", visible(&text[..end]))
+}
+
 /// A request that is not done.
 #[derive(Clone, Debug)]
 pub struct ApiError {
@@ -40,12 +68,13 @@ pub struct ApiError {
 
 impl ApiError {
     fn new(status: StatusCode, kind: &'static str, code: Option<&'static str>, message: String) -> Self {
+        let message = one_line(&message);
         ApiError { status, detail: ErrorDetail { message, kind, param: None, code } }
     }
 
     /// A field that is wrong: place, expected, found.
     pub fn invalid(param: &str, why: impl ToString) -> Self {
-        let message = format!("{param}: {}", why.to_string());
+        let message = format!("{}: {}", quoted(param), why.to_string());
         let error =
             Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", Some("invalid_value"), message);
         error.about(param)
@@ -72,12 +101,15 @@ impl ApiError {
 
     /// No such path.
     pub fn no_route(path: &str) -> Self {
-        Self::malformed(StatusCode::NOT_FOUND, format!("{path}: no such endpoint; /openapi.json lists them"))
+        Self::malformed(
+            StatusCode::NOT_FOUND,
+            format!("{}: no such endpoint; /openapi.json lists them", quoted(path)),
+        )
     }
 
     /// No such model.
     pub fn no_model(found: &str, served: &str) -> Self {
-        let message = format!("model: expected {served}, found {found}");
+        let message = format!("model: expected {served}, found {}", quoted(found));
         let code = Some("model_not_found");
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", code, message).about("model")
     }
@@ -94,6 +126,12 @@ impl ApiError {
         let message = format!("the queue is full: {placed} requests run or wait; try again later");
         let code = Some("queue_full");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message)
+    }
+
+    /// Other bodies fill the memory for them.
+    pub fn overloaded(most: usize) -> Self {
+        let message = format!("bodies of requests fill their {most} bytes of memory; try again later");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("overloaded"), message)
     }
 
     /// The server is starting or ending.
@@ -115,7 +153,7 @@ impl ApiError {
 
     /// Names the field.
     pub fn about(mut self, param: &str) -> Self {
-        self.detail.param = Some(param.to_owned());
+        self.detail.param = Some(quoted(param));
         self
     }
 
@@ -136,5 +174,23 @@ impl IntoResponse for ApiError {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_lines_of_bounded_length() {
+        assert_eq!(one_line("a:\n\tb\u{1b}[2K\u{9b}"), "a: b^[[2K<U+009B>");
+        let long = format!("unknown variant `{}`, expected `a` or `b`", "é".repeat(50_000));
+        let line = one_line(&long);
+        assert!(line.len() < 450 && line.starts_with("unknown variant `é"), "{line}");
+        assert!(line.contains(" bytes] ...") && line.ends_with("expected `a` or `b`"), "{line}");
+        assert_eq!(quoted(&"é".repeat(150)), format!("{}...", "é".repeat(100)));
+        let error = ApiError::no_model(&"x".repeat(100_000), "tiny");
+        assert!(error.detail.message.len() < 300, "{}", error.detail.message);
+        assert!(error.about(&"y".repeat(1000)).detail.param.unwrap().len() < 210);
     }
 }

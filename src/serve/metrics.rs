@@ -61,6 +61,10 @@ pub fn text(app: &App) -> String {
     let (first, next) = (m.first_token.clone(), m.next_token.clone());
     r.register_with_unit("first_token", "From the request to the first token", Unit::Seconds, first);
     r.register_with_unit("next_token", "From a token to the next", Unit::Seconds, next);
+    let events = app.limits.counts.clone();
+    r.register("http_limit", "Events at limits on connections and bodies", events);
+    let open = app.limits.connections.load(Ordering::Relaxed);
+    r.register("http_connections", "Open connections", ConstGauge::new(open));
     if let Some(ready) = app.loaded() {
         let g = &ready.gauges;
         let gauges = [

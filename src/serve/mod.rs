@@ -1,6 +1,6 @@
 //! `kimi serve`: the model behind OpenAI's HTTP interface. The only module that knows HTTP.
 //!
-//! A request's way: `routes` (key, size, path) -> `body` (JSON in parts) -> `prepare` (values checked) -> `app`
+//! A request's way: `listener` (connections) -> `routes` (Host, key, path) -> `body` (JSON in parts) -> `prepare` (values checked) -> `app`
 //! (handed to the thread of [`crate::batch`]) -> `chat`, `completion` or `responses` (what came back, whole or as events).
 
 mod api;
@@ -8,7 +8,13 @@ mod app;
 mod body;
 mod chat;
 mod completion;
+mod connections;
 mod errors;
+mod host_check;
+mod intake;
+mod json;
+mod limits;
+mod listener;
 mod markup;
 mod metrics;
 mod openapi;
@@ -23,5 +29,8 @@ mod tokenize;
 mod tools;
 
 pub use app::{App, Options};
+pub use host_check::HostPolicy;
+pub use limits::HttpLimits;
+pub use listener::listen;
 pub use routes::router;
 pub use start::{ServeArgs, host, run};

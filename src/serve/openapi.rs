@@ -61,12 +61,18 @@ pub enum Refusals {
     /// No key, or a wrong one
     #[response(status = 401)]
     Key(ErrorBody),
+    /// Host or Origin of another site, on a server that listens on loopback
+    #[response(status = 403)]
+    Forbidden(ErrorBody),
     /// No such model or path
     #[response(status = 404)]
     Missing(ErrorBody),
-    /// Not to be asked by this method
+    /// Method not allowed
     #[response(status = 405)]
     Method(ErrorBody),
+    /// The body did not arrive in time
+    #[response(status = 408)]
+    Slow(ErrorBody),
     /// Too large
     #[response(status = 413)]
     Large(ErrorBody),
@@ -79,7 +85,7 @@ pub enum Refusals {
     /// The server failed
     #[response(status = 500)]
     Failed(ErrorBody),
-    /// The server is starting or ending
+    /// The server is starting or ending, or out of memory for bodies
     #[response(status = 503)]
     Unavailable(ErrorBody),
     /// Not done in time

@@ -1,10 +1,11 @@
-//! Paths and what every request passes on its way: size, time of upload, key, log.
+//! Paths, and the layers around them: log, Host and Origin, CORS, key.
 
 use super::api::{Health, ModelCard, ModelList};
 use super::app::App;
-use super::errors::ApiError;
-use super::{chat, completion, metrics, openapi, responses, tokenize};
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Path, Request, State};
+use super::errors::{ApiError, quoted};
+use super::{chat, completion, host_check, metrics, openapi, responses, tokenize};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{ConnectInfo, Path, Request, State};
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{Html, IntoResponse, Response};
@@ -40,16 +41,16 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/", get(page))
         .fallback(|uri: Uri| async move { ApiError::no_route(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
-            let why = format!("{}: not to be asked by {method}", uri.path());
+            let why = format!("{}: method {} not allowed", quoted(uri.path()), quoted(method.as_str()));
             ApiError::malformed(StatusCode::METHOD_NOT_ALLOWED, why)
         })
-        .layer(DefaultBodyLimit::max(app.options.max_body))
         .layer(middleware::from_fn_with_state(app.clone(), admit));
     let routes = match cors(&app.options.cors) {
         Some(layer) => routes.layer(layer),
         None => routes,
     };
-    routes.layer(middleware::from_fn(log)).with_state(app)
+    let checked = routes.layer(middleware::from_fn_with_state(app.clone(), host_check::check));
+    checked.layer(middleware::from_fn(log)).with_state(app)
 }
 
 fn cors(origins: &[String]) -> Option<CorsLayer> {
@@ -96,7 +97,7 @@ fn same(a: &str, b: &str) -> bool {
 
 /// A line for each request; what was asked stays out of it.
 async fn log(request: Request, next: Next) -> Response {
-    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    let (method, path) = (quoted(request.method().as_str()), quoted(request.uri().path()));
     let start = Instant::now();
     let response = next.run(request).await;
     let (status, ms) = (response.status().as_u16(), start.elapsed().as_millis() as u64);
@@ -167,7 +168,11 @@ pub async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiE
     params(("model" = String, Path, description = "The name")),
     responses((status = 200, description = "The model", body = ModelCard), openapi::Refusals)
 )]
-pub async fn model(State(app): State<Arc<App>>, Path(id): Path<String>) -> Result<Json<ModelCard>, ApiError> {
+pub async fn model(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<ModelCard>, ApiError> {
+    let Path(id) = id.map_err(|e| ApiError::malformed(e.status(), format!("model: {}", e.body_text())))?;
     let found = cards(&app)?.into_iter().find(|card| card.id == id);
     found.map(Json).ok_or_else(|| ApiError::no_model(&id, &app.options.names.join(" or ")))
 }

@@ -1,7 +1,9 @@
 //! The command: arguments, the listening socket, the thread that runs the model, and an orderly end.
 
 use super::app::{App, Options, Ready};
-use super::routes::router;
+use super::host_check::{HostPolicy, host_name};
+use super::limits::HttpLimits;
+use super::listener::{connection_limit, listen};
 use crate::batch::{self, Gauges, Limits};
 use crate::engine::{Engine, EngineArgs, at_least_one};
 use crate::inspect::machine;
@@ -10,14 +12,13 @@ use crate::sample::Sampling;
 use crate::snapshot::options::size;
 use anyhow::{Context as _, Result, bail};
 use kernels::backend::Backend;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 /// Arguments of `kimi serve`.
 #[derive(Clone, Debug, clap::Args)]
@@ -54,9 +55,12 @@ pub struct ServeArgs {
     /// Seconds a request may take (0: as long as it takes)
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     timeout: u64,
-    /// Megabytes a request may have
-    #[arg(long, value_name = "MB", default_value_t = 32)]
-    max_body: usize,
+    /// Size of a request's body at most, in MiB
+    #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=4096))]
+    max_body: u64,
+    /// Open connections at most (default: what the limit on open files allows, up to 4096)
+    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    max_connections: Option<usize>,
     /// A key that requests have to bring; may be given several times. Others can see it in the list of processes
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
@@ -70,6 +74,10 @@ pub struct ServeArgs {
     /// An origin whose web pages may ask (`*`: any); may be given several times
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
+    /// Serve requests whose Host header has this name; may be given several times. On loopback beside localhost,
+    /// 127.0.0.1 and [::1]; on other addresses any Host is served unless this is given
+    #[arg(long, value_name = "NAME", value_parser = host_name)]
+    allow_host: Vec<String>,
     /// Seconds that replies under way are given at the end
     #[arg(long, value_name = "SECONDS", default_value_t = 30)]
     drain: u64,
@@ -99,9 +107,12 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),
     }
-    let options = options(args)?;
+    let mut options = options(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(serve(args, App::new(options)))
+    runtime.block_on(async {
+        let listener = bind(args, &mut options).await?;
+        serve(args, App::new(options), listener).await
+    })
 }
 
 fn options(args: &ServeArgs) -> Result<Options> {
@@ -115,13 +126,16 @@ fn options(args: &ServeArgs) -> Result<Options> {
             bail!("{}: expected a key a line, found none", path.display());
         }
     }
+    let max_body = (args.max_body as usize) << 20;
     Ok(Options {
         sampling: args.sampling,
         max_tokens: args.max_tokens.max(1),
         queue: args.queue,
         queue_bytes: args.queue_memory,
         timeout: (args.timeout > 0).then(|| Duration::from_secs(args.timeout)),
-        max_body: args.max_body << 20,
+        max_body,
+        http: http_limits(args, max_body),
+        hosts: HostPolicy::Any,
         keys,
         share_prefix_cache: args.share_prefix_cache,
         cors: args.cors.clone(),
@@ -130,20 +144,33 @@ fn options(args: &ServeArgs) -> Result<Options> {
     })
 }
 
-async fn serve(args: &ServeArgs, app: Arc<App>) -> Result<()> {
+fn http_limits(args: &ServeArgs, max_body: usize) -> HttpLimits {
+    let fit = connection_limit();
+    let connections = args.max_connections.map_or(fit, |most| most.min(fit));
+    HttpLimits {
+        connections,
+        per_address: connections.div_ceil(2),
+        body_bytes: max_body.saturating_mul(4),
+        ..HttpLimits::default()
+    }
+}
+
+/// Binds the address, and checks the Host of requests as that demands.
+async fn bind(args: &ServeArgs, options: &mut Options) -> Result<TcpListener> {
     let address = format!("{}:{}", args.host, args.port);
     let listener = TcpListener::bind(&address).await.with_context(|| address.clone())?;
     let address = listener.local_addr()?;
-    tracing::info!(%address, "listening");
-    if !address.ip().is_loopback() && app.options.keys.is_empty() {
-        tracing::warn!("other machines can ask without a key: --api-key-file asks for one");
+    tracing::info!(%address, connections = options.http.connections, "listening");
+    if !address.ip().is_loopback() && options.keys.is_empty() {
+        tracing::warn!("listening on a public address without an API key; set --api-key-file");
     }
-    let closing = Arc::new(Notify::new());
-    let service = router(app.clone()).into_make_service_with_connect_info::<SocketAddr>();
-    let closed = closing.clone();
-    let server =
-        axum::serve(listener, service).with_graceful_shutdown(async move { closed.notified().await });
-    let server = tokio::spawn(server.into_future());
+    options.hosts = HostPolicy::new(address.ip(), args.allow_host.clone());
+    Ok(listener)
+}
+
+async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result<()> {
+    let (closing, ending) = watch::channel(false);
+    let server = tokio::spawn(listen(listener, app.clone(), ending));
     let mut signals = Signals::new()?;
     let (loading, hosted) = (app.clone(), args.clone());
     let thread = tokio::select! {
@@ -159,7 +186,7 @@ async fn serve(args: &ServeArgs, app: Arc<App>) -> Result<()> {
         () = signals.next() => {}
     }
     app.stop();
-    closing.notify_one();
+    let _ = closing.send(true);
     // Clients that keep their connection open are not waited for.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
     thread.join().map_err(|_| anyhow::anyhow!("the thread that ran the model had panicked"))

@@ -6,6 +6,7 @@ use super::body::Body;
 use super::errors::ApiError;
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
 /// The ids of a text.
@@ -15,19 +16,20 @@ use std::sync::Arc;
     request_body = TokenizeRequest,
     responses((status = 200, description = "The ids", body = Tokenized), super::openapi::Refusals)
 )]
-pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Tokenized>, ApiError> {
-    let request: TokenizeRequest = body.part()?;
+pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+    let size = body.size();
     let engine = app.ready()?.engine.clone();
     let encode = move || {
+        let request: TokenizeRequest = body.part()?;
         let tokenizer = engine.tokenizer();
-        if request.parse_special.unwrap_or(false) {
+        let tokens = if request.parse_special.unwrap_or(false) {
             tokenizer.encode_with_specials(&request.content)
         } else {
             tokenizer.encode(&request.content)
-        }
+        };
+        Ok(Json(Tokenized { tokens }).into_response())
     };
-    let tokens = tokio::task::spawn_blocking(encode).await.map_err(ApiError::internal)?;
-    Ok(Json(Tokenized { tokens }))
+    app.intake.run(size, move |_| encode()).await?
 }
 
 /// The text of ids.
@@ -37,12 +39,16 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<To
     request_body = DetokenizeRequest,
     responses((status = 200, description = "The text", body = Detokenized), super::openapi::Refusals)
 )]
-pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Json<Detokenized>, ApiError> {
-    let request: DetokenizeRequest = body.part()?;
-    let engine = &app.ready()?.engine;
-    if let Some(i) = request.tokens.iter().position(|id| *id as usize >= engine.vocab()) {
-        let why = format!("expected an id below {}, found {}", engine.vocab(), request.tokens[i]);
-        return Err(ApiError::invalid(&format!("tokens[{i}]"), why));
-    }
-    Ok(Json(Detokenized { content: engine.tokenizer().decode(&request.tokens) }))
+pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+    let (size, engine) = (body.size(), app.ready()?.engine.clone());
+    let decode = move || {
+        let request: DetokenizeRequest = body.part()?;
+        if let Some(i) = request.tokens.iter().position(|id| *id as usize >= engine.vocab()) {
+            let why = format!("expected an id below {}, found {}", engine.vocab(), request.tokens[i]);
+            return Err(ApiError::invalid(&format!("tokens[{i}]"), why));
+        }
+        let content = engine.tokenizer().decode(&request.tokens);
+        Ok(Json(Detokenized { content }).into_response())
+    };
+    app.intake.run(size, move |_| decode()).await?
 }

@@ -1,4 +1,5 @@
-//! The server by its HTTP interface, without a socket: shapes, streams, values refused, replies in company.
+//! The server by its HTTP interface: shapes, streams, values refused, replies in company, without a socket; limits
+//! on connections and bodies, with one.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -6,8 +7,10 @@ mod forms;
 #[path = "../../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
 mod openapi;
+mod process;
 mod requests;
 mod responses;
+mod sockets;
 mod streams;
 mod support;
 mod tenants;

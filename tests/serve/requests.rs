@@ -289,3 +289,24 @@ async fn what_was_read_is_not_read_again() {
     assert!(read(&next) < 14, "{next}");
     assert_eq!(content(&next), content(&fresh.ok(CHAT, ask("Two", &turn)).await));
 }
+
+/// On one thread: another request is answered before the body of the first is parsed.
+#[tokio::test(flavor = "current_thread")]
+async fn large_bodies_are_parsed_beside_other_requests() {
+    let server = Server::loading(kimi::serve::Options { max_body: 32 << 20, ..options() });
+    let body = format!("[{}0]", "12345,".repeat(1_900_000));
+    let request = Request::post("/tokenize").header(header::CONTENT_TYPE, "application/json");
+    let large = server.send(request.body(Body::from(body)).unwrap());
+    let mut large = std::pin::pin!(large);
+    let mut answered = 0;
+    let (status, answer) = loop {
+        tokio::select! {
+            biased;
+            answer = &mut large => break answer,
+            _ = server.get("/health") => answered += 1,
+        }
+    };
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(answer.contains("expected a JSON object"), "{answer}");
+    assert!(answered > 0, "the only thread parsed the body");
+}

@@ -10,7 +10,7 @@ use kernels::cpu::Cpu;
 use kimi::batch::Limits;
 use kimi::engine::{CacheType, Engine, EngineArgs};
 use kimi::sample::Sampling;
-use kimi::serve::{App, Options, host, router};
+use kimi::serve::{App, HostPolicy, HttpLimits, Options, host, router};
 use kimi::snapshot::options::StoreOptions;
 use models::gguf::write::{Layout, Writer};
 use serde_json::{Value, json};
@@ -83,6 +83,8 @@ pub fn options() -> Options {
         queue_bytes: 64 << 20,
         timeout: None,
         max_body: 1 << 20,
+        http: HttpLimits::default(),
+        hosts: HostPolicy::Any,
         keys: vec![],
         share_prefix_cache: false,
         cors: vec![],

@@ -44,8 +44,8 @@ pub async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
-    let prepared = tokio::task::spawn_blocking(move || prepare(&preparing, &body, owner)).await;
-    let (request, ask, markup) = prepared.map_err(ApiError::internal)??;
+    let prepared = app.intake.run(body.size(), move |_| prepare(&preparing, &body, owner)).await;
+    let (request, ask, markup) = prepared??;
     let stream = request.stream.unwrap_or(false);
     let telling = Telling {
         head: Head::new(&app, "resp"),

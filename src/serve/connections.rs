@@ -1,0 +1,293 @@
+//! Table of open connections: which phase each is in, when it times out, and which one closes to make room for
+//! another. No sockets here; `listener` owns those.
+
+use super::limits::{Event, HttpLimits};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+/// What a connection is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Between two requests.
+    Idle,
+    /// Before the end of a request's header.
+    Header,
+    /// From the end of a header to the end of the response.
+    Busy,
+}
+
+#[derive(Debug)]
+struct State {
+    phase: Phase,
+    since: Instant,
+    /// Since when the client takes no bytes of a response.
+    write_blocked: Option<Instant>,
+    closing: bool,
+}
+
+/// An open connection.
+#[derive(Debug)]
+pub struct Connection {
+    address: IpAddr,
+    state: Mutex<State>,
+    close: Notify,
+}
+
+impl Connection {
+    fn new(address: IpAddr) -> Self {
+        let state =
+            State { phase: Phase::Header, since: Instant::now(), write_blocked: None, closing: false };
+        Connection { address, state: Mutex::new(state), close: Notify::new() }
+    }
+
+    /// Bytes arrived: between two requests they begin a header.
+    pub fn on_read(&self) {
+        let mut state = lock(&self.state);
+        if state.phase == Phase::Idle {
+            (state.phase, state.since) = (Phase::Header, Instant::now());
+        }
+    }
+
+    /// A header is complete.
+    pub fn on_request(&self) {
+        let mut state = lock(&self.state);
+        (state.phase, state.since) = (Phase::Busy, Instant::now());
+    }
+
+    /// A response was handed to the socket.
+    pub fn on_response_end(&self) {
+        let mut state = lock(&self.state);
+        (state.phase, state.since) = (Phase::Idle, Instant::now());
+    }
+
+    /// The socket took bytes, or would not take any.
+    pub fn on_write(&self, blocked: bool) {
+        let mut state = lock(&self.state);
+        state.write_blocked = blocked.then(|| state.write_blocked.unwrap_or_else(Instant::now));
+    }
+
+    /// Waits until the connection is to be closed at once.
+    pub async fn closed(&self) {
+        self.close.notified().await;
+    }
+
+    /// The time limit that has passed, if one has.
+    fn expired(&self, now: Instant, limits: &HttpLimits) -> Option<Event> {
+        let state = lock(&self.state);
+        let past = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
+        if state.closing {
+            return None;
+        }
+        if let Some(since) = state.write_blocked {
+            return past(since, limits.write_timeout).then_some(Event::WriteTimeout);
+        }
+        match state.phase {
+            Phase::Idle => past(state.since, limits.idle_timeout).then_some(Event::IdleTimeout),
+            Phase::Header => past(state.since, limits.header_timeout).then_some(Event::HeaderTimeout),
+            Phase::Busy => None,
+        }
+    }
+
+    /// Since when it waits for a request, unless it is closing or busy.
+    fn waiting_since(&self) -> Option<Instant> {
+        let state = lock(&self.state);
+        (state.phase != Phase::Busy && !state.closing && state.write_blocked.is_none()).then_some(state.since)
+    }
+
+    fn close(&self) {
+        lock(&self.state).closing = true;
+        self.close.notify_one();
+    }
+}
+
+/// Why a connection is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// Too many of its address, and all of them are busy.
+    Address,
+    /// Too many in all; one of them is closing.
+    Closing,
+    /// Too many in all, and all of them are busy.
+    Busy,
+}
+
+/// All open connections.
+#[derive(Debug)]
+pub struct Connections {
+    limits: HttpLimits,
+    table: Mutex<Table>,
+    freed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    open: HashMap<u64, Arc<Connection>>,
+    next: u64,
+}
+
+impl Connections {
+    /// An empty table.
+    pub fn new(limits: HttpLimits) -> Arc<Self> {
+        Arc::new(Connections { limits, table: Mutex::default(), freed: Notify::new() })
+    }
+
+    /// Adds a connection, or starts to close the one that waited longest for a request, in the way of this one.
+    ///
+    /// # Errors
+    /// There is no room yet, or none for this address.
+    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Registered, Full> {
+        let address = network(address);
+        let mut table = lock(&self.table);
+        let of_address = |c: &Connection| c.address == address;
+        let closing = |c: &Connection| lock(&c.state).closing;
+        let mine = table.open.values().filter(|c| of_address(c) && !closing(c)).count();
+        if !address.is_loopback() && mine >= self.limits.per_address {
+            let oldest = longest_waiting(table.open.values().filter(|c| of_address(c)));
+            oldest.ok_or(Full::Address)?.close();
+            return Err(Full::Closing);
+        }
+        if table.open.len() >= self.limits.connections {
+            if table.open.values().any(|c| closing(c)) {
+                return Err(Full::Closing);
+            }
+            longest_waiting(table.open.values()).ok_or(Full::Busy)?.close();
+            return Err(Full::Closing);
+        }
+        let (id, connection) = (table.next, Arc::new(Connection::new(address)));
+        table.next += 1;
+        table.open.insert(id, connection.clone());
+        Ok(Registered { table: self.clone(), id, connection })
+    }
+
+    /// Waits until a connection has closed, or for a short time: one may have become idle.
+    pub async fn freed(&self) {
+        let _ = tokio::time::timeout(Duration::from_millis(20), self.freed.notified()).await;
+    }
+
+    /// Closes connections whose time has passed.
+    pub fn sweep(&self) -> Vec<Event> {
+        let now = Instant::now();
+        let table = lock(&self.table);
+        let expired = |c: &Arc<Connection>| c.expired(now, &self.limits).inspect(|_| c.close());
+        table.open.values().filter_map(expired).collect()
+    }
+
+    /// Time between two sweeps: a quarter of the shortest time limit.
+    pub fn sweep_interval(&self) -> Duration {
+        let l = &self.limits;
+        let shortest = l.header_timeout.min(l.idle_timeout).min(l.write_timeout);
+        (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(500))
+    }
+
+    /// Whether as many are open as may be.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.limits.connections
+    }
+
+    /// Open connections.
+    pub fn len(&self) -> usize {
+        lock(&self.table).open.len()
+    }
+}
+
+/// A connection in the table, until it is dropped.
+#[derive(Debug)]
+pub struct Registered {
+    table: Arc<Connections>,
+    id: u64,
+    /// The connection.
+    pub connection: Arc<Connection>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        lock(&self.table.table).open.remove(&self.id);
+        self.table.freed.notify_one();
+    }
+}
+
+fn longest_waiting<'c>(open: impl Iterator<Item = &'c Arc<Connection>>) -> Option<&'c Arc<Connection>> {
+    open.filter_map(|c| Some((c.waiting_since()?, c))).min_by_key(|(since, _)| *since).map(|(_, c)| c)
+}
+
+/// The address, or of IPv6 the /64 network: a client has all addresses of one.
+fn network(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) if !v6.is_loopback() => {
+            let s = v6.segments();
+            IpAddr::from([s[0], s[1], s[2], s[3], 0, 0, 0, 0])
+        }
+        other => other,
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOME: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
+    fn table(connections: usize, per_address: usize) -> Arc<Connections> {
+        Connections::new(HttpLimits { connections, per_address, ..HttpLimits::default() })
+    }
+
+    #[test]
+    fn at_the_limit_the_longest_waiting_closes_and_busy_ones_stay() {
+        let all = table(3, 1);
+        let open: Vec<_> = (0..3).map(|_| all.admit(HOME).unwrap()).collect();
+        open[0].connection.on_request();
+        assert_eq!(all.admit(HOME).unwrap_err(), Full::Closing);
+        let closing = |i: usize| lock(&open[i].connection.state).closing;
+        assert_eq!([closing(0), closing(1), closing(2)], [false, true, false]);
+        // The same one is closing: no second one has to.
+        assert_eq!(all.admit(HOME).unwrap_err(), Full::Closing);
+        assert!(!closing(2));
+        open[2].connection.on_request();
+        let [first, second, third] = <[_; 3]>::try_from(open).unwrap();
+        drop(second);
+        let fourth = all.admit(HOME).unwrap();
+        fourth.connection.on_request();
+        assert_eq!(all.admit(HOME).unwrap_err(), Full::Busy);
+        drop((first, third, fourth));
+        assert_eq!(all.len(), 0);
+    }
+
+    #[test]
+    fn an_address_has_its_share() {
+        let all = table(9, 2);
+        let [a, b]: [IpAddr; 2] = ["2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap()];
+        let [first, second] = [all.admit(a).unwrap(), all.admit(b).unwrap()];
+        first.connection.on_request();
+        second.connection.on_request();
+        assert_eq!(all.admit(a).unwrap_err(), Full::Address);
+        let other = all.admit("2001:db8:0:1::1".parse().unwrap()).unwrap();
+        second.connection.on_response_end();
+        assert_eq!(all.admit(a).unwrap_err(), Full::Closing);
+        assert!(lock(&second.connection.state).closing && !lock(&other.connection.state).closing);
+        assert!(all.admit(a).is_ok());
+    }
+
+    #[test]
+    fn phases_have_their_time_limits() {
+        let limits = HttpLimits::default();
+        let c = Connection::new(HOME);
+        let after = |seconds| c.expired(Instant::now() + Duration::from_secs(seconds), &limits);
+        assert_eq!((after(1), after(16)), (None, Some(Event::HeaderTimeout)));
+        c.on_request();
+        assert_eq!(after(100_000), None);
+        c.on_write(true);
+        assert_eq!(after(61), Some(Event::WriteTimeout));
+        c.on_write(false);
+        c.on_response_end();
+        assert_eq!((after(61), after(76)), (None, Some(Event::IdleTimeout)));
+        c.on_read();
+        assert_eq!(after(16), Some(Event::HeaderTimeout));
+    }
+}

@@ -1,0 +1,160 @@
+//! Host and Origin checks of a server on loopback: a page of another site must not reach it under its own name (DNS
+//! rebinding). Which pages may *read* answers is CORS, in `routes`.
+
+use super::app::App;
+use super::errors::ApiError;
+use super::limits::Event;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::uri::Authority;
+use axum::http::{HeaderMap, StatusCode, Version, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+/// Which hosts' requests are served.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum HostPolicy {
+    /// Any: a server that other machines reach by names it does not know.
+    #[default]
+    Any,
+    /// loopback's and these names, whatever the page.
+    Named(Vec<String>),
+    /// loopback's and these names, and of web pages only theirs and those that CORS lets in.
+    Loopback(Vec<String>),
+}
+
+impl HostPolicy {
+    /// Of a server on an address, with the names of `--allow-host`.
+    pub fn new(address: IpAddr, names: Vec<String>) -> Self {
+        match (address.to_canonical().is_loopback(), names.is_empty()) {
+            (true, _) => HostPolicy::Loopback(names),
+            (false, true) => HostPolicy::Any,
+            (false, false) => HostPolicy::Named(names),
+        }
+    }
+
+    /// Whether an authority (`name`, `name:port`) is this server's.
+    fn allows(&self, authority: &str) -> bool {
+        let names = match self {
+            HostPolicy::Any => return true,
+            HostPolicy::Named(names) | HostPolicy::Loopback(names) => names,
+        };
+        let Ok(authority) = authority.parse::<Authority>() else { return false };
+        if authority.as_str().contains('@') {
+            return false;
+        }
+        let host = authority.host().trim_end_matches('.');
+        let bare = host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host);
+        let is = |name: &str| name.trim_end_matches('.').eq_ignore_ascii_case(host);
+        let loopback = bare.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+        loopback || is("localhost") || names.iter().any(|name| is(name))
+    }
+}
+
+/// A name for `--allow-host`.
+///
+/// # Errors
+/// It has a scheme, a port or a path.
+pub fn host_name(text: &str) -> Result<String, String> {
+    let authority = text.parse::<Authority>().map_err(|e| e.to_string())?;
+    if authority.as_str() != authority.host() {
+        return Err("expected a host name without a port".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Passes on requests that are for this server.
+pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match refusal(&app, &request) {
+        None => next.run(request).await,
+        Some(error) => error.into_response(),
+    }
+}
+
+fn refusal(app: &App, request: &Request) -> Option<ApiError> {
+    let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    let (host, second) = (hosts.next(), hosts.next());
+    let by_socket = request.extensions().get::<ConnectInfo<SocketAddr>>().is_some();
+    let missing = host.is_none() && by_socket && request.version() >= Version::HTTP_11;
+    let policy = &app.options.hosts;
+    if missing || second.is_some() || (host.is_none() && *policy != HostPolicy::Any) {
+        let found = if second.is_some() { "several" } else { "none" };
+        let why = format!("Host: expected one header, found {found}");
+        return Some(ApiError::malformed(StatusCode::BAD_REQUEST, why));
+    }
+    let named = host.map(|h| String::from_utf8_lossy(h.as_bytes()).into_owned());
+    let target = request.uri().authority().map(|a| a.as_str().to_owned());
+    if let Some(other) = named.into_iter().chain(target).find(|name| !policy.allows(name)) {
+        app.limits.note(Event::HostRefused);
+        let expected = "localhost, 127.0.0.1, [::1] or a name given with --allow-host";
+        return Some(forbidden(format!("Host: expected {expected}, found {other:?}")));
+    }
+    if matches!(policy, HostPolicy::Loopback(_)) && is_foreign_page(headers, policy, &app.options.cors) {
+        app.limits.note(Event::OriginRefused);
+        let expected =
+            "a page of this server, of a host given with --allow-host or an origin given with --cors";
+        let found = headers.get(header::ORIGIN).map(|o| String::from_utf8_lossy(o.as_bytes()));
+        return Some(forbidden(format!(
+            "Origin: expected {expected}, found {:?}",
+            found.unwrap_or_default()
+        )));
+    }
+    None
+}
+
+/// Whether a web page of another host sends this. Other origins (null, applications' own schemes) are left to CORS.
+fn is_foreign_page(headers: &HeaderMap, policy: &HostPolicy, cors: &[String]) -> bool {
+    let Some(origin) = headers.get(header::ORIGIN) else { return false };
+    let origin = String::from_utf8_lossy(origin.as_bytes());
+    let page = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
+    page.is_some_and(|authority| !policy.allows(authority) && !cors.iter().any(|o| o == "*" || *o == origin))
+}
+
+fn forbidden(why: String) -> ApiError {
+    ApiError::malformed(StatusCode::FORBIDDEN, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_this_server() {
+        let policy = HostPolicy::new([127, 0, 0, 1].into(), vec!["Kimi.lan".into()]);
+        for (authority, expected) in [
+            ("localhost", true),
+            ("LocalHost:8080", true),
+            ("localhost.:1", true),
+            ("127.0.0.1:8080", true),
+            ("127.9.9.9", true),
+            ("[::1]:8080", true),
+            ("[::ffff:127.0.0.1]", true),
+            ("kimi.lan:9", true),
+            ("evil.example", false),
+            ("localhost.evil.example", false),
+            ("evil.example:127", false),
+            ("a@localhost", false),
+            ("localhost@evil.example", false),
+            ("127.0.0.1.evil.example", false),
+            ("192.168.0.1", false),
+            ("0.0.0.0:8080", false),
+            ("", false),
+            ("local host", false),
+            ("[::1", false),
+        ] {
+            assert_eq!(policy.allows(authority), expected, "{authority}");
+        }
+        assert_eq!(HostPolicy::new([0, 0, 0, 0].into(), vec![]), HostPolicy::Any);
+        assert!(!HostPolicy::new([0, 0, 0, 0].into(), vec!["a".into()]).allows("b"));
+    }
+
+    #[test]
+    fn names_for_the_option() {
+        assert_eq!(host_name("kimi.lan"), Ok("kimi.lan".into()));
+        for wrong in ["http://kimi.lan", "kimi.lan:80", "a b", "", "a/b"] {
+            assert!(host_name(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! Bodies on their way in: received within limits on size, time and memory over all requests, and worked on by
+//! blocking threads whose number is limited.
+
+use super::app::App;
+use super::errors::ApiError;
+use super::limits::{Event, HttpLimits};
+use axum::body::Body;
+use axum::http::StatusCode;
+use futures_util::StreamExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{timeout, timeout_at};
+
+/// Bytes of a body that need no room: a health check's or a short chat's never wait for large bodies.
+const FREE_BYTES: usize = 16 << 10;
+/// Bytes that a body takes room for at a time.
+const ROOM_BYTES: usize = 64 << 10;
+/// Bodies above this are worked on by few threads.
+const LARGE_BYTES: usize = 256 << 10;
+/// Threads for large bodies.
+const LARGE_WORKERS: usize = 2;
+/// Threads for other bodies.
+const SMALL_WORKERS: usize = 64;
+
+/// What bodies share.
+#[derive(Debug)]
+pub struct Intake {
+    /// A permit is a KiB.
+    room: Arc<Semaphore>,
+    large: Arc<Semaphore>,
+    small: Arc<Semaphore>,
+}
+
+/// A whole body. Its room is free again when it is dropped.
+#[derive(Debug)]
+pub struct Received {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// Room in the memory for all bodies.
+    pub room: Room,
+}
+
+/// Room that a body takes in the memory for all bodies.
+#[derive(Debug, Default)]
+pub struct Room(Option<OwnedSemaphorePermit>);
+
+impl Room {
+    fn bytes(&self) -> usize {
+        FREE_BYTES + self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * 1024
+    }
+
+    fn add(&mut self, permit: OwnedSemaphorePermit) {
+        match &mut self.0 {
+            Some(room) => room.merge(permit),
+            None => self.0 = Some(permit),
+        }
+    }
+}
+
+impl Intake {
+    /// With nothing in it.
+    pub fn new(limits: &HttpLimits) -> Self {
+        let semaphore = |n: usize| Arc::new(Semaphore::new(n.min(Semaphore::MAX_PERMITS)));
+        Intake {
+            room: semaphore(limits.body_bytes / 1024),
+            large: semaphore(LARGE_WORKERS),
+            small: semaphore(SMALL_WORKERS),
+        }
+    }
+
+    /// Runs work on a body of so many bytes on a blocking thread, when one is free. The flag that it gets becomes true
+    /// when the caller no longer waits.
+    ///
+    /// # Errors
+    /// The work panicked.
+    pub async fn run<T, F>(&self, bytes: usize, work: F) -> Result<T, ApiError>
+    where
+        T: Send + 'static,
+        F: FnOnce(&AtomicBool) -> T + Send + 'static,
+    {
+        struct Caller(Arc<AtomicBool>);
+        impl Drop for Caller {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+        let workers = if bytes > LARGE_BYTES { &self.large } else { &self.small };
+        let worker = workers.clone().acquire_owned().await.map_err(ApiError::internal)?;
+        let caller = Caller(Arc::default());
+        let gone = caller.0.clone();
+        let work = move || {
+            let _worker = worker;
+            work(&gone)
+        };
+        tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)
+    }
+}
+
+/// Receives a body.
+///
+/// # Errors
+/// 413 for a body that is too large, before it is read if it says so itself; 408 for one that arrives too slowly; 503
+/// if other bodies fill the memory; 400 if the client ends it early.
+pub async fn receive(app: &App, declared: Option<u64>, body: Body) -> Result<Received, ApiError> {
+    let most = app.options.max_body;
+    if declared.is_some_and(|bytes| bytes > most as u64) {
+        return Err(too_large(most));
+    }
+    let limits = &app.options.http;
+    let start = Instant::now();
+    let mut received = Received { bytes: Vec::new(), room: Room::default() };
+    let mut body = body.into_data_stream();
+    loop {
+        let deadline = deadline(start, received.bytes.len(), limits);
+        let next = match timeout_at(deadline.into(), body.next()).await {
+            Ok(None) => return Ok(received),
+            Ok(Some(next)) => next,
+            Err(_) => {
+                app.limits.note(Event::BodyTimeout);
+                return Err(too_slow(start.elapsed(), received.bytes.len(), limits));
+            }
+        };
+        let chunk = next.map_err(|e| ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}")))?;
+        let size = received.bytes.len() + chunk.len();
+        if size > most {
+            return Err(too_large(most));
+        }
+        while size > received.room.bytes() {
+            let permits = (ROOM_BYTES / 1024) as u32;
+            let room = app.intake.room.clone().acquire_many_owned(permits);
+            let Ok(room) = timeout(limits.body_wait, room).await else {
+                app.limits.note(Event::BodyMemory);
+                return Err(ApiError::overloaded(limits.body_bytes));
+            };
+            received.room.add(room.map_err(ApiError::internal)?);
+        }
+        received.bytes.extend_from_slice(&chunk);
+    }
+}
+
+/// When the next chunk has to be there: soon, at the least rate, and before the whole time is over.
+fn deadline(start: Instant, received: usize, limits: &HttpLimits) -> Instant {
+    let at_rate = limits.body_stall + Duration::from_secs(received as u64 / limits.body_rate.max(1));
+    (Instant::now() + limits.body_stall).min(start + at_rate.min(limits.body_timeout))
+}
+
+fn too_large(most: usize) -> ApiError {
+    let why = format!("body: expected at most {most} bytes, found more (--max-body)");
+    ApiError::malformed(StatusCode::PAYLOAD_TOO_LARGE, why)
+}
+
+fn too_slow(elapsed: Duration, received: usize, limits: &HttpLimits) -> ApiError {
+    let (seconds, rate) = (elapsed.as_secs_f64(), limits.body_rate);
+    let why = format!("body: expected at least {rate} bytes/s, found {received} bytes after {seconds:.1} s");
+    ApiError::malformed(StatusCode::REQUEST_TIMEOUT, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_body_may_stall_shortly_be_slow_never_and_has_an_end() {
+        let limits = HttpLimits::default();
+        let left = |seconds: u64, received| {
+            let start = Instant::now() - Duration::from_secs(seconds);
+            (deadline(start, received, &limits) - Instant::now()).as_secs_f64().round()
+        };
+        assert_eq!((left(0, 0), left(29, 0), left(31, 0)), (30.0, 1.0, 0.0));
+        assert_eq!((left(31, 8192), left(100, 1 << 20), left(590, 1 << 30)), (1.0, 30.0, 10.0));
+    }
+}

@@ -1,0 +1,161 @@
+//! Limits that hold before a request is understood, and the count of events at each of them: exported as metrics, and
+//! logged at most once per interval and kind. Next: `connections` (sockets), `intake` (bodies).
+
+use super::app::App;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Limits on connections and bodies.
+#[derive(Clone, Debug)]
+pub struct HttpLimits {
+    /// Open connections.
+    pub connections: usize,
+    /// Open connections of one address, loopback excepted.
+    pub per_address: usize,
+    /// Time for a request's header, from the connection's start or the header's first byte.
+    pub header_timeout: Duration,
+    /// Time between two requests of a connection.
+    pub idle_timeout: Duration,
+    /// Time without a byte taken by a client that a response is sent to.
+    pub write_timeout: Duration,
+    /// Time without a byte of a body.
+    pub body_stall: Duration,
+    /// Time for a whole body.
+    pub body_timeout: Duration,
+    /// Bytes per second of a body, counted after `body_stall`.
+    pub body_rate: u64,
+    /// Bytes of bodies in memory, over all requests.
+    pub body_bytes: usize,
+    /// Time that a body waits for room in `body_bytes`.
+    pub body_wait: Duration,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        HttpLimits {
+            connections: 1024,
+            per_address: 512,
+            header_timeout: Duration::from_secs(15),
+            idle_timeout: Duration::from_secs(75),
+            write_timeout: Duration::from_secs(60),
+            body_stall: Duration::from_secs(30),
+            body_timeout: Duration::from_secs(600),
+            body_rate: 4096,
+            body_bytes: 128 << 20,
+            body_wait: Duration::from_secs(5),
+        }
+    }
+}
+
+/// An event at a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A connection whose header did not arrive in time.
+    HeaderTimeout,
+    /// A connection without a further request.
+    IdleTimeout,
+    /// A connection whose client did not read.
+    WriteTimeout,
+    /// A body that did not arrive in time.
+    BodyTimeout,
+    /// An idle connection closed for a new one.
+    Evicted,
+    /// A connection refused: its address has as many as it may.
+    AddressLimit,
+    /// A connection that had to wait for another to close.
+    ConnectionLimit,
+    /// The system had no descriptor or memory for a connection.
+    AcceptFailed,
+    /// A body refused: other bodies fill the memory for them.
+    BodyMemory,
+    /// A body of more JSON values than are read.
+    JsonSize,
+    /// A request for another host's name.
+    HostRefused,
+    /// A request of another origin's page.
+    OriginRefused,
+}
+
+/// All events, with their label and what the log says of them.
+const EVENTS: [(Event, &str, &str); 12] = [
+    (Event::HeaderTimeout, "header_timeout", "closed: no complete request header in time"),
+    (Event::IdleTimeout, "idle_timeout", "closed: no further request in time"),
+    (Event::WriteTimeout, "write_timeout", "closed: the client does not read the response"),
+    (Event::BodyTimeout, "body_timeout", "refused with 408: the request body did not arrive in time"),
+    (Event::Evicted, "evicted", "closed: the longest idle connection, to accept another"),
+    (Event::AddressLimit, "address_limit", "refused: too many connections from one address"),
+    (Event::ConnectionLimit, "connection_limit", "delayed: as many connections as allowed are busy"),
+    (Event::AcceptFailed, "accept_failed", "accept failed: out of descriptors or memory"),
+    (Event::BodyMemory, "body_memory", "refused with 503: request bodies fill their memory"),
+    (Event::JsonSize, "json_size", "refused with 400: too many JSON values in a body"),
+    (Event::HostRefused, "host", "refused with 403: Host is not this server; see --allow-host"),
+    (Event::OriginRefused, "origin", "refused with 403: page of another origin; see --cors and --allow-host"),
+];
+
+/// Time between two lines of the log about the same event.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Labels of the metric.
+pub type EventLabels = [(&'static str, &'static str); 1];
+
+/// Counts events, and the open connections.
+#[derive(Debug, Default)]
+pub struct LimitEvents {
+    /// Events so far, by kind.
+    pub counts: Family<EventLabels, Counter>,
+    /// Open connections.
+    pub connections: AtomicU64,
+    unlogged: Mutex<[Unlogged; EVENTS.len()]>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Unlogged {
+    count: u64,
+    logged: Option<Instant>,
+}
+
+impl LimitEvents {
+    /// Counts an event.
+    pub fn note(&self, event: Event) {
+        let (_, label, _) = EVENTS[event as usize];
+        self.counts.get_or_create(&[("limit", label)]).inc();
+        self.lock()[event as usize].count += 1;
+    }
+
+    /// Logs each kind of event that occurred and was not logged in the last interval.
+    pub fn log(&self, app: &App) {
+        let now = Instant::now();
+        let mut due = Vec::new();
+        for (unlogged, entry) in self.lock().iter_mut().zip(EVENTS) {
+            if unlogged.count > 0 && unlogged.logged.is_none_or(|at| now - at >= LOG_INTERVAL) {
+                due.push((entry, unlogged.count));
+                *unlogged = Unlogged { count: 0, logged: Some(now) };
+            }
+        }
+        let (open, most) = (self.connections.load(Ordering::Relaxed), app.options.http.connections);
+        for ((event, limit, what), count) in due {
+            if event == Event::IdleTimeout {
+                tracing::debug!(limit, count, open, most, "{what}");
+            } else {
+                tracing::warn!(limit, count, open, most, "{what}");
+            }
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, [Unlogged; EVENTS.len()]> {
+        self.unlogged.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_event_is_at_its_own_index() {
+        EVENTS.iter().enumerate().for_each(|(i, (event, ..))| assert_eq!(*event as usize, i));
+    }
+}
