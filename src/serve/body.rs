@@ -3,7 +3,7 @@
 use super::app::App;
 use super::errors::ApiError;
 use super::intake::{Received, Room, receive};
-use super::json;
+use super::json::{self, Parsed};
 use super::limits::Event;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
@@ -11,12 +11,14 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::sync::Arc;
 
+/// Bytes of values in memory that are as much work as a byte of text.
+const VALUE_COST: usize = 8;
+
 /// A JSON object that was sent.
 #[derive(Debug)]
 pub struct Body {
     value: Value,
-    /// Bytes it was sent in.
-    size: usize,
+    cost: usize,
     _room: Room,
 }
 
@@ -38,9 +40,9 @@ impl Body {
         self.value.get(name).filter(|v| !v.is_null())
     }
 
-    /// Bytes it was sent in.
-    pub fn size(&self) -> usize {
-        self.size
+    /// How much work it is, in bytes of plain text.
+    pub fn cost(&self) -> usize {
+        self.cost
     }
 }
 
@@ -57,17 +59,20 @@ impl FromRequest<Arc<App>> for Body {
         }
         let declared =
             request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let Received { bytes, room } = receive(app, declared, request.into_body()).await?;
+        let Received { bytes, mut room } = receive(app, declared, request.into_body()).await?;
         let size = bytes.len();
         let parsed = app.intake.run(size, move |cancelled| json::parse(&bytes, cancelled)).await?;
-        let value = parsed.map_err(|e| {
+        let Parsed { value, memory } = parsed.map_err(|e| {
             if matches!(e, json::Error::TooMany(..)) {
                 app.limits.note(Event::JsonSize);
             }
             ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}"))
         })?;
+        if memory > size {
+            room.extend(app, memory - size).await?;
+        }
         if value.is_object() {
-            Ok(Body { value, size, _room: room })
+            Ok(Body { value, cost: size.max(memory / VALUE_COST), _room: room })
         } else {
             Err(ApiError::malformed(StatusCode::BAD_REQUEST, "body: expected a JSON object"))
         }

@@ -46,7 +46,7 @@ pub async fn completions(
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
     // Rendering and tokenizing a long conversation takes a while.
-    let prepared = app.intake.run(body.size(), move |_| prepare(&preparing, &body, owner)).await;
+    let prepared = app.intake.run(body.cost(), move |_| prepare(&preparing, &body, owner)).await;
     let (request, ask, markup) = prepared??;
     let head = Head::new(&app, "chatcmpl");
     let reply = |_| Reply { markup: markup.clone(), ..Reply::default() };
@@ -66,6 +66,9 @@ fn prepare(app: &App, body: &Body, owner: Owner) -> Result<(ChatRequest, Ask, Ma
     let how: Generation = body.part()?;
     prepare::refuse_undone(body)?;
     let (ask, markup) = plan(app, &mut request, &how, owner)?;
+    // Not kept while the reply is made: schemas may take more memory than the prompt.
+    request.tools = None;
+    request.response_format = None;
     Ok((request, ask, markup))
 }
 

@@ -43,7 +43,7 @@ pub async fn completions(
     body: Body,
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
-    let prepared = app.intake.run(body.size(), move |_| prepare(&preparing, &body)).await;
+    let prepared = app.intake.run(body.cost(), move |_| prepare(&preparing, &body)).await;
     let (request, asks, texts) = prepared??;
     let engine = app.ready()?.engine.clone();
     let head = Head::new(&app, "cmpl");

@@ -17,12 +17,12 @@ use tokio::time::{timeout, timeout_at};
 const FREE_BYTES: usize = 16 << 10;
 /// Bytes that a body takes room for at a time.
 const ROOM_BYTES: usize = 64 << 10;
-/// Bodies above this are worked on by few threads.
+/// Bodies that cost more than this are worked on by few threads.
 const LARGE_BYTES: usize = 256 << 10;
 /// Threads for large bodies.
 const LARGE_WORKERS: usize = 2;
 /// Threads for other bodies.
-const SMALL_WORKERS: usize = 64;
+const SMALL_WORKERS: usize = 32;
 
 /// What bodies share.
 #[derive(Debug)]
@@ -51,11 +51,24 @@ impl Room {
         FREE_BYTES + self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * 1024
     }
 
-    fn add(&mut self, permit: OwnedSemaphorePermit) {
+    /// Takes more room, of which no body gets more than half of what there is.
+    ///
+    /// # Errors
+    /// 503 if other bodies do not leave it in time.
+    pub async fn extend(&mut self, app: &App, bytes: usize) -> Result<(), ApiError> {
+        let limits = &app.options.http;
+        let permits = bytes.min(limits.body_bytes / 2).div_ceil(1024) as u32;
+        let more = app.intake.room.clone().acquire_many_owned(permits);
+        let Ok(more) = timeout(limits.body_wait, more).await else {
+            app.limits.note(Event::BodyMemory);
+            return Err(ApiError::overloaded(limits.body_bytes));
+        };
+        let more = more.map_err(ApiError::internal)?;
         match &mut self.0 {
-            Some(room) => room.merge(permit),
-            None => self.0 = Some(permit),
+            Some(room) => room.merge(more),
+            None => self.0 = Some(more),
         }
+        Ok(())
     }
 }
 
@@ -70,12 +83,12 @@ impl Intake {
         }
     }
 
-    /// Runs work on a body of so many bytes on a blocking thread, when one is free. The flag that it gets becomes true
+    /// Runs work on a body of this cost in bytes on a blocking thread, when one is free. The flag that it gets becomes true
     /// when the caller no longer waits.
     ///
     /// # Errors
     /// The work panicked.
-    pub async fn run<T, F>(&self, bytes: usize, work: F) -> Result<T, ApiError>
+    pub async fn run<T, F>(&self, cost: usize, work: F) -> Result<T, ApiError>
     where
         T: Send + 'static,
         F: FnOnce(&AtomicBool) -> T + Send + 'static,
@@ -86,7 +99,7 @@ impl Intake {
                 self.0.store(true, Ordering::Relaxed);
             }
         }
-        let workers = if bytes > LARGE_BYTES { &self.large } else { &self.small };
+        let workers = if cost > LARGE_BYTES { &self.large } else { &self.small };
         let worker = workers.clone().acquire_owned().await.map_err(ApiError::internal)?;
         let caller = Caller(Arc::default());
         let gone = caller.0.clone();
@@ -128,13 +141,7 @@ pub async fn receive(app: &App, declared: Option<u64>, body: Body) -> Result<Rec
             return Err(too_large(most));
         }
         while size > received.room.bytes() {
-            let permits = (ROOM_BYTES / 1024) as u32;
-            let room = app.intake.room.clone().acquire_many_owned(permits);
-            let Ok(room) = timeout(limits.body_wait, room).await else {
-                app.limits.note(Event::BodyMemory);
-                return Err(ApiError::overloaded(limits.body_bytes));
-            };
-            received.room.add(room.map_err(ApiError::internal)?);
+            received.room.extend(app, ROOM_BYTES).await?;
         }
         received.bytes.extend_from_slice(&chunk);
     }

@@ -11,6 +11,18 @@ pub const MAX_NODES: usize = 200_000;
 /// Numbers, booleans and nulls of a body: a prompt may be a million token ids.
 pub const MAX_SCALARS: usize = 2_000_000;
 
+/// Estimated memory of an object with one field is three of these.
+const NODE_BYTES: usize = 170;
+
+/// A value and what it takes.
+#[derive(Debug)]
+pub struct Parsed {
+    /// The value.
+    pub value: Value,
+    /// Estimated memory in bytes, texts left out.
+    pub memory: usize,
+}
+
 /// Why there is no value.
 #[derive(Debug)]
 pub enum Error {
@@ -36,7 +48,7 @@ impl fmt::Display for Error {
 ///
 /// # Errors
 /// See [`Error`].
-pub fn parse(text: &[u8], cancelled: &AtomicBool) -> Result<Value, Error> {
+pub fn parse(text: &[u8], cancelled: &AtomicBool) -> Result<Parsed, Error> {
     let budget = Budget {
         nodes: Cell::new(MAX_NODES),
         scalars: Cell::new(MAX_SCALARS),
@@ -45,7 +57,9 @@ pub fn parse(text: &[u8], cancelled: &AtomicBool) -> Result<Value, Error> {
     };
     let mut from = serde_json::Deserializer::from_slice(text);
     let value = (&budget).deserialize(&mut from).and_then(|value| from.end().map(|()| value));
-    value.map_err(|e| match budget.stopped.get() {
+    let spent = (MAX_NODES - budget.nodes.get()) * NODE_BYTES;
+    let memory = spent + (MAX_SCALARS - budget.scalars.get()) * size_of::<Value>();
+    value.map(|value| Parsed { value, memory }).map_err(|e| match budget.stopped.get() {
         Some(Stop::Nodes) => Error::TooMany("objects, arrays, keys and strings", MAX_NODES),
         Some(Stop::Scalars) => Error::TooMany("numbers, booleans and nulls", MAX_SCALARS),
         Some(Stop::Cancelled) => Error::Cancelled,
@@ -180,7 +194,7 @@ mod tests {
             &format!("{}{}", "[".repeat(127), "]".repeat(127)),
         ] {
             match (parse(text.as_bytes(), &GO), serde_json::from_str::<Value>(text)) {
-                (Ok(ours), Ok(theirs)) => assert_eq!(ours.to_string(), theirs.to_string()),
+                (Ok(ours), Ok(theirs)) => assert_eq!(ours.value.to_string(), theirs.to_string()),
                 (Err(ours), Err(theirs)) => assert_eq!(ours.to_string(), format!("expected JSON: {theirs}")),
                 (ours, theirs) => panic!("{text}: {ours:?} {theirs:?}"),
             }
@@ -199,7 +213,9 @@ mod tests {
         let numbers = format!("[{}0]", "0,".repeat(MAX_SCALARS));
         refused(&numbers, "expected at most 2000000 numbers, booleans and nulls, found more");
         let most = format!("[{}0]", "0,".repeat(MAX_SCALARS - 1));
-        assert_eq!(parse(most.as_bytes(), &GO).unwrap().as_array().unwrap().len(), MAX_SCALARS);
+        assert_eq!(parse(most.as_bytes(), &GO).unwrap().value.as_array().unwrap().len(), MAX_SCALARS);
+        let object = parse(br#"{"":1}"#, &GO).unwrap().memory;
+        assert!((400..600).contains(&object), "{object}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use std::sync::Arc;
     responses((status = 200, description = "The ids", body = Tokenized), super::openapi::Refusals)
 )]
 pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
-    let size = body.size();
+    let cost = body.cost();
     let engine = app.ready()?.engine.clone();
     let encode = move || {
         let request: TokenizeRequest = body.part()?;
@@ -29,7 +29,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Respons
         };
         Ok(Json(Tokenized { tokens }).into_response())
     };
-    app.intake.run(size, move |_| encode()).await?
+    app.intake.run(cost, move |_| encode()).await?
 }
 
 /// The text of ids.
@@ -40,7 +40,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Respons
     responses((status = 200, description = "The text", body = Detokenized), super::openapi::Refusals)
 )]
 pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
-    let (size, engine) = (body.size(), app.ready()?.engine.clone());
+    let (cost, engine) = (body.cost(), app.ready()?.engine.clone());
     let decode = move || {
         let request: DetokenizeRequest = body.part()?;
         if let Some(i) = request.tokens.iter().position(|id| *id as usize >= engine.vocab()) {
@@ -50,5 +50,5 @@ pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Respo
         let content = engine.tokenizer().decode(&request.tokens);
         Ok(Json(Detokenized { content }).into_response())
     };
-    app.intake.run(size, move |_| decode()).await?
+    app.intake.run(cost, move |_| decode()).await?
 }

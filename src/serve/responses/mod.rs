@@ -44,7 +44,7 @@ pub async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
-    let prepared = app.intake.run(body.size(), move |_| prepare(&preparing, &body, owner)).await;
+    let prepared = app.intake.run(body.cost(), move |_| prepare(&preparing, &body, owner)).await;
     let (request, ask, markup) = prepared??;
     let stream = request.stream.unwrap_or(false);
     let telling = Telling {
