@@ -3,6 +3,7 @@
 //! A reply is kept as the ids that were generated: rendering and encoding its text again may give other ids, and
 //! then nothing of the session could be reused. Next: [`crate::session`].
 
+use crate::chat_template::explain;
 use crate::engine::Engine;
 use anyhow::{Context as _, Result};
 use kernels::backend::Backend;
@@ -71,7 +72,7 @@ impl Conversation {
     pub fn prompt<B: Backend>(&mut self, engine: &Engine<B>) -> Result<Vec<u32>> {
         let tokenizer = engine.tokenizer()?;
         let template = engine.template.as_ref().context("the model file has no chat template")?;
-        let rendered = template.render(&self.messages, &[], true, &Map::new())?;
+        let rendered = template.render(&self.messages, &[], true, &Map::new()).map_err(explain)?;
         let text = rendered.text();
         // A template may write an earlier turn otherwise than before: what stands before the difference is kept.
         let kept = |mark: &Mark| text.starts_with(&self.text[..mark.text]);

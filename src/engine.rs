@@ -1,5 +1,6 @@
 //! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
 
+use crate::chat_template;
 use crate::demo;
 use crate::device::DeviceArgs;
 use crate::form::{self, Reader};
@@ -38,6 +39,9 @@ pub struct EngineArgs {
     /// How the latent cache is kept
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
+    /// Chat template to use instead of the model file's: a file, or `builtin`
+    #[arg(long, visible_alias = "chat-template-file", value_name = "FILE|builtin")]
+    pub chat_template: Option<PathBuf>,
     /// Read the whole model file now and keep it in memory
     #[arg(long)]
     pub mlock: bool,
@@ -165,14 +169,16 @@ impl<B: Backend> Engine<B> {
         }
         let model = Model::load(&backend, &file)?;
         let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?.map(Arc::new);
-        let source = file.metadata.str("tokenizer.chat_template");
-        let template = tokenizer.as_ref().map(|t| Template::new(source, t)).transpose()?;
+        let choice = args.chat_template.as_deref();
+        let template = tokenizer.as_ref().map(|t| chat_template::open(choice, &file, t)).transpose()?;
         let opening = form::opening(template.as_ref(), tokenizer.as_deref());
         let context = args.ctx.unwrap_or(model.config.context);
         let (batch, cache, state_room) = (args.batch, args.cache_type.into(), args.state_room);
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
-        let store = Arc::new(args.store.open(&backend, &file, shape, log)?);
+        let changed_opening = choice.map(|_| opening.clone());
+        let options = StoreOptions { opening: changed_opening, ..args.store.clone() };
+        let store = Arc::new(options.open(&backend, &file, shape, log)?);
         Ok(Engine {
             backend,
             model,

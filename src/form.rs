@@ -112,10 +112,9 @@ impl<B: Backend> Engine<B> {
 pub fn opening(template: Option<&Template>, tokenizer: Option<&Vocabulary>) -> Vec<u32> {
     let (Some(template), Some(tokenizer)) = (template, tokenizer) else { return Vec::new() };
     let render = |asks| template.render(&[Message::new("user", "x")], &[], asks, &Map::new()).ok();
-    match (render(false), render(true)) {
-        (Some(said), Some(asks)) if asks.text().starts_with(said.text()) => {
-            asks.encode_after(said.text().len(), tokenizer)
-        }
+    let Some(said) = render(false) else { return Vec::new() };
+    match render(true) {
+        Some(asks) if asks.text().starts_with(said.text()) => asks.encode_after(said.text().len(), tokenizer),
         _ => Vec::new(),
     }
 }
@@ -138,6 +137,7 @@ mod tests {
             device: Default::default(),
             store: StoreOptions::nothing(),
             state_room: None,
+            chat_template: None,
         };
         Engine::open_with(&args, Box::new(|_| ())).unwrap()
     }

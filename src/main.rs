@@ -6,6 +6,9 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    if let Some(program) = kimi::template_worker::this_program() {
+        kimi::template_worker::register(program);
+    }
     let cli = match kimi::cli::Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => return kimi::cli::usage(&e),

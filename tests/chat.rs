@@ -47,6 +47,7 @@ fn prompts_are_those_of_the_published_template() {
         cache_type: CacheType::F16,
         store: StoreOptions::in_memory(),
         state_room: None,
+        chat_template: None,
     };
     let engine = Engine::open(&args).unwrap();
     let file = std::fs::read_to_string("models/tests/data/chat_rendered.json").unwrap();

@@ -53,6 +53,7 @@ fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Engine<B> {
         device: Default::default(),
         store: StoreOptions::nothing(),
         state_room: None,
+        chat_template: None,
     };
     Engine::load(of(Cuda::detect().unwrap()), &args, Box::new(|_| ())).unwrap()
 }

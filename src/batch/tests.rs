@@ -38,6 +38,7 @@ pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
         device: Default::default(),
         store,
         state_room: None,
+        chat_template: None,
     };
     Engine::open_with(&args, Box::new(|_| ())).unwrap()
 }

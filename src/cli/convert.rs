@@ -1,11 +1,13 @@
 //! `kimi convert`: arguments, the progress bar, and what is printed of a conversion or a dry run.
 
+use crate::chat_template;
 use crate::engine::threads;
-use crate::output::Output;
+use crate::output::{Output, tell};
 use anyhow::Result;
 use convert::{Mix, Options, Override, Progress, Summary};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kernels::quant::Format;
+use models::gguf::read::Gguf;
 use std::io::{IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -78,6 +80,9 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
         bytes / GIB,
         bytes / seconds / 1e6,
     );
+    if let Some(warning) = chat_template::warning(&Gguf::open(&summary.output)?) {
+        tell(&format!("warning: {}: {warning}", summary.output.display()));
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ mod convert;
 mod generate;
 
 use crate::output::tell;
-use crate::{ask, bench, chat, eval, gpu_check, inspect, logits, perplexity, serve, synth};
+use crate::{ask, bench, chat, eval, gpu_check, inspect, logits, perplexity, serve, synth, template_worker};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use models::visible::{is_control, visible};
@@ -45,6 +45,9 @@ enum Command {
     GpuCheck(gpu_check::GpuCheckArgs),
     /// Write a model of random weights, for tests and benches
     Synth(synth::SynthArgs),
+    /// Render chat templates for another process of this program
+    #[command(hide = true)]
+    TemplateWorker,
 }
 
 /// Ctrl-C ended the work, and what was done of it is told: nothing more is to be said.
@@ -67,6 +70,7 @@ pub fn run(cli: Cli) -> Result<()> {
         Command::Logits(args) => logits::run(&args),
         Command::GpuCheck(args) => gpu_check::run(&args),
         Command::Synth(args) => synth::run(&args),
+        Command::TemplateWorker => template_worker::worker::run(),
     }
 }
 

@@ -9,10 +9,12 @@ mod text;
 
 pub(crate) use text::size;
 
+use crate::chat_template;
 use crate::demo;
 use crate::form::LONG_STEP;
 use crate::output::Output;
 use crate::placement::{Demand, Experts, Placement, Wish};
+use crate::template_worker;
 use anyhow::Result;
 use clap::value_parser;
 use kernels::backend::CacheFormat;
@@ -71,6 +73,8 @@ struct Report {
     parameters: u64,
     bits_per_weight: f64,
     metadata: serde_json::Map<String, serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_template: Option<TemplateReport>,
     n_tensors: usize,
     formats: Vec<Totals>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -79,6 +83,23 @@ struct Report {
     /// Why there is no `model`.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_model: Option<String>,
+}
+
+/// A file's chat template, rendered once to see whether it is usable.
+#[derive(Debug, Serialize)]
+struct TemplateReport {
+    bytes: usize,
+    /// What a rendering may take.
+    limits: String,
+    /// Why it cannot be used.
+    fault: Option<String>,
+}
+
+impl TemplateReport {
+    fn new(file: &Gguf) -> Option<TemplateReport> {
+        let bytes = chat_template::source(file)?.len();
+        Some(TemplateReport { bytes, limits: template_worker::limits(), fault: chat_template::warning(file) })
+    }
 }
 
 /// Tensors of one format together.
@@ -146,6 +167,7 @@ impl Report {
             parameters,
             bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
             metadata: json(&file.metadata),
+            chat_template: TemplateReport::new(file),
             n_tensors: file.tensors.len(),
             formats: totals(&file.tensors),
             tensors: args.tensors.then(|| file.tensors.iter().map(Tensor::from).collect()),

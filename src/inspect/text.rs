@@ -1,8 +1,9 @@
 //! The report as a person reads it. Whatever comes from the file is escaped: it may hold terminal commands.
 
-use super::{ModelReport, Report, Tensor, Totals};
+use super::{ModelReport, Report, TemplateReport, Tensor, Totals};
 use crate::form::LONG_STEP;
 use models::gguf::{Array, Metadata, Value};
+use models::visible::visible;
 use serde_json::{Value as Json, json};
 use std::io::{Result, Write};
 
@@ -31,6 +32,9 @@ pub fn print(r: &Report, metadata: &Metadata, out: &mut dyn Write) -> Result<()>
     for (key, value) in &metadata.0 {
         writeln!(out, "  {:<width$}  {}", shown(key), brief(value))?;
     }
+    if let Some(template) = &r.chat_template {
+        print_template(template, out)?;
+    }
     if let Some(tensors) = &r.tensors {
         print_tensors(tensors, out)?;
     }
@@ -38,6 +42,14 @@ pub fn print(r: &Report, metadata: &Metadata, out: &mut dyn Write) -> Result<()>
     match (&r.model, &r.no_model) {
         (Some(model), _) => print_model(model, out),
         (None, why) => writeln!(out, "\nmemory: {}", shown(why.as_deref().unwrap_or_default())),
+    }
+}
+
+fn print_template(t: &TemplateReport, out: &mut dyn Write) -> Result<()> {
+    let size = grouped(t.bytes as u64);
+    match &t.fault {
+        None => writeln!(out, "\nchat template: {size} bytes, renders within {}", t.limits),
+        Some(fault) => writeln!(out, "\nchat template: {size} bytes, not usable: {}", visible(fault)),
     }
 }
 

@@ -15,6 +15,7 @@ use super::routes::Owner;
 use super::sse::{Outbox, Teller, respond};
 use super::{prepare, token, tools};
 use crate::batch::Update;
+use crate::chat_template::explain;
 use crate::generate::Stats;
 use crate::reply::Ended;
 use crate::snapshot::spelled::ids_before;
@@ -135,7 +136,7 @@ fn render(
         return Err(ApiError::unsupported(&param, "the model's template does not know it"));
     }
     let part = |n: usize, last: bool| template.render(&messages[..n], tools, last, extra);
-    let all = part(messages.len(), true).map_err(|e| ApiError::invalid("messages", e))?;
+    let all = part(messages.len(), true).map_err(|e| ApiError::invalid("messages", explain(e)))?;
     let instructions = messages.iter().take_while(|m| m.role == "system").count();
     let beginning = |n: usize| {
         // A template may refuse a part of a conversation: then there is no mark.

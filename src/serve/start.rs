@@ -5,6 +5,7 @@ use super::host_check::{HostPolicy, host_name};
 use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
 use crate::batch::{self, Gauges, Limits};
+use crate::chat_template;
 use crate::engine::{Engine, EngineArgs, at_least_one};
 use crate::inspect::machine;
 use crate::on_device;
@@ -215,6 +216,9 @@ fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
 
 fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> Result<JoinHandle<()>> {
     engine.tokenizer().context("serve")?;
+    if let Some(fault) = engine.template.as_ref().and_then(|template| template.fault()) {
+        tracing::warn!("{}: conversations are refused", chat_template::explain(fault.clone()));
+    }
     let half = || machine::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
     let most = engine.state_room.unwrap_or_else(half);
     // More than RAM has may be asked for, more than a device has may not.

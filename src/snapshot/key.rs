@@ -26,6 +26,12 @@ pub fn key<B: Backend>(
     xxh3_128(text.as_bytes())
 }
 
+/// The key where replies begin with these ids and not as the model file's own template begins them: the attention path
+/// of a token depends on that.
+pub fn with_opening(key: Id, opening: Option<&[u32]>) -> Id {
+    opening.map_or(key, |ids| xxh3_128(format!("{key:032x} {ids:?}").as_bytes()))
+}
+
 /// Tells models apart without reading them: the header with all names, shapes and hyperparameters, the size, and a
 /// page from the middle of each tensor. Another training changes every tensor it touches, and with it nearly
 /// every page; 610 pages of the real model are read in a tenth of a second where all of it takes half a minute.

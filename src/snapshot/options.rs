@@ -38,6 +38,9 @@ pub struct StoreOptions {
     /// Who reads
     #[arg(skip)]
     pub reader: Reader,
+    /// What the chat template writes before a reply, where that is not the model file's template
+    #[arg(skip)]
+    pub opening: Option<Vec<u32>>,
 }
 
 /// A million tokens of the real model: 7.9 GiB of rows and 128 waypoints of 43 MiB, 13.3 GiB; and room beside it.
@@ -76,6 +79,7 @@ impl StoreOptions {
             Ok(()) => {}
         }
         let key = key::key::<B>(file, shape.cache, shape.sizes, (self.cache_state, self.reader));
+        let key = key::with_opening(key, self.opening.as_deref());
         let disk = Disk::new(folder, key, shape.clone(), self.cache_state, log);
         Ok(Store::with_disk(b, shape, ram, disk)?)
     }

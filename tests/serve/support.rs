@@ -43,6 +43,7 @@ fn open(model: &Path, store: StoreOptions) -> Arc<Engine<Cpu>> {
         cache_type: CacheType::F16,
         store,
         state_room: None,
+        chat_template: None,
     };
     Arc::new(Engine::open(&args).unwrap())
 }

@@ -43,6 +43,7 @@ fn args(cache_type: CacheType, store: StoreOptions) -> EngineArgs {
         device: Default::default(),
         store,
         state_room: None,
+        chat_template: None,
     }
 }
 

@@ -16,6 +16,9 @@ use rustc_hash::FxHashSet;
 use serde_json::Value;
 use std::collections::HashSet;
 
+/// The first of [`candidates`], for values that hold none.
+pub(super) const UNUSED: char = '\u{fdd0}';
+
 /// Characters that mean nothing in Unicode, and then private ones.
 fn candidates() -> impl Iterator<Item = char> {
     ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{ffffd}')
@@ -84,24 +87,18 @@ impl<'s> Protection<'s> {
     }
 
     /// The value for the template, with every text and key in it marked.
-    pub(super) fn value(&self, value: &Value) -> minijinja::Value {
+    pub(super) fn value(&self, value: Value) -> Value {
         match value {
-            Value::Null => ().into(),
-            Value::Bool(truth) => (*truth).into(),
-            Value::Number(number) => match (number.as_i64(), number.as_u64()) {
-                (Some(integer), _) => integer.into(),
-                (_, Some(integer)) => integer.into(),
-                _ => number.as_f64().into(),
-            },
-            Value::String(text) => self.text(text, true).into(),
-            Value::Array(list) => list.iter().map(|item| self.value(item)).collect(),
-            Value::Object(map) => minijinja::Value::from_pairs(map.iter().map(|(k, v)| self.field(k, v))),
+            Value::String(text) => Value::String(self.text(text, true)),
+            Value::Array(list) => list.into_iter().map(|item| self.value(item)).collect(),
+            Value::Object(map) => map.into_iter().map(|(k, v)| self.field(k, v)).collect(),
+            other => other,
         }
     }
 
-    fn field(&self, key: &str, value: &Value) -> (String, minijinja::Value) {
+    fn field(&self, key: String, value: Value) -> (String, Value) {
         let value = match value {
-            Value::String(text) if matches!(key, "role" | "type") => self.text(text, false).into(),
+            Value::String(text) if matches!(&*key, "role" | "type") => Value::String(self.text(text, false)),
             other => self.value(other),
         };
         let word = key.chars().all(|c| c.is_alphanumeric() || c == '_');
@@ -109,7 +106,7 @@ impl<'s> Protection<'s> {
     }
 
     /// Marks a text; `middle` says whether a middle part of a name is marked too.
-    fn text(&self, text: &str, middle: bool) -> String {
+    fn text(&self, text: String, middle: bool) -> String {
         let inside = text.trim();
         let start = text.len() - text.trim_start().len();
         let mut places = Vec::new();
@@ -120,14 +117,14 @@ impl<'s> Protection<'s> {
             places.push(start + first(inside));
         }
         let mut at = 0;
-        while let Some((range, _)) = self.names.specials.find_from(text, at) {
+        while let Some((range, _)) = self.names.specials.find_from(&text, at) {
             at = range.start + first(&text[range.start..]);
             places.push(at);
         }
         if self.names.head_at_end(inside) {
             places.push(start + inside.len());
         }
-        self.insert(text, &places)
+        if places.is_empty() { text } else { self.insert(&text, &places) }
     }
 
     /// The text with the mark at these bytes, which ascend.

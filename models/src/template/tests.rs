@@ -4,6 +4,10 @@ use super::*;
 use crate::tokenizer::kimi;
 use serde_json::json;
 
+fn template(source: Option<&str>) -> Template {
+    Template::new(source, kimi(), Arc::new(InProcess))
+}
+
 fn file(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
@@ -33,7 +37,7 @@ const OTHER_KIMI: &str = r#"{% macro declare(list) %}{{ '<|im_system|>tool_decla
 "#;
 
 fn check_published(source: Option<&str>) {
-    let template = Template::new(source, kimi()).unwrap();
+    let template = template(source);
     let cases = file(include_str!("../../tests/data/chat_rendered.json"));
     for (name, case) in cases.as_object().unwrap() {
         let messages = messages(&case["messages"]);
@@ -58,7 +62,7 @@ fn python_s_jinja_renders_the_same() {
     let mut wrong = Vec::new();
     for case in cases {
         let name = case["name"].as_str().unwrap();
-        let template = Template::new(goldens["templates"][name].as_str(), kimi()).unwrap();
+        let template = template(goldens["templates"][name].as_str());
         let prompt = case["add_generation_prompt"] == true;
         let extra = case["extra"].as_object().unwrap();
         let rendered = template.render(&messages(&case["messages"]), &list(&case["tools"]), prompt, extra);
@@ -82,7 +86,7 @@ fn python_s_jinja_renders_the_same() {
 
 /// Renders one user's text by a template; its special ids are the template's own, and no text is lost.
 fn check_typed(source: Option<&str>, typed: &str, specials: usize) {
-    let template = Template::new(source, kimi()).unwrap();
+    let template = template(source);
     let messages = [Message::new("user", typed)];
     let tools = [json!({"name": typed, typed: [typed]})];
     let extra = file(&json!({"more": typed}).to_string()).as_object().unwrap().clone();
@@ -131,7 +135,7 @@ fn halves_of_a_token_do_not_join() {
     ] {
         check_typed(Some(source), typed, 0);
     }
-    let composed = Template::new(Some("<|im_{{ messages[0].role }}|>"), kimi()).unwrap();
+    let composed = template(Some("<|im_{{ messages[0].role }}|>"));
     let rendered = composed.render(&[Message::new("user", "")], &[], false, &Map::new()).unwrap();
     assert_eq!(rendered.encode(kimi()), [163_587]);
 }
@@ -139,14 +143,13 @@ fn halves_of_a_token_do_not_join() {
 #[test]
 fn templates_still_see_ordinary_text() {
     let source = "{{ '</think>' in messages[0].content }} {{ messages[0].content == 'a</think>b' }} {{ messages[0].content | length }}";
-    let template = Template::new(Some(source), kimi()).unwrap();
+    let template = template(Some(source));
     let render = |text| template.render(&[Message::new("user", text)], &[], false, &Map::new()).unwrap();
     assert_eq!(render("a</think>b").text(), "True True 10");
 }
 
 fn check_error(source: &str, message: &str) {
-    let rendered = Template::new(Some(source), kimi())
-        .and_then(|template| template.render(&[Message::new("user", "hi")], &[], true, &Map::new()));
+    let rendered = template(Some(source)).render(&[Message::new("user", "hi")], &[], true, &Map::new());
     assert_eq!(rendered.unwrap_err().to_string(), format!("chat_template: {message}"));
 }
 

@@ -1,0 +1,225 @@
+//! A few template workers that are kept alive: a rendering takes an idle one or starts one, and waits for its reply up
+//! to the deadline. Next: [`super::worker`] (the other end).
+
+use super::worker::CPU_SECONDS;
+use super::{DEADLINE, exceeded, frame};
+use models::template::{Budget, Failure, Job, Sandbox};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::{Errno, ioctl_fionbio};
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// Bytes of a reply beside the text: a failure in words.
+const REPLY_BYTES: usize = 64 << 10;
+
+/// Workers of one executable.
+pub struct Pool {
+    program: PathBuf,
+    deadline: Duration,
+    /// Renderings at the same time.
+    most: usize,
+    state: Mutex<State>,
+    freed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    idle: Vec<Worker>,
+    running: usize,
+}
+
+impl Pool {
+    /// As many workers as cores, two to eight, started when needed.
+    pub fn new(program: PathBuf) -> Self {
+        let most = thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8));
+        Pool { program, deadline: DEADLINE, most, state: Mutex::default(), freed: Condvar::new() }
+    }
+
+    /// The same with another deadline.
+    pub fn within(self, deadline: Duration) -> Self {
+        Pool { deadline, ..self }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A place among the renderings, when one is free before the deadline.
+    fn enter(&self, deadline: Instant) -> Option<Place<'_>> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let full = |state: &mut State| state.running >= self.most;
+        let waited = self.freed.wait_timeout_while(self.state(), left, full);
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        if state.running >= self.most {
+            return None;
+        }
+        state.running += 1;
+        Some(Place(self))
+    }
+}
+
+struct Place<'a>(&'a Pool);
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        self.0.state().running -= 1;
+        self.0.freed.notify_one();
+    }
+}
+
+impl Sandbox for Pool {
+    fn run(&self, job: &Job) -> Result<String, Failure> {
+        let deadline = Instant::now() + self.deadline;
+        let exceeded = |found: String| exceeded(self.deadline, found);
+        let request = frame::request(job);
+        let max_reply = Budget::of(job).bytes().saturating_add(REPLY_BYTES);
+        let _place = self.enter(deadline).ok_or_else(|| exceeded("no free worker".into()))?;
+        let mut idle = self.state().idle.pop();
+        loop {
+            let kept = idle.is_some();
+            let start = || Worker::start(&self.program).map_err(|e| exceeded(format!("no worker: {e}")));
+            let mut worker = idle.take().map_or_else(start, Ok)?;
+            match worker.call(&request, max_reply, deadline) {
+                Ok(reply) => {
+                    let reply = frame::read_reply(&reply).ok_or_else(|| exceeded("a broken reply".into()))?;
+                    if worker.busy < Duration::from_secs(CPU_SECONDS / 2) {
+                        self.state().idle.push(worker);
+                    }
+                    return reply;
+                }
+                // It may have been ended while it was idle: only a fresh one tells.
+                Err(Broken::Ended) if kept => {}
+                Err(Broken::Ended) => return Err(exceeded(worker.cause())),
+                Err(Broken::Late) => return Err(exceeded("no end".into())),
+                Err(Broken::TooLong) => return Err(exceeded(format!("more than {max_reply} bytes"))),
+                Err(Broken::Io(e)) => return Err(exceeded(format!("no reply: {e}"))),
+            }
+        }
+    }
+}
+
+/// A worker process.
+struct Worker {
+    child: Child,
+    input: ChildStdin,
+    output: ChildStdout,
+    /// Time spent on requests.
+    busy: Duration,
+}
+
+/// Why there is no reply.
+enum Broken {
+    Ended,
+    Late,
+    TooLong,
+    Io(io::Error),
+}
+
+impl From<io::Error> for Broken {
+    fn from(e: io::Error) -> Self {
+        if e.kind() == ErrorKind::BrokenPipe { Broken::Ended } else { Broken::Io(e) }
+    }
+}
+
+impl Worker {
+    fn start(program: &Path) -> io::Result<Worker> {
+        let mut command = Command::new(program);
+        // A group of its own: Ctrl-C at the terminal is for the program.
+        command.arg0("kimi").arg("template-worker").process_group(0);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn()?;
+        let pipes = child.stdin.take().zip(child.stdout.take());
+        let (input, output) = pipes.ok_or(ErrorKind::BrokenPipe)?;
+        ioctl_fionbio(&input, true)?;
+        ioctl_fionbio(&output, true)?;
+        Ok(Worker { child, input, output, busy: Duration::ZERO })
+    }
+
+    fn call(&mut self, request: &[u8], max_reply: usize, deadline: Instant) -> Result<Vec<u8>, Broken> {
+        let start = Instant::now();
+        self.send(&frame::head(request), deadline)?;
+        self.send(request, deadline)?;
+        let mut length = [0; frame::HEAD];
+        self.receive(&mut length, deadline)?;
+        let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
+        if length > max_reply {
+            return Err(Broken::TooLong);
+        }
+        let mut reply = vec![0; length];
+        self.receive(&mut reply, deadline)?;
+        self.busy += start.elapsed();
+        Ok(reply)
+    }
+
+    fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> Result<(), Broken> {
+        while !bytes.is_empty() {
+            match self.input.write(bytes) {
+                Ok(written) => bytes = &bytes[written..],
+                Err(e) if e.kind() == ErrorKind::WouldBlock => wait(&self.input, PollFlags::OUT, deadline)?,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, mut bytes: &mut [u8], deadline: Instant) -> Result<(), Broken> {
+        while !bytes.is_empty() {
+            match self.output.read(bytes) {
+                Ok(0) => return Err(Broken::Ended),
+                Ok(read) => bytes = &mut bytes[read..],
+                Err(e) if e.kind() == ErrorKind::WouldBlock => wait(&self.output, PollFlags::IN, deadline)?,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Why it ended, from what the runtime wrote on standard error and the exit status.
+    fn cause(&mut self) -> String {
+        // It has closed its pipes and so is about to end.
+        let status = self.child.wait();
+        let mut said = Vec::new();
+        if let Some(stderr) = self.child.stderr.take() {
+            let _ = stderr.take(4096).read_to_end(&mut said);
+        }
+        let said = String::from_utf8_lossy(&said);
+        match status {
+            _ if said.contains("stack overflow") || said.contains("overflowed its stack") => {
+                "a stack overflow".into()
+            }
+            _ if said.contains("memory allocation") => "more memory".into(),
+            Ok(status) => match said.lines().last() {
+                Some(line) => format!("a worker that ended: {status}: {line}"),
+                None => format!("a worker that ended: {status}"),
+            },
+            Err(e) => e.to_string(),
+        }
+    }
+}
+
+/// Waits until a pipe is ready.
+fn wait(pipe: &impl AsFd, ready: PollFlags, deadline: Instant) -> Result<(), Broken> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let left = Timespec::try_from(left).map_err(|_| Broken::Late)?;
+    match poll(&mut [PollFd::new(pipe, ready)], Some(&left)) {
+        Ok(0) => Err(Broken::Late),
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(e) => Err(Broken::Io(e.into())),
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // One that has ended already cannot be killed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
