@@ -6,6 +6,7 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    outlive_file_limit();
     if let Some(program) = kimi::template_worker::this_program() {
         kimi::template_worker::register(program);
     }
@@ -22,6 +23,13 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Makes a write beyond `ulimit -f` fail instead of ending the process.
+fn outlive_file_limit() {
+    #[cfg(unix)]
+    // Without the handler the signal ends the process, as it does by default.
+    let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Default::default());
 }
 
 /// Whoever reads our output has seen enough (`kimi inspect ... | head`): no error.

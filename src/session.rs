@@ -108,9 +108,9 @@ impl<'e, B: Backend> Session<'e, B> {
         self.scores().map_or(&[], |row| row.values())
     }
 
-    /// Asks for snapshots at these lengths of the next prompt: where a system message or a document ends.
+    /// Asks for snapshots at these lengths of the next prompt, [`thinned`]: where a system message or a document ends.
     pub fn mark(&mut self, lengths: &[usize]) {
-        self.marks = lengths.to_vec();
+        self.marks = thinned(lengths);
     }
 
     /// Says that the next prompt is a document up to this length and a question after it, which is then read as a
@@ -232,6 +232,32 @@ impl<B: Backend> Engine<B> {
     }
 }
 
+/// Marks up to this number are all kept.
+const FEW_MARKS: usize = 16;
+/// Tokens from one of many marks to the next at least: a batch or two.
+const MARK_SPACING: usize = 1024;
+/// Marks that are kept of many, about: each costs a state, and what comes in between a partial batch.
+const MOST_MARKS: usize = 64;
+
+/// Marks to keep snapshots at, in their order: of many only some, far enough apart. Batches cross the others. The
+/// first and the last are always among them.
+pub(crate) fn thinned(marks: &[usize]) -> Vec<usize> {
+    let mut marks: Vec<usize> = marks.iter().copied().filter(|mark| *mark > 0).collect();
+    marks.sort_unstable();
+    marks.dedup();
+    let Some(&end) = marks.last().filter(|_| marks.len() > FEW_MARKS) else { return marks };
+    let spacing = MARK_SPACING.max(end / MOST_MARKS);
+    let mut kept = None;
+    marks.retain(|mark| {
+        let far = *mark == end || kept.is_none_or(|kept| mark - kept >= spacing);
+        if far {
+            kept = Some(*mark);
+        }
+        far
+    });
+    marks
+}
+
 /// The next length after `at` to keep a snapshot of.
 pub(crate) fn next_point(at: usize, end: usize, marks: &[usize]) -> usize {
     let waypoint = (at / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS;
@@ -256,5 +282,23 @@ mod tests {
         assert_eq!(points(0, 10, &[]), [10]);
         assert_eq!(points(0, 10, &[7, 3, 0, 10, 99]), [3, 7, 10]);
         assert_eq!(points(8190, 20_000, &[8193]), [8192, 8193, 16_384, 20_000]);
+    }
+
+    #[test]
+    fn few_marks_are_kept_and_many_are_thinned() {
+        assert_eq!(thinned(&[]), [0; 0]);
+        assert_eq!(thinned(&[700, 3, 0, 700, 4]), [3, 4, 700]);
+        let few: Vec<usize> = (1..=FEW_MARKS).map(|i| 7 * i).collect();
+        assert_eq!(thinned(&few), few);
+        for (step, end) in [(1, 17), (7, 5000), (40, 60_000), (300, 450_000), (9000, 1_000_000)] {
+            let marks: Vec<usize> = (1..=end / step).map(|i| i * step).collect();
+            let kept = thinned(&marks);
+            assert_eq!((kept.first(), kept.last()), (marks.first(), marks.last()));
+            assert!(kept.len() <= MOST_MARKS + 2 && kept.iter().all(|mark| marks.contains(mark)));
+            let spacing = MARK_SPACING.max(marks[marks.len() - 1] / MOST_MARKS);
+            let gaps: Vec<usize> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let (_, gaps) = gaps.split_last().unwrap();
+            assert!(gaps.iter().all(|gap| (spacing..spacing + step).contains(gap)), "{step} {end}: {gaps:?}");
+        }
     }
 }

@@ -96,6 +96,29 @@ fn a_file_is_read_once() {
     }
 }
 
+/// Many small files are read in whole batches, with few snapshots.
+#[test]
+fn a_directory_of_many_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (docs, cache) = (dir.path().join("docs"), dir.path().join("cache"));
+    std::fs::create_dir(&docs).unwrap();
+    (0..150).for_each(|i| std::fs::write(docs.join(format!("{i:03}.txt")), document(1 + i % 3)).unwrap());
+    let first = &ask(&cache, &["-f", text(&docs), "Who keeps ward 3?"], "")[0];
+    let all = number(first, "read_tokens");
+    let states = || {
+        let names = std::fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().file_name());
+        names.filter(|name| name.as_encoded_bytes().ends_with(b".state")).count() as u64
+    };
+    assert!(all > 5000 && states() <= all / 1024 + 4, "{} states of {all} tokens", states());
+    let second = &ask(&cache, &["-f", text(&docs), "And ward 4?"], "")[0];
+    assert!(number(second, "read_tokens") < 30, "{second}");
+    // A change in a file: what is before it is not read again, but for what one snapshot is from the next.
+    std::fs::write(docs.join("120.txt"), "Another text.").unwrap();
+    let third = &ask(&cache, &["-f", text(&docs), "Who keeps ward 3?"], "")[0];
+    let reused = number(third, "reused_tokens");
+    assert!(reused + 1024 + 100 > all * 115 / 150 && reused < all, "{reused} of {all} reused");
+}
+
 #[test]
 fn files_directories_and_pipes() {
     let dir = tempfile::tempdir().unwrap();

@@ -7,7 +7,7 @@ use crate::generate::Stats;
 use crate::logprobs::Logprobs;
 use crate::reply::{Ended, Reply};
 use crate::scores::{Row, Scores};
-use crate::session::{Prefill, next_point};
+use crate::session::{Prefill, next_point, thinned};
 use crate::snapshot::Source;
 use crate::snapshot::namespace::Namespace;
 use kernels::backend::Backend;
@@ -67,7 +67,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             done: 0,
             turn: (0, 0),
             ahead: (Form::Absorbed, 0),
-            marks: job.marks,
+            marks: thinned(&job.marks),
             reused: 0,
             source: None,
             logprobs: job.logprobs,

@@ -4,8 +4,9 @@
 //! rows since the one before it. Nothing is kept in memory about the directory but the tokens of files whose
 //! header was checked, which their names stand for. Next: [`super::folder`] (names, room), [`super::file`] (bytes).
 
-use super::file::{self, Header, Id, check};
-use super::folder::{Folder, Listing, remove};
+use super::file::{self, Header, Id, check, id_of, same};
+use super::folder::{Folder, Listing, Room, remove};
+use super::key::Key;
 use super::namespace::Namespace;
 use super::options::WAYPOINT_TOKENS;
 use super::state_type::StateType;
@@ -19,7 +20,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
-use xxhash_rust::xxh3::xxh3_128;
 
 /// A state is written when it saves reading this many tokens: seconds on a CPU. Each costs the disk 43 MiB.
 pub const WORTH_TOKENS: usize = 256;
@@ -38,15 +38,23 @@ pub struct Shape {
 /// The snapshots of one model in a directory.
 pub struct Disk {
     folder: Folder,
-    key: Id,
+    key: Key,
     shape: Shape,
     state: StateType,
     /// Of rows whose header was checked.
     tokens: Mutex<HashMap<Id, Arc<[u32]>>>,
     /// Is told of damage and failures, a line each.
     log: Log,
-    /// That there is no room has been told.
+    said: Said,
+    /// The system refused to write: nothing is written any more.
+    stopped: AtomicBool,
+}
+
+/// What is said once.
+#[derive(Default)]
+struct Said {
     full: AtomicBool,
+    foreign: AtomicBool,
 }
 
 /// Takes lines for people.
@@ -66,8 +74,9 @@ type Failure = (PathBuf, Error);
 
 impl Disk {
     /// The snapshots under `key` in a directory, which need not be there yet.
-    pub fn new(folder: Folder, key: Id, shape: Shape, state: StateType, log: Log) -> Disk {
-        Disk { folder, key, shape, state, tokens: Mutex::default(), log, full: AtomicBool::new(false) }
+    pub fn new(folder: Folder, key: Key, shape: Shape, state: StateType, log: Log) -> Disk {
+        let (tokens, said, stopped) = (Mutex::default(), Said::default(), AtomicBool::new(false));
+        Disk { folder, key, shape, state, tokens, log, said, stopped }
     }
 
     /// The state that covers most of `prompt`, if more than `least` tokens; of all of it only one with logits.
@@ -78,7 +87,7 @@ impl Disk {
         prompt: &[u32],
         least: Option<usize>,
     ) -> Option<Hit<B>> {
-        let listing = self.folder.list().ok()?;
+        let listing = self.list_for_lookup(prompt.len() >= WORTH_TOKENS)?;
         let mut chains = self.prefixes(&listing, self.root(namespace), prompt);
         chains.sort_by_key(|chain| std::cmp::Reverse(end(chain)));
         for chain in chains {
@@ -107,8 +116,29 @@ impl Disk {
         snapshot: &Snapshot<B>,
         always: bool,
     ) {
+        // What is too short whatever is there does not wait for the key.
+        let worth = always || sequence.1.len() >= WORTH_TOKENS;
+        if !worth || self.stopped.load(Ordering::Relaxed) {
+            return;
+        }
         if let Err((path, e)) = self.try_save(b, sequence, snapshot, always) {
-            self.failed(&path, &e);
+            match e.kind() {
+                // Removed by another process, held by another, or damaged: the next may be written.
+                ErrorKind::NotFound
+                | ErrorKind::TimedOut
+                | ErrorKind::InvalidData
+                | ErrorKind::UnexpectedEof => {
+                    self.failed(&path, &e);
+                }
+                _ => {
+                    self.stopped.store(true, Ordering::Relaxed);
+                    let need = mib(self.worst(sequence.1.len()));
+                    let (path, free) = (path.display(), mib(self.folder.free()));
+                    let line =
+                        format!("{path}: {e}: {need} needed, {free} free: the cache is not written any more");
+                    (self.log)(&line);
+                }
+            }
         }
     }
 
@@ -121,7 +151,7 @@ impl Disk {
     ) -> std::result::Result<(), Failure> {
         let dir = &self.folder.dir;
         let _lock = self.folder.lock().map_err(|e| (dir.clone(), e))?;
-        let listing = self.folder.list().map_err(|e| (dir.clone(), e))?;
+        let listing = self.list().map_err(|e| (dir.clone(), e))?;
         let root = self.root(namespace);
         let chains = self.prefixes(&listing, root, tokens);
         let state = |chain: &&Vec<Piece>| chain.last().and_then(|p| listing.states.get(&p.id));
@@ -137,16 +167,15 @@ impl Disk {
         let new = pieces(root, tokens, &chain);
         let rows: u64 = new.iter().map(|p| p.len as u64 * (sizes.row + 4) + file::OVERHEAD).sum();
         let (need, on) = (rows + body + file::OVERHEAD, chain.last().map(|p| p.id));
-        if !self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))? {
-            if !self.full.swap(true, Ordering::Relaxed) {
-                let free = fs4::available_space(dir).unwrap_or(0);
-                let [need, free, budget] =
-                    [need, free, self.folder.budget].map(|n| n as f64 / f64::from(1 << 20));
-                let dir = dir.display();
-                (self.log)(&format!(
-                    "{dir}: no room for a snapshot of {need:.1} MiB: the disk has {free:.1} MiB free, of which \
-                     half may be used; --cache-size allows {budget:.1} MiB"
-                ));
+        let room = self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))?;
+        if room != Room::Enough {
+            if !self.said.full.swap(true, Ordering::Relaxed) {
+                let why = match room {
+                    Room::Disk(free) => format!("{} free, of which half may be used", mib(free)),
+                    Room::Budget(bytes) => format!("--cache-size is {}", mib(bytes)),
+                    Room::Enough => String::new(),
+                };
+                (self.log)(&format!("{}: no room for a snapshot of {}: {why}", dir.display(), mib(need)));
             }
             return Ok(());
         }
@@ -179,7 +208,7 @@ impl Disk {
             let path = self.rows_path(*piece);
             let tokens = prompt[piece.before..][..piece.len].to_vec();
             let fit = [piece.len as u64 * sizes.row];
-            read_as(&path, &self.header(*piece, tokens), &fit, body).map_err(|e| (path, e))
+            file::read(&path, &self.header(*piece, tokens), &fit, body).map_err(|e| (path, e))
         };
         // A thread reads and checks while this one copies: memory that is touched for the first time is slow.
         let mut body = std::thread::scope(|scope| {
@@ -204,7 +233,7 @@ impl Disk {
         })?;
         let (path, header) = self.state_file(chain);
         let fit = [self.recurrent() + sizes.logits, self.recurrent()];
-        read_as(&path, &header, &fit, &mut body).map_err(|e| (path, e))?;
+        file::read(&path, &header, &fit, &mut body).map_err(|e| (path, e))?;
         let (recurrent, logits) = body.split_at(self.recurrent() as usize);
         state.import_recurrent(b, config, &self.state.unpack(recurrent));
         let logits = logits.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
@@ -218,7 +247,7 @@ impl Disk {
         read: impl Fn(usize, &[u32]) -> Option<usize>,
         may_stop: impl Fn(usize) -> bool,
     ) -> Option<(usize, Vec<u32>)> {
-        let listing = self.folder.list().ok()?;
+        let listing = self.list_for_lookup(false)?;
         let chains = self.chains(&listing, self.root(namespace), read).into_iter();
         let states = chains.filter(|(at, chain)| {
             may_stop(*at) && chain.last().is_some_and(|p| listing.states.contains_key(&p.id))
@@ -226,6 +255,27 @@ impl Disk {
         let (at, chain) = states.max_by_key(|(at, _)| *at)?;
         let tokens = chain.into_iter().map(|piece| self.tokens_of(piece)).collect::<Option<Vec<_>>>()?;
         Some((at, tokens.concat()))
+    }
+
+    /// The files that are there, if there are any and the key is known or `worth` its time.
+    fn list_for_lookup(&self, worth: bool) -> Option<Listing> {
+        let listing = self.list().ok().filter(|listing| !listing.rows.is_empty())?;
+        self.key.is_ready(worth, &self.log).then_some(listing)
+    }
+
+    /// The files that are there; what is known of others is forgotten.
+    fn list(&self) -> Result<Listing> {
+        let listing = self.folder.list()?;
+        if listing.foreign > 0 && !self.said.foreign.swap(true, Ordering::Relaxed) {
+            let (dir, files) = (self.folder.dir.display(), listing.foreign);
+            (self.log)(&format!("{dir}: {files} files are links, pipes or another user's: not used"));
+        }
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() > 2 * listing.rows.len() + 64 {
+            tokens.retain(|id, _| listing.rows.contains_key(id));
+        }
+        drop(tokens);
+        Ok(listing)
     }
 
     /// All chains of rows that `tokens` begins with.
@@ -286,9 +336,20 @@ impl Disk {
 
     /// What the first rows of a namespace continue: the key, salted for all but the shared one.
     fn root(&self, namespace: Namespace) -> Id {
-        namespace
-            .salt()
-            .map_or(self.key, |salt| xxh3_128(&[&self.key.to_le_bytes()[..], &salt.to_le_bytes()].concat()))
+        let key = self.key();
+        let salted =
+            |salt: u64| id_of(blake3::Hasher::new().update(&key.to_le_bytes()).update(&salt.to_le_bytes()));
+        namespace.salt().map_or(key, salted)
+    }
+
+    fn key(&self) -> Id {
+        self.key.get(&self.log)
+    }
+
+    /// Bytes of a snapshot of so many tokens of which nothing is there.
+    fn worst(&self, tokens: usize) -> u64 {
+        let sizes = self.shape.sizes;
+        tokens as u64 * (sizes.row + 4) + self.recurrent() + sizes.logits + 2 * file::OVERHEAD
     }
 
     /// Bytes of S and the tails in a file.
@@ -301,12 +362,12 @@ impl Disk {
     }
 
     fn header(&self, piece: Piece, tokens: Vec<u32>) -> Header {
-        Header { key: self.key, id: piece.id, parent: piece.parent, before: piece.before as u64, tokens }
+        Header { key: self.key(), id: piece.id, parent: piece.parent, before: piece.before as u64, tokens }
     }
 
     fn state_file(&self, chain: &[Piece]) -> (PathBuf, Header) {
-        let id = chain.last().map_or(self.key, |p| p.id);
-        let header = Header { key: self.key, id, parent: id, before: end(chain) as u64, tokens: vec![] };
+        let id = chain.last().map_or(self.key(), |p| p.id);
+        let header = Header { key: self.key(), id, parent: id, before: end(chain) as u64, tokens: vec![] };
         (self.folder.state_path(id), header)
     }
 
@@ -344,19 +405,7 @@ fn end(chain: &[Piece]) -> usize {
     chain.last().map_or(0, |p| p.before + p.len)
 }
 
-/// The body of a file whose header is as expected, of one of the sizes that fit.
-fn read_as(path: &Path, expected: &Header, sizes: &[u64], body: &mut Vec<u8>) -> Result<()> {
-    let found = file::read(path, body)?;
-    same(expected, &found)?;
-    let bytes = body.len() as u64;
-    check("bytes of the body", *sizes.iter().find(|size| **size == bytes).unwrap_or(&sizes[0]), bytes)
-}
-
-fn same(expected: &Header, found: &Header) -> Result<()> {
-    check("key", expected.key, found.key)?;
-    check("id", expected.id, found.id)?;
-    check("parent", expected.parent, found.parent)?;
-    check("tokens before", expected.before, found.before)?;
-    let (these, others) = ("those of its id", "others");
-    check("tokens", these, if expected.tokens == found.tokens { these } else { others })
+/// As people read sizes.
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -15,10 +15,13 @@
 //! file is used when its length, its checksums, its place in the chain and its tokens are what they should be.
 //! Next: [`super::disk`].
 
+use super::folder::remove;
+use crate::private;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::path::Path;
-use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed, xxh3_128};
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
 /// Names the tokens from the beginning to some length, under one key.
 pub type Id = u128;
@@ -45,25 +48,29 @@ pub struct Header {
     pub tokens: Vec<u32>,
 }
 
-/// The id of rows of `tokens` after those of `parent`.
+/// The id of rows of `tokens` after those of `parent`. BLAKE3, since clients choose the tokens.
 pub fn chain(parent: Id, tokens: &[u32]) -> Id {
     let mut bytes = parent.to_le_bytes().to_vec();
     bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
-    xxh3_128(&bytes)
+    id_of(blake3::Hasher::new().update(&bytes))
+}
+
+/// The first half of a hash.
+pub fn id_of(hash: &blake3::Hasher) -> Id {
+    let mut id = [0; 16];
+    hash.finalize_xof().fill(&mut id);
+    Id::from_le_bytes(id)
 }
 
 /// Writes a file that is there under its name when it is whole, or not at all.
+///
+/// # Errors
+/// Those of the system; nothing of the file is left then.
 pub fn write(path: &Path, header: &Header, body: &[u8]) -> Result<()> {
     let part = path.with_extension("tmp");
-    let head = header.encode(body.len() as u64);
-    let sum = xxh3_64(&head);
-    let mut file = File::create(&part)?;
-    for bytes in [&head[..], &sum.to_le_bytes(), body, &xxh3_64_with_seed(body, sum).to_le_bytes()] {
-        file.write_all(bytes)?;
-    }
-    file.sync_data()?;
-    drop(file);
-    std::fs::rename(&part, path)?;
+    write_part(&part, header, body)
+        .and_then(|()| std::fs::rename(&part, path))
+        .inspect_err(|_| drop(remove(&part)))?;
     // The name itself is on the disk when its directory is; not every system can say so.
     if let Some(Ok(dir)) = path.parent().map(File::open) {
         let _ = dir.sync_all();
@@ -71,27 +78,78 @@ pub fn write(path: &Path, header: &Header, body: &[u8]) -> Result<()> {
     Ok(())
 }
 
+fn write_part(part: &Path, header: &Header, body: &[u8]) -> Result<()> {
+    remove(part)?;
+    let mut file = private::create_new(part)?;
+    for bytes in pieces(&header.encode(body.len() as u64), body) {
+        file.write_all(&bytes)?;
+    }
+    file.sync_data()
+}
+
 /// The header of a file, checked against the file's length and its checksum.
 pub fn read_header(path: &Path) -> Result<Header> {
-    let file = File::open(path)?;
+    let file = private::open(path)?;
     let length = file.metadata()?.len();
     Ok(parse_header(&mut &file, length)?.0)
 }
 
-/// A whole file, everything checked. Its body is what is in `body` then, whose memory serves file after file.
-pub fn read(path: &Path, body: &mut Vec<u8>) -> Result<Header> {
-    let file = File::open(path)?;
+/// The body of a file whose header is as expected, of one of the sizes that fit; everything is checked. It is what is in
+/// `body` then, whose memory serves file after file.
+pub fn read(path: &Path, expected: &Header, sizes: &[u64], body: &mut Vec<u8>) -> Result<()> {
+    let file = private::open(path)?;
     let length = file.metadata()?.len();
     let mut file = &file;
     let (header, bytes, sum) = parse_header(&mut file, length)?;
+    same(expected, &header)?;
+    // Before memory of the size that the file claims is allocated.
+    check("bytes of the body", *sizes.iter().find(|size| **size == bytes).unwrap_or(&sizes[0]), bytes)?;
+    read_body(file, bytes, sum, body)
+}
+
+/// A whole file that is in memory: its header and body.
+///
+/// # Errors
+/// It is not whole, or damaged.
+pub fn parse(mut bytes: &[u8]) -> Result<(Header, Vec<u8>)> {
+    let length = bytes.len() as u64;
+    let (header, size, sum) = parse_header(&mut bytes, length)?;
+    let mut body = Vec::new();
+    read_body(bytes, size, sum, &mut body)?;
+    Ok((header, body))
+}
+
+/// The bytes of a file.
+pub fn encode(header: &Header, body: &[u8]) -> Vec<u8> {
+    pieces(&header.encode(body.len() as u64), body).concat()
+}
+
+/// Header, its checksum, body, its checksum.
+fn pieces<'a>(head: &'a [u8], body: &'a [u8]) -> [Cow<'a, [u8]>; 4] {
+    let sum = xxh3_64(head);
+    let sums = [sum, xxh3_64_with_seed(body, sum)].map(|sum| sum.to_le_bytes().to_vec());
+    let [first, second] = sums;
+    [head.into(), first.into(), body.into(), second.into()]
+}
+
+fn read_body(mut file: impl Read, bytes: u64, sum: u64, body: &mut Vec<u8>) -> Result<()> {
     body.clear();
     body.reserve_exact(bytes as usize);
-    file.take(bytes).read_to_end(body)?;
+    file.by_ref().take(bytes).read_to_end(body)?;
     check("bytes of the body", bytes, body.len() as u64)?;
     let mut expected = [0; 8];
     file.read_exact(&mut expected)?;
-    check("checksum of the body", u64::from_le_bytes(expected), xxh3_64_with_seed(body, sum))?;
-    Ok(header)
+    check("checksum of the body", u64::from_le_bytes(expected), xxh3_64_with_seed(body, sum))
+}
+
+/// Asserts that a file's header is as expected.
+pub fn same(expected: &Header, found: &Header) -> Result<()> {
+    check("key", expected.key, found.key)?;
+    check("id", expected.id, found.id)?;
+    check("parent", expected.parent, found.parent)?;
+    check("tokens before", expected.before, found.before)?;
+    let (these, others) = ("those of its id", "others");
+    check("tokens", these, if expected.tokens == found.tokens { these } else { others })
 }
 
 impl Header {
@@ -158,7 +216,10 @@ mod tests {
         let (path, header, body) = sample(dir.path());
         assert_eq!(read_header(&path).unwrap(), header);
         let mut found = b"before".to_vec();
-        assert_eq!((read(&path, &mut found).unwrap(), found), (header, body));
+        read(&path, &header, &[7, 100], &mut found).unwrap();
+        assert_eq!(found, body);
+        let whole = std::fs::read(&path).unwrap();
+        assert_eq!((encode(&header, &body), parse(&whole).unwrap()), (whole, (header, body)));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
@@ -166,11 +227,12 @@ mod tests {
     #[test]
     fn no_damage_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, _, _) = sample(dir.path());
+        let (path, header, _) = sample(dir.path());
         let whole = std::fs::read(&path).unwrap();
         let refused = |bytes: &[u8], what: String| {
             std::fs::write(&path, bytes).unwrap();
-            assert!(read(&path, &mut Vec::new()).is_err(), "{what}");
+            assert!(parse(bytes).is_err(), "{what}");
+            assert!(read(&path, &header, &[100], &mut Vec::new()).is_err(), "{what}");
         };
         for bit in 0..whole.len() * 8 {
             let mut bytes = whole.clone();
@@ -179,6 +241,25 @@ mod tests {
         }
         (0..whole.len()).for_each(|n| refused(&whole[..n], format!("{n} bytes")));
         refused(&[&whole[..], &[0]].concat(), "a byte more".into());
+    }
+
+    /// A sparse file of a terabyte with a sound header: no memory is taken for it.
+    #[test]
+    fn a_body_of_another_size_is_refused_before_it_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, header, _) = sample(dir.path());
+        let body = 1 << 40;
+        let head = header.encode(body);
+        std::fs::write(&path, [&head[..], &xxh3_64(&head).to_le_bytes()].concat()).unwrap();
+        let length = OVERHEAD + 12 + body;
+        if File::options().write(true).open(&path).unwrap().set_len(length).is_err() {
+            println!("skipped: the file system has no files of a terabyte");
+            return;
+        }
+        let mut found = Vec::new();
+        let error = read(&path, &header, &[100, 50], &mut found).unwrap_err().to_string();
+        assert_eq!(error, format!("bytes of the body: expected 100, found {body}"));
+        assert_eq!(found.capacity(), 0);
     }
 
     #[test]

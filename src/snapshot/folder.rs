@@ -4,12 +4,14 @@
 //! ```text
 //! ID-PARENT.first   rows of the first tokens; PARENT is the model's key      ID.state   a state after rows ID
 //! ID-PARENT.rows    rows that continue those of PARENT                       *.tmp      not finished
-//! lock              held by the process that writes or makes room
+//! lock              held by the process that writes or makes room  DEVICE-AND-INODE.model   a model file's fingerprint
 //! ```
+//! Files of other users, links and pipes are not used, whatever their names; nor are files that others may write.
 //! Any file may vanish at any time: what needs it is then of no use, and goes when room is made next. A state's time
 //! of change is that of its last use. Next: [`super::disk`].
 
 use super::file::Id;
+use crate::private;
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::io::{Error, ErrorKind, Result};
@@ -18,6 +20,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 /// How long another process may hold the lock.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The extension of fingerprints of models.
+pub const MODEL: &str = "model";
+
+/// Fingerprints that are kept; each is some hundred bytes.
+const MODELS: usize = 256;
 
 /// The directory.
 #[derive(Debug)]
@@ -35,8 +43,12 @@ pub struct Listing {
     pub rows: HashMap<Id, Rows>,
     /// States by the id of the rows they end with.
     pub states: HashMap<Id, StateFile>,
-    /// Files that nobody finished, if the lock is held.
-    unfinished: Vec<PathBuf>,
+    /// Files that nobody finished, if the lock is held, and those that others may write.
+    useless: Vec<PathBuf>,
+    /// Fingerprints of models: time of change, path, bytes.
+    models: Vec<(SystemTime, PathBuf, u64)>,
+    /// Files with names of ours that another user owns, and such links and pipes.
+    pub foreign: usize,
     /// Bytes of all files.
     pub bytes: u64,
 }
@@ -61,11 +73,20 @@ pub struct StateFile {
 
 impl Folder {
     /// Makes the directory, for its owner only: snapshots hold the tokens of what was read.
+    ///
+    /// # Errors
+    /// Those of the system; a directory of another user.
     pub fn create(&self) -> Result<()> {
-        let mut builder = fs::DirBuilder::new();
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-        builder.recursive(true).create(&self.dir)
+        private::create_dir(&self.dir)
+    }
+
+    /// What is to be said of the directory's mode.
+    pub fn warning(&self) -> Option<String> {
+        let mode = private::writable_by_others(&fs::metadata(&self.dir).ok()?)?;
+        let dir = self.dir.display();
+        Some(format!(
+            "{dir}: other users may write in this directory (mode {mode:04o}): chmod 700 keeps them out"
+        ))
     }
 
     /// The path of rows.
@@ -86,7 +107,7 @@ impl Folder {
             let entry = entry?;
             // Another process may have removed it since.
             let Ok(about) = entry.metadata() else { continue };
-            listing.add(&entry.path(), about.len(), about.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+            listing.add(&entry.path(), &about);
         }
         Ok(listing)
     }
@@ -94,7 +115,11 @@ impl Folder {
     /// Waits until this process alone may write; that ends when the file is dropped.
     pub fn lock(&self) -> Result<File> {
         self.create()?;
-        let file = File::options().create(true).append(true).open(self.dir.join("lock"))?;
+        let path = self.dir.join("lock");
+        let other = |e: Error| {
+            if e.kind() == ErrorKind::InvalidData { Error::other(format!("lock: {e}")) } else { e }
+        };
+        let file = private::open_or_create(&path).map_err(other)?;
         let start = Instant::now();
         loop {
             match file.try_lock() {
@@ -112,15 +137,21 @@ impl Folder {
 
     /// Says that a state was used just now.
     pub fn touch(&self, id: Id) {
-        let file = File::options().append(true).open(self.state_path(id));
+        let file = private::open_append(&self.state_path(id));
         // A state that cannot be marked is merely the first to go.
         let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
     }
 
     /// Removes what is of no use, then the states used least recently and the rows only they need, until `need`
-    /// bytes fit. The rows up to `chain` stay. False when that is not enough. The lock must be held.
-    pub fn make_room(&self, listing: &Listing, need: u64, chain: Option<Id>) -> Result<bool> {
-        for path in &listing.unfinished {
+    /// bytes fit. The rows up to `chain` stay. Says why, when that is not enough. The lock must be held.
+    pub fn make_room(&self, listing: &Listing, need: u64, chain: Option<Id>) -> Result<Room> {
+        for path in &listing.useless {
+            remove(path)?;
+        }
+        let mut models: Vec<_> = listing.models.iter().collect();
+        models.sort_unstable();
+        let (old, kept) = models.split_at(models.len().saturating_sub(MODELS));
+        for (_, path, _) in old {
             remove(path)?;
         }
         let mut needed: HashMap<Id, usize> = HashMap::new();
@@ -128,7 +159,7 @@ impl Folder {
             *needed.entry(id).or_default() += 1;
         }
         let mut used: Vec<(SystemTime, Id)> = Vec::new();
-        let mut total = need;
+        let mut total = need + kept.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
         for (id, state) in &listing.states {
             let Some(ancestors) = listing.ancestors(*id) else {
                 remove(&self.state_path(*id))?; // some of its rows are gone
@@ -140,8 +171,10 @@ impl Folder {
         }
         total += needed.keys().map(|id| listing.rows[id].bytes).sum::<u64>();
         used.sort_unstable();
+        let free = self.free();
+        let limit = self.budget.min(free.saturating_add(listing.bytes) / 2);
         for (_, id) in used {
-            if total <= self.limit(listing.bytes) {
+            if total <= limit {
                 break;
             }
             remove(&self.state_path(id))?;
@@ -158,29 +191,56 @@ impl Folder {
         for (id, rows) in listing.rows.iter().filter(|(id, _)| !needed.contains_key(id)) {
             remove(&self.rows_path(*id, rows.parent, rows.first))?;
         }
-        Ok(total <= self.limit(listing.bytes))
+        Ok(match total <= limit {
+            true => Room::Enough,
+            false if limit == self.budget => Room::Budget(limit),
+            false => Room::Disk(free),
+        })
     }
 
-    /// The budget, and never more than half of what would be free without these files.
-    fn limit(&self, used: u64) -> u64 {
-        let free = fs4::available_space(&self.dir).unwrap_or(u64::MAX);
-        self.budget.min(free.saturating_add(used) / 2)
+    /// Bytes that are free on the disk.
+    pub fn free(&self) -> u64 {
+        fs4::available_space(&self.dir).unwrap_or(u64::MAX)
     }
 }
 
+/// Whether there is room for a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It fits.
+    Enough,
+    /// The budget, of so many bytes, is too small.
+    Budget(u64),
+    /// The disk, with so many bytes free, is too small: the cache takes at most half of what would be free without it.
+    Disk(u64),
+}
+
 impl Listing {
-    fn add(&mut self, path: &Path, bytes: u64, used: SystemTime) {
+    fn add(&mut self, path: &Path, about: &fs::Metadata) {
         let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
         let ids: Option<Vec<Id>> = stem.split('-').map(|id| Id::from_str_radix(id, 16).ok()).collect();
-        match (path.extension().and_then(|e| e.to_str()), ids.as_deref()) {
-            (Some(kind @ ("rows" | "first")), Some(&[id, parent])) => {
+        let kind = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let ids = match (kind, ids) {
+            ("rows" | "first", Some(ids)) if ids.len() == 2 => ids,
+            ("state" | MODEL, Some(ids)) if ids.len() == 1 => ids,
+            ("tmp", Some(ids)) => ids,
+            _ => return, // not ours
+        };
+        if !about.is_file() || private::foreign_owner(about).is_some() {
+            self.foreign += 1;
+            return;
+        }
+        let (bytes, used) = (about.len(), about.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+        self.bytes += bytes;
+        match (kind, &ids[..]) {
+            _ if private::writable_by_others(about).is_some() => self.useless.push(path.to_owned()),
+            ("rows" | "first", &[id, parent]) => {
                 self.rows.insert(id, Rows { parent, first: kind == "first", bytes });
             }
-            (Some("state"), Some(&[id])) => drop(self.states.insert(id, StateFile { bytes, used })),
-            (Some("tmp"), Some(_)) => self.unfinished.push(path.to_owned()),
-            _ => return, // not ours
+            ("state", &[id]) => drop(self.states.insert(id, StateFile { bytes, used })),
+            (MODEL, _) => self.models.push((used, path.to_owned(), bytes)),
+            _ => self.useless.push(path.to_owned()),
         }
-        self.bytes += bytes;
     }
 
     /// The rows from `id` back to the first; None when some are missing.
@@ -243,7 +303,8 @@ mod tests {
     fn check(budget: u64, need: u64, chain: Option<Id>, fits: bool, rows: &[Id], states: &[Id]) {
         let (_dir, folder) = folder(budget);
         let _lock = folder.lock().unwrap();
-        assert_eq!(folder.make_room(&folder.list().unwrap(), need, chain).unwrap(), fits);
+        let room = folder.make_room(&folder.list().unwrap(), need, chain).unwrap();
+        assert_eq!(room, if fits { Room::Enough } else { Room::Budget(budget) });
         assert_eq!(left(&folder), (rows.to_vec(), states.to_vec()), "{need} bytes in {budget}");
     }
 
@@ -276,7 +337,7 @@ mod tests {
         fs::write(folder.state_path(5).with_extension("tmp"), "half").unwrap();
         fs::remove_file(folder.rows_path(2, 1, false)).unwrap();
         let _lock = folder.lock().unwrap();
-        assert!(folder.make_room(&folder.list().unwrap(), 0, None).unwrap());
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 0, None).unwrap(), Room::Enough);
         assert_eq!(left(&folder), (vec![1, 4], vec![4]));
         assert_eq!(folder.list().unwrap().bytes, 210);
         assert!(foreign.exists());
@@ -287,7 +348,71 @@ mod tests {
         let (_dir, folder) = folder(430);
         folder.touch(2);
         let _lock = folder.lock().unwrap();
-        assert!(folder.make_room(&folder.list().unwrap(), 201, None).unwrap());
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 201, None).unwrap(), Room::Enough);
         assert_eq!(left(&folder), (vec![1, 2], vec![2]));
+    }
+
+    /// A clock that was wrong, now or then: times before 1970 are times.
+    #[test]
+    fn states_used_before_1970_go_first() {
+        let (_dir, folder) = folder(430);
+        let old = SystemTime::UNIX_EPOCH - Duration::from_secs(86_400);
+        File::options().append(true).open(folder.state_path(4)).unwrap().set_modified(old).unwrap();
+        let _lock = folder.lock().unwrap();
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 1, None).unwrap(), Room::Enough);
+        assert_eq!(left(&folder), (vec![1, 2, 3], vec![2, 3]));
+    }
+
+    #[test]
+    fn fingerprints_are_counted_and_bounded() {
+        let (_dir, folder) = folder(100_000);
+        for n in 0..MODELS + 9 {
+            fs::write(folder.dir.join(format!("{n:032x}.{MODEL}")), [0; 104]).unwrap();
+        }
+        let _lock = folder.lock().unwrap();
+        assert_eq!(folder.list().unwrap().bytes, 430 + 104 * (MODELS as u64 + 9));
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 1, None).unwrap(), Room::Enough);
+        assert_eq!(folder.list().unwrap().models.len(), MODELS);
+        let rest = 100_000 - 430 - 104 * MODELS as u64;
+        assert_eq!(folder.make_room(&folder.list().unwrap(), rest, None).unwrap(), Room::Enough);
+        assert_eq!(left(&folder).1, [2, 3, 4]);
+        assert_eq!(folder.make_room(&folder.list().unwrap(), rest + 1, None).unwrap(), Room::Enough);
+        assert_eq!(left(&folder).1, [3, 4]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_pipes_and_files_that_others_may_write_are_not_used() {
+        use std::os::unix::fs::{PermissionsExt, chown, symlink};
+        let (_dir, folder) = folder(1000);
+        let (target, state) = (folder.dir.join("notes"), folder.state_path(3));
+        fs::write(&target, [0; 10]).unwrap();
+        fs::remove_file(&state).unwrap();
+        symlink(&target, &state).unwrap();
+        fs::remove_file(folder.state_path(4)).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(folder.state_path(4)).status().unwrap().success());
+        assert_eq!((left(&folder).1, folder.list().unwrap().foreign), (vec![2], 2));
+        fs::set_permissions(folder.state_path(2), PermissionsExt::from_mode(0o622)).unwrap();
+        let listing = folder.list().unwrap();
+        assert!(listing.states.is_empty() && listing.bytes == 410, "it takes room until room is made");
+        let lock = folder.lock().unwrap();
+        assert_eq!(folder.make_room(&listing, 0, None).unwrap(), Room::Enough);
+        assert!(!folder.state_path(2).exists() && target.exists());
+        drop(lock);
+        let lock = folder.dir.join("lock");
+        fs::remove_file(&lock).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&lock).status().unwrap().success());
+        let error = folder.lock().unwrap_err().to_string();
+        assert_eq!(error, "lock: expected a file that only this user may write, found something else");
+        assert_eq!(folder.warning(), None);
+        fs::set_permissions(&folder.dir, PermissionsExt::from_mode(0o777)).unwrap();
+        let end = ": other users may write in this directory (mode 0777): chmod 700 keeps them out";
+        assert!(folder.warning().unwrap().ends_with(end));
+        if chown(&folder.dir, Some(12345), None).is_err() {
+            println!("skipped: only root may give directories away");
+            return;
+        }
+        let error = folder.create().unwrap_err().to_string();
+        assert_eq!(error, "expected a directory of this user, found one of user 12345");
     }
 }

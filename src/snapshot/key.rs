@@ -1,112 +1,107 @@
 //! What states may be used with: the same model, formats and reader, arithmetic that differs by the device's rounding at
-//! most. Next: [`super::disk`].
+//! most. Next: [`super::fingerprint`].
 
 use super::Sizes;
-use super::file::Id;
+use super::disk::Log;
+use super::file::{Id, id_of};
+use super::fingerprint::Fingerprint;
 use super::state_type::StateType;
 use crate::form::Reader;
 use kernels::backend::{Backend, CacheFormat};
-use models::gguf::read::Gguf;
-use xxhash_rust::xxh3::{Xxh3, xxh3_128};
+use std::sync::OnceLock;
 
-/// Bytes hashed of each tensor: one page of memory.
-const SAMPLE: usize = 4096;
-
-/// The key of snapshots of a model. The prompt's template needs no place in it: token ids are compared, and they
-/// are what a template makes. The version is there because another build may round otherwise.
-pub fn key<B: Backend>(
-    file: &Gguf,
-    cache: CacheFormat,
-    sizes: Sizes,
-    (state, reader): (StateType, Reader),
-) -> Id {
-    let version = env!("CARGO_PKG_VERSION");
-    let text =
-        format!("{version} {} {cache:?} {sizes:?} {state:?} {reader:?} {:032x}", B::NAME, fingerprint(file));
-    xxh3_128(text.as_bytes())
+/// The key of snapshots of a model, which is known once the model's fingerprint is.
+#[derive(Debug)]
+pub struct Key {
+    fingerprint: Fingerprint,
+    settings: String,
+    id: OnceLock<Id>,
 }
 
-/// The key where replies begin with these ids and not as the model file's own template begins them: the attention path
-/// of a token depends on that.
-pub fn with_opening(key: Id, opening: Option<&[u32]>) -> Id {
-    opening.map_or(key, |ids| xxh3_128(format!("{key:032x} {ids:?}").as_bytes()))
-}
-
-/// Tells models apart without reading them: the header with all names, shapes and hyperparameters, the size, and a
-/// page from the middle of each tensor. Another training changes every tensor it touches, and with it nearly
-/// every page; 610 pages of the real model are read in a tenth of a second where all of it takes half a minute.
-/// What escapes is a tensor changed in a part that leaves out its middle: nobody's way of making a model.
-fn fingerprint(file: &Gguf) -> Id {
-    let mut hash = Xxh3::new();
-    file.headers().for_each(|header| hash.update(header));
-    hash.update(&file.file_bytes().to_le_bytes());
-    for tensor in &file.tensors {
-        let bytes = file.bytes(tensor);
-        let middle = bytes.len() / 2 / SAMPLE * SAMPLE;
-        hash.update(&bytes[middle..bytes.len().min(middle + SAMPLE)]);
+impl Key {
+    /// The prompt's template needs no place in it: token ids are compared, and they are what a template makes. The
+    /// version is there because another build may round otherwise.
+    pub fn new<B: Backend>(
+        fingerprint: Fingerprint,
+        cache: CacheFormat,
+        sizes: Sizes,
+        (state, reader): (StateType, Reader),
+    ) -> Key {
+        let (version, backend) = (env!("CARGO_PKG_VERSION"), B::NAME);
+        let settings = format!("{version} {backend} {cache:?} {sizes:?} {state:?} {reader:?}");
+        Key { fingerprint, settings, id: OnceLock::new() }
     }
-    hash.digest128()
+
+    /// The key where replies begin with these ids and not as the model file's own template begins them: the attention
+    /// path of a token depends on that.
+    pub fn with_opening(mut self, opening: Option<&[u32]>) -> Key {
+        if let Some(ids) = opening {
+            self.settings.push_str(&format!(" {ids:?}"));
+        }
+        self
+    }
+
+    /// Whether [`Key::get`] costs little, or is `worth` its time: see [`Fingerprint::for_lookup`].
+    pub fn is_ready(&self, worth: bool, log: &Log) -> bool {
+        self.id.get().is_some() || self.fingerprint.for_lookup(worth, log).is_some()
+    }
+
+    /// The key. Reads the whole model where its fingerprint is not known.
+    pub fn get(&self, log: &Log) -> Id {
+        *self.id.get_or_init(|| {
+            let mut hash = blake3::Hasher::new();
+            hash.update(self.settings.as_bytes()).update(&self.fingerprint.get(log).to_le_bytes());
+            id_of(&hash)
+        })
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use bytes::Bytes;
+    use kernels::cpu::Cpu;
     use kernels::quant::Format;
-    use models::gguf::write::{Layout, Writer};
+    use kernels::reference::Reference;
+    use models::gguf::read::Gguf;
+    use models::gguf::write::Layout;
     use models::gguf::{Metadata, Value};
+    use std::path::Path;
 
     /// A file of one tensor and its name.
     fn file(name: &str, bytes: &[u8]) -> Gguf {
-        let dir = tempfile::tempdir().unwrap();
         let metadata = Metadata(vec![("general.name".into(), Value::String(name.into()))]);
         let layout = Layout::new(metadata, vec![("x".into(), Format::F32, vec![bytes.len() as u64 / 4])]);
-        let mut writer = Writer::create(dir.path().join("x"), layout.unwrap()).unwrap();
-        writer.write(bytes).unwrap();
-        writer.finish().unwrap();
-        Gguf::open(dir.path().join("x")).unwrap()
+        let whole = [layout.unwrap().header(), bytes].concat();
+        Gguf::from_bytes("x", Bytes::from(whole)).unwrap()
+    }
+
+    fn key<B: Backend>(file: &Gguf, cache: CacheFormat, state: StateType, reader: Reader) -> Id {
+        let sizes = Sizes { recurrent: 1, row: 2, logits: 3 };
+        let fingerprint = Fingerprint::new(file, Path::new("/"));
+        let log: Log = Box::new(|_| ());
+        Key::new::<B>(fingerprint, cache, sizes, (state, reader)).get(&log)
     }
 
     #[test]
-    fn models_differ_by_name_and_by_weights() {
+    fn models_formats_readers_and_backends_count() {
         let zeros = vec![0; 40_000];
         let mut changed = zeros.clone();
-        changed[20_000] = 1;
-        let one = fingerprint(&file("a", &zeros));
-        assert_eq!(one, fingerprint(&file("a", &zeros)));
-        assert_ne!(one, fingerprint(&file("b", &zeros)));
-        assert_ne!(one, fingerprint(&file("a", &changed)));
-        assert_ne!(one, fingerprint(&file("a", &zeros[..39_996])));
-    }
-
-    #[test]
-    fn the_formats_and_the_backend_count() {
-        let sizes = Sizes { recurrent: 1, row: 2, logits: 3 };
-        let file = file("a", &[0; 64]);
-        let one = key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes, (StateType::F32, Reader::One));
-        assert_ne!(
-            one,
-            key::<kernels::cpu::Cpu>(&file, CacheFormat::Q8_0, sizes, (StateType::F32, Reader::One))
-        );
-        assert_ne!(
-            one,
-            key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes, (StateType::F16, Reader::One))
-        );
-        assert_ne!(
-            one,
-            key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes, (StateType::F32, Reader::Ask))
-        );
-        assert_ne!(
-            one,
-            key::<kernels::reference::Reference>(
-                &file,
-                CacheFormat::F16,
-                sizes,
-                (StateType::F32, Reader::One)
-            )
-        );
-        assert_eq!(
-            one,
-            key::<kernels::cpu::Cpu>(&file, CacheFormat::F16, sizes, (StateType::F32, Reader::One))
-        );
+        changed[39_999] = 1;
+        let model = file("a", &zeros);
+        let keys = [
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&model, CacheFormat::Q8_0, StateType::F32, Reader::One),
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F16, Reader::One),
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F32, Reader::Ask),
+            key::<Reference>(&model, CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&file("b", &zeros), CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&file("a", &changed), CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&file("a", &zeros[..39_996]), CacheFormat::F16, StateType::F32, Reader::One),
+        ];
+        let unlike: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(unlike.len(), keys.len());
+        let again = key::<Cpu>(&file("a", &zeros), CacheFormat::F16, StateType::F32, Reader::One);
+        assert_eq!(again, keys[0]);
     }
 }

@@ -10,6 +10,7 @@
 
 pub mod disk;
 pub mod file;
+pub mod fingerprint;
 pub mod folder;
 pub mod key;
 pub mod namespace;

@@ -1,9 +1,11 @@
 //! How many snapshots are kept and where: the options that every command with a model has.
 
+use super::Store;
 use super::disk::{Disk, Log, Shape};
+use super::fingerprint::Fingerprint;
 use super::folder::Folder;
+use super::key::Key;
 use super::state_type::StateType;
-use super::{Store, key};
 use crate::form::Reader;
 use crate::inspect::machine;
 use anyhow::{Context as _, Result, bail};
@@ -78,8 +80,10 @@ impl StoreOptions {
             }
             Ok(()) => {}
         }
-        let key = key::key::<B>(file, shape.cache, shape.sizes, (self.cache_state, self.reader));
-        let key = key::with_opening(key, self.opening.as_deref());
+        folder.warning().iter().for_each(|line| log(line));
+        let fingerprint = Fingerprint::new(file, &folder.dir);
+        let key = Key::new::<B>(fingerprint, shape.cache, shape.sizes, (self.cache_state, self.reader));
+        let key = key.with_opening(self.opening.as_deref());
         let disk = Disk::new(folder, key, shape.clone(), self.cache_state, log);
         Ok(Store::with_disk(b, shape, ram, disk)?)
     }

@@ -17,7 +17,7 @@ pub fn only_disk(dir: &Path) -> StoreOptions {
 }
 
 /// An engine and what it says.
-fn overheard(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) {
+pub fn overheard(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     let lines = said.clone();
     let log = Box::new(move |line: &str| lines.lock().unwrap().push(line.to_owned()));

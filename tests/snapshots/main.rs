@@ -4,6 +4,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod disk;
+mod hostile;
 mod memory;
 mod processes;
 

@@ -63,6 +63,34 @@ fn a_stopped_reading_is_kept() {
     assert_eq!(parts(read(&mut again, &document)), (128, Some(Source::Live), 172));
 }
 
+/// Batches cross most of many marks; snapshots are at the others, and what is restored is exact.
+#[test]
+fn many_marks_are_thinned() {
+    let engine = engine(StoreOptions::in_memory());
+    let document: Vec<u32> = tokens(4, 4000).into_iter().map(|id| id % 256).collect();
+    let marks: Vec<usize> = (1..=160).map(|i| 25 * i - 3).collect();
+    let mut session = Session::new(&engine);
+    session.mark(&marks);
+    let mut batches = 0;
+    let mut count = |_: usize, _: usize| {
+        batches += 1;
+        ControlFlow::Continue(())
+    };
+    session.advance_to(&document, &mut count).unwrap();
+    assert_eq!(bits(session.logits()), fresh(&engine, &document));
+    assert!(batches <= 4000 / 64 + 10, "{batches} batches");
+    let other = [&document[..3998], &tokens(5, 9)].concat();
+    assert_eq!(
+        parts(read(&mut Session::new(&engine), &other)),
+        (3997, Some(Source::Ram), 10),
+        "the last mark"
+    );
+    for (n, at) in [(3500, 3097), (3000, 2072), (2000, 1047), (1000, 22)] {
+        let other = [&document[..n], &tokens(6, 5)].concat();
+        assert_eq!(parts(read(&mut Session::new(&engine), &other)), (at, Some(Source::Ram), n + 5 - at));
+    }
+}
+
 #[test]
 fn memory_is_bounded_and_the_oldest_goes() {
     let args = args(CacheType::F16, StoreOptions::in_memory());

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 /// What a writing process is told.
 const DIR: &str = "KIMI_TEST_SNAPSHOTS";
 const BUDGET: &str = "KIMI_TEST_BUDGET";
+const ROUNDS: &str = "KIMI_TEST_ROUNDS";
 const DOCUMENTS: u32 = 40;
 
 fn document(seed: u32) -> Vec<u32> {
@@ -22,16 +23,21 @@ fn writer() {
     let budget = std::env::var(BUDGET).ok().map(|bytes| bytes.parse().unwrap());
     let store = StoreOptions { cache_size: budget, ..only_disk(Path::new(&dir)) };
     let engine = engine(store);
-    for seed in (0..DOCUMENTS).cycle().take(4 * DOCUMENTS as usize) {
+    let rounds: usize = std::env::var(ROUNDS).unwrap().parse().unwrap();
+    for seed in (0..DOCUMENTS).cycle().take(rounds * DOCUMENTS as usize) {
         let whole = document(seed);
         written(&engine, &whole[..8]);
         written(&engine, &whole);
     }
 }
 
-fn start(dir: &Path, budget: Option<u64>) -> Child {
+fn start(dir: &Path, budget: Option<u64>, rounds: u32) -> Child {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["processes::writer", "--exact"]).env(DIR, dir).stdout(Stdio::null());
+    command
+        .args(["processes::writer", "--exact"])
+        .env(DIR, dir)
+        .env(ROUNDS, rounds.to_string())
+        .stdout(Stdio::null());
     command.envs(budget.map(|bytes| (BUDGET, bytes.to_string())));
     // The child needs the model, not to make it.
     command.env("KIMI_TEST_MODEL", &MODEL.1).spawn().unwrap()
@@ -60,7 +66,7 @@ fn a_killed_writer_leaves_whole_snapshots() {
     let (mut random, mut most) = (12345u32, 0);
     for _ in 0..50 {
         let before = files(dir.path()).len();
-        let mut child = start(dir.path(), None);
+        let mut child = start(dir.path(), None, 4);
         let deadline = Instant::now() + Duration::from_secs(20);
         while files(dir.path()).len() == before
             && Instant::now() < deadline
@@ -87,7 +93,7 @@ fn processes_share_a_directory_within_its_budget() {
     let model = engine(StoreOptions::nothing());
     let sizes = model.store.sizes();
     let budget = 20 * (sizes.recurrent + sizes.logits + 24 * (sizes.row + 4) + 2 * 96);
-    let mut children = [start(dir.path(), Some(budget)), start(dir.path(), Some(budget))];
+    let mut children = [(); 8].map(|()| start(dir.path(), Some(budget), 1));
     let mut found = 0;
     while children.iter_mut().any(|child| child.try_wait().unwrap().is_none()) {
         assert!(bytes(dir.path()) <= budget, "{} of {budget} bytes", bytes(dir.path()));

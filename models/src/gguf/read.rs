@@ -35,6 +35,19 @@ struct Part {
     data: u64,
     /// None for a file that is in memory anyway.
     mapping: Option<Mapping>,
+    /// What is mapped, to see later whether it has changed.
+    file: Option<Arc<File>>,
+}
+
+/// A part as it is on disk.
+#[derive(Clone, Debug)]
+pub struct Contents {
+    /// Its path.
+    pub path: PathBuf,
+    /// All of its bytes; the view keeps the mapping alive.
+    pub bytes: Bytes,
+    /// The open file; None for bytes in memory.
+    pub file: Option<Arc<File>>,
 }
 
 /// A file's bytes, shared by all views of them.
@@ -71,7 +84,7 @@ impl Gguf {
         let path = path.as_ref();
         let header = parse(&path.display().to_string(), &bytes)?;
         let data = header.data;
-        Gguf::join(vec![(path.into(), header, Part { bytes, data, mapping: None })])
+        Gguf::join(vec![(path.into(), header, Part { bytes, data, mapping: None, file: None })])
     }
 
     fn open_split(path: &Path, count: u64) -> Result<Gguf, Error> {
@@ -150,6 +163,16 @@ impl Gguf {
     /// Everything before the tensors' data, of each part: metadata and the directory of tensors.
     pub fn headers(&self) -> impl Iterator<Item = &[u8]> {
         self.parts.iter().map(|part| &part.bytes[..part.bytes.len().min(part.data as usize)])
+    }
+
+    /// The file, or all parts in their order, whole.
+    pub fn contents(&self) -> impl Iterator<Item = Contents> {
+        let parts = self.paths.iter().zip(&self.parts);
+        parts.map(|(path, part)| Contents {
+            path: path.clone(),
+            bytes: part.bytes.clone(),
+            file: part.file.clone(),
+        })
     }
 
     /// Bytes of the file or of all parts.
@@ -231,7 +254,7 @@ fn open_part(path: &Path) -> Result<(Header, Part), Error> {
     let bytes = Bytes::from_owner(mapping.clone());
     let header = parse(&name, &bytes)?;
     let data = header.data;
-    Ok((header, Part { bytes, data, mapping: Some(mapping) }))
+    Ok((header, Part { bytes, data, mapping: Some(mapping), file: Some(Arc::new(file)) }))
 }
 
 /// The file's bytes, read by the kernel when they are touched.
