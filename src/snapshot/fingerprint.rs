@@ -242,7 +242,7 @@ mod tests {
     fn model(path: &Path, bytes: &[u8]) {
         let tensor = ("x".into(), Format::F32, vec![bytes.len() as u64 / 4]);
         let mut writer =
-            Writer::create(path.to_owned(), Layout::new(Metadata::default(), vec![tensor]).unwrap()).unwrap();
+            Writer::create(path, Layout::new(Metadata::default(), vec![tensor]).unwrap()).unwrap();
         writer.write(bytes).unwrap();
         writer.finish().unwrap();
     }
