@@ -7,6 +7,7 @@ use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
 use kimi::snapshot::disk::{Disk, Shape};
 use kimi::snapshot::folder::Folder;
+use kimi::snapshot::key::Key;
 use kimi::snapshot::state_type::StateType;
 use kimi::snapshot::{Sizes, Store};
 use models::gguf::read::Gguf;
@@ -45,7 +46,8 @@ fn measure(b: &Arc<Cpu>, config: &Config, dir: &Path, length: usize) -> Result<(
     let shape = Shape { config: config.clone(), cache, sizes };
     std::fs::create_dir_all(dir)?;
     let folder = Folder { dir: dir.to_owned(), budget: u64::MAX };
-    let disk = Disk::new(folder, 1, shape.clone(), StateType::F32, Box::new(|line| eprintln!("{line}")));
+    let disk =
+        Disk::new(folder, Key::known(1), shape.clone(), StateType::F32, Box::new(|line| eprintln!("{line}")));
     let store = Store::with_disk(b, shape, 0, disk)?;
     let tokens: Vec<u32> =
         (0..length as u32 + 100).map(|i| i.wrapping_mul(2_654_435_761) % 163_840).collect();

@@ -38,7 +38,7 @@ const PAGE_BYTES: usize = 4096;
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// The hash of a model, computed when it is needed.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Fingerprint {
     parts: Vec<(Contents, Option<Identity>)>,
     dir: PathBuf,

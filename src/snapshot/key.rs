@@ -41,6 +41,11 @@ impl Key {
         self
     }
 
+    /// A key that is known: of states that are no model's, for measurements.
+    pub fn known(id: Id) -> Key {
+        Key { fingerprint: Fingerprint::default(), settings: String::new(), id: OnceLock::from(id) }
+    }
+
     /// Whether [`Key::get`] costs little, or is `worth` its time: see [`Fingerprint::for_lookup`].
     pub fn is_ready(&self, worth: bool, log: &Log) -> bool {
         self.id.get().is_some() || self.fingerprint.for_lookup(worth, log).is_some()
@@ -101,6 +106,9 @@ mod tests {
         ];
         let unlike: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(unlike.len(), keys.len());
+        let opened = |opening: Option<&[u32]>| Key::known(7).with_opening(opening).settings;
+        assert_eq!(opened(None), "");
+        assert_ne!(opened(Some(&[1])), opened(Some(&[2])));
         let again = key::<Cpu>(&file("a", &zeros), CacheFormat::F16, StateType::F32, Reader::One);
         assert_eq!(again, keys[0]);
     }
