@@ -16,10 +16,11 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use models::gguf::read::Gguf;
 use models::kimi_linear::Model;
+use models::kimi_linear::weights::NotFinite;
 use models::template::Template;
 use models::tokenizer::Vocabulary;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 /// Which model to load, and how.
 #[derive(Clone, Debug, clap::Args)]
@@ -112,6 +113,10 @@ pub struct Engine<B: Backend> {
     pub store: Arc<Store<B>>,
     /// The file.
     pub file: Gguf,
+    /// Takes lines about trouble.
+    log: Arc<Log>,
+    /// A change of the file was said.
+    said: Once,
 }
 
 impl EngineArgs {
@@ -168,6 +173,11 @@ impl<B: Backend> Engine<B> {
             backend.read_ahead();
         }
         let model = Model::load(&backend, &file)?;
+        if let Some(line) = not_finite_line(&args.name(), &model.not_finite) {
+            log(&line);
+        }
+        let log = Arc::new(log);
+        let store_log = log.clone();
         let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?.map(Arc::new);
         let choice = args.chat_template.as_deref();
         let template = tokenizer.as_ref().map(|t| chat_template::open(choice, &file, t)).transpose()?;
@@ -178,7 +188,8 @@ impl<B: Backend> Engine<B> {
         let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
         let changed_opening = choice.map(|_| opening.clone());
         let options = StoreOptions { opening: changed_opening, ..args.store.clone() };
-        let store = Arc::new(options.open(&backend, &file, shape, log)?);
+        let store_log = Box::new(move |line: &str| store_log(line));
+        let store = Arc::new(options.open(&backend, &file, shape, store_log)?);
         Ok(Engine {
             backend,
             model,
@@ -191,7 +202,19 @@ impl<B: Backend> Engine<B> {
             state_room,
             store,
             file,
+            log,
+            said: Once::new(),
         })
+    }
+
+    /// Returns whether states computed up to now may be kept: not where the model's file was cut or written while in use,
+    /// which is said once. Costs a system call.
+    pub fn may_keep(&self) -> bool {
+        let changed = self.file.check_unchanged().err();
+        if let Some(e) = &changed {
+            self.said.call_once(|| (self.log)(&format!("{e}: replies since then may be wrong; start again")));
+        }
+        changed.is_none()
     }
 
     /// The tokenizer, or an error that says how to do without.
@@ -211,4 +234,14 @@ impl<B: Backend> Engine<B> {
     pub fn is_end(&self, token: u32) -> bool {
         self.tokenizer.as_ref().is_some_and(|t| t.is_end(token))
     }
+}
+
+/// One line about all small tensors that hold NaN or infinities; None where there are none.
+fn not_finite_line(model: &str, found: &[NotFinite]) -> Option<String> {
+    let first = found.first()?;
+    let others = match found.len() - 1 {
+        0 => String::new(),
+        n => format!(" ({n} other tensors too)"),
+    };
+    Some(format!("warning: {model}: {first}{others}; replies may be void (kimi inspect --check)"))
 }

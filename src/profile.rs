@@ -3,7 +3,7 @@
 //! Ops are eager, so the time of a call is the time of its work. It computes nothing itself. Next: `bench`.
 
 use kernels::backend::{
-    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored,
+    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
 };
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -102,6 +102,7 @@ fn inner<'a, W>(w: &Gated<'a, Weight<W>>) -> Gated<'a, W> {
 impl<B: Backend> Backend for Profiled<B> {
     const NAME: &'static str = B::NAME;
     const EXPANDS: bool = B::EXPANDS;
+    const LIMITS: Limits = B::LIMITS;
     type Tensor = B::Tensor;
     type Weight = Weight<B::Weight>;
     type Cache = B::Cache;

@@ -58,6 +58,9 @@ pub enum Error {
         /// Tokens before the last one that was processed.
         position: usize,
     },
+    /// The model's file was cut or written while in use.
+    #[error(transparent)]
+    Changed(#[from] models::gguf::Error),
 }
 
 /// How a prompt was brought in.
@@ -131,7 +134,7 @@ impl<'e, B: Backend> Session<'e, B> {
 
     fn insert(&self, always: bool) {
         let Engine { backend, store, .. } = self.engine;
-        if !self.tokens.is_empty() && !self.apart && store.takes() {
+        if !self.tokens.is_empty() && !self.apart && self.engine.may_keep() && store.takes() {
             store.insert(backend, &self.tokens, &self.state, self.logits(), always);
         }
     }
@@ -209,8 +212,9 @@ impl<'e, B: Backend> Session<'e, B> {
 }
 
 impl<B: Backend> Engine<B> {
-    /// Whether a prompt can be processed: not empty, known ids, within the context.
+    /// Whether a prompt can be processed: not empty, known ids, within the context, by the model that was loaded.
     pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
+        self.file.check_unchanged()?;
         if prompt.is_empty() {
             return Err(Error::Empty);
         }
@@ -268,6 +272,48 @@ pub(crate) fn next_point(at: usize, end: usize, marks: &[usize]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The demonstration model in a file that is then written in place.
+    #[test]
+    fn a_model_file_that_changed_in_use_is_refused_and_nothing_is_kept() {
+        use crate::engine::{CacheType, EngineArgs};
+        use crate::snapshot::options::StoreOptions;
+        use std::sync::{Arc, Mutex};
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        std::fs::write(&path, include_bytes!("../models/demo/kimi-demo.gguf")).unwrap();
+        let args = EngineArgs {
+            model: Some(path.clone()),
+            threads: Some(2),
+            ctx: None,
+            batch: 64,
+            cache_type: CacheType::F16,
+            mlock: false,
+            device: Default::default(),
+            chat_template: None,
+            store: StoreOptions::in_memory(),
+            state_room: None,
+        };
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        let said = lines.clone();
+        let log = Box::new(move |line: &str| said.lock().unwrap().push(line.to_owned()));
+        let engine = Engine::open_with(&args, log).unwrap();
+        let mut session = Session::new(&engine);
+        session.advance_to(&[1, 2, 3], &mut |_, _| ControlFlow::Continue(())).unwrap();
+        let kept = engine.store.ram_snapshots();
+        assert!(kept > 0);
+        let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+        session.push(4).unwrap();
+        session.keep();
+        session.save();
+        assert_eq!(engine.store.ram_snapshots(), kept);
+        let error = session.check(&[1]).unwrap_err().to_string();
+        let end = "x.gguf: file in use: expected the 9764480 bytes that were opened, found the same size written again";
+        assert!(error.ends_with(&end.replace("9764480", &engine.file.file_bytes().to_string())), "{error}");
+        let lines = lines.lock().unwrap();
+        assert_eq!(lines[..], [format!("{error}: replies since then may be wrong; start again")]);
+    }
 
     #[test]
     fn points_are_marks_waypoints_and_the_end() {

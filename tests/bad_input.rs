@@ -178,3 +178,92 @@ fn greedy_repeats_itself_whatever_the_threads_and_batches() {
     assert_eq!(run(&["--threads", "1"]), first);
     assert_eq!(run(&["--batch", "7"]), first);
 }
+
+#[test]
+#[cfg(unix)]
+fn what_is_no_regular_file_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&dir.path().join(name)).to_owned();
+    assert!(std::process::Command::new("mkfifo").arg(path("fifo")).status().unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+    for (name, found) in [
+        (path("fifo"), "a FIFO"),
+        (path("socket"), "a socket"),
+        (path(""), "a directory"),
+        ("/dev/zero".to_owned(), "a device"),
+    ] {
+        let words = ["file: expected a regular file, found ", found];
+        refused(&["generate", "-m", &name, "--ids", "1"], &words);
+        refused(&["inspect", &name], &words);
+        if !name.ends_with('/') {
+            refused(&["convert", &name, "-o", &path("out.gguf")], &words);
+        }
+    }
+}
+
+/// What a message says of a file is short and holds no command to a terminal, wherever it is from.
+#[test]
+fn values_of_a_file_are_shown_short_and_escaped() {
+    let dir = tempfile::tempdir().unwrap();
+    let hostile = "\u{1b}]52;c;aGk=\u{7}\u{9b}31m\u{202e}\n".repeat(10_000);
+    let keys = ["general.architecture", "kimi-linear.block_count", "kimi-linear.attention.head_count_kv"];
+    for key in keys.into_iter().chain(["tokenizer.ggml.model", "kimi-linear.expert_gating_func"]) {
+        let path = rewritten(dir.path(), set(key, Value::String(hostile.clone())));
+        let out = kimi(&["generate", "-m", text(&path), "--ids", "1"]);
+        let line = String::from_utf8(out.stderr).unwrap();
+        assert_eq!((out.status.code(), line.lines().count()), (Some(1), 1), "{key}: {line}");
+        assert!(line.len() < 1000 && line.contains("expected"), "{key}: {} bytes: {line}", line.len());
+        assert!(!line.trim_end().contains(models::visible::is_control), "{key}: {line:?}");
+    }
+    let path = rewritten(dir.path(), set("general.name", Value::String(hostile.clone())));
+    for args in [&["inspect", text(&path)][..], &["inspect", text(&path), "--json"]] {
+        let shown = kimi_ok(args);
+        assert!(!shown.contains(|c| c != '\n' && models::visible::is_control(c)), "{args:?}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_said_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("nan.gguf");
+    let mut bytes = std::fs::read(&GOOD.1).unwrap();
+    let good = Gguf::open(&GOOD.1).unwrap();
+    for name in ["blk.1.attn_norm.weight", "output_norm.weight"] {
+        let at = good.offset_in_file(good.tensor(name).unwrap()) as usize;
+        bytes[at + 4..at + 8].copy_from_slice(&f32::NAN.to_le_bytes());
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let out = kimi(&["generate", "-m", text(&path), "--ids", "1", "-n", "1"]);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    let expected = "nan.gguf: blk.1.attn_norm.weight: expected finite values, found 1 of 192 NaN or infinite \
+        (1 other tensors too); replies may be void (kimi inspect --check)";
+    assert_eq!(stderr.lines().filter(|line| line.ends_with(expected)).count(), 1, "{stderr}");
+    let out = kimi(&["inspect", "--check", text(&path)]);
+    let (stdout, stderr) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());
+    assert_eq!((out.status.code(), stderr.lines().count()), (Some(1), 1), "{stderr}");
+    for name in ["blk.1.attn_norm.weight", "output_norm.weight"] {
+        let line = format!("{name}: expected finite values, found 1 of 192 NaN or infinite");
+        assert!(stdout.lines().any(|l| l == line), "{stdout}");
+    }
+    kimi_ok(&["inspect", "--check", text(&GOOD.1)]);
+}
+
+/// 64 weights in blocks of 32 are two blocks, and no 64 rows of one weight, though a shape may leave out its ones.
+#[test]
+fn rows_that_are_not_whole_blocks_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let name = "blk.0.ffn_down.weight";
+    let path = rewritten(dir.path(), |metadata, tensors| {
+        let width = "kimi-linear.feed_forward_length";
+        metadata.iter_mut().find(|(key, _)| key == width).unwrap().1 = Value::U32(1);
+        for t in tensors.iter_mut().filter(|t| t.0.starts_with("blk.0.ffn_")) {
+            match t.0.as_str() {
+                "blk.0.ffn_down.weight" => t.2 = vec![192],
+                "blk.0.ffn_norm.weight" => {}
+                _ => t.2[1] = 1,
+            }
+        }
+    });
+    let words = [name, "expected [1, 192] in rows of whole Q8_0 blocks of 32, found [192] in rows of 1"];
+    refused(&["generate", "-m", text(&path), "--ids", "1"], &words);
+}

@@ -8,7 +8,6 @@ use crate::safetensors::{Entry, header_bytes, parse_header, parse_index};
 use crate::source::{Coding, Source, Tensor};
 use kernels::quant::Format;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
@@ -79,7 +78,7 @@ pub fn open(dir: &Path, headers: bool) -> Result<Source> {
 /// # Errors
 /// The system's, and a file too long to be what its name says.
 pub fn read_text(path: &Path) -> Result<Vec<u8>> {
-    let file = File::open(path).map_err(Error::io(path))?;
+    let file = models::file::open(path)?;
     let mut text = Vec::new();
     file.take(LONGEST_TEXT + 1).read_to_end(&mut text).map_err(Error::io(path))?;
     if text.len() as u64 > LONGEST_TEXT {

@@ -1,13 +1,15 @@
 //! What can go wrong in a conversion, in one line each. Not a report of what was done: see `Summary`.
 
+use models::visible::{MAX_SHOWN, one_line};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// A conversion that did not happen: file, place, expected and found in one line.
+/// A conversion that did not happen: file, place, expected and found in one line. Shown, names and values from files are cut
+/// and their control characters are visible.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system's word about a file.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {source}", shown_path(path))]
     Io {
         /// The file.
         path: PathBuf,
@@ -15,7 +17,13 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file's contents are not what they should be.
-    #[error("{path}: {place}: expected {expected}, found {found}")]
+    #[error(
+        "{}: {}: expected {}, found {}",
+        one_line(path, MAX_PATH),
+        shown(place),
+        shown(expected),
+        shown(found)
+    )]
     Bad {
         /// The file.
         path: String,
@@ -30,10 +38,10 @@ pub enum Error {
     #[error("{0}")]
     Option(String),
     /// Something stands under the output's name already.
-    #[error("{} exists; --force replaces it", .0.display())]
+    #[error("{} exists; --force replaces it", shown_path(.0))]
     Exists(PathBuf),
     /// The output does not fit on its disk.
-    #[error("{}: {needed} bytes are needed there, {free} are free", path.display())]
+    #[error("{}: {needed} bytes are needed there, {free} are free", shown_path(path))]
     NoSpace {
         /// The output's directory.
         path: PathBuf,
@@ -51,15 +59,20 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// `Bad`, with what comes from the file cut and escaped so that the message stays one line.
+    /// `Bad`, with what may come from the file cut before it is kept.
     pub fn bad(
         path: impl Display,
         place: impl Display,
         expected: impl Display,
         found: impl Display,
     ) -> Error {
-        let line = |text: &dyn Display| one_line(&text.to_string());
-        Error::Bad { path: line(&path), place: line(&place), expected: line(&expected), found: line(&found) }
+        let line = |text: &dyn Display| shown(&text.to_string());
+        Error::Bad {
+            path: path.to_string(),
+            place: line(&place),
+            expected: line(&expected),
+            found: line(&found),
+        }
     }
 
     /// `Io` about a path, for `map_err`.
@@ -68,17 +81,15 @@ impl Error {
     }
 }
 
-fn one_line(text: &str) -> String {
-    const LONGEST: usize = 300;
-    let mut out = String::new();
-    for c in text.chars() {
-        if out.len() > LONGEST {
-            out.push_str("...");
-            break;
-        }
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
-    }
-    out
+fn shown(text: &str) -> String {
+    one_line(text, MAX_SHOWN)
+}
+
+/// The longest path that a system opens.
+const MAX_PATH: usize = 4096;
+
+fn shown_path(path: &Path) -> String {
+    one_line(&path.display().to_string(), MAX_PATH)
 }
 
 #[cfg(test)]

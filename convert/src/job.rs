@@ -14,6 +14,7 @@ use crate::source::Source;
 use crate::{requantise, vocabulary};
 use kernels::quant::Format;
 use models::gguf::Metadata;
+use models::kimi_linear::config::Config as Loadable;
 use std::path::{Path, PathBuf};
 
 /// What the user asked for.
@@ -81,6 +82,9 @@ impl Job {
             set_mix(&mut metadata, options.mix);
             (source, plan(wanted, layers, options.mix, &options.overrides)?, metadata)
         };
+        // What would not load is not written: in the loader's own words.
+        let named = if about.is_dir() { input.join("config.json") } else { input.clone() };
+        Loadable::from_metadata(&named.display().to_string(), &metadata)?;
         let source_tensors = check(&plan, &source)?;
         let source_bytes = plan.iter().flat_map(|t| &t.parts).map(|part| {
             let coding = &source.tensors[&part.source].coding;

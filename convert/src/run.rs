@@ -117,16 +117,15 @@ impl Work<'_> {
         self.progress.start(self.job.source_bytes, done.iter().map(|p| self.stored_bytes(p)).sum());
         let loader = Loader::new(&self.job.source, self.job.fp8_block, self.buffers);
         let buffers = self.buffers;
-        let writer = &mut partial.writer;
         thread::scope(|scope| {
             let (loaded, to_encode) = sync_channel(AHEAD);
             let (encoded, to_write) = sync_channel::<Vec<u8>>(AHEAD);
             scope.spawn(move || load_all(&todo, loader, &loaded));
-            let write = move |bytes: Vec<u8>| writer.write(&bytes).map(|()| buffers.give(bytes));
+            let write = move |bytes: Vec<u8>| partial.write(&bytes).map(|()| buffers.give(bytes));
             let writing = scope.spawn(move || to_write.into_iter().try_for_each(write));
             let result = self.encode_all(to_encode, encoded);
             let written = writing.join().expect("the writer does not panic");
-            result.and(written.map_err(Error::from))
+            result.and(written)
         })
     }
 

@@ -73,13 +73,10 @@ impl Source {
     /// Opens a file and gives its index.
     ///
     /// # Errors
-    /// Whatever the system says.
+    /// Whatever the system says; no regular file.
     pub fn open(&mut self, path: PathBuf) -> Result<usize> {
-        let file = File::open(&path).map_err(Error::io(&path))?;
+        let file = models::file::open(&path)?;
         let about = file.metadata().map_err(Error::io(&path))?;
-        if !about.is_file() {
-            return Err(Error::bad(path.display(), "the file", "a regular file", "something else"));
-        }
         let since = about.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
         let modified = since.map_or(0, |d| d.as_nanos());
         self.files.push(SourceFile { path, bytes: about.len(), modified, file: ReadAt::new(file) });

@@ -78,6 +78,41 @@ pub enum CacheFormat {
     Q8_0,
 }
 
+/// Largest sizes that a backend's ops take. Above them they panic: a model is checked against these when it is loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Experts chosen for a token ([`Routing::top_k`]).
+    pub top_k: usize,
+    /// Groups of experts ([`Routing::groups`]).
+    pub groups: usize,
+    /// Experts of a router.
+    pub experts: usize,
+    /// Taps of a short convolution.
+    pub taps: usize,
+    /// Heads of a delta rule.
+    pub delta_heads: usize,
+    /// Key channels of a head of a delta rule.
+    pub delta_keys: usize,
+    /// Columns of a cache row that attention reads as value.
+    pub latent: usize,
+    /// Columns of a cache row.
+    pub cache_width: usize,
+}
+
+impl Limits {
+    /// No bounds.
+    pub const NONE: Limits = Limits {
+        top_k: usize::MAX,
+        groups: usize::MAX,
+        experts: usize::MAX,
+        taps: usize::MAX,
+        delta_heads: usize::MAX,
+        delta_keys: usize::MAX,
+        latent: usize::MAX,
+        cache_width: usize::MAX,
+    };
+}
+
 /// Why a backend could not take a weight or make a state.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -99,6 +134,8 @@ pub trait Backend: Send + Sync + 'static {
     const NAME: &'static str;
     /// Whether [`Backend::expanded_attention`] makes keys and values.
     const EXPANDS: bool = false;
+    /// Largest sizes that the ops take.
+    const LIMITS: Limits;
     /// f32 `[rows, cols]`: activations and recurrent state.
     type Tensor: Send + Sync;
     /// A weight on the device, in its stored format.

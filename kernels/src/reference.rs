@@ -4,7 +4,9 @@
 //! no care of memory. It shares no arithmetic with the other backends but the block formats themselves.
 //! Next: `cpu`, the same ops fast.
 
-use crate::backend::{Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
+use crate::backend::{
+    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
+};
 use std::ops::Range;
 
 /// The oracle backend.
@@ -151,6 +153,7 @@ fn rank(score: f32) -> f32 {
 impl Backend for Reference {
     const NAME: &'static str = "reference";
     const EXPANDS: bool = true;
+    const LIMITS: Limits = Limits::NONE;
     type Tensor = Matrix;
     type Weight = Stored;
     type Cache = Cache;

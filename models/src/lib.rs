@@ -3,6 +3,7 @@
 //! It knows no instruction set, no thread and no device: arithmetic goes through `kernels::backend`.
 //! Next: [`gguf`] (the file), then [`kimi_linear`] (the graph).
 
+pub mod file;
 pub mod gguf;
 pub mod kimi_linear;
 pub mod template;

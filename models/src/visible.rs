@@ -21,6 +21,23 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
+/// Bytes of a name or value from a file that a message shows at most.
+pub const MAX_SHOWN: usize = 200;
+
+/// Puts text on one line: control characters, line feed and tab too, are escaped as in Rust (`\n`, `\u{1b}`), and what comes
+/// after `max_bytes` is cut off, with an ellipsis.
+pub fn one_line(text: &str, max_bytes: usize) -> String {
+    let mut line = String::with_capacity(text.len().min(max_bytes + 16));
+    for c in text.chars() {
+        if line.len() > max_bytes {
+            line.push_str("...");
+            break;
+        }
+        if is_control(c) { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
 fn spell(c: char, out: &mut String) {
     match c {
         c if !is_control(c) => out.push(c),
@@ -54,5 +71,19 @@ mod tests {
         let all: String = ('\0'..='\u{ffff}').collect();
         let left: Vec<char> = visible(&all).chars().filter(|c| is_control(*c)).collect();
         assert_eq!(left, ['\t', '\n']);
+    }
+
+    /// A line that was made already stays as it is: an error is made with one, and shown with another.
+    #[test]
+    fn one_line_is_short_and_the_same_again() {
+        for (text, shown) in [
+            ("two\nlines, ü 日本 🎉", "two\\nlines, ü 日本 🎉"),
+            ("\u{1b}[2J\u{7f}\u{9b}31m", "\\u{1b}[2J\\u{7f}\\u{9b}31m"),
+            ("gpj.\u{202e}exe\u{2066}\u{2028}", "gpj.\\u{202e}exe\\u{2066}\\u{2028}"),
+            (&"ä".repeat(100_000), &format!("{}...", "ä".repeat(101))),
+        ] {
+            assert_eq!(one_line(text, MAX_SHOWN), shown);
+            assert_eq!(one_line(shown, MAX_SHOWN), shown);
+        }
     }
 }

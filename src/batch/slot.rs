@@ -279,6 +279,9 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Keeps a snapshot of it as it is; `always`: on disk too, however little reading it saves.
     fn keep(&self, logits: &[f32], always: bool) {
         let (Engine { backend, store, .. }, Some(state)) = (self.engine, &self.state) else { return };
+        if !self.engine.may_keep() {
+            return;
+        }
         let tokens = self.reply.first(self.done);
         store.within(self.namespace).insert(backend, &tokens, state, logits, always);
     }

@@ -74,7 +74,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let (seconds, bytes) = (start.elapsed().as_secs_f64(), summary.source_bytes as f64);
     eprintln!(
         "{}: {} tensors, {:.2} GiB from {:.2} GiB in {seconds:.1} s ({:.0} MB/s)",
-        summary.output.display(),
+        one_line(&summary.output.display().to_string()),
         summary.tensors.len(),
         summary.bytes as f64 / GIB,
         bytes / GIB,
@@ -86,12 +86,18 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
+/// A path, or a line with one in it, whatever characters it has.
+fn one_line(text: &str) -> String {
+    models::visible::one_line(text, 8192)
+}
+
 const GIB: f64 = (1u64 << 30) as f64;
 
 fn print_tensors(summary: &Summary, out: &mut impl Write) -> Result<()> {
     for row in &summary.tensors {
         let shape = format!("{:?}", row.shape);
-        writeln!(out, "{:<36} {:<7} {shape:<22} {:>14}", row.name, row.format.name(), row.bytes)?;
+        let name = one_line(&row.name);
+        writeln!(out, "{name:<36} {:<7} {shape:<22} {:>14}", row.format.name(), row.bytes)?;
     }
     let weights: u64 = summary.tensors.iter().map(|t| t.shape.iter().product::<u64>()).sum();
     writeln!(
@@ -111,7 +117,7 @@ struct Warnings;
 
 impl Progress for Warnings {
     fn warn(&mut self, message: &str) {
-        eprintln!("warning: {message}");
+        tell(&format!("warning: {}", one_line(message)));
     }
 }
 
@@ -152,7 +158,7 @@ impl Progress for Bar {
 
     fn tensor(&mut self, name: &str, format: Format) {
         if let Some(bar) = &self.bar {
-            bar.set_message(format!("{name} {}", format.name()));
+            bar.set_message(format!("{} {}", one_line(name), format.name()));
         }
     }
 
@@ -174,8 +180,8 @@ impl Progress for Bar {
 
     fn warn(&mut self, message: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("warning: {message}")),
-            None => eprintln!("warning: {message}"),
+            Some(bar) => bar.suspend(|| tell(&format!("warning: {}", one_line(message)))),
+            None => tell(&format!("warning: {}", one_line(message))),
         }
     }
 }

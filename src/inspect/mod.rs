@@ -1,11 +1,12 @@
 //! `kimi inspect`: what is in a GGUF file, what memory it takes to run, and whether that is there.
 //!
 //! Any architecture's metadata and tensors are shown; memory only for those that run here. Next: `need` (the
-//! arithmetic), `machine` (what is free), `text` (how it looks).
+//! arithmetic), `machine` (what is free), `values` (what is not finite), `text` (how it looks).
 
 pub mod machine;
 pub mod need;
 mod text;
+mod values;
 
 pub(crate) use text::size;
 
@@ -15,7 +16,7 @@ use crate::form::LONG_STEP;
 use crate::output::Output;
 use crate::placement::{Demand, Experts, Placement, Wish};
 use crate::template_worker;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::value_parser;
 use kernels::backend::CacheFormat;
 use kernels::quant::Format;
@@ -45,6 +46,9 @@ pub struct InspectArgs {
     /// List every tensor
     #[arg(short, long)]
     tensors: bool,
+    /// Read all weights and name the tensors that hold NaN or infinities; it fails where there are any
+    #[arg(long)]
+    check: bool,
     /// Print one JSON object instead
     #[arg(long)]
     json: bool,
@@ -56,12 +60,15 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let report = Report::new(args, &file, machine::available(Path::new("/")));
     let mut out = BufWriter::new(Output::lock());
     if args.json {
-        serde_json::to_writer_pretty(&mut out, &report)?;
-        writeln!(out)?;
+        writeln!(out, "{}", text::visible_json(&serde_json::to_string_pretty(&report)?))?;
     } else {
         text::print(&report, &file.metadata, &mut out)?;
     }
-    Ok(out.flush()?)
+    out.flush()?;
+    match report.not_finite.as_deref() {
+        Some([first, others @ ..]) => bail!("{first} ({} other tensors too)", others.len()),
+        _ => Ok(()),
+    }
 }
 
 /// What there is to say about a file.
@@ -83,6 +90,9 @@ struct Report {
     /// Why there is no `model`.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_model: Option<String>,
+    /// A line for each tensor with values that are not finite, where they were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_finite: Option<Vec<String>>,
 }
 
 /// A file's chat template, rendered once to see whether it is usable.
@@ -173,6 +183,7 @@ impl Report {
             tensors: args.tensors.then(|| file.tensors.iter().map(Tensor::from).collect()),
             model,
             no_model,
+            not_finite: args.check.then(|| values::not_finite(file)),
         }
     }
 }
@@ -283,7 +294,15 @@ mod tests {
     use crate::synth::Preset;
 
     fn args() -> InspectArgs {
-        InspectArgs { file: None, model: None, context: vec![], batch: 512, tensors: true, json: false }
+        InspectArgs {
+            file: None,
+            model: None,
+            context: vec![],
+            batch: 512,
+            tensors: true,
+            check: false,
+            json: false,
+        }
     }
 
     fn printed(file: &Gguf, args: &InspectArgs, available: u64) -> String {
@@ -350,5 +369,14 @@ mod tests {
         let json = serde_json::to_value(Report::new(&args(), &file, None)).unwrap();
         assert_eq!(json["formats"][0]["weights"], 128);
         assert_eq!(json["tensors"][0]["shape"], serde_json::json!([64, 2]));
+    }
+
+    #[test]
+    fn json_holds_no_command_to_a_terminal() {
+        let value = serde_json::json!({ "a\u{9b}": "\u{202e}\u{1b}\n\u{7f}", "ü": "日本" });
+        let json = text::visible_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(json.contains(r"a\u009b") && json.contains(r"\u202e\u001b\n\u007f"), "{json}");
+        assert!(json.chars().all(|c| c == '\n' || !models::visible::is_control(c)), "{json}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
     }
 }

@@ -3,7 +3,7 @@
 use super::{ModelReport, Report, TemplateReport, Tensor, Totals};
 use crate::form::LONG_STEP;
 use models::gguf::{Array, Metadata, Value};
-use models::visible::visible;
+use models::visible::{is_control, visible};
 use serde_json::{Value as Json, json};
 use std::io::{Result, Write};
 
@@ -42,7 +42,8 @@ pub fn print(r: &Report, metadata: &Metadata, out: &mut dyn Write) -> Result<()>
     match (&r.model, &r.no_model) {
         (Some(model), _) => print_model(model, out),
         (None, why) => writeln!(out, "\nmemory: {}", shown(why.as_deref().unwrap_or_default())),
-    }
+    }?;
+    r.not_finite.iter().flatten().try_for_each(|found| writeln!(out, "{found}"))
 }
 
 fn print_template(t: &TemplateReport, out: &mut dyn Write) -> Result<()> {
@@ -135,6 +136,21 @@ fn brief(value: &Value) -> String {
     }
 }
 
+/// JSON text in which characters that act on a terminal or reorder text are spelled `\u009b`: JSON itself leaves those above
+/// U+001F as they are.
+pub fn visible_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            // Outside of strings, where no other control character may stand.
+            '\n' => out.push(c),
+            c if is_control(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
 /// A value as JSON.
 pub fn to_json(value: &Value) -> Json {
     match value {
@@ -187,7 +203,7 @@ fn shown(text: &str) -> String {
             line.push('…');
             break;
         }
-        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+        if is_control(c) { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
 }

@@ -54,6 +54,7 @@ pub fn ask(
 ) -> Result<Ask, ApiError> {
     ready.engine.check(&prompt).map_err(|e| match e {
         crate::session::Error::Context { .. } => ApiError::too_long(e),
+        crate::session::Error::Changed(e) => ApiError::internal(e),
         e => ApiError::invalid("prompt", e),
     })?;
     let n = how.n.unwrap_or(1);

@@ -68,11 +68,44 @@ fn refused_header(message: &str, from: &str, to: &str) {
     });
 }
 
+/// In the words of the loader.
+#[test]
+fn what_would_not_load_is_refused() {
+    let cases = [
+        (
+            "model_max_length",
+            1_u64 << 24,
+            "context_length: expected a count from 1 to 16777216, found U32(16777217)",
+        ),
+        ("vocab_size", 1 << 24, "vocab_size: expected a count from 1 to 16777216, found U32(16777217)"),
+    ];
+    for (field, value, message) in cases {
+        refused_json(CONFIG, &format!("kimi-linear.{message}"), |c| c[field] = (value + 1).into());
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn fifos_and_devices_are_not_waited_for() {
+    for name in
+        [CONFIG, INDEX, SHARD, "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
+    {
+        refused_files(name, "file: expected a regular file, found a FIFO", |dir| {
+            let _ = fs::remove_file(dir.join(name));
+            assert!(std::process::Command::new("mkfifo").arg(dir.join(name)).status().unwrap().success());
+        });
+        refused_files(name, "file: expected a regular file, found a device", |dir| {
+            let _ = fs::remove_file(dir.join(name));
+            std::os::unix::fs::symlink("/dev/zero", dir.join(name)).unwrap();
+        });
+    }
+}
+
 #[test]
 fn shards() {
     let lost = "expected its shard model-00002-of-00002.safetensors, found no such file";
     refused_files(INDEX, lost, |dir| fs::remove_file(dir.join(SHARD)).unwrap());
-    refused_files(SHARD, "expected a regular file, found something else", |dir| {
+    refused_files(SHARD, "expected a regular file, found a directory", |dir| {
         fs::remove_file(dir.join(SHARD)).unwrap();
         fs::create_dir(dir.join(SHARD)).unwrap();
     });

@@ -10,6 +10,6 @@ class Configs:
         self.skipped = None if os.path.exists(self.example) else f"no {self.example}"
 
     def case(self, draw, directory):
-        command = [self.example, str(draw.getrandbits(32)), "1"]
+        command = [self.example, "--seed", str(draw.getrandbits(32)), "--count", "1"]
         done = observe.run(command, directory)
         return command, done, done.fault(codes=(0,))

@@ -29,7 +29,9 @@ pub use memory::Tensor;
 pub use pool::Pool;
 pub use route::Routed;
 
-use crate::backend::{Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Routing, Span, Stored};
+use crate::backend::{
+    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
+};
 use crate::quant::Format;
 use isa::Level;
 use memory::{Buffer, Buffers};
@@ -148,6 +150,7 @@ impl Cpu {
 impl Backend for Cpu {
     const NAME: &'static str = "sums of whole super-blocks, long texts expanded";
     const EXPANDS: bool = true;
+    const LIMITS: Limits = Limits { top_k: route::MAX_GROUPS, groups: route::MAX_GROUPS, ..Limits::NONE };
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;

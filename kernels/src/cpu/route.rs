@@ -45,8 +45,8 @@ impl Cpu {
     }
 }
 
-/// Groups a router may have at most.
-const MAX_GROUPS: usize = 256;
+/// Groups that a router may have, and experts that it may choose for a token, at most.
+pub(super) const MAX_GROUPS: usize = 256;
 
 pub(super) fn route(cpu: &Cpu, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
     let bias = cpu.floats(bias);

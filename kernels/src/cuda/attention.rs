@@ -20,7 +20,9 @@ const TENSOR_SHARED: usize = 2 * (HEADS + STAGES * ROWS) * (MOST_WIDTH + 8)
     + 2 * HEADS * (ROWS + 8)
     + 4 * HEADS * (2 * (ROWS + 1) + 3);
 /// Values at most of `attend_plain`, and cache rows that it takes at a time.
-const PLAIN_VALUES: usize = 512;
+pub(super) const PLAIN_VALUES: usize = 512;
+/// Columns of a cache row: a query of `attend_plain` lies in shared memory, of which each block has 48 KiB for sure.
+pub(super) const MAX_WIDTH: usize = 8192;
 const PLAIN_ROWS: usize = 32;
 /// Parts a cache is cut into at most: about two for each multiprocessor of the largest cards.
 const PARTS: usize = 256;

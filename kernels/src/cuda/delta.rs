@@ -11,7 +11,9 @@ use crate::backend::{DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Span
 use bytemuck::{Pod, Zeroable};
 
 /// Rows of a head's S at most, as in delta.cu.
-const DELTA_ROWS: usize = 128;
+pub(super) const DELTA_ROWS: usize = 128;
+/// Heads: the second extent of a grid of blocks.
+pub(super) const MAX_HEADS: usize = 65_535;
 /// Bytes of `DeltaShared`.
 const DELTA_SHARED: usize = 4 * (3 * 3 * DELTA_ROWS + 2 * 3 * 4 * 32);
 /// Tokens of a chunk and channels of a head, as in delta_chunk.cu.

@@ -34,7 +34,7 @@ pub use weight::{Weight, device_bytes};
 
 use crate::backend::{
     Backend, Best, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, Expansion,
-    Gated, Part, Routing, Span, Stored, composed_delta_attention,
+    Gated, Limits, Part, Routing, Span, Stored, composed_delta_attention,
 };
 use crate::cpu::Cpu;
 use driver::{Address, Driver, Grid, arg, block};
@@ -208,6 +208,16 @@ impl Cuda {
 impl Backend for Cuda {
     const NAME: &'static str = <Cpu as Backend>::NAME;
     const EXPANDS: bool = true;
+    const LIMITS: Limits = Limits {
+        top_k: rows::EXPERTS,
+        groups: rows::EXPERTS,
+        experts: rows::EXPERTS,
+        taps: rows::TAPS,
+        delta_heads: delta::MAX_HEADS,
+        delta_keys: delta::DELTA_ROWS,
+        latent: attention::PLAIN_VALUES,
+        cache_width: attention::MAX_WIDTH,
+    };
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;

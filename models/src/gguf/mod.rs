@@ -8,6 +8,7 @@ pub mod read;
 mod values;
 pub mod write;
 
+use crate::visible::{MAX_SHOWN, one_line};
 use kernels::quant::Format;
 use std::fmt::Display;
 use std::path::Path;
@@ -71,11 +72,12 @@ pub struct TensorInfo {
     pub file: usize,
 }
 
-/// What is wrong with a file: place, expected and found in one line.
+/// What is wrong with a file: place, expected and found in one line. Shown, names and values from the file are cut to
+/// [`MAX_SHOWN`] bytes and their control characters are visible, however the error was made.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The operating system's word.
-    #[error("{path}: {source}")]
+    #[error("{}: {source}", shown_path(path))]
     Io {
         /// The file.
         path: String,
@@ -83,7 +85,7 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The contents are not what they should be.
-    #[error("{path}: {place}: expected {expected}, found {found}")]
+    #[error("{}: {}: expected {}, found {}", shown_path(path), shown(place), shown(expected), shown(found))]
     Bad {
         /// The file.
         path: String,
@@ -96,13 +98,21 @@ pub enum Error {
     },
 }
 
-/// Bytes of a name or value that a message shows at most.
-const LONGEST: usize = 200;
+fn shown(text: &str) -> String {
+    one_line(text, MAX_SHOWN)
+}
+
+/// The longest path that a system opens.
+const MAX_PATH: usize = 4096;
+
+fn shown_path(path: &str) -> String {
+    one_line(path, MAX_PATH)
+}
 
 impl Error {
-    /// `Bad`, with what comes from the file cut and escaped so that the message stays one line.
+    /// `Bad`, with what may come from the file cut before it is kept.
     pub fn bad(path: &str, place: impl Display, expected: impl Display, found: impl Display) -> Error {
-        let line = |text: &dyn Display| one_line(&text.to_string());
+        let line = |text: &dyn Display| shown(&text.to_string());
         let (path, place) = (path.to_owned(), line(&place));
         Error::Bad { path, place, expected: line(&expected), found: line(&found) }
     }
@@ -111,18 +121,6 @@ impl Error {
     pub fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Error {
         move |source| Error::Io { path: path.display().to_string(), source }
     }
-}
-
-fn one_line(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.chars() {
-        if out.len() > LONGEST {
-            out.push_str("...");
-            break;
-        }
-        if c.is_control() { out.extend(c.escape_default()) } else { out.push(c) }
-    }
-    out
 }
 
 impl Metadata {

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 
 const SPLIT_NO: &str = "split.no";
 const SPLIT_COUNT: &str = "split.count";
@@ -35,8 +36,16 @@ struct Part {
     data: u64,
     /// None for a file that is in memory anyway.
     mapping: Option<Mapping>,
-    /// What is mapped, to see later whether it has changed.
-    file: Option<Arc<File>>,
+    /// The file as it was opened; None as for `mapping`.
+    source: Option<Source>,
+}
+
+/// An open file, and its size and time of modification when it was opened.
+#[derive(Debug)]
+struct Source {
+    file: Arc<File>,
+    bytes: u64,
+    modified: Option<SystemTime>,
 }
 
 /// A part as it is on disk.
@@ -84,7 +93,7 @@ impl Gguf {
         let path = path.as_ref();
         let header = parse(&path.display().to_string(), &bytes)?;
         let data = header.data;
-        Gguf::join(vec![(path.into(), header, Part { bytes, data, mapping: None, file: None })])
+        Gguf::join(vec![(path.into(), header, Part { bytes, data, mapping: None, source: None })])
     }
 
     fn open_split(path: &Path, count: u64) -> Result<Gguf, Error> {
@@ -171,7 +180,7 @@ impl Gguf {
         parts.map(|(path, part)| Contents {
             path: path.clone(),
             bytes: part.bytes.clone(),
-            file: part.file.clone(),
+            file: part.source.as_ref().map(|source| source.file.clone()),
         })
     }
 
@@ -190,6 +199,22 @@ impl Gguf {
             .iter()
             .filter_map(|part| part.mapping.as_ref())
             .try_for_each(|mapping| mapping.0.lock())?;
+        Ok(())
+    }
+
+    /// Checks, by one `fstat` a part, that no part was cut or written since it was opened. A file that replaced it under
+    /// its name is another file, and no change: the one that was opened lives on.
+    ///
+    /// # Errors
+    /// A part whose size or time of modification is another.
+    pub fn check_unchanged(&self) -> Result<(), Error> {
+        for (path, part) in self.paths.iter().zip(&self.parts) {
+            let Some(source) = &part.source else { continue };
+            if let Some(found) = source.change().map_err(Error::io(path))? {
+                let expected = format!("the {} bytes that were opened", source.bytes);
+                return Err(Error::bad(&path.display().to_string(), "file in use", expected, found));
+            }
+        }
         Ok(())
     }
 
@@ -246,22 +271,34 @@ fn split_prefix(path: &Path, count: u64) -> Option<&str> {
 
 fn open_part(path: &Path) -> Result<(Header, Part), Error> {
     let name = path.display().to_string();
-    let file = File::open(path).map_err(Error::io(path))?;
-    if !file.metadata().map_err(Error::io(path))?.is_file() {
-        return Err(Error::bad(&name, "file", "a regular file", "something else"));
-    }
+    let file = crate::file::open(path)?;
     let mapping = map(&file).map_err(Error::io(path))?;
     let bytes = Bytes::from_owner(mapping.clone());
+    let about = file.metadata().map_err(Error::io(path))?;
     let header = parse(&name, &bytes)?;
     let data = header.data;
-    Ok((header, Part { bytes, data, mapping: Some(mapping), file: Some(Arc::new(file)) }))
+    let file = Arc::new(file);
+    let source = Source { file, bytes: bytes.len() as u64, modified: about.modified().ok() };
+    Ok((header, Part { bytes, data, mapping: Some(mapping), source: Some(source) }))
+}
+
+impl Source {
+    /// What the file has become, where it is no longer what was opened.
+    fn change(&self) -> std::io::Result<Option<String>> {
+        let about = self.file.metadata()?;
+        if about.len() != self.bytes {
+            return Ok(Some(format!("{} bytes", about.len())));
+        }
+        Ok((about.modified().ok() != self.modified).then(|| "the same size written again".to_owned()))
+    }
 }
 
 /// The file's bytes, read by the kernel when they are touched.
 #[allow(unsafe_code, reason = "the one mapping; weights stay in the page cache, shared between processes")]
 fn map(file: &File) -> std::io::Result<Mapping> {
     // SAFETY: the mapping is read-only and private and lives as long as the Bytes. A file cut short by
-    // somebody else while it is mapped raises SIGBUS; we write models under another name and rename them.
+    // somebody else while it is mapped raises SIGBUS (docs/security.md); we write models under another name and
+    // rename them, and `check_unchanged` finds what was written in place.
     let mapping = unsafe { memmap2::Mmap::map(file)? };
     Ok(Mapping(Arc::new(mapping)))
 }
@@ -338,6 +375,43 @@ mod tests {
     }
 
     #[test]
+    #[cfg(unix)]
+    fn what_is_no_regular_file_is_refused_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        assert!(std::process::Command::new("mkfifo").arg(path("fifo")).status().unwrap().success());
+        let _socket = std::os::unix::net::UnixListener::bind(path("socket")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", path("zero")).unwrap();
+        for (name, found) in [("fifo", "a FIFO"), ("socket", "a socket"), ("zero", "a device")] {
+            let error = Gguf::open(path(name)).unwrap_err().to_string();
+            let expected = format!("{}: file: expected a regular file, found {found}", path(name).display());
+            assert_eq!(error, expected);
+        }
+    }
+
+    #[test]
+    fn a_change_of_the_open_file_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        let file = || std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+        write_part(dir.path(), "x.gguf", [0, 1, 1], &["a"]);
+        let bytes = std::fs::metadata(&path).unwrap().len();
+        let opened = Gguf::open(&path).unwrap();
+        opened.check_unchanged().unwrap();
+        let found = || opened.check_unchanged().unwrap_err().to_string();
+        let expected = format!("x.gguf: file in use: expected the {bytes} bytes that were opened, found");
+        file().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        assert!(found().ends_with(&format!("{expected} the same size written again")), "{}", found());
+        file().set_len(bytes - 1).unwrap();
+        assert!(found().ends_with(&format!("{expected} {} bytes", bytes - 1)), "{}", found());
+        file().set_len(bytes).unwrap();
+        let opened = Gguf::open(&path).unwrap();
+        std::fs::rename(&path, dir.path().join("y.gguf")).unwrap();
+        write_part(dir.path(), "x.gguf", [0, 1, 1], &["b"]);
+        opened.check_unchanged().unwrap();
+    }
+
+    #[test]
     fn getters_name_the_key() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x");
@@ -349,7 +423,7 @@ mod tests {
         refused(file.u64("a").unwrap_err(), "x: a: expected an integer that is not negative, found I8(-1)");
         refused(file.str("b").unwrap_err(), "x: b: expected a string, found I64(7)");
         refused(file.str("c").unwrap_err(), "x: c: expected a string, found nothing");
-        refused(Gguf::open(dir.path()).unwrap_err(), "file: expected a regular file, found something else");
+        refused(Gguf::open(dir.path()).unwrap_err(), "file: expected a regular file, found a directory");
         std::fs::write(&path, b"").unwrap();
         refused(
             Gguf::open(&path).unwrap_err(),

@@ -1,6 +1,7 @@
 //! Metadata values by number and by meaning: ggml's type ids, and getters that take any type that fits.
 
 use super::{Array, Metadata, Value};
+use crate::visible::MAX_SHOWN;
 
 /// Ids of value types, as the file has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -152,10 +153,13 @@ impl Value {
     }
 
     /// For messages: small values as they are, others by kind.
-    pub(super) fn describe(value: Option<&Value>) -> String {
+    pub(crate) fn describe(value: Option<&Value>) -> String {
         match value {
             None => "nothing".into(),
-            Some(Value::String(s)) => format!("the string {s:?}"),
+            Some(Value::String(s)) => {
+                let start: String = s.chars().take(MAX_SHOWN).collect();
+                format!("the string {start:?}")
+            }
             Some(v @ Value::Array(_)) => v.type_name().into(),
             Some(v) => format!("{v:?}"),
         }

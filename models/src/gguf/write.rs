@@ -7,9 +7,10 @@ use super::values::Type;
 use super::{Array, Error, Metadata, TensorInfo, Value};
 use kernels::quant::Format;
 use std::collections::HashSet;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::Xxh3;
 
 /// Bytes of a tensor's name in llama.cpp at most.
 const MAX_NAME: usize = 63;
@@ -155,16 +156,17 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
 
 /// Streams a file's tensors in their order into `NAME.part`; dropped unfinished, it leaves that for
 /// [`Writer::resume`].
-#[derive(Debug)]
 pub struct Writer {
     path: PathBuf,
     part: PathBuf,
     file: BufWriter<File>,
     layout: Layout,
-    /// Tensors written whole.
-    done: usize,
+    /// Of each tensor that is written whole, padding included: XXH3, 64 bits.
+    checksums: Vec<u64>,
     /// Bytes written of the next one.
     written: u64,
+    /// Of those.
+    hash: Xxh3,
 }
 
 impl Writer {
@@ -180,12 +182,16 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Goes on with a partial file after its last whole tensor; also gives the number of whole tensors,
-    /// 0 when there is no partial file yet.
+    /// Goes on with a partial file after its last whole tensor that is as `checksums` (an earlier [`Writer::checksums`])
+    /// have it; also gives the number of these tensors, 0 when there is no partial file yet. Reads what it keeps.
     ///
     /// # Errors
     /// As [`Writer::create`], or a partial file with another header: another model, type or version.
-    pub fn resume(path: impl AsRef<Path>, layout: Layout) -> Result<(Writer, usize), Error> {
+    pub fn resume(
+        path: impl AsRef<Path>,
+        layout: Layout,
+        checksums: &[u64],
+    ) -> Result<(Writer, usize), Error> {
         let path = path.as_ref();
         let mut writer = Writer::open(path, layout)?;
         let length = writer.file.get_ref().metadata().map_err(Error::io(&writer.part))?.len();
@@ -196,13 +202,20 @@ impl Writer {
             let part = writer.part.display().to_string();
             return Err(Error::bad(&part, "header", "the one of this output", "another"));
         }
-        let layout = &writer.layout;
-        if length < layout.end_of(0) {
+        if length < writer.layout.end_of(0) {
             return Ok((Writer::create_again(writer)?, 0));
         }
-        let done = (0..=layout.tensors.len()).rev().find(|n| layout.end_of(*n) <= length).unwrap_or(0);
+        let whole = (0..=writer.layout.tensors.len()).rev().find(|n| writer.layout.end_of(*n) <= length);
+        for (i, checksum) in checksums.iter().enumerate().take(whole.unwrap_or(0)) {
+            // The file is read from where the last tensor ended.
+            let bytes = writer.layout.end_of(i + 1) - writer.layout.end_of(i);
+            if checksum_of(writer.file.get_ref().take(bytes)).map_err(Error::io(&writer.part))? != *checksum {
+                break;
+            }
+            writer.checksums.push(*checksum);
+        }
+        let done = writer.checksums.len();
         writer.start_at(writer.layout.end_of(done))?;
-        writer.done = done;
         Ok((writer, done))
     }
 
@@ -216,9 +229,7 @@ impl Writer {
         let mut part = path.as_os_str().to_owned();
         part.push(".part");
         let part = PathBuf::from(part);
-        let mut options = OpenOptions::new();
-        let file = options.read(true).write(true).create(true).truncate(false).open(&part);
-        let file = file.map_err(Error::io(&part))?;
+        let file = crate::file::open_own(&part)?;
         file.try_lock().map_err(|e| match e {
             TryLockError::Error(source) => Error::io(&part)(source),
             TryLockError::WouldBlock => {
@@ -226,7 +237,8 @@ impl Writer {
             }
         })?;
         let file = BufWriter::with_capacity(1 << 20, file);
-        Ok(Writer { path: path.to_owned(), part, file, layout, done: 0, written: 0 })
+        let (path, checksums) = (path.to_owned(), Vec::new());
+        Ok(Writer { path, part, file, layout, checksums, written: 0, hash: Xxh3::new() })
     }
 
     fn start_at(&mut self, length: u64) -> Result<(), Error> {
@@ -242,7 +254,7 @@ impl Writer {
     /// # Errors
     /// More bytes than the tensor has left; the operating system's word.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        let Some(tensor) = self.layout.tensors.get(self.done) else {
+        let Some(tensor) = self.layout.tensors.get(self.checksums.len()) else {
             let found = format!("{} bytes more", bytes.len());
             return Err(Error::bad(&self.part.display().to_string(), "the end", "no tensor", found));
         };
@@ -253,11 +265,14 @@ impl Writer {
             return Err(Error::bad(&part, &tensor.name, expected, bytes.len()));
         }
         self.file.write_all(bytes).map_err(Error::io(&self.part))?;
+        self.hash.update(bytes);
         self.written += bytes.len() as u64;
         if self.written == tensor.bytes {
-            let padding = self.layout.padded_end(tensor) - tensor.offset - tensor.bytes;
-            self.file.write_all(&vec![0; padding as usize]).map_err(Error::io(&self.part))?;
-            self.done += 1;
+            let padding = vec![0; (self.layout.padded_end(tensor) - tensor.offset - tensor.bytes) as usize];
+            self.file.write_all(&padding).map_err(Error::io(&self.part))?;
+            self.hash.update(&padding);
+            self.checksums.push(self.hash.digest());
+            self.hash.reset();
             self.written = 0;
         }
         Ok(())
@@ -265,7 +280,12 @@ impl Writer {
 
     /// The tensor that the next bytes belong to; None when all are written.
     pub fn current(&self) -> Option<&TensorInfo> {
-        self.layout.tensors.get(self.done)
+        self.layout.tensors.get(self.checksums.len())
+    }
+
+    /// A checksum of each tensor that is written whole, in their order: what [`Writer::resume`] takes.
+    pub fn checksums(&self) -> &[u64] {
+        &self.checksums
     }
 
     /// The file's name until it is whole.
@@ -278,7 +298,7 @@ impl Writer {
         &self.layout
     }
 
-    /// Makes the file durable and gives it its name.
+    /// Makes the file durable and gives it its name. A file that it replaces hands on its permissions.
     ///
     /// # Errors
     /// Tensors that are missing bytes; the operating system's word.
@@ -289,9 +309,23 @@ impl Writer {
         }
         self.file.flush().map_err(Error::io(&self.part))?;
         self.file.get_ref().sync_all().map_err(Error::io(&self.part))?;
+        if let Ok(before) = std::fs::metadata(&self.path) {
+            self.file.get_ref().set_permissions(before.permissions()).map_err(Error::io(&self.part))?;
+        }
         std::fs::rename(&self.part, &self.path).map_err(Error::io(&self.path))?;
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io(folder))
+    }
+}
+
+/// XXH3 of all that there is to read.
+fn checksum_of(mut from: impl Read) -> std::io::Result<u64> {
+    let (mut hash, mut piece) = (Xxh3::new(), vec![0; 1 << 20]);
+    loop {
+        match from.read(&mut piece)? {
+            0 => return Ok(hash.digest()),
+            n => hash.update(&piece[..n]),
+        }
     }
 }
 
@@ -385,16 +419,64 @@ pub(super) mod tests {
         finish_and_check(Writer::create(&path, layout()).unwrap(), &path, 0);
         let whole = std::fs::read(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
+        let checksums = checksums(&whole);
         let header = layout().header.len();
         let cuts = [(0, 0), (9, 0), (header, 0), (header + 101, 0), (header + 102, 0), (header + 128, 1)];
         for (cut, done) in cuts.into_iter().chain([(header + 130, 1), (whole.len(), 2)]) {
             std::fs::write(&part, &whole[..cut]).unwrap();
-            let (writer, found) = Writer::resume(&path, layout()).unwrap();
+            let (writer, found) = Writer::resume(&path, layout(), &checksums).unwrap();
             assert_eq!(found, done, "cut at {cut}");
             finish_and_check(writer, &path, done);
             assert!(std::fs::read(&path).unwrap() == whole, "cut at {cut}");
             std::fs::remove_file(&path).unwrap();
         }
+    }
+
+    /// Of both tensors in a whole file.
+    fn checksums(whole: &[u8]) -> [u64; 2] {
+        let data = &whole[layout().header().len()..];
+        [&data[..128], &data[128..]].map(|bytes| checksum_of(bytes).unwrap())
+    }
+
+    #[test]
+    fn what_is_not_as_it_was_written_is_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        let mut writer = Writer::create(&path, layout()).unwrap();
+        writer.write(&contents(102)).unwrap();
+        writer.write(&contents(20)).unwrap();
+        let known = writer.checksums().to_vec();
+        let part = writer.part().to_owned();
+        drop(writer);
+        let whole = std::fs::read(&part).unwrap();
+        assert_eq!(known, checksums(&whole));
+        let header = layout().header.len();
+        let cases =
+            [(header, 0), (header + 101, 0), (header + 127, 0), (header + 128, 1), (whole.len() - 1, 1)];
+        for (at, done) in cases {
+            let mut changed = whole.clone();
+            changed[at] ^= 1;
+            std::fs::write(&part, changed).unwrap();
+            assert_eq!(Writer::resume(&path, layout(), &known).unwrap().1, done, "byte {at}");
+        }
+        for (known, done) in [(&known[..], 2), (&known[..1], 1), (&[], 0)] {
+            std::fs::write(&part, &whole).unwrap();
+            assert_eq!(Writer::resume(&path, layout(), known).unwrap().1, done, "{known:x?}");
+        }
+        std::fs::remove_file(&part).unwrap();
+        finish_and_check(Writer::resume(&path, layout(), &known).unwrap().0, &path, 0);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_replaced_file_hands_on_its_permissions() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        std::fs::write(&path, b"").unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).unwrap();
+        finish_and_check(Writer::create(&path, layout()).unwrap(), &path, 0);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]
@@ -414,7 +496,7 @@ pub(super) mod tests {
         refused(writer.finish(), "x.gguf.part: b: expected 20 bytes, found 0");
         assert!(!path.exists());
         let other = Layout::new(Metadata::default(), two_tensors()).unwrap();
-        let resumed = Writer::resume(&path, other).map(|_| ());
+        let resumed = Writer::resume(&path, other, &[]).map(|_| ());
         refused(resumed, "x.gguf.part: header: expected the one of this output, found another");
     }
 

@@ -2,14 +2,20 @@
 //!
 //! Tensors' shapes are checked against them in [`super::weights`]. Next: that file.
 
-use crate::gguf::{Array, Error, Value, read::Gguf};
-use kernels::backend::Routing;
+use crate::gguf::{Array, Error, Metadata, Value, read::Gguf};
+use kernels::backend::{Limits, Routing};
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 
 /// The architecture's name in `general.architecture` and the prefix of its keys.
 pub const ARCHITECTURE: &str = "kimi-linear";
 
-/// The largest count or width believed; a bound on hostile files far above any model.
+/// The largest count or width that is accepted: far above any model, and products of two stay within 64 bits.
 const MAX_COUNT: u64 = 1 << 24;
+/// The most layers.
+const MAX_LAYERS: u64 = 4096;
+/// The most values of S, or of the convolutions' tails, in a layer: in all layers and as bytes they stay within 64 bits.
+const MAX_STATE: u64 = 1 << 40;
 
 /// Hyperparameters of a Kimi Linear model.
 #[derive(Clone, Debug, PartialEq)]
@@ -87,9 +93,18 @@ pub struct MoeConfig {
 impl Config {
     /// The hyperparameters of an opened file. Errors name the key, what it should hold and what it does.
     pub fn from_gguf(file: &Gguf) -> Result<Config, Error> {
-        let keys = Keys { file };
+        let path = file.paths().first().map(|p| p.display().to_string()).unwrap_or_default();
+        Config::from_metadata(&path, &file.metadata)
+    }
+
+    /// The hyperparameters in a file's metadata; `path` is for messages.
+    ///
+    /// # Errors
+    /// The key, what it should hold and what it does.
+    pub fn from_metadata(path: &str, metadata: &Metadata) -> Result<Config, Error> {
+        let keys = Keys { path, metadata };
         keys.architecture()?;
-        let n_layers = keys.count("block_count")?;
+        let n_layers = keys.within("block_count", 1..=MAX_LAYERS)?;
         let heads = keys.count("attention.head_count")?;
         let dense_layers = keys.count_or("leading_dense_block_count", 0)?;
         Ok(Config {
@@ -98,16 +113,39 @@ impl Config {
             context: keys.count("context_length")? as u64,
             norm_eps: keys.positive("attention.layer_norm_rms_epsilon")?,
             layers: keys.layers(n_layers)?,
-            kda: KdaConfig {
-                heads: keys.count_or("kda.head_count", heads)?,
-                head_dim: keys.count("kda.head_dim")?,
-                conv_taps: keys.count("ssm.conv_kernel")?,
-            },
+            kda: keys.kda(heads)?,
             mla: keys.mla(heads)?,
             dense_layers,
             dense_hidden: if dense_layers > 0 { keys.count("feed_forward_length")? } else { 0 },
             moe: keys.moe()?,
         })
+    }
+
+    /// Checks the sizes against what a backend's ops take; `path` is for messages.
+    ///
+    /// # Errors
+    /// The key of a size above its limit.
+    pub fn check(&self, path: &str, limits: &Limits) -> Result<(), Error> {
+        let (kda, mla, moe) = (&self.kda, &self.mla, &self.moe);
+        let [has_kda, has_mla] = [MixerKind::Kda, MixerKind::Mla].map(|kind| self.count(kind) > 0);
+        let has_moe = self.dense_layers < self.layers.len();
+        let sizes = [
+            (has_kda, "kda.head_count", kda.heads, limits.delta_heads),
+            (has_kda, "kda.head_dim", kda.head_dim, limits.delta_keys),
+            (has_kda, "ssm.conv_kernel", kda.conv_taps, limits.taps),
+            (has_mla, "attention.kv_lora_rank", mla.latent_dim, limits.latent),
+            (has_mla, "attention.key_length", self.cache_width(), limits.cache_width),
+            (has_moe, "expert_count", moe.experts, limits.experts),
+            (has_moe, "expert_group_count", moe.routing.groups, limits.groups),
+            (has_moe, "expert_used_count", moe.routing.top_k, limits.top_k),
+        ];
+        match sizes.into_iter().find(|(used, _, found, most)| *used && found > most) {
+            Some((_, key, found, most)) => {
+                let expected = format!("at most {most} on this device");
+                Err(Error::bad(path, format_args!("{ARCHITECTURE}.{key}"), expected, found))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Layers of a kind.
@@ -123,33 +161,39 @@ impl Config {
 
 /// Metadata look-ups that know the prefix and say what is wrong.
 struct Keys<'a> {
-    file: &'a Gguf,
+    path: &'a str,
+    metadata: &'a Metadata,
 }
 
 impl Keys<'_> {
     fn get(&self, key: &str) -> Option<&Value> {
-        self.file.metadata.get(&format!("{ARCHITECTURE}.{key}"))
+        self.metadata.get(&format!("{ARCHITECTURE}.{key}"))
     }
 
-    fn bad<T>(&self, key: &str, expected: impl Into<String>, found: impl Into<String>) -> Result<T, Error> {
-        let path = self.file.paths().first().map(|p| p.display().to_string()).unwrap_or_default();
-        let place = if key.contains("general.") { key.into() } else { format!("{ARCHITECTURE}.{key}") };
-        Err(Error::Bad { path, place, expected: expected.into(), found: found.into() })
+    fn bad<T>(&self, key: &str, expected: impl Display, found: impl Display) -> Result<T, Error> {
+        let place = if key.starts_with("general.") { key.into() } else { format!("{ARCHITECTURE}.{key}") };
+        Err(Error::bad(self.path, place, expected, found))
     }
 
     fn architecture(&self) -> Result<(), Error> {
-        match self.file.metadata.get("general.architecture") {
+        match self.metadata.get("general.architecture") {
             Some(Value::String(name)) if name == ARCHITECTURE => Ok(()),
-            Some(Value::String(name)) => self.bad("general.architecture", ARCHITECTURE, format!("{name:?}")),
-            other => self.bad("general.architecture", ARCHITECTURE, describe(other)),
+            other => self.bad("general.architecture", ARCHITECTURE, Value::describe(other)),
         }
     }
 
     fn count(&self, key: &str) -> Result<usize, Error> {
+        self.within(key, 1..=MAX_COUNT)
+    }
+
+    fn within(&self, key: &str, range: RangeInclusive<u64>) -> Result<usize, Error> {
         let found = self.get(key);
         match found.and_then(Value::as_u64) {
-            Some(n) if (1..=MAX_COUNT).contains(&n) => Ok(n as usize),
-            _ => self.bad(key, format!("a count from 1 to {MAX_COUNT}"), describe(found)),
+            Some(n) if range.contains(&n) => Ok(n as usize),
+            _ => {
+                let expected = format!("a count from {} to {}", range.start(), range.end());
+                self.bad(key, expected, Value::describe(found))
+            }
         }
     }
 
@@ -157,19 +201,19 @@ impl Keys<'_> {
         match self.get(key).map(|v| (v, v.as_u64())) {
             None => Ok(default),
             Some((_, Some(n))) if n <= MAX_COUNT => Ok(n as usize),
-            Some((v, _)) => self.bad(key, format!("a count up to {MAX_COUNT}"), describe(Some(v))),
+            Some((v, _)) => self.bad(key, format!("a count up to {MAX_COUNT}"), Value::describe(Some(v))),
         }
     }
 
     fn positive(&self, key: &str) -> Result<f32, Error> {
         match self.get(key) {
             Some(&Value::F32(x)) if x > 0.0 && x.is_finite() => Ok(x),
-            other => self.bad(key, "a positive f32", describe(other)),
+            other => self.bad(key, "a positive f32", Value::describe(other)),
         }
     }
 
     fn vocab(&self) -> Result<usize, Error> {
-        if let Some(Value::Array(Array::String(tokens))) = self.file.metadata.get("tokenizer.ggml.tokens") {
+        if let Some(Value::Array(Array::String(tokens))) = self.metadata.get("tokenizer.ggml.tokens") {
             return Ok(tokens.len());
         }
         self.count("vocab_size")
@@ -180,17 +224,33 @@ impl Keys<'_> {
         let key = "attention.head_count_kv";
         let found = self.get(key);
         let Some(Value::Array(array)) = found else {
-            return self.bad(key, format!("an array of {n_layers} integers"), describe(found));
+            return self.bad(key, format!("an array of {n_layers} integers"), Value::describe(found));
         };
         let zeros: Vec<bool> = match array {
             Array::I32(a) => a.iter().map(|n| *n == 0).collect(),
             Array::U32(a) => a.iter().map(|n| *n == 0).collect(),
-            _ => return self.bad(key, "an array of i32", describe(found)),
+            _ => return self.bad(key, "an array of i32", Value::describe(found)),
         };
         if zeros.len() != n_layers {
-            return self.bad(key, format!("{n_layers} entries (block_count)"), zeros.len().to_string());
+            return self.bad(key, format!("{n_layers} entries (block_count)"), zeros.len());
         }
         Ok(zeros.iter().map(|kda| if *kda { MixerKind::Kda } else { MixerKind::Mla }).collect())
+    }
+
+    fn kda(&self, attention_heads: usize) -> Result<KdaConfig, Error> {
+        let heads = match self.get("kda.head_count") {
+            None => attention_heads,
+            Some(_) => self.count("kda.head_count")?,
+        };
+        let (head_dim, conv_taps) = (self.count("kda.head_dim")?, self.count("ssm.conv_kernel")?);
+        let width = heads * head_dim; // factors below 2^24 do not overflow
+        for (key, rows) in [("kda.head_dim", head_dim), ("ssm.conv_kernel", conv_taps)] {
+            if (width as u64).saturating_mul(rows as u64) > MAX_STATE {
+                let expected = format!("at most {MAX_STATE} values in a layer's state");
+                return self.bad(key, expected, format!("{rows} rows of {heads} heads of {head_dim}"));
+            }
+        }
+        Ok(KdaConfig { heads, head_dim, conv_taps })
     }
 
     /// The file holds sums: key_length_mla = nope + pe, key_length = latent + pe.
@@ -200,12 +260,12 @@ impl Keys<'_> {
         let key = self.count("attention.key_length_mla")?;
         let Some(nope_dim) = key.checked_sub(pe_dim).filter(|n| *n > 0) else {
             let expected = format!("more than rope.dimension_count ({pe_dim})");
-            return self.bad("attention.key_length_mla", expected, key.to_string());
+            return self.bad("attention.key_length_mla", expected, key);
         };
         let row = self.count_or("attention.key_length", latent_dim + pe_dim)?;
         if row != latent_dim + pe_dim {
             let expected = format!("kv_lora_rank + rope.dimension_count = {}", latent_dim + pe_dim);
-            return self.bad("attention.key_length", expected, row.to_string());
+            return self.bad("attention.key_length", expected, row);
         }
         let value_dim = self.count("attention.value_length_mla")?;
         Ok(MlaConfig { heads, nope_dim, pe_dim, value_dim, latent_dim })
@@ -225,14 +285,15 @@ impl Keys<'_> {
             },
         };
         if self.count("expert_gating_func")? != 2 {
-            return self.bad("expert_gating_func", "2 (sigmoid)", describe(self.get("expert_gating_func")));
+            let found = Value::describe(self.get("expert_gating_func"));
+            return self.bad("expert_gating_func", "2 (sigmoid)", found);
         }
         if experts % groups != 0 {
-            return self.bad("expert_group_count", format!("a divisor of {experts}"), groups.to_string());
+            return self.bad("expert_group_count", format!("a divisor of {experts}"), groups);
         }
         let eligible = experts / groups * routing.top_groups;
         if routing.top_k > eligible {
-            return self.bad("expert_used_count", format!("at most {eligible}"), routing.top_k.to_string());
+            return self.bad("expert_used_count", format!("at most {eligible}"), routing.top_k);
         }
         let shared = self.count_or("expert_shared_count", 0)?;
         Ok(MoeConfig { experts, shared, hidden: self.expert_hidden()?, routing })
@@ -249,17 +310,8 @@ impl Keys<'_> {
         let mut widths = widths.into_iter().filter(|w| *w > 0);
         let first = widths.next().unwrap_or(0);
         if first == 0 || u64::from(first) > MAX_COUNT || widths.any(|w| w != first) {
-            return self.bad(key, "the same positive width in each layer", describe(self.get(key)));
+            return self.bad(key, "the same positive width in each layer", Value::describe(self.get(key)));
         }
         Ok(first as usize)
-    }
-}
-
-fn describe(v: Option<&Value>) -> String {
-    match v {
-        None => "nothing".into(),
-        Some(Value::Array(_)) => "an array".into(),
-        Some(Value::String(s)) => format!("the string {:?}", s.chars().take(40).collect::<String>()),
-        Some(v) => format!("{v:?}"),
     }
 }

@@ -19,8 +19,9 @@ use kda::Kda;
 use kernels::backend::{Backend, CacheFormat, Part, Span};
 use mla::{Form, Mla, MlaSpans};
 use state::{LayerState, State};
+use std::cell::RefCell;
 use std::ops::Range;
-use weights::Loader;
+use weights::{Loader, NotFinite};
 
 /// A model whose weights are on the backend `B`.
 pub struct Model<B: Backend> {
@@ -30,6 +31,8 @@ pub struct Model<B: Backend> {
     layers: Vec<Layer<B>>,
     norm: B::Weight,
     output: B::Weight,
+    /// Small tensors (norms, decays, biases, taps) that hold NaN or infinities: the model runs, and what it says is void.
+    pub not_finite: Vec<NotFinite>,
 }
 
 struct Layer<B: Backend> {
@@ -89,19 +92,25 @@ impl<B: Backend> Probe<B> for () {
 }
 
 impl<B: Backend> Model<B> {
-    /// Takes the weights of a file onto the backend. Every tensor's shape is checked against the metadata.
+    /// Takes the weights of a file onto the backend.
+    ///
+    /// # Errors
+    /// Sizes that the backend does not take, a tensor of another shape or format than the metadata implies: what loads
+    /// also runs.
     pub fn load(b: &B, file: &Gguf) -> Result<Self, gguf::Error> {
         let config = Config::from_gguf(file)?;
         let c = &config;
-        let top = Loader { backend: b, file, layer: None };
-        let layers = (0..c.layers.len()).map(|i| Layer::load(b, file, c, i)).collect::<Result<_, _>>()?;
-        Ok(Model {
-            embed: top.matrix("token_embd.weight", c.dim, c.vocab)?,
-            layers,
-            norm: top.vector("output_norm.weight", c.dim)?,
-            output: top.matrix("output.weight", c.dim, c.vocab)?,
-            config,
-        })
+        config
+            .check(&file.paths().first().map(|p| p.display().to_string()).unwrap_or_default(), &B::LIMITS)?;
+        let not_finite = RefCell::default();
+        let from = |layer| Loader { backend: b, file, layer, not_finite: &not_finite };
+        let top = from(None);
+        let layers = (0..c.layers.len()).map(|i| Layer::load(&from(Some(i)), c, i));
+        let layers = layers.collect::<Result<_, _>>()?;
+        let embed = top.matrix("token_embd.weight", c.dim, c.vocab)?;
+        let norm = top.vector("output_norm.weight", c.dim)?;
+        let output = top.matrix("output.weight", c.dim, c.vocab)?;
+        Ok(Model { embed, layers, norm, output, not_finite: not_finite.into_inner(), config })
     }
 
     /// The state of an empty sequence. Latent caches are kept in `cache`.
@@ -171,19 +180,18 @@ impl<B: Backend> Model<B> {
 }
 
 impl<B: Backend> Layer<B> {
-    fn load(b: &B, file: &Gguf, c: &Config, layer: usize) -> Result<Self, gguf::Error> {
-        let from = Loader { backend: b, file, layer: Some(layer) };
+    fn load(from: &Loader<'_, B>, c: &Config, layer: usize) -> Result<Self, gguf::Error> {
         Ok(Layer {
             mixer_norm: from.vector("attn_norm.weight", c.dim)?,
             mixer: match c.layers[layer] {
-                MixerKind::Kda => Mixer::Kda(Kda::load(&from, c)?),
-                MixerKind::Mla => Mixer::Mla(Mla::load(&from, c)?),
+                MixerKind::Kda => Mixer::Kda(Kda::load(from, c)?),
+                MixerKind::Mla => Mixer::Mla(Mla::load(from, c)?),
             },
             ffn_norm: from.vector("ffn_norm.weight", c.dim)?,
             ffn: if layer < c.dense_layers {
-                Ffn::Dense(Mlp::load(&from, "ffn", "", c.dim, c.dense_hidden)?)
+                Ffn::Dense(Mlp::load(from, "ffn", "", c.dim, c.dense_hidden)?)
             } else {
-                Ffn::Moe(Moe::load(&from, c)?)
+                Ffn::Moe(Moe::load(from, c)?)
             },
         })
     }

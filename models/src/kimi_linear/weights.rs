@@ -1,8 +1,11 @@
 //! From named tensors of a file to weights on a backend, each shape checked.
 
 use crate::gguf::{Error, TensorInfo, read::Gguf};
+use crate::visible::{MAX_SHOWN, one_line};
 use kernels::backend::{Backend, Stored};
 use kernels::quant::Format;
+use std::cell::RefCell;
+use std::fmt::{Display, Formatter};
 
 /// Takes tensors of a file, or of one layer of it, by name.
 pub struct Loader<'a, B: Backend> {
@@ -12,6 +15,30 @@ pub struct Loader<'a, B: Backend> {
     pub file: &'a Gguf,
     /// Names get the prefix `blk.N.` of this layer.
     pub layer: Option<usize>,
+    /// Collects the small tensors that hold NaN or infinities.
+    pub not_finite: &'a RefCell<Vec<NotFinite>>,
+}
+
+/// A tensor with values that are NaN or infinite.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotFinite {
+    /// Its name.
+    pub tensor: String,
+    /// How many of its values.
+    pub count: usize,
+    /// Values in all.
+    pub of: usize,
+}
+
+impl Display for NotFinite {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        let NotFinite { tensor, count, of } = self;
+        write!(
+            f,
+            "{}: expected finite values, found {count} of {of} NaN or infinite",
+            one_line(tensor, MAX_SHOWN)
+        )
+    }
 }
 
 impl<B: Backend> Loader<'_, B> {
@@ -36,6 +63,13 @@ impl<B: Backend> Loader<'_, B> {
         let (info, stored) = self.stored(name, [cols, rows, 1])?;
         if stored.format != Format::F32 {
             return self.bad(&info.name, "F32", stored.format.name());
+        }
+        // A few hundred kilobytes a layer, which the first token reads anyway.
+        let (values, _) = stored.bytes.as_chunks();
+        let count = values.iter().filter(|x| !f32::from_le_bytes(**x).is_finite()).count();
+        if count > 0 {
+            let (tensor, of) = (info.name.clone(), values.len());
+            self.not_finite.borrow_mut().push(NotFinite { tensor, count, of });
         }
         self.take(name, stored)
     }
@@ -65,33 +99,46 @@ impl<B: Backend> Loader<'_, B> {
 
     fn stored(&self, name: &str, shape: [usize; 3]) -> Result<(&TensorInfo, Stored), Error> {
         let full = self.full_name(name);
+        let expected = trimmed(&shape);
         let Some(info) = self.file.tensor(&full) else {
-            return self.bad(&full, format!("a tensor {:?}", without_ones(&shape)), "none");
+            return self.bad(&full, format!("a tensor {expected:?}"), "none");
         };
         let found: Vec<usize> =
             info.shape.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).collect();
         if without_ones(&found) != without_ones(&shape) {
-            return self.bad(&full, format!("{shape:?}"), format!("{:?}", info.shape));
+            return self.bad(&full, format!("{expected:?}"), format!("{:?}", info.shape));
         }
         let [cols, rows, count] = shape;
+        // Ones may be missing from a shape, so what it calls a row may be a column here: 64 weights in blocks of 32 are
+        // no 64 rows.
+        let bytes = info.format.row_bytes(cols as u64).and_then(|row| row.checked_mul((rows * count) as u64));
+        if bytes != Some(info.bytes) {
+            let name = info.format.name();
+            let blocks =
+                format!("{expected:?} in rows of whole {name} blocks of {}", info.format.block_len());
+            return self.bad(&full, blocks, format!("{:?} in rows of {cols}", info.shape));
+        }
         Ok((info, Stored { format: info.format, count, rows, cols, bytes: self.file.bytes(info) }))
     }
 
     fn take(&self, name: &str, stored: Stored) -> Result<B::Weight, Error> {
         let full = self.full_name(name);
-        self.backend
-            .weight(stored)
-            .or_else(|e| self.bad(&full, "a weight that the device takes", e.to_string()))
+        self.backend.weight(stored).or_else(|e| self.bad(&full, "a weight that the device takes", e))
     }
 
-    fn bad<T>(&self, place: &str, expected: impl Into<String>, found: impl Into<String>) -> Result<T, Error> {
+    fn bad<T>(&self, place: &str, expected: impl Display, found: impl Display) -> Result<T, Error> {
         let path = self.file.paths().first().map(|p| p.display().to_string()).unwrap_or_default();
-        let place = place.to_owned();
-        Err(Error::Bad { path, place, expected: expected.into(), found: found.into() })
+        Err(Error::bad(&path, place, expected, found))
     }
 }
 
 /// A shape without dimensions of 1, which files leave out or write as they please.
 fn without_ones(shape: &[usize]) -> Vec<usize> {
     shape.iter().copied().filter(|n| *n != 1).collect()
+}
+
+/// A shape without the ones at its end.
+fn trimmed(shape: &[usize]) -> &[usize] {
+    let len = shape.iter().rposition(|n| *n != 1).map_or(1, |last| last + 1);
+    &shape[..len]
 }

@@ -1,0 +1,93 @@
+//! Loads and runs random small models of odd and broken shapes, and counts what became of them; the property is that of
+//! `tests/random_configs.rs`.
+//!
+//! usage: random_configs [--count N] [--seed FIRST] [--verbose]
+
+#[path = "../tests/support/random_model.rs"]
+mod random_model;
+
+use kernels::cpu::Cpu;
+use random_model::{Case, Outcome};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process::exit;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// A model that takes longer hangs.
+const LONGEST: Duration = Duration::from_secs(10);
+
+/// Models under way: their seed, and how long.
+static SEED: AtomicU64 = AtomicU64::new(0);
+static SINCE: AtomicU64 = AtomicU64::new(0);
+
+fn main() {
+    let (mut count, mut seed, mut verbose) = (3000, 0, false);
+    let mut args = std::env::args().skip(1);
+    while let Some(arg) = args.next() {
+        let mut number = || args.next().and_then(|n| n.parse().ok()).unwrap_or_else(|| usage());
+        match arg.as_str() {
+            "--count" => count = number(),
+            "--seed" => seed = number(),
+            "--verbose" => verbose = true,
+            _ => usage(),
+        }
+    }
+    let start = Instant::now();
+    std::thread::spawn(move || watch(start));
+    let cpu = Cpu::detect(Some(2));
+    let [mut refused, mut agreed, mut ran, mut failed] = [0; 4];
+    let (mut worst, mut slowest) = ((0.0, 0), (Duration::ZERO, 0));
+    for seed in seed..seed + count {
+        SINCE.store(start.elapsed().as_millis() as u64, Ordering::Relaxed);
+        SEED.store(seed, Ordering::Relaxed);
+        let began = Instant::now();
+        match catch_unwind(AssertUnwindSafe(|| Case::new(seed).check(&cpu))) {
+            Ok(Outcome::Refused(line)) => {
+                refused += 1;
+                if verbose {
+                    println!("{seed}: {line}");
+                }
+            }
+            Ok(Outcome::Agreed(error)) => {
+                agreed += 1;
+                if verbose {
+                    println!("{seed}: agrees, relative error {error:.2e}");
+                }
+                if error > worst.0 {
+                    worst = (error, seed);
+                }
+            }
+            Ok(Outcome::Ran) => ran += 1,
+            Err(_) => {
+                failed += 1;
+                println!("seed {seed} failed");
+            }
+        }
+        if began.elapsed() > slowest.0 {
+            slowest = (began.elapsed(), seed);
+        }
+    }
+    println!(
+        "{count} random models: {refused} refused in a line, {agreed} agree with the reference (worst {:.2e}, seed {}), \
+         {ran} ran where nothing can be compared, {failed} failed; slowest {:.1?} (seed {})",
+        worst.0, worst.1, slowest.0, slowest.1
+    );
+    exit(i32::from(failed > 0));
+}
+
+fn usage() -> ! {
+    eprintln!("usage: random_configs [--count N] [--seed FIRST] [--verbose]");
+    exit(2)
+}
+
+/// Ends the program where a model hangs.
+fn watch(start: Instant) {
+    loop {
+        std::thread::sleep(Duration::from_millis(500));
+        let since = Duration::from_millis(SINCE.load(Ordering::Relaxed));
+        if start.elapsed().saturating_sub(since) > LONGEST {
+            println!("seed {} takes more than {LONGEST:?}", SEED.load(Ordering::Relaxed));
+            exit(1);
+        }
+    }
+}

@@ -1,0 +1,22 @@
+//! Random small models: each is refused in a line, or runs and agrees with the reference. More of them:
+//! `cargo run -p models --example random_configs -- --count 3000 --seed 1`.
+
+#[path = "support/random_model.rs"]
+mod random_model;
+
+use kernels::cpu::Cpu;
+use random_model::{Case, Outcome};
+
+#[test]
+fn random_models_are_refused_in_a_line_or_agree_with_the_reference() {
+    let cpu = Cpu::detect(Some(2));
+    let (mut refused, mut agreed) = (0, 0);
+    for seed in 0..240 {
+        match Case::new(seed).check(&cpu) {
+            Outcome::Refused(_) => refused += 1,
+            Outcome::Agreed(_) => agreed += 1,
+            Outcome::Ran => {}
+        }
+    }
+    assert!(refused >= 40 && agreed >= 120, "{refused} refused, {agreed} agreed: both have to happen");
+}

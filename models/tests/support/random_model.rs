@@ -1,0 +1,477 @@
+//! Random small models of odd shapes, many of them broken, and the property that each has to have: it is refused in a
+//! line, or it runs and its logits agree with the `reference` backend's. A seed gives the same model everywhere.
+
+use bytes::Bytes;
+use kernels::backend::{Backend, CacheFormat};
+use kernels::quant::Format;
+use kernels::reference::Reference;
+use models::gguf::read::Gguf;
+use models::gguf::write::Layout;
+use models::gguf::{Array, Metadata, Value};
+use models::kimi_linear::mla::Form;
+use models::kimi_linear::{Model, Outputs, Sequence};
+
+/// The largest relative error (RMS of the difference by RMS of the logits) where weights and cache are F32: rounding.
+const EXACT: f64 = 2e-5;
+/// The same where activations or cache rows are rounded to 16 or 8 bits, through up to three layers: a shape that is
+/// misread gives 1.4, logits that have nothing to do with each other.
+const ROUNDED: f64 = 0.2;
+/// The longest error line: path, place, expected and found of 200 bytes each and what stands between them.
+const MAX_LINE: usize = 800;
+
+/// xorshift64*, seeded through splitmix64.
+pub struct Random(u64);
+
+impl Random {
+    pub fn new(seed: u64) -> Random {
+        let mut h = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        Random((h ^ (h >> 31)) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// Below `n`.
+    fn below(&mut self, n: usize) -> usize {
+        ((self.next() >> 32) as usize * n) >> 32
+    }
+
+    fn within(&mut self, low: usize, high: usize) -> usize {
+        low + self.below(high - low + 1)
+    }
+
+    fn chance(&mut self, percent: usize) -> bool {
+        self.below(100) < percent
+    }
+
+    fn of<T: Copy>(&mut self, list: &[T]) -> T {
+        list[self.below(list.len())]
+    }
+
+    /// About normal, of variance 1.
+    fn normal(&mut self) -> f32 {
+        let unit = |n: u64| (n >> 40) as f32 / (1 << 24) as f32;
+        let sum: f32 = (0..6).map(|_| unit(self.next())).sum();
+        (sum - 3.0) * 2f32.sqrt()
+    }
+
+    /// A width: odd ones, ones and whole blocks of the formats.
+    fn width(&mut self, most: usize) -> usize {
+        let n = match self.below(10) {
+            0 => 1,
+            1..5 => self.of(&[32, 64, 96, 128, 160]),
+            5 => 256,
+            _ => self.within(2, 70),
+        };
+        n.min(most)
+    }
+}
+
+/// Sizes of a model.
+struct Sizes {
+    dim: usize,
+    vocab: usize,
+    mla: Vec<bool>,
+    heads: usize,
+    kda_heads: usize,
+    head_dim: usize,
+    taps: usize,
+    latent: usize,
+    pe: usize,
+    nope: usize,
+    value: usize,
+    dense_layers: usize,
+    dense_hidden: usize,
+    experts: usize,
+    groups: usize,
+    top_groups: usize,
+    top_k: usize,
+    hidden: usize,
+    shared: usize,
+}
+
+impl Sizes {
+    fn new(r: &mut Random) -> Sizes {
+        let n_layers = r.within(1, 3);
+        let many = r.chance(8);
+        let experts = if many { r.of(&[257, 288, 320, 512, 1024, 1100]) } else { r.within(1, 20) };
+        let wide = if many { 32 } else { 256 };
+        let groups = r.of(&[1, 1, 1, 2, 3, 4, experts]);
+        let groups = if experts % groups == 0 { groups } else { 1 };
+        let top_groups = r.within(1, groups);
+        let top_k = r.within(1, experts / groups * top_groups).min(if r.chance(95) { 8 } else { usize::MAX });
+        Sizes {
+            dim: r.width(wide),
+            vocab: r.within(1, 90),
+            mla: (0..n_layers).map(|_| r.chance(50)).collect(),
+            heads: r.within(1, 5),
+            kda_heads: r.within(1, 5),
+            head_dim: r.width(160),
+            taps: if r.chance(90) { r.within(1, 6) } else { r.within(7, 20) },
+            latent: if r.chance(5) { r.of(&[512, 544]) } else { r.width(256) },
+            pe: if r.chance(15) { 0 } else { r.width(64) },
+            nope: r.width(128),
+            value: r.width(128),
+            dense_layers: r.within(0, n_layers),
+            dense_hidden: r.width(256),
+            experts,
+            groups,
+            top_groups,
+            top_k,
+            hidden: r.width(wide),
+            shared: r.within(0, 2),
+        }
+    }
+
+    fn metadata(&self, r: &mut Random) -> Metadata {
+        let kinds = self.mla.iter().map(|mla| i32::from(*mla)).collect();
+        let mut all = vec![
+            ("general.architecture".into(), Value::String("kimi-linear".into())),
+            ("tokenizer.ggml.model".into(), Value::String("none".into())),
+        ];
+        let mut set = |key: &str, value| all.push((format!("kimi-linear.{key}"), value));
+        set("attention.head_count_kv", Value::Array(Array::I32(kinds)));
+        set("attention.layer_norm_rms_epsilon", Value::F32(r.of(&[1e-6, 1e-5, 1e-3])));
+        set("expert_weights_scale", Value::F32(r.of(&[1.0, 2.446])));
+        set("expert_weights_norm", Value::Bool(r.chance(70)));
+        for (key, n) in [
+            ("block_count", self.mla.len()),
+            ("context_length", 4096),
+            ("vocab_size", self.vocab),
+            ("embedding_length", self.dim),
+            ("attention.head_count", self.heads),
+            ("kda.head_count", self.kda_heads),
+            ("kda.head_dim", self.head_dim),
+            ("ssm.conv_kernel", self.taps),
+            ("attention.kv_lora_rank", self.latent),
+            ("rope.dimension_count", self.pe),
+            ("attention.key_length", self.latent + self.pe),
+            ("attention.key_length_mla", self.nope + self.pe),
+            ("attention.value_length_mla", self.value),
+            ("leading_dense_block_count", self.dense_layers),
+            ("feed_forward_length", self.dense_hidden),
+            ("expert_count", self.experts),
+            ("expert_group_count", self.groups),
+            ("expert_group_used_count", self.top_groups),
+            ("expert_used_count", self.top_k),
+            ("expert_feed_forward_length", self.hidden),
+            ("expert_shared_count", self.shared),
+            ("expert_gating_func", 2),
+        ] {
+            set(key, Value::U32(n as u32));
+        }
+        Metadata(all)
+    }
+
+    /// Name and shape of every tensor, and whether it has to be F32.
+    fn tensors(&self) -> Vec<(String, Vec<usize>, bool)> {
+        let mut all = vec![
+            ("token_embd.weight".to_owned(), vec![self.dim, self.vocab], false),
+            ("output_norm.weight".to_owned(), vec![self.dim], true),
+            ("output.weight".to_owned(), vec![self.dim, self.vocab], false),
+        ];
+        for (layer, mla) in self.mla.iter().enumerate() {
+            let mut add = |name: &str, shape: &[usize], f32| {
+                all.push((format!("blk.{layer}.{name}"), shape.to_vec(), f32));
+            };
+            add("attn_norm.weight", &[self.dim], true);
+            add("ffn_norm.weight", &[self.dim], true);
+            if *mla {
+                self.mla_tensors(&mut add)
+            } else {
+                self.kda_tensors(&mut add)
+            }
+            if layer < self.dense_layers {
+                self.mlp(
+                    ["ffn_gate.weight", "ffn_up.weight", "ffn_down.weight"],
+                    self.dense_hidden,
+                    &mut add,
+                );
+                continue;
+            }
+            add("ffn_gate_inp.weight", &[self.dim, self.experts], false);
+            add("exp_probs_b.bias", &[self.experts], true);
+            for (name, [cols, rows]) in [
+                ("ffn_gate_exps.weight", [self.dim, self.hidden]),
+                ("ffn_up_exps.weight", [self.dim, self.hidden]),
+                ("ffn_down_exps.weight", [self.hidden, self.dim]),
+            ] {
+                add(name, &[cols, rows, self.experts], false);
+            }
+            if self.shared > 0 {
+                let names = ["ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"];
+                self.mlp(names, self.shared * self.hidden, &mut add);
+            }
+        }
+        all
+    }
+
+    fn mlp(&self, [gate, up, down]: [&str; 3], hidden: usize, add: &mut dyn FnMut(&str, &[usize], bool)) {
+        add(gate, &[self.dim, hidden], false);
+        add(up, &[self.dim, hidden], false);
+        add(down, &[hidden, self.dim], false);
+    }
+
+    fn mla_tensors(&self, add: &mut dyn FnMut(&str, &[usize], bool)) {
+        add("attn_q.weight", &[self.dim, self.heads * (self.nope + self.pe)], false);
+        add("attn_kv_a_mqa.weight", &[self.dim, self.latent + self.pe], false);
+        add("attn_kv_a_norm.weight", &[self.latent], true);
+        add("attn_k_b.weight", &[self.nope, self.latent, self.heads], false);
+        add("attn_v_b.weight", &[self.latent, self.value, self.heads], false);
+        add("attn_output.weight", &[self.heads * self.value, self.dim], false);
+    }
+
+    fn kda_tensors(&self, add: &mut dyn FnMut(&str, &[usize], bool)) {
+        let (dim, d, width) = (self.dim, self.head_dim, self.kda_heads * self.head_dim);
+        for name in ["q", "k", "v"] {
+            add(&format!("attn_{name}.weight"), &[dim, width], false);
+            add(&format!("ssm_conv1d_{name}.weight"), &[self.taps, 1, width, 1], true);
+        }
+        for (a, b) in [("ssm_f_a.weight", "ssm_f_b.weight"), ("ssm_g_a.weight", "ssm_g_b.weight")] {
+            add(a, &[dim, d], false);
+            add(b, &[d, width], false);
+        }
+        add("ssm_a", &[1, self.kda_heads, 1, 1], true);
+        add("ssm_dt.bias", &[width], true);
+        add("ssm_beta.weight", &[dim, self.kda_heads], false);
+        add("ssm_norm.weight", &[d], true);
+        add("attn_output.weight", &[width, dim], false);
+    }
+}
+
+/// How the matrices of a model are stored.
+#[derive(Clone, Copy, PartialEq)]
+enum Stored {
+    F32,
+    Floats,
+    Any,
+}
+
+impl Stored {
+    fn format(self, r: &mut Random, cols: usize, must_be_f32: bool) -> Format {
+        let formats = match self {
+            _ if must_be_f32 => return Format::F32,
+            Stored::F32 => &[Format::F32][..],
+            Stored::Floats => &[Format::F32, Format::F16, Format::BF16],
+            Stored::Any => &Format::ALL,
+        };
+        let fitting: Vec<Format> =
+            formats.iter().copied().filter(|f| cols.is_multiple_of(f.block_len())).collect();
+        let blocks: Vec<Format> = fitting.iter().copied().filter(|f| f.block_len() > 1).collect();
+        if blocks.is_empty() || r.chance(20) { r.of(&fitting) } else { r.of(&blocks) }
+    }
+}
+
+/// A model in memory and how to run it.
+pub struct Case {
+    file: Gguf,
+    /// Everything is F32, so that the backends differ by rounding alone.
+    exact: bool,
+    cache: CacheFormat,
+    prompt: usize,
+    expanded: bool,
+    /// It has to run, but its logits say nothing: some values are NaN or infinite, or there is rounding before a norm of
+    /// one channel, which is a sign and jumps at 0.
+    unstable: bool,
+    broken_values: bool,
+}
+
+/// What became of a case.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// In this line.
+    Refused(String),
+    /// With this relative error.
+    Agreed(f64),
+    /// And nothing can be said about its logits.
+    Ran,
+}
+
+impl Case {
+    pub fn new(seed: u64) -> Case {
+        let r = &mut Random::new(seed);
+        let sizes = Sizes::new(r);
+        let stored = r.of(&[Stored::F32, Stored::Floats, Stored::Any, Stored::Any]);
+        let mut metadata = sizes.metadata(r);
+        let mut tensors = sizes.tensors();
+        if r.chance(15) {
+            break_metadata(r, &mut metadata);
+        }
+        if r.chance(15) {
+            break_tensors(r, &mut tensors);
+        }
+        let mut described = Vec::new();
+        for (name, mut shape, f32) in tensors {
+            if r.chance(25) {
+                move_ones(r, &mut shape);
+            }
+            let must_be_f32 = f32 && !r.chance(1);
+            let format = stored.format(r, shape[0], must_be_f32);
+            described.push((name, format, shape.iter().map(|n| *n as u64).collect::<Vec<_>>()));
+        }
+        let layout = Layout::new(metadata, described).expect("shapes that can be written");
+        let broken_values = r.chance(4);
+        let bytes = filled(r, &layout, broken_values);
+        let cache = r.of(&[CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]);
+        let prompt = if r.chance(15) { r.within(60, 140) } else { r.within(1, 12) };
+        let exact = stored == Stored::F32 && cache == CacheFormat::F32;
+        let kinds = [false, true].map(|kind| sizes.mla.contains(&kind));
+        let sign = sizes.dim == 1 || kinds[0] && sizes.head_dim == 1 || kinds[1] && sizes.latent == 1;
+        Case {
+            file: Gguf::from_bytes(format!("random-{seed}.gguf"), Bytes::from(bytes)).expect("a sound file"),
+            exact,
+            cache,
+            prompt,
+            expanded: r.chance(50),
+            unstable: sign && !exact,
+            broken_values,
+        }
+    }
+
+    /// Loads and runs the model on `b` and on the reference.
+    ///
+    /// # Panics
+    /// The model has not the property.
+    pub fn check<B: Backend>(&self, b: &B) -> Outcome {
+        let model = match Model::load(b, &self.file) {
+            Ok(model) => model,
+            Err(e) => {
+                let line = e.to_string();
+                assert!(!line.contains('\n') && line.len() <= MAX_LINE, "one short line: {line:?}");
+                assert!(line.contains(": expected ") && line.contains(", found "), "what and where: {line}");
+                return Outcome::Refused(line);
+            }
+        };
+        let found = self.logits(b, &model);
+        let Ok(model) = Model::load(&Reference, &self.file) else { panic!("the reference refuses it") };
+        let expected = self.logits(&Reference, &model);
+        assert_eq!(found.len(), expected.len(), "logits");
+        if self.broken_values {
+            return Outcome::Ran;
+        }
+        assert!(
+            model.not_finite.is_empty() && found.iter().all(|x| x.is_finite()),
+            "values that are not finite"
+        );
+        if self.unstable {
+            return Outcome::Ran;
+        }
+        let square = |x: f64| x * x;
+        let sum: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
+        let apart = found.iter().zip(&expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b)));
+        let error = (apart.sum::<f64>() / sum).sqrt();
+        let most = if self.exact { EXACT } else { ROUNDED };
+        assert!(error <= most, "relative error {error:.3e}, at most {most}");
+        Outcome::Agreed(error)
+    }
+
+    /// Logits of each token of a prompt and of three decoded ones.
+    fn logits<B: Backend>(&self, b: &B, model: &Model<B>) -> Vec<f32> {
+        let mut state = model.state(b, self.cache);
+        let vocab = model.config.vocab as u32;
+        let ids: Vec<u32> = (0..self.prompt as u32 + 3).map(|i| (i * 7 + 3) % vocab).collect();
+        let (prompt, decoded) = ids.split_at(self.prompt);
+        let mut all = Vec::new();
+        let form = if self.expanded { Form::Expanded } else { Form::Absorbed };
+        let mut run = |tokens: &[u32], outputs, form| {
+            let mut batch = [Sequence { tokens, state: &mut state, outputs, form }];
+            all.extend(b.read(&model.forward(b, &mut batch, &mut ()).expect("logits were asked for")));
+        };
+        run(prompt, Outputs::All, form);
+        decoded.iter().for_each(|token| run(&[*token], Outputs::Last, Form::Absorbed));
+        all
+    }
+}
+
+/// A value that makes no sense, or another one, or none.
+fn break_metadata(r: &mut Random, metadata: &mut Metadata) {
+    for _ in 0..r.within(1, 2) {
+        let at = r.within(2, metadata.0.len() - 1);
+        let near = metadata.0[at].1.as_u64().unwrap_or(0) as u32;
+        metadata.0[at].1 = match r.below(12) {
+            0 => Value::U32(0),
+            1 => Value::U32(near + 1),
+            2 => Value::U32(near.saturating_sub(1)),
+            3 => Value::U32(r.of(&[255, 256, 257, 65_535, 1 << 24, (1 << 24) + 1, u32::MAX])),
+            4 => Value::U64(r.of(&[1 << 32, 1 << 63, u64::MAX])),
+            5 => Value::I32(-1),
+            6 => Value::F32(r.of(&[0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40])),
+            7 => Value::String("x\u{1b}[2J\u{202e}".repeat(r.of(&[1, 20_000]))),
+            8 => Value::Array(Array::I32((0..r.below(5)).map(|_| r.below(3) as i32 - 1).collect())),
+            9 => Value::Array(Array::U32((0..r.below(5)).map(|_| r.below(70) as u32).collect())),
+            10 => Value::U8(near as u8),
+            _ => {
+                metadata.0.remove(at);
+                continue;
+            }
+        };
+    }
+}
+
+/// One tensor is missing, has another name or another shape.
+fn break_tensors(r: &mut Random, tensors: &mut Vec<(String, Vec<usize>, bool)>) {
+    let at = r.below(tensors.len());
+    let shape = &mut tensors[at].1;
+    let dim = r.below(shape.len());
+    match r.below(6) {
+        0 => drop(tensors.remove(at)),
+        1 => tensors[at].0.push('x'),
+        2 => shape[dim] += 1,
+        3 => shape[dim] = shape[dim].saturating_sub(1).max(1),
+        4 => shape.reverse(),
+        _ => *shape = vec![shape.iter().product()],
+    }
+}
+
+/// The same shape with its ones elsewhere or left out: files differ in that.
+fn move_ones(r: &mut Random, shape: &mut Vec<usize>) {
+    shape.retain(|n| *n != 1);
+    if shape.is_empty() || r.chance(30) && shape.len() < 4 {
+        let at = r.below(shape.len() + 1);
+        shape.insert(at, 1);
+    }
+}
+
+/// The file's bytes with random weights.
+fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
+    let mut bytes = layout.header().to_vec();
+    let start = bytes.len() as u64;
+    let broken = broken_values.then(|| r.below(layout.tensors().len()));
+    for (i, tensor) in layout.tensors().iter().enumerate() {
+        bytes.resize((start + tensor.offset) as usize, 0);
+        let cols = tensor.shape[0] as usize;
+        let mut row = vec![0.0; cols];
+        let mut stored = vec![0; tensor.format.row_bytes(cols as u64).expect("whole blocks") as usize];
+        for _ in 0..tensor.shape[1..].iter().product::<u64>() {
+            row.iter_mut().for_each(|x| *x = value(r, &tensor.name, cols));
+            tensor.format.quantise_row(&row, &mut stored);
+            if broken == Some(i) && r.chance(20) {
+                stored.iter_mut().for_each(|b| *b = r.of(&[0x7f, 0xff, 0x80, 0x7c]));
+            }
+            bytes.extend(&stored);
+        }
+    }
+    bytes.resize(layout.total_bytes() as usize, 0);
+    bytes
+}
+
+/// A value as a trained model might have it: activations stay of order one, and biases choose the experts wherever rounding
+/// may not.
+fn value(r: &mut Random, name: &str, cols: usize) -> f32 {
+    let role = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, role)| role);
+    match role {
+        "ssm_a" => -1.0 - 4.0 * r.normal().abs(),
+        "ssm_dt.bias" => -2.0 + r.normal(),
+        "exp_probs_b.bias" => 100.0 * r.normal(),
+        "token_embd.weight" => r.normal(),
+        _ if role.ends_with("norm.weight") => 1.0 + 0.15 * r.normal(),
+        _ if role.starts_with("ssm_conv1d") => 0.5 * r.normal(),
+        _ => 1.2 * r.normal() / (cols as f32).sqrt(),
+    }
+}
