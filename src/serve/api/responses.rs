@@ -1,6 +1,7 @@
 //! `/v1/responses`: items in, items or events of them out.
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
@@ -140,7 +141,7 @@ pub struct ResponseObject {
     pub max_output_tokens: Option<usize>,
     /// As it was given.
     #[schema(value_type = Object)]
-    pub metadata: Map<String, Value>,
+    pub metadata: Box<RawValue>,
     /// The served model's name.
     pub model: String,
     /// What came out.
@@ -157,10 +158,10 @@ pub struct ResponseObject {
     pub temperature: Option<f32>,
     /// As it was given, or auto.
     #[schema(schema_with = crate::serve::openapi::tool_choice)]
-    pub tool_choice: Value,
+    pub tool_choice: Box<RawValue>,
     /// As they were given.
     #[schema(value_type = Vec<Object>)]
-    pub tools: Vec<Value>,
+    pub tools: Box<RawValue>,
     /// As it was given.
     #[schema(required)]
     pub top_p: Option<f32>,

@@ -5,7 +5,7 @@ mod request;
 
 use super::api::chat::ToolCall;
 use super::api::responses::{
-    Incomplete, OutputDetails, OutputItem, OutputText, ResponseObject, ResponseRequest, ResponseUsage,
+    Incomplete, Input, OutputDetails, OutputItem, OutputText, ResponseObject, ResponseRequest, ResponseUsage,
 };
 use super::app::{Answers, App, Ask};
 use super::body::Body;
@@ -22,6 +22,7 @@ use crate::reply::Ended;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -45,11 +46,12 @@ pub async fn create(
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
     let prepared = app.intake.run(body.cost(), move |_| prepare(&preparing, &body, owner)).await;
-    let (request, ask, markup) = prepared??;
+    let (request, ask, markup, echo) = prepared??;
     let stream = request.stream.unwrap_or(false);
     let telling = Telling {
         head: Head::new(&app, "resp"),
         request,
+        echo,
         prompt_tokens: ask.prompt.len(),
         markup,
         output: Vec::new(),
@@ -64,18 +66,45 @@ pub async fn create(
     telling.whole(answers).await.map(|answer| Json(answer).into_response())
 }
 
-fn prepare(app: &App, body: &Body, owner: Owner) -> Result<(ResponseRequest, Ask, Markup), ApiError> {
-    let request: ResponseRequest = body.part()?;
+/// Fields that the answer repeats as they were given: as text, which takes a fraction of their values' memory while the
+/// reply is made.
+struct Echo {
+    metadata: Box<RawValue>,
+    tool_choice: Box<RawValue>,
+    tools: Box<RawValue>,
+}
+
+impl Echo {
+    /// Takes them out of a request, with what else is of no use after it was prepared.
+    fn take(request: &mut ResponseRequest) -> Result<Self, ApiError> {
+        request.input = Input::Text(String::new());
+        request.text = None;
+        let tool_choice = request.tool_choice.take().unwrap_or_else(|| json!("auto"));
+        Ok(Echo {
+            metadata: to_raw_value(&request.metadata.take().unwrap_or_default())
+                .map_err(ApiError::internal)?,
+            tool_choice: to_raw_value(&tool_choice).map_err(ApiError::internal)?,
+            tools: to_raw_value(&request.tools.take().unwrap_or_default()).map_err(ApiError::internal)?,
+        })
+    }
+}
+
+type Prepared = (ResponseRequest, Ask, Markup, Echo);
+
+fn prepare(app: &App, body: &Body, owner: Owner) -> Result<Prepared, ApiError> {
+    let mut request: ResponseRequest = body.part()?;
     prepare::refuse_undone(body)?;
     let (mut meant, how) = request::chat(&request)?;
     let (ask, markup) = chat::plan(app, &mut meant, &how, owner)?;
-    Ok((request, ask, markup))
+    let echo = Echo::take(&mut request)?;
+    Ok((request, ask, markup, echo))
 }
 
 /// An answer on its way.
 struct Telling {
     head: Head,
     request: ResponseRequest,
+    echo: Echo,
     prompt_tokens: usize,
     markup: Markup,
     /// The last item may be under way.
@@ -114,15 +143,15 @@ impl Telling {
             incomplete_details: cut.then_some(Incomplete { reason: "max_output_tokens" }),
             instructions: r.instructions.clone(),
             max_output_tokens: r.max_output_tokens,
-            metadata: r.metadata.clone().unwrap_or_default(),
+            metadata: self.echo.metadata.clone(),
             model: self.head.model.clone(),
             output: self.output.clone(),
             parallel_tool_calls: r.parallel_tool_calls.unwrap_or(true),
             previous_response_id: None,
             store: false,
             temperature: r.temperature,
-            tool_choice: r.tool_choice.clone().unwrap_or_else(|| json!("auto")),
-            tools: r.tools.clone().unwrap_or_default(),
+            tool_choice: self.echo.tool_choice.clone(),
+            tools: self.echo.tools.clone(),
             top_p: r.top_p,
             truncation: "disabled",
             usage: self.stats.as_ref().map(|stats| self.usage(stats)),
