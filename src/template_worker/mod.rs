@@ -47,7 +47,7 @@ pub fn this_program() -> Option<PathBuf> {
 pub fn sandbox() -> Arc<dyn Sandbox> {
     match POOL.get() {
         Some(pool) => pool.clone(),
-        None => Arc::new(thread::InThread),
+        None => Arc::new(thread::InThread(DEADLINE)),
     }
 }
 

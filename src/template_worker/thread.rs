@@ -1,21 +1,21 @@
 //! Renders on a thread with a large stack and a deadline, where no worker process can be started; what that does not
 //! bound is listed in [`super`].
 
-use super::{DEADLINE, STACK_BYTES, exceeded};
+use super::{STACK_BYTES, exceeded};
 use models::template::{Budget, Compiled, Failure, Job, Sandbox};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Threads that render or were left behind.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
 /// At most so many: renderings without end must not take all cores and memory.
 const MAX_THREADS: usize = 16;
 
-/// Renders on a thread of its own.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct InThread;
+/// Renders on a thread of its own, and waits for it as long as this.
+#[derive(Clone, Copy, Debug)]
+pub struct InThread(pub Duration);
 
 struct Counted;
 
@@ -34,10 +34,10 @@ impl Drop for Counted {
 
 impl Sandbox for InThread {
     fn run(&self, job: &Job) -> Result<String, Failure> {
-        let counted = Counted::new().ok_or_else(|| exceeded(DEADLINE, "no free thread"))?;
+        let counted = Counted::new().ok_or_else(|| exceeded(self.0, "no free thread"))?;
         let (source, mark, context) = (job.source.to_owned(), job.mark, job.context.clone());
         let (sender, receiver) = sync_channel(1);
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + self.0;
         let render = move || {
             let _counted = counted;
             let job = Job { source: &source, mark, context: &context };
@@ -50,7 +50,30 @@ impl Sandbox for InThread {
             .name("template".into())
             .stack_size(STACK_BYTES)
             .spawn(render)
-            .map_err(|e| exceeded(DEADLINE, format!("no thread: {e}")))?;
-        receiver.recv_timeout(DEADLINE).unwrap_or_else(|_| Err(exceeded(DEADLINE, "no end")))
+            .map_err(|e| exceeded(self.0, format!("no thread: {e}")))?;
+        receiver.recv_timeout(self.0).unwrap_or_else(|_| Err(exceeded(self.0, "no end")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Map, json};
+
+    fn render(source: &str, deadline: Duration) -> Result<String, Failure> {
+        let context = Map::from_iter([("text".to_owned(), json!("hi"))]);
+        InThread(deadline).run(&Job { source, mark: 'm', context: &context })
+    }
+
+    #[test]
+    fn the_stack_is_large_and_the_deadline_holds() {
+        assert_eq!(render("{{ text }}", Duration::from_secs(5)).unwrap(), "hi");
+        // Far more than the stack of a test's thread holds.
+        let deep = format!("{{{{ {}text }}}}", "not ".repeat(8000));
+        assert_eq!(render(&deep, Duration::from_secs(5)).unwrap(), "True");
+        let long = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}";
+        let line = render(long, Duration::from_millis(20)).unwrap_err().to_string();
+        let expected = "chat_template: rendering: expected a prompt within 0.02 s and 512 MiB, found no end";
+        assert_eq!(line, expected);
     }
 }
