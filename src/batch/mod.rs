@@ -331,13 +331,18 @@ impl<'e, B: Backend> Batch<'e, B> {
         self.away = Some(slot.away());
         self.turn += 1;
         let Engine { backend, model, .. } = self.engine;
-        let mut between = Between { batch: self, hear };
-        let logits = model.forward(backend, &mut [slot.sequence(tokens)], &mut between);
+        let (sequence, client) = slot.with_client(tokens);
+        let mut between = Between { batch: self, hear, client, abandoned: false };
+        let logits = model.forward(backend, &mut [sequence], &mut between);
+        let abandoned = between.abandoned;
         let scores = logits.map(|logits| Scores::new(self.engine, logits, 1));
         if !alone {
             backend.wait(); // else a device has so much before it that the others' next step waits for
         }
         self.away = None;
+        if abandoned {
+            return slot.abandon();
+        }
         self.count(tokens);
         slot.advance(tokens, &mut scores.iter().flat_map(Scores::rows));
         if slot.has_ended() { slot.leave() } else { self.slots.insert(i.min(self.slots.len()), slot) }
@@ -425,15 +430,27 @@ impl<'e, B: Backend> Batch<'e, B> {
 struct Between<'b, 'e, B: Backend> {
     batch: &'b mut Batch<'e, B>,
     hear: &'b mut dyn FnMut(&mut Batch<'e, B>),
+    /// Of the piece.
+    client: &'b dyn Client,
+    /// Whether that has left, or nothing is to go on.
+    abandoned: bool,
 }
 
 impl<B: Backend> Probe<B> for Between<'_, '_, B> {
     fn layer_done(&mut self) {
         (self.hear)(self.batch);
+        self.abandoned = self.batch.stopped || self.client.gone();
+        if self.abandoned {
+            return;
+        }
         self.batch.settle();
         if self.batch.stepped.elapsed() >= self.batch.between {
             self.batch.small_step();
         }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        self.abandoned
     }
 
     fn looks(&self) -> bool {

@@ -216,13 +216,24 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Its part of a step.
     pub fn sequence(&mut self, tokens: usize) -> Sequence<'_, B> {
+        self.with_client(tokens).0
+    }
+
+    /// Its part of a step, and who it is for.
+    pub fn with_client(&mut self, tokens: usize) -> (Sequence<'_, B>, &dyn Client) {
         let end = self.done + tokens;
         let last = end == self.reply.total() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
         let form = if self.replying() { Form::Absorbed } else { self.ahead.0 };
         let tokens = self.reply.span(self.done..end);
         let state = self.state.as_mut().expect("a sequence in a slot has a state");
-        Sequence { tokens, state, outputs, form }
+        (Sequence { tokens, state, outputs, form }, &*self.client)
+    }
+
+    /// Leaves in the middle of a step, whose state is of no use.
+    pub fn abandon(mut self) {
+        self.state = None;
+        self.leave();
     }
 
     /// So many tokens are in; if these were all, the next of `logits` are those after them.

@@ -132,3 +132,50 @@ fn replies_go_on_between_the_layers_of_a_large_piece() {
     assert_eq!(chosen(&together, 1), chosen(&alone, 1));
     assert_eq!(chosen(&together, 3), chosen(&alone, 1));
 }
+
+/// A client that leaves in the middle of a large piece is worked for until the end of a layer; so is one at the end of all.
+#[test]
+fn a_large_piece_ends_with_its_client() {
+    struct Leaving(Arc<std::sync::atomic::AtomicBool>, Heard);
+    impl Client for Leaving {
+        fn hear(&mut self, update: Update) {
+            Listener(1, self.1.clone()).hear(update);
+        }
+        fn gone(&self) -> bool {
+            self.0.load(Ordering::Relaxed)
+        }
+    }
+    let long: Vec<u32> = (0..3000).map(|i| 70 + i % 900).collect();
+    for stops in [false, true] {
+        let kept = engine(StoreOptions::in_memory());
+        let (left, heard) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), Heard::default());
+        let client = Box::new(Leaving(left.clone(), heard.clone()));
+        let mut batch = Batch::new(&kept, Limits::new(8, 1 << 30));
+        batch.submit(Job { client, ..job(1, long.clone(), 2, &heard) });
+        let mut layers = 0;
+        while !batch.idle() {
+            batch.step(&mut |batch| {
+                layers += 1;
+                match stops {
+                    true => batch.stop(),
+                    false => left.store(true, Ordering::Relaxed),
+                }
+            });
+        }
+        assert_eq!(layers, 1, "layers after it had left");
+        let read = heard.lock().unwrap().iter().filter_map(|e| e.1).max();
+        assert!(read < Some(3000) && read >= Some(crate::form::LONG), "{read:?}");
+        // What was read before stays, and is right.
+        let again = Heard::default();
+        let mut batch = Batch::new(&kept, Limits::new(8, 1 << 30));
+        batch.submit(job(1, long.clone(), 5, &again));
+        run_all(batch);
+        let fresh = engine(StoreOptions::nothing());
+        let alone = Heard::default();
+        let mut batch = Batch::new(&fresh, Limits::new(8, 1 << 30));
+        batch.submit(job(1, long.clone(), 5, &alone));
+        run_all(batch);
+        let tokens = |heard: &Heard| heard.lock().unwrap().iter().filter_map(|e| e.2).collect::<Vec<_>>();
+        assert_eq!(tokens(&again), tokens(&alone));
+    }
+}

@@ -2,6 +2,7 @@
 
 use super::*;
 use kernels::reference::Reference;
+use kimi::snapshot::namespace::Namespace;
 use kimi::snapshot::state_type::StateType;
 use std::fs;
 use std::path::Path;
@@ -84,6 +85,47 @@ fn after_a_restart_only_new_tokens_are_read() {
     assert_eq!(parts(read(&mut session, &prompt)), (400, Some(Source::Disk), 30));
     let other = [&document[..], &first].concat();
     assert_eq!(parts(read(&mut session, &other)), (400, Some(Source::Ram), 20), "it is in memory now");
+}
+
+/// Each namespace has files of its own; those of the shared one are called as they would be without others.
+#[test]
+fn namespaces_share_no_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let names = |dir: &Path| files(dir).into_iter().map(|(path, _)| path).collect::<Vec<_>>();
+    let all = tokens(1, 300);
+    let spaces = [Namespace::SHARED, Namespace::of(1), Namespace::of(2)];
+    let mut before = Vec::new();
+    for (i, space) in spaces.into_iter().enumerate() {
+        let engine = engine(only_disk(dir.path()));
+        let b = &*engine.backend;
+        let (view, more) = (engine.store.within(space), [&all[..], &[5]].concat());
+        assert!(view.longest(b, &more, None).is_none(), "{space:?} finds what is another's");
+        assert!(view.farthest(|at, own| Some(at + own.len()), |_| true).is_none());
+        let mut state = engine.model.state(b, engine.cache);
+        state.import_rows(b, all.len(), &vec![i as u8; all.len() * engine.store.sizes().row as usize]);
+        view.insert(b, &all, &state, &[], true);
+        engine.store.flush();
+        assert_eq!(names(dir.path()).len(), before.len() + 2);
+        assert!(before.iter().all(|path| names(dir.path()).contains(path)));
+        before = names(dir.path());
+    }
+    let restarted = engine(only_disk(dir.path()));
+    for (i, space) in spaces.into_iter().enumerate() {
+        let view = restarted.store.within(space);
+        let hit = view.longest(&restarted.backend, &[&all[..], &[5]].concat(), None).unwrap();
+        let mut rows = Vec::new();
+        hit.state.export_rows(&*restarted.backend, 0..300, &mut rows);
+        assert!(hit.len == 300 && rows.iter().all(|byte| *byte == i as u8), "{space:?}");
+        assert_eq!(view.farthest(|at, own| Some(at + own.len()), |_| true), Some((300, all.clone())));
+    }
+    let other = tempfile::tempdir().unwrap();
+    let alone = engine(only_disk(other.path()));
+    let mut state = alone.model.state(&*alone.backend, alone.cache);
+    state.import_rows(&*alone.backend, 300, &vec![0; 300 * alone.store.sizes().row as usize]);
+    alone.store.insert(&*alone.backend, &all, &state, &[], true);
+    alone.store.flush();
+    let shared = names(other.path()).into_iter().map(|path| dir.path().join(path.file_name().unwrap()));
+    assert!(shared.into_iter().all(|path| path.exists()), "the names of the shared namespace");
 }
 
 /// Rows are written once: a continued state costs its fixed part and the new rows.

@@ -79,6 +79,10 @@ pub trait Probe<B: Backend> {
     fn routed(&mut self, _layer: usize, _routed: &B::Routed) {}
     /// A layer is done.
     fn layer_done(&mut self) {}
+    /// Whether the work is abandoned: after a layer it ends without logits, and the states are of no use any more.
+    fn is_abandoned(&self) -> bool {
+        false
+    }
     /// Whether it looks at all: what is looked at is computed op by op.
     fn looks(&self) -> bool {
         true
@@ -167,6 +171,9 @@ impl<B: Backend> Model<B> {
             }
             probe.tensor(i, "after_mlp", &x);
             probe.layer_done();
+            if probe.is_abandoned() {
+                return None;
+            }
         }
         for s in batch.iter_mut() {
             s.state.position += s.tokens.len() as u64;
