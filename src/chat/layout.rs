@@ -227,6 +227,7 @@ mod tests {
         let line = |text: &str| Body::Line(vec![Span::new(text, Ink::Plain)]);
         assert_eq!(laid(line("  a  bcd"), 4), ["  a ", " bcd"]);
         assert_eq!(laid(line("\tx\x1b[31my"), 20), ["    x^[[31my"]);
+        assert_eq!(laid(line("a\u{202e}b\u{9b}m"), 40), ["a<U+202E>b<U+009B>m"]);
         assert_eq!(laid(line("宽宽"), 1), ["宽", "宽"], "what cannot fit stands alone");
     }
 
