@@ -72,14 +72,14 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let summary = convert::convert(&options, &mut bar)?;
     bar.finish();
     let (seconds, bytes) = (start.elapsed().as_secs_f64(), summary.source_bytes as f64);
-    eprintln!(
+    tell(&format!(
         "{}: {} tensors, {:.2} GiB from {:.2} GiB in {seconds:.1} s ({:.0} MB/s)",
         one_line(&summary.output.display().to_string()),
         summary.tensors.len(),
         summary.bytes as f64 / GIB,
         bytes / GIB,
         bytes / seconds / 1e6,
-    );
+    ));
     if let Some(warning) = chat_template::warning(&Gguf::open(&summary.output)?) {
         tell(&format!("warning: {}: {warning}", summary.output.display()));
     }
@@ -139,7 +139,7 @@ impl Bar {
 impl Progress for Bar {
     fn start(&mut self, total: u64, done: u64) {
         if done > 0 {
-            eprintln!("going on after {:.2} of {:.2} GiB", done as f64 / GIB, total as f64 / GIB);
+            tell(&format!("going on after {:.2} of {:.2} GiB", done as f64 / GIB, total as f64 / GIB));
         }
         let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
@@ -168,12 +168,12 @@ impl Progress for Bar {
         let due = self.last_line.is_some_and(|t| t.elapsed() > Duration::from_secs(10));
         if bar.is_hidden() && due {
             let (done, total) = (bar.position(), bar.length().unwrap_or(0));
-            eprintln!(
+            tell(&format!(
                 "{}% ({:.2} of {:.2} GiB)",
                 done * 100 / total.max(1),
                 done as f64 / GIB,
                 total as f64 / GIB
-            );
+            ));
             self.last_line = Some(Instant::now());
         }
     }
