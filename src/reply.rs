@@ -139,6 +139,11 @@ impl<'e> Reply<'e> {
         [last(&self.prompt, n - own.len()), own].concat()
     }
 
+    /// Waits at most so long for the constraint's next mask; whether [`Reply::choose`] then takes no longer.
+    pub fn wait(&mut self, limit: Duration) -> bool {
+        self.constraint.as_mut().is_none_or(|constraint| constraint.wait(limit))
+    }
+
     /// Chooses the next token by its logits. Not to be called after the end.
     pub fn choose<B: Backend>(&mut self, logits: &Row<'_, '_, B>) -> Choice {
         if self.total() >= self.limit {

@@ -10,6 +10,7 @@ use rand_pcg::rand_core::Rng;
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// How tokens are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
@@ -101,6 +102,10 @@ pub trait Constraint: Send {
     fn allowed(&mut self) -> Result<Option<&[u32]>, String>;
     /// Takes the token that came; an error where it was not allowed.
     fn accept(&mut self, token: u32) -> Result<(), String>;
+    /// Waits at most so long for what comes next to be known; whether [`Constraint::allowed`] then answers at once.
+    fn wait(&mut self, _limit: Duration) -> bool {
+        true
+    }
 }
 
 impl Sampler {

@@ -248,6 +248,9 @@ const BETWEEN: Duration = Duration::from_millis(100);
 /// Time between two looks at clients, where there is nothing to do until one reads.
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Where nothing can be computed before a mask is there, time until the thread looks for what else there is to do.
+const PARKED: Duration = Duration::from_millis(2);
+
 impl<'e, B: Backend> Batch<'e, B> {
     /// Nothing to do.
     pub fn new(engine: &'e Engine<B>, limits: Limits) -> Self {
@@ -350,12 +353,14 @@ impl<'e, B: Backend> Batch<'e, B> {
 
     /// A token of every reply, and small pieces of prompts.
     fn small_step(&mut self) -> bool {
+        self.slots.iter_mut().for_each(|slot| slot.unpark(Duration::ZERO));
+        self.part_with(Slot::has_ended);
         let wants: Vec<usize> = self.slots.iter().map(Slot::wants_small).collect();
-        let replies = self.slots.iter().filter(|s| s.replying()).count();
+        let replies = self.slots.iter().filter(|s| s.replying() && !s.is_parked()).count();
         let shares = deal(&wants, self.pace.budget(replies));
         let all: usize = shares.iter().sum();
         if all == 0 {
-            return false;
+            return self.away.is_none() && self.wait_for_mask();
         }
         let start = Instant::now();
         let scores = self.forward(&shares);
@@ -371,6 +376,14 @@ impl<'e, B: Backend> Batch<'e, B> {
         self.stepped = Instant::now();
         self.part_with(Slot::has_ended);
         true
+    }
+
+    /// Waits a moment for the mask of a parked sequence; false where there is none.
+    fn wait_for_mask(&mut self) -> bool {
+        let parked = self.slots.iter_mut().find(|slot| slot.is_parked());
+        let found = parked.map(|slot| slot.unpark(PARKED)).is_some();
+        self.part_with(Slot::has_ended);
+        found
     }
 
     fn part_with(&mut self, leaves: impl Fn(&Slot<'e, B>) -> bool) {

@@ -47,6 +47,9 @@ pub struct Slot<'e, B: Backend> {
     ended: Option<Ended>,
     /// Since when its client does not read.
     paused: Option<Instant>,
+    /// The logits of the next token, while the mask that it is chosen with is being computed. The sequence sits out
+    /// of steps until then.
+    parked: Option<Vec<f32>>,
     /// When the prompt was in.
     read: Option<Instant>,
     /// When the last token was chosen.
@@ -74,6 +77,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             client: job.client,
             ended: None,
             paused: None,
+            parked: None,
             read: None,
             chosen: None,
         };
@@ -108,10 +112,11 @@ impl<'e, B: Backend> Slot<'e, B> {
     }
 
     fn begin(&mut self, logits: Vec<f32>) {
-        if self.done == self.reply.total() {
+        // A parked sequence has the logits of its next token.
+        if self.done == self.reply.total() && self.parked.is_none() {
             self.tell_progress();
             let scores = Scores::of(self.engine, logits);
-            scores.rows().for_each(|row| self.choose(&row));
+            scores.rows().for_each(|row| self.choose_or_park(&row));
         }
         self.look_ahead();
     }
@@ -155,6 +160,16 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.paused.is_some() && self.ended.is_none()
     }
 
+    /// Whether its next token waits for a mask, and its client for the token.
+    pub fn is_parked(&self) -> bool {
+        self.parked.is_some() && !self.is_paused()
+    }
+
+    /// Whether it takes no part in steps.
+    fn sits_out(&self) -> bool {
+        self.is_paused() || self.parked.is_some()
+    }
+
     /// Whether it ended because its client did not read.
     pub fn is_unread(&self) -> bool {
         matches!(self.ended, Some(Ended::Unread(_)))
@@ -167,12 +182,12 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Tokens that could go into the next step with others; none where they are read in large pieces.
     pub fn wants_small(&self) -> usize {
-        if self.large() || self.is_paused() { 0 } else { self.end() - self.done }
+        if self.large() || self.sits_out() { 0 } else { self.end() - self.done }
     }
 
     /// Tokens that could go into the next large piece.
     pub fn wants_large(&self) -> Option<usize> {
-        (self.large() && !self.is_paused()).then(|| self.end() - self.done)
+        (self.large() && !self.sits_out()).then(|| self.end() - self.done)
     }
 
     /// Whether making keys and values for the next tokens pays in large pieces only.
@@ -205,7 +220,7 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Whether the next snapshot of its prompt is of a beginning of this one too.
     pub fn reads_for(&self, job: &Job) -> bool {
-        let shares = !self.replying() && !self.is_paused() && self.namespace == job.namespace;
+        let shares = !self.replying() && !self.sits_out() && self.namespace == job.namespace;
         shares && job.prompt.starts_with(&self.reply.prompt()[..self.point()])
     }
 
@@ -262,7 +277,24 @@ impl<'e, B: Backend> Slot<'e, B> {
         if reading && self.engine.store.takes() {
             self.keep(logits.values(), false);
         }
-        self.choose(&logits);
+        self.choose_or_park(&logits);
+    }
+
+    /// Chooses the token that a parked sequence waits for, if its mask comes within the limit.
+    pub fn unpark(&mut self, limit: Duration) {
+        if self.is_parked() && self.reply.wait(limit) {
+            let scores = Scores::of(self.engine, self.parked.take().unwrap_or_default());
+            scores.rows().for_each(|row| self.choose(&row));
+        }
+    }
+
+    /// Chooses the next token, or keeps its logits until the mask is there.
+    fn choose_or_park(&mut self, logits: &Row<'_, '_, B>) {
+        if self.reply.wait(Duration::ZERO) {
+            self.choose(logits);
+        } else {
+            self.parked = Some(logits.values().to_vec());
+        }
     }
 
     fn choose(&mut self, logits: &Row<'_, '_, B>) {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::{CacheType, EngineArgs};
-use crate::sample::Sampling;
+use crate::sample::{Constraint, Sampling};
 use crate::snapshot::options::StoreOptions;
 use kernels::cpu::Cpu;
 use std::sync::{Arc, Mutex};
@@ -177,5 +177,76 @@ fn a_large_piece_ends_with_its_client() {
         run_all(batch);
         let tokens = |heard: &Heard| heard.lock().unwrap().iter().filter_map(|e| e.2).collect::<Vec<_>>();
         assert_eq!(tokens(&again), tokens(&alone));
+    }
+}
+
+/// A constraint that allows a third of the vocabulary, and whose every mask is late for so many looks.
+struct Late {
+    looks: usize,
+    left: usize,
+    at: u32,
+    mask: Vec<u32>,
+}
+
+impl Constraint for Late {
+    fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
+        self.mask = vec![0x4924_9249_u32.rotate_left(self.at % 3); 1 << 13];
+        Ok(Some(&self.mask))
+    }
+
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        (self.at, self.left) = (token, self.looks);
+        Ok(())
+    }
+
+    fn wait(&mut self, _limit: Duration) -> bool {
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+}
+
+/// A sequence whose mask is late sits out: another reply has its tokens meanwhile, and the late one has the same tokens
+/// as with masks that are there at once, alone and in company, beside large pieces too.
+#[test]
+fn a_sequence_whose_mask_is_late_sits_out() {
+    let engine = engine(StoreOptions::nothing());
+    let bound = |looks: usize, heard: &Heard| {
+        let mut job = job(1, vec![70, 80, 90], 20, heard);
+        job.rules.constraint = Some(Box::new(Late { looks, left: 0, at: 0, mask: Vec::new() }));
+        job
+    };
+    let tokens = |heard: &Heard, owner: u64| -> Vec<u32> {
+        heard.lock().unwrap().iter().filter(|e| e.0 == owner).filter_map(|e| e.2).collect()
+    };
+    let run = |jobs: &[fn(&Heard) -> Job], looks: usize, slots: usize| {
+        let heard = Heard::default();
+        let mut batch = Batch { between: Duration::ZERO, ..Batch::new(&engine, Limits::new(slots, 1 << 30)) };
+        batch.submit(bound(looks, &heard));
+        jobs.iter().for_each(|job| batch.submit(job(&heard)));
+        run_all(batch);
+        heard
+    };
+    let at_once = tokens(&run(&[], 0, 8), 1);
+    assert_eq!(at_once.len(), 20);
+    let other: fn(&Heard) -> Job = |heard| job(2, vec![75, 85], 90, heard);
+    let long: fn(&Heard) -> Job = |heard| job(3, (0..3000).map(|i| 70 + i % 900).collect(), 2, heard);
+    let cases = [
+        (&[][..], 3, 8),
+        (&[other][..], 3, 8),
+        (&[other][..], 40, 8),
+        (&[other, long][..], 4, 8),
+        (&[other, long][..], 4, 1),
+    ];
+    for (jobs, looks, slots) in cases {
+        let heard = run(jobs, looks, slots);
+        assert_eq!(tokens(&heard, 1), at_once, "{looks} looks, {} others", jobs.len());
+        if looks == 40 {
+            let events = heard.lock().unwrap();
+            let chosen =
+                |owner: u64| events.iter().enumerate().filter(move |(_, e)| e.0 == owner && e.2.is_some());
+            let (last, _) = chosen(2).next_back().unwrap();
+            let before = chosen(1).filter(|(i, _)| *i < last).count();
+            assert!((2..6).contains(&before), "{before} tokens of the late reply beside 90 of another");
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::limits::{HttpLimits, LimitEvents};
 use super::metrics::Metrics;
 use crate::batch::{Client, Command, Gauges, Job, Limits, StateBytes, Update};
 use crate::engine::Engine;
-use crate::grammar::{Compiled, Grammar, Grammars};
+use crate::grammar::{Compiled, Grammar, Grammars, compile};
 use crate::reply::{Ended, Rules};
 use crate::sample::Sampling;
 use crate::session;
@@ -276,13 +276,16 @@ impl App {
         }
     }
 
-    /// Makes what a reply has to match ready; `param` is the field that asks for it.
-    pub fn compile(&self, grammar: &Grammar, param: &str) -> Result<Compiled, ApiError> {
+    /// Compiles what a reply has to match, unless `gone` says that the client has left; `param` is the field that holds it.
+    pub fn compile(&self, grammar: &Grammar, param: &str, gone: &AtomicBool) -> Result<Compiled, ApiError> {
         let engine = &self.ready()?.engine;
         let make = || Grammars::new(engine.tokenizer(), engine.vocab()).map_err(|e| e.to_string());
         let grammars =
             self.grammars.get_or_init(make).as_ref().map_err(|e| ApiError::unsupported(param, e))?;
-        grammars.compile(grammar).map_err(|e| ApiError::invalid(param, e))
+        grammars.compile(grammar, &|| gone.load(Ordering::Relaxed)).map_err(|e| match e {
+            compile::Error::Busy(_) => ApiError::compiling(e),
+            e => ApiError::invalid(param, e),
+        })
     }
 
     /// A seed for a request that names none; the server's own seed makes the series of them repeat.

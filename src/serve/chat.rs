@@ -25,6 +25,7 @@ use axum::{Extension, Json};
 use models::template::{Message, Rendered};
 use serde_json::{Map, Value};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use tokio::time::Instant;
 
 /// Answers with the assistant's next message.
@@ -47,7 +48,7 @@ pub async fn completions(
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
     // Rendering and tokenizing a long conversation takes a while.
-    let prepared = app.intake.run(body.cost(), move |_| prepare(&preparing, &body, owner)).await;
+    let prepared = app.intake.run(body.cost(), move |gone| prepare(&preparing, &body, owner, gone)).await;
     let (request, ask, markup) = prepared??;
     let head = Head::new(&app, "chatcmpl");
     let reply = |_| Reply { markup: markup.clone(), ..Reply::default() };
@@ -62,11 +63,16 @@ pub async fn completions(
     chat.whole(answers).await.map(|answer| Json(answer).into_response())
 }
 
-fn prepare(app: &App, body: &Body, owner: Owner) -> Result<(ChatRequest, Ask, Markup), ApiError> {
+fn prepare(
+    app: &App,
+    body: &Body,
+    owner: Owner,
+    gone: &AtomicBool,
+) -> Result<(ChatRequest, Ask, Markup), ApiError> {
     let mut request: ChatRequest = body.part()?;
     let how: Generation = body.part()?;
     prepare::refuse_undone(body)?;
-    let (ask, markup) = plan(app, &mut request, &how, owner)?;
+    let (ask, markup) = plan(app, &mut request, &how, owner, gone)?;
     // Not kept while the reply is made: schemas may take more memory than the prompt.
     request.tools = None;
     request.response_format = None;
@@ -79,13 +85,14 @@ pub fn plan(
     request: &mut ChatRequest,
     how: &Generation,
     owner: Owner,
+    gone: &AtomicBool,
 ) -> Result<(Ask, Markup), ApiError> {
     let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
     let top = logprobs(request)?;
     let tools = tools::Plan::new(request)?;
     let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
-    let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param)).transpose()?;
+    let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, gone)).transpose()?;
     let messages = messages(std::mem::take(&mut request.messages))?;
     let extra = request.chat_template_kwargs.take().unwrap_or_default();
     let (rendered, marks) = render(ready, &messages, &tools.declared, &extra)?;

@@ -20,6 +20,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Prompts of a request at most.
 pub const MOST_PROMPTS: usize = 64;
@@ -43,7 +44,7 @@ pub async fn completions(
     body: Body,
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
-    let prepared = app.intake.run(body.cost(), move |_| prepare(&preparing, &body)).await;
+    let prepared = app.intake.run(body.cost(), move |gone| prepare(&preparing, &body, gone)).await;
     let (request, asks, texts) = prepared??;
     let engine = app.ready()?.engine.clone();
     let head = Head::new(&app, "cmpl");
@@ -57,7 +58,11 @@ pub async fn completions(
     texts.whole(answers).await.map(|answer| Json(answer).into_response())
 }
 
-fn prepare(app: &App, body: &Body) -> Result<(CompletionRequest, Vec<Ask>, Vec<Text>), ApiError> {
+fn prepare(
+    app: &App,
+    body: &Body,
+    gone: &AtomicBool,
+) -> Result<(CompletionRequest, Vec<Ask>, Vec<Text>), ApiError> {
     let ready = app.ready()?;
     let mut request: CompletionRequest = body.part()?;
     let how: Generation = body.part()?;
@@ -76,7 +81,7 @@ fn prepare(app: &App, body: &Body) -> Result<(CompletionRequest, Vec<Ask>, Vec<T
     }
     prepare::refuse_undone(body)?;
     let grammar = request.response_format.as_ref().map(tools::format).transpose()?.flatten();
-    let grammar = grammar.map(|g| app.compile(&g, "response_format")).transpose()?;
+    let grammar = grammar.map(|g| app.compile(&g, "response_format", gone)).transpose()?;
     let logprobs = request.logprobs.map(|top| prepare::within("logprobs", top, 0, 20)).transpose()?;
     let prompts = ids(ready, std::mem::replace(&mut request.prompt, Prompt::Ids(Vec::new())))?;
     let ask = |prompt| {

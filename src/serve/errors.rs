@@ -128,6 +128,19 @@ impl ApiError {
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message)
     }
 
+    /// Other grammars are being compiled.
+    pub fn compiling(message: impl ToString) -> Self {
+        let code = Some("overloaded");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message.to_string())
+    }
+
+    /// The client's grammar ends a reply before its end.
+    pub fn grammar(why: &str) -> Self {
+        let message = format!("grammar: {why}");
+        let code = Some("grammar_failed");
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message).about("response_format")
+    }
+
     /// Other bodies fill the memory for them.
     pub fn overloaded(most: usize) -> Self {
         let message = format!("bodies of requests fill their {most} bytes of memory; try again later");

@@ -33,7 +33,7 @@ impl Head {
 pub fn failure(stats: &Stats) -> Result<(), ApiError> {
     match &stats.ended {
         Ended::Cancelled => Err(ApiError::unavailable("stopping")),
-        Ended::Constraint(why) => Err(ApiError::internal(format!("the grammar could not go on: {why}"))),
+        Ended::Constraint(why) => Err(ApiError::grammar(why)),
         Ended::Unread(limit) => {
             let why = format!("the stream was not read for {} s (--stream-timeout)", limit.as_secs());
             Err(ApiError::malformed(StatusCode::REQUEST_TIMEOUT, why))

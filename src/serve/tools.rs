@@ -4,7 +4,8 @@
 use super::api::chat::ChatRequest;
 use super::api::tools::{Function, ResponseFormat, Tool, ToolChoice};
 use super::errors::ApiError;
-use crate::grammar::{Grammar, with_white_space};
+use crate::grammar::bounds::Totals;
+use crate::grammar::{self, Grammar, with_white_space};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
@@ -57,10 +58,25 @@ impl Plan {
         let bound = calls == Calls::Some || !several || functions.iter().any(|f| f.strict == Some(true));
         let names = functions.iter().map(|f| f.name.clone()).collect();
         let sure = bound || format.is_some();
+        if sure {
+            check_parameters(&raw, &functions)?;
+        }
         let lark = || lark(&functions, &calls, several, format.as_ref()).map(Grammar::Lark);
         let grammar = sure.then(lark).transpose()?;
         Ok(Plan { declared: raw, names, grammar, sure })
     }
+}
+
+/// Checks the schemas that a grammar of calls is made of.
+fn check_parameters(raw: &[Value], functions: &[Function]) -> Result<(), ApiError> {
+    let mut totals = Totals::default();
+    for function in functions {
+        let Some(schema) = &function.parameters else { continue };
+        let at = raw.iter().position(|tool| tool["function"]["name"] == function.name.as_str()).unwrap_or(0);
+        let place = format!("tools[{at}].function.parameters");
+        grammar::count_schema(schema, &mut totals).map_err(|e| ApiError::invalid(&place, e))?;
+    }
+    Ok(())
 }
 
 fn function(i: usize, tool: &Value) -> Result<Function, ApiError> {
@@ -128,13 +144,14 @@ pub fn format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
         "json_object" => Ok(Some(Grammar::Schema(json!({ "type": "object" })))),
         "json_schema" => {
             let schema = format.json_schema.as_ref().ok_or_else(|| missing("json_schema"))?;
-            Ok(Some(Grammar::Schema(schema.schema.clone().unwrap_or_else(|| json!({ "type": "object" })))))
+            let schema = schema.schema.clone().unwrap_or_else(|| json!({ "type": "object" }));
+            bounded(Grammar::Schema(schema), "response_format.json_schema.schema")
         }
         "grammar" => {
             let text = format.grammar.clone().ok_or_else(|| missing("grammar"))?;
             match format.syntax.as_deref().unwrap_or("lark") {
-                "lark" => Ok(Some(Grammar::Lark(text))),
-                "regex" => Ok(Some(Grammar::Regex(text))),
+                "lark" => bounded(Grammar::Lark(text), "response_format.grammar"),
+                "regex" => bounded(Grammar::Regex(text), "response_format.grammar"),
                 other => {
                     let why = format!("expected lark or regex, found {other}");
                     Err(ApiError::invalid("response_format.syntax", why))
@@ -146,6 +163,11 @@ pub fn format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
             Err(ApiError::invalid("response_format.type", why))
         }
     }
+}
+
+fn bounded(grammar: Grammar, place: &str) -> Result<Option<Grammar>, ApiError> {
+    grammar.check().map_err(|e| ApiError::invalid(place, e))?;
+    Ok(Some(grammar))
 }
 
 /// A reply with calls in Kimi's markup, beside text or JSON where the model may do without them.

@@ -4,8 +4,13 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod forms;
+#[allow(dead_code, reason = "only the tools are of use here")]
+#[path = "../grammars/generate.rs"]
+mod generate;
+mod hostile_forms;
 #[path = "../../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
+mod masks;
 mod openapi;
 mod process;
 mod requests;

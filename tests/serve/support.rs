@@ -65,6 +65,11 @@ pub fn broken() -> Arc<Engine<Cpu>> {
     open(&path, StoreOptions::nothing())
 }
 
+/// The model of the servers that keep nothing.
+pub fn engine() -> Arc<Engine<Cpu>> {
+    ENGINES[0].clone()
+}
+
 /// What the tests' server is held to.
 pub fn options() -> Options {
     Options {

@@ -25,6 +25,7 @@ use axum::{Extension, Json};
 use serde_json::value::{RawValue, to_raw_value};
 use serde_json::{Value, json};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 /// Answers with the items that come next.
 #[utoipa::path(
@@ -45,7 +46,7 @@ pub async fn create(
     body: Body,
 ) -> Result<Response, ApiError> {
     let preparing = app.clone();
-    let prepared = app.intake.run(body.cost(), move |_| prepare(&preparing, &body, owner)).await;
+    let prepared = app.intake.run(body.cost(), move |gone| prepare(&preparing, &body, owner, gone)).await;
     let (request, ask, markup, echo) = prepared??;
     let stream = request.stream.unwrap_or(false);
     let telling = Telling {
@@ -91,11 +92,11 @@ impl Echo {
 
 type Prepared = (ResponseRequest, Ask, Markup, Echo);
 
-fn prepare(app: &App, body: &Body, owner: Owner) -> Result<Prepared, ApiError> {
+fn prepare(app: &App, body: &Body, owner: Owner, gone: &AtomicBool) -> Result<Prepared, ApiError> {
     let mut request: ResponseRequest = body.part()?;
     prepare::refuse_undone(body)?;
     let (mut meant, how) = request::chat(&request)?;
-    let (ask, markup) = chat::plan(app, &mut meant, &how, owner)?;
+    let (ask, markup) = chat::plan(app, &mut meant, &how, owner, gone)?;
     let echo = Echo::take(&mut request)?;
     Ok((request, ask, markup, echo))
 }

@@ -1,0 +1,219 @@
+//! Bounds on a grammar in llguidance's variant of Lark's syntax, found by splitting it into the same tokens as the
+//! library does. It does not validate the grammar: where a token is malformed the library refuses the whole text.
+
+use super::bounds::{
+    ALTERNATIVES, BRACKETS, Excess, LARK_BYTES, LARK_NESTING, OPERANDS, REPETITIONS, RULES, SUBSTRING_BYTES,
+    Totals, within,
+};
+use super::{regex, schema};
+use serde_json::{Deserializer, Value};
+
+/// Checks a Lark grammar, with the schemas and regular expressions in it.
+pub fn check(text: &str, totals: &mut Totals) -> Result<(), Excess> {
+    let mut scan = Scan { text, at: 0, json_bytes: 0, depth: 0 };
+    let mut counts = Counts::default();
+    while scan.at < text.len() && scan.token(&mut counts, totals)? {}
+    within("bytes in a grammar beside its schemas", LARK_BYTES, text.len() - scan.json_bytes)?;
+    within("rules and terminals", RULES, counts.rules)?;
+    within("alternatives", ALTERNATIVES, counts.alternatives)?;
+    within("operands", OPERANDS, counts.operands)?;
+    within("levels of brackets in a grammar", LARK_NESTING, counts.depth)?;
+    within("brackets in a grammar", BRACKETS, counts.brackets)?;
+    within("repetitions", REPETITIONS, counts.repetitions)?;
+    totals.check()
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Counts {
+    rules: usize,
+    alternatives: usize,
+    operands: usize,
+    depth: usize,
+    brackets: usize,
+    repetitions: usize,
+}
+
+struct Scan<'t> {
+    text: &'t str,
+    at: usize,
+    json_bytes: usize,
+    depth: usize,
+}
+
+impl Scan<'_> {
+    fn rest(&self) -> &[u8] {
+        &self.text.as_bytes()[self.at..]
+    }
+
+    /// Steps over bytes as long as they fulfil a condition; returns how many.
+    fn skip(&mut self, is_part: impl Fn(u8) -> bool) -> usize {
+        let n = self.rest().iter().position(|b| !is_part(*b)).unwrap_or(self.rest().len());
+        self.at += n;
+        n
+    }
+
+    /// Steps over one token and counts it; false where the rest cannot be split.
+    fn token(&mut self, counts: &mut Counts, totals: &mut Totals) -> Result<bool, Excess> {
+        let (byte, next) = (self.rest()[0], self.rest().get(1).copied());
+        match byte {
+            b'#' => drop(self.skip(|b| b != b'\n')),
+            b'/' if next == Some(b'/') => drop(self.skip(|b| b != b'\n')),
+            b'/' | b'"' => {
+                counts.operands += 1;
+                return self.quoted(byte, totals);
+            }
+            b'%' => return self.keyword(counts, totals),
+            b'<' => {
+                counts.operands += 1;
+                self.skip(|b| b != b'>' && b != b'\n');
+            }
+            b'(' | b'[' | b'{' => {
+                self.depth += 1;
+                counts.brackets += 1;
+                counts.depth = counts.depth.max(self.depth);
+                self.at += 1;
+            }
+            b')' | b']' | b'}' => {
+                self.depth = self.depth.saturating_sub(1);
+                self.at += 1;
+            }
+            b'|' | b'&' => {
+                counts.alternatives += 1;
+                self.at += 1;
+            }
+            b':' if next == Some(b':') => self.at += 2,
+            b':' => {
+                counts.rules += 1;
+                self.at += 1;
+            }
+            b'0'..=b'9' => {
+                let start = self.at;
+                self.skip(|b| b.is_ascii_alphanumeric());
+                let number = self.text[start..self.at].parse().unwrap_or(0);
+                counts.repetitions = counts.repetitions.max(number);
+            }
+            _ if byte.is_ascii_alphabetic() || byte == b'_' || byte == b'@' => {
+                counts.operands += 1;
+                self.at += 1;
+                self.skip(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+            }
+            _ => self.at += self.text[self.at..].chars().next().map_or(1, char::len_utf8),
+        }
+        Ok(true)
+    }
+
+    /// A string or a regular expression.
+    fn quoted(&mut self, quote: u8, totals: &mut Totals) -> Result<bool, Excess> {
+        let start = self.at + 1;
+        let mut escaped = false;
+        let closes = |b: &u8| {
+            let closes = *b == quote && !escaped;
+            escaped = *b == b'\\' && !escaped;
+            closes
+        };
+        let Some(length) = self.text.as_bytes()[start..].iter().position(closes) else { return Ok(false) };
+        self.at = start + length + 1;
+        if quote == b'/' {
+            regex::check(&self.text[start..start + length], totals)?;
+        } else {
+            totals.literal_bytes += length;
+        }
+        Ok(true)
+    }
+
+    /// A statement, or JSON after `%json`, `%regex` and `%llguidance`.
+    fn keyword(&mut self, counts: &mut Counts, totals: &mut Totals) -> Result<bool, Excess> {
+        let Some(name) =
+            ["%json", "%regex", "%llguidance"].iter().find(|n| self.rest().starts_with(n.as_bytes()))
+        else {
+            self.at += 1;
+            return Ok(true);
+        };
+        self.at += name.len();
+        let mut values = Deserializer::from_slice(self.rest()).into_iter::<Value>();
+        let Some(Ok(value)) = values.next() else { return Ok(false) };
+        let length = values.byte_offset();
+        self.at += length;
+        counts.operands += 1;
+        match *name {
+            "%json" => {
+                self.json_bytes += length;
+                schema::check(&value, totals)?;
+            }
+            "%regex" => within("bytes in a substring", SUBSTRING_BYTES, length)?,
+            _ => {}
+        }
+        Ok(true)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fmt::Write;
+
+    fn said(text: &str) -> String {
+        check(text, &mut Totals::default()).map_or_else(|e| e.to_string(), |()| "fine".into())
+    }
+
+    #[test]
+    fn tokens_are_split_as_the_library_does() {
+        let text = "start: a | (B \"(((\" /[(\\/({]+/i)+ %json {\"a\": \"((( | : \"} // ((( : |\n# ((( |\na::_: <|x|> @other B{3,40}\nB: \"\\\"((\"";
+        let mut scan = Scan { text, at: 0, json_bytes: 0, depth: 0 };
+        let mut counts = Counts::default();
+        while scan.at < text.len() && scan.token(&mut counts, &mut Totals::default()).unwrap() {}
+        assert_eq!(
+            counts,
+            Counts { rules: 3, alternatives: 1, operands: 14, depth: 1, brackets: 2, repetitions: 40 }
+        );
+    }
+
+    #[test]
+    fn hostile_grammars_are_refused() {
+        let rules = (0..5000).fold("start: r0\n".to_owned(), |mut text, i| {
+            let _ = writeln!(text, "r{i}: \"a\" r{}", i + 1);
+            text
+        });
+        let nested =
+            |open: &str, close: &str| format!("start: {}\"a\"{}\n", open.repeat(3000), close.repeat(3000));
+        let condition =
+            format!("start: r::0\nr::_: \"a\" %if {}true{}\n", "not(".repeat(3000), ")".repeat(3000));
+        for (text, expected) in [
+            (rules, "expected at most 4096 rules and terminals, found 5001"),
+            (nested("(", ")"), "expected at most 64 levels of brackets in a grammar, found 3000"),
+            (nested("[", "]"), "expected at most 64 levels of brackets in a grammar, found 3000"),
+            (condition, "expected at most 64 levels of brackets in a grammar, found 3000"),
+            (
+                format!("start: \"a\"{}", " | \"a\"".repeat(20_000)),
+                "expected at most 16384 alternatives, found 20000",
+            ),
+            (
+                format!("start: {}", "(a) ".repeat(20_000)),
+                "expected at most 16384 brackets in a grammar, found 20000",
+            ),
+            (format!("start: {}", "a ".repeat(70_000)), "expected at most 65536 operands, found 70001"),
+            ("start: a{2000000}\na: \"x\"".to_owned(), "expected at most 1000000 repetitions, found 2000000"),
+            (
+                "start: A\nA: /(a{9999}){9999}/".to_owned(),
+                "expected at most 1000000 repetitions, multiplied where nested, found 99980001",
+            ),
+            (
+                format!("start: %json {{\"enum\": {:?}}}", (0..40_000).collect::<Vec<_>>()),
+                "expected at most 32768 values in enum and const, found 40000",
+            ),
+            (
+                format!("start: A\nA: %regex {{\"substring_chars\": {:?}}}", "ab".repeat(40_000)),
+                "expected at most 65536 bytes in a substring, found 80024",
+            ),
+            (
+                format!("start: \"a\" // {}", "x".repeat(1 << 20)),
+                "expected at most 524288 bytes in a grammar beside its schemas, found 1048590",
+            ),
+        ] {
+            assert_eq!(said(&text), expected);
+        }
+        for malformed in ["start: \"a", "start: /a", "start: %json {", "start: <a", "é", "%", ""] {
+            assert_eq!(said(malformed), "fine", "{malformed:?} is for the library to refuse");
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! A batch of replies of which some have to match the grammar of many tools, with masks computed in line or beside the
+//! model.
+
+use crate::generate;
+use crate::support::engine;
+use kimi::batch::{Batch, Client, Job, Limits, Update};
+use kimi::grammar::Grammars;
+use kimi::reply::Rules;
+use kimi::sample::{Constraint, Sampling};
+use kimi::snapshot::namespace::Namespace;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Replies with a grammar, and the tokens of each.
+const BOUND: usize = 4;
+const TOKENS: usize = 60;
+
+/// What came of a batch.
+pub struct Run {
+    pub in_line: bool,
+    /// Of each reply.
+    pub tokens: Vec<Vec<u32>>,
+    /// From token to token of the reply without a grammar, while the others run.
+    pub gaps: Vec<Duration>,
+}
+
+/// Masks that the caller waits for.
+struct InLine(Box<dyn Constraint>);
+
+impl Constraint for InLine {
+    fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
+        self.0.allowed()
+    }
+    fn accept(&mut self, token: u32) -> Result<(), String> {
+        self.0.accept(token)
+    }
+}
+
+type Heard = Arc<Mutex<Vec<Vec<(Instant, u32)>>>>;
+
+struct Listener(usize, Heard);
+
+impl Client for Listener {
+    fn hear(&mut self, update: Update) {
+        if let Update::Chosen { token: Some(token), .. } = update {
+            self.1.lock().unwrap()[self.0].push((Instant::now(), token));
+        }
+    }
+    fn gone(&self) -> bool {
+        false
+    }
+}
+
+/// Runs a reply without a grammar beside those with one.
+pub fn run(in_line: bool) -> Run {
+    let engine = engine();
+    let tokenizer = engine.tokenizer.as_ref().unwrap();
+    let grammars = Grammars::new(tokenizer, engine.model.config.vocab).unwrap();
+    let compiled = grammars.compile(&generate::tools(128, 50), &|| false).unwrap();
+    let heard: Heard = Arc::new(Mutex::new(vec![Vec::new(); BOUND + 1]));
+    let mut batch = Batch::new(&engine, Limits::new(BOUND + 1, 1 << 30));
+    for i in 0..=BOUND {
+        let constraint = (i > 0).then(|| compiled.constraint());
+        let constraint = match constraint {
+            Some(constraint) if in_line => Some(Box::new(InLine(constraint)) as Box<dyn Constraint>),
+            other => other,
+        };
+        let sampling = Sampling { temperature: 1.0, seed: i as u64, ..crate::support::options().sampling };
+        let rules = Rules {
+            max_tokens: if i == 0 { 2 * TOKENS } else { TOKENS },
+            sampling,
+            bias: Arc::default(),
+            constraint,
+            stops: Vec::new(),
+            ignore_end: i == 0,
+        };
+        let client = Box::new(Listener(i, heard.clone()));
+        batch.submit(Job {
+            prompt: vec![70, 80, 90].into(),
+            marks: vec![],
+            rules,
+            logprobs: None,
+            owner: i as u64,
+            namespace: Namespace::SHARED,
+            client,
+        });
+    }
+    while !batch.idle() {
+        batch.step(&mut |_| ());
+    }
+    let heard = heard.lock().unwrap();
+    let last = heard[1..].iter().filter_map(|reply| reply.last()).map(|(at, _)| *at).max().unwrap();
+    let free: Vec<Instant> = heard[0].iter().map(|(at, _)| *at).filter(|at| *at <= last).collect();
+    Run {
+        in_line,
+        tokens: heard.iter().map(|reply| reply.iter().map(|(_, token)| *token).collect()).collect(),
+        gaps: free.windows(2).map(|pair| pair[1] - pair[0]).collect(),
+    }
+}
