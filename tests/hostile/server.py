@@ -9,7 +9,7 @@ class Server:
 
     def __init__(self, kimi, model, log, *options, preexec=None):
         self.log = log
-        command = [kimi, "serve", "--port", "0", "--threads", "1", *options] + (["-m", model] if model else [])
+        command = [kimi, "serve", "--port", "0", *(() if "--threads" in options else ("--threads", "1")), *options] + (["-m", model] if model else [])
         if not any(o in options for o in ("--cache-dir", "--no-cache")):
             command.append("--no-cache")
         with open(log, "wb") as file:
@@ -79,13 +79,14 @@ class Watch:
     """Ends a server that takes too much memory before the machine suffers; a thread beside the attack."""
 
     def __init__(self, server):
-        self.server, self.found, self.over = server, None, threading.Event()
+        self.server, self.found, self.most, self.over = server, None, 0, threading.Event()
         self.thread = threading.Thread(target=self.look, daemon=True)
         self.thread.start()
 
     def look(self):
         while not self.over.wait(0.05):
             size = self.server.resident() - self.server.start
+            self.most = max(self.most, size)
             if size > observe.SPARE_BYTES:
                 self.found = f"{size >> 20} MiB more than at the start and growing"
                 self.server.process.kill()
