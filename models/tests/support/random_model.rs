@@ -446,10 +446,13 @@ fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
     for (i, tensor) in layout.tensors().iter().enumerate() {
         bytes.resize((start + tensor.offset) as usize, 0);
         let cols = tensor.shape[0] as usize;
+        // Keys' matrices are summed over the latent, their second extent: scores stay of order one.
+        let keys = tensor.name.ends_with("attn_k_b.weight");
+        let inputs = if keys { tensor.shape.iter().copied().max().unwrap_or(1) as usize } else { cols };
         let mut row = vec![0.0; cols];
         let mut stored = vec![0; tensor.format.row_bytes(cols as u64).expect("whole blocks") as usize];
         for _ in 0..tensor.shape[1..].iter().product::<u64>() {
-            row.iter_mut().for_each(|x| *x = value(r, &tensor.name, cols));
+            row.iter_mut().for_each(|x| *x = value(r, &tensor.name, inputs));
             tensor.format.quantise_row(&row, &mut stored);
             if broken == Some(i) && r.chance(20) {
                 stored.iter_mut().for_each(|b| *b = r.of(&[0x7f, 0xff, 0x80, 0x7c]));
@@ -463,7 +466,7 @@ fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
 
 /// A value as a trained model might have it: activations stay of order one, and biases choose the experts wherever rounding
 /// may not.
-fn value(r: &mut Random, name: &str, cols: usize) -> f32 {
+fn value(r: &mut Random, name: &str, inputs: usize) -> f32 {
     let role = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, role)| role);
     match role {
         "ssm_a" => -1.0 - 4.0 * r.normal().abs(),
@@ -472,6 +475,6 @@ fn value(r: &mut Random, name: &str, cols: usize) -> f32 {
         "token_embd.weight" => r.normal(),
         _ if role.ends_with("norm.weight") => 1.0 + 0.15 * r.normal(),
         _ if role.starts_with("ssm_conv1d") => 0.5 * r.normal(),
-        _ => 1.2 * r.normal() / (cols as f32).sqrt(),
+        _ => 1.2 * r.normal() / (inputs as f32).sqrt(),
     }
 }
