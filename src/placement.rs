@@ -8,7 +8,10 @@
 use crate::form::{LONG, LONG_STEP};
 use crate::inspect::need::Need;
 use kernels::backend::CacheFormat;
-use kernels::cuda::{Heads, LARGE, MANY, device_bytes, expanding_bytes, room_and_planes, staging_bytes};
+use kernels::cuda::{
+    Heads, LARGE_STACK_WEIGHTS, UPLOAD_MIN_TOKENS, device_bytes, expanding_bytes, room_and_planes,
+    staging_bytes,
+};
 use models::gguf::read::Gguf;
 use models::kimi_linear::config::{Config, MixerKind};
 use std::fmt;
@@ -99,7 +102,7 @@ impl Demand {
         for t in &file.tensors {
             let bytes = device_bytes(t.format, t.shape.iter().product());
             let layer = t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
-            let large = t.shape.iter().product::<u64>() >= LARGE;
+            let large = t.shape.iter().product::<u64>() >= LARGE_STACK_WEIGHTS;
             match layer.filter(|_| large && t.name.contains("_exps.")) {
                 Some(layer) => {
                     *layers.entry(layer).or_default() += bytes;
@@ -110,7 +113,7 @@ impl Demand {
             }
         }
         demand.experts = layers.into_values().collect();
-        demand.arriving = (wish.batch >= MANY as u64).then_some(arriving);
+        demand.arriving = (wish.batch >= UPLOAD_MIN_TOKENS as u64).then_some(arriving);
         let need = Need::of(c, wish.batch);
         demand.state = need.kda_state_bytes.saturating_add(need.conv_bytes);
         let row = c.cache_width() as u64;
@@ -232,7 +235,7 @@ impl fmt::Display for Placement {
         if self.staging > 0 {
             write!(
                 f,
-                "; {:.2} GiB of the GPU is where these arrive for {MANY} tokens and more",
+                "; {:.2} GiB of the GPU is where these arrive for {UPLOAD_MIN_TOKENS} tokens and more",
                 gib(self.staging)
             )?;
         }

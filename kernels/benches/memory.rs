@@ -5,8 +5,8 @@
 //! sum over the same bytes in the same chunks. Medians of nine rounds.
 
 use kernels::cpu::Cpu;
-use kernels::cpu::isa::Level;
-use kernels::quant::{Format, dot_rows};
+use kernels::quant::{Format, matmul_tile};
+use kernels::simd::SimdLevel;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -39,7 +39,7 @@ fn main() {
     let wanted: Vec<_> = std::env::args().skip(1).filter_map(|name| Format::from_name(&name)).collect();
     let cpu = Cpu::detect(None);
     let pool = cpu.pool();
-    let level = *Level::available().last().expect("scalar at least");
+    let level = *SimdLevel::available().last().expect("scalar at least");
     println!("{} threads, {}", pool.threads(), level.name());
     for format in Format::ALL.into_iter().filter(|f| wanted.is_empty() || wanted.contains(f)) {
         let (w, row) = stored(format);
@@ -58,7 +58,14 @@ fn main() {
             product.push(seconds(|| {
                 pool.parallel_for(chunks, |i| {
                     let mut y = [0.0; 4096];
-                    dot_rows(level, format, &w[i * chunk..(i + 1) * chunk], COLS, &x, &mut y[..chunk / row]);
+                    matmul_tile(
+                        level,
+                        format,
+                        &w[i * chunk..(i + 1) * chunk],
+                        COLS,
+                        &x,
+                        &mut y[..chunk / row],
+                    );
                     black_box(&y);
                 });
             }));

@@ -1,11 +1,11 @@
 //! Speed of the stored formats on one core: `cargo bench -p kernels --bench quant [FORMAT ...]`.
 //!
-//! For each format and instruction set: GB/s of stored weights through `dot_rows` from the second cache and from
-//! memory, G multiply-adds/s of `dot_tile` with 32 tokens, then Mweights/s of `quantise_row` and `dequantise_row`
+//! For each format and instruction set: GB/s of stored weights through `matmul_tile` from the second cache and from
+//! memory, G multiply-adds/s of `matmul_tile` with 32 tokens, then Mweights/s of `quantise_row` and `dequantise_row`
 //! and of the activations. The best of several passes; from memory the median of slices.
 
-use kernels::cpu::isa::Level;
-use kernels::quant::{Activation, Format, dot_rows, dot_tile};
+use kernels::quant::{Activation, Format, matmul_tile};
+use kernels::simd::SimdLevel;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -58,7 +58,7 @@ fn stored(format: Format, bytes: usize) -> (Vec<u8>, usize) {
     (eight.repeat(rows / 8), rows)
 }
 
-fn prepared(level: Level, activation: Activation, tokens: usize) -> Vec<u8> {
+fn prepared(level: SimdLevel, activation: Activation, tokens: usize) -> Vec<u8> {
     let mut x = vec![0; activation.row_bytes(COLS * tokens)];
     activation.quantise_row(level, &noise(COLS * tokens), &mut x);
     x
@@ -66,20 +66,20 @@ fn prepared(level: Level, activation: Activation, tokens: usize) -> Vec<u8> {
 
 fn products(format: Format, far: &[u8], far_rows: usize) {
     let (near, near_rows) = stored(format, NEAR_BYTES);
-    for level in Level::available() {
+    for level in SimdLevel::available() {
         let x = prepared(level, format.activation(), 1);
         let mut y = vec![0.0; far_rows];
         let quick = best(30, || {
             for _ in 0..10 {
-                dot_rows(level, format, black_box(&near), COLS, &x, black_box(&mut y[..near_rows]));
+                matmul_tile(level, format, black_box(&near), COLS, &x, black_box(&mut y[..near_rows]));
             }
         });
         let slow = far_seconds(far, far_rows, |w, rows| {
-            dot_rows(level, format, black_box(w), COLS, &x, black_box(&mut y[..rows]));
+            matmul_tile(level, format, black_box(w), COLS, &x, black_box(&mut y[..rows]));
         });
         let many = prepared(level, format.activation(), TOKENS);
         let mut out = vec![0.0; TOKENS * near_rows];
-        let tile = best(4, || dot_tile(level, format, black_box(&near), COLS, &many, black_box(&mut out)));
+        let tile = best(4, || matmul_tile(level, format, black_box(&near), COLS, &many, black_box(&mut out)));
         println!(
             "{:7} {:13} {:8.1} GB/s near {:8.1} GB/s far {:8.1} G multiply-adds/s tiled",
             format.name(),
@@ -122,7 +122,7 @@ fn main() {
         conversions(format);
     }
     for (name, activation) in [("Q8x32", Activation::Q8x32), ("Q8x256", Activation::Q8x256)] {
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let (x, mut out) = (noise(COLS), vec![0; activation.row_bytes(COLS)]);
             let run = || activation.quantise_row(level, black_box(&x), black_box(&mut out));
             println!(

@@ -1,9 +1,8 @@
-//! The ops of the graph, a formula each: what a backend has to be able to compute.
+//! Declares the ops of the graph, one formula each, that every backend implements.
 //!
-//! Ops are eager and know no model. A batch is a matrix with one row a token; rows of several sequences may
-//! stand in one batch, and an op that keeps state is told by [`Span`]s which rows belong to which state.
-//! Shapes are in the comments as `[rows, columns]`, last index fastest. A wrong shape is a bug of the caller
-//! and panics. Next: `reference`, which is every op as plain loops.
+//! Ops are eager and know no model. A batch is a matrix with one row per token; it may hold rows of several sequences,
+//! and [`Span`]s map rows to the state of stateful ops. Comments give shapes as `[rows, columns]`, last index fastest. A
+//! wrong shape is a caller's bug and panics. Next: `reference`, which implements every op as plain loops.
 
 use crate::quant::Format;
 use bytes::Bytes;
@@ -17,7 +16,7 @@ pub struct Span<'a, S> {
     pub state: &'a mut S,
 }
 
-/// A stored weight as it lies in the file: `count` matrices of `rows` x `cols`, row after row of blocks.
+/// A weight in its stored format: `count` matrices of `rows` x `cols`, row after row of blocks.
 #[derive(Clone)]
 pub struct Stored {
     /// Format of every row.
@@ -57,7 +56,7 @@ pub struct Gated<'a, W> {
     pub down: &'a W,
 }
 
-/// What makes the keys and values of each head out of a latent.
+/// The up-projections from the latent to each head's keys and values (`kv_b_proj`).
 pub struct Expansion<'a, W> {
     /// `[heads, latent, nope]`
     pub k: &'a W,
@@ -67,14 +66,14 @@ pub struct Expansion<'a, W> {
     pub latent: usize,
 }
 
-/// How rows of an attention cache are stored.
+/// The format of KV cache rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheFormat {
-    /// 4 bytes a value: exact, for comparing with other implementations.
+    /// 4 bytes per value: exact, for comparisons with other implementations.
     F32,
-    /// 2 bytes a value.
+    /// 2 bytes per value.
     F16,
-    /// 34 bytes for 32 values.
+    /// 34 bytes per 32 values.
     Q8_0,
 }
 
@@ -113,10 +112,10 @@ impl Limits {
     };
 }
 
-/// Why a backend could not take a weight or make a state.
+/// Why a backend could not load a weight or allocate a state.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// There is not enough memory on the device.
+    /// The device is out of memory.
     #[error("out of memory: {bytes} bytes for {what}")]
     OutOfMemory {
         /// What the memory was for.
@@ -126,8 +125,8 @@ pub enum Error {
     },
 }
 
-/// A device that computes. Tensors are f32 matrices `[rows, cols]`; all results are new tensors, taken from a
-/// pool that the backend keeps, so that a decoded token allocates nothing once the pool is warm.
+/// A compute device. Tensors are f32 matrices `[rows, cols]`; results are new tensors from the backend's buffer pool, so
+/// decode allocates nothing once the pool is warm.
 pub trait Backend: Send + Sync + 'static {
     /// Names the arithmetic. States made under one name may be carried on under it, by another process or device too: what
     /// leaves a backend is in one form, and devices of one name differ by rounding alone.
@@ -140,37 +139,37 @@ pub trait Backend: Send + Sync + 'static {
     type Tensor: Send + Sync;
     /// A weight on the device, in its stored format.
     type Weight: Send + Sync;
-    /// Append-only rows of one attention layer of one sequence. A clone is cheap: it shares what is stored.
+    /// The append-only KV cache of one layer of one sequence; clones share rows.
     type Cache: Clone + Send + Sync;
     /// The experts chosen for each row of a batch, and their weights.
     type Routed;
 
-    /// What computes here, for people: `CPU AVX-512 VNNI, 2 threads`.
+    /// The device's description: `CPU AVX-512 VNNI, 2 threads`.
     fn describe(&self) -> String;
 
     // ---- memory ----------------------------------------------------------------------------------------
 
-    /// Takes a stored weight; the CPU keeps the view, a GPU copies it.
+    /// Loads a stored weight; the CPU keeps the view, a GPU copies it.
     fn weight(&self, stored: Stored) -> Result<Self::Weight, Error>;
-    /// A tensor of these values, `values.len() == rows * cols`.
+    /// Creates a tensor; `values.len() == rows * cols`.
     fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Self::Tensor;
     /// The values of a tensor, row after row.
     fn read(&self, x: &Self::Tensor) -> Vec<f32>;
-    /// The same values in memory of their own, bit for bit, without leaving the device.
+    /// Copies a tensor on the device, bit for bit.
     fn copy(&self, x: &Self::Tensor) -> Self::Tensor;
     /// An empty cache with rows of `width` values.
     fn cache(&self, format: CacheFormat, width: usize) -> Self::Cache;
     /// Rows in a cache.
     fn cache_len(&self, cache: &Self::Cache) -> usize;
-    /// Rows `range` of a cache as f32 `[range.len(), width]`: what attention would see.
+    /// Rows `range` of a cache as f32 `[range.len(), width]`, rounded as attention reads them.
     fn cache_read(&self, cache: &Self::Cache, range: Range<usize>) -> Vec<f32>;
-    /// Bytes of a row as it is stored.
+    /// Bytes of a stored row.
     fn cache_row_bytes(&self, cache: &Self::Cache) -> usize;
-    /// Adds rows `range` to `out`, row after row, exactly as they are stored.
+    /// Appends the stored bytes of rows `range` to `out`.
     fn cache_export(&self, cache: &Self::Cache, range: Range<usize>, out: &mut Vec<u8>);
-    /// Appends rows that [`Backend::cache_export`] of a cache of this format and width gave.
+    /// Appends rows exported by [`Backend::cache_export`] from a cache of this format and width.
     fn cache_import(&self, cache: &mut Self::Cache, rows: &[u8]);
-    /// Forgets all rows from `len` on.
+    /// Truncates to `len` rows.
     fn cache_truncate(&self, cache: &mut Self::Cache, len: usize);
     /// The experts `[rows * top_k]` and their weights `[rows * top_k]`, best first.
     fn routed(&self, routed: &Self::Routed) -> (Vec<u32>, Vec<f32>);
@@ -188,7 +187,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Waits until all that was asked for is done, where that is later.
     fn wait(&self) {}
 
-    // ---- steps that are done again and again -----------------------------------------------------------
+    // ---- graph capture ---------------------------------------------------------------------------------
 
     /// The result of a step that [`Backend::record`] kept, done again for other ids and for states that have advanced:
     /// one token a sequence, through the model that `weight` is of. None if none was kept of these states.
@@ -255,11 +254,11 @@ pub trait Backend: Send + Sync + 'static {
 
     /// y = x W^T. `[tokens, cols] -> [tokens, rows]`
     fn matmul(&self, w: &Self::Weight, x: &Self::Tensor) -> Self::Tensor;
-    /// Products with several weights of one input, which is prepared once: `[matmul(w_0, x), ...]`.
+    /// Multiplies one input, quantised once, with several weights: `[matmul(w_0, x), ...]`.
     fn matmuls<const N: usize>(&self, w: [&Self::Weight; N], x: &Self::Tensor) -> [Self::Tensor; N] {
         w.map(|w| self.matmul(w, x))
     }
-    /// Products of several weights with an input each: `[matmul(w_0, x_0), ...]`.
+    /// Multiplies several weights with one input each: `[matmul(w_0, x_0), ...]`.
     fn matmul_each<const N: usize>(&self, w: [&Self::Weight; N], x: [&Self::Tensor; N]) -> [Self::Tensor; N] {
         std::array::from_fn(|i| self.matmul(w[i], x[i]))
     }
@@ -275,7 +274,7 @@ pub trait Backend: Send + Sync + 'static {
     // ---- delta rule ------------------------------------------------------------------------------------
 
     /// y_t = SiLU(sum_j taps_j * x_{t - (n-1) + j}), per channel, causal; `taps` is `[channels, n]` and its
-    /// last column meets the newest token. The state is the last n-1 inputs, oldest first: `[n-1, channels]`.
+    /// last column multiplies the newest token. The state is the last n-1 inputs, oldest first: `[n-1, channels]`.
     fn short_conv(
         &self,
         spans: &mut [Span<'_, Self::Tensor>],
@@ -294,7 +293,7 @@ pub trait Backend: Send + Sync + 'static {
         x: DeltaRule<'_, Self::Tensor>,
     ) -> Self::Tensor;
 
-    /// The heads of a layer's delta attention, from the projections of its input to what the output projection takes:
+    /// A layer's delta attention, from the input projections to the input of the output projection:
     /// q = l2_norm(conv(q)) scale;  k = l2_norm(conv(k));  v = conv(v);  g = kda_decay(f);  the delta rule with
     /// sigmoid(beta);  RMSNorm(o) * sigmoid(gate). `[tokens, heads * dv]`
     fn delta_attention(
@@ -324,10 +323,10 @@ pub trait Backend: Send + Sync + 'static {
         scale: f32,
     ) -> Self::Tensor;
 
-    /// The same attention from queries and to values of the heads' own sizes: over cache rows [c_s | pe_s] head h has keys
-    /// [W_k,h^T c_s | pe_s] and values W_v,h c_s. `q: [tokens, heads * (nope + pe)] -> [tokens, heads * value_dim]`. By
-    /// default as queries over latents, which the two matrices allow; a backend may make keys and values, which is less
-    /// work for many tokens.
+    /// The same attention with per-head queries and values: over cache rows [c_s | pe_s] head h has keys [W_k,h^T c_s |
+    /// pe_s] and values W_v,h c_s. `q: [tokens, heads * (nope + pe)] -> [tokens, heads * value_dim]`. The default absorbs
+    /// both matrices into the queries and outputs; a backend may materialise keys and values, which is less work for
+    /// many tokens.
     fn expanded_attention(
         &self,
         spans: &mut [Span<'_, Self::Cache>],
@@ -356,7 +355,7 @@ pub trait Backend: Send + Sync + 'static {
     }
     /// y_t = sum_e weight_te FFN_e(x_t) over the experts chosen for t. `[tokens, dim] -> [tokens, dim]`
     fn experts(&self, w: Gated<'_, Self::Weight>, x: &Self::Tensor, routed: &Self::Routed) -> Self::Tensor;
-    /// [`Backend::experts`], and what `shared` makes of every token.
+    /// [`Backend::experts`] plus the shared expert's output for every token.
     fn mixture(
         &self,
         w: Gated<'_, Self::Weight>,
@@ -371,7 +370,7 @@ pub trait Backend: Send + Sync + 'static {
         y
     }
 
-    // ---- what is chosen --------------------------------------------------------------------------------
+    // ---- sampling --------------------------------------------------------------------------------------
 
     /// The `n` best values of each row, up to [`BEST`].
     fn best(&self, x: &Self::Tensor, n: usize) -> Vec<Best>;
@@ -391,7 +390,7 @@ pub struct Best {
     pub sum: f32,
 }
 
-/// [`Backend::delta_attention`] of the ops it stands for; `see_g` is shown the log-decay.
+/// [`Backend::delta_attention`] composed of its parts; `see_g` receives the log-decay.
 pub fn composed_delta_attention<B: Backend>(
     b: &B,
     spans: &mut [Span<'_, DeltaState<B::Tensor>>],
@@ -414,12 +413,12 @@ pub fn composed_delta_attention<B: Backend>(
     b.gated_rms_norm(&o, w.norm, &x.gate, w.norm_eps)
 }
 
-/// The same rows with a part of their state.
+/// The same rows with one part of their state.
 fn part<'a, S, T>(span: &'a mut Span<'_, S>, of: impl Fn(&'a mut S) -> &'a mut T) -> Span<'a, T> {
     Span { rows: span.rows.clone(), state: of(span.state) }
 }
 
-/// A part of the state of a sequence, which a step advances.
+/// A part of a sequence's state that a step advances.
 pub enum Part<'a, B: Backend> {
     /// Of constant size.
     Tensor(&'a B::Tensor),
@@ -427,7 +426,7 @@ pub enum Part<'a, B: Backend> {
     Cache(&'a mut B::Cache),
 }
 
-/// What delta attention remembers of a sequence: constant in its length.
+/// The recurrent state of delta attention, of constant size.
 pub struct DeltaState<T> {
     /// S, `[heads * dk, dv]`
     pub s: T,

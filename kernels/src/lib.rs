@@ -7,5 +7,7 @@
 pub mod backend;
 pub mod cpu;
 pub mod cuda;
+mod matmul;
 pub mod quant;
 pub mod reference;
+pub mod simd;

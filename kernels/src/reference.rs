@@ -1,8 +1,7 @@
-//! Every op as plain loops in the paper's notation: the oracle that the fast backends are tested against.
+//! Implements every op as plain loops in the paper's notation: the oracle for tests of the other backends.
 //!
-//! Weights are dequantised on use, sums run in f64, one thread does it all. It is never optimised and takes
-//! no care of memory. It shares no arithmetic with the other backends but the block formats themselves.
-//! Next: `cpu`, the same ops fast.
+//! Weights are dequantised on use, sums run in f64 on one thread. It is never optimised and shares no arithmetic with
+//! the other backends except the block formats. Next: `cpu`.
 
 use crate::backend::{
     Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
@@ -21,7 +20,7 @@ pub struct Matrix {
     values: Vec<f32>,
 }
 
-/// Cache rows as attention sees them: already rounded to the cache's format.
+/// Cache rows, rounded to the cache's format.
 #[derive(Clone, Debug)]
 pub struct Cache {
     format: CacheFormat,
@@ -112,7 +111,7 @@ fn delta_rule_step(s: &mut [f32], q: &[f32], k: &[f32], v: &[f32], g: &[f32], be
     o
 }
 
-/// A row as the cache's format keeps it.
+/// A row rounded to the cache's format.
 fn rounded(format: CacheFormat, row: &[f32]) -> Vec<f32> {
     match format {
         CacheFormat::F32 => row.to_vec(),
@@ -401,7 +400,7 @@ impl Backend for Reference {
             let cache = &span.state;
             let before = self.cache_len(cache) - span.rows.len();
             for h in 0..heads {
-                // Of each cache row [c | pe] the head's [W_v c | W_k^T c | pe], so that values stand first.
+                // Per cache row [c | pe] the head's [W_v c | W_k^T c | pe]: values first.
                 let k: Vec<Vec<f32>> = (0..w.latent).map(|l| weight_row(w.k, h, l)).collect();
                 let v: Vec<Vec<f32>> = (0..dim).map(|i| weight_row(w.v, h, i)).collect();
                 let mut rows = Vec::new();
@@ -414,7 +413,7 @@ impl Backend for Reference {
                 }
                 for (i, t) in span.rows.clone().enumerate() {
                     let seen = &rows[..(before + i + 1) * (dim + width)];
-                    // Zeros where the values are: they count for nothing in a score.
+                    // Zeros at the value columns, which do not contribute to scores.
                     let q = [&vec![0.0; dim], &q.row(t)[h * width..][..width]].concat();
                     attend(seen, &q, scale as f64, &mut o.row_mut(t)[h * dim..][..dim]);
                 }

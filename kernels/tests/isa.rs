@@ -1,6 +1,6 @@
 //! Every operation of every instruction set gives the bits of the plain loops, at extreme operands as well.
 
-use kernels::cpu::isa::{Isa, Kernel, Level};
+use kernels::simd::{Isa, Kernel, SimdLevel};
 
 /// Operands within what the operations promise: levels at most 128, activations over -128.
 struct Case {
@@ -42,8 +42,8 @@ impl Kernel for Floats<'_> {
             ("splat_f16", isa.splat_f16(pair)),
             ("half 0", isa.half(isa.bytes(&self.0.sums), 0)),
             ("half 1", isa.half(isa.bytes(&self.0.sums), 1)),
-            ("floats", isa.floats(isa.first(self.0.ints[0]))),
-            ("total and f16", isa.load_floats(&[isa.total(a), isa.f16(pair), 0., 0., 0., 0., 0., 0.])),
+            ("floats", isa.floats(isa.set_lane0(self.0.ints[0]))),
+            ("total and f16", isa.load_floats(&[isa.reduce_add(a), isa.f16(pair), 0., 0., 0., 0., 0., 0.])),
         ];
         let mut out: Results = vectors.into_iter().map(|(op, v)| (op, words(isa, v))).collect();
         let ints = [("round", isa.round(a)), ("magnitude", isa.magnitude(a))];
@@ -62,25 +62,34 @@ impl Kernel for Ints<'_> {
         let Case { levels, signed, activations, sums, ints, .. } = self.0;
         let (w, q, x) = (isa.bytes(levels), isa.bytes(signed), isa.bytes(activations));
         let acc = isa.dot_sums_16(part(signed), sums);
-        let far = isa.add_ints(isa.first(ints[0]), isa.dot_signed(isa.first(ints[1]), q, x));
+        let far = isa.add_ints(isa.set_lane0(ints[0]), isa.dot_signed(isa.set_lane0(ints[1]), q, x));
         let (wide, narrow) = (isa.scales_16(part(signed)), isa.scales_8(part(signed)));
         let mut out = vec![
             ("zeros", isa.zeros()),
-            ("first", isa.first(ints[0])),
+            ("first", isa.set_lane0(ints[0])),
             ("dot_sums_8", isa.dot_sums_8(part(signed), sums)),
             ("dot_sums_16", acc),
             ("add_ints", far),
             ("sub_ints", isa.sub_ints(acc, far)),
             ("max_ints", isa.max_ints(acc, far)),
             ("shl_ints", isa.shl_ints::<5>(far)),
-            ("sum_lanes", isa.first(isa.sum_lanes(far))),
-            ("largest", isa.first(isa.largest(far))),
+            ("reduce_add_i32", isa.set_lane0(isa.reduce_add_i32(far))),
+            ("largest", isa.set_lane0(isa.largest(far))),
             ("splat_int", isa.splat_int(ints[0])),
             ("pair", isa.pair(acc, far)),
             ("mul_ints", isa.mul_ints(acc, far)),
             (
-                "add_lanes",
-                isa.add_lanes([acc, far, acc, far, far, isa.splat_int(ints[1]), acc, isa.first(ints[0])]),
+                "reduce_add_each",
+                isa.reduce_add_each([
+                    acc,
+                    far,
+                    acc,
+                    far,
+                    far,
+                    isa.splat_int(ints[1]),
+                    acc,
+                    isa.set_lane0(ints[0]),
+                ]),
             ),
             ("dot_pairs", isa.dot_pairs(acc, far, part(activations))),
             ("dot", isa.dot(far, w, x)),
@@ -109,7 +118,7 @@ impl Kernel for Bytes<'_> {
     fn run<I: Isa>(self, isa: I) -> Results {
         let Case { levels, signed, activations, sums, .. } = self.0;
         let (a, b) = (isa.bytes(signed), isa.bytes(sums));
-        isa.prefetch(sums, 1 << 40);
+        isa.prefetch_l1(sums, 1 << 40);
         let table = part::<16>(sums).map(u8::cast_signed);
         let ints = |at: usize| std::array::from_fn(|l| f32::from(signed[at + l].cast_signed()));
         let small = [0, 8, 16, 24].map(|at| isa.round(isa.load_floats(&ints(at))));
@@ -126,18 +135,18 @@ impl Kernel for Bytes<'_> {
             ("shl 1", isa.shl::<1>(a)),
             ("shl 4", isa.shl::<4>(a)),
             ("shl 7", isa.shl::<7>(a)),
-            ("look_up", isa.look_up(&table, isa.and(isa.bytes(activations), isa.splat_byte(15)))),
-            ("narrow", isa.narrow(small)),
-            ("splat_four", isa.splat_four(part(sums))),
+            ("table_lookup", isa.table_lookup(&table, isa.and(isa.bytes(activations), isa.splat_byte(15)))),
+            ("narrow", isa.pack_i8(small)),
+            ("broadcast_u32", isa.broadcast_u32(part(sums))),
         ];
         let rows = [signed, activations, sums, levels, signed, sums, levels, activations];
-        let turned = isa.turn(rows).map(|v| ("turn", v));
+        let transposed = isa.transpose_8x8(rows).map(|v| ("transpose_8x8", v));
         let mut out = [0; 32];
         let mut words = |v| {
             isa.store_bytes(v, &mut out);
             out.map(u32::from).to_vec()
         };
-        bytes.into_iter().chain(turned).map(|(op, v)| (op, words(v))).collect()
+        bytes.into_iter().chain(transposed).map(|(op, v)| (op, words(v))).collect()
     }
 }
 
@@ -201,7 +210,7 @@ impl Random {
     }
 }
 
-fn all(level: Level, case: &Case) -> Results {
+fn all(level: SimdLevel, case: &Case) -> Results {
     [level.run(Floats(case)), level.run(Ints(case)), level.run(Bytes(case))].concat()
 }
 
@@ -210,8 +219,8 @@ fn every_level_gives_the_bits_of_the_plain_loops() {
     let mut random = Random(0x1234_5678_9abc_def1);
     for i in 0..4000 {
         let case = random.case();
-        let expected = all(Level::available()[0], &case);
-        for level in Level::available() {
+        let expected = all(SimdLevel::available()[0], &case);
+        for level in SimdLevel::available() {
             for (result, expected) in all(level, &case).iter().zip(&expected) {
                 assert_eq!(result, expected, "case {i} at {}", level.name());
             }
@@ -240,8 +249,8 @@ impl Kernel for Halves {
 
 #[test]
 fn every_binary16() {
-    let expected = Level::available()[0].run(Halves);
-    for level in Level::available() {
+    let expected = SimdLevel::available()[0].run(Halves);
+    for level in SimdLevel::available() {
         assert!(level.run(Halves) == expected, "{}", level.name());
     }
 }

@@ -4,8 +4,9 @@ mod common;
 
 use common::{Numbers, vector};
 use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span};
-use kernels::cpu::{Cpu, isa::Level};
+use kernels::cpu::Cpu;
 use kernels::quant::Format;
+use kernels::simd::SimdLevel;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -33,7 +34,7 @@ static COUNTING: Counting = Counting;
 
 #[test]
 fn a_decoded_token_allocates_nothing() {
-    let (b, mut n) = (Cpu::new(2, Level::detect()), Numbers(1));
+    let (b, mut n) = (Cpu::new(2, SimdLevel::detect()), Numbers(1));
     let mut weight = |format, shape| b.weight(n.weight(format, shape)).unwrap();
     let embed = weight(Format::Q4_K, [1, 50, 256]);
     let w = [

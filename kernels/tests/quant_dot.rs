@@ -1,8 +1,8 @@
 //! Products with stored rows: every instruction set gives the bits of the plain loops, for any bytes; and those
 //! are right to within what eight-bit activations can be.
 
-use kernels::cpu::isa::Level;
-use kernels::quant::{Activation, Format, dot_rows, dot_tile};
+use kernels::quant::{Activation, Format, matmul_tile};
+use kernels::simd::SimdLevel;
 
 /// Small, odd, even and long rows, in blocks.
 const BLOCKS: [usize; 9] = [0, 1, 2, 3, 4, 5, 7, 16, 33];
@@ -26,12 +26,12 @@ impl Random {
     }
 }
 
-fn levels() -> (Level, Vec<Level>) {
-    let all = Level::available();
+fn levels() -> (SimdLevel, Vec<SimdLevel>) {
+    let all = SimdLevel::available();
     (all[0], all)
 }
 
-fn activations(format: Format, level: Level, x: &[f32]) -> Vec<u8> {
+fn activations(format: Format, level: SimdLevel, x: &[f32]) -> Vec<u8> {
     let mut out = vec![0; format.activation().row_bytes(x.len())];
     format.activation().quantise_row(level, x, &mut out);
     out
@@ -47,11 +47,11 @@ fn check(format: Format, cols: usize, weights: &[u8], x: &[f32]) {
     let rows = weights.len() / (format.row_bytes(cols as u64).expect("whole blocks") as usize).max(1);
     let (scalar, all) = levels();
     let mut expected = vec![1.0; rows];
-    dot_rows(scalar, format, weights, cols, &activations(format, scalar, x), &mut expected);
+    matmul_tile(scalar, format, weights, cols, &activations(format, scalar, x), &mut expected);
     for level in all {
         let x = activations(format, level, x);
         let mut y = vec![2.0; rows];
-        dot_rows(level, format, weights, cols, &x, &mut y);
+        matmul_tile(level, format, weights, cols, &x, &mut y);
         assert_eq!(bits(&y), bits(&expected), "{} x {cols} at {}", format.name(), level.name());
     }
 }
@@ -114,7 +114,7 @@ fn right_sum(format: Format, cols: usize, weights: &[u8], x: &[f32]) {
     let mut w = vec![0.0; 2 * cols];
     format.dequantise_row(weights, &mut w);
     let mut y = [0.0; 2];
-    dot_rows(scalar, format, weights, cols, &activations(format, scalar, x), &mut y);
+    matmul_tile(scalar, format, weights, cols, &activations(format, scalar, x), &mut y);
     let most = x.iter().fold(0.0, |m: f32, x| m.max(x.abs())) as f64;
     let step = if format.activation() == Activation::F32 { 0.0 } else { most / 127.0 };
     for (w, y) in w.chunks_exact(cols).zip(y) {
@@ -136,10 +136,10 @@ fn tokens_do_not_see_each_other() {
             let x: Vec<_> = (0..tokens).map(|_| activations(format, level, &random.floats(cols))).collect();
             for batch in 1..=tokens {
                 let mut y = vec![0.0; batch * rows];
-                dot_tile(level, format, &weights, cols, &x[..batch].concat(), &mut y);
+                matmul_tile(level, format, &weights, cols, &x[..batch].concat(), &mut y);
                 for (x, y) in x.iter().zip(y.chunks_exact(rows)) {
                     let mut alone = vec![0.0; rows];
-                    dot_rows(level, format, &weights, cols, x, &mut alone);
+                    matmul_tile(level, format, &weights, cols, x, &mut alone);
                     assert_eq!(y, alone, "{} at {}, {batch} tokens", format.name(), level.name());
                 }
             }
@@ -167,5 +167,5 @@ fn activations_are_the_same_bytes_everywhere() {
 #[test]
 #[should_panic(expected = "bytes of 256 activations")]
 fn a_wrong_length_panics() {
-    dot_rows(levels().0, Format::Q8_0, &[0; 272], 256, &[0; 10], &mut [0.0]);
+    matmul_tile(levels().0, Format::Q8_0, &[0; 272], 256, &[0; 10], &mut [0.0]);
 }

@@ -6,7 +6,7 @@
 use super::Row;
 use super::numbers::Numbers;
 use kernels::backend::{Backend, CacheFormat, DeltaRule, Expansion, Gated, Routing, Span, Stored};
-use kernels::cuda::{Cuda, MANY};
+use kernels::cuda::{Cuda, UPLOAD_MIN_TOKENS};
 use kernels::quant::Format;
 use kernels::reference::Reference;
 
@@ -435,10 +435,10 @@ fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
     };
     let steps: [(usize, &[usize]); 5] = [
         (0, &[3]),
-        (0, &[MANY]),
-        (0, &[MANY + 1]),
+        (0, &[UPLOAD_MIN_TOKENS]),
+        (0, &[UPLOAD_MIN_TOKENS + 1]),
         (3, &[2, 1, 1, 2, 1, 1, 1, 1, 12, 5, 1, 1, 9]),
-        (5, &[1, MANY, 3, 20, 1, MANY + 1, 1, 1, 1, 4]),
+        (5, &[1, UPLOAD_MIN_TOKENS, 3, 20, 1, UPLOAD_MIN_TOKENS + 1, 1, 1, 1, 4]),
     ];
     let rows = steps.map(of).into();
     cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");

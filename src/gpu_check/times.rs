@@ -9,7 +9,7 @@ use kernels::backend::{
     Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Expansion, Gated, Routing,
     Span, Stored,
 };
-use kernels::cuda::{Cache, Cuda, MANY, Routed, Weight, room_and_planes};
+use kernels::cuda::{Cache, Cuda, Routed, UPLOAD_MIN_TOKENS, Weight, room_and_planes};
 use kernels::quant::Format;
 use std::time::Instant;
 
@@ -175,7 +175,7 @@ fn experts(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
     row(&format!("experts Q4_K 8 of 256, {tokens} tokens"), seconds, mixture.floor(tokens), memory)
 }
 
-/// Experts in RAM: computed by the CPU, and brought over the bus. Where the two take equally long, [`MANY`] should be.
+/// Experts in RAM: computed by the CPU, and brought over the bus. Where the two take equally long, [`UPLOAD_MIN_TOKENS`] should be.
 fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
     let [dim, hidden] = WIDTHS.map(|width| width as u64);
     let [room, _] = room_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
@@ -199,9 +199,9 @@ fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
     };
     let rows = vec![
         measure(1, "by the CPU"),
-        measure(MANY - 1, "by the CPU"),
-        measure(MANY, "brought"),
-        measure(8 * MANY, "brought"),
+        measure(UPLOAD_MIN_TOKENS - 1, "by the CPU"),
+        measure(UPLOAD_MIN_TOKENS, "brought"),
+        measure(8 * UPLOAD_MIN_TOKENS, "brought"),
     ];
     cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
     rows

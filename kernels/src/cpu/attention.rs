@@ -1,38 +1,38 @@
-//! Attention over the latent cache: an online softmax over blocks of rows, all heads at once.
+//! Computes absorbed MLA attention over the latent cache: an online softmax over blocks of rows, all heads at once.
 //!
-//! Queries are rows (token, head). A group of up to 64 of them meets a block of 32 cache rows, expanded once
-//! to f32 in a near cache, so the cache is read once for all heads. The softmax runs within parts of 256 rows,
-//! counted from position 0, and parts are merged in their order: a token's result has the same bits whatever
-//! the batch and the number of threads. Many groups (a prefill) go over all parts on their own; few (a decoded
-//! token) are split over parts, 64 at a time. Scratch is O(groups at work * 64 * width): 10 MiB or so, at any
-//! depth. 32 heads make this bound by arithmetic, not by memory. Next: `expanded`, the form for reading long documents.
+//! Query rows are (token, head) pairs. A group of up to 64 of them is multiplied with a block of 32 cache rows, which is
+//! dequantised once to f32 in L1/L2, so one read of the cache serves all heads. The softmax runs within parts of 256
+//! rows, counted from position 0, and parts are merged in order: a token's result has the same bits for any batch size
+//! and thread count. In prefill each group processes all parts; in decode the few groups are split over parts, 64 at a
+//! time. Scratch is O(active groups * 64 * width), about 10 MiB at any depth. With 32 heads this is compute-bound. Next:
+//! `materialized`, the path for prefill at depth.
 
 use super::Cpu;
+use super::autovec::{AutovecKernel, exp, fma, largest, run, sum};
 use super::cache::{Cache, SEGMENT};
-use super::gemm::{Left, View, add_product, rows_by_rows};
-use super::isa::{Isa, Kernel};
+use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
+use super::matmul::{Activations, activations};
 use super::memory::Tensor;
-use super::product::{Activations, activations};
-use super::vector::{Loops, exp, fma, largest, run, sum};
 use crate::backend::Span;
 use crate::quant::{self, Activation};
+use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
-/// Queries of a group at most.
+/// Largest number of queries per group.
 pub(super) const GROUP: usize = 64;
-/// Cache rows of a block.
+/// Cache rows per block.
 pub(super) const BLOCK: usize = 32;
-/// What queries become for a cache of Q8_0.
+/// The activation type of queries over a Q8_0 cache.
 const LEVELS: Activation = Activation::Q8x32;
-/// (group, part) pairs whose results are kept for merging at a time.
+/// (group, part) pairs whose partial results are buffered for merging.
 const WAVE: usize = 64;
 
-/// What a span's queries look at.
+/// A span's queries and cache.
 struct Look<'a> {
     cache: &'a Cache,
     /// `[queries, width]`
     q: &'a [f32],
-    /// The same as levels, which meet a cache of levels as they are stored.
+    /// The quantised queries, for int8 dot products with a Q8_0 cache.
     levels: Option<&'a [u8]>,
     heads: usize,
     /// Rows in the cache before the span's first.
@@ -77,14 +77,14 @@ pub(super) fn latent_attention(
     o
 }
 
-/// The softmax of a group so far: `n` largest scores, `n` sums of weights, `[n, value_dim]` weighted values.
+/// The running softmax of a group: `n` largest scores, `n` sums of weights, `[n, value_dim]` weighted values.
 pub(super) fn split(softmax: &mut [f32], n: usize) -> [&mut [f32]; 3] {
     let (max, rest) = softmax.split_at_mut(n);
     let (sum, acc) = rest.split_at_mut(n);
     [max, sum, acc]
 }
 
-/// No row seen yet.
+/// The empty softmax.
 pub(super) fn clear(softmax: &mut [f32], n: usize) {
     let [max, sum, acc] = split(softmax, n);
     max.fill(f32::NEG_INFINITY);
@@ -128,14 +128,14 @@ fn attend(cpu: &Cpu, look: &Look<'_>, queries: usize, o: &mut [f32]) {
     }
 }
 
-/// All parts, one after the other.
+/// Processes all parts in order.
 fn all_parts(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, o: &mut [f32]) {
     let (n, dim) = (queries.len(), look.value_dim);
     let size = n * (dim + 2);
     let mut scratch = cpu.buffers.floats(2 * size);
     let (whole, part) = scratch.floats_mut()[..2 * size].split_at_mut(size);
     clear(whole, n);
-    let last = look.before + (queries.end - 1) / look.heads; // the newest row that any of them sees
+    let last = look.before + (queries.end - 1) / look.heads; // the newest row visible to any of them
     for p in 0..last / SEGMENT + 1 {
         one_part(cpu, look, queries.clone(), p, part);
         run(cpu.level, Merge { n, dim, whole, part });
@@ -163,7 +163,7 @@ fn one_part(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, p: usize, out: &m
     for first in (p * SEGMENT..look.cache.len().min((p + 1) * SEGMENT)).step_by(BLOCK) {
         let rows = first..look.cache.len().min(first + BLOCK);
         if rows.start > look.before + (queries.end - 1) / look.heads {
-            break; // newer than all of them
+            break; // beyond the causal mask of all queries
         }
         look.cache.expand(rows.clone(), block);
         let block = View { values: block, step };
@@ -195,24 +195,24 @@ impl Kernel for Scores<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        rows_by_rows(isa, self.size, self.q, self.rows, self.scores, BLOCK);
+        matmul_nt(isa, self.size, self.q, self.rows, self.scores, BLOCK);
     }
 }
 
-/// The same of levels: rows and queries meet as bytes, as in every product with a stored weight.
+/// Scores by int8 dot products, as for stored weights.
 fn scores_of_levels(cpu: &Cpu, q: &[u8], cache: &Cache, rows: Range<usize>, scores: &mut [f32]) {
     let (n, count) = (q.len() / LEVELS.row_bytes(cache.width()), rows.len());
     let stored = cache.stored(rows);
-    quant::dot_tile(cpu.level, cache.format(), stored, cache.width(), q, &mut scores[..n * count]);
+    quant::matmul_tile(cpu.level, cache.format(), stored, cache.width(), q, &mut scores[..n * count]);
     if count < BLOCK {
         (0..n).rev().for_each(|i| scores.copy_within(i * count..(i + 1) * count, i * BLOCK));
     }
 }
 
-/// Scores become weights e^(scale * score - max); `factors` is what the sums before are worth.
+/// Turns scores into weights e^(scale * score - max); `factors` rescales the earlier sums.
 pub(super) struct Weights<'a, F> {
     pub scores: &'a mut [f32],
-    /// Rows of the block that a query sees.
+    /// Rows of the block visible to a query.
     pub seen: F,
     pub scale: f32,
     pub factors: &'a mut [f32],
@@ -220,7 +220,7 @@ pub(super) struct Weights<'a, F> {
     pub sum: &'a mut [f32],
 }
 
-impl<F: Fn(usize) -> usize> Loops for Weights<'_, F> {
+impl<F: Fn(usize) -> usize> AutovecKernel for Weights<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -232,7 +232,7 @@ impl<F: Fn(usize) -> usize> Loops for Weights<'_, F> {
             scores.iter_mut().for_each(|s| *s *= self.scale);
             scores[seen..].fill(f32::NEG_INFINITY);
             let max = largest(scores, old);
-            // Nothing seen at all: all weights are zero.
+            // No visible row: all weights are zero.
             let base = if max == f32::NEG_INFINITY { 0.0 } else { max };
             scores.iter_mut().for_each(|s| *s = exp::<FMA>(*s - base));
             *factor = exp::<FMA>(old - base);
@@ -258,11 +258,11 @@ impl Kernel for Values<'_> {
     fn run<I: Isa>(self, isa: I) {
         let weights = Left { values: self.scores, row: BLOCK, col: 1 };
         let factors = self.factors;
-        add_product(isa, self.size, weights, self.rows, self.acc, (self.size[1], |i| factors[i]));
+        gemm_accumulate(isa, self.size, weights, self.rows, self.acc, (self.size[1], |i| factors[i]));
     }
 }
 
-/// Adds a later part to what has been seen.
+/// Merges a later part into the running softmax.
 pub(super) struct Merge<'a> {
     pub n: usize,
     pub dim: usize,
@@ -270,7 +270,7 @@ pub(super) struct Merge<'a> {
     pub part: &'a [f32],
 }
 
-impl Loops for Merge<'_> {
+impl AutovecKernel for Merge<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -1,8 +1,8 @@
-//! The rows of one attention layer of one sequence, in segments that clones share.
+//! Stores the KV cache rows of one MLA layer of one sequence, in segments that clones share.
 //!
-//! A clone copies a list of pointers. Rows are only ever appended, so a full segment is never copied; the last
-//! one is, once, when a clone of it is appended to. Rows lie back to back in the cache's format; a row of Q8_0
-//! is padded with zeros to whole blocks. Sizes are 64-bit: a million rows are four thousand segments.
+//! A clone copies a list of pointers. The cache is append-only, so full segments are shared for good; the last segment is
+//! copied on the first append to a clone. Rows are contiguous in the cache's format; a Q8_0 row is zero-padded to whole
+//! blocks. Sizes are 64-bit: a million rows are four thousand segments.
 //! Next: `attention`.
 
 use crate::backend::CacheFormat;
@@ -10,7 +10,7 @@ use crate::quant::Format;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Rows of a segment, and of a part of the attention over it.
+/// Rows per segment, and per part of the attention over it.
 pub(super) const SEGMENT: usize = 256;
 
 /// Append-only rows.
@@ -19,7 +19,7 @@ pub struct Cache {
     format: Format,
     width: usize,
     len: usize,
-    /// `SEGMENT` rows each, whether in use or not.
+    /// `SEGMENT` rows each, used or not.
     segments: Vec<Arc<[u8]>>,
 }
 
@@ -42,7 +42,7 @@ impl Cache {
         self.width
     }
 
-    /// Values of a row as it is stored: `width` rounded up to whole blocks.
+    /// Values of a stored row: `width` rounded up to whole blocks.
     pub(super) fn stored_width(&self) -> usize {
         self.width.next_multiple_of(self.format.block_len())
     }
@@ -51,7 +51,7 @@ impl Cache {
         self.stored_width() / self.format.block_len() * self.format.block_bytes()
     }
 
-    /// Appends a row. `scratch` is of `stored_width` values.
+    /// Appends a row. `scratch` has `stored_width` values.
     pub(super) fn push(&mut self, row: &[f32], scratch: &mut [f32]) {
         assert_eq!(row.len(), self.width, "values of a cache row");
         let (bytes, format) = (self.row_bytes(), self.format);
@@ -61,7 +61,7 @@ impl Cache {
         self.len += 1;
     }
 
-    /// The bytes after the last row, of this cache alone: to the end of its segment, or a new segment.
+    /// The unshared free bytes after the last row: the rest of its segment, or a new segment.
     fn room(&mut self) -> &mut [u8] {
         let (bytes, at) = (self.row_bytes(), self.len % SEGMENT);
         if at == 0 {
@@ -71,7 +71,7 @@ impl Cache {
         &mut Arc::make_mut(last)[at * bytes..]
     }
 
-    /// Adds the stored bytes of some rows to `out`.
+    /// Appends the stored bytes of a range of rows to `out`.
     pub(super) fn export(&self, rows: Range<usize>, out: &mut Vec<u8>) {
         assert!(rows.end <= self.len, "rows {rows:?} of a cache of {}", self.len);
         let (bytes, mut next) = (self.row_bytes(), rows.start);
@@ -83,7 +83,7 @@ impl Cache {
         }
     }
 
-    /// Appends rows as they were exported.
+    /// Appends exported rows.
     pub(super) fn import(&mut self, mut rows: &[u8]) {
         let bytes = self.row_bytes();
         assert!(rows.len().is_multiple_of(bytes), "{} bytes in rows of {bytes}", rows.len());
@@ -91,7 +91,7 @@ impl Cache {
             if self.len.is_multiple_of(SEGMENT)
                 && let Some((whole, rest)) = rows.split_at_checked(SEGMENT * bytes)
             {
-                self.segments.push(Arc::from(whole)); // copied once, not filled with zeros before
+                self.segments.push(Arc::from(whole)); // copied once, without zero-filling first
                 self.len += SEGMENT;
                 rows = rest;
                 continue;
@@ -113,20 +113,20 @@ impl Cache {
         self.format
     }
 
-    /// Some rows of one segment as they are stored.
+    /// The stored bytes of rows of one segment.
     pub(super) fn stored(&self, rows: Range<usize>) -> &[u8] {
         assert!(rows.end <= self.len, "rows {rows:?} of a cache of {}", self.len);
         let (segment, at) = (rows.start / SEGMENT, rows.start % SEGMENT);
         &self.segments[segment][at * self.row_bytes()..][..rows.len() * self.row_bytes()]
     }
 
-    /// The same as f32, `stored_width` values a row.
+    /// Rows of one segment as f32, `stored_width` values per row.
     pub(super) fn expand(&self, rows: Range<usize>, out: &mut [f32]) {
         let values = &mut out[..rows.len() * self.stored_width()];
         self.format.dequantise_row(self.stored(rows), values);
     }
 
-    /// Any rows as f32, `width` values a row.
+    /// Any rows as f32, `width` values per row.
     pub(super) fn read(&self, rows: Range<usize>) -> Vec<f32> {
         let mut row = vec![0.0; self.stored_width()];
         let mut out = Vec::with_capacity(rows.len() * self.width);

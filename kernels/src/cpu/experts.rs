@@ -1,33 +1,34 @@
-//! The routed experts of a batch: tokens grouped by expert, so that each chosen expert is read once.
+//! Computes the routed experts of a batch: groups tokens by expert, so that each chosen expert is read once.
 //!
-//! Two regions: all rows of gate and up, then all rows of down with the weighted sum. A token's sum runs in
-//! the order of its own ranking, so it is the same in any batch. Scratch is O(tokens * top_k * widths): a row
-//! of activations and a row of hidden values for each chosen (token, expert). Decoding reads the chosen
-//! experts' weights once and is bound by memory. Next: `route`.
+//! Two parallel regions: all rows of gate and up, then all rows of down with the weighted sum. A token's sum follows the
+//! order of its own ranking, so it does not depend on the batch. Scratch is O(tokens * top_k * widths): an activation row
+//! and a hidden row per routed (token, expert) pair. Decode reads the chosen experts' weights once and is memory-bound.
+//! Next: `route`.
 
-use super::ahead::will_need;
+use super::autovec::{AutovecKernel, axpy, run, sigmoid};
+use super::madvise::advise_willneed;
+use super::matmul::{TILE, activations, chunk_bytes, prefetch_rows, tile};
 use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
-use super::product::{TILE, activations, ask, chunk_bytes, tile};
 use super::route::Routed;
-use super::vector::{Loops, axpy, run, sigmoid};
 use super::{Cpu, Weight};
 use crate::backend::Gated;
 use crate::quant::Activation;
 use std::sync::atomic::Ordering;
 
-/// Experts of a layer that are asked for at once at most: a prefill reads nearly all, in order, as the system expects.
+/// Largest number of experts of a layer to prefetch from disk: a prefill reads nearly all, in order, which the kernel's
+/// readahead handles.
 const ASKED: usize = 64;
 
-/// No expert: computed elsewhere.
+/// Marks a slot whose expert is computed elsewhere.
 pub const ABSENT: u32 = u32::MAX;
 
-/// (token, slot) pairs in the order of their expert.
+/// (token, slot) pairs sorted by expert.
 struct Groups {
     /// `token * top_k + slot`, grouped by expert.
     pairs: Buffer,
     n_pairs: usize,
-    /// For each expert that is chosen at all: [expert, first pair, pair after the last, 0].
+    /// For each chosen expert: [expert, first pair, pair after the last, 0].
     runs: Buffer,
     n_runs: usize,
 }
@@ -80,7 +81,8 @@ pub(super) fn experts(cpu: &Cpu, w: Gated<'_, Weight>, x: &Tensor, routed: &Rout
     let groups = Groups::new(cpu, routed, n);
     if cpu.ahead.load(Ordering::Relaxed) && groups.n_runs <= ASKED {
         for matrix in [w.gate, w.up, w.down] {
-            (0..groups.n_runs).for_each(|i| will_need(matrix.matrix_rows(groups.run(i).0, 0..matrix.rows)));
+            (0..groups.n_runs)
+                .for_each(|i| advise_willneed(matrix.matrix_rows(groups.run(i).0, 0..matrix.rows)));
         }
     }
     let hidden = gate_and_up(cpu, &w, x, routed, &groups);
@@ -106,7 +108,7 @@ fn gate_and_up(cpu: &Cpu, w: &Gated<'_, Weight>, x: &Tensor, routed: &Routed, gr
     let up_rows = other.then(|| gathered(w.up.format.activation()));
     let (x_up, up_bytes) = up_rows.as_ref().map_or((&x_gate, gate_bytes), |(rows, bytes)| (rows, *bytes));
     let parts = Parts::new(hidden.values_mut());
-    // A token alone meets as many rows as there is room for results.
+    // A single token takes as many rows as the result buffer holds.
     let bytes = w.gate.row_bytes + w.up.row_bytes;
     let most = if routed.rows == 1 { chunk_bytes(groups.n_runs * rows * bytes) / bytes.max(1) } else { TILE };
     let step = most.clamp(TILE, TILE * TILE) / TILE * TILE;
@@ -117,8 +119,8 @@ fn gate_and_up(cpu: &Cpu, w: &Gated<'_, Weight>, x: &Tensor, routed: &Routed, gr
         let block = first..rows.min(first + step);
         let (w_gate, w_up) =
             (w.gate.matrix_rows(expert, block.clone()), w.up.matrix_rows(expert, block.clone()));
-        ask(cpu, w.gate, w_gate, run_pairs.len());
-        ask(cpu, w.up, w_up, run_pairs.len());
+        prefetch_rows(cpu, w.gate, w_gate, run_pairs.len());
+        prefetch_rows(cpu, w.up, w_up, run_pairs.len());
         let (mut gate, mut up) = ([0.0; TILE * TILE], [0.0; TILE * TILE]);
         for from in run_pairs.clone().step_by(TILE) {
             let to = run_pairs.end.min(from + TILE);
@@ -149,7 +151,7 @@ struct SiluMul<'a> {
     out: &'a mut [f32],
 }
 
-impl Loops for SiluMul<'_> {
+impl AutovecKernel for SiluMul<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -167,20 +169,20 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
     let x = activations(cpu, form, hidden.values(), hidden.cols);
     let x_bytes = form.row_bytes(hidden.cols);
     let mut y = cpu.buffers.tensor(tokens, w.rows);
-    // Of one token's experts each chunk reads a part, and asks for the next before it is at the end of one.
+    // In decode each chunk reads a part of every expert and prefetches the next before it ends one.
     let most = if tokens == 1 { TILE * TILE } else { TILE };
     let rows = w.rows.div_ceil(cpu.pool.threads() * 8).clamp(8, most);
     let parts = Parts::new(y.values_mut());
     cpu.pool.parallel_for(w.rows.div_ceil(rows), |chunk| {
         let block = chunk * rows..w.rows.min((chunk + 1) * rows);
-        // This block's results of each pair: [token, slot, row].
+        // The results of this row block: [token, slot, row].
         let mut scratch = cpu.buffers.floats(pairs * block.len());
         let mut out = [0.0; TILE * TILE];
         for i in 0..groups.n_runs {
             let (expert, run_pairs) = groups.run(i);
             let weights = w.matrix_rows(expert, block.clone());
             if i + 1 < groups.n_runs {
-                ask(cpu, w, w.matrix_rows(groups.run(i + 1).0, block.clone()), tokens);
+                prefetch_rows(cpu, w, w.matrix_rows(groups.run(i + 1).0, block.clone()), tokens);
             }
             for from in run_pairs.clone().step_by(TILE) {
                 let to = run_pairs.end.min(from + TILE);
@@ -216,7 +218,7 @@ struct Weigh<'a> {
     y: &'a mut [f32],
 }
 
-impl Loops for Weigh<'_> {
+impl AutovecKernel for Weigh<'_> {
     type Output = ();
 
     #[inline(always)]

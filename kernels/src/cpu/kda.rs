@@ -1,25 +1,25 @@
-//! The gated delta rule: token by token here, in chunks in `kda_chunk`.
+//! Computes the gated delta rule token by token; `kda_chunk` computes it in chunks.
 //!
-//! Token by token a block of columns of S is read and written once a token, the write of one token fused with
-//! the decay and the two reads of the next: S is 64 KiB a head, so a decoded token moves 4 MiB a layer and is
-//! bound by memory. Columns of S do not depend on each other; heads and blocks of columns are spread over the
-//! threads. Scratch is O(dk) a thread and token, 64 tokens at most. Next: `kda_chunk`.
+//! A column block of S is read and written once per token: the write of one token is fused with the decay and the two
+//! reads of the next. S is 64 KiB per head, so decode moves 4 MiB per layer and is memory-bound. Columns of S are
+//! independent; heads and column blocks are split over the threads. Scratch is O(dk) per thread and token, for at most
+//! 64 tokens. Next: `kda_chunk`.
 
-use super::gemm::{load, store};
-use super::isa::{Isa, Kernel};
+use super::autovec::{AutovecKernel, dot, exp, run};
+use super::f32_gemm::{load, store};
 use super::memory::Tensor;
 use super::pool::Parts;
-use super::vector::{Loops, dot, exp, run};
 use super::{Cpu, kda_chunk};
 use crate::backend::{DeltaRule, Span};
+use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
-/// How a span is computed; the results are equal to rounding.
+/// The algorithm for a span; results are equal up to rounding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Form {
-    /// What measured fastest: token by token, at every length. 256 tokens of 8 heads of 128 x 128 on one core
-    /// of a Zen 5: 2.7 ms against 3.7 ms in chunks (AVX-512), 3.3 against 3.7 (AVX2). S stays in the nearest
-    /// cache either way, and chunks need more arithmetic, which only wider registers than 8 floats would repay.
+    /// The fastest as measured: token by token, at every length. 256 tokens of 8 heads of 128 x 128 on one Zen 5 core:
+    /// 2.7 ms against 3.7 ms in chunks (AVX-512), 3.3 against 3.7 (AVX2). S stays in L1 either way, and chunks need
+    /// more arithmetic, which would pay only with registers wider than 8 floats.
     Fastest,
     /// Token by token.
     Recurrent,
@@ -27,7 +27,7 @@ pub enum Form {
     Chunked,
 }
 
-/// Tokens whose decays are kept at a time.
+/// Tokens whose decays are buffered.
 const GROUP: usize = 64;
 
 /// One head of a span: where its values are in the batch.
@@ -101,7 +101,7 @@ pub(super) fn delta_rule(
     o
 }
 
-/// Blocks of columns of each head, spread over the threads.
+/// Splits the column blocks of each head over the threads.
 fn recurrent<'a>(
     cpu: &Cpu,
     heads: usize,
@@ -130,7 +130,7 @@ fn recurrent<'a>(
     });
 }
 
-/// Columns of S that are in the nearest cache at a time: 16 KiB for 128 rows.
+/// Columns of S per block: 16 KiB for 128 rows, which stay in L1.
 const BLOCK: usize = 32;
 
 /// alpha = e^g and k . q of some tokens.
@@ -141,7 +141,7 @@ struct Decays<'a> {
     kq: &'a mut [f32],
 }
 
-impl Loops for Decays<'_> {
+impl AutovecKernel for Decays<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -187,7 +187,7 @@ impl<F: Fn(usize) -> usize> Kernel for Columns<'_, F> {
 impl<F: Fn(usize) -> usize> Columns<'_, F> {
     /// `V` registers of columns (the only one may be partly filled).
     ///
-    /// S is kept without its newest write k d^T, which is made up for at the next token:
+    /// S lacks its newest write k d^T, which the next token applies:
     /// S' = Diag(alpha) (S + k_before d_before^T), d = beta (v - S'^T k), o = S'^T q + (k . q) d.
     #[inline(always)]
     fn columns<I: Isa, const V: usize>(&self, isa: I, cols: Range<usize>) {

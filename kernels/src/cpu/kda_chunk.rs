@@ -1,4 +1,4 @@
-//! The gated delta rule in chunks of 64 tokens: a few products of matrices instead of 64 passes over S.
+//! Computes the gated delta rule in chunks of 64 tokens: a few matrix products instead of 64 passes over S.
 //!
 //! With G the cumulative log-decay inside a chunk, and rows r, s of it:
 //! ```text
@@ -6,16 +6,16 @@
 //! Vn_r = beta_r (v_r - (K e^G)_r S - sum_(s<r) A_rs Vn_s)
 //! O    = (Q e^G) S + P Vn                              S <- Diag(e^G_C) S + (K e^(G_C - G))^T Vn
 //! ```
-//! Every factor e^(G_r - G_s) is made as a product of the decays alpha = e^g <= 1 of the tokens between, never
-//! as a quotient: e^-G would overflow. Sub-chunks of 16 split it at the first row n of the later one,
-//! e^(G_r - G_n) e^(G_n - G_s); inside a sub-chunk the products are made pair by pair. (I + A) is solved by
-//! forward substitution, by sub-chunk. Scratch is 64 * (6 dk + 2 dv) floats a thread. Bound by arithmetic.
+//! Every factor e^(G_r - G_s) is a product of the decays alpha = e^g <= 1 of the tokens between, never a quotient: e^-G
+//! would overflow. Sub-chunks of 16 split it at the first row n of the later one, e^(G_r - G_n) e^(G_n - G_s); inside a
+//! sub-chunk the products are computed pair by pair. (I + A) is solved by forward substitution per sub-chunk. Scratch is
+//! 64 * (6 dk + 2 dv) floats per thread. Compute-bound.
 
 use super::Cpu;
-use super::gemm::{Left, View, add_product, load, rows_by_rows, store};
-use super::isa::{Isa, Kernel};
+use super::autovec::{AutovecKernel, exp, run};
+use super::f32_gemm::{Left, View, gemm_accumulate, load, matmul_nt, store};
 use super::kda::Head;
-use super::vector::{Loops, exp, run};
+use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
 const CHUNK: usize = 64;
@@ -107,7 +107,7 @@ struct Decayed<'a, 's> {
     scratch: &'a mut Scratch<'s>,
 }
 
-impl Loops for Decayed<'_, '_> {
+impl AutovecKernel for Decayed<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -146,7 +146,7 @@ struct Advance<'a, 's> {
     scratch: &'a mut Scratch<'s>,
 }
 
-impl Loops for Advance<'_, '_> {
+impl AutovecKernel for Advance<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -218,7 +218,7 @@ fn two_dots<I: Isa>(isa: I, a: &[f32], b: &[f32], w: &[f32]) -> (f32, f32) {
         sum_a = [isa.fma(load(isa, &a[..mid]), low, sum_a[0]), isa.fma(load(isa, &a[mid..]), high, sum_a[1])];
         sum_b = [isa.fma(load(isa, &b[..mid]), low, sum_b[0]), isa.fma(load(isa, &b[mid..]), high, sum_b[1])];
     }
-    (isa.total(isa.add(sum_a[0], sum_a[1])), isa.total(isa.add(sum_b[0], sum_b[1])))
+    (isa.reduce_add(isa.add(sum_a[0], sum_a[1])), isa.reduce_add(isa.add(sum_b[0], sum_b[1])))
 }
 
 /// A and P of one sub-chunk with all rows before it.
@@ -241,8 +241,8 @@ impl Kernel for Between<'_, '_> {
         let later = n * dk..self.rows.end * dk;
         let size = [self.rows.len(), n, dk];
         let (kd, out) = (view(&*x.kd), n * CHUNK..self.rows.end * CHUNK);
-        rows_by_rows(isa, size, view(&x.kn[later.clone()]), kd, &mut x.a[out.clone()], CHUNK);
-        rows_by_rows(isa, size, view(&x.qn[later]), kd, &mut x.p[out], CHUNK);
+        matmul_nt(isa, size, view(&x.kn[later.clone()]), kd, &mut x.a[out.clone()], CHUNK);
+        matmul_nt(isa, size, view(&x.qn[later]), kd, &mut x.p[out], CHUNK);
     }
 }
 
@@ -267,24 +267,24 @@ impl Kernel for Apply<'_, '_> {
         let s = View { values: &*self.s, step: dv };
         x.vn[..c * dv].fill(0.0);
         x.o[..c * dv].fill(0.0);
-        add_product(isa, [c, dv, dk], rows(&*x.kg, dk), s, x.vn, add);
-        add_product(isa, [c, dv, dk], rows(&*x.qg, dk), s, x.o, add);
+        gemm_accumulate(isa, [c, dv, dk], rows(&*x.kg, dk), s, x.vn, add);
+        gemm_accumulate(isa, [c, dv, dk], rows(&*x.qg, dk), s, x.o, add);
 
         // Vn_r = beta_r (v_r - (K e^G)_r S - sum_(s<r) A_rs Vn_s), then O += P Vn
         for n in (0..c).step_by(SUB) {
             let end = c.min(n + SUB);
             let (before, sub) = x.vn.split_at_mut(n * dv);
             let vn = View { values: &*before, step: dv };
-            add_product(isa, [end - n, dv, n], rows(&x.a[n * CHUNK..], CHUNK), vn, sub, add);
+            gemm_accumulate(isa, [end - n, dv, n], rows(&x.a[n * CHUNK..], CHUNK), vn, sub, add);
             for r in n..end {
                 let (done, row) = sub.split_at_mut((r - n) * dv);
                 let a = rows(&x.a[r * CHUNK + n..], CHUNK);
-                add_product(isa, [1, dv, r - n], a, View { values: &*done, step: dv }, row, add);
+                gemm_accumulate(isa, [1, dv, r - n], a, View { values: &*done, step: dv }, row, add);
                 let (v, beta) = (self.head.v(self.tokens.start + r), self.head.beta(self.tokens.start + r));
                 row.iter_mut().zip(v).for_each(|(vn, v)| *vn = beta * (v - *vn));
             }
             let (p, vn) = (rows(&x.p[n * CHUNK..], CHUNK), View { values: &*x.vn, step: dv });
-            add_product(isa, [end - n, dv, end], p, vn, &mut x.o[n * dv..], add);
+            gemm_accumulate(isa, [end - n, dv, end], p, vn, &mut x.o[n * dv..], add);
         }
 
         // S <- Diag(e^G_C) S + (K e^(G_C - G))^T Vn;  w = alpha, multiplied up, is e^G_C
@@ -295,6 +295,6 @@ impl Kernel for Apply<'_, '_> {
         }
         let (decay, kd) = (&*w, Left { values: &*x.kd, row: 1, col: dk });
         let vn = View { values: &*x.vn, step: dv };
-        add_product(isa, [dk, dv, c], kd, vn, self.s, (dv, |i| decay[i]));
+        gemm_accumulate(isa, [dk, dv, c], kd, vn, self.s, (dv, |i| decay[i]));
     }
 }

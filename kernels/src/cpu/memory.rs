@@ -1,34 +1,33 @@
-//! Tensors and scratch of the CPU backend, from a pool of buffers.
+//! Allocates tensors and scratch of the CPU backend from a buffer pool.
 //!
-//! A dropped buffer goes back and serves the next of about its size, so a decoded token allocates nothing
-//! once one like it has run. What the pool holds unused is bounded by [`LIMIT`]. A buffer comes with whatever
-//! was in it: an op writes all of its result. (In debug builds it comes full of NaN, so that tests see a value
-//! that was not written.) Next: `rows`.
+//! A dropped buffer returns to the pool and is reused for the next request of about its size, so decode allocates
+//! nothing in the steady state. [`LIMIT`] bounds the unused buffers. Buffers are not cleared; every op writes its whole
+//! result. (Debug builds fill them with NaN, so that tests detect unwritten values.) Next: `elementwise`.
 
 use bytemuck::{Pod, Zeroable};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Bytes the pool keeps unused at most: several times what a prefill batch of 512 tokens of a 48B model has
-/// in use at once.
+/// Largest total size of unused buffers in bytes: several times the working set of a 512-token prefill batch of the
+/// 48B model.
 pub const LIMIT: usize = 1 << 29;
 
-/// Sixteen floats, one cache line: what buffers are aligned to.
+/// Sixteen floats, one cache line: the alignment of buffers.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// The pool. Clones are the same pool.
+/// The pool; clones share it.
 #[derive(Clone, Default)]
 pub struct Buffers(Arc<Mutex<Free>>);
 
 #[derive(Default)]
 struct Free {
-    /// Unused buffers by their size in lines, in order of size.
+    /// Unused buffers by size in cache lines.
     by_size: Vec<(usize, Vec<Box<[Line]>>)>,
     bytes: usize,
 }
 
-/// Memory from the pool, 64-byte aligned. Dropping it gives it back.
+/// Memory from the pool, 64-byte aligned; dropping it returns it.
 pub struct Buffer {
     lines: Box<[Line]>,
     home: Buffers,
@@ -86,7 +85,7 @@ impl Free {
             return;
         }
         while self.bytes + bytes > LIMIT {
-            // Buffers of long prefills go first: those of single tokens are wanted again.
+            // Evict the largest first: decode reuses the small ones.
             match self.by_size.iter_mut().rev().find(|(_, unused)| !unused.is_empty()) {
                 Some((size, unused)) if *size > lines.len() => {
                     unused.pop();
@@ -103,7 +102,7 @@ impl Free {
     }
 }
 
-/// Rounds up to one of four sizes an octave: a fifth is wasted at most, and few sizes are in use.
+/// Rounds up to one of four sizes per power of two: wastes at most a fifth and keeps sizes few.
 fn size_class(lines: usize) -> usize {
     let step = lines.checked_ilog2().map_or(1, |log| (1usize << log) / 4).max(1);
     lines.next_multiple_of(step)
@@ -115,7 +114,7 @@ impl Buffer {
         bytemuck::cast_slice(&self.lines)
     }
 
-    /// All of it as floats, to write.
+    /// All of it as mutable floats.
     pub fn floats_mut(&mut self) -> &mut [f32] {
         bytemuck::cast_slice_mut(&mut self.lines)
     }
@@ -125,7 +124,7 @@ impl Buffer {
         bytemuck::cast_slice(&self.lines)
     }
 
-    /// All of it as plain values of another type, to write.
+    /// All of it as mutable values of another type.
     pub fn values_mut<T: Pod>(&mut self) -> &mut [T] {
         bytemuck::cast_slice_mut(&mut self.lines)
     }
@@ -144,7 +143,7 @@ impl Tensor {
         &self.buffer.floats_ref()[..self.rows * self.cols]
     }
 
-    /// The values, row after row, to write.
+    /// The mutable values, row after row.
     pub fn values_mut(&mut self) -> &mut [f32] {
         &mut self.buffer.floats_mut()[..self.rows * self.cols]
     }

@@ -1,26 +1,23 @@
-//! The CPU: every op over the instruction set found at run time, on the threads of an own pool.
+//! Implements [`Backend`] on the CPU: SIMD selected at run time, work split over a thread pool.
 //!
-//! Weights stay where they are (in the mapped file) and in their format. This file binds the ops of
-//! [`Backend`] to where they are computed; it knows no model. Next: `isa` (the instruction sets), then
-//! `product` (most of the time of a token), `kda` and `attention`.
+//! Weights stay in the mapped file in their stored format. This file dispatches the ops of [`Backend`]; it knows no
+//! model. Next: `matmul` (most of a token's time), `kda`, `attention`, then `crate::simd`.
 
-pub mod isa;
-
-mod ahead;
 mod attention;
-mod best;
+mod autovec;
 mod cache;
-mod expanded;
+mod elementwise;
 mod experts;
-mod gemm;
+mod f32_gemm;
 mod kda;
 mod kda_chunk;
+mod madvise;
+mod materialized;
+mod matmul;
 mod memory;
 mod pool;
-mod product;
 mod route;
-mod rows;
-mod vector;
+mod top_k;
 
 pub use cache::Cache;
 pub use experts::ABSENT;
@@ -33,7 +30,7 @@ use crate::backend::{
     Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
 };
 use crate::quant::Format;
-use isa::Level;
+use crate::simd::SimdLevel;
 use memory::{Buffer, Buffers};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -42,12 +39,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct Cpu {
     pool: Pool,
     buffers: Buffers,
-    level: Level,
-    /// The model may not be in memory as a whole.
+    level: SimdLevel,
+    /// Whether the model may exceed memory: prefetch weights from disk.
     ahead: AtomicBool,
 }
 
-/// A weight where it lies in the file.
+/// A weight in the mapped file.
 pub struct Weight {
     stored: Stored,
     row_bytes: usize,
@@ -62,7 +59,7 @@ impl std::ops::Deref for Weight {
 }
 
 impl Weight {
-    /// The bytes of some rows of matrix `m`.
+    /// The bytes of a range of rows of matrix `m`.
     fn matrix_rows(&self, m: usize, rows: Range<usize>) -> &[u8] {
         assert!(
             m < self.count && rows.end <= self.rows,
@@ -75,7 +72,7 @@ impl Weight {
     }
 }
 
-/// A small weight as floats: a view where it is stored so, else a copy.
+/// A small weight as f32: a view of an F32 weight, else a dequantised copy.
 enum Floats<'a> {
     View(&'a [f32]),
     Copy(Buffer, usize),
@@ -93,23 +90,23 @@ impl std::ops::Deref for Floats<'_> {
 }
 
 impl Cpu {
-    /// A backend of so many threads, the caller's included, with the instructions of `level`.
-    pub fn new(threads: usize, level: Level) -> Cpu {
+    /// A backend with `threads` threads, the caller's included, at a SIMD level.
+    pub fn new(threads: usize, level: SimdLevel) -> Cpu {
         Cpu { pool: Pool::new(threads), buffers: Buffers::default(), level, ahead: AtomicBool::new(false) }
     }
 
-    /// The best of this machine: as many threads as it has cores (or as asked), its fastest instructions.
+    /// A backend with `threads` threads (default: all cores) at the fastest SIMD level.
     pub fn detect(threads: Option<usize>) -> Cpu {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
-        Cpu::new(threads.unwrap_or_else(cores).max(1), Level::detect())
+        Cpu::new(threads.unwrap_or_else(cores).max(1), SimdLevel::detect())
     }
 
-    /// The threads, for work of the caller's own.
+    /// The thread pool, for other work of the caller.
     pub fn pool(&self) -> &Pool {
         &self.pool
     }
 
-    /// [`Backend::delta_rule`] in a given form.
+    /// [`Backend::delta_rule`] by a given algorithm.
     pub fn delta_rule_in(
         &self,
         form: Form,
@@ -119,7 +116,7 @@ impl Cpu {
         kda::delta_rule(self, form, spans, &x)
     }
 
-    /// All values of the first matrix of a weight.
+    /// The first matrix of a weight as f32.
     fn floats<'a>(&self, w: &'a Weight) -> Floats<'a> {
         let (bytes, len) = (w.matrix_rows(0, 0..w.rows), w.rows * w.cols);
         match bytemuck::try_cast_slice(bytes) {
@@ -132,7 +129,7 @@ impl Cpu {
         }
     }
 
-    /// A tensor for results of these spans' rows; rows of no span are zeros.
+    /// A result tensor for the rows of spans; rows outside every span are zero.
     fn spanned<S>(&self, rows: usize, cols: usize, spans: &[Span<'_, S>]) -> Tensor {
         let mut y = self.buffers.tensor(rows, cols);
         let covered: usize = spans.iter().map(|span| span.rows.len()).sum();
@@ -219,7 +216,7 @@ impl Backend for Cpu {
     }
 
     fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
-        product::embed(self, table, ids)
+        matmul::embed(self, table, ids)
     }
 
     fn gather(&self, x: &Tensor, rows: &[usize]) -> Tensor {
@@ -231,48 +228,48 @@ impl Backend for Cpu {
     }
 
     fn add(&self, x: &mut Tensor, y: &Tensor) {
-        rows::add(self, x, y);
+        elementwise::add(self, x, y);
     }
 
     fn sigmoid(&self, x: Tensor) -> Tensor {
-        rows::apply_sigmoid(self, x)
+        elementwise::apply_sigmoid(self, x)
     }
 
     fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Tensor {
-        rows::silu_mul(self, gate, up)
+        elementwise::silu_mul(self, gate, up)
     }
 
     fn rms_norm(&self, x: &Tensor, w: &Weight, eps: f32) -> Tensor {
-        rows::rms_norm_rows(self, x, w, eps)
+        elementwise::rms_norm_rows(self, x, w, eps)
     }
 
     fn l2_norm(&self, x: Tensor, head_dim: usize, eps: f32, scale: f32) -> Tensor {
-        rows::l2_norm(self, x, head_dim, eps, scale)
+        elementwise::l2_norm(self, x, head_dim, eps, scale)
     }
 
     fn gated_rms_norm(&self, x: &Tensor, w: &Weight, gate: &Tensor, eps: f32) -> Tensor {
-        rows::gated_rms_norm(self, x, w, gate, eps)
+        elementwise::gated_rms_norm(self, x, w, gate, eps)
     }
 
     fn matmul(&self, w: &Weight, x: &Tensor) -> Tensor {
-        let [y] = product::matmuls(self, [w], x);
+        let [y] = matmul::matmuls(self, [w], x);
         y
     }
 
     fn matmuls<const N: usize>(&self, w: [&Weight; N], x: &Tensor) -> [Tensor; N] {
-        product::matmuls(self, w, x)
+        matmul::matmuls(self, w, x)
     }
 
     fn matmul_heads(&self, w: &Weight, x: &Tensor) -> Tensor {
-        product::matmul_heads(self, w, x)
+        matmul::matmul_heads(self, w, x)
     }
 
     fn short_conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) -> Tensor {
-        rows::short_conv(self, spans, x, taps)
+        elementwise::short_conv(self, spans, x, taps)
     }
 
     fn kda_decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
-        rows::kda_decay(self, f, a, dt_bias)
+        elementwise::kda_decay(self, f, a, dt_bias)
     }
 
     fn delta_rule(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
@@ -300,11 +297,11 @@ impl Backend for Cpu {
         w: Expansion<'_, Weight>,
         scale: f32,
     ) -> Tensor {
-        expanded::expanded_attention(self, spans, q, &w, scale)
+        materialized::expanded_attention(self, spans, q, &w, scale)
     }
 
     fn best(&self, x: &Tensor, n: usize) -> Vec<Best> {
-        best::best(self, x, n)
+        top_k::best(self, x, n)
     }
 
     fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {

@@ -1,10 +1,9 @@
-//! The threads of the CPU backend: one parallel region at a time, chunks claimed as threads get to them.
+//! Runs parallel regions on a thread pool; threads claim chunks dynamically.
 //!
-//! A region costs well under a microsecond while the workers are awake. A worker that finds no work spins for
-//! a few microseconds, gives its core away a few times, then sleeps: an idle pool uses no CPU. The caller
-//! never waits for a worker that has not begun, so a worker whose core is taken by another process costs
-//! nothing but its help; claiming by chunk does the same for cores of unequal speed. It allocates nothing
-//! after it is made. This is the only place that erases a lifetime. Next: `vector`.
+//! A region costs well under a microsecond while the workers are awake. An idle worker spins for a few microseconds,
+//! yields its core a few times, then parks, so an idle pool uses no CPU. The caller never waits for a worker that has
+//! not entered the region, so a preempted worker costs only its share of the work; dynamic claiming balances cores of
+//! unequal speed. The pool allocates nothing after start-up. Only this file erases a lifetime. Next: `autovec`.
 
 use std::any::Any;
 use std::cell::UnsafeCell;
@@ -15,18 +14,18 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 
-/// Threads that run the chunks of a region together with the thread that asks for it.
+/// Worker threads that run the chunks of a region together with the calling thread.
 pub struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Held by the caller of a region; a second caller meanwhile does its chunks alone.
+    /// Held by the caller of a region; a concurrent caller runs its chunks alone.
     region: Mutex<()>,
 }
 
-/// A region's body, called with the index of each chunk.
+/// A region's body, called with each chunk index.
 type Body<'a> = dyn Fn(usize) + Sync + 'a;
 
-/// On cache lines of its own: all threads write it.
+/// Padded to its own cache lines: all threads write it.
 #[repr(align(128))]
 struct Line<T>(T);
 
@@ -37,7 +36,7 @@ struct Shared {
     next: Line<AtomicUsize>,
     /// Body and number of chunks of the region.
     job: UnsafeCell<(*const Body<'static>, usize)>,
-    /// One a worker: it sleeps or is about to.
+    /// One per worker: whether it is parked or about to park.
     asleep: Vec<AtomicBool>,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
     stop: AtomicBool,
@@ -47,9 +46,9 @@ const OPEN: u64 = 1 << 31;
 const INSIDE: u64 = OPEN - 1;
 const REGION: u64 = 1 << 32;
 
-/// Looks at the gate before a worker gives its core away: about 10 us.
+/// Polls of the gate before a worker yields: about 10 us.
 const SPINS: u32 = 500;
-/// Times it gives its core away before it sleeps.
+/// Yields before a worker parks.
 const YIELDS: u32 = 50;
 
 // SAFETY: `job` is written only by the holder of `Pool::region` while the gate is closed and nobody is inside,
@@ -60,7 +59,7 @@ unsafe impl Sync for Shared {}
 unsafe impl Send for Shared {}
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included; fewer if the system gives no more.
+    /// A pool of `threads` threads, the caller's included; fewer where the system refuses to start them.
     pub fn new(threads: usize) -> Pool {
         assert!(threads > 0, "a pool needs a thread");
         let shared = Arc::new(Shared {
@@ -84,9 +83,9 @@ impl Pool {
         self.workers.len() + 1
     }
 
-    /// Calls `body` with each index below `chunks`, on any thread, in any order. Returns when all have
-    /// returned; a panic in one of them goes on in the caller. Inside a region, or while another thread has
-    /// one open, it is a plain loop.
+    /// Calls `body` with each index below `chunks`, on any thread, in any order, and returns when all calls have
+    /// returned; a panic resumes in the caller. Runs as a plain loop inside a region or while another thread has one
+    /// open.
     pub fn parallel_for(&self, chunks: usize, body: impl Fn(usize) + Sync) {
         let region = match self.region.try_lock() {
             Ok(region) => Some(region),
@@ -146,7 +145,7 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    /// Runs chunks until none is left. A panic leaves none.
+    /// Runs chunks until none is left; a panic discards the rest.
     fn claim(&self, body: &Body<'_>, chunks: usize) {
         let stop_all = StopAll(self, chunks);
         loop {
@@ -159,7 +158,7 @@ impl Shared {
         std::mem::forget(stop_all);
     }
 
-    /// Lets nobody in any more and waits for those inside.
+    /// Closes the gate and waits for the workers inside.
     fn close(&self) {
         self.gate.0.fetch_and(!OPEN, Ordering::SeqCst);
         let mut looks = 0;
@@ -169,9 +168,9 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
+    /// The worker loop.
     fn work(&self, worker: usize) {
-        let mut done = 0; // the last region it was in
+        let mut done = 0; // the last region this worker entered
         while let Some(gate) = self.wait(worker, done) {
             if self.gate.0.compare_exchange(gate, gate + 1, Ordering::SeqCst, Ordering::Relaxed).is_err() {
                 continue;
@@ -188,7 +187,7 @@ impl Shared {
         }
     }
 
-    /// Waits for a region other than `done` to open and gives the gate as it was; None when the pool is dropped.
+    /// Waits for a region other than `done` to open and returns the gate's value; None when the pool is dropped.
     fn wait(&self, worker: usize, done: u64) -> Option<u64> {
         let mut looks = 0;
         loop {
@@ -216,13 +215,13 @@ impl Shared {
         let gate = self.gate.0.load(Ordering::SeqCst);
         let opened = gate & OPEN != 0 && gate & !(REGION - 1) != done;
         if !opened && !self.stop.load(Ordering::SeqCst) {
-            thread::park(); // may return for no reason: the caller looks again
+            thread::park(); // may wake spuriously: the loop polls again
         }
         self.asleep[worker].store(false, Ordering::SeqCst);
     }
 }
 
-/// On unwinding leaves no chunk to claim.
+/// Discards the remaining chunks on unwinding.
 struct StopAll<'a>(&'a Shared, usize);
 
 impl Drop for StopAll<'_> {
@@ -235,7 +234,7 @@ fn lock_panic(shared: &Shared) -> std::sync::MutexGuard<'_, Option<Box<dyn Any +
     shared.panic.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A slice of which each chunk of a region writes its own part.
+/// A slice whose disjoint parts the chunks of a region write.
 pub struct Parts<'a, T> {
     start: *mut T,
     len: usize,
@@ -246,7 +245,7 @@ pub struct Parts<'a, T> {
 unsafe impl<T: Send> Sync for Parts<'_, T> {}
 
 impl<'a, T> Parts<'a, T> {
-    /// Borrows the slice for as long as parts of it are given away.
+    /// Borrows the slice for as long as parts of it are handed out.
     pub fn new(slice: &'a mut [T]) -> Parts<'a, T> {
         Parts { start: slice.as_mut_ptr(), len: slice.len(), slice: PhantomData }
     }
@@ -254,7 +253,7 @@ impl<'a, T> Parts<'a, T> {
     /// The part at `range`.
     ///
     /// # Safety
-    /// No two parts that overlap may be alive at a time.
+    /// Overlapping parts must not be alive at the same time.
     #[allow(clippy::mut_from_ref, reason = "the caller promises that parts do not overlap")]
     pub unsafe fn get(&self, range: Range<usize>) -> &mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "part {range:?} of {}", self.len);

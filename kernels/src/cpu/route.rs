@@ -1,10 +1,9 @@
-//! The router: which experts a token goes to.
+//! Routes tokens to experts.
 //!
-//! Exact in its ties (lowest index first) and total in its inputs: a NaN ranks below every number and never
-//! panics. Bound by nothing; a token takes a microsecond. Next: `kda`.
+//! Ties resolve to the lowest index, and a NaN ranks below every number. A token takes about a microsecond. Next: `kda`.
 
+use super::autovec::{AutovecKernel, run, sigmoid};
 use super::memory::{Buffer, Tensor};
-use super::vector::{Loops, run, sigmoid};
 use super::{Cpu, Weight};
 use crate::backend::Routing;
 
@@ -31,7 +30,7 @@ impl Routed {
 }
 
 impl Cpu {
-    /// Experts that were chosen elsewhere, `top_k` a row, best first, and their weights. [`super::ABSENT`] is none.
+    /// Experts routed elsewhere, `top_k` per row, best first, and their weights; [`super::ABSENT`] marks an empty slot.
     pub fn chosen(&self, top_k: usize, experts: &[u32], weights: &[f32]) -> Routed {
         assert!(
             top_k > 0 && experts.len() == weights.len() && experts.len().is_multiple_of(top_k),
@@ -45,7 +44,7 @@ impl Cpu {
     }
 }
 
-/// Groups that a router may have, and experts that it may choose for a token, at most.
+/// Largest number of expert groups, and of experts per token.
 pub(super) const MAX_GROUPS: usize = 256;
 
 pub(super) fn route(cpu: &Cpu, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
@@ -77,7 +76,7 @@ struct Scores<'a> {
     biased: &'a mut [f32],
 }
 
-impl Loops for Scores<'_> {
+impl AutovecKernel for Scores<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -91,7 +90,7 @@ impl Loops for Scores<'_> {
     }
 }
 
-/// The `chosen.len()` best of the groups that stay.
+/// The `chosen.len()` best experts of the eligible groups.
 fn choose(biased: &[f32], how: &Routing, chosen: &mut [u32]) {
     let size = biased.len() / how.groups;
     let mut order = [0; MAX_GROUPS];
@@ -110,7 +109,7 @@ fn choose(biased: &[f32], how: &Routing, chosen: &mut [u32]) {
     best(kept.iter().flat_map(members).map(|e| (e, biased[e])), chosen);
 }
 
-/// Sum of the two largest (or of the one there is).
+/// Sum of the two largest scores (of one, where there is only one).
 fn two_best(scores: &[f32]) -> f32 {
     let (mut first, mut second) = (f32::NEG_INFINITY, f32::NEG_INFINITY);
     for &s in scores {

@@ -1,6 +1,6 @@
-//! Launches of the attention over a latent cache: how it is cut into parts, and which kernel takes its shape.
+//! Launches absorbed MLA attention: splits the cache into parts and selects the kernel for a shape.
 //!
-//! The arithmetic is in kernels/cuda/attention.cu. Next: `expanded`.
+//! The arithmetic is in kernels/cuda/attention.cu. Next: `materialized`.
 
 use super::cache::CacheShape;
 use super::driver::Address;
@@ -10,7 +10,7 @@ use super::{Cache, Cuda, Device, Grid, arg, block};
 use crate::backend::{CacheFormat, Span};
 use bytemuck::{Pod, Zeroable};
 
-/// What `attend_tensor` takes, and its bytes of shared memory, as in attention.cu.
+/// Limits of `attend_tensor` and its shared memory in bytes, as in attention.cu.
 const HEADS: usize = 32;
 const VALUES: usize = 512;
 const MOST_WIDTH: usize = 576;
@@ -19,18 +19,18 @@ const STAGES: usize = 3;
 const TENSOR_SHARED: usize = 2 * (HEADS + STAGES * ROWS) * (MOST_WIDTH + 8)
     + 2 * HEADS * (ROWS + 8)
     + 4 * HEADS * (2 * (ROWS + 1) + 3);
-/// Values at most of `attend_plain`, and cache rows that it takes at a time.
+/// Largest value width of `attend_plain`, and its cache rows per block.
 pub(super) const PLAIN_VALUES: usize = 512;
-/// Columns of a cache row: a query of `attend_plain` lies in shared memory, of which each block has 48 KiB for sure.
+/// Largest width of a cache row: `attend_plain` holds a query in shared memory, of which 48 KiB need no opt-in.
 pub(super) const MAX_WIDTH: usize = 8192;
 const PLAIN_ROWS: usize = 32;
-/// Parts a cache is cut into at most: about two for each multiprocessor of the largest cards.
+/// Largest number of parts of a cache: about two per SM of the largest cards.
 const PARTS: usize = 256;
-/// Shared memory of a multiprocessor of which two blocks have their part, if a block may have so much.
+/// Shared memory of an SM, which two resident blocks share.
 const FOR_TWO: usize = 2 * (TENSOR_SHARED + 1024);
-/// Rows of a part at least: a part leaves as many bytes as two rows for each head, which are written and read.
+/// Smallest number of rows per part: merging a part costs the traffic of two rows per head.
 const PART_ROWS: usize = 128;
-/// Warps of a block that appends, and blocks that share a span's rows at most.
+/// Warps of an appending block, and largest number of blocks per span.
 const APPENDING: usize = 16;
 const APPENDERS: usize = 128;
 
@@ -46,12 +46,12 @@ struct Attention {
     scale: f32,
 }
 
-/// Parts that a cache of so many rows is worth at most: it grows by doubling, so few steps differ in it.
+/// Largest useful number of parts for a number of rows; it grows by doubling, so few graphs differ in it.
 pub(super) fn reach(rows: usize) -> usize {
     rows.div_ceil(PART_ROWS).next_power_of_two().min(PARTS)
 }
 
-/// Parts that give the device all the blocks that it runs at a time, while each has rows enough.
+/// Number of parts that fills the device while each part has enough rows.
 fn parts(blocks: usize, longest: usize, at_a_time: usize) -> usize {
     let wanted = at_a_time / blocks.max(1);
     wanted.min(reach(longest)).max(1)

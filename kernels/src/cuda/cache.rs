@@ -1,9 +1,9 @@
-//! The rows of one attention layer of one sequence on the device, in segments that clones share.
+//! Stores the KV cache rows of one MLA layer of one sequence on the device, in segments that clones share.
 //!
-//! Kernels find the rows through a header in device memory and advance its length themselves, so that a launch can be
-//! replayed for the next token. The host keeps the same length, makes room before rows are appended, and writes the
-//! header anew where the two would differ (after a clone, a truncation or an import). A full segment is never copied;
-//! the last one is, once, when a clone of it is appended to. Rows leave in the form in which the CPU keeps them.
+//! Kernels address rows through a header in device memory and advance its length themselves, so that a captured graph can
+//! be replayed for the next token. The host mirrors the length, allocates segments before an append, and rewrites the
+//! header after a clone, a truncation or an import. Full segments are never copied; the last one is copied on the first
+//! append to a clone. Exported rows have the CPU's layout.
 //! Next: `attention`.
 
 use super::driver::Address;
@@ -14,9 +14,9 @@ use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Rows of a segment, as in kernels/cuda/cache.cuh.
+/// Rows per segment, as in kernels/cuda/cache.cuh.
 const SEGMENT: usize = 256;
-/// Values of a block of Q8_0, and its bytes in a file.
+/// Values and stored bytes of a Q8_0 block.
 const BLOCK: usize = 32;
 const BLOCK_BYTES: usize = 34;
 
@@ -26,12 +26,12 @@ pub struct Cache {
     width: usize,
     len: usize,
     segments: Vec<Arc<Buffer>>,
-    /// What the device knows of them.
+    /// The device-side header and segment table.
     header: Option<Header>,
     buffers: Buffers,
 }
 
-/// What kernels are told of a cache: how its rows lie.
+/// The row layout that kernels receive.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct CacheShape {
@@ -46,10 +46,10 @@ struct Header {
     own: Buffer,
     /// The address of each segment.
     table: Buffer,
-    /// Segments the table has room for, and those that are in it.
+    /// Capacity of the table and the segments in it.
     room: usize,
     written: usize,
-    /// The length that the device has.
+    /// The length in the device-side header.
     len: usize,
 }
 
@@ -110,7 +110,7 @@ impl Cache {
         bytes.next_multiple_of(16)
     }
 
-    /// Bytes of a row elsewhere.
+    /// Bytes of an exported row.
     pub(super) fn row_bytes(&self) -> usize {
         match self.format {
             CacheFormat::F32 => 4 * self.width,
@@ -119,7 +119,7 @@ impl Cache {
         }
     }
 
-    /// Room for `rows` more, in segments that are this cache's alone.
+    /// Allocates room for `rows` more in unshared segments.
     fn make_room(&mut self, rows: usize) {
         let (row, at) = (self.device_row(), self.len % SEGMENT);
         if rows > 0 && at > 0 {
@@ -136,14 +136,14 @@ impl Cache {
         }
     }
 
-    /// The table is written anew when it is next wanted.
+    /// Marks the table stale: the next use rewrites it.
     fn forget_table(&mut self) {
         if let Some(header) = &mut self.header {
             header.written = 0;
         }
     }
 
-    /// Makes room for `rows` more and tells the device of all there are.
+    /// Makes room for `rows` more and uploads the header.
     pub(super) fn prepare(&mut self, rows: usize) {
         self.make_room(rows);
         let needed = self.segments.len();
@@ -171,7 +171,7 @@ impl Cache {
         self.header.as_ref().expect("a prepared cache").own.at
     }
 
-    /// Rows that a kernel has appended.
+    /// Counts rows that a kernel has appended.
     pub(super) fn advance(&mut self, rows: usize) {
         self.len += rows;
         self.header.as_mut().expect("a prepared cache").len = self.len;
@@ -185,7 +185,7 @@ impl Cache {
         }
     }
 
-    /// Adds the bytes of some rows to `out`, as the CPU stores them.
+    /// Appends rows to `out` in the CPU's layout.
     pub(super) fn export(&self, rows: Range<usize>, out: &mut Vec<u8>) {
         assert!(rows.end <= self.len, "rows {rows:?} of a cache of {}", self.len);
         let (device, mut next) = (self.device_row(), rows.start);
@@ -200,7 +200,7 @@ impl Cache {
         }
     }
 
-    /// Appends rows as they were exported.
+    /// Appends exported rows.
     pub(super) fn import(&mut self, rows: &[u8]) {
         let (bytes, device) = (self.row_bytes(), self.device_row());
         assert!(rows.len().is_multiple_of(bytes), "{} bytes in rows of {bytes}", rows.len());
@@ -220,7 +220,7 @@ impl Cache {
         }
     }
 
-    /// A row of the device as the CPU keeps it: of Q8_0 each scale before its block.
+    /// Converts a device row to the CPU's layout: for Q8_0 each scale precedes its block.
     fn leave(&self, row: &[u8], out: &mut Vec<u8>) {
         if self.format != CacheFormat::Q8_0 {
             return out.extend_from_slice(&row[..self.row_bytes()]);
@@ -232,7 +232,7 @@ impl Cache {
         }
     }
 
-    /// The opposite of [`Cache::leave`].
+    /// The inverse of [`Cache::leave`].
     fn enter(&self, row: &[u8], own: &mut [u8]) {
         if self.format != CacheFormat::Q8_0 {
             return own[..row.len()].copy_from_slice(row);
@@ -245,7 +245,7 @@ impl Cache {
         }
     }
 
-    /// Any rows as f32, `width` values a row.
+    /// Any rows as f32, `width` values per row.
     pub(super) fn read(&self, rows: Range<usize>) -> Vec<f32> {
         let format = match self.format {
             CacheFormat::F32 => Format::F32,

@@ -1,32 +1,32 @@
-//! Launches of delta attention: the rule token by token, of long spans in chunks, and all that is done for a decoded token.
+//! Launches delta attention: token by token, in chunks for long spans, and fused for decode.
 //!
-//! The arithmetic is in kernels/cuda/{delta,delta_chunk,delta_step}.cu. Next: `product`.
+//! The arithmetic is in kernels/cuda/{delta,delta_chunk,delta_step}.cu. Next: `matmul`.
 
 use super::driver::Address;
+use super::elementwise::TAPS;
 use super::memory::Tensor;
-use super::rows::TAPS;
 use super::span::groups;
 use super::{Cuda, Grid, Weight, block};
 use crate::backend::{DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Span};
 use bytemuck::{Pod, Zeroable};
 
-/// Rows of a head's S at most, as in delta.cu.
+/// Largest number of rows of a head's S, as in delta.cu.
 pub(super) const DELTA_ROWS: usize = 128;
-/// Heads: the second extent of a grid of blocks.
+/// Largest number of heads: the second grid dimension.
 pub(super) const MAX_HEADS: usize = 65_535;
 /// Bytes of `DeltaShared`.
 const DELTA_SHARED: usize = 4 * (3 * 3 * DELTA_ROWS + 2 * 3 * 4 * 32);
-/// Tokens of a chunk and channels of a head, as in delta_chunk.cu.
+/// Tokens per chunk and channels per head, as in delta_chunk.cu.
 const CHUNK: usize = 32;
 const DIM: usize = 128;
-/// Floats that a chunk of a head leaves, `CHUNK_FLOATS` there.
+/// Floats written per chunk and head (`CHUNK_FLOATS` in delta_chunk.cu).
 const CHUNK_FLOATS: usize = 4 * CHUNK * DIM + CHUNK * CHUNK + DIM;
 /// Bytes of `ChunkShared` and of `ApplyShared`.
 const CHUNK_SHARED: usize = 4 * (3 * CHUNK * DIM + CHUNK * CHUNK + CHUNK);
 const APPLY_SHARED: usize = 4 * (DIM + CHUNK) * 34;
-/// Tokens from which a span goes in chunks: by count, not yet by measurement.
-const LONG: usize = 64;
-/// Tokens whose chunks are made at once: 36 MB for 32 heads, which near caches of large cards hold.
+/// Smallest span that is computed in chunks, in tokens; chosen by operation count, not measured.
+const CHUNKED_MIN_TOKENS: usize = 64;
+/// Tokens per slab of chunks: 36 MB for 32 heads, which fits the L2 of large cards.
 const SLAB: usize = 512;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -72,7 +72,7 @@ struct Step {
 }
 
 impl Cuda {
-    /// Delta attention of one token a sequence; None where there are others, or heads of another size.
+    /// Fused delta attention of one token per sequence; None for other spans or head sizes.
     pub(super) fn delta_step(
         &self,
         spans: &[Span<'_, DeltaState<Tensor>>],
@@ -141,7 +141,7 @@ impl Cuda {
             assert_eq!(span.state.shape(), [heads * dk, dv], "shape of S");
         }
         let o = self.spanned(tokens, heads * dv, spans);
-        let long = |span: &Span<'_, Tensor>| [dk, dv] == [DIM; 2] && span.rows.len() >= LONG;
+        let long = |span: &Span<'_, Tensor>| [dk, dv] == [DIM; 2] && span.rows.len() >= CHUNKED_MIN_TOKENS;
         spans.iter().filter(|span| long(span)).for_each(|span| self.in_chunks(span, x, &o));
         let short = spans.iter_mut().filter(|span| !long(span));
         let short: Vec<_> = short.map(|s| Span { rows: s.rows.clone(), state: &mut *s.state }).collect();
@@ -162,7 +162,7 @@ impl Cuda {
         }
     }
 
-    /// One span, a slab after the other.
+    /// Computes one span slab by slab.
     fn in_chunks(&self, span: &Span<'_, Tensor>, x: &DeltaRule<'_, Tensor>, o: &Tensor) {
         let heads = x.beta.cols;
         let most = span.rows.len().min(SLAB).div_ceil(CHUNK);

@@ -1,20 +1,20 @@
-//! The routed experts of a batch: on the device, in RAM, or some here and some there.
+//! Computes the routed experts of a batch: on the device, in RAM, or split between both.
 //!
-//! Of a layer whose stacks stay in RAM, the experts that are chosen most have slots on the device ([`super::hot`]): those
-//! are computed there while the CPU computes the others, and the two sums are added. Steps of many tokens have the stacks
-//! brought instead ([`super::staging`]). Which experts have slots depends on what was asked before, so what a token gets
-//! may differ in rounding from one run to the next. Next: `hot`.
+//! For layers whose experts stay in RAM, the GPU expert cache ([`super::expert_cache`]) holds the most used ones: the
+//! device computes hits while the CPU computes misses, and the sums are added. Steps of many tokens upload the stacks
+//! instead ([`super::staging`]). The cache contents depend on earlier requests, so results may differ by rounding from run
+//! to run. Next: `expert_cache`.
 
 use super::driver::Stream;
 use super::fused::FewFfn;
+use super::matmul::{GEMV_MAX_TOKENS, PLAIN, Shape, TILE, Target};
 use super::memory::{Buffer, Tensor};
-use super::product::{FEW, PLAIN, Shape, TILE, Target};
 use super::{Address, Cuda, Grid, Routed, Weight, arg};
 use crate::backend::{Backend, Gated};
 use crate::cpu::{self, ABSENT};
 use std::sync::atomic::Ordering;
 
-/// Places of chosen experts in their stacks and their weights, `[rows * top_k]` on the device; a place of -1 is none.
+/// Stack indices and weights of the routed experts, `[rows * top_k]` on the device; -1 marks an empty slot.
 #[derive(Clone, Copy)]
 pub(super) struct Choice {
     pub(super) places: Address,
@@ -24,14 +24,14 @@ pub(super) struct Choice {
 }
 
 impl Routed {
-    /// Where all experts are in their stacks.
+    /// For complete stacks: the index is the expert.
     pub(super) fn choice(&self) -> Choice {
         let Routed { rows, top_k, chosen, weights } = self;
         Choice { places: chosen.at, weights: weights.at, rows: *rows, top_k: *top_k }
     }
 }
 
-/// (token, slot) pairs in the order of their experts.
+/// (token, slot) pairs sorted by expert.
 pub(super) struct Pairs {
     pub(super) order: Buffer,
     pub(super) starts: Buffer,
@@ -68,7 +68,7 @@ impl Cuda {
         self.experts_here(w, shared, x, routed.choice())
     }
 
-    /// y and what every token meets.
+    /// y and the shared expert.
     fn with_shared(&self, mut y: Tensor, shared: Option<&Gated<'_, Weight>>, x: &Tensor) -> Tensor {
         if let Some(shared) = shared {
             self.add(&mut y, &self.ffn(shared, x));
@@ -76,7 +76,7 @@ impl Cuda {
         y
     }
 
-    /// Of stacks on the device. A token's experts that have no place there are left out.
+    /// Computes experts of device stacks; slots of -1 are skipped.
     fn experts_here(
         &self,
         w: &Gated<'_, Weight>,
@@ -93,7 +93,7 @@ impl Cuda {
         }
         let (n, Choice { rows, top_k, .. }) = (w.gate.count, choice);
         let shape = Shape { vectors: rows * top_k, groups: n, x_div: top_k, chosen: choice.places };
-        let pairs = (rows > FEW).then(|| self.pairs(choice, n));
+        let pairs = (rows > GEMV_MAX_TOKENS).then(|| self.pairs(choice, n));
         let inner = self.gate_and_up(w, x, shape, pairs.as_ref());
         let out = self.buffers.tensor(shape.vectors, w.down.rows);
         let target = Target { w: w.down, y: out.at(), y_stride: w.down.rows };
@@ -105,8 +105,8 @@ impl Cuda {
         self.with_shared(self.weighted_sum(&out, choice), shared, x)
     }
 
-    /// Of stacks in RAM: what has a slot here and what every token meets, the rest by the CPU at the same time. A token goes
-    /// there and back, 18 KB of the real model.
+    /// Computes experts of stacks in RAM: cache hits and the shared expert on the device, misses on the CPU in parallel. A
+    /// token's activations cross the bus twice, 18 KB for the published model.
     fn experts_apart(
         &self,
         w: &Gated<'_, Weight>,
@@ -167,7 +167,7 @@ impl Cuda {
         self.uses[1].fetch_add(all as u64, Ordering::Relaxed);
     }
 
-    /// Each token's results by their weights. `[tokens * top_k, dim] -> [tokens, dim]`
+    /// The weighted sum of each token's expert outputs. `[tokens * top_k, dim] -> [tokens, dim]`
     pub(super) fn weighted_sum(&self, out: &Tensor, choice: Choice) -> Tensor {
         let (Choice { rows, top_k, .. }, cols) = (choice, out.cols);
         let y = self.buffers.tensor(rows, cols);
@@ -192,7 +192,7 @@ impl Cuda {
     }
 }
 
-/// The chosen experts that have no place on the device, [`ABSENT`] for the others.
+/// The routed experts that miss the cache; [`ABSENT`] for hits.
 fn missing(chosen: &[u32], places: &[i32]) -> impl Iterator<Item = u32> {
     chosen.iter().zip(places).map(|(e, place)| if *place < 0 { *e } else { ABSENT })
 }

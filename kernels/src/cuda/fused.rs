@@ -1,21 +1,21 @@
-//! Launches for few tokens that do what several ops do: a decoded token is bound by how many there are.
+//! Launches fused kernels for few tokens: decode is bound by the number of launches.
 //!
-//! The arithmetic is in kernels/cuda/fused.cuh. What a shape does not allow goes op by op. Next: `experts`.
+//! The arithmetic is in kernels/cuda/fused.cuh. Unsupported shapes run op by op. Next: `experts`.
 
 use super::driver::Address;
+use super::elementwise::{EXPERTS, Route, Routed};
 use super::experts::Choice;
+use super::matmul::{GEMV_MAX_TOKENS, Input, lanes};
 use super::memory::Tensor;
-use super::product::{FEW, Input, lanes};
-use super::rows::{EXPERTS, Route, Routed};
 use super::{Cuda, Grid, Weight, block};
 use crate::backend::{Gated, Routing};
 use bytemuck::{Pod, Zeroable};
 
-/// Matrices of a launch with an input each, as in fused.cuh.
+/// Largest number of matrices per launch with one input each, as in fused.cuh.
 const FRESH: usize = 2;
-/// Columns at most where each block makes bytes of its input for itself.
+/// Largest number of columns for which each block quantises its input itself.
 const NARROW: usize = 1024;
-/// Threads that share a row of gate and up, and rows of a block.
+/// Threads per row of gate and up, and rows per block.
 const UP_LANES: usize = 8;
 const UP_ROWS: usize = 32;
 
@@ -42,7 +42,7 @@ struct Fresh {
     levels: [Address; 2],
 }
 
-/// Rows of a block whose results come as bytes too.
+/// Rows per block whose results are also quantised.
 const LEVEL_ROWS: usize = 32;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -77,25 +77,25 @@ struct Router {
     unused: i32,
 }
 
-/// A weight with its input and where its results go.
+/// A weight with its input and output.
 struct FreshTo<'a> {
     w: &'a Weight,
     x: Address,
     y: Address,
-    /// Values from one vector to the next, from one result to the next.
+    /// Strides of inputs and outputs in values.
     strides: [usize; 2],
-    /// Columns of the input that follow the results.
+    /// Input columns copied behind the results.
     rest: usize,
 }
 
-/// The experts of a batch, and what every token meets; one of them at least.
+/// The routed experts and the shared expert of a batch; at least one is present.
 pub(super) struct FewFfn<'a> {
     pub(super) experts: Option<(&'a Gated<'a, Weight>, Choice)>,
     pub(super) shared: Option<&'a Gated<'a, Weight>>,
 }
 
 impl Cuda {
-    /// Products of a few tokens with weights that have an input each; None where the shapes do not allow it.
+    /// Multiplies a few tokens with weights that have one input each; None for unsupported shapes.
     pub(super) fn products_each<const N: usize>(
         &self,
         w: [&Weight; N],
@@ -103,7 +103,7 @@ impl Cuda {
     ) -> Option<[Tensor; N]> {
         let (format, cols, tokens) = (w.first()?.format, w[0].cols, x[0].rows);
         let alike = |i: usize| w[i].format == format && w[i].count == 1 && x[i].shape() == [tokens, cols];
-        if N > FRESH || !(1..=FEW).contains(&tokens) || cols > NARROW || !(0..N).all(alike) {
+        if N > FRESH || !(1..=GEMV_MAX_TOKENS).contains(&tokens) || cols > NARROW || !(0..N).all(alike) {
             return None;
         }
         assert!(w.iter().all(|w| w.cols == cols), "a product's columns");
@@ -114,7 +114,7 @@ impl Cuda {
         Some(y)
     }
 
-    /// By head, of a few tokens; as bytes too where 32 of them share a scale.
+    /// Per head, for a few tokens; also quantised where 32 results share a scale.
     pub(super) fn heads_few(&self, w: &Weight, x: &Tensor) -> Tensor {
         let width = x.cols / w.count;
         let rest = width - w.cols;
@@ -126,7 +126,7 @@ impl Cuda {
         y
     }
 
-    /// Products of so many vectors, which go round the matrices of a stack.
+    /// Multiplies vectors that cycle through the matrices of a stack.
     fn fresh(&self, to: &[FreshTo<'_>], [vectors, groups]: [usize; 2], levels: [Address; 2]) {
         let (w, mut of) = (to[0].w.on_device(), [FreshMatrix::zeroed(); FRESH]);
         for (m, to) in of.iter_mut().zip(to) {
@@ -147,7 +147,7 @@ impl Cuda {
         }
     }
 
-    /// The router's logits and the choice by them; None where the shapes do not allow it.
+    /// The router's logits and routing; None for unsupported shapes.
     pub(super) fn routed_few(
         &self,
         router: &Weight,
@@ -156,7 +156,11 @@ impl Cuda {
         how: Routing,
     ) -> Option<Routed> {
         let (tokens, cols, experts) = (x.rows, x.cols, router.rows);
-        if router.is_block() || !cols.is_multiple_of(4) || !(1..=FEW).contains(&tokens) || experts > EXPERTS {
+        if router.is_block()
+            || !cols.is_multiple_of(4)
+            || !(1..=GEMV_MAX_TOKENS).contains(&tokens)
+            || experts > EXPERTS
+        {
             return None;
         }
         assert_eq!((router.count, router.cols), (1, cols), "a router: matrices, columns");
@@ -172,11 +176,11 @@ impl Cuda {
         Some(routed)
     }
 
-    /// Feed-forward of a few tokens in two launches; None where the shapes do not allow it.
+    /// A feed-forward of a few tokens in two launches; None for unsupported shapes.
     pub(super) fn ffn_few(&self, w: &FewFfn<'_>, x: &Tensor) -> Option<Tensor> {
         let first = w.experts.as_ref().map(|(w, _)| *w).or(w.shared)?;
         let alike = w.shared.is_none_or(|shared| [first, shared].map(shape).windows(2).all(|s| s[0] == s[1]));
-        if !(1..=FEW).contains(&x.rows) || !fits(first) || !alike {
+        if !(1..=GEMV_MAX_TOKENS).contains(&x.rows) || !fits(first) || !alike {
             return None;
         }
         assert_eq!(x.cols, first.gate.cols, "columns of a feed-forward's input");
@@ -216,7 +220,7 @@ impl Cuda {
     }
 }
 
-/// What two feed-forwards of one launch have in common.
+/// Arguments common to two feed-forwards of one launch.
 fn shape(w: &Gated<'_, Weight>) -> [(&'static str, usize, usize); 3] {
     [w.gate, w.up, w.down].map(|w| (w.format.name(), w.rows, w.cols))
 }

@@ -1,17 +1,16 @@
-//! Tensors and scratch on the device, from a pool of allocations.
+//! Allocates tensors and scratch on the device from a pool.
 //!
-//! A dropped buffer goes back and serves the next of about its size at once: work on the stream is done in its order,
-//! so nothing is overwritten before it was read. Where the device is full, unused buffers are given back to it first.
-//! (In debug builds, and where [`Buffers::poison`] says so, a buffer comes full of NaN, so that tests see a value that
-//! was not written.) Next: `weight`.
+//! A dropped buffer is reusable at once: the stream runs in order, so nothing is overwritten before it is read. When the
+//! device is full, unused buffers are freed first. (Debug builds and [`Buffers::poison`] fill buffers with NaN, so that
+//! tests detect unwritten values.) Next: `weight`.
 
-use super::driver::{Address, Driver, Recorded};
+use super::driver::{Address, Driver, GraphExec};
 use bytemuck::Pod;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// The pool. Clones are the same pool.
+/// The pool; clones share it.
 #[derive(Clone)]
 pub(super) struct Buffers {
     pub(super) driver: Arc<Driver>,
@@ -22,7 +21,7 @@ pub(super) struct Buffers {
 /// Allocations by size.
 type Sizes = BTreeMap<usize, Vec<Address>>;
 
-/// Allocations that nobody uses.
+/// Unused allocations.
 struct Unused {
     driver: Arc<Driver>,
     pool: Mutex<Pool>,
@@ -31,12 +30,12 @@ struct Unused {
 #[derive(Default)]
 struct Pool {
     by_size: Sizes,
-    /// While a step is recorded: what it gave back. Its launches have these addresses, so nobody else may.
+    /// During graph capture: buffers that the step has released, reserved for its launches.
     recorded: Option<Sizes>,
 }
 
 impl Pool {
-    /// An unused allocation: the recorded step's own first.
+    /// Takes an unused allocation, the captured step's own first.
     fn take(&mut self, size: usize) -> Option<Address> {
         let mut all = self.recorded.iter_mut().chain([&mut self.by_size]);
         all.find_map(|sizes| sizes.get_mut(&size)?.pop())
@@ -48,14 +47,14 @@ impl Unused {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives all back to the device but what a step that is being recorded has.
+    /// Frees all unused memory except that of a step being captured.
     fn trim(&self) {
         let all = std::mem::take(&mut self.lock().by_size);
         all.into_values().flatten().for_each(|at| self.driver.free(at));
     }
 }
 
-/// Allocations that a recorded step uses and nobody else may. Dropping it gives them back to the pool.
+/// Allocations reserved for a captured graph; dropping it returns them to the pool.
 pub(super) struct Kept {
     by_size: Sizes,
     home: Buffers,
@@ -76,7 +75,7 @@ impl Drop for Unused {
     }
 }
 
-/// Memory of the device. Dropping it gives it back to the pool.
+/// Device memory; dropping it returns it to the pool.
 pub(super) struct Buffer {
     pub(super) at: Address,
     size: usize,
@@ -90,17 +89,17 @@ pub struct Tensor {
     /// Values in a row.
     pub cols: usize,
     buffer: Buffer,
-    /// The same values as bytes, once a product wanted them.
+    /// The quantised values, once a matmul has needed them.
     pub(super) bytes: OnceLock<Levels>,
 }
 
-/// Activations as bytes: `q` `[rows, cols]`, and a scale with two sums for each 32 of them.
+/// Quantised activations: `q` `[rows, cols]`, and a scale with two sums per 32 values.
 pub(super) struct Levels {
     pub(super) q: Buffer,
     pub(super) scale: Buffer,
 }
 
-/// Allocations are multiples of this.
+/// Allocation granularity in bytes.
 const GRAIN: usize = 512;
 
 impl Buffers {
@@ -110,17 +109,17 @@ impl Buffers {
         Buffers { driver, unused: Arc::new(unused), poisoned }
     }
 
-    /// Whether buffers come full of NaN.
+    /// Whether buffers are filled with NaN.
     pub(super) fn poison(&self, on: bool) {
         self.poisoned.store(on, Ordering::Relaxed);
     }
 
-    /// At least so many bytes of any value; None if the device has not so many.
+    /// At least `bytes` uninitialised bytes; None when the device is full.
     pub(super) fn try_bytes(&self, bytes: usize) -> Option<Buffer> {
         self.try_size(size_class(bytes))
     }
 
-    /// The same without rounding up to a class, for what there are many of one size of.
+    /// The same without rounding up to a size class, for many buffers of one size.
     pub(super) fn exactly(&self, bytes: usize) -> Buffer {
         self.try_size(bytes.next_multiple_of(GRAIN)).unwrap_or_else(|| self.out_of_memory(bytes))
     }
@@ -143,7 +142,7 @@ impl Buffers {
         })
     }
 
-    /// The same for results and scratch, whose room was seen to when the batch was chosen.
+    /// The same for results and scratch, which the memory plan has reserved.
     pub(super) fn bytes(&self, bytes: usize) -> Buffer {
         self.try_bytes(bytes).unwrap_or_else(|| self.out_of_memory(bytes))
     }
@@ -155,7 +154,7 @@ impl Buffers {
         )
     }
 
-    /// A buffer of these values.
+    /// A buffer initialised with values.
     pub(super) fn upload<T: Pod>(&self, values: &[T]) -> Buffer {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let buffer = self.bytes(bytes.len());
@@ -163,15 +162,15 @@ impl Buffers {
         buffer
     }
 
-    /// A tensor of any values.
+    /// An uninitialised tensor.
     pub(super) fn tensor(&self, rows: usize, cols: usize) -> Tensor {
         let len = rows.checked_mul(cols).expect("a tensor that fits the address space");
         Tensor { rows, cols, buffer: self.bytes(4 * len), bytes: OnceLock::new() }
     }
 
-    /// Records what `issue` issues; what it takes from the pool and gives back is its own from then on. What was unused
-    /// before serves it too: whoever used that issued work before any replay.
-    pub(super) fn record(&self, issue: impl FnOnce()) -> (Recorded, Kept) {
+    /// Captures the launches of `issue`; buffers that it takes and releases stay reserved for the graph. Buffers unused
+    /// before the capture qualify too: their last users were issued before any replay.
+    pub(super) fn record(&self, issue: impl FnOnce()) -> (GraphExec, Kept) {
         let mut own = None;
         let recorded = self.driver.record(|| {
             self.unused.lock().recorded = Some(Sizes::new());
@@ -181,13 +180,13 @@ impl Buffers {
         (recorded, Kept { by_size: own.unwrap_or_default(), home: self.clone() })
     }
 
-    /// Gives all unused memory back to the device.
+    /// Frees all unused memory.
     pub(super) fn trim(&self) {
         self.unused.trim();
     }
 }
 
-/// Rounds up to one of four sizes an octave: a fifth is wasted at most, and few sizes are in use.
+/// Rounds up to one of four sizes per power of two: wastes at most a fifth and keeps sizes few.
 fn size_class(bytes: usize) -> usize {
     let grains = bytes.div_ceil(GRAIN).max(1);
     let step = ((1_usize << grains.ilog2()) / 4).max(1);
@@ -209,7 +208,7 @@ impl Tensor {
         self.buffer.at
     }
 
-    /// Where its bytes and their scales are; 0 where it has none.
+    /// Addresses of the quantised values and their scales; 0 if absent.
     pub(super) fn levels_at(&self) -> [Address; 2] {
         self.bytes.get().map_or([0; 2], |levels| [levels.q.at, levels.scale.at])
     }

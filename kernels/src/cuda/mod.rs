@@ -1,35 +1,34 @@
-//! The GPU: every op on a CUDA device, with the weights in their stored blocks in its memory.
+//! Implements [`Backend`] on a CUDA device; weights keep their stored blocks in device memory.
 //!
-//! The kernels are in `kernels/cuda/*.cu` and come with the program as PTX that the user's driver compiles. There is no
-//! toolkit to build and no driver to start: [`Cuda::detect`] says in a line why it cannot be used. Ops are issued to one
-//! stream and wait for nothing until values are read, or weights in RAM are needed. **Not yet run on a GPU**: what is
-//! tested is this host code and the kernels' arithmetic on a stand-in device (kernels/cuda/host). It knows no model.
-//! Next: `driver`, then `product`.
+//! The kernels are in `kernels/cuda/*.cu` and are embedded as PTX, which the user's driver compiles. A build needs no
+//! toolkit and a start needs no driver: [`Cuda::detect`] returns an error that says why the device is unusable. Ops are
+//! issued to one stream and block only when values are read or weights in RAM are needed. **Not yet run on a GPU**: tests
+//! cover this host code and the kernels' arithmetic on the emulator (kernels/cuda/host). Next: `driver`, then `matmul`.
 
 mod attention;
 mod cache;
-mod code;
 mod delta;
 mod driver;
-mod expanded;
+mod elementwise;
+mod expert_cache;
 mod experts;
 mod fused;
-mod hot;
+mod graph;
+mod materialized;
+mod matmul;
 mod memory;
-mod product;
-mod rows;
+mod ptx;
 mod sample;
 mod span;
 mod staging;
-mod step;
 mod weight;
 
 pub use cache::Cache;
 pub use driver::{Device, Unavailable};
-pub use expanded::{Heads, expanding_bytes};
+pub use elementwise::Routed;
+pub use materialized::{Heads, expanding_bytes};
 pub use memory::Tensor;
-pub use rows::Routed;
-pub use staging::{MANY, room_and_planes, staging_bytes};
+pub use staging::{UPLOAD_MIN_TOKENS, room_and_planes, staging_bytes};
 pub use weight::{Weight, device_bytes};
 
 use crate::backend::{
@@ -38,49 +37,49 @@ use crate::backend::{
 };
 use crate::cpu::Cpu;
 use driver::{Address, Driver, Grid, arg, block};
-use hot::{Carrier, Slots};
+use expert_cache::{Slots, Uploader};
+use graph::Steps;
 use memory::{Buffer, Buffers};
 use staging::Staging;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
-use step::Steps;
 
 /// The CUDA backend.
 pub struct Cuda {
     driver: Arc<Driver>,
     buffers: Buffers,
-    /// Bytes that large stacks (experts) may still take of the device, if there is a limit.
+    /// Remaining device bytes for large stacks (experts), if limited.
     stacks: Mutex<Option<u64>>,
-    /// Who computes the experts that stay in RAM, with how many threads, and whether it asks for them ahead.
+    /// The CPU backend for experts in RAM, its threads, and whether it prefetches them from disk.
     host: OnceLock<Cpu>,
     threads: OnceLock<Option<usize>>,
     ahead: AtomicBool,
-    /// Where they arrive for steps of many tokens, if they may.
+    /// Upload buffers for steps of many tokens, if enabled.
     staging: Mutex<Option<Box<Staging>>>,
-    /// Of each stack that stays in RAM, experts that are on the device too.
+    /// Expert cache slots per stack in RAM.
     slots: AtomicUsize,
-    /// Takes them there.
-    carrier: Mutex<Carrier>,
-    /// Chosen experts of layers in RAM that were met on the device, and all of them.
+    /// Uploads experts to the slots.
+    uploader: Mutex<Uploader>,
+    /// Hits and lookups of the expert cache.
     uses: [AtomicU64; 2],
-    /// Rows whose keys and values are made at once.
+    /// Rows per chunk of materialised attention.
     piece: AtomicUsize,
     steps: Mutex<Steps>,
-    /// How many blocks of a launch are done, for up to [`product::FEW`] tokens: zeros between launches.
+    /// Counters of finished blocks, for up to [`matmul::GEMV_MAX_TOKENS`] tokens; zero between launches.
     counts: Buffer,
 }
 
-/// Stacks of fewer weights than this are always on the device: the three of a layer have as many.
-pub const LARGE: u64 = 16 << 20;
+/// Stacks with fewer weights than this always reside on the device.
+pub const LARGE_STACK_WEIGHTS: u64 = 16 << 20;
 
 impl Cuda {
-    /// The first CUDA device, or why there is none.
+    /// Opens the first CUDA device; the error says why there is none.
     pub fn detect() -> Result<Cuda, Unavailable> {
         let driver = Arc::new(Driver::open()?);
         let buffers = Buffers::new(driver.clone());
-        let counts = buffers.upload(&[0_i32; product::FEW]);
+        let counts = buffers.upload(&[0_i32; matmul::GEMV_MAX_TOKENS]);
         Ok(Cuda {
             driver,
             buffers,
@@ -90,37 +89,37 @@ impl Cuda {
             ahead: AtomicBool::new(false),
             staging: Mutex::default(),
             slots: AtomicUsize::new(0),
-            carrier: Mutex::default(),
+            uploader: Mutex::default(),
             uses: Default::default(),
-            piece: AtomicUsize::new(expanded::PIECE),
+            piece: AtomicUsize::new(materialized::CHUNK_ROWS),
             steps: Mutex::default(),
             counts,
         })
     }
 
-    /// Threads of the CPU, where experts are in RAM; to be said before they are.
+    /// Sets the CPU threads for experts in RAM; must precede the first such weight.
     pub fn with_threads(self, threads: Option<usize>) -> Cuda {
-        let _ = self.threads.set(threads); // new: it has none
+        let _ = self.threads.set(threads); // unset in a new backend
         self
     }
 
-    /// What the device is.
+    /// The device's properties.
     pub fn device(&self) -> &Device {
         &self.driver.device
     }
 
-    /// Free bytes on the device, and all of them.
+    /// Free and total device memory in bytes.
     pub fn memory(&self) -> [u64; 2] {
         self.driver.memory()
     }
 
-    /// From here on, large stacks of matrices (experts) take this much of the device; when one does not fit, it and all
-    /// after it stay in RAM, where the CPU computes them, but for `slots` of each stack, which is on the device for those
-    /// that are used most. Where `room` is not 0, stacks of up to so many bytes travel to the device for steps of [`MANY`]
-    /// tokens and more; [`staging_bytes`] tells what that takes.
+    /// Limits the device memory of large stacks (experts) loaded from now on. The first stack that does not fit and all
+    /// later ones stay in RAM, where the CPU computes them; `slots` experts per stack are cached on the device. With a
+    /// nonzero `room`, stacks of at most `room` bytes are uploaded for steps of [`UPLOAD_MIN_TOKENS`] tokens and more;
+    /// [`staging_bytes`] gives the memory that takes.
     ///
     /// # Errors
-    /// There is no memory to travel to.
+    /// The upload buffers do not fit.
     pub fn limit_stacks(&self, bytes: u64, room: u64, slots: usize) -> Result<(), Error> {
         self.slots.store(slots, Ordering::Relaxed);
         *self.stacks.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
@@ -133,7 +132,7 @@ impl Cuda {
         Ok(())
     }
 
-    /// Whether the limit leaves room for a stack that takes so many bytes on the device.
+    /// Reserves device bytes for a stack; false if the limit is exceeded.
     fn admit(&self, bytes: u64) -> bool {
         let mut left = self.stacks.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(before) = *left else { return true };
@@ -151,8 +150,7 @@ impl Cuda {
         })
     }
 
-    /// Copies memory to memory on the device: bytes read and written a second, in GB, the best of five times 1 GiB or
-    /// what there is.
+    /// Measures device copy bandwidth: GB read and written per second, best of five runs over at most 1 GiB.
     pub fn copy_gb_s(&self) -> f64 {
         let bytes = (self.memory()[0] as usize / 4).min(1 << 30);
         let [from, to] = [(); 2].map(|()| self.buffers.bytes(bytes));
@@ -169,8 +167,8 @@ impl Cuda {
         best
     }
 
-    /// Seconds of one `issue`, from `n` of them recorded and run at once, so that the time of issuing is not in it: the
-    /// best of three. `issue` is told which of them it is.
+    /// Seconds per `issue`, from `n` of them captured in one graph to exclude launch time; best of three. `issue` receives
+    /// its index.
     pub fn time(&self, n: usize, mut issue: impl FnMut(usize)) -> f64 {
         (0..n).for_each(&mut issue); // loads kernels and warms the pool
         let (recorded, _memory) = self.buffers.record(|| (0..n).for_each(&mut issue));
@@ -184,22 +182,22 @@ impl Cuda {
         (0..4).map(|_| run()).fold(f64::INFINITY, f64::min)
     }
 
-    /// Has the driver compile all kernels now, which it does otherwise when they are first used: modules and seconds.
+    /// Compiles all kernels now instead of on first use; returns modules and seconds.
     pub fn compile(&self) -> Vec<(String, f64)> {
         self.driver.compile()
     }
 
-    /// Kernels that were launched op by op or recorded.
+    /// Number of kernel launches, direct or captured.
     pub fn launched(&self) -> u64 {
         self.driver.launched.load(Ordering::Relaxed)
     }
 
-    /// Decoded steps that were done by replaying recorded launches.
+    /// Number of decode steps run by graph replay.
     pub fn replayed(&self) -> u64 {
         self.steps().replayed
     }
 
-    /// Whether results come full of NaN before they are written: slow, for checks.
+    /// Fills buffers with NaN before use: slow, for tests.
     pub fn poison(&self, on: bool) {
         self.buffers.poison(on);
     }
@@ -230,7 +228,10 @@ impl Backend for Cuda {
 
     fn weight(&self, stored: Stored) -> Result<Weight, Error> {
         let weights = (stored.count * stored.rows * stored.cols) as u64;
-        if stored.count > 1 && weights >= LARGE && !self.admit(device_bytes(stored.format, weights)) {
+        if stored.count > 1
+            && weights >= LARGE_STACK_WEIGHTS
+            && !self.admit(device_bytes(stored.format, weights))
+        {
             let slots = self.slots.load(Ordering::Relaxed).min(stored.count);
             let slots = (slots > 0).then(|| Slots::new(&self.driver, &stored, slots)).transpose()?;
             return Ok(Weight::on_host(&stored, self.host().weight(stored.clone())?, slots));
@@ -304,7 +305,7 @@ impl Backend for Cuda {
         (chosen, weights)
     }
 
-    /// In steps of less than [`MANY`] tokens.
+    /// For steps of fewer than [`UPLOAD_MIN_TOKENS`] tokens.
     fn experts_met(&self) -> Option<[u64; 2]> {
         let [here, all] = [0, 1].map(|i| self.uses[i].load(Ordering::Relaxed));
         (all > 0).then_some([here, all])

@@ -1,18 +1,18 @@
-//! Launches for the best values of each row, and their way to the host: what a token is chosen from.
+//! Launches top-k over each row's logits and copies the result to the host for sampling.
 //!
-//! The arithmetic is in kernels/cuda/sample.cu. Next: `step`.
+//! The arithmetic is in kernels/cuda/sample.cu. Next: `graph`.
 
 use super::memory::{Buffer, Tensor};
 use super::{Cuda, Grid, arg};
 use crate::backend::{BEST, Best};
 
-/// Values of a block, keys of one that merges, as in sample.cu.
-const PART: usize = 1024;
+/// Columns per block, and keys per merging block, as in sample.cu.
+const PART_COLUMNS: usize = 1024;
 const MERGE: usize = 4096;
-/// Bytes of shared memory beside the keys.
+/// Shared memory beside the keys, in bytes.
 const SCRATCH: usize = 33 * 4;
 
-/// Lists of the best keys in descending order, `parts` of them a row, and a sum each.
+/// Top-k key lists in descending order, `parts` per row, each with a sum.
 struct Lists {
     keys: Buffer,
     sums: Buffer,
@@ -26,8 +26,9 @@ impl Cuda {
             return vec![Best { top: Vec::new(), whole: true, sum: 0.0 }; x.rows];
         }
         let bits = n.next_power_of_two().ilog2();
-        let mut lists = self.lists(x.rows, x.cols.div_ceil(PART), bits);
-        let grid = Grid { blocks: [x.rows, lists.parts, 1], threads: 256, shared: 8 * PART + SCRATCH };
+        let mut lists = self.lists(x.rows, x.cols.div_ceil(PART_COLUMNS), bits);
+        let grid =
+            Grid { blocks: [x.rows, lists.parts, 1], threads: 256, shared: 8 * PART_COLUMNS + SCRATCH };
         let addresses = [x.at(), lists.keys.at, lists.sums.at].map(arg);
         let sizes = [x.cols as i32, bits as i32].map(arg);
         self.driver.launch(["best_of_part", ""], grid, &[&addresses[..], &sizes].concat());
@@ -45,7 +46,7 @@ impl Cuda {
         Lists { keys: bytes(8 << bits), sums: bytes(4), parts }
     }
 
-    /// As many lists as a block takes to one.
+    /// Merges groups of lists.
     fn merge_lists(&self, from: &Lists, rows: usize, bits: u32) -> Lists {
         let to = self.lists(rows, from.parts.div_ceil(MERGE >> bits), bits);
         let grid = Grid { blocks: [rows, to.parts, 1], threads: 1024, shared: 8 * MERGE + SCRATCH };
@@ -56,7 +57,7 @@ impl Cuda {
     }
 }
 
-/// Keys as values and columns; the first one of 0 ends them.
+/// Decodes keys to values and columns; a key of 0 terminates the list.
 fn best(keys: &[u64], sum: f32, cols: usize) -> Best {
     let numbers = keys.iter().take_while(|key| **key != 0);
     let top: Vec<(f32, u32)> = numbers.map(|key| (value_of((key >> 32) as u32), !(*key as u32))).collect();
@@ -64,7 +65,7 @@ fn best(keys: &[u64], sum: f32, cols: usize) -> Best {
     Best { top, whole, sum }
 }
 
-/// The value whose bits are in the order of numbers.
+/// Decodes an order-preserving key to its value.
 fn value_of(bits: u32) -> f32 {
     f32::from_bits(if bits >> 31 == 1 { bits ^ 1 << 31 } else { !bits })
 }

@@ -1,6 +1,6 @@
-//! Which rows of a batch belong to which state, as kernels are told: up to [`SPANS`] a launch.
+//! Encodes which rows of a batch belong to which state as kernel arguments, up to [`SPANS`] per launch.
 //!
-//! Next: `rows`, the ops on single rows.
+//! Next: `elementwise`.
 
 use super::driver::Address;
 use super::memory::Tensor;
@@ -8,10 +8,10 @@ use super::{Cuda, Grid, arg};
 use crate::backend::Span;
 use bytemuck::{Pod, Zeroable};
 
-/// Spans of a launch at most, as in kernels/cuda/common.cuh.
+/// Largest number of spans per launch, as in kernels/cuda/common.cuh.
 pub(super) const SPANS: usize = 32;
 
-/// One sequence's rows of a batch and where its state is.
+/// One sequence's rows and the address of its state.
 #[derive(Clone, Copy, Debug, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct SpanOf {
@@ -31,11 +31,11 @@ pub(super) struct Spans {
 pub(super) struct Group {
     pub(super) spans: Spans,
     pub(super) n: usize,
-    /// Rows of the longest.
+    /// Rows of the longest span.
     pub(super) longest: usize,
 }
 
-/// Spans with rows, as many launches as they need.
+/// Groups non-empty spans into launches.
 pub(super) fn groups<S>(spans: &[Span<'_, S>], state: impl Fn(&S) -> Address) -> Vec<Group> {
     let with_rows = spans.iter().filter(|span| !span.rows.is_empty());
     let all: Vec<SpanOf> = with_rows
@@ -55,7 +55,7 @@ pub(super) fn groups<S>(spans: &[Span<'_, S>], state: impl Fn(&S) -> Address) ->
 }
 
 impl Cuda {
-    /// A tensor for results of these spans' rows; rows of no span are zeros.
+    /// A result tensor for the rows of spans; rows outside every span are zero.
     pub(super) fn spanned<S>(&self, rows: usize, cols: usize, spans: &[Span<'_, S>]) -> Tensor {
         let y = self.buffers.tensor(rows, cols);
         let covered: usize = spans.iter().map(|span| span.rows.len()).sum();
@@ -67,7 +67,7 @@ impl Cuda {
         y
     }
 
-    /// Runs a kernel of one value a thread.
+    /// Runs a kernel with one value per thread.
     pub(super) fn each(&self, name: &'static str, n: usize, arguments: &[super::driver::Argument<'_>]) {
         if n > 0 {
             let count = n as i64;

@@ -1,60 +1,60 @@
-//! Experts that stay in RAM, brought to the device for a step of many tokens.
+//! Uploads experts from RAM to the device for a step of many tokens.
 //!
-//! A stack takes its time over the bus whatever the tokens; the CPU's time grows with them. So from [`MANY`] tokens on
-//! the stacks travel: their pages, which the device cannot read, go through pinned pieces that the CPU's threads fill,
-//! into one of two rooms on the device, so that one stack travels while the other is used. Next: `attention`.
+//! The upload time of a stack does not depend on the tokens, the CPU's compute time grows with them. From
+//! [`UPLOAD_MIN_TOKENS`] tokens on, stacks are uploaded: CPU threads copy their pageable memory into pinned buffers, and
+//! two device buffers alternate, so that one stack is uploaded while the other is used. Next: `attention`.
 
 use super::driver::{Address, Driver, Event, Pinned, Stream};
-use super::hot::{Heat, Layer};
+use super::expert_cache::{DecayedLfu, Layer};
+use super::matmul::{Shape, Target};
 use super::memory::{Buffer, Tensor};
-use super::product::{Shape, Target};
-use super::weight::{PLANES, layout, planes};
+use super::weight::{PLANES, layout};
 use super::{Cuda, Routed, Weight, arg};
 use crate::backend::{Error, Gated};
 use crate::cpu::Pool;
 use crate::quant::Format;
 use std::sync::{Arc, PoisonError};
 
-/// Tokens of a step from which stacks travel. By count, not yet by measurement: a layer of the real model in Q4_K_M, 1 GB,
-/// takes 45 ms over PCIe 4, in which eight cores compute its experts for 300 to 450 tokens.
-pub const MANY: usize = 256;
-/// Bytes of a pinned piece, and what a thread fills of it at a time.
-const PIECE: usize = 16 << 20;
-const PART: usize = 128 << 10;
-/// One is filled, one travels, one is done with.
+/// Smallest step, in tokens, for which stacks are uploaded. Estimated, not measured: a layer of the published model in
+/// Q4_K_M, 1 GB, takes 45 ms over PCIe 4, in which eight cores compute its experts for 300 to 450 tokens.
+pub const UPLOAD_MIN_TOKENS: usize = 256;
+/// Bytes of a pinned buffer, and of one thread's copy.
+const PINNED_BYTES: usize = 16 << 20;
+const COPY_BYTES: usize = 128 << 10;
+/// Pinned buffers: one is filled, one is in flight, one is free.
 const PIECES: usize = 3;
-/// Rooms on the device.
+/// Device buffers.
 const ROOMS: usize = 2;
 
-/// Bytes of a room for a stack, and of what it is split into there; 0 where it is used as it is.
+/// Device bytes for a stack, and for its planes; 0 where it has one plane.
 pub fn room_and_planes(format: Format, weights: u64) -> [u64; 2] {
     let blocks = weights / format.block_len() as u64;
     let split = layout(format, blocks as usize).1 as u64;
-    [blocks * format.block_bytes() as u64, if planes(format).len() > 1 { split } else { 0 }]
+    [blocks * format.block_bytes() as u64, if format.cuda_planes().len() > 1 { split } else { 0 }]
 }
 
-/// Bytes on the device that are needed where stacks arrive, of the largest [`room_and_planes`] of them.
+/// Total device bytes for uploads, from the largest [`room_and_planes`].
 pub fn staging_bytes([room, planes]: [u64; 2]) -> u64 {
-    // Planes are in a buffer of the pool, which may be a quarter too large.
+    // Planes use a pool buffer, which may be a quarter too large.
     room.saturating_mul(ROOMS as u64).saturating_add(planes.saturating_add(planes / 4))
 }
 
-/// Where stacks arrive.
+/// Device buffers for uploaded stacks.
 pub(super) struct Staging {
     rooms: [Room; ROOMS],
     pieces: [Pinned; PIECES],
-    /// Bytes of a room.
+    /// Bytes of a buffer.
     bytes: usize,
-    /// The room of the next stack.
+    /// The buffer of the next stack.
     next: usize,
 }
 
 struct Room {
     at: Address,
     driver: Arc<Driver>,
-    /// All of a stack is there.
+    /// Signals that a stack is complete.
     full: Event,
-    /// What reads it has done so.
+    /// Signals that its readers are done.
     read: Event,
 }
 
@@ -64,19 +64,19 @@ impl Drop for Room {
     }
 }
 
-/// A stack on the device for a while.
+/// An uploaded stack.
 struct Brought {
     weight: Weight,
-    /// Its planes, where the format has several; the room is free again then.
+    /// Its planes, where the format has several, which frees the buffer.
     planes: Option<Buffer>,
     room: usize,
 }
 
 impl Staging {
-    /// For stacks of up to so many bytes.
+    /// Allocates buffers for stacks of at most `room` bytes.
     ///
     /// # Errors
-    /// The device or the host has not so much memory.
+    /// The device or the host is out of memory.
     pub(super) fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Staging, Error> {
         let missing = |what, bytes: usize| move || Error::OutOfMemory { what, bytes: bytes as u64 };
         let room = || {
@@ -84,13 +84,14 @@ impl Staging {
                 driver.allocate(bytes).ok_or_else(missing("arriving experts on the CUDA device", bytes))?;
             Ok(Room { at, driver: driver.clone(), full: driver.event(), read: driver.event() })
         };
-        let piece = || driver.pinned(PIECE).ok_or_else(missing("pinned pieces of experts", PIECE));
+        let piece =
+            || driver.pinned(PINNED_BYTES).ok_or_else(missing("pinned pieces of experts", PINNED_BYTES));
         let rooms = [room()?, room()?];
         Ok(Staging { rooms, pieces: [piece()?, piece()?, piece()?], bytes, next: 0 })
     }
 
-    /// Lets a stack travel, but for what has a slot, to a room: which.
-    fn send(&mut self, cuda: &Cuda, w: &Weight, heat: Option<&Heat>) -> usize {
+    /// Starts the upload of a stack, except cached experts; returns the buffer's index.
+    fn send(&mut self, cuda: &Cuda, w: &Weight, heat: Option<&DecayedLfu>) -> usize {
         let bytes = w.in_ram();
         assert!(bytes.len() <= self.bytes, "{} bytes into a room of {}", bytes.len(), self.bytes);
         let (driver, room, matrix) = (&cuda.driver, self.next, bytes.len() / w.count);
@@ -99,23 +100,23 @@ impl Staging {
         driver.after(Stream::Copies, read);
         let mut pieces = (0..PIECES).cycle();
         let whole = || std::iter::once(0..w.count).collect();
-        for run in heat.map_or_else(whole, Heat::absent) {
+        for run in heat.map_or_else(whole, DecayedLfu::absent) {
             let first = run.start * matrix;
-            for (i, part) in bytes[first..run.end * matrix].chunks(PIECE).enumerate() {
+            for (i, part) in bytes[first..run.end * matrix].chunks(PINNED_BYTES).enumerate() {
                 let piece = &mut self.pieces[pieces.next().unwrap_or(0)];
                 copy_in(cuda.host().pool(), &mut piece.bytes()[..part.len()], part);
-                driver.send(at + (first + i * PIECE) as u64, piece, 0..part.len());
+                driver.send(at + (first + i * PINNED_BYTES) as u64, piece, 0..part.len());
             }
         }
         driver.mark(Stream::Copies, full);
         room
     }
 
-    /// Splits there what was sent; what has a slot is moved from it. [`Staging::release`] is to be called when its uses are
-    /// issued.
-    fn receive(&self, cuda: &Cuda, w: &Weight, heat: Option<&Heat>, room: usize) -> Brought {
+    /// Splits an uploaded stack into planes and copies cached experts from their slots. [`Staging::release`] follows when
+    /// its uses are issued.
+    fn receive(&self, cuda: &Cuda, w: &Weight, heat: Option<&DecayedLfu>, room: usize) -> Brought {
         let (driver, Room { at, full, read, .. }) = (&cuda.driver, &self.rooms[room]);
-        driver.after(Stream::Work, full); // and for what went to slots before, on the same stream
+        driver.after(Stream::Work, full); // also orders earlier uploads to slots, on the same stream
         let (places, split) = cuda.split(w, *at, w.in_ram().len());
         if let (Some(heat), Some(slots)) = (heat, &w.slots) {
             cuda.move_matrices(w, places, slots.planes, &heat.present());
@@ -133,16 +134,16 @@ impl Staging {
     }
 }
 
-/// Copies with all threads: one alone is slower than the bus.
+/// Copies with all threads: one thread is slower than the bus.
 pub(super) fn copy_in(pool: &Pool, to: &mut [u8], from: &[u8]) {
-    pool.for_chunks(to, PART, |i, part| part.copy_from_slice(&from[i * PART..][..part.len()]));
+    pool.for_chunks(to, COPY_BYTES, |i, part| part.copy_from_slice(&from[i * COPY_BYTES..][..part.len()]));
 }
 
 impl Cuda {
-    /// The planes of a stack that arrived at `at`, in memory of their own where there are several.
+    /// The planes of a stack uploaded to `at`, in separate memory where there are several.
     fn split(&self, w: &Weight, at: Address, bytes: usize) -> ([Address; PLANES], Option<Buffer>) {
         let mut places = [0; PLANES];
-        let parts = planes(w.format);
+        let parts = w.format.cuda_planes();
         if parts.len() == 1 {
             places[0] = at;
             return (places, None);
@@ -158,8 +159,7 @@ impl Cuda {
         (places, Some(split))
     }
 
-    /// The experts' sum with the three stacks brought one after the other; None if that does not pay for so few tokens, or
-    /// they may not travel.
+    /// The experts' sum with the three stacks uploaded in turn; None for too few tokens or without upload buffers.
     pub(super) fn experts_brought(
         &self,
         w: &Gated<'_, Weight>,
@@ -167,7 +167,7 @@ impl Cuda {
         routed: &Routed,
     ) -> Option<Tensor> {
         let (groups, top_k, chosen) = (w.gate.count, routed.top_k, routed.chosen.at);
-        if routed.rows < MANY {
+        if routed.rows < UPLOAD_MIN_TOKENS {
             return None;
         }
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
@@ -179,7 +179,7 @@ impl Cuda {
             let shape = Shape { vectors: routed.rows * top_k, groups, x_div, chosen };
             let y = self.buffers.tensor(shape.vectors, w.rows);
             let room = staging.send(self, w, layer.as_ref().map(|layer| &layer.heat));
-            // Waits for the work before, not for what travels now.
+            // Waits for earlier work, not for the current upload.
             let warm = || layer.as_mut().map_or_else(Vec::new, |layer| self.warm(layer, routed));
             let changes = changes.get_or_insert_with(warm);
             let here = staging.receive(self, w, layer.as_ref().map(|layer| &layer.heat), room);
@@ -200,7 +200,7 @@ impl Cuda {
         Some(self.weighted_sum(&out, routed.choice()))
     }
 
-    /// Counts what was chosen; the changes of slots that follow.
+    /// Counts routed experts; returns the resulting evictions.
     fn warm(&self, layer: &mut Layer, routed: &Routed) -> Vec<[i32; 2]> {
         let mut chosen = vec![0_u32; routed.rows * routed.top_k];
         self.driver.download(routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen));

@@ -1,17 +1,17 @@
-//! Weights on the device: stored blocks, split into planes so that their levels lie at multiples of 16 bytes.
+//! Stores weights on the device: blocks split into planes, so that quants are 16-byte aligned.
 //!
-//! No byte is added and none is changed: a plane is the same part of every block, block after block. What stands in
-//! which plane is drawn in kernels/cuda/quant.cuh. Next: `product`.
+//! A plane holds the same byte range of every block; no byte is added or changed. kernels/cuda/quant.cuh draws the planes
+//! of each format. Next: `matmul`.
 
 use super::driver::{Address, Driver};
-use super::hot::Slots;
+use super::expert_cache::Slots;
 use crate::backend::{Error, Stored};
 use crate::quant::Format;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// Planes a format has at most.
+/// Largest number of planes of a format.
 pub(super) const PLANES: usize = 3;
 
 /// A stack of matrices on the device.
@@ -20,24 +20,24 @@ pub struct Weight {
     pub(super) count: usize,
     pub(super) rows: usize,
     pub(super) cols: usize,
-    /// Where each plane begins; 0 where the format has fewer.
+    /// Address of each plane; 0 where the format has fewer.
     pub(super) planes: [Address; PLANES],
-    /// Held for as long as the addresses are used.
+    /// Owns the memory behind the addresses.
     _memory: Option<Memory>,
-    /// Where it is if it is not on the device: experts in RAM.
+    /// The weight in RAM, for experts that are not on the device.
     pub(super) host: Option<crate::cpu::Weight>,
-    /// Of experts in RAM, those that are on the device too.
+    /// Expert cache slots of a weight in RAM.
     pub(super) slots: Option<Slots>,
 }
 
-/// Memory of weights.
+/// Device memory of a weight.
 pub(super) struct Memory {
     at: Address,
     driver: Arc<Driver>,
 }
 
 impl Memory {
-    /// For so many blocks of a format, and where each plane begins.
+    /// Allocates planes for a number of blocks; returns their addresses.
     pub(super) fn planes(
         driver: &Arc<Driver>,
         format: Format,
@@ -48,7 +48,7 @@ impl Memory {
         let missing = || Error::OutOfMemory { what, bytes: size as u64 };
         let at = driver.allocate(size.max(1)).ok_or_else(missing)?;
         let mut addresses = [0; PLANES];
-        for ((address, start), _) in addresses.iter_mut().zip(starts).zip(planes(format)) {
+        for ((address, start), _) in addresses.iter_mut().zip(starts).zip(format.cuda_planes()) {
             *address = at + start as u64;
         }
         Ok((Memory { at, driver: driver.clone() }, addresses))
@@ -62,38 +62,17 @@ impl Drop for Memory {
     }
 }
 
-/// The bytes of a block that are its planes.
-#[allow(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
-pub(super) fn planes(format: Format) -> &'static [Range<usize>] {
-    match format {
-        Format::F32 => &[0..4],
-        Format::F16 | Format::BF16 => &[0..2],
-        Format::Q4_0 | Format::IQ4_NL => &[2..18, 0..2],
-        Format::Q4_1 => &[4..20, 0..4],
-        Format::Q5_0 => &[6..22, 0..2, 2..6],
-        Format::Q5_1 => &[8..24, 0..4, 4..8],
-        Format::Q8_0 => &[2..34, 0..2],
-        Format::MXFP4 => &[1..17, 0..1],
-        Format::Q2_K => &[16..80, 0..16, 80..84],
-        Format::Q3_K => &[0..96, 96..108, 108..110],
-        Format::Q4_K => &[0..144],
-        Format::Q5_K => &[0..176],
-        Format::Q6_K => &[0..208, 208..210],
-        Format::IQ4_XS => &[8..136, 0..8],
-    }
-}
-
-/// Where planes of `blocks` blocks begin, and the bytes of them all.
+/// Plane offsets for `blocks` blocks, and total bytes.
 pub(super) fn layout(format: Format, blocks: usize) -> ([usize; PLANES], usize) {
     let (mut starts, mut end) = ([0; PLANES], 0_usize);
-    for (start, plane) in starts.iter_mut().zip(planes(format)) {
+    for (start, plane) in starts.iter_mut().zip(format.cuda_planes()) {
         *start = end.next_multiple_of(256);
         end = *start + blocks * plane.len();
     }
     (starts, end)
 }
 
-/// Bytes on the device of a stack of matrices in a format: what a placement counts with.
+/// Device bytes of a stack of matrices, for memory planning.
 pub fn device_bytes(format: Format, weights: u64) -> u64 {
     layout(format, (weights / format.block_len() as u64) as usize).1 as u64
 }
@@ -113,7 +92,7 @@ impl Weight {
         assert_eq!(bytes.len(), count * rows * row, "bytes of a weight");
         let blocks = bytes.len() / format.block_bytes();
         let (memory, places) = Memory::planes(driver, *format, blocks, "a weight on the CUDA device")?;
-        for (place, part) in places.iter().zip(planes(*format)) {
+        for (place, part) in places.iter().zip(format.cuda_planes()) {
             driver.upload(*place, &plane(bytes, format.block_bytes(), part));
         }
         let (format, count, rows, cols) = (*format, *count, *rows, *cols);
@@ -121,19 +100,19 @@ impl Weight {
         Ok(Weight { format, count, rows, cols, planes: places, _memory: Some(memory), host, slots })
     }
 
-    /// A stack that stays in RAM but for what has slots.
+    /// A stack in RAM, with optional expert cache slots.
     pub(super) fn on_host(stored: &Stored, host: crate::cpu::Weight, slots: Option<Slots>) -> Weight {
         let Stored { format, count, rows, cols, .. } = *stored;
         Weight { format, count, rows, cols, planes: [0; PLANES], _memory: None, host: Some(host), slots }
     }
 
-    /// `count` matrices like its own with their planes at these addresses, which are somebody else's.
+    /// A borrowed stack of `count` matrices of the same shape at other addresses.
     pub(super) fn placed(&self, count: usize, planes: [Address; PLANES]) -> Weight {
         let Weight { format, rows, cols, .. } = *self;
         Weight { format, count, rows, cols, planes, _memory: None, host: None, slots: None }
     }
 
-    /// The stack of its slots.
+    /// The stack of its expert cache slots.
     pub(super) fn hot(&self) -> Weight {
         let slots = self.slots.as_ref().expect("slots of all three stacks");
         self.placed(slots.count, slots.planes)
@@ -144,19 +123,19 @@ impl Weight {
         &self.host.as_ref().expect("experts in RAM").bytes
     }
 
-    /// Asserts that it is on the device.
+    /// Asserts that the weight is on the device.
     pub(super) fn on_device(&self) -> &Weight {
         assert!(self.host.is_none(), "a weight in RAM in a product on the device: only experts may be there");
         self
     }
 
-    /// Floats of a small weight that is stored as floats: norms, taps, biases.
+    /// Address of a small F32 weight: norms, taps, biases.
     pub(super) fn floats(&self) -> Address {
         assert_eq!((self.format, self.count), (Format::F32, 1), "a vector of the graph is F32");
         self.planes[0]
     }
 
-    /// Columns are bytes with scales when they meet it, not floats.
+    /// Whether activations are quantised for this weight.
     pub(super) fn is_block(&self) -> bool {
         self.format.block_len() > 1
     }
@@ -170,10 +149,10 @@ mod tests {
     fn planes_are_the_whole_block_and_levels_are_aligned() {
         for format in Format::ALL {
             let mut covered = vec![0; format.block_bytes()];
-            planes(format).iter().for_each(|p| covered[p.clone()].iter_mut().for_each(|c| *c += 1));
+            format.cuda_planes().iter().for_each(|p| covered[p.clone()].iter_mut().for_each(|c| *c += 1));
             assert!(covered.iter().all(|c| *c == 1), "{}", format.name());
             assert!(
-                format.block_len() == 1 || planes(format)[0].len().is_multiple_of(16),
+                format.block_len() == 1 || format.cuda_planes()[0].len().is_multiple_of(16),
                 "{}",
                 format.name()
             );

@@ -1,23 +1,22 @@
-//! What activations become before they meet stored weights: bytes with a scale a block.
+//! Quantises activations into the types that weights are multiplied with (ggml's `vec_dot_type`).
 //!
-//! These are not formats of a file. The scale is a float, so that no activation is too large for it, and the
-//! sums of the levels stand beside them for the formats whose weights have a minimum or an offset:
-//! sum (w - o) x = sum w x - o sum x.
+//! These types never appear in a file. The scale is f32, so no activation overflows it, and the sums of the quants are
+//! stored with them for formats whose weights have a minimum or an offset: sum (w - o) x = sum w x - o sum x.
 //!
 //! ```text
 //! Q8x32   | d f32 | sum i32 | q 32 x i8 |                     x_i = d q_i,   sum = sum q_i
 //! Q8x256  | d f32 | q 256 x i8 | sums 16 x i16 |              sums_j = sum of q over 16 values
 //! ```
-//! Levels are in -127..=127. A NaN or an infinity in a block gives its scale NaN or infinity.
+//! Quants are in -127..=127. A NaN or an infinity in a block makes its scale NaN or infinite.
 
-use crate::cpu::isa::{Isa, Kernel, Level};
-use crate::quant::cast;
+use super::cast;
+use crate::simd::{Isa, Kernel, SimdLevel};
 use bytemuck::{Pod, Zeroable};
 
-/// The form in which activations meet a format.
+/// The type of the activations that a format is multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
-    /// As they are: f32, little endian.
+    /// f32, little endian.
     F32,
     /// Blocks of 32.
     Q8x32,
@@ -37,11 +36,11 @@ impl Activation {
         cols / len * bytes
     }
 
-    /// Writes a row (or several, back to back) in this form. The same bytes at every level.
+    /// Quantises one row or several contiguous rows; the same bytes at every [`SimdLevel`].
     ///
     /// # Panics
     /// If `x` is not whole blocks, or `out` is not `row_bytes(x.len())`.
-    pub fn quantise_row(self, level: Level, x: &[f32], out: &mut [u8]) {
+    pub fn quantise_row(self, level: SimdLevel, x: &[f32], out: &mut [u8]) {
         assert_eq!(out.len(), self.row_bytes(x.len()), "bytes of {} activations", x.len());
         match self {
             Activation::F32 => {
@@ -53,6 +52,27 @@ impl Activation {
             Activation::Q8x256 => level.run(Quantise256 { x, out: cast::many_mut(out) }),
         }
     }
+}
+
+/// One f32 activation, little endian.
+pub(crate) type F32Le = [u8; 4];
+
+/// A block of activations.
+pub(crate) trait ActivationBlock: Pod {
+    /// Its type.
+    const ACTIVATION: Activation;
+}
+
+impl ActivationBlock for F32Le {
+    const ACTIVATION: Activation = Activation::F32;
+}
+
+impl ActivationBlock for Q8x32 {
+    const ACTIVATION: Activation = Activation::Q8x32;
+}
+
+impl ActivationBlock for Q8x256 {
+    const ACTIVATION: Activation = Activation::Q8x256;
 }
 
 /// 32 activations.
@@ -93,10 +113,10 @@ impl Q8x256 {
     }
 }
 
-/// Eight whole numbers that sum to sum_j s_j (q_j . x_j) over the eight sub-blocks; each half of a sub-block has its own
-/// scale. Two sums, so that one need not wait for the other.
+/// Eight integers whose sum is sum_j s_j (q_j . x_j) over the eight sub-blocks; each half of a sub-block has its own
+/// scale. Two accumulators halve the dependency chain.
 #[inline(always)]
-pub(super) fn products<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
+pub(super) fn scaled_dots<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
     let (mut even, mut odd) = (isa.zeros(), isa.zeros());
     for j in [0, 2, 4, 6] {
         even = isa.dot_scaled(even, q[j], isa.bytes(&x.q[j]), s, j);
@@ -105,9 +125,9 @@ pub(super) fn products<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x25
     isa.add_ints(even, odd)
 }
 
-/// The same of signed levels.
+/// The same of signed quants.
 #[inline(always)]
-pub(super) fn signed_products<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
+pub(super) fn signed_scaled_dots<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x: &Q8x256) -> I::Ints {
     let (mut even, mut odd) = (isa.zeros(), isa.zeros());
     for j in [0, 2, 4, 6] {
         even = isa.dot_signed_scaled(even, q[j], isa.bytes(&x.q[j]), s, j);
@@ -116,7 +136,7 @@ pub(super) fn signed_products<I: Isa>(isa: I, q: [I::Bytes; 8], s: I::Scales, x:
     isa.add_ints(even, odd)
 }
 
-/// The bits of the largest |v|; NaN counts as larger than infinity, so that it is seen.
+/// The largest |v|, by its bits; NaN orders above infinity, so it propagates to the scale.
 #[inline(always)]
 fn magnitude<I: Isa>(isa: I, x: &[f32]) -> f32 {
     let mut most = isa.zeros();
@@ -126,23 +146,23 @@ fn magnitude<I: Isa>(isa: I, x: &[f32]) -> f32 {
     f32::from_bits(isa.largest(most).cast_unsigned())
 }
 
-/// Scale and its inverse for levels up to 127. A scale too small to invert counts as zero.
+/// Scale and its inverse for quants up to 127. A scale too small to invert counts as zero.
 #[inline(always)]
 fn scale(most: f32) -> (f32, f32) {
     let inverse = 127.0 / most;
     if most == 0.0 || inverse == f32::INFINITY { (0.0, 0.0) } else { (most / 127.0, inverse) }
 }
 
-/// Levels of 32 values.
+/// Quants of 32 values.
 #[inline(always)]
-fn levels<I: Isa>(isa: I, x: &[f32; 32], inverse: f32) -> I::Bytes {
+fn quants<I: Isa>(isa: I, x: &[f32; 32], inverse: f32) -> I::Bytes {
     let (low, high) = (isa.splat(-127.0), isa.splat(127.0));
     let mut q = [isa.zeros(); 4];
     for (q, x) in q.iter_mut().zip(x.as_chunks().0) {
         let v = isa.mul(isa.load_floats(x), isa.splat(inverse));
         *q = isa.round(isa.min(isa.max(v, low), high));
     }
-    isa.narrow(q)
+    isa.pack_i8(q)
 }
 
 struct Quantise32<'a> {
@@ -157,7 +177,7 @@ impl Kernel for Quantise32<'_> {
         for (out, x) in self.out.iter_mut().zip(self.x.as_chunks::<32>().0) {
             let (d, inverse) = scale(magnitude(isa, x));
             out.d = d.to_le_bytes();
-            isa.store_bytes(levels(isa, x, inverse), &mut out.q);
+            isa.store_bytes(quants(isa, x, inverse), &mut out.q);
             let sum: i32 = out.q.iter().map(|&q| q.cast_signed() as i32).sum();
             out.sum = sum.to_le_bytes();
         }
@@ -177,7 +197,7 @@ impl Kernel for Quantise256<'_> {
             let (d, inverse) = scale(magnitude(isa, x));
             out.d = d.to_le_bytes();
             for (q, x) in out.q.iter_mut().zip(x.as_chunks().0) {
-                isa.store_bytes(levels(isa, x, inverse), q);
+                isa.store_bytes(quants(isa, x, inverse), q);
             }
             let groups = out.q.as_flattened().as_chunks::<16>().0;
             for (sum, q) in out.sums.as_chunks_mut().0.iter_mut().zip(groups) {

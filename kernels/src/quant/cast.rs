@@ -1,4 +1,4 @@
-//! Bytes as blocks. Blocks have alignment 1 and no padding, so any bytes of the right length are blocks.
+//! Casts bytes to blocks. Blocks have alignment 1 and no padding, so any bytes of the right length are valid.
 
 use bytemuck::Pod;
 
@@ -12,7 +12,7 @@ pub(super) fn many<B: Pod>(bytes: &[u8]) -> &[B] {
     bytemuck::cast_slice(bytes)
 }
 
-/// The same, to write.
+/// Bytes as a mutable slice of blocks.
 #[inline(always)]
 pub(super) fn many_mut<B: Pod>(bytes: &mut [u8]) -> &mut [B] {
     const { assert!(align_of::<B>() == 1) };

@@ -1,14 +1,16 @@
-//! F16: a weight is an IEEE binary16, little endian. Reads 2 B a weight; bound by memory.
+//! F16: a weight is an IEEE binary16, little endian. Reads 2 B a weight; memory-bound.
 //!
 //! ```text
 //! bit 15   14..10     9..0
 //!     sign exponent   fraction        largest 65504, beyond which a weight becomes infinite
 //! ```
 
-use super::Block;
-use super::f32::{Eight, F32, dot_floats, floats};
-use crate::cpu::isa::Isa;
+use super::activation::F32Le;
+use super::block::{Block, Tile};
+use super::float_rows::{self, FloatFormat};
+use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
 
 /// One weight.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -17,8 +19,10 @@ pub struct F16([u8; 2]);
 const _: () = assert!(size_of::<F16>() == 2);
 
 impl Block for F16 {
-    type X = F32;
+    type X = F32Le;
     const LEN: usize = 1;
+    #[allow(clippy::single_range_in_vec_init, reason = "one plane")]
+    const CUDA_PLANES: &'static [Range<usize>] = &[0..2];
 
     #[inline(always)]
     fn quantise<I: Isa>(_: I, x: &[f32]) -> F16 {
@@ -32,16 +36,16 @@ impl Block for F16 {
 
     #[inline(always)]
     fn dequantise_all<I: Isa>(isa: I, w: &[F16], out: &mut [f32]) {
-        floats(isa, w, out);
+        float_rows::to_f32(isa, w, out);
     }
 
     #[inline(always)]
-    fn dot<I: Isa, const T: usize>(isa: I, w: &[F16], x: [&[F32]; T]) -> [f32; T] {
-        dot_floats(isa, w, x)
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        float_rows::matmul(isa, tile);
     }
 }
 
-impl Eight for F16 {
+impl FloatFormat for F16 {
     #[inline(always)]
     fn load<I: Isa>(isa: I, w: &[F16; 8]) -> I::Floats {
         isa.load_f16(bytemuck::cast_ref(w))

@@ -1,24 +1,27 @@
-//! IQ4_NL: 32 weights in 18 bytes, 4.5 bits a weight: levels that stand closer near zero.
+//! IQ4_NL: 32 weights in 18 bytes, 4.5 bits a weight: a codebook that is denser near zero.
 //!
 //! ```text
 //! byte 0       2        18
-//!      | d f16 | q 16 B |        w_i = d LEVELS[q_i]
+//!      | d f16 | q 16 B |        w_i = d CODEBOOK[q_i]
 //!
 //! q, byte b = 0..16:   bits 3..0 = q[b],  bits 7..4 = q[16 + b]
 //! ```
 
-use super::block::Tile;
-use super::range::nibbles;
-use super::search::{Columns, columns};
-use super::small::{self, SmallBlock};
-use super::{Block, Q8x32, nonlinear};
-use crate::cpu::isa::Isa;
+use super::activation::Q8x32;
+use super::block::{Block, Tile};
+use super::block32::{Block32, Block32Dot};
+use super::iq4_search;
+use super::minmax::nibbles;
+use super::scale_search::{Columns, columns};
+use crate::matmul::matmul;
+use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::array::from_fn;
+use std::ops::Range;
 
-/// What the sixteen levels mean.
-pub(super) const LEVELS: [i8; 16] =
+/// The values of the sixteen quants.
+pub(super) const CODEBOOK: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// 32 weights.
@@ -30,13 +33,13 @@ pub struct Iq4Nl {
 }
 const _: () = assert!(size_of::<Iq4Nl>() == 18);
 
-/// Eight blocks at once, one a lane.
+/// Quantises eight blocks at once, one per lane.
 #[inline(always)]
 fn eight<I: Isa>(isa: I, x: &Columns<32>) -> [Iq4Nl; 8] {
-    let scale = nonlinear::scales(isa, x);
-    let levels = nonlinear::levels(isa, x, scale.map(super::range::inverse));
+    let scale = iq4_search::scales(isa, x);
+    let quants = iq4_search::quants(isa, x, scale.map(super::minmax::inverse));
     from_fn(|j| {
-        let q = from_fn(|i| levels[i][j]);
+        let q = from_fn(|i| quants[i][j]);
         Iq4Nl { d: f16::from_f32(scale[j]).to_le_bytes(), q: nibbles(&q) }
     })
 }
@@ -44,6 +47,7 @@ fn eight<I: Isa>(isa: I, x: &Columns<32>) -> [Iq4Nl; 8] {
 impl Block for Iq4Nl {
     type X = Q8x32;
     const LEN: usize = 32;
+    const CUDA_PLANES: &'static [Range<usize>] = &[2..18, 0..2];
 
     #[inline(always)]
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Iq4Nl {
@@ -68,25 +72,25 @@ impl Block for Iq4Nl {
         let mut q = [0; 32];
         isa.store_bytes(isa.nibbles(&self.q), &mut q);
         for (y, q) in y.iter_mut().zip(q) {
-            *y = d * LEVELS[q as usize] as f32;
+            *y = d * CODEBOOK[q as usize] as f32;
         }
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        small::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 
-impl SmallBlock for Iq4Nl {
+impl Block32 for Iq4Nl {
     const SIGNED: bool = true;
 
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
-        isa.look_up(&LEVELS, isa.nibbles(&self.q))
+    fn quants<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.table_lookup(&CODEBOOK, isa.nibbles(&self.q))
     }
     #[inline(always)]
-    fn halves(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, [0; 2]]
     }
 }

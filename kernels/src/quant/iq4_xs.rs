@@ -1,29 +1,32 @@
-//! IQ4_XS: 256 weights in 136 bytes, 4.25 bits a weight: the levels of IQ4_NL, eight sub-blocks of 32 with a
+//! IQ4_XS: 256 weights in 136 bytes, 4.25 bits a weight: the codebook of IQ4_NL, eight sub-blocks of 32 with a
 //! scale each.
 //!
 //! ```text
 //! byte 0       2              4         8                  136
 //!      | d f16 | high 16 bits | low 4 B | q 8 groups x 16 B |
 //!
-//! w_i = d (sc_j - 32) LEVELS[q_i]      sub-block j = i / 32;  sc in 0..64
+//! w_i = d (sc_j - 32) CODEBOOK[q_i]      sub-block j = i / 32;  sc in 0..64
 //!
 //! q, sub-block j, byte b = 0..16:      bits 3..0 = q[32 j + b],  bits 7..4 = q[32 j + 16 + b]
 //! low, byte k = 0..4:                  bits 3..0 = low of sc[2 k],  bits 7..4 = low of sc[2 k + 1]
 //! high, bits 2 j + 1 .. 2 j:           bits 5..4 of sc[j]
 //! ```
 
-use super::activation::signed_products;
-use super::block::Tile;
-use super::iq4_nl::LEVELS;
+use super::activation::Q8x256;
+use super::activation::signed_scaled_dots;
+use super::block::{Block, Tile};
+use super::iq4_nl::CODEBOOK;
+use super::iq4_search;
+use super::minmax::{furthest, inverse, nibbles};
 use super::q3_k::less_32;
-use super::range::{furthest, inverse, nibbles};
-use super::search::columns;
-use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
-use super::{Block, Q8x256, nonlinear};
-use crate::cpu::isa::{Isa, Lanes, to_int};
+use super::scale_search::columns;
+use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, window};
+use crate::matmul::matmul;
+use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::array::from_fn;
+use std::ops::Range;
 
 /// 256 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -37,7 +40,7 @@ pub struct Iq4Xs {
 const _: () = assert!(size_of::<Iq4Xs>() == 136);
 
 impl Iq4Xs {
-    /// The scales less 32, as i8.
+    /// The scales minus 32, as i8.
     #[inline(always)]
     fn scales(&self) -> [u8; 8] {
         let mut low = u32::from_le_bytes(self.low) as u64;
@@ -57,22 +60,23 @@ impl Iq4Xs {
 impl Block for Iq4Xs {
     type X = Q8x256;
     const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[8..136, 0..8];
 
     #[inline(always)]
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Iq4Xs {
         let x = columns::<32>(x);
-        let scale = nonlinear::scales(isa, &x);
+        let scale = iq4_search::scales(isa, &x);
         let d = furthest(&scale) / -32.0;
         let id = inverse(d);
         let sc = scale.map(|s| to_int((id * s).round_ties_even()).clamp(-32, 31));
-        let levels = nonlinear::levels(isa, &x, sc.map(|sc| inverse(d * sc as f32)));
+        let quants = iq4_search::quants(isa, &x, sc.map(|sc| inverse(d * sc as f32)));
         let (mut low, mut high) = ([0; 4], 0_u16);
         for (j, sc) in sc.into_iter().enumerate() {
             let sc = (sc + 32) as u8;
             low[j / 2] |= (sc & 15) << (j % 2 * 4);
             high |= (sc as u16 >> 4) << (2 * j);
         }
-        let q = from_fn(|j| nibbles(&from_fn(|i| levels[i][j])));
+        let q = from_fn(|j| nibbles(&from_fn(|i| quants[i][j])));
         Iq4Xs { d: f16::from_f32(d).to_le_bytes(), high: high.to_le_bytes(), low, q }
     }
 
@@ -84,14 +88,14 @@ impl Block for Iq4Xs {
             let mut q = [0; 32];
             isa.store_bytes(isa.nibbles(&self.q[j]), &mut q);
             for (y, q) in y.iter_mut().zip(q) {
-                *y = d * LEVELS[q as usize] as f32;
+                *y = d * CODEBOOK[q as usize] as f32;
             }
         }
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        superblock::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 
@@ -100,21 +104,21 @@ impl SuperBlock for Iq4Xs {
     const OFFSET: Offset = Offset::Signed;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, rows: &[&Iq4Xs; 16], out: &mut Unpacked<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Iq4Xs; 16], out: &mut Panel<L>) {
         let low = l.splat_byte(15);
         // The bytes of sub-blocks 2 p and 2 p + 1.
         let groups =
             [window::<_, 8>(rows), window::<_, 40>(rows), window::<_, 72>(rows), window::<_, 104>(rows)];
         for p in 0..4 {
-            let q = l.turn(&groups[p]);
+            let q = l.transpose(&groups[p]);
             for c in 0..8 {
                 let at = 16 * p + c / 4 * 8 + c % 4;
-                out.levels[at] = l.signed(l.look_up(&LEVELS, l.and(q[c], low)));
-                out.levels[at + 4] = l.signed(l.look_up(&LEVELS, l.shr::<4>(q[c])));
+                out.quants[at] = l.signed(l.table_lookup(&CODEBOOK, l.and(q[c], low)));
+                out.quants[at + 4] = l.signed(l.table_lookup(&CODEBOOK, l.shr::<4>(q[c])));
             }
         }
-        let head = l.turn(&window::<_, 0>(rows));
-        out.factors[0] = l.half(head[0], 0);
+        let head = l.transpose(&window::<_, 0>(rows));
+        out.d_and_min[0] = l.half(head[0], 0);
         let nibbles = [l.and(head[1], low), l.shr::<4>(head[1])];
         // Two bits of sub-blocks j and 4 + j, where they belong in a byte.
         let upper = [l.shl::<4>(head[0]), l.shl::<2>(head[0]), head[0], l.shr::<2>(head[0])];
@@ -122,21 +126,21 @@ impl SuperBlock for Iq4Xs {
             let upper = l.unsigned_byte(l.and(upper[j % 4], l.splat_byte(0x30)), 2 + j / 4);
             let sc = l.add(l.add(l.unsigned_byte(nibbles[j % 2], j / 2), upper), l.splat_int(-32));
             out.scales[j] = sc;
-            out.pairs[j] = l.pair(sc, sc); // a scale meets two sums of sixteen
+            out.pairs[j] = l.pair(sc, sc); // one scale for two sums of sixteen
         }
     }
 
     #[inline(always)]
     fn sums<I: Isa>(isa: I, w: &Iq4Xs, x: &Q8x256) -> [I::Ints; 2] {
-        let mut levels = [isa.splat_byte(0); 8];
+        let mut quants = [isa.splat_byte(0); 8];
         for j in 0..8 {
-            levels[j] = isa.look_up(&LEVELS, isa.nibbles(&w.q[j]));
+            quants[j] = isa.table_lookup(&CODEBOOK, isa.nibbles(&w.q[j]));
         }
-        [signed_products(isa, levels, isa.scales_8(w.scales()), x), isa.zeros()]
+        [signed_scaled_dots(isa, quants, isa.scales_8(w.scales()), x), isa.zeros()]
     }
 
     #[inline(always)]
-    fn factors(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, [0; 2]]
     }
 }

@@ -1,22 +1,25 @@
-//! Block formats of GGUF: how weights are stored, one file a format.
+//! Defines the GGUF block formats: how weights are stored, one file per format.
 //!
-//! Every format has 32 or 256 weights a block and rows are whole blocks. This file is the registry: ids,
-//! names and sizes as ggml has them, and the row-wise entry points. It knows no tensor and no thread.
-//! Next: `q8_0`, the plainest block; then `q4_k`; `strips` is how blocks meet many tokens, `alone` one.
+//! [`formats!`] is the one table of formats: the [`Format`] enum, the names and sizes, dispatch and the CUDA lists
+//! follow from it. A row is a whole number of blocks. This module knows no tensor and no thread. Read `q8_0` next, the
+//! plainest block, then `q4_k`; products with activations are in `matmul`.
 
 #![allow(clippy::needless_range_loop, reason = "plain loops over lanes and tokens keep vectors in registers")]
 
 mod activation;
-mod alone;
 mod bf16;
-mod block;
+pub(crate) mod block;
+mod block32;
 mod cast;
 mod f16;
 mod f32;
+mod float_rows;
 mod iq4_nl;
+mod iq4_search;
 mod iq4_xs;
+mod k_scales;
+mod minmax;
 mod mxfp4;
-mod nonlinear;
 mod q2_k;
 mod q3_k;
 mod q4_0;
@@ -27,164 +30,220 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
-mod range;
-mod scales;
-mod search;
-mod small;
-mod strips;
+mod scale_search;
 mod superblock;
 
 pub use activation::Activation;
-pub use block::{dot_rows, dot_tile};
 
-use activation::{Q8x32, Q8x256};
-use block::Block;
+use crate::simd::{Isa, Kernel, SimdLevel};
+use activation::ActivationBlock;
+use block::{Block, Tile};
+use std::ops::Range;
 
-/// A stored format, with ggml's type id as discriminant (GGUF `tensor_info.type`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[allow(non_camel_case_types, reason = "the ecosystem's names")]
-#[allow(missing_docs, reason = "each format's file documents it")]
-#[repr(u32)]
-pub enum Format {
-    F32 = 0,
-    F16 = 1,
-    Q4_0 = 2,
-    Q4_1 = 3,
-    Q5_0 = 6,
-    Q5_1 = 7,
-    Q8_0 = 8,
-    Q2_K = 10,
-    Q3_K = 11,
-    Q4_K = 12,
-    Q5_K = 13,
-    Q6_K = 14,
-    IQ4_NL = 20,
-    IQ4_XS = 23,
-    BF16 = 30,
-    MXFP4 = 39,
+/// Expands the table of formats into [`Format`], its constants and `with_block!`.
+macro_rules! formats {
+    ($d:tt $($name:ident = $id:literal => $block:ty,)*) => {
+        /// A stored format, with ggml's type id as discriminant (GGUF `tensor_info.type`).
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[allow(non_camel_case_types, reason = "ggml's names")]
+        #[allow(missing_docs, reason = "each format's file documents it")]
+        #[repr(u32)]
+        pub enum Format {
+            $($name = $id,)*
+        }
+
+        impl Format {
+            /// Every format, in the order of ggml's ids.
+            pub const ALL: [Format; [$($id),*].len()] = [$(Format::$name),*];
+
+            /// ggml's name, as `llama-quantize` prints it: `Q4_K`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Format::$name => stringify!($name),)*
+                }
+            }
+        }
+
+        /// Binds `$B` to the block type of a format.
+        macro_rules! with_block {
+            ($d format:expr, $d B:ident => $d body:expr) => {
+                match $d format {
+                    $(Format::$name => {
+                        type $d B = $block;
+                        $d body
+                    })*
+                }
+            };
+        }
+    };
 }
 
-/// The name of a type that ggml has and this crate does not read, for the line that refuses it.
+formats! { $
+    F32 = 0 => f32::F32,
+    F16 = 1 => f16::F16,
+    Q4_0 = 2 => q4_0::Q4_0,
+    Q4_1 = 3 => q4_1::Q4_1,
+    Q5_0 = 6 => q5_0::Q5_0,
+    Q5_1 = 7 => q5_1::Q5_1,
+    Q8_0 = 8 => q8_0::Q8_0,
+    Q2_K = 10 => q2_k::Q2K,
+    Q3_K = 11 => q3_k::Q3K,
+    Q4_K = 12 => q4_k::Q4K,
+    Q5_K = 13 => q5_k::Q5K,
+    Q6_K = 14 => q6_k::Q6K,
+    IQ4_NL = 20 => iq4_nl::Iq4Nl,
+    IQ4_XS = 23 => iq4_xs::Iq4Xs,
+    BF16 = 30 => bf16::BF16,
+    MXFP4 = 39 => mxfp4::Mxfp4,
+}
+
+/// Types that ggml defines or defined and the table above may lack.
+const GGML_NAMES: [(u32, &str); 27] = [
+    (4, "Q4_2 (withdrawn)"),
+    (5, "Q4_3 (withdrawn)"),
+    (9, "Q8_1"),
+    (15, "Q8_K"),
+    (16, "IQ2_XXS"),
+    (17, "IQ2_XS"),
+    (18, "IQ3_XXS"),
+    (19, "IQ1_S"),
+    (21, "IQ3_S"),
+    (22, "IQ2_S"),
+    (24, "I8"),
+    (25, "I16"),
+    (26, "I32"),
+    (27, "I64"),
+    (28, "F64"),
+    (29, "IQ1_M"),
+    (31, "Q4_0_4_4 (withdrawn)"),
+    (32, "Q4_0_4_8 (withdrawn)"),
+    (33, "Q4_0_8_8 (withdrawn)"),
+    (34, "TQ1_0"),
+    (35, "TQ2_0"),
+    (36, "IQ4_NL_4_4 (withdrawn)"),
+    (37, "IQ4_NL_4_8 (withdrawn)"),
+    (38, "IQ4_NL_8_8 (withdrawn)"),
+    (40, "NVFP4"),
+    (41, "Q1_0"),
+    (42, "Q2_0"),
+];
+
+/// The name of a ggml type that this crate does not read, for error messages.
 pub fn unsupported_name(ggml_id: u32) -> Option<&'static str> {
-    Some(match ggml_id {
-        4 => "Q4_2 (withdrawn)",
-        5 => "Q4_3 (withdrawn)",
-        9 => "Q8_1",
-        15 => "Q8_K",
-        16 => "IQ2_XXS",
-        17 => "IQ2_XS",
-        18 => "IQ3_XXS",
-        19 => "IQ1_S",
-        21 => "IQ3_S",
-        22 => "IQ2_S",
-        24 => "I8",
-        25 => "I16",
-        26 => "I32",
-        27 => "I64",
-        28 => "F64",
-        29 => "IQ1_M",
-        31 => "Q4_0_4_4 (withdrawn)",
-        32 => "Q4_0_4_8 (withdrawn)",
-        33 => "Q4_0_8_8 (withdrawn)",
-        34 => "TQ1_0",
-        35 => "TQ2_0",
-        36 => "IQ4_NL_4_4 (withdrawn)",
-        37 => "IQ4_NL_4_8 (withdrawn)",
-        38 => "IQ4_NL_8_8 (withdrawn)",
-        40 => "NVFP4",
-        41 => "Q1_0",
-        42 => "Q2_0",
-        _ => return None,
-    })
+    let named = GGML_NAMES.iter().find(|(id, _)| *id == ggml_id && Format::from_ggml(ggml_id).is_none());
+    named.map(|(_, name)| *name)
 }
 
 impl Format {
-    /// Every format, in the order of ggml's ids.
-    pub const ALL: [Format; 16] = [
-        Format::F32,
-        Format::F16,
-        Format::Q4_0,
-        Format::Q4_1,
-        Format::Q5_0,
-        Format::Q5_1,
-        Format::Q8_0,
-        Format::Q2_K,
-        Format::Q3_K,
-        Format::Q4_K,
-        Format::Q5_K,
-        Format::Q6_K,
-        Format::IQ4_NL,
-        Format::IQ4_XS,
-        Format::BF16,
-        Format::MXFP4,
-    ];
-
     /// The format with ggml's type id, if this crate reads it.
     pub fn from_ggml(id: u32) -> Option<Format> {
         Format::ALL.into_iter().find(|f| *f as u32 == id)
     }
 
-    /// The name people know, as `llama-quantize` prints it: `Q4_K`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Format::F32 => "F32",
-            Format::F16 => "F16",
-            Format::Q4_0 => "Q4_0",
-            Format::Q4_1 => "Q4_1",
-            Format::Q5_0 => "Q5_0",
-            Format::Q5_1 => "Q5_1",
-            Format::Q8_0 => "Q8_0",
-            Format::Q2_K => "Q2_K",
-            Format::Q3_K => "Q3_K",
-            Format::Q4_K => "Q4_K",
-            Format::Q5_K => "Q5_K",
-            Format::Q6_K => "Q6_K",
-            Format::IQ4_NL => "IQ4_NL",
-            Format::IQ4_XS => "IQ4_XS",
-            Format::BF16 => "BF16",
-            Format::MXFP4 => "MXFP4",
-        }
-    }
-
-    /// The format with this name, in any case.
+    /// The format with this name, case-insensitive.
     pub fn from_name(name: &str) -> Option<Format> {
         Format::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name))
     }
 
-    /// Weights in a block.
+    /// Weights per block.
     pub const fn block_len(self) -> usize {
-        match self {
-            Format::F32 | Format::F16 | Format::BF16 => 1,
-            Format::Q4_0 | Format::Q4_1 | Format::Q5_0 | Format::Q5_1 | Format::Q8_0 => 32,
-            Format::IQ4_NL | Format::MXFP4 => 32,
-            Format::Q2_K | Format::Q3_K | Format::Q4_K | Format::Q5_K | Format::Q6_K | Format::IQ4_XS => 256,
-        }
+        with_block!(self, B => B::LEN)
     }
 
-    /// Bytes of a block.
+    /// Bytes per block.
     pub const fn block_bytes(self) -> usize {
-        match self {
-            Format::F32 => 4,
-            Format::F16 | Format::BF16 => 2,
-            Format::Q4_0 | Format::IQ4_NL => 18,
-            Format::Q4_1 => 20,
-            Format::Q5_0 => 22,
-            Format::Q5_1 => 24,
-            Format::Q8_0 => 34,
-            Format::Q2_K => 84,
-            Format::Q3_K => 110,
-            Format::Q4_K => 144,
-            Format::Q5_K => 176,
-            Format::Q6_K => 210,
-            Format::IQ4_XS => 136,
-            Format::MXFP4 => 17,
-        }
+        with_block!(self, B => size_of::<B>())
     }
 
     /// Bytes of a row of `cols` weights, or None where `cols` is not whole blocks or the size overflows.
     pub fn row_bytes(self, cols: u64) -> Option<u64> {
         let len = self.block_len() as u64;
         cols.is_multiple_of(len).then(|| (cols / len).checked_mul(self.block_bytes() as u64)).flatten()
+    }
+
+    /// The activation type that [`matmul_tile`] multiplies this format with (ggml's `vec_dot_type`).
+    pub const fn activation(self) -> Activation {
+        with_block!(self, B => <<B as Block>::X as ActivationBlock>::ACTIVATION)
+    }
+
+    /// The byte ranges of a block that a GPU stores as separate planes, quants first.
+    pub(crate) const fn cuda_planes(self) -> &'static [Range<usize>] {
+        with_block!(self, B => B::CUDA_PLANES)
+    }
+
+    /// Quantises a row, byte for byte as ggml does.
+    ///
+    /// # Panics
+    /// If `x` is not whole blocks, or `out` has another length.
+    pub fn quantise_row(self, x: &[f32], out: &mut [u8]) {
+        self.check(x.len(), out.len());
+        with_block!(self, B => SimdLevel::detect().run(Quantise::<B> { x, out: cast::many_mut(out) }));
+    }
+
+    /// Dequantises a row.
+    ///
+    /// # Panics
+    /// If `out` is not whole blocks, or `bytes` has another length.
+    pub fn dequantise_row(self, bytes: &[u8], out: &mut [f32]) {
+        self.check(out.len(), bytes.len());
+        with_block!(self, B => SimdLevel::detect().run(Dequantise::<B> { w: cast::many(bytes), out }));
+    }
+
+    fn check(self, cols: usize, bytes: usize) {
+        assert_eq!(self.row_bytes(cols as u64), Some(bytes as u64), "bytes of {cols} x {}", self.name());
+    }
+}
+
+/// `y[t][r] = W_r x_t`: stored rows times activation rows, both contiguous. `y` is `[tokens, rows]`.
+///
+/// `weights` is rows of `format` with `cols` weights each, `x` rows of `format.activation()`. The result for a token is
+/// the same bits at every [`SimdLevel`] and for any number of tokens.
+///
+/// # Panics
+/// If a length is wrong.
+pub fn matmul_tile(level: SimdLevel, format: Format, weights: &[u8], cols: usize, x: &[u8], y: &mut [f32]) {
+    if cols == 0 || x.is_empty() {
+        assert!(weights.is_empty() || x.is_empty() && y.is_empty(), "no columns or no tokens");
+        return y.fill(0.0);
+    }
+    let (x_bytes, w_bytes) = (format.activation().row_bytes(cols), format.row_bytes(cols as u64));
+    let w_bytes = w_bytes.expect("whole blocks") as usize;
+    let (tokens, rows) = (x.len() / x_bytes, weights.len() / w_bytes);
+    assert_eq!(x.len(), tokens * x_bytes, "bytes of {tokens} x {cols} activations");
+    assert_eq!(weights.len(), rows * w_bytes, "bytes of {rows} x {cols} {}", format.name());
+    assert_eq!(y.len(), tokens * rows, "{tokens} x {rows} results");
+    if rows == 0 {
+        return;
+    }
+    with_block!(format, B => {
+        let blocks = cols / B::LEN;
+        level.run(Tile::<B> { w: cast::many(weights), x: cast::many(x), blocks, rows, y });
+    });
+}
+
+struct Quantise<'a, B> {
+    x: &'a [f32],
+    out: &'a mut [B],
+}
+
+impl<B: Block> Kernel for Quantise<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        B::quantise_all(isa, self.x, self.out);
+    }
+}
+
+struct Dequantise<'a, B> {
+    w: &'a [B],
+    out: &'a mut [f32],
+}
+
+impl<B: Block> Kernel for Dequantise<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        B::dequantise_all(isa, self.w, self.out);
     }
 }
 
@@ -193,7 +252,7 @@ mod tests {
     use super::{Format, unsupported_name};
 
     #[test]
-    fn every_id_of_ggml_is_read_or_refused_by_name() {
+    fn every_ggml_id_is_supported_or_refused_by_name() {
         for id in 0..=42 {
             let read = Format::from_ggml(id);
             assert_ne!(read.is_some(), unsupported_name(id).is_some(), "id {id}");
@@ -201,6 +260,16 @@ mod tests {
         }
         assert_eq!(unsupported_name(18), Some("IQ3_XXS"));
         assert_eq!(unsupported_name(43), None);
+    }
+
+    #[test]
+    fn sizes_are_those_of_ggml() {
+        let sizes = Format::ALL.map(|f| (f.block_len(), f.block_bytes()));
+        let floats = [(1, 4), (1, 2)];
+        let of_32 = [(32, 18), (32, 20), (32, 22), (32, 24), (32, 34)];
+        let of_256 = [(256, 84), (256, 110), (256, 144), (256, 176), (256, 210)];
+        let others = [(32, 18), (256, 136), (1, 2), (32, 17)];
+        assert_eq!(sizes.to_vec(), [&floats[..], &of_32, &of_256, &others].concat());
     }
 
     #[test]

@@ -2,23 +2,25 @@
 //!
 //! ```text
 //! byte 0    1        17
-//!      | e  | q 16 B |           w_i = 2^(e - 128) LEVELS[q_i]
+//!      | e  | q 16 B |           w_i = 2^(e - 128) CODEBOOK[q_i]
 //!
 //! q, byte b = 0..16:   bits 3..0 = q[b],  bits 7..4 = q[16 + b]
 //! q_i:                 bit 3 = sign,  bits 2..1 = exponent,  bit 0 = fraction  (E2M1)
 //! ```
-//! LEVELS are twice what E2M1 says, to be integers; hence 128 where the standard has 127.
+//! The codebook holds twice the E2M1 values, which makes them integers; hence 128 where the standard has 127.
 
-use super::block::Tile;
-use super::range::nibbles;
-use super::small::{self, SmallBlock};
-use super::{Block, Q8x32};
-use crate::cpu::isa::{Isa, Lanes, to_int};
+use super::activation::Q8x32;
+use super::block::{Block, Tile};
+use super::block32::{Block32, Block32Dot};
+use super::minmax::nibbles;
+use crate::matmul::matmul;
+use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
+use std::ops::Range;
 
-/// What the sixteen levels mean, times two.
-const LEVELS: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+/// Twice the values of the sixteen quants.
+const CODEBOOK: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
 /// 32 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -40,11 +42,11 @@ const SCALES: [f32; 256] = {
     scales
 };
 
-/// The level nearest to x, the first of equals.
+/// The quant nearest to x; the first of two equally near.
 #[inline(always)]
 fn nearest(x: f32, d: f32) -> u8 {
     let (mut best, mut least) = (0, x.abs());
-    for (i, &level) in LEVELS.iter().enumerate() {
+    for (i, &level) in CODEBOOK.iter().enumerate() {
         let error = (level as f32 * d - x).abs();
         if error < least {
             (best, least) = (i as u8, error);
@@ -56,10 +58,11 @@ fn nearest(x: f32, d: f32) -> u8 {
 impl Block for Mxfp4 {
     type X = Q8x32;
     const LEN: usize = 32;
+    const CUDA_PLANES: &'static [Range<usize>] = &[1..17, 0..1];
 
     #[inline(always)]
     fn quantise<I: Isa>(_: I, x: &[f32]) -> Mxfp4 {
-        let most = super::range::furthest(x).abs();
+        let most = super::minmax::furthest(x).abs();
         let e = if most > 0.0 { to_int(most.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
         let d = SCALES[e as usize];
         Mxfp4 { e, q: nibbles(&from_fn(|i| nearest(x[i], d))) }
@@ -71,33 +74,33 @@ impl Block for Mxfp4 {
         let mut q = [0; 32];
         isa.store_bytes(isa.nibbles(&self.q), &mut q);
         for (y, q) in y.iter_mut().zip(q) {
-            *y = LEVELS[q as usize] as f32 * d;
+            *y = CODEBOOK[q as usize] as f32 * d;
         }
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        small::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 
-impl SmallBlock for Mxfp4 {
+impl Block32 for Mxfp4 {
     const SIGNED: bool = true;
 
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
-        isa.look_up(&LEVELS, isa.nibbles(&self.q))
+    fn quants<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.table_lookup(&CODEBOOK, isa.nibbles(&self.q))
     }
     #[inline(always)]
-    fn halves(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [[0; 2]; 2]
     }
     #[inline(always)]
-    fn factor<I: Isa>(&self, _: I) -> [f32; 2] {
+    fn scales<I: Isa>(&self, _: I) -> [f32; 2] {
         [SCALES[self.e as usize], 0.0]
     }
     #[inline(always)]
-    fn row_factors<L: Lanes>(l: L, rows: &[&Mxfp4; 16]) -> [L::Floats; 2] {
+    fn panel_scales<L: PanelSimd>(l: L, rows: &[&Mxfp4; 16]) -> [L::Floats; 2] {
         let mut d = [0.0; 16];
         for r in 0..16 {
             d[r] = SCALES[rows[r].e as usize];

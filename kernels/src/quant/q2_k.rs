@@ -11,15 +11,16 @@
 //!                                      bits 5..4 = q[128 h + 64 + b],  bits 7..6 = q[128 h + 96 + b]
 //! ```
 
-use super::Block;
-use super::activation::{Q8x256, products};
-use super::block::Tile;
-use super::search::{self, Affine, Cost, Steps};
-use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
-use crate::cpu::isa::{Isa, Lanes, to_int};
+use super::activation::{Q8x256, scaled_dots};
+use super::block::{Block, Tile};
+use super::scale_search::{self, Affine, Cost, Steps};
+use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, window};
+use crate::matmul::matmul;
+use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::array::from_fn;
+use std::ops::Range;
 
 /// 256 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -32,25 +33,25 @@ pub struct Q2K {
 }
 const _: () = assert!(size_of::<Q2K>() == 84);
 
-/// The two-bit levels of each sub-block, from two halves of 32 bytes.
+/// The two-bit quants of each sub-block, from two halves of 32 bytes.
 #[inline(always)]
 pub(super) fn two_bits<I: Isa>(isa: I, q: &[[u8; 32]; 2]) -> [I::Bytes; 8] {
     let last = isa.splat_byte(3);
-    let mut levels = [last; 8];
+    let mut quants = [last; 8];
     for h in 0..2 {
         let q = isa.bytes(&q[h]);
-        levels[4 * h] = isa.and(q, last);
-        levels[4 * h + 1] = isa.and(isa.shr::<2>(q), last);
-        levels[4 * h + 2] = isa.and(isa.shr::<4>(q), last);
-        levels[4 * h + 3] = isa.shr::<6>(q);
+        quants[4 * h] = isa.and(q, last);
+        quants[4 * h + 1] = isa.and(isa.shr::<2>(q), last);
+        quants[4 * h + 2] = isa.and(isa.shr::<4>(q), last);
+        quants[4 * h + 3] = isa.shr::<6>(q);
     }
-    levels
+    quants
 }
 
-/// The opposite of [`two_bits`]: the lowest two bits of 256 levels.
+/// The inverse of [`two_bits`]: the lowest two bits of 256 quants.
 #[inline(always)]
-pub(super) fn pack_two_bits(levels: &[u8; 256]) -> [[u8; 32]; 2] {
-    let two = |i: usize| levels[i] & 3;
+pub(super) fn pack_two_bits(quants: &[u8; 256]) -> [[u8; 32]; 2] {
+    let two = |i: usize| quants[i] & 3;
     from_fn(|h| {
         from_fn(|b| {
             let i = 128 * h + b;
@@ -72,36 +73,37 @@ fn four_bits(v: [f32; 16]) -> ([u8; 16], f16) {
 impl Block for Q2K {
     type X = Q8x256;
     const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[16..80, 0..16, 80..84];
 
     #[inline(always)]
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q2K {
-        let (mut scale, mut min, mut levels) = ([0.0; 16], [0.0; 16], [0; 256]);
+        let (mut scale, mut min, mut quants) = ([0.0; 16], [0.0; 16], [0; 256]);
         for h in 0..2 {
-            let columns = search::columns::<16>(&x[128 * h..128 * h + 128]);
+            let columns = scale_search::columns::<16>(&x[128 * h..128 * h + 128]);
             let weight = columns.map(|x| x.map(f32::abs));
             let steps = Steps { first: -0.5, count: 15 };
-            let found: Affine<16> = search::affine(isa, &columns, &weight, (3, Cost::Absolute), steps);
+            let found: Affine<16> = scale_search::affine(isa, &columns, &weight, (3, Cost::Absolute), steps);
             scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
             min[8 * h..8 * h + 8].copy_from_slice(&found.min);
             for i in 0..128 {
-                levels[128 * h + i] = found.levels[i % 16][i / 16];
+                quants[128 * h + i] = found.quants[i % 16][i / 16];
             }
         }
         let ((sc, d), (m, dmin)) = (four_bits(scale), four_bits(min));
         for i in 0..256 {
             let (d, m) = (d.to_f32() * sc[i / 16] as f32, dmin.to_f32() * m[i / 16] as f32);
             if d != 0.0 {
-                levels[i] = to_int(((x[i] + m) / d).round_ties_even()).clamp(0, 3) as u8;
+                quants[i] = to_int(((x[i] + m) / d).round_ties_even()).clamp(0, 3) as u8;
             }
         }
         let [d, dmin] = [d, dmin].map(f16::to_le_bytes);
-        Q2K { scales: from_fn(|g| sc[g] | m[g] << 4), q: pack_two_bits(&levels), d, dmin }
+        Q2K { scales: from_fn(|g| sc[g] | m[g] << 4), q: pack_two_bits(&quants), d, dmin }
     }
 
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let [d, dmin] = [self.d, self.dmin].map(|d| isa.f16(d));
-        let q = search::stored(isa, two_bits(isa, &self.q));
+        let q = scale_search::stored(isa, two_bits(isa, &self.q));
         for (i, y) in y.iter_mut().enumerate() {
             let s = self.scales[i / 16];
             *y = d * (s & 15) as f32 * q[i] as f32 - dmin * (s >> 4) as f32;
@@ -109,8 +111,8 @@ impl Block for Q2K {
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        superblock::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 
@@ -119,9 +121,9 @@ impl SuperBlock for Q2K {
     const OFFSET: Offset = Offset::Minima;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, rows: &[&Q2K; 16], out: &mut Unpacked<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q2K; 16], out: &mut Panel<L>) {
         spread_two_bits(l, [window::<_, 16>(rows), window::<_, 48>(rows)], out);
-        let (head, low) = (l.turn(&window::<_, 0>(rows)), l.splat_byte(15));
+        let (head, low) = (l.transpose(&window::<_, 0>(rows)), l.splat_byte(15));
         for j in 0..16 {
             out.scales[j] = l.unsigned_byte(l.and(head[j / 4], low), j % 4);
         }
@@ -129,37 +131,37 @@ impl SuperBlock for Q2K {
             let m = l.shr::<4>(head[p / 2]);
             out.pairs[p] = l.pair(l.unsigned_byte(m, 2 * p % 4), l.unsigned_byte(m, 2 * p % 4 + 1));
         }
-        let tail = l.turn(&window::<_, 52>(rows))[7];
-        out.factors = [l.half(tail, 0), l.half(tail, 1)];
+        let tail = l.transpose(&window::<_, 52>(rows))[7];
+        out.d_and_min = [l.half(tail, 0), l.half(tail, 1)];
     }
 
     #[inline(always)]
     fn sums<I: Isa>(isa: I, w: &Q2K, x: &Q8x256) -> [I::Ints; 2] {
-        // Sixteen bytes at once; the masks keep to their own.
+        // Sixteen bytes at once; the masks keep bytes apart.
         let scales = u128::from_le_bytes(w.scales);
         let nibbles = u128::from_le_bytes([15; 16]);
         let (sc, m) = ((scales & nibbles).to_le_bytes(), (scales >> 4 & nibbles).to_le_bytes());
-        [products(isa, two_bits(isa, &w.q), isa.scales_16(sc), x), isa.dot_sums_16(m, &x.sums)]
+        [scaled_dots(isa, two_bits(isa, &w.q), isa.scales_16(sc), x), isa.dot_sums_16(m, &x.sums)]
     }
 
     #[inline(always)]
-    fn factors(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, self.dmin]
     }
 }
 
-/// [`two_bits`] of a strip.
+/// [`two_bits`] of a row panel.
 #[inline(always)]
-pub(super) fn spread_two_bits<L: Lanes>(l: L, q: [[&[u8; 32]; 16]; 2], out: &mut Unpacked<L>) {
+pub(super) fn spread_two_bits<L: PanelSimd>(l: L, q: [[&[u8; 32]; 16]; 2], out: &mut Panel<L>) {
     let last = l.splat_byte(3);
     for h in 0..2 {
-        let q = l.turn(&q[h]);
+        let q = l.transpose(&q[h]);
         for c in 0..8 {
-            let levels = &mut out.levels[32 * h + c..];
-            levels[0] = l.and(q[c], last);
-            levels[8] = l.and(l.shr::<2>(q[c]), last);
-            levels[16] = l.and(l.shr::<4>(q[c]), last);
-            levels[24] = l.shr::<6>(q[c]);
+            let quants = &mut out.quants[32 * h + c..];
+            quants[0] = l.and(q[c], last);
+            quants[8] = l.and(l.shr::<2>(q[c]), last);
+            quants[16] = l.and(l.shr::<4>(q[c]), last);
+            quants[24] = l.shr::<6>(q[c]);
         }
     }
 }

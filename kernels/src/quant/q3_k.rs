@@ -14,14 +14,16 @@
 //!                                      bits 5..4 = high of sc[8 + k],  bits 7..6 = high of sc[12 + k]
 //! ```
 
-use super::activation::{Q8x256, products};
-use super::block::Tile;
+use super::activation::{Q8x256, scaled_dots};
+use super::block::{Block, Tile};
 use super::q2_k::{pack_two_bits, spread_two_bits, two_bits};
-use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
-use super::{Block, search};
-use crate::cpu::isa::{Isa, Lanes, to_int};
+use super::scale_search;
+use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, decode_16_scales, window};
+use crate::matmul::matmul;
+use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::ops::Range;
 
 /// 256 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -35,9 +37,9 @@ pub struct Q3K {
 const _: () = assert!(size_of::<Q3K>() == 110);
 
 impl Q3K {
-    /// The levels of each sub-block, 0..8.
+    /// The quants of each sub-block, 0..8.
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
+    fn quants<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
         let third = isa.splat_byte(4);
         let h = isa.bytes(&self.high);
         // Bit j of h as the third bit.
@@ -51,14 +53,14 @@ impl Q3K {
             isa.shr::<4>(h),
             isa.shr::<5>(h),
         ];
-        let mut levels = two_bits(isa, &self.q);
+        let mut quants = two_bits(isa, &self.q);
         for j in 0..8 {
-            levels[j] = isa.or(levels[j], isa.and(high[j], third));
+            quants[j] = isa.or(quants[j], isa.and(high[j], third));
         }
-        levels
+        quants
     }
 
-    /// The sixteen scales less 32, as i8. Several bytes at a time; no mask reaches into a neighbour.
+    /// The sixteen scales minus 32, as i8. Several bytes at a time; the masks keep bytes apart.
     #[inline(always)]
     fn scales(&self) -> [u8; 16] {
         let s = &self.scales;
@@ -72,7 +74,7 @@ impl Q3K {
     }
 }
 
-/// Eight bytes below 64, each less 32, as i8: flipping bit 5 and copying it to bits 6 and 7 does it.
+/// Subtracts 32 from eight bytes below 64: flips bit 5 and copies it to bits 6 and 7.
 #[inline(always)]
 pub(super) fn less_32(bytes: u64) -> u64 {
     let flipped = bytes ^ 0x2020_2020_2020_2020;
@@ -80,7 +82,7 @@ pub(super) fn less_32(bytes: u64) -> u64 {
     flipped | sign << 1 | sign << 2
 }
 
-/// Six bits each, as the drawing has them.
+/// Packs six bits each, as drawn above.
 fn pack(sc: [u8; 16]) -> [u8; 12] {
     let mut s = [0; 12];
     for (g, sc) in sc.into_iter().enumerate() {
@@ -93,11 +95,13 @@ fn pack(sc: [u8; 16]) -> [u8; 12] {
 impl Block for Q3K {
     type X = Q8x256;
     const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[0..96, 96..108, 108..110];
 
     #[inline(always)]
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q3K {
-        let (scale, mut levels) = search::sixteen(x, |columns| search::symmetric_by_turns(isa, columns, 4.0));
-        let furthest = super::range::furthest(&scale);
+        let (scale, mut quants) =
+            scale_search::sixteen(x, |columns| scale_search::symmetric_by_turns(isa, columns, 4.0));
+        let furthest = super::minmax::furthest(&scale);
         let inverse = -32.0 / furthest;
         let (mut sc, mut d) = ([0; 16], f16::ZERO);
         if furthest != 0.0 {
@@ -107,29 +111,29 @@ impl Block for Q3K {
         for i in 0..256 {
             let d = d.to_f32() * (sc[i / 16] as i32 - 32) as f32;
             if d != 0.0 {
-                levels[i] = (to_int((x[i] / d).round_ties_even()).clamp(-4, 3) + 4) as u8;
+                quants[i] = (to_int((x[i] / d).round_ties_even()).clamp(-4, 3) + 4) as u8;
             }
         }
         let mut high = [0; 32];
-        for (i, level) in levels.iter().enumerate() {
+        for (i, level) in quants.iter().enumerate() {
             high[i % 32] |= (level >> 2) << (i / 32);
         }
         let scales = if furthest == 0.0 { [0; 12] } else { pack(sc) };
-        Q3K { high, q: pack_two_bits(&levels), scales, d: d.to_le_bytes() }
+        Q3K { high, q: pack_two_bits(&quants), scales, d: d.to_le_bytes() }
     }
 
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let (d, sc) = (isa.f16(self.d), self.scales());
-        let q = search::stored(isa, self.levels(isa));
+        let q = scale_search::stored(isa, self.quants(isa));
         for (i, y) in y.iter_mut().enumerate() {
             *y = d * sc[i / 16].cast_signed() as f32 * (q[i] as i32 - 4) as f32;
         }
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        superblock::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 
@@ -138,9 +142,9 @@ impl SuperBlock for Q3K {
     const OFFSET: Offset = Offset::Zero(4);
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, rows: &[&Q3K; 16], out: &mut Unpacked<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q3K; 16], out: &mut Panel<L>) {
         spread_two_bits(l, [window::<_, 32>(rows), window::<_, 64>(rows)], out);
-        let (h, third) = (l.turn(&window::<_, 0>(rows)), l.splat_byte(4));
+        let (h, third) = (l.transpose(&window::<_, 0>(rows)), l.splat_byte(4));
         for c in 0..8 {
             let high = [
                 l.shl::<2>(h[c]),
@@ -153,10 +157,10 @@ impl SuperBlock for Q3K {
                 l.shr::<5>(h[c]),
             ];
             for j in 0..8 {
-                out.levels[8 * j + c] = l.or(out.levels[8 * j + c], l.and(high[j], third));
+                out.quants[8 * j + c] = l.or(out.quants[8 * j + c], l.and(high[j], third));
             }
         }
-        let tail = l.turn(&window::<_, 76>(rows)); // the twelve bytes of scales end at 108
+        let tail = l.transpose(&window::<_, 76>(rows)); // the twelve bytes of scales end at 108
         let (a, b, high, low) = (tail[5], tail[6], tail[7], l.splat_byte(15));
         let two = l.splat_byte(3);
         let sc = [
@@ -165,20 +169,20 @@ impl SuperBlock for Q3K {
             l.or(l.shr::<4>(a), l.shl::<4>(l.and(l.shr::<4>(high), two))),
             l.or(l.shr::<4>(b), l.shl::<4>(l.shr::<6>(high))),
         ];
-        superblock::sixteen_scales(l, sc, true, out);
-        out.factors[0] = l.half(l.turn(&window::<_, 78>(rows))[7], 1);
+        decode_16_scales(l, sc, true, out);
+        out.d_and_min[0] = l.half(l.transpose(&window::<_, 78>(rows))[7], 1);
     }
 
     #[inline(always)]
     fn sums<I: Isa>(isa: I, w: &Q3K, x: &Q8x256) -> [I::Ints; 2] {
         let sc = w.scales();
-        let sum = products(isa, w.levels(isa), isa.scales_16(sc), x);
+        let sum = scaled_dots(isa, w.quants(isa), isa.scales_16(sc), x);
         let offset = isa.shl_ints::<2>(isa.dot_sums_16(sc, &x.sums));
         [isa.sub_ints(sum, offset), isa.zeros()]
     }
 
     #[inline(always)]
-    fn factors(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, [0; 2]]
     }
 }

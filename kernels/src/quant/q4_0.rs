@@ -7,13 +7,15 @@
 //! q, byte b = 0..16:  bits 3..0 = q[b],  bits 7..4 = q[16 + b]
 //! ```
 
-use super::block::Tile;
-use super::range::{furthest, inverse, levels, nibbles};
-use super::small::{self, SmallBlock};
-use super::{Block, Q8x32};
-use crate::cpu::isa::Isa;
+use super::activation::Q8x32;
+use super::block::{Block, Tile};
+use super::block32::{Block32, Block32Dot};
+use super::minmax::{furthest, inverse, nibbles, quants};
+use crate::matmul::matmul;
+use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::ops::Range;
 
 /// 32 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -27,40 +29,41 @@ const _: () = assert!(size_of::<Q4_0>() == 18);
 impl Block for Q4_0 {
     type X = Q8x32;
     const LEN: usize = 32;
+    const CUDA_PLANES: &'static [Range<usize>] = &[2..18, 0..2];
 
     #[inline(always)]
     fn quantise<I: Isa>(_: I, x: &[f32]) -> Q4_0 {
         let d = furthest(x) / -8.0;
-        let levels = levels(x, 0.0, inverse(d), 8.5, 15);
-        Q4_0 { d: f16::from_f32(d).to_le_bytes(), q: nibbles(&levels) }
+        let quants = quants(x, 0.0, inverse(d), 8.5, 15);
+        Q4_0 { d: f16::from_f32(d).to_le_bytes(), q: nibbles(&quants) }
     }
 
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let d = isa.f16(self.d);
         let mut q = [0; 32];
-        isa.store_bytes(self.levels(isa), &mut q);
+        isa.store_bytes(self.quants(isa), &mut q);
         for (y, q) in y.iter_mut().zip(q) {
             *y = (q as i32 - 8) as f32 * d;
         }
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        small::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 
-impl SmallBlock for Q4_0 {
+impl Block32 for Q4_0 {
     const SIGNED: bool = false;
     const ZERO: i32 = 8;
 
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+    fn quants<I: Isa>(&self, isa: I) -> I::Bytes {
         isa.nibbles(&self.q)
     }
     #[inline(always)]
-    fn halves(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, [0; 2]]
     }
 }

@@ -8,13 +8,15 @@
 //! high, bit i:        bit 4 of q[i]
 //! ```
 
-use super::block::Tile;
-use super::range::{fifth_bits, furthest, inverse, levels, nibbles};
-use super::small::{self, SmallBlock};
-use super::{Block, Q8x32};
-use crate::cpu::isa::Isa;
+use super::activation::Q8x32;
+use super::block::{Block, Tile};
+use super::block32::{Block32, Block32Dot};
+use super::minmax::{fifth_bits, furthest, inverse, nibbles, quants};
+use crate::matmul::matmul;
+use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::ops::Range;
 
 /// 32 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -29,41 +31,42 @@ const _: () = assert!(size_of::<Q5_0>() == 22);
 impl Block for Q5_0 {
     type X = Q8x32;
     const LEN: usize = 32;
+    const CUDA_PLANES: &'static [Range<usize>] = &[6..22, 0..2, 2..6];
 
     #[inline(always)]
     fn quantise<I: Isa>(_: I, x: &[f32]) -> Q5_0 {
         let d = furthest(x) / -16.0;
-        let levels = levels(x, 0.0, inverse(d), 16.5, 31);
-        Q5_0 { d: f16::from_f32(d).to_le_bytes(), high: fifth_bits(&levels), q: nibbles(&levels) }
+        let quants = quants(x, 0.0, inverse(d), 16.5, 31);
+        Q5_0 { d: f16::from_f32(d).to_le_bytes(), high: fifth_bits(&quants), q: nibbles(&quants) }
     }
 
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let d = isa.f16(self.d);
         let mut q = [0; 32];
-        isa.store_bytes(self.levels(isa), &mut q);
+        isa.store_bytes(self.quants(isa), &mut q);
         for (y, q) in y.iter_mut().zip(q) {
             *y = (q as i32 - 16) as f32 * d;
         }
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        small::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 
-impl SmallBlock for Q5_0 {
+impl Block32 for Q5_0 {
     const SIGNED: bool = false;
     const ZERO: i32 = 16;
 
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+    fn quants<I: Isa>(&self, isa: I) -> I::Bytes {
         let fifth = isa.and(isa.mask(self.high), isa.splat_byte(16));
         isa.or(isa.nibbles(&self.q), fifth)
     }
     #[inline(always)]
-    fn halves(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, [0; 2]]
     }
 }

@@ -8,13 +8,15 @@
 //! high, bit i:        bit 4 of q[i]
 //! ```
 
-use super::block::Tile;
-use super::range::{extremes, fifth_bits, inverse, levels, nibbles};
-use super::small::{self, SmallBlock};
-use super::{Block, Q8x32};
-use crate::cpu::isa::Isa;
+use super::activation::Q8x32;
+use super::block::{Block, Tile};
+use super::block32::{Block32, Block32Dot};
+use super::minmax::{extremes, fifth_bits, inverse, nibbles, quants};
+use crate::matmul::matmul;
+use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::ops::Range;
 
 /// 32 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -30,43 +32,44 @@ const _: () = assert!(size_of::<Q5_1>() == 24);
 impl Block for Q5_1 {
     type X = Q8x32;
     const LEN: usize = 32;
+    const CUDA_PLANES: &'static [Range<usize>] = &[8..24, 0..4, 4..8];
 
     #[inline(always)]
     fn quantise<I: Isa>(_: I, x: &[f32]) -> Q5_1 {
         let (low, high) = extremes(x);
         let d = (high - low) / 31.0;
-        let levels = levels(x, low, inverse(d), 0.5, 31);
+        let quants = quants(x, low, inverse(d), 0.5, 31);
         let [d, m] = [d, low].map(|v| f16::from_f32(v).to_le_bytes());
-        Q5_1 { d, m, high: fifth_bits(&levels), q: nibbles(&levels) }
+        Q5_1 { d, m, high: fifth_bits(&quants), q: nibbles(&quants) }
     }
 
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let [d, m] = [self.d, self.m].map(|v| isa.f16(v));
         let mut q = [0; 32];
-        isa.store_bytes(self.levels(isa), &mut q);
+        isa.store_bytes(self.quants(isa), &mut q);
         for (y, q) in y.iter_mut().zip(q) {
             *y = q as f32 * d + m;
         }
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        small::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 
-impl SmallBlock for Q5_1 {
+impl Block32 for Q5_1 {
     const SIGNED: bool = false;
     const MINIMUM: bool = true;
 
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+    fn quants<I: Isa>(&self, isa: I) -> I::Bytes {
         let fifth = isa.and(isa.mask(self.high), isa.splat_byte(16));
         isa.or(isa.nibbles(&self.q), fifth)
     }
     #[inline(always)]
-    fn halves(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, self.m]
     }
 }

@@ -11,13 +11,15 @@
 //! ```
 //! The scales are packed as the head of `scales` draws it.
 
-use super::block::Tile;
-use super::scales::{self, Found};
-use super::search::Steps;
-use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
-use super::{Block, Q8x256};
-use crate::cpu::isa::{Isa, Lanes};
+use super::activation::Q8x256;
+use super::block::{Block, Tile};
+use super::k_scales::{self, Found};
+use super::scale_search::Steps;
+use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, window};
+use crate::matmul::matmul;
+use crate::simd::{Isa, PanelSimd};
 use bytemuck::{Pod, Zeroable};
+use std::ops::Range;
 
 /// 256 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -32,13 +34,13 @@ pub struct Q5K {
 const _: () = assert!(size_of::<Q5K>() == 176);
 
 impl Q5K {
-    /// The levels of each sub-block.
+    /// The quants of each sub-block.
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
+    fn quants<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
         let (low, fifth) = (isa.splat_byte(15), isa.splat_byte(16));
         let h = isa.bytes(&self.high);
         // Bit j of h as the fifth bit.
-        let mut levels = [
+        let mut quants = [
             isa.shl::<4>(h),
             isa.shl::<3>(h),
             isa.shl::<2>(h),
@@ -50,25 +52,27 @@ impl Q5K {
         ];
         for p in 0..4 {
             let q = isa.bytes(&self.q[p]);
-            levels[2 * p] = isa.or(isa.and(levels[2 * p], fifth), isa.and(q, low));
-            levels[2 * p + 1] = isa.or(isa.and(levels[2 * p + 1], fifth), isa.shr::<4>(q));
+            quants[2 * p] = isa.or(isa.and(quants[2 * p], fifth), isa.and(q, low));
+            quants[2 * p + 1] = isa.or(isa.and(quants[2 * p + 1], fifth), isa.shr::<4>(q));
         }
-        levels
+        quants
     }
 }
 
 impl Block for Q5K {
     type X = Q8x256;
     const LEN: usize = 256;
+    #[allow(clippy::single_range_in_vec_init, reason = "one plane")]
+    const CUDA_PLANES: &'static [Range<usize>] = &[0..176];
 
     #[inline(always)]
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q5K {
-        let Found { d, dmin, scales, levels } = scales::find(isa, x, 31, Steps { first: -0.5, count: 15 });
+        let Found { d, dmin, scales, quants } = k_scales::find(isa, x, 31, Steps { first: -0.5, count: 15 });
         let (mut q, mut high) = ([[0; 32]; 4], [0; 32]);
-        for (p, (q, levels)) in q.iter_mut().zip(levels.as_chunks::<64>().0).enumerate() {
+        for (p, (q, quants)) in q.iter_mut().zip(quants.as_chunks::<64>().0).enumerate() {
             for b in 0..32 {
-                q[b] = levels[b] & 15 | levels[b + 32] << 4;
-                high[b] |= (levels[b] >> 4 | levels[b + 32] >> 4 << 1) << (2 * p);
+                q[b] = quants[b] & 15 | quants[b + 32] << 4;
+                high[b] |= (quants[b] >> 4 | quants[b + 32] >> 4 << 1) << (2 * p);
             }
         }
         Q5K { d, dmin, scales, high, q }
@@ -76,12 +80,12 @@ impl Block for Q5K {
 
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
-        scales::dequantise(isa, self.levels(isa), [self.d, self.dmin], self.scales, y);
+        k_scales::dequantise(isa, self.quants(isa), [self.d, self.dmin], self.scales, y);
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        superblock::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 
@@ -90,15 +94,15 @@ impl SuperBlock for Q5K {
     const OFFSET: Offset = Offset::Minima;
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, rows: &[&Q5K; 16], out: &mut Unpacked<L>) {
-        scales::spread(l, rows, out);
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q5K; 16], out: &mut Panel<L>) {
+        k_scales::decode_scales(l, rows, out);
         let (low, fifth) = (l.splat_byte(15), l.splat_byte(16));
         // The 32 bytes of group p: sub-blocks 2 p and 2 p + 1.
         let groups =
             [window::<_, 48>(rows), window::<_, 80>(rows), window::<_, 112>(rows), window::<_, 144>(rows)];
-        let h = l.turn(&window::<_, 16>(rows));
+        let h = l.transpose(&window::<_, 16>(rows));
         for p in 0..4 {
-            let q = l.turn(&groups[p]);
+            let q = l.transpose(&groups[p]);
             for c in 0..8 {
                 let (even, odd) = match p {
                     0 => (l.shl::<4>(h[c]), l.shl::<3>(h[c])),
@@ -106,19 +110,19 @@ impl SuperBlock for Q5K {
                     2 => (h[c], l.shr::<1>(h[c])),
                     _ => (l.shr::<2>(h[c]), l.shr::<3>(h[c])),
                 };
-                out.levels[16 * p + c] = l.or(l.and(even, fifth), l.and(q[c], low));
-                out.levels[16 * p + 8 + c] = l.or(l.and(odd, fifth), l.shr::<4>(q[c]));
+                out.quants[16 * p + c] = l.or(l.and(even, fifth), l.and(q[c], low));
+                out.quants[16 * p + 8 + c] = l.or(l.and(odd, fifth), l.shr::<4>(q[c]));
             }
         }
     }
 
     #[inline(always)]
     fn sums<I: Isa>(isa: I, w: &Q5K, x: &Q8x256) -> [I::Ints; 2] {
-        scales::sums(isa, w.levels(isa), w.scales, x)
+        k_scales::sums(isa, w.quants(isa), w.scales, x)
     }
 
     #[inline(always)]
-    fn factors(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, self.dmin]
     }
 }

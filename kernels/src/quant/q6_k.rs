@@ -12,13 +12,15 @@
 //! high, byte 32 h + b:                 bits 5..4 of q[32 j + b] in bits 2 s + 1 .. 2 s
 //! ```
 
-use super::activation::{Q8x256, products};
-use super::block::Tile;
-use super::superblock::{self, Offset, SuperBlock, Unpacked, window};
-use super::{Block, search};
-use crate::cpu::isa::{Isa, Lanes, to_int};
+use super::activation::{Q8x256, scaled_dots};
+use super::block::{Block, Tile};
+use super::scale_search;
+use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, decode_16_scales, window};
+use crate::matmul::matmul;
+use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::ops::Range;
 
 /// 256 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -32,32 +34,34 @@ pub struct Q6K {
 const _: () = assert!(size_of::<Q6K>() == 210);
 
 impl Q6K {
-    /// The levels of each sub-block, 0..64.
+    /// The quants of each sub-block, 0..64.
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
+    fn quants<I: Isa>(&self, isa: I) -> [I::Bytes; 8] {
         let (last, upper) = (isa.splat_byte(15), isa.splat_byte(0x30));
-        let mut levels = [last; 8];
+        let mut quants = [last; 8];
         for h in 0..2 {
             let (a, b) = (isa.bytes(&self.low[h][0]), isa.bytes(&self.low[h][1]));
             let high = isa.bytes(&self.high[h]);
-            levels[4 * h] = isa.or(isa.and(a, last), isa.and(isa.shl::<4>(high), upper));
-            levels[4 * h + 1] = isa.or(isa.and(b, last), isa.and(isa.shl::<2>(high), upper));
-            levels[4 * h + 2] = isa.or(isa.shr::<4>(a), isa.and(high, upper));
-            levels[4 * h + 3] = isa.or(isa.shr::<4>(b), isa.and(isa.shr::<2>(high), upper));
+            quants[4 * h] = isa.or(isa.and(a, last), isa.and(isa.shl::<4>(high), upper));
+            quants[4 * h + 1] = isa.or(isa.and(b, last), isa.and(isa.shl::<2>(high), upper));
+            quants[4 * h + 2] = isa.or(isa.shr::<4>(a), isa.and(high, upper));
+            quants[4 * h + 3] = isa.or(isa.shr::<4>(b), isa.and(isa.shr::<2>(high), upper));
         }
-        levels
+        quants
     }
 }
 
 impl Block for Q6K {
     type X = Q8x256;
     const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[0..208, 208..210];
 
     #[inline(always)]
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q6K {
-        let (scale, mut levels) = search::sixteen(x, |columns| search::symmetric(isa, columns, 32.0));
-        let furthest = super::range::furthest(&scale);
-        if furthest.abs() < search::NOTHING {
+        let (scale, mut quants) =
+            scale_search::sixteen(x, |columns| scale_search::symmetric(isa, columns, 32.0));
+        let furthest = super::minmax::furthest(&scale);
+        if furthest.abs() < scale_search::NOTHING {
             return Q6K::zeroed();
         }
         let inverse = -128.0 / furthest;
@@ -66,11 +70,11 @@ impl Block for Q6K {
         for i in 0..256 {
             let d = d.to_f32() * sc[i / 16] as f32;
             if d != 0.0 {
-                levels[i] = (to_int((x[i] / d).round_ties_even()).clamp(-32, 31) + 32) as u8;
+                quants[i] = (to_int((x[i] / d).round_ties_even()).clamp(-32, 31) + 32) as u8;
             }
         }
         let (mut low, mut high) = ([[[0; 32]; 2]; 2], [[0; 32]; 2]);
-        for (i, level) in levels.iter().enumerate() {
+        for (i, level) in quants.iter().enumerate() {
             let (h, s, b) = (i / 128, i / 32 % 4, i % 32);
             low[h][s % 2][b] |= (level & 15) << (s / 2 * 4);
             high[h][b] |= (level >> 4) << (2 * s);
@@ -81,15 +85,15 @@ impl Block for Q6K {
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let d = isa.f16(self.d);
-        let q = search::stored(isa, self.levels(isa));
+        let q = scale_search::stored(isa, self.quants(isa));
         for (i, y) in y.iter_mut().enumerate() {
             *y = d * self.scales[i / 16].cast_signed() as f32 * (q[i] as i32 - 32) as f32;
         }
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        superblock::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 
@@ -98,35 +102,35 @@ impl SuperBlock for Q6K {
     const OFFSET: Offset = Offset::Zero(32);
 
     #[inline(always)]
-    fn unpack<L: Lanes>(l: L, rows: &[&Q6K; 16], out: &mut Unpacked<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q6K; 16], out: &mut Panel<L>) {
         let (last, upper) = (l.splat_byte(15), l.splat_byte(0x30));
         let low =
             [[window::<_, 0>(rows), window::<_, 32>(rows)], [window::<_, 64>(rows), window::<_, 96>(rows)]];
         let high = [window::<_, 128>(rows), window::<_, 160>(rows)];
         for h in 0..2 {
-            let (a, b, high) = (l.turn(&low[h][0]), l.turn(&low[h][1]), l.turn(&high[h]));
+            let (a, b, high) = (l.transpose(&low[h][0]), l.transpose(&low[h][1]), l.transpose(&high[h]));
             for c in 0..8 {
-                let levels = &mut out.levels[32 * h + c..];
-                levels[0] = l.or(l.and(a[c], last), l.and(l.shl::<4>(high[c]), upper));
-                levels[8] = l.or(l.and(b[c], last), l.and(l.shl::<2>(high[c]), upper));
-                levels[16] = l.or(l.shr::<4>(a[c]), l.and(high[c], upper));
-                levels[24] = l.or(l.shr::<4>(b[c]), l.and(l.shr::<2>(high[c]), upper));
+                let quants = &mut out.quants[32 * h + c..];
+                quants[0] = l.or(l.and(a[c], last), l.and(l.shl::<4>(high[c]), upper));
+                quants[8] = l.or(l.and(b[c], last), l.and(l.shl::<2>(high[c]), upper));
+                quants[16] = l.or(l.shr::<4>(a[c]), l.and(high[c], upper));
+                quants[24] = l.or(l.shr::<4>(b[c]), l.and(l.shr::<2>(high[c]), upper));
             }
         }
-        let scales = l.turn(&window::<_, 176>(rows));
-        superblock::sixteen_scales(l, [scales[4], scales[5], scales[6], scales[7]], false, out);
-        out.factors[0] = l.half(l.turn(&window::<_, 178>(rows))[7], 1);
+        let scales = l.transpose(&window::<_, 176>(rows));
+        decode_16_scales(l, [scales[4], scales[5], scales[6], scales[7]], false, out);
+        out.d_and_min[0] = l.half(l.transpose(&window::<_, 178>(rows))[7], 1);
     }
 
     #[inline(always)]
     fn sums<I: Isa>(isa: I, w: &Q6K, x: &Q8x256) -> [I::Ints; 2] {
-        let sum = products(isa, w.levels(isa), isa.scales_16(w.scales), x);
+        let sum = scaled_dots(isa, w.quants(isa), isa.scales_16(w.scales), x);
         let offset = isa.shl_ints::<5>(isa.dot_sums_16(w.scales, &x.sums));
         [isa.sub_ints(sum, offset), isa.zeros()]
     }
 
     #[inline(always)]
-    fn factors(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, [0; 2]]
     }
 }

@@ -5,13 +5,15 @@
 //!      | d f16 | q0 q1 ... q31  (i8)              |        w_i = d q_i
 //! ```
 
-use super::block::Tile;
-use super::range::inverse;
-use super::small::{self, SmallBlock};
-use super::{Block, Q8x32};
-use crate::cpu::isa::{Isa, Lanes, to_int};
+use super::activation::Q8x32;
+use super::block::{Block, Tile};
+use super::block32::{Block32, Block32Dot};
+use super::minmax::inverse;
+use crate::matmul::matmul;
+use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::ops::Range;
 
 /// 32 weights.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -25,6 +27,7 @@ const _: () = assert!(size_of::<Q8_0>() == 34);
 impl Block for Q8_0 {
     type X = Q8x32;
     const LEN: usize = 32;
+    const CUDA_PLANES: &'static [Range<usize>] = &[2..34, 0..2];
 
     #[inline(always)]
     fn quantise<I: Isa>(_: I, x: &[f32]) -> Q8_0 {
@@ -47,28 +50,28 @@ impl Block for Q8_0 {
     }
 
     #[inline(always)]
-    fn product<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        small::product(isa, tile);
+    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
+        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 
-impl SmallBlock for Q8_0 {
+impl Block32 for Q8_0 {
     const SIGNED: bool = true;
 
     #[inline(always)]
-    fn levels<I: Isa>(&self, isa: I) -> I::Bytes {
+    fn quants<I: Isa>(&self, isa: I) -> I::Bytes {
         isa.bytes(&self.q)
     }
     #[inline(always)]
-    fn turn<I: Isa>(isa: I, rows: &[&Q8_0; 16]) -> [<I::Lanes as Lanes>::Bytes; 8] {
-        let mut levels = [&[0; 32]; 16];
+    fn transpose_quants<I: Isa>(isa: I, rows: &[&Q8_0; 16]) -> [<I::Panel as PanelSimd>::Bytes; 8] {
+        let mut quants = [&[0; 32]; 16];
         for r in 0..16 {
-            levels[r] = &rows[r].q;
+            quants[r] = &rows[r].q;
         }
-        isa.lanes().turn(&levels)
+        isa.panel().transpose(&quants)
     }
     #[inline(always)]
-    fn halves(&self) -> [[u8; 2]; 2] {
+    fn d_and_min(&self) -> [[u8; 2]; 2] {
         [self.d, [0; 2]]
     }
 }

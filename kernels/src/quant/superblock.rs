@@ -1,25 +1,25 @@
-//! Products of super-blocks.
+//! Implements the dot products of formats with 256 weights per block (super-blocks).
 //!
-//! What a row and a token get, at every level and in any batch (b over super-blocks, j over sub-blocks):
+//! The result for a row and a token, at every SIMD level and batch size (b over super-blocks, j over sub-blocks):
 //! ```text
 //! y <- fma(d_b dx_b, float(sum_j sc_j (q_j . x_j)), y)
 //! y <- fma(dmin_b -dx_b, float(sum_j m_j sum(x_j)), y)                 where the format has minima
 //! ```
-//! All within the brackets is whole numbers, so how they are summed does not matter: many tokens meet a strip of rows
-//! that was unpacked once ([`Unpacked`]), one token meets eight rows as they are stored. It knows no format.
+//! The terms in brackets are exact integers, so the order of their sums does not matter: GEMM decodes a panel of rows
+//! once ([`Panel`]), GEMV works on the stored rows.
 
 use super::activation::Q8x256;
-use super::block::{Block, Tile};
-use super::strips::{self, Kind};
-use crate::cpu::isa::{Isa, Lanes};
+use super::block::Block;
+use crate::matmul::block_dot::BlockDot;
+use crate::simd::{Isa, PanelSimd};
 
-/// What is taken off the products of levels, which are stored unsigned.
+/// How a format represents negative weights.
 pub(super) enum Offset {
     /// Each sub-block has a minimum, in units of `dmin`.
     Minima,
-    /// Levels stand this much higher.
+    /// Unsigned quants with this offset.
     Zero(i32),
-    /// Levels are signed.
+    /// Signed quants.
     Signed,
 }
 
@@ -27,30 +27,30 @@ pub(super) enum Offset {
 pub(super) trait SuperBlock: Block<X = Q8x256> {
     /// Sub-blocks with a scale each: 8 or 16.
     const SUBS: usize;
-    /// What stands beside the levels.
+    /// How negative weights are represented.
     const OFFSET: Offset;
 
-    /// The same block of each row, as lanes.
-    fn unpack<L: Lanes>(l: L, rows: &[&Self; 16], out: &mut Unpacked<L>);
-    /// Eight whole numbers that sum to `sum_j sc_j (q_j . x_j)`, and to `sum_j m_j sum(x_j)`.
+    /// Decodes the same block of each row.
+    fn decode_panel<P: PanelSimd>(simd: P, rows: &[&Self; 16], out: &mut Panel<P>);
+    /// Eight partial sums of `sum_j sc_j (q_j . x_j)`, and of `sum_j m_j sum(x_j)`.
     fn sums<I: Isa>(isa: I, w: &Self, x: &Q8x256) -> [I::Ints; 2];
     /// d and dmin.
-    fn factors(&self) -> [[u8; 2]; 2];
+    fn d_and_min(&self) -> [[u8; 2]; 2];
 }
 
-/// Super-blocks.
-struct Super;
+/// [`BlockDot`] of every [`SuperBlock`] format.
+pub(super) struct SuperBlockDot;
 
-/// A super-block of each row of a strip.
-pub(super) struct Unpacked<L: Lanes> {
-    /// Four levels a row, signed ones as [`Lanes::signed`] gives them.
-    pub(super) levels: [L::Bytes; 64],
-    /// A scale a row for each sub-block.
-    pub(super) scales: [L::Ints; 16],
-    /// What meets the sums of sixteen activations, two a row: minima, or scales where levels have a zero.
-    pub(super) pairs: [L::Ints; 8],
+/// The decoded super-block of each row of a panel.
+pub(super) struct Panel<P: PanelSimd> {
+    /// Four quants per lane; signed ones biased by [`PanelSimd::U8_BIAS`].
+    pub(super) quants: [P::Bytes; 64],
+    /// The scale of each sub-block.
+    pub(super) scales: [P::Ints; 16],
+    /// Factors of the activation sums, two per lane: minima, or scales where quants have an offset.
+    pub(super) pairs: [P::Ints; 8],
     /// d and dmin.
-    pub(super) factors: [L::Floats; 2],
+    pub(super) d_and_min: [P::Floats; 2],
 }
 
 /// Thirty-two bytes of each row's block, from byte `AT` on.
@@ -63,121 +63,115 @@ pub(super) fn window<'a, B: Block, const AT: usize>(rows: &[&'a B; 16]) -> [&'a 
     out
 }
 
-/// Sixteen scales from four bytes of each row at a time: signed, or six bits that stand 32 higher.
+/// Decodes sixteen scales, four bytes of each row at a time: signed, or six bits with an offset of 32.
 #[inline(always)]
-pub(super) fn sixteen_scales<L: Lanes>(l: L, sc: [L::Bytes; 4], higher: bool, out: &mut Unpacked<L>) {
+pub(super) fn decode_16_scales<P: PanelSimd>(simd: P, sc: [P::Bytes; 4], higher: bool, out: &mut Panel<P>) {
     for j in 0..16 {
         out.scales[j] = if higher {
-            l.add(l.unsigned_byte(sc[j / 4], j % 4), l.splat_int(-32))
+            simd.add(simd.unsigned_byte(sc[j / 4], j % 4), simd.splat_int(-32))
         } else {
-            l.signed_byte(sc[j / 4], j % 4)
+            simd.signed_byte(sc[j / 4], j % 4)
         };
     }
     for p in 0..8 {
-        out.pairs[p] = l.pair(out.scales[2 * p], out.scales[2 * p + 1]);
+        out.pairs[p] = simd.pair(out.scales[2 * p], out.scales[2 * p + 1]);
     }
 }
 
-impl<L: Lanes> Unpacked<L> {
+impl<P: PanelSimd> Panel<P> {
     #[inline(always)]
-    fn new(l: L) -> Self {
-        let (bytes, ints, floats) = (l.splat_byte(0), l.zeros(), l.splat(0.0));
-        Unpacked { levels: [bytes; 64], scales: [ints; 16], pairs: [ints; 8], factors: [floats; 2] }
+    fn new(simd: P) -> Self {
+        let (bytes, ints, floats) = (simd.splat_byte(0), simd.zeros(), simd.splat(0.0));
+        Panel { quants: [bytes; 64], scales: [ints; 16], pairs: [ints; 8], d_and_min: [floats; 2] }
     }
 
     /// Adds the products with `T` tokens to their sums.
     #[inline(always)]
-    fn meet<B: SuperBlock, const T: usize>(&self, l: L, x: [&Q8x256; T], y: &mut [L::Floats]) {
-        let mut totals = [l.zeros(); T];
+    fn dot_panel<B: SuperBlock, const T: usize>(&self, simd: P, x: [&Q8x256; T], y: &mut [P::Floats]) {
+        let mut totals = [simd.zeros(); T];
         let len = 64 / B::SUBS;
         for j in 0..B::SUBS {
-            let mut sums = [l.zeros(); T];
+            let mut sums = [simd.zeros(); T];
             for i in j * len..(j + 1) * len {
                 for t in 0..T {
                     let x = x[t].q.as_flattened().as_chunks().0[i];
                     sums[t] = match B::OFFSET {
-                        Offset::Signed => l.dot_signed(sums[t], self.levels[i], x),
-                        _ => l.dot(sums[t], self.levels[i], x),
+                        Offset::Signed => simd.dot_signed(sums[t], self.quants[i], x),
+                        _ => simd.dot(sums[t], self.quants[i], x),
                     };
                 }
             }
             for t in 0..T {
-                totals[t] = l.mul_add(totals[t], self.scales[j], sums[t]);
+                totals[t] = simd.mul_add(totals[t], self.scales[j], sums[t]);
             }
         }
         for t in 0..T {
-            y[t] = self.finish::<B>(l, x[t], totals[t], y[t]);
+            y[t] = self.finish::<B>(simd, x[t], totals[t], y[t]);
         }
     }
 
     #[inline(always)]
-    fn finish<B: SuperBlock>(&self, l: L, x: &Q8x256, total: L::Ints, y: L::Floats) -> L::Floats {
+    fn finish<B: SuperBlock>(&self, simd: P, x: &Q8x256, total: P::Ints, y: P::Floats) -> P::Floats {
         let zero = match B::OFFSET {
             Offset::Minima => 0,
             Offset::Zero(zero) => zero,
-            Offset::Signed => L::ADDED,
+            Offset::Signed => P::U8_BIAS,
         };
         let minima = matches!(B::OFFSET, Offset::Minima);
-        let (mut total, mut offset) = (total, l.zeros());
+        let (mut total, mut offset) = (total, simd.zeros());
         if minima || zero != 0 {
             for p in 0..8 {
-                offset = l.dot_pairs(offset, self.pairs[p], x.sums.as_chunks().0[p]);
+                offset = simd.dot_pairs(offset, self.pairs[p], x.sums.as_chunks().0[p]);
             }
         }
         if zero != 0 {
-            total = l.mul_add(total, offset, l.splat_int(-zero));
+            total = simd.mul_add(total, offset, simd.splat_int(-zero));
         }
-        let y = l.fma(l.mul(self.factors[0], l.splat(x.d())), l.floats(total), y);
+        let y = simd.fma(simd.mul(self.d_and_min[0], simd.splat(x.d())), simd.floats(total), y);
         if !minima {
             return y;
         }
-        l.fma(l.mul(self.factors[1], l.splat(-x.d())), l.floats(offset), y)
+        simd.fma(simd.mul(self.d_and_min[1], simd.splat(-x.d())), simd.floats(offset), y)
     }
 }
 
-impl<B: SuperBlock> Kind<B> for Super {
-    const SECOND: Option<f32> = if matches!(B::OFFSET, Offset::Minima) { Some(-1.0) } else { None };
+impl<B: SuperBlock> BlockDot<B> for SuperBlockDot {
+    const MIN_SIGN: Option<f32> = if matches!(B::OFFSET, Offset::Minima) { Some(-1.0) } else { None };
 
     #[inline(always)]
     fn sums<I: Isa>(isa: I, w: &B, x: &Q8x256) -> [I::Ints; 2] {
         B::sums(isa, w, x)
     }
     #[inline(always)]
-    fn factors<I: Isa>(isa: I, w: [&B; 8]) -> [I::Floats; 2] {
+    fn scales_x8<I: Isa>(isa: I, w: [&B; 8]) -> [I::Floats; 2] {
         let (mut d, mut dmin) = ([[0; 2]; 8], [[0; 2]; 8]);
         for i in 0..8 {
-            [d[i], dmin[i]] = w[i].factors();
+            [d[i], dmin[i]] = w[i].d_and_min();
         }
         [isa.gather_f16(d), isa.gather_f16(dmin)]
     }
     #[inline(always)]
-    fn factor<I: Isa>(isa: I, w: &B) -> [f32; 2] {
-        let [d, dmin] = w.factors();
+    fn scales<I: Isa>(isa: I, w: &B) -> [f32; 2] {
+        let [d, dmin] = w.d_and_min();
         [isa.f16(d), isa.f16(dmin)]
     }
     #[inline(always)]
-    fn step(x: &Q8x256) -> f32 {
+    fn act_scale(x: &Q8x256) -> f32 {
         x.d()
     }
 
-    type Unpacked<L: Lanes> = Unpacked<L>;
+    type Panel<P: PanelSimd> = Panel<P>;
 
     #[inline(always)]
-    fn empty<L: Lanes>(l: L) -> Unpacked<L> {
-        Unpacked::new(l)
+    fn new_panel<P: PanelSimd>(simd: P) -> Panel<P> {
+        Panel::new(simd)
     }
     #[inline(always)]
-    fn unpack<I: Isa>(isa: I, rows: &[&B; 16], out: &mut Unpacked<I::Lanes>) {
-        B::unpack(isa.lanes(), rows, out);
+    fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut Panel<I::Panel>) {
+        B::decode_panel(isa.panel(), rows, out);
     }
     #[inline(always)]
-    fn meet<L: Lanes, const T: usize>(w: &Unpacked<L>, l: L, x: [&Q8x256; T], y: &mut [L::Floats]) {
-        w.meet::<B, T>(l, x, y);
+    fn dot_panel<P: PanelSimd, const T: usize>(w: &Panel<P>, simd: P, x: [&Q8x256; T], y: &mut [P::Floats]) {
+        w.dot_panel::<B, T>(simd, x, y);
     }
-}
-
-/// All rows times all tokens of a tile.
-#[inline(always)]
-pub(super) fn product<I: Isa, B: SuperBlock>(isa: I, tile: &mut Tile<'_, B>) {
-    strips::product::<I, B, Super>(isa, tile);
 }

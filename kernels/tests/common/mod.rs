@@ -5,8 +5,9 @@ pub mod stand_in;
 
 use bytes::Bytes;
 use kernels::backend::Stored;
-use kernels::cpu::{Cpu, isa::Level};
+use kernels::cpu::Cpu;
 use kernels::quant::Format;
+use kernels::simd::SimdLevel;
 
 /// Numbers that look random, the same ones each time.
 pub struct Numbers(pub u64);
@@ -72,7 +73,7 @@ pub fn vector(values: &[f32]) -> Stored {
 
 /// The backend with every instruction set of this machine, on one thread and on several.
 pub fn cpus() -> Vec<Cpu> {
-    Level::available().into_iter().flat_map(|level| [1, 2, 5].map(|n| Cpu::new(n, level))).collect()
+    SimdLevel::available().into_iter().flat_map(|level| [1, 2, 5].map(|n| Cpu::new(n, level))).collect()
 }
 
 /// The largest difference, as a part of the largest expected value.

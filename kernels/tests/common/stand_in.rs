@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "some tests start processes, others use the backend")]
 
 use kernels::cuda::Cuda;
+use kernels::quant::Format;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -44,6 +45,16 @@ pub fn library() -> PathBuf {
     LIBRARY.get_or_init(build).clone()
 }
 
+/// Includes the matmul sources once per format.
+fn format_modules() -> String {
+    let cuda = package().join("cuda");
+    let module = |format: Format| {
+        let source = cuda.join(if format.block_len() > 1 { "product.cu" } else { "plain.cu" });
+        format!("#define FORMAT {}\n#include \"{}\"\n#undef FORMAT\n", format.name(), source.display())
+    };
+    Format::ALL.map(module).concat()
+}
+
 fn build() -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = dir.join("libcuda.so");
@@ -54,6 +65,8 @@ fn build() -> PathBuf {
     }
     let own = dir.join(format!("libcuda.{}.so", std::process::id()));
     let host = package().join("cuda/host");
+    let formats = own.with_extension("inc");
+    fs::write(&formats, format_modules()).unwrap();
     let compiler = env::var("CXX").unwrap_or_else(|_| "c++".into());
     let done = Command::new(&compiler)
         .args([
@@ -70,6 +83,7 @@ fn build() -> PathBuf {
             "-o",
         ])
         .arg(&own)
+        .arg(format!("-DFORMAT_MODULES=\"{}\"", formats.display()))
         .args([host.join("driver.cpp"), host.join("modules.cpp")])
         .output()
         .unwrap_or_else(|e| panic!("{compiler}: {e}; the tests of the CUDA backend need a C++ compiler"));

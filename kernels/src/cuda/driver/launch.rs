@@ -1,7 +1,6 @@
-//! What the device runs: kernels by their names, loaded when they are first wanted, and launches that are recorded to
-//! be run again at once.
+//! Launches kernels by name, loads them on first use, and captures launches in graphs.
 
-use super::super::code::Entry;
+use super::super::ptx::Entry;
 use super::{Driver, done, words};
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUresult};
@@ -12,28 +11,28 @@ use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLockReadGuard};
 use std::time::Instant;
 
-/// Shared memory that a kernel may have without asking.
+/// Shared memory available without opt-in, in bytes.
 const SHARED_UNASKED: usize = 48 << 10;
-/// Bytes of what the driver says of code that it does not take.
+/// Bytes of the driver's JIT error log.
 const LOG: usize = 4096;
 
 /// One argument of a kernel: its bytes.
 #[derive(Clone, Copy)]
 pub(in crate::cuda) enum Argument<'a> {
-    /// A number or an address, and how many of the bytes it is.
+    /// A scalar and its size in bytes.
     Value([u8; 8], usize),
     /// A structure.
     Block(&'a [u8]),
 }
 
-/// A number or an address as an argument.
+/// A scalar argument.
 pub(in crate::cuda) fn arg<T: Pod>(value: T) -> Argument<'static> {
     let (mut bytes, own) = ([0; 8], bytemuck::bytes_of(&value));
     bytes[..own.len()].copy_from_slice(own);
     Argument::Value(bytes, own.len())
 }
 
-/// A structure as an argument.
+/// A structure argument.
 pub(in crate::cuda) fn block<T: Pod>(value: &T) -> Argument<'_> {
     Argument::Block(bytemuck::bytes_of(value))
 }
@@ -47,24 +46,24 @@ impl Argument<'_> {
     }
 }
 
-/// How many threads run a kernel.
+/// Launch dimensions.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::cuda) struct Grid {
     pub blocks: [usize; 3],
     pub threads: usize,
-    /// Bytes of shared memory a block.
+    /// Dynamic shared memory per block in bytes.
     pub shared: usize,
 }
 
-/// Launches that can be run again at once.
-pub(in crate::cuda) struct Recorded(sys::CUgraphExec);
+/// An instantiated graph.
+pub(in crate::cuda) struct GraphExec(sys::CUgraphExec);
 
 // SAFETY: a handle of the driver, used under its lock by any thread that has the context current.
-unsafe impl Send for Recorded {}
+unsafe impl Send for GraphExec {}
 // SAFETY: as above; running it does not change it.
-unsafe impl Sync for Recorded {}
+unsafe impl Sync for GraphExec {}
 
-impl Drop for Recorded {
+impl Drop for GraphExec {
     fn drop(&mut self) {
         // SAFETY: made by `record` and dropped once; work under way keeps what it needs.
         let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
@@ -86,12 +85,12 @@ struct Function {
 }
 
 thread_local! {
-    /// Whether this thread records what it issues.
+    /// Whether this thread is capturing.
     static RECORDING: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Driver {
-    /// Waits until no other thread records, and keeps others from it.
+    /// Waits until no other thread captures, and blocks captures.
     pub(in crate::cuda) fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
         let ours = RECORDING.with(Cell::get);
         (!ours).then(|| self.recording.read().unwrap_or_else(PoisonError::into_inner))
@@ -139,8 +138,8 @@ impl Driver {
         assert!(code == CUresult::CUDA_SUCCESS, "CUDA: {} {grid:?}: {}", entry.name, words(code));
     }
 
-    /// What `issue` issues, kept to be run again and again instead of being run. It may not copy from or to the host.
-    pub(in crate::cuda) fn record(&self, issue: impl FnOnce()) -> Recorded {
+    /// Captures the launches of `issue` in a graph without running them. Host copies are not allowed.
+    pub(in crate::cuda) fn record(&self, issue: impl FnOnce()) -> GraphExec {
         let _alone = self.recording.write().unwrap_or_else(PoisonError::into_inner);
         RECORDING.with(|r| r.set(true));
         self.current();
@@ -156,18 +155,18 @@ impl Driver {
             done("recording", sys::cuGraphDestroy(graph));
         }
         RECORDING.with(|r| r.set(false));
-        Recorded(ready)
+        GraphExec(ready)
     }
 
-    /// Runs what was recorded.
-    pub(in crate::cuda) fn replay(&self, recorded: &Recorded) {
+    /// Launches a graph.
+    pub(in crate::cuda) fn replay(&self, recorded: &GraphExec) {
         self.current();
         let _turn = self.turn();
         // SAFETY: a graph that lives, whose addresses its owner keeps alive.
         done("replay", unsafe { sys::cuGraphLaunch(recorded.0, self.stream) });
     }
 
-    /// The function of a kernel, loaded with its module when it is first wanted.
+    /// A kernel's function; loads its module on first use.
     fn function(&self, name: [&'static str; 2], shared: usize) -> Function {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (name[0], name[1]);
@@ -191,7 +190,7 @@ impl Driver {
         function
     }
 
-    /// Has the driver compile what was not used yet, and looks for every kernel in it: names of modules and seconds.
+    /// Compiles modules not used yet and looks up every kernel; returns module names and seconds.
     pub(in crate::cuda) fn compile(&self) -> Vec<(String, f64)> {
         self.current();
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);

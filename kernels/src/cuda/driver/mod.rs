@@ -1,16 +1,15 @@
-//! The user's CUDA driver: one device, memory, code and launches, and two streams. All calls of the driver are here.
+//! Wraps the CUDA driver API: one device, memory, code, launches and two streams.
 //!
-//! The driver's library is looked for when [`Driver::open`] is called, so a program with this in it starts without
-//! one. Work is issued to one stream and done in its order; the other is for weights that travel meanwhile, and the two
-//! wait for each other by [`Event`]s. An error after opening (a lost device, an address that a
+//! [`Driver::open`] loads the driver library at run time, so the program starts without one. Compute runs on one stream in
+//! order, weight uploads on the other, and [`Event`]s order the two. An error after opening (a lost device, an address that a
 //! kernel should not have touched) leaves nothing to go on with and panics with the driver's words. It knows no op.
 //! Here are the device, its memory and the streams; `launch` runs kernels. Next: `code`, what is launched.
 
 mod launch;
 
-pub(super) use launch::{Argument, Grid, Recorded, arg, block};
+pub(super) use launch::{Argument, GraphExec, Grid, arg, block};
 
-use super::code::Code;
+use super::ptx::Code;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use launch::Loaded;
 use std::collections::VecDeque;

@@ -1,14 +1,13 @@
-//! The operations of [`Isa`] on x86: AVX2 with FMA and F16C, and the same with the byte products of AVX-512.
+//! Implements [`Isa`] on x86: AVX2 with FMA and F16C, and the same with the byte dot products of AVX-512 VNNI.
 //!
-//! Both use 256-bit registers: the sub-block of a format has 32 bytes. With AVX-512 (VL) the compiler has 32 of
-//! them, and one instruction, `vpdpbusd`, does what takes AVX2 three. What is worth 512 bits is in `wide`.
-//! Intrinsics and nothing else.
+//! Both use 256-bit registers, as a sub-block has 32 bytes. With AVX-512 VL there are 32 of them, and `vpdpbusd` replaces
+//! three AVX2 instructions. `panel16` uses 512 bits. This file contains intrinsics only.
 
-use super::wide::Wide;
+use super::panel16::NativePanel;
 use super::{Isa, Kernel};
 use std::arch::x86_64::*;
 
-/// Token of AVX2, FMA and F16C; with `VNNI` also of AVX-512 F, BW, VL and VNNI.
+/// Proof token of AVX2, FMA and F16C; with `VNNI` also of AVX-512 F, BW, VL and VNNI.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct X86<const VNNI: bool>(());
 
@@ -37,18 +36,18 @@ fn enter_avx512<K: Kernel>(isa: X86<true>, kernel: K) -> K::Output {
 
 impl<const VNNI: bool> Isa for X86<VNNI>
 where
-    X86<VNNI>: Wide,
+    X86<VNNI>: NativePanel,
 {
     type Bytes = __m256i;
     type Ints = __m256i;
     type Floats = __m256;
     type Scales = __m256i;
-    type Lanes = <Self as Wide>::Lanes;
+    type Panel = <Self as NativePanel>::Panel;
     const MANY_REGISTERS: bool = VNNI;
 
     #[inline(always)]
-    fn lanes(self) -> Self::Lanes {
-        Wide::widen(self)
+    fn panel(self) -> Self::Panel {
+        NativePanel::panel(self)
     }
 
     #[inline(always)]
@@ -118,7 +117,7 @@ where
         unsafe { _mm256_blendv_ps(no, yes, _mm256_cmp_ps::<_CMP_LT_OQ>(a, b)) }
     }
     #[inline(always)]
-    fn total(self, v: __m256) -> f32 {
+    fn reduce_add(self, v: __m256) -> f32 {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe {
             let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
@@ -161,7 +160,7 @@ where
         unsafe { _mm256_setzero_si256() }
     }
     #[inline(always)]
-    fn first(self, v: i32) -> __m256i {
+    fn set_lane0(self, v: i32) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { _mm256_zextsi128_si256(_mm_cvtsi32_si128(v)) }
     }
@@ -210,7 +209,7 @@ where
         unsafe { _mm256_and_si256(_mm256_castps_si256(v), _mm256_set1_epi32(i32::MAX)) }
     }
     #[inline(always)]
-    fn sum_lanes(self, v: __m256i) -> i32 {
+    fn reduce_add_i32(self, v: __m256i) -> i32 {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe {
             let four = _mm_add_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
@@ -219,7 +218,7 @@ where
         }
     }
     #[inline(always)]
-    fn add_lanes(self, v: [__m256i; 8]) -> __m256i {
+    fn reduce_add_each(self, v: [__m256i; 8]) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe {
             let [a, b, c, d, e, f, g, h] = v;
@@ -273,7 +272,7 @@ where
         }
     }
     #[inline(always)]
-    fn narrow(self, v: [__m256i; 4]) -> __m256i {
+    fn pack_i8(self, v: [__m256i; 4]) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe {
             // Packing works within 128-bit halves: four bytes of v0, v1, v2, v3, then the same of the upper halves.
@@ -283,7 +282,7 @@ where
         }
     }
     #[inline(always)]
-    fn prefetch<V>(self, v: &V, bytes_after: usize) {
+    fn prefetch_l1<V>(self, v: &V, bytes_after: usize) {
         let start = std::ptr::from_ref(v).cast::<i8>().wrapping_add(bytes_after);
         for line in (0..size_of::<V>()).step_by(64) {
             // SAFETY: a prefetch is a hint that may have any address.
@@ -291,7 +290,7 @@ where
         }
     }
     #[inline(always)]
-    fn prefetch_near<V>(self, v: &V, bytes_after: usize) {
+    fn prefetch_l2<V>(self, v: &V, bytes_after: usize) {
         let start = std::ptr::from_ref(v).cast::<i8>().wrapping_add(bytes_after);
         for line in (0..size_of::<V>()).step_by(64) {
             // SAFETY: a prefetch is a hint that may have any address.
@@ -314,12 +313,12 @@ where
         unsafe { _mm256_set1_epi8(v.cast_signed()) }
     }
     #[inline(always)]
-    fn splat_four(self, v: [u8; 4]) -> __m256i {
+    fn broadcast_u32(self, v: [u8; 4]) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { _mm256_set1_epi32(i32::from_le_bytes(v)) }
     }
     #[inline(always)]
-    fn turn(self, rows: [&[u8; 32]; 8]) -> [__m256i; 8] {
+    fn transpose_8x8(self, rows: [&[u8; 32]; 8]) -> [__m256i; 8] {
         // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of a row at any alignment.
         unsafe {
             let r = rows.map(|row| _mm256_loadu_si256(row.as_ptr().cast()));
@@ -422,7 +421,7 @@ where
         }
     }
     #[inline(always)]
-    fn look_up(self, table: &[i8; 16], index: __m256i) -> __m256i {
+    fn table_lookup(self, table: &[i8; 16], index: __m256i) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of table at any alignment.
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));

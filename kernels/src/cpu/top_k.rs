@@ -1,18 +1,18 @@
-//! The best values of each row, from which a token is chosen.
+//! Finds the top-k logits of each row for sampling.
 //!
-//! A row is cut into parts. At least n values are not below the n-th largest of the parts' maxima, so only values that are
-//! not below it are sorted: few more than n, where ties are few. Parts are of one size and their sums are added in their
+//! A row is split into parts. At least n values reach the n-th largest of the parts' maxima, so only values at or above
+//! that threshold are sorted: few more than n where ties are rare. Parts have a fixed size and their sums are added in
 //! order, so the result does not depend on the number of threads. Next: `pool`.
 
 use super::Cpu;
+use super::autovec::{AutovecKernel, exp, run};
 use super::memory::Tensor;
-use super::vector::{Loops, exp, run};
 use crate::backend::{BEST, Best};
 use std::cmp::Ordering;
 
-/// Columns of a part at most; of narrow rows fewer, so that there are more parts than values wanted.
+/// Largest number of columns per part; narrow rows use fewer, so that there are more parts than requested values.
 const PART: usize = 256;
-/// Columns that a thread takes at a time: about 5 us.
+/// Columns a thread claims at a time: about 5 us.
 const CHUNK: usize = 16 * 1024;
 
 pub(super) fn best(cpu: &Cpu, x: &Tensor, n: usize) -> Vec<Best> {
@@ -62,7 +62,7 @@ struct Maxima<'a> {
     out: &'a mut [f32],
 }
 
-impl Loops for Maxima<'_> {
+impl AutovecKernel for Maxima<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -89,7 +89,7 @@ struct Sums<'a> {
     out: &'a mut [f32],
 }
 
-impl Loops for Sums<'_> {
+impl AutovecKernel for Sums<'_> {
     type Output = ();
 
     #[inline(always)]

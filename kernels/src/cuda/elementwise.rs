@@ -1,26 +1,26 @@
-//! Launches of the ops on rows: elements, norms, the short convolution, routing.
+//! Launches row-wise ops: elementwise functions, norms, the short convolution, routing.
 //!
 //! The arithmetic is in kernels/cuda/{rows,route}.cu. Next: `delta`.
 
 use super::driver::Address;
+use super::matmul::GEMV_MAX_TOKENS;
 use super::memory::{Buffer, Levels, Tensor};
-use super::product::FEW;
 use super::span::groups;
 use super::{Cuda, Grid, Weight, arg, block};
 use crate::backend::{Routing, Span};
 use bytemuck::{Pod, Zeroable};
 
-/// Tokens of a thread of the convolution, and taps at most, as in rows.cu.
+/// Tokens per thread of the convolution, and largest number of taps, as in rows.cu.
 const STRETCH: usize = 32;
 pub(super) const TAPS: usize = 8;
-/// Experts at most: 32 a lane.
+/// Largest number of experts: 32 per lane.
 pub(super) const EXPERTS: usize = 1024;
 
 /// The experts chosen for each row of a batch, and their weights, best first.
 pub struct Routed {
     /// Rows of the batch.
     pub rows: usize,
-    /// Experts of a row.
+    /// Experts per row.
     pub top_k: usize,
     pub(super) chosen: Buffer,
     pub(super) weights: Buffer,
@@ -41,19 +41,19 @@ pub(super) struct Route {
     scale: f32,
 }
 
-/// Threads of a row of a norm: each keeps up to six values, as in rows.cu; three where few rows leave the device idle.
+/// Threads per row of a norm: each holds up to six values, as in rows.cu; three where few rows leave the device idle.
 fn norm_threads(rows: usize, cols: usize) -> usize {
-    let values = if rows <= FEW { 3 } else { 6 };
+    let values = if rows <= GEMV_MAX_TOKENS { 3 } else { 6 };
     cols.div_ceil(values).next_multiple_of(32).clamp(128, 1024)
 }
 
-/// Grid of a kernel with a warp a head.
+/// Grid of a kernel with one warp per head.
 fn warp_each(heads: usize) -> Grid {
     Grid { blocks: [heads.div_ceil(4), 1, 1], threads: 128, shared: 0 }
 }
 
 impl Cuda {
-    /// Rows of `cols` values, each `stride` after the one before, as bytes with scales.
+    /// Quantises rows of `cols` values with a stride.
     pub(super) fn levels(&self, x: Address, [rows, cols, stride]: [usize; 3]) -> Levels {
         let q = self.buffers.bytes(rows * cols);
         let scale = self.buffers.bytes(rows * cols / 32 * 8);
@@ -81,7 +81,7 @@ impl Cuda {
         y
     }
 
-    /// A tensor for results that products are likely to meet as bytes: with room for these, where rows are whole blocks.
+    /// A result tensor with room for quantised values, where rows are whole blocks.
     pub(super) fn with_levels(&self, rows: usize, cols: usize, whole: bool) -> Tensor {
         let x = self.buffers.tensor(rows, cols);
         if whole && cols.is_multiple_of(32) && x.len() > 0 {
@@ -160,7 +160,7 @@ impl Cuda {
         f
     }
 
-    /// The experts to be chosen by these logits, and what a kernel is told of the choice.
+    /// Allocates the routing result and fills the kernel's arguments.
     pub(super) fn choice_of(&self, logits: &Tensor, bias: &Weight, how: Routing) -> (Routed, Route) {
         let (rows, experts, top_k) = (logits.rows, logits.cols, how.top_k);
         assert_eq!(experts, bias.cols, "experts: logits and bias");

@@ -1,28 +1,28 @@
-//! Attention with the keys and values of each head made out of the cache: for a batch of many tokens.
+//! Computes MLA attention with materialised keys and values of each head, for prefill of many tokens.
 //!
-//! Over a row, a token and a head cost 320 multiplications here and 1,088 in `attention`; making keys and values costs
-//! 131,072 a row and head, which pays from 170 tokens on. A head goes over parts of 256 rows, whose keys and values it
-//! makes once for all of its tokens and keeps in the near cache. Parts, blocks and the order of sums are those of
-//! `attention`: a token's result has the same bits whatever the batch and the number of threads. Next: `pool`.
+//! Per cache row, token and head this costs 320 multiply-adds, absorbed attention 1,088; materialising costs 131,072 per
+//! row and head, which pays from 170 tokens on. A head processes parts of 256 rows, whose keys and values it
+//! materialises once for all of its tokens and keeps in cache. Parts, blocks and summation order are those of
+//! `attention`, so a token's result has the same bits for any batch size and thread count. Next: `pool`.
 
 use super::attention::{BLOCK, GROUP, Merge, Values, Weights, clear, finish, split};
+use super::autovec::run;
 use super::cache::{Cache, SEGMENT};
-use super::gemm::{Left, View, add_product, rows_by_rows};
-use super::isa::{Isa, Kernel};
+use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
 use super::memory::Tensor;
 use super::pool::Parts;
-use super::vector::run;
 use super::{Cpu, Weight};
 use crate::backend::{Expansion, Span};
+use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
-/// What a span's queries look at.
+/// A span's queries and cache.
 struct Look<'a> {
     cache: &'a Cache,
     /// `[tokens, heads * width]`
     q: &'a [f32],
     w: &'a Expansion<'a, Weight>,
-    /// Columns of a head's query and of its keys.
+    /// Columns of a head's query and keys.
     width: usize,
     /// Rows in the cache before the span's first.
     before: usize,
@@ -52,7 +52,7 @@ pub(super) fn expanded_attention(
         }
         let q = &q.values()[span.rows.start * q.cols..span.rows.end * q.cols];
         let look = Look { cache, q, w, width, before: cache.len() - n, scale };
-        // More threads than heads: some tokens of a head each, and the keys made more than once.
+        // More threads than heads: split the tokens of a head, materialising its keys more than once.
         let each = n.div_ceil((cpu.pool.threads() / heads).max(1)).next_multiple_of(GROUP);
         let pieces = n.div_ceil(each);
         cpu.pool.parallel_for(heads * pieces, |i| {
@@ -67,7 +67,7 @@ pub(super) fn expanded_attention(
     o
 }
 
-/// One head's attention of some tokens; `out` gets each token's values.
+/// One head's attention for a range of tokens; `out` receives each token's values.
 fn head(cpu: &Cpu, look: &Look<'_>, h: usize, tokens: Range<usize>, out: impl Fn(usize, &[f32])) {
     let Expansion { k, v, .. } = look.w;
     let (n, dim) = (tokens.len(), v.rows);
@@ -166,7 +166,7 @@ fn one_part(
 /// scores_ij = q_i . key_j for `size` = [queries, keys, columns]
 struct Scores<'a> {
     q: Left<'a>,
-    /// A key a column.
+    /// One key per column.
     keys: View<'a>,
     scores: &'a mut [f32],
     size: [usize; 3],
@@ -178,7 +178,7 @@ impl Kernel for Scores<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         self.scores.fill(0.0);
-        add_product(isa, self.size, self.q, self.keys, self.scores, (BLOCK, |_| 0.0));
+        gemm_accumulate(isa, self.size, self.q, self.keys, self.scores, (BLOCK, |_| 0.0));
     }
 }
 
@@ -209,7 +209,7 @@ impl Kernel for Expand<'_> {
             pe.copy_from_slice(&row[latent..latent + pe.len()]);
         }
         let c = Left { values: self.rows.values, row: self.rows.step, col: 1 };
-        add_product(isa, [n, nope, latent], c, self.w_k, self.keys, (self.width, |_| 0.0));
-        rows_by_rows(isa, [n, self.dim, latent], self.rows, self.w_v, self.values, self.dim);
+        gemm_accumulate(isa, [n, nope, latent], c, self.w_k, self.keys, (self.width, |_| 0.0));
+        matmul_nt(isa, [n, self.dim, latent], self.rows, self.w_v, self.values, self.dim);
     }
 }

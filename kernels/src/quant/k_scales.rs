@@ -1,17 +1,17 @@
-//! What Q4_K and Q5_K share: eight scales and eight minima of six bits in twelve bytes, and the search for them.
+//! Packs and searches the scales of Q4_K and Q5_K: eight scales and eight minima of six bits in twelve bytes.
 //!
 //! ```text
 //! byte 0..4   a_j   bits 5..0 = sc[j]            bits 7..6 = upper bits of sc[j + 4]
 //! byte 4..8   b_j   bits 5..0 = m[j]             bits 7..6 = upper bits of m[j + 4]
 //! byte 8..12  c_j   bits 3..0 = lower of sc[j+4] bits 7..4 = lower of m[j + 4]           j = 0..4
 //! ```
-//! Four bytes at a time, so no mask reaches into a neighbour.
+//! Four bytes are unpacked at a time; the masks keep bytes apart.
 
-use super::Block;
-use super::activation::{Q8x256, products};
-use super::search::{self, Affine, Cost, Steps};
-use super::superblock::{Unpacked, window};
-use crate::cpu::isa::{Isa, Lanes, to_int};
+use super::activation::{Q8x256, scaled_dots};
+use super::block::Block;
+use super::scale_search::{self, Affine, Cost, Steps};
+use super::superblock::{Panel, window};
+use crate::simd::{Isa, PanelSimd, to_int};
 use half::f16;
 
 /// Scales and minima of the eight sub-blocks.
@@ -27,7 +27,7 @@ pub(super) fn unpack(s: [u8; 12]) -> ([u8; 8], [u8; 8]) {
     (sc.to_le_bytes(), m.to_le_bytes())
 }
 
-/// The opposite of [`unpack`], for values below 64.
+/// The inverse of [`unpack`], for values below 64.
 fn pack(sc: [u8; 8], m: [u8; 8]) -> [u8; 12] {
     let mut s = [0; 12];
     for j in 0..4 {
@@ -38,23 +38,23 @@ fn pack(sc: [u8; 8], m: [u8; 8]) -> [u8; 12] {
     s
 }
 
-/// A quantised super-block before its levels are packed.
+/// A quantised super-block with unpacked quants.
 pub(super) struct Found {
     pub(super) d: [u8; 2],
     pub(super) dmin: [u8; 2],
     pub(super) scales: [u8; 12],
-    pub(super) levels: [u8; 256],
+    pub(super) quants: [u8; 256],
 }
 
-/// Scales, minima and levels in `0..=most` for 256 weights: the best scale and minimum of each sub-block by
-/// weighted squares, then both to six bits, then the levels again with what is left of them.
+/// Quantises 256 weights to `0..=most`: finds the scale and minimum of each sub-block with the least weighted squared
+/// error, rounds both to six bits, then requantises with the rounded values.
 #[inline(always)]
 pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: Steps) -> Found {
     let x: &[f32; 256] = x.try_into().expect("a super-block");
-    let columns = search::columns::<32>(x);
-    let importance = search::importance(isa, &columns);
-    let Affine { scale, min, levels } =
-        search::affine(isa, &columns, &importance, (most, Cost::Square), steps);
+    let columns = scale_search::columns::<32>(x);
+    let importance = scale_search::importance(isa, &columns);
+    let Affine { scale, min, quants } =
+        scale_search::affine(isa, &columns, &importance, (most, Cost::Square), steps);
 
     let largest = |v: &[f32; 8]| v.iter().fold(0.0, |a: f32, &b| if b > a { b } else { a });
     let (max_scale, max_min) = (largest(&scale), largest(&min));
@@ -69,33 +69,33 @@ pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: Steps) -> Found {
     for i in 0..256 {
         let (d, m) = (d.to_f32() * sc[i / 32] as f32, dmin.to_f32() * m[i / 32] as f32);
         let level = to_int(((x[i] + m) / d).round_ties_even()).clamp(0, most as i32) as u8;
-        out[i] = if d == 0.0 { levels[i % 32][i / 32] } else { level };
+        out[i] = if d == 0.0 { quants[i % 32][i / 32] } else { level };
     }
-    Found { d: d.to_le_bytes(), dmin: dmin.to_le_bytes(), scales: pack(sc, m), levels: out }
+    Found { d: d.to_le_bytes(), dmin: dmin.to_le_bytes(), scales: pack(sc, m), quants: out }
 }
 
 /// y_i = d sc_j q_i - dmin m_j
 #[inline(always)]
 pub(super) fn dequantise<I: Isa>(isa: I, q: [I::Bytes; 8], d: [[u8; 2]; 2], scales: [u8; 12], y: &mut [f32]) {
     let ([d, dmin], (sc, m)) = (d.map(|d| isa.f16(d)), unpack(scales));
-    let q = search::stored(isa, q);
+    let q = scale_search::stored(isa, q);
     for (i, y) in y.iter_mut().enumerate() {
         *y = d * sc[i / 32] as f32 * q[i] as f32 - dmin * m[i / 32] as f32;
     }
 }
 
-/// Whole numbers that sum to sum_j sc_j (q_j . x_j), and to sum_j m_j sum(x_j).
+/// Partial sums of sum_j sc_j (q_j . x_j), and of sum_j m_j sum(x_j).
 #[inline(always)]
 pub(super) fn sums<I: Isa>(isa: I, q: [I::Bytes; 8], scales: [u8; 12], x: &Q8x256) -> [I::Ints; 2] {
     let (sc, m) = unpack(scales);
-    [products(isa, q, isa.scales_8(sc), x), isa.dot_sums_8(m, &x.sums)]
+    [scaled_dots(isa, q, isa.scales_8(sc), x), isa.dot_sums_8(m, &x.sums)]
 }
 
-/// d, dmin, the scales and the minima of a strip, from the first 16 bytes of its blocks: d, dmin, a, b, c.
+/// Decodes d, dmin, scales and minima of a panel from the first 16 bytes of its blocks: d, dmin, a, b, c.
 #[inline(always)]
-pub(super) fn spread<L: Lanes, B: Block>(l: L, rows: &[&B; 16], out: &mut Unpacked<L>) {
-    let head = l.turn(&window::<_, 0>(rows));
-    out.factors = [l.half(head[0], 0), l.half(head[0], 1)];
+pub(super) fn decode_scales<L: PanelSimd, B: Block>(l: L, rows: &[&B; 16], out: &mut Panel<L>) {
+    let head = l.transpose(&window::<_, 0>(rows));
+    out.d_and_min = [l.half(head[0], 0), l.half(head[0], 1)];
     let (a, b, c) = (head[1], head[2], head[3]);
     let (six, low) = (l.splat_byte(0x3f), l.splat_byte(15));
     let sc = [l.and(a, six), l.or(l.and(c, low), l.shl::<4>(l.shr::<6>(a)))];
@@ -103,6 +103,6 @@ pub(super) fn spread<L: Lanes, B: Block>(l: L, rows: &[&B; 16], out: &mut Unpack
     for j in 0..8 {
         out.scales[j] = l.unsigned_byte(sc[j / 4], j % 4);
         let m = l.unsigned_byte(m[j / 4], j % 4);
-        out.pairs[j] = l.pair(m, m); // a minimum meets two sums of sixteen
+        out.pairs[j] = l.pair(m, m); // one minimum for two sums of sixteen
     }
 }

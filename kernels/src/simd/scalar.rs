@@ -1,10 +1,10 @@
-//! The operations of [`Isa`] as plain loops: what each means, and what a machine without the others runs.
+//! Defines the operations of [`Isa`] as plain loops; machines without a supported extension run them.
 
-use super::{Eight, Isa, Kernel};
+use super::{Isa, Kernel, Panel8};
 use half::f16;
 use std::array::from_fn;
 
-/// Token of plain loops.
+/// Proof token of plain loops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scalar(());
 
@@ -22,7 +22,7 @@ fn sum_of_products(w: impl Fn(usize) -> i32, x: [u8; 32], s: [i16; 2], acc: [i32
     })
 }
 
-/// The integer part; i32::MIN for NaN and for what is outside -2^31..2^31, as x86 has it.
+/// The integer part; i32::MIN for NaN and values outside -2^31..2^31, as on x86.
 #[inline(always)]
 pub(crate) fn to_int(v: f32) -> i32 {
     if v.abs() < 2_147_483_648.0 { v as i32 } else { i32::MIN }
@@ -33,12 +33,12 @@ impl Isa for Scalar {
     type Ints = [i32; 8];
     type Floats = [f32; 8];
     type Scales = [i16; 16];
-    type Lanes = Eight<Self>;
+    type Panel = Panel8<Self>;
     const MANY_REGISTERS: bool = false;
 
     #[inline(always)]
-    fn lanes(self) -> Eight<Self> {
-        Eight(self)
+    fn panel(self) -> Panel8<Self> {
+        Panel8(self)
     }
 
     #[inline(always)]
@@ -95,7 +95,7 @@ impl Isa for Scalar {
         from_fn(|l| if a[l] < b[l] { yes[l] } else { no[l] })
     }
     #[inline(always)]
-    fn total(self, v: [f32; 8]) -> f32 {
+    fn reduce_add(self, v: [f32; 8]) -> f32 {
         let h: [f32; 4] = from_fn(|l| v[l] + v[l + 4]);
         (h[0] + h[2]) + (h[1] + h[3])
     }
@@ -125,7 +125,7 @@ impl Isa for Scalar {
         [0; 8]
     }
     #[inline(always)]
-    fn first(self, v: i32) -> [i32; 8] {
+    fn set_lane0(self, v: i32) -> [i32; 8] {
         [v, 0, 0, 0, 0, 0, 0, 0]
     }
     #[inline(always)]
@@ -161,11 +161,11 @@ impl Isa for Scalar {
         v.map(|v| v.abs().to_bits().cast_signed())
     }
     #[inline(always)]
-    fn sum_lanes(self, v: [i32; 8]) -> i32 {
+    fn reduce_add_i32(self, v: [i32; 8]) -> i32 {
         v.into_iter().fold(0, i32::wrapping_add)
     }
     #[inline(always)]
-    fn add_lanes(self, v: [[i32; 8]; 8]) -> [i32; 8] {
+    fn reduce_add_each(self, v: [[i32; 8]; 8]) -> [i32; 8] {
         v.map(|v| v.into_iter().fold(0, i32::wrapping_add))
     }
     #[inline(always)]
@@ -201,14 +201,14 @@ impl Isa for Scalar {
         from_fn(|l| product(2 * l) + product(2 * l + 1))
     }
     #[inline(always)]
-    fn narrow(self, v: [[i32; 8]; 4]) -> [u8; 32] {
+    fn pack_i8(self, v: [[i32; 8]; 4]) -> [u8; 32] {
         from_fn(|i| v[i / 8][i % 8] as u8)
     }
 
     #[inline(always)]
-    fn prefetch<V>(self, _: &V, _: usize) {}
+    fn prefetch_l1<V>(self, _: &V, _: usize) {}
     #[inline(always)]
-    fn prefetch_near<V>(self, _: &V, _: usize) {}
+    fn prefetch_l2<V>(self, _: &V, _: usize) {}
     #[inline(always)]
     fn bytes(self, v: &[u8; 32]) -> [u8; 32] {
         *v
@@ -222,11 +222,11 @@ impl Isa for Scalar {
         [v; 32]
     }
     #[inline(always)]
-    fn splat_four(self, v: [u8; 4]) -> [u8; 32] {
+    fn broadcast_u32(self, v: [u8; 4]) -> [u8; 32] {
         from_fn(|i| v[i % 4])
     }
     #[inline(always)]
-    fn turn(self, rows: [&[u8; 32]; 8]) -> [[u8; 32]; 8] {
+    fn transpose_8x8(self, rows: [&[u8; 32]; 8]) -> [[u8; 32]; 8] {
         from_fn(|c| from_fn(|i| rows[i / 4][4 * c + i % 4]))
     }
     #[inline(always)]
@@ -274,7 +274,7 @@ impl Isa for Scalar {
         a.map(|a| a << BY)
     }
     #[inline(always)]
-    fn look_up(self, table: &[i8; 16], index: [u8; 32]) -> [u8; 32] {
+    fn table_lookup(self, table: &[i8; 16], index: [u8; 32]) -> [u8; 32] {
         index.map(|i| table[(i & 15) as usize].cast_unsigned())
     }
     #[inline(always)]

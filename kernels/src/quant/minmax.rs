@@ -1,6 +1,6 @@
-//! How the 32-weight formats find their scale: from the extremes of the block, no search.
+//! Derives the scale of 32-weight formats from the extremes of the block, without a search.
 
-use crate::cpu::isa::to_int;
+use crate::simd::to_int;
 
 /// 1 / d, and 0 for 0.
 #[inline(always)]
@@ -35,9 +35,9 @@ pub(super) fn extremes(x: &[f32]) -> (f32, f32) {
     (low, high)
 }
 
-/// Levels `(x - low) * inverse + half`, cut off, and at most `most`.
+/// Quants `(x - low) * inverse + half`, truncated and clamped to `most`.
 #[inline(always)]
-pub(super) fn levels(x: &[f32], low: f32, inverse: f32, half: f32, most: u8) -> [u8; 32] {
+pub(super) fn quants(x: &[f32], low: f32, inverse: f32, half: f32, most: u8) -> [u8; 32] {
     let mut q = [0; 32];
     for (q, x) in q.iter_mut().zip(x) {
         *q = (to_int((x - low) * inverse + half) as u8).min(most);
@@ -45,13 +45,13 @@ pub(super) fn levels(x: &[f32], low: f32, inverse: f32, half: f32, most: u8) -> 
     q
 }
 
-/// 32 levels as nibbles: byte b holds level b below and level 16 + b above. A fifth bit is left out.
+/// Packs 32 quants as nibbles: byte b holds quant b in its low half and quant 16 + b in its high half.
 #[inline(always)]
 pub(super) fn nibbles(q: &[u8; 32]) -> [u8; 16] {
     std::array::from_fn(|b| q[b] & 15 | q[b + 16] << 4)
 }
 
-/// The fifth bits of 32 levels: bit i of the word is bit 4 of level i.
+/// The fifth bits of 32 quants: bit i of the word is bit 4 of quant i.
 #[inline(always)]
 pub(super) fn fifth_bits(q: &[u8; 32]) -> [u8; 4] {
     q.iter().enumerate().fold(0_u32, |bits, (i, q)| bits | (*q as u32 >> 4 & 1) << i).to_le_bytes()

@@ -1,24 +1,23 @@
-//! The vector operations that kernels are written over, and the choice of an instruction set at run time.
+//! Defines the vector operations that kernels are written over, and selects an instruction set at run time.
 //!
-//! The vector is a format's sub-block: 32 bytes, 8 integers or 8 floats, whatever the width of a register. An
-//! [`Isa`] is a token that only detection can make, so holding one proves that its instructions may run. All
-//! instruction sets give the same bits: sums of integers are exact, and sums of floats have the same eight
-//! lanes and the same order on each. A kernel is a [`Kernel`], written once; [`Level::run`] compiles it for
-//! each instruction set and calls the right one. It knows no format and no op. Next: `scalar`, which says
-//! what each operation means, then `x86` and `neon`, and `lanes`, where a lane is a row.
+//! A vector is a format's sub-block: 32 bytes, 8 integers or 8 floats, whatever the register width. An [`Isa`] value is
+//! a proof token that only detection creates, so its instructions may run. All instruction sets give the same bits:
+//! integer sums are exact, and float sums use the same eight lanes in the same order. A [`Kernel`] is written once;
+//! [`SimdLevel::run`] monomorphises it per instruction set and dispatches. This module knows no format and no op. Next:
+//! `scalar`, which defines each operation, then `x86` and `neon`, and `panel`, which maps rows to lanes.
 
-mod lanes;
 #[cfg(target_arch = "aarch64")]
 mod neon;
-mod scalar;
+mod panel;
 #[cfg(target_arch = "x86_64")]
-mod wide;
+mod panel16;
+mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub use lanes::{Eight, Lanes};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
+pub use panel::{Panel8, PanelSimd};
 pub use scalar::Scalar;
 pub(crate) use scalar::to_int;
 #[cfg(target_arch = "x86_64")]
@@ -26,8 +25,8 @@ pub use x86::X86;
 
 /// Vector operations of one instruction set; `Scalar` is their definition.
 ///
-/// Bytes are unsigned (levels of weights) or signed (activations) by use. Signed bytes of activations are
-/// never -128: without that promise the products of AVX2 would need twice the instructions.
+/// Bytes are unsigned (quants of weights) or signed (activations) by use. Signed activations are never -128: without
+/// that guarantee AVX2 dot products would need twice the instructions.
 pub trait Isa: Copy + Send + Sync + 'static {
     /// 32 bytes.
     type Bytes: Copy;
@@ -38,20 +37,20 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// 16 x i16: integer scales of the two halves of eight sub-blocks.
     type Scales: Copy;
 
-    /// The same machine with stored rows as lanes, for products of many tokens.
-    type Lanes: Lanes;
-    /// Whether there are 32 vector registers rather than 16: how large a tile of sums may be.
+    /// The panel operations of this instruction set, for GEMM.
+    type Panel: PanelSimd;
+    /// Whether there are 32 vector registers rather than 16, which bounds the register tile.
     const MANY_REGISTERS: bool;
 
-    /// See [`Lanes`].
-    fn lanes(self) -> Self::Lanes;
+    /// See [`PanelSimd`].
+    fn panel(self) -> Self::Panel;
 
-    /// Runs `kernel` where this instruction set is enabled, so that everything in it is compiled for it.
+    /// Runs `kernel` inside a function that enables this instruction set.
     fn run<K: Kernel>(self, kernel: K) -> K::Output;
 
     // ---- floats ----------------------------------------------------------------------------------------
 
-    /// Eight times the same.
+    /// Broadcasts v to eight lanes.
     fn splat(self, v: f32) -> Self::Floats;
     /// Eight floats, little endian, at any alignment.
     fn load(self, v: &[u8; 32]) -> Self::Floats;
@@ -76,14 +75,14 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// yes where a < b, else no.
     fn select(self, a: Self::Floats, b: Self::Floats, yes: Self::Floats, no: Self::Floats) -> Self::Floats;
     /// Sum of the lanes, in this order: ((0+4) + (2+6)) + ((1+5) + (3+7)).
-    fn total(self, v: Self::Floats) -> f32;
+    fn reduce_add(self, v: Self::Floats) -> f32;
     /// Eight binary16, little endian.
     fn load_f16(self, v: &[u8; 16]) -> Self::Floats;
-    /// The same from eight places, without a detour over memory.
+    /// Eight binary16 from eight addresses.
     fn gather_f16(self, v: [[u8; 2]; 8]) -> Self::Floats;
     /// Eight bfloat16, little endian: the upper halves of floats.
     fn load_bf16(self, v: &[u8; 16]) -> Self::Floats;
-    /// One binary16, little endian, eight times.
+    /// Broadcasts one binary16, little endian.
     fn splat_f16(self, v: [u8; 2]) -> Self::Floats;
     /// One binary16, little endian.
     fn f16(self, v: [u8; 2]) -> f32;
@@ -93,14 +92,14 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Eight zeros.
     fn zeros(self) -> Self::Ints;
     /// v in lane 0, zeros after it.
-    fn first(self, v: i32) -> Self::Ints;
+    fn set_lane0(self, v: i32) -> Self::Ints;
     /// Lane by lane, wrapping.
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// a << by
     fn shl_ints<const BY: i32>(self, a: Self::Ints) -> Self::Ints;
     /// a - b, wrapping
     fn sub_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    /// The larger of each, signed.
+    /// Lane-wise signed maximum.
     fn max_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// The largest lane, signed.
     fn largest(self, v: Self::Ints) -> i32;
@@ -111,12 +110,12 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// The bits of |v|: as integers they are in the order of |v|, with NaN above infinity.
     fn magnitude(self, v: Self::Floats) -> Self::Ints;
     /// The sum of the lanes, wrapping.
-    fn sum_lanes(self, v: Self::Ints) -> i32;
+    fn reduce_add_i32(self, v: Self::Ints) -> i32;
     /// Lane l = the sum of the eight lanes of `v[l]`, wrapping.
-    fn add_lanes(self, v: [Self::Ints; 8]) -> Self::Ints;
-    /// Eight times the same.
+    fn reduce_add_each(self, v: [Self::Ints; 8]) -> Self::Ints;
+    /// Broadcasts v to eight lanes.
     fn splat_int(self, v: i32) -> Self::Ints;
-    /// The lower sixteen bits of low, and of high above them.
+    /// The low 16 bits of `low`, and above them the low 16 bits of `high`.
     fn pair(self, low: Self::Ints, high: Self::Ints) -> Self::Ints;
     /// a * b, wrapping
     fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
@@ -126,25 +125,25 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn dot_sums_8(self, m: [u8; 8], sums: &[u8; 32]) -> Self::Ints;
     /// `Lane l = s[2l] * sums[2l] + s[2l+1] * sums[2l+1]`, of sixteen i8 and sixteen i16, little endian.
     fn dot_sums_16(self, s: [u8; 16], sums: &[u8; 32]) -> Self::Ints;
-    /// Four times eight integers in -128..=127 as bytes.
-    fn narrow(self, v: [Self::Ints; 4]) -> Self::Bytes;
+    /// Narrows four vectors of integers in -128..=127 to bytes.
+    fn pack_i8(self, v: [Self::Ints; 4]) -> Self::Bytes;
 
     // ---- bytes -----------------------------------------------------------------------------------------
 
-    /// Asks for the bytes of a value some bytes after this one, which need not exist.
-    fn prefetch<V>(self, v: &V, bytes_after: usize);
-    /// The same into the second cache, for what is used later.
-    fn prefetch_near<V>(self, v: &V, bytes_after: usize);
+    /// Prefetches the bytes of a value some bytes after `v` into L1; the address need not be valid.
+    fn prefetch_l1<V>(self, v: &V, bytes_after: usize);
+    /// Prefetches into L2.
+    fn prefetch_l2<V>(self, v: &V, bytes_after: usize);
     /// 32 bytes at any alignment.
     fn bytes(self, v: &[u8; 32]) -> Self::Bytes;
     /// Writes 32 bytes.
     fn store_bytes(self, v: Self::Bytes, out: &mut [u8; 32]);
-    /// 32 times the same.
+    /// Broadcasts one byte.
     fn splat_byte(self, v: u8) -> Self::Bytes;
-    /// Four bytes, eight times.
-    fn splat_four(self, v: [u8; 4]) -> Self::Bytes;
-    /// Byte `4 l + i` of vector c = byte `4 c + i` of row l: rows become lanes.
-    fn turn(self, rows: [&[u8; 32]; 8]) -> [Self::Bytes; 8];
+    /// Broadcasts four bytes to eight lanes.
+    fn broadcast_u32(self, v: [u8; 4]) -> Self::Bytes;
+    /// Byte `4 l + i` of vector c = byte `4 c + i` of row l.
+    fn transpose_8x8(self, rows: [&[u8; 32]; 8]) -> [Self::Bytes; 8];
     /// The same bits as floats.
     fn as_floats(self, v: Self::Bytes) -> Self::Floats;
     /// Byte `at` of each four.
@@ -168,7 +167,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// Each byte shifted left, zeros coming in.
     fn shl<const BY: i32>(self, a: Self::Bytes) -> Self::Bytes;
     /// Byte i = `table[index[i]]`, for indices below 16.
-    fn look_up(self, table: &[i8; 16], index: Self::Bytes) -> Self::Bytes;
+    fn table_lookup(self, table: &[i8; 16], index: Self::Bytes) -> Self::Bytes;
     /// Lane l += sum of `w[i] * x[i]` over the four bytes i of lane l; w unsigned and at most 128, x signed.
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: Self::Bytes) -> Self::Ints;
     /// The same for signed w.
@@ -197,9 +196,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
     ) -> Self::Ints;
 }
 
-/// A computation written once over [`Isa`]. `run` must be `#[inline(always)]`, as must all it calls that take
-/// an `Isa`: only then does it become part of the function that has the instructions enabled. In inner loops that
-/// goes for closures and for `map` and `from_fn` of arrays too: they stay calls, with the vectors in memory.
+/// A computation written once over [`Isa`]. `run` and every callee that takes an `Isa` must be `#[inline(always)]`:
+/// only then do they become part of the function that enables the instructions. Inner loops avoid closures and the
+/// `map` and `from_fn` of arrays, which stay calls and spill the vectors.
 pub trait Kernel {
     /// What it computes.
     type Output;
@@ -207,79 +206,79 @@ pub trait Kernel {
     fn run<I: Isa>(self, isa: I) -> Self::Output;
 }
 
-/// An instruction set that this machine has. Only [`Level::detect`] and [`Level::available`] make one.
+/// An instruction set that this machine supports. Only [`SimdLevel::detect`] and [`SimdLevel::available`] create one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Level {
+pub enum SimdLevel {
     /// Plain loops.
     Scalar(Scalar),
-    /// AVX2 with FMA and F16C: 8 floats or 32 bytes an instruction.
+    /// AVX2 with FMA and F16C: 8 floats or 32 bytes per instruction.
     #[cfg(target_arch = "x86_64")]
     Avx2(X86<false>),
-    /// AVX-512 F, BW, VL and VNNI: byte products and their sums in one instruction.
+    /// AVX-512 F, BW, VL and VNNI: a byte dot product per instruction.
     #[cfg(target_arch = "x86_64")]
     Avx512(X86<true>),
-    /// NEON: 4 floats or 16 bytes an instruction.
+    /// NEON: 4 floats or 16 bytes per instruction.
     #[cfg(target_arch = "aarch64")]
     Neon(Neon<false>),
-    /// NEON with dotprod: byte products and their sums in one instruction.
+    /// NEON with dotprod: a byte dot product per instruction.
     #[cfg(target_arch = "aarch64")]
     Dotprod(Neon<true>),
 }
 
-impl Level {
-    /// The fastest that this machine has.
-    pub fn detect() -> Level {
+impl SimdLevel {
+    /// The fastest level of this machine.
+    pub fn detect() -> SimdLevel {
         #[cfg(target_arch = "x86_64")]
         {
             if let Some(isa) = X86::detect() {
-                return Level::Avx512(isa);
+                return SimdLevel::Avx512(isa);
             }
             if let Some(isa) = X86::detect() {
-                return Level::Avx2(isa);
+                return SimdLevel::Avx2(isa);
             }
         }
         #[cfg(target_arch = "aarch64")]
         {
             if let Some(isa) = Neon::detect() {
-                return Level::Dotprod(isa);
+                return SimdLevel::Dotprod(isa);
             }
             if let Some(isa) = Neon::detect() {
-                return Level::Neon(isa);
+                return SimdLevel::Neon(isa);
             }
         }
-        Level::Scalar(Scalar::detect())
+        SimdLevel::Scalar(Scalar::detect())
     }
 
-    /// All that this machine has, the plainest first.
-    pub fn available() -> Vec<Level> {
+    /// Every level of this machine, scalar first.
+    pub fn available() -> Vec<SimdLevel> {
         #[allow(unused_mut, reason = "on other machines there is one")]
-        let mut all = vec![Level::Scalar(Scalar::detect())];
+        let mut all = vec![SimdLevel::Scalar(Scalar::detect())];
         #[cfg(target_arch = "x86_64")]
         {
-            all.extend(X86::detect().map(Level::Avx2));
-            all.extend(X86::detect().map(Level::Avx512));
+            all.extend(X86::detect().map(SimdLevel::Avx2));
+            all.extend(X86::detect().map(SimdLevel::Avx512));
         }
         #[cfg(target_arch = "aarch64")]
         {
-            all.extend(Neon::detect().map(Level::Neon));
-            all.extend(Neon::detect().map(Level::Dotprod));
+            all.extend(Neon::detect().map(SimdLevel::Neon));
+            all.extend(Neon::detect().map(SimdLevel::Dotprod));
         }
         all
     }
 
-    /// The name for people: `AVX-512 VNNI`.
+    /// The display name: `AVX-512 VNNI`.
     pub fn name(self) -> &'static str {
         match self {
-            Level::Scalar(_) => "scalar",
+            SimdLevel::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(_) => "AVX2",
+            SimdLevel::Avx2(_) => "AVX2",
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(_) => "AVX-512 VNNI",
+            SimdLevel::Avx512(_) => "AVX-512 VNNI",
             #[cfg(target_arch = "aarch64")]
-            Level::Neon(_) => "NEON",
+            SimdLevel::Neon(_) => "NEON",
             #[cfg(target_arch = "aarch64")]
-            Level::Dotprod(_) => "NEON dotprod",
+            SimdLevel::Dotprod(_) => "NEON dotprod",
         }
     }
 
@@ -287,15 +286,15 @@ impl Level {
     #[inline]
     pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
-            Level::Scalar(isa) => isa.run(kernel),
+            SimdLevel::Scalar(isa) => isa.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx2(isa) => isa.run(kernel),
+            SimdLevel::Avx2(isa) => isa.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Level::Avx512(isa) => isa.run(kernel),
+            SimdLevel::Avx512(isa) => isa.run(kernel),
             #[cfg(target_arch = "aarch64")]
-            Level::Neon(isa) => isa.run(kernel),
+            SimdLevel::Neon(isa) => isa.run(kernel),
             #[cfg(target_arch = "aarch64")]
-            Level::Dotprod(isa) => isa.run(kernel),
+            SimdLevel::Dotprod(isa) => isa.run(kernel),
         }
     }
 }

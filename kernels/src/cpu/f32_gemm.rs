@@ -1,12 +1,12 @@
-//! Small products of f32 matrices in the cache: the pieces of attention and of the chunked delta rule.
+//! Multiplies small f32 matrices in cache: the blocks of attention and of the chunked delta rule.
 //!
-//! Tiles of 4 x 2 registers, of 16 sums where there are many, so that the multipliers and not the loads are the bound. The
-//! order of sums of one output does not depend on its place in a tile, nor on how many rows there are: rows cut anywhere
-//! give the same bits. Products with stored weights are in `product`. Next: `kda`.
+//! Register tiles of 4 x 2 sums (4 x 4 with 32 registers) keep the multipliers busy rather than the load ports. The
+//! summation order of an output depends neither on its position in a tile nor on the number of rows, so a batch split
+//! anywhere gives the same bits. Products with stored weights are in `matmul`. Next: `kda`.
 
-use super::isa::Isa;
+use crate::simd::Isa;
 
-/// Eight floats, zeros after the end of `x`.
+/// Loads eight floats, zero-padded past the end of `x`.
 #[inline(always)]
 pub(super) fn load<I: Isa>(isa: I, x: &[f32]) -> I::Floats {
     match x.first_chunk::<8>() {
@@ -46,12 +46,12 @@ impl<'a> View<'a> {
     }
 }
 
-/// Rows of b that meet all rows of a before the next: 18 KiB of attention's 576 columns, which stay in the first cache.
-const NEAR: usize = 8;
+/// Rows of b per cache block: 18 KiB of attention's 576 columns, which stay in L1.
+const NC: usize = 8;
 
 /// c_ij = sum_l a_il b_jl for `m` rows of a and `n` rows of b, `k` columns each; c has `c_step` columns.
 #[inline(always)]
-pub(super) fn rows_by_rows<I: Isa>(
+pub(super) fn matmul_nt<I: Isa>(
     isa: I,
     [m, n, k]: [usize; 3],
     a: View<'_>,
@@ -59,8 +59,8 @@ pub(super) fn rows_by_rows<I: Isa>(
     c: &mut [f32],
     c_step: usize,
 ) {
-    for near in (0..n).step_by(NEAR) {
-        let end = n.min(near + NEAR);
+    for near in (0..n).step_by(NC) {
+        let end = n.min(near + NC);
         for i in (0..m).step_by(4) {
             let mut j = near;
             while j < end {
@@ -76,7 +76,7 @@ pub(super) fn rows_by_rows<I: Isa>(
     }
 }
 
-/// Four rows of a times `N` of b; the last rows again where the tile would go beyond.
+/// Four rows of a times `N` of b; a partial tile repeats the last rows.
 #[inline(always)]
 fn dots_tile<I: Isa, const N: usize>(
     isa: I,
@@ -97,12 +97,12 @@ fn dots_tile<I: Isa, const N: usize>(
     for (r, sums) in sums.iter().enumerate().take(m - i) {
         let c = &mut c[(i + r) * c_step + j..];
         for (c, sum) in c.iter_mut().zip(sums).take(n - j) {
-            *c = isa.total(*sum);
+            *c = isa.reduce_add(*sum);
         }
     }
 }
 
-/// Closures and `map` are avoided in loops like this one: they would not be compiled for the instruction set.
+/// Plain loops: closures and `map` would not be compiled for the instruction set.
 #[inline(always)]
 fn dots<I: Isa, const N: usize>(isa: I, k: usize, a: [&[f32]; 4], b: [&[f32]; N]) -> [[I::Floats; N]; 4] {
     let mut sums = [[isa.splat(0.0); N]; 4];
@@ -152,7 +152,7 @@ pub(super) struct Left<'a> {
 
 /// c_ij = f_i c_ij + sum_l a_il b_lj for `m` rows and `n` columns, `k` terms; row i of c is at `i * c_step`.
 #[inline(always)]
-pub(super) fn add_product<I: Isa>(
+pub(super) fn gemm_accumulate<I: Isa>(
     isa: I,
     [m, n, k]: [usize; 3],
     a: Left<'_>,

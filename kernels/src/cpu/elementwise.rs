@@ -1,19 +1,19 @@
-//! Ops on the rows of a batch, each row for itself: elements, norms, the short convolution, the decay.
+//! Computes row-wise ops: elementwise functions, norms, the short convolution and the KDA decay.
 //!
-//! They are bound by memory; rows are spread over the threads once there are enough of them to pay for a
-//! region. Products of matrices are in `product`. Next: `product`.
+//! They are memory-bound; rows are split over the threads when there are enough to amortise a parallel region. Next:
+//! `matmul`.
 
+use super::autovec::{AutovecKernel, dot, fma, run, sigmoid, softplus};
 use super::memory::Tensor;
-use super::vector::{Loops, dot, fma, run, sigmoid, softplus};
 use super::{Cpu, Weight};
 use crate::backend::Span;
 
-/// Values a thread should have at least, to be worth waking: about 5 us of work.
+/// Smallest number of values per thread that amortises a wake-up: about 5 us of work.
 const WORTH_A_CHUNK: usize = 16 * 1024;
 
-/// A row of a result, computed or changed in place.
+/// An op on one row, in place.
 trait Row: Sync {
-    /// Row `r` of the op's rows.
+    /// Computes row `r`.
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]);
 }
 
@@ -24,7 +24,7 @@ struct Rows<'a, R> {
     y: &'a mut [f32],
 }
 
-impl<R: Row> Loops for Rows<'_, R> {
+impl<R: Row> AutovecKernel for Rows<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -216,7 +216,7 @@ struct ShortConv<'a> {
 }
 
 impl ShortConv<'_> {
-    /// The input that tap `j` meets for row `r`.
+    /// The input of tap `j` for row `r`.
     #[inline(always)]
     fn input(&self, r: usize, j: usize, channels: usize) -> &[f32] {
         let at = r + j;
@@ -269,7 +269,7 @@ pub(super) fn short_conv(cpu: &Cpu, spans: &mut [Span<'_, Tensor>], x: &Tensor, 
     y
 }
 
-/// The last values of state ++ x, as many as the state has.
+/// The new state: the last values of state ++ x.
 fn keep_last(state: &mut [f32], x: &[f32]) {
     let kept = state.len().saturating_sub(x.len());
     state.copy_within(state.len() - kept.., 0);

@@ -1,15 +1,15 @@
-//! The searches for scales that K-quants make, eight sub-blocks at once, one a lane.
+//! Searches the scales of K-quants for eight sub-blocks at once, one per lane.
 //!
-//! Every lane does what a plain loop over its sub-block would do, in that order and without fused
-//! multiply-add, so the result is ggml's, byte for byte, whatever the instruction set.
+//! Every lane computes what a plain loop over its sub-block would, in the same order and without fused multiply-add,
+//! so the bytes equal ggml's on every instruction set.
 
-use crate::cpu::isa::Isa;
+use crate::simd::Isa;
 use std::array::from_fn;
 
-/// Eight sub-blocks side by side: `[position][sub-block]`.
+/// Eight sub-blocks, interleaved: `[position][sub-block]`.
 pub(super) type Columns<const N: usize> = [[f32; 8]; N];
 
-/// Eight sub-blocks of `N` weights, turned on their side.
+/// Transposes eight sub-blocks of `N` weights.
 #[inline(always)]
 pub(super) fn columns<const N: usize>(x: &[f32]) -> Columns<N> {
     from_fn(|i| from_fn(|j| x[N * j + i]))
@@ -22,7 +22,7 @@ pub(super) struct Steps {
     pub(super) count: u32,
 }
 
-/// What an error in a weight costs.
+/// The error norm.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Cost {
     Square,
@@ -32,24 +32,24 @@ pub(super) enum Cost {
 /// A group whose weights are all smaller than this is stored as zeros.
 pub(super) const NOTHING: f32 = 1e-15;
 
-/// Levels as they were before packing, sub-block after sub-block.
+/// The unpacked quants, sub-block after sub-block.
 #[inline(always)]
-pub(super) fn stored<I: Isa>(isa: I, levels: [I::Bytes; 8]) -> [u8; 256] {
+pub(super) fn stored<I: Isa>(isa: I, quants: [I::Bytes; 8]) -> [u8; 256] {
     let mut q = [0; 256];
-    for (levels, q) in levels.into_iter().zip(q.as_chunks_mut().0) {
-        isa.store_bytes(levels, q);
+    for (quants, q) in quants.into_iter().zip(q.as_chunks_mut().0) {
+        isa.store_bytes(quants, q);
     }
     q
 }
 
-/// `w_i = scale level_i - min`, for each of eight sub-blocks.
+/// `w_i = scale q_i - min`, for each of eight sub-blocks.
 pub(super) struct Affine<const N: usize> {
     pub(super) scale: [f32; 8],
     pub(super) min: [f32; 8],
-    pub(super) levels: [[u8; 8]; N],
+    pub(super) quants: [[u8; 8]; N],
 }
 
-/// How much an error in a weight counts: root mean square of its sub-block plus |w|.
+/// The weight of each error: root mean square of its sub-block plus |w|.
 #[inline(always)]
 pub(super) fn importance<I: Isa, const N: usize>(isa: I, x: &Columns<N>) -> Columns<N> {
     let mut squares = isa.splat(0.0);
@@ -63,9 +63,9 @@ pub(super) fn importance<I: Isa, const N: usize>(isa: I, x: &Columns<N>) -> Colu
     from_fn(|i| from_fn(|j| rms[j] + x[i][j].abs()))
 }
 
-/// Levels for `iscale`: round((x - min) * iscale) in 0..=most.
+/// Quants for `iscale`: round((x - min) * iscale) in 0..=most.
 #[inline(always)]
-fn level<I: Isa>(isa: I, x: I::Floats, min: I::Floats, iscale: I::Floats, most: f32) -> I::Floats {
+fn quant<I: Isa>(isa: I, x: I::Floats, min: I::Floats, iscale: I::Floats, most: f32) -> I::Floats {
     let level = isa.floats(isa.round(isa.mul(iscale, isa.sub(x, min))));
     isa.min(isa.max(level, isa.splat(0.0)), isa.splat(most))
 }
@@ -82,7 +82,7 @@ fn error<I: Isa, const N: usize>(isa: I, x: &Columns<N>, w: &Columns<N>, of: Tri
     let mut error = isa.splat(0.0);
     for (x, w) in x.iter().zip(w) {
         let (x, w) = (isa.load_floats(x), isa.load_floats(w));
-        let l = level(isa, x, of.base, of.iscale, of.most);
+        let l = quant(isa, x, of.base, of.iscale, of.most);
         let diff = isa.sub(isa.add(isa.mul(of.scale, l), of.min), x);
         let cost = match of.cost {
             Cost::Square => isa.mul(diff, diff),
@@ -103,8 +103,8 @@ struct Trial<I: Isa> {
     min: I::Floats,
 }
 
-/// The scale and minimum with the least weighted squared error: the first guess spans the range, then for each
-/// candidate scale the levels are fixed and scale and minimum follow by linear regression.
+/// The scale and minimum with the least weighted squared error. The first candidate spans the range; each further one
+/// fixes the quants by a trial scale and fits scale and minimum by linear regression.
 #[inline(always)]
 pub(super) fn affine<I: Isa, const N: usize>(
     isa: I,
@@ -133,13 +133,13 @@ pub(super) fn affine<I: Isa, const N: usize>(
     let mut best = Trial { base: low, iscale, most, cost, scale: isa.div(isa.splat(1.0), iscale), min: low };
     let mut least = error(isa, x, w, best);
     for k in 0..=steps.count {
-        // Levels are counted from the best minimum so far.
+        // Quants are counted from the best minimum so far.
         let base = best.min;
         let iscale = isa.div(isa.splat(steps.first + 0.1 * k as f32 + most), isa.sub(high, base));
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
         for (x, w) in x.iter().zip(w) {
             let (x, w) = (isa.load_floats(x), isa.load_floats(w));
-            let l = level(isa, x, base, iscale, most);
+            let l = quant(isa, x, base, iscale, most);
             let wl = isa.mul(w, l);
             sum_l = isa.add(sum_l, wl);
             sum_l2 = isa.add(sum_l2, isa.mul(wl, l));
@@ -148,7 +148,7 @@ pub(super) fn affine<I: Isa, const N: usize>(
         let det = isa.sub(isa.mul(sum_w, sum_l2), isa.mul(sum_l, sum_l));
         let scale = isa.div(isa.sub(isa.mul(sum_w, sum_xl), isa.mul(sum_x, sum_l)), det);
         let min = isa.div(isa.sub(isa.mul(sum_l2, sum_x), isa.mul(sum_l, sum_xl)), det);
-        // A minimum above zero cannot be stored: then the line goes through zero.
+        // A minimum above zero cannot be stored: fit a line through zero instead.
         let scale = isa.select(zero, min, isa.div(sum_xl, sum_l2), scale);
         let min = isa.select(zero, min, zero, min);
         let trial = Trial { base, iscale, scale, min, ..best };
@@ -164,43 +164,43 @@ pub(super) fn affine<I: Isa, const N: usize>(
     finish(isa, x, best, range)
 }
 
-/// Lanes out of the registers; a sub-block without range has scale zero and levels zero.
+/// Stores the lanes; a sub-block without range gets scale zero and quants zero.
 #[inline(always)]
 fn finish<I: Isa, const N: usize>(isa: I, x: &Columns<N>, best: Trial<I>, range: I::Floats) -> Affine<N> {
     let zero = isa.splat(0.0);
     let flat = |value, otherwise| isa.select(zero, range, value, otherwise);
-    let mut out = Affine { scale: [0.0; 8], min: [0.0; 8], levels: [[0; 8]; N] };
+    let mut out = Affine { scale: [0.0; 8], min: [0.0; 8], quants: [[0; 8]; N] };
     isa.store(flat(best.scale, zero), &mut out.scale);
     isa.store(isa.sub(zero, best.min), &mut out.min);
-    for (levels, x) in out.levels.iter_mut().zip(x) {
+    for (quants, x) in out.quants.iter_mut().zip(x) {
         let mut l = [0.0; 8];
-        isa.store(flat(level(isa, isa.load_floats(x), best.base, best.iscale, best.most), zero), &mut l);
-        *levels = l.map(|l| l as u8);
+        isa.store(flat(quant(isa, isa.load_floats(x), best.base, best.iscale, best.most), zero), &mut l);
+        *quants = l.map(|l| l as u8);
     }
     out
 }
 
-/// `w_i = scale (level_i - offset)`, for each of eight groups of 16.
+/// `w_i = scale (q_i - offset)`, for each of eight groups of 16.
 pub(super) struct Symmetric {
     scale: [f32; 8],
-    levels: [[u8; 8]; 16],
+    quants: [[u8; 8]; 16],
 }
 
-/// The sixteen groups of a super-block, eight at a time: their scales and 256 levels.
+/// The sixteen groups of a super-block, eight at a time: their scales and 256 quants.
 #[inline(always)]
 pub(super) fn sixteen(x: &[f32], find: impl Fn(&Columns<16>) -> Symmetric) -> ([f32; 16], [u8; 256]) {
-    let (mut scale, mut levels) = ([0.0; 16], [0; 256]);
+    let (mut scale, mut quants) = ([0.0; 16], [0; 256]);
     for (h, x) in x.as_chunks::<128>().0.iter().enumerate() {
         let found = find(&columns::<16>(x));
         scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
         for i in 0..128 {
-            levels[128 * h + i] = found.levels[i % 16][i / 16];
+            quants[128 * h + i] = found.quants[i % 16][i / 16];
         }
     }
-    (scale, levels)
+    (scale, quants)
 }
 
-/// The value furthest from zero in each column, sign kept, and whether there is [`NOTHING`] (then 1, else 0).
+/// The signed value furthest from zero in each column, and 1 where the column is below [`NOTHING`], else 0.
 #[inline(always)]
 fn furthest<I: Isa, const N: usize>(isa: I, x: &Columns<N>) -> (I::Floats, I::Floats) {
     let (mut most, mut value) = (isa.splat(0.0), isa.splat(0.0));
@@ -215,17 +215,17 @@ fn furthest<I: Isa, const N: usize>(isa: I, x: &Columns<N>) -> (I::Floats, I::Fl
 
 /// round(v) in -limit..=limit - 1
 #[inline(always)]
-fn signed_level<I: Isa>(isa: I, v: I::Floats, limit: f32) -> I::Floats {
+fn signed_quant<I: Isa>(isa: I, v: I::Floats, limit: f32) -> I::Floats {
     isa.min(isa.max(isa.floats(isa.round(v)), isa.splat(-limit)), isa.splat(limit - 1.0))
 }
 
-/// Sums that the best scale for fixed levels follows from: w x l and w l l with weights w = x x.
+/// The sums of w x l and w l l with weights w = x x, which give the best scale for fixed quants.
 #[inline(always)]
 fn regress<I: Isa>(isa: I, x: &Columns<16>, iscale: I::Floats, limit: f32) -> [I::Floats; 2] {
     let (mut sum_xl, mut sum_l2) = (isa.splat(0.0), isa.splat(0.0));
     for x in x {
         let x = isa.load_floats(x);
-        let l = signed_level(isa, isa.mul(iscale, x), limit);
+        let l = signed_quant(isa, isa.mul(iscale, x), limit);
         let w = isa.mul(x, x);
         sum_xl = isa.add(sum_xl, isa.mul(isa.mul(w, x), l));
         sum_l2 = isa.add(sum_l2, isa.mul(isa.mul(w, l), l));
@@ -233,7 +233,7 @@ fn regress<I: Isa>(isa: I, x: &Columns<16>, iscale: I::Floats, limit: f32) -> [I
     [sum_xl, sum_l2]
 }
 
-/// Levels in -limit..limit around zero: eighteen scales near the one that takes the furthest value to -limit.
+/// Signed quants in -limit..limit: tries eighteen scales near the one that maps the furthest value to -limit.
 #[inline(always)]
 pub(super) fn symmetric<I: Isa>(isa: I, x: &Columns<16>, limit: f32) -> Symmetric {
     let zero = isa.splat(0.0);
@@ -252,33 +252,33 @@ pub(super) fn symmetric<I: Isa>(isa: I, x: &Columns<16>, limit: f32) -> Symmetri
         scale = keep(isa.div(sum_xl, sum_l2), scale);
         best = isa.select(theirs, ours, isa.mul(scale, sum_xl), best);
     }
-    let mut levels = [zero; 16];
-    for (l, x) in levels.iter_mut().zip(x) {
-        *l = signed_level(isa, isa.mul(best_iscale, isa.load_floats(x)), limit);
+    let mut quants = [zero; 16];
+    for (l, x) in quants.iter_mut().zip(x) {
+        *l = signed_quant(isa, isa.mul(best_iscale, isa.load_floats(x)), limit);
     }
-    centre(isa, scale, levels, limit, nothing)
+    centre(isa, scale, quants, limit, nothing)
 }
 
-/// The same with the levels improved one after the other, in at most five rounds.
+/// [`symmetric`] by coordinate descent: improves one quant at a time, in at most five rounds.
 #[inline(always)]
 pub(super) fn symmetric_by_turns<I: Isa>(isa: I, x: &Columns<16>, limit: f32) -> Symmetric {
     let zero = isa.splat(0.0);
     let (most, nothing) = furthest(isa, x);
     let iscale = isa.div(isa.splat(-limit), most);
     let [mut sum_xl, mut sum_l2] = regress(isa, x, iscale, limit);
-    let mut levels = [zero; 16];
-    for (l, x) in levels.iter_mut().zip(x) {
-        *l = signed_level(isa, isa.mul(iscale, isa.load_floats(x)), limit);
+    let mut quants = [zero; 16];
+    for (l, x) in quants.iter_mut().zip(x) {
+        *l = signed_quant(isa, isa.mul(iscale, isa.load_floats(x)), limit);
     }
     for _ in 0..5 {
-        for (l, x) in levels.iter_mut().zip(x) {
+        for (l, x) in quants.iter_mut().zip(x) {
             let x = isa.load_floats(x);
             let w = isa.mul(x, x);
             let (wx, wl) = (isa.mul(w, x), isa.mul(w, *l));
-            // The sums without this weight, the level that suits them, and the sums with it.
+            // The sums without this weight, the quant that is optimal for them, and the sums with it.
             let xl = isa.sub(sum_xl, isa.mul(wx, *l));
             let l2 = isa.sub(sum_l2, isa.mul(wl, *l));
-            let new = signed_level(isa, isa.div(isa.mul(x, l2), xl), limit);
+            let new = signed_quant(isa, isa.div(isa.mul(x, l2), xl), limit);
             let new_xl = isa.add(xl, isa.mul(wx, new));
             let new_l2 = isa.add(l2, isa.mul(isa.mul(w, new), new));
             let ours = isa.mul(isa.mul(new_xl, new_xl), sum_l2);
@@ -292,23 +292,23 @@ pub(super) fn symmetric_by_turns<I: Isa>(isa: I, x: &Columns<16>, limit: f32) ->
         }
     }
     let scale = isa.select(zero, sum_l2, isa.div(sum_xl, sum_l2), zero);
-    centre(isa, scale, levels, limit, nothing)
+    centre(isa, scale, quants, limit, nothing)
 }
 
-/// Lanes out of the registers, levels from zero; a group of nothing has scale and levels zero.
+/// Stores the lanes with unsigned quants; a group below [`NOTHING`] gets scale zero and quants zero.
 #[inline(always)]
 fn centre<I: Isa>(
     isa: I,
     scale: I::Floats,
-    levels: [I::Floats; 16],
+    quants: [I::Floats; 16],
     limit: f32,
     nothing: I::Floats,
 ) -> Symmetric {
     let zero = isa.splat(0.0);
     let there = |v| isa.select(zero, nothing, zero, v);
-    let mut out = Symmetric { scale: [0.0; 8], levels: [[0; 8]; 16] };
+    let mut out = Symmetric { scale: [0.0; 8], quants: [[0; 8]; 16] };
     isa.store(there(scale), &mut out.scale);
-    for (out, level) in out.levels.iter_mut().zip(levels) {
+    for (out, level) in out.quants.iter_mut().zip(quants) {
         let mut l = [0.0; 8];
         isa.store(there(isa.add(level, isa.splat(limit))), &mut l);
         *out = l.map(|l| l as u8);

@@ -1,13 +1,13 @@
-//! Loops over f32 slices that the compiler turns into vector code for each instruction set.
+//! Compiles plain f32 loops to vector code for each instruction set (auto-vectorisation).
 //!
-//! For ops on activations, whose results need not be the same bits on every machine: plain arithmetic on
-//! arrays of one register's length. (Dot products of stored blocks are in `quant`, written over `Isa`.)
-//! Everything here is inlined into a [`Loops`], which [`run`] compiles per instruction set. Next: `rows`.
+//! Used for ops on activations, whose results may differ between machines by rounding. Dot products of stored blocks
+//! are in `matmul`, written over `Isa`. Everything is inlined into an [`AutovecKernel`], which [`run`] compiles per
+//! instruction set. Next: `elementwise`.
 
-use super::isa::{Isa, Kernel, Level};
+use crate::simd::{Isa, Kernel, SimdLevel};
 
 /// A computation in plain loops. `run` and all it calls must be `#[inline(always)]`.
-pub trait Loops {
+pub trait AutovecKernel {
     /// What it computes.
     type Output;
     /// Computes it; `FMA`: a multiply-add is one instruction.
@@ -16,7 +16,7 @@ pub trait Loops {
 
 struct Compiled<L, const FMA: bool>(L);
 
-impl<L: Loops, const FMA: bool> Kernel for Compiled<L, FMA> {
+impl<L: AutovecKernel, const FMA: bool> Kernel for Compiled<L, FMA> {
     type Output = L::Output;
 
     #[inline(always)]
@@ -27,9 +27,9 @@ impl<L: Loops, const FMA: bool> Kernel for Compiled<L, FMA> {
 
 /// Runs the loops compiled for this level.
 #[inline]
-pub fn run<L: Loops>(level: Level, loops: L) -> L::Output {
+pub fn run<L: AutovecKernel>(level: SimdLevel, loops: L) -> L::Output {
     // Without the instruction a fused multiply-add is a call into libm.
-    if matches!(level, Level::Scalar(_)) && cfg!(target_arch = "x86_64") {
+    if matches!(level, SimdLevel::Scalar(_)) && cfg!(target_arch = "x86_64") {
         level.run(Compiled::<L, false>(loops))
     } else {
         level.run(Compiled::<L, true>(loops))
@@ -67,7 +67,7 @@ pub fn dot<const FMA: bool>(a: &[f32], b: &[f32]) -> f32 {
     (four[0] + four[2]) + (four[1] + four[3])
 }
 
-/// The largest of `x` and `least`, in eight lanes: one after the other they would wait for each other.
+/// The largest of `x` and `least`, in eight lanes to break the dependency chain.
 #[inline(always)]
 pub fn largest<const N: usize>(x: &[f32; N], least: f32) -> f32 {
     let mut most = [least; 8];
@@ -146,7 +146,7 @@ mod tests {
 
     struct Map<'a>(&'a [f32], fn(f64) -> f64, usize);
 
-    impl Loops for Map<'_> {
+    impl AutovecKernel for Map<'_> {
         type Output = f64;
 
         /// The largest relative error of function number `self.2`.
@@ -162,7 +162,7 @@ mod tests {
         let steps = 200_000;
         let x: Vec<f32> =
             (0..steps).map(|i| range.start + (range.end - range.start) * i as f32 / steps as f32).collect();
-        for level in Level::available() {
+        for level in SimdLevel::available() {
             let error = run(level, Map(&x, exact, which));
             assert!(error < 3e-7, "function {which}, {}: {error:e}", level.name());
         }
@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn sums_of_odd_lengths() {
         struct Dot<'a>(&'a [f32]);
-        impl Loops for Dot<'_> {
+        impl AutovecKernel for Dot<'_> {
             type Output = f32;
             #[inline(always)]
             fn run<const FMA: bool>(self) -> f32 {
@@ -200,7 +200,7 @@ mod tests {
         for n in [0, 1, 7, 16, 63, 200] {
             let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
             let exact = (0..n).map(|i| i * i).sum::<i32>() as f32;
-            Level::available().into_iter().for_each(|level| assert_eq!(run(level, Dot(&x)), exact));
+            SimdLevel::available().into_iter().for_each(|level| assert_eq!(run(level, Dot(&x)), exact));
         }
     }
 }

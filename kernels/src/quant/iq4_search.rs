@@ -1,26 +1,26 @@
-//! How IQ4_NL and IQ4_XS find the scales of eight sub-blocks of 32, one a lane.
+//! Searches the scales of IQ4_NL and IQ4_XS for eight sub-blocks of 32, one per lane.
 //!
-//! As in `search`, each lane does what ggml does, in its order, so the bytes are the same.
+//! As in `scale_search`, each lane repeats ggml's arithmetic in ggml's order, so the bytes are equal.
 
-use super::iq4_nl::LEVELS;
-use super::search::{Columns, NOTHING, absolute};
-use crate::cpu::isa::Isa;
+use super::iq4_nl::CODEBOOK;
+use super::scale_search::{Columns, NOTHING, absolute};
+use crate::simd::Isa;
 
-/// Tries on either side of the first scale.
+/// Candidates on either side of the first scale.
 const TRIES: i32 = 7;
 
-/// The level nearest to v, the upper of equals; it is the value, not the index.
+/// The codebook value nearest to v; the upper of two equally near.
 #[inline(always)]
 fn nearest<I: Isa>(isa: I, v: I::Floats) -> I::Floats {
-    let mut level = isa.splat(LEVELS[0] as f32);
-    for pair in LEVELS.windows(2) {
+    let mut level = isa.splat(CODEBOOK[0] as f32);
+    for pair in CODEBOOK.windows(2) {
         let middle = (pair[0] as f32 + pair[1] as f32) / 2.0;
         level = isa.select(v, isa.splat(middle), level, isa.splat(pair[1] as f32));
     }
     level
 }
 
-/// Sums that the best scale for fixed levels follows from: w q x and w q q with weights w = x x.
+/// The sums of w q x and w q q with weights w = x x, which give the best scale for fixed quants.
 #[inline(always)]
 fn regress<I: Isa>(isa: I, x: &Columns<32>, inverse: I::Floats) -> [I::Floats; 2] {
     let (mut sum_qx, mut sum_q2) = (isa.splat(0.0), isa.splat(0.0));
@@ -34,7 +34,7 @@ fn regress<I: Isa>(isa: I, x: &Columns<32>, inverse: I::Floats) -> [I::Floats; 2
     [sum_qx, sum_q2]
 }
 
-/// The scale of each sub-block with the least weighted squared error among those tried.
+/// The candidate scale of each sub-block with the least weighted squared error.
 #[inline(always)]
 pub(super) fn scales<I: Isa>(isa: I, x: &Columns<32>) -> [f32; 8] {
     let zero = isa.splat(0.0);
@@ -45,13 +45,13 @@ pub(super) fn scales<I: Isa>(isa: I, x: &Columns<32>) -> [f32; 8] {
         furthest = isa.select(most, size, x, furthest);
         most = isa.select(most, size, size, most);
     }
-    let lowest = isa.splat(LEVELS[0] as f32);
+    let lowest = isa.splat(CODEBOOK[0] as f32);
     let first = isa.div(isa.sub(zero, furthest), lowest);
     let [sum_qx, sum_q2] = regress(isa, x, isa.div(isa.splat(1.0), first));
     let mut scale = isa.div(sum_qx, sum_q2);
     let mut best = isa.mul(scale, sum_qx);
     for k in -TRIES..=TRIES {
-        let inverse = isa.div(isa.splat((k + LEVELS[0] as i32) as f32), furthest);
+        let inverse = isa.div(isa.splat((k + CODEBOOK[0] as i32) as f32), furthest);
         let [sum_qx, sum_q2] = regress(isa, x, inverse);
         let (ours, theirs) = (isa.mul(sum_qx, sum_qx), isa.mul(best, sum_q2));
         let theirs = isa.select(zero, sum_q2, theirs, isa.splat(f32::INFINITY));
@@ -63,15 +63,15 @@ pub(super) fn scales<I: Isa>(isa: I, x: &Columns<32>) -> [f32; 8] {
     out
 }
 
-/// The index of the level nearest to each value divided by its lane's scale.
+/// The index of the codebook value nearest to each value times its lane's inverse scale.
 #[inline(always)]
-pub(super) fn levels<I: Isa>(isa: I, x: &Columns<32>, inverse: [f32; 8]) -> [[u8; 8]; 32] {
+pub(super) fn quants<I: Isa>(isa: I, x: &Columns<32>, inverse: [f32; 8]) -> [[u8; 8]; 32] {
     let inverse = isa.load_floats(&inverse);
     let mut out = [[0; 8]; 32];
     for (out, x) in out.iter_mut().zip(x) {
         let v = isa.mul(inverse, isa.load_floats(x));
         let mut index = isa.splat(0.0);
-        for (i, pair) in LEVELS.windows(2).enumerate() {
+        for (i, pair) in CODEBOOK.windows(2).enumerate() {
             let middle = (pair[0] as f32 + pair[1] as f32) / 2.0;
             index = isa.select(v, isa.splat(middle), index, isa.splat((i + 1) as f32));
         }

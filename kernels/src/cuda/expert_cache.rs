@@ -1,54 +1,54 @@
-//! The most used experts of a layer whose stacks stay in RAM: slots on the device, and who has one.
+//! Caches the most used experts of a RAM-resident layer in GPU slots, with decayed-LFU replacement.
 //!
-//! An expert is as hot as it was chosen lately, a token of long ago counting less ([`KEEP`] a token). When the CPU has
-//! read so many bytes of experts that one more copy is a small part of them ([`SHARE`]), the hottest expert without a slot
-//! takes that of a clearly colder one; a step of many tokens, which has all stacks on the device for a moment, gives
-//! slots to the hottest at once. Copies travel beside the work, on the other stream: they begin when what was issued has
-//! read the slot ([`Layer::free`]), and what reads it next waits for them ([`Layer::full`]). Next: `staging`.
+//! An expert's heat is its use count, decayed by [`DECAY`] per token. Once the CPU has read
+//! [`CPU_BYTES_PER_UPLOADED_BYTE`] bytes of experts per byte to upload, the hottest expert without a slot evicts a clearly
+//! colder one; a step of many tokens, which has all stacks on the device for a moment, assigns slots to the hottest at
+//! once. Uploads overlap with compute on a second stream: they start when issued work has read the slot
+//! ([`Layer::free`]), and the next reader waits for them ([`Layer::full`]). Next: `staging`.
 
 use super::driver::{Address, Driver, Event, Pinned, Stream};
 use super::staging::copy_in;
-use super::weight::{Memory, PLANES, planes};
+use super::weight::{Memory, PLANES};
 use super::{Cuda, Grid, Weight, arg};
 use crate::backend::{Error, Gated, Stored};
 use crate::cpu::Pool;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What a token that chose an expert still counts a token later.
-const KEEP: f32 = 0.995;
-/// How much hotter than the one before an expert has to be for its slot: chance alone makes one as hot as the next.
-const HOTTER: f32 = 1.25;
-/// Bytes that the CPU reads of experts for each byte that travels to a slot.
-const SHARE: u64 = 8;
+/// Decay of an expert's heat per token.
+const DECAY: f32 = 0.995;
+/// Heat ratio that an expert must exceed to evict another: avoids thrashing between equally used experts.
+const EVICT_HYSTERESIS: f32 = 1.25;
+/// Expert bytes that the CPU reads for each byte uploaded to a slot.
+const CPU_BYTES_PER_UPLOADED_BYTE: u64 = 8;
 
-/// Room for some experts of a stack on the device.
+/// Device slots for experts of a stack.
 pub(super) struct Slots {
     pub(super) count: usize,
     pub(super) planes: [Address; PLANES],
     _memory: Memory,
-    /// Of the three stacks of a layer, the gate's is used.
+    /// Replacement state; of a layer's three stacks the gate's is used.
     layer: Mutex<Layer>,
 }
 
-/// What is known of a layer's slots.
+/// Replacement state of a layer's slots.
 pub(super) struct Layer {
-    pub(super) heat: Heat,
-    /// Bytes that may travel.
+    pub(super) heat: DecayedLfu,
+    /// Upload budget in bytes.
     credit: u64,
-    /// What was sent to slots has arrived.
+    /// Signals that uploads to slots are complete.
     pub(super) full: Event,
-    /// What was issued before has read the slots.
+    /// Signals that issued work has read the slots.
     free: Event,
 }
 
 impl Slots {
-    /// For so many matrices of a stack.
+    /// Allocates slots for `count` matrices of a stack.
     pub(super) fn new(driver: &Arc<Driver>, stored: &Stored, count: usize) -> Result<Slots, Error> {
         let blocks = count * stored.rows * stored.cols / stored.format.block_len();
         let (memory, planes) =
             Memory::planes(driver, stored.format, blocks, "a cache of experts on the CUDA device")?;
-        let heat = Heat::new(stored.count, count);
+        let heat = DecayedLfu::new(stored.count, count);
         let layer = Layer { heat, credit: 0, full: driver.event(), free: driver.event() };
         Ok(Slots { count, planes, _memory: memory, layer: Mutex::new(layer) })
     }
@@ -58,29 +58,29 @@ impl Slots {
     }
 }
 
-/// Who has a slot.
-pub(super) struct Heat {
-    /// Of each expert, or -1.
+/// Slot assignment by decayed use counts.
+pub(super) struct DecayedLfu {
+    /// The slot of each expert, or -1.
     slot_of: Vec<i32>,
-    /// In each slot, or -1.
+    /// The expert in each slot, or -1.
     expert_in: Vec<i32>,
     heat: Vec<f32>,
 }
 
-impl Heat {
-    fn new(experts: usize, slots: usize) -> Heat {
-        Heat { slot_of: vec![-1; experts], expert_in: vec![-1; slots], heat: vec![0.0; experts] }
+impl DecayedLfu {
+    fn new(experts: usize, slots: usize) -> DecayedLfu {
+        DecayedLfu { slot_of: vec![-1; experts], expert_in: vec![-1; slots], heat: vec![0.0; experts] }
     }
 
-    /// Counts what `rows` tokens chose: as if a token at a time, each expert's uses spread evenly over them.
+    /// Counts the experts routed by `rows` tokens, as if token by token with evenly spread uses.
     pub(super) fn seen(&mut self, chosen: &[u32], rows: usize) {
-        let keep = KEEP.powi(rows as i32);
-        let each = (1.0 - keep) / (1.0 - KEEP) / rows.max(1) as f32;
+        let keep = DECAY.powi(rows as i32);
+        let each = (1.0 - keep) / (1.0 - DECAY) / rows.max(1) as f32;
         self.heat.iter_mut().for_each(|heat| *heat *= keep);
         chosen.iter().for_each(|e| self.heat[*e as usize] += each);
     }
 
-    /// The slots of chosen experts, -1 for those without; counts them.
+    /// The slots of routed experts, -1 for misses; counts hits and lookups.
     pub(super) fn places(&mut self, chosen: &[u32], rows: usize) -> Vec<i32> {
         self.seen(chosen, rows);
         chosen.iter().map(|e| self.slot_of[*e as usize]).collect()
@@ -94,21 +94,21 @@ impl Heat {
         self.slot_of[expert] = slot as i32;
     }
 
-    /// Heat of a slot's expert; less than any where there is none.
+    /// Heat of a slot's expert; below every heat for a free slot.
     fn heat_in(&self, slot: usize) -> f32 {
         usize::try_from(self.expert_in[slot]).map_or(f32::NEG_INFINITY, |expert| self.heat[expert])
     }
 
-    /// [slot, expert]: the coldest slot and the hottest expert without one, if it is clearly hotter.
+    /// The next eviction as [slot, expert]: the coldest slot and the hottest uncached expert, if clearly hotter.
     fn change(&self) -> Option<[usize; 2]> {
         let absent = (0..self.heat.len()).filter(|e| self.slot_of[*e] < 0);
         let expert = absent.max_by(|a, b| self.heat[*a].total_cmp(&self.heat[*b]).then(b.cmp(a)))?;
         let slots = 0..self.expert_in.len();
         let slot = slots.min_by(|a, b| self.heat_in(*a).total_cmp(&self.heat_in(*b)))?;
-        (self.heat[expert] > (HOTTER * self.heat_in(slot) + 1.0).max(0.0)).then_some([slot, expert])
+        (self.heat[expert] > (EVICT_HYSTERESIS * self.heat_in(slot) + 1.0).max(0.0)).then_some([slot, expert])
     }
 
-    /// [slot, expert] of all changes after which the hottest experts have the slots.
+    /// All evictions, as [slot, expert], after which the hottest experts are cached.
     pub(super) fn changes(&self) -> Vec<[i32; 2]> {
         let mut order: Vec<usize> = (0..self.heat.len()).filter(|e| self.heat[*e] > 0.0).collect();
         order.sort_by(|a, b| self.heat[*b].total_cmp(&self.heat[*a]).then(a.cmp(b)));
@@ -119,17 +119,17 @@ impl Heat {
         slots.zip(coming).map(|(slot, expert)| [slot, *expert as i32]).collect()
     }
 
-    /// These were made.
+    /// Applies evictions.
     pub(super) fn changed(&mut self, changes: &[[i32; 2]]) {
         changes.iter().for_each(|[slot, expert]| self.give(*slot as usize, *expert as usize));
     }
 
-    /// [expert, slot] of those that have one.
+    /// [expert, slot] of cached experts.
     pub(super) fn present(&self) -> Vec<[i32; 2]> {
         (0..).zip(&self.slot_of).filter(|(_, slot)| **slot >= 0).map(|(e, slot)| [e, *slot]).collect()
     }
 
-    /// Runs of experts without a slot.
+    /// Ranges of uncached experts.
     pub(super) fn absent(&self) -> Vec<Range<usize>> {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for e in (0..self.slot_of.len()).filter(|e| self.slot_of[*e] < 0) {
@@ -142,28 +142,28 @@ impl Heat {
     }
 }
 
-/// Pinned memory for the three matrices of an expert that travels.
-pub(super) type Carrier = Option<[Pinned; 3]>;
+/// Pinned memory for uploading the three matrices of an expert.
+pub(super) type Uploader = Option<[Pinned; 3]>;
 
 impl Cuda {
-    /// After the CPU read `missed` experts: sends some to slots, if it is time for that.
+    /// Uploads experts to slots if the budget allows, after the CPU has computed `missed` experts.
     pub(super) fn promote(&self, w: &Gated<'_, Weight>, layer: &mut Layer, missed: usize) {
         let stacks = [w.gate, w.up, w.down];
         let sizes = stacks.map(|w| w.in_ram().len() / w.count);
         let bytes = sizes.iter().sum::<usize>() as u64;
-        layer.credit += missed as u64 * bytes / SHARE;
+        layer.credit += missed as u64 * bytes / CPU_BYTES_PER_UPLOADED_BYTE;
         let most = layer.credit / bytes.max(1);
-        layer.credit %= bytes.max(1); // what is not needed is not saved up
+        layer.credit %= bytes.max(1); // unused budget does not accumulate
         if most == 0 || layer.heat.change().is_none() {
             return;
         }
-        let mut carrier = self.carrier.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut uploader = self.uploader.lock().unwrap_or_else(PoisonError::into_inner);
         let largest = sizes.into_iter().max().unwrap_or(0);
-        if carrier.as_ref().is_none_or(|pieces| pieces[0].len < largest) {
+        if uploader.as_ref().is_none_or(|pieces| pieces[0].len < largest) {
             let piece = || self.driver.pinned(largest);
-            *carrier = piece().and_then(|first| Some([first, piece()?, piece()?]));
+            *uploader = piece().and_then(|first| Some([first, piece()?, piece()?]));
         }
-        let Some(pieces) = carrier.as_mut() else { return };
+        let Some(pieces) = uploader.as_mut() else { return };
         self.driver.mark(Stream::Work, &layer.free);
         self.driver.after(Stream::Copies, &layer.free);
         for _ in 0..most {
@@ -176,13 +176,13 @@ impl Cuda {
         self.driver.mark(Stream::Copies, &layer.full);
     }
 
-    /// A matrix of `w` to a slot, plane by plane.
+    /// Uploads a matrix of `w` to a slot, plane by plane.
     fn send_matrix(&self, piece: &mut Pinned, w: &Weight, matrix: &[u8], slot: usize) {
         let (block, slots) = (w.format.block_bytes(), w.slots.as_ref().expect("slots of all three stacks"));
         let blocks = matrix.len() / block;
         let mut start = 0;
         let mut parts = Vec::with_capacity(PLANES);
-        for (part, plane) in planes(w.format).iter().zip(slots.planes) {
+        for (part, plane) in w.format.cuda_planes().iter().zip(slots.planes) {
             let bytes = start..start + blocks * part.len();
             copy_plane(self.host().pool(), &mut piece.bytes()[bytes.clone()], matrix, (block, part));
             start = bytes.end;
@@ -191,7 +191,7 @@ impl Cuda {
         parts.into_iter().for_each(|(to, bytes)| self.driver.send(to, piece, bytes));
     }
 
-    /// Matrices of stacks of `w`'s format and shape: of each move [to, from].
+    /// Copies matrices between stacks of `w`'s format and shape; each move is [to, from].
     pub(super) fn move_matrices(
         &self,
         w: &Weight,
@@ -204,7 +204,7 @@ impl Cuda {
         }
         let blocks = w.rows * w.cols / w.format.block_len();
         let list = self.buffers.upload(moves);
-        for ((part, to), from) in planes(w.format).iter().zip(to).zip(from) {
+        for ((part, to), from) in w.format.cuda_planes().iter().zip(to).zip(from) {
             let bytes = blocks * part.len();
             let grid = Grid {
                 blocks: [moves.len(), bytes.div_ceil(16 * 256 * 8).min(64), 1],
@@ -235,7 +235,7 @@ mod tests {
 
     #[test]
     fn the_hottest_have_the_slots_in_the_end() {
-        let mut heat = Heat::new(6, 2);
+        let mut heat = DecayedLfu::new(6, 2);
         assert_eq!((heat.change(), heat.changes()), (None, vec![]));
         assert_eq!(heat.places(&[4, 1], 1), [-1, -1]);
         assert_eq!(heat.change(), Some([0, 1])); // a free slot, the first of equals
@@ -255,7 +255,7 @@ mod tests {
 
     #[test]
     fn many_tokens_count_as_one_after_the_other() {
-        let (mut at_once, mut in_turn) = (Heat::new(3, 1), Heat::new(3, 1));
+        let (mut at_once, mut in_turn) = (DecayedLfu::new(3, 1), DecayedLfu::new(3, 1));
         at_once.seen(&[0, 2].repeat(300), 300);
         (0..300).for_each(|_| in_turn.seen(&[0, 2], 1));
         for (a, b) in at_once.heat.iter().zip(&in_turn.heat) {

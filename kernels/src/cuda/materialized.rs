@@ -1,8 +1,8 @@
-//! Launches of the attention that makes keys and values of each head out of the cache, for spans of many tokens.
+//! Launches MLA attention with materialised keys and values, for spans of many tokens.
 //!
-//! The cache is met in pieces of [`PIECE`] rows, so that what is made takes the same memory at every depth. Shapes wider
-//! than the real model's, and spans of few tokens, go over latents. The arithmetic is in kernels/cuda/expanded.cu.
-//! Next: `super`'s tests, which run every op on a stand-in device.
+//! The cache is processed in chunks of [`CHUNK_ROWS`] rows, so scratch memory is constant in depth. Wider shapes than the
+//! published model's and short spans use absorbed attention. The arithmetic is in kernels/cuda/expanded.cu. Next: the
+//! tests of `super`, which run every op on the emulator.
 
 use super::cache::CacheShape;
 use super::driver::Address;
@@ -13,26 +13,26 @@ use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-/// Widths of what the kernels make at most, as in expanded.cu.
+/// Largest key and value widths, as in expanded.cu.
 const NOPE: usize = 128;
 const PE: usize = 64;
 const VALUE: usize = 128;
 const MADE: usize = NOPE + VALUE;
-/// Rows and columns of a block of `expand`, and latents of its turn.
+/// Tile rows, columns and k-step of `expand`.
 const SIDE: usize = 128;
 const DEEP: usize = 32;
-/// Queries of a block of `attend_expanded`, and keys of a tile.
+/// Queries per block of `attend_expanded`, and keys per tile.
 const QUERIES: usize = 128;
 const KEYS: usize = 64;
 /// Bytes of shared memory: the tile of `expand_weights`, `ExpandShared`, `ExpandedShared`.
 const WEIGHTS_SHARED: usize = 4 * 32 * 33;
 const EXPAND_SHARED: usize = 2 * 2 * 2 * SIDE * (DEEP + 8);
 const ATTEND_SHARED: usize = 2 * 2 * KEYS * (NOPE + PE + 8 + VALUE + 8);
-/// Rows whose keys and values are made at once: 64 MiB for 32 heads. What goes from one piece to the next, 32 KiB a token
-/// read and written beside 84 million multiplications and additions, then takes a few hundredths of the time.
-pub(super) const PIECE: usize = 4096;
-/// Tokens from which a span is worth making keys and values. By count it is 170; over latents each token reads the cache
-/// anew, which costs several times what the count says. Not yet measured.
+/// Rows whose keys and values are materialised at once: 64 MiB for 32 heads. The running softmax carried between chunks,
+/// 32 KiB per token beside 84 million multiply-adds, then costs a few percent of the time.
+pub(super) const CHUNK_ROWS: usize = 4096;
+/// Smallest span, in tokens, for which materialising pays. The break-even by multiply-adds is 170; absorbed attention
+/// also rereads the cache for each token, which lowers it. Not measured.
 const FEWEST: usize = 32;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -93,11 +93,11 @@ struct Expanded {
 /// Sizes of the heads.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
-    /// How many.
+    /// Number of heads.
     pub count: usize,
-    /// Columns of a key that are made of the latent.
+    /// Key columns projected from the latent.
     pub nope: usize,
-    /// And those that are the row's own.
+    /// Key columns stored in the row.
     pub pe: usize,
     /// Columns of the latent.
     pub latent: usize,
@@ -106,7 +106,7 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Whether the kernels take them.
+    /// Whether the kernels support them.
     fn fit(&self) -> bool {
         let Heads { count, nope, pe, latent, value_dim } = *self;
         (1..=65_535).contains(&count)
@@ -120,8 +120,7 @@ impl Heads {
         (self.latent as u64).checked_next_multiple_of(DEEP as u64).unwrap_or(u64::MAX)
     }
 
-    /// Bytes of scratch for so many rows and tokens: the matrices as halves, rows, what is made of them, what goes from
-    /// piece to piece.
+    /// Scratch bytes for a number of rows and tokens: f16 matrices, rows, keys and values, the running softmax.
     fn scratch(&self, rows: u64, tokens: u64) -> [u64; 4] {
         let bytes = |factors: [u64; 3]| factors.into_iter().fold(2, u64::saturating_mul);
         let (heads, made) = (self.count as u64, MADE as u64);
@@ -134,18 +133,18 @@ impl Heads {
     }
 }
 
-/// Bytes on the device that attention of a step in expanded form takes beside its inputs and results.
+/// Device scratch bytes of materialised attention for one step.
 pub fn expanding_bytes(heads: &Heads, context: u64, tokens: u64) -> u64 {
     if !heads.fit() {
         return 0;
     }
-    let rows = context.min(PIECE as u64).next_multiple_of(SIDE as u64);
+    let rows = context.min(CHUNK_ROWS as u64).next_multiple_of(SIDE as u64);
     let floats = [heads.count, heads.latent, heads.nope + heads.value_dim];
     let floats = floats.into_iter().fold(4, |all: u64, n| all.saturating_mul(n as u64));
     heads.scratch(rows, tokens).into_iter().fold(floats, u64::saturating_add)
 }
 
-/// What the launches of a call share.
+/// Arguments shared by the launches of a call.
 struct Call<'a> {
     q: &'a Tensor,
     o: &'a Tensor,
@@ -158,10 +157,9 @@ struct Call<'a> {
 }
 
 impl Cuda {
-    /// From here on keys and values are made of so many rows at once, rounded up to 128, as many as usual at most: for checks
-    /// of what goes from piece to piece.
+    /// Sets the chunk size in rows, rounded up to 128 and at most the default: for tests of the running softmax.
     pub fn expand_by(&self, rows: usize) {
-        self.piece.store(rows.clamp(1, PIECE).next_multiple_of(SIDE), Ordering::Relaxed);
+        self.piece.store(rows.clamp(1, CHUNK_ROWS).next_multiple_of(SIDE), Ordering::Relaxed);
     }
 
     pub(super) fn expanded(
@@ -191,13 +189,13 @@ impl Cuda {
             self.long_spans(&mut long, [q, &o], w, &heads, scale);
         }
         if !short.is_empty() {
-            let rest = self.over_latents(&mut short, q, w, scale); // zeros in the rows of the others
+            let rest = self.over_latents(&mut short, q, w, scale); // zero in the rows of other spans
             self.each("add", o.len(), &[arg(o.at()), arg(rest.at())]);
         }
         o
     }
 
-    /// As the default of the op.
+    /// The absorbed default of the op.
     fn over_latents(
         &self,
         spans: &mut [Span<'_, Cache>],
@@ -236,7 +234,7 @@ impl Cuda {
         }
     }
 
-    /// The heads' matrices as rows of halves.
+    /// The heads' matrices as rows of f16.
     fn halves(&self, w: &Expansion<'_, Weight>, heads: &Heads, weights: Address) {
         let floats = [w.k, w.v].map(|w| self.floats_of(w));
         let padded = heads.padded() as usize;
@@ -249,7 +247,7 @@ impl Cuda {
         self.driver.launch(["expand_weights", ""], grid, &[block(&p)]);
     }
 
-    /// A span's tokens over a piece of its cache.
+    /// A span's tokens over one chunk of its cache.
     fn one_piece(&self, call: &Call<'_>, span: &Span<'_, Cache>, piece: Range<usize>) {
         let Heads { count, nope, pe, latent, value_dim } = call.heads;
         let room = piece.len().next_multiple_of(SIDE);

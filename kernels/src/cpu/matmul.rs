@@ -1,26 +1,25 @@
-//! Products with stored weights: straight from the blocks in the file, rows spread over the threads.
+//! Multiplies stored weights with activations: reads blocks straight from the mapped file, rows split over threads.
 //!
-//! Activations are brought once into the form that the weight's format meets (`quant::Activation`), into
-//! scratch of one such row a token. A chunk is a block of weight rows: it is read from memory once and meets
-//! all tokens, block by block, while it lies in a near cache. Each output is one dot product whose order
-//! of sums depends on the format alone: not on the batch, nor on the threads. Decoding reads every weight once
-//! and is bound by memory. Next: `experts`.
+//! Activations are quantised once to the format's activation type (`quant::Activation`). A chunk of weight rows is read
+//! from memory once and multiplied with all tokens while it is in cache. An output is one dot product whose summation
+//! order depends on the format alone, not on the batch or the threads. Decode reads every weight once and is
+//! memory-bound. Next: `crate::matmul`, then `experts`.
 
-use super::isa::{Isa, Kernel};
 use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
 use super::{Cpu, Weight};
 use crate::quant::{self, Activation};
+use crate::simd::{Isa, Kernel};
 
-/// Weight rows and tokens of a tile: its results (16 KiB) and its activations stay in the near caches.
+/// Weight rows and tokens per tile: its results (16 KiB) and activations stay in L1 and L2.
 pub(super) const TILE: usize = 64;
 /// Results of a tile, `[tokens, rows]`.
 pub(super) type Tile = [f32; TILE * TILE];
-/// What beginning a chunk of a decoded token costs, as bytes that could have been read: nobody has asked for its first
-/// lines, and the hardware does not know yet where reading goes on.
-const BEGINNING: usize = 14 * 1024;
+/// Cost of starting a chunk in decode, in bytes of memory traffic: its first cache lines are not prefetched, and the
+/// hardware prefetcher has not detected the stream yet.
+const CHUNK_STARTUP_BYTES: usize = 14 * 1024;
 
-/// Rows of activations in the form that a format meets, back to back.
+/// Contiguous activation rows of one activation type.
 pub(super) enum Activations<'a> {
     Floats(&'a [f32]),
     Blocks(Buffer, usize),
@@ -35,7 +34,7 @@ impl Activations<'_> {
     }
 }
 
-/// Brings rows of `cols` values into a form.
+/// Quantises rows of `cols` values.
 pub(super) fn activations<'a>(cpu: &Cpu, form: Activation, x: &'a [f32], cols: usize) -> Activations<'a> {
     if form == Activation::F32 || cols == 0 {
         return Activations::Floats(x);
@@ -50,44 +49,43 @@ pub(super) fn activations<'a>(cpu: &Cpu, form: Activation, x: &'a [f32], cols: u
     Activations::Blocks(buffer, rows * row_bytes)
 }
 
-/// `out[t][r] = W_r x_t` for some rows and tokens, `TILE` of each at most.
+/// `out[t][r] = W_r x_t` for at most `TILE` rows and tokens.
 pub(super) fn tile<'a>(cpu: &Cpu, w: &Weight, rows: &[u8], x: &[u8], out: &'a mut Tile) -> &'a [f32] {
     let tokens = x.len() / w.format.activation().row_bytes(w.cols);
     let y = &mut out[..tokens * (rows.len() / w.row_bytes)];
     if tokens == 1 {
-        quant::dot_rows(cpu.level, w.format, rows, w.cols, x, y);
+        quant::matmul_tile(cpu.level, w.format, rows, w.cols, x, y);
     } else {
-        quant::dot_tile(cpu.level, w.format, rows, w.cols, x, y);
+        quant::matmul_tile(cpu.level, w.format, rows, w.cols, x, y);
     }
     y
 }
 
-/// Weight rows that a strip of many tokens takes at a time: `quant` asks for the next while it works on one.
-const STRIP: usize = 16;
-/// How far before their use `quant` asks for the bytes that meet one token.
-const AHEAD: usize = 2048;
+/// Rows of a GEMM panel, which prefetches the next panel.
+const PANEL_ROWS: usize = 16;
+/// Prefetch distance of GEMV in bytes.
+const PREFETCH_BYTES: usize = 2048;
 
-/// Asks for the beginning of a block of rows, all at once: nothing before has asked for it.
-pub(super) fn ask(cpu: &Cpu, w: &Weight, rows: &[u8], tokens: usize) {
-    let first = if tokens == 1 { AHEAD } else { STRIP * w.row_bytes };
-    cpu.level.run(Ask(&rows[..rows.len().min(first)]));
+/// Prefetches the start of a chunk of rows, which no earlier chunk has prefetched.
+pub(super) fn prefetch_rows(cpu: &Cpu, w: &Weight, rows: &[u8], tokens: usize) {
+    let first = if tokens == 1 { PREFETCH_BYTES } else { PANEL_ROWS * w.row_bytes };
+    cpu.level.run(PrefetchRows(&rows[..rows.len().min(first)]));
 }
 
-struct Ask<'a>(&'a [u8]);
+struct PrefetchRows<'a>(&'a [u8]);
 
-impl Kernel for Ask<'_> {
+impl Kernel for PrefetchRows<'_> {
     type Output = ();
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         for line in self.0.as_chunks::<64>().0 {
-            isa.prefetch_near(line, 0);
+            isa.prefetch_l2(line, 0);
         }
     }
 }
 
-/// Rows `first..first + rows` of matrix `m` times all tokens of `x`, given to `put(token, values)`, with any
-/// number of rows.
+/// Multiplies rows of matrix `m` with all tokens of `x`; passes results to `put(token, first_row, values)`.
 fn block(
     cpu: &Cpu,
     w: &Weight,
@@ -102,7 +100,7 @@ fn block(
     for first in all.clone().step_by(TILE) {
         let rows = first..all.end.min(first + TILE);
         if x.len() > x_bytes || rows.start == all.start {
-            ask(cpu, w, w.matrix_rows(m, rows.clone()), x.len() / x_bytes.max(1));
+            prefetch_rows(cpu, w, w.matrix_rows(m, rows.clone()), x.len() / x_bytes.max(1));
         }
         for (i, x) in x.chunks(TILE * x_bytes).enumerate() {
             let y = tile(cpu, w, w.matrix_rows(m, rows.clone()), x, &mut out);
@@ -111,20 +109,20 @@ fn block(
     }
 }
 
-/// Bytes a chunk of a decoded token should have, where all threads together read `bytes`: as many as make what chunks
-/// cost at their beginnings as much as what threads wait for the last of them.
+/// Chunk size in bytes for decode, when all threads together read `bytes`: balances the start-up cost of chunks with
+/// the idle time at the end.
 pub(super) fn chunk_bytes(bytes: usize) -> usize {
-    (BEGINNING * bytes).isqrt()
+    (CHUNK_STARTUP_BYTES * bytes).isqrt()
 }
 
-/// Rows a chunk should have.
+/// Rows per chunk.
 fn chunk_rows(cpu: &Cpu, w: &Weight, all_rows: usize, tokens: usize) -> usize {
     let (even, row) = (all_rows.div_ceil(cpu.pool.threads() * 4), w.row_bytes.max(1));
     let most = if tokens == 1 { chunk_bytes(all_rows * row) / row } else { TILE };
     even.clamp(8, most.max(8)).next_multiple_of(8)
 }
 
-/// y_i = x W_i^T for several weights, in one region.
+/// y_i = x W_i^T for several weights in one parallel region.
 pub(super) fn matmuls<const N: usize>(cpu: &Cpu, w: [&Weight; N], x: &Tensor) -> [Tensor; N] {
     for w in w {
         assert_eq!((w.count, w.cols), (1, x.cols), "a product: matrices, columns");
@@ -173,7 +171,7 @@ pub(super) fn matmul_heads(cpu: &Cpu, w: &Weight, x: &Tensor) -> Tensor {
     let mut y = cpu.buffers.tensor(tokens, w.count * y_width);
     let form = w.format.activation();
     let row_bytes = form.row_bytes(w.cols);
-    // One head after the other, so that a head's tokens stand back to back.
+    // Head-major, so that a head's tokens are contiguous.
     let mut heads = cpu.buffers.bytes(w.count * tokens * row_bytes);
     let heads = Parts::new(&mut heads.values_mut::<u8>()[..w.count * tokens * row_bytes]);
     let parts = Parts::new(y.values_mut());

@@ -1,53 +1,53 @@
-//! Sixteen rows as the lanes of a 512-bit register, where there is AVX-512; eight of 256 bits where there is not.
+//! Implements panels of sixteen rows in 512-bit registers; AVX2 machines use eight rows in 256 bits.
 //!
-//! Signed levels are stored 128 higher, as `vpdpbusd` wants one side unsigned; who sums them takes that away again.
-//! Intrinsics and nothing else.
+//! `vpdpbusd` needs one unsigned operand, so signed quants are biased by 128; the kernel subtracts the bias from the
+//! sums. This file contains intrinsics only.
 
-use super::lanes::{Eight, Lanes};
+use super::panel::{Panel8, PanelSimd};
 use super::x86::X86;
 use std::arch::x86_64::*;
 
-/// The [`Lanes`] of an x86 machine.
-pub trait Wide: Copy {
-    /// As wide as its registers.
-    type Lanes: Lanes;
-    /// See [`super::Isa::lanes`].
-    fn widen(self) -> Self::Lanes;
+/// The panel type of an x86 instruction set.
+pub trait NativePanel: Copy {
+    /// The widest panel.
+    type Panel: PanelSimd;
+    /// See [`super::Isa::panel`].
+    fn panel(self) -> Self::Panel;
 }
 
-impl Wide for X86<false> {
-    type Lanes = Eight<Self>;
+impl NativePanel for X86<false> {
+    type Panel = Panel8<Self>;
 
     #[inline(always)]
-    fn widen(self) -> Eight<Self> {
-        Eight(self)
+    fn panel(self) -> Panel8<Self> {
+        Panel8(self)
     }
 }
 
-impl Wide for X86<true> {
-    type Lanes = Sixteen;
+impl NativePanel for X86<true> {
+    type Panel = Panel16;
 
     #[inline(always)]
-    fn widen(self) -> Sixteen {
-        Sixteen(self)
+    fn panel(self) -> Panel16 {
+        Panel16(self)
     }
 }
 
 /// Sixteen rows. Holding one proves AVX-512 F, BW and VNNI.
 #[derive(Clone, Copy)]
 #[allow(dead_code, reason = "the token is the proof")]
-pub struct Sixteen(X86<true>);
+pub struct Panel16(X86<true>);
 
-impl Lanes for Sixteen {
-    const ROWS: usize = 16;
-    const TOKENS: usize = 8;
-    const ADDED: i32 = 128;
+impl PanelSimd for Panel16 {
+    const MR: usize = 16;
+    const NR: usize = 8;
+    const U8_BIAS: i32 = 128;
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
 
     #[inline(always)]
-    fn turn(self, rows: &[&[u8; 32]; 16]) -> [__m512i; 8] {
+    fn transpose(self, rows: &[&[u8; 32]; 16]) -> [__m512i; 8] {
         // SAFETY: the token proves AVX-512 F and BW; loadu reads the 32 bytes of a row at any alignment.
         unsafe {
             // Row r in the lower half, row 8 + r in the upper.
@@ -113,7 +113,7 @@ impl Lanes for Sixteen {
         }
     }
     #[inline(always)]
-    fn look_up(self, table: &[i8; 16], index: __m512i) -> __m512i {
+    fn table_lookup(self, table: &[i8; 16], index: __m512i) -> __m512i {
         // SAFETY: the token proves AVX-512 F and BW; loadu reads the 16 bytes of table at any alignment.
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));

@@ -1,26 +1,26 @@
-//! Launches of products: which kernel takes which shape, and what it is told.
+//! Launches matrix products: selects the kernel for a shape and fills its arguments.
 //!
-//! Up to [`FEW`] vectors go through the matrix-vector kernels, which read each weight once for four of them; more go in
-//! tiles over the tensor cores. Both know three kinds of stack alike: a matrix, one a head, chosen experts. The
-//! arithmetic is in kernels/cuda/{product,gemm}.cuh. Next: `fused`.
+//! Up to [`GEMV_MAX_TOKENS`] vectors use the GEMV kernels, which read each weight once per four vectors; more use tensor
+//! core tiles. Both support a single matrix, one matrix per head, and routed experts. The arithmetic is in
+//! kernels/cuda/{product,gemm}.cuh. Next: `fused`.
 
 use super::driver::Address;
 use super::experts::Pairs;
 use super::fused::FewFfn;
+use super::graph::recorded_ids;
 use super::memory::{Buffer, Tensor};
-use super::step::recorded_ids;
 use super::{Cuda, Grid, Weight, arg, block};
 use crate::backend::Gated;
 use crate::quant::Format;
 use bytemuck::{Pod, Zeroable};
 
-/// Tokens that the matrix-vector kernels take.
-pub(super) const FEW: usize = 8;
-/// Vectors that share what a thread read of a weight.
+/// Largest number of tokens for the GEMV kernels.
+pub(super) const GEMV_MAX_TOKENS: usize = 8;
+/// Vectors that share one read of a weight.
 const TOGETHER: usize = 4;
-/// Matrices of a launch at most, as in product.cuh.
+/// Largest number of matrices per launch, as in product.cuh.
 const MATRICES: usize = 8;
-/// Rows and vectors of a tile, and the bytes of shared memory it takes: of block formats and of plain ones.
+/// Rows and vectors per tile, and its shared memory in bytes for block and float formats.
 pub(super) const TILE: [usize; 2] = [128, 64];
 const TILE_SHARED: usize = (128 + 64) * 144 + 4 * (2 * 8 * 128 + 4 * 64 + 8 * 64) + 4 * 64;
 pub(super) const PLAIN: [usize; 2] = [64, 64];
@@ -70,7 +70,7 @@ struct Gemm {
     x_div: i32,
 }
 
-/// Where activations are: as bytes, their scales, as floats. A product reads what its format meets.
+/// Addresses of activations: quantised, their scales, f32. A kernel reads its format's activation type.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Input {
@@ -79,19 +79,19 @@ pub(super) struct Input {
     pub(super) floats: Address,
 }
 
-/// Which vector meets which matrix.
+/// Maps vectors to matrices.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
     pub(super) vectors: usize,
-    /// Matrices of the stack that vectors go round, where none are chosen.
+    /// Matrices that vectors cycle through when none are routed.
     pub(super) groups: usize,
-    /// Vectors of one row of activations.
+    /// Vectors per activation row.
     pub(super) x_div: usize,
-    /// The matrix of each vector (-1: none, and no result), or 0.
+    /// Address of each vector's matrix index (-1 skips it), or 0.
     pub(super) chosen: Address,
 }
 
-/// A weight and where its results go.
+/// A weight and its output.
 #[derive(Clone, Copy)]
 pub(super) struct Target<'a> {
     pub(super) w: &'a Weight,
@@ -99,7 +99,7 @@ pub(super) struct Target<'a> {
     pub(super) y_stride: usize,
 }
 
-/// Threads that share a row: as many as waste the fewest turns.
+/// Threads per row: the count that wastes the fewest iterations.
 pub(super) fn lanes(format: Format, cols: usize) -> usize {
     if format.block_len() == 1 {
         return 32;
@@ -117,7 +117,7 @@ impl Cuda {
         Input { q: levels.q.at, scale: levels.scale.at, floats: 0 }
     }
 
-    /// Products of a few vectors with up to [`MATRICES`] weights of one format.
+    /// GEMV of a few vectors with up to [`MATRICES`] weights of one format.
     pub(super) fn few(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
         let w = to[0].w.on_device();
         let mut of = [Matrix::zeroed(); MATRICES];
@@ -141,7 +141,7 @@ impl Cuda {
         }
     }
 
-    /// Products of many vectors with a stack, in tiles.
+    /// GEMM of many vectors with a stack.
     pub(super) fn many(&self, to: Target<'_>, x: Input, shape: Shape, pairs: Option<&Pairs>) {
         let w = to.w.on_device();
         let (tile, shared) = if w.is_block() { (TILE, TILE_SHARED) } else { (PLAIN, PLAIN_SHARED) };
@@ -171,7 +171,7 @@ impl Cuda {
         let y = w.map(|w| self.buffers.tensor(x.rows, w.rows));
         let shape = Shape { vectors: x.rows, groups: 1, x_div: 1, chosen: 0 };
         let target = |i: usize| Target { w: w[i], y: y[i].at(), y_stride: w[i].rows };
-        if x.rows > FEW {
+        if x.rows > GEMV_MAX_TOKENS {
             (0..N).for_each(|i| self.many(target(i), self.input(w[i], x), shape, None));
             return y;
         }
@@ -192,7 +192,7 @@ impl Cuda {
         assert!(w.cols <= width, "heads of {width} columns, matrices of {}", w.cols);
         let (rest, vectors) = (width - w.cols, x.rows * w.count);
         let y_width = w.rows + rest;
-        if (1..=FEW).contains(&x.rows) {
+        if (1..=GEMV_MAX_TOKENS).contains(&x.rows) {
             return self.heads_few(w, x);
         }
         let y = self.buffers.tensor(x.rows, w.count * y_width);
@@ -234,9 +234,9 @@ impl Cuda {
         y
     }
 
-    /// The values of all matrices of a stack, one after the other.
+    /// Dequantises all matrices of a stack.
     pub(super) fn floats_of(&self, w: &Weight) -> Buffer {
-        let each = w.rows * w.cols; // rows are whole blocks: a matrix is as good as one long row
+        let each = w.rows * w.cols; // rows are whole blocks, so a matrix is one long row
         let y = self.buffers.bytes(4 * w.count * each);
         if w.count * each > 0 {
             self.rows_to(w, y.at, [w.count, each], 0);
@@ -244,7 +244,7 @@ impl Cuda {
         y
     }
 
-    /// So many rows of `cols` values: those chosen, or the first ones.
+    /// Dequantises rows of `cols` values: the listed ones, or the first ones.
     fn rows_to(&self, w: &Weight, y: Address, [n, cols]: [usize; 2], chosen: Address) {
         let mut of = [Matrix::zeroed(); MATRICES];
         let [vectors, width] = [n, cols].map(|n| n as i32);
@@ -258,7 +258,7 @@ impl Cuda {
         self.driver.launch(["embed", w.format.name()], grid, &[block(&p)]);
     }
 
-    /// SiLU(gate) * up, where both come from one input.
+    /// SiLU(gate) * up of one input.
     pub(super) fn gate_and_up(
         &self,
         w: &Gated<'_, Weight>,

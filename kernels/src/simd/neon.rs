@@ -1,16 +1,15 @@
-//! The operations of [`Isa`] on 64-bit Arm: NEON, and the same with the byte products of the dotprod extension.
+//! Implements [`Isa`] on 64-bit Arm: NEON, and the same with the byte dot products of the dotprod extension.
 //!
-//! A vector is two 128-bit registers. `sdot` does in one instruction what takes plain NEON four, but both its
-//! sides are signed, and so a level of 128 would be -128. Levels of 0..=128 are negated instead: -128..=0 fits
-//! a signed byte exactly, and the sign goes away against that of the activations or of the scale. (`usdot`,
-//! which has the signs of [`Isa::dot`], is an extension that fewer machines have.) Intrinsics, and inline
-//! assembly for the three instructions that have no fitting one.
+//! A vector is two 128-bit registers. `sdot` replaces four plain NEON instructions, but both operands are signed, so an
+//! unsigned quant of 128 would read as -128. Quants in 0..=128 are negated instead: -128..=0 fits a signed byte exactly,
+//! and the sign cancels with that of the activations or the scale. (`usdot`, which has the signs of [`Isa::dot`], is
+//! less common.) This file contains intrinsics, and inline assembly for three instructions without a suitable intrinsic.
 
-use super::{Eight, Isa, Kernel};
+use super::{Isa, Kernel, Panel8};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
-/// Token of NEON; with `DOT` also of dotprod.
+/// Proof token of NEON; with `DOT` also of dotprod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Neon<const DOT: bool>(());
 
@@ -102,14 +101,14 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     type Bytes = uint8x16x2_t;
     type Ints = int32x4x2_t;
     type Floats = float32x4x2_t;
-    /// Wide: a product takes the scale right from a lane.
+    /// 16 x i16: a multiply takes the scale from a lane.
     type Scales = [i32; 16];
-    type Lanes = Eight<Self>;
+    type Panel = Panel8<Self>;
     const MANY_REGISTERS: bool = true;
 
     #[inline(always)]
-    fn lanes(self) -> Eight<Self> {
-        Eight(self)
+    fn panel(self) -> Panel8<Self> {
+        Panel8(self)
     }
 
     #[inline(always)]
@@ -192,7 +191,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    fn total(self, v: float32x4x2_t) -> f32 {
+    fn reduce_add(self, v: float32x4x2_t) -> f32 {
         // SAFETY: the token proves NEON.
         unsafe {
             let four = vaddq_f32(v.0, v.1);
@@ -236,7 +235,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { int32x4x2_t(vdupq_n_s32(0), vdupq_n_s32(0)) }
     }
     #[inline(always)]
-    fn first(self, v: i32) -> int32x4x2_t {
+    fn set_lane0(self, v: i32) -> int32x4x2_t {
         let zeros = self.zeros();
         // SAFETY: the token proves NEON.
         unsafe { int32x4x2_t(vsetq_lane_s32::<0>(v, zeros.0), zeros.1) }
@@ -289,12 +288,12 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { int32x4x2_t(vreinterpretq_s32_f32(vabsq_f32(v.0)), vreinterpretq_s32_f32(vabsq_f32(v.1))) }
     }
     #[inline(always)]
-    fn sum_lanes(self, v: int32x4x2_t) -> i32 {
+    fn reduce_add_i32(self, v: int32x4x2_t) -> i32 {
         // SAFETY: the token proves NEON.
         unsafe { vaddvq_s32(vaddq_s32(v.0, v.1)) }
     }
     #[inline(always)]
-    fn add_lanes(self, v: [int32x4x2_t; 8]) -> int32x4x2_t {
+    fn reduce_add_each(self, v: [int32x4x2_t; 8]) -> int32x4x2_t {
         // SAFETY: the token proves NEON; pairwise sums of registers.
         unsafe {
             let [a, b, c, d, e, f, g, h] = v.map(|v| vaddq_s32(v.0, v.1));
@@ -352,7 +351,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    fn narrow(self, v: [int32x4x2_t; 4]) -> uint8x16x2_t {
+    fn pack_i8(self, v: [int32x4x2_t; 4]) -> uint8x16x2_t {
         // SAFETY: the token proves NEON.
         unsafe {
             uint8x16x2_t(
@@ -362,7 +361,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    fn prefetch<V>(self, v: &V, bytes_after: usize) {
+    fn prefetch_l1<V>(self, v: &V, bytes_after: usize) {
         let start = std::ptr::from_ref(v).addr().wrapping_add(bytes_after);
         for line in (0..size_of::<V>()).step_by(64) {
             let line = start.wrapping_add(line);
@@ -373,7 +372,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    fn prefetch_near<V>(self, v: &V, bytes_after: usize) {
+    fn prefetch_l2<V>(self, v: &V, bytes_after: usize) {
         let start = std::ptr::from_ref(v).addr().wrapping_add(bytes_after);
         for line in (0..size_of::<V>()).step_by(64) {
             let line = start.wrapping_add(line);
@@ -402,7 +401,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { uint8x16x2_t(vdupq_n_u8(v), vdupq_n_u8(v)) }
     }
     #[inline(always)]
-    fn splat_four(self, v: [u8; 4]) -> uint8x16x2_t {
+    fn broadcast_u32(self, v: [u8; 4]) -> uint8x16x2_t {
         // SAFETY: the token proves NEON.
         unsafe {
             let v = vreinterpretq_u8_u32(vdupq_n_u32(u32::from_le_bytes(v)));
@@ -410,7 +409,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    fn turn(self, rows: [&[u8; 32]; 8]) -> [uint8x16x2_t; 8] {
+    fn transpose_8x8(self, rows: [&[u8; 32]; 8]) -> [uint8x16x2_t; 8] {
         let mut out = [self.splat_byte(0); 8];
         for (c, out) in out.iter_mut().enumerate() {
             let mut lanes = [0; 32];
@@ -496,7 +495,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { uint8x16x2_t(vshlq_n_u8::<BY>(a.0), vshlq_n_u8::<BY>(a.1)) }
     }
     #[inline(always)]
-    fn look_up(self, table: &[i8; 16], index: uint8x16x2_t) -> uint8x16x2_t {
+    fn table_lookup(self, table: &[i8; 16], index: uint8x16x2_t) -> uint8x16x2_t {
         // SAFETY: the token proves NEON; table is sixteen readable bytes.
         unsafe {
             let table = vld1q_u8(table.as_ptr().cast());

@@ -1,33 +1,32 @@
-//! Stored rows as the lanes of a register: what a product of many tokens is written over.
+//! Defines the panel operations of the GEMM microkernel: one weight row per SIMD lane.
 //!
-//! A vector of bytes holds four bytes of each row, so one byte product meets all rows with the same four
-//! activations, and nothing has to be added across lanes. As wide as the machine's registers: [`Eight`] rows over
-//! any [`Isa`], sixteen in `wide`. All give the same bits, as every sum of integers is exact and every row has its own
-//! sums of floats. Next: `wide`.
+//! A byte vector holds four bytes of each row, so one byte dot product multiplies all rows with the same four
+//! activations and no horizontal sum is needed. [`Panel8`] holds eight rows over any [`Isa`], `panel16` sixteen rows in
+//! 512 bits. Both give the same bits: integer sums are exact and every row has float sums of its own.
 
 use super::Isa;
 
-/// Vectors whose lane is a row, [`Lanes::ROWS`] of them.
-pub trait Lanes: Copy {
-    /// Rows of a vector: 8 or 16.
-    const ROWS: usize;
-    /// Tokens whose sums there are registers for.
-    const TOKENS: usize;
-    /// What [`Lanes::signed`] adds to a level.
-    const ADDED: i32;
-    /// Four bytes a row.
+/// Vectors with one row per lane, [`PanelSimd::MR`] lanes.
+pub trait PanelSimd: Copy {
+    /// Rows per panel: 8 or 16.
+    const MR: usize;
+    /// Tokens whose sums fit the registers.
+    const NR: usize;
+    /// The bias that [`PanelSimd::signed`] adds to signed quants.
+    const U8_BIAS: i32;
+    /// Four bytes per row.
     type Bytes: Copy;
     /// i32.
     type Ints: Copy;
     /// f32.
     type Floats: Copy;
 
-    /// Vector c has bytes `4 c .. 4 c + 4` of each row, of the first [`Lanes::ROWS`] rows.
-    fn turn(self, rows: &[&[u8; 32]; 16]) -> [Self::Bytes; 8];
+    /// Vector c has bytes `4 c .. 4 c + 4` of each row, of the first [`PanelSimd::MR`] rows.
+    fn transpose(self, rows: &[&[u8; 32]; 16]) -> [Self::Bytes; 8];
 
     // ---- bytes, as in `Isa` ----------------------------------------------------------------------------
 
-    /// The same byte everywhere.
+    /// Broadcasts one byte.
     fn splat_byte(self, v: u8) -> Self::Bytes;
     /// a & b
     fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
@@ -38,11 +37,11 @@ pub trait Lanes: Copy {
     /// Each byte shifted left, zeros coming in.
     fn shl<const BY: i32>(self, a: Self::Bytes) -> Self::Bytes;
     /// Byte i = `table[index[i]]`, for indices below 16.
-    fn look_up(self, table: &[i8; 16], index: Self::Bytes) -> Self::Bytes;
-    /// Signed levels in the form of [`Lanes::dot_signed`]: [`Lanes::ADDED`] more.
+    fn table_lookup(self, table: &[i8; 16], index: Self::Bytes) -> Self::Bytes;
+    /// Adds [`PanelSimd::U8_BIAS`] to signed quants, as [`PanelSimd::dot_signed`] expects.
     fn signed(self, w: Self::Bytes) -> Self::Bytes;
 
-    // ---- a value a row ---------------------------------------------------------------------------------
+    // ---- one value per row ------------------------------------------------------------------------------
 
     /// Zeros.
     fn zeros(self) -> Self::Ints;
@@ -52,15 +51,15 @@ pub trait Lanes: Copy {
     fn signed_byte(self, v: Self::Bytes, at: usize) -> Self::Ints;
     /// Half `at` of each row's four bytes as binary16.
     fn half(self, v: Self::Bytes, at: usize) -> Self::Floats;
-    /// A value for each of the first [`Lanes::ROWS`] rows.
+    /// One value per row.
     fn load(self, v: &[f32; 16]) -> Self::Floats;
-    /// The same of binary16, little endian, from as many places.
+    /// One binary16 per row, little endian.
     fn gather_f16(self, v: [[u8; 2]; 16]) -> Self::Floats;
     /// low in the lower sixteen bits, high in the upper; both fit sixteen bits.
     fn pair(self, low: Self::Ints, high: Self::Ints) -> Self::Ints;
     /// `acc + sum of w[i] * x[i]` over a row's four bytes; w unsigned and at most 128, x signed and over -128.
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
-    /// The same for levels that [`Lanes::signed`] gave.
+    /// The same for quants biased by [`PanelSimd::signed`].
     fn dot_signed(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
     /// `acc + w[0] * x[0] + w[1] * x[1]`, of i16.
     fn dot_pairs(self, acc: Self::Ints, w: Self::Ints, x: [u8; 4]) -> Self::Ints;
@@ -68,44 +67,44 @@ pub trait Lanes: Copy {
     fn mul_add(self, acc: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// a + b, wrapping
     fn add(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    /// The same number for each row.
+    /// Broadcasts v to all rows.
     fn splat_int(self, v: i32) -> Self::Ints;
     /// Integers as floats, rounded to nearest even.
     fn floats(self, v: Self::Ints) -> Self::Floats;
-    /// The same value for each row.
+    /// Broadcasts v to all rows.
     fn splat(self, v: f32) -> Self::Floats;
     /// a * b
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// a * b + c, rounded once
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
-    /// Writes the first [`Lanes::ROWS`].
+    /// Writes the first [`PanelSimd::MR`] values.
     fn store(self, v: Self::Floats, out: &mut [f32; 16]);
 }
 
-/// Eight rows in the vectors of an [`Isa`].
+/// Eight rows over any [`Isa`].
 #[derive(Clone, Copy)]
-pub struct Eight<I>(pub(super) I);
+pub struct Panel8<I>(pub(super) I);
 
-impl<I: Isa> Eight<I> {
+impl<I: Isa> Panel8<I> {
     /// Eight rows on this machine.
     #[inline(always)]
-    pub fn of(isa: I) -> Eight<I> {
-        Eight(isa)
+    pub fn of(isa: I) -> Panel8<I> {
+        Panel8(isa)
     }
 }
 
-impl<I: Isa> Lanes for Eight<I> {
-    const ROWS: usize = 8;
-    const TOKENS: usize = 4;
-    const ADDED: i32 = 0;
+impl<I: Isa> PanelSimd for Panel8<I> {
+    const MR: usize = 8;
+    const NR: usize = 4;
+    const U8_BIAS: i32 = 0;
     type Bytes = I::Bytes;
     type Ints = I::Ints;
     type Floats = I::Floats;
 
     #[inline(always)]
-    fn turn(self, rows: &[&[u8; 32]; 16]) -> [I::Bytes; 8] {
+    fn transpose(self, rows: &[&[u8; 32]; 16]) -> [I::Bytes; 8] {
         let [a, b, c, d, e, f, g, h, ..] = *rows;
-        self.0.turn([a, b, c, d, e, f, g, h])
+        self.0.transpose_8x8([a, b, c, d, e, f, g, h])
     }
     #[inline(always)]
     fn splat_byte(self, v: u8) -> I::Bytes {
@@ -128,8 +127,8 @@ impl<I: Isa> Lanes for Eight<I> {
         self.0.shl::<BY>(a)
     }
     #[inline(always)]
-    fn look_up(self, table: &[i8; 16], index: I::Bytes) -> I::Bytes {
-        self.0.look_up(table, index)
+    fn table_lookup(self, table: &[i8; 16], index: I::Bytes) -> I::Bytes {
+        self.0.table_lookup(table, index)
     }
     #[inline(always)]
     fn signed(self, w: I::Bytes) -> I::Bytes {
@@ -166,11 +165,11 @@ impl<I: Isa> Lanes for Eight<I> {
     }
     #[inline(always)]
     fn dot(self, acc: I::Ints, w: I::Bytes, x: [u8; 4]) -> I::Ints {
-        self.0.dot(acc, w, self.0.splat_four(x))
+        self.0.dot(acc, w, self.0.broadcast_u32(x))
     }
     #[inline(always)]
     fn dot_signed(self, acc: I::Ints, w: I::Bytes, x: [u8; 4]) -> I::Ints {
-        self.0.dot_signed(acc, w, self.0.splat_four(x))
+        self.0.dot_signed(acc, w, self.0.broadcast_u32(x))
     }
     #[inline(always)]
     fn dot_pairs(self, acc: I::Ints, w: I::Ints, x: [u8; 4]) -> I::Ints {

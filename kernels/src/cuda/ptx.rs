@@ -1,7 +1,7 @@
-//! The kernels as they are embedded: PTX that the user's driver compiles, made by `kernels/cuda/build`.
+//! Embeds the kernels as PTX, which the user's driver compiles; `kernels/cuda/build` generates the archive.
 //!
 //! The archive is text: for each module a line `//! NAME`, then its PTX. The sizes of the parameters of each entry are
-//! read from it, so that a launch with other arguments than the kernel has is caught before the device sees it.
+//! read from it, so that a launch with the wrong arguments fails before it reaches the device.
 //! Next: `memory`.
 
 use std::collections::HashMap;
@@ -17,10 +17,10 @@ pub(super) struct Code {
     by_name: HashMap<String, usize>,
 }
 
-/// A kernel.
+/// A kernel entry.
 pub(super) struct Entry {
     pub name: String,
-    /// The module that has it.
+    /// Its module.
     pub module: usize,
     /// Bytes of each parameter.
     pub sizes: Vec<usize>,
@@ -65,17 +65,17 @@ impl Code {
         self.entries.iter().filter(move |entry| entry.module == module)
     }
 
-    /// How many modules there are.
+    /// Number of modules.
     pub(super) fn modules(&self) -> usize {
         self.modules.len()
     }
 
-    /// What a module is called.
+    /// A module's name.
     pub(super) fn name(&self, module: usize) -> &str {
         &self.names[module]
     }
 
-    /// Its code.
+    /// A module's PTX.
     pub(super) fn text(&self, module: usize) -> &CStr {
         &self.modules[module]
     }

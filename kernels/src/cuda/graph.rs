@@ -1,49 +1,49 @@
-//! Steps that are done again: the launches of a decoded token, recorded once and replayed.
+//! Captures the launches of a decode step in a CUDA graph and replays it.
 //!
-//! Seven hundred launches a token take the host longer than the device. What differs from one token to the next is in
-//! device memory: the ids, and the lengths of caches, which kernels advance. A step is known by its model, by the
-//! addresses of its states and by how far attention is cut; it is recorded when it comes the second time (the first
-//! loads kernels), with memory of its own. While one thread records, others wait. Next: `super`.
+//! Launching a token's kernels one by one takes the host longer than the device. Everything that changes between tokens
+//! is in device memory: ids and cache lengths, which kernels advance. A graph is keyed by its model, the addresses of its
+//! states and the number of attention parts; it is captured on the second occurrence (the first loads kernels), with
+//! memory of its own. While one thread captures, others wait. Next: `super`.
 
-use super::driver::{Address, Recorded};
+use super::driver::{Address, GraphExec};
 use super::memory::{Buffer, Kept, Tensor};
 use super::{Cuda, Weight, attention};
 use crate::backend::Part;
 use std::cell::Cell;
 use std::sync::{MutexGuard, PoisonError};
 
-/// Steps kept at most: as many sets of states as are decoded in turn.
+/// Largest number of cached graphs: one per set of states decoded in turn.
 const STEPS: usize = 8;
 
-/// What a step is known by.
+/// The key of a graph.
 type Key = Vec<u64>;
 
 thread_local! {
-    /// What this thread asked for and was not had: it is done next.
+    /// Key of this thread's last graph-cache miss; captured next.
     static WANTED: Cell<Option<Key>> = const { Cell::new(None) };
-    /// Where ids are while this thread records a step.
+    /// Address of the ids while this thread captures.
     static IDS: Cell<Option<Address>> = const { Cell::new(None) };
 }
 
-/// Where a step that this thread records has its ids.
+/// Address of the ids of the step that this thread captures.
 pub(super) fn recorded_ids() -> Option<Address> {
     IDS.get()
 }
 
-/// The steps of a backend.
+/// The graph cache of a backend.
 #[derive(Default)]
 pub(super) struct Steps {
-    /// Done once, op by op.
+    /// Keys run once, op by op.
     seen: Option<Key>,
-    /// The one used last at the end.
+    /// Graphs, most recently used last.
     kept: Vec<Step>,
-    /// Steps that were done by replaying.
+    /// Number of replayed steps.
     pub(super) replayed: u64,
 }
 
 struct Step {
     key: Key,
-    launches: Recorded,
+    launches: GraphExec,
     ids: Buffer,
     logits: Tensor,
     /// Scratch of the launches.
@@ -115,7 +115,7 @@ impl Cuda {
         result
     }
 
-    /// The logits in memory of their own.
+    /// Copies the logits to separate memory.
     fn run_step(&self, step: &Step, ids: &[u32]) -> Tensor {
         self.driver.upload(step.ids.at, bytemuck::cast_slice(ids));
         self.driver.replay(&step.launches);

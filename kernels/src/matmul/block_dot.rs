@@ -1,0 +1,33 @@
+//! Declares what the GEMV and GEMM kernels need from a block format.
+
+use crate::quant::block::Block;
+use crate::simd::{Isa, PanelSimd};
+
+/// Dot products of one kind of block with its activations.
+pub(crate) trait BlockDot<B: Block> {
+    /// The sign with which a second term (the minimum) is added, for formats that have one.
+    const MIN_SIGN: Option<f32>;
+
+    /// GEMV: eight partial sums of the quants' dot product, and of the second term.
+    fn sums<I: Isa>(isa: I, w: &B, x: &B::X) -> [I::Ints; 2];
+    /// The scales of eight blocks, and of their second terms.
+    fn scales_x8<I: Isa>(isa: I, w: [&B; 8]) -> [I::Floats; 2];
+    /// The scale of a block, and of its second term.
+    fn scales<I: Isa>(isa: I, w: &B) -> [f32; 2];
+    /// The scale of an activation block.
+    fn act_scale(x: &B::X) -> f32;
+
+    /// GEMM: the decoded blocks of a row panel, one row per SIMD lane.
+    type Panel<P: PanelSimd>;
+    /// An empty panel.
+    fn new_panel<P: PanelSimd>(simd: P) -> Self::Panel<P>;
+    /// Decodes the same block of each row.
+    fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut Self::Panel<I::Panel>);
+    /// Adds the dot products with `T` tokens to their sums.
+    fn dot_panel<P: PanelSimd, const T: usize>(
+        w: &Self::Panel<P>,
+        simd: P,
+        x: [&B::X; T],
+        y: &mut [P::Floats],
+    );
+}
