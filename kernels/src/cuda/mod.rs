@@ -207,10 +207,10 @@ impl Backend for Cuda {
     const NAME: &'static str = <Cpu as Backend>::NAME;
     const EXPANDS: bool = true;
     const LIMITS: Limits = Limits {
-        top_k: rows::EXPERTS,
-        groups: rows::EXPERTS,
-        experts: rows::EXPERTS,
-        taps: rows::TAPS,
+        top_k: elementwise::EXPERTS,
+        groups: elementwise::EXPERTS,
+        experts: elementwise::EXPERTS,
+        taps: elementwise::TAPS,
         delta_heads: delta::MAX_HEADS,
         delta_keys: delta::DELTA_ROWS,
         latent: attention::PLAIN_VALUES,
