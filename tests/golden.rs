@@ -7,8 +7,9 @@ mod stand_in;
 
 use common::{checkpoint, close, convert, values};
 use kernels::backend::{Backend, CacheFormat};
-use kernels::cpu::{Cpu, isa::Level};
+use kernels::cpu::Cpu;
 use kernels::reference::Reference;
+use kernels::simd::SimdLevel;
 use models::gguf::read::Gguf;
 use models::kimi_linear::mla::Form;
 use models::kimi_linear::state::{LayerState, State};
@@ -195,7 +196,7 @@ fn check_preset(preset: &str) {
     let file = open("f32");
     check(&Reference, &file, &golden, &[7, 65]);
     // Without vector instructions a fused multiply-add is a function call: the plain level gets the short prompts.
-    let levels = Level::available();
+    let levels = SimdLevel::available();
     let (best, others) = levels.split_last().unwrap();
     others.iter().for_each(|level| check(&Cpu::new(2, *level), &file, &golden, &[1, 7]));
     check(&Cpu::new(2, *best), &file, &golden, &PROMPTS);
