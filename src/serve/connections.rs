@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 /// What a connection is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
-    /// Between two requests.
+    /// Before the first byte of a request.
     Idle,
     /// Before the end of a request's header.
     Header,
@@ -38,12 +38,11 @@ pub struct Connection {
 
 impl Connection {
     fn new(address: IpAddr) -> Self {
-        let state =
-            State { phase: Phase::Header, since: Instant::now(), write_blocked: None, closing: false };
+        let state = State { phase: Phase::Idle, since: Instant::now(), write_blocked: None, closing: false };
         Connection { address, state: Mutex::new(state), close: Notify::new() }
     }
 
-    /// Bytes arrived: between two requests they begin a header.
+    /// Bytes arrived: outside of a request they begin a header.
     pub fn on_read(&self) {
         let mut state = lock(&self.state);
         if state.phase == Phase::Idle {
@@ -279,6 +278,8 @@ mod tests {
         let limits = HttpLimits::default();
         let c = Connection::new(HOME);
         let after = |seconds| c.expired(Instant::now() + Duration::from_secs(seconds), &limits);
+        assert_eq!((after(74), after(76)), (None, Some(Event::IdleTimeout)));
+        c.on_read();
         assert_eq!((after(1), after(16)), (None, Some(Event::HeaderTimeout)));
         c.on_request();
         assert_eq!(after(100_000), None);

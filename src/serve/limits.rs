@@ -15,9 +15,9 @@ pub struct HttpLimits {
     pub connections: usize,
     /// Open connections of one address, loopback excepted.
     pub per_address: usize,
-    /// Time for a request's header, from the connection's start or the header's first byte.
+    /// Time for a request's header, from its first byte.
     pub header_timeout: Duration,
-    /// Time between two requests of a connection.
+    /// Time without a request on a connection.
     pub idle_timeout: Duration,
     /// Time without a byte taken by a client that a response is sent to.
     pub write_timeout: Duration,
