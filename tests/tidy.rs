@@ -108,3 +108,24 @@ fn packages_depend_only_downwards() {
         (s.path.starts_with("models/src")).then_some(knows).flatten().map(|w| format!("models know no {w}"))
     });
 }
+
+/// Every promise of docs/security.md names the test that holds it: `path.rs::test`, or a test alone after its path.
+#[test]
+fn the_threat_model_names_tests_that_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let text = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let (mut named, mut path) = (0, String::new());
+    for word in text.split('`').skip(1).step_by(2) {
+        let (file, test) = match word.split_once("::") {
+            Some((file, test)) => (file, test),
+            None if word.ends_with(".rs") || word.ends_with(".py") => (word, ""),
+            None if word.matches('_').count() >= 3 && !word.contains(['-', '/']) => (path.as_str(), word),
+            None => continue,
+        };
+        let source = fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
+        assert!(test.is_empty() || source.contains(&format!("fn {test}(")), "{file}: no test {test}");
+        named += 1;
+        path = file.to_owned();
+    }
+    assert!(named > 30, "only {named} tests are named");
+}
