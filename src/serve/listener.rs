@@ -2,7 +2,7 @@
 //!
 //! hyper reads and writes each connection; [`Connections`] decides when one closes.
 
-use super::app::{App, unix_seconds};
+use super::app::App;
 use super::connections::{Connection, Connections, Full, Registered};
 use super::limits::Event;
 use super::routes::router;
@@ -147,11 +147,6 @@ struct Server {
     connections: Arc<Connections>,
 }
 
-/// Whether the clock shows a time that a `Date` header can have, from 1970 to 9999: hyper panics at others.
-fn clock_has_a_date() -> bool {
-    (1..253_402_300_800).contains(&unix_seconds())
-}
-
 impl Server {
     async fn serve(self, stream: TcpStream, registered: Registered, mut ending: watch::Receiver<bool>) {
         // A token is sent when it is decoded, not when more fill a packet.
@@ -161,7 +156,6 @@ impl Server {
         let service = service_fn(|request| self.respond(request, connection.clone()));
         let mut builder = http1::Builder::new();
         builder
-            .auto_date_header(clock_has_a_date())
             .header_read_timeout(None)
             .max_header_size(MAX_HEADER_BYTES)
             .max_headers(MAX_HEADERS)

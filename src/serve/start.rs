@@ -1,6 +1,6 @@
 //! The command: arguments, the listening socket, the thread that runs the model, and an orderly end.
 
-use super::app::{App, Options, Ready};
+use super::app::{App, Options, Ready, unix_seconds};
 use super::host_check::{HostPolicy, host_name};
 use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
@@ -108,12 +108,22 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         LogFormat::Text => log.with_ansi(false).init(),
         LogFormat::Json => log.json().init(),
     }
+    check_clock(unix_seconds())?;
     let mut options = options(args)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let listener = bind(args, &mut options).await?;
         serve(args, App::new(options), listener).await
     })
+}
+
+/// Refuses a clock (seconds of Unix time, 0 before it) whose time no `Date` header can have: hyper panics at each connection.
+fn check_clock(seconds: u64) -> Result<()> {
+    if (1..253_402_300_800).contains(&seconds) {
+        return Ok(());
+    }
+    let found = if seconds == 0 { "one before" } else { "one after" };
+    bail!("the machine's clock: expected a time from 1970 to 9999, found {found}")
 }
 
 fn options(args: &ServeArgs) -> Result<Options> {
@@ -242,4 +252,17 @@ pub fn host<B: Backend>(app: &Arc<App>, engine: Arc<Engine<B>>, limits: Limits) 
     });
     app.set_ready(Ready { engine, limits, commands, gauges });
     thread
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clock_without_a_date_is_refused() {
+        let refused = |seconds| check_clock(seconds).unwrap_err().to_string();
+        assert!(refused(0).ends_with("expected a time from 1970 to 9999, found one before"));
+        assert!(refused(253_402_300_800).ends_with("found one after"));
+        assert!(check_clock(1).is_ok() && check_clock(unix_seconds()).is_ok());
+    }
 }
