@@ -12,7 +12,7 @@ import argparse, json, multiprocessing, os, random, shlex, shutil, signal, stat,
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, HERE)
-import checkpoints, configs, disk_full, documents, endpoints, gguf, grammars, kill, prefix_cache, requests, templates
+import checkpoints, configs, disk_full, documents, endpoints, gguf, grammars, kill, model, prefix_cache, requests, templates
 
 FIXED_SEED = 17
 # Kind -> class, cases of a full run, share of the time of a short one.
@@ -57,7 +57,7 @@ def work(plan, args, base, job, results):
             if fault and hasattr(attacker, "renew"):
                 attacker.renew()
         results.put(("end", done, failures, skipped))
-    except Exception:
+    except (Exception, SystemExit):
         results.put(("broken", traceback.format_exc()))
     finally:
         if hasattr(attacker, "close"):
@@ -186,6 +186,9 @@ def main():
     memory = "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 1 << 30 else None
     failures = cases = 0
     with tempfile.TemporaryDirectory(dir=memory, prefix="kimi-hostile-") as base:
+        # Once, before several workers would.
+        for seed in (1, 3):
+            model.build(args.kimi, base, seed=seed)
         for plan in todo:
             name = f"{plan.kind} {plan.seed} {plan.first} {plan.count}"
             if name in finished:
