@@ -37,6 +37,8 @@ pub(super) const OPERANDS: usize = 65_536;
 pub(super) const LARK_NESTING: usize = 64;
 /// Brackets of a Lark grammar: the library recurses over those of all rules that refer to one another.
 pub(super) const BRACKETS: usize = 16_384;
+/// Values in the JSON of a Lark grammar, keywords that constrain nothing included: each takes some hundred bytes.
+pub(super) const JSON_VALUES: usize = 262_144;
 /// Bytes of a `%regex` substring literal.
 pub(super) const SUBSTRING_BYTES: usize = 64 << 10;
 

@@ -2,8 +2,8 @@
 //! library does. It does not validate the grammar: where a token is malformed the library refuses the whole text.
 
 use super::bounds::{
-    ALTERNATIVES, BRACKETS, Excess, LARK_BYTES, LARK_NESTING, OPERANDS, REPETITIONS, RULES, SUBSTRING_BYTES,
-    Totals, within,
+    ALTERNATIVES, BRACKETS, Excess, JSON_VALUES, LARK_BYTES, LARK_NESTING, OPERANDS, REPETITIONS, RULES,
+    SUBSTRING_BYTES, Totals, within,
 };
 use super::{regex, schema};
 use serde_json::{Deserializer, Value};
@@ -31,6 +31,7 @@ struct Counts {
     depth: usize,
     brackets: usize,
     repetitions: usize,
+    values: usize,
 }
 
 struct Scan<'t> {
@@ -105,13 +106,7 @@ impl Scan<'_> {
     /// A string or a regular expression.
     fn quoted(&mut self, quote: u8, totals: &mut Totals) -> Result<bool, Excess> {
         let start = self.at + 1;
-        let mut escaped = false;
-        let closes = |b: &u8| {
-            let closes = *b == quote && !escaped;
-            escaped = *b == b'\\' && !escaped;
-            closes
-        };
-        let Some(length) = self.text.as_bytes()[start..].iter().position(closes) else { return Ok(false) };
+        let Some(length) = quoted_length(&self.text.as_bytes()[start..], quote) else { return Ok(false) };
         self.at = start + length + 1;
         if quote == b'/' {
             regex::check(&self.text[start..start + length], totals)?;
@@ -130,6 +125,8 @@ impl Scan<'_> {
             return Ok(true);
         };
         self.at += name.len();
+        counts.values += json_values(self.rest());
+        within("values in the JSON of a grammar", JSON_VALUES, counts.values)?;
         let mut values = Deserializer::from_slice(self.rest()).into_iter::<Value>();
         let Some(Ok(value)) = values.next() else { return Ok(false) };
         let length = values.byte_offset();
@@ -145,6 +142,36 @@ impl Scan<'_> {
         }
         Ok(true)
     }
+}
+
+/// Bytes before the quote that closes a string, if one does.
+fn quoted_length(text: &[u8], quote: u8) -> Option<usize> {
+    let mut escaped = false;
+    text.iter().position(|b| {
+        let closes = *b == quote && !escaped;
+        escaped = *b == b'\\' && !escaped;
+        closes
+    })
+}
+
+/// At least as many values and keys as the JSON has that begins here, without building any.
+fn json_values(text: &[u8]) -> usize {
+    let text = text.trim_ascii_start();
+    let (mut values, mut open, mut at) = (1, 0usize, 0);
+    while let Some(&byte) = text.get(at) {
+        at += 1;
+        match byte {
+            b'"' => at += quoted_length(&text[at..], byte).map_or(text.len(), |length| length + 1),
+            b'[' | b'{' => (values, open) = (values + 1, open + 1),
+            b']' | b'}' => open = open.saturating_sub(1),
+            b',' | b':' => values += 1,
+            _ => {}
+        }
+        if open == 0 {
+            break;
+        }
+    }
+    values
 }
 
 #[cfg(test)]
@@ -164,7 +191,15 @@ mod tests {
         while scan.at < text.len() && scan.token(&mut counts, &mut Totals::default()).unwrap() {}
         assert_eq!(
             counts,
-            Counts { rules: 3, alternatives: 1, operands: 14, depth: 1, brackets: 2, repetitions: 40 }
+            Counts {
+                rules: 3,
+                alternatives: 1,
+                operands: 14,
+                depth: 1,
+                brackets: 2,
+                repetitions: 40,
+                values: 3
+            }
         );
     }
 
@@ -200,6 +235,14 @@ mod tests {
             (
                 format!("start: %json {{\"enum\": {:?}}}", (0..40_000).collect::<Vec<_>>()),
                 "expected at most 32768 values in enum and const, found 40000",
+            ),
+            (
+                format!("start: %json {{\"title\": [{}0]}}", "{\"\":1},".repeat(100_000)),
+                "expected at most 262144 values in the JSON of a grammar, found 300004",
+            ),
+            (
+                format!("start: {}", format!("%json [{}0] ", "0,".repeat(100_000)).repeat(3)),
+                "expected at most 262144 values in the JSON of a grammar, found 300006",
             ),
             (
                 format!("start: A\nA: %regex {{\"substring_chars\": {:?}}}", "ab".repeat(40_000)),
