@@ -148,6 +148,6 @@ impl Stop {
             return Err(Error::Abandoned);
         }
         let first = matcher.compute_mask_or_eos().map_err(|e| Error::Invalid(first_line(&e.to_string())))?;
-        Ok(Compiled { matcher, first })
+        Ok(Compiled { matcher, first, bytes: 0 })
     }
 }

@@ -33,7 +33,7 @@ pub struct Options {
     pub max_tokens: usize,
     /// Requests that may wait beside those that slots are for.
     pub queue: u64,
-    /// Bytes of the prompts of all requests that run or wait.
+    /// Bytes of the prompts and grammars of all requests that run or wait.
     pub queue_bytes: u64,
     /// Time for a request.
     pub timeout: Option<Duration>,
@@ -166,6 +166,8 @@ pub struct Ask {
     pub rules: Vec<Rules>,
     /// Tell each token's logarithm of probability, and so many of the most likely ones'.
     pub logprobs: Option<usize>,
+    /// Bytes that its grammar and what its answer repeats of the prompt take.
+    pub held: usize,
 }
 
 impl Ask {
@@ -173,7 +175,7 @@ impl Ask {
     fn bytes(&self) -> u64 {
         let bias = self.rules.first().map_or(0, |rules| size_of_val(&*rules.bias));
         let stops = self.rules.iter().flat_map(|rules| &rules.stops).map(String::len).sum::<usize>();
-        (size_of_val(&*self.prompt) + bias + stops) as u64
+        (size_of_val(&*self.prompt) + bias + stops + self.held) as u64
     }
 }
 
@@ -304,7 +306,7 @@ impl App {
             let [held, bytes, most] = [held, bytes, most].map(|n| n as f64 / f64::from(1 << 20));
             let mut error = ApiError::busy(0);
             error.detail.message = format!(
-                "the queue holds {held:.1} MiB of prompts, this request has {bytes:.1} MiB and {most:.1} MiB are allowed \
+                "the queue holds {held:.1} MiB of prompts and grammars, this request has {bytes:.1} MiB and {most:.1} MiB are allowed \
                  (--queue-memory); try again later"
             );
             error

@@ -82,7 +82,8 @@ pub fn ask(
         stops: stops.clone(),
         ignore_end,
     });
-    Ok(Ask { rules: rules.collect(), prompt: prompt.into(), marks: Vec::new(), logprobs: None })
+    let held = grammar.map_or(0, Compiled::bytes);
+    Ok(Ask { rules: rules.collect(), prompt: prompt.into(), marks: Vec::new(), logprobs: None, held })
 }
 
 /// A value that is to be from `least` to `most`.

@@ -44,7 +44,7 @@ pub struct ServeArgs {
     /// Requests that may wait for their turn beside as many as --parallel; more are turned away
     #[arg(long, value_name = "N", default_value_t = 256)]
     queue: u64,
-    /// Memory for the prompts of requests that run or wait; more are turned away
+    /// Memory for the prompts and grammars of requests that run or wait; more are turned away
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "256M")]
     queue_memory: u64,
     /// Seconds that a client may leave its stream unread before the reply ends; it is paused meanwhile (0: no limit)

@@ -154,6 +154,24 @@ async fn prompts_that_wait_have_their_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn grammars_that_wait_have_their_memory() {
+    let server = Server::with(Options { queue_bytes: 200_000, ..options() }, 1);
+    let request = |stream: bool| {
+        let text = format!("start: /[qj]{{1500}}/ // {}", "x".repeat(2000));
+        let form = json!({ "type": "grammar", "grammar": text, "syntax": "lark" });
+        chat("x", json!({ "response_format": form, "max_tokens": 1500, "stream": stream }))
+    };
+    // A stream that is not read keeps its grammar.
+    let mut body = server.router.clone().oneshot(post(CHAT, &request(true))).await.unwrap().into_body();
+    assert!(body.frame().await.unwrap().unwrap().is_data());
+    let (status, answer) = server.post(CHAT, request(false)).await;
+    assert_eq!(status, StatusCode::TOO_MANY_REQUESTS, "{answer}");
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(message.starts_with("the queue holds 0.1 MiB of prompts and grammars"), "{message}");
+    server.ok(CHAT, chat("x", json!({ "max_tokens": 1 }))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_waits_at_the_end_is_told_so() {
     let server = Server::with(options(), 1);
     let long = |_| server.post(CHAT, chat("x", json!({ "max_tokens": 1900, "ignore_eos": true })));
