@@ -88,15 +88,25 @@ fn prepare(
         let ask = prepare::ask(app, ready, prompt, &how, grammar.as_ref())?;
         Ok(Ask { logprobs, ..ask })
     };
-    let asks = prompts.into_iter().map(ask).collect::<Result<Vec<Ask>, ApiError>>()?;
+    let mut asks = prompts.into_iter().map(ask).collect::<Result<Vec<Ask>, ApiError>>()?;
     let echo = request.echo.unwrap_or(false);
-    let begin = |ask: &Ask| if echo { ready.engine.tokenizer().decode(&ask.prompt) } else { String::new() };
-    let texts = asks.iter().flat_map(|ask| {
-        let text = begin(ask);
-        ask.rules.iter().map(move |_| Text { text: text.clone(), ..Text::default() })
-    });
-    let texts = texts.collect();
+    let (mut texts, mut bytes) = (Vec::new(), 0);
+    for ask in &mut asks {
+        let text = if echo { ready.engine.tokenizer().decode(&ask.prompt) } else { String::new() };
+        let replies = ask.rules.len();
+        ask.held += text.len() * replies;
+        bytes += text.len() * replies;
+        answerable("echo", bytes, app)?;
+        texts.extend((0..replies).map(|_| Text { text: text.clone(), ..Text::default() }));
+    }
     Ok((request, asks, texts))
+}
+
+/// Checks how much text of its own a request makes of ids: a few bytes of them may stand for a hundred.
+pub fn answerable(param: &str, bytes: usize, app: &App) -> Result<(), ApiError> {
+    let most = app.options.max_body;
+    let why = || format!("expected ids of at most {most} bytes of text (--max-body), found {bytes}");
+    if bytes <= most { Ok(()) } else { Err(ApiError::invalid(param, why())) }
 }
 
 fn ids(ready: &Ready, prompt: Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
@@ -145,9 +155,11 @@ impl Texts {
         match update {
             Update::Read { .. } => Ok((String::new(), None)),
             Update::Chosen { token, text, logprobs } => {
-                let offset = reply.text.chars().count();
+                let told = token.zip(logprobs).map(|(token, l)| {
+                    let offset = reply.text.chars().count();
+                    one(&*self.engine, token, &l, offset)
+                });
                 reply.text.push_str(&text);
-                let told = token.zip(logprobs).map(|(token, l)| one(&*self.engine, token, &l, offset));
                 Ok((text, told))
             }
             Update::Done(stats) => {

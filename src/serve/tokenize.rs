@@ -3,6 +3,7 @@
 use super::api::tokens::{DetokenizeRequest, Detokenized, TokenizeRequest, Tokenized};
 use super::app::App;
 use super::body::Body;
+use super::completion::answerable;
 use super::errors::ApiError;
 use axum::Json;
 use axum::extract::State;
@@ -40,13 +41,15 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Respons
     responses((status = 200, description = "The text", body = Detokenized), super::openapi::Refusals)
 )]
 pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
-    let (cost, engine) = (body.cost(), app.ready()?.engine.clone());
+    let (cost, engine, decoding) = (body.cost(), app.ready()?.engine.clone(), app.clone());
     let decode = move || {
         let request: DetokenizeRequest = body.part()?;
         if let Some(i) = request.tokens.iter().position(|id| *id as usize >= engine.vocab()) {
             let why = format!("expected an id below {}, found {}", engine.vocab(), request.tokens[i]);
             return Err(ApiError::invalid(&format!("tokens[{i}]"), why));
         }
+        let bytes = |id: &u32| engine.tokenizer().token_bytes(*id).len();
+        answerable("tokens", request.tokens.iter().map(bytes).sum(), &decoding)?;
         let content = engine.tokenizer().decode(&request.tokens);
         Ok(Json(Detokenized { content }).into_response())
     };

@@ -310,3 +310,18 @@ async fn large_bodies_are_parsed_beside_other_requests() {
     assert!(answer.contains("expected a JSON object"), "{answer}");
     assert!(answered > 0, "the only thread parsed the body");
 }
+
+/// A few bytes of ids stand for a hundred of text: an answer has no more of it than a body may have.
+#[tokio::test(flavor = "multi_thread")]
+async fn text_that_ids_stand_for_is_bounded() {
+    let server = Server::with(kimi::serve::Options { max_body: 6000, ..options() }, 1);
+    let spaces = server.ok("/tokenize", json!({ "content": " ".repeat(64) })).await["tokens"].clone();
+    let spaces = spaces.as_array().unwrap();
+    let ids = |texts: usize| Value::from(vec![spaces.clone(); texts].concat());
+    let text = server.ok("/detokenize", json!({ "tokens": ids(50) })).await;
+    assert_eq!(text["content"], " ".repeat(3200));
+    refused(&server, "/detokenize", json!({ "tokens": ids(100) }), 400, Some("tokens")).await;
+    let echo = |texts, n| json!({ "prompt": ids(texts), "n": n, "echo": true, "max_tokens": 1 });
+    server.ok(TEXT, echo(50, 1)).await;
+    refused(&server, TEXT, echo(50, 2), 400, Some("echo")).await;
+}
