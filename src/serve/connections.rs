@@ -213,7 +213,7 @@ fn longest_waiting<'c>(open: impl Iterator<Item = &'c Arc<Connection>>) -> Optio
 }
 
 /// The address, or of IPv6 the /64 network: a client has all addresses of one.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if !v6.is_loopback() => {
             let s = v6.segments();

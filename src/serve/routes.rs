@@ -2,6 +2,7 @@
 
 use super::api::{Health, ModelCard, ModelList};
 use super::app::App;
+use super::connections::network;
 use super::errors::{ApiError, quoted};
 use super::{chat, completion, host_check, metrics, openapi, responses, tokenize};
 use axum::extract::rejection::PathRejection;
@@ -12,13 +13,13 @@ use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-/// Whose a request is: its key's, or its address's.
-#[derive(Clone, Copy, Debug)]
+/// Whose a request is: its key's, or that of its address's network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner(pub u64);
 
 /// Paths that need no key: they tell nothing and cost nothing.
@@ -81,13 +82,22 @@ async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
     if !keys.is_empty() && !known && !OPEN.contains(&request.uri().path()) {
         return ApiError::unauthorized().into_response();
     }
-    let mut hasher = DefaultHasher::new();
-    match key.filter(|_| known) {
-        Some(key) => key.hash(&mut hasher),
-        None => request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip()).hash(&mut hasher),
-    }
-    request.extensions_mut().insert(Owner(hasher.finish()));
+    let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
+    let owner = Owner::of(key.filter(|_| known), address);
+    request.extensions_mut().insert(owner);
     next.run(request).await
+}
+
+impl Owner {
+    /// By the key, or without one by the network of the address.
+    fn of(key: Option<&str>, address: Option<IpAddr>) -> Owner {
+        let mut hasher = DefaultHasher::new();
+        match key {
+            Some(key) => key.hash(&mut hasher),
+            None => address.map(network).hash(&mut hasher),
+        }
+        Owner(hasher.finish())
+    }
 }
 
 /// Whether two keys are the same, in a time that does not tell where they differ.
@@ -184,4 +194,19 @@ pub async fn embeddings() -> ApiError {
     let mut error = ApiError::malformed(StatusCode::BAD_REQUEST, format!("/v1/embeddings: {why}"));
     error.detail.code = Some("unsupported_endpoint");
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_is_one_owner_with_all_its_addresses() {
+        let of = |key, address: &str| Owner::of(key, Some(address.parse().unwrap()));
+        assert_eq!(of(None, "2001:db8::1"), of(None, "2001:db8::2:3"));
+        assert_eq!(of(None, "::ffff:192.0.2.1"), of(None, "192.0.2.1"));
+        assert_ne!(of(None, "2001:db8::1"), of(None, "2001:db8:0:1::1"));
+        assert_ne!(of(None, "192.0.2.1"), of(None, "192.0.2.2"));
+        assert_eq!(of(Some("key"), "192.0.2.1"), of(Some("key"), "192.0.2.2"));
+    }
 }
