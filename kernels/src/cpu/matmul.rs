@@ -53,11 +53,7 @@ pub(super) fn activations<'a>(cpu: &Cpu, form: Activation, x: &'a [f32], cols: u
 pub(super) fn tile<'a>(cpu: &Cpu, w: &Weight, rows: &[u8], x: &[u8], out: &'a mut Tile) -> &'a [f32] {
     let tokens = x.len() / w.format.activation().row_bytes(w.cols);
     let y = &mut out[..tokens * (rows.len() / w.row_bytes)];
-    if tokens == 1 {
-        quant::matmul_tile(cpu.level, w.format, rows, w.cols, x, y);
-    } else {
-        quant::matmul_tile(cpu.level, w.format, rows, w.cols, x, y);
-    }
+    quant::matmul_tile(cpu.level, w.format, rows, w.cols, x, y);
     y
 }
 
