@@ -7,6 +7,7 @@
 pub mod backend;
 pub mod cpu;
 pub mod cuda;
+pub mod heap;
 mod matmul;
 pub mod quant;
 pub mod reference;

@@ -121,15 +121,15 @@ impl Grammars {
 }
 
 /// The library's own limits: its defaults, said here so that another version does not move them, but for the size of a
-/// grammar, which it numbers with 16 bits after its optimisation. `fuel` bounds the regular expressions, `items` the
-/// parser's work for one mask.
+/// grammar, which it numbers with 16 bits after its optimisation, and the lexer's states, which take 1 to 2 KiB each.
+/// `fuel` bounds the regular expressions, `items` the parser's work for one mask.
 fn limits() -> ParserLimits {
     ParserLimits {
         max_items_in_row: 2_000,
         initial_lexer_fuel: 1_000_000,
         step_lexer_fuel: 200_000,
         step_max_items: 50_000,
-        max_lexer_states: 250_000,
+        max_lexer_states: 50_000,
         max_grammar_size: 250_000,
         precompute_large_lexemes: true,
         verbose_errors: false,

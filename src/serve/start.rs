@@ -21,6 +21,10 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
+/// Heap arenas of the process. Grammars compile on short-lived threads, and with an arena per thread the freed memory of
+/// each stays resident: 1 GiB after 25 s of hostile grammars, 230 MiB with two arenas.
+const ARENAS: u16 = 2;
+
 /// Arguments of `kimi serve`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArgs {
@@ -103,6 +107,7 @@ enum LogFormat {
 
 /// Loads the model and serves until it is told to end.
 pub fn run(args: &ServeArgs) -> Result<()> {
+    kernels::heap::limit_arenas(ARENAS);
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
     match args.log {
         LogFormat::Text => log.with_ansi(false).init(),
