@@ -1,5 +1,11 @@
 //! Random small models of odd shapes, many of them broken, and the property that each has to have: it is refused in a
 //! line, or it runs and its logits agree with the `reference` backend's. A seed gives the same model everywhere.
+//!
+//! Rounded activations may turn a sign, and with it the logits: a norm of one channel is a sign, and a KDA head's output for
+//! a first token is beta (k . q) v, of which the norm leaves the sign of k . q. Logits that differ from the reference's for
+//! that reason agree with those of [`Rounded`], which rounds the same activations.
+
+mod rounded;
 
 use bytes::Bytes;
 use kernels::backend::{Backend, CacheFormat};
@@ -10,12 +16,16 @@ use models::gguf::write::Layout;
 use models::gguf::{Array, Metadata, Value};
 use models::kimi_linear::mla::Form;
 use models::kimi_linear::{Model, Outputs, Sequence};
+use rounded::Rounded;
 
 /// The largest relative error (RMS of the difference by RMS of the logits) where weights and cache are F32: rounding.
 const EXACT: f64 = 2e-5;
 /// The same where activations or cache rows are rounded to 16 or 8 bits, through up to three layers: a shape that is
 /// misread gives 1.4, logits that have nothing to do with each other.
 const ROUNDED: f64 = 0.2;
+/// The same against [`Rounded`], where that limit is exceeded: sums in another order move single quants by one, which gives
+/// up to 0.015 in 1200 models.
+const SAME_ROUNDING: f64 = 0.05;
 /// The longest error line: path, place, expected and found of 200 bytes each and what stands between them.
 const MAX_LINE: usize = 800;
 
@@ -276,9 +286,7 @@ pub struct Case {
     cache: CacheFormat,
     prompt: usize,
     expanded: bool,
-    /// It has to run, but its logits say nothing: some values are NaN or infinite, or there is rounding before a norm of
-    /// one channel, which is a sign and jumps at 0.
-    unstable: bool,
+    /// Some values are NaN or infinite: it has to run, but its logits say nothing.
     broken_values: bool,
 }
 
@@ -289,6 +297,8 @@ pub enum Outcome {
     Refused(String),
     /// With this relative error.
     Agreed(f64),
+    /// With this relative error, more than may be, but with that of the rounding of activations alone.
+    RoundedApart(f64),
     /// And nothing can be said about its logits.
     Ran,
 }
@@ -321,15 +331,12 @@ impl Case {
         let cache = r.of(&[CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]);
         let prompt = if r.chance(15) { r.within(60, 140) } else { r.within(1, 12) };
         let exact = stored == Stored::F32 && cache == CacheFormat::F32;
-        let kinds = [false, true].map(|kind| sizes.mla.contains(&kind));
-        let sign = sizes.dim == 1 || kinds[0] && sizes.head_dim == 1 || kinds[1] && sizes.latent == 1;
         Case {
             file: Gguf::from_bytes(format!("random-{seed}.gguf"), Bytes::from(bytes)).expect("a sound file"),
             exact,
             cache,
             prompt,
             expanded: r.chance(50),
-            unstable: sign && !exact,
             broken_values,
         }
     }
@@ -359,16 +366,20 @@ impl Case {
             model.not_finite.is_empty() && found.iter().all(|x| x.is_finite()),
             "values that are not finite"
         );
-        if self.unstable {
-            return Outcome::Ran;
-        }
-        let square = |x: f64| x * x;
-        let sum: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
-        let apart = found.iter().zip(&expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b)));
-        let error = (apart.sum::<f64>() / sum).sqrt();
+        let error = relative_error(&found, &expected);
         let most = if self.exact { EXACT } else { ROUNDED };
-        assert!(error <= most, "relative error {error:.3e}, at most {most}");
-        Outcome::Agreed(error)
+        if error <= most {
+            return Outcome::Agreed(error);
+        }
+        assert!(!self.exact, "relative error {error:.3e}, at most {most}");
+        let b = Rounded(self.cache);
+        let Ok(model) = Model::load(&b, &self.file) else { panic!("the rounded reference refuses it") };
+        let same = relative_error(&found, &self.logits(&b, &model));
+        assert!(
+            same <= SAME_ROUNDING,
+            "relative error {error:.3e}, at most {most}; {same:.3e} with the same rounding, at most {SAME_ROUNDING}"
+        );
+        Outcome::RoundedApart(error)
     }
 
     /// Logits of each token of a prompt and of three decoded ones.
@@ -387,6 +398,14 @@ impl Case {
         decoded.iter().for_each(|token| run(&[*token], Outputs::Last, Form::Absorbed));
         all
     }
+}
+
+/// RMS of the difference by RMS of what is expected.
+fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
+    let square = |x: f64| x * x;
+    let sum: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
+    let apart = found.iter().zip(expected).map(|(a, b)| square(f64::from(*a) - f64::from(*b)));
+    (apart.sum::<f64>() / sum).sqrt()
 }
 
 /// A value that makes no sense, or another one, or none.

@@ -1,0 +1,187 @@
+//! The `reference` backend with activations rounded as the CPU backend rounds them: in products with quantised weights, and
+//! in the scores over a Q8_0 cache. All else is the reference's, and no arithmetic is the CPU backend's.
+
+use kernels::backend::{
+    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
+};
+use kernels::quant::{Activation, Format};
+use kernels::reference::{Cache, Matrix, Reference, Routed};
+use std::ops::Range;
+
+/// Of models whose latent caches are in this format.
+pub struct Rounded(pub CacheFormat);
+
+/// d q_i of each block: d = max |x| / 127, q_i = x_i / d to the nearest integer, ties to even.
+fn round(form: Activation, x: &mut [f32]) {
+    let block = match form {
+        Activation::F32 => return,
+        Activation::Q8x32 => 32,
+        Activation::Q8x256 => 256,
+    };
+    assert!(x.len().is_multiple_of(block), "{} values in blocks of {block}", x.len());
+    for x in x.chunks_exact_mut(block) {
+        let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+        let (d, inverse) = (most / 127.0, 127.0 / most);
+        for x in x {
+            *x = if inverse.is_finite() { d * (*x * inverse).round_ties_even() } else { 0.0 };
+        }
+    }
+}
+
+/// The number of columns and the values of a matrix with one row or more.
+fn values(x: &Matrix) -> (usize, Vec<f32>) {
+    (Reference.read(&Reference.gather(x, &[0])).len(), Reference.read(x))
+}
+
+/// A matrix with the first `n` of each `width` columns rounded.
+fn rounded(form: Activation, x: &Matrix, width: usize, n: usize) -> Matrix {
+    let (cols, mut all) = values(x);
+    all.chunks_exact_mut(width).for_each(|head| round(form, &mut head[..n]));
+    Reference.tensor(all.len() / cols, cols, &all)
+}
+
+/// Matrix `m` of a stack.
+fn one(w: &Stored, m: usize) -> Stored {
+    let bytes = w.bytes.len() / w.count;
+    Stored { count: 1, bytes: w.bytes.slice(m * bytes..(m + 1) * bytes), ..w.clone() }
+}
+
+impl Backend for Rounded {
+    const NAME: &'static str = "rounded reference";
+    const EXPANDS: bool = true;
+    const LIMITS: Limits = Limits::NONE;
+    type Tensor = Matrix;
+    type Weight = Stored;
+    type Cache = Cache;
+    type Routed = Routed;
+
+    fn matmul(&self, w: &Stored, x: &Matrix) -> Matrix {
+        Reference.matmul(w, &rounded(w.format.activation(), x, w.cols, w.cols))
+    }
+
+    fn matmul_heads(&self, w: &Stored, x: &Matrix) -> Matrix {
+        let width = values(x).0 / w.count;
+        Reference.matmul_heads(w, &rounded(w.format.activation(), x, width, w.cols))
+    }
+
+    fn latent_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Matrix,
+        value_dim: usize,
+        scale: f32,
+    ) -> Matrix {
+        let width = spans.first().map_or(1, |span| Reference.cache_row_bytes(span.state) / size_of::<f32>());
+        let whole = self.0 == CacheFormat::Q8_0 && width.is_multiple_of(32);
+        let form = if whole { Format::Q8_0.activation() } else { Activation::F32 };
+        Reference.latent_attention(spans, &rounded(form, q, width, width), value_dim, scale)
+    }
+
+    fn experts(&self, w: Gated<'_, Stored>, x: &Matrix, routed: &Routed) -> Matrix {
+        let (experts, weights) = self.routed(routed);
+        let tokens = self.read(x).len() / w.gate.cols;
+        let top_k = experts.len() / tokens;
+        let mut y = vec![0.0; tokens * w.down.rows];
+        for (i, (e, weight)) in experts.iter().zip(weights).enumerate() {
+            let [gate, up, down] = [w.gate, w.up, w.down].map(|w| one(w, *e as usize));
+            let own = Gated { gate: &gate, up: &up, down: &down };
+            let out = self.read(&self.gated_ffn(own, &self.gather(x, &[i / top_k])));
+            let y = &mut y[i / top_k * w.down.rows..][..w.down.rows];
+            y.iter_mut().zip(out).for_each(|(y, out)| *y += weight * out);
+        }
+        self.tensor(tokens, w.down.rows, &y)
+    }
+
+    // ---- the reference's -------------------------------------------------------------------------------
+
+    fn describe(&self) -> String {
+        Self::NAME.to_owned()
+    }
+    fn weight(&self, stored: Stored) -> Result<Stored, Error> {
+        Reference.weight(stored)
+    }
+    fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Matrix {
+        Reference.tensor(rows, cols, values)
+    }
+    fn read(&self, x: &Matrix) -> Vec<f32> {
+        Reference.read(x)
+    }
+    fn copy(&self, x: &Matrix) -> Matrix {
+        Reference.copy(x)
+    }
+    fn cache(&self, format: CacheFormat, width: usize) -> Cache {
+        Reference.cache(format, width)
+    }
+    fn cache_len(&self, cache: &Cache) -> usize {
+        Reference.cache_len(cache)
+    }
+    fn cache_read(&self, cache: &Cache, range: Range<usize>) -> Vec<f32> {
+        Reference.cache_read(cache, range)
+    }
+    fn cache_row_bytes(&self, cache: &Cache) -> usize {
+        Reference.cache_row_bytes(cache)
+    }
+    fn cache_export(&self, cache: &Cache, range: Range<usize>, out: &mut Vec<u8>) {
+        Reference.cache_export(cache, range, out)
+    }
+    fn cache_import(&self, cache: &mut Cache, rows: &[u8]) {
+        Reference.cache_import(cache, rows)
+    }
+    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
+        Reference.cache_truncate(cache, len)
+    }
+    fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
+        Reference.routed(routed)
+    }
+    fn embed(&self, table: &Stored, ids: &[u32]) -> Matrix {
+        Reference.embed(table, ids)
+    }
+    fn gather(&self, x: &Matrix, rows: &[usize]) -> Matrix {
+        Reference.gather(x, rows)
+    }
+    fn add(&self, x: &mut Matrix, y: &Matrix) {
+        Reference.add(x, y)
+    }
+    fn sigmoid(&self, x: Matrix) -> Matrix {
+        Reference.sigmoid(x)
+    }
+    fn silu_mul(&self, gate: Matrix, up: &Matrix) -> Matrix {
+        Reference.silu_mul(gate, up)
+    }
+    fn rms_norm(&self, x: &Matrix, w: &Stored, eps: f32) -> Matrix {
+        Reference.rms_norm(x, w, eps)
+    }
+    fn l2_norm(&self, x: Matrix, head_dim: usize, eps: f32, scale: f32) -> Matrix {
+        Reference.l2_norm(x, head_dim, eps, scale)
+    }
+    fn gated_rms_norm(&self, x: &Matrix, w: &Stored, gate: &Matrix, eps: f32) -> Matrix {
+        Reference.gated_rms_norm(x, w, gate, eps)
+    }
+    fn short_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &Stored) -> Matrix {
+        Reference.short_conv(spans, x, taps)
+    }
+    fn kda_decay(&self, f: Matrix, a: &Stored, dt_bias: &Stored) -> Matrix {
+        Reference.kda_decay(f, a, dt_bias)
+    }
+    fn delta_rule(&self, spans: &mut [Span<'_, Matrix>], x: DeltaRule<'_, Matrix>) -> Matrix {
+        Reference.delta_rule(spans, x)
+    }
+    fn append(&self, spans: &mut [Span<'_, Cache>], x: &Matrix) {
+        Reference.append(spans, x)
+    }
+    fn expanded_attention(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        q: &Matrix,
+        w: Expansion<'_, Stored>,
+        scale: f32,
+    ) -> Matrix {
+        Reference.expanded_attention(spans, q, w, scale)
+    }
+    fn route(&self, logits: &Matrix, bias: &Stored, how: Routing) -> Routed {
+        Reference.route(logits, bias, how)
+    }
+    fn best(&self, x: &Matrix, n: usize) -> Vec<Best> {
+        Reference.best(x, n)
+    }
+}
