@@ -24,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Wall-clock time of a rendering, the start of a worker included.
-pub const DEADLINE: Duration = Duration::from_secs(5);
+pub const DEADLINE: Duration = Duration::from_secs(3);
 /// Memory of a rendering, beside its stack.
 pub const HEAP_BYTES: u64 = 512 << 20;
 /// Stack of a rendering: the depth that [`models::template::bounds`] admits takes a tenth of it.
@@ -51,7 +51,7 @@ pub fn sandbox() -> Arc<dyn Sandbox> {
     }
 }
 
-/// The limits in words: `5 s and 512 MiB`.
+/// The limits in words: `3 s and 512 MiB`.
 pub fn limits() -> String {
     within(DEADLINE)
 }

@@ -87,7 +87,8 @@ def smuggled(draw):
     body = b"0\r\n\r\n" + hidden
     length = draw.choice([b"Content-Length: %d" % len(body), b"Content-Length: 5", b"Content-Length: +%d" % len(body), b"Content-Length: 0%d\r\nContent-Length: %d" % (len(body), len(body)), b"Content-Length: 5\r\nContent-Length: %d" % len(body), b"Content-Length: 5, %d" % len(body), b"Content-Length: 0x5", b"Content-Length: -1",
                           b"Content-Length: 99999999999999999999", b"Content-Length: 18446744073709551615", b"Content-Length: 1e3"])
-    both = [length, encoding] if draw.random() < 0.7 else [length]
+    # A right length alone hides nothing: what follows it is the next request.
+    both = [length, encoding] if draw.random() < 0.7 or length == b"Content-Length: 5" else [length]
     draw.shuffle(both)
     return b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + b"\r\n".join(both) + b"\r\n\r\n" + body
 

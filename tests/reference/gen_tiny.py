@@ -32,7 +32,7 @@ def config(preset, extra={}):
     n = p.setdefault("num_hidden_layers", 8); full = [i for i in range(1, n + 1) if i % 4 == 0 or i == n]      # as published: every fourth, and the last
     c.update(p); c["head_dim"] = c["hidden_size"] // c["num_attention_heads"]
     c["linear_attn_config"] = {"full_attn_layers": full, "head_dim": kd, "kda_layers": [i for i in range(1, n + 1) if i not in full], "num_heads": kh, "short_conv_kernel_size": 4}
-    c["model_max_length"] = 4096
+    c["model_max_length"] = extra.get("model_max_length", 4096)
     v = c["vocab_size"]
     if v != 163840: c["bos_token_id"], c["eos_token_id"], c["pad_token_id"] = v - 4, v - 3, v - 1      # 163840: the real vocabulary and its ids
     return c

@@ -57,7 +57,7 @@ fn a_file_whose_template_does_not_parse_still_runs() {
 
 #[test]
 fn a_file_whose_template_overflows_the_stack_still_runs() {
-    let fault = "chat_template: rendering: expected a prompt within 5 s and 512 MiB, found a stack overflow";
+    let fault = "chat_template: rendering: expected a prompt within 3 s and 512 MiB, found a stack overflow";
     check_unusable("{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}", fault);
 }
 
@@ -67,10 +67,10 @@ fn a_usable_template_is_inspected_and_used() {
     let (model, said) = model(dir.path(), "{{ messages[0].content }}");
     assert!(!said.contains("warning"), "{said}");
     let inspected = kimi_ok(&["inspect", &model]);
-    let expected = "chat template: 25 bytes, renders within 5 s and 512 MiB";
+    let expected = "chat template: 25 bytes, renders within 3 s and 512 MiB";
     assert!(inspected.lines().any(|line| line == expected), "{inspected}");
     let json: Value = serde_json::from_str(&kimi_ok(&["inspect", &model, "--json"])).unwrap();
-    assert_eq!(json["chat_template"], json!({"bytes": 25, "limits": "5 s and 512 MiB", "fault": null}));
+    assert_eq!(json["chat_template"], json!({"bytes": 25, "limits": "3 s and 512 MiB", "fault": null}));
     let raises = dir.path().join("raises.jinja");
     fs::write(&raises, "{{ raise_exception('no ' ~ messages[0].content) }}").unwrap();
     let line = "kimi: chat_template: line 1: expected a conversation it accepts, found no hello\n";

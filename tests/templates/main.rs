@@ -110,7 +110,7 @@ fn failures_name_the_limit() {
     check_line(written, "rendering: expected at most 4194928 bytes, found more");
     let program = Pool::new("/nonexistent/kimi".into());
     let line = render(&program, "").unwrap_err().to_string();
-    let limit = "chat_template: rendering: expected a prompt within 5 s and 512 MiB, found no worker: ";
+    let limit = "chat_template: rendering: expected a prompt within 3 s and 512 MiB, found no worker: ";
     assert!(line.starts_with(limit), "{line}");
 }
 
