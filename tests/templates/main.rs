@@ -245,7 +245,7 @@ fn an_idle_worker_that_was_killed_is_replaced() {
             ("Max file size", "0"),
             ("Max open files", "3"),
             ("Max processes", "0"),
-            ("Max cpu time", "100"),
+            ("Max cpu time", "60"),
             ("Max data size", "671088640"),
         ] {
             let line = limits.lines().find(|line| line.starts_with(limit)).unwrap();
