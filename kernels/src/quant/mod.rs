@@ -1,6 +1,6 @@
 //! Defines the GGUF block formats: how weights are stored, one file per format.
 //!
-//! [`formats!`] is the one table of formats: the [`Format`] enum, the names and sizes, dispatch and the CUDA lists
+//! `formats!` is the one table of formats: the [`Format`] enum, the names and sizes, dispatch and the CUDA lists
 //! follow from it. A row is a whole number of blocks. This module knows no tensor and no thread. Read `q8_0` next, the
 //! plainest block, then `q4_k`; products with activations are in `matmul`.
 
