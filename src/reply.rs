@@ -44,7 +44,7 @@ pub enum Ended {
     Constraint(String),
     /// Every logit after this position of the sequence is NaN.
     NotFinite(usize),
-    /// The client did not read what it had asked for, for so long.
+    /// The client left its updates unread for this long.
     Unread(Duration),
 }
 

@@ -102,7 +102,7 @@ fn directory(
                 continue;
             }
         };
-        // Links to other places and directories are no documents, and nobody takes them for some.
+        // Links to other places and directories are no documents.
         if entry.file_type().is_none_or(|kind| kind.is_dir() || kind.is_symlink()) {
             continue;
         }

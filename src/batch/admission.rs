@@ -61,8 +61,8 @@ impl<'e, B: Backend> Waiting<'e, B> {
 }
 
 impl<'e, B: Backend> Batch<'e, B> {
-    /// Pauses sequences whose clients do not read, and ends those whose clients did not for too long. Who reads again
-    /// waits for a slot where it has lost its own.
+    /// Pauses sequences whose clients do not read, and ends those whose clients did not for too long. A client
+    /// that reads again waits for a slot if its own was taken.
     pub(super) fn check_clients(&mut self) {
         let (now, limit) = (Instant::now(), self.limits.unread);
         for slot in self.slots.iter_mut().chain(&mut self.unread) {
@@ -93,7 +93,7 @@ impl<'e, B: Backend> Batch<'e, B> {
                     Some(Waiting::Preempted(slot)) => self.resume(*slot),
                     None => return,
                 },
-                // What was taken from another is not for who lost it.
+                // The freed slot goes to `owner`, not back to the preempted one.
                 Some(lack) if self.make_room(owner, lack) => promised = Some(owner),
                 Some(_) => return,
             }

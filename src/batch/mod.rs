@@ -5,7 +5,7 @@
 //! It runs on one thread ([`run`]), hears of jobs by a channel and tells clients by theirs; it knows no HTTP. A
 //! token's logits do not depend on what else is in its step, so a job gives the same tokens alone and in company (on
 //! CUDA but for rounding).
-//! Next: [`slot`] (one sequence), [`plan`] (tokens of a step), [`admission`] and [`queue`] (slots, and who waits).
+//! Next: [`slot`] (one sequence), [`plan`] (tokens of a step), [`admission`] and [`queue`] (slots, and the order of waiting).
 
 mod admission;
 #[cfg(test)]

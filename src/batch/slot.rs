@@ -234,7 +234,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.with_client(tokens).0
     }
 
-    /// Its part of a step, and who it is for.
+    /// Its part of a step, and the owner.
     pub fn with_client(&mut self, tokens: usize) -> (Sequence<'_, B>, &dyn Client) {
         let end = self.done + tokens;
         let last = end == self.reply.total() && self.ended.is_none();

@@ -180,7 +180,7 @@ impl Store {
         let dir = self.dir()?;
         own(dir, || private::create_dir(dir))?;
         let mut file = tempfile::NamedTempFile::new_in(dir)?; // of mode 0600
-        // Not through the wrapper, whose errors name the file that nobody else sees.
+        // Not through the wrapper: its errors name the temporary file.
         file.as_file_mut().write_all(bytes)?;
         file.as_file().sync_data()?;
         file.persist(self.path(id)?)?;

@@ -90,7 +90,7 @@ struct Report {
     /// Why there is no `model`.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_model: Option<String>,
-    /// A line for each tensor with values that are not finite, where they were asked for.
+    /// With `--check`, a line for each tensor with non-finite values.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_finite: Option<Vec<String>>,
 }

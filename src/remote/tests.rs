@@ -289,7 +289,7 @@ fn server_of(reply: String) -> (String, JoinHandle<String>) {
     server(move |stream| stream.write_all(reply.as_bytes()).unwrap())
 }
 
-/// Compressed bodies were not asked for: they are no events, and nothing is unpacked.
+/// Compressed bodies were not requested: they are refused as malformed, never unpacked.
 #[test]
 fn hostile_events_are_refused_in_a_short_line() {
     let long = "x".repeat(100_000);

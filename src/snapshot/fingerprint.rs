@@ -100,7 +100,7 @@ impl Fingerprint {
 
     fn hash_part(&self, (part, identity): &(Contents, Option<Identity>), log: &Log) -> Id {
         if part.file.is_none() {
-            return xxh3_128(&part.bytes); // compiled in: crafted by nobody, and hashed in a millisecond
+            return xxh3_128(&part.bytes); // compiled in, so not crafted; hashed in a millisecond
         }
         let begun = SystemTime::now();
         let mut hasher = blake3::Hasher::new();

@@ -43,7 +43,7 @@ pub struct Listing {
     pub rows: HashMap<Id, Rows>,
     /// States by the id of the rows they end with.
     pub states: HashMap<Id, StateFile>,
-    /// Files that nobody finished, if the lock is held, and those that others may write.
+    /// Unfinished files, if the lock is held, and files that other users may write.
     useless: Vec<PathBuf>,
     /// Fingerprints of models: time of change, path, bytes.
     models: Vec<(SystemTime, PathBuf, u64)>,

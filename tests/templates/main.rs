@@ -1,5 +1,5 @@
 //! Chat templates of model files, which come from strangers: whatever one does, a rendering ends in time with a prompt or
-//! one line, and the program that asked for it does not grow, hang or end.
+//! one line, and the calling process does not grow, hang or end.
 
 #[path = "../common/mod.rs"]
 mod common;
