@@ -9,7 +9,7 @@
 //! q, group p = 0..4, byte b = 0..32:   bits 3..0 = low of q[64 p + b],  bits 7..4 = low of q[64 p + 32 + b]
 //! high, byte b, bit j:                 bit 4 of q[32 j + b]
 //! ```
-//! The scales are packed as the head of `scales` draws it.
+//! `k_scales` draws the packing of the scales.
 
 use super::activation::Q8x256;
 use super::block::{Block, Tile};
