@@ -86,7 +86,7 @@ impl<'e> Reply<'e> {
             sampler: Sampler::new(rules.sampling).with_bias(rules.bias),
             constraint: rules.constraint,
             text: tokenizer.map(|t| Stream::new(t, rules.stops)),
-            ends: tokenizer.filter(|_| !rules.ignore_end).map_or(&[], |t| t.ends()),
+            ends: tokenizer.filter(|_| !rules.ignore_end).map_or(&[], |t| t.eog_tokens()),
             tokens: Vec::new(),
             limit: prompt.len().saturating_add(rules.max_tokens.min(room)),
             prompt,

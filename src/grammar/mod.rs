@@ -147,7 +147,8 @@ pub fn trie(vocabulary: &Vocabulary, vocab: usize) -> Result<TokTrie> {
         }
     };
     let words: Vec<Vec<u8>> = (0..vocab as u32).map(word).collect();
-    let ends: Vec<u32> = vocabulary.ends().iter().copied().filter(|id| (*id as usize) < vocab).collect();
+    let ends: Vec<u32> =
+        vocabulary.eog_tokens().iter().copied().filter(|id| (*id as usize) < vocab).collect();
     let end = *ends.first().context("grammars: expected a token that ends a reply, found none")?;
     Ok(TokTrie::from(&TokRxInfo::new(vocab as u32, end), &words).with_eos_tokens(&ends))
 }

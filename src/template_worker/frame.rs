@@ -14,7 +14,7 @@ pub struct Request {
     /// The template.
     pub source: String,
     /// The sentinel character.
-    pub mark: char,
+    pub sentinel: char,
     /// The template's variables.
     pub context: Map<String, Value>,
 }
@@ -23,7 +23,7 @@ pub struct Request {
 pub fn request(job: &Job) -> Vec<u8> {
     let mut out = Vec::with_capacity(job.source.len() + 1024);
     put_text(job.source, &mut out);
-    put_text(job.mark.encode_utf8(&mut [0; 4]), &mut out);
+    put_text(job.sentinel.encode_utf8(&mut [0; 4]), &mut out);
     put_map(job.context, &mut out);
     out
 }
@@ -31,8 +31,8 @@ pub fn request(job: &Job) -> Vec<u8> {
 /// Reads the body of a request; None if it is none.
 pub fn read_request(mut body: &[u8]) -> Option<Request> {
     let body = &mut body;
-    let (source, mark) = (take_text(body)?, take_text(body)?.chars().next()?);
-    Some(Request { source, mark, context: take_map(body, MAX_DEPTH)? })
+    let (source, sentinel) = (take_text(body)?, take_text(body)?.chars().next()?);
+    Some(Request { source, sentinel, context: take_map(body, MAX_DEPTH)? })
 }
 
 /// The body of a reply.
@@ -187,10 +187,10 @@ mod tests {
     #[test]
     fn requests_and_replies_come_back_bit_for_bit() {
         let context = context();
-        let job = Job { source: "{{ x }}", mark: '\u{f0000}', context: &context };
+        let job = Job { source: "{{ x }}", sentinel: '\u{f0000}', context: &context };
         let bytes = request(&job);
         let back = read_request(&bytes).unwrap();
-        assert_eq!((&*back.source, back.mark), ("{{ x }}", '\u{f0000}'));
+        assert_eq!((&*back.source, back.sentinel), ("{{ x }}", '\u{f0000}'));
         assert_eq!(format!("{:?}", back.context), format!("{context:?}"));
         let failures = [Failure::refused("a", "b", "c"), Failure::unusable("d", "e", "f")];
         for rendered in failures.map(Err).into_iter().chain([Ok("text".to_owned())]) {
@@ -201,14 +201,14 @@ mod tests {
     #[test]
     fn what_is_cut_or_too_deep_is_none() {
         let context = context();
-        let bytes = request(&Job { source: "s", mark: 'm', context: &context });
+        let bytes = request(&Job { source: "s", sentinel: 'm', context: &context });
         assert!((0..bytes.len()).all(|end| read_request(&bytes[..end]).is_none()));
         let mut deep = json!(1);
         for _ in 0..MAX_DEPTH {
             deep = json!([deep]);
         }
         let context = Map::from_iter([("deep".to_owned(), deep)]);
-        assert!(read_request(&request(&Job { source: "s", mark: 'm', context: &context })).is_none());
+        assert!(read_request(&request(&Job { source: "s", sentinel: 'm', context: &context })).is_none());
         assert!(
             [&b""[..], b"x", b"t\xff\xff\xff\xff\xff\xff\xff\xff"].iter().all(|b| read_reply(b).is_none())
         );

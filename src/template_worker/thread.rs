@@ -35,14 +35,14 @@ impl Drop for Counted {
 impl Sandbox for InThread {
     fn run(&self, job: &Job) -> Result<String, Failure> {
         let counted = Counted::new().ok_or_else(|| exceeded(self.0, "no free thread"))?;
-        let (source, mark, context) = (job.source.to_owned(), job.mark, job.context.clone());
+        let (source, sentinel, context) = (job.source.to_owned(), job.sentinel, job.context.clone());
         let (sender, receiver) = sync_channel(1);
         let deadline = Instant::now() + self.0;
         let render = move || {
             let _counted = counted;
-            let job = Job { source: &source, mark, context: &context };
+            let job = Job { source: &source, sentinel, context: &context };
             let mut budget = Budget::of(&job).until(deadline);
-            let rendered = Compiled::new(&source).and_then(|c| c.render(mark, &context, &mut budget));
+            let rendered = Compiled::new(&source).and_then(|c| c.render(sentinel, &context, &mut budget));
             // The caller may have left at the deadline.
             let _ = sender.send(rendered);
         };
@@ -62,7 +62,7 @@ mod tests {
 
     fn render(source: &str, deadline: Duration) -> Result<String, Failure> {
         let context = Map::from_iter([("text".to_owned(), json!("hi"))]);
-        InThread(deadline).run(&Job { source, mark: 'm', context: &context })
+        InThread(deadline).run(&Job { source, sentinel: 'm', context: &context })
     }
 
     #[test]

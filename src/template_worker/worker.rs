@@ -68,13 +68,13 @@ fn serve() -> Result<()> {
 
 /// Renders a request; the template stays parsed for the next.
 fn render(request: &frame::Request, parsed: &mut Option<(String, Compiled)>) -> Result<String, Failure> {
-    let frame::Request { source, mark, context } = request;
+    let frame::Request { source, sentinel, context } = request;
     let compiled = match parsed.take().filter(|(before, _)| before == source) {
         Some((_, compiled)) => compiled,
         None => Compiled::new(source)?,
     };
-    let mut budget = Budget::of(&Job { source, mark: *mark, context });
-    let rendered = compiled.render(*mark, context, &mut budget);
+    let mut budget = Budget::of(&Job { source, sentinel: *sentinel, context });
+    let rendered = compiled.render(*sentinel, context, &mut budget);
     *parsed = Some((source.clone(), compiled));
     rendered
 }

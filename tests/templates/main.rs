@@ -27,7 +27,7 @@ fn render(sandbox: &dyn Sandbox, source: &str) -> Result<String, Failure> {
     let messages = json!([{"role": "user", "content": "hi"}]);
     let context =
         Map::from_iter([("messages".to_owned(), messages), ("bos_token".to_owned(), "[BOS]".into())]);
-    sandbox.run(&Job { source, mark: '\u{fdd0}', context: &context })
+    sandbox.run(&Job { source, sentinel: '\u{fdd0}', context: &context })
 }
 
 /// Renders a template, which must end within 10 s in a prompt or in one line.

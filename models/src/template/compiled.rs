@@ -46,19 +46,19 @@ impl Compiled {
         Ok(Self { environment })
     }
 
-    /// Renders with these variables; `tojson` leaves `mark` as it is.
+    /// Renders with these variables; `tojson` leaves `sentinel` as it is.
     ///
     /// # Errors
     /// The template raised one, or used up the budget.
     pub fn render(
         &self,
-        mark: char,
+        sentinel: char,
         context: &Map<String, Json>,
         budget: &mut Budget,
     ) -> Result<String, Failure> {
         let mut environment = self.environment.clone();
         environment.add_filter("tojson", move |value: Value, ascii: Option<bool>, options: Kwargs| {
-            json::tojson(&value, ascii, &options, mark)
+            json::tojson(&value, ascii, &options, sentinel)
         });
         let template = environment.get_template(NAME).map_err(|e| failure(TEMPLATE, &e))?;
         let context = Value::from_pairs(context.iter().map(|(name, json)| (name.as_str(), value(json))));

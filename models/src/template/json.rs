@@ -16,7 +16,7 @@ struct Style {
     item: String,
     key: String,
     /// Never escaped: see [`super::protect`].
-    mark: char,
+    sentinel: char,
 }
 
 /// The filter: `ensure_ascii`, `indent`, `separators` and `sort_keys` by name, `ensure_ascii` by place too.
@@ -24,7 +24,7 @@ pub(super) fn tojson(
     value: &Value,
     ascii: Option<bool>,
     options: &Kwargs,
-    mark: char,
+    sentinel: char,
 ) -> Result<String, Error> {
     let named_ascii: Option<bool> = options.get("ensure_ascii")?;
     let sorted: Option<bool> = options.get("sort_keys")?;
@@ -42,7 +42,7 @@ pub(super) fn tojson(
         None => (if indent.is_some() { "," } else { ", " }.to_owned(), ": ".to_owned()),
     };
     let ascii = named_ascii.or(ascii).unwrap_or(false);
-    let style = Style { ascii, sorted: sorted.unwrap_or(false), indent, item, key, mark };
+    let style = Style { ascii, sorted: sorted.unwrap_or(false), indent, item, key, sentinel };
     let mut out = String::new();
     style.value(value, 0, &mut out)?;
     Ok(out)
@@ -136,7 +136,7 @@ impl Style {
                 '\t' => out.push_str("\\t"),
                 '\u{8}' => out.push_str("\\b"),
                 '\u{c}' => out.push_str("\\f"),
-                c if c == self.mark => out.push(c),
+                c if c == self.sentinel => out.push(c),
                 c if c < ' ' || self.ascii && c > '~' => {
                     for unit in c.encode_utf16(&mut [0; 2]) {
                         out.push_str(&format!("\\u{unit:04x}"));

@@ -1,16 +1,16 @@
 //! Conversations to prompts: the chat template of a model file, rendered as Python's Jinja would render it.
 //!
 //! It knows nothing of any model but the form in `kimi.jinja`, which serves files without a template.
-//! What users typed never becomes a special token: [`protect`] says how. A file's template is not trusted: it is
+//! What users typed never becomes a special token: [`special_token_guard`] says how. A file's template is not trusted: it is
 //! parsed and rendered by a [`Sandbox`], which the caller supplies. Next: [`sandbox`], [`compiled`], [`bounds`].
 
 pub mod bounds;
 mod compiled;
 mod json;
-mod protect;
 mod python;
 mod rendered;
 pub mod sandbox;
+mod special_token_guard;
 #[cfg(test)]
 mod tests;
 
@@ -19,9 +19,9 @@ pub use rendered::Rendered;
 pub use sandbox::{Failure, InProcess, Job, Sandbox};
 
 use crate::tokenizer::Vocabulary;
-use protect::{Names, Protection};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+use special_token_guard::{Guard, Names};
 use std::sync::{Arc, LazyLock};
 
 /// Kimi's form.
@@ -88,13 +88,9 @@ impl Template {
     pub fn new(source: Option<&str>, vocabulary: &Vocabulary, sandbox: Arc<dyn Sandbox>) -> Self {
         let source = source.unwrap_or(KIMI);
         let fault = check(source, &*sandbox).err();
-        let roles = vocabulary.roles();
-        let named = [
-            ("bos_token", roles.bos),
-            ("eos_token", roles.eos),
-            ("pad_token", roles.pad),
-            ("unk_token", roles.unk),
-        ];
+        let ids = vocabulary.special_ids();
+        let named =
+            [("bos_token", ids.bos), ("eos_token", ids.eos), ("pad_token", ids.pad), ("unk_token", ids.unk)];
         let tokens = named.into_iter().filter_map(|(role, id)| {
             Some((role, String::from_utf8_lossy(vocabulary.token_bytes(id?)).into_owned()))
         });
@@ -135,20 +131,21 @@ impl Template {
         let messages = serde_json::to_value(messages).map_err(|e| Failure::refused("messages", "JSON", e))?;
         let tools = if tools.is_empty() { Value::Null } else { Value::Array(tools.to_vec()) };
         let values = [&messages, &tools].into_iter().chain(extra.values());
-        let protection = Protection::new(&self.names, values, &self.source).ok_or_else(|| {
+        let guard = Guard::new(&self.names, values, &self.source).ok_or_else(|| {
             Failure::refused("messages", "text that leaves a private character free", "all of them in use")
         })?;
-        let mark = protection.mark;
+        let sentinel = guard.sentinel;
         let mut context: Map<String, Value> =
-            extra.iter().map(|(name, value)| (name.clone(), protection.value(value.clone()))).collect();
+            extra.iter().map(|(name, value)| (name.clone(), guard.value(value.clone()))).collect();
         context.extend(self.tokens.iter().map(|(role, name)| ((*role).to_owned(), name.as_str().into())));
-        context.insert("messages".to_owned(), protection.value(messages));
-        context.insert("tools".to_owned(), protection.value(tools));
+        context.insert("messages".to_owned(), guard.value(messages));
+        context.insert("tools".to_owned(), guard.value(tools));
         context.insert("add_generation_prompt".to_owned(), add_generation_prompt.into());
-        let marked = run(&Job { source: &self.source, mark, context: &context }, self.sandbox.as_deref())?;
+        let marked =
+            run(&Job { source: &self.source, sentinel, context: &context }, self.sandbox.as_deref())?;
         let specials = &self.names.specials;
         let mut rendered = Rendered::with_capacity(marked.len());
-        specials.segments(&marked).into_iter().for_each(|segment| rendered.push(segment, mark, specials));
+        specials.segments(&marked).into_iter().for_each(|segment| rendered.push(segment, sentinel, specials));
         Ok(rendered)
     }
 }
@@ -156,7 +153,7 @@ impl Template {
 fn run(job: &Job, sandbox: Option<&dyn Sandbox>) -> Result<String, Failure> {
     match (sandbox, &*BUILTIN) {
         (Some(sandbox), _) => sandbox.run(job),
-        (None, Ok(builtin)) => builtin.render(job.mark, job.context, &mut Budget::none()),
+        (None, Ok(builtin)) => builtin.render(job.sentinel, job.context, &mut Budget::none()),
         (None, Err(failure)) => Err(failure.clone()),
     }
 }
@@ -177,7 +174,7 @@ pub fn check(source: &str, sandbox: &dyn Sandbox) -> Result<(), Failure> {
     for token in ["bos_token", "eos_token", "pad_token", "unk_token"] {
         context.insert(token.to_owned(), "".into());
     }
-    match sandbox.run(&Job { source, mark: protect::UNUSED, context: &context }) {
+    match sandbox.run(&Job { source, sentinel: special_token_guard::UNUSED, context: &context }) {
         Err(failure @ Failure::Unusable { .. }) => Err(failure),
         Ok(_) | Err(Failure::Refused { .. }) => Ok(()),
     }

@@ -17,10 +17,10 @@ impl Rendered {
         Self { text: String::with_capacity(bytes), parts: Vec::new() }
     }
 
-    pub(super) fn push(&mut self, segment: Segment, mark: char, specials: &Specials) {
+    pub(super) fn push(&mut self, segment: Segment, sentinel: char, specials: &Specials) {
         let id = match segment {
             Segment::Text(text) => {
-                self.text.extend(text.chars().filter(|&c| c != mark));
+                self.text.extend(text.chars().filter(|&c| c != sentinel));
                 None
             }
             Segment::Special(id) => {

@@ -14,7 +14,7 @@ pub struct Job<'a> {
     /// The template.
     pub source: &'a str,
     /// The sentinel character in `context`, which `tojson` leaves as it is.
-    pub mark: char,
+    pub sentinel: char,
     /// The template's variables.
     pub context: &'a Map<String, Value>,
 }
@@ -35,7 +35,7 @@ pub struct InProcess;
 
 impl Sandbox for InProcess {
     fn run(&self, job: &Job) -> Result<String, Failure> {
-        Compiled::new(job.source)?.render(job.mark, job.context, &mut Budget::of(job))
+        Compiled::new(job.source)?.render(job.sentinel, job.context, &mut Budget::of(job))
     }
 }
 

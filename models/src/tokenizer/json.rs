@@ -2,9 +2,9 @@
 //!
 //! Only what changes ids is read; a part that would change them and is not known is refused.
 
-use super::draft::{Draft, Kind, MAX_IDS, bad};
-use super::split::Pattern;
-use super::{Merges, Roles, Vocabulary, spelling};
+use super::builder::{Kind, MAX_IDS, VocabularyBuilder, bad};
+use super::pretokenizer::Pattern;
+use super::{Merges, SpecialIds, Vocabulary, byte_level};
 use crate::gguf::Error;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ const DEFAULT: &str = "kimi-k2";
 impl Vocabulary {
     /// Reads the text of `tokenizer.json`, named `path` in messages.
     ///
-    /// `config` is the text of `tokenizer_config.json`, which says the roles (`bos_token` ...), or empty;
+    /// `config` is the text of `tokenizer_config.json`, which says the special_ids (`bos_token` ...), or empty;
     /// `size` the model's `vocab_size` when known: ids up to it that have no token are unused.
     pub fn from_json(path: &str, text: &str, config: &str, size: Option<usize>) -> Result<Self, Error> {
         let parse = |text: &str| serde_json::from_str(text).map_err(|e| bad(path, "tokenizer", "JSON", e));
@@ -31,20 +31,20 @@ impl Vocabulary {
             }
         }
         let pattern = pattern(path, &file["pre_tokenizer"])?;
-        let (draft, added) = read_tokens(path, &file, size)?;
-        let merges = read_merges(path, &draft, &file["model"]["merges"])?;
+        let (builder, added) = read_tokens(path, &file, size)?;
+        let merges = read_merges(path, &builder, &file["model"]["merges"])?;
         let role = |key: &str| {
             let token = &config[key];
             let name = token.as_str().or_else(|| token["content"].as_str())?;
             added.iter().find(|(_, _, content)| *content == name).map(|(id, ..)| *id as u32)
         };
-        let roles = Roles {
+        let special_ids = SpecialIds {
             bos: role("bos_token"),
             eos: role("eos_token"),
             pad: role("pad_token"),
             unk: role("unk_token"),
         };
-        draft.finish(merges, pattern, roles)
+        builder.finish(merges, pattern, special_ids)
     }
 }
 
@@ -85,7 +85,7 @@ fn read_tokens<'p, 'j>(
     path: &'p str,
     file: &'j Value,
     size: Option<usize>,
-) -> Result<(Draft<'p>, Added<'j>), Error> {
+) -> Result<(VocabularyBuilder<'p>, Added<'j>), Error> {
     let Some(vocab) = file["model"]["vocab"].as_object() else {
         return Err(bad(path, "model.vocab", "an object", "another type"));
     };
@@ -105,27 +105,27 @@ fn read_tokens<'p, 'j>(
     tokens.sort_by_key(|(id, ..)| *id);
     tokens.dedup_by(|later, first| later.0 == first.0 && later.2 == first.2);
     let count = tokens.last().map_or(0, |(id, ..)| id + 1);
-    let mut draft = Draft::new(path, count.max(size.unwrap_or(0)))?;
+    let mut builder = VocabularyBuilder::new(path, count.max(size.unwrap_or(0)))?;
     let mut bytes = Vec::new();
     for (id, kind, token) in tokens {
-        while draft.tokens.len() < id {
-            draft.push_unused()?;
+        while builder.tokens.len() < id {
+            builder.push_unused()?;
         }
-        if draft.tokens.len() > id {
+        if builder.tokens.len() > id {
             return Err(bad(path, format_args!("token {id}"), "one token", format_args!("also {token}")));
         }
         if kind == Kind::Normal {
             let wrong = |_| bad(path, "model.vocab", "bytes in GPT-2's spelling", token);
-            spelling::read(token, &mut bytes).map_err(wrong)?;
-            draft.push(kind, &bytes)?;
+            byte_level::decode(token, &mut bytes).map_err(wrong)?;
+            builder.push(kind, &bytes)?;
         } else {
-            draft.push(kind, token.as_bytes())?;
+            builder.push(kind, token.as_bytes())?;
         }
     }
-    while draft.tokens.len() < size.unwrap_or(0) {
-        draft.push_unused()?;
+    while builder.tokens.len() < size.unwrap_or(0) {
+        builder.push_unused()?;
     }
-    Ok((draft, added))
+    Ok((builder, added))
 }
 
 fn id(value: &Value) -> Option<usize> {
@@ -133,9 +133,9 @@ fn id(value: &Value) -> Option<usize> {
 }
 
 /// Merges are written `"a b"` or `["a", "b"]`.
-fn read_merges(path: &str, draft: &Draft, list: &Value) -> Result<Merges, Error> {
+fn read_merges(path: &str, builder: &VocabularyBuilder, list: &Value) -> Result<Merges, Error> {
     let list = list.as_array().ok_or_else(|| bad(path, "model.merges", "an array", "another type"))?;
-    let mut merges = draft.new_merges(list.len())?;
+    let mut merges = builder.new_merges(list.len())?;
     let (mut left, mut right) = (Vec::new(), Vec::new());
     for (index, merge) in list.iter().enumerate() {
         let found = || bad(path, format_args!("model.merges {index}"), "two tokens", merge);
@@ -145,9 +145,9 @@ fn read_merges(path: &str, draft: &Draft, list: &Value) -> Result<Merges, Error>
             _ => None,
         };
         let (a, b) = pair.ok_or_else(found)?;
-        spelling::read(a, &mut left).map_err(|_| found())?;
-        spelling::read(b, &mut right).map_err(|_| found())?;
-        draft.merge(&mut merges, index, &left, &right)?;
+        byte_level::decode(a, &mut left).map_err(|_| found())?;
+        byte_level::decode(b, &mut right).map_err(|_| found())?;
+        builder.merge(&mut merges, index, &left, &right)?;
     }
     Ok(merges)
 }

@@ -1,8 +1,8 @@
 //! A vocabulary as GGUF metadata, both ways: the `tokenizer.ggml.*` keys that llama.cpp shares with us.
 
-use super::draft::{Draft, Kind, bad};
-use super::split::Pattern;
-use super::{Roles, Vocabulary, spelling};
+use super::builder::{Kind, VocabularyBuilder, bad};
+use super::pretokenizer::Pattern;
+use super::{SpecialIds, Vocabulary, byte_level};
 use crate::gguf::{Array, Error, Metadata, Value};
 
 const MODEL: &str = "tokenizer.ggml.model";
@@ -28,25 +28,25 @@ impl Vocabulary {
         };
         let unknown = || bad(path, PRE, format_args!("one of: {}", Pattern::known()), pre);
         let pattern = Pattern::named(pre).ok_or_else(unknown)?;
-        let draft = read_tokens(path, strings(path, metadata, TOKENS)?, types(path, metadata)?)?;
-        let merges = read_merges(path, &draft, strings(path, metadata, MERGES)?)?;
-        let roles = Roles {
+        let builder = read_tokens(path, strings(path, metadata, TOKENS)?, types(path, metadata)?)?;
+        let merges = read_merges(path, &builder, strings(path, metadata, MERGES)?)?;
+        let special_ids = SpecialIds {
             bos: id(path, metadata, BOS)?,
             eos: id(path, metadata, EOS)?,
             pad: id(path, metadata, PAD)?,
             unk: id(path, metadata, UNK)?,
         };
-        draft.finish(merges, pattern, roles).map(Some)
+        builder.finish(merges, pattern, special_ids).map(Some)
     }
 
     /// The metadata that describes this vocabulary; [`Self::from_metadata`] reads it back.
     pub fn to_metadata(&self) -> Vec<(String, Value)> {
         let spelled = |id: u32| match self.kinds[id as usize] {
-            Kind::Normal => spelling::spell(self.tokens.get(id)),
+            Kind::Normal => byte_level::encode(self.tokens.get(id)),
             Kind::Byte => format!("<0x{:02X}>", self.tokens.get(id)[0]),
             _ => String::from_utf8_lossy(self.tokens.get(id)).into_owned(),
         };
-        let bytes = |id| spelling::spell(self.tokens.get(id));
+        let bytes = |id| byte_level::encode(self.tokens.get(id));
         let merges = self.merges.list().iter().map(|&(left, right)| bytes(left) + " " + &bytes(right));
         let tokens = (0..self.len() as u32).map(spelled).collect();
         let types = self.kinds.iter().map(|&kind| kind as i32).collect();
@@ -57,18 +57,22 @@ impl Vocabulary {
             (TYPES, Value::Array(Array::I32(types))),
             (MERGES, Value::Array(Array::String(merges.collect()))),
         ];
-        let roles =
-            [(BOS, self.roles.bos), (EOS, self.roles.eos), (PAD, self.roles.pad), (UNK, self.roles.unk)];
-        metadata.extend(roles.into_iter().filter_map(|(key, id)| Some((key, Value::U32(id?)))));
+        let special_ids = [
+            (BOS, self.special_ids.bos),
+            (EOS, self.special_ids.eos),
+            (PAD, self.special_ids.pad),
+            (UNK, self.special_ids.unk),
+        ];
+        metadata.extend(special_ids.into_iter().filter_map(|(key, id)| Some((key, Value::U32(id?)))));
         metadata.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
     }
 }
 
-fn read_tokens<'p>(path: &'p str, tokens: &[String], types: &[i32]) -> Result<Draft<'p>, Error> {
+fn read_tokens<'p>(path: &'p str, tokens: &[String], types: &[i32]) -> Result<VocabularyBuilder<'p>, Error> {
     if types.len() != tokens.len() {
         return Err(bad(path, TYPES, format_args!("{} of them, one per token", tokens.len()), types.len()));
     }
-    let mut draft = Draft::new(path, tokens.len())?;
+    let mut builder = VocabularyBuilder::new(path, tokens.len())?;
     let mut bytes = Vec::new();
     for (index, (token, &number)) in tokens.iter().zip(types).enumerate() {
         let place = || format!("{TOKENS} {index}");
@@ -76,32 +80,32 @@ fn read_tokens<'p>(path: &'p str, tokens: &[String], types: &[i32]) -> Result<Dr
             None => return Err(bad(path, format_args!("{TYPES} {index}"), "1 to 6", number)),
             Some(Kind::Normal) => {
                 let found = |_| bad(path, place(), "bytes in GPT-2's spelling", token);
-                spelling::read(token, &mut bytes).map_err(found)?;
-                draft.push(Kind::Normal, &bytes)?;
+                byte_level::decode(token, &mut bytes).map_err(found)?;
+                builder.push(Kind::Normal, &bytes)?;
             }
             Some(Kind::Byte) => {
                 let hex = token.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
                 let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
-                draft.push(
+                builder.push(
                     Kind::Byte,
                     &[byte.ok_or_else(|| bad(path, place(), "<0x00> to <0xFF>", token))?],
                 )?;
             }
-            Some(kind) => draft.push(kind, token.as_bytes())?,
+            Some(kind) => builder.push(kind, token.as_bytes())?,
         }
     }
-    Ok(draft)
+    Ok(builder)
 }
 
-fn read_merges(path: &str, draft: &Draft, list: &[String]) -> Result<super::Merges, Error> {
-    let mut merges = draft.new_merges(list.len())?;
+fn read_merges(path: &str, builder: &VocabularyBuilder, list: &[String]) -> Result<super::Merges, Error> {
+    let mut merges = builder.new_merges(list.len())?;
     let (mut left, mut right) = (Vec::new(), Vec::new());
     for (index, merge) in list.iter().enumerate() {
         let found = || bad(path, format_args!("{MERGES} {index}"), "two tokens in GPT-2's spelling", merge);
         let (a, b) = merge.split_once(' ').ok_or_else(found)?;
-        spelling::read(a, &mut left).map_err(|_| found())?;
-        spelling::read(b, &mut right).map_err(|_| found())?;
-        draft.merge(&mut merges, index, &left, &right)?;
+        byte_level::decode(a, &mut left).map_err(|_| found())?;
+        byte_level::decode(b, &mut right).map_err(|_| found())?;
+        builder.merge(&mut merges, index, &left, &right)?;
     }
     Ok(merges)
 }

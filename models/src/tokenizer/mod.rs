@@ -2,43 +2,43 @@
 //!
 //! One vocabulary type, read from `tiktoken.model`, from `tokenizer.json` or from GGUF metadata, and written
 //! as GGUF metadata. It is not a trainer and knows no chat form: that is [`crate::template`].
-//! Way of a text: [`split`] cuts it into pieces, [`lookup`] knows most of them whole, [`merge`] builds the
+//! Way of a text: [`pretokenizer`] cuts it into pieces, [`vocab`] knows most of them whole, [`bpe`] builds the
 //! others; ids become text again in [`stream`].
 
-mod draft;
-mod hostile;
+mod bpe;
+mod builder;
+mod byte_level;
+mod fuzz;
 mod json;
-mod lookup;
-mod merge;
 mod metadata;
+mod pretokenizer;
 mod specials;
-mod spelling;
-mod split;
 mod stream;
 #[cfg(test)]
 mod tests;
 mod tiktoken;
+mod vocab;
 
-pub use draft::Kind;
-pub use hostile::exercise;
+pub use builder::Kind;
+pub use fuzz::exercise;
 pub(crate) use specials::Segment;
 pub use specials::Specials;
 pub use stream::Utf8Stream;
 #[cfg(test)]
 pub(crate) use tests::kimi;
 
-use lookup::Tokens;
-use merge::{Merges, Scratch};
+use bpe::{Merges, Scratch};
+use pretokenizer::Pretokenizer;
 use rustc_hash::FxHashMap;
-use split::Splitter;
 use std::ops::Range;
+use vocab::Tokens;
 
 /// Names that end a generation whenever a vocabulary has them, as llama.cpp treats them.
 const END_NAMES: [&str; 4] = ["[EOS]", "<|im_end|>", "[EOT]", "[PAD]"];
 
 /// Ids that have a part to play.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Roles {
+pub struct SpecialIds {
     /// Beginning of a sequence; Kimi's encoding adds none.
     pub bos: Option<u32>,
     /// End of a sequence.
@@ -55,9 +55,9 @@ pub struct Vocabulary {
     tokens: Tokens,
     kinds: Vec<Kind>,
     merges: Merges,
-    splitter: Splitter,
+    pretokenizer: Pretokenizer,
     specials: Specials,
-    roles: Roles,
+    special_ids: SpecialIds,
     /// Sorted.
     ends: Vec<u32>,
 }
@@ -94,7 +94,7 @@ impl Vocabulary {
     pub(crate) fn encode_into(&self, text: &str, ids: &mut Vec<u32>) {
         let mut scratch = Scratch::default();
         let mut merged: FxHashMap<&[u8], Range<usize>> = FxHashMap::default();
-        for piece in self.splitter.pieces(text).map(str::as_bytes) {
+        for piece in self.pretokenizer.pieces(text).map(str::as_bytes) {
             if let Some(id) = self.tokens.id(piece) {
                 ids.push(id);
             } else if let Some(before) = merged.get(piece) {
@@ -141,7 +141,7 @@ impl Vocabulary {
     }
 
     /// The ids at which generation stops, ascending.
-    pub fn ends(&self) -> &[u32] {
+    pub fn eog_tokens(&self) -> &[u32] {
         &self.ends
     }
 
@@ -156,12 +156,12 @@ impl Vocabulary {
     }
 
     /// Beginning, end, filler, unknown.
-    pub fn roles(&self) -> Roles {
-        self.roles
+    pub fn special_ids(&self) -> SpecialIds {
+        self.special_ids
     }
 
     /// The name of the split pattern, `tokenizer.ggml.pre`.
     pub fn pre(&self) -> &'static str {
-        self.splitter.pattern.name
+        self.pretokenizer.pattern.name
     }
 }

@@ -43,14 +43,15 @@ fn check_goldens(vocabulary: &Vocabulary) {
     }
     assert_eq!(vocabulary.token_bytes(163_592), b"<|reserved_token_163592|>");
     assert_eq!(vocabulary.len(), 163_840);
-    assert_eq!(vocabulary.ends(), [163_585, 163_586, 163_593, 163_839]);
+    assert_eq!(vocabulary.eog_tokens(), [163_585, 163_586, 163_593, 163_839]);
 }
 
 #[test]
 fn the_published_ids() {
     check_goldens(kimi());
-    let roles = Roles { bos: Some(163_584), eos: Some(163_585), pad: Some(163_839), unk: Some(163_838) };
-    assert_eq!(kimi().roles(), roles);
+    let special_ids =
+        SpecialIds { bos: Some(163_584), eos: Some(163_585), pad: Some(163_839), unk: Some(163_838) };
+    assert_eq!(kimi().special_ids(), special_ids);
 }
 
 #[test]
@@ -60,7 +61,7 @@ fn the_way_through_gguf_changes_nothing() {
     assert_eq!(merges.len(), 163_328);
     let back = Vocabulary::from_metadata("kimi.gguf", &metadata).unwrap().unwrap();
     check_goldens(&back);
-    assert_eq!(back.roles(), kimi().roles());
+    assert_eq!(back.special_ids(), kimi().special_ids());
     assert_eq!(Metadata(back.to_metadata()), metadata);
 }
 
@@ -75,7 +76,7 @@ fn kimi_json() -> Json {
         .map(|id| serde_json::json!({"id": id, "content": tokens[id], "special": true}))
         .collect();
     let split = serde_json::json!({"type": "Split", "behavior": "Isolated",
-        "pattern": {"Regex": split::Pattern::named("kimi-k2").unwrap().source()}});
+        "pattern": {"Regex": pretokenizer::Pattern::named("kimi-k2").unwrap().source()}});
     let bytes = serde_json::json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": false});
     serde_json::json!({
         "added_tokens": added, "normalizer": null,
@@ -191,7 +192,7 @@ mod refused {
         check_metadata(
             "merges",
             texts(&["a b", "b"]),
-            "tokenizer.ggml.merges 1: expected two tokens in GPT-2's spelling, found b",
+            "tokenizer.ggml.merges 1: expected two tokens in GPT-2's byte_level, found b",
         );
         check_metadata("merges", texts(&["a c"]), "merge 0: expected known tokens, found ac");
         check_metadata(

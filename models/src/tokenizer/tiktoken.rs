@@ -3,9 +3,9 @@
 //! Ranks are ids. 256 special ids follow them: those the config names, the others `<|reserved_token_ID|>`.
 //! What a larger vocabulary has beyond is unused.
 
-use super::draft::{Draft, Kind, bad};
-use super::split::{PATTERNS, Pattern};
-use super::{Roles, Vocabulary};
+use super::builder::{Kind, VocabularyBuilder, bad};
+use super::pretokenizer::{PATTERNS, Pattern};
+use super::{SpecialIds, Vocabulary};
 use crate::gguf::Error;
 use serde_json::Value;
 
@@ -30,28 +30,32 @@ impl Vocabulary {
                 ranks.len(),
             ));
         }
-        let mut draft = Draft::new(path, size)?;
+        let mut builder = VocabularyBuilder::new(path, size)?;
         for (expected, (rank, token)) in ranks.iter().enumerate() {
             if *rank as usize != expected {
                 return Err(bad(path, "ranks", format_args!("rank {expected} next"), rank));
             }
-            draft.push(Kind::Normal, token)?;
+            builder.push(Kind::Normal, token)?;
         }
-        let merges = draft.derive_merges()?;
+        let merges = builder.derive_merges()?;
         for id in ranks.len()..size {
             match config.name(id) {
-                Some(name) => draft.push(Kind::Control, name.as_bytes())?,
+                Some(name) => builder.push(Kind::Control, name.as_bytes())?,
                 None if id < ranks.len() + SPECIAL_IDS => {
-                    draft.push(Kind::Control, format!("<|reserved_token_{id}|>").as_bytes())?;
+                    builder.push(Kind::Control, format!("<|reserved_token_{id}|>").as_bytes())?;
                 }
-                None => draft.push_unused()?,
+                None => builder.push_unused()?,
             }
         }
         let id = |key| config.id(key, ranks.len()..size);
-        let roles =
-            Roles { bos: id("bos_token"), eos: id("eos_token"), pad: id("pad_token"), unk: id("unk_token") };
+        let special_ids = SpecialIds {
+            bos: id("bos_token"),
+            eos: id("eos_token"),
+            pad: id("pad_token"),
+            unk: id("unk_token"),
+        };
         let kimi = Pattern::named("kimi-k2").unwrap_or(&PATTERNS[0]);
-        draft.finish(merges, kimi, roles)
+        builder.finish(merges, kimi, special_ids)
     }
 }
 

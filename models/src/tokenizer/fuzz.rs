@@ -3,7 +3,7 @@
 //! Not used by the program. Vocabularies must have all 256 bytes, which a fuzzer would rarely write, so
 //! three of the four readings put them before the input.
 
-use super::{Utf8Stream, Vocabulary, spelling};
+use super::{Utf8Stream, Vocabulary, byte_level};
 use crate::gguf::{Array, Metadata, Value};
 
 /// Reads `input` as a tokenizer file of the kind that its first byte chooses; what is accepted must then
@@ -42,7 +42,7 @@ fn byte_ranks() -> Vec<u8> {
 
 /// The 256 bytes, then a token per line of the text: `type token`, or `merge left right`.
 fn byte_metadata(text: &str) -> Metadata {
-    let mut tokens: Vec<String> = (0..=255).map(|byte| spelling::spell(&[byte])).collect();
+    let mut tokens: Vec<String> = (0..=255).map(|byte| byte_level::encode(&[byte])).collect();
     let mut types = vec![1; 256];
     let mut merges = Vec::new();
     for line in text.lines() {

@@ -1,7 +1,7 @@
 //! The bytes of every token id, and the way back from bytes to the id.
 //!
 //! One blob and one open-addressed table instead of 163,840 small boxes: it loads in milliseconds and a
-//! look-up touches two cache lines. Not aware of merges or specials; next: [`super::merge`].
+//! look-up touches two cache lines. Not aware of merges or specials; next: [`super::bpe`].
 
 use rustc_hash::FxHasher;
 use std::hash::Hasher;

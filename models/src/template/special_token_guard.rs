@@ -4,7 +4,7 @@
 //! the template: after the first character of every special token's name in them (`<` MARK `|im_end|>`), at
 //! an end that could be a part of a name, and in a value that is a middle part (`EOS`, for a template that
 //! writes `[{{ name }}]`). So neither a value nor a value joined to what stands beside it spells a name. The
-//! mark is no white space, so `strip` keeps it; `in`, `split` and comparison see ordinary text as it is, and
+//! sentinel is no white space, so `strip` keeps it; `in`, `split` and comparison see ordinary text as it is, and
 //! special tokens' names as not there. After rendering, special tokens are looked for with the marks in
 //! place; then the marks are taken out and the rest is encoded as ordinary text.
 //!
@@ -69,13 +69,13 @@ impl Names {
 }
 
 /// Marks values of one rendering.
-pub(super) struct Protection<'s> {
+pub(super) struct Guard<'s> {
     names: &'s Names,
-    pub(super) mark: char,
+    pub(super) sentinel: char,
 }
 
-impl<'s> Protection<'s> {
-    /// Chooses a mark that is not in any of the values or texts; `None` if all of 65,000 are.
+impl<'s> Guard<'s> {
+    /// Chooses a sentinel that is not in any of the values or texts; `None` if all of 65,000 are.
     pub(super) fn new<'v>(
         names: &'s Names,
         values: impl Iterator<Item = &'v Value>,
@@ -83,7 +83,7 @@ impl<'s> Protection<'s> {
     ) -> Option<Self> {
         let mut used: HashSet<char> = source.chars().filter(|&c| is_candidate(c)).collect();
         values.for_each(|value| collect(value, &mut used));
-        Some(Self { names, mark: candidates().find(|c| !used.contains(c))? })
+        Some(Self { names, sentinel: candidates().find(|c| !used.contains(c))? })
     }
 
     /// The value for the template, with every text and key in it marked.
@@ -127,13 +127,13 @@ impl<'s> Protection<'s> {
         if places.is_empty() { text } else { self.insert(&text, &places) }
     }
 
-    /// The text with the mark at these bytes, which ascend.
+    /// The text with the sentinel at these bytes, which ascend.
     fn insert(&self, text: &str, places: &[usize]) -> String {
         let mut marked = String::with_capacity(text.len() + 4 * places.len());
         let mut at = 0;
         for &place in places {
             marked.push_str(&text[at..place]);
-            marked.push(self.mark);
+            marked.push(self.sentinel);
             at = place;
         }
         marked + &text[at..]

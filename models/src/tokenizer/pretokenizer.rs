@@ -57,7 +57,7 @@ impl Pattern {
 
 /// A compiled pattern.
 #[derive(Clone, Debug)]
-pub(super) struct Splitter {
+pub(super) struct Pretokenizer {
     pub(super) pattern: &'static Pattern,
     regex: Regex,
 }
@@ -72,7 +72,7 @@ fn compile(alternatives: &[&str]) -> Regex {
     regex.expect("the patterns of the table compile: a test builds each")
 }
 
-impl Splitter {
+impl Pretokenizer {
     pub(super) fn new(pattern: &'static Pattern) -> Self {
         Self { pattern, regex: pattern.regex.get_or_init(|| compile(pattern.alternatives)).clone() }
     }
@@ -106,14 +106,14 @@ mod tests {
     use super::*;
 
     fn check(text: &str, expected: &[&str]) {
-        let splitter = Splitter::new(Pattern::named("kimi-k2").unwrap());
-        assert_eq!(splitter.pieces(text).collect::<Vec<_>>(), expected);
+        let pretokenizer = Pretokenizer::new(Pattern::named("kimi-k2").unwrap());
+        assert_eq!(pretokenizer.pieces(text).collect::<Vec<_>>(), expected);
     }
 
     #[test]
     fn every_pattern_of_the_table_compiles_and_is_found() {
         for pattern in &PATTERNS {
-            assert_eq!(Splitter::new(pattern).pieces("a").count(), 1);
+            assert_eq!(Pretokenizer::new(pattern).pieces("a").count(), 1);
             assert_eq!(Pattern::of_source(&pattern.source()).unwrap().name, pattern.name);
         }
         assert!(Pattern::named("gpt-9").is_none());

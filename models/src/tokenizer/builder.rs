@@ -2,10 +2,10 @@
 //!
 //! The three readers ([`super::tiktoken`], [`super::json`], [`super::metadata`]) end here.
 
-use super::lookup::Tokens;
-use super::merge::Merges;
-use super::split::{Pattern, Splitter};
-use super::{END_NAMES, Roles, Specials, Vocabulary};
+use super::bpe::Merges;
+use super::pretokenizer::{Pattern, Pretokenizer};
+use super::vocab::Tokens;
+use super::{END_NAMES, SpecialIds, Specials, Vocabulary};
 use crate::gguf::Error;
 use std::fmt::Display;
 
@@ -74,13 +74,13 @@ impl Escape {
 }
 
 /// Tokens so far.
-pub(super) struct Draft<'p> {
+pub(super) struct VocabularyBuilder<'p> {
     path: &'p str,
     pub(super) tokens: Tokens,
     kinds: Vec<Kind>,
 }
 
-impl<'p> Draft<'p> {
+impl<'p> VocabularyBuilder<'p> {
     /// Room for `count` tokens of the file `path`.
     pub(super) fn new(path: &'p str, count: usize) -> Result<Self, Error> {
         if count > MAX_IDS {
@@ -146,12 +146,15 @@ impl<'p> Draft<'p> {
         self,
         merges: Merges,
         pattern: &'static Pattern,
-        roles: Roles,
+        special_ids: SpecialIds,
     ) -> Result<Vocabulary, Error> {
         let count = self.tokens.len();
-        for (name, id) in
-            [("bos", roles.bos), ("eos", roles.eos), ("padding", roles.pad), ("unknown", roles.unk)]
-        {
+        for (name, id) in [
+            ("bos", special_ids.bos),
+            ("eos", special_ids.eos),
+            ("padding", special_ids.pad),
+            ("unknown", special_ids.unk),
+        ] {
             if let Some(id) = id.filter(|&id| id as usize >= count) {
                 let expected = format_args!("an id below {count}");
                 return Err(bad(self.path, format_args!("{name} token id"), expected, id));
@@ -166,10 +169,18 @@ impl<'p> Draft<'p> {
         let named = ids.map(|id| (String::from_utf8_lossy(self.tokens.get(id)).into_owned(), id));
         let specials = Specials::new(named.collect());
         let mut ends: Vec<u32> =
-            END_NAMES.iter().filter_map(|name| specials.id(name)).chain(roles.eos).collect();
+            END_NAMES.iter().filter_map(|name| specials.id(name)).chain(special_ids.eos).collect();
         ends.sort_unstable();
         ends.dedup();
-        let splitter = Splitter::new(pattern);
-        Ok(Vocabulary { tokens: self.tokens, kinds: self.kinds, merges, splitter, specials, roles, ends })
+        let pretokenizer = Pretokenizer::new(pattern);
+        Ok(Vocabulary {
+            tokens: self.tokens,
+            kinds: self.kinds,
+            merges,
+            pretokenizer,
+            specials,
+            special_ids,
+            ends,
+        })
     }
 }

@@ -5,7 +5,7 @@
 //! the rank of the joined bytes (tiktoken): nothing ever merged across the ends of two neighbours, so inside
 //! them the same merges happened in the same order as in the token alone. Next: [`super::split`].
 
-use super::lookup::Tokens;
+use super::vocab::Tokens;
 use rustc_hash::FxHashMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;

@@ -8,7 +8,7 @@ const fn printable(byte: u8) -> bool {
 }
 
 /// Byte -> character: the unprintable ones follow each other from U+0100.
-const SPELLED: [char; 256] = {
+const CHARS: [char; 256] = {
     let mut table = ['\0'; 256];
     let (mut byte, mut next) = (0, 256);
     while byte < 256 {
@@ -28,19 +28,19 @@ const BYTES: [Option<u8>; 324] = {
     let mut table = [None; 324];
     let mut byte = 0;
     while byte < 256 {
-        table[SPELLED[byte] as usize] = Some(byte as u8);
+        table[CHARS[byte] as usize] = Some(byte as u8);
         byte += 1;
     }
     table
 };
 
 /// Writes bytes in the spelling.
-pub(super) fn spell(bytes: &[u8]) -> String {
-    bytes.iter().map(|&b| SPELLED[b as usize]).collect()
+pub(super) fn encode(bytes: &[u8]) -> String {
+    bytes.iter().map(|&b| CHARS[b as usize]).collect()
 }
 
 /// Reads a spelling into `bytes` (cleared first); the first character that spells no byte is the error.
-pub(super) fn read(text: &str, bytes: &mut Vec<u8>) -> Result<(), char> {
+pub(super) fn decode(text: &str, bytes: &mut Vec<u8>) -> Result<(), char> {
     bytes.clear();
     for c in text.chars() {
         bytes.push(BYTES.get(c as usize).copied().flatten().ok_or(c)?);
@@ -56,10 +56,10 @@ mod tests {
     fn every_byte_comes_back() {
         let all: Vec<u8> = (0..=255).collect();
         let mut back = Vec::new();
-        read(&spell(&all), &mut back).unwrap();
+        decode(&encode(&all), &mut back).unwrap();
         assert_eq!(back, all);
-        assert_eq!(spell(b" a\n\xc3"), "ĠaĊÃ");
-        assert_eq!(read("a b", &mut back), Err(' '));
-        assert_eq!(read("中", &mut back), Err('中'));
+        assert_eq!(encode(b" a\n\xc3"), "ĠaĊÃ");
+        assert_eq!(decode("a b", &mut back), Err(' '));
+        assert_eq!(decode("中", &mut back), Err('中'));
     }
 }
