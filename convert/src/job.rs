@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::metadata::{metadata, set_mix};
 use crate::mix::Mix;
-use crate::names::wanted;
+use crate::names::tensor_specs;
 use crate::plan::{Override, Planned, check, plan};
 use crate::progress::Progress;
 use crate::source::Source;
@@ -68,7 +68,7 @@ impl Job {
             let path = input.join("config.json");
             let config = Config::parse(&path.display().to_string(), &checkpoint::read_text(&path)?)?;
             let source = checkpoint::open(input, headers)?;
-            let plan = plan(wanted(&config), config.layers(), options.mix, &options.overrides)?;
+            let plan = plan(tensor_specs(&config), config.layers(), options.mix, &options.overrides)?;
             let mut metadata = metadata(&config, &name, options.mix);
             vocabulary::add(&mut metadata, input, &config, progress)?;
             if config.kda_heads != config.heads {
@@ -77,10 +77,10 @@ impl Job {
             fp8_block = config.fp8_block;
             (source, plan, metadata)
         } else {
-            let (source, wanted, mut metadata) = requantise::open(input, progress)?;
+            let (source, specs, mut metadata) = requantise::open(input, progress)?;
             let layers = requantise::layers(input, &metadata)?;
             set_mix(&mut metadata, options.mix);
-            (source, plan(wanted, layers, options.mix, &options.overrides)?, metadata)
+            (source, plan(specs, layers, options.mix, &options.overrides)?, metadata)
         };
         // What would not load is not written: in the loader's own words.
         let named = if about.is_dir() { input.join("config.json") } else { input.clone() };

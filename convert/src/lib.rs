@@ -2,17 +2,17 @@
 //!
 //! `config` -> hyperparameters, `names` -> the tensors they imply, `mix` -> their formats, `plan` -> all of
 //! it against the input (`checkpoint` or `requantise`, both a `source`), `job` -> that and the metadata,
-//! `run` -> the file, piece by piece (`pieces`). Start reading at [`run`].
+//! `run` -> the file, chunk by chunk (`chunks`). Start reading at [`run`].
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;
+mod chunks;
 pub mod config;
 mod error;
 pub mod job;
 pub mod metadata;
 pub mod mix;
 pub mod names;
-mod pieces;
 pub mod plan;
 mod progress;
 mod requantise;

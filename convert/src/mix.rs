@@ -1,7 +1,7 @@
 //! The mixes people know by name (`Q4_K_M`, `MXFP4_MOE`): which tensor is stored in which format.
 //!
 //! The rules are those of `llama-quantize` as far as they concern this architecture, so that a name means
-//! the same quality and size; where they differ, `STEERING` says why. Next: `plan` (all tensors at once).
+//! the same quality and size; where they differ, `SENSITIVE_TENSORS` says why. Next: `plan` (all tensors at once).
 
 use crate::error::{Error, Result};
 use kernels::quant::Format;
@@ -43,7 +43,7 @@ const MXFP4_MOE: Mix = Mix { name: "MXFP4_MOE", file_type: 38, base: Format::MXF
 
 /// `llama-quantize` makes these as coarse as the rest. They are a thousandth of the bytes, and an error in
 /// them is carried on by the recurrent state or the latent cache: never below Q8_0 here.
-const STEERING: [&str; 8] = [
+const SENSITIVE_TENSORS: [&str; 8] = [
     "ssm_beta.weight",
     "ssm_f_a.weight",
     "ssm_f_b.weight",
@@ -92,7 +92,7 @@ impl Mix {
             return self.base;
         }
         let mut format = self.by_role(name, shape, n_layers);
-        if STEERING.iter().any(|suffix| name.ends_with(suffix)) {
+        if SENSITIVE_TENSORS.iter().any(|suffix| name.ends_with(suffix)) {
             format = Format::Q8_0;
         }
         fit(format, shape[0])

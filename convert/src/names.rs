@@ -7,7 +7,7 @@ use crate::config::Config;
 
 /// A GGUF tensor before its format is chosen.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Wanted {
+pub struct TensorSpec {
     /// GGUF's name.
     pub name: String,
     /// ggml's `ne`, fastest first.
@@ -55,7 +55,7 @@ impl Part {
 }
 
 /// Every tensor of the GGUF file in its order.
-pub fn wanted(c: &Config) -> Vec<Wanted> {
+pub fn tensor_specs(c: &Config) -> Vec<TensorSpec> {
     let mut list = List(Vec::new());
     list.matrix("token_embd.weight", "model.embed_tokens.weight", c.hidden, c.vocab);
     for (layer, full) in c.full_attention.iter().enumerate() {
@@ -75,7 +75,7 @@ pub fn wanted(c: &Config) -> Vec<Wanted> {
     list.0
 }
 
-struct List(Vec<Wanted>);
+struct List(Vec<TensorSpec>);
 
 impl List {
     /// A whole source tensor, unchanged.
@@ -86,7 +86,7 @@ impl List {
     fn mapped(&mut self, name: String, source: String, dims: Vec<u64>, map: Transform) {
         let shape = dims.iter().rev().copied().collect();
         let rows = dims[..dims.len() - 1].iter().product();
-        self.0.push(Wanted { name, shape, parts: vec![Part { source, dims, first: 0, rows, map }] });
+        self.0.push(TensorSpec { name, shape, parts: vec![Part { source, dims, first: 0, rows, map }] });
     }
 
     fn matrix(&mut self, name: &str, source: &str, cols: u64, rows: u64) {
@@ -154,8 +154,8 @@ impl Layer<'_> {
         let k = (0..c.heads).map(|h| part(h, 0, c.nope, Transform::Transpose)).collect();
         let v = (0..c.heads).map(|h| part(h, c.nope, c.v_dim, Transform::Copy)).collect();
         let name = |which: &str| format!("{}attn_{which}_b.weight", self.out);
-        let k = Wanted { name: name("k"), shape: vec![c.nope, c.kv_lora, c.heads], parts: k };
-        let v = Wanted { name: name("v"), shape: vec![c.kv_lora, c.v_dim, c.heads], parts: v };
+        let k = TensorSpec { name: name("k"), shape: vec![c.nope, c.kv_lora, c.heads], parts: k };
+        let v = TensorSpec { name: name("v"), shape: vec![c.kv_lora, c.v_dim, c.heads], parts: v };
         self.list.0.extend([k, v]);
         self.matrix("attn_output", "self_attn.o_proj", c.heads * c.v_dim, c.hidden);
     }
@@ -191,7 +191,7 @@ impl Layer<'_> {
         };
         let parts = (0..self.c.experts).map(part).collect();
         let shape = vec![cols, rows, self.c.experts];
-        self.list.0.push(Wanted { name: format!("{}{name}.weight", self.out), shape, parts });
+        self.list.0.push(TensorSpec { name: format!("{}{name}.weight", self.out), shape, parts });
     }
 
     fn last_shape(&mut self) -> &mut Vec<u64> {
@@ -205,8 +205,8 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
 
-    fn official() -> Vec<Wanted> {
-        wanted(&Config::parse("c", crate::config::tests::OFFICIAL.as_bytes()).unwrap())
+    fn official() -> Vec<TensorSpec> {
+        tensor_specs(&Config::parse("c", crate::config::tests::OFFICIAL.as_bytes()).unwrap())
     }
 
     #[test]

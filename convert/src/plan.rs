@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::mix::{Mix, quantisable};
-use crate::names::{Part, Wanted};
+use crate::names::{Part, TensorSpec};
 use crate::source::{Coding, Scales, Source, Tensor};
 use kernels::quant::Format;
 use regex::Regex;
@@ -53,10 +53,10 @@ impl Override {
 ///
 /// # Errors
 /// An override that matches no tensor it could change, or whose blocks do not fill the rows.
-pub fn plan(wanted: Vec<Wanted>, n_layers: u64, mix: Mix, overrides: &[Override]) -> Result<Vec<Planned>> {
+pub fn plan(specs: Vec<TensorSpec>, n_layers: u64, mix: Mix, overrides: &[Override]) -> Result<Vec<Planned>> {
     let mut hits = vec![false; overrides.len()];
-    let mut tensors = Vec::with_capacity(wanted.len());
-    for Wanted { name, shape, parts } in wanted {
+    let mut tensors = Vec::with_capacity(specs.len());
+    for TensorSpec { name, shape, parts } in specs {
         let mut format = mix.format_for(&name, &shape, n_layers);
         for (rule, hit) in overrides.iter().zip(&mut hits) {
             if quantisable(&name, &shape) && rule.pattern.is_match(&name) {
@@ -202,12 +202,12 @@ pub fn scales(part: &Part, tensor: &Tensor, source: &Source, block: [u64; 2]) ->
 mod tests {
     use super::*;
     use crate::config::Config;
-    use crate::names::wanted;
+    use crate::names::tensor_specs;
 
     fn official(mix: &str, overrides: &[&str]) -> Result<Vec<Planned>> {
         let config = Config::parse("c", crate::config::tests::OFFICIAL.as_bytes())?;
         let overrides = overrides.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>>>()?;
-        plan(wanted(&config), config.layers(), Mix::from_name(mix)?, &overrides)
+        plan(tensor_specs(&config), config.layers(), Mix::from_name(mix)?, &overrides)
     }
 
     fn unread(tensors: &[Planned]) -> Source {

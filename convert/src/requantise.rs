@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::metadata::ARCHITECTURE;
-use crate::names::{Part, Transform, Wanted};
+use crate::names::{Part, TensorSpec, Transform};
 use crate::progress::Progress;
 use crate::source::{Coding, Source, Tensor};
 use models::gguf::Metadata;
@@ -15,7 +15,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// A file that is broken or of another architecture.
-pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Wanted>, Metadata)> {
+pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<TensorSpec>, Metadata)> {
     let gguf = Gguf::open(path)?;
     let shown = path.display().to_string();
     let architecture = gguf.str("general.architecture")?;
@@ -26,7 +26,7 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Wan
     for path in gguf.paths() {
         source.open(path.clone())?;
     }
-    let mut wanted = Vec::with_capacity(gguf.tensors.len());
+    let mut specs = Vec::with_capacity(gguf.tensors.len());
     let mut coarse = 0;
     for tensor in &gguf.tensors {
         coarse += usize::from(tensor.format.block_len() > 1);
@@ -45,13 +45,13 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Wan
         source.tensors.insert(tensor.name.clone(), stored);
         let rows = dims[..dims.len() - 1].iter().product();
         let part = Part { source: tensor.name.clone(), dims, first: 0, rows, map: Transform::Copy };
-        wanted.push(Wanted { name: tensor.name.clone(), shape: tensor.shape.clone(), parts: vec![part] });
+        specs.push(TensorSpec { name: tensor.name.clone(), shape: tensor.shape.clone(), parts: vec![part] });
     }
     if coarse > 0 {
         let all = gguf.tensors.len();
         progress.warn(&format!("{coarse} of {all} tensors are quantised already: their errors will add up"));
     }
-    Ok((source, wanted, gguf.metadata))
+    Ok((source, specs, gguf.metadata))
 }
 
 /// The number of layers that the file states.

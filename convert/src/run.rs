@@ -1,12 +1,12 @@
-//! The conversion itself: three stages that overlap, pieces in order.
+//! The conversion itself: three stages that overlap, chunks in order.
 //!
-//! A reader thread reads ahead by a few pieces, this thread hands each to all cores to be quantised, a
-//! writer thread appends. Memory is a few pieces whatever the size of the model. A stopped conversion goes
+//! A reader thread reads ahead by a few chunks, this thread hands each to all cores to be quantised, a
+//! writer thread appends. Memory is a few chunks whatever the size of the model. A stopped conversion goes
 //! on after its last whole tensor: see `resume`.
 
+use crate::chunks::{Buffers, Chunk, Loaded, Loader, chunks, encode};
 use crate::error::{Error, Result};
 use crate::job::{Job, Options, Row};
-use crate::pieces::{Buffers, Loaded, Loader, Piece, encode, pieces};
 use crate::progress::Progress;
 use crate::resume::Partial;
 use models::gguf::write::Layout;
@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-/// Pieces that may wait between two stages.
+/// Chunks that may wait between two stages.
 const AHEAD: usize = 2;
 
 /// What was written, or would be.
@@ -113,7 +113,7 @@ struct Work<'a> {
 impl Work<'_> {
     /// Writes every tensor that is not there yet.
     fn run(&mut self, partial: &mut Partial) -> Result<()> {
-        let (done, todo): (Vec<_>, Vec<_>) = pieces(&self.job.plan).partition(|p| p.tensor < partial.done);
+        let (done, todo): (Vec<_>, Vec<_>) = chunks(&self.job.plan).partition(|p| p.tensor < partial.done);
         self.progress.start(self.job.source_bytes, done.iter().map(|p| self.stored_bytes(p)).sum());
         let loader = Loader::new(&self.job.source, self.job.fp8_block, self.buffers);
         let buffers = self.buffers;
@@ -129,36 +129,36 @@ impl Work<'_> {
         })
     }
 
-    fn encode_all(&mut self, pieces: Receiver<Result<Loaded>>, encoded: SyncSender<Vec<u8>>) -> Result<()> {
+    fn encode_all(&mut self, chunks: Receiver<Result<Loaded>>, encoded: SyncSender<Vec<u8>>) -> Result<()> {
         let mut tensor = None;
-        for loaded in pieces {
+        for loaded in chunks {
             let loaded = loaded?;
-            let piece = loaded.piece;
-            let planned = &self.job.plan[piece.tensor];
-            if tensor.replace(piece.tensor) != Some(piece.tensor) {
+            let chunk = loaded.chunk;
+            let planned = &self.job.plan[chunk.tensor];
+            if tensor.replace(chunk.tensor) != Some(chunk.tensor) {
                 self.progress.tensor(&planned.name, planned.format);
             }
             let source = &self.job.source;
-            let path = || source.path_of(&source.tensors[&piece.part.source]);
+            let path = || source.path_of(&source.tensors[&chunk.part.source]);
             let bytes = self.pool.install(|| encode(loaded, planned, self.buffers, path))?;
             if encoded.send(bytes).is_err() {
                 // The writer has stopped, and its result says why.
                 return Ok(());
             }
-            self.progress.advance(self.stored_bytes(&piece));
+            self.progress.advance(self.stored_bytes(&chunk));
         }
         Ok(())
     }
 
-    fn stored_bytes(&self, piece: &Piece) -> u64 {
-        let coding = &self.job.source.tensors[&piece.part.source].coding;
-        coding.row_bytes(piece.part.cols()).map_or(0, |row| row * piece.rows)
+    fn stored_bytes(&self, chunk: &Chunk) -> u64 {
+        let coding = &self.job.source.tensors[&chunk.part.source].coding;
+        coding.row_bytes(chunk.part.cols()).map_or(0, |row| row * chunk.rows)
     }
 }
 
-fn load_all<'a>(todo: &[Piece<'a>], mut loader: Loader<'a>, loaded: &SyncSender<Result<Loaded<'a>>>) {
-    for piece in todo {
-        let result = loader.load(*piece);
+fn load_all<'a>(todo: &[Chunk<'a>], mut loader: Loader<'a>, loaded: &SyncSender<Result<Loaded<'a>>>) {
+    for chunk in todo {
+        let result = loader.load(*chunk);
         let stop = result.is_err();
         if loaded.send(result).is_err() || stop {
             return;

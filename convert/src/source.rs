@@ -1,7 +1,7 @@
-//! The tensors of the input, wherever they are: found by name, read in pieces, decoded row by row.
+//! The tensors of the input, wherever they are: found by name, read in chunks, decoded row by row.
 //!
 //! A checkpoint's BF16, F16 and F32 are GGUF formats too, so both kinds of input look the same from here
-//! on; only FP8 with its scales is special. Nothing is mapped or kept: a piece is read when it is wanted.
+//! on; only FP8 with its scales is special. Nothing is mapped or kept: a chunk is read when it is wanted.
 
 use crate::error::{Error, Result};
 use kernels::quant::Format;

@@ -82,7 +82,7 @@ fn layout(args: &SynthArgs) -> Result<Layout> {
         Some(dir) => convert::vocabulary::add(&mut metadata, dir, &config, &mut Warnings)?,
         None => no_tokenizer(&mut metadata),
     }
-    let tensors = plan(convert::names::wanted(&config), config.layers(), args.mix, &args.tensor_type)?;
+    let tensors = plan(convert::names::tensor_specs(&config), config.layers(), args.mix, &args.tensor_type)?;
     let tensors = tensors.into_iter().map(|t| (t.name, t.format, t.shape)).collect();
     Ok(Layout::new(metadata, tensors)?)
 }

@@ -146,8 +146,8 @@ mod tests {
         assert_eq!(mla(Preset::AllMla), (1..=27).collect::<Vec<_>>());
         assert_eq!(mla(Preset::Tiny), [4, 8]);
         assert_eq!(mla(Preset::TinyD128), [4, 8]);
-        let weights = |w: &convert::names::Wanted| w.shape.iter().product::<u64>();
-        let all = convert::names::wanted(&config(Preset::Real, None, &[]).unwrap());
+        let weights = |w: &convert::names::TensorSpec| w.shape.iter().product::<u64>();
+        let all = convert::names::tensor_specs(&config(Preset::Real, None, &[]).unwrap());
         assert_eq!((all.len(), all.iter().map(weights).sum::<u64>()), (610, 49_122_681_728));
     }
 

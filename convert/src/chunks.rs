@@ -1,7 +1,7 @@
-//! The work of a conversion cut into pieces: read a few rows, decode, transform, check, quantise.
+//! The work of a conversion cut into chunks: read a few rows, decode, transform, check, quantise.
 //!
-//! Pieces come in the order of the output's bytes and depend on nothing but the plan, so a stopped
-//! conversion goes on at the piece where it stopped. Who runs them in parallel: `run`.
+//! Chunks come in the order of the output's bytes and depend on nothing but the plan, so a stopped
+//! conversion goes on at the chunk where it stopped. Who runs them in parallel: `run`.
 
 use crate::error::{Error, Result};
 use crate::names::{Part, Transform};
@@ -11,14 +11,14 @@ use kernels::quant::Format;
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex};
 
-/// Values of a piece at most, if a row is not longer: 16 MiB of F32.
-const PIECE_VALUES: u64 = 4 << 20;
+/// Values of a chunk at most, if a row is not longer: 16 MiB of F32.
+const CHUNK_VALUES: u64 = 4 << 20;
 /// Values that one thread takes at least.
 const SHARE_VALUES: usize = 32 << 10;
 
 /// Some rows of one part.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Piece<'a> {
+pub struct Chunk<'a> {
     /// Index of the output tensor in the plan.
     pub tensor: usize,
     /// The part it belongs to.
@@ -33,11 +33,11 @@ pub struct Piece<'a> {
     pub bytes: u64,
 }
 
-/// A piece with what was read for it.
+/// A chunk with what was read for it.
 #[derive(Debug)]
 pub struct Loaded<'a> {
     /// Which.
-    pub piece: Piece<'a>,
+    pub chunk: Chunk<'a>,
     /// Its source rows as stored.
     pub stored: Vec<u8>,
     /// How they are stored.
@@ -45,15 +45,15 @@ pub struct Loaded<'a> {
     scales: Option<Arc<Scales>>,
 }
 
-/// Every piece of the plan, in the order of the output.
-pub fn pieces(plan: &[Planned]) -> impl Iterator<Item = Piece<'_>> {
+/// Every chunk of the plan, in the order of the output.
+pub fn chunks(plan: &[Planned]) -> impl Iterator<Item = Chunk<'_>> {
     plan.iter().enumerate().flat_map(|(tensor, planned)| {
         let row_bytes = planned.format.row_bytes(planned.shape[0]).expect("checked by the plan");
         let mut offset = 0;
         planned.parts.iter().flat_map(move |part| {
             let step = match part.map {
                 Transform::Transpose => part.rows.max(1),
-                _ => (PIECE_VALUES / part.cols()).max(1),
+                _ => (CHUNK_VALUES / part.cols()).max(1),
             };
             let cuts = (part.first..part.first + part.rows).step_by(step as usize);
             let made: Vec<_> = cuts
@@ -62,7 +62,7 @@ pub fn pieces(plan: &[Planned]) -> impl Iterator<Item = Piece<'_>> {
                     let out_rows = if part.map == Transform::Transpose { part.cols() } else { rows };
                     let bytes = out_rows * row_bytes;
                     offset += bytes;
-                    Piece { tensor, part, first, rows, offset: offset - bytes, bytes }
+                    Chunk { tensor, part, first, rows, offset: offset - bytes, bytes }
                 })
                 .collect();
             made
@@ -89,7 +89,7 @@ impl Buffers {
     }
 }
 
-/// Reads pieces one after another; keeps the scales of the last FP8 tensor.
+/// Reads chunks one after another; keeps the scales of the last FP8 tensor.
 pub struct Loader<'a> {
     source: &'a Source,
     buffers: &'a Buffers,
@@ -103,25 +103,25 @@ impl<'a> Loader<'a> {
         Loader { source, buffers, fp8_block, last: None }
     }
 
-    /// Reads a piece.
+    /// Reads a chunk.
     ///
     /// # Errors
     /// The system's, or broken FP8 scales.
-    pub fn load(&mut self, piece: Piece<'a>) -> Result<Loaded<'a>> {
-        let part = piece.part;
+    pub fn load(&mut self, chunk: Chunk<'a>) -> Result<Loaded<'a>> {
+        let part = chunk.part;
         let tensor = &self.source.tensors[&part.source];
         let scales = match &self.last {
             Some((name, scales)) if *name == part.source => scales.clone(),
             _ => scales(part, tensor, self.source, self.fp8_block)?.map(Arc::new),
         };
         self.last = Some((&part.source, scales.clone()));
-        let rows = piece.first..piece.first + piece.rows;
+        let rows = chunk.first..chunk.first + chunk.rows;
         let stored = self.source.rows(tensor, part.cols(), rows, |bytes| self.buffers.take(bytes))?;
-        Ok(Loaded { piece, stored, coding: tensor.coding.clone(), scales })
+        Ok(Loaded { chunk, stored, coding: tensor.coding.clone(), scales })
     }
 }
 
-/// A piece in the output's format, computed on the threads of the current rayon pool. `path` names the
+/// A chunk in the output's format, computed on the threads of the current rayon pool. `path` names the
 /// input in messages.
 ///
 /// # Errors
@@ -132,7 +132,7 @@ pub fn encode(
     buffers: &Buffers,
     path: impl Fn() -> String + Sync,
 ) -> Result<Vec<u8>> {
-    let part = loaded.piece.part;
+    let part = loaded.chunk.part;
     let format = planned.format;
     let untouched = loaded.coding == Coding::Blocks(format) && part.map == Transform::Copy;
     if untouched && format.block_len() > 1 {
@@ -144,7 +144,7 @@ pub fn encode(
     };
     let cols = planned.shape[0] as usize;
     let row_bytes = format.row_bytes(planned.shape[0]).expect("checked by the plan") as usize;
-    let mut out = buffers.take(loaded.piece.bytes as usize);
+    let mut out = buffers.take(loaded.chunk.bytes as usize);
     let share = (SHARE_VALUES / cols).max(1);
     out.par_chunks_mut(share * row_bytes).enumerate().try_for_each(|(i, rows)| {
         let mut values = vec![0.0; cols];
@@ -161,7 +161,7 @@ pub fn encode(
                 let place = format!(
                     "{} value {at} of row {}",
                     planned.name,
-                    output_row(&loaded.piece, row_bytes) + row
+                    output_row(&loaded.chunk, row_bytes) + row
                 );
                 let expected = format!("a weight that {} can hold", format.name());
                 return Err(Error::bad(
@@ -179,8 +179,8 @@ pub fn encode(
     Ok(out)
 }
 
-fn output_row(piece: &Piece, row_bytes: usize) -> usize {
-    piece.offset as usize / row_bytes
+fn output_row(chunk: &Chunk, row_bytes: usize) -> usize {
+    chunk.offset as usize / row_bytes
 }
 
 /// Finite, and not so large that an f16 (a value, or a block's scale) overflows.
@@ -193,9 +193,9 @@ fn fits(x: f32, format: Format) -> bool {
     x.abs() <= largest
 }
 
-/// The piece's `[rows, cols]` as `[cols, rows]`.
+/// The chunk's `[rows, cols]` as `[cols, rows]`.
 fn transposed(loaded: &Loaded) -> Vec<f32> {
-    let (rows, cols) = (loaded.piece.rows as usize, loaded.piece.part.cols() as usize);
+    let (rows, cols) = (loaded.chunk.rows as usize, loaded.chunk.part.cols() as usize);
     let mut out = vec![0.0; rows * cols];
     let mut values = vec![0.0; cols];
     for row in 0..rows {
@@ -208,7 +208,7 @@ fn transposed(loaded: &Loaded) -> Vec<f32> {
 }
 
 impl Loaded<'_> {
-    /// The values of a row of the piece.
+    /// The values of a row of the chunk.
     fn decode(&self, row: usize, values: &mut [f32]) {
         let row_bytes = self.coding.row_bytes(values.len() as u64).expect("checked by the plan") as usize;
         let stored = &self.stored[row * row_bytes..][..row_bytes];
@@ -217,7 +217,7 @@ impl Loaded<'_> {
             _ => values.iter_mut().zip(stored).for_each(|(x, byte)| *x = f8_e4m3(*byte)),
         }
         if let Some(scales) = &self.scales {
-            scales.apply(self.piece.first + row as u64, values);
+            scales.apply(self.chunk.first + row as u64, values);
         }
     }
 }
