@@ -13,12 +13,12 @@ use crate::profile::{self, Profiled};
 use crate::sample::argmax;
 use crate::scores::Scores;
 use anyhow::{Result, ensure};
-use kernels::backend::{Backend, CacheFormat, Span};
+use kernels::backend::{Backend, CacheFormat, ExpertCacheStats, Span};
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
 use models::gguf::TensorInfo;
 use models::kimi_linear::config::MixerKind;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::state::{LayerState, State};
 use models::kimi_linear::{Outputs, Sequence};
 use rand_pcg::Pcg64Mcg;
@@ -67,7 +67,7 @@ struct Report {
     peak_resident_bytes: Option<u64>,
     /// Read from disks during the measurement: not zero where the file does not fit the memory.
     disk_read_bytes: Option<u64>,
-    /// Of experts that are not all in one place, in steps of few tokens: how many were met on the GPU, how many chosen.
+    /// Hits and lookups of the GPU's expert cache, in steps of few tokens.
     experts_met: Option<[u64; 2]>,
     cases: Vec<Case>,
 }
@@ -129,7 +129,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         memory_read_gb_s: memory,
         peak_resident_bytes: machine::peak_resident(),
         disk_read_bytes: machine::read_from_disk().zip(read_before).map(|(now, before)| now - before),
-        experts_met: engine.backend.experts_met(),
+        experts_met: engine.backend.expert_cache_stats().map(|s| [s.hits, s.lookups]),
         cases,
     };
     print(&report, args.json)
@@ -196,8 +196,8 @@ fn print(report: &Report, json: bool) -> Result<()> {
     if let Some(bytes) = report.peak_resident_bytes {
         write!(out, "; at most {} resident", size(bytes))?;
     }
-    if let Some(met) = report.experts_met {
-        write!(out, "; {}", met_line(met))?;
+    if let Some([hits, lookups]) = report.experts_met {
+        write!(out, "; {}", met_line(ExpertCacheStats { hits, lookups }))?;
     }
     match report.disk_read_bytes {
         Some(bytes) if bytes > 0 => writeln!(out, "; {} read from disk", size(bytes))?,
@@ -229,7 +229,7 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
     let vocab = engine.model.config.vocab as u32;
     let tokens: Vec<u32> = (0..case.tokens).map(|_| rng.next_u32() % vocab).collect();
     let step = |tokens: &[u32], state: &mut State<B>, form| {
-        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, form }];
+        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, mla_path: form }];
         let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
         let scores = logits.map(|logits| Scores::new(engine, logits, 1));
         // The most likely token, which is no token of the next step: those do not depend on the model.
@@ -238,17 +238,17 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
             std::hint::black_box(best.unwrap_or_else(|| argmax(row.values())));
         }
     };
-    (0..before).for_each(|_| step(&tokens[..1], &mut state, Form::Absorbed));
+    (0..before).for_each(|_| step(&tokens[..1], &mut state, MlaPath::Absorbed));
     let start = Instant::now();
     let mut left = &tokens[..];
     while !left.is_empty() {
         let long = !decodes && state.position >= LONG as u64;
-        let form = if long { Form::Expanded } else { Form::Absorbed };
+        let form = if long { MlaPath::Materialized } else { MlaPath::Absorbed };
         let short = (LONG as u64).saturating_sub(state.position).try_into().unwrap_or(usize::MAX);
         let most = match form {
             _ if decodes => 1,
-            Form::Absorbed => engine.step(form).min(short),
-            Form::Expanded => engine.step(form),
+            MlaPath::Absorbed => engine.step(form).min(short),
+            MlaPath::Materialized => engine.step(form),
         };
         let (tokens, rest) = left.split_at(most.min(left.len()));
         left = rest;

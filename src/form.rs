@@ -7,7 +7,7 @@
 
 use crate::engine::Engine;
 use kernels::backend::Backend;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::template::{Message, Template};
 use models::tokenizer::Vocabulary;
 use serde_json::Map;
@@ -38,15 +38,15 @@ struct Place {
 }
 
 impl Place {
-    fn form(self, token: usize) -> Form {
-        if self.reply || token - self.start < LONG { Form::Absorbed } else { Form::Expanded }
+    fn form(self, token: usize) -> MlaPath {
+        if self.reply || token - self.start < LONG { MlaPath::Absorbed } else { MlaPath::Materialized }
     }
 }
 
 impl<B: Backend> Engine<B> {
     /// The form of the first of these tokens of a prompt, and where those that share it end. `question`: where the
     /// question about a document begins.
-    pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (Form, usize) {
+    pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (MlaPath, usize) {
         let mut place = self.place(prompt, tokens.start, question);
         let form = place.form(tokens.start);
         let mut end = tokens.start + 1;
@@ -64,8 +64,8 @@ impl<B: Backend> Engine<B> {
 
     /// Tokens that are read together at most: more where keys and values are made for a step, which costs the same for
     /// a few as for many.
-    pub fn step(&self, form: Form) -> usize {
-        if form == Form::Expanded && B::EXPANDS { self.batch * LONG_STEP } else { self.batch }
+    pub fn step(&self, form: MlaPath) -> usize {
+        if form == MlaPath::Materialized { self.batch * LONG_STEP } else { self.batch }
     }
 
     /// Whether some of these tokens, which came one by one, would be read in expanded form: nobody else may go on from
@@ -74,7 +74,7 @@ impl<B: Backend> Engine<B> {
         let mut at = tokens.start;
         while at < tokens.end {
             let (form, end) = self.form(all, at..tokens.end, None);
-            if form == Form::Expanded {
+            if form == MlaPath::Materialized {
                 return true;
             }
             at = end;
@@ -143,7 +143,7 @@ mod tests {
     }
 
     /// Every token's form, from pieces of at most `most` tokens.
-    fn forms(engine: &Engine<Cpu>, prompt: &[u32], question: Option<usize>, most: usize) -> Vec<Form> {
+    fn forms(engine: &Engine<Cpu>, prompt: &[u32], question: Option<usize>, most: usize) -> Vec<MlaPath> {
         let mut forms = Vec::new();
         while forms.len() < prompt.len() {
             let at = forms.len();
@@ -154,8 +154,8 @@ mod tests {
         forms
     }
 
-    fn expanded(forms: &[Form]) -> Vec<usize> {
-        (0..forms.len()).filter(|i| forms[*i] == Form::Expanded).collect()
+    fn expanded(forms: &[MlaPath]) -> Vec<usize> {
+        (0..forms.len()).filter(|i| forms[*i] == MlaPath::Materialized).collect()
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::reply::{Reply, Rules};
 use crate::sample::{Constraint, Sampling};
 use crate::session::{Error, Prefill, Session};
 use crate::snapshot::Source;
-use kernels::backend::Backend;
+use kernels::backend::{Backend, ExpertCacheStats};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,8 +55,8 @@ pub struct Stats {
     pub generated: usize,
     /// Time from the first of them to the last.
     pub decode_time: Duration,
-    /// Of experts that are not all in one place: how many were met on the GPU, and how many were chosen.
-    pub met: Option<[u64; 2]>,
+    /// Hits and lookups of the GPU's expert cache.
+    pub met: Option<ExpertCacheStats>,
     /// Why it ended.
     pub ended: Ended,
 }
@@ -100,9 +100,9 @@ impl Prefill {
 }
 
 /// `63 % of 4,160 experts met on the GPU`
-pub fn met_line([here, all]: [u64; 2]) -> String {
-    let share = 100.0 * here as f64 / all.max(1) as f64;
-    format!("{share:.0} % of {} experts met on the GPU", grouped(all as usize))
+pub fn met_line(ExpertCacheStats { hits, lookups }: ExpertCacheStats) -> String {
+    let share = 100.0 * hits as f64 / lookups.max(1) as f64;
+    format!("{share:.0} % of {} experts met on the GPU", grouped(lookups as usize))
 }
 
 /// `128,004`
@@ -125,7 +125,7 @@ pub fn generate<B: Backend>(
     request: Request<'_>,
     on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
 ) -> Result<Stats, Error> {
-    let before = session.engine().backend.experts_met().unwrap_or_default();
+    let before = session.engine().backend.expert_cache_stats().unwrap_or_default();
     let start = Instant::now();
     let mut hear = |done, total| on(Event::Prefill { done, total });
     let prefill = session.advance_to(request.prompt, &mut hear)?;
@@ -138,8 +138,8 @@ pub fn generate<B: Backend>(
         return Err(Error::NotFinite { position });
     }
     session.keep();
-    let met = session.engine().backend.experts_met();
-    let met = met.map(|now| [0, 1].map(|i| now[i] - before[i])).filter(|[_, all]| *all > 0);
+    let met = session.engine().backend.expert_cache_stats();
+    let met = met.map(|now| now - before).filter(|met| met.lookups > 0);
     Ok(Stats { prefill, prefill_time, generated, decode_time, met, ended })
 }
 

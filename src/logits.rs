@@ -7,7 +7,7 @@ use crate::prompt::{PromptArgs, partial_path};
 use crate::session::Session;
 use anyhow::{Context as _, Result};
 use kernels::backend::Backend;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Sequence};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -47,7 +47,8 @@ fn write<B: Backend>(engine: &Engine<B>, ids: &[u32], path: &Path) -> Result<()>
     out.write_all(&npy_header(ids.len(), engine.model.config.vocab))?;
     let mut state = engine.model.state(&engine.backend, engine.cache);
     for tokens in ids.chunks(engine.batch) {
-        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::All, form: Form::Absorbed }];
+        let mut batch =
+            [Sequence { tokens, state: &mut state, outputs: Outputs::All, mla_path: MlaPath::Absorbed }];
         if let Some(logits) = engine.model.forward(&engine.backend, &mut batch, &mut ()) {
             for x in engine.backend.read(&logits) {
                 out.write_all(&x.to_le_bytes())?;

@@ -11,7 +11,7 @@ use crate::session::Session;
 use anyhow::{Context as _, Result, bail};
 use half::f16;
 use kernels::backend::Backend;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Sequence};
 use rayon::prelude::*;
 use std::fs::File;
@@ -116,7 +116,7 @@ fn window_log_probs<B: Backend>(engine: &Engine<B>, tokens: &[u32], half: usize)
     let (b, vocab) = (&engine.backend, engine.model.config.vocab);
     let mut state = engine.model.state(b, engine.cache);
     let mut run = |tokens: &[u32], outputs| {
-        let mut batch = [Sequence { tokens, state: &mut state, outputs, form: Form::Absorbed }];
+        let mut batch = [Sequence { tokens, state: &mut state, outputs, mla_path: MlaPath::Absorbed }];
         engine.model.forward(b, &mut batch, &mut ()).map(|l| b.read(&l)).unwrap_or_default()
     };
     let (head, tail) = tokens[..tokens.len() - 1].split_at(half);

@@ -1,10 +1,13 @@
 //! A backend that measures another: time, bytes and calls of every op, for `kimi bench --profile`.
 //!
-//! Ops are eager, so the time of a call is the time of its work. It computes nothing itself. Next: `bench`.
+//! Ops are eager, so the time of a call is the time of its work. Fused ops are composed of plain ones here, so that the
+//! table lists each part. It computes nothing itself. Next: `bench`.
 
 use kernels::backend::{
-    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
+    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
 };
+use kernels::composed;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::Range;
@@ -95,13 +98,12 @@ pub fn print(out: &mut impl Write, ops: &[(String, Op)], tokens: usize) -> io::R
     Ok(())
 }
 
-fn inner<'a, W>(w: &Gated<'a, Weight<W>>) -> Gated<'a, W> {
-    Gated { gate: &w.gate.inner, up: &w.up.inner, down: &w.down.inner }
+fn inner<'a, W>(w: &GatedMlp<'a, Weight<W>>) -> GatedMlp<'a, W> {
+    GatedMlp { gate: &w.gate.inner, up: &w.up.inner, down: &w.down.inner }
 }
 
 impl<B: Backend> Backend for Profiled<B> {
-    const NAME: &'static str = B::NAME;
-    const EXPANDS: bool = B::EXPANDS;
+    const NUMERICS_VERSION: NumericsVersion = B::NUMERICS_VERSION;
     const LIMITS: Limits = B::LIMITS;
     type Tensor = B::Tensor;
     type Weight = Weight<B::Weight>;
@@ -117,7 +119,7 @@ impl<B: Backend> Backend for Profiled<B> {
     fn wait(&self) {
         self.plain("wait", |b| b.wait());
     }
-    fn weight(&self, stored: Stored) -> Result<Self::Weight, Error> {
+    fn weight(&self, stored: QuantTensor) -> Result<Self::Weight, Error> {
         let shape = format!("{} x {} {}", stored.rows, stored.cols, stored.format.name());
         let (count, matrix_bytes) = (stored.count, stored.bytes.len() as u64 / stored.count.max(1) as u64);
         Ok(Weight { inner: self.inner.weight(stored)?, matrix_bytes, count, shape })
@@ -149,11 +151,18 @@ impl<B: Backend> Backend for Profiled<B> {
     fn cache_import(&self, cache: &mut B::Cache, rows: &[u8]) {
         self.inner.cache_import(cache, rows);
     }
-    fn cache_truncate(&self, cache: &mut B::Cache, len: usize) {
-        self.inner.cache_truncate(cache, len);
-    }
     fn routed(&self, routed: &B::Routed) -> (Vec<u32>, Vec<f32>) {
         self.inner.routed(routed)
+    }
+    fn expert_cache_stats(&self) -> Option<ExpertCacheStats> {
+        self.inner.expert_cache_stats()
+    }
+    // A replayed step would be one call: nothing is captured, so that every op is measured.
+    fn replay(&self, _: &Self::Weight, _: &[u32], _: &mut [StatePart<'_, Self>]) -> Option<B::Tensor> {
+        None
+    }
+    fn capture(&self, _: &[u32], step: impl FnOnce() -> B::Tensor) -> B::Tensor {
+        step()
     }
     fn embed(&self, table: &Self::Weight, ids: &[u32]) -> B::Tensor {
         self.plain("embed", |b| b.embed(&table.inner, ids))
@@ -173,6 +182,9 @@ impl<B: Backend> Backend for Profiled<B> {
     fn rms_norm(&self, x: &B::Tensor, w: &Self::Weight, eps: f32) -> B::Tensor {
         self.plain("rms_norm", |b| b.rms_norm(x, &w.inner, eps))
     }
+    fn add_rms_norm(&self, x: &mut B::Tensor, y: &B::Tensor, w: &Self::Weight, eps: f32) -> B::Tensor {
+        composed::add_rms_norm(self, x, y, w, eps)
+    }
     fn l2_norm(&self, x: B::Tensor, head_dim: usize, eps: f32, scale: f32) -> B::Tensor {
         self.plain("l2_norm", |b| b.l2_norm(x, head_dim, eps, scale))
     }
@@ -186,9 +198,15 @@ impl<B: Backend> Backend for Profiled<B> {
         let name = || format!("matmul {N} together: {}, ...", w[0].shape);
         self.time(name, w.iter().map(|w| w.bytes()).sum(), |b| b.matmuls(w.map(|w| &w.inner), x))
     }
+    fn matmul_each<const N: usize>(&self, w: [&Self::Weight; N], x: [&B::Tensor; N]) -> [B::Tensor; N] {
+        composed::matmul_each(self, w, x)
+    }
     fn matmul_heads(&self, w: &Self::Weight, x: &B::Tensor) -> B::Tensor {
         let name = || format!("matmul_heads {} heads {}", w.count, w.shape);
         self.time(name, w.bytes(), |b| b.matmul_heads(&w.inner, x))
+    }
+    fn gated_ffn(&self, w: GatedMlp<'_, Self::Weight>, x: &B::Tensor) -> B::Tensor {
+        composed::gated_ffn(self, w, x)
     }
     fn short_conv(&self, spans: &mut [Span<'_, B::Tensor>], x: &B::Tensor, taps: &Self::Weight) -> B::Tensor {
         self.plain("short_conv", |b| b.short_conv(spans, x, &taps.inner))
@@ -198,6 +216,14 @@ impl<B: Backend> Backend for Profiled<B> {
     }
     fn delta_rule(&self, spans: &mut [Span<'_, B::Tensor>], x: DeltaRule<'_, B::Tensor>) -> B::Tensor {
         self.plain("delta_rule", |b| b.delta_rule(spans, x))
+    }
+    fn delta_attention(
+        &self,
+        spans: &mut [Span<'_, DeltaState<B::Tensor>>],
+        x: DeltaProjections<B::Tensor>,
+        w: &DeltaWeights<'_, Self::Weight>,
+    ) -> B::Tensor {
+        composed::delta_attention(self, spans, x, w)
     }
     fn append(&self, spans: &mut [Span<'_, B::Cache>], x: &B::Tensor) {
         self.plain("append", |b| b.append(spans, x));
@@ -214,26 +240,44 @@ impl<B: Backend> Backend for Profiled<B> {
         let bytes = rows(&self.inner) as u64;
         self.time(|| "latent_attention".into(), bytes, |b| b.latent_attention(spans, q, value_dim, scale))
     }
-    fn expanded_attention(
+    fn materialized_attention(
         &self,
         spans: &mut [Span<'_, B::Cache>],
         q: &B::Tensor,
-        w: Expansion<'_, Self::Weight>,
+        w: KvUpProjection<'_, Self::Weight>,
         scale: f32,
     ) -> B::Tensor {
         let rows =
             |b: &B| spans.iter().map(|s| b.cache_len(s.state) * b.cache_row_bytes(s.state)).sum::<usize>();
         let bytes = rows(&self.inner) as u64 + w.k.bytes() + w.v.bytes();
-        let w = Expansion { k: &w.k.inner, v: &w.v.inner, latent: w.latent };
-        self.time(|| "expanded_attention".into(), bytes, |b| b.expanded_attention(spans, q, w, scale))
+        let w = KvUpProjection { k: &w.k.inner, v: &w.v.inner, latent: w.latent };
+        self.time(|| "materialized_attention".into(), bytes, |b| b.materialized_attention(spans, q, w, scale))
     }
-    fn best(&self, x: &B::Tensor, n: usize) -> Vec<Best> {
-        self.plain("best", |b| b.best(x, n))
+    fn top_k(&self, x: &B::Tensor, n: usize) -> Vec<TopK> {
+        self.plain("top_k", |b| b.top_k(x, n))
     }
     fn route(&self, logits: &B::Tensor, bias: &Self::Weight, how: Routing) -> B::Routed {
         self.plain("route", |b| b.route(logits, &bias.inner, how))
     }
-    fn experts(&self, w: Gated<'_, Self::Weight>, x: &B::Tensor, routed: &B::Routed) -> B::Tensor {
+    fn matmul_route(
+        &self,
+        router: &Self::Weight,
+        x: &B::Tensor,
+        bias: &Self::Weight,
+        how: Routing,
+    ) -> B::Routed {
+        composed::matmul_route(self, router, x, bias, how)
+    }
+    fn mixture(
+        &self,
+        w: GatedMlp<'_, Self::Weight>,
+        shared: Option<GatedMlp<'_, Self::Weight>>,
+        x: &B::Tensor,
+        routed: &B::Routed,
+    ) -> B::Tensor {
+        composed::mixture(self, w, shared, x, routed)
+    }
+    fn experts(&self, w: GatedMlp<'_, Self::Weight>, x: &B::Tensor, routed: &B::Routed) -> B::Tensor {
         let (mut chosen, _) = self.inner.routed(routed);
         chosen.sort_unstable();
         chosen.dedup();

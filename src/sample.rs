@@ -4,7 +4,7 @@
 //! Most tokens are chosen among few: where the best logits are enough to tell ([`Sampler::sample_best`]), the others need
 //! not be brought from a device. Both ways draw alike.
 
-use kernels::backend::Best;
+use kernels::backend::TopK;
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 use std::collections::HashMap;
@@ -169,7 +169,7 @@ impl Sampler {
 
     /// The token that [`Sampler::sample`] takes of all logits, but for the rounding of a sum, if their best ones are enough
     /// to tell; None changes nothing.
-    pub fn sample_best(&mut self, best: &Best) -> Option<u32> {
+    pub fn sample_best(&mut self, best: &TopK) -> Option<u32> {
         self.wants_best()?;
         let (most, likeliest) = best.top.first().copied()?;
         if self.how.temperature <= 0.0 {
@@ -177,7 +177,7 @@ impl Sampler {
         }
         self.candidates.clear();
         self.candidates.extend_from_slice(&best.top);
-        let others = (!best.whole).then_some(f64::from(best.sum));
+        let others = (!best.complete).then_some(f64::from(best.sum_exp));
         (most.is_finite() && self.keep_likely(others)).then(|| self.draw())
     }
 
@@ -330,7 +330,7 @@ fn better(a: (f32, u32), b: (f32, u32)) -> (f32, u32) {
 mod tests {
     use super::*;
     use crate::gpu_check::numbers::Numbers;
-    use kernels::reference::best;
+    use kernels::reference::top_k;
 
     const GREEDY: Sampling = Sampling {
         temperature: 0.0,
@@ -385,7 +385,7 @@ mod tests {
             for len in [1, 3, 300] {
                 let logits = vec![f32::NAN; len];
                 assert_eq!(Sampler::new(how).sample(&logits, &[0], None), None, "{how:?}");
-                assert_eq!(Sampler::new(how).sample_best(&best(&logits, 256)), None, "{how:?}");
+                assert_eq!(Sampler::new(how).sample_best(&top_k(&logits, 256)), None, "{how:?}");
             }
             let allowed: &[u32] = &[0b101];
             assert_eq!(Sampler::new(how).sample(&[f32::NAN, 1.0, f32::NAN], &[], Some(allowed)), None);
@@ -521,7 +521,7 @@ mod tests {
         let mut n = Numbers::new(3);
         let (mut enough, mut not) = (0, 0);
         for logits in shapes(&mut n) {
-            let bests = [1, 20, 256].map(|most| best(&logits, most));
+            let bests = [1, 20, 256].map(|most| top_k(&logits, most));
             for _ in 0..40 {
                 let i = n.uniform(0.0, 600.0) as usize; // a setting
                 let how = Sampling {
@@ -553,7 +553,7 @@ mod tests {
         let how = Sampling { temperature: 0.6, top_p: 0.95, ..GREEDY };
         let enough = |how: Sampling, exponent: f32| {
             let logits: Vec<f32> = (0..163_840).map(|i| -exponent * (1.0 + i as f32).ln()).collect();
-            Sampler::new(how).sample_best(&best(&logits, 256)).is_some()
+            Sampler::new(how).sample_best(&top_k(&logits, 256)).is_some()
         };
         assert_eq!([1.0, 1.3, 1.5, 2.0, 4.0].map(|x| enough(how, x)), [false, false, true, true, true]);
         assert!(enough(Sampling { top_k: 256, ..how }, 0.1) && !enough(Sampling { top_k: 257, ..how }, 0.1));

@@ -5,7 +5,7 @@
 //! Next: [`crate::reply`].
 
 use crate::engine::Engine;
-use kernels::backend::{BEST, Backend, Best};
+use kernels::backend::{Backend, MAX_TOP_K, TopK};
 use std::cell::OnceCell;
 
 /// Logits `[rows, vocab]`.
@@ -18,9 +18,9 @@ pub struct Scores<'e, B: Backend> {
     /// Each row that was read for itself.
     rows: Vec<OnceCell<Vec<f32>>>,
     /// The best of each row.
-    first: OnceCell<Vec<Best>>,
+    first: OnceCell<Vec<TopK>>,
     /// As many of them as there may be.
-    best: OnceCell<Vec<Best>>,
+    best: OnceCell<Vec<TopK>>,
 }
 
 /// The logits after one sequence.
@@ -63,12 +63,12 @@ impl<'s, B: Backend> Row<'s, '_, B> {
 
     /// The best `n` or more of them, as many as the backend finds: of all rows at once, because others will ask for theirs.
     /// None of values that are here.
-    pub fn best(&self, n: usize) -> Option<&'s Best> {
+    pub fn best(&self, n: usize) -> Option<&'s TopK> {
         let Scores { engine, there, first, best, .. } = self.scores;
         let x = there.as_ref()?;
         let all = match n {
-            1 => first.get_or_init(|| engine.backend.best(x, 1)),
-            _ => best.get_or_init(|| engine.backend.best(x, BEST)),
+            1 => first.get_or_init(|| engine.backend.top_k(x, 1)),
+            _ => best.get_or_init(|| engine.backend.top_k(x, MAX_TOP_K)),
         };
         all.get(self.row)
     }

@@ -9,7 +9,7 @@ use crate::snapshot::Source;
 use crate::snapshot::disk::WORTH_TOKENS;
 use crate::snapshot::options::WAYPOINT_TOKENS;
 use kernels::backend::Backend;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
@@ -190,16 +190,16 @@ impl<'e, B: Backend> Session<'e, B> {
     pub fn push(&mut self, token: u32) -> Result<(), Error> {
         self.engine.check_ids(self.tokens.len(), &[token])?;
         self.engine.check_room(self.tokens.len() + 1)?;
-        self.process(&[token], Form::Absorbed, true);
+        self.process(&[token], MlaPath::Absorbed, true);
         let len = self.tokens.len();
         self.apart |= self.engine.apart(&self.tokens, len - 1..len);
         Ok(())
     }
 
-    fn process(&mut self, tokens: &[u32], form: Form, last: bool) {
+    fn process(&mut self, tokens: &[u32], form: MlaPath, last: bool) {
         let Engine { backend, model, .. } = self.engine;
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let mut batch = [Sequence { tokens, state: &mut self.state, outputs, form }];
+        let mut batch = [Sequence { tokens, state: &mut self.state, outputs, mla_path: form }];
         let logits = model.forward(backend, &mut batch, &mut ());
         self.tokens.extend_from_slice(tokens);
         self.scores = logits.map(|logits| Scores::new(self.engine, logits, 1));

@@ -1,17 +1,17 @@
-//! Commands on the CUDA backend, run as they are on a stand-in device: the driver's library is one that runs the kernels
+//! Commands on the CUDA backend, run as they are on an emulator: the driver's library is one that runs the kernels
 //! on the host.
 
 mod common;
-#[path = "../kernels/tests/common/stand_in.rs"]
-mod stand_in;
+#[path = "../kernels/tests/common/emulator.rs"]
+mod emulator;
 
 use common::kimi_command;
 use std::io::{BufRead, BufReader};
 use std::process::{Output, Stdio};
 
-/// Runs `kimi` where the stand-in is the driver.
+/// Runs `kimi` where the emulator is the driver.
 fn kimi(args: &[&str]) -> Output {
-    let library = stand_in::library();
+    let library = emulator::library();
     kimi_command().args(args).env("LD_LIBRARY_PATH", library.parent().unwrap()).output().unwrap()
 }
 
@@ -25,7 +25,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn gpu_check_is_right_on_the_stand_in() {
+fn gpu_check_is_right_on_the_emulator() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("x.gguf");
     let file = file.to_str().unwrap();
@@ -49,7 +49,7 @@ fn gpu_check_is_right_on_the_stand_in() {
 /// Requests are admitted by what the plan leaves of the device's 4 GiB, not by the RAM, nor by what is asked for.
 #[test]
 fn serving_counts_the_memory_of_the_device() {
-    let library = stand_in::library();
+    let library = emulator::library();
     let mut command = kimi_command();
     command.args(["serve", "--port", "0", "--no-cache", "--device", "cuda", "--memory", "900G"]);
     command.env("LD_LIBRARY_PATH", library.parent().unwrap()).stderr(Stdio::piped()).stdout(Stdio::null());

@@ -2,8 +2,8 @@
 //! results however a prompt is cut. The goldens are made by `tests/data/make_goldens.py`.
 
 mod common;
-#[path = "../kernels/tests/common/stand_in.rs"]
-mod stand_in;
+#[path = "../kernels/tests/common/emulator.rs"]
+mod emulator;
 
 use common::{checkpoint, close, convert, values};
 use kernels::backend::{Backend, CacheFormat};
@@ -11,7 +11,7 @@ use kernels::cpu::Cpu;
 use kernels::reference::Reference;
 use kernels::simd::SimdLevel;
 use models::gguf::read::Gguf;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::state::{LayerState, State};
 use models::kimi_linear::{Model, Outputs, Probe, Sequence};
 use safetensors::SafeTensors;
@@ -48,7 +48,7 @@ struct Case<'a, B: Backend> {
 
 impl<'a, B: Backend> Case<'a, B> {
     fn run(&self, ids: &[u32], state: &mut State<B>, outputs: Outputs) -> Vec<f32> {
-        let mut batch = [Sequence { tokens: ids, state, outputs, form: Form::Absorbed }];
+        let mut batch = [Sequence { tokens: ids, state, outputs, mla_path: MlaPath::Absorbed }];
         let logits = self.model.forward(self.backend, &mut batch, &mut ());
         logits.map(|l| self.backend.read(&l)).unwrap_or_default()
     }
@@ -66,8 +66,12 @@ impl<'a, B: Backend> Case<'a, B> {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let (mut state, backend) = (self.state(), self.backend);
         let mut seen = Recorder { backend, tensors: HashMap::new(), experts: HashMap::new() };
-        let mut batch =
-            [Sequence { tokens: &ids, state: &mut state, outputs: Outputs::All, form: Form::Absorbed }];
+        let mut batch = [Sequence {
+            tokens: &ids,
+            state: &mut state,
+            outputs: Outputs::All,
+            mla_path: MlaPath::Absorbed,
+        }];
         let logits = self.model.forward(backend, &mut batch, &mut seen).expect("logits were asked for");
         self.check_logits(&format!("p{n}.logits"), &backend.read(&logits));
         let top_k = self.model.config.moe.routing.top_k;
@@ -126,9 +130,10 @@ impl<'a, B: Backend> Case<'a, B> {
         let mut found = Vec::new();
         for tokens in [&ids[..n / 2], &ids[n / 2..]].into_iter().filter(|t| !t.is_empty()) {
             let outputs = Outputs::None;
-            let beside = Sequence { tokens: &ids[..1], state: &mut other, outputs, form: Form::Absorbed };
+            let beside =
+                Sequence { tokens: &ids[..1], state: &mut other, outputs, mla_path: MlaPath::Absorbed };
             let outputs = Outputs::All;
-            let expanded = Sequence { tokens, state: &mut state, outputs, form: Form::Expanded };
+            let expanded = Sequence { tokens, state: &mut state, outputs, mla_path: MlaPath::Materialized };
             let logits = self.model.forward(self.backend, &mut [beside, expanded], &mut ());
             found.extend(logits.map(|l| self.backend.read(&l)).unwrap_or_default());
         }
@@ -157,13 +162,13 @@ impl<'a, B: Backend> Case<'a, B> {
                 tokens: &ids[cut..],
                 state: &mut state,
                 outputs: Outputs::Last,
-                form: Form::Absorbed,
+                mla_path: MlaPath::Absorbed,
             };
             let beside = Sequence {
                 tokens: &ids[..3],
                 state: &mut other,
                 outputs: Outputs::None,
-                form: Form::Absorbed,
+                mla_path: MlaPath::Absorbed,
             };
             let logits = self.model.forward(self.backend, &mut [beside, rest], &mut ());
             let logits = self.backend.read(&logits.expect("logits were asked for"));
@@ -200,9 +205,9 @@ fn check_preset(preset: &str) {
     let (best, others) = levels.split_last().unwrap();
     others.iter().for_each(|level| check(&Cpu::new(2, *level), &file, &golden, &[1, 7]));
     check(&Cpu::new(2, *best), &file, &golden, &PROMPTS);
-    let replayed = stand_in::cuda().replayed();
-    check(stand_in::cuda(), &file, &golden, &[1, 7]);
-    assert!(stand_in::cuda().replayed() > replayed, "no decoded token was replayed");
+    let replayed = emulator::cuda().replayed();
+    check(emulator::cuda(), &file, &golden, &[1, 7]);
+    assert!(emulator::cuda().replayed() > replayed, "no decoded token was replayed");
     // The checkpoint is BF16, so a BF16 file holds the same weights as an F32 one.
     check(&Cpu::new(2, *best), &open("bf16"), &golden, &PROMPTS);
 }

@@ -1,7 +1,7 @@
-//! What of a step's logits comes to the host, on the stand-in device: its ops are counted.
+//! What of a step's logits comes to the host, on the emulator: its ops are counted.
 
-#[path = "../kernels/tests/common/stand_in.rs"]
-mod stand_in;
+#[path = "../kernels/tests/common/emulator.rs"]
+mod emulator;
 
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
@@ -14,7 +14,7 @@ use kimi::sample::Sampling;
 use kimi::session::Session;
 use kimi::snapshot::namespace::Namespace;
 use kimi::snapshot::options::StoreOptions;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,7 +34,7 @@ const GREEDY: Sampling = Sampling {
     seed: 3,
 };
 
-/// One test at a time: while a backend records a step, another must not issue work to the same stand-in.
+/// One test at a time: while a backend records a step, another must not issue work to the same emulator.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -42,7 +42,7 @@ fn alone() -> MutexGuard<'static, ()> {
 
 /// The demonstration model.
 fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Engine<B> {
-    stand_in::cuda();
+    emulator::cuda();
     let args = EngineArgs {
         model: None,
         threads: Some(2),
@@ -177,15 +177,15 @@ fn held_logits_stay() {
         let (mut there, mut values) = (Vec::new(), Vec::new());
         for id in 100..110 {
             let (tokens, state) = (&[id][..], &mut state);
-            let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, form: Form::Absorbed }];
+            let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, mla_path: MlaPath::Absorbed }];
             let logits = model.forward(&**backend, &mut batch, &mut ()).unwrap();
             if held {
                 there.push(logits)
             } else {
-                values.push((backend.read(&logits), backend.best(&logits, 9)))
+                values.push((backend.read(&logits), backend.top_k(&logits, 9)))
             }
         }
-        values.extend(there.iter().map(|logits| (backend.read(logits), backend.best(logits, 9))));
+        values.extend(there.iter().map(|logits| (backend.read(logits), backend.top_k(logits, 9))));
         values
     };
     let (at_once, held) = (steps(false), steps(true));

@@ -1,16 +1,16 @@
-//! Decoded steps on the CUDA backend, by the stand-in device: how many launches they are, and what recording them takes of
+//! Decoded steps on the CUDA backend, by the emulator: how many launches they are, and what recording them takes of
 //! the device's memory. A process of its own, as nobody else may launch or have memory meanwhile.
 
 mod common;
-#[path = "../kernels/tests/common/stand_in.rs"]
-mod stand_in;
+#[path = "../kernels/tests/common/emulator.rs"]
+mod emulator;
 
 use common::{checkpoint, convert};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;
 use models::kimi_linear::config::MixerKind;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::state::State;
 use models::kimi_linear::{Model, Outputs, Probe, Sequence};
 use std::sync::Mutex;
@@ -19,7 +19,7 @@ use std::sync::Mutex;
 const STATES: usize = 9;
 
 fn decode<B: Backend>(b: &B, model: &Model<B>, state: &mut State<B>) -> Vec<f32> {
-    let mut batch = [Sequence { tokens: &[5], state, outputs: Outputs::Last, form: Form::Absorbed }];
+    let mut batch = [Sequence { tokens: &[5], state, outputs: Outputs::Last, mla_path: MlaPath::Absorbed }];
     model.forward(b, &mut batch, &mut ()).map(|logits| b.read(&logits)).unwrap()
 }
 
@@ -34,7 +34,7 @@ struct Launches<'a> {
 }
 
 impl Probe<Cuda> for Launches<'_> {
-    fn looks(&self) -> bool {
+    fn is_active(&self) -> bool {
         false
     }
     fn layer_done(&mut self) {
@@ -51,12 +51,13 @@ fn a_token_is_few_launches() {
     let _alone = ALONE.lock();
     let dir = tempfile::tempdir().unwrap();
     let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny_d128", 20260, &[]), "q8_0")).unwrap();
-    let cuda = stand_in::cuda();
+    let cuda = emulator::cuda();
     let model = Model::load(cuda, &file).unwrap();
     for tokens in [1, 8] {
         let mut states: Vec<_> = (0..tokens).map(|_| model.state(cuda, CacheFormat::F16)).collect();
         // Of all tokens, which are one: no step to be recorded, whose layers nobody is told of.
-        let sequence = |state| Sequence { tokens: &[5], state, outputs: Outputs::All, form: Form::Absorbed };
+        let sequence =
+            |state| Sequence { tokens: &[5], state, outputs: Outputs::All, mla_path: MlaPath::Absorbed };
         let mut batch: Vec<_> = states.iter_mut().map(sequence).collect();
         let mut launches = Launches { cuda, before: cuda.launched(), layers: Vec::new() };
         model.forward(cuda, &mut batch, &mut launches).unwrap();
@@ -77,7 +78,7 @@ fn steps_recorded_again_and_again_take_no_more_memory() {
     let _alone = ALONE.lock();
     let dir = tempfile::tempdir().unwrap();
     let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny", 20260, &[]), "f32")).unwrap();
-    let cuda = stand_in::cuda();
+    let cuda = emulator::cuda();
     let model = Model::load(cuda, &file).unwrap();
     let mut states: Vec<_> = (0..STATES).map(|_| model.state(cuda, CacheFormat::F16)).collect();
     let mut free = Vec::new();

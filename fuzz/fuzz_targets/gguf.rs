@@ -9,7 +9,7 @@ use models::gguf::parse::{Header, parse};
 use models::gguf::read::Gguf;
 use models::gguf::write::Layout;
 use models::kimi_linear::config::Config;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Model, Outputs, Sequence};
 
 /// Rewritten files above this are not built: the fuzzer's memory is for parsing.
@@ -43,7 +43,7 @@ fn run(file: &Gguf) {
     let Ok(model) = Model::load(&Reference, file) else { return };
     let mut state = model.state(&Reference, CacheFormat::F16);
     let sequence =
-        Sequence { tokens: &[0], state: &mut state, outputs: Outputs::Last, form: Form::Absorbed };
+        Sequence { tokens: &[0], state: &mut state, outputs: Outputs::Last, mla_path: MlaPath::Absorbed };
     let logits = model.forward(&Reference, &mut [sequence], &mut ()).expect("logits were asked for");
     assert_eq!(Reference.read(&logits).len(), model.config.vocab);
 }

@@ -8,8 +8,10 @@ mod common;
 
 use bytes::Bytes;
 use common::{Numbers, error, stored, vector};
-use kernels::backend::{Backend, CacheFormat, DeltaRule, Expansion, Gated, Routing, Span, Stored};
-use kernels::cpu::{Cpu, Form};
+use kernels::backend::{
+    Backend, CacheFormat, DeltaRule, GatedMlp, KvUpProjection, QuantTensor, Routing, Span,
+};
+use kernels::cpu::Cpu;
 use kernels::quant::Format;
 use kernels::reference::Reference;
 use std::time::Instant;
@@ -32,10 +34,10 @@ fn line(what: &str, seconds: f64, amount: f64, unit: &str) {
 }
 
 /// A weight of one random row, again and again: its arithmetic is that of any other.
-fn repeated(format: Format, [count, rows, cols]: [usize; 3]) -> Stored {
+fn repeated(format: Format, [count, rows, cols]: [usize; 3]) -> QuantTensor {
     let row = Numbers(1).weight(format, [1, 1, cols]);
     let bytes = Bytes::from(row.bytes.repeat(count * rows));
-    Stored { format, count, rows, cols, bytes }
+    QuantTensor { format, count, rows, cols, bytes }
 }
 
 fn memory(cpu: &Cpu) {
@@ -65,11 +67,11 @@ fn products(cpu: &Cpu, format: Format) {
     let w = repeated(format, [1, rows, cols]);
     let bytes = w.bytes.len();
     // Copies in memory of their own, more than the caches hold.
-    let own = |w: &Stored| Stored { bytes: Bytes::from(w.bytes.to_vec()), ..w.clone() };
+    let own = |w: &QuantTensor| QuantTensor { bytes: Bytes::from(w.bytes.to_vec()), ..w.clone() };
     let weights: Vec<_> = (0..copies).map(|_| cpu.weight(own(&w)).unwrap()).collect();
     let x = Numbers(2).levels(128 * cols);
     let (one, batch) = (cpu.tensor(1, cols, &x[..cols]), cpu.tensor(128, cols, &x));
-    let few = Stored { rows: 1, bytes: w.bytes.slice(..bytes / rows), ..w.clone() };
+    let few = QuantTensor { rows: 1, bytes: w.bytes.slice(..bytes / rows), ..w.clone() };
     let expected = Reference.read(&Reference.matmul(&few, &Reference.tensor(128, cols, &x)));
     let got = cpu.read(&cpu.matmul(&weights[0], &batch));
     assert!(
@@ -94,7 +96,7 @@ fn experts(cpu: &Cpu, format: Format) {
     let [up, down] = [[n, hidden, dim], [n, dim, hidden]].map(|shape| repeated(format, shape));
     let bytes = (2 * up.bytes.len() + down.bytes.len()) / n * top_k;
     let [gate, up, down] = [up.clone(), up, down].map(|w| cpu.weight(w).unwrap());
-    let w = || Gated { gate: &gate, up: &up, down: &down };
+    let w = || GatedMlp { gate: &gate, up: &up, down: &down };
     let x = cpu.tensor(batch, dim, &Numbers(3).vec(batch * dim));
     let bias = cpu.weight(vector(&vec![0.0; n])).unwrap();
     let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
@@ -122,18 +124,13 @@ fn delta_rule(cpu: &Cpu) {
         let g = cpu.tensor(tokens, heads * d, &g);
         let beta = cpu.tensor(tokens, heads, &vec![0.5; tokens * heads]);
         let x = || DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
-        let run = |form, s: &mut _| cpu.delta_rule_in(form, &mut [Span { rows: 0..tokens, state: s }], x());
+        let run = |s: &mut _| cpu.delta_rule(&mut [Span { rows: 0..tokens, state: s }], x());
         let s = n.vec(heads * d * d);
         let mut states: Vec<_> = (0..20).map(|_| cpu.tensor(heads * d, d, &s)).collect();
-        let both = [Form::Recurrent, Form::Chunked];
-        let [a, b] = both.map(|form| cpu.read(&run(form, &mut cpu.tensor(heads * d, d, &s))));
-        assert!(error(&a, &b) < 2e-5);
-        for form in both {
-            // All layers' states in turn, as a token meets them.
-            let time = seconds(20, |i| drop(run(form, &mut states[i])));
-            let flops = (tokens * heads * 7 * d * d) as f64;
-            line(&format!("delta rule 32 x 128 {form:?}, {tokens} tokens"), time, flops, "FLOP");
-        }
+        // The states of 20 layers in turn, as a decoded token uses them.
+        let time = seconds(20, |i| drop(run(&mut states[i])));
+        let flops = (tokens * heads * 7 * d * d) as f64;
+        line(&format!("delta rule 32 x 128, {tokens} tokens"), time, flops, "FLOP");
     }
 }
 
@@ -175,14 +172,14 @@ fn expanded(cpu: &Cpu) {
     let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
     for tokens in [128, 512, 1024] {
         let q = cpu.tensor(tokens, heads * (nope + pe), &Numbers(14).vec(tokens * heads * (nope + pe)));
-        let w = || Expansion { k: &k, v: &v, latent };
+        let w = || KvUpProjection { k: &k, v: &v, latent };
         let over_latents = |cache: &mut _| {
             let q = cpu.matmul_heads(&k, &q);
             let mut span = [Span { rows: 0..tokens, state: cache }];
             cpu.matmul_heads(&v, &cpu.latent_attention(&mut span, &q, latent, 0.07))
         };
         let expanded = |cache: &mut _| {
-            cpu.expanded_attention(&mut [Span { rows: 0..tokens, state: cache }], &q, w(), 0.07)
+            cpu.materialized_attention(&mut [Span { rows: 0..tokens, state: cache }], &q, w(), 0.07)
         };
         let [a, b] = [cpu.read(&over_latents(&mut cache)), cpu.read(&expanded(&mut cache))];
         assert!(error(&a, &b) < 0.05, "{}", error(&a, &b)); // one of the two rounds the queries to 8 bits

@@ -2,11 +2,16 @@
 //!
 //! Ops are eager and know no model. A batch is a matrix with one row per token; it may hold rows of several sequences,
 //! and [`Span`]s map rows to the state of stateful ops. Comments give shapes as `[rows, columns]`, last index fastest. A
-//! wrong shape is a caller's bug and panics. Next: `reference`, which implements every op as plain loops.
+//! wrong shape is a caller's bug and panics.
+//!
+//! [`Backend`] has no default methods, so that a wrapper which misses an op does not compile. A backend without a fused
+//! kernel for an op calls its composition in [`crate::composed`]. Next: `reference`, which implements every op as plain
+//! loops.
 
 use crate::quant::Format;
 use bytes::Bytes;
-use std::ops::Range;
+use std::fmt;
+use std::ops::{Range, Sub};
 
 /// One sequence's rows of a batch, with the state they read and advance.
 pub struct Span<'a, S> {
@@ -18,7 +23,7 @@ pub struct Span<'a, S> {
 
 /// A weight in its stored format: `count` matrices of `rows` x `cols`, row after row of blocks.
 #[derive(Clone)]
-pub struct Stored {
+pub struct QuantTensor {
     /// Format of every row.
     pub format: Format,
     /// Matrices in the stack: experts or heads; 1 for a plain matrix.
@@ -46,8 +51,8 @@ pub struct Routing {
     pub scale: f32,
 }
 
-/// The three projections of a gated feed-forward, plain or stacked by expert.
-pub struct Gated<'a, W> {
+/// The three projections of a gated MLP, plain or stacked by expert.
+pub struct GatedMlp<'a, W> {
     /// `[hidden, dim]`
     pub gate: &'a W,
     /// `[hidden, dim]`
@@ -57,7 +62,7 @@ pub struct Gated<'a, W> {
 }
 
 /// The up-projections from the latent to each head's keys and values (`kv_b_proj`).
-pub struct Expansion<'a, W> {
+pub struct KvUpProjection<'a, W> {
     /// `[heads, latent, nope]`
     pub k: &'a W,
     /// `[heads, value_dim, latent]`
@@ -112,6 +117,42 @@ impl Limits {
     };
 }
 
+/// Identifies the arithmetic of a backend.
+///
+/// States may move between processes and devices whose versions are equal: their results then differ by rounding at
+/// most. The version is part of the prefix cache's key, so a change that alters results must increase `revision`;
+/// `tests/numerics_version.rs` checks that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct NumericsVersion {
+    /// The implementation; backends that share a state format and agree up to rounding share it.
+    pub family: &'static str,
+    /// Increases with every change of results.
+    pub revision: u32,
+}
+
+impl fmt::Display for NumericsVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.family, self.revision)
+    }
+}
+
+/// How often the experts chosen by routers were in the GPU's expert cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExpertCacheStats {
+    /// Lookups that found the expert in the cache.
+    pub hits: u64,
+    /// Experts looked up.
+    pub lookups: u64,
+}
+
+impl Sub for ExpertCacheStats {
+    type Output = ExpertCacheStats;
+
+    fn sub(self, before: ExpertCacheStats) -> ExpertCacheStats {
+        ExpertCacheStats { hits: self.hits - before.hits, lookups: self.lookups - before.lookups }
+    }
+}
+
 /// Why a backend could not load a weight or allocate a state.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -120,7 +161,7 @@ pub enum Error {
     OutOfMemory {
         /// What the memory was for.
         what: &'static str,
-        /// Bytes asked for.
+        /// Bytes requested.
         bytes: u64,
     },
 }
@@ -128,11 +169,8 @@ pub enum Error {
 /// A compute device. Tensors are f32 matrices `[rows, cols]`; results are new tensors from the backend's buffer pool, so
 /// decode allocates nothing once the pool is warm.
 pub trait Backend: Send + Sync + 'static {
-    /// Names the arithmetic. States made under one name may be carried on under it, by another process or device too: what
-    /// leaves a backend is in one form, and devices of one name differ by rounding alone.
-    const NAME: &'static str;
-    /// Whether [`Backend::expanded_attention`] makes keys and values.
-    const EXPANDS: bool = false;
+    /// Version of the arithmetic and of exported state.
+    const NUMERICS_VERSION: NumericsVersion;
     /// Largest sizes that the ops take.
     const LIMITS: Limits;
     /// f32 `[rows, cols]`: activations and recurrent state.
@@ -150,7 +188,7 @@ pub trait Backend: Send + Sync + 'static {
     // ---- memory ----------------------------------------------------------------------------------------
 
     /// Loads a stored weight; the CPU keeps the view, a GPU copies it.
-    fn weight(&self, stored: Stored) -> Result<Self::Weight, Error>;
+    fn weight(&self, stored: QuantTensor) -> Result<Self::Weight, Error>;
     /// Creates a tensor; `values.len() == rows * cols`.
     fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Self::Tensor;
     /// The values of a tensor, row after row.
@@ -169,47 +207,35 @@ pub trait Backend: Send + Sync + 'static {
     fn cache_export(&self, cache: &Self::Cache, range: Range<usize>, out: &mut Vec<u8>);
     /// Appends rows exported by [`Backend::cache_export`] from a cache of this format and width.
     fn cache_import(&self, cache: &mut Self::Cache, rows: &[u8]);
-    /// Truncates to `len` rows.
-    fn cache_truncate(&self, cache: &mut Self::Cache, len: usize);
     /// The experts `[rows * top_k]` and their weights `[rows * top_k]`, best first.
     fn routed(&self, routed: &Self::Routed) -> (Vec<u32>, Vec<f32>);
 
-    /// Told when a model's file is larger than the memory there is: weights that a step needs are then asked for before
-    /// they are used.
-    fn read_ahead(&self) {}
+    /// Announces that the model's file exceeds memory: the backend prefetches the weights of a step from disk.
+    fn read_ahead(&self);
 
-    /// Of experts that are not all in one place: how many chosen ones were met where the rest of the model is, and how many
-    /// were chosen, up to now. None where all are in one place.
-    fn experts_met(&self) -> Option<[u64; 2]> {
-        None
-    }
+    /// Hits and lookups of the expert cache since the backend was made. None if all experts are on one device.
+    fn expert_cache_stats(&self) -> Option<ExpertCacheStats>;
 
-    /// Waits until all that was asked for is done, where that is later.
-    fn wait(&self) {}
+    /// Waits until all ops issued so far have finished.
+    fn wait(&self);
 
     // ---- graph capture ---------------------------------------------------------------------------------
 
-    /// The result of a step that [`Backend::record`] kept, done again for other ids and for states that have advanced:
-    /// one token a sequence, through the model that `weight` is of. None if none was kept of these states.
+    /// Replays a decode step that [`Backend::capture`] captured, with new ids (one token per sequence) and advanced
+    /// states; `weight` identifies the model. None if no step with these states has been captured.
     fn replay(
         &self,
-        _weight: &Self::Weight,
-        _ids: &[u32],
-        _state: &mut [Part<'_, Self>],
+        weight: &Self::Weight,
+        ids: &[u32],
+        state: &mut [StatePart<'_, Self>],
     ) -> Option<Self::Tensor>
     where
-        Self: Sized,
-    {
-        None
-    }
-    /// Does a step that [`Backend::replay`] was asked for and did not have, and may keep it. Its ops are the same each
-    /// time, and it reads no values.
-    fn record(&self, _ids: &[u32], step: impl FnOnce() -> Self::Tensor) -> Self::Tensor
+        Self: Sized;
+    /// Runs a step after [`Backend::replay`] returned None, and may capture it. `step` issues the same ops each time and
+    /// reads no values back.
+    fn capture(&self, ids: &[u32], step: impl FnOnce() -> Self::Tensor) -> Self::Tensor
     where
-        Self: Sized,
-    {
-        step()
-    }
+        Self: Sized;
 
     // ---- rows and elements -----------------------------------------------------------------------------
 
@@ -235,10 +261,7 @@ pub trait Backend: Send + Sync + 'static {
         y: &Self::Tensor,
         w: &Self::Weight,
         eps: f32,
-    ) -> Self::Tensor {
-        self.add(x, y);
-        self.rms_norm(x, w, eps)
-    }
+    ) -> Self::Tensor;
     /// y = x / sqrt(sum(x^2) + eps) * scale over each `head_dim` columns.
     fn l2_norm(&self, x: Self::Tensor, head_dim: usize, eps: f32, scale: f32) -> Self::Tensor;
     /// y = RMSNorm(x; w) * sigmoid(gate), the norm over each `w.cols` columns (one head).
@@ -255,21 +278,14 @@ pub trait Backend: Send + Sync + 'static {
     /// y = x W^T. `[tokens, cols] -> [tokens, rows]`
     fn matmul(&self, w: &Self::Weight, x: &Self::Tensor) -> Self::Tensor;
     /// Multiplies one input, quantised once, with several weights: `[matmul(w_0, x), ...]`.
-    fn matmuls<const N: usize>(&self, w: [&Self::Weight; N], x: &Self::Tensor) -> [Self::Tensor; N] {
-        w.map(|w| self.matmul(w, x))
-    }
+    fn matmuls<const N: usize>(&self, w: [&Self::Weight; N], x: &Self::Tensor) -> [Self::Tensor; N];
     /// Multiplies several weights with one input each: `[matmul(w_0, x_0), ...]`.
-    fn matmul_each<const N: usize>(&self, w: [&Self::Weight; N], x: [&Self::Tensor; N]) -> [Self::Tensor; N] {
-        std::array::from_fn(|i| self.matmul(w[i], x[i]))
-    }
+    fn matmul_each<const N: usize>(&self, w: [&Self::Weight; N], x: [&Self::Tensor; N]) -> [Self::Tensor; N];
     /// Per head h of a stack: y_h = [W_h x_h[..cols] | x_h[cols..]]. Columns of a head beyond the matrix pass
     /// through. `[tokens, count * (cols + rest)] -> [tokens, count * (rows + rest)]`
     fn matmul_heads(&self, w: &Self::Weight, x: &Self::Tensor) -> Self::Tensor;
     /// W_down (SiLU(W_gate x) * W_up x). `[tokens, dim] -> [tokens, dim]`
-    fn gated_ffn(&self, w: Gated<'_, Self::Weight>, x: &Self::Tensor) -> Self::Tensor {
-        let [gate, up] = self.matmuls([w.gate, w.up], x);
-        self.matmul(w.down, &self.silu_mul(gate, &up))
-    }
+    fn gated_ffn(&self, w: GatedMlp<'_, Self::Weight>, x: &Self::Tensor) -> Self::Tensor;
 
     // ---- delta rule ------------------------------------------------------------------------------------
 
@@ -303,10 +319,7 @@ pub trait Backend: Send + Sync + 'static {
         w: &DeltaWeights<'_, Self::Weight>,
     ) -> Self::Tensor
     where
-        Self: Sized,
-    {
-        composed_delta_attention(self, spans, x, w, |_| {})
-    }
+        Self: Sized;
 
     // ---- attention over a shared latent ----------------------------------------------------------------
 
@@ -324,19 +337,15 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Self::Tensor;
 
     /// The same attention with per-head queries and values: over cache rows [c_s | pe_s] head h has keys [W_k,h^T c_s |
-    /// pe_s] and values W_v,h c_s. `q: [tokens, heads * (nope + pe)] -> [tokens, heads * value_dim]`. The default absorbs
-    /// both matrices into the queries and outputs; a backend may materialise keys and values, which is less work for
-    /// many tokens.
-    fn expanded_attention(
+    /// pe_s] and values W_v,h c_s. `q: [tokens, heads * (nope + pe)] -> [tokens, heads * value_dim]`. Materialising keys
+    /// and values is less work for many tokens than absorbing both matrices into the queries and outputs.
+    fn materialized_attention(
         &self,
         spans: &mut [Span<'_, Self::Cache>],
         q: &Self::Tensor,
-        w: Expansion<'_, Self::Weight>,
+        w: KvUpProjection<'_, Self::Weight>,
         scale: f32,
-    ) -> Self::Tensor {
-        let q = self.matmul_heads(w.k, q);
-        self.matmul_heads(w.v, &self.latent_attention(spans, &q, w.latent, scale))
-    }
+    ) -> Self::Tensor;
 
     // ---- mixture of experts ----------------------------------------------------------------------------
 
@@ -350,79 +359,44 @@ pub trait Backend: Send + Sync + 'static {
         x: &Self::Tensor,
         bias: &Self::Weight,
         how: Routing,
-    ) -> Self::Routed {
-        self.route(&self.matmul(router, x), bias, how)
-    }
+    ) -> Self::Routed;
     /// y_t = sum_e weight_te FFN_e(x_t) over the experts chosen for t. `[tokens, dim] -> [tokens, dim]`
-    fn experts(&self, w: Gated<'_, Self::Weight>, x: &Self::Tensor, routed: &Self::Routed) -> Self::Tensor;
+    fn experts(&self, w: GatedMlp<'_, Self::Weight>, x: &Self::Tensor, routed: &Self::Routed)
+    -> Self::Tensor;
     /// [`Backend::experts`] plus the shared expert's output for every token.
     fn mixture(
         &self,
-        w: Gated<'_, Self::Weight>,
-        shared: Option<Gated<'_, Self::Weight>>,
+        w: GatedMlp<'_, Self::Weight>,
+        shared: Option<GatedMlp<'_, Self::Weight>>,
         x: &Self::Tensor,
         routed: &Self::Routed,
-    ) -> Self::Tensor {
-        let mut y = self.experts(w, x, routed);
-        if let Some(shared) = shared {
-            self.add(&mut y, &self.gated_ffn(shared, x));
-        }
-        y
-    }
+    ) -> Self::Tensor;
 
     // ---- sampling --------------------------------------------------------------------------------------
 
-    /// The `n` best values of each row, up to [`BEST`].
-    fn best(&self, x: &Self::Tensor, n: usize) -> Vec<Best>;
+    /// The `n` largest values of each row; `n` is at most [`MAX_TOP_K`].
+    fn top_k(&self, x: &Self::Tensor, n: usize) -> Vec<TopK>;
 }
 
-/// Values of a row that [`Backend::best`] finds at most.
-pub const BEST: usize = 256;
+/// Largest `n` of [`Backend::top_k`].
+pub const MAX_TOP_K: usize = 256;
 
-/// The best values of a row, of those that are numbers.
+/// The largest values of a row; NaN is left out.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Best {
-    /// The largest values and their columns, in descending order, the lowest column first among equals; -0 equals 0.
+pub struct TopK {
+    /// Values and their columns, in descending order, the lowest column first among equals; -0 equals 0.
     pub top: Vec<(f32, u32)>,
-    /// Whether the row has no other numbers for sure: there were fewer than asked for, or no more columns.
-    pub whole: bool,
-    /// sum_i e^(x_i - max x) over the row; of no use where the largest value is infinite or there is none.
-    pub sum: f32,
+    /// `top` holds every number of the row: there are fewer than `n`, or no more than `n` columns.
+    pub complete: bool,
+    /// sum_i e^(x_i - max x) over the row; undefined if the largest value is infinite or there is none.
+    pub sum_exp: f32,
 }
 
-/// [`Backend::delta_attention`] composed of its parts; `see_g` receives the log-decay.
-pub fn composed_delta_attention<B: Backend>(
-    b: &B,
-    spans: &mut [Span<'_, DeltaState<B::Tensor>>],
-    x: DeltaProjections<B::Tensor>,
-    w: &DeltaWeights<'_, B::Weight>,
-    mut see_g: impl FnMut(&B::Tensor),
-) -> B::Tensor {
-    let mut conv = |i: usize, x: &B::Tensor| {
-        let mut tails: Vec<_> = spans.iter_mut().map(|s| part(s, |state| &mut state.conv[i])).collect();
-        b.short_conv(&mut tails, x, w.taps[i])
-    };
-    let (q, k, v) = (conv(0, &x.q), conv(1, &x.k), conv(2, &x.v));
-    let q = b.l2_norm(q, w.head_dim, w.l2_eps, w.scale);
-    let k = b.l2_norm(k, w.head_dim, w.l2_eps, 1.0);
-    let g = b.kda_decay(x.f, w.a, w.dt_bias);
-    see_g(&g);
-    let beta = b.sigmoid(x.beta);
-    let mut states: Vec<_> = spans.iter_mut().map(|s| part(s, |state| &mut state.s)).collect();
-    let o = b.delta_rule(&mut states, DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta });
-    b.gated_rms_norm(&o, w.norm, &x.gate, w.norm_eps)
-}
-
-/// The same rows with one part of their state.
-fn part<'a, S, T>(span: &'a mut Span<'_, S>, of: impl Fn(&'a mut S) -> &'a mut T) -> Span<'a, T> {
-    Span { rows: span.rows.clone(), state: of(span.state) }
-}
-
-/// A part of a sequence's state that a step advances.
-pub enum Part<'a, B: Backend> {
-    /// Of constant size.
+/// A part of a sequence's state that a step advances, as [`Backend::replay`] takes it.
+pub enum StatePart<'a, B: Backend> {
+    /// Recurrent state, of constant size.
     Tensor(&'a B::Tensor),
-    /// Grows by a row.
+    /// A KV cache, which grows by a row per token.
     Cache(&'a mut B::Cache),
 }
 
@@ -452,21 +426,21 @@ pub struct DeltaProjections<T> {
 
 /// Weights and constants of [`Backend::delta_attention`].
 pub struct DeltaWeights<'a, W> {
-    /// Of q, k and v: `[channels, n]`
+    /// Convolution taps of q, k and v: `[channels, n]`
     pub taps: [&'a W; 3],
     /// -exp(A_log), `[1, heads]`
     pub a: &'a W,
     /// `[1, heads * dk]`
     pub dt_bias: &'a W,
-    /// Of the norm of a head's output, `[1, dv]`
+    /// Weight of the norm of a head's output, `[1, dv]`
     pub norm: &'a W,
     /// dk
     pub head_dim: usize,
     /// Factor on q.
     pub scale: f32,
-    /// Under the root of the l2 norms.
+    /// Epsilon of the l2 norms.
     pub l2_eps: f32,
-    /// Under the root of the output's norm.
+    /// Epsilon of the output's norm.
     pub norm_eps: f32,
 }
 

@@ -5,6 +5,7 @@
 //! then `reference` (the ops as plain loops) and `cpu` (the same, fast).
 
 pub mod backend;
+pub mod composed;
 pub mod cpu;
 pub mod cuda;
 pub mod heap;

@@ -4,8 +4,10 @@
 //! the other backends except the block formats. Next: `cpu`.
 
 use crate::backend::{
-    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
+    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
 };
+use crate::composed;
 use std::ops::Range;
 
 /// The oracle backend.
@@ -56,7 +58,7 @@ impl Matrix {
 }
 
 /// Row `r` of matrix `m` of a stack, as f32.
-fn weight_row(w: &Stored, m: usize, r: usize) -> Vec<f32> {
+fn weight_row(w: &QuantTensor, m: usize, r: usize) -> Vec<f32> {
     assert!(m < w.count && r < w.rows, "row {r} of matrix {m} in a weight of {} x {} rows", w.count, w.rows);
     let bytes = w.format.row_bytes(w.cols as u64).expect("whole blocks") as usize;
     let mut out = vec![0.0; w.cols];
@@ -83,7 +85,7 @@ fn softplus(x: f64) -> f64 {
 }
 
 /// W_down (SiLU(W_gate x) * W_up x) of matrix `e` of each stack.
-fn ffn(w: &Gated<'_, Stored>, e: usize, x: &[f32]) -> Vec<f64> {
+fn ffn(w: &GatedMlp<'_, QuantTensor>, e: usize, x: &[f32]) -> Vec<f64> {
     let hidden: Vec<f32> = (0..w.gate.rows)
         .map(|i| (silu(dot(&weight_row(w.gate, e, i), x)) * dot(&weight_row(w.up, e, i), x)) as f32)
         .collect();
@@ -150,11 +152,10 @@ fn rank(score: f32) -> f32 {
 }
 
 impl Backend for Reference {
-    const NAME: &'static str = "reference";
-    const EXPANDS: bool = true;
+    const NUMERICS_VERSION: NumericsVersion = NumericsVersion { family: "reference", revision: 1 };
     const LIMITS: Limits = Limits::NONE;
     type Tensor = Matrix;
-    type Weight = Stored;
+    type Weight = QuantTensor;
     type Cache = Cache;
     type Routed = Routed;
 
@@ -162,7 +163,7 @@ impl Backend for Reference {
         "reference loops, 1 thread".to_string()
     }
 
-    fn weight(&self, stored: Stored) -> Result<Stored, Error> {
+    fn weight(&self, stored: QuantTensor) -> Result<QuantTensor, Error> {
         let row = stored.format.row_bytes(stored.cols as u64).expect("rows of whole blocks") as usize;
         assert_eq!(stored.bytes.len(), stored.count * stored.rows * row, "bytes of a weight");
         Ok(stored)
@@ -208,15 +209,27 @@ impl Backend for Reference {
         cache.values.extend(values.iter().map(|x| f32::from_le_bytes(*x)));
     }
 
-    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
-        cache.values.truncate(len * cache.width);
-    }
-
     fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
         (routed.experts.clone(), routed.weights.clone())
     }
 
-    fn embed(&self, table: &Stored, ids: &[u32]) -> Matrix {
+    fn read_ahead(&self) {}
+
+    fn expert_cache_stats(&self) -> Option<ExpertCacheStats> {
+        None
+    }
+
+    fn wait(&self) {}
+
+    fn replay(&self, _: &QuantTensor, _: &[u32], _: &mut [StatePart<'_, Reference>]) -> Option<Matrix> {
+        None
+    }
+
+    fn capture(&self, _: &[u32], step: impl FnOnce() -> Matrix) -> Matrix {
+        step()
+    }
+
+    fn embed(&self, table: &QuantTensor, ids: &[u32]) -> Matrix {
         let values = ids.iter().flat_map(|&id| weight_row(table, 0, id as usize)).collect();
         Matrix { rows: ids.len(), cols: table.cols, values }
     }
@@ -242,7 +255,7 @@ impl Backend for Reference {
         y
     }
 
-    fn rms_norm(&self, x: &Matrix, w: &Stored, eps: f32) -> Matrix {
+    fn rms_norm(&self, x: &Matrix, w: &QuantTensor, eps: f32) -> Matrix {
         let w = weight_row(w, 0, 0);
         assert!(w.len() <= x.cols, "a norm over {} of {} columns", w.len(), x.cols);
         let mut y = x.clone();
@@ -250,6 +263,10 @@ impl Backend for Reference {
             rms_norm(&mut y.row_mut(t)[..w.len()], &w, eps);
         }
         y
+    }
+
+    fn add_rms_norm(&self, x: &mut Matrix, y: &Matrix, w: &QuantTensor, eps: f32) -> Matrix {
+        composed::add_rms_norm(self, x, y, w, eps)
     }
 
     fn l2_norm(&self, x: Matrix, head_dim: usize, eps: f32, scale: f32) -> Matrix {
@@ -262,7 +279,7 @@ impl Backend for Reference {
         y
     }
 
-    fn gated_rms_norm(&self, x: &Matrix, w: &Stored, gate: &Matrix, eps: f32) -> Matrix {
+    fn gated_rms_norm(&self, x: &Matrix, w: &QuantTensor, gate: &Matrix, eps: f32) -> Matrix {
         let w = weight_row(w, 0, 0);
         assert_eq!((x.rows, x.cols), (gate.rows, gate.cols), "shapes of x and its gate");
         assert_eq!(x.cols % w.len(), 0, "{} columns in heads of {}", x.cols, w.len());
@@ -272,7 +289,7 @@ impl Backend for Reference {
         y
     }
 
-    fn matmul(&self, w: &Stored, x: &Matrix) -> Matrix {
+    fn matmul(&self, w: &QuantTensor, x: &Matrix) -> Matrix {
         assert_eq!((w.count, w.cols), (1, x.cols), "a product: matrices, columns");
         let mut y = Matrix::zeros(x.rows, w.rows);
         for o in 0..w.rows {
@@ -284,7 +301,15 @@ impl Backend for Reference {
         y
     }
 
-    fn matmul_heads(&self, w: &Stored, x: &Matrix) -> Matrix {
+    fn matmuls<const N: usize>(&self, w: [&QuantTensor; N], x: &Matrix) -> [Matrix; N] {
+        composed::matmuls(self, w, x)
+    }
+
+    fn matmul_each<const N: usize>(&self, w: [&QuantTensor; N], x: [&Matrix; N]) -> [Matrix; N] {
+        composed::matmul_each(self, w, x)
+    }
+
+    fn matmul_heads(&self, w: &QuantTensor, x: &Matrix) -> Matrix {
         assert_eq!(x.cols % w.count, 0, "{} columns in {} heads", x.cols, w.count);
         let width = x.cols / w.count;
         assert!(w.cols <= width, "heads of {width} columns, matrices of {}", w.cols);
@@ -297,7 +322,11 @@ impl Backend for Reference {
         Matrix { rows: x.rows, cols: w.count * (w.rows + width - w.cols), values }
     }
 
-    fn short_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &Stored) -> Matrix {
+    fn gated_ffn(&self, w: GatedMlp<'_, QuantTensor>, x: &Matrix) -> Matrix {
+        composed::gated_ffn(self, w, x)
+    }
+
+    fn short_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &QuantTensor) -> Matrix {
         let n = taps.cols;
         assert_eq!((taps.count, taps.rows), (1, x.cols), "taps: matrices, channels");
         let mut y = Matrix::zeros(x.rows, x.cols);
@@ -316,7 +345,7 @@ impl Backend for Reference {
         y
     }
 
-    fn kda_decay(&self, f: Matrix, a: &Stored, dt_bias: &Stored) -> Matrix {
+    fn kda_decay(&self, f: Matrix, a: &QuantTensor, dt_bias: &QuantTensor) -> Matrix {
         let (a, bias) = (weight_row(a, 0, 0), weight_row(dt_bias, 0, 0));
         assert_eq!((f.cols, f.cols % a.len()), (bias.len(), 0), "channels, and channels in heads");
         let dim = f.cols / a.len();
@@ -349,6 +378,15 @@ impl Backend for Reference {
             }
         }
         o
+    }
+
+    fn delta_attention(
+        &self,
+        spans: &mut [Span<'_, DeltaState<Matrix>>],
+        x: DeltaProjections<Matrix>,
+        w: &DeltaWeights<'_, QuantTensor>,
+    ) -> Matrix {
+        composed::delta_attention(self, spans, x, w)
     }
 
     fn append(&self, spans: &mut [Span<'_, Cache>], x: &Matrix) {
@@ -386,11 +424,11 @@ impl Backend for Reference {
         o
     }
 
-    fn expanded_attention(
+    fn materialized_attention(
         &self,
         spans: &mut [Span<'_, Cache>],
         q: &Matrix,
-        w: Expansion<'_, Stored>,
+        w: KvUpProjection<'_, QuantTensor>,
         scale: f32,
     ) -> Matrix {
         let (heads, nope, dim) = (w.k.count, w.k.cols, w.v.rows);
@@ -422,7 +460,7 @@ impl Backend for Reference {
         o
     }
 
-    fn route(&self, logits: &Matrix, bias: &Stored, how: Routing) -> Routed {
+    fn route(&self, logits: &Matrix, bias: &QuantTensor, how: Routing) -> Routed {
         let bias = weight_row(bias, 0, 0);
         assert_eq!(logits.cols, bias.len(), "experts: logits and bias");
         assert_eq!(bias.len() % how.groups, 0, "{} experts in {} groups", bias.len(), how.groups);
@@ -443,7 +481,11 @@ impl Backend for Reference {
         routed
     }
 
-    fn experts(&self, w: Gated<'_, Stored>, x: &Matrix, routed: &Routed) -> Matrix {
+    fn matmul_route(&self, router: &QuantTensor, x: &Matrix, bias: &QuantTensor, how: Routing) -> Routed {
+        composed::matmul_route(self, router, x, bias, how)
+    }
+
+    fn experts(&self, w: GatedMlp<'_, QuantTensor>, x: &Matrix, routed: &Routed) -> Matrix {
         assert_eq!(routed.experts.len(), x.rows * routed.top_k, "routed tokens");
         let mut y = Matrix::zeros(x.rows, w.down.rows);
         for t in 0..x.rows {
@@ -457,21 +499,31 @@ impl Backend for Reference {
         y
     }
 
-    fn best(&self, x: &Matrix, n: usize) -> Vec<Best> {
-        (0..x.rows).map(|r| best(x.row(r), n)).collect()
+    fn mixture(
+        &self,
+        w: GatedMlp<'_, QuantTensor>,
+        shared: Option<GatedMlp<'_, QuantTensor>>,
+        x: &Matrix,
+        routed: &Routed,
+    ) -> Matrix {
+        composed::mixture(self, w, shared, x, routed)
+    }
+
+    fn top_k(&self, x: &Matrix, n: usize) -> Vec<TopK> {
+        (0..x.rows).map(|r| top_k(x.row(r), n)).collect()
     }
 }
 
-/// [`Backend::best`] of one row.
-pub fn best(row: &[f32], n: usize) -> Best {
+/// [`Backend::top_k`] of one row.
+pub fn top_k(row: &[f32], n: usize) -> TopK {
     let mut top: Vec<(f32, u32)> =
         row.iter().zip(0..).filter(|(v, _)| !v.is_nan()).map(|(v, c)| (*v + 0.0, c)).collect();
     top.sort_by(|a, b| b.0.total_cmp(&a.0)); // stable: the lowest column stays first
     let most = top.first().map_or(0.0, |(v, _)| f64::from(*v));
     let sum: f64 = top.iter().map(|(v, _)| (f64::from(*v) - most).exp()).sum();
-    let whole = top.len() < n || row.len() <= n;
+    let complete = top.len() < n || row.len() <= n;
     top.truncate(n);
-    Best { top, whole, sum: sum as f32 }
+    TopK { top, complete, sum_exp: sum as f32 }
 }
 
 /// x <- x / sqrt(mean(x^2) + eps) * w

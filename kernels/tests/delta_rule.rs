@@ -1,14 +1,12 @@
-//! The gated delta rule against float64 truth and against the reference: token by token, in chunks, cut
-//! anywhere, several sequences in a batch; on every instruction set.
+//! Compares the gated delta rule with float64 goldens and the reference: whole, cut anywhere, and with several sequences
+//! in a batch, at every SIMD level.
 
 mod common;
 
-use common::{Numbers, close, cpus, error, spans, stand_in::cuda};
+use common::{Numbers, close, cpus, emulator::cuda, error, spans};
 use kernels::backend::{Backend, DeltaRule};
-use kernels::cpu::{Cpu, Form};
+use kernels::cpu::Cpu;
 use safetensors::SafeTensors;
-
-const FORMS: [Form; 3] = [Form::Recurrent, Form::Chunked, Form::Fastest];
 
 /// Inputs of the rule: q, k, v, g `[tokens, heads, dim]`, beta `[tokens, heads]`, S `[heads, dk, dv]`.
 struct Inputs {
@@ -82,22 +80,21 @@ impl Inputs {
     }
 
     /// o and the state on a CPU, cut at `cuts`.
-    fn on(&self, b: &Cpu, form: Form, cuts: &[usize]) -> [Vec<f32>; 2] {
+    fn on(&self, b: &Cpu, cuts: &[usize]) -> [Vec<f32>; 2] {
         let mut s = b.tensor(self.heads * self.dk, self.dv, &self.s);
         let ends: Vec<usize> = [0].iter().chain(cuts).chain(&[self.tokens]).copied().collect();
-        let part =
-            |w: &[usize]| self.part(b, (w[0], w[1]), &mut s, |spans, x| b.delta_rule_in(form, spans, x));
+        let part = |w: &[usize]| self.part(b, (w[0], w[1]), &mut s, |spans, x| b.delta_rule(spans, x));
         let o = ends.windows(2).flat_map(part).collect();
         [o, b.read(&s)]
     }
 }
 
-/// The rule in each form on each CPU, whole and cut, against what is expected.
-fn check_forms(what: &str, x: &Inputs, expected: &[Vec<f32>], cuts: &[&[usize]]) {
+/// Compares the rule on each CPU, in one call and cut, with the expected result.
+fn check_cuts(what: &str, x: &Inputs, expected: &[Vec<f32>], cuts: &[&[usize]]) {
     for b in cpus() {
-        for (form, cuts) in FORMS.iter().flat_map(|form| cuts.iter().map(move |cuts| (*form, *cuts))) {
-            let what = format!("{what} {form:?} cut at {cuts:?}, {}", b.describe());
-            close(&what, &x.on(&b, form, cuts), expected);
+        for cuts in cuts {
+            let what = format!("{what} cut at {cuts:?}, {}", b.describe());
+            close(&what, &x.on(&b, cuts), expected);
         }
     }
 }
@@ -116,7 +113,7 @@ fn goldens() {
         let (tokens, heads, dk, dv) = (shape("q")[0], shape("q")[1], shape("q")[2], shape("v")[2]);
         let x = Inputs { tokens, heads, dk, dv, q, k, v, g, beta, s };
         let cuts: &[&[usize]] = if tokens > 100 { &[&[], &[1, 17, 97]] } else { &[&[]] };
-        check_forms(case, &x, &[floats("o"), floats("S")], cuts);
+        check_cuts(case, &x, &[floats("o"), floats("S")], cuts);
 
         let expected = [floats("o"), floats("S")];
         x.close_on(case, &kernels::reference::Reference, &expected);
@@ -139,7 +136,7 @@ fn odd_sizes() {
         let mut s = b.tensor(x.heads * x.dk, x.dv, &x.s);
         let o = x.part(&b, (0, x.tokens), &mut s, |spans, x| b.delta_rule(spans, x));
         let expected = [o, b.read(&s)];
-        check_forms(&format!("{shape:?}"), &x, &expected, &[&[], &[x.tokens / 2], &[0, x.tokens]]);
+        check_cuts(&format!("{shape:?}"), &x, &expected, &[&[], &[x.tokens / 2], &[0, x.tokens]]);
         x.close_on(&format!("{shape:?}"), cuda(), &expected);
     }
 }
@@ -162,7 +159,7 @@ fn extreme_decays() {
     for g in [0.0, -1e-7, -88.0, -1e4, -3e38, f32::NEG_INFINITY] {
         let mut x = Inputs::random(3, [130, 1, 16, 16], 1.0);
         x.g.fill(g);
-        let all: Vec<_> = cpus().iter().flat_map(|b| FORMS.map(|form| x.on(b, form, &[]))).collect();
+        let all: Vec<_> = cpus().iter().map(|b| x.on(b, &[])).collect();
         assert!(all[0].iter().flatten().all(|v| v.is_finite()), "g = {g}");
         for [o, s] in &all {
             assert!(error(o, &all[0][0]) < 2e-5 && error(s, &all[0][1]) < 2e-5, "g = {g}");
@@ -171,6 +168,6 @@ fn extreme_decays() {
         // Of the size that the device takes in chunks.
         let mut x = Inputs::random(5, [97, 1, 128, 128], 1.0);
         x.g.fill(g);
-        x.close_on(&format!("g = {g}"), cuda(), &x.on(&cpus()[0], Form::Recurrent, &[]));
+        x.close_on(&format!("g = {g}"), cuda(), &x.on(&cpus()[0], &[]));
     }
 }

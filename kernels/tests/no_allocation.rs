@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Numbers, vector};
-use kernels::backend::{Backend, CacheFormat, DeltaRule, Gated, Routing, Span};
+use kernels::backend::{Backend, CacheFormat, DeltaRule, GatedMlp, Routing, Span};
 use kernels::cpu::Cpu;
 use kernels::quant::Format;
 use kernels::simd::SimdLevel;
@@ -66,7 +66,7 @@ fn a_decoded_token_allocates_nothing() {
         b.append(&mut [Span { rows: 0..1, state: &mut cache }], &row);
         let o = b.latent_attention(&mut [Span { rows: 0..1, state: &mut cache }], &x, 64, 0.1);
         let routed = b.route(&b.matmul(&router, &o), &bias, how);
-        b.add(&mut x, &b.experts(Gated { gate: &gate, up: &up, down: &down }, &o, &routed));
+        b.add(&mut x, &b.experts(GatedMlp { gate: &gate, up: &up, down: &down }, &o, &routed));
     };
     // A worker that first takes part late needs scratch of its own then: look for a quiet stretch.
     let quiet = |_| {

@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Numbers, cpus, error, spans, stored, vector};
-use kernels::backend::{Backend, DeltaProjections, DeltaState, DeltaWeights, Gated, Routing};
+use kernels::backend::{Backend, DeltaProjections, DeltaState, DeltaWeights, GatedMlp, Routing};
 use kernels::quant::Format;
 
 /// Rows and columns that meet whole registers, their rests, and nothing.
@@ -52,7 +52,7 @@ fn norms() {
 /// On the device norms leave their values as bytes for products: the same as are made of the values.
 #[test]
 fn bytes_of_norms() {
-    let b = common::stand_in::cuda();
+    let b = common::emulator::cuda();
     let (rows, cols) = (3, 256);
     let mut n = Numbers(4);
     let weight = |n: &mut Numbers| b.weight(stored(Format::Q8_0, [1, 64, cols], &n.vec(64 * cols))).unwrap();
@@ -284,7 +284,7 @@ fn routing_ties_and_nan() {
         assert_eq!(b.routed(&routed).0, first, "reference, {logits:?}");
     }
     // Of one group the device keeps scores in its lanes.
-    let (cuda, how) = (common::stand_in::cuda(), Routing { groups: 1, ..how });
+    let (cuda, how) = (common::emulator::cuda(), Routing { groups: 1, ..how });
     let mut n = Numbers(3);
     let some = [nan, inf, -inf, 0.0, -0.0, 1.0, -1.0, 30.0];
     for experts in [3, 8, 33, 256] {
@@ -299,13 +299,22 @@ fn routing_ties_and_nan() {
 }
 
 /// The experts of a layer, in formats that hold the test's activations exactly.
-fn expert_weights(up: Format, down: Format, [n, dim, hidden]: [usize; 3]) -> [kernels::backend::Stored; 3] {
+fn expert_weights(
+    up: Format,
+    down: Format,
+    [n, dim, hidden]: [usize; 3],
+) -> [kernels::backend::QuantTensor; 3] {
     let mut numbers = Numbers(12);
     let mut weight = |format, shape| numbers.weight(format, shape);
     [weight(up, [n, hidden, dim]), weight(up, [n, hidden, dim]), weight(down, [n, dim, hidden])]
 }
 
-fn run_experts<B: Backend>(b: &B, w: &[kernels::backend::Stored; 3], x: &[f32], top_k: usize) -> Vec<f32> {
+fn run_experts<B: Backend>(
+    b: &B,
+    w: &[kernels::backend::QuantTensor; 3],
+    x: &[f32],
+    top_k: usize,
+) -> Vec<f32> {
     let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
     let (n, dim) = (w[0].count, w[0].cols);
     let tokens = x.len() / dim;
@@ -313,7 +322,7 @@ fn run_experts<B: Backend>(b: &B, w: &[kernels::backend::Stored; 3], x: &[f32], 
         x.chunks(dim).flat_map(|x| (0..n).map(|e| ((x[1] as usize + e * 7) % 11) as f32 * 0.3)).collect();
     let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.0 };
     let routed = b.route(&b.tensor(tokens, n, &logits), &b.weight(vector(&vec![0.0; n])).unwrap(), how);
-    b.read(&b.experts(Gated { gate: &gate, up: &up, down: &down }, &b.tensor(tokens, dim, x), &routed))
+    b.read(&b.experts(GatedMlp { gate: &gate, up: &up, down: &down }, &b.tensor(tokens, dim, x), &routed))
 }
 
 #[test]
@@ -358,20 +367,20 @@ fn gated_ffn_is_its_parts() {
     let x = Numbers(15).vec(3 * 70);
     check!("gated_ffn", |b| {
         let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
-        vec![b.read(&b.gated_ffn(Gated { gate: &gate, up: &up, down: &down }, &b.tensor(3, 70, &x)))]
+        vec![b.read(&b.gated_ffn(GatedMlp { gate: &gate, up: &up, down: &down }, &b.tensor(3, 70, &x)))]
     });
     let b = &cpus()[1];
     let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
     let x = b.tensor(3, 70, &x);
     let parts = b.matmul(&down, &b.silu_mul(b.matmul(&gate, &x), &b.matmul(&up, &x)));
-    let fused = b.gated_ffn(Gated { gate: &gate, up: &up, down: &down }, &x);
+    let fused = b.gated_ffn(GatedMlp { gate: &gate, up: &up, down: &down }, &x);
     assert_eq!(error(&b.read(&fused), &b.read(&parts)), 0.0);
 }
 
 /// Work that is recorded to be timed gives what it gives otherwise, and afterwards too.
 #[test]
-fn timed_work_on_the_stand_in() {
-    let (b, mut n) = (common::stand_in::cuda(), Numbers(16));
+fn timed_work_on_the_emulator() {
+    let (b, mut n) = (common::emulator::cuda(), Numbers(16));
     let w = b.weight(n.weight(Format::Q4_K, [1, 65, 256])).unwrap();
     let x = b.tensor(9, 256, &n.levels(9 * 256));
     let expected = b.read(&b.matmul(&w, &x));

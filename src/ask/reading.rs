@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use kernels::backend::Backend;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 
 /// Between lines where nobody watches.
 const LINE_EVERY: Duration = Duration::from_secs(10);
@@ -47,9 +47,9 @@ impl Reading {
         });
         Reading {
             bar,
-            pace: Pace::new(config, &engine.file.tensors, B::EXPANDS.then(|| engine.step(Form::Expanded))),
+            pace: Pace::new(config, &engine.file.tensors, Some(engine.step(MlaPath::Materialized))),
             sizes: engine.store.sizes(),
-            workspace: Need::of(config, engine.step(Form::Expanded) as u64).workspace_bytes,
+            workspace: Need::of(config, engine.step(MlaPath::Materialized) as u64).workspace_bytes,
             weights: engine.file.tensors.iter().map(|t| t.bytes).sum(),
             total,
             found,

@@ -26,7 +26,7 @@ use crate::session::Prefill;
 use crate::snapshot::namespace::Namespace;
 use admission::Waiting;
 use kernels::backend::{Backend, CacheFormat};
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Probe, Sequence};
 use plan::{Pace, deal, next_large};
 use queue::Queue;
@@ -329,7 +329,7 @@ impl<'e, B: Backend> Batch<'e, B> {
     fn read_large(&mut self, i: usize, hear: &mut dyn FnMut(&mut Self)) {
         let mut slot = self.slots.remove(i);
         let alone = self.slots.is_empty() && self.queue.is_empty() && self.held.is_empty();
-        let most = if alone { self.engine.step(Form::Expanded) } else { self.engine.batch };
+        let most = if alone { self.engine.step(MlaPath::Materialized) } else { self.engine.batch };
         let tokens = slot.wants_large().map_or(0, |wants| wants.min(most));
         self.away = Some(slot.away());
         self.turn += 1;
@@ -466,7 +466,7 @@ impl<B: Backend> Probe<B> for Between<'_, '_, B> {
         self.abandoned
     }
 
-    fn looks(&self) -> bool {
+    fn is_active(&self) -> bool {
         false
     }
 }

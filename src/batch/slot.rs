@@ -11,7 +11,7 @@ use crate::session::{Prefill, next_point, thinned};
 use crate::snapshot::Source;
 use crate::snapshot::namespace::Namespace;
 use kernels::backend::Backend;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ pub struct Slot<'e, B: Backend> {
     /// Tokens processed since it has its slot, and of these tokens chosen.
     turn: (usize, usize),
     /// The form of the next tokens of the prompt, and where they end.
-    ahead: (Form, usize),
+    ahead: (MlaPath, usize),
     /// Lengths of the prompt to keep snapshots of.
     marks: Vec<usize>,
     reused: usize,
@@ -69,7 +69,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             reply: Reply::new(engine, job.prompt, job.rules),
             done: 0,
             turn: (0, 0),
-            ahead: (Form::Absorbed, 0),
+            ahead: (MlaPath::Absorbed, 0),
             marks: thinned(&job.marks),
             reused: 0,
             source: None,
@@ -107,7 +107,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         let empty = || (model.state(backend, *cache), 0, None, Vec::new());
         let (state, done, source, logits) =
             hit.map_or_else(empty, |hit| (hit.state, hit.len, Some(hit.source), hit.logits));
-        (self.state, self.done, self.ahead) = (Some(state), done, (Form::Absorbed, done));
+        (self.state, self.done, self.ahead) = (Some(state), done, (MlaPath::Absorbed, done));
         (source, logits)
     }
 
@@ -192,7 +192,7 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Whether making keys and values for the next tokens pays in large pieces only.
     fn large(&self) -> bool {
-        B::EXPANDS && !self.replying() && self.ahead.0 == Form::Expanded
+        !self.replying() && self.ahead.0 == MlaPath::Materialized
     }
 
     /// Where the next tokens end: what is left up to the next snapshot, as far as it is read in the same form.
@@ -239,10 +239,10 @@ impl<'e, B: Backend> Slot<'e, B> {
         let end = self.done + tokens;
         let last = end == self.reply.total() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let form = if self.replying() { Form::Absorbed } else { self.ahead.0 };
+        let form = if self.replying() { MlaPath::Absorbed } else { self.ahead.0 };
         let tokens = self.reply.span(self.done..end);
         let state = self.state.as_mut().expect("a sequence in a slot has a state");
-        (Sequence { tokens, state, outputs, form }, &*self.client)
+        (Sequence { tokens, state, outputs, mla_path: form }, &*self.client)
     }
 
     /// Leaves in the middle of a step, whose state is of no use.

@@ -4,7 +4,7 @@
 
 use super::Row;
 use super::numbers::Numbers;
-use kernels::backend::{Backend, Best};
+use kernels::backend::{Backend, TopK};
 use kernels::cuda::Cuda;
 use kernels::reference::Reference;
 
@@ -14,13 +14,13 @@ const EXACT: f32 = 1e-5;
 /// The best `n` of rows of so many columns.
 fn compare(cuda: &Cuda, what: &str, cols: usize, values: &[f32], n: usize) -> Row {
     let rows = values.len() / cols;
-    let expected = Reference.best(&Reference.tensor(rows, cols, values), n);
-    let got = cuda.best(&cuda.tensor(rows, cols, values), n);
-    let same = |(g, e): (&Best, &Best)| g.top == e.top && g.whole == e.whole;
+    let expected = Reference.top_k(&Reference.tensor(rows, cols, values), n);
+    let got = cuda.top_k(&cuda.tensor(rows, cols, values), n);
+    let same = |(g, e): (&TopK, &TopK)| g.top == e.top && g.complete == e.complete;
     let wrong = got.iter().zip(&expected).filter(|pair| !same(*pair)).count();
     // Sums mean something where the largest value is finite.
-    let apart = |(g, e): (&Best, &Best)| match e.top.first() {
-        Some((most, _)) if most.is_finite() => ((g.sum - e.sum) / e.sum).abs(),
+    let apart = |(g, e): (&TopK, &TopK)| match e.top.first() {
+        Some((most, _)) if most.is_finite() => ((g.sum_exp - e.sum_exp) / e.sum_exp).abs(),
         _ => 0.0,
     };
     let nan = |apart: f32| if apart.is_nan() { f32::INFINITY } else { apart };

@@ -5,7 +5,9 @@
 use super::Row;
 use super::numbers::Numbers;
 use super::ops::{EXACT, HALF, Op, compare, judged, spans};
-use kernels::backend::{Backend, DeltaProjections, DeltaState, DeltaWeights, Gated, Routing, Stored};
+use kernels::backend::{
+    Backend, DeltaProjections, DeltaState, DeltaWeights, ExpertCacheStats, GatedMlp, QuantTensor, Routing,
+};
 use kernels::cuda::Cuda;
 use kernels::quant::Format;
 use kernels::reference::Reference;
@@ -18,11 +20,11 @@ struct Delta {
     x: [Vec<f32>; 6],
     s: Vec<f32>,
     past: [Vec<f32>; 3],
-    taps: [Stored; 3],
+    taps: [QuantTensor; 3],
     /// a, dt_bias, norm
-    vectors: [Stored; 3],
+    vectors: [QuantTensor; 3],
     /// What meets the result, as the bytes that it comes with and as those that are made of it.
-    out: Stored,
+    out: QuantTensor,
 }
 
 impl Op for Delta {
@@ -30,7 +32,7 @@ impl Op for Delta {
         let (tokens, channels) = (self.lens.iter().sum(), self.heads * self.dim);
         let [q, k, v, f, gate] = [0, 1, 2, 3, 5].map(|i| b.tensor(tokens, channels, &self.x[i]));
         let x = DeltaProjections { q, k, v, f, beta: b.tensor(tokens, self.heads, &self.x[4]), gate };
-        let weight = |w: &Stored| b.weight(w.clone()).expect("room");
+        let weight = |w: &QuantTensor| b.weight(w.clone()).expect("room");
         let taps = self.taps.each_ref().map(weight);
         let [a, dt_bias, norm] = self.vectors.each_ref().map(weight);
         let (taps, head_dim) = (taps.each_ref(), self.dim);
@@ -68,7 +70,11 @@ fn delta(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
             x: cols.map(|cols| n.vec(tokens * cols)),
             s: n.vec(channels * dim),
             past: [(); 3].map(|()| n.vec(3 * channels)),
-            taps: [(); 3].map(|()| Stored { rows: channels, cols: 4, ..n.vector(4 * channels, -1.0, 1.0) }),
+            taps: [(); 3].map(|()| QuantTensor {
+                rows: channels,
+                cols: 4,
+                ..n.vector(4 * channels, -1.0, 1.0)
+            }),
             vectors: [
                 n.vector(heads, -16.0, 0.0),
                 n.vector(channels, -40.0, 100.0),
@@ -87,7 +93,7 @@ fn delta(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
 }
 
 struct Each {
-    w: [Stored; 2],
+    w: [QuantTensor; 2],
     x: [Vec<f32>; 2],
     tokens: usize,
 }
@@ -118,8 +124,8 @@ fn each(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
 }
 
 struct Heads {
-    w: Stored,
-    out: Stored,
+    w: QuantTensor,
+    out: QuantTensor,
     x: Vec<f32>,
     tokens: usize,
 }
@@ -149,8 +155,8 @@ fn heads(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
 }
 
 struct Router {
-    router: Stored,
-    bias: Stored,
+    router: QuantTensor,
+    bias: QuantTensor,
     x: Vec<f32>,
     tokens: usize,
     how: Routing,
@@ -194,9 +200,9 @@ fn router(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
 }
 
 struct Mixture {
-    experts: [Stored; 3],
-    shared: Option<[Stored; 3]>,
-    bias: Stored,
+    experts: [QuantTensor; 3],
+    shared: Option<[QuantTensor; 3]>,
+    bias: QuantTensor,
     logits: Vec<f32>,
     x: Vec<f32>,
     tokens: usize,
@@ -207,7 +213,7 @@ struct Mixture {
 
 impl Op for Mixture {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        let weights = |w: &[Stored; 3]| w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let weights = |w: &[QuantTensor; 3]| w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
         let (experts, shared) = (weights(&self.experts), self.shared.as_ref().map(weights));
         let bias = b.weight(self.bias.clone()).expect("room");
         let routed = b.route(&b.tensor(self.tokens, self.bias.cols, &self.logits), &bias, self.how);
@@ -219,8 +225,8 @@ impl Op for Mixture {
     }
 }
 
-fn gated<W>([gate, up, down]: &[W; 3]) -> Gated<'_, W> {
-    Gated { gate, up, down }
+fn gated<W>([gate, up, down]: &[W; 3]) -> GatedMlp<'_, W> {
+    GatedMlp { gate, up, down }
 }
 
 impl Mixture {
@@ -248,11 +254,11 @@ impl Mixture {
 }
 
 /// The feed-forward `e` of a stack for one row.
-fn ffn(w: &[Stored; 3], e: usize, x: &[f32]) -> Vec<f32> {
+fn ffn(w: &[QuantTensor; 3], e: usize, x: &[f32]) -> Vec<f32> {
     let b = &Reference;
-    let product = |w: &Stored, x: &[f32]| {
+    let product = |w: &QuantTensor, x: &[f32]| {
         let bytes = w.bytes.len() / w.count;
-        let one = Stored { count: 1, bytes: w.bytes.slice(e * bytes..(e + 1) * bytes), ..w.clone() };
+        let one = QuantTensor { count: 1, bytes: w.bytes.slice(e * bytes..(e + 1) * bytes), ..w.clone() };
         b.matmul(&one, &b.tensor(1, x.len(), x))
     };
     let mut inner = b.read(&b.silu_mul(product(&w[0], x), &product(&w[1], x)));
@@ -329,14 +335,14 @@ fn mixture_in_ram(cuda: &Cuda, n: &mut Numbers) -> Row {
         times: 6,
         how: Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 },
     };
-    let met = || cuda.experts_met().map_or([0; 2], |met| met);
-    let before = met();
+    let stats = || cuda.expert_cache_stats().unwrap_or_default();
+    let before = stats();
     let got = op.run(cuda);
-    let [here, all] = [0, 1].map(|i| met()[i] - before[i]);
+    let ExpertCacheStats { hits, lookups } = stats() - before;
     cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
     let mut row = judged("mixture in RAM, 5 slots".into(), HALF, &op.expected(), &got);
-    row.right = row.right.map(|right| right && 0 < here && here < all);
-    row.found = format!("{}, {here} of {all} met in slots", row.found);
+    row.right = row.right.map(|right| right && 0 < hits && hits < lookups);
+    row.found = format!("{}, {hits} of {lookups} met in slots", row.found);
     row
 }
 

@@ -1,7 +1,7 @@
 //! Random inputs of the checks, the same ones for a seed.
 
 use bytes::Bytes;
-use kernels::backend::Stored;
+use kernels::backend::QuantTensor;
 use kernels::quant::Format;
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
@@ -42,7 +42,7 @@ impl Numbers {
     }
 
     /// A stack of random matrices in a format.
-    pub fn weight(&mut self, format: Format, [count, rows, cols]: [usize; 3]) -> Stored {
+    pub fn weight(&mut self, format: Format, [count, rows, cols]: [usize; 3]) -> QuantTensor {
         // A few random rows, again and again: quantising is slower than what is checked.
         let kinds = (count * rows).min(61);
         let bytes = format.row_bytes(cols as u64).expect("whole blocks") as usize;
@@ -52,12 +52,12 @@ impl Numbers {
         }
         let all =
             (0..count * rows).flat_map(|r| &own[r % kinds * bytes..][..bytes]).copied().collect::<Vec<u8>>();
-        Stored { format, count, rows, cols, bytes: Bytes::from(all) }
+        QuantTensor { format, count, rows, cols, bytes: Bytes::from(all) }
     }
 
     /// A vector as a weight of one row of floats.
-    pub fn vector(&mut self, n: usize, low: f32, high: f32) -> Stored {
+    pub fn vector(&mut self, n: usize, low: f32, high: f32) -> QuantTensor {
         let bytes: Vec<u8> = (0..n).flat_map(|_| self.uniform(low, high).to_le_bytes()).collect();
-        Stored { format: Format::F32, count: 1, rows: 1, cols: n, bytes: Bytes::from(bytes) }
+        QuantTensor { format: Format::F32, count: 1, rows: 1, cols: n, bytes: Bytes::from(bytes) }
     }
 }

@@ -5,7 +5,9 @@
 
 use super::Row;
 use super::numbers::Numbers;
-use kernels::backend::{Backend, CacheFormat, DeltaRule, Expansion, Gated, Routing, Span, Stored};
+use kernels::backend::{
+    Backend, CacheFormat, DeltaRule, GatedMlp, KvUpProjection, QuantTensor, Routing, Span,
+};
 use kernels::cuda::{Cuda, UPLOAD_MIN_TOKENS};
 use kernels::quant::Format;
 use kernels::reference::Reference;
@@ -53,7 +55,7 @@ struct Norms {
     dim: usize,
     x: Vec<f32>,
     gate: Vec<f32>,
-    w: [Stored; 2],
+    w: [QuantTensor; 2],
 }
 
 impl Op for Norms {
@@ -85,8 +87,8 @@ struct Conv {
     channels: usize,
     x: Vec<f32>,
     past: Vec<f32>,
-    taps: Stored,
-    decay: [Stored; 2],
+    taps: QuantTensor,
+    decay: [QuantTensor; 2],
 }
 
 impl Op for Conv {
@@ -129,7 +131,7 @@ pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
     for lens in [&[1][..], &[2, 1, 1], &[0, 3, 70, 1], &[300]] {
         let (channels, tokens) = (256, lens.iter().sum::<usize>());
         let (x, past) = (n.vec(tokens * channels), n.vec(3 * channels));
-        let taps = Stored { rows: channels, cols: 4, ..n.vector(4 * channels, -1.0, 1.0) };
+        let taps = QuantTensor { rows: channels, cols: 4, ..n.vector(4 * channels, -1.0, 1.0) };
         let decay = [n.vector(2, -16.0, 0.0), n.vector(channels, -40.0, 100.0)];
         let op = Conv { lens: lens.to_vec(), channels, x, past, taps, decay };
         all.push(compare(cuda, format!("short_conv, kda_decay over {lens:?}"), EXACT, &op));
@@ -138,7 +140,7 @@ pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
 }
 
 struct Product {
-    w: Stored,
+    w: QuantTensor,
     x: Vec<f32>,
     tokens: usize,
     heads: bool,
@@ -152,7 +154,7 @@ impl Op for Product {
     }
 }
 
-struct Embed(Stored);
+struct Embed(QuantTensor);
 
 impl Op for Embed {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
@@ -298,7 +300,7 @@ pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
 struct Expanded {
     format: CacheFormat,
     /// W_k,h^T and W_v,h.
-    w: [Stored; 2],
+    w: [QuantTensor; 2],
     /// Rows before each span, the same ones for all, and its tokens.
     past: Vec<usize>,
     lens: Vec<usize>,
@@ -319,8 +321,13 @@ impl Op for Expanded {
         b.append(&mut spans(&self.lens, &mut caches), &b.tensor(tokens, self.width, newest));
         let [k, v] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
         let q = b.tensor(tokens, self.q.len() / tokens, &self.q);
-        let w = Expansion { k: &k, v: &v, latent: self.w[0].rows };
-        vec![b.read(&b.expanded_attention(&mut spans(&self.lens, &mut caches), &q, w, 192_f32.powf(-0.5)))]
+        let w = KvUpProjection { k: &k, v: &v, latent: self.w[0].rows };
+        vec![b.read(&b.materialized_attention(
+            &mut spans(&self.lens, &mut caches),
+            &q,
+            w,
+            192_f32.powf(-0.5),
+        ))]
     }
 }
 
@@ -355,8 +362,8 @@ fn expanded(cuda: &Cuda, n: &mut Numbers, quick: bool) -> Vec<Row> {
 }
 
 struct Experts {
-    w: [Stored; 3],
-    bias: Stored,
+    w: [QuantTensor; 3],
+    bias: QuantTensor,
     /// Tokens of each step, one after the other with the same weights.
     steps: Vec<usize>,
     logits: Vec<f32>,
@@ -375,7 +382,7 @@ impl Op for Experts {
             let own_x = x.split_off(..tokens * dim).expect("rows of all steps");
             let routed = b.route(&b.tensor(*tokens, n, own_logits), &bias, self.how);
             let (chosen, weights) = b.routed(&routed);
-            let gated = Gated { gate: &gate, up: &up, down: &down };
+            let gated = GatedMlp { gate: &gate, up: &up, down: &down };
             let y = b.experts(gated, &b.tensor(*tokens, dim, own_x), &routed);
             [chosen.iter().map(|e| *e as f32).collect(), weights, b.read(&y)]
         };
@@ -425,12 +432,12 @@ fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
         let (bias, x) = (n.vector(experts, -0.1, 0.1), n.levels(tokens * dim));
         let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
         let op = Experts { w: w.clone(), bias, steps: steps.to_vec(), logits, x, how };
-        let met = || cuda.experts_met().map_or(0, |[here, _]| here);
-        let before = met();
+        let hits = || cuda.expert_cache_stats().unwrap_or_default().hits;
+        let before = hits();
         let mut row = compare(cuda, format!("experts in RAM, {steps:?} tokens, {slots} slots"), EXACT, &op);
-        let here = met() - before;
-        row.right = row.right.map(|right| right && (here > 0) == (slots > 0));
-        row.found = format!("{}, {here} met in slots", row.found);
+        let hits = hits() - before;
+        row.right = row.right.map(|right| right && (hits > 0) == (slots > 0));
+        row.found = format!("{}, {hits} met in slots", row.found);
         row
     };
     let steps: [(usize, &[usize]); 5] = [

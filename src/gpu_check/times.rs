@@ -6,8 +6,8 @@
 use super::Row;
 use super::numbers::Numbers;
 use kernels::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Expansion, Gated, Routing,
-    Span, Stored,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection,
+    QuantTensor, Routing, Span,
 };
 use kernels::cuda::{Cache, Cuda, Routed, UPLOAD_MIN_TOKENS, Weight, room_and_planes};
 use kernels::quant::Format;
@@ -29,7 +29,7 @@ fn row(what: &str, seconds: f64, floor: Floor, memory: f64) -> Row {
     Row { what: what.to_owned(), found, right: None }
 }
 
-fn bytes(w: &Stored) -> f64 {
+fn bytes(w: &QuantTensor) -> f64 {
     w.bytes.len() as f64
 }
 
@@ -125,9 +125,9 @@ impl Mixture {
         cuda.route(&cuda.tensor(tokens, EXPERTS, &n.vec(tokens * EXPERTS)), &self.bias, ROUTING)
     }
 
-    fn gated(&self) -> Gated<'_, Weight> {
+    fn gated(&self) -> GatedMlp<'_, Weight> {
         let [gate, up, down] = &self.weights;
-        Gated { gate, up, down }
+        GatedMlp { gate, up, down }
     }
 
     fn floor(&self, tokens: usize) -> Floor {
@@ -158,7 +158,7 @@ fn mixture(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
     let routed: Vec<_> = (0..COPIES).map(|_| mixture.route(cuda, n, 1)).collect();
     let seconds = cuda.time(COPIES, |i| {
         let [gate, up, down] = &shared;
-        drop(cuda.mixture(mixture.gated(), Some(Gated { gate, up, down }), &x, &routed[i]));
+        drop(cuda.mixture(mixture.gated(), Some(GatedMlp { gate, up, down }), &x, &routed[i]));
     });
     let Floor { bytes: chosen, operations } = mixture.floor(1);
     let each = (CHOSEN + 1) as f64 / CHOSEN as f64;
@@ -222,8 +222,8 @@ fn logits(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
     };
     vec![
         measure("all of them", &|| drop(cuda.read(&x))),
-        measure("the best 256", &|| drop(cuda.best(&x, 256))),
-        measure("the best 1", &|| drop(cuda.best(&x, 1))),
+        measure("the best 256", &|| drop(cuda.top_k(&x, 256))),
+        measure("the best 1", &|| drop(cuda.top_k(&x, 1))),
     ]
 }
 
@@ -263,7 +263,7 @@ fn delta_attention(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
     let cols = heads * dim;
     let mut weight = |rows, cols| {
         let one = n.vector(rows * cols, -1.0, 0.0);
-        cuda.weight(Stored { rows, cols, ..one }).expect("room")
+        cuda.weight(QuantTensor { rows, cols, ..one }).expect("room")
     };
     let taps = [(); 3].map(|()| weight(cols, 4));
     let [a, dt_bias, norm] = [heads, cols, dim].map(|cols| weight(1, cols));
@@ -312,7 +312,7 @@ fn expanded(cuda: &Cuda, n: &mut Numbers, depth: usize, memory: f64) -> Row {
     let q = cuda.tensor(tokens, heads * (nope + pe), &n.vec(tokens * heads * (nope + pe)));
     let seconds = cuda.time(1, |_| {
         let mut span = [Span { rows: 0..tokens, state: &mut cache }];
-        drop(cuda.expanded_attention(&mut span, &q, Expansion { k: &k, v: &v, latent }, 0.07));
+        drop(cuda.materialized_attention(&mut span, &q, KvUpProjection { k: &k, v: &v, latent }, 0.07));
     });
     let read = depth * cuda.cache_row_bytes(&cache) + 4 * tokens * heads * (nope + pe + value);
     let attended = ((nope + pe + value) * tokens) as f64 * (depth - tokens / 2) as f64;

@@ -9,7 +9,7 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
 use kernels::reference::Reference;
 use models::gguf::read::Gguf;
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Model, Outputs, Sequence};
 use std::process::Command;
 
@@ -23,7 +23,7 @@ fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Logits> {
     let model = Model::load(b, file)?;
     let mut state = model.state(b, CacheFormat::F32);
     let forward = |tokens: &[u32], state: &mut _| {
-        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, form: Form::Absorbed }];
+        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, mla_path: MlaPath::Absorbed }];
         model.forward(b, &mut batch, &mut ()).map(|l| b.read(&l)).unwrap_or_default()
     };
     let at_once = forward(ids, &mut state);
@@ -38,7 +38,7 @@ fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Logits> {
 fn expanded<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Vec<f32>> {
     let model = Model::load(b, file)?;
     let (mut state, outputs) = (model.state(b, CacheFormat::F16), Outputs::Last);
-    let batch = Sequence { tokens: ids, state: &mut state, outputs, form: Form::Expanded };
+    let batch = Sequence { tokens: ids, state: &mut state, outputs, mla_path: MlaPath::Materialized };
     Ok(model.forward(b, &mut [batch], &mut ()).map(|l| b.read(&l)).unwrap_or_default())
 }
 

@@ -27,7 +27,7 @@ impl Key {
         sizes: Sizes,
         (state, reader): (StateType, Reader),
     ) -> Key {
-        let (version, backend) = (env!("CARGO_PKG_VERSION"), B::NAME);
+        let (version, backend) = (env!("CARGO_PKG_VERSION"), B::NUMERICS_VERSION);
         let settings = format!("{version} {backend} {cache:?} {sizes:?} {state:?} {reader:?}");
         Key { fingerprint, settings, id: OnceLock::new() }
     }

@@ -78,7 +78,7 @@ fn fresh<B: Backend>(engine: &Engine<B>, prompt: &[u32]) -> Vec<u32> {
     while at < prompt.len() {
         let (form, end) = engine.form(prompt, at..prompt.len(), None);
         let tokens = &prompt[at..end];
-        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last, form }];
+        let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last, mla_path: form }];
         logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
         at = end;
     }

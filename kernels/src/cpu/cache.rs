@@ -104,11 +104,6 @@ impl Cache {
         }
     }
 
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-        self.segments.truncate(self.len.div_ceil(SEGMENT));
-    }
-
     pub(super) fn format(&self) -> Format {
         self.format
     }

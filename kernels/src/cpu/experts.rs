@@ -12,7 +12,7 @@ use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
 use super::route::Routed;
 use super::{Cpu, Weight};
-use crate::backend::Gated;
+use crate::backend::GatedMlp;
 use crate::quant::Activation;
 use std::sync::atomic::Ordering;
 
@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 const ASKED: usize = 64;
 
 /// Marks a slot whose expert is computed elsewhere.
-pub const ABSENT: u32 = u32::MAX;
+pub const NO_EXPERT: u32 = u32::MAX;
 
 /// (token, slot) pairs sorted by expert.
 struct Groups {
@@ -41,7 +41,7 @@ impl Groups {
         let mut starts = cpu.buffers.bytes(4 * (experts + 1));
         let starts = &mut starts.values_mut::<u32>()[..experts + 1];
         starts.fill(0);
-        for &e in chosen.iter().filter(|e| **e != ABSENT) {
+        for &e in chosen.iter().filter(|e| **e != NO_EXPERT) {
             assert!((e as usize) < experts, "expert {e} of {experts}");
             starts[e as usize + 1] += 1;
         }
@@ -54,7 +54,7 @@ impl Groups {
                 n_runs += 1;
             }
         }
-        for (pair, &e) in chosen.iter().enumerate().filter(|(_, e)| **e != ABSENT) {
+        for (pair, &e) in chosen.iter().enumerate().filter(|(_, e)| **e != NO_EXPERT) {
             let at = &mut starts[e as usize];
             pairs.values_mut::<u32>()[*at as usize] = pair as u32;
             *at += 1;
@@ -73,7 +73,7 @@ impl Groups {
     }
 }
 
-pub(super) fn experts(cpu: &Cpu, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+pub(super) fn experts(cpu: &Cpu, w: GatedMlp<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
     let (n, hidden) = (w.gate.count, w.gate.rows);
     assert_eq!((w.up.count, w.up.rows, w.up.cols), (n, hidden, w.gate.cols), "shapes of gate and up");
     assert_eq!((w.down.count, w.down.cols, w.gate.cols), (n, hidden, x.cols), "experts, hidden width, width");
@@ -90,7 +90,7 @@ pub(super) fn experts(cpu: &Cpu, w: Gated<'_, Weight>, x: &Tensor, routed: &Rout
 }
 
 /// SiLU(W_gate x) * W_up x of each pair, in the order of `groups`. `[pairs, hidden]`
-fn gate_and_up(cpu: &Cpu, w: &Gated<'_, Weight>, x: &Tensor, routed: &Routed, groups: &Groups) -> Tensor {
+fn gate_and_up(cpu: &Cpu, w: &GatedMlp<'_, Weight>, x: &Tensor, routed: &Routed, groups: &Groups) -> Tensor {
     let (pairs, rows) = (groups.n_pairs, w.gate.rows);
     let mut hidden = cpu.buffers.tensor(pairs, rows);
     let gathered = |form: Activation| {
@@ -225,7 +225,7 @@ impl AutovecKernel for Weigh<'_> {
     fn run<const FMA: bool>(self) {
         let Sums { results, chosen, weights, top_k, len } = *self.sums;
         self.y.fill(0.0);
-        for pair in (self.t * top_k..(self.t + 1) * top_k).filter(|pair| chosen[*pair] != ABSENT) {
+        for pair in (self.t * top_k..(self.t + 1) * top_k).filter(|pair| chosen[*pair] != NO_EXPERT) {
             axpy::<FMA>(self.y, weights[pair], &results[pair * len..][..len]);
         }
     }

@@ -1,31 +1,22 @@
-//! Computes the gated delta rule token by token; `kda_chunk` computes it in chunks.
+//! Computes the gated delta rule token by token, at every length.
 //!
 //! A column block of S is read and written once per token: the write of one token is fused with the decay and the two
 //! reads of the next. S is 64 KiB per head, so decode moves 4 MiB per layer and is memory-bound. Columns of S are
 //! independent; heads and column blocks are split over the threads. Scratch is O(dk) per thread and token, for at most
-//! 64 tokens. Next: `kda_chunk`.
+//! 64 tokens.
+//!
+//! The chunkwise form was slower: 256 tokens of 8 heads of 128 x 128 on one Zen 5 core took 3.7 ms with AVX-512 and with
+//! AVX2, against 2.7 and 3.3 ms token by token. S stays in L1 either way, and chunks need more arithmetic, which would pay
+//! only with registers wider than 8 floats. Next: `attention`.
 
+use super::Cpu;
 use super::autovec::{AutovecKernel, dot, exp, run};
 use super::f32_gemm::{load, store};
 use super::memory::Tensor;
 use super::pool::Parts;
-use super::{Cpu, kda_chunk};
 use crate::backend::{DeltaRule, Span};
 use crate::simd::{Isa, Kernel};
 use std::ops::Range;
-
-/// The algorithm for a span; results are equal up to rounding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Form {
-    /// The fastest as measured: token by token, at every length. 256 tokens of 8 heads of 128 x 128 on one Zen 5 core:
-    /// 2.7 ms against 3.7 ms in chunks (AVX-512), 3.3 against 3.7 (AVX2). S stays in L1 either way, and chunks need
-    /// more arithmetic, which would pay only with registers wider than 8 floats.
-    Fastest,
-    /// Token by token.
-    Recurrent,
-    /// Chunks of 64 tokens.
-    Chunked,
-}
 
 /// Tokens whose decays are buffered.
 const GROUP: usize = 64;
@@ -63,12 +54,7 @@ impl<'a> Head<'a> {
 }
 
 /// `o: [tokens, heads * dv]` of a batch; the states advance.
-pub(super) fn delta_rule(
-    cpu: &Cpu,
-    form: Form,
-    spans: &mut [Span<'_, Tensor>],
-    x: &DeltaRule<'_, Tensor>,
-) -> Tensor {
+pub(super) fn delta_rule(cpu: &Cpu, spans: &mut [Span<'_, Tensor>], x: &DeltaRule<'_, Tensor>) -> Tensor {
     let (tokens, heads) = (x.beta.rows, x.beta.cols);
     assert!(heads > 0, "a delta rule without heads");
     let (dk, dv) = (x.q.cols / heads, x.v.cols / heads);
@@ -86,17 +72,7 @@ pub(super) fn delta_rule(
         let state = Parts::new(span.state.values_mut());
         let o = Parts::new(o.values_mut());
         let part = |h: usize| Head { x, h, dk, dv };
-        if form == Form::Chunked {
-            cpu.pool.parallel_for(heads, |h| {
-                // SAFETY: each head's S is one chunk's.
-                let s = unsafe { state.get(h * dk * dv..(h + 1) * dk * dv) };
-                // SAFETY: columns of this head, which are one chunk's.
-                let out = |t: usize| unsafe { o.get((t * heads + h) * dv..(t * heads + h + 1) * dv) };
-                kda_chunk::head(cpu, part(h), span.rows.clone(), s, out);
-            });
-        } else {
-            recurrent(cpu, heads, span.rows.clone(), part, [&state, &o]);
-        }
+        recurrent(cpu, heads, span.rows.clone(), part, [&state, &o]);
     }
     o
 }

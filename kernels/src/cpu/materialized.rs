@@ -12,7 +12,7 @@ use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
 use super::memory::Tensor;
 use super::pool::Parts;
 use super::{Cpu, Weight};
-use crate::backend::{Expansion, Span};
+use crate::backend::{KvUpProjection, Span};
 use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ struct Look<'a> {
     cache: &'a Cache,
     /// `[tokens, heads * width]`
     q: &'a [f32],
-    w: &'a Expansion<'a, Weight>,
+    w: &'a KvUpProjection<'a, Weight>,
     /// Columns of a head's query and keys.
     width: usize,
     /// Rows in the cache before the span's first.
@@ -29,11 +29,11 @@ struct Look<'a> {
     scale: f32,
 }
 
-pub(super) fn expanded_attention(
+pub(super) fn materialized_attention(
     cpu: &Cpu,
     spans: &mut [Span<'_, Cache>],
     q: &Tensor,
-    w: &Expansion<'_, Weight>,
+    w: &KvUpProjection<'_, Weight>,
     scale: f32,
 ) -> Tensor {
     let (heads, latent, value_dim) = (w.k.count, w.latent, w.v.rows);
@@ -69,7 +69,7 @@ pub(super) fn expanded_attention(
 
 /// One head's attention for a range of tokens; `out` receives each token's values.
 fn head(cpu: &Cpu, look: &Look<'_>, h: usize, tokens: Range<usize>, out: impl Fn(usize, &[f32])) {
-    let Expansion { k, v, .. } = look.w;
+    let KvUpProjection { k, v, .. } = look.w;
     let (n, dim) = (tokens.len(), v.rows);
     let sizes = [k.rows * k.cols, v.rows * v.cols, SEGMENT * look.width, SEGMENT * dim];
     let mut scratch = cpu.buffers.floats(sizes.iter().sum());

@@ -10,7 +10,6 @@ mod elementwise;
 mod experts;
 mod f32_gemm;
 mod kda;
-mod kda_chunk;
 mod madvise;
 mod materialized;
 mod matmul;
@@ -20,15 +19,16 @@ mod route;
 mod top_k;
 
 pub use cache::Cache;
-pub use experts::ABSENT;
-pub use kda::Form;
+pub use experts::NO_EXPERT;
 pub use memory::Tensor;
 pub use pool::Pool;
 pub use route::Routed;
 
 use crate::backend::{
-    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
+    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
 };
+use crate::composed;
 use crate::quant::Format;
 use crate::simd::SimdLevel;
 use memory::{Buffer, Buffers};
@@ -46,14 +46,14 @@ pub struct Cpu {
 
 /// A weight in the mapped file.
 pub struct Weight {
-    stored: Stored,
+    stored: QuantTensor,
     row_bytes: usize,
 }
 
 impl std::ops::Deref for Weight {
-    type Target = Stored;
+    type Target = QuantTensor;
 
-    fn deref(&self) -> &Stored {
+    fn deref(&self) -> &QuantTensor {
         &self.stored
     }
 }
@@ -106,16 +106,6 @@ impl Cpu {
         &self.pool
     }
 
-    /// [`Backend::delta_rule`] by a given algorithm.
-    pub fn delta_rule_in(
-        &self,
-        form: Form,
-        spans: &mut [Span<'_, Tensor>],
-        x: DeltaRule<'_, Tensor>,
-    ) -> Tensor {
-        kda::delta_rule(self, form, spans, &x)
-    }
-
     /// The first matrix of a weight as f32.
     fn floats<'a>(&self, w: &'a Weight) -> Floats<'a> {
         let (bytes, len) = (w.matrix_rows(0, 0..w.rows), w.rows * w.cols);
@@ -145,24 +135,19 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    const NAME: &'static str = "sums of whole super-blocks, long texts expanded";
-    const EXPANDS: bool = true;
+    const NUMERICS_VERSION: NumericsVersion = NumericsVersion { family: "simd", revision: 1 };
     const LIMITS: Limits = Limits { top_k: route::MAX_GROUPS, groups: route::MAX_GROUPS, ..Limits::NONE };
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;
     type Routed = Routed;
 
-    fn read_ahead(&self) {
-        self.ahead.store(true, Ordering::Relaxed);
-    }
-
     fn describe(&self) -> String {
         let threads = self.pool.threads();
         format!("CPU {}, {threads} thread{}", self.level.name(), if threads == 1 { "" } else { "s" })
     }
 
-    fn weight(&self, stored: Stored) -> Result<Weight, Error> {
+    fn weight(&self, stored: QuantTensor) -> Result<Weight, Error> {
         let row_bytes = stored.format.row_bytes(stored.cols as u64).expect("rows of whole blocks") as usize;
         assert_eq!(stored.bytes.len(), stored.count * stored.rows * row_bytes, "bytes of a weight");
         Ok(Weight { stored, row_bytes })
@@ -207,12 +192,26 @@ impl Backend for Cpu {
         cache.import(rows);
     }
 
-    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
-        cache.truncate(len);
-    }
-
     fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
         (routed.experts().to_vec(), routed.weights().to_vec())
+    }
+
+    fn read_ahead(&self) {
+        self.ahead.store(true, Ordering::Relaxed);
+    }
+
+    fn expert_cache_stats(&self) -> Option<ExpertCacheStats> {
+        None
+    }
+
+    fn wait(&self) {}
+
+    fn replay(&self, _: &Weight, _: &[u32], _: &mut [StatePart<'_, Cpu>]) -> Option<Tensor> {
+        None
+    }
+
+    fn capture(&self, _: &[u32], step: impl FnOnce() -> Tensor) -> Tensor {
+        step()
     }
 
     fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
@@ -243,6 +242,10 @@ impl Backend for Cpu {
         elementwise::rms_norm_rows(self, x, w, eps)
     }
 
+    fn add_rms_norm(&self, x: &mut Tensor, y: &Tensor, w: &Weight, eps: f32) -> Tensor {
+        composed::add_rms_norm(self, x, y, w, eps)
+    }
+
     fn l2_norm(&self, x: Tensor, head_dim: usize, eps: f32, scale: f32) -> Tensor {
         elementwise::l2_norm(self, x, head_dim, eps, scale)
     }
@@ -260,8 +263,16 @@ impl Backend for Cpu {
         matmul::matmuls(self, w, x)
     }
 
+    fn matmul_each<const N: usize>(&self, w: [&Weight; N], x: [&Tensor; N]) -> [Tensor; N] {
+        composed::matmul_each(self, w, x)
+    }
+
     fn matmul_heads(&self, w: &Weight, x: &Tensor) -> Tensor {
         matmul::matmul_heads(self, w, x)
+    }
+
+    fn gated_ffn(&self, w: GatedMlp<'_, Weight>, x: &Tensor) -> Tensor {
+        composed::gated_ffn(self, w, x)
     }
 
     fn short_conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) -> Tensor {
@@ -273,7 +284,16 @@ impl Backend for Cpu {
     }
 
     fn delta_rule(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
-        kda::delta_rule(self, Form::Fastest, spans, &x)
+        kda::delta_rule(self, spans, &x)
+    }
+
+    fn delta_attention(
+        &self,
+        spans: &mut [Span<'_, DeltaState<Tensor>>],
+        x: DeltaProjections<Tensor>,
+        w: &DeltaWeights<'_, Weight>,
+    ) -> Tensor {
+        composed::delta_attention(self, spans, x, w)
     }
 
     fn append(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {
@@ -290,25 +310,39 @@ impl Backend for Cpu {
         attention::latent_attention(self, spans, q, value_dim, scale)
     }
 
-    fn expanded_attention(
+    fn materialized_attention(
         &self,
         spans: &mut [Span<'_, Cache>],
         q: &Tensor,
-        w: Expansion<'_, Weight>,
+        w: KvUpProjection<'_, Weight>,
         scale: f32,
     ) -> Tensor {
-        materialized::expanded_attention(self, spans, q, &w, scale)
-    }
-
-    fn best(&self, x: &Tensor, n: usize) -> Vec<Best> {
-        top_k::best(self, x, n)
+        materialized::materialized_attention(self, spans, q, &w, scale)
     }
 
     fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
         route::route(self, logits, bias, how)
     }
 
-    fn experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+    fn matmul_route(&self, router: &Weight, x: &Tensor, bias: &Weight, how: Routing) -> Routed {
+        composed::matmul_route(self, router, x, bias, how)
+    }
+
+    fn experts(&self, w: GatedMlp<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
         experts::experts(self, w, x, routed)
+    }
+
+    fn mixture(
+        &self,
+        w: GatedMlp<'_, Weight>,
+        shared: Option<GatedMlp<'_, Weight>>,
+        x: &Tensor,
+        routed: &Routed,
+    ) -> Tensor {
+        composed::mixture(self, w, shared, x, routed)
+    }
+
+    fn top_k(&self, x: &Tensor, n: usize) -> Vec<TopK> {
+        top_k::top_k(self, x, n)
     }
 }

@@ -30,7 +30,7 @@ impl Routed {
 }
 
 impl Cpu {
-    /// Experts routed elsewhere, `top_k` per row, best first, and their weights; [`super::ABSENT`] marks an empty slot.
+    /// Experts routed elsewhere, `top_k` per row, best first, and their weights; [`super::NO_EXPERT`] marks an empty slot.
     pub fn chosen(&self, top_k: usize, experts: &[u32], weights: &[f32]) -> Routed {
         assert!(
             top_k > 0 && experts.len() == weights.len() && experts.len().is_multiple_of(top_k),

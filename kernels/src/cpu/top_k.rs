@@ -7,7 +7,7 @@
 use super::Cpu;
 use super::autovec::{AutovecKernel, exp, run};
 use super::memory::Tensor;
-use crate::backend::{BEST, Best};
+use crate::backend::{MAX_TOP_K, TopK};
 use std::cmp::Ordering;
 
 /// Largest number of columns per part; narrow rows use fewer, so that there are more parts than requested values.
@@ -15,15 +15,15 @@ const PART: usize = 256;
 /// Columns a thread claims at a time: about 5 us.
 const CHUNK: usize = 16 * 1024;
 
-pub(super) fn best(cpu: &Cpu, x: &Tensor, n: usize) -> Vec<Best> {
-    assert!((1..=BEST).contains(&n), "the best {n} values, of {BEST} at most");
+pub(super) fn top_k(cpu: &Cpu, x: &Tensor, n: usize) -> Vec<TopK> {
+    assert!((1..=MAX_TOP_K).contains(&n), "top-{n}: n must be 1 to {MAX_TOP_K}");
     let part = (x.cols / (2 * n) / 16 * 16).clamp(16, PART);
     let mut of_parts = cpu.buffers.floats(x.cols.div_ceil(part));
     let of_parts = &mut of_parts.floats_mut()[..x.cols.div_ceil(part)];
     (0..x.rows).map(|r| of_row(cpu, x.row(r), n, part, of_parts)).collect()
 }
 
-fn of_row(cpu: &Cpu, row: &[f32], n: usize, part: usize, of_parts: &mut [f32]) -> Best {
+fn of_row(cpu: &Cpu, row: &[f32], n: usize, part: usize, of_parts: &mut [f32]) -> TopK {
     let each = CHUNK / part;
     let values = |i: usize| &row[i * each * part..row.len().min((i + 1) * each * part)];
     cpu.pool.for_chunks(of_parts, each, |i, out| run(cpu.level, Maxima { row: values(i), part, out }));
@@ -44,10 +44,10 @@ fn of_row(cpu: &Cpu, row: &[f32], n: usize, part: usize, of_parts: &mut [f32]) -
     }
     top.sort_unstable_by(descending);
     cpu.pool.for_chunks(of_parts, each, |i, out| run(cpu.level, Sums { row: values(i), part, most, out }));
-    Best {
-        whole: top.len() < n || row.len() <= n,
+    TopK {
+        complete: top.len() < n || row.len() <= n,
         top,
-        sum: of_parts.iter().map(|sum| f64::from(*sum)).sum::<f64>() as f32,
+        sum_exp: of_parts.iter().map(|sum| f64::from(*sum)).sum::<f64>() as f32,
     }
 }
 

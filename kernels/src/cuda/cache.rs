@@ -2,7 +2,7 @@
 //!
 //! Kernels address rows through a header in device memory and advance its length themselves, so that a captured graph can
 //! be replayed for the next token. The host mirrors the length, allocates segments before an append, and rewrites the
-//! header after a clone, a truncation or an import. Full segments are never copied; the last one is copied on the first
+//! header after a clone or an import. Full segments are never copied; the last one is copied on the first
 //! append to a clone. Exported rows have the CPU's layout.
 //! Next: `attention`.
 
@@ -175,14 +175,6 @@ impl Cache {
     pub(super) fn advance(&mut self, rows: usize) {
         self.len += rows;
         self.header.as_mut().expect("a prepared cache").len = self.len;
-    }
-
-    pub(super) fn truncate(&mut self, len: usize) {
-        self.len = self.len.min(len);
-        self.segments.truncate(self.len.div_ceil(SEGMENT));
-        if let Some(header) = &mut self.header {
-            header.written = header.written.min(self.segments.len());
-        }
     }
 
     /// Appends rows to `out` in the CPU's layout.

@@ -10,7 +10,7 @@ use super::driver::{Address, Driver, Event, Pinned, Stream};
 use super::staging::copy_in;
 use super::weight::{Memory, PLANES};
 use super::{Cuda, Grid, Weight, arg};
-use crate::backend::{Error, Gated, Stored};
+use crate::backend::{Error, GatedMlp, QuantTensor};
 use crate::cpu::Pool;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,7 +44,7 @@ pub(super) struct Layer {
 
 impl Slots {
     /// Allocates slots for `count` matrices of a stack.
-    pub(super) fn new(driver: &Arc<Driver>, stored: &Stored, count: usize) -> Result<Slots, Error> {
+    pub(super) fn new(driver: &Arc<Driver>, stored: &QuantTensor, count: usize) -> Result<Slots, Error> {
         let blocks = count * stored.rows * stored.cols / stored.format.block_len();
         let (memory, planes) =
             Memory::planes(driver, stored.format, blocks, "a cache of experts on the CUDA device")?;
@@ -147,7 +147,7 @@ pub(super) type Uploader = Option<[Pinned; 3]>;
 
 impl Cuda {
     /// Uploads experts to slots if the budget allows, after the CPU has computed `missed` experts.
-    pub(super) fn promote(&self, w: &Gated<'_, Weight>, layer: &mut Layer, missed: usize) {
+    pub(super) fn promote(&self, w: &GatedMlp<'_, Weight>, layer: &mut Layer, missed: usize) {
         let stacks = [w.gate, w.up, w.down];
         let sizes = stacks.map(|w| w.in_ram().len() / w.count);
         let bytes = sizes.iter().sum::<usize>() as u64;

@@ -10,8 +10,8 @@ use super::fused::FewFfn;
 use super::matmul::{GEMV_MAX_TOKENS, PLAIN, Shape, TILE, Target};
 use super::memory::{Buffer, Tensor};
 use super::{Address, Cuda, Grid, Routed, Weight, arg};
-use crate::backend::{Backend, Gated};
-use crate::cpu::{self, ABSENT};
+use crate::backend::{Backend, GatedMlp};
+use crate::cpu::{self, NO_EXPERT};
 use std::sync::atomic::Ordering;
 
 /// Stack indices and weights of the routed experts, `[rows * top_k]` on the device; -1 marks an empty slot.
@@ -41,8 +41,8 @@ pub(super) struct Pairs {
 impl Cuda {
     pub(super) fn chosen_experts(
         &self,
-        w: &Gated<'_, Weight>,
-        shared: Option<&Gated<'_, Weight>>,
+        w: &GatedMlp<'_, Weight>,
+        shared: Option<&GatedMlp<'_, Weight>>,
         x: &Tensor,
         routed: &Routed,
     ) -> Tensor {
@@ -62,14 +62,14 @@ impl Cuda {
         if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
             return match self.experts_brought(w, x, routed) {
                 Some(y) => self.with_shared(y, shared, x),
-                None => self.experts_apart(w, Gated { gate, up, down }, shared, x, routed),
+                None => self.experts_apart(w, GatedMlp { gate, up, down }, shared, x, routed),
             };
         }
         self.experts_here(w, shared, x, routed.choice())
     }
 
     /// y and the shared expert.
-    fn with_shared(&self, mut y: Tensor, shared: Option<&Gated<'_, Weight>>, x: &Tensor) -> Tensor {
+    fn with_shared(&self, mut y: Tensor, shared: Option<&GatedMlp<'_, Weight>>, x: &Tensor) -> Tensor {
         if let Some(shared) = shared {
             self.add(&mut y, &self.ffn(shared, x));
         }
@@ -79,8 +79,8 @@ impl Cuda {
     /// Computes experts of device stacks; slots of -1 are skipped.
     fn experts_here(
         &self,
-        w: &Gated<'_, Weight>,
-        shared: Option<&Gated<'_, Weight>>,
+        w: &GatedMlp<'_, Weight>,
+        shared: Option<&GatedMlp<'_, Weight>>,
         x: &Tensor,
         choice: Choice,
     ) -> Tensor {
@@ -109,9 +109,9 @@ impl Cuda {
     /// token's activations cross the bus twice, 18 KB for the published model.
     fn experts_apart(
         &self,
-        w: &Gated<'_, Weight>,
-        in_ram: Gated<'_, cpu::Weight>,
-        shared: Option<&Gated<'_, Weight>>,
+        w: &GatedMlp<'_, Weight>,
+        in_ram: GatedMlp<'_, cpu::Weight>,
+        shared: Option<&GatedMlp<'_, Weight>>,
         x: &Tensor,
         routed: &Routed,
     ) -> Tensor {
@@ -133,7 +133,7 @@ impl Cuda {
                 self.driver.after(Stream::Work, &layer.full);
                 let places = self.buffers.upload(&places);
                 let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::hot);
-                let slots = Gated { gate: &gate, up: &up, down: &down };
+                let slots = GatedMlp { gate: &gate, up: &up, down: &down };
                 Some(self.experts_here(&slots, shared, x, Choice { places: places.at, ..routed.choice() }))
             }
             None => shared.map(|shared| self.ffn(shared, x)),
@@ -154,7 +154,7 @@ impl Cuda {
         };
         if let Some(layer) = &mut layer {
             self.count_uses(here, n);
-            let mut read: Vec<u32> = missing(&chosen, &places).filter(|e| *e != ABSENT).collect();
+            let mut read: Vec<u32> = missing(&chosen, &places).filter(|e| *e != NO_EXPERT).collect();
             read.sort_unstable();
             read.dedup();
             self.promote(w, layer, read.len());
@@ -192,7 +192,7 @@ impl Cuda {
     }
 }
 
-/// The routed experts that miss the cache; [`ABSENT`] for hits.
+/// The routed experts that miss the cache; [`NO_EXPERT`] for hits.
 fn missing(chosen: &[u32], places: &[i32]) -> impl Iterator<Item = u32> {
-    chosen.iter().zip(places).map(|(e, place)| if *place < 0 { *e } else { ABSENT })
+    chosen.iter().zip(places).map(|(e, place)| if *place < 0 { *e } else { NO_EXPERT })
 }

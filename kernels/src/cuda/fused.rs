@@ -8,7 +8,7 @@ use super::experts::Choice;
 use super::matmul::{GEMV_MAX_TOKENS, Input, lanes};
 use super::memory::Tensor;
 use super::{Cuda, Grid, Weight, block};
-use crate::backend::{Gated, Routing};
+use crate::backend::{GatedMlp, Routing};
 use bytemuck::{Pod, Zeroable};
 
 /// Largest number of matrices per launch with one input each, as in fused.cuh.
@@ -90,8 +90,8 @@ struct FreshTo<'a> {
 
 /// The routed experts and the shared expert of a batch; at least one is present.
 pub(super) struct FewFfn<'a> {
-    pub(super) experts: Option<(&'a Gated<'a, Weight>, Choice)>,
-    pub(super) shared: Option<&'a Gated<'a, Weight>>,
+    pub(super) experts: Option<(&'a GatedMlp<'a, Weight>, Choice)>,
+    pub(super) shared: Option<&'a GatedMlp<'a, Weight>>,
 }
 
 impl Cuda {
@@ -188,7 +188,7 @@ impl Cuda {
         let none = Choice { places: 0, weights: 0, rows: tokens, top_k: 0 };
         let choice = w.experts.as_ref().map_or(none, |(_, choice)| *choice);
         let each = choice.top_k + usize::from(w.shared.is_some());
-        let planes = |w: &Gated<'_, Weight>| [w.gate, w.up, w.down].map(|w| w.on_device().planes);
+        let planes = |w: &GatedMlp<'_, Weight>| [w.gate, w.up, w.down].map(|w| w.on_device().planes);
         let Input { q, scale, .. } = self.input(first.gate, x);
         let values = tokens * each * hidden;
         let [inner, inner_scale] = [values, values / 32 * 8].map(|bytes| self.buffers.bytes(bytes));
@@ -221,11 +221,11 @@ impl Cuda {
 }
 
 /// Arguments common to two feed-forwards of one launch.
-fn shape(w: &Gated<'_, Weight>) -> [(&'static str, usize, usize); 3] {
+fn shape(w: &GatedMlp<'_, Weight>) -> [(&'static str, usize, usize); 3] {
     [w.gate, w.up, w.down].map(|w| (w.format.name(), w.rows, w.cols))
 }
 
-fn fits(w: &Gated<'_, Weight>) -> bool {
+fn fits(w: &GatedMlp<'_, Weight>) -> bool {
     let (dim, hidden) = (w.gate.cols, w.gate.rows);
     let shapes = [(w.up.rows, w.up.cols), (w.down.cols, w.down.rows)] == [(hidden, dim); 2];
     shapes && w.gate.is_block() && w.up.format == w.gate.format && w.down.is_block() && hidden % UP_ROWS == 0

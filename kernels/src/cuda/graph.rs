@@ -8,7 +8,7 @@
 use super::driver::{Address, GraphExec};
 use super::memory::{Buffer, Kept, Tensor};
 use super::{Cuda, Weight, attention};
-use crate::backend::Part;
+use crate::backend::StatePart;
 use std::cell::Cell;
 use std::sync::{MutexGuard, PoisonError};
 
@@ -26,7 +26,7 @@ thread_local! {
 }
 
 /// Address of the ids of the step that this thread captures.
-pub(super) fn recorded_ids() -> Option<Address> {
+pub(super) fn captured_ids() -> Option<Address> {
     IDS.get()
 }
 
@@ -59,13 +59,13 @@ impl Cuda {
         &self,
         weight: &Weight,
         ids: &[u32],
-        state: &mut [Part<'_, Cuda>],
+        state: &mut [StatePart<'_, Cuda>],
     ) -> Option<Tensor> {
         let mut key = vec![self.driver.epoch(), weight.planes[0], ids.len() as u64];
         for part in state.iter_mut() {
             match part {
-                Part::Tensor(x) => key.push(x.at()),
-                Part::Cache(cache) => {
+                StatePart::Tensor(x) => key.push(x.at()),
+                StatePart::Cache(cache) => {
                     cache.prepare(1);
                     let reach = attention::reach(cache.len() + 1);
                     key.extend([cache.header(), cache.width() as u64, cache.format() as u64, reach as u64]);
@@ -87,14 +87,14 @@ impl Cuda {
         steps.replayed += 1;
         drop(steps);
         for part in state {
-            if let Part::Cache(cache) = part {
+            if let StatePart::Cache(cache) = part {
                 cache.advance(1);
             }
         }
         Some(logits)
     }
 
-    pub(super) fn record_step(&self, ids: &[u32], step: impl FnOnce() -> Tensor) -> Tensor {
+    pub(super) fn capture_step(&self, ids: &[u32], step: impl FnOnce() -> Tensor) -> Tensor {
         let wanted = WANTED.take();
         let again = wanted.is_some() && self.steps().seen == wanted;
         self.steps().seen = wanted.clone();
@@ -102,7 +102,7 @@ impl Cuda {
         let own = self.buffers.upload(ids);
         IDS.set(Some(own.at));
         let mut logits = None;
-        let (launches, memory) = self.buffers.record(|| logits = Some(step()));
+        let (launches, memory) = self.buffers.capture(|| logits = Some(step()));
         IDS.set(None);
         let logits = logits.expect("the step ran");
         let step = Step { key, launches, ids: own, logits, _memory: memory };

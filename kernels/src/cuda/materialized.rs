@@ -8,7 +8,7 @@ use super::cache::CacheShape;
 use super::driver::Address;
 use super::memory::{Buffer, Tensor};
 use super::{Cache, Cuda, Grid, Weight, arg, block};
-use crate::backend::{Expansion, Span};
+use crate::backend::{KvUpProjection, Span};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
@@ -166,7 +166,7 @@ impl Cuda {
         &self,
         spans: &mut [Span<'_, Cache>],
         q: &Tensor,
-        w: &Expansion<'_, Weight>,
+        w: &KvUpProjection<'_, Weight>,
         scale: f32,
     ) -> Tensor {
         let (count, latent) = (w.k.count, w.latent);
@@ -182,25 +182,25 @@ impl Cuda {
         let (mut long, mut short): (Vec<_>, Vec<_>) =
             with_rows.partition(|span| takes && span.rows.len() >= FEWEST);
         if long.is_empty() && !short.is_empty() {
-            return self.over_latents(&mut short, q, w, scale);
+            return self.absorbed(&mut short, q, w, scale);
         }
         let o = self.spanned(q.rows, count * value_dim, &long);
         if !long.is_empty() {
             self.long_spans(&mut long, [q, &o], w, &heads, scale);
         }
         if !short.is_empty() {
-            let rest = self.over_latents(&mut short, q, w, scale); // zero in the rows of other spans
+            let rest = self.absorbed(&mut short, q, w, scale); // zero in the rows of other spans
             self.each("add", o.len(), &[arg(o.at()), arg(rest.at())]);
         }
         o
     }
 
-    /// The absorbed default of the op.
-    fn over_latents(
+    /// The absorbed path.
+    fn absorbed(
         &self,
         spans: &mut [Span<'_, Cache>],
         q: &Tensor,
-        w: &Expansion<'_, Weight>,
+        w: &KvUpProjection<'_, Weight>,
         scale: f32,
     ) -> Tensor {
         let q = self.by_head(w.k, q);
@@ -211,7 +211,7 @@ impl Cuda {
         &self,
         spans: &mut [Span<'_, Cache>],
         [q, o]: [&Tensor; 2],
-        w: &Expansion<'_, Weight>,
+        w: &KvUpProjection<'_, Weight>,
         heads: &Heads,
         scale: f32,
     ) {
@@ -235,7 +235,7 @@ impl Cuda {
     }
 
     /// The heads' matrices as rows of f16.
-    fn halves(&self, w: &Expansion<'_, Weight>, heads: &Heads, weights: Address) {
+    fn halves(&self, w: &KvUpProjection<'_, Weight>, heads: &Heads, weights: Address) {
         let floats = [w.k, w.v].map(|w| self.floats_of(w));
         let padded = heads.padded() as usize;
         let [latent, padded_arg, nope, value_dim] =

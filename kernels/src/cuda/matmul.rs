@@ -7,10 +7,10 @@
 use super::driver::Address;
 use super::experts::Pairs;
 use super::fused::FewFfn;
-use super::graph::recorded_ids;
+use super::graph::captured_ids;
 use super::memory::{Buffer, Tensor};
 use super::{Cuda, Grid, Weight, arg, block};
-use crate::backend::Gated;
+use crate::backend::GatedMlp;
 use crate::quant::Format;
 use bytemuck::{Pod, Zeroable};
 
@@ -227,9 +227,9 @@ impl Cuda {
         if y.len() == 0 {
             return y;
         }
-        let recorded = recorded_ids();
-        let indices = recorded.is_none().then(|| self.buffers.upload(ids));
-        let chosen = indices.as_ref().map_or(recorded, |own| Some(own.at)).unwrap_or(0);
+        let captured = captured_ids();
+        let indices = captured.is_none().then(|| self.buffers.upload(ids));
+        let chosen = indices.as_ref().map_or(captured, |own| Some(own.at)).unwrap_or(0);
         self.rows_to(table, y.at(), [ids.len(), table.cols], chosen);
         y
     }
@@ -261,7 +261,7 @@ impl Cuda {
     /// SiLU(gate) * up of one input.
     pub(super) fn gate_and_up(
         &self,
-        w: &Gated<'_, Weight>,
+        w: &GatedMlp<'_, Weight>,
         x: &Tensor,
         shape: Shape,
         pairs: Option<&Pairs>,
@@ -284,7 +284,7 @@ impl Cuda {
     }
 
     /// W_down (SiLU(W_gate x) * W_up x)
-    pub(super) fn ffn(&self, w: &Gated<'_, Weight>, x: &Tensor) -> Tensor {
+    pub(super) fn ffn(&self, w: &GatedMlp<'_, Weight>, x: &Tensor) -> Tensor {
         if let Some(y) = self.ffn_few(&FewFfn { experts: None, shared: Some(w) }, x) {
             return y;
         }

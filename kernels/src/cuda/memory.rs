@@ -31,13 +31,13 @@ struct Unused {
 struct Pool {
     by_size: Sizes,
     /// During graph capture: buffers that the step has released, reserved for its launches.
-    recorded: Option<Sizes>,
+    captured: Option<Sizes>,
 }
 
 impl Pool {
     /// Takes an unused allocation, the captured step's own first.
     fn take(&mut self, size: usize) -> Option<Address> {
-        let mut all = self.recorded.iter_mut().chain([&mut self.by_size]);
+        let mut all = self.captured.iter_mut().chain([&mut self.by_size]);
         all.find_map(|sizes| sizes.get_mut(&size)?.pop())
     }
 }
@@ -170,14 +170,14 @@ impl Buffers {
 
     /// Captures the launches of `issue`; buffers that it takes and releases stay reserved for the graph. Buffers unused
     /// before the capture qualify too: their last users were issued before any replay.
-    pub(super) fn record(&self, issue: impl FnOnce()) -> (GraphExec, Kept) {
+    pub(super) fn capture(&self, issue: impl FnOnce()) -> (GraphExec, Kept) {
         let mut own = None;
-        let recorded = self.driver.record(|| {
-            self.unused.lock().recorded = Some(Sizes::new());
+        let graph = self.driver.capture(|| {
+            self.unused.lock().captured = Some(Sizes::new());
             issue();
-            own = self.unused.lock().recorded.take();
+            own = self.unused.lock().captured.take();
         });
-        (recorded, Kept { by_size: own.unwrap_or_default(), home: self.clone() })
+        (graph, Kept { by_size: own.unwrap_or_default(), home: self.clone() })
     }
 
     /// Frees all unused memory.
@@ -197,8 +197,8 @@ impl Drop for Buffer {
     fn drop(&mut self) {
         let _turn = self.home.driver.turn();
         let mut pool = self.home.unused.lock();
-        let Pool { by_size, recorded } = &mut *pool;
-        recorded.as_mut().unwrap_or(by_size).entry(self.size).or_default().push(self.at);
+        let Pool { by_size, captured } = &mut *pool;
+        captured.as_mut().unwrap_or(by_size).entry(self.size).or_default().push(self.at);
     }
 }
 

@@ -32,9 +32,10 @@ pub use staging::{UPLOAD_MIN_TOKENS, room_and_planes, staging_bytes};
 pub use weight::{Weight, device_bytes};
 
 use crate::backend::{
-    Backend, Best, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, Expansion,
-    Gated, Limits, Part, Routing, Span, Stored, composed_delta_attention,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
+    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
 };
+use crate::composed;
 use crate::cpu::Cpu;
 use driver::{Address, Driver, Grid, arg, block};
 use expert_cache::{Slots, Uploader};
@@ -171,11 +172,11 @@ impl Cuda {
     /// its index.
     pub fn time(&self, n: usize, mut issue: impl FnMut(usize)) -> f64 {
         (0..n).for_each(&mut issue); // loads kernels and warms the pool
-        let (recorded, _memory) = self.buffers.record(|| (0..n).for_each(&mut issue));
+        let (graph, _memory) = self.buffers.capture(|| (0..n).for_each(&mut issue));
         let run = || {
             self.wait();
             let start = Instant::now();
-            self.driver.replay(&recorded);
+            self.driver.replay(&graph);
             self.wait();
             start.elapsed().as_secs_f64() / n as f64
         };
@@ -204,8 +205,7 @@ impl Cuda {
 }
 
 impl Backend for Cuda {
-    const NAME: &'static str = <Cpu as Backend>::NAME;
-    const EXPANDS: bool = true;
+    const NUMERICS_VERSION: NumericsVersion = Cpu::NUMERICS_VERSION;
     const LIMITS: Limits = Limits {
         top_k: elementwise::EXPERTS,
         groups: elementwise::EXPERTS,
@@ -226,7 +226,7 @@ impl Backend for Cuda {
         format!("CUDA {name} ({major}.{minor})")
     }
 
-    fn weight(&self, stored: Stored) -> Result<Weight, Error> {
+    fn weight(&self, stored: QuantTensor) -> Result<Weight, Error> {
         let weights = (stored.count * stored.rows * stored.cols) as u64;
         if stored.count > 1
             && weights >= LARGE_STACK_WEIGHTS
@@ -293,10 +293,6 @@ impl Backend for Cuda {
         cache.import(rows);
     }
 
-    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
-        cache.truncate(len);
-    }
-
     fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
         let n = routed.rows * routed.top_k;
         let (mut chosen, mut weights) = (vec![0; n], vec![0.0; n]);
@@ -305,18 +301,18 @@ impl Backend for Cuda {
         (chosen, weights)
     }
 
-    /// For steps of fewer than [`UPLOAD_MIN_TOKENS`] tokens.
-    fn experts_met(&self) -> Option<[u64; 2]> {
-        let [here, all] = [0, 1].map(|i| self.uses[i].load(Ordering::Relaxed));
-        (all > 0).then_some([here, all])
+    /// Counts steps of fewer than [`UPLOAD_MIN_TOKENS`] tokens.
+    fn expert_cache_stats(&self) -> Option<ExpertCacheStats> {
+        let [hits, lookups] = self.uses.each_ref().map(|n| n.load(Ordering::Relaxed));
+        (lookups > 0).then_some(ExpertCacheStats { hits, lookups })
     }
 
-    fn replay(&self, weight: &Weight, ids: &[u32], state: &mut [Part<'_, Cuda>]) -> Option<Tensor> {
+    fn replay(&self, weight: &Weight, ids: &[u32], state: &mut [StatePart<'_, Cuda>]) -> Option<Tensor> {
         self.replay_step(weight, ids, state)
     }
 
-    fn record(&self, ids: &[u32], step: impl FnOnce() -> Tensor) -> Tensor {
-        self.record_step(ids, step)
+    fn capture(&self, ids: &[u32], step: impl FnOnce() -> Tensor) -> Tensor {
+        self.capture_step(ids, step)
     }
 
     fn embed(&self, table: &Weight, ids: &[u32]) -> Tensor {
@@ -375,15 +371,14 @@ impl Backend for Cuda {
     }
 
     fn matmul_each<const N: usize>(&self, w: [&Weight; N], x: [&Tensor; N]) -> [Tensor; N] {
-        let each = || std::array::from_fn(|i| self.matmul(w[i], x[i]));
-        self.products_each(w, x).unwrap_or_else(each)
+        self.products_each(w, x).unwrap_or_else(|| composed::matmul_each(self, w, x))
     }
 
     fn matmul_heads(&self, w: &Weight, x: &Tensor) -> Tensor {
         self.by_head(w, x)
     }
 
-    fn gated_ffn(&self, w: Gated<'_, Weight>, x: &Tensor) -> Tensor {
+    fn gated_ffn(&self, w: GatedMlp<'_, Weight>, x: &Tensor) -> Tensor {
         self.ffn(&w, x)
     }
 
@@ -404,7 +399,7 @@ impl Backend for Cuda {
     ) -> Tensor {
         match self.delta_step(spans, &x, w) {
             Some(y) => y,
-            None => composed_delta_attention(self, spans, x, w, |_| {}),
+            None => composed::delta_attention(self, spans, x, w),
         }
     }
 
@@ -426,11 +421,11 @@ impl Backend for Cuda {
         self.attend(spans, q, value_dim, scale)
     }
 
-    fn expanded_attention(
+    fn materialized_attention(
         &self,
         spans: &mut [Span<'_, Cache>],
         q: &Tensor,
-        w: Expansion<'_, Weight>,
+        w: KvUpProjection<'_, Weight>,
         scale: f32,
     ) -> Tensor {
         self.expanded(spans, q, &w, scale)
@@ -441,25 +436,25 @@ impl Backend for Cuda {
     }
 
     fn matmul_route(&self, router: &Weight, x: &Tensor, bias: &Weight, how: Routing) -> Routed {
-        let apart = || self.route(&self.matmul(router, x), bias, how);
-        self.routed_few(router, x, bias, how).unwrap_or_else(apart)
+        self.routed_few(router, x, bias, how)
+            .unwrap_or_else(|| composed::matmul_route(self, router, x, bias, how))
     }
 
-    fn experts(&self, w: Gated<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
+    fn experts(&self, w: GatedMlp<'_, Weight>, x: &Tensor, routed: &Routed) -> Tensor {
         self.chosen_experts(&w, None, x, routed)
     }
 
     fn mixture(
         &self,
-        w: Gated<'_, Weight>,
-        shared: Option<Gated<'_, Weight>>,
+        w: GatedMlp<'_, Weight>,
+        shared: Option<GatedMlp<'_, Weight>>,
         x: &Tensor,
         routed: &Routed,
     ) -> Tensor {
         self.chosen_experts(&w, shared.as_ref(), x, routed)
     }
 
-    fn best(&self, x: &Tensor, n: usize) -> Vec<Best> {
-        self.best_of_rows(x, n)
+    fn top_k(&self, x: &Tensor, n: usize) -> Vec<TopK> {
+        self.top_k_rows(x, n)
     }
 }

@@ -4,7 +4,7 @@
 
 use super::memory::{Buffer, Tensor};
 use super::{Cuda, Grid, arg};
-use crate::backend::{BEST, Best};
+use crate::backend::{MAX_TOP_K, TopK};
 
 /// Columns per block, and keys per merging block, as in sample.cu.
 const PART_COLUMNS: usize = 1024;
@@ -20,10 +20,10 @@ struct Lists {
 }
 
 impl Cuda {
-    pub(super) fn best_of_rows(&self, x: &Tensor, n: usize) -> Vec<Best> {
-        assert!((1..=BEST).contains(&n), "the best {n} values, of {BEST} at most");
+    pub(super) fn top_k_rows(&self, x: &Tensor, n: usize) -> Vec<TopK> {
+        assert!((1..=MAX_TOP_K).contains(&n), "top-{n}: n must be 1 to {MAX_TOP_K}");
         if x.len() == 0 {
-            return vec![Best { top: Vec::new(), whole: true, sum: 0.0 }; x.rows];
+            return vec![TopK { top: Vec::new(), complete: true, sum_exp: 0.0 }; x.rows];
         }
         let bits = n.next_power_of_two().ilog2();
         let mut lists = self.lists(x.rows, x.cols.div_ceil(PART_COLUMNS), bits);
@@ -38,7 +38,7 @@ impl Cuda {
         let (mut keys, mut sums) = (vec![0; x.rows << bits], vec![0.0; x.rows]);
         let [to_keys, to_sums] = [bytemuck::cast_slice_mut(&mut keys), bytemuck::cast_slice_mut(&mut sums)];
         self.driver.downloads(&mut [(lists.keys.at, to_keys), (lists.sums.at, to_sums)]);
-        keys.chunks_exact(1 << bits).zip(sums).map(|(keys, sum)| best(&keys[..n], sum, x.cols)).collect()
+        keys.chunks_exact(1 << bits).zip(sums).map(|(keys, sum)| decode(&keys[..n], sum, x.cols)).collect()
     }
 
     fn lists(&self, rows: usize, parts: usize, bits: u32) -> Lists {
@@ -58,11 +58,11 @@ impl Cuda {
 }
 
 /// Decodes keys to values and columns; a key of 0 terminates the list.
-fn best(keys: &[u64], sum: f32, cols: usize) -> Best {
+fn decode(keys: &[u64], sum_exp: f32, cols: usize) -> TopK {
     let numbers = keys.iter().take_while(|key| **key != 0);
     let top: Vec<(f32, u32)> = numbers.map(|key| (value_of((key >> 32) as u32), !(*key as u32))).collect();
-    let whole = top.len() < keys.len() || keys.len() >= cols;
-    Best { top, whole, sum }
+    let complete = top.len() < keys.len() || keys.len() >= cols;
+    TopK { top, complete, sum_exp }
 }
 
 /// Decodes an order-preserving key to its value.

@@ -10,7 +10,7 @@ use super::matmul::{Shape, Target};
 use super::memory::{Buffer, Tensor};
 use super::weight::{PLANES, layout};
 use super::{Cuda, Routed, Weight, arg};
-use crate::backend::{Error, Gated};
+use crate::backend::{Error, GatedMlp};
 use crate::cpu::Pool;
 use crate::quant::Format;
 use std::sync::{Arc, PoisonError};
@@ -162,7 +162,7 @@ impl Cuda {
     /// The experts' sum with the three stacks uploaded in turn; None for too few tokens or without upload buffers.
     pub(super) fn experts_brought(
         &self,
-        w: &Gated<'_, Weight>,
+        w: &GatedMlp<'_, Weight>,
         x: &Tensor,
         routed: &Routed,
     ) -> Option<Tensor> {

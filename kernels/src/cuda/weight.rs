@@ -5,7 +5,7 @@
 
 use super::driver::{Address, Driver};
 use super::expert_cache::Slots;
-use crate::backend::{Error, Stored};
+use crate::backend::{Error, QuantTensor};
 use crate::quant::Format;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -86,8 +86,8 @@ fn plane<'a>(bytes: &'a [u8], block: usize, part: &Range<usize>) -> Cow<'a, [u8]
 }
 
 impl Weight {
-    pub(super) fn new(driver: &Arc<Driver>, stored: &Stored) -> Result<Weight, Error> {
-        let Stored { format, count, rows, cols, bytes } = stored;
+    pub(super) fn new(driver: &Arc<Driver>, stored: &QuantTensor) -> Result<Weight, Error> {
+        let QuantTensor { format, count, rows, cols, bytes } = stored;
         let row = format.row_bytes(*cols as u64).expect("rows of whole blocks") as usize;
         assert_eq!(bytes.len(), count * rows * row, "bytes of a weight");
         let blocks = bytes.len() / format.block_bytes();
@@ -101,8 +101,8 @@ impl Weight {
     }
 
     /// A stack in RAM, with optional expert cache slots.
-    pub(super) fn on_host(stored: &Stored, host: crate::cpu::Weight, slots: Option<Slots>) -> Weight {
-        let Stored { format, count, rows, cols, .. } = *stored;
+    pub(super) fn on_host(stored: &QuantTensor, host: crate::cpu::Weight, slots: Option<Slots>) -> Weight {
+        let QuantTensor { format, count, rows, cols, .. } = *stored;
         Weight { format, count, rows, cols, planes: [0; PLANES], _memory: None, host: Some(host), slots }
     }
 

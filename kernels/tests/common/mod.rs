@@ -1,10 +1,10 @@
 //! What the tests of the ops share: inputs that look random, and one `check` of a backend against the oracle.
 #![allow(dead_code, reason = "each test file uses its part")]
 
-pub mod stand_in;
+pub mod emulator;
 
 use bytes::Bytes;
-use kernels::backend::Stored;
+use kernels::backend::QuantTensor;
 use kernels::cpu::Cpu;
 use kernels::quant::Format;
 use kernels::simd::SimdLevel;
@@ -50,24 +50,24 @@ impl Numbers {
     }
 
     /// A stack of random matrices in a format.
-    pub fn weight(&mut self, format: Format, [count, rows, cols]: [usize; 3]) -> Stored {
+    pub fn weight(&mut self, format: Format, [count, rows, cols]: [usize; 3]) -> QuantTensor {
         let values = self.vec(count * rows * cols);
         stored(format, [count, rows, cols], &values)
     }
 }
 
 /// Values as a weight in a format.
-pub fn stored(format: Format, [count, rows, cols]: [usize; 3], values: &[f32]) -> Stored {
+pub fn stored(format: Format, [count, rows, cols]: [usize; 3], values: &[f32]) -> QuantTensor {
     let bytes = format.row_bytes(cols as u64).unwrap() as usize;
     let mut out = vec![0; count * rows * bytes];
     if cols > 0 {
         out.chunks_mut(bytes).zip(values.chunks(cols)).for_each(|(out, x)| format.quantise_row(x, out));
     }
-    Stored { format, count, rows, cols, bytes: Bytes::from(out) }
+    QuantTensor { format, count, rows, cols, bytes: Bytes::from(out) }
 }
 
 /// A vector as a weight of one row of floats.
-pub fn vector(values: &[f32]) -> Stored {
+pub fn vector(values: &[f32]) -> QuantTensor {
     stored(Format::F32, [1, 1, values.len()], values)
 }
 
@@ -100,7 +100,7 @@ pub fn close_within(tolerance: f32, what: &str, got: &[Vec<f32>], expected: &[Ve
 }
 
 /// Runs `$body`, which gives a list of results of backend `$b`, on the reference, on every CPU, and by the CUDA backend
-/// on the stand-in device. Tensor cores take binary16 there, for which `$within` is the tolerance.
+/// on the emulator. Tensor cores take binary16 there, for which `$within` is the tolerance.
 #[macro_export]
 macro_rules! check {
     ($what:expr, |$b:ident| $body:expr) => {
@@ -120,9 +120,9 @@ macro_rules! check {
                 &expected,
             );
         }
-        let $b = $crate::common::stand_in::cuda();
+        let $b = $crate::common::emulator::cuda();
         let got: Vec<Vec<f32>> = $body;
-        $crate::common::close_within($within, &format!("CUDA stand-in: {}", $what), &got, &expected);
+        $crate::common::close_within($within, &format!("CUDA emulator: {}", $what), &got, &expected);
     }};
 }
 

@@ -6,9 +6,9 @@
 
 use super::config::Config;
 use super::weights::Loader;
-use super::{At, Backend};
+use super::{Backend, LayerProbe};
 use crate::gguf::Error;
-use kernels::backend::{Gated, Routing};
+use kernels::backend::{GatedMlp, Routing};
 
 /// What follows the mixer in a layer.
 pub enum Ffn<B: Backend> {
@@ -58,8 +58,8 @@ impl<B: Backend> Mlp<B> {
         })
     }
 
-    fn weights(&self) -> Gated<'_, B::Weight> {
-        Gated { gate: &self.gate, up: &self.up, down: &self.down }
+    fn weights(&self) -> GatedMlp<'_, B::Weight> {
+        GatedMlp { gate: &self.gate, up: &self.up, down: &self.down }
     }
 
     /// `[token, dim] -> [token, dim]`
@@ -83,7 +83,7 @@ impl<B: Backend> Moe<B> {
     }
 
     /// `[token, dim] -> [token, dim]`
-    pub fn forward(&self, b: &B, x: &B::Tensor, probe: &mut At<'_, B>) -> B::Tensor {
+    pub fn forward(&self, b: &B, x: &B::Tensor, probe: &mut LayerProbe<'_, B>) -> B::Tensor {
         let routed = b.matmul_route(&self.router, x, &self.bias, self.routing);
         probe.routed(&routed);
         b.mixture(self.experts.weights(), self.shared.as_ref().map(Mlp::weights), x, &routed)

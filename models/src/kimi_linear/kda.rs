@@ -6,9 +6,10 @@
 
 use super::config::Config;
 use super::weights::Loader;
-use super::{At, Backend};
+use super::{Backend, LayerProbe};
 use crate::gguf::Error;
-use kernels::backend::{DeltaProjections, DeltaState, DeltaWeights, Span, composed_delta_attention};
+use kernels::backend::{DeltaProjections, DeltaState, DeltaWeights, Span};
+use kernels::composed;
 
 /// Epsilon under the root of the l2 norm, as flash-linear-attention adds it.
 const L2_EPS: f32 = 1e-6;
@@ -83,15 +84,15 @@ impl<B: Backend> Kda<B> {
         b: &B,
         x: &B::Tensor,
         spans: &mut [Span<'_, KdaState<B>>],
-        probe: &mut At<'_, B>,
+        probe: &mut LayerProbe<'_, B>,
     ) -> B::Tensor {
         let [q, k, v, f, gate, beta] =
             b.matmuls([&self.q, &self.k, &self.v, &self.f_a, &self.g_a, &self.beta], x);
         let [f, gate] = b.matmul_each([&self.f_b, &self.g_b], [&f, &gate]);
         let projections = DeltaProjections { q, k, v, f, beta, gate };
         let w = self.delta_weights();
-        let o = if probe.looks() {
-            composed_delta_attention(b, spans, projections, &w, |g| probe.tensor("kda_g", g))
+        let o = if probe.is_active() {
+            composed::delta_attention_with(b, spans, projections, &w, |g| probe.tensor("kda_g", g))
         } else {
             b.delta_attention(spans, projections, &w)
         };

@@ -8,29 +8,29 @@
 
 use super::config::Config;
 use super::weights::Loader;
-use super::{At, Backend};
+use super::{Backend, LayerProbe};
 use crate::gguf::Error;
-use kernels::backend::{Expansion, Span};
+use kernels::backend::{KvUpProjection, Span};
 
 /// Epsilon of the latent's norm in the published code (its config's is 1e-5).
 const LATENT_EPS: f32 = 1e-6;
 
 /// In which of two forms, equal to rounding, attention of a step's tokens is computed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Form {
+pub enum MlaPath {
     /// Queries over latents: for few tokens.
     #[default]
     Absorbed,
     /// Keys and values of each head, made for the step: for many tokens of a long text.
-    Expanded,
+    Materialized,
 }
 
 /// The rows of a batch by form.
 pub struct MlaSpans<'a, B: Backend> {
-    /// Of [`Form::Absorbed`].
+    /// Of [`MlaPath::Absorbed`].
     pub absorbed: Vec<Span<'a, B::Cache>>,
-    /// Of [`Form::Expanded`].
-    pub expanded: Vec<Span<'a, B::Cache>>,
+    /// Of [`MlaPath::Materialized`].
+    pub materialized: Vec<Span<'a, B::Cache>>,
 }
 
 /// The weights of one MLA layer.
@@ -67,19 +67,19 @@ impl<B: Backend> Mla<B> {
         b: &B,
         x: &B::Tensor,
         spans: &mut MlaSpans<'_, B>,
-        probe: &mut At<'_, B>,
+        probe: &mut LayerProbe<'_, B>,
     ) -> B::Tensor {
         let [q, kv] = b.matmuls([&self.q, &self.kv_a], x); // [token, head * (nope + pe)], [token, latent + pe]
         let kv = b.rms_norm(&kv, &self.kv_a_norm, LATENT_EPS); // k_pe passes through
         probe.tensor("latent", &kv);
         b.append(&mut spans.absorbed, &kv);
-        b.append(&mut spans.expanded, &kv);
-        let o = match (&mut spans.absorbed[..], &mut spans.expanded[..]) {
+        b.append(&mut spans.materialized, &kv);
+        let o = match (&mut spans.absorbed[..], &mut spans.materialized[..]) {
             (spans, []) => self.absorbed(b, &q, spans),
-            ([], spans) => self.expanded(b, &q, spans),
+            ([], spans) => self.materialized(b, &q, spans),
             (few, many) => {
                 let mut o = self.absorbed(b, &q, few); // zeros in the rows of the others
-                b.add(&mut o, &self.expanded(b, &q, many));
+                b.add(&mut o, &self.materialized(b, &q, many));
                 o
             }
         };
@@ -93,8 +93,8 @@ impl<B: Backend> Mla<B> {
         b.matmul_heads(&self.v_b, &o)
     }
 
-    fn expanded(&self, b: &B, q: &B::Tensor, spans: &mut [Span<'_, B::Cache>]) -> B::Tensor {
-        let w = Expansion { k: &self.k_b, v: &self.v_b, latent: self.latent };
-        b.expanded_attention(spans, q, w, self.scale)
+    fn materialized(&self, b: &B, q: &B::Tensor, spans: &mut [Span<'_, B::Cache>]) -> B::Tensor {
+        let w = KvUpProjection { k: &self.k_b, v: &self.v_b, latent: self.latent };
+        b.materialized_attention(spans, q, w, self.scale)
     }
 }

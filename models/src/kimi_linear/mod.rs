@@ -16,8 +16,8 @@ use crate::gguf::{self, read::Gguf};
 use config::{Config, MixerKind};
 use ffn::{Ffn, Mlp, Moe};
 use kda::Kda;
-use kernels::backend::{Backend, CacheFormat, Part, Span};
-use mla::{Form, Mla, MlaSpans};
+use kernels::backend::{Backend, CacheFormat, Span, StatePart};
+use mla::{Mla, MlaPath, MlaSpans};
 use state::{LayerState, State};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -57,7 +57,7 @@ pub struct Sequence<'a, B: Backend> {
     /// Of which tokens the logits are wanted.
     pub outputs: Outputs,
     /// How attention of these tokens is computed.
-    pub form: Form,
+    pub mla_path: MlaPath,
 }
 
 /// Of which tokens of a sequence the logits are wanted.
@@ -84,13 +84,13 @@ pub trait Probe<B: Backend> {
         false
     }
     /// Whether it looks at all: what is looked at is computed op by op.
-    fn looks(&self) -> bool {
+    fn is_active(&self) -> bool {
         true
     }
 }
 
 impl<B: Backend> Probe<B> for () {
-    fn looks(&self) -> bool {
+    fn is_active(&self) -> bool {
         false
     }
 }
@@ -131,7 +131,7 @@ impl<B: Backend> Model<B> {
         probe: &mut dyn Probe<B>,
     ) -> Option<B::Tensor> {
         let decodes = |s: &Sequence<'_, B>| s.tokens.len() == 1 && s.outputs == Outputs::Last;
-        if probe.looks() || batch.is_empty() || !batch.iter().all(decodes) {
+        if probe.is_active() || batch.is_empty() || !batch.iter().all(decodes) {
             return self.layer_by_layer(b, batch, probe);
         }
         let ids: Vec<u32> = batch.iter().map(|s| s.tokens[0]).collect();
@@ -140,7 +140,7 @@ impl<B: Backend> Model<B> {
             return Some(logits);
         }
         // Nobody is told of layers: what is being recorded may not be interrupted.
-        Some(b.record(&ids, || self.layer_by_layer(b, batch, &mut ()).expect("logits were asked for")))
+        Some(b.capture(&ids, || self.layer_by_layer(b, batch, &mut ()).expect("logits were asked for")))
     }
 
     fn layer_by_layer(
@@ -156,14 +156,18 @@ impl<B: Backend> Model<B> {
         let mut h = b.rms_norm(&x, &self.layers[0].mixer_norm, eps);
         for (i, layer) in self.layers.iter().enumerate() {
             let y = match &layer.mixer {
-                Mixer::Kda(kda) => kda.forward(b, &h, &mut kda_spans(batch, &rows, i), &mut At(probe, i)),
-                Mixer::Mla(mla) => mla.forward(b, &h, &mut mla_spans(batch, &rows, i), &mut At(probe, i)),
+                Mixer::Kda(kda) => {
+                    kda.forward(b, &h, &mut kda_spans(batch, &rows, i), &mut LayerProbe(probe, i))
+                }
+                Mixer::Mla(mla) => {
+                    mla.forward(b, &h, &mut mla_spans(batch, &rows, i), &mut LayerProbe(probe, i))
+                }
             };
             h = b.add_rms_norm(&mut x, &y, &layer.ffn_norm, eps);
             probe.tensor(i, "after_attn", &x);
             let y = match &layer.ffn {
                 Ffn::Dense(mlp) => mlp.forward(b, &h),
-                Ffn::Moe(moe) => moe.forward(b, &h, &mut At(probe, i)),
+                Ffn::Moe(moe) => moe.forward(b, &h, &mut LayerProbe(probe, i)),
             };
             match self.layers.get(i + 1) {
                 Some(next) => h = b.add_rms_norm(&mut x, &y, &next.mixer_norm, eps),
@@ -205,9 +209,9 @@ impl<B: Backend> Layer<B> {
 }
 
 /// A probe that knows its layer.
-pub struct At<'a, B: Backend>(&'a mut dyn Probe<B>, usize);
+pub struct LayerProbe<'a, B: Backend>(&'a mut dyn Probe<B>, usize);
 
-impl<B: Backend> At<'_, B> {
+impl<B: Backend> LayerProbe<'_, B> {
     fn tensor(&mut self, name: &'static str, x: &B::Tensor) {
         self.0.tensor(self.1, name, x);
     }
@@ -216,19 +220,21 @@ impl<B: Backend> At<'_, B> {
         self.0.routed(self.1, routed);
     }
 
-    fn looks(&self) -> bool {
-        self.0.looks()
+    fn is_active(&self) -> bool {
+        self.0.is_active()
     }
 }
 
 /// All parts of all states, sequence by sequence.
-fn parts_of<'a, B: Backend>(batch: &'a mut [Sequence<'_, B>]) -> Vec<Part<'a, B>> {
+fn parts_of<'a, B: Backend>(batch: &'a mut [Sequence<'_, B>]) -> Vec<StatePart<'a, B>> {
     let layers = batch.iter_mut().flat_map(|s| &mut s.state.layers);
     let mut parts = Vec::new();
     for layer in layers {
         match layer {
-            LayerState::Kda(kda) => parts.extend([&kda.s].into_iter().chain(&kda.conv).map(Part::Tensor)),
-            LayerState::Mla(cache) => parts.push(Part::Cache(cache)),
+            LayerState::Kda(kda) => {
+                parts.extend([&kda.s].into_iter().chain(&kda.conv).map(StatePart::Tensor))
+            }
+            LayerState::Mla(cache) => parts.push(StatePart::Cache(cache)),
         }
     }
     parts
@@ -274,16 +280,16 @@ fn mla_spans<'a, B: Backend>(
     rows: &[Range<usize>],
     layer: usize,
 ) -> MlaSpans<'a, B> {
-    let mut spans = MlaSpans { absorbed: Vec::new(), expanded: Vec::new() };
+    let mut spans = MlaSpans { absorbed: Vec::new(), materialized: Vec::new() };
     for (s, rows) in batch.iter_mut().zip(rows) {
         let LayerState::Mla(state) = &mut s.state.layers[layer] else {
             panic!("layer {layer} of the state is KDA, of the model MLA")
         };
-        let form = match s.form {
-            Form::Expanded if B::EXPANDS => &mut spans.expanded,
-            _ => &mut spans.absorbed,
+        let path = match s.mla_path {
+            MlaPath::Materialized => &mut spans.materialized,
+            MlaPath::Absorbed => &mut spans.absorbed,
         };
-        form.push(Span { rows: rows.clone(), state });
+        path.push(Span { rows: rows.clone(), state });
     }
     spans
 }

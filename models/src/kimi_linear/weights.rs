@@ -2,7 +2,7 @@
 
 use crate::gguf::{Error, TensorInfo, read::Gguf};
 use crate::visible::{MAX_SHOWN, one_line};
-use kernels::backend::{Backend, Stored};
+use kernels::backend::{Backend, QuantTensor};
 use kernels::quant::Format;
 use std::cell::RefCell;
 use std::fmt::{Display, Formatter};
@@ -85,7 +85,7 @@ impl<B: Backend> Loader<'_, B> {
         let third = all.bytes.len() / 3;
         let part = |i: usize| {
             let bytes = all.bytes.slice(i * third..(i + 1) * third);
-            self.take(joint, Stored { rows: width, bytes, ..all.clone() })
+            self.take(joint, QuantTensor { rows: width, bytes, ..all.clone() })
         };
         Ok([part(0)?, part(1)?, part(2)?])
     }
@@ -97,7 +97,7 @@ impl<B: Backend> Loader<'_, B> {
         }
     }
 
-    fn stored(&self, name: &str, shape: [usize; 3]) -> Result<(&TensorInfo, Stored), Error> {
+    fn stored(&self, name: &str, shape: [usize; 3]) -> Result<(&TensorInfo, QuantTensor), Error> {
         let full = self.full_name(name);
         let expected = trimmed(&shape);
         let Some(info) = self.file.tensor(&full) else {
@@ -118,10 +118,10 @@ impl<B: Backend> Loader<'_, B> {
                 format!("{expected:?} in rows of whole {name} blocks of {}", info.format.block_len());
             return self.bad(&full, blocks, format!("{:?} in rows of {cols}", info.shape));
         }
-        Ok((info, Stored { format: info.format, count, rows, cols, bytes: self.file.bytes(info) }))
+        Ok((info, QuantTensor { format: info.format, count, rows, cols, bytes: self.file.bytes(info) }))
     }
 
-    fn take(&self, name: &str, stored: Stored) -> Result<B::Weight, Error> {
+    fn take(&self, name: &str, stored: QuantTensor) -> Result<B::Weight, Error> {
         let full = self.full_name(name);
         self.backend.weight(stored).or_else(|e| self.bad(&full, "a weight that the device takes", e))
     }

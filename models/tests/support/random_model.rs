@@ -14,7 +14,7 @@ use kernels::reference::Reference;
 use models::gguf::read::Gguf;
 use models::gguf::write::Layout;
 use models::gguf::{Array, Metadata, Value};
-use models::kimi_linear::mla::Form;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Model, Outputs, Sequence};
 use rounded::Rounded;
 
@@ -389,13 +389,13 @@ impl Case {
         let ids: Vec<u32> = (0..self.prompt as u32 + 3).map(|i| (i * 7 + 3) % vocab).collect();
         let (prompt, decoded) = ids.split_at(self.prompt);
         let mut all = Vec::new();
-        let form = if self.expanded { Form::Expanded } else { Form::Absorbed };
+        let form = if self.expanded { MlaPath::Materialized } else { MlaPath::Absorbed };
         let mut run = |tokens: &[u32], outputs, form| {
-            let mut batch = [Sequence { tokens, state: &mut state, outputs, form }];
+            let mut batch = [Sequence { tokens, state: &mut state, outputs, mla_path: form }];
             all.extend(b.read(&model.forward(b, &mut batch, &mut ()).expect("logits were asked for")));
         };
         run(prompt, Outputs::All, form);
-        decoded.iter().for_each(|token| run(&[*token], Outputs::Last, Form::Absorbed));
+        decoded.iter().for_each(|token| run(&[*token], Outputs::Last, MlaPath::Absorbed));
         all
     }
 }

@@ -2,8 +2,10 @@
 //! in the scores over a Q8_0 cache. All else is the reference's, and no arithmetic is the CPU backend's.
 
 use kernels::backend::{
-    Backend, Best, CacheFormat, DeltaRule, Error, Expansion, Gated, Limits, Routing, Span, Stored,
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
+    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
 };
+use kernels::composed;
 use kernels::quant::{Activation, Format};
 use kernels::reference::{Cache, Matrix, Reference, Routed};
 use std::ops::Range;
@@ -41,25 +43,24 @@ fn rounded(form: Activation, x: &Matrix, width: usize, n: usize) -> Matrix {
 }
 
 /// Matrix `m` of a stack.
-fn one(w: &Stored, m: usize) -> Stored {
+fn one(w: &QuantTensor, m: usize) -> QuantTensor {
     let bytes = w.bytes.len() / w.count;
-    Stored { count: 1, bytes: w.bytes.slice(m * bytes..(m + 1) * bytes), ..w.clone() }
+    QuantTensor { count: 1, bytes: w.bytes.slice(m * bytes..(m + 1) * bytes), ..w.clone() }
 }
 
 impl Backend for Rounded {
-    const NAME: &'static str = "rounded reference";
-    const EXPANDS: bool = true;
+    const NUMERICS_VERSION: NumericsVersion = NumericsVersion { family: "rounded reference", revision: 1 };
     const LIMITS: Limits = Limits::NONE;
     type Tensor = Matrix;
-    type Weight = Stored;
+    type Weight = QuantTensor;
     type Cache = Cache;
     type Routed = Routed;
 
-    fn matmul(&self, w: &Stored, x: &Matrix) -> Matrix {
+    fn matmul(&self, w: &QuantTensor, x: &Matrix) -> Matrix {
         Reference.matmul(w, &rounded(w.format.activation(), x, w.cols, w.cols))
     }
 
-    fn matmul_heads(&self, w: &Stored, x: &Matrix) -> Matrix {
+    fn matmul_heads(&self, w: &QuantTensor, x: &Matrix) -> Matrix {
         let width = values(x).0 / w.count;
         Reference.matmul_heads(w, &rounded(w.format.activation(), x, width, w.cols))
     }
@@ -77,14 +78,14 @@ impl Backend for Rounded {
         Reference.latent_attention(spans, &rounded(form, q, width, width), value_dim, scale)
     }
 
-    fn experts(&self, w: Gated<'_, Stored>, x: &Matrix, routed: &Routed) -> Matrix {
+    fn experts(&self, w: GatedMlp<'_, QuantTensor>, x: &Matrix, routed: &Routed) -> Matrix {
         let (experts, weights) = self.routed(routed);
         let tokens = self.read(x).len() / w.gate.cols;
         let top_k = experts.len() / tokens;
         let mut y = vec![0.0; tokens * w.down.rows];
         for (i, (e, weight)) in experts.iter().zip(weights).enumerate() {
             let [gate, up, down] = [w.gate, w.up, w.down].map(|w| one(w, *e as usize));
-            let own = Gated { gate: &gate, up: &up, down: &down };
+            let own = GatedMlp { gate: &gate, up: &up, down: &down };
             let out = self.read(&self.gated_ffn(own, &self.gather(x, &[i / top_k])));
             let y = &mut y[i / top_k * w.down.rows..][..w.down.rows];
             y.iter_mut().zip(out).for_each(|(y, out)| *y += weight * out);
@@ -92,12 +93,47 @@ impl Backend for Rounded {
         self.tensor(tokens, w.down.rows, &y)
     }
 
-    // ---- the reference's -------------------------------------------------------------------------------
+    // ---- composed of the ops above and below -----------------------------------------------------------
+
+    fn add_rms_norm(&self, x: &mut Matrix, y: &Matrix, w: &QuantTensor, eps: f32) -> Matrix {
+        composed::add_rms_norm(self, x, y, w, eps)
+    }
+    fn matmuls<const N: usize>(&self, w: [&QuantTensor; N], x: &Matrix) -> [Matrix; N] {
+        composed::matmuls(self, w, x)
+    }
+    fn matmul_each<const N: usize>(&self, w: [&QuantTensor; N], x: [&Matrix; N]) -> [Matrix; N] {
+        composed::matmul_each(self, w, x)
+    }
+    fn gated_ffn(&self, w: GatedMlp<'_, QuantTensor>, x: &Matrix) -> Matrix {
+        composed::gated_ffn(self, w, x)
+    }
+    fn delta_attention(
+        &self,
+        spans: &mut [Span<'_, DeltaState<Matrix>>],
+        x: DeltaProjections<Matrix>,
+        w: &DeltaWeights<'_, QuantTensor>,
+    ) -> Matrix {
+        composed::delta_attention(self, spans, x, w)
+    }
+    fn matmul_route(&self, router: &QuantTensor, x: &Matrix, bias: &QuantTensor, how: Routing) -> Routed {
+        composed::matmul_route(self, router, x, bias, how)
+    }
+    fn mixture(
+        &self,
+        w: GatedMlp<'_, QuantTensor>,
+        shared: Option<GatedMlp<'_, QuantTensor>>,
+        x: &Matrix,
+        routed: &Routed,
+    ) -> Matrix {
+        composed::mixture(self, w, shared, x, routed)
+    }
+
+    // ---- forwarded to the reference --------------------------------------------------------------------
 
     fn describe(&self) -> String {
-        Self::NAME.to_owned()
+        Self::NUMERICS_VERSION.family.to_owned()
     }
-    fn weight(&self, stored: Stored) -> Result<Stored, Error> {
+    fn weight(&self, stored: QuantTensor) -> Result<QuantTensor, Error> {
         Reference.weight(stored)
     }
     fn tensor(&self, rows: usize, cols: usize, values: &[f32]) -> Matrix {
@@ -127,13 +163,21 @@ impl Backend for Rounded {
     fn cache_import(&self, cache: &mut Cache, rows: &[u8]) {
         Reference.cache_import(cache, rows)
     }
-    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
-        Reference.cache_truncate(cache, len)
-    }
     fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
         Reference.routed(routed)
     }
-    fn embed(&self, table: &Stored, ids: &[u32]) -> Matrix {
+    fn read_ahead(&self) {}
+    fn expert_cache_stats(&self) -> Option<ExpertCacheStats> {
+        None
+    }
+    fn wait(&self) {}
+    fn replay(&self, _: &QuantTensor, _: &[u32], _: &mut [StatePart<'_, Rounded>]) -> Option<Matrix> {
+        None
+    }
+    fn capture(&self, _: &[u32], step: impl FnOnce() -> Matrix) -> Matrix {
+        step()
+    }
+    fn embed(&self, table: &QuantTensor, ids: &[u32]) -> Matrix {
         Reference.embed(table, ids)
     }
     fn gather(&self, x: &Matrix, rows: &[usize]) -> Matrix {
@@ -148,19 +192,19 @@ impl Backend for Rounded {
     fn silu_mul(&self, gate: Matrix, up: &Matrix) -> Matrix {
         Reference.silu_mul(gate, up)
     }
-    fn rms_norm(&self, x: &Matrix, w: &Stored, eps: f32) -> Matrix {
+    fn rms_norm(&self, x: &Matrix, w: &QuantTensor, eps: f32) -> Matrix {
         Reference.rms_norm(x, w, eps)
     }
     fn l2_norm(&self, x: Matrix, head_dim: usize, eps: f32, scale: f32) -> Matrix {
         Reference.l2_norm(x, head_dim, eps, scale)
     }
-    fn gated_rms_norm(&self, x: &Matrix, w: &Stored, gate: &Matrix, eps: f32) -> Matrix {
+    fn gated_rms_norm(&self, x: &Matrix, w: &QuantTensor, gate: &Matrix, eps: f32) -> Matrix {
         Reference.gated_rms_norm(x, w, gate, eps)
     }
-    fn short_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &Stored) -> Matrix {
+    fn short_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &QuantTensor) -> Matrix {
         Reference.short_conv(spans, x, taps)
     }
-    fn kda_decay(&self, f: Matrix, a: &Stored, dt_bias: &Stored) -> Matrix {
+    fn kda_decay(&self, f: Matrix, a: &QuantTensor, dt_bias: &QuantTensor) -> Matrix {
         Reference.kda_decay(f, a, dt_bias)
     }
     fn delta_rule(&self, spans: &mut [Span<'_, Matrix>], x: DeltaRule<'_, Matrix>) -> Matrix {
@@ -169,19 +213,19 @@ impl Backend for Rounded {
     fn append(&self, spans: &mut [Span<'_, Cache>], x: &Matrix) {
         Reference.append(spans, x)
     }
-    fn expanded_attention(
+    fn materialized_attention(
         &self,
         spans: &mut [Span<'_, Cache>],
         q: &Matrix,
-        w: Expansion<'_, Stored>,
+        w: KvUpProjection<'_, QuantTensor>,
         scale: f32,
     ) -> Matrix {
-        Reference.expanded_attention(spans, q, w, scale)
+        Reference.materialized_attention(spans, q, w, scale)
     }
-    fn route(&self, logits: &Matrix, bias: &Stored, how: Routing) -> Routed {
+    fn route(&self, logits: &Matrix, bias: &QuantTensor, how: Routing) -> Routed {
         Reference.route(logits, bias, how)
     }
-    fn best(&self, x: &Matrix, n: usize) -> Vec<Best> {
-        Reference.best(x, n)
+    fn top_k(&self, x: &Matrix, n: usize) -> Vec<TopK> {
+        Reference.top_k(x, n)
     }
 }

@@ -65,7 +65,7 @@ unsafe impl Sync for GraphExec {}
 
 impl Drop for GraphExec {
     fn drop(&mut self) {
-        // SAFETY: made by `record` and dropped once; work under way keeps what it needs.
+        // SAFETY: made by `capture` and dropped once; work under way keeps what it needs.
         let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
     }
 }
@@ -86,14 +86,14 @@ struct Function {
 
 thread_local! {
     /// Whether this thread is capturing.
-    static RECORDING: Cell<bool> = const { Cell::new(false) };
+    static CAPTURING: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Driver {
     /// Waits until no other thread captures, and blocks captures.
     pub(in crate::cuda) fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        let ours = RECORDING.with(Cell::get);
-        (!ours).then(|| self.recording.read().unwrap_or_else(PoisonError::into_inner))
+        let ours = CAPTURING.with(Cell::get);
+        (!ours).then(|| self.capture_lock.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Runs a kernel. Its name is `name` or, of a format, `name_format`. Sizes of arguments are checked against the
@@ -139,31 +139,31 @@ impl Driver {
     }
 
     /// Captures the launches of `issue` in a graph without running them. Host copies are not allowed.
-    pub(in crate::cuda) fn record(&self, issue: impl FnOnce()) -> GraphExec {
-        let _alone = self.recording.write().unwrap_or_else(PoisonError::into_inner);
-        RECORDING.with(|r| r.set(true));
+    pub(in crate::cuda) fn capture(&self, issue: impl FnOnce()) -> GraphExec {
+        let _alone = self.capture_lock.write().unwrap_or_else(PoisonError::into_inner);
+        CAPTURING.with(|r| r.set(true));
         self.current();
         let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is ours and captures nothing yet.
-        done("recording", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) });
+        done("capture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) });
         issue();
         // SAFETY: ends what was begun above; the locals are written; a graph is not needed once it is instantiated.
         unsafe {
-            done("recording", sys::cuStreamEndCapture(self.stream, &mut graph));
-            done("recording", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0));
-            done("recording", sys::cuGraphDestroy(graph));
+            done("capture", sys::cuStreamEndCapture(self.stream, &mut graph));
+            done("capture", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0));
+            done("capture", sys::cuGraphDestroy(graph));
         }
-        RECORDING.with(|r| r.set(false));
+        CAPTURING.with(|r| r.set(false));
         GraphExec(ready)
     }
 
     /// Launches a graph.
-    pub(in crate::cuda) fn replay(&self, recorded: &GraphExec) {
+    pub(in crate::cuda) fn replay(&self, graph: &GraphExec) {
         self.current();
         let _turn = self.turn();
         // SAFETY: a graph that lives, whose addresses its owner keeps alive.
-        done("replay", unsafe { sys::cuGraphLaunch(recorded.0, self.stream) });
+        done("replay", unsafe { sys::cuGraphLaunch(graph.0, self.stream) });
     }
 
     /// A kernel's function; loads its module on first use.

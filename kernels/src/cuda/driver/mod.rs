@@ -39,15 +39,15 @@ pub(super) struct Driver {
     copies: sys::CUstream,
     code: Code,
     loaded: Mutex<Loaded>,
-    /// Held by the thread that records, shared by those that issue.
-    recording: RwLock<()>,
+    /// Locked exclusively during a capture, shared by threads that issue work.
+    capture_lock: RwLock<()>,
     /// Small uploads under way, the oldest first.
     small: Mutex<VecDeque<Pinned>>,
     /// Where downloads of up to [`DOWN`] bytes arrive.
     down: Mutex<Option<Pinned>>,
     /// Counts weights that were given up: their addresses may come again.
     epoch: AtomicU64,
-    /// Counts kernels that were launched or recorded.
+    /// Counts kernels that were launched or captured.
     pub(super) launched: AtomicU64,
     pub(super) device: Device,
 }
@@ -189,7 +189,7 @@ impl Driver {
             copies,
             code: Code::embedded(),
             loaded: Mutex::default(),
-            recording: RwLock::new(()),
+            capture_lock: RwLock::new(()),
             small: Mutex::default(),
             down: Mutex::default(),
             epoch: AtomicU64::new(0),

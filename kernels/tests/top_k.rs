@@ -1,10 +1,10 @@
-//! The best values of rows on every CPU and on the stand-in device against the reference: all of them, in their order, and
+//! The best values of rows on every CPU and on the emulator against the reference: all of them, in their order, and
 //! the sums.
 
 mod common;
 
 use common::{Numbers, cpus};
-use kernels::backend::{Backend, Best};
+use kernels::backend::{Backend, TopK};
 use kernels::cuda::Cuda;
 use kernels::reference::Reference;
 
@@ -14,23 +14,27 @@ const INF: f32 = f32::INFINITY;
 /// The choice of some rows is the reference's.
 fn check(what: &str, rows: usize, values: &[f32], n: usize) {
     let cols = values.len() / rows.max(1);
-    let expected = Reference.best(&Reference.tensor(rows, cols, values), n);
-    let device = common::stand_in::cuda();
-    compare(&format!("CUDA, {what}"), &device.best(&device.tensor(rows, cols, values), n), &expected);
+    let expected = Reference.top_k(&Reference.tensor(rows, cols, values), n);
+    let device = common::emulator::cuda();
+    compare(&format!("CUDA, {what}"), &device.top_k(&device.tensor(rows, cols, values), n), &expected);
     for cpu in cpus() {
         let what = format!("{}, {what}", cpu.describe());
-        compare(&what, &cpu.best(&cpu.tensor(rows, cols, values), n), &expected);
+        compare(&what, &cpu.top_k(&cpu.tensor(rows, cols, values), n), &expected);
     }
 }
 
-fn compare(what: &str, got: &[Best], expected: &[Best]) {
+fn compare(what: &str, got: &[TopK], expected: &[TopK]) {
     assert_eq!(got.len(), expected.len(), "{what}");
     for (row, (got, expected)) in got.iter().zip(expected).enumerate() {
         let n = expected.top.len();
-        assert_eq!((&got.top, got.whole), (&expected.top, expected.whole), "{what}, row {row}, the best {n}");
+        assert_eq!(
+            (&got.top, got.complete),
+            (&expected.top, expected.complete),
+            "{what}, row {row}, the best {n}"
+        );
         if expected.top.first().is_some_and(|(most, _)| most.is_finite()) {
-            let apart = (got.sum - expected.sum).abs() / expected.sum;
-            assert!(apart < 1e-5, "{what}, row {row}: a sum of {}, not {}", got.sum, expected.sum);
+            let apart = (got.sum_exp - expected.sum_exp).abs() / expected.sum_exp;
+            assert!(apart < 1e-5, "{what}, row {row}: a sum of {}, not {}", got.sum_exp, expected.sum_exp);
         }
     }
 }
@@ -116,8 +120,8 @@ fn what_is_no_number_is_left_out() {
 /// The same bits each time, whatever order blocks and threads run in.
 #[test]
 fn the_same_each_time() {
-    let b: &Cuda = common::stand_in::cuda();
+    let b: &Cuda = common::emulator::cuda();
     let x = b.tensor(2, 9000, &Numbers(5).vec(18_000));
-    let first = b.best(&x, 256);
-    (0..3).for_each(|_| assert_eq!(b.best(&x, 256), first));
+    let first = b.top_k(&x, 256);
+    (0..3).for_each(|_| assert_eq!(b.top_k(&x, 256), first));
 }

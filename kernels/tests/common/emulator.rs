@@ -12,15 +12,15 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::{env, fs};
 
-/// The backend on the stand-in device.
+/// The backend on the emulator.
 pub fn cuda() -> &'static Cuda {
     static CUDA: OnceLock<Cuda> = OnceLock::new();
     CUDA.get_or_init(|| {
         let library = library();
         // SAFETY: its start-up code registers kernels and nothing else.
-        let library = unsafe { libloading::Library::new(&library) }.expect("the stand-in");
+        let library = unsafe { libloading::Library::new(&library) }.expect("the emulator");
         std::mem::forget(library);
-        Cuda::detect().expect("the stand-in device")
+        Cuda::detect().expect("the emulator")
     })
 }
 
