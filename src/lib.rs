@@ -1,42 +1,19 @@
-//! The runtime: engine, session, sampling, commands. The binary is a thin `main` over it.
+//! Runs Kimi Linear models: engine, sessions, generation, scheduling, and the commands and front ends over them. The
+//! binary is a thin `main` over this library.
 //!
-//! The way of a prompt: [`prompt`] or [`conversation`] (text to ids), [`session`] (ids to logits, over
-//! [`engine`], from the nearest [`snapshot`]), [`generate`] (a reply on it, by [`reply`] and [`sample`]), [`stream`]
-//! (tokens to text).
+//! Imports point down only: `cli`, then `commands`, `chat`, `ask` and `serve`, then `scheduler` and `client`, then
+//! `generation`, `runtime` and `prefix_cache`; `io` is below all of them.
 #![forbid(unsafe_code)]
+#![allow(missing_docs, reason = "the public items serve this package's binary and tests only")]
 
-pub mod ask;
-pub mod batch;
-pub mod bench;
-pub mod chat;
-pub mod chat_template;
+pub(crate) mod ask;
+pub(crate) mod chat;
 pub mod cli;
-pub mod conversation;
-pub mod demo;
-pub mod device;
-pub mod engine;
-pub mod eval;
-pub mod form;
-pub mod generate;
-pub mod gpu_check;
-pub mod grammar;
-pub mod inspect;
-pub mod logits;
-pub mod logprobs;
-pub mod output;
-pub mod perplexity;
-pub mod placement;
-pub mod private;
-pub mod profile;
-pub mod prompt;
-pub mod remote;
-pub mod reply;
-pub mod sample;
-pub mod scores;
+pub(crate) mod client;
+pub mod commands;
+pub mod generation;
+pub mod io;
+pub mod prefix_cache;
+pub mod runtime;
+pub mod scheduler;
 pub mod serve;
-pub mod session;
-pub mod snapshot;
-pub mod stream;
-pub mod synth;
-pub mod template_worker;
-pub mod text;

@@ -1,5 +1,5 @@
 //! `kimi`: convert, inspect, generate, chat and bench Kimi Linear models. Exit codes: 0 done, 1 an error said in
-//! one line on standard error, 2 wrong usage, 130 stopped by Ctrl-C. Next: `cli.rs`.
+//! one line on standard error, 2 wrong usage, 130 stopped by Ctrl-C. Next: [`kimi::cli`].
 
 use clap::Parser;
 use std::io::ErrorKind;
@@ -7,8 +7,8 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     outlive_file_limit();
-    if let Some(program) = kimi::template_worker::this_program() {
-        kimi::template_worker::register(program);
+    if let Some(program) = kimi::runtime::template_worker::this_program() {
+        kimi::runtime::template_worker::register(program);
     }
     let cli = match kimi::cli::Cli::try_parse() {
         Ok(cli) => cli,
@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         Err(e) if reader_left(&e) => ExitCode::SUCCESS,
         Err(e) if e.is::<kimi::cli::Stopped>() => ExitCode::from(130), // as shells know it: 128 and SIGINT
         Err(e) => {
-            kimi::output::tell(&format!("kimi: {}", kimi::cli::one_line(&e)));
+            kimi::io::output::tell(&format!("kimi: {}", kimi::cli::one_line(&e)));
             ExitCode::FAILURE
         }
     }

@@ -4,9 +4,9 @@
 mod common;
 
 use common::{checkpoint, convert, text};
-use kimi::conversation::Conversation;
-use kimi::engine::{CacheType, Engine, EngineArgs};
-use kimi::snapshot::options::StoreOptions;
+use kimi::generation::conversation::Conversation;
+use kimi::prefix_cache::options::StoreOptions;
+use kimi::runtime::engine::{CacheType, Engine, EngineArgs};
 use models::visible::{is_control, visible};
 use serde_json::Value;
 use std::io::Write;

@@ -98,7 +98,7 @@ impl<'a, B: Backend> Case<'a, B> {
         let vocab = self.model.config.vocab;
         for (found, expected) in found.chunks(vocab).zip(expected.chunks(vocab)) {
             let best = (0..vocab).max_by(|a, b| expected[*a].total_cmp(&expected[*b])).unwrap();
-            assert_eq!(kimi::sample::argmax(found) as usize, best, "{name}: arg-max");
+            assert_eq!(kimi::generation::sample::argmax(found) as usize, best, "{name}: arg-max");
         }
     }
 

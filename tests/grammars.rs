@@ -8,7 +8,7 @@ mod generate;
 mod kimi_vocabulary;
 
 use generate::Generator;
-use kimi::grammar::{Grammar, Grammars, compile};
+use kimi::generation::grammar::{Grammar, Grammars, compile};
 use models::tokenizer::Vocabulary;
 use std::collections::BTreeMap;
 use std::sync::LazyLock;

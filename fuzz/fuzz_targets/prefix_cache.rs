@@ -2,7 +2,7 @@
 //! file as it is and a sound one with a byte changed, which must be refused.
 #![no_main]
 
-use kimi::snapshot::file::{Header, chain, encode, parse};
+use kimi::prefix_cache::file::{Header, chain, encode, parse};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|input: &[u8]| {

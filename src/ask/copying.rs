@@ -6,8 +6,8 @@
 //! token that has the `>` is left free, and [`super::quotes`] looks it up like any other.
 
 use super::document::Document;
-use crate::grammar;
-use crate::sample::Constraint;
+use crate::generation::grammar;
+use crate::generation::sample::Constraint;
 use models::tokenizer::Vocabulary;
 use std::sync::{Arc, OnceLock};
 use toktrie::{Recognizer, SimpleVob, TokTrie};

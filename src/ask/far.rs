@@ -2,9 +2,9 @@
 //! so an endpoint that keeps prefixes reads them once; quotes are looked up here.
 
 use super::{AskArgs, Source};
-use crate::generate::{Stats, grouped};
-use crate::output::tell;
-use crate::remote::{Delta, Remote};
+use crate::client::{Delta, Remote};
+use crate::generation::generate::{Stats, grouped};
+use crate::io::output::tell;
 use anyhow::{Context as _, Result, bail};
 use models::template::Message;
 use std::ops::ControlFlow;

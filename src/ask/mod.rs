@@ -5,22 +5,22 @@
 //! said before and while reading), [`copying`] and [`quotes`].
 
 mod copying;
-pub mod document;
+pub(crate) mod document;
 mod far;
 mod near;
-pub mod pace;
-pub mod quotes;
+pub(crate) mod pace;
+pub(crate) mod quotes;
 mod reading;
 
 use crate::cli::{Stopped, one_line};
-use crate::demo;
-use crate::engine::EngineArgs;
-use crate::form::Reader;
-use crate::generate::{Ended, Stats};
-use crate::on_device;
-use crate::output::{Output, is_printable, printable, tell};
-use crate::remote::EndpointArgs;
-use crate::sample::Sampling;
+use crate::client::EndpointArgs;
+use crate::generation::generate::{Ended, Stats};
+use crate::generation::sample::Sampling;
+use crate::io::output::{Output, is_printable, printable, tell};
+use crate::runtime::attention_path::Reader;
+use crate::runtime::builtin_model;
+use crate::runtime::device::on_device;
+use crate::runtime::engine::EngineArgs;
 use anyhow::{Result, bail};
 use document::Document;
 use far::Far;
@@ -88,7 +88,7 @@ pub fn run(args: &AskArgs) -> Result<()> {
     if let Some(url) = &args.endpoint.url {
         return ask(args, &documents, Far::new(url, args)?);
     }
-    on_device!(&args.engine.read_by(Reader::Ask), demo::log(args.quiet), |engine| ask(
+    on_device!(&args.engine.read_by(Reader::Ask), builtin_model::log(args.quiet), |engine| ask(
         args,
         &documents,
         Near::new(&engine, &documents, args)?

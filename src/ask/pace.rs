@@ -1,10 +1,10 @@
 //! How long reading takes: a token costs the weights, and the attention to all tokens before it.
 //!
 //! seconds = c (1 + growth * depth), summed over the tokens. The growth follows from the model's shape, and is another
-//! far inside a long text ([`crate::form`]); c is measured while reading, so that the estimate stands after the first
-//! batch. A leaf.
+//! far inside a long text ([`crate::runtime::attention_path`]); c is measured while reading, so that the estimate stands
+//! after the first batch. A leaf.
 
-use crate::form::LONG;
+use crate::runtime::attention_path::LONG;
 use models::gguf::TensorInfo;
 use models::kimi_linear::config::{Config, MixerKind};
 use std::time::Duration;

@@ -3,12 +3,13 @@
 
 use super::pace::{Pace, duration};
 use super::watched;
-use crate::engine::Engine;
-use crate::generate::grouped;
-use crate::inspect::{machine, need::Need};
-use crate::output::tell;
-use crate::session::Prefill;
-use crate::snapshot::Sizes;
+use crate::generation::generate::grouped;
+use crate::io::host_memory;
+use crate::io::output::tell;
+use crate::prefix_cache::Sizes;
+use crate::runtime::engine::Engine;
+use crate::runtime::memory_estimate::Need;
+use crate::runtime::session::Prefill;
 use anyhow::{Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
@@ -62,7 +63,7 @@ impl Reading {
 
     /// Says what is to be read and what memory that takes; an error if it does not fit, unless `force`.
     pub(super) fn announce(&self, files: &[&str], reply: usize, force: bool) -> Result<()> {
-        let free = machine::available(Path::new("/"));
+        let free = host_memory::available(Path::new("/"));
         let new = (self.total - self.found.reused + reply) as u64;
         let state = self.sizes.recurrent + self.total as u64 * self.sizes.row;
         let need = new * self.sizes.row + self.workspace;

@@ -2,7 +2,7 @@
 
 use super::reply::{About, Ask, Outcome, Replier, Step};
 use super::store::Role;
-use crate::remote::{Delta, Remote};
+use crate::client::{Delta, Remote};
 use anyhow::Result;
 use models::template::Message;
 use std::ops::ControlFlow;

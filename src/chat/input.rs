@@ -3,8 +3,8 @@
 //! It knows no keys: [`super::keys`] says which key does what.
 
 use super::store::{own, xdg};
-use crate::output::printable;
-use crate::private;
+use crate::io::output::printable;
+use crate::io::private_file;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -267,7 +267,7 @@ impl History {
 
     /// The newest thousand.
     pub fn read(&self) -> Vec<String> {
-        let file = self.path.as_ref().and_then(|path| own(path, || private::open(path)).ok());
+        let file = self.path.as_ref().and_then(|path| own(path, || private_file::open(path)).ok());
         let mut text = String::new();
         let read = file.is_some_and(|file| file.take(MAX_HISTORY).read_to_string(&mut text).is_ok());
         let text = if read { text } else { String::new() };
@@ -278,8 +278,8 @@ impl History {
     /// Adds one. Pasted files are not worth remembering, and without a place to write nothing is lost but this.
     pub fn add(&self, text: &str) {
         let Some(path) = self.path.as_ref().filter(|_| text.len() <= 10_000) else { return };
-        let _ = path.parent().map(private::create_dir);
-        let file = own(path, || private::open_or_create(path));
+        let _ = path.parent().map(private_file::create_dir);
+        let file = own(path, || private_file::open_or_create(path));
         let line = serde_json::Value::from(text).to_string() + "\n";
         let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
     }

@@ -5,8 +5,8 @@ use super::reply::Outcome;
 use super::settings::Settings;
 use super::store::{Chat, Store};
 use super::talk::{Back, Talk, Todo};
-use crate::generate::{Ended, Stats};
-use crate::session::Prefill;
+use crate::generation::generate::{Ended, Stats};
+use crate::runtime::session::Prefill;
 use std::time::Duration;
 use tempfile::TempDir;
 

@@ -30,8 +30,8 @@ mod transcript;
 mod view;
 mod worker;
 
-use crate::engine::EngineArgs;
-use crate::remote::EndpointArgs;
+use crate::client::EndpointArgs;
+use crate::runtime::engine::EngineArgs;
 use anyhow::{Result, bail};
 use settings::Settings;
 use std::io::IsTerminal;

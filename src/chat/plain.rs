@@ -6,9 +6,9 @@ use super::talk::{Back, EMPTY, NOT_EDITED, Talk, Todo, ending};
 use super::terminal::edit;
 use super::worker::{Order, Report, Worker};
 use crate::cli::one_line;
-use crate::generate::grouped;
-use crate::output::{Output, is_printable, printable, tell};
-use crate::private;
+use crate::generation::generate::grouped;
+use crate::io::output::{Output, is_printable, printable, tell};
+use crate::io::private_file;
 use anyhow::{Context as _, Result, bail};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -60,7 +60,7 @@ impl Plain {
         let history = xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("kimi/history"));
         if let Some(path) = &history {
             // No history yet is no error.
-            let _ = own(path, || private::open(path)).map(|_| editor.load_history(path));
+            let _ = own(path, || private_file::open(path)).map(|_| editor.load_history(path));
         }
         if std::io::stdin().is_terminal() {
             let about = &self.talk.about;
@@ -253,8 +253,8 @@ impl Highlighter for Lines {
 
 /// Keeps what was typed, for this user alone.
 fn save_history(editor: &mut Editor<Lines, FileHistory>, path: &Path) -> Result<()> {
-    path.parent().map(private::create_dir).transpose()?;
-    own(path, || private::open_or_create(path))?;
+    path.parent().map(private_file::create_dir).transpose()?;
+    own(path, || private_file::open_or_create(path))?;
     Ok(editor.save_history(path)?)
 }
 

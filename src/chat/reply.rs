@@ -4,11 +4,11 @@
 
 use super::settings::Settings;
 use super::store::{Role, Turn};
-use crate::conversation::Conversation;
-use crate::engine::Engine;
-use crate::generate::{Event, Request, Stats, generate};
-use crate::session::Session;
-use crate::stream::Stream;
+use crate::generation::conversation::Conversation;
+use crate::generation::detokenizer::Stream;
+use crate::generation::generate::{Event, Request, Stats, generate};
+use crate::runtime::engine::Engine;
+use crate::runtime::session::Session;
 use anyhow::Result;
 use kernels::backend::Backend;
 use std::ops::ControlFlow;

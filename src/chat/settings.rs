@@ -1,6 +1,6 @@
 //! What `/set` changes: the options of the command line, with their own checks, and the looks.
 
-use crate::sample::Sampling;
+use crate::generation::sample::Sampling;
 use clap::Parser;
 
 /// How replies are made.

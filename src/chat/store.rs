@@ -3,7 +3,7 @@
 //!
 //! It knows no terminal and no model. Next: [`super::talk`].
 
-use crate::private;
+use crate::io::private_file;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -178,7 +178,7 @@ impl Store {
 
     fn write(&self, id: &str, bytes: &[u8]) -> Result<()> {
         let dir = self.dir()?;
-        own(dir, || private::create_dir(dir))?;
+        own(dir, || private_file::create_dir(dir))?;
         let mut file = tempfile::NamedTempFile::new_in(dir)?; // of mode 0600
         // Not through the wrapper: its errors name the temporary file.
         file.as_file_mut().write_all(bytes)?;
@@ -226,7 +226,7 @@ impl Store {
 fn read(path: &Path) -> Result<(Chat, u64)> {
     let place = || path.display().to_string();
     let mut bytes = Vec::new();
-    let file = private::open(path).with_context(place)?;
+    let file = private_file::open(path).with_context(place)?;
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(place)?;
     ensure!(bytes.len() as u64 <= MAX_BYTES, "{}: expected at most {MAX_BYTES} bytes, found more", place());
     let mut chat: Chat = serde_json::from_slice(&bytes).with_context(place)?;
@@ -241,7 +241,7 @@ fn hash_of(path: &Path) -> Result<Option<u64>> {
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes).map(|_| Some(hash(&bytes)))
     };
-    match private::open(path).and_then(read) {
+    match private_file::open(path).and_then(read) {
         Err(e) if e.kind() == ErrorKind::NotFound => Ok(None),
         hash => hash.with_context(|| path.display().to_string()),
     }
@@ -255,7 +255,7 @@ pub fn own<T>(path: &Path, make: impl FnOnce() -> std::io::Result<T>) -> std::io
         let about = std::fs::symlink_metadata(path).ok();
         let shared = |about: &std::fs::Metadata| {
             !about.is_symlink()
-                && private::foreign_owner(about).is_none()
+                && private_file::foreign_owner(about).is_none()
                 && about.permissions().mode() & 0o077 != 0
         };
         if let Some(about) = about.filter(shared) {

@@ -9,8 +9,8 @@ use super::settings::Settings;
 use super::store::{Attached, Chat, Role, Store, Turn};
 use crate::ask::document;
 use crate::cli::one_line;
-use crate::generate::{Ended, Stats};
-use crate::session::Error;
+use crate::generation::generate::{Ended, Stats};
+use crate::runtime::session::Error;
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
 

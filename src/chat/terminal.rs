@@ -7,7 +7,7 @@ use super::app::{App, Effect, Event};
 use super::input::History;
 use super::view::view;
 use super::worker::{Order, Worker};
-use crate::output::tell;
+use crate::io::output::tell;
 use anyhow::{Context as _, Result, bail};
 use crossterm::clipboard::CopyToClipboard;
 use crossterm::event::{

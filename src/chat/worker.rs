@@ -5,9 +5,9 @@
 use super::far::Far as Elsewhere;
 use super::reply::{About, Ask, Local, Outcome, Replier, Step};
 use crate::cli::one_line;
-use crate::engine::{Engine, EngineArgs};
-use crate::on_device;
-use crate::remote::{EndpointArgs, Remote};
+use crate::client::{EndpointArgs, Remote};
+use crate::runtime::device::on_device;
+use crate::runtime::engine::{Engine, EngineArgs};
 use anyhow::Result;
 use kernels::backend::Backend;
 use std::ops::ControlFlow;

@@ -1,10 +1,9 @@
 //! The command line: one variant a command, each handled by the module of its name.
 
-mod convert;
-mod generate;
-
-use crate::output::tell;
-use crate::{ask, bench, chat, eval, gpu_check, inspect, logits, perplexity, serve, synth, template_worker};
+use crate::commands::{bench, convert, eval, generate, gpu_check, inspect, logits, perplexity, synth};
+use crate::io::output::tell;
+use crate::runtime::template_worker;
+use crate::{ask, chat, serve};
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 use models::visible::{is_control, visible};

@@ -1,7 +1,7 @@
 //! What is counted, for Prometheus.
 
 use super::app::App;
-use crate::generate::Stats;
+use crate::generation::generate::Stats;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;

@@ -1,7 +1,7 @@
 //! `kimi serve`: the model behind OpenAI's HTTP interface. The only module that knows HTTP.
 //!
 //! A request's way: `listener` (connections) -> `routes` (Host, key, path) -> `body` (JSON in parts) -> `prepare` (values checked) -> `app`
-//! (handed to the thread of [`crate::batch`]) -> `chat`, `completion` or `responses` (what came back, whole or as events).
+//! (handed to the thread of [`crate::scheduler`]) -> `chat`, `completion` or `responses` (what came back, whole or as events).
 
 mod api;
 mod app;

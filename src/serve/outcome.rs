@@ -4,9 +4,9 @@ use super::api::{PromptDetails, Timings, Usage};
 use super::app::{App, unix_seconds};
 use super::errors::ApiError;
 use super::token;
-use crate::generate::Stats;
-use crate::reply::Ended;
-use crate::session::Error;
+use crate::generation::decoder::Ended;
+use crate::generation::generate::Stats;
+use crate::runtime::session::Error;
 use axum::http::StatusCode;
 
 /// The server's version, which decides the tokens with the seed and the model file.

@@ -5,9 +5,9 @@ use super::api::generation::Generation;
 use super::app::{App, Ask, Ready};
 use super::body::Body;
 use super::errors::ApiError;
-use crate::grammar::Compiled;
-use crate::reply::Rules;
-use crate::sample::Sampling;
+use crate::generation::decoder::Rules;
+use crate::generation::grammar::Compiled;
+use crate::generation::sample::Sampling;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -53,8 +53,8 @@ pub fn ask(
     grammar: Option<&Compiled>,
 ) -> Result<Ask, ApiError> {
     ready.engine.check(&prompt).map_err(|e| match e {
-        crate::session::Error::Context { .. } => ApiError::too_long(e),
-        crate::session::Error::Changed(e) => ApiError::internal(e),
+        crate::runtime::session::Error::Context { .. } => ApiError::too_long(e),
+        crate::runtime::session::Error::Changed(e) => ApiError::internal(e),
         e => ApiError::invalid("prompt", e),
     })?;
     let n = how.n.unwrap_or(1);

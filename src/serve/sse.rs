@@ -2,7 +2,7 @@
 
 use super::app::Answers;
 use super::errors::ApiError;
-use crate::batch::Update;
+use crate::scheduler::Update;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;

@@ -4,13 +4,13 @@ use super::app::{App, Options, Ready, unix_seconds};
 use super::host_check::{HostPolicy, host_name};
 use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
-use crate::batch::{self, Gauges, Limits};
-use crate::chat_template;
-use crate::engine::{Engine, EngineArgs, at_least_one};
-use crate::inspect::machine;
-use crate::on_device;
-use crate::sample::Sampling;
-use crate::snapshot::options::size;
+use crate::generation::sample::Sampling;
+use crate::io::host_memory;
+use crate::prefix_cache::options::size;
+use crate::runtime::chat_template;
+use crate::runtime::device::on_device;
+use crate::runtime::engine::{Engine, EngineArgs, at_least_one};
+use crate::scheduler::{self, Gauges, Limits};
 use anyhow::{Context as _, Result, bail};
 use kernels::backend::Backend;
 use std::path::{Path, PathBuf};
@@ -136,7 +136,7 @@ fn options(args: &ServeArgs) -> Result<Options> {
     let stem = Path::new(&name).file_stem().map(|s| s.to_string_lossy().into_owned());
     let mut keys = args.api_key.clone();
     if let Some(path) = &args.api_key_file {
-        let text = crate::prompt::read_text(path)?;
+        let text = crate::io::prompt::read_text(path)?;
         keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned));
         if keys.is_empty() {
             bail!("{}: expected a key a line, found none", path.display());
@@ -234,7 +234,7 @@ fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> R
     if let Some(fault) = engine.template.as_ref().and_then(|template| template.fault()) {
         tracing::warn!("{}: conversations are refused", chat_template::explain(fault.clone()));
     }
-    let half = || machine::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
+    let half = || host_memory::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
     let most = engine.state_room.unwrap_or_else(half);
     // More than RAM has may be asked for, more than a device has may not.
     let bytes = args.memory.map_or(most, |asked| asked.min(engine.state_room.unwrap_or(u64::MAX)));
@@ -252,7 +252,7 @@ pub fn host<B: Backend>(app: &Arc<App>, engine: Arc<Engine<B>>, limits: Limits) 
     let (shown, hosted, served) = (gauges.clone(), engine.clone(), app.clone());
     let thread = std::thread::spawn(move || {
         let _end = served.note_end();
-        batch::run(&hosted, limits, &received, &shown);
+        scheduler::run(&hosted, limits, &received, &shown);
         hosted.store.flush();
     });
     app.set_ready(Ready { engine, limits, commands, gauges });

@@ -2,8 +2,8 @@
 
 use super::api::chat::{TokenLogprob, TopLogprob};
 use super::app::Served;
-use crate::logprobs::Logprobs;
-use crate::sample::random_seed;
+use crate::generation::logprobs::Logprobs;
+use crate::generation::sample::random_seed;
 
 /// A probability of zero: JSON has no infinity.
 const NEVER: f32 = -9999.0;

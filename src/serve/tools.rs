@@ -4,8 +4,8 @@
 use super::api::chat::ChatRequest;
 use super::api::tools::{Function, ResponseFormat, Tool, ToolChoice};
 use super::errors::ApiError;
-use crate::grammar::bounds::Totals;
-use crate::grammar::{self, Grammar, with_white_space};
+use crate::generation::grammar::bounds::Totals;
+use crate::generation::grammar::{self, Grammar, with_white_space};
 use serde_json::{Value, json};
 use std::fmt::Write;
 

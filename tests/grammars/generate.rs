@@ -1,6 +1,6 @@
 //! Random hostile schemas, grammars and regular expressions, and valid schemas with an instance of each.
 
-use kimi::grammar::{Grammar, with_white_space};
+use kimi::generation::grammar::{Grammar, with_white_space};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 use serde_json::{Map, Value, json};

@@ -1,7 +1,7 @@
 //! Grammars that would take the server down: each is answered in a line, and the server answers the next request.
 
 use crate::support::{Server, chat};
-use kimi::grammar::Grammar;
+use kimi::generation::grammar::Grammar;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 use std::time::Instant;

@@ -3,11 +3,11 @@
 
 use crate::generate;
 use crate::support::engine;
-use kimi::batch::{Batch, Client, Job, Limits, Update};
-use kimi::grammar::Grammars;
-use kimi::reply::Rules;
-use kimi::sample::{Constraint, Sampling};
-use kimi::snapshot::namespace::Namespace;
+use kimi::generation::decoder::Rules;
+use kimi::generation::grammar::Grammars;
+use kimi::generation::sample::{Constraint, Sampling};
+use kimi::prefix_cache::namespace::Namespace;
+use kimi::scheduler::{Batch, Client, Job, Limits, Update};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 

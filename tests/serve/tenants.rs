@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
-use kimi::batch::Limits;
+use kimi::scheduler::Limits;
 use kimi::serve::Options;
 use serde_json::{Value, json};
 use std::time::Duration;

@@ -2,8 +2,8 @@
 
 use super::*;
 use kernels::reference::Reference;
-use kimi::snapshot::namespace::Namespace;
-use kimi::snapshot::state_type::StateType;
+use kimi::prefix_cache::namespace::Namespace;
+use kimi::prefix_cache::state_dtype::StateType;
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, Mutex};

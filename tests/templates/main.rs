@@ -8,7 +8,7 @@ mod hostile;
 #[path = "../../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
 
-use kimi::template_worker::Pool;
+use kimi::runtime::template_worker::Pool;
 use models::template::{Failure, InProcess, Job, Message, Sandbox, Template};
 use models::tokenizer::Vocabulary;
 use serde_json::{Map, Value, json};

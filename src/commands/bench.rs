@@ -1,0 +1,327 @@
+//! `kimi bench`: prefill and decode rates at given depths, beside the memory-read rate of the same run.
+//!
+//! Depth is made by filling the latent caches with random rows: the time of a step depends on their number, not
+//! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
+
+use crate::commands::inspect::size;
+use crate::commands::profiler::{self, Profiled};
+use crate::generation::generate::met_line;
+use crate::generation::sample::argmax;
+use crate::io::host_memory;
+use crate::io::output::{Output, tell};
+use crate::runtime::attention_path::LONG;
+use crate::runtime::device::on_device;
+use crate::runtime::engine::{Engine, EngineArgs};
+use crate::runtime::logits::Scores;
+use anyhow::{Result, ensure};
+use kernels::backend::{Backend, CacheFormat, ExpertCacheStats, Span};
+use kernels::cpu::Cpu;
+use kernels::cuda::Cuda;
+use models::gguf::TensorInfo;
+use models::kimi_linear::config::MixerKind;
+use models::kimi_linear::mla::MlaPath;
+use models::kimi_linear::state::{LayerState, State};
+use models::kimi_linear::{Outputs, Sequence};
+use rand_pcg::Pcg64Mcg;
+use rand_pcg::rand_core::Rng;
+use serde::Serialize;
+use std::io::{IsTerminal, Write};
+use std::time::Instant;
+
+/// Tokens decoded before the clock is started: a GPU does the first op by op and records the second, which the many others
+/// of a reply are not.
+const UNTIMED: usize = 3;
+
+/// Arguments of `kimi bench`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct BenchArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Tokens of a prefill (0: none)
+    #[arg(short, long, default_value_t = 512)]
+    prefill: usize,
+    /// Tokens decoded one by one (0: none)
+    #[arg(short = 'n', long, default_value_t = 32)]
+    decode: usize,
+    /// Tokens already in the context, one case each
+    #[arg(short, long, value_delimiter = ',', default_value = "0")]
+    depth: Vec<usize>,
+    /// Repetitions; medians are printed
+    #[arg(short, long, default_value_t = 5)]
+    reps: usize,
+    /// Time, bytes and share of each op of one prefill and one decode at each depth, instead of rates (CPU)
+    #[arg(long, conflicts_with = "json")]
+    profile: bool,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Everything measured.
+#[derive(Debug, Serialize)]
+struct Report {
+    model: String,
+    backend: String,
+    weights_bytes: u64,
+    memory_read_gb_s: f64,
+    /// Most memory at a time, pages of the mapped file included.
+    peak_resident_bytes: Option<u64>,
+    /// Read from disks during the measurement: not zero where the file does not fit the memory.
+    disk_read_bytes: Option<u64>,
+    /// Hits and lookups of the GPU's expert cache, in steps of few tokens.
+    experts_met: Option<[u64; 2]>,
+    cases: Vec<Case>,
+}
+
+/// One kind of work at one depth.
+#[derive(Debug, Serialize)]
+struct Case {
+    test: &'static str,
+    tokens: usize,
+    depth: usize,
+    tokens_per_s: f64,
+    min: f64,
+    max: f64,
+    /// Decode only: bytes of weights, state and cache a step has to move, times steps a second.
+    gb_s: Option<f64>,
+    /// Decode only: of the memory-read rate.
+    share: Option<f64>,
+    #[serde(skip)]
+    rates: Vec<f64>,
+}
+
+/// Measures and prints.
+pub fn run(args: &BenchArgs) -> Result<()> {
+    if args.profile {
+        return profile(args);
+    }
+    on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
+    let mut cases = cases(args);
+    check(engine, &cases)?;
+    let memory = engine.backend.read_gb_s();
+    let read_before = host_memory::read_from_disk();
+    for rep in 0..=args.reps.max(1) {
+        for case in &mut cases {
+            progress(&format!("rep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth));
+            let rate = measure(engine, case);
+            // The first round warms caches and page tables.
+            if rep > 0 {
+                case.rates.push(rate);
+            }
+        }
+    }
+    progress("");
+    for case in &mut cases {
+        case.rates.sort_by(f64::total_cmp);
+        (case.min, case.max) = (case.rates[0], case.rates[case.rates.len() - 1]);
+        case.tokens_per_s = case.rates[case.rates.len() / 2];
+        if case.test == "decode" {
+            let gb_s = bytes_per_token(engine, case.depth) as f64 * case.tokens_per_s / 1e9;
+            (case.gb_s, case.share) = (Some(gb_s), Some(gb_s / memory));
+        }
+    }
+    let report = Report {
+        model: args.engine.name(),
+        backend: engine.backend.describe(),
+        weights_bytes: engine.file.tensors.iter().map(|t| t.bytes).sum(),
+        memory_read_gb_s: memory,
+        peak_resident_bytes: host_memory::peak_resident(),
+        disk_read_bytes: host_memory::read_from_disk().zip(read_before).map(|(now, before)| now - before),
+        experts_met: engine.backend.expert_cache_stats().map(|s| [s.hits, s.lookups]),
+        cases,
+    };
+    print(&report, args.json)
+}
+
+/// Shows where it is, to a person.
+fn progress(line: &str) {
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K{line}");
+    }
+}
+
+fn check<B: Backend>(engine: &Engine<B>, cases: &[Case]) -> Result<()> {
+    for case in cases {
+        let (limit, end) = (engine.context, case.depth.saturating_add(case.tokens));
+        ensure!(end as u64 <= limit, "context: expected at most {limit} tokens, found {end}: raise --ctx");
+    }
+    Ok(())
+}
+
+/// What each op takes, of one repetition of each case after one that warms up.
+fn profile(args: &BenchArgs) -> Result<()> {
+    let how = args.engine.without_snapshots();
+    let backend = Profiled::new(Cpu::detect(how.threads));
+    let engine = Engine::load(backend, &how, Box::new(tell))?;
+    let cases = cases(args);
+    check(&engine, &cases)?;
+    let (memory, mut out) = (engine.backend.inner().read_gb_s(), Output::lock());
+    writeln!(out, "{}; {}; memory read {memory:.1} GB/s", args.engine.name(), engine.backend.describe())?;
+    for case in &cases {
+        measure(&engine, case);
+        engine.backend.take();
+        let rate = measure(&engine, case);
+        writeln!(out, "\n{} of {} tokens at depth {}: {rate:.1} tok/s", case.test, case.tokens, case.depth)?;
+        profiler::print(&mut out, &engine.backend.take(), case.tokens)?;
+    }
+    Ok(())
+}
+
+fn cases(args: &BenchArgs) -> Vec<Case> {
+    let case = |test, tokens, depth| Case {
+        test,
+        tokens,
+        depth,
+        tokens_per_s: 0.0,
+        min: 0.0,
+        max: 0.0,
+        gb_s: None,
+        share: None,
+        rates: Vec::new(),
+    };
+    let both = |&d: &usize| [case("prefill", args.prefill, d), case("decode", args.decode, d)];
+    args.depth.iter().flat_map(both).filter(|c| c.tokens > 0).collect()
+}
+
+fn print(report: &Report, json: bool) -> Result<()> {
+    let mut out = Output::lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string_pretty(report)?)?;
+        return Ok(());
+    }
+    writeln!(out, "{}  {:.2} GiB", report.model, report.weights_bytes as f64 / (1u64 << 30) as f64)?;
+    write!(out, "{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s)?;
+    if let Some(bytes) = report.peak_resident_bytes {
+        write!(out, "; at most {} resident", size(bytes))?;
+    }
+    if let Some([hits, lookups]) = report.experts_met {
+        write!(out, "; {}", met_line(ExpertCacheStats { hits, lookups }))?;
+    }
+    match report.disk_read_bytes {
+        Some(bytes) if bytes > 0 => writeln!(out, "; {} read from disk", size(bytes))?,
+        _ => writeln!(out)?,
+    }
+    writeln!(
+        out,
+        "{:<8} {:>7} {:>8} {:>9} {:>18} {:>7} {:>6}",
+        "test", "tokens", "depth", "tok/s", "min-max", "GB/s", "of max"
+    )?;
+    for c in &report.cases {
+        let range = format!("{:.2}-{:.2}", c.min, c.max);
+        write!(out, "{:<8} {:>7} {:>8} {:>9.2} {range:>18}", c.test, c.tokens, c.depth, c.tokens_per_s)?;
+        match (c.gb_s, c.share) {
+            (Some(gb_s), Some(share)) => writeln!(out, " {gb_s:>7.2} {:>5.0}%", share * 100.0)?,
+            _ => writeln!(out)?,
+        }
+    }
+    Ok(())
+}
+
+/// Tokens a second of one repetition.
+fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
+    let mut rng = Pcg64Mcg::new(42);
+    // A reply is made token by token; a prompt is read as if it were one long message.
+    let decodes = case.test == "decode";
+    let before = if decodes { UNTIMED } else { 0 };
+    let mut state = at_depth(engine, case.depth.saturating_sub(before), &mut rng);
+    let vocab = engine.model.config.vocab as u32;
+    let tokens: Vec<u32> = (0..case.tokens).map(|_| rng.next_u32() % vocab).collect();
+    let step = |tokens: &[u32], state: &mut State<B>, form| {
+        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, mla_path: form }];
+        let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
+        let scores = logits.map(|logits| Scores::new(engine, logits, 1));
+        // The most likely token, which is no token of the next step: those do not depend on the model.
+        for row in scores.iter().flat_map(Scores::rows) {
+            let best = row.best(1).map(|best| best.top.first().map_or(0, |(_, token)| *token));
+            std::hint::black_box(best.unwrap_or_else(|| argmax(row.values())));
+        }
+    };
+    (0..before).for_each(|_| step(&tokens[..1], &mut state, MlaPath::Absorbed));
+    let start = Instant::now();
+    let mut left = &tokens[..];
+    while !left.is_empty() {
+        let long = !decodes && state.position >= LONG as u64;
+        let form = if long { MlaPath::Materialized } else { MlaPath::Absorbed };
+        let short = (LONG as u64).saturating_sub(state.position).try_into().unwrap_or(usize::MAX);
+        let most = match form {
+            _ if decodes => 1,
+            MlaPath::Absorbed => engine.step(form).min(short),
+            MlaPath::Materialized => engine.step(form),
+        };
+        let (tokens, rest) = left.split_at(most.min(left.len()));
+        left = rest;
+        step(tokens, &mut state, form);
+    }
+    case.tokens as f64 / start.elapsed().as_secs_f64()
+}
+
+fn at_depth<B: Backend>(engine: &Engine<B>, depth: usize, rng: &mut Pcg64Mcg) -> State<B> {
+    let (b, width) = (&engine.backend, engine.model.config.cache_width());
+    let mut state = engine.model.state(b, engine.cache);
+    for layer in &mut state.layers {
+        let LayerState::Mla(cache) = layer else { continue };
+        for start in (0..depth).step_by(1024) {
+            let rows = (depth - start).min(1024);
+            let values: Vec<f32> =
+                (0..rows * width).map(|_| (rng.next_u32() as f32 / u32::MAX as f32) * 2.0 - 1.0).collect();
+            b.append(&mut [Span { rows: 0..rows, state: &mut *cache }], &b.tensor(rows, width, &values));
+        }
+    }
+    state.position = depth as u64;
+    state
+}
+
+/// Bytes one decoded token has to read, and of the KDA state also write.
+pub fn bytes_per_token<B: Backend>(engine: &Engine<B>, depth: usize) -> u64 {
+    let c = &engine.model.config;
+    let used = |t: &TensorInfo| match t.name.as_str() {
+        "token_embd.weight" => t.bytes / c.vocab as u64,
+        name if name.contains("_exps.") => t.bytes * c.moe.routing.top_k as u64 / c.moe.experts as u64,
+        _ => t.bytes,
+    };
+    let weights: u64 = engine.file.tensors.iter().map(used).sum();
+    let state = 2 * 4 * c.kda.heads * c.kda.head_dim * c.kda.head_dim * c.count(MixerKind::Kda);
+    let row = match engine.cache {
+        CacheFormat::F32 => 4 * c.cache_width(),
+        CacheFormat::F16 => 2 * c.cache_width(),
+        CacheFormat::Q8_0 => c.cache_width().div_ceil(32) * 34,
+    };
+    weights + state as u64 + (row * depth * c.count(MixerKind::Mla)) as u64
+}
+
+/// A backend whose memory's rate is known.
+trait Memory: Backend {
+    /// Read rate in GB/s, measured.
+    fn read_gb_s(&self) -> f64;
+}
+
+impl Memory for Cpu {
+    fn read_gb_s(&self) -> f64 {
+        memory_read_gb_s(self.pool().threads())
+    }
+}
+
+impl Memory for Cuda {
+    fn read_gb_s(&self) -> f64 {
+        self.copy_gb_s()
+    }
+}
+
+/// The rate at which this machine's threads read memory: the best of five passes over 1 GiB.
+fn memory_read_gb_s(threads: usize) -> f64 {
+    const WORDS: usize = 1 << 27;
+    let memory: Vec<u64> = (0..WORDS as u64).collect();
+    let pass = || {
+        let start = Instant::now();
+        std::thread::scope(|s| {
+            for part in memory.chunks(WORDS.div_ceil(threads)) {
+                s.spawn(|| std::hint::black_box(part.iter().fold(0u64, |a, x| a.wrapping_add(*x))));
+            }
+        });
+        WORDS as f64 * 8.0 / start.elapsed().as_secs_f64() / 1e9
+    };
+    (0..5).map(|_| pass()).fold(0.0, f64::max)
+}

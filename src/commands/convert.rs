@@ -1,0 +1,187 @@
+//! `kimi convert`: arguments, the progress bar, and what is printed of a conversion or a dry run.
+
+use crate::io::output::{Output, tell};
+use crate::runtime::chat_template;
+use crate::runtime::engine::threads;
+use anyhow::Result;
+use convert::{Mix, Options, Override, Progress, Summary};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use kernels::quant::Format;
+use models::gguf::read::Gguf;
+use std::io::{IsTerminal, Write};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Arguments of `kimi convert`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct ConvertArgs {
+    /// A checkpoint's directory (config.json, *.safetensors, tokenizer files), or a GGUF file
+    // `--type help` asks for no conversion; everything else needs it.
+    #[arg(required = false, default_value_if("kind", "help", "."))]
+    input: PathBuf,
+    /// The file to write (default: NAME-TYPE.gguf here)
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// How weights are stored: q4_k_m, q8_0, bf16, ... (`--type help` lists them)
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = kind)]
+    kind: Kind,
+    /// Store tensors whose name matches otherwise; may be given several times, the last match wins
+    #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
+    tensor_type: Vec<Override>,
+    /// List every tensor and the final size; reads no weights and writes nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Replace the output if it is there
+    #[arg(short, long)]
+    force: bool,
+    /// Threads that quantise (default: all cores)
+    #[arg(short, long, value_name = "N", value_parser = threads())]
+    threads: Option<usize>,
+}
+
+/// A way to store weights, or the question which there are.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Mix(Mix),
+    Help,
+}
+
+fn kind(text: &str) -> convert::Result<Kind> {
+    if text == "help" { Ok(Kind::Help) } else { Mix::from_name(text).map(Kind::Mix) }
+}
+
+/// Converts, or says what a conversion would give.
+pub fn run(args: &ConvertArgs) -> Result<()> {
+    let mut out = Output::lock();
+    let Kind::Mix(mix) = args.kind else {
+        return Ok(Mix::all().try_for_each(|mix| writeln!(out, "{}", mix.name()))?);
+    };
+    let options = Options {
+        input: args.input.clone(),
+        output: args.output.clone(),
+        mix,
+        overrides: args.tensor_type.clone(),
+        force: args.force,
+        threads: args.threads,
+    };
+    if args.dry_run {
+        return print_tensors(&convert::dry_run(&options, &mut Warnings)?, &mut out);
+    }
+    let start = Instant::now();
+    let mut bar = Bar::default();
+    let summary = convert::convert(&options, &mut bar)?;
+    bar.finish();
+    let (seconds, bytes) = (start.elapsed().as_secs_f64(), summary.source_bytes as f64);
+    tell(&format!(
+        "{}: {} tensors, {:.2} GiB from {:.2} GiB in {seconds:.1} s ({:.0} MB/s)",
+        one_line(&summary.output.display().to_string()),
+        summary.tensors.len(),
+        summary.bytes as f64 / GIB,
+        bytes / GIB,
+        bytes / seconds / 1e6,
+    ));
+    if let Some(warning) = chat_template::warning(&Gguf::open(&summary.output)?) {
+        tell(&format!("warning: {}: {warning}", summary.output.display()));
+    }
+    Ok(())
+}
+
+/// A path, or a line with one in it, whatever characters it has.
+fn one_line(text: &str) -> String {
+    models::visible::one_line(text, 8192)
+}
+
+const GIB: f64 = (1u64 << 30) as f64;
+
+fn print_tensors(summary: &Summary, out: &mut impl Write) -> Result<()> {
+    for row in &summary.tensors {
+        let shape = format!("{:?}", row.shape);
+        let name = one_line(&row.name);
+        writeln!(out, "{name:<36} {:<7} {shape:<22} {:>14}", row.format.name(), row.bytes)?;
+    }
+    let weights: u64 = summary.tensors.iter().map(|t| t.shape.iter().product::<u64>()).sum();
+    writeln!(
+        out,
+        "{} source tensors -> {} tensors, {weights} parameters, {} bytes ({:.2} GiB, {:.2} bits a weight)",
+        summary.source_tensors,
+        summary.tensors.len(),
+        summary.bytes,
+        summary.bytes as f64 / GIB,
+        summary.bytes as f64 * 8.0 / weights as f64,
+    )?;
+    Ok(())
+}
+
+/// Shows warnings only.
+struct Warnings;
+
+impl Progress for Warnings {
+    fn warn(&mut self, message: &str) {
+        tell(&format!("warning: {}", one_line(message)));
+    }
+}
+
+/// A bar with rate and time left on a terminal; a line every ten seconds elsewhere.
+#[derive(Default)]
+struct Bar {
+    bar: Option<ProgressBar>,
+    last_line: Option<Instant>,
+}
+
+impl Bar {
+    fn finish(&mut self) {
+        if let Some(bar) = self.bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+impl Progress for Bar {
+    fn start(&mut self, total: u64, done: u64) {
+        if done > 0 {
+            tell(&format!("going on after {:.2} of {:.2} GiB", done as f64 / GIB, total as f64 / GIB));
+        }
+        let target = if std::io::stderr().is_terminal() {
+            ProgressDrawTarget::stderr()
+        } else {
+            ProgressDrawTarget::hidden()
+        };
+        let bar = ProgressBar::with_draw_target(Some(total), target).with_position(done);
+        let style = "{bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}";
+        if let Ok(style) = ProgressStyle::with_template(style) {
+            bar.set_style(style);
+        }
+        bar.reset_eta();
+        self.bar = Some(bar);
+        self.last_line = Some(Instant::now());
+    }
+
+    fn tensor(&mut self, name: &str, format: Format) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{} {}", one_line(name), format.name()));
+        }
+    }
+
+    fn advance(&mut self, bytes: u64) {
+        let Some(bar) = &self.bar else { return };
+        bar.inc(bytes);
+        let due = self.last_line.is_some_and(|t| t.elapsed() > Duration::from_secs(10));
+        if bar.is_hidden() && due {
+            let (done, total) = (bar.position(), bar.length().unwrap_or(0));
+            tell(&format!(
+                "{}% ({:.2} of {:.2} GiB)",
+                done * 100 / total.max(1),
+                done as f64 / GIB,
+                total as f64 / GIB
+            ));
+            self.last_line = Some(Instant::now());
+        }
+    }
+
+    fn warn(&mut self, message: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| tell(&format!("warning: {}", one_line(message)))),
+            None => tell(&format!("warning: {}", one_line(message))),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! `kimi eval`: accuracy of answers to questions about texts of given lengths, by kind, and perplexity on held-out prose.
+//!
+//! The set is made from a seed by [`text`], wording and all from what the demonstration model's training leaves out;
+//! any model can be asked. A reply counts when it is the expected one, to the letter. Next: [`spec`].
+
+mod spec;
+mod text;
+
+use crate::commands::perplexity;
+use crate::generation::conversation::Conversation;
+use crate::generation::generate::{Event, Request, generate};
+use crate::generation::sample::Sampling;
+use crate::io::output::Output;
+use crate::runtime::device::on_device;
+use crate::runtime::engine::{Engine, EngineArgs};
+use crate::runtime::session::Session;
+use anyhow::{Context as _, Result, ensure};
+use kernels::backend::Backend;
+use serde::Serialize;
+use spec::Spec;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use text::{Question, Text};
+
+/// Arguments of `kimi eval`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    /// Lengths of the texts in tokens
+    #[arg(short, long, value_delimiter = ',', default_value = "1024,4096,16384")]
+    lengths: Vec<usize>,
+    /// Questions for each length
+    #[arg(short, long, default_value_t = 200)]
+    questions: usize,
+    /// Questions about one text (default: more about longer ones)
+    #[arg(long)]
+    per_text: Option<usize>,
+    /// Windows of 512 tokens of held-out prose for perplexity (0: none)
+    #[arg(long, default_value_t = 64)]
+    windows: usize,
+    /// Another seed makes another set
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Write each question with its prompt's token ids, the expected answer and the reply, a JSON object a line
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+/// Right answers of questions asked.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Tally {
+    right: usize,
+    asked: usize,
+}
+
+/// One question and what became of it.
+#[derive(Debug, Serialize)]
+struct Answered<'a> {
+    tokens: usize,
+    kind: &'a str,
+    question: &'a str,
+    expected: &'a str,
+    reply: &'a str,
+    prompt: &'a [u32],
+    reply_ids: &'a [u32],
+    limit: usize,
+}
+
+/// What a model said.
+struct Reply {
+    prompt: Vec<u32>,
+    ids: Vec<u32>,
+    text: String,
+}
+
+/// Tokens of a reply at most.
+const LIMIT: usize = 64;
+
+#[derive(Debug, Serialize)]
+struct Report {
+    lengths: BTreeMap<usize, BTreeMap<String, Tally>>,
+    perplexity: Option<f64>,
+    perplexity_error: Option<f64>,
+}
+
+/// Asks everything and prints the table.
+pub fn run(args: &EvalArgs) -> Result<()> {
+    ensure!(args.lengths.iter().all(|l| *l >= 64), "--lengths: expected at least 64 tokens each");
+    ensure!(args.per_text != Some(0), "--per-text: expected at least 1, found 0");
+    on_device!(&args.engine.in_memory(), |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, args: &EvalArgs) -> Result<()> {
+    let mut save = match &args.save {
+        Some(path) => Some(BufWriter::new(File::create(path).with_context(|| path.display().to_string())?)),
+        None => None,
+    };
+    let spec = Spec::built_in();
+    let mut report = Report { lengths: BTreeMap::new(), perplexity: None, perplexity_error: None };
+    for &length in &args.lengths {
+        let kinds = ask_length(engine, args, &spec, length, &mut save)?;
+        report.lengths.insert(length, kinds);
+    }
+    if args.windows > 0 {
+        let ids = engine.tokenizer()?.encode(text::PROSE);
+        let (value, error) = perplexity::of(engine, &ids, 512, args.windows)?;
+        (report.perplexity, report.perplexity_error) = (Some(value), Some(error));
+    }
+    save.map_or(Ok(()), |mut file| file.flush())?;
+    print(&report, args.json)
+}
+
+/// All questions of one length.
+fn ask_length<B: Backend>(
+    engine: &Engine<B>,
+    args: &EvalArgs,
+    spec: &Spec,
+    length: usize,
+    save: &mut Option<BufWriter<File>>,
+) -> Result<BTreeMap<String, Tally>> {
+    let tokenizer = engine.tokenizer()?;
+    let size = |s: &str| tokenizer.encode(s).len();
+    let per_text = args.per_text.unwrap_or((length / 256).clamp(4, 50));
+    let mut tallies: BTreeMap<String, Tally> = BTreeMap::new();
+    let mut asked = 0;
+    for number in 0.. {
+        if asked >= args.questions {
+            break;
+        }
+        let seed = args.seed.wrapping_mul(1_000_003).wrapping_add((length * 10_007 + number) as u64);
+        let mut text = Text::new(spec, seed, length);
+        let body = text.lay_out(length, &size);
+        let questions: Vec<Question> =
+            (0..per_text.min(args.questions - asked)).map(|_| text.ask()).collect();
+        asked += questions.len();
+        for (question, reply) in questions.iter().zip(answers(engine, &body, &questions)?) {
+            let tally = tallies.entry(question.kind.clone()).or_default();
+            tally.asked += 1;
+            tally.right += usize::from(reply.text.trim() == question.answer);
+            let Some(save) = save else { continue };
+            let line = Answered {
+                tokens: length,
+                kind: &question.kind,
+                question: &question.text,
+                expected: &question.answer,
+                reply: &reply.text,
+                prompt: &reply.prompt,
+                reply_ids: &reply.ids,
+                limit: LIMIT,
+            };
+            serde_json::to_writer(&mut *save, &line)?;
+            writeln!(save)?;
+        }
+        if std::io::stderr().is_terminal() {
+            let right: usize = tallies.values().map(|t| t.right).sum();
+            eprint!("\r\x1b[K{length} tokens: {right} of {asked} right");
+        }
+    }
+    if std::io::stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
+    Ok(tallies)
+}
+
+/// Asks each question as the first about the text, which is read once.
+fn answers<B: Backend>(engine: &Engine<B>, body: &str, questions: &[Question]) -> Result<Vec<Reply>> {
+    let mut session = Session::new(engine);
+    let mut prompts = Vec::new();
+    for question in questions {
+        let mut conversation = Conversation::new(None);
+        conversation.say("user", &format!("{body}\n\n{}", question.text));
+        prompts.push(conversation.prompt(engine)?);
+    }
+    let shared = prompts.iter().fold(prompts[0].len() - 1, |n, p| {
+        prompts[0][..n].iter().zip(&p[..p.len() - 1]).take_while(|(a, b)| a == b).count()
+    });
+    session.advance_to(&prompts[0][..shared], &mut |_, _| ControlFlow::Continue(()))?;
+    let mut replies = Vec::new();
+    for prompt in prompts {
+        session.question_at(shared);
+        let request = Request {
+            prompt: &prompt,
+            max_tokens: LIMIT,
+            sampling: Sampling::greedy(),
+            stops: &[],
+            ignore_end: false,
+            constraint: None,
+        };
+        let (mut ids, mut text) = (Vec::new(), String::new());
+        generate(&mut session, request, &mut |event| {
+            match event {
+                Event::Token(id) => ids.push(id),
+                Event::Text(more) => text += more,
+                Event::Prefill { .. } => {}
+            }
+            ControlFlow::Continue(())
+        })?;
+        replies.push(Reply { prompt, ids, text });
+    }
+    Ok(replies)
+}
+
+fn print(report: &Report, json: bool) -> Result<()> {
+    let mut out = Output::lock();
+    if json {
+        serde_json::to_writer(&mut out, report)?;
+        return Ok(writeln!(out)?);
+    }
+    let kinds: Vec<&String> = report.lengths.values().flat_map(BTreeMap::keys).collect();
+    let mut columns: Vec<&String> = Vec::new();
+    for kind in kinds {
+        if !columns.contains(&kind) {
+            columns.push(kind);
+        }
+    }
+    columns.sort();
+    write!(out, "{:>8} {:>8}", "tokens", "right")?;
+    for kind in &columns {
+        write!(out, " {kind:>9}")?;
+    }
+    writeln!(out)?;
+    let percent = |t: Tally| match t.asked {
+        0 => "-".to_owned(),
+        n => format!("{:.1} %", 100.0 * t.right as f64 / n as f64),
+    };
+    for (length, kinds) in &report.lengths {
+        let sum = |f: fn(&Tally) -> usize| kinds.values().map(f).sum();
+        let all = Tally { right: sum(|t| t.right), asked: sum(|t| t.asked) };
+        write!(out, "{length:>8} {:>8}", percent(all))?;
+        for kind in &columns {
+            write!(out, " {:>9}", percent(kinds.get(*kind).copied().unwrap_or_default()))?;
+        }
+        writeln!(out, "   {} questions", all.asked)?;
+    }
+    if let (Some(value), Some(error)) = (report.perplexity, report.perplexity_error) {
+        writeln!(out, "perplexity on held-out prose {value:.3} ± {error:.3}")?;
+    }
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! `kimi generate`: one prompt, one streamed reply; text on standard output, rates on standard error.
+
+use crate::generation::conversation::Conversation;
+use crate::generation::generate::{Event, Request, generate};
+use crate::generation::sample::Sampling;
+use crate::io::output::{Output, tell};
+use crate::io::prompt::{Prompt, PromptArgs};
+use crate::runtime::builtin_model;
+use crate::runtime::device::on_device;
+use crate::runtime::engine::{Engine, EngineArgs};
+use crate::runtime::session::Session;
+use anyhow::Result;
+use kernels::backend::Backend;
+use std::io::{IsTerminal, Write};
+use std::ops::ControlFlow;
+
+/// Arguments of `kimi generate`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GenerateArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// Continue the prompt as it is, instead of answering it as a chat turn (token ids always are)
+    #[arg(long)]
+    raw: bool,
+    /// System message of the chat turn
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
+    system: Option<String>,
+    /// Tokens to generate at most
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
+    max_tokens: usize,
+    #[command(flatten)]
+    sampling: Sampling,
+    /// End the reply before this text; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on past end-of-generation tokens
+    #[arg(long)]
+    ignore_eos: bool,
+    /// Print the reply's token ids, one a line, instead of its text
+    #[arg(long)]
+    print_ids: bool,
+    /// No progress and no rates on standard error
+    #[arg(short, long)]
+    quiet: bool,
+}
+
+/// Loads the model, generates, prints.
+pub fn run(args: &GenerateArgs) -> Result<()> {
+    on_device!(&args.engine, builtin_model::log(args.quiet), |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
+    let prompt = prompt_ids(engine, args)?;
+    let print_ids = args.print_ids || engine.tokenizer.is_none();
+    let request = Request {
+        prompt: &prompt,
+        max_tokens: args.max_tokens,
+        sampling: args.sampling,
+        stops: &args.stop,
+        ignore_end: args.ignore_eos,
+        constraint: None,
+    };
+    let progress = !args.quiet && std::io::stderr().is_terminal();
+    let mut out = Output::lock();
+    let mut failed = Ok(());
+    let mut session = Session::new(engine);
+    let stats = generate(&mut session, request, &mut |event| {
+        let written = match event {
+            Event::Prefill { done, total } if progress && total > engine.batch => {
+                let end = if done == total { "\r\x1b[K" } else { "" };
+                let _ = write!(std::io::stderr(), "\rreading {done}/{total} tokens{end}");
+                Ok(())
+            }
+            Event::Token(id) if print_ids => writeln!(out, "{id}"),
+            Event::Text(text) if !print_ids => out.say(text),
+            _ => Ok(()),
+        };
+        failed = written;
+        if failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    failed?;
+    if !print_ids {
+        writeln!(out)?;
+    }
+    if !args.quiet {
+        tell(&stats.line());
+    }
+    Ok(())
+}
+
+fn prompt_ids<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<Vec<u32>> {
+    match args.prompt.read()? {
+        Prompt::Text(text) if !args.raw => {
+            let mut conversation = Conversation::new(args.system.as_deref());
+            conversation.say("user", &text);
+            conversation.prompt(engine)
+        }
+        prompt => engine.raw_ids(&prompt),
+    }
+}

@@ -1,0 +1,233 @@
+//! `kimi gpu-check`: what anyone with a new card runs first. Every op and whole models against the
+//! reference, kernels against what the card's memory and arithmetic allow, then the real shape.
+//!
+//! Each part runs in a process of its own, because a fault in one kernel ends all work of its process: the table then
+//! says which part failed, and the others still run. Inputs are new each time (`--seed` repeats them), and results come
+//! full of NaN before they are written. Next: [`ops`], then [`fused`], [`best`], [`whole`] and [`times`].
+
+pub mod best;
+pub mod fused;
+pub mod ops;
+pub mod rng;
+pub mod times;
+pub mod whole;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use kernels::backend::Backend;
+use kernels::cuda::Cuda;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Arguments of `kimi gpu-check`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct GpuCheckArgs {
+    /// Small sizes, no timings of kernels, one of each of --real
+    #[arg(long)]
+    quick: bool,
+    /// One part only: device, rows, products, delta, attention, experts, fused, models, times
+    #[arg(long, value_name = "PART")]
+    only: Option<String>,
+    /// The random inputs (default: from the clock)
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Measure prefill and decode with this file; a random model of the real shape is written there if it is missing
+    #[arg(long, value_name = "FILE")]
+    real: Option<PathBuf>,
+    /// Depths at which decode and prefill are measured
+    #[arg(long, value_delimiter = ',', default_value = "0,32768,131072")]
+    depth: Vec<usize>,
+    /// Depths at which decode alone is measured
+    #[arg(long, value_delimiter = ',', default_value = "1040384")]
+    far: Vec<usize>,
+    /// Measure decode with this file too, of the real shape with attention in every layer; written if it is missing
+    #[arg(long, value_name = "FILE", requires = "real")]
+    all_mla: Option<PathBuf>,
+    /// Measure with that file as if the card had so much memory, each of these
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', requires = "real")]
+    cards: Vec<String>,
+    /// Tokens of a prompt processed together in that
+    #[arg(long, default_value_t = 4096)]
+    batch: usize,
+    /// Seconds a part may take
+    #[arg(long, default_value_t = 150)]
+    limit: u64,
+}
+
+/// One line of the table.
+pub struct Row {
+    /// What was compared or measured.
+    pub what: String,
+    /// The largest difference as a part of the largest value, or what was measured.
+    pub found: String,
+    /// Whether it is as it should be; None where nothing is expected.
+    pub right: Option<bool>,
+}
+
+const PARTS: [&str; 9] =
+    ["device", "rows", "products", "delta", "attention", "experts", "fused", "models", "times"];
+
+/// Runs all parts, each in a process of its own, or the one asked for here.
+pub fn run(args: &GpuCheckArgs) -> Result<()> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
+    let seed = args.seed.unwrap_or(now);
+    if let Some(part) = &args.only {
+        return one(part, seed, args.quick);
+    }
+    let start = Instant::now();
+    let mut failed = Vec::new();
+    for part in PARTS.into_iter().filter(|p| !args.quick || *p != "times") {
+        let seed = seed.to_string();
+        let own = ["gpu-check", "--only", part, "--seed", &seed];
+        let quick: &[&str] = if args.quick { &["--quick"] } else { &[] };
+        if let Err(e) = child(&[&own[..], quick].concat(), args.limit) {
+            println!("{part}: FAILED: {e:#}");
+            failed.push(part);
+        }
+        if part == "device" && !failed.is_empty() {
+            break;
+        }
+    }
+    if let Some(file) = args.real.as_ref().filter(|_| failed.is_empty()) {
+        failed.extend(real(args, file));
+    }
+    println!("{:.0} s, inputs of --seed {seed}", start.elapsed().as_secs_f64());
+    ensure!(failed.is_empty(), "gpu-check: wrong or stopped: {}", failed.join(", "));
+    Ok(())
+}
+
+/// Runs this program with other arguments; its output is ours.
+fn child(arguments: &[&str], limit: u64) -> Result<()> {
+    std::io::stdout().flush()?;
+    let mut child = Command::new(std::env::current_exe()?).args(arguments).stdin(Stdio::null()).spawn()?;
+    let end = Instant::now() + Duration::from_secs(limit);
+    loop {
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "{status}");
+            return Ok(());
+        }
+        if Instant::now() > end {
+            child.kill()?;
+            child.wait()?;
+            bail!("not finished after {limit} s");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// One part, in this process.
+fn one(part: &str, seed: u64, quick: bool) -> Result<()> {
+    let start = Instant::now();
+    let cuda = Cuda::detect()?;
+    cuda.poison(part != "times");
+    let rows = rows_of(&cuda, part, seed, quick)?;
+    println!("{part}, {:.1} s", start.elapsed().as_secs_f64());
+    for row in &rows {
+        let mark = match row.right {
+            Some(true) => "right",
+            Some(false) => "WRONG",
+            None => "",
+        };
+        println!("  {:<52} {:>34} {mark}", row.what, row.found);
+    }
+    let wrong = rows.iter().filter(|row| row.right == Some(false)).count();
+    ensure!(wrong == 0, "{wrong} of {} wrong", rows.len());
+    Ok(())
+}
+
+/// The rows of a part on a backend.
+///
+/// # Errors
+/// No such part, or a model could not be made.
+pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Row>> {
+    Ok(match part {
+        "device" => device(cuda),
+        "rows" => ops::rows(cuda, seed).into_iter().chain(best::rows(cuda, seed)).collect(),
+        "products" => ops::products(cuda, seed, quick),
+        "delta" => ops::delta(cuda, seed, quick),
+        "attention" => ops::attention(cuda, seed, quick),
+        "experts" => ops::experts(cuda, seed, quick),
+        "fused" => fused::fused(cuda, seed, quick),
+        "models" => whole::models(cuda, quick)?,
+        "times" => times::all(cuda, seed),
+        other => bail!("--only: expected one of {}, found {other:?}", PARTS.join(", ")),
+    })
+}
+
+fn device(cuda: &Cuda) -> Vec<Row> {
+    let (device, [free, total]) = (cuda.device(), cuda.memory());
+    let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let row = |what: &str, found: String| Row { what: what.to_owned(), found, right: None };
+    let mut rows = vec![
+        row("device", cuda.describe()),
+        row("driver, CUDA", format!("{}.{}", device.version / 1000, device.version % 1000 / 10)),
+        row("multiprocessors", device.multiprocessors.to_string()),
+        row("memory free, all", format!("{:.1}, {:.1} GiB", gib(free), gib(total))),
+    ];
+    let compiled = cuda.compile().into_iter();
+    rows.extend(
+        compiled.map(|(name, seconds)| {
+            row(&format!("compiled by the driver: {name}"), format!("{seconds:.2} s"))
+        }),
+    );
+    rows
+}
+
+/// Prefill and decode of the real shape, by `kimi bench`; decode beside it of the shape that has attention in every layer.
+/// What fails is told, and the rest still measured: a name for each failure.
+fn real(args: &GpuCheckArgs, file: &Path) -> Vec<&'static str> {
+    let run = |depths, prefill| Run { file, preset: "48b", depths, prefill, card: None };
+    let mut runs = vec![run(&args.depth, true), run(&args.far, false)];
+    if let Some(other) = &args.all_mla {
+        let all_mla = |depths| Run { file: other, preset: "48b-mla", ..run(depths, false) };
+        runs.extend([all_mla(&args.depth), all_mla(&args.far)]);
+    }
+    runs.extend(args.cards.iter().map(|card| Run { card: Some(card), ..run(&[0], true) }));
+    let mut failed = Vec::new();
+    for run in runs {
+        if let Some(card) = run.card {
+            println!("a card of {card}");
+        }
+        if let Err(e) = bench(args, &run) {
+            println!("{}: FAILED: {e:#}", run.file.display());
+            failed.push(run.preset);
+        }
+    }
+    failed
+}
+
+/// A measurement of decode, and of prefill if asked, at some depths with a file: a random model of a preset where there is
+/// none.
+#[derive(Clone, Copy)]
+struct Run<'a> {
+    file: &'a Path,
+    preset: &'static str,
+    depths: &'a [usize],
+    prefill: bool,
+    /// As if the card had so much memory.
+    card: Option<&'a str>,
+}
+
+fn bench(args: &GpuCheckArgs, run: &Run<'_>) -> Result<()> {
+    let Run { file, preset, depths, prefill, card } = *run;
+    let path = file.to_str().context("expected a path in UTF-8")?;
+    let Some(deepest) = depths.iter().max() else { return Ok(()) };
+    if !file.exists() {
+        child(&["synth", path, "--preset", preset, "--type", "q4_k_m"], 600)?;
+    }
+    let text = |n: usize| n.to_string();
+    let prefill = if prefill { args.batch } else { 0 };
+    let (batch, tokens, context) = (text(args.batch), text(prefill), text(deepest + prefill.max(DECODED)));
+    let depths: Vec<String> = depths.iter().copied().map(text).collect();
+    let (depths, decoded) = (depths.join(","), text(DECODED));
+    let how = ["-p", &tokens, "-n", &decoded, "-d", &depths, "--batch", &batch, "--ctx", &context];
+    let own = ["bench", "--device", "cuda", "-m", path, "-r", if args.quick { "1" } else { "3" }];
+    let card = card.map(|card| ["--gpu-memory", card]);
+    child(&[&own[..], &how, card.as_ref().map_or(&[], |card| &card[..])].concat(), BENCH_SECONDS)
+}
+
+/// Tokens decoded at each depth.
+const DECODED: usize = 32;
+/// What a bench may take: filling the cache of a million tokens takes a minute and a half.
+const BENCH_SECONDS: u64 = 400;

@@ -1,0 +1,342 @@
+//! How long kernels take at the real shape, beside what bytes or arithmetic alone would take.
+//!
+//! The memory's rate is that of a large copy on the same device; arithmetic is given as it is reached. Weights are
+//! several times the cache, so that they come from memory. Launches are recorded and run together.
+
+use super::Row;
+use super::rng::Numbers;
+use kernels::backend::{
+    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection,
+    QuantTensor, Routing, Span,
+};
+use kernels::cuda::{Cache, Cuda, Routed, UPLOAD_MIN_TOKENS, Weight, room_and_planes};
+use kernels::quant::Format;
+use std::time::Instant;
+
+/// Copies of a weight that are met in turn.
+const COPIES: usize = 16;
+
+/// What a kernel has to move and compute at least.
+struct Floor {
+    bytes: f64,
+    operations: f64,
+}
+
+fn row(what: &str, seconds: f64, floor: Floor, memory: f64) -> Row {
+    let (gb, tflop) = (floor.bytes / seconds / 1e9, floor.operations / seconds / 1e12);
+    let share = 100.0 * gb / memory;
+    let found = format!("{:.1} us {gb:.0} GB/s {share:.0}% {tflop:.1} Top/s", seconds * 1e6);
+    Row { what: what.to_owned(), found, right: None }
+}
+
+fn bytes(w: &QuantTensor) -> f64 {
+    w.bytes.len() as f64
+}
+
+/// The kernels of a decoded token, then those of a prefill.
+pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
+    let mut n = Numbers::new(seed);
+    let memory = cuda.copy_gb_s();
+    let rate = Row { what: "copy, read and written".into(), found: format!("{memory:.0} GB/s"), right: None };
+    let mut rows = vec![rate];
+    for (format, shape) in [
+        (Format::Q4_K, [1, 4096, 2304]),
+        (Format::Q6_K, [1, 4096, 2304]),
+        (Format::Q8_0, [1, 4096, 2304]),
+        (Format::Q6_K, [1, 163_840, 2304]),
+    ] {
+        rows.push(product(cuda, &mut n, (format, shape), 1, memory));
+    }
+    rows.push(low_ranks(cuda, &mut n, memory));
+    rows.push(delta_attention(cuda, &mut n, memory));
+    rows.push(router(cuda, &mut n, memory));
+    rows.push(mixture(cuda, &mut n, memory));
+    for (format, depth) in
+        [(CacheFormat::F16, 32_768), (CacheFormat::Q8_0, 32_768), (CacheFormat::F16, 262_144)]
+    {
+        rows.push(attention(cuda, &mut n, (format, depth), 1, memory));
+    }
+    rows.extend(logits(cuda, &mut n));
+    for tokens in [8, 64, 512, 4096] {
+        rows.push(product(cuda, &mut n, (Format::Q4_K, [1, 4096, 2304]), tokens, memory));
+    }
+    rows.push(product(cuda, &mut n, (Format::Q6_K, [1, 4096, 2304]), 4096, memory));
+    for tokens in [512, 4096] {
+        rows.push(experts(cuda, &mut n, tokens, memory));
+    }
+    // One by one up to 63, in chunks from 64 on; the longest takes 6.5 GB.
+    for tokens in
+        [63, 64, 1024, 8192, 65_536].into_iter().filter(|n| *n < 65_536 || cuda.memory()[0] > 10 << 30)
+    {
+        rows.push(delta(cuda, &mut n, tokens, memory));
+    }
+    rows.push(attention(cuda, &mut n, (CacheFormat::F16, 32_768), 256, memory));
+    for depth in [4096, 32_768] {
+        rows.push(expanded(cuda, &mut n, depth, memory));
+    }
+    rows.extend(experts_in_ram(cuda, &mut n));
+    rows
+}
+
+fn product(
+    cuda: &Cuda,
+    n: &mut Numbers,
+    (format, shape): (Format, [usize; 3]),
+    tokens: usize,
+    memory: f64,
+) -> Row {
+    let stored = n.weight(format, shape);
+    let [_, out, cols] = shape;
+    let copies = if out > 100_000 || tokens > 64 { 2 } else { COPIES };
+    let w: Vec<_> = (0..copies).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
+    let x = cuda.tensor(tokens, cols, &n.vec(tokens * cols));
+    let seconds = cuda.time(copies, |i| drop(cuda.matmul(&w[i], &x)));
+    let floor = Floor {
+        bytes: bytes(&stored) + 4.0 * (tokens * (out + cols)) as f64,
+        operations: 2.0 * (tokens * out * cols) as f64,
+    };
+    row(&format!("matmul {} {cols} to {out}, {tokens} tokens", format.name()), seconds, floor, memory)
+}
+
+/// The experts of a layer.
+struct Mixture {
+    weights: [Weight; 3],
+    bias: Weight,
+    /// Of them all, as they are stored.
+    bytes: f64,
+}
+
+const EXPERTS: usize = 256;
+const CHOSEN: usize = 8;
+const WIDTHS: [usize; 2] = [2304, 1024];
+const ROUTING: Routing = Routing { top_k: CHOSEN, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+
+impl Mixture {
+    fn new(cuda: &Cuda, n: &mut Numbers) -> Mixture {
+        let [dim, hidden] = WIDTHS;
+        let stored = [[hidden, dim], [hidden, dim], [dim, hidden]]
+            .map(|[r, c]| n.weight(Format::Q4_K, [EXPERTS, r, c]));
+        let weights = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("room"));
+        let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("room");
+        Mixture { weights, bias, bytes: stored.iter().map(bytes).sum() }
+    }
+
+    fn route(&self, cuda: &Cuda, n: &mut Numbers, tokens: usize) -> Routed {
+        cuda.route(&cuda.tensor(tokens, EXPERTS, &n.vec(tokens * EXPERTS)), &self.bias, ROUTING)
+    }
+
+    fn gated(&self) -> GatedMlp<'_, Weight> {
+        let [gate, up, down] = &self.weights;
+        GatedMlp { gate, up, down }
+    }
+
+    fn floor(&self, tokens: usize) -> Floor {
+        let used = (tokens * CHOSEN).min(EXPERTS) as f64 / EXPERTS as f64;
+        let operations = 6.0 * (tokens * CHOSEN * WIDTHS[0] * WIDTHS[1]) as f64;
+        Floor { bytes: used * self.bytes, operations }
+    }
+}
+
+fn router(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+    let stored = n.weight(Format::F32, [1, EXPERTS, WIDTHS[0]]);
+    let w: Vec<_> = (0..COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
+    let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("room");
+    let x = cuda.tensor(1, WIDTHS[0], &n.vec(WIDTHS[0]));
+    let seconds = cuda.time(COPIES, |i| drop(cuda.matmul_route(&w[i], &x, &bias, ROUTING)));
+    let floor = Floor { bytes: bytes(&stored), operations: 2.0 * (EXPERTS * WIDTHS[0]) as f64 };
+    row("matmul_route F32 2304 to 256, 1 token", seconds, floor, memory)
+}
+
+/// Other experts in each turn: those of one token are met again and would be near.
+fn mixture(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+    let mixture = Mixture::new(cuda, n);
+    let [dim, hidden] = WIDTHS;
+    let stored =
+        [[hidden, dim], [hidden, dim], [dim, hidden]].map(|[r, c]| n.weight(Format::Q4_K, [1, r, c]));
+    let shared = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("room"));
+    let x = cuda.tensor(1, dim, &n.vec(dim));
+    let routed: Vec<_> = (0..COPIES).map(|_| mixture.route(cuda, n, 1)).collect();
+    let seconds = cuda.time(COPIES, |i| {
+        let [gate, up, down] = &shared;
+        drop(cuda.mixture(mixture.gated(), Some(GatedMlp { gate, up, down }), &x, &routed[i]));
+    });
+    let Floor { bytes: chosen, operations } = mixture.floor(1);
+    let each = (CHOSEN + 1) as f64 / CHOSEN as f64;
+    let floor = Floor { bytes: chosen * each, operations: operations * each };
+    row("mixture Q4_K 8 of 256 and shared, 1 token", seconds, floor, memory)
+}
+
+fn experts(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
+    let mixture = Mixture::new(cuda, n);
+    let repeats = if tokens == 1 { COPIES } else { 2 };
+    let routed: Vec<_> = (0..repeats).map(|_| mixture.route(cuda, n, tokens)).collect();
+    let x = cuda.tensor(tokens, WIDTHS[0], &n.vec(tokens * WIDTHS[0]));
+    let seconds = cuda.time(repeats, |i| drop(cuda.experts(mixture.gated(), &x, &routed[i])));
+    row(&format!("experts Q4_K 8 of 256, {tokens} tokens"), seconds, mixture.floor(tokens), memory)
+}
+
+/// Experts in RAM: computed by the CPU, and brought over the bus. Where the two take equally long, [`UPLOAD_MIN_TOKENS`] should be.
+fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
+    let [dim, hidden] = WIDTHS.map(|width| width as u64);
+    let [room, _] = room_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
+    cuda.limit_stacks(0, room, 0).expect("room");
+    let mixture = Mixture::new(cuda, n);
+    let mut measure = |tokens: usize, how: &str| {
+        let (routed, x) = (mixture.route(cuda, n, tokens), n.vec(tokens * WIDTHS[0]));
+        let x = cuda.tensor(tokens, WIDTHS[0], &x);
+        let run = || {
+            cuda.wait();
+            let start = Instant::now();
+            drop(cuda.experts(mixture.gated(), &x, &routed));
+            cuda.wait();
+            start.elapsed().as_secs_f64()
+        };
+        let seconds = (0..4).map(|_| run()).fold(f64::INFINITY, f64::min);
+        let Floor { bytes, operations } = mixture.floor(tokens);
+        let (gb, tflop) = (bytes / seconds / 1e9, operations / seconds / 1e12);
+        let found = format!("{:.1} us {gb:.1} GB/s {tflop:.1} Top/s", seconds * 1e6);
+        Row { what: format!("experts Q4_K in RAM, {tokens} tokens, {how}"), found, right: None }
+    };
+    let rows = vec![
+        measure(1, "by the CPU"),
+        measure(UPLOAD_MIN_TOKENS - 1, "by the CPU"),
+        measure(UPLOAD_MIN_TOKENS, "brought"),
+        measure(8 * UPLOAD_MIN_TOKENS, "brought"),
+    ];
+    cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
+    rows
+}
+
+/// What a token is chosen from, issued, waited for and brought to the host: all logits, or the best of them.
+fn logits(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
+    let x = cuda.tensor(1, 163_840, &n.vec(163_840));
+    let measure = |what: &str, bring: &dyn Fn()| {
+        let run = |_| {
+            let start = Instant::now();
+            bring();
+            start.elapsed().as_secs_f64()
+        };
+        let seconds = (0..20).map(run).fold(f64::INFINITY, f64::min);
+        let found = format!("{:.1} us", seconds * 1e6);
+        Row { what: format!("logits [1, 163840], {what}"), found, right: None }
+    };
+    vec![
+        measure("all of them", &|| drop(cuda.read(&x))),
+        measure("the best 256", &|| drop(cuda.top_k(&x, 256))),
+        measure("the best 1", &|| drop(cuda.top_k(&x, 1))),
+    ]
+}
+
+fn delta(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
+    let (heads, dim) = (32, 128);
+    let cols = heads * dim;
+    let unit = n.unit_rows(tokens * heads, dim);
+    let decay: Vec<f32> = (0..tokens * cols).map(|_| -n.uniform(0.0, 0.1)).collect();
+    let [q, k, v, g] = [&unit, &unit, &unit, &decay].map(|x| cuda.tensor(tokens, cols, x));
+    let beta = cuda.tensor(tokens, heads, &vec![0.5; tokens * heads]);
+    let copies = if tokens == 1 { COPIES } else { 1 };
+    let mut states: Vec<_> = (0..copies).map(|_| cuda.tensor(cols, dim, &vec![0.1; cols * dim])).collect();
+    let seconds = cuda.time(copies, |i| {
+        let x = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+        drop(cuda.delta_rule(&mut [Span { rows: 0..tokens, state: &mut states[i] }], x));
+    });
+    let floor = Floor {
+        bytes: 8.0 * (cols * dim) as f64 + 20.0 * (tokens * cols) as f64,
+        operations: 7.0 * (tokens * cols * dim) as f64,
+    };
+    row(&format!("delta_rule 32 x 128 x 128, {tokens} tokens"), seconds, floor, memory)
+}
+
+/// The two products of a KDA layer that its decay and its gate come from.
+fn low_ranks(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+    let stored = n.weight(Format::Q8_0, [1, 4096, 128]);
+    let w: Vec<_> = (0..2 * COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
+    let x = cuda.tensor(1, 128, &n.vec(128));
+    let each = |i: usize| drop(cuda.matmul_each([&w[2 * i], &w[2 * i + 1]], [&x, &x]));
+    let seconds = cuda.time(COPIES, each);
+    let floor = Floor { bytes: 2.0 * bytes(&stored), operations: 4.0 * (4096 * 128) as f64 };
+    row("matmul_each Q8_0 128 to 4096, twice, 1 token", seconds, floor, memory)
+}
+
+fn delta_attention(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+    let (heads, dim) = (32, 128);
+    let cols = heads * dim;
+    let mut weight = |rows, cols| {
+        let one = n.vector(rows * cols, -1.0, 0.0);
+        cuda.weight(QuantTensor { rows, cols, ..one }).expect("room")
+    };
+    let taps = [(); 3].map(|()| weight(cols, 4));
+    let [a, dt_bias, norm] = [heads, cols, dim].map(|cols| weight(1, cols));
+    let (taps, head_dim) = (taps.each_ref(), dim);
+    let (a, dt_bias, norm) = (&a, &dt_bias, &norm);
+    let w = DeltaWeights { taps, a, dt_bias, norm, head_dim, scale: 0.09, l2_eps: 1e-6, norm_eps: 1e-5 };
+    let zeros = |rows: usize, cols: usize| cuda.tensor(rows, cols, &vec![0.0; rows * cols]);
+    let state = |_| DeltaState { s: zeros(cols, dim), conv: [(); 3].map(|()| zeros(3, cols)) };
+    let mut states: Vec<_> = (0..COPIES).map(state).collect();
+    let projections = || DeltaProjections {
+        q: zeros(1, cols),
+        k: zeros(1, cols),
+        v: zeros(1, cols),
+        f: zeros(1, cols),
+        beta: zeros(1, heads),
+        gate: zeros(1, cols),
+    };
+    // Twice each, before anything is recorded: what is recorded copies nothing from the host.
+    let mut inputs: Vec<_> = (0..2 * COPIES).map(|_| projections()).collect();
+    let seconds = cuda.time(COPIES, |i| {
+        let x = inputs.pop().expect("inputs of both");
+        drop(cuda.delta_attention(&mut [Span { rows: 0..1, state: &mut states[i] }], x, &w));
+    });
+    let moved = 2 * cols * dim + 2 * 9 * cols + 3 * 4 * cols + 8 * cols;
+    let floor = Floor { bytes: 4.0 * moved as f64, operations: 7.0 * (cols * dim) as f64 };
+    row("delta_attention 32 x 128 x 128, 1 token", seconds, floor, memory)
+}
+
+/// A cache of so many rows.
+fn filled(cuda: &Cuda, n: &mut Numbers, format: CacheFormat, depth: usize) -> Cache {
+    let (width, part) = (576, 4096.min(depth));
+    let mut cache = cuda.cache(format, width);
+    let rows = cuda.tensor(part, width, &n.vec(part * width));
+    for _ in 0..depth / part {
+        cuda.append(&mut [Span { rows: 0..part, state: &mut cache }], &rows);
+    }
+    cache
+}
+
+/// 4,096 tokens, the newest of so many, with keys and values made for them: the arithmetic of that is counted too.
+fn expanded(cuda: &Cuda, n: &mut Numbers, depth: usize, memory: f64) -> Row {
+    let (tokens, heads, latent, [nope, pe, value]) = (4096, 32, 512, [128, 64, 128]);
+    let mut cache = filled(cuda, n, CacheFormat::F16, depth);
+    let mut weight = |shape| cuda.weight(n.weight(Format::Q8_0, shape)).expect("room");
+    let (k, v) = (weight([heads, latent, nope]), weight([heads, value, latent]));
+    let q = cuda.tensor(tokens, heads * (nope + pe), &n.vec(tokens * heads * (nope + pe)));
+    let seconds = cuda.time(1, |_| {
+        let mut span = [Span { rows: 0..tokens, state: &mut cache }];
+        drop(cuda.materialized_attention(&mut span, &q, KvUpProjection { k: &k, v: &v, latent }, 0.07));
+    });
+    let read = depth * cuda.cache_row_bytes(&cache) + 4 * tokens * heads * (nope + pe + value);
+    let attended = ((nope + pe + value) * tokens) as f64 * (depth - tokens / 2) as f64;
+    let made = (latent * (nope + value) * depth) as f64;
+    let floor = Floor { bytes: read as f64, operations: 2.0 * heads as f64 * (attended + made) };
+    row(&format!("expanded F16 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
+}
+
+fn attention(
+    cuda: &Cuda,
+    n: &mut Numbers,
+    (format, depth): (CacheFormat, usize),
+    tokens: usize,
+    memory: f64,
+) -> Row {
+    let (heads, width, values) = (32, 576, 512);
+    let mut cache = filled(cuda, n, format, depth);
+    let q = cuda.tensor(tokens, heads * width, &n.vec(tokens * heads * width));
+    let seconds = cuda.time(2, |_| {
+        drop(cuda.latent_attention(&mut [Span { rows: 0..tokens, state: &mut cache }], &q, values, 0.07));
+    });
+    let floor = Floor {
+        bytes: (depth * cuda.cache_row_bytes(&cache)) as f64,
+        operations: 2.0 * (tokens * heads * (width + values)) as f64 * (depth - tokens / 2) as f64,
+    };
+    row(&format!("attention {format:?} 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
+}

@@ -1,0 +1,381 @@
+//! `kimi inspect`: what is in a GGUF file, what memory it takes to run, and whether that is there.
+//!
+//! Any architecture's metadata and tensors are shown; memory only for those that run here. Next:
+//! [`crate::runtime::memory_estimate`] (the arithmetic), `values` (what is not finite), `text` (how it looks).
+
+mod text;
+mod values;
+
+pub(crate) use text::size;
+
+use crate::io::host_memory;
+use crate::io::output::Output;
+use crate::runtime::attention_path::LONG_STEP;
+use crate::runtime::builtin_model;
+use crate::runtime::chat_template;
+use crate::runtime::memory_estimate::Need;
+use crate::runtime::placement::{Demand, Experts, Placement, Wish};
+use crate::runtime::template_worker;
+use anyhow::{Result, bail};
+use clap::value_parser;
+use kernels::backend::CacheFormat;
+use kernels::quant::Format;
+use models::gguf::read::Gguf;
+use models::gguf::{Metadata, TensorInfo};
+use models::kimi_linear::config::{ARCHITECTURE, Config, MixerKind};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `kimi inspect`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct InspectArgs {
+    /// The file, or any part of a split one (default: the demonstration model in the program)
+    file: Option<PathBuf>,
+    /// The same, as the commands that run it name it
+    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
+    model: Option<PathBuf>,
+    /// Tokens of context to count memory for; several are listed (default: 4096, 131072, the model's)
+    #[arg(short, long, visible_alias = "ctx", value_name = "TOKENS", value_delimiter = ',')]
+    context: Vec<u64>,
+    /// Tokens of a prompt processed together
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = value_parser!(u64).range(1..))]
+    batch: u64,
+    /// List every tensor
+    #[arg(short, long)]
+    tensors: bool,
+    /// Read all weights and name the tensors that hold NaN or infinities; it fails where there are any
+    #[arg(long)]
+    check: bool,
+    /// Print one JSON object instead
+    #[arg(long)]
+    json: bool,
+}
+
+/// Writes the report to standard output.
+pub fn run(args: &InspectArgs) -> Result<()> {
+    let file = builtin_model::open(args.file.as_deref().or(args.model.as_deref()))?;
+    let report = Report::new(args, &file, host_memory::available(Path::new("/")));
+    let mut out = BufWriter::new(Output::lock());
+    if args.json {
+        writeln!(out, "{}", text::visible_json(&serde_json::to_string_pretty(&report)?))?;
+    } else {
+        text::print(&report, &file.metadata, &mut out)?;
+    }
+    out.flush()?;
+    match report.not_finite.as_deref() {
+        Some([first, others @ ..]) => bail!("{first} ({} other tensors too)", others.len()),
+        _ => Ok(()),
+    }
+}
+
+/// What there is to say about a file.
+#[derive(Debug, Serialize)]
+struct Report {
+    files: Vec<PathBuf>,
+    file_bytes: u64,
+    architecture: Option<String>,
+    parameters: u64,
+    bits_per_weight: f64,
+    metadata: serde_json::Map<String, serde_json::Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    chat_template: Option<TemplateReport>,
+    n_tensors: usize,
+    formats: Vec<Totals>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tensors: Option<Vec<Tensor>>,
+    model: Option<ModelReport>,
+    /// Why there is no `model`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    no_model: Option<String>,
+    /// With `--check`, a line for each tensor with non-finite values.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    not_finite: Option<Vec<String>>,
+}
+
+/// A file's chat template, rendered once to see whether it is usable.
+#[derive(Debug, Serialize)]
+struct TemplateReport {
+    bytes: usize,
+    /// What a rendering may take.
+    limits: String,
+    /// Why it cannot be used.
+    fault: Option<String>,
+}
+
+impl TemplateReport {
+    fn new(file: &Gguf) -> Option<TemplateReport> {
+        let bytes = chat_template::source(file)?.len();
+        Some(TemplateReport { bytes, limits: template_worker::limits(), fault: chat_template::warning(file) })
+    }
+}
+
+/// Tensors of one format together.
+#[derive(Debug, Default, Serialize)]
+struct Totals {
+    format: &'static str,
+    tensors: u64,
+    weights: u64,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Tensor {
+    name: String,
+    format: &'static str,
+    shape: Vec<u64>,
+    bytes: u64,
+}
+
+/// What it takes to run.
+#[derive(Debug, Serialize)]
+struct ModelReport {
+    shape: Vec<String>,
+    weights_bytes: u64,
+    batch: u64,
+    need: Need,
+    contexts: Vec<Context>,
+    available_bytes: Option<u64>,
+    /// A line for each of some cards: what goes where.
+    on_gpu: Vec<String>,
+}
+
+/// Everything together at one context.
+#[derive(Debug, Serialize)]
+struct Context {
+    tokens: u64,
+    f16: Case,
+    q8_0: Case,
+}
+
+#[derive(Debug, Serialize)]
+struct Case {
+    cache_bytes: u64,
+    total_bytes: u64,
+    /// None where nobody knows what is available.
+    fits: Option<bool>,
+}
+
+fn weights(t: &TensorInfo) -> u64 {
+    t.shape.iter().product()
+}
+
+impl Report {
+    fn new(args: &InspectArgs, file: &Gguf, available: Option<u64>) -> Report {
+        let bytes: u64 = file.tensors.iter().map(|t| t.bytes).sum();
+        let parameters = file.tensors.iter().map(weights).fold(0, u64::saturating_add);
+        let (model, no_model) = match model(args, file, bytes, available) {
+            Ok(model) => (Some(model), None),
+            Err(why) => (None, Some(why)),
+        };
+        Report {
+            files: file.paths().to_vec(),
+            file_bytes: file.file_bytes(),
+            architecture: file.metadata.str("general.architecture").map(str::to_owned),
+            parameters,
+            bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
+            metadata: json(&file.metadata),
+            chat_template: TemplateReport::new(file),
+            n_tensors: file.tensors.len(),
+            formats: totals(&file.tensors),
+            tensors: args.tensors.then(|| file.tensors.iter().map(Tensor::from).collect()),
+            model,
+            no_model,
+            not_finite: args.check.then(|| values::not_finite(file)),
+        }
+    }
+}
+
+impl From<&TensorInfo> for Tensor {
+    fn from(t: &TensorInfo) -> Tensor {
+        Tensor { name: t.name.clone(), format: t.format.name(), shape: t.shape.clone(), bytes: t.bytes }
+    }
+}
+
+fn totals(tensors: &[TensorInfo]) -> Vec<Totals> {
+    let mut by_format: BTreeMap<Format, Totals> = BTreeMap::new();
+    for t in tensors {
+        let sum = by_format.entry(t.format).or_default();
+        sum.format = t.format.name();
+        sum.tensors += 1;
+        sum.weights = sum.weights.saturating_add(weights(t));
+        sum.bytes += t.bytes;
+    }
+    let mut all: Vec<_> = by_format.into_values().collect();
+    all.sort_by_key(|sum| std::cmp::Reverse(sum.bytes));
+    all
+}
+
+/// Metadata as JSON, long arrays by type and length.
+fn json(metadata: &Metadata) -> serde_json::Map<String, serde_json::Value> {
+    metadata.0.iter().map(|(key, value)| (key.clone(), text::to_json(value))).collect()
+}
+
+/// The memory of a model that runs here, or why there is nothing to say about that.
+fn model(
+    args: &InspectArgs,
+    file: &Gguf,
+    weights: u64,
+    available: Option<u64>,
+) -> Result<ModelReport, String> {
+    match file.metadata.str("general.architecture") {
+        Some(ARCHITECTURE) => {}
+        other => return Err(format!("{} does not run here", other.unwrap_or("a file without architecture"))),
+    }
+    let c = Config::from_gguf(file).map_err(|e| e.to_string())?;
+    let need = Need::of(&c, args.batch.min(MAX_BATCH) * LONG_STEP as u64);
+    let case = |per_token: u64, tokens: u64| {
+        let total_bytes = need.total(per_token, tokens).saturating_add(weights);
+        let cache_bytes = per_token.saturating_mul(tokens);
+        Case { cache_bytes, total_bytes, fits: available.map(|available| total_bytes <= available) }
+    };
+    let context = |tokens: &u64| Context {
+        tokens: *tokens,
+        f16: case(need.f16_bytes_per_token, *tokens),
+        q8_0: case(need.q8_0_bytes_per_token, *tokens),
+    };
+    let usual = [4096, 131_072].into_iter().filter(|n| *n < c.context).chain([c.context]);
+    let tokens = if args.context.is_empty() { usual.collect() } else { args.context.clone() };
+    let contexts = tokens.iter().map(context).collect();
+    let batch = args.batch;
+    Ok(ModelReport {
+        shape: shape(&c),
+        weights_bytes: weights,
+        batch,
+        need,
+        contexts,
+        available_bytes: available,
+        on_gpu: CARDS.map(|gib| on_gpu(file, &c, args, [gib << 30, available.unwrap_or(u64::MAX)])).to_vec(),
+    })
+}
+
+/// Memory of common GPUs, in GiB.
+const CARDS: [u64; 5] = [8, 12, 16, 24, 80];
+
+/// What goes where on a GPU with so much free memory and with so much RAM, at the first context asked for.
+fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) -> String {
+    let context = args.context.first().copied();
+    let wish = Wish { context, cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
+    let plan = Placement::plan(Demand::of(file, c, &wish), gpu, Some(memory), Experts::Hot(usize::MAX));
+    let gib = gpu >> 30;
+    match plan.lacking {
+        0 => format!("{gib} GiB: {plan}"),
+        _ => format!("{gib} GiB: too little: {plan}"),
+    }
+}
+
+/// More tokens at once than any machine processes.
+const MAX_BATCH: u64 = 1 << 20;
+
+fn shape(c: &Config) -> Vec<String> {
+    let (m, kda, mla) = (&c.moe, &c.kda, &c.mla);
+    let (n_kda, n_mla) = (c.count(MixerKind::Kda), c.count(MixerKind::Mla));
+    vec![
+        format!("{} layers of {}, vocabulary {}", c.layers.len(), c.dim, text::grouped(c.vocab as u64)),
+        format!("{n_kda} KDA: {} heads of {}", kda.heads, kda.head_dim),
+        format!("{n_mla} MLA: {} heads, latent {} + {}", mla.heads, mla.latent_dim, mla.pe_dim),
+        format!("{} dense, hidden {}", c.dense_layers, c.dense_hidden),
+        format!(
+            "{} of experts: {} of {} and {} shared, hidden {}",
+            c.layers.len().saturating_sub(c.dense_layers),
+            m.routing.top_k,
+            m.experts,
+            m.shared,
+            m.hidden
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::synth::Preset;
+
+    fn args() -> InspectArgs {
+        InspectArgs {
+            file: None,
+            model: None,
+            context: vec![],
+            batch: 512,
+            tensors: true,
+            check: false,
+            json: false,
+        }
+    }
+
+    fn printed(file: &Gguf, args: &InspectArgs, available: u64) -> String {
+        let mut out = Vec::new();
+        text::print(&Report::new(args, file, Some(available)), &file.metadata, &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn memory_of_the_real_model() {
+        let text = printed(&Preset::Real.metadata_only(), &args(), 1 << 30);
+        for line in [
+            "  20 KDA: 32 heads of 128",
+            "  26 of experts: 8 of 256 and 1 shared, hidden 1024",
+            "  KDA state of a sequence, any length           40.0 MiB",
+            "        4,096    31.5 MiB   290.9 MiB fits    16.7 MiB   276.2 MiB fits",
+            "    1,048,576    7.88 GiB    8.13 GiB no      4.18 GiB    4.44 GiB no",
+            "  1.00 GiB are available here; weights that do not fit are read from disk again and again",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line}\n--- in\n{text}");
+        }
+        let two = InspectArgs { context: vec![7, 1000], ..args() };
+        let report = Report::new(&two, &Preset::Real.metadata_only(), None);
+        let contexts = report.model.unwrap().contexts;
+        assert_eq!(
+            contexts.iter().map(|c| (c.tokens, c.f16.fits)).collect::<Vec<_>>(),
+            [(7, None), (1000, None)]
+        );
+        assert_eq!(contexts[1].q8_0.cache_bytes, 4_284_000);
+    }
+
+    #[test]
+    fn another_architecture_with_hostile_names() {
+        use models::gguf::Value;
+        use models::gguf::write::Layout;
+        let mut metadata = Metadata::default();
+        metadata.set("general.architecture", Value::String("a\u{1b}[2J".into()));
+        metadata.set("long", Value::String("x".repeat(1000)));
+        let tensor = ("t\n".to_owned(), Format::Q8_0, vec![64, 2]);
+        let layout = Layout::new(metadata, vec![tensor]).unwrap();
+        let mut bytes = layout.header().to_vec();
+        bytes.resize(layout.total_bytes() as usize, 0);
+        let file = Gguf::from_bytes("x.gguf", bytes.into()).unwrap();
+        let text = printed(&file, &args(), 0);
+        assert!(!text.contains('\u{1b}'), "{text}");
+        let lines: Vec<_> = text.lines().skip(1).collect();
+        assert_eq!(
+            lines,
+            [
+                r"a\u{1b}[2J, 1.3 KiB, 128 parameters, 8.50 bits a weight",
+                "",
+                "metadata (2)",
+                r"  general.architecture  a\u{1b}[2J",
+                &format!("  long                  {}…", "x".repeat(100)),
+                "",
+                r"  t\n  Q8_0    [64, 2]                    136 B",
+                "",
+                "tensors (1)                       weights       bytes    bits",
+                "  Q8_0                1               128       136 B    8.50",
+                "",
+                r"memory: a\u{1b}[2J does not run here",
+            ]
+        );
+        let json = serde_json::to_value(Report::new(&args(), &file, None)).unwrap();
+        assert_eq!(json["formats"][0]["weights"], 128);
+        assert_eq!(json["tensors"][0]["shape"], serde_json::json!([64, 2]));
+    }
+
+    #[test]
+    fn json_holds_no_command_to_a_terminal() {
+        let value = serde_json::json!({ "a\u{9b}": "\u{202e}\u{1b}\n\u{7f}", "ü": "日本" });
+        let json = text::visible_json(&serde_json::to_string_pretty(&value).unwrap());
+        assert!(json.contains(r"a\u009b") && json.contains(r"\u202e\u001b\n\u007f"), "{json}");
+        assert!(json.chars().all(|c| c == '\n' || !models::visible::is_control(c)), "{json}");
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&json).unwrap(), value);
+    }
+}

@@ -1,0 +1,233 @@
+//! The report as a person reads it. Whatever comes from the file is escaped: it may hold terminal commands.
+
+use super::{ModelReport, Report, TemplateReport, Tensor, Totals};
+use crate::runtime::attention_path::LONG_STEP;
+use models::gguf::{Array, Metadata, Value};
+use models::visible::{is_control, visible};
+use serde_json::{Value as Json, json};
+use std::io::{Result, Write};
+
+/// Characters of a value that are shown.
+const MAX_CHARS: usize = 100;
+/// Elements of an array that a line shows.
+const FEW: usize = 32;
+/// Elements of an array that JSON shows; of longer ones it says type and length.
+const MAX_ELEMENTS: usize = 256;
+
+/// Writes the report.
+pub fn print(r: &Report, metadata: &Metadata, out: &mut dyn Write) -> Result<()> {
+    for path in &r.files {
+        writeln!(out, "{}", shown(&path.display().to_string()))?;
+    }
+    writeln!(
+        out,
+        "{}, {}, {} parameters, {:.2} bits a weight\n",
+        shown(r.architecture.as_deref().unwrap_or("no architecture")),
+        size(r.file_bytes),
+        grouped(r.parameters),
+        r.bits_per_weight
+    )?;
+    writeln!(out, "metadata ({})", metadata.0.len())?;
+    let width = metadata.0.iter().map(|(key, _)| shown(key).chars().count()).max().unwrap_or(0);
+    for (key, value) in &metadata.0 {
+        writeln!(out, "  {:<width$}  {}", shown(key), brief(value))?;
+    }
+    if let Some(template) = &r.chat_template {
+        print_template(template, out)?;
+    }
+    if let Some(tensors) = &r.tensors {
+        print_tensors(tensors, out)?;
+    }
+    print_totals(r.n_tensors, &r.formats, out)?;
+    match (&r.model, &r.no_model) {
+        (Some(model), _) => print_model(model, out),
+        (None, why) => writeln!(out, "\nmemory: {}", shown(why.as_deref().unwrap_or_default())),
+    }?;
+    r.not_finite.iter().flatten().try_for_each(|found| writeln!(out, "{found}"))
+}
+
+fn print_template(t: &TemplateReport, out: &mut dyn Write) -> Result<()> {
+    let size = grouped(t.bytes as u64);
+    match &t.fault {
+        None => writeln!(out, "\nchat template: {size} bytes, renders within {}", t.limits),
+        Some(fault) => writeln!(out, "\nchat template: {size} bytes, not usable: {}", visible(fault)),
+    }
+}
+
+fn print_tensors(tensors: &[Tensor], out: &mut dyn Write) -> Result<()> {
+    writeln!(out)?;
+    let width = tensors.iter().map(|t| shown(&t.name).chars().count()).max().unwrap_or(0);
+    for t in tensors {
+        let shape = format!("{:?}", t.shape);
+        writeln!(out, "  {:<width$}  {:<6}  {shape:<20}  {:>10}", shown(&t.name), t.format, size(t.bytes))?;
+    }
+    Ok(())
+}
+
+fn print_totals(n_tensors: usize, formats: &[Totals], out: &mut dyn Write) -> Result<()> {
+    let title = format!("tensors ({n_tensors})");
+    writeln!(
+        out,
+        "
+{title:<18}{:>5}{:>18}{:>12}{:>8}",
+        "", "weights", "bytes", "bits"
+    )?;
+    for sum in formats {
+        let bits = sum.bytes as f64 * 8.0 / sum.weights as f64;
+        let (weights, bytes) = (grouped(sum.weights), size(sum.bytes));
+        writeln!(out, "  {:<12}{:>9}{weights:>18}{bytes:>12}{bits:>8.2}", sum.format, sum.tensors)?;
+    }
+    Ok(())
+}
+
+fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
+    let n = &m.need;
+    writeln!(out, "\nmodel")?;
+    m.shape.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
+    writeln!(out, "\nmemory")?;
+    let line = |out: &mut dyn Write, what: &str, bytes| writeln!(out, "  {what:<44}{:>10}", size(bytes));
+    line(out, "weights, mapped from the file", m.weights_bytes)?;
+    line(out, "KDA state of a sequence, any length", n.kda_state_bytes)?;
+    line(out, "convolution inputs of a sequence", n.conv_bytes)?;
+    line(
+        out,
+        &format!("activations, {} tokens a step (estimate)", m.batch.saturating_mul(LONG_STEP as u64)),
+        n.workspace_bytes,
+    )?;
+    let [f16, q8_0, total] = ["f16 cache", "q8_0 cache", "total"];
+    writeln!(out, "\n  {:>11}{f16:>12}{total:>12}     {q8_0:>12}{total:>12}", "context")?;
+    for c in &m.contexts {
+        write!(out, "  {:>11}", grouped(c.tokens))?;
+        let [f16, q8_0] = [&c.f16, &c.q8_0].map(|case| {
+            let mark = match case.fits {
+                Some(true) => "fits",
+                Some(false) => "no",
+                None => "?",
+            };
+            format!("{:>12}{:>12} {mark}", size(case.cache_bytes), size(case.total_bytes))
+        });
+        writeln!(out, "{f16:<29}{q8_0}")?;
+    }
+    match m.available_bytes {
+        Some(bytes) => writeln!(
+            out,
+            "\n  {} are available here; weights that do not fit are read from disk again and again",
+            size(bytes)
+        ),
+        None => writeln!(out, "\n  how much is available here is unknown"),
+    }?;
+    writeln!(out, "\nwith --device cuda and so much free on the GPU")?;
+    m.on_gpu.iter().try_for_each(|line| writeln!(out, "  {line}"))
+}
+
+/// A value in one short line.
+fn brief(value: &Value) -> String {
+    match value {
+        Value::String(s) => shown(s),
+        Value::Array(a) => {
+            let first = array_json(a, FEW).as_array().map_or(String::new(), |list| {
+                list.iter().map(Json::to_string).collect::<Vec<_>>().join(", ")
+            });
+            let line = shown(&first);
+            let all = a.len() <= FEW && !line.ends_with('…');
+            if all { format!("[{line}]") } else { format!("{} of [{}]", grouped(a.len() as u64), line) }
+        }
+        scalar => to_json(scalar).to_string(),
+    }
+}
+
+/// JSON text in which characters that act on a terminal or reorder text are spelled `\u009b`: JSON itself leaves those above
+/// U+001F as they are.
+pub fn visible_json(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        match c {
+            // Outside of strings, where no other control character may stand.
+            '\n' => out.push(c),
+            c if is_control(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A value as JSON.
+pub fn to_json(value: &Value) -> Json {
+    match value {
+        Value::U8(x) => json!(x),
+        Value::I8(x) => json!(x),
+        Value::U16(x) => json!(x),
+        Value::I16(x) => json!(x),
+        Value::U32(x) => json!(x),
+        Value::I32(x) => json!(x),
+        Value::F32(x) => float(*x),
+        Value::Bool(x) => json!(x),
+        Value::String(x) => json!(x),
+        Value::Array(a) if a.len() > MAX_ELEMENTS => json!({ "type": value.type_name(), "length": a.len() }),
+        Value::Array(a) => array_json(a, MAX_ELEMENTS),
+        Value::U64(x) => json!(x),
+        Value::I64(x) => json!(x),
+        Value::F64(x) => json!(x),
+    }
+}
+
+/// The shortest decimal that is this f32, not the f64 next to it.
+fn float(x: f32) -> Json {
+    x.to_string().parse::<f64>().map_or(Json::Null, |x| json!(x))
+}
+
+/// The first `n` elements.
+fn array_json(a: &Array, n: usize) -> Json {
+    match a {
+        Array::U8(a) => json!(&a[..a.len().min(n)]),
+        Array::I8(a) => json!(&a[..a.len().min(n)]),
+        Array::U16(a) => json!(&a[..a.len().min(n)]),
+        Array::I16(a) => json!(&a[..a.len().min(n)]),
+        Array::U32(a) => json!(&a[..a.len().min(n)]),
+        Array::I32(a) => json!(&a[..a.len().min(n)]),
+        Array::F32(a) => a.iter().take(n).map(|x| float(*x)).collect(),
+        Array::Bool(a) => json!(&a[..a.len().min(n)]),
+        Array::String(a) => json!(&a[..a.len().min(n)]),
+        Array::Array(a) => a.iter().take(n).map(|a| array_json(a, n)).collect(),
+        Array::U64(a) => json!(&a[..a.len().min(n)]),
+        Array::I64(a) => json!(&a[..a.len().min(n)]),
+        Array::F64(a) => json!(&a[..a.len().min(n)]),
+    }
+}
+
+/// Text from a file on one line: control characters escaped, the rest cut off.
+fn shown(text: &str) -> String {
+    let mut line = String::new();
+    for (i, c) in text.chars().enumerate() {
+        if i == MAX_CHARS {
+            line.push('…');
+            break;
+        }
+        if is_control(c) { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    line
+}
+
+/// `4.74 GiB`, `42.8 MiB`.
+pub fn size(bytes: u64) -> String {
+    let x = bytes as f64;
+    match bytes {
+        0..1024 => format!("{bytes} B"),
+        1024..0x10_0000 => format!("{:.1} KiB", x / 1024.0),
+        0x10_0000..0x4000_0000 => format!("{:.1} MiB", x / f64::from(1 << 20)),
+        _ => format!("{:.2} GiB", x / f64::from(1 << 30)),
+    }
+}
+
+/// Digits in groups of three.
+pub fn grouped(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, c) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(c);
+    }
+    out
+}

@@ -1,0 +1,84 @@
+//! `kimi logits`: the logits of all positions as a NumPy file, for comparing with other implementations.
+
+use crate::io::output::tell;
+use crate::io::prompt::{PromptArgs, partial_path};
+use crate::runtime::device::on_device;
+use crate::runtime::engine::{Engine, EngineArgs};
+use crate::runtime::session::Session;
+use anyhow::{Context as _, Result};
+use kernels::backend::Backend;
+use models::kimi_linear::mla::MlaPath;
+use models::kimi_linear::{Outputs, Sequence};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+/// Arguments of `kimi logits`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct LogitsArgs {
+    #[command(flatten)]
+    engine: EngineArgs,
+    #[command(flatten)]
+    prompt: PromptArgs,
+    /// The file to write: f32, [tokens, vocab]
+    #[arg(short, long, value_name = "FILE.npy")]
+    output: PathBuf,
+}
+
+/// Runs the prompt in batches and writes each batch's logits as it comes.
+pub fn run(args: &LogitsArgs) -> Result<()> {
+    on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, args: &LogitsArgs) -> Result<()> {
+    let ids = engine.raw_ids(&args.prompt.read()?)?;
+    Session::new(engine).check(&ids)?;
+    let partial = partial_path(&args.output);
+    write(engine, &ids, &partial)
+        .and_then(|()| Ok(std::fs::rename(&partial, &args.output)?))
+        .inspect_err(|_| drop(std::fs::remove_file(&partial)))
+        .with_context(|| args.output.display().to_string())?;
+    tell(&format!("{}: [{}, {}] f32", args.output.display(), ids.len(), engine.model.config.vocab));
+    Ok(())
+}
+
+fn write<B: Backend>(engine: &Engine<B>, ids: &[u32], path: &Path) -> Result<()> {
+    let mut out = BufWriter::new(File::create(path)?);
+    out.write_all(&npy_header(ids.len(), engine.model.config.vocab))?;
+    let mut state = engine.model.state(&engine.backend, engine.cache);
+    for tokens in ids.chunks(engine.batch) {
+        let mut batch =
+            [Sequence { tokens, state: &mut state, outputs: Outputs::All, mla_path: MlaPath::Absorbed }];
+        if let Some(logits) = engine.model.forward(&engine.backend, &mut batch, &mut ()) {
+            for x in engine.backend.read(&logits) {
+                out.write_all(&x.to_le_bytes())?;
+            }
+        }
+    }
+    Ok(out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?)
+}
+
+/// NumPy's format 1.0: magic, header length, a Python literal padded so that the data is aligned to 64 bytes.
+fn npy_header(rows: usize, cols: usize) -> Vec<u8> {
+    let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {cols}), }}");
+    let padding = (64 - (10 + text.len() + 1) % 64) % 64;
+    text.extend(std::iter::repeat_n(' ', padding));
+    text.push('\n');
+    let mut header = b"\x93NUMPY\x01\x00".to_vec();
+    header.extend((text.len() as u16).to_le_bytes());
+    header.extend(text.as_bytes());
+    header
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn npy_header_is_aligned_and_ends_its_line() {
+        for rows in [1, 12, 123_456_789] {
+            let header = super::npy_header(rows, 163_840);
+            assert_eq!(header.len() % 64, 0);
+            assert_eq!(header.last(), Some(&b'\n'));
+            assert!(String::from_utf8_lossy(&header).contains(&format!("({rows}, 163840)")));
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! The commands other than `chat`, `ask` and `serve`: each module has one command's arguments and its `run`.
+
+pub(crate) mod bench;
+pub(crate) mod convert;
+pub(crate) mod eval;
+pub(crate) mod generate;
+pub(crate) mod gpu_check;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod perplexity;
+pub mod profiler;
+pub(crate) mod synth;

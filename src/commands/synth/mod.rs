@@ -1,0 +1,180 @@
+//! `kimi synth`: a file of any shape with random weights, for tests and benches; written at disk speed.
+//!
+//! Everything but the weights is as `kimi convert` would have it. Next: `preset` (shapes), `fill` (weights).
+
+mod fill;
+mod preset;
+
+use crate::io::output::tell;
+use anyhow::{Context as _, Result, bail};
+use convert::mix::Mix;
+use convert::plan::plan;
+use convert::{Override, Progress};
+use fill::{Filler, Kind, Spread};
+use indicatif::{ProgressBar, ProgressStyle};
+use models::gguf::write::{Layout, Writer};
+use models::gguf::{Metadata, Value};
+pub use preset::Preset;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
+
+/// Arguments of `kimi synth`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct SynthArgs {
+    /// The file to write
+    output: PathBuf,
+    /// The shape
+    #[arg(short, long, value_enum, default_value_t = Preset::FiveLayers)]
+    preset: Preset,
+    /// How weights are stored, as for `convert`
+    #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = Mix::from_name)]
+    mix: Mix,
+    /// Store tensors whose name matches otherwise; may be given several times, the last match wins
+    #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
+    tensor_type: Vec<Override>,
+    /// Another seed, other weights
+    #[arg(long, default_value_t = 20260)]
+    seed: u64,
+    /// Layers, instead of the preset's; every fourth is MLA
+    #[arg(long, value_name = "N")]
+    layers: Option<u64>,
+    /// A field of the config with another value: num_experts=24, kda_heads=3; may be given several times
+    #[arg(long, value_name = "FIELD=VALUE")]
+    set: Vec<String>,
+    /// A checkpoint's directory whose tokenizer goes into the file; without one it takes token ids only
+    #[arg(long, value_name = "DIR")]
+    tokenizer: Option<PathBuf>,
+    /// Replace the output if it is there
+    #[arg(short, long)]
+    force: bool,
+}
+
+/// Writes the file.
+pub fn run(args: &SynthArgs) -> Result<()> {
+    if args.output.exists() && !args.force {
+        bail!("{} exists; --force replaces it", args.output.display());
+    }
+    let layout = layout(args)?;
+    check_space(&args.output, layout.total_bytes())?;
+    let start = Instant::now();
+    let style = "{bar:30} {bytes:>11} of {total_bytes}  {bytes_per_sec:>12}  {eta:>4} left  {msg}";
+    let bar = ProgressBar::new(layout.total_bytes()).with_style(ProgressStyle::with_template(style)?);
+    write(args, &layout, &bar)?;
+    bar.finish_and_clear();
+    let weights: u64 = layout.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum();
+    let (bytes, seconds) = (layout.total_bytes() as f64, start.elapsed().as_secs_f64());
+    tell(&format!(
+        "{}: {} tensors, {weights} parameters, {:.2} GiB, {:.2} bits a weight, in {seconds:.1} s ({:.2} GB/s)",
+        args.output.display(),
+        layout.tensors().len(),
+        bytes / f64::from(1 << 30),
+        bytes * 8.0 / weights as f64,
+        bytes / seconds / 1e9,
+    ));
+    Ok(())
+}
+
+fn layout(args: &SynthArgs) -> Result<Layout> {
+    let config = preset::config(args.preset, args.layers, &args.set)?;
+    let mut metadata = convert::metadata::metadata(&config, args.preset.model_name(), args.mix);
+    match &args.tokenizer {
+        Some(dir) => convert::vocabulary::add(&mut metadata, dir, &config, &mut Warnings)?,
+        None => no_tokenizer(&mut metadata),
+    }
+    let tensors = plan(convert::names::tensor_specs(&config), config.layers(), args.mix, &args.tensor_type)?;
+    let tensors = tensors.into_iter().map(|t| (t.name, t.format, t.shape)).collect();
+    Ok(Layout::new(metadata, tensors)?)
+}
+
+fn no_tokenizer(metadata: &mut Metadata) {
+    metadata.set("tokenizer.ggml.model", Value::String("none".into()));
+}
+
+struct Warnings;
+
+impl Progress for Warnings {
+    fn warn(&mut self, message: &str) {
+        tell(&format!("warning: {message}"));
+    }
+}
+
+fn check_space(output: &Path, needed: u64) -> Result<()> {
+    let dir = output.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let free = fs4::available_space(dir).with_context(|| dir.display().to_string())?;
+    if free < needed {
+        bail!("{}: {needed} bytes are needed there, {free} are free", dir.display());
+    }
+    Ok(())
+}
+
+/// All cores fill the next piece while the last is written.
+fn write(args: &SynthArgs, layout: &Layout, bar: &ProgressBar) -> Result<()> {
+    let mut writer = Writer::create(&args.output, layout.clone())?;
+    let part = writer.part().to_owned();
+    let weights = |shape: &[u64]| shape.iter().product::<u64>();
+    let most = layout.tensors().iter().map(|t| weights(&t.shape)).max().unwrap_or(1);
+    let mut filler = Filler::new(args.seed, most);
+    let (filled, to_write) = sync_channel::<Vec<u8>>(1);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(move || {
+            for piece in to_write {
+                writer.write(&piece)?;
+                bar.inc(piece.len() as u64);
+            }
+            writer.finish()
+        });
+        for (index, t) in layout.tensors().iter().enumerate() {
+            bar.set_message(t.name.clone());
+            let kind = Kind { format: t.format, spread: Spread::of(&t.name, &t.shape), cols: t.shape[0] };
+            // Nobody takes pieces any more when the writer has failed, and it says why.
+            if filler.fill(index, kind, t.bytes, |piece| filled.send(piece)).is_err() {
+                break;
+            }
+        }
+        drop(filled);
+        let written = writing.join().expect("the writer does not panic");
+        if written.is_err() {
+            // It can be made again in no time; the error that led here is the one to report.
+            let _ = std::fs::remove_file(part);
+        }
+        Ok(written?)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+    use models::gguf::read::Gguf;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: SynthArgs,
+    }
+
+    fn synth(path: &Path, options: &str) -> Result<()> {
+        let words = ["synth", path.to_str().unwrap()].into_iter().chain(options.split_whitespace());
+        run(&Line::parse_from(words).args)
+    }
+
+    #[test]
+    fn a_tiny_model() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.gguf");
+        synth(&path, "--preset tiny --type q8_0 --set num_experts=8").unwrap();
+        let file = Gguf::open(&path).unwrap();
+        assert_eq!(file.u64("kimi-linear.expert_count").unwrap(), 8);
+        assert_eq!(file.u64("kimi-linear.vocab_size").unwrap(), 1536);
+        assert_eq!(file.str("tokenizer.ggml.model").unwrap(), "none");
+        let embedding = file.tensor("token_embd.weight").unwrap();
+        assert_eq!((embedding.format.name(), &embedding.shape[..]), ("Q8_0", &[192, 1536][..]));
+        let bytes = std::fs::read(&path).unwrap();
+        let error = synth(&path, "--preset tiny").unwrap_err().to_string();
+        assert!(error.ends_with("x.gguf exists; --force replaces it"), "{error}");
+        synth(&path, "--preset tiny --type q8_0 --set num_experts=8 --force").unwrap();
+        assert!(std::fs::read(&path).unwrap() == bytes, "the same seed gives the same file");
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

@@ -1,0 +1,191 @@
+//! From a prompt's tokens to streamed text on one session: prefill, then token by token. What is chosen and when it
+//! ends is [`crate::generation::decoder`]'s.
+
+pub use crate::generation::decoder::Ended;
+
+use crate::generation::decoder::{Reply, Rules};
+use crate::generation::sample::{Constraint, Sampling};
+use crate::prefix_cache::Source;
+use crate::runtime::session::{Error, Prefill, Session};
+use kernels::backend::{Backend, ExpertCacheStats};
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// What to generate from.
+pub struct Request<'a> {
+    /// The whole prompt; what the session has processed of it is not processed again.
+    pub prompt: &'a [u32],
+    /// Tokens at most.
+    pub max_tokens: usize,
+    /// How they are chosen.
+    pub sampling: Sampling,
+    /// Text that ends the reply; it is not part of it.
+    pub stops: &'a [String],
+    /// Go on past end-of-generation tokens.
+    pub ignore_end: bool,
+    /// What the reply has to match.
+    pub constraint: Option<Box<dyn Constraint>>,
+}
+
+/// What happens while generating.
+#[derive(Clone, Copy, Debug)]
+pub enum Event<'a> {
+    /// So many tokens of the prompt are in the state.
+    Prefill {
+        /// Tokens in.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+    },
+    /// A token was chosen.
+    Token(u32),
+    /// Text that is final: whole characters, no beginning of a stop string.
+    Text(&'a str),
+}
+
+/// What was done and how long it took.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Tokens of the prompt reused and computed.
+    pub prefill: Prefill,
+    /// Time for those computed.
+    pub prefill_time: Duration,
+    /// Tokens generated.
+    pub generated: usize,
+    /// Time from the first of them to the last.
+    pub decode_time: Duration,
+    /// Hits and lookups of the GPU's expert cache.
+    pub met: Option<ExpertCacheStats>,
+    /// Why it ended.
+    pub ended: Ended,
+}
+
+impl Stats {
+    /// One line for people: what was reused and computed, and how fast.
+    pub fn line(&self) -> String {
+        let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
+        let ended = match &self.ended {
+            Ended::EndToken | Ended::StopString => "",
+            Ended::Length => ", cut at the limit",
+            Ended::Cancelled => ", stopped",
+            Ended::Constraint(_) => ", cut where the grammar could not go on",
+            Ended::NotFinite(_) => ", cut where every logit is NaN",
+            Ended::Unread(_) => ", cut as its client did not read",
+        };
+        let met = self.met.map_or(String::new(), |met| format!("; {}", met_line(met)));
+        format!(
+            "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}{met}",
+            self.prefill.describe(),
+            self.prefill_time.as_secs_f64(),
+            rate(self.prefill.computed, self.prefill_time),
+            self.generated,
+            self.decode_time.as_secs_f64(),
+            rate(self.generated.saturating_sub(1), self.decode_time),
+        )
+    }
+}
+
+impl Prefill {
+    /// What was reused and what was computed: `128,004 tokens from snapshot, 31 new`.
+    pub fn describe(&self) -> String {
+        let from = match self.source {
+            None => return format!("{} new", grouped(self.computed)),
+            Some(Source::Live) => "kept",
+            Some(Source::Ram) => "from snapshot",
+            Some(Source::Disk) => "from snapshot on disk",
+        };
+        format!("{} tokens {from}, {} new", grouped(self.reused), grouped(self.computed))
+    }
+}
+
+/// `63 % of 4,160 experts met on the GPU`
+pub fn met_line(ExpertCacheStats { hits, lookups }: ExpertCacheStats) -> String {
+    let share = 100.0 * hits as f64 / lookups.max(1) as f64;
+    format!("{share:.0} % of {} experts met on the GPU", grouped(lookups as usize))
+}
+
+/// `128,004`
+pub fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Generates from `request.prompt`, telling `on` what happens; it may stop the reply at any event. The session
+/// then holds the prompt and the reply without its last token, and a snapshot is kept of that.
+pub fn generate<B: Backend>(
+    session: &mut Session<'_, B>,
+    request: Request<'_>,
+    on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<Stats, Error> {
+    let before = session.engine().backend.expert_cache_stats().unwrap_or_default();
+    let start = Instant::now();
+    let mut hear = |done, total| on(Event::Prefill { done, total });
+    let prefill = session.advance_to(request.prompt, &mut hear)?;
+    let prefill_time = start.elapsed();
+    let start = Instant::now();
+    let (generated, ended) =
+        if prefill.stopped { (0, Ended::Cancelled) } else { reply(session, request, on)? };
+    let decode_time = start.elapsed();
+    if let Ended::NotFinite(position) = ended {
+        return Err(Error::NotFinite { position });
+    }
+    session.keep();
+    let met = session.engine().backend.expert_cache_stats();
+    let met = met.map(|now| now - before).filter(|met| met.lookups > 0);
+    Ok(Stats { prefill, prefill_time, generated, decode_time, met, ended })
+}
+
+fn reply<B: Backend>(
+    session: &mut Session<'_, B>,
+    request: Request<'_>,
+    on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
+) -> Result<(usize, Ended), Error> {
+    let rules = Rules {
+        max_tokens: request.max_tokens,
+        sampling: request.sampling,
+        bias: Arc::default(),
+        constraint: request.constraint,
+        stops: request.stops.to_vec(),
+        ignore_end: request.ignore_end,
+    };
+    let mut reply = Reply::new(session.engine(), request.prompt.into(), rules);
+    loop {
+        let choice = reply.choose(&session.scores().ok_or(Error::Empty)?);
+        let mut flow = choice.token.map_or(ControlFlow::Continue(()), |token| on(Event::Token(token)));
+        if flow.is_continue() && !choice.text.is_empty() {
+            flow = on(Event::Text(&choice.text));
+        }
+        match (choice.token, choice.ended) {
+            (_, Some(ended)) => return Ok((reply.generated(), ended)),
+            (Some(token), None) if flow.is_continue() => session.push(token)?,
+            _ => break,
+        }
+    }
+    let rest = reply.rest();
+    if !rest.is_empty() {
+        let _ = on(Event::Text(&rest));
+    }
+    Ok((reply.generated(), Ended::Cancelled))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_reused_is_said() {
+        let said = |reused, source, computed| Prefill { reused, source, computed, stopped: false }.describe();
+        assert_eq!(said(0, None, 1_234_567), "1,234,567 new");
+        assert_eq!(said(128_004, Some(Source::Ram), 31), "128,004 tokens from snapshot, 31 new");
+        assert_eq!(said(100, Some(Source::Disk), 0), "100 tokens from snapshot on disk, 0 new");
+        assert_eq!(said(1000, Some(Source::Live), 1), "1,000 tokens kept, 1 new");
+    }
+}

@@ -1,0 +1,411 @@
+//! Snapshots on disk: finds the longest one for a prompt, brings it back, writes what is not there yet.
+//!
+//! Rows are written once, as pieces that continue one another; a state costs its 43 MiB (of the real model) and the
+//! rows since the one before it. Nothing is kept in memory about the directory but the tokens of files whose
+//! header was checked, which their names stand for. Next: [`super::disk_index`] (names, room), [`super::file`] (bytes).
+
+use super::disk_index::{Folder, Listing, Room, remove};
+use super::file::{self, Header, Id, check, id_of, same};
+use super::key::Key;
+use super::namespace::Namespace;
+use super::options::WAYPOINT_TOKENS;
+use super::state_dtype::StateType;
+use super::{Hit, Sizes, Snapshot, Source};
+use kernels::backend::{Backend, CacheFormat};
+use models::kimi_linear::config::Config;
+use models::kimi_linear::state::State;
+use std::collections::HashMap;
+use std::io::{Error, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::sync_channel;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A state is written when it saves reading this many tokens: seconds on a CPU. Each costs the disk 43 MiB.
+pub const WORTH_TOKENS: usize = 256;
+
+/// What a model's states look like.
+#[derive(Clone)]
+pub struct Shape {
+    /// Hyperparameters.
+    pub config: Config,
+    /// How latent rows are stored.
+    pub cache: CacheFormat,
+    /// Bytes of the parts.
+    pub sizes: Sizes,
+}
+
+/// The snapshots of one model in a directory.
+pub struct Disk {
+    folder: Folder,
+    key: Key,
+    shape: Shape,
+    state: StateType,
+    /// Of rows whose header was checked.
+    tokens: Mutex<HashMap<Id, Arc<[u32]>>>,
+    /// Is told of damage and failures, a line each.
+    log: Log,
+    said: Said,
+    /// The system refused to write: nothing is written any more.
+    stopped: AtomicBool,
+}
+
+/// What is said once.
+#[derive(Default)]
+struct Said {
+    full: AtomicBool,
+    foreign: AtomicBool,
+}
+
+/// Takes lines for people.
+pub type Log = Box<dyn Fn(&str) + Send + Sync>;
+
+/// A piece of rows on the way to a state.
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    id: Id,
+    parent: Id,
+    before: usize,
+    len: usize,
+}
+
+/// What went wrong with which file.
+type Failure = (PathBuf, Error);
+
+impl Disk {
+    /// The snapshots under `key` in a directory, which need not be there yet.
+    pub fn new(folder: Folder, key: Key, shape: Shape, state: StateType, log: Log) -> Disk {
+        let (tokens, said, stopped) = (Mutex::default(), Said::default(), AtomicBool::new(false));
+        Disk { folder, key, shape, state, tokens, log, said, stopped }
+    }
+
+    /// The state that covers most of `prompt`, if more than `least` tokens; of all of it only one with logits.
+    pub fn longest<B: Backend>(
+        &self,
+        b: &B,
+        namespace: Namespace,
+        prompt: &[u32],
+        least: Option<usize>,
+    ) -> Option<Hit<B>> {
+        let listing = self.list_for_lookup(prompt.len() >= WORTH_TOKENS)?;
+        let mut chains = self.prefixes(&listing, self.root(namespace), prompt);
+        chains.sort_by_key(|chain| std::cmp::Reverse(end(chain)));
+        for chain in chains {
+            let (len, state) = (end(&chain), chain.last().and_then(|p| listing.states.get(&p.id)));
+            let without_logits = file::OVERHEAD + self.recurrent();
+            let usable = state.is_some_and(|state| len < prompt.len() || state.bytes != without_logits);
+            if !usable || least.is_some_and(|least| len <= least) {
+                continue;
+            }
+            match self.load(b, prompt, &chain) {
+                Ok(hit) => {
+                    chain.last().into_iter().for_each(|piece| self.folder.touch(piece.id));
+                    return Some(hit);
+                }
+                Err((path, e)) => self.failed(&path, &e),
+            }
+        }
+        None
+    }
+
+    /// Writes a state and the rows that are not there. Unless `always`, only if it saves [`WORTH_TOKENS`].
+    pub(super) fn save<B: Backend>(
+        &self,
+        b: &B,
+        sequence: (Namespace, &[u32]),
+        snapshot: &Snapshot<B>,
+        always: bool,
+    ) {
+        // What is too short whatever is there does not wait for the key.
+        let worth = always || sequence.1.len() >= WORTH_TOKENS;
+        if !worth || self.stopped.load(Ordering::Relaxed) {
+            return;
+        }
+        if let Err((path, e)) = self.try_save(b, sequence, snapshot, always) {
+            match e.kind() {
+                // Removed by another process, held by another, or damaged: the next may be written.
+                ErrorKind::NotFound
+                | ErrorKind::TimedOut
+                | ErrorKind::InvalidData
+                | ErrorKind::UnexpectedEof => {
+                    self.failed(&path, &e);
+                }
+                _ => {
+                    self.stopped.store(true, Ordering::Relaxed);
+                    let need = mib(self.worst(sequence.1.len()));
+                    let (path, free) = (path.display(), mib(self.folder.free()));
+                    let line =
+                        format!("{path}: {e}: {need} needed, {free} free: the cache is not written any more");
+                    (self.log)(&line);
+                }
+            }
+        }
+    }
+
+    fn try_save<B: Backend>(
+        &self,
+        b: &B,
+        (namespace, tokens): (Namespace, &[u32]),
+        snapshot: &Snapshot<B>,
+        always: bool,
+    ) -> std::result::Result<(), Failure> {
+        let dir = &self.folder.dir;
+        let _lock = self.folder.lock().map_err(|e| (dir.clone(), e))?;
+        let listing = self.list().map_err(|e| (dir.clone(), e))?;
+        let root = self.root(namespace);
+        let chains = self.prefixes(&listing, root, tokens);
+        let state = |chain: &&Vec<Piece>| chain.last().and_then(|p| listing.states.get(&p.id));
+        let nearest = chains.iter().filter(|chain| state(chain).is_some()).map(|c| end(c)).max();
+        let there = chains.iter().filter(|c| end(c) == tokens.len()).find_map(|chain| state(&chain));
+        let sizes = self.shape.sizes;
+        let body = self.recurrent() + size_of_val(&*snapshot.logits) as u64;
+        let complete = there.is_some_and(|state| state.bytes >= file::OVERHEAD + body);
+        if complete || (!always && tokens.len() - nearest.unwrap_or(0) < WORTH_TOKENS) {
+            return Ok(());
+        }
+        let mut chain = chains.into_iter().max_by_key(|chain| end(chain)).unwrap_or_default();
+        let new = pieces(root, tokens, &chain);
+        let rows: u64 = new.iter().map(|p| p.len as u64 * (sizes.row + 4) + file::OVERHEAD).sum();
+        let (need, on) = (rows + body + file::OVERHEAD, chain.last().map(|p| p.id));
+        let room = self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))?;
+        if room != Room::Enough {
+            if !self.said.full.swap(true, Ordering::Relaxed) {
+                let why = match room {
+                    Room::Disk(free) => format!("{} free, of which half may be used", mib(free)),
+                    Room::Budget(bytes) => format!("--cache-size is {}", mib(bytes)),
+                    Room::Enough => String::new(),
+                };
+                (self.log)(&format!("{}: no room for a snapshot of {}: {why}", dir.display(), mib(need)));
+            }
+            return Ok(());
+        }
+        for piece in new {
+            let path = self.rows_path(piece);
+            let mut body = Vec::with_capacity(piece.len * sizes.row as usize);
+            snapshot.state.export_rows(b, piece.before..piece.before + piece.len, &mut body);
+            let tokens = tokens[piece.before..][..piece.len].to_vec();
+            file::write(&path, &self.header(piece, tokens), &body).map_err(|e| (path, e))?;
+            chain.push(piece);
+        }
+        let mut exact = Vec::with_capacity(sizes.recurrent as usize);
+        snapshot.state.export_recurrent(b, &mut exact);
+        let mut body = self.state.pack(exact);
+        body.extend(snapshot.logits.iter().flat_map(|x| x.to_le_bytes()));
+        let (path, header) = self.state_file(&chain);
+        file::write(&path, &header, &body).map_err(|e| (path, e))
+    }
+
+    /// Brings back the rows of a chain and the state after them.
+    fn load<B: Backend>(
+        &self,
+        b: &B,
+        prompt: &[u32],
+        chain: &[Piece],
+    ) -> std::result::Result<Hit<B>, Failure> {
+        let Shape { config, cache, sizes } = &self.shape;
+        let mut state = State::new(b, config, *cache);
+        let read = |piece: &Piece, body: &mut Vec<u8>| {
+            let path = self.rows_path(*piece);
+            let tokens = prompt[piece.before..][..piece.len].to_vec();
+            let fit = [piece.len as u64 * sizes.row];
+            file::read(&path, &self.header(*piece, tokens), &fit, body).map_err(|e| (path, e))
+        };
+        // A thread reads and checks while this one copies: memory that is touched for the first time is slow.
+        let mut body = std::thread::scope(|scope| {
+            let (full, rows) = sync_channel(1);
+            let (back, empty) = sync_channel(2);
+            (0..2).for_each(|_| drop(back.send(Vec::new())));
+            scope.spawn(move || {
+                for (piece, mut body) in chain.iter().zip(empty) {
+                    let done = read(piece, &mut body).map(|()| body);
+                    // Nobody takes more after a failure.
+                    if full.send(done).is_err() {
+                        return;
+                    }
+                }
+            });
+            for (piece, body) in chain.iter().zip(rows) {
+                let body = body?;
+                state.import_rows(b, piece.len, &body);
+                drop(back.send(body));
+            }
+            Ok::<_, Failure>(Vec::new())
+        })?;
+        let (path, header) = self.state_file(chain);
+        let fit = [self.recurrent() + sizes.logits, self.recurrent()];
+        file::read(&path, &header, &fit, &mut body).map_err(|e| (path, e))?;
+        let (recurrent, logits) = body.split_at(self.recurrent() as usize);
+        state.import_recurrent(b, config, &self.state.unpack(recurrent));
+        let logits = logits.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
+        Ok(Hit { len: end(chain), state, logits, source: Source::Disk })
+    }
+
+    /// [`super::Store::farthest`] of the states here.
+    pub fn farthest(
+        &self,
+        namespace: Namespace,
+        read: impl Fn(usize, &[u32]) -> Option<usize>,
+        may_stop: impl Fn(usize) -> bool,
+    ) -> Option<(usize, Vec<u32>)> {
+        let listing = self.list_for_lookup(false)?;
+        let chains = self.chains(&listing, self.root(namespace), read).into_iter();
+        let states = chains.filter(|(at, chain)| {
+            may_stop(*at) && chain.last().is_some_and(|p| listing.states.contains_key(&p.id))
+        });
+        let (at, chain) = states.max_by_key(|(at, _)| *at)?;
+        let tokens = chain.into_iter().map(|piece| self.tokens_of(piece)).collect::<Option<Vec<_>>>()?;
+        Some((at, tokens.concat()))
+    }
+
+    /// The files that are there, if there are any and the key is known or `worth` its time.
+    fn list_for_lookup(&self, worth: bool) -> Option<Listing> {
+        let listing = self.list().ok().filter(|listing| !listing.rows.is_empty())?;
+        self.key.is_ready(worth, &self.log).then_some(listing)
+    }
+
+    /// The files that are there; what is known of others is forgotten.
+    fn list(&self) -> Result<Listing> {
+        let listing = self.folder.list()?;
+        if listing.foreign > 0 && !self.said.foreign.swap(true, Ordering::Relaxed) {
+            let (dir, files) = (self.folder.dir.display(), listing.foreign);
+            (self.log)(&format!("{dir}: {files} files are links, pipes or another user's: not used"));
+        }
+        let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if tokens.len() > 2 * listing.rows.len() + 64 {
+            tokens.retain(|id, _| listing.rows.contains_key(id));
+        }
+        drop(tokens);
+        Ok(listing)
+    }
+
+    /// All chains of rows that `tokens` begins with.
+    fn prefixes(&self, listing: &Listing, root: Id, tokens: &[u32]) -> Vec<Vec<Piece>> {
+        let read = |at: usize, own: &[u32]| tokens[at..].starts_with(own).then_some(at + own.len());
+        self.chains(listing, root, read).into_iter().map(|(_, chain)| chain).collect()
+    }
+
+    /// All chains of rows whose tokens a reader accepts, with its position after them.
+    fn chains(
+        &self,
+        listing: &Listing,
+        root: Id,
+        read: impl Fn(usize, &[u32]) -> Option<usize>,
+    ) -> Vec<(usize, Vec<Piece>)> {
+        let mut children: HashMap<Id, Vec<Id>> = HashMap::new();
+        listing.rows.iter().for_each(|(id, rows)| children.entry(rows.parent).or_default().push(*id));
+        let (mut found, mut open) = (Vec::new(), vec![(0, Vec::new())]);
+        while let Some((at, chain)) = open.pop() {
+            let (parent, before) = (chain.last().map_or(root, |p: &Piece| p.id), end(&chain));
+            for id in children.get(&parent).into_iter().flatten() {
+                let piece = Piece { id: *id, parent, before, len: 0 };
+                let own = self.tokens_of(piece).filter(|own| !own.is_empty());
+                if let Some((own, at)) = own.and_then(|own| Some((own.len(), read(at, &own)?))) {
+                    open.push((at, [&chain[..], &[Piece { len: own, ..piece }]].concat()));
+                }
+            }
+            found.extend((!chain.is_empty()).then_some((at, chain)));
+        }
+        found
+    }
+
+    /// The tokens of rows, by their header.
+    fn tokens_of(&self, piece: Piece) -> Option<Arc<[u32]>> {
+        let lock = || self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(tokens) = lock().get(&piece.id) {
+            return Some(tokens.clone());
+        }
+        let path = self.rows_path(piece);
+        let header = file::read_header(&path).and_then(|found| {
+            let expected = self.header(piece, found.tokens.clone());
+            check("id", piece.id, file::chain(piece.parent, &found.tokens))?;
+            same(&expected, &found)?;
+            Ok(found)
+        });
+        match header {
+            Ok(header) => {
+                let tokens: Arc<[u32]> = header.tokens.into();
+                lock().insert(piece.id, tokens.clone());
+                Some(tokens)
+            }
+            Err(e) => {
+                self.failed(&path, &e);
+                None
+            }
+        }
+    }
+
+    /// What the first rows of a namespace continue: the key, salted for all but the shared one.
+    fn root(&self, namespace: Namespace) -> Id {
+        let key = self.key();
+        let salted =
+            |salt: u64| id_of(blake3::Hasher::new().update(&key.to_le_bytes()).update(&salt.to_le_bytes()));
+        namespace.salt().map_or(key, salted)
+    }
+
+    fn key(&self) -> Id {
+        self.key.get(&self.log)
+    }
+
+    /// Bytes of a snapshot of so many tokens of which nothing is there.
+    fn worst(&self, tokens: usize) -> u64 {
+        let sizes = self.shape.sizes;
+        tokens as u64 * (sizes.row + 4) + self.recurrent() + sizes.logits + 2 * file::OVERHEAD
+    }
+
+    /// Bytes of S and the tails in a file.
+    fn recurrent(&self) -> u64 {
+        self.state.bytes(self.shape.sizes.recurrent)
+    }
+
+    fn rows_path(&self, piece: Piece) -> PathBuf {
+        self.folder.rows_path(piece.id, piece.parent, piece.before == 0)
+    }
+
+    fn header(&self, piece: Piece, tokens: Vec<u32>) -> Header {
+        Header { key: self.key(), id: piece.id, parent: piece.parent, before: piece.before as u64, tokens }
+    }
+
+    fn state_file(&self, chain: &[Piece]) -> (PathBuf, Header) {
+        let id = chain.last().map_or(self.key(), |p| p.id);
+        let header = Header { key: self.key(), id, parent: id, before: end(chain) as u64, tokens: vec![] };
+        (self.folder.state_path(id), header)
+    }
+
+    /// Says what failed, and removes a file that is not what it should be.
+    fn failed(&self, path: &Path, e: &Error) {
+        match e.kind() {
+            ErrorKind::NotFound => {} // somebody made room
+            ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
+                (self.log)(&format!("{}: {e}: dropped, to be read again", path.display()));
+                if let Err(e) = remove(path) {
+                    (self.log)(&format!("{}: {e}", path.display()));
+                }
+            }
+            _ => (self.log)(&format!("{}: {e}", path.display())),
+        }
+    }
+}
+
+/// The pieces that are missing after a chain. One ends at each waypoint, so none takes more memory on its way
+/// than the rows between two.
+fn pieces(root: Id, tokens: &[u32], chain: &[Piece]) -> Vec<Piece> {
+    let (mut before, mut parent) = (end(chain), chain.last().map_or(root, |p| p.id));
+    let mut pieces = Vec::new();
+    while before < tokens.len() {
+        let to = tokens.len().min((before / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS);
+        let id = file::chain(parent, &tokens[before..to]);
+        pieces.push(Piece { id, parent, before, len: to - before });
+        (before, parent) = (to, id);
+    }
+    pieces
+}
+
+/// Tokens of a chain.
+fn end(chain: &[Piece]) -> usize {
+    chain.last().map_or(0, |p| p.before + p.len)
+}
+
+/// As people read sizes.
+fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}

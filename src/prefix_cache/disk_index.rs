@@ -1,0 +1,418 @@
+//! The directory of snapshot files, from their names alone: which continue which, what they weigh, what goes when
+//! there is no room. All models share it, and all processes.
+//!
+//! ```text
+//! ID-PARENT.first   rows of the first tokens; PARENT is the model's key      ID.state   a state after rows ID
+//! ID-PARENT.rows    rows that continue those of PARENT                       *.tmp      not finished
+//! lock              held by the process that writes or makes room  DEVICE-AND-INODE.model   a model file's fingerprint
+//! ```
+//! Files of other users, links and pipes are not used, whatever their names; nor are files that others may write.
+//! Any file may vanish at any time: what needs it is then of no use, and goes when room is made next. A state's time
+//! of change is that of its last use. Next: [`super::disk`].
+
+use super::file::Id;
+use crate::io::private_file;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{Error, ErrorKind, Result};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long another process may hold the lock.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The extension of fingerprints of models.
+pub const MODEL: &str = "model";
+
+/// Fingerprints that are kept; each is some hundred bytes.
+const MODELS: usize = 256;
+
+/// The directory.
+#[derive(Debug)]
+pub struct Folder {
+    /// Where it is.
+    pub dir: PathBuf,
+    /// Bytes of all files at most.
+    pub budget: u64,
+}
+
+/// The files that are there.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Rows by their id.
+    pub rows: HashMap<Id, Rows>,
+    /// States by the id of the rows they end with.
+    pub states: HashMap<Id, StateFile>,
+    /// Unfinished files, if the lock is held, and files that other users may write.
+    useless: Vec<PathBuf>,
+    /// Fingerprints of models: time of change, path, bytes.
+    models: Vec<(SystemTime, PathBuf, u64)>,
+    /// Files with names of ours that another user owns, and such links and pipes.
+    pub foreign: usize,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// A file of rows.
+#[derive(Debug)]
+pub struct Rows {
+    /// What it continues: other rows, or the key.
+    pub parent: Id,
+    /// Whether it continues the key.
+    pub first: bool,
+    bytes: u64,
+}
+
+/// A state's file.
+#[derive(Debug)]
+pub struct StateFile {
+    /// Its size.
+    pub bytes: u64,
+    used: SystemTime,
+}
+
+impl Folder {
+    /// Makes the directory, for its owner only: snapshots hold the tokens of what was read.
+    ///
+    /// # Errors
+    /// Those of the system; a directory of another user.
+    pub fn create(&self) -> Result<()> {
+        private_file::create_dir(&self.dir)
+    }
+
+    /// What is to be said of the directory's mode.
+    pub fn warning(&self) -> Option<String> {
+        let mode = private_file::writable_by_others(&fs::metadata(&self.dir).ok()?)?;
+        let dir = self.dir.display();
+        Some(format!(
+            "{dir}: other users may write in this directory (mode {mode:04o}): chmod 700 keeps them out"
+        ))
+    }
+
+    /// The path of rows.
+    pub fn rows_path(&self, id: Id, parent: Id, first: bool) -> PathBuf {
+        let kind = if first { "first" } else { "rows" };
+        self.dir.join(format!("{id:032x}-{parent:032x}.{kind}"))
+    }
+
+    /// The path of a state.
+    pub fn state_path(&self, id: Id) -> PathBuf {
+        self.dir.join(format!("{id:032x}.state"))
+    }
+
+    /// The files that are there.
+    pub fn list(&self) -> Result<Listing> {
+        let mut listing = Listing::default();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            // Another process may have removed it since.
+            let Ok(about) = entry.metadata() else { continue };
+            listing.add(&entry.path(), &about);
+        }
+        Ok(listing)
+    }
+
+    /// Waits until this process alone may write; that ends when the file is dropped.
+    pub fn lock(&self) -> Result<File> {
+        self.create()?;
+        let path = self.dir.join("lock");
+        let other = |e: Error| {
+            if e.kind() == ErrorKind::InvalidData { Error::other(format!("lock: {e}")) } else { e }
+        };
+        let file = private_file::open_or_create(&path).map_err(other)?;
+        let start = Instant::now();
+        loop {
+            match file.try_lock() {
+                Ok(()) => return Ok(file),
+                // Without locks two processes may write the same file: what comes of it has a wrong checksum.
+                Err(fs::TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => return Ok(file),
+                Err(fs::TryLockError::Error(e)) => return Err(e),
+                Err(fs::TryLockError::WouldBlock) if start.elapsed() > PATIENCE => {
+                    return Err(Error::new(ErrorKind::TimedOut, "another process holds the lock"));
+                }
+                Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
+    /// Says that a state was used just now.
+    pub fn touch(&self, id: Id) {
+        let file = private_file::open_append(&self.state_path(id));
+        // A state that cannot be marked is merely the first to go.
+        let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
+    }
+
+    /// Removes what is of no use, then the states used least recently and the rows only they need, until `need`
+    /// bytes fit. The rows up to `chain` stay. Says why, when that is not enough. The lock must be held.
+    pub fn make_room(&self, listing: &Listing, need: u64, chain: Option<Id>) -> Result<Room> {
+        for path in &listing.useless {
+            remove(path)?;
+        }
+        let mut models: Vec<_> = listing.models.iter().collect();
+        models.sort_unstable();
+        let (old, kept) = models.split_at(models.len().saturating_sub(MODELS));
+        for (_, path, _) in old {
+            remove(path)?;
+        }
+        let mut needed: HashMap<Id, usize> = HashMap::new();
+        for id in chain.into_iter().flat_map(|id| listing.ancestors(id).unwrap_or_default()) {
+            *needed.entry(id).or_default() += 1;
+        }
+        let mut used: Vec<(SystemTime, Id)> = Vec::new();
+        let mut total = need + kept.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
+        for (id, state) in &listing.states {
+            let Some(ancestors) = listing.ancestors(*id) else {
+                remove(&self.state_path(*id))?; // some of its rows are gone
+                continue;
+            };
+            ancestors.into_iter().for_each(|id| *needed.entry(id).or_default() += 1);
+            used.push((state.used, *id));
+            total += state.bytes;
+        }
+        total += needed.keys().map(|id| listing.rows[id].bytes).sum::<u64>();
+        used.sort_unstable();
+        let free = self.free();
+        let limit = self.budget.min(free.saturating_add(listing.bytes) / 2);
+        for (_, id) in used {
+            if total <= limit {
+                break;
+            }
+            remove(&self.state_path(id))?;
+            total -= listing.states[&id].bytes;
+            for id in listing.ancestors(id).unwrap_or_default() {
+                let states = needed.entry(id).or_default();
+                *states -= 1;
+                if *states == 0 {
+                    needed.remove(&id);
+                    total -= listing.rows[&id].bytes;
+                }
+            }
+        }
+        for (id, rows) in listing.rows.iter().filter(|(id, _)| !needed.contains_key(id)) {
+            remove(&self.rows_path(*id, rows.parent, rows.first))?;
+        }
+        Ok(match total <= limit {
+            true => Room::Enough,
+            false if limit == self.budget => Room::Budget(limit),
+            false => Room::Disk(free),
+        })
+    }
+
+    /// Bytes that are free on the disk.
+    pub fn free(&self) -> u64 {
+        fs4::available_space(&self.dir).unwrap_or(u64::MAX)
+    }
+}
+
+/// Whether there is room for a snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// It fits.
+    Enough,
+    /// The budget, of so many bytes, is too small.
+    Budget(u64),
+    /// The disk, with so many bytes free, is too small: the cache takes at most half of what would be free without it.
+    Disk(u64),
+}
+
+impl Listing {
+    fn add(&mut self, path: &Path, about: &fs::Metadata) {
+        let stem = path.file_stem().and_then(|s| s.to_str()).unwrap_or_default();
+        let ids: Option<Vec<Id>> = stem.split('-').map(|id| Id::from_str_radix(id, 16).ok()).collect();
+        let kind = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let ids = match (kind, ids) {
+            ("rows" | "first", Some(ids)) if ids.len() == 2 => ids,
+            ("state" | MODEL, Some(ids)) if ids.len() == 1 => ids,
+            ("tmp", Some(ids)) => ids,
+            _ => return, // not ours
+        };
+        if !about.is_file() || private_file::foreign_owner(about).is_some() {
+            self.foreign += 1;
+            return;
+        }
+        let (bytes, used) = (about.len(), about.modified().unwrap_or(SystemTime::UNIX_EPOCH));
+        self.bytes += bytes;
+        match (kind, &ids[..]) {
+            _ if private_file::writable_by_others(about).is_some() => self.useless.push(path.to_owned()),
+            ("rows" | "first", &[id, parent]) => {
+                self.rows.insert(id, Rows { parent, first: kind == "first", bytes });
+            }
+            ("state", &[id]) => drop(self.states.insert(id, StateFile { bytes, used })),
+            (MODEL, _) => self.models.push((used, path.to_owned(), bytes)),
+            _ => self.useless.push(path.to_owned()),
+        }
+    }
+
+    /// The rows from `id` back to the first; None when some are missing.
+    fn ancestors(&self, id: Id) -> Option<Vec<Id>> {
+        let (mut at, mut found, mut seen) = (id, Vec::new(), HashSet::new());
+        loop {
+            let rows = self.rows.get(&at)?;
+            // Names that go in a circle are nobody's chain.
+            if !seen.insert(at) {
+                return None;
+            }
+            found.push(at);
+            if rows.first {
+                return Some(found);
+            }
+            at = rows.parent;
+        }
+    }
+}
+
+/// Removes a file that may be gone already.
+pub fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder with rows 1 <- 2 <- 3 and 1 <- 4 of 100 bytes, and states of 10 bytes after 2, 3 and 4, used in
+    /// that order.
+    fn folder(budget: u64) -> (tempfile::TempDir, Folder) {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder { dir: dir.path().to_owned(), budget };
+        for (id, parent, first) in [(1, 99, true), (2, 1, false), (3, 2, false), (4, 1, false)] {
+            fs::write(folder.rows_path(id, parent, first), [0; 100]).unwrap();
+        }
+        for id in [2, 3, 4] {
+            let path = folder.state_path(id);
+            fs::write(&path, [0; 10]).unwrap();
+            let used = SystemTime::UNIX_EPOCH + Duration::from_secs(id as u64);
+            File::options().append(true).open(&path).unwrap().set_modified(used).unwrap();
+        }
+        (dir, folder)
+    }
+
+    fn left(folder: &Folder) -> (Vec<Id>, Vec<Id>) {
+        let listing = folder.list().unwrap();
+        let sorted = |ids: Vec<Id>| {
+            let mut ids = ids;
+            ids.sort_unstable();
+            ids
+        };
+        (sorted(listing.rows.into_keys().collect()), sorted(listing.states.into_keys().collect()))
+    }
+
+    fn check(budget: u64, need: u64, chain: Option<Id>, fits: bool, rows: &[Id], states: &[Id]) {
+        let (_dir, folder) = folder(budget);
+        let _lock = folder.lock().unwrap();
+        let room = folder.make_room(&folder.list().unwrap(), need, chain).unwrap();
+        assert_eq!(room, if fits { Room::Enough } else { Room::Budget(budget) });
+        assert_eq!(left(&folder), (rows.to_vec(), states.to_vec()), "{need} bytes in {budget}");
+    }
+
+    #[test]
+    fn the_states_used_least_recently_go_with_the_rows_that_only_they_need() {
+        check(1000, 100, None, true, &[1, 2, 3, 4], &[2, 3, 4]);
+        check(430, 1, None, true, &[1, 2, 3, 4], &[3, 4]);
+        check(430, 11, None, true, &[1, 4], &[4]);
+        check(430, 11, Some(3), true, &[1, 2, 3, 4], &[4]);
+        check(430, 221, None, true, &[], &[]);
+        check(430, 431, None, false, &[], &[]);
+        check(430, 231, Some(2), false, &[1, 2], &[]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_directory_is_its_owners() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Folder { dir: dir.path().join("kimi"), budget: 0 };
+        drop(folder.lock().unwrap());
+        assert_eq!(fs::metadata(&folder.dir).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn what_cannot_be_used_goes() {
+        let (_dir, folder) = folder(1000);
+        let foreign = folder.dir.join("notes.txt");
+        fs::write(&foreign, "x").unwrap();
+        fs::write(folder.state_path(5).with_extension("tmp"), "half").unwrap();
+        fs::remove_file(folder.rows_path(2, 1, false)).unwrap();
+        let _lock = folder.lock().unwrap();
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 0, None).unwrap(), Room::Enough);
+        assert_eq!(left(&folder), (vec![1, 4], vec![4]));
+        assert_eq!(folder.list().unwrap().bytes, 210);
+        assert!(foreign.exists());
+    }
+
+    #[test]
+    fn a_state_that_is_used_stays_longest() {
+        let (_dir, folder) = folder(430);
+        folder.touch(2);
+        let _lock = folder.lock().unwrap();
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 201, None).unwrap(), Room::Enough);
+        assert_eq!(left(&folder), (vec![1, 2], vec![2]));
+    }
+
+    /// A clock that was wrong, now or then: times before 1970 are times.
+    #[test]
+    fn states_used_before_1970_go_first() {
+        let (_dir, folder) = folder(430);
+        let old = SystemTime::UNIX_EPOCH - Duration::from_secs(86_400);
+        File::options().append(true).open(folder.state_path(4)).unwrap().set_modified(old).unwrap();
+        let _lock = folder.lock().unwrap();
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 1, None).unwrap(), Room::Enough);
+        assert_eq!(left(&folder), (vec![1, 2, 3], vec![2, 3]));
+    }
+
+    #[test]
+    fn fingerprints_are_counted_and_bounded() {
+        let (_dir, folder) = folder(100_000);
+        for n in 0..MODELS + 9 {
+            fs::write(folder.dir.join(format!("{n:032x}.{MODEL}")), [0; 104]).unwrap();
+        }
+        let _lock = folder.lock().unwrap();
+        assert_eq!(folder.list().unwrap().bytes, 430 + 104 * (MODELS as u64 + 9));
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 1, None).unwrap(), Room::Enough);
+        assert_eq!(folder.list().unwrap().models.len(), MODELS);
+        let rest = 100_000 - 430 - 104 * MODELS as u64;
+        assert_eq!(folder.make_room(&folder.list().unwrap(), rest, None).unwrap(), Room::Enough);
+        assert_eq!(left(&folder).1, [2, 3, 4]);
+        assert_eq!(folder.make_room(&folder.list().unwrap(), rest + 1, None).unwrap(), Room::Enough);
+        assert_eq!(left(&folder).1, [3, 4]);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn links_pipes_and_files_that_others_may_write_are_not_used() {
+        use std::os::unix::fs::{PermissionsExt, chown, symlink};
+        let (_dir, folder) = folder(1000);
+        let (target, state) = (folder.dir.join("notes"), folder.state_path(3));
+        fs::write(&target, [0; 10]).unwrap();
+        fs::remove_file(&state).unwrap();
+        symlink(&target, &state).unwrap();
+        fs::remove_file(folder.state_path(4)).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(folder.state_path(4)).status().unwrap().success());
+        assert_eq!((left(&folder).1, folder.list().unwrap().foreign), (vec![2], 2));
+        fs::set_permissions(folder.state_path(2), PermissionsExt::from_mode(0o622)).unwrap();
+        let listing = folder.list().unwrap();
+        assert!(listing.states.is_empty() && listing.bytes == 410, "it takes room until room is made");
+        let lock = folder.lock().unwrap();
+        assert_eq!(folder.make_room(&listing, 0, None).unwrap(), Room::Enough);
+        assert!(!folder.state_path(2).exists() && target.exists());
+        drop(lock);
+        let lock = folder.dir.join("lock");
+        fs::remove_file(&lock).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&lock).status().unwrap().success());
+        let error = folder.lock().unwrap_err().to_string();
+        assert_eq!(error, "lock: expected a file that only this user may write, found something else");
+        assert_eq!(folder.warning(), None);
+        fs::set_permissions(&folder.dir, PermissionsExt::from_mode(0o777)).unwrap();
+        let end = ": other users may write in this directory (mode 0777): chmod 700 keeps them out";
+        assert!(folder.warning().unwrap().ends_with(end));
+        if chown(&folder.dir, Some(12345), None).is_err() {
+            println!("skipped: only root may give directories away");
+            return;
+        }
+        let error = folder.create().unwrap_err().to_string();
+        assert_eq!(error, "expected a directory of this user, found one of user 12345");
+    }
+}

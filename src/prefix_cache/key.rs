@@ -1,0 +1,115 @@
+//! What states may be used with: the same model, formats and reader, arithmetic that differs by the device's rounding at
+//! most. Next: [`super::fingerprint`].
+
+use super::Sizes;
+use super::disk::Log;
+use super::file::{Id, id_of};
+use super::fingerprint::Fingerprint;
+use super::state_dtype::StateType;
+use crate::runtime::attention_path::Reader;
+use kernels::backend::{Backend, CacheFormat};
+use std::sync::OnceLock;
+
+/// The key of snapshots of a model, which is known once the model's fingerprint is.
+#[derive(Debug)]
+pub struct Key {
+    fingerprint: Fingerprint,
+    settings: String,
+    id: OnceLock<Id>,
+}
+
+impl Key {
+    /// The prompt's template needs no place in it: token ids are compared, and they are what a template makes. The
+    /// version is there because another build may round otherwise.
+    pub fn new<B: Backend>(
+        fingerprint: Fingerprint,
+        cache: CacheFormat,
+        sizes: Sizes,
+        (state, reader): (StateType, Reader),
+    ) -> Key {
+        let (version, backend) = (env!("CARGO_PKG_VERSION"), B::NUMERICS_VERSION);
+        let settings = format!("{version} {backend} {cache:?} {sizes:?} {state:?} {reader:?}");
+        Key { fingerprint, settings, id: OnceLock::new() }
+    }
+
+    /// The key where replies begin with these ids and not as the model file's own template begins them: the attention
+    /// path of a token depends on that.
+    pub fn with_opening(mut self, opening: Option<&[u32]>) -> Key {
+        if let Some(ids) = opening {
+            self.settings.push_str(&format!(" {ids:?}"));
+        }
+        self
+    }
+
+    /// A key that is known: of states that are no model's, for measurements.
+    pub fn known(id: Id) -> Key {
+        Key { fingerprint: Fingerprint::default(), settings: String::new(), id: OnceLock::from(id) }
+    }
+
+    /// Whether [`Key::get`] costs little, or is `worth` its time: see [`Fingerprint::for_lookup`].
+    pub fn is_ready(&self, worth: bool, log: &Log) -> bool {
+        self.id.get().is_some() || self.fingerprint.for_lookup(worth, log).is_some()
+    }
+
+    /// The key. Reads the whole model where its fingerprint is not known.
+    pub fn get(&self, log: &Log) -> Id {
+        *self.id.get_or_init(|| {
+            let mut hash = blake3::Hasher::new();
+            hash.update(self.settings.as_bytes()).update(&self.fingerprint.get(log).to_le_bytes());
+            id_of(&hash)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use kernels::cpu::Cpu;
+    use kernels::quant::Format;
+    use kernels::reference::Reference;
+    use models::gguf::read::Gguf;
+    use models::gguf::write::Layout;
+    use models::gguf::{Metadata, Value};
+    use std::path::Path;
+
+    /// A file of one tensor and its name.
+    fn file(name: &str, bytes: &[u8]) -> Gguf {
+        let metadata = Metadata(vec![("general.name".into(), Value::String(name.into()))]);
+        let layout = Layout::new(metadata, vec![("x".into(), Format::F32, vec![bytes.len() as u64 / 4])]);
+        let whole = [layout.unwrap().header(), bytes].concat();
+        Gguf::from_bytes("x", Bytes::from(whole)).unwrap()
+    }
+
+    fn key<B: Backend>(file: &Gguf, cache: CacheFormat, state: StateType, reader: Reader) -> Id {
+        let sizes = Sizes { recurrent: 1, row: 2, logits: 3 };
+        let fingerprint = Fingerprint::new(file, Path::new("/"));
+        let log: Log = Box::new(|_| ());
+        Key::new::<B>(fingerprint, cache, sizes, (state, reader)).get(&log)
+    }
+
+    #[test]
+    fn models_formats_readers_and_backends_count() {
+        let zeros = vec![0; 40_000];
+        let mut changed = zeros.clone();
+        changed[39_999] = 1;
+        let model = file("a", &zeros);
+        let keys = [
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&model, CacheFormat::Q8_0, StateType::F32, Reader::One),
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F16, Reader::One),
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F32, Reader::Ask),
+            key::<Reference>(&model, CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&file("b", &zeros), CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&file("a", &changed), CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&file("a", &zeros[..39_996]), CacheFormat::F16, StateType::F32, Reader::One),
+        ];
+        let unlike: std::collections::HashSet<_> = keys.iter().collect();
+        assert_eq!(unlike.len(), keys.len());
+        let opened = |opening: Option<&[u32]>| Key::known(7).with_opening(opening).settings;
+        assert_eq!(opened(None), "");
+        assert_ne!(opened(Some(&[1])), opened(Some(&[2])));
+        let again = key::<Cpu>(&file("a", &zeros), CacheFormat::F16, StateType::F32, Reader::One);
+        assert_eq!(again, keys[0]);
+    }
+}

@@ -1,0 +1,144 @@
+//! How many snapshots are kept and where: the options that every command with a model has.
+
+use super::Store;
+use super::disk::{Disk, Log, Shape};
+use super::disk_index::Folder;
+use super::fingerprint::Fingerprint;
+use super::key::Key;
+use super::state_dtype::StateType;
+use crate::io::host_memory;
+use crate::runtime::attention_path::Reader;
+use anyhow::{Context as _, Result, bail};
+use kernels::backend::Backend;
+use models::gguf::read::Gguf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// A waypoint is kept every so many tokens of a long prompt. On the real model it costs 43 MiB, as much as the
+/// rows of 5,500 tokens, and an edit or a stop re-reads half of this on average: one or two minutes at the speed of
+/// a CPU, a second on a GPU. Half as many tokens would take twice the memory for the sake of a minute.
+pub const WAYPOINT_TOKENS: usize = 8192;
+
+/// What is kept of what was read.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct StoreOptions {
+    /// Memory for snapshots of what was read (default: a quarter of what is free; 0 keeps none)
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub cache_ram: Option<u64>,
+    /// Keep snapshots in this directory (default: kimi in $XDG_CACHE_HOME, ~/.cache)
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Disk space for snapshots (default: 20G), and never more than half of what is free
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub cache_size: Option<u64>,
+    /// How states are kept on disk
+    #[arg(long, value_enum, default_value_t = StateType::F32)]
+    pub cache_state: StateType,
+    /// Keep no snapshots on disk
+    #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
+    pub no_cache: bool,
+    /// Who reads
+    #[arg(skip)]
+    pub reader: Reader,
+    /// What the chat template writes before a reply, where that is not the model file's template
+    #[arg(skip)]
+    pub opening: Option<Vec<u32>>,
+}
+
+/// A million tokens of the real model: 7.9 GiB of rows and 128 waypoints of 43 MiB, 13.3 GiB; and room beside it.
+const DISK_BYTES: u64 = 20 << 30;
+
+impl StoreOptions {
+    /// Keeps nothing: for measurements.
+    pub fn nothing() -> StoreOptions {
+        StoreOptions { cache_ram: Some(0), no_cache: true, ..Default::default() }
+    }
+
+    /// Keeps snapshots in memory only.
+    pub fn in_memory() -> StoreOptions {
+        StoreOptions { no_cache: true, ..Default::default() }
+    }
+
+    /// The store of a model. `log` hears of damage and failures, a line each.
+    ///
+    /// # Errors
+    /// The directory cannot be made, or no thread be started.
+    pub fn open<B: Backend>(&self, b: &Arc<B>, file: &Gguf, shape: Shape, log: Log) -> Result<Store<B>> {
+        let quarter = || host_memory::available(Path::new("/")).map_or(1 << 30, |free| free / 4);
+        let ram = self.cache_ram.unwrap_or_else(quarter);
+        let budget = self.cache_size.unwrap_or(DISK_BYTES);
+        let Some(dir) = self.dir().filter(|_| !self.no_cache && budget > 0) else {
+            return Ok(Store::new(shape.sizes, ram));
+        };
+        let folder = Folder { dir, budget };
+        match folder.create().with_context(|| format!("--cache-dir: {}", folder.dir.display())) {
+            Err(e) if self.cache_dir.is_some() => return Err(e),
+            // Nobody asked for it: a home that cannot be written to is no reason not to run.
+            Err(e) => {
+                log(&format!("snapshots stay in memory: {e:#}"));
+                return Ok(Store::new(shape.sizes, ram));
+            }
+            Ok(()) => {}
+        }
+        folder.warning().iter().for_each(|line| log(line));
+        let fingerprint = Fingerprint::new(file, &folder.dir);
+        let key = Key::new::<B>(fingerprint, shape.cache, shape.sizes, (self.cache_state, self.reader));
+        let key = key.with_opening(self.opening.as_deref());
+        let disk = Disk::new(folder, key, shape.clone(), self.cache_state, log);
+        Ok(Store::with_disk(b, shape, ram, disk)?)
+    }
+
+    /// Where snapshots are on disk; None without a home.
+    fn dir(&self) -> Option<PathBuf> {
+        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
+        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
+        self.cache_dir.clone().or_else(|| Some(cache.or_else(home)?.join("kimi")))
+    }
+}
+
+/// `500M`, `16G`, `1.5GiB`, `1048576`: binary multiples.
+///
+/// # Errors
+/// No number, an unknown unit, or more than any memory.
+pub fn size(text: &str) -> Result<u64> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = unit.trim().to_ascii_uppercase();
+    let shift = match unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit) {
+        "" => 0,
+        "K" => 10,
+        "M" => 20,
+        "G" => 30,
+        "T" => 40,
+        _ => bail!("expected a size such as 500M or 16G, found {text:?}"),
+    };
+    match number.parse::<f64>() {
+        Ok(n) if n * f64::from(2).powi(shift) <= f64::from(2).powi(53) => {
+            Ok((n * f64::from(2).powi(shift)) as u64)
+        }
+        _ => bail!("expected a size such as 500M or 16G, found {text:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("1048576", 1 << 20),
+            ("500M", 500 << 20),
+            ("1.5GiB", 3 << 29),
+            ("2 kb", 2048),
+            ("1T", 1 << 40),
+        ] {
+            assert_eq!(size(text).unwrap(), bytes, "{text}");
+        }
+        for text in ["", "M", "-1", "1X", "1e9", "9999999T", "1.2.3"] {
+            let error = size(text).unwrap_err().to_string();
+            assert_eq!(error, format!("expected a size such as 500M or 16G, found {text:?}"));
+        }
+    }
+}

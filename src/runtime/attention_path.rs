@@ -1,0 +1,197 @@
+//! Which tokens of a prompt are read in the expanded form of attention: those far inside a long message.
+//!
+//! A token's form depends on the tokens before it and on where the question begins, never on what comes after it or on how
+//! a prompt is cut: what was restored gives the same bits as what was never interrupted. A message begins after a special
+//! token or with the question about a document, which then costs what its own tokens cost. Replies are absorbed, since
+//! they come token by token. Snapshots belong to a [`Reader`].
+
+use crate::runtime::engine::Engine;
+use kernels::backend::Backend;
+use models::kimi_linear::mla::MlaPath;
+use models::template::{Message, Template};
+use models::tokenizer::Vocabulary;
+use serde_json::Map;
+use std::ops::Range;
+
+/// Tokens at the beginning of a message that are absorbed, however long it is: keys and values that are made for a step
+/// pay from some 170 tokens on.
+pub const LONG: usize = 1024;
+
+/// How many times longer steps are in expanded form; where memory is planned for, steps are as long.
+pub const LONG_STEP: usize = 2;
+
+/// Who reads, and so how; snapshots of one are not used by another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reader {
+    /// One conversation or text.
+    #[default]
+    One,
+    /// Documents with a question at their end.
+    Ask,
+}
+
+/// The message that a token is in.
+#[derive(Clone, Copy)]
+struct Place {
+    start: usize,
+    reply: bool,
+}
+
+impl Place {
+    fn form(self, token: usize) -> MlaPath {
+        if self.reply || token - self.start < LONG { MlaPath::Absorbed } else { MlaPath::Materialized }
+    }
+}
+
+impl<B: Backend> Engine<B> {
+    /// The form of the first of these tokens of a prompt, and where those that share it end. `question`: where the
+    /// question about a document begins.
+    pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (MlaPath, usize) {
+        let mut place = self.place(prompt, tokens.start, question);
+        let form = place.form(tokens.start);
+        let mut end = tokens.start + 1;
+        while end < tokens.end {
+            if self.is_special(prompt[end - 1]) || question == Some(end) {
+                place = self.place(prompt, end, question);
+            }
+            if place.form(end) != form {
+                break;
+            }
+            end += 1;
+        }
+        (form, end.min(tokens.end))
+    }
+
+    /// Tokens that are read together at most: more where keys and values are made for a step, which costs the same for
+    /// a few as for many.
+    pub fn step(&self, form: MlaPath) -> usize {
+        if form == MlaPath::Materialized { self.batch * LONG_STEP } else { self.batch }
+    }
+
+    /// Whether some of these tokens, which came one by one, would be read in expanded form: nobody else may go on from
+    /// the state after them.
+    pub fn apart(&self, all: &[u32], tokens: Range<usize>) -> bool {
+        let mut at = tokens.start;
+        while at < tokens.end {
+            let (form, end) = self.form(all, at..tokens.end, None);
+            if form == MlaPath::Materialized {
+                return true;
+            }
+            at = end;
+        }
+        false
+    }
+
+    fn place(&self, prompt: &[u32], token: usize, question: Option<usize>) -> Place {
+        let mut start = question.filter(|question| *question <= token).unwrap_or(0);
+        let mut reply = false;
+        // Back to the end of the message before: a reply may hold special tokens of its own.
+        for at in (0..token).rev().filter(|at| self.is_special(prompt[*at])) {
+            start = start.max(at + 1);
+            reply = self.opens(&prompt[..=at], &prompt[at + 1..]);
+            if reply || self.is_end(prompt[at]) {
+                break;
+            }
+        }
+        Place { start, reply }
+    }
+
+    /// Whether a reply begins here, or where the words of its opening that are no special tokens end.
+    fn opens(&self, before: &[u32], after: &[u32]) -> bool {
+        let special = self.opening.iter().rposition(|id| self.is_special(*id)).map_or(0, |at| at + 1);
+        let (head, tail) = self.opening.split_at(special);
+        special > 0 && before.ends_with(head) && after.starts_with(tail)
+    }
+
+    fn is_special(&self, id: u32) -> bool {
+        self.tokenizer.as_ref().is_some_and(|t| t.is_special(id))
+    }
+}
+
+/// The ids that a template writes before a reply; none if it does not say.
+pub fn opening(template: Option<&Template>, tokenizer: Option<&Vocabulary>) -> Vec<u32> {
+    let (Some(template), Some(tokenizer)) = (template, tokenizer) else { return Vec::new() };
+    let render = |asks| template.render(&[Message::new("user", "x")], &[], asks, &Map::new()).ok();
+    let Some(said) = render(false) else { return Vec::new() };
+    match render(true) {
+        Some(asks) if asks.text().starts_with(said.text()) => asks.encode_after(said.text().len(), tokenizer),
+        _ => Vec::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prefix_cache::options::StoreOptions;
+    use crate::runtime::engine::{CacheType, EngineArgs};
+    use kernels::cpu::Cpu;
+
+    fn demo() -> Engine<Cpu> {
+        let args = EngineArgs {
+            model: None,
+            threads: Some(1),
+            ctx: None,
+            batch: 512,
+            cache_type: CacheType::F16,
+            mlock: false,
+            device: Default::default(),
+            store: StoreOptions::nothing(),
+            state_room: None,
+            chat_template: None,
+        };
+        Engine::open_with(&args, Box::new(|_| ())).unwrap()
+    }
+
+    /// Every token's form, from pieces of at most `most` tokens.
+    fn forms(engine: &Engine<Cpu>, prompt: &[u32], question: Option<usize>, most: usize) -> Vec<MlaPath> {
+        let mut forms = Vec::new();
+        while forms.len() < prompt.len() {
+            let at = forms.len();
+            let (form, end) = engine.form(prompt, at..prompt.len().min(at + most), question);
+            assert!(end > at && end <= at + most);
+            forms.resize(end, form);
+        }
+        forms
+    }
+
+    fn expanded(forms: &[MlaPath]) -> Vec<usize> {
+        (0..forms.len()).filter(|i| forms[*i] == MlaPath::Materialized).collect()
+    }
+
+    #[test]
+    fn far_inside_a_long_message_and_nowhere_else() {
+        let engine = demo();
+        let tokenizer = engine.tokenizer().unwrap();
+        let long = "word ".repeat(1500);
+        let text = |role: &str, said: &str| format!("<|im_{role}|>{role}<|im_middle|>{said}<|im_end|>");
+        let call = format!("Let me see. <|tool_calls_section_begin|>{long}");
+        let turns = [("user", long.as_str()), ("assistant", &long), ("user", "Who?"), ("assistant", &call)];
+        let prompt: String = turns.iter().map(|(role, said)| text(role, said)).collect();
+        let prompt = tokenizer.encode_with_specials(&prompt);
+        let middle = tokenizer.specials().id("<|im_middle|>").unwrap();
+        let start = 1 + prompt.iter().position(|id| *id == middle).unwrap();
+        let end = 1 + prompt.iter().position(|id| tokenizer.is_end(*id)).unwrap();
+        assert!(end - start > LONG + 300 && prompt.len() > 2 * end);
+        let all = forms(&engine, &prompt, None, prompt.len());
+        assert_eq!(expanded(&all), (start + LONG..end).collect::<Vec<_>>());
+        for most in [1, 7, 512] {
+            assert_eq!(forms(&engine, &prompt, None, most), all, "pieces of {most}");
+        }
+        let cut = forms(&engine, &prompt[..end - 100], None, 512);
+        assert_eq!(cut, all[..end - 100], "what comes after does not matter");
+        let question = start + LONG + 50;
+        let found = expanded(&forms(&engine, &prompt, Some(question), 512));
+        assert_eq!(found, (start + LONG..question).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_prompt_without_messages_is_one() {
+        let engine = demo();
+        let forms = forms(&engine, &[70; LONG + 9], None, 100);
+        assert_eq!(expanded(&forms), (LONG..LONG + 9).collect::<Vec<_>>());
+        let apart = |tokens| engine.apart(&[70; LONG + 9], tokens);
+        assert!(
+            !apart(0..LONG) && !apart(LONG..LONG) && apart(LONG - 1..LONG + 1) && apart(LONG + 3..LONG + 4)
+        );
+    }
+}

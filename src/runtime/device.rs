@@ -1,0 +1,152 @@
+//! Where a model computes: `--device cpu`, `cuda` or `auto`.
+//!
+//! Everything above a backend is generic over it; [`on_device!`] is the one place where a command meets both. The
+//! default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
+
+use crate::io::host_memory;
+use crate::prefix_cache::disk::Log;
+use crate::runtime::engine::EngineArgs;
+use crate::runtime::placement::{Demand, Experts, Placement, Wish};
+use anyhow::{Context as _, Result, bail};
+use kernels::cpu::Cpu;
+use kernels::cuda::Cuda;
+use models::kimi_linear::config::Config;
+use std::path::Path;
+
+/// Where to compute, and what of the GPU may be used.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct DeviceArgs {
+    /// Where to compute (default: cpu, until the CUDA backend has run on a GPU)
+    #[arg(long, value_enum, default_value_t)]
+    pub device: Device,
+    /// Memory of the GPU to use at most (default: what is free)
+    #[arg(long, value_name = "SIZE", value_parser = crate::prefix_cache::options::size)]
+    pub gpu_memory: Option<u64>,
+    /// Experts of each layer that the GPU keeps where not all fit: those used most (default: as many as fit)
+    #[arg(long, value_name = "EXPERTS")]
+    pub hot_experts: Option<usize>,
+    /// Layers whose experts all stay in RAM; those of the others are on the GPU whole
+    #[arg(long, value_name = "LAYERS", conflicts_with = "hot_experts")]
+    pub cpu_experts: Option<usize>,
+    /// Layers whose experts are on the GPU whole, as --cpu-experts is the rest
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with_all = ["cpu_experts", "hot_experts"])]
+    pub gpu_layers: Option<usize>,
+}
+
+/// Where to compute.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Device {
+    /// This machine's processor
+    #[default]
+    Cpu,
+    /// The first CUDA device, or an error that says why not
+    Cuda,
+    /// The first CUDA device where there is one and the model fits it, else the processor
+    Auto,
+}
+
+/// A backend that was asked for.
+pub enum Chosen {
+    /// The processor.
+    Cpu(Cpu),
+    /// A CUDA device, and what of the arguments fits it.
+    Cuda(Box<Cuda>, Box<EngineArgs>),
+}
+
+/// The backend that the arguments ask for. Why it is not the GPU, or what goes there, is told to `log` in a line.
+///
+/// # Errors
+/// A GPU was asked for and cannot be used.
+pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
+    let cpu = || Ok(Chosen::Cpu(Cpu::detect(args.threads)));
+    match args.device.device {
+        Device::Cpu => cpu(),
+        Device::Cuda => cuda(args, log).context("--device cuda"),
+        Device::Auto => match cuda(args, log) {
+            Ok(chosen) => Ok(chosen),
+            Err(e) => {
+                log(&format!("computing on the CPU: {e:#}"));
+                cpu()
+            }
+        },
+    }
+}
+
+/// Tokens a step from which experts that travel are no longer what a prompt waits for.
+const LARGE_STEP: usize = 2048;
+
+/// The device, with room planned for the model.
+fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
+    let cuda = Cuda::detect()?.with_threads(args.threads);
+    let [free, _] = cuda.memory();
+    let free = args.device.gpu_memory.map_or(free, |most| most.min(free));
+    let plan = plan(args, free)?;
+    if plan.lacking > 0 {
+        let (name, lacking) = (&cuda.device().name, plan.lacking.div_ceil(1 << 20));
+        bail!(
+            "{name}: {lacking} MiB too little: {plan}; less --ctx, less --batch or --cache-type q8_0 need less"
+        );
+    }
+    log(&plan.to_string());
+    if plan.staging > 0 && args.batch < LARGE_STEP {
+        log(&format!(
+            "experts in RAM travel to the GPU once every {} tokens of a prompt; --batch {LARGE_STEP} reads long ones faster",
+            args.batch
+        ));
+    }
+    let [room, _] = plan.demand.arriving.filter(|_| plan.staging > 0).unwrap_or_default();
+    cuda.limit_stacks(plan.whole, room, plan.slots)?;
+    // Contexts end where the plan does, and snapshots in memory are on the device: they get half of what is left.
+    let spare = free.saturating_sub(plan.gpu) / 2;
+    let mut args = Box::new(args.clone());
+    args.ctx = args.ctx.or(Some(plan.demand.context));
+    let snapshots = args.store.cache_ram.unwrap_or(spare).min(spare);
+    if let Some(asked) = args.store.cache_ram.filter(|asked| *asked > spare) {
+        let [asked, spare] = [asked, spare].map(|bytes| bytes >> 20);
+        log(&format!("--cache-ram: snapshots are on the GPU, which has {spare} MiB for them, not {asked}"));
+    }
+    args.store.cache_ram = Some(snapshots);
+    // What is planned for one sequence, and what is left, is for all that are served at once.
+    args.state_room = Some(free.saturating_sub(plan.gpu) - snapshots + plan.demand.state + plan.demand.cache);
+    Ok(Chosen::Cuda(Box::new(cuda), args))
+}
+
+/// What goes where with so many free bytes on a GPU.
+///
+/// # Errors
+/// The model's file does not open or is of another architecture.
+pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
+    let file = crate::runtime::builtin_model::open(args.model.as_deref())?;
+    let config = Config::from_gguf(&file)?;
+    let wish = Wish { context: args.ctx, cache: args.cache_type.into(), batch: args.batch as u64 };
+    let memory = host_memory::available(Path::new("/"));
+    let (demand, device) = (Demand::of(&file, &config, &wish), &args.device);
+    let others = device.gpu_layers.map(|layers| demand.experts.len().saturating_sub(layers));
+    let hot = Experts::Hot(device.hot_experts.unwrap_or(usize::MAX));
+    let wanted = device.cpu_experts.or(others).map_or(hot, Experts::But);
+    Ok(Placement::plan(demand, free, memory, wanted))
+}
+
+/// Runs `$body` with the engine that `$args` ask for, as `$engine`: `on_device!(args, |engine| use_it(&engine))`. Trouble
+/// with snapshots is told on standard error, or to a log that is given.
+macro_rules! on_device {
+    ($args:expr, |$engine:ident| $body:expr) => {
+        $crate::runtime::device::on_device!($args, Box::new($crate::io::output::tell), |$engine| $body)
+    };
+    ($args:expr, $log:expr, |$engine:ident| $body:expr) => {{
+        let (args, log): (&$crate::runtime::engine::EngineArgs, $crate::prefix_cache::disk::Log) =
+            ($args, $log);
+        args.announce(&log);
+        match $crate::runtime::device::choose(args, &log)? {
+            $crate::runtime::device::Chosen::Cpu(backend) => {
+                let $engine = $crate::runtime::engine::Engine::load(backend, args, log)?;
+                $body
+            }
+            $crate::runtime::device::Chosen::Cuda(backend, args) => {
+                let $engine = $crate::runtime::engine::Engine::load(*backend, &args, log)?;
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use on_device;

@@ -1,0 +1,85 @@
+//! What memory a model takes beside its weights, from its hyperparameters alone.
+
+use kernels::quant::Format;
+use models::kimi_linear::config::{Config, MixerKind};
+use serde::Serialize;
+
+/// Bytes of a value of the state, which is always f32.
+const F32: u64 = 4;
+
+/// Memory beside the weights.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Need {
+    /// KDA's matrices S, whatever the context.
+    pub kda_state_bytes: u64,
+    /// The inputs that the short convolutions look back on.
+    pub conv_bytes: u64,
+    /// Of a token in all MLA layers, as f16.
+    pub f16_bytes_per_token: u64,
+    /// The same as q8_0.
+    pub q8_0_bytes_per_token: u64,
+    /// Activations of a batch: an estimate.
+    pub workspace_bytes: u64,
+}
+
+impl Need {
+    /// Of one sequence, processed `batch` tokens at a time.
+    pub fn of(c: &Config, batch: u64) -> Need {
+        let (kda, mla) = (c.count(MixerKind::Kda) as u64, c.count(MixerKind::Mla) as u64);
+        let width = (c.kda.heads * c.kda.head_dim) as u64;
+        // Rows that are not whole blocks are padded.
+        let row = |format: Format| {
+            let values = c.cache_width().next_multiple_of(format.block_len()) as u64;
+            format.row_bytes(values).unwrap_or(0)
+        };
+        Need {
+            kda_state_bytes: product([kda, width, c.kda.head_dim as u64, F32]),
+            conv_bytes: product([kda, 3 * (c.kda.conv_taps as u64 - 1), width, F32]),
+            f16_bytes_per_token: mla * row(Format::F16),
+            q8_0_bytes_per_token: mla * row(Format::Q8_0),
+            workspace_bytes: workspace(c, batch),
+        }
+    }
+
+    /// State and cache of `context` tokens, and the workspace.
+    pub fn total(&self, cache_bytes_per_token: u64, context: u64) -> u64 {
+        let cache = product([cache_bytes_per_token, context]);
+        [cache, self.kda_state_bytes, self.conv_bytes]
+            .into_iter()
+            .fold(self.workspace_bytes, u64::saturating_add)
+    }
+}
+
+/// Sizes from a hostile file may be beyond any memory: then so is their product.
+fn product<const N: usize>(factors: [u64; N]) -> u64 {
+    factors.into_iter().fold(1, u64::saturating_mul)
+}
+
+/// The widest layer's activations and the residual stream's, and logits of one token.
+fn workspace(c: &Config, batch: u64) -> u64 {
+    // q, k, v before and after their convolutions, gate, output gate, output
+    let kda = 9 * c.kda.heads * c.kda.head_dim;
+    let m = &c.mla;
+    let mla = m.heads * (m.nope_dim + 2 * m.latent_dim + 2 * m.pe_dim + m.value_dim);
+    let dense = 3 * c.dense_hidden;
+    let moe = c.moe.routing.top_k * (3 * c.moe.hidden + c.dim) + 3 * c.moe.shared * c.moe.hidden;
+    let widest = [kda, mla, dense, moe].into_iter().max().unwrap_or(0);
+    let values = product([batch, (4 * c.dim + widest) as u64]).saturating_add(c.vocab as u64);
+    product([F32, values])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::commands::synth::Preset;
+
+    #[test]
+    fn the_real_model_needs_what_its_arithmetic_says() {
+        let need = Need::of(&Config::from_gguf(&Preset::Real.metadata_only()).unwrap(), 512);
+        assert_eq!((need.kda_state_bytes, need.conv_bytes), (41_943_040, 2_949_120));
+        assert_eq!((need.f16_bytes_per_token, need.q8_0_bytes_per_token), (8_064, 4_284));
+        assert!((100 << 20..200 << 20).contains(&need.workspace_bytes), "{}", need.workspace_bytes);
+        assert_eq!(need.total(8_064, 1 << 20), (8_064 << 20) + 41_943_040 + 2_949_120 + need.workspace_bytes);
+        assert_eq!(need.total(u64::MAX, 2), u64::MAX);
+    }
+}

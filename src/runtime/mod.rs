@@ -1,0 +1,13 @@
+//! Loads a model and runs it: [`engine`] (weights, tokenizer, template and prefix cache on a backend), [`session`] (token
+//! ids to [`logits`]), and what both rest on: the device, its memory plan and the attention path. It samples nothing.
+
+pub(crate) mod attention_path;
+pub(crate) mod builtin_model;
+pub(crate) mod chat_template;
+pub(crate) mod device;
+pub mod engine;
+pub(crate) mod logits;
+pub(crate) mod memory_estimate;
+pub(crate) mod placement;
+pub mod session;
+pub mod template_worker;
