@@ -17,9 +17,9 @@ fn main() -> ExitCode {
     match kimi::cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if reader_left(&e) => ExitCode::SUCCESS,
-        Err(e) if e.is::<kimi::cli::Stopped>() => ExitCode::from(130), // as shells know it: 128 and SIGINT
+        Err(e) if e.is::<kimi::io::errors::Stopped>() => ExitCode::from(130), // as shells know it: 128 and SIGINT
         Err(e) => {
-            kimi::io::output::tell(&format!("kimi: {}", kimi::cli::one_line(&e)));
+            kimi::io::output::tell(&format!("kimi: {}", kimi::io::errors::one_line(&e)));
             ExitCode::FAILURE
         }
     }

@@ -5,9 +5,9 @@
 //! Runs of space count as one, as a quote may be wrapped otherwise than its file. A quote that begins within the very
 //! token that has the `>` is left free, and [`super::quotes`] looks it up like any other.
 
-use super::document::Document;
 use crate::generation::grammar;
 use crate::generation::sample::Constraint;
+use crate::io::document::Document;
 use models::tokenizer::Vocabulary;
 use std::sync::{Arc, OnceLock};
 use toktrie::{Recognizer, SimpleVob, TokTrie};

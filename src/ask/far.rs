@@ -3,8 +3,9 @@
 
 use super::{AskArgs, Source};
 use crate::client::{Delta, Remote};
-use crate::generation::generate::{Stats, grouped};
+use crate::generation::generate::Stats;
 use crate::io::output::tell;
+use crate::io::units::grouped;
 use anyhow::{Context as _, Result, bail};
 use models::template::Message;
 use std::ops::ControlFlow;

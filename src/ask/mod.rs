@@ -5,33 +5,28 @@
 //! said before and while reading), [`copying`] and [`quotes`].
 
 mod copying;
-pub(crate) mod document;
 mod far;
 mod near;
 pub(crate) mod pace;
 pub(crate) mod quotes;
 mod reading;
 
-use crate::cli::{Stopped, one_line};
 use crate::client::EndpointArgs;
 use crate::generation::generate::{Ended, Stats};
 use crate::generation::sample::Sampling;
-use crate::io::output::{Output, is_printable, printable, tell};
+use crate::io::document::{self, Document};
+use crate::io::errors::{Stopped, one_line};
+use crate::io::line_editor::{Line, LineEditor};
+use crate::io::output::{Output, tell};
 use crate::runtime::attention_path::Reader;
 use crate::runtime::builtin_model;
 use crate::runtime::device::on_device;
 use crate::runtime::engine::EngineArgs;
 use anyhow::{Result, bail};
-use document::Document;
 use far::Far;
 use near::Near;
 use quotes::{Annotated, Quote, Texts};
-use rustyline::error::ReadlineError;
-use rustyline::highlight::{CmdKind, Highlighter};
-use rustyline::history::DefaultHistory;
-use rustyline::{Completer, Editor, Helper, Hinter, Validator};
 use serde::Serialize;
-use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -152,24 +147,22 @@ struct Answer<'a> {
 impl<S: Source> Ask<'_, S> {
     /// Questions from the terminal or a pipe, until its end.
     fn keep_asking(&mut self) -> Result<()> {
-        let mut editor: Editor<Shown, DefaultHistory> = Editor::new()?;
-        editor.set_helper(Some(Shown));
+        let mut editor = LineEditor::new()?;
         let (mut asked, mut failed) = (0, 0);
         loop {
-            match editor.readline("? ") {
-                Ok(line) if line.trim().is_empty() => {}
-                Ok(line) => {
-                    editor.add_history_entry(&line)?;
+            match editor.read("? ")? {
+                Line::Text(line) if line.trim().is_empty() => {}
+                Line::Text(line) => {
+                    editor.remember(&line)?;
                     asked += 1;
                     if let Err(e) = self.answer(line.trim()) {
                         tell(&one_line(&e));
                         failed += 1;
                     }
                 }
-                Err(ReadlineError::Interrupted) => tell("(Ctrl-D leaves)"),
-                Err(ReadlineError::Eof) if failed == 0 || std::io::stdin().is_terminal() => return Ok(()),
-                Err(ReadlineError::Eof) => bail!("{failed} of {asked} questions without an answer"),
-                Err(e) => return Err(e.into()),
+                Line::Interrupted => tell("(Ctrl-D leaves)"),
+                Line::End if failed == 0 || std::io::stdin().is_terminal() => return Ok(()),
+                Line::End => bail!("{failed} of {asked} questions without an answer"),
             }
         }
     }
@@ -255,20 +248,6 @@ fn joined(documents: &[Document]) -> String {
             let named = several.iter().map(|d| format!("{}:{BETWEEN}{}", d.name, d.text.trim_end()));
             named.collect::<Vec<_>>().join(BETWEEN)
         }
-    }
-}
-
-/// Shows a question while it is typed or pasted, without what a terminal would obey.
-#[derive(Completer, Helper, Hinter, Validator)]
-struct Shown;
-
-impl Highlighter for Shown {
-    fn highlight<'l>(&self, line: &'l str, _: usize) -> Cow<'l, str> {
-        if is_printable(line) { line.into() } else { printable(line).into() }
-    }
-
-    fn highlight_char(&self, line: &str, _: usize, _: CmdKind) -> bool {
-        !is_printable(line)
     }
 }
 

@@ -1,11 +1,11 @@
 //! A model here answers: the files are read once, and what was read is kept on the way.
 
 use super::copying::Copies;
-use super::document::Document;
 use super::reading::Reading;
 use super::{AskArgs, BETWEEN, Source, joined};
 use crate::generation::conversation::Conversation;
 use crate::generation::generate::{Event, Request, Stats, generate};
+use crate::io::document::Document;
 use crate::runtime::engine::Engine;
 use crate::runtime::session::Session;
 use anyhow::{Result, bail};

@@ -3,7 +3,7 @@
 //! Space does not count, and neither does the form of quotation marks and dashes: a quote may be wrapped otherwise
 //! than its file. Everything else has to be there to the letter. A leaf.
 
-use super::document::Document;
+use crate::io::document::Document;
 use serde::Serialize;
 
 /// Where a quote stands.

@@ -3,15 +3,15 @@
 
 use super::pace::{Pace, duration};
 use super::watched;
-use crate::generation::generate::grouped;
 use crate::io::host_memory;
 use crate::io::output::tell;
+use crate::io::progress::Progress;
+use crate::io::units::grouped;
 use crate::prefix_cache::Sizes;
 use crate::runtime::engine::Engine;
 use crate::runtime::memory_estimate::Need;
 use crate::runtime::session::Prefill;
 use anyhow::{Result, bail};
-use indicatif::{ProgressBar, ProgressStyle};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ const LINE_EVERY: Duration = Duration::from_secs(10);
 
 /// A prompt on its way into the state.
 pub(super) struct Reading {
-    bar: Option<ProgressBar>,
+    bar: Option<Progress>,
     pace: Pace,
     sizes: Sizes,
     workspace: u64,
@@ -42,9 +42,8 @@ impl Reading {
         let config = &engine.model.config;
         let long = total - found.reused > engine.batch;
         let bar = (watched() && long && !quiet).then(|| {
-            let style = "reading {bar:30} {percent:>3}%  {human_pos} of {human_len} tokens  {msg}";
-            let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(total as u64).with_style(style).with_position(found.reused as u64)
+            let template = "reading {bar:30} {percent:>3}%  {human_pos} of {human_len} tokens  {msg}";
+            Progress::new(total as u64, found.reused as u64, template)
         });
         Reading {
             bar,
@@ -118,6 +117,6 @@ impl Reading {
 
     /// The bar goes.
     pub(super) fn finish(&self) {
-        self.bar.iter().for_each(ProgressBar::finish_and_clear);
+        self.bar.iter().for_each(Progress::finish);
     }
 }

@@ -11,7 +11,7 @@ use super::talk::{self, Back, Talk, Todo};
 use super::theme::{Ink, Theme};
 use super::transcript::Transcript;
 use super::worker::Report;
-use crate::cli::one_line;
+use crate::io::errors::one_line;
 use anyhow::Result;
 use crossterm::event::KeyEvent;
 use std::path::PathBuf;

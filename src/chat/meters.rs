@@ -1,7 +1,7 @@
 //! What the engine is doing and how fast, in words that fit a row.
 
 use super::app::{App, State};
-use crate::generation::generate::grouped;
+use crate::io::units::grouped;
 use unicode_width::UnicodeWidthStr;
 
 const BAR: usize = 20;

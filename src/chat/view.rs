@@ -8,7 +8,7 @@ use super::layout::Row;
 use super::meters;
 use super::picker::{self, Picker};
 use super::theme::{Ink, Look};
-use crate::generation::generate::grouped;
+use crate::io::units::grouped;
 use models::visible::visible;
 use ratatui::Frame;
 use ratatui::buffer::Buffer;

@@ -4,8 +4,8 @@
 
 use super::far::Far as Elsewhere;
 use super::reply::{About, Ask, Local, Outcome, Replier, Step};
-use crate::cli::one_line;
 use crate::client::{EndpointArgs, Remote};
+use crate::io::errors::one_line;
 use crate::runtime::device::on_device;
 use crate::runtime::engine::{Engine, EngineArgs};
 use anyhow::Result;

@@ -3,12 +3,12 @@
 //! Depth is made by filling the latent caches with random rows: the time of a step depends on their number, not
 //! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
 
-use crate::commands::inspect::size;
 use crate::commands::profiler::{self, Profiled};
 use crate::generation::generate::met_line;
 use crate::generation::sample::argmax;
 use crate::io::host_memory;
 use crate::io::output::{Output, tell};
+use crate::io::units::format_size;
 use crate::runtime::attention_path::LONG;
 use crate::runtime::device::on_device;
 use crate::runtime::engine::{Engine, EngineArgs};
@@ -195,13 +195,13 @@ fn print(report: &Report, json: bool) -> Result<()> {
     writeln!(out, "{}  {:.2} GiB", report.model, report.weights_bytes as f64 / (1u64 << 30) as f64)?;
     write!(out, "{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s)?;
     if let Some(bytes) = report.peak_resident_bytes {
-        write!(out, "; at most {} resident", size(bytes))?;
+        write!(out, "; at most {} resident", format_size(bytes))?;
     }
     if let Some([hits, lookups]) = report.experts_met {
         write!(out, "; {}", met_line(ExpertCacheStats { hits, lookups }))?;
     }
     match report.disk_read_bytes {
-        Some(bytes) if bytes > 0 => writeln!(out, "; {} read from disk", size(bytes))?,
+        Some(bytes) if bytes > 0 => writeln!(out, "; {} read from disk", format_size(bytes))?,
         _ => writeln!(out)?,
     }
     writeln!(

@@ -1,14 +1,14 @@
 //! `kimi convert`: arguments, the progress bar, and what is printed of a conversion or a dry run.
 
 use crate::io::output::{Output, tell};
+use crate::io::progress;
 use crate::runtime::chat_template;
 use crate::runtime::engine::threads;
 use anyhow::Result;
 use convert::{Mix, Options, Override, Progress, Summary};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use kernels::quant::Format;
 use models::gguf::read::Gguf;
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -124,14 +124,15 @@ impl Progress for Warnings {
 /// A bar with rate and time left on a terminal; a line every ten seconds elsewhere.
 #[derive(Default)]
 struct Bar {
-    bar: Option<ProgressBar>,
+    bar: Option<progress::Progress>,
+    total: u64,
     last_line: Option<Instant>,
 }
 
 impl Bar {
     fn finish(&mut self) {
         if let Some(bar) = self.bar.take() {
-            bar.finish_and_clear();
+            bar.finish();
         }
     }
 }
@@ -141,18 +142,9 @@ impl Progress for Bar {
         if done > 0 {
             tell(&format!("going on after {:.2} of {:.2} GiB", done as f64 / GIB, total as f64 / GIB));
         }
-        let target = if std::io::stderr().is_terminal() {
-            ProgressDrawTarget::stderr()
-        } else {
-            ProgressDrawTarget::hidden()
-        };
-        let bar = ProgressBar::with_draw_target(Some(total), target).with_position(done);
-        let style = "{bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}";
-        if let Ok(style) = ProgressStyle::with_template(style) {
-            bar.set_style(style);
-        }
-        bar.reset_eta();
-        self.bar = Some(bar);
+        let template = "{bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}";
+        self.total = total;
+        self.bar = Some(progress::Progress::new(total, done, template));
         self.last_line = Some(Instant::now());
     }
 
@@ -167,7 +159,7 @@ impl Progress for Bar {
         bar.inc(bytes);
         let due = self.last_line.is_some_and(|t| t.elapsed() > Duration::from_secs(10));
         if bar.is_hidden() && due {
-            let (done, total) = (bar.position(), bar.length().unwrap_or(0));
+            let (done, total) = (bar.position(), self.total);
             tell(&format!(
                 "{}% ({:.2} of {:.2} GiB)",
                 done * 100 / total.max(1),

@@ -1,7 +1,7 @@
 //! `kimi logits`: the logits of all positions as a NumPy file, for comparing with other implementations.
 
-use crate::io::output::tell;
-use crate::io::prompt::{PromptArgs, partial_path};
+use crate::io::output::{partial_path, tell};
+use crate::io::prompt::PromptArgs;
 use crate::runtime::device::on_device;
 use crate::runtime::engine::{Engine, EngineArgs};
 use crate::runtime::session::Session;

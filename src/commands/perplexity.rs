@@ -3,8 +3,8 @@
 //! As llama.cpp counts it: the text in windows of N tokens, each from an empty state, and of each window only the
 //! second half is scored. KL divergence is D(baseline || model), averaged over the scored positions.
 
-use crate::io::output::Output;
-use crate::io::prompt::{PromptArgs, partial_path};
+use crate::io::output::{Output, partial_path};
+use crate::io::prompt::PromptArgs;
 use crate::runtime::device::on_device;
 use crate::runtime::engine::{Engine, EngineArgs};
 use crate::runtime::session::Session;

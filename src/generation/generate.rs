@@ -5,6 +5,7 @@ pub use crate::generation::decoder::Ended;
 
 use crate::generation::decoder::{Reply, Rules};
 use crate::generation::sample::{Constraint, Sampling};
+use crate::io::units::grouped;
 use crate::prefix_cache::Source;
 use crate::runtime::session::{Error, Prefill, Session};
 use kernels::backend::{Backend, ExpertCacheStats};
@@ -103,19 +104,6 @@ impl Prefill {
 pub fn met_line(ExpertCacheStats { hits, lookups }: ExpertCacheStats) -> String {
     let share = 100.0 * hits as f64 / lookups.max(1) as f64;
     format!("{share:.0} % of {} experts met on the GPU", grouped(lookups as usize))
-}
-
-/// `128,004`
-pub fn grouped(n: usize) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
 }
 
 /// Generates from `request.prompt`, telling `on` what happens; it may stop the reply at any event. The session

@@ -1,8 +1,14 @@
-//! Text files, standard input and output, private files, and the machine's memory. It knows no model and imports no other
-//! module of this package.
+//! Text files and documents, standard input and output, private files, errors, sizes, and the machine's memory. It knows
+//! no model and imports no other module of this package.
 
+pub(crate) mod document;
+pub mod errors;
 pub(crate) mod host_memory;
+pub(crate) mod line_editor;
+pub mod log;
 pub mod output;
 pub(crate) mod private_file;
+pub(crate) mod progress;
 pub(crate) mod prompt;
 pub(crate) mod text;
+pub(crate) mod units;

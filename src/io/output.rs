@@ -3,6 +3,7 @@
 
 use models::visible::{is_control, visible};
 use std::io::{self, IsTerminal, StdoutLock, Write};
+use std::path::{Path, PathBuf};
 
 /// Standard output, locked.
 pub struct Output {
@@ -55,6 +56,13 @@ pub fn is_printable(text: &str) -> bool {
 /// A text without what a terminal would obey.
 pub fn printable(text: &str) -> String {
     text.chars().filter(|c| !is_control(*c) || matches!(c, '\n' | '\t')).collect()
+}
+
+/// The name of an output file while it is incomplete: its own with `.part` after it.
+pub fn partial_path(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".part");
+    PathBuf::from(name)
 }
 
 /// The same error with its place.

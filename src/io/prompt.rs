@@ -123,13 +123,6 @@ pub fn parse_ids(list: &str) -> Result<Vec<u32>> {
     words.map(id).collect()
 }
 
-/// Where an output is while it is not whole: its name with `.part` after it.
-pub fn partial_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    PathBuf::from(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -11,6 +11,7 @@ use super::namespace::Namespace;
 use super::options::WAYPOINT_TOKENS;
 use super::state_dtype::StateType;
 use super::{Hit, Sizes, Snapshot, Source};
+use crate::io::log::Log;
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::config::Config;
 use models::kimi_linear::state::State;
@@ -56,9 +57,6 @@ struct Said {
     full: AtomicBool,
     foreign: AtomicBool,
 }
-
-/// Takes lines for people.
-pub type Log = Box<dyn Fn(&str) + Send + Sync>;
 
 /// A piece of rows on the way to a state.
 #[derive(Clone, Copy, Debug)]

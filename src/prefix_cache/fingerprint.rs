@@ -12,9 +12,9 @@
 //! ```
 //! Next: [`super::key`].
 
-use super::disk::Log;
 use super::disk_index::{MODEL, remove};
 use super::file::{Id, id_of};
+use crate::io::log::Log;
 use crate::io::private_file;
 use models::gguf::read::{Contents, Gguf};
 use std::fs::{self, File, Metadata};

@@ -2,10 +2,10 @@
 //! most. Next: [`super::fingerprint`].
 
 use super::Sizes;
-use super::disk::Log;
 use super::file::{Id, id_of};
 use super::fingerprint::Fingerprint;
 use super::state_dtype::StateType;
+use crate::io::log::Log;
 use crate::runtime::attention_path::Reader;
 use kernels::backend::{Backend, CacheFormat};
 use std::sync::OnceLock;

@@ -1,14 +1,16 @@
 //! How many snapshots are kept and where: the options that every command with a model has.
 
 use super::Store;
-use super::disk::{Disk, Log, Shape};
+use super::disk::{Disk, Shape};
 use super::disk_index::Folder;
 use super::fingerprint::Fingerprint;
 use super::key::Key;
 use super::state_dtype::StateType;
 use crate::io::host_memory;
+use crate::io::log::Log;
+use crate::io::units::parse_size;
 use crate::runtime::attention_path::Reader;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use kernels::backend::Backend;
 use models::gguf::read::Gguf;
 use std::path::{Path, PathBuf};
@@ -23,13 +25,13 @@ pub const WAYPOINT_TOKENS: usize = 8192;
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct StoreOptions {
     /// Memory for snapshots of what was read (default: a quarter of what is free; 0 keeps none)
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub cache_ram: Option<u64>,
     /// Keep snapshots in this directory (default: kimi in $XDG_CACHE_HOME, ~/.cache)
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
     /// Disk space for snapshots (default: 20G), and never more than half of what is free
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub cache_size: Option<u64>,
     /// How states are kept on disk
     #[arg(long, value_enum, default_value_t = StateType::F32)]
@@ -93,52 +95,5 @@ impl StoreOptions {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
         self.cache_dir.clone().or_else(|| Some(cache.or_else(home)?.join("kimi")))
-    }
-}
-
-/// `500M`, `16G`, `1.5GiB`, `1048576`: binary multiples.
-///
-/// # Errors
-/// No number, an unknown unit, or more than any memory.
-pub fn size(text: &str) -> Result<u64> {
-    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, unit) = text.split_at(at);
-    let unit = unit.trim().to_ascii_uppercase();
-    let shift = match unit.strip_suffix("IB").or(unit.strip_suffix('B')).unwrap_or(&unit) {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => bail!("expected a size such as 500M or 16G, found {text:?}"),
-    };
-    match number.parse::<f64>() {
-        Ok(n) if n * f64::from(2).powi(shift) <= f64::from(2).powi(53) => {
-            Ok((n * f64::from(2).powi(shift)) as u64)
-        }
-        _ => bail!("expected a size such as 500M or 16G, found {text:?}"),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("1048576", 1 << 20),
-            ("500M", 500 << 20),
-            ("1.5GiB", 3 << 29),
-            ("2 kb", 2048),
-            ("1T", 1 << 40),
-        ] {
-            assert_eq!(size(text).unwrap(), bytes, "{text}");
-        }
-        for text in ["", "M", "-1", "1X", "1e9", "9999999T", "1.2.3"] {
-            let error = size(text).unwrap_err().to_string();
-            assert_eq!(error, format!("expected a size such as 500M or 16G, found {text:?}"));
-        }
     }
 }

@@ -1,7 +1,7 @@
 //! The demonstration model in the program: what runs when no file is given. How it came to be: `models/demo`.
 
+use crate::io::log::Log;
 use crate::io::output::tell;
-use crate::prefix_cache::disk::Log;
 use anyhow::Result;
 use bytes::Bytes;
 use models::gguf::read::Gguf;

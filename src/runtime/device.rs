@@ -4,7 +4,7 @@
 //! default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
 
 use crate::io::host_memory;
-use crate::prefix_cache::disk::Log;
+use crate::io::log::Log;
 use crate::runtime::engine::EngineArgs;
 use crate::runtime::placement::{Demand, Experts, Placement, Wish};
 use anyhow::{Context as _, Result, bail};
@@ -20,7 +20,7 @@ pub struct DeviceArgs {
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
     /// Memory of the GPU to use at most (default: what is free)
-    #[arg(long, value_name = "SIZE", value_parser = crate::prefix_cache::options::size)]
+    #[arg(long, value_name = "SIZE", value_parser = crate::io::units::parse_size)]
     pub gpu_memory: Option<u64>,
     /// Experts of each layer that the GPU keeps where not all fit: those used most (default: as many as fit)
     #[arg(long, value_name = "EXPERTS")]
@@ -134,8 +134,7 @@ macro_rules! on_device {
         $crate::runtime::device::on_device!($args, Box::new($crate::io::output::tell), |$engine| $body)
     };
     ($args:expr, $log:expr, |$engine:ident| $body:expr) => {{
-        let (args, log): (&$crate::runtime::engine::EngineArgs, $crate::prefix_cache::disk::Log) =
-            ($args, $log);
+        let (args, log): (&$crate::runtime::engine::EngineArgs, $crate::io::log::Log) = ($args, $log);
         args.announce(&log);
         match $crate::runtime::device::choose(args, &log)? {
             $crate::runtime::device::Chosen::Cpu(backend) => {

@@ -1,10 +1,11 @@
 //! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
 
-use crate::commands::inspect::size;
 use crate::io::host_memory;
+use crate::io::log::Log;
 use crate::io::output::tell;
 use crate::io::prompt::Prompt;
-use crate::prefix_cache::disk::{Log, Shape};
+use crate::io::units::format_size;
+use crate::prefix_cache::disk::Shape;
 use crate::prefix_cache::options::StoreOptions;
 use crate::prefix_cache::{Sizes, Store};
 use crate::runtime::attention_path::{self, Reader};
@@ -167,8 +168,9 @@ impl<B: Backend> Engine<B> {
     pub fn load(backend: B, args: &EngineArgs, log: Log) -> Result<Self> {
         let file = builtin_model::open(args.model.as_deref())?;
         if args.mlock {
-            let needed =
-                || format!("--mlock: expected {} that may be locked (ulimit -l)", size(file.file_bytes()));
+            let needed = || {
+                format!("--mlock: expected {} that may be locked (ulimit -l)", format_size(file.file_bytes()))
+            };
             file.lock().with_context(needed)?;
         } else if host_memory::available(Path::new("/")).is_some_and(|free| free < file.file_bytes()) {
             backend.read_ahead();

@@ -6,7 +6,7 @@ use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
 use crate::generation::sample::Sampling;
 use crate::io::host_memory;
-use crate::prefix_cache::options::size;
+use crate::io::units::parse_size;
 use crate::runtime::chat_template;
 use crate::runtime::device::on_device;
 use crate::runtime::engine::{Engine, EngineArgs, at_least_one};
@@ -43,13 +43,13 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one())]
     parallel: usize,
     /// Memory for their states (default: half of what is free; on a GPU what its plan leaves, and no more)
-    #[arg(long, value_name = "SIZE", value_parser = size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     memory: Option<u64>,
     /// Requests that may wait for their turn beside as many as --parallel; more are turned away
     #[arg(long, value_name = "N", default_value_t = 256)]
     queue: u64,
     /// Memory for the prompts and grammars of requests that run or wait; more are turned away
-    #[arg(long, value_name = "SIZE", value_parser = size, default_value = "256M")]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
     queue_memory: u64,
     /// Seconds that a client may leave its stream unread before the reply ends; it is paused meanwhile (0: no limit)
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]

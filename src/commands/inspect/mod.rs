@@ -6,10 +6,9 @@
 mod text;
 mod values;
 
-pub(crate) use text::size;
-
 use crate::io::host_memory;
 use crate::io::output::Output;
+use crate::io::units::grouped;
 use crate::runtime::attention_path::LONG_STEP;
 use crate::runtime::builtin_model;
 use crate::runtime::chat_template;
@@ -272,7 +271,7 @@ fn shape(c: &Config) -> Vec<String> {
     let (m, kda, mla) = (&c.moe, &c.kda, &c.mla);
     let (n_kda, n_mla) = (c.count(MixerKind::Kda), c.count(MixerKind::Mla));
     vec![
-        format!("{} layers of {}, vocabulary {}", c.layers.len(), c.dim, text::grouped(c.vocab as u64)),
+        format!("{} layers of {}, vocabulary {}", c.layers.len(), c.dim, grouped(c.vocab as u64)),
         format!("{n_kda} KDA: {} heads of {}", kda.heads, kda.head_dim),
         format!("{n_mla} MLA: {} heads, latent {} + {}", mla.heads, mla.latent_dim, mla.pe_dim),
         format!("{} dense, hidden {}", c.dense_layers, c.dense_hidden),

@@ -1,6 +1,7 @@
 //! The report as a person reads it. Whatever comes from the file is escaped: it may hold terminal commands.
 
 use super::{ModelReport, Report, TemplateReport, Tensor, Totals};
+use crate::io::units::{format_size, grouped};
 use crate::runtime::attention_path::LONG_STEP;
 use models::gguf::{Array, Metadata, Value};
 use models::visible::{is_control, visible};
@@ -23,7 +24,7 @@ pub fn print(r: &Report, metadata: &Metadata, out: &mut dyn Write) -> Result<()>
         out,
         "{}, {}, {} parameters, {:.2} bits a weight\n",
         shown(r.architecture.as_deref().unwrap_or("no architecture")),
-        size(r.file_bytes),
+        format_size(r.file_bytes),
         grouped(r.parameters),
         r.bits_per_weight
     )?;
@@ -59,7 +60,13 @@ fn print_tensors(tensors: &[Tensor], out: &mut dyn Write) -> Result<()> {
     let width = tensors.iter().map(|t| shown(&t.name).chars().count()).max().unwrap_or(0);
     for t in tensors {
         let shape = format!("{:?}", t.shape);
-        writeln!(out, "  {:<width$}  {:<6}  {shape:<20}  {:>10}", shown(&t.name), t.format, size(t.bytes))?;
+        writeln!(
+            out,
+            "  {:<width$}  {:<6}  {shape:<20}  {:>10}",
+            shown(&t.name),
+            t.format,
+            format_size(t.bytes)
+        )?;
     }
     Ok(())
 }
@@ -74,7 +81,7 @@ fn print_totals(n_tensors: usize, formats: &[Totals], out: &mut dyn Write) -> Re
     )?;
     for sum in formats {
         let bits = sum.bytes as f64 * 8.0 / sum.weights as f64;
-        let (weights, bytes) = (grouped(sum.weights), size(sum.bytes));
+        let (weights, bytes) = (grouped(sum.weights), format_size(sum.bytes));
         writeln!(out, "  {:<12}{:>9}{weights:>18}{bytes:>12}{bits:>8.2}", sum.format, sum.tensors)?;
     }
     Ok(())
@@ -85,7 +92,8 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
     writeln!(out, "\nmodel")?;
     m.shape.iter().try_for_each(|line| writeln!(out, "  {line}"))?;
     writeln!(out, "\nmemory")?;
-    let line = |out: &mut dyn Write, what: &str, bytes| writeln!(out, "  {what:<44}{:>10}", size(bytes));
+    let line =
+        |out: &mut dyn Write, what: &str, bytes| writeln!(out, "  {what:<44}{:>10}", format_size(bytes));
     line(out, "weights, mapped from the file", m.weights_bytes)?;
     line(out, "KDA state of a sequence, any length", n.kda_state_bytes)?;
     line(out, "convolution inputs of a sequence", n.conv_bytes)?;
@@ -104,7 +112,7 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
                 Some(false) => "no",
                 None => "?",
             };
-            format!("{:>12}{:>12} {mark}", size(case.cache_bytes), size(case.total_bytes))
+            format!("{:>12}{:>12} {mark}", format_size(case.cache_bytes), format_size(case.total_bytes))
         });
         writeln!(out, "{f16:<29}{q8_0}")?;
     }
@@ -112,7 +120,7 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
         Some(bytes) => writeln!(
             out,
             "\n  {} are available here; weights that do not fit are read from disk again and again",
-            size(bytes)
+            format_size(bytes)
         ),
         None => writeln!(out, "\n  how much is available here is unknown"),
     }?;
@@ -206,28 +214,4 @@ fn shown(text: &str) -> String {
         if is_control(c) { line.extend(c.escape_default()) } else { line.push(c) }
     }
     line
-}
-
-/// `4.74 GiB`, `42.8 MiB`.
-pub fn size(bytes: u64) -> String {
-    let x = bytes as f64;
-    match bytes {
-        0..1024 => format!("{bytes} B"),
-        1024..0x10_0000 => format!("{:.1} KiB", x / 1024.0),
-        0x10_0000..0x4000_0000 => format!("{:.1} MiB", x / f64::from(1 << 20)),
-        _ => format!("{:.2} GiB", x / f64::from(1 << 30)),
-    }
-}
-
-/// Digits in groups of three.
-pub fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(c);
-    }
-    out
 }

@@ -6,12 +6,12 @@ mod fill;
 mod preset;
 
 use crate::io::output::tell;
+use crate::io::progress;
 use anyhow::{Context as _, Result, bail};
 use convert::mix::Mix;
 use convert::plan::plan;
 use convert::{Override, Progress};
 use fill::{Filler, Kind, Spread};
-use indicatif::{ProgressBar, ProgressStyle};
 use models::gguf::write::{Layout, Writer};
 use models::gguf::{Metadata, Value};
 pub use preset::Preset;
@@ -58,10 +58,10 @@ pub fn run(args: &SynthArgs) -> Result<()> {
     let layout = layout(args)?;
     check_space(&args.output, layout.total_bytes())?;
     let start = Instant::now();
-    let style = "{bar:30} {bytes:>11} of {total_bytes}  {bytes_per_sec:>12}  {eta:>4} left  {msg}";
-    let bar = ProgressBar::new(layout.total_bytes()).with_style(ProgressStyle::with_template(style)?);
+    let template = "{bar:30} {bytes:>11} of {total_bytes}  {bytes_per_sec:>12}  {eta:>4} left  {msg}";
+    let bar = progress::Progress::new(layout.total_bytes(), 0, template);
     write(args, &layout, &bar)?;
-    bar.finish_and_clear();
+    bar.finish();
     let weights: u64 = layout.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum();
     let (bytes, seconds) = (layout.total_bytes() as f64, start.elapsed().as_secs_f64());
     tell(&format!(
@@ -109,7 +109,7 @@ fn check_space(output: &Path, needed: u64) -> Result<()> {
 }
 
 /// All cores fill the next piece while the last is written.
-fn write(args: &SynthArgs, layout: &Layout, bar: &ProgressBar) -> Result<()> {
+fn write(args: &SynthArgs, layout: &Layout, bar: &progress::Progress) -> Result<()> {
     let mut writer = Writer::create(&args.output, layout.clone())?;
     let part = writer.part().to_owned();
     let weights = |shape: &[u64]| shape.iter().product::<u64>();

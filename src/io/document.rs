@@ -1,7 +1,7 @@
 //! The files a question is about, as text, from files, directories or standard input. What is not text is refused by
-//! its name. Knows no model. Next: [`crate::io::text`].
+//! its name. Knows no model. Next: [`super::text`].
 
-use crate::io::text::{self, MAX_BYTES};
+use super::text::{self, MAX_BYTES};
 use anyhow::{Context as _, Result, bail, ensure};
 use ignore::overrides::OverrideBuilder;
 use ignore::{DirEntry, WalkBuilder};
