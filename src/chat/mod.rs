@@ -31,7 +31,7 @@ mod view;
 mod worker;
 
 use crate::client::EndpointArgs;
-use crate::runtime::engine::EngineArgs;
+use crate::runtime::options::EngineArgs;
 use anyhow::{Result, bail};
 use settings::Settings;
 use std::io::IsTerminal;

@@ -3,7 +3,7 @@
 use crate::io::output::{Output, tell};
 use crate::io::progress;
 use crate::runtime::chat_template;
-use crate::runtime::engine::threads;
+use crate::runtime::options::threads;
 use anyhow::Result;
 use convert::{Mix, Options, Override, Progress, Summary};
 use kernels::quant::Format;

@@ -2,8 +2,9 @@
 
 use crate::io::output::{partial_path, tell};
 use crate::io::prompt::PromptArgs;
-use crate::runtime::device::on_device;
-use crate::runtime::engine::{Engine, EngineArgs};
+use crate::runtime::engine::Engine;
+use crate::runtime::on_device;
+use crate::runtime::options::EngineArgs;
 use crate::runtime::session::Session;
 use anyhow::{Context as _, Result};
 use kernels::backend::Backend;

@@ -43,6 +43,14 @@ pub fn create_new(path: &Path) -> Result<File> {
     checked(OpenOptions::new().write(true).create_new(true), path)
 }
 
+/// Removes a file that may be gone already.
+pub fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
+}
+
 /// Makes a directory and those above it with mode 0700 where they are missing.
 ///
 /// # Errors

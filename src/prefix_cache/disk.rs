@@ -4,14 +4,14 @@
 //! rows since the one before it. Nothing is kept in memory about the directory but the tokens of files whose
 //! header was checked, which their names stand for. Next: [`super::disk_index`] (names, room), [`super::file`] (bytes).
 
-use super::disk_index::{Folder, Listing, Room, remove};
+use super::disk_index::{Folder, Listing, Room};
 use super::file::{self, Header, Id, check, id_of, same};
 use super::key::Key;
 use super::namespace::Namespace;
-use super::options::WAYPOINT_TOKENS;
 use super::state_dtype::StateType;
-use super::{Hit, Sizes, Snapshot, Source};
+use super::{Hit, Sizes, Snapshot, Source, WAYPOINT_TOKENS};
 use crate::io::log::Log;
+use crate::io::private_file;
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::config::Config;
 use models::kimi_linear::state::State;
@@ -375,7 +375,7 @@ impl Disk {
             ErrorKind::NotFound => {} // somebody made room
             ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
                 (self.log)(&format!("{}: {e}: dropped, to be read again", path.display()));
-                if let Err(e) = remove(path) {
+                if let Err(e) = private_file::remove(path) {
                     (self.log)(&format!("{}: {e}", path.display()));
                 }
             }

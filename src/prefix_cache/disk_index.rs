@@ -146,13 +146,13 @@ impl Folder {
     /// bytes fit. The rows up to `chain` stay. Says why, when that is not enough. The lock must be held.
     pub fn make_room(&self, listing: &Listing, need: u64, chain: Option<Id>) -> Result<Room> {
         for path in &listing.useless {
-            remove(path)?;
+            private_file::remove(path)?;
         }
         let mut models: Vec<_> = listing.models.iter().collect();
         models.sort_unstable();
         let (old, kept) = models.split_at(models.len().saturating_sub(MODELS));
         for (_, path, _) in old {
-            remove(path)?;
+            private_file::remove(path)?;
         }
         let mut needed: HashMap<Id, usize> = HashMap::new();
         for id in chain.into_iter().flat_map(|id| listing.ancestors(id).unwrap_or_default()) {
@@ -162,7 +162,7 @@ impl Folder {
         let mut total = need + kept.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
         for (id, state) in &listing.states {
             let Some(ancestors) = listing.ancestors(*id) else {
-                remove(&self.state_path(*id))?; // some of its rows are gone
+                private_file::remove(&self.state_path(*id))?; // some of its rows are gone
                 continue;
             };
             ancestors.into_iter().for_each(|id| *needed.entry(id).or_default() += 1);
@@ -177,7 +177,7 @@ impl Folder {
             if total <= limit {
                 break;
             }
-            remove(&self.state_path(id))?;
+            private_file::remove(&self.state_path(id))?;
             total -= listing.states[&id].bytes;
             for id in listing.ancestors(id).unwrap_or_default() {
                 let states = needed.entry(id).or_default();
@@ -189,7 +189,7 @@ impl Folder {
             }
         }
         for (id, rows) in listing.rows.iter().filter(|(id, _)| !needed.contains_key(id)) {
-            remove(&self.rows_path(*id, rows.parent, rows.first))?;
+            private_file::remove(&self.rows_path(*id, rows.parent, rows.first))?;
         }
         Ok(match total <= limit {
             true => Room::Enough,
@@ -258,14 +258,6 @@ impl Listing {
             }
             at = rows.parent;
         }
-    }
-}
-
-/// Removes a file that may be gone already.
-pub fn remove(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-        _ => Ok(()),
     }
 }
 

@@ -15,7 +15,6 @@
 //! file is used when its length, its checksums, its place in the chain and its tokens are what they should be.
 //! Next: [`super::disk`].
 
-use super::disk_index::remove;
 use crate::io::private_file;
 use std::borrow::Cow;
 use std::fs::File;
@@ -70,7 +69,7 @@ pub fn write(path: &Path, header: &Header, body: &[u8]) -> Result<()> {
     let part = path.with_extension("tmp");
     write_part(&part, header, body)
         .and_then(|()| std::fs::rename(&part, path))
-        .inspect_err(|_| drop(remove(&part)))?;
+        .inspect_err(|_| drop(private_file::remove(&part)))?;
     // The name itself is on the disk when its directory is; not every system can say so.
     if let Some(Ok(dir)) = path.parent().map(File::open) {
         let _ = dir.sync_all();
@@ -79,7 +78,7 @@ pub fn write(path: &Path, header: &Header, body: &[u8]) -> Result<()> {
 }
 
 fn write_part(part: &Path, header: &Header, body: &[u8]) -> Result<()> {
-    remove(part)?;
+    private_file::remove(part)?;
     let mut file = private_file::create_new(part)?;
     for bytes in pieces(&header.encode(body.len() as u64), body) {
         file.write_all(&bytes)?;

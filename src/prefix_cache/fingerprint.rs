@@ -12,7 +12,7 @@
 //! ```
 //! Next: [`super::key`].
 
-use super::disk_index::{MODEL, remove};
+use super::disk_index::MODEL;
 use super::file::{Id, id_of};
 use crate::io::log::Log;
 use crate::io::private_file;
@@ -197,10 +197,10 @@ impl Record {
     fn write(&self, dir: &Path) -> Result<()> {
         let path = self.identity.path(dir);
         let part = path.with_extension("tmp");
-        remove(&part)?;
+        private_file::remove(&part)?;
         let written =
             private_file::create_new(&part).and_then(|mut file: File| file.write_all(&self.encode()));
-        written.and_then(|()| fs::rename(&part, path)).inspect_err(|_| drop(remove(&part)))
+        written.and_then(|()| fs::rename(&part, path)).inspect_err(|_| drop(private_file::remove(&part)))
     }
 }
 

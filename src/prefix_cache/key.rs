@@ -6,9 +6,19 @@ use super::file::{Id, id_of};
 use super::fingerprint::Fingerprint;
 use super::state_dtype::StateType;
 use crate::io::log::Log;
-use crate::runtime::attention_path::Reader;
 use kernels::backend::{Backend, CacheFormat};
 use std::sync::OnceLock;
+
+/// How prompts are laid out, which the attention path of a token depends on: snapshots of one layout are not used by
+/// another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reader {
+    /// One conversation or text.
+    #[default]
+    One,
+    /// Documents with a question at their end.
+    Ask,
+}
 
 /// The key of snapshots of a model, which is known once the model's fingerprint is.
 #[derive(Debug)]

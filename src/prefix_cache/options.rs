@@ -4,22 +4,16 @@ use super::Store;
 use super::disk::{Disk, Shape};
 use super::disk_index::Folder;
 use super::fingerprint::Fingerprint;
-use super::key::Key;
+use super::key::{Key, Reader};
 use super::state_dtype::StateType;
 use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::units::parse_size;
-use crate::runtime::attention_path::Reader;
 use anyhow::{Context as _, Result};
 use kernels::backend::Backend;
 use models::gguf::read::Gguf;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-
-/// A waypoint is kept every so many tokens of a long prompt. On the real model it costs 43 MiB, as much as the
-/// rows of 5,500 tokens, and an edit or a stop re-reads half of this on average: one or two minutes at the speed of
-/// a CPU, a second on a GPU. Half as many tokens would take twice the memory for the sake of a minute.
-pub const WAYPOINT_TOKENS: usize = 8192;
 
 /// What is kept of what was read.
 #[derive(Clone, Debug, Default, clap::Args)]

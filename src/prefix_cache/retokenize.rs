@@ -2,32 +2,18 @@
 //! the tokenizer would cut it into; read anew, the reply would be another sequence, of which nobody has a state. So
 //! what is kept is asked first: the longest sequence with a state that spells the beginning of the text.
 
-use super::namespace::Namespace;
-use crate::runtime::engine::Engine;
+use super::namespace::View;
 use kernels::backend::Backend;
 use models::template::Rendered;
 use models::tokenizer::Vocabulary;
 
-impl<B: Backend> Engine<B> {
-    /// The ids of a rendered conversation: of its beginning those that were read or made before, if they spell it up
-    /// to a special token; of the rest the tokenizer's.
-    pub fn encode(&self, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
-        self.encode_within(Namespace::SHARED, rendered, vocabulary)
-    }
-
-    /// [`Engine::encode`] by what was read or made in a namespace.
-    pub fn encode_within(
-        &self,
-        namespace: Namespace,
-        rendered: &Rendered,
-        vocabulary: &Vocabulary,
-    ) -> Vec<u32> {
-        let store = self.store.within(namespace);
-        let read = |at: usize, tokens: &[u32]| rendered.follow(at, tokens, vocabulary);
-        let (at, mut ids) = store.farthest(read, |at| rendered.is_border(at)).unwrap_or_default();
-        ids.extend(rendered.encode_after(at, vocabulary));
-        ids
-    }
+/// The ids of a rendered conversation: of its beginning those that were read or made before in the namespace, if they
+/// spell it up to a special token; of the rest the tokenizer's.
+pub fn encode<B: Backend>(view: &View<'_, B>, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
+    let read = |at: usize, tokens: &[u32]| rendered.follow(at, tokens, vocabulary);
+    let (at, mut ids) = view.farthest(read, |at| rendered.is_border(at)).unwrap_or_default();
+    ids.extend(rendered.encode_after(at, vocabulary));
+    ids
 }
 
 /// How many of the ids spell the first `bytes` of their text; None where no id ends there.

@@ -3,10 +3,8 @@
 //! A token's form depends on the tokens before it and on where the question begins, never on what comes after it or on how
 //! a prompt is cut: what was restored gives the same bits as what was never interrupted. A message begins after a special
 //! token or with the question about a document, which then costs what its own tokens cost. Replies are absorbed, since
-//! they come token by token. Snapshots belong to a [`Reader`].
+//! they come token by token.
 
-use crate::runtime::engine::Engine;
-use kernels::backend::Backend;
 use models::kimi_linear::mla::MlaPath;
 use models::template::{Message, Template};
 use models::tokenizer::Vocabulary;
@@ -19,16 +17,6 @@ pub const LONG: usize = 1024;
 
 /// How many times longer steps are in expanded form; where memory is planned for, steps are as long.
 pub const LONG_STEP: usize = 2;
-
-/// Who reads, and so how; snapshots of one are not used by another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reader {
-    /// One conversation or text.
-    #[default]
-    One,
-    /// Documents with a question at their end.
-    Ask,
-}
 
 /// The message that a token is in.
 #[derive(Clone, Copy)]
@@ -43,7 +31,15 @@ impl Place {
     }
 }
 
-impl<B: Backend> Engine<B> {
+/// What says where messages begin and whose they are: the ids that open a reply, and the special tokens.
+pub struct Turns<'a> {
+    /// The ids that the chat template writes before a reply.
+    pub opening: &'a [u32],
+    /// Knows the special tokens; None for a file usable by token ids only.
+    pub tokenizer: Option<&'a Vocabulary>,
+}
+
+impl Turns<'_> {
     /// The form of the first of these tokens of a prompt, and where those that share it end. `question`: where the
     /// question about a document begins.
     pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (MlaPath, usize) {
@@ -60,12 +56,6 @@ impl<B: Backend> Engine<B> {
             end += 1;
         }
         (form, end.min(tokens.end))
-    }
-
-    /// Tokens that are read together at most: more where keys and values are made for a step, which costs the same for
-    /// a few as for many.
-    pub fn step(&self, form: MlaPath) -> usize {
-        if form == MlaPath::Materialized { self.batch * LONG_STEP } else { self.batch }
     }
 
     /// Whether some of these tokens, which came one by one, would be read in expanded form: nobody else may go on from
@@ -103,8 +93,12 @@ impl<B: Backend> Engine<B> {
         special > 0 && before.ends_with(head) && after.starts_with(tail)
     }
 
+    fn is_end(&self, id: u32) -> bool {
+        self.tokenizer.is_some_and(|t| t.is_end(id))
+    }
+
     fn is_special(&self, id: u32) -> bool {
-        self.tokenizer.as_ref().is_some_and(|t| t.is_special(id))
+        self.tokenizer.is_some_and(|t| t.is_special(id))
     }
 }
 
@@ -123,7 +117,8 @@ pub fn opening(template: Option<&Template>, tokenizer: Option<&Vocabulary>) -> V
 mod tests {
     use super::*;
     use crate::prefix_cache::options::StoreOptions;
-    use crate::runtime::engine::{CacheType, EngineArgs};
+    use crate::runtime::engine::Engine;
+    use crate::runtime::options::{CacheType, EngineArgs};
     use kernels::cpu::Cpu;
 
     fn demo() -> Engine<Cpu> {

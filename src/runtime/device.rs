@@ -1,49 +1,17 @@
 //! Where a model computes: `--device cpu`, `cuda` or `auto`.
 //!
-//! Everything above a backend is generic over it; [`on_device!`] is the one place where a command meets both. The
-//! default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
+//! Everything above a backend is generic over it; [`super::on_device!`] is the one
+//! place where a command meets both. The default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
 
+use super::options::{Device, EngineArgs};
+use super::placement::{Demand, Experts, Placement, Wish};
 use crate::io::host_memory;
 use crate::io::log::Log;
-use crate::runtime::engine::EngineArgs;
-use crate::runtime::placement::{Demand, Experts, Placement, Wish};
 use anyhow::{Context as _, Result, bail};
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
 use models::kimi_linear::config::Config;
 use std::path::Path;
-
-/// Where to compute, and what of the GPU may be used.
-#[derive(Clone, Debug, Default, clap::Args)]
-pub struct DeviceArgs {
-    /// Where to compute (default: cpu, until the CUDA backend has run on a GPU)
-    #[arg(long, value_enum, default_value_t)]
-    pub device: Device,
-    /// Memory of the GPU to use at most (default: what is free)
-    #[arg(long, value_name = "SIZE", value_parser = crate::io::units::parse_size)]
-    pub gpu_memory: Option<u64>,
-    /// Experts of each layer that the GPU keeps where not all fit: those used most (default: as many as fit)
-    #[arg(long, value_name = "EXPERTS")]
-    pub hot_experts: Option<usize>,
-    /// Layers whose experts all stay in RAM; those of the others are on the GPU whole
-    #[arg(long, value_name = "LAYERS", conflicts_with = "hot_experts")]
-    pub cpu_experts: Option<usize>,
-    /// Layers whose experts are on the GPU whole, as --cpu-experts is the rest
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with_all = ["cpu_experts", "hot_experts"])]
-    pub gpu_layers: Option<usize>,
-}
-
-/// Where to compute.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
-pub enum Device {
-    /// This machine's processor
-    #[default]
-    Cpu,
-    /// The first CUDA device, or an error that says why not
-    Cuda,
-    /// The first CUDA device where there is one and the model fits it, else the processor
-    Auto,
-}
 
 /// A backend that was asked for.
 pub enum Chosen {
@@ -116,7 +84,7 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
 /// # Errors
 /// The model's file does not open or is of another architecture.
 pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
-    let file = crate::runtime::builtin_model::open(args.model.as_deref())?;
+    let file = super::builtin_model::open(args.model.as_deref())?;
     let config = Config::from_gguf(&file)?;
     let wish = Wish { context: args.ctx, cache: args.cache_type.into(), batch: args.batch as u64 };
     let memory = host_memory::available(Path::new("/"));
@@ -126,26 +94,3 @@ pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
     let wanted = device.cpu_experts.or(others).map_or(hot, Experts::But);
     Ok(Placement::plan(demand, free, memory, wanted))
 }
-
-/// Runs `$body` with the engine that `$args` ask for, as `$engine`: `on_device!(args, |engine| use_it(&engine))`. Trouble
-/// with snapshots is told on standard error, or to a log that is given.
-macro_rules! on_device {
-    ($args:expr, |$engine:ident| $body:expr) => {
-        $crate::runtime::device::on_device!($args, Box::new($crate::io::output::tell), |$engine| $body)
-    };
-    ($args:expr, $log:expr, |$engine:ident| $body:expr) => {{
-        let (args, log): (&$crate::runtime::engine::EngineArgs, $crate::io::log::Log) = ($args, $log);
-        args.announce(&log);
-        match $crate::runtime::device::choose(args, &log)? {
-            $crate::runtime::device::Chosen::Cpu(backend) => {
-                let $engine = $crate::runtime::engine::Engine::load(backend, args, log)?;
-                $body
-            }
-            $crate::runtime::device::Chosen::Cuda(backend, args) => {
-                let $engine = $crate::runtime::engine::Engine::load(*backend, &args, log)?;
-                $body
-            }
-        }
-    }};
-}
-pub(crate) use on_device;

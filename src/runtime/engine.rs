@@ -1,95 +1,31 @@
 //! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
 
+use super::attention_path::{self, LONG_STEP, Turns};
+use super::builtin_model;
+use super::chat_template;
+use super::options::EngineArgs;
 use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::output::tell;
 use crate::io::prompt::Prompt;
 use crate::io::units::format_size;
 use crate::prefix_cache::disk::Shape;
+use crate::prefix_cache::namespace::Namespace;
 use crate::prefix_cache::options::StoreOptions;
+use crate::prefix_cache::retokenize;
 use crate::prefix_cache::{Sizes, Store};
-use crate::runtime::attention_path::{self, Reader};
-use crate::runtime::builtin_model;
-use crate::runtime::chat_template;
-use crate::runtime::device::DeviceArgs;
 use anyhow::{Context as _, Result};
-use clap::builder::RangedU64ValueParser;
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use models::gguf::read::Gguf;
 use models::kimi_linear::Model;
+use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::weights::NotFinite;
-use models::template::Template;
+use models::template::{Rendered, Template};
 use models::tokenizer::Vocabulary;
-use std::path::{Path, PathBuf};
+use std::ops::Range;
+use std::path::Path;
 use std::sync::{Arc, Once};
-
-/// Which model to load, and how.
-#[derive(Clone, Debug, clap::Args)]
-pub struct EngineArgs {
-    /// The model file (GGUF, architecture kimi-linear; default: a small demonstration model in the program)
-    #[arg(short, long, value_name = "FILE")]
-    pub model: Option<PathBuf>,
-    /// Threads that compute (default: all cores this process may use)
-    #[arg(short, long, value_name = "N", value_parser = threads())]
-    pub threads: Option<usize>,
-    /// Tokens of context at most (default: what the model was made for)
-    #[arg(short, long, value_name = "TOKENS")]
-    pub ctx: Option<u64>,
-    /// Tokens of a prompt processed together, twice as many far inside a long text; more is faster and takes more memory
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one())]
-    pub batch: usize,
-    /// How the latent cache is kept
-    #[arg(long, value_enum, default_value_t = CacheType::F16)]
-    pub cache_type: CacheType,
-    /// Chat template to use instead of the model file's: a file, or `builtin`
-    #[arg(long, visible_alias = "chat-template-file", value_name = "FILE|builtin")]
-    pub chat_template: Option<PathBuf>,
-    /// Read the whole model file now and keep it in memory
-    #[arg(long)]
-    pub mlock: bool,
-    /// Where it computes
-    #[command(flatten)]
-    pub device: DeviceArgs,
-    /// What is kept of what was read
-    #[command(flatten)]
-    pub store: StoreOptions,
-    /// Bytes that the states of all sequences may take together, where they are not in RAM: the device's plan says so
-    #[arg(skip)]
-    pub state_room: Option<u64>,
-}
-
-/// A number of threads. The most is far above any machine; beyond the system's limit a thread's start aborts the process.
-pub fn threads() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=1024)
-}
-
-/// A number of things of which none would be nothing to do.
-pub fn at_least_one() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..)
-}
-
-/// How the latent cache is kept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum CacheType {
-    /// Exact, 4 bytes a value
-    F32,
-    /// 2 bytes a value
-    F16,
-    /// 34 bytes for 32 values
-    #[value(name = "q8_0")]
-    Q8_0,
-}
-
-impl From<CacheType> for CacheFormat {
-    fn from(t: CacheType) -> Self {
-        match t {
-            CacheType::F32 => CacheFormat::F32,
-            CacheType::F16 => CacheFormat::F16,
-            CacheType::Q8_0 => CacheFormat::Q8_0,
-        }
-    }
-}
 
 /// A model ready to run.
 pub struct Engine<B: Backend> {
@@ -119,35 +55,6 @@ pub struct Engine<B: Backend> {
     log: Arc<Log>,
     /// A change of the file was said.
     said: Once,
-}
-
-impl EngineArgs {
-    /// The model's name for messages: its path, or what the built-in one is called.
-    pub fn name(&self) -> String {
-        self.model.as_ref().map_or(builtin_model::NAME.into(), |path| path.display().to_string())
-    }
-
-    /// Says so where the model is the built-in one.
-    pub fn announce(&self, log: &Log) {
-        if self.model.is_none() {
-            log(builtin_model::NOTICE);
-        }
-    }
-
-    /// The same for another reader.
-    pub fn read_by(&self, reader: Reader) -> EngineArgs {
-        EngineArgs { store: StoreOptions { reader, ..self.store.clone() }, ..self.clone() }
-    }
-
-    /// The same, keeping what is read in memory only.
-    pub fn in_memory(&self) -> EngineArgs {
-        EngineArgs { store: StoreOptions::in_memory(), ..self.clone() }
-    }
-
-    /// The same, keeping nothing of what is read: for measurements.
-    pub fn without_snapshots(&self) -> EngineArgs {
-        EngineArgs { store: StoreOptions::nothing(), ..self.clone() }
-    }
 }
 
 impl Engine<Cpu> {
@@ -231,6 +138,43 @@ impl<B: Backend> Engine<B> {
             Prompt::Ids(ids) => Ok(ids.clone()),
             Prompt::Text(text) => Ok(self.tokenizer()?.encode(text)),
         }
+    }
+
+    /// The ids of a rendered conversation, by what was read or made before: [`retokenize::encode`].
+    pub fn encode(&self, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
+        self.encode_within(Namespace::SHARED, rendered, vocabulary)
+    }
+
+    /// [`Engine::encode`] by what was read or made in a namespace.
+    pub fn encode_within(
+        &self,
+        namespace: Namespace,
+        rendered: &Rendered,
+        vocabulary: &Vocabulary,
+    ) -> Vec<u32> {
+        retokenize::encode(&self.store.within(namespace), rendered, vocabulary)
+    }
+
+    /// The form of the first of these tokens of a prompt, and where those that share it end. `question`: where the
+    /// question about a document begins.
+    pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (MlaPath, usize) {
+        self.turns().form(prompt, tokens, question)
+    }
+
+    /// Whether some of these tokens, which came one by one, would be read in expanded form: nobody else may go on from
+    /// the state after them.
+    pub fn apart(&self, all: &[u32], tokens: Range<usize>) -> bool {
+        self.turns().apart(all, tokens)
+    }
+
+    fn turns(&self) -> Turns<'_> {
+        Turns { opening: &self.opening, tokenizer: self.tokenizer.as_deref() }
+    }
+
+    /// Tokens that are read together at most: more where keys and values are made for a step, which costs the same for
+    /// a few as for many.
+    pub fn step(&self, form: MlaPath) -> usize {
+        if form == MlaPath::Materialized { self.batch * LONG_STEP } else { self.batch }
     }
 
     /// Whether a token ends a reply.

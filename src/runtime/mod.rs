@@ -8,6 +8,10 @@ pub(crate) mod device;
 pub mod engine;
 pub(crate) mod logits;
 pub(crate) mod memory_estimate;
+mod on_device;
+pub mod options;
 pub(crate) mod placement;
 pub mod session;
 pub mod template_worker;
+
+pub(crate) use on_device::on_device;

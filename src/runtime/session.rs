@@ -4,8 +4,8 @@
 //! It knows tokens, not text. Next: [`crate::generation::generate`].
 
 use crate::prefix_cache::Source;
+use crate::prefix_cache::WAYPOINT_TOKENS;
 use crate::prefix_cache::disk::WORTH_TOKENS;
-use crate::prefix_cache::options::WAYPOINT_TOKENS;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Row, Scores};
 use kernels::backend::Backend;
@@ -277,7 +277,7 @@ mod tests {
     #[test]
     fn a_model_file_that_changed_in_use_is_refused_and_nothing_is_kept() {
         use crate::prefix_cache::options::StoreOptions;
-        use crate::runtime::engine::{CacheType, EngineArgs};
+        use crate::runtime::options::{CacheType, EngineArgs};
         use std::sync::{Arc, Mutex};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.gguf");

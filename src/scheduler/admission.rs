@@ -5,7 +5,7 @@
 //! their [`QUANTUM`]. A preempted sequence returns to the head of its owner's lane with its state, which is freed only when
 //! memory is short; it is then restored from the prefix cache, or computed again. Its tokens do not change.
 
-use super::slot::Slot;
+use super::slot::{Lack, Slot};
 use super::{Batch, Job};
 use kernels::backend::Backend;
 use std::time::Instant;
@@ -19,13 +19,6 @@ pub(super) enum Waiting<'e, B: Backend> {
     New(Job),
     /// A sequence that lost it.
     Preempted(Box<Slot<'e, B>>),
-}
-
-/// What there is too little of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lack {
-    Slot,
-    Memory,
 }
 
 impl<'e, B: Backend> Waiting<'e, B> {

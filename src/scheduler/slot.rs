@@ -1,6 +1,5 @@
 //! One sequence in the batch: its state, its reply and its client.
 
-use super::admission::Lack;
 use super::{Away, Client, Job, Update};
 use crate::generation::decoder::{Ended, Reply};
 use crate::generation::generate::Stats;
@@ -18,6 +17,13 @@ use std::time::{Duration, Instant};
 
 /// Tokens read that are worth a snapshot when their client leaves.
 const WORTH_KEEPING: usize = 256;
+
+/// What there is too little of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lack {
+    Slot,
+    Memory,
+}
 
 /// A sequence under way.
 pub struct Slot<'e, B: Backend> {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::generation::sample::{Constraint, Sampling};
 use crate::prefix_cache::options::StoreOptions;
-use crate::runtime::engine::{CacheType, EngineArgs};
+use crate::runtime::options::{CacheType, EngineArgs};
 use kernels::cpu::Cpu;
 use std::sync::{Arc, Mutex};
 
