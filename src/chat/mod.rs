@@ -1,7 +1,7 @@
 //! `kimi chat`: a conversation in the terminal, on the full screen or, for any terminal and for pipes, a line editor.
 //!
 //! One way through: [`command`] says what a line asks for, [`talk`] does it to the chat, [`store`] keeps it;
-//! [`worker`] runs what answers ([`reply`]). The screen: [`app`] (state, with [`keys`]), [`markdown`], [`layout`]
+//! [`worker`] runs what answers ([`reply`]). The screen: [`app`] (state and keys), [`markdown`], [`layout`]
 //! and [`transcript`] (text to rows), [`view`] (rows to cells), [`terminal`] (the only one that waits and writes).
 //! The line editor: [`plain`].
 
@@ -12,7 +12,6 @@ mod far;
 mod input;
 #[cfg(test)]
 mod kept;
-mod keys;
 mod layout;
 mod markdown;
 mod meters;

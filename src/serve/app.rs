@@ -183,7 +183,7 @@ impl App {
     /// A server whose model is still loading.
     pub fn new(options: Options) -> Arc<Self> {
         Arc::new(App {
-            intake: Intake::new(&options.http),
+            intake: Intake::new(&options.http, options.max_body),
             limits: LimitEvents::default(),
             options,
             metrics: Metrics::default(),

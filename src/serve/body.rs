@@ -2,7 +2,7 @@
 
 use super::app::App;
 use super::errors::ApiError;
-use super::intake::{Received, Room, receive};
+use super::intake::{Received, Room};
 use super::json::{self, Parsed};
 use super::limits::Event;
 use axum::extract::{FromRequest, Request};
@@ -59,7 +59,8 @@ impl FromRequest<Arc<App>> for Body {
         }
         let declared =
             request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let Received { bytes, mut room } = receive(app, declared, request.into_body()).await?;
+        let Received { bytes, mut room } =
+            app.intake.receive(&app.limits, declared, request.into_body()).await?;
         let size = bytes.len();
         let parsed = app.intake.run(size, move |cancelled| json::parse(&bytes, cancelled)).await?;
         let Parsed { value, memory } = parsed.map_err(|e| {
@@ -69,7 +70,7 @@ impl FromRequest<Arc<App>> for Body {
             ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}"))
         })?;
         if memory > size {
-            room.extend(app, memory - size).await?;
+            room.extend(&app.intake, &app.limits, memory - size).await?;
         }
         if value.is_object() {
             Ok(Body { value, cost: size.max(memory / VALUE_COST), _room: room })

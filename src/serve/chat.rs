@@ -11,7 +11,7 @@ use super::body::Body;
 use super::errors::ApiError;
 use super::markup::{Markup, Piece};
 use super::outcome::{FINGERPRINT, Head, failure, timings, usage};
-use super::routes::Owner;
+use super::owner::Owner;
 use super::sse::{Outbox, Teller, respond};
 use super::{prepare, token, tools};
 use crate::generation::decoder::Ended;
@@ -36,9 +36,9 @@ use tokio::time::Instant;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (ChatCompletion = "application/json"),
-            (crate::serve::openapi::Event = "text/event-stream"),
+            (crate::serve::api::schemas::Event = "text/event-stream"),
         )),
-        super::openapi::Refusals,
+        super::api::schemas::Refusals,
     )
 )]
 pub async fn completions(

@@ -4,12 +4,13 @@ use super::api::completion::{
     Completion, CompletionBody, CompletionChoice, CompletionRequest, Prompt, TextLogprobs,
 };
 use super::api::generation::Generation;
+use super::api::schemas::MOST_PROMPTS;
 use super::api::{Timings, Usage};
 use super::app::{Answers, App, Ask, Ready, Served};
 use super::body::Body;
 use super::errors::ApiError;
 use super::outcome::{FINGERPRINT, Head, failure, timings, usage};
-use super::routes::Owner;
+use super::owner::Owner;
 use super::sse::{Outbox, Teller, respond};
 use super::{prepare, token, tools};
 use crate::generation::decoder::Ended;
@@ -22,9 +23,6 @@ use axum::{Extension, Json};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Prompts of a request at most.
-pub const MOST_PROMPTS: usize = 64;
-
 /// Answers with how the prompts go on.
 #[utoipa::path(
     post,
@@ -33,9 +31,9 @@ pub const MOST_PROMPTS: usize = 64;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (Completion = "application/json"),
-            (crate::serve::openapi::Event = "text/event-stream"),
+            (crate::serve::api::schemas::Event = "text/event-stream"),
         )),
-        super::openapi::Refusals,
+        super::api::schemas::Refusals,
     )
 )]
 pub async fn completions(

@@ -1,16 +1,12 @@
 //! Host and Origin checks of a server on loopback: a page of another site must not reach it under its own name (DNS
 //! rebinding). Which pages may *read* answers is CORS, in `routes`.
 
-use super::app::App;
 use super::errors::ApiError;
-use super::limits::Event;
-use axum::extract::{ConnectInfo, Request, State};
+use super::limits::{Event, LimitEvents};
+use axum::extract::{ConnectInfo, Request};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, Version, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 
 /// Which hosts' requests are served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,21 +60,18 @@ pub fn host_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Passes on requests that are for this server.
-pub async fn check(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
-    match refusal(&app, &request) {
-        None => next.run(request).await,
-        Some(error) => error.into_response(),
-    }
-}
-
-fn refusal(app: &App, request: &Request) -> Option<ApiError> {
+/// Why a request is not for this server, if so; an event of `events` counts it.
+pub fn refusal(
+    policy: &HostPolicy,
+    cors: &[String],
+    events: &LimitEvents,
+    request: &Request,
+) -> Option<ApiError> {
     let headers = request.headers();
     let mut hosts = headers.get_all(header::HOST).iter();
     let (host, second) = (hosts.next(), hosts.next());
     let by_socket = request.extensions().get::<ConnectInfo<SocketAddr>>().is_some();
     let missing = host.is_none() && by_socket && request.version() >= Version::HTTP_11;
-    let policy = &app.options.hosts;
     if missing || second.is_some() || (host.is_none() && *policy != HostPolicy::Any) {
         let found = if second.is_some() { "several" } else { "none" };
         let why = format!("Host: expected one header, found {found}");
@@ -87,12 +80,12 @@ fn refusal(app: &App, request: &Request) -> Option<ApiError> {
     let named = host.map(|h| String::from_utf8_lossy(h.as_bytes()).into_owned());
     let target = request.uri().authority().map(|a| a.as_str().to_owned());
     if let Some(other) = named.into_iter().chain(target).find(|name| !policy.allows(name)) {
-        app.limits.note(Event::HostRefused);
+        events.note(Event::HostRefused);
         let expected = "localhost, 127.0.0.1, [::1] or a name given with --allow-host";
         return Some(forbidden(format!("Host: expected {expected}, found {other:?}")));
     }
-    if matches!(policy, HostPolicy::Loopback(_)) && is_foreign_page(headers, policy, &app.options.cors) {
-        app.limits.note(Event::OriginRefused);
+    if matches!(policy, HostPolicy::Loopback(_)) && is_foreign_page(headers, policy, cors) {
+        events.note(Event::OriginRefused);
         let expected =
             "a page of this server, of a host given with --allow-host or an origin given with --cors";
         let found = headers.get(header::ORIGIN).map(|o| String::from_utf8_lossy(o.as_bytes()));

@@ -1,9 +1,8 @@
 //! Bodies on their way in: received within limits on size, time and memory over all requests, and worked on by
 //! blocking threads whose number is limited.
 
-use super::app::App;
 use super::errors::ApiError;
-use super::limits::{Event, HttpLimits};
+use super::limits::{Event, HttpLimits, LimitEvents};
 use axum::body::Body;
 use axum::http::StatusCode;
 use futures_util::StreamExt as _;
@@ -27,6 +26,9 @@ const SMALL_WORKERS: usize = 32;
 /// What bodies share.
 #[derive(Debug)]
 pub struct Intake {
+    limits: HttpLimits,
+    /// Bytes of a body at most.
+    max_body: usize,
     /// A permit is a KiB.
     room: Arc<Semaphore>,
     large: Arc<Semaphore>,
@@ -55,12 +57,17 @@ impl Room {
     ///
     /// # Errors
     /// 503 if other bodies do not leave it in time.
-    pub async fn extend(&mut self, app: &App, bytes: usize) -> Result<(), ApiError> {
-        let limits = &app.options.http;
+    pub async fn extend(
+        &mut self,
+        intake: &Intake,
+        events: &LimitEvents,
+        bytes: usize,
+    ) -> Result<(), ApiError> {
+        let limits = &intake.limits;
         let permits = bytes.min(limits.body_bytes / 2).div_ceil(1024) as u32;
-        let more = app.intake.room.clone().acquire_many_owned(permits);
+        let more = intake.room.clone().acquire_many_owned(permits);
         let Ok(more) = timeout(limits.body_wait, more).await else {
-            app.limits.note(Event::BodyMemory);
+            events.note(Event::BodyMemory);
             return Err(ApiError::overloaded(limits.body_bytes));
         };
         let more = more.map_err(ApiError::internal)?;
@@ -74,12 +81,56 @@ impl Room {
 
 impl Intake {
     /// With nothing in it.
-    pub fn new(limits: &HttpLimits) -> Self {
+    pub fn new(limits: &HttpLimits, max_body: usize) -> Self {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.min(Semaphore::MAX_PERMITS)));
         Intake {
+            limits: limits.clone(),
+            max_body,
             room: semaphore(limits.body_bytes / 1024),
             large: semaphore(LARGE_WORKERS),
             small: semaphore(SMALL_WORKERS),
+        }
+    }
+
+    /// Receives a body.
+    ///
+    /// # Errors
+    /// 413 for a body that is too large, before it is read if it says so itself; 408 for one that arrives too slowly; 503
+    /// if other bodies fill the memory; 400 if the client ends it early.
+    pub async fn receive(
+        &self,
+        events: &LimitEvents,
+        declared: Option<u64>,
+        body: Body,
+    ) -> Result<Received, ApiError> {
+        let most = self.max_body;
+        if declared.is_some_and(|bytes| bytes > most as u64) {
+            return Err(too_large(most));
+        }
+        let limits = &self.limits;
+        let start = Instant::now();
+        let mut received = Received { bytes: Vec::new(), room: Room::default() };
+        let mut body = body.into_data_stream();
+        loop {
+            let deadline = deadline(start, received.bytes.len(), limits);
+            let next = match timeout_at(deadline.into(), body.next()).await {
+                Ok(None) => return Ok(received),
+                Ok(Some(next)) => next,
+                Err(_) => {
+                    events.note(Event::BodyTimeout);
+                    return Err(too_slow(start.elapsed(), received.bytes.len(), limits));
+                }
+            };
+            let chunk =
+                next.map_err(|e| ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}")))?;
+            let size = received.bytes.len() + chunk.len();
+            if size > most {
+                return Err(too_large(most));
+            }
+            while size > received.room.bytes() {
+                received.room.extend(self, events, ROOM_BYTES).await?;
+            }
+            received.bytes.extend_from_slice(&chunk);
         }
     }
 
@@ -108,42 +159,6 @@ impl Intake {
             work(&gone)
         };
         tokio::task::spawn_blocking(work).await.map_err(ApiError::internal)
-    }
-}
-
-/// Receives a body.
-///
-/// # Errors
-/// 413 for a body that is too large, before it is read if it says so itself; 408 for one that arrives too slowly; 503
-/// if other bodies fill the memory; 400 if the client ends it early.
-pub async fn receive(app: &App, declared: Option<u64>, body: Body) -> Result<Received, ApiError> {
-    let most = app.options.max_body;
-    if declared.is_some_and(|bytes| bytes > most as u64) {
-        return Err(too_large(most));
-    }
-    let limits = &app.options.http;
-    let start = Instant::now();
-    let mut received = Received { bytes: Vec::new(), room: Room::default() };
-    let mut body = body.into_data_stream();
-    loop {
-        let deadline = deadline(start, received.bytes.len(), limits);
-        let next = match timeout_at(deadline.into(), body.next()).await {
-            Ok(None) => return Ok(received),
-            Ok(Some(next)) => next,
-            Err(_) => {
-                app.limits.note(Event::BodyTimeout);
-                return Err(too_slow(start.elapsed(), received.bytes.len(), limits));
-            }
-        };
-        let chunk = next.map_err(|e| ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}")))?;
-        let size = received.bytes.len() + chunk.len();
-        if size > most {
-            return Err(too_large(most));
-        }
-        while size > received.room.bytes() {
-            received.room.extend(app, ROOM_BYTES).await?;
-        }
-        received.bytes.extend_from_slice(&chunk);
     }
 }
 

@@ -1,7 +1,6 @@
 //! Limits that hold before a request is understood, and the count of events at each of them: exported as metrics, and
 //! logged at most once per interval and kind. Next: `connections` (sockets), `intake` (bodies).
 
-use super::app::App;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use std::sync::Mutex;
@@ -125,8 +124,9 @@ impl LimitEvents {
         self.lock()[event as usize].count += 1;
     }
 
-    /// Logs each kind of event that occurred and was not logged in the last interval.
-    pub fn log(&self, app: &App) {
+    /// Logs each kind of event that occurred and was not logged in the last interval; `most`
+    /// connections may be open.
+    pub fn log(&self, most: usize) {
         let now = Instant::now();
         let mut due = Vec::new();
         for (unlogged, entry) in self.lock().iter_mut().zip(EVENTS) {
@@ -135,7 +135,7 @@ impl LimitEvents {
                 *unlogged = Unlogged { count: 0, logged: Some(now) };
             }
         }
-        let (open, most) = (self.connections.load(Ordering::Relaxed), app.options.http.connections);
+        let open = self.connections.load(Ordering::Relaxed);
         for ((event, limit, what), count) in due {
             if event == Event::IdleTimeout {
                 tracing::debug!(limit, count, open, most, "{what}");

@@ -120,7 +120,7 @@ async fn sweep(connections: Arc<Connections>, app: Arc<App>) {
         timer.tick().await;
         connections.sweep().into_iter().for_each(|event| app.limits.note(event));
         app.limits.connections.store(connections.len() as u64, Ordering::Relaxed);
-        app.limits.log(&app);
+        app.limits.log(app.options.http.connections);
     }
 }
 

@@ -1,7 +1,8 @@
 //! What is counted, for Prometheus.
 
-use super::app::App;
+use super::limits::LimitEvents;
 use crate::generation::generate::Stats;
+use crate::scheduler::Gauges;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::ConstGauge;
@@ -49,10 +50,9 @@ impl Metrics {
     }
 }
 
-/// All of them as text.
-pub fn text(app: &App) -> String {
+/// All of them as text, with the events at limits and, once the model is loaded, what its thread shows.
+pub fn text(m: &Metrics, limits: &LimitEvents, gauges: Option<&Gauges>) -> String {
     let mut r = Registry::with_prefix("kimi");
-    let m = &app.metrics;
     r.register("requests", "Requests handed to the engine", m.requests.clone());
     r.register("aborted", "Requests whose client left or whose time ran out", m.aborted.clone());
     r.register("prompt_tokens", "Tokens of prompts that were read", m.prompt_tokens.clone());
@@ -61,12 +61,11 @@ pub fn text(app: &App) -> String {
     let (first, next) = (m.first_token.clone(), m.next_token.clone());
     r.register_with_unit("first_token", "From the request to the first token", Unit::Seconds, first);
     r.register_with_unit("next_token", "From a token to the next", Unit::Seconds, next);
-    let events = app.limits.counts.clone();
+    let events = limits.counts.clone();
     r.register("http_limit", "Events at limits on connections and bodies", events);
-    let open = app.limits.connections.load(Ordering::Relaxed);
+    let open = limits.connections.load(Ordering::Relaxed);
     r.register("http_connections", "Open connections", ConstGauge::new(open));
-    if let Some(ready) = app.loaded() {
-        let g = &ready.gauges;
+    if let Some(g) = gauges {
         let gauges = [
             ("running", "Sequences in steps", &g.running),
             ("waiting", "Requests not yet admitted", &g.waiting),

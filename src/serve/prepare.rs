@@ -2,6 +2,7 @@
 //! refused by name.
 
 use super::api::generation::Generation;
+use super::api::schemas::{LONGEST_STOP, MOST_STOPS};
 use super::app::{App, Ask, Ready};
 use super::body::Body;
 use super::errors::ApiError;
@@ -13,9 +14,6 @@ use std::sync::Arc;
 
 /// Replies to one prompt at most.
 const MOST_REPLIES: usize = 16;
-/// Stop strings at most, and the bytes of each.
-pub const MOST_STOPS: usize = 16;
-pub const LONGEST_STOP: usize = 1024;
 
 /// Fields that would change what is done, and values of them that change nothing; null is one of them.
 const REFUSED: [(&str, &[&str], &str); 12] = [

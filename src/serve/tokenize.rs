@@ -15,7 +15,7 @@ use std::sync::Arc;
     post,
     path = "/tokenize",
     request_body = TokenizeRequest,
-    responses((status = 200, description = "The ids", body = Tokenized), super::openapi::Refusals)
+    responses((status = 200, description = "The ids", body = Tokenized), super::api::schemas::Refusals)
 )]
 pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
     let cost = body.cost();
@@ -38,7 +38,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Respons
     post,
     path = "/detokenize",
     request_body = DetokenizeRequest,
-    responses((status = 200, description = "The text", body = Detokenized), super::openapi::Refusals)
+    responses((status = 200, description = "The text", body = Detokenized), super::api::schemas::Refusals)
 )]
 pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
     let (cost, engine, decoding) = (body.cost(), app.ready()?.engine.clone(), app.clone());

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct ChatRequest {
     /// The served model's name; may be absent.
-    #[schema(schema_with = crate::serve::openapi::model_name, required = false)]
+    #[schema(schema_with = crate::serve::api::schemas::model_name, required = false)]
     pub model: Option<String>,
     /// The conversation.
     #[schema(min_items = 1)]

@@ -9,10 +9,10 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct CompletionRequest {
     /// The served model's name; may be absent.
-    #[schema(schema_with = crate::serve::openapi::model_name, required = false)]
+    #[schema(schema_with = crate::serve::api::schemas::model_name, required = false)]
     pub model: Option<String>,
     /// What goes on.
-    #[schema(schema_with = crate::serve::openapi::prompt, required = true)]
+    #[schema(schema_with = crate::serve::api::schemas::prompt, required = true)]
     pub prompt: Prompt,
     /// Send the text as it is made, as server-sent events.
     pub stream: Option<bool>,

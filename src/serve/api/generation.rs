@@ -21,7 +21,7 @@ pub struct Generation {
     /// The same seed, prompt and options give the same text, alone or among others
     pub seed: Option<i64>,
     /// Text that ends the reply and is not part of it
-    #[schema(schema_with = crate::serve::openapi::stop, required = false)]
+    #[schema(schema_with = crate::serve::api::schemas::stop, required = false)]
     pub stop: Option<Stop>,
     /// Tokens at most
     #[schema(minimum = 1)]
@@ -39,7 +39,7 @@ pub struct Generation {
     #[schema(minimum = 1.0, maximum = 100.0)]
     pub repeat_penalty: Option<f32>,
     /// Added to the logits of tokens, by their ids
-    #[schema(schema_with = crate::serve::openapi::logit_bias, required = false)]
+    #[schema(schema_with = crate::serve::api::schemas::logit_bias, required = false)]
     pub logit_bias: Option<BTreeMap<String, f32>>,
     /// Replies to the same prompt
     #[schema(minimum = 1, maximum = 16)]

@@ -5,6 +5,7 @@ pub mod chat;
 pub mod completion;
 pub mod generation;
 pub mod responses;
+pub mod schemas;
 pub mod tokens;
 pub mod tools;
 

@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ResponseRequest {
     /// The served model's name; may be absent.
-    #[schema(schema_with = crate::serve::openapi::model_name, required = false)]
+    #[schema(schema_with = crate::serve::api::schemas::model_name, required = false)]
     pub model: Option<String>,
     /// What is said, or the conversation.
     pub input: Input,
@@ -19,7 +19,7 @@ pub struct ResponseRequest {
     #[schema(value_type = Option<Vec<Object>>)]
     pub tools: Option<Vec<Value>>,
     /// none, auto, required, or a function by its name.
-    #[schema(schema_with = crate::serve::openapi::tool_choice, required = false)]
+    #[schema(schema_with = crate::serve::api::schemas::tool_choice, required = false)]
     pub tool_choice: Option<Value>,
     /// Whether several may be called at once.
     pub parallel_tool_calls: Option<bool>,
@@ -157,7 +157,7 @@ pub struct ResponseObject {
     #[schema(required)]
     pub temperature: Option<f32>,
     /// As it was given, or auto.
-    #[schema(schema_with = crate::serve::openapi::tool_choice)]
+    #[schema(schema_with = crate::serve::api::schemas::tool_choice)]
     pub tool_choice: Box<RawValue>,
     /// As they were given.
     #[schema(value_type = Vec<Object>)]

@@ -23,7 +23,7 @@ pub struct Tokenized {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct DetokenizeRequest {
     /// Their ids.
-    #[schema(schema_with = crate::serve::openapi::token_ids, required = true)]
+    #[schema(schema_with = crate::serve::api::schemas::token_ids, required = true)]
     pub tokens: Vec<u32>,
 }
 

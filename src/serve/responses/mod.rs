@@ -12,7 +12,7 @@ use super::body::Body;
 use super::errors::ApiError;
 use super::markup::{Markup, Piece};
 use super::outcome::{Head, failure, usage};
-use super::routes::Owner;
+use super::owner::Owner;
 use super::sse::{Outbox, Teller, respond};
 use super::token::new_id;
 use super::{chat, prepare};
@@ -35,9 +35,9 @@ use std::sync::atomic::AtomicBool;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (ResponseObject = "application/json"),
-            (crate::serve::openapi::Event = "text/event-stream"),
+            (crate::serve::api::schemas::Event = "text/event-stream"),
         )),
-        super::openapi::Refusals,
+        super::api::schemas::Refusals,
     )
 )]
 pub async fn create(

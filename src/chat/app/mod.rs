@@ -1,10 +1,11 @@
 //! The full-screen chat as a state and what events do to it. What it wants done outside it returns as effects.
 //!
-//! It draws nothing and waits for nothing. Next: [`super::keys`], [`super::view`], [`super::terminal`].
+//! It draws nothing and waits for nothing. Next: [`keys`], [`super::view`], [`super::terminal`].
+
+mod keys;
 
 use super::command::{self, Command};
 use super::input::Input;
-use super::keys;
 use super::picker::Picker;
 use super::reply::Ask;
 use super::talk::{self, Back, Talk, Todo};

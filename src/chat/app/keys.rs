@@ -1,11 +1,11 @@
 //! Which key does what in the full-screen chat.
 
-use super::app::{App, Effect, Event, Menu, State};
-use super::command::{self, Command};
-use super::input::Move;
-use super::picker::Picker;
-use super::talk;
-use super::theme::Ink;
+use super::{App, Effect, Event, Menu, State};
+use crate::chat::command::{self, Command};
+use crate::chat::input::Move;
+use crate::chat::picker::Picker;
+use crate::chat::talk;
+use crate::chat::theme::Ink;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 /// Keys, as `/help` lists them.

@@ -1,0 +1,98 @@
+//! Endpoints about the server itself: health, metrics, models, the built-in page, and the refusal of embeddings.
+
+use super::api::schemas::Refusals;
+use super::api::{Health, ModelCard, ModelList};
+use super::app::App;
+use super::errors::ApiError;
+use super::metrics;
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{StatusCode, header};
+use axum::response::{Html, IntoResponse, Response};
+use std::sync::Arc;
+
+/// What the server does.
+#[utoipa::path(
+    get,
+    path = "/health",
+    responses(
+        (status = 200, description = "It answers", body = Health),
+        (status = 503, description = "It is loading, ending or has failed", body = Health),
+    )
+)]
+pub async fn health(State(app): State<Arc<App>>) -> Response {
+    let status = app.status();
+    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(Health { status })).into_response()
+}
+
+/// What is counted, in Prometheus' words.
+#[utoipa::path(
+    get,
+    path = "/metrics",
+    responses(
+        (status = 200, description = "OpenMetrics", body = String, content_type = "application/openmetrics-text"),
+        Refusals,
+    )
+)]
+pub async fn show_metrics(State(app): State<Arc<App>>) -> Response {
+    let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    (
+        [(header::CONTENT_TYPE, kind)],
+        metrics::text(&app.metrics, &app.limits, app.loaded().map(|ready| &*ready.gauges)),
+    )
+        .into_response()
+}
+
+/// The built-in page, which says itself that it may ask this server and nobody else.
+pub async fn page() -> Response {
+    ([(header::X_FRAME_OPTIONS, "DENY")], Html(include_str!("page.html"))).into_response()
+}
+
+fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
+    let context_length = app.ready()?.engine.context();
+    let card = |id: &String| ModelCard {
+        id: id.clone(),
+        object: "model",
+        created: app.started,
+        owned_by: "kimi",
+        context_length,
+    };
+    Ok(app.options.names.iter().map(card).collect())
+}
+
+/// The served model, by each of its names.
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    responses((status = 200, description = "The models", body = ModelList), Refusals)
+)]
+pub async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
+    Ok(Json(ModelList { object: "list", data: cards(&app)? }))
+}
+
+/// The served model by one of its names.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{model}",
+    params(("model" = String, Path, description = "The name")),
+    responses((status = 200, description = "The model", body = ModelCard), Refusals)
+)]
+pub async fn model(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+) -> Result<Json<ModelCard>, ApiError> {
+    let Path(id) = id.map_err(|e| ApiError::malformed(e.status(), format!("model: {}", e.body_text())))?;
+    let found = cards(&app)?.into_iter().find(|card| card.id == id);
+    found.map(Json).ok_or_else(|| ApiError::no_model(&id, &app.options.names.join(" or ")))
+}
+
+/// Refused: the model has none.
+#[utoipa::path(post, path = "/v1/embeddings", responses(Refusals))]
+pub async fn embeddings() -> ApiError {
+    let why = "this model generates text; it has no embeddings to give";
+    let mut error = ApiError::malformed(StatusCode::BAD_REQUEST, format!("/v1/embeddings: {why}"));
+    error.detail.code = Some("unsupported_endpoint");
+    error
+}
