@@ -177,21 +177,6 @@ fn undone_and_restarted_chats_read_only_what_is_new() {
     assert_eq!((again.0, again.2), (third.0 + third.2, 0));
 }
 
-/// Runs its arguments with these lines as standard input and a terminal as standard output and error, which it prints.
-const ON_A_TERMINAL: &str = "\
-import os, pty, subprocess, sys
-ours, theirs = pty.openpty()
-child = subprocess.Popen(sys.argv[2:], stdin=subprocess.PIPE, stdout=theirs, stderr=theirs)
-os.close(theirs)
-child.stdin.write(sys.argv[1].encode()); child.stdin.close()
-out = b''
-while True:
-    try: part = os.read(ours, 65536)
-    except OSError: break
-    if not part: break
-    out += part
-sys.stdout.buffer.write(out); sys.exit(child.wait())";
-
 #[test]
 fn names_command_no_terminal() {
     const HOSTILE: &str = "a\u{1b}]0;x\u{7}\u{9b}31m\u{202e}";
@@ -208,21 +193,12 @@ fn names_command_no_terminal() {
         { "role": "user", "text": HOSTILE }, { "role": "assistant", "text": HOSTILE },
     ]});
     std::fs::write(chats.join("x.json"), stored.to_string()).unwrap();
-    let script = format!(
-        "import os\nfor name in ('XDG_STATE_HOME', 'XDG_DATA_HOME', 'XDG_CACHE_HOME'): os.environ[name] = {:?}\n{}",
-        text(home.path()),
-        ON_A_TERMINAL.replace("sys.exit(child.wait())", "child.wait()")
-    );
-    let said = common::python(&[
-        "-c",
-        &script,
-        &lines,
-        env!("CARGO_BIN_EXE_kimi"),
-        "chat",
-        "--plain",
-        "-m",
-        text(&model),
-    ]);
+    let mut command = common::kimi_command();
+    command.args(["chat", "--plain", "-m", text(&model)]);
+    for name in ["XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"] {
+        command.env(name, home.path());
+    }
+    let (_, said) = common::terminal::run(command, Some(&lines));
     assert!(!said.replace("\r\n", "\n").contains(|c| is_control(c) && c != '\n'), "{said:?}");
     let shown = visible(HOSTILE);
     for expected in [

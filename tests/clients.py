@@ -219,6 +219,15 @@ def page(kimi, file, chromium):
     server.end()
 
 
+def skip(test, tool):
+    """Reports a skipped test, as kernels/tests/common/skip.rs does."""
+    line = f"skipped: tests/clients.py {test}, needs {tool}\n"
+    sys.stderr.write(line)
+    if path := os.environ.get("KIMI_TEST_SKIPPED"):
+        with open(path, "a") as file:
+            file.write(line)
+
+
 def described(base):
     """No server error and no answer that the description does not have."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
@@ -238,10 +247,15 @@ def main(kimi, vocabulary):
         atexit.register(server.process.kill)
         asks = [(chat, client), (forms, client), (texts, client), (responses, client), (refusals, client, server.base),
                 (langchain, server.base), (llm, server.base, directory), (described, server.base)]
-        if shutil.which("npm"):
+        npm, chromium = shutil.which("npm"), shutil.which("chromium")
+        if npm:
             asks.insert(-1, (node, server.base))
-        if shutil.which("npm") and (chromium := shutil.which("chromium")):
+        else:
+            skip("node", "npm")
+        if npm and chromium:
             asks.insert(-1, (page, kimi, file, chromium))
+        else:
+            skip("page", "chromium" if npm else "npm")
         for ask, *args in asks:
             start = time.monotonic()
             ask(*args)

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{checkpoint, convert, kimi, kimi_command, kimi_ok, python, text};
+use common::{checkpoint, convert, kimi, kimi_command, kimi_ok, terminal, text, tiktoken_bytes};
 use models::visible::{is_control, visible};
 use std::fs::{self, File};
 use std::io::Write;
@@ -67,16 +67,12 @@ fn prompts_in_files_may_be_utf16() {
 fn model_of_bytes(dir: &Path) -> PathBuf {
     let fields = ["vocab_size=264", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
     let source = checkpoint(dir, "tiny", 5, &fields);
-    let ranks = "import base64\nfor b in range(256): print(base64.b64encode(bytes([b])).decode(), b)";
-    fs::write(source.join("tiktoken.model"), python(&["-c", ranks])).unwrap();
+    fs::write(source.join("tiktoken.model"), tiktoken_bytes()).unwrap();
     fs::write(source.join("tokenizer_config.json"), "{}").unwrap();
     let template = "{% for message in messages %}{{ message.content }}{% endfor %}";
     fs::write(source.join("chat_template.jinja"), template).unwrap();
     convert(&source, "q8_0")
 }
-
-/// Runs the command it is given with a terminal as standard input, output and error.
-const TERMINAL: &str = "import pty, sys; sys.exit(pty.spawn(sys.argv[1:]) >> 8)";
 
 #[test]
 fn replies_command_no_terminal() {
@@ -91,8 +87,11 @@ fn replies_command_no_terminal() {
         let args = [command, &how].concat();
         let piped = kimi_ok(&args);
         assert!(visible(&piped) != piped, "no control characters to be shown: {piped:?}");
-        let shown = python(&[&["-c", TERMINAL, env!("CARGO_BIN_EXE_kimi")], &args[..]].concat());
-        // The terminal itself makes a line end of a line feed.
+        let mut command = kimi_command();
+        command.args(&args);
+        let (status, shown) = terminal::run(command, None);
+        assert!(status.success(), "{args:?}: {shown}");
+        // The terminal turns a line feed into a line end.
         assert_eq!(shown.replace("\r\n", "\n"), visible(&piped), "{args:?}");
     }
 }

@@ -205,9 +205,11 @@ fn check_preset(preset: &str) {
     let (best, others) = levels.split_last().unwrap();
     others.iter().for_each(|level| check(&Cpu::new(2, *level), &file, &golden, &[1, 7]));
     check(&Cpu::new(2, *best), &file, &golden, &PROMPTS);
-    let replayed = emulator::cuda().replayed();
-    check(emulator::cuda(), &file, &golden, &[1, 7]);
-    assert!(emulator::cuda().replayed() > replayed, "no decoded token was replayed");
+    if let Some(cuda) = emulator::cuda() {
+        let replayed = cuda.replayed();
+        check(cuda, &file, &golden, &[1, 7]);
+        assert!(cuda.replayed() > replayed, "no decoded token was replayed");
+    }
     // The checkpoint is BF16, so a BF16 file holds the same weights as an F32 one.
     check(&Cpu::new(2, *best), &open("bf16"), &golden, &PROMPTS);
 }

@@ -42,8 +42,8 @@ fn alone() -> MutexGuard<'static, ()> {
 }
 
 /// The demonstration model.
-fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Engine<B> {
-    emulator::cuda();
+fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Option<Engine<B>> {
+    emulator::cuda()?;
     let args = EngineArgs {
         model: None,
         threads: Some(2),
@@ -56,7 +56,7 @@ fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Engine<B> {
         state_room: None,
         chat_template: None,
     };
-    Engine::load(of(Cuda::detect().unwrap()), &args, Box::new(|_| ())).unwrap()
+    Some(Engine::load(of(Cuda::detect().unwrap()), &args, Box::new(|_| ())).unwrap())
 }
 
 /// How often all values of a tensor were read, and how often the best, since the last time.
@@ -71,7 +71,8 @@ fn calls_of<const N: usize>(engine: &Engine<Profiled<Cuda>>, names: [&str; N]) -
 
 #[test]
 fn a_reply_takes_the_best_logits_where_they_are_enough() {
-    let (_alone, engine) = (alone(), engine(Profiled::new));
+    let _alone = alone();
+    let Some(engine) = engine(Profiled::new) else { return };
     let reply = |sampling| {
         let mut ids = Vec::new();
         let request = Request {
@@ -106,7 +107,8 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
 /// Who reads a prompt is told of a piece when it is done, not when the device was told to.
 #[test]
 fn pieces_of_a_prompt_are_waited_for() {
-    let (_alone, engine) = (alone(), engine(Profiled::new));
+    let _alone = alone();
+    let Some(engine) = engine(Profiled::new) else { return };
     let prompt: Vec<u32> = (0..130).map(|i| 70 + i % 300).collect();
     let mut told = 0;
     let mut session = Session::new(&engine);
@@ -136,7 +138,8 @@ impl Client for Listener {
 /// In a batch each has its own row: the best of all rows are found at once, and rows are read for those who need them.
 #[test]
 fn rows_of_a_batch_are_read_one_by_one() {
-    let (_alone, engine) = (alone(), engine(Profiled::new));
+    let _alone = alone();
+    let Some(engine) = engine(Profiled::new) else { return };
     let run = |how: &[Sampling; 3]| {
         let heard = Arc::new(Mutex::new(vec![Vec::new(); 3]));
         let mut batch = Batch::new(&engine, Limits::new(3, 1 << 30));
@@ -171,7 +174,8 @@ fn rows_of_a_batch_are_read_one_by_one() {
 /// Logits are what they were however many steps come after them, done one by one, recorded or replayed.
 #[test]
 fn held_logits_stay() {
-    let (_alone, engine) = (alone(), engine(|cuda| cuda));
+    let _alone = alone();
+    let Some(engine) = engine(|cuda| cuda) else { return };
     let Engine { backend, model, .. } = &engine;
     let steps = |held: bool| {
         let mut state = model.state(backend, CacheFormat::F16);

@@ -1,14 +1,14 @@
-//! Every operation of every instruction set gives the bits of the plain loops, at extreme operands as well.
+//! Every operation of every instruction set is bit-identical to the scalar loops, also for extreme operands.
 
 use kernels::simd::{Isa, Kernel, SimdLevel};
 
-/// Operands within what the operations promise: levels at most 128, activations over -128.
+/// Operands within the operations' contract: quants of at most 128, activations above -128.
 struct Case {
     floats: [[f32; 8]; 4],
     levels: [u8; 32],
     signed: [u8; 32],
     activations: [u8; 32],
-    /// 16-bit sums, and any bytes elsewhere.
+    /// Operands of 16-bit sums; any bytes elsewhere.
     sums: [u8; 32],
     ints: [i32; 2],
 }
@@ -154,14 +154,14 @@ fn part<const N: usize>(v: &[u8]) -> [u8; N] {
     v[..N].try_into().expect("N bytes")
 }
 
-/// Bits, with every NaN the same: which of two NaN goes on is not the same on all machines.
+/// The bits of a float, with one NaN for all: machines differ in which of two NaN they propagate.
 fn words<I: Isa>(isa: I, v: I::Floats) -> Vec<u32> {
     let mut out = [0.0; 8];
     isa.store(v, &mut out);
     out.map(|v: f32| if v.is_nan() { f32::NAN.to_bits() } else { v.to_bits() }).to_vec()
 }
 
-/// Two floats a lane: the lower half is exact, and the whole is rounded by less than a half has.
+/// Two floats per lane: the lower half is exact, and the sum is rounded by less than its lowest bit.
 fn int_words<I: Isa>(isa: I, v: I::Ints) -> Vec<u32> {
     [isa.floats(v), isa.floats(isa.shl_ints::<16>(v))].map(|v| words(isa, v)).concat()
 }
@@ -178,11 +178,11 @@ impl Random {
     fn one_of<T: Copy>(&mut self, from: &[T]) -> T {
         from[self.next() as usize % from.len()]
     }
-    /// One in three extreme.
+    /// Random floats, one in three of them extreme.
     fn byte(&mut self, extremes: &[u8]) -> u8 {
         if self.next().is_multiple_of(3) { self.one_of(extremes) } else { self.next() as u8 }
     }
-    /// Extremes, halves of integers, and any bits.
+    /// Extreme floats, halves of integers, and random bits.
     fn float(&mut self) -> f32 {
         let two31 = 2_147_483_648.0_f32;
         let extremes = [0.0, 1.0, f32::MAX, f32::MIN_POSITIVE, 1e-40, f32::INFINITY, f32::NAN, two31];
@@ -228,7 +228,7 @@ fn every_level_gives_the_bits_of_the_plain_loops() {
     }
 }
 
-/// Every binary16, eight at a time.
+/// Converts every binary16, eight at a time.
 struct Halves;
 
 impl Kernel for Halves {

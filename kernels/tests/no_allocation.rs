@@ -1,4 +1,4 @@
-//! Once a token like it has run, a decoded token allocates nothing in the ops of the CPU backend.
+//! The ops of the CPU backend allocate nothing for a decoded token after a first token of the same shape.
 
 mod common;
 
@@ -10,7 +10,7 @@ use kernels::simd::SimdLevel;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// The system's allocator, counting.
+/// The system's allocator, with a count of allocations.
 struct Counting;
 
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
@@ -68,7 +68,7 @@ fn a_decoded_token_allocates_nothing() {
         let routed = b.route(&b.matmul(&router, &o), &bias, how);
         b.add(&mut x, &b.experts(GatedMlp { gate: &gate, up: &up, down: &down }, &o, &routed));
     };
-    // A worker that first takes part late needs scratch of its own then: look for a quiet stretch.
+    // A worker allocates its scratch when it first takes part, which may be late: wait for a stretch without allocations.
     let quiet = |_| {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         (0..20).for_each(&mut token);

@@ -1,5 +1,5 @@
-//! Products with stored rows: every instruction set gives the bits of the plain loops, for any bytes; and those
-//! are right to within what eight-bit activations can be.
+//! Dot products with quantised rows: every instruction set is bit-identical to the scalar loops, for any bytes, and the
+//! scalar loops are exact to within the rounding of 8-bit activations.
 
 use kernels::quant::{Activation, Format, matmul_tile};
 use kernels::simd::SimdLevel;
@@ -19,7 +19,7 @@ impl Random {
     fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| (self.next() >> 32) as u8).collect()
     }
-    /// Roughly gaussian.
+    /// Roughly Gaussian values.
     fn floats(&mut self, n: usize) -> Vec<f32> {
         let mut one = || (0..4).map(|i| (self.next() >> (8 * i) & 0xffff) as f32 / 32768.0 - 1.0).sum();
         (0..n).map(|_| one()).collect()
@@ -37,12 +37,12 @@ fn activations(format: Format, level: SimdLevel, x: &[f32]) -> Vec<u8> {
     out
 }
 
-/// Bits, with every NaN the same: which of two NaN goes on is not the same on all machines.
+/// The bits of a float, with one NaN for all: machines differ in which of two NaN they propagate.
 fn bits(y: &[f32]) -> Vec<u32> {
     y.iter().map(|y| if y.is_nan() { f32::NAN.to_bits() } else { y.to_bits() }).collect()
 }
 
-/// Rows of these bytes at every level.
+/// Compares the dot products with rows of these bytes on every instruction set.
 fn check(format: Format, cols: usize, weights: &[u8], x: &[f32]) {
     let rows = weights.len() / (format.row_bytes(cols as u64).expect("whole blocks") as usize).max(1);
     let (scalar, all) = levels();
@@ -107,8 +107,8 @@ fn quantised_rows_give_the_same_bits_everywhere_and_the_right_sum() {
     }
 }
 
-/// Against f64 sums of the stored weights. An activation is off by at most half a step of its block, steps are
-/// 1/127 of the largest, so the error is at most the sum of |w| times that; floats lose a little more.
+/// Compares with f64 sums over the stored weights. An activation is off by at most half a quantisation step of its block, a
+/// step is 1/127 of the largest activation, and the error is at most the sum of |w| times that; f32 sums lose a little more.
 fn right_sum(format: Format, cols: usize, weights: &[u8], x: &[f32]) {
     let scalar = levels().0;
     let mut w = vec![0.0; 2 * cols];

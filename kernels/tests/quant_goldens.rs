@@ -1,6 +1,6 @@
-//! Our blocks against ggml's: the same bytes from the same floats, the same floats from the same bytes.
+//! Compares quantised blocks with ggml's: the same bytes from the same floats, the same floats from the same bytes.
 //!
-//! The files in `data/quant` are made by `data/make_quant_goldens.py` from ggml itself.
+//! `data/make_quant_goldens.py` makes the files in `data/quant` with ggml.
 
 use kernels::quant::Format;
 use std::path::Path;
@@ -28,7 +28,7 @@ fn dequantised(format: Format, bytes: &[u8]) -> Vec<f32> {
     out
 }
 
-/// The longer input of the script: sums of four 16-bit numbers, scaled by a power of two a super-block.
+/// The script's generated input: sums of four 16-bit numbers, scaled by a power of two per super-block.
 fn generated() -> Vec<f32> {
     let mut state = 88172645463325252_u64;
     let mut next = || {
@@ -45,7 +45,7 @@ fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
     bytes.into_iter().fold(0xcbf29ce484222325, |h, b| (h ^ b as u64).wrapping_mul(0x100000001b3))
 }
 
-/// Where the first block differs from ggml's, or nothing.
+/// The first block that differs from ggml's, if any.
 fn first_difference(format: Format, ours: &[u8], theirs: &[u8]) -> Option<String> {
     let size = format.block_bytes();
     let block = ours.iter().zip(theirs).position(|(a, b)| a != b)? / size;

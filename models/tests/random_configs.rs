@@ -1,4 +1,4 @@
-//! Random small models: each is refused in a line, or runs and agrees with the reference. More of them:
+//! Random small models: each is refused with a one-line error, or runs and agrees with the reference. More of them:
 //! `cargo run -p models --example random_configs -- --count 3000 --seed 1`.
 
 #[path = "support/random_model.rs"]
@@ -21,8 +21,8 @@ fn random_models_are_refused_in_a_line_or_agree_with_the_reference() {
     assert!(refused >= 40 && agreed >= 120, "{refused} refused, {agreed} agreed: both have to happen");
 }
 
-/// In this model a first token's k . q is next to 0 and rounding turns its sign: the CPU backend and the reference with
-/// that rounding agree, the reference without does not.
+/// In this model k . q of a first token is close to 0 and rounding flips its sign: the CPU backend agrees with the reference
+/// that rounds activations, not with the one that does not.
 #[test]
 fn logits_that_rounding_changes_agree_with_the_rounded_reference() {
     let outcome = Case::new(4_265_788_412).check(&Cpu::detect(Some(2)));

@@ -1,5 +1,12 @@
-//! What the black-box tests share: random checkpoints by `tests/reference/gen_tiny.py`, conversion, comparison.
+//! Helpers of the black-box tests: the program, random checkpoints, conversion, comparison of values.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
+
+mod numpy_random;
+pub mod random_checkpoint;
+#[path = "../../kernels/tests/common/skip.rs"]
+pub mod skip;
+#[cfg(unix)]
+pub mod terminal;
 
 use safetensors::{Dtype, SafeTensors};
 use std::path::{Path, PathBuf};
@@ -24,22 +31,18 @@ pub fn kimi_ok(args: &[&str]) -> String {
     String::from_utf8(out.stdout).expect("standard output is UTF-8")
 }
 
-/// Writes a random checkpoint in the official layout: preset, seed, and config fields that differ.
+/// Writes a random checkpoint of a preset; `fields` are `FIELD=VALUE`.
 pub fn checkpoint(dir: &Path, preset: &str, seed: u32, fields: &[&str]) -> PathBuf {
     let out = dir.join(format!("{preset}-{seed}"));
-    let script = "tests/reference/gen_tiny.py";
-    let seed = seed.to_string();
-    python(&[&[script, text(&out), preset, &seed], fields].concat());
+    random_checkpoint::write(&out, preset, seed, fields);
     out
 }
 
-/// Runs Python (with numpy) from the repository's root.
-pub fn python(args: &[&str]) -> String {
-    let python = std::env::var("PYTHON").unwrap_or("python3".into());
-    let out = Command::new(python).args(args).current_dir(env!("CARGO_MANIFEST_DIR")).output();
-    let out = out.expect("python3 starts");
-    assert!(out.status.success(), "python {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).expect("Python prints UTF-8")
+/// A `tiktoken.model` whose tokens are the 256 bytes.
+pub fn tiktoken_bytes() -> String {
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let base64 = |b: usize| format!("{}{}==", digits[b >> 2] as char, digits[(b & 3) << 4] as char);
+    (0..256).map(|b| format!("{} {b}\n", base64(b))).collect()
 }
 
 /// Converts a checkpoint; returns the file.

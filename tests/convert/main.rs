@@ -1,6 +1,4 @@
-//! The converter from outside: generated checkpoints in, GGUF files out, broken input refused in one line.
-//!
-//! Needs python3 with numpy for the checkpoints. What the files compute is not tested here.
+//! Converts random checkpoints to GGUF; broken input is refused in one line. `tests/golden.rs` tests what the files compute.
 
 mod checkpoints;
 #[path = "../common/mod.rs"]

@@ -1,9 +1,9 @@
 """Logits of the float64 reference on a random prompt of a checkpoint.
 
-usage: logits.py CHECKPOINT TOKENS OUT     prints the prompt's ids; OUT gets the logits as raw float64, [token, vocab]
+usage: logits.py CHECKPOINT TOKENS OUT     prints the prompt's ids; writes the logits as raw float64, [token, vocab]
 
-A prompt is taken whose routing is clear: where the last chosen and the first rejected expert (or group) are closer
-than 1e-4, f32 arithmetic may rightly choose the other.
+Routing of the prompt is clear: no chosen expert (or group) is within 1e-4 of a rejected one, where float32 arithmetic
+could choose the other.
 """
 import sys
 
@@ -34,15 +34,19 @@ def margin(model, rec):
     return smallest
 
 
-folder, tokens, out = sys.argv[1], int(sys.argv[2]), sys.argv[3]
-model = KimiRef(folder)
-for seed in range(50):
-    ids = np.random.default_rng(seed).integers(0, model.c["vocab_size"], tokens)
-    rec = {}
-    logits = model.forward(ids, rec=rec)
-    if margin(model, rec) >= 1e-4:
-        logits.astype("<f8").tofile(out)
-        print(*ids, sep=",")
-        break
-else:
+def random_prompt(folder, tokens):
+    """The ids of a prompt with clear routing, and its logits."""
+    model = KimiRef(folder)
+    for seed in range(50):
+        ids = np.random.default_rng(seed).integers(0, model.c["vocab_size"], tokens)
+        rec = {}
+        logits = model.forward(ids, rec=rec)
+        if margin(model, rec) >= 1e-4:
+            return ids, logits
     sys.exit(f"{folder}: no prompt of {tokens} tokens with clear routing in 50")
+
+
+if __name__ == "__main__":
+    ids, logits = random_prompt(sys.argv[1], int(sys.argv[2]))
+    logits.astype("<f8").tofile(sys.argv[3])
+    print(*ids, sep=",")

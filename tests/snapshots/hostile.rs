@@ -3,7 +3,7 @@
 
 use super::disk::{files, on_disk, only_disk, overheard, written};
 use super::*;
-use common::kimi_command;
+use common::{kimi_command, skip};
 use models::gguf::read::Gguf;
 use std::fs::{self, File, Permissions};
 use std::io::Write;
@@ -171,8 +171,7 @@ fn a_small_disk_is_named_with_what_is_free() {
         .arg(dir.path())
         .output();
     if !mount.is_ok_and(|done| done.status.success()) {
-        println!("skipped: no file system may be mounted here");
-        return;
+        return skip::note("", "permission to mount");
     }
     let mounted = Mounted(dir.path());
     let cache = dir.path().join("cache");

@@ -1,30 +1,34 @@
-//! The CUDA backend without a GPU: its kernels compiled for the host behind a library that answers as the driver does.
+//! Emulates the CUDA driver: the kernels, compiled for the host, behind a library with the driver's interface.
 //!
-//! The library is built from kernels/cuda/host with the C++ compiler and loaded before the bindings look for the
-//! driver, which then find it under the driver's name. What runs is the backend as it is: its launches, its memory, its
-//! kernels' arithmetic; what does not is the device's own compiler, its timing and its races.
+//! The library is built from kernels/cuda/host with the C++ compiler and loaded before the bindings look for the driver,
+//! so that they find it under the driver's name. The backend runs unchanged: its launches, its memory, the arithmetic of
+//! its kernels. The device's own compiler, timing and races are not emulated. Without a C++ compiler there is no
+//! emulator, and tests on it are skipped (see [`skip`]).
 #![allow(dead_code, reason = "some tests start processes, others use the backend")]
+
+#[path = "skip.rs"]
+pub mod skip;
 
 use kernels::cuda::Cuda;
 use kernels::quant::Format;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
-use std::{env, fs};
 
-/// The backend on the emulator.
-pub fn cuda() -> &'static Cuda {
+/// The CUDA backend on the emulator; `None` and a note without a C++ compiler.
+pub fn cuda() -> Option<&'static Cuda> {
     static CUDA: OnceLock<Cuda> = OnceLock::new();
-    CUDA.get_or_init(|| {
-        let library = library();
-        // SAFETY: its start-up code registers kernels and nothing else.
-        let library = unsafe { libloading::Library::new(&library) }.expect("the emulator");
+    let library = library()?;
+    Some(CUDA.get_or_init(|| {
+        // SAFETY: the library's constructors only register kernels in its own tables.
+        let library = unsafe { libloading::Library::new(library) }.expect("the emulator loads");
         std::mem::forget(library);
-        Cuda::detect().expect("the emulator")
-    })
+        Cuda::detect().expect("the emulated device")
+    }))
 }
 
-/// The package of the kernels, from its own tests or those of the whole.
+/// The directory of the package `kernels`, in its own tests and in those of the root package.
 fn package() -> PathBuf {
     let own = Path::new(env!("CARGO_MANIFEST_DIR"));
     if own.join("cuda").is_dir() { own.to_owned() } else { own.join("kernels") }
@@ -39,10 +43,11 @@ fn sources() -> Vec<PathBuf> {
         .collect()
 }
 
-/// Where the library is, built anew where a source is newer. Several tests may do so at once: the last name wins.
-pub fn library() -> PathBuf {
+/// The path of the library, rebuilt if a source is newer; `None` and a note without a C++ compiler.
+pub fn library() -> Option<&'static Path> {
     static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
-    LIBRARY.get_or_init(build).clone()
+    let compiler = skip::cxx()?;
+    Some(LIBRARY.get_or_init(|| build(&compiler)))
 }
 
 /// Includes the matmul sources once per format.
@@ -55,7 +60,8 @@ fn format_modules() -> String {
     Format::ALL.map(module).concat()
 }
 
-fn build() -> PathBuf {
+/// Builds the library under a name of this process and renames it: several tests may do so at once.
+fn build(compiler: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let library = dir.join("libcuda.so");
     let time = |p: &Path| fs::metadata(p).and_then(|m| m.modified()).ok();
@@ -67,8 +73,7 @@ fn build() -> PathBuf {
     let host = package().join("cuda/host");
     let formats = own.with_extension("inc");
     fs::write(&formats, format_modules()).unwrap();
-    let compiler = env::var("CXX").unwrap_or_else(|_| "c++".into());
-    let done = Command::new(&compiler)
+    let done = Command::new(compiler)
         .args([
             "-std=c++17",
             "-O3",
@@ -86,7 +91,7 @@ fn build() -> PathBuf {
         .arg(format!("-DFORMAT_MODULES=\"{}\"", formats.display()))
         .args([host.join("driver.cpp"), host.join("modules.cpp")])
         .output()
-        .unwrap_or_else(|e| panic!("{compiler}: {e}; the tests of the CUDA backend need a C++ compiler"));
+        .unwrap_or_else(|e| panic!("{compiler}: {e}"));
     assert!(done.status.success(), "{compiler}: {}", String::from_utf8_lossy(&done.stderr));
     fs::rename(&own, &library).unwrap();
     library

@@ -1,4 +1,4 @@
-//! Kimi's `tiktoken.model` as text, from the crate that carries it packed as (rank, length, bytes) entries.
+//! Kimi's `tiktoken.model` as text, from the crate that holds it packed as (rank, length, bytes) entries.
 //!
 //! Shared by tests and examples through `#[path]`; not part of the library.
 
@@ -29,7 +29,7 @@ fn varint(bytes: &mut impl Iterator<Item = u8>) -> Option<u32> {
     }
 }
 
-/// Standard alphabet, padded.
+/// Base64 in the standard alphabet, padded.
 pub fn base64(bytes: &[u8]) -> Vec<u8> {
     let group = |group: &[u8]| {
         let bits = (0..3).fold(0, |bits, i| bits << 8 | u32::from(group.get(i).copied().unwrap_or(0)));

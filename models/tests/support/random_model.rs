@@ -1,7 +1,7 @@
-//! Random small models of odd shapes, many of them broken, and the property that each has to have: it is refused in a
-//! line, or it runs and its logits agree with the `reference` backend's. A seed gives the same model everywhere.
+//! Random small models of odd shapes, many of them broken. Each must be refused with a one-line error, or run with logits that
+//! agree with the `reference` backend's. A seed gives the same model on every machine.
 //!
-//! Rounded activations may turn a sign, and with it the logits: a norm of one channel is a sign, and a KDA head's output for
+//! Rounded activations may flip a sign, and with it the logits: the norm of one channel is a sign, and a KDA head's output for
 //! a first token is beta (k . q) v, of which the norm leaves the sign of k . q. Logits that differ from the reference's for
 //! that reason agree with those of [`Rounded`], which rounds the same activations.
 
@@ -18,15 +18,15 @@ use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Model, Outputs, Sequence};
 use rounded::Rounded;
 
-/// The largest relative error (RMS of the difference by RMS of the logits) where weights and cache are F32: rounding.
+/// The largest relative error (RMS of the difference over RMS of the logits) with F32 weights and cache: rounding.
 const EXACT: f64 = 2e-5;
-/// The same where activations or cache rows are rounded to 16 or 8 bits, through up to three layers: a shape that is
-/// misread gives 1.4, logits that have nothing to do with each other.
+/// The same with activations or cache rows rounded to 16 or 8 bits, through up to three layers. A misread shape gives 1.4:
+/// uncorrelated logits.
 const ROUNDED: f64 = 0.2;
-/// The same against [`Rounded`], where that limit is exceeded: sums in another order move single quants by one, which gives
-/// up to 0.015 in 1200 models.
+/// The largest relative error against [`Rounded`], for models that exceed that limit: sums in another order move single
+/// quants by one, which gives up to 0.015 in 1200 models.
 const SAME_ROUNDING: f64 = 0.05;
-/// The longest error line: path, place, expected and found of 200 bytes each and what stands between them.
+/// The longest error line: path, place, expected and found, of 200 bytes each, and the words between them.
 const MAX_LINE: usize = 800;
 
 /// xorshift64*, seeded through splitmix64.
@@ -47,7 +47,7 @@ impl Random {
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    /// Below `n`.
+    /// A number below `n`, which is at least 1.
     fn below(&mut self, n: usize) -> usize {
         ((self.next() >> 32) as usize * n) >> 32
     }
@@ -64,14 +64,14 @@ impl Random {
         list[self.below(list.len())]
     }
 
-    /// About normal, of variance 1.
+    /// A draw from about the standard normal distribution.
     fn normal(&mut self) -> f32 {
         let unit = |n: u64| (n >> 40) as f32 / (1 << 24) as f32;
         let sum: f32 = (0..6).map(|_| unit(self.next())).sum();
         (sum - 3.0) * 2f32.sqrt()
     }
 
-    /// A width: odd ones, ones and whole blocks of the formats.
+    /// A width: 1, odd, or whole blocks of the formats.
     fn width(&mut self, most: usize) -> usize {
         let n = match self.below(10) {
             0 => 1,
@@ -83,7 +83,7 @@ impl Random {
     }
 }
 
-/// Sizes of a model.
+/// The random hyperparameters of a model.
 struct Sizes {
     dim: usize,
     vocab: usize,
@@ -179,7 +179,7 @@ impl Sizes {
         Metadata(all)
     }
 
-    /// Name and shape of every tensor, and whether it has to be F32.
+    /// Name and shape of every tensor, and whether it must be F32.
     fn tensors(&self) -> Vec<(String, Vec<usize>, bool)> {
         let mut all = vec![
             ("token_embd.weight".to_owned(), vec![self.dim, self.vocab], false),
@@ -281,25 +281,25 @@ impl Stored {
 /// A model in memory and how to run it.
 pub struct Case {
     file: Gguf,
-    /// Everything is F32, so that the backends differ by rounding alone.
+    /// Weights and cache are F32, so that the backends differ by rounding alone.
     exact: bool,
     cache: CacheFormat,
     prompt: usize,
     expanded: bool,
-    /// Some values are NaN or infinite: it has to run, but its logits say nothing.
+    /// Some values are NaN or infinite: the model must run, but its logits are not compared.
     broken_values: bool,
 }
 
-/// What became of a case.
+/// The outcome of one random model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// In this line.
+    /// With this error line.
     Refused(String),
-    /// With this relative error.
+    /// It ran with this relative error.
     Agreed(f64),
-    /// With this relative error, more than may be, but with that of the rounding of activations alone.
+    /// It ran with this relative error, which is too large, but explained by the rounding of activations.
     RoundedApart(f64),
-    /// And nothing can be said about its logits.
+    /// It ran, and its logits cannot be compared.
     Ran,
 }
 
@@ -344,7 +344,7 @@ impl Case {
     /// Loads and runs the model on `b` and on the reference.
     ///
     /// # Panics
-    /// The model has not the property.
+    /// Neither holds.
     pub fn check<B: Backend>(&self, b: &B) -> Outcome {
         let model = match Model::load(b, &self.file) {
             Ok(model) => model,
@@ -400,7 +400,7 @@ impl Case {
     }
 }
 
-/// RMS of the difference by RMS of what is expected.
+/// RMS of the difference over RMS of the expected values.
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     let square = |x: f64| x * x;
     let sum: f64 = expected.iter().map(|x| square(f64::from(*x))).sum();
@@ -408,7 +408,7 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     (apart.sum::<f64>() / sum).sqrt()
 }
 
-/// A value that makes no sense, or another one, or none.
+/// Gives a metadata entry a meaningless or another value, or removes it.
 fn break_metadata(r: &mut Random, metadata: &mut Metadata) {
     for _ in 0..r.within(1, 2) {
         let at = r.within(2, metadata.0.len() - 1);
@@ -433,7 +433,7 @@ fn break_metadata(r: &mut Random, metadata: &mut Metadata) {
     }
 }
 
-/// One tensor is missing, has another name or another shape.
+/// Removes or renames a tensor, or changes its shape.
 fn break_tensors(r: &mut Random, tensors: &mut Vec<(String, Vec<usize>, bool)>) {
     let at = r.below(tensors.len());
     let shape = &mut tensors[at].1;
@@ -448,7 +448,7 @@ fn break_tensors(r: &mut Random, tensors: &mut Vec<(String, Vec<usize>, bool)>) 
     }
 }
 
-/// The same shape with its ones elsewhere or left out: files differ in that.
+/// The same shape with its extents of 1 elsewhere or omitted, as files differ in that.
 fn move_ones(r: &mut Random, shape: &mut Vec<usize>) {
     shape.retain(|n| *n != 1);
     if shape.is_empty() || r.chance(30) && shape.len() < 4 {
@@ -465,7 +465,7 @@ fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
     for (i, tensor) in layout.tensors().iter().enumerate() {
         bytes.resize((start + tensor.offset) as usize, 0);
         let cols = tensor.shape[0] as usize;
-        // Keys' matrices are summed over the latent, their second extent: scores stay of order one.
+        // The matrices of keys are summed over the latent, their second extent, which keeps scores of order one.
         let keys = tensor.name.ends_with("attn_k_b.weight");
         let inputs = if keys { tensor.shape.iter().copied().max().unwrap_or(1) as usize } else { cols };
         let mut row = vec![0.0; cols];
@@ -483,8 +483,8 @@ fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
     bytes
 }
 
-/// A value as a trained model might have it: activations stay of order one, and biases choose the experts wherever rounding
-/// may not.
+/// A value that a trained model could have: activations stay of order one, and the biases decide the choice of experts, so
+/// that rounding cannot.
 fn value(r: &mut Random, name: &str, inputs: usize) -> f32 {
     let role = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, role)| role);
     match role {

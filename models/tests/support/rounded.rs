@@ -1,5 +1,5 @@
 //! The `reference` backend with activations rounded as the CPU backend rounds them: in products with quantised weights, and
-//! in the scores over a Q8_0 cache. All else is the reference's, and no arithmetic is the CPU backend's.
+//! in the scores over a Q8_0 cache. It shares no arithmetic with the CPU backend.
 
 use kernels::backend::{
     Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
@@ -10,10 +10,10 @@ use kernels::quant::{Activation, Format};
 use kernels::reference::{Cache, Matrix, Reference, Routed};
 use std::ops::Range;
 
-/// Of models whose latent caches are in this format.
+/// The backend for models whose latent caches have this format.
 pub struct Rounded(pub CacheFormat);
 
-/// d q_i of each block: d = max |x| / 127, q_i = x_i / d to the nearest integer, ties to even.
+/// Rounds each block to d q_i: d = max |x| / 127, q_i = x_i / d to the nearest integer, ties to even.
 fn round(form: Activation, x: &mut [f32]) {
     let block = match form {
         Activation::F32 => return,
