@@ -1,8 +1,8 @@
-"""Compares Cargo.lock with RustSec's advisories, where a copy of them is at hand: no network is used.
+"""Compares the lock files with a local copy of RustSec's advisory database, without network access.
 
 usage: advisories.py [DIR]      (default: $ADVISORY_DB, then ~/.cargo/advisory-db, where cargo-audit keeps it)
 
-Exit code 1 if a locked version has a vulnerability; what is unmaintained or unsound is said only.
+Exit code 1 if a locked version has a vulnerability; unmaintained and unsound crates are only reported.
 """
 import os, re, sys, tomllib
 from pathlib import Path
@@ -12,14 +12,14 @@ LOCKS = ["Cargo.lock", "fuzz/Cargo.lock", "tests/peer/Cargo.lock"]
 
 
 def version(text):
-    """A version as numbers that compare; one before a release is less than it."""
+    """A version as a sortable list of numbers; a pre-release sorts before its release."""
     core, _, pre = text.split("+")[0].partition("-")
     numbers = [int(n) for n in core.split(".")]
     return numbers + [0] * (3 - len(numbers)) + [0 if pre else 1, pre]
 
 
 def matches(requirement, found):
-    """Whether a version meets `>= 1.2, < 2`, `^1.2.3`, `1.2`, `*`."""
+    """Whether a version satisfies a requirement: `>= 1.2, < 2`, `^1.2.3`, `1.2`, `*`."""
     for part in filter(None, (p.strip() for p in requirement.split(","))):
         operator, text = re.fullmatch(r"(>=|<=|>|<|=|\^|~)?\s*(.+)", part).groups()
         if text == "*":
@@ -35,7 +35,7 @@ def matches(requirement, found):
 
 
 def advisories(directory):
-    """Package -> what is said of it."""
+    """The advisories by package."""
     found = {}
     for path in sorted((directory / "crates").glob("*/*.md")):
         text = path.read_text()
@@ -50,7 +50,7 @@ def main():
     default = os.environ.get("ADVISORY_DB") or Path.home() / ".cargo" / "advisory-db"
     directory = Path(sys.argv[1] if len(sys.argv) > 1 else default)
     if not (directory / "crates").is_dir():
-        print(f"advisories: skipped, no advisory list at hand ({directory})")
+        print(f"skipped: tests/advisories.py, needs a copy of the advisory database in {directory}")
         return
     known, vulnerable, count = advisories(directory), 0, 0
     newest = max((e["advisory"]["date"] for entries in known.values() for e, _ in entries), default="none", key=str)

@@ -1,11 +1,11 @@
-"""An agent at work: a conversation of several turns with tools over a long text, on `kimi serve` and on llama.cpp's
-server (the wheel xllamacpp) in turn. What a turn reads again is told beside what is new in it.
+"""Measures prefix caching in an agent's conversation: several turns with tools over a long text, on `kimi serve` and on
+llama.cpp's server (the wheel xllamacpp) in turn. Prints the prefilled and the new tokens of each turn.
 
-usage: agent.py KIMI MODEL [--words 30000] [--turns 5]      (MODEL with a tokenizer; random weights will do)
+usage: agent.py KIMI MODEL [--words 30000] [--turns 5]      (MODEL with a tokenizer; its weights may be random)
 
-The client is like any other: it sends the messages of all turns before, the model's calls among them as it got them.
-New in a turn is what stands after the last turn's reply. `kimi` has to read no more than that. Where a model makes no
-calls of its own and a server does not hold it to them, its replies are text, and what the tool found is the user's word.
+As any client does, it sends the messages of all earlier turns, including the model's tool calls as received. The new
+tokens of a turn are those after the last turn's reply; `kimi` must prefill no more than them. If a model makes no tool calls
+and the server does not enforce them, its replies are text, and the tool's result is sent as a user message.
 """
 import argparse, json, os, random, sys, time, urllib.error, urllib.request
 

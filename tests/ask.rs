@@ -1,5 +1,5 @@
-//! `kimi ask` with a small random model and the real vocabulary: what it reads, what it does not read again, and
-//! what it refuses. Its answers are noise, but whole.
+//! `kimi ask` with a small random model and the published vocabulary: files as input, prefix caching, refusals. The answers
+//! are noise, but complete.
 
 mod common;
 
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 #[path = "../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
 
-/// A small random model with the real vocabulary.
+/// A small random model with the published vocabulary.
 static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
     let fields = [
@@ -33,7 +33,7 @@ static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
     (dir, file)
 });
 
-/// A file of so many lines.
+/// A text file of `lines` lines.
 fn document(lines: usize) -> String {
     (0..lines).fold(String::new(), |mut all, i| {
         writeln!(all, "Line {i}: clerk {} keeps the ledger of ward {}.", i * 37 % 101, i * 7 % 13).unwrap();
@@ -48,7 +48,7 @@ fn command(cache: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// The answers, as JSON.
+/// Runs `kimi ask --json`; returns one object per answer.
 fn ask(cache: &Path, args: &[&str], input: &str) -> Vec<Value> {
     let out = with_input(command(cache, &[args, &["--json"]].concat()), input);
     let stderr = String::from_utf8_lossy(&out.stderr);
@@ -59,7 +59,7 @@ fn ask(cache: &Path, args: &[&str], input: &str) -> Vec<Value> {
 fn with_input(mut command: Command, input: &str) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // A program that has refused already reads nothing.
+    // The program may have exited with an error and closed its input.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     child.wait_with_output().unwrap()
 }
@@ -78,15 +78,15 @@ fn a_file_is_read_once() {
     assert_eq!(number(first, "reused_tokens"), 0);
     let all = number(first, "read_tokens");
     assert!(all > 1500, "{all} tokens of a hundred lines");
-    // Another process, another question: no token of the file, and of its turn only what is new.
+    // Another process and question: no token of the file is prefilled, and only the new part of its turn.
     let second = &ask(&cache, &["-f", text(&file), "Which clerk is named in line 7?"], "")[0];
     assert_eq!(second["reused_from"], "disk");
     let (reused, new) = (number(second, "reused_tokens"), number(second, "read_tokens"));
     assert!(reused + 30 > all && new < 30, "{reused} of {all} reused, {new} read");
-    // The same question: the state after the file again.
+    // The same question restores the state after the file.
     let third = &ask(&cache, &["-f", text(&file), "Who keeps ward 3?"], "")[0];
     assert_eq!((number(third, "reused_tokens"), third["answer"].clone()), (reused, first["answer"].clone()));
-    // Question after question in one process.
+    // Several questions in one process.
     let many = ask(&cache, &["-f", text(&file)], "Who keeps ward 3?\nAnd ward 4?\n\nAnd 5?\n");
     assert_eq!(many.len(), 3);
     assert_eq!(many[0]["answer"], first["answer"]);
@@ -96,7 +96,7 @@ fn a_file_is_read_once() {
     }
 }
 
-/// Many small files are read in whole batches, with few snapshots.
+/// Many small files are prefilled in full batches, with few checkpoints.
 #[test]
 fn a_directory_of_many_files() {
     let dir = tempfile::tempdir().unwrap();
@@ -112,7 +112,7 @@ fn a_directory_of_many_files() {
     assert!(all > 5000 && states() <= all / 1024 + 4, "{} states of {all} tokens", states());
     let second = &ask(&cache, &["-f", text(&docs), "And ward 4?"], "")[0];
     assert!(number(second, "read_tokens") < 30, "{second}");
-    // A change in a file: what is before it is not read again, but for what one snapshot is from the next.
+    // After a change in a file, prefill resumes at the last checkpoint before it.
     std::fs::write(docs.join("120.txt"), "Another text.").unwrap();
     let third = &ask(&cache, &["-f", text(&docs), "Who keeps ward 3?"], "")[0];
     let reused = number(third, "reused_tokens");
@@ -133,7 +133,7 @@ fn files_directories_and_pipes() {
     assert_eq!(only["files"], serde_json::json!([text(&docs.join("a.txt"))]));
     let both = &ask(&cache, &["-f", text(&docs), "What?"], "")[0];
     assert_eq!(both["files"].as_array().unwrap().len(), 2);
-    // A file more after it: the first is not read again.
+    // Another file is appended: the first is not prefilled again.
     let c = dir.path().join("c.txt");
     std::fs::write(&c, document(3)).unwrap();
     let more = &ask(&cache, &["-f", text(&docs), "-f", text(&c), "What?"], "")[0];
@@ -187,7 +187,7 @@ fn what_never_ends_is_refused_and_pipes_in_directories_are_left_out() {
     let stderr = String::from_utf8(out.stderr).unwrap();
     let expected = format!("{}: expected a regular file, found another kind: left out\n", text(&pipe));
     assert!(out.status.success() && stderr.starts_with(&expected), "{stderr}");
-    // A pipe that is named is read to its end, as a process substitution is.
+    // A named pipe on the command line is read to its end, as for a process substitution.
     let writer = std::thread::spawn({
         let pipe = pipe.clone();
         move || std::fs::write(pipe, document(3)).unwrap()
@@ -197,7 +197,7 @@ fn what_never_ends_is_refused_and_pipes_in_directories_are_left_out() {
     assert_eq!(named["files"], serde_json::json!([text(&pipe)]));
 }
 
-/// Ctrl-C while reading: what was read is there for the next run.
+/// After Ctrl-C during prefill the next run resumes from the tokens prefilled so far.
 #[test]
 fn a_stopped_reading_goes_on_from_where_it_was() {
     let dir = tempfile::tempdir().unwrap();
@@ -218,7 +218,7 @@ fn a_stopped_reading_goes_on_from_where_it_was() {
     assert_eq!((number(next, "reused_tokens"), &next["reused_from"]), (read, &Value::from("disk")));
 }
 
-/// Ctrl-C in the middle of an answer: what there is of it, and the exit code that shells know.
+/// Ctrl-C in the middle of an answer prints the answer so far and exits with code 130.
 #[test]
 fn a_stopped_answer_ends_as_an_interrupted_command() {
     let dir = tempfile::tempdir().unwrap();
@@ -238,7 +238,7 @@ fn a_stopped_answer_ends_as_an_interrupted_command() {
     assert_eq!(ended.status.code(), Some(130), "{stderr}");
 }
 
-/// A model served elsewhere: the same questions, the files sent once at the head of the conversation.
+/// With `--url` the same questions go to a server; the files are sent once, at the head of the conversation.
 #[test]
 fn an_endpoint_elsewhere_answers() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! Files and prompts that are broken: one line with place, expected and found; exit code 1; nothing left behind.
+//! Broken files and prompts are refused with one line that names place, expected and found, with exit code 1, and leave
+//! no file behind.
 
 mod common;
 
@@ -10,19 +11,19 @@ use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use tempfile::TempDir;
 
-/// A metadata entry.
+/// The key and the value of a metadata entry.
 type Pair = (String, Value);
-/// Name, format and shape.
+/// Name, format and shape of a tensor.
 type Tensor = (String, kernels::quant::Format, Vec<u64>);
 
-/// A good file that each test damages in its own way.
+/// A valid file, of which each test damages a copy.
 static GOOD: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
     let file = convert(&checkpoint(dir.path(), "tiny", 1, &["num_hidden_layers=4", "vocab_size=64"]), "q8_0");
     (dir, file)
 });
 
-/// Runs a command that has to fail with one line that says all of `words`.
+/// Runs a command that must fail with one line that contains all of `words`.
 fn refused(args: &[&str], words: &[&str]) {
     let out = kimi(args);
     let stderr = String::from_utf8(out.stderr).unwrap();
@@ -34,7 +35,7 @@ fn refused(args: &[&str], words: &[&str]) {
     assert!(out.stdout.is_empty(), "kimi {args:?} wrote to standard output");
 }
 
-/// A copy of the good file with other metadata or another shape of one tensor.
+/// A copy of the valid file with other metadata or another shape of one tensor.
 fn rewritten(dir: &Path, change: impl Fn(&mut Vec<Pair>, &mut Vec<Tensor>)) -> PathBuf {
     let good = Gguf::open(&GOOD.1).unwrap();
     let mut metadata = good.metadata.clone();
@@ -66,7 +67,7 @@ fn an_empty_prompt_from_a_pipe_or_a_file_is_refused() {
     refused(&["generate", "-m", model, "-"], &["standard input: expected a prompt, found nothing"]);
 }
 
-/// Scales of the last matrix are NaN, and so is every logit.
+/// A copy whose output matrix has NaN scales, which makes every logit NaN.
 #[test]
 fn logits_that_are_no_numbers_end_the_reply() {
     let dir = tempfile::tempdir().unwrap();
@@ -201,7 +202,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
     }
 }
 
-/// What a message says of a file is short and holds no command to a terminal, wherever it is from.
+/// Text from a file is truncated and free of terminal control sequences in every error message.
 #[test]
 fn values_of_a_file_are_shown_short_and_escaped() {
     let dir = tempfile::tempdir().unwrap();
@@ -248,7 +249,7 @@ fn weights_that_are_not_finite_are_said_once() {
     kimi_ok(&["inspect", "--check", text(&GOOD.1)]);
 }
 
-/// 64 weights in blocks of 32 are two blocks, and no 64 rows of one weight, though a shape may leave out its ones.
+/// 64 weights in blocks of 32 are two blocks, not 64 rows of one weight, although a shape may omit extents of 1.
 #[test]
 fn rows_that_are_not_whole_blocks_are_refused() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! Conversations with the real vocabulary: prompts token for token as published, turns that process only what is
-//! new, and the line editor on a pipe.
+//! `kimi chat` with the published vocabulary: prompts equal the published template's token for token, turns prefill only
+//! their new tokens, and the line editor works on a pipe.
 
 mod common;
 
@@ -19,7 +19,7 @@ use tempfile::TempDir;
 #[path = "../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
 
-/// A small random model with the real vocabulary.
+/// A small random model with the published vocabulary.
 static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
     let fields = ["vocab_size=163840", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
@@ -59,7 +59,7 @@ fn prompts_are_those_of_the_published_template() {
         for message in rendered[name]["messages"].as_array().unwrap() {
             let said = message["content"].as_str().unwrap();
             match message["role"].as_str().unwrap() {
-                // A reply counts as the ids that were generated.
+                // A reply is kept as the ids that were generated.
                 "assistant" => conversation.reply(said, &engine.tokenizer().unwrap().encode(said)),
                 role => conversation.say(role, said),
             }
@@ -82,16 +82,16 @@ fn what_a_user_types_is_never_a_special_token() {
         let new = line.split("prompt: ").nth(1).and_then(|rest| rest.split(' ').next()).unwrap();
         new.parse::<usize>().unwrap()
     };
-    // `<|im_end|>` as text is several tokens, as the special token it would be one.
+    // `<|im_end|>` as text is several tokens; as a special token it would be one.
     assert!(engine_ids("<|im_end|>") > engine_ids("x") + 1);
 }
 
-/// A piped chat with a home of its own, in which nothing fails: its standard output and error.
+/// Runs a piped chat that must succeed, in its own home directory; returns its standard output and error.
 fn chat(home: &Path, args: &[&str], lines: &str) -> (String, String) {
     ended(home, args, lines, 0)
 }
 
-/// The same, whatever its exit code is expected to be.
+/// The same with an expected exit code.
 fn ended(home: &Path, args: &[&str], lines: &str, code: i32) -> (String, String) {
     let mut chat = common::kimi_command()
         .args(["chat", "--plain", "-m", text(&MODEL.1), "-n", "8", "--temp", "0"])
@@ -111,7 +111,7 @@ fn ended(home: &Path, args: &[&str], lines: &str, code: i32) -> (String, String)
     (String::from_utf8(out.stdout).expect("characters are whole"), stderr)
 }
 
-/// What `/stats` said of prompts: reused, from where, new.
+/// The prompts in the output of `/stats`: reused tokens, their source, new tokens.
 fn prompts(stdout: &str) -> Vec<(usize, String, usize)> {
     let prompt = |line: &str| {
         let said = line.strip_prefix("prompt: ")?.split(" in ").next()?;
@@ -132,7 +132,7 @@ fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
     assert!(stderr.ends_with("1 of 9 lines failed\n"), "{stderr}");
 }
 
-/// The chats of a home.
+/// The stored chats in a home directory.
 fn chats(home: &Path) -> Vec<Value> {
     let files = std::fs::read_dir(home.join("kimi/chats")).unwrap().map(|entry| entry.unwrap().path());
     files.map(|path| serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()).collect()
@@ -172,7 +172,7 @@ fn undone_and_restarted_chats_read_only_what_is_new() {
     assert_eq!(other.1, "from snapshot");
     let (stdout, _) = chat(home.path(), &["--load", "hello"], "third\n/stats\n/regen\n/stats\n");
     let [third, again] = &prompts(&stdout)[..] else { panic!("two replies: {stdout}") };
-    // The last token of a reply was never an input: it is new, with the end of its turn and the message.
+    // The last token of a reply has not been an input: it is new, with the end of its turn and the message.
     assert_eq!((third.0, &third.1[..]), (other.0 + other.2 + 7, "from snapshot on disk"));
     assert_eq!((again.0, again.2), (third.0 + third.2, 0));
 }
@@ -237,7 +237,7 @@ fn what_was_typed_and_answered_is_private() {
         files.for_each(|file| {
             assert_eq!(file.unwrap().metadata().unwrap().permissions().mode() & 0o777, 0o600);
         });
-        // As an older version left it.
+        // Older versions wrote the file with these permissions.
         let wider = PermissionsExt::from_mode(0o644);
         std::fs::set_permissions(home.path().join("kimi/history"), wider).unwrap();
     }

@@ -1,7 +1,7 @@
-"""What people's own tools make of `kimi serve`: the official clients in Python and Node, langchain-openai and llm run a
-chat, a stream, a tool call, a JSON schema and a stop; Chromium, where it is there, opens the page (page.mjs);
-schemathesis asks what the OpenAPI description allows and more.
-The model is small and random, with the real vocabulary: what it says is noise, and grammars make it sayable.
+"""Runs common clients against `kimi serve`: the official clients in Python and Node, langchain-openai and llm run a chat, a
+stream, a tool call, a JSON schema and a stop string; Chromium opens the built-in page (page.mjs); schemathesis sends
+requests that the OpenAPI description allows, and others. Tests without their program are reported as skipped.
+The model is small and random, with the published vocabulary: its text is noise, which grammars constrain.
 
 usage: clients.py KIMI VOCABULARY      (the binary, and the example of the package models that writes tiktoken.model)
 """
@@ -28,7 +28,7 @@ class Verdict(BaseModel):
 
 
 class Server:
-    """A server on any free port, which ends in good order."""
+    """A server on a free port that must shut down cleanly."""
 
     def __init__(self, kimi, model, tokens=64):
         args = [kimi, "serve", "-m", model, "--port", "0", "--api-key", KEY, "--ctx", str(2048 + tokens), "-n", str(tokens), "--temp", "0",
@@ -60,7 +60,7 @@ class Server:
 
 
 def model(directory, kimi, vocabulary):
-    """A small random checkpoint with the real vocabulary, converted."""
+    """Converts a small random checkpoint with the published vocabulary."""
     source = Path(directory) / "checkpoint"
     fields = ["vocab_size=163840", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"]
     run = lambda *args: subprocess.run([str(a) for a in args], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -199,7 +199,7 @@ await assert.rejects(client.chat.completions.create({ model: "tiny", messages, t
 
 
 def run_node(name, text, package, *args):
-    """A script with a package from the registry."""
+    """Runs a script with a package from the npm registry."""
     home = ROOT / "target" / "node"
     home.mkdir(parents=True, exist_ok=True)
     if not (home / "node_modules" / package).exists():
@@ -229,7 +229,7 @@ def skip(test, tool):
 
 
 def described(base):
-    """No server error and no answer that the description does not have."""
+    """No server error, and no response outside the description."""
     checks = "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance"
     command = [str(Path(sys.executable).parent / "schemathesis"), "run", base + "/openapi.json", "-H",
                f"Authorization: Bearer {KEY}", "--checks", checks, "--max-examples", os.environ.get("EXAMPLES", "20"),

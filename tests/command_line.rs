@@ -1,5 +1,4 @@
-//! The command line from outside: what comes by standard input, what goes to standard output and to terminals, and what
-//! is wrong usage.
+//! The command line: standard input, standard output, terminals, and usage errors.
 
 mod common;
 
@@ -14,7 +13,7 @@ const TEXT: &str = "The access code of the Hartwell mill is 4713. Mara Velt live
 const QUESTION: &str = "What is the access code of the Hartwell mill?";
 const ANSWER: &str = "The code is 4713.\n";
 
-/// The built-in model's reply to a prompt, with this as standard input.
+/// Runs `kimi generate` with the built-in model on a prompt and a standard input.
 fn generate(prompt: &[&str], input: Stdio) -> Output {
     let mut command = kimi_command();
     command.args(["generate", "--temp", "0", "--no-cache", "--quiet"]).args(prompt).stdin(input);
@@ -39,7 +38,7 @@ fn a_text_on_standard_input_comes_before_the_prompt() {
     check(&generate(&[QUESTION], File::open(&file).unwrap().into()), ANSWER, "");
     let whole = format!("{TEXT}\n\n{QUESTION}");
     check(&generate(&[&whole], Stdio::null()), ANSWER, "");
-    // What a command that finds nothing leaves.
+    // An empty pipe, as a command without output leaves it.
     (reader, writer) = std::io::pipe().unwrap();
     drop(writer);
     check(&generate(&[&whole], reader.into()), ANSWER, "");
@@ -63,7 +62,7 @@ fn prompts_in_files_may_be_utf16() {
     check(&generate(&["--file", text(&file)], Stdio::null()), ANSWER, "");
 }
 
-/// A random model whose tokens are the 256 bytes: its replies are full of control characters.
+/// A random model whose tokens are the 256 bytes. Its replies contain many control characters.
 fn model_of_bytes(dir: &Path) -> PathBuf {
     let fields = ["vocab_size=264", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
     let source = checkpoint(dir, "tiny", 5, &fields);

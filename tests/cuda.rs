@@ -1,5 +1,4 @@
-//! Commands on the CUDA backend, run as they are on an emulator: the driver's library is one that runs the kernels
-//! on the host.
+//! Commands on the CUDA backend, unchanged, with the emulator as the driver's library.
 
 mod common;
 #[path = "../kernels/tests/common/emulator.rs"]
@@ -61,7 +60,7 @@ fn gpu_check_is_right_on_the_emulator() {
     assert!(found.contains("compiled by the driver: attention"), "{found}");
 }
 
-/// Requests are admitted by what the plan leaves of the device's 4 GiB, not by the RAM, nor by what is asked for.
+/// Admission is bounded by the GPU memory that the placement leaves free of 4 GiB, not by the RAM or by --memory.
 #[test]
 fn serving_counts_the_memory_of_the_device() {
     let Some(kimi) = OnEmulator::new() else { return };
@@ -76,7 +75,7 @@ fn serving_counts_the_memory_of_the_device() {
     assert!((1000..4096).contains(&mib), "{ready}");
 }
 
-/// A reply on the device is the CPU's; the plan is told.
+/// Replies on the GPU equal those on the CPU, and the placement is logged.
 #[test]
 fn a_reply_is_the_same_on_the_device() {
     let Some(kimi) = OnEmulator::new() else { return };
@@ -92,7 +91,7 @@ fn a_reply_is_the_same_on_the_device() {
     assert!(told.contains("GiB on the GPU"), "{told}");
 }
 
-/// What is drawn from the best logits alone is drawn from all of them too, which a penalty on none of the tokens asks for.
+/// Sampling from the top-k logits equals sampling from the full row, which a penalty over no tokens requires.
 #[test]
 fn a_reply_from_the_best_logits_is_that_from_all() {
     let Some(kimi) = OnEmulator::new() else { return };
@@ -110,7 +109,8 @@ fn a_reply_from_the_best_logits_is_that_from_all() {
     }
 }
 
-/// Some experts of each layer in slots, the others by the CPU: the same tokens, and the share that was met in slots is told.
+/// With some experts of each layer cached on the GPU and the rest on the CPU, tokens are the same and the cache's hit rate is
+/// logged.
 #[test]
 fn a_reply_is_the_same_with_experts_here_and_there() {
     let Some(kimi) = OnEmulator::new() else { return };
@@ -129,7 +129,7 @@ fn a_reply_is_the_same_with_experts_here_and_there() {
     };
     let (expected, told) = reply(&["--device", "cpu"]);
     assert!(!told.contains("met on the GPU"), "{told}");
-    // Room for a part of the experts: 512 MiB are the driver's.
+    // Room for some of the experts: the driver takes 512 MiB.
     for (wanted, planned, met) in [
         (["--hot-experts", "30"], "the 30 most used of 256 experts of 3 layers", true),
         (["--hot-experts", "0"], "experts of 0 of 3 layers", false),
@@ -143,7 +143,7 @@ fn a_reply_is_the_same_with_experts_here_and_there() {
     }
 }
 
-/// What one device read, the other goes on from.
+/// A prefix cached by one device is restored by the other.
 #[test]
 fn snapshots_cross_between_devices() {
     let Some(kimi) = OnEmulator::new() else { return };

@@ -1,10 +1,10 @@
-//! The demonstration model in the program: every command works without a file, and the question set measures it.
+//! The built-in demonstration model: every command works without a model file, and `eval` scores it.
 
 mod common;
 
 use common::{kimi, text};
 
-/// Standard output and standard error of a command that succeeds.
+/// Runs a command that must succeed; returns its standard output and error.
 fn outputs(args: &[&str]) -> (String, String) {
     let out = kimi(args);
     let utf8 = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
@@ -35,12 +35,12 @@ fn the_question_set_is_asked_in_full_and_is_the_same_each_time() {
         right += sum("right");
     }
     assert!(right > 0, "{report}");
-    // A guess among all tokens would have 4,096.
+    // A uniform guess has a perplexity of 4,096.
     assert!((2.0..1000.0).contains(&report["perplexity"].as_f64().unwrap()), "{report}");
     assert_eq!(serde_json::from_str::<serde_json::Value>(&outputs(&args).0).unwrap(), report);
 }
 
-/// What a newcomer sees first: the README's first command asks this.
+/// The README's first command runs this prompt.
 #[test]
 fn the_question_of_the_first_command_is_answered_with_its_line() {
     let script = std::fs::read_to_string("demo").unwrap();

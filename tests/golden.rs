@@ -1,5 +1,5 @@
-//! The model against the published code: logits, experts and states on two random checkpoints, and the same
-//! results however a prompt is cut. The goldens are made by `tests/data/make_goldens.py`.
+//! Compares the model with the published code: logits, experts and states on two random checkpoints, and results that do not
+//! depend on how a prompt is cut. `tests/data/make_goldens.py` makes the goldens.
 
 mod common;
 #[path = "../kernels/tests/common/emulator.rs"]
@@ -22,7 +22,7 @@ const PROMPTS: [usize; 5] = [1, 7, 64, 65, 300];
 const LOGITS: f64 = 5e-5;
 const OPS: f64 = 2e-5;
 
-/// Everything a forward pass shows.
+/// Records what a forward pass shows its probe.
 struct Recorder<'b, B> {
     backend: &'b B,
     tensors: HashMap<(usize, &'static str), Vec<f32>>,
@@ -39,7 +39,7 @@ impl<B: Backend> Probe<B> for Recorder<'_, B> {
     }
 }
 
-/// A loaded model beside its goldens.
+/// A loaded model and its goldens.
 struct Case<'a, B: Backend> {
     backend: &'a B,
     model: Model<B>,
@@ -61,7 +61,7 @@ impl<'a, B: Backend> Case<'a, B> {
         self.model.state(self.backend, CacheFormat::F32)
     }
 
-    /// All positions of a prompt at once: logits, arg-max, experts, intermediate results and states.
+    /// Compares all positions of a prompt in one pass: logits, arg-max, experts, intermediate results and states.
     fn prompt(&self, n: usize) {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let (mut state, backend) = (self.state(), self.backend);
@@ -102,7 +102,7 @@ impl<'a, B: Backend> Case<'a, B> {
         }
     }
 
-    /// S and the convolutions' tails, where the goldens have them.
+    /// Compares S and the convolutions' tails, if the goldens have them.
     fn check_state(&self, n: usize, state: &State<B>) {
         for (i, layer) in state.layers.iter().enumerate() {
             let key = |name: &str| format!("p{n}.layers.{i}.{name}");
@@ -111,7 +111,7 @@ impl<'a, B: Backend> Case<'a, B> {
                 continue;
             }
             close(&key("state"), &self.backend.read(&kda.s), &values(self.golden, &key("state")), LOGITS);
-            // The golden is [q | k | v channels, taps - 1], ours a [taps - 1, channels] for each of them.
+            // The golden is [q | k | v channels, taps - 1]; the state has a [taps - 1, channels] for each of them.
             let taps = self.model.config.kda.conv_taps - 1;
             let parts = kda.conv.iter().flat_map(|tail| {
                 let tail = self.backend.read(tail);
@@ -123,7 +123,7 @@ impl<'a, B: Backend> Case<'a, B> {
         }
     }
 
-    /// The same logits where keys and values are made, in two steps and beside a sequence where they are not.
+    /// Compares the logits of materialised attention, in two steps and in a batch with a sequence of absorbed attention.
     fn expanded(&self, n: usize) {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let (mut state, mut other) = (self.state(), self.state());
@@ -140,7 +140,7 @@ impl<'a, B: Backend> Case<'a, B> {
         self.check_logits(&format!("p{n}.logits"), &found);
     }
 
-    /// The greedy continuation of the published code, token by token.
+    /// Compares the greedy continuation of the published code, token by token.
     fn continuation(&self, n: usize) {
         let ids = self.ids(&format!("p{n}.decode_ids"));
         let mut state = self.state();
@@ -149,7 +149,7 @@ impl<'a, B: Backend> Case<'a, B> {
         self.check_logits(&format!("p{n}.decode_logits"), &rows.collect::<Vec<_>>());
     }
 
-    /// The last logits are the same however the prompt is cut, also beside other sequences in one batch.
+    /// The last logits do not depend on how the prompt is cut, also in a batch with other sequences.
     fn cuts(&self, n: usize) {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let whole: Vec<f64> =
@@ -200,7 +200,7 @@ fn check_preset(preset: &str) {
     let open = |kind| Gguf::open(convert(&source, kind)).unwrap();
     let file = open("f32");
     check(&Reference, &file, &golden, &[7, 65]);
-    // Without vector instructions a fused multiply-add is a function call: the plain level gets the short prompts.
+    // Without SIMD a fused multiply-add is a function call: the scalar level runs the short prompts only.
     let levels = SimdLevel::available();
     let (best, others) = levels.split_last().unwrap();
     others.iter().for_each(|level| check(&Cpu::new(2, *level), &file, &golden, &[1, 7]));

@@ -1,5 +1,5 @@
-//! Schemas, grammars and regular expressions as a stranger might send them: each is refused in a line or compiled and
-//! walked through, none ends the process, takes 10 s or much memory; and what is valid still accepts its own text.
+//! Hostile schemas, grammars and regular expressions: each is refused with a one-line error or compiles and masks tokens;
+//! none aborts the process, takes 10 s or much memory. Valid ones accept their own text.
 
 #[path = "grammars/generate.rs"]
 mod generate;
@@ -20,7 +20,7 @@ static VOCABULARY: LazyLock<Vocabulary> = LazyLock::new(|| {
 });
 static GRAMMARS: LazyLock<Grammars> = LazyLock::new(|| Grammars::new(&VOCABULARY, VOCABULARY.len()).unwrap());
 
-/// Tokens of a reply that each grammar is walked through.
+/// The number of tokens that each grammar masks.
 const STEPS: usize = 12;
 
 fn resident_mib() -> usize {
@@ -29,7 +29,7 @@ fn resident_mib() -> usize {
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() >> 10
 }
 
-/// The tokens that a mask allows.
+/// The token ids that a mask allows.
 fn set(mask: &[u32]) -> Vec<u32> {
     let bits = |(i, word): (usize, &u32)| {
         let word = *word;
@@ -38,7 +38,7 @@ fn set(mask: &[u32]) -> Vec<u32> {
     mask.iter().enumerate().flat_map(bits).collect()
 }
 
-/// Compiles a grammar and takes some tokens of a reply; what came of it, in a line.
+/// Compiles a grammar and consumes some tokens; returns the outcome in a line.
 fn walk(grammar: &Grammar, pick: &mut impl FnMut(usize) -> usize) -> String {
     let compiled = match GRAMMARS.compile(grammar, &|| false) {
         Ok(compiled) => compiled,
@@ -62,7 +62,7 @@ fn walk(grammar: &Grammar, pick: &mut impl FnMut(usize) -> usize) -> String {
     "accepted".to_owned()
 }
 
-/// The seed is fixed; `GRAMMAR_SEED` tries another.
+/// The seed is fixed; `GRAMMAR_SEED` sets another.
 #[test]
 fn a_thousand_hostile_grammars_end_in_a_line() {
     let seed = std::env::var("GRAMMAR_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(17);
@@ -112,7 +112,7 @@ fn schemas_accept_their_own_json() {
     }
 }
 
-/// An agent's tools: 128 with 50 parameters each, and a hundred definitions that refer to one another.
+/// The tools of an agent: 128 with 50 parameters each, and a hundred definitions that refer to one another.
 #[test]
 fn large_ordinary_grammars_compile() {
     for (name, grammar) in [("tools", generate::tools(128, 50)), ("definitions", generate::definitions(100))]
@@ -129,7 +129,7 @@ fn a_client_that_left_is_compiled_for_no_longer() {
     let grammar = generate::tools(128, 50);
     let left = GRAMMARS.compile(&grammar, &|| true).map(|_| ()).unwrap_err();
     assert_eq!(left, compile::Error::Abandoned);
-    // More than may compile at once leave in the middle: what they held is free for the next.
+    // More clients than may compile at once disconnect in the middle: their compilations are released for the next.
     for _ in 0..6 {
         let start = Instant::now();
         let leave = move || start.elapsed() > Duration::from_millis(60);

@@ -1,11 +1,11 @@
-"""The same files here and in llama.cpp (the xllamacpp wheel, in this process), both ways.
+"""Runs the same files in kimi and in llama.cpp (the xllamacpp wheel, in this process), in both directions.
 
 usage: interop.py KIMI      KIMI is the binary; exit code 1 and a line if something differs
 
-Our converter's F32, Q8_0 and Q4_K_M of a small random checkpoint run there; F16 and Q8_0 written by llama.cpp's own
-Python package, with the metadata that its converter gives, run here. Greedy tokens must be equal for 64 steps. Both
-engines round activations in their own way, so the log-probabilities of the likeliest tokens differ a little: the
-differences are printed, and their mean is bounded.
+llama.cpp runs F32, Q8_0 and Q4_K_M files that kimi converts from a small random checkpoint; kimi runs F16 and Q8_0 files that
+llama.cpp's Python package writes with its converter's metadata. Greedy tokens must be equal for 64 steps. The engines
+round activations differently, so the log-probabilities of the likeliest tokens differ slightly: the differences are
+printed, and their mean is bounded.
 """
 
 import base64
@@ -32,8 +32,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PAIRS = np.arange(256, VOCAB - 256)
 EMBED, HEAD = 8.0, 0.16
 LIKELY = 5
-# Mean difference of the likeliest tokens' log-probabilities that rounding explains; an expert chosen otherwise once
-# moves single ones by up to 1.
+# The mean difference of the likeliest tokens' log-probabilities that rounding explains. A single different choice of an
+# expert moves some by up to 1.
 ALLOWED = {"F32": 0.002, "F16": 0.02, "Q8_0": 0.1, "Q4_K_M": 0.1}
 
 
@@ -64,7 +64,7 @@ def make_checkpoint(out):
 
 
 def peer(path):
-    """What llama.cpp chooses greedily, and of each step its likeliest tokens and their log-probabilities."""
+    """llama.cpp's greedy tokens, and for each step the likeliest tokens with their log-probabilities."""
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 512, 1, 0, False
@@ -76,7 +76,7 @@ def peer(path):
 
 
 def run(*command):
-    """A command of ours: its standard output."""
+    """Runs a kimi command; returns its standard output."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode != 0:
         sys.exit(f"{' '.join(command)}: {done.stderr}")
@@ -89,7 +89,7 @@ def ours(kimi, path):
 
 
 def our_logprobs(kimi, path, tokens, out):
-    """Log-probabilities of every token at each of the given tokens after the prompt."""
+    """The log-probabilities of all tokens at each of the given tokens after the prompt."""
     run(kimi, "logits", "-m", path, "--ids", joined(PROMPT + tokens), "-o", out)
     logits = np.load(out).astype(np.float64)[len(PROMPT) - 1:-1]
     logits -= logits.max(-1, keepdims=True)
@@ -105,7 +105,7 @@ def compare(kimi, path, kind, whose):
     ids, theirs = top[..., 0].astype(int), top[..., 1]
     mine = ours(kimi, path)
     logprobs = np.take_along_axis(our_logprobs(kimi, path, tokens, path + ".npy"), ids, -1)
-    # The same weights in F32: what both would compute without rounding activations.
+    # The same weights in F32: the result without rounding of activations.
     exact_path = path + ".f32.gguf"
     run(kimi, "convert", path, "-o", exact_path, "--type", "f32")
     exact = np.take_along_axis(our_logprobs(kimi, exact_path, tokens, path + ".npy"), ids, -1)
@@ -119,7 +119,7 @@ def compare(kimi, path, kind, whose):
 
 
 def write_theirs(checkpoint, path, kind):
-    """A file as llama.cpp's converter would write it, by its own package."""
+    """Writes a file as llama.cpp's converter does, with its Python package."""
     with open(os.path.join(checkpoint, "config.json")) as f:
         c = json.load(f)
     weights = {name: a.astype(np.float32) for name, a in read_safetensors(f"{checkpoint}/model.safetensors").items()}
@@ -180,7 +180,7 @@ def gpt2_bytes():
 
 
 def their_tensors(weights, c):
-    """Names and values in GGUF of a checkpoint's tensors."""
+    """The GGUF names and values of a checkpoint's tensors."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.KIMI_LINEAR, c["num_hidden_layers"])
     experts = {}
     for name, array in weights.items():

@@ -1,5 +1,5 @@
-//! The demonstration model in the program answers questions about a text of some 20,000 tokens, and says in which lines
-//! it is written. Names, values, wording and prose are of those that it has not seen in training.
+//! The built-in demonstration model answers questions about a text of about 20,000 tokens and cites the lines. Names, values,
+//! wording and prose are held out from its training data.
 
 mod common;
 
@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 use std::io::Write as _;
 use std::process::Stdio;
 
-/// What is written in the text, what is asked, and the answer.
+/// A sentence of the text, a question, and its answer.
 const FACTS: [[&str; 3]; 10] = [
     [
         "The full size of the Sheellham lighthouse comes to 1010 acres.",
@@ -54,7 +54,7 @@ const FACTS: [[&str; 3]; 10] = [
         "The code is 33125.",
     ],
 ];
-/// Lines of prose; the first line with a fact, and after how many lines the next is.
+/// Number of lines of prose, the first line with a fact, and the number of lines from one fact to the next.
 const PROSE: usize = 400;
 const FIRST: usize = 17;
 const EVERY: usize = 37;

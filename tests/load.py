@@ -1,12 +1,12 @@
-"""Load: `kimi serve` and llama.cpp's server (the wheel xllamacpp) on the same file, in turn in the same run.
+"""Load test: `kimi serve` and llama.cpp's server (the wheel xllamacpp) on the same file, in turn in the same run.
 
 usage: load.py KIMI MODEL [--clients 1,4,16,64] [--rounds 5] [--prompt WORDS] [--reply TOKENS] [--threads 2]
        load.py KIMI MODEL --abuse
 
-Each client asks, reads the stream to its end and asks again, always something new. Both servers have as many slots as
-there are clients at most, the same threads, the same context a slot, greedy choice and replies of the same length.
-A row is the median of the rounds: tokens of replies in a second of all clients together, and the time to the first
-token. `--abuse`: clients that leave and requests that are none, after which the server has to serve and weigh as before.
+Each client sends a new prompt, reads the stream to its end and sends the next. Both servers have a slot per client, the same
+number of threads, the same context per slot, greedy sampling and replies of the same length. A row is the median of the
+rounds: output throughput of all clients in tokens per second, and the time to the first token. With `--abuse` clients
+disconnect and send malformed requests, after which the server must serve and take memory as before.
 """
 import argparse, json, os, random, re, selectors, signal, socket, statistics, subprocess, sys, time, urllib.request
 
@@ -41,7 +41,7 @@ class Server:
                 break
         else:
             sys.exit(f"{command[0]} did not start")
-        # What it says further is not read by anybody, and must not block it.
+        # Nothing reads the rest of its log, which must not block it.
         self.rest = subprocess.Popen(["cat"], stdin=self.process.stderr, stdout=subprocess.DEVNULL)
 
     def ok(self):
@@ -68,7 +68,7 @@ def kimi(args, slots, *more):
 
 
 def llama(args, slots, checkpoints=False):
-    """Where nothing is asked twice, copies of states would only cost it time: no `checkpoints`."""
+    """Without `checkpoints`: no prompt repeats, so copies of states would only cost time."""
     return Server(sys.executable, "-c", PEER, args.model, *map(str, [slots, CONTEXT, args.threads, int(checkpoints)]))
 
 
@@ -84,7 +84,7 @@ def post(body, path="/v1/chat/completions", kind="application/json"):
 
 
 class Client:
-    """One request on a connection of its own."""
+    """One request on its own connection."""
 
     def __init__(self, address, text):
         self.socket = socket.create_connection(address)
@@ -92,7 +92,7 @@ class Client:
         self.socket.sendall(text)
 
     def read(self):
-        """Takes what came; whether more is to come."""
+        """Reads what has arrived; returns whether more is expected."""
         part = self.socket.recv(1 << 16)
         self.got += part
         if self.first is None and FIRST.search(self.got):
@@ -106,7 +106,7 @@ class Client:
 
 
 def load(server, args, clients, draw):
-    """So many clients, each one request after another: tokens a second, and the times to the first tokens."""
+    """Runs `clients` clients, each with one request after another; returns tokens per second and the times to first token."""
     left, tokens, times = max(clients * 2, 12), 0, []
     with selectors.DefaultSelector() as open_now:
         def ask():
@@ -159,7 +159,7 @@ def compare(args):
 
 
 def malformed(draw):
-    """A request that is none, or a wrong one."""
+    """A malformed or invalid request."""
     whole = {"messages": [{"role": "user", "content": "x"}], "max_tokens": 4}
     noise = bytes(draw.randrange(256) for _ in range(draw.randrange(300)))
     key = draw.choice(["messages", "max_tokens", "temperature", "stop", "n", "tools", "response_format", "logit_bias", "stream"])
@@ -178,7 +178,7 @@ def malformed(draw):
 
 
 def leave(server, text, draw, moment):
-    """Asks, perhaps reads a little, and is gone."""
+    """Sends a request, may read a little, and disconnects."""
     with socket.create_connection(server.address) as s:
         s.settimeout(moment)
         try:

@@ -1,5 +1,5 @@
-// The built-in page in headless Chromium: key, ask, stream, stop, reload, a new chat.
-// usage: page.mjs BASE KEY CHROMIUM      (playwright-core must be there; replies have to be long enough to be stopped)
+// Tests the built-in page in headless Chromium: key, message, stream, stop, reload, new chat.
+// usage: page.mjs BASE KEY CHROMIUM      (needs playwright-core, and replies long enough to be stopped)
 import assert from "node:assert";
 import fs from "node:fs";
 import os from "node:os";
@@ -20,7 +20,7 @@ const texts = kind => page.locator(`.turn.${kind}`).allTextContents();
 const until = (check, ...with_) => page.waitForFunction(check, ...with_, { timeout: 20_000, polling: 20 });
 const longer = n => until(n => document.querySelector(".turn.assistant:last-child")?.textContent.length > n, n);
 
-// Without a key nothing is told but the error.
+// Without a key only the error is shown.
 await page.goto(base);
 await page.fill("#say", "Let me in");
 await page.press("#say", "Enter");
@@ -31,7 +31,7 @@ await page.click("#clear");
 await page.reload();
 await until(() => document.querySelector("#model").textContent === "tiny");
 
-// Ask: the reply streams, in more than one piece, while Stop stands where Send was.
+// The reply streams in several pieces, while Stop replaces Send.
 await page.fill("#say", "Tell me <b>everything</b>");
 await page.press("#say", "Enter");
 await longer(0);
@@ -39,7 +39,7 @@ const early = (await texts("assistant"))[0];
 assert.ok(await page.isVisible("#stop") && !await page.isVisible("#send"));
 await longer(early.length + 20);
 
-// Stop: it ends soon, the text stays, the server works for nobody.
+// Stop ends the reply soon, keeps its text, and leaves the server idle.
 await page.click("#stop", { force: true });
 await page.waitForSelector("#send", { state: "visible" });
 assert.equal(await page.textContent("#state"), "stopped");
@@ -54,7 +54,7 @@ for (let left = 100; ; left--) {
 await page.waitForTimeout(200);
 assert.deepEqual(await texts("assistant"), [stopped]);
 
-// Reload: the conversation is there, as text, and goes on.
+// After a reload the conversation is shown, as text, and can be continued.
 await page.reload();
 assert.deepEqual([await texts("user"), await texts("assistant")], [["Tell me <b>everything</b>"], [stopped]]);
 await page.route("**/v1/chat/completions", route =>

@@ -1,11 +1,11 @@
-"""A long file is read once: `kimi serve` and llama.cpp's server (the wheel xllamacpp) on the same model, one after the
-other: a first question, a second in the same process, a third after a restart. llama.cpp saves and restores its slot.
+"""Measures prefix caching of a long file, on `kimi serve` and then on llama.cpp's server (the wheel xllamacpp) with the same
+model: a first question, a second one in the same process, a third one after a restart. llama.cpp saves and restores its slot.
 
-usage: reread.py KIMI MODEL [--words 120000] [--reply 8] [--kimi-only]      (MODEL with a tokenizer; random weights will do)
+usage: reread.py KIMI MODEL [--words 120000] [--reply 8] [--kimi-only]      (MODEL with a tokenizer; its weights may be random)
 
-`new` are the tokens after the file, `read` those that were processed, `first s` the time from the question to the first
-token. `kimi` has to read no more than is new. A restart is told from the start of the process: until it is ready (for
-llama.cpp with its slot restored), and until the first token.
+`new` is the number of tokens after the file, `read` the number of prefilled tokens, `first s` the time from the question to
+the first token. `kimi` must prefill no more than the new tokens. The times of a restart are from the start of the process
+until it is ready (llama.cpp: with its slot restored) and until the first token.
 """
 import argparse, json, os, random, re, sys, tempfile, time, urllib.request
 
@@ -21,7 +21,7 @@ def post(server, path, body):
 
 
 def ask(server, args, text, question):
-    """Asks; the answer's timings, and the time to its first token."""
+    """Sends a question; returns the reply's timings and the time to its first token."""
     messages = [{"role": "system", "content": text}, {"role": "user", "content": question}]
     body = {"messages": messages, "stream": True, "max_tokens": args.reply, "ignore_eos": True, "temperature": 0}
     client = load.Client(server.address, load.post(json.dumps(body).encode()))

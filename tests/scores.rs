@@ -1,4 +1,4 @@
-//! What of a step's logits comes to the host, on the emulator: its ops are counted.
+//! Counts the transfers of logits from the GPU to the host, on the emulator.
 
 #[path = "../kernels/tests/common/emulator.rs"]
 mod emulator;
@@ -21,7 +21,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const PROMPT: [u32; 5] = [70, 80, 90, 100, 110];
-/// Changes nothing, but all logits are asked for.
+/// Samples as `GREEDY` does, but requires the full row of logits.
 const WITH_ALL: Sampling = Sampling { repeat_penalty: 2.0, ..GREEDY };
 const GREEDY: Sampling = Sampling {
     temperature: 0.0,
@@ -35,13 +35,13 @@ const GREEDY: Sampling = Sampling {
     seed: 3,
 };
 
-/// One test at a time: while a backend records a step, another must not issue work to the same emulator.
+/// Serialises the tests: while a backend captures a graph, no other work may reach the same emulator.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The demonstration model.
+/// The demonstration model on the emulator; `None` and a note without a C++ compiler.
 fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Option<Engine<B>> {
     emulator::cuda()?;
     let args = EngineArgs {
@@ -59,7 +59,7 @@ fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Option<Engine<B>> {
     Some(Engine::load(of(Cuda::detect().unwrap()), &args, Box::new(|_| ())).unwrap())
 }
 
-/// How often all values of a tensor were read, and how often the best, since the last time.
+/// The numbers of full-row reads and of top-k calls since the last call.
 fn calls(engine: &Engine<Profiled<Cuda>>) -> [u64; 2] {
     calls_of(engine, ["read", "best"])
 }
@@ -104,7 +104,7 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
     assert!(ids == expected && asked == [6, 6], "what is not enough is asked for and read: {asked:?}");
 }
 
-/// Who reads a prompt is told of a piece when it is done, not when the device was told to.
+/// Prefill reports a chunk when the GPU has finished it, not when it was launched.
 #[test]
 fn pieces_of_a_prompt_are_waited_for() {
     let _alone = alone();
@@ -135,7 +135,7 @@ impl Client for Listener {
     }
 }
 
-/// In a batch each has its own row: the best of all rows are found at once, and rows are read for those who need them.
+/// In a batch one top-k call serves all rows, and full rows are read only for the sequences that need them.
 #[test]
 fn rows_of_a_batch_are_read_one_by_one() {
     let _alone = alone();
@@ -171,7 +171,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
     assert_eq!((tokens, asked), (expected, [15, 0]));
 }
 
-/// Logits are what they were however many steps come after them, done one by one, recorded or replayed.
+/// Logits stay unchanged by later steps, whether those run op by op or as captured or replayed graphs.
 #[test]
 fn held_logits_stay() {
     let _alone = alone();

@@ -89,4 +89,5 @@ fn the_reference_computes_the_goldens() {
     let Some(python) = skip::python() else { return };
     run(&python, &["tests/data/make_shapes.py", "--check"]);
     run(&python, &["tests/data/check_goldens.py"]);
+    run(&python, &["kernels/tests/data/make_kda_op.py", "--check"]);
 }

@@ -1,5 +1,5 @@
-//! Decoded steps on the CUDA backend, by the emulator: how many launches they are, and what recording them takes of
-//! the device's memory. A process of its own, as nobody else may launch or have memory meanwhile.
+//! Decode steps on the CUDA emulator: the number of launches, and the GPU memory of captured graphs. The tests have a process
+//! of their own, because other launches and allocations would be counted, too.
 
 mod common;
 #[path = "../kernels/tests/common/emulator.rs"]
@@ -15,7 +15,7 @@ use models::kimi_linear::state::State;
 use models::kimi_linear::{Model, Outputs, Probe, Sequence};
 use std::sync::Mutex;
 
-/// More states than steps are kept, so that each is recorded anew in every round.
+/// More states than graphs are cached, so that each is captured again in every round.
 const STATES: usize = 9;
 
 fn decode<B: Backend>(b: &B, model: &Model<B>, state: &mut State<B>) -> Vec<f32> {
@@ -23,10 +23,10 @@ fn decode<B: Backend>(b: &B, model: &Model<B>, state: &mut State<B>) -> Vec<f32>
     model.forward(b, &mut batch, &mut ()).map(|logits| b.read(&logits)).unwrap()
 }
 
-/// The tests here take turns.
+/// Serialises the tests of this file.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Counts the launches of each layer.
+/// Counts the kernel launches of each layer.
 struct Launches<'a> {
     cuda: &'a Cuda,
     before: u64,
@@ -55,7 +55,7 @@ fn a_token_is_few_launches() {
     let model = Model::load(cuda, &file).unwrap();
     for tokens in [1, 8] {
         let mut states: Vec<_> = (0..tokens).map(|_| model.state(cuda, CacheFormat::F16)).collect();
-        // Of all tokens, which are one: no step to be recorded, whose layers nobody is told of.
+        // Outputs of all tokens (one) keep the step from being captured, which would hide its layers from the probe.
         let sequence =
             |state| Sequence { tokens: &[5], state, outputs: Outputs::All, mla_path: MlaPath::Absorbed };
         let mut batch: Vec<_> = states.iter_mut().map(sequence).collect();

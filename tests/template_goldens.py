@@ -3,7 +3,7 @@
 
     python3 tests/template_goldens.py
 
-The settings are those of transformers' chat template environment: trim_blocks, lstrip_blocks, loop controls,
+Uses the settings of transformers' chat template environment: trim_blocks, lstrip_blocks, loop controls,
 `tojson` as json.dumps without HTML escapes, raise_exception. Needs jinja2; made with 3.1.
 """
 
@@ -31,7 +31,7 @@ TALK = [
 ]
 SHORT = [m for m in TALK if isinstance(m["content"], str) and m["role"] != "tool"]
 
-# Written for these tests, each with something that engines differ on.
+# Written for these tests; engines differ on each of them.
 TEMPLATES = {
     "kimi": (DATA / "src/template/kimi.jinja").read_text(),
     "chatml, no whitespace control": """{% for message in messages %}

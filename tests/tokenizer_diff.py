@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Our tokenizer against PyPI tiktoken on mixed text: the same ids, and how fast each is.
+"""Compares the tokenizer with PyPI's tiktoken on mixed text: ids must be equal, and both are timed.
 
     cargo build --release -p models --example tokenize
     python3 tests/tokenizer_diff.py [--mb 20] [--seed 1] [--rounds 5]
 
-Makes the same texts for the same seed and Python: sources of the standard library, and generated CJK, emoji,
-control characters, broken UTF-8, every script, Han symbols after spaces, long runs, and strings of the
-characters that the split pattern tells apart. Both sides encode all of them once per round, in turn; the
-medians are printed. Exits 1 at the first text whose ids differ. Needs tiktoken.
+A seed gives the same texts in the same version of Python: sources of the standard library, and generated CJK, emoji, control
+characters, broken UTF-8, every script, Han symbols after spaces, long runs, and strings of the characters that the split
+pattern distinguishes. Both tokenizers encode all texts once per round, in turn; the medians are printed. Exits with 1 at
+the first text with different ids. Needs tiktoken.
 """
 
 import argparse
@@ -40,7 +40,7 @@ ASSIGNED = [c for c in range(0x110000) if unicodedata.category(chr(c)) not in ("
 SPACES = [chr(c) for c in ASSIGNED if chr(c).isspace()]
 HAN_SYMBOLS = [chr(c) for c in [*range(0x2E80, 0x2FD6), 0x3005, 0x3007, *range(0x3021, 0x302E), 0x3038, 0x16FF0]]
 EMOJI = ["😀", "👩‍💻", "👍🏽", "🇫🇷", "❤️", "🏴󠁧󠁢󠁥󠁮󠁧󠁿", "1️⃣", "👨‍👩‍👧‍👦", "🤷🏿‍♂️"]
-# One or more of every class that the pattern knows, contractions with the long s and the Kelvin sign included.
+# At least one character of each class of the pattern, including contractions with the long s and the Kelvin sign.
 CLASSES = [*" \t\n\r\v'!1sSſKtTrRvVeEmMlLdD", "Aa", "ǅ", "ʰ", "あ", "한", "中", "々", "〇", "⾟", "\u0301", "\u302a",
            "\U00016ff0", "٣", "½", "\u00a0", "\u3000", "\u0085", "\u2028", "\u200b", "\ufeff", "\x00", "😀", "\ue000"]
 
@@ -103,7 +103,7 @@ KINDS = {
 
 
 def corpus(size, seed):
-    """Texts as (kind, bytes): half real sources, half generated, every kind in equal bytes."""
+    """Texts as (kind, bytes): half source files, half generated, each kind with the same number of bytes."""
     rng = random.Random(seed)
     texts, left = [], size // 2
     files = sorted(pathlib.Path(sysconfig.get_path("stdlib")).rglob("*.py"))

@@ -1,16 +1,18 @@
-"""The full-screen chat in a real terminal: tmux types keys and reads the screen, at 80x24 and 200x60.
-usage: tui.py KIMI MODEL [LINES]      (tmux must be there; MODEL is any file with the real vocabulary)"""
+"""Tests the full-screen chat in a real terminal: tmux types keys and reads the screen, at 80x24 and 200x60.
+
+usage: tui.py KIMI MODEL [LINES]      (needs tmux; MODEL is any file with the published vocabulary)
+"""
 import itertools, json, os, pathlib, re, shlex, signal, socket, subprocess, sys, tempfile, time, urllib.error, urllib.request
 
 KIMI, MODEL = (os.path.abspath(path) for path in sys.argv[1:3])
 
 NUMBER = itertools.count()
-# 10,000 tokens; 3,400 lines are the 50,000 that take a debug build minutes.
+# 10,000 tokens. 3,400 lines are 50,000 tokens, which take a debug build minutes.
 FILE_LINES = int(sys.argv[3]) if len(sys.argv) > 3 else 700
 
 
 class Terminal:
-    """A tmux server of its own with one window that runs `kimi chat`."""
+    """A tmux server with one window that runs `kimi chat`."""
 
     def __init__(self, home, columns, rows, *args, env=()):
         self.socket = f"kimi-tui-{os.getpid()}-{next(NUMBER)}"
@@ -31,7 +33,7 @@ class Terminal:
         return [row.rstrip() for row in self.tmux("capture-pane", "-p", *args).split("\n")[:-1]]
 
     def wait(self, what, seconds=20):
-        """Until a row of the screen has this pattern, or the rows together: long ones go on in the next."""
+        """Waits until a row of the screen, or all rows joined, match the pattern: long lines wrap."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             rows = self.screen()
@@ -41,7 +43,7 @@ class Terminal:
         raise AssertionError(f"not on the screen after {seconds} s: {what}\n" + "\n".join(rows))
 
     def ready(self, line=">"):
-        """Until the line editor waits, with this on its line."""
+        """Waits until the line editor shows this text on its line."""
         end = time.monotonic() + 20
         while [row for row in self.screen() if row][-1:] != [line]:
             assert time.monotonic() < end, self.screen()
@@ -75,7 +77,7 @@ def conversation(t, columns, rows):
     done = t.wait(r"[\d,]+ new")
     assert done[0] == "> 你好 🎉 world" or "> 你好 🎉 world" in done, done
     assert len(done) == rows and done[-2] == ">", done
-    # Wide text in the message: the cursor stands behind it.
+    # The cursor is after the wide characters of the message.
     t.tmux("send-keys", "-l", "宽宽ab")
     t.wait("^> 宽宽ab$")
     x, y = t.tmux("display", "-p", "#{cursor_x},#{cursor_y}").strip().split(",")
@@ -204,7 +206,7 @@ def at(columns, rows):
 
 
 def signals():
-    """Whatever ends it: the terminal is given back where that is possible, and what was said is kept."""
+    """However the process ends, the terminal is restored if possible, and the messages are saved."""
     for number, code in [(signal.SIGTERM, "0"), (signal.SIGKILL, "137")]:
         with tempfile.TemporaryDirectory() as home:
             t = Terminal(home, 80, 24, "-n", "3000")
@@ -258,7 +260,7 @@ def plain(columns, rows):
 
 
 def given_back():
-    """A message that cannot be answered is on the line again; what it was to replace stays."""
+    """A message that cannot be answered returns to the line; the message it would have replaced stays."""
     with tempfile.TemporaryDirectory() as home:
         t = Terminal(home, 80, 24, "--plain", "-n", "8", "--ctx", "64")
         try:
@@ -283,7 +285,7 @@ def given_back():
 
 
 def elsewhere():
-    """A chat with `kimi serve` over HTTP says what the chat with the file says."""
+    """A chat with `kimi serve` over HTTP gives the replies of the chat with the file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -305,8 +307,8 @@ def elsewhere():
             near, far = run([MODEL]), run([pathlib.Path(MODEL).stem, *url])
             assert far.returncode == 0, far.stderr
             assert far.stdout == near.stdout and far.stdout.count("cut at the limit") == 2, (near.stdout, far.stdout)
-            wrong = run(["nobody", *url])
-            assert wrong.returncode == 1 and "expected the model \"nobody\"" in wrong.stderr, wrong.stderr
+            wrong = run(["absent", *url])
+            assert wrong.returncode == 1 and "expected the model \"absent\"" in wrong.stderr, wrong.stderr
         finally:
             server.terminate()
             server.wait(40)

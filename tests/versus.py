@@ -1,11 +1,11 @@
-"""kimi and llama.cpp on the same file, in turn in one run: tokens a second, medians.
+"""Compares the throughput of kimi and llama.cpp on the same file, in turn in one run: medians in tokens per second.
 
 usage: versus.py KIMI PEER MODEL [--prefill 512,2048] [--decode 32] [--depth 0,8192] [--rounds 5] [--threads 2]
                  [--batch 512] [--peer="--repack 0"]
 
-PEER is tests/peer, built for this machine (its Cargo.toml says how). llama.cpp reads its context once a depth; kimi fills
-its cache with rows, as the time of a step depends on their number alone. `--peer` gives llama.cpp's settings: try them
-all and keep its fastest. The memory's rate is read by each `kimi bench`; a share is of the same process's.
+PEER is tests/peer, built for this machine (see its Cargo.toml). llama.cpp prefills its context once per depth; kimi fills its
+cache with arbitrary rows, because the time of a step depends only on their number. `--peer` passes llama.cpp's settings: try
+them all and keep its fastest. Each `kimi bench` measures the memory bandwidth; a share is relative to its own process.
 """
 import argparse, json, statistics, subprocess
 

@@ -19,7 +19,7 @@ impl Random {
     fn bytes(&mut self, n: usize) -> Vec<u8> {
         (0..n).map(|_| (self.next() >> 32) as u8).collect()
     }
-    /// Roughly Gaussian values.
+    /// Values with a roughly Gaussian distribution.
     fn floats(&mut self, n: usize) -> Vec<f32> {
         let mut one = || (0..4).map(|i| (self.next() >> (8 * i) & 0xffff) as f32 / 32768.0 - 1.0).sum();
         (0..n).map(|_| one()).collect()

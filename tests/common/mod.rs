@@ -52,7 +52,7 @@ pub fn convert(checkpoint: &Path, kind: &str) -> PathBuf {
     out
 }
 
-/// A path as text.
+/// A path as text, for arguments.
 pub fn text(path: &Path) -> &str {
     path.to_str().expect("test paths are UTF-8")
 }

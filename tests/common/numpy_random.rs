@@ -18,7 +18,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// `numpy.random.default_rng(seed)`.
+    /// Seeds the generator as `numpy.random.default_rng(seed)` does.
     pub fn new(seed: u32) -> Generator {
         let [state_high, state_low, stream_high, stream_low] = seed_sequence(seed);
         let wide = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
@@ -35,7 +35,7 @@ impl Generator {
         self.state = self.state.wrapping_mul(MULTIPLIER).wrapping_add(self.increment);
     }
 
-    /// PCG's XSL-RR output function.
+    /// Advances the state and applies PCG's XSL-RR output function.
     fn next_u64(&mut self) -> u64 {
         self.step();
         ((self.state >> 64) as u64 ^ self.state as u64).rotate_right((self.state >> 122) as u32)
@@ -45,12 +45,12 @@ impl Generator {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// A uniform draw from low..high.
+    /// A uniform draw from `low..high`.
     pub fn uniform(&mut self, low: f64, high: f64) -> f64 {
         low + (high - low) * self.next_f64()
     }
 
-    /// A normal draw.
+    /// A draw from a normal distribution.
     pub fn normal(&mut self, mean: f64, deviation: f64) -> f64 {
         mean + deviation * self.standard_normal()
     }

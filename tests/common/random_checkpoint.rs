@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-/// The published `config.json`.
+/// The path of the published `config.json`.
 pub const OFFICIAL_CONFIG: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/official/config.json");
 

@@ -14,7 +14,7 @@ pub fn generate(preset: &str, seed: u32, fields: &[&str]) -> TempDir {
     dir
 }
 
-/// A directory with the official config and an index of the official names, as published: no weights.
+/// A directory with the published config and an index of the published tensor names, without weights.
 pub fn official_index() -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     let config = fs::read(random_checkpoint::OFFICIAL_CONFIG).unwrap();
@@ -27,7 +27,7 @@ pub fn official_index() -> TempDir {
     dir
 }
 
-/// A vocabulary of the 256 bytes and `<e>` as end, four ids before the last, and a chat template.
+/// Writes a vocabulary of the 256 bytes, with `<e>` as end token four ids before the last, and a chat template.
 pub fn write_tokenizer(dir: &Path, vocab: u32) {
     fs::write(dir.join("tiktoken.model"), tiktoken_bytes()).unwrap();
     let id = (vocab - 4).to_string();
@@ -40,12 +40,12 @@ pub fn write_tokenizer(dir: &Path, vocab: u32) {
 /// The tensors of a `model.safetensors`.
 #[derive(Clone)]
 pub struct Checkpoint {
-    /// Name -> dtype, shape, bytes.
+    /// Dtype, shape and bytes by name.
     pub tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
 }
 
 impl Checkpoint {
-    /// Reads the one file in `dir`.
+    /// Reads the tensors of `model.safetensors` in `dir`.
     pub fn read(dir: &Path) -> Checkpoint {
         let bytes = fs::read(dir.join("model.safetensors")).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
@@ -54,7 +54,7 @@ impl Checkpoint {
         Checkpoint { tensors: tensors.collect() }
     }
 
-    /// A BF16 or F32 tensor.
+    /// The values of a BF16 or F32 tensor.
     pub fn values(&self, name: &str) -> Vec<f32> {
         let (dtype, _, bytes) = &self.tensors[name];
         match dtype {
@@ -64,12 +64,12 @@ impl Checkpoint {
         }
     }
 
-    /// Writes `model.safetensors`.
+    /// Writes all tensors to `model.safetensors` in `dir`.
     pub fn write(&self, dir: &Path) {
         write_some(&dir.join("model.safetensors"), self.tensors.iter());
     }
 
-    /// Writes `count` shards, every tensor in the next one, and their index.
+    /// Writes the tensors to `count` shards in round-robin order, and their index.
     pub fn write_shards(&self, dir: &Path, count: usize) {
         let shard = |i: usize| format!("model-{:05}-of-{count:05}.safetensors", i % count + 1);
         for number in 0..count {
@@ -81,8 +81,8 @@ impl Checkpoint {
         fs::write(dir.join("model.safetensors.index.json"), index.to_string()).unwrap();
     }
 
-    /// Makes three tensors FP8 with random bytes: one with block scales, one with a scale a row, one with
-    /// one scale. Writes the file and gives the three tensors' values.
+    /// Replaces three tensors by random FP8 bytes: one with block scales, one with a scale per row, one with a single scale.
+    /// Writes the file and returns the values of the three tensors.
     pub fn quantise_fp8(mut self, dir: &Path, names: [&str; 3]) -> [Vec<f32>; 3] {
         let mut seed = 1u32;
         let values = names.map(|name| {
@@ -122,14 +122,14 @@ fn write_some<'a>(
     fs::write(path, serialize(views, None).unwrap()).unwrap();
 }
 
-/// Any byte but the two NaNs.
+/// A random byte that is not one of the two NaN.
 fn random_e4m3(seed: &mut u32) -> u8 {
     *seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
     let byte = (*seed >> 24) as u8;
     if byte & 0x7f == 0x7f { 0 } else { byte }
 }
 
-/// The value by its definition: sign, 4 bits of exponent with bias 7, 3 of mantissa.
+/// The value of an E4M3 byte: sign, 4 bits of exponent with bias 7, 3 bits of mantissa.
 fn e4m3(byte: u8) -> f32 {
     let (sign, exponent) = (if byte > 127 { -1.0 } else { 1.0 }, i32::from(byte >> 3 & 15));
     let mantissa = f32::from(byte & 7) / 8.0;

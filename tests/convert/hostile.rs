@@ -1,4 +1,4 @@
-//! Broken, contradicting and hostile checkpoints: one line naming the place, and no file left behind.
+//! Broken, contradictory and hostile checkpoints are refused with one line that names the place, and leave no file behind.
 
 use crate::checkpoints::{Checkpoint, generate};
 use convert::{Mix, Options, convert};
@@ -13,8 +13,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const SHARD: &str = "model-00002-of-00002.safetensors";
 const HEAD: &str = "lm_head.weight";
 
-/// Cuts a fresh small checkpoint into two shards and damages it; the conversion must end in one line that
-/// starts with `file` and contains `message`, and leave nothing behind.
+/// Splits a small checkpoint into two shards and damages it. The conversion must fail with one line that starts with `file`
+/// and contains `message`, and leave no file behind.
 fn refused(file: &str, message: &str, tensors: impl FnOnce(&mut Checkpoint), files: impl FnOnce(&Path)) {
     static SOUND: LazyLock<(Checkpoint, Vec<u8>)> = LazyLock::new(|| {
         let source = generate("tiny", 3, &["vocab_size=64", "num_experts=2", "num_experts_per_token=2"]);
@@ -45,7 +45,7 @@ fn refused_tensors(message: &str, tensors: impl FnOnce(&mut Checkpoint)) {
     refused("model", message, tensors, |_| ());
 }
 
-/// A JSON file with something changed.
+/// The same with a changed JSON file.
 fn refused_json(file: &str, message: &str, change: impl FnOnce(&mut Value)) {
     refused_files(file, message, |dir| edit(dir, file, change));
 }
@@ -57,7 +57,7 @@ fn edit(dir: &Path, file: &str, change: impl FnOnce(&mut Value)) {
     fs::write(path, json.to_string()).unwrap();
 }
 
-/// The second shard with some bytes of its header replaced by others of the same length.
+/// The same with some bytes of the second shard's header replaced by others of the same length.
 fn refused_header(message: &str, from: &str, to: &str) {
     refused_files(SHARD, message, |dir| {
         let path = dir.join(SHARD);
@@ -68,7 +68,7 @@ fn refused_header(message: &str, from: &str, to: &str) {
     });
 }
 
-/// In the words of the loader.
+/// Limits on hyperparameters give the loader's messages.
 #[test]
 fn what_would_not_load_is_refused() {
     let cases = [

@@ -24,7 +24,7 @@ fn run(input: &Path, output: &Path, mix: &str) -> Result<Summary, Error> {
     convert(&options(input, output, mix), &mut ())
 }
 
-/// A tensor of a GGUF file as f32.
+/// The values of a GGUF file's tensor.
 fn values(gguf: &Gguf, name: &str) -> Vec<f32> {
     let tensor = gguf.tensor(name).unwrap_or_else(|| panic!("{name} is missing"));
     let (bytes, cols) = (gguf.bytes(tensor), tensor.shape[0]);
@@ -107,7 +107,7 @@ fn shards_make_the_same_file() {
     }
 }
 
-/// Panics after so many bytes, as a kill would end it, and notes what was resumed.
+/// Panics after a number of bytes, as a kill would end the conversion, and counts the resumed bytes.
 #[derive(Default)]
 struct Killer {
     after: Option<u64>,
@@ -144,7 +144,7 @@ fn a_stopped_conversion_goes_on_to_the_same_bytes() {
         catch_unwind(AssertUnwindSafe(|| convert(&options, &mut killer))).unwrap_err();
         assert!(!file.exists() && part.exists());
         let written = fs::metadata(&part).unwrap().len();
-        // A kill -9 may cut anywhere in what was written, the header included.
+        // SIGKILL may cut the written file anywhere, including in the header.
         for cut in [written, written.saturating_sub(1), written / 2, 100] {
             fs::write(&part, &whole[..cut as usize]).unwrap();
             let mut killer = Killer { after: Some(1_000_000), ..Killer::default() };
@@ -188,7 +188,7 @@ fn an_existing_file_stays_unless_forced() {
     assert_eq!(Gguf::open(&file).unwrap().tensor("output.weight").unwrap().format, Format::F16);
 }
 
-/// Keeps the warnings.
+/// Collects the warnings of a conversion.
 #[derive(Default)]
 struct Warnings(Vec<String>);
 

@@ -1,10 +1,11 @@
-"""Trims the goldens of the reference checkpoints to what tests/golden.rs reads.
+"""Trims the goldens of the published code to the tensors that tests/golden.rs reads.
 
 usage: make_goldens.py REFERENCE_DIR OUT_DIR
 
 REFERENCE_DIR holds `tiny` and `tiny_d128` with `goldens/goldens.safetensors`: logits and intermediate results of
-the published model code (transformers, f32) on random checkpoints, which `tests/reference/gen_tiny.py` makes again
-from their seed. Kept: all logits, greedy continuations, chosen experts, and the states after the longest prompt.
+the published model code (transformers, f32) on random checkpoints, which `tests/reference/gen_tiny.py` makes from their
+seed. It keeps all logits, greedy continuations, chosen experts, and the states after the longest prompt.
+`check_goldens.py` computes all kept tensors with the numpy reference.
 """
 import sys
 

@@ -6,10 +6,10 @@ use rand_pcg::rand_core::Rng;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
-/// A seeded series of grammars.
+/// A pseudo-random series of grammars with a seed.
 pub struct Generator(Pcg64Mcg);
 
-/// Definitions `d0` to `dn`, each made of a reference to the next.
+/// Definitions `d0` to `dn`, each a reference to the next.
 fn chain(n: usize, link: impl Fn(Value) -> Value) -> Value {
     let mut defs = Map::new();
     (0..n).for_each(|i| {
@@ -26,7 +26,7 @@ fn lines(n: usize, line: impl Fn(usize) -> String) -> String {
     })
 }
 
-/// A reply with a call of one of so many tools with so many parameters.
+/// The schema of a call to one of `tools` tools with `parameters` parameters each.
 pub fn tools(tools: usize, parameters: usize) -> Grammar {
     let calls: Vec<String> = (0..tools).map(|i| format!("call_{i}")).collect();
     let mut text = format!("start: ({})+\n", calls.join(" | "));
@@ -71,12 +71,12 @@ impl Generator {
         Generator(Pcg64Mcg::new(u128::from(seed).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835) | 1))
     }
 
-    /// A number below `n`.
+    /// A random number below `n`, uniformly.
     pub fn below(&mut self, n: usize) -> usize {
         (self.0.next_u64() % n.max(1) as u64) as usize
     }
 
-    /// A number up to `n`, small ones as likely as large ones.
+    /// A random number up to `n`, uniform in magnitude.
     fn size(&mut self, n: usize) -> usize {
         let bits = self.below(n.ilog2() as usize + 1);
         (1 << bits) + self.below(1 << bits)
@@ -254,7 +254,7 @@ impl Generator {
         Value::Object(schema)
     }
 
-    /// A value of a keyword that holds no schema.
+    /// A value for a keyword that does not take a schema.
     fn value(&mut self, keyword: &str) -> Value {
         let references = ["#", "#/", "#/$defs/p0", "#/properties/p1", "#/allOf/0", "http://x/y", "#/é/~1"];
         match keyword {
@@ -303,7 +303,7 @@ impl Generator {
         }
     }
 
-    /// Tokens of the language in any order.
+    /// Random tokens of the Lark language.
     fn soup(&mut self) -> String {
         let tokens = [
             "start:",
@@ -417,7 +417,7 @@ impl Generator {
         }
     }
 
-    /// A schema and an instance of it.
+    /// A valid schema and an instance of it.
     pub fn valid(&mut self, depth: usize) -> (Value, Value) {
         match self.below(if depth == 0 { 5 } else { 9 }) {
             0 => (json!({ "type": "integer", "minimum": -5, "maximum": 500 }), json!(self.below(500))),

@@ -1,4 +1,7 @@
-"""Make a small random checkpoint in the official Kimi-Linear layout (names, dtypes, config fields). Needs numpy only.
+"""Makes a small random checkpoint in the official Kimi-Linear layout (names, dtypes, config fields). Needs only numpy.
+
+tests/common/random_checkpoint.rs writes the same files.
+
 usage: gen_tiny.py OUT PRESET [seed] [FIELD=VALUE ...]     e.g. gen_tiny.py out tiny_d128 5 num_experts=24 kda_heads=3"""
 import json, os, struct, sys
 import numpy as np

@@ -1,4 +1,4 @@
-//! Replies that have to have a form: JSON by a schema, grammars, calls of tools.
+//! Constrained replies: JSON schemas, grammars, tool calls.
 
 use crate::support::{Server, chat};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! Grammars that would take the server down: each is answered in a line, and the server answers the next request.
+//! Grammars that attack the server: each is refused with a one-line error, and the server answers the next request.
 
 use crate::support::{Server, chat};
 use kimi::generation::grammar::Grammar;
@@ -9,7 +9,7 @@ use tower::ServiceExt;
 
 const CHAT: &str = "/v1/chat/completions";
 
-/// Definitions, each made of a reference to the next.
+/// Definitions, each a reference to the next.
 fn chain(n: usize, link: impl Fn(Value) -> Value) -> Value {
     let mut defs = Map::new();
     for i in 0..n {
@@ -47,7 +47,7 @@ fn tool(parameters: Value) -> Value {
     json!({ "tools": [tool], "tool_choice": "required", "max_tokens": 2 })
 }
 
-/// Each of these ended the process by a stack overflow.
+/// Grammars that once overflowed the stack.
 #[tokio::test(flavor = "multi_thread")]
 async fn grammars_that_overflowed_the_stack_are_answered() {
     let server = Server::new();
@@ -99,7 +99,7 @@ async fn grammars_that_overflowed_the_stack_are_answered() {
     }
 }
 
-/// A grammar that compiles and comes to an end in the middle of a reply is the client's.
+/// A grammar that compiles and then fails in the middle of a reply is the client's error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grammar_that_cannot_go_on_is_the_clients_error() {
     let server = Server::new();
@@ -116,8 +116,7 @@ async fn a_grammar_that_cannot_go_on_is_the_clients_error() {
     assert!(text.contains("\"message\":\"grammar: parser error"), "{text}");
 }
 
-/// The tokens of 128 tools with 50 parameters each are those of masks computed in line, and other replies do not
-/// wait for them.
+/// 128 tools with 50 parameters each give the tokens of masks computed inline, and do not delay other replies.
 #[test]
 fn masks_beside_the_model_give_the_same_tokens() {
     let mut found = [true, false].map(crate::masks::run);
@@ -136,7 +135,7 @@ fn masks_beside_the_model_give_the_same_tokens() {
     assert_eq!(found[0].tokens, found[1].tokens);
 }
 
-/// Requests whose clients leave while their grammars wait or compile do not keep others from compiling.
+/// Requests whose clients disconnect while their grammars are queued or compile do not block other compilations.
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_left_leave_no_compilation_behind() {
     let server = Server::new();

@@ -1,5 +1,5 @@
-//! The server by its HTTP interface: shapes, streams, values refused, replies in company, without a socket; limits
-//! on connections and bodies, with one.
+//! The server through its HTTP interface: response shapes, streams, refused values and concurrent replies without a socket;
+//! limits on connections and bodies over sockets.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! A batch of replies of which some have to match the grammar of many tools, with masks computed in line or beside the
+//! Batches in which some replies must match the grammar of many tools, with masks computed inline or concurrently with the
 //! model.
 
 use crate::generate;
@@ -11,20 +11,20 @@ use kimi::scheduler::{Batch, Client, Job, Limits, Update};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Replies with a grammar, and the tokens of each.
+/// The number of constrained replies, and of the tokens of each.
 const BOUND: usize = 4;
 const TOKENS: usize = 60;
 
-/// What came of a batch.
+/// The outcome of a batch.
 pub struct Run {
     pub in_line: bool,
-    /// Of each reply.
+    /// The tokens of each reply.
     pub tokens: Vec<Vec<u32>>,
-    /// From token to token of the reply without a grammar, while the others run.
+    /// Times between the tokens of the unconstrained reply while the others run.
     pub gaps: Vec<Duration>,
 }
 
-/// Masks that the caller waits for.
+/// Computes masks inline, so that the caller waits for them.
 struct InLine(Box<dyn Constraint>);
 
 impl Constraint for InLine {
@@ -51,7 +51,7 @@ impl Client for Listener {
     }
 }
 
-/// Runs a reply without a grammar beside those with one.
+/// Runs an unconstrained reply in a batch with the constrained ones.
 pub fn run(in_line: bool) -> Run {
     let engine = engine();
     let tokenizer = engine.tokenizer.as_ref().unwrap();

@@ -1,4 +1,4 @@
-//! The description matches what is served; the built-in page asks nobody else.
+//! The OpenAPI description matches the routes; the built-in page loads nothing from other hosts.
 
 use crate::support::Server;
 use axum::body::Body;
@@ -37,7 +37,7 @@ async fn every_route_is_described_and_every_description_is_served() {
     }
 }
 
-/// Every `$ref` of the description leads somewhere, and requests have the fields of both their parts.
+/// Every `$ref` of the description resolves, and request schemas have the fields of both their parts.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_description_is_whole() {
     let text = Server::new().get("/openapi.json").await.1;

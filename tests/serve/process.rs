@@ -1,4 +1,4 @@
-//! The program as a server: few descriptors, bodies that take much memory or time to read.
+//! The server as a process: few file descriptors, bodies that are expensive in memory or time.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
-/// A server of the built-in model, and its log.
+/// A server process with the built-in model, and its log.
 struct Process {
     child: Child,
     address: String,
@@ -32,7 +32,7 @@ impl Process {
         process
     }
 
-    /// The next line of the log that has this in it.
+    /// The next line of the log that contains `part`.
     fn line(&self, part: &str) -> String {
         let end = Instant::now() + Duration::from_secs(60);
         loop {
@@ -58,7 +58,7 @@ impl Process {
         answer
     }
 
-    /// Time of a health check.
+    /// The duration of a health check.
     fn health(&self) -> Duration {
         let start = Instant::now();
         let answer = self.ask(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
@@ -106,7 +106,7 @@ fn half_open_connections_do_not_take_the_descriptors() {
     assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
 }
 
-/// A few bytes of JSON that are hundreds in memory are refused before they take it.
+/// JSON whose values take a hundred times its size in memory is refused before they are allocated.
 #[test]
 fn millions_of_values_are_refused_at_once_and_in_little_memory() {
     let server = Process::start("");

@@ -1,4 +1,4 @@
-//! Whole answers, and requests that are refused.
+//! Responses without streaming, and refused requests.
 
 use crate::support::{Server, chat, options, post};
 use axum::body::Body;
@@ -105,7 +105,7 @@ async fn chat_logprobs_are_of_the_tokens() {
     assert_eq!(tokens[0]["logprob"], tokens[0]["top_logprobs"][0]["logprob"]);
 }
 
-/// A request that is refused, with the field that is to blame.
+/// A refused request, and the field that the error names.
 async fn refused(server: &Server, path: &str, body: Value, status: u16, param: Option<&str>) {
     let (found, answer) = server.post(path, body.clone()).await;
     assert_eq!(found.as_u16(), status, "{body}: {answer}");
@@ -200,7 +200,7 @@ async fn keys_are_asked_for_and_pages_of_others_are_not_let_in() {
     assert!(!response.headers().contains_key(header::ACCESS_CONTROL_ALLOW_ORIGIN));
 }
 
-/// OpenAI's client in a page sends headers of its own, and reads when to ask again.
+/// OpenAI's browser client sends its own headers and reads `retry-after`.
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_that_are_let_in_send_and_read_what_clients_do() {
     let origin = "http://page.example";
@@ -263,7 +263,7 @@ async fn metrics_count_what_was_done() {
     assert!(text.ends_with("# EOF\n"));
 }
 
-/// A turn reads what is new; an instruction is read once for all that begin with it; the answers do not change.
+/// A turn prefills only its new tokens, a shared instruction is prefilled once, and the replies do not change.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_read_is_not_read_again() {
     let (keeping, fresh) = (Server::keeping(), Server::new());
@@ -290,7 +290,7 @@ async fn what_was_read_is_not_read_again() {
     assert_eq!(content(&next), content(&fresh.ok(CHAT, ask("Two", &turn)).await));
 }
 
-/// On one thread: another request is answered before the body of the first is parsed.
+/// On a single-threaded runtime another request is answered before the large body of the first is parsed.
 #[tokio::test(flavor = "current_thread")]
 async fn large_bodies_are_parsed_beside_other_requests() {
     let server = Server::loading(kimi::serve::Options { max_body: 32 << 20, ..options() });
@@ -311,7 +311,7 @@ async fn large_bodies_are_parsed_beside_other_requests() {
     assert!(answered > 0, "the only thread parsed the body");
 }
 
-/// A few bytes of ids stand for a hundred of text: an answer has no more of it than a body may have.
+/// A few bytes of ids decode to a hundred of text: a response has no more text than a request body may have.
 #[tokio::test(flavor = "multi_thread")]
 async fn text_that_ids_stand_for_is_bounded() {
     let server = Server::with(kimi::serve::Options { max_body: 6000, ..options() }, 1);

@@ -1,4 +1,4 @@
-//! `/v1/responses`, whole and as events.
+//! `/v1/responses`, with and without streaming.
 
 use crate::support::{Server, post};
 use axum::http::StatusCode;
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 const RESPONSES: &str = "/v1/responses";
 
-/// The events of a stream: name and JSON.
+/// The events of a stream, as name and JSON.
 async fn events(server: &Server, body: Value) -> Vec<Value> {
     let (status, text) = server.send(post(RESPONSES, &body)).await;
     assert_eq!(status, StatusCode::OK, "{text}");

@@ -1,4 +1,4 @@
-//! The server by its socket: connections that stall, stay or do not read, and what may be sent by whom.
+//! The server over sockets: connections that stall, stay open or do not read; hosts and origins that are allowed.
 
 use crate::support::{Server, options};
 use kimi::serve::{HostPolicy, HttpLimits, Options, listen};
@@ -40,18 +40,18 @@ impl Site {
         stream
     }
 
-    /// A connection on which so much was sent.
+    /// A connection on which `bytes` were sent.
     fn sent(&self, text: &str) -> TcpStream {
         let mut stream = self.connect();
         stream.write_all(text.as_bytes()).unwrap();
         stream
     }
 
-    /// The whole answer to a request on a connection of its own.
+    /// The whole response to a request on a new connection.
     fn ask(&self, request: &str) -> String {
         let mut answer = Vec::new();
         let mut stream = self.sent(request);
-        // A server that refuses a body before its end resets the connection.
+        // The connection is reset if the server refuses the body before its end.
         let _ = stream.read_to_end(&mut answer);
         String::from_utf8(answer).unwrap()
     }
@@ -67,7 +67,7 @@ impl Site {
     }
 }
 
-/// Until the server closes, and what it sent before.
+/// The time until the server closes the connection, and what it sent before.
 fn until_closed(stream: &mut TcpStream) -> (Duration, Vec<u8>) {
     let (start, mut sent) = (Instant::now(), Vec::new());
     match stream.read_to_end(&mut sent) {
@@ -77,7 +77,7 @@ fn until_closed(stream: &mut TcpStream) -> (Duration, Vec<u8>) {
     (start.elapsed(), sent)
 }
 
-/// The head and body of one answer on a connection that stays open.
+/// The head and body of one response on a connection that stays open.
 fn answer(stream: &mut TcpStream) -> (String, String) {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") {
@@ -125,7 +125,7 @@ fn idle_connections_close_in_time_and_serve_until_then() {
     }
     let (time, sent) = until_closed(&mut stream);
     assert!(sent.is_empty() && (MS(200)..MS(3000)).contains(&time), "{time:?}");
-    // A second header that does not end is under the limit of the first.
+    // The limit of the first header holds for a second one that does not end.
     stream = site.sent(HEALTH);
     answer(&mut stream);
     stream.write_all(b"GET /hea").unwrap();
@@ -168,7 +168,7 @@ fn bodies_that_stall_or_trickle_are_refused() {
     let trickled = trickled.count();
     assert!(trickled < 100, "a byte each 20 ms was taken for {:?}", start.elapsed());
     assert_eq!(site.at_limit("body_timeout"), 2);
-    // A body that nothing reads does not keep the connection either.
+    // An unread body does not keep the connection open either.
     let unread = site.ask("GET /health HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n");
     assert!(unread.ends_with(r#"{"status":"loading"}"#), "{unread}");
 }
@@ -188,7 +188,7 @@ fn a_client_that_does_not_read_is_closed() {
     let mut stream = site.connect();
     stream.set_write_timeout(Some(MS(5000))).unwrap();
     let start = Instant::now();
-    // It ends when the server closes: until then more fits, or the write waits.
+    // The write succeeds or blocks until the server closes the connection.
     while stream.write_all(request.as_bytes()).is_ok() {
         assert!(start.elapsed() < MS(30_000), "open after 30 s");
     }
@@ -199,7 +199,7 @@ fn a_client_that_does_not_read_is_closed() {
 fn at_the_limit_of_connections_the_longest_idle_ones_go() {
     let site = Site::with(HttpLimits { connections: 8, ..HttpLimits::default() });
     let mut halves: Vec<_> = (0..60).map(|_| site.sent("GET /health HT")).collect();
-    // While all are taken, a response closes its connection.
+    // While all connections are in use, a response closes its own.
     let last = halves.last_mut().unwrap();
     last.write_all(b"TP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
     let (head, _) = answer(last);

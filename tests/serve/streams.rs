@@ -1,4 +1,4 @@
-//! Streams, replies in company, clients that leave.
+//! Streams, concurrent replies, clients that disconnect.
 
 use crate::support::{Server, chat, options, post};
 use axum::http::StatusCode;
@@ -73,8 +73,8 @@ async fn a_completion_streams_with_its_prompt_first() {
     assert!(events[0]["choices"][0]["text"].as_str().unwrap().starts_with("Once"));
 }
 
-/// Greedy and sampled replies are the same alone and among eight others of other lengths, two of them so long that their
-/// ends are read in expanded form, in large pieces.
+/// Greedy and sampled replies are the same alone and in a batch with eight others of other lengths, two of them long enough
+/// that their ends are prefilled with materialised attention in large chunks.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_tokens_alone_and_in_company() {
     let server = Server::with(options(), 9);
@@ -100,12 +100,12 @@ async fn whoever_leaves_is_not_worked_for() {
     for i in 0..20 {
         let response = server.router.clone().oneshot(post(CHAT, &long())).await.unwrap();
         let mut body = response.into_body();
-        // Half of them leave before their first token, half after it.
+        // Half of the clients disconnect before their first token, half after it.
         for _ in 0..1 + i % 2 {
             assert!(body.frame().await.unwrap().unwrap().is_data());
         }
     }
-    // Twenty times 1,500 tokens would take far longer than this waits.
+    // Twenty replies of 1,500 tokens would take far longer than this timeout.
     for _ in 0..200 {
         let metrics = server.get("/metrics").await.1;
         let none = ["kimi_running 0\n", "kimi_waiting 0\n"].iter().all(|line| metrics.contains(line));
@@ -137,7 +137,7 @@ async fn time_and_queue_are_limited() {
         let done = answers.iter().filter(|(status, _)| *status == StatusCode::OK).count() as u64;
         let refused = answers.iter().filter(full).count() as u64;
         assert_eq!((done, refused), (1 + queue, 7 - queue), "{answers:?}");
-        // The places of those that ended are free.
+        // The slots of the finished replies are free.
         assert_eq!(ask().await.0, StatusCode::OK);
     }
 }

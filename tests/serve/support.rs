@@ -1,4 +1,4 @@
-//! A server on a small random model with the real vocabulary, and how tests talk to it.
+//! A server with a small random model and the published vocabulary, and helpers for requests to it.
 
 use crate::common::{checkpoint, convert};
 use crate::kimi_vocabulary;
@@ -19,7 +19,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 use tower::ServiceExt;
 
-/// Without snapshots, and with.
+/// The engine without a prefix cache, and the one with it.
 static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
     let dir = tempfile::tempdir().unwrap();
     let fields = ["vocab_size=163840", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
@@ -28,7 +28,7 @@ static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
     let config = Path::new("models/tests/data/tokenizer_config.json");
     std::fs::copy(config, source.join("tokenizer_config.json")).unwrap();
     let model = convert(&source, "q8_0");
-    // The file stays mapped when its directory is gone.
+    // The file stays mapped after its directory is deleted.
     let engine = |ram| open(&model, StoreOptions { cache_ram: Some(ram), ..StoreOptions::nothing() });
     [engine(0), engine(64 << 20)]
 });
@@ -49,7 +49,7 @@ fn open(model: &Path, store: StoreOptions) -> Arc<Engine<Cpu>> {
     Arc::new(Engine::open(&args).unwrap())
 }
 
-/// The same model with scales that make every logit NaN.
+/// An engine of the same model with scales that make every logit NaN.
 pub fn broken() -> Arc<Engine<Cpu>> {
     let dir = tempfile::tempdir().unwrap();
     let (good, path) = (&ENGINES[0].file, dir.path().join("broken.gguf"));
@@ -66,12 +66,12 @@ pub fn broken() -> Arc<Engine<Cpu>> {
     open(&path, StoreOptions::nothing())
 }
 
-/// The model of the servers that keep nothing.
+/// The engine of the servers without a prefix cache.
 pub fn engine() -> Arc<Engine<Cpu>> {
     ENGINES[0].clone()
 }
 
-/// What the tests' server is held to.
+/// The options of the tests' servers.
 pub fn options() -> Options {
     Options {
         sampling: Sampling {
@@ -107,23 +107,23 @@ pub struct Server {
 }
 
 impl Server {
-    /// That has no model yet.
+    /// A server that has not loaded its model yet.
     pub fn loading(options: Options) -> Server {
         let app = App::new(options);
         Server { router: router(app.clone()), app }
     }
 
-    /// That runs up to `slots` replies at a time.
+    /// A server that runs up to `slots` replies at a time.
     pub fn with(options: Options, slots: usize) -> Server {
         Server::on(0, options, slots)
     }
 
-    /// That keeps snapshots.
+    /// A server with a prefix cache.
     pub fn keeping() -> Server {
         Server::keeping_with(8)
     }
 
-    /// The same with so many slots.
+    /// A server with a prefix cache and `slots` slots.
     pub fn keeping_with(slots: usize) -> Server {
         Server::on(1, options(), slots)
     }
@@ -132,7 +132,7 @@ impl Server {
         Server::within(engine, options, Limits::new(slots, 1 << 30))
     }
 
-    /// That runs what these limits allow, without snapshots (0) or with them (1).
+    /// A server with these limits, without a prefix cache (0) or with one (1).
     pub fn within(engine: usize, options: Options, limits: Limits) -> Server {
         let server = Server::loading(options);
         // The thread ends with the server.
@@ -140,7 +140,7 @@ impl Server {
         server
     }
 
-    /// That runs another model.
+    /// A server that runs another model.
     pub fn of(engine: Arc<Engine<Cpu>>) -> Server {
         let server = Server::loading(options());
         drop(host(&server.app, engine, Limits::new(8, 1 << 30)));
@@ -151,7 +151,7 @@ impl Server {
         Server::with(options(), 8)
     }
 
-    /// Status and text of an answer.
+    /// Status and text of the response to a request.
     pub async fn send(&self, request: Request<Body>) -> (StatusCode, String) {
         let response = self.router.clone().oneshot(request).await.unwrap();
         let status = response.status();
@@ -159,25 +159,25 @@ impl Server {
         (status, String::from_utf8(bytes.to_vec()).unwrap())
     }
 
-    /// Status and JSON of an answer to a JSON request.
+    /// Status and JSON of the response to a JSON request.
     pub async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
         let (status, text) = self.send(post(path, &body)).await;
         (status, serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}")))
     }
 
-    /// The answer to a request that is done.
+    /// The JSON of a response with status 200.
     pub async fn ok(&self, path: &str, body: Value) -> Value {
         let (status, answer) = self.post(path, body).await;
         assert_eq!(status, StatusCode::OK, "{answer}");
         answer
     }
 
-    /// Status and text of an answer to a plain question.
+    /// Status and text of the response to a GET request.
     pub async fn get(&self, path: &str) -> (StatusCode, String) {
         self.send(Request::get(path).body(Body::empty()).unwrap()).await
     }
 
-    /// The events of a stream: the JSON of each; the last is `[DONE]` and is not among them.
+    /// The JSON of each event of a stream but the last, which is `[DONE]`.
     pub async fn stream(&self, path: &str, body: Value) -> Vec<Value> {
         let (status, text) = self.send(post(path, &body)).await;
         assert_eq!(status, StatusCode::OK, "{text}");
@@ -188,13 +188,13 @@ impl Server {
     }
 }
 
-/// A JSON request.
+/// A POST request with a JSON body.
 pub fn post(path: &str, body: &Value) -> Request<Body> {
     let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
     request.body(Body::from(body.to_string())).unwrap()
 }
 
-/// A request for a chat with one message, and more fields.
+/// The body of a chat request with one message and more fields.
 pub fn chat(text: &str, more: Value) -> Value {
     let mut body = json!({ "model": "tiny", "messages": [{ "role": "user", "content": text }] });
     let fields = body.as_object_mut().unwrap();

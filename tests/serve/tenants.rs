@@ -1,4 +1,4 @@
-//! Clients beside others: prefixes of other keys, streams that are not read, memory for prompts, logits that are no numbers.
+//! Isolation of clients: cached prefixes of other API keys, unread streams, memory for prompts, NaN logits.
 
 use crate::support::{Server, broken, chat, options, post};
 use axum::body::Body;
@@ -20,7 +20,7 @@ fn with_key(key: &str, body: &Value) -> Request<Body> {
     request
 }
 
-/// Tokens that were there already for a key's request.
+/// The cached tokens of a request with a key.
 async fn cached(server: &Server, key: &str, body: &Value) -> u64 {
     let (status, text) = server.send(with_key(key, body)).await;
     assert_eq!(status, StatusCode::OK, "{text}");
@@ -49,7 +49,7 @@ async fn a_key_does_not_see_what_another_asked() {
         assert_eq!(cached(&server, "beta", &body).await, 0, "{body}");
         assert!(cached(&server, "beta", &body).await > 20);
     }
-    // At the same time: neither waits for what the other reads.
+    // Concurrently: neither waits for the other's prefill.
     let [body, _] = turns("A plan of both. ");
     let both = tokio::join!(cached(&server, "alpha", &body), cached(&server, "beta", &body));
     assert_eq!(both, (0, 0));
@@ -70,7 +70,7 @@ async fn metric(server: &Server, name: &str) -> u64 {
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
-/// Waits until the engine computes nothing more; how many tokens it has computed then.
+/// Waits until the engine is idle; returns the number of tokens that it has computed.
 async fn until_still(server: &Server) -> u64 {
     let mut before = u64::MAX;
     loop {
@@ -95,7 +95,7 @@ async fn a_stream_that_is_not_read_pauses_and_others_go_on() {
     let mut body = server.router.clone().oneshot(stream()).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().unwrap().is_data());
     assert!(until_still(&server).await < 400, "tokens for a stream that nobody reads");
-    // Its slot, the only one, is another's meanwhile.
+    // Another request takes the only slot meanwhile.
     let answer = server.ok(CHAT, chat("Hello", json!({ "max_tokens": 9, "ignore_eos": true }))).await;
     assert_eq!(answer["usage"]["completion_tokens"], 9);
     let rest = String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap();
@@ -134,7 +134,7 @@ async fn prompts_that_wait_have_their_memory() {
         let prompt: Vec<usize> = (0..tokens).map(|i| 100 + i).collect();
         json!({ "prompt": prompt, "n": n, "max_tokens": 40, "ignore_eos": true })
     };
-    // More than there is alone, whatever n is; then what fits beside what is there.
+    // First more than the whole budget, whatever n is; then what fits beside the running requests.
     assert_eq!(server.post(TEXT, request(1000, 2)).await.0, StatusCode::OK);
     let answers = join_all((0..4).map(|_| server.post(TEXT, request(300, 4)))).await;
     let (done, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|(status, _)| *status == StatusCode::OK);
@@ -161,7 +161,7 @@ async fn grammars_that_wait_have_their_memory() {
         let form = json!({ "type": "grammar", "grammar": text, "syntax": "lark" });
         chat("x", json!({ "response_format": form, "max_tokens": 1500, "stream": stream }))
     };
-    // A stream that is not read keeps its grammar.
+    // An unread stream keeps its grammar in memory.
     let mut body = server.router.clone().oneshot(post(CHAT, &request(true))).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().unwrap().is_data());
     let (status, answer) = server.post(CHAT, request(false)).await;

@@ -1,4 +1,4 @@
-//! What is read once: conversations that come back, prompts that several ask for at the same time.
+//! Prefix caching in the server: continued conversations, and prompts that several clients send at the same time.
 
 use crate::support::{Server, chat, options};
 use futures_util::future::join_all;
@@ -10,7 +10,7 @@ fn number(answer: &Value, place: &str) -> u64 {
     answer.pointer(place).and_then(Value::as_u64).unwrap_or_else(|| panic!("{place}: {answer}"))
 }
 
-/// Five turns, each with the messages of those before: the tokens read are those that are new.
+/// Five turns, each with the messages of the earlier ones: only the new tokens are prefilled.
 async fn converse(first: &str, how: Value) {
     let (keeping, fresh) = (Server::keeping(), Server::new());
     let mut messages = vec![json!({ "role": "user", "content": first.repeat(30) })];
@@ -37,7 +37,7 @@ async fn converse(first: &str, how: Value) {
             id => json!({ "role": "tool", "tool_call_id": id, "content": format!("nothing on page {turn}") }),
         });
     }
-    // Seven tokens may happen to be words as the tokenizer knows them.
+    // Seven tokens may be retokenised otherwise.
     assert!(
         cut_otherwise > 0 || how["ends"] == "length",
         "the tokenizer cuts these replies otherwise than the model made them"
@@ -65,7 +65,7 @@ async fn tokens_read(server: &Server) -> u64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_is_read_once_for_all_its_replies() {
-    // Fewer slots than replies: who comes later finds it read, too.
+    // Fewer slots than replies: the later ones find the prefix in the cache, too.
     let (keeping, fresh) = (Server::keeping_with(3), Server::with(options(), 3));
     let how = json!({ "n": 5, "temperature": 1.5, "seed": 5, "max_tokens": 12 });
     let request = chat(&"Several of these, please. ".repeat(40), how);

@@ -1,4 +1,4 @@
-//! Snapshots on disk: exact after a restart, never used when damaged or foreign, bounded.
+//! The prefix cache on disk: exact after a restart, bounded, and never restored from damaged or foreign files.
 
 use super::*;
 use kernels::reference::Reference;
@@ -12,12 +12,12 @@ pub fn on_disk(dir: &Path) -> StoreOptions {
     StoreOptions { cache_dir: Some(dir.to_owned()), ..Default::default() }
 }
 
-/// Nothing in memory: what is found was on disk.
+/// Options without a cache in memory, so that hits come from disk.
 pub fn only_disk(dir: &Path) -> StoreOptions {
     StoreOptions { cache_ram: Some(0), ..on_disk(dir) }
 }
 
-/// An engine and what it says.
+/// An engine, and the messages that it logs.
 pub fn overheard(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) {
     let said = Arc::new(Mutex::new(Vec::new()));
     let lines = said.clone();
@@ -25,7 +25,7 @@ pub fn overheard(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) 
     (Engine::open_with(&args(CacheType::F16, store), log).unwrap(), said)
 }
 
-/// Reads a prompt and has it on disk.
+/// Prefills a prompt and waits until its snapshots are on disk.
 pub fn written<B: Backend>(engine: &Engine<B>, prompt: &[u32]) {
     let mut session = Session::new(engine);
     session.advance_to(prompt, &mut go).unwrap();
@@ -33,10 +33,10 @@ pub fn written<B: Backend>(engine: &Engine<B>, prompt: &[u32]) {
     engine.store.flush();
 }
 
-/// Snapshot files, the largest first.
+/// The snapshot files in a directory, the largest first.
 pub fn files(dir: &Path) -> Vec<(PathBuf, u64)> {
     let entries = fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).filter(|p| !p.ends_with("lock"));
-    // One may vanish between the two questions.
+    // A file may vanish between the two calls.
     let sized = |path: PathBuf| fs::metadata(&path).ok().map(|about| (path, about.len()));
     let mut all: Vec<_> = entries.filter_map(sized).collect();
     all.sort_by_key(|(path, bytes)| (std::cmp::Reverse(*bytes), path.clone()));
@@ -47,7 +47,7 @@ pub fn bytes(dir: &Path) -> u64 {
     files(dir).iter().map(|(_, bytes)| bytes).sum()
 }
 
-/// Reads on after a restart, from a snapshot at each cut.
+/// Prefill resumes after a restart, from a snapshot at each cut.
 fn every_cut<B: Backend>(open: impl Fn(&Path) -> Engine<B>, n: usize, cuts: &[usize]) {
     let document = tokens(4, n);
     let dir = tempfile::tempdir().unwrap();
@@ -87,7 +87,7 @@ fn after_a_restart_only_new_tokens_are_read() {
     assert_eq!(parts(read(&mut session, &other)), (400, Some(Source::Ram), 20), "it is in memory now");
 }
 
-/// Each namespace has files of its own; those of the shared one are called as they would be without others.
+/// Each namespace has its own files; names in the shared namespace do not depend on the others.
 #[test]
 fn namespaces_share_no_files() {
     let dir = tempfile::tempdir().unwrap();
@@ -128,7 +128,7 @@ fn namespaces_share_no_files() {
     assert!(shared.into_iter().all(|path| path.exists()), "the names of the shared namespace");
 }
 
-/// Rows are written once: a continued state costs its fixed part and the new rows.
+/// Rows are written once: a continued state adds its fixed part and the new rows.
 #[test]
 fn rows_are_shared_and_short_work_is_not_written() {
     let dir = tempfile::tempdir().unwrap();
@@ -156,7 +156,7 @@ fn rows_are_shared_and_short_work_is_not_written() {
     assert_eq!(grown(301, true), (4, second), "it is there");
 }
 
-/// Rows of a long state are written in pieces, none again, and come back as they were.
+/// Rows of a long state are written in pieces, each once, and are restored exactly.
 #[test]
 fn long_states_are_written_in_pieces() {
     let dir = tempfile::tempdir().unwrap();
@@ -183,8 +183,8 @@ fn long_states_are_written_in_pieces() {
     }
 }
 
-/// Half the space; what is restored is near, and never taken for the exact one. On the demonstration model, whose states
-/// mean something.
+/// Rounded states take half the space; a restored one is close, and never mistaken for an exact one. The demonstration model
+/// has meaningful states.
 #[test]
 fn states_in_16_bits() {
     let dir = tempfile::tempdir().unwrap();
@@ -222,7 +222,7 @@ fn states_in_16_bits() {
     assert_eq!(parts(read(&mut Session::new(&other), &prompt[..320])), (0, None, 320));
 }
 
-/// Another model, another cache format: nothing of it is used.
+/// Snapshots of another model or cache format are not used.
 #[test]
 fn foreign_snapshots_are_not_used() {
     let dir = tempfile::tempdir().unwrap();
@@ -242,7 +242,7 @@ fn foreign_snapshots_are_not_used() {
     assert_eq!(read(&mut Session::new(&again), &prompt).reused, 50);
 }
 
-/// A thousand files with a flipped byte, or cut short: none is used, each is said in one line and removed.
+/// A thousand files with a flipped byte or a missing end: none is used, and each is logged in one line and removed.
 #[test]
 fn damaged_files_are_never_used() {
     let dir = tempfile::tempdir().unwrap();
@@ -268,7 +268,7 @@ fn damaged_files_are_never_used() {
             _ => bad[next(good.len())] ^= 1 + next(255) as u8,
         }
         fs::write(path, &bad).unwrap();
-        // Every state is asked for: the longest, and those before it by shorter prompts.
+        // Each state is looked up: the longest one, and the earlier ones by shorter prompts.
         for n in [4, 3, 2, 1] {
             if let Some(hit) = reader.store.longest(&reader.backend, &document[..10 * n], None) {
                 assert_eq!(bits(&hit.logits), logits[hit.len / 10 - 1], "{}", path.display());
@@ -283,7 +283,7 @@ fn damaged_files_are_never_used() {
     assert_eq!((hit.len, bits(&hit.logits)), (40, logits[3].clone()));
 }
 
-/// A user may delete any of the files.
+/// The cache tolerates that a user deletes any of its files.
 #[test]
 fn deleted_files_are_read_again() {
     let document = tokens(1, 60);

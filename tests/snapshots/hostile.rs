@@ -1,4 +1,4 @@
-//! Snapshots and strangers: models that differ in a byte, files of other users, links, pipes, disks without room.
+//! Hostile conditions for the prefix cache: models that differ in a byte, files of other users, links, pipes, full disks.
 #![cfg(unix)]
 
 use super::disk::{files, on_disk, only_disk, overheard, written};
@@ -20,7 +20,7 @@ fn reused(engine: &Engine<Cpu>, prompt: &[u32]) -> usize {
     read(&mut Session::new(engine), prompt).reused
 }
 
-/// The same file but for one byte of the embedding of a token.
+/// Changes one byte of a token's embedding in a model file.
 fn with_another_row(model: &Path) {
     let file = Gguf::open(model).unwrap();
     let tensor = file.tensor("token_embd.weight").unwrap();
@@ -42,7 +42,7 @@ fn models_that_differ_in_one_row_share_nothing() {
     assert_eq!(reused(&open(&second, &cache), &prompt), 50, "a copy is the same model");
     with_another_row(&second);
     assert_eq!(reused(&open(&second, &cache), &prompt), 0);
-    // In place, with the time of the last change set back.
+    // In place, with the modification time restored.
     let before = fs::metadata(&first).unwrap();
     std::thread::sleep(Duration::from_millis(20));
     with_another_row(&first);
@@ -93,7 +93,7 @@ fn files_that_others_made_or_may_write_are_not_used() {
         assert_eq!(reused(&reader, &prompt), 0, "{what}");
         assert_eq!(said.lock().unwrap().len(), lines, "{what}: {:?}", said.lock().unwrap());
         drop(reader);
-        // They are replaced and not in the way.
+        // The foreign files are replaced and do not block the cache.
         let (writer, said) = overheard(only_disk(dir.path()));
         written(&writer, &prompt);
         assert_eq!(reused(&writer, &prompt), 50, "{what}: {:?}", said.lock().unwrap());
@@ -124,7 +124,7 @@ fn a_lock_that_is_no_file_ends_the_writing() {
     assert!(said[0].ends_with(" free: the cache is not written any more"), "{said:?}");
 }
 
-/// A reply to 300 tokens, with snapshots in a directory; in a shell that has run `before`.
+/// Runs `kimi generate` on 300 tokens with a cache directory, in a shell that has run `before`.
 fn reply(dir: &Path, before: &str) -> Output {
     let ids: Vec<String> = tokens(1, 300).iter().map(u32::to_string).collect();
     let kimi = kimi_command();
@@ -154,7 +154,7 @@ fn a_disk_without_room_ends_the_writing_and_not_the_reply() {
     assert_eq!(files(&limited).len(), 0, "nothing half-written stays");
 }
 
-/// Unmounts in the end.
+/// Unmounts the file system when dropped.
 struct Mounted<'a>(&'a Path);
 
 impl Drop for Mounted<'_> {
@@ -179,7 +179,7 @@ fn a_small_disk_is_named_with_what_is_free() {
     let lines: Vec<&str> = said.lines().collect();
     assert!(lines.len() == 1 && lines[0].contains(": no room for a snapshot of "), "{said}");
     assert!(lines[0].ends_with(" MiB free, of which half may be used"), "{said}");
-    // Full to the last byte: not even the lock's directory entry is promised, the reply is.
+    // A disk that is full to the last byte may not even hold the lock file; the reply is still complete.
     let mut filler = File::create(dir.path().join("filler")).unwrap();
     while filler.write_all(&[0; 4096]).is_ok() {}
     drop(filler);

@@ -1,5 +1,5 @@
-//! What was read is not read again: prompts that share a beginning, in any order, give the logits of an
-//! uninterrupted reading to the bit, and only their new tokens are processed.
+//! Prefix caching: prompts that share a prefix, in any order, give bit-identical logits to uninterrupted prefill, and only
+//! their new tokens are computed.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -49,12 +49,12 @@ fn args(cache_type: CacheType, store: StoreOptions) -> EngineArgs {
     }
 }
 
-/// An engine that has nothing to complain about.
+/// An engine that must log nothing.
 fn engine(store: StoreOptions) -> Engine<Cpu> {
     Engine::open_with(&args(CacheType::F16, store), Box::new(|line| panic!("{line}"))).unwrap()
 }
 
-/// `n` tokens that look random; another seed, others from the start.
+/// `n` pseudo-random tokens, which differ from the first one on between seeds.
 fn tokens(seed: u32, n: usize) -> Vec<u32> {
     let next = |x: &mut u32| {
         *x = x.wrapping_mul(1664525).wrapping_add(1013904223);
@@ -72,7 +72,7 @@ fn bits(logits: &[f32]) -> Vec<u32> {
     logits.iter().map(|x| x.to_bits()).collect()
 }
 
-/// The logits after a prompt that was read with as few steps as can be, with nothing kept from before.
+/// The logits after a prompt, prefilled in as few steps as possible without a cached prefix.
 fn fresh<B: Backend>(engine: &Engine<B>, prompt: &[u32]) -> Vec<u32> {
     let mut state = engine.model.state(&engine.backend, engine.cache);
     let (mut logits, mut at) = (None, 0);

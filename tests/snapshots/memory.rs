@@ -1,4 +1,4 @@
-//! Snapshots in memory: the nearest one is found, it is exact, and they are bounded.
+//! The prefix cache in memory: the longest prefix is found, restored exactly, and the memory is bounded.
 
 use super::*;
 use kernels::reference::Reference;
@@ -25,14 +25,14 @@ fn edits_go_to_the_snapshot_before_the_difference() {
     assert_eq!(parts(read(&mut session, &[&stripped[..], &[7]].concat())), (370, Some(Source::Live), 1));
 }
 
-/// Wherever a reading stops, the next goes on from there.
+/// Prefill that stops anywhere is resumed from there by the next one.
 fn every_cut<B: Backend>(open: impl Fn() -> Engine<B>, n: usize, cuts: &[usize]) {
     let document: Vec<u32> = tokens(4, n).into_iter().map(|id| id % 256).collect(); // no special ones: one message
     for &cut in cuts {
         let engine = open();
         let mut session = Session::new(&engine);
         session.advance_to(&document[..cut], &mut go).unwrap();
-        // The state is carried on after it was kept: the snapshot must not see that.
+        // Later steps change the session's state, not the snapshot.
         session.advance_to(&[&document[..cut], &tokens(5, 20)].concat(), &mut go).unwrap();
         let mut next = Session::new(&engine);
         assert_eq!(parts(read(&mut next, &document)), (cut, Some(Source::Ram), n - cut));
@@ -44,7 +44,7 @@ fn a_snapshot_of_any_length_equals_an_uninterrupted_reading() {
     for cache in [CacheType::F32, CacheType::F16, CacheType::Q8_0] {
         let args = args(cache, StoreOptions::in_memory());
         every_cut(|| Engine::open(&args).unwrap(), 150, &[1, 2, 3, 4, 15, 16, 63, 64, 65, 100, 149]);
-        // From 1,024 tokens on in expanded form.
+        // Attention is materialised from 1,024 tokens on.
         every_cut(|| Engine::open(&args).unwrap(), 1200, &[700, 1023, 1024, 1025, 1100, 1199]);
         every_cut(|| Engine::load(Reference, &args, Box::new(|_| {})).unwrap(), 20, &[2, 17]);
     }
@@ -58,12 +58,12 @@ fn a_stopped_reading_is_kept() {
     let stopped = Session::new(&engine).advance_to(&document, &mut stop).unwrap();
     assert!(stopped.stopped && stopped.computed == 128);
     let mut again = Session::new(&engine);
-    // Of exactly what was read there are no logits yet, so that is read again; more goes on from there.
+    // A cached prompt has no logits, so its last token is computed again; a longer prompt resumes from its end.
     assert_eq!(parts(read(&mut again, &document[..128])), (0, None, 128));
     assert_eq!(parts(read(&mut again, &document)), (128, Some(Source::Live), 172));
 }
 
-/// Batches cross most of many marks; snapshots are at the others, and what is restored is exact.
+/// Most of many checkpoint positions fall inside batches; the others get snapshots, which are restored exactly.
 #[test]
 fn many_marks_are_thinned() {
     let engine = engine(StoreOptions::in_memory());

@@ -1,4 +1,4 @@
-//! Snapshots and other processes: writers killed at any moment, several that share a directory.
+//! The prefix cache and other processes: writers killed at any moment, several writers in one directory.
 
 use super::disk::{bytes, files, on_disk, only_disk, written};
 use super::*;
@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// What a writing process is told.
+/// The environment variable with the writer's directory.
 const DIR: &str = "KIMI_TEST_SNAPSHOTS";
 const BUDGET: &str = "KIMI_TEST_BUDGET";
 const ROUNDS: &str = "KIMI_TEST_ROUNDS";
@@ -16,7 +16,7 @@ fn document(seed: u32) -> Vec<u32> {
     tokens(100 + seed, 24)
 }
 
-/// Not a test by itself: a process that writes snapshots until it is killed, or for a while.
+/// Not a test by itself: writes snapshots until the process is killed, or for a while.
 #[test]
 fn writer() {
     let Some(dir) = std::env::var_os(DIR) else { return };
@@ -39,11 +39,11 @@ fn start(dir: &Path, budget: Option<u64>, rounds: u32) -> Child {
         .env(ROUNDS, rounds.to_string())
         .stdout(Stdio::null());
     command.envs(budget.map(|bytes| (BUDGET, bytes.to_string())));
-    // The child needs the model, not to make it.
+    // The child uses this model instead of making one.
     command.env("KIMI_TEST_MODEL", &MODEL.1).spawn().unwrap()
 }
 
-/// How many documents are there; each must be exact.
+/// The number of cached documents, each of which must be exact.
 fn exact(dir: &Path, truth: &[Vec<u32>]) -> usize {
     let engine = engine(only_disk(dir));
     let found = (0..DOCUMENTS).filter_map(|seed| {
@@ -59,7 +59,7 @@ fn truth() -> Vec<Vec<u32>> {
     (0..DOCUMENTS).map(|seed| fresh(&engine, &document(seed))).collect()
 }
 
-/// `engine` panics at any line said, so a killed writer leaves nothing that even has to be dropped.
+/// `engine` panics at any logged line, so a killed writer must not leave even a file to discard.
 #[test]
 fn a_killed_writer_leaves_whole_snapshots() {
     let (dir, truth) = (tempfile::tempdir().unwrap(), truth());

@@ -1,11 +1,11 @@
-//! Model files with templates that cannot be used: what `convert`, `inspect` and `generate` do with them.
+//! `convert`, `inspect` and `generate` on model files with unusable templates.
 
 use crate::common::{kimi, kimi_command, kimi_ok, text};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::Path;
 
-/// The demonstration model with this template; and what `convert` said.
+/// The demonstration model with this template, and the warnings of `convert`.
 fn model(dir: &Path, template: &str) -> (String, String) {
     let source = dir.join("checkpoint");
     fs::create_dir(&source).unwrap();
@@ -20,7 +20,7 @@ fn model(dir: &Path, template: &str) -> (String, String) {
     (text(&file).to_owned(), said)
 }
 
-/// Runs `kimi generate` and asserts its exit code and what it writes on standard error.
+/// Runs `kimi generate` and asserts its exit code and its standard error.
 fn check_generate(model: &str, args: &[&str], code: i32, said: &str) {
     let mut command = kimi_command();
     command.args(["generate", "-m", model, "--no-cache", "--quiet", "-n", "4", "--temp", "0"]).args(args);

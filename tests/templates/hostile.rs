@@ -1,11 +1,11 @@
-//! Templates that attack the engine's stack, memory or time: one of each way that was found or could be thought of.
+//! Templates that attack the engine's stack, memory or time: one per known way.
 
-/// Deep for the parser and the code generator, yet within the bounds on a source.
+/// Deep for the parser and the code generator, but within the bounds on a source.
 const DEEP: usize = 4000;
-/// More than the bounds admit.
+/// Deeper than the bounds on a source.
 const TOO_DEEP: usize = 80_000;
 
-/// Values that contain themselves, or are nested so deeply that releasing them recurses without end.
+/// Values that contain themselves, or are nested so deeply that dropping them overflows the stack.
 fn cycles() -> Vec<String> {
     let uses = [
         "{{ ns }}",
@@ -52,7 +52,7 @@ fn cycles() -> Vec<String> {
     [after(&cycle, &uses), after(&list, &uses[..8]), after(&chain, &chained)].concat()
 }
 
-/// Sources that make the parser, the code generator or the machine recurse.
+/// Sources that make the parser, the code generator or the interpreter recurse.
 fn depth(n: usize) -> Vec<String> {
     let chain =
         |open: &str, inner: &str, close: &str| format!("{}{inner}{}", open.repeat(n), close.repeat(n));
@@ -99,7 +99,7 @@ fn depth(n: usize) -> Vec<String> {
     expressions.into_iter().chain(blocks).chain(conditions).collect()
 }
 
-/// Templates that call themselves.
+/// Templates with macros, blocks and imports that call themselves.
 const RECURSION: [&str; 9] = [
     "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "{% macro a() %}{{ b() }}{% endmacro %}{% macro b() %}{{ a() }}{% endmacro %}{{ a() }}",
@@ -112,7 +112,7 @@ const RECURSION: [&str; 9] = [
     "{% block a %}{{ self.a() }}{% endblock %}",
 ];
 
-/// What doubles in each of 64 rounds: the first value, the next from `ns.x`, and what follows.
+/// Values that double in each of 64 rounds: the first value, the next from `ns.x`, and the use after the loop.
 const DOUBLED: [[&str; 3]; 16] = [
     ["'ab'", "ns.x ~ ns.x", "{{ ns.x }}"],
     ["'ab'", "ns.x ~ ns.x", ""],
@@ -132,7 +132,7 @@ const DOUBLED: [[&str; 3]; 16] = [
     ["'ab'", "(ns.x ~ ns.x) | list | join", "{{ ns.x }}"],
 ];
 
-/// Expressions that take memory.
+/// Expressions that allocate much memory.
 const LARGE: [&str; 38] = [
     "'%4000000000d' | format(1)",
     "'%.4000000000f' | format(1)",
@@ -174,7 +174,7 @@ const LARGE: [&str; 38] = [
     "messages | tojson(indent='a' * 99999999)",
 ];
 
-/// Templates that take memory.
+/// Templates that allocate much memory.
 fn memory() -> Vec<String> {
     let double = |[start, step, end]: [&str; 3]| {
         let body = format!("{{% for i in range(64) %}}{{% set ns.x = {step} %}}{{% endfor %}}{end}");
@@ -239,7 +239,7 @@ pub fn wide(step: &str, end: &str) -> String {
     format!("{{% set ns = namespace(x=[1], y=[1]) %}}{{% for i in range(70) %}}{steps}{{% endfor %}}{end}")
 }
 
-/// Templates whose steps are few and long, or without end.
+/// Templates with few long steps, or without end.
 fn time() -> Vec<String> {
     let big = "{% set s = 'a' * 3000000 %}{% set l = range(90000) | list %}";
     let long = LONG.map(|body| format!("{big}{{% for i in range(90000) %}}{body}{{% endfor %}}"));
@@ -257,7 +257,7 @@ fn time() -> Vec<String> {
     long.into_iter().chain(lists).chain(maps).chain(others.map(str::to_owned)).collect()
 }
 
-/// Sources that are no template, and values at the edge.
+/// Sources that are not templates, and extreme values.
 fn broken() -> Vec<String> {
     let short = [
         "",
@@ -294,7 +294,7 @@ fn broken() -> Vec<String> {
     short.map(str::to_owned).into_iter().chain(long).collect()
 }
 
-/// All of them.
+/// All templates of this file.
 pub fn all() -> Vec<String> {
     let recursion = RECURSION.map(str::to_owned).to_vec();
     let kinds = [cycles(), depth(140), depth(DEEP), depth(TOO_DEEP), recursion, memory(), time(), broken()];

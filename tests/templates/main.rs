@@ -1,5 +1,5 @@
-//! Chat templates of model files, which come from strangers: whatever one does, a rendering ends in time with a prompt or
-//! one line, and the calling process does not grow, hang or end.
+//! Chat templates from untrusted model files: a rendering ends in time with a prompt or a one-line error, and the calling
+//! process does not grow, hang or exit.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -22,7 +22,7 @@ fn pool() -> Pool {
     Pool::new(env!("CARGO_BIN_EXE_kimi").into())
 }
 
-/// Renders "hi" from a user.
+/// Renders the user message "hi".
 fn render(sandbox: &dyn Sandbox, source: &str) -> Result<String, Failure> {
     let messages = json!([{"role": "user", "content": "hi"}]);
     let context =
@@ -30,7 +30,7 @@ fn render(sandbox: &dyn Sandbox, source: &str) -> Result<String, Failure> {
     sandbox.run(&Job { source, sentinel: '\u{fdd0}', context: &context })
 }
 
-/// Renders a template, which must end within 10 s in a prompt or in one line.
+/// Renders a template, which must end within 10 s with a prompt or a one-line error.
 fn check(pool: &Pool, source: &str) -> Result<String, Failure> {
     let start = Instant::now();
     let rendered = render(pool, source);
@@ -57,7 +57,7 @@ fn check_all(pool: &Pool, templates: &[String]) -> Vec<Result<String, Failure>> 
     })
 }
 
-/// The most memory that this process has had.
+/// The peak memory of this process.
 fn peak_mib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -74,7 +74,7 @@ fn hostile_templates_end_in_time_with_one_line() {
         let done = check_all(&pool, &templates);
         let grown = peak_mib() - before;
         assert!(grown < 200, "this process grew by {grown} MiB");
-        // Each way to end has happened, so the limits and not luck have held.
+        // Each kind of error occurred, so the limits themselves were tested.
         let ways = [
             "a stack overflow",
             "more memory",
@@ -114,7 +114,7 @@ fn failures_name_the_limit() {
     assert!(line.starts_with(limit), "{line}");
 }
 
-/// Reproducible numbers: splitmix64.
+/// A reproducible random generator: splitmix64.
 struct Random(u64);
 
 impl Random {
@@ -126,7 +126,7 @@ impl Random {
     }
 }
 
-/// A template with pieces of others in it, cut, repeated or moved.
+/// A template made of pieces of others, cut, repeated or moved.
 fn mutated(random: &mut Random, seeds: &[String]) -> String {
     let mut chars: Vec<char> = seeds[random.below(seeds.len())].chars().collect();
     for _ in 0..1 + random.below(3) {
@@ -214,7 +214,7 @@ fn others_render_while_one_hangs() {
     });
 }
 
-/// The processes that this one has started and that have not ended.
+/// The running child processes of this one.
 fn children() -> Vec<String> {
     let tasks = fs::read_dir("/proc/self/task").unwrap();
     let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
@@ -222,7 +222,7 @@ fn children() -> Vec<String> {
     all.split_whitespace().map(str::to_owned).collect()
 }
 
-/// Runs one test of this file in a process of its own, whose memory and children are only that test's.
+/// Runs one test of this file in its own process, so that memory and children are that test's alone.
 fn alone(name: &str, run: impl FnOnce()) {
     if std::env::var_os("TEMPLATES_ALONE").is_some() {
         return run();

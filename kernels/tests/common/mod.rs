@@ -1,4 +1,4 @@
-//! What the tests of the ops share: inputs that look random, and one `check` of a backend against the oracle.
+//! Helpers of the op tests: pseudo-random inputs, and one `check` of the backends against the reference.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod emulator;
@@ -9,7 +9,7 @@ use kernels::cpu::Cpu;
 use kernels::quant::Format;
 use kernels::simd::SimdLevel;
 
-/// Numbers that look random, the same ones each time.
+/// A generator of reproducible pseudo-random numbers.
 pub struct Numbers(pub u64);
 
 impl Numbers {
@@ -19,7 +19,7 @@ impl Numbers {
         x ^ (x >> 33)
     }
 
-    /// In low..high.
+    /// A uniform value in `low..high`.
     pub fn uniform(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * (self.next() >> 40) as f32 / (1 << 24) as f32
     }
@@ -28,18 +28,18 @@ impl Numbers {
         (self.next() % n as u64) as usize
     }
 
-    /// `n` values in -1..1.
+    /// `n` uniform values in `-1..1`.
     pub fn vec(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.uniform(-1.0, 1.0)).collect()
     }
 
-    /// `n` whole numbers that any form of activations holds exactly: each 32 contain a 127.
+    /// `n` integers that every activation type represents exactly: each 32 contain a 127.
     pub fn levels(&mut self, n: usize) -> Vec<f32> {
         let level = |i: usize| if i.is_multiple_of(32) { 127.0 } else { self.below(255) as f32 - 127.0 };
         (0..n).map(level).collect()
     }
 
-    /// Rows of length 1.
+    /// Random rows with Euclidean norm 1.
     pub fn unit_rows(&mut self, rows: usize, cols: usize) -> Vec<f32> {
         let mut x = self.vec(rows * cols);
         for row in x.chunks_mut(cols.max(1)) {
@@ -71,12 +71,12 @@ pub fn vector(values: &[f32]) -> QuantTensor {
     stored(Format::F32, [1, 1, values.len()], values)
 }
 
-/// The backend with every instruction set of this machine, on one thread and on several.
+/// The CPU backend with every instruction set of this machine, on one thread and on several.
 pub fn cpus() -> Vec<Cpu> {
     SimdLevel::available().into_iter().flat_map(|level| [1, 2, 5].map(|n| Cpu::new(n, level))).collect()
 }
 
-/// The largest difference, as a part of the largest expected value.
+/// The largest difference, relative to the largest expected value.
 pub fn error(got: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(got.len(), expected.len(), "lengths");
     let max = expected.iter().fold(1e-30f32, |max, x| max.max(x.abs()));
@@ -85,12 +85,12 @@ pub fn error(got: &[f32], expected: &[f32]) -> f32 {
     got.iter().zip(expected).map(differ).fold(0.0, |most, e| if e > most || e.is_nan() { e } else { most })
 }
 
-/// The tolerance of an op: 2e-5 of the largest value.
+/// Asserts that results agree within 2e-5 of the largest value.
 pub fn close(what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
     close_within(2e-5, what, got, expected);
 }
 
-/// A tolerance as a part of the largest value.
+/// Asserts that results agree within a tolerance relative to the largest value.
 pub fn close_within(tolerance: f32, what: &str, got: &[Vec<f32>], expected: &[Vec<f32>]) {
     assert_eq!(got.len(), expected.len(), "{what}: results");
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
@@ -127,7 +127,7 @@ macro_rules! check {
     }};
 }
 
-/// Spans over consecutive rows of a batch, one a state.
+/// Spans over consecutive rows of a batch, one per state.
 pub fn spans<'a, S>(lens: &[usize], states: &'a mut [S]) -> Vec<kernels::backend::Span<'a, S>> {
     let mut start = 0;
     let span = |(len, state): (&usize, &'a mut S)| {

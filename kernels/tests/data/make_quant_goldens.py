@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden bytes and values of the block formats, from ggml itself.
+"""Makes the golden bytes and values of the block formats with ggml.
 
     npm pack @node-llama-cpp/linux-x64@3.22.1          (or: curl -O the tarball from registry.npmjs.org)
     tar xzf node-llama-cpp-linux-x64-3.22.1.tgz
@@ -7,8 +7,8 @@
 
 Writes into the folder
     input.f32     ROWS x COLS floats
-    <FORMAT>.bin  what llama-quantize makes of them without an importance matrix
-    <FORMAT>.f32  what ggml's dequantize_row_* makes of that
+    <FORMAT>.bin  the blocks of llama-quantize for them, without an importance matrix
+    <FORMAT>.f32  the values of ggml's dequantize_row_* for those
     hashes.txt    format, FNV-1a of the bytes and of the values for the longer input of `generated`
 """
 import ctypes
@@ -41,7 +41,7 @@ FORMATS = {
 
 
 def rows():
-    """One row of each kind that a quantiser may treat differently."""
+    """A row of each kind that a quantiser may treat differently."""
     rng = np.random.default_rng(20261121)
     gauss = lambda scale: rng.standard_normal(COLS) * scale
     i = np.arange(COLS)

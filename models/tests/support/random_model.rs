@@ -29,7 +29,7 @@ const SAME_ROUNDING: f64 = 0.05;
 /// The longest error line: path, place, expected and found, of 200 bytes each, and the words between them.
 const MAX_LINE: usize = 800;
 
-/// xorshift64*, seeded through splitmix64.
+/// An xorshift64* generator, seeded through splitmix64.
 pub struct Random(u64);
 
 impl Random {
@@ -293,7 +293,7 @@ pub struct Case {
 /// The outcome of one random model.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// With this error line.
+    /// It was refused with this error line.
     Refused(String),
     /// It ran with this relative error.
     Agreed(f64),

@@ -1,13 +1,13 @@
-//! llama.cpp on a GGUF file, measured as `kimi bench` measures: rates of prefill and decode at a depth.
+//! Measures llama.cpp on a GGUF file as `kimi bench` does: rates of prefill and decode at a depth.
 //!
 //! ```text
 //! peer MODEL [--threads N] [--depth N] [--ubatch N] [--flash -1|0|1] [--repack 0|1] [--vocab N]
 //!            [--state FILE]
-//! peer quantize FROM TO [--threads N]      Q4_K_M of an unquantised file; prints the seconds it took
+//! peer quantize FROM TO [--threads N]      Q4_K_M from an unquantised file; prints the seconds it took
 //! ```
-//! The context is read up to the depth once, then `ready SECONDS` is printed; with `--state` it is kept in that file, or taken
-//! from it where it is there, whatever the format of the model was: a step's time depends on the number of its rows alone. Each line `prefill N` or `decode N` on
-//! standard input is answered with tokens a second, always from that depth.
+//! Prefills the context up to the depth once, then prints `ready SECONDS`. With `--state` the state is saved in that file, or
+//! loaded from it if it exists, whatever the format of the model was: a step's time depends only on the number of its rows.
+//! For each line `prefill N` or `decode N` on standard input it prints the tokens per second from that depth.
 
 use llama_cpp_sys_2::*;
 use std::ffi::{CStr, CString, c_char, c_void};
@@ -18,12 +18,12 @@ struct Peer {
     context: *mut llama_context,
     vocab: u64,
     depth: usize,
-    /// Tokens of a prompt that are processed together.
+    /// Prefill batch size in tokens.
     batch: usize,
     seed: u64,
 }
 
-/// Values after names of options.
+/// The values of the command line's options.
 struct Options(Vec<String>);
 
 impl Options {
@@ -68,7 +68,7 @@ impl Peer {
         ((self.seed >> 33) % self.vocab) as i32
     }
 
-    /// Brings sequence 0 to the depth, from the file if it is there.
+    /// Prefills sequence 0 to the depth, or restores it from the file if that exists.
     fn read_in(&mut self, state: Option<&String>) {
         let path = state.map(|path| CString::new(path.as_str()).expect("a path without zeros"));
         let kept = state.is_some_and(|path| std::path::Path::new(path).exists());
@@ -92,7 +92,7 @@ impl Peer {
         }
     }
 
-    /// Reads tokens from `position` on, `step` at a time; logits of each step's last only.
+    /// Processes tokens from `position` on, `step` at a time, with logits of the last token of each step only.
     fn read(&mut self, count: usize, step: usize, position: usize, sequence: i32) {
         // SAFETY: the batch has room for `step` tokens of one sequence each, and the context lives.
         unsafe {
@@ -114,7 +114,7 @@ impl Peer {
         }
     }
 
-    /// Tokens a second, from the depth on: of a copy of what was read, or from nothing.
+    /// Tokens per second from the depth on, on a copy of sequence 0, or from an empty context.
     fn measure(&mut self, kind: &str, count: usize) -> f64 {
         // SAFETY: the context lives, and has sequence 1 where there is a depth.
         unsafe {

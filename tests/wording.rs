@@ -1,0 +1,138 @@
+//! Checks the wording of comments, documentation and messages: plain technical terms, and doc comments that say more than
+//! the name. `docs/` and `CONTRIBUTING.md` describe the style.
+
+use regex::Regex;
+use std::fs;
+use std::path::Path;
+
+/// Phrases for which the field has a term, or that hide the subject of a sentence.
+/// Capitals count at the start of a comment only: elsewhere they begin a question to a model.
+const PHRASES: &str = r#"(?x)
+    \b( who | whoever | nobody | everybody | anybody | somebody
+      | (is|are|was|were|be|been)\ told | meets | stands | goes\ on | comes?\ to\ an\ end | asked\ for
+      | stand-ins? | stand_in )\b
+    | (//[/!]? | \# | """) \s* ( Who | Whoever | Nobody | Everybody | Anybody | Somebody )\b"#;
+
+/// Paths whose phrases are not revised yet. Shrinks to nothing; a new path does not belong here.
+const UNREVISED_PHRASES: &[&str] = &[
+    "CHANGELOG.md",
+    "README.md",
+    "convert/",
+    "docs/",
+    "fuzz/",
+    "kernels/benches/",
+    "kernels/cuda/",
+    "kernels/src/",
+    "models/demo/",
+    "models/src/",
+    "src/",
+    "tests/hostile/soak.py",
+];
+
+/// Paths with doc comments that only repeat a name. Shrinks to nothing; a new path does not belong here.
+const UNREVISED_DOCS: &[&str] = &["convert/", "kernels/src/", "models/src/", "src/"];
+
+/// Files with questions and templates as data.
+const DATA: &[&str] = &["tests/template_goldens.py", "tests/wording.rs"];
+
+/// The shortest doc comment, in words.
+const MIN_DOC_WORDS: usize = 5;
+
+/// A text file of the repository, by its path from the root.
+struct Source {
+    path: String,
+    text: String,
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    walk(root, root, &mut found);
+    assert!(found.len() > 100, "found only {} sources", found.len());
+    found
+}
+
+fn walk(root: &Path, dir: &Path, found: &mut Vec<Source>) {
+    for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        if path.is_dir() {
+            if !name.starts_with('.') && !["target", "shared", "node_modules"].contains(&name) {
+                walk(root, &path, found);
+            }
+            continue;
+        }
+        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+        let is_text = ["rs", "cu", "cuh", "h", "c", "cpp", "py", "md", "mjs"].contains(&extension);
+        if is_text || ["kernels/cuda/build", "test"].iter().any(|script| path == root.join(script)) {
+            let text = fs::read_to_string(&path).unwrap();
+            let path = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
+            found.push(Source { path, text });
+        }
+    }
+}
+
+fn is_in(path: &str, list: &[&str]) -> bool {
+    list.iter().any(|prefix| path.starts_with(prefix))
+}
+
+/// The part of a line that is read as prose. Strings of Rust tests are data, other strings are messages.
+fn prose<'a>(path: &str, line: &'a str) -> &'a str {
+    let is_rust_test = path.ends_with(".rs") && (path.contains("tests/") || path.ends_with("tests.rs"));
+    match line.find("//") {
+        Some(start) if is_rust_test => &line[start..],
+        None if is_rust_test => "",
+        _ => line,
+    }
+}
+
+#[test]
+fn comments_and_messages_use_plain_terms() {
+    let phrases = Regex::new(PHRASES).unwrap();
+    let mut wrong = Vec::new();
+    for source in sources() {
+        if is_in(&source.path, UNREVISED_PHRASES) || is_in(&source.path, DATA) {
+            continue;
+        }
+        for (i, line) in source.text.lines().enumerate() {
+            if let Some(found) = phrases.find(prose(&source.path, line)) {
+                wrong.push(format!("{}:{}: {:?} in: {}", source.path, i + 1, found.as_str(), line.trim()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The doc comments of a Rust file with fewer words than allowed, as line and text. Help texts of options may be short.
+fn short_docs(text: &str) -> Vec<(usize, String)> {
+    let (mut short, mut doc) = (Vec::new(), Vec::new());
+    for (i, line) in text.lines().map(str::trim).enumerate() {
+        if let Some(part) = line.strip_prefix("///") {
+            doc.extend(part.split_whitespace());
+            continue;
+        }
+        let is_help = ["#[arg", "#[command", "#[value"].iter().any(|attribute| line.starts_with(attribute));
+        if !doc.is_empty() && doc.len() < MIN_DOC_WORDS && !is_help {
+            short.push((i, doc.join(" ")));
+        }
+        doc.clear();
+    }
+    short
+}
+
+#[test]
+fn doc_comments_say_more_than_the_name() {
+    let mut wrong = Vec::new();
+    for source in sources().iter().filter(|s| s.path.ends_with(".rs") && !is_in(&s.path, UNREVISED_DOCS)) {
+        for (line, doc) in short_docs(&source.text) {
+            wrong.push(format!("{}:{line}: {doc}", source.path));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn short_docs_are_found() {
+    assert_eq!(short_docs("/// The name.\nfn name() {}\n"), [(1, "The name.".to_owned())]);
+    assert_eq!(short_docs("/// The name of\n/// the model's file.\nfn name() {}\n"), []);
+    assert_eq!(short_docs("/// Threads\n#[arg(long)]\nthreads: u32,\n"), []);
+}
