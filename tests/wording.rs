@@ -19,7 +19,6 @@ const UNREVISED_PHRASES: &[&str] = &[
     "README.md",
     "convert/",
     "docs/",
-    "fuzz/",
     "kernels/benches/",
     "kernels/cuda/",
     "kernels/src/",

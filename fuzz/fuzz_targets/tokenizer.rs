@@ -1,6 +1,7 @@
-//! Any bytes as a tokenizer file. What is accepted must encode, decode and survive GGUF metadata.
+//! Runs `targets/tokenizer.rs` under libFuzzer.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
+#[path = "../targets/tokenizer.rs"]
+mod target;
 
-fuzz_target!(|input: &[u8]| models::tokenizer::exercise(input));
+libfuzzer_sys::fuzz_target!(|input: &[u8]| target::run(input));
