@@ -19,7 +19,7 @@ mod tokenizer;
 /// The mutations of each target; `KIMI_FUZZ_MUTATIONS` sets another number.
 const MUTATIONS: u64 = 2000;
 
-/// An xorshift64* generator.
+/// A reproducible xorshift64* generator.
 struct Random(u64);
 
 impl Random {

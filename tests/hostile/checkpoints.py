@@ -1,4 +1,4 @@
-"""Mutated checkpoints through `kimi convert`: config.json, safetensors headers and data, indices, tokenizer files, templates."""
+"""Runs `kimi convert` on mutated checkpoints: config.json, safetensors headers and data, indices, tokenizer files, templates."""
 import json, os, struct
 
 import gguf, model, observe
@@ -10,7 +10,7 @@ RAW_TEXTS = [b"", b"{", b"null", b"[]", b"{}", b"\xff\xfe", b"[" * 200_000, b'{"
 
 
 def change_json(value, draw, depth=0):
-    """A value with something in it changed."""
+    """A copy of a JSON value with one random change."""
     if isinstance(value, dict) and value and depth < 6 and draw.random() < 0.9:
         key, way = draw.choice(list(value)), draw.random()
         if way < 0.08:
@@ -51,13 +51,13 @@ def shard_name(files, draw):
 
 
 def sound(entry):
-    """Whether it is as it was made, whatever was done to others before."""
+    """Whether the file is still unchanged."""
     return isinstance(entry, dict) and isinstance(entry.get("shape"), list) and isinstance(entry.get("data_offsets"), list) and len(entry["data_offsets"]) == 2 \
         and all(type(n) is int for n in entry["data_offsets"])
 
 
 def header(files, draw):
-    """Another dtype, shape, offset or name in a header, or one of another length."""
+    """A header with another dtype, shape, offset, name or length."""
     name = shard_name(files, draw)
     blob = files.get(name, b"")
     if len(blob) < 8:
@@ -96,7 +96,7 @@ def header(files, draw):
 
 
 def data(files, draw):
-    """NaN, infinities and noise among the weights, or fewer or more bytes."""
+    """Writes NaN, infinities and noise into the weights, or removes or appends bytes."""
     name = shard_name(files, draw)
     if not name:
         return
@@ -129,7 +129,7 @@ def template(files, draw):
 
 
 def tokenizer_json(files, draw):
-    """The other form of a vocabulary, sound or damaged."""
+    """A vocabulary in the other format, valid or damaged."""
     letters = {("%c" % b if 33 <= b < 127 else chr(256 + b)): b for b in range(256)}
     value = {"model": {"type": "BPE", "vocab": letters, "merges": draw.choice([[], ["a b"], [["a", "b"]], ["a"], [1], ["a b"] * 5000])},
              "added_tokens": [{"id": id, "content": name, "special": True} for id, name in model.SPECIALS.items()],
@@ -141,7 +141,7 @@ def tokenizer_json(files, draw):
 
 
 def index(files, draw):
-    """Cut into shards with an index, which may be wrong."""
+    """Splits the checkpoint into shards with an index, which may be wrong."""
     blob = files.pop("model.safetensors", None)
     if blob is None:
         return
@@ -181,7 +181,7 @@ CHANGES = [json_file("config.json")] * 5 + [header] * 4 + [data] * 2 + [tokenize
 
 
 def place(path, content):
-    """Writes a file, or what stands in its place."""
+    """Writes a file, or the link, pipe or directory that replaces it."""
     if isinstance(content, bytes):
         with open(path, "wb") as file:
             file.write(content)
@@ -220,7 +220,7 @@ class Checkpoints:
         return command, done, fault
 
     def runs(self, directory):
-        """What was converted loads: by ids, whatever its template and vocabulary are."""
+        """The converted file runs on token ids, whatever its template and vocabulary are."""
         command = [self.kimi, "generate", "-m", "out.gguf", "--ids", "1,2", "-n", "1", "--no-cache", "--threads", "1", "--quiet"]
         done = observe.run(command, directory)
         fault = done.fault(codes=(0,))

@@ -1,4 +1,4 @@
-"""Random small configurations: the example `random_configs` writes each as a file, runs it and compares it with the reference."""
+"""Random small configurations: the example `random_configs` writes each to a file, runs it and compares it with the reference."""
 import os
 
 import observe

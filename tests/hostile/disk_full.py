@@ -1,4 +1,4 @@
-"""A disk that is full at every write in turn, by a shim that fails them (enospc.c) and by a limit on file sizes.
+"""Simulates a disk that is full at each write in turn, by a shim that fails them (enospc.c) and by a limit on file sizes.
 
 Replies are given all the same, what cannot be kept is said in a line, and with room again everything is as if nothing had been.
 """
@@ -11,7 +11,7 @@ LIMITS = [0, 1, 100, 4096, 10_000, 40_000, 100_000, 1 << 20, 3 << 20]
 
 
 def build_shim(directory):
-    """The shim, or None where there is no compiler."""
+    """The path of the shim, or None without a C compiler."""
     path, compiler = os.path.join(directory, "enospc.so"), shutil.which("cc") or shutil.which("gcc")
     if not compiler:
         return None
@@ -20,7 +20,7 @@ def build_shim(directory):
 
 
 class Job:
-    """A command that writes: the answer it gives and how many writes a clean run takes."""
+    """A command that writes files: its answer and the number of writes of a clean run."""
 
     def __init__(self, name, command, stdin=None, codes=(0,)):
         self.name, self.command, self.stdin, self.codes = name, command, stdin, codes
@@ -37,7 +37,7 @@ class DiskFull:
             file.write("The keeper is Mara. " * 60)
         shared = ["--threads", "1", "--temp", "0", "-n", "6", "--cache-dir", "cache"]
         self.jobs = [
-            # A conversion is nothing without its file: an error. The others have a reply to give.
+            # A conversion without its file is an error. The other commands still give their reply.
             Job("convert", [kimi, "convert", source, "--type", "q8_0", "-o", "out.gguf", "--threads", "1"], codes=(1,)),
             Job("generate", [kimi, "generate", "-m", tiny, "--raw", "The keeper is Mara. " * 30, "--quiet", *shared]),
             Job("ask", [kimi, "ask", "-m", tiny, "-f", text, *shared, "Who is it?"]),
@@ -66,7 +66,7 @@ class DiskFull:
 
     def case(self, draw, directory):
         job = draw.choice(self.jobs)
-        os.mkdir(os.path.join(directory, "cache"), 0o700)  # one that is asked for and cannot be made is an error
+        os.mkdir(os.path.join(directory, "cache"), 0o700)  # a directory named on the command line that cannot be made is an error
         if self.shim and draw.random() < 0.75:
             after = draw.randrange(job.writes)
             how, done = f"FULL_AFTER={after} of {job.writes}", self.run(job, directory, FULL_AFTER=str(after))
@@ -80,7 +80,7 @@ class DiskFull:
         return f"# {how}\n{' '.join(job.command)}", done, fault and f"{job.name}, {how}: {fault}: {done.error_text[-200:]}"
 
     def limited(self, job, directory, limit):
-        """Under RLIMIT_FSIZE, which does not limit the pipes that the output goes through."""
+        """Runs under RLIMIT_FSIZE, which does not limit the pipes of the output."""
         process = subprocess.Popen(job.command, cwd=directory, env=self.environment(directory), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                                    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
         try:
@@ -108,7 +108,7 @@ class DiskFull:
         return None
 
     def again(self, job, directory):
-        """With room the same command does all that it would have done."""
+        """With free space again the same command succeeds as in a clean run."""
         done = self.run(job, directory)
         fault = done.fault(codes=(0,) if job.name != "convert" or not os.path.exists(os.path.join(directory, "out.gguf")) else (0, 1))
         if fault:

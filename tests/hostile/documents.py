@@ -1,4 +1,4 @@
-"""Documents and directories as strangers make them, through `kimi ask`: bytes that are no text, names that are no names, links, pipes, swarms."""
+"""Runs `kimi ask` on hostile documents and directories: binary data, invalid file names, links, pipes, many files."""
 import json, os
 
 import model, observe
@@ -27,7 +27,7 @@ def file(draw, directory):
 
 
 def tree(draw, directory):
-    """A directory with some of everything."""
+    """A directory with files of every kind."""
     top = os.path.join(directory, "tree")
     os.mkdir(top)
     for _ in range(draw.choice([0, 1, 3, 8])):
@@ -98,12 +98,12 @@ class Documents:
         question = "".join(draw.choice(["Who? ", "Where is it? "] + SPECIAL + SIGNS)).replace("\0", "")
         command += ["--", question]
         done = observe.run(command, directory, stdin=stdin)
-        # What is left out is said in lines of its own before the answer or the error.
+        # Skipped files are reported in separate lines before the answer or the error.
         return command, done, done.fault(lines=False) or shown(done, "--json" in command)
 
 
 def shown(done, as_json):
-    """An answer as JSON is whole objects, a line each. (Where no terminal is, text is written as it is.)"""
+    """JSON output is one complete object per line. (Without a terminal, text is written unescaped.)"""
     if as_json and done.code == 0:
         try:
             [json.loads(line) for line in done.stdout.split(b"\n") if line]

@@ -1,4 +1,4 @@
-"""Endpoints that mean harm, asked by `kimi chat --url` and `kimi ask --url`: answers without end, broken framing, redirects, raw escapes."""
+"""Runs `kimi chat --url` and `kimi ask --url` against hostile servers: endless responses, broken framing, redirects, raw escapes."""
 import gzip, json, os, socket, threading, time
 
 import observe
@@ -21,7 +21,7 @@ SIGNS = ["\x1b]0;owned\x07", "\x1b[2J", "\u202eabc", "\x9b31m", "\x00", "\r", "\
 
 
 def answers(draw, port):
-    """A first part, and what is repeated after it without end (or nothing)."""
+    """The start of a response, and the bytes that are repeated after it without end (or none)."""
     sign = draw.choice(SIGNS)
     n = draw.choice([100, 10_000, 3_000_000])
     line = b"x" * (1 << 16)
@@ -41,7 +41,7 @@ def answers(draw, port):
 
 
 class Endpoint:
-    """Gives every connection the same answer."""
+    """Answers every connection with the same response."""
 
     def __init__(self):
         self.listener = socket.create_server(("127.0.0.1", 0), backlog=64)
@@ -70,7 +70,7 @@ class Endpoint:
                 while repeated and sent < ENDLESS:
                     connection.sendall(repeated)
                     sent += len(repeated)
-                # What the client still sends is taken, or closing would reset what was answered.
+                # The rest of the request is read, because closing would otherwise reset the response.
                 connection.shutdown(socket.SHUT_WR)
                 connection.settimeout(0.2)
                 while connection.recv(1 << 16):

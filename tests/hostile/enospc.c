@@ -1,6 +1,6 @@
-/* A disk that fills: after FULL_AFTER calls that change regular files, all further ones fail with ENOSPC. Loaded into the
-   program by LD_PRELOAD. With FULL_COUNT=FILE the number of such calls is written there at the end. Descriptors 0 to 2 and
-   files outside FULL_UNDER are left alone. */
+/* Simulates a disk that fills: after FULL_AFTER calls that change regular files, all further ones fail with ENOSPC. Loaded
+   into the program by LD_PRELOAD. With FULL_COUNT=FILE the number of such calls is written to the file at exit. Descriptors
+   0 to 2 and files outside FULL_UNDER are unaffected. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>

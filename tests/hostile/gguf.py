@@ -18,7 +18,7 @@ def string(text):
 
 
 class File:
-    """A GGUF file in parts: metadata as [key, type, encoded value], tensors as [name, dims, type, offset], data."""
+    """A parsed GGUF file: metadata as [key, type, encoded value], tensors as [name, dims, type, offset], data."""
 
     def __init__(self, blob):
         self.magic, self.version, n_tensors, n_keys = struct.unpack_from("<4sIQQ", blob)
@@ -92,7 +92,7 @@ def number(draw, kind):
 
 
 def random_value(draw, depth=0):
-    """A type and an encoded value of it."""
+    """A random metadata type with an encoded value."""
     kind = draw.choice([*SIZE, STRING, ARRAY])
     if kind == STRING:
         return kind, string(draw.choice(NAMES))
@@ -107,7 +107,7 @@ def random_value(draw, depth=0):
 
 # Mutations: each changes a file in one way.
 def change_number(file, draw):
-    """Most often a hyperparameter, in its own type or another integer type."""
+    """Changes a value, most often a hyperparameter, in its own type or another integer type."""
     key = draw.choice([k for k in file.keys if k[1] not in (STRING, ARRAY)] or file.keys)
     if draw.random() < 0.2:
         key[1] = draw.choice(list(SIZE))
@@ -133,7 +133,7 @@ def change_type(file, draw):
 
 
 def change_array(file, draw):
-    """Another length or element type, or other elements, in a list: layers' kinds, tokens, merges."""
+    """Changes length, element type or elements of a list: layers' kinds, tokens, merges."""
     key = draw.choice([k for k in file.keys if k[1] == ARRAY] or file.keys)
     if key[1] != ARRAY:
         return
@@ -160,7 +160,7 @@ def change_array(file, draw):
 
 
 def change_tokens(file, draw):
-    """A vocabulary with doubled, empty, long or damaged tokens."""
+    """Duplicates, empties, extends or damages tokens of the vocabulary."""
     key = file.find(b"tokenizer.ggml.tokens")
     if not key or key[1] != ARRAY:
         return
@@ -258,7 +258,7 @@ def change_tensors(file, draw):
 
 
 def lie(file, draw):
-    """Counts that are not those of the file, another version or magic."""
+    """Changes the counts, the version or the magic."""
     way = draw.randrange(5)
     if way == 0:
         file.n_keys = draw.choice(NUMBERS + [len(file.keys) + 1, len(file.keys) - 1])
@@ -273,7 +273,7 @@ def lie(file, draw):
 
 
 def change_data(file, draw):
-    """Weights that are NaN, infinite, huge, or noise."""
+    """Makes weights NaN, infinite, huge, or noise."""
     for _ in range(draw.choice([1, 4, 50])):
         at = draw.randrange(len(file.data))
         file.data[at:at + 4] = draw.choice([b"\0\0\xc0\x7f", b"\0\0\x80\x7f", b"\0\x7e\0\x7e", b"\xff\x7b\xff\x7b", b"\xff" * 4, draw.randbytes(4)])
@@ -319,7 +319,7 @@ def flip_head(blob, draw):
 
 
 def split(sound, draw):
-    """The file in two parts, which each have their tensors."""
+    """Splits the file into two parts with half of the tensors each."""
     parts, cut = {}, draw.randrange(len(sound.tensors) + 1)
     for no, tensors in enumerate([sound.tensors[:cut], sound.tensors[cut:]]):
         part, data = sound.copy(), bytearray()
@@ -336,7 +336,7 @@ def split(sound, draw):
 
 
 class Gguf:
-    """Mutated files through one command."""
+    """Runs one command on mutated files."""
 
     def __init__(self, kimi, base, _):
         self.kimi, self.sound = kimi, []
@@ -372,7 +372,7 @@ class Generate(Gguf):
         return command, done, fault
 
     def otherwise(self, command, directory, expected):
-        """Token by token and on two threads the same comes out."""
+        """Output is the same token by token and on two threads."""
         at = command.index("--threads")
         done = observe.run(command[:at] + ["--threads", "2", "--batch", "1"] + command[at + 2:], directory)
         return done.fault(codes=(0,)) or (None if done.stdout == expected else "another reply token by token")
@@ -392,7 +392,7 @@ def raw_output(done):
 
 
 def partial(directory, done):
-    """A conversion writes a whole file or none."""
+    """A conversion writes a complete file or none."""
     path = os.path.join(directory, "out.gguf")
     if done.code == 0 and not os.path.exists(path):
         return "exit code 0 without the output"

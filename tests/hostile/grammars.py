@@ -1,4 +1,4 @@
-"""JSON schemas, Lark grammars, regular expressions and tools against one server, which answers each with 200 or 400 and lives."""
+"""Sends JSON schemas, Lark grammars, regular expressions and tools to one server, which must answer each with 200 or 400 and survive."""
 import json, os
 
 import model, server
@@ -9,7 +9,7 @@ CHAT = "/v1/chat/completions"
 
 
 def schema(draw, depth=0):
-    """A random schema, mostly sound."""
+    """A random schema, mostly valid."""
     if depth > 4 or draw.random() < 0.15:
         return draw.choice([{"type": draw.choice(TYPES)}, True, {}, {"const": draw.choice([1, "a", None, [1], {"a": 1}])}, {"enum": ["a", 1, None]},
                             {"$ref": "#"}, {"$ref": "#/$defs/a"}, {"$ref": "https://example.com/x"}, {"type": "string", "pattern": regex(draw)}, {"type": ["string", "null"]}])
@@ -28,7 +28,7 @@ def schema(draw, depth=0):
 
 
 def nest(draw, n):
-    """One shape n times in itself: through JSON's own nesting where its depth is let through, through references elsewhere."""
+    """A shape nested n times in itself: as nested JSON up to its depth limit, by references beyond it."""
     inner = {"type": "string"}
     for _ in range(min(n, 120)):
         inner = draw.choice([{"type": "object", "properties": {"a": inner}, "required": ["a"]}, {"type": "array", "items": inner}, {"anyOf": [inner, {"type": "null"}]}, {"allOf": [inner]}])
@@ -55,7 +55,7 @@ def choices(draw, n):
 
 
 def powers(draw, n):
-    """Definitions that each use the one before twice."""
+    """Definitions that each refer to the previous one twice."""
     both = draw.choice([lambda r: {"type": "array", "prefixItems": [r, r]}, lambda r: {"type": "object", "properties": {"a": r, "b": r}}, lambda r: {"anyOf": [{"items": r, "type": "array"}, r]}, lambda r: {"allOf": [r, r]}])
     defs = {f"d{i}": both({"$ref": f"#/$defs/d{i + 1}"}) for i in range(min(n, 60))}
     return {"$defs": {**defs, f"d{min(n, 60)}": {"type": "string"}}, "$ref": "#/$defs/d0"}
@@ -148,7 +148,7 @@ class Grammars:
 
 
 class Answer:
-    """What is kept of a failure."""
+    """The files to save for a failure."""
 
     def __init__(self, answer, server):
         self.stdout, self.stderr = answer, server.logged()[-5000:].encode()

@@ -1,4 +1,4 @@
-"""SIGKILL at any moment of convert, ask, chat and serve: what comes after finds nothing wrong, and what was said to be kept."""
+"""Sends SIGKILL at random moments of convert, ask, chat and serve: the next run must find nothing broken, and all saved data."""
 import json, os, random, subprocess, threading, time
 
 import model, observe, server
@@ -9,7 +9,7 @@ TURNS = 4
 
 
 class Kill:
-    """The clean runs are made once; a case is killed at a random moment, perhaps again, and then runs to its end."""
+    """The clean runs are done once. A case is killed at a random moment, possibly several times, and then runs to its end."""
 
     def __init__(self, kimi, base, scratch):
         self.kimi, self.scratch = kimi, scratch
@@ -32,7 +32,7 @@ class Kill:
     def case(self, draw, directory):
         return draw.choice([self.kill_convert, self.kill_ask, self.kill_chat, self.kill_serve])(draw, directory)
 
-    # convert: resumes to a file that is the same to the byte.
+    # convert resumes to a byte-identical file.
     def convert(self):
         return [self.kimi, "convert", DEMO, "--type", "q4_k_m", "-o", "out.gguf", "--threads", "1"]
 
@@ -61,7 +61,7 @@ class Kill:
         with open(path, "rb") as file:
             return file.read() == self.converted
 
-    # ask: the next answer is the one that no cache gives.
+    # The next answer of ask is the one without a cache.
     def ask(self, *cache):
         return [self.kimi, "ask", "-f", self.text, "-n", "12", "--threads", "1", *cache, "Who is the keeper of the Tiolmere museum?"]
 
@@ -77,7 +77,7 @@ class Kill:
             fault = "a damaged file in the cache"
         return command, done, fault
 
-    # chat: what it said it saved is there, and the chat goes on from there.
+    # The chat contains all that was reported as saved, and continues from there.
     def chat(self, *more):
         return [self.kimi, "chat", "--plain", "-n", "8", "--temp", "0", "--threads", "1", *more]
 
@@ -105,12 +105,12 @@ class Kill:
         done = observe.run(more, directory, env, self.lines(kept + 1, kept), seconds=30)
         fault = done.fault(codes=(0,), lines=False)
         if not fault and turns_on_disk(directory)[0] != self.turns[:2 * kept + 2]:
-            fault = "it goes on otherwise than it would have"
+            fault = "it continues differently from a clean run"
         return more, done, fault
 
-    # serve: the same replies after a restart over the same cache.
+    # serve gives the same replies after a restart with the same cache.
     def serve_all(self, log, cache, moment=None):
-        """The replies of a server, which is killed after a while if `moment` is given."""
+        """The replies of a server, which is killed at `moment` if given."""
         under, replies = server.Server(self.kimi, None, log, "--ctx", "2048", "--cache-dir", cache), []
         timer = threading.Timer(moment, under.process.kill) if moment is not None else None
         try:
@@ -145,7 +145,7 @@ class Kill:
 
 
 def killed(command, moment, directory, env=None, stdin=None):
-    """Runs for so many seconds; what it said on standard error until it was killed, None where it had ended before."""
+    """Runs a command for a time; returns its standard error until it was killed, or None if it ended before."""
     with open(os.path.join(directory, "input"), "wb") as file:
         file.write(stdin or b"")
     with open(os.path.join(directory, "input"), "rb") as feed, open(os.path.join(directory, "said"), "w+b") as said:
@@ -164,7 +164,7 @@ def killed(command, moment, directory, env=None, stdin=None):
 
 
 def turns_on_disk(directory):
-    """The turns of every chat that is there, without their ids."""
+    """The turns of every stored chat, without their ids."""
     folder, found = os.path.join(directory, "kimi", "chats"), []
     for name in os.listdir(folder) if os.path.isdir(folder) else []:
         if name.endswith(".json"):

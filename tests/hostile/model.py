@@ -1,4 +1,4 @@
-"""Tiny models to attack: a checkpoint of a few ten KB in the official layout with a byte vocabulary, converted by `kimi`."""
+"""Makes tiny models to attack: a checkpoint of a few tens of KB in the official layout with a byte vocabulary, converted by `kimi`."""
 import base64, json, os, random, struct, subprocess, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -30,7 +30,7 @@ def f32(values):
 
 
 def weights(c, seed):
-    """Name -> (dtype, shape, bytes)."""
+    """Dtype, shape and bytes by tensor name."""
     draw, out = random.Random(seed), {}
     for name, shape, dtype in tensors(c):
         count = 1
@@ -67,7 +67,7 @@ def tokenizer_files():
 
 
 def checkpoint(seed=1):
-    """The files of a sound checkpoint, by name."""
+    """The files of a valid checkpoint, by name."""
     c = config()
     return {"config.json": json.dumps(c).encode(), "model.safetensors": safetensors(weights(c, seed)), **tokenizer_files()}
 
@@ -80,7 +80,7 @@ def write(directory, files):
 
 
 def build(kimi, directory, kinds=("q8_0", "f16", "q4_0", "bf16"), seed=1):
-    """Sound GGUF files, one a kind: kind -> path. They are made once a directory."""
+    """The paths of valid GGUF files by kind, made once per directory."""
     source, made = os.path.join(directory, f"checkpoint-{seed}"), {}
     for kind in kinds:
         made[kind] = os.path.join(directory, f"sound-{seed}-{kind}.gguf")

@@ -1,15 +1,15 @@
-"""Runs one process under observation and judges how it ended: exit status, signal, time, peak memory, standard error."""
+"""Runs a process and judges how it ended: exit status, signal, time, peak memory, standard error."""
 import os, re, select, signal, subprocess, time
 
 HANG_SECONDS = 10
 SPARE_BYTES = 1 << 30  # over what the sound model takes
 LONGEST_LINE = 4096
-# What must never reach a terminal raw: C0 (but tab and newline), DEL, C1, and characters that change the direction.
+# Characters that must never reach a terminal raw: C0 (except tab and newline), DEL, C1, and those that change the direction.
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 
 
 class Run:
-    """How a process ended."""
+    """The outcome of a process."""
 
     def __init__(self, status, seconds, peak, stdout, stderr, killed):
         self.code = os.waitstatus_to_exitcode(status)
@@ -18,7 +18,7 @@ class Run:
         self.error_text = stderr.decode(errors="replace")
 
     def fault(self, codes=(0, 1, 2), raw=True, limit=SPARE_BYTES, lines=True):
-        """What is wrong with it, or None: the promise is an answer or one line, soon, and in bounded memory."""
+        """The fault, or None. A process must give an answer or one line, in time and in bounded memory."""
         if self.killed:
             return self.killed
         if self.code < 0:
@@ -40,7 +40,7 @@ class Run:
 
 
 def resident(pid):
-    """Bytes of memory a process holds now."""
+    """The resident memory of a process in bytes."""
     try:
         with open(f"/proc/{pid}/statm") as file:
             return int(file.read().split()[1]) * 4096
@@ -49,7 +49,7 @@ def resident(pid):
 
 
 def run(command, cwd, env=None, stdin=None, seconds=HANG_SECONDS, limit=SPARE_BYTES, preexec=None):
-    """Runs a command to its end, or kills it where it takes too long or too much memory (that is `killed`)."""
+    """Runs a command to its end, or kills it and sets `killed` if it takes too much time or memory."""
     out, err = (os.memfd_create(name) for name in ("out", "err"))
     feed = subprocess.DEVNULL
     if stdin is not None:
@@ -68,7 +68,7 @@ def run(command, cwd, env=None, stdin=None, seconds=HANG_SECONDS, limit=SPARE_BY
 
 
 def wait(process, deadline, limit):
-    """The status and usage of a child, and why it had to be killed, if so."""
+    """The status and usage of a child, and the reason if it was killed."""
     killed, pidfd = None, os.pidfd_open(process.pid)
     poll = select.poll()
     poll.register(pidfd, select.POLLIN)

@@ -1,4 +1,4 @@
-"""Damaged prefix-cache directories: whatever lies there, the answer is the one that no cache gives."""
+"""Runs commands on damaged prefix-cache directories: the answer must be the one without a cache."""
 import os, random, shutil
 
 import model, observe
@@ -11,7 +11,7 @@ def damage_bytes(files, draw, directory):
     with open(path, "r+b") as file:
         blob = bytearray(file.read())
         for _ in range(draw.choice([1, 1, 2, 8]) if blob else 0):
-            # Half of the changes are in the header, which the lengths and names stand in.
+            # Half of the changes are in the header, which holds lengths and names.
             at = draw.randrange(min(len(blob), 120) if draw.random() < 0.5 else len(blob))
             if draw.random() < 0.5:
                 blob[at] ^= 1 << draw.randrange(8)
@@ -29,7 +29,7 @@ def cut(files, draw, directory):
 
 
 def swap(files, draw, directory):
-    """The content of one under the name of another."""
+    """Copies the content of one file to the name of another."""
     a, b = (os.path.join(directory, draw.choice(files)) for _ in range(2))
     if draw.random() < 0.5:
         shutil.copy(a, a + ".swap")
@@ -54,7 +54,7 @@ def remove(files, draw, directory):
 
 
 def special(files, draw, directory):
-    """Something that is no file stands where a file did."""
+    """Replaces a file by something that is not a regular file."""
     path = os.path.join(directory, draw.choice(files))
     os.remove(path)
     draw.choice([lambda: os.mkfifo(path), lambda: os.mkdir(path), lambda: os.symlink("/dev/zero", path), lambda: os.symlink(path, path), lambda: os.symlink("/etc/passwd", path)])()
@@ -68,7 +68,7 @@ def lock(files, draw, directory):
 
 
 def foreign(files, draw, directory):
-    """Many other files, or strange ones."""
+    """Adds many other files, or files with unusual names."""
     for i in range(draw.choice([1, 10, 1000])):
         name = draw.choice([f"{draw.getrandbits(128):032x}.state", f"{draw.getrandbits(128):032x}-{draw.getrandbits(128):032x}.rows", f"x{i}", f"{i}.tmp", "\x1b[31m", "\u202e.state"])
         with open(os.path.join(directory, name), "wb") as file:
@@ -113,7 +113,7 @@ class PrefixCache:
                 files = [f for f in os.listdir(cache) if f != "lock" and ordinary(os.path.join(cache, f))]
                 if files:
                     draw.choice(DAMAGES)(files, draw, cache)
-        # Once with what was damaged, once with what that run left.
+        # Once with the damaged cache, once with the cache that this run left.
         for turn in range(2 if draw.random() < 0.3 else 1):
             command = self.command(self.models[which], self.further[hit], cache)
             done = observe.run(command, directory)

@@ -1,4 +1,4 @@
-"""Mutated requests on raw connections: JSON, headers, chunked bodies, framing that proxies and servers read differently."""
+"""Sends mutated requests on raw connections: JSON, headers, chunked bodies, framing that proxies and servers read differently."""
 import json, os, socket
 
 import checkpoints, grammars, model, server
@@ -43,7 +43,7 @@ def raw_text(draw):
 
 
 def cut(draw):
-    """Less than was said: the connection's end comes first."""
+    """Closes the connection before the announced length."""
     path, body = valid(draw)
     data = server.post(path, body)
     return data[:draw.randrange(len(data))]
@@ -81,13 +81,13 @@ def chunked(draw):
 
 
 def smuggled(draw):
-    """A second request in what one reader takes for the first one's body. It must not be answered."""
+    """A second request inside what some servers parse as the first one's body. It must not be answered."""
     hidden = b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nX-Hidden: 1\r\n\r\n"
     encoding = draw.choice([b"Transfer-Encoding: chunked", b"Transfer-Encoding : chunked", b"Transfer-Encoding: xchunked", b"Transfer-Encoding:\tchunked", b"Transfer-Encoding: identity, chunked", b"transfer-encoding: chunked\r\nTransfer-Encoding: x", b"Transfer-Encoding\r\n : chunked", b"X: y\r\n Transfer-Encoding: chunked", b"Transfer-Encoding: chunked, gzip", b"Transfer-Encoding: \x0bchunked"])
     body = b"0\r\n\r\n" + hidden
     length = draw.choice([b"Content-Length: %d" % len(body), b"Content-Length: 5", b"Content-Length: +%d" % len(body), b"Content-Length: 0%d\r\nContent-Length: %d" % (len(body), len(body)), b"Content-Length: 5\r\nContent-Length: %d" % len(body), b"Content-Length: 5, %d" % len(body), b"Content-Length: 0x5", b"Content-Length: -1",
                           b"Content-Length: 99999999999999999999", b"Content-Length: 18446744073709551615", b"Content-Length: 1e3"])
-    # A right length alone hides nothing: what follows it is the next request.
+    # With a correct length nothing is hidden: the bytes after it are the next request.
     both = [length, encoding] if draw.random() < 0.7 or length == b"Content-Length: 5" else [length]
     draw.shuffle(both)
     return b"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n" + b"\r\n".join(both) + b"\r\n\r\n" + body
@@ -113,7 +113,7 @@ def other_types(draw):
     return server.post(path, body, kind=draw.choice(["text/plain", "", "application/json; charset=utf-16", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "application/json, text/html", "a" * 5000, "application/\x1bjson"]))
 
 
-# What these make may be the beginning of a request only.
+# The results of these mutations may be incomplete requests.
 INCOMPLETE = (cut, flipped, chunked, smuggled, other_protocols, headers, pipelined)
 MAKERS = [changed] * 6 + [streamed, raw_text, raw_text, raw_text, cut, flipped, flipped, headers, headers, lines, lines, chunked, chunked, smuggled, smuggled, pipelined, other_protocols, other_hosts, other_types]
 

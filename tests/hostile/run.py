@@ -4,7 +4,7 @@ usage: run.py KIMI [--full | --seconds S | --count N] [--seed N] [--only KIND,..
        run.py KIMI --only KIND --seed N --first INDEX --count 1      (repeats one case)
 
 --full runs as many cases of each kind as the README says; --seconds divides the time among the kinds, half of it with a
-fixed seed and half with a fresh one. Every failure is a line and a folder with its input, its command and what came of it.
+fixed seed and half with a fresh one. Each failure is printed in a line and saved in a folder with input, command and output.
 Exit code 1 if there is any.
 """
 import argparse, json, multiprocessing, os, random, shlex, shutil, signal, stat, sys, tempfile, time, traceback
@@ -15,7 +15,7 @@ sys.path.insert(0, HERE)
 import checkpoints, configs, disk_full, documents, endpoints, gguf, grammars, kill, model, prefix_cache, requests, templates
 
 FIXED_SEED = 17
-# Kind -> class, cases of a full run, share of the time of a short one.
+# Class, cases of a full run, and share of the time of a short run, by kind.
 KINDS = {
     "gguf": (gguf.Inspect, 10_000, 2),
     "generate": (gguf.Generate, 3_000, 3),
@@ -31,18 +31,18 @@ KINDS = {
     "kill": (kill.Kill, 200, 3),
     "disk": (disk_full.DiskFull, 300, 2),
 }
-SHOWN = 40  # failures of a kind that are printed and saved; the others are counted
+SHOWN = 40  # failures per kind that are printed and saved; the others are only counted
 
 
 class Plan:
-    """What one kind has to do."""
+    """The cases to run of one kind."""
 
     def __init__(self, kind, seed, first, count, seconds):
         self.kind, self.seed, self.first, self.count, self.seconds = kind, seed, first, count, seconds
 
 
 def work(plan, args, base, job, results):
-    """One worker: every `jobs`th case of a plan, until its end or the end of its time."""
+    """Runs every `jobs`th case of a plan in one worker, until the plan or its time ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     scratch = tempfile.mkdtemp(dir=base, prefix=f"{plan.kind}-{job}-")
     done, failures, attacker = 0, 0, None
@@ -89,7 +89,7 @@ def remove(directory):
 
 
 def save(plan, args, index, directory, command, run, fault):
-    """Keeps what is needed to look at a failure: the input, the command, what was said."""
+    """Saves the input, the command and the output of a failure."""
     where = os.path.join(args.out, f"{plan.kind}-{plan.seed}-{index}")
     shutil.rmtree(where, ignore_errors=True)
     os.makedirs(where)
@@ -105,7 +105,7 @@ def save(plan, args, index, directory, command, run, fault):
 
 
 def copy(source, target):
-    """Copies ordinary small files; the others are listed."""
+    """Copies small regular files and lists the others."""
     left_out, room = [], 1 << 26
     for top, folders, names in os.walk(source):
         into = os.path.join(target, os.path.relpath(top, source))
@@ -127,7 +127,7 @@ def copy(source, target):
 
 
 def attack(plan, args, base):
-    """Runs a plan in all workers; the number of failures, and of cases."""
+    """Runs a plan in all workers; returns the numbers of failures and of cases."""
     results, start = multiprocessing.Queue(), time.monotonic()
     workers = [multiprocessing.Process(target=work, args=(plan, args, base, job, results)) for job in range(args.jobs)]
     for worker in workers:
@@ -182,11 +182,11 @@ def main():
     print("seeds", *sorted({plan.seed for plan in todo}), flush=True)
     record = os.path.join(args.out, "progress.json")
     finished = json.load(open(record)) if args.resume and os.path.exists(record) else {}
-    # In memory where there is room: the program flushes what it writes, and a disk would be all that is measured.
+    # In memory if possible: the program syncs its files, and a disk would dominate the time.
     memory = "/dev/shm" if os.path.isdir("/dev/shm") and shutil.disk_usage("/dev/shm").free > 1 << 30 else None
     failures = cases = 0
     with tempfile.TemporaryDirectory(dir=memory, prefix="kimi-hostile-") as base:
-        # Once, before several workers would.
+        # Once, before the workers start.
         for seed in (1, 3):
             model.build(args.kimi, base, seed=seed)
         for plan in todo:

@@ -1,6 +1,6 @@
-"""Chat templates: known attacks in random sizes, random programs of the template language, damaged copies of Kimi's own.
+"""Generates chat templates: known attacks in random sizes, random programs of the template language, damaged copies of Kimi's own.
 
-Each stands in a model file's metadata and is rendered with a conversation by `generate`, `chat` and `inspect`.
+Each is stored in a model file's metadata and is rendered with a conversation by `generate`, `chat` and `inspect`.
 """
 import os
 
@@ -51,7 +51,7 @@ def nested_blocks(draw):
 
 
 def many(draw):
-    """The same small thing very often."""
+    """A small construct repeated very often."""
     unit = draw.choice(["{{ a }}", "{% if a %}{% endif %}", "{# c #}", "{% set x = 1 %}", "{{ '", "{%", "{{ [1,2,3] }}", "<|im_end|>", "a" * 10, "\x1b[31m", "{% macro m() %}{% endmacro %}"])
     return unit * draw.choice(MANY[:-1])
 
@@ -113,7 +113,7 @@ def program(draw):
 
 
 def damaged(draw):
-    """Kimi's own with pieces lost, doubled or replaced."""
+    """Kimi's template with pieces removed, duplicated or replaced."""
     with open(KIMI) as file:
         text = file.read()
     for _ in range(draw.choice([1, 1, 2, 4])):
@@ -151,11 +151,11 @@ class Templates:
         else:
             command = [self.kimi, "inspect", "m.gguf"]
         done = observe.run(command, directory, env=env, stdin=stdin)
-        # A chat says each line that it could not answer; a script then learns how many.
+        # A chat reports each line that it could not answer, and at the end how many.
         return command, done, done.fault(lines="chat" not in command) or self.by_ids(draw, directory)
 
     def by_ids(self, draw, directory):
-        """Whatever the template is, token ids run."""
+        """Token ids run, whatever the template is."""
         if draw.random() > 0.2:
             return None
         done = observe.run([self.kimi, "generate", "-m", "m.gguf", "--ids", "1", "-n", "1", "--no-cache", "--threads", "1", "--quiet"], directory)
