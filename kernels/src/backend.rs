@@ -121,7 +121,7 @@ impl Limits {
 ///
 /// States may move between processes and devices whose versions are equal: their results then differ by rounding at
 /// most. The version is part of the prefix cache's key, so a change that alters results must increase `revision`;
-/// `tests/numerics_version.rs` checks that.
+/// `models/tests/numerics_version.rs` checks that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct NumericsVersion {
     /// The implementation; backends that share a state format and agree up to rounding share it.
