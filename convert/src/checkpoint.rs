@@ -1,7 +1,6 @@
-//! A Hugging Face checkpoint directory -> its tensors, through the index or from one file.
+//! Opens a Hugging Face checkpoint directory: an index with shards, or one file.
 //!
-//! It compares index and shard headers with each other; whether the tensors are the right ones for the
-//! config is for `plan` to say.
+//! It checks index and shard headers against each other. Next: `plan`, which checks the tensors against the config.
 
 use crate::error::{Error, Result};
 use crate::safetensors::{Entry, header_bytes, parse_header, parse_index};
@@ -11,14 +10,13 @@ use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
 
-/// Longest config, index, template or tokenizer file that is read.
+/// Largest size of a config, index, template or tokenizer file, in bytes.
 const LONGEST_TEXT: u64 = 256 << 20;
 
-/// The tensors of the checkpoint in `dir`. With `headers` false a missing shard is no error and the
-/// index alone has to do: names without shapes.
+/// Opens the checkpoint in `dir`. With `headers` false, shards may be missing; the tensors then have names but no shapes.
 ///
 /// # Errors
-/// What is missing, broken or contradicts the index, in one line.
+/// A file that is missing, invalid or contradicts the index.
 pub fn open(dir: &Path, headers: bool) -> Result<Source> {
     let index_path = dir.join("model.safetensors.index.json");
     let single = dir.join("model.safetensors");
@@ -73,10 +71,10 @@ pub fn open(dir: &Path, headers: bool) -> Result<Source> {
     Ok(source)
 }
 
-/// A whole small file.
+/// Reads a small file.
 ///
 /// # Errors
-/// The system's, and a file too long to be what its name says.
+/// An I/O error, or a file above [`LONGEST_TEXT`].
 pub fn read_text(path: &Path) -> Result<Vec<u8>> {
     let file = models::file::open(path)?;
     let mut text = Vec::new();

@@ -1,7 +1,7 @@
-//! The work of a conversion cut into chunks: read a few rows, decode, transform, check, quantise.
+//! Splits a conversion into chunks of rows, each of which is read, decoded, transformed, checked and quantised.
 //!
-//! Chunks come in the order of the output's bytes and depend on nothing but the plan, so a stopped
-//! conversion goes on at the chunk where it stopped. Who runs them in parallel: `run`.
+//! Chunks follow the order of the output's bytes and depend on the plan alone, so an interrupted conversion can resume
+//! between two of them. Next: `run`, which processes them in parallel.
 
 use crate::error::{Error, Result};
 use crate::names::{Part, Transform};
@@ -11,12 +11,12 @@ use kernels::quant::Format;
 use rayon::prelude::*;
 use std::sync::{Arc, Mutex};
 
-/// Values of a chunk at most, if a row is not longer: 16 MiB of F32.
+/// Largest number of values in a chunk of several rows: 16 MiB of F32.
 const CHUNK_VALUES: u64 = 4 << 20;
-/// Values that one thread takes at least.
+/// Smallest number of values per parallel task.
 const SHARE_VALUES: usize = 32 << 10;
 
-/// Some rows of one part.
+/// A run of rows of one part.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Chunk<'a> {
     /// Index of the output tensor in the plan.
@@ -27,25 +27,25 @@ pub struct Chunk<'a> {
     pub first: u64,
     /// Source rows.
     pub rows: u64,
-    /// Where its bytes start in the output tensor.
+    /// Byte offset in the output tensor.
     pub offset: u64,
-    /// Its bytes in the output.
+    /// Size in bytes in the output.
     pub bytes: u64,
 }
 
-/// A chunk with what was read for it.
+/// A chunk with its source rows in memory.
 #[derive(Debug)]
 pub struct Loaded<'a> {
-    /// Which.
+    /// The chunk.
     pub chunk: Chunk<'a>,
-    /// Its source rows as stored.
+    /// Source rows in their stored encoding.
     pub stored: Vec<u8>,
-    /// How they are stored.
+    /// Encoding of `stored`.
     coding: Coding,
     scales: Option<Arc<Scales>>,
 }
 
-/// Every chunk of the plan, in the order of the output.
+/// All chunks of a plan, in the order of the output.
 pub fn chunks(plan: &[Planned]) -> impl Iterator<Item = Chunk<'_>> {
     plan.iter().enumerate().flat_map(|(tensor, planned)| {
         let row_bytes = planned.format.row_bytes(planned.shape[0]).expect("checked by the plan");
@@ -78,18 +78,18 @@ pub struct Buffers(Mutex<Vec<Vec<u8>>>);
 impl Buffers {
     /// A buffer of this length with anything in it.
     pub fn take(&self, bytes: usize) -> Vec<u8> {
-        let mut buffer = self.0.lock().expect("nobody panics holding it").pop().unwrap_or_default();
+        let mut buffer = self.0.lock().expect("no panic while the lock is held").pop().unwrap_or_default();
         buffer.resize(bytes, 0);
         buffer
     }
 
     /// Takes one back.
     pub fn give(&self, buffer: Vec<u8>) {
-        self.0.lock().expect("nobody panics holding it").push(buffer);
+        self.0.lock().expect("no panic while the lock is held").push(buffer);
     }
 }
 
-/// Reads chunks one after another; keeps the scales of the last FP8 tensor.
+/// Reads chunks in order; caches the scales of the last FP8 tensor.
 pub struct Loader<'a> {
     source: &'a Source,
     buffers: &'a Buffers,
@@ -98,7 +98,7 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// Reads from `source`, whose FP8 scales stand for blocks of this size.
+    /// Reads from `source`, whose FP8 scales cover blocks of this size.
     pub fn new(source: &'a Source, fp8_block: [u64; 2], buffers: &'a Buffers) -> Loader<'a> {
         Loader { source, buffers, fp8_block, last: None }
     }
@@ -106,7 +106,7 @@ impl<'a> Loader<'a> {
     /// Reads a chunk.
     ///
     /// # Errors
-    /// The system's, or broken FP8 scales.
+    /// An I/O error, or invalid FP8 scales.
     pub fn load(&mut self, chunk: Chunk<'a>) -> Result<Loaded<'a>> {
         let part = chunk.part;
         let tensor = &self.source.tensors[&part.source];
@@ -121,8 +121,7 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// A chunk in the output's format, computed on the threads of the current rayon pool. `path` names the
-/// input in messages.
+/// Encodes a chunk in the output's format on the threads of the current rayon pool. `path` names the input in messages.
 ///
 /// # Errors
 /// A weight that is not finite or too large for the format.
@@ -183,7 +182,7 @@ fn output_row(chunk: &Chunk, row_bytes: usize) -> usize {
     chunk.offset as usize / row_bytes
 }
 
-/// Finite, and not so large that an f16 (a value, or a block's scale) overflows.
+/// Returns whether a value is finite and small enough for the format: no f16 value or block scale overflows.
 fn fits(x: f32, format: Format) -> bool {
     let largest = match format {
         Format::F32 => f32::MAX,
@@ -193,7 +192,7 @@ fn fits(x: f32, format: Format) -> bool {
     x.abs() <= largest
 }
 
-/// The chunk's `[rows, cols]` as `[cols, rows]`.
+/// Transposes the chunk from `[rows, cols]` to `[cols, rows]`.
 fn transposed(loaded: &Loaded) -> Vec<f32> {
     let (rows, cols) = (loaded.chunk.rows as usize, loaded.chunk.part.cols() as usize);
     let mut out = vec![0.0; rows * cols];
@@ -208,7 +207,7 @@ fn transposed(loaded: &Loaded) -> Vec<f32> {
 }
 
 impl Loaded<'_> {
-    /// The values of a row of the chunk.
+    /// Decodes a row of the chunk.
     fn decode(&self, row: usize, values: &mut [f32]) {
         let row_bytes = self.coding.row_bytes(values.len() as u64).expect("checked by the plan") as usize;
         let stored = &self.stored[row * row_bytes..][..row_bytes];

@@ -1,7 +1,7 @@
-//! `config.json` of a checkpoint -> checked hyperparameters.
+//! Parses and validates the hyperparameters in a checkpoint's `config.json`.
 //!
-//! Every field that the file format or the graph depends on is required, bounded and compared with the
-//! others; a variant this project does not run is refused by name. Next: `names` (the tensors they imply).
+//! Every field that the file format or the graph depends on is required, bounded and checked against the others. A
+//! variant that this project does not run is an error that names the field. Next: `names`.
 
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
@@ -48,12 +48,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// Layers.
+    /// Number of layers.
     pub fn layers(&self) -> u64 {
         self.full_attention.len() as u64
     }
 
-    /// Reads the text of a `config.json`; `path` is for messages.
+    /// Parses the text of a `config.json`; `path` is used in messages.
     ///
     /// # Errors
     /// A field that is missing, out of bounds, of another type, or contradicts another.
@@ -105,7 +105,7 @@ impl Config {
     }
 }
 
-/// A JSON object inside the file and where it stands.
+/// A JSON object in the file, with its path.
 struct Fields<'a> {
     path: &'a str,
     prefix: &'a str,
@@ -189,7 +189,7 @@ impl<'a> Fields<'a> {
         Err(self.bad("model_type", "kimi_linear", model_type.or(named).unwrap_or("nothing")))
     }
 
-    /// Fields with one value that the graph computes; absent means that value.
+    /// Refuses values that the graph does not implement; an absent field has the supported value.
     fn refuse_variants(&self) -> Result<()> {
         let only = [
             ("hidden_act", Value::from("silu")),
@@ -211,7 +211,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The 1-based lists of KDA and MLA layers must share 1..=n between them.
+    /// Reads the 1-based lists of KDA and MLA layers, which must partition 1..=n.
     fn layer_kinds(&self, linear: &Fields<'a>, layers: u64) -> Result<Vec<bool>> {
         let mut kinds = vec![None; layers as usize];
         for (field, full) in [("kda_layers", false), ("full_attn_layers", true)] {

@@ -1,22 +1,22 @@
-//! What can go wrong in a conversion, in one line each. Not a report of what was done: see `Summary`.
+//! Errors of a conversion, one line each.
 
 use models::visible::{MAX_SHOWN, one_line};
 use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
-/// A conversion that did not happen: file, place, expected and found in one line. Shown, names and values from files are cut
-/// and their control characters are visible.
+/// An error with file, place, expected and found in one line. `Display` truncates names and values from files and escapes
+/// their control characters.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system's word about a file.
+    /// An I/O error.
     #[error("{}: {source}", shown_path(path))]
     Io {
         /// The file.
         path: PathBuf,
-        /// What happened.
+        /// The cause.
         source: std::io::Error,
     },
-    /// A file's contents are not what they should be.
+    /// Invalid contents of a file.
     #[error(
         "{}: {}: expected {}, found {}",
         one_line(path, MAX_PATH),
@@ -29,28 +29,28 @@ pub enum Error {
         path: String,
         /// Tensor, key or byte offset.
         place: String,
-        /// What should stand there.
+        /// The expected value.
         expected: String,
-        /// What does.
+        /// The value found.
         found: String,
     },
-    /// An option that cannot be followed.
+    /// An invalid option.
     #[error("{0}")]
     Option(String),
-    /// Something stands under the output's name already.
+    /// The output exists already.
     #[error("{} exists; --force replaces it", shown_path(.0))]
     Exists(PathBuf),
-    /// The output does not fit on its disk.
+    /// Too little free disk space.
     #[error("{}: {needed} bytes are needed there, {free} are free", shown_path(path))]
     NoSpace {
         /// The output's directory.
         path: PathBuf,
-        /// Bytes still to be written, with a reserve.
+        /// Bytes still to write, with a reserve.
         needed: u64,
         /// Bytes free.
         free: u64,
     },
-    /// From the GGUF reader or writer.
+    /// An error of the GGUF reader or writer.
     #[error(transparent)]
     Gguf(#[from] models::gguf::Error),
 }
@@ -59,7 +59,7 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
-    /// `Bad`, with what may come from the file cut before it is kept.
+    /// `Bad`, with text from the file truncated.
     pub fn bad(
         path: impl Display,
         place: impl Display,
@@ -85,7 +85,7 @@ fn shown(text: &str) -> String {
     one_line(text, MAX_SHOWN)
 }
 
-/// The longest path that a system opens.
+/// Longest path that a system opens.
 const MAX_PATH: usize = 4096;
 
 fn shown_path(path: &Path) -> String {

@@ -1,6 +1,6 @@
-//! What is to be done, from the options: the input opened, the plan checked, the metadata ready.
+//! Prepares a conversion: opens the input, checks the plan and builds the metadata.
 //!
-//! It reads configs, headers and tokenizer files, no weights, and writes nothing. Next: `run`.
+//! It reads configs, headers and tokenizer files, but no weights, and writes nothing. Next: `run`.
 
 use crate::checkpoint;
 use crate::config::Config;
@@ -17,46 +17,46 @@ use models::gguf::Metadata;
 use models::kimi_linear::config::Config as Loadable;
 use std::path::{Path, PathBuf};
 
-/// What the user asked for.
+/// Options of a conversion.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// A checkpoint directory or a GGUF file.
     pub input: PathBuf,
-    /// The file to write; `NAME-MIX.gguf` in the current directory if none is given.
+    /// The output file; by default `NAME-MIX.gguf` in the current directory.
     pub output: Option<PathBuf>,
-    /// Formats by tensor.
+    /// The mix that chooses each tensor's format.
     pub mix: Mix,
-    /// Exceptions from the mix; the last that matches wins.
+    /// Exceptions to the mix; the last match wins.
     pub overrides: Vec<Override>,
     /// Replace an existing output.
     pub force: bool,
-    /// Threads that quantise; all cores if none are given.
+    /// Quantisation threads; all cores by default.
     pub threads: Option<usize>,
 }
 
 /// A conversion ready to start.
 pub struct Job {
-    /// The input's tensors.
+    /// Tensors of the input.
     pub source: Source,
-    /// The output's.
+    /// Tensors of the output.
     pub plan: Vec<Planned>,
-    /// The output's metadata.
+    /// Metadata of the output.
     pub metadata: Metadata,
-    /// `[rows, columns]` that share an FP8 scale.
+    /// `[rows, columns]` that share one FP8 scale.
     pub fp8_block: [u64; 2],
-    /// The final name.
+    /// Path of the finished file.
     pub output: PathBuf,
-    /// Input tensors that the plan uses: all of them.
+    /// Number of input tensors, all of which the plan uses.
     pub source_tensors: usize,
-    /// Bytes of them; 0 where only an index is there.
+    /// Their size in bytes; 0 if only an index is present.
     pub source_bytes: u64,
 }
 
 impl Job {
-    /// Opens and checks everything. With `headers` false, missing shards are no error: see `checkpoint`.
+    /// Opens and checks the input. With `headers` false, shards may be missing; see `checkpoint`.
     ///
     /// # Errors
-    /// Whatever would make the conversion fail, as far as it shows without reading weights.
+    /// Everything that would make the conversion fail and can be detected without reading weights.
     pub fn new(options: &Options, headers: bool, progress: &mut dyn Progress) -> Result<Job> {
         let input = &options.input;
         let about = std::fs::metadata(input).map_err(Error::io(input))?;
@@ -82,7 +82,7 @@ impl Job {
             set_mix(&mut metadata, options.mix);
             (source, plan(specs, layers, options.mix, &options.overrides)?, metadata)
         };
-        // What would not load is not written: in the loader's own words.
+        // A file that would not load is not written; the message is the loader's.
         let named = if about.is_dir() { input.join("config.json") } else { input.clone() };
         Loadable::from_metadata(&named.display().to_string(), &metadata)?;
         let source_tensors = check(&plan, &source)?;
@@ -100,11 +100,11 @@ impl Job {
 pub struct Row {
     /// GGUF's name.
     pub name: String,
-    /// How it is stored.
+    /// Stored format.
     pub format: Format,
     /// ggml's `ne`, fastest first.
     pub shape: Vec<u64>,
-    /// Bytes.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
@@ -114,7 +114,7 @@ impl From<&Planned> for Row {
     }
 }
 
-/// What a directory or file is called, without its place and extension.
+/// The name of a directory or file without its parent and extension.
 fn model_name(input: &Path) -> String {
     let full = input.canonicalize().unwrap_or_else(|_| input.to_owned());
     let name = if full.is_dir() { full.file_name() } else { full.file_stem() };

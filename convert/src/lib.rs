@@ -1,8 +1,8 @@
-//! From a Hugging Face checkpoint (or another GGUF file) to one quantised GGUF file. Never runs a model.
+//! Converts a Hugging Face checkpoint, or another GGUF file, to one quantised GGUF file. It never runs a model.
 //!
-//! `config` -> hyperparameters, `names` -> the tensors they imply, `mix` -> their formats, `plan` -> all of
-//! it against the input (`checkpoint` or `requantise`, both a `source`), `job` -> that and the metadata,
-//! `run` -> the file, chunk by chunk (`chunks`). Start reading at [`run`].
+//! `config` reads the hyperparameters, `names` derives the tensors from them, and `mix` chooses their formats. `plan`
+//! checks the result against the input (a `source`, opened by `checkpoint` or `requantise`), and `job` adds the metadata.
+//! `run` writes the file chunk by chunk (`chunks`). Start reading at [`run`].
 #![forbid(unsafe_code)]
 
 pub mod checkpoint;

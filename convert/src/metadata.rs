@@ -1,7 +1,7 @@
-//! Hyperparameters -> the metadata of the file, with llama.cpp's keys so that it loads there too.
+//! Builds the metadata of the file from the hyperparameters, with llama.cpp's keys, so that it loads there too.
 //!
-//! The tokenizer's keys come from `models::tokenizer`: see `vocabulary`. Two keys are our own and only
-//! written where a file differs from what llama.cpp can express.
+//! Two keys are specific to this project and are written only for models that llama.cpp's keys cannot express. Next:
+//! `vocabulary`, which adds the tokenizer's keys.
 
 use crate::config::Config;
 use crate::mix::Mix;
@@ -10,10 +10,10 @@ use models::gguf::{Array, Metadata, Value};
 /// The architecture, and the prefix of its keys.
 pub const ARCHITECTURE: &str = "kimi-linear";
 
-/// What `general.quantization_version` stands at in every current file.
+/// `general.quantization_version` of current files.
 const QUANTIZATION_VERSION: u32 = 2;
 
-/// The keys that say how the weights are stored.
+/// Sets the keys that describe the mix.
 pub fn set_mix(metadata: &mut Metadata, mix: Mix) {
     metadata.set("general.file_type", Value::U32(mix.file_type()));
     metadata.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn own_keys_only_where_needed() {
+    fn project_keys_only_if_needed() {
         let m = of(&with("/linear_attn_config/num_heads", 16.into()));
         assert_eq!(m.get("kimi-linear.kda.head_count"), Some(&Value::U32(16)));
         let mut grouped: serde_json::Value = serde_json::from_str(OFFICIAL).unwrap();

@@ -1,7 +1,7 @@
-//! The mixes people know by name (`Q4_K_M`, `MXFP4_MOE`): which tensor is stored in which format.
+//! Chooses each tensor's format by a named mix (`Q4_K_M`, `MXFP4_MOE`).
 //!
-//! The rules are those of `llama-quantize` as far as they concern this architecture, so that a name means
-//! the same quality and size; where they differ, `SENSITIVE_TENSORS` says why. Next: `plan` (all tensors at once).
+//! The rules for this architecture are those of `llama-quantize`, so that a name implies the same quality and size;
+//! `SENSITIVE_TENSORS` is the one difference. Next: `plan`.
 
 use crate::error::{Error, Result};
 use kernels::quant::Format;
@@ -12,7 +12,7 @@ pub struct Mix {
     name: &'static str,
     /// llama.cpp's `LLAMA_FTYPE`, for `general.file_type`.
     file_type: u32,
-    /// What most of the weights become.
+    /// Format of most weights.
     base: Format,
 }
 
@@ -41,8 +41,8 @@ const MIXES: [Mix; 20] = [
 
 const MXFP4_MOE: Mix = Mix { name: "MXFP4_MOE", file_type: 38, base: Format::MXFP4 };
 
-/// `llama-quantize` makes these as coarse as the rest. They are a thousandth of the bytes, and an error in
-/// them is carried on by the recurrent state or the latent cache: never below Q8_0 here.
+/// Tensors that are never stored below Q8_0. They are a thousandth of the bytes, and their errors accumulate in the
+/// recurrent state or the latent cache. `llama-quantize` quantises them like the rest.
 const SENSITIVE_TENSORS: [&str; 8] = [
     "ssm_beta.weight",
     "ssm_f_a.weight",
@@ -73,17 +73,17 @@ impl Mix {
         })
     }
 
-    /// The name, as `llama-quantize` writes it.
+    /// The name as `llama-quantize` prints it.
     pub fn name(self) -> &'static str {
         self.name
     }
 
-    /// llama.cpp's number for it (`general.file_type`).
+    /// llama.cpp's `general.file_type`.
     pub fn file_type(self) -> u32 {
         self.file_type
     }
 
-    /// The format of a tensor of `n_layers` layers' model, from its GGUF name and `ne` (fastest first).
+    /// The format of a tensor, by its GGUF name and `ne` (fastest first), in a model of `n_layers` layers.
     pub fn format_for(self, name: &str, shape: &[u64], n_layers: u64) -> Format {
         if !quantisable(name, shape) {
             return Format::F32;
@@ -154,7 +154,7 @@ impl Mix {
     }
 }
 
-/// Whether a tensor may be stored in anything but F32: a matrix that is no norm, router or convolution.
+/// Returns whether a tensor may be quantised: matrices except norms, routers and convolutions.
 pub fn quantisable(name: &str, shape: &[u64]) -> bool {
     name.ends_with(".weight")
         && shape.len() >= 2
@@ -162,18 +162,18 @@ pub fn quantisable(name: &str, shape: &[u64]) -> bool {
         && !name.contains("ssm_conv1d")
 }
 
-/// The layer in `blk.N.`.
+/// Parses the layer of `blk.N.`.
 pub fn layer(name: &str) -> Option<u64> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 
-/// The first and last eighth of the layers and every third between them.
+/// Returns whether a layer is in the first or last eighth, or is every third between them.
 fn more_bits(layer: u64, n_layers: u64) -> bool {
     let eighth = n_layers / 8;
     layer < eighth || layer >= 7 * n_layers / 8 || (layer - eighth) % 3 == 2
 }
 
-/// The format itself, or the next finer one whose blocks fill a row of `cols` weights.
+/// The format itself, or the next finer one whose blocks divide a row of `cols` weights.
 fn fit(format: Format, cols: u64) -> Format {
     let fits = |f: Format| cols.is_multiple_of(f.block_len() as u64);
     let smaller_block = match format {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn small_steering_tensors_stay_fine_and_vectors_f32() {
+    fn sensitive_tensors_stay_fine_and_vectors_f32() {
         for mix in Mix::all().filter(|mix| mix.base.block_len() > 1) {
             check(mix.name(), "blk.3.attn_k_b.weight", &[128, 512, 32], Format::Q8_0);
             check(mix.name(), "blk.0.ssm_f_a.weight", &[2304, 128], Format::Q8_0);

@@ -1,22 +1,22 @@
-//! Which checkpoint tensors make which GGUF tensor, from the hyperparameters alone.
+//! Maps checkpoint tensors to GGUF tensors, from the hyperparameters alone.
 //!
-//! A GGUF tensor is its [`Part`]s one after another: a plain tensor has one, a stack of experts one for
-//! each expert, the two halves of `kv_b_proj` one for each head. Formats are not chosen here: see `mix`.
+//! A GGUF tensor is a concatenation of [`Part`]s: a plain tensor has one, a stack of experts one per expert, and each half
+//! of `kv_b_proj` one per head. Next: `mix`, which chooses the formats.
 
 use crate::config::Config;
 
-/// A GGUF tensor before its format is chosen.
+/// A GGUF tensor whose format is not chosen yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSpec {
     /// GGUF's name.
     pub name: String,
     /// ggml's `ne`, fastest first.
     pub shape: Vec<u64>,
-    /// What its rows come from, in their order.
+    /// Sources of its rows, in order.
     pub parts: Vec<Part>,
 }
 
-/// A run of rows of an output tensor and the rows of a source tensor they come from.
+/// A run of rows of an output tensor, with the source rows it is made from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
     /// The source tensor's name.
@@ -27,18 +27,18 @@ pub struct Part {
     pub first: u64,
     /// Source rows.
     pub rows: u64,
-    /// What happens to the values.
+    /// Transformation of the values.
     pub map: Transform,
 }
 
-/// What happens to a part's values on their way.
+/// The transformation of a part's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transform {
     /// Unchanged.
     Copy,
     /// `-exp(x)` in f32: `A_log` to `ssm_a`.
     NegExp,
-    /// Source `[rows, cols]` becomes `cols` output rows of `rows` values: `k_b` for the absorbed form.
+    /// Source `[rows, cols]` becomes `cols` output rows of `rows` values: `k_b` for absorbed attention.
     Transpose,
 }
 
@@ -48,13 +48,13 @@ impl Part {
         self.dims.last().copied().unwrap_or(1)
     }
 
-    /// Rows this part adds to the output.
+    /// Output rows of this part.
     pub fn out_rows(&self) -> u64 {
         if self.map == Transform::Transpose { self.cols() } else { self.rows }
     }
 }
 
-/// Every tensor of the GGUF file in its order.
+/// The tensors of the GGUF file, in order.
 pub fn tensor_specs(c: &Config) -> Vec<TensorSpec> {
     let mut list = List(Vec::new());
     list.matrix("token_embd.weight", "model.embed_tokens.weight", c.hidden, c.vocab);

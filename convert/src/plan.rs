@@ -1,7 +1,7 @@
-//! Every tensor of the output with its format and where its values come from: what `--dry-run` prints.
+//! Plans the output: each tensor with its format and sources, as `--dry-run` prints it.
 //!
-//! A plan is made from names and shapes alone, then compared with the input: nothing may be missing,
-//! misshapen or left over. Next: `run` (carries it out).
+//! A plan is built from names and shapes alone and then checked against the input, which must hold exactly the planned
+//! tensors in the planned shapes. Next: `run`, which executes it.
 
 use crate::error::{Error, Result};
 use crate::mix::{Mix, quantisable};
@@ -18,15 +18,15 @@ pub struct Planned {
     pub name: String,
     /// ggml's `ne`, fastest first.
     pub shape: Vec<u64>,
-    /// How it is stored.
+    /// Stored format.
     pub format: Format,
-    /// What its rows come from.
+    /// Sources of its rows.
     pub parts: Vec<Part>,
-    /// Bytes of its rows.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
-/// `--tensor-type REGEX=TYPE`: tensors whose GGUF name matches get this format.
+/// `--tensor-type REGEX=TYPE`: sets the format of tensors whose GGUF name matches.
 #[derive(Clone, Debug)]
 pub struct Override {
     pattern: Regex,
@@ -34,10 +34,10 @@ pub struct Override {
 }
 
 impl Override {
-    /// Reads `REGEX=TYPE`; the last `=` divides them.
+    /// Parses `REGEX=TYPE`, split at the last `=`.
     ///
     /// # Errors
-    /// A text without `=`, a broken expression, an unknown type.
+    /// A text without `=`, an invalid expression, or an unknown type.
     pub fn parse(text: &str) -> Result<Override> {
         let bad = |expected: &str| Error::bad("--tensor-type", "the argument", expected, text);
         let (pattern, name) = text.rsplit_once('=').ok_or_else(|| bad("REGEX=TYPE"))?;
@@ -49,10 +49,10 @@ impl Override {
     }
 }
 
-/// Chooses every tensor's format: the mix, then the overrides in their order.
+/// Chooses every tensor's format by the mix and then by the overrides in order.
 ///
 /// # Errors
-/// An override that matches no tensor it could change, or whose blocks do not fill the rows.
+/// An override that matches no quantisable tensor, or whose blocks do not divide the rows.
 pub fn plan(specs: Vec<TensorSpec>, n_layers: u64, mix: Mix, overrides: &[Override]) -> Result<Vec<Planned>> {
     let mut hits = vec![false; overrides.len()];
     let mut tensors = Vec::with_capacity(specs.len());
@@ -88,10 +88,10 @@ pub fn plan(specs: Vec<TensorSpec>, n_layers: u64, mix: Mix, overrides: &[Overri
     }
 }
 
-/// Compares a plan with the input and gives how many input tensors it uses: all of them.
+/// Checks a plan against the input and returns the number of input tensors.
 ///
 /// # Errors
-/// An input tensor that is missing, of another shape, of an unknown type or not used.
+/// An input tensor that is missing, unused, of another shape or of an unknown type.
 pub fn check(tensors: &[Planned], source: &Source) -> Result<usize> {
     let mut used = BTreeSet::new();
     let mut missing = Vec::new();
@@ -108,19 +108,19 @@ pub fn check(tensors: &[Planned], source: &Source) -> Result<usize> {
     missing.dedup();
     if !missing.is_empty() {
         let expected = format!("{} tensors that the config implies", used.len() + missing.len());
-        return Err(Error::bad(&source.listing, missing[0], expected, lacking(missing.len(), "missing")));
+        return Err(Error::bad(&source.listing, missing[0], expected, count_of(missing.len(), "missing")));
     }
     let left: Vec<_> = source.tensors.keys().filter(|name| !used.contains(name.as_str())).collect();
     match left.first() {
         Some(name) => {
             let expected = "only tensors that the config implies";
-            Err(Error::bad(&source.listing, name, expected, lacking(left.len(), "unknown")))
+            Err(Error::bad(&source.listing, name, expected, count_of(left.len(), "unknown")))
         }
         None => Ok(used.len()),
     }
 }
 
-fn lacking(n: usize, how: &str) -> String {
+fn count_of(n: usize, how: &str) -> String {
     if n == 1 { format!("this one {how}") } else { format!("this and {} others {how}", n - 1) }
 }
 
@@ -140,7 +140,7 @@ fn check_tensor(part: &Part, tensor: &Tensor, source: &Source) -> Result<()> {
     }
 }
 
-/// The tensor with an FP8 tensor's scales.
+/// The name of the tensor that holds an FP8 tensor's scales.
 fn scale_name<'a>(part: &Part, tensor: &Tensor, source: &'a Source) -> Result<Option<&'a str>> {
     if tensor.coding != Coding::F8E4M3 {
         return Ok(None);
@@ -153,10 +153,10 @@ fn scale_name<'a>(part: &Part, tensor: &Tensor, source: &'a Source) -> Result<Op
     Ok(Some(name))
 }
 
-/// An FP8 tensor's scales: one, one for each row, or one for each block; None for other codings.
+/// Reads an FP8 tensor's scales: one, one per row, or one per block. None for other encodings.
 ///
 /// # Errors
-/// Scales of another shape, type, or that are not finite.
+/// Scales of another shape or type, or that are not finite.
 pub fn scales(part: &Part, tensor: &Tensor, source: &Source, block: [u64; 2]) -> Result<Option<Scales>> {
     let Some(name) = scale_name(part, tensor, source)? else { return Ok(None) };
     let stored = &source.tensors[name];

@@ -1,29 +1,29 @@
-//! What a conversion tells whoever started it. No bar and no terminal here: the binary draws.
+//! Reports the progress of a conversion to its caller, which draws it.
 
 use kernels::quant::Format;
 
-/// Listens to a conversion; every method may be left out.
+/// Receives progress; every method is optional.
 pub trait Progress {
-    /// Before the first byte: input bytes in all, and of them those that an earlier run converted.
+    /// Called first, with the total input bytes and those that an earlier run converted.
     fn start(&mut self, total: u64, done: u64) {
         let _ = (total, done);
     }
 
-    /// An output tensor begins.
+    /// Called when an output tensor begins.
     fn tensor(&mut self, name: &str, format: Format) {
         let _ = (name, format);
     }
 
-    /// So many more input bytes are converted and written.
+    /// Called when `bytes` more input bytes have been converted.
     fn advance(&mut self, bytes: u64) {
         let _ = bytes;
     }
 
-    /// One line that the user should see; the conversion goes on.
+    /// Reports one line to the user; the conversion continues.
     fn warn(&mut self, message: &str) {
         let _ = message;
     }
 }
 
-/// Listens to nothing.
+/// Ignores progress.
 impl Progress for () {}

@@ -1,6 +1,6 @@
-//! A GGUF file as the input: its tensors become sources, each its own only part.
+//! Opens a GGUF file as the input of a conversion: each tensor is the only part of an output tensor.
 //!
-//! Metadata is kept as it is; only the keys about formats change.
+//! Metadata is copied; only the keys that describe formats change.
 
 use crate::error::{Error, Result};
 use crate::metadata::ARCHITECTURE;
@@ -11,10 +11,10 @@ use models::gguf::Metadata;
 use models::gguf::read::Gguf;
 use std::path::Path;
 
-/// Opens the file and gives its tensors twice: as sources and as what is wanted.
+/// Opens the file and returns its tensors as sources and as specs of the output.
 ///
 /// # Errors
-/// A file that is broken or of another architecture.
+/// An invalid file, or another architecture.
 pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<TensorSpec>, Metadata)> {
     let gguf = Gguf::open(path)?;
     let shown = path.display().to_string();
@@ -54,10 +54,10 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Ten
     Ok((source, specs, gguf.metadata))
 }
 
-/// The number of layers that the file states.
+/// The number of layers in the metadata.
 ///
 /// # Errors
-/// None, or no sensible one.
+/// The key is missing or out of range.
 pub fn layers(path: &Path, metadata: &Metadata) -> Result<u64> {
     let key = format!("{ARCHITECTURE}.block_count");
     let value = metadata.get(&key).and_then(|v| v.as_u64()).filter(|n| (1..=4096).contains(n));

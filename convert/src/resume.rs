@@ -1,9 +1,9 @@
-//! Starting a partial file, or going on with one: only if it was made from the same input and options, and only with
-//! the tensors that are as they were written.
+//! Starts or resumes a partial output file.
 //!
-//! `OUT.part` is the GGUF writer's. Beside it stands `OUT.inputs.part`, a journal: a text that is equal for equal work, then
-//! a checksum of each finished tensor; the writer itself compares the header. Both are this user's own files: of another
-//! user's nothing is used. Disk space is checked here too, before the first byte.
+//! A file is resumed only if input and options are unchanged, and only up to the first tensor that fails its checksum.
+//! `OUT.part` belongs to the GGUF writer, which compares the header itself. `OUT.inputs.part` is a journal: a text that
+//! identifies input and options, then a checksum per finished tensor. Files of another user are never used. Free disk
+//! space is checked before the first byte.
 
 use crate::error::{Error, Result};
 use models::file::open_own;
@@ -13,29 +13,29 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-/// Disk space that is left to others.
+/// Disk space left free.
 const RESERVE: u64 = 16 << 20;
-/// Bytes of a journal at most: 100,000 shards and tensors, 160 bytes each.
+/// Largest size of a journal: 100,000 shards and tensors of 160 bytes each.
 const MAX_JOURNAL: u64 = 16 << 20;
-/// What a checksum's line begins with.
+/// Prefix of a checksum line.
 const FINISHED: &str = "finished ";
 
-/// A writer under way and the journal of its work.
+/// The writer of a partial file, and its journal.
 pub struct Partial {
     writer: Writer,
     journal: File,
     journal_path: PathBuf,
-    /// Tensors that an earlier run wrote.
+    /// Number of tensors that an earlier run wrote.
     pub done: usize,
     output: PathBuf,
 }
 
 impl Partial {
-    /// Opens the partial file of `output`; `stamp` stands for inputs and options.
+    /// Opens the partial file of `output`; `stamp` identifies inputs and options.
     ///
     /// # Errors
-    /// The system's, too full a disk, another conversion at work on the same output, a link or FIFO under a partial
-    /// file's name.
+    /// An I/O error, too little disk space, another conversion that writes the same output, or a link or FIFO in place of
+    /// a partial file.
     pub fn open(output: &Path, stamp: &str, layout: Layout) -> Result<Partial> {
         let (part, journal_path) = (beside(output, "part"), beside(output, "inputs.part"));
         let there = std::fs::symlink_metadata(&part).map_or(0, |about| about.len());
@@ -71,10 +71,10 @@ impl Partial {
         self.journal.write_all(text.as_bytes()).map_err(Error::io(&self.journal_path))
     }
 
-    /// Appends the next bytes, and notes a tensor that they complete.
+    /// Appends bytes, and adds the checksums of tensors that they complete to the journal.
     ///
     /// # Errors
-    /// The system's.
+    /// An I/O error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
         let before = self.writer.checksums().len();
         self.writer.write(bytes)?;
@@ -83,25 +83,25 @@ impl Partial {
         self.note(&lines)
     }
 
-    /// Gives the complete file its name.
+    /// Renames the complete file to its final name.
     ///
     /// # Errors
-    /// The system's.
+    /// An I/O error.
     pub fn finish(self) -> Result<()> {
         self.writer.finish()?;
         std::fs::remove_file(&self.journal_path).map_err(Error::io(&self.journal_path))
     }
 
-    /// Removes what cannot be finished.
+    /// Removes a partial file that cannot be resumed.
     pub fn discard(self) {
-        // Whatever happens here, the error that led here is the one to report.
+        // Errors are ignored: the caller reports the one that led here.
         for extension in ["part", "inputs.part"] {
             let _ = std::fs::remove_file(beside(&self.output, extension));
         }
     }
 }
 
-/// The checksums in a journal of this work, up to a line that was not written whole; None in one of other work.
+/// Reads the checksums of a journal, up to the first incomplete line. None if its stamp differs.
 fn checksums(journal: &[u8], stamp: &str) -> Option<Vec<u64>> {
     let lines = std::str::from_utf8(journal.strip_prefix(stamp.as_bytes())?).ok()?;
     let whole = lines.split_inclusive('\n').map_while(|line| line.strip_prefix(FINISHED)?.strip_suffix('\n'));
@@ -109,7 +109,7 @@ fn checksums(journal: &[u8], stamp: &str) -> Option<Vec<u64>> {
 }
 
 fn add_line(text: &mut String, checksum: u64) {
-    // A String takes everything.
+    // Writing to a String cannot fail.
     let _ = writeln!(text, "{FINISHED}{checksum:016x}");
 }
 
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn goes_on_with_the_same_work_only() {
+    fn resumes_only_the_same_work() {
         let dir = tempfile::tempdir().unwrap();
         let name = dir.path().join("o.gguf");
         let open = |stamp| Partial::open(&name, stamp, layout());

@@ -1,8 +1,8 @@
-//! The conversion itself: three stages that overlap, chunks in order.
+//! Runs a conversion as a pipeline of three stages that process chunks in order.
 //!
-//! A reader thread reads ahead by a few chunks, this thread hands each to all cores to be quantised, a
-//! writer thread appends. Memory is a few chunks whatever the size of the model. A stopped conversion goes
-//! on after its last whole tensor: see `resume`.
+//! A reader thread reads a few chunks ahead, the calling thread quantises each on all cores, and a writer thread appends
+//! them. Memory is a few chunks, whatever the size of the model. An interrupted conversion resumes after its last
+//! complete tensor. Next: `resume`.
 
 use crate::chunks::{Buffers, Chunk, Loaded, Loader, chunks, encode};
 use crate::error::{Error, Result};
@@ -15,29 +15,29 @@ use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
 
-/// Chunks that may wait between two stages.
-const AHEAD: usize = 2;
+/// Chunks queued between two stages.
+const QUEUED_CHUNKS: usize = 2;
 
-/// What was written, or would be.
+/// The output of a conversion or of a dry run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
-    /// The output's name.
+    /// Path of the output.
     pub output: PathBuf,
-    /// Its tensors in their order.
+    /// Tensors in file order.
     pub tensors: Vec<Row>,
-    /// Its length in bytes.
+    /// File size in bytes.
     pub bytes: u64,
-    /// Tensors of the input.
+    /// Number of input tensors.
     pub source_tensors: usize,
-    /// Bytes of their values; 0 where only an index is there.
+    /// Their size in bytes; 0 if only an index is present.
     pub source_bytes: u64,
 }
 
-/// Converts. Nothing stands under the output's name before it is complete.
+/// Converts. The output is written under a temporary name and renamed when complete.
 ///
 /// # Errors
-/// Input that is broken or does not fit together, options that do not fit it, a full disk: one line each.
-/// A partial file stays behind only where going on later makes sense.
+/// Invalid or inconsistent input, options that do not fit it, or a full disk; each is one line. A partial file is left
+/// behind only if the conversion can be resumed.
 pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Summary> {
     let job = Job::new(options, true, progress)?;
     if job.output.is_dir() {
@@ -59,7 +59,7 @@ pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Summary
         Ok(()) => partial.finish()?,
         Err(error) => {
             if matches!(error, Error::Bad { .. }) {
-                // The input will not get better by itself.
+                // Resuming would fail on the same input.
                 partial.discard();
             }
             return Err(error);
@@ -68,10 +68,10 @@ pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Summary
     Ok(summary)
 }
 
-/// What [`convert`] would write, without reading a weight or writing anything; shards may be missing.
+/// Computes what [`convert`] would write, without reading weights or writing anything; shards may be missing.
 ///
 /// # Errors
-/// As [`convert`], as far as they show from configs, index and the headers that are there.
+/// Those of [`convert`] that configs, index and the present headers reveal.
 pub fn dry_run(options: &Options, progress: &mut dyn Progress) -> Result<Summary> {
     let job = Job::new(options, false, progress)?;
     Ok(summary(&job, &layout(&job)?))
@@ -87,12 +87,12 @@ fn summary(job: &Job, layout: &Layout) -> Summary {
     }
 }
 
-/// What must be equal for a partial file to be gone on with, beside its header.
+/// The text that must be equal, besides the header, for a partial file to be resumed.
 fn stamp(job: &Job) -> String {
     let mut text =
         format!("{} {}\nFP8 blocks {:?}\n", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), job.fp8_block);
     for file in &job.source.files {
-        // A String takes everything.
+        // Writing to a String cannot fail.
         let _ = writeln!(text, "{} {} {}", file.bytes, file.modified, file.path.display());
     }
     text
@@ -111,15 +111,15 @@ struct Work<'a> {
 }
 
 impl Work<'_> {
-    /// Writes every tensor that is not there yet.
+    /// Writes the tensors that the partial file lacks.
     fn run(&mut self, partial: &mut Partial) -> Result<()> {
         let (done, todo): (Vec<_>, Vec<_>) = chunks(&self.job.plan).partition(|p| p.tensor < partial.done);
         self.progress.start(self.job.source_bytes, done.iter().map(|p| self.stored_bytes(p)).sum());
         let loader = Loader::new(&self.job.source, self.job.fp8_block, self.buffers);
         let buffers = self.buffers;
         thread::scope(|scope| {
-            let (loaded, to_encode) = sync_channel(AHEAD);
-            let (encoded, to_write) = sync_channel::<Vec<u8>>(AHEAD);
+            let (loaded, to_encode) = sync_channel(QUEUED_CHUNKS);
+            let (encoded, to_write) = sync_channel::<Vec<u8>>(QUEUED_CHUNKS);
             scope.spawn(move || load_all(&todo, loader, &loaded));
             let write = move |bytes: Vec<u8>| partial.write(&bytes).map(|()| buffers.give(bytes));
             let writing = scope.spawn(move || to_write.into_iter().try_for_each(write));
@@ -142,7 +142,7 @@ impl Work<'_> {
             let path = || source.path_of(&source.tensors[&chunk.part.source]);
             let bytes = self.pool.install(|| encode(loaded, planned, self.buffers, path))?;
             if encoded.send(bytes).is_err() {
-                // The writer has stopped, and its result says why.
+                // The writer has stopped; its result holds the reason.
                 return Ok(());
             }
             self.progress.advance(self.stored_bytes(&chunk));

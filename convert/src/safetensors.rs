@@ -1,7 +1,7 @@
-//! The header of a `.safetensors` file and the index over a sharded checkpoint, checked.
+//! Parses and validates the header of a `.safetensors` file and the index of a sharded checkpoint.
 //!
-//! A header is eight bytes of length, JSON, then the tensors' bytes without gaps. Nothing here reads a
-//! weight: see `source`. [`parse_header`] takes any bytes, hostile ones too.
+//! A file is eight bytes of header length, the header as JSON, then the tensors' bytes without gaps. [`parse_header`]
+//! accepts untrusted bytes. Next: `source`, which reads weights.
 
 use crate::error::{Error, Result};
 use safetensors::tensor::Metadata;
@@ -9,25 +9,25 @@ use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Longest header we read; the `safetensors` crate's own limit.
+/// Longest header in bytes; the `safetensors` crate has the same limit.
 pub const LONGEST_HEADER: u64 = 100_000_000;
 
 /// A tensor as a header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// The checkpoint's name of it.
+    /// Name in the checkpoint.
     pub name: String,
     /// `BF16`, `F32`, `F8_E4M3`, ...
     pub dtype: String,
     /// Slowest dimension first.
     pub shape: Vec<u64>,
-    /// First byte, counted from the file's beginning.
+    /// Offset of the first byte in the file.
     pub offset: u64,
-    /// Bytes.
+    /// Size in bytes.
     pub bytes: u64,
 }
 
-/// Bytes of a file's beginning that [`parse_header`] needs, from its first eight.
+/// Number of leading bytes that [`parse_header`] needs, from the first eight.
 ///
 /// # Errors
 /// A length that the file cannot hold or that exceeds [`LONGEST_HEADER`].
@@ -40,10 +40,10 @@ pub fn header_bytes(path: &str, first: [u8; 8], file_bytes: u64) -> Result<u64> 
     Ok(8 + length)
 }
 
-/// The tensors of a file in the order of their bytes, from its beginning and its total length.
+/// Parses the tensors of a file, in the order of their bytes, from its leading bytes and total length.
 ///
 /// # Errors
-/// Anything but a header whose tensors fill the file exactly, without gap or overlap.
+/// An invalid header, or tensors that do not fill the file exactly, without gap or overlap.
 pub fn parse_header(path: &str, head: &[u8], file_bytes: u64) -> Result<Vec<Entry>> {
     let Some(first) = head.first_chunk::<8>() else {
         return Err(Error::bad(
@@ -73,13 +73,13 @@ pub fn parse_header(path: &str, head: &[u8], file_bytes: u64) -> Result<Vec<Entr
     if at != file_bytes {
         return Err(Error::bad(path, "the file's length", format_args!("{at} bytes"), file_bytes));
     }
-    // A second opinion: what we accept, every other reader of the format accepts too.
+    // Whatever is accepted here must be accepted by the reference implementation too.
     serde_json::from_slice::<Metadata>(json)
         .map_err(|e| Error::bad(path, "header", "a header that the safetensors crate accepts", e))?;
     Ok(entries.into_iter().map(|(entry, _)| entry).collect())
 }
 
-/// Entries with `offset` and the end still counted from the data's beginning.
+/// Entries whose offset and end are relative to the start of the data.
 fn raw_entries(path: &str, json: &[u8]) -> Result<Vec<(Entry, u64)>> {
     #[derive(serde::Deserialize)]
     struct Described {
@@ -132,10 +132,10 @@ fn dtype_bytes(dtype: &str) -> Option<u64> {
     })
 }
 
-/// Tensor -> shard, from the text of a `model.safetensors.index.json`.
+/// Parses the map from tensor to shard in a `model.safetensors.index.json`.
 ///
 /// # Errors
-/// Broken JSON, a tensor named twice, a shard name that is a path.
+/// Invalid JSON, a duplicate tensor, or a shard name that is a path.
 pub fn parse_index(path: &str, text: &[u8]) -> Result<BTreeMap<String, String>> {
     #[derive(serde::Deserialize)]
     struct Index {
@@ -152,7 +152,7 @@ pub fn parse_index(path: &str, text: &[u8]) -> Result<BTreeMap<String, String>> 
     Ok(index.weight_map.0)
 }
 
-/// A JSON object whose keys must differ: serde_json alone keeps the last of two equal ones in silence.
+/// A JSON object with unique keys; serde_json alone silently keeps the last duplicate.
 struct Unique<V>(BTreeMap<String, V>);
 
 impl<'de, V: serde::Deserialize<'de>> serde::Deserialize<'de> for Unique<V> {

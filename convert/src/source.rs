@@ -1,7 +1,7 @@
-//! The tensors of the input, wherever they are: found by name, read in chunks, decoded row by row.
+//! Reads the input's tensors: by name, in chunks of rows.
 //!
-//! A checkpoint's BF16, F16 and F32 are GGUF formats too, so both kinds of input look the same from here
-//! on; only FP8 with its scales is special. Nothing is mapped or kept: a chunk is read when it is wanted.
+//! BF16, F16 and F32 of a checkpoint are GGUF formats as well, so both kinds of input are handled alike from here on; only
+//! FP8 with its scales is special. Files are neither mapped nor cached: each chunk is read on use.
 
 use crate::error::{Error, Result};
 use kernels::quant::Format;
@@ -9,25 +9,25 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 
-/// An input of some files.
+/// An input of one or more files.
 #[derive(Debug, Default)]
 pub struct Source {
     /// The files that hold weights.
     pub files: Vec<SourceFile>,
     /// The tensors by name.
     pub tensors: BTreeMap<String, Tensor>,
-    /// Where names stand, for messages: the index, the one shard or the GGUF file.
+    /// The file that lists the tensors, for messages: the index, the only shard or the GGUF file.
     pub listing: String,
 }
 
-/// A file with weights in it.
+/// A file that holds weights.
 #[derive(Debug)]
 pub struct SourceFile {
-    /// Its path.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Its length.
+    /// Length in bytes.
     pub bytes: u64,
-    /// When it was last written, in nanoseconds since 1970; 0 where the system does not say.
+    /// Modification time in nanoseconds since 1970; 0 if unknown.
     pub modified: u128,
     file: ReadAt,
 }
@@ -37,29 +37,29 @@ pub struct SourceFile {
 pub struct Tensor {
     /// Slowest dimension first.
     pub shape: Vec<u64>,
-    /// How its values are stored.
+    /// Encoding of its values.
     pub coding: Coding,
-    /// Index of its file.
+    /// Index of its file in [`Source::files`].
     pub file: usize,
-    /// Its first byte in that file.
+    /// Offset of its first byte in that file.
     pub offset: u64,
 }
 
-/// How values are stored.
+/// The encoding of a tensor's values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Coding {
-    /// A format of GGUF.
+    /// A GGUF format.
     Blocks(Format),
-    /// Bytes of sign, 4 exponent and 3 mantissa bits, times a scale from another tensor.
+    /// One byte per value (sign, 4 exponent and 3 mantissa bits), times a scale from another tensor.
     F8E4M3,
-    /// Something this crate does not convert, by name.
+    /// An encoding that this crate does not convert, by name.
     Other(String),
-    /// Only an index was read.
+    /// Unknown: only an index was read.
     Unread,
 }
 
 impl Coding {
-    /// Bytes of a row of `cols` values; None where they are not known or not whole blocks.
+    /// Bytes of a row of `cols` values. None if unknown or not whole blocks.
     pub fn row_bytes(&self, cols: u64) -> Option<u64> {
         match self {
             Coding::Blocks(format) => format.row_bytes(cols),
@@ -70,10 +70,10 @@ impl Coding {
 }
 
 impl Source {
-    /// Opens a file and gives its index.
+    /// Opens a file and returns its index.
     ///
     /// # Errors
-    /// Whatever the system says; no regular file.
+    /// An I/O error, or not a regular file.
     pub fn open(&mut self, path: PathBuf) -> Result<usize> {
         let file = models::file::open(&path)?;
         let about = file.metadata().map_err(Error::io(&path))?;
@@ -83,10 +83,10 @@ impl Source {
         Ok(self.files.len() - 1)
     }
 
-    /// `bytes` bytes of a file.
+    /// Reads `bytes` bytes of a file.
     ///
     /// # Errors
-    /// The system's, and a file that ends before them.
+    /// An I/O error, or the end of the file.
     pub fn read(&self, file: usize, offset: u64, bytes: u64) -> Result<Vec<u8>> {
         let mut out = vec![0; bytes as usize];
         self.read_into(file, offset, &mut out)?;
@@ -98,7 +98,7 @@ impl Source {
         from.file.read_exact_at(out, offset).map_err(Error::io(&from.path))
     }
 
-    /// Some rows of `cols` values of a tensor, as stored, in a buffer that `buffer` makes of a length.
+    /// Reads rows of `cols` values of a tensor in their stored encoding, into a buffer that `buffer` allocates.
     ///
     /// # Errors
     /// As [`Source::read`].
@@ -121,10 +121,10 @@ impl Source {
     }
 }
 
-/// The scales of an FP8 tensor: one for each tile of `rows` x `cols` values.
+/// The scales of an FP8 tensor, one per tile.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Scales {
-    /// Row by row of tiles.
+    /// Scales of the tiles, in row-major order.
     pub values: Vec<f32>,
     /// `[rows, columns]` of a tile.
     pub tile: [u64; 2],
@@ -143,7 +143,7 @@ impl Scales {
     }
 }
 
-/// Values of E4M3 (no infinities; S.1111.111 is NaN).
+/// Decodes an E4M3 value (there are no infinities; S.1111.111 is NaN).
 pub fn f8_e4m3(byte: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
     let magnitude = match exponent {
@@ -154,7 +154,7 @@ pub fn f8_e4m3(byte: u8) -> f32 {
     if byte & 0x80 != 0 { -magnitude } else { magnitude }
 }
 
-/// Reads at a place without moving anybody's cursor.
+/// Reads at an offset without moving a shared cursor.
 #[derive(Debug)]
 struct ReadAt(#[cfg(unix)] File, #[cfg(not(unix))] std::sync::Mutex<File>);
 

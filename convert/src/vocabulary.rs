@@ -1,7 +1,6 @@
-//! The tokenizer and chat template of a checkpoint directory -> metadata.
+//! Adds the tokenizer and chat template of a checkpoint directory to the metadata.
 //!
-//! Parsing a vocabulary is `models::tokenizer`'s work; this file only knows where the files are and what
-//! it means when they are not there.
+//! It finds the files and handles missing ones; `models::tokenizer` parses them.
 
 use crate::checkpoint::read_text;
 use crate::config::Config;
@@ -19,7 +18,8 @@ const TEMPLATE: &str = "tokenizer.chat_template";
 /// Adds the `tokenizer.` keys.
 ///
 /// # Errors
-/// A broken tokenizer file, one with more tokens than the config's `vocab_size`, or `tiktoken.model` alone.
+/// An invalid tokenizer file, more tokens than the config's `vocab_size`, or `tiktoken.model` without
+/// `tokenizer_config.json`.
 pub fn add(metadata: &mut Metadata, dir: &Path, config: &Config, progress: &mut dyn Progress) -> Result<()> {
     let tokenizer_config = json(&dir.join("tokenizer_config.json"))?;
     match read(dir, config, tokenizer_config.as_ref().map(|(text, _)| text.as_str()))? {
@@ -55,7 +55,7 @@ fn read(dir: &Path, config: &Config, tokenizer_config: Option<&str>) -> Result<O
     let (tiktoken, tokenizer) = (dir.join("tiktoken.model"), dir.join("tokenizer.json"));
     let size = Some(config.vocab as usize);
     let vocabulary = if tiktoken.exists() {
-        // The ranks alone are a vocabulary, but one whose chat tokens have no names: no chat could be had with it.
+        // The ranks alone are a vocabulary without the names of the chat tokens, which no chat could use.
         let text = tokenizer_config.ok_or_else(|| {
             let expected = "their names in tokenizer_config.json beside it";
             Error::bad(tiktoken.display(), "special tokens", expected, "no such file")
@@ -75,7 +75,7 @@ fn read(dir: &Path, config: &Config, tokenizer_config: Option<&str>) -> Result<O
     Ok(Some(vocabulary))
 }
 
-/// Kimi stops on two ids: the tokenizer's own end, and the end of a turn that the configs name.
+/// Adds the second end token: Kimi stops at the tokenizer's EOS and at the end-of-turn id of the configs.
 fn add_end_of_turn(metadata: &mut Metadata, dir: &Path, config: &Config) -> Result<()> {
     let path = dir.join("generation_config.json");
     let named = json(&path)?.and_then(|(_, json)| json.get("eos_token_id").cloned());
@@ -118,7 +118,7 @@ fn text(path: &Path) -> Result<String> {
     })
 }
 
-/// A JSON file, as text and parsed; None where there is none.
+/// Reads a JSON file as text and parsed. None if it does not exist.
 fn json(path: &Path) -> Result<Option<(String, Json)>> {
     if !path.exists() {
         return Ok(None);

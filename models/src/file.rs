@@ -1,6 +1,6 @@
-//! Opens files that are named from outside: regular ones only, and without waiting.
+//! Opens regular files, for paths that users or other files supply.
 //!
-//! Opening a FIFO waits for a process at its other end, and a device may be read without end.
+//! Opening a FIFO would block until another process opens its other end, and a device may be endless.
 
 use crate::gguf::Error;
 use std::fs::{File, FileType, Metadata, OpenOptions};
@@ -9,17 +9,17 @@ use std::path::Path;
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// What the operating system says; a directory, FIFO, socket or device.
+/// An I/O error; a directory, FIFO, socket or device.
 pub fn open(path: &Path) -> Result<File, Error> {
-    // What it is, before it is opened: the system's word about a socket is "No such device or address".
+    // Checked before opening as well: opening a socket fails with "No such device or address".
     regular(path, &std::fs::metadata(path).map_err(Error::io(path))?)?;
     let file = options(true).read(true).open(path).map_err(Error::io(path))?;
     regular(path, &file.metadata().map_err(Error::io(path))?)?;
     Ok(file)
 }
 
-/// Options that open without waiting and take no terminal; with `follow` false, no symbolic link in the last part of the
-/// path either.
+/// Options that neither block nor acquire a controlling terminal. With `follow` false, opening fails if the last component
+/// of the path is a symbolic link.
 fn options(follow: bool) -> OpenOptions {
     let mut options = OpenOptions::new();
     #[cfg(unix)]
@@ -33,11 +33,11 @@ fn options(follow: bool) -> OpenOptions {
     options
 }
 
-/// Opens a file of a previous run to be gone on with, or a new one; a symbolic link is not followed. A file of another user,
-/// one that everybody may write or that has another name too is replaced by a new one: what is in it is not this program's.
+/// Opens a file of a previous run, or creates it. Symbolic links are not followed. A file that is world-writable, has
+/// another owner or more than one link is replaced by a new one, because its contents may not be this program's.
 ///
 /// # Errors
-/// What the operating system says; a directory, FIFO, socket, device or link.
+/// An I/O error; a directory, FIFO, socket, device or link.
 pub fn open_own(path: &Path) -> Result<File, Error> {
     let open = |new: bool| {
         let mut options = options(false);
@@ -56,14 +56,14 @@ pub fn open_own(path: &Path) -> Result<File, Error> {
     open(true).map_err(Error::io(path))
 }
 
-/// Returns whether a file is this user's, under this name alone, and others may not write it.
+/// Returns whether a file belongs to this user, has one link and is not world-writable.
 #[cfg(unix)]
 pub fn is_own(about: &Metadata) -> bool {
     use std::os::unix::fs::MetadataExt;
     about.uid() == rustix::process::geteuid().as_raw() && about.mode() & 0o002 == 0 && about.nlink() == 1
 }
 
-/// Returns true: whose a file is cannot be seen here.
+/// Returns true: ownership is unknown on this platform.
 #[cfg(not(unix))]
 pub fn is_own(_: &Metadata) -> bool {
     true
@@ -72,7 +72,7 @@ pub fn is_own(_: &Metadata) -> bool {
 /// Checks that a file is a regular one.
 ///
 /// # Errors
-/// It is something else: what.
+/// It is not; the error names its type.
 pub fn regular(path: &Path, about: &Metadata) -> Result<(), Error> {
     if about.is_file() {
         return Ok(());

@@ -1,6 +1,6 @@
-//! What a model is: its file, tokenizer, chat template, hyperparameters, graph and state.
+//! Defines a model: its file, tokenizer, chat template, hyperparameters, graph and state.
 //!
-//! It knows no instruction set, no thread and no device: arithmetic goes through `kernels::backend`.
+//! It contains no instruction sets, threads or devices: arithmetic goes through `kernels::backend`.
 //! Next: [`gguf`] (the file), then [`kimi_linear`] (the graph).
 
 pub mod file;

@@ -1,8 +1,8 @@
-//! Makes control characters of untrusted text visible, so that a terminal prints them and does not execute them. A leaf.
+//! Escapes control characters of untrusted text, so that a terminal prints them instead of executing them.
 
 use std::borrow::Cow;
 
-/// Whether a terminal or a text layout would obey `c` instead of printing it: C0 and C1 control characters, DEL, line
+/// Returns whether a terminal or text layout would interpret `c` instead of printing it: C0 and C1 control characters, DEL, line
 /// and paragraph separators, and the embeddings, overrides and isolates of bidirectional text, which reorder what
 /// follows. Line feed and tab count too. Joiners (U+200C, U+200D) and direction marks (U+200E, U+200F) do not: scripts
 /// and emoji need them.
@@ -10,7 +10,7 @@ pub fn is_control(c: char) -> bool {
     c.is_control() || matches!(c, '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{206f}')
 }
 
-/// Spells control characters, except line feed and tab, as `less` does: `^[` or `<U+009B>`.
+/// Escapes control characters, except line feed and tab, as `less` does: `^[` or `<U+009B>`.
 pub fn visible(text: &str) -> Cow<'_, str> {
     let kept = |c: char| matches!(c, '\n' | '\t');
     if !text.contains(|c| is_control(c) && !kept(c)) {
@@ -21,11 +21,11 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     shown.into()
 }
 
-/// Bytes of a name or value from a file that a message shows at most.
+/// Longest name or value from a file in a message, in bytes.
 pub const MAX_SHOWN: usize = 200;
 
-/// Puts text on one line: control characters, line feed and tab too, are escaped as in Rust (`\n`, `\u{1b}`), and what comes
-/// after `max_bytes` is cut off, with an ellipsis.
+/// Formats text on one line: control characters, line feed and tab included, are escaped as in Rust (`\n`, `\u{1b}`), and
+/// text beyond `max_bytes` is replaced by an ellipsis.
 pub fn one_line(text: &str, max_bytes: usize) -> String {
     let mut line = String::with_capacity(text.len().min(max_bytes + 16));
     for c in text.chars() {
@@ -65,7 +65,7 @@ mod tests {
         }
     }
 
-    /// Every character is either printed as it is or spelled in printable characters.
+    /// Every character is printed verbatim or escaped in printable characters.
     #[test]
     fn no_control_character_is_left() {
         let all: String = ('\0'..='\u{ffff}').collect();
@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(left, ['\t', '\n']);
     }
 
-    /// A line that was made already stays as it is: an error is made with one, and shown with another.
+    /// Formatting is idempotent: errors format their text both when created and when displayed.
     #[test]
     fn one_line_is_short_and_the_same_again() {
         for (text, shown) in [

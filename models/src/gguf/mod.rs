@@ -1,7 +1,7 @@
-//! GGUF v3: a header of typed metadata and tensor descriptions, then the tensors' bytes.
+//! Reads and writes GGUF v3: a header of typed metadata and tensor descriptions, then the tensors' bytes.
 //!
-//! Next: [`parse`] (a header from bytes), [`read`] (open and check a file, split or whole), [`mod@write`] (lay
-//! out and stream a new one).
+//! Next: [`parse`] (parses a header), [`read`] (opens and validates a file, split or not), [`mod@write`] (lays out and
+//! streams a new file).
 
 pub mod parse;
 pub mod read;
@@ -13,7 +13,7 @@ use kernels::quant::Format;
 use std::fmt::Display;
 use std::path::Path;
 
-/// The metadata of a file, in its order.
+/// The metadata of a file, in file order.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata(pub Vec<(String, Value)>);
 
@@ -36,7 +36,7 @@ pub enum Value {
     F64(f64),
 }
 
-/// A metadata array: all elements of one type, kept compactly (a vocabulary has 163,840 of them).
+/// A metadata array of one element type, stored compactly (a vocabulary has 163,840 elements).
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the names are GGUF's")]
 pub enum Array {
@@ -58,42 +58,42 @@ pub enum Array {
 /// A tensor's description.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
-    /// Name, at most 63 bytes when we write it: llama.cpp's limit.
+    /// Name; at most 63 bytes in files written here, which is llama.cpp's limit.
     pub name: String,
     /// Format of its rows.
     pub format: Format,
-    /// ggml's `ne`: fastest dimension first, 1 to 4 of them.
+    /// ggml's `ne`: 1 to 4 dimensions, fastest first.
     pub shape: Vec<u64>,
-    /// Bytes, a whole number of blocks.
+    /// Size in bytes, a whole number of blocks.
     pub bytes: u64,
-    /// Where they start: in its file's tensor section when read or laid out.
+    /// Offset in the tensor section of its file.
     pub offset: u64,
-    /// Which file of a split it is in; 0 for a whole file.
+    /// Index of its file in a split; 0 for a single file.
     pub file: usize,
 }
 
-/// What is wrong with a file: place, expected and found in one line. Shown, names and values from the file are cut to
-/// [`MAX_SHOWN`] bytes and their control characters are visible, however the error was made.
+/// An error of a file, with place, expected and found in one line. `Display` truncates names and values from the file to
+/// [`MAX_SHOWN`] bytes and escapes their control characters.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system's word.
+    /// An I/O error.
     #[error("{}: {source}", shown_path(path))]
     Io {
         /// The file.
         path: String,
-        /// What happened.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The contents are not what they should be.
+    /// Invalid contents.
     #[error("{}: {}: expected {}, found {}", shown_path(path), shown(place), shown(expected), shown(found))]
     Bad {
         /// The file.
         path: String,
         /// Byte offset, key or tensor.
         place: String,
-        /// What should stand there.
+        /// The expected value.
         expected: String,
-        /// What does.
+        /// The value found.
         found: String,
     },
 }
@@ -102,7 +102,7 @@ fn shown(text: &str) -> String {
     one_line(text, MAX_SHOWN)
 }
 
-/// The longest path that a system opens.
+/// Longest path that a system opens.
 const MAX_PATH: usize = 4096;
 
 fn shown_path(path: &str) -> String {
@@ -110,7 +110,7 @@ fn shown_path(path: &str) -> String {
 }
 
 impl Error {
-    /// `Bad`, with what may come from the file cut before it is kept.
+    /// `Bad`, with text from the file truncated.
     pub fn bad(path: &str, place: impl Display, expected: impl Display, found: impl Display) -> Error {
         let line = |text: &dyn Display| shown(&text.to_string());
         let (path, place) = (path.to_owned(), line(&place));
@@ -129,7 +129,7 @@ impl Metadata {
         self.0.iter().find(|(k, _)| k == key).map(|(_, v)| v)
     }
 
-    /// Sets a key, in place if it is there.
+    /// Sets a key; an existing key keeps its position.
     pub fn set(&mut self, key: &str, value: Value) {
         match self.0.iter_mut().find(|(k, _)| k == key) {
             Some((_, v)) => *v = value,

@@ -1,45 +1,45 @@
-//! The header of a GGUF file: read field by field from bytes that nobody vouches for.
+//! Parses the header of a GGUF file from untrusted bytes.
 //!
-//! Counts are compared with the bytes that are left before anything is allocated, so memory stays within a
-//! small multiple of the input. Tensors' data is not touched. Next: [`super::read`].
+//! Counts are checked against the remaining bytes before anything is allocated, so memory stays within a small multiple
+//! of the input. The tensors' data is not touched. Next: [`super::read`].
 
 use super::values::Type;
 use super::{Array, Error, Metadata, TensorInfo, Value};
 use kernels::quant::{Format, unsupported_name};
 use std::collections::HashSet;
 
-/// Alignment of a file that names none.
+/// Default alignment.
 const ALIGNMENT: u64 = 32;
-/// The key that names another one.
+/// The key of another alignment.
 const ALIGNMENT_KEY: &str = "general.alignment";
-/// Far above any page: what a writer would pad with.
+/// Largest alignment, far above any page size: it bounds the padding.
 const MAX_ALIGNMENT: u32 = 1 << 20;
-/// Arrays in arrays in arrays: more is an attack on the stack.
+/// Largest nesting of arrays; parsing recurses once per level.
 const MAX_DEPTH: usize = 8;
-/// Dimensions of a tensor in ggml.
+/// Most dimensions of a tensor in ggml.
 pub(super) const MAX_DIMS: usize = 4;
-/// Bytes of a tensor's description at least: name length, dimension count, one dimension, type, offset.
+/// Smallest size of a tensor description in bytes: name length, dimension count, one dimension, type, offset.
 const MIN_TENSOR_BYTES: usize = 8 + 4 + 8 + 4 + 8;
-/// Bytes of a key and its value at least.
+/// Smallest size of a key with its value in bytes.
 const MIN_PAIR_BYTES: usize = 8 + 4 + 1;
 
-/// What stands before the tensors' data.
+/// The contents before the tensors' data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
-    /// In the file's order.
+    /// Metadata in file order.
     pub metadata: Metadata,
-    /// In the file's order; offsets count from `data`.
+    /// Tensors in file order; offsets are relative to `data`.
     pub tensors: Vec<TensorInfo>,
-    /// Offsets are multiples of it.
+    /// Alignment of the offsets.
     pub alignment: u64,
-    /// Where the tensors' data starts in the file.
+    /// File offset of the tensors' data.
     pub data: u64,
 }
 
-/// Reads and checks the header of a whole file's `bytes`; `path` is for messages.
+/// Parses and validates the header in the `bytes` of a complete file; `path` is used in messages.
 ///
 /// # Errors
-/// Anything that is not GGUF 2 or 3 in little-endian order, or contradicts itself or the file's length.
+/// Not GGUF 2 or 3 in little-endian order, or a contradiction within the header or with the file's length.
 pub fn parse(path: &str, bytes: &[u8]) -> Result<Header, Error> {
     let mut c = Cursor { path, bytes, at: 0 };
     c.magic_and_version()?;
@@ -65,10 +65,10 @@ fn quoted(what: &str, name: &str) -> String {
     format!("{what} {name:?}")
 }
 
-/// The alignment that the metadata names.
+/// Reads the alignment from the metadata.
 ///
 /// # Errors
-/// Not a u32, not a power of two, or an absurd one.
+/// Not a u32, not a power of two, or above [`MAX_ALIGNMENT`].
 pub(super) fn alignment(path: &str, metadata: &Metadata) -> Result<u64, Error> {
     match metadata.get(ALIGNMENT_KEY) {
         None => Ok(ALIGNMENT),
@@ -80,7 +80,7 @@ pub(super) fn alignment(path: &str, metadata: &Metadata) -> Result<u64, Error> {
     }
 }
 
-/// Every tensor inside the `len` bytes of data, none over another.
+/// Checks that all tensors lie inside the `len` bytes of data and do not overlap.
 fn check_extents(path: &str, tensors: &[TensorInfo], len: u64) -> Result<(), Error> {
     let mut order: Vec<_> = tensors.iter().collect();
     order.sort_by_key(|t| t.offset);
@@ -144,7 +144,7 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u64::from_le_bytes)
     }
 
-    /// A count of things of at least `min_bytes` each, which the rest of the file must be able to hold.
+    /// Reads a count of items of at least `min_bytes` each, which must fit in the rest of the file.
     fn count(&mut self, what: &str, min_bytes: usize) -> Result<usize, Error> {
         let start = self.at;
         let n = self.u64(what)?;
@@ -322,7 +322,7 @@ impl<'a> Cursor<'a> {
     }
 }
 
-/// Bytes of a tensor; None where a dimension is 0, a row is not whole blocks, or a size overflows.
+/// Size of a tensor in bytes. None if a dimension is 0, a row is not whole blocks, or the size overflows.
 pub(super) fn tensor_bytes(format: Format, shape: &[u64]) -> Option<u64> {
     let weights = shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d))?;
     if weights == 0 || i64::try_from(weights).is_err() {
@@ -331,7 +331,7 @@ pub(super) fn tensor_bytes(format: Format, shape: &[u64]) -> Option<u64> {
     format.row_bytes(shape[0])?.checked_mul(weights / shape[0])
 }
 
-/// A type id of ggml that this project does not read, by name where it has one.
+/// Describes a ggml type that this project does not read, by name if known.
 fn unsupported(id: u32) -> String {
     match unsupported_name(id) {
         Some(name) => format!("{name} (type {id})"),
@@ -344,7 +344,7 @@ mod tests {
     use super::super::write::Layout;
     use super::*;
 
-    /// A header built by hand, so that it may be wrong.
+    /// A header built field by field, valid or not.
     #[derive(Clone)]
     struct Raw(Vec<u8>);
 
@@ -462,7 +462,7 @@ mod tests {
         assert_eq!(parse("f", &two("u", 64).0).unwrap().tensors.len(), 2);
     }
 
-    /// A small sound file with every kind of value.
+    /// A small valid file with every kind of value.
     fn sample() -> Vec<u8> {
         let layout = Layout::new(
             super::super::write::tests::every_value(),

@@ -1,6 +1,6 @@
-//! Opens GGUF files: maps them and checks every count and offset before use.
+//! Opens GGUF files: maps them and validates every count and offset before use.
 //!
-//! One file, or the parts of a split that [`Gguf::open`] presents as one. Next: [`super::parse`].
+//! [`Gguf::open`] presents the parts of a split as one file. Next: [`super::parse`].
 
 use super::parse::{Header, parse};
 use super::{Error, Metadata, TensorInfo, Value};
@@ -15,32 +15,32 @@ const SPLIT_NO: &str = "split.no";
 const SPLIT_COUNT: &str = "split.count";
 const SPLIT_TENSORS: &str = "split.tensors.count";
 
-/// An opened file, or all parts of a split one: checked, mapped, nothing read that was not needed.
+/// An opened file, or all parts of a split: validated and mapped, with only the headers read.
 #[derive(Debug)]
 pub struct Gguf {
-    /// The metadata, of a split file's first part without the `split.` keys.
+    /// The metadata; of a split, that of the first part without the `split.` keys.
     pub metadata: Metadata,
-    /// All tensors in the order of the file and its parts.
+    /// All tensors, in the order of parts and file.
     pub tensors: Vec<TensorInfo>,
-    /// Alignment of the tensors' data, of a split's first part.
+    /// Alignment of the tensors' data; of a split, that of the first part.
     pub alignment: u64,
     paths: Vec<PathBuf>,
     parts: Vec<Part>,
     by_name: HashMap<String, usize>,
 }
 
-/// A mapped file and where its tensors' data starts.
+/// A mapped file with the offset of its tensors' data.
 #[derive(Debug)]
 struct Part {
     bytes: Bytes,
     data: u64,
-    /// None for a file that is in memory anyway.
+    /// None for bytes in memory.
     mapping: Option<Mapping>,
-    /// The file as it was opened; None as for `mapping`.
+    /// The open file; None for bytes in memory.
     source: Option<Source>,
 }
 
-/// An open file, and its size and time of modification when it was opened.
+/// An open file, with its size and modification time at opening.
 #[derive(Debug)]
 struct Source {
     file: Arc<File>,
@@ -48,18 +48,18 @@ struct Source {
     modified: Option<SystemTime>,
 }
 
-/// A part as it is on disk.
+/// A part on disk.
 #[derive(Clone, Debug)]
 pub struct Contents {
-    /// Its path.
+    /// Path of the part.
     pub path: PathBuf,
-    /// All of its bytes; the view keeps the mapping alive.
+    /// All bytes; the view keeps the mapping alive.
     pub bytes: Bytes,
     /// The open file; None for bytes in memory.
     pub file: Option<Arc<File>>,
 }
 
-/// A file's bytes, shared by all views of them.
+/// A file's bytes, shared by all views.
 #[derive(Clone, Debug)]
 struct Mapping(Arc<memmap2::Mmap>);
 
@@ -70,10 +70,10 @@ impl AsRef<[u8]> for Mapping {
 }
 
 impl Gguf {
-    /// Opens a file; of a split (`x-00001-of-00003.gguf`) any part finds the others beside it.
+    /// Opens a file. For any part of a split (`x-00001-of-00003.gguf`), it opens all parts in the directory.
     ///
     /// # Errors
-    /// A file that cannot be mapped, is no sound GGUF file, or a split that is not complete.
+    /// A file that cannot be mapped or is invalid, or an incomplete split.
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf, Error> {
         let path = path.as_ref();
         let (header, part) = open_part(path)?;
@@ -85,10 +85,10 @@ impl Gguf {
         if count > 1 { Gguf::open_split(path, count) } else { Gguf::join(vec![(path.into(), header, part)]) }
     }
 
-    /// A whole file that is in memory; `path` is for messages.
+    /// Opens a complete file in memory; `path` is used in messages.
     ///
     /// # Errors
-    /// As [`Gguf::open`].
+    /// An invalid file.
     pub fn from_bytes(path: impl AsRef<Path>, bytes: Bytes) -> Result<Gguf, Error> {
         let path = path.as_ref();
         let header = parse(&path.display().to_string(), &bytes)?;
@@ -157,24 +157,24 @@ impl Gguf {
         self.by_name.get(name).map(|i| &self.tensors[*i])
     }
 
-    /// A tensor's bytes: a view that keeps the mapping alive. `tensor` must be of this file.
+    /// The bytes of a tensor of this file; the view keeps the mapping alive.
     pub fn bytes(&self, tensor: &TensorInfo) -> Bytes {
         let part = &self.parts[tensor.file];
         let start = part.data + tensor.offset;
         part.bytes.slice(start as usize..(start + tensor.bytes) as usize)
     }
 
-    /// Where a tensor's first byte stands in its file, `paths()[tensor.file]`: for readers that do not map.
+    /// Offset of a tensor's first byte in its file, `paths()[tensor.file]`, for readers that do not map.
     pub fn offset_in_file(&self, tensor: &TensorInfo) -> u64 {
         self.parts[tensor.file].data + tensor.offset
     }
 
-    /// Everything before the tensors' data, of each part: metadata and the directory of tensors.
+    /// The bytes before the tensors' data of each part: metadata and tensor descriptions.
     pub fn headers(&self) -> impl Iterator<Item = &[u8]> {
         self.parts.iter().map(|part| &part.bytes[..part.bytes.len().min(part.data as usize)])
     }
 
-    /// The file, or all parts in their order, whole.
+    /// The contents of all parts, in order.
     pub fn contents(&self) -> impl Iterator<Item = Contents> {
         let parts = self.paths.iter().zip(&self.parts);
         parts.map(|(path, part)| Contents {
@@ -184,15 +184,15 @@ impl Gguf {
         })
     }
 
-    /// Bytes of the file or of all parts.
+    /// Total size of all parts in bytes.
     pub fn file_bytes(&self) -> u64 {
         self.parts.iter().map(|part| part.bytes.len() as u64).sum()
     }
 
-    /// Reads the whole file now and keeps the system from dropping any of it.
+    /// Reads the complete file and locks it in memory.
     ///
     /// # Errors
-    /// The system does not allow so much (`ulimit -l`), or has not so much memory.
+    /// The limit of locked memory (`ulimit -l`) or the memory itself is too small.
     pub fn lock(&self) -> std::io::Result<()> {
         #[cfg(unix)]
         self.parts
@@ -202,11 +202,11 @@ impl Gguf {
         Ok(())
     }
 
-    /// Checks, by one `fstat` a part, that no part was cut or written since it was opened. A file that replaced it under
-    /// its name is another file, and no change: the one that was opened lives on.
+    /// Checks, by one `fstat` per part, that no part was truncated or written since it was opened. A file that replaced a
+    /// part under its name is no change: the opened file is still mapped.
     ///
     /// # Errors
-    /// A part whose size or time of modification is another.
+    /// A part whose size or modification time has changed.
     pub fn check_unchanged(&self) -> Result<(), Error> {
         for (path, part) in self.paths.iter().zip(&self.parts) {
             let Some(source) = &part.source else { continue };
@@ -218,23 +218,23 @@ impl Gguf {
         Ok(())
     }
 
-    /// The file, or all parts in their order.
+    /// Paths of all parts, in order.
     pub fn paths(&self) -> &[PathBuf] {
         &self.paths
     }
 
-    /// A string that must be there.
+    /// Reads a required string.
     ///
     /// # Errors
-    /// No such key, or no string.
+    /// The key is missing or not a string.
     pub fn str(&self, key: &str) -> Result<&str, Error> {
         self.metadata.str(key).ok_or_else(|| self.bad(key, "a string"))
     }
 
-    /// An integer of any type that must be there.
+    /// Reads a required integer of any type.
     ///
     /// # Errors
-    /// No such key, no integer, or a negative one.
+    /// The key is missing, not an integer, or negative.
     pub fn u64(&self, key: &str) -> Result<u64, Error> {
         let number = self.metadata.get(key).and_then(Value::as_u64);
         number.ok_or_else(|| self.bad(key, "an integer that is not negative"))
@@ -246,7 +246,7 @@ impl Gguf {
     }
 }
 
-/// A metadata integer within bounds.
+/// Reads a metadata integer and checks its bounds.
 fn require(
     path: &str,
     metadata: &Metadata,
@@ -261,7 +261,7 @@ fn require(
     })
 }
 
-/// `x` of `x-00001-of-00003.gguf` when it is one of `count` parts.
+/// The `x` of `x-00001-of-00003.gguf` if the name is that of one of `count` parts.
 fn split_prefix(path: &Path, count: u64) -> Option<&str> {
     let stem = path.file_name()?.to_str()?.strip_suffix(&format!("-of-{count:05}.gguf"))?;
     let (prefix, number) = stem.split_at_checked(stem.len().checked_sub(6)?)?;
@@ -283,7 +283,7 @@ fn open_part(path: &Path) -> Result<(Header, Part), Error> {
 }
 
 impl Source {
-    /// What the file has become, where it is no longer what was opened.
+    /// Describes how the file changed since it was opened, if it did.
     fn change(&self) -> std::io::Result<Option<String>> {
         let about = self.file.metadata()?;
         if about.len() != self.bytes {
@@ -293,12 +293,12 @@ impl Source {
     }
 }
 
-/// The file's bytes, read by the kernel when they are touched.
+/// Maps a file: the kernel reads its pages on first access.
 #[allow(unsafe_code, reason = "the one mapping; weights stay in the page cache, shared between processes")]
 fn map(file: &File) -> std::io::Result<Mapping> {
-    // SAFETY: the mapping is read-only and private and lives as long as the Bytes. A file cut short by
-    // somebody else while it is mapped raises SIGBUS (docs/security.md); we write models under another name and
-    // rename them, and `check_unchanged` finds what was written in place.
+    // SAFETY: the mapping is read-only and private and lives as long as the Bytes. A file that another process truncates
+    // while it is mapped raises SIGBUS (docs/security.md); this project writes models under a temporary name and renames
+    // them, and `check_unchanged` detects writes in place.
     let mapping = unsafe { memmap2::Mmap::map(file)? };
     Ok(Mapping(Arc::new(mapping)))
 }
@@ -309,7 +309,7 @@ mod tests {
     use super::*;
     use kernels::quant::Format;
 
-    /// A part of a split with one tensor of each name, holding the part's number.
+    /// Writes a part of a split with one tensor per name, which holds the part's number.
     fn write_part(dir: &Path, file: &str, [no, count, total]: [u32; 3], names: &[&str]) {
         let keys = [("split.no", no), ("split.count", count), ("split.tensors.count", total)];
         let mut metadata = Metadata::default();

@@ -1,9 +1,9 @@
-//! Metadata values by number and by meaning: ggml's type ids, and getters that take any type that fits.
+//! Maps metadata values to ggml's type ids, and reads them by getters that accept any fitting type.
 
 use super::{Array, Metadata, Value};
 use crate::visible::MAX_SHOWN;
 
-/// Ids of value types, as the file has them.
+/// Type ids in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Type {
@@ -29,7 +29,7 @@ impl Type {
         all.get(usize::try_from(id).ok()?).copied()
     }
 
-    /// Bytes that an element needs in the file at least.
+    /// Smallest size of an element in the file, in bytes.
     pub(super) fn min_bytes(self) -> usize {
         match self {
             Type::U8 | Type::I8 | Type::Bool => 1,
@@ -42,7 +42,7 @@ impl Type {
 }
 
 impl Array {
-    /// Elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         match self {
             Array::U8(a) => a.len(),
@@ -61,7 +61,7 @@ impl Array {
         }
     }
 
-    /// Whether there are no elements.
+    /// Returns whether the array is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -86,7 +86,7 @@ impl Array {
 }
 
 impl Value {
-    /// What kind of value it is, for messages: `u32`, `an array of strings`.
+    /// The type for messages: `u32`, `an array of strings`.
     pub fn type_name(&self) -> &'static str {
         match self {
             Value::U8(_) => "u8",
@@ -111,7 +111,7 @@ impl Value {
         }
     }
 
-    /// The number, if it is an integer of any type that is not negative.
+    /// The number, if the value is a non-negative integer of any type.
     pub fn as_u64(&self) -> Option<u64> {
         match *self {
             Value::U8(n) => Some(n.into()),
@@ -126,7 +126,7 @@ impl Value {
         }
     }
 
-    /// The text of a string.
+    /// The text, if the value is a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Value::String(s) => Some(s),
@@ -152,7 +152,7 @@ impl Value {
         }
     }
 
-    /// For messages: small values as they are, others by kind.
+    /// Describes a value for messages: small values verbatim, others by type.
     pub(crate) fn describe(value: Option<&Value>) -> String {
         match value {
             None => "nothing".into(),
@@ -167,7 +167,7 @@ impl Value {
 }
 
 impl Metadata {
-    /// The text of a key, if it is there and a string.
+    /// The string of a key, if it exists and is one.
     pub fn str(&self, key: &str) -> Option<&str> {
         self.get(key)?.as_str()
     }

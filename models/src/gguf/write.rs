@@ -1,6 +1,6 @@
-//! Writes GGUF files: [`Layout`] fixes every byte but the tensors', [`Writer`] streams those.
+//! Writes GGUF files: [`Layout`] determines every byte except the tensors', which [`Writer`] streams.
 //!
-//! The file grows as `NAME.part` and takes its name when it is whole, so what bears the name can be used.
+//! The file is written as `NAME.part` and renamed when complete.
 
 use super::parse::{MAX_DIMS, alignment, tensor_bytes};
 use super::values::Type;
@@ -12,12 +12,12 @@ use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use xxhash_rust::xxh3::Xxh3;
 
-/// Bytes of a tensor's name in llama.cpp at most.
+/// Longest tensor name in llama.cpp, in bytes.
 const MAX_NAME: usize = 63;
-/// The file in messages about a layout, which has none.
+/// File name in messages about a layout.
 const OUTPUT: &str = "output";
 
-/// Where everything goes in a new file.
+/// The layout of a new file.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Layout {
     header: Vec<u8>,
@@ -26,11 +26,11 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Lays out a file with `tensors` (name, format, ggml's `ne`) in their order, aligned to 32 bytes or to
-    /// the metadata's `general.alignment`.
+    /// Lays out a file with `tensors` (name, format, ggml's `ne`) in this order, aligned to 32 bytes or to the metadata's
+    /// `general.alignment`.
     ///
     /// # Errors
-    /// A key or name twice, a name over 63 bytes, a shape that does not fit its format.
+    /// A duplicate key or name, a name above 63 bytes, or a shape that does not fit its format.
     pub fn new(metadata: Metadata, tensors: Vec<(String, Format, Vec<u64>)>) -> Result<Layout, Error> {
         let alignment = alignment(OUTPUT, &metadata)?;
         let mut header = Vec::from(*b"GGUF\x03\0\0\0");
@@ -57,22 +57,22 @@ impl Layout {
         Ok(Layout { header, tensors, alignment })
     }
 
-    /// Everything before the tensors' data, padded.
+    /// The padded bytes before the tensors' data.
     pub fn header(&self) -> &[u8] {
         &self.header
     }
 
-    /// The tensors; offsets count from the header's end.
+    /// The tensors; offsets are relative to the end of the header.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
-    /// Length of the file.
+    /// File size in bytes.
     pub fn total_bytes(&self) -> u64 {
         self.end_of(self.tensors.len())
     }
 
-    /// Where the first `n` tensors with their padding end in the file.
+    /// File offset after the first `n` tensors and their padding.
     fn end_of(&self, n: usize) -> u64 {
         let data = match n.checked_sub(1) {
             Some(last) => self.padded_end(&self.tensors[last]),
@@ -154,23 +154,22 @@ fn put_array(out: &mut Vec<u8>, array: &Array) {
     }
 }
 
-/// Streams a file's tensors in their order into `NAME.part`; dropped unfinished, it leaves that for
-/// [`Writer::resume`].
+/// Streams a file's tensors in order to `NAME.part`. If dropped unfinished, it leaves that file for [`Writer::resume`].
 pub struct Writer {
     path: PathBuf,
     part: PathBuf,
     file: BufWriter<File>,
     layout: Layout,
-    /// Of each tensor that is written whole, padding included: XXH3, 64 bits.
+    /// 64-bit XXH3 of each complete tensor, padding included.
     checksums: Vec<u64>,
-    /// Bytes written of the next one.
+    /// Bytes written of the current tensor.
     written: u64,
-    /// Of those.
+    /// Hash of these bytes.
     hash: Xxh3,
 }
 
 impl Writer {
-    /// Starts a new file, over a partial one of that name.
+    /// Starts a new file; replaces a partial file of that name.
     ///
     /// # Errors
     /// A file that cannot be written or that another process is writing.
@@ -182,11 +181,11 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Goes on with a partial file after its last whole tensor that is as `checksums` (an earlier [`Writer::checksums`])
-    /// have it; also gives the number of these tensors, 0 when there is no partial file yet. Reads what it keeps.
+    /// Resumes a partial file after its last complete tensor that matches `checksums` (an earlier [`Writer::checksums`]).
+    /// Also returns the number of these tensors, 0 without a partial file. It reads and hashes the tensors that it keeps.
     ///
     /// # Errors
-    /// As [`Writer::create`], or a partial file with another header: another model, type or version.
+    /// Those of [`Writer::create`], or a partial file with another header (another model, type or version).
     pub fn resume(
         path: impl AsRef<Path>,
         layout: Layout,
@@ -207,7 +206,7 @@ impl Writer {
         }
         let whole = (0..=writer.layout.tensors.len()).rev().find(|n| writer.layout.end_of(*n) <= length);
         for (i, checksum) in checksums.iter().enumerate().take(whole.unwrap_or(0)) {
-            // The file is read from where the last tensor ended.
+            // The file position is at the end of the previous tensor.
             let bytes = writer.layout.end_of(i + 1) - writer.layout.end_of(i);
             if checksum_of(writer.file.get_ref().take(bytes)).map_err(Error::io(&writer.part))? != *checksum {
                 break;
@@ -249,10 +248,10 @@ impl Writer {
         Ok(())
     }
 
-    /// Appends the next bytes of the current tensor: all of it or a piece.
+    /// Appends bytes to the current tensor.
     ///
     /// # Errors
-    /// More bytes than the tensor has left; the operating system's word.
+    /// More bytes than the tensor has left, or an I/O error.
     pub fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
         let Some(tensor) = self.layout.tensors.get(self.checksums.len()) else {
             let found = format!("{} bytes more", bytes.len());
@@ -278,30 +277,30 @@ impl Writer {
         Ok(())
     }
 
-    /// The tensor that the next bytes belong to; None when all are written.
+    /// The tensor that the next bytes belong to. None if all are written.
     pub fn current(&self) -> Option<&TensorInfo> {
         self.layout.tensors.get(self.checksums.len())
     }
 
-    /// A checksum of each tensor that is written whole, in their order: what [`Writer::resume`] takes.
+    /// A checksum per complete tensor, in order, for [`Writer::resume`].
     pub fn checksums(&self) -> &[u64] {
         &self.checksums
     }
 
-    /// The file's name until it is whole.
+    /// Path of the partial file.
     pub fn part(&self) -> &Path {
         &self.part
     }
 
-    /// What is being written.
+    /// Layout of the file.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }
 
-    /// Makes the file durable and gives it its name. A file that it replaces hands on its permissions.
+    /// Syncs the file and renames it to its final name. It keeps the permissions of a file that it replaces.
     ///
     /// # Errors
-    /// Tensors that are missing bytes; the operating system's word.
+    /// An incomplete tensor, or an I/O error.
     pub fn finish(mut self) -> Result<(), Error> {
         if let Some(tensor) = self.current() {
             let part = self.part.display().to_string();
@@ -318,7 +317,7 @@ impl Writer {
     }
 }
 
-/// XXH3 of all that there is to read.
+/// XXH3 of all bytes of a reader.
 fn checksum_of(mut from: impl Read) -> std::io::Result<u64> {
     let (mut hash, mut piece) = (Xxh3::new(), vec![0; 1 << 20]);
     loop {
@@ -383,7 +382,7 @@ pub(super) mod tests {
         (0..n).map(|i| i as u8).collect()
     }
 
-    /// Writes from tensor `done` on and checks the file.
+    /// Writes the tensors from `done` on and checks the file.
     fn finish_and_check(mut writer: Writer, path: &Path, done: usize) {
         if done < 1 {
             writer.write(&contents(102)[..50]).unwrap();
@@ -432,7 +431,7 @@ pub(super) mod tests {
         }
     }
 
-    /// Of both tensors in a whole file.
+    /// Checksums of both tensors in a complete file.
     fn checksums(whole: &[u8]) -> [u64; 2] {
         let data = &whole[layout().header().len()..];
         [&data[..128], &data[128..]].map(|bytes| checksum_of(bytes).unwrap())

@@ -1,20 +1,20 @@
-//! Hyperparameters, read from a file's metadata (prefix `kimi-linear.`) and checked for sense.
+//! Reads and validates hyperparameters from a file's metadata (prefix `kimi-linear.`).
 //!
-//! Tensors' shapes are checked against them in [`super::weights`]. Next: that file.
+//! Next: [`super::weights`], which checks the tensors' shapes against them.
 
 use crate::gguf::{Array, Error, Metadata, Value, read::Gguf};
 use kernels::backend::{Limits, Routing};
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-/// The architecture's name in `general.architecture` and the prefix of its keys.
+/// The value of `general.architecture`, and the prefix of its keys.
 pub const ARCHITECTURE: &str = "kimi-linear";
 
-/// The largest count or width that is accepted: far above any model, and products of two stay within 64 bits.
+/// Largest accepted count or width: far above any model, and products of two fit in 64 bits.
 const MAX_COUNT: u64 = 1 << 24;
-/// The most layers.
+/// Largest number of layers.
 const MAX_LAYERS: u64 = 4096;
-/// The most values of S, or of the convolutions' tails, in a layer: in all layers and as bytes they stay within 64 bits.
+/// Largest number of values of S, or of the convolution tails, in a layer: their bytes in all layers fit in 64 bits.
 const MAX_STATE: u64 = 1 << 40;
 
 /// Hyperparameters of a Kimi Linear model.
@@ -22,27 +22,27 @@ const MAX_STATE: u64 = 1 << 40;
 pub struct Config {
     /// Width of the residual stream (`embedding_length`).
     pub dim: usize,
-    /// Vocabulary entries.
+    /// Size of the vocabulary.
     pub vocab: usize,
-    /// Tokens the model was made for (`context_length`).
+    /// Context length in training (`context_length`).
     pub context: u64,
     /// Epsilon of the RMS norms.
     pub norm_eps: f32,
-    /// Kind of each layer's mixer.
+    /// Mixer of each layer.
     pub layers: Vec<MixerKind>,
     /// Sizes of the KDA layers.
     pub kda: KdaConfig,
     /// Sizes of the MLA layers.
     pub mla: MlaConfig,
-    /// Layers at the start with a plain MLP.
+    /// Number of leading layers with a plain MLP.
     pub dense_layers: usize,
-    /// Hidden width of those.
+    /// Hidden width of these MLPs.
     pub dense_hidden: usize,
     /// Sizes of the mixture in the other layers.
     pub moe: MoeConfig,
 }
 
-/// What mixes tokens in a layer.
+/// The token mixer of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MixerKind {
     /// Kimi Delta Attention.
@@ -54,9 +54,9 @@ pub enum MixerKind {
 /// Sizes of a KDA layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct KdaConfig {
-    /// Heads; may differ from the attention heads.
+    /// Heads; the number may differ from that of the attention heads.
     pub heads: usize,
-    /// Channels of a head, dk = dv.
+    /// Channels per head, dk = dv.
     pub head_dim: usize,
     /// Taps of the short convolutions.
     pub conv_taps: usize,
@@ -67,11 +67,11 @@ pub struct KdaConfig {
 pub struct MlaConfig {
     /// Query heads.
     pub heads: usize,
-    /// Channels of a head that go through the latent.
+    /// Channels per head that come from the latent.
     pub nope_dim: usize,
-    /// Channels of the key part that all heads share.
+    /// Channels of the key that all heads share.
     pub pe_dim: usize,
-    /// Channels of a head's value.
+    /// Channels per value head.
     pub value_dim: usize,
     /// Width of the latent (`kv_lora_rank`).
     pub latent_dim: usize,
@@ -82,25 +82,25 @@ pub struct MlaConfig {
 pub struct MoeConfig {
     /// Routed experts.
     pub experts: usize,
-    /// Shared experts, stored as one of their joint width.
+    /// Shared experts, stored as one expert of their total width.
     pub shared: usize,
     /// Hidden width of an expert.
     pub hidden: usize,
-    /// How experts are chosen and weighed.
+    /// Choice and weights of experts.
     pub routing: Routing,
 }
 
 impl Config {
-    /// The hyperparameters of an opened file. Errors name the key, what it should hold and what it does.
+    /// Reads the hyperparameters of an opened file. Errors name the key, the expected and the found value.
     pub fn from_gguf(file: &Gguf) -> Result<Config, Error> {
         let path = file.paths().first().map(|p| p.display().to_string()).unwrap_or_default();
         Config::from_metadata(&path, &file.metadata)
     }
 
-    /// The hyperparameters in a file's metadata; `path` is for messages.
+    /// Reads the hyperparameters from metadata; `path` is used in messages.
     ///
     /// # Errors
-    /// The key, what it should hold and what it does.
+    /// A missing or invalid key.
     pub fn from_metadata(path: &str, metadata: &Metadata) -> Result<Config, Error> {
         let keys = Keys { path, metadata };
         keys.architecture()?;
@@ -121,10 +121,10 @@ impl Config {
         })
     }
 
-    /// Checks the sizes against what a backend's ops take; `path` is for messages.
+    /// Checks the sizes against a backend's limits; `path` is used in messages.
     ///
     /// # Errors
-    /// The key of a size above its limit.
+    /// A size above its limit.
     pub fn check(&self, path: &str, limits: &Limits) -> Result<(), Error> {
         let (kda, mla, moe) = (&self.kda, &self.mla, &self.moe);
         let [has_kda, has_mla] = [MixerKind::Kda, MixerKind::Mla].map(|kind| self.count(kind) > 0);
@@ -148,18 +148,18 @@ impl Config {
         }
     }
 
-    /// Layers of a kind.
+    /// Number of layers of a kind.
     pub fn count(&self, kind: MixerKind) -> usize {
         self.layers.iter().filter(|k| **k == kind).count()
     }
 
-    /// Values in a row of the latent cache.
+    /// Values per row of the latent cache.
     pub fn cache_width(&self) -> usize {
         self.mla.latent_dim + self.mla.pe_dim
     }
 }
 
-/// Metadata look-ups that know the prefix and say what is wrong.
+/// Reads metadata by key without its prefix, with errors that name the key.
 struct Keys<'a> {
     path: &'a str,
     metadata: &'a Metadata,
@@ -219,7 +219,7 @@ impl Keys<'_> {
         self.count("vocab_size")
     }
 
-    /// `attention.head_count_kv` is the marker of the kind: an array with 0 for KDA.
+    /// Reads the kind of each layer from `attention.head_count_kv`, an array with 0 for KDA.
     fn layers(&self, n_layers: usize) -> Result<Vec<MixerKind>, Error> {
         let key = "attention.head_count_kv";
         let found = self.get(key);
@@ -253,7 +253,7 @@ impl Keys<'_> {
         Ok(KdaConfig { heads, head_dim, conv_taps })
     }
 
-    /// The file holds sums: key_length_mla = nope + pe, key_length = latent + pe.
+    /// Reads the MLA sizes; the file holds sums: key_length_mla = nope + pe, key_length = latent + pe.
     fn mla(&self, heads: usize) -> Result<MlaConfig, Error> {
         let latent_dim = self.count("attention.kv_lora_rank")?;
         let pe_dim = self.count_or("rope.dimension_count", 64)?;
@@ -299,7 +299,7 @@ impl Keys<'_> {
         Ok(MoeConfig { experts, shared, hidden: self.expert_hidden()?, routing })
     }
 
-    /// One width, or an array of one a layer, all equal where there are experts.
+    /// Reads one width, or an array of one per layer whose entries are equal in the layers with experts.
     fn expert_hidden(&self) -> Result<usize, Error> {
         let key = "expert_feed_forward_length";
         let widths = match self.get(key) {

@@ -1,8 +1,8 @@
-//! Feed-forward layers: a gated MLP, or a mixture of experts with sigmoid routing and a shared expert.
+//! Implements the feed-forward layers: a gated MLP, or a mixture of experts with sigmoid routing and a shared expert.
 //!
 //! MLP(x) = W_down (SiLU(W_gate x) * W_up x);   MoE(x) = MLP_shared(x) + sum_e w_e MLP_e(x)
 //!
-//! The rule that chooses experts is `Backend::route`. Next: [`super::state`].
+//! `Backend::route` chooses the experts. Next: [`super::state`].
 
 use super::config::Config;
 use super::weights::Loader;
@@ -10,11 +10,11 @@ use super::{Backend, LayerProbe};
 use crate::gguf::Error;
 use kernels::backend::{GatedMlp, Routing};
 
-/// What follows the mixer in a layer.
+/// The feed-forward part of a layer.
 pub enum Ffn<B: Backend> {
-    /// The first layers.
+    /// A plain MLP, in the first layers.
     Dense(Mlp<B>),
-    /// All others.
+    /// A mixture of experts, in all other layers.
     Moe(Box<Moe<B>>),
 }
 
@@ -35,7 +35,7 @@ pub struct Moe<B: Backend> {
 }
 
 impl<B: Backend> Mlp<B> {
-    /// The tensors `{prefix}_gate{suffix}.weight`, `_up` and `_down` of a layer.
+    /// Loads the tensors `{prefix}_gate{suffix}.weight`, `_up` and `_down` of a layer.
     pub fn load(
         from: &Loader<'_, B>,
         prefix: &str,
@@ -69,7 +69,7 @@ impl<B: Backend> Mlp<B> {
 }
 
 impl<B: Backend> Moe<B> {
-    /// The mixture of a layer.
+    /// Loads the mixture of a layer.
     pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Box<Self>, Error> {
         let (dim, m) = (c.dim, &c.moe);
         let shared = m.shared * m.hidden;

@@ -1,8 +1,8 @@
-//! Kimi Delta Attention: a linear recurrence with a matrix state and a decay for each key channel.
+//! Implements Kimi Delta Attention: a linear recurrence with a matrix state and a decay per key channel.
 //!
 //! S_t = (I - beta_t k_t k_t^T) Diag(e^{g_t}) S_{t-1} + beta_t k_t v_t^T,   o_t = S_t^T q_t   (per head)
 //!
-//! The recurrence itself is `Backend::delta_rule`. Next: [`super::mla`].
+//! `Backend::delta_rule` computes the recurrence. Next: [`super::mla`].
 
 use super::config::Config;
 use super::weights::Loader;
@@ -11,7 +11,7 @@ use crate::gguf::Error;
 use kernels::backend::{DeltaProjections, DeltaState, DeltaWeights, Span};
 use kernels::composed;
 
-/// Epsilon under the root of the l2 norm, as flash-linear-attention adds it.
+/// Epsilon of the l2 norm, as in flash-linear-attention.
 const L2_EPS: f32 = 1e-6;
 
 /// The weights of one KDA layer.
@@ -35,11 +35,11 @@ pub struct Kda<B: Backend> {
     norm_eps: f32,
 }
 
-/// What a KDA layer remembers of a sequence.
+/// The recurrent state of a KDA layer.
 pub type KdaState<B> = DeltaState<<B as Backend>::Tensor>;
 
 impl<B: Backend> Kda<B> {
-    /// The KDA weights of a layer.
+    /// Loads the KDA weights of a layer.
     pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Self, Error> {
         let (dim, k) = (c.dim, &c.kda);
         let width = k.heads * k.head_dim;

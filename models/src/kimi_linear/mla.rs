@@ -1,10 +1,11 @@
-//! Multi-head latent attention without positions (NoPE): the cache holds one row [c_s | kpe_s] a token for all heads.
+//! Implements multi-head latent attention without positions (NoPE). The KV cache holds one row [c_s | kpe_s] per token,
+//! which all heads share.
 //!
 //! score_hts = (q~_ht . c_s + q_pe_ht . kpe_s) / sqrt(nope + pe),   q~_h = W_k,h^T q_nope_h,
 //! o_h = W_v,h sum_s softmax_s(score) c_s
 //!
-//! This is the absorbed form. In the expanded form, k_hs = W_k,h^T c_s and v_hs = W_v,h c_s are made for a step.
-//! The channels called "rope" are used and never rotated. Next: [`super::ffn`].
+//! This is the absorbed path. The materialised path computes k_hs = W_k,h^T c_s and v_hs = W_v,h c_s for a step. The
+//! channels called "rope" are used but never rotated. Next: [`super::ffn`].
 
 use super::config::Config;
 use super::weights::Loader;
@@ -12,24 +13,24 @@ use super::{Backend, LayerProbe};
 use crate::gguf::Error;
 use kernels::backend::{KvUpProjection, Span};
 
-/// Epsilon of the latent's norm in the published code (its config's is 1e-5).
+/// Epsilon of the latent's norm in the published code, which ignores the config's 1e-5.
 const LATENT_EPS: f32 = 1e-6;
 
-/// In which of two forms, equal to rounding, attention of a step's tokens is computed.
+/// How attention of a step's tokens is computed; the results are equal up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum MlaPath {
-    /// Queries over latents: for few tokens.
+    /// Queries attend to the latents; faster for few tokens.
     #[default]
     Absorbed,
-    /// Keys and values of each head, made for the step: for many tokens of a long text.
+    /// Keys and values of each head are materialised for the step; faster for many tokens of a long prompt.
     Materialized,
 }
 
-/// The rows of a batch by form.
+/// The spans of a batch by path.
 pub struct MlaSpans<'a, B: Backend> {
-    /// Of [`MlaPath::Absorbed`].
+    /// Spans with [`MlaPath::Absorbed`].
     pub absorbed: Vec<Span<'a, B::Cache>>,
-    /// Of [`MlaPath::Materialized`].
+    /// Spans with [`MlaPath::Materialized`].
     pub materialized: Vec<Span<'a, B::Cache>>,
 }
 
@@ -46,7 +47,7 @@ pub struct Mla<B: Backend> {
 }
 
 impl<B: Backend> Mla<B> {
-    /// The MLA weights of a layer.
+    /// Loads the MLA weights of a layer.
     pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Self, Error> {
         let (dim, m) = (c.dim, &c.mla);
         Ok(Mla {
@@ -61,7 +62,7 @@ impl<B: Backend> Mla<B> {
         })
     }
 
-    /// `[token, dim] -> [token, dim]`; the caches grow by the tokens.
+    /// Appends the tokens to the caches. `[token, dim] -> [token, dim]`
     pub fn forward(
         &self,
         b: &B,
@@ -78,7 +79,7 @@ impl<B: Backend> Mla<B> {
             (spans, []) => self.absorbed(b, &q, spans),
             ([], spans) => self.materialized(b, &q, spans),
             (few, many) => {
-                let mut o = self.absorbed(b, &q, few); // zeros in the rows of the others
+                let mut o = self.absorbed(b, &q, few); // zero in the rows of the other spans
                 b.add(&mut o, &self.materialized(b, &q, many));
                 o
             }

@@ -1,9 +1,11 @@
-//! Kimi Linear (arXiv 2510.26692): three Kimi Delta Attention layers for each NoPE MLA layer, then a mixture of
-//! experts. This file is the forward pass, layer by layer; it holds no arithmetic and no file parsing.
+//! Implements the forward pass of Kimi Linear (arXiv 2510.26692), layer by layer.
+//!
+//! Three Kimi Delta Attention layers alternate with one NoPE MLA layer; each is followed by an MLP or a mixture of
+//! experts. This file holds no arithmetic and no file parsing.
 //!
 //! x += Mixer(RMSNorm(x));  x += FFN(RMSNorm(x));  logits = W_out RMSNorm(x)
 //!
-//! Next: [`kda`], [`mla`], [`ffn`] (one formula a line each), [`config`] and [`weights`] (from the file).
+//! Next: [`kda`], [`mla`], [`ffn`] (one formula per line), then [`config`] and [`weights`] (loading).
 
 pub mod config;
 pub mod ffn;
@@ -23,15 +25,15 @@ use std::cell::RefCell;
 use std::ops::Range;
 use weights::{Loader, NotFinite};
 
-/// A model whose weights are on the backend `B`.
+/// A model with its weights on the backend `B`.
 pub struct Model<B: Backend> {
-    /// Hyperparameters, from the file.
+    /// Hyperparameters.
     pub config: Config,
     embed: B::Weight,
     layers: Vec<Layer<B>>,
     norm: B::Weight,
     output: B::Weight,
-    /// Small tensors (norms, decays, biases, taps) that hold NaN or infinities: the model runs, and what it says is void.
+    /// Small tensors (norms, decays, biases, taps) that hold NaN or infinities: the model runs, but its output is invalid.
     pub not_finite: Vec<NotFinite>,
 }
 
@@ -42,7 +44,7 @@ struct Layer<B: Backend> {
     ffn: Ffn<B>,
 }
 
-/// What mixes tokens in a layer.
+/// The token mixer of a layer.
 enum Mixer<B: Backend> {
     Kda(Kda<B>),
     Mla(Mla<B>),
@@ -52,38 +54,38 @@ enum Mixer<B: Backend> {
 pub struct Sequence<'a, B: Backend> {
     /// The next tokens, all below the vocabulary size.
     pub tokens: &'a [u32],
-    /// The state before them; after [`Model::forward`], the state after them.
+    /// The state before these tokens; [`Model::forward`] advances it past them.
     pub state: &'a mut State<B>,
-    /// Of which tokens the logits are wanted.
+    /// The tokens whose logits are returned.
     pub outputs: Outputs,
     /// How attention of these tokens is computed.
     pub mla_path: MlaPath,
 }
 
-/// Of which tokens of a sequence the logits are wanted.
+/// The tokens of a sequence whose logits are returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outputs {
-    /// Of none: only the state advances.
+    /// No token: only the state advances.
     None,
-    /// Of the last one.
+    /// The last token.
     Last,
-    /// Of each.
+    /// Every token.
     All,
 }
 
-/// Sees intermediate results on their way, for tests and statistics. `()` sees nothing.
+/// Receives intermediate results, for tests and statistics. `()` is inactive.
 pub trait Probe<B: Backend> {
-    /// A tensor of a layer: `kda_g`, `latent` (normalised latent and k_pe), `after_attn`, `after_mlp`.
+    /// Receives a tensor of a layer: `kda_g`, `latent` (normalised latent and k_pe), `after_attn`, `after_mlp`.
     fn tensor(&mut self, _layer: usize, _name: &'static str, _x: &B::Tensor) {}
-    /// The experts chosen in a layer.
+    /// Receives the experts chosen in a layer.
     fn routed(&mut self, _layer: usize, _routed: &B::Routed) {}
-    /// A layer is done.
+    /// Called after each layer.
     fn layer_done(&mut self) {}
-    /// Whether the work is abandoned: after a layer it ends without logits, and the states are of no use any more.
+    /// Returns whether to abort after the current layer: there are then no logits, and the states are invalid.
     fn is_abandoned(&self) -> bool {
         false
     }
-    /// Whether it looks at all: what is looked at is computed op by op.
+    /// Returns whether intermediate results are needed: ops are then neither fused nor replayed.
     fn is_active(&self) -> bool {
         true
     }
@@ -96,11 +98,10 @@ impl<B: Backend> Probe<B> for () {
 }
 
 impl<B: Backend> Model<B> {
-    /// Takes the weights of a file onto the backend.
+    /// Loads the weights of a file to the backend. A model that loads also runs.
     ///
     /// # Errors
-    /// Sizes that the backend does not take, a tensor of another shape or format than the metadata implies: what loads
-    /// also runs.
+    /// Sizes above the backend's limits, or a tensor whose shape or format differs from what the metadata implies.
     pub fn load(b: &B, file: &Gguf) -> Result<Self, gguf::Error> {
         let config = Config::from_gguf(file)?;
         let c = &config;
@@ -117,13 +118,13 @@ impl<B: Backend> Model<B> {
         Ok(Model { embed, layers, norm, output, not_finite: not_finite.into_inner(), config })
     }
 
-    /// The state of an empty sequence. Latent caches are kept in `cache`.
+    /// The state of an empty sequence; `cache` is the format of its KV cache.
     pub fn state(&self, b: &B, cache: CacheFormat) -> State<B> {
         State::new(b, &self.config, cache)
     }
 
-    /// Advances every sequence of the batch by its tokens. Returns the logits asked for, sequence by sequence,
-    /// `[outputs, vocab]`; None where none were asked for.
+    /// Advances every sequence of the batch by its tokens. Returns the requested logits, sequence by sequence,
+    /// `[outputs, vocab]`; None if none are requested.
     pub fn forward(
         &self,
         b: &B,
@@ -139,8 +140,8 @@ impl<B: Backend> Model<B> {
             batch.iter_mut().for_each(|s| s.state.position += 1);
             return Some(logits);
         }
-        // Nobody is told of layers: what is being recorded may not be interrupted.
-        Some(b.capture(&ids, || self.layer_by_layer(b, batch, &mut ()).expect("logits were asked for")))
+        // The step runs without the probe: a capture must not be interrupted.
+        Some(b.capture(&ids, || self.layer_by_layer(b, batch, &mut ()).expect("logits were requested")))
     }
 
     fn layer_by_layer(
@@ -208,7 +209,7 @@ impl<B: Backend> Layer<B> {
     }
 }
 
-/// A probe that knows its layer.
+/// A probe for one layer.
 pub struct LayerProbe<'a, B: Backend>(&'a mut dyn Probe<B>, usize);
 
 impl<B: Backend> LayerProbe<'_, B> {
@@ -225,7 +226,7 @@ impl<B: Backend> LayerProbe<'_, B> {
     }
 }
 
-/// All parts of all states, sequence by sequence.
+/// All parts of the states, sequence by sequence.
 fn parts_of<'a, B: Backend>(batch: &'a mut [Sequence<'_, B>]) -> Vec<StatePart<'a, B>> {
     let layers = batch.iter_mut().flat_map(|s| &mut s.state.layers);
     let mut parts = Vec::new();
@@ -240,7 +241,7 @@ fn parts_of<'a, B: Backend>(batch: &'a mut [Sequence<'_, B>]) -> Vec<StatePart<'
     parts
 }
 
-/// Each sequence's rows of the batch.
+/// The rows of each sequence in the batch.
 fn rows_of<B: Backend>(batch: &[Sequence<'_, B>]) -> Vec<Range<usize>> {
     let mut end = 0;
     let next = |s: &Sequence<'_, B>| {

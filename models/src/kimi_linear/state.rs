@@ -1,6 +1,7 @@
-//! What a model remembers of one sequence: for a KDA layer a matrix a head and three input tails, constant in
-//! length; for an MLA layer one latent row a token. A copy shares the rows; both parts leave and come back as
-//! bytes, bit for bit.
+//! Holds the state of one sequence, and exports and imports it bit for bit.
+//!
+//! A KDA layer has a matrix per head and three convolution tails, of constant size; an MLA layer has one latent row per
+//! token. Copies share the rows.
 
 use super::config::{Config, MixerKind};
 use super::kda::KdaState;
@@ -9,9 +10,9 @@ use std::ops::Range;
 
 /// The state of one sequence.
 pub struct State<B: Backend> {
-    /// Tokens it has seen.
+    /// Number of tokens processed.
     pub position: u64,
-    /// One a layer.
+    /// One state per layer.
     pub layers: Vec<LayerState<B>>,
 }
 
@@ -37,8 +38,8 @@ impl<B: Backend> State<B> {
         State { position: 0, layers: c.layers.iter().map(layer).collect() }
     }
 
-    /// The same state, to be carried on separately: KDA's part is copied on the device (40 MiB of the real
-    /// model), the rows are shared until one of the two appends.
+    /// Copies the state: the KDA part is copied on the device (40 MiB for the published model), the rows are shared until
+    /// one of the two appends.
     pub fn copy(&self, b: &B) -> Self {
         let layer = |layer: &LayerState<B>| match layer {
             LayerState::Kda(kda) => LayerState::Kda(DeltaState {
@@ -50,17 +51,17 @@ impl<B: Backend> State<B> {
         State { position: self.position, layers: self.layers.iter().map(layer).collect() }
     }
 
-    /// Bytes of a token's rows in all layers, as they are stored.
+    /// Stored bytes of one token's rows in all layers.
     pub fn row_bytes(&self, b: &B) -> usize {
         self.caches().map(|cache| b.cache_row_bytes(cache)).sum()
     }
 
-    /// Adds the rows of tokens `range` to `out`: layer after layer, in a layer token after token.
+    /// Appends the rows of tokens `range` to `out`, layer by layer and in a layer token by token.
     pub fn export_rows(&self, b: &B, range: Range<usize>, out: &mut Vec<u8>) {
         self.caches().for_each(|cache| b.cache_export(cache, range.clone(), out));
     }
 
-    /// Appends what [`State::export_rows`] gave of the next `tokens` tokens.
+    /// Appends rows of the next `tokens` tokens, exported by [`State::export_rows`].
     pub fn import_rows(&mut self, b: &B, tokens: usize, mut rows: &[u8]) {
         for layer in &mut self.layers {
             let LayerState::Mla(cache) = layer else { continue };
@@ -72,7 +73,7 @@ impl<B: Backend> State<B> {
         self.position += tokens as u64;
     }
 
-    /// Adds S and the tails of all KDA layers to `out`: f32, little-endian.
+    /// Appends S and the tails of all KDA layers to `out`, as little-endian f32.
     pub fn export_recurrent(&self, b: &B, out: &mut Vec<u8>) {
         for kda in self.layers.iter().filter_map(LayerState::kda) {
             for x in std::iter::once(&kda.s).chain(&kda.conv) {
@@ -81,7 +82,7 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// Replaces S and the tails by what [`State::export_recurrent`] gave: [`recurrent_bytes`] bytes.
+    /// Replaces S and the tails with [`recurrent_bytes`] bytes exported by [`State::export_recurrent`].
     pub fn import_recurrent(&mut self, b: &B, c: &Config, bytes: &[u8]) {
         assert_eq!(bytes.len() as u64, recurrent_bytes(c), "bytes of S and the tails");
         let (mut values, _) = bytes.as_chunks();
@@ -112,7 +113,7 @@ impl<B: Backend> LayerState<B> {
     }
 }
 
-/// Bytes of S and the tails of all KDA layers, whatever the length of the sequence.
+/// Bytes of S and the tails of all KDA layers, independent of the sequence length.
 pub fn recurrent_bytes(c: &Config) -> u64 {
     let values = |[rows, cols]: [usize; 2]| (rows * cols) as u64;
     let layers = c.count(MixerKind::Kda) as u64;

@@ -1,4 +1,4 @@
-//! From named tensors of a file to weights on a backend, each shape checked.
+//! Loads named tensors of a file as weights on a backend, and checks their shapes.
 
 use crate::gguf::{Error, TensorInfo, read::Gguf};
 use crate::visible::{MAX_SHOWN, one_line};
@@ -7,26 +7,26 @@ use kernels::quant::Format;
 use std::cell::RefCell;
 use std::fmt::{Display, Formatter};
 
-/// Takes tensors of a file, or of one layer of it, by name.
+/// Loads tensors of a file, or of one of its layers, by name.
 pub struct Loader<'a, B: Backend> {
-    /// Where the weights go.
+    /// Destination of the weights.
     pub backend: &'a B,
-    /// Where they come from.
+    /// Source of the tensors.
     pub file: &'a Gguf,
-    /// Names get the prefix `blk.N.` of this layer.
+    /// Layer whose prefix `blk.N.` names get.
     pub layer: Option<usize>,
-    /// Collects the small tensors that hold NaN or infinities.
+    /// Small tensors that hold NaN or infinities.
     pub not_finite: &'a RefCell<Vec<NotFinite>>,
 }
 
 /// A tensor with values that are NaN or infinite.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotFinite {
-    /// Its name.
+    /// Name.
     pub tensor: String,
-    /// How many of its values.
+    /// Number of these values.
     pub count: usize,
-    /// Values in all.
+    /// Total number of values.
     pub of: usize,
 }
 
@@ -42,29 +42,29 @@ impl Display for NotFinite {
 }
 
 impl<B: Backend> Loader<'_, B> {
-    /// A `[rows, cols]` matrix in any format: ggml's `{cols, rows}`.
+    /// Loads a `[rows, cols]` matrix in any format: ggml's `{cols, rows}`.
     pub fn matrix(&self, name: &str, cols: usize, rows: usize) -> Result<B::Weight, Error> {
         self.stack(name, [cols, rows, 1])
     }
 
-    /// A stack of `count` matrices `[rows, cols]` in any format: ggml's `{cols, rows, count}`.
+    /// Loads a stack of `count` matrices `[rows, cols]` in any format: ggml's `{cols, rows, count}`.
     pub fn stack(&self, name: &str, [cols, rows, count]: [usize; 3]) -> Result<B::Weight, Error> {
         let (_, stored) = self.stored(name, [cols, rows, count])?;
         self.take(name, stored)
     }
 
-    /// A vector of `len` values, always F32.
+    /// Loads an F32 vector of `len` values.
     pub fn vector(&self, name: &str, len: usize) -> Result<B::Weight, Error> {
         self.f32_matrix(name, len, 1)
     }
 
-    /// A small `[rows, cols]` matrix that is always F32.
+    /// Loads a small F32 `[rows, cols]` matrix.
     pub fn f32_matrix(&self, name: &str, cols: usize, rows: usize) -> Result<B::Weight, Error> {
         let (info, stored) = self.stored(name, [cols, rows, 1])?;
         if stored.format != Format::F32 {
             return self.bad(&info.name, "F32", stored.format.name());
         }
-        // A few hundred kilobytes a layer, which the first token reads anyway.
+        // A few hundred kilobytes per layer, which the first token reads anyway.
         let (values, _) = stored.bytes.as_chunks();
         let count = values.iter().filter(|x| !f32::from_le_bytes(**x).is_finite()).count();
         if count > 0 {
@@ -74,7 +74,7 @@ impl<B: Backend> Loader<'_, B> {
         self.take(name, stored)
     }
 
-    /// The projections of q, k and v `[width, dim]`: three tensors, or one `attn_qkv` with their rows in turn.
+    /// Loads the projections of q, k and v `[width, dim]`: three tensors, or their concatenation `attn_qkv`.
     pub fn qkv(&self, dim: usize, width: usize) -> Result<[B::Weight; 3], Error> {
         let joint = "attn_qkv.weight";
         if self.file.tensor(&self.full_name(joint)).is_none() {
@@ -109,8 +109,8 @@ impl<B: Backend> Loader<'_, B> {
             return self.bad(&full, format!("{expected:?}"), format!("{:?}", info.shape));
         }
         let [cols, rows, count] = shape;
-        // Ones may be missing from a shape, so what it calls a row may be a column here: 64 weights in blocks of 32 are
-        // no 64 rows.
+        // A shape may omit dimensions of 1, so a row of the file may be a column here: 64 weights in blocks of 32 are not
+        // 64 rows.
         let bytes = info.format.row_bytes(cols as u64).and_then(|row| row.checked_mul((rows * count) as u64));
         if bytes != Some(info.bytes) {
             let name = info.format.name();
@@ -132,12 +132,12 @@ impl<B: Backend> Loader<'_, B> {
     }
 }
 
-/// A shape without dimensions of 1, which files leave out or write as they please.
+/// A shape without dimensions of 1, which files may omit.
 fn without_ones(shape: &[usize]) -> Vec<usize> {
     shape.iter().copied().filter(|n| *n != 1).collect()
 }
 
-/// A shape without the ones at its end.
+/// A shape without trailing ones.
 fn trimmed(shape: &[usize]) -> &[usize] {
     let len = shape.iter().rposition(|n| *n != 1).map_or(1, |last| last + 1);
     &shape[..len]

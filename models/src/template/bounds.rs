@@ -1,21 +1,22 @@
-//! Bounds on a template's source, checked before the parser reads it: the parser, its code generator and the release of
-//! the tree recurse once for each operator, filter or attribute of an expression and for each `elif` of a chain.
+//! Bounds a template's source before the parser reads it.
 //!
-//! A scanner with the delimiters and strings of [`super::compiled`]'s syntax; it builds nothing and does not recurse.
+//! The parser, its code generator and the release of the tree recurse once for each operator, filter or attribute of an
+//! expression and for each `elif` of a chain. This scanner recognises delimiters and strings; it builds no tree and does
+//! not recurse. Next: [`super::compiled`].
 
 use super::sandbox::Failure;
 
-/// Bytes of a template. Published ones have 1 to 20 KB.
+/// Largest size of a template in bytes. Published ones have 1 to 20 KB.
 pub const MAX_SOURCE_BYTES: usize = 256 << 10;
-/// Names, numbers, strings and operators in one tag. Published templates have up to a few hundred.
+/// Largest number of names, numbers, strings and operators in one tag. Published templates have up to a few hundred.
 pub const MAX_TAG_TOKENS: usize = 8192;
-/// Open blocks, each `elif` of an open chain included.
+/// Largest number of open blocks, including each `elif` of an open chain.
 pub const MAX_BLOCKS: usize = 512;
 
-/// Bounds the source's length, the tokens of each tag, and the depth of blocks.
+/// Checks the length of the source, the tokens of each tag, and the depth of blocks.
 ///
 /// # Errors
-/// A bound is exceeded: the line, the bound and what was found.
+/// An exceeded bound, with its line.
 pub fn check(source: &str) -> Result<(), Failure> {
     if source.len() > MAX_SOURCE_BYTES {
         let expected = format!("at most {MAX_SOURCE_BYTES} bytes");
@@ -51,7 +52,7 @@ fn after<'s>(text: &'s str, end: &str) -> &'s str {
     text.find(end).map_or("", |at| &text[at + end.len()..])
 }
 
-/// The text after the end of the raw block that opens here.
+/// The text after the raw block that starts here.
 fn after_raw(text: &str) -> &str {
     let mut rest = &text[2..];
     while let Some(at) = rest.find("{%") {
@@ -63,7 +64,7 @@ fn after_raw(text: &str) -> &str {
     ""
 }
 
-/// Whether the text after `{%` is the tag of this name alone.
+/// Returns whether the text after `{%` is a tag with this name only.
 fn is_tag(text: &str, name: &str) -> bool {
     let text = text.strip_prefix(['-', '+']).unwrap_or(text).trim_start();
     let end = text.strip_prefix(name).map(str::trim_start);
@@ -75,14 +76,14 @@ struct Tag<'s> {
     /// The first name in it.
     keyword: &'s str,
     tokens: usize,
-    /// Whether it holds a `=` outside brackets.
+    /// The tag has a `=` outside brackets.
     assigns: bool,
     /// The text after it.
     rest: &'s str,
 }
 
 impl<'s> Tag<'s> {
-    /// Reads up to the closing delimiter, which counts only where brackets balance.
+    /// Scans up to the closing delimiter, which must be outside brackets.
     fn read(text: &'s str, end: u8) -> Tag<'s> {
         let mut tag = Tag { keyword: "", tokens: 0, assigns: false, rest: "" };
         let bytes = text.as_bytes();
@@ -114,7 +115,7 @@ impl<'s> Tag<'s> {
     }
 }
 
-/// Bytes up to and with the quote that closes a string.
+/// Number of bytes up to and including the closing quote of a string.
 fn string(bytes: &[u8], quote: u8) -> usize {
     let mut escaped = false;
     let end = bytes.iter().position(|&byte| {
@@ -125,12 +126,12 @@ fn string(bytes: &[u8], quote: u8) -> usize {
     end.map_or(bytes.len(), |end| end + 1)
 }
 
-/// Letters of every alphabet: bytes of longer characters are never delimiters.
+/// Returns whether a byte is part of a word; bytes of multi-byte characters are never delimiters.
 fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
 }
 
-/// Open blocks: how deep each is in itself, which is more than one where a chain of `elif` goes on.
+/// Open blocks with the depth of each, which is 1 plus the number of its `elif`s.
 #[derive(Default)]
 struct Blocks {
     open: Vec<usize>,

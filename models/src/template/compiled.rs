@@ -1,5 +1,6 @@
-//! A parsed template, and its rendering within a budget of steps, bytes and time. Callers isolate it: see
-//! [`super::sandbox`]. Next: [`super::python`], [`super::json`].
+//! Parses a template and renders it within a budget of steps, bytes and time.
+//!
+//! Callers isolate it in a [`super::sandbox`]. Next: [`super::python`], [`super::json`].
 
 use super::sandbox::{Failure, Job};
 use super::{NAME, bounds, json, python};
@@ -11,16 +12,16 @@ use std::io::{self, Write};
 use std::panic::AssertUnwindSafe;
 use std::time::Instant;
 
-/// Steps a rendering may take: two hundred for each of 100,000 messages. A template without end stops here.
+/// Largest number of steps of a rendering: 200 for each of 100,000 messages. It stops endless templates.
 const FUEL: u64 = 20_000_000;
-/// Depth of macros calling macros.
+/// Largest depth of nested macro calls.
 const DEPTH: usize = 100;
-/// Bytes a template may write beside 16 for each byte of its variables.
+/// Output bytes allowed in addition to 16 per byte of the variables.
 const OUTPUT_BYTES: usize = 4 << 20;
 
-/// What is expected of a template.
+/// Expected value in errors of a template.
 const TEMPLATE: &str = "a Jinja template";
-/// What is expected of a conversation.
+/// Expected value in errors of a conversation.
 const CONVERSATION: &str = "a conversation it accepts";
 
 /// A parsed template.
@@ -33,7 +34,7 @@ impl Compiled {
     /// Parses a template within [`bounds`].
     ///
     /// # Errors
-    /// It is too long, nested too deeply, or no Jinja.
+    /// The source is too long, nested too deeply, or invalid.
     pub fn new(source: &str) -> Result<Self, Failure> {
         bounds::check(source)?;
         let mut environment = Environment::new();
@@ -49,7 +50,7 @@ impl Compiled {
     /// Renders with these variables; `tojson` leaves `sentinel` as it is.
     ///
     /// # Errors
-    /// The template raised one, or used up the budget.
+    /// The template raised an error, or exceeded the budget.
     pub fn render(
         &self,
         sentinel: char,
@@ -72,7 +73,7 @@ impl Compiled {
     }
 }
 
-/// What a rendering may write, and until when.
+/// The output buffer of a rendering, with limits on its size and time.
 #[derive(Debug)]
 pub struct Budget {
     bytes: usize,
@@ -82,23 +83,23 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// Without limits.
+    /// A budget without limits.
     pub(super) fn none() -> Self {
         Self { bytes: usize::MAX, deadline: None, text: Vec::new(), exceeded: None }
     }
 
-    /// 4 MiB and 16 bytes for each byte of the variables.
+    /// A budget of 4 MiB plus 16 bytes per byte of the variables.
     pub fn of(job: &Job) -> Self {
         let given: usize = job.context.iter().map(|(name, value)| name.len() + size(value)).sum();
         Self { bytes: given.saturating_mul(16).saturating_add(OUTPUT_BYTES), ..Self::none() }
     }
 
-    /// The same, until this time: checked at each write.
+    /// Adds a deadline, which each write checks.
     pub fn until(self, deadline: Instant) -> Self {
         Self { deadline: Some(deadline), ..self }
     }
 
-    /// Bytes that may be written.
+    /// Largest output in bytes.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -131,7 +132,7 @@ fn size(value: &Json) -> usize {
     }
 }
 
-/// A variable as the template engine holds it.
+/// Converts a variable for the template engine.
 fn value(json: &Json) -> Value {
     match json {
         Json::Null => ().into(),
@@ -147,14 +148,14 @@ fn value(json: &Json) -> Value {
     }
 }
 
-/// Runs the template engine, which panics on some templates (`[][::-1]`): a file must not end the program.
+/// Runs the template engine and catches its panics, which some templates cause (`[][::-1]`).
 fn guarded<T>(expected: &str, run: impl FnOnce() -> Result<T, minijinja::Error>) -> Result<T, Failure> {
     std::panic::catch_unwind(AssertUnwindSafe(run))
         .map_err(|_| Failure::unusable("template", expected, "a panic of the template engine"))?
         .map_err(|e| failure(expected, &e))
 }
 
-/// The innermost cause.
+/// Converts the innermost cause of an error.
 fn failure(expected: &str, error: &minijinja::Error) -> Failure {
     let mut inner = error;
     while let Some(cause) =

@@ -1,25 +1,25 @@
-//! `tojson` as transformers gives it to templates: Python's `json.dumps`, character for character.
+//! Implements `tojson` for templates as transformers does: Python's `json.dumps`, character for character.
 //!
-//! Not a general serialiser: minijinja's own escapes for HTML and knows no separators.
+//! minijinja's own filter escapes for HTML and has no separators.
 
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 
-/// Values nested deeper than this are refused rather than followed.
+/// Largest depth of nested values; deeper ones are an error.
 const DEPTH: usize = 256;
 
-/// How to write.
+/// Output style.
 struct Style {
     ascii: bool,
     sorted: bool,
     indent: Option<String>,
     item: String,
     key: String,
-    /// Never escaped: see [`super::protect`].
+    /// Never escaped; see [`super::special_token_guard`].
     sentinel: char,
 }
 
-/// The filter: `ensure_ascii`, `indent`, `separators` and `sort_keys` by name, `ensure_ascii` by place too.
+/// The filter, with keyword arguments `ensure_ascii`, `indent`, `separators` and `sort_keys`; the first is also positional.
 pub(super) fn tojson(
     value: &Value,
     ascii: Option<bool>,
@@ -110,7 +110,7 @@ impl Style {
         Ok(())
     }
 
-    /// Between two items, and before the first.
+    /// Writes the separator between two items, or before the first.
     fn separate(&self, index: usize, depth: usize, out: &mut String) {
         if index > 0 {
             out.push_str(&self.item);
@@ -160,7 +160,7 @@ fn number(value: &Value, out: &mut String) {
     }
 }
 
-/// Python's `repr` of a float: the shortest digits that read back, as a power of ten outside 1e-4 to 1e16.
+/// Python's `repr` of a float: the shortest digits that round-trip, in scientific notation outside 1e-4 to 1e16.
 fn float_repr(value: f64) -> String {
     if value.is_nan() {
         return "NaN".to_owned();

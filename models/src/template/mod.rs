@@ -1,8 +1,8 @@
-//! Conversations to prompts: the chat template of a model file, rendered as Python's Jinja would render it.
+//! Renders conversations to prompts by the chat template of a model file, as Python's Jinja does.
 //!
-//! It knows nothing of any model but the form in `kimi.jinja`, which serves files without a template.
-//! What users typed never becomes a special token: [`special_token_guard`] says how. A file's template is not trusted: it is
-//! parsed and rendered by a [`Sandbox`], which the caller supplies. Next: [`sandbox`], [`compiled`], [`bounds`].
+//! Files without a template use `kimi.jinja`. Text of users never becomes a special token ([`special_token_guard`]). A
+//! file's template is untrusted: a [`Sandbox`], which the caller supplies, parses and renders it. Next: [`sandbox`],
+//! [`compiled`], [`bounds`].
 
 pub mod bounds;
 mod compiled;
@@ -24,35 +24,34 @@ use serde_json::{Map, Value};
 use special_token_guard::{Guard, Names};
 use std::sync::{Arc, LazyLock};
 
-/// Kimi's form.
+/// Kimi's chat template.
 const KIMI: &str = include_str!("kimi.jinja");
 const NAME: &str = "chat_template";
 
-/// Kimi's form, parsed: part of the program, so it renders without a sandbox.
+/// The parsed built-in template, which renders without a sandbox.
 static BUILTIN: LazyLock<Result<Compiled, Failure>> = LazyLock::new(|| Compiled::new(KIMI));
 
-/// One message of a conversation, in the form that OpenAI's interface made common. Templates see the fields
-/// in this order.
+/// One message of a conversation, as in OpenAI's API. Templates see the fields in this order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// system, user, assistant, tool.
     pub role: String,
-    /// Text, or a list of parts; `None` when the field is absent, which is not the same as null.
+    /// Text, or a list of parts. None if the field is absent, which differs from null.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
     pub content: Option<Value>,
-    /// What the assistant reasoned before its answer.
+    /// The assistant's reasoning before its answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
-    /// Calls the assistant made.
+    /// Tool calls of the assistant.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_calls: Option<Vec<Value>>,
-    /// The call that a tool's message answers.
+    /// The call that a tool message answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tool_call_id: Option<String>,
-    /// Who speaks, or which tool.
+    /// Name of the speaker or the tool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Every other field, for templates that know it.
+    /// All other fields, for templates that use them.
     #[serde(flatten)]
     pub rest: Map<String, Value>,
 }
@@ -62,7 +61,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
 }
 
 impl Message {
-    /// A message of text.
+    /// Creates a text message.
     pub fn new(role: &str, text: &str) -> Self {
         Self { role: role.to_owned(), content: Some(Value::String(text.to_owned())), ..Self::default() }
     }
@@ -72,7 +71,7 @@ impl Message {
 #[derive(Clone)]
 pub struct Template {
     source: String,
-    /// Renders `source`; None where that is Kimi's form.
+    /// Renders `source`; None for the built-in template.
     sandbox: Option<Arc<dyn Sandbox>>,
     names: Names,
     /// `bos_token` and the like, by the names templates use.
@@ -81,10 +80,10 @@ pub struct Template {
 }
 
 impl Template {
-    /// The file's own template, which `sandbox` parses and renders, or Kimi's form when it has none.
+    /// Uses a file's template, which `sandbox` parses and renders, or the built-in one if `source` is None.
     ///
-    /// The vocabulary says what the special tokens are. A template that [`check`] finds unusable is kept, and every
-    /// rendering returns that failure: a model runs on token ids without its template.
+    /// The vocabulary defines the special tokens. A template that fails [`check`] is no error here, since a model also runs
+    /// on token ids; every rendering returns the failure.
     pub fn new(source: Option<&str>, vocabulary: &Vocabulary, sandbox: Arc<dyn Sandbox>) -> Self {
         let source = source.unwrap_or(KIMI);
         let fault = check(source, &*sandbox).err();
@@ -103,21 +102,20 @@ impl Template {
         }
     }
 
-    /// Why no conversation can be rendered, if the template is unusable.
+    /// The failure of an unusable template.
     pub fn fault(&self) -> Option<&Failure> {
         self.fault.as_ref()
     }
 
-    /// Whether this stands in the template's own text.
+    /// Returns whether the template's source contains this text.
     pub fn mentions(&self, text: &str) -> bool {
         self.source.contains(text)
     }
 
-    /// Renders a conversation. `extra` holds further variables (`enable_thinking` ...), which do not replace
-    /// the ones above.
+    /// Renders a conversation. `extra` holds further variables (`enable_thinking` ...), which do not override the others.
     ///
     /// # Errors
-    /// The template raised one for this conversation, does not parse, or exceeded a limit.
+    /// The template raised an error for this conversation, does not parse, or exceeded a limit.
     pub fn render(
         &self,
         messages: &[Message],
@@ -158,7 +156,7 @@ fn run(job: &Job, sandbox: Option<&dyn Sandbox>) -> Result<String, Failure> {
     }
 }
 
-/// Renders the shortest conversation, one word of a user, to find out whether a template is usable at all.
+/// Renders a one-word conversation to check whether a template is usable.
 ///
 /// # Errors
 /// The source is too long or too deeply nested, does not parse, or exceeds a limit. A template that refuses this

@@ -1,10 +1,10 @@
-//! What templates expect of Python beyond `minijinja_contrib::pycompat`: white space, the clock, errors.
+//! Adds Python behaviour that templates expect and `minijinja_contrib::pycompat` lacks: white space, the clock, errors.
 
 use minijinja::value::{ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Adds the functions and methods that transformers' environment has; `tojson` comes with each rendering.
+/// Adds the functions and methods of transformers' environment, except `tojson`, which each rendering adds.
 pub(super) fn install(environment: &mut Environment<'static>) {
     environment.set_unknown_method_callback(method);
     environment.add_filter("trim", |value: Value, chars: Option<String>| {
@@ -52,7 +52,7 @@ fn strip(text: &str, chars: Option<&str>, left: bool, right: bool) -> String {
     text.to_owned()
 }
 
-/// Python's white space: Unicode's and the four separators.
+/// Returns whether Python treats a character as white space: Unicode's, and four separators.
 fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -73,7 +73,7 @@ const MONTHS: [&str; 12] = [
     "December",
 ];
 
-/// C's `strftime` of seconds since 1970, in UTC; `-` before a letter takes its padding away.
+/// C's `strftime` of seconds since 1970, in UTC; `-` before a letter removes its padding.
 fn strftime(format: &str, seconds: u64) -> String {
     let (days, clock) = (seconds / 86400, seconds % 86400);
     let (year, month, day) = date(days);
@@ -112,7 +112,7 @@ fn strftime(format: &str, seconds: u64) -> String {
     out
 }
 
-/// Year, month and day of a day since 1970.
+/// Year, month and day of a day number since 1970.
 fn date(days: u64) -> (u64, u64, u64) {
     let leap = |year: u64| year.is_multiple_of(4) && !year.is_multiple_of(100) || year.is_multiple_of(400);
     let (mut year, mut day) = (1970 + days / 146_097 * 400, days % 146_097);

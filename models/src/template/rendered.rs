@@ -1,18 +1,19 @@
-//! A rendered conversation: its text and which parts of it are special tokens. Made by [`super::Template::render`];
-//! ids come from [`crate::tokenizer`].
+//! Holds a rendered conversation, its text with its special tokens, and encodes it.
+//!
+//! [`super::Template::render`] creates it. Next: [`crate::tokenizer`].
 
 use crate::tokenizer::{Segment, Specials, Vocabulary};
 
-/// A prompt: its text, and which of it is special tokens.
+/// A prompt: its text, and the special tokens in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     text: String,
-    /// End of each part in `text`, with the id if it is a special token.
+    /// End of each part in `text`, with the id of a special token.
     parts: Vec<(usize, Option<u32>)>,
 }
 
 impl Rendered {
-    /// An empty one with room for `bytes`.
+    /// Creates an empty prompt with room for `bytes`.
     pub(super) fn with_capacity(bytes: usize) -> Self {
         Self { text: String::with_capacity(bytes), parts: Vec::new() }
     }
@@ -31,17 +32,17 @@ impl Rendered {
         self.parts.push((self.text.len(), id));
     }
 
-    /// The text, to be read: encoding it anew would not tell a user's `<|im_end|>` from the template's.
+    /// The text for display. Encoding it again would confuse a user's `<|im_end|>` with the template's.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The ids in the vocabulary that the template was made with.
+    /// Encodes the prompt with the vocabulary of the template.
     pub fn encode(&self, vocabulary: &Vocabulary) -> Vec<u32> {
         self.encode_after(0, vocabulary)
     }
 
-    /// The ids of the text after its first `seen` bytes, which end at a character and not in a special token.
+    /// Encodes the text after its first `seen` bytes, which must end at a character and outside special tokens.
     pub fn encode_after(&self, seen: usize, vocabulary: &Vocabulary) -> Vec<u32> {
         let mut ids = Vec::with_capacity((self.text.len() - seen) / 3);
         let mut start = seen;
@@ -55,8 +56,8 @@ impl Rendered {
         ids
     }
 
-    /// The byte that these tokens lead to from byte `at`, if they spell what stands there: special tokens as
-    /// themselves, text cut in any way.
+    /// The byte position after these tokens from position `at`, if they match the prompt there: special tokens exactly, text
+    /// in any tokenization.
     pub fn follow(&self, at: usize, tokens: &[u32], vocabulary: &Vocabulary) -> Option<usize> {
         let mut at = at;
         let mut parts = self.parts[self.parts.partition_point(|(end, _)| *end <= at)..].iter();
@@ -80,8 +81,8 @@ impl Rendered {
         Some(at)
     }
 
-    /// Whether a special token or the end of the text stands at this byte, or a special token ends there: what
-    /// comes after is cut into tokens without regard to what was before.
+    /// Returns whether a special token starts or ends at this byte, or the text ends there: the text after it is tokenized
+    /// independently of the text before.
     pub fn is_border(&self, at: usize) -> bool {
         at == 0 || self.parts.binary_search_by_key(&at, |(end, _)| *end).is_ok()
     }

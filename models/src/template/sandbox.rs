@@ -1,14 +1,14 @@
-//! Where a template of a model file is parsed and rendered, and how that fails.
+//! Defines the sandbox that parses and renders untrusted templates, and its failures.
 //!
-//! The template engine counts steps, not the memory, stack and time that a step takes: one `a ~ a` doubles a string,
-//! one `==` of nested lists may never end, a namespace that holds itself overflows the stack when printed. Only a
-//! process of its own bounds those, which a library cannot start: callers supply a [`Sandbox`]. Next: [`super::compiled`].
+//! The template engine limits steps, but not the memory, stack and time of a step: one `a ~ a` doubles a string, one `==`
+//! of nested lists may never end, and printing a namespace that contains itself overflows the stack. Only a separate
+//! process bounds those. A library cannot start one, so callers supply a [`Sandbox`]. Next: [`super::compiled`].
 
 use super::compiled::{Budget, Compiled};
 use serde_json::{Map, Value};
 use std::fmt::{self, Display};
 
-/// One rendering: everything a sandbox needs to know.
+/// The input of one rendering.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
     /// The template.
@@ -19,17 +19,17 @@ pub struct Job<'a> {
     pub context: &'a Map<String, Value>,
 }
 
-/// Parses and renders templates that are not trusted.
+/// Parses and renders untrusted templates.
 pub trait Sandbox: Send + Sync {
     /// Renders one job.
     ///
     /// # Errors
-    /// The template raised one, does not parse, or exceeded a limit.
+    /// The template raised an error, does not parse, or exceeded a limit.
     fn run(&self, job: &Job) -> Result<String, Failure>;
 }
 
-/// Renders on the calling thread: bounds source, nesting, steps and the bytes written, but neither the memory, the
-/// stack nor the time of a step. For tests, and inside a process that has limits of its own.
+/// Renders on the calling thread, with bounds on source, nesting, steps and output, but not on memory, stack or time of a
+/// step. For tests, and for processes with limits of their own.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct InProcess;
 
@@ -39,7 +39,7 @@ impl Sandbox for InProcess {
     }
 }
 
-/// Why there is no rendering. Displayed in one line: place, expected, found.
+/// Why a rendering failed. `Display` is one line with place, expected and found.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Failure {
     /// The template does not accept this conversation.
@@ -55,9 +55,9 @@ pub enum Failure {
 pub struct Reason {
     /// A line, a variable or `rendering`.
     pub place: String,
-    /// What should be there.
+    /// The expected value.
     pub expected: String,
-    /// What is.
+    /// The value found.
     pub found: String,
 }
 
@@ -67,7 +67,7 @@ impl Display for Reason {
     }
 }
 
-/// Characters of a message that a template wrote.
+/// Longest message of a template, in characters.
 const MAX_FOUND_CHARS: usize = 400;
 
 impl Failure {
@@ -83,7 +83,7 @@ impl Failure {
 }
 
 impl Reason {
-    /// In one line, with a message of any length cut.
+    /// Formats the message on one line and truncates it.
     fn new(place: &str, expected: &str, found: impl Display) -> Self {
         let found = found.to_string();
         let mut line = String::new();

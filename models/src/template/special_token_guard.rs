@@ -1,25 +1,24 @@
-//! Keeps what a user typed from becoming a special token.
+//! Prevents text of users from becoming special tokens.
 //!
-//! Values are marked before the template sees them, with one character that stands nowhere in the input or
-//! the template: after the first character of every special token's name in them (`<` MARK `|im_end|>`), at
-//! an end that could be a part of a name, and in a value that is a middle part (`EOS`, for a template that
-//! writes `[{{ name }}]`). So neither a value nor a value joined to what stands beside it spells a name. The
-//! sentinel is no white space, so `strip` keeps it; `in`, `split` and comparison see ordinary text as it is, and
-//! special tokens' names as not there. After rendering, special tokens are looked for with the marks in
-//! place; then the marks are taken out and the rest is encoded as ordinary text.
+//! Before rendering, a sentinel character that occurs neither in the input nor in the template is inserted in values:
+//! after the first character of every special token's name (`<` SENTINEL `|im_end|>`), at an end that could be part of a
+//! name, and in a value that is the middle of a name (`EOS`, for a template that writes `[{{ name }}]`). Neither a value
+//! nor its concatenation with neighbouring text then contains a name. The sentinel is no white space, so `strip` keeps
+//! it; `in`, `split` and comparisons see ordinary text unchanged, and no names of special tokens. After rendering, special
+//! tokens are searched for with the sentinels in place; then the sentinels are removed and the rest is encoded as text.
 //!
-//! Left as they are, because templates compare them or build tokens from them (`<|{{ role }}|>`): middle parts
-//! under `role` and `type`, and keys that are words. A server checks roles before it comes here.
+//! Middle parts under `role` and `type` and keys that are words stay unchanged, because templates compare them or build
+//! tokens from them (`<|{{ role }}|>`). A server validates roles before rendering.
 
 use crate::tokenizer::Specials;
 use rustc_hash::FxHashSet;
 use serde_json::Value;
 use std::collections::HashSet;
 
-/// The first of [`candidates`], for values that hold none.
+/// The first of [`candidates`], for values that contain none of them.
 pub(super) const UNUSED: char = '\u{fdd0}';
 
-/// Characters that mean nothing in Unicode, and then private ones.
+/// Candidate sentinels: Unicode noncharacters, then private-use characters.
 fn candidates() -> impl Iterator<Item = char> {
     ('\u{fdd0}'..='\u{fdef}').chain('\u{f0000}'..='\u{ffffd}')
 }
@@ -28,13 +27,13 @@ fn is_candidate(c: char) -> bool {
     matches!(c, '\u{fdd0}'..='\u{fdef}' | '\u{f0000}'..='\u{ffffd}')
 }
 
-/// The names of special tokens and their proper parts, looked up for every value.
+/// The names of special tokens and their proper prefixes and suffixes.
 #[derive(Clone, Debug)]
 pub(super) struct Names {
     pub(super) specials: Specials,
     heads: FxHashSet<String>,
     tails: FxHashSet<String>,
-    /// Bytes of the longest part.
+    /// Length of the longest part in bytes.
     longest: usize,
 }
 
@@ -48,19 +47,19 @@ impl Names {
         Self { specials: specials.clone(), heads, tails, longest }
     }
 
-    /// Whether the text begins with the end of a name: what a template writes before it could complete it.
+    /// Returns whether the text starts with a suffix of a name, which preceding text could complete.
     fn tail_at_start(&self, text: &str) -> bool {
         let ends = 1..=self.longest.min(text.len());
         ends.filter_map(|end| text.get(..end)).any(|part| self.tails.contains(part))
     }
 
-    /// Whether the text ends with the beginning of a name.
+    /// Returns whether the text ends with a prefix of a name.
     fn head_at_end(&self, text: &str) -> bool {
         let lengths = 1..=self.longest.min(text.len());
         lengths.filter_map(|length| text.get(text.len() - length..)).any(|part| self.heads.contains(part))
     }
 
-    /// Whether the text is a part of a name.
+    /// Returns whether the text is part of a name.
     fn within(&self, text: &str) -> bool {
         !text.is_empty()
             && text.len() <= self.longest
@@ -68,14 +67,14 @@ impl Names {
     }
 }
 
-/// Marks values of one rendering.
+/// Inserts sentinels in the values of one rendering.
 pub(super) struct Guard<'s> {
     names: &'s Names,
     pub(super) sentinel: char,
 }
 
 impl<'s> Guard<'s> {
-    /// Chooses a sentinel that is not in any of the values or texts; `None` if all of 65,000 are.
+    /// Chooses a sentinel that occurs in none of the values or texts. None if all 65,000 candidates occur.
     pub(super) fn new<'v>(
         names: &'s Names,
         values: impl Iterator<Item = &'v Value>,
@@ -86,7 +85,7 @@ impl<'s> Guard<'s> {
         Some(Self { names, sentinel: candidates().find(|c| !used.contains(c))? })
     }
 
-    /// The value for the template, with every text and key in it marked.
+    /// Inserts sentinels in every text and key of a value.
     pub(super) fn value(&self, value: Value) -> Value {
         match value {
             Value::String(text) => Value::String(self.text(text, true)),
@@ -105,7 +104,7 @@ impl<'s> Guard<'s> {
         (self.text(key, !word), value)
     }
 
-    /// Marks a text; `middle` says whether a middle part of a name is marked too.
+    /// Inserts sentinels in a text; with `middle`, also in a text that is the middle of a name.
     fn text(&self, text: String, middle: bool) -> String {
         let inside = text.trim();
         let start = text.len() - text.trim_start().len();
@@ -127,7 +126,7 @@ impl<'s> Guard<'s> {
         if places.is_empty() { text } else { self.insert(&text, &places) }
     }
 
-    /// The text with the sentinel at these bytes, which ascend.
+    /// Inserts the sentinel at ascending byte positions.
     fn insert(&self, text: &str, places: &[usize]) -> String {
         let mut marked = String::with_capacity(text.len() + 4 * places.len());
         let mut at = 0;
@@ -140,7 +139,7 @@ impl<'s> Guard<'s> {
     }
 }
 
-/// Bytes of the first character.
+/// Length of the first character in bytes.
 fn first(text: &str) -> usize {
     text.chars().next().map_or(0, char::len_utf8)
 }

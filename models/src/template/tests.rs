@@ -1,4 +1,4 @@
-//! Published prompts, prompts rendered by Python's jinja2, and users who type special tokens.
+//! Tests templates with published prompts, prompts rendered by Python's jinja2, and special tokens typed by users.
 
 use super::*;
 use crate::tokenizer::kimi;
@@ -20,7 +20,7 @@ fn list(json: &Value) -> Vec<Value> {
     json.as_array().cloned().unwrap_or_default()
 }
 
-/// The same form as a template author might write it, in one piece and with marks around each token.
+/// The same format as another author might write it, in one file and with delimiters around each token.
 const OTHER_KIMI: &str = r#"{% macro declare(list) %}{{ '<|im_system|>tool_declare<|im_middle|>' + list | tojson(separators=[',', ':']) + '<|im_end|>' }}{% endmacro %}
 {%- if tools is not none and tools | length > 0 %}{{ declare(tools) }}{% endif -%}
 {%- for m in messages %}
@@ -84,7 +84,7 @@ fn python_s_jinja_renders_the_same() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// Renders one user's text by a template; its special ids are the template's own, and no text is lost.
+/// Checks that the special ids of a rendered user text are the template's own, and that no text is lost.
 fn check_typed(source: Option<&str>, typed: &str, specials: usize) {
     let template = template(source);
     let messages = [Message::new("user", typed)];

@@ -1,24 +1,24 @@
-//! Byte-pair merging: the pairs that merge, in which order, and the merging itself.
+//! Merges the bytes of a piece to tokens by byte-pair encoding, and holds the merge table.
 //!
-//! The pair of lowest rank merges first, the leftmost of equals. A token made from two others has one pair
-//! here, the two parts that merging gives when only lower ranks are known. That is the same as merging by
-//! the rank of the joined bytes (tiktoken): nothing ever merged across the ends of two neighbours, so inside
-//! them the same merges happened in the same order as in the token alone. Next: [`super::split`].
+//! The pair of lowest rank merges first, the leftmost among equals. Each merged token has one pair: the two parts that
+//! merging its bytes yields with lower ranks only. This gives the same tokens as ranking by the joined bytes (tiktoken):
+//! nothing merges across the boundary of two neighbours, so inside each the same merges happen in the same order as in
+//! the token alone. Next: [`super::pretokenizer`].
 
 use super::vocab::Tokens;
 use rustc_hash::FxHashMap;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-/// Pieces up to this many bytes are merged by scanning, longer ones with a heap: below it a scan of a few
-/// cache lines is quicker, above it the scan's square grows.
+/// Longest piece merged by scanning, in bytes; longer ones use a heap. A scan of a few cache lines is faster for short
+/// pieces, but quadratic.
 const SCAN_BYTES: usize = 64;
 const NEVER: u32 = u32::MAX;
 
-/// What a pair of neighbours becomes.
+/// The result of merging a pair of neighbours.
 #[derive(Clone, Copy, Debug)]
 struct Merge {
-    /// Lower merges first; `NEVER` when the pair does not merge.
+    /// Lower ranks merge first; `NEVER` if the pair does not merge.
     rank: u32,
     id: u32,
 }
@@ -34,14 +34,14 @@ pub(super) struct Merges {
     byte_ids: [u32; 256],
 }
 
-/// Working memory, reused from piece to piece.
+/// Scratch memory, reused between pieces.
 #[derive(Default)]
 pub(super) struct Scratch {
     parts: Vec<(u32, Merge)>,
 }
 
 impl Merges {
-    /// An empty table; the error is a byte that has no token.
+    /// Creates an empty table. The error is a byte without a token.
     pub(super) fn new(tokens: &Tokens, capacity: usize) -> Result<Self, u8> {
         let mut byte_ids = [0; 256];
         for byte in 0..=255u8 {
@@ -51,14 +51,14 @@ impl Merges {
         Ok(Self { pairs, list: Vec::with_capacity(capacity), byte_ids })
     }
 
-    /// Adds the next merge, which makes `id`. A pair that stands already keeps its earlier rank.
+    /// Adds the next merge, which yields `id`. An existing pair keeps its rank.
     pub(super) fn push(&mut self, left: u32, right: u32, id: u32) {
         let rank = self.list.len() as u32;
         self.pairs.entry(key(left, right)).or_insert(Merge { rank, id });
         self.list.push((left, right));
     }
 
-    /// Derives the table of a vocabulary whose ids are its ranks: see the head of this file.
+    /// Derives the table of a vocabulary whose ids are ranks, as described above.
     pub(super) fn derive(tokens: &Tokens) -> Result<Self, u8> {
         let mut merges = Self::new(tokens, tokens.len())?;
         let (mut scratch, mut parts) = (Scratch::default(), Vec::new());
@@ -76,12 +76,12 @@ impl Merges {
         Ok(merges)
     }
 
-    /// The pairs in order of rank.
+    /// The pairs, ordered by rank.
     pub(super) fn list(&self) -> &[(u32, u32)] {
         &self.list
     }
 
-    /// Appends the ids of one piece.
+    /// Merges a piece and appends its ids.
     pub(super) fn merge(&self, piece: &[u8], scratch: &mut Scratch, out: &mut Vec<u32>) {
         if piece.len() <= SCAN_BYTES {
             self.merge_short(piece, &mut scratch.parts, out);
@@ -115,8 +115,8 @@ impl Merges {
         out.extend(parts.iter().map(|part| part.0));
     }
 
-    /// O(n log n): a linked list of parts, and a heap of candidate merges of which stale ones are skipped.
-    /// Returns how many candidates went through the heap: one per byte and at most two per merge.
+    /// Merges in O(n log n), with a linked list of parts and a heap of candidate merges from which stale ones are skipped.
+    /// Returns the number of candidates pushed: one per byte and at most two per merge.
     fn merge_long(&self, piece: &[u8], out: &mut Vec<u32>) -> usize {
         assert!(piece.len() < NEVER as usize, "a piece of text above 4 GiB");
         let mut parts: Vec<Part> = (piece.iter().enumerate())
@@ -164,13 +164,13 @@ impl Merges {
     }
 }
 
-/// A part of a long piece; `prev` and `next` are outside the list at its ends.
+/// A part of a long piece; `prev` and `next` are out of range at the ends.
 #[derive(Clone, Copy)]
 struct Part {
     id: u32,
     prev: u32,
     next: u32,
-    /// What it becomes with its right neighbour.
+    /// The merge with its right neighbour.
     merge: Merge,
 }
 

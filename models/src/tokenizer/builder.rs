@@ -1,6 +1,6 @@
-//! A vocabulary while it is read: tokens are pushed id by id, then checked as a whole.
+//! Builds a [`Vocabulary`]: tokens are added id by id and then validated together.
 //!
-//! The three readers ([`super::tiktoken`], [`super::json`], [`super::metadata`]) end here.
+//! The three readers ([`super::tiktoken`], [`super::json`], [`super::metadata`]) use it.
 
 use super::bpe::Merges;
 use super::pretokenizer::{Pattern, Pretokenizer};
@@ -9,44 +9,44 @@ use super::{END_NAMES, SpecialIds, Specials, Vocabulary};
 use crate::gguf::Error;
 use std::fmt::Display;
 
-/// What a token is; the numbers are GGUF's.
+/// The kind of a token, with GGUF's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     /// Bytes of text.
     Normal = 1,
-    /// Stands for what no token spells.
+    /// Replaces text that no token encodes.
     Unknown = 2,
-    /// Special: the form of a conversation.
+    /// Special: delimits the parts of a conversation.
     Control = 3,
-    /// Special in a template, though not called so by its author.
+    /// Added by the model's author; treated as special.
     UserDefined = 4,
     /// An id without a token.
     Unused = 5,
-    /// A single byte spelled `<0x41>`.
+    /// A single byte, written `<0x41>`.
     Byte = 6,
 }
 
 impl Kind {
-    /// By GGUF's number.
+    /// The kind with GGUF's number.
     pub(super) fn of(number: i32) -> Option<Self> {
         [Self::Normal, Self::Unknown, Self::Control, Self::UserDefined, Self::Unused, Self::Byte]
             .into_iter()
             .find(|&kind| kind as i32 == number)
     }
 
-    /// Whether text never becomes it.
+    /// Returns whether the token is special: text never yields it.
     pub fn is_special(self) -> bool {
         matches!(self, Self::Unknown | Self::Control | Self::UserDefined)
     }
 }
 
-/// More ids than any known model has: what asks for more is a broken file, not a large one.
+/// Largest number of ids, above any known model: a file with more is invalid.
 pub(super) const MAX_IDS: usize = 1 << 22;
 
-/// Names of special tokens are searched for in every prompt; Kimi's are 7 kB.
+/// Largest total length of special names, which every prompt is searched for; Kimi's have 7 kB.
 const MAX_SPECIAL_BYTES: usize = 1 << 20;
 
-/// One line about a tokenizer file.
+/// An error of a tokenizer file.
 pub(super) fn bad(path: &str, place: impl Display, expected: impl Display, found: impl Display) -> Error {
     Error::Bad {
         path: path.to_owned(),
@@ -56,7 +56,7 @@ pub(super) fn bad(path: &str, place: impl Display, expected: impl Display, found
     }
 }
 
-/// At most 80 characters, control characters escaped: a message stays one line.
+/// Truncates text to 80 characters and escapes control characters, so that a message stays one line.
 fn shortened(text: &str) -> String {
     let escaped: String = text.chars().take(81).flat_map(|c| Escape(c).into_iter()).collect();
     match text.chars().nth(80) {
@@ -73,7 +73,7 @@ impl Escape {
     }
 }
 
-/// Tokens so far.
+/// A vocabulary under construction.
 pub(super) struct VocabularyBuilder<'p> {
     path: &'p str,
     pub(super) tokens: Tokens,
@@ -81,7 +81,7 @@ pub(super) struct VocabularyBuilder<'p> {
 }
 
 impl<'p> VocabularyBuilder<'p> {
-    /// Room for `count` tokens of the file `path`.
+    /// Allocates room for `count` tokens of the file `path`.
     pub(super) fn new(path: &'p str, count: usize) -> Result<Self, Error> {
         if count > MAX_IDS {
             return Err(bad(path, "tokens", format_args!("at most {MAX_IDS} ids"), count));
@@ -89,7 +89,7 @@ impl<'p> VocabularyBuilder<'p> {
         Ok(Self { path, tokens: Tokens::with_capacity(count), kinds: Vec::with_capacity(count) })
     }
 
-    /// The next id's token.
+    /// Adds the token of the next id.
     pub(super) fn push(&mut self, kind: Kind, bytes: &[u8]) -> Result<(), Error> {
         let place = || format!("token {}", self.kinds.len());
         let too_long = || bad(self.path, place(), "tokens of less than 4 GiB in all", "more");
@@ -105,17 +105,17 @@ impl<'p> VocabularyBuilder<'p> {
         Ok(())
     }
 
-    /// An id without a token.
+    /// Adds an id without a token.
     pub(super) fn push_unused(&mut self) -> Result<(), Error> {
         self.push(Kind::Unused, format!("[PAD{}]", self.kinds.len()).as_bytes())
     }
 
-    /// The merge table of ids that are ranks.
+    /// Derives the merge table of a vocabulary whose ids are ranks.
     pub(super) fn derive_merges(&self) -> Result<Merges, Error> {
         Merges::derive(&self.tokens).map_err(|byte| self.missing(byte))
     }
 
-    /// A merge table to fill.
+    /// Creates an empty merge table.
     pub(super) fn new_merges(&self, count: usize) -> Result<Merges, Error> {
         Merges::new(&self.tokens, count).map_err(|byte| self.missing(byte))
     }
@@ -124,7 +124,7 @@ impl<'p> VocabularyBuilder<'p> {
         bad(self.path, "tokens", format_args!("a token for every byte"), format_args!("none for {byte:#04x}"))
     }
 
-    /// Adds a merge of two tokens given as bytes, found to be the `index`-th of the file.
+    /// Adds the `index`-th merge of the file: two tokens, given as bytes.
     pub(super) fn merge(
         &self,
         merges: &mut Merges,
@@ -141,7 +141,7 @@ impl<'p> VocabularyBuilder<'p> {
         Ok(())
     }
 
-    /// The checked whole.
+    /// Validates and returns the vocabulary.
     pub(super) fn finish(
         self,
         merges: Merges,
@@ -168,10 +168,10 @@ impl<'p> VocabularyBuilder<'p> {
         }
         let named = ids.map(|id| (String::from_utf8_lossy(self.tokens.get(id)).into_owned(), id));
         let specials = Specials::new(named.collect());
-        let mut ends: Vec<u32> =
+        let mut eog_tokens: Vec<u32> =
             END_NAMES.iter().filter_map(|name| specials.id(name)).chain(special_ids.eos).collect();
-        ends.sort_unstable();
-        ends.dedup();
+        eog_tokens.sort_unstable();
+        eog_tokens.dedup();
         let pretokenizer = Pretokenizer::new(pattern);
         Ok(Vocabulary {
             tokens: self.tokens,
@@ -180,7 +180,7 @@ impl<'p> VocabularyBuilder<'p> {
             pretokenizer,
             specials,
             special_ids,
-            ends,
+            eog_tokens,
         })
     }
 }

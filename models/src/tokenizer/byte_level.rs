@@ -1,13 +1,13 @@
-//! GPT-2's spelling of bytes as printable characters, in which GGUF and `tokenizer.json` write tokens.
+//! Encodes bytes as printable characters by GPT-2's byte-level alphabet, in which GGUF and `tokenizer.json` write tokens.
 //!
-//! Not an encoding of text: byte 0x20 is written `Ġ`, 0xE4 `ä`. Next: [`super::metadata`].
+//! Byte 0x20 is written `Ġ`, 0xE4 is `ä`. Next: [`super::metadata`].
 
-/// Whether a byte is written as the character of its own number.
+/// Returns whether a byte is written as the character of the same number.
 const fn printable(byte: u8) -> bool {
     matches!(byte, 33..=126 | 161..=172 | 174..=255)
 }
 
-/// Byte -> character: the unprintable ones follow each other from U+0100.
+/// Character of each byte; unprintable bytes are numbered from U+0100.
 const CHARS: [char; 256] = {
     let mut table = ['\0'; 256];
     let (mut byte, mut next) = (0, 256);
@@ -23,7 +23,7 @@ const CHARS: [char; 256] = {
     table
 };
 
-/// Character -> byte, for the 324 first characters; those that spell nothing hold `None`.
+/// Byte of each of the first 324 characters, if any.
 const BYTES: [Option<u8>; 324] = {
     let mut table = [None; 324];
     let mut byte = 0;
@@ -34,12 +34,12 @@ const BYTES: [Option<u8>; 324] = {
     table
 };
 
-/// Writes bytes in the spelling.
+/// Encodes bytes.
 pub(super) fn encode(bytes: &[u8]) -> String {
     bytes.iter().map(|&b| CHARS[b as usize]).collect()
 }
 
-/// Reads a spelling into `bytes` (cleared first); the first character that spells no byte is the error.
+/// Decodes text to `bytes`, which is cleared first. The error is the first character outside the alphabet.
 pub(super) fn decode(text: &str, bytes: &mut Vec<u8>) -> Result<(), char> {
     bytes.clear();
     for c in text.chars() {

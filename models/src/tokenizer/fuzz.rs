@@ -1,13 +1,16 @@
-//! One entry for a fuzzer: arbitrary bytes as each tokenizer file in turn.
+//! Entry point for fuzzers: reads arbitrary bytes as each kind of tokenizer file.
 //!
-//! Not used by the program. Vocabularies must have all 256 bytes, which a fuzzer would rarely write, so
-//! three of the four readings put them before the input.
+//! The program does not use it. Valid vocabularies contain all 256 bytes, which a fuzzer rarely produces, so three of the
+//! four readers get them prepended.
 
 use super::{Utf8Stream, Vocabulary, byte_level};
 use crate::gguf::{Array, Metadata, Value};
 
-/// Reads `input` as a tokenizer file of the kind that its first byte chooses; what is accepted must then
-/// encode, decode and survive the way through GGUF metadata. Panics are the bugs to find.
+/// Reads `input` as a tokenizer file; its first byte selects the kind. An accepted vocabulary must encode, decode and
+/// survive a round trip through GGUF metadata.
+///
+/// # Panics
+/// On a violation, which is a bug.
 pub fn exercise(input: &[u8]) {
     let Some((&kind, rest)) = input.split_first() else { return };
     let text = String::from_utf8_lossy(rest);
@@ -30,7 +33,7 @@ pub fn exercise(input: &[u8]) {
     assert_eq!(back.encode(&text), ids);
 }
 
-/// The lines of a `tiktoken.model` with the 256 bytes as its ranks.
+/// The lines of a `tiktoken.model` with the 256 bytes as ranks.
 fn byte_ranks() -> Vec<u8> {
     const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let line = |byte: usize| {
@@ -40,7 +43,7 @@ fn byte_ranks() -> Vec<u8> {
     (0..256).map(line).collect::<String>().into_bytes()
 }
 
-/// The 256 bytes, then a token per line of the text: `type token`, or `merge left right`.
+/// Metadata with the 256 bytes and one entry per line of the text: `type token`, or `merge left right`.
 fn byte_metadata(text: &str) -> Metadata {
     let mut tokens: Vec<String> = (0..=255).map(|byte| byte_level::encode(&[byte])).collect();
     let mut types = vec![1; 256];

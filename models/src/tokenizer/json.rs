@@ -1,6 +1,6 @@
-//! Reads Hugging Face's `tokenizer.json` when it is a byte-level BPE with a split pattern that we know.
+//! Reads Hugging Face's `tokenizer.json`, if it is a byte-level BPE with a known pre-tokenizer pattern.
 //!
-//! Only what changes ids is read; a part that would change them and is not known is refused.
+//! It reads only the parts that affect ids, and refuses unknown parts that would affect them.
 
 use super::builder::{Kind, MAX_IDS, VocabularyBuilder, bad};
 use super::pretokenizer::Pattern;
@@ -8,14 +8,14 @@ use super::{Merges, SpecialIds, Vocabulary, byte_level};
 use crate::gguf::Error;
 use serde_json::Value;
 
-/// Pattern assumed when the file's pre-tokenizer carries none.
+/// The pattern if the file has none.
 const DEFAULT: &str = "kimi-k2";
 
 impl Vocabulary {
-    /// Reads the text of `tokenizer.json`, named `path` in messages.
+    /// Reads the text of `tokenizer.json`; `path` names it in messages.
     ///
-    /// `config` is the text of `tokenizer_config.json`, which says the special_ids (`bos_token` ...), or empty;
-    /// `size` the model's `vocab_size` when known: ids up to it that have no token are unused.
+    /// `config` is the text of `tokenizer_config.json`, which names the special ids (`bos_token` ...), or empty. `size` is
+    /// the model's `vocab_size`, if known: ids below it without a token are unused.
     pub fn from_json(path: &str, text: &str, config: &str, size: Option<usize>) -> Result<Self, Error> {
         let parse = |text: &str| serde_json::from_str(text).map_err(|e| bad(path, "tokenizer", "JSON", e));
         let file: Value = parse(text)?;
@@ -48,7 +48,7 @@ impl Vocabulary {
     }
 }
 
-/// The one `Split` pattern among the pre-tokenizers; `ByteLevel` must not split by a pattern of its own.
+/// Finds the only `Split` pattern among the pre-tokenizers; `ByteLevel` must not split by its own pattern.
 fn pattern(path: &str, pre: &Value) -> Result<&'static Pattern, Error> {
     let steps = match pre["pretokenizers"].as_array() {
         Some(steps) => steps.as_slice(),
@@ -101,7 +101,7 @@ fn read_tokens<'p, 'j>(
         let wrong = || bad(path, "model.vocab", format_args!("an id below {MAX_IDS} for {token}"), value);
         tokens.push((id(value).ok_or_else(wrong)?, Kind::Normal, token));
     }
-    // An added token may stand in the vocabulary as well: the stable sort keeps its added form first.
+    // An added token may also be in the vocabulary: the stable sort keeps the added one first.
     tokens.sort_by_key(|(id, ..)| *id);
     tokens.dedup_by(|later, first| later.0 == first.0 && later.2 == first.2);
     let count = tokens.last().map_or(0, |(id, ..)| id + 1);
@@ -115,7 +115,7 @@ fn read_tokens<'p, 'j>(
             return Err(bad(path, format_args!("token {id}"), "one token", format_args!("also {token}")));
         }
         if kind == Kind::Normal {
-            let wrong = |_| bad(path, "model.vocab", "bytes in GPT-2's spelling", token);
+            let wrong = |_| bad(path, "model.vocab", "bytes in GPT-2's byte-level alphabet", token);
             byte_level::decode(token, &mut bytes).map_err(wrong)?;
             builder.push(kind, &bytes)?;
         } else {
@@ -132,7 +132,7 @@ fn id(value: &Value) -> Option<usize> {
     value.as_u64().and_then(|id| usize::try_from(id).ok()).filter(|&id| id < MAX_IDS)
 }
 
-/// Merges are written `"a b"` or `["a", "b"]`.
+/// Reads merges, written as `"a b"` or `["a", "b"]`.
 fn read_merges(path: &str, builder: &VocabularyBuilder, list: &Value) -> Result<Merges, Error> {
     let list = list.as_array().ok_or_else(|| bad(path, "model.merges", "an array", "another type"))?;
     let mut merges = builder.new_merges(list.len())?;

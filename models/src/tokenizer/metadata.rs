@@ -1,4 +1,4 @@
-//! A vocabulary as GGUF metadata, both ways: the `tokenizer.ggml.*` keys that llama.cpp shares with us.
+//! Reads and writes a vocabulary as GGUF metadata, with llama.cpp's `tokenizer.ggml.*` keys.
 
 use super::builder::{Kind, VocabularyBuilder, bad};
 use super::pretokenizer::Pattern;
@@ -16,7 +16,7 @@ const PAD: &str = "tokenizer.ggml.padding_token_id";
 const UNK: &str = "tokenizer.ggml.unknown_token_id";
 
 impl Vocabulary {
-    /// Reads the metadata of the file `path`; `None` when it has no tokenizer and is used by ids.
+    /// Reads the metadata of the file `path`. None for a file without a tokenizer, which takes token ids only.
     pub fn from_metadata(path: &str, metadata: &Metadata) -> Result<Option<Self>, Error> {
         match string(path, metadata, MODEL)? {
             None | Some("none" | "no_vocab") => return Ok(None),
@@ -39,7 +39,7 @@ impl Vocabulary {
         builder.finish(merges, pattern, special_ids).map(Some)
     }
 
-    /// The metadata that describes this vocabulary; [`Self::from_metadata`] reads it back.
+    /// The metadata of this vocabulary, for [`Self::from_metadata`].
     pub fn to_metadata(&self) -> Vec<(String, Value)> {
         let spelled = |id: u32| match self.kinds[id as usize] {
             Kind::Normal => byte_level::encode(self.tokens.get(id)),
@@ -79,7 +79,7 @@ fn read_tokens<'p>(path: &'p str, tokens: &[String], types: &[i32]) -> Result<Vo
         match Kind::of(number) {
             None => return Err(bad(path, format_args!("{TYPES} {index}"), "1 to 6", number)),
             Some(Kind::Normal) => {
-                let found = |_| bad(path, place(), "bytes in GPT-2's spelling", token);
+                let found = |_| bad(path, place(), "bytes in GPT-2's byte-level alphabet", token);
                 byte_level::decode(token, &mut bytes).map_err(found)?;
                 builder.push(Kind::Normal, &bytes)?;
             }
@@ -101,7 +101,9 @@ fn read_merges(path: &str, builder: &VocabularyBuilder, list: &[String]) -> Resu
     let mut merges = builder.new_merges(list.len())?;
     let (mut left, mut right) = (Vec::new(), Vec::new());
     for (index, merge) in list.iter().enumerate() {
-        let found = || bad(path, format_args!("{MERGES} {index}"), "two tokens in GPT-2's spelling", merge);
+        let found = || {
+            bad(path, format_args!("{MERGES} {index}"), "two tokens in GPT-2's byte-level alphabet", merge)
+        };
         let (a, b) = merge.split_once(' ').ok_or_else(found)?;
         byte_level::decode(a, &mut left).map_err(|_| found())?;
         byte_level::decode(b, &mut right).map_err(|_| found())?;

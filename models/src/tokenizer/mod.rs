@@ -1,9 +1,8 @@
-//! Text to token ids and back: byte-pair encoding over a [`Vocabulary`], exact and linear in the text.
+//! Encodes text as token ids and decodes them: byte-pair encoding over a [`Vocabulary`], in time linear in the text.
 //!
-//! One vocabulary type, read from `tiktoken.model`, from `tokenizer.json` or from GGUF metadata, and written
-//! as GGUF metadata. It is not a trainer and knows no chat form: that is [`crate::template`].
-//! Way of a text: [`pretokenizer`] cuts it into pieces, [`vocab`] knows most of them whole, [`bpe`] builds the
-//! others; ids become text again in [`stream`].
+//! A vocabulary is read from `tiktoken.model`, `tokenizer.json` or GGUF metadata, and written as GGUF metadata. It does
+//! not train vocabularies and has no chat format, which is in [`crate::template`]. [`pretokenizer`] splits a text into
+//! pieces, [`vocab`] looks them up, and [`bpe`] merges those that are no tokens; [`stream`] decodes ids incrementally.
 
 mod bpe;
 mod builder;
@@ -33,23 +32,23 @@ use rustc_hash::FxHashMap;
 use std::ops::Range;
 use vocab::Tokens;
 
-/// Names that end a generation whenever a vocabulary has them, as llama.cpp treats them.
+/// Names of end-of-generation tokens, as in llama.cpp.
 const END_NAMES: [&str; 4] = ["[EOS]", "<|im_end|>", "[EOT]", "[PAD]"];
 
-/// Ids that have a part to play.
+/// Ids with a special role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpecialIds {
-    /// Beginning of a sequence; Kimi's encoding adds none.
+    /// Beginning of a sequence; encoding does not add it.
     pub bos: Option<u32>,
     /// End of a sequence.
     pub eos: Option<u32>,
-    /// Filler.
+    /// Padding.
     pub pad: Option<u32>,
     /// Unknown token.
     pub unk: Option<u32>,
 }
 
-/// Tokens, merges, split pattern and special ids of a model.
+/// Tokens, merges, pre-tokenizer and special ids of a model.
 #[derive(Clone, Debug)]
 pub struct Vocabulary {
     tokens: Tokens,
@@ -58,28 +57,28 @@ pub struct Vocabulary {
     pretokenizer: Pretokenizer,
     specials: Specials,
     special_ids: SpecialIds,
-    /// Sorted.
-    ends: Vec<u32>,
+    /// End-of-generation tokens, sorted.
+    eog_tokens: Vec<u32>,
 }
 
-/// Pieces kept per text so that a repeated one is not merged again, and the longest that is kept in bytes.
-const KEPT_PIECES: usize = 1 << 16;
-const KEPT_BYTES: usize = 64;
+/// Size of the cache of merged pieces per text, and the longest cached piece in bytes.
+const CACHED_PIECES: usize = 1 << 16;
+const CACHED_PIECE_BYTES: usize = 64;
 
 impl Vocabulary {
-    /// Ids of a text that nobody vouches for: it never becomes a special id.
+    /// Encodes untrusted text, which never yields a special token.
     pub fn encode(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         self.encode_into(text, &mut ids);
         ids
     }
 
-    /// [`Self::encode`] of bytes that may be no UTF-8: broken sequences are read as U+FFFD.
+    /// [`Self::encode`] of bytes; invalid UTF-8 is replaced by U+FFFD.
     pub fn encode_bytes(&self, bytes: &[u8]) -> Vec<u32> {
         self.encode(&String::from_utf8_lossy(bytes))
     }
 
-    /// Ids of a trusted text, in which the names of special tokens are those tokens.
+    /// Encodes trusted text, in which names of special tokens become these tokens.
     pub fn encode_with_specials(&self, text: &str) -> Vec<u32> {
         let mut ids = Vec::with_capacity(text.len() / 3);
         for segment in self.specials.segments(text) {
@@ -102,65 +101,65 @@ impl Vocabulary {
             } else {
                 let start = ids.len();
                 self.merges.merge(piece, &mut scratch, ids);
-                if piece.len() <= KEPT_BYTES && merged.len() < KEPT_PIECES {
+                if piece.len() <= CACHED_PIECE_BYTES && merged.len() < CACHED_PIECES {
                     merged.insert(piece, start..ids.len());
                 }
             }
         }
     }
 
-    /// The text of ids, specials by name, broken UTF-8 as U+FFFD; ids that do not exist are nothing.
+    /// Decodes ids: special tokens by name, invalid UTF-8 as U+FFFD. Unknown ids are skipped.
     pub fn decode(&self, ids: &[u32]) -> String {
         let bytes: Vec<u8> = ids.iter().flat_map(|&id| self.token_bytes(id)).copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// The bytes of a token, the name of a special one; empty for an id that does not exist.
+    /// The bytes of a token, or the name of a special one; empty for an unknown id.
     pub fn token_bytes(&self, id: u32) -> &[u8] {
         if (id as usize) < self.len() { self.tokens.get(id) } else { &[] }
     }
 
-    /// How many ids there are, unused ones included: the rows of the embedding.
+    /// Number of ids, unused ones included: the rows of the embedding.
     pub fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Never: a vocabulary has at least the 256 bytes.
+    /// Always false: a vocabulary has at least the 256 bytes.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// What an id is; `None` when it does not exist.
+    /// The kind of an id. None if unknown.
     pub fn kind(&self, id: u32) -> Option<Kind> {
         self.kinds.get(id as usize).copied()
     }
 
-    /// Whether generation stops at this id.
+    /// Returns whether generation stops at this id.
     pub fn is_end(&self, id: u32) -> bool {
-        self.ends.binary_search(&id).is_ok()
+        self.eog_tokens.binary_search(&id).is_ok()
     }
 
-    /// The ids at which generation stops, ascending.
+    /// The end-of-generation tokens, ascending.
     pub fn eog_tokens(&self) -> &[u32] {
-        &self.ends
+        &self.eog_tokens
     }
 
-    /// Whether this id is a special token: not something a user can type.
+    /// Returns whether this id is a special token, which text never yields.
     pub fn is_special(&self, id: u32) -> bool {
         self.kind(id).is_some_and(Kind::is_special)
     }
 
-    /// The special tokens by name.
+    /// The special tokens.
     pub fn specials(&self) -> &Specials {
         &self.specials
     }
 
-    /// Beginning, end, filler, unknown.
+    /// Ids with a special role.
     pub fn special_ids(&self) -> SpecialIds {
         self.special_ids
     }
 
-    /// The name of the split pattern, `tokenizer.ggml.pre`.
+    /// The name of the pre-tokenizer pattern, `tokenizer.ggml.pre`.
     pub fn pre(&self) -> &'static str {
         self.pretokenizer.pattern.name
     }

@@ -1,25 +1,24 @@
-//! The cut of text into pieces before merging, by the pattern that a vocabulary was made with.
+//! Splits text into pieces before merging, by the vocabulary's pattern.
 //!
-//! The table of known patterns is here: to support another `tokenizer.ggml.pre`, add its line. Patterns end in
-//! `\s+(?!\S)|\s+`, which a regular expression in the strict sense cannot say, so those two are one
-//! pattern of their own, and its last white-space character is given back by hand when text follows.
-//! Next: [`super`] puts the pieces together with the merges.
+//! It holds the table of known patterns: to support another `tokenizer.ggml.pre`, add a line. Patterns end in
+//! `\s+(?!\S)|\s+`, whose look-ahead the regex engine lacks. Both alternatives are therefore compiled as `\s+`, and a match
+//! gives back its last white-space character if text follows. Next: [`super`], which merges the pieces.
 
 use regex_automata::meta::{Config, Regex};
 use regex_automata::{Anchored, Input};
 use std::sync::OnceLock;
 
-/// A pattern by its name in GGUF.
+/// A pattern and its name in GGUF.
 #[derive(Debug)]
 pub(super) struct Pattern {
     pub(super) name: &'static str,
     /// The alternatives before `\s+(?!\S)|\s+`.
     alternatives: &'static [&'static str],
-    /// Compiled at first use: 8 ms.
+    /// Compiled on first use, in 8 ms.
     regex: OnceLock<Regex>,
 }
 
-/// Every pattern this package knows.
+/// All known patterns.
 pub(super) static PATTERNS: [Pattern; 1] = [Pattern {
     name: "kimi-k2",
     regex: OnceLock::new(),
@@ -34,22 +33,22 @@ pub(super) static PATTERNS: [Pattern; 1] = [Pattern {
 }];
 
 impl Pattern {
-    /// By name.
+    /// Finds a pattern by name.
     pub(super) fn named(name: &str) -> Option<&'static Pattern> {
         PATTERNS.iter().find(|pattern| pattern.name == name)
     }
 
-    /// By the regular expression that a `tokenizer.json` carries.
+    /// Finds a pattern by the regular expression in a `tokenizer.json`.
     pub(super) fn of_source(source: &str) -> Option<&'static Pattern> {
         PATTERNS.iter().find(|pattern| pattern.source() == source)
     }
 
-    /// The whole regular expression as published.
+    /// The complete regular expression, as published.
     pub(super) fn source(&self) -> String {
         self.alternatives.join("|") + r"|\s+(?!\S)|\s+"
     }
 
-    /// The names of all, for messages.
+    /// The names of all patterns, for messages.
     pub(super) fn known() -> String {
         PATTERNS.iter().map(|pattern| pattern.name).collect::<Vec<_>>().join(", ")
     }
@@ -66,7 +65,7 @@ pub(super) struct Pretokenizer {
 const SPACES: usize = 1;
 
 fn compile(alternatives: &[&str]) -> Regex {
-    // The lazy automaton of these Unicode classes outgrows the default 2 MiB and would start over.
+    // The lazy DFA of these Unicode classes exceeds the default 2 MiB and would be rebuilt repeatedly.
     let config = Config::new().hybrid_cache_capacity(256 << 20).nfa_size_limit(None).onepass(false);
     let regex = Regex::builder().configure(config).build_many(&[&alternatives.join("|"), r"\s+"]);
     regex.expect("the patterns of the table compile: a test builds each")
@@ -77,7 +76,7 @@ impl Pretokenizer {
         Self { pattern, regex: pattern.regex.get_or_init(|| compile(pattern.alternatives)).clone() }
     }
 
-    /// The pieces in order; together they are the text.
+    /// Iterates over the pieces, whose concatenation is the text.
     pub(super) fn pieces<'t>(&self, text: &'t str) -> impl Iterator<Item = &'t str> {
         let mut at = 0;
         std::iter::from_fn(move || {

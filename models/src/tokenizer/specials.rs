@@ -1,7 +1,6 @@
-//! Tokens that stand for themselves in a rendered prompt: `<|im_end|>` and the like.
+//! Finds special tokens (`<|im_end|>`) in rendered prompts, longest match first.
 //!
-//! Finds them in text, longest first. Text typed by a user never comes here: [`crate::template`] says how
-//! that is kept apart.
+//! Untrusted text is never searched; [`crate::template`] describes how it is kept apart.
 
 use aho_corasick::{AhoCorasick, Input, MatchKind};
 use std::ops::Range;
@@ -10,11 +9,11 @@ use std::ops::Range;
 #[derive(Clone, Debug)]
 pub struct Specials {
     named: Vec<(String, u32)>,
-    /// `None` when the names are too many to search for, or there are none.
+    /// None without names, or if there are too many.
     search: Option<AhoCorasick>,
 }
 
-/// A run of text, or a special token that cuts it.
+/// A run of text, or a special token between two runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Segment<'t> {
     Text(&'t str),
@@ -22,7 +21,7 @@ pub(crate) enum Segment<'t> {
 }
 
 impl Specials {
-    /// From names and ids; an empty name is nobody's.
+    /// Builds the search from names and ids; empty names are ignored.
     pub(super) fn new(mut named: Vec<(String, u32)>) -> Self {
         named.retain(|(name, _)| !name.is_empty());
         let names = named.iter().map(|(name, _)| name);
@@ -30,7 +29,7 @@ impl Specials {
         Self { search: search.filter(|_| !named.is_empty()), named }
     }
 
-    /// The id of a special token by its exact name.
+    /// The id of a special token, by exact name.
     pub fn id(&self, name: &str) -> Option<u32> {
         self.named.iter().find(|(n, _)| n == name).map(|(_, id)| *id)
     }
@@ -40,7 +39,7 @@ impl Specials {
         self.named.iter().find(|(_, i)| *i == id).map(|(name, _)| name.as_str())
     }
 
-    /// The names, in order of their ids.
+    /// The names, ordered by id.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.named.iter().map(|(name, _)| name.as_str())
     }
@@ -57,7 +56,7 @@ impl Specials {
         Some((found.range(), self.named[found.pattern().as_usize()].1))
     }
 
-    /// The text cut at its special tokens.
+    /// Splits text at its special tokens.
     pub(crate) fn segments<'t>(&'t self, text: &'t str) -> Vec<Segment<'t>> {
         let (mut segments, mut at) = (Vec::new(), 0);
         for (range, id) in self.find(text) {

@@ -1,13 +1,13 @@
-//! Bytes of tokens to text, never splitting a character.
+//! Decodes the bytes of tokens to text incrementally, without splitting characters.
 //!
-//! Tokens cut characters: an emoji may be three of them. What cannot become a character any more is U+FFFD,
-//! placed as `String::from_utf8_lossy` places it. Not aware of ids; [`super::Vocabulary::decode`] is.
+//! Tokens may split characters: an emoji may take three. Invalid bytes become U+FFFD exactly as with
+//! `String::from_utf8_lossy`. It takes bytes, not ids; [`super::Vocabulary::decode`] takes ids.
 
-/// Holds back the bytes of an unfinished character between pushes.
+/// Buffers the bytes of an incomplete character between pushes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Utf8Stream {
     /// At most three bytes.
-    held: Vec<u8>,
+    pending: Vec<u8>,
 }
 
 impl Utf8Stream {
@@ -16,27 +16,27 @@ impl Utf8Stream {
         Self::default()
     }
 
-    /// Adds bytes and returns the text that is complete: possibly nothing.
+    /// Adds bytes and returns the complete text, which may be empty.
     pub fn push(&mut self, bytes: &[u8]) -> String {
-        self.held.extend_from_slice(bytes);
-        let unfinished = match self.held.utf8_chunks().last() {
-            Some(chunk) if could_go_on(chunk.invalid()) => chunk.invalid().len(),
+        self.pending.extend_from_slice(bytes);
+        let unfinished = match self.pending.utf8_chunks().last() {
+            Some(chunk) if is_incomplete(chunk.invalid()) => chunk.invalid().len(),
             _ => 0,
         };
-        let rest = self.held.split_off(self.held.len() - unfinished);
-        let text = String::from_utf8_lossy(&self.held).into_owned();
-        self.held = rest;
+        let rest = self.pending.split_off(self.pending.len() - unfinished);
+        let text = String::from_utf8_lossy(&self.pending).into_owned();
+        self.pending = rest;
         text
     }
 
-    /// Ends the stream: an unfinished character is U+FFFD.
+    /// Ends the stream; an incomplete character becomes U+FFFD.
     pub fn finish(&mut self) -> String {
-        String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()
+        String::from_utf8_lossy(&std::mem::take(&mut self.pending)).into_owned()
     }
 }
 
-/// Whether these bytes are a character's beginning, given that they are the invalid rest of a text.
-fn could_go_on(rest: &[u8]) -> bool {
+/// Returns whether these bytes, the invalid end of a text, are the start of a character.
+fn is_incomplete(rest: &[u8]) -> bool {
     std::str::from_utf8(rest).is_err_and(|error| error.error_len().is_none())
 }
 
@@ -54,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn equals_lossy_conversion_however_it_is_cut() {
+    fn equals_lossy_conversion_for_every_split() {
         check("a中😀é\u{301}".as_bytes());
         check(b"\xf0\x9f\x98");
         check(b"\xe4\xb8x\xf0\x9f\x98\xff\xf0\x9f\x98\x80\xc0\x80\xed\xa0\x80");
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn a_character_comes_whole_and_at_once() {
+    fn a_character_is_returned_once_complete() {
         let mut stream = Utf8Stream::new();
         let parts: Vec<String> = "x😀".bytes().map(|b| stream.push(&[b])).collect();
         assert_eq!(parts, ["x", "", "", "", "😀"]);

@@ -1,4 +1,4 @@
-//! The whole tokenizer against published ids, and every way in and out of a [`Vocabulary`].
+//! Tests the tokenizer against published ids, and all readers and writers of a [`Vocabulary`].
 
 #[path = "../../tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
@@ -11,7 +11,7 @@ use std::sync::LazyLock;
 
 pub(crate) const CONFIG: &str = include_str!("../../tests/data/tokenizer_config.json");
 
-/// Kimi's vocabulary, read once.
+/// Kimi's vocabulary, parsed once.
 pub(crate) fn kimi() -> &'static Vocabulary {
     static KIMI: LazyLock<Vocabulary> = LazyLock::new(|| {
         Vocabulary::from_tiktoken("tiktoken.model", &tiktoken_model(), CONFIG, Some(163_840)).unwrap()
@@ -23,7 +23,7 @@ fn ids(json: &Json) -> Vec<u32> {
     json.as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
 }
 
-/// Any vocabulary of Kimi's tokens, however it was read, has the published ids.
+/// Checks that a vocabulary of Kimi's tokens yields the published ids.
 fn check_goldens(vocabulary: &Vocabulary) {
     let goldens: Json = serde_json::from_str(include_str!("../../tests/data/goldens.json")).unwrap();
     let cases = |key: &str| goldens[key].as_array().unwrap().clone();
@@ -65,7 +65,7 @@ fn the_way_through_gguf_changes_nothing() {
     assert_eq!(Metadata(back.to_metadata()), metadata);
 }
 
-/// `tokenizer.json` with Kimi's tokens, its first special ones left out of the added tokens.
+/// `tokenizer.json` with Kimi's tokens; its added tokens lack the first special ones.
 fn kimi_json() -> Json {
     let metadata = Metadata(kimi().to_metadata());
     let Some(Value::Array(Array::String(tokens))) = metadata.get("tokenizer.ggml.tokens") else { panic!() };
@@ -113,7 +113,7 @@ fn a_repeated_piece_has_the_same_ids_as_the_first() {
     assert_eq!(kimi().encode(&format!("{word}\n{word}")), [&once[..], &[198], &once].concat());
 }
 
-/// Linear in the length whatever the text: the square of any of these would take minutes.
+/// Encoding is linear in the length of any text: quadratic time would be minutes here.
 #[test]
 fn a_megabyte_of_one_thing_is_encoded() {
     let units = [" ", "\n", "a", "A", "=", "中", "\u{301}", "\n ", "Aʰ", "'s", "  x", "<|im_end|"];
@@ -127,7 +127,7 @@ fn a_megabyte_of_one_thing_is_encoded() {
 }
 
 mod refused {
-    //! What is wrong with a file is one line that says where.
+    //! Errors of a file are one line with a place.
     use super::*;
 
     fn bytes_and(lines: &str) -> Vec<u8> {

@@ -1,7 +1,7 @@
-//! Reads `tiktoken.model` (lines of `base64(token) rank`) with the specials of `tokenizer_config.json`.
+//! Reads `tiktoken.model` (lines of `base64(token) rank`) with the special tokens of `tokenizer_config.json`.
 //!
-//! Ranks are ids. 256 special ids follow them: those the config names, the others `<|reserved_token_ID|>`.
-//! What a larger vocabulary has beyond is unused.
+//! Ranks are ids. 256 special ids follow; those that the config does not name are `<|reserved_token_ID|>`. Further ids of
+//! a larger vocabulary are unused.
 
 use super::builder::{Kind, VocabularyBuilder, bad};
 use super::pretokenizer::{PATTERNS, Pattern};
@@ -9,14 +9,14 @@ use super::{SpecialIds, Vocabulary};
 use crate::gguf::Error;
 use serde_json::Value;
 
-/// Special ids that follow the ranks.
+/// Number of special ids after the ranks.
 const SPECIAL_IDS: usize = 256;
 
 impl Vocabulary {
-    /// Reads the two files of a checkpoint; Kimi's split pattern, which is in neither, is assumed.
+    /// Reads the two files of a checkpoint. The pre-tokenizer is Kimi's, since neither file has a pattern.
     ///
-    /// `path` names `tiktoken.model` in messages; `size` is the model's `vocab_size` when known, else 256
-    /// special ids follow the ranks. An empty `config` names no special token.
+    /// `path` names `tiktoken.model` in messages. `size` is the model's `vocab_size`, if known; otherwise 256 special ids
+    /// follow the ranks. An empty `config` names no special token.
     pub fn from_tiktoken(path: &str, model: &[u8], config: &str, size: Option<usize>) -> Result<Self, Error> {
         let mut ranks = read_ranks(path, model)?;
         ranks.sort_unstable();
@@ -59,7 +59,7 @@ impl Vocabulary {
     }
 }
 
-/// What of `tokenizer_config.json` matters here.
+/// The relevant part of `tokenizer_config.json`.
 struct Config(Value);
 
 impl Config {
@@ -75,7 +75,7 @@ impl Config {
         self.0.get("added_tokens_decoder")?.get(id.to_string())?.get("content")?.as_str()
     }
 
-    /// The id of the token that `bos_token` and the like name, as a string or as an object with `content`.
+    /// The id of the token that a key such as `bos_token` names, as a string or as an object with `content`.
     fn id(&self, key: &str, mut ids: std::ops::Range<usize>) -> Option<u32> {
         let token = self.0.get(key)?;
         let name = token.as_str().or_else(|| token.get("content")?.as_str())?;
@@ -100,7 +100,7 @@ fn read_ranks(path: &str, model: &[u8]) -> Result<Vec<(u32, Vec<u8>)>, Error> {
     Ok(ranks)
 }
 
-/// Standard alphabet, padded.
+/// Decodes base64 in the standard alphabet with padding.
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
     let padding = text.iter().rev().take_while(|&&b| b == b'=').count();
     if !text.len().is_multiple_of(4) || padding > 2 {

@@ -1,38 +1,38 @@
-//! The bytes of every token id, and the way back from bytes to the id.
+//! Maps token ids to bytes and bytes to ids.
 //!
-//! One blob and one open-addressed table instead of 163,840 small boxes: it loads in milliseconds and a
-//! look-up touches two cache lines. Not aware of merges or specials; next: [`super::bpe`].
+//! All bytes are in one buffer, and an open-addressed table holds the ids, instead of 163,840 small allocations: loading
+//! takes milliseconds, and a lookup reads two cache lines. It has neither merges nor special tokens. Next: [`super::bpe`].
 
 use rustc_hash::FxHasher;
 use std::hash::Hasher;
 
 const EMPTY: u32 = u32::MAX;
 
-/// Token bytes by id, and ids by bytes for the tokens that text may become.
+/// Token bytes by id, and ids by bytes for tokens that text may yield.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Tokens {
     bytes: Vec<u8>,
     /// End of each token in `bytes`.
     ends: Vec<u32>,
-    /// Ids at their hash, linear probing, at most half full.
+    /// Ids by hash: linear probing, at most half full.
     slots: Vec<u32>,
 }
 
 impl Tokens {
-    /// Room for `count` tokens.
+    /// Allocates room for `count` tokens.
     pub(super) fn with_capacity(count: usize) -> Self {
         let slots = vec![EMPTY; (2 * count).next_power_of_two().max(512)];
         Self { bytes: Vec::with_capacity(8 * count), ends: Vec::with_capacity(count), slots }
     }
 
-    /// Appends the token of the next id; `None` when all tokens together pass 4 GiB.
+    /// Appends the token of the next id. None if all tokens together exceed 4 GiB.
     pub(super) fn push(&mut self, bytes: &[u8]) -> Option<u32> {
         self.bytes.extend_from_slice(bytes);
         self.ends.push(u32::try_from(self.bytes.len()).ok()?);
         Some(self.ends.len() as u32 - 1)
     }
 
-    /// Lets text become this id; the id that holds the same bytes already is the error.
+    /// Indexes an id by its bytes. The error is an indexed id with the same bytes.
     pub(super) fn index(&mut self, id: u32) -> Result<(), u32> {
         debug_assert!(2 * self.ends.len() <= self.slots.len());
         let (slot, held) = self.find(self.get(id));
@@ -45,7 +45,7 @@ impl Tokens {
         }
     }
 
-    /// How many ids there are.
+    /// Number of ids.
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_what_was_indexed_and_nothing_else() {
+    fn finds_only_indexed_tokens() {
         let mut tokens = Tokens::with_capacity(3);
         for bytes in [&b"a"[..], b"ab", b"a"] {
             tokens.push(bytes);
