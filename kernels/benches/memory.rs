@@ -1,8 +1,7 @@
-//! How near one token's products come to the rate of memory, on all cores: `cargo bench -p kernels --bench memory
-//! [FORMAT ...]`.
+//! Compares the speed of GEMV on all cores with memory bandwidth: `cargo bench -p kernels --bench memory [FORMAT ...]`.
 //!
-//! Stored rows that no cache holds are multiplied in chunks claimed from a pool, as in decoding, in turn with a plain
-//! sum over the same bytes in the same chunks. Medians of nine rounds.
+//! Weight rows that exceed the caches are multiplied in chunks claimed from a pool, as in decode, alternating with a plain
+//! sum over the same bytes in the same chunks. Prints medians of nine rounds.
 
 use kernels::cpu::Cpu;
 use kernels::quant::{Format, matmul_tile};
@@ -15,7 +14,7 @@ const BYTES: usize = 768 << 20;
 const CHUNK_BYTES: usize = 384 << 10;
 const ROUNDS: usize = 9;
 
-/// Whole rows of a format: a few real rows again and again.
+/// Rows of a format: a few valid rows, repeated.
 fn stored(format: Format) -> (Vec<u8>, usize) {
     let row = format.row_bytes(COLS as u64).expect("whole blocks") as usize;
     let values: Vec<f32> = (0..8 * COLS).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect();

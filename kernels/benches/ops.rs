@@ -1,7 +1,7 @@
-//! Speed of the CPU's ops at the shapes of Kimi Linear 48B: `cargo bench -p kernels --bench ops [FILTER]`.
+//! Measures the CPU ops at the shapes of Kimi Linear 48B: `cargo bench -p kernels --bench ops [FILTER]`.
 //!
-//! Each line is checked before it is timed; figures are medians of 5. Weights that a decoded token reads are
-//! spread over more memory than the caches hold, so that GB/s compares with the line `memory read`.
+//! Each op is checked before it is timed; times are medians of 5. Weights of decode exceed the caches, so that their GB/s
+//! compare with the line `memory read`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -28,12 +28,12 @@ fn seconds(calls: usize, mut call: impl FnMut(usize)) -> f64 {
     runs[2]
 }
 
-/// A line of the table: time, then a rate.
+/// Prints a line: time, then rate.
 fn line(what: &str, seconds: f64, amount: f64, unit: &str) {
     println!("{what:<44} {:>10.1} us {:>8.1} G{unit}/s", seconds * 1e6, amount / seconds / 1e9);
 }
 
-/// A weight of one random row, again and again: its arithmetic is that of any other.
+/// A weight of one random row, repeated: the values do not affect the speed.
 fn repeated(format: Format, [count, rows, cols]: [usize; 3]) -> QuantTensor {
     let row = Numbers(1).weight(format, [1, 1, cols]);
     let bytes = Bytes::from(row.bytes.repeat(count * rows));
@@ -66,10 +66,10 @@ fn products(cpu: &Cpu, format: Format) {
     let (rows, cols, copies) = (4096, 2304, 12);
     let w = repeated(format, [1, rows, cols]);
     let bytes = w.bytes.len();
-    // Copies in memory of their own, more than the caches hold.
+    // Separate copies that together exceed the caches.
     let own = |w: &QuantTensor| QuantTensor { bytes: Bytes::from(w.bytes.to_vec()), ..w.clone() };
     let weights: Vec<_> = (0..copies).map(|_| cpu.weight(own(&w)).unwrap()).collect();
-    let x = Numbers(2).levels(128 * cols);
+    let x = Numbers(2).quants(128 * cols);
     let (one, batch) = (cpu.tensor(1, cols, &x[..cols]), cpu.tensor(128, cols, &x));
     let few = QuantTensor { rows: 1, bytes: w.bytes.slice(..bytes / rows), ..w.clone() };
     let expected = Reference.read(&Reference.matmul(&few, &Reference.tensor(128, cols, &x)));
@@ -159,8 +159,8 @@ fn attention(cpu: &Cpu) {
     }
 }
 
-/// A batch of a long document: keys and values made for it, beside queries over latents.
-fn expanded(cpu: &Cpu) {
+/// A batch of a long prompt: materialised against absorbed attention.
+fn materialized(cpu: &Cpu) {
     let (heads, [nope, pe, latent, dim], depth) = (32, [128, 64, 512, 128], 8192);
     let mut cache = cpu.cache(CacheFormat::F16, latent + pe);
     let rows = cpu.tensor(depth, latent + pe, &Numbers(12).vec(depth * (latent + pe)));
@@ -173,22 +173,22 @@ fn expanded(cpu: &Cpu) {
     for tokens in [128, 512, 1024] {
         let q = cpu.tensor(tokens, heads * (nope + pe), &Numbers(14).vec(tokens * heads * (nope + pe)));
         let w = || KvUpProjection { k: &k, v: &v, latent };
-        let over_latents = |cache: &mut _| {
+        let absorbed = |cache: &mut _| {
             let q = cpu.matmul_heads(&k, &q);
             let mut span = [Span { rows: 0..tokens, state: cache }];
             cpu.matmul_heads(&v, &cpu.latent_attention(&mut span, &q, latent, 0.07))
         };
-        let expanded = |cache: &mut _| {
+        let materialized = |cache: &mut _| {
             cpu.materialized_attention(&mut [Span { rows: 0..tokens, state: cache }], &q, w(), 0.07)
         };
-        let [a, b] = [cpu.read(&over_latents(&mut cache)), cpu.read(&expanded(&mut cache))];
-        assert!(error(&a, &b) < 0.05, "{}", error(&a, &b)); // one of the two rounds the queries to 8 bits
-        let time = seconds(1, |_| drop(over_latents(&mut cache)));
+        let [a, b] = [cpu.read(&absorbed(&mut cache)), cpu.read(&materialized(&mut cache))];
+        assert!(error(&a, &b) < 0.05, "{}", error(&a, &b)); // the absorbed path rounds the queries to 8 bits
+        let time = seconds(1, |_| drop(absorbed(&mut cache)));
         let flops = (2 * tokens * heads * (2 * latent + pe) * depth) as f64;
-        line(&format!("attention over latents, {tokens} tokens"), time, flops, "FLOP");
-        let time = seconds(1, |_| drop(expanded(&mut cache)));
+        line(&format!("absorbed attention, {tokens} tokens"), time, flops, "FLOP");
+        let time = seconds(1, |_| drop(materialized(&mut cache)));
         let flops = 2 * heads * depth * (tokens * (nope + pe + dim) + latent * (nope + dim));
-        line(&format!("expanded attention, {tokens} tokens"), time, flops as f64, "FLOP");
+        line(&format!("materialized attention, {tokens} tokens"), time, flops as f64, "FLOP");
     }
 }
 
@@ -223,7 +223,7 @@ fn main() {
         ("experts", &|| [Format::Q8_0, Format::Q4_K].iter().for_each(|format| experts(&cpu, *format))),
         ("delta_rule", &|| delta_rule(&cpu)),
         ("attention", &|| attention(&cpu)),
-        ("expanded", &|| expanded(&cpu)),
+        ("materialized", &|| materialized(&cpu)),
     ];
     all.iter().filter(|(what, _)| wanted(what)).for_each(|(_, bench)| bench());
 }

@@ -1,8 +1,8 @@
-//! Speed of the stored formats on one core: `cargo bench -p kernels --bench quant [FORMAT ...]`.
+//! Measures the quant formats on one core: `cargo bench -p kernels --bench quant [FORMAT ...]`.
 //!
-//! For each format and instruction set: GB/s of stored weights through `matmul_tile` from the second cache and from
-//! memory, G multiply-adds/s of `matmul_tile` with 32 tokens, then Mweights/s of `quantise_row` and `dequantise_row`
-//! and of the activations. The best of several passes; from memory the median of slices.
+//! For each format and SIMD level it prints GB/s of weights through `matmul_tile` from L2 and from memory, G
+//! multiply-adds/s of `matmul_tile` with 32 tokens, and Mweights/s of `quantise_row`, `dequantise_row` and activation
+//! quantisation. Results are the best of several passes; from memory, the median of slices.
 
 use kernels::quant::{Activation, Format, matmul_tile};
 use kernels::simd::SimdLevel;
@@ -25,8 +25,8 @@ fn best(passes: usize, mut pass: impl FnMut()) -> f64 {
     (0..passes).map(|_| one(&mut pass)).fold(f64::INFINITY, f64::min)
 }
 
-/// Seconds for all of a buffer that no cache holds, from the median of its slices: a slice is read in less than
-/// the time that the machine gives to others at once.
+/// Seconds for a buffer that exceeds the caches, from the median of its slices, each of which is shorter than a scheduler
+/// time slice.
 fn far_seconds(far: &[u8], rows: usize, mut slice: impl FnMut(&[u8], usize)) -> f64 {
     let (slices, row) = (rows / ROWS_AT_ONCE, far.len() / rows);
     let mut seconds: Vec<f64> = (0..2 * slices)
@@ -49,7 +49,7 @@ fn noise(n: usize) -> Vec<f32> {
     (0..n).map(|_| next()).collect()
 }
 
-/// Whole rows of a format, about this many bytes: a few real rows again and again.
+/// Rows of a format, about this many bytes: a few valid rows, repeated.
 fn stored(format: Format, bytes: usize) -> (Vec<u8>, usize) {
     let row = format.row_bytes(COLS as u64).expect("whole blocks") as usize;
     let rows = (bytes / row).max(8) / 8 * 8;

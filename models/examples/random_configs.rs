@@ -1,4 +1,4 @@
-//! Loads and runs random small models of odd and broken shapes, and counts what became of them; the property is that of
+//! Loads and runs random small models of odd and broken shapes, and counts the outcomes. Each model is checked as in
 //! `tests/random_configs.rs`.
 //!
 //! usage: random_configs [--count N] [--seed FIRST] [--verbose]
@@ -13,10 +13,10 @@ use std::process::exit;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// A model that takes longer hangs.
+/// A model that takes longer is reported as hanging.
 const LONGEST: Duration = Duration::from_secs(10);
 
-/// Models under way: their seed, and how long.
+/// Seed of the current model.
 static SEED: AtomicU64 = AtomicU64::new(0);
 static SINCE: AtomicU64 = AtomicU64::new(0);
 
@@ -85,7 +85,7 @@ fn usage() -> ! {
     exit(2)
 }
 
-/// Ends the program where a model hangs.
+/// Exits when a model hangs.
 fn watch(start: Instant) {
     loop {
         std::thread::sleep(Duration::from_millis(500));

@@ -1,9 +1,8 @@
-//! The tokenizer on a file of texts, for comparing and timing it against another: `tests/tokenizer_diff.py`.
+//! Runs the tokenizer on a file of texts, so that `tests/tokenizer_diff.py` can compare and time it against another.
 //!
-//! `tokenize ranks OUT` writes Kimi's `tiktoken.model`. `tokenize encode TEXTS IDS` reads texts, each
-//! a little-endian u32 of bytes and then the bytes; each line on stdin encodes all of them once and answers
-//! with the seconds that took; at the end of stdin IDS gets, for each text, a u32 count and u32 ids.
-//! `tokenize load` prints how long the vocabulary takes to read.
+//! `tokenize ranks OUT` writes Kimi's `tiktoken.model`. `tokenize encode TEXTS IDS` reads texts, each a little-endian u32
+//! length followed by the bytes. For each line on stdin it encodes all texts once and prints the seconds taken; at the end
+//! of stdin it writes to IDS a u32 count and u32 ids per text. `tokenize load` prints the load time of the vocabulary.
 
 #[path = "../tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;

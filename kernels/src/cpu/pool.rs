@@ -51,7 +51,7 @@ const SPINS: u32 = 500;
 /// Yields before a worker parks.
 const YIELDS: u32 = 50;
 
-// SAFETY: `job` is written only by the holder of `Pool::region` while the gate is closed and nobody is inside,
+// SAFETY: `job` is written only by the holder of `Pool::region` while the gate is closed and no thread is inside,
 // and read only by threads inside, which entered by a read-modify-write of the gate after that write. Its
 // pointer is followed only inside a region, during which the caller keeps the body borrowed.
 unsafe impl Sync for Shared {}
@@ -119,7 +119,7 @@ impl Pool {
         // SAFETY: only the lifetime changes. `parallel_for` does not return before `close` has seen every
         // worker leave, and a worker follows the pointer only between entering and leaving.
         let body: &Body<'static> = unsafe { std::mem::transmute(body) };
-        // SAFETY: the gate is closed, nobody is inside, and the caller holds `region`.
+        // SAFETY: the gate is closed, no thread is inside, and the caller holds `region`.
         unsafe { *self.shared.job.get() = (body, chunks) };
         self.shared.next.0.store(0, Ordering::Relaxed);
         let gate = self.shared.gate.0.load(Ordering::Relaxed);

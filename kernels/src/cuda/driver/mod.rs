@@ -366,7 +366,7 @@ impl Driver {
         assert!(bytes.end <= from.len, "{bytes:?} of {} bytes", from.len);
         if !bytes.is_empty() {
             let stream = self.handle(stream);
-            // SAFETY: pinned bytes, which nobody changes before `sent`, marked here behind the copy.
+            // SAFETY: pinned bytes, unchanged until `sent`, which is recorded here after the copy, has passed.
             unsafe {
                 let at = from.at.cast_const().add(bytes.start).cast();
                 done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes.len(), stream));
