@@ -1,23 +1,23 @@
-// Causal attention in which all heads read one latent row as key and its first values as value:
+// Absorbed MLA attention: all heads read one latent row as key, and its first values as value:
 // o_h = sum_s softmax_s(scale q_h . c_s) c_s[..value_dim].
 //
-// The rows of a cache are split into parts that blocks take at the same time; a part leaves its largest score, its sum
-// of weights and its weighted values, and `merge` joins the parts. attend_tensor meets 32 heads of a token at once, so
-// a row is read once for them all; attend_plain is for shapes it does not take and for caches in f32.
+// The rows of a cache are split into parts, which blocks process in parallel (split-KV): a part writes its maximum score, sum
+// of weights and weighted values, and `merge` combines the parts. attend_tensor processes 32 heads of a token at once, so
+// that a row is read once for all of them; attend_plain handles other shapes and F32 caches.
 // Next: expanded.cu.
 #include "cache.cuh"
 
 struct Attention {
     const float* q; // [tokens, heads, width]
-    float* o;       // [tokens, heads, value_dim] where there is one part, else [tokens, heads, parts, value_dim + 2]
+    float* o;       // [tokens, heads, value_dim] with one part, else [tokens, heads, parts, value_dim + 2]
     CacheShape cache;
     int heads, value_dim, parts;
     float scale;
 };
 
 // Appends each span's rows to its cache. Grid: spans, blocks that share a span's rows; a warp takes 32 columns of a row at a
-// time. One block tells the cache of its rows; of several none knows whether the others have read where they begin, so
-// `advance` comes after them.
+// time. A single block also advances the length of the cache. Several blocks cannot, since others may not have read the
+// length yet: `advance` follows them.
 KERNEL(append, 512)(const __grid_constant__ Spans spans, const __grid_constant__ CacheShape shape, const float* x) {
     const SpanOf& span = spans.of[blockIdx.x];
     Header* header = (Header*)span.state;
@@ -40,7 +40,7 @@ KERNEL(append, 512)(const __grid_constant__ Spans spans, const __grid_constant__
 }
 REGISTER(append)
 
-// Rows that several blocks appended count. Grid: 1; a thread a span.
+// Advances the lengths after several blocks have appended. Grid: 1; one thread per span.
 KERNEL(advance, 32)(const __grid_constant__ Spans spans, int n_spans) {
     if (threadIdx.x >= n_spans) return;
     const SpanOf& span = spans.of[threadIdx.x];
@@ -48,13 +48,13 @@ KERNEL(advance, 32)(const __grid_constant__ Spans spans, int n_spans) {
 }
 REGISTER(advance)
 
-// What a block of queries looks at: rows first..end of a cache.
+// The rows first..end of a cache that a block of queries attends to.
 struct Look {
     const Header* header;
     int first, end;
 };
 
-// The rows of part `part` that token `t` of the batch sees; no header where none of these spans has it.
+// The rows of part `part` that token `t` of the batch attends to; no header if no span contains the token.
 __device__ __forceinline__ Look look_of(const Spans& spans, int n_spans, int t, int part, int parts, int tile) {
     for (int i = 0; i < n_spans; i++) {
         const SpanOf& span = spans.of[i];
@@ -67,13 +67,13 @@ __device__ __forceinline__ Look look_of(const Spans& spans, int n_spans, int t, 
     return Look{0, 0, 0};
 }
 
-// Where a query's results go: weighted values, then (in a part) the largest score and the sum of weights.
+// Address of a query's results: weighted values, then (with parts) the maximum score and the sum of weights.
 __device__ __forceinline__ float* result_of(const Attention& p, i64 query, int part) {
     return p.parts == 1 ? p.o + query * p.value_dim : p.o + (query * p.parts + part) * (p.value_dim + 2);
 }
 
 #define PLAIN_ROWS 32
-#define PLAIN_VALUES 4 // of a thread: value_dim <= 128 * 4
+#define PLAIN_VALUES 4 // per thread: value_dim <= 128 * 4
 
 // Grid: tokens * heads, parts; 128 threads. Shared: q [width], scores and weights of 32 rows.
 KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, int n_spans, const __grid_constant__ Attention p) {
@@ -110,7 +110,7 @@ KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, int n_spans, cons
             int c = threadIdx.x + 128 * i;
             if (c < p.value_dim) {
                 float y = acc[i] * old;
-#pragma unroll 2 // more spill
+#pragma unroll 2 // more spills
                 for (int r = 0; r < n; r++) y += weight[r] * cache_value(cache_row(look.header, p.cache, first + r), p.cache, c);
                 acc[i] = y;
             }
@@ -127,8 +127,8 @@ KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, int n_spans, cons
 }
 REGISTER(attend_plain)
 
-// Joins the parts of a query: a warp finds what each part weighs, then 4 x 128 threads take a quarter of the parts and a value
-// each. Grid: tokens * heads, values / 128; shared: [n] weights, [4, 128] sums. (A NaN in a part's sum is not hidden.)
+// Combines the parts of a query: one warp computes the weight of each part, then 4 x 128 threads sum a quarter of the parts for
+// one value each. Grid: tokens * heads, values / 128; shared: [n] weights, [4, 128] sums. (NaN in a part's sum propagates.)
 KERNEL(merge, 512)(const float* parts, float* o, int n, int value_dim) {
     SHARED(float, weight);
     float* quarters = weight + n;
@@ -160,31 +160,31 @@ KERNEL(merge, 512)(const float* parts, float* o, int n, int value_dim) {
 }
 REGISTER(merge)
 
-#define HEADS 32      // queries of a block
-#define ROWS 16       // cache rows of a tile
-#define STAGES 3      // tiles: one is met while the next two are on their way
+#define HEADS 32      // queries per block
+#define ROWS 16       // cache rows per tile
+#define STAGES 3      // tiles in the pipeline: one is processed while two load
 #define VALUES 512    // value_dim
 #define MOST_WIDTH 576
-#define PITCH (MOST_WIDTH + 8) // halves; keeps the fragments' words in different banks
+#define PITCH (MOST_WIDTH + 8) // halves; avoids bank conflicts of the fragments
 #define P_PITCH (ROWS + 8)
 
 struct TensorShared {
     u16 q[HEADS * PITCH];
     u16 c[STAGES][ROWS * PITCH];
     u16 p[HEADS * P_PITCH]; // weights
-    float score[2][HEADS][ROWS + 1]; // over either half of the columns
+    float score[2][HEADS][ROWS + 1]; // for each half of the columns
     float largest[HEADS], sum[HEADS], old[HEADS];
 };
 
-// Where a tile of rows begins: they lie together, because tiles begin at multiples of ROWS.
+// Address of a tile of rows, which are contiguous because tiles begin at multiples of ROWS.
 __device__ __forceinline__ const u8* tile_at(u8* const* segments, const CacheShape& cache, int first) {
     return segments[first / SEGMENT] + (i64)(first % SEGMENT) * cache.row_bytes;
 }
 
-#define PIECES ((MOST_WIDTH + 127) / 128) // of eight columns a thread
-#define TOGETHER 3                        // of those that are bytes
+#define PIECES ((MOST_WIDTH + 127) / 128) // pieces of eight columns per thread
+#define TOGETHER 3                        // Q8_0 pieces in flight
 
-// A tile's n rows as binary16; zeros after them. Sixteen threads a row.
+// Loads a tile's n rows as binary16, zero-padded. Sixteen threads per row.
 __device__ __forceinline__ void load_rows(const Attention& p, const u8* rows, u16* tile, int n) {
     int r = threadIdx.x / 16, first = threadIdx.x % 16 * 8;
     const u8* row = rows + (i64)r * p.cache.row_bytes;
@@ -199,7 +199,7 @@ __device__ __forceinline__ void load_rows(const Attention& p, const u8* rows, u1
         }
         return;
     }
-#pragma unroll 1 // five at once take more registers than two blocks of a multiprocessor have
+#pragma unroll 1 // five at once need more registers than two blocks per multiprocessor have
     for (; first < p.cache.width; first += 128 * TOGETHER) {
         int2 q[TOGETHER];
         u16 d[TOGETHER];
@@ -225,14 +225,14 @@ __device__ __forceinline__ void load_rows(const Attention& p, const u8* rows, u1
     }
 }
 
-// Sixteen columns of the products of 16 heads and 8 rows.
+// Accumulates sixteen columns of the products of 16 heads and 8 rows.
 __device__ __forceinline__ void score_step(float acc[4], const u16* q, const u16* k) {
     u32 a[4] = {*(const u32*)q, *(const u32*)(q + 8 * PITCH), *(const u32*)(q + 8), *(const u32*)(q + 8 * PITCH + 8)};
     u32 b[2] = {*(const u32*)k, *(const u32*)(k + 8)};
     mma_f16(acc, a, b);
 }
 
-// This warp's 16 heads x 8 rows x half of the columns.
+// Scores of this warp's 16 heads x 8 rows over half of the columns.
 __device__ __forceinline__ void scores(const Attention& p, TensorShared& s, const u16* tile) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4 * 2;
     int heads = warp % 2 * 16, rows = warp / 2 % 2 * 8, half = warp / 4;
@@ -249,7 +249,7 @@ __device__ __forceinline__ void scores(const Attention& p, TensorShared& s, cons
     for (int j = 0; j < 4; j++) s.score[half][heads + g + j / 2 * 8][rows + c + j % 2] = even[j] + odd[j];
 }
 
-// The softmax so far of four heads a warp, two at a time, a lane a row of the n there are: weights to shared memory.
+// Updates the online softmax of four heads per warp, two at a time, one lane per row; writes weights to shared memory.
 __device__ __forceinline__ void soften(const Attention& p, TensorShared& s, int n) {
     int r = threadIdx.x % ROWS;
 #pragma unroll
@@ -304,11 +304,11 @@ KERNEL(attend_tensor, 256)(const __grid_constant__ Spans spans, int n_spans, con
     if (threadIdx.x < HEADS) s.largest[threadIdx.x] = -INFINITY_F, s.sum[threadIdx.x] = 0;
     int tiles = (look.end - look.first + ROWS - 1) / ROWS;
     u8* const* segments = look.header->segments;
-    const u8* next = tiles > 0 ? tile_at(segments, p.cache, look.first) : 0; // asked for a tile ahead
+    const u8* next = tiles > 0 ? tile_at(segments, p.cache, look.first) : 0; // loaded one tile ahead
     auto load = [&](int tile) {
         int first = look.first + tile * ROWS;
         if (tile < tiles) load_rows(p, next, s.c[tile % STAGES], min(ROWS, look.end - first));
-        copies_commit(); // a group each, with rows or without
+        copies_commit(); // one group per tile, even if empty
         if (tile + 1 < tiles) next = tile_at(segments, p.cache, first + ROWS);
     };
     for (int tile = 0; tile < STAGES - 1; tile++) load(tile);
@@ -316,7 +316,7 @@ KERNEL(attend_tensor, 256)(const __grid_constant__ Spans spans, int n_spans, con
     for (int tile = 0; tile < tiles; tile++) {
         const u16* c = s.c[tile % STAGES];
         copies_done<STAGES - 2>();
-        __syncthreads(); // the tile is there, and nobody meets the one before it any more, in whose place one comes
+        __syncthreads(); // the tile has arrived, and no thread reads the previous tile any more, which is overwritten next
         load(tile + STAGES - 1);
         scores(p, s, c);
         __syncthreads();

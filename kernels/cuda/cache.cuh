@@ -1,14 +1,14 @@
-// Rows of an attention cache on the device: segments of SEGMENT rows, found through a header that kernels advance.
+// Rows of a KV cache on the device: segments of SEGMENT rows, addressed through a header that kernels advance.
 //
-// A row of F32 or F16 is its values; a row of Q8_0 is its bytes, blocks of 32, then their scales as binary16. Rows are
-// padded to 16 bytes. (The host turns Q8_0 rows into the file's blocks when they leave.) Next: attention.cu.
+// A row of F32 or F16 is its values; a row of Q8_0 is its quants in blocks of 32, followed by their scales in binary16.
+// Rows are padded to 16 bytes. (The host converts Q8_0 rows to ggml's blocks on export.) Next: attention.cu.
 #pragma once
 #include "common.cuh"
 
 #define SEGMENT 256
 enum CacheFormat { CACHE_F32, CACHE_F16, CACHE_Q8_0 };
 
-// In device memory, one a cache: launches that are replayed find the same header with more rows.
+// In device memory, one per cache: replayed launches find the same header with more rows.
 struct Header {
     int len;
     int unused;

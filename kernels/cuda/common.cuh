@@ -1,7 +1,7 @@
-// What every kernel uses: types, half floats, sums over lanes, the instructions that C++ has no word for.
+// Common definitions: types, half floats, warp and block reductions, and instructions without a C++ equivalent.
 //
-// It knows no op and no format. Without a CUDA compiler the same names come from host/shim.h, so that the kernels run
-// as they are in tests on a machine without a GPU. All shared memory is dynamic: its size is part of the launch.
+// It contains no op and no format. Without a CUDA compiler, host/shim.h defines the same names, so that tests run the
+// kernels unchanged on a machine without a GPU. All shared memory is dynamic: its size is part of the launch.
 // Next: quant.cuh.
 #pragma once
 
@@ -32,28 +32,28 @@ __device__ __forceinline__ u16 float_f16(float f) {
     return h;
 }
 
-// Two halves in a word, the first in its low bits.
+// Packs two halves in a word, the first in the low bits.
 __device__ __forceinline__ u32 pack_f16(float low, float high) {
     u32 both;
     asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
     return both;
 }
 
-// 2^x to 22 bits; what would be denormal is zero.
+// 2^x to 22 bits; denormal results are flushed to zero.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
     return y;
 }
 
-// D += A B of bytes: A [16, 32] and B [32, 8] in the fragments of mma.m16n8k32.
+// D += A B of int8: A [16, 32] and B [32, 8] in the fragments of mma.m16n8k32.
 __device__ __forceinline__ void mma_i8(int d[4], const u32 a[4], const u32 b[2]) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The same of half the depth: A [16, 16] and B [16, 8].
+// The same with half the depth: A [16, 16] and B [16, 8].
 __device__ __forceinline__ void mma_i8_16(int d[4], const u32 a[2], u32 b) {
     asm("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
         : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
@@ -74,20 +74,20 @@ __device__ __forceinline__ void mma_tf32(float d[4], const u32 a[4], const u32 b
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
-// The bits of the nearest number of tf32.
+// Rounds to tf32; returns the bits.
 __device__ __forceinline__ u32 tf32(float f) {
     u32 bits;
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(f));
     return bits;
 }
 
-// Two 8 x 8 matrices of binary16 from shared memory, transposed: lane l gives the address of row l of the sixteen.
+// Loads two transposed 8 x 8 matrices of binary16 from shared memory: lane l supplies the address of row l of the sixteen.
 __device__ __forceinline__ void load_transposed(u32 b[2], const u16* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(b[0]), "=r"(b[1]) : "r"(at));
 }
 
-// Four of them, as they are: lane l gives the address of row l of the thirty-two.
+// Loads four such matrices, not transposed: lane l supplies the address of row l of the thirty-two.
 __device__ __forceinline__ void load_4(u32 b[4], const u16* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -95,7 +95,7 @@ __device__ __forceinline__ void load_4(u32 b[4], const u16* row) {
                  : "r"(at));
 }
 
-// Four of them, transposed.
+// Loads four transposed matrices.
 __device__ __forceinline__ void load_4_transposed(u32 b[4], const u16* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
@@ -103,7 +103,7 @@ __device__ __forceinline__ void load_4_transposed(u32 b[4], const u16* row) {
                  : "r"(at));
 }
 
-// Sixteen bytes from global to shared memory, complete after copies_done and a barrier.
+// Copies 16 bytes from global to shared memory asynchronously; complete after copies_done and a barrier.
 __device__ __forceinline__ void copy_16(void* shared, const void* global) {
     u32 at = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global));
@@ -111,7 +111,7 @@ __device__ __forceinline__ void copy_16(void* shared, const void* global) {
 
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;"); }
 
-// Waits until at most `left` groups of this thread's copies are under way.
+// Waits until at most `left` groups of this thread's copies are pending.
 template <int left> __device__ __forceinline__ void copies_done() { asm volatile("cp.async.wait_group %0;" ::"n"(left)); }
 
 __device__ __forceinline__ float warp_sum(float v) {
@@ -136,17 +136,18 @@ struct alignas(16) Four {
     int v[4];
 };
 
-// Sixteen bytes of something that nobody writes while the kernel runs.
+// Loads 16 bytes of memory that is read-only during the kernel.
 __device__ __forceinline__ Four read_16(const void* p) {
     int4 v = __ldg((const int4*)p);
     return Four{{v.x, v.y, v.z, v.w}};
 }
 
-// What another block wrote before it counted itself in.
+// Loads a value that another block wrote before it incremented the counter.
 __device__ __forceinline__ float read_fresh(const float* p) { return __ldcg(p); }
 
-// Counts this block in, whose thread 0 alone has written something for the others; true in the last of `blocks`, which then
-// sees what they wrote, and which leaves the count at 0. All threads have to be here; `flag` is shared memory.
+// Increments the counter of finished blocks after thread 0 of this block has written its results. Returns true in the last
+// of `blocks`, which then sees the results of all and resets the counter to 0. All threads must call it; `flag` is in
+// shared memory.
 __device__ __forceinline__ bool last_of(int* count, int blocks, int* flag) {
     if (threadIdx.x == 0) {
         __threadfence();
@@ -158,7 +159,7 @@ __device__ __forceinline__ bool last_of(int* count, int blocks, int* flag) {
     return *flag;
 }
 
-// Sum over a block of whole warps; `scratch` is 33 floats. Every thread gets it.
+// Sums over a block of whole warps and returns the sum in every thread; `scratch` is 33 floats.
 __device__ __forceinline__ float block_sum(float v, float* scratch) {
     v = warp_sum(v);
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = v;
@@ -176,7 +177,7 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 // ln(1 + e^x) without overflow.
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
-// One sequence's rows of a batch and where its state is. A launch takes up to SPANS of them.
+// One sequence's rows of a batch and the address of its state. A launch takes up to SPANS of them.
 struct SpanOf {
     void* state;
     int first;

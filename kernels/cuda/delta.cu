@@ -1,9 +1,9 @@
 // The gated delta rule, token by token: S <- Diag(e^g) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q   (per head).
 //
-// With S' = Diag(e^g) S:  d = beta (v - S'^T k),  S = S' + k d^T,  o = S'^T q + (k . q) d: both products with S' come
-// from one pass, so a token costs one barrier. A block holds 32 columns of one head's S in registers: four warps share
-// the rows, a lane has a column. Decode moves S in and out once and is bound by memory; a long span is bound by the
-// latency of a token, about 0.2 us expected (not yet run on a GPU). Next: delta_step.cu, a decoded token.
+// With S' = Diag(e^g) S:  d = beta (v - S'^T k),  S = S' + k d^T,  o = S'^T q + (k . q) d: one pass computes both products
+// with S', so a token costs one barrier. A block holds 32 columns of one head's S in registers: four warps share the rows,
+// and each lane has a column. Decode reads and writes S once and is bound by memory; a long span is bound by the latency of
+// a token, about 0.2 us expected (not yet run on a GPU). Next: delta_step.cu, a decoded token.
 #include "common.cuh"
 
 struct Delta {
@@ -12,7 +12,7 @@ struct Delta {
     int heads, dk, dv, unused;
 };
 
-#define DELTA_ROWS 128 // dk at most
+#define DELTA_ROWS 128 // largest dk
 
 struct DeltaShared {
     float k[3][DELTA_ROWS], q[3][DELTA_ROWS], alpha[3][DELTA_ROWS];
@@ -28,7 +28,7 @@ __device__ __forceinline__ void delta_inputs(const Delta& p, DeltaShared& s, int
     s.alpha[buffer][i] = live ? expf(p.g[at]) : 0;
 }
 
-// Grid: dv / 32, heads, spans; 128 threads. R rows of S a thread: dk <= 4 R.
+// Grid: dv / 32, heads, spans; 128 threads, R rows of S each: dk <= 4 R.
 template <int R> __device__ __forceinline__ void delta_rule(const Spans& spans, const Delta& p) {
     SHARED(DeltaShared, shared);
     DeltaShared& s = *shared;

@@ -1,22 +1,24 @@
-// The gated delta rule in chunks of 32 tokens, for spans of many: what needs no S is made for all chunks of a slab at once
-// (delta_chunks), then S goes through them one after the other (delta_apply), a block 32 columns of one head's S.
+// The chunkwise gated delta rule with chunks of 32 tokens, for long spans: delta_chunks computes everything that does not
+// depend on S for all chunks of a slab in parallel, then delta_apply advances S chunk by chunk, 32 columns of one head's S
+// per block.
 //
 // With G the cumulative log-decay inside a chunk, rows r, s of it, and L_rs = beta_r sum_d k_rd k_sd e^(G_rd - G_sd), s < r:
 //
 //   (I + L) W = Diag(beta) K e^G    (I + L) U = Diag(beta) V    P_rs = sum_d q_rd k_sd e^(G_rd - G_sd), s <= r
 //   Vn = U - W S                    O = (Q e^G) S + P Vn        S <- Diag(e^G_C) S + (K e^(G_C - G))^T Vn
 //
-// Every e^(G_r - G_s) is a product of the decays between, never a quotient: e^-G would overflow. Products with S are on the
-// tensor cores in tf32, each number as the sum of two, so that they are as exact as in f32. By count a chunk costs
-// delta_apply about 1,300 of their instructions, 32 tokens of delta.cu 32 barriers (not yet run on a GPU). Next: route.cu.
+// Every e^(G_r - G_s) is a product of the decays in between, never a quotient: e^-G would overflow. Products with S run on
+// the tensor cores in tf32, with each number split in two, so that they are as exact as f32. By count a chunk takes
+// delta_apply about 1,300 tensor instructions, and 32 tokens take delta.cu 32 barriers (not yet run on a GPU).
+// Next: route.cu.
 #include "common.cuh"
 
 #define CHUNK 32
-#define DIM 128   // of keys and of values
-#define COLUMNS 32 // of S in a block
-#define S_PITCH 34  // of a row of them: fragments of B are in different banks
+#define DIM 128   // channels of keys and values
+#define COLUMNS 32 // columns of S per block
+#define S_PITCH 34  // row pitch of S; avoids bank conflicts of B's fragments
 
-// What delta_chunks leaves of a chunk of a head, in floats from its beginning: W, Q e^G, U [32, 128]; K e^(G_C - G)
+// Results of delta_chunks for a chunk of a head, in floats: W, Q e^G, U [32, 128]; K e^(G_C - G)
 // transposed [128, 32]; P [32, 32]; e^G_C [128].
 #define AT_W 0
 #define AT_Q (CHUNK * DIM)
@@ -29,7 +31,7 @@
 struct Chunks {
     const float *q, *k, *v, *g, *beta;
     float *o, *state, *scratch;
-    int first, rows; // of the slab
+    int first, rows; // rows of the slab
     int heads, chunks;
 };
 
@@ -48,7 +50,7 @@ struct ChunkShared {
     float beta[CHUNK];
 };
 
-// Half of the values of a lane are the other lane's now, and the other way.
+// Exchanges half of the values between two lanes.
 template <int half> __device__ __forceinline__ void fold(float v[32]) {
     bool upper = threadIdx.x & half;
 #pragma unroll
@@ -58,7 +60,7 @@ template <int half> __device__ __forceinline__ void fold(float v[32]) {
     }
 }
 
-// Sums over the lanes of 32 values each: lane i gets that of value i.
+// Sums 32 values over the lanes: lane i gets the sum of value i.
 __device__ __forceinline__ float sum_each(float v[32]) {
     fold<16>(v);
     fold<8>(v);
@@ -68,13 +70,13 @@ __device__ __forceinline__ float sum_each(float v[32]) {
     return v[0];
 }
 
-// Row r of L and of P by a warp, from r backwards: w is e^(G_r - G_c), four columns a lane.
+// Computes row r of L and P with a warp, from r backwards: w is e^(G_r - G_c), four columns per lane.
 __device__ __forceinline__ void pairs_of_row(ChunkShared& s, int r, float* p) {
     int lane = threadIdx.x % 32, d = 4 * lane;
     float w[4] = {1, 1, 1, 1};
 #pragma unroll
     for (int half = 1; half >= 0; half--) {
-        float part[32]; // of L of sixteen tokens, of P of the same
+        float part[32]; // 16 tokens of L, 16 of P
 #pragma unroll
         for (int j = 15; j >= 0; j--) {
             int c = 16 * half + j;
@@ -97,7 +99,7 @@ __device__ __forceinline__ void pairs_of_row(ChunkShared& s, int r, float* p) {
     }
 }
 
-// Grid: chunks, heads. Tokens beyond the span decay nothing and write nothing.
+// Grid: chunks, heads. Tokens beyond the span neither decay nor write.
 KERNEL(delta_chunks, 256)(const __grid_constant__ Chunks p) {
     SHARED(ChunkShared, shared);
     ChunkShared& s = *shared;
@@ -116,7 +118,7 @@ KERNEL(delta_chunks, 256)(const __grid_constant__ Chunks p) {
     __syncthreads();
     for (int r = threadIdx.x / 32; r < CHUNK; r += 8) pairs_of_row(s, r, out + AT_P + r * CHUNK);
     __syncthreads();
-    // A column of W or of U a thread, by forward substitution.
+    // Forward substitution: one column of W or U per thread.
     int d = threadIdx.x % DIM;
     bool of_w = threadIdx.x < DIM;
     float x[CHUNK], decay = 1;
@@ -157,14 +159,14 @@ struct ApplyShared {
     float vn[CHUNK][S_PITCH];
 };
 
-// x as the sum of two numbers of tf32.
+// Splits x in the sum of two tf32 numbers.
 __device__ __forceinline__ void split(float x, u32& large, u32& small) {
     large = tf32(x);
     small = tf32(x - __int_as_float((int)large));
 }
 
-// acc += A B of sixteen columns of A: rows g and g + 8 of it, columns 4 c.. of both, and B's rows 4 c.., column g of each
-// eight. Lane (g, c) has its four columns in the place of columns c and c + 4 of two fragments: the order is the sum's own.
+// acc += A B for sixteen columns of A: its rows g and g + 8, columns 4 c.. of both, and B's rows 4 c.., column g of each
+// eight. Lane (g, c) uses its four columns as columns c and c + 4 of two fragments; the order does not affect the sum.
 __device__ __forceinline__ void add_product(float acc[4][4], Floats top, Floats bottom, const float* b) {
 #pragma unroll
     for (int step = 0; step < 2; step++) {
@@ -186,7 +188,7 @@ __device__ __forceinline__ void add_product(float acc[4][4], Floats top, Floats 
     }
 }
 
-// acc += A B with a row of A every `pitch` floats and `cols` columns.
+// acc += A B, where A has `cols` columns and a row pitch of `pitch` floats.
 template <int cols> __device__ __forceinline__ void add_rows(float acc[4][4], const float* a, int pitch, const float* b) {
     int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
 #pragma unroll
@@ -196,7 +198,7 @@ template <int cols> __device__ __forceinline__ void add_rows(float acc[4][4], co
     }
 }
 
-// Grid: columns / 32, heads. Warps 0 and 1 make Vn, 2 and 3 O, of sixteen tokens each; all a quarter of S's rows.
+// Grid: columns / 32, heads. Warps 0 and 1 compute Vn, 2 and 3 compute O, for sixteen tokens each; each updates a quarter of S.
 KERNEL(delta_apply, 128)(const __grid_constant__ Chunks p) {
     SHARED(ApplyShared, shared);
     ApplyShared& s = *shared;

@@ -1,14 +1,14 @@
-// Delta attention of one token a sequence in one launch: convolutions, norms and decay, the delta rule, the gated norm.
+// Fused delta attention of one token per sequence: convolutions, norms, decay, the delta rule and the gated norm.
 //
-// A block takes one head of one sequence: S, 64 KB of the real model, is asked for first and comes while the inputs are
-// made; then it is in registers, and written once. Bound by memory: S read and written. Next: delta_chunk.cu.
+// A block takes one head of one sequence: it loads S (64 KB in the published model) to registers while it computes the
+// inputs, and writes it once. Bound by memory: S is read and written. Next: delta_chunk.cu.
 #include "product.cuh"
 
 struct DeltaStep {
-    const float *q, *k, *v, *f, *beta, *gate; // projections, a row a token
+    const float *q, *k, *v, *f, *beta, *gate; // projections, one row per token
     const float *taps[3], *a, *dt_bias, *norm;
     float* y; // [tokens, heads * dim]
-    i8* levels; // the same as bytes
+    i8* levels; // the same, quantised
     XScale* scales;
     int heads, n;
     float scale, l2_eps, norm_eps;
@@ -18,12 +18,12 @@ struct DeltaStep {
 template <int DIM> struct StepShared {
     float y[3][DIM]; // q, k, v
     float alpha[DIM];
-    float part[3][4][DIM]; // S'^T k, S'^T q, k . q of a quarter of the rows
+    float part[3][4][DIM]; // S'^T k, S'^T q, k . q over a quarter of the rows
 };
 
-#define STEP_TAPS 8 // at most
+#define STEP_TAPS 8 // largest number of taps
 
-// SiLU of the convolution of one token's channel, which moves the channel's state on. All is read before anything is written.
+// SiLU of the convolution of one channel of a token; advances the channel's state. All reads precede all writes.
 __device__ __forceinline__ float conv_step(float* state, float x, const float* taps, int channels, int n) {
     float w[STEP_TAPS], tap[STEP_TAPS], sum = 0;
 #pragma unroll

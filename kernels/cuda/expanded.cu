@@ -1,24 +1,25 @@
-// Causal attention with keys and values of each head made out of the cache, for spans of many tokens:
+// Materialised MLA attention, for spans of many tokens: keys and values of each head are computed from the cache:
 //
 //   k_hs = [W_k,h^T c_s | pe_s]    v_hs = W_v,h c_s    o_ht = sum_s softmax_s(scale q_ht . k_hs) v_hs
 //
-// The cache is met in pieces of some thousand rows. Of a piece, expand_rows makes its rows binary16 whatever they are stored
-// as, `expand` multiplies them by the heads' matrices, and attend_expanded takes 128 queries of a head over the result; largest
-// scores, sums and values so far go from piece to piece through memory. Rows, keys and values stand at the widths of the real
-// shape; narrower ones have zeros after them, which changes no sum.
+// The cache is processed in pieces of a few thousand rows. For each piece, expand_rows converts the rows to binary16, `expand`
+// multiplies them by the heads' matrices, and attend_expanded runs 128 queries of a head over the result; the state of the
+// online softmax is carried between pieces in memory. Rows, keys and values are padded with zeros to the widths of the
+// published shape, which changes no sum.
 //
-// By count, over a row, a token and a head: 320 multiplications and 131,072 / tokens to make the key and the value, where
-// attention.cu has 1,088. A warp of attend_expanded reads 40 KB of shared memory a tile of 64 keys for 160 products of its 16
-// queries: as many cycles as the products take on sm_80, half on sm_89, where it is bound by arithmetic. A block has 8 warps and
-// a multiprocessor one block (registers, and the 99 KB of consumer cards). Not yet run on a GPU. Next: sample.cu.
+// By count, a row, token and head take 320 multiplications plus 131,072 / tokens for the key and the value; attention.cu takes
+// 1,088. A warp of attend_expanded reads 40 KB of shared memory per tile of 64 keys for 160 tensor instructions of its 16
+// queries: as many cycles as these take on sm_80, and half as many on sm_89, which is bound by arithmetic. A block has 8 warps,
+// a multiprocessor runs one block (limited by registers and the 99 KB of consumer cards). Not yet run on a GPU.
+// Next: sample.cu.
 #include "cache.cuh"
 
-#define NOPE 128            // columns of a key that are made
-#define PE 64               // and those that are the row's own
-#define VALUE 128           // of a value
-#define MADE (NOPE + VALUE) // halves that are made of a row for a head
+#define NOPE 128            // key columns computed per head
+#define PE 64               // key columns copied from the row
+#define VALUE 128           // value columns
+#define MADE (NOPE + VALUE) // halves computed per row and head
 
-// The value as binary16, the largest there is for what is beyond it; NaN stays.
+// Converts to binary16 with saturation; NaN is preserved.
 __device__ __forceinline__ float in_half(float x) { return x != x ? x : fminf(fmaxf(x, -65504.0f), 65504.0f); }
 
 struct Halves {
@@ -27,8 +28,8 @@ struct Halves {
     int latent, padded, nope, value_dim;
 };
 
-// The heads' matrices as rows of latents, zeros beyond them. Grid: padded / 32, MADE / 32, heads; a tile of 32 x 32 a block,
-// which turns those of keys round.
+// Converts the heads' matrices to rows of latents, zero-padded. Grid: padded / 32, MADE / 32, heads; a block takes a tile of
+// 32 x 32 and transposes those of keys.
 KERNEL(expand_weights, 256)(const __grid_constant__ Halves p) {
     SHARED(float, tile);
     int lane = threadIdx.x % 32, h = blockIdx.z, first = 32 * blockIdx.x, made = 32 * blockIdx.y;
@@ -54,11 +55,11 @@ struct Rows {
     const Header* header;
     u16* rows; // [rows of the launch, padded + PE]
     CacheShape cache;
-    int first, n; // rows of the cache; the launch's others are zeros
+    int first, n; // rows of the cache; further rows of the launch are zero
     int latent, padded;
 };
 
-// Rows of a cache as binary16, the latent and pe each with zeros after them. Grid: rows.
+// Converts rows of a cache to binary16, with latent and pe each zero-padded. Grid: rows.
 KERNEL(expand_rows, 128)(const __grid_constant__ Rows p) {
     int r = blockIdx.x;
     const u8* row = r < p.n ? cache_row(p.header, p.cache, p.first + r) : 0;
@@ -71,9 +72,9 @@ KERNEL(expand_rows, 128)(const __grid_constant__ Rows p) {
 }
 REGISTER(expand_rows)
 
-#define SIDE 128               // rows and columns of a block of `expand`
-#define DEEP 32                // latents of a turn
-#define DEEP_PITCH (DEEP + 8)  // halves; eight rows of it begin in different banks, as all pitches here
+#define SIDE 128               // rows and columns per block of `expand`
+#define DEEP 32                // latents per iteration
+#define DEEP_PITCH (DEEP + 8)  // halves; like all pitches here, it puts eight rows in different banks
 #define SIDE_PITCH (SIDE + 8)
 
 struct Expand {
@@ -88,7 +89,7 @@ struct ExpandShared {
     u16 weights[2][SIDE * DEEP_PITCH];
 };
 
-// Latents `at`.. of the block's rows and columns begin to arrive: four threads a row.
+// Starts loading latents `at`.. of the block's rows and columns: four threads per row.
 __device__ __forceinline__ void load_deep(const Expand& p, ExpandShared& s, int at) {
     int stage = at / DEEP % 2, c = threadIdx.x % 4 * 8;
 #pragma unroll
@@ -99,12 +100,12 @@ __device__ __forceinline__ void load_deep(const Expand& p, ExpandShared& s, int 
     copies_commit();
 }
 
-// Adds the products of 32 latents to this warp's 32 rows x 64 columns.
+// Accumulates the products of 32 latents in this warp's 32 rows x 64 columns.
 __device__ __forceinline__ void expand_step(const u16* rows, const u16* weights, float acc[2][8][4]) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     rows += (warp % 4 * 32 + lane % 16) * DEEP_PITCH + lane / 16 * 8;
     weights += (warp / 4 * 64 + lane / 16 * 8 + lane % 8) * DEEP_PITCH + lane / 8 % 2 * 8;
-#pragma unroll 1 // two take more registers than two blocks of a multiprocessor have
+#pragma unroll 1 // two need more registers than two blocks per multiprocessor have
     for (int k = 0; k < DEEP; k += 16) {
         u32 a[2][4];
 #pragma unroll
@@ -119,7 +120,7 @@ __device__ __forceinline__ void expand_step(const u16* rows, const u16* weights,
     }
 }
 
-// Keys or values of a head of 128 rows. Grid: heads * 2, rows / 128.
+// Computes keys or values of a head for 128 rows. Grid: heads * 2, rows / 128.
 KERNEL(expand, 256)(const __grid_constant__ Expand p) {
     SHARED(ExpandShared, shared);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -127,13 +128,13 @@ KERNEL(expand, 256)(const __grid_constant__ Expand p) {
     load_deep(p, *shared, 0);
     for (int at = 0; at < p.padded; at += DEEP) {
         if (at + DEEP < p.padded) load_deep(p, *shared, at + DEEP);
-        else copies_commit(); // of nothing, so that all but the newest are waited for
+        else copies_commit(); // an empty group, so that the wait covers all but the newest
         copies_done<1>();
         __syncthreads();
         expand_step(shared->rows[at / DEEP % 2], shared->weights[at / DEEP % 2], acc);
         __syncthreads();
     }
-    u16* tile = (u16*)shared; // results go out in whole rows
+    u16* tile = (u16*)shared; // results are written in whole rows
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
@@ -153,22 +154,22 @@ KERNEL(expand, 256)(const __grid_constant__ Expand p) {
 }
 REGISTER(expand)
 
-#define QUERIES 128 // of a block: sixteen a warp
-#define KEYS 64     // of a tile
+#define QUERIES 128 // per block: sixteen per warp
+#define KEYS 64     // per tile
 #define K_PITCH (NOPE + PE + 8)
 #define V_PITCH (VALUE + 8)
 
 struct Expanded {
     const float* q;        // [tokens of the batch, heads, nope + pe]
-    float* o;              // [tokens of the batch, heads, value_dim], between pieces not yet divided by the sums
-    float* carry;          // [tokens of the span, heads, 2]: the largest score and the sum of weights between pieces
+    float* o;              // [tokens of the batch, heads, value_dim]; divided by the sums after the last piece
+    float* carry;          // [tokens of the span, heads, 2]: maximum score and sum of weights, carried between pieces
     const u16 *rows, *made;
-    int first, tokens;     // the span's in the batch
-    int before;            // rows of the cache before them
-    int from, to;          // rows of the cache that the piece is
-    int n;                 // rows that there is room for in `made`
+    int first, tokens;     // the span's rows of the batch
+    int before;            // rows of the cache before the span
+    int from, to;          // rows of the piece
+    int n;                 // capacity of `made` in rows
     int heads, nope, pe, value_dim, padded;
-    float scale;           // above zero, for powers of 2
+    float scale;           // positive; scores are exponents of 2
 };
 
 struct ExpandedShared {
@@ -176,13 +177,13 @@ struct ExpandedShared {
     u16 v[2][KEYS * V_PITCH];
 };
 
-// What a lane has of the softmax of its two queries, g and g + 8 of the warp's sixteen.
+// A lane's part of the softmax of its two queries, g and g + 8 of the warp's sixteen.
 struct Running {
     float o[VALUE / 8][4];
-    float largest[2], sum[2]; // the sum is this lane's own part
+    float largest[2], sum[2]; // the sum covers this lane's columns
 };
 
-// A tile of the piece begins to arrive: four threads a row.
+// Starts loading a tile of the piece: four threads per row.
 __device__ __forceinline__ void load_keys(const Expanded& p, ExpandedShared& s, int tile) {
     int r = threadIdx.x / 4, c = threadIdx.x % 4 * 8;
     i64 row = KEYS * tile + r;
@@ -198,18 +199,18 @@ __device__ __forceinline__ void load_keys(const Expanded& p, ExpandedShared& s, 
     copies_commit();
 }
 
-// Column c of a query as keys have them.
+// Column c of a query in the layout of keys.
 __device__ __forceinline__ float query(const Expanded& p, const float* q, int c) {
     int at = c < NOPE ? c : c - NOPE + p.nope;
     return q && at < (c < NOPE ? p.nope : p.nope + p.pe) ? in_half(q[at]) : 0;
 }
 
-// Whether a token sees rows of the piece: the others were finished by an earlier one.
+// Returns whether a token attends to rows of the piece; other tokens were finished by an earlier piece.
 __device__ __forceinline__ bool is_live(const Expanded& p, int token) {
     return token < p.tokens && p.before + token >= p.from;
 }
 
-// This warp's queries as fragments, and what earlier pieces left.
+// Loads this warp's queries as fragments, and the softmax carried from earlier pieces.
 __device__ __forceinline__ void begin(const Expanded& p, int token, u32 q[(NOPE + PE) / 16][4], Running& run) {
     int c = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -236,7 +237,7 @@ __device__ __forceinline__ void begin(const Expanded& p, int token, u32 q[(NOPE 
     }
 }
 
-// Products of sixteen queries and the tile's keys.
+// Scores of sixteen queries and the tile's keys.
 __device__ __forceinline__ void score_keys(const u16* keys, const u32 q[(NOPE + PE) / 16][4], float s[KEYS / 8][4]) {
     int lane = threadIdx.x % 32;
     keys += (lane / 16 * 8 + lane % 8) * K_PITCH + lane / 8 % 2 * 8;
@@ -251,7 +252,7 @@ __device__ __forceinline__ void score_keys(const u16* keys, const u32 q[(NOPE + 
         }
 }
 
-// Scores become weights. Query g sees the first `seen` keys of the tile, query g + 8 eight more.
+// Converts scores to weights. Query g attends to the first `seen` keys of the tile, query g + 8 to eight more.
 __device__ __forceinline__ void soften_keys(float scale, int seen, float s[KEYS / 8][4], Running& run) {
     int c = threadIdx.x % 4 * 2;
     if (seen < KEYS)
@@ -266,7 +267,7 @@ __device__ __forceinline__ void soften_keys(float scale, int seen, float s[KEYS 
         for (int n = 0; n < KEYS / 8; n++) now = fmaxf(now, fmaxf(s[n][2 * i], s[n][2 * i + 1]));
         now = fmaxf(now, __shfl_xor_sync(FULL, now, 1));
         now = fmaxf(now, __shfl_xor_sync(FULL, now, 2));
-        float base = now * scale, sum = 0; // a query of this piece sees its first row
+        float base = now * scale, sum = 0; // every query of this piece attends to its first row
         old[i] = exp2_fast(run.largest[i] * scale - base);
         run.largest[i] = now;
 #pragma unroll
@@ -275,12 +276,12 @@ __device__ __forceinline__ void soften_keys(float scale, int seen, float s[KEYS 
             for (int j = 2 * i; j < 2 * i + 2; j++) sum += s[n][j] = exp2_fast(s[n][j] * scale - base);
         run.sum[i] = run.sum[i] * old[i] + sum;
     }
-    if (old[0] != 1 || old[1] != 1) // seldom, once the largest of a long past is met
+    if (old[0] != 1 || old[1] != 1) // rare once the maximum over a long context has been seen
 #pragma unroll
         for (int i = 0; i < VALUE / 8 * 4; i++) run.o[i / 4][i % 4] *= old[i % 4 / 2];
 }
 
-// Adds the weighted values.
+// Accumulates the weighted values.
 __device__ __forceinline__ void weigh_values(const u16* values, const float s[KEYS / 8][4], Running& run) {
     int lane = threadIdx.x % 32;
     values += lane % 16 * V_PITCH + lane / 16 * 8;
@@ -298,7 +299,7 @@ __device__ __forceinline__ void weigh_values(const u16* values, const float s[KE
     }
 }
 
-// Results of queries that see no later piece, and of the others what that needs.
+// Writes the results of queries without a later piece, and the carry of the others.
 __device__ __forceinline__ void finish(const Expanded& p, int token, Running& run) {
     int c = threadIdx.x % 4 * 2;
 #pragma unroll
@@ -319,13 +320,13 @@ __device__ __forceinline__ void finish(const Expanded& p, int token, Running& ru
     }
 }
 
-// Grid: tokens / 128 from the last, which see the most, heads.
+// Grid: tokens / 128 from the last, which attend to the most rows, heads.
 KERNEL(attend_expanded, 256)(const __grid_constant__ Expanded p) {
     SHARED(ExpandedShared, shared);
     ExpandedShared& s = *shared;
     int of_block = (gridDim.x - 1 - blockIdx.x) * QUERIES, of_warp = of_block + threadIdx.x / 32 * 16;
     int token = of_warp + threadIdx.x % 32 / 4;
-    // Rows of the piece that the newest token sees, of the block and of this warp; none where there is no such token.
+    // Rows of the piece that the newest token of the block and of this warp attends to; 0 without such a token.
     int end = min(p.to, p.before + min(of_block + QUERIES, p.tokens)) - p.from;
     int own = of_warp < p.tokens ? min(p.to, p.before + min(of_warp + 16, p.tokens)) - p.from : 0;
     if (end <= 0) return;

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Times the chunked KDA of flash-linear-attention beside which `kimi gpu-check --only times` puts its own: the same heads,
-channels and tokens, one sequence, forward, with the last state. Needs a card, torch, triton and `pip install fla-core`.
+"""Times the chunkwise KDA of flash-linear-attention, for comparison with `kimi gpu-check --only times`: the same heads,
+channels and tokens, one sequence, forward pass with final state. Needs a GPU, torch, triton and `pip install fla-core`.
 
-  fla.py [TOKENS ...]      1024, 8192 and 65536 unless said
+  fla.py [TOKENS ...]      default: 1024, 8192 and 65536
 """
 import statistics, sys
 
@@ -14,7 +14,7 @@ HEADS, DIM, ROUNDS = 32, 128, 20
 
 
 def inputs(tokens):
-    """Normalised queries and keys, decays down to -0.1 and a state, as gpu-check has them."""
+    """Normalised queries and keys, log-decays down to -0.1 and a state, as in gpu-check."""
     make = dict(device="cuda", dtype=torch.bfloat16)
     q, k = (F.normalize(torch.randn(1, tokens, HEADS, DIM, **make), dim=-1) for _ in range(2))
     g = -0.1 * torch.rand(1, tokens, HEADS, DIM, device="cuda", dtype=torch.float32)

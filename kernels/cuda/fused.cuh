@@ -1,31 +1,31 @@
-// Products of a few tokens that do more than multiply: one launch where the ops alone would take two to seven.
+// Fused ops for a few tokens: one launch instead of two to seven.
 //
-// A launch costs about as long as reading 4 MB, which is what a layer's products of one token read, so a decoded token
-// would take twice as long op by op. Next: gemm.cuh, products of many vectors.
+// A launch costs about as long as reading 4 MB, which is what a layer's products of one token read, so decoding op by op
+// would take twice as long. Next: gemm.cuh, products of many vectors.
 #pragma once
 #include "product.cuh"
 #include "route.cuh"
 
-// ---- activations that come as floats -----------------------------------------------------------------------------
+// ---- float activations --------------------------------------------------------------------------------------------
 
 struct FreshMatrix {
     Planes w;
-    const float* x; // its own input
+    const float* x; // input of this matrix
     float* y;
     int rows;
     int x_stride; // values from one vector to the next
     int y_stride;
-    int rest; // columns of x after the matrix's, which follow its results
+    int rest; // columns of x after the matrix's; copied after its results
 };
 
-#define FRESH 2 // matrices of a launch at most
+#define FRESH 2 // largest number of matrices per launch
 struct Fresh {
     FreshMatrix of[FRESH];
     int cols;
-    int groups; // matrices of a stack, which vectors go round
+    int groups; // matrices of the stack; vector v uses v mod groups
     int lanes;
     int unused;
-    i8* levels; // of one matrix, where it is not null: results as bytes too, 32 rows a block
+    i8* levels; // if not null (one matrix only): quantised results, 32 rows per block
     XScale* scales;
 };
 
@@ -59,8 +59,8 @@ struct FreshPart {
     }
 };
 
-// y_v = [W_(v mod groups) x_v[..cols] | x_v[cols..]]. For matrices of few columns: each block makes bytes of its input for
-// itself. Grid: rows * lanes / 128, vectors, matrices. Shared: 32 results, cols bytes, their scales.
+// y_v = [W_(v mod groups) x_v[..cols] | x_v[cols..]]. For matrices of few columns: each block quantises its input itself.
+// Grid: rows * lanes / 128, vectors, matrices. Shared: 32 results, cols bytes, their scales.
 template <class F> __device__ __forceinline__ void fresh(const Fresh& p) {
     SHARED(float, results);
     i8* q = (i8*)(results + 32);
@@ -69,7 +69,7 @@ template <class F> __device__ __forceinline__ void fresh(const Fresh& p) {
     int units = p.cols / F::LEN * F::UNITS, c = threadIdx.x;
     i64 first = part.first * (p.cols / F::LEN);
     float x = c < p.cols ? part.x[c] : 0;
-    Unit next = unit_of<F>(part.of.w, first, min(part.lane, units - 1)); // comes while bytes are made
+    Unit next = unit_of<F>(part.of.w, first, min(part.lane, units - 1)); // loads while the input is quantised
     for (; c < p.cols; c += blockDim.x, x = c < p.cols ? part.x[c] : 0) quantise_32(x, q, scale, c);
     __syncthreads();
     float sum = 0;
@@ -92,20 +92,20 @@ template <class F> __device__ __forceinline__ void fresh_plain(const Fresh& p) {
 
 // ---- the router ----------------------------------------------------------------------------------------------------
 
-#define ROUTER_FOURS 5 // of a thread, which go out together: 2,560 columns
+#define ROUTER_FOURS 5 // loads in flight per thread: 2,560 columns
 
 struct Router {
     Route route;
     Planes w;       // [experts, cols]
     const float* x; // [tokens, cols]
-    float* logits;  // those that the choice reads
-    int* count;     // [tokens], zeros
+    float* logits;  // read by the block that chooses
+    int* count;     // [tokens], zero
     int cols;       // a multiple of 4
     int unused;
 };
 
-// The logits of the router, and the choice by the block that is last. Grid: experts, tokens: a block a logit, so that the
-// whole matrix is under way at once. Shared: a flag, what a choice takes.
+// Computes the router's logits; the last block chooses the experts. Grid: experts, tokens: one block per logit, so that the
+// whole matrix is in flight at once. Shared: a flag, and the scratch of the choice.
 template <class F> __device__ __forceinline__ void matmul_route(const Router& p) {
     SHARED(float, s);
     i64 t = blockIdx.y, e = blockIdx.x;
@@ -131,14 +131,14 @@ template <class F> __device__ __forceinline__ void matmul_route(const Router& p)
     if (last_of(p.count + t, p.route.experts, (int*)s) && threadIdx.x < 32) choose(p.route, s + 1, t);
 }
 
-// ---- feed-forward: experts, and one that every token meets ---------------------------------------------------------
+// ---- feed-forward: routed experts and the shared expert -------------------------------------------------------------
 
 struct Ffn {
     Planes gate, up, down;                      // stacks of experts
-    Planes shared_gate, shared_up, shared_down; // of the same shapes
+    Planes shared_gate, shared_up, shared_down; // same shapes
     const i8* q;                                // [tokens, dim]
     const XScale* scale;
-    const int* places;    // [tokens, top_k]: where a token's experts are in the stacks, -1 for one that is not
+    const int* places;    // [tokens, top_k]: positions of a token's experts in the stacks, -1 if absent
     const float* weights; // [tokens, top_k]
     i8* inner;            // [tokens, top_k + shared, hidden]
     XScale* inner_scale;
@@ -146,13 +146,13 @@ struct Ffn {
     int dim, hidden;
     int top_k;
     int shared; // 0 or 1
-    int lanes;  // threads a row of down
+    int lanes;  // threads per row of down
     int unused;
 };
 
-#define UP_LANES 8 // threads a row of gate and up: a block has the 32 rows that share a scale
+#define UP_LANES 8 // threads per row of gate and up: a block has the 32 rows that share a scale
 
-// SiLU(W_gate x) * W_up x as bytes, zeros for experts without a place. Grid: hidden / 32, tokens * (top_k + shared).
+// SiLU(W_gate x) * W_up x, quantised; zero for absent experts. Grid: hidden / 32, tokens * (top_k + shared).
 template <class F> __device__ __forceinline__ void ffn_up(const Ffn& p) {
     SHARED(float, inner);
     int each = p.top_k + p.shared, t = blockIdx.y / each, slot = blockIdx.y % each;
@@ -165,7 +165,7 @@ template <class F> __device__ __forceinline__ void ffn_up(const Ffn& p) {
     const XScale* scale = p.scale + (i64)t * p.dim / 32;
     int units = m < 0 ? 0 : p.dim / F::LEN * F::UNITS;
     float gate = 0, up = 0;
-#pragma unroll 1 // two units are under way; four take so many registers that not all blocks are
+#pragma unroll 1 // two units are in flight; four need registers that would limit occupancy
     for (int u = lane; u < units; u += UP_LANES) {
         Unit a = unit_of<F>(w_gate, first, u), b = unit_of<F>(w_up, first, u);
         gate += dot_of<F>(a, u, q, scale);
@@ -179,8 +179,8 @@ template <class F> __device__ __forceinline__ void ffn_up(const Ffn& p) {
     if (threadIdx.x < 32) quantise_32(inner[threadIdx.x], p.inner, p.inner_scale, at);
 }
 
-// y_t = sum over slots of weight W_down inner, and the shared one's. Grid: dim * lanes / 128, tokens. One loop over the
-// units of all slots, without a branch, so that two are under way.
+// y_t = sum over slots of weight W_down inner, plus the shared expert's. Grid: dim * lanes / 128, tokens. One branch-free loop
+// over the units of all slots keeps two in flight.
 template <class F> __device__ __forceinline__ void ffn_down(const Ffn& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes, lane = threadIdx.x % p.lanes, t = blockIdx.y;
     bool live = row < p.dim;
@@ -190,7 +190,7 @@ template <class F> __device__ __forceinline__ void ffn_down(const Ffn& p) {
     const float* weights = p.weights + t * p.top_k;
     float y = 0;
     int slot = 0, turn = 0;
-#pragma unroll 2 // three take so many registers that not all blocks run at a time
+#pragma unroll 2 // three need registers that would limit occupancy
     for (int n = 0; n < each * turns; n++) {
         int u = turn * p.lanes + lane, known = min(slot, p.top_k - 1);
         bool own = slot < p.top_k, in = u < units;

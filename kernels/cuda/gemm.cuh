@@ -1,22 +1,22 @@
-// Products of stored weights and many vectors: tiles of 128 rows by 64 vectors on the byte units of the tensor cores.
+// GEMM: multiplies stored weights with many vectors, in tiles of 128 rows by 64 vectors on the int8 tensor cores.
 //
 // y_v = sum over groups of 32 (or 16) weights of  d_x s (q . x) - d_x m sum(x)
 //
-// Vectors are grouped by matrix (expert or head); a block takes one matrix and up to 64 vectors of its group, wherever
-// they stand in the batch. A tile of 128 columns is unpacked once to bytes in shared memory. The sums of the byte units
-// start at the bits of 1.5 * 2^23, so that they are floats by a subtraction (|sum| < 2^22). Bound by arithmetic from
-// about 64 vectors a matrix on. Next: rows.cu.
+// Vectors are grouped by matrix (expert or head); a block takes one matrix and up to 64 vectors of its group, at any
+// positions in the batch. A tile of 128 columns is decoded once to bytes in shared memory. Integer sums start at the bits
+// of 1.5 * 2^23, so that one subtraction converts them to floats (|sum| < 2^22). Bound by arithmetic from about 64 vectors
+// per matrix on. Next: rows.cu.
 #pragma once
 #include "product.cuh"
 
-// A kernel's name with its format's.
+// Appends the format to a kernel's name.
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 
 #define TILE_ROWS 128
 #define TILE_VECTORS 64
 #define TILE_COLS 128
-#define TILE_PITCH (TILE_COLS + 16) // bytes; keeps the fragments' words in different banks
+#define TILE_PITCH (TILE_COLS + 16) // bytes; avoids bank conflicts of the fragments
 #define MAGIC 0x4b400000            // 12582912.0f
 
 struct Gemm {
@@ -25,18 +25,18 @@ struct Gemm {
     const i8* q;
     const XScale* scale;
     const float* x;
-    const int* pairs;  // vectors in the order of their groups, or null: vector i of group g is i * groups + g
-    const int* starts; // [groups + 1] first of each group in `pairs`
-    const int* tiles;  // [tiles][2]: group (or -1) and its first vector, where there are pairs
+    const int* pairs;  // vectors ordered by group, or null: vector i of group g is i * groups + g
+    const int* starts; // [groups + 1] first entry of each group in `pairs`
+    const int* tiles;  // [tiles][2]: group (or -1) and its first vector; used with `pairs`
     int rows;
     int cols;
     int y_stride;
     int groups;
-    int vectors;       // of each group, where there are no pairs
+    int vectors;       // per group; used without `pairs`
     int x_div;
 };
 
-// The vectors of this block: group, first within it, how many.
+// The vectors of this block: group, first within it, count.
 struct Part {
     int group, first, n;
 };
@@ -58,18 +58,18 @@ __device__ __forceinline__ int vector_of(const Gemm& p, const Part& part, int i)
     return p.pairs ? p.pairs[p.starts[part.group] + at] : at * p.groups + part.group;
 }
 
-// What a block has in shared memory.
+// Shared memory of a block.
 struct Tile {
     i8 w[TILE_ROWS * TILE_PITCH];
     i8 x[TILE_VECTORS * TILE_PITCH];
     float s[TILE_COLS / 16][TILE_ROWS];
     float m[TILE_COLS / 16][TILE_ROWS];
     float d[TILE_COLS / 32][TILE_VECTORS];
-    float sum[TILE_COLS / 16][TILE_VECTORS]; // d times the sum of 16 levels
+    float sum[TILE_COLS / 16][TILE_VECTORS]; // d times the sum of 16 quants
     int vector[TILE_VECTORS];
 };
 
-// Weights of columns `col..col+128` as bytes; zeros beyond the matrix.
+// Decodes weights of columns `col..col+128` to bytes; zero beyond the matrix.
 template <class F> __device__ __forceinline__ void unpack(const Gemm& p, Tile& tile, int group, int col) {
     int row0 = blockIdx.x * TILE_ROWS;
     for (int u = threadIdx.x; u < TILE_ROWS * 4; u += blockDim.x) {
@@ -87,7 +87,7 @@ template <class F> __device__ __forceinline__ void unpack(const Gemm& p, Tile& t
     }
 }
 
-// Activations of columns `col..col+128`.
+// Loads activations of columns `col..col+128`.
 __device__ __forceinline__ void load_x(const Gemm& p, Tile& tile, int n, int col) {
     for (int u = threadIdx.x; u < TILE_VECTORS * 8; u += blockDim.x) {
         int v = u / 8, c = col + u % 8 * 16;
@@ -106,13 +106,13 @@ __device__ __forceinline__ void load_x(const Gemm& p, Tile& tile, int n, int col
     }
 }
 
-// Adds 32 columns to the 16 rows x 64 vectors of a warp.
+// Accumulates 32 columns in the 16 rows x 64 vectors of a warp.
 template <class F> __device__ __forceinline__ void multiply(const Tile& tile, int k, float acc[8][4]) {
     int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, r = threadIdx.x / 32 * 16 + g;
     const i8* w = tile.w + r * TILE_PITCH + 32 * k + 4 * c;
     u32 a[4] = {*(const u32*)w, *(const u32*)(w + 8 * TILE_PITCH), *(const u32*)(w + 16),
                 *(const u32*)(w + 8 * TILE_PITCH + 16)};
-    float s[2][2], m[2][2]; // of group of sixteen, row
+    float s[2][2], m[2][2]; // [group of 16][row]
 #pragma unroll
     for (int i = 0; i < 2; i++)
 #pragma unroll
@@ -164,7 +164,7 @@ template <class F> __device__ __forceinline__ void gemm(const Gemm& p) {
         }
 }
 
-#define PLAIN 64 // rows, vectors of a tile of floats
+#define PLAIN 64 // rows and vectors of a float tile
 #define DEPTH 16
 
 struct PlainTile {
@@ -173,7 +173,7 @@ struct PlainTile {
     int vector[PLAIN];
 };
 
-// The same of plain formats, in floats: 256 threads, four rows by four vectors each.
+// The same for float formats: 256 threads, four rows by four vectors each.
 template <class F> __device__ __forceinline__ void gemm_plain(const Gemm& p) {
     SHARED(PlainTile, tile);
     Part part = part_of(p);

@@ -1,4 +1,4 @@
-// The products of one plain format (F32, F16, BF16): compiled once a format, with FORMAT set to its name.
+// GEMV and GEMM of one float format (F32, F16, BF16), compiled once per format with FORMAT set to its name.
 #include "fused.cuh"
 #include "gemm.cuh"
 

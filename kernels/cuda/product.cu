@@ -1,4 +1,4 @@
-// The products of one block format: compiled once a format, with FORMAT set to its name.
+// GEMV and GEMM of one block format, compiled once per format with FORMAT set to its name.
 #include "fused.cuh"
 #include "gemm.cuh"
 

@@ -1,10 +1,10 @@
-// Products of stored weights and activations, a few vectors at a time: each block of weights is read once.
+// GEMV: multiplies stored weights with a few activation vectors at a time; each weight block is read once.
 //
 // y_v = W_m(v) x_(v / x_div),  sum over groups of 16 weights of  d_x (s (q . x) - m sum(x))
 //
-// One shape of launch serves matrices (m = 0), stacks by head (m = v mod groups) and chosen experts (m = chosen[v]).
-// Reads the weights at 16 bytes a thread, bound by memory; activations come from the nearest cache. A row is shared by
-// `lanes` threads of a warp. Next: gemm.cuh, the same for many vectors.
+// One launch shape serves matrices (m = 0), stacks by head (m = v mod groups) and chosen experts (m = chosen[v]). Each
+// thread reads 16 bytes of weights at a time, bound by memory; activations come from L1. `lanes` threads of a warp share a
+// row. Next: gemm.cuh, the same for many vectors.
 #pragma once
 #include "quant.cuh"
 
@@ -14,10 +14,10 @@ struct XScale {
     i16 sum[2];
 };
 
-// x_i = d q_i, 32 values a block of q with d = max|x| / 127: value `at` of q. A warp takes 32 values that stand together.
+// Quantises a block of 32 values, x_i = d q_i with d = max|x| / 127; writes value `at` of q. A warp takes 32 consecutive values.
 __device__ __forceinline__ void quantise_32(float v, i8* q, XScale* scale, i64 at) {
     float most = fabsf(v);
-    u32 bits = __float_as_int(most); // NaN above infinity, so that it is seen
+    u32 bits = __float_as_int(most); // NaN orders above infinity, so it propagates
 #pragma unroll
     for (int by = 16; by > 0; by /= 2) bits = max(bits, (u32)__shfl_xor_sync(FULL, (int)bits, by));
     most = __int_as_float((int)bits);
@@ -36,7 +36,7 @@ struct Matrix {
     Planes w;
     float* y;
     int rows;
-    int first;    // its first row among all rows of the launch
+    int first;    // first row within the launch
     int y_stride; // values from one result to the next
     int unused;
 };
@@ -46,19 +46,19 @@ struct Product {
     Matrix of[MATRICES];
     const i8* q;          // [vectors / x_div, cols]
     const XScale* scale;  // [vectors / x_div, cols / 32]
-    const float* x;       // the same as floats, for plain formats
+    const float* x;       // the same as floats, for float formats
     const int* chosen;    // matrix of each vector, -1 for none; or null
     int n;                // matrices that share the input
-    int rows;             // of all of them
+    int rows;             // total rows
     int cols;
     int vectors;
     int groups;
     int x_div;
-    int lanes;            // threads a row: a power of two up to 32
+    int lanes;            // threads per row: a power of two up to 32
     int unused;
 };
 
-// Which matrix of the launch has this row, without indexing parameters by a variable more than once.
+// Finds the matrix of the launch with this row; indexes parameters by a variable only once.
 __device__ __forceinline__ int matrix_of(const Product& p, int row) {
     int m = 0;
 #pragma unroll
@@ -67,7 +67,7 @@ __device__ __forceinline__ int matrix_of(const Product& p, int row) {
     return m;
 }
 
-// 32 columns of activations and their scale, from global memory that nobody writes meanwhile, or from shared memory.
+// Loads 32 columns of activations and their scale, from read-only global memory or from shared memory.
 struct Far {
     static __device__ __forceinline__ Four levels(const i8* q) { return read_16(q); }
     static __device__ __forceinline__ int2 scale(const XScale* scale) { return __ldg((const int2*)scale); }
@@ -95,7 +95,7 @@ __device__ __forceinline__ float unit_dot(const Unit& w, int i, const i8* q, con
     return y;
 }
 
-// Unit u of a row that begins at a block, and its product with the row of activations q.
+// The product of unit u of a row, which begins at a block, with the row of activations q.
 template <class F> __device__ __forceinline__ Unit unit_of(const Planes& w, i64 first_block, int u) {
     return F::unit(w, first_block + u / F::UNITS, u % F::UNITS);
 }
@@ -105,8 +105,8 @@ __device__ __forceinline__ float dot_of(const Unit& unit, int u, const i8* q, co
     return unit_dot<F, From>(unit, u % F::UNITS, q + at, scale + at / 32);
 }
 
-// What this thread adds to T results of one row; vectors beyond the last are the last again. Of one vector, loops over a step
-// that is not known are not unrolled into loads that go out together, so two units a turn are written out.
+// This thread's contribution to T results of one row; vectors beyond the last repeat it. The compiler does not unroll a loop
+// with an unknown step into concurrent loads, so for one vector two units per iteration are written out.
 template <class F, int T>
 __device__ __forceinline__ void row_part(const Product& p, const Planes& w, i64 first_block, int v, float* acc) {
     int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
@@ -137,7 +137,7 @@ __device__ __forceinline__ float lanes_sum(float v, int lanes) {
     return v;
 }
 
-// Grid: rows * lanes / threads, vectors / T. More than one vector only where they share their matrix.
+// Grid: rows * lanes / threads, vectors / T. T > 1 requires that the vectors share their matrix.
 template <class F, int T> __device__ __forceinline__ void matvec(const Product& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
     bool live = row < p.rows;
@@ -154,7 +154,7 @@ template <class F, int T> __device__ __forceinline__ void matvec(const Product& 
     }
 }
 
-// The same of plain formats, whose activations are floats: four at a time where rows begin at multiples of four.
+// The same for float formats, with float activations: four at a time if rows begin at multiples of four.
 template <class F, int T> __device__ __forceinline__ void matvec_plain(const Product& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
     bool live = row < p.rows;
@@ -166,7 +166,7 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
     int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
     float acc[T] = {};
     int fours = p.cols % 4 ? 0 : p.cols / 4;
-    const int N = T == 1 ? 4 : 1; // so many at a time go out together
+    const int N = T == 1 ? 4 : 1; // loads in flight
 #pragma unroll 1
     for (int c = threadIdx.x % p.lanes; c < fours; c += N * p.lanes) {
         float w[N][4];
@@ -198,7 +198,7 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
     }
 }
 
-// One row of a table a vector: `chosen` holds its index, or it is the vector's own. Grid: vectors, units / 128.
+// Dequantises one row of a table per vector: the row in `chosen`, or the vector's own index. Grid: vectors, units / 128.
 template <class F> __device__ __forceinline__ void embed(const Product& p) {
     i64 row = p.chosen ? p.chosen[blockIdx.x] : (int)blockIdx.x;
     int u = blockIdx.y * blockDim.x + threadIdx.x, units = p.cols / F::LEN * F::UNITS;

@@ -1,14 +1,13 @@
-// The block formats on the device: what a unit of 32 weights is in each. Mirrors kernels/src/quant, where every
-// format's bits are drawn.
+// Decodes the block formats on the device in units of 32 weights. The bit layouts are documented in kernels/src/quant.
 //
-// The host splits blocks into planes (kernels/src/cuda/weight.rs), so that levels lie at multiples of 16 bytes; no byte
-// is added. A unit is two groups of 16 weights w = s q - m with q in a signed byte; group g of unit i begins at weight
-// at(i, g) of its block. Block formats of 32 have one unit, those of 256 eight, and units 4c .. 4c+3 hold the weights
-// 128c .. 128c+127. Next: product.cu.
+// The host splits blocks into planes (kernels/src/cuda/weight.rs), so that quants are aligned to 16 bytes; no byte is
+// added. A unit is two groups of 16 weights w = s q - m with q in a signed byte; group g of unit i begins at weight
+// at(i, g) of its block. Formats with blocks of 32 have one unit per block, those with 256 have eight, and units
+// 4c .. 4c+3 hold the weights 128c .. 128c+127. Next: product.cu.
 #pragma once
 #include "common.cuh"
 
-// Where a weight is: its planes, block after block. All matrices of a stack follow each other.
+// The planes of a weight, block after block; the matrices of a stack are contiguous.
 struct Planes {
     const u8* plane[3];
 };
@@ -31,13 +30,13 @@ __device__ __forceinline__ void nibbles(Unit& u, Four v) {
     }
 }
 
-// Bit i of `bits` becomes bit 4 of weight i.
+// Moves bit i of `bits` to bit 4 of weight i.
 __device__ __forceinline__ void fifth(Unit& u, u32 bits) {
 #pragma unroll
     for (int j = 0; j < 8; j++) u.q[j] |= ((((bits >> (4 * j)) & 15) * 0x00204081) & 0x01010101) << 4;
 }
 
-// Each byte of index, below 16, becomes that entry of the table of sixteen bytes.
+// Looks up each byte of index (below 16) in a table of sixteen bytes.
 __device__ __forceinline__ int look_up(int index, u32 t0, u32 t1, u32 t2, u32 t3) {
     u32 pairs = (u32)index | (u32)index >> 4;
     u32 select = ((pairs & 0xff) | ((pairs >> 8) & 0xff00)) & 0x7777;
@@ -57,7 +56,7 @@ __device__ __forceinline__ void scale(Unit& u, float s, float m) {
 }
 
 struct Of32 {
-    static const int LEN = 32, UNITS = 1, UNROLL = 2; // units a thread has under way in a product of one vector
+    static const int LEN = 32, UNITS = 1, UNROLL = 2; // units in flight per thread in GEMV
     static const bool SIXTEENS = false;
     static __device__ __forceinline__ int at(int, int g) { return 16 * g; }
 };
@@ -145,7 +144,7 @@ struct Of256 {
     static __device__ __forceinline__ int at(int i, int g) { return 64 * (i / 2) + 16 * (i % 2) + 32 * g; }
 };
 
-// Scale and minimum of six bits of sub-block j (the drawing is in quant/scales.rs).
+// The 6-bit scale and minimum of sub-block j (layout: quant/k_scales.rs).
 __device__ __forceinline__ void six_bits(Unit& u, const u8* block, int p) {
     Four head = read_16(block);
     float d = f16_float((u16)head.v[0]), dmin = f16_float((u16)((u32)head.v[0] >> 16));
@@ -202,7 +201,7 @@ struct IQ4_XS : Of256 {
     }
 };
 
-// Two bits a weight: unit i = 4 h + 2 e + b takes half b of the 32 bytes of half h, sub-blocks 4 h + 2 e and the next.
+// Two bits per weight: unit i = 4 h + 2 e + b takes half b of the 32 bytes of half h, sub-blocks 4 h + 2 e and the next.
 struct TwoBits : Of256 {
     static const bool SIXTEENS = true;
     static __device__ __forceinline__ int at(int i, int g) {
@@ -236,7 +235,7 @@ struct Q2_K : TwoBits {
 };
 
 struct Q3_K : TwoBits {
-    static const int UNROLL = 1; // two spill
+    static const int UNROLL = 1; // 2 spills
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
         const u8* block = p.plane[0] + 96 * n;
@@ -289,7 +288,7 @@ struct Q6_K : Of256 {
     }
 };
 
-// The plain formats: one value, and four from a multiple of four on.
+// The float formats: loads one value, or four at a multiple of four.
 struct F32 {
     static __device__ __forceinline__ float value(const u8* w, i64 i) { return __ldg((const float*)w + i); }
     static __device__ __forceinline__ void four(const u8* w, i64 i, float out[4]) {

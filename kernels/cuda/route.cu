@@ -1,17 +1,17 @@
-// The router, the order in which the products of the experts go over the batch, and experts that change their place.
+// Routing, the grouping of routed pairs by expert, and the combination and relocation of experts.
 //
 // Next: attention.cu.
 #include "route.cuh"
 
-// Grid: tokens; a warp. Shared: what a choice takes.
+// Grid: tokens, one warp each. Shared: the scratch of a choice.
 KERNEL(route, 32)(const __grid_constant__ Route p) {
     SHARED(float, s);
     choose(p, s, blockIdx.x);
 }
 REGISTER(route)
 
-// Pairs (token, slot) in the order of their experts, and tiles of up to `tile` of them. One block; shared: [2 experts].
-// `tiles` has room for n / tile + experts entries; those not in use get group -1. Pairs without an expert are left out.
+// Sorts (token, slot) pairs by expert and splits them into tiles of up to `tile`. One block; shared: [2 experts]. `tiles` has
+// room for n / tile + experts entries; unused ones get group -1. Pairs without an expert are skipped.
 KERNEL(group_pairs, 1024)(const int* chosen, int n, int experts, int tile, int* pairs, int* starts, int* tiles) {
     SHARED(int, count);
     int *next = count + experts, room = n / tile + experts;
@@ -36,7 +36,7 @@ KERNEL(group_pairs, 1024)(const int* chosen, int n, int experts, int tile, int* 
 }
 REGISTER(group_pairs)
 
-// y_t = sum over slots, in their order, of weight * out; slots without an expert are left out. Grid: tokens, columns / 256.
+// y_t = sum over slots, in their order, of weight * out; slots without an expert are skipped. Grid: tokens, columns / 256.
 KERNEL(weighted_sum, 256)(const float* out, const int* chosen, const float* weights, float* y, int top_k, int cols) {
     int c = blockIdx.y * blockDim.x + threadIdx.x;
     i64 t = blockIdx.x;
@@ -48,7 +48,7 @@ KERNEL(weighted_sum, 256)(const float* out, const int* chosen, const float* weig
 }
 REGISTER(weighted_sum)
 
-// Some matrices of a stack to another: moves[i] is [to, from], each of so many bytes. Grid: moves, parts of a matrix.
+// Copies matrices between stacks: moves[i] is [to, from]. Grid: moves, parts of a matrix.
 KERNEL(move_matrices, 256)(const int* moves, const u8* from, u8* to, i64 bytes) {
     i64 i = blockIdx.y * (i64)blockDim.x + threadIdx.x, step = (i64)gridDim.y * blockDim.x;
     to += moves[2 * blockIdx.x] * bytes;

@@ -1,4 +1,4 @@
-// The choice of a token's experts from the logits of its router.
+// Chooses a token's experts from the logits of its router.
 //
 // s = sigmoid(logits); the top_k experts with the largest s + bias, lowest index first among equals; weights are the
 // unbiased s. NaN ranks below every number. Next: route.cu.
@@ -14,10 +14,10 @@ struct Route {
     float scale;
 };
 
-// Is (score a, index i) before (score b, index j)?
+// Returns whether (score a, index i) ranks before (score b, index j).
 __device__ __forceinline__ bool before(float a, int i, float b, int j) { return a > b || (a == b && i < j); }
 
-// The best of all lanes' candidates; index -1 is no candidate.
+// The best candidate of all lanes; index -1 is no candidate.
 __device__ __forceinline__ int warp_best(float score, int index) {
 #pragma unroll
     for (int by = 16; by > 0; by /= 2) {
@@ -38,16 +38,16 @@ __device__ __forceinline__ float two_best(const float* s, int n) {
     return n > 1 ? first + second : first;
 }
 
-// The bits of a number in the order of numbers, above 0.
+// Order-preserving bits of a number, above 0.
 __device__ __forceinline__ u32 ordered(float x) {
     u32 bits = (u32)__float_as_int(x);
     return bits >> 31 ? ~bits : bits | 0x80000000;
 }
 
-#define LANE_EXPERTS 8 // of a lane, where all are kept in registers
+#define LANE_EXPERTS 8 // per lane, kept in registers
 
-// The top_k of up to 256 experts, and 32 at most, of one group: in each round the lanes' largest scores meet, and then the
-// lowest index among those that are largest. Lane k keeps what round k chose.
+// Top-k (up to 32) of one group of up to 256 experts. Each round reduces the lanes' largest scores, then the lowest index among
+// equals. Lane k keeps the choice of round k.
 __device__ __forceinline__ void choose_few(const Route& p, float* s, i64 t) {
     int lane = threadIdx.x % 32, own = 0;
     u32 key[LANE_EXPERTS]; // 0: no expert, or chosen
@@ -85,8 +85,8 @@ __device__ __forceinline__ void choose_few(const Route& p, float* s, i64 t) {
     p.weights[t * p.top_k + lane] = score / norm * p.scale;
 }
 
-// Floats of shared memory that a choice takes: [experts] scores, [experts] biased scores, [groups] sums.
-// A warp a token. At most 1024 experts.
+// One warp per token, at most 1024 experts. Shared memory of a choice, in floats: [experts] scores, [experts] biased scores,
+// [groups] sums.
 __device__ __forceinline__ void choose(const Route& p, float* s, i64 t) {
     if (p.top_groups == p.groups && p.experts <= 32 * LANE_EXPERTS && p.top_k <= 32) return choose_few(p, s, t);
     float *biased = s + p.experts, *sums = biased + p.experts;

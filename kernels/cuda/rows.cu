@@ -1,9 +1,9 @@
-// Ops on the rows of a batch: activations to bytes, elements, norms, the short convolution, the decay.
+// Ops on the rows of a batch: quantisation, elementwise ops, norms, the short convolution and the decay.
 //
 // Bound by memory: each value is read once and written once. Next: delta.cu.
 #include "product.cuh"
 
-// Row v of the result is `cols` values from x + v * stride. Grid: rows, columns / 256.
+// Quantises rows: row v is `cols` values from x + v * stride. Grid: rows, columns / 256.
 KERNEL(quantise, 256)(const float* x, i8* q, XScale* scale, int cols, int stride) {
     int c = blockIdx.y * blockDim.x + threadIdx.x;
     i64 row = blockIdx.x;
@@ -11,7 +11,7 @@ KERNEL(quantise, 256)(const float* x, i8* q, XScale* scale, int cols, int stride
 }
 REGISTER(quantise)
 
-// A plane of stored blocks: bytes first..first+len of each, block after block. A thread a byte of the plane.
+// Extracts a plane of stored blocks: bytes first..first+len of each. One thread per byte of the plane.
 KERNEL(split_plane, 256)(const u8* blocks, u8* plane, int block, int first, int len, i64 n) {
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) plane[i] = blocks[i / len * block + first + i % len];
@@ -45,7 +45,7 @@ KERNEL(silu_mul, 256)(float* gate, const float* up, i64 n) {
 }
 REGISTER(silu_mul)
 
-// Columns first..first+n of each part of x to the same place of each part of y: what passes through a product by head.
+// Copies columns first..first+n of each part of x to the same columns of y: those that pass through a product by head.
 KERNEL(pass_through, 256)(const float* x, float* y, int x_width, int y_width, int n, i64 all) {
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= all) return;
@@ -55,17 +55,17 @@ KERNEL(pass_through, 256)(const float* x, float* y, int x_width, int y_width, in
 }
 REGISTER(pass_through)
 
-// The first `cols` values of each `width`, for products of floats by head.
+// Copies the first `cols` of each `width` values, for float products by head.
 KERNEL(first_columns, 256)(const float* x, float* y, int cols, int width, i64 n) {
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = x[i / cols * width + i % cols];
 }
 REGISTER(first_columns)
 
-#define NORM 6 // values of a thread that are kept in registers
+#define NORM 6 // values per thread kept in registers
 
-// x += y, where there is a y; then h = x / sqrt(mean(x^2) + eps) * w over the first n of cols columns, the others copied;
-// and, where there is a q, h as bytes too (whole blocks then). A block a row.
+// If y is given, x += y; then h = x / sqrt(mean(x^2) + eps) * w over the first n of cols columns, the others copied. If q is
+// given, h is quantised too (whole blocks). One block per row.
 KERNEL(rms_norm, 1024)(float* x, const float* y, const float* w, float* h, i8* q, XScale* scale, int n, int cols, float eps) {
     SHARED(float, scratch);
     i64 row = (i64)blockIdx.x * cols;
@@ -105,7 +105,7 @@ KERNEL(rms_norm, 1024)(float* x, const float* y, const float* w, float* h, i8* q
 }
 REGISTER(rms_norm)
 
-// y = RMSNorm(x; w) * sigmoid(gate), over each n values; and as bytes where there is a q. A warp a head.
+// y = RMSNorm(x; w) * sigmoid(gate), over each n values; quantised too if q is given. One warp per head.
 KERNEL(gated_rms_norm, 128)(const float* x, const float* w, const float* gate, float* y, i8* q, XScale* scale, int n, float eps, i64 heads) {
     i64 head = (i64)blockIdx.x * 4 + threadIdx.x / 32;
     if (head >= heads) return;
@@ -120,7 +120,7 @@ KERNEL(gated_rms_norm, 128)(const float* x, const float* w, const float* gate, f
 }
 REGISTER(gated_rms_norm)
 
-// x <- x / sqrt(sum(x^2) + eps) * scale, over each n values. A warp a head.
+// x <- x / sqrt(sum(x^2) + eps) * scale, over each n values. One warp per head.
 KERNEL(l2_norm, 128)(float* x, int n, float eps, float scale, i64 heads) {
     i64 head = (i64)blockIdx.x * 4 + threadIdx.x / 32;
     if (head >= heads) return;
@@ -140,12 +140,12 @@ KERNEL(kda_decay, 256)(float* f, const float* a, const float* bias, int cols, in
 }
 REGISTER(kda_decay)
 
-#define TAPS 8    // at most
-#define STRETCH 32 // tokens of a thread
+#define TAPS 8    // largest number of taps
+#define STRETCH 32 // tokens per thread
 
 // y_t = SiLU(sum_j taps_j x_{t - (n-1) + j}), per channel; the state is the last n - 1 inputs, oldest first.
-// Grid: channels / 128, stretches of tokens, spans. A span of one stretch leaves its state here, a longer one in
-// conv_tail. The window stands at the end of eight values, so that its oldest ones are zeros.
+// Grid: channels / 128, stretches of tokens, spans. A span of one stretch writes its state here, a longer one in conv_tail.
+// The window is right-aligned in eight values, whose oldest ones are zero.
 KERNEL(short_conv, 128)(const __grid_constant__ Spans spans, const float* x, const float* taps, float* y, int channels, int n) {
     const SpanOf& span = spans.of[blockIdx.z];
     int c = blockIdx.x * blockDim.x + threadIdx.x, t0 = blockIdx.y * STRETCH;
@@ -156,7 +156,7 @@ KERNEL(short_conv, 128)(const __grid_constant__ Spans spans, const float* x, con
     float w[TAPS], tap[TAPS];
 #pragma unroll
     for (int j = 0; j < TAPS; j++) {
-        int back = TAPS - 1 - j, t = t0 - back; // of the token before t0, for all but the last
+        int back = TAPS - 1 - j, t = t0 - back; // the token before t0, except for the last tap
         bool used = j >= TAPS - n;
         tap[j] = used ? taps[(i64)c * n + j - (TAPS - n)] : 0;
         w[j] = !used || back == 0 ? 0 : t >= 0 ? x[(i64)t * channels] : state[(i64)(n - 1 + t) * channels + c];
@@ -174,13 +174,13 @@ KERNEL(short_conv, 128)(const __grid_constant__ Spans spans, const float* x, con
     if (span.rows > STRETCH) return;
 #pragma unroll
     for (int j = 0; j + 1 < TAPS; j++) {
-        int row = j - (TAPS - n); // w was shifted once more: the last n - 1 inputs end at TAPS - 2
+        int row = j - (TAPS - n); // w has been shifted once more: the last n - 1 inputs end at TAPS - 2
         if (row >= 0 && row < n - 1) state[(i64)row * channels + c] = w[j];
     }
 }
 REGISTER(short_conv)
 
-// The last n - 1 inputs of spans longer than a stretch.
+// Writes the last n - 1 inputs of spans longer than a stretch.
 KERNEL(conv_tail, 128)(const __grid_constant__ Spans spans, const float* x, int channels, int n) {
     const SpanOf& span = spans.of[blockIdx.z];
     int c = blockIdx.x * blockDim.x + threadIdx.x;

@@ -1,17 +1,17 @@
-// The best of each row's values, so that a token is chosen without bringing all logits to the host.
+// Top-k of each row, so that sampling does not copy all logits to the host.
 //
-// Values are sorted as whole numbers, a key each: above, the value's bits in an order of numbers; below, the column's
-// complement. No two keys are equal, so the best n are the same ones in the same order however blocks take their turns;
-// ties and extremes are no cases of their own. 0 is no number: NaN, or beyond the row's end.
+// Each value becomes a 64-bit integer key: order-preserving bits of the value above the complement of the column. Keys are
+// distinct, so the top n and their order do not depend on scheduling, and ties and extremes need no special case. Key 0 is no
+// number: NaN, or beyond the row's end.
 //
-// Bound by latency: a row of 160,000 is 640 KiB, which the product before has left in the L2 cache. So a row goes over as
-// many blocks as multiprocessors and more (parts of 1024 values, sorted in shared memory as far as the best m need it), and
-// few launches follow each other: lists of m, in descending order, are merged by two until one is left, 4096 keys a block.
-// m is a power of two of at most 256. For m = 1 all this is a tree of maxima. Next: host/shim.h.
+// Bound by latency: a row of 160,000 values is 640 KiB, which the preceding matmul has left in L2. A row is therefore split
+// over more blocks than multiprocessors (parts of 1024 values, sorted in shared memory as far as the top m need it), followed
+// by few launches that merge descending lists of m pairwise until one is left, 4096 keys per block. m is a power of two up to
+// 256. For m = 1 this is a tree of maxima. Next: host/shim.h.
 #include "common.cuh"
 
-#define PART 1024  // values of a block
-#define MERGE 4096 // keys of a block that merges
+#define PART 1024  // values per block
+#define MERGE 4096 // keys per merging block
 
 struct PartShared {
     u64 keys[PART];
@@ -23,7 +23,7 @@ struct MergeShared {
     float scratch[33];
 };
 
-// -0 is 0, as it is where values are compared.
+// -0 counts as 0, as in comparisons.
 __device__ __forceinline__ u64 key_of(float v, int column) {
     if (v != v) return 0;
     u32 bits = v == 0 ? 0 : (u32)__float_as_int(v);
@@ -31,7 +31,7 @@ __device__ __forceinline__ u64 key_of(float v, int column) {
     return (u64)bits << 32 | (u32)~column;
 }
 
-// The value of a key, -infinity where it is no number.
+// The value of a key; -infinity for no number.
 __device__ __forceinline__ float value_of(u64 key) {
     u32 bits = (u32)(key >> 32);
     if (key == 0) return -INFINITY_F;
@@ -43,7 +43,7 @@ __device__ __forceinline__ void larger_first(u64* keys, int i, int j) {
     if (a < b) keys[i] = b, keys[j] = a;
 }
 
-// Bitonic lists of 2^bits keys, 2^apart from one to the next, to descending order.
+// Sorts bitonic lists of 2^bits keys, 2^apart apart, in descending order.
 __device__ __forceinline__ void order_lists(u64* keys, int lists, int bits, int apart) {
     for (int by = (1 << bits) / 2; by > 0; by /= 2) {
         for (int t = threadIdx.x; t < lists << bits >> 1; t += blockDim.x) {
@@ -54,7 +54,7 @@ __device__ __forceinline__ void order_lists(u64* keys, int lists, int bits, int 
     }
 }
 
-// 2^all keys of any order to lists of 2^bits in descending order.
+// Sorts 2^all keys in lists of 2^bits in descending order.
 __device__ __forceinline__ void sort_lists(u64* keys, int all, int bits) {
     for (int half = 0; half < bits; half++) { // two lists of 2^half, the second read backwards, are a bitonic one
         for (int t = threadIdx.x; t < 1 << all >> 1; t += blockDim.x) {
@@ -66,8 +66,8 @@ __device__ __forceinline__ void sort_lists(u64* keys, int all, int bits) {
     }
 }
 
-// Of lists of 2^bits in descending order, 2^all keys, the best 2^bits, to the beginning: of two lists, one read backwards,
-// the larger ones of each pair are the best, and bitonic.
+// Moves the largest 2^bits keys of descending lists of 2^bits (2^all keys) to the front. Of two lists, one read backwards, the
+// larger of each pair are the largest keys, and form a bitonic list.
 __device__ __forceinline__ void merge_lists(u64* keys, int all, int bits) {
     for (int apart = bits; apart < all; apart++) {
         int pairs = 1 << (all - apart - 1);
@@ -80,7 +80,7 @@ __device__ __forceinline__ void merge_lists(u64* keys, int all, int bits) {
     }
 }
 
-// The best 2^bits keys of each part of a row, and the sum of e^(v - the part's largest). Grid: rows, parts.
+// The largest 2^bits keys of each part of a row, and the sum of e^(v - the part's largest). Grid: rows, parts.
 KERNEL(best_of_part, 256)(const float* x, u64* best, float* sums, int cols, int bits) {
     SHARED(PartShared, s);
     float v[PART / 256];
@@ -105,7 +105,7 @@ KERNEL(best_of_part, 256)(const float* x, u64* best, float* sums, int cols, int 
 }
 REGISTER(best_of_part)
 
-// The same of the lists and sums of several parts, of each row's `parts`. Grid: rows, groups of MERGE keys.
+// The same for the lists and sums of a group of each row's `parts`. Grid: rows, groups of MERGE keys.
 KERNEL(best_of_parts, 1024)(const u64* lists, const float* of_lists, u64* best, float* sums, int parts, int bits) {
     SHARED(MergeShared, s);
     int each = MERGE >> bits, first = blockIdx.y * each, n = min(each, parts - first), all = bits;

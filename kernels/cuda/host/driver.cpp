@@ -1,8 +1,8 @@
-// A stand-in for libcuda that runs the kernels on the host: memory is malloc's, a launch runs its blocks in turn.
+// An emulator of libcuda that runs the kernels on the host: device memory is malloc's, and a launch runs its blocks in turn.
 //
-// It lets tests drive the real host code through the real bindings. Device memory starts and ends its life full of NaN
-// bits; writes beyond an allocation or beyond a launch's shared memory end the process with the kernel's name. Captured
-// launches are kept with their arguments and run when the graph is. It knows no kernel: they register by name.
+// Tests run the real host code through the real bindings. Device memory is filled with NaN bits on allocation and release;
+// writes beyond an allocation or beyond a launch's shared memory abort the process with the kernel's name. Captured launches
+// are stored with their arguments and run when the graph is launched. Kernels register themselves by name.
 #include "kernels.h"
 #include <deque>
 #include <map>
@@ -77,24 +77,24 @@ struct Fiber {
     char* stack = nullptr;
     dim3 thread;
     bool done;
-    const void* waiting; // what it waits for: the generation counter it saw, at `generation`
+    const void* waiting; // barrier it waits for; it saw the counter at `generation`
     u64 generation;
     std::vector<std::vector<Copy>> groups;
     std::vector<Copy> open;
 };
 
-struct Meeting {
+struct Barrier {
     u64 generation = 0;
     int arrived = 0, size = 0;
     u64 values[2][32];
 };
 
 std::vector<Fiber> fibers;
-std::vector<Meeting> warps;
-Meeting block;
+std::vector<Barrier> warps;
+Barrier block;
 Context scheduler;
 Fiber* now;
-std::vector<unsigned char> memory; // shared memory and its fence
+std::vector<unsigned char> memory; // shared memory and its guard bytes
 u64 random_state = 1;
 const char* running = "";
 shim::Kernel kernel;
@@ -106,7 +106,7 @@ unsigned random(unsigned n) {
 }
 
 void fail(const std::string& what) {
-    fprintf(stderr, "stand-in for CUDA: %s in %s\n", what.c_str(), running);
+    fprintf(stderr, "CUDA emulator: %s in %s\n", what.c_str(), running);
     abort();
 }
 
@@ -117,28 +117,28 @@ void entry() {
     abort();
 }
 
-// Waits until all of a meeting have arrived; the last to arrive wakes the others.
-void meet(Meeting& m) {
+// Waits until all threads have arrived at a barrier; the last one wakes the others.
+void arrive_and_wait(Barrier& m) {
     u64 generation = m.generation;
     if (++m.arrived == m.size) {
         m.arrived = 0;
         m.generation++;
     }
-    if (m.generation != generation && random(2)) return; // the last one may go on at once, or others first
+    if (m.generation != generation && random(2)) return; // at random, the last thread continues or yields to the others
     now->waiting = &m, now->generation = generation;
     now->context.to(scheduler);
     threadIdx = now->thread;
 }
 
 bool ready(const Fiber& f) {
-    return !f.done && (!f.waiting || ((const Meeting*)f.waiting)->generation != f.generation);
+    return !f.done && (!f.waiting || ((const Barrier*)f.waiting)->generation != f.generation);
 }
 
 void run_block() {
     size_t n = (size_t)blockDim.x * blockDim.y * blockDim.z;
     if (fibers.size() < n) fibers.resize(n);
-    warps.assign((n + 31) / 32, Meeting());
-    block = Meeting();
+    warps.assign((n + 31) / 32, Barrier());
+    block = Barrier();
     block.size = (int)n;
     for (size_t i = 0; i < n; i++) {
         Fiber& f = fibers[i];
@@ -150,7 +150,7 @@ void run_block() {
         warps[i / 32].size++;
     }
     for (size_t left = n; left > 0;) {
-        // Every thread once, in another order each time: a random start and a random step that meets them all.
+        // Runs every thread once in a random order: a random start and a random step coprime to the count.
         unsigned i = random((unsigned)n), step = 2 * random((unsigned)n / 2) + 1;
         while (std::__gcd(step, (unsigned)n) != 1) step += 2;
         bool moved = false;
@@ -171,12 +171,12 @@ void run_block() {
 
 namespace shim {
 unsigned char* shared() { return memory.data(); }
-void barrier() { meet(block); }
+void barrier() { arrive_and_wait(block); }
 const u64* gather(u64 value) {
-    Meeting& warp = warps[threadIdx.x / 32];
+    Barrier& warp = warps[threadIdx.x / 32];
     u64* values = warp.values[warp.generation % 2];
     values[threadIdx.x % 32] = value;
-    meet(warp);
+    arrive_and_wait(warp);
     return values;
 }
 u64 exchange(u64 value, int from) { return gather(value)[from]; }
@@ -216,7 +216,7 @@ struct Function {
     std::string name;
     shim::Kernel kernel;
 };
-struct Step { // of a captured graph
+struct Step { // a step of a captured graph
     Function* f = nullptr;
     dim3 grid, threads;
     unsigned shared = 0;
@@ -228,9 +228,9 @@ struct Step { // of a captured graph
 };
 std::vector<Step>* capture = nullptr;
 
-// Copies from pinned memory wait until something on their stream, or on one that waits for it, comes after them: bytes that
-// change too soon, or work that does not wait for them, give wrong results. (Work itself is done at once: a copy that does
-// not wait for it goes unnoticed here.)
+// Copies from pinned memory are delayed until later work on their stream, or on a stream that waits for it: bytes that change
+// too early, or work that does not wait for them, give wrong results. (Kernels run at once: a copy that does not wait for one
+// goes undetected.)
 struct Stream {
     std::deque<Step> copies;
     u64 issued = 0, done = 0;
@@ -318,7 +318,7 @@ API(cuDeviceGetAttribute)(int* v, int attribute, int) {
         case 16: return *v = 4, OK;           // multiprocessors
         case 75: return *v = 8, OK;           // compute capability
         case 76: return *v = 0, OK;
-        case 97: return *v = 99 << 10, OK;    // shared memory of a block, opted in: that of consumer cards
+        case 97: return *v = 99 << 10, OK;    // opt-in shared memory per block, as on consumer cards
         default: return INVALID;
     }
 }

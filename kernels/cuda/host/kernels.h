@@ -1,3 +1,3 @@
-// The shim's names for driver.cpp, which includes no kernel.
+// Declares the shim's names for driver.cpp, which includes no kernel.
 #pragma once
 #include "../common.cuh"

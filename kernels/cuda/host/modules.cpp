@@ -1,4 +1,4 @@
-// All modules for the host. FORMAT_MODULES names a generated file that includes the matmul sources once per format.
+// Compiles all modules for the host. FORMAT_MODULES names a generated file that includes the matmul sources once per format.
 #include "../rows.cu"
 #include "../delta.cu"
 #include "../delta_step.cu"

@@ -1,8 +1,8 @@
-// CUDA's names without CUDA: kernels run as they are on the host, a fiber a thread, so that tests need no GPU.
+// Defines CUDA's names on the host, so that tests run kernels unchanged without a GPU, with one fiber per thread.
 //
-// Order of threads and lanes is random at every step, shared memory starts full of NaN bits with guards after it,
-// copies to shared memory land only when they are waited for, and a barrier or a shuffle that not all threads reach
-// ends the process with a line. It times nothing and finds races only by their effects. Next: driver.cpp.
+// Threads and lanes run in random order at every step, shared memory starts full of NaN bits and is followed by guard bytes,
+// asynchronous copies complete only when waited for, and a barrier or shuffle that not all threads reach aborts the process
+// with an error. It measures no time and detects races only by their effects. Next: driver.cpp.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -41,13 +41,13 @@ using std::min;
 namespace shim {
 unsigned char* shared();
 void barrier();
-u64 exchange(u64 value, int from); // all lanes of a warp: the value of lane `from`
-const u64* gather(u64 value);      // all lanes of a warp: the values of all 32
+u64 exchange(u64 value, int from); // collective: returns the value of lane `from`
+const u64* gather(u64 value);      // collective: returns the values of all 32 lanes
 void later(void* to, const void* from);
 void commit();
 void wait(int left);
 
-// A kernel by name: how to call it with an array of pointers to its arguments, and their sizes.
+// A kernel by name, with a call through an array of argument pointers and the argument sizes.
 struct Kernel {
     void (*call)(void* f, void** args);
     void* f;
@@ -93,7 +93,7 @@ inline u32 __reduce_min_sync(unsigned, u32 v) {
     return (u32)*std::min_element(all, all + 32);
 }
 
-// Sums and maxima of a warp meet once here, not five times; the order of additions is the same.
+// Warp sums and maxima synchronise once here instead of five times; the order of additions is the same.
 template <class Join> inline float join_lanes(float v, Join join) {
     const u64* all = shim::gather((u32)__float_as_int(v));
     float x[32], y[32];
@@ -145,7 +145,7 @@ inline u16 float_f16(float f) {
 inline u32 pack_f16(float low, float high) { return float_f16(low) | (u32)float_f16(high) << 16; }
 inline float exp2_fast(float x) { return exp2f(x); }
 
-// ---- fragments, as the PTX manual draws them ---------------------------------------------------------------------
+// ---- fragments, laid out as in the PTX manual --------------------------------------------------------------------
 
 inline int byte_of(u64 word, int i) { return (i8)(word >> 8 * i); }
 inline float half_of(u64 word, int i) { return f16_float((u16)(word >> 16 * i)); }
@@ -168,7 +168,7 @@ template <int K> inline void shim_mma_i8(int d[4], const u32* a, const u32* b) {
 inline void mma_i8(int d[4], const u32 a[4], const u32 b[2]) { shim_mma_i8<32>(d, a, b); }
 inline void mma_i8_16(int d[4], const u32 a[2], u32 b) { shim_mma_i8<16>(d, a, &b); }
 
-// Each lane unpacks what its own four sums need: two rows of A and two columns of B.
+// Each lane unpacks the two rows of A and two columns of B that its four sums need.
 inline void mma_f16(float d[4], const u32 a[4], const u32 b[2]) {
     int lane = threadIdx.x % 32;
     float A[2][16], B[2][16];
