@@ -84,7 +84,7 @@ fn queries_as_levels() {
 
 /// Materialised keys and values, from matrices in several formats. The GPU rounds the queries to 8 bits instead.
 #[test]
-fn expanded() {
+fn materialized() {
     for (heads, [nope, pe, latent, dim], ends) in [
         (1, [1, 0, 1, 1], &[0, 3, 4][..]),
         (3, [5, 2, 7, 9], &[0, 70, 71]),
@@ -121,7 +121,7 @@ fn expanded() {
 /// Keys and values materialised on tensor cores: the published widths and narrower ones, spans around the tile size beside
 /// shorter spans, and a cache in several chunks.
 #[test]
-fn expanded_in_pieces() {
+fn materialized_in_chunks() {
     if let Some(cuda) = cuda() {
         cuda.expand_by(128);
     }
@@ -162,7 +162,7 @@ fn expanded_in_pieces() {
 
 /// Queries beyond binary16 saturate; NaN stays NaN.
 #[test]
-fn expanded_extremes() {
+fn materialized_extremes() {
     let (heads, [nope, pe, latent, dim], tokens) = (2, [32, 16, 64, 32], 140);
     let mut n = Numbers(6);
     let mut weight = |shape: [usize; 3]| stored(Format::F16, shape, &n.vec(shape.iter().product()));
@@ -299,7 +299,7 @@ fn results_do_not_depend_on_the_batch() {
 
 /// Several sequences, one without tokens, and rows that belong to no sequence.
 #[test]
-fn expanded_sequences() {
+fn materialized_sequences() {
     let (heads, [nope, pe, latent, dim], lens) = (3, [32, 8, 32, 16], [2, 0, 70]);
     let mut n = Numbers(4);
     let (rows, q) = (n.vec(80 * (latent + pe)), n.vec(80 * heads * (nope + pe)));
@@ -310,8 +310,8 @@ fn expanded_sequences() {
         let mut caches: Vec<_> = lens.iter().map(|_| b.cache(CacheFormat::F32, latent + pe)).collect();
         b.append(&mut spans(&lens, &mut caches), &b.tensor(80, latent + pe, &rows));
         let q = b.tensor(80, heads * (nope + pe), &q);
-        let expansion = KvUpProjection { k: &k, v: &v, latent };
-        let o = b.read(&b.materialized_attention(&mut spans(&lens, &mut caches), &q, expansion, 0.3));
+        let w_kv = KvUpProjection { k: &k, v: &v, latent };
+        let o = b.read(&b.materialized_attention(&mut spans(&lens, &mut caches), &q, w_kv, 0.3));
         assert!(o[72 * heads * dim..].iter().all(|o| *o == 0.0), "rows of no span");
         vec![o]
     });
@@ -319,7 +319,7 @@ fn expanded_sequences() {
 
 /// The same for materialised keys and values: any chunk size, and more threads than heads.
 #[test]
-fn expanded_results_do_not_depend_on_the_batch() {
+fn materialized_results_do_not_depend_on_the_batch() {
     let (heads, [nope, pe, latent, dim]) = (2, [32, 16, 64, 32]);
     let x = Inputs::new(700, heads, latent + pe, latent);
     let mut n = Numbers(3);
@@ -334,8 +334,8 @@ fn expanded_results_do_not_depend_on_the_batch() {
                 let rows = |x: &[f32], cols: usize| b.tensor(w[1] - w[0], cols, &x[w[0] * cols..w[1] * cols]);
                 let mut span = [Span { rows: 0..w[1] - w[0], state: &mut cache }];
                 b.append(&mut span, &rows(&x.rows, latent + pe));
-                let expansion = KvUpProjection { k: &k, v: &v, latent };
-                b.read(&b.materialized_attention(&mut span, &rows(&q, heads * (nope + pe)), expansion, 0.3))
+                let w_kv = KvUpProjection { k: &k, v: &v, latent };
+                b.read(&b.materialized_attention(&mut span, &rows(&q, heads * (nope + pe)), w_kv, 0.3))
             };
             ends.windows(2).flat_map(step).collect()
         };

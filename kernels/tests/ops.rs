@@ -98,7 +98,7 @@ fn products() {
         {
             let cols = if format.block_len() == 1 { blocks * 37 } else { blocks * format.block_len() };
             let mut n = Numbers(5);
-            let (w, x) = (n.weight(format, [1, rows, cols]), n.levels(tokens * cols));
+            let (w, x) = (n.weight(format, [1, rows, cols]), n.quants(tokens * cols));
             check!(format!("matmul {} [{tokens}, {cols}] x [{rows}]", format.name()), |b| {
                 vec![b.read(&b.matmul(&b.weight(w.clone()).unwrap(), &b.tensor(tokens, cols, &x)))]
             });
@@ -113,7 +113,7 @@ fn products_of_several_weights() {
     let rows = [3, 130, 64, 1, 700];
     let w: [_; 5] = std::array::from_fn(|i| n.weight(formats[i], [1, rows[i], 512]));
     for tokens in [1, 2, 67] {
-        let x = n.levels(tokens * 512);
+        let x = n.quants(tokens * 512);
         check!(format!("matmuls of {tokens}"), |b| {
             let w = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
             b.matmuls(w.each_ref(), &b.tensor(tokens, 512, &x)).map(|y| b.read(&y)).to_vec()
@@ -151,7 +151,7 @@ fn products_by_head() {
         for tokens in [0, 1, 3, 66] {
             let mut n = Numbers(8);
             let w = n.weight(format, [count, rows, cols]);
-            let head = |n: &mut Numbers| [n.levels(cols), n.vec(rest)].concat();
+            let head = |n: &mut Numbers| [n.quants(cols), n.vec(rest)].concat();
             let x: Vec<f32> = (0..tokens * count).flat_map(|_| head(&mut n)).collect();
             check!(format!("matmul_heads {} {count} x [{rows}, {cols} + {rest}]", format.name()), |b| {
                 let x = b.tensor(tokens, count * (cols + rest), &x);
@@ -337,7 +337,7 @@ fn experts() {
     ] {
         let w = expert_weights(up, Format::F16, shape);
         for tokens in [0, 1, 2, 90] {
-            let x = Numbers(13).levels(tokens * shape[1]);
+            let x = Numbers(13).quants(tokens * shape[1]);
             check!(format!("experts {} {shape:?}, {tokens} tokens", up.name()), |b| vec![run_experts(
                 b, &w, &x, top_k
             )]);
@@ -384,7 +384,7 @@ fn timed_work_on_the_emulator() {
     let Some(b) = common::emulator::cuda() else { return };
     let mut n = Numbers(16);
     let w = b.weight(n.weight(Format::Q4_K, [1, 65, 256])).unwrap();
-    let x = b.tensor(9, 256, &n.levels(9 * 256));
+    let x = b.tensor(9, 256, &n.quants(9 * 256));
     let expected = b.read(&b.matmul(&w, &x));
     let mut sums = b.tensor(9, 65, &[0.0; 9 * 65]);
     let seconds = b.time(3, |_| b.add(&mut sums, &b.matmul(&w, &x)));

@@ -34,9 +34,9 @@ impl Numbers {
     }
 
     /// `n` integers that every activation type represents exactly: each 32 contain a 127.
-    pub fn levels(&mut self, n: usize) -> Vec<f32> {
-        let level = |i: usize| if i.is_multiple_of(32) { 127.0 } else { self.below(255) as f32 - 127.0 };
-        (0..n).map(level).collect()
+    pub fn quants(&mut self, n: usize) -> Vec<f32> {
+        let quant = |i: usize| if i.is_multiple_of(32) { 127.0 } else { self.below(255) as f32 - 127.0 };
+        (0..n).map(quant).collect()
     }
 
     /// Random rows with Euclidean norm 1.
