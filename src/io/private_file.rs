@@ -1,5 +1,5 @@
 //! Opens files and directories that belong to this user alone: it follows no symbolic link, waits for no pipe, and
-//! refuses a file that another user owns or may write.
+//! refuses a file that another user owns or may write. The prefix cache and the chat keep their files with it.
 //!
 //! The checks are Unix's; elsewhere the directory's own access rules are all there is.
 

@@ -1,5 +1,8 @@
 //! Loads a model and runs it: [`engine`] (weights, tokenizer, template and prefix cache on a backend), [`session`] (token
 //! ids to [`logits`]), and what both rest on: the device, its memory plan and the attention path. It samples nothing.
+//!
+//! Chat templates belong here ([`chat_template`], [`template_worker`]): an engine renders one at load to find the tokens
+//! that open a reply, which the attention path of a prompt depends on.
 
 pub(crate) mod attention_path;
 pub(crate) mod builtin_model;
