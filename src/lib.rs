@@ -17,3 +17,10 @@ pub mod prefix_cache;
 pub mod runtime;
 pub mod scheduler;
 pub mod serve;
+
+pub use generation::conversation::Conversation;
+pub use generation::generate::{Event, Request, generate};
+pub use generation::sample::Sampling;
+pub use runtime::engine::Engine;
+pub use runtime::options::EngineArgs;
+pub use runtime::session::Session;

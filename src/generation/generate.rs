@@ -29,6 +29,13 @@ pub struct Request<'a> {
     pub constraint: Option<Box<dyn Constraint>>,
 }
 
+impl<'a> Request<'a> {
+    /// A request of at most 1,024 tokens without stop strings or constraint.
+    pub fn new(prompt: &'a [u32], sampling: Sampling) -> Self {
+        Request { prompt, max_tokens: 1024, sampling, stops: &[], ignore_end: false, constraint: None }
+    }
+}
+
 /// What happens while generating.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {

@@ -76,6 +76,24 @@ impl From<CacheType> for CacheFormat {
     }
 }
 
+impl Default for EngineArgs {
+    /// The built-in model on the CPU, with a prefix cache in memory.
+    fn default() -> Self {
+        EngineArgs {
+            model: None,
+            threads: None,
+            ctx: None,
+            batch: 512,
+            cache_type: CacheType::F16,
+            chat_template: None,
+            mlock: false,
+            device: DeviceArgs::default(),
+            store: StoreOptions::in_memory(),
+            state_room: None,
+        }
+    }
+}
+
 impl EngineArgs {
     /// The model's name for messages: its path, or what the built-in one is called.
     pub fn name(&self) -> String {
