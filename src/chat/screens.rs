@@ -1,5 +1,7 @@
 //! Exact screens of the full-screen chat, without a terminal and without a model.
 
+mod picture;
+
 use super::app::{App, Effect, Event};
 use super::reply::{About, Outcome};
 use super::settings::Settings;
