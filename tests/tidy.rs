@@ -109,23 +109,53 @@ fn packages_depend_only_downwards() {
     });
 }
 
-/// Every promise of docs/security.md names the test that holds it: `path.rs::test`, or a test alone after its path.
+/// Every promise of docs/security.md and every invariant of ARCHITECTURE.md names the test that holds it: `path.rs::test`, or
+/// a test alone after its path.
 #[test]
-fn the_threat_model_names_tests_that_exist() {
+fn the_threat_model_and_the_invariants_name_tests_that_exist() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let text = fs::read_to_string(root.join("docs/security.md")).unwrap();
-    let (mut named, mut path) = (0, String::new());
-    for word in text.split('`').skip(1).step_by(2) {
-        let (file, test) = match word.split_once("::") {
-            Some((file, test)) => (file, test),
-            None if word.ends_with(".rs") || word.ends_with(".py") => (word, ""),
-            None if word.matches('_').count() >= 3 && !word.contains(['-', '/']) => (path.as_str(), word),
-            None => continue,
-        };
-        let source = fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{file}: {e}"));
-        assert!(test.is_empty() || source.contains(&format!("fn {test}(")), "{file}: no test {test}");
-        named += 1;
-        path = file.to_owned();
+    for (document, least) in [("docs/security.md", 30), ("ARCHITECTURE.md", 15)] {
+        let text = fs::read_to_string(root.join(document)).unwrap();
+        let (mut named, mut path) = (0, String::new());
+        for word in text.split('`').skip(1).step_by(2) {
+            let (file, test) = match word.split_once("::") {
+                Some((file, test)) => (file, test),
+                None if word.ends_with(".rs") || word.ends_with(".py") => (word, ""),
+                None if word.matches('_').count() >= 3 && !word.contains(['-', '/']) => (path.as_str(), word),
+                None => continue,
+            };
+            let source =
+                fs::read_to_string(root.join(file)).unwrap_or_else(|e| panic!("{document}: {file}: {e}"));
+            let exists = test.is_empty() || source.contains(&format!("fn {test}("));
+            assert!(exists, "{document}: {file}: no test {test}");
+            named += 1;
+            path = file.to_owned();
+        }
+        assert!(named > least, "{document}: only {named} tests are named");
     }
-    assert!(named > 30, "only {named} tests are named");
+}
+
+/// Relative links and pictures of the documents lead to files, and the documents keep their lengths.
+#[test]
+fn documents_are_short_and_their_links_lead_somewhere() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let documents = [
+        ("README.md", 130),
+        ("ARCHITECTURE.md", 150),
+        ("CONTRIBUTING.md", 150),
+        ("CHANGELOG.md", 400),
+        ("SECURITY.md", 50),
+        ("THIRD-PARTY.md", 50),
+        ("docs/performance.md", 200),
+        ("docs/security.md", 200),
+    ];
+    for (document, lines) in documents {
+        let path = root.join(document);
+        let text = fs::read_to_string(&path).unwrap();
+        assert!(text.lines().count() <= lines, "{document}: more than {lines} lines");
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            let outside = link.contains("://");
+            assert!(outside || path.with_file_name(link).exists(), "{document}: no file {link}");
+        }
+    }
 }

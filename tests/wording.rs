@@ -15,11 +15,7 @@ const PHRASES: &str = r#"(?x)
 
 /// Paths whose phrases are not revised yet. Shrinks to nothing; a new path does not belong here.
 const UNREVISED_PHRASES: &[&str] = &[
-    "CHANGELOG.md",
-    "README.md",
     "convert/",
-    "docs/",
-    "kernels/benches/",
     "kernels/cuda/",
     "kernels/src/",
     "models/demo/",
