@@ -140,6 +140,18 @@ def formats():
     return svg
 
 
+def load():
+    rows = record("load")["rows"]
+    svg = card(820, 366, "Concurrent clients: throughput and time to first token")
+    legend(svg, 820, 34)
+    for x, key, head in [(24, "rate", "Replies, tok/s"), (432, "p50", "First token, median, ms (lower is better)")]:
+        groups = [([f"{r['clients']} client" + "s" * (r["clients"] > 1)], r["kimi"][key], r["llama.cpp"][key]) for r in rows]
+        bars(svg, (x, 74, 364, 208), head, groups, max(max(ours, theirs) for _, ours, theirs in groups))
+    notes(svg, ["Demonstration model in Q8_0, 2 cores, 200 words in, 64 tokens out; both servers in turn on the same file, medians of five.",
+                "llama.cpp's server: the wheel xllamacpp. Record: docs/results/load.json"])
+    return svg
+
+
 def first_token():
     data = record("first_token")
     rows = data["rows"]
@@ -329,7 +341,8 @@ def main():
     recorders = {"--ask": record_ask, "--page": record_page}
     if sys.argv[1:2] and sys.argv[1] in recorders:
         return recorders[sys.argv[1]](sys.argv[2])
-    pictures = {"speed": speed().page(), "formats": formats().page(), "first-token": first_token().page(), "quality": quality().page(),
+    pictures = {"speed": speed().page(), "formats": formats().page(), "first-token": first_token().page(), "load": load().page(),
+                "quality": quality().page(),
                 "chat": screen("chat", "kimi chat in a terminal"), "ask": screen("ask", "kimi ask in a terminal")}
     stale = []
     for name, page in pictures.items():
