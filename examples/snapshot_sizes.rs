@@ -1,5 +1,5 @@
-//! What snapshots of the real model take: sizes on disk, and times to write and to bring back, of states with made-up
-//! contents. `cargo run --release --example snapshot_sizes -- DIR 4096,131072` prints a line a length.
+//! Measures cached states of the 48B model, with synthetic contents: size on disk, time to write and time to load.
+//! `cargo run --release --example snapshot_sizes -- DIR 4096,131072` prints one line per length.
 
 use anyhow::{Context as _, Result};
 use convert::config::Config as Checkpoint;
@@ -39,7 +39,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// All of a sequence, one more state of it, and the way back.
+/// Writes a sequence, loads it, and writes one more state of it.
 fn measure(b: &Arc<Cpu>, config: &Config, dir: &Path, length: usize) -> Result<()> {
     let cache = CacheFormat::F16;
     let sizes = Sizes::of(&**b, config, cache);
