@@ -1,5 +1,5 @@
-"""Whether the PyTorch model gives the replies the runtime gave: every token of each reply must be the most likely one
-after those before it, which is what greedy generation is.
+"""Checks the runtime's replies against the PyTorch model: every token of a greedy reply must be the most likely one after the
+tokens before it.
 
     kimi eval -m f32.gguf --cache-type f32 --lengths 1024 --questions 200 --save answers.jsonl
     python check.py CHECKPOINT answers.jsonl

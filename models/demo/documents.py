@@ -1,4 +1,4 @@
-"""Texts with facts in them, and conversations about those texts: what the demonstration model learns from.
+"""Generates the training data of the demonstration model: texts that contain facts, and conversations about them.
 
 All wording comes from phrasings.json, which `kimi eval` reads too. Names and values whose hash falls in one of eight
 classes, the last `held_out` phrasings of each list and the held-out prose never occur in training.
@@ -16,7 +16,7 @@ BYTES_PER_TOKEN = 3.4                                     # of this tokenizer on
 
 
 def held_out(text):
-    """Whether a name or value is kept for testing: FNV-1a (32 bit) of its bytes, one class of eight."""
+    """Returns whether a name or value is held out for testing: FNV-1a (32 bit) of its bytes, one class of eight."""
     h = 0x811C9DC5
     for byte in text.encode():
         h = (h ^ byte) * 0x01000193 & 0xFFFFFFFF
@@ -66,8 +66,8 @@ class Words:
         return self.draw(self.any_word)                   # a trade is to be read, not guessed
 
     def any_word(self):
-        """A trade of the list, an invented one, a word of the prose, two words' beginning and end, or some pieces of the
-        tokenizer: all of them, that the common ones (" watch", " gold") be told from each other too."""
+        """A trade from the list, an invented one, a word of the prose, the start and end of two words, or tokens of the
+        tokenizer, drawn from all tokens so that the model also learns to distinguish common ones (" watch", " gold")."""
         r, trades = self.rng, MORE["trades"]
         word, first, more = (lambda a=a: r.choice(a) for a in (self.prose.words, self.prose.first, self.prose.more))
         makes = [lambda: r.choice(NAMES["jobs"]), lambda: self.stem().lower() + r.choice(trades), word,
@@ -128,7 +128,7 @@ class Text:
         return self.rng.choice(phrasings[:cut] + MORE["phrasings"][relation["name"]][what])
 
     def strewn(self, wording, share):
-        """For training: now and then words of the prose in a phrasing, that no single neighbour be relied on."""
+        """For training: sometimes inserts words of the prose in a phrasing, so that the model relies on no single neighbour."""
         r = self.rng
         if r.random() >= share:
             return wording
@@ -140,8 +140,8 @@ class Text:
         return " ".join(words)
 
     def loose(self, relation, parts, end):
-        """For training: a noun of the relation and `parts` in any order, words of the prose between them: what a wording
-        is about can be seen without its being known."""
+        """For training: a noun of the relation and `parts` in any order with words of the prose in between, so that the model
+        learns to recognise the relation of unknown wordings."""
         r = self.rng
         parts = [*parts, r.choice(MORE["nouns"][relation["name"]])]
         r.shuffle(parts)
@@ -151,7 +151,7 @@ class Text:
         return (said if said[0] == "{" else said[0].upper() + said[1:]) + end
 
     def statement(self, relation):
-        """A phrasing of a fact: one of the list, or for training one put together."""
+        """A phrasing of a fact: one from the list, or for training one composed of parts."""
         r, said = self.rng, self.pick(relation, "statements")
         if self.testing:
             return said
@@ -168,7 +168,7 @@ class Text:
         return said
 
     def asking(self, relation):
-        """A phrasing of a question, likewise."""
+        """A phrasing of a question: one from the list, or for training one composed of parts."""
         r, asked = self.rng, self.pick(relation, "questions")
         if self.testing:
             return asked
@@ -249,7 +249,7 @@ class Text:
         return "".join(out).strip()
 
     def question(self, kind=None):
-        """(question, answer, sentences it rests on, kind). kind None: drawn."""
+        """(question, answer, supporting sentences, kind). A kind of None is drawn at random."""
         r = self.rng
         kind = kind or r.choices(["fact", "hop", "absent"], [0.74, 0.13, 0.13] if self.testing else [0.68, 0.16, 0.16])[0]
         if kind == "hop" and self.hops:
@@ -299,7 +299,7 @@ def quote(sentence, subject, value):
 
 
 class Prose:
-    """Sentences of real prose, drawn in runs; its words, and the pieces the tokenizer beside it makes words of."""
+    """Sentences of real prose, drawn in runs; its words, and the tokens that the tokenizer beside it forms words from."""
 
     def __init__(self, path):
         path = pathlib.Path(path)
@@ -322,8 +322,8 @@ class Prose:
 
 
 def conversation(rng, prose, tokens, questions=None, drill=False):
-    """A text and questions about it, as [(role, text)]; the text opens the first question. A drill is about trades alone,
-    each of which is asked for."""
+    """A text and questions about it, as [(role, text)]; the text precedes the first question. A drill contains trades only, with
+    a question for each."""
     turns, asked = [], set()
     if rng.random() < 0.2:
         turns.append(("system", rng.choice(SPEC["systems"])))

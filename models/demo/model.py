@@ -1,7 +1,7 @@
-"""Kimi Linear in PyTorch, small and trainable: the official layout, names and mathematics.
+"""A small trainable Kimi Linear in PyTorch with the published layout, names and mathematics.
 
-Parameter names are the published checkpoint's, but that the experts of a layer are stacked while training; `export`
-splits them. `kda` is chunkwise (WY form) and differentiable on any device; on CUDA flash-linear-attention's kernel is used.
+Parameter names are those of the published checkpoint, except that the experts of a layer are stacked during training;
+`export` splits them. `kda` is chunkwise (WY form) and differentiable on any device; on CUDA flash-linear-attention's kernel is used.
 """
 import json, math, shutil
 import torch
@@ -18,7 +18,7 @@ torch._dynamo.config.recompile_limit = 64
 
 
 def compiled(f):
-    """Elementwise chains as one loop, on the CPU, where a compiler is at hand."""
+    """Fuses elementwise chains on the CPU, if a compiler is available."""
     return torch.compile(f, dynamic=True) if shutil.which("g++") else f
 
 
@@ -26,7 +26,7 @@ def kda(q, k, v, g, beta):
     """o_t = S_t^T q_t,  S_t = (I - beta_t k_t k_t^T) diag(e^g_t) S_{t-1} + beta_t k_t v_t^T.   q,k,v,g [B,T,H,D], beta [B,T,H].
 
     Chunks of 16, decays factored around the chunk's middle row: exact while the log-decays of eight tokens sum to
-    more than -80 in each channel; beyond that the factors are clamped (such a channel has forgotten everything).
+    more than -80 in each channel; beyond that the factors are clamped (such a channel has decayed to zero).
     """
     if q.is_cuda and chunk_kda is not None:
         return chunk_kda(q, k, v, g, beta, scale=1.0)[0]
@@ -51,7 +51,7 @@ def kda(q, k, v, g, beta):
 
 @compiled
 def within(q, k, v, g, beta):
-    """What a chunk needs of itself: all but the state it starts from.   q,k,v,g [N,B*H,C,D], beta [N,B*H,C,1]."""
+    """Computes everything of a chunk that does not depend on its initial state.   q,k,v,g [N,B*H,C,D], beta [N,B*H,C,1]."""
     c, d = q.shape[2:]
     G = g.cumsum(2)
     mid, last = G[:, :, c // 2:c // 2 + 1], G[:, :, -1:]
@@ -92,7 +92,7 @@ def rms_norm(x, weight, eps):
 
 
 class ShortConv(nn.Module):
-    """Causal depthwise convolution, then SiLU. weight [C,1,taps]; the last tap meets the newest token."""
+    """Causal depthwise convolution, then SiLU. weight [C,1,taps]; the last tap multiplies the newest token."""
 
     def __init__(self, channels, taps):
         super().__init__()
@@ -158,7 +158,7 @@ def gated(o, z, weight, eps):
 
 
 class LatentAttention(nn.Module):
-    """Multi-head latent attention without positions, expanded form."""
+    """Multi-head latent attention without positions, with materialised keys and values."""
 
     def __init__(self, c):
         super().__init__()
@@ -193,7 +193,7 @@ class MLP(nn.Module):
 
 
 class MoE(nn.Module):
-    """Sigmoid router; experts chosen by biased scores, weighed by unbiased ones; one ungated shared expert."""
+    """Sigmoid router: experts are chosen by biased scores and weighted by unbiased ones; one ungated shared expert."""
 
     def __init__(self, c):
         super().__init__()
@@ -227,7 +227,7 @@ class MoE(nn.Module):
 
     @torch.no_grad()
     def balance(self, rate):
-        """Auxiliary-loss-free balancing: a busy expert's bias falls, an idle one's rises."""
+        """Auxiliary-loss-free balancing: lowers the bias of busy experts and raises that of idle ones."""
         self.bias += rate * torch.sign(self.load.mean() - self.load)
         self.bias -= self.bias.mean()
         self.load.zero_()
@@ -262,7 +262,7 @@ class Kimi(nn.Module):
         self.lm_head = linear(config["vocab_size"], hidden, 0.2 * hidden ** -0.5)
 
     def forward(self, ids):
-        """The normalised last hidden states [B,T,hidden]; `lm_head` makes logits of those that are wanted."""
+        """The normalised last hidden states [B,T,hidden]; apply `lm_head` to those whose logits are needed."""
         x = self.model.embed_tokens(ids)
         for layer in self.model.layers:
             x = layer(x)

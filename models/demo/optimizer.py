@@ -1,11 +1,11 @@
-"""Muon for the matrices between embedding and head, AdamW for everything else."""
+"""Muon for the matrices between embedding and head, AdamW for all other parameters."""
 import torch
 import torch.distributed as dist
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every step is made orthogonal by Newton-Schulz iteration (Jordan et al. 2024); stacked experts are
-    taken one by one. Matrices of one shape go through the iteration together."""
+    """Momentum with updates orthogonalised by Newton-Schulz iteration (Jordan et al. 2024); each stacked expert is a matrix of
+    its own. Matrices of equal shape are batched."""
 
     def __init__(self, params, lr, momentum=0.95, decay=0.01):
         super().__init__(params, dict(lr=lr, base=lr, momentum=momentum, decay=decay))
@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def shared_out(g):
-    """`orthogonal` of a batch, each worker taking its share of the matrices."""
+    """`orthogonal` of a batch, with the matrices divided among the workers."""
     if not dist.is_initialized():
         return orthogonal(g).float()
     rank, workers = dist.get_rank(), dist.get_world_size()
@@ -41,7 +41,7 @@ def shared_out(g):
 
 
 def orthogonal(g, steps=5):
-    """The nearest orthogonal matrices of a batch, roughly."""
+    """Approximates the nearest orthogonal matrices of a batch."""
     x = g.bfloat16()
     tall = x.shape[1] > x.shape[2]
     x = x.mT if tall else x

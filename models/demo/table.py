@@ -1,5 +1,5 @@
-"""The demonstration model in every quantisation: size, accuracy, perplexity, KL divergence from F32, and the perplexity
-llama.cpp (the xllamacpp wheel) finds with the same file on the same windows.
+"""Measures the demonstration model in every quantisation: size, accuracy, perplexity, KL divergence from F32, and llama.cpp's
+perplexity (by the xllamacpp wheel) with the same file on the same windows.
 
     python table.py KIMI CHECKPOINT [QUESTIONS]          prints a Markdown table
 """
@@ -21,7 +21,7 @@ def run(*command):
 
 
 def peer_perplexity(path, ids, vocab):
-    """Over the second half of each window, a request a position: the server gives log-probabilities of the next token."""
+    """Perplexity over the second half of each window, by one request per position for the next token's log-probabilities."""
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = WINDOW + 8, 1, 0, False

@@ -1,9 +1,9 @@
-"""The demonstration model's tokenizer: tiktoken ranks, then 256 special ids laid out as the published tokenizer has them."""
+"""The demonstration model's tokenizer: tiktoken ranks, then 256 special ids in the published tokenizer's layout."""
 import pathlib
 import tiktoken
 from tiktoken.load import load_tiktoken_bpe
 
-# As published; && needs a Unicode-set engine, which tiktoken's is.
+# As published; && needs a regex engine with set operations, such as tiktoken's.
 PATTERN = "|".join([
     r"""[\p{Han}]+""",
     r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
@@ -25,12 +25,12 @@ class Tokenizer:
         return self.ranks.decode([i for i in ids if i < self.base])
 
     def opening(self, role):
-        """The ids that open a turn."""
+        """The ids that start a turn."""
         mark = {"user": USER, "assistant": ASSISTANT, "system": SYSTEM}[role]
         return [self.base + mark] + self.encode(role) + [self.base + MIDDLE]
 
     def chat(self, turns):
-        """Ids of a conversation, and of each its kind: 0 given, 1 text to model, 2 an answer."""
+        """Ids of a conversation, and the kind of each: 0 given, 1 text to model, 2 an answer."""
         ids, kinds = [], []
         for role, said in turns:
             opening, body = self.opening(role), self.encode(said) + [self.base + END]

@@ -1,10 +1,10 @@
 """Trains the demonstration model and writes a checkpoint in the published layout.
 
-    python train.py --data DATA --out OUT --minutes 100        on this machine's CPU, or its GPU where there is one
+    python train.py --data DATA --out OUT --minutes 100        on the GPU if there is one, else on the CPU
 
-DATA is what prepare.py wrote. Texts grow with progress: short ones teach to look things up, long ones to do so from
-afar. OUT gets model.safetensors (BF16), config.json, tiktoken.model, tokenizer_config.json and curve.jsonl, every few
-minutes and at the end; --init OUT/model.safetensors --start PROGRESS goes on from there.
+DATA is the output of prepare.py. Texts grow with progress: short ones teach lookup, long ones lookup at a distance.
+model.safetensors (BF16), config.json, tiktoken.model, tokenizer_config.json and curve.jsonl are written to OUT every few
+minutes and at the end; --init OUT/model.safetensors --start PROGRESS resumes from there.
 """
 import argparse, json, math, pathlib, random, shutil, time
 import torch
@@ -57,7 +57,7 @@ class Batches(torch.utils.data.IterableDataset):
 
 
 def losses(model, ids, kinds, text_share):
-    """Mean loss on answers, mean loss on a random share of the text, and answer tokens that would be chosen."""
+    """Mean loss on answers, mean loss on a random share of the text, and the number of answer tokens predicted."""
     hidden = model(ids[:, :-1]).flatten(0, 1)
     kinds, target = kinds.flatten(), ids[:, 1:].flatten()
     keep = (kinds == 2) | ((kinds == 1) & (torch.rand(kinds.shape, device=ids.device) < text_share))
@@ -70,7 +70,7 @@ def losses(model, ids, kinds, text_share):
 
 
 def rate(progress):
-    """Warm-up, three times the rate at first, then linear to nothing over the last half."""
+    """Learning-rate factor: warm-up, three times the rate at first, then linear decay to zero over the last half."""
     return min(progress / 0.01 + 0.02, 3.0 if progress < 0.2 else 1.0, max(0.0, (1 - progress) / 0.5))
 
 
@@ -83,7 +83,7 @@ def save(model, out, data, tensors=None):
 
 
 def average(model, workers):
-    """Mean of the workers' gradients and expert loads, in one exchange."""
+    """Averages the workers' gradients and expert loads in one all-reduce."""
     parts = [p.grad if p.grad is not None else torch.zeros_like(p) for p in model.parameters()]
     loads = [b for n, b in model.named_buffers() if n.endswith(".load")]
     flat = torch.cat([x.flatten() for x in parts + loads])
@@ -98,7 +98,7 @@ def average(model, workers):
 def main():
     a = arguments()
     a.out.mkdir(parents=True, exist_ok=True)
-    (a.out / "meet").unlink(missing_ok=True)
+    (a.out / "rendezvous").unlink(missing_ok=True)
     if a.workers == 1:
         return work(0, a)
     torch.multiprocessing.spawn(work, args=(a,), nprocs=a.workers)
@@ -128,7 +128,7 @@ def work(rank, a):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if a.workers > 1:
         torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{(a.out / 'meet').absolute()}", rank=rank, world_size=a.workers)
+        dist.init_process_group("gloo", init_method=f"file://{(a.out / 'rendezvous').absolute()}", rank=rank, world_size=a.workers)
     model = Kimi(load_config(HERE / "config.json")).to(device)
     if a.init:
         model.load_exported(load_file(str(a.init)))
