@@ -159,7 +159,7 @@ pub enum Error {
     /// The device is out of memory.
     #[error("out of memory: {bytes} bytes for {what}")]
     OutOfMemory {
-        /// What the memory was for.
+        /// Purpose of the memory.
         what: &'static str,
         /// Bytes requested.
         bytes: u64,

@@ -1,4 +1,4 @@
-//! The ops of the CPU backend allocate nothing for a decoded token after a first token of the same shape.
+//! Checks that the ops of the CPU backend allocate nothing for a decoded token after a first token of the same shape.
 
 mod common;
 

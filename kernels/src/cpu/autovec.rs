@@ -8,7 +8,7 @@ use crate::simd::{Isa, Kernel, SimdLevel};
 
 /// A computation in plain loops. `run` and all it calls must be `#[inline(always)]`.
 pub trait AutovecKernel {
-    /// What it computes.
+    /// The result.
     type Output;
     /// Computes it; `FMA`: a multiply-add is one instruction.
     fn run<const FMA: bool>(self) -> Self::Output;

@@ -18,7 +18,7 @@ use std::sync::atomic::Ordering;
 
 /// Largest number of experts of a layer to prefetch from disk: a prefill reads nearly all, in order, which the kernel's
 /// readahead handles.
-const ASKED: usize = 64;
+const PREFETCH_MAX_EXPERTS: usize = 64;
 
 /// Marks a slot whose expert is computed elsewhere.
 pub const NO_EXPERT: u32 = u32::MAX;
@@ -79,7 +79,7 @@ pub(super) fn experts(cpu: &Cpu, w: GatedMlp<'_, Weight>, x: &Tensor, routed: &R
     assert_eq!((w.down.count, w.down.cols, w.gate.cols), (n, hidden, x.cols), "experts, hidden width, width");
     assert_eq!(routed.rows, x.rows, "routed tokens");
     let groups = Groups::new(cpu, routed, n);
-    if cpu.ahead.load(Ordering::Relaxed) && groups.n_runs <= ASKED {
+    if cpu.ahead.load(Ordering::Relaxed) && groups.n_runs <= PREFETCH_MAX_EXPERTS {
         for matrix in [w.gate, w.up, w.down] {
             (0..groups.n_runs)
                 .for_each(|i| advise_willneed(matrix.matrix_rows(groups.run(i).0, 0..matrix.rows)));

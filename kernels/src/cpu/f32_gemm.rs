@@ -1,4 +1,4 @@
-//! Multiplies small f32 matrices in cache: the blocks of attention and of the chunked delta rule.
+//! Multiplies small f32 matrices in cache: the blocks of attention.
 //!
 //! Register tiles of 4 x 2 sums (4 x 4 with 32 registers) keep the multipliers busy rather than the load ports. The
 //! summation order of an output depends neither on its position in a tile nor on the number of rows, so a batch split
@@ -142,7 +142,7 @@ fn eights(x: &[f32], n: usize) -> &[[f32; 8]] {
     &x.as_chunks::<8>().0[..n]
 }
 
-/// Where the left factor's elements are: (i, l) at `i * row + l * col`.
+/// A strided left factor: element (i, l) is at `i * row + l * col`.
 #[derive(Clone, Copy)]
 pub(super) struct Left<'a> {
     pub values: &'a [f32],

@@ -141,7 +141,7 @@ struct Columns<'a, F> {
     alpha: &'a [f32],
     kq: &'a [f32],
     state: &'a Parts<'a, f32>,
-    /// Where row i of this head's S begins.
+    /// Offset of row i of this head's S.
     at: F,
     o: &'a Parts<'a, f32>,
 }

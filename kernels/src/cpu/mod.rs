@@ -40,7 +40,7 @@ pub struct Cpu {
     pool: Pool,
     buffers: Buffers,
     level: SimdLevel,
-    /// Whether the model may exceed memory: prefetch weights from disk.
+    /// True if the model may exceed memory, so that weights are prefetched from disk.
     ahead: AtomicBool,
 }
 

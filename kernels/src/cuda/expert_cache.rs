@@ -159,17 +159,17 @@ impl Cuda {
         }
         let mut uploader = self.uploader.lock().unwrap_or_else(PoisonError::into_inner);
         let largest = sizes.into_iter().max().unwrap_or(0);
-        if uploader.as_ref().is_none_or(|pieces| pieces[0].len < largest) {
-            let piece = || self.driver.pinned(largest);
-            *uploader = piece().and_then(|first| Some([first, piece()?, piece()?]));
+        if uploader.as_ref().is_none_or(|buffers| buffers[0].len < largest) {
+            let buffer = || self.driver.pinned(largest);
+            *uploader = buffer().and_then(|first| Some([first, buffer()?, buffer()?]));
         }
-        let Some(pieces) = uploader.as_mut() else { return };
+        let Some(buffers) = uploader.as_mut() else { return };
         self.driver.mark(Stream::Work, &layer.free);
         self.driver.after(Stream::Copies, &layer.free);
         for _ in 0..most {
             let Some([slot, expert]) = layer.heat.change() else { break };
-            for ((piece, w), size) in pieces.iter_mut().zip(stacks).zip(sizes) {
-                self.send_matrix(piece, w, &w.in_ram()[expert * size..][..size], slot);
+            for ((buffer, w), size) in buffers.iter_mut().zip(stacks).zip(sizes) {
+                self.send_matrix(buffer, w, &w.in_ram()[expert * size..][..size], slot);
             }
             layer.heat.give(slot, expert);
         }
@@ -177,18 +177,18 @@ impl Cuda {
     }
 
     /// Uploads a matrix of `w` to a slot, plane by plane.
-    fn send_matrix(&self, piece: &mut Pinned, w: &Weight, matrix: &[u8], slot: usize) {
+    fn send_matrix(&self, buffer: &mut Pinned, w: &Weight, matrix: &[u8], slot: usize) {
         let (block, slots) = (w.format.block_bytes(), w.slots.as_ref().expect("slots of all three stacks"));
         let blocks = matrix.len() / block;
         let mut start = 0;
         let mut parts = Vec::with_capacity(PLANES);
         for (part, plane) in w.format.cuda_planes().iter().zip(slots.planes) {
             let bytes = start..start + blocks * part.len();
-            copy_plane(self.host().pool(), &mut piece.bytes()[bytes.clone()], matrix, (block, part));
+            copy_plane(self.host().pool(), &mut buffer.bytes()[bytes.clone()], matrix, (block, part));
             start = bytes.end;
             parts.push((plane + (slot * bytes.len()) as u64, bytes));
         }
-        parts.into_iter().for_each(|(to, bytes)| self.driver.send(to, piece, bytes));
+        parts.into_iter().for_each(|(to, bytes)| self.driver.send(to, buffer, bytes));
     }
 
     /// Copies matrices between stacks of `w`'s format and shape; each move is [to, from].

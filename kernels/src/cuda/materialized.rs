@@ -33,7 +33,7 @@ const ATTEND_SHARED: usize = 2 * 2 * KEYS * (NOPE + PE + 8 + VALUE + 8);
 pub(super) const CHUNK_ROWS: usize = 4096;
 /// Smallest span, in tokens, for which materialising pays. The break-even by multiply-adds is 170; absorbed attention
 /// also rereads the cache for each token, which lowers it. Not measured.
-const FEWEST: usize = 32;
+const MATERIALIZE_MIN_TOKENS: usize = 32;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -106,7 +106,7 @@ pub struct Heads {
 }
 
 impl Heads {
-    /// Whether the kernels support them.
+    /// Returns whether the kernels support these sizes.
     fn fit(&self) -> bool {
         let Heads { count, nope, pe, latent, value_dim } = *self;
         (1..=65_535).contains(&count)
@@ -159,7 +159,7 @@ struct Call<'a> {
 impl Cuda {
     /// Sets the chunk size in rows, rounded up to 128 and at most the default: for tests of the running softmax.
     pub fn expand_by(&self, rows: usize) {
-        self.piece.store(rows.clamp(1, CHUNK_ROWS).next_multiple_of(SIDE), Ordering::Relaxed);
+        self.chunk_rows.store(rows.clamp(1, CHUNK_ROWS).next_multiple_of(SIDE), Ordering::Relaxed);
     }
 
     pub(super) fn expanded(
@@ -180,7 +180,7 @@ impl Cuda {
         let all = spans.iter_mut().map(|s| Span { rows: s.rows.clone(), state: &mut *s.state });
         let with_rows = all.filter(|span| !span.rows.is_empty());
         let (mut long, mut short): (Vec<_>, Vec<_>) =
-            with_rows.partition(|span| takes && span.rows.len() >= FEWEST);
+            with_rows.partition(|span| takes && span.rows.len() >= MATERIALIZE_MIN_TOKENS);
         if long.is_empty() && !short.is_empty() {
             return self.absorbed(&mut short, q, w, scale);
         }
@@ -217,8 +217,8 @@ impl Cuda {
     ) {
         let rows = spans.iter().map(|span| span.state.len()).max().unwrap_or(0);
         let tokens = spans.iter().map(|span| span.rows.len()).max().unwrap_or(0);
-        let piece = rows.next_multiple_of(SIDE).min(self.piece.load(Ordering::Relaxed));
-        let sizes = heads.scratch(piece as u64, tokens as u64);
+        let chunk = rows.next_multiple_of(SIDE).min(self.chunk_rows.load(Ordering::Relaxed));
+        let sizes = heads.scratch(chunk as u64, tokens as u64);
         let [weights, rows, made, carry] = sizes.map(|bytes| self.buffers.bytes(bytes as usize));
         self.halves(w, heads, weights.at);
         let scale = scale * std::f32::consts::LOG2_E;
@@ -228,8 +228,8 @@ impl Cuda {
             assert_eq!(width, heads.latent + heads.pe, "width of the cache, of the latent and of pe");
             assert!(span.rows.len() <= len, "more queries than rows");
             span.state.prepare(0);
-            for first in (0..len).step_by(piece) {
-                self.one_piece(&call, span, first..len.min(first + piece));
+            for first in (0..len).step_by(chunk) {
+                self.attend_chunk(&call, span, first..len.min(first + chunk));
             }
         }
     }
@@ -248,12 +248,12 @@ impl Cuda {
     }
 
     /// A span's tokens over one chunk of its cache.
-    fn one_piece(&self, call: &Call<'_>, span: &Span<'_, Cache>, piece: Range<usize>) {
+    fn attend_chunk(&self, call: &Call<'_>, span: &Span<'_, Cache>, chunk: Range<usize>) {
         let Heads { count, nope, pe, latent, value_dim } = call.heads;
-        let room = piece.len().next_multiple_of(SIDE);
+        let room = chunk.len().next_multiple_of(SIDE);
         let before = span.state.len() - span.rows.len();
         let [first, tokens, from, to, n] =
-            [span.rows.start, span.rows.len(), piece.start, piece.end, room].map(|n| n as i32);
+            [span.rows.start, span.rows.len(), chunk.start, chunk.end, room].map(|n| n as i32);
         let [latent, padded] = [latent as i32, call.heads.padded() as i32];
         let (header, cache) = (span.state.header(), span.state.shape());
         let rows = Rows { header, rows: call.rows.at, cache, first: from, n: to - from, latent, padded };

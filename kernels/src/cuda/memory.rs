@@ -109,7 +109,7 @@ impl Buffers {
         Buffers { driver, unused: Arc::new(unused), poisoned }
     }
 
-    /// Whether buffers are filled with NaN.
+    /// Enables or disables filling buffers with NaN.
     pub(super) fn poison(&self, on: bool) {
         self.poisoned.store(on, Ordering::Relaxed);
     }

@@ -66,7 +66,7 @@ pub struct Cuda {
     /// Hits and lookups of the expert cache.
     uses: [AtomicU64; 2],
     /// Rows per chunk of materialised attention.
-    piece: AtomicUsize,
+    chunk_rows: AtomicUsize,
     steps: Mutex<Steps>,
     /// Counters of finished blocks, for up to [`matmul::GEMV_MAX_TOKENS`] tokens; zero between launches.
     counts: Buffer,
@@ -92,7 +92,7 @@ impl Cuda {
             slots: AtomicUsize::new(0),
             uploader: Mutex::default(),
             uses: Default::default(),
-            piece: AtomicUsize::new(materialized::CHUNK_ROWS),
+            chunk_rows: AtomicUsize::new(materialized::CHUNK_ROWS),
             steps: Mutex::default(),
             counts,
         })

@@ -22,7 +22,7 @@ pub const UPLOAD_MIN_TOKENS: usize = 256;
 const PINNED_BYTES: usize = 16 << 20;
 const COPY_BYTES: usize = 128 << 10;
 /// Pinned buffers: one is filled, one is in flight, one is free.
-const PIECES: usize = 3;
+const PINNED_BUFFERS: usize = 3;
 /// Device buffers.
 const ROOMS: usize = 2;
 
@@ -42,7 +42,7 @@ pub fn staging_bytes([room, planes]: [u64; 2]) -> u64 {
 /// Device buffers for uploaded stacks.
 pub(super) struct Staging {
     rooms: [Room; ROOMS],
-    pieces: [Pinned; PIECES],
+    buffers: [Pinned; PINNED_BUFFERS],
     /// Bytes of a buffer.
     bytes: usize,
     /// The buffer of the next stack.
@@ -84,10 +84,10 @@ impl Staging {
                 driver.allocate(bytes).ok_or_else(missing("arriving experts on the CUDA device", bytes))?;
             Ok(Room { at, driver: driver.clone(), full: driver.event(), read: driver.event() })
         };
-        let piece =
-            || driver.pinned(PINNED_BYTES).ok_or_else(missing("pinned pieces of experts", PINNED_BYTES));
+        let buffer =
+            || driver.pinned(PINNED_BYTES).ok_or_else(missing("pinned buffers of experts", PINNED_BYTES));
         let rooms = [room()?, room()?];
-        Ok(Staging { rooms, pieces: [piece()?, piece()?, piece()?], bytes, next: 0 })
+        Ok(Staging { rooms, buffers: [buffer()?, buffer()?, buffer()?], bytes, next: 0 })
     }
 
     /// Starts the upload of a stack, except cached experts; returns the buffer's index.
@@ -98,14 +98,14 @@ impl Staging {
         self.next = (room + 1) % ROOMS;
         let Room { at, full, read, .. } = &self.rooms[room];
         driver.after(Stream::Copies, read);
-        let mut pieces = (0..PIECES).cycle();
+        let mut buffers = (0..PINNED_BUFFERS).cycle();
         let whole = || std::iter::once(0..w.count).collect();
         for run in heat.map_or_else(whole, DecayedLfu::absent) {
             let first = run.start * matrix;
             for (i, part) in bytes[first..run.end * matrix].chunks(PINNED_BYTES).enumerate() {
-                let piece = &mut self.pieces[pieces.next().unwrap_or(0)];
-                copy_in(cuda.host().pool(), &mut piece.bytes()[..part.len()], part);
-                driver.send(at + (first + i * PINNED_BYTES) as u64, piece, 0..part.len());
+                let buffer = &mut self.buffers[buffers.next().unwrap_or(0)];
+                copy_in(cuda.host().pool(), &mut buffer.bytes()[..part.len()], part);
+                driver.send(at + (first + i * PINNED_BYTES) as u64, buffer, 0..part.len());
             }
         }
         driver.mark(Stream::Copies, full);

@@ -135,7 +135,7 @@ impl Weight {
         self.planes[0]
     }
 
-    /// Whether activations are quantised for this weight.
+    /// Returns whether activations are quantised for this weight.
     pub(super) fn is_block(&self) -> bool {
         self.format.block_len() > 1
     }

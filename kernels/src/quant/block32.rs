@@ -18,7 +18,7 @@ pub(super) trait Block32: Block<X = Q8x32> {
     const SIGNED: bool;
     /// The offset of unsigned quants.
     const ZERO: i32 = 0;
-    /// Whether blocks have a minimum.
+    /// True if blocks have a minimum.
     const MINIMUM: bool = false;
 
     /// The quants of a block.

@@ -1,4 +1,4 @@
-//! IQ4_NL: 32 weights in 18 bytes, 4.5 bits a weight: a codebook that is denser near zero.
+//! IQ4_NL: 32 weights in 18 bytes, 4.5 bits per weight: a codebook that is denser near zero.
 //!
 //! ```text
 //! byte 0       2        18

@@ -1,4 +1,4 @@
-//! IQ4_XS: 256 weights in 136 bytes, 4.25 bits a weight: the codebook of IQ4_NL, eight sub-blocks of 32 with a
+//! IQ4_XS: 256 weights in 136 bytes, 4.25 bits per weight: the codebook of IQ4_NL, eight sub-blocks of 32 with a
 //! scale each.
 //!
 //! ```text

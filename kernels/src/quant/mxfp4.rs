@@ -1,4 +1,4 @@
-//! MXFP4: 32 weights in 17 bytes, 4.25 bits a weight: four-bit floats with a power of two as scale.
+//! MXFP4: 32 weights in 17 bytes, 4.25 bits per weight: four-bit floats with a power of two as scale.
 //!
 //! ```text
 //! byte 0    1        17

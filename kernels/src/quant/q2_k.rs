@@ -1,4 +1,4 @@
-//! Q2_K: 256 weights in 84 bytes, 2.625 bits a weight: sixteen groups of 16 with a scale and a minimum each.
+//! Q2_K: 256 weights in 84 bytes, 2.625 bits per weight: sixteen groups of 16 with a scale and a minimum each.
 //!
 //! ```text
 //! byte 0             16               80      82         84

@@ -1,4 +1,4 @@
-//! Q3_K: 256 weights in 110 bytes, 3.4375 bits a weight: sixteen groups of 16 with a scale each.
+//! Q3_K: 256 weights in 110 bytes, 3.4375 bits per weight: sixteen groups of 16 with a scale each.
 //!
 //! ```text
 //! byte 0          32                 96            108     110

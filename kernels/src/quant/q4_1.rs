@@ -1,4 +1,4 @@
-//! Q4_1: 32 weights in 20 bytes, 5 bits a weight.
+//! Q4_1: 32 weights in 20 bytes, 5 bits per weight.
 //!
 //! ```text
 //! byte 0       2       4        20

@@ -1,4 +1,4 @@
-//! Q5_0: 32 weights in 22 bytes, 5.5 bits a weight.
+//! Q5_0: 32 weights in 22 bytes, 5.5 bits per weight.
 //!
 //! ```text
 //! byte 0       2              6        22

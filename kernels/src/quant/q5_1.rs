@@ -1,4 +1,4 @@
-//! Q5_1: 32 weights in 24 bytes, 6 bits a weight.
+//! Q5_1: 32 weights in 24 bytes, 6 bits per weight.
 //!
 //! ```text
 //! byte 0       2       4              8        24

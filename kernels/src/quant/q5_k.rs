@@ -1,4 +1,4 @@
-//! Q5_K: 256 weights in 176 bytes, 5.5 bits a weight: Q4_K with a fifth bit a weight.
+//! Q5_K: 256 weights in 176 bytes, 5.5 bits per weight: Q4_K with a fifth bit a weight.
 //!
 //! ```text
 //! byte 0       2          4             16          48              176

@@ -1,4 +1,4 @@
-//! Q6_K: 256 weights in 210 bytes, 6.5625 bits a weight: sixteen groups of 16 with a scale each.
+//! Q6_K: 256 weights in 210 bytes, 6.5625 bits per weight: sixteen groups of 16 with a scale each.
 //!
 //! ```text
 //! byte 0               128                  192            208     210

@@ -39,7 +39,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// The panel operations of this instruction set, for GEMM.
     type Panel: PanelSimd;
-    /// Whether there are 32 vector registers rather than 16, which bounds the register tile.
+    /// True with 32 vector registers, false with 16; it selects the size of register tiles.
     const MANY_REGISTERS: bool;
 
     /// See [`PanelSimd`].
@@ -200,7 +200,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
 /// only then do they become part of the function that enables the instructions. Inner loops avoid closures and the
 /// `map` and `from_fn` of arrays, which stay calls and spill the vectors.
 pub trait Kernel {
-    /// What it computes.
+    /// The result.
     type Output;
     /// Computes it.
     fn run<I: Isa>(self, isa: I) -> Self::Output;

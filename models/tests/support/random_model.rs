@@ -392,7 +392,7 @@ impl Case {
         let form = if self.expanded { MlaPath::Materialized } else { MlaPath::Absorbed };
         let mut run = |tokens: &[u32], outputs, form| {
             let mut batch = [Sequence { tokens, state: &mut state, outputs, mla_path: form }];
-            all.extend(b.read(&model.forward(b, &mut batch, &mut ()).expect("logits were asked for")));
+            all.extend(b.read(&model.forward(b, &mut batch, &mut ()).expect("logits were requested")));
         };
         run(prompt, Outputs::All, form);
         decoded.iter().for_each(|token| run(&[*token], Outputs::Last, MlaPath::Absorbed));

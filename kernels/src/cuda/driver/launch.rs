@@ -65,7 +65,7 @@ unsafe impl Sync for GraphExec {}
 
 impl Drop for GraphExec {
     fn drop(&mut self) {
-        // SAFETY: made by `capture` and dropped once; work under way keeps what it needs.
+        // SAFETY: made by `capture` and dropped once; the driver keeps it alive for work in flight.
         let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
     }
 }
@@ -85,7 +85,7 @@ struct Function {
 }
 
 thread_local! {
-    /// Whether this thread is capturing.
+    /// True while this thread captures.
     static CAPTURING: Cell<bool> = const { Cell::new(false) };
 }
 
@@ -96,8 +96,7 @@ impl Driver {
         (!ours).then(|| self.capture_lock.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Runs a kernel. Its name is `name` or, of a format, `name_format`. Sizes of arguments are checked against the
-    /// compiled code.
+    /// Launches the kernel `name`, or `name_format` for one of a format. Argument sizes are checked against the compiled code.
     pub(in crate::cuda) fn launch(&self, name: [&'static str; 2], grid: Grid, arguments: &[Argument<'_>]) {
         self.current();
         self.launched.fetch_add(1, Ordering::Relaxed);
@@ -148,7 +147,7 @@ impl Driver {
         // SAFETY: the stream is ours and captures nothing yet.
         done("capture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) });
         issue();
-        // SAFETY: ends what was begun above; the locals are written; a graph is not needed once it is instantiated.
+        // SAFETY: ends the capture begun above; the locals are written; the graph may be destroyed once it is instantiated.
         unsafe {
             done("capture", sys::cuStreamEndCapture(self.stream, &mut graph));
             done("capture", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0));
@@ -162,7 +161,7 @@ impl Driver {
     pub(in crate::cuda) fn replay(&self, graph: &GraphExec) {
         self.current();
         let _turn = self.turn();
-        // SAFETY: a graph that lives, whose addresses its owner keeps alive.
+        // SAFETY: the graph is alive, and its owner keeps its buffers alive.
         done("replay", unsafe { sys::cuGraphLaunch(graph.0, self.stream) });
     }
 
@@ -215,8 +214,8 @@ impl Driver {
         let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG - 1)];
         let (text, count) = (self.code.text(module), options.len() as u32);
-        // SAFETY: the text ends with a zero; the local and at most all but the last byte of the log, of which the driver is
-        // told address and length, are written.
+        // SAFETY: the text ends with a zero; the call writes the local and at most all but the last byte of the log, whose
+        // address and length are passed.
         let code = unsafe {
             let (options, values) = (options.as_mut_ptr(), values.as_mut_ptr());
             sys::cuModuleLoadDataEx(&mut handle, text.as_ptr().cast(), count, options, values)

@@ -1,9 +1,9 @@
 //! Wraps the CUDA driver API: one device, memory, code, launches and two streams.
 //!
 //! [`Driver::open`] loads the driver library at run time, so the program starts without one. Compute runs on one stream in
-//! order, weight uploads on the other, and [`Event`]s order the two. An error after opening (a lost device, an address that a
-//! kernel should not have touched) leaves nothing to go on with and panics with the driver's words. It knows no op.
-//! Here are the device, its memory and the streams; `launch` runs kernels. Next: `code`, what is launched.
+//! order, weight uploads on the other, and [`Event`]s order the two. An error after opening (a lost device, an invalid access
+//! by a kernel) is unrecoverable and panics with the driver's message. This file contains no op: it holds the device, its
+//! memory and the streams, and `launch` runs kernels. Next: `ptx`, the embedded code.
 
 mod launch;
 
@@ -18,89 +18,89 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-/// An address in the device's memory.
+/// An address in device memory.
 pub(super) type Address = u64;
 
-/// Why there is no device to compute on, in a line.
+/// Why no device is usable, in one line.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct Unavailable(String);
 
-/// Uploads of up to so many bytes go through pinned memory and wait for nothing; as many may be under way.
+/// Largest upload, in bytes, that is copied through pinned memory without waiting, and the number of such uploads in flight.
 const SMALL: usize = 64 << 10;
-const UNDER_WAY: usize = 16;
-/// Downloads of up to so many bytes go through pinned memory: a token's logits are 640 KiB.
+const SMALL_IN_FLIGHT: usize = 16;
+/// Largest download, in bytes, that goes through pinned memory: a token's logits are 640 KiB.
 const DOWN: usize = 1 << 20;
 
 pub(super) struct Driver {
     context: sys::CUcontext,
     stream: sys::CUstream,
-    /// Of weights that travel while work is done.
+    /// Stream of weight uploads that overlap compute.
     copies: sys::CUstream,
     code: Code,
     loaded: Mutex<Loaded>,
     /// Locked exclusively during a capture, shared by threads that issue work.
     capture_lock: RwLock<()>,
-    /// Small uploads under way, the oldest first.
+    /// Small uploads in flight, oldest first.
     small: Mutex<VecDeque<Pinned>>,
-    /// Where downloads of up to [`DOWN`] bytes arrive.
+    /// Pinned buffer for downloads of up to [`DOWN`] bytes.
     down: Mutex<Option<Pinned>>,
-    /// Counts weights that were given up: their addresses may come again.
+    /// Number of freed weights, whose addresses may be reused.
     epoch: AtomicU64,
-    /// Counts kernels that were launched or captured.
+    /// Number of kernels launched or captured.
     pub(super) launched: AtomicU64,
     pub(super) device: Device,
 }
 
-/// What the device is.
+/// Properties of a device.
 #[derive(Clone, Debug)]
 pub struct Device {
-    /// As the vendor calls it.
+    /// The vendor's name of the device.
     pub name: String,
     /// Compute capability: 9.0 is Hopper.
     pub capability: [i32; 2],
-    /// Blocks of threads that run at the same time, at least.
+    /// Number of multiprocessors.
     pub multiprocessors: usize,
-    /// Shared memory a block may have, in bytes.
+    /// Largest shared memory of a block, in bytes.
     pub shared: usize,
-    /// The driver's version of CUDA: 12040 is 12.4.
+    /// CUDA version of the driver: 12040 is 12.4.
     pub version: i32,
 }
 
-/// Which stream.
+/// One of the two streams.
 #[derive(Clone, Copy)]
 pub(super) enum Stream {
-    /// Of ops.
+    /// Compute.
     Work,
-    /// Of weights that travel.
+    /// Weight uploads.
     Copies,
 }
 
-/// A point in what was issued to a stream.
+/// A point in the work issued to a stream.
 pub(super) struct Event(sys::CUevent);
 
-// SAFETY: a handle of the driver, which may be used and given up by any thread.
+// SAFETY: a handle of the driver, which may be used and destroyed by any thread.
 unsafe impl Send for Event {}
 
 impl Event {
     fn wait(&self) {
-        // SAFETY: it is alive.
+        // SAFETY: the event is alive.
         done("work on the device", unsafe { sys::cuEventSynchronize(self.0) });
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
-        // SAFETY: made by `event` and dropped once; the driver keeps what waits for it.
+        // SAFETY: made by `event` and dropped once; the driver keeps it alive for work that waits for it.
         let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
     }
 }
 
-/// Memory of the host that the device reads by itself.
+/// Pinned host memory, which the device reads directly.
 pub(super) struct Pinned {
     at: *mut u8,
     pub(super) len: usize,
-    /// The device has read what was sent last.
+    /// Passes when the device has read the last bytes sent.
     sent: Event,
 }
 
@@ -108,7 +108,7 @@ pub(super) struct Pinned {
 unsafe impl Send for Pinned {}
 
 impl Pinned {
-    /// Its bytes, once the device has read what was sent of them.
+    /// The bytes; waits until the device has read those sent.
     pub(super) fn bytes(&mut self) -> &mut [u8] {
         self.sent.wait();
         // SAFETY: `len` bytes from `at` are this value's own and were written when they were made; no copy reads them now,
@@ -125,13 +125,13 @@ impl Drop for Pinned {
     }
 }
 
-// SAFETY: handles of the driver may be used by any thread that has the context current, which every call sees to; the
-// maps are behind a lock.
+// SAFETY: handles of the driver may be used by any thread that has the context current, which every call ensures; the maps
+// are behind a lock.
 unsafe impl Send for Driver {}
 // SAFETY: as above; the driver serialises calls on a stream.
 unsafe impl Sync for Driver {}
 
-/// What the driver says of a failure.
+/// The driver's message for an error.
 fn words(code: CUresult) -> String {
     let mut text = std::ptr::null();
     // SAFETY: the pointer is written with the address of a string that lives as long as the library.
@@ -152,9 +152,9 @@ fn opened(what: &str, code: CUresult) -> Result<(), Unavailable> {
 }
 
 impl Driver {
-    /// The first device of the driver, if there are both and they are new enough for our code.
+    /// Opens the first device, if driver and device exist and are recent enough for the embedded code.
     pub(super) fn open() -> Result<Driver, Unavailable> {
-        // SAFETY: looks for the library and runs nothing but its start-up code.
+        // SAFETY: loads the library, which only runs its initialisers.
         if !unsafe { sys::is_culib_present() } {
             return Err(Unavailable("no CUDA driver (libcuda) found".into()));
         }
@@ -198,23 +198,23 @@ impl Driver {
         })
     }
 
-    /// How many weights were given up.
+    /// Number of freed weights.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// A weight is given up.
+    /// Counts a freed weight.
     pub(super) fn give_up(&self) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Makes the context the calling thread's.
+    /// Makes the context current in the calling thread.
     fn current(&self) {
         // SAFETY: the context is alive as long as the process.
         done("context", unsafe { sys::cuCtxSetCurrent(self.context) });
     }
 
-    /// Free bytes, and all.
+    /// Free and total bytes.
     pub(super) fn memory(&self) -> [u64; 2] {
         self.current();
         let (mut free, mut total) = (0, 0);
@@ -223,7 +223,7 @@ impl Driver {
         [free as u64, total as u64]
     }
 
-    /// Bytes of any value; None if there are not so many.
+    /// Allocates uninitialised bytes. None if the device is full.
     pub(super) fn allocate(&self, bytes: usize) -> Option<Address> {
         self.current();
         let mut address = 0;
@@ -237,14 +237,14 @@ impl Driver {
         }
     }
 
-    /// Gives back what [`Driver::allocate`] gave, once all work that was issued is done.
+    /// Frees an allocation of [`Driver::allocate`] after all issued work.
     pub(super) fn free(&self, address: Address) {
         self.current();
         // SAFETY: the address came from `allocate` and its owner is being dropped; freeing waits for the device.
         done("free", unsafe { sys::cuMemFree_v2(address) });
     }
 
-    /// Copies bytes to the device. The bytes may change afterwards.
+    /// Copies bytes to the device; the bytes may change after the call.
     pub(super) fn upload(&self, to: Address, bytes: &[u8]) {
         self.current();
         let _turn = self.turn();
@@ -258,13 +258,13 @@ impl Driver {
         self.wait_now();
     }
 
-    /// Through pinned memory, without waiting for work before it; false if there is none, or for too many bytes.
+    /// Uploads through pinned memory without waiting for earlier work. False without pinned memory, or for too many bytes.
     fn upload_small(&self, to: Address, bytes: &[u8]) -> bool {
         if bytes.len() > SMALL {
             return false;
         }
         let mut all = self.small.lock().unwrap_or_else(PoisonError::into_inner);
-        let oldest = if all.len() < UNDER_WAY { None } else { all.pop_front() };
+        let oldest = if all.len() < SMALL_IN_FLIGHT { None } else { all.pop_front() };
         let Some(mut piece) = oldest.or_else(|| self.pinned(SMALL)).or_else(|| all.pop_front()) else {
             return false;
         };
@@ -274,12 +274,12 @@ impl Driver {
         true
     }
 
-    /// Copies bytes from the device, once all work issued before is done.
+    /// Copies bytes from the device after all earlier work.
     pub(super) fn download(&self, from: Address, bytes: &mut [u8]) {
         self.downloads(&mut [(from, bytes)]);
     }
 
-    /// Several of these, waiting once.
+    /// Performs several downloads with one wait.
     pub(super) fn downloads(&self, all: &mut [(Address, &mut [u8])]) {
         self.current();
         let total: usize = all.iter().map(|(_, bytes)| bytes.len()).sum();
@@ -288,7 +288,7 @@ impl Driver {
             *room = self.pinned(DOWN);
         }
         let _turn = self.turn();
-        // What goes to memory that the device cannot reach goes there part by part, with a wait each.
+        // Without pinned memory, each part is copied with a wait of its own.
         let pinned = room.as_ref().filter(|_| total <= DOWN).map(|room| room.at);
         let mut start = 0;
         for (from, bytes) in all.iter_mut().filter(|(_, bytes)| !bytes.is_empty()) {
@@ -309,7 +309,7 @@ impl Driver {
         }
     }
 
-    /// So many bytes that the device reads by itself; None if there are not so many.
+    /// Allocates pinned memory. None if there is too little.
     pub(super) fn pinned(&self, bytes: usize) -> Option<Pinned> {
         self.current();
         let mut at = std::ptr::null_mut();
@@ -323,12 +323,12 @@ impl Driver {
         Some(Pinned { at, len: bytes, sent: self.event() })
     }
 
-    /// Nothing has marked it: waiting for it is over at once.
+    /// Creates an event; waiting for it before it is recorded returns at once.
     pub(super) fn event(&self) -> Event {
         self.current();
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes to the local.
-        done("event", unsafe { sys::cuEventCreate(&mut handle, 2) }); // without times
+        done("event", unsafe { sys::cuEventCreate(&mut handle, 2) }); // without timing
         Event(handle)
     }
 
@@ -339,23 +339,23 @@ impl Driver {
         }
     }
 
-    /// `event` is what was issued to the stream up to now.
+    /// Records `event` after the work issued to the stream so far.
     pub(super) fn mark(&self, stream: Stream, event: &Event) {
         self.current();
         let _turn = self.turn();
-        // SAFETY: both are alive.
+        // SAFETY: event and stream are alive.
         done("event", unsafe { sys::cuEventRecord(event.0, self.handle(stream)) });
     }
 
-    /// What is issued to the stream from now on is done after `event`.
+    /// Makes later work of the stream wait for `event`.
     pub(super) fn after(&self, stream: Stream, event: &Event) {
         self.current();
         let _turn = self.turn();
-        // SAFETY: both are alive.
+        // SAFETY: event and stream are alive.
         done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.0, 0) });
     }
 
-    /// Lets bytes of `from` travel, beside the work.
+    /// Uploads bytes of `from` concurrently with compute.
     pub(super) fn send(&self, to: Address, from: &mut Pinned, bytes: Range<usize>) {
         self.current();
         let _turn = self.turn();
@@ -393,7 +393,7 @@ impl Driver {
         }
     }
 
-    /// Waits for all that was issued.
+    /// Waits for all issued work.
     pub(super) fn wait(&self) {
         self.current();
         let _turn = self.turn();
@@ -406,7 +406,7 @@ impl Driver {
     }
 }
 
-/// Pinned memory is given back while the context is there.
+/// Frees pinned memory while the context exists.
 impl Drop for Driver {
     fn drop(&mut self) {
         self.current();
