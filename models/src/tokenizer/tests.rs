@@ -192,7 +192,7 @@ mod refused {
         check_metadata(
             "merges",
             texts(&["a b", "b"]),
-            "tokenizer.ggml.merges 1: expected two tokens in GPT-2's byte_level, found b",
+            "tokenizer.ggml.merges 1: expected two tokens in GPT-2's byte-level alphabet, found b",
         );
         check_metadata("merges", texts(&["a c"]), "merge 0: expected known tokens, found ac");
         check_metadata(
