@@ -68,7 +68,7 @@ fn measure(b: &Arc<Cpu>, config: &Config, dir: &Path, length: usize) -> Result<(
     let files =
         std::fs::read_dir(dir)?.map(|file| Ok(file?.metadata()?.len())).collect::<Result<Vec<_>>>()?;
     let start = Instant::now();
-    let hit = store.longest(b, &tokens[..length], None).context("what was written is there")?;
+    let hit = store.longest_prefix(b, &tokens[..length], None).context("what was written is there")?;
     let read = start.elapsed().as_secs_f64();
     assert_eq!(hit.len, length);
     grow(&mut state, 100);

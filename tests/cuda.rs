@@ -128,18 +128,18 @@ fn a_reply_is_the_same_with_experts_here_and_there() {
         (stdout(&out), text(&out.stderr))
     };
     let (expected, told) = reply(&["--device", "cpu"]);
-    assert!(!told.contains("met on the GPU"), "{told}");
+    assert!(!told.contains("expert cache hit rate"), "{told}");
     // Room for some of the experts: the driver takes 512 MiB.
     for (wanted, planned, met) in [
-        (["--hot-experts", "30"], "the 30 most used of 256 experts of 3 layers", true),
+        (["--gpu-expert-cache", "30"], "the 30 most used of 256 experts of 3 layers", true),
         (["--hot-experts", "0"], "experts of 0 of 3 layers", false),
-        (["--cpu-experts", "99"], "experts of 0 of 3 layers", false),
+        (["--n-cpu-moe", "99"], "experts of 0 of 3 layers", false),
         (["--gpu-layers", "1"], "experts of 1 of 3 layers", false),
     ] {
         let (found, told) = reply(&[&["--device", "auto", "--gpu-memory", "670M"][..], &wanted].concat());
         assert_eq!(found, expected, "{told}");
         assert!(told.contains(planned), "{told}");
-        assert_eq!(told.contains("met on the GPU") && !told.contains(" 0 % of"), met, "{told}");
+        assert_eq!(told.contains("expert cache hit rate") && !told.contains("hit rate 0 %"), met, "{told}");
     }
 }
 

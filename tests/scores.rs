@@ -6,7 +6,7 @@ mod emulator;
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
 use kimi::commands::profiler::Profiled;
-use kimi::generation::decoder::Rules;
+use kimi::generation::decoder::GenerationParams;
 use kimi::generation::generate::{Event, Request, generate};
 use kimi::generation::sample::Sampling;
 use kimi::prefix_cache::namespace::Namespace;
@@ -112,7 +112,7 @@ fn pieces_of_a_prompt_are_waited_for() {
     let prompt: Vec<u32> = (0..130).map(|i| 70 + i % 300).collect();
     let mut told = 0;
     let mut session = Session::new(&engine);
-    let prefill = session.advance_to(&prompt, &mut |_, _| {
+    let prefill = session.prefill(&prompt, &mut |_, _| {
         told += 1;
         assert_eq!(calls_of(&engine, ["wait", "best", "read"]), [1, 0, 0]);
         ControlFlow::Continue(())
@@ -144,7 +144,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
         let heard = Arc::new(Mutex::new(vec![Vec::new(); 3]));
         let mut batch = Batch::new(&engine, Limits::new(3, 1 << 30));
         for (i, sampling) in how.iter().enumerate() {
-            let rules = Rules {
+            let rules = GenerationParams {
                 max_tokens: 5,
                 sampling: *sampling,
                 bias: Arc::default(),

@@ -12,13 +12,13 @@ pub(crate) mod quotes;
 mod reading;
 
 use crate::client::EndpointArgs;
-use crate::generation::generate::{Ended, Stats};
+use crate::generation::generate::{FinishReason, Stats};
 use crate::generation::sample::Sampling;
 use crate::io::document::{self, Document};
 use crate::io::errors::{Stopped, one_line};
 use crate::io::line_editor::{Line, LineEditor};
 use crate::io::output::{Output, tell};
-use crate::prefix_cache::key::Reader;
+use crate::prefix_cache::key::PromptLayout;
 use crate::runtime::builtin_model;
 use crate::runtime::on_device;
 use crate::runtime::options::EngineArgs;
@@ -83,7 +83,7 @@ pub fn run(args: &AskArgs) -> Result<()> {
     if let Some(url) = &args.endpoint.url {
         return ask(args, &documents, Far::new(url, args)?);
     }
-    on_device!(&args.engine.read_by(Reader::Ask), builtin_model::log(args.quiet), |engine| ask(
+    on_device!(&args.engine.with_layout(PromptLayout::Ask), builtin_model::log(args.quiet), |engine| ask(
         args,
         &documents,
         Near::new(&engine, &documents, args)?
@@ -102,7 +102,7 @@ fn ask(args: &AskArgs, documents: &[Document], source: impl Source) -> Result<()
     let mut ask = Ask { args, source, texts: Texts::new(documents), document, interrupted };
     let ended = args.question.as_ref().map(|question| ask.answer(question)).transpose()?;
     match ended {
-        Some(Ended::Cancelled) if !args.interactive => Err(Stopped.into()),
+        Some(FinishReason::Cancelled) if !args.interactive => Err(Stopped.into()),
         Some(_) if !args.interactive => Ok(()),
         _ => ask.keep_asking(),
     }
@@ -168,7 +168,7 @@ impl<S: Source> Ask<'_, S> {
     }
 
     /// Answers a question; says how the answer ended.
-    fn answer(&mut self, question: &str) -> Result<Ended> {
+    fn answer(&mut self, question: &str) -> Result<FinishReason> {
         let asked = if self.args.no_quotes { question.to_owned() } else { format!("{question}{QUOTE}") };
         let said = match &self.document {
             Some(document) => format!("{document}{BETWEEN}{asked}"),
@@ -205,7 +205,7 @@ impl<S: Source> Ask<'_, S> {
             writeln!(out, "{}", serde_json::to_string(&answer)?)?;
         } else {
             out.say(last)?;
-            writeln!(out, "{}", if stats.ended == Ended::Cancelled { " [stopped]" } else { "" })?;
+            writeln!(out, "{}", if stats.ended == FinishReason::Cancelled { " [stopped]" } else { "" })?;
         }
         if !self.args.quiet {
             tell(&stats.line());
@@ -232,7 +232,7 @@ impl<S: Source> Ask<'_, S> {
             read_seconds: stats.prefill_time.as_secs_f64(),
             answer_tokens: stats.generated,
             answer_seconds: stats.decode_time.as_secs_f64(),
-            complete: stats.ended == Ended::EndToken,
+            complete: stats.ended == FinishReason::EndToken,
         }
     }
 }

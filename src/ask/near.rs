@@ -54,11 +54,11 @@ impl<'e, B: Backend> Near<'e, B> {
     fn answer(&mut self, on: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(String, Stats)> {
         let prompt = self.conversation.prompt(self.engine)?;
         let start = Instant::now();
-        let found = self.session.resume(&prompt)?;
+        let found = self.session.restore_prefix(&prompt)?;
         let resumed = start.elapsed();
         let mut reading = Reading::new(self.engine, prompt.len(), found, self.args.quiet);
         let same = self.common.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-        self.session.mark(&[&self.ends[..], &[same]].concat());
+        self.session.checkpoint_at(&[&self.ends[..], &[same]].concat());
         self.session.question_at(same);
         if !self.read {
             let names: Vec<&str> = self.names.iter().map(String::as_str).collect();

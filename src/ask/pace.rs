@@ -4,7 +4,7 @@
 //! far inside a long text ([`crate::runtime::attention_path`]); c is measured while reading, so that the estimate stands
 //! after the first batch. A leaf.
 
-use crate::runtime::attention_path::LONG;
+use crate::runtime::attention_path::MATERIALIZE_AFTER;
 use models::gguf::TensorInfo;
 use models::kimi_linear::config::{Config, MixerKind};
 use std::time::Duration;
@@ -17,7 +17,7 @@ const ATTENTION_COST: f64 = 2.1;
 /// Reading so far, and what is to be expected.
 pub struct Pace {
     growth: f64,
-    /// Of tokens from [`LONG`] on.
+    /// Of tokens from [`MATERIALIZE_AFTER`] on.
     long: f64,
     work: f64,
     time: Duration,
@@ -65,7 +65,7 @@ impl Pace {
             let (from, to) = (from as f64, to as f64);
             (to - from) * (1.0 + growth * (from + to) / 2.0)
         };
-        let long = to.clamp(from, from.max(LONG));
+        let long = to.clamp(from, from.max(MATERIALIZE_AFTER));
         work(from, long, self.growth) + work(long, to, self.long)
     }
 }

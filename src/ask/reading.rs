@@ -9,7 +9,7 @@ use crate::io::progress::Progress;
 use crate::io::units::grouped;
 use crate::prefix_cache::Sizes;
 use crate::runtime::engine::Engine;
-use crate::runtime::memory_estimate::Need;
+use crate::runtime::memory_estimate::MemoryEstimate;
 use crate::runtime::session::Prefill;
 use anyhow::{Result, bail};
 use std::path::Path;
@@ -47,9 +47,14 @@ impl Reading {
         });
         Reading {
             bar,
-            pace: Pace::new(config, &engine.file.tensors, Some(engine.step(MlaPath::Materialized))),
+            pace: Pace::new(
+                config,
+                &engine.file.tensors,
+                Some(engine.max_step_tokens(MlaPath::Materialized)),
+            ),
             sizes: engine.store.sizes(),
-            workspace: Need::of(config, engine.step(MlaPath::Materialized) as u64).workspace_bytes,
+            workspace: MemoryEstimate::of(config, engine.max_step_tokens(MlaPath::Materialized) as u64)
+                .workspace_bytes,
             weights: engine.file.tensors.iter().map(|t| t.bytes).sum(),
             total,
             found,

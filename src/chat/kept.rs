@@ -5,7 +5,7 @@ use super::reply::Outcome;
 use super::settings::Settings;
 use super::store::{Chat, Store};
 use super::talk::{Back, Talk, Todo};
-use crate::generation::generate::{Ended, Stats};
+use crate::generation::generate::{FinishReason, Stats};
 use crate::runtime::session::Prefill;
 use std::time::Duration;
 use tempfile::TempDir;
@@ -15,10 +15,11 @@ fn talk() -> (Talk, TempDir) {
     (Talk::new(Store::new(dir.path().to_owned()), Settings::default(), None), dir)
 }
 
-fn end(talk: &mut Talk, ended: Ended) -> Option<Back> {
+fn end(talk: &mut Talk, ended: FinishReason) -> Option<Back> {
     let prefill = Prefill { reused: 0, source: None, computed: 9, stopped: false };
     let time = Duration::from_secs(1);
-    let stats = Stats { prefill, prefill_time: time, generated: 1, decode_time: time, met: None, ended };
+    let stats =
+        Stats { prefill, prefill_time: time, generated: 1, decode_time: time, expert_cache: None, ended };
     talk.heard(Outcome { ids: vec![1], stats })
 }
 
@@ -26,7 +27,7 @@ fn exchange(talk: &mut Talk, message: &str, reply: &str) {
     talk.say(message);
     talk.ask();
     talk.hear(reply);
-    assert_eq!(end(talk, Ended::EndToken), None);
+    assert_eq!(end(talk, FinishReason::EndToken), None);
 }
 
 /// The messages of the chat as another start would find them.
@@ -44,7 +45,7 @@ fn a_reply_stays_until_there_is_another() {
     exchange(&mut t, "hi", "one");
     let id = t.chat.id.clone();
     let fails: [fn(&mut Talk) -> Option<Back>; 3] =
-        [Talk::give_up, |t| end(t, Ended::Cancelled), |t| end(t, Ended::EndToken)];
+        [Talk::give_up, |t| end(t, FinishReason::Cancelled), |t| end(t, FinishReason::EndToken)];
     for fail in fails {
         assert_eq!(t.run(Command::Regen).unwrap(), Todo::Answer);
         assert_eq!(t.ask().turns.len(), 1);

@@ -5,7 +5,7 @@
 use super::settings::Settings;
 use super::store::{Role, Turn};
 use crate::generation::conversation::Conversation;
-use crate::generation::detokenizer::Stream;
+use crate::generation::detokenizer::Detokenizer;
 use crate::generation::generate::{Event, Request, Stats, generate};
 use crate::runtime::engine::Engine;
 use crate::runtime::session::Session;
@@ -133,7 +133,7 @@ impl<'e, B: Backend> Local<'e, B> {
         if ids.iter().any(|id| *id as usize >= self.engine.model.config.vocab) {
             return Ok(false);
         }
-        let mut stream = Stream::new(self.engine.tokenizer()?, Vec::new());
+        let mut stream = Detokenizer::new(self.engine.tokenizer()?, Vec::new());
         for id in ids {
             stream.push(*id);
         }
@@ -151,7 +151,7 @@ impl<B: Backend> Replier for Local<'_, B> {
     }
 
     fn leave(&mut self) {
-        self.session.save();
+        self.session.checkpoint_to_disk();
     }
 
     fn reply(&mut self, ask: &Ask, on: &mut dyn FnMut(Step<'_>) -> ControlFlow<()>) -> Result<Outcome> {

@@ -10,7 +10,7 @@ use super::talk::Talk;
 use super::theme::{Depth, Theme};
 use super::view::view;
 use super::worker::Report;
-use crate::generation::generate::{Ended, Stats};
+use crate::generation::generate::{FinishReason, Stats};
 use crate::prefix_cache::Source;
 use crate::runtime::session::Prefill;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -62,10 +62,10 @@ impl Screen {
         self.send(Event::Report(Report::Text { text: text.into(), tokens: 7, rate: 12.5 }));
     }
 
-    fn done(&mut self, ended: Ended) {
+    fn done(&mut self, ended: FinishReason) {
         let prefill = Prefill { reused: 12, source: Some(Source::Live), computed: 30, stopped: false };
         let (prefill_time, decode_time) = (Duration::from_secs(1), Duration::from_secs(2));
-        let stats = Stats { prefill, prefill_time, generated: 21, decode_time, met: None, ended };
+        let stats = Stats { prefill, prefill_time, generated: 21, decode_time, expert_cache: None, ended };
         self.send(Event::Report(Report::Done(Outcome { ids: vec![1, 2], stats })));
     }
 
@@ -73,7 +73,7 @@ impl Screen {
     fn exchange(&mut self, message: &str, reply: &str) {
         assert!(matches!(self.enters(message)[..], [Effect::Remember(_), Effect::Ask(_)]));
         self.hears(reply);
-        self.done(Ended::EndToken);
+        self.done(FinishReason::EndToken);
     }
 
     /// The screen, a line a row without spaces at its end.
@@ -118,7 +118,7 @@ fn a_reply_streams_and_ends() {
     s.hears("**Hello** `you`,\n\n- 你好 🎉");
     let writing = "── writing, 7 tokens · 12.5 tok/s ──────────";
     s.shows(&["> hi", "", "Hello you,", "", "• 你好 🎉", "", writing, ">", "tiny · 47 of 4,096 tokens"]);
-    s.done(Ended::EndToken);
+    s.done(FinishReason::EndToken);
     s.shows(&[
         "> hi",
         "",
@@ -143,8 +143,8 @@ fn stopping_gives_a_message_back_only_before_its_reply_began() {
         prefill_time: Duration::from_secs(1),
         generated: 0,
         decode_time: Duration::ZERO,
-        met: None,
-        ended: Ended::Cancelled,
+        expert_cache: None,
+        ended: FinishReason::Cancelled,
     };
     s.send(Event::Report(Report::Done(Outcome { ids: vec![], stats })));
     let rows = s.rows();
@@ -153,7 +153,7 @@ fn stopping_gives_a_message_back_only_before_its_reply_began() {
     s.send(KeyCode::Enter);
     s.hears("begun");
     assert!(matches!(s.control('c')[..], [Effect::Stop]));
-    s.done(Ended::Cancelled);
+    s.done(FinishReason::Cancelled);
     assert_eq!(s.rows()[2..5], ["begun", "", "stopped"]);
     assert_eq!(s.rows()[10], ">");
     assert!(s.send(KeyCode::Esc).is_empty(), "nothing is under way");
@@ -212,7 +212,7 @@ fn undo_edit_regenerate_and_branch() {
     s.hears("again");
     assert!(s.enters("/undo").is_empty(), "not while a reply is made");
     s.control('u');
-    s.done(Ended::EndToken);
+    s.done(FinishReason::EndToken);
     s.enters("/undo");
     assert!(s.app.talk.chat.turns.is_empty());
     s.enters("/undo");
@@ -229,7 +229,7 @@ fn what_was_to_be_replaced_comes_back() {
     assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "the server is gone"]);
     assert_eq!(s.rows()[10], ">");
     s.enters("/regen");
-    s.done(Ended::EndToken);
+    s.done(FinishReason::EndToken);
     assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "the reply was empty"]);
     s.enters("/edit");
     assert_eq!((&s.rows()[0][..], &s.rows()[10][..]), ("", "> hi"));

@@ -7,7 +7,7 @@ use super::markdown;
 use super::reply::{About, Ask, Outcome};
 use super::settings::Settings;
 use super::store::{Attached, Chat, Role, Store, Turn};
-use crate::generation::generate::{Ended, Stats};
+use crate::generation::generate::{FinishReason, Stats};
 use crate::io::document;
 use crate::io::errors::one_line;
 use crate::runtime::session::Error;
@@ -172,7 +172,7 @@ impl Talk {
     /// The end of the reply. One that was stopped before it began counts as none, and so does an empty one that
     /// would replace something.
     pub fn heard(&mut self, outcome: Outcome) -> Option<Back> {
-        let needed = outcome.stats.ended == Ended::Cancelled || self.taken.is_some();
+        let needed = outcome.stats.ended == FinishReason::Cancelled || self.taken.is_some();
         if needed && !self.replied() {
             return self.give_up();
         }
@@ -415,12 +415,14 @@ impl Talk {
 /// What a person should know about how a reply ended.
 pub fn ending(stats: &Stats) -> Option<String> {
     Some(match &stats.ended {
-        Ended::EndToken | Ended::StopString => return None,
-        Ended::Length => "cut at the limit: /set max-tokens, or the context is full".into(),
-        Ended::Cancelled if stats.prefill.stopped => "stopped while reading; what was read is kept".into(),
-        Ended::Cancelled => "stopped".into(),
-        Ended::Constraint(why) => why.clone(),
-        Ended::Unread(_) => "stopped".into(), // no reply made here
-        Ended::NotFinite(position) => Error::NotFinite { position: *position }.to_string(),
+        FinishReason::EndToken | FinishReason::StopString => return None,
+        FinishReason::Length => "cut at the limit: /set max-tokens, or the context is full".into(),
+        FinishReason::Cancelled if stats.prefill.stopped => {
+            "stopped while reading; what was read is kept".into()
+        }
+        FinishReason::Cancelled => "stopped".into(),
+        FinishReason::Constraint(why) => why.clone(),
+        FinishReason::Unread(_) => "stopped".into(), // no reply made here
+        FinishReason::NotFinite(position) => Error::NotFinite { position: *position }.to_string(),
     })
 }

@@ -6,7 +6,7 @@
 
 mod stream;
 
-use crate::generation::generate::{Ended, Stats};
+use crate::generation::generate::{FinishReason, Stats};
 use crate::generation::sample::Sampling;
 use crate::prefix_cache::Source;
 use crate::runtime::session::Prefill;
@@ -230,9 +230,9 @@ impl Remote {
             stopped: told.stopped && tokens == 0,
         };
         let ended = match (told.stopped, told.cut) {
-            (true, _) => Ended::Cancelled,
-            (_, true) => Ended::Length,
-            _ => Ended::EndToken,
+            (true, _) => FinishReason::Cancelled,
+            (_, true) => FinishReason::Length,
+            _ => FinishReason::EndToken,
         };
         let (prefill_time, decode_time) = (begun.duration_since(start), begun.elapsed());
         Ok(Stats {
@@ -240,7 +240,7 @@ impl Remote {
             prefill_time,
             generated: told.completion.max(tokens),
             decode_time,
-            met: None,
+            expert_cache: None,
             ended,
         })
     }

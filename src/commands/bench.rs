@@ -4,14 +4,14 @@
 //! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
 
 use crate::commands::profiler::{self, Profiled};
-use crate::generation::generate::met_line;
+use crate::generation::generate::expert_cache_line;
 use crate::generation::sample::argmax;
 use crate::io::host_memory;
 use crate::io::output::{Output, tell};
 use crate::io::units::format_size;
-use crate::runtime::attention_path::LONG;
+use crate::runtime::attention_path::MATERIALIZE_AFTER;
 use crate::runtime::engine::Engine;
-use crate::runtime::logits::Scores;
+use crate::runtime::logits::Logits;
 use crate::runtime::on_device;
 use crate::runtime::options::EngineArgs;
 use anyhow::{Result, ensure};
@@ -70,7 +70,8 @@ struct Report {
     /// Read from disks during the measurement: not zero where the file does not fit the memory.
     disk_read_bytes: Option<u64>,
     /// Hits and lookups of the GPU's expert cache, in steps of few tokens.
-    experts_met: Option<[u64; 2]>,
+    #[serde(rename = "experts_met")]
+    expert_cache: Option<[u64; 2]>,
     cases: Vec<Case>,
 }
 
@@ -131,7 +132,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         memory_read_gb_s: memory,
         peak_resident_bytes: host_memory::peak_resident(),
         disk_read_bytes: host_memory::read_from_disk().zip(read_before).map(|(now, before)| now - before),
-        experts_met: engine.backend.expert_cache_stats().map(|s| [s.hits, s.lookups]),
+        expert_cache: engine.backend.expert_cache_stats().map(|s| [s.hits, s.lookups]),
         cases,
     };
     print(&report, args.json)
@@ -198,8 +199,8 @@ fn print(report: &Report, json: bool) -> Result<()> {
     if let Some(bytes) = report.peak_resident_bytes {
         write!(out, "; at most {} resident", format_size(bytes))?;
     }
-    if let Some([hits, lookups]) = report.experts_met {
-        write!(out, "; {}", met_line(ExpertCacheStats { hits, lookups }))?;
+    if let Some([hits, lookups]) = report.expert_cache {
+        write!(out, "; {}", expert_cache_line(ExpertCacheStats { hits, lookups }))?;
     }
     match report.disk_read_bytes {
         Some(bytes) if bytes > 0 => writeln!(out, "; {} read from disk", format_size(bytes))?,
@@ -230,13 +231,13 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
     let mut state = at_depth(engine, case.depth.saturating_sub(before), &mut rng);
     let vocab = engine.model.config.vocab as u32;
     let tokens: Vec<u32> = (0..case.tokens).map(|_| rng.next_u32() % vocab).collect();
-    let step = |tokens: &[u32], state: &mut State<B>, form| {
-        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, mla_path: form }];
+    let step = |tokens: &[u32], state: &mut State<B>, path| {
+        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, mla_path: path }];
         let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
-        let scores = logits.map(|logits| Scores::new(engine, logits, 1));
+        let scores = logits.map(|logits| Logits::new(engine, logits, 1));
         // The most likely token, which is no token of the next step: those do not depend on the model.
-        for row in scores.iter().flat_map(Scores::rows) {
-            let best = row.best(1).map(|best| best.top.first().map_or(0, |(_, token)| *token));
+        for row in scores.iter().flat_map(Logits::rows) {
+            let best = row.top_k(1).map(|best| best.top.first().map_or(0, |(_, token)| *token));
             std::hint::black_box(best.unwrap_or_else(|| argmax(row.values())));
         }
     };
@@ -244,17 +245,18 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
     let start = Instant::now();
     let mut left = &tokens[..];
     while !left.is_empty() {
-        let long = !decodes && state.position >= LONG as u64;
-        let form = if long { MlaPath::Materialized } else { MlaPath::Absorbed };
-        let short = (LONG as u64).saturating_sub(state.position).try_into().unwrap_or(usize::MAX);
-        let most = match form {
+        let long = !decodes && state.position >= MATERIALIZE_AFTER as u64;
+        let path = if long { MlaPath::Materialized } else { MlaPath::Absorbed };
+        let short =
+            (MATERIALIZE_AFTER as u64).saturating_sub(state.position).try_into().unwrap_or(usize::MAX);
+        let most = match path {
             _ if decodes => 1,
-            MlaPath::Absorbed => engine.step(form).min(short),
-            MlaPath::Materialized => engine.step(form),
+            MlaPath::Absorbed => engine.max_step_tokens(path).min(short),
+            MlaPath::Materialized => engine.max_step_tokens(path),
         };
         let (tokens, rest) = left.split_at(most.min(left.len()));
         left = rest;
-        step(tokens, &mut state, form);
+        step(tokens, &mut state, path);
     }
     case.tokens as f64 / start.elapsed().as_secs_f64()
 }

@@ -3,49 +3,50 @@
 use models::tokenizer::{Utf8Stream, Vocabulary};
 
 /// Text on its way out: whole characters, and nothing that may turn out to begin a stop string.
-pub struct Stream<'a> {
+pub struct Detokenizer<'a> {
     tokenizer: &'a Vocabulary,
     decoder: Utf8Stream,
     stops: Vec<String>,
-    held: String,
+    pending: String,
     ready: usize,
 }
 
-impl<'a> Stream<'a> {
+impl<'a> Detokenizer<'a> {
     /// Nothing yet; ends before the first of `stops`.
     pub fn new(tokenizer: &'a Vocabulary, stops: Vec<String>) -> Self {
-        Stream { tokenizer, decoder: Utf8Stream::new(), stops, held: String::new(), ready: 0 }
+        Detokenizer { tokenizer, decoder: Utf8Stream::new(), stops, pending: String::new(), ready: 0 }
     }
 
     /// Takes a token's text. True when a stop string has appeared; the text before it is ready then.
     pub fn push(&mut self, token: u32) -> bool {
         let fresh = self.decoder.push(self.tokenizer.token_bytes(token));
-        self.held.push_str(&fresh);
-        self.settle()
+        self.pending.push_str(&fresh);
+        self.scan_stops()
     }
 
-    fn settle(&mut self) -> bool {
-        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.held.find(s.as_str()));
+    fn scan_stops(&mut self) -> bool {
+        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.pending.find(s.as_str()));
         if let Some(at) = found.min() {
-            self.held.truncate(at);
+            self.pending.truncate(at);
             self.ready = at;
             return true;
         }
-        self.ready = self.held.len() - self.stops.iter().map(|s| overlap(&self.held, s)).max().unwrap_or(0);
+        self.ready =
+            self.pending.len() - self.stops.iter().map(|s| overlap(&self.pending, s)).max().unwrap_or(0);
         false
     }
 
     /// The text that is ready, once.
     pub fn take(&mut self) -> String {
-        let rest = self.held.split_off(self.ready);
+        let rest = self.pending.split_off(self.ready);
         self.ready = 0;
-        std::mem::replace(&mut self.held, rest)
+        std::mem::replace(&mut self.pending, rest)
     }
 
-    /// What was held back, when no more tokens come.
+    /// What was pending back, when no more tokens come.
     pub fn finish(mut self) -> String {
-        self.held.push_str(&self.decoder.finish());
-        self.held
+        self.pending.push_str(&self.decoder.finish());
+        self.pending
     }
 }
 

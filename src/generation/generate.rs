@@ -1,9 +1,9 @@
 //! From a prompt's tokens to streamed text on one session: prefill, then token by token. What is chosen and when it
 //! ends is [`crate::generation::decoder`]'s.
 
-pub use crate::generation::decoder::Ended;
+pub use crate::generation::decoder::FinishReason;
 
-use crate::generation::decoder::{Reply, Rules};
+use crate::generation::decoder::{Decoder, GenerationParams};
 use crate::generation::sample::{Constraint, Sampling};
 use crate::io::units::grouped;
 use crate::prefix_cache::Source;
@@ -64,9 +64,9 @@ pub struct Stats {
     /// Time from the first of them to the last.
     pub decode_time: Duration,
     /// Hits and lookups of the GPU's expert cache.
-    pub met: Option<ExpertCacheStats>,
+    pub expert_cache: Option<ExpertCacheStats>,
     /// Why it ended.
-    pub ended: Ended,
+    pub ended: FinishReason,
 }
 
 impl Stats {
@@ -74,16 +74,18 @@ impl Stats {
     pub fn line(&self) -> String {
         let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
         let ended = match &self.ended {
-            Ended::EndToken | Ended::StopString => "",
-            Ended::Length => ", cut at the limit",
-            Ended::Cancelled => ", stopped",
-            Ended::Constraint(_) => ", cut where the grammar could not go on",
-            Ended::NotFinite(_) => ", cut where every logit is NaN",
-            Ended::Unread(_) => ", cut as its client did not read",
+            FinishReason::EndToken | FinishReason::StopString => "",
+            FinishReason::Length => ", cut at the limit",
+            FinishReason::Cancelled => ", stopped",
+            FinishReason::Constraint(_) => ", cut where the grammar could not go on",
+            FinishReason::NotFinite(_) => ", cut where every logit is NaN",
+            FinishReason::Unread(_) => ", cut as its client did not read",
         };
-        let met = self.met.map_or(String::new(), |met| format!("; {}", met_line(met)));
+        let expert_cache = self
+            .expert_cache
+            .map_or(String::new(), |expert_cache| format!("; {}", expert_cache_line(expert_cache)));
         format!(
-            "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}{met}",
+            "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}{expert_cache}",
             self.prefill.describe(),
             self.prefill_time.as_secs_f64(),
             rate(self.prefill.computed, self.prefill_time),
@@ -107,10 +109,10 @@ impl Prefill {
     }
 }
 
-/// `63 % of 4,160 experts met on the GPU`
-pub fn met_line(ExpertCacheStats { hits, lookups }: ExpertCacheStats) -> String {
+/// `expert cache hit rate 63 % (4,160 lookups)`
+pub fn expert_cache_line(ExpertCacheStats { hits, lookups }: ExpertCacheStats) -> String {
     let share = 100.0 * hits as f64 / lookups.max(1) as f64;
-    format!("{share:.0} % of {} experts met on the GPU", grouped(lookups as usize))
+    format!("expert cache hit rate {share:.0} % ({} lookups)", grouped(lookups as usize))
 }
 
 /// Generates from `request.prompt`, telling `on` what happens; it may stop the reply at any event. The session
@@ -123,27 +125,27 @@ pub fn generate<B: Backend>(
     let before = session.engine().backend.expert_cache_stats().unwrap_or_default();
     let start = Instant::now();
     let mut hear = |done, total| on(Event::Prefill { done, total });
-    let prefill = session.advance_to(request.prompt, &mut hear)?;
+    let prefill = session.prefill(request.prompt, &mut hear)?;
     let prefill_time = start.elapsed();
     let start = Instant::now();
     let (generated, ended) =
-        if prefill.stopped { (0, Ended::Cancelled) } else { reply(session, request, on)? };
+        if prefill.stopped { (0, FinishReason::Cancelled) } else { reply(session, request, on)? };
     let decode_time = start.elapsed();
-    if let Ended::NotFinite(position) = ended {
+    if let FinishReason::NotFinite(position) = ended {
         return Err(Error::NotFinite { position });
     }
-    session.keep();
-    let met = session.engine().backend.expert_cache_stats();
-    let met = met.map(|now| now - before).filter(|met| met.lookups > 0);
-    Ok(Stats { prefill, prefill_time, generated, decode_time, met, ended })
+    session.checkpoint();
+    let expert_cache = session.engine().backend.expert_cache_stats();
+    let expert_cache = expert_cache.map(|now| now - before).filter(|expert_cache| expert_cache.lookups > 0);
+    Ok(Stats { prefill, prefill_time, generated, decode_time, expert_cache, ended })
 }
 
 fn reply<B: Backend>(
     session: &mut Session<'_, B>,
     request: Request<'_>,
     on: &mut dyn FnMut(Event<'_>) -> ControlFlow<()>,
-) -> Result<(usize, Ended), Error> {
-    let rules = Rules {
+) -> Result<(usize, FinishReason), Error> {
+    let rules = GenerationParams {
         max_tokens: request.max_tokens,
         sampling: request.sampling,
         bias: Arc::default(),
@@ -151,16 +153,16 @@ fn reply<B: Backend>(
         stops: request.stops.to_vec(),
         ignore_end: request.ignore_end,
     };
-    let mut reply = Reply::new(session.engine(), request.prompt.into(), rules);
+    let mut reply = Decoder::new(session.engine(), request.prompt.into(), rules);
     loop {
-        let choice = reply.choose(&session.scores().ok_or(Error::Empty)?);
+        let choice = reply.next_token(&session.logits_row().ok_or(Error::Empty)?);
         let mut flow = choice.token.map_or(ControlFlow::Continue(()), |token| on(Event::Token(token)));
         if flow.is_continue() && !choice.text.is_empty() {
             flow = on(Event::Text(&choice.text));
         }
         match (choice.token, choice.ended) {
             (_, Some(ended)) => return Ok((reply.generated(), ended)),
-            (Some(token), None) if flow.is_continue() => session.push(token)?,
+            (Some(token), None) if flow.is_continue() => session.decode(token)?,
             _ => break,
         }
     }
@@ -168,7 +170,7 @@ fn reply<B: Backend>(
     if !rest.is_empty() {
         let _ = on(Event::Text(&rest));
     }
-    Ok((reply.generated(), Ended::Cancelled))
+    Ok((reply.generated(), FinishReason::Cancelled))
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! From logits to one token: penalties, then top-k, top-p, min-p, temperature, and a seeded draw, in the order
 //! and with the meaning of llama.cpp. A leaf: knows no model and no text.
 //!
-//! Most tokens are chosen among few: where the best logits are enough to tell ([`Sampler::sample_best`]), the others need
+//! Most tokens are chosen among few: where the best logits are enough to tell ([`Sampler::sample_from_top_k`]), the others need
 //! not be brought from a device. Both ways draw alike.
 
 use kernels::backend::TopK;
@@ -83,7 +83,7 @@ pub fn random_seed() -> u64 {
 
 /// Candidates that are drawn from in descending order at most, so that the best of the logits are drawn from as all are;
 /// more are drawn from in the order of their ids.
-const SORTED: usize = 256;
+const MAX_SORTED: usize = 256;
 
 /// Draws tokens, one sequence's worth.
 pub struct Sampler {
@@ -131,7 +131,7 @@ impl Sampler {
     /// The next token after `recent`, from its logits `[vocab]`, among those whose bit is set in `allowed`. NaN
     /// counts as impossible; None where every logit is NaN. Of several infinite ones the lowest id is taken.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32], allowed: Option<&[u32]>) -> Option<u32> {
-        if self.how.temperature <= 0.0 && self.as_they_are() && allowed.is_none() {
+        if self.how.temperature <= 0.0 && self.uses_raw_logits() && allowed.is_none() {
             let token = argmax(logits);
             return logits.get(token as usize).is_some_and(|l| !l.is_nan()).then_some(token);
         }
@@ -142,65 +142,65 @@ impl Sampler {
         if self.candidates.is_empty() {
             return None;
         }
-        self.lean();
-        self.penalise(recent);
-        let token = self.choose();
-        if self.counts() {
+        self.apply_logit_bias();
+        self.apply_penalties(recent);
+        let token = self.select();
+        if self.counts_tokens() {
             *self.drawn.entry(token).or_default() += 1;
         }
         Some(token)
     }
 
     /// How many of the last tokens [`Sampler::sample`] looks at.
-    pub fn looks_back(&self) -> usize {
+    pub fn penalty_window(&self) -> usize {
         if self.how.repeat_penalty == 1.0 { 0 } else { self.how.repeat_last_n }
     }
 
-    /// How many of the best logits are likely to be enough for [`Sampler::sample_best`]; None where they never are.
-    pub fn wants_best(&self) -> Option<usize> {
+    /// How many of the best logits are likely to be enough for [`Sampler::sample_from_top_k`]; None where they never are.
+    pub fn top_k_needed(&self) -> Option<usize> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.how;
         let cuts = top_k > 0 || top_p < 1.0 || min_p > 0.0;
-        match self.as_they_are() {
+        match self.uses_raw_logits() {
             true if temperature <= 0.0 => Some(1),
-            true if cuts => Some(SORTED),
+            true if cuts => Some(MAX_SORTED),
             _ => None,
         }
     }
 
     /// The token that [`Sampler::sample`] takes of all logits, but for the rounding of a sum, if their best ones are enough
     /// to tell; None changes nothing.
-    pub fn sample_best(&mut self, best: &TopK) -> Option<u32> {
-        self.wants_best()?;
-        let (most, likeliest) = best.top.first().copied()?;
+    pub fn sample_from_top_k(&mut self, best: &TopK) -> Option<u32> {
+        self.top_k_needed()?;
+        let (most, most_likely) = best.top.first().copied()?;
         if self.how.temperature <= 0.0 {
-            return Some(likeliest);
+            return Some(most_likely);
         }
         self.candidates.clear();
         self.candidates.extend_from_slice(&best.top);
         let others = (!best.complete).then_some(f64::from(best.sum_exp));
-        (most.is_finite() && self.keep_likely(others)).then(|| self.draw())
+        (most.is_finite() && self.filter_candidates(others)).then(|| self.draw())
     }
 
     /// Whether logits are taken as the model gives them.
-    fn as_they_are(&self) -> bool {
-        self.how.repeat_penalty == 1.0 && !self.counts() && self.bias.is_empty()
+    fn uses_raw_logits(&self) -> bool {
+        self.how.repeat_penalty == 1.0 && !self.counts_tokens() && self.bias.is_empty()
     }
 
-    fn counts(&self) -> bool {
+    fn counts_tokens(&self) -> bool {
         self.how.presence_penalty != 0.0 || self.how.frequency_penalty != 0.0
     }
 
-    fn choose(&mut self) -> u32 {
-        let (best, likeliest) = self.candidates.iter().copied().reduce(better).unwrap_or_default();
+    fn select(&mut self) -> u32 {
+        let (best, most_likely) = self.candidates.iter().copied().reduce(better).unwrap_or_default();
         if self.how.temperature <= 0.0 || best.is_infinite() {
-            return likeliest;
+            return most_likely;
         }
-        self.keep_likely(None);
+        self.filter_candidates(None);
         self.draw()
     }
 
     /// Adds the biases. Candidates are in the order of their ids here, some missing.
-    fn lean(&mut self) {
+    fn apply_logit_bias(&mut self) {
         for (token, bias) in self.bias.iter() {
             if let Ok(at) = self.candidates.binary_search_by_key(token, |(_, i)| *i) {
                 self.candidates[at].0 += bias;
@@ -208,7 +208,7 @@ impl Sampler {
         }
     }
 
-    fn penalise(&mut self, recent: &[u32]) {
+    fn apply_penalties(&mut self, recent: &[u32]) {
         for (token, times) in &self.drawn {
             if let Ok(at) = self.candidates.binary_search_by_key(token, |(_, i)| *i) {
                 let Sampling { presence_penalty, frequency_penalty, .. } = self.how;
@@ -226,7 +226,7 @@ impl Sampler {
 
     /// Cuts by top-k, top-p and min-p; at least one candidate stays. Where there are others besides the candidates, none more
     /// likely, `with_others` is the sum of all weights e^(l - best). Whether none of the others would stay.
-    fn keep_likely(&mut self, with_others: Option<f64>) -> bool {
+    fn filter_candidates(&mut self, with_others: Option<f64>) -> bool {
         let all = &mut self.candidates;
         let mut alone = with_others.is_none();
         if self.how.top_k > 0 && self.how.top_k <= all.len() {
@@ -260,10 +260,10 @@ impl Sampler {
     }
 
     fn draw(&mut self) -> u32 {
-        if self.candidates.len() <= SORTED {
+        if self.candidates.len() <= MAX_SORTED {
             self.candidates.sort_unstable_by(descending);
         }
-        let (best, likeliest) = self.candidates.iter().copied().reduce(better).unwrap_or_default();
+        let (best, most_likely) = self.candidates.iter().copied().reduce(better).unwrap_or_default();
         let weight = |l: f32| f64::from((l - best) / self.how.temperature).exp();
         let total: f64 = self.candidates.iter().map(|(l, _)| weight(*l)).sum();
         let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
@@ -273,7 +273,7 @@ impl Sampler {
                 return *i;
             }
         }
-        likeliest
+        most_likely
     }
 }
 
@@ -329,7 +329,7 @@ fn better(a: (f32, u32), b: (f32, u32)) -> (f32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::gpu_check::rng::Numbers;
+    use crate::commands::gpu_check::rng::TestRng;
     use kernels::reference::top_k;
 
     const GREEDY: Sampling = Sampling {
@@ -385,7 +385,7 @@ mod tests {
             for len in [1, 3, 300] {
                 let logits = vec![f32::NAN; len];
                 assert_eq!(Sampler::new(how).sample(&logits, &[0], None), None, "{how:?}");
-                assert_eq!(Sampler::new(how).sample_best(&top_k(&logits, 256)), None, "{how:?}");
+                assert_eq!(Sampler::new(how).sample_from_top_k(&top_k(&logits, 256)), None, "{how:?}");
             }
             let allowed: &[u32] = &[0b101];
             assert_eq!(Sampler::new(how).sample(&[f32::NAN, 1.0, f32::NAN], &[], Some(allowed)), None);
@@ -499,7 +499,7 @@ mod tests {
     }
 
     /// Logits of many shapes: flat and peaked, with ties, with few numbers, with none.
-    fn shapes(n: &mut Numbers) -> Vec<Vec<f32>> {
+    fn shapes(n: &mut TestRng) -> Vec<Vec<f32>> {
         let mut all = Vec::new();
         for len in [1, 3, 255, 256, 257, 900, 2000] {
             for width in [0.0, 1.0, 15.0, 200.0] {
@@ -518,7 +518,7 @@ mod tests {
     /// With the same seed, the best logits alone lead to the token that all lead to, or leave the sampler as it was.
     #[test]
     fn the_best_logits_are_enough_or_say_so() {
-        let mut n = Numbers::new(3);
+        let mut n = TestRng::new(3);
         let (mut enough, mut not) = (0, 0);
         for logits in shapes(&mut n) {
             let bests = [1, 20, 256].map(|most| top_k(&logits, most));
@@ -535,7 +535,7 @@ mod tests {
                 for best in &bests {
                     let [mut one, mut other] = [(); 2].map(|()| Sampler::new(how));
                     for _ in 0..2 {
-                        let found = one.sample_best(best);
+                        let found = one.sample_from_top_k(best);
                         *if found.is_some() { &mut enough } else { &mut not } += 1;
                         let found = found.or_else(|| one.sample(&logits, &[], None));
                         assert_eq!(found, other.sample(&logits, &[], None), "{how:?}, {best:?}");
@@ -553,14 +553,14 @@ mod tests {
         let how = Sampling { temperature: 0.6, top_p: 0.95, ..GREEDY };
         let enough = |how: Sampling, exponent: f32| {
             let logits: Vec<f32> = (0..163_840).map(|i| -exponent * (1.0 + i as f32).ln()).collect();
-            Sampler::new(how).sample_best(&top_k(&logits, 256)).is_some()
+            Sampler::new(how).sample_from_top_k(&top_k(&logits, 256)).is_some()
         };
         assert_eq!([1.0, 1.3, 1.5, 2.0, 4.0].map(|x| enough(how, x)), [false, false, true, true, true]);
         assert!(enough(Sampling { top_k: 256, ..how }, 0.1) && !enough(Sampling { top_k: 257, ..how }, 0.1));
         assert!(enough(Sampling { temperature: 0.0, ..how }, 0.0));
         let all = Sampling { top_p: 1.0, ..how };
         assert!(!enough(all, 2.0) && enough(Sampling { min_p: 0.05, ..all }, 1.0));
-        let wants = |how| Sampler::new(how).wants_best();
+        let wants = |how| Sampler::new(how).top_k_needed();
         assert_eq!((wants(how), wants(GREEDY), wants(all)), (Some(256), Some(1), None));
         for changed in [
             Sampling { repeat_penalty: 1.1, ..how },
@@ -569,6 +569,6 @@ mod tests {
         ] {
             assert_eq!(wants(changed), None);
         }
-        assert_eq!(Sampler::new(GREEDY).with_bias([(1, 2.0)].into()).wants_best(), None);
+        assert_eq!(Sampler::new(GREEDY).with_bias([(1, 2.0)].into()).top_k_needed(), None);
     }
 }

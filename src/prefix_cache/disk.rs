@@ -9,7 +9,7 @@ use super::file::{self, Header, Id, check, id_of, same};
 use super::key::Key;
 use super::namespace::Namespace;
 use super::state_dtype::StateType;
-use super::{Hit, Sizes, Snapshot, Source, WAYPOINT_TOKENS};
+use super::{CHECKPOINT_INTERVAL_TOKENS, Hit, Sizes, Snapshot, Source};
 use crate::io::log::Log;
 use crate::io::private_file;
 use kernels::backend::{Backend, CacheFormat};
@@ -78,7 +78,7 @@ impl Disk {
     }
 
     /// The state that covers most of `prompt`, if more than `least` tokens; of all of it only one with logits.
-    pub fn longest<B: Backend>(
+    pub fn longest_prefix<B: Backend>(
         &self,
         b: &B,
         namespace: Namespace,
@@ -390,7 +390,7 @@ fn pieces(root: Id, tokens: &[u32], chain: &[Piece]) -> Vec<Piece> {
     let (mut before, mut parent) = (end(chain), chain.last().map_or(root, |p| p.id));
     let mut pieces = Vec::new();
     while before < tokens.len() {
-        let to = tokens.len().min((before / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS);
+        let to = tokens.len().min((before / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS);
         let id = file::chain(parent, &tokens[before..to]);
         pieces.push(Piece { id, parent, before, len: to - before });
         (before, parent) = (to, id);

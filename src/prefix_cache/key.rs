@@ -1,4 +1,4 @@
-//! What states may be used with: the same model, formats and reader, arithmetic that differs by the device's rounding at
+//! What states may be used with: the same model, formats and layout, arithmetic that differs by the device's rounding at
 //! most. Next: [`super::fingerprint`].
 
 use super::Sizes;
@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 /// How prompts are laid out, which the attention path of a token depends on: snapshots of one layout are not used by
 /// another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Reader {
+pub enum PromptLayout {
     /// One conversation or text.
     #[default]
     One,
@@ -35,10 +35,10 @@ impl Key {
         fingerprint: Fingerprint,
         cache: CacheFormat,
         sizes: Sizes,
-        (state, reader): (StateType, Reader),
+        (state, layout): (StateType, PromptLayout),
     ) -> Key {
         let (version, backend) = (env!("CARGO_PKG_VERSION"), B::NUMERICS_VERSION);
-        let settings = format!("{version} {backend} {cache:?} {sizes:?} {state:?} {reader:?}");
+        let settings = format!("{version} {backend} {cache:?} {sizes:?} {state:?} {layout:?}");
         Key { fingerprint, settings, id: OnceLock::new() }
     }
 
@@ -91,11 +91,11 @@ mod tests {
         Gguf::from_bytes("x", Bytes::from(whole)).unwrap()
     }
 
-    fn key<B: Backend>(file: &Gguf, cache: CacheFormat, state: StateType, reader: Reader) -> Id {
+    fn key<B: Backend>(file: &Gguf, cache: CacheFormat, state: StateType, layout: PromptLayout) -> Id {
         let sizes = Sizes { recurrent: 1, row: 2, logits: 3 };
         let fingerprint = Fingerprint::new(file, Path::new("/"));
         let log: Log = Box::new(|_| ());
-        Key::new::<B>(fingerprint, cache, sizes, (state, reader)).get(&log)
+        Key::new::<B>(fingerprint, cache, sizes, (state, layout)).get(&log)
     }
 
     #[test]
@@ -105,21 +105,21 @@ mod tests {
         changed[39_999] = 1;
         let model = file("a", &zeros);
         let keys = [
-            key::<Cpu>(&model, CacheFormat::F16, StateType::F32, Reader::One),
-            key::<Cpu>(&model, CacheFormat::Q8_0, StateType::F32, Reader::One),
-            key::<Cpu>(&model, CacheFormat::F16, StateType::F16, Reader::One),
-            key::<Cpu>(&model, CacheFormat::F16, StateType::F32, Reader::Ask),
-            key::<Reference>(&model, CacheFormat::F16, StateType::F32, Reader::One),
-            key::<Cpu>(&file("b", &zeros), CacheFormat::F16, StateType::F32, Reader::One),
-            key::<Cpu>(&file("a", &changed), CacheFormat::F16, StateType::F32, Reader::One),
-            key::<Cpu>(&file("a", &zeros[..39_996]), CacheFormat::F16, StateType::F32, Reader::One),
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F32, PromptLayout::One),
+            key::<Cpu>(&model, CacheFormat::Q8_0, StateType::F32, PromptLayout::One),
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F16, PromptLayout::One),
+            key::<Cpu>(&model, CacheFormat::F16, StateType::F32, PromptLayout::Ask),
+            key::<Reference>(&model, CacheFormat::F16, StateType::F32, PromptLayout::One),
+            key::<Cpu>(&file("b", &zeros), CacheFormat::F16, StateType::F32, PromptLayout::One),
+            key::<Cpu>(&file("a", &changed), CacheFormat::F16, StateType::F32, PromptLayout::One),
+            key::<Cpu>(&file("a", &zeros[..39_996]), CacheFormat::F16, StateType::F32, PromptLayout::One),
         ];
         let unlike: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(unlike.len(), keys.len());
         let opened = |opening: Option<&[u32]>| Key::known(7).with_opening(opening).settings;
         assert_eq!(opened(None), "");
         assert_ne!(opened(Some(&[1])), opened(Some(&[2])));
-        let again = key::<Cpu>(&file("a", &zeros), CacheFormat::F16, StateType::F32, Reader::One);
+        let again = key::<Cpu>(&file("a", &zeros), CacheFormat::F16, StateType::F32, PromptLayout::One);
         assert_eq!(again, keys[0]);
     }
 }

@@ -1,7 +1,7 @@
 //! Snapshots: states kept by their tokens, so that what was read once is not read again.
 //!
 //! A snapshot is the state after some tokens: KDA's matrices and tails, the latent rows (shared with all that
-//! continues from it), the last logits. [`Store::longest`] finds the one that covers most of a prompt. A state is
+//! continues from it), the last logits. [`Store::longest_prefix`] finds the one that covers most of a prompt. A state is
 //! only ever used for exactly the tokens it was made from, so a hit gives the bits that reading again on the same device
 //! would (near ones, where states are asked to be kept in 16 bits, or some experts are on a GPU by turns).
 //! Threads share a store; states are copied outside of its lock. With a directory, snapshots that save much are
@@ -32,7 +32,7 @@ use writer::Writer;
 /// A waypoint is kept every so many tokens of a long prompt. On the real model it costs 43 MiB, as much as the
 /// rows of 5,500 tokens, and an edit or a stop re-reads half of this on average: one or two minutes at the speed of
 /// a CPU, a second on a GPU. Half as many tokens would take twice the memory for the sake of a minute.
-pub const WAYPOINT_TOKENS: usize = 8192;
+pub const CHECKPOINT_INTERVAL_TOKENS: usize = 8192;
 
 /// Rows a snapshot may hold for itself: the backend shares rows in segments, and the last one is copied when a
 /// state is carried on.
@@ -107,11 +107,11 @@ struct Snapshot<B: Backend> {
     logits: Vec<f32>,
 }
 
-enum Kept<B: Backend> {
-    New(Arc<Snapshot<B>>),
+enum Insertion<B: Backend> {
+    Added(Arc<Snapshot<B>>),
     /// It was there.
-    Before(Arc<Snapshot<B>>),
-    Not,
+    Present(Arc<Snapshot<B>>),
+    Rejected,
 }
 
 impl<B: Backend> Store<B> {
@@ -138,8 +138,8 @@ impl<B: Backend> Store<B> {
 
     /// The snapshot that covers most of `prompt`, if it covers more than `least` tokens. Of the whole prompt only
     /// one with logits will do: they are what comes next.
-    pub fn longest(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
-        self.within(Namespace::SHARED).longest(b, prompt, least)
+    pub fn longest_prefix(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
+        self.within(Namespace::SHARED).longest_prefix(b, prompt, least)
     }
 
     /// The tokens of the snapshot at which a reader comes farthest, of those where it may stop. `read` takes its
@@ -153,13 +153,13 @@ impl<B: Backend> Store<B> {
     }
 
     /// Whether anything that is inserted stays.
-    pub fn keeps(&self) -> bool {
+    pub fn fits_in_memory(&self) -> bool {
         self.sizes.recurrent <= self.budget
     }
 
     /// Whether anything that is inserted goes anywhere: where not, its logits need not be read.
-    pub fn takes(&self) -> bool {
-        self.keeps() || self.disk.is_some()
+    pub fn accepts(&self) -> bool {
+        self.fits_in_memory() || self.disk.is_some()
     }
 
     /// Keeps the state after `tokens`. `logits` may be empty. The state's rows are shared, the rest is copied; what
@@ -203,7 +203,7 @@ impl<B: Backend> Store<B> {
 }
 
 impl<B: Backend> Ram<B> {
-    fn longest(
+    fn longest_prefix(
         &mut self,
         namespace: Namespace,
         prompt: &[u32],

@@ -1,7 +1,7 @@
 //! Isolation between tenants: each namespace of a [`Store`] has prefixes of its own, in memory and on disk, and no lookup
 //! crosses from one to another. They share the budgets and the order of eviction.
 
-use super::{Hit, Kept, Snapshot, Source, Store};
+use super::{Hit, Insertion, Snapshot, Source, Store};
 use kernels::backend::Backend;
 use models::kimi_linear::state::State;
 use std::sync::Arc;
@@ -33,13 +33,14 @@ pub struct View<'s, B: Backend> {
 }
 
 impl<B: Backend> View<'_, B> {
-    /// [`Store::longest`]
-    pub fn longest(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
+    /// [`Store::longest_prefix`]
+    pub fn longest_prefix(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
         let Store { disk, .. } = self.store;
-        let in_ram = self.store.lock().longest(self.namespace, prompt, least);
+        let in_ram = self.store.lock().longest_prefix(self.namespace, prompt, least);
         let least = in_ram.as_ref().map(|(len, _)| *len).or(least);
         let on_disk = disk.as_ref().filter(|_| least != Some(prompt.len()));
-        if let Some(hit) = on_disk.and_then(|(disk, _)| disk.longest(b, self.namespace, prompt, least)) {
+        if let Some(hit) = on_disk.and_then(|(disk, _)| disk.longest_prefix(b, self.namespace, prompt, least))
+        {
             self.insert_in_ram(b, &prompt[..hit.len], &hit.state, &hit.logits);
             return Some(hit);
         }
@@ -69,25 +70,25 @@ impl<B: Backend> View<'_, B> {
         let snapshot = self.insert_in_ram(b, tokens, state, logits);
         let Some((_, writer)) = &self.store.disk else { return };
         match snapshot {
-            Kept::New(snapshot) => writer.save(self.namespace, tokens, snapshot, always),
-            Kept::Before(snapshot) if always => writer.save(self.namespace, tokens, snapshot, always),
-            Kept::Before(_) | Kept::Not => {}
+            Insertion::Added(snapshot) => writer.save(self.namespace, tokens, snapshot, always),
+            Insertion::Present(snapshot) if always => writer.save(self.namespace, tokens, snapshot, always),
+            Insertion::Present(_) | Insertion::Rejected => {}
         }
     }
 
-    fn insert_in_ram(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32]) -> Kept<B> {
+    fn insert_in_ram(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32]) -> Insertion<B> {
         assert_eq!(state.position, tokens.len() as u64, "tokens of a snapshot and of its state");
         let (store, namespace) = (self.store, self.namespace);
         if let Some(there) = store.lock().get(namespace, tokens, !logits.is_empty()) {
-            return Kept::Before(there);
+            return Insertion::Present(there);
         }
-        if !store.takes() {
-            return Kept::Not;
+        if !store.accepts() {
+            return Insertion::Rejected;
         }
         let snapshot = Arc::new(Snapshot { state: state.copy(b), logits: logits.to_vec() });
         let full = |ram: &super::Ram<B>| store.bytes_of(ram) > store.budget;
         let dropped = store.lock().insert((namespace, tokens), snapshot.clone(), full);
         drop(dropped); // outside of the lock: it is megabytes
-        Kept::New(snapshot)
+        Insertion::Added(snapshot)
     }
 }

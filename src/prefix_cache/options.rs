@@ -4,7 +4,7 @@ use super::Store;
 use super::disk::{Disk, Shape};
 use super::disk_index::Folder;
 use super::fingerprint::Fingerprint;
-use super::key::{Key, Reader};
+use super::key::{Key, PromptLayout};
 use super::state_dtype::StateType;
 use crate::io::host_memory;
 use crate::io::log::Log;
@@ -35,7 +35,7 @@ pub struct StoreOptions {
     pub no_cache: bool,
     /// Who reads
     #[arg(skip)]
-    pub reader: Reader,
+    pub layout: PromptLayout,
     /// What the chat template writes before a reply, where that is not the model file's template
     #[arg(skip)]
     pub opening: Option<Vec<u32>>,
@@ -78,7 +78,7 @@ impl StoreOptions {
         }
         folder.warning().iter().for_each(|line| log(line));
         let fingerprint = Fingerprint::new(file, &folder.dir);
-        let key = Key::new::<B>(fingerprint, shape.cache, shape.sizes, (self.cache_state, self.reader));
+        let key = Key::new::<B>(fingerprint, shape.cache, shape.sizes, (self.cache_state, self.layout));
         let key = key.with_opening(self.opening.as_deref());
         let disk = Disk::new(folder, key, shape.clone(), self.cache_state, log);
         Ok(Store::with_disk(b, shape, ram, disk)?)

@@ -182,7 +182,7 @@ mod tests {
     struct Plain(HashMap<Vec<u32>, u32>);
 
     impl Plain {
-        fn longest(&self, tokens: &[u32]) -> Option<(usize, u32)> {
+        fn longest_prefix(&self, tokens: &[u32]) -> Option<(usize, u32)> {
             (0..=tokens.len()).rev().find_map(|n| Some((n, *self.0.get(&tokens[..n])?)))
         }
 
@@ -210,10 +210,10 @@ mod tests {
                 assert!(tree.remove(place).is_some());
             }
             let long: Vec<u32> = (0..12).map(|_| next(3) as u32).collect();
-            assert_eq!(tree.prefixes(&long).last().map(|(n, _, v)| (*n, **v)), plain.longest(&long));
+            assert_eq!(tree.prefixes(&long).last().map(|(n, _, v)| (*n, **v)), plain.longest_prefix(&long));
             let read = |at: usize, edge: &[u32]| long[at..].starts_with(edge).then_some(at + edge.len());
             let deepest = tree.readable(0, read).into_iter().max();
-            assert_eq!(deepest.map(|(n, _)| n), plain.longest(&long).map(|(n, _)| n));
+            assert_eq!(deepest.map(|(n, _)| n), plain.longest_prefix(&long).map(|(n, _)| n));
             assert_eq!(deepest.map(|(n, place)| tree.path(place) == long[..n]), deepest.map(|_| true));
             assert_eq!(tree.tokens(), plain.tokens());
             assert_eq!(tree.values().count(), plain.0.len());

@@ -1,6 +1,6 @@
-//! Which tokens of a prompt are read in the expanded form of attention: those far inside a long message.
+//! Which tokens of a prompt are read in the expanded path of attention: those far inside a long message.
 //!
-//! A token's form depends on the tokens before it and on where the question begins, never on what comes after it or on how
+//! A token's path depends on the tokens before it and on where the question begins, never on what comes after it or on how
 //! a prompt is cut: what was restored gives the same bits as what was never interrupted. A message begins after a special
 //! token or with the question about a document, which then costs what its own tokens cost. Replies are absorbed, since
 //! they come token by token.
@@ -13,58 +13,67 @@ use std::ops::Range;
 
 /// Tokens at the beginning of a message that are absorbed, however long it is: keys and values that are made for a step
 /// pay from some 170 tokens on.
-pub const LONG: usize = 1024;
+pub const MATERIALIZE_AFTER: usize = 1024;
 
-/// How many times longer steps are in expanded form; where memory is planned for, steps are as long.
-pub const LONG_STEP: usize = 2;
+/// How many times longer steps are in expanded path; where memory is planned for, steps are as long.
+pub const MATERIALIZED_BATCH_FACTOR: usize = 2;
 
 /// The message that a token is in.
 #[derive(Clone, Copy)]
-struct Place {
-    start: usize,
+struct Position {
+    message_start: usize,
     reply: bool,
 }
 
-impl Place {
-    fn form(self, token: usize) -> MlaPath {
-        if self.reply || token - self.start < LONG { MlaPath::Absorbed } else { MlaPath::Materialized }
+impl Position {
+    fn mla_path(self, token: usize) -> MlaPath {
+        if self.reply || token - self.message_start < MATERIALIZE_AFTER {
+            MlaPath::Absorbed
+        } else {
+            MlaPath::Materialized
+        }
     }
 }
 
 /// What says where messages begin and whose they are: the ids that open a reply, and the special tokens.
-pub struct Turns<'a> {
+pub struct MessageBoundaries<'a> {
     /// The ids that the chat template writes before a reply.
     pub opening: &'a [u32],
     /// Knows the special tokens; None for a file usable by token ids only.
     pub tokenizer: Option<&'a Vocabulary>,
 }
 
-impl Turns<'_> {
-    /// The form of the first of these tokens of a prompt, and where those that share it end. `question`: where the
+impl MessageBoundaries<'_> {
+    /// The path of the first of these tokens of a prompt, and where those that share it end. `question`: where the
     /// question about a document begins.
-    pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (MlaPath, usize) {
-        let mut place = self.place(prompt, tokens.start, question);
-        let form = place.form(tokens.start);
+    pub fn mla_path(
+        &self,
+        prompt: &[u32],
+        tokens: Range<usize>,
+        question: Option<usize>,
+    ) -> (MlaPath, usize) {
+        let mut position = self.position(prompt, tokens.start, question);
+        let path = position.mla_path(tokens.start);
         let mut end = tokens.start + 1;
         while end < tokens.end {
             if self.is_special(prompt[end - 1]) || question == Some(end) {
-                place = self.place(prompt, end, question);
+                position = self.position(prompt, end, question);
             }
-            if place.form(end) != form {
+            if position.mla_path(end) != path {
                 break;
             }
             end += 1;
         }
-        (form, end.min(tokens.end))
+        (path, end.min(tokens.end))
     }
 
-    /// Whether some of these tokens, which came one by one, would be read in expanded form: nobody else may go on from
+    /// Whether some of these tokens, which came one by one, would be read in expanded path: nobody else may go on from
     /// the state after them.
-    pub fn apart(&self, all: &[u32], tokens: Range<usize>) -> bool {
+    pub fn is_noncanonical(&self, all: &[u32], tokens: Range<usize>) -> bool {
         let mut at = tokens.start;
         while at < tokens.end {
-            let (form, end) = self.form(all, at..tokens.end, None);
-            if form == MlaPath::Materialized {
+            let (path, end) = self.mla_path(all, at..tokens.end, None);
+            if path == MlaPath::Materialized {
                 return true;
             }
             at = end;
@@ -72,7 +81,7 @@ impl Turns<'_> {
         false
     }
 
-    fn place(&self, prompt: &[u32], token: usize, question: Option<usize>) -> Place {
+    fn position(&self, prompt: &[u32], token: usize, question: Option<usize>) -> Position {
         let mut start = question.filter(|question| *question <= token).unwrap_or(0);
         let mut reply = false;
         // Back to the end of the message before: a reply may hold special tokens of its own.
@@ -83,7 +92,7 @@ impl Turns<'_> {
                 break;
             }
         }
-        Place { start, reply }
+        Position { message_start: start, reply }
     }
 
     /// Whether a reply begins here, or where the words of its opening that are no special tokens end.
@@ -137,14 +146,14 @@ mod tests {
         Engine::open_with(&args, Box::new(|_| ())).unwrap()
     }
 
-    /// Every token's form, from pieces of at most `most` tokens.
+    /// Every token's path, from pieces of at most `most` tokens.
     fn forms(engine: &Engine<Cpu>, prompt: &[u32], question: Option<usize>, most: usize) -> Vec<MlaPath> {
         let mut forms = Vec::new();
         while forms.len() < prompt.len() {
             let at = forms.len();
-            let (form, end) = engine.form(prompt, at..prompt.len().min(at + most), question);
+            let (path, end) = engine.mla_path(prompt, at..prompt.len().min(at + most), question);
             assert!(end > at && end <= at + most);
-            forms.resize(end, form);
+            forms.resize(end, path);
         }
         forms
     }
@@ -160,33 +169,37 @@ mod tests {
         let long = "word ".repeat(1500);
         let text = |role: &str, said: &str| format!("<|im_{role}|>{role}<|im_middle|>{said}<|im_end|>");
         let call = format!("Let me see. <|tool_calls_section_begin|>{long}");
-        let turns = [("user", long.as_str()), ("assistant", &long), ("user", "Who?"), ("assistant", &call)];
-        let prompt: String = turns.iter().map(|(role, said)| text(role, said)).collect();
+        let message_boundaries =
+            [("user", long.as_str()), ("assistant", &long), ("user", "Who?"), ("assistant", &call)];
+        let prompt: String = message_boundaries.iter().map(|(role, said)| text(role, said)).collect();
         let prompt = tokenizer.encode_with_specials(&prompt);
         let middle = tokenizer.specials().id("<|im_middle|>").unwrap();
         let start = 1 + prompt.iter().position(|id| *id == middle).unwrap();
         let end = 1 + prompt.iter().position(|id| tokenizer.is_end(*id)).unwrap();
-        assert!(end - start > LONG + 300 && prompt.len() > 2 * end);
+        assert!(end - start > MATERIALIZE_AFTER + 300 && prompt.len() > 2 * end);
         let all = forms(&engine, &prompt, None, prompt.len());
-        assert_eq!(expanded(&all), (start + LONG..end).collect::<Vec<_>>());
+        assert_eq!(expanded(&all), (start + MATERIALIZE_AFTER..end).collect::<Vec<_>>());
         for most in [1, 7, 512] {
             assert_eq!(forms(&engine, &prompt, None, most), all, "pieces of {most}");
         }
         let cut = forms(&engine, &prompt[..end - 100], None, 512);
         assert_eq!(cut, all[..end - 100], "what comes after does not matter");
-        let question = start + LONG + 50;
+        let question = start + MATERIALIZE_AFTER + 50;
         let found = expanded(&forms(&engine, &prompt, Some(question), 512));
-        assert_eq!(found, (start + LONG..question).collect::<Vec<_>>());
+        assert_eq!(found, (start + MATERIALIZE_AFTER..question).collect::<Vec<_>>());
     }
 
     #[test]
     fn a_prompt_without_messages_is_one() {
         let engine = demo();
-        let forms = forms(&engine, &[70; LONG + 9], None, 100);
-        assert_eq!(expanded(&forms), (LONG..LONG + 9).collect::<Vec<_>>());
-        let apart = |tokens| engine.apart(&[70; LONG + 9], tokens);
+        let forms = forms(&engine, &[70; MATERIALIZE_AFTER + 9], None, 100);
+        assert_eq!(expanded(&forms), (MATERIALIZE_AFTER..MATERIALIZE_AFTER + 9).collect::<Vec<_>>());
+        let is_noncanonical = |tokens| engine.is_noncanonical(&[70; MATERIALIZE_AFTER + 9], tokens);
         assert!(
-            !apart(0..LONG) && !apart(LONG..LONG) && apart(LONG - 1..LONG + 1) && apart(LONG + 3..LONG + 4)
+            !is_noncanonical(0..MATERIALIZE_AFTER)
+                && !is_noncanonical(MATERIALIZE_AFTER..MATERIALIZE_AFTER)
+                && is_noncanonical(MATERIALIZE_AFTER - 1..MATERIALIZE_AFTER + 1)
+                && is_noncanonical(MATERIALIZE_AFTER + 3..MATERIALIZE_AFTER + 4)
         );
     }
 }

@@ -4,7 +4,7 @@
 //! place where a command meets both. The default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
 
 use super::options::{Device, EngineArgs};
-use super::placement::{Demand, Experts, Placement, Wish};
+use super::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
 use crate::io::host_memory;
 use crate::io::log::Log;
 use anyhow::{Context as _, Result, bail};
@@ -49,10 +49,10 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     let [free, _] = cuda.memory();
     let free = args.device.gpu_memory.map_or(free, |most| most.min(free));
     let plan = plan(args, free)?;
-    if plan.lacking > 0 {
-        let (name, lacking) = (&cuda.device().name, plan.lacking.div_ceil(1 << 20));
+    if plan.shortfall > 0 {
+        let (name, shortfall) = (&cuda.device().name, plan.shortfall.div_ceil(1 << 20));
         bail!(
-            "{name}: {lacking} MiB too little: {plan}; less --ctx, less --batch or --cache-type q8_0 need less"
+            "{name}: {shortfall} MiB too little: {plan}; less --ctx, less --batch or --cache-type q8_0 need less"
         );
     }
     log(&plan.to_string());
@@ -62,12 +62,12 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
             args.batch
         ));
     }
-    let [room, _] = plan.demand.arriving.filter(|_| plan.staging > 0).unwrap_or_default();
+    let [room, _] = plan.requirements.arriving.filter(|_| plan.staging > 0).unwrap_or_default();
     cuda.limit_stacks(plan.whole, room, plan.slots)?;
     // Contexts end where the plan does, and snapshots in memory are on the device: they get half of what is left.
     let spare = free.saturating_sub(plan.gpu) / 2;
     let mut args = Box::new(args.clone());
-    args.ctx = args.ctx.or(Some(plan.demand.context));
+    args.ctx = args.ctx.or(Some(plan.requirements.context));
     let snapshots = args.store.cache_ram.unwrap_or(spare).min(spare);
     if let Some(asked) = args.store.cache_ram.filter(|asked| *asked > spare) {
         let [asked, spare] = [asked, spare].map(|bytes| bytes >> 20);
@@ -75,7 +75,8 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     }
     args.store.cache_ram = Some(snapshots);
     // What is planned for one sequence, and what is left, is for all that are served at once.
-    args.state_room = Some(free.saturating_sub(plan.gpu) - snapshots + plan.demand.state + plan.demand.cache);
+    args.state_room =
+        Some(free.saturating_sub(plan.gpu) - snapshots + plan.requirements.state + plan.requirements.cache);
     Ok(Chosen::Cuda(Box::new(cuda), args))
 }
 
@@ -86,11 +87,11 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
 pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
     let file = super::builtin_model::open(args.model.as_deref())?;
     let config = Config::from_gguf(&file)?;
-    let wish = Wish { context: args.ctx, cache: args.cache_type.into(), batch: args.batch as u64 };
+    let params = LoadParams { context: args.ctx, cache: args.cache_type.into(), batch: args.batch as u64 };
     let memory = host_memory::available(Path::new("/"));
-    let (demand, device) = (Demand::of(&file, &config, &wish), &args.device);
-    let others = device.gpu_layers.map(|layers| demand.experts.len().saturating_sub(layers));
-    let hot = Experts::Hot(device.hot_experts.unwrap_or(usize::MAX));
-    let wanted = device.cpu_experts.or(others).map_or(hot, Experts::But);
-    Ok(Placement::plan(demand, free, memory, wanted))
+    let (requirements, device) = (Requirements::of(&file, &config, &params), &args.device);
+    let others = device.gpu_layers.map(|layers| requirements.experts.len().saturating_sub(layers));
+    let hot = ExpertPlacement::Cached(device.gpu_expert_cache.unwrap_or(usize::MAX));
+    let wanted = device.n_cpu_moe.or(others).map_or(hot, ExpertPlacement::LayersInRam);
+    Ok(Placement::plan(requirements, free, memory, wanted))
 }

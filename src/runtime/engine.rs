@@ -1,9 +1,10 @@
 //! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
 
-use super::attention_path::{self, LONG_STEP, Turns};
+use super::attention_path::{self, MATERIALIZED_BATCH_FACTOR, MessageBoundaries};
 use super::builtin_model;
 use super::chat_template;
 use super::options::EngineArgs;
+use super::session;
 use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::output::tell;
@@ -155,31 +156,62 @@ impl<B: Backend> Engine<B> {
         retokenize::encode(&self.store.within(namespace), rendered, vocabulary)
     }
 
-    /// The form of the first of these tokens of a prompt, and where those that share it end. `question`: where the
+    /// The path of the first of these tokens of a prompt, and where those that share it end. `question`: where the
     /// question about a document begins.
-    pub fn form(&self, prompt: &[u32], tokens: Range<usize>, question: Option<usize>) -> (MlaPath, usize) {
-        self.turns().form(prompt, tokens, question)
+    pub fn mla_path(
+        &self,
+        prompt: &[u32],
+        tokens: Range<usize>,
+        question: Option<usize>,
+    ) -> (MlaPath, usize) {
+        self.message_boundaries().mla_path(prompt, tokens, question)
     }
 
-    /// Whether some of these tokens, which came one by one, would be read in expanded form: nobody else may go on from
+    /// Whether some of these tokens, which came one by one, would be read in expanded path: nobody else may go on from
     /// the state after them.
-    pub fn apart(&self, all: &[u32], tokens: Range<usize>) -> bool {
-        self.turns().apart(all, tokens)
+    pub fn is_noncanonical(&self, all: &[u32], tokens: Range<usize>) -> bool {
+        self.message_boundaries().is_noncanonical(all, tokens)
     }
 
-    fn turns(&self) -> Turns<'_> {
-        Turns { opening: &self.opening, tokenizer: self.tokenizer.as_deref() }
+    fn message_boundaries(&self) -> MessageBoundaries<'_> {
+        MessageBoundaries { opening: &self.opening, tokenizer: self.tokenizer.as_deref() }
     }
 
     /// Tokens that are read together at most: more where keys and values are made for a step, which costs the same for
     /// a few as for many.
-    pub fn step(&self, form: MlaPath) -> usize {
-        if form == MlaPath::Materialized { self.batch * LONG_STEP } else { self.batch }
+    pub fn max_step_tokens(&self, path: MlaPath) -> usize {
+        if path == MlaPath::Materialized { self.batch * MATERIALIZED_BATCH_FACTOR } else { self.batch }
     }
 
     /// Whether a token ends a reply.
     pub fn is_end(&self, token: u32) -> bool {
         self.tokenizer.as_ref().is_some_and(|t| t.is_end(token))
+    }
+
+    /// Checks a prompt before it is prefilled.
+    ///
+    /// # Errors
+    /// The prompt is empty, exceeds the context or has an unknown token id, or the model file was changed while in use.
+    pub fn check(&self, prompt: &[u32]) -> Result<(), session::Error> {
+        self.file.check_unchanged()?;
+        if prompt.is_empty() {
+            return Err(session::Error::Empty);
+        }
+        self.check_ids(0, prompt)?;
+        self.check_room(prompt.len())
+    }
+
+    pub(super) fn check_ids(&self, start: usize, ids: &[u32]) -> Result<(), session::Error> {
+        let vocab = self.model.config.vocab;
+        match ids.iter().position(|id| *id as usize >= vocab) {
+            Some(i) => Err(session::Error::Vocabulary { index: start + i, vocab, id: ids[i] }),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn check_room(&self, tokens: usize) -> Result<(), session::Error> {
+        let (limit, found) = (self.context, tokens as u64);
+        if found > limit { Err(session::Error::Context { limit, found }) } else { Ok(()) }
     }
 }
 

@@ -9,7 +9,7 @@ const F32: u64 = 4;
 
 /// Memory beside the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct Need {
+pub struct MemoryEstimate {
     /// KDA's matrices S, whatever the context.
     pub kda_state_bytes: u64,
     /// The inputs that the short convolutions look back on.
@@ -22,9 +22,9 @@ pub struct Need {
     pub workspace_bytes: u64,
 }
 
-impl Need {
+impl MemoryEstimate {
     /// Of one sequence, processed `batch` tokens at a time.
-    pub fn of(c: &Config, batch: u64) -> Need {
+    pub fn of(c: &Config, batch: u64) -> MemoryEstimate {
         let (kda, mla) = (c.count(MixerKind::Kda) as u64, c.count(MixerKind::Mla) as u64);
         let width = (c.kda.heads * c.kda.head_dim) as u64;
         // Rows that are not whole blocks are padded.
@@ -32,7 +32,7 @@ impl Need {
             let values = c.cache_width().next_multiple_of(format.block_len()) as u64;
             format.row_bytes(values).unwrap_or(0)
         };
-        Need {
+        MemoryEstimate {
             kda_state_bytes: product([kda, width, c.kda.head_dim as u64, F32]),
             conv_bytes: product([kda, 3 * (c.kda.conv_taps as u64 - 1), width, F32]),
             f16_bytes_per_token: mla * row(Format::F16),
@@ -75,7 +75,7 @@ mod tests {
 
     #[test]
     fn the_real_model_needs_what_its_arithmetic_says() {
-        let need = Need::of(&Config::from_gguf(&Preset::Real.metadata_only()).unwrap(), 512);
+        let need = MemoryEstimate::of(&Config::from_gguf(&Preset::Real.metadata_only()).unwrap(), 512);
         assert_eq!((need.kda_state_bytes, need.conv_bytes), (41_943_040, 2_949_120));
         assert_eq!((need.f16_bytes_per_token, need.q8_0_bytes_per_token), (8_064, 4_284));
         assert!((100 << 20..200 << 20).contains(&need.workspace_bytes), "{}", need.workspace_bytes);

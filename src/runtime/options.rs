@@ -3,7 +3,7 @@
 use super::builtin_model;
 use crate::io::log::Log;
 use crate::io::units::parse_size;
-use crate::prefix_cache::key::Reader;
+use crate::prefix_cache::key::PromptLayout;
 use crate::prefix_cache::options::StoreOptions;
 use clap::builder::RangedU64ValueParser;
 use kernels::backend::CacheFormat;
@@ -107,9 +107,9 @@ impl EngineArgs {
         }
     }
 
-    /// The same for another reader.
-    pub fn read_by(&self, reader: Reader) -> EngineArgs {
-        EngineArgs { store: StoreOptions { reader, ..self.store.clone() }, ..self.clone() }
+    /// The same for another layout.
+    pub fn with_layout(&self, layout: PromptLayout) -> EngineArgs {
+        EngineArgs { store: StoreOptions { layout, ..self.store.clone() }, ..self.clone() }
     }
 
     /// The same, keeping what is read in memory only.
@@ -133,13 +133,13 @@ pub struct DeviceArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub gpu_memory: Option<u64>,
     /// Experts of each layer that the GPU keeps where not all fit: those used most (default: as many as fit)
-    #[arg(long, value_name = "EXPERTS")]
-    pub hot_experts: Option<usize>,
+    #[arg(long, alias = "hot-experts", value_name = "EXPERTS")]
+    pub gpu_expert_cache: Option<usize>,
     /// Layers whose experts all stay in RAM; those of the others are on the GPU whole
-    #[arg(long, value_name = "LAYERS", conflicts_with = "hot_experts")]
-    pub cpu_experts: Option<usize>,
-    /// Layers whose experts are on the GPU whole, as --cpu-experts is the rest
-    #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with_all = ["cpu_experts", "hot_experts"])]
+    #[arg(long, alias = "cpu-experts", value_name = "LAYERS", conflicts_with = "gpu_expert_cache")]
+    pub n_cpu_moe: Option<usize>,
+    /// Layers whose experts are on the GPU whole, the complement of --n-cpu-moe
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with_all = ["n_cpu_moe", "gpu_expert_cache"])]
     pub gpu_layers: Option<usize>,
 }
 

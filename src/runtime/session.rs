@@ -3,11 +3,11 @@
 //!
 //! It knows tokens, not text. Next: [`crate::generation::generate`].
 
+use crate::prefix_cache::CHECKPOINT_INTERVAL_TOKENS;
 use crate::prefix_cache::Source;
-use crate::prefix_cache::WAYPOINT_TOKENS;
 use crate::prefix_cache::disk::WORTH_TOKENS;
 use crate::runtime::engine::Engine;
-use crate::runtime::logits::{Row, Scores};
+use crate::runtime::logits::{Logits, LogitsRow};
 use kernels::backend::Backend;
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::state::State;
@@ -20,12 +20,12 @@ pub struct Session<'e, B: Backend> {
     state: State<B>,
     tokens: Vec<u32>,
     /// After the last token; none before the first, and where more of the prompt was to come.
-    scores: Option<Scores<'e, B>>,
-    marks: Vec<usize>,
+    logits: Option<Logits<'e, B>>,
+    checkpoints: Vec<usize>,
     /// Where the question about a document begins in the next prompt.
     question: Option<usize>,
-    /// A token came one by one that is otherwise read in expanded form: nobody else may go on from here.
-    apart: bool,
+    /// A token came one by one that is otherwise read in expanded path: nobody else may go on from here.
+    noncanonical: bool,
 }
 
 /// Why tokens could not be processed.
@@ -84,10 +84,10 @@ impl<'e, B: Backend> Session<'e, B> {
             engine,
             state,
             tokens: Vec::new(),
-            scores: None,
-            marks: Vec::new(),
+            logits: None,
+            checkpoints: Vec::new(),
             question: None,
-            apart: false,
+            noncanonical: false,
         }
     }
 
@@ -102,81 +102,82 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     /// The logits after the last token; none before the first.
-    pub fn scores(&self) -> Option<Row<'_, 'e, B>> {
-        self.scores.as_ref()?.rows().next()
+    pub fn logits_row(&self) -> Option<LogitsRow<'_, 'e, B>> {
+        self.logits.as_ref()?.rows().next()
     }
 
     /// Their values, brought here; none before the first.
     pub fn logits(&self) -> &[f32] {
-        self.scores().map_or(&[], |row| row.values())
+        self.logits_row().map_or(&[], |row| row.values())
     }
 
-    /// Asks for snapshots at these lengths of the next prompt, [`thinned`]: where a system message or a document ends.
-    pub fn mark(&mut self, lengths: &[usize]) {
-        self.marks = thinned(lengths);
+    /// Asks for snapshots at these lengths of the next prompt, [`thin_checkpoints`]: where a system message or a document ends.
+    pub fn checkpoint_at(&mut self, lengths: &[usize]) {
+        self.checkpoints = thin_checkpoints(lengths);
     }
 
     /// Says that the next prompt is a document up to this length and a question after it, which is then read as a
-    /// message of its own ([`Engine::form`]); always at the same place for the same document.
+    /// message of its own ([`Engine::mla_path`]); always at the same place for the same document.
     pub fn question_at(&mut self, length: usize) {
         self.question = Some(length);
     }
 
     /// Keeps a snapshot of the sequence as it is; on disk too, if it saves enough reading.
-    pub fn keep(&self) {
+    pub fn checkpoint(&self) {
         self.insert(false);
     }
 
     /// Keeps a snapshot of the sequence as it is, on disk too: before it is left for long.
-    pub fn save(&self) {
+    pub fn checkpoint_to_disk(&self) {
         self.insert(true);
     }
 
     fn insert(&self, always: bool) {
         let Engine { backend, store, .. } = self.engine;
-        if !self.tokens.is_empty() && !self.apart && self.engine.may_keep() && store.takes() {
+        if !self.tokens.is_empty() && !self.noncanonical && self.engine.may_keep() && store.accepts() {
             store.insert(backend, &self.tokens, &self.state, self.logits(), always);
         }
     }
 
     /// Brings the sequence to exactly `prompt`, from the longest beginning of it that has a state: the sequence's
-    /// own, else a snapshot. The rest is processed in batches, and snapshots are kept at the marks, at waypoints
+    /// own, else a snapshot. The rest is processed in batches, and snapshots are kept at the checkpoints, at waypoints
     /// and at the end. `progress` hears (done, total) after each batch and may stop it; what was processed stays,
     /// in a snapshot too.
-    pub fn advance_to(
+    pub fn prefill(
         &mut self,
         prompt: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Prefill, Error> {
-        let (marks, question) = (std::mem::take(&mut self.marks), self.question.take());
-        let Prefill { reused, source, .. } = self.resume(prompt)?;
+        let (checkpoints, question) = (std::mem::take(&mut self.checkpoints), self.question.take());
+        let Prefill { reused, source, .. } = self.restore_prefix(prompt)?;
         let mut stopped = false;
         while self.tokens.len() < prompt.len() && !stopped {
             let at = self.tokens.len();
-            let point = next_point(at, prompt.len(), &marks);
-            let (form, end) = self.engine.form(prompt, at..point, question);
-            let end = end.min(at + self.engine.step(form));
-            self.process(&prompt[at..end], form, end == prompt.len());
+            let point = next_checkpoint(at, prompt.len(), &checkpoints);
+            let (path, end) = self.engine.mla_path(prompt, at..point, question);
+            let end = end.min(at + self.engine.max_step_tokens(path));
+            self.process(&prompt[at..end], path, end == prompt.len());
             self.engine.backend.wait(); // so that who is told of progress, and stops it, is told what is done
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
             if end == point || stopped {
-                self.insert((stopped || marks.contains(&end)) && end >= WORTH_TOKENS);
+                self.insert((stopped || checkpoints.contains(&end)) && end >= WORTH_TOKENS);
             }
         }
         Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })
     }
 
     /// Goes to the longest beginning of `prompt` that has a state, and reads nothing: says what was there.
-    pub fn resume(&mut self, prompt: &[u32]) -> Result<Prefill, Error> {
+    pub fn restore_prefix(&mut self, prompt: &[u32]) -> Result<Prefill, Error> {
         self.check(prompt)?;
         let Engine { backend, store, .. } = self.engine;
         let own = self.tokens.len();
-        let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || self.scores.is_some());
+        let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || self.logits.is_some());
         let mut source = (usable && own > 0).then_some(Source::Live);
-        if let Some(hit) = store.longest(backend, prompt, usable.then_some(own)) {
+        if let Some(hit) = store.longest_prefix(backend, prompt, usable.then_some(own)) {
             self.state = hit.state;
-            self.scores = Some(hit.logits).filter(|l| !l.is_empty()).map(|l| Scores::of(self.engine, l));
-            self.apart = false;
+            self.logits =
+                Some(hit.logits).filter(|l| !l.is_empty()).map(|l| Logits::from_values(self.engine, l));
+            self.noncanonical = false;
             self.tokens.clear();
             self.tokens.extend_from_slice(&prompt[..hit.len]);
             source = Some(hit.source);
@@ -187,85 +188,62 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     /// Appends one token and computes the logits after it.
-    pub fn push(&mut self, token: u32) -> Result<(), Error> {
+    pub fn decode(&mut self, token: u32) -> Result<(), Error> {
         self.engine.check_ids(self.tokens.len(), &[token])?;
         self.engine.check_room(self.tokens.len() + 1)?;
         self.process(&[token], MlaPath::Absorbed, true);
         let len = self.tokens.len();
-        self.apart |= self.engine.apart(&self.tokens, len - 1..len);
+        self.noncanonical |= self.engine.is_noncanonical(&self.tokens, len - 1..len);
         Ok(())
     }
 
-    fn process(&mut self, tokens: &[u32], form: MlaPath, last: bool) {
+    fn process(&mut self, tokens: &[u32], path: MlaPath, last: bool) {
         let Engine { backend, model, .. } = self.engine;
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let mut batch = [Sequence { tokens, state: &mut self.state, outputs, mla_path: form }];
+        let mut batch = [Sequence { tokens, state: &mut self.state, outputs, mla_path: path }];
         let logits = model.forward(backend, &mut batch, &mut ());
         self.tokens.extend_from_slice(tokens);
-        self.scores = logits.map(|logits| Scores::new(self.engine, logits, 1));
+        self.logits = logits.map(|logits| Logits::new(self.engine, logits, 1));
     }
 
-    /// [`Engine::check`].
+    /// Calls [`Engine::check`].
     pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
         self.engine.check(prompt)
     }
 }
 
-impl<B: Backend> Engine<B> {
-    /// Whether a prompt can be processed: not empty, known ids, within the context, by the model that was loaded.
-    pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
-        self.file.check_unchanged()?;
-        if prompt.is_empty() {
-            return Err(Error::Empty);
-        }
-        self.check_ids(0, prompt)?;
-        self.check_room(prompt.len())
-    }
-
-    fn check_ids(&self, start: usize, ids: &[u32]) -> Result<(), Error> {
-        let vocab = self.model.config.vocab;
-        match ids.iter().position(|id| *id as usize >= vocab) {
-            Some(i) => Err(Error::Vocabulary { index: start + i, vocab, id: ids[i] }),
-            None => Ok(()),
-        }
-    }
-
-    fn check_room(&self, tokens: usize) -> Result<(), Error> {
-        let (limit, found) = (self.context, tokens as u64);
-        if found > limit { Err(Error::Context { limit, found }) } else { Ok(()) }
-    }
-}
-
 /// Marks up to this number are all kept.
-const FEW_MARKS: usize = 16;
-/// Tokens from one of many marks to the next at least: a batch or two.
-const MARK_SPACING: usize = 1024;
+const KEEP_ALL_CHECKPOINTS: usize = 16;
+/// Tokens from one of many checkpoints to the next at least: a batch or two.
+const CHECKPOINT_SPACING: usize = 1024;
 /// Marks that are kept of many, about: each costs a state, and what comes in between a partial batch.
-const MOST_MARKS: usize = 64;
+const MAX_CHECKPOINTS: usize = 64;
 
-/// Marks to keep snapshots at, in their order: of many only some, far enough apart. Batches cross the others. The
+/// Marks to keep snapshots at, in their order: of many only some, far enough noncanonical. Batches cross the others. The
 /// first and the last are always among them.
-pub(crate) fn thinned(marks: &[usize]) -> Vec<usize> {
-    let mut marks: Vec<usize> = marks.iter().copied().filter(|mark| *mark > 0).collect();
-    marks.sort_unstable();
-    marks.dedup();
-    let Some(&end) = marks.last().filter(|_| marks.len() > FEW_MARKS) else { return marks };
-    let spacing = MARK_SPACING.max(end / MOST_MARKS);
+pub(crate) fn thin_checkpoints(checkpoints: &[usize]) -> Vec<usize> {
+    let mut checkpoints: Vec<usize> = checkpoints.iter().copied().filter(|mark| *mark > 0).collect();
+    checkpoints.sort_unstable();
+    checkpoints.dedup();
+    let Some(&end) = checkpoints.last().filter(|_| checkpoints.len() > KEEP_ALL_CHECKPOINTS) else {
+        return checkpoints;
+    };
+    let spacing = CHECKPOINT_SPACING.max(end / MAX_CHECKPOINTS);
     let mut kept = None;
-    marks.retain(|mark| {
+    checkpoints.retain(|mark| {
         let far = *mark == end || kept.is_none_or(|kept| mark - kept >= spacing);
         if far {
             kept = Some(*mark);
         }
         far
     });
-    marks
+    checkpoints
 }
 
 /// The next length after `at` to keep a snapshot of.
-pub(crate) fn next_point(at: usize, end: usize, marks: &[usize]) -> usize {
-    let waypoint = (at / WAYPOINT_TOKENS + 1) * WAYPOINT_TOKENS;
-    let mark = marks.iter().copied().filter(|mark| *mark > at).min();
+pub(crate) fn next_checkpoint(at: usize, end: usize, checkpoints: &[usize]) -> usize {
+    let waypoint = (at / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS;
+    let mark = checkpoints.iter().copied().filter(|mark| *mark > at).min();
     mark.unwrap_or(end).min(waypoint).min(end)
 }
 
@@ -299,14 +277,14 @@ mod tests {
         let log = Box::new(move |line: &str| said.lock().unwrap().push(line.to_owned()));
         let engine = Engine::open_with(&args, log).unwrap();
         let mut session = Session::new(&engine);
-        session.advance_to(&[1, 2, 3], &mut |_, _| ControlFlow::Continue(())).unwrap();
+        session.prefill(&[1, 2, 3], &mut |_, _| ControlFlow::Continue(())).unwrap();
         let kept = engine.store.ram_snapshots();
         assert!(kept > 0);
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-        session.push(4).unwrap();
-        session.keep();
-        session.save();
+        session.decode(4).unwrap();
+        session.checkpoint();
+        session.checkpoint_to_disk();
         assert_eq!(engine.store.ram_snapshots(), kept);
         let error = session.check(&[1]).unwrap_err().to_string();
         let end = "x.gguf: file in use: expected the 9764480 bytes that were opened, found the same size written again";
@@ -317,10 +295,10 @@ mod tests {
 
     #[test]
     fn points_are_marks_waypoints_and_the_end() {
-        let points = |mut at: usize, end: usize, marks: &[usize]| {
+        let points = |mut at: usize, end: usize, checkpoints: &[usize]| {
             let mut all = Vec::new();
             while at < end {
-                at = next_point(at, end, marks);
+                at = next_checkpoint(at, end, checkpoints);
                 all.push(at);
             }
             all
@@ -332,16 +310,16 @@ mod tests {
 
     #[test]
     fn few_marks_are_kept_and_many_are_thinned() {
-        assert_eq!(thinned(&[]), [0; 0]);
-        assert_eq!(thinned(&[700, 3, 0, 700, 4]), [3, 4, 700]);
-        let few: Vec<usize> = (1..=FEW_MARKS).map(|i| 7 * i).collect();
-        assert_eq!(thinned(&few), few);
+        assert_eq!(thin_checkpoints(&[]), [0; 0]);
+        assert_eq!(thin_checkpoints(&[700, 3, 0, 700, 4]), [3, 4, 700]);
+        let few: Vec<usize> = (1..=KEEP_ALL_CHECKPOINTS).map(|i| 7 * i).collect();
+        assert_eq!(thin_checkpoints(&few), few);
         for (step, end) in [(1, 17), (7, 5000), (40, 60_000), (300, 450_000), (9000, 1_000_000)] {
-            let marks: Vec<usize> = (1..=end / step).map(|i| i * step).collect();
-            let kept = thinned(&marks);
-            assert_eq!((kept.first(), kept.last()), (marks.first(), marks.last()));
-            assert!(kept.len() <= MOST_MARKS + 2 && kept.iter().all(|mark| marks.contains(mark)));
-            let spacing = MARK_SPACING.max(marks[marks.len() - 1] / MOST_MARKS);
+            let checkpoints: Vec<usize> = (1..=end / step).map(|i| i * step).collect();
+            let kept = thin_checkpoints(&checkpoints);
+            assert_eq!((kept.first(), kept.last()), (checkpoints.first(), checkpoints.last()));
+            assert!(kept.len() <= MAX_CHECKPOINTS + 2 && kept.iter().all(|mark| checkpoints.contains(mark)));
+            let spacing = CHECKPOINT_SPACING.max(checkpoints[checkpoints.len() - 1] / MAX_CHECKPOINTS);
             let gaps: Vec<usize> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
             let (_, gaps) = gaps.split_last().unwrap();
             assert!(gaps.iter().all(|gap| (spacing..spacing + step).contains(gap)), "{step} {end}: {gaps:?}");

@@ -145,7 +145,7 @@ impl<'e, B: Backend> Batch<'e, B> {
             return true;
         }
         // Without a prefix cache what is freed is computed again, and again: then memory is waited for.
-        if lack == Lack::Memory && !self.engine.store.keeps() {
+        if lack == Lack::Memory && !self.engine.store.fits_in_memory() {
             return false;
         }
         let yields = |slot: &Slot<'e, B>| {

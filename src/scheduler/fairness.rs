@@ -26,7 +26,7 @@ impl Seen {
         self.tokens.lock().unwrap().len()
     }
 
-    fn ended(&self) -> Option<Ended> {
+    fn ended(&self) -> Option<FinishReason> {
         self.done.lock().unwrap().as_ref().map(|stats| stats.ended.clone())
     }
 
@@ -60,7 +60,7 @@ fn job(owner: u64, prompt: &Arc<[u32]>, max_tokens: usize, seed: u64) -> (Job, A
     let seen = Arc::new(Seen::default());
     let sampling =
         Sampling { temperature: 1.0, repeat_penalty: 1.2, repeat_last_n: 9, seed, ..Sampling::greedy() };
-    let rules = Rules {
+    let rules = GenerationParams {
         max_tokens,
         sampling,
         bias: Arc::default(),
@@ -116,7 +116,7 @@ fn waits_at_most(steps: usize, engine: &Engine<Cpu>, limits: Limits, (jobs, long
     assert_eq!(second.tokens(), alone(engine, &prompt(9, 400), 5, 9));
     for ((prompt, seed), seen) in first.iter().zip(seen) {
         assert_eq!(seen.tokens(), alone(engine, prompt, long, *seed));
-        assert_eq!(seen.ended(), Some(Ended::Length));
+        assert_eq!(seen.ended(), Some(FinishReason::Length));
     }
 }
 
@@ -172,7 +172,7 @@ fn a_client_that_does_not_read_waits_alone_and_then_loses_its_reply() {
     seen.deaf.store(true, Ordering::Relaxed);
     batch.submit(deaf);
     run_all(&mut batch);
-    assert_eq!((seen.count(), seen.ended()), (1, Some(Ended::Unread(Duration::ZERO))));
+    assert_eq!((seen.count(), seen.ended()), (1, Some(FinishReason::Unread(Duration::ZERO))));
 }
 
 #[test]
@@ -190,7 +190,7 @@ fn every_client_is_told_of_the_end() {
     let (late, late_seen) = job(1, &shared, 30, 9);
     batch.submit(late);
     for seen in seen.iter().chain([&late_seen]) {
-        assert_eq!(seen.ended(), Some(Ended::Cancelled));
+        assert_eq!(seen.ended(), Some(FinishReason::Cancelled));
     }
 }
 
@@ -224,7 +224,7 @@ fn tokens_are_the_same_whatever_happens() {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (random >> 33) % below
     };
-    let lens = [3, 20, 300, 1300, crate::runtime::attention_path::LONG as u32 - 5];
+    let lens = [3, 20, 300, 1300, crate::runtime::attention_path::MATERIALIZE_AFTER as u32 - 5];
     let kinds: Vec<(Arc<[u32]>, usize)> =
         (0..10u32).map(|i| (prompt(lens[i as usize % 5], 11 * (i / 5)), 8 + 5 * i as usize)).collect();
     let fresh = engine(StoreOptions::nothing());

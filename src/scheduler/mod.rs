@@ -16,13 +16,13 @@ mod slot;
 #[cfg(test)]
 mod tests;
 
-use crate::generation::decoder::{Ended, Rules};
+use crate::generation::decoder::{FinishReason, GenerationParams};
 use crate::generation::generate::Stats;
 use crate::generation::logprobs::Logprobs;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
-use crate::runtime::logits::Scores;
-use crate::runtime::memory_estimate::Need;
+use crate::runtime::logits::Logits;
+use crate::runtime::memory_estimate::MemoryEstimate;
 use crate::runtime::session::Prefill;
 use admission::Waiting;
 use kernels::backend::{Backend, CacheFormat};
@@ -43,7 +43,7 @@ pub struct Job {
     /// Lengths of it to keep snapshots of: where a system message or a document ends.
     pub marks: Vec<usize>,
     /// How the reply is made.
-    pub rules: Rules,
+    pub rules: GenerationParams,
     /// Tell each token's logarithm of probability, and so many of the most likely ones'.
     pub logprobs: Option<usize>,
     /// Whose it is: owners take turns.
@@ -75,8 +75,8 @@ impl Job {
             prefill_time: Duration::ZERO,
             generated: 0,
             decode_time: Duration::ZERO,
-            met: None,
-            ended: Ended::Cancelled,
+            expert_cache: None,
+            ended: FinishReason::Cancelled,
         }));
     }
 }
@@ -190,7 +190,7 @@ pub struct StateBytes {
 impl StateBytes {
     /// In this engine.
     pub fn new<B: Backend>(engine: &Engine<B>) -> Self {
-        let need = Need::of(&engine.model.config, engine.batch as u64);
+        let need = MemoryEstimate::of(&engine.model.config, engine.batch as u64);
         let per_token = match engine.cache {
             CacheFormat::F32 => 2 * need.f16_bytes_per_token,
             CacheFormat::F16 => need.f16_bytes_per_token,
@@ -329,7 +329,7 @@ impl<'e, B: Backend> Batch<'e, B> {
     fn read_large(&mut self, i: usize, hear: &mut dyn FnMut(&mut Self)) {
         let mut slot = self.slots.remove(i);
         let alone = self.slots.is_empty() && self.queue.is_empty() && self.held.is_empty();
-        let most = if alone { self.engine.step(MlaPath::Materialized) } else { self.engine.batch };
+        let most = if alone { self.engine.max_step_tokens(MlaPath::Materialized) } else { self.engine.batch };
         let tokens = slot.wants_large().map_or(0, |wants| wants.min(most));
         self.away = Some(slot.away());
         self.turn += 1;
@@ -338,7 +338,7 @@ impl<'e, B: Backend> Batch<'e, B> {
         let mut between = Between { batch: self, hear, client, abandoned: false };
         let logits = model.forward(backend, &mut [sequence], &mut between);
         let abandoned = between.abandoned;
-        let scores = logits.map(|logits| Scores::new(self.engine, logits, 1));
+        let scores = logits.map(|logits| Logits::new(self.engine, logits, 1));
         if !alone {
             backend.wait(); // else a device has so much before it that the others' next step waits for
         }
@@ -347,7 +347,7 @@ impl<'e, B: Backend> Batch<'e, B> {
             return slot.abandon();
         }
         self.count(tokens);
-        slot.advance(tokens, &mut scores.iter().flat_map(Scores::rows));
+        slot.advance(tokens, &mut scores.iter().flat_map(Logits::rows));
         if slot.has_ended() { slot.leave() } else { self.slots.insert(i.min(self.slots.len()), slot) }
     }
 
@@ -365,7 +365,7 @@ impl<'e, B: Backend> Batch<'e, B> {
         let start = Instant::now();
         let scores = self.forward(&shares);
         self.count(all);
-        let mut rows = scores.iter().flat_map(Scores::rows);
+        let mut rows = scores.iter().flat_map(Logits::rows);
         for (slot, tokens) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| *tokens > 0) {
             slot.advance(tokens, &mut rows);
         }
@@ -391,14 +391,14 @@ impl<'e, B: Backend> Batch<'e, B> {
     }
 
     /// The logits after each sequence whose tokens are all in, one row each; None where there is none.
-    fn forward(&mut self, shares: &[usize]) -> Option<Scores<'e, B>> {
+    fn forward(&mut self, shares: &[usize]) -> Option<Logits<'e, B>> {
         let moving = self.slots.iter_mut().zip(shares).filter(|(_, tokens)| **tokens > 0);
         let sequences = moving.map(|(slot, tokens)| slot.sequence(*tokens));
         let mut sequences: Vec<Sequence<'_, B>> = sequences.collect();
         let Engine { backend, model, .. } = self.engine;
         let rows = sequences.iter().filter(|s| s.outputs == Outputs::Last).count();
         let logits = model.forward(backend, &mut sequences, &mut ());
-        logits.map(|logits| Scores::new(self.engine, logits, rows))
+        logits.map(|logits| Logits::new(self.engine, logits, rows))
     }
 
     fn count(&mut self, tokens: usize) {
@@ -412,7 +412,8 @@ impl<'e, B: Backend> Batch<'e, B> {
         let away = self.away.as_ref().is_some_and(|away| {
             away.namespace == job.namespace && job.prompt.starts_with(&away.prompt[..away.point])
         });
-        if self.engine.store.keeps() && (away || self.slots.iter().any(|slot| slot.reads_for(&job))) {
+        if self.engine.store.fits_in_memory() && (away || self.slots.iter().any(|slot| slot.reads_for(&job)))
+        {
             return self.held.push((job, bytes));
         }
         let slot = Slot::new(self.engine, job, bytes);

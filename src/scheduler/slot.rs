@@ -1,14 +1,14 @@
 //! One sequence in the batch: its state, its reply and its client.
 
 use super::{Away, Client, Job, Update};
-use crate::generation::decoder::{Ended, Reply};
+use crate::generation::decoder::{Decoder, FinishReason};
 use crate::generation::generate::Stats;
 use crate::generation::logprobs::Logprobs;
 use crate::prefix_cache::Source;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
-use crate::runtime::logits::{Row, Scores};
-use crate::runtime::session::{Prefill, next_point, thinned};
+use crate::runtime::logits::{Logits, LogitsRow};
+use crate::runtime::session::{Prefill, next_checkpoint, thin_checkpoints};
 use kernels::backend::Backend;
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::state::State;
@@ -37,7 +37,7 @@ pub struct Slot<'e, B: Backend> {
     engine: &'e Engine<B>,
     /// None while it is preempted and its memory is needed.
     state: Option<State<B>>,
-    reply: Reply<'e>,
+    reply: Decoder<'e>,
     /// Tokens of prompt and reply that are in the state.
     done: usize,
     /// Tokens processed since it has its slot, and of these tokens chosen.
@@ -50,7 +50,7 @@ pub struct Slot<'e, B: Backend> {
     source: Option<Source>,
     logprobs: Option<usize>,
     client: Box<dyn Client>,
-    ended: Option<Ended>,
+    ended: Option<FinishReason>,
     /// Since when its client does not read.
     paused: Option<Instant>,
     /// The logits of the next token, while the mask that it is chosen with is being computed. The sequence sits out
@@ -72,11 +72,11 @@ impl<'e, B: Backend> Slot<'e, B> {
             namespace: job.namespace,
             engine,
             state: None,
-            reply: Reply::new(engine, job.prompt, job.rules),
+            reply: Decoder::new(engine, job.prompt, job.rules),
             done: 0,
             turn: (0, 0),
             ahead: (MlaPath::Absorbed, 0),
-            marks: thinned(&job.marks),
+            marks: thin_checkpoints(&job.marks),
             reused: 0,
             source: None,
             logprobs: job.logprobs,
@@ -107,9 +107,9 @@ impl<'e, B: Backend> Slot<'e, B> {
         let Engine { backend, model, store, cache, .. } = self.engine;
         // A prompt may have been read in expanded form that is a reply here.
         let (prompt, all) = (self.reply.prompt().len(), self.reply.total());
-        let apart = self.engine.apart(&self.reply.first(all), prompt..all);
+        let apart = self.engine.is_noncanonical(&self.reply.first(all), prompt..all);
         let tokens = self.reply.first(if apart { prompt } else { all });
-        let hit = store.within(self.namespace).longest(backend, &tokens, None);
+        let hit = store.within(self.namespace).longest_prefix(backend, &tokens, None);
         let empty = || (model.state(backend, *cache), 0, None, Vec::new());
         let (state, done, source, logits) =
             hit.map_or_else(empty, |hit| (hit.state, hit.len, Some(hit.source), hit.logits));
@@ -121,7 +121,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         // A parked sequence has the logits of its next token.
         if self.done == self.reply.total() && self.parked.is_none() {
             self.tell_progress();
-            let scores = Scores::of(self.engine, logits);
+            let scores = Logits::from_values(self.engine, logits);
             scores.rows().for_each(|row| self.choose_or_park(&row));
         }
         self.look_ahead();
@@ -157,7 +157,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     pub fn check_client(&mut self, now: Instant, limit: Duration) {
         self.paused = if self.client.ready() { None } else { self.paused.or(Some(now)) };
         if self.is_paused() && self.paused.is_some_and(|since| now - since >= limit) {
-            self.ended = Some(Ended::Unread(limit));
+            self.ended = Some(FinishReason::Unread(limit));
         }
     }
 
@@ -178,7 +178,7 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Whether it ended because its client did not read.
     pub fn is_unread(&self) -> bool {
-        matches!(self.ended, Some(Ended::Unread(_)))
+        matches!(self.ended, Some(FinishReason::Unread(_)))
     }
 
     /// Whether nobody listens any more to what is still to come.
@@ -215,13 +215,13 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Sees what form the next tokens are read in.
     fn look_ahead(&mut self) {
         if !self.replying() && self.done >= self.ahead.1 {
-            self.ahead = self.engine.form(self.reply.prompt(), self.done..self.point(), None);
+            self.ahead = self.engine.mla_path(self.reply.prompt(), self.done..self.point(), None);
         }
     }
 
     /// Where the next snapshot of its prompt is.
     fn point(&self) -> usize {
-        next_point(self.done, self.reply.prompt().len(), &self.marks)
+        next_checkpoint(self.done, self.reply.prompt().len(), &self.marks)
     }
 
     /// Whether the next snapshot of its prompt is of a beginning of this one too.
@@ -258,7 +258,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     }
 
     /// So many tokens are in; if these were all, the next of `logits` are those after them.
-    pub fn advance<'l>(&mut self, tokens: usize, logits: &mut impl Iterator<Item = Row<'l, 'e, B>>)
+    pub fn advance<'l>(&mut self, tokens: usize, logits: &mut impl Iterator<Item = LogitsRow<'l, 'e, B>>)
     where
         'e: 'l,
     {
@@ -280,7 +280,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             return;
         }
         let logits = logits.next().expect("a row of logits for every sequence whose tokens are all in");
-        if reading && self.engine.store.takes() {
+        if reading && self.engine.store.accepts() {
             self.keep(logits.values(), false);
         }
         self.choose_or_park(&logits);
@@ -289,13 +289,13 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Chooses the token that a parked sequence waits for, if its mask comes within the limit.
     pub fn unpark(&mut self, limit: Duration) {
         if self.is_parked() && self.reply.wait(limit) {
-            let scores = Scores::of(self.engine, self.parked.take().unwrap_or_default());
+            let scores = Logits::from_values(self.engine, self.parked.take().unwrap_or_default());
             scores.rows().for_each(|row| self.choose(&row));
         }
     }
 
     /// Chooses the next token, or keeps its logits until the mask is there.
-    fn choose_or_park(&mut self, logits: &Row<'_, '_, B>) {
+    fn choose_or_park(&mut self, logits: &LogitsRow<'_, '_, B>) {
         if self.reply.wait(Duration::ZERO) {
             self.choose(logits);
         } else {
@@ -303,12 +303,12 @@ impl<'e, B: Backend> Slot<'e, B> {
         }
     }
 
-    fn choose(&mut self, logits: &Row<'_, '_, B>) {
+    fn choose(&mut self, logits: &LogitsRow<'_, '_, B>) {
         let now = Instant::now();
         self.read.get_or_insert(now);
         self.chosen = Some(now);
         self.turn.1 += 1;
-        let choice = self.reply.choose(logits);
+        let choice = self.reply.next_token(logits);
         let told = choice.token.zip(self.logprobs);
         let logprobs = told.map(|(token, top)| Logprobs::of(logits.values(), token, top));
         if choice.token.is_some() || !choice.text.is_empty() {
@@ -338,7 +338,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Keeps a snapshot of it as it is, if that is more than what it began with and others may go on from it.
     fn checkpoint(&self) {
         let own = self.reply.prompt().len().min(self.done)..self.done;
-        if self.done > self.reused && !self.engine.apart(&self.reply.first(self.done), own) {
+        if self.done > self.reused && !self.engine.is_noncanonical(&self.reply.first(self.done), own) {
             self.keep(&[], false);
         }
     }
@@ -347,18 +347,18 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// last token: the conversation then goes on from a state after all of it.
     pub fn has_ended(&self) -> bool {
         let all = self.reply.total();
-        let cut = self.ended == Some(Ended::Length) && all as u64 <= self.engine.context;
-        self.ended.is_some() && !(cut && self.done < all && self.engine.store.keeps())
+        let cut = self.ended == Some(FinishReason::Length) && all as u64 <= self.engine.context;
+        self.ended.is_some() && !(cut && self.done < all && self.engine.store.fits_in_memory())
     }
 
     /// Leaves, with a snapshot if it was worth the work; then tells its client how it was, who may ask for more.
     pub fn leave(mut self) {
-        let broken = matches!(self.ended, Some(Ended::NotFinite(_)));
+        let broken = matches!(self.ended, Some(FinishReason::NotFinite(_)));
         let worth = self.ended.is_some() || self.done.saturating_sub(self.reused) >= WORTH_KEEPING;
         if worth && !broken {
             self.checkpoint();
         }
-        let ended = self.ended.take().unwrap_or(Ended::Cancelled);
+        let ended = self.ended.take().unwrap_or(FinishReason::Cancelled);
         let now = self.chosen.unwrap_or_else(Instant::now);
         let read = self.read.unwrap_or(now);
         self.client.hear(Update::Done(Stats {
@@ -371,7 +371,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             prefill_time: read - self.admitted,
             generated: self.reply.generated(),
             decode_time: now - read,
-            met: None, // of all that are served at once
+            expert_cache: None, // of all that are served at once
             ended,
         }));
     }

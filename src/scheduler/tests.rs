@@ -44,7 +44,7 @@ pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
 }
 
 fn job(owner: u64, prompt: Vec<u32>, max_tokens: usize, heard: &Heard) -> Job {
-    let rules = Rules {
+    let rules = GenerationParams {
         max_tokens,
         sampling: Sampling::greedy(),
         bias: Arc::default(),
@@ -117,7 +117,8 @@ fn replies_go_on_between_the_layers_of_a_large_piece() {
     assert!(during > 0, "no large piece");
     let heard = together.lock().unwrap().clone();
     let read: Vec<usize> = (0..heard.len()).filter(|i| heard[*i].0 == 2 && heard[*i].1.is_some()).collect();
-    let pieces = read.windows(2).filter(|w| heard[w[0]].1 >= Some(crate::runtime::attention_path::LONG));
+    let pieces =
+        read.windows(2).filter(|w| heard[w[0]].1 >= Some(crate::runtime::attention_path::MATERIALIZE_AFTER));
     let layers = engine.model.config.layers.len();
     for piece in pieces {
         let replies = heard[piece[0]..piece[1]].iter().filter(|e| e.0 == 1 && e.2.is_some()).count();
@@ -164,7 +165,10 @@ fn a_large_piece_ends_with_its_client() {
         }
         assert_eq!(layers, 1, "layers after it had left");
         let read = heard.lock().unwrap().iter().filter_map(|e| e.1).max();
-        assert!(read < Some(3000) && read >= Some(crate::runtime::attention_path::LONG), "{read:?}");
+        assert!(
+            read < Some(3000) && read >= Some(crate::runtime::attention_path::MATERIALIZE_AFTER),
+            "{read:?}"
+        );
         // What was read before stays, and is right.
         let again = Heard::default();
         let mut batch = Batch::new(&kept, Limits::new(8, 1 << 30));

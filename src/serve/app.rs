@@ -6,7 +6,7 @@ use super::host_check::HostPolicy;
 use super::intake::Intake;
 use super::limits::{HttpLimits, LimitEvents};
 use super::metrics::Metrics;
-use crate::generation::decoder::{Ended, Rules};
+use crate::generation::decoder::{FinishReason, GenerationParams};
 use crate::generation::grammar::{Compiled, Grammar, Grammars, compile};
 use crate::generation::sample::Sampling;
 use crate::prefix_cache::namespace::Namespace;
@@ -163,7 +163,7 @@ pub struct Ask {
     /// Lengths of it to keep snapshots of.
     pub marks: Vec<usize>,
     /// How each reply is made.
-    pub rules: Vec<Rules>,
+    pub rules: Vec<GenerationParams>,
     /// Tell each token's logarithm of probability, and so many of the most likely ones'.
     pub logprobs: Option<usize>,
     /// Bytes that its grammar and what its answer repeats of the prompt take.
@@ -386,7 +386,7 @@ impl Client for Listener {
         // Before the client hears of it: it may ask again at once.
         if let Update::Done(stats) = &update {
             self.place = None;
-            if let Ended::Unread(limit) = stats.ended {
+            if let FinishReason::Unread(limit) = stats.ended {
                 let seconds = limit.as_secs();
                 tracing::warn!(
                     seconds,

@@ -14,7 +14,7 @@ use super::outcome::{FINGERPRINT, Head, failure, timings, usage};
 use super::owner::Owner;
 use super::sse::{Outbox, Teller, respond};
 use super::{prepare, token, tools};
-use crate::generation::decoder::Ended;
+use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
 use crate::prefix_cache::retokenize::ids_before;
 use crate::runtime::chat_template::explain;
@@ -172,7 +172,7 @@ impl Reply {
 
     fn finish_reason(&self) -> &'static str {
         match self.stats.as_ref().map(|s| &s.ended) {
-            Some(Ended::Length) => "length",
+            Some(FinishReason::Length) => "length",
             _ if !self.calls.is_empty() => "tool_calls",
             _ => "stop",
         }

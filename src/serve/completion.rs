@@ -13,7 +13,7 @@ use super::outcome::{FINGERPRINT, Head, failure, timings, usage};
 use super::owner::Owner;
 use super::sse::{Outbox, Teller, respond};
 use super::{prepare, token, tools};
-use crate::generation::decoder::Ended;
+use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
 use crate::generation::logprobs::Logprobs;
 use crate::scheduler::Update;
@@ -131,7 +131,7 @@ struct Text {
 
 impl Text {
     fn finish_reason(&self) -> Option<&'static str> {
-        self.stats.as_ref().map(|s| if s.ended == Ended::Length { "length" } else { "stop" })
+        self.stats.as_ref().map(|s| if s.ended == FinishReason::Length { "length" } else { "stop" })
     }
 }
 

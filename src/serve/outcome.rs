@@ -4,7 +4,7 @@ use super::api::{PromptDetails, Timings, Usage};
 use super::app::{App, unix_seconds};
 use super::errors::ApiError;
 use super::token;
-use crate::generation::decoder::Ended;
+use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
 use crate::runtime::session::Error;
 use axum::http::StatusCode;
@@ -32,14 +32,16 @@ impl Head {
 /// The error that ended a reply, if one did.
 pub fn failure(stats: &Stats) -> Result<(), ApiError> {
     match &stats.ended {
-        Ended::Cancelled => Err(ApiError::unavailable("stopping")),
-        Ended::Constraint(why) => Err(ApiError::grammar(why)),
-        Ended::Unread(limit) => {
+        FinishReason::Cancelled => Err(ApiError::unavailable("stopping")),
+        FinishReason::Constraint(why) => Err(ApiError::grammar(why)),
+        FinishReason::Unread(limit) => {
             let why = format!("the stream was not read for {} s (--stream-timeout)", limit.as_secs());
             Err(ApiError::malformed(StatusCode::REQUEST_TIMEOUT, why))
         }
-        Ended::NotFinite(position) => Err(ApiError::internal(Error::NotFinite { position: *position })),
-        Ended::EndToken | Ended::StopString | Ended::Length => Ok(()),
+        FinishReason::NotFinite(position) => {
+            Err(ApiError::internal(Error::NotFinite { position: *position }))
+        }
+        FinishReason::EndToken | FinishReason::StopString | FinishReason::Length => Ok(()),
     }
 }
 

@@ -6,7 +6,7 @@ use super::api::schemas::{LONGEST_STOP, MOST_STOPS};
 use super::app::{App, Ask, Ready};
 use super::body::Body;
 use super::errors::ApiError;
-use crate::generation::decoder::Rules;
+use crate::generation::decoder::GenerationParams;
 use crate::generation::grammar::Compiled;
 use crate::generation::sample::Sampling;
 use std::collections::BTreeMap;
@@ -68,7 +68,7 @@ pub fn ask(
     let bias: Arc<[(u32, f32)]> = bias(how.logit_bias.as_ref(), ready.engine.vocab())?.into();
     let stops = stops(how)?;
     let max_tokens = max_tokens(app, ready, prompt.len() as u64, how)?;
-    let rules = (0..n as u64).map(|i| Rules {
+    let rules = (0..n as u64).map(|i| GenerationParams {
         max_tokens,
         // Replies to the same prompt are to differ.
         sampling: Sampling {

@@ -3,7 +3,7 @@
 
 use crate::generate;
 use crate::support::engine;
-use kimi::generation::decoder::Rules;
+use kimi::generation::decoder::GenerationParams;
 use kimi::generation::grammar::Grammars;
 use kimi::generation::sample::{Constraint, Sampling};
 use kimi::prefix_cache::namespace::Namespace;
@@ -66,7 +66,7 @@ pub fn run(in_line: bool) -> Run {
             other => other,
         };
         let sampling = Sampling { temperature: 1.0, seed: i as u64, ..crate::support::options().sampling };
-        let rules = Rules {
+        let rules = GenerationParams {
             max_tokens: if i == 0 { 2 * TOKENS } else { TOKENS },
             sampling,
             bias: Arc::default(),

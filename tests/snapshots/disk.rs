@@ -28,8 +28,8 @@ pub fn overheard(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) 
 /// Prefills a prompt and waits until its snapshots are on disk.
 pub fn written<B: Backend>(engine: &Engine<B>, prompt: &[u32]) {
     let mut session = Session::new(engine);
-    session.advance_to(prompt, &mut go).unwrap();
-    session.save();
+    session.prefill(prompt, &mut go).unwrap();
+    session.checkpoint_to_disk();
     engine.store.flush();
 }
 
@@ -76,7 +76,7 @@ fn after_a_restart_only_new_tokens_are_read() {
     {
         let engine = engine(on_disk(dir.path()));
         let mut session = Session::new(&engine);
-        session.mark(&[400]);
+        session.checkpoint_at(&[400]);
         read(&mut session, &[&document[..], &first].concat());
     }
     let engine = engine(on_disk(dir.path()));
@@ -99,7 +99,7 @@ fn namespaces_share_no_files() {
         let engine = engine(only_disk(dir.path()));
         let b = &*engine.backend;
         let (view, more) = (engine.store.within(space), [&all[..], &[5]].concat());
-        assert!(view.longest(b, &more, None).is_none(), "{space:?} finds what is another's");
+        assert!(view.longest_prefix(b, &more, None).is_none(), "{space:?} finds what is another's");
         assert!(view.farthest(|at, own| Some(at + own.len()), |_| true).is_none());
         let mut state = engine.model.state(b, engine.cache);
         state.import_rows(b, all.len(), &vec![i as u8; all.len() * engine.store.sizes().row as usize]);
@@ -112,7 +112,7 @@ fn namespaces_share_no_files() {
     let restarted = engine(only_disk(dir.path()));
     for (i, space) in spaces.into_iter().enumerate() {
         let view = restarted.store.within(space);
-        let hit = view.longest(&restarted.backend, &[&all[..], &[5]].concat(), None).unwrap();
+        let hit = view.longest_prefix(&restarted.backend, &[&all[..], &[5]].concat(), None).unwrap();
         let mut rows = Vec::new();
         hit.state.export_rows(&*restarted.backend, 0..300, &mut rows);
         assert!(hit.len == 300 && rows.iter().all(|byte| *byte == i as u8), "{space:?}");
@@ -138,7 +138,7 @@ fn rows_are_shared_and_short_work_is_not_written() {
     let mut grown = |n: usize, save: bool| {
         read(&mut session, &document[..n]);
         if save {
-            session.save();
+            session.checkpoint_to_disk();
         }
         engine.store.flush();
         (files(dir.path()).len(), bytes(dir.path()))
@@ -178,7 +178,7 @@ fn long_states_are_written_in_pieces() {
         engine.store.insert(b, &all[..n], &state(n), &[], true);
         engine.store.flush();
         assert_eq!(files(dir.path()).len(), written, "{n} tokens");
-        let hit = engine.store.longest(b, &[&all[..n], &[0]].concat(), None).unwrap();
+        let hit = engine.store.longest_prefix(b, &[&all[..n], &[0]].concat(), None).unwrap();
         assert!(hit.len == n && parts(&hit.state) == parts(&state(n)), "{n} tokens come back");
     }
 }
@@ -207,14 +207,14 @@ fn states_in_16_bits() {
     };
     let engine = open(StateType::F16);
     let mut session = Session::new(&engine);
-    let prefill = session.advance_to(&prompt[..301], &mut go).unwrap();
+    let prefill = session.prefill(&prompt[..301], &mut go).unwrap();
     assert_eq!(parts(prefill), (300, Some(Source::Disk), 1));
     let (mut divergence, tokens) = (0.0, 301..400);
     for n in tokens.clone() {
         let exact: Vec<f32> = fresh(&engine, &prompt[..n]).into_iter().map(f32::from_bits).collect();
         let (p, q) = (probabilities(&exact), probabilities(session.logits()));
         divergence += p.iter().zip(&q).map(|(p, q)| p * (p / q).ln()).sum::<f64>() / tokens.len() as f64;
-        session.push(prompt[n]).unwrap();
+        session.decode(prompt[n]).unwrap();
     }
     println!("KL divergence after states in 16 bits: {divergence:.2e}");
     assert!(divergence > 0.0 && divergence < 1e-3, "KL divergence {divergence}");
@@ -270,7 +270,7 @@ fn damaged_files_are_never_used() {
         fs::write(path, &bad).unwrap();
         // Each state is looked up: the longest one, and the earlier ones by shorter prompts.
         for n in [4, 3, 2, 1] {
-            if let Some(hit) = reader.store.longest(&reader.backend, &document[..10 * n], None) {
+            if let Some(hit) = reader.store.longest_prefix(&reader.backend, &document[..10 * n], None) {
                 assert_eq!(bits(&hit.logits), logits[hit.len / 10 - 1], "{}", path.display());
             }
         }
@@ -279,7 +279,7 @@ fn damaged_files_are_never_used() {
         assert!(said[0].ends_with("dropped, to be read again") && !path.exists(), "{said:?}");
         fs::write(path, good).unwrap();
     }
-    let hit = reader.store.longest(&reader.backend, &document, None).unwrap();
+    let hit = reader.store.longest_prefix(&reader.backend, &document, None).unwrap();
     assert_eq!((hit.len, bits(&hit.logits)), (40, logits[3].clone()));
 }
 
@@ -294,7 +294,7 @@ fn deleted_files_are_read_again() {
         fs::remove_file(&files(dir.path())[victim].0).unwrap();
         let mut session = Session::new(&engine);
         assert!(read(&mut session, &document).reused.is_multiple_of(10));
-        session.save();
+        session.checkpoint_to_disk();
         engine.store.flush();
         assert_eq!(read(&mut Session::new(&engine), &document).computed, 0);
     }

@@ -77,7 +77,7 @@ fn fresh<B: Backend>(engine: &Engine<B>, prompt: &[u32]) -> Vec<u32> {
     let mut state = engine.model.state(&engine.backend, engine.cache);
     let (mut logits, mut at) = (None, 0);
     while at < prompt.len() {
-        let (form, end) = engine.form(prompt, at..prompt.len(), None);
+        let (form, end) = engine.mla_path(prompt, at..prompt.len(), None);
         let tokens = &prompt[at..end];
         let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::Last, mla_path: form }];
         logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
@@ -87,7 +87,7 @@ fn fresh<B: Backend>(engine: &Engine<B>, prompt: &[u32]) -> Vec<u32> {
 }
 
 fn read<B: Backend>(session: &mut Session<'_, B>, prompt: &[u32]) -> Prefill {
-    let prefill = session.advance_to(prompt, &mut go).unwrap();
+    let prefill = session.prefill(prompt, &mut go).unwrap();
     assert_eq!(session.tokens(), prompt);
     assert_eq!(bits(session.logits()), fresh(session.engine(), prompt), "{prefill:?}");
     prefill

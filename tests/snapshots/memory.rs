@@ -8,7 +8,7 @@ fn edits_go_to_the_snapshot_before_the_difference() {
     let engine = engine(StoreOptions::in_memory());
     let mut session = Session::new(&engine);
     let (document, first, second) = (tokens(1, 300), tokens(2, 20), tokens(3, 30));
-    session.mark(&[300]);
+    session.checkpoint_at(&[300]);
     assert_eq!(parts(read(&mut session, &[&document[..], &first].concat())), (0, None, 320));
     let other = [&document[..], &second].concat();
     assert_eq!(parts(read(&mut session, &other)), (300, Some(Source::Ram), 30), "another question");
@@ -31,9 +31,9 @@ fn every_cut<B: Backend>(open: impl Fn() -> Engine<B>, n: usize, cuts: &[usize])
     for &cut in cuts {
         let engine = open();
         let mut session = Session::new(&engine);
-        session.advance_to(&document[..cut], &mut go).unwrap();
+        session.prefill(&document[..cut], &mut go).unwrap();
         // Later steps change the session's state, not the snapshot.
-        session.advance_to(&[&document[..cut], &tokens(5, 20)].concat(), &mut go).unwrap();
+        session.prefill(&[&document[..cut], &tokens(5, 20)].concat(), &mut go).unwrap();
         let mut next = Session::new(&engine);
         assert_eq!(parts(read(&mut next, &document)), (cut, Some(Source::Ram), n - cut));
     }
@@ -55,7 +55,7 @@ fn a_stopped_reading_is_kept() {
     let engine = engine(StoreOptions::in_memory());
     let document = tokens(6, 300);
     let mut stop = |done, _| if done >= 128 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
-    let stopped = Session::new(&engine).advance_to(&document, &mut stop).unwrap();
+    let stopped = Session::new(&engine).prefill(&document, &mut stop).unwrap();
     assert!(stopped.stopped && stopped.computed == 128);
     let mut again = Session::new(&engine);
     // A cached prompt has no logits, so its last token is computed again; a longer prompt resumes from its end.
@@ -70,13 +70,13 @@ fn many_marks_are_thinned() {
     let document: Vec<u32> = tokens(4, 4000).into_iter().map(|id| id % 256).collect();
     let marks: Vec<usize> = (1..=160).map(|i| 25 * i - 3).collect();
     let mut session = Session::new(&engine);
-    session.mark(&marks);
+    session.checkpoint_at(&marks);
     let mut batches = 0;
     let mut count = |_: usize, _: usize| {
         batches += 1;
         ControlFlow::Continue(())
     };
-    session.advance_to(&document, &mut count).unwrap();
+    session.prefill(&document, &mut count).unwrap();
     assert_eq!(bits(session.logits()), fresh(&engine, &document));
     assert!(batches <= 4000 / 64 + 10, "{batches} batches");
     let other = [&document[..3998], &tokens(5, 9)].concat();

@@ -47,7 +47,7 @@ fn start(dir: &Path, budget: Option<u64>, rounds: u32) -> Child {
 fn exact(dir: &Path, truth: &[Vec<u32>]) -> usize {
     let engine = engine(only_disk(dir));
     let found = (0..DOCUMENTS).filter_map(|seed| {
-        let hit = engine.store.longest(&engine.backend, &document(seed), None)?;
+        let hit = engine.store.longest_prefix(&engine.backend, &document(seed), None)?;
         let whole = hit.len == document(seed).len();
         whole.then(|| assert_eq!(bits(&hit.logits), truth[seed as usize], "document {seed}"))
     });

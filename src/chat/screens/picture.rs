@@ -48,7 +48,14 @@ fn the_picture_of_the_chat_is_up_to_date() {
 fn outcome() -> Outcome {
     let prefill = Prefill { reused: 295, source: Some(Source::Live), computed: 25, stopped: false };
     let (prefill_time, decode_time) = (Duration::from_millis(24), Duration::from_millis(32));
-    let stats = Stats { prefill, prefill_time, generated: 6, decode_time, met: None, ended: Ended::EndToken };
+    let stats = Stats {
+        prefill,
+        prefill_time,
+        generated: 6,
+        decode_time,
+        expert_cache: None,
+        ended: FinishReason::EndToken,
+    };
     Outcome { ids: vec![1, 2], stats }
 }
 

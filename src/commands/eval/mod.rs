@@ -182,7 +182,7 @@ fn answers<B: Backend>(engine: &Engine<B>, body: &str, questions: &[Question]) -
     let shared = prompts.iter().fold(prompts[0].len() - 1, |n, p| {
         prompts[0][..n].iter().zip(&p[..p.len() - 1]).take_while(|(a, b)| a == b).count()
     });
-    session.advance_to(&prompts[0][..shared], &mut |_, _| ControlFlow::Continue(()))?;
+    session.prefill(&prompts[0][..shared], &mut |_, _| ControlFlow::Continue(()))?;
     let mut replies = Vec::new();
     for prompt in prompts {
         session.question_at(shared);

@@ -1,9 +1,9 @@
 //! The best values of rows on the device against a sort: ties, what is no number, sizes around the parts of a row.
 //!
-//! What is chosen has to agree exactly, the sum up to rounding. Next: [`super::whole`].
+//! What is chosen has to agree exactly, the sum up to rounding. Next: [`super::models`].
 
 use super::Row;
-use super::rng::Numbers;
+use super::rng::TestRng;
 use kernels::backend::{Backend, TopK};
 use kernels::cuda::Cuda;
 use kernels::reference::Reference;
@@ -27,12 +27,12 @@ fn compare(cuda: &Cuda, what: &str, cols: usize, values: &[f32], n: usize) -> Ro
     let worst = got.iter().zip(&expected).map(apart).map(nan).fold(0.0, f32::max);
     let right = got.len() == expected.len() && wrong == 0 && worst <= EXACT;
     let found = format!("{wrong} rows differ, sums {worst:.1e}");
-    Row { what: format!("best {n} of {rows} x {cols}, {what}"), found, right: Some(right) }
+    Row { what: format!("best {n} of {rows} x {cols}, {what}"), found, passed: Some(right) }
 }
 
 /// Random rows, rows of ties, and rows with few numbers.
 pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
-    let mut n = Numbers::new(seed);
+    let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for (rows, cols, most) in
         [(1, 1, 1), (3, 255, 256), (2, 1024, 1), (5, 1025, 40), (33, 4099, 256), (1, 163_840, 256)]
@@ -41,7 +41,7 @@ pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
         all.push(compare(cuda, "random", cols, &values, most));
     }
     let ties: Vec<f32> = n.vec(2 * 9001).iter().map(|x| (x * 2.0).round()).collect();
-    let few = |n: &mut Numbers, other: f32| -> Vec<f32> {
+    let few = |n: &mut TestRng, other: f32| -> Vec<f32> {
         (0..2 * 9001).map(|_| if n.uniform(0.0, 1.0) < 0.01 { n.uniform(-9.0, 9.0) } else { other }).collect()
     };
     let (mut infinite, mut nothing) = (few(&mut n, f32::NEG_INFINITY), few(&mut n, f32::NAN));

@@ -3,14 +3,14 @@
 //!
 //! Each part runs in a process of its own, because a fault in one kernel ends all work of its process: the table then
 //! says which part failed, and the others still run. Inputs are new each time (`--seed` repeats them), and results come
-//! full of NaN before they are written. Next: [`ops`], then [`fused`], [`best`], [`whole`] and [`times`].
+//! full of NaN before they are written. Next: [`ops`], then [`fused`], [`best`], [`models`] and [`bench`].
 
+pub mod bench;
 pub mod best;
 pub mod fused;
+pub mod models;
 pub mod ops;
 pub mod rng;
-pub mod times;
-pub mod whole;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use kernels::backend::Backend;
@@ -62,7 +62,7 @@ pub struct Row {
     /// The largest difference as a part of the largest value, or what was measured.
     pub found: String,
     /// Whether it is as it should be; None where nothing is expected.
-    pub right: Option<bool>,
+    pub passed: Option<bool>,
 }
 
 const PARTS: [&str; 9] =
@@ -124,14 +124,14 @@ fn one(part: &str, seed: u64, quick: bool) -> Result<()> {
     let rows = rows_of(&cuda, part, seed, quick)?;
     println!("{part}, {:.1} s", start.elapsed().as_secs_f64());
     for row in &rows {
-        let mark = match row.right {
+        let mark = match row.passed {
             Some(true) => "right",
             Some(false) => "WRONG",
             None => "",
         };
         println!("  {:<52} {:>34} {mark}", row.what, row.found);
     }
-    let wrong = rows.iter().filter(|row| row.right == Some(false)).count();
+    let wrong = rows.iter().filter(|row| row.passed == Some(false)).count();
     ensure!(wrong == 0, "{wrong} of {} wrong", rows.len());
     Ok(())
 }
@@ -149,8 +149,8 @@ pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Ro
         "attention" => ops::attention(cuda, seed, quick),
         "experts" => ops::experts(cuda, seed, quick),
         "fused" => fused::fused(cuda, seed, quick),
-        "models" => whole::models(cuda, quick)?,
-        "times" => times::all(cuda, seed),
+        "models" => models::models(cuda, quick)?,
+        "times" => bench::all(cuda, seed),
         other => bail!("--only: expected one of {}, found {other:?}", PARTS.join(", ")),
     })
 }
@@ -158,7 +158,7 @@ pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Ro
 fn device(cuda: &Cuda) -> Vec<Row> {
     let (device, [free, total]) = (cuda.device(), cuda.memory());
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let row = |what: &str, found: String| Row { what: what.to_owned(), found, right: None };
+    let row = |what: &str, found: String| Row { what: what.to_owned(), found, passed: None };
     let mut rows = vec![
         row("device", cuda.describe()),
         row("driver, CUDA", format!("{}.{}", device.version / 1000, device.version % 1000 / 10)),

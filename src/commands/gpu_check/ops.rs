@@ -4,7 +4,7 @@
 //! of sums. Next: [`super::fused`].
 
 use super::Row;
-use super::rng::Numbers;
+use super::rng::TestRng;
 use kernels::backend::{
     Backend, CacheFormat, DeltaRule, GatedMlp, KvUpProjection, QuantTensor, Routing, Span,
 };
@@ -32,7 +32,7 @@ pub fn compare(cuda: &Cuda, what: String, tolerance: f32, op: &impl Op) -> Row {
 pub fn judged(what: String, tolerance: f32, expected: &[Vec<f32>], got: &[Vec<f32>]) -> Row {
     let worst = expected.iter().zip(got).map(|(e, g)| difference(g, e)).fold(0.0, worse);
     let right = expected.len() == got.len() && worst <= tolerance;
-    Row { what, found: format!("{worst:.1e}, allowed {tolerance:.0e}"), right: Some(right) }
+    Row { what, found: format!("{worst:.1e}, allowed {tolerance:.0e}"), passed: Some(right) }
 }
 
 fn worse(a: f32, b: f32) -> f32 {
@@ -117,7 +117,7 @@ pub fn spans<'a, S>(lens: &[usize], states: &'a mut [S]) -> Vec<Span<'a, S>> {
 
 /// Elements, norms, convolutions, decays.
 pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
-    let mut n = Numbers::new(seed);
+    let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for (rows, cols, dim) in [(1, 1, 1), (3, 7, 7), (1, 2304, 128), (65, 4096, 128), (300, 512, 64)] {
         for scale in [1.0, 1e-12, 1e12] {
@@ -164,7 +164,7 @@ impl Op for Embed {
 
 /// Products with each format, a few vectors and many, plain and by head.
 pub fn products(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
-    let mut n = Numbers::new(seed);
+    let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for format in Format::ALL {
         let name = format.name();
@@ -220,7 +220,7 @@ impl Op for Rule {
 
 /// The delta rule, with decays from none to all at once.
 pub fn delta(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
-    let mut n = Numbers::new(seed);
+    let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for decay in [0.0, 0.1, 3.0, 1000.0, f32::INFINITY] {
         let long: &[usize] = if quick { &[70] } else { &[700] };
@@ -273,7 +273,7 @@ impl Op for Attend {
 
 /// Attention and caches in each format, at lengths around tiles and segments.
 pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
-    let mut n = Numbers::new(seed);
+    let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     let far = if quick { 300 } else { 5000 };
     for format in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
@@ -332,7 +332,7 @@ impl Op for Expanded {
 }
 
 /// Attention with keys and values made of the cache, over several pieces of it: in pieces of 128 rows, and of what is usual.
-fn expanded(cuda: &Cuda, n: &mut Numbers, quick: bool) -> Vec<Row> {
+fn expanded(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
     let mut all = Vec::new();
     let mut of =
         |format, kinds: [Format; 2], [heads, nope, pe, latent, value]: [usize; 5], spans: &[[usize; 2]]| {
@@ -392,7 +392,7 @@ impl Op for Experts {
 
 /// The router and the experts, a few tokens and many.
 pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
-    let mut n = Numbers::new(seed);
+    let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for up in [Format::Q4_K, Format::Q8_0, Format::Q3_K, Format::BF16] {
         for (experts, top_k, groups, top_groups, tokens) in
@@ -415,7 +415,7 @@ pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
 
 /// Experts that are not on the device: computed by the CPU for few tokens, brought for many; some of them on both, where
 /// slots change hands from step to step.
-fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
+fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     let (experts, dim, top_k) = (512, 256, 2);
     // Large enough to stay; of one plane and of three, of bytes and of floats.
     let w = [Format::Q4_K, Format::Q5_1, Format::F16].map(|format| n.weight(format, [experts, dim, dim]));
@@ -436,8 +436,8 @@ fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
         let before = hits();
         let mut row = compare(cuda, format!("experts in RAM, {steps:?} tokens, {slots} slots"), EXACT, &op);
         let hits = hits() - before;
-        row.right = row.right.map(|right| right && (hits > 0) == (slots > 0));
-        row.found = format!("{}, {hits} met in slots", row.found);
+        row.passed = row.passed.map(|right| right && (hits > 0) == (slots > 0));
+        row.found = format!("{}, expert cache hits {hits}", row.found);
         row
     };
     let steps: [(usize, &[usize]); 5] = [

@@ -6,13 +6,13 @@ use kernels::quant::Format;
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 
-/// Numbers in the order of their seed.
-pub struct Numbers(Pcg64Mcg);
+/// Deterministic random values.
+pub struct TestRng(Pcg64Mcg);
 
-impl Numbers {
+impl TestRng {
     /// From a seed.
-    pub fn new(seed: u64) -> Numbers {
-        Numbers(Pcg64Mcg::new(seed.into()))
+    pub fn new(seed: u64) -> TestRng {
+        TestRng(Pcg64Mcg::new(seed.into()))
     }
 
     /// In low..high.

@@ -9,11 +9,11 @@ mod values;
 use crate::io::host_memory;
 use crate::io::output::Output;
 use crate::io::units::grouped;
-use crate::runtime::attention_path::LONG_STEP;
+use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use crate::runtime::builtin_model;
 use crate::runtime::chat_template;
-use crate::runtime::memory_estimate::Need;
-use crate::runtime::placement::{Demand, Experts, Placement, Wish};
+use crate::runtime::memory_estimate::MemoryEstimate;
+use crate::runtime::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
 use crate::runtime::template_worker;
 use anyhow::{Result, bail};
 use clap::value_parser;
@@ -133,7 +133,7 @@ struct ModelReport {
     shape: Vec<String>,
     weights_bytes: u64,
     batch: u64,
-    need: Need,
+    need: MemoryEstimate,
     contexts: Vec<Context>,
     available_bytes: Option<u64>,
     /// A line for each of some cards: what goes where.
@@ -223,7 +223,7 @@ fn model(
         other => return Err(format!("{} does not run here", other.unwrap_or("a file without architecture"))),
     }
     let c = Config::from_gguf(file).map_err(|e| e.to_string())?;
-    let need = Need::of(&c, args.batch.min(MAX_BATCH) * LONG_STEP as u64);
+    let need = MemoryEstimate::of(&c, args.batch.min(MAX_BATCH) * MATERIALIZED_BATCH_FACTOR as u64);
     let case = |per_token: u64, tokens: u64| {
         let total_bytes = need.total(per_token, tokens).saturating_add(weights);
         let cache_bytes = per_token.saturating_mul(tokens);
@@ -255,10 +255,15 @@ const CARDS: [u64; 5] = [8, 12, 16, 24, 80];
 /// What goes where on a GPU with so much free memory and with so much RAM, at the first context asked for.
 fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) -> String {
     let context = args.context.first().copied();
-    let wish = Wish { context, cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
-    let plan = Placement::plan(Demand::of(file, c, &wish), gpu, Some(memory), Experts::Hot(usize::MAX));
+    let params = LoadParams { context, cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
+    let plan = Placement::plan(
+        Requirements::of(file, c, &params),
+        gpu,
+        Some(memory),
+        ExpertPlacement::Cached(usize::MAX),
+    );
     let gib = gpu >> 30;
-    match plan.lacking {
+    match plan.shortfall {
         0 => format!("{gib} GiB: {plan}"),
         _ => format!("{gib} GiB: too little: {plan}"),
     }

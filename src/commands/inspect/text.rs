@@ -2,7 +2,7 @@
 
 use super::{ModelReport, Report, TemplateReport, Tensor, Totals};
 use crate::io::units::{format_size, grouped};
-use crate::runtime::attention_path::LONG_STEP;
+use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use models::gguf::{Array, Metadata, Value};
 use models::visible::{is_control, visible};
 use serde_json::{Value as Json, json};
@@ -99,7 +99,10 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
     line(out, "convolution inputs of a sequence", n.conv_bytes)?;
     line(
         out,
-        &format!("activations, {} tokens a step (estimate)", m.batch.saturating_mul(LONG_STEP as u64)),
+        &format!(
+            "activations, {} tokens a step (estimate)",
+            m.batch.saturating_mul(MATERIALIZED_BATCH_FACTOR as u64)
+        ),
         n.workspace_bytes,
     )?;
     let [f16, q8_0, total] = ["f16 cache", "q8_0 cache", "total"];

@@ -16,7 +16,7 @@ use super::owner::Owner;
 use super::sse::{Outbox, Teller, respond};
 use super::token::new_id;
 use super::{chat, prepare};
-use crate::generation::decoder::Ended;
+use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
 use crate::scheduler::Update;
 use axum::extract::State;
@@ -161,7 +161,7 @@ impl Telling {
 
     /// Whether the limit on tokens ended it.
     fn cut(&self) -> bool {
-        self.stats.as_ref().is_some_and(|s| s.ended == Ended::Length)
+        self.stats.as_ref().is_some_and(|s| s.ended == FinishReason::Length)
     }
 
     fn usage(&self, stats: &Stats) -> ResponseUsage {

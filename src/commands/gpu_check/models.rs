@@ -1,7 +1,7 @@
 //! Whole models on the device beside the reference: random ones of several shapes and formats, and the demonstration model.
 //!
 //! What is f32 has to agree; beside quantised weights the device rounds activations to 8 bits, which the reference does
-//! not, and agrees less. Next: [`super::times`].
+//! not, and agrees less. Next: [`super::bench`].
 
 use super::Row;
 use anyhow::{Context as _, Result, ensure};
@@ -55,7 +55,7 @@ fn compare(what: String, got: &[f32], expected: &[f32], tolerance: f64) -> Row {
         (crate::generation::sample::argmax(got), crate::generation::sample::argmax(expected));
     let right = got.len() == expected.len() && distance <= tolerance && (best == wanted || tolerance > 1e-3);
     let same = if best == wanted { "same" } else { "other" };
-    Row { what, found: format!("{distance:.1e}, allowed {tolerance:.0e}, {same} token"), right: Some(right) }
+    Row { what, found: format!("{distance:.1e}, allowed {tolerance:.0e}, {same} token"), passed: Some(right) }
 }
 
 /// Each model's rows.

@@ -4,7 +4,7 @@
 //! several times the cache, so that they come from memory. Launches are recorded and run together.
 
 use super::Row;
-use super::rng::Numbers;
+use super::rng::TestRng;
 use kernels::backend::{
     Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection,
     QuantTensor, Routing, Span,
@@ -26,7 +26,7 @@ fn row(what: &str, seconds: f64, floor: Floor, memory: f64) -> Row {
     let (gb, tflop) = (floor.bytes / seconds / 1e9, floor.operations / seconds / 1e12);
     let share = 100.0 * gb / memory;
     let found = format!("{:.1} us {gb:.0} GB/s {share:.0}% {tflop:.1} Top/s", seconds * 1e6);
-    Row { what: what.to_owned(), found, right: None }
+    Row { what: what.to_owned(), found, passed: None }
 }
 
 fn bytes(w: &QuantTensor) -> f64 {
@@ -35,9 +35,10 @@ fn bytes(w: &QuantTensor) -> f64 {
 
 /// The kernels of a decoded token, then those of a prefill.
 pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
-    let mut n = Numbers::new(seed);
+    let mut n = TestRng::new(seed);
     let memory = cuda.copy_gb_s();
-    let rate = Row { what: "copy, read and written".into(), found: format!("{memory:.0} GB/s"), right: None };
+    let rate =
+        Row { what: "copy, read and written".into(), found: format!("{memory:.0} GB/s"), passed: None };
     let mut rows = vec![rate];
     for (format, shape) in [
         (Format::Q4_K, [1, 4096, 2304]),
@@ -80,7 +81,7 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
 
 fn product(
     cuda: &Cuda,
-    n: &mut Numbers,
+    n: &mut TestRng,
     (format, shape): (Format, [usize; 3]),
     tokens: usize,
     memory: f64,
@@ -112,7 +113,7 @@ const WIDTHS: [usize; 2] = [2304, 1024];
 const ROUTING: Routing = Routing { top_k: CHOSEN, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
 
 impl Mixture {
-    fn new(cuda: &Cuda, n: &mut Numbers) -> Mixture {
+    fn new(cuda: &Cuda, n: &mut TestRng) -> Mixture {
         let [dim, hidden] = WIDTHS;
         let stored = [[hidden, dim], [hidden, dim], [dim, hidden]]
             .map(|[r, c]| n.weight(Format::Q4_K, [EXPERTS, r, c]));
@@ -121,7 +122,7 @@ impl Mixture {
         Mixture { weights, bias, bytes: stored.iter().map(bytes).sum() }
     }
 
-    fn route(&self, cuda: &Cuda, n: &mut Numbers, tokens: usize) -> Routed {
+    fn route(&self, cuda: &Cuda, n: &mut TestRng, tokens: usize) -> Routed {
         cuda.route(&cuda.tensor(tokens, EXPERTS, &n.vec(tokens * EXPERTS)), &self.bias, ROUTING)
     }
 
@@ -137,7 +138,7 @@ impl Mixture {
     }
 }
 
-fn router(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+fn router(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let stored = n.weight(Format::F32, [1, EXPERTS, WIDTHS[0]]);
     let w: Vec<_> = (0..COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
     let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("room");
@@ -148,7 +149,7 @@ fn router(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
 }
 
 /// Other experts in each turn: those of one token are met again and would be near.
-fn mixture(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+fn mixture(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let mixture = Mixture::new(cuda, n);
     let [dim, hidden] = WIDTHS;
     let stored =
@@ -166,7 +167,7 @@ fn mixture(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
     row("mixture Q4_K 8 of 256 and shared, 1 token", seconds, floor, memory)
 }
 
-fn experts(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
+fn experts(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
     let mixture = Mixture::new(cuda, n);
     let repeats = if tokens == 1 { COPIES } else { 2 };
     let routed: Vec<_> = (0..repeats).map(|_| mixture.route(cuda, n, tokens)).collect();
@@ -176,7 +177,7 @@ fn experts(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
 }
 
 /// Experts in RAM: computed by the CPU, and brought over the bus. Where the two take equally long, [`UPLOAD_MIN_TOKENS`] should be.
-fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
+fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     let [dim, hidden] = WIDTHS.map(|width| width as u64);
     let [room, _] = room_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
     cuda.limit_stacks(0, room, 0).expect("room");
@@ -195,7 +196,7 @@ fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
         let Floor { bytes, operations } = mixture.floor(tokens);
         let (gb, tflop) = (bytes / seconds / 1e9, operations / seconds / 1e12);
         let found = format!("{:.1} us {gb:.1} GB/s {tflop:.1} Top/s", seconds * 1e6);
-        Row { what: format!("experts Q4_K in RAM, {tokens} tokens, {how}"), found, right: None }
+        Row { what: format!("experts Q4_K in RAM, {tokens} tokens, {how}"), found, passed: None }
     };
     let rows = vec![
         measure(1, "by the CPU"),
@@ -208,7 +209,7 @@ fn experts_in_ram(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
 }
 
 /// What a token is chosen from, issued, waited for and brought to the host: all logits, or the best of them.
-fn logits(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
+fn logits(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     let x = cuda.tensor(1, 163_840, &n.vec(163_840));
     let measure = |what: &str, bring: &dyn Fn()| {
         let run = |_| {
@@ -218,7 +219,7 @@ fn logits(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
         };
         let seconds = (0..20).map(run).fold(f64::INFINITY, f64::min);
         let found = format!("{:.1} us", seconds * 1e6);
-        Row { what: format!("logits [1, 163840], {what}"), found, right: None }
+        Row { what: format!("logits [1, 163840], {what}"), found, passed: None }
     };
     vec![
         measure("all of them", &|| drop(cuda.read(&x))),
@@ -227,7 +228,7 @@ fn logits(cuda: &Cuda, n: &mut Numbers) -> Vec<Row> {
     ]
 }
 
-fn delta(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
+fn delta(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
     let (heads, dim) = (32, 128);
     let cols = heads * dim;
     let unit = n.unit_rows(tokens * heads, dim);
@@ -248,7 +249,7 @@ fn delta(cuda: &Cuda, n: &mut Numbers, tokens: usize, memory: f64) -> Row {
 }
 
 /// The two products of a KDA layer that its decay and its gate come from.
-fn low_ranks(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+fn low_ranks(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let stored = n.weight(Format::Q8_0, [1, 4096, 128]);
     let w: Vec<_> = (0..2 * COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
     let x = cuda.tensor(1, 128, &n.vec(128));
@@ -258,7 +259,7 @@ fn low_ranks(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
     row("matmul_each Q8_0 128 to 4096, twice, 1 token", seconds, floor, memory)
 }
 
-fn delta_attention(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
+fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let (heads, dim) = (32, 128);
     let cols = heads * dim;
     let mut weight = |rows, cols| {
@@ -293,7 +294,7 @@ fn delta_attention(cuda: &Cuda, n: &mut Numbers, memory: f64) -> Row {
 }
 
 /// A cache of so many rows.
-fn filled(cuda: &Cuda, n: &mut Numbers, format: CacheFormat, depth: usize) -> Cache {
+fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, depth: usize) -> Cache {
     let (width, part) = (576, 4096.min(depth));
     let mut cache = cuda.cache(format, width);
     let rows = cuda.tensor(part, width, &n.vec(part * width));
@@ -304,7 +305,7 @@ fn filled(cuda: &Cuda, n: &mut Numbers, format: CacheFormat, depth: usize) -> Ca
 }
 
 /// 4,096 tokens, the newest of so many, with keys and values made for them: the arithmetic of that is counted too.
-fn expanded(cuda: &Cuda, n: &mut Numbers, depth: usize, memory: f64) -> Row {
+fn expanded(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> Row {
     let (tokens, heads, latent, [nope, pe, value]) = (4096, 32, 512, [128, 64, 128]);
     let mut cache = filled(cuda, n, CacheFormat::F16, depth);
     let mut weight = |shape| cuda.weight(n.weight(Format::Q8_0, shape)).expect("room");
@@ -323,7 +324,7 @@ fn expanded(cuda: &Cuda, n: &mut Numbers, depth: usize, memory: f64) -> Row {
 
 fn attention(
     cuda: &Cuda,
-    n: &mut Numbers,
+    n: &mut TestRng,
     (format, depth): (CacheFormat, usize),
     tokens: usize,
     memory: f64,
