@@ -19,7 +19,7 @@ mod tokenizer;
 /// The mutations of each target; `KIMI_FUZZ_MUTATIONS` sets another number.
 const MUTATIONS: u64 = 2000;
 
-/// A reproducible xorshift64* generator.
+/// A reproducible random generator: xorshift64*.
 struct Random(u64);
 
 impl Random {

@@ -72,7 +72,7 @@ impl<'a, B: Backend> Case<'a, B> {
             outputs: Outputs::All,
             mla_path: MlaPath::Absorbed,
         }];
-        let logits = self.model.forward(backend, &mut batch, &mut seen).expect("logits were asked for");
+        let logits = self.model.forward(backend, &mut batch, &mut seen).expect("logits");
         self.check_logits(&format!("p{n}.logits"), &backend.read(&logits));
         let top_k = self.model.config.moe.routing.top_k;
         for (layer, experts) in &seen.experts {
@@ -171,7 +171,7 @@ impl<'a, B: Backend> Case<'a, B> {
                 mla_path: MlaPath::Absorbed,
             };
             let logits = self.model.forward(self.backend, &mut [beside, rest], &mut ());
-            let logits = self.backend.read(&logits.expect("logits were asked for"));
+            let logits = self.backend.read(&logits.expect("logits"));
             close(&format!("p{n} cut at {cut}"), &logits, &whole, OPS);
         }
         let mut state = self.state();

@@ -101,7 +101,7 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
     }
     let (ids, asked) = reply(flat);
     let (expected, _) = reply(Sampling { repeat_penalty: 2.0, ..flat });
-    assert!(ids == expected && asked == [6, 6], "what is not enough is asked for and read: {asked:?}");
+    assert!(ids == expected && asked == [6, 6], "the top logits are not enough, so the full row is read: {asked:?}");
 }
 
 /// Prefill reports a chunk when the GPU has finished it, not when it was launched.
@@ -126,7 +126,7 @@ impl Client for Listener {
     fn hear(&mut self, update: Update) {
         if let Update::Chosen { token, logprobs, .. } = update {
             self.1.lock().unwrap()[self.0].extend(token);
-            assert_eq!(logprobs.is_some(), self.0 == 1, "who asked for logprobs");
+            assert_eq!(logprobs.is_some(), self.0 == 1, "only sequence 1 has logprobs");
         }
     }
 

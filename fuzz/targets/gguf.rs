@@ -43,7 +43,7 @@ fn run_model(file: &Gguf) {
     let mut state = model.state(&Reference, CacheFormat::F16);
     let sequence =
         Sequence { tokens: &[0], state: &mut state, outputs: Outputs::Last, mla_path: MlaPath::Absorbed };
-    let logits = model.forward(&Reference, &mut [sequence], &mut ()).expect("logits were asked for");
+    let logits = model.forward(&Reference, &mut [sequence], &mut ()).expect("logits of the last token");
     assert_eq!(Reference.read(&logits).len(), model.config.vocab);
 }
 
