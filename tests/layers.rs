@@ -32,7 +32,7 @@ const RESTRICTED: [(&[&str], &[&str]); 3] = [
     (&["indicatif", "rustyline"], &["chat", "io"]),
 ];
 
-/// An import: the line it stands on and its path, as `["crate", "io", "text"]`.
+/// An import: its line number and its path, as `["crate", "io", "text"]`.
 #[derive(Debug, PartialEq)]
 struct Import {
     line: usize,

@@ -101,7 +101,10 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
     }
     let (ids, asked) = reply(flat);
     let (expected, _) = reply(Sampling { repeat_penalty: 2.0, ..flat });
-    assert!(ids == expected && asked == [6, 6], "the top logits are not enough, so the full row is read: {asked:?}");
+    assert!(
+        ids == expected && asked == [6, 6],
+        "the top logits are not enough, so the full row is read: {asked:?}"
+    );
 }
 
 /// Prefill reports a chunk when the GPU has finished it, not when it was launched.
