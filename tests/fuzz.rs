@@ -15,6 +15,8 @@ mod safetensors_header;
 mod template;
 #[path = "../fuzz/targets/tokenizer.rs"]
 mod tokenizer;
+#[path = "../fuzz/targets/tool_calls.rs"]
+mod tool_calls;
 
 /// The mutations of each target; `KIMI_FUZZ_MUTATIONS` sets another number.
 const MUTATIONS: u64 = 2000;
@@ -95,4 +97,9 @@ fn templates() {
 #[test]
 fn tokenizers() {
     check("tokenizer", tokenizer::run);
+}
+
+#[test]
+fn tool_calls_in_replies() {
+    check("tool_calls", tool_calls::run);
 }

@@ -16,7 +16,7 @@ mod intake;
 mod json;
 mod limits;
 mod listener;
-mod markup;
+pub mod markup;
 mod metrics;
 mod openapi;
 mod outcome;
