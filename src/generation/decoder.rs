@@ -1,7 +1,8 @@
-//! A reply being made: logits in, one token and its text out, until an end token, a stop string or a limit.
+//! Decodes a reply: takes logits, returns one token and its text, until an end-of-generation token, a stop string or a
+//! limit.
 //!
-//! The one place that knows when a reply ends. It does not run the model: [`super::generate`] feeds it from one
-//! session, the scheduler many of them from one step.
+//! Only this module decides when a reply ends. It does not run the model: [`super::generate`] drives one decoder from a
+//! session, and the scheduler drives many from one step.
 
 use crate::generation::detokenizer::Detokenizer;
 use crate::generation::sample::{Constraint, Sampler, Sampling};
@@ -13,73 +14,70 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How a reply is to be made.
+/// The parameters of a generation.
 pub struct GenerationParams {
-    /// Tokens at most.
     pub max_tokens: usize,
-    /// How they are chosen.
     pub sampling: Sampling,
-    /// Added to the logits of some tokens; replies to one request share it.
+    /// Logit bias by token; the replies to one request share it.
     pub bias: Arc<[(u32, f32)]>,
-    /// What it has to match.
+    /// The grammar that the reply has to match.
     pub constraint: Option<Box<dyn Constraint>>,
-    /// Text that ends the reply; it is not part of it.
+    /// Stop strings, which end the reply and are not part of it.
     pub stops: Vec<String>,
-    /// Go on past end-of-generation tokens.
+    /// Continues past end-of-generation tokens.
     pub ignore_end: bool,
 }
 
-/// Why a reply ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FinishReason {
-    /// The model ended it.
+    /// The model generated an end-of-generation token.
     EndToken,
-    /// A stop string.
+    /// The reply contains a stop string.
     StopString,
-    /// The limit on tokens, or the context's end.
+    /// The token limit or the end of the context was reached.
     Length,
-    /// The caller.
+    /// The caller cancelled the generation.
     Cancelled,
-    /// The constraint could not go on: why.
+    /// The grammar allows no further token, for this reason.
     Constraint(String),
-    /// Every logit after this position of the sequence is NaN.
+    /// All logits after this position are NaN.
     NotFinite(usize),
-    /// The client left its updates unread for this long.
+    /// The client did not read its updates for this long.
     Unread(Duration),
 }
 
-/// What came of one position's logits.
+/// The result of one decode step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
-    /// The token; none where the reply ended without one.
+    /// The token; `None` if the reply ended without one.
     pub token: Option<u32>,
-    /// Text that has become final with it: whole characters, no beginning of a stop string.
+    /// Text that is final: whole characters that cannot begin a stop string.
     pub text: String,
-    /// Set on the last choice.
+    /// The reason for the end, on the last step.
     pub ended: Option<FinishReason>,
 }
 
-/// A reply under way.
+/// The decoding state of one reply.
 pub struct Decoder<'e> {
     sampler: Sampler,
     constraint: Option<Box<dyn Constraint>>,
-    /// None without a tokenizer.
+    /// The detokenizer; `None` without a tokenizer.
     text: Option<Detokenizer<'e>>,
-    /// The tokens that end it.
+    /// The end-of-generation tokens, unless ignored.
     ends: &'e [u32],
-    /// Shared by all replies to it.
+    /// The prompt, shared by all its replies.
     prompt: Arc<[u32]>,
-    /// Of the reply alone.
+    /// The tokens of the reply.
     tokens: Vec<u32>,
-    /// Tokens of prompt and reply together at most.
+    /// Maximum tokens of prompt and reply together.
     limit: usize,
 }
 
 impl<'e> Decoder<'e> {
-    /// Nothing yet, after `prompt`.
+    /// Creates a decoder of the reply to `prompt`.
     pub fn new<B: Backend>(engine: &'e Engine<B>, prompt: Arc<[u32]>, rules: GenerationParams) -> Self {
         let tokenizer = engine.tokenizer.as_deref();
-        // The last token need not fit into the context: nothing is computed after it.
+        // The last token need not fit into the context, because no logits are computed after it.
         let room = (engine.context + 1).saturating_sub(prompt.len() as u64);
         let room = usize::try_from(room).unwrap_or(usize::MAX);
         Decoder {
@@ -93,22 +91,20 @@ impl<'e> Decoder<'e> {
         }
     }
 
-    /// The prompt.
     pub fn prompt(&self) -> &[u32] {
         &self.prompt
     }
 
-    /// The prompt, shared.
     pub fn shared_prompt(&self) -> Arc<[u32]> {
         self.prompt.clone()
     }
 
-    /// Tokens of the prompt and of the reply so far.
+    /// The number of tokens of the prompt and the reply so far.
     pub fn total(&self) -> usize {
         self.prompt.len() + self.tokens.len()
     }
 
-    /// Some of these tokens, which are all in the prompt or all in the reply.
+    /// Returns a range of tokens, which must lie entirely in the prompt or in the reply.
     pub fn span(&self, tokens: Range<usize>) -> &[u32] {
         let prompt = self.prompt.len();
         if tokens.end <= prompt {
@@ -118,7 +114,7 @@ impl<'e> Decoder<'e> {
         }
     }
 
-    /// The first of these tokens.
+    /// Returns the first `len` tokens of prompt and reply.
     pub fn first(&self, len: usize) -> Cow<'_, [u32]> {
         match len.checked_sub(self.prompt.len()) {
             None | Some(0) => Cow::Borrowed(&self.prompt[..len]),
@@ -126,12 +122,12 @@ impl<'e> Decoder<'e> {
         }
     }
 
-    /// Tokens of the reply so far.
+    /// The number of tokens generated so far.
     pub fn generated(&self) -> usize {
         self.tokens.len()
     }
 
-    /// The last of these tokens, as many as the sampler looks at.
+    /// Returns the last tokens, as many as the sampler's penalty window.
     fn recent(&self) -> Vec<u32> {
         let last = |tokens: &[u32], n: usize| tokens[tokens.len() - n.min(tokens.len())..].to_vec();
         let n = self.sampler.penalty_window();
@@ -139,12 +135,13 @@ impl<'e> Decoder<'e> {
         [last(&self.prompt, n - own.len()), own].concat()
     }
 
-    /// Waits at most so long for the constraint's next mask; whether [`Decoder::next_token`] then takes no longer.
+    /// Waits up to `limit` for the constraint's next mask; returns whether it is ready, so that
+    /// [`Decoder::next_token`] does not block.
     pub fn wait(&mut self, limit: Duration) -> bool {
         self.constraint.as_mut().is_none_or(|constraint| constraint.wait(limit))
     }
 
-    /// Chooses the next token by its logits. Not to be called after the end.
+    /// Samples the next token from its logits. Must not be called after the end.
     pub fn next_token<B: Backend>(&mut self, logits: &LogitsRow<'_, '_, B>) -> Choice {
         if self.total() >= self.limit {
             return self.end(None, FinishReason::Length);
@@ -166,7 +163,7 @@ impl<'e> Decoder<'e> {
         Choice { token: Some(token), text, ended: None }
     }
 
-    /// The text held back so far, when the caller ends the reply.
+    /// Returns the pending text when the caller ends the reply.
     pub fn rest(&mut self) -> String {
         self.text.take().map(Detokenizer::finish).unwrap_or_default()
     }

@@ -1,8 +1,8 @@
-//! From tokens to text that is final: whole characters, and nothing that may begin a stop string.
+//! Converts tokens to final text: whole characters that cannot begin a stop string.
 
 use models::tokenizer::{Utf8Stream, Vocabulary};
 
-/// Text on its way out: whole characters, and nothing that may turn out to begin a stop string.
+/// A streaming detokenizer that withholds incomplete characters and possible beginnings of stop strings.
 pub struct Detokenizer<'a> {
     tokenizer: &'a Vocabulary,
     decoder: Utf8Stream,
@@ -12,12 +12,12 @@ pub struct Detokenizer<'a> {
 }
 
 impl<'a> Detokenizer<'a> {
-    /// Nothing yet; ends before the first of `stops`.
+    /// Creates a detokenizer whose text ends before the first of `stops`.
     pub fn new(tokenizer: &'a Vocabulary, stops: Vec<String>) -> Self {
         Detokenizer { tokenizer, decoder: Utf8Stream::new(), stops, pending: String::new(), ready: 0 }
     }
 
-    /// Takes a token's text. True when a stop string has appeared; the text before it is ready then.
+    /// Appends a token. Returns whether a stop string has appeared; the text before it is then ready.
     pub fn push(&mut self, token: u32) -> bool {
         let fresh = self.decoder.push(self.tokenizer.token_bytes(token));
         self.pending.push_str(&fresh);
@@ -36,21 +36,21 @@ impl<'a> Detokenizer<'a> {
         false
     }
 
-    /// The text that is ready, once.
+    /// Returns the text that is ready and removes it.
     pub fn take(&mut self) -> String {
         let rest = self.pending.split_off(self.ready);
         self.ready = 0;
         std::mem::replace(&mut self.pending, rest)
     }
 
-    /// What was pending back, when no more tokens come.
+    /// Returns the pending text after the last token.
     pub fn finish(mut self) -> String {
         self.pending.push_str(&self.decoder.finish());
         self.pending
     }
 }
 
-/// Bytes at the end of `text` that begin `stop`.
+/// The number of bytes at the end of `text` that begin `stop`.
 fn overlap(text: &str, stop: &str) -> usize {
     let begins = |n: &usize| stop.is_char_boundary(*n) && text.ends_with(&stop[..*n]);
     (1..stop.len()).rev().find(begins).unwrap_or(0)
@@ -61,7 +61,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overlap_is_the_longest_beginning_at_the_end() {
+    fn overlap_is_the_longest_prefix_of_a_stop_string_at_the_end() {
         assert_eq!(overlap("hello <|im", "<|im_end|>"), 4);
         assert_eq!(overlap("aab", "abab"), 2);
         assert_eq!(overlap("x", "stop"), 0);

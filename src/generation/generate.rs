@@ -1,5 +1,5 @@
-//! From a prompt's tokens to streamed text on one session: prefill, then token by token. What is chosen and when it
-//! ends is [`crate::generation::decoder`]'s.
+//! Generates a reply on one session: prefills the prompt, then decodes token by token and streams the text. Next:
+//! [`crate::generation::decoder`], which samples the tokens and decides when the reply ends.
 
 pub use crate::generation::decoder::FinishReason;
 
@@ -13,73 +13,64 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What to generate from.
+/// A prompt and the parameters of its reply.
 pub struct Request<'a> {
-    /// The whole prompt; what the session has processed of it is not processed again.
+    /// The whole prompt; the cached prefix is not computed again.
     pub prompt: &'a [u32],
-    /// Tokens at most.
     pub max_tokens: usize,
-    /// How they are chosen.
     pub sampling: Sampling,
-    /// Text that ends the reply; it is not part of it.
+    /// Stop strings, which end the reply and are not part of it.
     pub stops: &'a [String],
-    /// Go on past end-of-generation tokens.
+    /// Continues past end-of-generation tokens.
     pub ignore_end: bool,
-    /// What the reply has to match.
+    /// The grammar that the reply has to match.
     pub constraint: Option<Box<dyn Constraint>>,
 }
 
 impl<'a> Request<'a> {
-    /// A request of at most 1,024 tokens without stop strings or constraint.
+    /// Creates a request for at most 1,024 tokens without stop strings or constraint.
     pub fn new(prompt: &'a [u32], sampling: Sampling) -> Self {
         Request { prompt, max_tokens: 1024, sampling, stops: &[], ignore_end: false, constraint: None }
     }
 }
 
-/// What happens while generating.
+/// An event of a generation, for the caller's callback.
 #[derive(Clone, Copy, Debug)]
 pub enum Event<'a> {
-    /// So many tokens of the prompt are in the state.
-    Prefill {
-        /// Tokens in.
-        done: usize,
-        /// Tokens of the prompt.
-        total: usize,
-    },
-    /// A token was chosen.
+    /// A batch of the prompt has been prefilled.
+    Prefill { done: usize, total: usize },
+    /// A token has been sampled.
     Token(u32),
-    /// Text that is final: whole characters, no beginning of a stop string.
+    /// Text that is final: whole characters that cannot begin a stop string.
     Text(&'a str),
 }
 
-/// What was done and how long it took.
+/// Token counts and times of a generation.
 #[derive(Clone, Debug)]
 pub struct Stats {
-    /// Tokens of the prompt reused and computed.
+    /// Reused and computed tokens of the prompt.
     pub prefill: Prefill,
-    /// Time for those computed.
+    /// The time to prefill the computed tokens.
     pub prefill_time: Duration,
-    /// Tokens generated.
     pub generated: usize,
-    /// Time from the first of them to the last.
+    /// The time from the first generated token to the last.
     pub decode_time: Duration,
-    /// Hits and lookups of the GPU's expert cache.
+    /// Hits and lookups of the GPU expert cache.
     pub expert_cache: Option<ExpertCacheStats>,
-    /// Why it ended.
     pub ended: FinishReason,
 }
 
 impl Stats {
-    /// One line for people: what was reused and computed, and how fast.
+    /// Formats the statistics as one line for users.
     pub fn line(&self) -> String {
         let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
         let ended = match &self.ended {
             FinishReason::EndToken | FinishReason::StopString => "",
             FinishReason::Length => ", cut at the limit",
             FinishReason::Cancelled => ", stopped",
-            FinishReason::Constraint(_) => ", cut where the grammar could not go on",
-            FinishReason::NotFinite(_) => ", cut where every logit is NaN",
-            FinishReason::Unread(_) => ", cut as its client did not read",
+            FinishReason::Constraint(_) => ", ended because the grammar allows no further token",
+            FinishReason::NotFinite(_) => ", ended because all logits are NaN",
+            FinishReason::Unread(_) => ", ended because its client did not read",
         };
         let expert_cache = self
             .expert_cache
@@ -97,7 +88,7 @@ impl Stats {
 }
 
 impl Prefill {
-    /// What was reused and what was computed: `128,004 tokens from snapshot, 31 new`.
+    /// Describes reused and computed tokens: `128,004 tokens from snapshot, 31 new`.
     pub fn describe(&self) -> String {
         let from = match self.source {
             None => return format!("{} new", grouped(self.computed)),
@@ -115,8 +106,8 @@ pub fn expert_cache_line(ExpertCacheStats { hits, lookups }: ExpertCacheStats) -
     format!("expert cache hit rate {share:.0} % ({} lookups)", grouped(lookups as usize))
 }
 
-/// Generates from `request.prompt`, telling `on` what happens; it may stop the reply at any event. The session
-/// then holds the prompt and the reply without its last token, and a snapshot is kept of that.
+/// Generates a reply to `request.prompt`. Calls `on` with each event, which may stop the reply. The session then
+/// contains the prompt and the reply without its last token, and a snapshot of it is cached.
 pub fn generate<B: Backend>(
     session: &mut Session<'_, B>,
     request: Request<'_>,
@@ -124,8 +115,8 @@ pub fn generate<B: Backend>(
 ) -> Result<Stats, Error> {
     let before = session.engine().backend.expert_cache_stats().unwrap_or_default();
     let start = Instant::now();
-    let mut hear = |done, total| on(Event::Prefill { done, total });
-    let prefill = session.prefill(request.prompt, &mut hear)?;
+    let mut progress = |done, total| on(Event::Prefill { done, total });
+    let prefill = session.prefill(request.prompt, &mut progress)?;
     let prefill_time = start.elapsed();
     let start = Instant::now();
     let (generated, ended) =
@@ -178,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_was_reused_is_said() {
+    fn prefill_is_described_by_reused_and_computed_tokens() {
         let said = |reused, source, computed| Prefill { reused, source, computed, stopped: false }.describe();
         assert_eq!(said(0, None, 1_234_567), "1,234,567 new");
         assert_eq!(said(128_004, Some(Source::Ram), 31), "128,004 tokens from snapshot, 31 new");

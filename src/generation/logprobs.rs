@@ -1,17 +1,16 @@
-//! How likely a token was: the logarithm of the softmax of the model's own logits, before any temperature,
-//! penalty, bias or grammar. A leaf.
+//! Log-probabilities of tokens: the log-softmax of the model's logits, before temperature, penalties, bias and grammar.
 
-/// What is told of one chosen token.
+/// The log-probabilities reported for one token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Logprobs {
-    /// Of the chosen token.
     pub chosen: f32,
-    /// The most likely tokens, best first.
+    /// The most likely tokens in descending order.
     pub top: Vec<(u32, f32)>,
 }
 
 impl Logprobs {
-    /// Of `token`, and of the `top` most likely ones; the lowest id first among equals. NaN counts as impossible.
+    /// Computes the log-probability of `token` and of the `top` most likely tokens; equal ones are ordered by id. NaN
+    /// has probability 0.
     pub fn of(logits: &[f32], token: u32, top: usize) -> Self {
         let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         let sum: f64 = logits.iter().filter(|l| !l.is_nan()).map(|l| f64::from(l - best).exp()).sum();
@@ -23,8 +22,8 @@ impl Logprobs {
     }
 }
 
-/// The `n` largest logits that are numbers, in descending order, the lowest id first among equals. Takes memory for `n` of
-/// them, whatever the vocabulary: the result may wait in a queue.
+/// Returns the `n` largest logits except NaN in descending order; equal ones are ordered by id. Allocates memory for
+/// `n` entries only, because the result may wait in a queue.
 fn largest(logits: &[f32], n: usize) -> Vec<(u32, f32)> {
     let mut top: Vec<(u32, f32)> = Vec::with_capacity(n.min(logits.len()));
     for (id, logit) in (0..).zip(logits.iter().copied()).filter(|(_, l)| !l.is_nan()) {
@@ -43,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn they_are_the_softmax_and_sorted() {
+    fn logprobs_are_the_log_softmax_and_sorted() {
         let l = Logprobs::of(&[0.0, 2.0, f32::NAN, 2.0, 1.0], 4, 3);
         let sum: f32 = [0.0f32, 2.0, 2.0, 1.0].iter().map(|x| x.exp()).sum();
         assert!((l.chosen - (1.0 - sum.ln())).abs() < 1e-6);
@@ -53,9 +52,9 @@ mod tests {
         assert_eq!(Logprobs::of(&[1.0, 1.0], 7, 0), Logprobs { chosen: f32::NEG_INFINITY, top: vec![] });
     }
 
-    /// At the real vocabulary, whose 163,840 candidates take 1.3 MB.
+    /// At the real vocabulary size, all 163,840 candidates would take 1.3 MB.
     #[test]
-    fn they_hold_no_more_memory_than_they_tell() {
+    fn logprobs_hold_memory_for_the_requested_tokens_only() {
         let logits: Vec<f32> =
             (0..163_840u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as f32).collect();
         let l = Logprobs::of(&logits, 0, 20);

@@ -1,5 +1,6 @@
-//! Generates replies: the decode loop ([`generate`]) over a session, which asks a [`decoder`] for each token, the sampler
-//! ([`sample`]) under a [`grammar`], and the [`detokenizer`] that turns tokens into final text. It knows no scheduler.
+//! Generates replies: the decode loop ([`generate`]) over a session, the [`decoder`] that chooses each token with the
+//! sampler ([`sample`]) under a [`grammar`], and the [`detokenizer`] that turns tokens into final text. It does not
+//! depend on the scheduler.
 
 pub mod conversation;
 pub mod decoder;

@@ -1,8 +1,8 @@
-//! From logits to one token: penalties, then top-k, top-p, min-p, temperature, and a seeded draw, in the order
-//! and with the meaning of llama.cpp. A leaf: knows no model and no text.
+//! The sampler: penalties, top-k, top-p, min-p, temperature, and a seeded draw, in the order and with the meaning of
+//! llama.cpp. It handles logits and token ids, not text.
 //!
-//! Most tokens are chosen among few: where the best logits are enough to tell ([`Sampler::sample_from_top_k`]), the others need
-//! not be brought from a device. Both ways draw alike.
+//! If the top-k logits determine the choice ([`Sampler::sample_from_top_k`]), the full row stays on the device. Both
+//! ways draw the same token.
 
 use kernels::backend::TopK;
 use rand_pcg::Pcg64Mcg;
@@ -12,40 +12,40 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How tokens are chosen.
+/// The sampling parameters of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct Sampling {
-    /// Sharpness of the choice; 0 always takes the most likely token
+    /// Sampling temperature; 0 selects the most likely token
     #[arg(long = "temp", visible_alias = "temperature", default_value_t = 0.6, value_parser = at_least::<0>)]
     pub temperature: f32,
-    /// Keep only the K most likely tokens (0: all)
+    /// Top-k sampling: keep the K most likely tokens (0: all)
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
-    /// Keep the most likely tokens that together have this probability
+    /// Top-p sampling: keep the most likely tokens whose probabilities add up to P
     #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = share)]
     pub top_p: f32,
-    /// Drop tokens less likely than this share of the most likely one
+    /// Min-p sampling: drop tokens with less than P times the probability of the most likely one
     #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     pub min_p: f32,
-    /// Divide the logits of recent tokens by this (1: off)
+    /// Repetition penalty: divide the logits of recent tokens by X (1: off)
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = at_least::<1>)]
     pub repeat_penalty: f32,
-    /// How many recent tokens are penalised
+    /// Number of recent tokens to penalise
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub repeat_last_n: usize,
-    /// Take this off the logits of tokens that the reply has
+    /// Presence penalty: subtract X from the logits of tokens that occur in the reply
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = penalty)]
     pub presence_penalty: f32,
-    /// Take this off the logits of tokens for each time that the reply has them
+    /// Frequency penalty: subtract X from the logits of a token for each occurrence in the reply
     #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = penalty)]
     pub frequency_penalty: f32,
-    /// Seed of the draw: the same seed, prompt and options give the same text (default: another each run)
+    /// Random seed: the same seed, prompt and options give the same text (default: random)
     #[arg(long, default_value_t = random_seed(), hide_default_value = true)]
     pub seed: u64,
 }
 
 impl Sampling {
-    /// Always the most likely token.
+    /// Parameters that always select the most likely token.
     pub fn greedy() -> Self {
         Sampling {
             temperature: 0.0,
@@ -76,42 +76,43 @@ fn penalty(text: &str) -> Result<f32, String> {
     value.ok_or_else(|| "expected a number from -2 to 2".into())
 }
 
-/// Another each time: the standard library's hash keys are random.
+/// Returns a random seed from the standard library's random hash keys.
 pub fn random_seed() -> u64 {
     RandomState::new().hash_one(0)
 }
 
-/// Candidates that are drawn from in descending order at most, so that the best of the logits are drawn from as all are;
-/// more are drawn from in the order of their ids.
+/// Up to this number, candidates are drawn from in descending order, so that sampling from the top-k logits equals
+/// sampling from the full row. More candidates are drawn from in the order of their ids.
 const MAX_SORTED: usize = 256;
 
-/// Draws tokens, one sequence's worth.
+/// Samples the tokens of one sequence.
 pub struct Sampler {
     how: Sampling,
-    /// Added to the logits of these tokens.
+    /// Logit bias by token.
     bias: Arc<[(u32, f32)]>,
     rng: Pcg64Mcg,
     candidates: Vec<(f32, u32)>,
-    /// How often each token was drawn; kept only for the penalties that count.
+    /// The number of times that each token was drawn, for presence and frequency penalties.
     drawn: HashMap<u32, u32>,
 }
 
-/// What says which tokens may come next: a grammar.
+/// A constraint on the next token, such as a grammar.
 pub trait Constraint: Send {
-    /// The tokens that may come next, a bit each, or None for all; an error is why none can be told.
+    /// Returns a bit mask of the allowed tokens, or `None` if all are allowed. An error states why no mask exists.
     fn allowed(&mut self) -> Result<Option<&[u32]>, String>;
-    /// Takes the token that came; an error where it was not allowed.
+    /// Advances by a token; returns an error if it was not allowed.
     fn accept(&mut self, token: u32) -> Result<(), String>;
-    /// Waits at most so long for what comes next to be known; whether [`Constraint::allowed`] then answers at once.
+    /// Waits up to the limit for the next mask; returns whether it is ready, so that [`Constraint::allowed`] does not
+    /// block.
     fn wait(&mut self, _limit: Duration) -> bool {
         true
     }
 }
 
 impl Sampler {
-    /// A sampler at the start of its seed's stream.
+    /// Creates a sampler with a generator seeded from `how.seed`.
     pub fn new(how: Sampling) -> Self {
-        // An odd multiplier spreads small seeds over the generator's state.
+        // An odd multiplier spreads small seeds over the state of the generator.
         let state = u128::from(how.seed).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835);
         Sampler {
             how,
@@ -122,14 +123,14 @@ impl Sampler {
         }
     }
 
-    /// Adds to the logits of some tokens.
+    /// Sets the logit bias of some tokens.
     pub fn with_bias(mut self, bias: Arc<[(u32, f32)]>) -> Self {
         self.bias = bias;
         self
     }
 
-    /// The next token after `recent`, from its logits `[vocab]`, among those whose bit is set in `allowed`. NaN
-    /// counts as impossible; None where every logit is NaN. Of several infinite ones the lowest id is taken.
+    /// Samples the token after `recent` from its logits `[vocab]` among those whose bit is set in `allowed`. NaN has
+    /// probability 0; returns `None` if all logits are NaN. Of several infinite logits the lowest id is selected.
     pub fn sample(&mut self, logits: &[f32], recent: &[u32], allowed: Option<&[u32]>) -> Option<u32> {
         if self.how.temperature <= 0.0 && self.uses_raw_logits() && allowed.is_none() {
             let token = argmax(logits);
@@ -151,12 +152,13 @@ impl Sampler {
         Some(token)
     }
 
-    /// How many of the last tokens [`Sampler::sample`] looks at.
+    /// The number of recent tokens that [`Sampler::sample`] needs.
     pub fn penalty_window(&self) -> usize {
         if self.how.repeat_penalty == 1.0 { 0 } else { self.how.repeat_last_n }
     }
 
-    /// How many of the best logits are likely to be enough for [`Sampler::sample_from_top_k`]; None where they never are.
+    /// Returns the number of top logits that usually suffice for [`Sampler::sample_from_top_k`]; `None` if they never
+    /// do.
     pub fn top_k_needed(&self) -> Option<usize> {
         let Sampling { temperature, top_k, top_p, min_p, .. } = self.how;
         let cuts = top_k > 0 || top_p < 1.0 || min_p > 0.0;
@@ -167,8 +169,8 @@ impl Sampler {
         }
     }
 
-    /// The token that [`Sampler::sample`] takes of all logits, but for the rounding of a sum, if their best ones are enough
-    /// to tell; None changes nothing.
+    /// Samples from the top-k logits if they determine the token that [`Sampler::sample`] selects from the full row,
+    /// up to the rounding of a sum. Otherwise returns `None` and does not advance the generator.
     pub fn sample_from_top_k(&mut self, best: &TopK) -> Option<u32> {
         self.top_k_needed()?;
         let (most, most_likely) = best.top.first().copied()?;
@@ -181,7 +183,7 @@ impl Sampler {
         (most.is_finite() && self.filter_candidates(others)).then(|| self.draw())
     }
 
-    /// Whether logits are taken as the model gives them.
+    /// Returns whether no penalty or bias changes the logits.
     fn uses_raw_logits(&self) -> bool {
         self.how.repeat_penalty == 1.0 && !self.counts_tokens() && self.bias.is_empty()
     }
@@ -199,7 +201,7 @@ impl Sampler {
         self.draw()
     }
 
-    /// Adds the biases. Candidates are in the order of their ids here, some missing.
+    /// Adds the biases to the candidates, which are in the order of their ids.
     fn apply_logit_bias(&mut self) {
         for (token, bias) in self.bias.iter() {
             if let Ok(at) = self.candidates.binary_search_by_key(token, |(_, i)| *i) {
@@ -224,8 +226,9 @@ impl Sampler {
         }
     }
 
-    /// Cuts by top-k, top-p and min-p; at least one candidate stays. Where there are others besides the candidates, none more
-    /// likely, `with_others` is the sum of all weights e^(l - best). Whether none of the others would stay.
+    /// Filters the candidates by top-k, top-p and min-p; at least one stays. If the candidates are only the top-k of
+    /// the row, `with_others` is the sum of e^(l - best) over the full row. Returns whether the filters exclude all
+    /// tokens besides the candidates.
     fn filter_candidates(&mut self, with_others: Option<f64>) -> bool {
         let all = &mut self.candidates;
         let mut alone = with_others.is_none();
@@ -235,7 +238,8 @@ impl Sampler {
             alone = true;
         }
         let best = all.iter().copied().reduce(better).map_or(0.0, |(l, _)| l);
-        // Tokens e^-30 below the best carry no weight in f32. Where a candidate goes, all others do.
+        // Tokens below e^-30 of the best have no weight in f32. If a candidate is dropped, so are all less likely
+        // tokens.
         let keep = |all: &mut Vec<(f32, u32)>, floor: f32| {
             let before = all.len();
             all.retain(|(l, _)| *l >= floor || *l == best);
@@ -247,7 +251,7 @@ impl Sampler {
                 Some(total) if !alone => total,
                 _ => all.iter().map(|(l, _)| f64::from((l - best).exp())).sum(),
             };
-            // How much of the others top-k leaves is not known.
+            // The weight of the tokens that top-k keeps besides the candidates is unknown.
             if !alone && self.how.top_k > 0 {
                 return false;
             }
@@ -277,13 +281,13 @@ impl Sampler {
     }
 }
 
-/// -0 equals 0.
+/// Compares candidates in descending order; -0 equals 0, ties by id.
 fn descending(a: &(f32, u32), b: &(f32, u32)) -> std::cmp::Ordering {
     (b.0 + 0.0).total_cmp(&(a.0 + 0.0)).then(a.1.cmp(&b.1))
 }
 
-/// Keeps the most likely candidates that together have the part `top_p` of all weights, or all candidates if they have
-/// less; whether they have it. They are few as a rule, so no more are sorted than are needed: all of a vocabulary of 164,000
+/// Keeps the most likely candidates that together have the fraction `top_p` of all weights; returns false and keeps
+/// all if they have less. Usually few remain, so only as many as needed are sorted: sorting a vocabulary of 164,000
 /// would take longer than a layer of the model.
 fn keep_nucleus(all: &mut Vec<(f32, u32)>, best: f32, total: f64, top_p: f32) -> bool {
     let (mut sum, mut sorted) = (0.0, 0);
@@ -306,9 +310,9 @@ fn keep_nucleus(all: &mut Vec<(f32, u32)>, best: f32, total: f64, top_p: f32) ->
     false
 }
 
-/// The most likely token, the lowest id among equals; 0 where every logit is NaN.
+/// Returns the most likely token, the lowest id among equals; 0 if all logits are NaN.
 pub fn argmax(logits: &[f32]) -> u32 {
-    // The value first, in lanes, then its place: a vocabulary of 163,840 takes 27 us, not 219.
+    // Finds the maximum in lanes, then its index: 27 us instead of 219 us for a vocabulary of 163,840.
     let larger = |a: f32, b: f32| if b > a { b } else { a };
     let mut lanes = [f32::NEG_INFINITY; 16];
     let (chunks, rest) = logits.as_chunks::<16>();
@@ -344,7 +348,7 @@ mod tests {
         seed: 7,
     };
 
-    /// Which of four tokens with logits 3, 2, 1, 0 are drawn in 4,000 tries, and how often.
+    /// Draws from four tokens with logits 1, 3, 0, 2 in 4,000 tries and counts each.
     fn drawn(how: Sampling) -> [usize; 4] {
         let mut sampler = Sampler::new(how);
         let mut counts = [0; 4];
@@ -354,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_best_and_survives_nan() {
+    fn greedy_selects_the_largest_and_ignores_nan() {
         assert_eq!(drawn(GREEDY), [0, 4000, 0, 0]);
         assert_eq!(argmax(&[f32::NAN, 1.0, 1.0]), 1);
         assert_eq!(argmax(&[f32::NAN]), 0);
@@ -367,8 +371,8 @@ mod tests {
         assert_eq!(Sampler::new(GREEDY).sample(&[], &[], None), None);
     }
 
-    /// Settings that take each way through the sampler.
-    fn ways() -> [Sampling; 5] {
+    /// Parameters that cover each path through the sampler.
+    fn paths() -> [Sampling; 5] {
         let hot = Sampling { temperature: 1.0, ..GREEDY };
         [
             GREEDY,
@@ -381,7 +385,7 @@ mod tests {
 
     #[test]
     fn no_token_is_drawn_where_every_logit_is_nan() {
-        for how in ways() {
+        for how in paths() {
             for len in [1, 3, 300] {
                 let logits = vec![f32::NAN; len];
                 assert_eq!(Sampler::new(how).sample(&logits, &[0], None), None, "{how:?}");
@@ -395,7 +399,7 @@ mod tests {
 
     #[test]
     fn infinite_logits_give_the_lowest_id_whatever_the_seed() {
-        for (how, seed) in ways().into_iter().flat_map(|how| (0..20).map(move |seed| (how, seed))) {
+        for (how, seed) in paths().into_iter().flat_map(|how| (0..20).map(move |seed| (how, seed))) {
             let how = Sampling { seed, ..how };
             for infinity in [f32::INFINITY, f32::NEG_INFINITY] {
                 for len in [3, 300, 2000] {
@@ -410,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn cuts_keep_what_they_say() {
+    fn filters_keep_the_expected_tokens() {
         let hot = Sampling { temperature: 1.0, ..GREEDY };
         assert_eq!(drawn(Sampling { top_k: 2, ..hot }).map(|n| n > 0), [false, true, false, true]);
         assert_eq!(drawn(Sampling { top_p: 0.9, ..hot }).map(|n| n > 0), [true, true, false, true]);
@@ -419,9 +423,9 @@ mod tests {
         assert_eq!(drawn(Sampling { min_p: 1.0, ..hot }), [0, 4000, 0, 0]);
     }
 
-    /// However few are sorted, the nucleus is that of all sorted.
+    /// Partial sorting gives the same nucleus as full sorting.
     #[test]
-    fn a_nucleus_is_cut_where_a_sorted_list_would_be() {
+    fn a_nucleus_equals_that_of_a_sorted_list() {
         let logits: Vec<(f32, u32)> = (0..5000u32).map(|i| ((i * 7919 % 5000) as f32 / 400.0, i)).collect();
         for top_p in [0.0, 0.01, 0.1, 0.5, 0.9, 0.999, 0.999_999] {
             let mut all = logits.clone();
@@ -468,7 +472,7 @@ mod tests {
     }
 
     #[test]
-    fn penalty_turns_from_repeats() {
+    fn repetition_penalty_avoids_recent_tokens() {
         let how = Sampling { repeat_penalty: 2.0, ..GREEDY };
         assert_eq!(Sampler::new(how).sample(&[1.0, 3.0, 2.0], &[1], None), Some(2));
         assert_eq!(Sampler::new(how).sample(&[-1.0, -0.6, -2.0], &[1], None), Some(0));
@@ -477,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn penalties_that_count_look_at_the_reply_alone() {
+    fn presence_and_frequency_penalties_count_the_reply_only() {
         let run = |how| {
             let mut sampler = Sampler::new(how);
             (0..4).map(|_| sampler.sample(&[1.0, 3.0, 2.5], &[1, 1], None).unwrap()).collect::<Vec<_>>()
@@ -488,7 +492,7 @@ mod tests {
     }
 
     #[test]
-    fn biases_and_masks_change_the_choice() {
+    fn biases_and_masks_change_the_token() {
         let sample = |bias: &[(u32, f32)], allowed: Option<&[u32]>| {
             Sampler::new(GREEDY).with_bias(bias.into()).sample(&[1.0, 3.0, 2.0], &[], allowed).unwrap()
         };
@@ -498,7 +502,7 @@ mod tests {
         assert_eq!(sample(&[(2, -9.0), (1, 9.0)], Some(&[0b101])), 0);
     }
 
-    /// Logits of many shapes: flat and peaked, with ties, with few numbers, with none.
+    /// Rows of many shapes: flat and peaked, with ties, with many or only NaN.
     fn shapes(n: &mut TestRng) -> Vec<Vec<f32>> {
         let mut all = Vec::new();
         for len in [1, 3, 255, 256, 257, 900, 2000] {
@@ -515,9 +519,9 @@ mod tests {
         all
     }
 
-    /// With the same seed, the best logits alone lead to the token that all lead to, or leave the sampler as it was.
+    /// With the same seed, the top-k logits give the token that the full row gives, or leave the sampler unchanged.
     #[test]
-    fn the_best_logits_are_enough_or_say_so() {
+    fn top_k_logits_suffice_or_return_none() {
         let mut n = TestRng::new(3);
         let (mut enough, mut not) = (0, 0);
         for logits in shapes(&mut n) {
@@ -546,10 +550,10 @@ mod tests {
         assert!(enough > 15_000 && not > 5_000, "{enough} enough, {not} not");
     }
 
-    /// The best 256 are enough where a tail falls like i^-1.5 or faster, which tails of language do as a rule; all logits are
-    /// asked for where nothing is cut, or changed.
+    /// The top 256 suffice if probabilities fall like i^-1.5 or faster, as they usually do for text; the full row is
+    /// needed without filters, or with penalties.
     #[test]
-    fn what_is_likely_is_among_the_best() {
+    fn top_k_is_used_for_steep_distributions_only() {
         let how = Sampling { temperature: 0.6, top_p: 0.95, ..GREEDY };
         let enough = |how: Sampling, exponent: f32| {
             let logits: Vec<f32> = (0..163_840).map(|i| -exponent * (1.0 + i as f32).ln()).collect();

@@ -1,8 +1,8 @@
-//! Snapshots on disk: finds the longest one for a prompt, brings it back, writes what is not there yet.
+//! The prefix cache on disk: finds the longest cached prefix of a prompt, restores it, and writes missing snapshots.
 //!
-//! Rows are written once, as pieces that continue one another; a state costs its 43 MiB (of the real model) and the
-//! rows since the one before it. Nothing is kept in memory about the directory but the tokens of files whose
-//! header was checked, which their names stand for. Next: [`super::disk_index`] (names, room), [`super::file`] (bytes).
+//! Rows are written once, in a chain of files; a state costs 43 MiB (of the real model) and the rows since the previous
+//! state. Only the tokens of files with checked headers are cached in memory, by the ids in the file names. Next:
+//! [`super::disk_index`] (names, eviction), [`super::file`] (format).
 
 use super::disk_index::{Folder, Listing, Room};
 use super::file::{self, Header, Id, check, id_of, same};
@@ -22,43 +22,42 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A state is written when it saves reading this many tokens: seconds on a CPU. Each costs the disk 43 MiB.
+/// A state is written if it saves the prefill of this many tokens, which takes seconds on a CPU. Each state costs 43
+/// MiB of disk.
 pub const WORTH_TOKENS: usize = 256;
 
-/// What a model's states look like.
+/// The dimensions of a model's states.
 #[derive(Clone)]
 pub struct Shape {
-    /// Hyperparameters.
     pub config: Config,
-    /// How latent rows are stored.
+    /// The data type of the KV cache.
     pub cache: CacheFormat,
-    /// Bytes of the parts.
     pub sizes: Sizes,
 }
 
-/// The snapshots of one model in a directory.
+/// The prefix cache of one model in a directory.
 pub struct Disk {
     folder: Folder,
     key: Key,
     shape: Shape,
     state: StateType,
-    /// Of rows whose header was checked.
+    /// The tokens of rows files whose header was checked.
     tokens: Mutex<HashMap<Id, Arc<[u32]>>>,
-    /// Is told of damage and failures, a line each.
+    /// Receives damage and failures, one line each.
     log: Log,
-    said: Said,
-    /// The system refused to write: nothing is written any more.
+    reported: Reported,
+    /// Set after a write error; stops all writing.
     stopped: AtomicBool,
 }
 
-/// What is said once.
+/// Conditions that are logged only once.
 #[derive(Default)]
-struct Said {
+struct Reported {
     full: AtomicBool,
     foreign: AtomicBool,
 }
 
-/// A piece of rows on the way to a state.
+/// One rows file in the chain of a state.
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     id: Id,
@@ -67,17 +66,18 @@ struct Piece {
     len: usize,
 }
 
-/// What went wrong with which file.
+/// A file and its error.
 type Failure = (PathBuf, Error);
 
 impl Disk {
-    /// The snapshots under `key` in a directory, which need not be there yet.
+    /// Opens the snapshots under `key` in a directory, which need not exist.
     pub fn new(folder: Folder, key: Key, shape: Shape, state: StateType, log: Log) -> Disk {
-        let (tokens, said, stopped) = (Mutex::default(), Said::default(), AtomicBool::new(false));
-        Disk { folder, key, shape, state, tokens, log, said, stopped }
+        let (tokens, reported, stopped) = (Mutex::default(), Reported::default(), AtomicBool::new(false));
+        Disk { folder, key, shape, state, tokens, log, reported, stopped }
     }
 
-    /// The state that covers most of `prompt`, if more than `least` tokens; of all of it only one with logits.
+    /// Restores the longest cached prefix of `prompt` with more than `least` tokens; a state of the whole prompt
+    /// needs logits.
     pub fn longest_prefix<B: Backend>(
         &self,
         b: &B,
@@ -106,7 +106,7 @@ impl Disk {
         None
     }
 
-    /// Writes a state and the rows that are not there. Unless `always`, only if it saves [`WORTH_TOKENS`].
+    /// Writes a state and its missing rows if it saves [`WORTH_TOKENS`] tokens, or if `always` is set.
     pub(super) fn save<B: Backend>(
         &self,
         b: &B,
@@ -114,14 +114,14 @@ impl Disk {
         snapshot: &Snapshot<B>,
         always: bool,
     ) {
-        // What is too short whatever is there does not wait for the key.
+        // A sequence that is too short in any case does not wait for the key.
         let worth = always || sequence.1.len() >= WORTH_TOKENS;
         if !worth || self.stopped.load(Ordering::Relaxed) {
             return;
         }
         if let Err((path, e)) = self.try_save(b, sequence, snapshot, always) {
             match e.kind() {
-                // Removed by another process, held by another, or damaged: the next may be written.
+                // A file was removed or locked by another process, or is damaged; the next write may succeed.
                 ErrorKind::NotFound
                 | ErrorKind::TimedOut
                 | ErrorKind::InvalidData
@@ -133,7 +133,7 @@ impl Disk {
                     let need = mib(self.worst(sequence.1.len()));
                     let (path, free) = (path.display(), mib(self.folder.free()));
                     let line =
-                        format!("{path}: {e}: {need} needed, {free} free: the cache is not written any more");
+                        format!("{path}: {e}: {need} needed, {free} free; no more snapshots are written");
                     (self.log)(&line);
                 }
             }
@@ -167,13 +167,13 @@ impl Disk {
         let (need, on) = (rows + body + file::OVERHEAD, chain.last().map(|p| p.id));
         let room = self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))?;
         if room != Room::Enough {
-            if !self.said.full.swap(true, Ordering::Relaxed) {
+            if !self.reported.full.swap(true, Ordering::Relaxed) {
                 let why = match room {
                     Room::Disk(free) => format!("{} free, of which half may be used", mib(free)),
                     Room::Budget(bytes) => format!("--cache-size is {}", mib(bytes)),
                     Room::Enough => String::new(),
                 };
-                (self.log)(&format!("{}: no room for a snapshot of {}: {why}", dir.display(), mib(need)));
+                (self.log)(&format!("{}: no space for a snapshot of {}: {why}", dir.display(), mib(need)));
             }
             return Ok(());
         }
@@ -193,7 +193,7 @@ impl Disk {
         file::write(&path, &header, &body).map_err(|e| (path, e))
     }
 
-    /// Brings back the rows of a chain and the state after them.
+    /// Restores the rows of a chain and the state after them.
     fn load<B: Backend>(
         &self,
         b: &B,
@@ -208,7 +208,7 @@ impl Disk {
             let fit = [piece.len as u64 * sizes.row];
             file::read(&path, &self.header(*piece, tokens), &fit, body).map_err(|e| (path, e))
         };
-        // A thread reads and checks while this one copies: memory that is touched for the first time is slow.
+        // A thread reads and checks files while this one copies; first-touched memory is slow.
         let mut body = std::thread::scope(|scope| {
             let (full, rows) = sync_channel(1);
             let (back, empty) = sync_channel(2);
@@ -216,7 +216,7 @@ impl Disk {
             scope.spawn(move || {
                 for (piece, mut body) in chain.iter().zip(empty) {
                     let done = read(piece, &mut body).map(|()| body);
-                    // Nobody takes more after a failure.
+                    // The receiver is dropped after a failure.
                     if full.send(done).is_err() {
                         return;
                     }
@@ -238,7 +238,7 @@ impl Disk {
         Ok(Hit { len: end(chain), state, logits, source: Source::Disk })
     }
 
-    /// [`super::Store::farthest`] of the states here.
+    /// Does [`super::Store::farthest`] for the states on disk.
     pub fn farthest(
         &self,
         namespace: Namespace,
@@ -255,18 +255,18 @@ impl Disk {
         Some((at, tokens.concat()))
     }
 
-    /// The files that are there, if there are any and the key is known or `worth` its time.
+    /// Lists the files if there are any, and the key is cheap or `worth` its time.
     fn list_for_lookup(&self, worth: bool) -> Option<Listing> {
         let listing = self.list().ok().filter(|listing| !listing.rows.is_empty())?;
         self.key.is_ready(worth, &self.log).then_some(listing)
     }
 
-    /// The files that are there; what is known of others is forgotten.
+    /// Lists the files and drops cached tokens of removed ones.
     fn list(&self) -> Result<Listing> {
         let listing = self.folder.list()?;
-        if listing.foreign > 0 && !self.said.foreign.swap(true, Ordering::Relaxed) {
+        if listing.foreign > 0 && !self.reported.foreign.swap(true, Ordering::Relaxed) {
             let (dir, files) = (self.folder.dir.display(), listing.foreign);
-            (self.log)(&format!("{dir}: {files} files are links, pipes or another user's: not used"));
+            (self.log)(&format!("{dir}: {files} files ignored: links, pipes, or owned by another user"));
         }
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.len() > 2 * listing.rows.len() + 64 {
@@ -276,13 +276,13 @@ impl Disk {
         Ok(listing)
     }
 
-    /// All chains of rows that `tokens` begins with.
+    /// Returns all chains of rows that are prefixes of `tokens`.
     fn prefixes(&self, listing: &Listing, root: Id, tokens: &[u32]) -> Vec<Vec<Piece>> {
         let read = |at: usize, own: &[u32]| tokens[at..].starts_with(own).then_some(at + own.len());
         self.chains(listing, root, read).into_iter().map(|(_, chain)| chain).collect()
     }
 
-    /// All chains of rows whose tokens a reader accepts, with its position after them.
+    /// Returns all chains of rows whose tokens a matcher accepts, with its position after them.
     fn chains(
         &self,
         listing: &Listing,
@@ -306,7 +306,7 @@ impl Disk {
         found
     }
 
-    /// The tokens of rows, by their header.
+    /// Returns the tokens of a rows file from its header.
     fn tokens_of(&self, piece: Piece) -> Option<Arc<[u32]>> {
         let lock = || self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tokens) = lock().get(&piece.id) {
@@ -332,7 +332,7 @@ impl Disk {
         }
     }
 
-    /// What the first rows of a namespace continue: the key, salted for all but the shared one.
+    /// Returns the parent id of a namespace's first rows: the key, salted except for the shared namespace.
     fn root(&self, namespace: Namespace) -> Id {
         let key = self.key();
         let salted =
@@ -344,13 +344,13 @@ impl Disk {
         self.key.get(&self.log)
     }
 
-    /// Bytes of a snapshot of so many tokens of which nothing is there.
+    /// The bytes of a snapshot without any shared rows.
     fn worst(&self, tokens: usize) -> u64 {
         let sizes = self.shape.sizes;
         tokens as u64 * (sizes.row + 4) + self.recurrent() + sizes.logits + 2 * file::OVERHEAD
     }
 
-    /// Bytes of S and the tails in a file.
+    /// The bytes of KDA states and convolution inputs in a file.
     fn recurrent(&self) -> u64 {
         self.state.bytes(self.shape.sizes.recurrent)
     }
@@ -369,12 +369,12 @@ impl Disk {
         (self.folder.state_path(id), header)
     }
 
-    /// Says what failed, and removes a file that is not what it should be.
+    /// Logs a failure, and removes the file if it is damaged.
     fn failed(&self, path: &Path, e: &Error) {
         match e.kind() {
-            ErrorKind::NotFound => {} // somebody made room
+            ErrorKind::NotFound => {} // evicted by another process
             ErrorKind::InvalidData | ErrorKind::UnexpectedEof => {
-                (self.log)(&format!("{}: {e}: dropped, to be read again", path.display()));
+                (self.log)(&format!("{}: {e}: discarded, its tokens are prefilled again", path.display()));
                 if let Err(e) = private_file::remove(path) {
                     (self.log)(&format!("{}: {e}", path.display()));
                 }
@@ -384,8 +384,8 @@ impl Disk {
     }
 }
 
-/// The pieces that are missing after a chain. One ends at each waypoint, so none takes more memory on its way
-/// than the rows between two.
+/// Returns the rows files that are missing after a chain. Each ends at a checkpoint interval at the latest, which
+/// bounds the memory of writing one.
 fn pieces(root: Id, tokens: &[u32], chain: &[Piece]) -> Vec<Piece> {
     let (mut before, mut parent) = (end(chain), chain.last().map_or(root, |p| p.id));
     let mut pieces = Vec::new();
@@ -398,12 +398,12 @@ fn pieces(root: Id, tokens: &[u32], chain: &[Piece]) -> Vec<Piece> {
     pieces
 }
 
-/// Tokens of a chain.
+/// The number of tokens of a chain.
 fn end(chain: &[Piece]) -> usize {
     chain.last().map_or(0, |p| p.before + p.len)
 }
 
-/// As people read sizes.
+/// Formats a size in MiB.
 fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }

@@ -1,14 +1,14 @@
-//! The directory of snapshot files, from their names alone: which continue which, what they weigh, what goes when
-//! there is no room. All models share it, and all processes.
+//! The index of the cache directory from file names and sizes: chains of rows, states, and eviction. All models and
+//! processes share the directory.
 //!
 //! ```text
 //! ID-PARENT.first   rows of the first tokens; PARENT is the model's key      ID.state   a state after rows ID
 //! ID-PARENT.rows    rows that continue those of PARENT                       *.tmp      not finished
 //! lock              held by the process that writes or makes room  DEVICE-AND-INODE.model   a model file's fingerprint
 //! ```
-//! Files of other users, links and pipes are not used, whatever their names; nor are files that others may write.
-//! Any file may vanish at any time: what needs it is then of no use, and goes when room is made next. A state's time
-//! of change is that of its last use. Next: [`super::disk`].
+//! Files of other users, links, pipes, and files that others may write are ignored. Any file may vanish at any time;
+//! files that depend on it are removed by the next eviction. The modification time of a state is the time of its last
+//! use (LRU). Next: [`super::disk`].
 
 use super::file::Id;
 use crate::io::private_file;
@@ -18,69 +18,64 @@ use std::io::{Error, ErrorKind, Result};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How long another process may hold the lock.
+/// The timeout for the lock of another process.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// The extension of fingerprints of models.
+/// The extension of fingerprint files of models.
 pub const MODEL: &str = "model";
 
-/// Fingerprints that are kept; each is some hundred bytes.
+/// The maximum number of fingerprint files, of about a hundred bytes each.
 const MODELS: usize = 256;
 
-/// The directory.
+/// The cache directory with its size limit.
 #[derive(Debug)]
 pub struct Folder {
-    /// Where it is.
     pub dir: PathBuf,
-    /// Bytes of all files at most.
+    /// Maximum bytes of all files.
     pub budget: u64,
 }
 
-/// The files that are there.
+/// The files in the directory.
 #[derive(Debug, Default)]
 pub struct Listing {
-    /// Rows by their id.
     pub rows: HashMap<Id, Rows>,
-    /// States by the id of the rows they end with.
+    /// State files by the id of their last rows file.
     pub states: HashMap<Id, StateFile>,
-    /// Unfinished files, if the lock is held, and files that other users may write.
+    /// Files to remove: unfinished ones, and ones that other users may write.
     useless: Vec<PathBuf>,
-    /// Fingerprints of models: time of change, path, bytes.
+    /// Fingerprint files: modification time, path, bytes.
     models: Vec<(SystemTime, PathBuf, u64)>,
-    /// Files with names of ours that another user owns, and such links and pipes.
+    /// The number of ignored files: links, pipes, and files of other users.
     pub foreign: usize,
-    /// Bytes of all files.
+    /// Total bytes of all files.
     pub bytes: u64,
 }
 
-/// A file of rows.
 #[derive(Debug)]
 pub struct Rows {
-    /// What it continues: other rows, or the key.
+    /// The id of the preceding rows file, or the key.
     pub parent: Id,
-    /// Whether it continues the key.
+    /// Whether the parent is the key.
     pub first: bool,
     bytes: u64,
 }
 
-/// A state's file.
 #[derive(Debug)]
 pub struct StateFile {
-    /// Its size.
     pub bytes: u64,
     used: SystemTime,
 }
 
 impl Folder {
-    /// Makes the directory, for its owner only: snapshots hold the tokens of what was read.
+    /// Creates the directory with access for its owner only, because snapshots contain the tokens of prompts.
     ///
     /// # Errors
-    /// Those of the system; a directory of another user.
+    /// Errors of the operating system; the directory belongs to another user.
     pub fn create(&self) -> Result<()> {
         private_file::create_dir(&self.dir)
     }
 
-    /// What is to be said of the directory's mode.
+    /// Returns a warning if other users may write in the directory.
     pub fn warning(&self) -> Option<String> {
         let mode = private_file::writable_by_others(&fs::metadata(&self.dir).ok()?)?;
         let dir = self.dir.display();
@@ -89,30 +84,30 @@ impl Folder {
         ))
     }
 
-    /// The path of rows.
+    /// Returns the path of a rows file.
     pub fn rows_path(&self, id: Id, parent: Id, first: bool) -> PathBuf {
         let kind = if first { "first" } else { "rows" };
         self.dir.join(format!("{id:032x}-{parent:032x}.{kind}"))
     }
 
-    /// The path of a state.
+    /// Returns the path of a state file.
     pub fn state_path(&self, id: Id) -> PathBuf {
         self.dir.join(format!("{id:032x}.state"))
     }
 
-    /// The files that are there.
+    /// Lists the files in the directory.
     pub fn list(&self) -> Result<Listing> {
         let mut listing = Listing::default();
         for entry in fs::read_dir(&self.dir)? {
             let entry = entry?;
-            // Another process may have removed it since.
+            // Another process may have removed the file.
             let Ok(about) = entry.metadata() else { continue };
             listing.add(&entry.path(), &about);
         }
         Ok(listing)
     }
 
-    /// Waits until this process alone may write; that ends when the file is dropped.
+    /// Waits for the exclusive write lock, which is released when the file is dropped.
     pub fn lock(&self) -> Result<File> {
         self.create()?;
         let path = self.dir.join("lock");
@@ -124,7 +119,7 @@ impl Folder {
         loop {
             match file.try_lock() {
                 Ok(()) => return Ok(file),
-                // Without locks two processes may write the same file: what comes of it has a wrong checksum.
+                // Without locks two processes may write the same file, which then has a wrong checksum.
                 Err(fs::TryLockError::Error(e)) if e.kind() == ErrorKind::Unsupported => return Ok(file),
                 Err(fs::TryLockError::Error(e)) => return Err(e),
                 Err(fs::TryLockError::WouldBlock) if start.elapsed() > PATIENCE => {
@@ -135,15 +130,16 @@ impl Folder {
         }
     }
 
-    /// Says that a state was used just now.
+    /// Marks a state as used now.
     pub fn touch(&self, id: Id) {
         let file = private_file::open_append(&self.state_path(id));
-        // A state that cannot be marked is merely the first to go.
+        // A state that cannot be marked is evicted first.
         let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
     }
 
-    /// Removes what is of no use, then the states used least recently and the rows only they need, until `need`
-    /// bytes fit. The rows up to `chain` stay. Says why, when that is not enough. The lock must be held.
+    /// Evicts until `need` bytes fit: removes useless files, then the least recently used states with the rows that
+    /// only they need. The rows up to `chain` stay. Returns the reason if the space does not suffice. The lock must
+    /// be held.
     pub fn make_room(&self, listing: &Listing, need: u64, chain: Option<Id>) -> Result<Room> {
         for path in &listing.useless {
             private_file::remove(path)?;
@@ -162,7 +158,7 @@ impl Folder {
         let mut total = need + kept.iter().map(|(_, _, bytes)| bytes).sum::<u64>();
         for (id, state) in &listing.states {
             let Some(ancestors) = listing.ancestors(*id) else {
-                private_file::remove(&self.state_path(*id))?; // some of its rows are gone
+                private_file::remove(&self.state_path(*id))?; // some of its rows are missing
                 continue;
             };
             ancestors.into_iter().for_each(|id| *needed.entry(id).or_default() += 1);
@@ -198,20 +194,20 @@ impl Folder {
         })
     }
 
-    /// Bytes that are free on the disk.
+    /// The free bytes on the disk.
     pub fn free(&self) -> u64 {
         fs4::available_space(&self.dir).unwrap_or(u64::MAX)
     }
 }
 
-/// Whether there is room for a snapshot.
+/// The result of [`Folder::make_room`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// It fits.
     Enough,
-    /// The budget, of so many bytes, is too small.
+    /// The budget of this many bytes is too small.
     Budget(u64),
-    /// The disk, with so many bytes free, is too small: the cache takes at most half of what would be free without it.
+    /// The disk with this many free bytes is too small: the cache uses at most half of the space that is free without
+    /// it.
     Disk(u64),
 }
 
@@ -224,7 +220,7 @@ impl Listing {
             ("rows" | "first", Some(ids)) if ids.len() == 2 => ids,
             ("state" | MODEL, Some(ids)) if ids.len() == 1 => ids,
             ("tmp", Some(ids)) => ids,
-            _ => return, // not ours
+            _ => return, // not a cache file
         };
         if !about.is_file() || private_file::foreign_owner(about).is_some() {
             self.foreign += 1;
@@ -243,12 +239,12 @@ impl Listing {
         }
     }
 
-    /// The rows from `id` back to the first; None when some are missing.
+    /// Returns the rows from `id` back to the first; `None` if some are missing.
     fn ancestors(&self, id: Id) -> Option<Vec<Id>> {
         let (mut at, mut found, mut seen) = (id, Vec::new(), HashSet::new());
         loop {
             let rows = self.rows.get(&at)?;
-            // Names that go in a circle are nobody's chain.
+            // A cycle of names is not a chain.
             if !seen.insert(at) {
                 return None;
             }
@@ -265,8 +261,7 @@ impl Listing {
 mod tests {
     use super::*;
 
-    /// A folder with rows 1 <- 2 <- 3 and 1 <- 4 of 100 bytes, and states of 10 bytes after 2, 3 and 4, used in
-    /// that order.
+    /// Creates rows 1 <- 2 <- 3 and 1 <- 4 of 100 bytes, and states of 10 bytes after 2, 3 and 4, used in that order.
     fn folder(budget: u64) -> (tempfile::TempDir, Folder) {
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder { dir: dir.path().to_owned(), budget };
@@ -301,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn the_states_used_least_recently_go_with_the_rows_that_only_they_need() {
+    fn least_recently_used_states_are_evicted_with_their_rows() {
         check(1000, 100, None, true, &[1, 2, 3, 4], &[2, 3, 4]);
         check(430, 1, None, true, &[1, 2, 3, 4], &[3, 4]);
         check(430, 11, None, true, &[1, 4], &[4]);
@@ -313,7 +308,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn the_directory_is_its_owners() {
+    fn the_directory_is_private_to_its_owner() {
         use std::os::unix::fs::PermissionsExt;
         let dir = tempfile::tempdir().unwrap();
         let folder = Folder { dir: dir.path().join("kimi"), budget: 0 };
@@ -322,7 +317,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_used_goes() {
+    fn useless_files_are_removed() {
         let (_dir, folder) = folder(1000);
         let foreign = folder.dir.join("notes.txt");
         fs::write(&foreign, "x").unwrap();
@@ -336,7 +331,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_that_is_used_stays_longest() {
+    fn a_used_state_is_evicted_last() {
         let (_dir, folder) = folder(430);
         folder.touch(2);
         let _lock = folder.lock().unwrap();
@@ -344,9 +339,9 @@ mod tests {
         assert_eq!(left(&folder), (vec![1, 2], vec![2]));
     }
 
-    /// A clock that was wrong, now or then: times before 1970 are times.
+    /// Modification times before 1970 are valid, as after a wrong clock.
     #[test]
-    fn states_used_before_1970_go_first() {
+    fn states_used_before_1970_are_evicted_first() {
         let (_dir, folder) = folder(430);
         let old = SystemTime::UNIX_EPOCH - Duration::from_secs(86_400);
         File::options().append(true).open(folder.state_path(4)).unwrap().set_modified(old).unwrap();
@@ -374,7 +369,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn links_pipes_and_files_that_others_may_write_are_not_used() {
+    fn links_pipes_and_files_that_others_may_write_are_ignored() {
         use std::os::unix::fs::{PermissionsExt, chown, symlink};
         let (_dir, folder) = folder(1000);
         let (target, state) = (folder.dir.join("notes"), folder.state_path(3));

@@ -1,4 +1,4 @@
-//! A snapshot's files: rows of the latent, and states. This file is their format; it knows no directory.
+//! The file format of snapshots: KV cache rows, and states. Next: [`super::disk`] (the directory).
 //!
 //! ```text
 //!  0  magic "KIMISNP1"                    56  tokens before (u64)
@@ -10,10 +10,10 @@
 //!            state: S and tails of all KDA layers (f32 or f16, as the key says), then the logits (f32), if any
 //!     checksum of the body, seeded with the header's (u64)
 //! ```
-//! All numbers are little-endian. A rows file's id is the hash of its parent's id (the key for the first) and its
-//! token ids, so an id stands for all tokens from the beginning. A state has the id of the rows it ends with. A
-//! file is used when its length, its checksums, its place in the chain and its tokens are what they should be.
-//! Next: [`super::disk`].
+//! All numbers are little-endian. The id of a rows file is the hash of its parent's id (the key for the first) and its
+//! token ids, so an id identifies all tokens from the start. A state has the id of its last rows file. A file is used
+//! only if its length, checksums, position in the chain and tokens are valid.
+//!
 
 use crate::io::private_file;
 use std::borrow::Cow;
@@ -22,55 +22,54 @@ use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::path::Path;
 use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-/// Names the tokens from the beginning to some length, under one key.
+/// Identifies a prefix of tokens under one key.
 pub type Id = u128;
 
 const MAGIC: &[u8; 8] = b"KIMISNP1";
 const FIXED: usize = 80;
-/// Bytes of a file beside tokens and body.
+/// Bytes of a file besides tokens and body.
 pub const OVERHEAD: u64 = FIXED as u64 + 16;
-/// More tokens in one file are nonsense.
+/// The maximum number of tokens in one file.
 const MAX_TOKENS: u64 = 1 << 24;
 
-/// What a file says of itself.
+/// The header of a file, described at the head of this module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Model, cache format and build.
+    /// The key of model, cache format and build.
     pub key: Id,
-    /// See the head of this file.
+    /// The id of the tokens up to the end of this file.
     pub id: Id,
-    /// Of the rows before.
+    /// The id of the preceding rows file.
     pub parent: Id,
-    /// Tokens before.
+    /// The number of preceding tokens.
     pub before: u64,
-    /// The tokens.
     pub tokens: Vec<u32>,
 }
 
-/// The id of rows of `tokens` after those of `parent`. BLAKE3, since clients choose the tokens.
+/// Computes the id of the rows of `tokens` after those of `parent`, with BLAKE3, because clients choose the tokens.
 pub fn chain(parent: Id, tokens: &[u32]) -> Id {
     let mut bytes = parent.to_le_bytes().to_vec();
     bytes.extend(tokens.iter().flat_map(|t| t.to_le_bytes()));
     id_of(blake3::Hasher::new().update(&bytes))
 }
 
-/// The first half of a hash.
+/// Returns the first 16 bytes of a hash.
 pub fn id_of(hash: &blake3::Hasher) -> Id {
     let mut id = [0; 16];
     hash.finalize_xof().fill(&mut id);
     Id::from_le_bytes(id)
 }
 
-/// Writes a file that is there under its name when it is whole, or not at all.
+/// Writes a file under a temporary name and renames it when complete.
 ///
 /// # Errors
-/// Those of the system; nothing of the file is left then.
+/// Errors of the operating system; the temporary file is removed.
 pub fn write(path: &Path, header: &Header, body: &[u8]) -> Result<()> {
     let part = path.with_extension("tmp");
     write_part(&part, header, body)
         .and_then(|()| std::fs::rename(&part, path))
         .inspect_err(|_| drop(private_file::remove(&part)))?;
-    // The name itself is on the disk when its directory is; not every system can say so.
+    // The name is on disk once its directory is synced, which not every system supports.
     if let Some(Ok(dir)) = path.parent().map(File::open) {
         let _ = dir.sync_all();
     }
@@ -86,30 +85,30 @@ fn write_part(part: &Path, header: &Header, body: &[u8]) -> Result<()> {
     file.sync_data()
 }
 
-/// The header of a file, checked against the file's length and its checksum.
+/// Reads the header of a file and checks it against the file's length and checksum.
 pub fn read_header(path: &Path) -> Result<Header> {
     let file = private_file::open(path)?;
     let length = file.metadata()?.len();
     Ok(parse_header(&mut &file, length)?.0)
 }
 
-/// The body of a file whose header is as expected, of one of the sizes that fit; everything is checked. It is what is in
-/// `body` then, whose memory serves file after file.
+/// Reads and checks a file with the expected header and one of the expected body sizes. Replaces the contents of
+/// `body`, whose memory is reused for file after file.
 pub fn read(path: &Path, expected: &Header, sizes: &[u64], body: &mut Vec<u8>) -> Result<()> {
     let file = private_file::open(path)?;
     let length = file.metadata()?.len();
     let mut file = &file;
     let (header, bytes, sum) = parse_header(&mut file, length)?;
     same(expected, &header)?;
-    // Before memory of the size that the file claims is allocated.
+    // Checks the claimed size before allocating memory for it.
     check("bytes of the body", *sizes.iter().find(|size| **size == bytes).unwrap_or(&sizes[0]), bytes)?;
     read_body(file, bytes, sum, body)
 }
 
-/// A whole file that is in memory: its header and body.
+/// Parses a whole file in memory into its header and body.
 ///
 /// # Errors
-/// It is not whole, or damaged.
+/// The file is truncated or damaged.
 pub fn parse(mut bytes: &[u8]) -> Result<(Header, Vec<u8>)> {
     let length = bytes.len() as u64;
     let (header, size, sum) = parse_header(&mut bytes, length)?;
@@ -118,12 +117,12 @@ pub fn parse(mut bytes: &[u8]) -> Result<(Header, Vec<u8>)> {
     Ok((header, body))
 }
 
-/// The bytes of a file.
+/// Encodes a file as bytes.
 pub fn encode(header: &Header, body: &[u8]) -> Vec<u8> {
     pieces(&header.encode(body.len() as u64), body).concat()
 }
 
-/// Header, its checksum, body, its checksum.
+/// Returns the parts of a file: header, its checksum, body, its checksum.
 fn pieces<'a>(head: &'a [u8], body: &'a [u8]) -> [Cow<'a, [u8]>; 4] {
     let sum = xxh3_64(head);
     let sums = [sum, xxh3_64_with_seed(body, sum)].map(|sum| sum.to_le_bytes().to_vec());
@@ -141,7 +140,7 @@ fn read_body(mut file: impl Read, bytes: u64, sum: u64, body: &mut Vec<u8>) -> R
     check("checksum of the body", u64::from_le_bytes(expected), xxh3_64_with_seed(body, sum))
 }
 
-/// Asserts that a file's header is as expected.
+/// Compares a file's header with the expected one.
 pub fn same(expected: &Header, found: &Header) -> Result<()> {
     check("key", expected.key, found.key)?;
     check("id", expected.id, found.id)?;
@@ -161,7 +160,7 @@ impl Header {
     }
 }
 
-/// The header, the body's bytes and the header's checksum, from the beginning of a file of `length` bytes.
+/// Parses the header of a file of `length` bytes; returns it with the size of the body and the header's checksum.
 fn parse_header(file: &mut impl Read, length: u64) -> Result<(Header, u64, u64)> {
     let mut head = vec![0; FIXED];
     file.read_exact(&mut head)?;
@@ -174,7 +173,7 @@ fn parse_header(file: &mut impl Read, length: u64) -> Result<(Header, u64, u64)>
     if tokens > MAX_TOKENS {
         return Err(bad(format!("tokens: expected at most {MAX_TOKENS}, found {tokens}")));
     }
-    // Before anything of the sizes that the header claims is allocated.
+    // Checks the claimed sizes before allocating memory for them.
     check("length", (OVERHEAD + 4 * tokens).saturating_add(body), length)?;
     let (key, own, parent) = (id(8), id(24), id(40));
     head.resize(FIXED + 4 * tokens as usize, 0);
@@ -187,7 +186,7 @@ fn parse_header(file: &mut impl Read, length: u64) -> Result<(Header, u64, u64)>
     Ok((Header { key, id: own, parent, before, tokens }, body, sum))
 }
 
-/// Asserts that a file is what its name and its chain say.
+/// Returns an error if an expected and a found value differ.
 pub fn check<T: PartialEq + std::fmt::Display>(what: &str, expected: T, found: T) -> Result<()> {
     if expected == found { Ok(()) } else { Err(bad(format!("{what}: expected {expected}, found {found}"))) }
 }
@@ -210,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_is_read() {
+    fn files_round_trip() {
         let dir = tempfile::tempdir().unwrap();
         let (path, header, body) = sample(dir.path());
         assert_eq!(read_header(&path).unwrap(), header);
@@ -222,7 +221,7 @@ mod tests {
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
-    /// Every bit of the file, every length, a byte more.
+    /// Flips every bit, and tries every shorter length and one byte more.
     #[test]
     fn no_damage_is_accepted() {
         let dir = tempfile::tempdir().unwrap();
@@ -242,7 +241,7 @@ mod tests {
         refused(&[&whole[..], &[0]].concat(), "a byte more".into());
     }
 
-    /// A sparse file of a terabyte with a sound header: no memory is taken for it.
+    /// A sparse file of a terabyte with a valid header; no memory is allocated for it.
     #[test]
     fn a_body_of_another_size_is_refused_before_it_is_read() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,10 +1,10 @@
-//! The hash of a model file's whole contents, remembered beside the snapshots so that a known file costs one small read.
+//! The hash of a model file's whole contents, recorded beside the snapshots, so that a known file costs one small read.
 //!
-//! A file is read whole once, on the thread that first has something to write. The hash is kept under the file's
-//! identity: device, inode, size, time of modification and of status change. The last cannot be set back by a program,
-//! so a file overwritten in place is another file even with its old size and time; a copy or a renamed file hashes to
-//! the same. Until a large file is hashed nothing is looked up for it, unless a file with the same [`sample`] was hashed
-//! before. BLAKE3, since a model file may be crafted.
+//! A file is hashed once, on the thread that first writes a snapshot. The hash is recorded under the file's identity:
+//! device, inode, size, and times of modification and status change. Programs cannot set the status change time, so a
+//! file overwritten in place has a new identity even with its old size and modification time; a copy or a renamed file
+//! has the same hash. Lookups for a large file start after it is hashed, or if a file with the same [`sample`] was
+//! hashed before. The hash is BLAKE3, because a model file may be crafted.
 //!
 //! ```text
 //!  0  magic "KIMIFPR1"                           64  sample (u128)     80  hash (u128)
@@ -27,27 +27,27 @@ use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 const MAGIC: &[u8; 8] = b"KIMIFPR1";
 const RECORD_BYTES: usize = 104;
-/// Files up to this size are hashed anew in each process, in a few milliseconds.
+/// Files up to this size are hashed in each process, in a few milliseconds.
 const RECORDED_BYTES: u64 = 16 << 20;
-/// Files up to this size are hashed before the first look-up, in well under a second.
+/// Files up to this size are hashed before the first lookup, in well under a second.
 const AT_ONCE_BYTES: u64 = 1 << 30;
 /// Pages in a sample, and bytes of each.
 const SAMPLE_PAGES: usize = 64;
 const PAGE_BYTES: usize = 4096;
-/// A file that has changed more recently is not recorded: it could change again within a tick of the file system's clock.
+/// The minimum age of a recorded change: a younger file could change again within a tick of the file system's clock.
 const SETTLED: Duration = Duration::from_secs(2);
 
-/// The hash of a model, computed when it is needed.
+/// The hash of a model, computed on demand.
 #[derive(Debug, Default)]
 pub struct Fingerprint {
     parts: Vec<(Contents, Option<Identity>)>,
     dir: PathBuf,
     hash: OnceLock<Id>,
-    /// Whether files with the same samples were hashed before.
+    /// Whether files with the same samples have been hashed before.
     seen: OnceLock<bool>,
 }
 
-/// What tells a file on disk from all others and from itself before a change.
+/// The identity of a file's contents on disk, which changes with each write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Identity([i64; 7]);
 
@@ -59,7 +59,7 @@ struct Record {
 }
 
 impl Fingerprint {
-    /// Of a model, with records in `dir`. Reads nothing.
+    /// Creates the fingerprint of a model with records in `dir`. Reads no data.
     pub fn new(file: &Gguf, dir: &Path) -> Fingerprint {
         let parts = file.contents().map(|part| {
             let identity = Identity::of(&part);
@@ -68,8 +68,8 @@ impl Fingerprint {
         Fingerprint { parts: parts.collect(), dir: dir.into(), hash: OnceLock::new(), seen: OnceLock::new() }
     }
 
-    /// The hash if it is known or cheap. With `worth`, also if it has to be computed but files with the same samples
-    /// were hashed before, so that there may be something to find.
+    /// Returns the hash if it is known or cheap. With `worth`, also computes it if files with the same samples have
+    /// been hashed before, so that a hit is likely.
     pub fn for_lookup(&self, worth: bool, log: &Log) -> Option<Id> {
         if let Some(hash) = self.hash.get() {
             return Some(*hash);
@@ -86,7 +86,7 @@ impl Fingerprint {
         Some(self.get(log))
     }
 
-    /// The hash. Reads the whole model where it is not known.
+    /// Returns the hash. Reads the whole model if it is unknown.
     pub fn get(&self, log: &Log) -> Id {
         *self.hash.get_or_init(|| {
             let mut all = blake3::Hasher::new();
@@ -108,19 +108,19 @@ impl Fingerprint {
         let hash = id_of(&hasher);
         if Identity::of(part) != *identity {
             log(&format!(
-                "{}: changed while in use: its cached prefixes are of no use later",
+                "{}: changed while in use: its cached prefixes cannot be reused",
                 part.path.display()
             ));
             return unique();
         }
         if let Some(identity) = identity.filter(|it| it.size() > RECORDED_BYTES && it.is_settled(begun)) {
-            // Without the record the file is hashed again.
+            // If the record cannot be written, the file is hashed again.
             let _ = Record { identity, sample: sample(&part.bytes), hash }.write(&self.dir);
         }
         hash
     }
 
-    /// The hash of a part by its record.
+    /// Returns the recorded hash of a part.
     fn recorded(&self, (_, identity): &(Contents, Option<Identity>)) -> Option<Id> {
         let identity = identity.filter(|it| it.size() > RECORDED_BYTES)?;
         let record = Record::read(&identity.path(&self.dir))?;
@@ -149,7 +149,7 @@ impl Identity {
         Some(Identity([device, inode, size, modified[0], modified[1], changed[0], changed[1]]))
     }
 
-    /// No inodes: files are hashed in each process.
+    /// Without inodes, files are hashed in each process.
     #[cfg(not(unix))]
     fn from(_: &Metadata) -> Option<Identity> {
         None
@@ -159,7 +159,7 @@ impl Identity {
         self.0[2].cast_unsigned()
     }
 
-    /// Whether the last change was long enough before `now`.
+    /// Returns whether the last change is long enough before `now`.
     fn is_settled(&self, now: SystemTime) -> bool {
         let changed = i128::from(self.0[5]) * 1_000_000_000 + i128::from(self.0[6]);
         changed + SETTLED.as_nanos() as i128 <= nanos(now)
@@ -193,7 +193,7 @@ impl Record {
         Record::decode(bytes.as_slice().try_into().ok()?)
     }
 
-    /// In place of what was known of the file before.
+    /// Writes the record and replaces an older one of the file.
     fn write(&self, dir: &Path) -> Result<()> {
         let path = self.identity.path(dir);
         let part = path.with_extension("tmp");
@@ -204,7 +204,7 @@ impl Record {
     }
 }
 
-/// A hash of the size and of pages all over a file: equal for equal files, and often for files that differ.
+/// Hashes the size and pages spread over the file: equal for equal files, and possibly for different ones.
 fn sample(bytes: &[u8]) -> Id {
     let mut hash = blake3::Hasher::new();
     hash.update(&(bytes.len() as u64).to_le_bytes());
@@ -216,7 +216,7 @@ fn sample(bytes: &[u8]) -> Id {
     id_of(&hash)
 }
 
-/// Nanoseconds since 1970, negative before.
+/// Converts a time to nanoseconds since 1970, negative before.
 fn nanos(time: SystemTime) -> i128 {
     match time.duration_since(UNIX_EPOCH) {
         Ok(after) => after.as_nanos() as i128,
@@ -224,7 +224,7 @@ fn nanos(time: SystemTime) -> i128 {
     }
 }
 
-/// A value that no other process has.
+/// Returns a random id that no other process has.
 fn unique() -> Id {
     let random = || u128::from(std::hash::RandomState::new().hash_one(0));
     random() << 64 | random()
@@ -256,7 +256,7 @@ mod tests {
         Box::new(|line| panic!("{line}"))
     }
 
-    /// As if the file had not been changed for a while.
+    /// Backdates the recorded change of the file.
     fn settle(fingerprint: &Fingerprint) {
         let (part, identity) = &fingerprint.parts[0];
         let hash = id_of(blake3::Hasher::new().update(&part.bytes));
@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(fingerprint(&path, dir.path()).get(&quiet()), first);
     }
 
-    /// A record is believed only for the very file; nothing but the time of status change tells this one.
+    /// A record is valid only for the unchanged file; here only the status change time differs.
     #[test]
     fn a_file_overwritten_with_its_old_size_and_time_is_another() {
         let dir = tempfile::tempdir().unwrap();
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_record_is_made_once_the_file_has_settled_and_damage_is_not_believed() {
+    fn a_record_is_written_after_the_file_has_settled_and_damage_is_detected() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         model(&path, &vec![7; LARGE]);
@@ -357,7 +357,7 @@ mod tests {
         });
         assert_ne!(hashes[0], hashes[1]);
         let expected =
-            format!("{}: changed while in use: its cached prefixes are of no use later", path.display());
+            format!("{}: changed while in use: its cached prefixes cannot be reused", path.display());
         assert_eq!(*said.lock().unwrap(), [expected.clone(), expected]);
     }
 

@@ -1,5 +1,5 @@
-//! What states may be used with: the same model, formats and layout, arithmetic that differs by the device's rounding at
-//! most. Next: [`super::fingerprint`].
+//! The compatibility key of cached states: model, data types, prompt layout, and numerics up to the rounding of the
+//! device. Next: [`super::fingerprint`].
 
 use super::Sizes;
 use super::file::{Id, id_of};
@@ -13,14 +13,14 @@ use std::sync::OnceLock;
 /// another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum PromptLayout {
-    /// One conversation or text.
+    /// One conversation or one text.
     #[default]
     One,
-    /// Documents with a question at their end.
+    /// Documents followed by a question.
     Ask,
 }
 
-/// The key of snapshots of a model, which is known once the model's fingerprint is.
+/// The key of a model's snapshots, computed once the model's fingerprint is known.
 #[derive(Debug)]
 pub struct Key {
     fingerprint: Fingerprint,
@@ -29,8 +29,8 @@ pub struct Key {
 }
 
 impl Key {
-    /// The prompt's template needs no place in it: token ids are compared, and they are what a template makes. The
-    /// version is there because another build may round otherwise.
+    /// The chat template is not part of the key, because snapshots are found by token ids. The version is, because
+    /// another build may round differently.
     pub fn new<B: Backend>(
         fingerprint: Fingerprint,
         cache: CacheFormat,
@@ -42,8 +42,8 @@ impl Key {
         Key { fingerprint, settings, id: OnceLock::new() }
     }
 
-    /// The key where replies begin with these ids and not as the model file's own template begins them: the attention
-    /// path of a token depends on that.
+    /// Adds the ids that open a reply if they differ from those of the model file's template: the attention path of a
+    /// token depends on them.
     pub fn with_opening(mut self, opening: Option<&[u32]>) -> Key {
         if let Some(ids) = opening {
             self.settings.push_str(&format!(" {ids:?}"));
@@ -51,17 +51,17 @@ impl Key {
         self
     }
 
-    /// A key that is known: of states that are no model's, for measurements.
+    /// Creates a fixed key of synthetic states, for measurements.
     pub fn known(id: Id) -> Key {
         Key { fingerprint: Fingerprint::default(), settings: String::new(), id: OnceLock::from(id) }
     }
 
-    /// Whether [`Key::get`] costs little, or is `worth` its time: see [`Fingerprint::for_lookup`].
+    /// Returns whether [`Key::get`] is cheap or, if `worth` is set, worth its time: see [`Fingerprint::for_lookup`].
     pub fn is_ready(&self, worth: bool, log: &Log) -> bool {
         self.id.get().is_some() || self.fingerprint.for_lookup(worth, log).is_some()
     }
 
-    /// The key. Reads the whole model where its fingerprint is not known.
+    /// Returns the key. Reads the whole model if its fingerprint is unknown.
     pub fn get(&self, log: &Log) -> Id {
         *self.id.get_or_init(|| {
             let mut hash = blake3::Hasher::new();
@@ -83,7 +83,7 @@ mod tests {
     use models::gguf::{Metadata, Value};
     use std::path::Path;
 
-    /// A file of one tensor and its name.
+    /// A model file with one tensor and this name.
     fn file(name: &str, bytes: &[u8]) -> Gguf {
         let metadata = Metadata(vec![("general.name".into(), Value::String(name.into()))]);
         let layout = Layout::new(metadata, vec![("x".into(), Format::F32, vec![bytes.len() as u64 / 4])]);

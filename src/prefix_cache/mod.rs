@@ -1,11 +1,11 @@
-//! Snapshots: states kept by their tokens, so that what was read once is not read again.
+//! Prefix cache: snapshots of model states by their tokens, so that prefill resumes from the longest cached prefix.
 //!
-//! A snapshot is the state after some tokens: KDA's matrices and tails, the latent rows (shared with all that
-//! continues from it), the last logits. [`Store::longest_prefix`] finds the one that covers most of a prompt. A state is
-//! only ever used for exactly the tokens it was made from, so a hit gives the bits that reading again on the same device
-//! would (near ones, where states are asked to be kept in 16 bits, or some experts are on a GPU by turns).
-//! Threads share a store; states are copied outside of its lock. With a directory, snapshots that save much are
-//! also written there, by a thread of their own. Next: [`tree`] (in memory), [`disk`], [`namespace`] (tenants).
+//! A snapshot is the state after some tokens: KDA states and convolution inputs, the KV cache rows (shared with the
+//! sequences that continue it) and the last logits. [`Store::longest_prefix`] finds the snapshot that covers most of a
+//! prompt. A state is used only for exactly its tokens, so a hit is bit-identical to prefill on the same device (close,
+//! if states are stored in 16 bits or the GPU caches some experts). Threads share a store; states are copied outside
+//! its lock. With a directory, a writer thread also stores snapshots that save much prefill on disk. Next: [`tree`] (in
+//! memory), [`disk`], [`namespace`] (tenants).
 
 pub mod disk;
 pub mod disk_index;
@@ -29,51 +29,47 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tree::Tree;
 use writer::Writer;
 
-/// A waypoint is kept every so many tokens of a long prompt. On the real model it costs 43 MiB, as much as the
-/// rows of 5,500 tokens, and an edit or a stop re-reads half of this on average: one or two minutes at the speed of
-/// a CPU, a second on a GPU. Half as many tokens would take twice the memory for the sake of a minute.
+/// The checkpoint interval of long prompts, in tokens. A checkpoint of the real model costs 43 MiB, as much as the KV
+/// cache of 5,500 tokens, and an edit or a stop repeats half an interval on average: one or two minutes on a CPU, a
+/// second on a GPU. Half the interval would double the memory to save a minute.
 pub const CHECKPOINT_INTERVAL_TOKENS: usize = 8192;
 
-/// Rows a snapshot may hold for itself: the backend shares rows in segments, and the last one is copied when a
-/// state is carried on.
+/// Rows that a snapshot may not share: the backend shares rows in segments, and copies the last one when a state is
+/// continued.
 const UNSHARED_ROWS: u64 = 256;
 
-/// Where a state came from.
+/// The source of a restored state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
-    /// The sequence's own state.
+    /// The session's own state, in place.
     Live,
-    /// A snapshot in memory.
     Ram,
-    /// A snapshot on disk.
     Disk,
 }
 
-/// A state to go on from.
+/// A restored prefix of a prompt.
 pub struct Hit<B: Backend> {
-    /// Tokens of the prompt that it has seen.
+    /// The length of the prefix in tokens.
     pub len: usize,
-    /// The state after them, the caller's own.
+    /// The state after the prefix, owned by the caller.
     pub state: State<B>,
-    /// The logits after them; empty where they were not computed, never when `len` is the whole prompt.
+    /// The logits after the prefix. They may be empty, but not if the prefix is the whole prompt.
     pub logits: Vec<f32>,
-    /// Where it was.
     pub source: Source,
 }
 
 /// Bytes of a snapshot's parts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// S and the tails of all KDA layers.
+    /// KDA states S and convolution inputs of all KDA layers.
     pub recurrent: u64,
-    /// A token's rows in all MLA layers.
+    /// The KV cache rows of a token in all MLA layers.
     pub row: u64,
-    /// The logits.
     pub logits: u64,
 }
 
 impl Sizes {
-    /// Of a model's states, with caches in `cache`.
+    /// Computes the sizes for a model and a KV cache format.
     pub fn of<B: Backend>(b: &B, c: &Config, cache: CacheFormat) -> Sizes {
         let row = b.cache_row_bytes(&b.cache(cache, c.cache_width())) * c.count(MixerKind::Mla);
         let logits = c.vocab * size_of::<f32>();
@@ -81,7 +77,7 @@ impl Sizes {
     }
 }
 
-/// Snapshots of one model.
+/// The prefix cache of one model.
 pub struct Store<B: Backend> {
     sizes: Sizes,
     budget: u64,
@@ -90,15 +86,15 @@ pub struct Store<B: Backend> {
 }
 
 struct Ram<B: Backend> {
-    /// None is empty.
+    /// A tree per namespace; empty trees are removed.
     trees: HashMap<Namespace, Tree<Entry<B>>>,
-    /// Counts uses.
+    /// A logical clock of uses, for LRU eviction.
     clock: u64,
 }
 
 struct Entry<B: Backend> {
     snapshot: Arc<Snapshot<B>>,
-    /// The clock at its last use.
+    /// The clock at the last use.
     used: u64,
 }
 
@@ -109,41 +105,42 @@ struct Snapshot<B: Backend> {
 
 enum Insertion<B: Backend> {
     Added(Arc<Snapshot<B>>),
-    /// It was there.
+    /// The snapshot was already cached.
     Present(Arc<Snapshot<B>>),
     Rejected,
 }
 
 impl<B: Backend> Store<B> {
-    /// A store in memory.
+    /// Creates a prefix cache in memory.
     pub fn new(sizes: Sizes, ram_bytes: u64) -> Store<B> {
         let ram = Mutex::new(Ram { trees: HashMap::new(), clock: 0 });
         Store { sizes, budget: ram_bytes, ram, disk: None }
     }
 
-    /// A store in memory and in a directory, which are both searched.
+    /// Creates a prefix cache in memory and in a directory; lookups search both.
     ///
     /// # Errors
-    /// No thread could be started.
+    /// The writer thread cannot be started.
     pub fn with_disk(b: &Arc<B>, shape: Shape, ram_bytes: u64, disk: Disk) -> std::io::Result<Store<B>> {
         let disk = Arc::new(disk);
         let writer = Writer::new(b.clone(), disk.clone())?;
         Ok(Store { disk: Some((disk, writer)), ..Store::new(shape.sizes, ram_bytes) })
     }
 
-    /// What is kept in a namespace; the methods here are of the shared one.
+    /// Returns the view of a namespace; the methods of [`Store`] use the shared one.
     pub fn within(&self, namespace: Namespace) -> View<'_, B> {
         View { store: self, namespace }
     }
 
-    /// The snapshot that covers most of `prompt`, if it covers more than `least` tokens. Of the whole prompt only
-    /// one with logits will do: they are what comes next.
+    /// Finds the snapshot of the longest prefix of `prompt` with more than `least` tokens. A snapshot of the whole
+    /// prompt is used only if it has logits, which decode needs next.
     pub fn longest_prefix(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
         self.within(Namespace::SHARED).longest_prefix(b, prompt, least)
     }
 
-    /// The tokens of the snapshot at which a reader comes farthest, of those where it may stop. `read` takes its
-    /// position (0 at the beginning) and more tokens, and says its position after them.
+    /// Returns the snapshot whose tokens advance a matcher farthest, among those at positions where `may_stop` holds.
+    /// `read` takes the matcher's position (initially 0) and the next tokens, and returns the position after them, or
+    /// `None` if they do not match.
     pub fn farthest(
         &self,
         read: impl Fn(usize, &[u32]) -> Option<usize>,
@@ -152,39 +149,39 @@ impl<B: Backend> Store<B> {
         self.within(Namespace::SHARED).farthest(read, may_stop)
     }
 
-    /// Whether anything that is inserted stays.
+    /// Returns whether the memory budget holds at least one snapshot.
     pub fn fits_in_memory(&self) -> bool {
         self.sizes.recurrent <= self.budget
     }
 
-    /// Whether anything that is inserted goes anywhere: where not, its logits need not be read.
+    /// Returns whether inserted snapshots are stored in memory or on disk. If not, callers need not read the logits.
     pub fn accepts(&self) -> bool {
         self.fits_in_memory() || self.disk.is_some()
     }
 
-    /// Keeps the state after `tokens`. `logits` may be empty. The state's rows are shared, the rest is copied; what
-    /// was used least recently makes room. It goes to disk if that saves reading [`disk::WORTH_TOKENS`], or `always`.
+    /// Inserts the state after `tokens`; `logits` may be empty. KV cache rows are shared, the rest is copied. Evicts
+    /// the least recently used snapshots. The snapshot is also written to disk if it saves the prefill of
+    /// [`disk::WORTH_TOKENS`] tokens, or if `always` is set.
     pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32], always: bool) {
         self.within(Namespace::SHARED).insert(b, tokens, state, logits, always);
     }
 
-    /// What a snapshot takes.
     pub fn sizes(&self) -> Sizes {
         self.sizes
     }
 
-    /// Waits until everything that goes to disk is there.
+    /// Waits until all pending snapshots are on disk.
     pub fn flush(&self) {
         self.disk.iter().for_each(|(_, writer)| writer.flush());
     }
 
-    /// Bytes that the snapshots in memory take at most. Rows count once for all that share them, which they do when
-    /// one was continued from the other; states of the same tokens that came about apart are counted as shared too.
+    /// Returns an upper estimate of the bytes of the snapshots in memory. Shared rows count once; equal prefixes that
+    /// were computed separately are counted as shared, too.
     pub fn ram_bytes(&self) -> u64 {
         self.bytes_of(&self.lock())
     }
 
-    /// Snapshots in memory.
+    /// The number of snapshots in memory.
     pub fn ram_snapshots(&self) -> usize {
         self.lock().trees.values().map(|tree| tree.values().count()).sum()
     }
@@ -197,7 +194,7 @@ impl<B: Backend> Store<B> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Ram<B>> {
-        // Nothing under the lock panics half-way through a change.
+        // No code under the lock panics during a change.
         self.ram.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -209,7 +206,7 @@ impl<B: Backend> Ram<B> {
         prompt: &[u32],
         least: Option<usize>,
     ) -> Option<(usize, Arc<Snapshot<B>>)> {
-        let usable = |(len, _, entry): &&(usize, tree::Place, &Entry<B>)| {
+        let usable = |(len, _, entry): &&(usize, tree::NodeId, &Entry<B>)| {
             *len < prompt.len() || !entry.snapshot.logits.is_empty()
         };
         let tree = self.trees.get_mut(&namespace)?;
@@ -224,7 +221,7 @@ impl<B: Backend> Ram<B> {
         Some((len, entry.snapshot.clone()))
     }
 
-    /// The snapshot of these very tokens (with logits, where they matter); it counts as used.
+    /// Returns the snapshot of exactly these tokens, with logits if `logits` is set, and marks it as used.
     fn get(&mut self, namespace: Namespace, tokens: &[u32], logits: bool) -> Option<Arc<Snapshot<B>>> {
         let tree = self.trees.get_mut(&namespace)?;
         let (len, place, _) = tree.prefixes(tokens).last().copied()?;
@@ -237,7 +234,7 @@ impl<B: Backend> Ram<B> {
         })
     }
 
-    /// Returns what had to go.
+    /// Inserts a snapshot and returns the evicted ones.
     fn insert(
         &mut self,
         (namespace, tokens): (Namespace, &[u32]),
@@ -247,18 +244,18 @@ impl<B: Backend> Ram<B> {
         self.clock += 1;
         let tree = self.trees.entry(namespace).or_default();
         tree.insert(tokens, Entry { snapshot, used: self.clock });
-        let mut dropped = Vec::new();
+        let mut evicted = Vec::new();
         while full(self) {
             let all = self.trees.iter().flat_map(|(namespace, tree)| {
                 tree.values().map(|(place, entry)| (entry.used, *namespace, place))
             });
             let Some((_, namespace, place)) = all.min_by_key(|(used, ..)| *used) else { break };
             let Some(tree) = self.trees.get_mut(&namespace) else { break };
-            dropped.extend(tree.remove(place));
+            evicted.extend(tree.remove(place));
             if tree.values().next().is_none() {
                 self.trees.remove(&namespace);
             }
         }
-        dropped
+        evicted
     }
 }

@@ -1,31 +1,31 @@
-//! Isolation between tenants: each namespace of a [`Store`] has prefixes of its own, in memory and on disk, and no lookup
-//! crosses from one to another. They share the budgets and the order of eviction.
+//! Isolation between tenants: each namespace of a [`Store`] has its own prefixes in memory and on disk, and no lookup
+//! crosses namespaces. All namespaces share the budgets and the LRU order.
 
 use super::{Hit, Insertion, Snapshot, Source, Store};
 use kernels::backend::Backend;
 use models::kimi_linear::state::State;
 use std::sync::Arc;
 
-/// Whose prefixes these are. States of one namespace are never continued in another.
+/// A tenant's part of the prefix cache. States of one namespace are never restored in another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Namespace(u64);
 
 impl Namespace {
-    /// The one of all commands, and of a server whose clients share what was read.
+    /// The namespace of all commands, and of servers whose clients share the cache.
     pub const SHARED: Namespace = Namespace(0);
 
-    /// A tenant's own, by a hash of what tells tenants apart.
+    /// Returns the namespace of a tenant, by a hash of the tenant's identity.
     pub fn of(tenant: u64) -> Namespace {
         Namespace(tenant.max(1))
     }
 
-    /// None for the shared one.
+    /// Returns the salt of the disk keys; `None` for the shared namespace.
     pub(super) fn salt(self) -> Option<u64> {
         (self != Namespace::SHARED).then_some(self.0)
     }
 }
 
-/// A store's snapshots in one namespace.
+/// The snapshots of one namespace of a store.
 #[derive(Clone, Copy)]
 pub struct View<'s, B: Backend> {
     pub(super) store: &'s Store<B>,
@@ -33,7 +33,7 @@ pub struct View<'s, B: Backend> {
 }
 
 impl<B: Backend> View<'_, B> {
-    /// [`Store::longest_prefix`]
+    /// Does [`Store::longest_prefix`] in this namespace.
     pub fn longest_prefix(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
         let Store { disk, .. } = self.store;
         let in_ram = self.store.lock().longest_prefix(self.namespace, prompt, least);
@@ -49,7 +49,7 @@ impl<B: Backend> View<'_, B> {
         Some(Hit { len, state, logits, source: Source::Ram })
     }
 
-    /// [`Store::farthest`]
+    /// Does [`Store::farthest`] in this namespace.
     pub fn farthest(
         &self,
         read: impl Fn(usize, &[u32]) -> Option<usize>,
@@ -65,7 +65,7 @@ impl<B: Backend> View<'_, B> {
         in_ram.into_iter().chain(on_disk).max_by_key(|(at, _)| *at)
     }
 
-    /// [`Store::insert`]
+    /// Does [`Store::insert`] in this namespace.
     pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32], always: bool) {
         let snapshot = self.insert_in_ram(b, tokens, state, logits);
         let Some((_, writer)) = &self.store.disk else { return };
@@ -87,8 +87,8 @@ impl<B: Backend> View<'_, B> {
         }
         let snapshot = Arc::new(Snapshot { state: state.copy(b), logits: logits.to_vec() });
         let full = |ram: &super::Ram<B>| store.bytes_of(ram) > store.budget;
-        let dropped = store.lock().insert((namespace, tokens), snapshot.clone(), full);
-        drop(dropped); // outside of the lock: it is megabytes
+        let evicted = store.lock().insert((namespace, tokens), snapshot.clone(), full);
+        drop(evicted); // outside the lock, because freeing megabytes takes time
         Insertion::Added(snapshot)
     }
 }

@@ -1,4 +1,4 @@
-//! How many snapshots are kept and where: the options that every command with a model has.
+//! Command-line options of the prefix cache.
 
 use super::Store;
 use super::disk::{Disk, Shape};
@@ -15,50 +15,50 @@ use models::gguf::read::Gguf;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// What is kept of what was read.
+/// The prefix cache options.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct StoreOptions {
-    /// Memory for snapshots of what was read (default: a quarter of what is free; 0 keeps none)
+    /// Memory for cached prefixes (default: a quarter of the free memory; 0: none)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub cache_ram: Option<u64>,
-    /// Keep snapshots in this directory (default: kimi in $XDG_CACHE_HOME, ~/.cache)
+    /// Directory for cached prefixes (default: kimi in $XDG_CACHE_HOME or ~/.cache)
     #[arg(long, value_name = "DIR")]
     pub cache_dir: Option<PathBuf>,
-    /// Disk space for snapshots (default: 20G), and never more than half of what is free
+    /// Disk space for cached prefixes (default: 20G), at most half of the free space
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub cache_size: Option<u64>,
-    /// How states are kept on disk
+    /// Data type of states on disk
     #[arg(long, value_enum, default_value_t = StateType::F32)]
     pub cache_state: StateType,
-    /// Keep no snapshots on disk
+    /// Disable the prefix cache on disk
     #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
     pub no_cache: bool,
-    /// Who reads
+    /// The prompt layout, part of the cache key.
     #[arg(skip)]
     pub layout: PromptLayout,
-    /// What the chat template writes before a reply, where that is not the model file's template
+    /// The ids that `--chat-template` emits before a reply, part of the cache key.
     #[arg(skip)]
     pub opening: Option<Vec<u32>>,
 }
 
-/// A million tokens of the real model: 7.9 GiB of rows and 128 waypoints of 43 MiB, 13.3 GiB; and room beside it.
+/// Holds a million tokens of the real model, 13.3 GiB (7.9 GiB of rows and 128 checkpoints of 43 MiB), and more.
 const DISK_BYTES: u64 = 20 << 30;
 
 impl StoreOptions {
-    /// Keeps nothing: for measurements.
+    /// Disables the prefix cache, for measurements.
     pub fn nothing() -> StoreOptions {
         StoreOptions { cache_ram: Some(0), no_cache: true, ..Default::default() }
     }
 
-    /// Keeps snapshots in memory only.
+    /// Selects a prefix cache in memory only.
     pub fn in_memory() -> StoreOptions {
         StoreOptions { no_cache: true, ..Default::default() }
     }
 
-    /// The store of a model. `log` hears of damage and failures, a line each.
+    /// Opens the prefix cache of a model. `log` receives damage and failures, one line each.
     ///
     /// # Errors
-    /// The directory cannot be made, or no thread be started.
+    /// The directory cannot be created, or the writer thread cannot be started.
     pub fn open<B: Backend>(&self, b: &Arc<B>, file: &Gguf, shape: Shape, log: Log) -> Result<Store<B>> {
         let quarter = || host_memory::available(Path::new("/")).map_or(1 << 30, |free| free / 4);
         let ram = self.cache_ram.unwrap_or_else(quarter);
@@ -69,9 +69,9 @@ impl StoreOptions {
         let folder = Folder { dir, budget };
         match folder.create().with_context(|| format!("--cache-dir: {}", folder.dir.display())) {
             Err(e) if self.cache_dir.is_some() => return Err(e),
-            // Nobody asked for it: a home that cannot be written to is no reason not to run.
+            // The default directory is optional, so a read-only home is no error.
             Err(e) => {
-                log(&format!("snapshots stay in memory: {e:#}"));
+                log(&format!("prefix cache in memory only: {e:#}"));
                 return Ok(Store::new(shape.sizes, ram));
             }
             Ok(()) => {}
@@ -84,7 +84,7 @@ impl StoreOptions {
         Ok(Store::with_disk(b, shape, ram, disk)?)
     }
 
-    /// Where snapshots are on disk; None without a home.
+    /// Returns the cache directory; `None` without a home directory.
     fn dir(&self) -> Option<PathBuf> {
         let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));

@@ -1,14 +1,15 @@
-//! A conversation that comes back as text, to the ids it was made of. A model may write a word in other tokens than
-//! the tokenizer would cut it into; read anew, the reply would be another sequence, of which nobody has a state. So
-//! what is kept is asked first: the longest sequence with a state that spells the beginning of the text.
+//! Encodes a conversation that a client sends back as text with the ids of its cached prefix. A model may generate
+//! other tokens for a word than the tokenizer produces; encoding the reply's text would give another sequence, which is
+//! not cached. The encoder therefore first looks for the longest cached sequence whose text is a prefix of the
+//! conversation.
 
 use super::namespace::View;
 use kernels::backend::Backend;
 use models::template::Rendered;
 use models::tokenizer::Vocabulary;
 
-/// The ids of a rendered conversation: of its beginning those that were read or made before in the namespace, if they
-/// spell it up to a special token; of the rest the tokenizer's.
+/// Encodes a rendered conversation: the cached ids of the namespace for the longest prefix that they spell up to a
+/// special token, and the tokenizer's ids for the rest.
 pub fn encode<B: Backend>(view: &View<'_, B>, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
     let read = |at: usize, tokens: &[u32]| rendered.follow(at, tokens, vocabulary);
     let (at, mut ids) = view.farthest(read, |at| rendered.is_border(at)).unwrap_or_default();
@@ -16,7 +17,7 @@ pub fn encode<B: Backend>(view: &View<'_, B>, rendered: &Rendered, vocabulary: &
     ids
 }
 
-/// How many of the ids spell the first `bytes` of their text; None where no id ends there.
+/// Returns the number of ids that spell the first `bytes` bytes of their text; `None` if no id ends there.
 pub fn ids_before(ids: &[u32], bytes: usize, vocabulary: &Vocabulary) -> Option<usize> {
     let mut at = 0;
     let ends = ids.iter().map(|id| {

@@ -1,20 +1,20 @@
-//! How KDA's matrices and convolution tails are kept on disk: exactly, or in half the space.
+//! The data type of KDA states and convolution inputs on disk: f32, or f16 in half the space.
 
 use half::f16;
 use std::borrow::Cow;
 
-/// How states are kept on disk.
+/// The data type of states on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum StateType {
-    /// Exact, 4 bytes a value
+    /// Exact, 4 bytes per value
     #[default]
     F32,
-    /// 2 bytes a value: what is restored is near, not equal
+    /// 2 bytes per value; restored states are close, not equal
     F16,
 }
 
 impl StateType {
-    /// Bytes on disk of so many bytes of f32.
+    /// Converts a size of f32 values to its size on disk.
     pub fn bytes(self, exact: u64) -> u64 {
         match self {
             StateType::F32 => exact,
@@ -22,7 +22,7 @@ impl StateType {
         }
     }
 
-    /// f32, little-endian, as it is kept. What f16 does not reach (65,504) is kept as that.
+    /// Encodes little-endian f32 values. Values beyond the f16 range (65,504) are clamped.
     pub fn pack(self, exact: Vec<u8>) -> Vec<u8> {
         let near =
             |x: &[u8; 4]| f16::from_f32(f32::from_le_bytes(*x).clamp(-f16::MAX.to_f32(), f16::MAX.to_f32()));
@@ -32,7 +32,7 @@ impl StateType {
         }
     }
 
-    /// The f32 of what [`StateType::pack`] made.
+    /// Decodes the values that [`StateType::pack`] encoded.
     pub fn unpack(self, kept: &[u8]) -> Cow<'_, [u8]> {
         let wide = |x: &[u8; 2]| f16::from_le_bytes(*x).to_f32().to_le_bytes();
         match self {
@@ -47,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_are_near_and_bounded() {
+    fn f16_states_are_close_and_clamped() {
         let values = [0.0, -0.0, 1.0, -3.3, 1e-4, 7e4, f32::NEG_INFINITY];
         let bytes: Vec<u8> = values.iter().flat_map(|x: &f32| x.to_le_bytes()).collect();
         let kept = StateType::F16.pack(bytes.clone());

@@ -1,30 +1,30 @@
-//! A radix tree: values at sequences of token ids, found by the longest prefix. It knows nothing of states.
+//! A radix tree: values by sequences of token ids, with longest-prefix lookup. It does not depend on model states.
 //!
-//! Nodes stand in a vector and name each other by index. Every leaf has a value, and so has every node with one
-//! child: removing a value takes away what only led to it. Next: [`super`].
+//! Nodes are in a vector and refer to each other by index. Every leaf and every node with one child has a value;
+//! removing a value also removes the nodes that only led to it. Next: [`super`].
 
 use std::collections::BTreeMap;
 
-/// A value's place.
-pub type Place = usize;
+/// The index of a node.
+pub type NodeId = usize;
 
-const ROOT: Place = 0;
+const ROOT: NodeId = 0;
 
-/// Values at sequences of token ids.
+/// A map from sequences of token ids to values.
 pub struct Tree<T> {
     nodes: Vec<Node<T>>,
-    free: Vec<Place>,
+    free: Vec<NodeId>,
     tokens: usize,
 }
 
 struct Node<T> {
-    parent: Place,
-    /// The tokens from the parent to here.
+    parent: NodeId,
+    /// The tokens from the parent to this node.
     edge: Vec<u32>,
-    /// Tokens from the root to here.
+    /// The number of tokens from the root.
     depth: usize,
-    /// By the first token of their edges.
-    children: BTreeMap<u32, Place>,
+    /// The children by the first token of their edges.
+    children: BTreeMap<u32, NodeId>,
     value: Option<T>,
 }
 
@@ -36,8 +36,8 @@ impl<T> Default for Tree<T> {
 }
 
 impl<T> Tree<T> {
-    /// Values at prefixes of `tokens` (all of it included), shortest first: length, place, value.
-    pub fn prefixes(&self, tokens: &[u32]) -> Vec<(usize, Place, &T)> {
+    /// Returns the values at prefixes of `tokens`, including all of it, shortest first: length, node, value.
+    pub fn prefixes(&self, tokens: &[u32]) -> Vec<(usize, NodeId, &T)> {
         let (mut at, mut found) = (ROOT, Vec::new());
         loop {
             let node = &self.nodes[at];
@@ -51,29 +51,29 @@ impl<T> Tree<T> {
         }
     }
 
-    /// Values whose tokens a reader accepts: how far it came, and the place. `read` takes the reader's position and
-    /// more tokens, and says its position after them.
-    pub fn readable<P: Copy>(&self, start: P, read: impl Fn(P, &[u32]) -> Option<P>) -> Vec<(P, Place)> {
+    /// Returns the values whose tokens a matcher accepts: its position and the node. `read` takes the matcher's
+    /// position and the next tokens, and returns the position after them.
+    pub fn readable<P: Copy>(&self, start: P, read: impl Fn(P, &[u32]) -> Option<P>) -> Vec<(P, NodeId)> {
         let (mut found, mut open) = (Vec::new(), vec![(start, ROOT)]);
         while let Some((position, at)) = open.pop() {
             let node = &self.nodes[at];
             found.extend(node.value.is_some().then_some((position, at)));
-            let next = |child: &Place| Some((read(position, &self.nodes[*child].edge)?, *child));
+            let next = |child: &NodeId| Some((read(position, &self.nodes[*child].edge)?, *child));
             open.extend(node.children.values().filter_map(next));
         }
         found
     }
 
-    /// The tokens that lead to a place.
-    pub fn path(&self, place: Place) -> Vec<u32> {
+    /// Returns the tokens from the root to a node.
+    pub fn path(&self, place: NodeId) -> Vec<u32> {
         let parents = std::iter::successors(Some(place), |at| Some(self.nodes[*at].parent));
         let mut nodes: Vec<_> = parents.take_while(|at| *at != ROOT).collect();
         nodes.reverse();
         nodes.into_iter().flat_map(|at| &self.nodes[at].edge).copied().collect()
     }
 
-    /// Puts a value at `tokens`, in place of the one there.
-    pub fn insert(&mut self, tokens: &[u32], value: T) -> Place {
+    /// Inserts a value at `tokens`, replacing an existing one.
+    pub fn insert(&mut self, tokens: &[u32], value: T) -> NodeId {
         let mut at = ROOT;
         loop {
             let rest = &tokens[self.nodes[at].depth..];
@@ -90,29 +90,28 @@ impl<T> Tree<T> {
         at
     }
 
-    /// Takes a value out.
-    pub fn remove(&mut self, place: Place) -> Option<T> {
+    pub fn remove(&mut self, place: NodeId) -> Option<T> {
         let value = self.nodes[place].value.take();
         self.tidy(place);
         value
     }
 
-    /// The value at a place.
-    pub fn get_mut(&mut self, place: Place) -> Option<&mut T> {
+    /// Returns the value of a node, if any.
+    pub fn get_mut(&mut self, place: NodeId) -> Option<&mut T> {
         self.nodes[place].value.as_mut()
     }
 
-    /// All values and their places.
-    pub fn values(&self) -> impl Iterator<Item = (Place, &T)> {
+    /// Iterates over all values with their nodes.
+    pub fn values(&self) -> impl Iterator<Item = (NodeId, &T)> {
         self.nodes.iter().enumerate().filter_map(|(i, node)| Some((i, node.value.as_ref()?)))
     }
 
-    /// Tokens of all edges: what shared beginnings count once in.
+    /// The number of tokens of all edges, in which shared prefixes count once.
     pub fn tokens(&self) -> usize {
         self.tokens
     }
 
-    fn add(&mut self, parent: Place, edge: Vec<u32>) -> Place {
+    fn add(&mut self, parent: NodeId, edge: Vec<u32>) -> NodeId {
         let depth = self.nodes[parent].depth + edge.len();
         self.tokens += edge.len();
         let first = edge[0];
@@ -131,8 +130,8 @@ impl<T> Tree<T> {
         at
     }
 
-    /// A node in the middle of the edge to `child`, `same` tokens from its beginning.
-    fn split(&mut self, child: Place, same: usize) -> Place {
+    /// Splits the edge to `child` after `same` tokens; returns the new node.
+    fn split(&mut self, child: NodeId, same: usize) -> NodeId {
         let lower = self.nodes[child].edge.split_off(same);
         let upper = std::mem::take(&mut self.nodes[child].edge);
         let parent = self.nodes[child].parent;
@@ -144,8 +143,8 @@ impl<T> Tree<T> {
         middle
     }
 
-    /// Takes away the nodes without a value from `place` upwards that lead to one node or none.
-    fn tidy(&mut self, place: Place) {
+    /// Removes the nodes without a value from `place` upwards that have at most one child.
+    fn tidy(&mut self, place: NodeId) {
         let mut at = place;
         while at != ROOT && self.nodes[at].value.is_none() {
             let parent = self.nodes[at].parent;
@@ -178,7 +177,7 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    /// The longest prefix, and the tokens that all keys have, by trying everything.
+    /// A map that finds the longest prefix by exhaustive search.
     struct Plain(HashMap<Vec<u32>, u32>);
 
     impl Plain {
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_what_a_plain_map_does() {
+    fn it_equals_an_exhaustive_search() {
         let mut random = 1u64;
         let mut next = |below: u64| {
             random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);

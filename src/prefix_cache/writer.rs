@@ -1,4 +1,4 @@
-//! The thread that writes snapshots to disk while the model goes on. Next: [`super::disk`].
+//! The writer thread, which writes snapshots to disk while the model runs. Next: [`super::disk`].
 
 use super::Snapshot;
 use super::disk::Disk;
@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::JoinHandle;
 
-/// Snapshots that may wait; each holds 43 MiB of the real model.
+/// The capacity of the queue; a snapshot of the real model has 43 MiB.
 const WAITING: usize = 4;
 
-/// Writes snapshots in the order they come. Dropping it waits for the last.
+/// Writes snapshots in order. Dropping it waits for the last one.
 pub(super) struct Writer<B: Backend> {
     jobs: Option<SyncSender<Job<B>>>,
     thread: Option<JoinHandle<()>>,
@@ -30,7 +30,7 @@ impl<B: Backend> Writer<B> {
         Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
     }
 
-    /// Has a snapshot written. Where the disk does not keep up, waits if it is wanted `always`, else does without.
+    /// Queues a snapshot. If the queue is full, blocks if `always` is set, and otherwise drops the snapshot.
     pub(super) fn save(
         &self,
         namespace: Namespace,
@@ -41,17 +41,17 @@ impl<B: Backend> Writer<B> {
         let Some(jobs) = &self.jobs else { return };
         let job = Job::Save { namespace, tokens: tokens.to_vec(), snapshot, always };
         match jobs.try_send(job) {
-            // The thread ends with its sender only.
+            // The thread ends only when the sender is dropped.
             Err(TrySendError::Full(job)) if always => drop(jobs.send(job)),
             _ => {}
         }
     }
 
-    /// Waits until all that was given is written.
+    /// Waits until all queued snapshots are written.
     pub(super) fn flush(&self) {
         let (done, wait) = sync_channel(1);
         if self.jobs.as_ref().is_some_and(|jobs| jobs.send(Job::Flush(done)).is_ok()) {
-            let _ = wait.recv(); // an error is the thread's end: then there is nothing to wait for
+            let _ = wait.recv(); // fails only if the thread has ended
         }
     }
 }
@@ -60,7 +60,7 @@ impl<B: Backend> Drop for Writer<B> {
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
-            let _ = thread.join(); // its panic has been shown
+            let _ = thread.join(); // a panic has already been printed
         }
     }
 }

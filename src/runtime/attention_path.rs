@@ -1,9 +1,10 @@
-//! Which tokens of a prompt are read in the expanded path of attention: those far inside a long message.
+//! Chooses the attention path of each token of a prompt: materialised attention for tokens far inside a long message,
+//! absorbed attention for all others.
 //!
-//! A token's path depends on the tokens before it and on where the question begins, never on what comes after it or on how
-//! a prompt is cut: what was restored gives the same bits as what was never interrupted. A message begins after a special
-//! token or with the question about a document, which then costs what its own tokens cost. Replies are absorbed, since
-//! they come token by token.
+//! A token's path depends on the tokens before it and on the start of the question, never on later tokens or on how a
+//! prompt is cut into batches: a restored prefix gives the same bits as uninterrupted prefill. A message begins after a
+//! special token or with the question about a document, so that a question costs no more than its own tokens. Replies
+//! use absorbed attention, because they are decoded token by token.
 
 use models::kimi_linear::mla::MlaPath;
 use models::template::{Message, Template};
@@ -11,14 +12,14 @@ use models::tokenizer::Vocabulary;
 use serde_json::Map;
 use std::ops::Range;
 
-/// Tokens at the beginning of a message that are absorbed, however long it is: keys and values that are made for a step
-/// pay from some 170 tokens on.
+/// Tokens at the start of a message that use absorbed attention. Materialising keys and values pays off from batches
+/// of about 170 tokens on.
 pub const MATERIALIZE_AFTER: usize = 1024;
 
-/// How many times longer steps are in expanded path; where memory is planned for, steps are as long.
+/// Factor by which batches are larger in materialised attention. The memory plan counts these larger batches.
 pub const MATERIALIZED_BATCH_FACTOR: usize = 2;
 
-/// The message that a token is in.
+/// The position of a token: the start of its message, and whether that is a reply.
 #[derive(Clone, Copy)]
 struct Position {
     message_start: usize,
@@ -35,17 +36,17 @@ impl Position {
     }
 }
 
-/// What says where messages begin and whose they are: the ids that open a reply, and the special tokens.
+/// Finds the boundaries of messages and replies by the special tokens and the ids that open a reply.
 pub struct MessageBoundaries<'a> {
-    /// The ids that the chat template writes before a reply.
+    /// The ids that the chat template emits before a reply.
     pub opening: &'a [u32],
-    /// Knows the special tokens; None for a file usable by token ids only.
+    /// Identifies special tokens; `None` for a model file that has no tokenizer.
     pub tokenizer: Option<&'a Vocabulary>,
 }
 
 impl MessageBoundaries<'_> {
-    /// The path of the first of these tokens of a prompt, and where those that share it end. `question`: where the
-    /// question about a document begins.
+    /// Returns the path of the first of these tokens of a prompt, and the end of the run of tokens that share it.
+    /// `question` is the start of the question about a document.
     pub fn mla_path(
         &self,
         prompt: &[u32],
@@ -67,8 +68,8 @@ impl MessageBoundaries<'_> {
         (path, end.min(tokens.end))
     }
 
-    /// Whether some of these tokens, which came one by one, would be read in expanded path: nobody else may go on from
-    /// the state after them.
+    /// Returns whether prefill would use materialised attention for some of these tokens, which were decoded one by
+    /// one. The state after them is then not cached: it differs from the prefilled one by rounding.
     pub fn is_noncanonical(&self, all: &[u32], tokens: Range<usize>) -> bool {
         let mut at = tokens.start;
         while at < tokens.end {
@@ -84,7 +85,7 @@ impl MessageBoundaries<'_> {
     fn position(&self, prompt: &[u32], token: usize, question: Option<usize>) -> Position {
         let mut start = question.filter(|question| *question <= token).unwrap_or(0);
         let mut reply = false;
-        // Back to the end of the message before: a reply may hold special tokens of its own.
+        // Scans back to the end of the previous message: a reply may contain special tokens itself.
         for at in (0..token).rev().filter(|at| self.is_special(prompt[*at])) {
             start = start.max(at + 1);
             reply = self.opens(&prompt[..=at], &prompt[at + 1..]);
@@ -95,7 +96,8 @@ impl MessageBoundaries<'_> {
         Position { message_start: start, reply }
     }
 
-    /// Whether a reply begins here, or where the words of its opening that are no special tokens end.
+    /// Returns whether a reply opens here: `before` ends with the opening up to its last special token, and `after`
+    /// starts with the remaining ordinary tokens.
     fn opens(&self, before: &[u32], after: &[u32]) -> bool {
         let special = self.opening.iter().rposition(|id| self.is_special(*id)).map_or(0, |at| at + 1);
         let (head, tail) = self.opening.split_at(special);
@@ -111,13 +113,15 @@ impl MessageBoundaries<'_> {
     }
 }
 
-/// The ids that a template writes before a reply; none if it does not say.
+/// Returns the ids that a template emits before a reply; empty if they cannot be determined.
 pub fn opening(template: Option<&Template>, tokenizer: Option<&Vocabulary>) -> Vec<u32> {
     let (Some(template), Some(tokenizer)) = (template, tokenizer) else { return Vec::new() };
-    let render = |asks| template.render(&[Message::new("user", "x")], &[], asks, &Map::new()).ok();
-    let Some(said) = render(false) else { return Vec::new() };
+    let render = |open| template.render(&[Message::new("user", "x")], &[], open, &Map::new()).ok();
+    let Some(history) = render(false) else { return Vec::new() };
     match render(true) {
-        Some(asks) if asks.text().starts_with(said.text()) => asks.encode_after(said.text().len(), tokenizer),
+        Some(prompt) if prompt.text().starts_with(history.text()) => {
+            prompt.encode_after(history.text().len(), tokenizer)
+        }
         _ => Vec::new(),
     }
 }
@@ -146,7 +150,7 @@ mod tests {
         Engine::open_with(&args, Box::new(|_| ())).unwrap()
     }
 
-    /// Every token's path, from pieces of at most `most` tokens.
+    /// Returns the path of every token, computed in batches of at most `most` tokens.
     fn forms(engine: &Engine<Cpu>, prompt: &[u32], question: Option<usize>, most: usize) -> Vec<MlaPath> {
         let mut forms = Vec::new();
         while forms.len() < prompt.len() {
@@ -169,9 +173,9 @@ mod tests {
         let long = "word ".repeat(1500);
         let text = |role: &str, said: &str| format!("<|im_{role}|>{role}<|im_middle|>{said}<|im_end|>");
         let call = format!("Let me see. <|tool_calls_section_begin|>{long}");
-        let message_boundaries =
+        let messages =
             [("user", long.as_str()), ("assistant", &long), ("user", "Who?"), ("assistant", &call)];
-        let prompt: String = message_boundaries.iter().map(|(role, said)| text(role, said)).collect();
+        let prompt: String = messages.iter().map(|(role, said)| text(role, said)).collect();
         let prompt = tokenizer.encode_with_specials(&prompt);
         let middle = tokenizer.specials().id("<|im_middle|>").unwrap();
         let start = 1 + prompt.iter().position(|id| *id == middle).unwrap();

@@ -1,4 +1,4 @@
-//! The demonstration model in the program: what runs when no file is given. How it came to be: `models/demo`.
+//! The built-in demonstration model, which runs when no file is given. `models/demo` describes its training.
 
 use crate::io::log::Log;
 use crate::io::output::tell;
@@ -7,20 +7,20 @@ use bytes::Bytes;
 use models::gguf::read::Gguf;
 use std::path::Path;
 
-/// Said once, before the first use.
+/// The notice that is logged once at load.
 pub const NOTICE: &str = "no model given (-m FILE): this is the built-in demonstration model, 9.5 M parameters, which answers \
     short questions about a text you give it; `kimi convert` makes the real model's file";
 
-/// Its name where a path would stand.
+/// The model's name in messages, in place of a path.
 pub const NAME: &str = "demonstration model";
 
-/// Blocks are read in place, so the file starts where a mapped one would: at a boundary of any element.
+/// Aligns the embedded file as a mapping would be, because blocks are read in place.
 #[repr(C, align(64))]
 struct Aligned<T: ?Sized>(T);
 
 static FILE: &Aligned<[u8]> = &Aligned(*include_bytes!("../../models/demo/kimi-demo.gguf"));
 
-/// Tells people on standard error what there is to tell; with `quiet`, not what the model is.
+/// Returns a log that writes to standard error; with `quiet` it omits [`NOTICE`].
 pub fn log(quiet: bool) -> Log {
     Box::new(move |line| {
         if !quiet || line != NOTICE {
@@ -29,7 +29,7 @@ pub fn log(quiet: bool) -> Log {
     })
 }
 
-/// The file of a path, or the built-in one.
+/// Opens the model file at a path, or the built-in one.
 pub fn open(path: Option<&Path>) -> Result<Gguf> {
     Ok(match path {
         Some(path) => Gguf::open(path)?,

@@ -11,19 +11,19 @@ use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
-/// The value of `--chat-template` that names the built-in one.
+/// The value of `--chat-template` that selects the built-in template.
 const BUILTIN: &str = "builtin";
 
-/// The template of a model file.
+/// Returns the template of a model file.
 pub fn source(file: &Gguf) -> Option<&str> {
     file.metadata.str("tokenizer.chat_template")
 }
 
-/// The template that `choice`, the value of `--chat-template`, names. A model file's own may be unusable, and then says
-/// so when a conversation is rendered: token ids need no template.
+/// Opens the template that `choice`, the value of `--chat-template`, selects. An unusable template of the model file
+/// fails only when a conversation is rendered, because token ids need no template.
 ///
 /// # Errors
-/// The user's own file cannot be read or used.
+/// The file given by the user cannot be read or used.
 pub fn open(choice: Option<&Path>, file: &Gguf, vocabulary: &Vocabulary) -> Result<Template> {
     let new = |source: Option<&str>| Template::new(source, vocabulary, template_worker::sandbox());
     match choice {
@@ -40,14 +40,14 @@ pub fn open(choice: Option<&Path>, file: &Gguf, vocabulary: &Vocabulary) -> Resu
     }
 }
 
-/// A text file of at most the length that a template may have.
+/// Reads a template file up to the maximum length.
 fn read(path: &Path) -> Result<String> {
     let mut text = String::new();
     File::open(path)?.take(MAX_SOURCE_BYTES as u64 + 1).read_to_string(&mut text)?;
     Ok(text)
 }
 
-/// A failure as users see it: an unusable template can be replaced.
+/// Converts a failure to an error for users, with a hint if the template can be replaced.
 pub fn explain(failure: Failure) -> Error {
     match failure {
         Failure::Refused(_) => failure.into(),
@@ -55,7 +55,7 @@ pub fn explain(failure: Failure) -> Error {
     }
 }
 
-/// The line about an unusable template in a file, if its template is that.
+/// Returns a warning if the template of a file is unusable.
 pub fn warning(file: &Gguf) -> Option<String> {
     let failure = models::template::check(source(file)?, &*template_worker::sandbox()).err()?;
     Some(explain(failure).to_string())

@@ -1,7 +1,7 @@
-//! Where a model computes: `--device cpu`, `cuda` or `auto`.
+//! Selects the backend: `--device cpu`, `cuda` or `auto`.
 //!
-//! Everything above a backend is generic over it; [`super::on_device!`] is the one
-//! place where a command meets both. The default is the CPU until the CUDA backend has run on a GPU. Next: `engine`.
+//! All code above a backend is generic over it; [`super::on_device!`] dispatches between the two. The default is the
+//! CPU. Next: `engine`.
 
 use super::options::{Device, EngineArgs};
 use super::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
@@ -13,18 +13,17 @@ use kernels::cuda::Cuda;
 use models::kimi_linear::config::Config;
 use std::path::Path;
 
-/// A backend that was asked for.
+/// The selected backend.
 pub enum Chosen {
-    /// The processor.
     Cpu(Cpu),
-    /// A CUDA device, and what of the arguments fits it.
+    /// A CUDA device, and the arguments adjusted to its memory.
     Cuda(Box<Cuda>, Box<EngineArgs>),
 }
 
-/// The backend that the arguments ask for. Why it is not the GPU, or what goes there, is told to `log` in a line.
+/// Selects the backend. Logs the placement on the GPU, or the reason for using the CPU, in one line.
 ///
 /// # Errors
-/// A GPU was asked for and cannot be used.
+/// `--device cuda` is given and the GPU cannot be used.
 pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     let cpu = || Ok(Chosen::Cpu(Cpu::detect(args.threads)));
     match args.device.device {
@@ -40,10 +39,10 @@ pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     }
 }
 
-/// Tokens a step from which experts that travel are no longer what a prompt waits for.
+/// Batch size from which uploading experts no longer dominates prefill.
 const LARGE_STEP: usize = 2048;
 
-/// The device, with room planned for the model.
+/// Opens the CUDA device and plans its memory for the model.
 fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     let cuda = Cuda::detect()?.with_threads(args.threads);
     let [free, _] = cuda.memory();
@@ -52,38 +51,41 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
     if plan.shortfall > 0 {
         let (name, shortfall) = (&cuda.device().name, plan.shortfall.div_ceil(1 << 20));
         bail!(
-            "{name}: {shortfall} MiB too little: {plan}; less --ctx, less --batch or --cache-type q8_0 need less"
+            "{name}: short by {shortfall} MiB: {plan}; use a smaller --ctx or --batch, or --cache-type q8_0"
         );
     }
     log(&plan.to_string());
     if plan.staging > 0 && args.batch < LARGE_STEP {
         log(&format!(
-            "experts in RAM travel to the GPU once every {} tokens of a prompt; --batch {LARGE_STEP} reads long ones faster",
+            "experts in RAM are uploaded to the GPU once every {} tokens of a prompt; --batch {LARGE_STEP} prefills long prompts faster",
             args.batch
         ));
     }
     let [room, _] = plan.requirements.arriving.filter(|_| plan.staging > 0).unwrap_or_default();
     cuda.limit_stacks(plan.whole, room, plan.slots)?;
-    // Contexts end where the plan does, and snapshots in memory are on the device: they get half of what is left.
+    // The context is limited to the plan. Snapshots in memory are on the device and get half of the memory that is
+    // left.
     let spare = free.saturating_sub(plan.gpu) / 2;
     let mut args = Box::new(args.clone());
     args.ctx = args.ctx.or(Some(plan.requirements.context));
     let snapshots = args.store.cache_ram.unwrap_or(spare).min(spare);
     if let Some(asked) = args.store.cache_ram.filter(|asked| *asked > spare) {
         let [asked, spare] = [asked, spare].map(|bytes| bytes >> 20);
-        log(&format!("--cache-ram: snapshots are on the GPU, which has {spare} MiB for them, not {asked}"));
+        log(&format!(
+            "--cache-ram: snapshots are on the GPU, which has {spare} MiB for them instead of {asked} MiB"
+        ));
     }
     args.store.cache_ram = Some(snapshots);
-    // What is planned for one sequence, and what is left, is for all that are served at once.
+    // All concurrent sequences share the memory planned for one sequence and the rest.
     args.state_room =
         Some(free.saturating_sub(plan.gpu) - snapshots + plan.requirements.state + plan.requirements.cache);
     Ok(Chosen::Cuda(Box::new(cuda), args))
 }
 
-/// What goes where with so many free bytes on a GPU.
+/// Plans the placement for `free` bytes of GPU memory.
 ///
 /// # Errors
-/// The model's file does not open or is of another architecture.
+/// The model file does not open or has another architecture.
 pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
     let file = super::builtin_model::open(args.model.as_deref())?;
     let config = Config::from_gguf(&file)?;

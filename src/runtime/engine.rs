@@ -1,4 +1,4 @@
-//! A loaded model with everything it needs to run: backend, weights, tokenizer, chat template.
+//! The engine: a loaded model with its backend, weights, tokenizer, chat template and prefix cache.
 
 use super::attention_path::{self, MATERIALIZED_BATCH_FACTOR, MessageBoundaries};
 use super::builtin_model;
@@ -28,43 +28,41 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Once};
 
-/// A model ready to run.
+/// A loaded model, shared by all sessions.
 pub struct Engine<B: Backend> {
-    /// Where it computes.
     pub backend: Arc<B>,
-    /// The graph and its weights.
+    /// The model's graph and weights.
     pub model: Model<B>,
-    /// Its tokenizer; None for a file usable by token ids only.
+    /// The tokenizer; `None` if the model file has none.
     pub tokenizer: Option<Arc<Vocabulary>>,
-    /// How a conversation becomes a prompt; None without a tokenizer.
+    /// The chat template; `None` without a tokenizer.
     pub template: Option<Template>,
-    /// What the template writes before a reply.
+    /// The ids that the template emits before a reply.
     pub opening: Vec<u32>,
-    /// Tokens a sequence may have.
+    /// Maximum tokens of a sequence.
     pub context: u64,
-    /// Tokens of a prompt processed together.
+    /// Prefill batch size in tokens.
     pub batch: usize,
-    /// How latent caches are kept.
+    /// The data type of the KV cache.
     pub cache: CacheFormat,
-    /// Bytes that the states of all sequences may take together, where they are not in RAM.
+    /// Maximum bytes of the states of all sequences on a GPU; `None` on the CPU.
     pub state_room: Option<u64>,
-    /// What was read and may be gone on from; threads share it.
+    /// The prefix cache, shared by all threads.
     pub store: Arc<Store<B>>,
-    /// The file.
     pub file: Gguf,
-    /// Takes lines about trouble.
+    /// Receives warnings, one line each.
     log: Arc<Log>,
-    /// A change of the file was said.
-    said: Once,
+    /// Reports a change of the model file only once.
+    change_reported: Once,
 }
 
 impl Engine<Cpu> {
-    /// Loads a model on the CPU. Trouble with snapshots is told on standard error.
+    /// Loads a model on the CPU and logs to standard error.
     pub fn open(args: &EngineArgs) -> Result<Self> {
         Engine::open_with(args, Box::new(tell))
     }
 
-    /// Loads a model on the CPU. `log` hears of trouble with snapshots, a line each.
+    /// Loads a model on the CPU. `log` receives warnings, one line each.
     pub fn open_with(args: &EngineArgs, log: Log) -> Result<Self> {
         args.announce(&log);
         Engine::load(Cpu::detect(args.threads), args, log)
@@ -114,26 +112,27 @@ impl<B: Backend> Engine<B> {
             store,
             file,
             log,
-            said: Once::new(),
+            change_reported: Once::new(),
         })
     }
 
-    /// Returns whether states computed up to now may be kept: not where the model's file was cut or written while in use,
-    /// which is said once. Costs a system call.
+    /// Returns whether computed states may be cached: not if the model file was truncated or overwritten while in
+    /// use, which is logged once. Costs a system call.
     pub fn may_keep(&self) -> bool {
         let changed = self.file.check_unchanged().err();
         if let Some(e) = &changed {
-            self.said.call_once(|| (self.log)(&format!("{e}: replies since then may be wrong; start again")));
+            self.change_reported
+                .call_once(|| (self.log)(&format!("{e}: replies since then may be wrong; start again")));
         }
         changed.is_none()
     }
 
-    /// The tokenizer, or an error that says how to do without.
+    /// Returns the tokenizer, or an error that names the alternative, `--ids`.
     pub fn tokenizer(&self) -> Result<&Arc<Vocabulary>> {
         self.tokenizer.as_ref().context("the model file has no tokenizer: give token ids with --ids")
     }
 
-    /// The token ids of a prompt as it is: text in which special tokens' names mean nothing.
+    /// Encodes a prompt without a template; names of special tokens are ordinary text.
     pub fn raw_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         match prompt {
             Prompt::Ids(ids) => Ok(ids.clone()),
@@ -141,12 +140,12 @@ impl<B: Backend> Engine<B> {
         }
     }
 
-    /// The ids of a rendered conversation, by what was read or made before: [`retokenize::encode`].
+    /// Encodes a rendered conversation and keeps the ids of cached prefixes: [`retokenize::encode`].
     pub fn encode(&self, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
         self.encode_within(Namespace::SHARED, rendered, vocabulary)
     }
 
-    /// [`Engine::encode`] by what was read or made in a namespace.
+    /// Encodes as [`Engine::encode`] does, with the cached prefixes of one namespace.
     pub fn encode_within(
         &self,
         namespace: Namespace,
@@ -156,8 +155,8 @@ impl<B: Backend> Engine<B> {
         retokenize::encode(&self.store.within(namespace), rendered, vocabulary)
     }
 
-    /// The path of the first of these tokens of a prompt, and where those that share it end. `question`: where the
-    /// question about a document begins.
+    /// Returns the attention path of the first of these tokens of a prompt, and the end of the run of tokens that
+    /// share it. `question` is the start of the question about a document.
     pub fn mla_path(
         &self,
         prompt: &[u32],
@@ -167,8 +166,8 @@ impl<B: Backend> Engine<B> {
         self.message_boundaries().mla_path(prompt, tokens, question)
     }
 
-    /// Whether some of these tokens, which came one by one, would be read in expanded path: nobody else may go on from
-    /// the state after them.
+    /// Returns whether prefill would use materialised attention for some of these decoded tokens; the state after
+    /// them is then not cached.
     pub fn is_noncanonical(&self, all: &[u32], tokens: Range<usize>) -> bool {
         self.message_boundaries().is_noncanonical(all, tokens)
     }
@@ -177,13 +176,13 @@ impl<B: Backend> Engine<B> {
         MessageBoundaries { opening: &self.opening, tokenizer: self.tokenizer.as_deref() }
     }
 
-    /// Tokens that are read together at most: more where keys and values are made for a step, which costs the same for
-    /// a few as for many.
+    /// Returns the maximum tokens of a batch, which is larger for materialised attention: the cost of materialising
+    /// keys and values hardly depends on the batch size.
     pub fn max_step_tokens(&self, path: MlaPath) -> usize {
         if path == MlaPath::Materialized { self.batch * MATERIALIZED_BATCH_FACTOR } else { self.batch }
     }
 
-    /// Whether a token ends a reply.
+    /// Returns whether a token is an end-of-generation token.
     pub fn is_end(&self, token: u32) -> bool {
         self.tokenizer.as_ref().is_some_and(|t| t.is_end(token))
     }
@@ -215,7 +214,7 @@ impl<B: Backend> Engine<B> {
     }
 }
 
-/// One line about all small tensors that hold NaN or infinities; None where there are none.
+/// Returns a warning about the small tensors with NaN or infinite values, if any.
 fn not_finite_line(model: &str, found: &[NotFinite]) -> Option<String> {
     let first = found.first()?;
     let others = match found.len() - 1 {

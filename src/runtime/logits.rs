@@ -1,48 +1,48 @@
-//! The logits after a step, of each sequence whose tokens are all in: on the device until somebody needs them all.
+//! Holds the logits of a step, one row per sequence with outputs. They stay on the device until a full row is needed.
 //!
-//! Whoever takes the most likely token, or one of a few, needs the best of them alone, which a backend finds sooner than it
-//! brings a vocabulary. Held over the next step they stay what they are: a step's results are in memory of their own.
-//! Next: [`crate::generation::decoder`].
+//! Greedy and top-k sampling need only the top-k logits, which a backend finds faster than it copies a full row. The
+//! logits stay valid after later steps, because each step's results have their own memory. Next:
+//! [`crate::generation::decoder`].
 
 use crate::runtime::engine::Engine;
 use kernels::backend::{Backend, MAX_TOP_K, TopK};
 use std::cell::OnceCell;
 
-/// Logits `[rows, vocab]`.
+/// The logits of a step, `[rows, vocab]`.
 pub struct Logits<'e, B: Backend> {
     engine: &'e Engine<B>,
-    /// None where they are here.
+    /// The logits on the device; `None` if they are in `host`.
     on_device: Option<B::Tensor>,
-    /// Those that are here.
+    /// The logits in host memory; empty if they are on the device.
     host: Vec<f32>,
-    /// Each row that was read for itself.
+    /// Rows copied from the device on demand.
     rows: Vec<OnceCell<Vec<f32>>>,
-    /// The best of each row.
+    /// The largest logit of each row.
     argmax: OnceCell<Vec<TopK>>,
-    /// As many of them as there may be.
+    /// The [`MAX_TOP_K`] largest logits of each row.
     top_k: OnceCell<Vec<TopK>>,
 }
 
-/// The logits after one sequence.
+/// One row of [`Logits`]: those of one sequence.
 pub struct LogitsRow<'s, 'e, B: Backend> {
     logits: &'s Logits<'e, B>,
     row: usize,
 }
 
 impl<'e, B: Backend> Logits<'e, B> {
-    /// Of a step that had `rows` outputs.
+    /// Wraps the output of a step that has `rows` rows.
     pub fn new(engine: &'e Engine<B>, logits: B::Tensor, rows: usize) -> Self {
         let rows = std::iter::repeat_with(OnceCell::new).take(rows).collect();
         Logits { on_device: Some(logits), rows, ..Logits::from_values(engine, Vec::new()) }
     }
 
-    /// Of values that are here, as those of a snapshot.
+    /// Wraps values in host memory, as restored from a snapshot.
     pub fn from_values(engine: &'e Engine<B>, values: Vec<f32>) -> Self {
         let (argmax, top_k) = (OnceCell::new(), OnceCell::new());
         Logits { engine, on_device: None, host: values, rows: Vec::new(), argmax, top_k }
     }
 
-    /// Each row in its turn.
+    /// Iterates over the rows in the order of the sequences.
     pub fn rows(&self) -> impl Iterator<Item = LogitsRow<'_, 'e, B>> {
         let here = self.host.len() / self.engine.model.config.vocab;
         (0..self.rows.len().max(here)).map(|row| LogitsRow { logits: self, row })
@@ -50,7 +50,7 @@ impl<'e, B: Backend> Logits<'e, B> {
 }
 
 impl<'s, B: Backend> LogitsRow<'s, '_, B> {
-    /// All of them `[vocab]`.
+    /// Returns the full row `[vocab]`, copied from the device once.
     pub fn values(&self) -> &'s [f32] {
         let Logits { engine: Engine { backend, model, .. }, on_device, host, rows, .. } = self.logits;
         let vocab = model.config.vocab;
@@ -61,8 +61,8 @@ impl<'s, B: Backend> LogitsRow<'s, '_, B> {
         })
     }
 
-    /// The best `n` or more of them, as many as the backend finds: of all rows at once, because others will ask for theirs.
-    /// None of values that are here.
+    /// Returns at least the `n` largest logits; `None` if the row is in host memory. One call to the backend serves
+    /// all rows of the step.
     pub fn top_k(&self, n: usize) -> Option<&'s TopK> {
         let Logits { engine, on_device, argmax, top_k, .. } = self.logits;
         let x = on_device.as_ref()?;

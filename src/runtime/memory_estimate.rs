@@ -1,33 +1,33 @@
-//! What memory a model takes beside its weights, from its hyperparameters alone.
+//! Estimates the memory of a model beside its weights from its hyperparameters.
 
 use kernels::quant::Format;
 use models::kimi_linear::config::{Config, MixerKind};
 use serde::Serialize;
 
-/// Bytes of a value of the state, which is always f32.
+/// Bytes of a state value, which is always f32.
 const F32: u64 = 4;
 
-/// Memory beside the weights.
+/// The memory of a sequence beside the weights, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct MemoryEstimate {
-    /// KDA's matrices S, whatever the context.
+    /// KDA states S, independent of the context length.
     pub kda_state_bytes: u64,
-    /// The inputs that the short convolutions look back on.
+    /// The past inputs of the short convolutions.
     pub conv_bytes: u64,
-    /// Of a token in all MLA layers, as f16.
+    /// KV cache of a token in all MLA layers, as f16.
     pub f16_bytes_per_token: u64,
-    /// The same as q8_0.
+    /// KV cache of a token in all MLA layers, as q8_0.
     pub q8_0_bytes_per_token: u64,
-    /// Activations of a batch: an estimate.
+    /// Estimated activations of a batch.
     pub workspace_bytes: u64,
 }
 
 impl MemoryEstimate {
-    /// Of one sequence, processed `batch` tokens at a time.
+    /// Estimates the memory of one sequence with batches of `batch` tokens.
     pub fn of(c: &Config, batch: u64) -> MemoryEstimate {
         let (kda, mla) = (c.count(MixerKind::Kda) as u64, c.count(MixerKind::Mla) as u64);
         let width = (c.kda.heads * c.kda.head_dim) as u64;
-        // Rows that are not whole blocks are padded.
+        // Rows are padded to whole blocks.
         let row = |format: Format| {
             let values = c.cache_width().next_multiple_of(format.block_len()) as u64;
             format.row_bytes(values).unwrap_or(0)
@@ -41,7 +41,7 @@ impl MemoryEstimate {
         }
     }
 
-    /// State and cache of `context` tokens, and the workspace.
+    /// The total of state, KV cache of `context` tokens, and workspace.
     pub fn total(&self, cache_bytes_per_token: u64, context: u64) -> u64 {
         let cache = product([cache_bytes_per_token, context]);
         [cache, self.kda_state_bytes, self.conv_bytes]
@@ -50,12 +50,12 @@ impl MemoryEstimate {
     }
 }
 
-/// Sizes from a hostile file may be beyond any memory: then so is their product.
+/// Multiplies with saturation, because sizes from a hostile file may overflow.
 fn product<const N: usize>(factors: [u64; N]) -> u64 {
     factors.into_iter().fold(1, u64::saturating_mul)
 }
 
-/// The widest layer's activations and the residual stream's, and logits of one token.
+/// The activations of the widest layer and of the residual stream, and the logits of one token.
 fn workspace(c: &Config, batch: u64) -> u64 {
     // q, k, v before and after their convolutions, gate, output gate, output
     let kda = 9 * c.kda.heads * c.kda.head_dim;

@@ -1,8 +1,8 @@
-//! Loads a model and runs it: [`engine`] (weights, tokenizer, template and prefix cache on a backend), [`session`] (token
-//! ids to [`logits`]), and what both rest on: the device, its memory plan and the attention path. It samples nothing.
+//! Loads a model and runs it: [`engine`] (weights, tokenizer, template and prefix cache on a backend), [`session`]
+//! (token ids to [`logits`]), the device, its memory plan and the attention path. It does not sample.
 //!
-//! Chat templates belong here ([`chat_template`], [`template_worker`]): an engine renders one at load to find the tokens
-//! that open a reply, which the attention path of a prompt depends on.
+//! Chat templates are part of this module ([`chat_template`], [`template_worker`]): the engine renders one at load to
+//! find the tokens that open a reply, on which the attention path of a prompt depends.
 
 pub(crate) mod attention_path;
 pub(crate) mod builtin_model;

@@ -1,8 +1,8 @@
-//! [`on_device!`] runs code that is generic over its backend on the device that the arguments name. It is the one place
-//! where a command meets both backends.
+//! [`on_device!`] runs code that is generic over the backend on the selected device. It is the only dispatch between
+//! the CPU and the CUDA backend.
 
-/// Runs `$body` with the engine that `$args` ask for, as `$engine`: `on_device!(args, |engine| use_it(&engine))`. Trouble
-/// with snapshots is told on standard error, or to a log that is given.
+/// Loads the engine that `$args` select and runs `$body` with it as `$engine`: `on_device!(args, |engine|
+/// use_it(&engine))`. Warnings are written to standard error or to the given log.
 macro_rules! on_device {
     ($args:expr, |$engine:ident| $body:expr) => {
         $crate::runtime::on_device!($args, Box::new($crate::io::output::tell), |$engine| $body)

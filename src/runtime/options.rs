@@ -1,4 +1,4 @@
-//! Options of loading a model: the file, the device and the prefix cache, as the command line has them.
+//! Command-line options for loading a model: the file, the device and the prefix cache.
 
 use super::builtin_model;
 use crate::io::log::Log;
@@ -9,59 +9,60 @@ use clap::builder::RangedU64ValueParser;
 use kernels::backend::CacheFormat;
 use std::path::PathBuf;
 
-/// Which model to load, and how.
+/// Options that select a model and the way it runs.
 #[derive(Clone, Debug, clap::Args)]
 pub struct EngineArgs {
-    /// The model file (GGUF, architecture kimi-linear; default: a small demonstration model in the program)
+    /// Model file (GGUF, architecture kimi-linear; default: the built-in demonstration model)
     #[arg(short, long, value_name = "FILE")]
     pub model: Option<PathBuf>,
-    /// Threads that compute (default: all cores this process may use)
+    /// Number of threads (default: all cores available to this process)
     #[arg(short, long, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
-    /// Tokens of context at most (default: what the model was made for)
+    /// Context size in tokens (default: from the model file)
     #[arg(short, long, value_name = "TOKENS")]
     pub ctx: Option<u64>,
-    /// Tokens of a prompt processed together, twice as many far inside a long text; more is faster and takes more memory
+    /// Prefill batch size in tokens (doubled past 1,024 tokens of a message); larger is faster and uses more memory
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one())]
     pub batch: usize,
-    /// How the latent cache is kept
+    /// Data type of the KV cache
     #[arg(long, value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
     /// Chat template to use instead of the model file's: a file, or `builtin`
     #[arg(long, visible_alias = "chat-template-file", value_name = "FILE|builtin")]
     pub chat_template: Option<PathBuf>,
-    /// Read the whole model file now and keep it in memory
+    /// Lock the model file in RAM
     #[arg(long)]
     pub mlock: bool,
-    /// Where it computes
+    /// The device options
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// What is kept of what was read
+    /// The prefix cache options
     #[command(flatten)]
     pub store: StoreOptions,
-    /// Bytes that the states of all sequences may take together, where they are not in RAM: the device's plan says so
+    /// Maximum bytes of the states of all sequences on a GPU, set by the placement
     #[arg(skip)]
     pub state_room: Option<u64>,
 }
 
-/// A number of threads. The most is far above any machine; beyond the system's limit a thread's start aborts the process.
+/// Parses a number of threads. The maximum is above any machine; beyond the system's limit starting a thread aborts
+/// the process.
 pub fn threads() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1024)
 }
 
-/// A number of things of which none would be nothing to do.
+/// Parses a number of at least 1.
 pub fn at_least_one() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
 }
 
-/// How the latent cache is kept.
+/// The data type of the KV cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum CacheType {
-    /// Exact, 4 bytes a value
+    /// Exact, 4 bytes per value
     F32,
-    /// 2 bytes a value
+    /// Half precision, 2 bytes per value
     F16,
-    /// 34 bytes for 32 values
+    /// 34 bytes per 32 values
     #[value(name = "q8_0")]
     Q8_0,
 }
@@ -95,62 +96,62 @@ impl Default for EngineArgs {
 }
 
 impl EngineArgs {
-    /// The model's name for messages: its path, or what the built-in one is called.
+    /// Returns the model's name for messages: its path or the name of the built-in model.
     pub fn name(&self) -> String {
         self.model.as_ref().map_or(builtin_model::NAME.into(), |path| path.display().to_string())
     }
 
-    /// Says so where the model is the built-in one.
+    /// Logs a notice if the built-in model is used.
     pub fn announce(&self, log: &Log) {
         if self.model.is_none() {
             log(builtin_model::NOTICE);
         }
     }
 
-    /// The same for another layout.
+    /// Returns these options with another prompt layout.
     pub fn with_layout(&self, layout: PromptLayout) -> EngineArgs {
         EngineArgs { store: StoreOptions { layout, ..self.store.clone() }, ..self.clone() }
     }
 
-    /// The same, keeping what is read in memory only.
+    /// Returns these options with a prefix cache in memory only.
     pub fn in_memory(&self) -> EngineArgs {
         EngineArgs { store: StoreOptions::in_memory(), ..self.clone() }
     }
 
-    /// The same, keeping nothing of what is read: for measurements.
+    /// Returns these options without a prefix cache, for measurements.
     pub fn without_snapshots(&self) -> EngineArgs {
         EngineArgs { store: StoreOptions::nothing(), ..self.clone() }
     }
 }
 
-/// Where to compute, and what of the GPU may be used.
+/// Options that select the device and the use of the GPU.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct DeviceArgs {
-    /// Where to compute (default: cpu, until the CUDA backend has run on a GPU)
+    /// Device to run on (default: cpu)
     #[arg(long, value_enum, default_value_t)]
     pub device: Device,
-    /// Memory of the GPU to use at most (default: what is free)
+    /// Maximum GPU memory to use (default: all free memory)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub gpu_memory: Option<u64>,
-    /// Experts of each layer that the GPU keeps where not all fit: those used most (default: as many as fit)
+    /// Number of experts per layer to cache on the GPU, most used first, if not all fit (default: as many as fit)
     #[arg(long, alias = "hot-experts", value_name = "EXPERTS")]
     pub gpu_expert_cache: Option<usize>,
-    /// Layers whose experts all stay in RAM; those of the others are on the GPU whole
+    /// Number of layers whose experts stay in RAM; the experts of the other layers are on the GPU
     #[arg(long, alias = "cpu-experts", value_name = "LAYERS", conflicts_with = "gpu_expert_cache")]
     pub n_cpu_moe: Option<usize>,
-    /// Layers whose experts are on the GPU whole, the complement of --n-cpu-moe
+    /// Number of layers whose experts are on the GPU, the complement of --n-cpu-moe
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with_all = ["n_cpu_moe", "gpu_expert_cache"])]
     pub gpu_layers: Option<usize>,
 }
 
-/// Where to compute.
+/// The device that runs the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Device {
-    /// This machine's processor
+    /// The CPU of this machine
     #[default]
     Cpu,
-    /// The first CUDA device, or an error that says why not
+    /// The first CUDA device; fails if it cannot be used
     Cuda,
-    /// The first CUDA device where there is one and the model fits it, else the processor
+    /// The first CUDA device if there is one and the model fits, else the CPU
     Auto,
 }

@@ -1,9 +1,9 @@
-//! What of a model goes where: all that is not a routed expert on the GPU, and all experts, if they fit beside it. Else of
-//! each layer as many experts as fit, those used most; the rest in RAM, where the CPU computes them for few tokens; for many
-//! they travel to the GPU, if it has room for that.
+//! Plans the placement of a model on GPU and RAM. All weights but routed experts are on the GPU, and all experts if
+//! they fit. Otherwise the GPU caches the most used experts of each layer, and the rest stay in RAM: the CPU computes
+//! them for small batches, and they are uploaded to a staging buffer for large batches.
 //!
-//! Planned from sizes alone, before anything is loaded, so that out of memory is foreseen and not met. It knows no
-//! backend. Next: `device`, which asks for a plan.
+//! The plan uses sizes only and is made before loading, so that the model never runs out of GPU memory later. It does
+//! not depend on a backend. Next: `device`, which requests the plan.
 
 use crate::runtime::attention_path::{MATERIALIZE_AFTER, MATERIALIZED_BATCH_FACTOR};
 use crate::runtime::memory_estimate::MemoryEstimate;
@@ -16,81 +16,81 @@ use models::gguf::read::Gguf;
 use models::kimi_linear::config::{Config, MixerKind};
 use std::fmt;
 
-/// What the driver keeps for itself: its context, the compiled kernels, fragmentation.
+/// GPU memory reserved for the driver: its context, compiled kernels, fragmentation.
 const RESERVE: u64 = 512 << 20;
-/// Of the room for experts, what is left to snapshots where not all fit: an eighth, and at most this.
+/// Maximum memory left for snapshots if not all experts fit; at most an eighth of the memory for experts.
 const KEPT: u64 = 1 << 30;
-/// Tokens of context that are planned for where none are asked for.
+/// The planned context in tokens if none is given.
 const USUAL_CONTEXT: u64 = 131_072;
 
-/// What a model takes, in bytes.
+/// The memory requirements of a model, in bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Requirements {
     /// All weights but routed experts.
     pub base: u64,
-    /// The routed experts of each layer that has them.
+    /// The routed experts of each MoE layer.
     pub experts: Vec<u64>,
-    /// ExpertPlacement of a layer.
+    /// The number of experts per layer.
     pub of_layer: u64,
-    /// [`room_and_planes`] of the largest stacks: where experts in RAM arrive, if a step has tokens enough for that.
+    /// [`room_and_planes`] of the largest stacks, for the staging buffer; `None` if batches are too small for
+    /// uploads.
     pub arriving: Option<[u64; 2]>,
-    /// What a sequence has whatever its length.
+    /// The state of a sequence, independent of its length.
     pub state: u64,
-    /// Tokens of context that are planned for.
+    /// The planned context, in tokens.
     pub context: u64,
-    /// Their latent cache.
+    /// The KV cache of the planned context.
     pub cache: u64,
-    /// Activations of a batch: an estimate.
+    /// Estimated activations of a batch.
     pub workspace: u64,
 }
 
-/// What is asked for beside the model.
+/// The load options that affect memory.
 #[derive(Clone, Copy, Debug)]
 pub struct LoadParams {
-    /// Tokens of context, if a number was asked for.
+    /// The context in tokens, if given.
     pub context: Option<u64>,
-    /// How latent rows are kept.
+    /// The data type of the KV cache.
     pub cache: CacheFormat,
-    /// Tokens of a prompt processed together.
+    /// Prefill batch size in tokens.
     pub batch: u64,
 }
 
-/// Which experts are to be on the GPU.
+/// Selects the experts to place on the GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum ExpertPlacement {
-    /// All, or as many of each layer as fit, but not more than so many.
+    /// All experts, or a cache of as many per layer as fit, up to this number.
     Cached(usize),
-    /// Those of whole layers, the first ones, as many as fit, but for so many layers.
+    /// All experts of the first layers, as many as fit, except for this number of layers.
     LayersInRam(usize),
 }
 
-/// A plan.
+/// The placement of a model's weights and caches.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Placement {
-    /// What it is of.
     pub requirements: Requirements,
-    /// Layers whose experts are all on the GPU: the first ones.
+    /// The number of first layers whose experts are all on the GPU.
     pub gpu_layers: usize,
-    /// Bytes of their experts.
+    /// Bytes of the experts of those layers.
     pub whole: u64,
-    /// ExpertPlacement of each other layer that are on the GPU: those used most.
+    /// The number of experts per layer in the GPU expert cache.
     pub slots: usize,
-    /// Bytes of these.
+    /// Bytes of the GPU expert cache.
     pub hot: u64,
-    /// Bytes of the room in which the others arrive; 0 where there are none, or no room.
+    /// Bytes of the staging buffer for uploads; 0 if none is needed or it does not fit.
     pub staging: u64,
-    /// Bytes on the GPU in all.
+    /// Total bytes on the GPU.
     pub gpu: u64,
-    /// Bytes of experts that are in RAM alone.
+    /// Bytes of the experts that are only in RAM.
     pub ram: u64,
-    /// Of these, bytes that the RAM has no room for: they are read from disk again and again.
+    /// Bytes of those experts that do not fit in RAM and are read from disk repeatedly.
     pub disk: u64,
-    /// Bytes the GPU has too little for what has to be on it; 0 where the plan can be run.
+    /// Bytes missing on the GPU; 0 if the plan can run.
     pub shortfall: u64,
 }
 
 impl Requirements {
-    /// Of a file, with the context and the batch asked for.
+    /// Computes the requirements of a model file for the given context and batch.
     pub fn of(file: &Gguf, c: &Config, params: &LoadParams) -> Requirements {
         let context = params.context.unwrap_or(USUAL_CONTEXT).min(c.context);
         let (arriving, experts) = (None, Vec::new());
@@ -128,25 +128,24 @@ impl Requirements {
         requirements
     }
 
-    /// All but experts.
+    /// The requirements without the experts.
     fn without_experts(&self) -> u64 {
         let parts = [self.base, self.state, self.cache, self.workspace, RESERVE];
         parts.into_iter().fold(0, u64::saturating_add)
     }
 
-    /// ExpertPlacement of each layer that fit so many bytes, at most `most`, and what they take.
+    /// Returns the number of experts per layer that fit in `room` bytes, at most `most`, and their bytes.
     fn slots_within(&self, room: u64, most: usize) -> (usize, u64) {
         let each = self.experts.iter().map(|bytes| bytes.div_ceil(self.of_layer.max(1)));
         let each = each.fold(0, u64::saturating_add).max(1);
-        // Planes of three stacks a layer begin at multiples of 256 bytes.
+        // The planes of the three stacks of a layer are aligned to 256 bytes.
         let aligned = self.experts.len() as u64 * 3 * 3 * 256;
         let slots = (room.saturating_sub(aligned) / each).min(self.of_layer).min(most as u64);
         (slots as usize, if slots > 0 { slots * each + aligned } else { 0 })
     }
 }
 
-/// Activations of a step, the longest that the context lets be: far inside a long text steps are longer, and keys and values
-/// are made.
+/// Activations of the largest batch that the context allows, including materialised keys and values.
 fn workspace(c: &Config, batch: u64, context: u64) -> u64 {
     let far = context.saturating_sub(MATERIALIZE_AFTER as u64);
     let step = batch.max(batch.saturating_mul(MATERIALIZED_BATCH_FACTOR as u64).min(far));
@@ -155,7 +154,7 @@ fn workspace(c: &Config, batch: u64, context: u64) -> u64 {
     let heads = Heads { count, nope, pe, latent: m.latent_dim, value_dim: m.value_dim };
     let expands = far > 0 && c.count(MixerKind::Mla) > 0;
     let made = if expands { expanding_bytes(&heads, context, step) } else { 0 };
-    // Activations are on the device as floats and as bytes; buffers are up to a quarter larger than what is in them.
+    // Activations are stored as floats and as bytes; buffers are up to a quarter larger than their contents.
     MemoryEstimate::of(c, step)
         .workspace_bytes
         .saturating_mul(2)
@@ -164,7 +163,7 @@ fn workspace(c: &Config, batch: u64, context: u64) -> u64 {
 }
 
 impl Placement {
-    /// The plan for `gpu` free bytes there, and `memory` in RAM if that is known.
+    /// Plans for `gpu` free bytes of GPU memory, and `memory` bytes of RAM if known.
     pub fn plan(
         requirements: Requirements,
         gpu: u64,
@@ -178,7 +177,7 @@ impl Placement {
         let (mut staging, mut slots, mut hot) = (0, 0, 0);
         let (gpu_layers, whole) = match wanted {
             ExpertPlacement::LayersInRam(others) => {
-                // A number that was asked for comes before the room in which the others arrive.
+                // A given number of layers has priority over the staging buffer.
                 let most = all - others.min(all);
                 let asked = within(most, room);
                 let beside = |bytes: &u64| asked.0 < all && within(most, room - bytes) == asked;
@@ -213,7 +212,7 @@ impl Placement {
     }
 }
 
-/// The first layers that fit so many bytes, and what they take.
+/// Returns the number of first layers whose experts fit in `room` bytes, and their bytes.
 fn layers_within(experts: &[u64], room: u64) -> (usize, u64) {
     let sums = experts.iter().scan(0, |sum: &mut u64, bytes| {
         *sum = sum.saturating_add(*bytes);
@@ -223,7 +222,7 @@ fn layers_within(experts: &[u64], room: u64) -> (usize, u64) {
     fitting.map_or((0, 0), |(last, bytes)| (last + 1, bytes))
 }
 
-/// `GPU 21.3 of ... GiB`: one line for people.
+/// Formats the plan as one line for users.
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
@@ -248,16 +247,12 @@ impl fmt::Display for Placement {
             write!(f, "; {:.2} GiB of experts in RAM", gib(self.ram))?;
         }
         if self.disk > 0 {
-            write!(
-                f,
-                ", which has no room for {:.2} of them: they are read from disk again and again",
-                gib(self.disk)
-            )?;
+            write!(f, ", of which {:.2} do not fit and are read from disk repeatedly", gib(self.disk))?;
         }
         if self.staging > 0 {
             write!(
                 f,
-                "; {:.2} GiB of the GPU is where these arrive for {UPLOAD_MIN_TOKENS} tokens and more",
+                "; {:.2} GiB of staging buffer for batches of {UPLOAD_MIN_TOKENS} tokens and more",
                 gib(self.staging)
             )?;
         }
@@ -271,7 +266,8 @@ mod tests {
     use crate::commands::synth::Preset;
     use kernels::quant::Format;
 
-    /// The tensors of the real model in one format for experts and one for the rest: 26 layers of 256 experts.
+    /// The requirements of the real model (26 layers of 256 experts) with this format for experts and Q6_K for the
+    /// rest.
     fn requirements(experts: Format, params: &LoadParams) -> Requirements {
         let file = Preset::Real.metadata_only();
         let mut d = Requirements::of(&file, &Config::from_gguf(&file).unwrap(), params);
@@ -285,8 +281,8 @@ mod tests {
         LoadParams { context: Some(context), cache, batch: 512 }
     }
 
-    /// Over cards, memories, contexts, caches and formats: what is planned fits, one expert a layer more would not, nothing is
-    /// lost, and what no memory has room for is said.
+    /// Over GPU and RAM sizes, contexts and formats: the plan fits, one more expert per layer would not, every byte
+    /// is placed, and the bytes read from disk are reported.
     #[test]
     fn every_plan_fits_and_wastes_no_expert() {
         let mut seen = std::collections::BTreeSet::new();
@@ -320,9 +316,9 @@ mod tests {
         assert!(seen.contains(&(0, 0)) && seen.contains(&(26, 0)) && seen.len() > 20, "{seen:?}");
     }
 
-    /// What is counted for slots is what they take on the device.
+    /// The planned bytes of the expert cache equal its allocation on the device.
     #[test]
-    fn slots_take_what_was_counted() {
+    fn the_expert_cache_takes_the_planned_bytes() {
         let d = requirements(Format::Q6_K, &params(4096, CacheFormat::F16));
         for room in [0, 1 << 20, 3 << 30, 9 << 30] {
             let (slots, bytes) = d.slots_within(room, usize::MAX);
@@ -336,9 +332,9 @@ mod tests {
         assert_eq!(d.slots_within(64 << 30, 7).0, 7);
     }
 
-    /// Steps far inside a long text are twice as long and make keys and values; a short context has none.
+    /// Materialised attention doubles the batch and needs keys and values; a short context needs none.
     #[test]
-    fn the_workspace_of_long_texts_is_foreseen() {
+    fn the_workspace_includes_materialised_attention() {
         let file = Preset::Real.metadata_only();
         let c = Config::from_gguf(&file).unwrap();
         let of_step = |tokens| 2 * MemoryEstimate::of(&c, tokens).workspace_bytes;
@@ -349,7 +345,7 @@ mod tests {
         assert_eq!(workspace(&c, u64::MAX, u64::MAX), u64::MAX);
     }
 
-    /// Each with each, in GiB.
+    /// All combinations of GPU and RAM sizes, in GiB.
     fn cards_and_memories() -> impl Iterator<Item = (u64, u64)> {
         let memories = [4, 8, 16, 32, 64, 128];
         [2, 6, 8, 12, 16, 24, 48, 80, 141]
@@ -358,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_real_model_takes() {
+    fn placements_of_the_real_model() {
         let d = requirements(Format::Q4_K, &params(1 << 20, CacheFormat::F16));
         assert_eq!((d.state, d.cache), (41_943_040 + 2_949_120, 8_064 << 20));
         assert_eq!(requirements(Format::Q4_K, &params(1000, CacheFormat::Q8_0)).cache, 1000 * 7 * 624);
@@ -367,10 +363,10 @@ mod tests {
         assert!(all.to_string().contains("of experts of 26 of 26 layers"), "{all}");
         let asked = Placement::plan(d.clone(), 141 << 30, None, ExpertPlacement::LayersInRam(20));
         assert_eq!((asked.gpu_layers, asked.ram), (6, 20 * d.experts[0]));
-        assert!(asked.to_string().ends_with("of the GPU is where these arrive for 256 tokens and more"));
+        assert!(asked.to_string().ends_with("of staging buffer for batches of 256 tokens and more"));
         let stack = device_bytes(Format::Q4_K, 256 * 1024 * 2304);
-        assert_eq!((all.staging, asked.staging), (0, 2 * stack)); // blocks of one plane: two rooms are all
-        // A number that was asked for comes first.
+        assert_eq!((all.staging, asked.staging), (0, 2 * stack)); // blocks of one plane: the staging buffer is two stacks
+        // A given number of layers has priority.
         let tight = d.without_experts() + 6 * d.experts[0] + stack;
         let [asked, free] = [ExpertPlacement::LayersInRam(20), ExpertPlacement::Cached(200)]
             .map(|wanted| Placement::plan(d.clone(), tight, None, wanted));
@@ -378,7 +374,7 @@ mod tests {
             [(asked.gpu_layers, asked.staging), (free.gpu_layers, free.staging)],
             [(6, 0), (0, 2 * stack)]
         );
-        assert_eq!(free.slots, 48); // an eighth of 17 stacks is left to snapshots
+        assert_eq!(free.slots, 48); // an eighth of 17 stacks is left for snapshots
         assert!(free.to_string().contains("of the 48 most used of 256 experts of 26 layers"), "{free}");
         assert_eq!(Placement::plan(d.clone(), tight, None, ExpertPlacement::Cached(7)).slots, 7);
         let few = requirements(Format::Q4_K, &LoadParams { batch: 255, ..params(4096, CacheFormat::F16) });

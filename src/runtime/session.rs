@@ -1,7 +1,7 @@
-//! One conversation's tokens and the model's state after them. It processes only what nobody has: it goes on from
-//! the longest of its own state and the snapshots, and leaves snapshots on its way.
+//! A session: the tokens of one sequence and the model's state after them. Prefills only the tokens after the longest
+//! cached prefix, and adds checkpoints to the prefix cache on the way.
 //!
-//! It knows tokens, not text. Next: [`crate::generation::generate`].
+//! It handles token ids, not text. Next: [`crate::generation::generate`].
 
 use crate::prefix_cache::CHECKPOINT_INTERVAL_TOKENS;
 use crate::prefix_cache::Source;
@@ -14,70 +14,61 @@ use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
 
-/// A sequence under way.
+/// A sequence of tokens with its model state.
 pub struct Session<'e, B: Backend> {
     engine: &'e Engine<B>,
     state: State<B>,
     tokens: Vec<u32>,
-    /// After the last token; none before the first, and where more of the prompt was to come.
+    /// The logits after the last token; `None` for an empty sequence and after an interrupted prefill.
     logits: Option<Logits<'e, B>>,
     checkpoints: Vec<usize>,
-    /// Where the question about a document begins in the next prompt.
+    /// The start of the question about a document in the next prompt.
     question: Option<usize>,
-    /// A token came one by one that is otherwise read in expanded path: nobody else may go on from here.
+    /// Whether a decoded token would be prefilled with materialised attention; the state is then not cached.
     noncanonical: bool,
 }
 
-/// Why tokens could not be processed.
+/// The reasons for which tokens cannot be processed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A token id the model does not have.
+    /// A token id is outside the model's vocabulary.
     #[error("token {index}: expected an id below {vocab}, found {id}")]
     Vocabulary {
-        /// Its place in the sequence.
+        /// The position of the token in the sequence.
         index: usize,
-        /// Vocabulary entries.
         vocab: usize,
-        /// The id.
         id: u32,
     },
-    /// More tokens than the context holds.
+    /// The sequence exceeds the context.
     #[error("context: expected at most {limit} tokens, found {found}: raise --ctx or shorten the prompt")]
-    Context {
-        /// Tokens that fit.
-        limit: u64,
-        /// Tokens asked for.
-        found: u64,
-    },
-    /// A prompt of no tokens.
+    Context { limit: u64, found: u64 },
+    /// The prompt has no tokens.
     #[error("prompt: expected at least one token, found none")]
     Empty,
-    /// No token can be chosen: the model's weights or its arithmetic are broken.
+    /// All logits are NaN: the weights or the arithmetic are broken.
     #[error("logits at position {position}: expected finite numbers, found only NaN")]
     NotFinite {
-        /// Tokens before the last one that was processed.
+        /// The position of the last processed token.
         position: usize,
     },
-    /// The model's file was cut or written while in use.
+    /// The model file was truncated or overwritten while in use.
     #[error(transparent)]
     Changed(#[from] models::gguf::Error),
 }
 
-/// How a prompt was brought in.
+/// The result of a prefill: reused and computed tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Prefill {
-    /// Tokens whose state was there already.
+    /// Tokens restored from the session or the prefix cache.
     pub reused: usize,
-    /// Where that state was; None when nothing was reused.
+    /// The source of the restored state; `None` if no token was reused.
     pub source: Option<Source>,
-    /// Tokens that were processed.
     pub computed: usize,
-    /// The caller stopped it before the end.
+    /// Whether the caller stopped the prefill early.
     pub stopped: bool,
 }
 
 impl<'e, B: Backend> Session<'e, B> {
-    /// An empty sequence.
     pub fn new(engine: &'e Engine<B>) -> Self {
         let state = engine.model.state(&engine.backend, engine.cache);
         Session {
@@ -91,7 +82,7 @@ impl<'e, B: Backend> Session<'e, B> {
         }
     }
 
-    /// The engine it runs on.
+    /// The engine that runs the session.
     pub fn engine(&self) -> &'e Engine<B> {
         self.engine
     }
@@ -101,33 +92,34 @@ impl<'e, B: Backend> Session<'e, B> {
         &self.tokens
     }
 
-    /// The logits after the last token; none before the first.
+    /// The row of logits after the last token; `None` for an empty sequence.
     pub fn logits_row(&self) -> Option<LogitsRow<'_, 'e, B>> {
         self.logits.as_ref()?.rows().next()
     }
 
-    /// Their values, brought here; none before the first.
+    /// The logits after the last token in host memory; empty for an empty sequence.
     pub fn logits(&self) -> &[f32] {
         self.logits_row().map_or(&[], |row| row.values())
     }
 
-    /// Asks for snapshots at these lengths of the next prompt, [`thin_checkpoints`]: where a system message or a document ends.
+    /// Adds checkpoints at these lengths of the next prompt, such as the end of a system message or a document. Long
+    /// lists are thinned by [`thin_checkpoints`].
     pub fn checkpoint_at(&mut self, lengths: &[usize]) {
         self.checkpoints = thin_checkpoints(lengths);
     }
 
-    /// Says that the next prompt is a document up to this length and a question after it, which is then read as a
-    /// message of its own ([`Engine::mla_path`]); always at the same place for the same document.
+    /// Declares that the next prompt is a document of this length followed by a question, which is prefilled as a
+    /// message of its own ([`Engine::mla_path`]). The length must be the same for every prompt with that document.
     pub fn question_at(&mut self, length: usize) {
         self.question = Some(length);
     }
 
-    /// Keeps a snapshot of the sequence as it is; on disk too, if it saves enough reading.
+    /// Adds a snapshot of the sequence to the prefix cache; also on disk if it saves enough prefill.
     pub fn checkpoint(&self) {
         self.insert(false);
     }
 
-    /// Keeps a snapshot of the sequence as it is, on disk too: before it is left for long.
+    /// Adds a snapshot of the sequence to the prefix cache in memory and on disk, before a long pause.
     pub fn checkpoint_to_disk(&self) {
         self.insert(true);
     }
@@ -139,10 +131,9 @@ impl<'e, B: Backend> Session<'e, B> {
         }
     }
 
-    /// Brings the sequence to exactly `prompt`, from the longest beginning of it that has a state: the sequence's
-    /// own, else a snapshot. The rest is processed in batches, and snapshots are kept at the checkpoints, at waypoints
-    /// and at the end. `progress` hears (done, total) after each batch and may stop it; what was processed stays,
-    /// in a snapshot too.
+    /// Prefills the tokens of `prompt` after its longest cached prefix: the session's own state or a snapshot. Adds
+    /// snapshots at the requested checkpoints, at every checkpoint interval and at the end. Calls `progress` with
+    /// (done, total) after each batch; if it stops the prefill, the processed tokens are kept, also as a snapshot.
     pub fn prefill(
         &mut self,
         prompt: &[u32],
@@ -157,7 +148,7 @@ impl<'e, B: Backend> Session<'e, B> {
             let (path, end) = self.engine.mla_path(prompt, at..point, question);
             let end = end.min(at + self.engine.max_step_tokens(path));
             self.process(&prompt[at..end], path, end == prompt.len());
-            self.engine.backend.wait(); // so that who is told of progress, and stops it, is told what is done
+            self.engine.backend.wait(); // progress counts finished batches, not launched ones
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
             if end == point || stopped {
                 self.insert((stopped || checkpoints.contains(&end)) && end >= WORTH_TOKENS);
@@ -166,7 +157,7 @@ impl<'e, B: Backend> Session<'e, B> {
         Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })
     }
 
-    /// Goes to the longest beginning of `prompt` that has a state, and reads nothing: says what was there.
+    /// Restores the longest cached prefix of `prompt` without computing anything.
     pub fn restore_prefix(&mut self, prompt: &[u32]) -> Result<Prefill, Error> {
         self.check(prompt)?;
         let Engine { backend, store, .. } = self.engine;
@@ -187,7 +178,7 @@ impl<'e, B: Backend> Session<'e, B> {
         Ok(Prefill { reused: self.tokens.len(), source, computed: 0, stopped: false })
     }
 
-    /// Appends one token and computes the logits after it.
+    /// Decodes one token: appends it and computes the logits after it.
     pub fn decode(&mut self, token: u32) -> Result<(), Error> {
         self.engine.check_ids(self.tokens.len(), &[token])?;
         self.engine.check_room(self.tokens.len() + 1)?;
@@ -212,15 +203,15 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 }
 
-/// Marks up to this number are all kept.
+/// Up to this number of checkpoints, all are kept.
 const KEEP_ALL_CHECKPOINTS: usize = 16;
-/// Tokens from one of many checkpoints to the next at least: a batch or two.
+/// The minimum distance in tokens between two of many checkpoints: one or two batches.
 const CHECKPOINT_SPACING: usize = 1024;
-/// Marks that are kept of many, about: each costs a state, and what comes in between a partial batch.
+/// The approximate maximum number of checkpoints: each costs a state and a partial batch.
 const MAX_CHECKPOINTS: usize = 64;
 
-/// Marks to keep snapshots at, in their order: of many only some, far enough noncanonical. Batches cross the others. The
-/// first and the last are always among them.
+/// Returns the positions to checkpoint in ascending order. Long lists are thinned to a minimum distance, but keep the
+/// first and the last position.
 pub(crate) fn thin_checkpoints(checkpoints: &[usize]) -> Vec<usize> {
     let mut checkpoints: Vec<usize> = checkpoints.iter().copied().filter(|mark| *mark > 0).collect();
     checkpoints.sort_unstable();
@@ -240,20 +231,20 @@ pub(crate) fn thin_checkpoints(checkpoints: &[usize]) -> Vec<usize> {
     checkpoints
 }
 
-/// The next length after `at` to keep a snapshot of.
+/// Returns the next length after `at` at which a snapshot is taken.
 pub(crate) fn next_checkpoint(at: usize, end: usize, checkpoints: &[usize]) -> usize {
-    let waypoint = (at / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS;
+    let interval = (at / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS;
     let mark = checkpoints.iter().copied().filter(|mark| *mark > at).min();
-    mark.unwrap_or(end).min(waypoint).min(end)
+    mark.unwrap_or(end).min(interval).min(end)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    /// The demonstration model in a file that is then written in place.
+    /// Overwrites a model file in place while it is in use.
     #[test]
-    fn a_model_file_that_changed_in_use_is_refused_and_nothing_is_kept() {
+    fn a_model_file_that_changed_in_use_is_refused_and_not_cached() {
         use crate::prefix_cache::options::StoreOptions;
         use crate::runtime::options::{CacheType, EngineArgs};
         use std::sync::{Arc, Mutex};
@@ -294,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn points_are_marks_waypoints_and_the_end() {
+    fn checkpoints_are_requested_lengths_intervals_and_the_end() {
         let points = |mut at: usize, end: usize, checkpoints: &[usize]| {
             let mut all = Vec::new();
             while at < end {
@@ -309,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn few_marks_are_kept_and_many_are_thinned() {
+    fn few_checkpoints_are_kept_and_many_are_thinned() {
         assert_eq!(thin_checkpoints(&[]), [0; 0]);
         assert_eq!(thin_checkpoints(&[700, 3, 0, 700, 4]), [3, 4, 700]);
         let few: Vec<usize> = (1..=KEEP_ALL_CHECKPOINTS).map(|i| 7 * i).collect();

@@ -276,7 +276,7 @@ fn damaged_files_are_never_used() {
         }
         let said = std::mem::take(&mut *said.lock().unwrap());
         assert_eq!(said.len(), 1, "{}: {said:?}", path.display());
-        assert!(said[0].ends_with("dropped, to be read again") && !path.exists(), "{said:?}");
+        assert!(said[0].ends_with("discarded, its tokens are prefilled again") && !path.exists(), "{said:?}");
         fs::write(path, good).unwrap();
     }
     let hit = reader.store.longest_prefix(&reader.backend, &document, None).unwrap();
@@ -318,6 +318,6 @@ fn the_budget_is_kept() {
     written(&engine, &tokens(9, 3000));
     written(&engine, &tokens(8, 3000));
     let said = said.lock().unwrap();
-    assert!(said.len() == 1 && said[0].contains("no room for a snapshot of "), "said once: {said:?}");
+    assert!(said.len() == 1 && said[0].contains("no space for a snapshot of "), "said once: {said:?}");
     assert!(bytes(dir.path()) <= 3 * one);
 }

@@ -121,7 +121,7 @@ fn a_lock_that_is_no_file_ends_the_writing() {
     let said = said.lock().unwrap();
     let expected = ": lock: expected a file that only this user may write, found something else: ";
     assert!(said.len() == 1 && said[0].contains(expected), "{said:?}");
-    assert!(said[0].ends_with(" free: the cache is not written any more"), "{said:?}");
+    assert!(said[0].ends_with(" free; no more snapshots are written"), "{said:?}");
 }
 
 /// Runs `kimi generate` on 300 tokens with a cache directory, in a shell that has run `before`.
@@ -148,7 +148,7 @@ fn a_disk_without_room_ends_the_writing_and_not_the_reply() {
     let [line] = lines[..] else { panic!("one line: {said}") };
     assert!(line.starts_with(text(&limited)) && line.contains(": File too large (os error 27): "), "{line}");
     assert!(
-        line.contains(" MiB needed, ") && line.ends_with(" MiB free: the cache is not written any more"),
+        line.contains(" MiB needed, ") && line.ends_with(" MiB free; no more snapshots are written"),
         "{line}"
     );
     assert_eq!(files(&limited).len(), 0, "nothing half-written stays");
@@ -177,7 +177,7 @@ fn a_small_disk_is_named_with_what_is_free() {
     let cache = dir.path().join("cache");
     let said = String::from_utf8(reply(&cache, "").stderr).unwrap();
     let lines: Vec<&str> = said.lines().collect();
-    assert!(lines.len() == 1 && lines[0].contains(": no room for a snapshot of "), "{said}");
+    assert!(lines.len() == 1 && lines[0].contains(": no space for a snapshot of "), "{said}");
     assert!(lines[0].ends_with(" MiB free, of which half may be used"), "{said}");
     // A disk that is full to the last byte may not even hold the lock file; the reply is still complete.
     let mut filler = File::create(dir.path().join("filler")).unwrap();

@@ -1,15 +1,15 @@
-//! Requests and replies between the program and its template workers: a length, then strings and values in a binary
-//! form. JSON text would do but for its reader, which rounds some floats and stops at 128 levels: a template would then
-//! see other values than in process. Next: [`super::worker`].
+//! The wire format between the program and its template workers: a length, then strings and values in binary form. JSON
+//! is not used because its parser rounds some floats and stops at 128 levels, so that a template would see other values
+//! than in process. Next: [`super::worker`].
 
 use models::template::{Failure, Job, sandbox::Reason};
 use serde_json::{Map, Number, Value};
 use std::io::{self, Read, Write};
 
-/// Nesting of a value that is read. JSON in a request has at most 128 levels, twice that with parsed tool arguments.
+/// Maximum nesting of a value. JSON in a request has at most 128 levels, twice that with parsed tool arguments.
 const MAX_DEPTH: usize = 1000;
 
-/// A request as the worker reads it.
+/// A request as parsed by the worker.
 pub struct Request {
     /// The template.
     pub source: String,
@@ -19,7 +19,7 @@ pub struct Request {
     pub context: Map<String, Value>,
 }
 
-/// The body of a request.
+/// Encodes the body of a request.
 pub fn request(job: &Job) -> Vec<u8> {
     let mut out = Vec::with_capacity(job.source.len() + 1024);
     put_text(job.source, &mut out);
@@ -28,14 +28,14 @@ pub fn request(job: &Job) -> Vec<u8> {
     out
 }
 
-/// Reads the body of a request; None if it is none.
+/// Parses the body of a request; `None` if it is invalid.
 pub fn read_request(mut body: &[u8]) -> Option<Request> {
     let body = &mut body;
     let (source, sentinel) = (take_text(body)?, take_text(body)?.chars().next()?);
     Some(Request { source, sentinel, context: take_map(body, MAX_DEPTH)? })
 }
 
-/// The body of a reply.
+/// Encodes the body of a reply.
 pub fn reply(rendered: &Result<String, Failure>) -> Vec<u8> {
     let (kind, texts) = match rendered {
         Ok(text) => (b't', vec![text]),
@@ -47,7 +47,7 @@ pub fn reply(rendered: &Result<String, Failure>) -> Vec<u8> {
     out
 }
 
-/// Reads the body of a reply; None if it is none.
+/// Parses the body of a reply; `None` if it is invalid.
 pub fn read_reply(body: &[u8]) -> Option<Result<String, Failure>> {
     let (kind, mut body) = body.split_first()?;
     let mut text = || take_text(&mut body);
@@ -59,22 +59,22 @@ pub fn read_reply(body: &[u8]) -> Option<Result<String, Failure>> {
     })
 }
 
-/// Bytes of the length before a body.
+/// Bytes of the length prefix.
 pub const HEAD: usize = 8;
 
-/// The length of a body as it is sent.
+/// Encodes the length prefix of a body.
 pub fn head(body: &[u8]) -> [u8; HEAD] {
     (body.len() as u64).to_le_bytes()
 }
 
-/// Writes a body with its length.
+/// Writes a body with its length prefix.
 pub fn write(body: &[u8], out: &mut impl Write) -> io::Result<()> {
     out.write_all(&head(body))?;
     out.write_all(body)?;
     out.flush()
 }
 
-/// Reads a body; None at the end of the input.
+/// Reads a body; `None` at the end of the input.
 pub fn read(input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
     let mut length = [0; HEAD];
     match input.read_exact(&mut length) {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_or_too_deep_is_none() {
+    fn truncated_and_too_deep_bodies_are_refused() {
         let context = context();
         let bytes = request(&Job { source: "s", sentinel: 'm', context: &context });
         assert!((0..bytes.len()).all(|end| read_request(&bytes[..end]).is_none()));

@@ -1,5 +1,5 @@
-//! A few template workers that are kept alive: a rendering takes an idle one or starts one, and waits for its reply up
-//! to the deadline. Next: [`super::worker`] (the other end).
+//! A pool of template workers: a rendering takes an idle worker or starts one, and waits for its reply up to the
+//! deadline. Next: [`super::worker`] (the process).
 
 use super::worker::CPU_SECONDS;
 use super::{DEADLINE, exceeded, frame};
@@ -15,14 +15,14 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Bytes of a reply beside the text: a failure in words.
+/// Bytes of a reply beside the text, for an error message.
 const REPLY_BYTES: usize = 64 << 10;
 
 /// Workers of one executable.
 pub struct Pool {
     program: PathBuf,
     deadline: Duration,
-    /// Renderings at the same time.
+    /// Maximum number of concurrent renderings.
     most: usize,
     state: Mutex<State>,
     freed: Condvar,
@@ -35,13 +35,13 @@ struct State {
 }
 
 impl Pool {
-    /// As many workers as cores, two to eight, started when needed.
+    /// Creates a pool of as many workers as cores (2 to 8), which are started on demand.
     pub fn new(program: PathBuf) -> Self {
         let most = thread::available_parallelism().map_or(2, |cores| cores.get().clamp(2, 8));
         Pool { program, deadline: DEADLINE, most, state: Mutex::default(), freed: Condvar::new() }
     }
 
-    /// The same with another deadline.
+    /// Returns the pool with another deadline.
     pub fn within(self, deadline: Duration) -> Self {
         Pool { deadline, ..self }
     }
@@ -50,8 +50,8 @@ impl Pool {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A place among the renderings, when one is free before the deadline.
-    fn enter(&self, deadline: Instant) -> Option<Place<'_>> {
+    /// Waits for a free slot until the deadline.
+    fn enter(&self, deadline: Instant) -> Option<PoolSlot<'_>> {
         let left = deadline.saturating_duration_since(Instant::now());
         let full = |state: &mut State| state.running >= self.most;
         let waited = self.freed.wait_timeout_while(self.state(), left, full);
@@ -60,13 +60,13 @@ impl Pool {
             return None;
         }
         state.running += 1;
-        Some(Place(self))
+        Some(PoolSlot(self))
     }
 }
 
-struct Place<'a>(&'a Pool);
+struct PoolSlot<'a>(&'a Pool);
 
-impl Drop for Place<'_> {
+impl Drop for PoolSlot<'_> {
     fn drop(&mut self) {
         self.0.state().running -= 1;
         self.0.freed.notify_one();
@@ -93,7 +93,7 @@ impl Sandbox for Pool {
                     }
                     return reply;
                 }
-                // It may have been ended while it was idle: only a fresh one tells.
+                // An idle worker may have been killed; retry with a new one.
                 Err(Broken::Ended) if kept => {}
                 Err(Broken::Ended) => return Err(exceeded(worker.cause())),
                 Err(Broken::Late) => return Err(exceeded("no end".into())),
@@ -113,7 +113,7 @@ struct Worker {
     busy: Duration,
 }
 
-/// Why there is no reply.
+/// The reasons for a missing reply.
 enum Broken {
     Ended,
     Late,
@@ -130,7 +130,7 @@ impl From<io::Error> for Broken {
 impl Worker {
     fn start(program: &Path) -> io::Result<Worker> {
         let mut command = Command::new(program);
-        // A group of its own: Ctrl-C at the terminal is for the program.
+        // The worker has its own process group, so that Ctrl-C reaches only the program.
         command.arg0("kimi").arg("template-worker").process_group(0);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
@@ -182,23 +182,23 @@ impl Worker {
         Ok(())
     }
 
-    /// Why it ended, from what the runtime wrote on standard error and the exit status.
+    /// Returns the cause of the exit, from standard error and the exit status.
     fn cause(&mut self) -> String {
-        // It has closed its pipes and so is about to end.
+        // The worker has closed its pipes, so it is exiting.
         let status = self.child.wait();
-        let mut said = Vec::new();
+        let mut message = Vec::new();
         if let Some(stderr) = self.child.stderr.take() {
-            let _ = stderr.take(4096).read_to_end(&mut said);
+            let _ = stderr.take(4096).read_to_end(&mut message);
         }
-        let said = String::from_utf8_lossy(&said);
+        let message = String::from_utf8_lossy(&message);
         match status {
-            _ if said.contains("stack overflow") || said.contains("overflowed its stack") => {
+            _ if message.contains("stack overflow") || message.contains("overflowed its stack") => {
                 "a stack overflow".into()
             }
-            _ if said.contains("memory allocation") => "more memory".into(),
-            Ok(status) => match said.lines().last() {
-                Some(line) => format!("a worker that ended: {status}: {line}"),
-                None => format!("a worker that ended: {status}"),
+            _ if message.contains("memory allocation") => "more memory".into(),
+            Ok(status) => match message.lines().last() {
+                Some(line) => format!("a worker that exited: {status}: {line}"),
+                None => format!("a worker that exited: {status}"),
             },
             Err(e) => e.to_string(),
         }
@@ -218,7 +218,7 @@ fn wait(pipe: &impl AsFd, ready: PollFlags, deadline: Instant) -> Result<(), Bro
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // One that has ended already cannot be killed.
+        // Killing a worker that has exited fails.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

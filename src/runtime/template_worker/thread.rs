@@ -1,5 +1,5 @@
-//! Renders on a thread with a large stack and a deadline, where no worker process can be started; what that does not
-//! bound is listed in [`super`].
+//! Renders on a thread with a large stack and a deadline, for programs without worker processes; [`super`] lists the
+//! limits that this does not enforce.
 
 use super::{STACK_BYTES, exceeded};
 use models::template::{Budget, Compiled, Failure, Job, Sandbox};
@@ -8,12 +8,12 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// Threads that render or were left behind.
+/// The number of threads that render or run past their deadline.
 static THREADS: AtomicUsize = AtomicUsize::new(0);
-/// At most so many: renderings without end must not take all cores and memory.
+/// Limits the threads, because endless renderings must not occupy all cores and memory.
 const MAX_THREADS: usize = 16;
 
-/// Renders on a thread of its own, and waits for it as long as this.
+/// A sandbox that renders on a new thread with this deadline.
 #[derive(Clone, Copy, Debug)]
 pub struct InThread(pub Duration);
 
@@ -68,7 +68,7 @@ mod tests {
     #[test]
     fn the_stack_is_large_and_the_deadline_holds() {
         assert_eq!(render("{{ text }}", Duration::from_secs(5)).unwrap(), "hi");
-        // Far more than the stack of a test's thread holds.
+        // Needs far more stack than a test thread has.
         let deep = format!("{{{{ {}text }}}}", "not ".repeat(8000));
         assert_eq!(render(&deep, Duration::from_secs(5)).unwrap(), "True");
         let long = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}";

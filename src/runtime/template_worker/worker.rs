@@ -1,4 +1,5 @@
-//! `kimi template-worker`: limits itself, then renders one request of standard input after the other. Not for users.
+//! `kimi template-worker`: limits its own resources, then renders the requests from standard input. It is a hidden
+//! command.
 
 use super::{DEADLINE, HEAP_BYTES, STACK_BYTES, frame};
 use anyhow::{Context as _, Result, anyhow};
@@ -6,16 +7,17 @@ use models::template::{Budget, Compiled, Failure, Job};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{io, panic, thread};
 
-/// Processor time of a worker in seconds. The parent replaces one that has worked for half of it; this ends one whose
+/// CPU time limit of a worker in seconds. The parent replaces a worker after half of it; the limit ends workers whose
 /// parent died.
 pub(super) const CPU_SECONDS: u64 = 20 * DEADLINE.as_secs();
 
-/// Address space beside heap and stack: the program's file, the loader's libraries, what the allocator reserves.
+/// Address space beside heap and stack: the executable, libraries, allocator reserves.
 const MAPPED_BYTES: u64 = 4 << 30;
 
 /// Serves requests until the end of standard input.
 pub fn run() -> Result<()> {
-    // Templates can make the engine panic; that is caught and answered, and standard error is not read meanwhile.
+    // Templates can make the engine panic. The panic is caught and reported in the reply; standard error is not read
+    // meanwhile.
     panic::set_hook(Box::new(|_| ()));
     limit_process()?;
     let serve = || {
@@ -27,7 +29,7 @@ pub fn run() -> Result<()> {
 }
 
 fn limit_process() -> Result<()> {
-    // Where memory runs out, the kernel should end this process before the one with the model.
+    // If memory runs out, the kernel should kill this process before the one with the model.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
     let memory = HEAP_BYTES + STACK_BYTES as u64;
     limit(Resource::Core, 0)?;
@@ -38,11 +40,11 @@ fn limit_process() -> Result<()> {
     limit(Resource::As, memory + MAPPED_BYTES)
 }
 
-/// Lowers a limit for good; one that is lower already stays.
+/// Lowers a hard limit; a lower limit stays.
 fn limit(resource: Resource, most: u64) -> Result<()> {
     let hard = getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
     let set = setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) });
-    // Elsewhere than on Linux some of these exist in name only.
+    // Other systems do not implement all of these limits.
     if cfg!(target_os = "linux") {
         set.with_context(|| format!("template-worker: {resource:?}"))
     } else {
@@ -60,13 +62,14 @@ fn serve() -> Result<()> {
             Some(request) => render(&request, &mut parsed),
             None => Err(Failure::refused("messages", "at most 1000 levels of nesting", "more")),
         };
-        // Everything that the template made is released by now: a worker that answered is a worker that survived.
+        // All memory of the template is released before the reply, so a worker that replied has survived the
+        // rendering.
         frame::write(&frame::reply(&rendered), &mut output)?;
     }
     Ok(())
 }
 
-/// Renders a request; the template stays parsed for the next.
+/// Renders a request; the compiled template is kept for the next one.
 fn render(request: &frame::Request, parsed: &mut Option<(String, Compiled)>) -> Result<String, Failure> {
     let frame::Request { source, sentinel, context } = request;
     let compiled = match parsed.take().filter(|(before, _)| before == source) {
