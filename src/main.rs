@@ -5,6 +5,9 @@ use clap::Parser;
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
+#[global_allocator]
+static HEAP: kernels::heap::Counting = kernels::heap::Counting;
+
 fn main() -> ExitCode {
     outlive_file_limit();
     if let Some(program) = kimi::runtime::template_worker::this_program() {

@@ -14,7 +14,7 @@ const PHRASES: &str = r#"(?x)
     | (//[/!]? | \# | """) \s* ( Who | Whoever | Nobody | Everybody | Anybody | Somebody )\b"#;
 
 /// Paths whose phrases are not revised yet. Shrinks to nothing; a new path does not belong here.
-const UNREVISED_PHRASES: &[&str] = &["src/", "tests/hostile/soak.py"];
+const UNREVISED_PHRASES: &[&str] = &["src/"];
 
 /// Paths with doc comments that only repeat a name. Shrinks to nothing; a new path does not belong here.
 const UNREVISED_DOCS: &[&str] = &["convert/", "kernels/src/", "models/src/", "src/"];

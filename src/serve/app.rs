@@ -279,13 +279,18 @@ impl App {
     }
 
     /// Compiles what a reply has to match, unless `gone` says that the client has left; `param` is the field that holds it.
-    pub fn compile(&self, grammar: &Grammar, param: &str, gone: &AtomicBool) -> Result<Compiled, ApiError> {
+    pub fn compile(
+        &self,
+        grammar: &Grammar,
+        param: &str,
+        gone: &AtomicBool,
+    ) -> Result<Arc<Compiled>, ApiError> {
         let engine = &self.ready()?.engine;
         let make = || Grammars::new(engine.tokenizer(), engine.vocab()).map_err(|e| e.to_string());
         let grammars =
             self.grammars.get_or_init(make).as_ref().map_err(|e| ApiError::unsupported(param, e))?;
         grammars.compile(grammar, &|| gone.load(Ordering::Relaxed)).map_err(|e| match e {
-            compile::Error::Busy(_) => ApiError::compiling(e),
+            compile::Error::Busy(_) | compile::Error::Full => ApiError::compiling(e),
             e => ApiError::invalid(param, e),
         })
     }

@@ -96,6 +96,15 @@ impl Connection {
         (state.phase != Phase::Busy && !state.closing && state.write_blocked.is_none()).then_some(state.since)
     }
 
+    /// Withdraws an eviction if a request has arrived meanwhile. A response that the client does not read stays evicted.
+    pub fn stays_for_request(&self) -> bool {
+        let mut state = lock(&self.state);
+        if state.phase == Phase::Busy && state.write_blocked.is_none() {
+            state.closing = false;
+        }
+        !state.closing
+    }
+
     fn close(&self) {
         lock(&self.state).closing = true;
         self.close.notify_one();
@@ -256,6 +265,21 @@ mod tests {
         assert_eq!(all.admit(HOME).unwrap_err(), Full::Busy);
         drop((first, third, fourth));
         assert_eq!(all.len(), 0);
+    }
+
+    #[test]
+    fn a_request_that_arrives_withdraws_an_eviction() {
+        let all = table(1, 1);
+        let only = all.admit(HOME).unwrap();
+        assert_eq!(all.admit(HOME).unwrap_err(), Full::Closing);
+        only.connection.on_read();
+        assert!(!only.connection.stays_for_request(), "a header alone does not");
+        only.connection.on_request();
+        assert!(only.connection.stays_for_request());
+        assert_eq!(all.admit(HOME).unwrap_err(), Full::Busy);
+        only.connection.on_write(true);
+        only.connection.close();
+        assert!(!only.connection.stays_for_request(), "a response that is not read does not");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use hyper::server::conn::http1;
 use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use std::future::{Future as _, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
@@ -161,10 +162,20 @@ impl Server {
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_BUFFER_BYTES);
         let mut served = pin!(builder.serve_connection(io, service));
-        tokio::select! {
-            _ = served.as_mut() => return,
-            () = connection.closed() => return,
-            _ = ending.wait_for(|ending| *ending) => served.as_mut().graceful_shutdown(),
+        loop {
+            tokio::select! {
+                biased;
+                _ = served.as_mut() => return,
+                () = async { drop(ending.wait_for(|ending| *ending).await) } => break served.as_mut().graceful_shutdown(),
+                () = connection.closed() => {
+                    // The request may be in the socket's buffer, not yet reported to this task.
+                    tokio::task::yield_now().await;
+                    let ended = poll_fn(|cx| Poll::Ready(served.as_mut().poll(cx).is_ready())).await;
+                    if ended || !connection.stays_for_request() {
+                        return;
+                    }
+                }
+            }
         }
         tokio::select! {
             _ = served => {}

@@ -48,7 +48,7 @@ pub fn ask(
     ready: &Ready,
     prompt: Vec<u32>,
     how: &Generation,
-    grammar: Option<&Compiled>,
+    grammar: Option<&Arc<Compiled>>,
 ) -> Result<Ask, ApiError> {
     ready.engine.check(&prompt).map_err(|e| match e {
         crate::runtime::session::Error::Context { .. } => ApiError::too_long(e),
@@ -80,7 +80,7 @@ pub fn ask(
         stops: stops.clone(),
         ignore_end,
     });
-    let held = grammar.map_or(0, Compiled::bytes);
+    let held = grammar.map_or(0, |grammar| grammar.bytes());
     Ok(Ask { rules: rules.collect(), prompt: prompt.into(), marks: Vec::new(), logprobs: None, held })
 }
 

@@ -1,7 +1,9 @@
-//! Compilation of grammars on threads of their own: with a stack for what the bounds let through, a few at a time, and
-//! a deadline after which the caller gives up.
+//! Compiles grammars on threads of their own: a few at a time, at a low priority, with a stack that fits the bounds and a
+//! deadline after which the caller gives up.
 
-use super::{Compiled, first_line};
+use super::masks::Live;
+use super::memory::MATCHERS;
+use super::{Compiled, lower_priority};
 use llguidance::api::TopLevelGrammar;
 use llguidance::{CancellationHandle, Matcher, ParserFactory};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,11 +19,12 @@ const STACK_BYTES: usize = 256 << 20;
 /// those without a grammar find one.
 const RUNNING: usize = 2;
 const WAITING: usize = 26;
-/// Time for a compilation, and for the wait before it.
-pub const COMPILE_DEADLINE: Duration = Duration::from_secs(10);
-const WAIT_DEADLINE: Duration = Duration::from_secs(20);
-/// How often a waiting caller looks whether its client has left.
-const LOOK: Duration = Duration::from_millis(50);
+/// Time for a compilation, and for the wait before it: together less than the 10 s in which every request is answered
+/// or has its first token.
+pub const COMPILE_DEADLINE: Duration = Duration::from_secs(6);
+const WAIT_DEADLINE: Duration = Duration::from_secs(3);
+/// How often a waiting caller checks whether its client has left.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why a grammar was not compiled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,6 +38,9 @@ pub enum Error {
     /// Others are being compiled.
     #[error("{0} grammars are being compiled; try again later")]
     Busy(usize),
+    /// Matchers of other replies hold all memory for grammars.
+    #[error("the grammars of other replies take all {} MiB of memory for grammars; try again later", super::memory::TOTAL_BYTES >> 20)]
+    Full,
     /// The caller gave up.
     #[error("given up before the grammar was compiled")]
     Abandoned,
@@ -79,7 +85,7 @@ impl Gate {
             if start.elapsed() > WAIT_DEADLINE {
                 break Err(Error::Busy(counts.running + counts.waiting));
             }
-            counts = self.freed.wait_timeout(counts, LOOK).unwrap_or_else(PoisonError::into_inner).0;
+            counts = self.freed.wait_timeout(counts, POLL_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
         };
         counts.waiting -= 1;
         outcome
@@ -100,20 +106,25 @@ pub fn compile(
     grammar: TopLevelGrammar,
     abandoned: &dyn Fn() -> bool,
 ) -> Result<Compiled, Error> {
+    if MATCHERS.is_full() {
+        return Err(Error::Full);
+    }
     let permit = GATE.enter(abandoned)?;
     let stop = Arc::new(Stop::default());
     let (factory, theirs, (done, outcome)) = (factory.clone(), stop.clone(), sync_channel(1));
     let work = move || {
+        lower_priority();
         let compiled = theirs.compile(&factory, grammar);
+        super::masks::trim_soon();
         drop(permit);
         // A caller that has left takes nothing.
         let _ = done.send(compiled);
     };
-    let thread = std::thread::Builder::new().name("grammar".into()).stack_size(STACK_BYTES);
+    let thread = std::thread::Builder::new().name(super::COMPILE_THREAD.into()).stack_size(STACK_BYTES);
     thread.spawn(work).map_err(|e| Error::Invalid(format!("no thread to compile it: {e}")))?;
     let start = Instant::now();
     let error = loop {
-        match outcome.recv_timeout(LOOK) {
+        match outcome.recv_timeout(POLL_INTERVAL) {
             Ok(compiled) => return compiled,
             Err(RecvTimeoutError::Disconnected) => break Error::Invalid("the compilation has failed".into()),
             Err(RecvTimeoutError::Timeout) if abandoned() => break Error::Abandoned,
@@ -139,15 +150,14 @@ impl Stop {
     }
 
     fn compile(&self, factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Compiled, Error> {
-        let mut matcher = Matcher::new(factory.create_parser(grammar)).into_cancellable();
-        if let Some(why) = matcher.get_error() {
-            return Err(Error::Invalid(first_line(&why)));
-        }
-        *self.mask.lock().unwrap_or_else(PoisonError::into_inner) = matcher.cancellation_handle();
+        let mut live = Live::new(|| Matcher::new(factory.create_parser(grammar)).into_cancellable());
+        live.step(|matcher| matcher.get_error().map_or(Ok(()), |why| Err(anyhow::Error::msg(why))))
+            .map_err(Error::Invalid)?;
+        *self.mask.lock().unwrap_or_else(PoisonError::into_inner) = live.matcher().cancellation_handle();
         if self.stopped.load(Ordering::SeqCst) {
             return Err(Error::Abandoned);
         }
-        let first = matcher.compute_mask_or_eos().map_err(|e| Error::Invalid(first_line(&e.to_string())))?;
-        Ok(Compiled { matcher, first, bytes: 0 })
+        let first = live.step(Matcher::compute_mask_or_eos).map_err(Error::Invalid)?;
+        Ok(Compiled::new(live, first))
     }
 }

@@ -2,15 +2,16 @@
 //! library does. It does not validate the grammar: where a token is malformed the library refuses the whole text.
 
 use super::bounds::{
-    ALTERNATIVES, BRACKETS, Excess, JSON_VALUES, LARK_BYTES, LARK_NESTING, OPERANDS, REPETITIONS, RULES,
-    SUBSTRING_BYTES, Totals, within,
+    ALTERNATIVES, BRACKETS, Excess, JSON_VALUES, LARK_BYTES, LARK_NESTING, OPERANDS, OPERANDS_OF_RULE,
+    QUANTIFIERS, REPETITIONS, RULES, SUBSTRING_BYTES, Totals, within,
 };
 use super::{regex, schema};
 use serde_json::{Deserializer, Value};
+use std::collections::HashMap;
 
 /// Checks a Lark grammar, with the schemas and regular expressions in it.
 pub fn check(text: &str, totals: &mut Totals) -> Result<(), Excess> {
-    let mut scan = Scan { text, at: 0, json_bytes: 0, depth: 0 };
+    let mut scan = Scan::new(text);
     let mut counts = Counts::default();
     while scan.at < text.len() && scan.token(&mut counts, totals)? {}
     within("bytes in a grammar beside its schemas", LARK_BYTES, text.len() - scan.json_bytes)?;
@@ -20,7 +21,55 @@ pub fn check(text: &str, totals: &mut Totals) -> Result<(), Excess> {
     within("levels of brackets in a grammar", LARK_NESTING, counts.depth)?;
     within("brackets in a grammar", BRACKETS, counts.brackets)?;
     within("repetitions", REPETITIONS, counts.repetitions)?;
+    let largest = scan.definitions.iter().map(|d| d.operands).max().unwrap_or(0);
+    within("operands in a rule", OPERANDS_OF_RULE, largest)?;
+    let (largest, all) = terminal_quantifiers(&scan.definitions);
+    within("quantifiers in a terminal and those that it uses", QUANTIFIERS, largest)?;
+    totals.quantifiers = totals.quantifiers.saturating_add(all);
     totals.check()
+}
+
+/// A rule or terminal, and what the text before the first one holds.
+#[derive(Debug, Default)]
+struct Definition<'t> {
+    name: &'t str,
+    operands: usize,
+    /// In its own body, regular expressions included.
+    quantifiers: usize,
+    /// Names in its body.
+    uses: Vec<&'t str>,
+}
+
+impl Definition<'_> {
+    fn is_terminal(&self) -> bool {
+        self.name.trim_start_matches('_').starts_with(|c: char| c.is_ascii_uppercase())
+    }
+}
+
+/// The largest number of quantifiers of a terminal, and the sum over all terminals, each with those of the terminals that
+/// it uses: the library makes one regular expression of them.
+fn terminal_quantifiers(definitions: &[Definition]) -> (usize, usize) {
+    /// Recurses at most as deep as there are [`RULES`]; a terminal in a cycle, which the library refuses, counts nothing.
+    fn expand<'t>(
+        name: &'t str,
+        all: &HashMap<&'t str, &Definition<'t>>,
+        known: &mut HashMap<&'t str, usize>,
+    ) -> usize {
+        if let Some(n) = known.get(name) {
+            return *n;
+        }
+        let Some(definition) = all.get(name) else { return 0 };
+        known.insert(name, 0);
+        let uses = definition.uses.iter().map(|name| expand(name, all, known));
+        let n = uses.fold(definition.quantifiers, usize::saturating_add);
+        known.insert(name, n);
+        n
+    }
+    let all: HashMap<&str, &Definition> =
+        definitions.iter().filter(|d| d.is_terminal()).map(|d| (d.name, d)).collect();
+    let mut known = HashMap::new();
+    let expanded = all.keys().map(|name| expand(name, &all, &mut known));
+    expanded.fold((0, 0), |(largest, sum), n| (largest.max(n), sum.saturating_add(n)))
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -39,9 +88,28 @@ struct Scan<'t> {
     at: usize,
     json_bytes: usize,
     depth: usize,
+    /// Never empty; the last one is being scanned.
+    definitions: Vec<Definition<'t>>,
 }
 
-impl Scan<'_> {
+impl<'t> Scan<'t> {
+    fn new(text: &'t str) -> Self {
+        Scan { text, at: 0, json_bytes: 0, depth: 0, definitions: vec![Definition::default()] }
+    }
+
+    fn definition(&mut self) -> &mut Definition<'t> {
+        if self.definitions.is_empty() {
+            self.definitions.push(Definition::default());
+        }
+        let last = self.definitions.len() - 1;
+        &mut self.definitions[last]
+    }
+
+    fn operand(&mut self, counts: &mut Counts) {
+        counts.operands += 1;
+        self.definition().operands += 1;
+    }
+
     fn rest(&self) -> &[u8] {
         &self.text.as_bytes()[self.at..]
     }
@@ -60,15 +128,21 @@ impl Scan<'_> {
             b'#' => drop(self.skip(|b| b != b'\n')),
             b'/' if next == Some(b'/') => drop(self.skip(|b| b != b'\n')),
             b'/' | b'"' => {
-                counts.operands += 1;
+                self.operand(counts);
                 return self.quoted(byte, totals);
             }
             b'%' => return self.keyword(counts, totals),
             b'<' => {
-                counts.operands += 1;
+                self.operand(counts);
                 self.skip(|b| b != b'>' && b != b'\n');
             }
+            b'*' | b'+' | b'?' | b'~' => {
+                self.definition().quantifiers += 1;
+                self.at += 1;
+            }
             b'(' | b'[' | b'{' => {
+                // `[a]` is `a?`, `a{0,9}` a repetition.
+                self.definition().quantifiers += usize::from(byte != b'(');
                 self.depth += 1;
                 counts.brackets += 1;
                 counts.depth = counts.depth.max(self.depth);
@@ -86,6 +160,8 @@ impl Scan<'_> {
             b':' => {
                 counts.rules += 1;
                 self.at += 1;
+                let name = self.definition().uses.pop().unwrap_or_default();
+                self.definitions.push(Definition { name, ..Definition::default() });
             }
             b'0'..=b'9' => {
                 let start = self.at;
@@ -94,9 +170,12 @@ impl Scan<'_> {
                 counts.repetitions = counts.repetitions.max(number);
             }
             _ if byte.is_ascii_alphabetic() || byte == b'_' || byte == b'@' => {
-                counts.operands += 1;
+                self.operand(counts);
+                let start = self.at;
                 self.at += 1;
                 self.skip(|b| b.is_ascii_alphanumeric() || b == b'_' || b == b'-');
+                let name = &self.text[start..self.at];
+                self.definition().uses.push(name);
             }
             _ => self.at += self.text[self.at..].chars().next().map_or(1, char::len_utf8),
         }
@@ -109,9 +188,11 @@ impl Scan<'_> {
         let Some(length) = quoted_length(&self.text.as_bytes()[start..], quote) else { return Ok(false) };
         self.at = start + length + 1;
         if quote == b'/' {
-            regex::check(&self.text[start..start + length], totals)?;
+            let n = regex::check(&self.text[start..start + length], totals)?;
+            self.definition().quantifiers += n;
         } else {
             totals.literal_bytes += length;
+            self.definition().quantifiers += usize::from(length == 0);
         }
         Ok(true)
     }
@@ -131,7 +212,7 @@ impl Scan<'_> {
         let Some(Ok(value)) = values.next() else { return Ok(false) };
         let length = values.byte_offset();
         self.at += length;
-        counts.operands += 1;
+        self.operand(counts);
         match *name {
             "%json" => {
                 self.json_bytes += length;
@@ -186,7 +267,7 @@ mod tests {
     #[test]
     fn tokens_are_split_as_the_library_does() {
         let text = "start: a | (B \"(((\" /[(\\/({]+/i)+ %json {\"a\": \"((( | : \"} // ((( : |\n# ((( |\na::_: <|x|> @other B{3,40}\nB: \"\\\"((\"";
-        let mut scan = Scan { text, at: 0, json_bytes: 0, depth: 0 };
+        let mut scan = Scan::new(text);
         let mut counts = Counts::default();
         while scan.at < text.len() && scan.token(&mut counts, &mut Totals::default()).unwrap() {}
         assert_eq!(
@@ -213,6 +294,7 @@ mod tests {
             |open: &str, close: &str| format!("start: {}\"a\"{}\n", open.repeat(3000), close.repeat(3000));
         let condition =
             format!("start: r::0\nr::_: \"a\" %if {}true{}\n", "not(".repeat(3000), ")".repeat(3000));
+        let doubled: String = (0..10).map(|i| format!("T{i}: T{0} T{0}\n", i + 1)).collect();
         for (text, expected) in [
             (rules, "expected at most 4096 rules and terminals, found 5001"),
             (nested("(", ")"), "expected at most 64 levels of brackets in a grammar, found 3000"),
@@ -227,6 +309,18 @@ mod tests {
                 "expected at most 16384 brackets in a grammar, found 20000",
             ),
             (format!("start: {}", "a ".repeat(70_000)), "expected at most 65536 operands, found 70001"),
+            (
+                format!("start: {}", "a ".repeat(9_000)),
+                "expected at most 8192 operands in a rule, found 9000",
+            ),
+            (
+                format!("start: T0\nT10: /(a*b)?/\n{doubled}"),
+                "expected at most 1000 quantifiers in a terminal and those that it uses, found 2048",
+            ),
+            (
+                format!("start: T\nT: {}", "\"a\"? ".repeat(1001)),
+                "expected at most 1000 quantifiers in a terminal and those that it uses, found 1001",
+            ),
             ("start: a{2000000}\na: \"x\"".to_owned(), "expected at most 1000000 repetitions, found 2000000"),
             (
                 "start: A\nA: /(a{9999}){9999}/".to_owned(),

@@ -1,69 +1,136 @@
-//! Token masks of one reply, computed on threads of their own while the model runs: after a token is accepted the next
-//! mask is queued, and a caller that has other work looks in with [`Constraint::wait`].
+//! Computes the token masks of replies on a pool of threads while the model runs: after a token is accepted the next mask
+//! is queued, and a caller with other work polls [`Constraint::wait`].
 //!
-//! A mask has a deadline, so a grammar whose masks are costly ends its own reply; replies whose last mask took long
-//! share fewer threads, so that the masks of others do not queue behind them.
+//! A mask has a deadline, and a matcher has a memory limit ([`super::memory`]), so a grammar whose masks are costly ends
+//! its own reply. Costly masks run on fewer threads and at a lower priority, so that they neither delay the masks of
+//! others nor take cores from the model. Matchers are freed by the pool, never by the thread that runs the model.
 
-use super::first_line;
+use super::memory::{Charge, MATCHERS};
+use super::{Compiled, first_line, lower_priority};
 use crate::generation::sample::Constraint;
+use kernels::heap;
 use llguidance::toktrie::SimpleVob;
 use llguidance::{CancellationHandle, Matcher};
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Time for one mask, from when a thread begins it. Those of 128 tools with 50 parameters each take up to 10 ms.
 pub const MASK_DEADLINE: Duration = Duration::from_secs(5);
-/// A reply whose last mask took longer waits for one of the threads that take such masks.
+/// A mask that takes longer makes the next one of its reply a costly one.
 const COSTLY: Duration = Duration::from_millis(20);
 /// Threads, of which all but one take costly masks.
 const THREADS: usize = 3;
 /// Virtual memory: the library's recursion over a mask is measured at less than 64 KiB at the bounds.
 const STACK_BYTES: usize = 16 << 20;
-/// How long a caller without other work sleeps between looks at the deadline.
-const LOOK: Duration = Duration::from_millis(50);
+/// How long a caller without other work sleeps between checks of the deadline.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Time from when a matcher is freed to when the heap's free pages return to the system.
+const TRIM_DELAY: Duration = Duration::from_secs(1);
 
 /// The matcher of one reply and the mask of its next token.
 pub struct Masks {
-    mask: SimpleVob,
+    mask: Arc<SimpleVob>,
     next: Next,
     costly: bool,
     deadline: Duration,
 }
 
 enum Next {
-    Ready(Box<Matcher>),
-    Queued(Ticket, Receiver<Computed>),
+    Ready(Source),
+    Queued(Arc<Ticket>, Receiver<Computed>),
     Failed(String),
 }
 
+/// Where the matcher of the next mask comes from.
+enum Source {
+    /// A copy of the compiled grammar's: replies that have no token yet share it.
+    Shared(Arc<Compiled>),
+    Own(Box<Live>),
+}
+
+/// A matcher and the heap that it holds.
+pub(super) struct Live {
+    matcher: Matcher,
+    charge: Charge<'static>,
+}
+
 /// A mask that is queued or being computed.
+#[derive(Default)]
 struct Ticket {
-    cancellation: CancellationHandle,
+    abandoned: AtomicBool,
     /// Set when a thread begins it.
-    begun: Arc<OnceLock<Instant>>,
+    begun: OnceLock<(Instant, CancellationHandle)>,
 }
 
 struct Computed {
-    matcher: Box<Matcher>,
+    live: Box<Live>,
     mask: Result<SimpleVob, String>,
     took: Duration,
 }
 
-struct Work {
-    matcher: Box<Matcher>,
+enum Work {
+    Mask(MaskWork),
+    Free(Source),
+}
+
+struct MaskWork {
+    source: Source,
     token: u32,
     costly: bool,
-    cancellation: CancellationHandle,
-    begun: Arc<OnceLock<Instant>>,
+    ticket: Arc<Ticket>,
     done: SyncSender<Computed>,
 }
 
+impl Live {
+    /// Runs `make`, which creates the matcher, and charges what it allocates.
+    pub(super) fn new(make: impl FnOnce() -> Matcher) -> Self {
+        let (matcher, net) = heap::measure(make);
+        Live { matcher, charge: MATCHERS.charge(net) }
+    }
+
+    pub(super) fn matcher(&self) -> &Matcher {
+        &self.matcher
+    }
+
+    /// Runs one step of the matcher, charges what it allocates and checks the memory limits. The library turns its panics
+    /// into errors.
+    pub(super) fn step<T>(
+        &mut self,
+        step: impl FnOnce(&mut Matcher) -> Result<T, anyhow::Error>,
+    ) -> Result<T, String> {
+        let (result, net) = heap::measure(|| step(&mut self.matcher));
+        self.charge.add(net);
+        let result = result.map_err(|e| first_line(&e.to_string()))?;
+        self.charge.check().map(|()| result)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.charge.bytes()
+    }
+}
+
+impl Ticket {
+    /// Ends the computation at its next step.
+    fn cancel(&self) {
+        self.abandoned.store(true, Ordering::SeqCst);
+        if let Some((_, cancellation)) = self.begun.get() {
+            cancellation.cancel();
+        }
+    }
+
+    fn is_late(&self, deadline: Duration) -> bool {
+        self.begun.get().is_some_and(|(begun, _)| begun.elapsed() > deadline)
+    }
+}
+
 impl Masks {
-    /// Of a matcher that can be cancelled, whose next mask is known.
-    pub fn new(matcher: Matcher, mask: SimpleVob) -> Self {
-        Masks { mask, next: Next::Ready(Box::new(matcher)), costly: false, deadline: MASK_DEADLINE }
+    /// For one reply to a request with this grammar. It shares the compiled matcher until its first token is accepted.
+    pub fn new(compiled: Arc<Compiled>) -> Self {
+        let mask = compiled.first.clone();
+        Masks { mask, next: Next::Ready(Source::Shared(compiled)), costly: false, deadline: MASK_DEADLINE }
     }
 
     fn fail(&mut self, why: String) {
@@ -73,7 +140,7 @@ impl Masks {
 
 impl Constraint for Masks {
     fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
-        while !self.wait(LOOK) {}
+        while !self.wait(POLL_INTERVAL) {}
         match &self.next {
             Next::Failed(why) => Err(why.clone()),
             _ => Ok(Some(self.mask.as_slice())),
@@ -81,9 +148,9 @@ impl Constraint for Masks {
     }
 
     fn accept(&mut self, token: u32) -> Result<(), String> {
-        while !self.wait(LOOK) {}
-        let matcher = match std::mem::replace(&mut self.next, Next::Failed(String::new())) {
-            Next::Ready(matcher) => matcher,
+        while !self.wait(POLL_INTERVAL) {}
+        let source = match std::mem::replace(&mut self.next, Next::Failed(String::new())) {
+            Next::Ready(source) => source,
             Next::Failed(why) => {
                 self.next = Next::Failed(why.clone());
                 return Err(why);
@@ -93,32 +160,36 @@ impl Constraint for Masks {
                 return Ok(());
             }
         };
-        let cancellation = matcher.cancellation_handle().unwrap_or_default();
-        let (begun, (done, computed)) = (Arc::new(OnceLock::new()), sync_channel(1));
-        let ticket = Ticket { cancellation: cancellation.clone(), begun: begun.clone() };
-        self.next = Next::Queued(ticket, computed);
-        POOL.submit(Work { matcher, token, costly: self.costly, cancellation, begun, done });
+        let (ticket, (done, computed)) = (Arc::<Ticket>::default(), sync_channel(1));
+        self.next = Next::Queued(ticket.clone(), computed);
+        POOL.submit(Work::Mask(MaskWork { source, token, costly: self.costly, ticket, done }));
         Ok(())
     }
 
     fn wait(&mut self, limit: Duration) -> bool {
         let Next::Queued(ticket, computed) = &self.next else { return true };
         match computed.recv_timeout(limit) {
-            Ok(Computed { matcher, mask, took }) => {
+            Ok(Computed { live, mask, took }) => {
                 self.costly = took > COSTLY;
                 match mask {
-                    Ok(mask) => (self.mask, self.next) = (mask, Next::Ready(matcher)),
-                    Err(why) => self.fail(why),
+                    Ok(mask) => {
+                        self.mask = Arc::new(mask);
+                        self.next = Next::Ready(Source::Own(live));
+                    }
+                    Err(why) => {
+                        POOL.submit(Work::Free(Source::Own(live)));
+                        self.fail(why);
+                    }
                 }
             }
             Err(RecvTimeoutError::Disconnected) => {
                 self.fail("the thread that computes masks has ended".into())
             }
             Err(RecvTimeoutError::Timeout) => {
-                if ticket.begun.get().is_none_or(|begun| begun.elapsed() <= self.deadline) {
+                if !ticket.is_late(self.deadline) {
                     return false;
                 }
-                ticket.cancellation.cancel();
+                ticket.cancel();
                 self.fail(format!("a mask took longer than {} s", self.deadline.as_secs_f64()));
             }
         }
@@ -128,8 +199,10 @@ impl Constraint for Masks {
 
 impl Drop for Masks {
     fn drop(&mut self) {
-        if let Next::Queued(ticket, _) = &self.next {
-            ticket.cancellation.cancel();
+        match std::mem::replace(&mut self.next, Next::Failed(String::new())) {
+            Next::Ready(source) => POOL.submit(Work::Free(source)),
+            Next::Queued(ticket, _) => ticket.cancel(),
+            Next::Failed(_) => {}
         }
     }
 }
@@ -138,8 +211,10 @@ impl Drop for Masks {
 static POOL: LazyLock<&'static Pool> = LazyLock::new(|| {
     let pool: &'static Pool = Box::leak(Box::default());
     for i in 0..THREADS {
-        let thread = std::thread::Builder::new().name(format!("mask-{i}")).stack_size(STACK_BYTES);
-        thread.spawn(|| pool.run()).expect("a thread for masks");
+        let takes_costly = i > 0;
+        let thread =
+            std::thread::Builder::new().name(format!("{}{i}", super::MASK_THREAD)).stack_size(STACK_BYTES);
+        thread.spawn(move || pool.run(takes_costly)).expect("a thread for masks");
     }
     pool
 });
@@ -153,18 +228,24 @@ struct Pool {
 #[derive(Default)]
 struct Queue {
     waiting: VecDeque<Work>,
-    /// Costly masks being computed.
-    costly: usize,
+    /// When the first matcher was freed since the heap was trimmed.
+    untrimmed: Option<Instant>,
+}
+
+impl Work {
+    fn is_costly(&self) -> bool {
+        match self {
+            Work::Mask(work) => work.costly,
+            Work::Free(_) => true,
+        }
+    }
 }
 
 impl Queue {
-    /// The next mask that a thread may begin.
-    fn take(&mut self) -> Option<Work> {
-        let takes_costly = self.costly + 1 < THREADS;
-        let at = self.waiting.iter().position(|work| !work.costly || takes_costly)?;
-        let work = self.waiting.remove(at)?;
-        self.costly += usize::from(work.costly);
-        Some(work)
+    /// The next item that a thread may begin.
+    fn take(&mut self, takes_costly: bool) -> Option<Work> {
+        let at = self.waiting.iter().position(|work| takes_costly || !work.is_costly())?;
+        self.waiting.remove(at)
     }
 }
 
@@ -175,43 +256,88 @@ impl Pool {
 
     fn submit(&self, work: Work) {
         self.queue().waiting.push_back(work);
-        self.changed.notify_one();
+        self.changed.notify_all();
     }
 
-    fn run(&self) {
+    fn run(&self, takes_costly: bool) {
+        if takes_costly {
+            lower_priority();
+        }
         loop {
-            let mut queue = self.queue();
-            let work = loop {
-                match queue.take() {
-                    Some(work) => break work,
-                    None => queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            match self.next(takes_costly) {
+                Some(Work::Mask(work)) => {
+                    if let Some(live) = work.compute() {
+                        self.submit(Work::Free(Source::Own(live)));
+                    }
                 }
-            };
-            drop(queue);
-            let costly = work.costly;
-            work.compute();
-            if costly {
-                self.queue().costly -= 1;
-                self.changed.notify_one();
+                Some(Work::Free(source)) => {
+                    drop(source);
+                    self.freed();
+                }
+                None => heap::trim(),
             }
         }
     }
+
+    /// Waits for the next item. The thread of cheap masks, which runs at the priority of the model, returns None when the
+    /// heap is to be trimmed: a trim holds the allocator's locks.
+    fn next(&self, takes_costly: bool) -> Option<Work> {
+        let mut queue = self.queue();
+        loop {
+            if let Some(work) = queue.take(takes_costly) {
+                return Some(work);
+            }
+            let untrimmed = queue.untrimmed.filter(|_| !takes_costly);
+            let left = untrimmed.map(|freed| TRIM_DELAY.saturating_sub(freed.elapsed()));
+            queue = match left {
+                Some(Duration::ZERO) => {
+                    queue.untrimmed = None;
+                    return None;
+                }
+                Some(left) => {
+                    self.changed.wait_timeout(queue, left).unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner),
+            };
+        }
+    }
+
+    /// Schedules a trim.
+    fn freed(&self) {
+        self.queue().untrimmed.get_or_insert_with(Instant::now);
+        self.changed.notify_all();
+    }
 }
 
-impl Work {
-    /// Accepts the token and computes the mask after it. The library turns its panics into errors.
-    fn compute(mut self) {
-        if self.cancellation.is_cancelled() {
-            return;
+/// Returns the heap's free pages to the system soon; for what a compilation has freed.
+pub(super) fn trim_soon() {
+    POOL.freed();
+}
+
+impl MaskWork {
+    /// Accepts the token and computes the mask after it; returns the matcher if the reply has ended meanwhile.
+    fn compute(self) -> Option<Box<Live>> {
+        let MaskWork { source, token, ticket, done, .. } = self;
+        let start = Instant::now();
+        let mut live = match source {
+            Source::Own(live) => live,
+            Source::Shared(compiled) if !ticket.abandoned.load(Ordering::SeqCst) => Box::new(compiled.fork()),
+            Source::Shared(_) => return None,
+        };
+        let cancellation = live.matcher().cancellation_handle().unwrap_or_default();
+        let _ = ticket.begun.set((start, cancellation));
+        if ticket.abandoned.load(Ordering::SeqCst) {
+            return Some(live);
         }
-        let begun = *self.begun.get_or_init(Instant::now);
-        // A matcher that has stopped allows nothing but the tokens that end a reply.
-        let accepted =
-            if self.matcher.is_stopped() { Ok(()) } else { self.matcher.consume_token(self.token) };
-        let mask = accepted.and_then(|()| self.matcher.compute_mask_or_eos());
-        let mask = mask.map_err(|e| first_line(&e.to_string()));
-        // A reply that has ended takes nothing.
-        let _ = self.done.send(Computed { matcher: self.matcher, mask, took: begun.elapsed() });
+        let mask = live.step(|matcher| {
+            // A matcher that has stopped allows nothing but the tokens that end a reply.
+            if !matcher.is_stopped() {
+                matcher.consume_token(token)?;
+            }
+            matcher.compute_mask_or_eos()
+        });
+        let computed = Computed { live, mask, took: start.elapsed() };
+        done.send(computed).err().map(|unsent| unsent.0.live)
     }
 }
 
@@ -225,9 +351,9 @@ mod tests {
     /// Masks of a grammar over a vocabulary of the bytes.
     fn masks(grammar: TopLevelGrammar) -> Masks {
         let factory = ParserFactory::new_simple(&ApproximateTokEnv::single_byte_env()).unwrap();
-        let mut matcher = Matcher::new(factory.create_parser(grammar)).into_cancellable();
-        let mask = matcher.compute_mask_or_eos().unwrap();
-        Masks::new(matcher, mask)
+        let mut live = Live::new(|| Matcher::new(factory.create_parser(grammar)).into_cancellable());
+        let first = live.step(Matcher::compute_mask_or_eos).unwrap();
+        Masks::new(Arc::new(Compiled::new(live, first)))
     }
 
     fn allows(masks: &mut Masks, byte: u8) -> bool {
@@ -266,19 +392,39 @@ mod tests {
     #[test]
     fn costly_masks_leave_a_thread_for_others() {
         let work = |costly: bool| {
-            let masks = masks(TopLevelGrammar::from_regex("a+"));
-            let Next::Ready(matcher) = std::mem::replace(&mut { masks }.next, Next::Failed(String::new()))
-            else {
-                unreachable!("made ready")
+            let mut masks = masks(TopLevelGrammar::from_regex("a+"));
+            let Next::Ready(source) = std::mem::replace(&mut masks.next, Next::Failed(String::new())) else {
+                unreachable!("no token has been accepted")
             };
-            let (begun, cancellation) = (Arc::default(), CancellationHandle::default());
-            Work { matcher, token: 97, costly, cancellation, begun, done: sync_channel(1).0 }
+            Work::Mask(MaskWork {
+                source,
+                token: 97,
+                costly,
+                ticket: Arc::default(),
+                done: sync_channel(1).0,
+            })
         };
-        let mut queue = Queue::default();
-        queue.waiting.extend([true, true, true, false, true].map(work));
-        let taken: Vec<bool> = std::iter::from_fn(|| queue.take()).map(|work| work.costly).collect();
-        assert_eq!((taken, queue.waiting.len()), (vec![true, true, false], 2));
-        queue.costly -= 1;
-        assert!(queue.take().is_some_and(|work| work.costly));
+        let mut queue = Queue { waiting: [true, true, false, true].map(work).into(), untrimmed: None };
+        assert!(queue.take(false).is_some_and(|work| !work.is_costly()));
+        assert!(queue.take(false).is_none(), "the thread for cheap masks waits");
+        assert!(queue.take(true).is_some_and(|work| work.is_costly()));
+        assert_eq!(queue.waiting.len(), 2);
+    }
+
+    #[test]
+    fn replies_share_a_matcher_until_their_first_token() {
+        let factory = ParserFactory::new_simple(&ApproximateTokEnv::single_byte_env()).unwrap();
+        let grammar = TopLevelGrammar::from_regex("ab");
+        let mut live = Live::new(|| Matcher::new(factory.create_parser(grammar)).into_cancellable());
+        let first = live.step(Matcher::compute_mask_or_eos).unwrap();
+        let compiled = Arc::new(Compiled::new(live, first));
+        let [mut one, mut other] = [0; 2].map(|_| Masks::new(compiled.clone()));
+        assert_eq!(Arc::strong_count(&compiled), 3);
+        one.accept(u32::from(b'a')).unwrap();
+        assert!(allows(&mut one, b'b') && !allows(&mut one, b'a'));
+        assert_eq!(Arc::strong_count(&compiled), 2);
+        assert!(allows(&mut other, b'a'), "the other reply is at its start");
+        other.accept(u32::from(b'b')).unwrap();
+        assert!(other.allowed().is_err(), "and follows the grammar from there");
     }
 }

@@ -8,24 +8,31 @@ pub(crate) mod bounds;
 pub mod compile;
 mod lark;
 pub(crate) mod masks;
+pub(crate) mod memory;
 mod regex;
 mod schema;
 
 use crate::generation::sample::Constraint;
 use anyhow::{Context as _, Result};
 use bounds::{Excess, Totals};
+use llguidance::ParserFactory;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
-use llguidance::{Matcher, ParserFactory};
-use masks::Masks;
+use masks::{Live, Masks};
 use models::tokenizer::Vocabulary;
 use serde_json::{Map, Value, json};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, Once, PoisonError};
 
 /// Tokens longer than this many bytes no grammar allows; the trie has no room for them.
 const LONGEST: usize = 1000;
-/// Memory of a compiled grammar for each byte of its text: 128 tools with 50 parameters each take 230 KB and 15 MB.
+/// Memory of a compiled grammar for each byte of its text, where allocations are not counted: 128 tools with 50 parameters
+/// each take 230 KB and 15 MB.
 const MEMORY_PER_BYTE: usize = 64;
+/// Nice value of threads that compile grammars or compute costly masks: about a tenth of a core that the model wants too.
+#[cfg(target_os = "linux")]
+const NICENESS: i32 = 10;
+const COMPILE_THREAD: &str = "grammar";
+const MASK_THREAD: &str = "mask-";
 /// Between the parts of JSON: nothing, a space, or a new line with its indentation. Without a bound a model may fill
 /// a reply with white space.
 const WHITE_SPACE: &str = r"( |\n[ \t]{0,64})";
@@ -44,12 +51,11 @@ pub enum Grammar {
 /// A vocabulary made ready for grammars.
 pub struct Grammars(Arc<ParserFactory>);
 
-/// A grammar made ready for replies.
+/// A compiled grammar, shared by the replies to one request.
 pub struct Compiled {
-    matcher: Matcher,
-    /// Of a reply's first token.
-    first: SimpleVob,
-    /// Estimated memory.
+    live: Mutex<Live>,
+    /// Mask of a reply's first token.
+    first: Arc<SimpleVob>,
     bytes: usize,
 }
 
@@ -63,7 +69,7 @@ impl Grammar {
         scan(|| match self {
             Grammar::Schema(schema) => schema::check(schema, &mut totals),
             Grammar::Lark(text) => lark::check(text, &mut totals),
-            Grammar::Regex(text) => regex::check(text, &mut totals),
+            Grammar::Regex(text) => regex::check(text, &mut totals).map(drop),
         })
     }
 
@@ -92,6 +98,7 @@ fn scan(scan: impl FnOnce() -> Result<(), Excess> + Send) -> Result<(), Excess> 
 impl Grammars {
     /// For a model with so many logits.
     pub fn new(vocabulary: &Vocabulary, vocab: usize) -> Result<Self> {
+        skip_backtraces();
         let env: TokEnv = Arc::new(ApproximateTokEnv::new(trie(vocabulary, vocab)?));
         let mut factory = ParserFactory::new_simple(&env)?;
         factory.quiet();
@@ -99,8 +106,7 @@ impl Grammars {
         Ok(Grammars(Arc::new(factory)))
     }
 
-    /// Makes a grammar ready, on a thread of its own. `abandoned` is asked while that runs: whether the result is no
-    /// longer wanted.
+    /// Compiles a grammar on a thread of its own. Once `abandoned` returns true, the compilation ends at its next step.
     ///
     /// # Errors
     /// The bound that it exceeds, what is wrong with it, or why it was not compiled.
@@ -108,15 +114,17 @@ impl Grammars {
         &self,
         grammar: &Grammar,
         abandoned: &dyn Fn() -> bool,
-    ) -> Result<Compiled, compile::Error> {
+    ) -> Result<Arc<Compiled>, compile::Error> {
         grammar.check().map_err(|e| compile::Error::Invalid(e.to_string()))?;
-        let bytes = MEMORY_PER_BYTE * grammar.text_bytes();
+        let estimate = MEMORY_PER_BYTE * grammar.text_bytes();
         let grammar = match grammar {
             Grammar::Schema(schema) => TopLevelGrammar::from_json_schema(with_white_space(schema)),
             Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
             Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
         };
-        compile::compile(&self.0, grammar, abandoned).map(|compiled| Compiled { bytes, ..compiled })
+        let mut compiled = compile::compile(&self.0, grammar, abandoned)?;
+        compiled.bytes = compiled.bytes.max(estimate);
+        Ok(Arc::new(compiled))
     }
 }
 
@@ -154,15 +162,49 @@ pub fn trie(vocabulary: &Vocabulary, vocab: usize) -> Result<TokTrie> {
 }
 
 impl Compiled {
-    /// Memory that it takes as long as one of its replies waits or is made; an estimate.
+    fn new(live: Live, first: SimpleVob) -> Self {
+        Compiled { bytes: live.bytes(), live: Mutex::new(live), first: Arc::new(first) }
+    }
+
+    /// Heap that it holds as long as one of its replies is queued or generated.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// For one reply.
-    pub fn constraint(&self) -> Box<dyn Constraint> {
-        Box::new(Masks::new(self.matcher.deep_clone(), self.first.clone()))
+    /// The constraint of one reply.
+    pub fn constraint(self: &Arc<Self>) -> Box<dyn Constraint> {
+        Box::new(Masks::new(self.clone()))
     }
+
+    /// A matcher at the start of a reply.
+    fn fork(&self) -> Live {
+        let live = self.live.lock().unwrap_or_else(PoisonError::into_inner);
+        Live::new(|| live.matcher().deep_clone())
+    }
+}
+
+/// Lowers the priority of the calling thread for good, so that grammars take only the cores that the model leaves.
+fn lower_priority() {
+    // Elsewhere a nice value belongs to the process.
+    #[cfg(target_os = "linux")]
+    let _ = rustix::process::nice(NICENESS);
+}
+
+/// Keeps the library from capturing a backtrace for each of its panics, which it turns into errors: resolving one reads
+/// the program's debug information, which stays in memory.
+fn skip_backtraces() {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        // The library installs its hook at the first call; ours comes before it.
+        let _ = llguidance::panic_utils::catch_unwind(|| Ok(()));
+        let report = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let name = std::thread::current().name().unwrap_or_default().to_owned();
+            if !(name == COMPILE_THREAD || name.starts_with(MASK_THREAD)) {
+                report(info);
+            }
+        }));
+    });
 }
 
 /// The schema, with bounded white space.

@@ -1,26 +1,31 @@
 //! Bounds on a regular expression: length, nesting and counted repetitions. It does not validate the syntax.
 
-use super::bounds::{Excess, REGEX_BYTES, REGEX_NESTING, REPETITIONS, Totals, within};
+use super::bounds::{Excess, QUANTIFIERS, REGEX_BYTES, REGEX_NESTING, REPETITIONS, Totals, within};
 
-/// Checks a regular expression and adds it to the totals.
-pub fn check(regex: &str, totals: &mut Totals) -> Result<(), Excess> {
+/// Checks a regular expression, adds it to the totals and returns its quantifiers.
+pub fn check(regex: &str, totals: &mut Totals) -> Result<usize, Excess> {
     within("bytes in a regular expression", REGEX_BYTES, regex.len())?;
     totals.regex_bytes += regex.len();
     let shape = Shape::of(regex.as_bytes());
     within("levels of brackets in a regular expression", REGEX_NESTING, shape.depth)?;
-    within("repetitions, multiplied where nested", REPETITIONS, shape.repetitions)
+    within("repetitions, multiplied where nested", REPETITIONS, shape.repetitions)?;
+    within("quantifiers in a regular expression", QUANTIFIERS, shape.quantifiers)?;
+    totals.quantifiers += shape.quantifiers;
+    Ok(shape.quantifiers)
 }
 
-/// The deepest nesting, and the largest product of nested repetition counts.
+/// The deepest nesting, the largest product of nested repetition counts, and the number of quantifiers and empty
+/// alternatives.
 #[derive(Debug, PartialEq)]
 struct Shape {
     depth: usize,
     repetitions: usize,
+    quantifiers: usize,
 }
 
 impl Shape {
     fn of(regex: &[u8]) -> Shape {
-        let mut shape = Shape { depth: 0, repetitions: 1 };
+        let mut shape = Shape { depth: 0, repetitions: 1, quantifiers: 0 };
         // Of each open group, the largest product within it; `last` is that of the operand before the position.
         let (mut open, mut last, mut classes) = (vec![1usize], 1usize, 0usize);
         let mut at = 0;
@@ -35,14 +40,25 @@ impl Shape {
                 b'(' => {
                     open.push(1);
                     last = 1;
+                    // The question mark of `(?:` is no quantifier.
+                    at += usize::from(regex.get(at) == Some(&b'?'));
                 }
-                b')' if open.len() > 1 => last = open.pop().unwrap_or(1),
+                b')' if open.len() > 1 => {
+                    shape.quantifiers += usize::from(regex[at - 2] == b'|');
+                    last = open.pop().unwrap_or(1);
+                }
+                b'|' => {
+                    let begins = at < 2 || matches!(regex[at - 2], b'(' | b'|' | b':');
+                    shape.quantifiers += usize::from(begins);
+                    last = 1;
+                }
                 b'{' => {
+                    shape.quantifiers += 1;
                     let end = regex[at..].iter().position(|b| *b == b'}').map_or(regex.len(), |n| at + n);
                     last = last.saturating_mul(count(&regex[at..end]));
                     at = (end + 1).min(regex.len());
                 }
-                b'*' | b'+' | b'?' => {}
+                b'*' | b'+' | b'?' => shape.quantifiers += 1,
                 _ => last = 1,
             }
             if let Some(largest) = open.last_mut() {
@@ -79,24 +95,28 @@ mod tests {
 
     #[test]
     fn nesting_and_repetitions_are_counted() {
-        for (regex, depth, repetitions) in [
-            ("", 0, 1),
-            ("abc", 0, 1),
-            ("a{3}b{2,9}", 0, 9),
-            ("(a{10}|b){5,}c{7}", 1, 50),
-            ("((a{10}){10}){10}", 2, 1000),
-            ("(a{100}b){3}(c{2}){2}", 1, 300),
-            (r"\p{Greek}{4}\({3}", 0, 4),
-            (r"[({9}]{2}", 1, 2),
-            (r"[a[b]]", 2, 1),
-            (r"a{99999999999999999999999}", 0, usize::MAX),
-            ("a{2}{3}", 0, 6),
-            ("(", 1, 1),
-            ("a{", 0, 1),
-            ("\\", 0, 1),
-            (")))", 0, 1),
+        for (regex, depth, repetitions, quantifiers) in [
+            ("", 0, 1, 0),
+            ("abc", 0, 1, 0),
+            ("a{3}b{2,9}", 0, 9, 2),
+            ("(a{10}|b){5,}c{7}", 1, 50, 3),
+            ("((a{10}){10}){10}", 2, 1000, 3),
+            ("(a{100}b){3}(c{2}){2}", 1, 300, 4),
+            (r"\p{Greek}{4}\({3}", 0, 4, 2),
+            (r"[({9}]{2}", 1, 2, 1),
+            (r"[a[b]]", 2, 1, 0),
+            (r"a{99999999999999999999999}", 0, usize::MAX, 1),
+            ("a{2}{3}", 0, 6, 2),
+            ("(", 1, 1, 0),
+            ("a{", 0, 1, 1),
+            ("\\", 0, 1, 0),
+            (")))", 0, 1, 0),
+            (r"a?b*c+?[*?]\*", 1, 1, 4),
+            ("(?:a|b)(?i)(?P<n>c)?", 1, 1, 1),
+            ("(a|)(|b)(?:|c)|d||e", 1, 1, 4),
+            ("|a", 0, 1, 1),
         ] {
-            assert_eq!(Shape::of(regex.as_bytes()), Shape { depth, repetitions }, "{regex}");
+            assert_eq!(Shape::of(regex.as_bytes()), Shape { depth, repetitions, quantifiers }, "{regex}");
         }
     }
 
@@ -115,6 +135,10 @@ mod tests {
         assert_eq!(
             said(&"ab".repeat(20_000)),
             "expected at most 32768 bytes in a regular expression, found 40000"
+        );
+        assert_eq!(
+            said(&".*".repeat(3000)),
+            "expected at most 1000 quantifiers in a regular expression, found 3000"
         );
         assert!(check(r"^(\d{1,3}\.){3}\d{1,3}$", &mut Totals::default()).is_ok());
     }

@@ -39,7 +39,7 @@ const ANNOTATIONS: [&str; 16] = [
 pub fn check(schema: &Value, totals: &mut Totals) -> Result<(), Excess> {
     if let Some(Value::Object(options)) = schema.get("x-guidance") {
         let texts = options.values().filter_map(Value::as_str);
-        texts.into_iter().try_for_each(|text| regex::check(text, totals))?;
+        texts.into_iter().try_for_each(|text| regex::check(text, totals).map(drop))?;
     }
     count(schema, totals)?;
     let mut expansion = Expansion { root: schema, known: HashMap::new(), total: 0 };
@@ -124,8 +124,10 @@ fn count_fields(fields: &Map<String, Value>, totals: &mut Totals) -> Result<(), 
     totals.properties += count;
     totals.literal_bytes +=
         properties.keys().map(String::len).chain(required.iter().map(|r| r.len())).sum::<usize>();
-    patterns.keys().try_for_each(|pattern| regex::check(pattern, totals))?;
-    fields.get("pattern").and_then(Value::as_str).map_or(Ok(()), |pattern| regex::check(pattern, totals))?;
+    patterns.keys().try_for_each(|pattern| regex::check(pattern, totals).map(drop))?;
+    if let Some(pattern) = fields.get("pattern").and_then(Value::as_str) {
+        regex::check(pattern, totals)?;
+    }
     let listed = fields.get("enum").and_then(Value::as_array).into_iter().flatten();
     listed.chain(fields.get("const")).for_each(|value| count_values(value, totals));
     Ok(())
