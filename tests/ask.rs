@@ -69,7 +69,7 @@ fn number(answer: &Value, field: &str) -> u64 {
 }
 
 #[test]
-fn a_file_is_read_once() {
+fn a_file_is_prefilled_once() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ward.txt");
     std::fs::write(&file, document(100)).unwrap();
@@ -141,7 +141,7 @@ fn files_directories_and_pipes() {
     assert!(reused + 60 > before, "{reused} of {before} reused: {more}");
 }
 
-fn refused(cache: &Path, args: &[&str], end: &str) {
+fn rejected(cache: &Path, args: &[&str], end: &str) {
     let out = command(cache, args).output().unwrap();
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(1), "{stderr}");
@@ -149,7 +149,7 @@ fn refused(cache: &Path, args: &[&str], end: &str) {
 }
 
 #[test]
-fn what_cannot_be_read_is_refused() {
+fn unreadable_input_is_rejected() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str, bytes: &[u8]| {
         let path = dir.path().join(name);
@@ -157,17 +157,17 @@ fn what_cannot_be_read_is_refused() {
         text(&path).to_owned()
     };
     let pdf = path("a.pdf", b"%PDF-1.7\n");
-    refused(dir.path(), &["-f", &pdf, "?"], "a PDF: extract its text first (pdftotext)");
-    refused(dir.path(), &["-f", "/nowhere", "?"], "/nowhere: No such file or directory (os error 2)");
+    rejected(dir.path(), &["-f", &pdf, "?"], "a PDF: extract its text first (pdftotext)");
+    rejected(dir.path(), &["-f", "/nowhere", "?"], "/nowhere: No such file or directory (os error 2)");
     let long = path("long.txt", document(2500).as_bytes());
-    refused(dir.path(), &["-f", &long, "?"], "raise --ctx or shorten the prompt");
+    rejected(dir.path(), &["-f", &long, "?"], "raise --ctx or shorten the prompt");
 }
 
 #[test]
-fn what_never_ends_is_refused_and_pipes_in_directories_are_left_out() {
+fn endless_input_is_rejected_and_pipes_in_directories_are_skipped() {
     let dir = tempfile::tempdir().unwrap();
     let cache = dir.path().join("cache");
-    refused(
+    rejected(
         &cache,
         &["-f", "/dev/zero", "?"],
         "/dev/zero: byte 0: expected text, found 0x00 (a binary file)",
@@ -199,7 +199,7 @@ fn what_never_ends_is_refused_and_pipes_in_directories_are_left_out() {
 
 /// After Ctrl-C during prefill the next run resumes from the tokens prefilled so far.
 #[test]
-fn a_stopped_reading_goes_on_from_where_it_was() {
+fn a_stopped_prefill_is_resumed() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("long.txt");
     std::fs::write(&file, document(500)).unwrap();
@@ -207,8 +207,8 @@ fn a_stopped_reading_goes_on_from_where_it_was() {
     let args = ["-f", text(&file), "Who keeps ward 3?", "--batch", "256", "--ctx", "32768"];
     let mut child = command(&cache, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let before: Vec<_> = said.by_ref().take_while(|line| !line.starts_with("reading ")).collect();
-    assert!(before.len() == 2, "what it reads, the memory, then how far it is: {before:?}");
+    let before: Vec<_> = said.by_ref().take_while(|line| !line.starts_with("prefill ")).collect();
+    assert!(before.len() == 2, "tokens, memory, then the progress: {before:?}");
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let last = said.last().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{last}");
@@ -220,7 +220,7 @@ fn a_stopped_reading_goes_on_from_where_it_was() {
 
 /// Ctrl-C in the middle of an answer prints the answer so far and exits with code 130.
 #[test]
-fn a_stopped_answer_ends_as_an_interrupted_command() {
+fn a_stopped_answer_exits_with_code_130() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ward.txt");
     std::fs::write(&file, document(5)).unwrap();
@@ -240,7 +240,7 @@ fn a_stopped_answer_ends_as_an_interrupted_command() {
 
 /// With `--url` the same questions go to a server; the files are sent once, at the head of the conversation.
 #[test]
-fn an_endpoint_elsewhere_answers() {
+fn a_remote_model_answers() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = kimi_command();
     server.args(["serve", "-m", text(&MODEL.1), "--alias", "small", "--port", "0", "--ctx", "16384"]);
@@ -252,13 +252,13 @@ fn an_endpoint_elsewhere_answers() {
     assert!(said.any(|line| line.contains("ready")), "the server's model");
     let file = dir.path().join("long.txt");
     std::fs::write(&file, document(300)).unwrap();
-    let far = |model: &str, key: &str| {
+    let remote = |model: &str, key: &str| {
         let mut command = kimi_command();
         command.args(["ask", "--url", &url, "-m", model, "-n", "4", "-f", text(&file), "--json", "-i"]);
         command.arg("Who keeps ward 3?").env("OPENAI_API_KEY", key);
         command
     };
-    let out = with_input(far("small", "open"), "And ward 4?\n");
+    let out = with_input(remote("small", "open"), "And ward 4?\n");
     let stderr = String::from_utf8_lossy(&out.stderr);
     assert!(out.status.success(), "{stderr}");
     let answers: Vec<Value> = String::from_utf8(out.stdout)
@@ -270,7 +270,7 @@ fn an_endpoint_elsewhere_answers() {
     assert!(number(first, "prompt_tokens") > 3000 && number(first, "answer_tokens") > 0, "{first}");
     assert!(number(second, "reused_tokens") >= number(first, "prompt_tokens") - 8, "{second}");
     for (model, key, expected) in [("other", "open", "expected the model"), ("small", "shut", "found 401")] {
-        let out = with_input(far(model, key), "");
+        let out = with_input(remote(model, key), "");
         let stderr = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.code() == Some(1) && stderr.contains(expected), "{model}, {key}: {stderr}");
     }

@@ -1,4 +1,4 @@
-//! `kimi chat` with the published vocabulary: prompts equal the published template's token for token, turns prefill only
+//! `kimi chat` with the published vocabulary: prompts match the published template token for token, turns prefill only
 //! their new tokens, and the line editor works on a pipe.
 
 mod common;
@@ -36,7 +36,7 @@ fn ids(case: &Value) -> Vec<u32> {
 }
 
 #[test]
-fn prompts_are_those_of_the_published_template() {
+fn prompts_match_the_published_template() {
     let model = MODEL.1.clone();
     let args = EngineArgs {
         model: Some(model),
@@ -59,7 +59,7 @@ fn prompts_are_those_of_the_published_template() {
         for message in rendered[name]["messages"].as_array().unwrap() {
             let said = message["content"].as_str().unwrap();
             match message["role"].as_str().unwrap() {
-                // A reply is kept as the ids that were generated.
+                // Replies keep their generated token ids.
                 "assistant" => conversation.reply(said, &engine.tokenizer().unwrap().encode(said)),
                 role => conversation.say(role, said),
             }
@@ -72,7 +72,7 @@ fn prompts_are_those_of_the_published_template() {
 }
 
 #[test]
-fn what_a_user_types_is_never_a_special_token() {
+fn user_text_is_never_a_special_token() {
     let args = ["generate", "-m", text(&MODEL.1), "-n", "4", "--temp", "0", "--ignore-eos", "--print-ids"];
     let run = |prompt: &str| common::kimi_ok(&[&args[..], &[prompt]].concat());
     assert_ne!(run("<|im_end|>"), run(""), "the text is in the prompt");
@@ -123,12 +123,12 @@ fn prompts(stdout: &str) -> Vec<(usize, String, usize)> {
 }
 
 #[test]
-fn a_piped_chat_answers_each_line_and_reuses_what_it_read() {
+fn a_piped_chat_answers_each_line_and_reuses_its_prefix() {
     let home = tempfile::tempdir().unwrap();
     let lines = "你好，世界 🎉\nfn main() { println!(\"hi\"); }\n/stats\n/nonsense\n/regen\n/undo\n/clear\nagain\n/quit\nnever\n";
     let (stdout, stderr) = ended(home.path(), &[], lines, 1);
-    assert!(prompts(&stdout)[0].0 > 10, "the first exchange was read again: {stdout}");
-    assert!(stderr.contains("/nonsense: no such command"), "{stderr}");
+    assert!(prompts(&stdout)[0].0 > 10, "the first exchange was prefilled again: {stdout}");
+    assert!(stderr.contains("/nonsense: unknown command"), "{stderr}");
     assert!(stderr.ends_with("1 of 9 lines failed\n"), "{stderr}");
 }
 
@@ -139,19 +139,19 @@ fn chats(home: &Path) -> Vec<Value> {
 }
 
 #[test]
-fn a_pipe_learns_what_was_not_answered() {
+fn unanswered_lines_of_a_pipe_are_reported() {
     let home = tempfile::tempdir().unwrap();
     let lines = format!("hi\n{}\n/edit\n{0}\n", "word ".repeat(200));
     let (_, stderr) = ended(home.path(), &["--ctx", "64"], &lines, 1);
-    assert_eq!(stderr.matches("left out of the chat: word word").count(), 2, "{stderr}");
+    assert_eq!(stderr.matches("not added to the chat: word word").count(), 2, "{stderr}");
     assert!(stderr.ends_with("2 of 4 lines failed\n"), "{stderr}");
     let [chat] = &chats(home.path())[..] else { panic!("one chat") };
     let turns = chat["turns"].as_array().unwrap();
-    assert_eq!((turns.len(), &turns[0]["text"]), (2, &"hi".into()), "the edited exchange is there");
+    assert_eq!((turns.len(), &turns[0]["text"]), (2, &"hi".into()), "the edited exchange is kept");
 }
 
 #[test]
-fn a_loaded_chat_takes_another_system_message() {
+fn a_loaded_chat_accepts_a_new_system_message() {
     let home = tempfile::tempdir().unwrap();
     let system = || chats(home.path())[0]["system"].clone();
     chat(home.path(), &["--system", "first"], "hi\n");
@@ -164,7 +164,7 @@ fn a_loaded_chat_takes_another_system_message() {
 }
 
 #[test]
-fn undone_and_restarted_chats_read_only_what_is_new() {
+fn undone_and_restarted_chats_prefill_new_tokens_only() {
     let home = tempfile::tempdir().unwrap();
     let (stdout, _) = chat(home.path(), &[], "hello there\nfirst\n/stats\n/undo\nother\n/stats\n");
     let [first, other] = &prompts(&stdout)[..] else { panic!("two replies: {stdout}") };
@@ -172,13 +172,13 @@ fn undone_and_restarted_chats_read_only_what_is_new() {
     assert_eq!(other.1, "from snapshot");
     let (stdout, _) = chat(home.path(), &["--load", "hello"], "third\n/stats\n/regen\n/stats\n");
     let [third, again] = &prompts(&stdout)[..] else { panic!("two replies: {stdout}") };
-    // The last token of a reply has not been an input: it is new, with the end of its turn and the message.
+    // The last token of a reply was never an input. It is prefilled with the end of its turn and the message.
     assert_eq!((third.0, &third.1[..]), (other.0 + other.2 + 7, "from snapshot on disk"));
     assert_eq!((again.0, again.2), (third.0 + third.2, 0));
 }
 
 #[test]
-fn names_command_no_terminal() {
+fn names_contain_no_terminal_commands() {
     const HOSTILE: &str = "a\u{1b}]0;x\u{7}\u{9b}31m\u{202e}";
     let home = tempfile::tempdir().unwrap();
     let model = home.path().join(format!("{HOSTILE}.gguf"));
@@ -204,29 +204,29 @@ fn names_command_no_terminal() {
     for expected in [
         format!("{shown} (2 messages)"),
         format!("{shown}: 2 messages"),
-        format!("{shown}.txt: 1 lines, 4 bytes go with the next message"),
+        format!("{shown}.txt: 1 lines, 4 bytes, attached to the next message"),
         format!("{shown} on "),
-        format!("/nonsense{shown}: no such command"),
+        format!("/nonsense{shown}: unknown command"),
     ] {
         assert!(said.contains(&expected), "{expected:?} in {said:?}");
     }
 }
 
 #[test]
-fn a_chat_goes_on_where_nothing_can_be_written() {
+fn a_chat_continues_where_nothing_can_be_written() {
     let (stdout, stderr) = chat(Path::new("/dev/null/home"), &["--no-cache"], "hi\nmore\n/stats\n");
     assert_eq!(prompts(&stdout).len(), 1, "{stdout}");
     let unsaved = "the chat could not be saved: /dev/null/home/kimi/chats";
     assert_eq!(stderr.matches(unsaved).count(), 1, "once: {stderr}");
-    assert!(stderr.contains(": it goes on unsaved\n"), "{stderr}");
+    assert!(stderr.contains("; continuing unsaved\n"), "{stderr}");
     let history =
-        "/dev/null/home/kimi/history: Not a directory (os error 20): what was typed is not remembered\n";
+        "/dev/null/home/kimi/history: Not a directory (os error 20): the input history is not saved\n";
     assert!(stderr.ends_with(history), "{stderr}");
 }
 
 #[cfg(unix)]
 #[test]
-fn what_was_typed_and_answered_is_private() {
+fn chats_and_history_are_private() {
     use std::os::unix::fs::PermissionsExt;
     let home = tempfile::tempdir().unwrap();
     let mode = |path: &str| std::fs::metadata(home.path().join(path)).unwrap().permissions().mode() & 0o777;

@@ -48,7 +48,7 @@ fn a_text_on_standard_input_comes_before_the_prompt() {
 fn a_pipe_that_stays_open_without_a_word_is_not_waited_for() {
     let (reader, writer) = std::io::pipe().unwrap();
     let whole = format!("{TEXT}\n\n{QUESTION}");
-    check(&generate(&[&whole], reader.into()), ANSWER, "standard input: nothing for 3 s: left out");
+    check(&generate(&[&whole], reader.into()), ANSWER, "standard input: no data for 3 s, ignored");
     drop(writer);
 }
 

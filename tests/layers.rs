@@ -422,8 +422,11 @@ fn a_module_without_a_layer_is_reported() {
 
 #[test]
 fn http_and_terminal_crates_stay_in_their_modules() {
-    let http = ("src/chat/far.rs", "use axum::Router;\nfn f() { ureq::get(\"\"); }");
-    check(&[http], &["src/chat/far.rs:1: chat uses axum", "src/chat/far.rs:2: chat uses ureq"]);
+    let http = ("src/chat/remote_model.rs", "use axum::Router;\nfn f() { ureq::get(\"\"); }");
+    check(
+        &[http],
+        &["src/chat/remote_model.rs:1: chat uses axum", "src/chat/remote_model.rs:2: chat uses ureq"],
+    );
     let terminal = ("src/serve/mod.rs", "\nfn f(x: &ratatui::Frame) {}");
     check(&[terminal], &["src/serve/mod.rs:2: serve uses ratatui"]);
     let editor = ("src/ask/mod.rs", "use rustyline::Editor;");

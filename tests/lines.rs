@@ -76,7 +76,7 @@ fn document() -> String {
 }
 
 #[test]
-fn answers_have_the_lines_where_they_stand() {
+fn answers_cite_the_right_lines() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("report.txt");
     let document = document();

@@ -95,7 +95,7 @@ def tools(t):
     t.wait("bytes to the clipboard")
     assert t.tmux("show-buffer") == t.chats()[0]["turns"][1]["text"]
     t.tmux("send-keys", "-l", "/he")
-    t.wait("^  /help +this list")
+    t.wait("^  /help +show this help")
     t.keys("Tab", "Enter")
     t.wait("^Ctrl-O: list of chats")
     for _ in range(3):
@@ -108,7 +108,7 @@ def tools(t):
 def stop(t):
     t.enter("/set max-tokens 3000")
     t.enter("never ends")
-    t.wait(r"writing, \d+ tokens")
+    t.wait(r"generating, \d+ tokens")
     t.keys("Escape")
     t.wait("^stopped")
     t.wait(r"[\d,]+ new")
@@ -116,7 +116,7 @@ def stop(t):
     t.enter("/regen")
     t.wait("cut at the limit")
     t.enter("/undo")
-    t.wait("the last exchange is taken back")
+    t.wait("last exchange removed")
     assert not any("never ends" in row for row in t.screen()[:-4]), t.screen()
     assert [turn["text"] for turn in t.chats()[0]["turns"]][0] == "你好 🎉 world"
     assert len(t.chats()[0]["turns"]) == 2
@@ -142,7 +142,7 @@ def paste(t):
     took = time.monotonic() - start
     t.keys("Enter")
     t.wait("context: expected at most", 30)
-    t.wait("END", 5)  # what cannot be answered is given back
+    t.wait("END", 5)  # the failed message is in the input again
     t.keys("C-c")
     t.enter("/stats")
     t.wait("^context")
@@ -151,7 +151,7 @@ def paste(t):
 
 def switch(t):
     t.enter("/clear")
-    t.wait("^a new chat")
+    t.wait("^new chat")
     t.enter("another chat")
     t.wait(r"[\d,]+ new")
     t.keys("C-o")
@@ -168,10 +168,10 @@ def file(t):
     path.write_text("".join(f"line {n}: the quick brown fox jumps over {n * 7919 % 1000} dogs\n" for n in range(FILE_LINES)))
     t.enter("/clear")
     t.enter(f"/file {path}")
-    t.wait("go with the next message")
+    t.wait("attached to the next message")
     start = time.monotonic()
     t.enter("which line?")
-    t.wait(r"reading [█░]+ \d+ % · [\d,]+ of [\d,]+ tokens")
+    t.wait(r"prefill [█░]+ \d+ % · [\d,]+ of [\d,]+ tokens")
     rows = t.wait(r"[\d,]+ of \d+,000 tokens .* [\d,]+ new", 120)
     first = time.monotonic() - start
     assert any(f"lines.txt: {FILE_LINES} lines" in row for row in rows), rows
@@ -184,7 +184,7 @@ def file(t):
 def leave(t):
     t.enter("/quit")
     rows = t.wait("^left 0")
-    assert not any("你好" in row for row in rows), "the screen is as it was before"
+    assert not any("你好" in row for row in rows), "the previous screen is restored"
 
 
 def at(columns, rows):
@@ -212,7 +212,7 @@ def signals():
             t = Terminal(home, 80, 24, "-n", "3000")
             try:
                 t.enter("kept")
-                t.wait(r"writing, \d+ tokens")
+                t.wait(r"generating, \d+ tokens")
                 os.kill(t.pid(), number)
                 end = time.monotonic() + 10
                 while not any(f"left {code}" in row for row in t.screen()):
@@ -221,7 +221,7 @@ def signals():
                 assert [turn["text"] for turn in t.chats()[0]["turns"]][0] == "kept"
             finally:
                 t.close()
-    print("SIGTERM gives the terminal back, after SIGKILL the message is on disk")
+    print("SIGTERM restores the terminal; after SIGKILL the message is on disk")
 
 
 def colours():
@@ -245,7 +245,7 @@ def plain(columns, rows):
             t.keys("C-c")
             t.wait(r"\[stopped\]")
             steps = ["/set max-tokens 8", "/regen", "one", "/undo", "/clear", "second", "/load 你好"]
-            said = ["max-tokens 8", "cut at the limit", "cut", "taken back", "a new chat", "cut", "你好 🎉: 2 messages"]
+            said = ["max-tokens 8", "cut at the limit", "cut", "exchange removed", "new chat", "cut", "你好 🎉: 2 messages"]
             for step, words in zip(steps, said):
                 t.ready()
                 t.enter(step) if step != "one" else (t.paste("one\ntwo"), t.keys("Enter"))
@@ -259,7 +259,7 @@ def plain(columns, rows):
     print(f"--plain at {columns}x{rows}: stop, regenerate, paste, undo, switch")
 
 
-def given_back():
+def restored():
     """A message that cannot be answered returns to the line; the message it would have replaced stays."""
     with tempfile.TemporaryDirectory() as home:
         t = Terminal(home, 80, 24, "--plain", "-n", "8", "--ctx", "64")
@@ -273,7 +273,7 @@ def given_back():
             t.enter(" word" * 100)
             t.wait("> short word.*context: expected.*> short word")
             t.keys("C-c")
-            t.wait("the chat is as it was before /edit")
+            t.wait("edit cancelled; the chat is unchanged")
             t.ready()
             t.enter("/quit")
             t.wait("^left 0")
@@ -281,10 +281,10 @@ def given_back():
             assert (len(chat["turns"]), chat["turns"][0]["text"]) == (2, "short"), chat
         finally:
             t.close()
-    print("--plain: a message that was not answered is there to be changed, the exchange it changes too")
+    print("--plain: a failed message returns to the input, and the edited exchange stays")
 
 
-def elsewhere():
+def remote():
     """A chat with `kimi serve` over HTTP gives the replies of the chat with the file."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -304,22 +304,22 @@ def elsewhere():
             chat = [KIMI, "chat", "--plain", "-n", "12", "--temp", "0", "--seed", "1", "-m"]
             url = ["--url", f"http://127.0.0.1:{port}"]
             run = lambda args: subprocess.run([*chat, *args], env=env, input="你好 world\nmore\n", capture_output=True, text=True)
-            near, far = run([MODEL]), run([pathlib.Path(MODEL).stem, *url])
-            assert far.returncode == 0, far.stderr
-            assert far.stdout == near.stdout and far.stdout.count("cut at the limit") == 2, (near.stdout, far.stdout)
+            local, remote = run([MODEL]), run([pathlib.Path(MODEL).stem, *url])
+            assert remote.returncode == 0, remote.stderr
+            assert remote.stdout == local.stdout and remote.stdout.count("cut at the limit") == 2, (local.stdout, remote.stdout)
             wrong = run(["absent", *url])
             assert wrong.returncode == 1 and "expected the model \"absent\"" in wrong.stderr, wrong.stderr
         finally:
             server.terminate()
             server.wait(40)
-    print("--url: the same words from a server")
+    print("--url: the same replies from a server")
 
 
 at(80, 24)
 at(200, 60)
 plain(80, 24)
 plain(200, 60)
-given_back()
-elsewhere()
+restored()
+remote()
 signals()
 colours()

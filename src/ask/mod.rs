@@ -1,15 +1,15 @@
-//! `kimi ask`: questions about files. The files stand first in the prompt and never move, so they are read once;
-//! the model is asked to quote, can only quote what stands there, and every quote is looked up in the files.
+//! `kimi ask`: questions about files. The files come first in the prompt, so that later questions reuse their prefix. The
+//! prompt asks for quotes, decoding is constrained to quote the files verbatim, and every quote is located in them.
 //!
-//! Standard output is the answer. Next: [`near`] (a model here) and [`far`] (one served elsewhere), [`reading`] (what is
-//! said before and while reading), [`copying`] and [`quotes`].
+//! Answers go to standard output, everything else to standard error. Next: [`local`] and [`remote`] (the models),
+//! [`prefill_progress`], [`quote_constraint`] and [`quotes`].
 
-mod copying;
-mod far;
-mod near;
-pub(crate) mod pace;
+pub(crate) mod eta;
+mod local;
+mod prefill_progress;
+mod quote_constraint;
 pub(crate) mod quotes;
-mod reading;
+mod remote;
 
 use crate::client::EndpointArgs;
 use crate::generation::generate::{FinishReason, Stats};
@@ -23,9 +23,9 @@ use crate::runtime::builtin_model;
 use crate::runtime::on_device;
 use crate::runtime::options::EngineArgs;
 use anyhow::{Result, bail};
-use far::Far;
-use near::Near;
+use local::LocalModel;
 use quotes::{Annotated, Quote, Texts};
+use remote::RemoteModel;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -33,99 +33,102 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// What a question ends with to have its answer quoted.
+/// Suffix of a question that asks for quotes.
 const QUOTE: &str = " Quote the text.";
 
-/// Arguments of `kimi ask`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct AskArgs {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     endpoint: EndpointArgs,
-    /// A file or directory the question is about, `-` for standard input; may be given several times
+    /// File or directory to ask about, `-` for standard input; repeatable
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
-    /// Of directories only files that match: `*.md`, `src/**`, `!*.min.js`; may be given several times
+    /// Read only matching files of directories: `*.md`, `src/**`, `!*.min.js`; repeatable
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
-    /// The question; without one, questions are read line by line
+    /// The question; without it, questions are read line by line
     question: Option<String>,
-    /// Go on asking after the first answer
+    /// Read further questions after the first answer
     #[arg(short, long)]
     interactive: bool,
-    /// Do not ask for quotes, and leave free what an answer quotes all the same
+    /// Do not ask for quotes, and do not constrain them to the files
     #[arg(long)]
     no_quotes: bool,
-    /// Tokens of an answer at most
+    /// Maximum number of tokens to generate per answer
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
     #[command(flatten)]
     sampling: Sampling,
-    /// Print a JSON object an answer
+    /// Print one JSON object per answer
     #[arg(long)]
     json: bool,
-    /// Read what does not fit into memory all the same
+    /// Prefill prompts that do not fit into memory
     #[arg(long)]
     force: bool,
-    /// Say nothing but answers and errors
+    /// Print answers and errors only
     #[arg(short, long)]
     quiet: bool,
 }
 
-/// Loads, reads, answers.
+/// Reads the files, loads the model and answers the questions.
 pub fn run(args: &AskArgs) -> Result<()> {
-    let mut left_out = |line: &str| tell(&line.replace('\n', " "));
-    let documents = document::gather(&args.file, &args.include, &mut left_out)?;
+    let mut note = |line: &str| tell(&line.replace('\n', " "));
+    let documents = document::gather(&args.file, &args.include, &mut note)?;
     if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
-        bail!("question: expected one as an argument, as standard input is the text, found none");
+        bail!("question: expected an argument, as standard input is the text, found none");
     }
     if let Some(url) = &args.endpoint.url {
-        return ask(args, &documents, Far::new(url, args)?);
+        return ask(args, &documents, RemoteModel::new(url, args)?);
     }
     on_device!(&args.engine.with_layout(PromptLayout::Ask), builtin_model::log(args.quiet), |engine| ask(
         args,
         &documents,
-        Near::new(&engine, &documents, args)?
+        LocalModel::new(&engine, &documents, args)?
     ))
 }
 
-fn ask(args: &AskArgs, documents: &[Document], source: impl Source) -> Result<()> {
+fn ask(args: &AskArgs, documents: &[Document], model: impl Model) -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
     ctrlc::set_handler(move || {
         if flag.swap(true, Ordering::Relaxed) {
-            std::process::exit(130); // asked twice: at once, whatever is not written yet
+            std::process::exit(130); // second Ctrl-C: exit at once
         }
     })?;
     let document = Some(joined(documents));
-    let mut ask = Ask { args, source, texts: Texts::new(documents), document, interrupted };
+    let mut ask = Ask { args, model, texts: Texts::new(documents), document, interrupted };
     let ended = args.question.as_ref().map(|question| ask.answer(question)).transpose()?;
     match ended {
         Some(FinishReason::Cancelled) if !args.interactive => Err(Stopped.into()),
         Some(_) if !args.interactive => Ok(()),
-        _ => ask.keep_asking(),
+        _ => ask.answer_lines(),
     }
 }
 
-/// Who answers.
-trait Source {
-    /// Answers what is said after all that was said and answered before: the answer and what it took. `on` hears it as it
-    /// comes, and nothing (an empty text) while it waits; it may stop it. What comes to nothing is forgotten.
-    fn reply(&mut self, said: &str, on: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(String, Stats)>;
+/// A model that answers questions in one conversation.
+trait Model {
+    /// Adds a message to the conversation and generates the reply. Passes text to `on_text` as it is generated, and an
+    /// empty text during prefill; `on_text` can stop the reply. A failed message is removed from the conversation.
+    fn reply(
+        &mut self,
+        message: &str,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(String, Stats)>;
 }
 
-/// Questions about some files.
-struct Ask<'a, S> {
+/// The questions about a set of files.
+struct Ask<'a, M> {
     args: &'a AskArgs,
-    source: S,
+    model: M,
     texts: Texts,
-    /// The files, for the first question.
+    /// The text of the files until the first question sends it.
     document: Option<String>,
     interrupted: Arc<AtomicBool>,
 }
 
-/// An answer for programs.
+/// An answer in the `--json` output.
 #[derive(Serialize)]
 struct Answer<'a> {
     question: &'a str,
@@ -134,19 +137,19 @@ struct Answer<'a> {
     files: Vec<&'a str>,
     prompt_tokens: usize,
     reused_tokens: usize,
-    /// live, ram, disk, or null.
+    /// "live", "ram", "disk" or null.
     reused_from: Option<String>,
     read_tokens: usize,
     read_seconds: f64,
     answer_tokens: usize,
     answer_seconds: f64,
-    /// Whether the model ended it.
+    /// Whether the model ended the answer itself.
     complete: bool,
 }
 
-impl<S: Source> Ask<'_, S> {
-    /// Questions from the terminal or a pipe, until its end.
-    fn keep_asking(&mut self) -> Result<()> {
+impl<M: Model> Ask<'_, M> {
+    /// Answers questions from the terminal or a pipe until its end.
+    fn answer_lines(&mut self) -> Result<()> {
         let mut editor = LineEditor::new()?;
         let (mut asked, mut failed) = (0, 0);
         loop {
@@ -160,24 +163,24 @@ impl<S: Source> Ask<'_, S> {
                         failed += 1;
                     }
                 }
-                Line::Interrupted => tell("(Ctrl-D leaves)"),
+                Line::Interrupted => tell("(Ctrl-D quits)"),
                 Line::End if failed == 0 || std::io::stdin().is_terminal() => return Ok(()),
-                Line::End => bail!("{failed} of {asked} questions without an answer"),
+                Line::End => bail!("{failed} of {asked} questions failed"),
             }
         }
     }
 
-    /// Answers a question; says how the answer ended.
+    /// Answers a question and prints the answer.
     fn answer(&mut self, question: &str) -> Result<FinishReason> {
         let asked = if self.args.no_quotes { question.to_owned() } else { format!("{question}{QUOTE}") };
-        let said = match &self.document {
-            Some(document) => format!("{document}{BETWEEN}{asked}"),
+        let message = match &self.document {
+            Some(document) => format!("{document}{SEPARATOR}{asked}"),
             None => asked,
         };
         self.interrupted.store(false, Ordering::Relaxed);
         let (mut out, mut annotated) = (Output::lock(), Annotated::new(&self.texts));
         let (json, interrupted, mut failed) = (self.args.json, &self.interrupted, Ok(()));
-        let (text, stats) = self.source.reply(&said, &mut |new| {
+        let (text, stats) = self.model.reply(&message, &mut |new| {
             if !new.is_empty() {
                 let shown = annotated.push(new);
                 failed = if json { Ok(()) } else { out.say(&shown) };
@@ -186,13 +189,13 @@ impl<S: Source> Ask<'_, S> {
             if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         failed?;
-        self.document = None; // it is in the conversation
+        self.document = None; // now part of the conversation
         let last = annotated.finish();
         self.print(&mut out, (question, &text), (&last, &annotated.quotes), &stats)?;
         Ok(stats.ended)
     }
 
-    /// The end of an answer, or all of it for programs, and what it took.
+    /// Prints the rest of an answer, or all of it as JSON, and its statistics.
     fn print(
         &self,
         out: &mut Output,
@@ -201,7 +204,7 @@ impl<S: Source> Ask<'_, S> {
         stats: &Stats,
     ) -> Result<()> {
         if self.args.json {
-            let answer = self.for_programs(question, text, quotes, stats);
+            let answer = self.json_answer(question, text, quotes, stats);
             writeln!(out, "{}", serde_json::to_string(&answer)?)?;
         } else {
             out.say(last)?;
@@ -213,7 +216,7 @@ impl<S: Source> Ask<'_, S> {
         Ok(())
     }
 
-    fn for_programs<'a>(
+    fn json_answer<'a>(
         &'a self,
         question: &'a str,
         answer: &'a str,
@@ -237,21 +240,21 @@ impl<S: Source> Ask<'_, S> {
     }
 }
 
-/// Between files, and between them and the question.
-const BETWEEN: &str = "\n\n";
+/// Separates files from each other and from the question.
+const SEPARATOR: &str = "\n\n";
 
-/// One file as it is; several each under its name.
+/// Joins the files: a single one as it is, several each after its name.
 fn joined(documents: &[Document]) -> String {
     match documents {
         [one] => one.text.trim_end().to_owned(),
         several => {
-            let named = several.iter().map(|d| format!("{}:{BETWEEN}{}", d.name, d.text.trim_end()));
-            named.collect::<Vec<_>>().join(BETWEEN)
+            let named = several.iter().map(|d| format!("{}:{SEPARATOR}{}", d.name, d.text.trim_end()));
+            named.collect::<Vec<_>>().join(SEPARATOR)
         }
     }
 }
 
-/// Whether a person sees what is written to standard error.
-fn watched() -> bool {
+/// Whether standard error is a terminal.
+fn is_interactive() -> bool {
     std::io::stderr().is_terminal()
 }

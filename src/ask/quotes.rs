@@ -1,56 +1,54 @@
-//! Quotes in a reply (lines that begin with `> `), looked up in the files: where they stand, or that they do not.
+//! Locates the quotes of a reply (lines that begin with `> `) in the files.
 //!
-//! Space does not count, and neither does the form of quotation marks and dashes: a quote may be wrapped otherwise
-//! than its file. Everything else has to be there to the letter. A leaf.
+//! White space and the form of quotation marks and dashes are ignored, as a quote may be wrapped differently from its
+//! file. Everything else must match exactly.
 
 use crate::io::document::Document;
 use serde::Serialize;
 
-/// Where a quote stands.
+/// A location of a quote.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Place {
-    /// The file.
     pub file: String,
-    /// Line of its first character, from 1.
+    /// The line of the first character, from 1.
     pub line: usize,
-    /// Line of its last.
+    /// The line of the last character.
     pub last_line: usize,
 }
 
-/// A quote and all the places where it stands.
+/// A quote with all its locations in the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Quote {
-    /// As the model wrote it.
+    /// The text as the model generated it.
     pub text: String,
-    /// None: the model made it up.
+    /// Empty if the files do not contain the quote.
     pub places: Vec<Place>,
 }
 
-/// Files prepared for looking up.
+/// The normalised text of all files.
 pub struct Texts(Vec<Folded>);
 
 struct Folded {
     name: String,
     text: String,
-    /// Where each line begins in `text`.
+    /// The offset of each line in `text`.
     lines: Vec<usize>,
 }
 
 impl Texts {
-    /// Of these files.
     pub fn new(documents: &[Document]) -> Texts {
         Texts(documents.iter().map(Folded::new).collect())
     }
 
-    /// The files.
+    /// The names of the files in order.
     pub fn names(&self) -> Vec<&str> {
         self.0.iter().map(|folded| folded.name.as_str()).collect()
     }
 
-    /// All places of a quote, in the order of the files.
+    /// All locations of a quote, in the order of the files.
     pub fn find(&self, quote: &str) -> Vec<Place> {
         let whole = fold(quote);
-        // The model may add marks around a quote, or say that it is cut.
+        // Models add quotation marks around quotes, and an ellipsis where they cut one.
         let bare = whole.trim_matches(['"', '\'', '.']);
         let places = |quote: &str| match quote {
             "" => Vec::new(),
@@ -72,7 +70,7 @@ impl Folded {
     }
 
     fn find(&self, quote: &str) -> Vec<Place> {
-        // The last line that begins at or before a byte: those without text begin where the next one does.
+        // The last line that starts at or before a byte; empty lines start where the next line does.
         let line = |at: usize| self.lines.partition_point(|start| *start <= at);
         let place = |(at, found): (usize, &str)| {
             let (line, last_line) = (line(at), line(at + found.len() - 1));
@@ -102,21 +100,20 @@ fn fold_into(text: &str, out: &mut String) {
     }
 }
 
-/// A reply on its way to the reader: says after each quote where it stands.
+/// Annotates a streaming reply with the location of each quote.
 pub struct Annotated<'t> {
     texts: &'t Texts,
     line: String,
-    /// The quotes so far.
+    /// The complete quotes so far.
     pub quotes: Vec<Quote>,
 }
 
 impl<'t> Annotated<'t> {
-    /// An empty reply.
     pub fn new(texts: &'t Texts) -> Self {
         Annotated { texts, line: String::new(), quotes: Vec::new() }
     }
 
-    /// More of the reply; returns it with what is to be said of the quotes that end in it.
+    /// Appends text of the reply; returns it with the annotations of the quotes that end in it.
     pub fn push(&mut self, text: &str) -> String {
         let mut out = String::new();
         for c in text.chars() {
@@ -130,7 +127,7 @@ impl<'t> Annotated<'t> {
         out
     }
 
-    /// The reply is over.
+    /// Ends the reply; returns the annotation of a quote at its end.
     pub fn finish(&mut self) -> String {
         self.end_line()
     }
@@ -140,14 +137,14 @@ impl<'t> Annotated<'t> {
         let quote = line.trim_start().strip_prefix('>').map(str::trim).filter(|quote| !quote.is_empty());
         let Some(quote) = quote else { return String::new() };
         let places = self.texts.find(quote);
-        let said = said(&places);
+        let annotation = annotation(&places);
         self.quotes.push(Quote { text: quote.to_owned(), places });
-        said
+        annotation
     }
 }
 
-/// `  [report.txt:12]`, `  [a.txt:3-4, also b.txt:9 and 2 more]`, `  [not in the text]`
-fn said(places: &[Place]) -> String {
+/// Formats locations: `  [report.txt:12]`, `  [a.txt:3-4, also b.txt:9 and 2 more]`, `  [not in the text]`.
+fn annotation(places: &[Place]) -> String {
     let place = |p: &Place| match p.last_line - p.line {
         0 => format!("{}:{}", p.file, p.line),
         _ => format!("{}:{}-{}", p.file, p.line, p.last_line),
@@ -171,7 +168,7 @@ mod tests {
     }
 
     fn check(quote: &str, expected: &str) {
-        assert_eq!(said(&texts().find(quote)), expected, "{quote}");
+        assert_eq!(annotation(&texts().find(quote)), expected, "{quote}");
     }
 
     #[test]

@@ -1,37 +1,37 @@
-//! Colours of code, a line at a time, so that a block that is still being written is never read again.
+//! Syntax highlighting, one line at a time, so that the finished lines of a streaming code block are parsed once.
 
-use super::theme::{Ink, Span};
+use super::theme::{Span, TextRole};
 use std::sync::LazyLock;
 use syntect::parsing::{ParseState, Scope, ScopeStack, SyntaxSet};
 
-/// Sublime's grammars as bat collects them. Reading them takes a while, and only chats with code need them.
+/// The Sublime grammars that bat collects. They are loaded on first use, as loading takes a while.
 static SYNTAXES: LazyLock<SyntaxSet> = LazyLock::new(two_face::syntax::extra_newlines);
 
-/// A scope's beginning and what it means; the first that fits counts.
-static MEANINGS: LazyLock<Vec<(Scope, Ink)>> = LazyLock::new(|| {
+/// Scope prefixes with their roles; the first match counts.
+static SCOPE_ROLES: LazyLock<Vec<(Scope, TextRole)>> = LazyLock::new(|| {
     let table = [
-        ("comment", Ink::Comment),
-        ("string", Ink::Text),
-        ("constant", Ink::Number),
-        ("storage.type.function", Ink::Keyword),
-        ("keyword.operator", Ink::Plain),
-        ("keyword", Ink::Keyword),
-        ("storage", Ink::Keyword),
-        ("entity.name.function", Ink::Function),
-        ("support.function", Ink::Function),
-        ("variable.function", Ink::Function),
-        ("entity.name", Ink::Type),
-        ("support", Ink::Type),
-        ("markup.inserted", Ink::Text),
-        ("markup.deleted", Ink::Error),
+        ("comment", TextRole::Comment),
+        ("string", TextRole::Text),
+        ("constant", TextRole::Number),
+        ("storage.type.function", TextRole::Keyword),
+        ("keyword.operator", TextRole::Plain),
+        ("keyword", TextRole::Keyword),
+        ("storage", TextRole::Keyword),
+        ("entity.name.function", TextRole::Function),
+        ("support.function", TextRole::Function),
+        ("variable.function", TextRole::Function),
+        ("entity.name", TextRole::Type),
+        ("support", TextRole::Type),
+        ("markup.inserted", TextRole::Text),
+        ("markup.deleted", TextRole::Error),
     ];
-    table.iter().filter_map(|(scope, ink)| Some((Scope::new(scope).ok()?, *ink))).collect()
+    table.iter().filter_map(|(scope, role)| Some((Scope::new(scope).ok()?, *role))).collect()
 });
 
-/// Longer lines stay plain: grammars are made for what people write.
-const LONGEST: usize = 2000;
+/// Longest line in bytes that is highlighted: grammars are slow on longer, generated lines.
+const MAX_LINE_BYTES: usize = 2000;
 
-/// A block of code between two of its lines.
+/// The highlighter's state between two lines of a code block.
 #[derive(Clone)]
 pub struct Code {
     state: Option<ParseState>,
@@ -39,26 +39,28 @@ pub struct Code {
 }
 
 impl Code {
-    /// The beginning of a block in a language, by the name that stands after its fence.
+    /// Starts a block in the language that the info string after its fence names.
     pub fn new(language: &str) -> Self {
         let word = language.split([' ', ',', '{']).next().unwrap_or_default();
         let syntax = (!word.is_empty()).then(|| SYNTAXES.find_syntax_by_token(word)).flatten();
         Code { state: syntax.map(ParseState::new), stack: ScopeStack::new() }
     }
 
-    /// The next line, without its end.
+    /// Highlights the next line, given without its line end.
     pub fn line(&mut self, line: &str) -> Vec<Span> {
-        let plain = || vec![Span::new(line, Ink::Plain)];
-        let Some(state) = self.state.as_mut().filter(|_| line.len() <= LONGEST) else { return plain() };
+        let plain = || vec![Span::new(line, TextRole::Plain)];
+        let Some(state) = self.state.as_mut().filter(|_| line.len() <= MAX_LINE_BYTES) else {
+            return plain();
+        };
         let Ok(changes) = state.parse_line(&format!("{line}\n"), &SYNTAXES) else { return plain() };
         let (mut spans, mut at) = (Vec::<Span>::new(), 0);
         for (next, change) in changes.iter().map(|(n, c)| (*n, Some(c))).chain([(line.len(), None)]) {
             let next = next.min(line.len());
             if next > at {
-                let ink = meaning(&self.stack);
-                match spans.last_mut().filter(|last| last.look == ink.into()) {
+                let role = role_of(&self.stack);
+                match spans.last_mut().filter(|last| last.style == role.into()) {
                     Some(last) => last.text.push_str(&line[at..next]),
-                    None => spans.push(Span::new(&line[at..next], ink)),
+                    None => spans.push(Span::new(&line[at..next], role)),
                 }
                 at = next;
             }
@@ -70,9 +72,10 @@ impl Code {
     }
 }
 
-fn meaning(stack: &ScopeStack) -> Ink {
-    let of =
-        |scope: &Scope| MEANINGS.iter().find(|(begin, _)| begin.is_prefix_of(*scope)).map(|(_, ink)| *ink);
+fn role_of(stack: &ScopeStack) -> TextRole {
+    let of = |scope: &Scope| {
+        SCOPE_ROLES.iter().find(|(begin, _)| begin.is_prefix_of(*scope)).map(|(_, role)| *role)
+    };
     stack.scopes.iter().rev().find_map(of).unwrap_or_default()
 }
 
@@ -80,12 +83,12 @@ fn meaning(stack: &ScopeStack) -> Ink {
 mod tests {
     use super::*;
 
-    fn inks(language: &str, line: &str) -> Vec<(String, Ink)> {
-        Code::new(language).line(line).into_iter().map(|s| (s.text, s.look.ink)).collect()
+    fn roles(language: &str, line: &str) -> Vec<(String, TextRole)> {
+        Code::new(language).line(line).into_iter().map(|s| (s.text, s.style.role)).collect()
     }
 
     #[test]
-    fn languages_people_ask_for_have_colours() {
+    fn common_languages_are_highlighted() {
         for (language, line) in [
             ("rust", "fn a() { // x"),
             ("py", "def f(): return 1"),
@@ -95,21 +98,25 @@ mod tests {
             ("json", "{\"a\": 1}"),
             ("cpp", "int main() { return 0; }"),
         ] {
-            assert!(inks(language, line).iter().any(|(_, ink)| *ink != Ink::Plain), "{language}");
+            assert!(roles(language, line).iter().any(|(_, role)| *role != TextRole::Plain), "{language}");
         }
     }
 
     #[test]
-    fn text_stays_whole_and_state_goes_on() {
+    fn text_is_unchanged_and_state_carries_over_lines() {
         let mut code = Code::new("rust");
         let all: String = code.line("let s = \"你好\"; /* a").iter().map(|s| s.text.as_str()).collect();
         assert_eq!(all, "let s = \"你好\"; /* a");
-        assert_eq!(code.line("still")[0].look.ink, Ink::Comment);
+        assert_eq!(code.line("still")[0].style.role, TextRole::Comment);
         assert_eq!(
-            inks("rust", "fn main"),
-            [("fn".into(), Ink::Keyword), (" ".into(), Ink::Plain), ("main".into(), Ink::Function)]
+            roles("rust", "fn main"),
+            [
+                ("fn".into(), TextRole::Keyword),
+                (" ".into(), TextRole::Plain),
+                ("main".into(), TextRole::Function)
+            ]
         );
-        assert_eq!(inks("no such language", "fn"), [("fn".into(), Ink::Plain)]);
-        assert_eq!(inks("rust", &"x".repeat(5000)).len(), 1);
+        assert_eq!(roles("no such language", "fn"), [("fn".into(), TextRole::Plain)]);
+        assert_eq!(roles("rust", &"x".repeat(5000)).len(), 1);
     }
 }

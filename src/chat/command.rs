@@ -1,78 +1,71 @@
-//! What a line that begins with `/` asks for: one list for both interfaces, for `/help` and for completion.
+//! The commands of the chat: parser, help and completion, for both interfaces.
 
-/// A command and what follows it.
+/// A parsed command with its argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// The list of commands.
     Help,
-    /// A file that goes with the next message.
+    /// Attach the file at this path to the next message.
     File(String),
-    /// Another system message, or none.
+    /// Set the system message; empty to remove it.
     System(String),
-    /// A setting and its value; all settings without a name.
+    /// Change a setting to a value; None to show all settings.
     Set(Option<(String, String)>),
-    /// The last message once more.
     Regen,
-    /// The last message, to be changed.
     Edit,
-    /// The message being written, in an external editor.
     Editor,
-    /// The last exchange taken back.
     Undo,
-    /// A copy that goes on from the first N exchanges, or all.
+    /// Continue in a copy with the first N exchanges, or all.
     Branch(Option<usize>),
-    /// A title for the chat.
+    /// Save the chat under this title; empty to keep its title.
     Save(String),
-    /// Another chat; the list without a name.
+    /// Open the chat with this name; empty to list the chats.
     Load(String),
-    /// The chat as Markdown.
+    /// Write the chat as Markdown to this path; empty for a default name.
     Export(String),
-    /// The last reply, or its last code block, or all, to the clipboard.
-    Copy(Copied),
-    /// A chat of its own from here on.
+    Copy(CopyTarget),
+    /// Start a new, empty chat.
     Clear,
-    /// Rates and sizes.
     Stats,
-    /// Which model, or another one.
+    /// Load the model in this file; empty to show the current one.
     Model(String),
-    /// The end.
     Quit,
 }
 
-/// What goes to the clipboard.
+/// The text that `/copy` copies to the clipboard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Copied {
-    /// The last reply.
+pub enum CopyTarget {
+    /// The last reply in full.
     Reply,
     /// The last code block of the last reply.
     Code,
-    /// The whole chat.
+    /// The whole chat as Markdown.
     All,
 }
 
-/// Name, argument, meaning.
+/// The commands in the order of `/help`: name, argument, description.
 pub const COMMANDS: [(&str, &str, &str); 18] = [
-    ("/help", "", "this list"),
-    ("/file", "PATH", "send a text file with the next message, before it"),
-    ("/system", "[TEXT]", "set the system message of this chat, or remove it"),
+    ("/help", "", "show this help"),
+    ("/file", "PATH", "attach a text file to the next message"),
+    ("/system", "[TEXT]", "set or remove the system message of this chat"),
     ("/set", "[NAME VALUE]", "show or change settings: temp, top-p, max-tokens, theme, mouse ..."),
-    ("/regen", "", "answer the last message again"),
-    ("/edit", "", "take the last message back and change it"),
+    ("/regen", "", "regenerate the last reply"),
+    ("/edit", "", "edit the last message and send it again"),
     ("/editor", "", "write the message in $VISUAL or $EDITOR"),
-    ("/undo", "", "take the last exchange back"),
-    ("/branch", "[N]", "go on in a copy, from the first N exchanges or from here"),
-    ("/save", "[TITLE]", "name the chat; it is on disk in any case"),
-    ("/load", "[NAME]", "another chat, or the list of them"),
+    ("/undo", "", "remove the last exchange"),
+    ("/branch", "[N]", "continue in a copy with the first N exchanges, or all"),
+    ("/save", "[TITLE]", "name the chat; chats are saved automatically"),
+    ("/load", "[NAME]", "open another chat, or list all chats"),
     ("/export", "[FILE]", "write the chat as Markdown"),
-    ("/copy", "[code|all]", "the last reply, its last code block or all to the clipboard"),
-    ("/clear", "", "begin a new chat; this one stays in the list"),
-    ("/stats", "", "rates of the last reply, context and memory used"),
-    ("/model", "[FILE]", "which model this is, or another one"),
-    ("/quit", "", "leave (also Ctrl-D)"),
-    ("/exit", "", "leave"),
+    ("/copy", "[code|all]", "copy the last reply, its last code block or the whole chat"),
+    ("/clear", "", "start a new chat; this one stays in the list"),
+    ("/stats", "", "show rates of the last reply and tokens in the context"),
+    ("/model", "[FILE]", "show the model, or load another one"),
+    ("/quit", "", "quit (also Ctrl-D)"),
+    ("/exit", "", "quit"),
 ];
 
-/// A line as a command; None is a message. An absolute path (`/usr/lib is full`) is a message too.
+/// Parses a line as a command; None for a message. A line that begins with an absolute path, such as `/usr/lib is full`,
+/// is a message.
 pub fn parse(line: &str) -> Option<Result<Command, String>> {
     let line = line.trim();
     let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
@@ -105,20 +98,20 @@ pub fn parse(line: &str) -> Option<Result<Command, String>> {
         "load" => Command::Load(text),
         "export" => Command::Export(text),
         "copy" => match rest {
-            "" => Command::Copy(Copied::Reply),
-            "code" => Command::Copy(Copied::Code),
-            "all" => Command::Copy(Copied::All),
+            "" => Command::Copy(CopyTarget::Reply),
+            "code" => Command::Copy(CopyTarget::Code),
+            "all" => Command::Copy(CopyTarget::All),
             _ => return Some(Err(format!("/copy: expected nothing, code or all, found {rest:?}"))),
         },
         "clear" => Command::Clear,
         "stats" => Command::Stats,
         "model" => Command::Model(text),
         "quit" | "exit" => Command::Quit,
-        _ => return Some(Err(format!("{name}: no such command; /help lists them"))),
+        _ => return Some(Err(format!("{name}: unknown command; /help lists the commands"))),
     }))
 }
 
-/// The list, a command a line.
+/// The text of `/help`, one command per line.
 pub fn help() -> String {
     let line = |(name, argument, meaning): &(&str, &str, &str)| {
         format!("{:<22}{meaning}", format!("{name} {argument}").trim_end())
@@ -126,7 +119,7 @@ pub fn help() -> String {
     COMMANDS.iter().filter(|c| c.0 != "/exit").map(line).collect::<Vec<_>>().join("\n")
 }
 
-/// What a line may go on to: whole lines, for the first word commands, after `/file` and the like paths.
+/// Completions of a line as whole lines: commands for the first word, then paths, settings or keywords.
 pub fn complete(line: &str) -> Vec<String> {
     let Some((name, rest)) = line.split_once(' ') else {
         let begins = |c: &&(&str, &str, &str)| c.0.starts_with(line);
@@ -145,9 +138,9 @@ pub fn complete(line: &str) -> Vec<String> {
     }
 }
 
-/// Paths that begin with `typed`, directories with a slash; hidden ones only when asked for.
-fn paths(typed: &str) -> Vec<String> {
-    let (dir, start) = typed.rfind('/').map_or(("", typed), |at| typed.split_at(at + 1));
+/// Paths that begin with `prefix`. Directories end with a slash; hidden files need a leading dot.
+fn paths(prefix: &str) -> Vec<String> {
+    let (dir, start) = prefix.rfind('/').map_or(("", prefix), |at| prefix.split_at(at + 1));
     let place = expand(if dir.is_empty() { "." } else { dir });
     let mut found: Vec<String> = std::fs::read_dir(place)
         .into_iter()
@@ -165,7 +158,7 @@ fn paths(typed: &str) -> Vec<String> {
     found
 }
 
-/// A path with `~/` as the home.
+/// Expands a leading `~/` to the home directory.
 pub fn expand(path: &str) -> std::path::PathBuf {
     let home = path.strip_prefix("~/").zip(std::env::var_os("HOME"));
     home.map_or_else(|| path.into(), |(rest, home)| std::path::Path::new(&home).join(rest))
@@ -176,7 +169,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_command_of_the_list_is_understood() {
+    fn every_listed_command_is_parsed() {
         for (name, argument, _) in COMMANDS {
             let line = if argument == "PATH" { format!("{name} x") } else { name.to_owned() };
             assert!(matches!(parse(&line), Some(Ok(_))), "{line}");
@@ -185,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_read_and_refused() {
+    fn arguments_are_parsed_and_checked() {
         assert_eq!(parse("hello"), None);
         assert_eq!(parse("/usr/lib is full"), None);
         assert_eq!(parse("/ what"), None);
@@ -197,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn completion_knows_commands_settings_and_paths() {
+    fn commands_settings_and_paths_are_completed() {
         assert_eq!(complete("/e"), ["/edit", "/editor", "/export ", "/exit"]);
         assert_eq!(complete("/set max"), ["/set max-tokens "]);
         assert_eq!(complete("e"), [""; 0]);

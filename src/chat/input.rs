@@ -1,8 +1,8 @@
-//! The message being written: a text of any size, a cursor, the rows it takes, what was sent before.
+//! The input of the full-screen chat: a text with a cursor and its wrapped rows, and the history of sent messages.
 //!
-//! It knows no keys: [`super::keys`] says which key does what.
+//! It knows no keys; `app/keys.rs` binds them.
 
-use super::store::{own, xdg};
+use super::store::{restrict_to_user, xdg};
 use crate::io::output::printable;
 use crate::io::private_file;
 use std::io::{Read, Write};
@@ -11,72 +11,68 @@ use std::path::PathBuf;
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
-/// Columns of a tab.
+/// The width of a tab in columns.
 const TAB: usize = 4;
 
-/// The message being written.
+/// The message that the user edits.
 #[derive(Default)]
 pub struct Input {
     text: String,
-    /// A byte of the text, between graphemes.
+    /// Byte offset in the text, at a grapheme boundary.
     cursor: usize,
     width: usize,
-    /// Bytes of each row of the screen; kept until the text or the width changes.
+    /// Byte ranges of the wrapped rows, until the text or the width changes.
     rows: Vec<Range<usize>>,
-    /// The column that moving up and down aims at.
+    /// The preferred column of vertical movement.
     goal: Option<usize>,
-    /// The text that was cut last.
+    /// The text of the last cut, for [`Input::yank`].
     cut: String,
-    /// What was sent, oldest first, and where in it the person is.
+    /// Sent messages from the oldest, and the index of the recalled one.
     sent: Vec<String>,
     recalled: Option<usize>,
     draft: String,
 }
 
-/// A way to move.
+/// A movement of the cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
-    /// A grapheme back.
     Left,
-    /// A grapheme on.
     Right,
-    /// To the beginning of a word.
+    /// To the start of the word at or before the cursor.
     WordLeft,
-    /// To the end of a word.
+    /// To the end of the word at or after the cursor.
     WordRight,
-    /// To the beginning of the line.
+    /// To the start of the line.
     Home,
     /// To the end of the line.
     End,
 }
 
-/// Bytes of the history at most: a longer one is not read.
+/// Largest history file in bytes that is read.
 const MAX_HISTORY: u64 = 1 << 28;
 
 impl Input {
-    /// The text.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.text.is_empty()
     }
 
-    /// Whether the cursor is behind the last character.
+    /// Whether the cursor is after the last character.
     pub fn at_end(&self) -> bool {
         self.cursor == self.text.len()
     }
 
-    /// Another text, the cursor at its end.
+    /// Replaces the text and moves the cursor to its end.
     pub fn set(&mut self, text: impl Into<String>) {
         self.text = printable(&text.into());
         self.cursor = self.text.len();
         self.changed();
     }
 
-    /// The text, which is gone from here.
+    /// Takes the text and leaves the input empty.
     pub fn take(&mut self) -> String {
         let text = std::mem::take(&mut self.text);
         self.set("");
@@ -84,7 +80,7 @@ impl Input {
         text
     }
 
-    /// Writes at the cursor. Line ends of any kind become `\n`; what a terminal would obey is left out.
+    /// Inserts text at the cursor. Line ends become `\n`; control characters are removed.
     pub fn insert(&mut self, text: &str) {
         let text = text.replace("\r\n", "\n").replace('\r', "\n");
         let text = printable(&text);
@@ -99,13 +95,12 @@ impl Input {
         self.arrange(self.width);
     }
 
-    /// Moves.
     pub fn go(&mut self, to: Move) {
         self.cursor = self.place(to);
         self.goal = None;
     }
 
-    /// Removes what lies between the cursor and there; more than a grapheme can be put back.
+    /// Removes the text between the cursor and the destination. Cuts of more than a grapheme can be yanked.
     pub fn remove(&mut self, to: Move) {
         let there = self.place(to);
         let range = self.cursor.min(there)..self.cursor.max(there);
@@ -117,8 +112,8 @@ impl Input {
         self.changed();
     }
 
-    /// Puts back what was removed last.
-    pub fn put_back(&mut self) {
+    /// Inserts the text of the last cut.
+    pub fn yank(&mut self) {
         let cut = std::mem::take(&mut self.cut);
         self.insert(&cut);
         self.cut = cut;
@@ -140,7 +135,7 @@ impl Input {
         }
     }
 
-    /// Moves by rows of the screen; false at the first or the last one.
+    /// Moves the cursor by a row; returns false at the first and last row.
     pub fn vertical(&mut self, down: bool) -> bool {
         let (row, column) = self.cursor_at();
         let next = if down { row + 1 } else { row.wrapping_sub(1) };
@@ -155,7 +150,7 @@ impl Input {
             }
             at += g.len();
         }
-        // A row that goes on in the next has no place behind its last character.
+        // The position after the last character of a wrapped row belongs to the next row.
         let wrapped = self.rows.get(next + 1).is_some_and(|r| r.start == at);
         self.cursor = if wrapped {
             self.text[..at].graphemes(true).next_back().map_or(at, |g| at - g.len())
@@ -165,7 +160,7 @@ impl Input {
         true
     }
 
-    /// Lays the text out in rows of at most `width` columns, one of them for the cursor.
+    /// Wraps the text into rows of at most `width` columns, one of which is left for the cursor.
     pub fn arrange(&mut self, width: usize) {
         if width == self.width && !self.rows.is_empty() {
             return;
@@ -180,36 +175,36 @@ impl Input {
         }
     }
 
-    /// How many rows it takes.
+    /// The number of wrapped rows, at least 1.
     pub fn height(&self) -> usize {
         self.rows.len().max(1)
     }
 
-    /// Row and column of the cursor.
+    /// The row and column of the cursor.
     pub fn cursor_at(&self) -> (usize, usize) {
         let row = self.rows.partition_point(|r| r.start <= self.cursor).saturating_sub(1);
         let start = self.rows.get(row).map_or(0, |r| r.start);
         (row, self.text[start..self.cursor].graphemes(true).map(width).sum())
     }
 
-    /// Rows of the screen from the `first` on.
+    /// The wrapped rows from row `first` on.
     pub fn rows(&self, first: usize) -> impl Iterator<Item = String> {
         self.rows.iter().skip(first).map(|r| self.text[r.clone()].replace('\t', "    "))
     }
 
-    /// Remembers what was sent.
+    /// Adds a sent message to the history, unless it repeats the last one.
     pub fn remember(&mut self, text: &str) {
         if self.sent.last().is_none_or(|last| last != text) {
             self.sent.push(text.to_owned());
         }
     }
 
-    /// What was sent in other runs, oldest first.
+    /// Replaces the history by messages from the oldest to the newest.
     pub fn remember_all(&mut self, sent: Vec<String>) {
         self.sent = sent;
     }
 
-    /// An older or newer message that was sent; the draft comes after the newest.
+    /// Recalls an older or newer sent message; the draft follows the newest.
     pub fn recall(&mut self, older: bool) {
         let next = match (self.recalled, older) {
             (None, true) => self.sent.len().checked_sub(1),
@@ -236,7 +231,7 @@ fn width(grapheme: &str) -> usize {
 
 fn wrap(line: &str, start: usize, room: usize, rows: &mut Vec<Range<usize>>) {
     let (mut from, mut used) = (start, 0);
-    // Segmentation of a pasted megabyte takes a while; plain text does not need it.
+    // ASCII needs no segmentation, which is slow for a pasted megabyte.
     if line.is_ascii() && !line.contains('\t') {
         while start + line.len() - from > room {
             rows.push(from..from + room);
@@ -254,20 +249,21 @@ fn wrap(line: &str, start: usize, room: usize, rows: &mut Vec<Range<usize>>) {
     rows.push(from..start + line.len());
 }
 
-/// What was sent in earlier runs: a JSON string a line.
+/// The file with the messages of earlier runs, one JSON string per line.
 pub struct History {
     path: Option<PathBuf>,
 }
 
 impl History {
     /// `$XDG_STATE_HOME/kimi/messages`, by default under `~/.local/state`.
-    pub fn of_user() -> Self {
+    pub fn for_user() -> Self {
         History { path: xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("kimi/messages")) }
     }
 
-    /// The newest thousand.
+    /// Reads the newest 1,000 messages.
     pub fn read(&self) -> Vec<String> {
-        let file = self.path.as_ref().and_then(|path| own(path, || private_file::open(path)).ok());
+        let file =
+            self.path.as_ref().and_then(|path| restrict_to_user(path, || private_file::open(path)).ok());
         let mut text = String::new();
         let read = file.is_some_and(|file| file.take(MAX_HISTORY).read_to_string(&mut text).is_ok());
         let text = if read { text } else { String::new() };
@@ -275,11 +271,11 @@ impl History {
         all.split_off(all.len().saturating_sub(1000))
     }
 
-    /// Adds one. Pasted files are not worth remembering, and without a place to write nothing is lost but this.
+    /// Appends a message of at most 10,000 bytes. Errors are ignored: only the history is lost.
     pub fn add(&self, text: &str) {
         let Some(path) = self.path.as_ref().filter(|_| text.len() <= 10_000) else { return };
         let _ = path.parent().map(private_file::create_dir);
-        let file = own(path, || private_file::open_or_create(path));
+        let file = restrict_to_user(path, || private_file::open_or_create(path));
         let line = serde_json::Value::from(text).to_string() + "\n";
         let _ = file.and_then(|mut f| f.write_all(line.as_bytes()));
     }
@@ -298,7 +294,7 @@ mod tests {
 
     #[cfg(unix)]
     #[test]
-    fn messages_are_remembered_for_their_writer_alone() {
+    fn the_history_is_private() {
         use std::os::unix::fs::{PermissionsExt, symlink};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kimi/messages");
@@ -306,7 +302,7 @@ mod tests {
         history.add("one");
         let mode = || std::fs::metadata(&path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(), 0o600);
-        // As an older version left it.
+        // Older versions wrote the file with this mode.
         std::fs::set_permissions(&path, PermissionsExt::from_mode(0o664)).unwrap();
         history.add("two");
         assert_eq!((mode(), history.read()), (0o600, vec!["one".to_owned(), "two".to_owned()]));
@@ -324,7 +320,7 @@ mod tests {
         assert_eq!(i.cursor_at(), (3, 3));
         i.go(Move::Left);
         i.go(Move::Left);
-        assert_eq!(i.cursor_at(), (3, 0), "a family is one step");
+        assert_eq!(i.cursor_at(), (3, 0), "a multi-codepoint emoji is one step");
         assert!(i.vertical(false) && i.vertical(false));
         assert_eq!(i.cursor_at(), (1, 0));
         i.go(Move::End);
@@ -333,15 +329,15 @@ mod tests {
         assert_eq!(i.cursor_at(), (0, 2));
         assert!(!i.vertical(false));
         assert!(i.vertical(true));
-        assert_eq!(i.cursor_at(), (1, 2), "the last place of a wrapped row is before its last character");
+        assert_eq!(i.cursor_at(), (1, 2), "the last position of a wrapped row is before its last character");
     }
 
     #[test]
-    fn words_lines_and_what_was_cut() {
+    fn words_and_lines_are_cut_and_yanked() {
         let mut i = input("one two\nthree", 40);
         i.remove(Move::WordLeft);
         assert_eq!(i.text(), "one two\n");
-        i.put_back();
+        i.yank();
         i.go(Move::Home);
         i.remove(Move::Left);
         assert_eq!(i.text(), "one twothree");
@@ -349,12 +345,12 @@ mod tests {
         i.go(Move::WordRight);
         i.remove(Move::End);
         assert_eq!((i.text(), i.cursor_at()), ("one", (0, 3)));
-        i.put_back();
+        i.yank();
         assert_eq!(i.text(), "one twothree");
     }
 
     #[test]
-    fn pastes_of_any_kind_are_text() {
+    fn pasted_control_characters_are_removed() {
         assert_eq!(input("a\r\nb\rc\x1b[31m\td\0", 40).text(), "a\nb\nc[31m\td");
         let mut big = input(&"x".repeat(1 << 20), 80);
         assert_eq!((big.height(), big.cursor_at()), ((1 << 20) / 79 + 1, (13273, (1 << 20) % 79)));
@@ -365,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn sent_messages_come_back_and_the_draft_too() {
+    fn sent_messages_and_the_draft_are_recalled() {
         let mut i = input("draft", 40);
         i.recall(true);
         assert_eq!(i.text(), "draft", "nothing was sent");

@@ -1,8 +1,8 @@
-//! Blocks of text to rows of a screen: words wrapped by what the terminal shows, not by bytes or characters.
+//! Wraps blocks of text into rows of the screen by display width, not by bytes or characters.
 //!
-//! It knows no Markdown and no colours. Next: [`super::markdown`], which makes the blocks.
+//! It knows neither Markdown nor colours. Next: [`super::markdown`], which makes the blocks.
 
-use super::theme::{Ink, Look, Span};
+use super::theme::{Span, TextRole, TextStyle};
 use models::visible::visible;
 use std::borrow::Cow;
 use unicode_segmentation::UnicodeSegmentation;
@@ -11,40 +11,39 @@ use unicode_width::UnicodeWidthStr;
 /// A row of the screen.
 pub type Row = Vec<Span>;
 
-/// A block: what stands before its first row and before the others, and what it is.
+/// A block with the prefixes of its rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Block {
-    /// Before the first row.
+    /// Prefix of the first row.
     pub first: Vec<Span>,
-    /// Before the others, as wide.
+    /// Prefix of the other rows, of the same width.
     pub rest: Vec<Span>,
-    /// What follows.
     pub body: Body,
 }
 
-/// What a block is.
+/// The content of a block.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub enum Body {
-    /// An empty row.
+    /// An empty row without text.
     #[default]
     Blank,
-    /// Words, wrapped between them.
+    /// Text that is wrapped between words.
     Words(Vec<Span>),
-    /// A line that is cut where it has to be.
+    /// A line that is wrapped at any character, such as code.
     Line(Vec<Span>),
-    /// A line across.
+    /// A horizontal rule of full width.
     Rule,
-    /// Rows of cells, the first a head.
+    /// Rows of cells; the first row is the header.
     Table(Vec<Vec<Vec<Span>>>),
 }
 
 impl Block {
-    /// A block with nothing before its rows.
+    /// Creates a block without prefixes.
     pub fn new(body: Body) -> Self {
         Block { body, ..Default::default() }
     }
 
-    /// Adds its rows of at most `width` columns.
+    /// Appends the rows of the block, of at most `width` columns each.
     pub fn rows(&self, width: usize, out: &mut Vec<Row>) {
         let inner = width.saturating_sub(columns(&self.first)).max(1);
         let start = out.len();
@@ -52,7 +51,7 @@ impl Block {
             Body::Blank => out.push(Vec::new()),
             Body::Words(spans) => wrap(spans, inner, true, out),
             Body::Line(spans) => wrap(spans, inner, false, out),
-            Body::Rule => out.push(vec![Span::new("─".repeat(inner), Ink::Dim)]),
+            Body::Rule => out.push(vec![Span::new("─".repeat(inner), TextRole::Dim)]),
             Body::Table(table) => table_rows(table, inner, out),
         }
         for (i, row) in out[start..].iter_mut().enumerate() {
@@ -62,16 +61,16 @@ impl Block {
     }
 }
 
-/// Columns that text takes on a terminal.
+/// The display width of text in columns.
 pub fn columns(spans: &[Span]) -> usize {
     spans.iter().map(|s| s.text.width()).sum()
 }
 
-/// A grapheme with its columns. What a terminal would obey instead of showing is spelled; a tab is four spaces.
+/// A grapheme with its width. Control characters are made visible; a tab is four spaces.
 struct Cell<'a> {
     text: Cow<'a, str>,
     width: usize,
-    look: Look,
+    style: TextStyle,
 }
 
 fn cells(spans: &[Span]) -> Vec<Cell<'_>> {
@@ -85,34 +84,34 @@ fn cells(spans: &[Span]) -> Vec<Cell<'_>> {
             };
             let width = text.width();
             if width > 0 {
-                cells.push(Cell { text, width, look: span.look });
+                cells.push(Cell { text, width, style: span.style });
             }
         }
     }
     cells
 }
 
-/// Wraps into rows of at most `width` columns; a word longer than a row is cut.
+/// Wraps into rows of at most `width` columns. Words longer than a row are cut.
 fn wrap(spans: &[Span], width: usize, words: bool, out: &mut Vec<Row>) {
     let cells = cells(spans);
-    let (mut start, mut used, mut chance) = (0, 0, 0);
+    let (mut start, mut used, mut break_at) = (0, 0, 0);
     let mut at = 0;
     while at < cells.len() {
         let cell = &cells[at];
         if words && at > start && breaks(&cells[at - 1], cell) {
-            chance = at;
+            break_at = at;
         }
         if used + cell.width > width && at > start {
             let space = cell.text == " ";
-            let end = if !words || space || chance <= start { at } else { chance };
+            let end = if !words || space || break_at <= start { at } else { break_at };
             let shown = if words { without_spaces(&cells[start..end]) } else { &cells[start..end] };
             out.push(row(shown));
             start = end;
-            // Spaces where a row ends belong to neither.
+            // Spaces at a line break are dropped.
             while words && start < cells.len() && cells[start].text == " " {
                 start += 1;
             }
-            (at, used, chance) = (start, 0, start);
+            (at, used, break_at) = (start, 0, start);
             continue;
         }
         used += cell.width;
@@ -128,7 +127,7 @@ fn without_spaces<'a, 'b>(cells: &'a [Cell<'b>]) -> &'a [Cell<'b>] {
     &cells[..last.map_or(0, |at| at + 1)]
 }
 
-/// Whether a row may end between two graphemes.
+/// Whether a line break is allowed between two graphemes.
 fn breaks(before: &Cell<'_>, after: &Cell<'_>) -> bool {
     let closing =
         |t: &str| t.starts_with(['，', '。', '、', '！', '？', '；', '：', '）', '」', '』', '》', '】']);
@@ -140,13 +139,14 @@ fn row(cells: &[Cell<'_>]) -> Row {
     let mut row: Row = Vec::new();
     for cell in cells {
         match row.last_mut() {
-            Some(last) if last.look == cell.look => last.text.push_str(&cell.text),
-            _ => row.push(Span::new(&*cell.text, cell.look)),
+            Some(last) if last.style == cell.style => last.text.push_str(&cell.text),
+            _ => row.push(Span::new(&*cell.text, cell.style)),
         }
     }
     row
 }
 
+/// Columns between the columns of a table.
 const GAP: usize = 2;
 
 fn table_rows(table: &[Vec<Vec<Span>>], width: usize, out: &mut Vec<Row>) {
@@ -164,19 +164,19 @@ fn table_rows(table: &[Vec<Vec<Span>>], width: usize, out: &mut Vec<Row>) {
                 let cell = rows.get(line).cloned().unwrap_or_default();
                 let pad = width.saturating_sub(columns(&cell)) + GAP;
                 row.extend(cell);
-                row.push(Span::new(" ".repeat(pad), Ink::Plain));
+                row.push(Span::new(" ".repeat(pad), TextRole::Plain));
             }
             row.pop();
             out.push(row);
         }
         if i == 0 {
             let line = widths.iter().map(|w| "─".repeat(*w)).collect::<Vec<_>>().join(&" ".repeat(GAP));
-            out.push(vec![Span::new(line, Ink::Dim)]);
+            out.push(vec![Span::new(line, TextRole::Dim)]);
         }
     }
 }
 
-/// As wide as the contents want; where that is too much, the widest give up first.
+/// The widths of the contents; if they do not fit, the widest columns are narrowed first.
 fn column_widths(table: &[Vec<Vec<Span>>], width: usize) -> Vec<usize> {
     let count = table.iter().map(Vec::len).max().unwrap_or(0);
     let widest = |i: usize| table.iter().filter_map(|row| row.get(i)).map(|c| columns(c)).max().unwrap_or(0);
@@ -209,11 +209,11 @@ mod tests {
     }
 
     fn words(text: &str) -> Body {
-        Body::Words(vec![Span::new(text, Ink::Plain)])
+        Body::Words(vec![Span::new(text, TextRole::Plain)])
     }
 
     #[test]
-    fn rows_end_between_words_or_wide_characters() {
+    fn rows_break_between_words_or_wide_characters() {
         assert_eq!(laid(words("one two three"), 8), ["one two", "three"]);
         assert_eq!(laid(words("one two"), 7), ["one two"]);
         assert_eq!(laid(words("abcdefghij k"), 4), ["abcd", "efgh", "ij k"]);
@@ -223,17 +223,21 @@ mod tests {
     }
 
     #[test]
-    fn lines_keep_their_spaces_and_terminals_get_no_orders() {
-        let line = |text: &str| Body::Line(vec![Span::new(text, Ink::Plain)]);
+    fn lines_keep_their_spaces_and_show_control_characters() {
+        let line = |text: &str| Body::Line(vec![Span::new(text, TextRole::Plain)]);
         assert_eq!(laid(line("  a  bcd"), 4), ["  a ", " bcd"]);
         assert_eq!(laid(line("\tx\x1b[31my"), 20), ["    x^[[31my"]);
         assert_eq!(laid(line("a\u{202e}b\u{9b}m"), 40), ["a<U+202E>b<U+009B>m"]);
-        assert_eq!(laid(line("宽宽"), 1), ["宽", "宽"], "what cannot fit stands alone");
+        assert_eq!(
+            laid(line("宽宽"), 1),
+            ["宽", "宽"],
+            "a wide character that does not fit gets its own row"
+        );
     }
 
     #[test]
-    fn tables_fit_and_the_widest_column_gives_way() {
-        let cell = |t: &str| vec![Span::new(t, Ink::Plain)];
+    fn tables_fit_and_the_widest_column_is_narrowed() {
+        let cell = |t: &str| vec![Span::new(t, TextRole::Plain)];
         let table = vec![vec![cell("k"), cell("value")], vec![cell("好"), cell("a longer one")]];
         let rows = laid(Body::Table(table.clone()), 40);
         assert_eq!(rows, ["k   value", "──  ────────────", "好  a longer one"]);
@@ -242,10 +246,10 @@ mod tests {
     }
 
     #[test]
-    fn what_stands_before_counts() {
+    fn prefixes_count_towards_the_width() {
         let block = Block {
-            first: vec![Span::new("• ", Ink::Accent)],
-            rest: vec![Span::new("  ", Ink::Plain)],
+            first: vec![Span::new("• ", TextRole::Accent)],
+            rest: vec![Span::new("  ", TextRole::Plain)],
             body: words("one two"),
         };
         let mut rows = Vec::new();

@@ -1,25 +1,25 @@
-//! Markdown to blocks as it arrives: finished blocks are settled once, only the last one is read again.
+//! Incremental Markdown parser: blocks that can no longer change are final, and only the last block is parsed again.
 //!
-//! It knows neither width nor colours. Next: [`super::layout`] (blocks to rows), [`super::code`].
+//! It knows neither the width of the screen nor colours. Next: [`super::layout`] (blocks to rows), [`super::code`].
 
 use super::code::Code;
 use super::layout::{Block, Body};
-use super::theme::{Ink, Look, Span};
+use super::theme::{Span, TextRole, TextStyle};
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use std::ops::Range;
 
-/// A text that grows.
+/// A growing Markdown text with its blocks.
 #[derive(Clone, Default)]
 pub struct Markdown {
     source: String,
-    /// Bytes of the source that are in `settled` blocks.
-    read: usize,
+    /// Bytes of the source that the `settled` blocks cover.
+    parsed: usize,
     settled: Vec<Block>,
     open: Vec<Block>,
     fence: Option<Fence>,
 }
 
-/// A code block under way: its fence and where its colours stand.
+/// An unfinished fenced code block with the state of its highlighter.
 #[derive(Clone)]
 struct Fence {
     mark: char,
@@ -31,30 +31,30 @@ struct Fence {
 const INDENT: &str = "  ";
 
 impl Markdown {
-    /// Adds text; [`Markdown::settle`] reads it.
+    /// Appends text; [`Markdown::settle`] parses it.
     pub fn push(&mut self, text: &str) {
         self.source.push_str(text);
     }
 
-    /// Blocks that stay as they are, whatever comes.
+    /// Blocks that no further text changes.
     pub fn settled(&self) -> &[Block] {
         &self.settled
     }
 
-    /// Blocks of the part that may still change.
+    /// Blocks that further text may change.
     pub fn open(&self) -> &[Block] {
         &self.open
     }
 
-    /// Reads what came since.
+    /// Parses the text that was appended since the last call.
     pub fn settle(&mut self) {
         self.open.clear();
         while self.step() {}
     }
 
-    /// Reads on; false when what is left is open.
+    /// Parses the next part; returns false when only open blocks are left.
     fn step(&mut self) -> bool {
-        let rest = &self.source[self.read..];
+        let rest = &self.source[self.parsed..];
         if let Some(fence) = &mut self.fence {
             let Some(end) = rest.find('\n') else {
                 if !rest.is_empty() && !rest.trim_start().starts_with(fence.mark) {
@@ -67,12 +67,12 @@ impl Markdown {
             } else {
                 self.settled.push(fence.line(&rest[..end]));
             }
-            self.read += end + 1;
+            self.parsed += end + 1;
             return true;
         }
         let chunks = chunks(rest);
         let Some((begin, _)) = chunks.last() else { return false };
-        // Half a line may turn out to go on with the block before it: `2` becomes `2. second`.
+        // An incomplete line may continue the previous block: `2` becomes `2. second`.
         let whole = rest[begin.start..].contains('\n');
         let last = (chunks.len() - 1).saturating_sub(usize::from(!whole));
         let open = chunks[last].0.start;
@@ -82,7 +82,7 @@ impl Markdown {
                 self.settled.append(&mut self.open);
                 self.settled.extend(gap.then(Block::default));
                 self.fence = Some(fence);
-                self.read += range.start + header;
+                self.parsed += range.start + header;
                 return true;
             }
             let blocks = gap.then(Block::default).into_iter().chain(Walker::walk(events));
@@ -92,13 +92,13 @@ impl Markdown {
                 self.settled.extend(blocks);
             }
         }
-        self.read += rest[..open].rfind('\n').map_or(0, |at| at + 1);
+        self.parsed += rest[..open].rfind('\n').map_or(0, |at| at + 1);
         false
     }
 }
 
 impl Fence {
-    /// Whether this block is fenced code whose first line is whole; that line's bytes.
+    /// The fence and the bytes of its first line, if this block is fenced code and that line is complete.
     fn begins(text: &str, events: &[Event<'_>]) -> Option<(Self, usize)> {
         let Some(Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language)))) = events.first() else {
             return None;
@@ -122,7 +122,7 @@ impl Fence {
 }
 
 fn code_line(mut before: Vec<Span>, line: Vec<Span>) -> Block {
-    before.push(Span::new(INDENT, Ink::Plain));
+    before.push(Span::new(INDENT, TextRole::Plain));
     Block { first: before.clone(), rest: before, body: Body::Line(line) }
 }
 
@@ -130,7 +130,7 @@ fn options() -> Options {
     Options::ENABLE_TABLES | Options::ENABLE_STRIKETHROUGH | Options::ENABLE_TASKLISTS
 }
 
-/// The blocks at the top, each with its events.
+/// The top-level blocks, each with its range and its events.
 fn chunks(text: &str) -> Vec<(Range<usize>, Vec<Event<'_>>)> {
     let (mut chunks, mut depth) = (Vec::<(Range<usize>, Vec<Event<'_>>)>::new(), 0);
     for (event, range) in Parser::new_ext(text, options()).into_offset_iter() {
@@ -149,7 +149,7 @@ fn chunks(text: &str) -> Vec<(Range<usize>, Vec<Event<'_>>)> {
     chunks
 }
 
-/// The last block of code in a text.
+/// The last code block of a text.
 pub fn last_code(text: &str) -> Option<String> {
     let (mut last, mut inside) = (None, false);
     for event in Parser::new_ext(text, options()) {
@@ -163,18 +163,18 @@ pub fn last_code(text: &str) -> Option<String> {
     last
 }
 
-/// What stands before the rows of a container: once, then again and again.
+/// The prefix of the rows of a container, such as a list item: of the first row, then of the others.
 struct Level {
     first: Option<Span>,
     rest: Span,
 }
 
-/// One block's events to its blocks.
+/// Converts the events of a top-level block to layout blocks.
 #[derive(Default)]
 struct Walker {
     out: Vec<Block>,
     spans: Vec<Span>,
-    looks: Vec<Look>,
+    styles: Vec<TextStyle>,
     levels: Vec<Level>,
     lists: Vec<Option<u64>>,
     code: Option<(String, String)>,
@@ -199,38 +199,40 @@ impl Walker {
             Event::End(tag) => self.end(tag),
             Event::Text(text) => match &mut self.code {
                 Some((_, code)) => code.push_str(&text),
-                None => self.text(&text, self.look()),
+                None => self.text(&text, self.style()),
             },
-            Event::Code(text) => self.text(&text, Look { ink: Ink::Code, ..self.look() }),
-            Event::SoftBreak => self.text(" ", self.look()),
+            Event::Code(text) => self.text(&text, TextStyle { role: TextRole::Code, ..self.style() }),
+            Event::SoftBreak => self.text(" ", self.style()),
             Event::HardBreak => self.flush(),
             Event::Rule => self.emit(Body::Rule),
-            Event::TaskListMarker(done) => self.text(if done { "[x] " } else { "[ ] " }, Ink::Accent.into()),
+            Event::TaskListMarker(done) => {
+                self.text(if done { "[x] " } else { "[ ] " }, TextRole::Accent.into())
+            }
             Event::Html(text) | Event::InlineHtml(text) => {
                 for (i, line) in text.lines().enumerate() {
                     if i > 0 {
                         self.flush();
                     }
-                    self.text(line, Ink::Dim.into());
+                    self.text(line, TextRole::Dim.into());
                 }
             }
             Event::InlineMath(text) | Event::DisplayMath(text) | Event::FootnoteReference(text) => {
-                self.text(&text, self.look());
+                self.text(&text, self.style());
             }
         }
     }
 
     fn start(&mut self, tag: Tag<'_>) {
-        let look = self.look();
+        let style = self.style();
         match tag {
             Tag::Paragraph => self.space(),
             Tag::Heading { level, .. } => {
                 let underline = level == HeadingLevel::H1;
-                self.looks.push(Look { ink: Ink::Heading, bold: true, underline, ..look });
+                self.styles.push(TextStyle { role: TextRole::Heading, bold: true, underline, ..style });
             }
             Tag::BlockQuote(_) => {
                 self.space();
-                let bar = Span::new("▏ ", Ink::Dim);
+                let bar = Span::new("▏ ", TextRole::Dim);
                 self.levels.push(Level { first: Some(bar.clone()), rest: bar });
                 self.gap = false;
             }
@@ -258,12 +260,12 @@ impl Walker {
                     rows.push(Vec::new());
                 }
             }
-            Tag::Emphasis => self.looks.push(Look { italic: true, ..look }),
-            Tag::Strong => self.looks.push(Look { bold: true, ..look }),
-            Tag::Strikethrough => self.looks.push(Look { strike: true, ..look }),
+            Tag::Emphasis => self.styles.push(TextStyle { italic: true, ..style }),
+            Tag::Strong => self.styles.push(TextStyle { bold: true, ..style }),
+            Tag::Strikethrough => self.styles.push(TextStyle { strike: true, ..style }),
             Tag::Link { dest_url, .. } | Tag::Image { dest_url, .. } => {
                 self.link = Some((dest_url.to_string(), self.spans.len()));
-                self.looks.push(Look { ink: Ink::Link, ..look });
+                self.styles.push(TextStyle { role: TextRole::Link, ..style });
             }
             _ => {}
         }
@@ -278,8 +280,8 @@ impl Walker {
             }
             _ => "• ".to_owned(),
         };
-        let rest = Span::new(" ".repeat(mark.chars().count()), Ink::Plain);
-        self.levels.push(Level { first: Some(Span::new(mark, Ink::Accent)), rest });
+        let rest = Span::new(" ".repeat(mark.chars().count()), TextRole::Plain);
+        self.levels.push(Level { first: Some(Span::new(mark, TextRole::Accent)), rest });
         self.gap = false;
     }
 
@@ -291,7 +293,7 @@ impl Walker {
             }
             TagEnd::Heading(_) => {
                 self.flush();
-                self.looks.pop();
+                self.styles.pop();
             }
             TagEnd::Item | TagEnd::BlockQuote(_) => {
                 self.flush();
@@ -311,19 +313,19 @@ impl Walker {
             }
             TagEnd::Table => {
                 if let Some(mut rows) = self.table.take() {
-                    rows.iter_mut().take(1).flatten().flatten().for_each(|span| span.look.bold = true);
+                    rows.iter_mut().take(1).flatten().flatten().for_each(|span| span.style.bold = true);
                     self.emit(Body::Table(rows));
                 }
             }
             TagEnd::Emphasis | TagEnd::Strong | TagEnd::Strikethrough => {
-                self.looks.pop();
+                self.styles.pop();
             }
             TagEnd::Link | TagEnd::Image => {
-                self.looks.pop();
+                self.styles.pop();
                 if let Some((url, from)) = self.link.take() {
                     let shown: String = self.spans[from..].iter().map(|s| s.text.as_str()).collect();
                     if shown != url && !url.is_empty() {
-                        self.text(&format!(" ({url})"), Ink::Dim.into());
+                        self.text(&format!(" ({url})"), TextRole::Dim.into());
                     }
                 }
             }
@@ -341,15 +343,15 @@ impl Walker {
         self.gap = true;
     }
 
-    fn look(&self) -> Look {
-        self.looks.last().copied().unwrap_or_default()
+    fn style(&self) -> TextStyle {
+        self.styles.last().copied().unwrap_or_default()
     }
 
-    fn text(&mut self, text: &str, look: Look) {
-        self.spans.push(Span::new(text, look));
+    fn text(&mut self, text: &str, style: TextStyle) {
+        self.spans.push(Span::new(text, style));
     }
 
-    /// An empty row between two blocks of the same container.
+    /// Adds an empty row between two blocks of the same container.
     fn space(&mut self) {
         self.flush();
         if std::mem::take(&mut self.gap) {
@@ -398,7 +400,7 @@ mod tests {
     const ALL: &str = "# Head *one*\n\nSome `code` and **bold**\nnext [text](http://x.y).\n\n1. first\n   ```sh\n   echo 1\n   ```\n2. second\n   - inner\n\n> quoted\n> more\n\n```rust\nfn main() {\n    let x = 1; // 你好\n}\n```\n\n| a | b |\n|---|---|\n| 1 | two |\n\n---\n\nend  \nline\n\n- [x] done\n- [ ] not\n\n    indented\n\n<b>html</b>\n";
 
     #[test]
-    fn every_kind_of_block_has_its_rows() {
+    fn every_kind_of_block_is_laid_out() {
         let expected = "Head one\n\nSome code and bold next text (http://x.y).\n\n1. first\n     echo 1\n2. second\n   • inner\n\n\
                         ▏ quoted more\n\n  fn main() {\n      let x = 1; // 你好\n  }\n\na  b\n─  ───\n1  two\n\n\
                         ────────────────────────────────────────────────────────────\n\nend\nline\n\n• [x] done\n• [ ] not\n\n  indented\n\n<b>html</b>";
@@ -406,7 +408,7 @@ mod tests {
     }
 
     #[test]
-    fn arriving_in_pieces_gives_the_same_as_at_once() {
+    fn incremental_parsing_matches_parsing_at_once() {
         let mut whole = Markdown::default();
         whole.push(ALL);
         whole.settle();
@@ -431,7 +433,7 @@ mod tests {
         markdown.push(" b;\n```\n\nend");
         markdown.settle();
         assert_eq!(markdown.settled()[..5], before[..]);
-        assert_eq!(markdown.source[markdown.read..], *"end");
+        assert_eq!(markdown.source[markdown.parsed..], *"end");
     }
 
     #[test]

@@ -1,29 +1,27 @@
-//! `kimi chat`: a conversation in the terminal, on the full screen or, for any terminal and for pipes, a line editor.
+//! `kimi chat`: a conversation in the terminal, full-screen or, for plain terminals and pipes, in a line editor.
 //!
-//! One way through: [`command`] says what a line asks for, [`talk`] does it to the chat, [`store`] keeps it;
-//! [`worker`] runs what answers ([`reply`]). The screen: [`app`] (state and keys), [`markdown`], [`layout`]
-//! and [`transcript`] (text to rows), [`view`] (rows to cells), [`terminal`] (the only one that waits and writes).
-//! The line editor: [`plain`].
+//! [`command`] parses commands, [`chat_session`] applies them to the chat, [`store`] saves chats to disk, and
+//! [`worker`] runs a [`chat_model`] on its own thread. Full screen: [`app`] holds the state and handles keys,
+//! [`markdown`], [`layout`] and [`transcript`] turn text into rows, [`view`] draws the rows, and [`terminal`] does
+//! all terminal input and output. Line editor: [`repl`].
 
 mod app;
+mod chat_model;
+mod chat_session;
 mod code;
 mod command;
-mod far;
 mod input;
-#[cfg(test)]
-mod kept;
 mod layout;
 mod markdown;
-mod meters;
 mod picker;
-mod plain;
-mod reply;
-#[cfg(test)]
-mod screens;
+mod remote_model;
+mod repl;
 mod settings;
+mod status_bar;
 mod store;
-mod talk;
 mod terminal;
+#[cfg(test)]
+mod tests;
 mod theme;
 mod transcript;
 mod view;
@@ -32,75 +30,75 @@ mod worker;
 use crate::client::EndpointArgs;
 use crate::runtime::options::EngineArgs;
 use anyhow::{Result, bail};
+use chat_session::ChatSession;
 use settings::Settings;
 use std::io::IsTerminal;
 use store::Store;
-use talk::Talk;
 use theme::Theme;
-use worker::{Report, Worker};
+use worker::Worker;
 
-/// Arguments of `kimi chat`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ChatArgs {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     endpoint: EndpointArgs,
-    /// Use the line editor: any terminal, pipes (chosen by itself where there is no screen)
+    /// Use the line editor instead of the full screen (default on dumb terminals and pipes)
     #[arg(long)]
     plain: bool,
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Go on with the chat of this name
+    /// Resume the saved chat with this name
     #[arg(long, value_name = "NAME")]
     load: Option<String>,
-    /// Colours for a light or a dark terminal (default: what COLORFGBG says, else dark)
+    /// Colours for a light or dark background (default: from COLORFGBG, else dark)
     #[arg(long, value_enum)]
-    theme: Option<Ground>,
+    theme: Option<Background>,
     #[command(flatten)]
     settings: Settings,
 }
 
-/// What a terminal writes on.
+/// The background colour of the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-enum Ground {
-    /// Light text on a dark ground
+enum Background {
+    /// Light text on a dark background
     Dark,
-    /// Dark text on a light ground
+    /// Dark text on a light background
     Light,
 }
 
-/// Opens the model and talks.
+/// Loads the model and runs the interface that suits the terminal.
 pub fn run(args: &ChatArgs) -> Result<()> {
-    let mut talk = Talk::new(Store::of_user(), args.settings, args.system.clone());
+    let mut session = ChatSession::new(Store::for_user(), args.settings, args.system.clone());
     if let Some(name) = &args.load {
-        let mut chat = talk.store.find(name)?;
+        let mut chat = session.store.find(name)?;
         chat.system = args.system.clone().or(chat.system).filter(|text| !text.is_empty());
-        talk.open(chat);
+        session.open(chat);
     }
     let worker = Worker::start(args.engine.clone(), args.endpoint.clone());
     let mut notes = Vec::new();
-    talk.about = loop {
-        match worker.reports.recv()? {
-            Report::Ready(about) => break about,
-            Report::Failed(e) => bail!("{e}"),
+    session.model_info = loop {
+        match worker.events.recv()? {
+            worker::Event::Ready(model_info) => break model_info,
+            worker::Event::Failed(e) => bail!("{e}"),
             other => notes.push(other),
         }
     };
-    if args.plain || plain::dumb() || !std::io::stdin().is_terminal() || !std::io::stdout().is_terminal() {
-        notes.iter().for_each(plain::note);
-        return plain::Plain::new(talk, worker)?.run();
+    let has_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+    if args.plain || repl::is_dumb_terminal() || !has_terminal {
+        notes.iter().for_each(repl::print_note);
+        return repl::Repl::new(session, worker)?.run();
     }
     let mut theme = Theme::detect(|name| std::env::var(name).ok());
-    if let Some(ground) = args.theme {
-        theme.light = ground == Ground::Light;
+    if let Some(background) = args.theme {
+        theme.light = background == Background::Light;
     }
-    let mut app = app::App::new(talk, theme, (80, 24));
-    app.transcript.show(&app.talk.chat);
-    let ready = Report::Ready(app.talk.about.clone());
-    for report in notes.into_iter().chain([ready]) {
-        app.update(app::Event::Report(report));
+    let mut app = app::App::new(session, theme, (80, 24));
+    app.transcript.show(&app.session.chat);
+    let ready = worker::Event::Ready(app.session.model_info.clone());
+    for event in notes.into_iter().chain([ready]) {
+        app.update(app::Event::Worker(event));
     }
     terminal::run(app, worker)
 }

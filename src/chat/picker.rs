@@ -1,62 +1,61 @@
-//! The list of chats over the screen: typing narrows it, Enter opens one.
+//! State of the list of saved chats: a filter and a selection.
 
 use super::store::Entry;
 
-/// The list, what was typed and which is chosen.
+/// The chats, the filter and the index of the selected chat.
 #[derive(Default)]
 pub struct Picker {
     all: Vec<Entry>,
-    typed: String,
+    filter: String,
     chosen: usize,
 }
 
 impl Picker {
-    /// All chats, the newest first.
+    /// Lists chats, given from the newest to the oldest.
     pub fn new(all: Vec<Entry>) -> Self {
         Picker { all, ..Default::default() }
     }
 
-    /// What was typed.
-    pub fn typed(&self) -> &str {
-        &self.typed
+    pub fn filter(&self) -> &str {
+        &self.filter
     }
 
-    /// The chats whose names contain what was typed.
+    /// The chats whose names contain the filter, in any case.
     pub fn shown(&self) -> Vec<&Entry> {
-        let wanted = self.typed.to_lowercase();
+        let wanted = self.filter.to_lowercase();
         self.all.iter().filter(|e| e.name.to_lowercase().contains(&wanted)).collect()
     }
 
-    /// Which of them is chosen.
+    /// Index of the selected chat among the shown ones.
     pub fn chosen(&self) -> usize {
         self.chosen
     }
 
-    /// The id of that one.
+    /// The id of the selected chat.
     pub fn id(&self) -> Option<String> {
         self.shown().get(self.chosen).map(|e| e.id.clone())
     }
 
-    /// Another letter.
+    /// Appends a character to the filter.
     pub fn push(&mut self, c: char) {
-        self.typed.push(c);
+        self.filter.push(c);
         self.chosen = 0;
     }
 
-    /// A letter less.
+    /// Removes the last character of the filter.
     pub fn pop(&mut self) {
-        self.typed.pop();
+        self.filter.pop();
         self.chosen = 0;
     }
 
-    /// Up or down.
+    /// Moves the selection, upwards if negative.
     pub fn go(&mut self, by: isize) {
         let last = self.shown().len().saturating_sub(1);
         self.chosen = self.chosen.saturating_add_signed(by).min(last);
     }
 }
 
-/// How long ago something was, in one word.
+/// Formats an age in its largest unit, such as `5 min`.
 pub fn ago(seconds: u64) -> String {
     match seconds {
         0..60 => "now".into(),
@@ -71,7 +70,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn typing_narrows_and_the_choice_stays_inside() {
+    fn the_filter_narrows_and_the_selection_stays_inside() {
         let entry = |name: &str| Entry { id: name.into(), name: name.into(), turns: 2, changed: 0 };
         let mut picker = Picker::new(vec![entry("Rust"), entry("你好"), entry("trust")]);
         picker.go(5);

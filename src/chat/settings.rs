@@ -1,19 +1,18 @@
-//! What `/set` changes: the options of the command line, with their own checks, and the looks.
+//! The settings that `/set` changes. Values are parsed and checked as the command-line options of the same names.
 
 use crate::generation::sample::Sampling;
 use clap::Parser;
 
-/// How replies are made.
 #[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
 pub struct Settings {
-    /// Tokens of a reply at most
+    /// Maximum number of tokens to generate per reply
     #[arg(short = 'n', long, value_name = "N", default_value_t = 4096)]
     pub max_tokens: usize,
     #[command(flatten)]
     pub sampling: Sampling,
 }
 
-/// Names that `/set` knows: those of replies, then those of looks.
+/// All names that `/set` accepts: settings of generation, then of appearance.
 pub const NAMES: [&str; 13] = [
     "temp",
     "top-k",
@@ -56,12 +55,12 @@ impl Settings {
         ]
     }
 
-    /// All of them in a line.
+    /// Formats all settings in one line.
     pub fn line(&self) -> String {
         self.values().map(|(name, value)| format!("{name} {value}")).join(", ")
     }
 
-    /// Changes one, checked as the option of that name is.
+    /// Changes a setting, checked as the option of that name.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let name = if name == "temperature" { "temp" } else { name };
         let now = self.values();
@@ -94,7 +93,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_changes_and_the_others_stay() {
+    fn set_changes_one_setting_only() {
         let mut settings = Settings::default();
         let before = settings;
         settings.set("temp", "0.25").unwrap();
@@ -111,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn every_setting_has_its_name_in_the_list() {
+    fn every_setting_is_listed() {
         assert!(Settings::default().values().iter().all(|(name, _)| NAMES.contains(name)));
     }
 }

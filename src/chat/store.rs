@@ -1,7 +1,7 @@
-//! Chats as JSON files, one each, written beside and renamed, so that whatever happens one whole version is there. Other
-//! users of the machine can neither read nor replace them.
+//! Saves chats as JSON files, one per chat. Files are written under a temporary name and renamed, and other users can
+//! neither read nor replace them.
 //!
-//! It knows no terminal and no model. Next: [`super::talk`].
+//! It knows no terminal and no model. Next: [`super::chat_session`].
 
 use crate::io::private_file;
 use anyhow::{Context as _, Result, bail, ensure};
@@ -12,47 +12,41 @@ use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Who speaks.
+/// The author of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// The person.
     User,
-    /// The model.
     Assistant,
 }
 
-/// A file that goes with a message.
+/// A text file attached to a message.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Attached {
-    /// As it was named.
+pub struct Attachment {
+    /// The path as the user gave it.
     pub name: String,
-    /// What was in it.
     pub text: String,
 }
 
-/// One message.
+/// A message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {
-    /// Whose it is.
     pub role: Role,
-    /// What was typed or generated.
     pub text: String,
-    /// Files before it.
+    /// Attachments, which precede the text in the prompt.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub files: Vec<Attached>,
-    /// The ids that were generated, so that the model's state is found again.
+    pub files: Vec<Attachment>,
+    /// The generated token ids, with which the prefix cache finds the state after this reply.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<u32>,
 }
 
 impl Turn {
-    /// A message of text.
     pub fn new(role: Role, text: impl Into<String>) -> Self {
         Turn { role, text: text.into(), files: Vec::new(), ids: Vec::new() }
     }
 
-    /// What the model reads: the files first, so that another question about them finds their state.
+    /// The content in the prompt: attachments first, so that later questions about them share a prefix.
     pub fn content(&self) -> String {
         let mut content = String::new();
         for file in &self.files {
@@ -63,47 +57,45 @@ impl Turn {
     }
 }
 
-/// A chat.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chat {
-    /// Its file's name without the ending.
+    /// The name of its file, without the extension.
     pub id: String,
-    /// What the list shows.
+    /// The name given with `/save`; may be empty.
     pub title: String,
-    /// Seconds since 1970, of the last change.
+    /// Time of the last change, in Unix seconds.
     pub changed: u64,
-    /// The system message.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub system: Option<String>,
-    /// Messages, oldest first.
+    /// Messages from the oldest to the newest.
     pub turns: Vec<Turn>,
 }
 
 impl Chat {
-    /// An empty chat with a name of its own.
+    /// Creates an empty chat with a unique id.
     pub fn new(system: Option<String>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let id = format!("{:x}-{:x}", now.as_micros(), std::process::id());
         Chat { id, changed: now.as_secs(), system, ..Default::default() }
     }
 
-    /// Is changed now.
+    /// Sets the time of the last change to now.
     pub fn touch(&mut self) {
         self.changed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     }
 
-    /// The title, or the beginning of the first message.
+    /// The title, or an excerpt of the first message.
     pub fn name(&self) -> String {
         if !self.title.is_empty() {
             return self.title.clone();
         }
-        let first = self.turns.first().map(|t| beginning(&t.text)).filter(|line| !line.is_empty());
+        let first = self.turns.first().map(|t| excerpt(&t.text)).filter(|line| !line.is_empty());
         first.unwrap_or("new chat".into())
     }
 }
 
-/// The first line of a text that says something, cut where it is long.
-pub fn beginning(text: &str) -> String {
+/// The first non-blank line of a text, cut after 60 characters.
+pub fn excerpt(text: &str) -> String {
     let line = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
     match line.char_indices().nth(60) {
         Some((at, _)) => format!("{}…", &line[..at]),
@@ -111,39 +103,37 @@ pub fn beginning(text: &str) -> String {
     }
 }
 
-/// What the list shows of a chat.
+/// A row in the list of chats.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Which.
     pub id: String,
-    /// What it is called.
     pub name: String,
-    /// How many messages it has.
+    /// The number of messages.
     pub turns: usize,
-    /// When it was changed last, in seconds since 1970.
+    /// Time of the last change, in Unix seconds.
     pub changed: u64,
 }
 
-/// Bytes of a chat at most, files in it included.
+/// Largest chat file in bytes, attachments included.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// A directory of chats. Other windows may write in it too.
+/// A directory of chats, which other processes may write concurrently.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
-    /// None where the user has no home: nothing is stored then.
+    /// None without a home directory; saving fails then.
     dir: Option<PathBuf>,
-    /// What each chat's file was when it was last read or written here, by its id.
+    /// By chat id, the hash of its file when this process last read or wrote it.
     seen: HashMap<String, u64>,
 }
 
 impl Store {
-    /// Chats in `dir`, which need not be there yet.
+    /// Stores chats in `dir`, which is created when needed.
     pub fn new(dir: PathBuf) -> Self {
         Store { dir: Some(dir), seen: HashMap::new() }
     }
 
-    /// `$XDG_DATA_HOME/kimi/chats`, by default under `~/.local/share`. Without a home nothing can be stored.
-    pub fn of_user() -> Self {
+    /// The user's store: `$XDG_DATA_HOME/kimi/chats`, by default under `~/.local/share`.
+    pub fn for_user() -> Self {
         let data = xdg("XDG_DATA_HOME", ".local/share");
         data.map_or_else(Store::default, |data| Store::new(data.join("kimi/chats")))
     }
@@ -152,20 +142,19 @@ impl Store {
         self.dir.as_deref().context("HOME: expected a directory for chats, found none")
     }
 
-    /// Writes a chat. One without messages leaves no file, unless it had one and has a title. Where another window
-    /// changed the file since it was read or written here, that is left alone: the chat becomes a copy with an id
-    /// of its own, which is what is returned.
+    /// Saves a chat; an empty one without a title has no file. If another process changed the file since this one read
+    /// or wrote it, the chat is saved as a copy with a new id, and the result is true.
     pub fn save(&mut self, chat: &mut Chat) -> Result<bool> {
         let path = self.path(&chat.id)?;
-        let there = hash_of(&path)?;
-        let foreign = there.is_some() && there != self.seen.get(&chat.id).copied();
-        if chat.turns.is_empty() && (foreign || there.is_none() || chat.title.is_empty()) {
-            if there.is_some() && !foreign {
+        let on_disk = file_hash(&path)?;
+        let changed_elsewhere = on_disk.is_some() && on_disk != self.seen.get(&chat.id).copied();
+        if chat.turns.is_empty() && (changed_elsewhere || on_disk.is_none() || chat.title.is_empty()) {
+            if on_disk.is_some() && !changed_elsewhere {
                 std::fs::remove_file(&path).with_context(|| path.display().to_string())?;
             }
             return Ok(false);
         }
-        if foreign {
+        if changed_elsewhere {
             chat.title = format!("{} (copy)", chat.name());
             chat.id = Chat::new(None).id;
         }
@@ -173,28 +162,27 @@ impl Store {
         let dir = self.dir()?;
         self.write(&chat.id, &bytes).with_context(|| dir.display().to_string())?;
         self.seen.insert(chat.id.clone(), hash(&bytes));
-        Ok(foreign)
+        Ok(changed_elsewhere)
     }
 
     fn write(&self, id: &str, bytes: &[u8]) -> Result<()> {
         let dir = self.dir()?;
-        own(dir, || private_file::create_dir(dir))?;
-        let mut file = tempfile::NamedTempFile::new_in(dir)?; // of mode 0600
-        // Not through the wrapper: its errors name the temporary file.
+        restrict_to_user(dir, || private_file::create_dir(dir))?;
+        let mut file = tempfile::NamedTempFile::new_in(dir)?; // mode 0600
+        // Bypasses the wrapper, whose errors name the temporary file.
         file.as_file_mut().write_all(bytes)?;
         file.as_file().sync_data()?;
         file.persist(self.path(id)?)?;
         Ok(())
     }
 
-    /// Reads a chat.
     pub fn load(&mut self, id: &str) -> Result<Chat> {
         let (chat, hash) = read(&self.path(id)?)?;
         self.seen.insert(chat.id.clone(), hash);
         Ok(chat)
     }
 
-    /// The chat whose title, beginning or id is `name`; the newest of several.
+    /// Loads the chat with this id, title or first line, or the newest one whose name contains `name`.
     pub fn find(&mut self, name: &str) -> Result<Chat> {
         let all = self.list();
         let wanted = name.to_lowercase();
@@ -205,7 +193,7 @@ impl Store {
         }
     }
 
-    /// All chats that can be read, the newest first.
+    /// Lists all readable chats from the newest to the oldest.
     pub fn list(&self) -> Vec<Entry> {
         let files = self.dir.iter().flat_map(std::fs::read_dir).flatten().flatten().map(|e| e.path());
         let chats =
@@ -222,7 +210,7 @@ impl Store {
     }
 }
 
-/// A chat's file, and what it is told from others by.
+/// Reads a chat and the hash of its file.
 fn read(path: &Path) -> Result<(Chat, u64)> {
     let place = || path.display().to_string();
     let mut bytes = Vec::new();
@@ -230,13 +218,13 @@ fn read(path: &Path) -> Result<(Chat, u64)> {
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(place)?;
     ensure!(bytes.len() as u64 <= MAX_BYTES, "{}: expected at most {MAX_BYTES} bytes, found more", place());
     let mut chat: Chat = serde_json::from_slice(&bytes).with_context(place)?;
-    // The file's name is what it is found by, whatever was written in it.
+    // The id is the file's name, whatever the file contains.
     chat.id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok((chat, hash(&bytes)))
 }
 
-/// Of a file, if there is one. Times of change are too coarse to tell two windows' writes apart.
-fn hash_of(path: &Path) -> Result<Option<u64>> {
+/// The hash of a file, None if it is missing. Modification times are too coarse to detect concurrent writes.
+fn file_hash(path: &Path) -> Result<Option<u64>> {
     let read = |file: std::fs::File| {
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes).map(|_| Some(hash(&bytes)))
@@ -247,19 +235,18 @@ fn hash_of(path: &Path) -> Result<Option<u64>> {
     }
 }
 
-/// Makes a file or directory of this user, and takes all rights of other users from it.
-pub fn own<T>(path: &Path, make: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
+/// Removes other users' permissions from an existing file or directory, then calls `make` to open or create it.
+pub fn restrict_to_user<T>(path: &Path, make: impl FnOnce() -> std::io::Result<T>) -> std::io::Result<T> {
     #[cfg(unix)]
     {
         use std::os::unix::fs::PermissionsExt;
-        let about = std::fs::symlink_metadata(path).ok();
-        let shared = |about: &std::fs::Metadata| {
-            !about.is_symlink()
-                && private_file::foreign_owner(about).is_none()
-                && about.permissions().mode() & 0o077 != 0
+        let is_shared = |metadata: &std::fs::Metadata| {
+            !metadata.is_symlink()
+                && private_file::foreign_owner(metadata).is_none()
+                && metadata.permissions().mode() & 0o077 != 0
         };
-        if let Some(about) = about.filter(shared) {
-            std::fs::set_permissions(path, PermissionsExt::from_mode(about.permissions().mode() & 0o700))?;
+        if let Some(metadata) = std::fs::symlink_metadata(path).ok().filter(is_shared) {
+            std::fs::set_permissions(path, PermissionsExt::from_mode(metadata.permissions().mode() & 0o700))?;
         }
     }
     make()
@@ -271,7 +258,7 @@ fn hash(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
-/// The directory in a variable, or `default` under the home; None without a home.
+/// The absolute path in an environment variable, else `default` in the home directory; None without a home directory.
 pub fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
     let set = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute());
     set.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(default)))
@@ -288,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn chats_come_back_as_they_were() {
+    fn saved_chats_are_loaded_unchanged() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::new(dir.path().join("chats"));
         assert!(store.list().is_empty());
@@ -296,7 +283,7 @@ mod tests {
         assert!(store.list().is_empty(), "an empty chat leaves no file");
         let mut one = chat("你好 🎉\nsecond line");
         one.turns.push(Turn { ids: vec![1, 2], ..Turn::new(Role::Assistant, "hi") });
-        one.turns[0].files.push(Attached { name: "a.rs".into(), text: "fn a() {}".into() });
+        one.turns[0].files.push(Attachment { name: "a.rs".into(), text: "fn a() {}".into() });
         store.save(&mut one).unwrap();
         assert_eq!(store.load(&one.id).unwrap(), one);
         assert_eq!(store.find("你好").unwrap(), one);
@@ -310,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chat_with_a_title_keeps_its_file() {
+    fn an_emptied_chat_with_a_title_keeps_its_file() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::new(dir.path().to_owned());
         let mut named = Chat { title: "Named".into(), ..chat("hi") };
@@ -319,11 +306,11 @@ mod tests {
         store.save(&mut named).unwrap();
         assert_eq!(store.find("named").unwrap(), named);
         store.save(&mut Chat { title: "Other".into(), ..Chat::new(None) }).unwrap();
-        assert_eq!(store.list().len(), 1, "what was never written needs no file");
+        assert_eq!(store.list().len(), 1, "an empty chat that was never saved has no file");
     }
 
     #[test]
-    fn what_two_windows_wrote_is_kept() {
+    fn concurrent_changes_are_both_kept() {
         let dir = tempfile::tempdir().unwrap();
         let mut here = Store::new(dir.path().to_owned());
         let mut there = here.clone();
@@ -333,14 +320,14 @@ mod tests {
         one.turns.push(Turn::new(Role::Assistant, "here"));
         assert!(!here.save(&mut one).unwrap());
         other.turns.push(Turn::new(Role::Assistant, "over"));
-        assert!(there.save(&mut other).unwrap(), "of the same length, in the same instant");
+        assert!(there.save(&mut other).unwrap(), "same length, same time");
         assert_eq!(here.load(&one.id).unwrap(), one);
         assert_eq!((&other.title[..], other.id != one.id), ("hi (copy)", true));
         assert_eq!(here.load(&other.id).unwrap(), other);
-        assert!(!there.save(&mut other).unwrap(), "it goes on under the other id");
+        assert!(!there.save(&mut other).unwrap(), "the copy keeps its new id");
         let mut gone = Chat { turns: vec![], ..one.clone() };
         there.save(&mut gone).unwrap();
-        assert_eq!(here.load(&one.id).unwrap(), one, "what another window wrote is not removed");
+        assert_eq!(here.load(&one.id).unwrap(), one, "a file that another process changed is not removed");
     }
 
     #[cfg(unix)]
@@ -350,7 +337,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let chats = dir.path().join("kimi/chats");
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
-        // As an older version left it.
+        // Older versions created the directory with this mode.
         std::fs::create_dir_all(&chats).unwrap();
         std::fs::set_permissions(&chats, PermissionsExt::from_mode(0o755)).unwrap();
         let mut store = Store::new(chats.clone());
@@ -362,7 +349,7 @@ mod tests {
         assert!(
             std::process::Command::new("mkfifo").arg(chats.join("pipe.json")).status().unwrap().success()
         );
-        assert_eq!(store.list().len(), 1, "links and pipes are no chats, and nothing is waited for");
+        assert_eq!(store.list().len(), 1, "links and pipes are ignored without blocking");
         let found = |id: &str| format!("{:#}", Store::new(chats.clone()).load(id).unwrap_err());
         let expected = "expected a file that only this user may write, found";
         assert!(found("link").ends_with(&format!("{expected} a symbolic link")), "{}", found("link"));
@@ -370,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_home_nothing_is_stored() {
+    fn saving_fails_without_a_home_directory() {
         let mut store = Store::default();
         let e = store.save(&mut chat("hi")).unwrap_err().to_string();
         assert_eq!(e, "HOME: expected a directory for chats, found none");
@@ -378,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn damaged_files_are_passed_over_and_the_newest_is_first() {
+    fn damaged_files_are_skipped_and_the_newest_is_first() {
         let dir = tempfile::tempdir().unwrap();
         let mut store = Store::new(dir.path().to_owned());
         let (mut old, mut new) = (chat("old"), chat("new"));

@@ -1,12 +1,12 @@
-//! The terminal around the full-screen chat: taken over at the start, given back whatever happens, and between
-//! them the loop that waits for keys and for the engine.
+//! The event loop of the full-screen chat, with all its terminal input and output. Sets up the terminal and restores it
+//! on exit, panic and signal.
 //!
-//! Nothing else of the program writes to the screen. Next: [`super::app`].
+//! Nothing else writes to the screen. Next: [`super::app`].
 
 use super::app::{App, Effect, Event};
 use super::input::History;
 use super::view::view;
-use super::worker::{Order, Worker};
+use super::worker::{self, Worker};
 use crate::io::output::tell;
 use anyhow::{Context as _, Result, bail};
 use crossterm::clipboard::CopyToClipboard;
@@ -30,22 +30,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::TryRecvError;
 use std::time::{Duration, Instant};
 
-/// While a reply comes: the screen changes at most so often, the cores belong to the engine.
+/// Time between two frames during a reply, which leaves the cores to the engine.
 const FRAME: Duration = Duration::from_millis(33);
-/// While nothing happens: how soon a signal is seen.
+/// Longest wait for input while idle; bounds the delay of a signal.
 const IDLE: Duration = Duration::from_millis(250);
-/// How often a growing reply is written to disk and the memory is looked at.
+/// Time between two saves of a growing reply, and two measurements of memory.
 const SAVE: Duration = Duration::from_secs(2);
-/// After a signal: what is left of a step, and the last write.
+/// Time to finish a step and save the chat after a signal.
 const GRACE: Duration = Duration::from_secs(10);
-const GONE: &str = "the engine stopped; the chat is saved";
-/// Rows a notch of the wheel scrolls.
-const NOTCH: isize = 3;
-/// Buttons and wheel with exact places; without movements, which would come by the hundred.
+/// Error message when the worker thread has ended.
+const ENGINE_STOPPED: &str = "the engine stopped; the chat is saved";
+/// Rows to scroll per step of the mouse wheel.
+const ROWS_PER_STEP: isize = 3;
+/// Reports buttons and the wheel with SGR coordinates, but no movements, which would flood the loop.
 const MOUSE_ON: &str = "\x1b[?1000h\x1b[?1006h";
 const MOUSE_OFF: &str = "\x1b[?1006l\x1b[?1000l";
 
-/// The terminal while it is ours.
+/// The terminal in raw mode, on its alternate screen.
 struct Screen {
     terminal: Terminal<CrosstermBackend<Stdout>>,
 }
@@ -69,7 +70,7 @@ impl Screen {
         Ok(())
     }
 
-    /// Gives the terminal to another program for a while.
+    /// Restores the terminal while `other` runs, for example the external editor.
     fn lend<T>(&mut self, mouse: bool, other: impl FnOnce() -> T) -> Result<T> {
         leave();
         let result = other();
@@ -94,7 +95,7 @@ fn enter(mouse: bool) -> Result<()> {
     Ok(())
 }
 
-/// As it was before; what fails here cannot be helped.
+/// Restores the terminal. Errors are ignored, as nothing can handle them.
 fn leave() {
     let _ = execute!(
         stdout(),
@@ -107,29 +108,29 @@ fn leave() {
     let _ = disable_raw_mode();
 }
 
-/// Runs the chat until it is left; what was said and read so far is kept then.
+/// Runs the chat until the user quits, then saves the chat and the model's state.
 pub fn run(mut app: App, worker: Worker) -> Result<()> {
-    let ended = Arc::new(AtomicBool::new(false));
-    end_on_signals(ended.clone())?;
+    let exit = Arc::new(AtomicBool::new(false));
+    exit_on_signals(exit.clone())?;
     let mut screen = Screen::enter(app.mouse)?;
-    let outcome = go(&mut app, &mut screen, &worker, &ended);
+    let outcome = event_loop(&mut app, &mut screen, &worker, &exit);
     drop(screen);
     if app.busy() {
-        app.talk.store_chat()?;
+        app.session.save()?;
     }
-    if let Some(note) = app.talk.note.take() {
+    if let Some(note) = app.session.note.take() {
         tell(&note);
     }
     outcome.and(worker.close())
 }
 
-/// Ends the loop on a signal. It may never hear of it: crossterm waits without end, and busily, for input of a terminal
-/// that is gone. What was said is on disk by then, so the process ends after a grace.
-fn end_on_signals(ended: Arc<AtomicBool>) -> Result<()> {
+/// Ends the event loop on a signal. The process exits after [`GRACE`] in any case: crossterm polls a closed terminal
+/// forever, and the chat is already on disk.
+fn exit_on_signals(exit: Arc<AtomicBool>) -> Result<()> {
     let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
-            ended.store(true, Ordering::Relaxed);
+            exit.store(true, Ordering::Relaxed);
             std::thread::sleep(GRACE);
             std::process::exit(1);
         }
@@ -137,13 +138,13 @@ fn end_on_signals(ended: Arc<AtomicBool>) -> Result<()> {
     Ok(())
 }
 
-fn go(app: &mut App, screen: &mut Screen, worker: &Worker, ended: &AtomicBool) -> Result<()> {
-    let history = History::of_user();
+fn event_loop(app: &mut App, screen: &mut Screen, worker: &Worker, exit: &AtomicBool) -> Result<()> {
+    let history = History::for_user();
     app.input.remember_all(history.read());
     let size = screen.terminal.size()?;
     let mut events = vec![Event::Resize(size.width, size.height), Event::Memory(resident())];
     let mut saved = Instant::now();
-    while !ended.load(Ordering::Relaxed) {
+    while !exit.load(Ordering::Relaxed) {
         let changed = !events.is_empty();
         let effects: Vec<Effect> = events.drain(..).flat_map(|event| app.update(event)).collect();
         for effect in effects {
@@ -155,32 +156,32 @@ fn go(app: &mut App, screen: &mut Screen, worker: &Worker, ended: &AtomicBool) -
         if changed {
             screen.draw(app)?;
         }
-        let patience = if app.busy() { FRAME } else { IDLE };
-        wait(if events.is_empty() { patience } else { Duration::ZERO }, &mut events)?;
-        reports(worker, &mut events)?;
+        let timeout = if app.busy() { FRAME } else { IDLE };
+        read_input(if events.is_empty() { timeout } else { Duration::ZERO }, &mut events)?;
+        worker_events(worker, &mut events)?;
         if app.busy() && saved.elapsed() >= SAVE {
             saved = Instant::now();
             events.push(Event::Memory(resident()));
-            app.talk.keep();
+            app.session.autosave();
         }
     }
     Ok(())
 }
 
-/// All input there is, after at most so long; movements and releases are none.
-fn wait(most: Duration, events: &mut Vec<Event>) -> Result<()> {
-    let mut most = most;
-    while event::poll(most)? {
-        most = Duration::ZERO;
+/// Reads all pending input after waiting at most `timeout`. Key releases and mouse movements are ignored.
+fn read_input(timeout: Duration, events: &mut Vec<Event>) -> Result<()> {
+    let mut timeout = timeout;
+    while event::poll(timeout)? {
+        timeout = Duration::ZERO;
         match event::read()? {
             Input::Key(key) if key.kind != KeyEventKind::Release => events.push(Event::Key(key)),
             Input::Paste(text) => events.push(Event::Paste(text)),
             Input::Resize(columns, rows) => events.push(Event::Resize(columns, rows)),
             Input::Mouse(mouse) if mouse.kind == MouseEventKind::ScrollUp => {
-                events.push(Event::Wheel(-NOTCH))
+                events.push(Event::Wheel(-ROWS_PER_STEP))
             }
             Input::Mouse(mouse) if mouse.kind == MouseEventKind::ScrollDown => {
-                events.push(Event::Wheel(NOTCH))
+                events.push(Event::Wheel(ROWS_PER_STEP))
             }
             _ => {}
         }
@@ -188,12 +189,12 @@ fn wait(most: Duration, events: &mut Vec<Event>) -> Result<()> {
     Ok(())
 }
 
-fn reports(worker: &Worker, events: &mut Vec<Event>) -> Result<()> {
+fn worker_events(worker: &Worker, events: &mut Vec<Event>) -> Result<()> {
     loop {
-        match worker.reports.try_recv() {
-            Ok(report) => events.push(Event::Report(report)),
+        match worker.events.try_recv() {
+            Ok(event) => events.push(Event::Worker(event)),
             Err(TryRecvError::Empty) => return Ok(()),
-            Err(TryRecvError::Disconnected) => bail!("{GONE}"),
+            Err(TryRecvError::Disconnected) => bail!("{ENGINE_STOPPED}"),
         }
     }
 }
@@ -206,11 +207,13 @@ fn perform(
     history: &History,
 ) -> Result<Option<Event>> {
     match effect {
-        Effect::Ask(ask) => {
+        Effect::Generate(request) => {
             worker.stop.store(false, Ordering::Relaxed);
-            worker.orders.send(Order::Ask(ask)).ok().context(GONE)?;
+            worker.commands.send(worker::Command::Generate(request)).ok().context(ENGINE_STOPPED)?;
         }
-        Effect::Open(path) => worker.orders.send(Order::Open(path)).ok().context(GONE)?,
+        Effect::LoadModel(path) => {
+            worker.commands.send(worker::Command::LoadModel(path)).ok().context(ENGINE_STOPPED)?
+        }
         Effect::Stop => worker.stop.store(true, Ordering::Relaxed),
         Effect::Copy(text) => execute!(stdout(), CopyToClipboard::to_clipboard_from(text))?,
         Effect::Mouse(on) => execute!(stdout(), Print(if on { MOUSE_ON } else { MOUSE_OFF }))?,
@@ -221,7 +224,7 @@ fn perform(
     Ok(None)
 }
 
-/// The text after `$VISUAL`, `$EDITOR` or `vi` had it.
+/// Edits a text in `$VISUAL`, `$EDITOR` or `vi` and returns the result.
 pub fn edit(text: &str) -> Result<String> {
     let named = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
     let editor = named("VISUAL").or_else(|| named("EDITOR")).unwrap_or("vi".into());
@@ -237,7 +240,7 @@ pub fn edit(text: &str) -> Result<String> {
     std::fs::read_to_string(file.path()).with_context(|| file.path().display().to_string())
 }
 
-/// Bytes of memory this process holds, as Linux counts them; None elsewhere.
+/// Resident memory of this process in bytes, on Linux only.
 fn resident() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;

@@ -1,100 +1,82 @@
-//! What text means, and the colours that says it in: none, the terminal's own sixteen, or exact ones.
+//! Text roles and the colours that display them: none, the terminal's sixteen colours, or 24-bit colours.
 //!
-//! Laid-out text carries meanings only, so another theme needs no new layout. Next: [`super::view`].
+//! Laid-out text carries roles only, so that a change of theme needs no new layout. Next: [`super::view`].
 
 use ratatui::style::{Color, Modifier, Style};
 
-/// What a piece of text is.
+/// The role of a piece of text, from which its colour follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Ink {
-    /// Ordinary text.
+pub enum TextRole {
     #[default]
     Plain,
-    /// Less important than its surroundings.
+    /// Text of less importance, such as notes of the program.
     Dim,
-    /// The program's own marks.
+    /// Marks of the program, such as the prompt and bullets.
     Accent,
-    /// A heading.
     Heading,
-    /// Code among words.
+    /// Inline code in a sentence.
     Code,
-    /// Something went wrong.
     Error,
-    /// A word of the language.
     Keyword,
-    /// A string.
+    /// A string literal, or an added line of a diff.
     Text,
-    /// A comment.
     Comment,
-    /// A number or other constant.
+    /// A number or another constant.
     Number,
-    /// A function's name.
     Function,
-    /// A type's name.
     Type,
-    /// A link, or what a line adds.
     Link,
 }
 
-/// Ink and how it is set.
+/// A role with text attributes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Look {
-    /// What it is.
-    pub ink: Ink,
-    /// Bold.
+pub struct TextStyle {
+    pub role: TextRole,
     pub bold: bool,
-    /// Italic.
     pub italic: bool,
-    /// Underlined.
     pub underline: bool,
-    /// Struck through.
     pub strike: bool,
 }
 
-impl From<Ink> for Look {
-    fn from(ink: Ink) -> Self {
-        Look { ink, ..Default::default() }
+impl From<TextRole> for TextStyle {
+    fn from(role: TextRole) -> Self {
+        TextStyle { role, ..Default::default() }
     }
 }
 
-/// Text in one look.
+/// A run of text in one style.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Span {
-    /// The text.
     pub text: String,
-    /// Its look.
-    pub look: Look,
+    pub style: TextStyle,
 }
 
 impl Span {
-    /// Text in a look.
-    pub fn new(text: impl Into<String>, look: impl Into<Look>) -> Self {
-        Span { text: text.into(), look: look.into() }
+    pub fn new(text: impl Into<String>, style: impl Into<TextStyle>) -> Self {
+        Span { text: text.into(), style: style.into() }
     }
 }
 
-/// How many colours a terminal has.
+/// How many colours are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
-    /// None wanted: bold, underline and reverse only.
+    /// Bold, underline and reverse only.
     None,
-    /// The sixteen that the terminal's own theme defines.
+    /// The sixteen colours of the terminal's own theme.
     Sixteen,
-    /// Any.
+    /// Any 24-bit RGB colour.
     Exact,
 }
 
-/// A way to draw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Theme {
-    /// Colours there are.
     pub depth: Depth,
-    /// Dark text on a light ground.
+    /// Use colours for a light background.
     pub light: bool,
 }
 
 impl Theme {
-    /// What the variables of the environment say: `NO_COLOR`, `COLORTERM`, `COLORFGBG`.
+    /// Chooses colours from the environment variables `NO_COLOR`, `COLORTERM` and `COLORFGBG`.
     pub fn detect(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| variable(name).filter(|v| !v.is_empty());
         let exact = set("COLORTERM").is_some_and(|v| v == "truecolor" || v == "24bit");
@@ -103,66 +85,66 @@ impl Theme {
             (None, true) => Depth::Exact,
             (None, false) => Depth::Sixteen,
         };
-        // Foreground;background, the last of them 7 or 15 on light terminals.
-        let ground = set("COLORFGBG").and_then(|v| v.rsplit(';').next()?.parse::<u8>().ok());
-        Theme { depth, light: matches!(ground, Some(7 | 15)) }
+        // `foreground;background`; light terminals have background 7 or 15.
+        let background = set("COLORFGBG").and_then(|v| v.rsplit(';').next()?.parse::<u8>().ok());
+        Theme { depth, light: matches!(background, Some(7 | 15)) }
     }
 
-    /// How a look is drawn.
-    pub fn style(self, look: Look) -> Style {
+    /// The ratatui style that displays a text style.
+    pub fn style(self, text: TextStyle) -> Style {
         let mut style = Style::new();
         let mut modifier = Modifier::empty();
-        modifier.set(Modifier::BOLD, look.bold || look.ink == Ink::Heading);
-        modifier.set(Modifier::ITALIC, look.italic);
-        modifier.set(Modifier::UNDERLINED, look.underline || look.ink == Ink::Link);
-        modifier.set(Modifier::CROSSED_OUT, look.strike);
+        modifier.set(Modifier::BOLD, text.bold || text.role == TextRole::Heading);
+        modifier.set(Modifier::ITALIC, text.italic);
+        modifier.set(Modifier::UNDERLINED, text.underline || text.role == TextRole::Link);
+        modifier.set(Modifier::CROSSED_OUT, text.strike);
         match self.depth {
             Depth::None => {
                 modifier.set(
                     Modifier::BOLD,
-                    look.bold || matches!(look.ink, Ink::Heading | Ink::Error | Ink::Accent),
+                    text.bold || matches!(text.role, TextRole::Heading | TextRole::Error | TextRole::Accent),
                 );
-                modifier.set(Modifier::DIM, matches!(look.ink, Ink::Dim | Ink::Comment));
+                modifier.set(Modifier::DIM, matches!(text.role, TextRole::Dim | TextRole::Comment));
             }
-            Depth::Sixteen => style.fg = sixteen(look.ink, self.light),
-            Depth::Exact => style.fg = exact(look.ink, self.light),
+            Depth::Sixteen => style.fg = sixteen(text.role, self.light),
+            Depth::Exact => style.fg = exact(text.role, self.light),
         }
         style.add_modifier(modifier)
     }
 }
 
-fn sixteen(ink: Ink, light: bool) -> Option<Color> {
-    Some(match ink {
-        Ink::Plain => return None,
-        Ink::Dim | Ink::Comment => Color::DarkGray,
-        Ink::Accent => Color::Blue,
-        Ink::Heading | Ink::Keyword => Color::Magenta,
-        Ink::Code | Ink::Type if light => Color::Blue,
-        Ink::Code | Ink::Type => Color::Cyan,
-        Ink::Error => Color::Red,
-        Ink::Text => Color::Green,
-        // Yellow on white cannot be read.
-        Ink::Number if light => Color::Red,
-        Ink::Number => Color::Yellow,
-        Ink::Function | Ink::Link => Color::Blue,
+fn sixteen(role: TextRole, light: bool) -> Option<Color> {
+    Some(match role {
+        TextRole::Plain => return None,
+        TextRole::Dim | TextRole::Comment => Color::DarkGray,
+        TextRole::Accent => Color::Blue,
+        TextRole::Heading | TextRole::Keyword => Color::Magenta,
+        TextRole::Code | TextRole::Type if light => Color::Blue,
+        TextRole::Code | TextRole::Type => Color::Cyan,
+        TextRole::Error => Color::Red,
+        TextRole::Text => Color::Green,
+        // Yellow on white is illegible.
+        TextRole::Number if light => Color::Red,
+        TextRole::Number => Color::Yellow,
+        TextRole::Function | TextRole::Link => Color::Blue,
     })
 }
 
-fn exact(ink: Ink, light: bool) -> Option<Color> {
-    let (on_dark, on_light) = match ink {
-        Ink::Plain => return None,
-        Ink::Dim => (0x8b949e, 0x6e7781),
-        Ink::Comment => (0x8b949e, 0x6e7781),
-        Ink::Accent => (0x6cb6ff, 0x0550ae),
-        Ink::Heading => (0xd2a8ff, 0x6639ba),
-        Ink::Code => (0x96d0ff, 0x0550ae),
-        Ink::Error => (0xff7b72, 0xcf222e),
-        Ink::Keyword => (0xff7b72, 0xcf222e),
-        Ink::Text => (0xa5d6a7, 0x116329),
-        Ink::Number => (0xf2cc60, 0x953800),
-        Ink::Function => (0xd2a8ff, 0x6639ba),
-        Ink::Type => (0x79c0ff, 0x0550ae),
-        Ink::Link => (0x58a6ff, 0x0969da),
+fn exact(role: TextRole, light: bool) -> Option<Color> {
+    let (on_dark, on_light) = match role {
+        TextRole::Plain => return None,
+        TextRole::Dim => (0x8b949e, 0x6e7781),
+        TextRole::Comment => (0x8b949e, 0x6e7781),
+        TextRole::Accent => (0x6cb6ff, 0x0550ae),
+        TextRole::Heading => (0xd2a8ff, 0x6639ba),
+        TextRole::Code => (0x96d0ff, 0x0550ae),
+        TextRole::Error => (0xff7b72, 0xcf222e),
+        TextRole::Keyword => (0xff7b72, 0xcf222e),
+        TextRole::Text => (0xa5d6a7, 0x116329),
+        TextRole::Number => (0xf2cc60, 0x953800),
+        TextRole::Function => (0xd2a8ff, 0x6639ba),
+        TextRole::Type => (0x79c0ff, 0x0550ae),
+        TextRole::Link => (0x58a6ff, 0x0969da),
     };
     Some(Color::from_u32(if light { on_light } else { on_dark }))
 }
@@ -176,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_decides() {
+    fn colours_follow_the_environment() {
         assert_eq!(detected(&[]), Theme { depth: Depth::Sixteen, light: false });
         assert_eq!(detected(&[("COLORTERM", "truecolor")]).depth, Depth::Exact);
         assert_eq!(detected(&[("COLORTERM", "truecolor"), ("NO_COLOR", "1")]).depth, Depth::None);
@@ -186,10 +168,17 @@ mod tests {
     }
 
     #[test]
-    fn without_colours_nothing_is_coloured_and_errors_still_stand_out() {
+    fn errors_are_bold_without_colours() {
         let theme = Theme { depth: Depth::None, light: false };
-        let all = [Ink::Plain, Ink::Dim, Ink::Accent, Ink::Error, Ink::Keyword, Ink::Link];
-        assert!(all.iter().all(|ink| theme.style((*ink).into()).fg.is_none()));
-        assert!(theme.style(Ink::Error.into()).add_modifier.contains(Modifier::BOLD));
+        let all = [
+            TextRole::Plain,
+            TextRole::Dim,
+            TextRole::Accent,
+            TextRole::Error,
+            TextRole::Keyword,
+            TextRole::Link,
+        ];
+        assert!(all.iter().all(|role| theme.style((*role).into()).fg.is_none()));
+        assert!(theme.style(TextRole::Error.into()).add_modifier.contains(Modifier::BOLD));
     }
 }

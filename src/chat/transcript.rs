@@ -1,40 +1,40 @@
-//! What has been said, as rows of the screen: laid out once for a width, then only what is new.
+//! Messages and notes as wrapped rows: laid out once for a width, then only where they change.
 //!
-//! Scrolling counts rows as they are wrapped. Next: [`super::view`], which draws those that are visible.
+//! Scrolling counts wrapped rows. Next: [`super::view`], which draws the visible rows.
 
 use super::layout::{Block, Body, Row};
 use super::markdown::Markdown;
 use super::store::{Chat, Role, Turn};
-use super::theme::{Ink, Look, Span};
+use super::theme::{Span, TextRole, TextStyle};
 
-/// Messages and remarks, and which rows of them are on the screen.
+/// Messages and notes with their rows and the scroll position.
 #[derive(Default)]
 pub struct Transcript {
     items: Vec<Item>,
-    /// The first row of each item, and the end.
+    /// The first row of each item, then the total.
     starts: Vec<usize>,
     width: usize,
     height: usize,
-    /// The first visible row; None follows the end.
+    /// The first visible row; None while the view follows the end.
     top: Option<usize>,
     unfolded: bool,
 }
 
 struct Item {
-    what: What,
+    kind: ItemKind,
     rows: Vec<Row>,
-    /// Rows of finished blocks, and how many blocks that are.
+    /// The number of rows and of blocks that are final.
     settled: (usize, usize),
     stale: bool,
 }
 
-enum What {
+enum ItemKind {
     User(Turn),
     Reply(Box<Reply>),
-    Remark(String, Ink),
+    Note(String, TextRole),
 }
 
-/// A reply, its reasoning apart.
+/// A reply with its reasoning separated.
 #[derive(Default)]
 struct Reply {
     raw: String,
@@ -53,9 +53,9 @@ enum Stage {
 
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
-/// What is shown of a long message of the person's while it is folded.
-const SHOWN_LINES: usize = 20;
-const SHOWN_BYTES: usize = 4000;
+/// Lines and bytes that a folded user message shows.
+const FOLDED_LINES: usize = 20;
+const FOLDED_BYTES: usize = 4000;
 
 impl Reply {
     fn push(&mut self, text: &str) {
@@ -66,18 +66,18 @@ impl Reply {
                 if let Some(rest) = begin.strip_prefix(OPEN) {
                     self.stage = Stage::Reasoning;
                     let rest = rest.to_owned();
-                    self.reason(&rest);
+                    self.push_reasoning(&rest);
                 } else if !OPEN.starts_with(begin) {
                     self.stage = Stage::Answer;
                     self.answer.push(&self.raw);
                 }
             }
-            Stage::Reasoning => self.reason(text),
+            Stage::Reasoning => self.push_reasoning(text),
             Stage::Answer => self.answer.push(text),
         }
     }
 
-    fn reason(&mut self, text: &str) {
+    fn push_reasoning(&mut self, text: &str) {
         let from = self.reasoning.len().saturating_sub(CLOSE.len());
         self.reasoning.push_str(text);
         let from = (0..=from).rev().find(|at| self.reasoning.is_char_boundary(*at)).unwrap_or(0);
@@ -96,56 +96,56 @@ impl Reply {
         let words = self.reasoning.split_whitespace().count();
         let verb = if self.stage == Stage::Reasoning { "thinking" } else { "thought" };
         let mark = if unfolded { "▾" } else { "▸" };
-        let head = line(&format!("{mark} {verb}, {words} words (Ctrl-R)"), Ink::Dim);
-        let look = Look { italic: true, ..Ink::Dim.into() };
-        let words = |l: &str| Block::new(Body::Words(vec![Span::new(l, look)]));
+        let head = line(&format!("{mark} {verb}, {words} words (Ctrl-R)"), TextRole::Dim);
+        let style = TextStyle { italic: true, ..TextRole::Dim.into() };
+        let words = |l: &str| Block::new(Body::Words(vec![Span::new(l, style)]));
         let lines = self.reasoning.trim().lines().filter(|_| unfolded).map(words);
         std::iter::once(head).chain(lines).chain([Block::default()]).collect()
     }
 }
 
 impl Item {
-    fn new(what: What) -> Self {
-        Item { what, rows: Vec::new(), settled: (0, 0), stale: true }
+    fn new(kind: ItemKind) -> Self {
+        Item { kind, rows: Vec::new(), settled: (0, 0), stale: true }
     }
 
     fn of(turn: &Turn) -> Self {
         Item::new(match turn.role {
-            Role::User => What::User(turn.clone()),
+            Role::User => ItemKind::User(turn.clone()),
             Role::Assistant => {
                 let mut reply = Reply::default();
                 reply.push(&turn.text);
-                What::Reply(Box::new(reply))
+                ItemKind::Reply(Box::new(reply))
             }
         })
     }
 
     fn shows(&self, turn: &Turn) -> bool {
-        match &self.what {
-            What::User(own) => own == turn,
-            What::Reply(reply) => turn.role == Role::Assistant && reply.raw == turn.text,
-            What::Remark(..) => false,
+        match &self.kind {
+            ItemKind::User(own) => own == turn,
+            ItemKind::Reply(reply) => turn.role == Role::Assistant && reply.raw == turn.text,
+            ItemKind::Note(..) => false,
         }
     }
 
-    /// Lays out what is new; all of it when the width or the folds are others.
-    fn lay_out(&mut self, width: usize, unfolded: bool, anew: bool) {
-        if !self.stale && !anew {
+    /// Lays out the item if it is stale; `relayout` discards its final rows too.
+    fn lay_out(&mut self, width: usize, unfolded: bool, relayout: bool) {
+        if !self.stale && !relayout {
             return;
         }
         self.stale = false;
-        match &mut self.what {
-            What::User(turn) => {
+        match &mut self.kind {
+            ItemKind::User(turn) => {
                 self.rows.clear();
                 user_blocks(turn, unfolded).iter().for_each(|b| b.rows(width, &mut self.rows));
             }
-            What::Remark(text, ink) => {
+            ItemKind::Note(text, role) => {
                 self.rows.clear();
-                text.lines().for_each(|l| line(l, *ink).rows(width, &mut self.rows));
+                text.lines().for_each(|l| line(l, *role).rows(width, &mut self.rows));
             }
-            What::Reply(reply) => {
+            ItemKind::Reply(reply) => {
                 reply.answer.settle();
-                if anew || reply.answer.settled().is_empty() || self.settled.1 == 0 {
+                if relayout || reply.answer.settled().is_empty() || self.settled.1 == 0 {
                     self.rows.clear();
                     reply.reasoning_blocks(unfolded).iter().for_each(|b| b.rows(width, &mut self.rows));
                     self.settled = (self.rows.len(), 0);
@@ -161,41 +161,43 @@ impl Item {
     }
 }
 
-fn line(text: &str, ink: Ink) -> Block {
-    Block::new(Body::Line(vec![Span::new(text, ink)]))
+fn line(text: &str, role: TextRole) -> Block {
+    Block::new(Body::Line(vec![Span::new(text, role)]))
 }
 
-/// The message with its mark; of a long one its beginning and how much there is, unless unfolded.
+/// The blocks of a user message; a long one is cut and followed by its remaining size, unless unfolded.
 fn user_blocks(turn: &Turn, unfolded: bool) -> Vec<Block> {
     let files = turn.files.iter().map(|f| {
         let text = format!("[{}: {} lines, {} bytes]", f.name, f.text.lines().count(), f.text.len());
-        (text, Look::from(Ink::Dim))
+        (text, TextStyle::from(TextRole::Dim))
     });
     let mut cut = turn.text.len();
     if !unfolded {
-        let lines = turn.text.match_indices('\n').nth(SHOWN_LINES - 1).map_or(cut, |(at, _)| at);
-        cut = (0..=lines.min(SHOWN_BYTES)).rev().find(|at| turn.text.is_char_boundary(*at)).unwrap_or(0);
+        let lines = turn.text.match_indices('\n').nth(FOLDED_LINES - 1).map_or(cut, |(at, _)| at);
+        cut = (0..=lines.min(FOLDED_BYTES)).rev().find(|at| turn.text.is_char_boundary(*at)).unwrap_or(0);
     }
-    let lines = turn.text[..cut].split('\n').map(|l| (l.to_owned(), Look { bold: true, ..Look::default() }));
+    let lines = turn.text[..cut]
+        .split('\n')
+        .map(|l| (l.to_owned(), TextStyle { bold: true, ..TextStyle::default() }));
     let left = turn.text.len() - cut;
-    let more = (left > 0).then(|| (format!("… {left} bytes more (Ctrl-R)"), Look::from(Ink::Dim)));
+    let more = (left > 0).then(|| (format!("… {left} bytes more (Ctrl-R)"), TextStyle::from(TextRole::Dim)));
     let all = files.chain(lines).chain(more).enumerate();
-    all.map(|(i, (text, look))| Block {
-        first: vec![Span::new(if i == 0 { "> " } else { "  " }, Ink::Accent)],
-        rest: vec![Span::new("  ", Ink::Plain)],
-        body: Body::Words(vec![Span::new(text, look)]),
+    all.map(|(i, (text, style))| Block {
+        first: vec![Span::new(if i == 0 { "> " } else { "  " }, TextRole::Accent)],
+        rest: vec![Span::new("  ", TextRole::Plain)],
+        body: Body::Words(vec![Span::new(text, style)]),
     })
     .collect()
 }
 
 impl Transcript {
-    /// Shows a chat; what is the same as before is kept as it is laid out. Remarks after that go.
+    /// Shows a chat. Items of unchanged turns keep their layout; notes after the first changed turn are removed.
     pub fn show(&mut self, chat: &Chat) {
         let mut turns = chat.turns.iter().peekable();
         let mut keep = 0;
         for (i, item) in self.items.iter().enumerate() {
-            match &item.what {
-                What::Remark(..) => {}
+            match &item.kind {
+                ItemKind::Note(..) => {}
                 _ if turns.next_if(|turn| item.shows(turn)).is_some() => keep = i + 1,
                 _ => break,
             }
@@ -205,36 +207,35 @@ impl Transcript {
         self.top = None;
     }
 
-    /// Adds text to the reply at the end.
-    pub fn hear(&mut self, text: &str) {
-        let last = self.items.iter_mut().rev().find(|item| matches!(item.what, What::Reply(_)));
-        if let Some(Item { what: What::Reply(reply), stale, .. }) = last {
+    /// Appends text to the last reply.
+    pub fn push_text(&mut self, text: &str) {
+        let last = self.items.iter_mut().rev().find(|item| matches!(item.kind, ItemKind::Reply(_)));
+        if let Some(Item { kind: ItemKind::Reply(reply), stale, .. }) = last {
             reply.push(text);
             *stale = true;
         }
     }
 
-    /// Adds a remark of the program's.
-    pub fn remark(&mut self, text: &str, ink: Ink) {
-        self.items.push(Item::new(What::Remark(text.to_owned(), ink)));
+    /// Adds a note of the program after the messages.
+    pub fn note(&mut self, text: &str, role: TextRole) {
+        self.items.push(Item::new(ItemKind::Note(text.to_owned(), role)));
         self.top = None;
     }
 
-    /// Shows or hides reasoning and the rest of long messages.
+    /// Unfolds or folds reasoning and long messages.
     pub fn unfold(&mut self, unfolded: bool) {
         self.unfolded = unfolded;
         self.width = 0;
     }
 
-    /// Whether they are shown.
     pub fn unfolded(&self) -> bool {
         self.unfolded
     }
 
-    /// Lays out what is new for a place of this size. The message at the top stays there when the width changes.
+    /// Lays out new items for an area of this size. When the width changes, the topmost message stays at the top.
     pub fn arrange(&mut self, width: usize, height: usize) {
-        let anew = width != self.width;
-        let anchor = self.top.filter(|_| anew).map(|top| {
+        let width_changed = width != self.width;
+        let anchor = self.top.filter(|_| width_changed).map(|top| {
             let item = self.starts.partition_point(|start| *start <= top).saturating_sub(1);
             let rows = self.items.get(item).map_or(1, |i| i.rows.len().max(1));
             (item, top.saturating_sub(self.starts.get(item).copied().unwrap_or(0)), rows)
@@ -243,7 +244,7 @@ impl Transcript {
         self.starts.clear();
         let mut row = 0;
         for item in &mut self.items {
-            item.lay_out(width, self.unfolded, anew);
+            item.lay_out(width, self.unfolded, width_changed);
             self.starts.push(row);
             row += item.rows.len();
         }
@@ -263,23 +264,22 @@ impl Transcript {
         self.total().saturating_sub(self.height)
     }
 
-    /// Scrolls by rows, up below zero.
+    /// Scrolls by rows, upwards if negative.
     pub fn scroll(&mut self, rows: isize) {
         let top = self.top.unwrap_or(self.last_top()).saturating_add_signed(rows);
         self.top = Some(top).filter(|top| *top < self.last_top());
     }
 
-    /// Rows of the place it is shown in.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// Rows below the last visible one.
+    /// The number of rows below the visible ones.
     pub fn below(&self) -> usize {
         self.top.map_or(0, |top| self.last_top() - top)
     }
 
-    /// The visible rows; their cost depends on how many there are, not on how much was said.
+    /// The visible rows. The cost depends on their number, not on the length of the chat.
     pub fn visible(&self) -> impl Iterator<Item = &Row> {
         let top = self.top.unwrap_or(self.last_top());
         let first = self.starts.partition_point(|start| *start <= top).saturating_sub(1);
@@ -303,16 +303,16 @@ mod tests {
     }
 
     #[test]
-    fn rows_follow_the_end_until_someone_scrolls() {
+    fn the_view_follows_the_end_until_scrolled() {
         let mut t = Transcript::default();
         t.show(&chat(&[(Role::User, "hi"), (Role::Assistant, "one\n\ntwo")]));
         t.arrange(20, 4);
         assert_eq!(text(&t), ["one", "", "two", ""]);
         t.scroll(-1);
         assert_eq!((text(&t)[0].as_str(), t.below()), ("", 1));
-        t.hear(" three\n\nfour");
+        t.push_text(" three\n\nfour");
         t.arrange(20, 4);
-        assert_eq!(text(&t), ["", "one", "", "two three"], "what is read stays where it is");
+        assert_eq!(text(&t), ["", "one", "", "two three"], "the visible rows stay");
         t.scroll(100);
         assert_eq!(text(&t), ["two three", "", "four", ""]);
         t.scroll(-100);
@@ -320,11 +320,11 @@ mod tests {
     }
 
     #[test]
-    fn reasoning_is_folded_and_can_be_seen() {
+    fn reasoning_is_folded_and_unfolded() {
         let mut t = Transcript::default();
         t.show(&chat(&[(Role::User, "q"), (Role::Assistant, "")]));
         for piece in ["<thi", "nk>", "a b", "\nc</th", "ink>", "\n\n**x**"] {
-            t.hear(piece);
+            t.push_text(piece);
             t.arrange(40, 20);
         }
         assert_eq!(text(&t), ["> q", "", "▸ thought, 3 words (Ctrl-R)", "", "x", ""]);
@@ -346,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn another_width_keeps_the_message_in_view() {
+    fn a_change_of_width_keeps_the_message_in_view() {
         let mut t = Transcript::default();
         let turns: Vec<(Role, String)> =
             (0..50).map(|i| (Role::User, format!("message {i} {}", "x ".repeat(40)))).collect();
@@ -362,12 +362,12 @@ mod tests {
     }
 
     #[test]
-    fn undone_turns_go_and_the_rest_is_not_laid_out_again() {
+    fn removed_turns_disappear_and_the_rest_keeps_its_layout() {
         let mut t = Transcript::default();
         let long =
             chat(&[(Role::User, "a"), (Role::Assistant, "b"), (Role::User, "c"), (Role::Assistant, "d")]);
         t.show(&long);
-        t.remark("done", Ink::Dim);
+        t.note("done", TextRole::Dim);
         t.arrange(20, 20);
         t.show(&Chat { turns: long.turns[..2].to_vec(), ..long });
         assert!(t.items.iter().all(|item| !item.stale));

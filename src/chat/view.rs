@@ -1,13 +1,13 @@
-//! The state of the full-screen chat as cells of the screen. It changes nothing and lays nothing out.
+//! Draws the state of the full-screen chat into terminal cells. It neither changes the state nor lays out text.
 //!
-//! From the top: what was said, a row for what goes on, the message being written, a row of meters.
+//! From top to bottom: the transcript, the activity line, the input and the status bar.
 
 use super::app::App;
 use super::command::COMMANDS;
 use super::layout::Row;
-use super::meters;
 use super::picker::{self, Picker};
-use super::theme::{Ink, Look};
+use super::status_bar;
+use super::theme::{TextRole, TextStyle};
 use crate::io::units::grouped;
 use models::visible::visible;
 use ratatui::Frame;
@@ -17,62 +17,61 @@ use ratatui::style::{Modifier, Style};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const PROMPT: &str = "> ";
-/// Completions shown at once.
-const MENU: usize = 8;
-/// Columns of a command and what follows it.
-const NAMES: usize = 21;
+/// Most completions that are shown at once.
+const MENU_ROWS: usize = 8;
+/// Columns of a command and its argument in the menu.
+const NAME_COLUMNS: usize = 21;
 
-/// Draws the chat.
 pub fn view(app: &App, frame: &mut Frame<'_>) {
     let area = frame.area();
     if area.height < 3 || area.width < 4 {
         return;
     }
     let input = app.input_rows().min(area.height - 2);
-    let said = Rect { height: area.height - input - 2, ..area };
-    let going = Rect { y: said.bottom(), height: 1, ..area };
-    let writing = Rect { y: going.bottom(), height: input, ..area };
-    let meters = Rect { y: writing.bottom(), height: 1, ..area };
+    let transcript = Rect { height: area.height - input - 2, ..area };
+    let activity_line = Rect { y: transcript.bottom(), height: 1, ..area };
+    let input_area = Rect { y: activity_line.bottom(), height: input, ..area };
+    let status = Rect { y: input_area.bottom(), height: 1, ..area };
     let cells = frame.buffer_mut();
-    for (row, y) in app.transcript.visible().zip(said.rows()) {
-        draw(app, row, y, cells);
+    for (row, y) in app.transcript.visible().zip(transcript.rows()) {
+        draw_row(app, row, y, cells);
     }
-    activity(app, going, cells);
-    let cursor = message(app, writing, cells);
-    let dim = app.theme.style(Ink::Dim.into());
-    put(cells, meters, &meters::status(app, usize::from(meters.width)), dim);
-    menu(app, said, cells);
+    draw_activity(app, activity_line, cells);
+    let cursor = draw_input(app, input_area, cells);
+    let dim = app.theme.style(TextRole::Dim.into());
+    put(cells, status, &status_bar::status(app, usize::from(status.width)), dim);
+    draw_menu(app, transcript, cells);
     match &app.picker {
-        Some(picker) => list(app, picker, said, frame),
+        Some(picker) => draw_picker(app, picker, transcript, frame),
         None => frame.set_cursor_position(cursor),
     }
 }
 
-fn draw(app: &App, row: &Row, area: Rect, cells: &mut Buffer) {
+fn draw_row(app: &App, row: &Row, area: Rect, cells: &mut Buffer) {
     let mut x = area.x;
     for span in row {
         let room = usize::from(area.right().saturating_sub(x));
-        (x, _) = cells.set_stringn(x, area.y, &span.text, room, app.theme.style(span.look));
+        (x, _) = cells.set_stringn(x, area.y, &span.text, room, app.theme.style(span.style));
     }
 }
 
-/// Text at the left of an area's first row, cut at its right.
+/// Writes text into the first row of an area, cut at its right edge; returns the column after it.
 fn put(cells: &mut Buffer, area: Rect, text: &str, style: Style) -> u16 {
     cells.set_stringn(area.x, area.y, visible(text), usize::from(area.width), style).0
 }
 
-/// A line across with what goes on in it, and how much is below the rows on the screen.
-fn activity(app: &App, area: Rect, cells: &mut Buffer) {
-    let dim = app.theme.style(Ink::Dim.into());
+/// Draws the activity line: a rule with the activity, the rows below the screen, or the name of the chat.
+fn draw_activity(app: &App, area: Rect, cells: &mut Buffer) {
+    let dim = app.theme.style(TextRole::Dim.into());
     put(cells, area, &"─".repeat(usize::from(area.width)), dim);
-    if let Some(text) = meters::activity(app, usize::from(area.width.saturating_sub(4))) {
+    if let Some(text) = status_bar::activity(app, usize::from(area.width.saturating_sub(4))) {
         let inner = Rect { x: area.x + 2, width: area.width.saturating_sub(4), ..area };
-        put(cells, inner, &format!(" {text} "), app.theme.style(Ink::Accent.into()));
+        put(cells, inner, &format!(" {text} "), app.theme.style(TextRole::Accent.into()));
         return;
     }
     let below = app.transcript.below();
     let text = match below {
-        0 => app.talk.chat.turns.first().map(|_| app.talk.chat.name()),
+        0 => app.session.chat.turns.first().map(|_| app.session.chat.name()),
         _ => Some(format!("{} rows below, Ctrl-End", grouped(below))),
     };
     if let Some(text) = text {
@@ -81,9 +80,9 @@ fn activity(app: &App, area: Rect, cells: &mut Buffer) {
     }
 }
 
-/// The message being written; where its cursor is.
-fn message(app: &App, area: Rect, cells: &mut Buffer) -> Position {
-    put(cells, area, PROMPT, app.theme.style(Look { bold: true, ..Ink::Accent.into() }));
+/// Draws the input; returns the position of its cursor.
+fn draw_input(app: &App, area: Rect, cells: &mut Buffer) -> Position {
+    put(cells, area, PROMPT, app.theme.style(TextStyle { bold: true, ..TextRole::Accent.into() }));
     let (row, column) = app.input.cursor_at();
     let height = usize::from(area.height);
     let first = (row + 1).saturating_sub(height);
@@ -97,42 +96,42 @@ fn message(app: &App, area: Rect, cells: &mut Buffer) -> Position {
     Position::new(inner.x.saturating_add(column).min(area.right() - 1), area.y.saturating_add(row))
 }
 
-/// What the line may go on to, above it.
-fn menu(app: &App, said: Rect, cells: &mut Buffer) {
+/// Draws the completions above the input.
+fn draw_menu(app: &App, transcript: Rect, cells: &mut Buffer) {
     let lines = &app.menu.lines;
-    let height = lines.len().min(MENU).min(usize::from(said.height));
+    let height = lines.len().min(MENU_ROWS).min(usize::from(transcript.height));
     let chosen = app.menu.chosen.unwrap_or(0);
     let first = (chosen + 1).saturating_sub(height);
-    let top = said.bottom() - height as u16;
+    let top = transcript.bottom() - height as u16;
     for (i, line) in lines.iter().enumerate().skip(first).take(height) {
-        let area = Rect { y: top + (i - first) as u16, height: 1, ..said };
+        let area = Rect { y: top + (i - first) as u16, height: 1, ..transcript };
         put(cells, area, &" ".repeat(usize::from(area.width)), Style::new());
-        let style = app.theme.style(Ink::Accent.into());
+        let style = app.theme.style(TextRole::Accent.into());
         let style = if app.menu.chosen == Some(i) { style.add_modifier(Modifier::REVERSED) } else { style };
         let end = put(cells, area, &format!("  {}", line.trim_end()), style);
         if let Some((_, argument, meaning)) = COMMANDS.iter().find(|c| c.0 == line.trim()) {
-            let pad = NAMES.saturating_sub(line.trim().len());
+            let pad = NAME_COLUMNS.saturating_sub(line.trim().len());
             let text = format!(" {argument:<pad$}{meaning}");
             let rest = Rect { x: end, width: area.right().saturating_sub(end), ..area };
-            put(cells, rest, &text, app.theme.style(Ink::Dim.into()));
+            put(cells, rest, &text, app.theme.style(TextRole::Dim.into()));
         }
     }
 }
 
-/// The chats there are.
-fn list(app: &App, picker: &Picker, said: Rect, frame: &mut Frame<'_>) {
+/// Draws the list of chats over the transcript.
+fn draw_picker(app: &App, picker: &Picker, area: Rect, frame: &mut Frame<'_>) {
     let cells = frame.buffer_mut();
-    let blank = " ".repeat(usize::from(said.width));
-    said.rows().for_each(|row| {
+    let blank = " ".repeat(usize::from(area.width));
+    area.rows().for_each(|row| {
         put(cells, row, &blank, Style::new());
     });
-    let head = format!("Chats: {}", picker.typed());
-    let bold = app.theme.style(Look { bold: true, ..Look::default() });
-    let end = put(cells, said, &head, bold);
+    let head = format!("Chats: {}", picker.filter());
+    let bold = app.theme.style(TextStyle { bold: true, ..TextStyle::default() });
+    let end = put(cells, area, &head, bold);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let height = usize::from(said.height.saturating_sub(2));
+    let height = usize::from(area.height.saturating_sub(2));
     let first = (picker.chosen() + 1).saturating_sub(height);
-    let rows = said.rows().skip(1).take(height);
+    let rows = area.rows().skip(1).take(height);
     for ((i, entry), row) in picker.shown().into_iter().enumerate().skip(first).zip(rows) {
         let style =
             if i == picker.chosen() { Style::new().add_modifier(Modifier::REVERSED) } else { Style::new() };
@@ -143,8 +142,8 @@ fn list(app: &App, picker: &Picker, said: Rect, frame: &mut Frame<'_>) {
         put(cells, name, &format!(" {}", entry.name), style);
         put(cells, Rect { x: name.right(), width: row.width - name.width, ..row }, &side, style);
     }
-    if let Some(row) = said.rows().next_back() {
-        put(cells, row, "Enter opens · type to narrow · Esc closes", app.theme.style(Ink::Dim.into()));
+    if let Some(row) = area.rows().next_back() {
+        put(cells, row, "Enter opens · type to narrow · Esc closes", app.theme.style(TextRole::Dim.into()));
     }
-    frame.set_cursor_position(Position::new(end.min(said.right().saturating_sub(1)), said.y));
+    frame.set_cursor_position(Position::new(end.min(area.right().saturating_sub(1)), area.y));
 }

@@ -1,9 +1,10 @@
-//! The thread that answers: asks come in by one channel, reports go out by another, a flag stops the reply.
+//! The thread that runs the model: commands arrive on one channel, events leave on another, and a flag stops the
+//! current reply.
 //!
-//! Next: [`super::terminal`], which reads the reports.
+//! Next: [`super::terminal`], which receives the events.
 
-use super::far::Far as Elsewhere;
-use super::reply::{About, Ask, Local, Outcome, Replier, Step};
+use super::chat_model::{ChatModel, ChatRequest, LocalModel, ModelInfo, Outcome, Progress};
+use super::remote_model::RemoteModel;
 use crate::client::{EndpointArgs, Remote};
 use crate::io::errors::one_line;
 use crate::runtime::engine::Engine;
@@ -18,180 +19,162 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
-/// What the thread is asked for.
+/// A command to the worker thread.
 #[derive(Debug)]
-pub enum Order {
-    /// A reply.
-    Ask(Ask),
-    /// Another model.
-    Open(PathBuf),
+pub enum Command {
+    Generate(ChatRequest),
+    /// Replaces the model by the one in this file, or of this name at the endpoint.
+    LoadModel(PathBuf),
 }
 
-/// What it tells.
+/// An event from the worker thread. Rates are in tokens per second, 0 while unknown.
 #[derive(Debug)]
-pub enum Report {
-    /// This is being talked to.
-    Ready(About),
-    /// So much of the prompt is read.
-    Reading {
-        /// Tokens in.
-        done: usize,
-        /// Tokens of the prompt.
-        total: usize,
-        /// Tokens a second; 0 while unknown.
-        rate: f64,
-    },
-    /// Text of the reply.
-    Text {
-        /// What came.
-        text: String,
-        /// Tokens so far.
-        tokens: usize,
-        /// Tokens a second; 0 while unknown.
-        rate: f64,
-    },
-    /// The reply is finished.
+pub enum Event {
+    /// A model is loaded and accepts commands.
+    Ready(ModelInfo),
+    /// `done` of `total` prompt tokens are prefilled.
+    Prefill { done: usize, total: usize, rate: f64 },
+    /// More text of the reply, which has `tokens` tokens so far.
+    Text { text: String, tokens: usize, rate: f64 },
+    /// The reply is complete or was stopped.
     Done(Outcome),
-    /// It failed, in one line.
+    /// The command failed, with the error in one line.
     Failed(String),
-    /// Something else that a person should know.
+    /// A message for the user that belongs to no reply, such as a warning from the prefix cache.
     Note(String),
 }
 
-/// The near end of the channels.
+/// Handle to the worker thread.
 pub struct Worker {
     thread: JoinHandle<()>,
-    /// Where orders go.
-    pub orders: Sender<Order>,
-    /// Where reports come from.
-    pub reports: Receiver<Report>,
-    /// Set to stop the reply under way.
+    pub commands: Sender<Command>,
+    pub events: Receiver<Event>,
+    /// Set to stop the current reply.
     pub stop: Arc<AtomicBool>,
 }
 
 impl Worker {
-    /// Starts the thread, which opens the model first: the file, or its namesake at an endpoint.
+    /// Starts the thread, which first loads the model: the file, or the one of that name at an endpoint.
     pub fn start(args: EngineArgs, endpoint: EndpointArgs) -> Self {
-        let (orders, inbox) = channel();
-        let (outbox, reports) = channel();
+        let (commands, inbox) = channel();
+        let (outbox, events) = channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let far = Far { inbox, outbox, stop: stop.clone() };
+        let state = WorkerThread { inbox, outbox, stop: stop.clone() };
         let thread = std::thread::spawn(move || match endpoint.url {
-            Some(url) => far.run_elsewhere(&url, endpoint.timeout, &args),
-            None => far.run(args),
+            Some(url) => state.run_remote(&url, endpoint.timeout, &args),
+            None => state.run_local(args),
         });
-        Worker { thread, orders, reports, stop }
+        Worker { thread, commands, events, stop }
     }
 
-    /// Stops what is under way and waits until what was read is kept.
+    /// Stops the current reply and waits until the model's state is saved.
     pub fn close(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
-        drop(self.orders);
+        drop(self.commands);
         self.thread.join().map_err(|_| anyhow::anyhow!("the engine stopped; the chat is saved"))
     }
 }
 
-/// An opened model, on whatever device.
-trait Model {
-    /// Answers until nobody asks, or gives the model that was opened instead.
-    fn talk(&self, far: &Far) -> Option<Box<dyn Model>>;
+/// A loaded model, independent of its backend's type.
+trait LoadedModel {
+    /// Runs commands until the channel closes; returns the model that replaces this one, if one was loaded.
+    fn serve(&self, thread: &WorkerThread) -> Option<Box<dyn LoadedModel>>;
 }
 
-struct Open<B: Backend> {
+struct LoadedEngine<B: Backend> {
     engine: Engine<B>,
     args: EngineArgs,
 }
 
-impl<B: Backend> Model for Open<B> {
-    fn talk(&self, far: &Far) -> Option<Box<dyn Model>> {
-        let replier = Local::new(&self.engine, Path::new(&self.args.name()));
-        far.serve(replier, &mut |path| far.open(EngineArgs { model: Some(path), ..self.args.clone() }))
+impl<B: Backend> LoadedModel for LoadedEngine<B> {
+    fn serve(&self, thread: &WorkerThread) -> Option<Box<dyn LoadedModel>> {
+        let model = LocalModel::new(&self.engine, Path::new(&self.args.name()));
+        thread.serve(model, &mut |path| thread.load(EngineArgs { model: Some(path), ..self.args.clone() }))
     }
 }
 
-/// The far end.
-struct Far {
-    inbox: Receiver<Order>,
-    outbox: Sender<Report>,
+/// The thread's ends of the channels.
+struct WorkerThread {
+    inbox: Receiver<Command>,
+    outbox: Sender<Event>,
     stop: Arc<AtomicBool>,
 }
 
-impl Far {
-    fn run(&self, args: EngineArgs) {
-        let mut next = self.open(args).map(Some);
+impl WorkerThread {
+    fn run_local(&self, args: EngineArgs) {
+        let mut next = self.load(args).map(Some);
         loop {
             next = match next {
-                Ok(Some(model)) => Ok(model.talk(self)),
+                Ok(Some(model)) => Ok(model.serve(self)),
                 Ok(None) => return,
-                Err(e) => return self.tell(Report::Failed(one_line(&e))),
+                Err(e) => return self.send(Event::Failed(one_line(&e))),
             }
         }
     }
 
-    fn run_elsewhere(&self, url: &str, timeout: u64, args: &EngineArgs) {
-        let Some(mut model) = args.model.clone() else {
-            return self.tell(Report::Failed(
+    fn run_remote(&self, url: &str, timeout: u64, args: &EngineArgs) {
+        let Some(mut name) = args.model.clone() else {
+            return self.send(Event::Failed(
                 "--url: expected the endpoint's name of a model with -m, found none".into(),
             ));
         };
-        let elsewhere = |model: &Path| Elsewhere::new(Remote::new(url, &model.to_string_lossy(), timeout)?);
+        let connect = |name: &Path| RemoteModel::new(Remote::new(url, &name.to_string_lossy(), timeout)?);
         loop {
-            let far = elsewhere(&model);
-            match far {
-                Ok(replier) => match self.serve(replier, &mut |path| elsewhere(&path).map(|_| path)) {
-                    Some(path) => model = path,
+            match connect(&name) {
+                Ok(model) => match self.serve(model, &mut |path| connect(&path).map(|_| path)) {
+                    Some(path) => name = path,
                     None => return,
                 },
-                Err(e) => return self.tell(Report::Failed(one_line(&e))),
+                Err(e) => return self.send(Event::Failed(one_line(&e))),
             }
         }
     }
 
-    /// Answers until nobody asks or another model is opened.
-    fn serve<T>(&self, mut replier: impl Replier, open: &mut dyn FnMut(PathBuf) -> Result<T>) -> Option<T> {
-        self.tell(Report::Ready(replier.about()));
-        while let Ok(order) = self.inbox.recv() {
-            match order {
-                Order::Ask(ask) => self.answer(&mut replier, &ask),
-                Order::Open(path) => match open(path) {
+    /// Runs commands until the channel closes or another model is loaded, which it returns.
+    fn serve<T>(&self, mut model: impl ChatModel, load: &mut dyn FnMut(PathBuf) -> Result<T>) -> Option<T> {
+        self.send(Event::Ready(model.info()));
+        while let Ok(command) = self.inbox.recv() {
+            match command {
+                Command::Generate(request) => self.generate(&mut model, &request),
+                Command::LoadModel(path) => match load(path) {
                     Ok(other) => return Some(other),
-                    Err(e) => self.tell(Report::Failed(one_line(&e))),
+                    Err(e) => self.send(Event::Failed(one_line(&e))),
                 },
             }
         }
-        replier.leave();
+        model.save_state();
         None
     }
 
-    fn answer(&self, replier: &mut impl Replier, ask: &Ask) {
-        let outcome = replier.reply(ask, &mut |step| {
-            match step {
-                Step::Waiting => {}
-                Step::Reading { done, total, rate } => self.tell(Report::Reading { done, total, rate }),
-                Step::Text { text, tokens, rate } => {
-                    self.tell(Report::Text { text: text.to_owned(), tokens, rate });
+    fn generate(&self, model: &mut impl ChatModel, request: &ChatRequest) {
+        let outcome = model.reply(request, &mut |progress| {
+            match progress {
+                Progress::Waiting => {}
+                Progress::Prefill { done, total, rate } => self.send(Event::Prefill { done, total, rate }),
+                Progress::Text { text, tokens, rate } => {
+                    self.send(Event::Text { text: text.to_owned(), tokens, rate });
                 }
             }
             if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        self.tell(match outcome {
-            Ok(outcome) => Report::Done(outcome),
-            Err(e) => Report::Failed(one_line(&e)),
+        self.send(match outcome {
+            Ok(outcome) => Event::Done(outcome),
+            Err(e) => Event::Failed(one_line(&e)),
         });
     }
 
-    /// A model that one can talk with; trouble with its snapshots becomes notes.
-    fn open(&self, args: EngineArgs) -> Result<Box<dyn Model>> {
+    /// Loads a model that has a tokenizer; errors of its prefix cache become notes.
+    fn load(&self, args: EngineArgs) -> Result<Box<dyn LoadedModel>> {
         let outbox = self.outbox.clone();
-        let note = move |line: &str| drop(outbox.send(Report::Note(line.to_owned())));
+        let note = move |line: &str| drop(outbox.send(Event::Note(line.to_owned())));
         on_device!(&args, Box::new(note), |engine| {
             engine.tokenizer()?;
-            Ok(Box::new(Open { engine, args: args.clone() }))
+            Ok(Box::new(LoadedEngine { engine, args: args.clone() }))
         })
     }
 
-    /// Whoever no longer listens is leaving, and the thread ends with the process.
-    fn tell(&self, report: Report) {
-        let _ = self.outbox.send(report);
+    /// Sends an event. A closed channel means that the interface is exiting, and is no error.
+    fn send(&self, event: Event) {
+        let _ = self.outbox.send(event);
     }
 }

@@ -1,5 +1,5 @@
-//! The files a question is about, as text, from files, directories or standard input. What is not text is refused by
-//! its name. Knows no model. Next: [`super::text`].
+//! Collects text documents from files, directories and standard input. Files that are not text are rejected by name.
+//! Next: [`super::text`].
 
 use super::text::{self, MAX_BYTES};
 use anyhow::{Context as _, Result, bail, ensure};
@@ -9,28 +9,28 @@ use std::fs::File;
 use std::io::{IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
-/// What the pipe is called.
+/// The name of the document from standard input.
 pub const PIPE: &str = "standard input";
 
-/// What is wrong with too many files.
+/// Error message for more than [`MAX_BYTES`] in all.
 const TOO_MUCH: &str = "expected at most 134217728 bytes of text in all, found more";
 const _: () = assert!(MAX_BYTES == 134_217_728);
 
-/// A file and its text.
+/// A text document with its name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Document {
-    /// As it was named; `standard input` for the pipe.
+    /// The path as given, or [`PIPE`].
     pub name: String,
-    /// Without a byte order mark, lines ending in `\n`.
+    /// The text without a byte order mark, with lines that end in `\n`.
     pub text: String,
 }
 
-/// Reads files, all text files under directories (those that match a pattern of `include`, if there is one), and
-/// standard input for `-`. Without any, a pipe is read. A FIFO that is named is read to its end; in directories only regular
-/// files are. `note` gets a line for what is in directories and is no text or cannot be read.
+/// Reads files, text files under directories (only those that match a pattern of `include`, if any), and standard input
+/// for `-` or if no file is given. A FIFO among `files` is read to its end; in directories only regular files are read.
+/// `note` receives a line for each entry of a directory that is not text or cannot be read.
 ///
 /// # Errors
-/// What is named and cannot be read or is no text, and more than [`MAX_BYTES`] in all.
+/// A file that cannot be read or is not text, and more than [`MAX_BYTES`] in all.
 pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str)) -> Result<Vec<Document>> {
     let pipe = [PathBuf::from("-")];
     let files = match files {
@@ -58,13 +58,13 @@ pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str))
     Ok(documents)
 }
 
-/// Reads one regular file, without waiting for anything else.
+/// Reads a regular file, without blocking on files of other types.
 pub fn read(path: &Path) -> Result<Document> {
     let name = path.display().to_string();
     document(&name, regular(path).with_context(|| name.clone())?)
 }
 
-/// Opens a regular file. Opening a FIFO would wait for a process at its other end.
+/// Opens a regular file. A blocking open of a FIFO would wait for a writer.
 fn regular(path: &Path) -> std::io::Result<File> {
     let mut options = File::options();
     #[cfg(unix)]
@@ -76,7 +76,7 @@ fn regular(path: &Path) -> std::io::Result<File> {
     Ok(file)
 }
 
-/// In the order of their names, so that the same directory is the same text. Hidden and ignored files stay out.
+/// Reads a directory in the order of its paths, so that the prompt is reproducible. Hidden and ignored files are skipped.
 fn directory(
     dir: &Path,
     include: &[String],
@@ -87,7 +87,7 @@ fn directory(
     for pattern in include {
         patterns.add(pattern).with_context(|| format!("--include {pattern}"))?;
     }
-    // A pattern that matches would bring hidden files back.
+    // A matching pattern would include hidden files.
     let shown =
         |entry: &DirEntry| entry.depth() == 0 || !entry.file_name().as_encoded_bytes().starts_with(b".");
     let mut walk = WalkBuilder::new(dir);
@@ -102,7 +102,7 @@ fn directory(
                 continue;
             }
         };
-        // Links to other places and directories are no documents.
+        // Symbolic links are not followed.
         if entry.file_type().is_none_or(|kind| kind.is_dir() || kind.is_symlink()) {
             continue;
         }
@@ -118,7 +118,7 @@ fn directory(
     Ok(())
 }
 
-/// What the walk could not read, and why: the system's own words, as the walker puts the place into them once more.
+/// The path that could not be read and the system's error, without the path that the walker repeats in it.
 fn unreadable(e: &ignore::Error) -> String {
     let why = e.io_error().and_then(std::error::Error::source).map(ToString::to_string);
     match (e, why) {
@@ -132,7 +132,7 @@ fn document(name: &str, input: impl Read) -> Result<Document> {
     if text.contains('\r') {
         text = text.replace("\r\n", "\n").replace('\r', "\n");
     }
-    ensure!(!text.trim().is_empty(), "{name}: expected text, found nothing but space");
+    ensure!(!text.trim().is_empty(), "{name}: expected text, found only white space");
     Ok(Document { name: name.to_owned(), text })
 }
 
@@ -141,11 +141,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_end_alike_and_something_is_in_them() {
+    fn line_ends_are_normalised_and_blank_files_rejected() {
         let of = |bytes: &[u8]| document("x", bytes);
         assert_eq!(of("Grüße\r\n日本\rx\n".as_bytes()).unwrap().text, "Grüße\n日本\nx\n");
         let nothing = of(b" \n").unwrap_err().to_string();
-        assert_eq!(nothing, "x: expected text, found nothing but space");
+        assert_eq!(nothing, "x: expected text, found only white space");
     }
 
     #[test]
@@ -178,9 +178,9 @@ mod tests {
         assert!(none.unwrap_err().to_string().ends_with("expected text files in it, found none"));
     }
 
-    /// Paths that are too long for the system, which binds root too.
+    /// The paths are too long for the system, which fails even for root.
     #[test]
-    fn what_cannot_be_read_in_a_directory_is_left_out() {
+    fn unreadable_directory_entries_are_skipped() {
         let dir = tempfile::tempdir().unwrap();
         let (folder, file) = ("x".repeat(200), format!("{}.txt", "f".repeat(196)));
         let [a, b] = ["a", "b"].map(|name| {

@@ -1,15 +1,15 @@
-//! Errors as users see them: [`one_line`] is what a failed command prints, [`Stopped`] the error of a command that Ctrl-C
-//! ended.
+//! Formats errors for users: [`one_line`] is the message of a failed command, [`Stopped`] the error of a command that
+//! Ctrl-C ended.
 
 use models::visible::visible;
 
-/// Ctrl-C ended the work, and what was done of it is told: nothing more is to be said.
+/// Ctrl-C ended the command, which has already printed its partial result.
 #[derive(Debug, thiserror::Error)]
 #[error("stopped")]
 pub struct Stopped;
 
-/// The causes in a line, without those that the one before them already tells. Names of files may stand in it, and are
-/// shown, not obeyed.
+/// Joins the causes of an error in one line, without those that the previous ones already contain. Control characters, as
+/// in file names, are made visible.
 pub fn one_line(e: &anyhow::Error) -> String {
     let mut line = String::new();
     for cause in e.chain().map(|cause| shortened(&cause.to_string(), CAUSE_CHARS)) {
@@ -21,9 +21,10 @@ pub fn one_line(e: &anyhow::Error) -> String {
     visible(&line.replace('\n', " ")).into_owned()
 }
 
-/// Characters of a cause that a line shows at most: names of files have up to 4,096 bytes.
+/// Most characters of a cause in an error line, as file names have up to 4,096 bytes.
 pub const CAUSE_CHARS: usize = 1000;
-/// The beginning and the end of a text that is longer than so many characters.
+
+/// Shortens a text to about `chars` characters by removing its middle.
 pub fn shortened(text: &str, chars: usize) -> String {
     let count = text.chars().count();
     if count <= chars {

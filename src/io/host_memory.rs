@@ -1,10 +1,10 @@
-//! Memory that this process may still take: what the kernel counts as available, and what the control groups
-//! of this process leave. Linux only; elsewhere nobody is asked and nothing is claimed.
+//! Memory available to this process: the kernel's MemAvailable, bounded by the limits of its control groups. Linux only;
+//! elsewhere the functions return None.
 
 use std::fs;
 use std::path::Path;
 
-/// Available bytes, from the `proc` and `sys` under `root` (the file system's); None where they do not say.
+/// Available bytes, from `proc` and `sys` under `root` (`/` except in tests); None if they are missing.
 pub fn available(root: &Path) -> Option<u64> {
     let meminfo = fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let free = field(&meminfo, "MemAvailable:")?.checked_mul(1024)?;
@@ -13,23 +13,23 @@ pub fn available(root: &Path) -> Option<u64> {
     Some(left.map_or(free, |left| left.min(free)))
 }
 
-/// Bytes that this process has had read from disks so far; None where nobody counts.
+/// Bytes that this process has read from disks so far.
 pub fn read_from_disk() -> Option<u64> {
     field(&fs::read_to_string("/proc/self/io").ok()?, "read_bytes:")
 }
 
-/// Most bytes of memory that this process has had at a time, pages of mapped files included; None where nobody counts.
+/// Peak resident memory of this process in bytes, including pages of mapped files.
 pub fn peak_resident() -> Option<u64> {
     field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")?.checked_mul(1024)
 }
 
-/// The number after a name at the beginning of a line.
+/// The number after a name at the start of a line.
 fn field(text: &str, name: &str) -> Option<u64> {
     let rest = text.lines().find_map(|line| line.strip_prefix(name))?;
     rest.split_whitespace().next()?.parse().ok()
 }
 
-/// What a group and those above it leave of their limits; `line` is `id:controllers:path`.
+/// The least memory that a control group and its ancestors leave; `line` is `id:controllers:path`.
 fn left_by(root: &Path, line: &str) -> Option<u64> {
     let (controllers, path) = line.split_once(':')?.1.split_once(':')?;
     let (mount, names) = match controllers {
@@ -44,7 +44,7 @@ fn left_by(root: &Path, line: &str) -> Option<u64> {
     group.ancestors().take_while(|dir| dir.starts_with(&mount)).filter_map(|dir| left_in(dir, names)).min()
 }
 
-/// The limit less what is in use; cached files do not count, the kernel drops them.
+/// The limit minus the memory in use, without cached files, which the kernel can drop.
 fn left_in(dir: &Path, [limit, usage, cached]: [&str; 3]) -> Option<u64> {
     let number = |name: &str| fs::read_to_string(dir.join(name)).ok()?.trim().parse::<u64>().ok();
     let limit = number(limit)?;
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tightest_limit_counts() {
+    fn the_lowest_limit_counts() {
         let meminfo = ("proc/meminfo", "MemTotal:  9 kB\nMemAvailable:   5 kB\n");
         check(&[], None);
         check(&[meminfo], Some(5120));

@@ -8,28 +8,28 @@ use rustyline::history::DefaultHistory;
 use rustyline::{Completer, Editor, Helper, Hinter, Validator};
 use std::borrow::Cow;
 
-/// A line editor with a history of its own.
+/// A line editor with an in-memory history.
 pub struct LineEditor(Editor<Shown, DefaultHistory>);
 
-/// The result of reading a line.
+/// The outcome of reading a line.
 pub enum Line {
-    /// A line without its end.
+    /// A line, without its line end.
     Text(String),
-    /// Ctrl-C was pressed.
+    /// The user pressed Ctrl-C instead.
     Interrupted,
-    /// The input has ended.
+    /// The input is at its end.
     End,
 }
 
 impl LineEditor {
-    /// An editor with an empty history.
+    /// Creates an editor with an empty history.
     pub fn new() -> Result<LineEditor> {
         let mut editor = Editor::new()?;
         editor.set_helper(Some(Shown));
         Ok(LineEditor(editor))
     }
 
-    /// Reads a line after a prompt.
+    /// Shows a prompt and reads a line.
     ///
     /// # Errors
     /// The terminal or the pipe cannot be read.
@@ -45,14 +45,14 @@ impl LineEditor {
     /// Adds a line to the history.
     ///
     /// # Errors
-    /// As rustyline's.
+    /// Those of rustyline's history.
     pub fn remember(&mut self, line: &str) -> Result<()> {
         self.0.add_history_entry(line)?;
         Ok(())
     }
 }
 
-/// Shows a line while it is typed or pasted, without what a terminal would obey.
+/// Displays the edited line without control characters.
 #[derive(Completer, Helper, Hinter, Validator)]
 struct Shown;
 

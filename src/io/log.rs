@@ -1,4 +1,4 @@
-//! The destination of lines about trouble that ends nothing: standard error, the server's log, or a screen.
+//! The destination of warnings: standard error, the server's log, or the full screen.
 
-/// Takes one line at a time, from any thread.
+/// Logs one line. Called from any thread.
 pub type Log = Box<dyn Fn(&str) + Send + Sync>;

@@ -1,5 +1,5 @@
-//! Text files and documents, standard input and output, private files, errors, sizes, and the machine's memory. It knows
-//! no model and imports no other module of this package.
+//! Input and output below all other modules: text files and documents, standard streams, private files, error messages,
+//! units, and the memory of the host. It imports no other module of this package.
 
 pub(crate) mod document;
 pub mod errors;

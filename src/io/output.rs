@@ -1,31 +1,31 @@
-//! Standard output, where results go: its errors say what could not be written, and what a model or a file says reaches
-//! a terminal without commands to it. Pipes get every byte.
+//! Writes results to standard output and messages to standard error. On a terminal, control characters in the output are
+//! made visible; pipes get every byte.
 
 use models::visible::{is_control, visible};
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::path::{Path, PathBuf};
 
-/// Standard output, locked.
+/// A lock on standard output.
 pub struct Output {
     out: StdoutLock<'static>,
     terminal: bool,
 }
 
 impl Output {
-    /// Nobody else writes there until it is dropped.
+    /// Locks standard output until the value is dropped.
     pub fn lock() -> Output {
         let out = io::stdout().lock();
         Output { terminal: out.is_terminal(), out }
     }
 
-    /// Writes what a model or a file says, at once.
+    /// Writes text from a model or a file and flushes it.
     pub fn say(&mut self, text: &str) -> io::Result<()> {
         let shown = if self.terminal { visible(text) } else { text.into() };
         self.write_all(shown.as_bytes())?;
         self.flush()
     }
 
-    /// Writes a line of what a model or a file says.
+    /// Writes a line of text from a model or a file.
     pub fn say_line(&mut self, text: &str) -> io::Result<()> {
         self.say(text)?;
         self.write_all(b"\n")
@@ -42,30 +42,29 @@ impl Write for Output {
     }
 }
 
-/// Writes a line for people to standard error, its control characters made visible. An error there has no reader: a
-/// closed or full standard error ends nothing.
+/// Writes a message to standard error, with control characters made visible. Write errors are ignored.
 pub fn tell(line: &str) {
     let _ = writeln!(io::stderr(), "{}", visible(line));
 }
 
-/// Whether a terminal prints all of a text, line ends and tabs included.
+/// Whether a text contains no control characters except line ends and tabs.
 pub fn is_printable(text: &str) -> bool {
     !text.contains(|c| is_control(c) && !matches!(c, '\n' | '\t'))
 }
 
-/// A text without what a terminal would obey.
+/// Removes control characters except line ends and tabs.
 pub fn printable(text: &str) -> String {
     text.chars().filter(|c| !is_control(*c) || matches!(c, '\n' | '\t')).collect()
 }
 
-/// The name of an output file while it is incomplete: its own with `.part` after it.
+/// The temporary name of an incomplete output file: its name with `.part` appended.
 pub fn partial_path(path: &Path) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(".part");
     PathBuf::from(name)
 }
 
-/// The same error with its place.
+/// Names standard output in an error.
 fn named(e: io::Error) -> io::Error {
     io::Error::new(e.kind(), format!("standard output: {e}"))
 }

@@ -1,17 +1,17 @@
-//! Opens files and directories that belong to this user alone: it follows no symbolic link, waits for no pipe, and
-//! refuses a file that another user owns or may write. The prefix cache and the chat keep their files with it.
+//! Opens files and directories that are private to this user. Rejects symbolic links, files that are not regular, and files
+//! that another user owns or can write. Used by the prefix cache and the chat.
 //!
-//! The checks are Unix's; elsewhere the directory's own access rules are all there is.
+//! On systems other than Unix only the access rules of the directory apply.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Result};
 use std::path::Path;
 
-/// Permission bits that let other users write.
+/// The permission bits that let other users write.
 #[cfg(unix)]
 const OTHERS_WRITE: u32 = 0o022;
 
-/// Opens a file for reading.
+/// Opens a private file for reading.
 ///
 /// # Errors
 /// `InvalidData` for a symbolic link, anything but a regular file, a foreign owner, or a mode that lets others write.
@@ -19,7 +19,7 @@ pub fn open(path: &Path) -> Result<File> {
     checked(OpenOptions::new().read(true), path)
 }
 
-/// Opens a file that must be there for reading and appending.
+/// Opens an existing file for reading and appending.
 ///
 /// # Errors
 /// As [`open`].
@@ -27,7 +27,7 @@ pub fn open_append(path: &Path) -> Result<File> {
     checked(OpenOptions::new().read(true).append(true), path)
 }
 
-/// Opens a file for reading and appending; makes it with mode 0600 where it is missing.
+/// Opens a file for reading and appending; creates it with mode 0600 if it is missing.
 ///
 /// # Errors
 /// As [`open`].
@@ -35,15 +35,15 @@ pub fn open_or_create(path: &Path) -> Result<File> {
     checked(OpenOptions::new().read(true).append(true).create(true), path)
 }
 
-/// Makes a new file with mode 0600.
+/// Creates a new file with mode 0600.
 ///
 /// # Errors
-/// `AlreadyExists` if anything has the name, a dangling link too.
+/// `AlreadyExists` if the path exists, even as a dangling link.
 pub fn create_new(path: &Path) -> Result<File> {
     checked(OpenOptions::new().write(true).create_new(true), path)
 }
 
-/// Removes a file that may be gone already.
+/// Removes a file; a missing one is no error.
 pub fn remove(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
@@ -51,7 +51,7 @@ pub fn remove(path: &Path) -> Result<()> {
     }
 }
 
-/// Makes a directory and those above it with mode 0700 where they are missing.
+/// Creates a directory and its missing parents with mode 0700.
 ///
 /// # Errors
 /// `PermissionDenied` for a directory of another user.
@@ -76,20 +76,20 @@ pub fn writable_by_others(about: &Metadata) -> Option<u32> {
     (mode & OTHERS_WRITE != 0).then_some(mode)
 }
 
-/// The mode of a file or directory, if it lets other users write: never on this system.
+/// Always None, as this system has no Unix modes.
 #[cfg(not(unix))]
 pub fn writable_by_others(_: &Metadata) -> Option<u32> {
     None
 }
 
-/// The owner, if it is not this process's user.
+/// The user id of the owner, if it is not this process's user.
 #[cfg(unix)]
 pub fn foreign_owner(about: &Metadata) -> Option<u32> {
     let owner = std::os::unix::fs::MetadataExt::uid(about);
     (owner != rustix::process::geteuid().as_raw()).then_some(owner)
 }
 
-/// The owner, if it is not this process's user: never on this system.
+/// Always None, as this system has no Unix owners.
 #[cfg(not(unix))]
 pub fn foreign_owner(_: &Metadata) -> Option<u32> {
     None
@@ -116,7 +116,7 @@ fn checked(options: &mut OpenOptions, path: &Path) -> Result<File> {
     Ok(file)
 }
 
-/// Whether a file was not opened because it is a link.
+/// Whether opening failed because the path is a symbolic link.
 fn is_link(path: &Path, e: &Error) -> bool {
     let link = || std::fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
     !matches!(e.kind(), ErrorKind::NotFound | ErrorKind::AlreadyExists) && link()
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn files_are_made_for_their_owner() {
+    fn created_files_are_private() {
         let dir = tempfile::tempdir().unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o7777;
         for (name, make) in [("a", create_new as fn(&Path) -> Result<File>), ("b", open_or_create)] {
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn links_pipes_and_open_modes_are_refused_at_once() {
+    fn links_pipes_and_writable_modes_are_rejected_without_blocking() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         std::fs::write(path("file"), "x").unwrap();
@@ -181,13 +181,13 @@ mod tests {
     }
 
     #[test]
-    fn other_users_files_are_refused() {
+    fn files_of_other_users_are_rejected() {
         let dir = tempfile::tempdir().unwrap();
         let (file, sub) = (dir.path().join("file"), dir.path().join("sub"));
         drop(create_new(&file).unwrap());
         create_dir(&sub).unwrap();
         if chown(&file, Some(12345), None).and_then(|()| chown(&sub, Some(12345), None)).is_err() {
-            println!("skipped: only root may give files away");
+            println!("skipped: only root can change owners");
             return;
         }
         refused(&file, "one of user 12345");

@@ -3,12 +3,12 @@
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 
-/// A bar that is hidden where standard error is no terminal.
+/// A progress bar, hidden if standard error is no terminal.
 #[derive(Debug)]
 pub struct Progress(ProgressBar);
 
 impl Progress {
-    /// A bar with `done` of `total` steps, drawn by a template of indicatif's.
+    /// Creates a bar at `done` of `total` steps, drawn by an indicatif template.
     pub fn new(total: u64, done: u64, template: &str) -> Progress {
         let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
@@ -23,37 +23,34 @@ impl Progress {
         Progress(bar)
     }
 
-    /// Adds steps.
     pub fn inc(&self, steps: u64) {
         self.0.inc(steps);
     }
 
-    /// Sets the steps that are done.
     pub fn set_position(&self, done: u64) {
         self.0.set_position(done);
     }
 
-    /// Steps that are done.
     pub fn position(&self) -> u64 {
         self.0.position()
     }
 
-    /// Shows a text at the template's `{msg}`.
+    /// Sets the text of `{msg}` in the template.
     pub fn set_message(&self, text: String) {
         self.0.set_message(text);
     }
 
-    /// Whether nothing is drawn.
+    /// Whether the bar is not drawn.
     pub fn is_hidden(&self) -> bool {
         self.0.is_hidden()
     }
 
-    /// Runs `f`, which writes to standard error, with the bar out of its way.
+    /// Hides the bar while `f` writes to standard error.
     pub fn suspend(&self, f: impl FnOnce()) {
         self.0.suspend(f);
     }
 
-    /// Clears the bar.
+    /// Removes the bar from the terminal.
     pub fn finish(&self) {
         self.0.finish_and_clear();
     }

@@ -1,4 +1,4 @@
-//! Where a prompt comes from: argument, file, pipe or token ids. Knows no model. Next: [`crate::io::text`].
+//! Reads the prompt of a command from an argument, a file, a pipe or a list of token ids. Next: [`crate::io::text`].
 
 use crate::io::output::tell;
 use crate::io::text::{self, MAX_BYTES};
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
-/// A prompt on the command line.
+/// Command-line arguments that give a prompt.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct PromptArgs {
-    /// The prompt; `-` or none reads standard input. A text piped or redirected there comes before a prompt; a pipe that is
-    /// silent for 3 seconds is left out
+    /// The prompt; `-` or none reads standard input. Piped or redirected text is put before the prompt; a pipe without data
+    /// for 3 seconds is ignored
     pub prompt: Option<String>,
     /// Read the prompt from a file
     #[arg(short, long, value_name = "FILE", conflicts_with = "prompt")]
@@ -25,17 +25,17 @@ pub struct PromptArgs {
     pub ids: Option<String>,
 }
 
-/// What was given.
+/// A prompt as given by the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Prompt {
-    /// Text to be tokenized.
+    /// Text that is still to be tokenized.
     Text(String),
-    /// Token ids as they are.
+    /// Token ids, used without change.
     Ids(Vec<u32>),
 }
 
 impl PromptArgs {
-    /// Reads the prompt from where the arguments say.
+    /// Reads the prompt from the source that the arguments select.
     pub fn read(&self) -> Result<Prompt> {
         if let Some(ids) = &self.ids {
             return Ok(Prompt::Ids(parse_ids(ids)?));
@@ -43,7 +43,7 @@ impl PromptArgs {
         match (&self.file, self.prompt.as_deref()) {
             (Some(path), _) => not_empty(read_text(path)?, &path.display().to_string()),
             (None, Some("-")) => read_stdin(),
-            (None, Some(text)) => Ok(Prompt::Text(after_input(text)?)),
+            (None, Some(text)) => Ok(Prompt::Text(after_piped_text(text)?)),
             (None, None) if io::stdin().is_terminal() => {
                 bail!("prompt: expected an argument, --file, --ids or a pipe, found none")
             }
@@ -52,7 +52,7 @@ impl PromptArgs {
     }
 }
 
-/// A text file.
+/// Reads a text file of at most [`MAX_BYTES`].
 pub fn read_text(path: &Path) -> Result<String> {
     let place = path.display().to_string();
     let file = File::open(path).with_context(|| place.clone())?;
@@ -65,8 +65,8 @@ fn read_stdin() -> Result<Prompt> {
     not_empty(text::read(INPUT, io::stdin().lock(), MAX_BYTES)?, INPUT)
 }
 
-/// What standard input brings, a blank line, and the prompt: a text, then what is asked about it.
-fn after_input(prompt: &str) -> Result<String> {
+/// Puts piped text and a blank line before the prompt, as a document before a question.
+fn after_piped_text(prompt: &str) -> Result<String> {
     let input = piped()?;
     Ok(match input.trim_end() {
         "" => prompt.to_owned(),
@@ -74,33 +74,32 @@ fn after_input(prompt: &str) -> Result<String> {
     })
 }
 
-/// How long a pipe may be silent at first. What stands before a pipe on a command line mostly begins at once; a pipe that a
-/// script or a service handed down may stay open without a word for ever.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// Longest wait for the first data of a pipe. A pipe that a script or service hands down can stay open without data.
+const PIPE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// All that a pipe or a file brings on standard input. Terminals, sockets and devices were not put there for the prompt.
+/// The text of a pipe or file on standard input. Terminals, sockets and devices are ignored.
 fn piped() -> Result<String> {
     let input = File::from(io::stdin().as_fd().try_clone_to_owned().context(INPUT)?);
     let kind = input.metadata().context(INPUT)?.file_type();
     if !kind.is_fifo() && !kind.is_file() {
         return Ok(String::new());
     }
-    let (begun, beginning) = sync_channel(1);
-    let reading = std::thread::spawn(move || {
+    let (first_data, is_ready) = sync_channel(1);
+    let reader = std::thread::spawn(move || {
         let mut input = BufReader::new(input);
         let first = input.fill_buf().map(|_| ()).context(INPUT);
-        // Nobody waits any longer where it came too late.
-        let _ = begun.send(());
+        // After the timeout the receiver is gone.
+        let _ = first_data.send(());
         first.and_then(|()| text::read(INPUT, input, MAX_BYTES))
     });
-    if beginning.recv_timeout(PATIENCE).is_err() {
-        tell(&format!("{INPUT}: nothing for {} s: left out (`-` waits for it)", PATIENCE.as_secs()));
+    if is_ready.recv_timeout(PIPE_TIMEOUT).is_err() {
+        tell(&format!("{INPUT}: no data for {} s, ignored (`-` waits for data)", PIPE_TIMEOUT.as_secs()));
         return Ok(String::new());
     }
-    reading.join().map_err(|_| anyhow::anyhow!("{INPUT}: the reading panicked"))?
+    reader.join().map_err(|_| anyhow::anyhow!("{INPUT}: the reader thread panicked"))?
 }
 
-/// A prompt that came from somewhere: an empty one is what a failed command before the pipe leaves.
+/// Rejects an empty prompt, as a failed command before a pipe leaves it.
 fn not_empty(text: String, place: &str) -> Result<Prompt> {
     if text.trim().is_empty() {
         bail!("{place}: expected a prompt, found nothing");
@@ -108,7 +107,7 @@ fn not_empty(text: String, place: &str) -> Result<Prompt> {
     Ok(Prompt::Text(text))
 }
 
-/// `1,2,3` or `1 2 3`, or `@FILE` with such a list.
+/// Parses token ids: `1,2,3`, `1 2 3`, or `@FILE` with such a list.
 pub fn parse_ids(list: &str) -> Result<Vec<u32>> {
     let owned;
     let list = match list.strip_prefix('@') {
@@ -128,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ids_are_lists_of_numbers() {
+    fn token_ids_are_parsed() {
         assert_eq!(parse_ids("1,2, 3\n4").unwrap(), [1, 2, 3, 4]);
         assert_eq!(parse_ids("").unwrap(), [0; 0]);
         assert!(parse_ids("1,x").unwrap_err().to_string().contains("found \"x\""));

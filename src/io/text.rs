@@ -1,34 +1,34 @@
-//! Bytes as text: UTF-8, or UTF-16 as some programs write it. What is no text is refused by what it is, and what never
-//! ends at a limit. A leaf.
+//! Decodes text files: UTF-8, or UTF-16 as some programs write it. Binary files are rejected by their format, and endless
+//! input at a size limit.
 
 use anyhow::{Context as _, Error, Result, ensure};
 use std::io::Read;
 
-/// Bytes of a text at most: 128 for each of a million tokens.
+/// Largest text in bytes: 128 bytes for each of a million tokens.
 pub const MAX_BYTES: u64 = 128 << 20;
-/// Bytes of the beginning, after which what is no text is not read on.
-const BEGINNING: u64 = 1 << 16;
+/// Bytes that are read before a binary file is rejected.
+const HEAD_BYTES: u64 = 1 << 16;
 
-/// Reads a text of at most `most` bytes.
+/// Reads a text of at most `max` bytes.
 ///
 /// # Errors
-/// What cannot be read, what is no text, and more bytes.
-pub fn read(name: &str, mut input: impl Read, most: u64) -> Result<String> {
+/// Read errors, bytes that are not text, and more than `max` bytes.
+pub fn read(name: &str, mut input: impl Read, max: u64) -> Result<String> {
     let mut bytes = Vec::new();
     let read = |bytes: &mut Vec<u8>, input: &mut dyn Read, most: u64| {
         input.take(most).read_to_end(bytes).with_context(|| name.to_owned())
     };
-    read(&mut bytes, &mut input, BEGINNING.min(most + 1))?;
-    if let Some(e) = no_text(name, &bytes) {
+    read(&mut bytes, &mut input, HEAD_BYTES.min(max + 1))?;
+    if let Some(e) = binary_error(name, &bytes) {
         return Err(e);
     }
-    read(&mut bytes, &mut input, (most + 1).saturating_sub(BEGINNING))?;
-    ensure!(bytes.len() as u64 <= most, "{name}: expected at most {most} bytes of text, found more");
+    read(&mut bytes, &mut input, (max + 1).saturating_sub(HEAD_BYTES))?;
+    ensure!(bytes.len() as u64 <= max, "{name}: expected at most {max} bytes of text, found more");
     decode(name, bytes)
 }
 
-/// Why this is no text, as far as its beginning and its bytes of value zero say.
-fn no_text(name: &str, bytes: &[u8]) -> Option<Error> {
+/// The error for a known binary format or a zero byte outside UTF-16.
+fn binary_error(name: &str, bytes: &[u8]) -> Option<Error> {
     let kind = binary(bytes).map(|kind| anyhow::anyhow!("{name}: expected text, found {kind}"));
     kind.or_else(|| {
         let at = bytes.iter().position(|b| *b == 0).filter(|_| utf16(bytes).is_none())?;
@@ -36,12 +36,12 @@ fn no_text(name: &str, bytes: &[u8]) -> Option<Error> {
     })
 }
 
-/// The text of a file of this name, without a byte order mark.
+/// Decodes the bytes of the file `name`; removes a byte order mark.
 ///
 /// # Errors
-/// What is no text, by what it is.
+/// Bytes that are not text; the message names a known binary format.
 pub fn decode(name: &str, bytes: Vec<u8>) -> Result<String> {
-    if let Some(e) = no_text(name, &bytes) {
+    if let Some(e) = binary_error(name, &bytes) {
         return Err(e);
     }
     if let Some((skip, little)) = utf16(&bytes) {
@@ -61,7 +61,7 @@ pub fn decode(name: &str, bytes: Vec<u8>) -> Result<String> {
     Ok(text)
 }
 
-/// What a file is that people take for text, or give by mistake.
+/// The format of a binary file that users commonly give instead of text.
 fn binary(bytes: &[u8]) -> Option<&'static str> {
     const KINDS: [(&[u8], &str); 10] = [
         (b"%PDF-", "a PDF: extract its text first (pdftotext)"),
@@ -72,15 +72,15 @@ fn binary(bytes: &[u8]) -> Option<&'static str> {
         (b"\x89PNG", "an image"),
         (b"\xff\xd8\xff", "an image"),
         (b"GIF8", "an image"),
-        // A text may begin with the name of the format, but not go on with its version.
+        // A text can begin with the magic, but not with the version after it.
         (b"GGUF\x02\0", "a model: give it with -m"),
         (b"GGUF\x03\0", "a model: give it with -m"),
     ];
     KINDS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, kind)| *kind)
 }
 
-/// How many bytes to skip, and whether little-endian, if this is UTF-16: by its mark, or without one where every
-/// second byte is zero, as in Western text.
+/// For UTF-16, the bytes to skip and whether it is little-endian. Detected by its byte order mark, or by zeros in nearly
+/// every second byte, as in Western text.
 fn utf16(bytes: &[u8]) -> Option<(usize, bool)> {
     match bytes {
         [0xff, 0xfe, ..] => return Some((2, true)),
@@ -105,12 +105,12 @@ mod tests {
         assert_eq!(decode("x", bytes.to_vec()).unwrap(), expected);
     }
 
-    fn refused(bytes: &[u8], expected: &str) {
+    fn rejected(bytes: &[u8], expected: &str) {
         assert_eq!(decode("x", bytes.to_vec()).unwrap_err().to_string(), expected);
     }
 
     #[test]
-    fn encodings() {
+    fn utf8_and_utf16_are_decoded() {
         check("Grüße\r\n日本\n".as_bytes(), "Grüße\r\n日本\n");
         check(b"\xef\xbb\xbfhi", "hi");
         check(b"GGUF is a format", "GGUF is a format");
@@ -123,20 +123,20 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ends_is_refused_at_a_limit() {
+    fn endless_input_is_rejected_at_the_limit() {
         let e = |input: &mut dyn Read| read("x", input, 1 << 20).unwrap_err().to_string();
         assert_eq!(e(&mut std::io::repeat(b'a')), "x: expected at most 1048576 bytes of text, found more");
         let mut zeros = std::io::repeat(0).take(1 << 40);
         assert_eq!(e(&mut zeros), "x: byte 0: expected text, found 0x00 (a binary file)");
-        assert_eq!(zeros.limit(), (1 << 40) - BEGINNING, "it is not read on");
-        for length in [0, 9, 10, BEGINNING as usize, BEGINNING as usize + 1, 100_000] {
+        assert_eq!(zeros.limit(), (1 << 40) - HEAD_BYTES, "only the head is read");
+        for length in [0, 9, 10, HEAD_BYTES as usize, HEAD_BYTES as usize + 1, 100_000] {
             let text = "a".repeat(length);
             assert_eq!(read("x", text.as_bytes(), length as u64).unwrap(), text);
             assert!(length == 0 || read("x", text.as_bytes(), length as u64 - 1).is_err());
         }
     }
 
-    /// Whatever the bytes, the result is a text or a line that names the file.
+    /// Any bytes decode to a text or give an error that names the file.
     #[test]
     fn mutated_texts_are_decoded_or_refused() {
         let utf16 =
@@ -190,11 +190,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_text_is_refused() {
-        refused(b"%PDF-1.7 ...", "x: expected text, found a PDF: extract its text first (pdftotext)");
-        refused(b"GGUF\x03\0\0\0", "x: expected text, found a model: give it with -m");
-        refused(b"ab\0cd\x01ef", "x: byte 2: expected text, found 0x00 (a binary file)");
-        refused(b"caf\xe9", "x: byte 3: expected UTF-8 or UTF-16, found 0xe9");
-        refused(b"\xff\xfea", "x: expected pairs of bytes of UTF-16, found an odd number");
+    fn binary_files_are_rejected() {
+        rejected(b"%PDF-1.7 ...", "x: expected text, found a PDF: extract its text first (pdftotext)");
+        rejected(b"GGUF\x03\0\0\0", "x: expected text, found a model: give it with -m");
+        rejected(b"ab\0cd\x01ef", "x: byte 2: expected text, found 0x00 (a binary file)");
+        rejected(b"caf\xe9", "x: byte 3: expected UTF-8 or UTF-16, found 0xe9");
+        rejected(b"\xff\xfea", "x: expected pairs of bytes of UTF-16, found an odd number");
     }
 }

@@ -1,11 +1,11 @@
-//! Sizes in bytes and counts, as options give them and as messages show them.
+//! Parses and formats sizes in bytes and counts.
 
 use anyhow::{Result, bail};
 
-/// `500M`, `16G`, `1.5GiB`, `1048576`: binary multiples.
+/// Parses a size with a binary unit: `500M`, `16G`, `1.5GiB`, `1048576`.
 ///
 /// # Errors
-/// No number, an unknown unit, or more than any memory.
+/// No number, an unknown unit, or more than 2^53 bytes.
 pub fn parse_size(text: &str) -> Result<u64> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(at);
@@ -26,7 +26,7 @@ pub fn parse_size(text: &str) -> Result<u64> {
     }
 }
 
-/// A size in binary multiples: `4.74 GiB`, `42.8 MiB`.
+/// Formats a size with a binary unit: `4.74 GiB`, `42.8 MiB`.
 pub fn format_size(bytes: u64) -> String {
     let x = bytes as f64;
     match bytes {
@@ -37,7 +37,7 @@ pub fn format_size(bytes: u64) -> String {
     }
 }
 
-/// A whole number with its digits in groups of three: `128,004`.
+/// Formats a whole number with its digits in groups of three: `128,004`.
 pub fn grouped(n: impl ToString) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes() {
+    fn sizes_are_parsed() {
         for (text, bytes) in [
             ("0", 0),
             ("1048576", 1 << 20),

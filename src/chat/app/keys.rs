@@ -1,23 +1,23 @@
-//! Which key does what in the full-screen chat.
+//! Key bindings of the full-screen chat.
 
 use super::{App, Effect, Event, Menu, State};
+use crate::chat::chat_session;
 use crate::chat::command::{self, Command};
 use crate::chat::input::Move;
 use crate::chat::picker::Picker;
-use crate::chat::talk;
-use crate::chat::theme::Ink;
+use crate::chat::theme::TextRole;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-/// Keys, as `/help` lists them.
+/// The key bindings, as `/help` lists them.
 pub const HELP: &str = "\
-Enter sends; Alt-Enter or Ctrl-J adds a line; Tab completes; Up and Down recall what was sent
-Esc stops a reply, and the reply only; Ctrl-C does too, then clears the line and ends /edit; Ctrl-D leaves
-PageUp, PageDown, wheel: scroll; Ctrl-Home, Ctrl-End: first, last; F2: the mouse selects or scrolls
-Ctrl-O: list of chats; Ctrl-G: editor; Ctrl-R: reasoning and long messages shown or folded
+Enter sends; Alt-Enter or Ctrl-J adds a line; Tab completes; Up and Down recall sent messages
+Esc or Ctrl-C stops a reply; Ctrl-C otherwise clears the input and cancels /edit; Ctrl-D quits
+PageUp, PageDown, wheel: scroll; Ctrl-Home, Ctrl-End: first, last; F2: toggle mouse scrolling
+Ctrl-O: list of chats; Ctrl-G: editor; Ctrl-R: unfold reasoning and long messages
 Ctrl-A, Ctrl-E, Ctrl-W, Ctrl-U, Ctrl-K, Ctrl-Y, Alt-B, Alt-F as in a shell";
 
 impl App {
-    /// What a key does.
+    /// Handles a key press.
     pub(super) fn key(&mut self, key: KeyEvent) -> Vec<Effect> {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         if self.picker.is_some() {
@@ -28,7 +28,7 @@ impl App {
         match key.code {
             KeyCode::Char('c') if control => return self.interrupt(),
             KeyCode::Char('d') if control && self.input.is_empty() => return one(Effect::Quit),
-            KeyCode::Esc if self.menu.chosen.is_none() && self.talking() => return one(Effect::Stop),
+            KeyCode::Esc if self.menu.chosen.is_none() && self.is_replying() => return one(Effect::Stop),
             KeyCode::Esc => self.menu = Menu::default(),
             KeyCode::Enter if key.modifiers.intersects(KeyModifiers::ALT | KeyModifiers::SHIFT) => {
                 self.write("\n")
@@ -37,9 +37,9 @@ impl App {
             KeyCode::Enter => return self.submit(),
             KeyCode::Tab => self.complete(1),
             KeyCode::BackTab => self.complete(-1),
-            KeyCode::F(2) => return one(self.take_mouse(!self.mouse)),
+            KeyCode::F(2) => return one(self.set_mouse(!self.mouse)),
             KeyCode::Char('o') if control && !self.busy() => {
-                self.picker = Some(Picker::new(self.talk.store.list()));
+                self.picker = Some(Picker::new(self.session.store.list()));
             }
             KeyCode::Char('g') if control => return self.run(Command::Editor).into_iter().collect(),
             KeyCode::Char('r') if control => self.transcript.unfold(!self.transcript.unfolded()),
@@ -55,19 +55,19 @@ impl App {
         Vec::new()
     }
 
-    fn talking(&self) -> bool {
-        matches!(self.state, State::Reading { .. } | State::Writing { .. })
+    fn is_replying(&self) -> bool {
+        matches!(self.state, State::Prefill { .. } | State::Decode { .. })
     }
 
     fn interrupt(&mut self) -> Vec<Effect> {
-        if self.talking() {
+        if self.is_replying() {
             return vec![Effect::Stop];
         }
-        if self.talk.stop_editing() {
-            self.transcript.show(&self.talk.chat);
-            self.transcript.remark(talk::NOT_EDITED, Ink::Dim);
+        if self.session.cancel_edit() {
+            self.transcript.show(&self.session.chat);
+            self.transcript.note(chat_session::EDIT_CANCELLED, TextRole::Dim);
         } else if self.input.is_empty() {
-            self.transcript.remark("Ctrl-D or /quit leaves", Ink::Dim);
+            self.transcript.note("Ctrl-D or /quit quits", TextRole::Dim);
         }
         self.input.take();
         self.menu = Menu::default();
@@ -79,7 +79,7 @@ impl App {
         self.suggest();
     }
 
-    /// Rows of the message first, then what was sent before.
+    /// Moves the cursor by a row; at the first and last row, recalls a sent message.
     fn vertical(&mut self, down: bool) {
         if !self.input.vertical(down) {
             self.input.recall(!down);
@@ -110,7 +110,7 @@ impl App {
                 'w' => self.input.remove(Move::WordLeft),
                 'u' => self.input.remove(Move::Home),
                 'k' => self.input.remove(Move::End),
-                'y' => self.input.put_back(),
+                'y' => self.input.yank(),
                 _ => {}
             },
             KeyCode::Char('b') if alt => self.input.go(Move::WordLeft),
@@ -122,7 +122,7 @@ impl App {
         self.suggest();
     }
 
-    /// Commands are suggested while their first word is written.
+    /// Suggests commands while the input is the first word of one.
     fn suggest(&mut self) {
         let line = self.input.text();
         let first_word = line.starts_with('/') && !line.contains([' ', '\n']);
@@ -130,7 +130,7 @@ impl App {
         self.menu = Menu { lines, chosen: None };
     }
 
-    /// Takes the next completion; the only one at once.
+    /// Selects the next completion; a single one is accepted at once.
     fn complete(&mut self, by: isize) {
         let line = self.input.text();
         if self.menu.chosen.is_none() && line.starts_with('/') && !line.contains('\n') && self.input.at_end()
@@ -146,8 +146,8 @@ impl App {
             None if by < 0 => count - 1,
             None => 0,
         };
-        let taken = self.menu.lines[next].clone();
-        self.input.set(taken);
+        let completion = self.menu.lines[next].clone();
+        self.input.set(completion);
         self.menu.chosen = Some(next);
         if count == 1 {
             self.menu = Menu::default();
@@ -175,7 +175,7 @@ impl App {
     }
 }
 
-/// A key with nothing held, for tests and scripts.
+/// A key press without modifiers.
 impl From<KeyCode> for Event {
     fn from(code: KeyCode) -> Self {
         Event::Key(code.into())

@@ -1,127 +1,109 @@
-//! The full-screen chat as a state and what events do to it. What it wants done outside it returns as effects.
+//! State of the full-screen chat. [`App::update`] applies an event and returns side effects for the caller to perform.
 //!
-//! It draws nothing and waits for nothing. Next: [`keys`], [`super::view`], [`super::terminal`].
+//! It does no drawing and no input or output. Next: [`keys`], [`super::view`], [`super::terminal`].
 
 mod keys;
 
+use super::chat_model::ChatRequest;
+use super::chat_session::{self, Action, ChatSession, Restored};
 use super::command::{self, Command};
 use super::input::Input;
 use super::picker::Picker;
-use super::reply::Ask;
-use super::talk::{self, Back, Talk, Todo};
-use super::theme::{Ink, Theme};
+use super::theme::{TextRole, Theme};
 use super::transcript::Transcript;
-use super::worker::Report;
+use super::worker;
 use crate::io::errors::one_line;
 use anyhow::Result;
 use crossterm::event::KeyEvent;
 use std::path::PathBuf;
 
-/// Everything the screen shows.
+/// State of the full screen.
 pub struct App {
-    /// The chat.
-    pub talk: Talk,
-    /// What was said, as rows.
+    pub session: ChatSession,
     pub transcript: Transcript,
-    /// The message being written.
     pub input: Input,
-    /// What the engine is doing.
     pub state: State,
-    /// The list of chats, when it is open.
+    /// The list of chats, while it is open.
     pub picker: Option<Picker>,
-    /// What the line may go on to, and which of it was taken.
     pub menu: Menu,
-    /// Colours.
     pub theme: Theme,
-    /// Whether the wheel is ours; selecting text needs Shift then.
+    /// Whether the program handles the mouse wheel. Selecting text then needs Shift.
     pub mouse: bool,
-    /// Tokens of the prompt being answered.
+    /// Tokens of the prompt of the current reply.
     pub prompt: usize,
-    /// Bytes of memory this process holds.
+    /// Resident memory of this process in bytes.
     pub memory: Option<u64>,
     /// Columns and rows of the screen.
     pub size: (u16, u16),
 }
 
-/// What the engine is doing.
+/// What the worker thread is doing. Rates are in tokens per second, 0 while unknown.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum State {
-    /// Nothing.
     Idle,
-    /// Opening a model.
-    Opening,
-    /// Reading the prompt; the total is 0 before the first report.
-    Reading {
-        /// Tokens in.
+    LoadingModel,
+    /// `done` of `total` prompt tokens are prefilled; `total` is 0 before the first event.
+    Prefill {
         done: usize,
-        /// Tokens of the prompt.
         total: usize,
-        /// Tokens a second; 0 while unknown.
         rate: f64,
     },
-    /// Writing the reply.
-    Writing {
-        /// Tokens so far.
+    /// Generating the reply, which has `tokens` tokens so far.
+    Decode {
         tokens: usize,
-        /// Tokens a second; 0 while unknown.
         rate: f64,
     },
 }
 
-/// Completions.
+/// Completions of the input, as whole lines.
 #[derive(Default)]
 pub struct Menu {
-    /// Whole lines.
     pub lines: Vec<String>,
-    /// The one that was taken.
+    /// Index of the selected completion.
     pub chosen: Option<usize>,
 }
 
-/// What happens to an [`App`].
+/// An input of [`App::update`].
 #[derive(Debug)]
 pub enum Event {
-    /// A key.
     Key(KeyEvent),
-    /// Text that was pasted.
     Paste(String),
-    /// The wheel, up below zero.
+    /// Rows that the mouse wheel scrolls, negative upwards.
     Wheel(isize),
-    /// The screen has this many columns and rows.
+    /// The new columns and rows of the screen.
     Resize(u16, u16),
-    /// The engine tells.
-    Report(Report),
-    /// The editor was closed with this text.
+    Worker(worker::Event),
+    /// The external editor exited with this text.
     Edited(Result<String>),
-    /// This process holds so much memory.
+    /// The resident memory of this process in bytes.
     Memory(Option<u64>),
 }
 
-/// What an [`App`] wants done.
+/// What the caller of [`App::update`] has to do.
 #[derive(Debug)]
 pub enum Effect {
-    /// Have this answered.
-    Ask(Ask),
-    /// Stop the reply.
+    /// Send this request to the worker thread.
+    Generate(ChatRequest),
+    /// Stop the current reply.
     Stop,
-    /// Put this on the clipboard.
+    /// Copy this text to the clipboard.
     Copy(String),
-    /// Open the editor on this text.
+    /// Open the external editor with this text.
     Editor(String),
-    /// Take the wheel, or leave it to the terminal.
+    /// Turn mouse reporting on or off.
     Mouse(bool),
-    /// Open another model.
-    Open(PathBuf),
-    /// Remember a message that was sent.
+    /// Load the model in this file.
+    LoadModel(PathBuf),
+    /// Add a sent message to the history.
     Remember(String),
-    /// Leave.
     Quit,
 }
 
 impl App {
-    /// An empty chat on a screen of this size.
-    pub fn new(talk: Talk, theme: Theme, size: (u16, u16)) -> Self {
+    /// Creates the state for a screen of this many columns and rows.
+    pub fn new(session: ChatSession, theme: Theme, size: (u16, u16)) -> Self {
         App {
-            talk,
+            session,
             transcript: Transcript::default(),
             input: Input::default(),
             state: State::Idle,
@@ -135,7 +117,7 @@ impl App {
         }
     }
 
-    /// What an event does.
+    /// Applies an event and lays out the screen again.
     pub fn update(&mut self, event: Event) -> Vec<Effect> {
         let effects = match event {
             Event::Key(key) => self.key(key),
@@ -155,8 +137,8 @@ impl App {
                 self.size = (columns, rows);
                 Vec::new()
             }
-            Event::Report(report) => {
-                self.report(report);
+            Event::Worker(event) => {
+                self.worker_event(event);
                 Vec::new()
             }
             Event::Edited(Ok(text)) => {
@@ -165,7 +147,7 @@ impl App {
                 Vec::new()
             }
             Event::Edited(Err(e)) => {
-                self.complain(&e);
+                self.show_error(&e);
                 Vec::new()
             }
             Event::Memory(bytes) => {
@@ -173,20 +155,20 @@ impl App {
                 Vec::new()
             }
         };
-        if let Some(note) = self.talk.note.take() {
-            self.transcript.remark(&note, Ink::Dim);
+        if let Some(note) = self.session.note.take() {
+            self.transcript.note(&note, TextRole::Dim);
         }
         self.arrange();
         effects
     }
 
-    /// Rows of the message being written: it grows to a third of the screen.
+    /// Rows of the input, at most a third of the screen.
     pub fn input_rows(&self) -> u16 {
         let most = (self.size.1 / 3).max(1);
         u16::try_from(self.input.height()).unwrap_or(most).min(most)
     }
 
-    /// Lays out what has changed.
+    /// Lays out the input and the transcript for the size of the screen.
     fn arrange(&mut self) {
         let (columns, rows) = self.size;
         self.input.arrange(usize::from(columns.saturating_sub(2)));
@@ -194,25 +176,25 @@ impl App {
         self.transcript.arrange(usize::from(columns).max(1), usize::from(height));
     }
 
-    /// Whether a reply is under way or a model is being opened.
+    /// Whether the worker thread runs a reply or loads a model.
     pub fn busy(&self) -> bool {
         self.state != State::Idle
     }
 
-    /// What was typed: a command or a message.
+    /// Runs the command or sends the message in the input.
     pub fn submit(&mut self) -> Vec<Effect> {
         let line = self.input.text().trim().to_owned();
         if line.is_empty() {
             return Vec::new();
         }
         let command = command::parse(&line);
-        let may = match &command {
-            Some(Ok(command)) => Talk::allowed_meanwhile(command),
+        let is_allowed = match &command {
+            Some(Ok(command)) => ChatSession::is_allowed_during_reply(command),
             Some(Err(_)) => true,
             None => false,
         };
-        if self.busy() && !may {
-            self.transcript.remark("a reply is under way: Esc stops it", Ink::Dim);
+        if self.busy() && !is_allowed {
+            self.transcript.note("busy generating a reply; Esc stops it", TextRole::Dim);
             return Vec::new();
         }
         self.input.take();
@@ -221,51 +203,53 @@ impl App {
         let mut effects = vec![Effect::Remember(line.clone())];
         match command {
             Some(Ok(command)) => effects.extend(self.run(command)),
-            Some(Err(e)) => self.transcript.remark(&e, Ink::Error),
+            Some(Err(e)) => self.transcript.note(&e, TextRole::Error),
             None => {
-                self.talk.say(&line);
+                self.session.add_message(&line);
                 effects.extend(self.answer());
             }
         }
         effects
     }
 
-    /// Runs a command.
+    /// Runs a command and performs its action on the screen.
     pub fn run(&mut self, command: Command) -> Option<Effect> {
-        let before = self.talk.chat.turns.len();
-        let id = self.talk.chat.id.clone();
-        let todo = match self.talk.run(command) {
-            Ok(todo) => todo,
+        let before = self.session.chat.turns.len();
+        let id = self.session.chat.id.clone();
+        let action = match self.session.run(command) {
+            Ok(action) => action,
             Err(e) => {
-                self.complain(&e);
+                self.show_error(&e);
                 return None;
             }
         };
-        if self.talk.chat.turns.len() != before || self.talk.chat.id != id {
-            self.transcript.show(&self.talk.chat);
+        if self.session.chat.turns.len() != before || self.session.chat.id != id {
+            self.transcript.show(&self.session.chat);
         }
-        match todo {
-            Todo::Say(text) => self.transcript.remark(&text, Ink::Dim),
-            Todo::Help => self.transcript.remark(&format!("{}\n\n{}", command::help(), keys::HELP), Ink::Dim),
-            Todo::Answer => return self.answer(),
-            Todo::Type(text) => self.input.set(text),
-            Todo::Editor => return Some(Effect::Editor(self.input.text().to_owned())),
-            Todo::Copy(text) => {
-                self.transcript.remark(&format!("{} bytes to the clipboard", text.len()), Ink::Dim);
+        match action {
+            Action::Say(text) => self.transcript.note(&text, TextRole::Dim),
+            Action::Help => {
+                self.transcript.note(&format!("{}\n\n{}", command::help(), keys::HELP), TextRole::Dim)
+            }
+            Action::Answer => return self.answer(),
+            Action::Type(text) => self.input.set(text),
+            Action::Editor => return Some(Effect::Editor(self.input.text().to_owned())),
+            Action::Copy(text) => {
+                self.transcript.note(&format!("{} bytes to the clipboard", text.len()), TextRole::Dim);
                 return Some(Effect::Copy(text));
             }
-            Todo::List => self.picker = Some(Picker::new(self.talk.store.list())),
-            Todo::Look(name, value) => return self.look(&name, &value),
-            Todo::Model(path) => {
-                self.state = State::Opening;
-                return Some(Effect::Open(path));
+            Action::List => self.picker = Some(Picker::new(self.session.store.list())),
+            Action::SetAppearance(name, value) => return self.set_appearance(&name, &value),
+            Action::Model(path) => {
+                self.state = State::LoadingModel;
+                return Some(Effect::LoadModel(path));
             }
-            Todo::Quit => return Some(Effect::Quit),
+            Action::Quit => return Some(Effect::Quit),
         }
         None
     }
 
-    fn look(&mut self, name: &str, value: &str) -> Option<Effect> {
+    fn set_appearance(&mut self, name: &str, value: &str) -> Option<Effect> {
         let flag = match value {
             "on" | "show" => Some(true),
             "off" | "hide" => Some(false),
@@ -273,100 +257,102 @@ impl App {
         };
         match (name, value, flag) {
             ("theme", "light" | "dark", _) => self.theme.light = value == "light",
-            ("mouse", _, Some(on)) => return Some(self.take_mouse(on)),
+            ("mouse", _, Some(on)) => return Some(self.set_mouse(on)),
             ("reasoning", _, Some(shown)) => self.transcript.unfold(shown),
             _ => {
                 let expected = if name == "theme" { "light or dark" } else { "on or off" };
                 self.transcript
-                    .remark(&format!("/set {name}: expected {expected}, found {value:?}"), Ink::Error);
+                    .note(&format!("/set {name}: expected {expected}, found {value:?}"), TextRole::Error);
             }
         }
         None
     }
 
-    /// Takes the wheel, or leaves the mouse to the terminal, where it selects.
-    pub fn take_mouse(&mut self, on: bool) -> Effect {
+    /// Turns mouse reporting on, or leaves the mouse to the terminal, where it selects text.
+    pub fn set_mouse(&mut self, on: bool) -> Effect {
         self.mouse = on;
-        let said = if on { "the wheel scrolls; Shift selects" } else { "the mouse selects; PageUp scrolls" };
-        self.transcript.remark(said, Ink::Dim);
+        let message =
+            if on { "the wheel scrolls; Shift selects" } else { "the mouse selects; PageUp scrolls" };
+        self.transcript.note(message, TextRole::Dim);
         Effect::Mouse(on)
     }
 
     fn answer(&mut self) -> Option<Effect> {
-        let ask = self.talk.ask();
-        self.transcript.show(&self.talk.chat);
+        let request = self.session.begin_reply();
+        self.transcript.show(&self.session.chat);
         self.prompt = 0;
-        self.state = State::Reading { done: 0, total: 0, rate: 0.0 };
-        Some(Effect::Ask(ask))
+        self.state = State::Prefill { done: 0, total: 0, rate: 0.0 };
+        Some(Effect::Generate(request))
     }
 
-    fn report(&mut self, report: Report) {
-        match report {
-            Report::Ready(about) => {
-                self.talk.about = about;
+    fn worker_event(&mut self, event: worker::Event) {
+        match event {
+            worker::Event::Ready(model_info) => {
+                self.session.model_info = model_info;
                 self.state = State::Idle;
-                let about = &self.talk.about;
-                let said = format!("{} on {}. /help lists commands.", about.name, about.place);
-                self.transcript.remark(&said, Ink::Dim);
+                let model_info = &self.session.model_info;
+                let greeting =
+                    format!("{} on {}. /help lists commands.", model_info.name, model_info.runs_on);
+                self.transcript.note(&greeting, TextRole::Dim);
             }
-            Report::Reading { done, total, rate } => {
+            worker::Event::Prefill { done, total, rate } => {
                 self.prompt = total;
-                self.state = State::Reading { done, total, rate };
+                self.state = State::Prefill { done, total, rate };
             }
-            Report::Text { text, tokens, rate } => {
-                self.talk.hear(&text);
-                self.transcript.hear(&text);
-                self.state = State::Writing { tokens, rate };
+            worker::Event::Text { text, tokens, rate } => {
+                self.session.push_text(&text);
+                self.transcript.push_text(&text);
+                self.state = State::Decode { tokens, rate };
             }
-            Report::Done(outcome) => {
+            worker::Event::Done(outcome) => {
                 self.state = State::Idle;
                 let stats = outcome.stats.clone();
-                let back = self.talk.heard(outcome);
-                self.end(back, talk::ending(&stats).as_deref(), Ink::Dim);
+                let restored = self.session.finish_reply(outcome);
+                self.end(restored, chat_session::finish_note(&stats).as_deref(), TextRole::Dim);
             }
-            Report::Note(text) => self.transcript.remark(&text, Ink::Dim),
-            Report::Failed(e) if self.state == State::Opening => {
+            worker::Event::Note(text) => self.transcript.note(&text, TextRole::Dim),
+            worker::Event::Failed(e) if self.state == State::LoadingModel => {
                 self.state = State::Idle;
-                self.transcript.remark(&e, Ink::Error);
+                self.transcript.note(&e, TextRole::Error);
             }
-            Report::Failed(e) => {
+            worker::Event::Failed(e) => {
                 self.state = State::Idle;
-                let back = self.talk.give_up();
-                self.end(back, Some(&e), Ink::Error);
+                let restored = self.session.fail_reply();
+                self.end(restored, Some(&e), TextRole::Error);
             }
         }
     }
 
-    /// The end of a reply. A message that comes back goes where it was written, if nothing is there.
-    fn end(&mut self, back: Option<Back>, mut said: Option<&str>, ink: Ink) {
-        if let Some(back) = back {
-            said = said.or(Some(talk::EMPTY));
-            self.transcript.show(&self.talk.chat);
-            if let Back::Message(message) = back
+    /// Ends a reply and shows a note. A restored message goes into the input if that is empty.
+    fn end(&mut self, restored: Option<Restored>, mut note: Option<&str>, role: TextRole) {
+        if let Some(restored) = restored {
+            note = note.or(Some(chat_session::EMPTY_REPLY));
+            self.transcript.show(&self.session.chat);
+            if let Restored::Message(message) = restored
                 && self.input.is_empty()
             {
                 self.input.set(message);
             }
         }
-        if let Some(said) = said {
-            self.transcript.remark(said, ink);
+        if let Some(note) = note {
+            self.transcript.note(note, role);
         }
     }
 
-    /// Says what went wrong.
-    pub fn complain(&mut self, e: &anyhow::Error) {
-        self.transcript.remark(&one_line(e), Ink::Error);
+    /// Shows an error in the transcript.
+    pub fn show_error(&mut self, e: &anyhow::Error) {
+        self.transcript.note(&one_line(e), TextRole::Error);
     }
 
-    /// Goes to a chat of the list.
+    /// Opens the chat with this id.
     pub fn open(&mut self, id: &str) {
-        match self.talk.store.load(id) {
+        match self.session.store.load(id) {
             Ok(chat) => {
-                let said = self.talk.open(chat);
-                self.transcript.show(&self.talk.chat);
-                self.transcript.remark(&said, Ink::Dim);
+                let said = self.session.open(chat);
+                self.transcript.show(&self.session.chat);
+                self.transcript.note(&said, TextRole::Dim);
             }
-            Err(e) => self.complain(&e),
+            Err(e) => self.show_error(&e),
         }
     }
 }

@@ -1,15 +1,15 @@
-//! Exact screens of the full-screen chat, without a terminal and without a model.
+//! Exact screens of the full-screen chat, drawn by ratatui's test backend.
 
 mod picture;
 
-use super::app::{App, Effect, Event};
-use super::reply::{About, Outcome};
-use super::settings::Settings;
-use super::store::Store;
-use super::talk::Talk;
-use super::theme::{Depth, Theme};
-use super::view::view;
-use super::worker::Report;
+use crate::chat::app::{App, Effect, Event};
+use crate::chat::chat_model::{ModelInfo, Outcome};
+use crate::chat::chat_session::ChatSession;
+use crate::chat::settings::Settings;
+use crate::chat::store::Store;
+use crate::chat::theme::{Depth, Theme};
+use crate::chat::view::view;
+use crate::chat::worker;
 use crate::generation::generate::{FinishReason, Stats};
 use crate::prefix_cache::Source;
 use crate::runtime::session::Prefill;
@@ -19,7 +19,7 @@ use ratatui::backend::TestBackend;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// An app on a screen, and the directory of its chats.
+/// An app on a test screen, with the directory of its chats.
 struct Screen {
     app: App,
     terminal: Terminal<TestBackend>,
@@ -29,9 +29,9 @@ struct Screen {
 impl Screen {
     fn new(columns: u16, rows: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut talk = Talk::new(Store::new(dir.path().to_owned()), Settings::default(), None);
-        talk.about = About { name: "tiny".into(), place: "test".into(), context: Some(4096) };
-        let app = App::new(talk, Theme { depth: Depth::Sixteen, light: false }, (columns, rows));
+        let mut session = ChatSession::new(Store::new(dir.path().to_owned()), Settings::default(), None);
+        session.model_info = ModelInfo { name: "tiny".into(), runs_on: "test".into(), context: Some(4096) };
+        let app = App::new(session, Theme { depth: Depth::Sixteen, light: false }, (columns, rows));
         let terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
         let mut screen = Screen { app, terminal, dir };
         screen.send(Event::Resize(columns, rows));
@@ -58,25 +58,25 @@ impl Screen {
         self.send(KeyCode::Enter)
     }
 
-    fn hears(&mut self, text: &str) {
-        self.send(Event::Report(Report::Text { text: text.into(), tokens: 7, rate: 12.5 }));
+    fn receives(&mut self, text: &str) {
+        self.send(Event::Worker(worker::Event::Text { text: text.into(), tokens: 7, rate: 12.5 }));
     }
 
     fn done(&mut self, ended: FinishReason) {
         let prefill = Prefill { reused: 12, source: Some(Source::Live), computed: 30, stopped: false };
         let (prefill_time, decode_time) = (Duration::from_secs(1), Duration::from_secs(2));
         let stats = Stats { prefill, prefill_time, generated: 21, decode_time, expert_cache: None, ended };
-        self.send(Event::Report(Report::Done(Outcome { ids: vec![1, 2], stats })));
+        self.send(Event::Worker(worker::Event::Done(Outcome { ids: vec![1, 2], stats })));
     }
 
-    /// Asks and hears.
+    /// Sends a message and receives its reply.
     fn exchange(&mut self, message: &str, reply: &str) {
-        assert!(matches!(self.enters(message)[..], [Effect::Remember(_), Effect::Ask(_)]));
-        self.hears(reply);
+        assert!(matches!(self.enters(message)[..], [Effect::Remember(_), Effect::Generate(_)]));
+        self.receives(reply);
         self.done(FinishReason::EndToken);
     }
 
-    /// The screen, a line a row without spaces at its end.
+    /// The rows of the screen, without trailing spaces.
     fn rows(&mut self) -> Vec<String> {
         self.terminal.draw(|frame| view(&self.app, frame)).unwrap();
         let cells = self.terminal.backend().buffer();
@@ -109,14 +109,14 @@ fn a_reply_streams_and_ends() {
         "",
         "",
         "",
-        "── reading ─────────────────────────────────",
+        "── prefill ─────────────────────────────────",
         ">",
         "tiny · 0 of 4,096 tokens",
     ]);
-    s.send(Event::Report(Report::Reading { done: 10, total: 40, rate: 50.0 }));
-    assert_eq!(s.rows()[6], "── reading █████░░░░░░░░░░░░░░░ 25 % ───────");
-    s.hears("**Hello** `you`,\n\n- 你好 🎉");
-    let writing = "── writing, 7 tokens · 12.5 tok/s ──────────";
+    s.send(Event::Worker(worker::Event::Prefill { done: 10, total: 40, rate: 50.0 }));
+    assert_eq!(s.rows()[6], "── prefill █████░░░░░░░░░░░░░░░ 25 % ───────");
+    s.receives("**Hello** `you`,\n\n- 你好 🎉");
+    let writing = "── generating, 7 tokens · 12.5 tok/s ───────";
     s.shows(&["> hi", "", "Hello you,", "", "• 你好 🎉", "", writing, ">", "tiny · 47 of 4,096 tokens"]);
     s.done(FinishReason::EndToken);
     s.shows(&[
@@ -130,11 +130,11 @@ fn a_reply_streams_and_ends() {
         ">",
         "tiny · 63 of 4,096 tokens · 10.0 tok/s",
     ]);
-    assert_eq!(s.app.talk.store.list().len(), 1);
+    assert_eq!(s.app.session.store.list().len(), 1);
 }
 
 #[test]
-fn stopping_gives_a_message_back_only_before_its_reply_began() {
+fn a_stopped_message_is_restored_only_before_its_reply() {
     let mut s = Screen::new(60, 12);
     s.enters("one");
     assert!(matches!(s.send(KeyCode::Esc)[..], [Effect::Stop]));
@@ -146,21 +146,21 @@ fn stopping_gives_a_message_back_only_before_its_reply_began() {
         expert_cache: None,
         ended: FinishReason::Cancelled,
     };
-    s.send(Event::Report(Report::Done(Outcome { ids: vec![], stats })));
+    s.send(Event::Worker(worker::Event::Done(Outcome { ids: vec![], stats })));
     let rows = s.rows();
-    assert_eq!(rows[0], "stopped while reading; what was read is kept");
-    assert_eq!(rows[10], "> one", "the message is where it was written");
+    assert_eq!(rows[0], "stopped during prefill; the prefilled tokens are kept");
+    assert_eq!(rows[10], "> one", "the message is in the input again");
     s.send(KeyCode::Enter);
-    s.hears("begun");
+    s.receives("begun");
     assert!(matches!(s.control('c')[..], [Effect::Stop]));
     s.done(FinishReason::Cancelled);
     assert_eq!(s.rows()[2..5], ["begun", "", "stopped"]);
     assert_eq!(s.rows()[10], ">");
-    assert!(s.send(KeyCode::Esc).is_empty(), "nothing is under way");
+    assert!(s.send(KeyCode::Esc).is_empty(), "no reply to stop");
 }
 
 #[test]
-fn what_cannot_be_answered_comes_back_with_its_files() {
+fn a_failed_message_is_restored_with_its_attachments() {
     let mut s = Screen::new(60, 12);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "fn main() {}\n").unwrap();
@@ -168,10 +168,10 @@ fn what_cannot_be_answered_comes_back_with_its_files() {
     assert!(s.rows()[11].starts_with("1 attached"));
     s.enters("what is this?");
     assert!(s.rows().iter().any(|row| row.contains("1 lines, 13 bytes]")));
-    s.send(Event::Report(Report::Failed("context: expected at most 9 tokens, found 10".into())));
+    s.send(Event::Worker(worker::Event::Failed("context: expected at most 9 tokens, found 10".into())));
     assert_eq!(s.rows()[10], "> what is this?");
     assert!(s.rows()[11].starts_with("1 attached"));
-    assert!(s.app.talk.chat.turns.is_empty() && s.app.talk.store.list().is_empty());
+    assert!(s.app.session.chat.turns.is_empty() && s.app.session.store.list().is_empty());
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn commands_complete() {
     let mut s = Screen::new(60, 9);
     s.types("/e");
     let rows = s.rows();
-    assert_eq!(rows[2], "  /edit                 take the last message back and chang");
+    assert_eq!(rows[2], "  /edit                 edit the last message and send it ag");
     assert_eq!(rows[4], "  /export [FILE]        write the chat as Markdown");
     s.send(KeyCode::Tab);
     s.send(KeyCode::Tab);
@@ -191,7 +191,7 @@ fn commands_complete() {
     assert_eq!(s.rows()[5], "");
     s.types("/uno");
     s.send(KeyCode::Enter);
-    assert!(s.rows().contains(&"/uno: no such command; /help lists them".to_owned()));
+    assert!(s.rows().contains(&"/uno: unknown command; /help lists the commands".to_owned()));
 }
 
 #[test]
@@ -200,32 +200,32 @@ fn undo_edit_regenerate_and_branch() {
     s.exchange("first", "one");
     s.exchange("second", "two");
     s.enters("/branch 1");
-    assert_eq!(s.app.talk.chat.turns.len(), 2);
-    assert_eq!(s.app.talk.store.list().len(), 2, "the chat it comes from is there");
+    assert_eq!(s.app.session.chat.turns.len(), 2);
+    assert_eq!(s.app.session.store.list().len(), 2, "the original chat is kept");
     s.enters("/edit");
     assert_eq!(s.rows()[12], "> first");
     s.types("!");
     s.exchange("", "other");
     assert_eq!(s.rows()[..3], ["> first!", "", "other"]);
     let effects = s.enters("/regen");
-    assert!(matches!(&effects[..], [_, Effect::Ask(ask)] if ask.turns.len() == 1));
-    s.hears("again");
-    assert!(s.enters("/undo").is_empty(), "not while a reply is made");
+    assert!(matches!(&effects[..], [_, Effect::Generate(request)] if request.turns.len() == 1));
+    s.receives("again");
+    assert!(s.enters("/undo").is_empty(), "not during a reply");
     s.control('u');
     s.done(FinishReason::EndToken);
     s.enters("/undo");
-    assert!(s.app.talk.chat.turns.is_empty());
+    assert!(s.app.session.chat.turns.is_empty());
     s.enters("/undo");
-    assert!(s.rows().contains(&"nothing to take back".to_owned()));
+    assert!(s.rows().contains(&"no exchange to undo".to_owned()));
 }
 
 #[test]
-fn what_was_to_be_replaced_comes_back() {
+fn a_replaced_reply_is_restored_on_failure() {
     let mut s = Screen::new(60, 12);
     s.exchange("hi", "one");
     s.enters("/regen");
     assert_eq!(s.rows()[..4], ["> hi", "", "", ""]);
-    s.send(Event::Report(Report::Failed("the server is gone".into())));
+    s.send(Event::Worker(worker::Event::Failed("the server is gone".into())));
     assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "the server is gone"]);
     assert_eq!(s.rows()[10], ">");
     s.enters("/regen");
@@ -234,14 +234,14 @@ fn what_was_to_be_replaced_comes_back() {
     s.enters("/edit");
     assert_eq!((&s.rows()[0][..], &s.rows()[10][..]), ("", "> hi"));
     s.control('c');
-    assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "the chat is as it was before /edit"]);
+    assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "edit cancelled; the chat is unchanged"]);
     assert_eq!(s.rows()[10], ">");
     s.exchange("more", "two");
-    assert_eq!(s.app.talk.store.list()[0].turns, 4);
+    assert_eq!(s.app.session.store.list()[0].turns, 4);
 }
 
 #[test]
-fn a_chat_that_another_window_changed_goes_on_as_a_copy() {
+fn a_chat_changed_in_another_window_continues_as_a_copy() {
     let mut s = Screen::new(80, 12);
     s.exchange("hi", "one");
     let mut there = Store::new(s.dir.path().to_owned());
@@ -249,8 +249,10 @@ fn a_chat_that_another_window_changed_goes_on_as_a_copy() {
     chat.turns.truncate(1);
     there.save(&mut chat).unwrap();
     s.enters("more");
-    assert!(s.rows().contains(&"another window changed this chat: it goes on here as hi (copy)".to_owned()));
-    assert_eq!(s.app.talk.store.list().len(), 2);
+    assert!(
+        s.rows().contains(&"another window changed this chat; it continues here as hi (copy)".to_owned())
+    );
+    assert_eq!(s.app.session.store.list().len(), 2);
 }
 
 #[test]
@@ -270,7 +272,7 @@ fn chats_are_listed_and_opened() {
     s.enters("/load 你");
     assert_eq!(s.rows()[0], "> 你好");
     s.enters("/save Greeting");
-    assert_eq!(s.app.talk.store.find("greeting").unwrap().turns.len(), 2);
+    assert_eq!(s.app.session.store.find("greeting").unwrap().turns.len(), 2);
 }
 
 #[test]
@@ -300,8 +302,8 @@ fn a_megabyte_is_pasted_and_sent_whole() {
     s.rows();
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
     let effects = s.send(KeyCode::Enter);
-    let [_, Effect::Ask(ask)] = &effects[..] else { panic!("{} effects", effects.len()) };
-    assert_eq!(ask.turns[0].text, paste.replace("\r\n", "\n") + "ab");
+    let [_, Effect::Generate(request)] = &effects[..] else { panic!("{} effects", effects.len()) };
+    assert_eq!(request.turns[0].text, paste.replace("\r\n", "\n") + "ab");
     assert!(s.rows().iter().any(|row| row.ends_with("bytes more (Ctrl-R)")));
 }
 
@@ -313,7 +315,7 @@ fn a_hundred_thousand_tokens_scroll_at_sixty_frames_a_second() {
     for _ in 0..50 {
         s.exchange("question", &reply.repeat(50));
     }
-    let bytes: usize = s.app.talk.chat.turns.iter().map(|t| t.text.len()).sum();
+    let bytes: usize = s.app.session.chat.turns.iter().map(|t| t.text.len()).sum();
     assert!(bytes > 400_000, "about 100,000 tokens, {bytes} bytes");
     let start = Instant::now();
     for i in 0..240 {
@@ -328,7 +330,7 @@ fn a_hundred_thousand_tokens_scroll_at_sixty_frames_a_second() {
 }
 
 #[test]
-fn settings_change_replies_and_looks() {
+fn settings_change_generation_and_appearance() {
     let mut s = Screen::new(80, 12);
     s.enters("/set temp 0.1");
     assert!(s.rows().contains(&"temp 0.1".to_owned()));
@@ -341,11 +343,13 @@ fn settings_change_replies_and_looks() {
     s.enters("/set mouse maybe");
     assert!(s.rows().iter().any(|row| row.contains("expected on or off, found \"maybe\"")));
     let effects = s.enters("hi");
-    assert!(matches!(&effects[..], [_, Effect::Ask(ask)] if ask.settings.sampling.temperature == 0.1));
+    assert!(
+        matches!(&effects[..], [_, Effect::Generate(request)] if request.settings.sampling.temperature == 0.1)
+    );
 }
 
 #[test]
-fn replies_and_code_go_to_the_clipboard_and_to_a_file() {
+fn replies_are_copied_and_exported() {
     let mut s = Screen::new(80, 12);
     s.enters("/copy");
     assert!(s.rows().contains(&"no reply to copy yet".to_owned()));

@@ -1,8 +1,8 @@
-//! What is said before a prompt is read (tokens, memory, whether it fits) and while it is (a bar, or a line now and
-//! then where nobody watches). Next: [`super::pace`].
+//! Reports a prefill: before it the number of tokens and the memory they need, during it a progress bar, or a line now
+//! and then if standard error is no terminal. Next: [`super::eta`].
 
-use super::pace::{Pace, duration};
-use super::watched;
+use super::eta::{PrefillEta, duration};
+use super::is_interactive;
 use crate::io::host_memory;
 use crate::io::output::tell;
 use crate::io::progress::Progress;
@@ -12,42 +12,46 @@ use crate::runtime::engine::Engine;
 use crate::runtime::memory_estimate::MemoryEstimate;
 use crate::runtime::session::Prefill;
 use anyhow::{Result, bail};
+use kernels::backend::Backend;
+use models::kimi_linear::mla::MlaPath;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use kernels::backend::Backend;
-use models::kimi_linear::mla::MlaPath;
+/// Time between progress lines without a terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Between lines where nobody watches.
-const LINE_EVERY: Duration = Duration::from_secs(10);
-
-/// A prompt on its way into the state.
-pub(super) struct Reading {
+/// The progress of one prompt.
+pub(super) struct PrefillProgress {
     bar: Option<Progress>,
-    pace: Pace,
+    eta: PrefillEta,
     sizes: Sizes,
     workspace: u64,
     weights: u64,
     total: usize,
     found: Prefill,
     at: usize,
-    last: Instant,
-    said: Instant,
+    last_batch: Instant,
+    last_line: Instant,
     quiet: bool,
 }
 
-impl Reading {
-    /// A prompt of `total` tokens, of which `found` need not be read.
-    pub(super) fn new<B: Backend>(engine: &Engine<B>, total: usize, found: Prefill, quiet: bool) -> Reading {
+impl PrefillProgress {
+    /// Creates the progress of a prompt of `total` tokens, of which `found` says how many were restored.
+    pub(super) fn new<B: Backend>(
+        engine: &Engine<B>,
+        total: usize,
+        found: Prefill,
+        quiet: bool,
+    ) -> PrefillProgress {
         let config = &engine.model.config;
         let long = total - found.reused > engine.batch;
-        let bar = (watched() && long && !quiet).then(|| {
-            let template = "reading {bar:30} {percent:>3}%  {human_pos} of {human_len} tokens  {msg}";
+        let bar = (is_interactive() && long && !quiet).then(|| {
+            let template = "prefill {bar:30} {percent:>3}%  {human_pos} of {human_len} tokens  {msg}";
             Progress::new(total as u64, found.reused as u64, template)
         });
-        Reading {
+        PrefillProgress {
             bar,
-            pace: Pace::new(
+            eta: PrefillEta::new(
                 config,
                 &engine.file.tensors,
                 Some(engine.max_step_tokens(MlaPath::Materialized)),
@@ -59,13 +63,16 @@ impl Reading {
             total,
             found,
             at: found.reused,
-            last: Instant::now(),
-            said: Instant::now(),
+            last_batch: Instant::now(),
+            last_line: Instant::now(),
             quiet: quiet || !long,
         }
     }
 
-    /// Says what is to be read and what memory that takes; an error if it does not fit, unless `force`.
+    /// Prints the number of tokens and the memory they need.
+    ///
+    /// # Errors
+    /// The state does not fit into memory, unless `force` is set.
     pub(super) fn announce(&self, files: &[&str], reply: usize, force: bool) -> Result<()> {
         let free = host_memory::available(Path::new("/"));
         let new = (self.total - self.found.reused + reply) as u64;
@@ -76,11 +83,11 @@ impl Reading {
             None => String::new(),
             Some(free) if need <= free && self.weights <= free => format!(", {} free: it fits", gib(free)),
             Some(free) if need <= free => {
-                format!(", {} free: it fits, but not all weights with it, which is slow", gib(free))
+                format!(", {} free: it fits, but not together with all weights, which is slow", gib(free))
             }
             Some(free) if force => format!(", {} free: it does not fit", gib(free)),
             Some(free) => bail!(
-                "memory: expected {} free for {} tokens, found {}: --cache-type q8_0 takes half, --force tries",
+                "memory: expected {} free for {} tokens, found {}; --cache-type q8_0 halves it, --force tries anyway",
                 gib(need),
                 grouped(new as usize),
                 gib(free)
@@ -96,31 +103,30 @@ impl Reading {
         Ok(())
     }
 
-    /// So many tokens are in the state.
-    pub(super) fn progress(&mut self, done: usize) {
-        let took = self.last.elapsed();
-        self.last = Instant::now();
-        self.pace.read(self.at, done, took);
+    /// Records that `done` tokens are prefilled and shows the rate and the remaining time.
+    pub(super) fn update(&mut self, done: usize) {
+        let took = self.last_batch.elapsed();
+        self.last_batch = Instant::now();
+        self.eta.record(self.at, done, took);
         let first = self.at == self.found.reused;
         let rate = (done - self.at) as f64 / took.as_secs_f64().max(1e-9);
         self.at = done;
-        let left = self.pace.expect(done, self.total).map(duration).unwrap_or_default();
+        let left = self.eta.estimate(done, self.total).map(duration).unwrap_or_default();
         let line = format!("{rate:.1} tok/s, {left} left");
         if let Some(bar) = &self.bar {
             bar.set_position(done as u64);
             bar.set_message(line);
-        } else if !self.quiet && done < self.total && (first || self.said.elapsed() > LINE_EVERY) {
+        } else if !self.quiet && done < self.total && (first || self.last_line.elapsed() > LINE_INTERVAL) {
             let (done, total) = (grouped(done), grouped(self.total));
             let percent = self.at * 100 / self.total.max(1);
-            tell(&format!("reading {percent}%: {done} of {total} tokens, {line}"));
-            self.said = Instant::now();
+            tell(&format!("prefill {percent}%: {done} of {total} tokens, {line}"));
+            self.last_line = Instant::now();
         }
         if done == self.total {
             self.finish();
         }
     }
 
-    /// The bar goes.
     pub(super) fn finish(&self) {
         self.bar.iter().for_each(Progress::finish);
     }

@@ -1,4 +1,4 @@
-//! The picture of the chat in README.md: a conversation with the demonstration model, as cells of the screen.
+//! The picture of the chat in README.md: a conversation with the demonstration model, recorded as cells of the screen.
 //!
 //! `UPDATE_PICTURES=1 cargo test --lib picture` rewrites the record, from which `docs/figures.py` draws the SVG.
 
@@ -28,12 +28,13 @@ const EXCHANGES: [(&str, &str); 4] = [
 fn the_picture_of_the_chat_is_up_to_date() {
     let mut s = Screen::new(88, 22);
     s.app.theme = Theme { depth: Depth::Exact, light: false };
-    s.app.talk.about = About { name: "kimi-demo".into(), place: "CPU".into(), context: Some(1 << 20) };
+    s.app.session.model_info =
+        ModelInfo { name: "kimi-demo".into(), runs_on: "CPU".into(), context: Some(1 << 20) };
     s.enters("/file docs/museum.txt");
     for (message, reply) in EXCHANGES {
         s.enters(message);
-        s.hears(reply);
-        s.send(Event::Report(Report::Done(outcome())));
+        s.receives(reply);
+        s.send(Event::Worker(worker::Event::Done(outcome())));
     }
     s.types("Where was Jona Selkirk born?");
     let drawn = record(&mut s);
@@ -44,7 +45,7 @@ fn the_picture_of_the_chat_is_up_to_date() {
     assert!(recorded == drawn, "{RECORD} is stale: UPDATE_PICTURES=1 cargo test --lib picture");
 }
 
-/// The last reply's figures, as the demonstration model gave them on two cores.
+/// The figures of the last reply, as measured with the demonstration model on two cores.
 fn outcome() -> Outcome {
     let prefill = Prefill { reused: 295, source: Some(Source::Live), computed: 25, stopped: false };
     let (prefill_time, decode_time) = (Duration::from_millis(24), Duration::from_millis(32));
@@ -59,7 +60,7 @@ fn outcome() -> Outcome {
     Outcome { ids: vec![1, 2], stats }
 }
 
-/// The screen as docs/figures.py reads it: a line per row, each a list of runs of equal style.
+/// The screen in the format of docs/figures.py: one line per row, each a list of runs of equal style.
 fn record(s: &mut Screen) -> String {
     s.terminal.draw(|frame| view(&s.app, frame)).unwrap();
     let cells = s.terminal.backend().buffer();

@@ -1,8 +1,8 @@
-//! A model here answers: the files are read once, and what was read is kept on the way.
+//! A [`Model`] that runs in this process. The files are prefilled once, with checkpoints for the prefix cache.
 
-use super::copying::Copies;
-use super::reading::Reading;
-use super::{AskArgs, BETWEEN, Source, joined};
+use super::prefill_progress::PrefillProgress;
+use super::quote_constraint::QuoteIndex;
+use super::{AskArgs, Model, SEPARATOR, joined};
 use crate::generation::conversation::Conversation;
 use crate::generation::generate::{Event, Request, Stats, generate};
 use crate::io::document::Document;
@@ -14,31 +14,30 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Tokens before the end of an earlier file that the next file cannot change.
+/// Tokens between a checkpoint and the end of its file, as the tokens at the end depend on the next file.
 const MARGIN: usize = 8;
 
-/// A model here.
-pub(super) struct Near<'e, B: Backend> {
+/// An engine with one conversation about the files.
+pub(super) struct LocalModel<'e, B: Backend> {
     engine: &'e Engine<B>,
     args: &'e AskArgs,
     session: Session<'e, B>,
     conversation: Conversation,
-    /// The files' names.
     names: Vec<String>,
-    /// The tokens that all first questions begin with.
+    /// The common prefix of all first prompts, up to the question.
     common: Vec<u32>,
-    /// Ends of the files in them.
+    /// Token offsets in `common` near the ends of the files.
     ends: Vec<usize>,
-    /// The files stand in the conversation.
-    read: bool,
-    /// What quotes are copied from; none where none are asked for.
-    copies: Option<Arc<Copies>>,
+    /// The files are in the conversation.
+    has_files: bool,
+    /// The index of the files for quotes; None with `--no-quotes`.
+    quote_index: Option<Arc<QuoteIndex>>,
 }
 
-impl<'e, B: Backend> Near<'e, B> {
+impl<'e, B: Backend> LocalModel<'e, B> {
     pub(super) fn new(engine: &'e Engine<B>, documents: &[Document], args: &'e AskArgs) -> Result<Self> {
         let common = common(engine, &joined(documents))?;
-        Ok(Near {
+        Ok(LocalModel {
             engine,
             args,
             session: Session::new(engine),
@@ -46,23 +45,23 @@ impl<'e, B: Backend> Near<'e, B> {
             names: documents.iter().map(|d| d.name.clone()).collect(),
             ends: ends(engine, documents, common.len())?,
             common,
-            read: false,
-            copies: if args.no_quotes { None } else { Some(copies(engine, documents)?) },
+            has_files: false,
+            quote_index: if args.no_quotes { None } else { Some(quote_index(engine, documents)?) },
         })
     }
 
-    fn answer(&mut self, on: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(String, Stats)> {
+    fn answer(&mut self, on_text: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(String, Stats)> {
         let prompt = self.conversation.prompt(self.engine)?;
         let start = Instant::now();
         let found = self.session.restore_prefix(&prompt)?;
-        let resumed = start.elapsed();
-        let mut reading = Reading::new(self.engine, prompt.len(), found, self.args.quiet);
+        let restore_time = start.elapsed();
+        let mut progress = PrefillProgress::new(self.engine, prompt.len(), found, self.args.quiet);
         let same = self.common.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
         self.session.checkpoint_at(&[&self.ends[..], &[same]].concat());
         self.session.question_at(same);
-        if !self.read {
+        if !self.has_files {
             let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
-            reading.announce(&names, self.args.max_tokens, self.args.force)?;
+            progress.announce(&names, self.args.max_tokens, self.args.force)?;
         }
         let request = Request {
             prompt: &prompt,
@@ -70,58 +69,60 @@ impl<'e, B: Backend> Near<'e, B> {
             sampling: self.args.sampling,
             stops: &[],
             ignore_end: false,
-            constraint: self.copies.as_ref().map(Copies::constraint),
+            constraint: self.quote_index.as_ref().map(QuoteIndex::constraint),
         };
         let (mut text, mut ids) = (String::new(), Vec::new());
         let mut stats = generate(&mut self.session, request, &mut |event| match event {
             Event::Prefill { done, .. } => {
-                reading.progress(done);
-                on("")
+                progress.update(done);
+                on_text("")
             }
             Event::Token(id) => {
                 ids.push(id);
-                on("")
+                on_text("")
             }
             Event::Text(new) => {
                 text.push_str(new);
-                on(new)
+                on_text(new)
             }
         })?;
-        reading.finish();
+        progress.finish();
         if stats.prefill.stopped {
             let (read, all) = (self.session.tokens().len(), prompt.len());
-            bail!(
-                "stopped after {read} of {all} tokens; what was read is kept, the same question goes on from it"
-            );
+            bail!("stopped after {read} of {all} tokens; the prefilled tokens are kept; ask again to resume");
         }
         (stats.prefill.reused, stats.prefill.source) = (found.reused, found.source);
-        stats.prefill_time += resumed;
+        stats.prefill_time += restore_time;
         self.conversation.reply(&text, &ids);
         Ok((text, stats))
     }
 }
 
-impl<B: Backend> Source for Near<'_, B> {
-    fn reply(&mut self, said: &str, on: &mut dyn FnMut(&str) -> ControlFlow<()>) -> Result<(String, Stats)> {
-        self.conversation.say("user", said);
-        let answered = self.answer(on);
-        match &answered {
-            Ok(_) => self.read = true,
+impl<B: Backend> Model for LocalModel<'_, B> {
+    fn reply(
+        &mut self,
+        message: &str,
+        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
+    ) -> Result<(String, Stats)> {
+        self.conversation.say("user", message);
+        let answer = self.answer(on_text);
+        match &answer {
+            Ok(_) => self.has_files = true,
             Err(_) => drop(self.conversation.undo()),
         }
-        answered
+        answer
     }
 }
 
-fn copies<B: Backend>(engine: &Engine<B>, documents: &[Document]) -> Result<Arc<Copies>> {
-    Ok(Arc::new(Copies::new(documents, engine.tokenizer()?, engine.model.config.vocab)))
+fn quote_index<B: Backend>(engine: &Engine<B>, documents: &[Document]) -> Result<Arc<QuoteIndex>> {
+    Ok(Arc::new(QuoteIndex::new(documents, engine.tokenizer()?, engine.model.config.vocab)))
 }
 
-/// The tokens that every question about a document begins with: what prompts of unlike questions share.
+/// The tokens that all prompts about a document begin with, as the common prefix of prompts with different questions.
 fn common<B: Backend>(engine: &Engine<B>, document: &str) -> Result<Vec<u32>> {
     let prompt = |question: &str| {
         let mut conversation = Conversation::default();
-        conversation.say("user", &format!("{document}{BETWEEN}{question}"));
+        conversation.say("user", &format!("{document}{SEPARATOR}{question}"));
         conversation.prompt(engine)
     };
     let mut common = prompt("Who")?;
@@ -132,7 +133,7 @@ fn common<B: Backend>(engine: &Engine<B>, document: &str) -> Result<Vec<u32>> {
     Ok(common)
 }
 
-/// About where each file but the last ends: a directory with another file more is then read from there.
+/// Approximate token offsets of the ends of all files but the last. Checkpoints there are reused when files are added.
 fn ends<B: Backend>(engine: &Engine<B>, documents: &[Document], common: usize) -> Result<Vec<usize>> {
     let tokenizer = engine.tokenizer()?;
     let (mut end, mut ends) = (common, Vec::new());
