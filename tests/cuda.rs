@@ -60,11 +60,11 @@ fn gpu_check_is_right_on_the_emulator() {
     assert!(found.contains("compiled by the driver: attention"), "{found}");
 }
 
-/// Admission is bounded by the GPU memory that the placement leaves free of 4 GiB, not by the RAM or by --memory.
+/// Admission is bounded by the GPU memory that the placement leaves free of 4 GiB, not by the RAM or by --state-memory.
 #[test]
 fn serving_counts_the_memory_of_the_device() {
     let Some(kimi) = OnEmulator::new() else { return };
-    let args = ["serve", "--port", "0", "--no-cache", "--device", "cuda", "--memory", "900G"];
+    let args = ["serve", "--port", "0", "--no-cache", "--device", "cuda", "--state-memory", "900G"];
     let mut server = kimi.command(&args).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
     let mut lines = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
     let ready = lines.find(|line| line.contains("state_mib=")).unwrap();

@@ -47,7 +47,7 @@ const [stopped] = await texts("assistant");
 assert.ok(stopped.startsWith(early) && stopped.length > early.length);
 for (let left = 100; ; left--) {
   const metrics = await (await fetch(base + "/metrics", { headers: { Authorization: "Bearer " + key } })).text();
-  if (/^kimi_running 0$/m.test(metrics) && /^kimi_aborted_total 1$/m.test(metrics)) break;
+  if (/^kimi_requests_running 0$/m.test(metrics) && /^kimi_aborted_total 1$/m.test(metrics)) break;
   assert.ok(left > 0, metrics);
   await page.waitForTimeout(50);
 }

@@ -14,7 +14,7 @@ use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::{CacheType, EngineArgs};
 use kimi::runtime::session::Session;
-use kimi::scheduler::{Batch, Client, Job, Limits, Update};
+use kimi::scheduler::{self, Client, Limits, RequestEvent, Scheduler};
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
@@ -126,14 +126,14 @@ fn pieces_of_a_prompt_are_waited_for() {
 struct Listener(usize, Arc<Mutex<Vec<Vec<u32>>>>);
 
 impl Client for Listener {
-    fn hear(&mut self, update: Update) {
-        if let Update::Chosen { token, logprobs, .. } = update {
+    fn on_event(&mut self, event: RequestEvent) {
+        if let RequestEvent::Token { token, logprobs, .. } = event {
             self.1.lock().unwrap()[self.0].extend(token);
             assert_eq!(logprobs.is_some(), self.0 == 1, "only sequence 1 has logprobs");
         }
     }
 
-    fn gone(&self) -> bool {
+    fn is_disconnected(&self) -> bool {
         false
     }
 }
@@ -145,7 +145,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
     let Some(engine) = engine(Profiled::new) else { return };
     let run = |how: &[Sampling; 3]| {
         let heard = Arc::new(Mutex::new(vec![Vec::new(); 3]));
-        let mut batch = Batch::new(&engine, Limits::new(3, 1 << 30));
+        let mut scheduler = Scheduler::new(&engine, Limits::new(3, 1 << 30));
         for (i, sampling) in how.iter().enumerate() {
             let rules = GenerationParams {
                 max_tokens: 5,
@@ -159,10 +159,18 @@ fn rows_of_a_batch_are_read_one_by_one() {
             let prompt = (0..6).map(|j| 300 + (i as u32 * 191 + j * 17) % 500).collect();
             let logprobs = (i == 1).then_some(2);
             let namespace = Namespace::SHARED;
-            batch.submit(Job { prompt, marks: Vec::new(), rules, logprobs, owner: 1, namespace, client });
+            scheduler.submit(scheduler::Request {
+                prompt,
+                checkpoints: Vec::new(),
+                rules,
+                logprobs,
+                tenant: 1,
+                namespace,
+                client,
+            });
         }
-        while !batch.idle() {
-            batch.step(&mut |_| ());
+        while !scheduler.idle() {
+            scheduler.step(&mut |_| ());
         }
         (heard.lock().unwrap().clone(), calls(&engine))
     };

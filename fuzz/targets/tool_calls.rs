@@ -1,19 +1,19 @@
 //! Parses the input as the text of a reply with reasoning and tool calls. The first byte chooses the mode, the second the
 //! length of the chunks. The pieces must not depend on the chunks; without markup to parse they are the text itself.
 
-use kimi::serve::markup::{Markup, Piece};
+use kimi::serve::tool_call_parser::{Piece, ToolCallParser};
 
 /// Tests one input, and panics if a property does not hold.
 pub fn run(input: &[u8]) {
     let Some(([mode, step], text)) = input.split_first_chunk::<2>() else { return };
     let text = String::from_utf8_lossy(text);
-    let [thinks, thinking, sure, has_tools] = [1, 2, 4, 8].map(|bit| mode & bit != 0);
+    let [thinks, thinking, constrained, has_tools] = [1, 2, 4, 8].map(|bit| mode & bit != 0);
     let tools = if has_tools { vec!["add".to_owned(), "get_weather".to_owned()] } else { Vec::new() };
-    let markup = Markup::new(tools, thinks, thinks && thinking).sure(sure);
-    let whole = parse(markup.clone(), [&text[..]]);
+    let parser = ToolCallParser::new(tools, thinks, thinks && thinking).constrained(constrained);
+    let whole = parse(parser.clone(), [&text[..]]);
     let chunks: Vec<String> =
         text.chars().collect::<Vec<_>>().chunks(usize::from(*step).max(1)).map(String::from_iter).collect();
-    assert_eq!(parse(markup, chunks.iter().map(String::as_str)), whole);
+    assert_eq!(parse(parser, chunks.iter().map(String::as_str)), whole);
     if !thinks && !has_tools {
         let expected = if text.is_empty() { Vec::new() } else { vec![Piece::Text(text.into_owned())] };
         assert_eq!(whole, expected);
@@ -21,9 +21,9 @@ pub fn run(input: &[u8]) {
 }
 
 /// The pieces of a reply, with adjacent ones of a kind joined.
-fn parse<'a>(mut markup: Markup, chunks: impl IntoIterator<Item = &'a str>) -> Vec<Piece> {
-    let mut pieces: Vec<Piece> = chunks.into_iter().flat_map(|chunk| markup.push(chunk)).collect();
-    pieces.extend(markup.finish());
+fn parse<'a>(mut parser: ToolCallParser, chunks: impl IntoIterator<Item = &'a str>) -> Vec<Piece> {
+    let mut pieces: Vec<Piece> = chunks.into_iter().flat_map(|chunk| parser.push(chunk)).collect();
+    pieces.extend(parser.finish());
     let mut joined: Vec<Piece> = Vec::new();
     for piece in pieces {
         match (joined.last_mut(), piece) {

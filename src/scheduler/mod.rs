@@ -1,11 +1,11 @@
-//! Continuous batching: many replies from one model, a step at a time. Sequences join and leave between steps; a step
-//! takes one token of every reply under way and, beside them, pieces of prompts being read. Who is far inside a long
-//! prompt reads a large piece on its own ([`Batch::read_large`]); between its layers the others' steps go on.
+//! Continuous batching: runs the sequences of many requests on one model. Sequences are admitted and finish between steps.
+//! A step takes one token of every decoding sequence and chunks of prompts. Sequences past 1,024 prompt tokens prefill in
+//! exclusive large chunks ([`Scheduler::prefill_large_chunk`]); other sequences decode between its layers.
 //!
-//! It runs on one thread ([`run`]), hears of jobs by a channel and tells clients by theirs; it knows no HTTP. A
-//! token's logits do not depend on what else is in its step, so a job gives the same tokens alone and in company (on
-//! CUDA but for rounding).
-//! Next: [`slot`] (one sequence), [`plan`] (tokens of a step), [`admission`] and [`queue`] (slots, and the order of waiting).
+//! The scheduler runs on one thread ([`run`]), receives requests by a channel and reports events to their clients; it
+//! knows no HTTP. A token's logits do not depend on the rest of the scheduler, so a request gives the same tokens alone and
+//! batched (on CUDA up to rounding).
+//! Next: [`slot`] (one sequence), [`plan`] (token budget), [`admission`] and [`queue`] (preemption and fair queueing).
 
 mod admission;
 #[cfg(test)]
@@ -28,7 +28,7 @@ use admission::Waiting;
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Probe, Sequence};
-use plan::{Pace, deal, next_large};
+use plan::{PrefillRate, allocate_tokens, next_large};
 use queue::Queue;
 use slot::Slot;
 use std::sync::Arc;
@@ -36,41 +36,38 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
-/// A reply somebody wants.
-pub struct Job {
-    /// A prompt that [`Engine::check`] has passed; jobs share it.
+/// A prompt to be completed, and the client that receives the events.
+pub struct Request {
+    /// Tokens accepted by [`Engine::check`]; requests with the same prompt share them.
     pub prompt: Arc<[u32]>,
-    /// Lengths of it to keep snapshots of: where a system message or a document ends.
-    pub marks: Vec<usize>,
-    /// How the reply is made.
+    /// Prompt lengths at which to insert a checkpoint, such as the end of a system message or a document.
+    pub checkpoints: Vec<usize>,
     pub rules: GenerationParams,
-    /// Tell each token's logarithm of probability, and so many of the most likely ones'.
+    /// Report the log-probability of each token and of this many most likely tokens.
     pub logprobs: Option<usize>,
-    /// Whose it is: owners take turns.
-    pub owner: u64,
-    /// Whose prefixes it reuses, and adds to.
+    /// The unit of fair scheduling: tenants share the slots equally.
+    pub tenant: u64,
+    /// Namespace of the prefix cache that is read and written.
     pub namespace: Namespace,
-    /// Who hears of it.
     pub client: Box<dyn Client>,
 }
 
-/// Who asked for a reply.
+/// Receives the events of a request.
 pub trait Client: Send {
-    /// Something happened.
-    fn hear(&mut self, update: Update);
-    /// Nobody listens any more: the work stops.
-    fn gone(&self) -> bool;
-    /// Whether it takes another update. Where it does not, its sequence is paused: the thread that runs the model never
-    /// waits for a client, nor keeps what one does not read.
-    fn ready(&self) -> bool {
+    fn on_event(&mut self, event: RequestEvent);
+    /// Returns true once the client no longer waits; the request is then cancelled.
+    fn is_disconnected(&self) -> bool;
+    /// Returns false while the client has too many unread events. Its sequence is then paused: the model thread neither
+    /// blocks on a client nor buffers without bound.
+    fn is_ready(&self) -> bool {
         true
     }
 }
 
-impl Job {
-    /// Tells the client that no work was done.
+impl Request {
+    /// Reports to the client that the request was cancelled before any work.
     fn cancel(mut self) {
-        self.client.hear(Update::Done(Stats {
+        self.client.on_event(RequestEvent::Finished(Stats {
             prefill: Prefill { stopped: true, ..Prefill::default() },
             prefill_time: Duration::ZERO,
             generated: 0,
@@ -81,106 +78,102 @@ impl Job {
     }
 }
 
-/// What happens to a job.
+/// An event of a request under way.
 #[derive(Debug)]
-pub enum Update {
-    /// So much of its prompt is in the state.
-    Read {
-        /// Tokens that were there already.
+pub enum RequestEvent {
+    /// Progress of the prefill, in tokens of the prompt.
+    PrefillProgress {
+        /// Tokens restored from the prefix cache.
         reused: usize,
-        /// Tokens in.
+        /// Tokens in the state, cached ones included.
         done: usize,
-        /// Tokens of the prompt.
         total: usize,
     },
-    /// A token was chosen, or the last text came without one.
-    Chosen {
-        /// The token.
+    /// A sampled token, or final text without a token.
+    Token {
         token: Option<u32>,
-        /// Text that has become final with it.
+        /// Text that this token completes.
         text: String,
-        /// How likely the token was, where that was asked for.
+        /// Present if the request has [`Request::logprobs`].
         logprobs: Option<Logprobs>,
     },
-    /// It is over.
-    Done(Stats),
+    Finished(Stats),
 }
 
-/// What may run at the same time.
+/// Limits on concurrency and state memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Sequences.
+    /// Sequences that run at the same time.
     pub slots: usize,
-    /// Bytes of their states.
+    /// Bytes of all sequence states.
     pub bytes: u64,
-    /// Time that a client may leave its updates unread.
+    /// Time after which a sequence whose client does not read ends.
     pub unread: Duration,
 }
 
 impl Limits {
-    /// With 60 s for clients to read.
+    /// Limits with a read timeout of 60 s.
     pub fn new(slots: usize, bytes: u64) -> Self {
         Limits { slots, bytes, unread: Duration::from_secs(60) }
     }
 }
 
-/// What the thread is told.
+/// Commands to the model thread.
 pub enum Command {
-    /// Work.
-    Job(Box<Job>),
-    /// End every reply where it is, and the thread.
+    Submit(Box<Request>),
+    /// Cancel all requests and end the thread.
     Stop,
 }
 
-/// What others may look at while it runs.
+/// Values for monitoring, updated after each step.
 #[derive(Debug, Default)]
 pub struct Gauges {
-    /// Sequences in steps.
+    /// Sequences that hold a slot.
     pub running: AtomicU64,
-    /// Jobs not yet admitted.
+    /// Requests and preempted sequences without a slot.
     pub waiting: AtomicU64,
-    /// Bytes reserved for states.
+    /// Bytes reserved for sequence states.
     pub bytes: AtomicU64,
-    /// Steps taken.
+    /// Forward passes since the start.
     pub steps: AtomicU64,
-    /// Tokens in them.
+    /// Tokens processed in all forward passes.
     pub tokens: AtomicU64,
 }
 
-/// Runs jobs until it is told to stop, or nobody can send any more.
+/// Runs requests until [`Command::Stop`], or until all senders are dropped and all requests are finished.
 pub fn run<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<Command>, gauges: &Gauges) {
-    let mut batch = Batch::new(engine, limits);
-    while !batch.stopped {
-        let command = if batch.idle() {
+    let mut scheduler = Scheduler::new(engine, limits);
+    while !scheduler.stopped {
+        let command = if scheduler.idle() {
             commands.recv().map_err(|_| TryRecvError::Disconnected)
         } else {
             commands.try_recv()
         };
         match command {
-            Ok(command) => batch.obey(command),
-            Err(TryRecvError::Disconnected) if batch.idle() => return,
+            Ok(command) => scheduler.handle(command),
+            Err(TryRecvError::Disconnected) if scheduler.idle() => return,
             Err(error) => {
-                let worked = batch.step(&mut |batch| {
-                    commands.try_iter().for_each(|command| batch.obey(command));
-                    batch.show(gauges);
+                let worked = scheduler.step(&mut |scheduler| {
+                    commands.try_iter().for_each(|command| scheduler.handle(command));
+                    scheduler.update_gauges(gauges);
                 });
-                // All sequences wait for their clients.
+                // Every sequence is paused for its client.
                 match (worked, error) {
                     (true, _) => {}
-                    (false, TryRecvError::Disconnected) => std::thread::sleep(PAUSE),
-                    (false, TryRecvError::Empty) => match commands.recv_timeout(PAUSE) {
-                        Ok(command) => batch.obey(command),
+                    (false, TryRecvError::Disconnected) => std::thread::sleep(CLIENT_POLL),
+                    (false, TryRecvError::Empty) => match commands.recv_timeout(CLIENT_POLL) {
+                        Ok(command) => scheduler.handle(command),
                         Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
                     },
                 }
             }
         }
-        batch.show(gauges);
+        scheduler.update_gauges(gauges);
     }
-    batch.stop();
+    scheduler.stop();
 }
 
-/// Bytes of a sequence's state.
+/// Size of a sequence's state as a function of its length.
 #[derive(Clone, Copy, Debug)]
 pub struct StateBytes {
     fixed: u64,
@@ -188,7 +181,7 @@ pub struct StateBytes {
 }
 
 impl StateBytes {
-    /// In this engine.
+    /// Derives the sizes from the engine's model and KV cache type.
     pub fn new<B: Backend>(engine: &Engine<B>) -> Self {
         let need = MemoryEstimate::of(&engine.model.config, engine.batch as u64);
         let per_token = match engine.cache {
@@ -199,168 +192,171 @@ impl StateBytes {
         StateBytes { fixed: need.kda_state_bytes + need.conv_bytes, per_token }
     }
 
-    /// Of so many tokens.
+    /// Returns the bytes of a state of this many tokens.
     pub fn of(self, tokens: u64) -> u64 {
         self.per_token.saturating_mul(tokens).saturating_add(self.fixed)
     }
 }
 
-/// Jobs under way and waiting.
-pub struct Batch<'e, B: Backend> {
+/// All running and waiting requests of an engine.
+pub struct Scheduler<'e, B: Backend> {
     engine: &'e Engine<B>,
     limits: Limits,
     state_bytes: StateBytes,
     queue: Queue<Waiting<'e, B>>,
     slots: Vec<Slot<'e, B>>,
-    /// Admitted jobs and their bytes, which wait for a slot that is reading what they begin with.
-    held: Vec<(Job, u64)>,
-    /// Sequences whose clients do not read, and whose slots others have.
-    unread: Vec<Slot<'e, B>>,
-    /// Of the slot that reads a large piece, and is not among the others meanwhile.
-    away: Option<Away>,
-    /// Large pieces so far.
-    turn: u64,
-    pace: Pace,
-    /// [`BETWEEN`]
-    between: Duration,
-    /// The end of the last small step.
-    stepped: Instant,
+    /// Admitted requests and their state bytes, which wait until another sequence has prefilled their common prefix.
+    prefix_waiters: Vec<(Request, u64)>,
+    /// Sequences that lost their slot while their client did not read.
+    stalled: Vec<Slot<'e, B>>,
+    /// The sequence that prefills an exclusive large chunk; it is not in `slots` meanwhile.
+    exclusive: Option<ExclusivePrefill>,
+    /// Number of large chunks so far.
+    large_chunks: u64,
+    prefill_rate: PrefillRate,
+    decode_interval: Duration,
+    /// The end of the last batched step.
+    last_step: Instant,
     steps: u64,
     tokens: u64,
-    /// Nothing is to go on.
+    /// Set by [`Scheduler::stop`]: later requests are cancelled.
     stopped: bool,
 }
 
-/// What is to be known of a slot that reads a large piece.
-struct Away {
-    /// Its prompt, and the length of it at the next snapshot.
+/// The properties of a sequence that others need while it prefills a large chunk.
+struct ExclusivePrefill {
+    /// The prompt, and its length at the next checkpoint.
     prompt: Arc<[u32]>,
-    point: usize,
+    checkpoint_at: usize,
     namespace: Namespace,
-    owner: u64,
-    /// Memory reserved for it.
+    tenant: u64,
+    /// Bytes reserved for its state.
     bytes: u64,
 }
 
-/// While a large piece is read, time from one step of the others to the next: it has about as much for itself.
-const BETWEEN: Duration = Duration::from_millis(100);
+/// Time between decode steps of other sequences during a large chunk: each gets about half of the time.
+const DECODE_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Time between two looks at clients, where there is nothing to do until one reads.
-const PAUSE: Duration = Duration::from_millis(5);
+/// Polling interval while every sequence is paused for its client.
+const CLIENT_POLL: Duration = Duration::from_millis(5);
 
-/// Where nothing can be computed before a mask is there, time until the thread looks for what else there is to do.
-const PARKED: Duration = Duration::from_millis(2);
+/// Time to wait for a grammar mask when nothing else can be computed.
+const MASK_WAIT: Duration = Duration::from_millis(2);
 
-impl<'e, B: Backend> Batch<'e, B> {
-    /// Nothing to do.
+impl<'e, B: Backend> Scheduler<'e, B> {
     pub fn new(engine: &'e Engine<B>, limits: Limits) -> Self {
-        Batch {
+        Scheduler {
             engine,
             limits,
             state_bytes: StateBytes::new(engine),
             queue: Queue::default(),
             slots: Vec::new(),
-            held: Vec::new(),
-            unread: Vec::new(),
-            away: None,
-            turn: 0,
-            pace: Pace::new(engine.batch),
-            between: BETWEEN,
-            stepped: Instant::now(),
+            prefix_waiters: Vec::new(),
+            stalled: Vec::new(),
+            exclusive: None,
+            large_chunks: 0,
+            prefill_rate: PrefillRate::new(engine.batch),
+            decode_interval: DECODE_INTERVAL,
+            last_step: Instant::now(),
             steps: 0,
             tokens: 0,
             stopped: false,
         }
     }
 
-    /// Whether there is nothing to do.
+    /// Returns true if no request runs or waits.
     pub fn idle(&self) -> bool {
-        self.slots.is_empty() && self.held.is_empty() && self.unread.is_empty() && self.queue.is_empty()
+        self.slots.is_empty()
+            && self.prefix_waiters.is_empty()
+            && self.stalled.is_empty()
+            && self.queue.is_empty()
     }
 
-    fn obey(&mut self, command: Command) {
+    fn handle(&mut self, command: Command) {
         match command {
-            Command::Job(job) => self.submit(*job),
+            Command::Submit(request) => self.submit(*request),
             Command::Stop => self.stop(),
         }
     }
 
-    /// Takes a job; it waits for its turn.
-    pub fn submit(&mut self, job: Job) {
+    /// Queues a request, or cancels it after [`Scheduler::stop`].
+    pub fn submit(&mut self, request: Request) {
         if self.stopped {
-            return job.cancel();
+            return request.cancel();
         }
-        self.queue.push(job.owner, Waiting::New(job));
+        self.queue.push(request.tenant, Waiting::New(request));
     }
 
-    /// Ends every reply, and what waits.
+    /// Cancels all running and waiting requests.
     pub fn stop(&mut self) {
-        self.slots.drain(..).chain(self.unread.drain(..)).for_each(Slot::leave);
-        self.held.drain(..).for_each(|(job, _)| job.cancel());
+        self.slots.drain(..).chain(self.stalled.drain(..)).for_each(Slot::finish);
+        self.prefix_waiters.drain(..).for_each(|(request, _)| request.cancel());
         self.queue.drain().for_each(Waiting::cancel);
         self.stopped = true;
     }
 
-    /// One step: whose client is gone leaves, whoever fits joins, and all go on. Where it is a long one, `hear` is called in
-    /// between for what is new. False where there was nothing to compute.
-    pub fn step(&mut self, hear: &mut dyn FnMut(&mut Self)) -> bool {
-        self.settle();
-        let left: Vec<Option<usize>> = self.slots.iter().map(Slot::wants_large).collect();
-        match next_large(&left, self.turn) {
+    /// Runs one step: drops disconnected clients, admits requests, and processes tokens. A large chunk calls `poll` after each
+    /// layer to receive commands. Returns false if there was nothing to compute.
+    pub fn step(&mut self, poll: &mut dyn FnMut(&mut Self)) -> bool {
+        self.reap_and_admit();
+        let left: Vec<Option<usize>> = self.slots.iter().map(Slot::large_chunk_tokens).collect();
+        match next_large(&left, self.large_chunks) {
             Some(i) => {
-                self.read_large(i, hear);
+                self.prefill_large_chunk(i, poll);
                 true
             }
-            None => self.small_step(),
+            None => self.batched_step(),
         }
     }
 
-    /// Whose client is gone leaves, and whoever fits joins.
-    fn settle(&mut self) {
-        self.queue.retain(|waiting| !waiting.gone());
-        self.held.retain(|(job, _)| !job.client.gone());
+    /// Removes requests of disconnected clients and admits waiting ones.
+    fn reap_and_admit(&mut self) {
+        self.queue.retain(|waiting| !waiting.is_disconnected());
+        self.prefix_waiters.retain(|(request, _)| !request.client.is_disconnected());
         self.check_clients();
-        std::mem::take(&mut self.held).into_iter().for_each(|(job, bytes)| self.enter(job, bytes));
-        self.admit();
+        std::mem::take(&mut self.prefix_waiters)
+            .into_iter()
+            .for_each(|(request, bytes)| self.admit(request, bytes));
+        self.admit_waiting();
     }
 
-    /// A large piece of one prompt. After a layer of it the others have a step of their own now and then, so that nobody
-    /// waits for longer than a layer takes.
-    fn read_large(&mut self, i: usize, hear: &mut dyn FnMut(&mut Self)) {
+    /// Prefills a large chunk of one prompt. After a layer the other sequences may take a decode step, so that none waits
+    /// for longer than a layer.
+    fn prefill_large_chunk(&mut self, i: usize, poll: &mut dyn FnMut(&mut Self)) {
         let mut slot = self.slots.remove(i);
-        let alone = self.slots.is_empty() && self.queue.is_empty() && self.held.is_empty();
+        let alone = self.slots.is_empty() && self.queue.is_empty() && self.prefix_waiters.is_empty();
         let most = if alone { self.engine.max_step_tokens(MlaPath::Materialized) } else { self.engine.batch };
-        let tokens = slot.wants_large().map_or(0, |wants| wants.min(most));
-        self.away = Some(slot.away());
-        self.turn += 1;
+        let tokens = slot.large_chunk_tokens().map_or(0, |wants| wants.min(most));
+        self.exclusive = Some(slot.exclusive());
+        self.large_chunks += 1;
         let Engine { backend, model, .. } = self.engine;
         let (sequence, client) = slot.with_client(tokens);
-        let mut between = Between { batch: self, hear, client, abandoned: false };
-        let logits = model.forward(backend, &mut [sequence], &mut between);
-        let abandoned = between.abandoned;
+        let mut hook = LayerHook { scheduler: self, poll, client, abandoned: false };
+        let logits = model.forward(backend, &mut [sequence], &mut hook);
+        let abandoned = hook.abandoned;
         let scores = logits.map(|logits| Logits::new(self.engine, logits, 1));
         if !alone {
-            backend.wait(); // else a device has so much before it that the others' next step waits for
+            backend.wait(); // otherwise the next decode step queues behind the whole chunk on the device
         }
-        self.away = None;
+        self.exclusive = None;
         if abandoned {
             return slot.abandon();
         }
         self.count(tokens);
         slot.advance(tokens, &mut scores.iter().flat_map(Logits::rows));
-        if slot.has_ended() { slot.leave() } else { self.slots.insert(i.min(self.slots.len()), slot) }
+        if slot.has_ended() { slot.finish() } else { self.slots.insert(i.min(self.slots.len()), slot) }
     }
 
-    /// A token of every reply, and small pieces of prompts.
-    fn small_step(&mut self) -> bool {
+    /// Processes one token of every decoding sequence and small chunks of prompts.
+    fn batched_step(&mut self) -> bool {
         self.slots.iter_mut().for_each(|slot| slot.unpark(Duration::ZERO));
-        self.part_with(Slot::has_ended);
-        let wants: Vec<usize> = self.slots.iter().map(Slot::wants_small).collect();
-        let replies = self.slots.iter().filter(|s| s.replying() && !s.is_parked()).count();
-        let shares = deal(&wants, self.pace.budget(replies));
+        self.finish_where(Slot::has_ended);
+        let wants: Vec<usize> = self.slots.iter().map(Slot::batchable_tokens).collect();
+        let replies = self.slots.iter().filter(|s| s.is_decoding() && !s.is_parked()).count();
+        let shares = allocate_tokens(&wants, self.prefill_rate.budget(replies));
         let all: usize = shares.iter().sum();
         if all == 0 {
-            return self.away.is_none() && self.wait_for_mask();
+            return self.exclusive.is_none() && self.wait_for_mask();
         }
         let start = Instant::now();
         let scores = self.forward(&shares);
@@ -369,28 +365,28 @@ impl<'e, B: Backend> Batch<'e, B> {
         for (slot, tokens) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| *tokens > 0) {
             slot.advance(tokens, &mut rows);
         }
-        // A device is done with a step when tokens are chosen, not when it is issued, and not before what it was given first.
-        if scores.is_some() && self.away.is_none() {
-            self.pace.learn(all - replies.min(all), start.elapsed());
+        // The device finishes a step when tokens are sampled, not at the launch, and only after earlier work.
+        if scores.is_some() && self.exclusive.is_none() {
+            self.prefill_rate.record(all - replies.min(all), start.elapsed());
         }
-        self.stepped = Instant::now();
-        self.part_with(Slot::has_ended);
+        self.last_step = Instant::now();
+        self.finish_where(Slot::has_ended);
         true
     }
 
-    /// Waits a moment for the mask of a parked sequence; false where there is none.
+    /// Waits up to [`MASK_WAIT`] for the mask of a parked sequence. Returns false if none is parked.
     fn wait_for_mask(&mut self) -> bool {
         let parked = self.slots.iter_mut().find(|slot| slot.is_parked());
-        let found = parked.map(|slot| slot.unpark(PARKED)).is_some();
-        self.part_with(Slot::has_ended);
+        let found = parked.map(|slot| slot.unpark(MASK_WAIT)).is_some();
+        self.finish_where(Slot::has_ended);
         found
     }
 
-    fn part_with(&mut self, leaves: impl Fn(&Slot<'e, B>) -> bool) {
-        self.slots.extract_if(.., |slot| leaves(slot)).for_each(Slot::leave);
+    fn finish_where(&mut self, predicate: impl Fn(&Slot<'e, B>) -> bool) {
+        self.slots.extract_if(.., |slot| predicate(slot)).for_each(Slot::finish);
     }
 
-    /// The logits after each sequence whose tokens are all in, one row each; None where there is none.
+    /// Returns one row of logits per sequence whose tokens are all processed, or None if there is no such sequence.
     fn forward(&mut self, shares: &[usize]) -> Option<Logits<'e, B>> {
         let moving = self.slots.iter_mut().zip(shares).filter(|(_, tokens)| **tokens > 0);
         let sequences = moving.map(|(slot, tokens)| slot.sequence(*tokens));
@@ -406,33 +402,35 @@ impl<'e, B: Backend> Batch<'e, B> {
         self.tokens += tokens as u64;
     }
 
-    /// Gives a job a slot, unless another is about to keep a state that it can go on from: what several begin with
-    /// is read once.
-    fn enter(&mut self, job: Job, bytes: u64) {
-        let away = self.away.as_ref().is_some_and(|away| {
-            away.namespace == job.namespace && job.prompt.starts_with(&away.prompt[..away.point])
+    /// Gives a request a slot, unless another sequence is prefilling a prefix of its prompt: common prefixes are prefilled
+    /// once.
+    fn admit(&mut self, request: Request, bytes: u64) {
+        let exclusive = self.exclusive.as_ref().is_some_and(|exclusive| {
+            exclusive.namespace == request.namespace
+                && request.prompt.starts_with(&exclusive.prompt[..exclusive.checkpoint_at])
         });
-        if self.engine.store.fits_in_memory() && (away || self.slots.iter().any(|slot| slot.reads_for(&job)))
+        if self.engine.store.fits_in_memory()
+            && (exclusive || self.slots.iter().any(|slot| slot.prefills_prefix_of(&request)))
         {
-            return self.held.push((job, bytes));
+            return self.prefix_waiters.push((request, bytes));
         }
-        let slot = Slot::new(self.engine, job, bytes);
-        // One that was answered before may have ended with its first token.
-        if slot.has_ended() { slot.leave() } else { self.slots.push(slot) }
+        let slot = Slot::new(self.engine, request, bytes);
+        // A cached prompt has logits: the reply may end with its first token.
+        if slot.has_ended() { slot.finish() } else { self.slots.push(slot) }
     }
 
     fn bytes(&self) -> u64 {
-        let held = self.held.iter().map(|(_, bytes)| *bytes);
-        let away = self.away.iter().map(|away| away.bytes);
-        let waiting = self.queue.iter().map(Waiting::holds);
-        let states = self.slots.iter().chain(&self.unread).map(Slot::holds);
-        states.chain(held).chain(away).chain(waiting).sum()
+        let waiting_for_prefix = self.prefix_waiters.iter().map(|(_, bytes)| *bytes);
+        let exclusive = self.exclusive.iter().map(|exclusive| exclusive.bytes);
+        let waiting = self.queue.iter().map(Waiting::held_bytes);
+        let states = self.slots.iter().chain(&self.stalled).map(Slot::held_bytes);
+        states.chain(waiting_for_prefix).chain(exclusive).chain(waiting).sum()
     }
 
-    fn show(&self, gauges: &Gauges) {
+    fn update_gauges(&self, gauges: &Gauges) {
         let set = |gauge: &AtomicU64, value: u64| gauge.store(value, Ordering::Relaxed);
-        set(&gauges.running, self.slots.len() as u64 + u64::from(self.away.is_some()));
-        let waiting = self.queue.len() + self.held.len() + self.unread.len();
+        set(&gauges.running, self.slots.len() as u64 + u64::from(self.exclusive.is_some()));
+        let waiting = self.queue.len() + self.prefix_waiters.len() + self.stalled.len();
         set(&gauges.waiting, waiting as u64);
         set(&gauges.bytes, self.bytes());
         set(&gauges.steps, self.steps);
@@ -440,26 +438,26 @@ impl<'e, B: Backend> Batch<'e, B> {
     }
 }
 
-/// Between the layers of a large piece.
-struct Between<'b, 'e, B: Backend> {
-    batch: &'b mut Batch<'e, B>,
-    hear: &'b mut dyn FnMut(&mut Batch<'e, B>),
-    /// Of the piece.
+/// Runs between the layers of a large chunk.
+struct LayerHook<'b, 'e, B: Backend> {
+    scheduler: &'b mut Scheduler<'e, B>,
+    poll: &'b mut dyn FnMut(&mut Scheduler<'e, B>),
+    /// Client of the sequence that prefills.
     client: &'b dyn Client,
-    /// Whether that has left, or nothing is to go on.
+    /// Set when the client disconnects or the scheduler stops.
     abandoned: bool,
 }
 
-impl<B: Backend> Probe<B> for Between<'_, '_, B> {
+impl<B: Backend> Probe<B> for LayerHook<'_, '_, B> {
     fn layer_done(&mut self) {
-        (self.hear)(self.batch);
-        self.abandoned = self.batch.stopped || self.client.gone();
+        (self.poll)(self.scheduler);
+        self.abandoned = self.scheduler.stopped || self.client.is_disconnected();
         if self.abandoned {
             return;
         }
-        self.batch.settle();
-        if self.batch.stepped.elapsed() >= self.batch.between {
-            self.batch.small_step();
+        self.scheduler.reap_and_admit();
+        if self.scheduler.last_step.elapsed() >= self.scheduler.decode_interval {
+            self.scheduler.batched_step();
         }
     }
 

@@ -1,71 +1,69 @@
-//! How many tokens a step takes, and whose. A leaf: knows numbers only.
+//! Divides the token budget of a step among sequences. Pure arithmetic without other modules.
 
 use std::time::Duration;
 
-/// How long a step should take at most while somebody waits for a next token: reading prompts shares steps with replies,
-/// which then go on several times a second.
-const STEP: Duration = Duration::from_millis(200);
-/// Tokens read beside replies at least, however slow the machine.
-const LEAST: usize = 16;
-/// Of the tokens beside replies, the part that goes to all who read alike; and of the large pieces, the part that goes
-/// by turns.
-const ALIKE: usize = 4;
+/// Target for the time of a step that has both prefill and decode tokens: replies get several tokens a second.
+const MIXED_STEP_TIME: Duration = Duration::from_millis(200);
+/// Lower bound on prefill tokens in a step with decode tokens, however slow the machine.
+const MIN_PREFILL_TOKENS: usize = 16;
+/// One part in this many of the prefill budget is shared equally, and one large chunk in this many is assigned in chunk.
+const FAIR_SHARE: usize = 4;
 
-/// Tokens for each sequence, of those it `wants`: one to all that want one. Of what the `budget` leaves, a quarter goes
-/// to the readers alike, so that everybody comes to an end; the rest to whoever has least to read: it is answered
-/// soonest, nobody else is later for it, and long pieces are read faster than many short ones.
-pub fn deal(wants: &[usize], budget: usize) -> Vec<usize> {
+/// Returns the tokens for each sequence, at most what it `wants`. Decoding sequences get their one token. A quarter of the
+/// remaining `budget` is shared equally by prefilling sequences (no starvation); the rest goes shortest-remaining-first,
+/// which minimises the mean time to the first token and gives long chunks.
+pub fn allocate_tokens(wants: &[usize], budget: usize) -> Vec<usize> {
     let mut shares: Vec<usize> = wants.iter().map(|w| usize::from(*w == 1)).collect();
     let mut left = budget.saturating_sub(shares.iter().sum());
-    let mut readers: Vec<usize> = (0..wants.len()).filter(|i| wants[*i] > 1).collect();
-    readers.sort_by_key(|i| wants[*i]);
-    let alike = (left / ALIKE / readers.len().max(1)).max(1);
-    for i in &readers {
-        shares[*i] = wants[*i].min(alike);
+    let mut prefilling: Vec<usize> = (0..wants.len()).filter(|i| wants[*i] > 1).collect();
+    prefilling.sort_by_key(|i| wants[*i]);
+    let equal_share = (left / FAIR_SHARE / prefilling.len().max(1)).max(1);
+    for i in &prefilling {
+        shares[*i] = wants[*i].min(equal_share);
         left = left.saturating_sub(shares[*i]);
     }
-    for i in readers {
+    for i in prefilling {
         let more = left.min(wants[i] - shares[i]);
         (shares[i], left) = (shares[i] + more, left - more);
     }
     shares
 }
 
-/// Who of those that read in large pieces reads the next one: whoever has least left (the number of each), and in every
-/// fourth turn another.
-pub fn next_large(left: &[Option<usize>], turn: u64) -> Option<usize> {
+/// Selects the sequence that prefills the next large chunk: the one with the fewest tokens left, and in every fourth chunk
+/// the others in chunk.
+pub fn next_large(left: &[Option<usize>], chunk: u64) -> Option<usize> {
     let large: Vec<usize> = (0..left.len()).filter(|i| left[*i].is_some()).collect();
-    if turn % ALIKE as u64 == ALIKE as u64 - 1 && !large.is_empty() {
-        return Some(large[(turn / ALIKE as u64 % large.len() as u64) as usize]);
+    if chunk % FAIR_SHARE as u64 == FAIR_SHARE as u64 - 1 && !large.is_empty() {
+        return Some(large[(chunk / FAIR_SHARE as u64 % large.len() as u64) as usize]);
     }
     large.into_iter().min_by_key(|i| left[*i])
 }
 
-/// How fast this machine reads beside replies.
-pub struct Pace {
-    batch: usize,
+/// Measures the prefill rate and derives the token budget of mixed steps.
+pub struct PrefillRate {
+    max_batch: usize,
     seconds_per_token: Option<f64>,
 }
 
-impl Pace {
-    /// Nothing known; `batch` tokens at most.
-    pub fn new(batch: usize) -> Self {
-        Pace { batch, seconds_per_token: None }
+impl PrefillRate {
+    /// Starts without a measurement; a step prefills up to `batch` tokens.
+    pub fn new(max_batch: usize) -> Self {
+        PrefillRate { max_batch, seconds_per_token: None }
     }
 
-    /// Tokens for the next step, in which `replies` sequences want one each.
+    /// Returns the token budget of the next step, in which `replies` sequences decode one token each.
     pub fn budget(&self, replies: usize) -> usize {
         if replies == 0 {
-            return self.batch;
+            return self.max_batch;
         }
-        let fit = self.seconds_per_token.map_or(0.0, |s| STEP.as_secs_f64() / s) as usize;
-        replies + fit.clamp(LEAST.min(self.batch), self.batch)
+        let fit = self.seconds_per_token.map_or(0.0, |s| MIXED_STEP_TIME.as_secs_f64() / s) as usize;
+        replies + fit.clamp(MIN_PREFILL_TOKENS.min(self.max_batch), self.max_batch)
     }
 
-    /// A step in which so many tokens were read, beside replies or not, took so long.
-    pub fn learn(&mut self, read: usize, took: Duration) {
-        if read >= LEAST {
-            let fresh = took.as_secs_f64() / read as f64;
+    /// Records the time of a step that prefilled `tokens`, with or without decode tokens.
+    pub fn record(&mut self, tokens: usize, took: Duration) {
+        if tokens >= MIN_PREFILL_TOKENS {
+            let fresh = took.as_secs_f64() / tokens as f64;
             let old = self.seconds_per_token.unwrap_or(fresh);
             self.seconds_per_token = Some((0.5 * (old + fresh)).max(1e-9));
         }
@@ -77,35 +75,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn replies_come_first_and_readers_share() {
-        assert_eq!(deal(&[1, 1000, 1, 1000], 102), [1, 88, 1, 12]);
-        assert_eq!(deal(&[1000, 10, 900], 100), [8, 10, 82]);
-        assert_eq!(deal(&[9, 9, 9], 100), [9, 9, 9]);
-        assert_eq!(deal(&[600], 512), [512]);
-        assert_eq!(deal(&[1, 1, 1], 2), [1, 1, 1]);
-        assert_eq!(deal(&[1, 9, 9], 1), [1, 1, 1]);
-        assert_eq!(deal(&[0, 1, 0, 9], 9), [0, 1, 0, 8]);
-        assert_eq!(deal(&[], 9), [0; 0]);
+    fn decode_comes_first_and_prefill_shares_the_rest() {
+        assert_eq!(allocate_tokens(&[1, 1000, 1, 1000], 102), [1, 88, 1, 12]);
+        assert_eq!(allocate_tokens(&[1000, 10, 900], 100), [8, 10, 82]);
+        assert_eq!(allocate_tokens(&[9, 9, 9], 100), [9, 9, 9]);
+        assert_eq!(allocate_tokens(&[600], 512), [512]);
+        assert_eq!(allocate_tokens(&[1, 1, 1], 2), [1, 1, 1]);
+        assert_eq!(allocate_tokens(&[1, 9, 9], 1), [1, 1, 1]);
+        assert_eq!(allocate_tokens(&[0, 1, 0, 9], 9), [0, 1, 0, 8]);
+        assert_eq!(allocate_tokens(&[], 9), [0; 0]);
     }
 
     #[test]
-    fn large_pieces_go_to_one_at_a_time_and_everybody_has_a_turn() {
+    fn large_chunks_go_to_one_sequence_and_none_starves() {
         let left = [None, Some(5000), None, Some(900), Some(7000)];
-        let order: Vec<_> = (0..16).map(|turn| next_large(&left, turn).unwrap()).collect();
+        let order: Vec<_> = (0..16).map(|chunk| next_large(&left, chunk).unwrap()).collect();
         assert_eq!(order, [3, 3, 3, 1, 3, 3, 3, 3, 3, 3, 3, 4, 3, 3, 3, 1]);
-        assert!((0..8).all(|turn| next_large(&[None], turn).is_none() && next_large(&[], turn).is_none()));
+        assert!((0..8).all(|chunk| next_large(&[None], chunk).is_none() && next_large(&[], chunk).is_none()));
     }
 
     #[test]
-    fn reading_beside_replies_keeps_to_the_time_of_a_step() {
-        let mut pace = Pace::new(512);
-        assert_eq!((pace.budget(0), pace.budget(2)), (512, 2 + LEAST));
-        pace.learn(100, Duration::from_secs(1));
-        assert_eq!(pace.budget(1), 1 + 20);
-        pace.learn(1, Duration::from_secs(9));
-        assert_eq!(pace.budget(1), 1 + 20, "a lone token says nothing about reading");
-        (0..20).for_each(|_| pace.learn(512, Duration::from_millis(10)));
-        assert_eq!(pace.budget(3), 3 + 512);
-        assert_eq!(Pace::new(4).budget(1), 5);
+    fn prefill_with_decode_keeps_to_the_step_time() {
+        let mut rate = PrefillRate::new(512);
+        assert_eq!((rate.budget(0), rate.budget(2)), (512, 2 + MIN_PREFILL_TOKENS));
+        rate.record(100, Duration::from_secs(1));
+        assert_eq!(rate.budget(1), 1 + 20);
+        rate.record(1, Duration::from_secs(9));
+        assert_eq!(rate.budget(1), 1 + 20, "a single token does not measure the prefill rate");
+        (0..20).for_each(|_| rate.record(512, Duration::from_millis(10)));
+        assert_eq!(rate.budget(3), 3 + 512);
+        assert_eq!(PrefillRate::new(4).budget(1), 5);
     }
 }

@@ -1,6 +1,6 @@
-//! One sequence in the batch: its state, its reply and its client.
+//! One admitted sequence: its state, its decoder and its client. The scheduler decides when it runs.
 
-use super::{Away, Client, Job, Update};
+use super::{Client, ExclusivePrefill, Request, RequestEvent};
 use crate::generation::decoder::{Decoder, FinishReason};
 use crate::generation::generate::Stats;
 use crate::generation::logprobs::Logprobs;
@@ -15,77 +15,75 @@ use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
 use std::time::{Duration, Instant};
 
-/// Tokens read that are worth a snapshot when their client leaves.
-const WORTH_KEEPING: usize = 256;
+/// Prefilled tokens that justify a checkpoint when a request is cancelled.
+const MIN_CHECKPOINT_TOKENS: usize = 256;
 
-/// What there is too little of.
+/// The resource that prevents admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Lack {
+pub(super) enum Shortage {
     Slot,
     Memory,
 }
 
-/// A sequence under way.
+/// An admitted sequence, running or preempted.
 pub struct Slot<'e, B: Backend> {
-    /// Memory reserved for its state.
+    /// Bytes reserved for its state.
     pub bytes: u64,
-    /// Whose it is.
-    pub owner: u64,
-    /// When it first had a slot.
+    pub tenant: u64,
+    /// Time of the first admission.
     pub admitted: Instant,
     namespace: Namespace,
     engine: &'e Engine<B>,
-    /// None while it is preempted and its memory is needed.
+    /// None if it was freed after preemption.
     state: Option<State<B>>,
     reply: Decoder<'e>,
-    /// Tokens of prompt and reply that are in the state.
+    /// Number of tokens of prompt and reply in the state.
     done: usize,
-    /// Tokens processed since it has its slot, and of these tokens chosen.
-    turn: (usize, usize),
-    /// The form of the next tokens of the prompt, and where they end.
-    ahead: (MlaPath, usize),
-    /// Lengths of the prompt to keep snapshots of.
-    marks: Vec<usize>,
+    /// Tokens processed since the last admission, and those of them that were sampled.
+    processed: (usize, usize),
+    /// Attention path of the next tokens of the prompt, and the position where it ends.
+    next_chunk: (MlaPath, usize),
+    /// Prompt lengths at which to insert a checkpoint.
+    checkpoints: Vec<usize>,
     reused: usize,
     source: Option<Source>,
     logprobs: Option<usize>,
     client: Box<dyn Client>,
     ended: Option<FinishReason>,
-    /// Since when its client does not read.
+    /// Time since which the client does not read.
     paused: Option<Instant>,
-    /// The logits of the next token, while the mask that it is chosen with is being computed. The sequence sits out
-    /// of steps until then.
+    /// Logits of the next token while its grammar mask is being computed. The sequence takes no part in steps until then.
     parked: Option<Vec<f32>>,
-    /// When the prompt was in.
-    read: Option<Instant>,
-    /// When the last token was chosen.
-    chosen: Option<Instant>,
+    /// Time at which the prefill ended.
+    prefilled: Option<Instant>,
+    /// Time at which the last token was sampled.
+    last_token: Option<Instant>,
 }
 
 impl<'e, B: Backend> Slot<'e, B> {
-    /// Admits a job, on the longest beginning of its prompt that has a state.
-    pub fn new(engine: &'e Engine<B>, job: Job, bytes: u64) -> Self {
+    /// Admits a request and restores the longest cached prefix of its prompt.
+    pub fn new(engine: &'e Engine<B>, request: Request, bytes: u64) -> Self {
         let mut slot = Slot {
             bytes,
-            owner: job.owner,
+            tenant: request.tenant,
             admitted: Instant::now(),
-            namespace: job.namespace,
+            namespace: request.namespace,
             engine,
             state: None,
-            reply: Decoder::new(engine, job.prompt, job.rules),
+            reply: Decoder::new(engine, request.prompt, request.rules),
             done: 0,
-            turn: (0, 0),
-            ahead: (MlaPath::Absorbed, 0),
-            marks: thin_checkpoints(&job.marks),
+            processed: (0, 0),
+            next_chunk: (MlaPath::Absorbed, 0),
+            checkpoints: thin_checkpoints(&request.checkpoints),
             reused: 0,
             source: None,
-            logprobs: job.logprobs,
-            client: job.client,
+            logprobs: request.logprobs,
+            client: request.client,
             ended: None,
             paused: None,
             parked: None,
-            read: None,
-            chosen: None,
+            prefilled: None,
+            last_token: None,
         };
         let (source, logits) = slot.restore();
         (slot.reused, slot.source) = (slot.done, source);
@@ -93,19 +91,19 @@ impl<'e, B: Backend> Slot<'e, B> {
         slot
     }
 
-    /// Continues in a slot after it was preempted.
+    /// Continues after preemption; restores the state if it was freed.
     pub fn resume(&mut self) {
-        self.turn = (0, 0);
+        self.processed = (0, 0);
         if self.state.is_none() {
             let (_, logits) = self.restore();
             self.begin(logits);
         }
     }
 
-    /// Takes the state of the longest prefix of its tokens that has one: where it is from, and the logits after all of them.
+    /// Restores the longest cached prefix. Returns its source, and the logits if the cache has them for all tokens.
     fn restore(&mut self) -> (Option<Source>, Vec<f32>) {
         let Engine { backend, model, store, cache, .. } = self.engine;
-        // A prompt may have been read in expanded form that is a reply here.
+        // A reply here may be the prompt of another request, prefilled with materialised attention.
         let (prompt, all) = (self.reply.prompt().len(), self.reply.total());
         let apart = self.engine.is_noncanonical(&self.reply.first(all), prompt..all);
         let tokens = self.reply.first(if apart { prompt } else { all });
@@ -113,220 +111,231 @@ impl<'e, B: Backend> Slot<'e, B> {
         let empty = || (model.state(backend, *cache), 0, None, Vec::new());
         let (state, done, source, logits) =
             hit.map_or_else(empty, |hit| (hit.state, hit.len, Some(hit.source), hit.logits));
-        (self.state, self.done, self.ahead) = (Some(state), done, (MlaPath::Absorbed, done));
+        (self.state, self.done, self.next_chunk) = (Some(state), done, (MlaPath::Absorbed, done));
         (source, logits)
     }
 
     fn begin(&mut self, logits: Vec<f32>) {
-        // A parked sequence has the logits of its next token.
+        // A parked sequence already has the logits of its next token.
         if self.done == self.reply.total() && self.parked.is_none() {
-            self.tell_progress();
+            self.report_progress();
             let scores = Logits::from_values(self.engine, logits);
-            scores.rows().for_each(|row| self.choose_or_park(&row));
+            scores.rows().for_each(|row| self.sample_or_park(&row));
         }
-        self.look_ahead();
+        self.plan_next_chunk();
     }
 
-    /// Frees its state, which stays in the prefix cache as far as there is room.
+    /// Moves its state to the prefix cache, which may evict it.
     pub fn free_state(&mut self) {
-        self.checkpoint();
+        self.insert_final_checkpoint();
         (self.state, self.done) = (None, 0);
     }
 
-    /// Memory that its state takes.
-    pub fn holds(&self) -> u64 {
+    /// Bytes that its state occupies.
+    pub fn held_bytes(&self) -> u64 {
         if self.state.is_some() { self.bytes } else { 0 }
     }
 
-    /// Whether another may have its slot: not for the last step of a reply.
+    /// Returns false during the last step of a reply.
     pub fn can_be_preempted(&self) -> bool {
         self.ended.is_none()
     }
 
-    /// Whether it has processed so many tokens in its slot. Where its state has to go too, these are tokens of its reply, and
-    /// more where it had to compute much before: preemption is to cost a part of the work at most.
-    pub fn had_turn(&self, tokens: usize, lack: Lack) -> bool {
-        let (processed, chosen) = self.turn;
-        match lack {
-            Lack::Slot => processed >= tokens,
-            Lack::Memory => chosen >= tokens + (processed - chosen) / 16,
+    /// Returns true once it has processed `tokens` since admission. If its state has to be freed too, only sampled tokens
+    /// count, and more are needed after a long prefill: recomputation must cost a small part of the work.
+    pub fn used_quantum(&self, tokens: usize, shortage: Shortage) -> bool {
+        let (processed, sampled) = self.processed;
+        match shortage {
+            Shortage::Slot => processed >= tokens,
+            Shortage::Memory => sampled >= tokens + (processed - sampled) / 16,
         }
     }
 
-    /// Pauses it while its client does not read, and ends it where that takes longer than `limit`.
+    /// Pauses the sequence while its client does not read, and ends it after `limit`.
     pub fn check_client(&mut self, now: Instant, limit: Duration) {
-        self.paused = if self.client.ready() { None } else { self.paused.or(Some(now)) };
+        self.paused = if self.client.is_ready() { None } else { self.paused.or(Some(now)) };
         if self.is_paused() && self.paused.is_some_and(|since| now - since >= limit) {
             self.ended = Some(FinishReason::Unread(limit));
         }
     }
 
-    /// Whether it takes no part in steps, as its client does not read.
+    /// Returns true while its client does not read.
     pub fn is_paused(&self) -> bool {
         self.paused.is_some() && self.ended.is_none()
     }
 
-    /// Whether its next token waits for a mask, and its client for the token.
+    /// Returns true while its next token waits for a grammar mask and its client reads.
     pub fn is_parked(&self) -> bool {
         self.parked.is_some() && !self.is_paused()
     }
 
-    /// Whether it takes no part in steps.
-    fn sits_out(&self) -> bool {
+    /// Returns true while it takes no part in steps.
+    fn is_blocked(&self) -> bool {
         self.is_paused() || self.parked.is_some()
     }
 
-    /// Whether it ended because its client did not read.
-    pub fn is_unread(&self) -> bool {
+    /// Returns true if it ended because its client did not read.
+    pub fn read_timed_out(&self) -> bool {
         matches!(self.ended, Some(FinishReason::Unread(_)))
     }
 
-    /// Whether nobody listens any more to what is still to come.
-    pub fn gone(&self) -> bool {
-        self.ended.is_none() && self.client.gone()
+    /// Returns true if its client disconnected before the end.
+    pub fn is_disconnected(&self) -> bool {
+        self.ended.is_none() && self.client.is_disconnected()
     }
 
-    /// Tokens that could go into the next step with others; none where they are read in large pieces.
-    pub fn wants_small(&self) -> usize {
-        if self.large() || self.sits_out() { 0 } else { self.end() - self.done }
+    /// Tokens available for the next batched step; 0 if it prefills in large chunks.
+    pub fn batchable_tokens(&self) -> usize {
+        if self.uses_large_chunks() || self.is_blocked() { 0 } else { self.end() - self.done }
     }
 
-    /// Tokens that could go into the next large piece.
-    pub fn wants_large(&self) -> Option<usize> {
-        (self.large() && !self.sits_out()).then(|| self.end() - self.done)
+    /// Tokens available for the next large chunk.
+    pub fn large_chunk_tokens(&self) -> Option<usize> {
+        (self.uses_large_chunks() && !self.is_blocked()).then(|| self.end() - self.done)
     }
 
-    /// Whether making keys and values for the next tokens pays in large pieces only.
-    fn large(&self) -> bool {
-        !self.replying() && self.ahead.0 == MlaPath::Materialized
+    /// Returns true if the next tokens use materialised keys and values, which pay off in large chunks only.
+    fn uses_large_chunks(&self) -> bool {
+        !self.is_decoding() && self.next_chunk.0 == MlaPath::Materialized
     }
 
-    /// Where the next tokens end: what is left up to the next snapshot, as far as it is read in the same form.
+    /// End of the next tokens: the next checkpoint or the next change of the attention path.
     fn end(&self) -> usize {
-        if self.replying() { self.reply.total() } else { self.ahead.1 }
+        if self.is_decoding() { self.reply.total() } else { self.next_chunk.1 }
     }
 
-    /// What is to be known of it while it reads a large piece.
-    pub fn away(&self) -> Away {
-        let (prompt, point) = (self.reply.shared_prompt(), self.point());
-        Away { prompt, point, namespace: self.namespace, owner: self.owner, bytes: self.bytes }
-    }
-
-    /// Sees what form the next tokens are read in.
-    fn look_ahead(&mut self) {
-        if !self.replying() && self.done >= self.ahead.1 {
-            self.ahead = self.engine.mla_path(self.reply.prompt(), self.done..self.point(), None);
+    /// Returns what the scheduler needs to know while it prefills a large chunk.
+    pub fn exclusive(&self) -> ExclusivePrefill {
+        let (prompt, checkpoint_at) = (self.reply.shared_prompt(), self.checkpoint_at());
+        ExclusivePrefill {
+            prompt,
+            checkpoint_at,
+            namespace: self.namespace,
+            tenant: self.tenant,
+            bytes: self.bytes,
         }
     }
 
-    /// Where the next snapshot of its prompt is.
-    fn point(&self) -> usize {
-        next_checkpoint(self.done, self.reply.prompt().len(), &self.marks)
+    /// Chooses the attention path of the next tokens.
+    fn plan_next_chunk(&mut self) {
+        if !self.is_decoding() && self.done >= self.next_chunk.1 {
+            self.next_chunk =
+                self.engine.mla_path(self.reply.prompt(), self.done..self.checkpoint_at(), None);
+        }
     }
 
-    /// Whether the next snapshot of its prompt is of a beginning of this one too.
-    pub fn reads_for(&self, job: &Job) -> bool {
-        let shares = !self.replying() && !self.sits_out() && self.namespace == job.namespace;
-        shares && job.prompt.starts_with(&self.reply.prompt()[..self.point()])
+    /// Length of the prompt at its next checkpoint.
+    fn checkpoint_at(&self) -> usize {
+        next_checkpoint(self.done, self.reply.prompt().len(), &self.checkpoints)
     }
 
-    /// Whether its prompt is in.
-    pub fn replying(&self) -> bool {
+    /// Returns true if its next checkpoint is a prefix of the request's prompt.
+    pub fn prefills_prefix_of(&self, request: &Request) -> bool {
+        let shares = !self.is_decoding() && !self.is_blocked() && self.namespace == request.namespace;
+        shares && request.prompt.starts_with(&self.reply.prompt()[..self.checkpoint_at()])
+    }
+
+    /// Returns true once the prompt is prefilled.
+    pub fn is_decoding(&self) -> bool {
         self.done >= self.reply.prompt().len()
     }
 
-    /// Its part of a step.
+    /// Returns its next tokens as input of the model.
     pub fn sequence(&mut self, tokens: usize) -> Sequence<'_, B> {
         self.with_client(tokens).0
     }
 
-    /// Its part of a step, and the owner.
+    /// Returns its next tokens as input of the model, and its client.
     pub fn with_client(&mut self, tokens: usize) -> (Sequence<'_, B>, &dyn Client) {
         let end = self.done + tokens;
         let last = end == self.reply.total() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let form = if self.replying() { MlaPath::Absorbed } else { self.ahead.0 };
+        let form = if self.is_decoding() { MlaPath::Absorbed } else { self.next_chunk.0 };
         let tokens = self.reply.span(self.done..end);
         let state = self.state.as_mut().expect("a sequence in a slot has a state");
         (Sequence { tokens, state, outputs, mla_path: form }, &*self.client)
     }
 
-    /// Leaves in the middle of a step, whose state is of no use.
+    /// Finishes in the middle of a step, after which the state is invalid.
     pub fn abandon(mut self) {
         self.state = None;
-        self.leave();
+        self.finish();
     }
 
-    /// So many tokens are in; if these were all, the next of `logits` are those after them.
+    /// Accounts for processed tokens. If none is left, takes the next row of `logits` and samples.
     pub fn advance<'l>(&mut self, tokens: usize, logits: &mut impl Iterator<Item = LogitsRow<'l, 'e, B>>)
     where
         'e: 'l,
     {
-        let reading = !self.replying();
-        let at_point = reading && self.done + tokens == self.point();
+        let reading = !self.is_decoding();
+        let at_checkpoint = reading && self.done + tokens == self.checkpoint_at();
         self.done += tokens;
-        self.turn.0 += tokens;
+        self.processed.0 += tokens;
         if reading {
-            self.tell_progress();
-            self.look_ahead();
+            self.report_progress();
+            self.plan_next_chunk();
         }
         if self.ended.is_some() {
             return;
         }
         if self.done < self.reply.total() {
-            if at_point {
-                self.keep(&[], self.marks.contains(&self.done));
+            if at_checkpoint {
+                self.insert_checkpoint(&[], self.checkpoints.contains(&self.done));
             }
             return;
         }
         let logits = logits.next().expect("a row of logits for every sequence whose tokens are all in");
         if reading && self.engine.store.accepts() {
-            self.keep(logits.values(), false);
+            self.insert_checkpoint(logits.values(), false);
         }
-        self.choose_or_park(&logits);
+        self.sample_or_park(&logits);
     }
 
-    /// Chooses the token that a parked sequence waits for, if its mask comes within the limit.
+    /// Samples the next token of a parked sequence if its mask arrives within the limit.
     pub fn unpark(&mut self, limit: Duration) {
         if self.is_parked() && self.reply.wait(limit) {
             let scores = Logits::from_values(self.engine, self.parked.take().unwrap_or_default());
-            scores.rows().for_each(|row| self.choose(&row));
+            scores.rows().for_each(|row| self.sample(&row));
         }
     }
 
-    /// Chooses the next token, or keeps its logits until the mask is there.
-    fn choose_or_park(&mut self, logits: &LogitsRow<'_, '_, B>) {
+    /// Samples the next token, or keeps its logits until the grammar mask arrives.
+    fn sample_or_park(&mut self, logits: &LogitsRow<'_, '_, B>) {
         if self.reply.wait(Duration::ZERO) {
-            self.choose(logits);
+            self.sample(logits);
         } else {
             self.parked = Some(logits.values().to_vec());
         }
     }
 
-    fn choose(&mut self, logits: &LogitsRow<'_, '_, B>) {
+    fn sample(&mut self, logits: &LogitsRow<'_, '_, B>) {
         let now = Instant::now();
-        self.read.get_or_insert(now);
-        self.chosen = Some(now);
-        self.turn.1 += 1;
+        self.prefilled.get_or_insert(now);
+        self.last_token = Some(now);
+        self.processed.1 += 1;
         let choice = self.reply.next_token(logits);
-        let told = choice.token.zip(self.logprobs);
-        let logprobs = told.map(|(token, top)| Logprobs::of(logits.values(), token, top));
+        let requested = choice.token.zip(self.logprobs);
+        let logprobs = requested.map(|(token, top)| Logprobs::of(logits.values(), token, top));
         if choice.token.is_some() || !choice.text.is_empty() {
-            self.client.hear(Update::Chosen { token: choice.token, text: choice.text, logprobs });
+            self.client.on_event(RequestEvent::Token { token: choice.token, text: choice.text, logprobs });
         }
         self.ended = choice.ended;
     }
 
-    fn tell_progress(&mut self) {
-        // Once the prompt was in, computing it again is no progress.
-        if self.read.is_none() {
+    fn report_progress(&mut self) {
+        // Recomputing a prompt after preemption is not reported.
+        if self.prefilled.is_none() {
             let total = self.reply.prompt().len();
-            self.client.hear(Update::Read { reused: self.reused, done: self.done, total });
+            self.client.on_event(RequestEvent::PrefillProgress {
+                reused: self.reused,
+                done: self.done,
+                total,
+            });
         }
     }
 
-    /// Keeps a snapshot of it as it is; `always`: on disk too, however little reading it saves.
-    fn keep(&self, logits: &[f32], always: bool) {
+    /// Inserts its state into the prefix cache; `always` writes short prefixes to disk, too.
+    fn insert_checkpoint(&self, logits: &[f32], always: bool) {
         let (Engine { backend, store, .. }, Some(state)) = (self.engine, &self.state) else { return };
         if !self.engine.may_keep() {
             return;
@@ -335,43 +344,43 @@ impl<'e, B: Backend> Slot<'e, B> {
         store.within(self.namespace).insert(backend, &tokens, state, logits, always);
     }
 
-    /// Keeps a snapshot of it as it is, if that is more than what it began with and others may go on from it.
-    fn checkpoint(&self) {
+    /// Inserts its state if it is longer than the restored prefix and valid as a prefix of other prompts.
+    fn insert_final_checkpoint(&self) {
         let own = self.reply.prompt().len().min(self.done)..self.done;
         if self.done > self.reused && !self.engine.is_noncanonical(&self.reply.first(self.done), own) {
-            self.keep(&[], false);
+            self.insert_checkpoint(&[], false);
         }
     }
 
-    /// Whether nothing is left to do for it. A reply that the limit cut stays for one more step, which takes in its
-    /// last token: the conversation then goes on from a state after all of it.
+    /// Returns true if nothing is left to compute. A reply cut at the token limit takes one more step for its last token,
+    /// so that the next turn of the conversation resumes after all of it.
     pub fn has_ended(&self) -> bool {
         let all = self.reply.total();
         let cut = self.ended == Some(FinishReason::Length) && all as u64 <= self.engine.context;
         self.ended.is_some() && !(cut && self.done < all && self.engine.store.fits_in_memory())
     }
 
-    /// Leaves, with a snapshot if it was worth the work; then tells its client how it was, who may ask for more.
-    pub fn leave(mut self) {
+    /// Inserts a checkpoint if it is worth one, then reports the statistics to the client.
+    pub fn finish(mut self) {
         let broken = matches!(self.ended, Some(FinishReason::NotFinite(_)));
-        let worth = self.ended.is_some() || self.done.saturating_sub(self.reused) >= WORTH_KEEPING;
+        let worth = self.ended.is_some() || self.done.saturating_sub(self.reused) >= MIN_CHECKPOINT_TOKENS;
         if worth && !broken {
-            self.checkpoint();
+            self.insert_final_checkpoint();
         }
         let ended = self.ended.take().unwrap_or(FinishReason::Cancelled);
-        let now = self.chosen.unwrap_or_else(Instant::now);
-        let read = self.read.unwrap_or(now);
-        self.client.hear(Update::Done(Stats {
+        let now = self.last_token.unwrap_or_else(Instant::now);
+        let read = self.prefilled.unwrap_or(now);
+        self.client.on_event(RequestEvent::Finished(Stats {
             prefill: Prefill {
                 reused: self.reused,
                 source: self.source,
                 computed: self.reply.prompt().len().min(self.done).saturating_sub(self.reused),
-                stopped: self.read.is_none(),
+                stopped: self.prefilled.is_none(),
             },
             prefill_time: read - self.admitted,
             generated: self.reply.generated(),
             decode_time: now - read,
-            expert_cache: None, // of all that are served at once
+            expert_cache: None, // counted for all sequences together
             ended,
         }));
     }

@@ -1,5 +1,5 @@
-//! What all requests share: the loaded model, the channel to the thread that runs it, limits, and the state the
-//! server is in.
+//! State shared by all requests: the loaded model, the channel to its scheduler, limits, and the status of the server.
+//! Next: [`super::validate`], which builds the requests submitted here.
 
 use super::errors::ApiError;
 use super::host_check::HostPolicy;
@@ -12,7 +12,7 @@ use crate::generation::sample::Sampling;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::session;
-use crate::scheduler::{Client, Command, Gauges, Job, Limits, StateBytes, Update};
+use crate::scheduler::{Client, Command, Gauges, Limits, Request, RequestEvent, StateBytes};
 use kernels::backend::Backend;
 use models::template::{Rendered, Template};
 use models::tokenizer::Vocabulary;
@@ -24,56 +24,55 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// What requests are held to.
+/// Limits and defaults for requests.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// How tokens are chosen where a request does not say.
+    /// Sampling parameters for requests that name none.
     pub sampling: Sampling,
-    /// Tokens of a reply where a request does not say.
+    /// Maximum tokens of a reply for requests that name none.
     pub max_tokens: usize,
-    /// Requests that may wait beside those that slots are for.
+    /// Maximum number of requests that wait for a slot.
     pub queue: u64,
-    /// Bytes of the prompts and grammars of all requests that run or wait.
+    /// Maximum bytes of prompts and grammars of all running and waiting requests.
     pub queue_bytes: u64,
-    /// Time for a request.
+    /// Maximum duration of a request.
     pub timeout: Option<Duration>,
-    /// Bytes of a request.
+    /// Maximum bytes of a request body.
     pub max_body: usize,
-    /// Limits on connections and bodies.
     pub http: HttpLimits,
-    /// Hosts whose requests are served.
+    /// Checks of Host and Origin headers.
     pub hosts: HostPolicy,
-    /// Keys, one of which a request has to bring; none: no key is asked for.
+    /// Accepted API keys; if empty, no key is required.
     pub keys: Vec<String>,
-    /// Whether requests with different keys reuse each other's prefixes.
+    /// Lets requests with different keys share cached prefixes.
     pub share_prefix_cache: bool,
-    /// Origins whose pages may ask.
+    /// Origins allowed by CORS, or `*`.
     pub cors: Vec<String>,
-    /// The model's names.
+    /// The model's name and its aliases.
     pub names: Vec<String>,
     /// Write prompts into the log.
     pub log_prompts: bool,
 }
 
-/// The engine as requests see it, on whatever backend.
-pub trait Served: Send + Sync {
+/// An engine with its backend type erased.
+pub trait EngineHandle: Send + Sync {
     /// Its tokenizer.
     fn tokenizer(&self) -> &Vocabulary;
     /// Its chat template.
     fn template(&self) -> &Template;
-    /// The ids of a rendered conversation, by what was read in a namespace.
+    /// Encodes a rendered conversation, reusing the token ids of prefixes cached in the namespace.
     fn encode(&self, namespace: Namespace, rendered: &Rendered) -> Vec<u32>;
-    /// Whether a prompt can be processed.
+    /// Checks length and token ids of a prompt.
     fn check(&self, prompt: &[u32]) -> Result<(), session::Error>;
-    /// Tokens of a sequence at most.
+    /// Maximum number of tokens of a sequence.
     fn context(&self) -> u64;
-    /// Ids below this exist.
+    /// Size of the vocabulary, which bounds token ids.
     fn vocab(&self) -> usize;
-    /// Memory of a sequence.
+    /// Returns the size of sequence states.
     fn state_bytes(&self) -> StateBytes;
 }
 
-impl<B: Backend> Served for Engine<B> {
+impl<B: Backend> EngineHandle for Engine<B> {
     fn tokenizer(&self) -> &Vocabulary {
         self.tokenizer.as_ref().expect("`serve` refuses files without a tokenizer")
     }
@@ -81,7 +80,7 @@ impl<B: Backend> Served for Engine<B> {
         self.template.as_ref().expect("an engine with a tokenizer has a template")
     }
     fn encode(&self, namespace: Namespace, rendered: &Rendered) -> Vec<u32> {
-        self.encode_within(namespace, rendered, Served::tokenizer(self))
+        self.encode_within(namespace, rendered, EngineHandle::tokenizer(self))
     }
     fn check(&self, prompt: &[u32]) -> Result<(), session::Error> {
         Engine::check(self, prompt)
@@ -97,90 +96,89 @@ impl<B: Backend> Served for Engine<B> {
     }
 }
 
-/// A model that answers.
+/// A loaded model and its scheduler.
 pub struct Ready {
     /// The model.
-    pub engine: Arc<dyn Served>,
-    /// What may run at the same time.
+    pub engine: Arc<dyn EngineHandle>,
+    /// Limits on concurrency and state memory.
     pub limits: Limits,
-    /// Where its thread takes commands.
+    /// Sends commands to the scheduler's thread.
     pub commands: mpsc::Sender<Command>,
-    /// What its thread shows.
+    /// Values that the scheduler updates after each step.
     pub gauges: Arc<Gauges>,
 }
 
-/// What all requests share.
+/// State shared by all requests.
 pub struct App {
-    /// What requests are held to.
+    /// Limits and defaults for requests.
     pub options: Options,
-    /// What is counted.
     pub metrics: Metrics,
     /// Events at limits.
     pub limits: LimitEvents,
-    /// Bodies on their way in.
+    /// Receives and parses request bodies.
     pub intake: Intake,
-    /// When it started, in seconds of Unix time.
+    /// Unix time of the start, in seconds.
     pub started: u64,
     ready: OnceLock<Ready>,
-    /// Made when the first request needs it.
+    /// Created by the first request that needs a grammar.
     grammars: OnceLock<Result<Grammars, String>>,
     draining: AtomicBool,
     ended: AtomicBool,
     requests: AtomicU64,
-    /// Answers that somebody waits for.
+    /// Number of responses under way.
     open: watch::Sender<usize>,
-    /// Requests that the engine has not answered: counted here, as what its thread shows is behind what came meanwhile.
-    placed: Arc<AtomicU64>,
-    /// Bytes that they hold.
-    placed_bytes: Arc<AtomicU64>,
+    /// Unfinished requests, counted here because the gauges lag behind submissions.
+    in_flight: Arc<AtomicU64>,
+    /// Bytes of their prompts and grammars.
+    in_flight_bytes: Arc<AtomicU64>,
 }
 
-/// A part of what may run or wait, for a request. The next may have it when the last of its replies has ended.
-struct Place {
-    of: Arc<AtomicU64>,
+/// A request's share of a bounded counter, released when the last of its replies ends.
+struct Reservation {
+    counter: Arc<AtomicU64>,
     amount: u64,
 }
 
-impl Place {
-    /// Takes an amount as long as `all` with it are not too many.
-    fn take(of: &Arc<AtomicU64>, amount: u64, fits: impl Fn(u64) -> bool) -> Result<Place, u64> {
+impl Reservation {
+    /// Adds an amount if `fits` accepts the current value; returns that value otherwise.
+    fn take(counter: &Arc<AtomicU64>, amount: u64, fits: impl Fn(u64) -> bool) -> Result<Reservation, u64> {
         let more = |n: u64| fits(n).then_some(n.saturating_add(amount));
-        of.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)?;
-        Ok(Place { of: of.clone(), amount })
+        counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)?;
+        Ok(Reservation { counter: counter.clone(), amount })
     }
 }
 
-impl Drop for Place {
+impl Drop for Reservation {
     fn drop(&mut self) {
-        self.of.fetch_sub(self.amount, Ordering::Relaxed);
+        self.counter.fetch_sub(self.amount, Ordering::Relaxed);
     }
 }
 
-/// What is asked of the engine: one prompt, a reply for each of the rules.
-pub struct Ask {
-    /// Its tokens, which all its replies share.
+/// A prompt for the scheduler, with one reply for each element of `rules`.
+pub struct EngineRequest {
+    /// Tokens of the prompt, shared by all its replies.
     pub prompt: Arc<[u32]>,
-    /// Lengths of it to keep snapshots of.
-    pub marks: Vec<usize>,
-    /// How each reply is made.
+    /// Prompt lengths at which to insert a checkpoint.
+    pub checkpoints: Vec<usize>,
+    /// Parameters of each reply.
     pub rules: Vec<GenerationParams>,
-    /// Tell each token's logarithm of probability, and so many of the most likely ones'.
+    /// Report the log-probability of each token and of this many most likely tokens.
     pub logprobs: Option<usize>,
-    /// Bytes that its grammar and what its answer repeats of the prompt take.
-    pub held: usize,
+    /// Bytes of its grammar and of the prompt text that the response echoes.
+    pub retained_bytes: usize,
 }
 
-impl Ask {
-    /// Bytes that it holds while it waits.
+impl EngineRequest {
+    /// Bytes that count against `queue_bytes`.
     fn bytes(&self) -> u64 {
         let bias = self.rules.first().map_or(0, |rules| size_of_val(&*rules.bias));
         let stops = self.rules.iter().flat_map(|rules| &rules.stops).map(String::len).sum::<usize>();
-        (size_of_val(&*self.prompt) + bias + stops + self.held) as u64
+        (size_of_val(&*self.prompt) + bias + stops + self.retained_bytes) as u64
     }
 }
 
 impl App {
-    /// A server whose model is still loading.
+    /// Creates the state of a server whose model is still loading.
     pub fn new(options: Options) -> Arc<Self> {
         Arc::new(App {
             intake: Intake::new(&options.http, options.max_body),
@@ -194,31 +192,31 @@ impl App {
             ended: AtomicBool::new(false),
             open: watch::Sender::new(0),
             requests: AtomicU64::new(0),
-            placed: Arc::default(),
-            placed_bytes: Arc::default(),
+            in_flight: Arc::default(),
+            in_flight_bytes: Arc::default(),
         })
     }
 
-    /// The model is there.
+    /// Accepts requests from now on.
     pub fn set_ready(&self, ready: Ready) {
         let _ = self.ready.set(ready);
     }
 
-    /// No new work from here on.
+    /// Refuses new requests from now on.
     pub fn drain(&self) {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Ends every reply where it is.
+    /// Cancels all requests.
     pub fn stop(&self) {
         if let Some(ready) = self.ready.get() {
-            // A thread that has ended has nothing to stop.
+            // Fails only if the thread has ended, which leaves nothing to stop.
             let _ = ready.commands.send(Command::Stop);
         }
     }
 
-    /// Marks, when dropped, that the model's thread has ended.
-    pub fn note_end(self: &Arc<Self>) -> impl Drop + Send + use<> {
+    /// Returns a guard that marks the model's thread as ended when dropped.
+    pub fn mark_ended_on_drop(self: &Arc<Self>) -> impl Drop + Send + use<> {
         struct End(Arc<App>);
         impl Drop for End {
             fn drop(&mut self) {
@@ -228,12 +226,12 @@ impl App {
         End(self.clone())
     }
 
-    /// Answers that somebody waits for.
+    /// Number of responses under way.
     pub fn open(&self) -> usize {
         *self.open.borrow()
     }
 
-    /// Until nobody waits for an answer.
+    /// Waits until no response is under way.
     pub async fn idle(&self) {
         // The sender lives as long as the server.
         let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
@@ -250,12 +248,12 @@ impl App {
         }
     }
 
-    /// The loaded model, whatever the server is doing.
+    /// Returns the loaded model, even while draining.
     pub fn loaded(&self) -> Option<&Ready> {
         self.ready.get()
     }
 
-    /// The model, if it takes work.
+    /// Returns the model if it accepts requests.
     pub fn ready(&self) -> Result<&Ready, ApiError> {
         match (self.status(), self.ready.get()) {
             ("ready", Some(ready)) => Ok(ready),
@@ -263,12 +261,12 @@ impl App {
         }
     }
 
-    /// The name the model goes by.
+    /// Returns the first name of the model.
     pub fn model_name(&self) -> &str {
         self.options.names.first().map_or("kimi", String::as_str)
     }
 
-    /// Whether a request means the served model.
+    /// Refuses a request for another model.
     pub fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
         match name {
             Some(name) if !self.options.names.iter().any(|n| n == name) => {
@@ -295,19 +293,19 @@ impl App {
         })
     }
 
-    /// A seed for a request that names none; the server's own seed makes the series of them repeat.
+    /// Returns a seed for a request that names none; the series follows from the server's seed.
     pub fn next_seed(&self) -> u64 {
         let n = self.requests.fetch_add(1, Ordering::Relaxed);
         self.options.sampling.seed.wrapping_add(n)
     }
 
-    /// Takes a place, if one is free and there is memory for what it holds.
-    fn place(&self, ready: &Ready, bytes: u64) -> Result<[Place; 2], ApiError> {
+    /// Reserves a place in the queue and memory for a request.
+    fn reserve(&self, ready: &Ready, bytes: u64) -> Result<[Reservation; 2], ApiError> {
         let most = (ready.limits.slots as u64).saturating_add(self.options.queue);
-        let place = Place::take(&self.placed, 1, |n| n < most).map_err(ApiError::busy)?;
+        let reservation = Reservation::take(&self.in_flight, 1, |n| n < most).map_err(ApiError::busy)?;
         let most = self.options.queue_bytes;
         let fits = |n: u64| n == 0 || n.saturating_add(bytes) <= most;
-        let memory = Place::take(&self.placed_bytes, bytes, fits).map_err(|held| {
+        let memory = Reservation::take(&self.in_flight_bytes, bytes, fits).map_err(|held| {
             let [held, bytes, most] = [held, bytes, most].map(|n| n as f64 / f64::from(1 << 20));
             let mut error = ApiError::busy(0);
             error.detail.message = format!(
@@ -316,46 +314,56 @@ impl App {
             );
             error
         })?;
-        Ok([place, memory])
+        Ok([reservation, memory])
     }
 
-    /// Where the prefixes of an owner's requests are: apart from others' where several keys tell owners apart.
-    pub fn namespace(&self, owner: u64) -> Namespace {
+    /// Returns the prefix-cache namespace of a tenant: its own if there are several API keys.
+    pub fn namespace(&self, tenant: u64) -> Namespace {
         let keys = &self.options.keys;
         let several = keys.iter().any(|key| *key != keys[0]);
-        if several && !self.options.share_prefix_cache { Namespace::of(owner) } else { Namespace::SHARED }
+        if several && !self.options.share_prefix_cache { Namespace::of(tenant) } else { Namespace::SHARED }
     }
 
-    /// Why no more comes from the engine.
-    fn lost(&self) -> ApiError {
+    /// Returns the error for a scheduler that has ended.
+    fn engine_stopped(&self) -> ApiError {
         match self.draining.load(Ordering::Relaxed) {
             true => ApiError::unavailable("stopping"),
             false => ApiError::internal("the thread that runs the model has ended; the log says why"),
         }
     }
 
-    /// Hands work to the engine.
-    pub fn start(self: &Arc<Self>, asks: Vec<Ask>, owner: u64) -> Result<Answers, ApiError> {
+    /// Submits requests to the scheduler.
+    pub fn submit(
+        self: &Arc<Self>,
+        requests: Vec<EngineRequest>,
+        tenant: u64,
+    ) -> Result<RequestEvents, ApiError> {
         let ready = self.ready()?;
-        let place = Arc::new(self.place(ready, asks.iter().map(Ask::bytes).sum())?);
-        let namespace = self.namespace(owner);
+        let reservation = Arc::new(self.reserve(ready, requests.iter().map(EngineRequest::bytes).sum())?);
+        let namespace = self.namespace(tenant);
         if self.options.log_prompts {
-            let text = |ask: &Ask| ready.engine.tokenizer().decode(&ask.prompt);
-            asks.iter().for_each(|ask| tracing::info!(text = text(ask), "prompt"));
+            let text = |request: &EngineRequest| ready.engine.tokenizer().decode(&request.prompt);
+            requests.iter().for_each(|request| tracing::info!(text = text(request), "prompt"));
         }
-        let (sender, updates) = unbounded_channel();
+        let (sender, events) = unbounded_channel();
         let mut prompt_tokens = 0;
         let mut unread = Vec::new();
-        for ask in asks {
-            prompt_tokens += ask.prompt.len();
-            for rules in ask.rules {
-                let (sender, place) = (sender.clone(), Some(place.clone()));
+        for request in requests {
+            prompt_tokens += request.prompt.len();
+            for rules in request.rules {
+                let (sender, reservation) = (sender.clone(), Some(reservation.clone()));
                 let waiting = Arc::new(AtomicUsize::new(0));
-                let client =
-                    Box::new(Listener { index: unread.len(), sender, place, unread: waiting.clone() });
-                let (prompt, marks, logprobs) = (ask.prompt.clone(), ask.marks.clone(), ask.logprobs);
-                let job = Box::new(Job { prompt, marks, rules, logprobs, owner, namespace, client });
-                ready.commands.send(Command::Job(job)).map_err(|_| self.lost())?;
+                let client = Box::new(ChannelClient {
+                    index: unread.len(),
+                    sender,
+                    reservation,
+                    unread: waiting.clone(),
+                });
+                let (prompt, checkpoints, logprobs) =
+                    (request.prompt.clone(), request.checkpoints.clone(), request.logprobs);
+                let request =
+                    Box::new(Request { prompt, checkpoints, rules, logprobs, tenant, namespace, client });
+                ready.commands.send(Command::Submit(request)).map_err(|_| self.engine_stopped())?;
                 unread.push(waiting);
             }
         }
@@ -365,7 +373,16 @@ impl App {
         let deadline = self.options.timeout.map(|limit| start + limit);
         let app = self.clone();
         let open = unread.len();
-        Ok(Answers { app, updates, open, unread, prompt_tokens, start, deadline, heard: HashMap::new() })
+        Ok(RequestEvents {
+            app,
+            events,
+            open,
+            unread,
+            prompt_tokens,
+            start,
+            deadline,
+            last_token: HashMap::new(),
+        })
     }
 }
 
@@ -374,102 +391,99 @@ pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
 
-/// Updates of a reply that may be unread: more pause it. Most hold a token; with the 20 most likely ones 300 bytes.
-const UNREAD: usize = 256;
+/// Unread events after which a sequence pauses. An event is small: 300 bytes with 20 top log-probabilities.
+const MAX_UNREAD_EVENTS: usize = 256;
 
-struct Listener {
+struct ChannelClient {
     index: usize,
-    sender: UnboundedSender<(usize, Update)>,
-    /// Its request's, until its reply has ended.
-    place: Option<Arc<[Place; 2]>>,
-    /// Updates that were sent and not read.
+    sender: UnboundedSender<(usize, RequestEvent)>,
+    /// Released when the reply has ended.
+    reservation: Option<Arc<[Reservation; 2]>>,
+    /// Events sent and not yet read.
     unread: Arc<AtomicUsize>,
 }
 
-impl Client for Listener {
-    fn hear(&mut self, update: Update) {
-        // Before the client hears of it: it may ask again at once.
-        if let Update::Done(stats) = &update {
-            self.place = None;
+impl Client for ChannelClient {
+    fn on_event(&mut self, event: RequestEvent) {
+        // Released before the client gets the event, because it may send the next request at once.
+        if let RequestEvent::Finished(stats) = &event {
+            self.reservation = None;
             if let FinishReason::Unread(limit) = stats.ended {
                 let seconds = limit.as_secs();
-                tracing::warn!(
-                    seconds,
-                    "a client did not read its stream (--stream-timeout): the reply ended"
-                );
+                tracing::warn!(seconds, "stream unread for too long (--stream-timeout): reply ended");
             }
         }
         self.unread.fetch_add(1, Ordering::Relaxed);
-        // Who is gone hears nothing; the next step asks.
-        let _ = self.sender.send((self.index, update));
+        // Fails if the client has disconnected; the next step checks that.
+        let _ = self.sender.send((self.index, event));
     }
 
-    fn gone(&self) -> bool {
+    fn is_disconnected(&self) -> bool {
         self.sender.is_closed()
     }
 
-    fn ready(&self) -> bool {
-        self.unread.load(Ordering::Relaxed) < UNREAD
+    fn is_ready(&self) -> bool {
+        self.unread.load(Ordering::Relaxed) < MAX_UNREAD_EVENTS
     }
 }
 
-/// Replies under way. Dropping it stops them.
-pub struct Answers {
+/// The events of a submitted request. Dropping it cancels the request.
+pub struct RequestEvents {
     app: Arc<App>,
-    updates: UnboundedReceiver<(usize, Update)>,
-    /// Replies that have not ended.
+    events: UnboundedReceiver<(usize, RequestEvent)>,
+    /// Number of replies that have not ended.
     open: usize,
-    /// Updates of each that were sent and not read.
+    /// For each reply, events sent and not yet read.
     unread: Vec<Arc<AtomicUsize>>,
-    /// Of all prompts.
+    /// Tokens of all prompts together.
     pub prompt_tokens: usize,
-    /// When it was asked.
+    /// Time of the submission.
     pub start: Instant,
     deadline: Option<Instant>,
-    /// When a reply's last token came.
-    heard: HashMap<usize, Instant>,
+    /// Time of the last token of each reply.
+    last_token: HashMap<usize, Instant>,
 }
 
-impl Answers {
-    /// What happens next, with the reply's number; None after the last has ended.
-    pub async fn next(&mut self) -> Option<Result<(usize, Update), ApiError>> {
+impl RequestEvents {
+    /// Returns the next event with the reply's index, or None after the last reply has ended.
+    pub async fn next(&mut self) -> Option<Result<(usize, RequestEvent), ApiError>> {
         if self.open == 0 {
             return None;
         }
         let next = match self.deadline {
-            None => self.updates.recv().await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, self.updates.recv()).await {
+            None => self.events.recv().await,
+            Some(deadline) => match tokio::time::timeout_at(deadline, self.events.recv()).await {
                 Ok(next) => next,
-                Err(_) => return Some(Err(self.give_up())),
+                Err(_) => return Some(Err(self.time_out())),
             },
         };
-        let Some((index, update)) = next else {
+        let Some((index, event)) = next else {
             self.open = 0;
-            return Some(Err(self.app.lost()));
+            return Some(Err(self.app.engine_stopped()));
         };
         self.unread[index].fetch_sub(1, Ordering::Relaxed);
-        self.count(index, &update);
-        Some(Ok((index, update)))
+        self.count(index, &event);
+        Some(Ok((index, event)))
     }
 
-    fn give_up(&mut self) -> ApiError {
+    fn time_out(&mut self) -> ApiError {
         self.open = 0;
-        self.updates.close();
+        self.events.close();
         ApiError::timeout(self.app.options.timeout.map_or(0, |t| t.as_secs()))
     }
 
-    fn count(&mut self, index: usize, update: &Update) {
+    fn count(&mut self, index: usize, event: &RequestEvent) {
         let metrics = &self.app.metrics;
-        match update {
-            Update::Read { .. } => {}
-            Update::Chosen { .. } => {
+        match event {
+            RequestEvent::PrefillProgress { .. } => {}
+            RequestEvent::Token { .. } => {
                 let now = Instant::now();
-                match self.heard.insert(index, now) {
-                    None => metrics.first_token.observe((now - self.start).as_secs_f64()),
-                    Some(before) => metrics.next_token.observe((now - before).as_secs_f64()),
+                match self.last_token.insert(index, now) {
+                    None => metrics.time_to_first_token.observe((now - self.start).as_secs_f64()),
+                    Some(before) => metrics.inter_token_latency.observe((now - before).as_secs_f64()),
                 }
             }
-            Update::Done(stats) => {
+            RequestEvent::Finished(stats) => {
                 self.open -= 1;
                 metrics.count(stats);
             }
@@ -477,7 +491,7 @@ impl Answers {
     }
 }
 
-impl Drop for Answers {
+impl Drop for RequestEvents {
     fn drop(&mut self) {
         if self.open > 0 {
             self.app.metrics.aborted.inc();

@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`: a conversation and the next message in it.
+//! `/v1/chat/completions`: generates the next message of a conversation, whole or as server-sent events.
 
 use super::api::chat::{
     Answer, ChatBody, ChatChunk, ChatCompletion, ChatLogprobs, ChatMessage, ChatRequest, Choice, ChunkChoice,
@@ -6,19 +6,19 @@ use super::api::chat::{
 };
 use super::api::generation::Generation;
 use super::api::{Progress, Timings, Usage};
-use super::app::{Answers, App, Ask, Ready, Served};
+use super::app::{App, EngineHandle, EngineRequest, Ready, RequestEvents};
 use super::body::Body;
 use super::errors::ApiError;
-use super::markup::{Markup, Piece};
-use super::outcome::{FINGERPRINT, Head, failure, timings, usage};
-use super::owner::Owner;
-use super::sse::{Outbox, Teller, respond};
-use super::{prepare, token, tools};
+use super::sse::{Outbox, StreamEncoder, respond};
+use super::tenant::Tenant;
+use super::tool_call_parser::{Piece, ToolCallParser};
+use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
+use super::{logprobs, tools, validate};
 use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
 use crate::prefix_cache::retokenize::ids_before;
 use crate::runtime::chat_template::explain;
-use crate::scheduler::Update;
+use crate::scheduler::RequestEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use tokio::time::Instant;
 
-/// Answers with the assistant's next message.
+/// Generates the assistant's next message in a conversation
 #[utoipa::path(
     post,
     path = "/v1/chat/completions",
@@ -43,82 +43,84 @@ use tokio::time::Instant;
 )]
 pub async fn completions(
     State(app): State<Arc<App>>,
-    Extension(owner): Extension<Owner>,
+    Extension(tenant): Extension<Tenant>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let preparing = app.clone();
-    // Rendering and tokenizing a long conversation takes a while.
-    let prepared = app.intake.run(body.cost(), move |gone| prepare(&preparing, &body, owner, gone)).await;
-    let (request, ask, markup) = prepared??;
-    let head = Head::new(&app, "chatcmpl");
-    let reply = |_| Reply { markup: markup.clone(), ..Reply::default() };
-    let replies = (0..ask.rules.len()).map(reply).collect();
+    let shared = app.clone();
+    // Rendering and tokenizing a long conversation blocks for some time.
+    let prepared =
+        app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
+    let (request, engine_request, parser) = prepared??;
+    let meta = ResponseMeta::new(&app, "chatcmpl");
+    let reply = |_| Reply { parser: parser.clone(), ..Reply::default() };
+    let replies = (0..engine_request.rules.len()).map(reply).collect();
     let engine = app.ready()?.engine.clone();
-    let answers = app.start(vec![ask], owner.0)?;
-    let start = answers.start;
-    let chat = Chat { head, request, engine, replies, prompt_tokens: answers.prompt_tokens, start };
+    let events = app.submit(vec![engine_request], tenant.0)?;
+    let start = events.start;
+    let chat = Chat { meta, request, engine, replies, prompt_tokens: events.prompt_tokens, start };
     if chat.request.stream.unwrap_or(false) {
-        return Ok(respond(answers, chat));
+        return Ok(respond(events, chat));
     }
-    chat.whole(answers).await.map(|answer| Json(answer).into_response())
+    chat.collect(events).await.map(|answer| Json(answer).into_response())
 }
 
 fn prepare(
     app: &App,
     body: &Body,
-    owner: Owner,
-    gone: &AtomicBool,
-) -> Result<(ChatRequest, Ask, Markup), ApiError> {
+    tenant: Tenant,
+    cancelled: &AtomicBool,
+) -> Result<(ChatRequest, EngineRequest, ToolCallParser), ApiError> {
     let mut request: ChatRequest = body.part()?;
-    let how: Generation = body.part()?;
-    prepare::refuse_undone(body)?;
-    let (ask, markup) = plan(app, &mut request, &how, owner, gone)?;
-    // Not kept while the reply is made: schemas may take more memory than the prompt.
+    let generation: Generation = body.part()?;
+    validate::reject_unsupported(body)?;
+    let (engine_request, parser) = prepare_chat(app, &mut request, &generation, tenant, cancelled)?;
+    // Freed before generation: schemas may take more memory than the prompt.
     request.tools = None;
     request.response_format = None;
-    Ok((request, ask, markup))
+    Ok((request, engine_request, parser))
 }
 
-/// What is asked of the engine, and the parser of what comes back.
-pub fn plan(
+/// Validates a request and builds the scheduler's request and the parser of the reply.
+pub fn prepare_chat(
     app: &App,
     request: &mut ChatRequest,
-    how: &Generation,
-    owner: Owner,
-    gone: &AtomicBool,
-) -> Result<(Ask, Markup), ApiError> {
+    generation: &Generation,
+    tenant: Tenant,
+    cancelled: &AtomicBool,
+) -> Result<(EngineRequest, ToolCallParser), ApiError> {
     let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
     let top = logprobs(request)?;
     let tools = tools::Plan::new(request)?;
     let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
-    let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, gone)).transpose()?;
+    let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, cancelled)).transpose()?;
     let messages = messages(std::mem::take(&mut request.messages))?;
     let extra = request.chat_template_kwargs.take().unwrap_or_default();
-    let (rendered, marks) = render(ready, &messages, &tools.declared, &extra)?;
+    let (rendered, checkpoints) = render(ready, &messages, &tools.declared, &extra)?;
     let (template, tokenizer) = (ready.engine.template(), ready.engine.tokenizer());
     let thinks = template.mentions("<think>") || template.mentions("</think>");
     let thinking = rendered.text().trim_end().ends_with("<think>");
-    let markup = Markup::new(tools.names, thinks, thinking).sure(tools.sure);
+    let parser = ToolCallParser::new(tools.names, thinks, thinking).constrained(tools.constrained);
     let replied = messages.iter().any(|m| m.role == "assistant");
-    let namespace = app.namespace(owner.0);
+    let namespace = app.namespace(tenant.0);
     let prompt = if replied { ready.engine.encode(namespace, &rendered) } else { rendered.encode(tokenizer) };
-    let marks = marks.into_iter().filter_map(|bytes| ids_before(&prompt, bytes, tokenizer)).collect();
-    let ask = prepare::ask(app, ready, prompt, how, grammar.as_ref())?;
-    Ok((Ask { logprobs: top, marks, ..ask }, markup))
+    let checkpoints =
+        checkpoints.into_iter().filter_map(|bytes| ids_before(&prompt, bytes, tokenizer)).collect();
+    let engine_request = validate::engine_request(app, ready, prompt, generation, grammar.as_ref())?;
+    Ok((EngineRequest { logprobs: top, checkpoints, ..engine_request }, parser))
 }
 
-/// How many most likely tokens to tell; None: none, and not the chosen one's probability either.
+/// Returns the number of top log-probabilities, or None if no log-probabilities are requested.
 fn logprobs(request: &ChatRequest) -> Result<Option<usize>, ApiError> {
     let top = request.top_logprobs;
     match (request.logprobs.unwrap_or(false), top) {
-        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "expected logprobs to be true beside it")),
+        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "expected logprobs to be true")),
         (false, None) => Ok(None),
-        (true, top) => prepare::within("top_logprobs", top.unwrap_or(0), 0, 20).map(Some),
+        (true, top) => validate::within("top_logprobs", top.unwrap_or(0), 0, 20).map(Some),
     }
 }
 
-/// The conversation as templates read it.
+/// Converts the messages to the form that templates take.
 fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
     if messages.is_empty() {
         return Err(ApiError::invalid("messages", "expected at least one, found none"));
@@ -129,8 +131,8 @@ fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
     messages.into_iter().enumerate().map(message).collect()
 }
 
-/// The conversation as the model reads it, and the bytes of it after which others may go on differently: tools and
-/// instructions, and all before the last message.
+/// Renders a conversation. Also returns byte offsets for checkpoints, after which other conversations may differ: the end of
+/// tools and instructions, and the start of the last message.
 fn render(
     ready: &Ready,
     messages: &[Message],
@@ -140,24 +142,24 @@ fn render(
     let template = ready.engine.template();
     if let Some(name) = extra.keys().find(|name| !template.mentions(name)) {
         let param = format!("chat_template_kwargs.{name}");
-        return Err(ApiError::unsupported(&param, "the model's template does not know it"));
+        return Err(ApiError::unsupported(&param, "the model's chat template does not use it"));
     }
     let part = |n: usize, last: bool| template.render(&messages[..n], tools, last, extra);
     let all = part(messages.len(), true).map_err(|e| ApiError::invalid("messages", explain(e)))?;
     let instructions = messages.iter().take_while(|m| m.role == "system").count();
-    let beginning = |n: usize| {
-        // A template may refuse a part of a conversation: then there is no mark.
+    let prefix_len = |n: usize| {
+        // A template may refuse a partial conversation, which then gets no checkpoint.
         let part = part(n, false).ok()?;
         all.text().starts_with(part.text()).then_some(part.text().len()).filter(|bytes| *bytes > 0)
     };
-    let marks = [instructions, messages.len() - 1].into_iter().filter_map(beginning).collect();
-    Ok((all, marks))
+    let checkpoints = [instructions, messages.len() - 1].into_iter().filter_map(prefix_len).collect();
+    Ok((all, checkpoints))
 }
 
-/// A reply so far.
+/// One reply, accumulated from its events.
 #[derive(Default)]
 struct Reply {
-    markup: Markup,
+    parser: ToolCallParser,
     text: String,
     reasoning: String,
     calls: Vec<ToolCall>,
@@ -166,7 +168,7 @@ struct Reply {
 }
 
 impl Reply {
-    fn more_arguments(&mut self, more: &str) {
+    fn append_arguments(&mut self, more: &str) {
         self.calls.last_mut().into_iter().for_each(|call| call.function.arguments.push_str(more));
     }
 
@@ -179,53 +181,54 @@ impl Reply {
     }
 }
 
-/// An answer on its way.
+/// A response that is being generated.
 struct Chat {
-    head: Head,
+    meta: ResponseMeta,
     request: ChatRequest,
-    engine: Arc<dyn Served>,
+    engine: Arc<dyn EngineHandle>,
     replies: Vec<Reply>,
     prompt_tokens: usize,
     start: Instant,
 }
 
-/// What became of an update.
-enum News {
-    /// Pieces, and how likely the tokens were that they came with.
-    Said(Vec<Piece>, Option<ChatLogprobs>),
-    Read(Progress),
-    /// The reply is whole; these are the pieces that were held.
-    Whole(Vec<Piece>),
+/// An event of the engine with its text parsed.
+enum ReplyEvent {
+    /// Parsed pieces, with the log-probabilities of their tokens.
+    Pieces(Vec<Piece>, Option<ChatLogprobs>),
+    Progress(Progress),
+    /// The end of a reply, with the pieces that the parser had withheld.
+    Finished(Vec<Piece>),
 }
 
 impl Chat {
-    fn news(&mut self, index: usize, update: Update) -> Result<News, ApiError> {
+    fn reply_event(&mut self, index: usize, event: RequestEvent) -> Result<ReplyEvent, ApiError> {
         let reply = &mut self.replies[index];
-        Ok(match update {
-            Update::Read { reused, done, total } => {
+        Ok(match event {
+            RequestEvent::PrefillProgress { reused, done, total } => {
                 let time_ms = self.start.elapsed().as_millis() as u64;
-                News::Read(Progress { total, cache: reused, processed: done, time_ms })
+                ReplyEvent::Progress(Progress { total, cache: reused, processed: done, time_ms })
             }
-            Update::Chosen { token, text, logprobs } => {
-                let told = token.zip(logprobs).map(|(token, l)| token::told(&*self.engine, token, &l));
-                let logprobs = told.map(|told| ChatLogprobs { content: vec![told], refusal: None });
-                News::Said(reply.markup.push(&text), logprobs)
+            RequestEvent::Token { token, text, logprobs } => {
+                let logprob =
+                    token.zip(logprobs).map(|(token, l)| logprobs::token_logprob(&*self.engine, token, &l));
+                let logprobs = logprob.map(|logprob| ChatLogprobs { content: vec![logprob], refusal: None });
+                ReplyEvent::Pieces(reply.parser.push(&text), logprobs)
             }
-            Update::Done(stats) => {
+            RequestEvent::Finished(stats) => {
                 failure(&stats)?;
                 reply.stats = Some(stats);
-                News::Whole(reply.markup.finish())
+                ReplyEvent::Finished(reply.parser.finish())
             }
         })
     }
 
-    async fn whole(mut self, mut answers: Answers) -> Result<ChatCompletion, ApiError> {
-        while let Some(update) = answers.next().await {
-            let (index, update) = update?;
-            let (pieces, logprobs) = match self.news(index, update)? {
-                News::Said(pieces, logprobs) => (pieces, logprobs),
-                News::Whole(pieces) => (pieces, None),
-                News::Read(_) => continue,
+    async fn collect(mut self, mut events: RequestEvents) -> Result<ChatCompletion, ApiError> {
+        while let Some(event) = events.next().await {
+            let (index, event) = event?;
+            let (pieces, logprobs) = match self.reply_event(index, event)? {
+                ReplyEvent::Pieces(pieces, logprobs) => (pieces, logprobs),
+                ReplyEvent::Finished(pieces) => (pieces, None),
+                ReplyEvent::Progress(_) => continue,
             };
             let reply = &mut self.replies[index];
             reply.logprobs.extend(logprobs.into_iter().flat_map(|l| l.content));
@@ -234,7 +237,7 @@ impl Chat {
                     Piece::Text(text) => reply.text.push_str(&text),
                     Piece::Reasoning(text) => reply.reasoning.push_str(&text),
                     Piece::Call(call) => reply.calls.push(call),
-                    Piece::Arguments(more) => reply.more_arguments(&more),
+                    Piece::Arguments(more) => reply.append_arguments(&more),
                 }
             }
         }
@@ -253,10 +256,10 @@ impl Chat {
             },
         };
         Ok(ChatCompletion {
-            id: self.head.id,
+            id: self.meta.id,
             object: "chat.completion",
-            created: self.head.created,
-            model: self.head.model,
+            created: self.meta.created,
+            model: self.meta.model,
             choices: self.replies.into_iter().enumerate().map(choice).collect(),
             usage,
             system_fingerprint: FINGERPRINT,
@@ -275,10 +278,10 @@ impl Chat {
     fn chunk(&self) -> ChatChunk {
         let with_usage = self.request.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
         ChatChunk {
-            id: self.head.id.clone(),
+            id: self.meta.id.clone(),
             object: "chat.completion.chunk",
-            created: self.head.created,
-            model: self.head.model.clone(),
+            created: self.meta.created,
+            model: self.meta.model.clone(),
             system_fingerprint: FINGERPRINT,
             choices: Vec::new(),
             usage: with_usage.then_some(None),
@@ -306,7 +309,7 @@ impl Chat {
                 Piece::Call(call) => {
                     let calls = &mut self.replies[index].calls;
                     calls.push(call.clone());
-                    Delta { tool_calls: vec![begun_call(calls.len() - 1, call)], ..Delta::default() }
+                    Delta { tool_calls: vec![call_start(calls.len() - 1, call)], ..Delta::default() }
                 }
                 Piece::Arguments(arguments) => {
                     let index = self.replies[index].calls.len().saturating_sub(1);
@@ -318,18 +321,18 @@ impl Chat {
             self.send(index, delta, logprobs.take(), out);
         }
         if logprobs.is_some() {
-            // A token whose text is held back.
+            // The token's text is withheld by the parser.
             self.send(index, Delta { content: Some(String::new()), ..Delta::default() }, logprobs, out);
         }
     }
 }
 
-fn begun_call(index: usize, call: ToolCall) -> ToolCallDelta {
+fn call_start(index: usize, call: ToolCall) -> ToolCallDelta {
     let function = FunctionDelta { name: Some(call.function.name), arguments: call.function.arguments };
     ToolCallDelta { index, id: Some(call.id), kind: Some("function"), function }
 }
 
-impl Teller for Chat {
+impl StreamEncoder for Chat {
     fn begin(&mut self, out: &mut Outbox) {
         for index in 0..self.replies.len() {
             let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
@@ -337,15 +340,15 @@ impl Teller for Chat {
         }
     }
 
-    fn hear(&mut self, index: usize, update: Update, out: &mut Outbox) -> Result<(), ApiError> {
-        match self.news(index, update)? {
-            News::Read(progress) => {
+    fn on_event(&mut self, index: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError> {
+        match self.reply_event(index, event)? {
+            ReplyEvent::Progress(progress) => {
                 if self.request.return_progress.unwrap_or(false) {
                     out.data(&ChatChunk { prompt_progress: Some(progress), ..self.chunk() });
                 }
             }
-            News::Said(pieces, logprobs) => self.send_pieces(index, pieces, logprobs, out),
-            News::Whole(pieces) => {
+            ReplyEvent::Pieces(pieces, logprobs) => self.send_pieces(index, pieces, logprobs, out),
+            ReplyEvent::Finished(pieces) => {
                 self.send_pieces(index, pieces, None, out);
                 let finish_reason = Some(self.replies[index].finish_reason());
                 let choice = ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason };

@@ -1,29 +1,29 @@
-//! `/v1/completions`: texts and how they go on.
+//! `/v1/completions`: continues prompts, whole or as server-sent events.
 
 use super::api::completion::{
     Completion, CompletionBody, CompletionChoice, CompletionRequest, Prompt, TextLogprobs,
 };
 use super::api::generation::Generation;
-use super::api::schemas::MOST_PROMPTS;
+use super::api::schemas::MAX_PROMPTS;
 use super::api::{Timings, Usage};
-use super::app::{Answers, App, Ask, Ready, Served};
+use super::app::{App, EngineHandle, EngineRequest, Ready, RequestEvents};
 use super::body::Body;
 use super::errors::ApiError;
-use super::outcome::{FINGERPRINT, Head, failure, timings, usage};
-use super::owner::Owner;
-use super::sse::{Outbox, Teller, respond};
-use super::{prepare, token, tools};
+use super::sse::{Outbox, StreamEncoder, respond};
+use super::tenant::Tenant;
+use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
+use super::{logprobs, tools, validate};
 use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
 use crate::generation::logprobs::Logprobs;
-use crate::scheduler::Update;
+use crate::scheduler::RequestEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Answers with how the prompts go on.
+/// Continues one or several prompts without a chat template
 #[utoipa::path(
     post,
     path = "/v1/completions",
@@ -38,70 +38,71 @@ use std::sync::atomic::AtomicBool;
 )]
 pub async fn completions(
     State(app): State<Arc<App>>,
-    Extension(owner): Extension<Owner>,
+    Extension(tenant): Extension<Tenant>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let preparing = app.clone();
-    let prepared = app.intake.run(body.cost(), move |gone| prepare(&preparing, &body, gone)).await;
-    let (request, asks, texts) = prepared??;
+    let shared = app.clone();
+    let prepared = app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, cancelled)).await;
+    let (request, engine_requests, texts) = prepared??;
     let engine = app.ready()?.engine.clone();
-    let head = Head::new(&app, "cmpl");
-    let n = asks.first().map_or(1, |ask| ask.rules.len());
-    let prompt_tokens = asks.iter().map(|ask| ask.prompt.len()).sum();
-    let answers = app.start(asks, owner.0)?;
-    let texts = Texts { head, request, engine, texts, prompt_tokens, n };
+    let meta = ResponseMeta::new(&app, "cmpl");
+    let n = engine_requests.first().map_or(1, |engine_request| engine_request.rules.len());
+    let prompt_tokens = engine_requests.iter().map(|engine_request| engine_request.prompt.len()).sum();
+    let events = app.submit(engine_requests, tenant.0)?;
+    let texts = Texts { meta, request, engine, texts, prompt_tokens, n };
     if texts.request.stream.unwrap_or(false) {
-        return Ok(respond(answers, texts));
+        return Ok(respond(events, texts));
     }
-    texts.whole(answers).await.map(|answer| Json(answer).into_response())
+    texts.collect(events).await.map(|answer| Json(answer).into_response())
 }
 
 fn prepare(
     app: &App,
     body: &Body,
-    gone: &AtomicBool,
-) -> Result<(CompletionRequest, Vec<Ask>, Vec<Text>), ApiError> {
+    cancelled: &AtomicBool,
+) -> Result<(CompletionRequest, Vec<EngineRequest>, Vec<Text>), ApiError> {
     let ready = app.ready()?;
     let mut request: CompletionRequest = body.part()?;
-    let how: Generation = body.part()?;
+    let generation: Generation = body.part()?;
     app.check_model(request.model.as_deref())?;
     if request.suffix.as_ref().is_some_and(|s| !s.is_empty()) {
-        return Err(ApiError::unsupported("suffix", "the model does not fill in between two texts"));
+        return Err(ApiError::unsupported("suffix", "the model does not support infilling"));
     }
-    if request.best_of.is_some_and(|best| best != how.n.unwrap_or(1)) {
-        return Err(ApiError::unsupported("best_of", "expected the value of n: all replies are returned"));
+    if request.best_of.is_some_and(|best| best != generation.n.unwrap_or(1)) {
+        return Err(ApiError::unsupported("best_of", "expected the value of n, as all replies are returned"));
     }
     if request.echo.unwrap_or(false) && request.logprobs.is_some() {
         return Err(ApiError::unsupported(
             "echo",
-            "the prompt's own logprobs are not kept: leave one of the two out",
+            "not supported with logprobs, which are computed for generated tokens only",
         ));
     }
-    prepare::refuse_undone(body)?;
+    validate::reject_unsupported(body)?;
     let grammar = request.response_format.as_ref().map(tools::format).transpose()?.flatten();
-    let grammar = grammar.map(|g| app.compile(&g, "response_format", gone)).transpose()?;
-    let logprobs = request.logprobs.map(|top| prepare::within("logprobs", top, 0, 20)).transpose()?;
+    let grammar = grammar.map(|g| app.compile(&g, "response_format", cancelled)).transpose()?;
+    let logprobs = request.logprobs.map(|top| validate::within("logprobs", top, 0, 20)).transpose()?;
     let prompts = ids(ready, std::mem::replace(&mut request.prompt, Prompt::Ids(Vec::new())))?;
-    let ask = |prompt| {
-        let ask = prepare::ask(app, ready, prompt, &how, grammar.as_ref())?;
-        Ok(Ask { logprobs, ..ask })
+    let engine_request = |prompt| {
+        let engine_request = validate::engine_request(app, ready, prompt, &generation, grammar.as_ref())?;
+        Ok(EngineRequest { logprobs, ..engine_request })
     };
-    let mut asks = prompts.into_iter().map(ask).collect::<Result<Vec<Ask>, ApiError>>()?;
+    let mut engine_requests =
+        prompts.into_iter().map(engine_request).collect::<Result<Vec<EngineRequest>, ApiError>>()?;
     let echo = request.echo.unwrap_or(false);
     let (mut texts, mut bytes) = (Vec::new(), 0);
-    for ask in &mut asks {
-        let text = if echo { ready.engine.tokenizer().decode(&ask.prompt) } else { String::new() };
-        let replies = ask.rules.len();
-        ask.held += text.len() * replies;
+    for engine_request in &mut engine_requests {
+        let text = if echo { ready.engine.tokenizer().decode(&engine_request.prompt) } else { String::new() };
+        let replies = engine_request.rules.len();
+        engine_request.retained_bytes += text.len() * replies;
         bytes += text.len() * replies;
-        answerable("echo", bytes, app)?;
+        check_decoded_size("echo", bytes, app)?;
         texts.extend((0..replies).map(|_| Text { text: text.clone(), ..Text::default() }));
     }
-    Ok((request, asks, texts))
+    Ok((request, engine_requests, texts))
 }
 
-/// Checks how much text of its own a request makes of ids: a few bytes of them may stand for a hundred.
-pub fn answerable(param: &str, bytes: usize, app: &App) -> Result<(), ApiError> {
+/// Bounds the decoded size of token ids: an id of a few bytes may decode to a hundred.
+pub fn check_decoded_size(param: &str, bytes: usize, app: &App) -> Result<(), ApiError> {
     let most = app.options.max_body;
     let why = || format!("expected ids of at most {most} bytes of text (--max-body), found {bytes}");
     if bytes <= most { Ok(()) } else { Err(ApiError::invalid(param, why())) }
@@ -115,16 +116,16 @@ fn ids(ready: &Ready, prompt: Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
         Prompt::Texts(texts) => texts.into_iter().map(encode).collect(),
         Prompt::Lists(lists) => lists,
     };
-    prepare::within("prompt", lists.len(), 1, MOST_PROMPTS)?;
+    validate::within("prompt", lists.len(), 1, MAX_PROMPTS)?;
     Ok(lists)
 }
 
-/// A text so far.
+/// One text, accumulated from its events.
 #[derive(Default)]
 struct Text {
     text: String,
-    /// Bytes told in chunks.
-    told: usize,
+    /// Bytes already sent in chunks.
+    sent: usize,
     logprobs: TextLogprobs,
     stats: Option<Stats>,
 }
@@ -135,32 +136,36 @@ impl Text {
     }
 }
 
-/// An answer on its way.
+/// A response that is being generated.
 struct Texts {
-    head: Head,
+    meta: ResponseMeta,
     request: CompletionRequest,
-    engine: Arc<dyn Served>,
+    engine: Arc<dyn EngineHandle>,
     texts: Vec<Text>,
     prompt_tokens: usize,
-    /// Replies to a prompt.
+    /// Number of replies per prompt.
     n: usize,
 }
 
 impl Texts {
-    /// Takes what happened. What is new: text, and how likely the token was.
-    fn news(&mut self, index: usize, update: Update) -> Result<(String, Option<TextLogprobs>), ApiError> {
+    /// Accumulates an event and returns its text and log-probabilities.
+    fn reply_event(
+        &mut self,
+        index: usize,
+        event: RequestEvent,
+    ) -> Result<(String, Option<TextLogprobs>), ApiError> {
         let reply = &mut self.texts[index];
-        match update {
-            Update::Read { .. } => Ok((String::new(), None)),
-            Update::Chosen { token, text, logprobs } => {
-                let told = token.zip(logprobs).map(|(token, l)| {
+        match event {
+            RequestEvent::PrefillProgress { .. } => Ok((String::new(), None)),
+            RequestEvent::Token { token, text, logprobs } => {
+                let logprob = token.zip(logprobs).map(|(token, l)| {
                     let offset = reply.text.chars().count();
-                    one(&*self.engine, token, &l, offset)
+                    text_logprobs(&*self.engine, token, &l, offset)
                 });
                 reply.text.push_str(&text);
-                Ok((text, told))
+                Ok((text, logprob))
             }
-            Update::Done(stats) => {
+            RequestEvent::Finished(stats) => {
                 failure(&stats)?;
                 reply.stats = Some(stats);
                 Ok((String::new(), None))
@@ -168,15 +173,15 @@ impl Texts {
         }
     }
 
-    async fn whole(mut self, mut answers: Answers) -> Result<Completion, ApiError> {
-        while let Some(update) = answers.next().await {
-            let (index, update) = update?;
-            if let (_, Some(told)) = self.news(index, update)? {
+    async fn collect(mut self, mut events: RequestEvents) -> Result<Completion, ApiError> {
+        while let Some(event) = events.next().await {
+            let (index, event) = event?;
+            if let (_, Some(logprob)) = self.reply_event(index, event)? {
                 let all = &mut self.texts[index].logprobs;
-                all.tokens.extend(told.tokens);
-                all.token_logprobs.extend(told.token_logprobs);
-                all.top_logprobs.extend(told.top_logprobs);
-                all.text_offset.extend(told.text_offset);
+                all.tokens.extend(logprob.tokens);
+                all.token_logprobs.extend(logprob.token_logprobs);
+                all.top_logprobs.extend(logprob.top_logprobs);
+                all.text_offset.extend(logprob.text_offset);
             }
         }
         let wanted = self.request.logprobs.is_some();
@@ -202,10 +207,10 @@ impl Texts {
     fn chunk(&self) -> Completion {
         let with_usage = self.request.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
         Completion {
-            id: self.head.id.clone(),
+            id: self.meta.id.clone(),
             object: "text_completion",
-            created: self.head.created,
-            model: self.head.model.clone(),
+            created: self.meta.created,
+            model: self.meta.model.clone(),
             system_fingerprint: FINGERPRINT,
             choices: Vec::new(),
             usage: with_usage.then_some(None),
@@ -214,34 +219,34 @@ impl Texts {
     }
 }
 
-/// How likely a token was that begins at `offset`, in the lists' form.
-fn one(engine: &dyn Served, token: u32, logprobs: &Logprobs, offset: usize) -> TextLogprobs {
-    let top = logprobs.top.iter().map(|(id, l)| (token::text(engine, *id), token::finite(*l)));
+/// Returns the log-probabilities of a token at a character offset.
+fn text_logprobs(engine: &dyn EngineHandle, token: u32, logprobs: &Logprobs, offset: usize) -> TextLogprobs {
+    let top = logprobs.top.iter().map(|(id, l)| (logprobs::text(engine, *id), logprobs::finite(*l)));
     TextLogprobs {
-        tokens: vec![token::text(engine, token)],
-        token_logprobs: vec![token::finite(logprobs.chosen)],
+        tokens: vec![logprobs::text(engine, token)],
+        token_logprobs: vec![logprobs::finite(logprobs.chosen)],
         top_logprobs: vec![top.collect()],
         text_offset: vec![offset],
     }
 }
 
-impl Teller for Texts {
+impl StreamEncoder for Texts {
     fn begin(&mut self, _: &mut Outbox) {}
 
-    fn hear(&mut self, index: usize, update: Update, out: &mut Outbox) -> Result<(), ApiError> {
-        let (_, logprobs) = self.news(index, update)?;
+    fn on_event(&mut self, index: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError> {
+        let (_, logprobs) = self.reply_event(index, event)?;
         let text = &mut self.texts[index];
-        // An echoed prompt stands before the first token's text.
-        let fresh = text.text.split_off(text.told);
-        text.text.push_str(&fresh);
-        text.told = text.text.len();
+        // The first chunk includes an echoed prompt.
+        let new = text.text.split_off(text.sent);
+        text.text.push_str(&new);
+        text.sent = text.text.len();
         let finish_reason = text.finish_reason();
-        if fresh.is_empty() && logprobs.is_none() && finish_reason.is_none() {
+        if new.is_empty() && logprobs.is_none() && finish_reason.is_none() {
             return Ok(());
         }
         let last = self.texts.iter().all(|t| t.stats.is_some());
         let timings = last.then(|| self.timings());
-        let choice = CompletionChoice { index, text: fresh, logprobs, finish_reason };
+        let choice = CompletionChoice { index, text: new, logprobs, finish_reason };
         out.data(&Completion { choices: vec![choice], timings, ..self.chunk() });
         Ok(())
     }

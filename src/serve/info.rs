@@ -1,4 +1,4 @@
-//! Endpoints about the server itself: health, metrics, models, the built-in page, and the refusal of embeddings.
+//! Implements the endpoints for health, metrics, models and the built-in page, and the refusal of embeddings.
 
 use super::api::schemas::Refusals;
 use super::api::{Health, ModelCard, ModelList};
@@ -12,13 +12,13 @@ use axum::http::{StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use std::sync::Arc;
 
-/// What the server does.
+/// Returns the status of the server
 #[utoipa::path(
     get,
     path = "/health",
     responses(
-        (status = 200, description = "It answers", body = Health),
-        (status = 503, description = "It is loading, ending or has failed", body = Health),
+        (status = 200, description = "The server accepts requests", body = Health),
+        (status = 503, description = "The server is loading, draining or has failed", body = Health),
     )
 )]
 pub async fn health(State(app): State<Arc<App>>) -> Response {
@@ -27,7 +27,7 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
     (code, Json(Health { status })).into_response()
 }
 
-/// What is counted, in Prometheus' words.
+/// Returns metrics in the OpenMetrics format
 #[utoipa::path(
     get,
     path = "/metrics",
@@ -45,7 +45,7 @@ pub async fn show_metrics(State(app): State<Arc<App>>) -> Response {
         .into_response()
 }
 
-/// The built-in page, which says itself that it may ask this server and nobody else.
+/// Returns the built-in page, whose content security policy allows requests to this server only.
 pub async fn page() -> Response {
     ([(header::X_FRAME_OPTIONS, "DENY")], Html(include_str!("page.html"))).into_response()
 }
@@ -62,7 +62,7 @@ fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
     Ok(app.options.names.iter().map(card).collect())
 }
 
-/// The served model, by each of its names.
+/// Lists the served model under each of its names
 #[utoipa::path(
     get,
     path = "/v1/models",
@@ -72,7 +72,7 @@ pub async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiE
     Ok(Json(ModelList { object: "list", data: cards(&app)? }))
 }
 
-/// The served model by one of its names.
+/// Returns the served model by one of its names
 #[utoipa::path(
     get,
     path = "/v1/models/{model}",
@@ -88,10 +88,10 @@ pub async fn model(
     found.map(Json).ok_or_else(|| ApiError::no_model(&id, &app.options.names.join(" or ")))
 }
 
-/// Refused: the model has none.
+/// Refused, because the model has no embeddings
 #[utoipa::path(post, path = "/v1/embeddings", responses(Refusals))]
 pub async fn embeddings() -> ApiError {
-    let why = "this model generates text; it has no embeddings to give";
+    let why = "embeddings are not supported by this model";
     let mut error = ApiError::malformed(StatusCode::BAD_REQUEST, format!("/v1/embeddings: {why}"));
     error.detail.code = Some("unsupported_endpoint");
     error

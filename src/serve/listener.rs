@@ -38,7 +38,7 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Descriptors for anything but connections: model parts, cache files, the runtime, connections not yet admitted.
 const RESERVED_DESCRIPTORS: u64 = 32;
 /// Connections where the limit on open files would allow more: each may hold two buffers.
-const MOST_CONNECTIONS: u64 = 4096;
+const MAX_CONNECTIONS: u64 = 4096;
 
 /// Raises the soft limit on open files to the hard one, and returns how many connections fit in it.
 pub fn connection_limit() -> usize {
@@ -47,7 +47,7 @@ pub fn connection_limit() -> usize {
     // Refused where the hard limit is above the system's own: the soft one stays.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    files.saturating_sub(RESERVED_DESCRIPTORS).clamp(8, MOST_CONNECTIONS) as usize
+    files.saturating_sub(RESERVED_DESCRIPTORS).clamp(8, MAX_CONNECTIONS) as usize
 }
 
 /// Serves until `ending` becomes true; then finishes the responses in progress and returns.
@@ -134,7 +134,7 @@ async fn on_accept_error(error: &io::Error, app: &App) {
     }
 }
 
-/// Answers in one write, if the socket takes it, and closes.
+/// RequestEvents in one write, if the socket takes it, and closes.
 fn refuse(stream: &TcpStream) {
     let body = r#"{"error":{"message":"too many connections from this address; try again later","type":"rate_limit_error","param":null,"code":"too_many_connections"}}"#;
     let head = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close";

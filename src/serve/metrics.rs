@@ -1,26 +1,26 @@
-//! What is counted, for Prometheus.
+//! Defines the metrics and exports them in the OpenMetrics text format.
 
 use super::limits::LimitEvents;
 use crate::generation::generate::Stats;
 use crate::scheduler::Gauges;
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::counter::{ConstCounter, Counter};
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::atomic::Ordering;
 
-/// Counters that only grow.
+/// Counters and histograms that request handlers update.
 #[derive(Debug)]
 pub struct Metrics {
-    /// Requests handed to the engine.
+    /// Requests submitted to the scheduler.
     pub requests: Counter,
-    /// Of those, clients that left before the end, or ran out of time.
+    /// Requests cancelled by a disconnect or a timeout.
     pub aborted: Counter,
-    /// From the request to the first token.
-    pub first_token: Histogram,
-    /// From a token to the next.
-    pub next_token: Histogram,
+    /// Time from the request to its first token.
+    pub time_to_first_token: Histogram,
+    /// Time between consecutive tokens of a reply.
+    pub inter_token_latency: Histogram,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     generated_tokens: Counter,
@@ -32,8 +32,8 @@ impl Default for Metrics {
         Metrics {
             requests: Counter::default(),
             aborted: Counter::default(),
-            first_token: Histogram::new(seconds),
-            next_token: Histogram::new(seconds),
+            time_to_first_token: Histogram::new(seconds),
+            inter_token_latency: Histogram::new(seconds),
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
@@ -42,7 +42,7 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A reply has ended.
+    /// Adds the token counts of a finished reply.
     pub fn count(&self, stats: &Stats) {
         self.prompt_tokens.inc_by(stats.prefill.computed as u64);
         self.cached_tokens.inc_by(stats.prefill.reused as u64);
@@ -50,31 +50,38 @@ impl Metrics {
     }
 }
 
-/// All of them as text, with the events at limits and, once the model is loaded, what its thread shows.
+/// Encodes all metrics as text; `gauges` is None until the model is loaded.
 pub fn text(m: &Metrics, limits: &LimitEvents, gauges: Option<&Gauges>) -> String {
     let mut r = Registry::with_prefix("kimi");
-    r.register("requests", "Requests handed to the engine", m.requests.clone());
-    r.register("aborted", "Requests whose client left or whose time ran out", m.aborted.clone());
-    r.register("prompt_tokens", "Tokens of prompts that were read", m.prompt_tokens.clone());
-    r.register("cached_tokens", "Tokens of prompts whose state was there", m.cached_tokens.clone());
-    r.register("generated_tokens", "Tokens of replies", m.generated_tokens.clone());
-    let (first, next) = (m.first_token.clone(), m.next_token.clone());
-    r.register_with_unit("first_token", "From the request to the first token", Unit::Seconds, first);
-    r.register_with_unit("next_token", "From a token to the next", Unit::Seconds, next);
+    r.register("requests", "Requests submitted to the scheduler", m.requests.clone());
+    r.register("aborted", "Requests cancelled by a disconnect or a timeout", m.aborted.clone());
+    r.register("prompt_tokens", "Prompt tokens prefilled", m.prompt_tokens.clone());
+    r.register("cached_tokens", "Prompt tokens restored from the prefix cache", m.cached_tokens.clone());
+    r.register("generated_tokens", "Generated tokens", m.generated_tokens.clone());
+    let (first, latency) = (m.time_to_first_token.clone(), m.inter_token_latency.clone());
+    let help = "Time from the request to its first token";
+    r.register_with_unit("time_to_first_token", help, Unit::Seconds, first);
+    let help = "Time between consecutive tokens of a reply";
+    r.register_with_unit("inter_token_latency", help, Unit::Seconds, latency);
     let events = limits.counts.clone();
-    r.register("http_limit", "Events at limits on connections and bodies", events);
+    r.register("http_limit", "Connections and bodies that reached a limit", events);
     let open = limits.connections.load(Ordering::Relaxed);
     r.register("http_connections", "Open connections", ConstGauge::new(open));
     if let Some(g) = gauges {
         let gauges = [
-            ("running", "Sequences in steps", &g.running),
-            ("waiting", "Requests not yet admitted", &g.waiting),
-            ("state_bytes", "Bytes reserved for states", &g.bytes),
-            ("steps", "Steps taken", &g.steps),
-            ("step_tokens", "Tokens in all steps", &g.tokens),
+            ("requests_running", "Requests that hold a slot", &g.running),
+            ("requests_waiting", "Requests that wait for a slot", &g.waiting),
+            ("state_bytes", "Bytes reserved for sequence states", &g.bytes),
         ];
         for (name, help, value) in gauges {
             r.register(name, help, ConstGauge::new(value.load(Ordering::Relaxed)));
+        }
+        let counters = [
+            ("scheduler_steps", "Forward passes", &g.steps),
+            ("batched_tokens", "Tokens processed in all forward passes", &g.tokens),
+        ];
+        for (name, help, value) in counters {
+            r.register(name, help, ConstCounter::new(value.load(Ordering::Relaxed)));
         }
     }
     let mut text = String::new();

@@ -1,7 +1,7 @@
-//! `kimi serve`: the model behind OpenAI's HTTP interface. The only module that knows HTTP.
+//! `kimi serve`: an OpenAI-style HTTP server. Only this module and the client know HTTP.
 //!
-//! A request's way: `listener` (connections) -> `routes` (Host, key, path) -> `body` (JSON in parts) -> `prepare` (values checked) -> `app`
-//! (handed to the thread of [`crate::scheduler`]) -> `chat`, `completion` or `responses` (what came back, whole or as events).
+//! The path of a request: `listener` (connections) -> `routes` (Host, API key, path) -> `body` (JSON) -> `validate` -> `app`
+//! (submission to [`crate::scheduler`]) -> `chat`, `completion` or `responses` (the response, whole or as events).
 
 mod api;
 mod app;
@@ -16,23 +16,23 @@ mod intake;
 mod json;
 mod limits;
 mod listener;
-pub mod markup;
+mod logprobs;
 mod metrics;
 mod openapi;
-mod outcome;
-mod owner;
-mod prepare;
 mod responses;
 mod routes;
+mod server;
 mod sse;
-mod start;
-mod token;
+mod tenant;
 mod tokenize;
+pub mod tool_call_parser;
 mod tools;
+mod usage;
+mod validate;
 
 pub use app::{App, Options};
 pub use host_check::HostPolicy;
 pub use limits::HttpLimits;
 pub use listener::listen;
 pub use routes::router;
-pub use start::{ServeArgs, host, run};
+pub use server::{ServeArgs, run, spawn_scheduler};

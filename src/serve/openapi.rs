@@ -1,4 +1,4 @@
-//! The description of what is served, made from the types and paths that serve it.
+//! Generates the OpenAPI description from the handlers and API types.
 
 use super::api::chat::ChatChunk;
 use super::app::App;
@@ -13,7 +13,7 @@ use utoipa::{OpenApi, ToSchema};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "kimi serve", description = "A local model behind OpenAI's interface."),
+    info(title = "kimi serve", description = "A local model with an OpenAI-style API."),
     paths(
         chat::completions,
         completion::completions,
@@ -30,7 +30,7 @@ use utoipa::{OpenApi, ToSchema};
 )]
 struct Description;
 
-/// A name of the served model.
+/// A name of the served model
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "documentation")]
 struct ModelName(String);
@@ -40,12 +40,12 @@ struct ModelName(String);
 #[expect(dead_code, reason = "documentation")]
 struct TokenId(u32);
 
-/// The description, with the names and ids that the loaded model has.
+/// Returns the description with the names and token ids of the loaded model.
 pub async fn show(State(app): State<Arc<App>>) -> Response {
-    let mut told = json!(Description::openapi());
-    told["components"]["schemas"]["ModelName"]["enum"] = json!(app.options.names);
+    let mut description = json!(Description::openapi());
+    description["components"]["schemas"]["ModelName"]["enum"] = json!(app.options.names);
     if let Some(ready) = app.loaded() {
-        told["components"]["schemas"]["TokenId"]["maximum"] = (ready.engine.vocab() - 1).into();
+        description["components"]["schemas"]["TokenId"]["maximum"] = (ready.engine.vocab() - 1).into();
     }
-    Json(told).into_response()
+    Json(description).into_response()
 }

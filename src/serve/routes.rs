@@ -1,8 +1,8 @@
-//! Paths, and the layers around them: log, Host and Origin, CORS, key.
+//! Routes requests to handlers through middleware: logging, Host and Origin checks, CORS, and API keys.
 
 use super::app::App;
 use super::errors::{ApiError, quoted};
-use super::owner::Owner;
+use super::tenant::Tenant;
 use super::{chat, completion, host_check, info, openapi, responses, tokenize};
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::Instant;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-/// Paths that need no key: they tell nothing and cost nothing.
+/// Paths that need no API key, as they reveal nothing and cost little.
 const OPEN: [&str; 3] = ["/", "/health", "/openapi.json"];
 
-/// The server without a socket.
+/// Builds the router, which tests call without a socket.
 pub fn router(app: Arc<App>) -> Router {
     let routes = Router::new()
         .route("/v1/chat/completions", post(chat::completions))
@@ -60,13 +60,13 @@ fn cors(origins: &[String]) -> Option<CorsLayer> {
         CorsLayer::new()
             .allow_origin(allowed)
             .allow_methods(Any)
-            // Clients tell about themselves in headers of their own: OpenAI's in x-stainless-*.
+            // Clients send their own headers, such as OpenAI's x-stainless-*.
             .allow_headers(AllowHeaders::mirror_request())
             .expose_headers([header::RETRY_AFTER]),
     )
 }
 
-/// Passes on requests that are for this server.
+/// Refuses requests with a foreign Host or Origin.
 async fn check_host(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     match host_check::refusal(&app.options.hosts, &app.options.cors, &app.limits, &request) {
         None => next.run(request).await,
@@ -74,7 +74,7 @@ async fn check_host(State(app): State<Arc<App>>, request: Request, next: Next) -
     }
 }
 
-/// Checks the key and notes whose the request is.
+/// Checks the API key and attaches the tenant to the request.
 async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let key = key.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim);
@@ -84,17 +84,17 @@ async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) ->
         return ApiError::unauthorized().into_response();
     }
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
-    let owner = Owner::of(key.filter(|_| known), address);
-    request.extensions_mut().insert(owner);
+    let tenant = Tenant::of(key.filter(|_| known), address);
+    request.extensions_mut().insert(tenant);
     next.run(request).await
 }
 
-/// Whether two keys are the same, in a time that does not tell where they differ.
+/// Compares two keys in constant time for equal lengths.
 fn same(a: &str, b: &str) -> bool {
     a.len() == b.len() && a.bytes().zip(b.bytes()).fold(0, |apart, (a, b)| apart | (a ^ b)) == 0
 }
 
-/// A line for each request; what was asked stays out of it.
+/// Logs a line per request without its content.
 async fn log(request: Request, next: Next) -> Response {
     let (method, path) = (quoted(request.method().as_str()), quoted(request.uri().path()));
     let start = Instant::now();

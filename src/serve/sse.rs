@@ -1,8 +1,8 @@
-//! Answers as server-sent events: `data: JSON` lines, an error as one of them, `data: [DONE]` at the end.
+//! Streams responses as server-sent events: `data: JSON` lines, errors included, and `data: [DONE]` at the end.
 
-use super::app::Answers;
+use super::app::RequestEvents;
 use super::errors::ApiError;
-use crate::scheduler::Update;
+use crate::scheduler::RequestEvent;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -10,35 +10,35 @@ use serde::Serialize;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 
-/// Turns what happens into events.
-pub trait Teller: Send + 'static {
-    /// Before anything happens.
+/// Encodes the events of a request as server-sent events.
+pub trait StreamEncoder: Send + 'static {
+    /// Runs before the first event.
     fn begin(&mut self, out: &mut Outbox);
-    /// Something happened to a reply. An error ends the stream.
-    fn hear(&mut self, index: usize, update: Update, out: &mut Outbox) -> Result<(), ApiError>;
-    /// All replies have ended.
+    /// Encodes an event of a reply; an error ends the stream.
+    fn on_event(&mut self, index: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError>;
+    /// Runs after all replies have ended.
     fn end(&mut self, out: &mut Outbox);
-    /// Something went wrong.
+    /// Encodes an error that ends the stream.
     fn fail(&mut self, error: &ApiError, out: &mut Outbox) {
         out.data(&error.body());
     }
-    /// Whether `[DONE]` ends the stream.
-    fn says_done(&self) -> bool {
+    /// Returns whether `[DONE]` ends the stream.
+    fn sends_done(&self) -> bool {
         true
     }
 }
 
-/// Events not yet sent.
+/// Server-sent events that are not sent yet.
 #[derive(Default)]
 pub struct Outbox(VecDeque<Event>);
 
 impl Outbox {
-    /// An event without a name.
+    /// Appends an event without a name.
     pub fn data(&mut self, value: &impl Serialize) {
         self.0.push_back(with(Event::default(), value));
     }
 
-    /// An event with a name.
+    /// Appends an event with a name.
     pub fn named(&mut self, name: &str, value: &impl Serialize) {
         self.0.push_back(with(Event::default().event(name), value));
     }
@@ -50,50 +50,50 @@ impl Outbox {
 }
 
 fn with(event: Event, value: &impl Serialize) -> Event {
-    // Our own shapes are strings and numbers: they have a JSON form.
+    // Serialization of the API types does not fail.
     event.data(serde_json::to_string(value).unwrap_or_default())
 }
 
-/// The stream of an answer.
-pub fn respond(answers: Answers, mut teller: impl Teller) -> Response {
+/// Returns a streaming response for submitted requests.
+pub fn respond(events: RequestEvents, mut encoder: impl StreamEncoder) -> Response {
     let mut out = Outbox::default();
-    teller.begin(&mut out);
-    let state = Telling { answers: Some(answers), teller, out };
-    let events = stream::unfold(state, |mut state| async move {
+    encoder.begin(&mut out);
+    let state = SseStream { events: Some(events), encoder, out };
+    let stream = stream::unfold(state, |mut state| async move {
         let event = state.next().await?;
         Some((Ok::<_, Infallible>(event), state))
     });
-    Sse::new(events).keep_alive(KeepAlive::default()).into_response()
+    Sse::new(stream).keep_alive(KeepAlive::default()).into_response()
 }
 
-struct Telling<T> {
-    /// None once they have ended.
-    answers: Option<Answers>,
-    teller: T,
+struct SseStream<T> {
+    /// None after the last event.
+    events: Option<RequestEvents>,
+    encoder: T,
     out: Outbox,
 }
 
-impl<T: Teller> Telling<T> {
+impl<T: StreamEncoder> SseStream<T> {
     async fn next(&mut self) -> Option<Event> {
         loop {
             if let Some(event) = self.out.0.pop_front() {
                 return Some(event);
             }
-            let told = match self.answers.as_mut()?.next().await {
-                Some(Ok((index, update))) => self.teller.hear(index, update, &mut self.out),
+            let result = match self.events.as_mut()?.next().await {
+                Some(Ok((index, event))) => self.encoder.on_event(index, event, &mut self.out),
                 Some(Err(error)) => Err(error),
                 None => {
-                    self.answers = None;
-                    self.teller.end(&mut self.out);
-                    if self.teller.says_done() {
+                    self.events = None;
+                    self.encoder.end(&mut self.out);
+                    if self.encoder.sends_done() {
                         self.out.0.push_back(Event::default().data("[DONE]"));
                     }
                     Ok(())
                 }
             };
-            if let Err(error) = told {
-                self.answers = None;
-                self.teller.fail(&error, &mut self.out);
+            if let Err(error) = result {
+                self.events = None;
+                self.encoder.fail(&error, &mut self.out);
             }
         }
     }

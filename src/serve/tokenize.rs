@@ -1,16 +1,16 @@
-//! `/tokenize` and `/detokenize`: text to token ids and back, as llama.cpp's server has them.
+//! `/tokenize` and `/detokenize`: convert text to token ids and back, compatible with llama.cpp's server.
 
 use super::api::tokens::{DetokenizeRequest, Detokenized, TokenizeRequest, Tokenized};
 use super::app::App;
 use super::body::Body;
-use super::completion::answerable;
+use super::completion::check_decoded_size;
 use super::errors::ApiError;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
-/// The ids of a text.
+/// Converts a text to token ids
 #[utoipa::path(
     post,
     path = "/tokenize",
@@ -33,7 +33,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Respons
     app.intake.run(cost, move |_| encode()).await?
 }
 
-/// The text of ids.
+/// Converts token ids to their text
 #[utoipa::path(
     post,
     path = "/detokenize",
@@ -49,7 +49,7 @@ pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Respo
             return Err(ApiError::invalid(&format!("tokens[{i}]"), why));
         }
         let bytes = |id: &u32| engine.tokenizer().token_bytes(*id).len();
-        answerable("tokens", request.tokens.iter().map(bytes).sum(), &decoding)?;
+        check_decoded_size("tokens", request.tokens.iter().map(bytes).sum(), &decoding)?;
         let content = engine.tokenizer().decode(&request.tokens);
         Ok(Json(Detokenized { content }).into_response())
     };

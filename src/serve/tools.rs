@@ -1,5 +1,4 @@
-//! From a request's tools and form of reply to what the template is told, what the parser looks for and what the
-//! reply has to match.
+//! Converts a request's tools and response format to template variables, names for the parser, and a grammar.
 
 use super::api::chat::ChatRequest;
 use super::api::tools::{Function, ResponseFormat, Tool, ToolChoice};
@@ -9,27 +8,27 @@ use crate::generation::grammar::{self, Grammar, with_white_space};
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-/// Tools of a request at most.
-const MOST: usize = 128;
+/// Maximum number of tools per request.
+const MAX_TOOLS: usize = 128;
 
-/// What a request's tools come to.
+/// The tools and the grammar of a request.
 #[derive(Debug, Default)]
 pub struct Plan {
-    /// As the template is told of them.
+    /// Tool declarations for the chat template.
     pub declared: Vec<Value>,
-    /// Names that may be called.
+    /// Names of the callable functions.
     pub names: Vec<String>,
-    /// What the reply has to match.
+    /// Grammar that the reply must match.
     pub grammar: Option<Grammar>,
-    /// Whether it makes sure that calls are right.
-    pub sure: bool,
+    /// The grammar guarantees that calls are valid.
+    pub constrained: bool,
 }
 
-/// Which calls a reply has.
+/// The calls that a reply may or must have.
 #[derive(Clone, Debug, PartialEq)]
 enum Calls {
     None,
-    /// If the model wants to.
+    /// The model decides whether to call.
     Free,
     /// At least one.
     Some,
@@ -39,7 +38,7 @@ impl Plan {
     /// Of a request.
     pub fn new(request: &ChatRequest) -> Result<Self, ApiError> {
         let raw = request.tools.clone().unwrap_or_default();
-        super::prepare::within("tools", raw.len(), 0, MOST)?;
+        super::validate::within("tools", raw.len(), 0, MAX_TOOLS)?;
         let mut functions: Vec<Function> = Vec::new();
         for (i, tool) in raw.iter().enumerate() {
             let function = function(i, tool)?;
@@ -57,17 +56,17 @@ impl Plan {
         let several = request.parallel_tool_calls.unwrap_or(true);
         let bound = calls == Calls::Some || !several || functions.iter().any(|f| f.strict == Some(true));
         let names = functions.iter().map(|f| f.name.clone()).collect();
-        let sure = bound || format.is_some();
-        if sure {
+        let constrained = bound || format.is_some();
+        if constrained {
             check_parameters(&raw, &functions)?;
         }
         let lark = || lark(&functions, &calls, several, format.as_ref()).map(Grammar::Lark);
-        let grammar = sure.then(lark).transpose()?;
-        Ok(Plan { declared: raw, names, grammar, sure })
+        let grammar = constrained.then(lark).transpose()?;
+        Ok(Plan { declared: raw, names, grammar, constrained })
     }
 }
 
-/// Checks the schemas that a grammar of calls is made of.
+/// Checks the limits of the parameter schemas that go into the grammar.
 fn check_parameters(raw: &[Value], functions: &[Function]) -> Result<(), ApiError> {
     let mut totals = Totals::default();
     for function in functions {
@@ -100,7 +99,7 @@ fn function(i: usize, tool: &Value) -> Result<Function, ApiError> {
     Ok(function)
 }
 
-/// Which calls are wanted; of one that is named, only it stays.
+/// Evaluates `tool_choice`; a named function removes all others.
 fn calls(choice: Option<&ToolChoice>, functions: &mut Vec<Function>) -> Result<Calls, ApiError> {
     let calls = match choice {
         None if functions.is_empty() => Calls::None,
@@ -128,17 +127,17 @@ fn calls(choice: Option<&ToolChoice>, functions: &mut Vec<Function>) -> Result<C
     };
     match calls {
         Calls::Some if functions.is_empty() => {
-            Err(ApiError::invalid("tool_choice", "expected tools beside it"))
+            Err(ApiError::invalid("tool_choice", "expected tools to be set"))
         }
         Calls::Free if functions.is_empty() => Ok(Calls::None),
         calls => Ok(calls),
     }
 }
 
-/// What the form of a reply comes to; None: any text.
+/// Converts `response_format` to a grammar, or None for plain text.
 pub fn format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
     let missing =
-        |field: &str| ApiError::invalid(&format!("response_format.{field}"), "expected it beside type");
+        |field: &str| ApiError::invalid(&format!("response_format.{field}"), "expected for this type");
     match format.kind.as_str() {
         "text" => Ok(None),
         "json_object" => Ok(Some(Grammar::Schema(json!({ "type": "object" })))),
@@ -170,7 +169,7 @@ fn bounded(grammar: Grammar, place: &str) -> Result<Option<Grammar>, ApiError> {
     Ok(Some(grammar))
 }
 
-/// A reply with calls in Kimi's markup, beside text or JSON where the model may do without them.
+/// Returns a Lark grammar for tool calls in Kimi's markup, with text or JSON as an alternative if calls are optional.
 fn lark(
     functions: &[Function],
     calls: &Calls,
@@ -182,7 +181,7 @@ fn lark(
         None => "prose",
         Some(Grammar::Schema(_)) => "json",
         Some(_) => {
-            let why = "a grammar beside tools: send one of the two, or tool_choice none";
+            let why = "a grammar is not supported with tools; remove one or set tool_choice to none";
             return Err(ApiError::unsupported("response_format", why));
         }
     };

@@ -7,7 +7,7 @@ use kimi::generation::decoder::GenerationParams;
 use kimi::generation::grammar::Grammars;
 use kimi::generation::sample::{Constraint, Sampling};
 use kimi::prefix_cache::namespace::Namespace;
-use kimi::scheduler::{Batch, Client, Job, Limits, Update};
+use kimi::scheduler::{Client, Limits, Request, RequestEvent, Scheduler};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 const BOUND: usize = 4;
 const TOKENS: usize = 60;
 
-/// The outcome of a batch.
+/// The outcome of a scheduler.
 pub struct Run {
     pub in_line: bool,
     /// The tokens of each reply.
@@ -41,24 +41,24 @@ type Heard = Arc<Mutex<Vec<Vec<(Instant, u32)>>>>;
 struct Listener(usize, Heard);
 
 impl Client for Listener {
-    fn hear(&mut self, update: Update) {
-        if let Update::Chosen { token: Some(token), .. } = update {
+    fn on_event(&mut self, event: RequestEvent) {
+        if let RequestEvent::Token { token: Some(token), .. } = event {
             self.1.lock().unwrap()[self.0].push((Instant::now(), token));
         }
     }
-    fn gone(&self) -> bool {
+    fn is_disconnected(&self) -> bool {
         false
     }
 }
 
-/// Runs an unconstrained reply in a batch with the constrained ones.
+/// Runs an unconstrained reply in a scheduler with the constrained ones.
 pub fn run(in_line: bool) -> Run {
     let engine = engine();
     let tokenizer = engine.tokenizer.as_ref().unwrap();
     let grammars = Grammars::new(tokenizer, engine.model.config.vocab).unwrap();
     let compiled = grammars.compile(&generate::tools(128, 50), &|| false).unwrap();
     let heard: Heard = Arc::new(Mutex::new(vec![Vec::new(); BOUND + 1]));
-    let mut batch = Batch::new(&engine, Limits::new(BOUND + 1, 1 << 30));
+    let mut scheduler = Scheduler::new(&engine, Limits::new(BOUND + 1, 1 << 30));
     for i in 0..=BOUND {
         let constraint = (i > 0).then(|| compiled.constraint());
         let constraint = match constraint {
@@ -75,18 +75,18 @@ pub fn run(in_line: bool) -> Run {
             ignore_end: i == 0,
         };
         let client = Box::new(Listener(i, heard.clone()));
-        batch.submit(Job {
+        scheduler.submit(Request {
             prompt: vec![70, 80, 90].into(),
-            marks: vec![],
+            checkpoints: vec![],
             rules,
             logprobs: None,
-            owner: i as u64,
+            tenant: i as u64,
             namespace: Namespace::SHARED,
             client,
         });
     }
-    while !batch.idle() {
-        batch.step(&mut |_| ());
+    while !scheduler.idle() {
+        scheduler.step(&mut |_| ());
     }
     let heard = heard.lock().unwrap();
     let last = heard[1..].iter().filter_map(|reply| reply.last()).map(|(at, _)| *at).max().unwrap();

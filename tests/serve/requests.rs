@@ -258,8 +258,8 @@ async fn metrics_count_what_was_done() {
     assert_eq!(value("kimi_requests_total"), 1.0);
     assert_eq!(value("kimi_generated_tokens_total"), 3.0);
     assert_eq!(value("kimi_prompt_tokens_total"), answer["usage"]["prompt_tokens"].as_f64().unwrap());
-    assert_eq!(value("kimi_first_token_seconds_count"), 1.0);
-    assert_eq!(value("kimi_next_token_seconds_count"), 2.0);
+    assert_eq!(value("kimi_time_to_first_token_seconds_count"), 1.0);
+    assert_eq!(value("kimi_inter_token_latency_seconds_count"), 2.0);
     assert!(text.ends_with("# EOF\n"));
 }
 

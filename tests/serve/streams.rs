@@ -108,14 +108,19 @@ async fn whoever_leaves_is_not_worked_for() {
     // Twenty replies of 1,500 tokens would take far longer than this timeout.
     for _ in 0..200 {
         let metrics = server.get("/metrics").await.1;
-        let none = ["kimi_running 0\n", "kimi_waiting 0\n"].iter().all(|line| metrics.contains(line));
-        if none && !metrics.contains("kimi_steps 0\n") {
+        let none = ["kimi_requests_running 0\n", "kimi_requests_waiting 0\n"]
+            .iter()
+            .all(|line| metrics.contains(line));
+        if none && !metrics.contains("kimi_scheduler_steps_total 0\n") {
             break;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let metrics = server.get("/metrics").await.1;
-    assert!(metrics.contains("kimi_running 0\n") && metrics.contains("kimi_waiting 0\n"), "{metrics}");
+    assert!(
+        metrics.contains("kimi_requests_running 0\n") && metrics.contains("kimi_requests_waiting 0\n"),
+        "{metrics}"
+    );
     assert!(metrics.contains("kimi_aborted_total 20\n"), "{metrics}");
     server.ok(CHAT, chat("x", json!({ "max_tokens": 1 }))).await;
 }

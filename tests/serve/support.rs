@@ -12,7 +12,7 @@ use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::{CacheType, EngineArgs};
 use kimi::scheduler::Limits;
-use kimi::serve::{App, HostPolicy, HttpLimits, Options, host, router};
+use kimi::serve::{App, HostPolicy, HttpLimits, Options, router, spawn_scheduler};
 use models::gguf::write::{Layout, Writer};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -136,14 +136,14 @@ impl Server {
     pub fn within(engine: usize, options: Options, limits: Limits) -> Server {
         let server = Server::loading(options);
         // The thread ends with the server.
-        drop(host(&server.app, ENGINES[engine].clone(), limits));
+        drop(spawn_scheduler(&server.app, ENGINES[engine].clone(), limits));
         server
     }
 
     /// A server that runs another model.
     pub fn of(engine: Arc<Engine<Cpu>>) -> Server {
         let server = Server::loading(options());
-        drop(host(&server.app, engine, Limits::new(8, 1 << 30)));
+        drop(spawn_scheduler(&server.app, engine, Limits::new(8, 1 << 30)));
         server
     }
 

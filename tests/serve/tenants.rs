@@ -74,7 +74,7 @@ async fn metric(server: &Server, name: &str) -> u64 {
 async fn until_still(server: &Server) -> u64 {
     let mut before = u64::MAX;
     loop {
-        let now = metric(server, "kimi_step_tokens").await;
+        let now = metric(server, "kimi_batched_tokens_total").await;
         if now > 0 && now == before {
             return now;
         }
@@ -117,7 +117,9 @@ async fn a_stream_that_stays_unread_ends() {
     assert!(body.frame().await.unwrap().unwrap().is_data());
     until_still(&server).await;
     for _ in 0..200 {
-        if metric(&server, "kimi_running").await + metric(&server, "kimi_waiting").await == 0 {
+        if metric(&server, "kimi_requests_running").await + metric(&server, "kimi_requests_waiting").await
+            == 0
+        {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -6,11 +6,11 @@ use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{IntoResponses, ToSchema};
 
 /// Prompts of a request at most.
-pub const MOST_PROMPTS: usize = 64;
+pub const MAX_PROMPTS: usize = 64;
 /// Stop strings at most.
-pub const MOST_STOPS: usize = 16;
+pub const MAX_STOPS: usize = 16;
 /// Bytes of a stop string at most.
-pub const LONGEST_STOP: usize = 1024;
+pub const MAX_STOP_BYTES: usize = 1024;
 
 /// A server-sent event.
 #[derive(ToSchema)]
@@ -22,7 +22,7 @@ pub struct Event {
     data: String,
 }
 
-/// Answers that are errors. All have the same form.
+/// RequestEvents that are errors. All have the same form.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documentation: the statuses of ApiError")]
 pub enum Refusals {
@@ -87,15 +87,15 @@ pub fn token_ids() -> Schema {
 pub fn prompt() -> Schema {
     let text = json!({ "type": "string", "minLength": 1 });
     let ids = list(&json!({ "$ref": "#/components/schemas/TokenId" }), None);
-    let most = Some(MOST_PROMPTS);
+    let most = Some(MAX_PROMPTS);
     written(json!({ "oneOf": [text, ids, list(&text, most), list(&ids, most)] }))
 }
 
 /// One string or several.
 pub fn stop() -> Schema {
-    let text = json!({ "type": "string", "minLength": 1, "maxLength": LONGEST_STOP / 4 });
+    let text = json!({ "type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES / 4 });
     let nothing = json!({ "type": "null" });
-    written(json!({ "oneOf": [nothing, text, list(&text, Some(MOST_STOPS))] }))
+    written(json!({ "oneOf": [nothing, text, list(&text, Some(MAX_STOPS))] }))
 }
 
 /// What is added to the logits of tokens, by their ids.

@@ -1,5 +1,4 @@
-//! `/v1/responses`: the chat in the form of items and events. What it means is [`request`]'s; here is how the answer
-//! is told.
+//! `/v1/responses`: chat in the form of items and typed events. [`request`] converts requests; this module encodes responses.
 
 mod request;
 
@@ -7,18 +6,18 @@ use super::api::chat::ToolCall;
 use super::api::responses::{
     Incomplete, Input, OutputDetails, OutputItem, OutputText, ResponseObject, ResponseRequest, ResponseUsage,
 };
-use super::app::{Answers, App, Ask};
+use super::app::{App, EngineRequest, RequestEvents};
 use super::body::Body;
 use super::errors::ApiError;
-use super::markup::{Markup, Piece};
-use super::outcome::{Head, failure, usage};
-use super::owner::Owner;
-use super::sse::{Outbox, Teller, respond};
-use super::token::new_id;
-use super::{chat, prepare};
+use super::logprobs::new_id;
+use super::sse::{Outbox, StreamEncoder, respond};
+use super::tenant::Tenant;
+use super::tool_call_parser::{Piece, ToolCallParser};
+use super::usage::{ResponseMeta, failure, usage};
+use super::{chat, validate};
 use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
-use crate::scheduler::Update;
+use crate::scheduler::RequestEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -27,7 +26,7 @@ use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
-/// Answers with the items that come next.
+/// Generates the next items of a conversation
 #[utoipa::path(
     post,
     path = "/v1/responses",
@@ -42,33 +41,33 @@ use std::sync::atomic::AtomicBool;
 )]
 pub async fn create(
     State(app): State<Arc<App>>,
-    Extension(owner): Extension<Owner>,
+    Extension(tenant): Extension<Tenant>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let preparing = app.clone();
-    let prepared = app.intake.run(body.cost(), move |gone| prepare(&preparing, &body, owner, gone)).await;
-    let (request, ask, markup, echo) = prepared??;
+    let shared = app.clone();
+    let prepared =
+        app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
+    let (request, engine_request, parser, echo) = prepared??;
     let stream = request.stream.unwrap_or(false);
-    let telling = Telling {
-        head: Head::new(&app, "resp"),
+    let encoder = ResponseEncoder {
+        meta: ResponseMeta::new(&app, "resp"),
         request,
         echo,
-        prompt_tokens: ask.prompt.len(),
-        markup,
+        prompt_tokens: engine_request.prompt.len(),
+        parser,
         output: Vec::new(),
         events: 0,
         reasoning_tokens: 0,
         stats: None,
     };
-    let answers = app.start(vec![ask], owner.0)?;
+    let events = app.submit(vec![engine_request], tenant.0)?;
     if stream {
-        return Ok(respond(answers, telling));
+        return Ok(respond(events, encoder));
     }
-    telling.whole(answers).await.map(|answer| Json(answer).into_response())
+    encoder.collect(events).await.map(|answer| Json(answer).into_response())
 }
 
-/// Fields that the answer repeats as they were given: as text, which takes a fraction of their values' memory while the
-/// reply is made.
+/// Request fields that the response repeats, kept as JSON text: parsed values take several times the memory.
 struct Echo {
     metadata: Box<RawValue>,
     tool_choice: Box<RawValue>,
@@ -76,7 +75,7 @@ struct Echo {
 }
 
 impl Echo {
-    /// Takes them out of a request, with what else is of no use after it was prepared.
+    /// Takes these fields out of a request and frees the fields that are no longer needed.
     fn take(request: &mut ResponseRequest) -> Result<Self, ApiError> {
         request.input = Input::Text(String::new());
         request.text = None;
@@ -90,62 +89,63 @@ impl Echo {
     }
 }
 
-type Prepared = (ResponseRequest, Ask, Markup, Echo);
+type Prepared = (ResponseRequest, EngineRequest, ToolCallParser, Echo);
 
-fn prepare(app: &App, body: &Body, owner: Owner, gone: &AtomicBool) -> Result<Prepared, ApiError> {
+fn prepare(app: &App, body: &Body, tenant: Tenant, cancelled: &AtomicBool) -> Result<Prepared, ApiError> {
     let mut request: ResponseRequest = body.part()?;
-    prepare::refuse_undone(body)?;
-    let (mut meant, how) = request::chat(&request)?;
-    let (ask, markup) = chat::plan(app, &mut meant, &how, owner, gone)?;
+    validate::reject_unsupported(body)?;
+    let (mut chat_request, generation) = request::chat(&request)?;
+    let (engine_request, parser) =
+        chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled)?;
     let echo = Echo::take(&mut request)?;
-    Ok((request, ask, markup, echo))
+    Ok((request, engine_request, parser, echo))
 }
 
-/// An answer on its way.
-struct Telling {
-    head: Head,
+/// A response that is being generated, and the encoder of its events.
+struct ResponseEncoder {
+    meta: ResponseMeta,
     request: ResponseRequest,
     echo: Echo,
     prompt_tokens: usize,
-    markup: Markup,
-    /// The last item may be under way.
+    parser: ToolCallParser,
+    /// Items of the response; the last one may be incomplete.
     output: Vec<OutputItem>,
-    /// Events told.
+    /// Number of events sent.
     events: usize,
     reasoning_tokens: usize,
     stats: Option<Stats>,
 }
 
-impl Telling {
-    async fn whole(mut self, mut answers: Answers) -> Result<ResponseObject, ApiError> {
-        let mut nobody = Outbox::default();
-        while let Some(update) = answers.next().await {
-            let (index, update) = update?;
-            self.hear(index, update, &mut nobody)?;
-            nobody.clear();
+impl ResponseEncoder {
+    async fn collect(mut self, mut events: RequestEvents) -> Result<ResponseObject, ApiError> {
+        let mut discarded = Outbox::default();
+        while let Some(event) = events.next().await {
+            let (index, event) = event?;
+            self.on_event(index, event, &mut discarded)?;
+            discarded.clear();
         }
         Ok(self.response())
     }
 
     fn response(&self) -> ResponseObject {
         let r = &self.request;
-        let cut = self.cut();
+        let cut = self.is_cut();
         let status = match &self.stats {
             None => "in_progress",
             Some(_) if cut => "incomplete",
             Some(_) => "completed",
         };
         ResponseObject {
-            id: self.head.id.clone(),
+            id: self.meta.id.clone(),
             object: "response",
-            created_at: self.head.created,
+            created_at: self.meta.created,
             status,
             error: Value::Null,
             incomplete_details: cut.then_some(Incomplete { reason: "max_output_tokens" }),
             instructions: r.instructions.clone(),
             max_output_tokens: r.max_output_tokens,
             metadata: self.echo.metadata.clone(),
-            model: self.head.model.clone(),
+            model: self.meta.model.clone(),
             output: self.output.clone(),
             parallel_tool_calls: r.parallel_tool_calls.unwrap_or(true),
             previous_response_id: None,
@@ -159,8 +159,8 @@ impl Telling {
         }
     }
 
-    /// Whether the limit on tokens ended it.
-    fn cut(&self) -> bool {
+    /// Returns true if the token limit ended the reply.
+    fn is_cut(&self) -> bool {
         self.stats.as_ref().is_some_and(|s| s.ended == FinishReason::Length)
     }
 
@@ -175,7 +175,7 @@ impl Telling {
         }
     }
 
-    /// Tells an event: its fields, its kind and its number.
+    /// Sends an event with its type and sequence number.
     fn event(&mut self, kind: &str, mut fields: Value, out: &mut Outbox) {
         fields["type"] = kind.into();
         fields["sequence_number"] = self.events.into();
@@ -183,22 +183,22 @@ impl Telling {
         out.named(kind, &fields);
     }
 
-    fn tell_response(&mut self, kind: &str, out: &mut Outbox) {
+    fn response_event(&mut self, kind: &str, out: &mut Outbox) {
         let response = self.response();
         self.event(kind, json!({ "response": response }), out);
     }
 
-    fn take(&mut self, piece: Piece, out: &mut Outbox) {
+    fn add_piece(&mut self, piece: Piece, out: &mut Outbox) {
         match piece {
-            Piece::Text(text) => self.add("output_text", &text, out),
-            Piece::Reasoning(text) => self.add("reasoning_text", &text, out),
+            Piece::Text(text) => self.add_text("output_text", &text, out),
+            Piece::Reasoning(text) => self.add_text("reasoning_text", &text, out),
             Piece::Call(call) => self.call(call, out),
             Piece::Arguments(more) => self.arguments(&more, out),
         }
     }
 
-    /// More text of a kind, in the item under way if it is of that kind.
-    fn add(&mut self, kind: &'static str, more: &str, out: &mut Outbox) {
+    /// Appends text to the current item, or to a new item if the kind differs.
+    fn add_text(&mut self, kind: &'static str, more: &str, out: &mut Outbox) {
         if self.output.last().and_then(open_text).is_none_or(|text| text.kind != kind) {
             self.close(out);
             let text = OutputText { kind, text: String::new(), annotations: vec![], logprobs: vec![] };
@@ -211,19 +211,19 @@ impl Telling {
             let (item, output_index) = (json!(self.output.last()), self.output.len() - 1);
             let fields = json!({ "output_index": output_index, "item": item });
             self.event("response.output_item.added", fields, out);
-            let mut fields = self.place();
+            let mut fields = self.position();
             fields["part"] = json!(text);
             self.content().push(text);
             self.event("response.content_part.added", fields, out);
         }
         self.content().iter_mut().for_each(|text| text.text.push_str(more));
-        let mut fields = self.place();
+        let mut fields = self.position();
         fields["delta"] = more.into();
         fields["logprobs"] = json!([]);
         self.event(&format!("response.{kind}.delta"), fields, out);
     }
 
-    /// The texts of the item under way: one.
+    /// The content parts of the current text item.
     fn content(&mut self) -> &mut Vec<OutputText> {
         match self.output.last_mut() {
             Some(OutputItem::Message { content, .. } | OutputItem::Reasoning { content, .. }) => content,
@@ -231,8 +231,8 @@ impl Telling {
         }
     }
 
-    /// Where the text under way is.
-    fn place(&self) -> Value {
+    /// The fields that locate the current text.
+    fn position(&self) -> Value {
         let id = match self.output.last() {
             Some(OutputItem::Message { id, .. } | OutputItem::Reasoning { id, .. }) => id.as_str(),
             _ => "",
@@ -240,18 +240,18 @@ impl Telling {
         json!({ "item_id": id, "output_index": self.output.len() - 1, "content_index": 0 })
     }
 
-    /// Ends the item under way.
+    /// Completes the current item.
     fn close(&mut self, out: &mut Outbox) {
         self.close_call(out);
         let Some(text) = self.output.last().and_then(open_text).cloned() else { return };
-        let mut fields = self.place();
+        let mut fields = self.position();
         fields["text"] = text.text.as_str().into();
         fields["logprobs"] = json!([]);
         self.event(&format!("response.{}.done", text.kind), fields, out);
-        let mut fields = self.place();
+        let mut fields = self.position();
         fields["part"] = json!(text);
         self.event("response.content_part.done", fields, out);
-        let cut = self.cut();
+        let cut = self.is_cut();
         if let Some(OutputItem::Message { status, .. }) = self.output.last_mut() {
             *status = if cut { "incomplete" } else { "completed" };
         }
@@ -279,7 +279,7 @@ impl Telling {
         }
     }
 
-    /// More arguments of the call under way.
+    /// Appends arguments to the current call.
     fn arguments(&mut self, more: &str, out: &mut Outbox) {
         let output_index = self.output.len().saturating_sub(1);
         let Some(OutputItem::FunctionCall { id, arguments, .. }) = self.output.last_mut() else { return };
@@ -288,9 +288,9 @@ impl Telling {
         self.event("response.function_call_arguments.delta", fields, out);
     }
 
-    /// Ends the call under way.
+    /// Completes the current function call, if any.
     fn close_call(&mut self, out: &mut Outbox) {
-        let (output_index, cut) = (self.output.len().saturating_sub(1), self.cut());
+        let (output_index, cut) = (self.output.len().saturating_sub(1), self.is_cut());
         let Some(OutputItem::FunctionCall { id, name, arguments, status, .. }) = self.output.last_mut()
         else {
             return;
@@ -305,7 +305,7 @@ impl Telling {
     }
 }
 
-/// The text of an item that more may be added to.
+/// Returns the text of a message or reasoning item.
 fn open_text(item: &OutputItem) -> Option<&OutputText> {
     match item {
         OutputItem::Message { content, .. } | OutputItem::Reasoning { content, .. } => content.last(),
@@ -313,24 +313,24 @@ fn open_text(item: &OutputItem) -> Option<&OutputText> {
     }
 }
 
-impl Teller for Telling {
+impl StreamEncoder for ResponseEncoder {
     fn begin(&mut self, out: &mut Outbox) {
-        self.tell_response("response.created", out);
-        self.tell_response("response.in_progress", out);
+        self.response_event("response.created", out);
+        self.response_event("response.in_progress", out);
     }
 
-    fn hear(&mut self, _: usize, update: Update, out: &mut Outbox) -> Result<(), ApiError> {
-        let pieces = match update {
-            Update::Read { .. } => return Ok(()),
-            Update::Chosen { text, .. } => self.markup.push(&text),
-            Update::Done(stats) => {
+    fn on_event(&mut self, _: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError> {
+        let pieces = match event {
+            RequestEvent::PrefillProgress { .. } => return Ok(()),
+            RequestEvent::Token { text, .. } => self.parser.push(&text),
+            RequestEvent::Finished(stats) => {
                 failure(&stats)?;
                 self.stats = Some(stats);
-                self.markup.finish()
+                self.parser.finish()
             }
         };
         self.reasoning_tokens += usize::from(pieces.iter().any(|p| matches!(p, Piece::Reasoning(_))));
-        pieces.into_iter().for_each(|piece| self.take(piece, out));
+        pieces.into_iter().for_each(|piece| self.add_piece(piece, out));
         if self.stats.is_some() {
             self.close(out);
         }
@@ -339,7 +339,7 @@ impl Teller for Telling {
 
     fn end(&mut self, out: &mut Outbox) {
         let response = self.response();
-        self.tell_response(&format!("response.{}", response.status), out);
+        self.response_event(&format!("response.{}", response.status), out);
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Outbox) {
@@ -348,7 +348,7 @@ impl Teller for Telling {
         self.event("error", fields, out);
     }
 
-    fn says_done(&self) -> bool {
+    fn sends_done(&self) -> bool {
         false
     }
 }

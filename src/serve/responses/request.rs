@@ -1,4 +1,4 @@
-//! A request for a response, as the chat that it means.
+//! Converts a `/v1/responses` request to a chat request.
 
 use crate::serve::api::chat::{ChatMessage, ChatRequest, Content, FunctionCall, Part, Role, ToolCall};
 use crate::serve::api::generation::Generation;
@@ -7,19 +7,21 @@ use crate::serve::api::tools::{FunctionName, JsonSchema, NamedTool, ResponseForm
 use crate::serve::errors::ApiError;
 use serde_json::{Value, json};
 
-/// What may be asked to be told beside: the model has none of it.
-const NOTHING: [&str; 1] = ["reasoning.encrypted_content"];
+/// Values of `include` that are accepted because the model has no such data.
+const IGNORED_INCLUDES: [&str; 1] = ["reasoning.encrypted_content"];
 
-/// The chat, and how its reply is made.
+/// Converts a request to a chat request and its generation parameters.
 pub fn chat(request: &ResponseRequest) -> Result<(ChatRequest, Generation), ApiError> {
-    if let Some(other) = request.include.iter().flatten().find(|name| !NOTHING.contains(&name.as_str())) {
-        return Err(ApiError::unsupported("include", format!("{other} is not told")));
+    if let Some(other) =
+        request.include.iter().flatten().find(|name| !IGNORED_INCLUDES.contains(&name.as_str()))
+    {
+        return Err(ApiError::unsupported("include", format!("{other} is not supported")));
     }
     let reasoning = request.reasoning.as_ref();
     if reasoning.is_some_and(|r| r.summary.is_some() || r.effort.as_ref().is_some_and(|e| e != "none")) {
-        return Err(ApiError::unsupported("reasoning", "the model reasons as its template says"));
+        return Err(ApiError::unsupported("reasoning", "reasoning is set by the model's chat template"));
     }
-    let how = Generation {
+    let generation = Generation {
         temperature: request.temperature,
         top_p: request.top_p,
         max_tokens: request.max_output_tokens,
@@ -41,12 +43,12 @@ pub fn chat(request: &ResponseRequest) -> Result<(ChatRequest, Generation), ApiE
         }),
         ..ChatRequest::default()
     };
-    Ok((chat, how))
+    Ok((chat, generation))
 }
 
 /// `{"type", "name", ...}` as `{"type", "function": {"name", ...}}`
-fn tool(flat: &Value) -> Value {
-    let Some(fields) = flat.as_object() else { return flat.clone() };
+fn tool(tool: &Value) -> Value {
+    let Some(fields) = tool.as_object() else { return tool.clone() };
     let mut function = fields.clone();
     let kind = function.shift_remove("type").unwrap_or(Value::Null);
     function.retain(|_, value| !value.is_null());
@@ -69,21 +71,21 @@ fn choice(choice: &Value) -> Result<ToolChoice, ApiError> {
 fn messages(request: &ResponseRequest) -> Result<Vec<ChatMessage>, ApiError> {
     let mut messages = Vec::new();
     if let Some(text) = &request.instructions {
-        messages.push(said(Role::System, text.clone()));
+        messages.push(text_message(Role::System, text.clone()));
     }
     match &request.input {
-        Input::Text(text) => messages.push(said(Role::User, text.clone())),
+        Input::Text(text) => messages.push(text_message(Role::User, text.clone())),
         Input::Items(items) => {
             for (i, item) in items.iter().enumerate() {
-                let wrong = |why: String| ApiError::invalid(&format!("input[{i}]"), why);
-                add(&mut messages, item).map_err(wrong)?;
+                let invalid = |why: String| ApiError::invalid(&format!("input[{i}]"), why);
+                add(&mut messages, item).map_err(invalid)?;
             }
         }
     }
     Ok(messages)
 }
 
-fn said(role: Role, text: String) -> ChatMessage {
+fn text_message(role: Role, text: String) -> ChatMessage {
     let content = Some(Content::Text(text));
     ChatMessage { role, content, name: None, tool_calls: None, tool_call_id: None, reasoning_content: None }
 }
@@ -94,7 +96,7 @@ fn add(messages: &mut Vec<ChatMessage>, item: &Item) -> Result<(), String> {
         "message" => {
             let role = item.role.ok_or("expected role")?;
             let text = text(item.content.as_ref().ok_or("expected content")?)?;
-            messages.push(said(role, text));
+            messages.push(text_message(role, text));
         }
         "function_call" => {
             let function = FunctionCall {
@@ -107,16 +109,16 @@ fn add(messages: &mut Vec<ChatMessage>, item: &Item) -> Result<(), String> {
                 None => messages.push(ChatMessage {
                     content: None,
                     tool_calls: Some(vec![call]),
-                    ..said(Role::Assistant, String::new())
+                    ..text_message(Role::Assistant, String::new())
                 }),
             }
         }
         "function_call_output" => {
             let text = text(item.output.as_ref().ok_or("expected output")?)?;
             let tool_call_id = Some(need(&item.call_id, "call_id")?);
-            messages.push(ChatMessage { tool_call_id, ..said(Role::Tool, text) });
+            messages.push(ChatMessage { tool_call_id, ..text_message(Role::Tool, text) });
         }
-        // What was reasoned before an earlier answer is not read again.
+        // Reasoning of earlier turns is not part of the prompt.
         "reasoning" => {}
         other => return Err(format!("expected a message, a call, its output or reasoning, found {other}")),
     }

@@ -1,25 +1,25 @@
-//! Tokens and their probabilities as they are told.
+//! Converts tokens and log-probabilities to their API form.
 
 use super::api::chat::{TokenLogprob, TopLogprob};
-use super::app::Served;
+use super::app::EngineHandle;
 use crate::generation::logprobs::Logprobs;
 use crate::generation::sample::random_seed;
 
-/// A probability of zero: JSON has no infinity.
-const NEVER: f32 = -9999.0;
+/// Log-probability of zero probability, as JSON has no infinity.
+const ZERO_PROBABILITY: f32 = -9999.0;
 
-/// A token's text, broken characters as U+FFFD.
-pub fn text(engine: &dyn Served, token: u32) -> String {
+/// Returns a token's text, with U+FFFD for incomplete characters.
+pub fn text(engine: &dyn EngineHandle, token: u32) -> String {
     String::from_utf8_lossy(engine.tokenizer().token_bytes(token)).into_owned()
 }
 
-/// A logarithm of a probability as JSON can say it.
+/// Replaces infinite log-probabilities, which JSON cannot express.
 pub fn finite(logprob: f32) -> f32 {
-    if logprob.is_finite() { logprob } else { NEVER }
+    if logprob.is_finite() { logprob } else { ZERO_PROBABILITY }
 }
 
-/// How likely a token was, in the chat's form.
-pub fn told(engine: &dyn Served, token: u32, logprobs: &Logprobs) -> TokenLogprob {
+/// Converts log-probabilities to the form of chat completions.
+pub fn token_logprob(engine: &dyn EngineHandle, token: u32, logprobs: &Logprobs) -> TokenLogprob {
     let bytes = |token: u32| engine.tokenizer().token_bytes(token).to_vec();
     let top = logprobs.top.iter().map(|(token, logprob)| TopLogprob {
         token: text(engine, *token),
@@ -34,7 +34,7 @@ pub fn told(engine: &dyn Served, token: u32, logprobs: &Logprobs) -> TokenLogpro
     }
 }
 
-/// A name that no other answer has.
+/// Returns a unique random id with a prefix.
 pub fn new_id(prefix: &str) -> String {
     format!("{prefix}-{:016x}{:08x}", random_seed(), random_seed() as u32)
 }

@@ -1,4 +1,4 @@
-//! The command: arguments, the listening socket, the thread that runs the model, and an orderly end.
+//! Implements `kimi serve`: parses arguments, binds the socket, starts the scheduler thread, and shuts down gracefully.
 
 use super::app::{App, Options, Ready, unix_seconds};
 use super::host_check::{HostPolicy, host_name};
@@ -31,82 +31,82 @@ const ARENAS: u16 = 4;
 pub struct ServeArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Address to listen on; 0.0.0.0 lets other machines in
+    /// Address to listen on (0.0.0.0: all interfaces)
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
-    /// Port to listen on (0: any free one, told on standard error)
+    /// Port to listen on (0: a free port, which is logged)
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Another name that requests may give the model; may be given several times
+    /// Another model name to accept in requests; may be repeated
     #[arg(long, value_name = "NAME")]
     alias: Vec<String>,
-    /// Replies made at the same time at most
+    /// Maximum number of concurrent sequences
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one())]
     parallel: usize,
-    /// Memory for their states (default: half of what is free; on a GPU what its plan leaves, and no more)
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    memory: Option<u64>,
-    /// Requests that may wait for their turn beside as many as --parallel; more are turned away
+    /// Memory for the states of all sequences (default: half of the free memory; on a GPU at most what the model leaves)
+    #[arg(long, alias = "memory", value_name = "SIZE", value_parser = parse_size)]
+    state_memory: Option<u64>,
+    /// Maximum number of waiting requests; more are refused with 429
     #[arg(long, value_name = "N", default_value_t = 256)]
     queue: u64,
-    /// Memory for the prompts and grammars of requests that run or wait; more are turned away
+    /// Memory for prompts and grammars of running and waiting requests; more are refused with 429
     #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "256M")]
     queue_memory: u64,
-    /// Seconds that a client may leave its stream unread before the reply ends; it is paused meanwhile (0: no limit)
+    /// Seconds after which an unread stream ends; generation is paused meanwhile (0: no limit)
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     stream_timeout: u64,
-    /// Tokens of a reply where the request does not say
+    /// Default maximum tokens of a reply
     #[arg(short = 'n', long, value_name = "N", default_value_t = 4096)]
     max_tokens: usize,
-    /// Seconds a request may take (0: as long as it takes)
+    /// Maximum seconds per request (0: no limit)
     #[arg(long, value_name = "SECONDS", default_value_t = 3600)]
     timeout: u64,
-    /// Size of a request's body at most, in MiB
+    /// Maximum size of a request body in MiB
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=4096))]
     max_body: u64,
-    /// Open connections at most (default: what the limit on open files allows, up to 4096)
+    /// Maximum open connections (default: as many as the open-file limit allows, up to 4096)
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     max_connections: Option<usize>,
-    /// A key that requests have to bring; may be given several times. Others can see it in the list of processes
+    /// API key to require; may be repeated. Other users can see it in the process list
     #[arg(long, value_name = "KEY")]
     api_key: Vec<String>,
-    /// A file with such keys, one a line
+    /// File with API keys, one per line
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Let requests with different API keys reuse each other's cached prefixes. A client then sees by times and by
-    /// cached_tokens what others have asked
+    /// Share cached prefixes between API keys. Clients can then infer other clients' prompts from latency and
+    /// cached_tokens
     #[arg(long)]
     share_prefix_cache: bool,
-    /// An origin whose web pages may ask (`*`: any); may be given several times
+    /// Origin to allow by CORS (`*`: any); may be repeated
     #[arg(long, value_name = "ORIGIN")]
     cors: Vec<String>,
-    /// Serve requests whose Host header has this name; may be given several times. On loopback beside localhost,
-    /// 127.0.0.1 and [::1]; on other addresses any Host is served unless this is given
+    /// Host header to accept; may be repeated. On loopback, localhost, 127.0.0.1 and [::1] are accepted too; on other
+    /// addresses every Host is accepted unless this option is given
     #[arg(long, value_name = "NAME", value_parser = host_name)]
     allow_host: Vec<String>,
-    /// Seconds that replies under way are given at the end
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
-    drain: u64,
-    /// How the log on standard error looks
+    /// Seconds to finish running requests after SIGTERM or Ctrl-C
+    #[arg(long, alias = "drain", value_name = "SECONDS", default_value_t = 30)]
+    shutdown_grace: u64,
+    /// Format of the log on standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log: LogFormat,
-    /// Write prompts into the log
+    /// Log the text of prompts
     #[arg(long)]
     log_prompts: bool,
-    /// What requests say nothing about
+    /// Sampling defaults for requests that do not set them
     #[command(flatten)]
     sampling: Sampling,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum LogFormat {
-    /// For people
+    /// Plain text, one line per event
     Text,
-    /// A JSON object a line
+    /// JSON, one object per line
     Json,
 }
 
-/// Loads the model and serves until it is told to end.
+/// Loads the model and serves until SIGINT or SIGTERM.
 pub fn run(args: &ServeArgs) -> Result<()> {
     kernels::heap::limit_arenas(ARENAS);
     let log = tracing_subscriber::fmt().with_writer(std::io::stderr).with_target(false);
@@ -123,13 +123,13 @@ pub fn run(args: &ServeArgs) -> Result<()> {
     })
 }
 
-/// Refuses a clock (seconds of Unix time, 0 before it) whose time no `Date` header can have: hyper panics at each connection.
+/// Refuses a system time outside the range of the `Date` header, for which hyper panics at each connection.
 fn check_clock(seconds: u64) -> Result<()> {
     if (1..253_402_300_800).contains(&seconds) {
         return Ok(());
     }
     let found = if seconds == 0 { "one before" } else { "one after" };
-    bail!("the machine's clock: expected a time from 1970 to 9999, found {found}")
+    bail!("system clock: expected a time from 1970 to 9999, found {found}")
 }
 
 fn options(args: &ServeArgs) -> Result<Options> {
@@ -140,7 +140,7 @@ fn options(args: &ServeArgs) -> Result<Options> {
         let text = crate::io::prompt::read_text(path)?;
         keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned));
         if keys.is_empty() {
-            bail!("{}: expected a key a line, found none", path.display());
+            bail!("{}: expected one key per line, found none", path.display());
         }
     }
     let max_body = (args.max_body as usize) << 20;
@@ -172,7 +172,7 @@ fn http_limits(args: &ServeArgs, max_body: usize) -> HttpLimits {
     }
 }
 
-/// Binds the address, and checks the Host of requests as that demands.
+/// Binds the address and sets the Host policy for it.
 async fn bind(args: &ServeArgs, options: &mut Options) -> Result<TcpListener> {
     let address = format!("{}:{}", args.host, args.port);
     let listener = TcpListener::bind(&address).await.with_context(|| address.clone())?;
@@ -195,21 +195,25 @@ async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result
         () = signals.next() => return Ok(()),
     };
     signals.next().await;
-    tracing::info!(open = app.open(), seconds = args.drain, "ending: replies under way may finish");
+    tracing::info!(
+        open = app.open(),
+        seconds = args.shutdown_grace,
+        "shutting down: waiting for running requests"
+    );
     app.drain();
     tokio::select! {
         () = app.idle() => {}
-        () = tokio::time::sleep(Duration::from_secs(args.drain)) => {}
+        () = tokio::time::sleep(Duration::from_secs(args.shutdown_grace)) => {}
         () = signals.next() => {}
     }
     app.stop();
     let _ = closing.send(true);
-    // Clients that keep their connection open are not waited for.
+    // Idle keep-alive connections do not delay the shutdown for longer.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
-    thread.join().map_err(|_| anyhow::anyhow!("the thread that ran the model had panicked"))
+    thread.join().map_err(|_| anyhow::anyhow!("the model thread panicked"))
 }
 
-/// Ctrl-C, and what service managers send.
+/// Waits for SIGINT and SIGTERM.
 struct Signals([Signal; 2]);
 
 impl Signals {
@@ -233,26 +237,26 @@ fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
 fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> Result<JoinHandle<()>> {
     engine.tokenizer().context("serve")?;
     if let Some(fault) = engine.template.as_ref().and_then(|template| template.fault()) {
-        tracing::warn!("{}: conversations are refused", chat_template::explain(fault.clone()));
+        tracing::warn!("{}: chat requests will be refused", chat_template::explain(fault.clone()));
     }
     let half = || host_memory::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
     let most = engine.state_room.unwrap_or_else(half);
-    // More than RAM has may be asked for, more than a device has may not.
-    let bytes = args.memory.map_or(most, |asked| asked.min(engine.state_room.unwrap_or(u64::MAX)));
+    // The limit may exceed the RAM but not the memory of a device.
+    let bytes = args.state_memory.map_or(most, |asked| asked.min(engine.state_room.unwrap_or(u64::MAX)));
     let context = engine.context;
     tracing::info!(backend = engine.backend.describe(), context, state_mib = bytes >> 20, "ready");
     let unread =
         if args.stream_timeout == 0 { Duration::MAX } else { Duration::from_secs(args.stream_timeout) };
-    Ok(host(app, Arc::new(engine), Limits { slots: args.parallel, bytes, unread }))
+    Ok(spawn_scheduler(app, Arc::new(engine), Limits { slots: args.parallel, bytes, unread }))
 }
 
-/// Runs the model on a thread of its own and opens the server to requests.
-pub fn host<B: Backend>(app: &Arc<App>, engine: Arc<Engine<B>>, limits: Limits) -> JoinHandle<()> {
+/// Runs the scheduler on its own thread and marks the server ready.
+pub fn spawn_scheduler<B: Backend>(app: &Arc<App>, engine: Arc<Engine<B>>, limits: Limits) -> JoinHandle<()> {
     let (commands, received) = mpsc::channel();
     let gauges = Arc::new(Gauges::default());
     let (shown, hosted, served) = (gauges.clone(), engine.clone(), app.clone());
     let thread = std::thread::spawn(move || {
-        let _end = served.note_end();
+        let _end = served.mark_ended_on_drop();
         scheduler::run(&hosted, limits, &received, &shown);
         hosted.store.flush();
     });

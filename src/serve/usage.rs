@@ -1,19 +1,19 @@
-//! What all answers say of how it was: name, time, usage, rates, and whether it failed.
+//! Computes the fields common to all responses: id, time, token usage, rates, and errors.
 
 use super::api::{PromptDetails, Timings, Usage};
 use super::app::{App, unix_seconds};
 use super::errors::ApiError;
-use super::token;
+use super::logprobs;
 use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
 use crate::runtime::session::Error;
 use axum::http::StatusCode;
 
-/// The server's version, which decides the tokens with the seed and the model file.
+/// Version of the server: tokens are reproducible for one version, seed and model file.
 pub const FINGERPRINT: &str = concat!("kimi-", env!("CARGO_PKG_VERSION"));
 
-/// What every piece of an answer begins with.
-pub struct Head {
+/// Fields common to a response and its chunks.
+pub struct ResponseMeta {
     /// The answer's name.
     pub id: String,
     /// Seconds of Unix time.
@@ -22,14 +22,18 @@ pub struct Head {
     pub model: String,
 }
 
-impl Head {
-    /// Of a new answer.
+impl ResponseMeta {
+    /// Creates the fields of a new response.
     pub fn new(app: &App, prefix: &str) -> Self {
-        Head { id: token::new_id(prefix), created: unix_seconds(), model: app.model_name().to_owned() }
+        ResponseMeta {
+            id: logprobs::new_id(prefix),
+            created: unix_seconds(),
+            model: app.model_name().to_owned(),
+        }
     }
 }
 
-/// The error that ended a reply, if one did.
+/// Returns the error that ended a reply, if any.
 pub fn failure(stats: &Stats) -> Result<(), ApiError> {
     match &stats.ended {
         FinishReason::Cancelled => Err(ApiError::unavailable("stopping")),
@@ -45,8 +49,8 @@ pub fn failure(stats: &Stats) -> Result<(), ApiError> {
     }
 }
 
-/// Tokens of prompts of so many tokens and of replies that have ended, `n` to a prompt. A prompt is read for the
-/// first of its replies; that the others find it read is nothing that was saved.
+/// Sums the token usage of finished replies, `n` per prompt. The cached tokens of a prompt are those of its first reply:
+/// the other replies always find the prefix cached.
 pub fn usage<'s>(prompt_tokens: usize, n: usize, replies: impl Iterator<Item = &'s Stats>) -> Usage {
     let (mut completion_tokens, mut cached_tokens) = (0, 0);
     let replies: Vec<&Stats> = replies.collect();
@@ -62,7 +66,7 @@ pub fn usage<'s>(prompt_tokens: usize, n: usize, replies: impl Iterator<Item = &
     }
 }
 
-/// How fast a reply was.
+/// Returns token counts, times and rates of a reply.
 pub fn timings(stats: &Stats) -> Timings {
     let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
     let per_second = |n: usize, ms: f64| if ms > 0.0 { n as f64 * 1e3 / ms } else { 0.0 };

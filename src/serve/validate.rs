@@ -1,0 +1,169 @@
+//! Validates generation parameters and builds requests for the scheduler. Unsupported fields are refused by name.
+
+use super::api::generation::Generation;
+use super::api::schemas::{MAX_STOP_BYTES, MAX_STOPS};
+use super::app::{App, EngineRequest, Ready};
+use super::body::Body;
+use super::errors::ApiError;
+use crate::generation::decoder::GenerationParams;
+use crate::generation::grammar::Compiled;
+use crate::generation::sample::Sampling;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Maximum number of replies per prompt.
+const MAX_REPLIES: usize = 16;
+
+/// Unsupported fields, with the values that are accepted because they change nothing (null always is), and the reason.
+const UNSUPPORTED: [(&str, &[&str], &str); 12] = [
+    ("modalities", &["[\"text\"]"], "only text output is supported"),
+    ("audio", &[], "only text output is supported"),
+    ("functions", &[], "use tools"),
+    ("function_call", &["\"none\""], "use tool_choice"),
+    ("web_search_options", &[], "web search is not supported"),
+    ("store", &["false"], "responses are not stored"),
+    ("background", &["false"], "responses are not stored"),
+    ("reasoning_effort", &["\"none\""], "reasoning is set by the chat template; see chat_template_kwargs"),
+    ("verbosity", &["\"medium\""], "not supported; ask for brevity in the prompt"),
+    ("truncation", &["\"disabled\""], "a conversation that exceeds the context is refused, not truncated"),
+    ("previous_response_id", &[], "responses are not stored; send the whole conversation"),
+    ("conversation", &[], "conversations are not stored; send the messages"),
+];
+
+/// Refuses requests that set unsupported fields.
+pub fn reject_unsupported(body: &Body) -> Result<(), ApiError> {
+    for (field, harmless, why) in UNSUPPORTED {
+        let value = body.field(field).map(ToString::to_string);
+        if value.is_some_and(|value| !harmless.contains(&value.as_str())) {
+            return Err(ApiError::unsupported(field, why));
+        }
+    }
+    Ok(())
+}
+
+/// Builds the scheduler's request for a prompt.
+pub fn engine_request(
+    app: &App,
+    ready: &Ready,
+    prompt: Vec<u32>,
+    generation: &Generation,
+    grammar: Option<&Arc<Compiled>>,
+) -> Result<EngineRequest, ApiError> {
+    ready.engine.check(&prompt).map_err(|e| match e {
+        crate::runtime::session::Error::Context { .. } => ApiError::too_long(e),
+        crate::runtime::session::Error::Changed(e) => ApiError::internal(e),
+        e => ApiError::invalid("prompt", e),
+    })?;
+    let n = generation.n.unwrap_or(1);
+    within("n", n, 1, MAX_REPLIES)?;
+    let ignore_end = generation.ignore_eos.unwrap_or(false);
+    if ignore_end && grammar.is_some() {
+        return Err(ApiError::unsupported(
+            "ignore_eos",
+            "not supported with a grammar or a required tool call, which determine the end",
+        ));
+    }
+    let sampling = sampling(app, generation)?;
+    let bias: Arc<[(u32, f32)]> = bias(generation.logit_bias.as_ref(), ready.engine.vocab())?.into();
+    let stops = stops(generation)?;
+    let max_tokens = max_tokens(app, ready, prompt.len() as u64, generation)?;
+    let rules = (0..n as u64).map(|i| GenerationParams {
+        max_tokens,
+        // Each reply to a prompt has its own seed.
+        sampling: Sampling {
+            seed: sampling.seed.wrapping_add(i.wrapping_mul(0x9E37_79B9_7F4A_7C15)),
+            ..sampling
+        },
+        bias: bias.clone(),
+        constraint: grammar.map(Compiled::constraint),
+        stops: stops.clone(),
+        ignore_end,
+    });
+    let retained_bytes = grammar.map_or(0, |grammar| grammar.bytes());
+    Ok(EngineRequest {
+        rules: rules.collect(),
+        prompt: prompt.into(),
+        checkpoints: Vec::new(),
+        logprobs: None,
+        retained_bytes,
+    })
+}
+
+/// Checks that a value is from `min` to `max`.
+pub fn within<T: PartialOrd + Copy + std::fmt::Display>(
+    param: &str,
+    value: T,
+    min: T,
+    max: T,
+) -> Result<T, ApiError> {
+    if (min..=max).contains(&value) {
+        return Ok(value);
+    }
+    Err(ApiError::invalid(param, format!("expected {min} to {max}, found {value}")))
+}
+
+fn sampling(app: &App, generation: &Generation) -> Result<Sampling, ApiError> {
+    let mut s = app.options.sampling;
+    let number = |param: &str, value: Option<f32>, min: f32, max: f32, into: &mut f32| {
+        if let Some(value) = value {
+            *into = within(param, value, min, max)?;
+        }
+        Ok(())
+    };
+    number("temperature", generation.temperature, 0.0, 2.0, &mut s.temperature)?;
+    number("top_p", generation.top_p, 0.0, 1.0, &mut s.top_p)?;
+    number("min_p", generation.min_p, 0.0, 1.0, &mut s.min_p)?;
+    number("presence_penalty", generation.presence_penalty, -2.0, 2.0, &mut s.presence_penalty)?;
+    number("frequency_penalty", generation.frequency_penalty, -2.0, 2.0, &mut s.frequency_penalty)?;
+    number("repeat_penalty", generation.repeat_penalty, 1.0, 100.0, &mut s.repeat_penalty)?;
+    s.top_k = generation.top_k.map_or(s.top_k, |k| k as usize);
+    s.seed = generation.seed.map_or_else(|| app.next_seed(), |seed| seed as u64);
+    Ok(s)
+}
+
+fn bias(bias: Option<&BTreeMap<String, f32>>, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError> {
+    let pair = |(id, value): (&String, &f32)| {
+        let param = format!("logit_bias.{id}");
+        let found = || ApiError::invalid(&param, format!("expected a token id below {vocab}"));
+        let id = id.parse().ok().filter(|id| (*id as usize) < vocab).ok_or_else(found)?;
+        Ok((id, within(&param, *value, -100.0, 100.0)?))
+    };
+    bias.into_iter().flatten().map(pair).collect()
+}
+
+fn stops(generation: &Generation) -> Result<Vec<String>, ApiError> {
+    let stops = generation.stop.clone().map(|s| s.into_list()).unwrap_or_default();
+    if stops.len() > MAX_STOPS {
+        let why = format!("expected at max {MAX_STOPS} strings, found {}", stops.len());
+        return Err(ApiError::invalid("stop", why));
+    }
+    if stops.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
+        return Err(ApiError::invalid("stop", format!("expected strings of 1 to {MAX_STOP_BYTES} bytes")));
+    }
+    Ok(stops)
+}
+
+/// Returns the maximum tokens of the reply. A requested value must fit the state memory; the default is reduced to fit.
+fn max_tokens(app: &App, ready: &Ready, prompt: u64, generation: &Generation) -> Result<usize, ApiError> {
+    let requested = generation.max_completion_tokens.or(generation.max_tokens);
+    let wanted = requested.unwrap_or(app.options.max_tokens);
+    if wanted == 0 {
+        return Err(ApiError::invalid("max_tokens", "expected at min 1, found 0"));
+    }
+    let (limit, bytes) = (ready.limits.bytes, ready.engine.state_bytes());
+    let fits =
+        |reply: usize| bytes.of(prompt.saturating_add(reply as u64).min(ready.engine.context())) <= limit;
+    if fits(wanted) {
+        return Ok(wanted);
+    }
+    if requested.is_none() && fits(1) {
+        let max = (1..=wanted.ilog2()).map(|bit| 1 << bit).take_while(|n| fits(*n)).last();
+        return Ok(max.unwrap_or(1));
+    }
+    let need = bytes.of(prompt.saturating_add(wanted as u64)) >> 20;
+    let why = format!(
+        "prompt and reply need {need} MiB of state memory, the limit is {} MiB (--state-memory)",
+        limit >> 20
+    );
+    Err(ApiError::too_long(why))
+}
