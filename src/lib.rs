@@ -1,5 +1,5 @@
-//! Runs Kimi Linear models: engine, sessions, generation, scheduling, and the commands and front ends over them. The
-//! binary is a thin `main` over this library.
+//! Runs Kimi Linear models: engine, sessions, generation, scheduling, commands and front ends. The binary is a thin
+//! `main` over this library.
 //!
 //! Imports point down only: `cli`, then `commands`, `chat`, `ask` and `serve`, then `scheduler` and `client`, then
 //! `generation`, `runtime` and `prefix_cache`; `io` is below all of them.

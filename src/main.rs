@@ -1,5 +1,5 @@
-//! `kimi`: convert, inspect, generate, chat and bench Kimi Linear models. Exit codes: 0 done, 1 an error said in
-//! one line on standard error, 2 wrong usage, 130 stopped by Ctrl-C. Next: [`kimi::cli`].
+//! `kimi`: converts, inspects, runs and serves Kimi Linear models. Exit codes: 0 success, 1 an error, with one line on
+//! standard error, 2 a usage error, 130 interrupted by Ctrl-C. Next: [`kimi::cli`].
 
 use clap::Parser;
 use std::io::ErrorKind;
@@ -20,7 +20,7 @@ fn main() -> ExitCode {
     match kimi::cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) if reader_left(&e) => ExitCode::SUCCESS,
-        Err(e) if e.is::<kimi::io::errors::Stopped>() => ExitCode::from(130), // as shells know it: 128 and SIGINT
+        Err(e) if e.is::<kimi::io::errors::Stopped>() => ExitCode::from(130), // the shell convention: 128 + SIGINT
         Err(e) => {
             kimi::io::output::tell(&format!("kimi: {}", kimi::io::errors::one_line(&e)));
             ExitCode::FAILURE
@@ -35,7 +35,7 @@ fn outlive_file_limit() {
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Default::default());
 }
 
-/// Whoever reads our output has seen enough (`kimi inspect ... | head`): no error.
+/// Returns whether the reader closed the pipe (`kimi inspect ... | head`), which is not an error.
 fn reader_left(e: &anyhow::Error) -> bool {
     let broken = |c: &std::io::Error| c.kind() == ErrorKind::BrokenPipe;
     e.chain().any(|cause| cause.downcast_ref::<std::io::Error>().is_some_and(broken))

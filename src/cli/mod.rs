@@ -1,4 +1,4 @@
-//! The command line: one variant a command, each handled by the module of its name.
+//! The command line: one variant per command, each dispatched to the module of its name.
 
 use crate::commands::{bench, convert, eval, generate, gpu_check, inspect, logits, perplexity, synth};
 use crate::io::errors::{CAUSE_CHARS, shortened};
@@ -20,37 +20,36 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Turn a Hugging Face checkpoint (or another GGUF) into one quantised file
+    /// Convert a Hugging Face checkpoint or a GGUF file to a quantised GGUF file
     Convert(convert::ConvertArgs),
-    /// Show what is in a file, and what memory it takes to run
+    /// Show the contents of a model file and its memory requirements
     Inspect(inspect::InspectArgs),
     /// Generate text from a prompt
     Generate(generate::GenerateArgs),
-    /// Ask about files, with quotes that are copied from them
+    /// Answer questions about files, with verbatim quotes
     #[command(mut_arg("temperature", |arg| arg.default_value("0")))]
     Ask(ask::AskArgs),
-    /// Talk with a model in the terminal
+    /// Chat with a model in the terminal
     Chat(chat::ChatArgs),
-    /// Serve a model to other programs over HTTP, as OpenAI's interface
+    /// Serve a model over an OpenAI-compatible HTTP API
     Serve(serve::ServeArgs),
-    /// Measure prefill and decode rates
+    /// Measure prefill and decode throughput
     Bench(bench::BenchArgs),
-    /// Measure how well a model predicts a text, and its distance from a baseline
+    /// Measure the perplexity of a text, and the KL divergence from a baseline
     Perplexity(perplexity::PerplexityArgs),
-    /// Ask questions about texts of given lengths and count the right answers
+    /// Measure the accuracy of answers to questions about texts of given lengths
     Eval(eval::EvalArgs),
     /// Write the logits of a prompt as a NumPy file
     Logits(logits::LogitsArgs),
-    /// Check and measure the GPU: every op, whole models, the real shape
+    /// Test and benchmark the GPU: every op, whole models, the real model's shape
     GpuCheck(gpu_check::GpuCheckArgs),
-    /// Write a model of random weights, for tests and benches
+    /// Write a model with random weights, for tests and benchmarks
     Synth(synth::SynthArgs),
     /// Render chat templates for another process of this program
     #[command(hide = true)]
     TemplateWorker,
 }
 
-/// Runs the command.
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
         Command::Convert(args) => convert::run(&args),
@@ -69,16 +68,16 @@ pub fn run(cli: Cli) -> Result<()> {
     }
 }
 
-/// Characters of an argument that a message about wrong usage shows at most.
+/// Maximum characters of an argument in a usage error.
 const ARGUMENT_CHARS: usize = 200;
 
-/// Prints help, or what is wrong with the arguments; returns the exit code. Arguments in a message are shown with their
-/// control characters visible, and cut where they are long.
+/// Prints help or a usage error; returns the exit code. Control characters of arguments are escaped, and long
+/// arguments are truncated.
 pub fn usage(e: &clap::Error) -> ExitCode {
     let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let harmless = |arg: &String| arg.chars().count() <= ARGUMENT_CHARS && !arg.contains(is_control);
     if !e.use_stderr() || args.iter().all(harmless) {
-        // Colours and all; a reader that left is no error.
+        // With colours; a closed pipe is no error.
         let _ = e.print();
     } else {
         tell(wrong_usage(&e.render().to_string(), &args).trim_end());
@@ -86,7 +85,7 @@ pub fn usage(e: &clap::Error) -> ExitCode {
     ExitCode::from(e.exit_code() as u8)
 }
 
-/// A message with long arguments cut, on lines of its own.
+/// Returns the message with long arguments and lines truncated.
 fn wrong_usage(message: &str, args: &[String]) -> String {
     let mut message = message.to_owned();
     let values = args.iter().flat_map(|arg| [Some(&arg[..]), arg.split_once('=').map(|(_, value)| value)]);
@@ -95,7 +94,7 @@ fn wrong_usage(message: &str, args: &[String]) -> String {
     for value in values {
         message = message.replace(value, &shortened(value, ARGUMENT_CHARS));
     }
-    // What is left is made of parts of an argument.
+    // Remaining long lines contain parts of an argument.
     let lines: Vec<String> = message.lines().map(|line| shortened(line, CAUSE_CHARS)).collect();
     lines.join("\n")
 }
@@ -105,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn long_arguments_are_cut_in_a_message() {
+    fn long_arguments_are_truncated_in_a_message() {
         let long = format!("{}\u{1b}]0;x\u{7}{}", "a".repeat(100_000), "z".repeat(1000));
         let args = [format!("--threads={long}"), long.clone()];
         let message = format!("error: invalid value '{long}' for '--threads <N>': no number\n\nsee --help\n");

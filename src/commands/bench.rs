@@ -1,7 +1,7 @@
-//! `kimi bench`: prefill and decode rates at given depths, beside the memory-read rate of the same run.
+//! `kimi bench`: prefill and decode throughput at given depths, and the memory read bandwidth of the machine.
 //!
-//! Depth is made by filling the latent caches with random rows: the time of a step depends on their number, not
-//! on their values. Repetitions go round all cases in turn, so that a slow moment of the machine hits all alike.
+//! Depth is simulated by filling the KV cache with random rows, because the time of a step depends on their number
+//! only. Each repetition runs all cases, so that a slow phase of the machine affects all of them.
 
 use crate::commands::profiler::{self, Profiled};
 use crate::generation::generate::expert_cache_line;
@@ -29,28 +29,27 @@ use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::time::Instant;
 
-/// Tokens decoded before the clock is started: a GPU does the first op by op and records the second, which the many others
-/// of a reply are not.
+/// Warm-up tokens before a decode is timed: a GPU runs the first token op by op and captures a graph for the second.
 const UNTIMED: usize = 3;
 
-/// Arguments of `kimi bench`.
+/// The command-line arguments of `kimi bench`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Tokens of a prefill (0: none)
+    /// Number of tokens to prefill (0: none)
     #[arg(short, long, default_value_t = 512)]
     prefill: usize,
-    /// Tokens decoded one by one (0: none)
+    /// Number of tokens to decode (0: none)
     #[arg(short = 'n', long, default_value_t = 32)]
     decode: usize,
-    /// Tokens already in the context, one case each
+    /// Numbers of tokens already in the context, one case each
     #[arg(short, long, value_delimiter = ',', default_value = "0")]
     depth: Vec<usize>,
-    /// Repetitions; medians are printed
+    /// Number of repetitions; the median is printed
     #[arg(short, long, default_value_t = 5)]
     reps: usize,
-    /// Time, bytes and share of each op of one prefill and one decode at each depth, instead of rates (CPU)
+    /// Profile one prefill and one decode at each depth instead: time, share and bytes of each op (CPU)
     #[arg(long, conflicts_with = "json")]
     profile: bool,
     /// Print one JSON object instead of a table
@@ -58,24 +57,24 @@ pub struct BenchArgs {
     json: bool,
 }
 
-/// Everything measured.
+/// The results of all cases.
 #[derive(Debug, Serialize)]
 struct Report {
     model: String,
     backend: String,
     weights_bytes: u64,
     memory_read_gb_s: f64,
-    /// Most memory at a time, pages of the mapped file included.
+    /// Peak resident memory, including pages of the mapped file.
     peak_resident_bytes: Option<u64>,
-    /// Read from disks during the measurement: not zero where the file does not fit the memory.
+    /// Bytes read from disk during the measurement; not 0 if the file does not fit in memory.
     disk_read_bytes: Option<u64>,
-    /// Hits and lookups of the GPU's expert cache, in steps of few tokens.
+    /// Hits and lookups of the GPU expert cache in decode.
     #[serde(rename = "experts_met")]
     expert_cache: Option<[u64; 2]>,
     cases: Vec<Case>,
 }
 
-/// One kind of work at one depth.
+/// A prefill or decode at one depth.
 #[derive(Debug, Serialize)]
 struct Case {
     test: &'static str,
@@ -84,15 +83,15 @@ struct Case {
     tokens_per_s: f64,
     min: f64,
     max: f64,
-    /// Decode only: bytes of weights, state and cache a step has to move, times steps a second.
+    /// Decode only: bytes of weights, state and KV cache per token, times tokens per second.
     gb_s: Option<f64>,
-    /// Decode only: of the memory-read rate.
+    /// Decode only: `gb_s` as a fraction of the memory bandwidth.
     share: Option<f64>,
     #[serde(skip)]
     rates: Vec<f64>,
 }
 
-/// Measures and prints.
+/// Runs the benchmark and prints the results.
 pub fn run(args: &BenchArgs) -> Result<()> {
     if args.profile {
         return profile(args);
@@ -109,7 +108,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         for case in &mut cases {
             progress(&format!("rep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth));
             let rate = measure(engine, case);
-            // The first round warms caches and page tables.
+            // The first repetition warms up caches and page tables.
             if rep > 0 {
                 case.rates.push(rate);
             }
@@ -138,7 +137,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
     print(&report, args.json)
 }
 
-/// Shows where it is, to a person.
+/// Shows the progress on a terminal.
 fn progress(line: &str) {
     if std::io::stderr().is_terminal() {
         eprint!("\r\x1b[K{line}");
@@ -153,7 +152,7 @@ fn check<B: Backend>(engine: &Engine<B>, cases: &[Case]) -> Result<()> {
     Ok(())
 }
 
-/// What each op takes, of one repetition of each case after one that warms up.
+/// Profiles one repetition of each case after a warm-up.
 fn profile(args: &BenchArgs) -> Result<()> {
     let how = args.engine.without_snapshots();
     let backend = Profiled::new(Cpu::detect(how.threads));
@@ -197,7 +196,7 @@ fn print(report: &Report, json: bool) -> Result<()> {
     writeln!(out, "{}  {:.2} GiB", report.model, report.weights_bytes as f64 / (1u64 << 30) as f64)?;
     write!(out, "{}; memory read {:.1} GB/s", report.backend, report.memory_read_gb_s)?;
     if let Some(bytes) = report.peak_resident_bytes {
-        write!(out, "; at most {} resident", format_size(bytes))?;
+        write!(out, "; peak memory {}", format_size(bytes))?;
     }
     if let Some([hits, lookups]) = report.expert_cache {
         write!(out, "; {}", expert_cache_line(ExpertCacheStats { hits, lookups }))?;
@@ -222,10 +221,10 @@ fn print(report: &Report, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Tokens a second of one repetition.
+/// Returns the tokens per second of one repetition.
 fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
     let mut rng = Pcg64Mcg::new(42);
-    // A reply is made token by token; a prompt is read as if it were one long message.
+    // A reply is decoded token by token; the prompt is prefilled as one long message.
     let decodes = case.test == "decode";
     let before = if decodes { UNTIMED } else { 0 };
     let mut state = at_depth(engine, case.depth.saturating_sub(before), &mut rng);
@@ -235,7 +234,7 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
         let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, mla_path: path }];
         let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
         let scores = logits.map(|logits| Logits::new(engine, logits, 1));
-        // The most likely token, which is no token of the next step: those do not depend on the model.
+        // Greedy sampling is part of the measurement, but the tokens of the next step are fixed.
         for row in scores.iter().flat_map(Logits::rows) {
             let best = row.top_k(1).map(|best| best.top.first().map_or(0, |(_, token)| *token));
             std::hint::black_box(best.unwrap_or_else(|| argmax(row.values())));
@@ -277,7 +276,7 @@ fn at_depth<B: Backend>(engine: &Engine<B>, depth: usize, rng: &mut Pcg64Mcg) ->
     state
 }
 
-/// Bytes one decoded token has to read, and of the KDA state also write.
+/// The bytes that a decoded token reads, plus the KDA state that it writes.
 pub fn bytes_per_token<B: Backend>(engine: &Engine<B>, depth: usize) -> u64 {
     let c = &engine.model.config;
     let used = |t: &TensorInfo| match t.name.as_str() {
@@ -295,9 +294,9 @@ pub fn bytes_per_token<B: Backend>(engine: &Engine<B>, depth: usize) -> u64 {
     weights + state as u64 + (row * depth * c.count(MixerKind::Mla)) as u64
 }
 
-/// A backend whose memory's rate is known.
+/// A backend that can measure its memory bandwidth.
 trait Memory: Backend {
-    /// Read rate in GB/s, measured.
+    /// Measures the memory read bandwidth in GB/s.
     fn read_gb_s(&self) -> f64;
 }
 
@@ -313,7 +312,7 @@ impl Memory for Cuda {
     }
 }
 
-/// The rate at which this machine's threads read memory: the best of five passes over 1 GiB.
+/// Measures the memory read bandwidth of all threads: the best of five passes over 1 GiB.
 fn memory_read_gb_s(threads: usize) -> f64 {
     const WORDS: usize = 1 << 27;
     let memory: Vec<u64> = (0..WORDS as u64).collect();

@@ -1,4 +1,4 @@
-//! `kimi convert`: arguments, the progress bar, and what is printed of a conversion or a dry run.
+//! `kimi convert`: the arguments, the progress bar, and the output of a conversion or a dry run.
 
 use crate::io::output::{Output, tell};
 use crate::io::progress;
@@ -12,34 +12,34 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// Arguments of `kimi convert`.
+/// The command-line arguments of `kimi convert`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ConvertArgs {
-    /// A checkpoint's directory (config.json, *.safetensors, tokenizer files), or a GGUF file
-    // `--type help` asks for no conversion; everything else needs it.
+    /// Checkpoint directory (config.json, *.safetensors, tokenizer files) or GGUF file
+    // Required unless `--type help` is given.
     #[arg(required = false, default_value_if("kind", "help", "."))]
     input: PathBuf,
-    /// The file to write (default: NAME-TYPE.gguf here)
+    /// Output file (default: NAME-TYPE.gguf in the current directory)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// How weights are stored: q4_k_m, q8_0, bf16, ... (`--type help` lists them)
+    /// Quantisation type: q4_k_m, q8_0, bf16, ... (`--type help` lists all)
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = kind)]
     kind: Kind,
-    /// Store tensors whose name matches otherwise; may be given several times, the last match wins
+    /// Quantisation type of tensors whose name matches; may be given several times, the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
     tensor_type: Vec<Override>,
-    /// List every tensor and the final size; reads no weights and writes nothing
+    /// List all tensors and the final size without reading weights or writing the output
     #[arg(long)]
     dry_run: bool,
-    /// Replace the output if it is there
+    /// Overwrite an existing output file
     #[arg(short, long)]
     force: bool,
-    /// Threads that quantise (default: all cores)
+    /// Number of threads (default: all cores)
     #[arg(short, long, value_name = "N", value_parser = threads())]
     threads: Option<usize>,
 }
 
-/// A way to store weights, or the question which there are.
+/// The value of `--type`: a mix of formats, or `help`.
 #[derive(Clone, Copy, Debug)]
 enum Kind {
     Mix(Mix),
@@ -50,7 +50,7 @@ fn kind(text: &str) -> convert::Result<Kind> {
     if text == "help" { Ok(Kind::Help) } else { Mix::from_name(text).map(Kind::Mix) }
 }
 
-/// Converts, or says what a conversion would give.
+/// Converts, or prints a dry run.
 pub fn run(args: &ConvertArgs) -> Result<()> {
     let mut out = Output::lock();
     let Kind::Mix(mix) = args.kind else {
@@ -86,7 +86,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-/// A path, or a line with one in it, whatever characters it has.
+/// Escapes control characters of a line that contains a path.
 fn one_line(text: &str) -> String {
     models::visible::one_line(text, 8192)
 }
@@ -112,7 +112,7 @@ fn print_tensors(summary: &Summary, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// Shows warnings only.
+/// A progress sink that prints only warnings.
 struct Warnings;
 
 impl Progress for Warnings {
@@ -121,7 +121,7 @@ impl Progress for Warnings {
     }
 }
 
-/// A bar with rate and time left on a terminal; a line every ten seconds elsewhere.
+/// A progress bar with rate and time left on a terminal, otherwise a line every ten seconds.
 #[derive(Default)]
 struct Bar {
     bar: Option<progress::Progress>,
@@ -140,7 +140,7 @@ impl Bar {
 impl Progress for Bar {
     fn start(&mut self, total: u64, done: u64) {
         if done > 0 {
-            tell(&format!("going on after {:.2} of {:.2} GiB", done as f64 / GIB, total as f64 / GIB));
+            tell(&format!("resuming after {:.2} of {:.2} GiB", done as f64 / GIB, total as f64 / GIB));
         }
         let template = "{bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}";
         self.total = total;

@@ -1,4 +1,4 @@
-//! `kimi generate`: one prompt, one streamed reply; text on standard output, rates on standard error.
+//! `kimi generate`: streams the reply to one prompt to standard output, and prints token rates to standard error.
 
 use crate::generation::conversation::Conversation;
 use crate::generation::generate::{Event, Request, generate};
@@ -15,39 +15,39 @@ use kernels::backend::Backend;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 
-/// Arguments of `kimi generate`.
+/// The command-line arguments of `kimi generate`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     prompt: PromptArgs,
-    /// Continue the prompt as it is, instead of answering it as a chat turn (token ids always are)
+    /// Continue the prompt without the chat template (always on for token ids)
     #[arg(long)]
     raw: bool,
-    /// System message of the chat turn
+    /// System message
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
     system: Option<String>,
-    /// Tokens to generate at most
+    /// Maximum number of tokens to generate
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
     #[command(flatten)]
     sampling: Sampling,
-    /// End the reply before this text; may be given several times
+    /// Stop string, which ends the reply; may be given several times
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
-    /// Go on past end-of-generation tokens
+    /// Continue past end-of-generation tokens
     #[arg(long)]
     ignore_eos: bool,
-    /// Print the reply's token ids, one a line, instead of its text
+    /// Print the token ids of the reply, one per line, instead of its text
     #[arg(long)]
     print_ids: bool,
-    /// No progress and no rates on standard error
+    /// Print no progress and no statistics
     #[arg(short, long)]
     quiet: bool,
 }
 
-/// Loads the model, generates, prints.
+/// Loads the model and prints the reply.
 pub fn run(args: &GenerateArgs) -> Result<()> {
     on_device!(&args.engine, builtin_model::log(args.quiet), |engine| run_on(&engine, args))
 }
@@ -71,7 +71,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
         let written = match event {
             Event::Prefill { done, total } if progress && total > engine.batch => {
                 let end = if done == total { "\r\x1b[K" } else { "" };
-                let _ = write!(std::io::stderr(), "\rreading {done}/{total} tokens{end}");
+                let _ = write!(std::io::stderr(), "\rprefill {done}/{total} tokens{end}");
                 Ok(())
             }
             Event::Token(id) if print_ids => writeln!(out, "{id}"),

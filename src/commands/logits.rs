@@ -1,4 +1,4 @@
-//! `kimi logits`: the logits of all positions as a NumPy file, for comparing with other implementations.
+//! `kimi logits`: writes the logits of all positions to a NumPy file, for comparison with other implementations.
 
 use crate::io::output::{partial_path, tell};
 use crate::io::prompt::PromptArgs;
@@ -14,19 +14,19 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Arguments of `kimi logits`.
+/// The command-line arguments of `kimi logits`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct LogitsArgs {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     prompt: PromptArgs,
-    /// The file to write: f32, [tokens, vocab]
+    /// Output file: f32, [tokens, vocab]
     #[arg(short, long, value_name = "FILE.npy")]
     output: PathBuf,
 }
 
-/// Runs the prompt in batches and writes each batch's logits as it comes.
+/// Prefills the prompt in batches and writes the logits of each batch.
 pub fn run(args: &LogitsArgs) -> Result<()> {
     on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
 }
@@ -59,7 +59,8 @@ fn write<B: Backend>(engine: &Engine<B>, ids: &[u32], path: &Path) -> Result<()>
     Ok(out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?)
 }
 
-/// NumPy's format 1.0: magic, header length, a Python literal padded so that the data is aligned to 64 bytes.
+/// Returns a header of NumPy's format 1.0: magic, header length, and a Python literal padded to align the data to 64
+/// bytes.
 fn npy_header(rows: usize, cols: usize) -> Vec<u8> {
     let mut text = format!("{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {cols}), }}");
     let padding = (64 - (10 + text.len() + 1) % 64) % 64;

@@ -1,4 +1,4 @@
-//! The commands other than `chat`, `ask` and `serve`: each module has one command's arguments and its `run`.
+//! The commands except `chat`, `ask` and `serve`: each module has the arguments of one command and its `run`.
 
 pub(crate) mod bench;
 pub(crate) mod convert;

@@ -1,7 +1,8 @@
-//! `kimi perplexity`: how well a model predicts a text, and how far it is from a saved baseline.
+//! `kimi perplexity`: measures the perplexity of a text, and the KL divergence from a saved baseline.
 //!
-//! As llama.cpp counts it: the text in windows of N tokens, each from an empty state, and of each window only the
-//! second half is scored. KL divergence is D(baseline || model), averaged over the scored positions.
+//! The definition is that of llama.cpp: the text is split into windows of N tokens, each starts from an empty state,
+//! and the second half of each window is scored. KL divergence is D(baseline || model), averaged over the scored
+//! positions.
 
 use crate::io::output::{Output, partial_path};
 use crate::io::prompt::PromptArgs;
@@ -19,23 +20,23 @@ use std::fs::File;
 use std::io::{BufReader, BufWriter, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 
-/// Arguments of `kimi perplexity`.
+/// The command-line arguments of `kimi perplexity`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct PerplexityArgs {
     #[command(flatten)]
     engine: EngineArgs,
     #[command(flatten)]
     text: PromptArgs,
-    /// Tokens of a window
+    /// Window size in tokens
     #[arg(short, long, default_value_t = 512)]
     window: usize,
-    /// Windows at most
+    /// Maximum number of windows
     #[arg(long)]
     windows: Option<usize>,
-    /// Save this model's log-probabilities (16 bits each, vocabulary x scored tokens)
+    /// Save the log-probabilities as a baseline (16 bits each, vocabulary x scored tokens)
     #[arg(long, value_name = "FILE")]
     save_baseline: Option<PathBuf>,
-    /// Compare with log-probabilities saved from another model on the same text
+    /// Compare with a baseline of another model on the same text
     #[arg(long, value_name = "FILE", conflicts_with = "save_baseline")]
     baseline: Option<PathBuf>,
     /// Print one JSON object
@@ -43,7 +44,7 @@ pub struct PerplexityArgs {
     json: bool,
 }
 
-/// Sums over the scored positions.
+/// The scores of all scored positions.
 #[derive(Default)]
 struct Scores {
     nll: Vec<f64>,
@@ -54,7 +55,7 @@ struct Scores {
 
 const MAGIC: &[u8; 8] = b"KIMIKLD1";
 
-/// Scores the text and prints perplexity, and KL divergence where there is a baseline.
+/// Scores the text and prints the perplexity, and the KL divergence if there is a baseline.
 pub fn run(args: &PerplexityArgs) -> Result<()> {
     on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
 }
@@ -97,7 +98,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &PerplexityArgs) -> Result<()> {
     scores.print(args.json)
 }
 
-/// Perplexity of a text and its standard error, over at most so many windows.
+/// Returns the perplexity of a text and its standard error over at most `windows` windows.
 pub fn of<B: Backend>(engine: &Engine<B>, ids: &[u32], window: usize, windows: usize) -> Result<(f64, f64)> {
     let mut scores = Scores::default();
     for tokens in ids.chunks_exact(window).take(windows) {
@@ -112,7 +113,7 @@ pub fn of<B: Backend>(engine: &Engine<B>, ids: &[u32], window: usize, windows: u
     Ok(scores.perplexity())
 }
 
-/// Log-probabilities after tokens `half..window-1` of one window, from an empty state.
+/// Returns the log-probabilities after tokens `half..window-1` of one window, from an empty state.
 fn window_log_probs<B: Backend>(engine: &Engine<B>, tokens: &[u32], half: usize) -> Vec<Vec<f32>> {
     let (b, vocab) = (&engine.backend, engine.model.config.vocab);
     let mut state = engine.model.state(b, engine.cache);
@@ -146,7 +147,7 @@ impl Scores {
         );
     }
 
-    /// exp of the mean, and its standard error.
+    /// Returns exp of the mean negative log-likelihood, and its standard error.
     fn perplexity(&self) -> (f64, f64) {
         let (mean, error) = mean_and_error(&self.nll);
         (mean.exp(), mean.exp() * error)
@@ -191,7 +192,7 @@ fn mean_and_error(values: &[f64]) -> (f64, f64) {
     (mean, (variance / n).sqrt())
 }
 
-/// A baseline that was not finished leaves nothing behind; after the rename there is nothing to remove.
+/// Removes an unfinished baseline file on drop; after the rename the file does not exist.
 struct Partial(PathBuf);
 
 impl Drop for Partial {
@@ -266,7 +267,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_model_is_no_distance_from_itself_and_some_from_another() {
+    fn kl_divergence_is_zero_for_the_same_model_only() {
         let p = log_softmax(&[1.0, 2.0, 3.0]);
         let q = log_softmax(&[3.0, 2.0, 1.0]);
         let mut scores = Scores::default();
@@ -280,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn perplexity_of_a_uniform_guess_is_the_vocabulary() {
+    fn perplexity_of_a_uniform_distribution_is_the_vocabulary_size() {
         let mut scores = Scores::default();
         (0..10).for_each(|_| scores.add(&log_softmax(&[0.5; 64]), 3, None));
         assert!((scores.perplexity().0 - 64.0).abs() < 1e-4);

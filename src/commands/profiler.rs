@@ -1,7 +1,7 @@
-//! A backend that measures another: time, bytes and calls of every op, for `kimi bench --profile`.
+//! A profiling backend for `kimi bench --profile`: wraps another backend and records time, bytes and calls of every op.
 //!
-//! Ops are eager, so the time of a call is the time of its work. Fused ops are composed of plain ones here, so that the
-//! table lists each part. It computes nothing itself. Next: `bench`.
+//! Ops are eager, so the time of a call is the time of its work. Fused ops are split into plain ones, so that the table
+//! lists each part. Next: `bench`.
 
 use kernels::backend::{
     Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
@@ -14,27 +14,25 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Measures `B`.
+/// A backend that records the ops of `B`.
 pub struct Profiled<B> {
     inner: B,
     ops: Mutex<BTreeMap<String, Op>>,
 }
 
-/// What calls of one op took.
+/// The totals of one op.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Op {
-    /// Calls.
     pub calls: u64,
-    /// In all of them.
     pub time: Duration,
-    /// Bytes of weights, state and cache that they had to read.
+    /// Bytes of weights, state and KV cache read.
     pub bytes: u64,
 }
 
-/// A weight that knows what it is called in the table.
+/// A weight with its size and shape for the table.
 pub struct Weight<W> {
     inner: W,
-    /// One matrix of the stack, in bytes.
+    /// Bytes of one matrix of the stack.
     matrix_bytes: u64,
     count: usize,
     shape: String,
@@ -47,17 +45,15 @@ impl<W> Weight<W> {
 }
 
 impl<B: Backend> Profiled<B> {
-    /// Measures what `inner` computes.
     pub fn new(inner: B) -> Self {
         Profiled { inner, ops: Mutex::default() }
     }
 
-    /// Where it computes.
     pub fn inner(&self) -> &B {
         &self.inner
     }
 
-    /// What was measured since the last time, the longest first.
+    /// Returns the totals since the last call, the longest first.
     pub fn take(&self) -> Vec<(String, Op)> {
         let ops = std::mem::take(&mut *self.ops.lock().unwrap_or_else(PoisonError::into_inner));
         let mut ops: Vec<_> = ops.into_iter().collect();
@@ -82,13 +78,13 @@ impl<B: Backend> Profiled<B> {
     }
 }
 
-/// A table of what was measured over so many tokens.
+/// Prints a table of the totals per token.
 pub fn print(out: &mut impl Write, ops: &[(String, Op)], tokens: usize) -> io::Result<()> {
-    let whole: f64 = ops.iter().map(|(_, op)| op.time.as_secs_f64()).sum();
+    let total: f64 = ops.iter().map(|(_, op)| op.time.as_secs_f64()).sum();
     writeln!(out, "{:<44} {:>7} {:>10} {:>6} {:>8}", "op", "calls", "us/token", "share", "GB/s")?;
     for (name, op) in ops {
         let time = op.time.as_secs_f64();
-        let (each, share) = (time * 1e6 / tokens as f64, time / whole * 100.0);
+        let (each, share) = (time * 1e6 / tokens as f64, time / total * 100.0);
         write!(out, "{name:<44} {:>7} {each:>10.1} {share:>5.1}%", op.calls)?;
         match op.bytes {
             0 => writeln!(out)?,
@@ -157,7 +153,7 @@ impl<B: Backend> Backend for Profiled<B> {
     fn expert_cache_stats(&self) -> Option<ExpertCacheStats> {
         self.inner.expert_cache_stats()
     }
-    // A replayed step would be one call: nothing is captured, so that every op is measured.
+    // A replayed graph would be one call; without capture every op is recorded.
     fn replay(&self, _: &Self::Weight, _: &[u32], _: &mut [StatePart<'_, Self>]) -> Option<B::Tensor> {
         None
     }

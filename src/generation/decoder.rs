@@ -24,7 +24,7 @@ pub struct GenerationParams {
     pub constraint: Option<Box<dyn Constraint>>,
     /// Stop strings, which end the reply and are not part of it.
     pub stops: Vec<String>,
-    /// Continues past end-of-generation tokens.
+    /// Whether to continue past end-of-generation tokens.
     pub ignore_end: bool,
 }
 

@@ -21,7 +21,7 @@ pub struct Request<'a> {
     pub sampling: Sampling,
     /// Stop strings, which end the reply and are not part of it.
     pub stops: &'a [String],
-    /// Continues past end-of-generation tokens.
+    /// Whether to continue past end-of-generation tokens.
     pub ignore_end: bool,
     /// The grammar that the reply has to match.
     pub constraint: Option<Box<dyn Constraint>>,
@@ -170,10 +170,11 @@ mod tests {
 
     #[test]
     fn prefill_is_described_by_reused_and_computed_tokens() {
-        let said = |reused, source, computed| Prefill { reused, source, computed, stopped: false }.describe();
-        assert_eq!(said(0, None, 1_234_567), "1,234,567 new");
-        assert_eq!(said(128_004, Some(Source::Ram), 31), "128,004 tokens from snapshot, 31 new");
-        assert_eq!(said(100, Some(Source::Disk), 0), "100 tokens from snapshot on disk, 0 new");
-        assert_eq!(said(1000, Some(Source::Live), 1), "1,000 tokens kept, 1 new");
+        let described =
+            |reused, source, computed| Prefill { reused, source, computed, stopped: false }.describe();
+        assert_eq!(described(0, None, 1_234_567), "1,234,567 new");
+        assert_eq!(described(128_004, Some(Source::Ram), 31), "128,004 tokens from snapshot, 31 new");
+        assert_eq!(described(100, Some(Source::Disk), 0), "100 tokens from snapshot on disk, 0 new");
+        assert_eq!(described(1000, Some(Source::Live), 1), "1,000 tokens kept, 1 new");
     }
 }

@@ -88,7 +88,7 @@ const MAX_SORTED: usize = 256;
 /// Samples the tokens of one sequence.
 pub struct Sampler {
     how: Sampling,
-    /// Logit bias by token.
+    /// The logit bias by token.
     bias: Arc<[(u32, f32)]>,
     rng: Pcg64Mcg,
     candidates: Vec<(f32, u32)>,

@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// A state is written if it saves the prefill of this many tokens, which takes seconds on a CPU. Each state costs 43
 /// MiB of disk.
-pub const WORTH_TOKENS: usize = 256;
+pub const MIN_DISK_TOKENS: usize = 256;
 
 /// The dimensions of a model's states.
 #[derive(Clone)]
@@ -85,7 +85,7 @@ impl Disk {
         prompt: &[u32],
         least: Option<usize>,
     ) -> Option<Hit<B>> {
-        let listing = self.list_for_lookup(prompt.len() >= WORTH_TOKENS)?;
+        let listing = self.list_for_lookup(prompt.len() >= MIN_DISK_TOKENS)?;
         let mut chains = self.prefixes(&listing, self.root(namespace), prompt);
         chains.sort_by_key(|chain| std::cmp::Reverse(end(chain)));
         for chain in chains {
@@ -106,7 +106,7 @@ impl Disk {
         None
     }
 
-    /// Writes a state and its missing rows if it saves [`WORTH_TOKENS`] tokens, or if `always` is set.
+    /// Writes a state and its missing rows if it saves [`MIN_DISK_TOKENS`] tokens, or if `always` is set.
     pub(super) fn save<B: Backend>(
         &self,
         b: &B,
@@ -115,7 +115,7 @@ impl Disk {
         always: bool,
     ) {
         // A sequence that is too short in any case does not wait for the key.
-        let worth = always || sequence.1.len() >= WORTH_TOKENS;
+        let worth = always || sequence.1.len() >= MIN_DISK_TOKENS;
         if !worth || self.stopped.load(Ordering::Relaxed) {
             return;
         }
@@ -158,7 +158,7 @@ impl Disk {
         let sizes = self.shape.sizes;
         let body = self.recurrent() + size_of_val(&*snapshot.logits) as u64;
         let complete = there.is_some_and(|state| state.bytes >= file::OVERHEAD + body);
-        if complete || (!always && tokens.len() - nearest.unwrap_or(0) < WORTH_TOKENS) {
+        if complete || (!always && tokens.len() - nearest.unwrap_or(0) < MIN_DISK_TOKENS) {
             return Ok(());
         }
         let mut chain = chains.into_iter().max_by_key(|chain| end(chain)).unwrap_or_default();

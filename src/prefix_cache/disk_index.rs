@@ -200,7 +200,7 @@ impl Folder {
     }
 }
 
-/// The result of [`Folder::make_room`].
+/// The result of an eviction with [`Folder::make_room`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
     Enough,

@@ -345,8 +345,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a");
         model(&path, &[1; 4096]);
-        let said = Arc::new(Mutex::new(Vec::new()));
-        let lines = said.clone();
+        let logged = Arc::new(Mutex::new(Vec::new()));
+        let lines = logged.clone();
         let log: Log = Box::new(move |line| lines.lock().unwrap().push(line.to_owned()));
         let hashes = [(); 2].map(|()| {
             let one = fingerprint(&path, dir.path());
@@ -358,7 +358,7 @@ mod tests {
         assert_ne!(hashes[0], hashes[1]);
         let expected =
             format!("{}: changed while in use: its cached prefixes cannot be reused", path.display());
-        assert_eq!(*said.lock().unwrap(), [expected.clone(), expected]);
+        assert_eq!(*logged.lock().unwrap(), [expected.clone(), expected]);
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl<B: Backend> Store<B> {
 
     /// Inserts the state after `tokens`; `logits` may be empty. KV cache rows are shared, the rest is copied. Evicts
     /// the least recently used snapshots. The snapshot is also written to disk if it saves the prefill of
-    /// [`disk::WORTH_TOKENS`] tokens, or if `always` is set.
+    /// [`disk::MIN_DISK_TOKENS`] tokens, or if `always` is set.
     pub fn insert(&self, b: &B, tokens: &[u32], state: &State<B>, logits: &[f32], always: bool) {
         self.within(Namespace::SHARED).insert(b, tokens, state, logits, always);
     }

@@ -15,7 +15,7 @@ use models::gguf::read::Gguf;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The prefix cache options.
+/// The command-line options of the prefix cache.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct StoreOptions {
     /// Memory for cached prefixes (default: a quarter of the free memory; 0: none)

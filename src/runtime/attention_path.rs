@@ -171,11 +171,11 @@ mod tests {
         let engine = demo();
         let tokenizer = engine.tokenizer().unwrap();
         let long = "word ".repeat(1500);
-        let text = |role: &str, said: &str| format!("<|im_{role}|>{role}<|im_middle|>{said}<|im_end|>");
+        let text = |role: &str, content: &str| format!("<|im_{role}|>{role}<|im_middle|>{content}<|im_end|>");
         let call = format!("Let me see. <|tool_calls_section_begin|>{long}");
         let messages =
             [("user", long.as_str()), ("assistant", &long), ("user", "Who?"), ("assistant", &call)];
-        let prompt: String = messages.iter().map(|(role, said)| text(role, said)).collect();
+        let prompt: String = messages.iter().map(|(role, content)| text(role, content)).collect();
         let prompt = tokenizer.encode_with_specials(&prompt);
         let middle = tokenizer.specials().id("<|im_middle|>").unwrap();
         let start = 1 + prompt.iter().position(|id| *id == middle).unwrap();

@@ -13,7 +13,6 @@ use kernels::cuda::Cuda;
 use models::kimi_linear::config::Config;
 use std::path::Path;
 
-/// The selected backend.
 pub enum Chosen {
     Cpu(Cpu),
     /// A CUDA device, and the arguments adjusted to its memory.
@@ -61,18 +60,18 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
             args.batch
         ));
     }
-    let [room, _] = plan.requirements.arriving.filter(|_| plan.staging > 0).unwrap_or_default();
-    cuda.limit_stacks(plan.whole, room, plan.slots)?;
+    let [room, _] = plan.requirements.staging_stacks.filter(|_| plan.staging > 0).unwrap_or_default();
+    cuda.limit_stacks(plan.layer_bytes, room, plan.slots)?;
     // The context is limited to the plan. Snapshots in memory are on the device and get half of the memory that is
     // left.
     let spare = free.saturating_sub(plan.gpu) / 2;
     let mut args = Box::new(args.clone());
     args.ctx = args.ctx.or(Some(plan.requirements.context));
     let snapshots = args.store.cache_ram.unwrap_or(spare).min(spare);
-    if let Some(asked) = args.store.cache_ram.filter(|asked| *asked > spare) {
-        let [asked, spare] = [asked, spare].map(|bytes| bytes >> 20);
+    if let Some(requested) = args.store.cache_ram.filter(|requested| *requested > spare) {
+        let [requested, spare] = [requested, spare].map(|bytes| bytes >> 20);
         log(&format!(
-            "--cache-ram: snapshots are on the GPU, which has {spare} MiB for them instead of {asked} MiB"
+            "--cache-ram: snapshots are on the GPU, which has {spare} MiB for them instead of {requested} MiB"
         ));
     }
     args.store.cache_ram = Some(snapshots);
@@ -93,7 +92,7 @@ pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
     let memory = host_memory::available(Path::new("/"));
     let (requirements, device) = (Requirements::of(&file, &config, &params), &args.device);
     let others = device.gpu_layers.map(|layers| requirements.experts.len().saturating_sub(layers));
-    let hot = ExpertPlacement::Cached(device.gpu_expert_cache.unwrap_or(usize::MAX));
-    let wanted = device.n_cpu_moe.or(others).map_or(hot, ExpertPlacement::LayersInRam);
-    Ok(Placement::plan(requirements, free, memory, wanted))
+    let cached = ExpertPlacement::Cached(device.gpu_expert_cache.unwrap_or(usize::MAX));
+    let policy = device.n_cpu_moe.or(others).map_or(cached, ExpertPlacement::LayersInRam);
+    Ok(Placement::plan(requirements, free, memory, policy))
 }

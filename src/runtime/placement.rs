@@ -31,10 +31,10 @@ pub struct Requirements {
     /// The routed experts of each MoE layer.
     pub experts: Vec<u64>,
     /// The number of experts per layer.
-    pub of_layer: u64,
+    pub experts_per_layer: u64,
     /// [`room_and_planes`] of the largest stacks, for the staging buffer; `None` if batches are too small for
     /// uploads.
-    pub arriving: Option<[u64; 2]>,
+    pub staging_stacks: Option<[u64; 2]>,
     /// The state of a sequence, independent of its length.
     pub state: u64,
     /// The planned context, in tokens.
@@ -72,11 +72,11 @@ pub struct Placement {
     /// The number of first layers whose experts are all on the GPU.
     pub gpu_layers: usize,
     /// Bytes of the experts of those layers.
-    pub whole: u64,
+    pub layer_bytes: u64,
     /// The number of experts per layer in the GPU expert cache.
     pub slots: usize,
     /// Bytes of the GPU expert cache.
-    pub hot: u64,
+    pub cache_bytes: u64,
     /// Bytes of the staging buffer for uploads; 0 if none is needed or it does not fit.
     pub staging: u64,
     /// Total bytes on the GPU.
@@ -93,12 +93,20 @@ impl Requirements {
     /// Computes the requirements of a model file for the given context and batch.
     pub fn of(file: &Gguf, c: &Config, params: &LoadParams) -> Requirements {
         let context = params.context.unwrap_or(USUAL_CONTEXT).min(c.context);
-        let (arriving, experts) = (None, Vec::new());
-        let of_layer = c.moe.experts as u64;
-        let mut requirements =
-            Requirements { base: 0, experts, of_layer, arriving, state: 0, context, cache: 0, workspace: 0 };
+        let (staging_stacks, experts) = (None, Vec::new());
+        let experts_per_layer = c.moe.experts as u64;
+        let mut requirements = Requirements {
+            base: 0,
+            experts,
+            experts_per_layer,
+            staging_stacks,
+            state: 0,
+            context,
+            cache: 0,
+            workspace: 0,
+        };
         let mut layers = std::collections::BTreeMap::<u64, u64>::new();
-        let mut arriving = [0_u64; 2];
+        let mut staging_stacks = [0_u64; 2];
         for t in &file.tensors {
             let bytes = device_bytes(t.format, t.shape.iter().product());
             let layer = t.name.strip_prefix("blk.").and_then(|rest| rest.split('.').next()?.parse().ok());
@@ -107,13 +115,13 @@ impl Requirements {
                 Some(layer) => {
                     *layers.entry(layer).or_default() += bytes;
                     let stack = room_and_planes(t.format, t.shape.iter().product());
-                    arriving = [0, 1].map(|i| arriving[i].max(stack[i]));
+                    staging_stacks = [0, 1].map(|i| staging_stacks[i].max(stack[i]));
                 }
                 None => requirements.base += bytes,
             }
         }
         requirements.experts = layers.into_values().collect();
-        requirements.arriving = (params.batch >= UPLOAD_MIN_TOKENS as u64).then_some(arriving);
+        requirements.staging_stacks = (params.batch >= UPLOAD_MIN_TOKENS as u64).then_some(staging_stacks);
         let need = MemoryEstimate::of(c, params.batch);
         requirements.state = need.kda_state_bytes.saturating_add(need.conv_bytes);
         let row = c.cache_width() as u64;
@@ -136,11 +144,11 @@ impl Requirements {
 
     /// Returns the number of experts per layer that fit in `room` bytes, at most `most`, and their bytes.
     fn slots_within(&self, room: u64, most: usize) -> (usize, u64) {
-        let each = self.experts.iter().map(|bytes| bytes.div_ceil(self.of_layer.max(1)));
+        let each = self.experts.iter().map(|bytes| bytes.div_ceil(self.experts_per_layer.max(1)));
         let each = each.fold(0, u64::saturating_add).max(1);
         // The planes of the three stacks of a layer are aligned to 256 bytes.
         let aligned = self.experts.len() as u64 * 3 * 3 * 256;
-        let slots = (room.saturating_sub(aligned) / each).min(self.of_layer).min(most as u64);
+        let slots = (room.saturating_sub(aligned) / each).min(self.experts_per_layer).min(most as u64);
         (slots as usize, if slots > 0 { slots * each + aligned } else { 0 })
     }
 }
@@ -168,40 +176,44 @@ impl Placement {
         requirements: Requirements,
         gpu: u64,
         memory: Option<u64>,
-        wanted: ExpertPlacement,
+        policy: ExpertPlacement,
     ) -> Placement {
         let (base, all) = (requirements.without_experts(), requirements.experts.len());
         let room = gpu.saturating_sub(base);
-        let arriving = requirements.arriving.map(staging_bytes).filter(|bytes| *bytes <= room);
+        let staging_stacks = requirements.staging_stacks.map(staging_bytes).filter(|bytes| *bytes <= room);
         let within = |most: usize, room: u64| layers_within(&requirements.experts[..most], room);
-        let (mut staging, mut slots, mut hot) = (0, 0, 0);
-        let (gpu_layers, whole) = match wanted {
+        let (mut staging, mut slots, mut cache_bytes) = (0, 0, 0);
+        let (gpu_layers, layer_bytes) = match policy {
             ExpertPlacement::LayersInRam(others) => {
                 // A given number of layers has priority over the staging buffer.
                 let most = all - others.min(all);
-                let asked = within(most, room);
-                let beside = |bytes: &u64| asked.0 < all && within(most, room - bytes) == asked;
-                staging = arriving.filter(beside).unwrap_or(0);
-                asked
+                let requested = within(most, room);
+                let beside = |bytes: &u64| requested.0 < all && within(most, room - bytes) == requested;
+                staging = staging_stacks.filter(beside).unwrap_or(0);
+                requested
             }
             ExpertPlacement::Cached(_) if within(all, room).0 == all => within(all, room),
             ExpertPlacement::Cached(most) => {
-                staging = arriving.unwrap_or(0);
+                staging = staging_stacks.unwrap_or(0);
                 let rest = room - staging;
-                (slots, hot) = requirements.slots_within(rest - (rest / 8).min(KEPT), most);
+                (slots, cache_bytes) = requirements.slots_within(rest - (rest / 8).min(KEPT), most);
                 (0, 0)
             }
         };
-        let ram =
-            requirements.experts.iter().copied().fold(0, u64::saturating_add).saturating_sub(whole + hot);
+        let ram = requirements
+            .experts
+            .iter()
+            .copied()
+            .fold(0, u64::saturating_add)
+            .saturating_sub(layer_bytes + cache_bytes);
         let disk = memory.map_or(0, |memory| ram.saturating_sub(memory));
-        let gpu_bytes = [base, whole, hot, staging].into_iter().fold(0, u64::saturating_add);
+        let gpu_bytes = [base, layer_bytes, cache_bytes, staging].into_iter().fold(0, u64::saturating_add);
         let shortfall = base.saturating_sub(gpu);
         Placement {
             gpu_layers,
-            whole,
+            layer_bytes,
             slots,
-            hot,
+            cache_bytes,
             staging,
             gpu: gpu_bytes,
             ram,
@@ -226,16 +238,17 @@ fn layers_within(experts: &[u64], room: u64) -> (usize, u64) {
 impl fmt::Display for Placement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-        let Requirements { base, experts, of_layer, state, context, cache, workspace, .. } =
+        let Requirements { base, experts, experts_per_layer, state, context, cache, workspace, .. } =
             &self.requirements;
         write!(f, "{:.2} GiB on the GPU: {:.2} of weights", gib(self.gpu), gib(*base))?;
-        let (on_gpu, layers) = (gib(self.whole + self.hot), experts.len());
+        let (on_gpu, layers) = (gib(self.layer_bytes + self.cache_bytes), experts.len());
         match self.slots {
             _ if layers == 0 => {}
             0 => write!(f, ", {on_gpu:.2} of experts of {} of {layers} layers", self.gpu_layers)?,
-            slots => {
-                write!(f, ", {on_gpu:.2} of the {slots} most used of {of_layer} experts of {layers} layers")?
-            }
+            slots => write!(
+                f,
+                ", {on_gpu:.2} of the {slots} most used of {experts_per_layer} experts of {layers} layers"
+            )?,
         }
         write!(
             f,
@@ -272,7 +285,7 @@ mod tests {
         let file = Preset::Real.metadata_only();
         let mut d = Requirements::of(&file, &Config::from_gguf(&file).unwrap(), params);
         d.experts = vec![3 * device_bytes(experts, 256 * 1024 * 2304); 26];
-        d.arriving = d.arriving.and(Some(room_and_planes(experts, 256 * 1024 * 2304)));
+        d.staging_stacks = d.staging_stacks.and(Some(room_and_planes(experts, 256 * 1024 * 2304)));
         d.base = device_bytes(Format::Q6_K, 3_800_000_000 / 256 * 256);
         d
     }
@@ -293,11 +306,11 @@ mod tests {
                         let (gpu, memory) = (gib << 30, memory << 30);
                         let d = requirements(experts, &params(context, cache));
                         let (base, each) = (d.without_experts(), d.experts[0]);
-                        let arrive = staging_bytes(d.arriving.unwrap());
+                        let arrive = staging_bytes(d.staging_stacks.unwrap());
                         let p = Placement::plan(d, gpu, Some(memory), ExpertPlacement::Cached(usize::MAX));
                         assert_eq!(p.shortfall, base.saturating_sub(gpu));
-                        assert_eq!(p.whole + p.hot + p.ram, 26 * each);
-                        assert_eq!(p.gpu, base + p.whole + p.hot + p.staging);
+                        assert_eq!(p.layer_bytes + p.cache_bytes + p.ram, 26 * each);
+                        assert_eq!(p.gpu, base + p.layer_bytes + p.cache_bytes + p.staging);
                         assert_eq!(p.gpu_layers, if base + 26 * each <= gpu { 26 } else { 0 }, "{p}");
                         assert_eq!(p.staging > 0, p.gpu_layers < 26 && base + arrive <= gpu, "{p}");
                         assert!(p.shortfall > 0 || p.gpu <= gpu);
@@ -305,7 +318,7 @@ mod tests {
                         let kept = (gpu.saturating_sub(base + p.staging) / 8).min(KEPT);
                         assert!(p.gpu_layers == 26 || p.gpu + a_slot + 26 * 9 * 256 + kept > gpu, "{p}");
                         assert!(p.slots == 0 || p.gpu + kept <= gpu, "{p}");
-                        assert!(p.hot >= p.slots as u64 * a_slot && p.slots < 256, "{p}");
+                        assert!(p.cache_bytes >= p.slots as u64 * a_slot && p.slots < 256, "{p}");
                         assert_eq!(p.disk, p.ram.saturating_sub(memory));
                         assert_eq!(p.to_string().contains("from disk"), p.ram > memory, "{p}");
                         seen.insert((p.gpu_layers, p.slots));
@@ -361,17 +374,17 @@ mod tests {
         let all = Placement::plan(d.clone(), 141 << 30, None, ExpertPlacement::Cached(usize::MAX));
         assert_eq!((all.gpu_layers, all.ram, all.shortfall), (26, 0, 0));
         assert!(all.to_string().contains("of experts of 26 of 26 layers"), "{all}");
-        let asked = Placement::plan(d.clone(), 141 << 30, None, ExpertPlacement::LayersInRam(20));
-        assert_eq!((asked.gpu_layers, asked.ram), (6, 20 * d.experts[0]));
-        assert!(asked.to_string().ends_with("of staging buffer for batches of 256 tokens and more"));
+        let requested = Placement::plan(d.clone(), 141 << 30, None, ExpertPlacement::LayersInRam(20));
+        assert_eq!((requested.gpu_layers, requested.ram), (6, 20 * d.experts[0]));
+        assert!(requested.to_string().ends_with("of staging buffer for batches of 256 tokens and more"));
         let stack = device_bytes(Format::Q4_K, 256 * 1024 * 2304);
-        assert_eq!((all.staging, asked.staging), (0, 2 * stack)); // blocks of one plane: the staging buffer is two stacks
+        assert_eq!((all.staging, requested.staging), (0, 2 * stack)); // blocks of one plane: the staging buffer is two stacks
         // A given number of layers has priority.
         let tight = d.without_experts() + 6 * d.experts[0] + stack;
-        let [asked, free] = [ExpertPlacement::LayersInRam(20), ExpertPlacement::Cached(200)]
-            .map(|wanted| Placement::plan(d.clone(), tight, None, wanted));
+        let [requested, free] = [ExpertPlacement::LayersInRam(20), ExpertPlacement::Cached(200)]
+            .map(|policy| Placement::plan(d.clone(), tight, None, policy));
         assert_eq!(
-            [(asked.gpu_layers, asked.staging), (free.gpu_layers, free.staging)],
+            [(requested.gpu_layers, requested.staging), (free.gpu_layers, free.staging)],
             [(6, 0), (0, 2 * stack)]
         );
         assert_eq!(free.slots, 48); // an eighth of 17 stacks is left for snapshots

@@ -5,7 +5,7 @@
 
 use crate::prefix_cache::CHECKPOINT_INTERVAL_TOKENS;
 use crate::prefix_cache::Source;
-use crate::prefix_cache::disk::WORTH_TOKENS;
+use crate::prefix_cache::disk::MIN_DISK_TOKENS;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
 use kernels::backend::Backend;
@@ -151,7 +151,7 @@ impl<'e, B: Backend> Session<'e, B> {
             self.engine.backend.wait(); // progress counts finished batches, not launched ones
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
             if end == point || stopped {
-                self.insert((stopped || checkpoints.contains(&end)) && end >= WORTH_TOKENS);
+                self.insert((stopped || checkpoints.contains(&end)) && end >= MIN_DISK_TOKENS);
             }
         }
         Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })
@@ -197,7 +197,7 @@ impl<'e, B: Backend> Session<'e, B> {
         self.logits = logits.map(|logits| Logits::new(self.engine, logits, 1));
     }
 
-    /// Calls [`Engine::check`].
+    /// Checks a prompt with [`Engine::check`].
     pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
         self.engine.check(prompt)
     }
@@ -264,8 +264,8 @@ mod tests {
             state_room: None,
         };
         let lines = Arc::new(Mutex::new(Vec::new()));
-        let said = lines.clone();
-        let log = Box::new(move |line: &str| said.lock().unwrap().push(line.to_owned()));
+        let log_lines = lines.clone();
+        let log = Box::new(move |line: &str| log_lines.lock().unwrap().push(line.to_owned()));
         let engine = Engine::open_with(&args, log).unwrap();
         let mut session = Session::new(&engine);
         session.prefill(&[1, 2, 3], &mut |_, _| ControlFlow::Continue(())).unwrap();

@@ -1,7 +1,8 @@
-//! `kimi eval`: accuracy of answers to questions about texts of given lengths, by kind, and perplexity on held-out prose.
+//! `kimi eval`: measures the accuracy of answers to questions about texts of given lengths, by kind, and the perplexity
+//! of held-out prose.
 //!
-//! The set is made from a seed by [`text`], wording and all from what the demonstration model's training leaves out;
-//! any model can be asked. A reply counts when it is the expected one, to the letter. Next: [`spec`].
+//! The question set is generated from a seed by [`text`], with words held out from the demonstration model's training
+//! data; it works with any model. A reply is correct if it equals the expected answer. Next: [`spec`].
 
 mod spec;
 mod text;
@@ -26,27 +27,27 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use text::{Question, Text};
 
-/// Arguments of `kimi eval`.
+/// The command-line arguments of `kimi eval`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct EvalArgs {
     #[command(flatten)]
     engine: EngineArgs,
-    /// Lengths of the texts in tokens
+    /// Text lengths in tokens
     #[arg(short, long, value_delimiter = ',', default_value = "1024,4096,16384")]
     lengths: Vec<usize>,
-    /// Questions for each length
+    /// Number of questions per length
     #[arg(short, long, default_value_t = 200)]
     questions: usize,
-    /// Questions about one text (default: more about longer ones)
+    /// Number of questions per text (default: grows with the length)
     #[arg(long)]
     per_text: Option<usize>,
-    /// Windows of 512 tokens of held-out prose for perplexity (0: none)
+    /// Number of windows of 512 tokens of held-out prose for perplexity (0: none)
     #[arg(long, default_value_t = 64)]
     windows: usize,
-    /// Another seed makes another set
+    /// Seed of the question set
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Write each question with its prompt's token ids, the expected answer and the reply, a JSON object a line
+    /// Write each question with prompt ids, expected answer and reply as JSON lines
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
     /// Print one JSON object instead of a table
@@ -54,14 +55,14 @@ pub struct EvalArgs {
     json: bool,
 }
 
-/// Right answers of questions asked.
+/// Counts of correct answers and of questions.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 struct Tally {
     right: usize,
     asked: usize,
 }
 
-/// One question and what became of it.
+/// A question with its reply, as saved by `--save`.
 #[derive(Debug, Serialize)]
 struct Answered<'a> {
     tokens: usize,
@@ -74,14 +75,14 @@ struct Answered<'a> {
     limit: usize,
 }
 
-/// What a model said.
+/// The reply of the model to one question.
 struct Reply {
     prompt: Vec<u32>,
     ids: Vec<u32>,
     text: String,
 }
 
-/// Tokens of a reply at most.
+/// Maximum tokens of a reply.
 const LIMIT: usize = 64;
 
 #[derive(Debug, Serialize)]
@@ -91,7 +92,7 @@ struct Report {
     perplexity_error: Option<f64>,
 }
 
-/// Asks everything and prints the table.
+/// Runs all questions and prints the results.
 pub fn run(args: &EvalArgs) -> Result<()> {
     ensure!(args.lengths.iter().all(|l| *l >= 64), "--lengths: expected at least 64 tokens each");
     ensure!(args.per_text != Some(0), "--per-text: expected at least 1, found 0");
@@ -118,7 +119,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &EvalArgs) -> Result<()> {
     print(&report, args.json)
 }
 
-/// All questions of one length.
+/// Runs the questions of one text length.
 fn ask_length<B: Backend>(
     engine: &Engine<B>,
     args: &EvalArgs,
@@ -170,7 +171,7 @@ fn ask_length<B: Backend>(
     Ok(tallies)
 }
 
-/// Asks each question as the first about the text, which is read once.
+/// Answers each question as the first one about the text, which is prefilled once.
 fn answers<B: Backend>(engine: &Engine<B>, body: &str, questions: &[Question]) -> Result<Vec<Reply>> {
     let mut session = Session::new(engine);
     let mut prompts = Vec::new();

@@ -1,70 +1,68 @@
 //! The wording of the question set, shared with the demonstration model's training (`models/demo/phrasings.json`), and
-//! names and values drawn from the share that training never sees. Next: [`super::text`].
+//! names and values held out from training. Next: [`super::text`].
 
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::{Rng, SeedableRng};
 use serde::Deserialize;
 use std::collections::HashMap;
 
-/// `phrasings.json`.
+/// The parsed contents of `phrasings.json`.
 #[derive(Debug, Deserialize)]
 pub struct Spec {
-    /// How many phrasings at the end of each list are for testing only.
+    /// The number of phrasings at the end of each list that are for testing only.
     pub held_out: usize,
-    /// Parts that names are made of.
+    /// Syllables that names are made of.
     pub names: HashMap<String, Vec<String>>,
-    /// What can be said and asked of a subject.
+    /// The relations that a text can state.
     pub relations: Vec<Relation>,
-    /// Questions that need two facts.
+    /// The questions that need two facts.
     pub two_hop: TwoHop,
-    /// The answer where the text has none.
+    /// The answer if the text does not contain one.
     pub absent: String,
 }
 
-/// One thing a text can say of a subject.
+/// A relation between a subject and a value.
 #[derive(Debug, Deserialize)]
 pub struct Relation {
-    /// Its name, unique.
     pub name: String,
-    /// The kind of question in reports.
+    /// The kind of question, for reports.
     pub kind: String,
-    /// What has it: `person`, `place` or `setting`.
+    /// The kind of subject: `person`, `place` or `setting`.
     pub subject: String,
-    /// What it is: a method of [`Words`].
+    /// The kind of value: a method of [`Words`].
     pub value: String,
-    /// The answer, with `{v}`.
     pub answer: String,
-    /// Sentences with `{s}` and `{v}`.
+    /// Sentences with placeholders `{s}` and `{v}`.
     pub statements: Vec<String>,
-    /// Questions with `{s}`.
+    /// Questions with the placeholder `{s}`.
     pub questions: Vec<String>,
 }
 
-/// Questions about a person another fact names.
+/// Questions about a person that another fact names.
 #[derive(Debug, Deserialize)]
 pub struct TwoHop {
-    /// Relations whose value is such a person.
+    /// The relations whose value is such a person.
     pub through: Vec<String>,
-    /// Relations asked of that person.
+    /// The relations of that person in questions.
     pub asked: Vec<String>,
-    /// How the person is called in the question, with `{s}`.
+    /// The description of the person in the question, with `{s}`.
     pub between: HashMap<String, String>,
-    /// How the answer begins, with `{m}`.
+    /// The start of the answer, with `{m}`.
     pub answer: HashMap<String, String>,
 }
 
 impl Spec {
-    /// The one in the program.
+    /// Parses the `phrasings.json` that is embedded in the program.
     pub fn built_in() -> Spec {
         serde_json::from_str(include_str!("../../../models/demo/phrasings.json")).expect("a test reads it")
     }
 
-    /// The relation of a name.
+    /// Returns the relation with a name.
     pub fn relation(&self, name: &str) -> &Relation {
         self.relations.iter().find(|r| r.name == name).expect("named in the same file")
     }
 
-    /// A phrasing kept for testing.
+    /// Draws a phrasing held out for testing.
     pub fn held_out<'a>(&self, draw: &mut Draw, phrasings: &'a [String]) -> &'a str {
         draw.pick::<String>(&phrasings[phrasings.len() - self.held_out..])
     }
@@ -74,47 +72,46 @@ impl Spec {
 pub struct Draw(Pcg64Mcg);
 
 impl Draw {
-    /// The same seed draws the same.
+    /// Creates a source with a seed.
     pub fn new(seed: u64) -> Draw {
         Draw(Pcg64Mcg::seed_from_u64(seed))
     }
 
-    /// A number from `low` to below `high`.
+    /// Draws a number from `low` to below `high`.
     pub fn range(&mut self, low: usize, high: usize) -> usize {
         low + (self.0.next_u64() % (high - low) as u64) as usize
     }
 
-    /// One of them.
+    /// Draws an element of a slice.
     pub fn pick<'a, T>(&mut self, of: &'a [T]) -> &'a T {
         &of[self.range(0, of.len())]
     }
 
-    /// True in this share of cases.
+    /// Returns true with this probability.
     pub fn chance(&mut self, share: f64) -> bool {
         ((self.0.next_u64() >> 11) as f64) < share * (1u64 << 53) as f64
     }
 }
 
-/// Whether a name or value is kept for testing: FNV-1a (32 bit) of its bytes, one class of eight, as in documents.py.
+/// Returns whether a name or value is held out for testing: one of eight classes of its 32-bit FNV-1a hash, as in
+/// documents.py.
 fn kept(text: &str) -> bool {
     let hash = text.bytes().fold(0x811C_9DC5u32, |h, b| (h ^ u32::from(b)).wrapping_mul(0x0100_0193));
     (hash >> 7).is_multiple_of(8)
 }
 
-/// Draws names and values that training never sees.
+/// Draws names and values held out from training.
 pub struct Words<'a> {
     spec: &'a Spec,
-    /// Where choices come from.
     pub draw: Draw,
 }
 
 impl<'a> Words<'a> {
-    /// Words of a seed.
     pub fn new(spec: &'a Spec, seed: u64) -> Self {
         Words { spec, draw: Draw::new(seed) }
     }
 
-    /// A subject or value of a kind that `phrasings.json` names.
+    /// Draws a subject or value of a kind named in `phrasings.json`.
     pub fn of(&mut self, kind: &str) -> String {
         match kind {
             "person" => {

@@ -1,23 +1,22 @@
-//! A text of a wanted length with facts in it, and questions about them, all from held-out words and prose.
+//! Generates a text of a given length that contains facts, and questions about them, from held-out words and prose.
 //! Next: [`super::run`].
 
 use super::spec::{Draw, Relation, Spec, Words};
 
-/// Real prose that training never sees, a sentence a line.
+/// Real prose held out from training, one sentence per line.
 pub const PROSE: &str = include_str!("../../../models/demo/prose/heldout.txt");
 
-/// A question and the answer the text holds.
+/// A question about the text and its answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// What the answer is, for reports.
+    /// The kind of the answer, for reports.
     pub kind: String,
-    /// The question.
     pub text: String,
-    /// The reply of a model that has learnt the form.
+    /// The expected reply, in the form that training uses.
     pub answer: String,
 }
 
-/// A text and what it says.
+/// A generated text with its facts.
 pub struct Text<'a> {
     spec: &'a Spec,
     words: Words<'a>,
@@ -31,11 +30,11 @@ struct Fact<'a> {
     sentence: String,
 }
 
-/// Most facts of one text.
+/// The maximum number of facts per text.
 const FACTS: usize = 40;
 
 impl<'a> Text<'a> {
-    /// The facts of a text of about `tokens` tokens.
+    /// Draws the facts of a text of about `tokens` tokens.
     pub fn new(spec: &'a Spec, seed: u64, tokens: usize) -> Self {
         let mut text = Text { spec, words: Words::new(spec, seed), facts: Vec::new() };
         let most = (tokens / 28).clamp(3, FACTS);
@@ -79,7 +78,8 @@ impl<'a> Text<'a> {
         value
     }
 
-    /// The text: facts at random places between sentences of prose, as many of these as `size` of it all allows.
+    /// Lays out the text: facts at random places between as many sentences of prose as fit the length, measured by
+    /// `size`.
     pub fn lay_out(&mut self, tokens: usize, size: &dyn Fn(&str) -> usize) -> String {
         let prose: Vec<&str> = PROSE.lines().collect();
         let mut left = tokens.saturating_sub(self.facts.iter().map(|f| size(&f.sentence)).sum());
@@ -97,7 +97,7 @@ impl<'a> Text<'a> {
         paragraphs(&mut self.words.draw, sentences, &facts)
     }
 
-    /// A question, in the shares that training has.
+    /// Draws a question, with the kinds in the proportions of the training data.
     pub fn ask(&mut self) -> Question {
         let kind = self.words.draw.range(0, 100);
         let hop = (kind < 13).then(|| self.ask_hop()).flatten();
@@ -138,7 +138,7 @@ impl<'a> Text<'a> {
         })
     }
 
-    /// A question about somebody the text knows, or does not, that it holds no answer to.
+    /// Draws a question about a known or unknown person that the text does not answer.
     fn ask_absent(&mut self) -> Question {
         let relation = self.words.draw.pick(&self.spec.relations);
         let says = |subject: &str| {
@@ -158,7 +158,7 @@ impl<'a> Text<'a> {
 }
 
 fn paragraphs<'a>(draw: &mut Draw, mut sentences: Vec<&'a str>, facts: &[&'a str]) -> String {
-    // Places first, then one pass: inserting one by one would move the whole text for each fact.
+    // Draws the places first and inserts in one pass; inserting one by one would move the whole text for each fact.
     let mut places: Vec<(usize, &str)> =
         facts.iter().map(|f| (draw.range(0, sentences.len() + 1), *f)).collect();
     places.sort_unstable();

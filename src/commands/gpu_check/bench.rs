@@ -1,7 +1,7 @@
-//! How long kernels take at the real shape, beside what bytes or arithmetic alone would take.
+//! Measures kernels at the real model's shape and compares them with the limits of memory and arithmetic.
 //!
-//! The memory's rate is that of a large copy on the same device; arithmetic is given as it is reached. Weights are
-//! several times the cache, so that they come from memory. Launches are recorded and run together.
+//! The memory bandwidth is that of a large copy on the same device; arithmetic is given as achieved throughput. Weights
+//! are several times the size of the L2 cache, so that they are read from memory. Launches are captured in a graph.
 
 use super::Row;
 use super::rng::TestRng;
@@ -13,10 +13,10 @@ use kernels::cuda::{Cache, Cuda, Routed, UPLOAD_MIN_TOKENS, Weight, room_and_pla
 use kernels::quant::Format;
 use std::time::Instant;
 
-/// Copies of a weight that are met in turn.
+/// The number of copies of a weight, used in turn.
 const COPIES: usize = 16;
 
-/// What a kernel has to move and compute at least.
+/// The bytes and operations that a kernel needs at least.
 struct Floor {
     bytes: f64,
     operations: f64,
@@ -33,7 +33,7 @@ fn bytes(w: &QuantTensor) -> f64 {
     w.bytes.len() as f64
 }
 
-/// The kernels of a decoded token, then those of a prefill.
+/// Measures the kernels of decode, then those of prefill.
 pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
     let mut n = TestRng::new(seed);
     let memory = cuda.copy_gb_s();
@@ -65,7 +65,7 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
     for tokens in [512, 4096] {
         rows.push(experts(cuda, &mut n, tokens, memory));
     }
-    // One by one up to 63, in chunks from 64 on; the longest takes 6.5 GB.
+    // Sequential up to 63 tokens, chunked from 64 on; the longest uses 6.5 GB.
     for tokens in
         [63, 64, 1024, 8192, 65_536].into_iter().filter(|n| *n < 65_536 || cuda.memory()[0] > 10 << 30)
     {
@@ -73,7 +73,7 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
     }
     rows.push(attention(cuda, &mut n, (CacheFormat::F16, 32_768), 256, memory));
     for depth in [4096, 32_768] {
-        rows.push(expanded(cuda, &mut n, depth, memory));
+        rows.push(materialized(cuda, &mut n, depth, memory));
     }
     rows.extend(experts_in_ram(cuda, &mut n));
     rows
@@ -199,16 +199,16 @@ fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
         Row { what: format!("experts Q4_K in RAM, {tokens} tokens, {how}"), found, passed: None }
     };
     let rows = vec![
-        measure(1, "by the CPU"),
-        measure(UPLOAD_MIN_TOKENS - 1, "by the CPU"),
-        measure(UPLOAD_MIN_TOKENS, "brought"),
-        measure(8 * UPLOAD_MIN_TOKENS, "brought"),
+        measure(1, "on the CPU"),
+        measure(UPLOAD_MIN_TOKENS - 1, "on the CPU"),
+        measure(UPLOAD_MIN_TOKENS, "uploaded"),
+        measure(8 * UPLOAD_MIN_TOKENS, "uploaded"),
     ];
     cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
     rows
 }
 
-/// What a token is chosen from, issued, waited for and brought to the host: all logits, or the best of them.
+/// Measures the transfer of logits to the host: the full row, or its top-k.
 fn logits(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     let x = cuda.tensor(1, 163_840, &n.vec(163_840));
     let measure = |what: &str, bring: &dyn Fn()| {
@@ -222,9 +222,9 @@ fn logits(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
         Row { what: format!("logits [1, 163840], {what}"), found, passed: None }
     };
     vec![
-        measure("all of them", &|| drop(cuda.read(&x))),
-        measure("the best 256", &|| drop(cuda.top_k(&x, 256))),
-        measure("the best 1", &|| drop(cuda.top_k(&x, 1))),
+        measure("full row", &|| drop(cuda.read(&x))),
+        measure("top 256", &|| drop(cuda.top_k(&x, 256))),
+        measure("top 1", &|| drop(cuda.top_k(&x, 1))),
     ]
 }
 
@@ -248,7 +248,7 @@ fn delta(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
     row(&format!("delta_rule 32 x 128 x 128, {tokens} tokens"), seconds, floor, memory)
 }
 
-/// The two products of a KDA layer that its decay and its gate come from.
+/// The two low-rank products of a KDA layer for decay and gate.
 fn low_ranks(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let stored = n.weight(Format::Q8_0, [1, 4096, 128]);
     let w: Vec<_> = (0..2 * COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
@@ -282,7 +282,7 @@ fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
         beta: zeros(1, heads),
         gate: zeros(1, cols),
     };
-    // Twice each, before anything is recorded: what is recorded copies nothing from the host.
+    // Two sets of inputs are made before capture, because a captured graph copies nothing from the host.
     let mut inputs: Vec<_> = (0..2 * COPIES).map(|_| projections()).collect();
     let seconds = cuda.time(COPIES, |i| {
         let x = inputs.pop().expect("inputs of both");
@@ -293,7 +293,7 @@ fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     row("delta_attention 32 x 128 x 128, 1 token", seconds, floor, memory)
 }
 
-/// A cache of so many rows.
+/// Returns a KV cache with `depth` random rows.
 fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, depth: usize) -> Cache {
     let (width, part) = (576, 4096.min(depth));
     let mut cache = cuda.cache(format, width);
@@ -304,8 +304,9 @@ fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, depth: usize) -> Ca
     cache
 }
 
-/// 4,096 tokens, the newest of so many, with keys and values made for them: the arithmetic of that is counted too.
-fn expanded(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> Row {
+/// Measures materialised attention of the last 4,096 of `depth` tokens, including the materialisation of keys and
+/// values.
+fn materialized(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> Row {
     let (tokens, heads, latent, [nope, pe, value]) = (4096, 32, 512, [128, 64, 128]);
     let mut cache = filled(cuda, n, CacheFormat::F16, depth);
     let mut weight = |shape| cuda.weight(n.weight(Format::Q8_0, shape)).expect("room");
@@ -319,7 +320,7 @@ fn expanded(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> Row {
     let attended = ((nope + pe + value) * tokens) as f64 * (depth - tokens / 2) as f64;
     let made = (latent * (nope + value) * depth) as f64;
     let floor = Floor { bytes: read as f64, operations: 2.0 * heads as f64 * (attended + made) };
-    row(&format!("expanded F16 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
+    row(&format!("materialised F16 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
 }
 
 fn attention(

@@ -1,6 +1,6 @@
-//! The best values of rows on the device against a sort: ties, what is no number, sizes around the parts of a row.
+//! Compares top-k of rows on the device with a sort: ties, NaN, and sizes around those of a block.
 //!
-//! What is chosen has to agree exactly, the sum up to rounding. Next: [`super::models`].
+//! Selected values have to be equal, sums equal up to rounding. Next: [`super::models`].
 
 use super::Row;
 use super::rng::TestRng;
@@ -8,29 +8,29 @@ use kernels::backend::{Backend, TopK};
 use kernels::cuda::Cuda;
 use kernels::reference::Reference;
 
-/// Of the sum of weights.
+/// The tolerance of the sum of weights.
 const EXACT: f32 = 1e-5;
 
-/// The best `n` of rows of so many columns.
+/// Compares the top `n` of rows of `cols` columns.
 fn compare(cuda: &Cuda, what: &str, cols: usize, values: &[f32], n: usize) -> Row {
     let rows = values.len() / cols;
     let expected = Reference.top_k(&Reference.tensor(rows, cols, values), n);
     let got = cuda.top_k(&cuda.tensor(rows, cols, values), n);
     let same = |(g, e): (&TopK, &TopK)| g.top == e.top && g.complete == e.complete;
     let wrong = got.iter().zip(&expected).filter(|pair| !same(*pair)).count();
-    // Sums mean something where the largest value is finite.
-    let apart = |(g, e): (&TopK, &TopK)| match e.top.first() {
+    // Sums are defined only if the largest value is finite.
+    let difference = |(g, e): (&TopK, &TopK)| match e.top.first() {
         Some((most, _)) if most.is_finite() => ((g.sum_exp - e.sum_exp) / e.sum_exp).abs(),
         _ => 0.0,
     };
-    let nan = |apart: f32| if apart.is_nan() { f32::INFINITY } else { apart };
-    let worst = got.iter().zip(&expected).map(apart).map(nan).fold(0.0, f32::max);
-    let right = got.len() == expected.len() && wrong == 0 && worst <= EXACT;
+    let nan = |difference: f32| if difference.is_nan() { f32::INFINITY } else { difference };
+    let worst = got.iter().zip(&expected).map(difference).map(nan).fold(0.0, f32::max);
+    let passed = got.len() == expected.len() && wrong == 0 && worst <= EXACT;
     let found = format!("{wrong} rows differ, sums {worst:.1e}");
-    Row { what: format!("best {n} of {rows} x {cols}, {what}"), found, passed: Some(right) }
+    Row { what: format!("top {n} of {rows} x {cols}, {what}"), found, passed: Some(passed) }
 }
 
-/// Random rows, rows of ties, and rows with few numbers.
+/// Checks random rows, rows of ties, and rows with many NaN values.
 pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! What a decoded token goes through in one launch, against the ops it stands for on the reference.
+//! Compares the fused kernels of decode with the separate ops of the reference.
 //!
 //! Next: [`super::best`].
 
@@ -21,9 +21,9 @@ struct Delta {
     s: Vec<f32>,
     past: [Vec<f32>; 3],
     taps: [QuantTensor; 3],
-    /// a, dt_bias, norm
+    /// The vectors a, dt_bias and norm.
     vectors: [QuantTensor; 3],
-    /// What meets the result, as the bytes that it comes with and as those that are made of it.
+    /// The weight multiplied by the result, whose int8 form is fused into the op or computed from the result.
     out: QuantTensor,
 }
 
@@ -44,14 +44,15 @@ impl Op for Delta {
         };
         let mut states: Vec<_> = self.lens.iter().map(state).collect();
         let y = b.delta_attention(&mut spans(&self.lens, &mut states), x, &w);
-        let apart = apart(b, &weight(&self.out), &y);
+        let difference = difference(b, &weight(&self.out), &y);
         let states = states.iter().flat_map(|state| std::iter::once(&state.s).chain(&state.conv));
-        std::iter::once(&y).chain(states).map(|x| b.read(x)).chain([apart]).collect()
+        std::iter::once(&y).chain(states).map(|x| b.read(x)).chain([difference]).collect()
     }
 }
 
-/// How a product of the bytes that y may have come with differs from one of bytes that are made of y: not at all.
-fn apart<B: Backend>(b: &B, w: &B::Weight, y: &B::Tensor) -> Vec<f32> {
+/// Returns the difference between a product with the int8 form fused into the op and one with the int8 form computed
+/// from `y`: exactly 0.
+fn difference<B: Backend>(b: &B, w: &B::Weight, y: &B::Tensor) -> Vec<f32> {
     let [with, made] = [y, &b.copy(y)].map(|y| b.read(&b.matmul(w, y)));
     with.iter().zip(&made).map(|(a, b)| a - b).collect()
 }
@@ -134,7 +135,7 @@ impl Op for Heads {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let [w, out] = [&self.w, &self.out].map(|w| b.weight(w.clone()).expect("room"));
         let y = b.matmul_heads(&w, &b.tensor(self.tokens, self.x.len() / self.tokens, &self.x));
-        vec![b.read(&y), apart(b, &out, &y)]
+        vec![b.read(&y), difference(b, &out, &y)]
     }
 }
 
@@ -165,7 +166,7 @@ struct Router {
 impl Op for Router {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let [router, bias] = [&self.router, &self.bias].map(|w| b.weight(w.clone()).expect("room"));
-        // Twice: the counts of what is done have to be as they were.
+        // Runs twice, because the completion counters have to be reset.
         let run = |_| {
             let x = b.tensor(self.tokens, self.router.cols, &self.x);
             let (chosen, weights) = b.routed(&b.matmul_route(&router, &x, &bias, self.how));
@@ -206,7 +207,6 @@ struct Mixture {
     logits: Vec<f32>,
     x: Vec<f32>,
     tokens: usize,
-    /// How often it is done.
     times: usize,
     how: Routing,
 }
@@ -230,7 +230,7 @@ fn gated<W>([gate, up, down]: &[W; 3]) -> GatedMlp<'_, W> {
 }
 
 impl Mixture {
-    /// What is right where what is between gate and down is bytes, a scale for 32.
+    /// The expected result if the activations between gate and down are int8 with a scale per 32.
     fn expected(&self) -> Vec<Vec<f32>> {
         let (b, dim, top_k) = (&Reference, self.experts[0].cols, self.how.top_k);
         let routed = b.route(&b.tensor(self.tokens, self.bias.cols, &self.logits), &self.bias, self.how);
@@ -253,7 +253,7 @@ impl Mixture {
     }
 }
 
-/// The feed-forward `e` of a stack for one row.
+/// Computes expert `e` of a stack for one row.
 fn ffn(w: &[QuantTensor; 3], e: usize, x: &[f32]) -> Vec<f32> {
     let b = &Reference;
     let product = |w: &QuantTensor, x: &[f32]| {
@@ -286,7 +286,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
             (1, 16, 8, if quick { [256, 512] } else { [2304, 1024] }, Some(1)),
             (5, 8, 3, [256, 256], Some(2)),
             (2, 4, 1, [256, 256], None),
-            (1, 4, 2, [256, 96], Some(1)), // a thread of a row has no unit
+            (1, 4, 2, [256, 96], Some(1)), // some threads of a row have no unit
         ] {
             if hidden % down.block_len() != 0 {
                 continue;
@@ -298,7 +298,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
             let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
             let op = Mixture {
                 experts: stack(n, experts, hidden),
-                // As wide as an expert goes with them, another width by itself.
+                // A shared expert of the experts' width is fused with them; another width is separate.
                 shared: shared.map(|times| stack(n, 1, times * hidden)),
                 bias: n.vector(experts, -0.1, 0.1),
                 logits: (0..tokens * experts).map(|_| n.uniform(-4.0, 4.0)).collect(),
@@ -312,7 +312,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
                 up.name(),
                 down.name()
             );
-            // A level of a byte may fall on the other side of a half.
+            // An int8 value may round differently at a half.
             let tolerance = if down == Format::F16 { EXACT } else { HALF };
             all.push(judged(what, tolerance, &op.expected(), &op.run(cuda)));
         }
@@ -320,7 +320,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
     all
 }
 
-/// Experts in RAM of which some come to have slots: a token's are partly here and partly there.
+/// Checks experts in RAM with an expert cache: some of a token's experts are on the GPU, others on the CPU.
 fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> Row {
     let (dim, tokens, experts, top_k) = (256, 3, 512, 4);
     cuda.limit_stacks(0, 0, 5).expect("no room is needed");
@@ -346,7 +346,7 @@ fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> Row {
     row
 }
 
-/// All of them.
+/// Runs all checks of fused kernels.
 pub fn fused(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
     let mut n = TestRng::new(seed);
     let mut all = delta(cuda, &mut n);

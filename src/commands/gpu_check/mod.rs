@@ -1,9 +1,9 @@
-//! `kimi gpu-check`: what anyone with a new card runs first. Every op and whole models against the
-//! reference, kernels against what the card's memory and arithmetic allow, then the real shape.
+//! `kimi gpu-check`: tests and benchmarks a GPU. Compares every op and whole models with the reference, measures
+//! kernels against the limits of memory and arithmetic, then runs the real model's shape.
 //!
-//! Each part runs in a process of its own, because a fault in one kernel ends all work of its process: the table then
-//! says which part failed, and the others still run. Inputs are new each time (`--seed` repeats them), and results come
-//! full of NaN before they are written. Next: [`ops`], then [`fused`], [`best`], [`models`] and [`bench`].
+//! Each part runs in its own process, because a fault in a kernel ends all work of the process: the table then names
+//! the failed part, and the other parts still run. Inputs are random (`--seed` repeats them), and result buffers are
+//! filled with NaN before each op. Next: [`ops`], then [`fused`], [`best`], [`models`] and [`bench`].
 
 pub mod bench;
 pub mod best;
@@ -20,55 +20,55 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Arguments of `kimi gpu-check`.
+/// The command-line arguments of `kimi gpu-check`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct GpuCheckArgs {
-    /// Small sizes, no timings of kernels, one of each of --real
+    /// Small sizes, no kernel benchmarks, one repetition of --real
     #[arg(long)]
     quick: bool,
-    /// One part only: device, rows, products, delta, attention, experts, fused, models, times
+    /// Run one part only: device, rows, products, delta, attention, experts, fused, models, times
     #[arg(long, value_name = "PART")]
     only: Option<String>,
-    /// The random inputs (default: from the clock)
+    /// Seed of the random inputs (default: from the clock)
     #[arg(long)]
     seed: Option<u64>,
-    /// Measure prefill and decode with this file; a random model of the real shape is written there if it is missing
+    /// Benchmark prefill and decode with this model; if missing, a random model of the real shape is written there
     #[arg(long, value_name = "FILE")]
     real: Option<PathBuf>,
-    /// Depths at which decode and prefill are measured
+    /// Depths at which to measure decode and prefill
     #[arg(long, value_delimiter = ',', default_value = "0,32768,131072")]
     depth: Vec<usize>,
-    /// Depths at which decode alone is measured
+    /// Depths at which to measure decode only
     #[arg(long, value_delimiter = ',', default_value = "1040384")]
     far: Vec<usize>,
-    /// Measure decode with this file too, of the real shape with attention in every layer; written if it is missing
+    /// Also benchmark decode with this model of the real shape with MLA in every layer; written if missing
     #[arg(long, value_name = "FILE", requires = "real")]
     all_mla: Option<PathBuf>,
-    /// Measure with that file as if the card had so much memory, each of these
+    /// Also benchmark with these limits of GPU memory
     #[arg(long, value_name = "SIZE", value_delimiter = ',', requires = "real")]
     cards: Vec<String>,
-    /// Tokens of a prompt processed together in that
+    /// Prefill batch size in tokens of the benchmarks
     #[arg(long, default_value_t = 4096)]
     batch: usize,
-    /// Seconds a part may take
+    /// Time limit of a part in seconds
     #[arg(long, default_value_t = 150)]
     limit: u64,
 }
 
-/// One line of the table.
+/// One line of the results table.
 pub struct Row {
-    /// What was compared or measured.
+    /// The name of the check or measurement.
     pub what: String,
-    /// The largest difference as a part of the largest value, or what was measured.
+    /// The largest difference relative to the largest value, or the measured value.
     pub found: String,
-    /// Whether it is as it should be; None where nothing is expected.
+    /// Whether the check passed; `None` for measurements.
     pub passed: Option<bool>,
 }
 
 const PARTS: [&str; 9] =
     ["device", "rows", "products", "delta", "attention", "experts", "fused", "models", "times"];
 
-/// Runs all parts, each in a process of its own, or the one asked for here.
+/// Runs all parts, each in its own process, or the selected part in this process.
 pub fn run(args: &GpuCheckArgs) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
     let seed = args.seed.unwrap_or(now);
@@ -93,11 +93,11 @@ pub fn run(args: &GpuCheckArgs) -> Result<()> {
         failed.extend(real(args, file));
     }
     println!("{:.0} s, inputs of --seed {seed}", start.elapsed().as_secs_f64());
-    ensure!(failed.is_empty(), "gpu-check: wrong or stopped: {}", failed.join(", "));
+    ensure!(failed.is_empty(), "gpu-check: failed: {}", failed.join(", "));
     Ok(())
 }
 
-/// Runs this program with other arguments; its output is ours.
+/// Runs this program with other arguments and inherited output.
 fn child(arguments: &[&str], limit: u64) -> Result<()> {
     std::io::stdout().flush()?;
     let mut child = Command::new(std::env::current_exe()?).args(arguments).stdin(Stdio::null()).spawn()?;
@@ -116,7 +116,7 @@ fn child(arguments: &[&str], limit: u64) -> Result<()> {
     }
 }
 
-/// One part, in this process.
+/// Runs one part in this process.
 fn one(part: &str, seed: u64, quick: bool) -> Result<()> {
     let start = Instant::now();
     let cuda = Cuda::detect()?;
@@ -125,21 +125,21 @@ fn one(part: &str, seed: u64, quick: bool) -> Result<()> {
     println!("{part}, {:.1} s", start.elapsed().as_secs_f64());
     for row in &rows {
         let mark = match row.passed {
-            Some(true) => "right",
-            Some(false) => "WRONG",
+            Some(true) => "passed",
+            Some(false) => "FAILED",
             None => "",
         };
         println!("  {:<52} {:>34} {mark}", row.what, row.found);
     }
-    let wrong = rows.iter().filter(|row| row.passed == Some(false)).count();
-    ensure!(wrong == 0, "{wrong} of {} wrong", rows.len());
+    let failed = rows.iter().filter(|row| row.passed == Some(false)).count();
+    ensure!(failed == 0, "{failed} of {} checks failed", rows.len());
     Ok(())
 }
 
-/// The rows of a part on a backend.
+/// Runs one part and returns its rows.
 ///
 /// # Errors
-/// No such part, or a model could not be made.
+/// There is no such part, or a model cannot be written.
 pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Row>> {
     Ok(match part {
         "device" => device(cuda),
@@ -174,8 +174,8 @@ fn device(cuda: &Cuda) -> Vec<Row> {
     rows
 }
 
-/// Prefill and decode of the real shape, by `kimi bench`; decode beside it of the shape that has attention in every layer.
-/// What fails is told, and the rest still measured: a name for each failure.
+/// Benchmarks prefill and decode of the real shape with `kimi bench`, and decode of the shape with MLA in every
+/// layer. Continues after failures and returns their names.
 fn real(args: &GpuCheckArgs, file: &Path) -> Vec<&'static str> {
     let run = |depths, prefill| Run { file, preset: "48b", depths, prefill, card: None };
     let mut runs = vec![run(&args.depth, true), run(&args.far, false)];
@@ -187,7 +187,7 @@ fn real(args: &GpuCheckArgs, file: &Path) -> Vec<&'static str> {
     let mut failed = Vec::new();
     for run in runs {
         if let Some(card) = run.card {
-            println!("a card of {card}");
+            println!("GPU memory limited to {card}");
         }
         if let Err(e) = bench(args, &run) {
             println!("{}: FAILED: {e:#}", run.file.display());
@@ -197,15 +197,15 @@ fn real(args: &GpuCheckArgs, file: &Path) -> Vec<&'static str> {
     failed
 }
 
-/// A measurement of decode, and of prefill if asked, at some depths with a file: a random model of a preset where there is
-/// none.
+/// A benchmark of decode, and optionally prefill, at some depths. A missing file is written as a random model of the
+/// preset.
 #[derive(Clone, Copy)]
 struct Run<'a> {
     file: &'a Path,
     preset: &'static str,
     depths: &'a [usize],
     prefill: bool,
-    /// As if the card had so much memory.
+    /// The limit of GPU memory to simulate.
     card: Option<&'a str>,
 }
 
@@ -227,7 +227,7 @@ fn bench(args: &GpuCheckArgs, run: &Run<'_>) -> Result<()> {
     child(&[&own[..], &how, card.as_ref().map_or(&[], |card| &card[..])].concat(), BENCH_SECONDS)
 }
 
-/// Tokens decoded at each depth.
+/// Number of tokens decoded at each depth.
 const DECODED: usize = 32;
-/// What a bench may take: filling the cache of a million tokens takes a minute and a half.
+/// Time limit of a benchmark; filling the KV cache of a million tokens takes a minute and a half.
 const BENCH_SECONDS: u64 = 400;

@@ -1,7 +1,8 @@
-//! Whole models on the device beside the reference: random ones of several shapes and formats, and the demonstration model.
+//! Compares whole models on the device with the reference: random ones of several shapes and formats, and the
+//! demonstration model.
 //!
-//! What is f32 has to agree; beside quantised weights the device rounds activations to 8 bits, which the reference does
-//! not, and agrees less. Next: [`super::bench`].
+//! The tolerance is tight for f32 weights. With quantised weights it is wider, because the device rounds activations to
+//! 8 bits and the reference does not. Next: [`super::bench`].
 
 use super::Row;
 use anyhow::{Context as _, Result, ensure};
@@ -13,7 +14,7 @@ use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Model, Outputs, Sequence};
 use std::process::Command;
 
-/// Logits of each prompt: its tokens at once, or the last of them after reading one by one.
+/// The last logits of a prompt, prefilled in one batch or decoded token by token.
 struct Logits {
     at_once: Vec<f32>,
     one_by_one: Vec<f32>,
@@ -34,34 +35,39 @@ fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Logits> {
     Ok(Logits { at_once, one_by_one })
 }
 
-/// Logits of the last token, of all at once with keys and values made for them.
-fn expanded<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Vec<f32>> {
+/// Returns the last logits of a prompt prefilled with materialised attention.
+fn materialized<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Vec<f32>> {
     let model = Model::load(b, file)?;
     let (mut state, outputs) = (model.state(b, CacheFormat::F16), Outputs::Last);
     let batch = Sequence { tokens: ids, state: &mut state, outputs, mla_path: MlaPath::Materialized };
     Ok(model.forward(b, &mut [batch], &mut ()).map(|l| b.read(&l)).unwrap_or_default())
 }
 
-/// What logits may be apart where tensor cores take binary16.
+/// The tolerance where tensor cores compute in f16.
 const HALF: f64 = 2e-3;
 
-/// The distance as a part of the length, and whether both prefer the same token.
+/// Compares the relative distance of the logits and their arg-max.
 fn compare(what: String, got: &[f32], expected: &[f32], tolerance: f64) -> Row {
     let square = |x: f64| x * x;
-    let apart: f64 = got.iter().zip(expected).map(|(g, e)| square(f64::from(g - e))).sum();
+    let difference: f64 = got.iter().zip(expected).map(|(g, e)| square(f64::from(g - e))).sum();
     let length: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
-    let distance = (apart / length).sqrt();
-    let (best, wanted) =
+    let distance = (difference / length).sqrt();
+    let (best, expected_best) =
         (crate::generation::sample::argmax(got), crate::generation::sample::argmax(expected));
-    let right = got.len() == expected.len() && distance <= tolerance && (best == wanted || tolerance > 1e-3);
-    let same = if best == wanted { "same" } else { "other" };
-    Row { what, found: format!("{distance:.1e}, allowed {tolerance:.0e}, {same} token"), passed: Some(right) }
+    let passed =
+        got.len() == expected.len() && distance <= tolerance && (best == expected_best || tolerance > 1e-3);
+    let same = if best == expected_best { "same" } else { "other" };
+    Row {
+        what,
+        found: format!("{distance:.1e}, allowed {tolerance:.0e}, {same} token"),
+        passed: Some(passed),
+    }
 }
 
-/// Each model's rows.
+/// Compares each model and returns the rows.
 ///
 /// # Errors
-/// A model could not be written or read.
+/// A model cannot be written or read.
 pub fn models(cuda: &Cuda, quick: bool) -> Result<Vec<Row>> {
     let dir = tempfile::tempdir()?;
     let cases = [
@@ -102,8 +108,8 @@ pub fn models(cuda: &Cuda, quick: bool) -> Result<Vec<Row>> {
     }
     for (name, file, _) in files.iter().filter(|(name, ..)| name.ends_with("f32")) {
         let ids: Vec<u32> = (0..if quick { 33 } else { 300 }).map(|i| (i * 37 + 11) % 900).collect();
-        let (expected, got) = (expanded(&Reference, file, &ids)?, expanded(cuda, file, &ids)?);
-        rows.push(compare(format!("{name}, {} tokens expanded", ids.len()), &got, &expected, HALF));
+        let (expected, got) = (materialized(&Reference, file, &ids)?, materialized(cuda, file, &ids)?);
+        rows.push(compare(format!("{name}, {} tokens materialised", ids.len()), &got, &expected, HALF));
     }
     Ok(rows)
 }

@@ -1,6 +1,6 @@
-//! Every op on the device against the reference: odd and real sizes, extreme values, states included.
+//! Compares every op on the device with the reference: odd and real sizes, extreme values, states included.
 //!
-//! Activations of products by blocks are whole numbers that bytes hold, so both compute the same and differ by the order
+//! Activations of quantised products are integers that int8 represents exactly, so the results differ only by the order
 //! of sums. Next: [`super::fused`].
 
 use super::Row;
@@ -12,41 +12,42 @@ use kernels::cuda::{Cuda, UPLOAD_MIN_TOKENS};
 use kernels::quant::Format;
 use kernels::reference::Reference;
 
-/// Of the largest value, where arithmetic is in f32.
+/// The tolerance relative to the largest value for f32 arithmetic.
 pub const EXACT: f32 = 2e-5;
-/// The same where tensor cores take binary16.
+/// The tolerance where tensor cores compute in f16.
 pub const HALF: f32 = 2e-3;
 
 /// An op with its inputs.
 pub trait Op {
-    /// Its results on a backend.
+    /// Runs the op on a backend and returns its results.
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>>;
 }
 
-/// An op on the device against the reference.
+/// Compares an op on the device with the reference.
 pub fn compare(cuda: &Cuda, what: String, tolerance: f32, op: &impl Op) -> Row {
     judged(what, tolerance, &op.run(&Reference), &op.run(cuda))
 }
 
-/// Results against those expected.
+/// Compares results with expected ones.
 pub fn judged(what: String, tolerance: f32, expected: &[Vec<f32>], got: &[Vec<f32>]) -> Row {
     let worst = expected.iter().zip(got).map(|(e, g)| difference(g, e)).fold(0.0, worse);
-    let right = expected.len() == got.len() && worst <= tolerance;
-    Row { what, found: format!("{worst:.1e}, allowed {tolerance:.0e}"), passed: Some(right) }
+    let passed = expected.len() == got.len() && worst <= tolerance;
+    Row { what, found: format!("{worst:.1e}, allowed {tolerance:.0e}"), passed: Some(passed) }
 }
 
 fn worse(a: f32, b: f32) -> f32 {
     if a.is_nan() || a > b { a } else { b }
 }
 
-/// The largest difference as a part of the largest expected value; infinite where there is a NaN.
+/// Returns the largest difference relative to the largest expected value; infinite if there is a NaN.
 fn difference(got: &[f32], expected: &[f32]) -> f32 {
     if got.len() != expected.len() {
         return f32::INFINITY;
     }
     let largest = expected.iter().fold(1e-30_f32, |m, x| m.max(x.abs()));
-    let apart = got.iter().zip(expected).map(|(g, e)| if g == e { 0.0 } else { (g - e).abs() / largest });
-    apart.map(|d| if d.is_nan() { f32::INFINITY } else { d }).fold(0.0, f32::max)
+    let difference =
+        got.iter().zip(expected).map(|(g, e)| if g == e { 0.0 } else { (g - e).abs() / largest });
+    difference.map(|d| if d.is_nan() { f32::INFINITY } else { d }).fold(0.0, f32::max)
 }
 
 struct Norms {
@@ -105,7 +106,7 @@ impl Op for Conv {
     }
 }
 
-/// Spans over consecutive rows of a batch, one a state.
+/// Returns spans of consecutive rows of a batch, one per state.
 pub fn spans<'a, S>(lens: &[usize], states: &'a mut [S]) -> Vec<Span<'a, S>> {
     let mut start = 0;
     let span = |(len, state): (&usize, &'a mut S)| {
@@ -115,7 +116,7 @@ pub fn spans<'a, S>(lens: &[usize], states: &'a mut [S]) -> Vec<Span<'a, S>> {
     lens.iter().zip(states).map(span).collect()
 }
 
-/// Elements, norms, convolutions, decays.
+/// Checks elementwise ops, norms, convolutions and decays.
 pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
@@ -162,7 +163,7 @@ impl Op for Embed {
     }
 }
 
-/// Products with each format, a few vectors and many, plain and by head.
+/// Checks products with each format, with few and many vectors, plain and per head.
 pub fn products(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
@@ -218,7 +219,7 @@ impl Op for Rule {
     }
 }
 
-/// The delta rule, with decays from none to all at once.
+/// Checks the delta rule, with decays from 0 to complete.
 pub fn delta(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
@@ -260,7 +261,7 @@ impl Op for Attend {
             let (n, from, to) = (w[1] - w[0], w[0], w[1]);
             let part = |x: &[f32], cols: usize| b.tensor(n, cols, &x[from * cols..to * cols]);
             b.append(&mut [Span { rows: 0..n, state: &mut cache }], &part(&self.rows, self.width));
-            // Of a long beginning only the last tokens attend: the reference takes its time.
+            // Only the last tokens of a long prefix attend, because the reference is slow.
             let some = n.min(3);
             let q = b.gather(&part(&self.q, self.heads * self.width), &(n - some..n).collect::<Vec<_>>());
             let mut spans = [Span { rows: 0..some, state: &mut cache }];
@@ -271,7 +272,7 @@ impl Op for Attend {
     }
 }
 
-/// Attention and caches in each format, at lengths around tiles and segments.
+/// Checks attention and KV caches in each format, at lengths around those of tiles and segments.
 pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
@@ -293,15 +294,15 @@ pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
             all.push(compare(cuda, what, tolerance, &op));
         }
     }
-    all.extend(expanded(cuda, &mut n, quick));
+    all.extend(materialized(cuda, &mut n, quick));
     all
 }
 
 struct Expanded {
     format: CacheFormat,
-    /// W_k,h^T and W_v,h.
+    /// The projections W_k,h^T and W_v,h.
     w: [QuantTensor; 2],
-    /// Rows before each span, the same ones for all, and its tokens.
+    /// The number of cached rows before each span, and the span's tokens.
     past: Vec<usize>,
     lens: Vec<usize>,
     width: usize,
@@ -331,8 +332,8 @@ impl Op for Expanded {
     }
 }
 
-/// Attention with keys and values made of the cache, over several pieces of it: in pieces of 128 rows, and of what is usual.
-fn expanded(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
+/// Checks materialised attention over several chunks of the KV cache: chunks of 128 rows, and of the default size.
+fn materialized(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
     let mut all = Vec::new();
     let mut of =
         |format, kinds: [Format; 2], [heads, nope, pe, latent, value]: [usize; 5], spans: &[[usize; 2]]| {
@@ -364,7 +365,7 @@ fn expanded(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
 struct Experts {
     w: [QuantTensor; 3],
     bias: QuantTensor,
-    /// Tokens of each step, one after the other with the same weights.
+    /// The number of tokens of each step; all steps use the same weights.
     steps: Vec<usize>,
     logits: Vec<f32>,
     x: Vec<f32>,
@@ -390,7 +391,7 @@ impl Op for Experts {
     }
 }
 
-/// The router and the experts, a few tokens and many.
+/// Checks the router and the experts, with few and many tokens.
 pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
@@ -399,7 +400,7 @@ pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
             [(256, 8, 1, 1, 1), (64, 8, 8, 4, 5), (24, 3, 1, 1, if quick { 20 } else { 200 })]
         {
             let (dim, hidden) = (256, 96);
-            // What is between is not whole numbers: a plain format takes it as it is.
+            // Intermediate values are no integers, so the format must not be quantised.
             let shapes = [[experts, hidden, dim], [experts, hidden, dim], [experts, dim, hidden]];
             let w = [n.weight(up, shapes[0]), n.weight(up, shapes[1]), n.weight(Format::F16, shapes[2])];
             let how = Routing { top_k, groups, top_groups, normalise: true, scale: 2.446 };
@@ -413,16 +414,16 @@ pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
     all
 }
 
-/// Experts that are not on the device: computed by the CPU for few tokens, brought for many; some of them on both, where
-/// slots change hands from step to step.
+/// Checks experts in RAM: computed by the CPU for few tokens, uploaded for many, and with an expert cache whose slots
+/// are replaced from step to step.
 fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     let (experts, dim, top_k) = (512, 256, 2);
-    // Large enough to stay; of one plane and of three, of bytes and of floats.
+    // Large enough to stay in RAM; formats of one plane and of three, quantised and float.
     let w = [Format::Q4_K, Format::Q5_1, Format::F16].map(|format| n.weight(format, [experts, dim, dim]));
     let room = w.iter().map(|w| w.bytes.len() as u64).max().unwrap_or(0);
     let of = |(slots, steps): (usize, &[usize])| {
         cuda.limit_stacks(0, room, slots).expect("room");
-        // Some experts get all tokens: each other one would be a tile for one.
+        // Some experts get all tokens; otherwise each expert would be a tile of one token.
         let mut logit = |i: usize| match i % 64 {
             0 => n.uniform(4.0, 8.0),
             _ => n.uniform(-4.0, 0.0),

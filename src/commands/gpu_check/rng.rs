@@ -1,4 +1,4 @@
-//! Random inputs of the checks, the same ones for a seed.
+//! Random inputs of the checks, reproducible by seed.
 
 use bytes::Bytes;
 use kernels::backend::QuantTensor;
@@ -6,32 +6,31 @@ use kernels::quant::Format;
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 
-/// Deterministic random values.
+/// A reproducible generator of random values.
 pub struct TestRng(Pcg64Mcg);
 
 impl TestRng {
-    /// From a seed.
     pub fn new(seed: u64) -> TestRng {
         TestRng(Pcg64Mcg::new(seed.into()))
     }
 
-    /// In low..high.
+    /// Returns a uniform value in low..high.
     pub fn uniform(&mut self, low: f32, high: f32) -> f32 {
         low + (high - low) * (self.0.next_u32() >> 8) as f32 / (1 << 24) as f32
     }
 
-    /// `n` values in -1..1.
+    /// Returns `n` uniform values in -1..1.
     pub fn vec(&mut self, n: usize) -> Vec<f32> {
         (0..n).map(|_| self.uniform(-1.0, 1.0)).collect()
     }
 
-    /// `n` whole numbers that activations as bytes hold exactly: each 32 contain a 127.
+    /// Returns `n` integers that int8 activations represent exactly: each block of 32 contains a 127.
     pub fn levels(&mut self, n: usize) -> Vec<f32> {
         let level = |i: usize| if i.is_multiple_of(32) { 127.0 } else { self.uniform(-127.0, 128.0).floor() };
         (0..n).map(level).collect()
     }
 
-    /// Rows of length 1.
+    /// Returns rows of Euclidean norm 1.
     pub fn unit_rows(&mut self, rows: usize, cols: usize) -> Vec<f32> {
         let mut x = self.vec(rows * cols);
         for row in x.chunks_mut(cols.max(1)) {
@@ -41,9 +40,9 @@ impl TestRng {
         x
     }
 
-    /// A stack of random matrices in a format.
+    /// Returns a stack of random matrices in a format.
     pub fn weight(&mut self, format: Format, [count, rows, cols]: [usize; 3]) -> QuantTensor {
-        // A few random rows, again and again: quantising is slower than what is checked.
+        // Repeats a few random rows, because quantising is slower than the checks.
         let kinds = (count * rows).min(61);
         let bytes = format.row_bytes(cols as u64).expect("whole blocks") as usize;
         let mut own = vec![0; kinds * bytes];
@@ -55,7 +54,7 @@ impl TestRng {
         QuantTensor { format, count, rows, cols, bytes: Bytes::from(all) }
     }
 
-    /// A vector as a weight of one row of floats.
+    /// Returns a random vector as a weight of one f32 row.
     pub fn vector(&mut self, n: usize, low: f32, high: f32) -> QuantTensor {
         let bytes: Vec<u8> = (0..n).flat_map(|_| self.uniform(low, high).to_le_bytes()).collect();
         QuantTensor { format: Format::F32, count: 1, rows: 1, cols: n, bytes: Bytes::from(bytes) }

@@ -1,7 +1,7 @@
-//! `kimi inspect`: what is in a GGUF file, what memory it takes to run, and whether that is there.
+//! `kimi inspect`: shows the contents of a GGUF file, its memory requirements, and whether they are met.
 //!
-//! Any architecture's metadata and tensors are shown; memory only for those that run here. Next:
-//! [`crate::runtime::memory_estimate`] (the arithmetic), `values` (what is not finite), `text` (how it looks).
+//! Metadata and tensors are shown for any architecture, memory only for supported ones. Next:
+//! [`crate::runtime::memory_estimate`] (the arithmetic), `values` (non-finite weights), `text` (the output).
 
 mod text;
 mod values;
@@ -27,24 +27,24 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-/// Arguments of `kimi inspect`.
+/// The command-line arguments of `kimi inspect`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
-    /// The file, or any part of a split one (default: the demonstration model in the program)
+    /// Model file, or any part of a split one (default: the built-in demonstration model)
     file: Option<PathBuf>,
-    /// The same, as the commands that run it name it
+    /// Model file, as in the other commands
     #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
     model: Option<PathBuf>,
-    /// Tokens of context to count memory for; several are listed (default: 4096, 131072, the model's)
+    /// Context sizes in tokens for the memory estimate (default: 4096, 131072, the model's)
     #[arg(short, long, visible_alias = "ctx", value_name = "TOKENS", value_delimiter = ',')]
     context: Vec<u64>,
-    /// Tokens of a prompt processed together
+    /// Prefill batch size in tokens
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = value_parser!(u64).range(1..))]
     batch: u64,
-    /// List every tensor
+    /// List all tensors
     #[arg(short, long)]
     tensors: bool,
-    /// Read all weights and name the tensors that hold NaN or infinities; it fails where there are any
+    /// Check all weights for NaN and infinite values; fails if there are any
     #[arg(long)]
     check: bool,
     /// Print one JSON object instead
@@ -52,7 +52,7 @@ pub struct InspectArgs {
     json: bool,
 }
 
-/// Writes the report to standard output.
+/// Prints the report to standard output.
 pub fn run(args: &InspectArgs) -> Result<()> {
     let file = builtin_model::open(args.file.as_deref().or(args.model.as_deref()))?;
     let report = Report::new(args, &file, host_memory::available(Path::new("/")));
@@ -69,7 +69,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
 }
 
-/// What there is to say about a file.
+/// The report about a model file.
 #[derive(Debug, Serialize)]
 struct Report {
     files: Vec<PathBuf>,
@@ -85,21 +85,21 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     tensors: Option<Vec<Tensor>>,
     model: Option<ModelReport>,
-    /// Why there is no `model`.
+    /// The reason why `model` is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
     no_model: Option<String>,
-    /// With `--check`, a line for each tensor with non-finite values.
+    /// With `--check`, one line per tensor with non-finite values.
     #[serde(skip_serializing_if = "Option::is_none")]
     not_finite: Option<Vec<String>>,
 }
 
-/// A file's chat template, rendered once to see whether it is usable.
+/// The chat template of a file, rendered once to test it.
 #[derive(Debug, Serialize)]
 struct TemplateReport {
     bytes: usize,
-    /// What a rendering may take.
+    /// The limits of a rendering.
     limits: String,
-    /// Why it cannot be used.
+    /// The reason why the template is unusable.
     fault: Option<String>,
 }
 
@@ -110,7 +110,7 @@ impl TemplateReport {
     }
 }
 
-/// Tensors of one format together.
+/// The totals of the tensors of one format.
 #[derive(Debug, Default, Serialize)]
 struct Totals {
     format: &'static str,
@@ -127,7 +127,7 @@ struct Tensor {
     bytes: u64,
 }
 
-/// What it takes to run.
+/// The memory requirements of a model.
 #[derive(Debug, Serialize)]
 struct ModelReport {
     shape: Vec<String>,
@@ -136,11 +136,11 @@ struct ModelReport {
     need: MemoryEstimate,
     contexts: Vec<Context>,
     available_bytes: Option<u64>,
-    /// A line for each of some cards: what goes where.
+    /// The placement on some common GPUs, one line each.
     on_gpu: Vec<String>,
 }
 
-/// Everything together at one context.
+/// The total memory at one context size.
 #[derive(Debug, Serialize)]
 struct Context {
     tokens: u64,
@@ -152,7 +152,7 @@ struct Context {
 struct Case {
     cache_bytes: u64,
     total_bytes: u64,
-    /// None where nobody knows what is available.
+    /// `None` if the available memory is unknown.
     fits: Option<bool>,
 }
 
@@ -206,12 +206,12 @@ fn totals(tensors: &[TensorInfo]) -> Vec<Totals> {
     all
 }
 
-/// Metadata as JSON, long arrays by type and length.
+/// Converts metadata to JSON, with long arrays as type and length.
 fn json(metadata: &Metadata) -> serde_json::Map<String, serde_json::Value> {
     metadata.0.iter().map(|(key, value)| (key.clone(), text::to_json(value))).collect()
 }
 
-/// The memory of a model that runs here, or why there is nothing to say about that.
+/// Computes the memory report of a supported model, or the reason why there is none.
 fn model(
     args: &InspectArgs,
     file: &Gguf,
@@ -220,7 +220,7 @@ fn model(
 ) -> Result<ModelReport, String> {
     match file.metadata.str("general.architecture") {
         Some(ARCHITECTURE) => {}
-        other => return Err(format!("{} does not run here", other.unwrap_or("a file without architecture"))),
+        other => return Err(format!("unsupported architecture: {}", other.unwrap_or("none"))),
     }
     let c = Config::from_gguf(file).map_err(|e| e.to_string())?;
     let need = MemoryEstimate::of(&c, args.batch.min(MAX_BATCH) * MATERIALIZED_BATCH_FACTOR as u64);
@@ -249,10 +249,10 @@ fn model(
     })
 }
 
-/// Memory of common GPUs, in GiB.
+/// Memory sizes of common GPUs, in GiB.
 const CARDS: [u64; 5] = [8, 12, 16, 24, 80];
 
-/// What goes where on a GPU with so much free memory and with so much RAM, at the first context asked for.
+/// Plans the placement for these sizes of free GPU memory and RAM at the first given context size.
 fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) -> String {
     let context = args.context.first().copied();
     let params = LoadParams { context, cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
@@ -265,11 +265,11 @@ fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) 
     let gib = gpu >> 30;
     match plan.shortfall {
         0 => format!("{gib} GiB: {plan}"),
-        _ => format!("{gib} GiB: too little: {plan}"),
+        _ => format!("{gib} GiB: does not fit: {plan}"),
     }
 }
 
-/// More tokens at once than any machine processes.
+/// An upper bound of the batch size, above that of any machine.
 const MAX_BATCH: u64 = 1 << 20;
 
 fn shape(c: &Config) -> Vec<String> {
@@ -323,7 +323,7 @@ mod tests {
             "  KDA state of a sequence, any length           40.0 MiB",
             "        4,096    31.5 MiB   290.9 MiB fits    16.7 MiB   276.2 MiB fits",
             "    1,048,576    7.88 GiB    8.13 GiB no      4.18 GiB    4.44 GiB no",
-            "  1.00 GiB are available here; weights that do not fit are read from disk again and again",
+            "  1.00 GiB are available; weights that do not fit are read from disk repeatedly",
         ] {
             assert!(text.lines().any(|l| l == line), "{line}\n--- in\n{text}");
         }
@@ -338,7 +338,7 @@ mod tests {
     }
 
     #[test]
-    fn another_architecture_with_hostile_names() {
+    fn unsupported_architectures_and_hostile_names_are_shown() {
         use models::gguf::Value;
         use models::gguf::write::Layout;
         let mut metadata = Metadata::default();
@@ -366,7 +366,7 @@ mod tests {
                 "tensors (1)                       weights       bytes    bits",
                 "  Q8_0                1               128       136 B    8.50",
                 "",
-                r"memory: a\u{1b}[2J does not run here",
+                r"memory: unsupported architecture: a\u{1b}[2J",
             ]
         );
         let json = serde_json::to_value(Report::new(&args(), &file, None)).unwrap();
@@ -375,7 +375,7 @@ mod tests {
     }
 
     #[test]
-    fn json_holds_no_command_to_a_terminal() {
+    fn json_contains_no_terminal_control_characters() {
         let value = serde_json::json!({ "a\u{9b}": "\u{202e}\u{1b}\n\u{7f}", "ü": "日本" });
         let json = text::visible_json(&serde_json::to_string_pretty(&value).unwrap());
         assert!(json.contains(r"a\u009b") && json.contains(r"\u202e\u001b\n\u007f"), "{json}");

@@ -1,4 +1,4 @@
-//! The report as a person reads it. Whatever comes from the file is escaped: it may hold terminal commands.
+//! Prints the report as text. Strings from the file are escaped, because they may contain terminal control sequences.
 
 use super::{ModelReport, Report, TemplateReport, Tensor, Totals};
 use crate::io::units::{format_size, grouped};
@@ -8,14 +8,13 @@ use models::visible::{is_control, visible};
 use serde_json::{Value as Json, json};
 use std::io::{Result, Write};
 
-/// Characters of a value that are shown.
+/// Maximum characters of a shown value.
 const MAX_CHARS: usize = 100;
-/// Elements of an array that a line shows.
+/// Maximum elements of an array in a line of text.
 const FEW: usize = 32;
-/// Elements of an array that JSON shows; of longer ones it says type and length.
+/// Maximum elements of an array in JSON; longer ones are shown as type and length.
 const MAX_ELEMENTS: usize = 256;
 
-/// Writes the report.
 pub fn print(r: &Report, metadata: &Metadata, out: &mut dyn Write) -> Result<()> {
     for path in &r.files {
         writeln!(out, "{}", shown(&path.display().to_string()))?;
@@ -122,7 +121,7 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
     match m.available_bytes {
         Some(bytes) => writeln!(
             out,
-            "\n  {} are available here; weights that do not fit are read from disk again and again",
+            "\n  {} are available; weights that do not fit are read from disk repeatedly",
             format_size(bytes)
         ),
         None => writeln!(out, "\n  how much is available here is unknown"),
@@ -131,7 +130,7 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
     m.on_gpu.iter().try_for_each(|line| writeln!(out, "  {line}"))
 }
 
-/// A value in one short line.
+/// Formats a value as one short line.
 fn brief(value: &Value) -> String {
     match value {
         Value::String(s) => shown(s),
@@ -147,13 +146,13 @@ fn brief(value: &Value) -> String {
     }
 }
 
-/// JSON text in which characters that act on a terminal or reorder text are spelled `\u009b`: JSON itself leaves those above
-/// U+001F as they are.
+/// Escapes terminal control and bidirectional characters in JSON text as `\u009b`; JSON requires that only up to
+/// U+001F.
 pub fn visible_json(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
         match c {
-            // Outside of strings, where no other control character may stand.
+            // Outside strings, where JSON allows no other control character.
             '\n' => out.push(c),
             c if is_control(c) => out.push_str(&format!("\\u{:04x}", u32::from(c))),
             c => out.push(c),
@@ -162,7 +161,7 @@ pub fn visible_json(json: &str) -> String {
     out
 }
 
-/// A value as JSON.
+/// Converts a metadata value to JSON.
 pub fn to_json(value: &Value) -> Json {
     match value {
         Value::U8(x) => json!(x),
@@ -182,12 +181,12 @@ pub fn to_json(value: &Value) -> Json {
     }
 }
 
-/// The shortest decimal that is this f32, not the f64 next to it.
+/// Returns the shortest decimal of an f32, not of its f64 value.
 fn float(x: f32) -> Json {
     x.to_string().parse::<f64>().map_or(Json::Null, |x| json!(x))
 }
 
-/// The first `n` elements.
+/// Converts the first `n` elements.
 fn array_json(a: &Array, n: usize) -> Json {
     match a {
         Array::U8(a) => json!(&a[..a.len().min(n)]),
@@ -206,7 +205,7 @@ fn array_json(a: &Array, n: usize) -> Json {
     }
 }
 
-/// Text from a file on one line: control characters escaped, the rest cut off.
+/// Escapes control characters of a string and truncates it.
 fn shown(text: &str) -> String {
     let mut line = String::new();
     for (i, c) in text.chars().enumerate() {

@@ -1,16 +1,16 @@
-//! Reads every weight of a file and finds values that are not finite, in blocks' scales too: `kimi inspect --check`.
+//! Checks all weights of a file, including block scales, for NaN and infinite values: `kimi inspect --check`.
 //!
-//! It is bound by the disk; loading a model looks at the small tensors alone ([`models::kimi_linear::weights`]).
+//! The check is bound by the disk; loading a model checks only small tensors ([`models::kimi_linear::weights`]).
 
 use models::gguf::TensorInfo;
 use models::gguf::read::Gguf;
 use models::kimi_linear::weights::NotFinite;
 use rayon::prelude::*;
 
-/// Values that a thread takes at a time: whole blocks of every format.
+/// Values per task: whole blocks of every format.
 const AT_ONCE: usize = 1 << 16;
 
-/// A line for each tensor that holds NaN or infinities.
+/// Returns one line per tensor with NaN or infinite values.
 pub fn not_finite(file: &Gguf) -> Vec<String> {
     file.tensors.iter().filter_map(|t| in_tensor(file, t)).map(|found| found.to_string()).collect()
 }

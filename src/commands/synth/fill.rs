@@ -1,8 +1,8 @@
-//! Random tensors at the speed of memory: a few thousand runs of 256 weights are drawn and quantised once for
-//! each format and distribution, tensors are runs of those in random order. Rows of fewer than four runs would
-//! come out equal too often, and equal rows give equal logits: those are drawn one by one.
+//! Fills random tensors at memory speed: a pool of a few thousand runs of 256 weights is drawn and quantised once per
+//! format and distribution, and tensors are random sequences of these runs. Rows of fewer than four runs would often be
+//! equal, and so would be their logits, so short rows are drawn weight by weight.
 //!
-//! The bytes depend on the seed, the tensor's number and the place in it, not on threads.
+//! The bytes depend on the seed, the tensor's index and the position in it, not on threads.
 
 use kernels::quant::Format;
 use rand_pcg::Pcg64Mcg;
@@ -11,37 +11,32 @@ use rayon::prelude::*;
 use std::collections::HashMap;
 use std::f64::consts::TAU;
 
-/// Weights of a run: whole blocks of every format.
+/// Weights per run: whole blocks of every format.
 const RUN: usize = 256;
-/// Runs of a pool at most: a million weights, of which a row of 2,304 takes 9 runs.
+/// Maximum runs of a pool: a million weights; a row of 2,304 weights has 9 runs.
 const MAX_RUNS: usize = 4096;
-/// Weights of a row from which on it is made of a pool's runs: 4096^4 different rows.
+/// Minimum weights of a row made of a pool's runs, which has 4096^4 different rows.
 const POOLED: u64 = 4 * RUN as u64;
-/// Runs that one task writes.
+/// The number of runs per task.
 const TASK_RUNS: usize = 2048;
 
-/// What a tensor's values look like.
+/// The distribution of a tensor's values.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Spread {
-    /// Gaussian.
     Normal {
-        /// Mean.
         mean: f64,
-        /// Standard deviation.
         std: f64,
     },
-    /// The same chance from low to high.
+    /// Uniform from low to high.
     Uniform {
-        /// Least value.
         low: f64,
-        /// Largest value.
         high: f64,
     },
 }
 
 impl Spread {
-    /// How a trained model's tensor of this GGUF name spreads, roughly: activations stay of order one through
-    /// any depth, memories last from one to thousands of tokens, routing reaches every expert.
+    /// Returns the approximate distribution of a trained tensor with this GGUF name: activations stay of order one at
+    /// any depth, KDA memory lasts from one to thousands of tokens, and routing reaches every expert.
     pub fn of(name: &str, shape: &[u64]) -> Spread {
         let role =
             name.rsplit_once("blk.").map_or(name, |(_, rest)| rest.split_once('.').map_or(rest, |r| r.1));
@@ -67,7 +62,7 @@ impl Spread {
             let two = match self {
                 Spread::Uniform { low, high } => [a, b].map(|u| low + (high - low) * u),
                 Spread::Normal { mean, std } => {
-                    // Box and Muller: two uniform numbers make two independent Gaussian ones.
+                    // Box-Muller transform: two uniform numbers give two independent Gaussian ones.
                     let r = std * (-2.0 * (1.0 - a).ln()).sqrt();
                     let (sin, cos) = (TAU * b).sin_cos();
                     [mean + r * cos, mean + r * sin]
@@ -85,14 +80,11 @@ impl Spread {
     }
 }
 
-/// How a tensor is stored and what its values look like.
+/// The format and distribution of a tensor.
 #[derive(Clone, Copy, Debug)]
 pub struct Kind {
-    /// Format of its rows.
     pub format: Format,
-    /// Distribution of its values.
     pub spread: Spread,
-    /// Weights in a row.
     pub cols: u64,
 }
 
@@ -112,7 +104,7 @@ impl Kind {
     }
 }
 
-/// Quantised runs to build tensors of.
+/// A pool of quantised runs from which tensors are built.
 struct Pool {
     bytes: Vec<u8>,
     run_bytes: usize,
@@ -127,7 +119,7 @@ impl Pool {
         Pool { bytes, run_bytes }
     }
 
-    /// Fills `out` with runs.
+    /// Fills `out` with random runs of the pool.
     fn copy(&self, rng: &mut Pcg64Mcg, out: &mut [u8]) {
         let n_runs = (self.bytes.len() / self.run_bytes) as u64;
         for out in out.chunks_mut(self.run_bytes) {
@@ -138,10 +130,10 @@ impl Pool {
     }
 }
 
-/// Where tensors' numbers end and those of pools begin.
+/// The first stream number of pools; smaller ones are those of tensors.
 const POOLS: u64 = u64::MAX;
 
-/// A generator for one place.
+/// Returns the random generator of one position.
 fn generator(place: [u64; 3]) -> Pcg64Mcg {
     let mix = |h: u64, x: u64| {
         // splitmix64's finaliser
@@ -155,7 +147,7 @@ fn generator(place: [u64; 3]) -> Pcg64Mcg {
     Pcg64Mcg::new(u128::from(high) << 64 | u128::from(low))
 }
 
-/// Fills tensors, keeping the pools that it has made.
+/// Fills tensors and caches the pools.
 pub struct Filler {
     seed: u64,
     runs: usize,
@@ -163,13 +155,13 @@ pub struct Filler {
 }
 
 impl Filler {
-    /// For a file whose largest tensor has `most` weights.
+    /// Creates a filler for a file whose largest tensor has `most` weights.
     pub fn new(seed: u64, most: u64) -> Filler {
         let runs = most.div_ceil(RUN as u64).clamp(1, MAX_RUNS as u64) as usize;
         Filler { seed, runs, pools: HashMap::new() }
     }
 
-    /// Gives the `bytes` bytes of tensor number `index` to `take` in pieces, in their order, until it fails.
+    /// Passes the `bytes` bytes of tensor `index` to `take` in order, piece by piece, until it fails.
     pub fn fill<E>(
         &mut self,
         index: usize,
@@ -200,7 +192,7 @@ impl Filler {
     }
 }
 
-/// Tasks of a piece: some 20 MB of four-bit weights.
+/// The number of tasks per piece, about 20 MB of four-bit weights.
 const PIECE_TASKS: usize = 64;
 
 #[cfg(test)]
@@ -218,7 +210,7 @@ mod tests {
         all
     }
 
-    /// Mean and standard deviation of a tensor of a million weights.
+    /// Returns mean and standard deviation of a tensor of a million weights.
     fn check(kind: Kind, mean: f64, std: f64) {
         let mut values = vec![0.0; 1 << 20];
         kind.format.dequantise_row(&filled(7, 0, kind), &mut values);

@@ -1,6 +1,6 @@
-//! `kimi synth`: a file of any shape with random weights, for tests and benches; written at disk speed.
+//! `kimi synth`: writes a model of any shape with random weights, for tests and benchmarks, at disk speed.
 //!
-//! Everything but the weights is as `kimi convert` would have it. Next: `preset` (shapes), `fill` (weights).
+//! Everything except the weights equals the output of `kimi convert`. Next: `preset` (shapes), `fill` (weights).
 
 mod fill;
 mod preset;
@@ -19,38 +19,37 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-/// Arguments of `kimi synth`.
+/// The command-line arguments of `kimi synth`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SynthArgs {
-    /// The file to write
+    /// Output file
     output: PathBuf,
-    /// The shape
+    /// Shape of the model
     #[arg(short, long, value_enum, default_value_t = Preset::FiveLayers)]
     preset: Preset,
-    /// How weights are stored, as for `convert`
+    /// Quantisation type, as for `convert`
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = Mix::from_name)]
     mix: Mix,
-    /// Store tensors whose name matches otherwise; may be given several times, the last match wins
+    /// Quantisation type of tensors whose name matches; may be given several times, the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
     tensor_type: Vec<Override>,
-    /// Another seed, other weights
+    /// Seed of the weights
     #[arg(long, default_value_t = 20260)]
     seed: u64,
-    /// Layers, instead of the preset's; every fourth is MLA
+    /// Number of layers instead of the preset's; every fourth is MLA
     #[arg(long, value_name = "N")]
     layers: Option<u64>,
-    /// A field of the config with another value: num_experts=24, kda_heads=3; may be given several times
+    /// Config field to override, such as num_experts=24 or kda_heads=3; may be given several times
     #[arg(long, value_name = "FIELD=VALUE")]
     set: Vec<String>,
-    /// A checkpoint's directory whose tokenizer goes into the file; without one it takes token ids only
+    /// Checkpoint directory with the tokenizer to embed (default: none, the model accepts token ids only)
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
-    /// Replace the output if it is there
+    /// Overwrite an existing output file
     #[arg(short, long)]
     force: bool,
 }
 
-/// Writes the file.
 pub fn run(args: &SynthArgs) -> Result<()> {
     if args.output.exists() && !args.force {
         bail!("{} exists; --force replaces it", args.output.display());
@@ -108,7 +107,7 @@ fn check_space(output: &Path, needed: u64) -> Result<()> {
     Ok(())
 }
 
-/// All cores fill the next piece while the last is written.
+/// Fills the next piece on all cores while the previous one is written.
 fn write(args: &SynthArgs, layout: &Layout, bar: &progress::Progress) -> Result<()> {
     let mut writer = Writer::create(&args.output, layout.clone())?;
     let part = writer.part().to_owned();
@@ -127,7 +126,7 @@ fn write(args: &SynthArgs, layout: &Layout, bar: &progress::Progress) -> Result<
         for (index, t) in layout.tensors().iter().enumerate() {
             bar.set_message(t.name.clone());
             let kind = Kind { format: t.format, spread: Spread::of(&t.name, &t.shape), cols: t.shape[0] };
-            // Nobody takes pieces any more when the writer has failed, and it says why.
+            // The receiver is dropped after a write error, which the writer returns.
             if filler.fill(index, kind, t.bytes, |piece| filled.send(piece)).is_err() {
                 break;
             }
@@ -135,7 +134,7 @@ fn write(args: &SynthArgs, layout: &Layout, bar: &progress::Progress) -> Result<
         drop(filled);
         let written = writing.join().expect("the writer does not panic");
         if written.is_err() {
-            // It can be made again in no time; the error that led here is the one to report.
+            // The original error is the one to report; the file is quickly made again.
             let _ = std::fs::remove_file(part);
         }
         Ok(written?)

@@ -1,29 +1,29 @@
-//! The shapes that `kimi synth` knows, as the `config.json` that a checkpoint of them would have.
+//! The presets of `kimi synth`, as the `config.json` of a checkpoint with each shape.
 
 use anyhow::{Context as _, Result, bail};
 use convert::config::Config;
 use serde_json::{Value, json};
 
-/// A shape.
+/// A model shape that `synth` can write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Preset {
     /// Kimi-Linear-48B-A3B: 27 layers
     #[value(name = "48b")]
     Real,
-    /// Its first five layers: 4 KDA, 1 MLA
+    /// The first five layers of 48b: 4 KDA, 1 MLA
     #[value(name = "48b-5l")]
     FiveLayers,
-    /// The 48b with attention in every layer, to compare the hybrid with
+    /// The 48b with MLA in every layer, for comparison with the hybrid
     #[value(name = "48b-mla")]
     AllMla,
     /// 8 layers of odd sizes: KDA heads of 32 that differ in number from the attention heads
     Tiny,
-    /// 8 small layers of the real sizes per head
+    /// 8 small layers with the real head sizes
     TinyD128,
 }
 
 impl Preset {
-    /// Fields that differ from the real model's, in the names of `config.json`.
+    /// Returns the fields of `config.json` that differ from the real model.
     fn changes(self) -> Value {
         match self {
             Preset::Real | Preset::AllMla => json!({}),
@@ -43,7 +43,7 @@ impl Preset {
         }
     }
 
-    /// The name that the file gives itself.
+    /// Returns the model name in the metadata.
     pub fn model_name(self) -> &'static str {
         match self {
             Preset::Real => "synthetic-48b",
@@ -54,7 +54,7 @@ impl Preset {
         }
     }
 
-    /// A file of this shape without tensors.
+    /// Creates a GGUF of this shape with tensor infos but without weights.
     #[cfg(test)]
     pub fn metadata_only(self) -> models::gguf::read::Gguf {
         let config = config(self, None, &[]).unwrap();
@@ -65,7 +65,7 @@ impl Preset {
     }
 }
 
-/// Kimi-Linear-48B-A3B; `kda_heads` and `kda_dim` stand for fields of `linear_attn_config`.
+/// The config of Kimi-Linear-48B-A3B; `kda_heads` and `kda_dim` are fields of `linear_attn_config`.
 fn real() -> Value {
     json!({
         "model_type": "kimi_linear", "num_hidden_layers": 27, "hidden_size": 2304, "vocab_size": 163840,

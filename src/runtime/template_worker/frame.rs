@@ -11,11 +11,8 @@ const MAX_DEPTH: usize = 1000;
 
 /// A request as parsed by the worker.
 pub struct Request {
-    /// The template.
     pub source: String,
-    /// The sentinel character.
     pub sentinel: char,
-    /// The template's variables.
     pub context: Map<String, Value>,
 }
 

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Bytes of a reply beside the text, for an error message.
 const REPLY_BYTES: usize = 64 << 10;
 
-/// Workers of one executable.
+/// A pool of workers of one executable.
 pub struct Pool {
     program: PathBuf,
     deadline: Duration,
@@ -104,12 +104,12 @@ impl Sandbox for Pool {
     }
 }
 
-/// A worker process.
+/// A worker process and its pipes.
 struct Worker {
     child: Child,
     input: ChildStdin,
     output: ChildStdout,
-    /// Time spent on requests.
+    /// The total time spent on requests.
     busy: Duration,
 }
 
