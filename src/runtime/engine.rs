@@ -3,8 +3,8 @@
 use super::attention_path::{self, MATERIALIZED_BATCH_FACTOR, MessageBoundaries};
 use super::builtin_model;
 use super::chat_template;
+use super::errors::Error;
 use super::options::EngineArgs;
-use super::session;
 use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::output::tell;
@@ -191,26 +191,26 @@ impl<B: Backend> Engine<B> {
     ///
     /// # Errors
     /// The prompt is empty, exceeds the context or has an unknown token id, or the model file was changed while in use.
-    pub fn check(&self, prompt: &[u32]) -> Result<(), session::Error> {
+    pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
         self.file.check_unchanged()?;
         if prompt.is_empty() {
-            return Err(session::Error::Empty);
+            return Err(Error::Empty);
         }
         self.check_ids(0, prompt)?;
         self.check_room(prompt.len())
     }
 
-    pub(super) fn check_ids(&self, start: usize, ids: &[u32]) -> Result<(), session::Error> {
+    pub(super) fn check_ids(&self, start: usize, ids: &[u32]) -> Result<(), Error> {
         let vocab = self.model.config.vocab;
         match ids.iter().position(|id| *id as usize >= vocab) {
-            Some(i) => Err(session::Error::Vocabulary { index: start + i, vocab, id: ids[i] }),
+            Some(i) => Err(Error::Vocabulary { index: start + i, vocab, id: ids[i] }),
             None => Ok(()),
         }
     }
 
-    pub(super) fn check_room(&self, tokens: usize) -> Result<(), session::Error> {
+    pub(super) fn check_room(&self, tokens: usize) -> Result<(), Error> {
         let (limit, found) = (self.context, tokens as u64);
-        if found > limit { Err(session::Error::Context { limit, found }) } else { Ok(()) }
+        if found > limit { Err(Error::Context { limit, found }) } else { Ok(()) }
     }
 }
 

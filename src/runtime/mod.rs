@@ -9,6 +9,7 @@ pub(crate) mod builtin_model;
 pub(crate) mod chat_template;
 pub(crate) mod device;
 pub mod engine;
+mod errors;
 pub(crate) mod logits;
 pub(crate) mod memory_estimate;
 mod on_device;

@@ -22,7 +22,7 @@ use std::time::Instant;
 /// The command-line arguments of `kimi synth`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct SynthArgs {
-    /// Output file
+    /// Path of the output GGUF file
     output: PathBuf,
     /// Shape of the model
     #[arg(short, long, value_enum, default_value_t = Preset::FiveLayers)]
