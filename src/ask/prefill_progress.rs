@@ -36,7 +36,7 @@ pub(super) struct PrefillProgress {
 }
 
 impl PrefillProgress {
-    /// Creates the progress of a prompt of `total` tokens, of which `found` says how many were restored.
+    /// Creates the progress of a prompt of `total` tokens, of which `found` were restored from the prefix cache.
     pub(super) fn new<B: Backend>(
         engine: &Engine<B>,
         total: usize,

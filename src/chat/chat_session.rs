@@ -1,6 +1,6 @@
 //! The state of a chat and the effect of its commands, shared by the line editor and the full screen.
 //!
-//! It knows no terminal: [`ChatSession::run`] returns what the interface has to do as an [`Action`]. Next:
+//! It does no terminal output: [`ChatSession::run`] returns an [`Action`] for the interface to perform. Next:
 //! [`super::app`], [`super::repl`].
 
 use super::chat_model::{ChatRequest, ModelInfo, Outcome};
@@ -51,14 +51,13 @@ struct PendingEdit {
 pub enum Restored {
     /// The user's message, for the input; its attachments are attached again.
     Message(String),
-    /// The chat before `/regen`.
+    /// The reply that `/regen` would have replaced.
     Chat,
 }
 
 /// What the interface has to do after a command.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Action {
-    /// Show this message.
     Say(String),
     /// Show the help of commands and keys.
     Help,

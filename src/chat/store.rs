@@ -108,7 +108,6 @@ pub fn excerpt(text: &str) -> String {
 pub struct Entry {
     pub id: String,
     pub name: String,
-    /// The number of messages.
     pub turns: usize,
     /// Time of the last change, in Unix seconds.
     pub changed: u64,

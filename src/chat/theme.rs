@@ -64,7 +64,7 @@ pub enum Depth {
     None,
     /// The sixteen colours of the terminal's own theme.
     Sixteen,
-    /// Any 24-bit RGB colour.
+    /// Exact colours in 24-bit RGB.
     Exact,
 }
 

@@ -17,7 +17,6 @@ Ctrl-O: list of chats; Ctrl-G: editor; Ctrl-R: unfold reasoning and long message
 Ctrl-A, Ctrl-E, Ctrl-W, Ctrl-U, Ctrl-K, Ctrl-Y, Alt-B, Alt-F as in a shell";
 
 impl App {
-    /// Handles a key press.
     pub(super) fn key(&mut self, key: KeyEvent) -> Vec<Effect> {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         if self.picker.is_some() {

@@ -63,7 +63,7 @@ pub struct Menu {
     pub chosen: Option<usize>,
 }
 
-/// An input of [`App::update`].
+/// An event that [`App::update`] applies.
 #[derive(Debug)]
 pub enum Event {
     Key(KeyEvent),
@@ -84,7 +84,6 @@ pub enum Event {
 pub enum Effect {
     /// Send this request to the worker thread.
     Generate(ChatRequest),
-    /// Stop the current reply.
     Stop,
     /// Copy this text to the clipboard.
     Copy(String),
@@ -323,7 +322,7 @@ impl App {
         }
     }
 
-    /// Ends a reply and shows a note. A restored message goes into the input if that is empty.
+    /// Ends a reply and shows a note. Puts a restored message into the input if that is empty.
     fn end(&mut self, restored: Option<Restored>, mut note: Option<&str>, role: TextRole) {
         if let Some(restored) = restored {
             note = note.or(Some(chat_session::EMPTY_REPLY));
