@@ -1,4 +1,4 @@
-//! The client against small servers, well-behaved and hostile.
+//! Tests the client with well-behaved and hostile servers.
 
 use super::*;
 use std::io::{BufRead, BufReader, Write};
@@ -17,7 +17,7 @@ const SAMPLING: Sampling = Sampling {
     seed: 3,
 };
 
-/// A server of one connection, which runs `script` once it has read the request. The handle returns the request.
+/// Serves one connection and runs `script` after the request. The handle returns the request.
 fn server(script: impl FnOnce(&mut TcpStream) + Send + 'static) -> (String, JoinHandle<String>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -40,7 +40,7 @@ fn server(script: impl FnOnce(&mut TcpStream) + Send + 'static) -> (String, Join
     (url, handle)
 }
 
-/// A server of one reply.
+/// Serves one connection with a fixed response.
 fn serve(reply: &'static str) -> (String, JoinHandle<String>) {
     server(|stream| stream.write_all(reply.as_bytes()).unwrap())
 }
@@ -49,15 +49,14 @@ fn remote(url: &str) -> Remote {
     Remote::new(url, "m", 1).unwrap()
 }
 
-/// Asks for nine tokens.
-fn chat(url: &str, on: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>) -> Result<Told> {
+fn chat(url: &str, on: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>) -> Result<ReplySummary> {
     remote(url).chat(&[Message::new("user", "hi")], &SAMPLING, 9, on)
 }
 
-fn heard(reply: &'static str) -> (Result<Told>, Vec<String>, String) {
+fn deltas(reply: &'static str) -> (Result<ReplySummary>, Vec<String>, String) {
     let (url, server) = serve(reply);
     let mut all = Vec::new();
-    let told = chat(&url, &mut |d| {
+    let summary = chat(&url, &mut |d| {
         match d {
             Delta::Waiting => {}
             Delta::Reasoning(text) => all.push(format!("({text})")),
@@ -65,12 +64,12 @@ fn heard(reply: &'static str) -> (Result<Told>, Vec<String>, String) {
         }
         ControlFlow::Continue(())
     });
-    (told, all, server.join().unwrap())
+    (summary, all, server.join().unwrap())
 }
 
 #[test]
-fn a_stream_is_heard_and_counted() {
-    let (told, all, sent) = heard(
+fn a_stream_is_parsed_and_counted() {
+    let (summary, all, sent) = deltas(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n: hello\n\n\
          data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\"}}]}\n\n\
          data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n\
@@ -79,26 +78,30 @@ fn a_stream_is_heard_and_counted() {
          data: [DONE]\n\n",
     );
     assert_eq!(all, ["(hm)", "a", "你"]);
-    assert_eq!(told.unwrap(), Told { prompt: 7, cached: 4, completion: 2, cut: true, stopped: false });
+    assert_eq!(
+        summary.unwrap(),
+        ReplySummary { prompt: 7, cached: 4, completion: 2, cut: true, stopped: false }
+    );
     assert!(sent.starts_with("POST /v1/chat/completions"), "{sent}");
     assert!(sent.contains(r#""messages":[{"role":"user","content":"hi"}]"#), "{sent}");
     assert!(sent.contains(r#""max_tokens":9"#) && !sent.contains("top_k"), "{sent}");
 }
 
 #[test]
-fn refusals_say_why() {
-    let (told, _, _) =
-        heard("HTTP/1.1 404 Not Found\r\ncontent-length: 33\r\n\r\n{\"error\":{\"message\":\"no model\"}} ");
-    let e = told.unwrap_err().to_string();
+fn errors_give_the_reason() {
+    let (summary, _, _) =
+        deltas("HTTP/1.1 404 Not Found\r\ncontent-length: 33\r\n\r\n{\"error\":{\"message\":\"no model\"}} ");
+    let e = summary.unwrap_err().to_string();
     assert!(e.ends_with("expected status 200, found 404: no model"), "{e}");
-    let (told, _, _) =
-        heard("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\ndata: {\"error\":{\"message\":\"too long\"}}\n\n");
-    assert!(told.unwrap_err().to_string().ends_with("too long"));
+    let (summary, _, _) = deltas(
+        "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\ndata: {\"error\":{\"message\":\"too long\"}}\n\n",
+    );
+    assert!(summary.unwrap_err().to_string().ends_with("too long"));
     assert!(Remote::new("localhost:8000", "m", 9).is_err());
 }
 
 #[test]
-fn the_model_is_looked_for() {
+fn the_model_is_looked_up() {
     let models =
         "HTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n{\"data\":[{\"id\":\"m\",\"max_model_len\":1048576}]}";
     let (url, _server) = serve(models);
@@ -112,7 +115,7 @@ const OK: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnecti
 const CHUNKED: &str = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n";
 const EVENT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"word \"}}]}\n\n";
 
-/// Sends `head`, then `part` without end: every `pause`, or as fast as it is taken. Ends when the client closes.
+/// Sends `head`, then `part` repeatedly, every `pause` or as fast as possible, until the client closes.
 fn endless(head: &'static str, part: &'static str, pause: Duration) -> (String, JoinHandle<String>) {
     server(move |stream| {
         stream.write_all(head.as_bytes()).unwrap();
@@ -125,18 +128,18 @@ fn endless(head: &'static str, part: &'static str, pause: Duration) -> (String, 
     })
 }
 
-/// How a reply ends that never ends by itself.
-fn ended(head: &'static str, part: &'static str, pause: Duration) -> Result<Told> {
+/// Returns how the client ends an endless reply.
+fn ended(head: &'static str, part: &'static str, pause: Duration) -> Result<ReplySummary> {
     let (url, server) = endless(head, part, pause);
     let began = Instant::now();
-    let told = chat(&url, &mut |_| ControlFlow::Continue(()));
-    assert!(began.elapsed() < Duration::from_secs(20), "{head:?}, {part:?}: {told:?}");
+    let summary = chat(&url, &mut |_| ControlFlow::Continue(()));
+    assert!(began.elapsed() < Duration::from_secs(20), "{head:?}, {part:?}: {summary:?}");
     server.join().unwrap();
-    told
+    summary
 }
 
 #[test]
-fn streams_without_end_are_ended() {
+fn endless_streams_are_ended() {
     let cases = [
         (OK, "a", "expected lines of at most 1048576 bytes, found a longer one"),
         (OK, "data: a", "expected lines of at most 1048576 bytes, found a longer one"),
@@ -160,26 +163,28 @@ fn streams_without_end_are_ended() {
                 let e = format!("{e:#}");
                 assert!(e.contains(expected) && e.len() < 800, "{head:?}, {part:?}: {e}");
             }
-            // Trailers without end follow a whole reply.
-            Ok(told) => assert!(head.ends_with("0\r\n") && told == Told::default(), "{head:?}, {part:?}"),
+            // Endless trailers follow a complete reply.
+            Ok(summary) => {
+                assert!(head.ends_with("0\r\n") && summary == ReplySummary::default(), "{head:?}, {part:?}")
+            }
         }
     }
 }
 
 #[test]
-fn events_without_end_are_cut_at_the_limit() {
+fn endless_events_are_cut_at_the_limit() {
     let (url, server) = endless(OK, EVENT, Duration::ZERO);
     let mut bytes = 0;
-    let told = chat(&url, &mut |delta| {
+    let summary = chat(&url, &mut |delta| {
         bytes += delta.text().len();
         ControlFlow::Continue(())
     });
     server.join().unwrap();
-    assert!(told.unwrap().cut && (4000..6000).contains(&bytes), "{bytes}");
+    assert!(summary.unwrap().cut && (4000..6000).contains(&bytes), "{bytes}");
 }
 
 #[test]
-fn silence_is_not_waited_for_without_end() {
+fn silence_times_out() {
     let tenth = Duration::from_millis(100);
     for (head, part) in [
         ("HTTP/1.1 200 OK\r\nx: ", "a"),
@@ -206,9 +211,9 @@ fn silence_is_not_waited_for_without_end() {
     server.join().unwrap();
 }
 
-/// A slow reply is no silence.
+/// A slow reply does not time out.
 #[test]
-fn a_slow_reply_is_read_whole() {
+fn a_slow_reply_is_read_completely() {
     let (url, server) = server(|stream| {
         stream.write_all(OK.as_bytes()).unwrap();
         for _ in 0..5 {
@@ -217,12 +222,12 @@ fn a_slow_reply_is_read_whole() {
         }
     });
     let mut text = String::new();
-    let told = chat(&url, &mut |delta| {
+    let summary = chat(&url, &mut |delta| {
         text += delta.text();
         ControlFlow::Continue(())
     });
     server.join().unwrap();
-    assert_eq!((told.unwrap(), &text[..]), (Told::default(), "word word word word word "));
+    assert_eq!((summary.unwrap(), &text[..]), (ReplySummary::default(), "word word word word word "));
 }
 
 #[test]
@@ -233,13 +238,13 @@ fn a_stopped_request_closes_its_connection() {
             stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the client closes");
         });
-        let told = Remote::new(&url, "m", 600).unwrap().chat(
+        let summary = Remote::new(&url, "m", 600).unwrap().chat(
             &[Message::new("user", "hi")],
             &SAMPLING,
             9,
             &mut |_| ControlFlow::Break(()),
         );
-        assert!(told.unwrap().stopped);
+        assert!(summary.unwrap().stopped);
         server.join().unwrap();
     }
 }
@@ -251,7 +256,8 @@ fn redirects_are_not_followed() {
     let place = elsewhere.local_addr().unwrap();
     for to in [format!("http://{place}/v1/models"), "file:///etc/passwd".into(), "/v1/other".into()] {
         for status in [301, 302, 303, 307, 308] {
-            let expected = format!("found {status} to {to}: not followed; give --url that address");
+            let expected =
+                format!("found {status} to {to}: redirects are not followed; set --url to that address");
             let redirect = format!("HTTP/1.1 {status} X\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n");
             let with_key = |redirect: String| {
                 let (url, server) = server(move |stream| stream.write_all(redirect.as_bytes()).unwrap());
@@ -289,9 +295,9 @@ fn server_of(reply: String) -> (String, JoinHandle<String>) {
     server(move |stream| stream.write_all(reply.as_bytes()).unwrap())
 }
 
-/// Compressed bodies were not requested: they are refused as malformed, never unpacked.
+/// Compressed bodies were not requested, so they are refused as malformed and never decompressed.
 #[test]
-fn hostile_events_are_refused_in_a_short_line() {
+fn hostile_events_are_refused_with_a_short_error() {
     let long = "x".repeat(100_000);
     for (body, expected) in [
         (format!("data: {}\n\n", "[".repeat(100_000)), "expected a JSON event, found [[["),
@@ -315,10 +321,10 @@ fn hostile_events_are_refused_in_a_short_line() {
 }
 
 #[test]
-fn counts_that_are_none_are_left_out() {
-    let (told, _, _) = heard(
+fn invalid_counts_are_ignored() {
+    let (summary, _, _) = deltas(
         "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n\
          data: {\"usage\":{\"prompt_tokens\":18446744073709551615,\"completion_tokens\":-1}}\n\n",
     );
-    assert_eq!(told.unwrap(), Told::default());
+    assert_eq!(summary.unwrap(), ReplySummary::default());
 }

@@ -56,9 +56,7 @@ pub struct Options {
 
 /// An engine with its backend type erased.
 pub trait EngineHandle: Send + Sync {
-    /// Its tokenizer.
     fn tokenizer(&self) -> &Vocabulary;
-    /// Its chat template.
     fn template(&self) -> &Template;
     /// Encodes a rendered conversation, reusing the token ids of prefixes cached in the namespace.
     fn encode(&self, namespace: Namespace, rendered: &Rendered) -> Vec<u32>;
@@ -98,7 +96,6 @@ impl<B: Backend> EngineHandle for Engine<B> {
 
 /// A loaded model and its scheduler.
 pub struct Ready {
-    /// The model.
     pub engine: Arc<dyn EngineHandle>,
     /// Limits on concurrency and state memory.
     pub limits: Limits,
@@ -113,7 +110,6 @@ pub struct App {
     /// Limits and defaults for requests.
     pub options: Options,
     pub metrics: Metrics,
-    /// Events at limits.
     pub limits: LimitEvents,
     /// Receives and parses request bodies.
     pub intake: Intake,
@@ -160,7 +156,6 @@ pub struct EngineRequest {
     pub prompt: Arc<[u32]>,
     /// Prompt lengths at which to insert a checkpoint.
     pub checkpoints: Vec<usize>,
-    /// Parameters of each reply.
     pub rules: Vec<GenerationParams>,
     /// Report the log-probability of each token and of this many most likely tokens.
     pub logprobs: Option<usize>,
@@ -207,7 +202,6 @@ impl App {
         self.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Cancels all requests.
     pub fn stop(&self) {
         if let Some(ready) = self.ready.get() {
             // Fails only if the thread has ended, which leaves nothing to stop.
@@ -386,7 +380,6 @@ impl App {
     }
 }
 
-/// Seconds of Unix time.
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
 }
@@ -437,7 +430,6 @@ pub struct RequestEvents {
     unread: Vec<Arc<AtomicUsize>>,
     /// Tokens of all prompts together.
     pub prompt_tokens: usize,
-    /// Time of the submission.
     pub start: Instant,
     deadline: Option<Instant>,
     /// Time of the last token of each reply.

@@ -1,4 +1,4 @@
-//! A JSON body read in parts: each part takes the fields it knows and says which one is wrong.
+//! Extracts JSON request bodies, which handlers deserialize in parts with errors that name the field.
 
 use super::app::App;
 use super::errors::ApiError;
@@ -11,10 +11,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use std::sync::Arc;
 
-/// Bytes of values in memory that are as much work as a byte of text.
+/// Bytes of parsed values that cost as much work as a byte of text.
 const VALUE_COST: usize = 8;
 
-/// A JSON object that was sent.
+/// A received JSON object, with its memory reservation.
 #[derive(Debug)]
 pub struct Body {
     value: Value,
@@ -23,7 +23,7 @@ pub struct Body {
 }
 
 impl Body {
-    /// The fields that `T` has; an error names the one that is wrong.
+    /// Deserializes the fields of `T`; an error names the invalid field.
     pub fn part<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         serde_path_to_error::deserialize(&self.value).map_err(|e| {
             let path = e.path().to_string();
@@ -35,12 +35,12 @@ impl Body {
         })
     }
 
-    /// A field that is there and not null.
+    /// Returns a field that is present and not null.
     pub fn field(&self, name: &str) -> Option<&Value> {
         self.value.get(name).filter(|v| !v.is_null())
     }
 
-    /// How much work it is, in bytes of plain text.
+    /// Estimates the processing cost, in bytes of plain text.
     pub fn cost(&self) -> usize {
         self.cost
     }
@@ -50,7 +50,7 @@ impl FromRequest<Arc<App>> for Body {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        // A page of another origin may send forms and plain text unasked, but not JSON.
+        // Pages of other origins may send forms and plain text without a CORS preflight, but not JSON.
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
         if kind != "application/json" {

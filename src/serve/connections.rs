@@ -1,5 +1,5 @@
-//! Table of open connections: which phase each is in, when it times out, and which one closes to make room for
-//! another. No sockets here; `listener` owns those.
+//! Table of open connections with their phases and time limits. Chooses the connection to close when the table is full.
+//! The sockets belong to `listener`.
 
 use super::limits::{Event, HttpLimits};
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
-/// What a connection is doing.
+/// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// Before the first byte of a request.
@@ -23,12 +23,11 @@ enum Phase {
 struct State {
     phase: Phase,
     since: Instant,
-    /// Since when the client takes no bytes of a response.
+    /// Time since which the client takes no bytes of a response.
     write_blocked: Option<Instant>,
     closing: bool,
 }
 
-/// An open connection.
 #[derive(Debug)]
 pub struct Connection {
     address: IpAddr,
@@ -42,7 +41,7 @@ impl Connection {
         Connection { address, state: Mutex::new(state), close: Notify::new() }
     }
 
-    /// Bytes arrived: outside of a request they begin a header.
+    /// Records that bytes arrived; between requests they begin a header.
     pub fn on_read(&self) {
         let mut state = lock(&self.state);
         if state.phase == Phase::Idle {
@@ -50,30 +49,30 @@ impl Connection {
         }
     }
 
-    /// A header is complete.
+    /// Records that a header is complete.
     pub fn on_request(&self) {
         let mut state = lock(&self.state);
         (state.phase, state.since) = (Phase::Busy, Instant::now());
     }
 
-    /// A response was handed to the socket.
+    /// Records that a response was handed to the socket.
     pub fn on_response_end(&self) {
         let mut state = lock(&self.state);
         (state.phase, state.since) = (Phase::Idle, Instant::now());
     }
 
-    /// The socket took bytes, or would not take any.
+    /// Records whether the socket accepted bytes.
     pub fn on_write(&self, blocked: bool) {
         let mut state = lock(&self.state);
         state.write_blocked = blocked.then(|| state.write_blocked.unwrap_or_else(Instant::now));
     }
 
-    /// Waits until the connection is to be closed at once.
+    /// Waits until the connection must be closed.
     pub async fn closed(&self) {
         self.close.notified().await;
     }
 
-    /// The time limit that has passed, if one has.
+    /// Returns the time limit that has passed, if any.
     fn expired(&self, now: Instant, limits: &HttpLimits) -> Option<Event> {
         let state = lock(&self.state);
         let past = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
@@ -90,7 +89,7 @@ impl Connection {
         }
     }
 
-    /// Since when it waits for a request, unless it is closing or busy.
+    /// Returns the time since which it waits for a request, unless it is closing or busy.
     fn waiting_since(&self) -> Option<Instant> {
         let state = lock(&self.state);
         (state.phase != Phase::Busy && !state.closing && state.write_blocked.is_none()).then_some(state.since)
@@ -111,18 +110,17 @@ impl Connection {
     }
 }
 
-/// Why a connection is not admitted.
+/// The reason that a connection is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
-    /// Too many of its address, and all of them are busy.
+    /// The address has too many connections, all of them busy.
     Address,
-    /// Too many in all; one of them is closing.
+    /// There are too many connections, and one of them is closing.
     Closing,
-    /// Too many in all, and all of them are busy.
+    /// There are too many connections, all of them busy.
     Busy,
 }
 
-/// All open connections.
 #[derive(Debug)]
 pub struct Connections {
     limits: HttpLimits,
@@ -137,15 +135,14 @@ struct Table {
 }
 
 impl Connections {
-    /// An empty table.
     pub fn new(limits: HttpLimits) -> Arc<Self> {
         Arc::new(Connections { limits, table: Mutex::default(), freed: Notify::new() })
     }
 
-    /// Adds a connection, or starts to close the one that waited longest for a request, in the way of this one.
+    /// Adds a connection, or starts to close the one that has waited longest for a request.
     ///
     /// # Errors
-    /// There is no room yet, or none for this address.
+    /// Fails while the table or the share of the address is full.
     pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Registered, Full> {
         let address = network(address);
         let mut table = lock(&self.table);
@@ -170,12 +167,12 @@ impl Connections {
         Ok(Registered { table: self.clone(), id, connection })
     }
 
-    /// Waits until a connection has closed, or for a short time: one may have become idle.
+    /// Waits until a connection has closed, or up to 20 ms, as another may have become idle.
     pub async fn freed(&self) {
         let _ = tokio::time::timeout(Duration::from_millis(20), self.freed.notified()).await;
     }
 
-    /// Closes connections whose time has passed.
+    /// Closes connections whose time limit has passed.
     pub fn sweep(&self) -> Vec<Event> {
         let now = Instant::now();
         let table = lock(&self.table);
@@ -183,19 +180,18 @@ impl Connections {
         table.open.values().filter_map(expired).collect()
     }
 
-    /// Time between two sweeps: a quarter of the shortest time limit.
+    /// Returns the time between sweeps: a quarter of the shortest time limit.
     pub fn sweep_interval(&self) -> Duration {
         let l = &self.limits;
         let shortest = l.header_timeout.min(l.idle_timeout).min(l.write_timeout);
         (shortest / 4).clamp(Duration::from_millis(10), Duration::from_millis(500))
     }
 
-    /// Whether as many are open as may be.
+    /// Returns true if the connection limit is reached.
     pub fn is_full(&self) -> bool {
         self.len() >= self.limits.connections
     }
 
-    /// Open connections.
     pub fn len(&self) -> usize {
         lock(&self.table).open.len()
     }
@@ -206,7 +202,6 @@ impl Connections {
 pub struct Registered {
     table: Arc<Connections>,
     id: u64,
-    /// The connection.
     pub connection: Arc<Connection>,
 }
 
@@ -221,7 +216,7 @@ fn longest_waiting<'c>(open: impl Iterator<Item = &'c Arc<Connection>>) -> Optio
     open.filter_map(|c| Some((c.waiting_since()?, c))).min_by_key(|(since, _)| *since).map(|(_, c)| c)
 }
 
-/// The address, or of IPv6 the /64 network: a client has all addresses of one.
+/// Returns the address, or the /64 network of an IPv6 address, which usually belongs to one client.
 pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(v6) if !v6.is_loopback() => {
@@ -247,14 +242,14 @@ mod tests {
     }
 
     #[test]
-    fn at_the_limit_the_longest_waiting_closes_and_busy_ones_stay() {
+    fn the_longest_waiting_connection_is_evicted_and_busy_ones_stay() {
         let all = table(3, 1);
         let open: Vec<_> = (0..3).map(|_| all.admit(HOME).unwrap()).collect();
         open[0].connection.on_request();
         assert_eq!(all.admit(HOME).unwrap_err(), Full::Closing);
         let closing = |i: usize| lock(&open[i].connection.state).closing;
         assert_eq!([closing(0), closing(1), closing(2)], [false, true, false]);
-        // The same one is closing: no second one has to.
+        // One connection is already closing, so no second one is closed.
         assert_eq!(all.admit(HOME).unwrap_err(), Full::Closing);
         assert!(!closing(2));
         open[2].connection.on_request();
@@ -283,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn an_address_has_its_share() {
+    fn connections_per_address_are_limited() {
         let all = table(9, 2);
         let [a, b]: [IpAddr; 2] = ["2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap()];
         let [first, second] = [all.admit(a).unwrap(), all.admit(b).unwrap()];

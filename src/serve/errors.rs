@@ -1,4 +1,4 @@
-//! Errors in the shape that OpenAI's clients read: `{"error": {"message", "type", "param", "code"}}`.
+//! Defines error responses in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -7,35 +7,31 @@ use models::visible::visible;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-/// What went wrong, as it is told.
+/// An error as clients read it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ErrorDetail {
-    /// For people.
     pub message: String,
-    /// Its class.
     #[serde(rename = "type")]
     pub kind: &'static str,
-    /// The field of the request that it is about.
+    /// The invalid field of the request.
     #[schema(required)]
     pub param: Option<String>,
-    /// For programs.
     #[schema(required)]
     pub code: Option<&'static str>,
 }
 
-/// The body of every answer that is an error.
+/// The body of every error response.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
-    /// The one error.
     pub error: ErrorDetail,
 }
 
-/// Bytes that an error quotes of a text from a request, from its beginning.
+/// Maximum bytes that an error quotes from the start of a request's text.
 const QUOTED_BYTES: usize = 200;
-/// Bytes that an error keeps of a longer message's end, where what was expected is said.
+/// Maximum bytes kept of the end of a long message, which states what was expected.
 const TAIL_BYTES: usize = 200;
 
-/// A message for one line: control characters are spelled, and the middle of a long one is left out.
+/// Formats a message as one line: escapes control characters and omits the middle of a long one.
 fn one_line(message: &str) -> String {
     let message = message.trim();
     let line = if message.len() <= QUOTED_BYTES + TAIL_BYTES {
@@ -50,19 +46,17 @@ fn one_line(message: &str) -> String {
     visible(&line.split_whitespace().collect::<Vec<_>>().join(" ")).into_owned()
 }
 
-/// The beginning of a text from a request, for a place in an error or the log.
+/// Returns the escaped start of a request's text for an error or the log.
 pub fn quoted(text: &str) -> String {
     let end = text.floor_char_boundary(QUOTED_BYTES);
     let more = if end < text.len() { "..." } else { "" };
     format!("{}{more}", visible(&text[..end]))
 }
 
-/// A request that is not done.
+/// An error response to a request.
 #[derive(Clone, Debug)]
 pub struct ApiError {
-    /// The answer's status.
     pub status: StatusCode,
-    /// What is told.
     pub detail: ErrorDetail,
 }
 
@@ -72,7 +66,7 @@ impl ApiError {
         ApiError { status, detail: ErrorDetail { message, kind, param: None, code } }
     }
 
-    /// A field that is wrong: place, expected, found.
+    /// An invalid field, with what was expected and found.
     pub fn invalid(param: &str, why: impl ToString) -> Self {
         let message = format!("{}: {}", quoted(param), why.to_string());
         let error =
@@ -80,26 +74,25 @@ impl ApiError {
         error.about(param)
     }
 
-    /// A field whose meaning this server does not carry out.
+    /// A field that this server does not support.
     pub fn unsupported(param: &str, why: impl ToString) -> Self {
         let mut error = Self::invalid(param, why);
         error.detail.code = Some("unsupported_parameter");
         error
     }
 
-    /// A body that is not a request at all.
+    /// A malformed request that no field can be blamed for.
     pub fn malformed(status: StatusCode, message: impl ToString) -> Self {
         Self::new(status, "invalid_request_error", None, message.to_string())
     }
 
-    /// The prompt does not fit.
+    /// The prompt exceeds the context or memory.
     pub fn too_long(message: impl ToString) -> Self {
         let code = Some("context_length_exceeded");
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message.to_string())
             .about("messages")
     }
 
-    /// No such path.
     pub fn no_route(path: &str) -> Self {
         Self::malformed(
             StatusCode::NOT_FOUND,
@@ -107,7 +100,6 @@ impl ApiError {
         )
     }
 
-    /// No such model.
     pub fn no_model(found: &str, served: &str) -> Self {
         let message = format!("model: expected {served}, found {}", quoted(found));
         let code = Some("model_not_found");
@@ -121,9 +113,9 @@ impl ApiError {
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message)
     }
 
-    /// More work than the queue takes.
+    /// The queue of waiting requests is full.
     pub fn busy(placed: u64) -> Self {
-        let message = format!("the queue is full: {placed} requests run or wait; try again later");
+        let message = format!("the queue is full: {placed} requests are running or waiting; try again later");
         let code = Some("queue_full");
         Self::new(StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", code, message)
     }
@@ -134,43 +126,41 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", code, message.to_string())
     }
 
-    /// The client's grammar ends a reply before its end.
+    /// The client's grammar failed during generation.
     pub fn grammar(why: &str) -> Self {
         let message = format!("grammar: {why}");
         let code = Some("grammar_failed");
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message).about("response_format")
     }
 
-    /// Other bodies fill the memory for them.
+    /// The memory for request bodies is exhausted.
     pub fn overloaded(most: usize) -> Self {
-        let message = format!("bodies of requests fill their {most} bytes of memory; try again later");
+        let message = format!("request bodies fill their memory of {most} bytes; try again later");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("overloaded"), message)
     }
 
-    /// The server is starting or ending.
+    /// The server is loading, draining or stopped.
     pub fn unavailable(state: &str) -> Self {
         let message = format!("the server is {state}; try again later");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"), message)
     }
 
-    /// The time limit passed.
     pub fn timeout(seconds: u64) -> Self {
-        let message = format!("not done within the server's limit of {seconds} s (--timeout)");
+        let message = format!("request exceeded the server's time limit of {seconds} s (--timeout)");
         Self::new(StatusCode::GATEWAY_TIMEOUT, "server_error", Some("timeout"), message)
     }
 
-    /// The work stopped for a reason that is ours.
+    /// The server failed through no fault of the client.
     pub fn internal(message: impl ToString) -> Self {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "server_error", None, message.to_string())
     }
 
-    /// Names the field.
+    /// Sets the field that the error names.
     pub fn about(mut self, param: &str) -> Self {
         self.detail.param = Some(quoted(param));
         self
     }
 
-    /// The body.
     pub fn body(&self) -> ErrorBody {
         ErrorBody { error: self.detail.clone() }
     }
@@ -195,7 +185,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_lines_of_bounded_length() {
+    fn messages_are_short_lines() {
         assert_eq!(one_line("a:\n\tb\u{1b}[2K\u{9b}"), "a: b^[[2K<U+009B>");
         let long = format!("unknown variant `{}`, expected `a` or `b`", "é".repeat(50_000));
         let line = one_line(&long);

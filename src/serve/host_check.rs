@@ -1,5 +1,5 @@
-//! Host and Origin checks of a server on loopback: a page of another site must not reach it under its own name (DNS
-//! rebinding). Which pages may *read* answers is CORS, in `routes`.
+//! Checks Host and Origin headers, so that a page of another site cannot reach a loopback server by its own name (DNS
+//! rebinding). CORS in `routes` controls which pages may read responses.
 
 use super::errors::ApiError;
 use super::limits::{Event, LimitEvents};
@@ -8,20 +8,20 @@ use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, Version, header};
 use std::net::{IpAddr, SocketAddr};
 
-/// Which hosts' requests are served.
+/// Hosts whose requests are served.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum HostPolicy {
-    /// Any: a server that other machines reach by names it does not know.
+    /// Accepts any host, as other machines may use names that the server does not know.
     #[default]
     Any,
-    /// loopback's and these names, whatever the page.
+    /// Accepts loopback names and these names, for pages of any origin.
     Named(Vec<String>),
-    /// loopback's and these names, and of web pages only theirs and those that CORS lets in.
+    /// Accepts loopback names and these names, and only their own pages and those that CORS allows.
     Loopback(Vec<String>),
 }
 
 impl HostPolicy {
-    /// Of a server on an address, with the names of `--allow-host`.
+    /// Chooses the policy for a listening address and the names of `--allow-host`.
     pub fn new(address: IpAddr, names: Vec<String>) -> Self {
         match (address.to_canonical().is_loopback(), names.is_empty()) {
             (true, _) => HostPolicy::Loopback(names),
@@ -30,7 +30,7 @@ impl HostPolicy {
         }
     }
 
-    /// Whether an authority (`name`, `name:port`) is this server's.
+    /// Checks whether an authority (`name` or `name:port`) belongs to this server.
     fn allows(&self, authority: &str) -> bool {
         let names = match self {
             HostPolicy::Any => return true,
@@ -48,10 +48,10 @@ impl HostPolicy {
     }
 }
 
-/// A name for `--allow-host`.
+/// Parses a host name for `--allow-host`.
 ///
 /// # Errors
-/// It has a scheme, a port or a path.
+/// Refuses names with a scheme, a port or a path.
 pub fn host_name(text: &str) -> Result<String, String> {
     let authority = text.parse::<Authority>().map_err(|e| e.to_string())?;
     if authority.as_str() != authority.host() {
@@ -60,7 +60,7 @@ pub fn host_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// Why a request is not for this server, if so; an event of `events` counts it.
+/// Returns an error for a request with a foreign Host or Origin, and counts it in `events`.
 pub fn refusal(
     policy: &HostPolicy,
     cors: &[String],
@@ -97,7 +97,7 @@ pub fn refusal(
     None
 }
 
-/// Whether a web page of another host sends this. Other origins (null, applications' own schemes) are left to CORS.
+/// Checks whether a web page of another host sent the request. Origins of other schemes are left to CORS.
 fn is_foreign_page(headers: &HeaderMap, policy: &HostPolicy, cors: &[String]) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return false };
     let origin = String::from_utf8_lossy(origin.as_bytes());

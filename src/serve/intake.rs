@@ -1,5 +1,5 @@
-//! Bodies on their way in: received within limits on size, time and memory over all requests, and worked on by
-//! blocking threads whose number is limited.
+//! Receives request bodies within limits on size, time and total memory, and processes them on a limited number of
+//! blocking threads.
 
 use super::errors::ApiError;
 use super::limits::{Event, HttpLimits, LimitEvents};
@@ -12,39 +12,38 @@ use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{timeout, timeout_at};
 
-/// Bytes of a body that need no room: a health check's or a short chat's never wait for large bodies.
+/// Bytes of a body that need no reservation, so that short requests never wait for large bodies.
 const FREE_BYTES: usize = 16 << 10;
-/// Bytes that a body takes room for at a time.
+/// Granularity of reservations while a body arrives.
 const ROOM_BYTES: usize = 64 << 10;
-/// Bodies that cost more than this are worked on by few threads.
+/// Bodies that cost more are processed by [`LARGE_WORKERS`] threads.
 const LARGE_BYTES: usize = 256 << 10;
-/// Threads for large bodies.
+/// Maximum number of threads for large bodies.
 const LARGE_WORKERS: usize = 2;
-/// Threads for other bodies.
+/// Maximum number of threads for other bodies.
 const SMALL_WORKERS: usize = 32;
 
-/// What bodies share.
+/// Limits and memory shared by all request bodies.
 #[derive(Debug)]
 pub struct Intake {
     limits: HttpLimits,
-    /// Bytes of a body at most.
+    /// Maximum bytes of a body.
     max_body: usize,
-    /// A permit is a KiB.
+    /// Memory for bodies; a permit is 1 KiB.
     room: Arc<Semaphore>,
     large: Arc<Semaphore>,
     small: Arc<Semaphore>,
 }
 
-/// A whole body. Its room is free again when it is dropped.
+/// A received body, whose memory reservation ends when it is dropped.
 #[derive(Debug)]
 pub struct Received {
-    /// The bytes.
     pub bytes: Vec<u8>,
-    /// Room in the memory for all bodies.
+    /// Reservation in the memory for all bodies.
     pub room: Room,
 }
 
-/// Room that a body takes in the memory for all bodies.
+/// A reservation in the memory for all bodies.
 #[derive(Debug, Default)]
 pub struct Room(Option<OwnedSemaphorePermit>);
 
@@ -53,10 +52,10 @@ impl Room {
         FREE_BYTES + self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * 1024
     }
 
-    /// Takes more room, of which no body gets more than half of what there is.
+    /// Extends the reservation, by at most half of the total memory.
     ///
     /// # Errors
-    /// 503 if other bodies do not leave it in time.
+    /// Returns 503 if other bodies do not release memory in time.
     pub async fn extend(
         &mut self,
         intake: &Intake,
@@ -80,7 +79,6 @@ impl Room {
 }
 
 impl Intake {
-    /// With nothing in it.
     pub fn new(limits: &HttpLimits, max_body: usize) -> Self {
         let semaphore = |n: usize| Arc::new(Semaphore::new(n.min(Semaphore::MAX_PERMITS)));
         Intake {
@@ -92,11 +90,11 @@ impl Intake {
         }
     }
 
-    /// Receives a body.
+    /// Receives a request body within the limits.
     ///
     /// # Errors
-    /// 413 for a body that is too large, before it is read if it says so itself; 408 for one that arrives too slowly; 503
-    /// if other bodies fill the memory; 400 if the client ends it early.
+    /// Returns 413 for a body that is too large (at once if Content-Length says so), 408 for one that arrives too slowly,
+    /// 503 if other bodies fill the memory, and 400 if the client ends it early.
     pub async fn receive(
         &self,
         events: &LimitEvents,
@@ -134,11 +132,10 @@ impl Intake {
         }
     }
 
-    /// Runs work on a body of this cost in bytes on a blocking thread, when one is free. The flag that it gets becomes true
-    /// when the caller no longer waits.
+    /// Runs work on a body of this cost (in bytes) on a blocking thread. The flag becomes true when the caller is dropped.
     ///
     /// # Errors
-    /// The work panicked.
+    /// Returns an internal error if the work panicked.
     pub async fn run<T, F>(&self, cost: usize, work: F) -> Result<T, ApiError>
     where
         T: Send + 'static,
@@ -162,7 +159,7 @@ impl Intake {
     }
 }
 
-/// When the next chunk has to be there: soon, at the least rate, and before the whole time is over.
+/// Returns the deadline of the next chunk: within the stall limit, at the minimum rate, and within the total time.
 fn deadline(start: Instant, received: usize, limits: &HttpLimits) -> Instant {
     let at_rate = limits.body_stall + Duration::from_secs(received as u64 / limits.body_rate.max(1));
     (Instant::now() + limits.body_stall).min(start + at_rate.min(limits.body_timeout))
@@ -184,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_may_stall_shortly_be_slow_never_and_has_an_end() {
+    fn the_body_deadline_follows_stall_rate_and_total_limits() {
         let limits = HttpLimits::default();
         let left = |seconds: u64, received| {
             let start = Instant::now() - Duration::from_secs(seconds);

@@ -1,4 +1,4 @@
-//! JSON text to a [`Value`], with a limit on the number of values: a few bytes of text may take hundreds in memory.
+//! Parses JSON with a limit on the number of values, as a few bytes of text may take hundreds in memory.
 
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Value};
@@ -6,31 +6,30 @@ use std::cell::Cell;
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Arrays, objects, keys and strings of a body. Each takes some hundred bytes beside its text.
+/// Maximum arrays, objects, keys and strings of a body. Each takes about 100 bytes besides its text.
 pub const MAX_NODES: usize = 200_000;
-/// Numbers, booleans and nulls of a body: a prompt may be a million token ids.
+/// Maximum numbers, booleans and nulls of a body: a prompt may have a million token ids.
 pub const MAX_SCALARS: usize = 2_000_000;
 
-/// Estimated memory of an object with one field is three of these.
+/// Estimated memory of a node; an object with one field is three nodes.
 const NODE_BYTES: usize = 170;
 
-/// A value and what it takes.
+/// A parsed value and its memory.
 #[derive(Debug)]
 pub struct Parsed {
-    /// The value.
     pub value: Value,
-    /// Estimated memory in bytes, texts left out.
+    /// Estimated memory in bytes, without texts.
     pub memory: usize,
 }
 
-/// Why there is no value.
+/// The reason that parsing failed.
 #[derive(Debug)]
 pub enum Error {
-    /// The text is no JSON, or nested more than 128 deep.
+    /// The text is not JSON, or is nested more than 128 levels deep.
     Syntax(serde_json::Error),
     /// There are more values than the limits allow.
     TooMany(&'static str, usize),
-    /// The caller no longer wants it.
+    /// The caller cancelled the parse.
     Cancelled,
 }
 
@@ -44,7 +43,7 @@ impl fmt::Display for Error {
     }
 }
 
-/// Parses a whole text. Gives up soon after `cancelled` becomes true.
+/// Parses a whole text, unless `cancelled` becomes true.
 ///
 /// # Errors
 /// See [`Error`].
@@ -74,7 +73,7 @@ enum Stop {
     Cancelled,
 }
 
-/// What may still be read.
+/// Remaining numbers of nodes and scalars.
 struct Budget<'c> {
     nodes: Cell<usize>,
     scalars: Cell<usize>,

@@ -1,5 +1,5 @@
-//! Limits that hold before a request is understood, and the count of events at each of them: exported as metrics, and
-//! logged at most once per interval and kind. Next: `connections` (sockets), `intake` (bodies).
+//! Defines the limits on connections and bodies and counts the events at each. Counts are exported as metrics and logged at
+//! most once per interval and kind. Next: `connections` (sockets), `intake` (bodies).
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -7,28 +7,27 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Limits on connections and bodies.
+/// Limits on connections and request bodies.
 #[derive(Clone, Debug)]
 pub struct HttpLimits {
-    /// Open connections.
     pub connections: usize,
-    /// Open connections of one address, loopback excepted.
+    /// Open connections per address, except loopback.
     pub per_address: usize,
-    /// Time for a request's header, from its first byte.
+    /// Time for a request header, from its first byte.
     pub header_timeout: Duration,
     /// Time without a request on a connection.
     pub idle_timeout: Duration,
-    /// Time without a byte taken by a client that a response is sent to.
+    /// Time without progress of a client that receives a response.
     pub write_timeout: Duration,
     /// Time without a byte of a body.
     pub body_stall: Duration,
     /// Time for a whole body.
     pub body_timeout: Duration,
-    /// Bytes per second of a body, counted after `body_stall`.
+    /// Minimum bytes per second of a body, after `body_stall`.
     pub body_rate: u64,
-    /// Bytes of bodies in memory, over all requests.
+    /// Total bytes of request bodies in memory.
     pub body_bytes: usize,
-    /// Time that a body waits for room in `body_bytes`.
+    /// Time that a body waits for memory in `body_bytes`.
     pub body_wait: Duration,
 }
 
@@ -49,36 +48,36 @@ impl Default for HttpLimits {
     }
 }
 
-/// An event at a limit.
+/// A limit that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A connection whose header did not arrive in time.
     HeaderTimeout,
-    /// A connection without a further request.
+    /// A keep-alive connection without a further request.
     IdleTimeout,
-    /// A connection whose client did not read.
+    /// A connection whose client did not read the response.
     WriteTimeout,
     /// A body that did not arrive in time.
     BodyTimeout,
     /// An idle connection closed for a new one.
     Evicted,
-    /// A connection refused: its address has as many as it may.
+    /// A connection refused because its address has too many.
     AddressLimit,
     /// A connection that had to wait for another to close.
     ConnectionLimit,
     /// The system had no descriptor or memory for a connection.
     AcceptFailed,
-    /// A body refused: other bodies fill the memory for them.
+    /// A body refused because bodies fill their memory.
     BodyMemory,
-    /// A body of more JSON values than are read.
+    /// A body with too many JSON values.
     JsonSize,
-    /// A request for another host's name.
+    /// A request with a foreign Host.
     HostRefused,
-    /// A request of another origin's page.
+    /// A request from a page of another origin.
     OriginRefused,
 }
 
-/// All events, with their label and what the log says of them.
+/// All events, with their metric label and log message.
 const EVENTS: [(Event, &str, &str); 12] = [
     (Event::HeaderTimeout, "header_timeout", "closed: no complete request header in time"),
     (Event::IdleTimeout, "idle_timeout", "closed: no further request in time"),
@@ -94,18 +93,16 @@ const EVENTS: [(Event, &str, &str); 12] = [
     (Event::OriginRefused, "origin", "refused with 403: page of another origin; see --cors and --allow-host"),
 ];
 
-/// Time between two lines of the log about the same event.
+/// Minimum time between log lines about the same event.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Labels of the metric.
 pub type EventLabels = [(&'static str, &'static str); 1];
 
-/// Counts events, and the open connections.
+/// Counts events at limits and open connections.
 #[derive(Debug, Default)]
 pub struct LimitEvents {
     /// Events so far, by kind.
     pub counts: Family<EventLabels, Counter>,
-    /// Open connections.
     pub connections: AtomicU64,
     unlogged: Mutex<[Unlogged; EVENTS.len()]>,
 }
@@ -117,15 +114,13 @@ struct Unlogged {
 }
 
 impl LimitEvents {
-    /// Counts an event.
     pub fn note(&self, event: Event) {
         let (_, label, _) = EVENTS[event as usize];
         self.counts.get_or_create(&[("limit", label)]).inc();
         self.lock()[event as usize].count += 1;
     }
 
-    /// Logs each kind of event that occurred and was not logged in the last interval; `most`
-    /// connections may be open.
+    /// Logs each kind of event that was not logged in the last interval. `most` is the connection limit.
     pub fn log(&self, most: usize) {
         let now = Instant::now();
         let mut due = Vec::new();

@@ -27,24 +27,24 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Bytes of a request's header, first line included; more are answered with 431.
+/// Maximum bytes of a request header, first line included; larger ones get 431.
 const MAX_HEADER_BYTES: usize = 32 << 10;
-/// Header fields of a request; more are answered with 431.
+/// Maximum header fields of a request; more get 431.
 const MAX_HEADERS: usize = 100;
-/// Bytes that hyper buffers of a connection, each way.
+/// Bytes that hyper buffers per connection and direction.
 const MAX_BUFFER_BYTES: usize = 64 << 10;
-/// Pause after an accept that failed for want of descriptors or memory.
+/// Pause after an accept that failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Descriptors for anything but connections: model parts, cache files, the runtime, connections not yet admitted.
+/// Descriptors reserved for model parts, cache files, the runtime, and connections not yet admitted.
 const RESERVED_DESCRIPTORS: u64 = 32;
-/// Connections where the limit on open files would allow more: each may hold two buffers.
+/// Upper bound on connections even if the open-file limit allows more: each may hold two buffers.
 const MAX_CONNECTIONS: u64 = 4096;
 
 /// Raises the soft limit on open files to the hard one, and returns how many connections fit in it.
 pub fn connection_limit() -> usize {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
-    // Refused where the hard limit is above the system's own: the soft one stays.
+    // Fails if the hard limit exceeds the system's; the soft limit then stays.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
     let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     files.saturating_sub(RESERVED_DESCRIPTORS).clamp(8, MAX_CONNECTIONS) as usize
@@ -86,7 +86,7 @@ pub async fn listen(listener: TcpListener, app: Arc<App>, mut ending: watch::Rec
     sweeper.abort();
 }
 
-/// Waits for room in the table; None: this address has no more.
+/// Waits for room in the table; returns None if the address has too many connections.
 async fn admit(connections: &Arc<Connections>, address: SocketAddr, app: &App) -> Option<Registered> {
     let mut waited = false;
     let mut evicted = false;
@@ -114,7 +114,7 @@ async fn admit(connections: &Arc<Connections>, address: SocketAddr, app: &App) -
     }
 }
 
-/// Closes what has timed out, and logs events at limits.
+/// Closes timed-out connections and logs events at limits.
 async fn sweep(connections: Arc<Connections>, app: Arc<App>) {
     let mut timer = tokio::time::interval(connections.sweep_interval());
     loop {
@@ -127,21 +127,21 @@ async fn sweep(connections: Arc<Connections>, app: Arc<App>) {
 
 async fn on_accept_error(error: &io::Error, app: &App) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
-    // The client left before its turn.
+    // The client disconnected before it was accepted.
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
         app.limits.note(Event::AcceptFailed);
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }
 
-/// RequestEvents in one write, if the socket takes it, and closes.
+/// Sends 429 in one write, if the socket accepts it, and closes.
 fn refuse(stream: &TcpStream) {
     let body = r#"{"error":{"message":"too many connections from this address; try again later","type":"rate_limit_error","param":null,"code":"too_many_connections"}}"#;
     let head = "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nRetry-After: 1\r\nConnection: close";
     let _ = stream.try_write(format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).as_bytes());
 }
 
-/// What serves one connection.
+/// Serves the requests of one connection.
 struct Server {
     router: Router,
     address: SocketAddr,
@@ -150,7 +150,7 @@ struct Server {
 
 impl Server {
     async fn serve(self, stream: TcpStream, registered: Registered, mut ending: watch::Receiver<bool>) {
-        // A token is sent when it is decoded, not when more fill a packet.
+        // Tokens are sent at once instead of being collected into larger packets.
         let _ = stream.set_nodelay(true);
         let connection = registered.connection.clone();
         let io = TokioIo::new(Watched { stream, connection: connection.clone() });
@@ -201,7 +201,7 @@ impl Server {
     }
 }
 
-/// A socket whose connection notes what passes.
+/// A socket that reports reads and writes to its connection.
 struct Watched {
     stream: TcpStream,
     connection: Arc<Connection>,
@@ -257,7 +257,7 @@ impl AsyncWrite for Watched {
     }
 }
 
-/// A response's body: its connection waits for a request again when it is dropped.
+/// A response body that marks its connection idle when dropped.
 struct Tracked {
     body: Body,
     connection: Arc<Connection>,

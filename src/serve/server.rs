@@ -26,7 +26,6 @@ use tokio::sync::watch;
 /// With glibc's default, eight per core, hostile requests kept 1 GiB.
 const ARENAS: u16 = 4;
 
-/// Arguments of `kimi serve`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArgs {
     #[command(flatten)]

@@ -218,7 +218,6 @@ impl ToolCallParser {
         }
     }
 
-    /// `functions.NAME:IDX ARGUMENTS {...}`
     fn parse_call(&self, text: &str) -> Option<ToolCall> {
         let (id, arguments) = text.split_once(ARGUMENTS)?;
         let (id, name) = split_id(id);

@@ -30,12 +30,10 @@ enum Calls {
     None,
     /// The model decides whether to call.
     Free,
-    /// At least one.
     Some,
 }
 
 impl Plan {
-    /// Of a request.
     pub fn new(request: &ChatRequest) -> Result<Self, ApiError> {
         let raw = request.tools.clone().unwrap_or_default();
         super::validate::within("tools", raw.len(), 0, MAX_TOOLS)?;

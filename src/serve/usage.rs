@@ -14,11 +14,8 @@ pub const FINGERPRINT: &str = concat!("kimi-", env!("CARGO_PKG_VERSION"));
 
 /// Fields common to a response and its chunks.
 pub struct ResponseMeta {
-    /// The answer's name.
     pub id: String,
-    /// Seconds of Unix time.
     pub created: u64,
-    /// The served model's name.
     pub model: String,
 }
 

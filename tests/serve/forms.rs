@@ -48,7 +48,7 @@ async fn json_matches_its_schema() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grammars_bind_chats_and_texts() {
+async fn grammars_constrain_chats_and_texts() {
     let server = Server::new();
     let lark = json!({ "type": "grammar", "grammar": "start: \"left\" | \"right\"" });
     let answer = server.ok(CHAT, chat("x", json!({ "response_format": lark }))).await;
@@ -60,7 +60,7 @@ async fn grammars_bind_chats_and_texts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_required_call_is_made_whole_and_in_a_stream() {
+async fn a_required_call_is_the_same_whole_and_streamed() {
     let server = Server::new();
     let how = json!({ "tools": [weather()], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 200 });
     let whole = server.ok(CHAT, chat("Weather?", how.clone())).await;
@@ -115,7 +115,7 @@ async fn tools_are_declared_chosen_and_answered() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_would_not_be_done_is_refused() {
+async fn unsupported_values_are_refused() {
     let server = Server::new();
     let tool = |name: &str| json!([{ "type": "function", "function": { "name": name } }]);
     for (param, how) in [

@@ -101,7 +101,7 @@ async fn grammars_that_overflowed_the_stack_are_answered() {
 
 /// A grammar that compiles and then fails in the middle of a reply is the client's error.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_grammar_that_cannot_go_on_is_the_clients_error() {
+async fn a_failing_grammar_is_a_client_error() {
     let server = Server::new();
     let how = |stream: bool| {
         let mut how = schema(object(500, false));
@@ -118,7 +118,7 @@ async fn a_grammar_that_cannot_go_on_is_the_clients_error() {
 
 /// 128 tools with 50 parameters each give the tokens of masks computed inline, and do not delay other replies.
 #[test]
-fn masks_beside_the_model_give_the_same_tokens() {
+fn concurrent_masks_give_the_same_tokens() {
     let mut found = [true, false].map(crate::masks::run);
     for run in &mut found {
         run.gaps.sort();
@@ -137,7 +137,7 @@ fn masks_beside_the_model_give_the_same_tokens() {
 
 /// Requests whose clients disconnect while their grammars are queued or compile do not block other compilations.
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_left_leave_no_compilation_behind() {
+async fn disconnected_clients_leave_no_compilation() {
     let server = Server::new();
     let quick = || chat("x", grammar("start: \"a\"".to_owned(), "lark"));
     server.ok(CHAT, quick()).await;

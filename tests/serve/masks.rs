@@ -36,11 +36,11 @@ impl Constraint for InLine {
     }
 }
 
-type Heard = Arc<Mutex<Vec<Vec<(Instant, u32)>>>>;
+type Events = Arc<Mutex<Vec<Vec<(Instant, u32)>>>>;
 
-struct Listener(usize, Heard);
+struct Recorder(usize, Events);
 
-impl Client for Listener {
+impl Client for Recorder {
     fn on_event(&mut self, event: RequestEvent) {
         if let RequestEvent::Token { token: Some(token), .. } = event {
             self.1.lock().unwrap()[self.0].push((Instant::now(), token));
@@ -57,7 +57,7 @@ pub fn run(in_line: bool) -> Run {
     let tokenizer = engine.tokenizer.as_ref().unwrap();
     let grammars = Grammars::new(tokenizer, engine.model.config.vocab).unwrap();
     let compiled = grammars.compile(&generate::tools(128, 50), &|| false).unwrap();
-    let heard: Heard = Arc::new(Mutex::new(vec![Vec::new(); BOUND + 1]));
+    let events: Events = Arc::new(Mutex::new(vec![Vec::new(); BOUND + 1]));
     let mut scheduler = Scheduler::new(&engine, Limits::new(BOUND + 1, 1 << 30));
     for i in 0..=BOUND {
         let constraint = (i > 0).then(|| compiled.constraint());
@@ -74,7 +74,7 @@ pub fn run(in_line: bool) -> Run {
             stops: Vec::new(),
             ignore_end: i == 0,
         };
-        let client = Box::new(Listener(i, heard.clone()));
+        let client = Box::new(Recorder(i, events.clone()));
         scheduler.submit(Request {
             prompt: vec![70, 80, 90].into(),
             checkpoints: vec![],
@@ -88,12 +88,12 @@ pub fn run(in_line: bool) -> Run {
     while !scheduler.idle() {
         scheduler.step(&mut |_| ());
     }
-    let heard = heard.lock().unwrap();
-    let last = heard[1..].iter().filter_map(|reply| reply.last()).map(|(at, _)| *at).max().unwrap();
-    let free: Vec<Instant> = heard[0].iter().map(|(at, _)| *at).filter(|at| *at <= last).collect();
+    let events = events.lock().unwrap();
+    let last = events[1..].iter().filter_map(|reply| reply.last()).map(|(at, _)| *at).max().unwrap();
+    let free: Vec<Instant> = events[0].iter().map(|(at, _)| *at).filter(|at| *at <= last).collect();
     Run {
         in_line,
-        tokens: heard.iter().map(|reply| reply.iter().map(|(_, token)| *token).collect()).collect(),
+        tokens: events.iter().map(|reply| reply.iter().map(|(_, token)| *token).collect()).collect(),
         gaps: free.windows(2).map(|pair| pair[1] - pair[0]).collect(),
     }
 }

@@ -39,7 +39,7 @@ async fn every_route_is_described_and_every_description_is_served() {
 
 /// Every `$ref` of the description resolves, and request schemas have the fields of both their parts.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_description_is_whole() {
+async fn all_references_of_the_description_resolve() {
     let text = Server::new().get("/openapi.json").await.1;
     let described: Value = serde_json::from_str(&text).unwrap();
     for part in text.split("\"$ref\":\"#").skip(1) {
@@ -52,7 +52,7 @@ async fn the_description_is_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_is_one_file() {
+async fn the_page_loads_nothing_else() {
     let (status, page) = Server::new().get("/").await;
     assert_eq!(status, StatusCode::OK);
     assert!(page.starts_with("<!doctype html>"));

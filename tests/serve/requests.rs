@@ -31,7 +31,7 @@ async fn a_chat_has_the_shape_that_clients_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_goes_on_with_the_same_tokens_as_the_command_line() {
+async fn a_text_and_its_token_ids_give_the_same_completion() {
     let server = Server::new();
     let ids = server.ok("/tokenize", json!({ "content": "Hello world" })).await["tokens"].clone();
     let how = json!({ "prompt": "Hello world", "max_tokens": 6, "ignore_eos": true, "logprobs": 2 });
@@ -61,7 +61,7 @@ async fn a_text_goes_on_with_the_same_tokens_as_the_command_line() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn stops_seeds_biases_and_penalties_do_what_they_say() {
+async fn stops_seeds_biases_and_penalties_take_effect() {
     let server = Server::new();
     let a = server.ok("/tokenize", json!({ "content": "abc" })).await["tokens"][0].as_u64().unwrap();
     let bias = json!({ a.to_string(): 100 });
@@ -88,7 +88,7 @@ async fn stops_seeds_biases_and_penalties_do_what_they_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn chat_logprobs_are_of_the_tokens() {
+async fn chat_logprobs_match_the_tokens() {
     let server = Server::new();
     let how = json!({ "logprobs": true, "top_logprobs": 3, "max_tokens": 4, "ignore_eos": true });
     let answer = server.ok(CHAT, chat("x", how)).await;
@@ -115,7 +115,7 @@ async fn refused(server: &Server, path: &str, body: Value, status: u16, param: O
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn wrong_values_are_refused_by_name_and_unknown_fields_ignored() {
+async fn invalid_values_are_refused_by_name_and_unknown_fields_ignored() {
     let server = Server::new();
     server.ok(CHAT, chat("x", json!({ "max_tokens": 1, "user": "me", "no_such_field": { "a": 1 } }))).await;
     for (param, value) in [
@@ -159,7 +159,7 @@ async fn wrong_values_are_refused_by_name_and_unknown_fields_ignored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn bodies_that_are_no_json_object_are_refused() {
+async fn bodies_that_are_not_a_json_object_are_refused() {
     let server = Server::new();
     for (kind, body, status) in [
         ("application/json", "{", 400),
@@ -176,7 +176,7 @@ async fn bodies_that_are_no_json_object_are_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_asked_for_and_pages_of_others_are_not_let_in() {
+async fn api_keys_are_required_and_foreign_pages_get_no_cors() {
     let server =
         Server::with(kimi::serve::Options { keys: vec!["sesame".into(), "open".into()], ..options() }, 1);
     let ask = |key: Option<&str>| {
@@ -202,7 +202,7 @@ async fn keys_are_asked_for_and_pages_of_others_are_not_let_in() {
 
 /// OpenAI's browser client sends its own headers and reads `retry-after`.
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_that_are_let_in_send_and_read_what_clients_do() {
+async fn allowed_pages_send_and_read_the_headers_of_clients() {
     let origin = "http://page.example";
     let server = Server::loading(kimi::serve::Options { cors: vec![origin.into()], ..options() });
     let asked = "authorization,content-type,x-stainless-lang,x-stainless-retry-count";
@@ -222,7 +222,7 @@ async fn pages_that_are_let_in_send_and_read_what_clients_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn health_says_what_the_server_does() {
+async fn health_reports_the_status() {
     let server = Server::loading(options());
     assert_eq!(
         server.get("/health").await,
@@ -244,7 +244,7 @@ async fn health_says_what_the_server_does() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn metrics_count_what_was_done() {
+async fn metrics_count_requests_and_tokens() {
     let server = Server::new();
     let answer = server.ok(CHAT, chat("x", json!({ "max_tokens": 3, "ignore_eos": true }))).await;
     let text = server.get("/metrics").await.1;
@@ -265,8 +265,8 @@ async fn metrics_count_what_was_done() {
 
 /// A turn prefills only its new tokens, a shared instruction is prefilled once, and the replies do not change.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_read_is_not_read_again() {
-    let (keeping, fresh) = (Server::keeping(), Server::new());
+async fn cached_prefixes_are_not_prefilled_again() {
+    let (caching, fresh) = (Server::with_cache(), Server::new());
     let rules = json!({ "role": "system", "content": "Be brief, but never too brief. ".repeat(20) });
     let ask = |text: &str, more: &[Value]| {
         let mut messages = vec![rules.clone(), json!({ "role": "user", "content": text })];
@@ -275,24 +275,24 @@ async fn what_was_read_is_not_read_again() {
     };
     let read = |answer: &Value| answer["timings"]["prompt_n"].as_u64().unwrap();
     let content = |answer: &Value| answer["choices"][0]["message"]["content"].clone();
-    let first = keeping.ok(CHAT, ask("One", &[])).await;
+    let first = caching.ok(CHAT, ask("One", &[])).await;
     assert_eq!(content(&first), content(&fresh.ok(CHAT, ask("One", &[])).await));
     assert_eq!(first["usage"]["prompt_tokens_details"]["cached_tokens"], 0);
-    let again = keeping.ok(CHAT, ask("One", &[])).await;
+    let again = caching.ok(CHAT, ask("One", &[])).await;
     assert_eq!((read(&again), content(&again)), (0, content(&first)));
-    let other = keeping.ok(CHAT, ask("Two", &[])).await;
+    let other = caching.ok(CHAT, ask("Two", &[])).await;
     assert!(read(&other) < 10, "{other}");
     assert_eq!(content(&other), content(&fresh.ok(CHAT, ask("Two", &[])).await));
     let turn =
         [json!({ "role": "assistant", "content": "Yes." }), json!({ "role": "user", "content": "More" })];
-    let next = keeping.ok(CHAT, ask("Two", &turn)).await;
+    let next = caching.ok(CHAT, ask("Two", &turn)).await;
     assert!(read(&next) < 14, "{next}");
     assert_eq!(content(&next), content(&fresh.ok(CHAT, ask("Two", &turn)).await));
 }
 
 /// On a single-threaded runtime another request is answered before the large body of the first is parsed.
 #[tokio::test(flavor = "current_thread")]
-async fn large_bodies_are_parsed_beside_other_requests() {
+async fn large_bodies_do_not_block_other_requests() {
     let server = Server::loading(kimi::serve::Options { max_body: 32 << 20, ..options() });
     let body = format!("[{}0]", "12345,".repeat(1_900_000));
     let request = Request::post("/tokenize").header(header::CONTENT_TYPE, "application/json");
@@ -313,7 +313,7 @@ async fn large_bodies_are_parsed_beside_other_requests() {
 
 /// A few bytes of ids decode to a hundred of text: a response has no more text than a request body may have.
 #[tokio::test(flavor = "multi_thread")]
-async fn text_that_ids_stand_for_is_bounded() {
+async fn decoded_text_of_token_ids_is_bounded() {
     let server = Server::with(kimi::serve::Options { max_body: 6000, ..options() }, 1);
     let spaces = server.ok("/tokenize", json!({ "content": " ".repeat(64) })).await["tokens"].clone();
     let spaces = spaces.as_array().unwrap();

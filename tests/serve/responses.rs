@@ -32,7 +32,7 @@ fn form() -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_text_whole_and_as_events() {
+async fn a_text_is_the_same_whole_and_as_events() {
     let server = Server::new();
     let request = json!({ "model": "tiny", "input": "Which?", "instructions": "Be brief.", "text": form() });
     let whole = server.ok(RESPONSES, request.clone()).await;
@@ -74,7 +74,7 @@ async fn a_text_whole_and_as_events() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_and_its_output() {
+async fn a_call_and_its_output_are_accepted_as_input() {
     let server = Server::new();
     let schema = json!({ "type": "object", "properties": { "n": { "enum": [1, 2] } }, "required": ["n"], "additionalProperties": false });
     let tools = json!([{ "type": "function", "name": "pick", "parameters": schema, "strict": true }]);
@@ -102,7 +102,7 @@ async fn a_call_and_its_output() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cut_answer_says_so_and_what_is_not_done_is_refused() {
+async fn a_cut_response_is_incomplete_and_unsupported_fields_are_refused() {
     let server = Server::new();
     let form = json!({ "format": { "type": "grammar", "syntax": "regex", "grammar": "(a b c d )+" } });
     let cut = server.ok(RESPONSES, json!({ "input": "x", "max_output_tokens": 3, "text": form })).await;

@@ -134,7 +134,7 @@ fn idle_connections_close_in_time_and_serve_until_then() {
 }
 
 #[test]
-fn a_reply_may_take_longer_than_all_these_times() {
+fn timeouts_do_not_limit_a_reply_in_progress() {
     let brief = HttpLimits { header_timeout: MS(20), idle_timeout: MS(20), write_timeout: MS(20), ..short() };
     let site = Site::new(Options { http: brief, ..options() }, true);
     let body = r#"{"prompt":"x","max_tokens":400,"ignore_eos":true}"#;
@@ -174,7 +174,7 @@ fn bodies_that_stall_or_trickle_are_refused() {
 }
 
 #[test]
-fn too_large_a_body_is_refused_before_it_is_sent() {
+fn a_body_that_is_too_large_is_refused_before_it_is_sent() {
     let site = Site::with(HttpLimits::default());
     let refused = site.ask(&post(usize::MAX / 2, ""));
     assert!(refused.starts_with("HTTP/1.1 413 "), "{refused}");
@@ -196,7 +196,7 @@ fn a_client_that_does_not_read_is_closed() {
 }
 
 #[test]
-fn at_the_limit_of_connections_the_longest_idle_ones_go() {
+fn the_longest_idle_connections_are_evicted() {
     let site = Site::with(HttpLimits { connections: 8, ..HttpLimits::default() });
     let mut halves: Vec<_> = (0..60).map(|_| site.sent("GET /health HT")).collect();
     // While all connections are in use, a response closes its own.
@@ -213,7 +213,7 @@ fn at_the_limit_of_connections_the_longest_idle_ones_go() {
 }
 
 #[test]
-fn bodies_share_their_memory() {
+fn bodies_share_a_memory_limit() {
     let limits = HttpLimits { body_bytes: 256 << 10, body_wait: MS(200), ..HttpLimits::default() };
     let site = Site::new(Options { http: limits, ..options() }, true);
     let large = format!("{{\"content\":\"{}\"}}", "x ".repeat(100_000));
@@ -222,7 +222,7 @@ fn bodies_share_their_memory() {
     let asked = post(large.len(), &large).replacen("Host", "Connection: close\r\nHost", 1);
     let refused = site.ask(&asked);
     assert!(refused.starts_with("HTTP/1.1 503 ") && refused.contains("retry-after: 1"), "{refused}");
-    let why = "bodies of requests fill their 262144 bytes of memory; try again later";
+    let why = "request bodies fill their memory of 262144 bytes; try again later";
     assert!(refused.contains(why), "{refused}");
     let small = r#"{"content":"x"}"#;
     let small = site.ask(&post(small.len(), small).replacen("Host", "Connection: close\r\nHost", 1));
@@ -237,7 +237,7 @@ fn bodies_share_their_memory() {
 }
 
 #[test]
-fn headers_have_a_size_and_a_number() {
+fn headers_are_limited_in_size_and_number() {
     let site = Site::with(HttpLimits::default());
     for headers in [format!("X: {}\r\n", "x".repeat(40 << 10)), "X: y\r\n".repeat(101)] {
         let refused = site.ask(&format!("GET /health HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n"));
@@ -246,7 +246,7 @@ fn headers_have_a_size_and_a_number() {
 }
 
 #[test]
-fn an_end_is_not_held_up_by_open_connections() {
+fn open_connections_do_not_delay_shutdown() {
     let site = Site::with(HttpLimits::default());
     let mut idle = site.sent(HEALTH);
     answer(&mut idle);
@@ -296,7 +296,7 @@ fn a_server_on_loopback_serves_its_own_names_and_pages() {
 }
 
 #[test]
-fn a_server_on_other_addresses_serves_any_name_unless_told_some() {
+fn a_server_on_other_addresses_serves_any_name_by_default() {
     let ask =
         |site: &Site, host: &str| site.ask(&format!("GET / HTTP/1.1\r\n{host}Connection: close\r\n\r\n"));
     let any = Site::new(Options { hosts: HostPolicy::new([0, 0, 0, 0].into(), vec![]), ..options() }, false);
@@ -310,7 +310,7 @@ fn a_server_on_other_addresses_serves_any_name_unless_told_some() {
 }
 
 #[test]
-fn errors_are_json_lines_that_quote_little() {
+fn errors_are_short_json_lines() {
     let site = Site::new(options(), true);
     let get = |path: &str| {
         let answer = site.ask(&format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"));

@@ -16,7 +16,7 @@ fn said(events: &[Value]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_says_what_a_whole_answer_says() {
+async fn a_stream_has_the_text_of_a_whole_response() {
     let server = Server::new();
     let how = json!({ "max_tokens": 20, "ignore_eos": true });
     let whole = server.ok(CHAT, chat("Tell me", how.clone())).await;
@@ -39,7 +39,7 @@ async fn a_stream_says_what_a_whole_answer_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn progress_is_told_on_request() {
+async fn progress_is_sent_on_request() {
     let server = Server::new();
     let how = json!({ "max_tokens": 1, "stream": true, "return_progress": true });
     let events = server.stream(CHAT, chat(&"word ".repeat(300), how)).await;
@@ -50,7 +50,7 @@ async fn progress_is_told_on_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_completion_streams_with_its_prompt_first() {
+async fn an_echoed_prompt_is_streamed_first() {
     let server = Server::new();
     let how = json!({ "prompt": "Once", "max_tokens": 5, "ignore_eos": true, "stream": true, "echo": true, "logprobs": 1 });
     let mut how_whole = how.clone();
@@ -76,7 +76,7 @@ async fn a_completion_streams_with_its_prompt_first() {
 /// Greedy and sampled replies are the same alone and in a batch with eight others of other lengths, two of them long enough
 /// that their ends are prefilled with materialised attention in large chunks.
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_tokens_alone_and_in_company() {
+async fn tokens_are_the_same_alone_and_batched() {
     let server = Server::with(options(), 9);
     let request = |i: u64| {
         let text = "A question of some length? ".repeat([1, 8, 15, 260][i as usize % 4]);
@@ -94,7 +94,7 @@ async fn the_same_tokens_alone_and_in_company() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_leaves_is_not_worked_for() {
+async fn requests_of_disconnected_clients_are_cancelled() {
     let server = Server::with(options(), 2);
     let long = || chat("x", json!({ "max_tokens": 1500, "ignore_eos": true, "stream": true }));
     for i in 0..20 {
@@ -148,7 +148,7 @@ async fn time_and_queue_are_limited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_end_cuts_what_does_not_finish() {
+async fn shutdown_cancels_running_requests() {
     let server = Server::with(options(), 1);
     let long = server.post(CHAT, chat("x", json!({ "max_tokens": 1900, "ignore_eos": true })));
     let end = async {

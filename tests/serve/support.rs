@@ -119,12 +119,12 @@ impl Server {
     }
 
     /// A server with a prefix cache.
-    pub fn keeping() -> Server {
-        Server::keeping_with(8)
+    pub fn with_cache() -> Server {
+        Server::with_cache_and_slots(8)
     }
 
     /// A server with a prefix cache and `slots` slots.
-    pub fn keeping_with(slots: usize) -> Server {
+    pub fn with_cache_and_slots(slots: usize) -> Server {
         Server::on(1, options(), slots)
     }
 

@@ -29,7 +29,7 @@ async fn cached(server: &Server, key: &str, body: &Value) -> u64 {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_does_not_see_what_another_asked() {
+async fn cached_prefixes_are_private_to_a_key() {
     let keys = |keys: &[&str], share_prefix_cache| {
         let keys = keys.iter().map(ToString::to_string).collect();
         let options = Options { keys, share_prefix_cache, ..options() };
@@ -71,7 +71,7 @@ async fn metric(server: &Server, name: &str) -> u64 {
 }
 
 /// Waits until the engine is idle; returns the number of tokens that it has computed.
-async fn until_still(server: &Server) -> u64 {
+async fn until_idle(server: &Server) -> u64 {
     let mut before = u64::MAX;
     loop {
         let now = metric(server, "kimi_batched_tokens_total").await;
@@ -89,12 +89,12 @@ fn stream() -> Request<Body> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_is_not_read_pauses_and_others_go_on() {
+async fn an_unread_stream_is_paused() {
     let server =
         Server::within(0, options(), Limits { unread: Duration::from_secs(600), ..Limits::new(1, 1 << 30) });
     let mut body = server.router.clone().oneshot(stream()).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().unwrap().is_data());
-    assert!(until_still(&server).await < 400, "tokens for a stream that nobody reads");
+    assert!(until_idle(&server).await < 400, "tokens for a stream that nobody reads");
     // Another request takes the only slot meanwhile.
     let answer = server.ok(CHAT, chat("Hello", json!({ "max_tokens": 9, "ignore_eos": true }))).await;
     assert_eq!(answer["usage"]["completion_tokens"], 9);
@@ -107,7 +107,7 @@ async fn a_stream_that_is_not_read_pauses_and_others_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_stays_unread_ends() {
+async fn an_unread_stream_times_out() {
     let server = Server::within(
         0,
         options(),
@@ -115,7 +115,7 @@ async fn a_stream_that_stays_unread_ends() {
     );
     let mut body = server.router.clone().oneshot(stream()).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().unwrap().is_data());
-    until_still(&server).await;
+    until_idle(&server).await;
     for _ in 0..200 {
         if metric(&server, "kimi_requests_running").await + metric(&server, "kimi_requests_waiting").await
             == 0
@@ -130,7 +130,7 @@ async fn a_stream_that_stays_unread_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn prompts_that_wait_have_their_memory() {
+async fn memory_of_waiting_prompts_is_limited() {
     let server = Server::with(Options { queue_bytes: 3000, ..options() }, 1);
     let request = |tokens: usize, n: usize| {
         let prompt: Vec<usize> = (0..tokens).map(|i| 100 + i).collect();
@@ -156,7 +156,7 @@ async fn prompts_that_wait_have_their_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn grammars_that_wait_have_their_memory() {
+async fn memory_of_waiting_grammars_is_limited() {
     let server = Server::with(Options { queue_bytes: 200_000, ..options() }, 1);
     let request = |stream: bool| {
         let text = format!("start: /[qj]{{1500}}/ // {}", "x".repeat(2000));
@@ -174,7 +174,7 @@ async fn grammars_that_wait_have_their_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_waits_at_the_end_is_told_so() {
+async fn shutdown_answers_waiting_requests() {
     let server = Server::with(options(), 1);
     let long = |_| server.post(CHAT, chat("x", json!({ "max_tokens": 1900, "ignore_eos": true })));
     let end = async {
@@ -190,7 +190,7 @@ async fn what_waits_at_the_end_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn logits_that_are_no_numbers_are_an_error() {
+async fn non_finite_logits_are_an_error() {
     let server = Server::of(broken());
     for how in [
         json!({}),

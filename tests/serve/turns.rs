@@ -12,14 +12,14 @@ fn number(answer: &Value, place: &str) -> u64 {
 
 /// Five turns, each with the messages of the earlier ones: only the new tokens are prefilled.
 async fn converse(first: &str, how: Value) {
-    let (keeping, fresh) = (Server::keeping(), Server::new());
+    let (caching, fresh) = (Server::with_cache(), Server::new());
     let mut messages = vec![json!({ "role": "user", "content": first.repeat(30) })];
     let (mut known, mut cut_otherwise) = (0, 0);
     for turn in 0..5 {
         let mut request =
             json!({ "messages": messages, "temperature": 1.5, "seed": turn, "max_tokens": 200 });
         request.as_object_mut().unwrap().extend(how.as_object().unwrap().clone());
-        let answer = keeping.ok(CHAT, request.clone()).await;
+        let answer = caching.ok(CHAT, request.clone()).await;
         assert_eq!(answer["choices"][0]["finish_reason"], how["ends"], "{answer}");
         let (prompt, reply) =
             (number(&answer, "/usage/prompt_tokens"), number(&answer, "/usage/completion_tokens"));
@@ -45,7 +45,7 @@ async fn converse(first: &str, how: Value) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_turn_reads_only_what_is_new_however_the_replies_were_cut() {
+async fn a_turn_prefills_only_new_tokens() {
     let form = json!({ "type": "grammar", "syntax": "regex", "grammar": "[a-z ]{30,40}" });
     converse("Say something. ", json!({ "response_format": form, "ends": "stop" })).await;
     let long = json!({ "type": "grammar", "syntax": "regex", "grammar": "[a-z ]{300}" });
@@ -57,45 +57,45 @@ async fn a_turn_reads_only_what_is_new_however_the_replies_were_cut() {
     converse("Look it up. ", how).await;
 }
 
-async fn tokens_read(server: &Server) -> u64 {
+async fn prefilled_tokens(server: &Server) -> u64 {
     let metrics = server.get("/metrics").await.1;
     let line = metrics.lines().find(|l| l.starts_with("kimi_prompt_tokens_total ")).unwrap();
     line.rsplit(' ').next().unwrap().parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_prompt_is_read_once_for_all_its_replies() {
+async fn a_prompt_is_prefilled_once_for_all_its_replies() {
     // Fewer slots than replies: the later ones find the prefix in the cache, too.
-    let (keeping, fresh) = (Server::keeping_with(3), Server::with(options(), 3));
+    let (caching, fresh) = (Server::with_cache_and_slots(3), Server::with(options(), 3));
     let how = json!({ "n": 5, "temperature": 1.5, "seed": 5, "max_tokens": 12 });
     let request = chat(&"Several of these, please. ".repeat(40), how);
-    let (kept, anew) = (keeping.ok(CHAT, request.clone()).await, fresh.ok(CHAT, request).await);
+    let (kept, anew) = (caching.ok(CHAT, request.clone()).await, fresh.ok(CHAT, request).await);
     assert_eq!(kept["choices"], anew["choices"]);
     assert_eq!(kept["usage"], anew["usage"]);
     let prompt = number(&kept, "/usage/prompt_tokens");
-    assert_eq!((tokens_read(&keeping).await, tokens_read(&fresh).await), (prompt, 5 * prompt));
+    assert_eq!((prefilled_tokens(&caching).await, prefilled_tokens(&fresh).await), (prompt, 5 * prompt));
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_document_that_many_ask_about_at_once_is_read_once() {
-    let (keeping, fresh) = (Server::keeping(), Server::new());
+async fn a_shared_document_is_prefilled_once() {
+    let (caching, fresh) = (Server::with_cache(), Server::new());
     let document = json!({ "role": "system", "content": "All of this is known. ".repeat(60) });
     let ask = |server, i: usize| {
         let question = json!({ "role": "user", "content": format!("Question {i}?") });
         let request = json!({ "messages": [document, question], "max_tokens": 8 + i, "ignore_eos": true });
         async move { Server::ok(server, CHAT, request).await }
     };
-    let together = join_all((0..8).map(|i| ask(&keeping, i))).await;
+    let together = join_all((0..8).map(|i| ask(&caching, i))).await;
     for (i, answer) in together.iter().enumerate() {
         assert_eq!(answer["choices"], ask(&fresh, i).await["choices"]);
     }
     let all: u64 = together.iter().map(|a| number(a, "/usage/prompt_tokens")).sum();
-    let (one, read) = (all / 8, tokens_read(&keeping).await);
+    let (one, read) = (all / 8, prefilled_tokens(&caching).await);
     assert!(read < one + 8 * 16, "{read} of {all} tokens read");
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn arguments_of_a_sure_call_come_in_pieces() {
+async fn arguments_of_a_constrained_call_are_streamed() {
     let parameters = json!({ "type": "object", "properties": { "text": { "type": "string", "minLength": 20 } },
         "required": ["text"], "additionalProperties": false });
     let tool = json!({ "type": "function", "function": { "name": "write", "parameters": parameters } });

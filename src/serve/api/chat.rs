@@ -1,4 +1,4 @@
-//! `/v1/chat/completions`: messages in, messages or chunks of them out.
+//! Types of `/v1/chat/completions`: requests, responses and chunks of streamed responses.
 
 use super::tools::{ResponseFormat, ToolChoice};
 use super::{Progress, StreamOptions, Timings, Usage};
@@ -6,114 +6,100 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-/// What is asked for, beside [`super::generation::Generation`].
+/// Fields of a request besides [`super::generation::Generation`].
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct ChatRequest {
-    /// The served model's name; may be absent.
+    /// Name of the served model; optional.
     #[schema(schema_with = crate::serve::api::schemas::model_name, required = false)]
     pub model: Option<String>,
-    /// The conversation.
     #[schema(min_items = 1)]
     pub messages: Vec<ChatMessage>,
-    /// Send the reply as it is made, as server-sent events.
+    /// Stream the reply as server-sent events.
     pub stream: Option<bool>,
-    /// What a stream is to tell.
+    /// Options of a streamed response.
     pub stream_options: Option<StreamOptions>,
-    /// Tell in the stream how far the prompt is read.
+    /// Report the progress of the prefill in the stream.
     pub return_progress: Option<bool>,
-    /// Tools that may be called.
+    /// Tools that the model may call.
     #[schema(value_type = Option<Vec<super::tools::Tool>>)]
     pub tools: Option<Vec<Value>>,
-    /// Whether they are called.
+    /// Controls which tools are called.
     pub tool_choice: Option<ToolChoice>,
-    /// Whether several may be called at once.
+    /// Allow several calls in one message.
     pub parallel_tool_calls: Option<bool>,
-    /// The form that the reply is to have.
+    /// Required format of the reply.
     pub response_format: Option<ResponseFormat>,
-    /// Variables for the model's chat template; those that it does not know are refused.
+    /// Variables for the chat template; unknown ones are refused.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
-    /// Tell how likely each token was.
+    /// Return the log-probability of each token.
     pub logprobs: Option<bool>,
-    /// And so many of the most likely ones.
+    /// Number of most likely tokens to return per position.
     #[schema(maximum = 20)]
     pub top_logprobs: Option<usize>,
 }
 
-/// All that may be asked for.
+/// All fields of a request body.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "documentation: a request is read in two parts")]
 pub struct ChatBody {
-    /// What is asked for.
+    /// Fields of the request body.
     #[serde(flatten)]
     pub request: ChatRequest,
-    /// How the text is made.
     #[serde(flatten)]
     pub how: super::generation::Generation,
 }
 
-/// One message.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ChatMessage {
-    /// Who speaks.
     pub role: Role,
-    /// What is said; may be absent or null in an assistant's message that calls tools.
+    /// Text of the message; optional in an assistant message with tool calls.
     pub content: Option<Content>,
-    /// Whose name it is said under.
+    /// Optional name of the author.
     pub name: Option<String>,
-    /// Calls the assistant made.
     pub tool_calls: Option<Vec<ToolCall>>,
-    /// The call that a tool's message answers.
+    /// Id of the call that a tool message answers.
     pub tool_call_id: Option<String>,
-    /// What the assistant reasoned before it answered.
+    /// Reasoning that preceded the answer.
     pub reasoning_content: Option<String>,
 }
 
-/// Who speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Instructions.
     System,
     /// The same by its newer name.
     Developer,
-    /// The human.
     User,
-    /// The model.
     Assistant,
     /// The result of a call.
     Tool,
 }
 
-/// What is said.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of text parts")]
 pub enum Content {
-    /// Text.
     Text(String),
-    /// Texts one after another.
+    /// Text parts, which are concatenated.
     Parts(Vec<Part>),
 }
 
-/// A part of what is said.
+/// A part of a message.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct Part {
-    /// `text`; others are refused.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The text.
     pub text: Option<String>,
 }
 
-/// A call the assistant made.
+/// A function call by the assistant.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ToolCall {
-    /// Its name among all calls.
+    /// Unique id of the call.
     pub id: String,
-    /// `function`
     #[serde(rename = "type", default = "function")]
     pub kind: String,
-    /// What is called.
+    /// The called function and its arguments.
     pub function: FunctionCall,
 }
 
@@ -121,191 +107,169 @@ fn function() -> String {
     "function".to_owned()
 }
 
-/// What is called.
+/// The called function and its arguments.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FunctionCall {
-    /// The function's name.
     pub name: String,
-    /// Its arguments, as JSON text.
+    /// Arguments of the call, as JSON text.
     pub arguments: String,
 }
 
-/// A whole answer.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ChatCompletion {
-    /// Its name.
     pub id: String,
-    /// `chat.completion`
     pub object: &'static str,
-    /// Seconds of Unix time.
     pub created: u64,
-    /// The served model's name.
     pub model: String,
-    /// The replies.
     pub choices: Vec<Choice>,
-    /// Tokens read and made.
+    /// Numbers of prompt and reply tokens.
     pub usage: Usage,
-    /// The server's version.
     pub system_fingerprint: &'static str,
-    /// How fast it was.
+    /// Token counts, times and rates.
     pub timings: Timings,
 }
 
-/// A reply.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Choice {
-    /// Its number.
     pub index: usize,
-    /// What is said.
     pub message: Answer,
-    /// How likely each token was, where that was asked for.
+    /// Log-probabilities of the tokens, if requested.
     #[schema(required)]
     pub logprobs: Option<ChatLogprobs>,
-    /// stop, length or tool_calls
     pub finish_reason: &'static str,
 }
 
-/// What the assistant says.
+/// The generated message of the assistant.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Answer {
-    /// `assistant`
     pub role: &'static str,
-    /// The text; null where there are only calls.
+    /// Text of the message; null if there are only calls.
     #[schema(required)]
     pub content: Option<String>,
-    /// Always null: this model does not refuse in a form of its own.
+    /// Always null; refusals are ordinary text.
     #[schema(required)]
     pub refusal: Option<String>,
-    /// What it reasoned before.
+    /// Reasoning that preceded the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
-    /// Calls it makes.
+    /// Tool calls of the message.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
 }
 
-/// How likely each token was.
+/// Log-probabilities of a reply's tokens.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct ChatLogprobs {
-    /// Token by token.
     pub content: Vec<TokenLogprob>,
-    /// Always null.
     #[schema(required)]
     pub refusal: Option<Vec<TokenLogprob>>,
 }
 
-/// How likely a token was.
+/// Log-probability of a token and its alternatives.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct TokenLogprob {
-    /// Its text.
+    /// Text of the token, with U+FFFD for incomplete characters.
     pub token: String,
-    /// The logarithm of its probability; -9999 where that is zero.
+    /// Natural logarithm of the probability; -9999 for probability zero.
     pub logprob: f32,
-    /// Its bytes, which may be a part of a character.
+    /// Bytes of the token, possibly part of a character.
     pub bytes: Vec<u8>,
-    /// The most likely tokens in its place.
+    /// The most likely tokens at this position.
     pub top_logprobs: Vec<TopLogprob>,
 }
 
 /// One of the most likely tokens.
 #[derive(Clone, Debug, PartialEq, Serialize, ToSchema)]
 pub struct TopLogprob {
-    /// Its text.
+    /// Text of the token, with U+FFFD for incomplete characters.
     pub token: String,
-    /// The logarithm of its probability; -9999 where that is zero.
+    /// Natural logarithm of the probability; -9999 for probability zero.
     pub logprob: f32,
-    /// Its bytes.
+    /// Bytes of the token, possibly part of a character.
     pub bytes: Vec<u8>,
 }
 
-/// A piece of a streamed answer.
+/// A chunk of a streamed response.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ChatChunk {
-    /// The answer's name.
+    /// Id shared by all chunks of a response.
     pub id: String,
-    /// `chat.completion.chunk`
     pub object: &'static str,
-    /// Seconds of Unix time.
     pub created: u64,
-    /// The served model's name.
     pub model: String,
-    /// The server's version.
     pub system_fingerprint: &'static str,
-    /// What is new; empty in a chunk of usage or progress.
+    /// New parts of the replies; empty in chunks of usage or progress.
     pub choices: Vec<ChunkChoice>,
-    /// Tokens read and made: in the last chunk, null in those before it, where it was asked for.
+    /// Token usage, if requested: null in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
-    /// How fast it was: in the last chunk.
+    /// Token counts, times and rates, in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
-    /// How far the prompt is read, where it was asked for.
+    /// Progress of the prefill, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prompt_progress: Option<Progress>,
 }
 
-/// What is new of a reply.
+/// The new part of a reply.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ChunkChoice {
-    /// The reply's number.
     pub index: usize,
-    /// What is said.
     pub delta: Delta,
-    /// How likely each new token was, where that was asked for.
+    /// Log-probabilities of the new tokens, if requested.
     #[schema(required)]
     pub logprobs: Option<ChatLogprobs>,
-    /// stop, length or tool_calls, at the end
+    /// stop, length or tool_calls in the last chunk of a reply
     #[schema(required)]
     pub finish_reason: Option<&'static str>,
 }
 
-/// What is said, piece by piece.
+/// The new part of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Delta {
-    /// `assistant`, in the first piece.
+    /// `assistant` in the first chunk only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
-    /// More text.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
-    /// More of what it reasons.
+    /// More text of the reasoning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
-    /// More of the calls it makes.
+    /// New parts of tool calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCallDelta>,
 }
 
-/// More of a call.
+/// The new part of a tool call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct ToolCallDelta {
-    /// The call's number in the message.
+    /// Index of the call in the message.
     pub index: usize,
-    /// Its name among all calls, in the first piece.
+    /// Unique id of the call, in its first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
-    /// `function`, in the first piece.
+    /// `function` in the first chunk of a call.
     #[serde(rename = "type", skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
-    /// What is called.
+    /// The called function and its arguments.
     pub function: FunctionDelta,
 }
 
-/// More of what is called.
+/// The new part of a function call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct FunctionDelta {
-    /// The function's name, in the first piece.
+    /// Name of the function, in the first chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// More of its arguments.
+    /// More text of the JSON arguments.
     pub arguments: String,
 }
 
 impl ChatMessage {
-    /// As templates read it: texts joined, null where nothing is said.
+    /// Converts the message for chat templates: text parts are joined, absent content is null.
     ///
     /// # Errors
-    /// A part that is no text, by its place in the message.
+    /// Returns the position of a part that is not text, and the reason.
     pub fn into_template(self) -> Result<models::template::Message, (String, String)> {
         let content = match self.content {
             None => Value::Null,

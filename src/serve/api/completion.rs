@@ -1,57 +1,55 @@
-//! `/v1/completions`: a text and how it goes on.
+//! Types of `/v1/completions`: prompts and their continuations.
 
 use super::{StreamOptions, Timings, Usage};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// What is asked for, beside [`super::generation::Generation`].
+/// Fields of a request besides [`super::generation::Generation`].
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct CompletionRequest {
-    /// The served model's name; may be absent.
+    /// Name of the served model; optional.
     #[schema(schema_with = crate::serve::api::schemas::model_name, required = false)]
     pub model: Option<String>,
-    /// What goes on.
+    /// Text or token ids to continue.
     #[schema(schema_with = crate::serve::api::schemas::prompt, required = true)]
     pub prompt: Prompt,
-    /// Send the text as it is made, as server-sent events.
+    /// Stream the text as server-sent events.
     pub stream: Option<bool>,
-    /// What a stream is to tell.
+    /// Options of a streamed response.
     pub stream_options: Option<StreamOptions>,
-    /// Begin the text with the prompt.
+    /// Return the prompt before the text.
     pub echo: Option<bool>,
-    /// Tell how likely each token was, and so many of the most likely ones.
+    /// Return the log-probability of each token and of this many most likely ones.
     #[schema(maximum = 20)]
     pub logprobs: Option<usize>,
-    /// The form that the text is to have.
+    /// Required format of the text.
     pub response_format: Option<super::tools::ResponseFormat>,
-    /// Only the value of `n` is taken.
+    /// Accepted only if equal to `n`.
     #[schema(minimum = 1, maximum = 1)]
     pub best_of: Option<usize>,
-    /// Refused unless it is empty: the model does not fill in.
+    /// Refused unless empty, as infilling is not supported.
     #[schema(max_length = 0)]
     pub suffix: Option<String>,
 }
 
-/// All that may be asked for.
+/// All fields of a request body.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "documentation: a request is read in two parts")]
 pub struct CompletionBody {
-    /// What is asked for.
+    /// Fields of the request body.
     #[serde(flatten)]
     pub request: CompletionRequest,
-    /// How the text is made.
     #[serde(flatten)]
     pub how: super::generation::Generation,
 }
 
-/// Texts or token ids.
+/// One or several prompts, as text or token ids.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string, token ids, or an array of one of these")]
 pub enum Prompt {
-    /// A text, in which names of special tokens mean nothing.
+    /// A text, in which special tokens are not recognised.
     Text(String),
-    /// Token ids.
     Ids(Vec<u32>),
     /// Several texts, each with its own replies.
     Texts(Vec<String>),
@@ -59,53 +57,45 @@ pub enum Prompt {
     Lists(Vec<Vec<u32>>),
 }
 
-/// A whole answer, or a piece of a streamed one.
+/// A response, or a chunk of a streamed response.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Completion {
-    /// Its name.
     pub id: String,
-    /// `text_completion`
     pub object: &'static str,
-    /// Seconds of Unix time.
     pub created: u64,
-    /// The served model's name.
     pub model: String,
-    /// The server's version.
     pub system_fingerprint: &'static str,
-    /// The texts; empty in a chunk of usage.
+    /// Generated texts; empty in a chunk of usage.
     pub choices: Vec<CompletionChoice>,
-    /// Tokens read and made: in a stream in the last chunk, null in those before it, where it was asked for.
+    /// Token usage; in a stream only if requested, and null in all chunks but the last.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub usage: Option<Option<Usage>>,
-    /// How fast it was: in a stream in the last chunk.
+    /// Token counts, times and rates; in a stream in the last chunk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timings: Option<Timings>,
 }
 
-/// A text.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct CompletionChoice {
-    /// Its number.
     pub index: usize,
-    /// The text, or what is new of it.
+    /// The text, or its new part in a stream.
     pub text: String,
-    /// How likely each token was, where that was asked for.
+    /// Log-probabilities of the tokens, if requested.
     #[schema(required)]
     pub logprobs: Option<TextLogprobs>,
-    /// stop or length, at the end
+    /// stop or length, in the last chunk
     #[schema(required)]
     pub finish_reason: Option<&'static str>,
 }
 
-/// How likely each token was, list by list.
+/// Log-probabilities of a text's tokens, as parallel lists.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct TextLogprobs {
-    /// The tokens' texts.
     pub tokens: Vec<String>,
-    /// The logarithms of their probabilities; -9999 where one is zero.
+    /// Natural logarithms of the probabilities; -9999 for probability zero.
     pub token_logprobs: Vec<f32>,
-    /// The most likely tokens in their places.
+    /// The most likely tokens at each position.
     pub top_logprobs: Vec<BTreeMap<String, f32>>,
-    /// Where they begin in the text, in characters.
+    /// Offsets of the tokens in the text, in characters.
     pub text_offset: Vec<usize>,
 }

@@ -1,65 +1,61 @@
-//! What every request for text may say about how it is made.
+//! Sampling and length parameters common to chat and text completions.
 
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
-/// How text is to be made; what is absent or null is the server's default.
+/// Sampling and length parameters; absent or null fields take the server's defaults.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct Generation {
-    /// Sharpness of the choice; 0 always takes the most likely token
+    /// Sampling temperature; 0 is greedy
     #[schema(minimum = 0.0, maximum = 2.0)]
     pub temperature: Option<f32>,
-    /// Keep the most likely tokens that together have this probability
+    /// Nucleus sampling: keep the most likely tokens up to this total probability
     #[schema(minimum = 0.0, maximum = 1.0)]
     pub top_p: Option<f32>,
-    /// Keep only the most likely tokens; 0: all
+    /// Keep this many most likely tokens (0: all)
     pub top_k: Option<u32>,
-    /// Drop tokens less likely than this share of the most likely one
+    /// Drop tokens below this fraction of the highest probability
     #[schema(minimum = 0.0, maximum = 1.0)]
     pub min_p: Option<f32>,
-    /// The same seed, prompt and options give the same text, alone or among others
+    /// Seed of the sampler: the same seed, prompt and options give the same text, batched or not
     pub seed: Option<i64>,
-    /// Text that ends the reply and is not part of it
+    /// Stop strings, which are not part of the reply
     #[schema(schema_with = crate::serve::api::schemas::stop, required = false)]
     pub stop: Option<Stop>,
-    /// Tokens at most
+    /// Maximum number of generated tokens
     #[schema(minimum = 1)]
     pub max_tokens: Option<usize>,
-    /// The same by its newer name
+    /// Newer name of max_tokens, which it overrides
     #[schema(minimum = 1)]
     pub max_completion_tokens: Option<usize>,
-    /// Taken off the logits of tokens that the reply has
+    /// Subtracted from the logits of tokens present in the reply
     #[schema(minimum = -2.0, maximum = 2.0)]
     pub presence_penalty: Option<f32>,
-    /// Taken off the logits of tokens for each time that the reply has them
+    /// Subtracted from the logits of tokens for each occurrence in the reply
     #[schema(minimum = -2.0, maximum = 2.0)]
     pub frequency_penalty: Option<f32>,
-    /// Divides the logits of recent tokens
+    /// Divisor for the logits of recent tokens
     #[schema(minimum = 1.0, maximum = 100.0)]
     pub repeat_penalty: Option<f32>,
-    /// Added to the logits of tokens, by their ids
+    /// Added to the logits of tokens, by token id
     #[schema(schema_with = crate::serve::api::schemas::logit_bias, required = false)]
     pub logit_bias: Option<BTreeMap<String, f32>>,
-    /// Replies to the same prompt
+    /// Number of replies per prompt
     #[schema(minimum = 1, maximum = 16)]
     pub n: Option<usize>,
-    /// Go on past tokens that end a reply
     pub ignore_eos: Option<bool>,
 }
 
-/// One text or several.
+/// One or several stop strings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string or an array of strings")]
 pub enum Stop {
-    /// One.
     One(String),
-    /// Several, 16 at most.
     Many(Vec<String>),
 }
 
 impl Stop {
-    /// As a list.
     pub fn into_list(self) -> Vec<String> {
         match self {
             Stop::One(text) => vec![text],

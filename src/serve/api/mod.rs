@@ -1,5 +1,5 @@
-//! The shapes that go over the wire, as OpenAI's clients write and read them. No behaviour: what a field means is
-//! said where it is carried out.
+//! Request and response types of the HTTP API, compatible with OpenAI's clients. They have no behaviour; the handlers in
+//! [`super`] implement the fields.
 
 pub mod chat;
 pub mod completion;
@@ -12,90 +12,76 @@ pub mod tools;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-/// Tokens that were read and made.
+/// Numbers of tokens of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Usage {
-    /// Of the prompt.
     pub prompt_tokens: usize,
-    /// Of the replies.
     pub completion_tokens: usize,
-    /// Of both.
     pub total_tokens: usize,
-    /// More about the prompt.
+    /// Details of the prompt tokens.
     pub prompt_tokens_details: PromptDetails,
 }
 
-/// More about the prompt.
+/// Details of the prompt tokens.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
 pub struct PromptDetails {
-    /// Tokens whose state was there already.
+    /// Tokens restored from the prefix cache.
     pub cached_tokens: usize,
 }
 
-/// What was done and how fast, by the engine's clock; of the first choice.
+/// Token counts, times and rates of the first choice.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct Timings {
-    /// Tokens of the prompt whose state was there already.
+    /// Prompt tokens restored from the prefix cache.
     pub cache_n: usize,
-    /// Tokens of the prompt that were read.
+    /// Prompt tokens that were prefilled.
     pub prompt_n: usize,
-    /// Time for those.
+    /// Time of the prefill in milliseconds.
     pub prompt_ms: f64,
-    /// Their rate.
     pub prompt_per_second: f64,
-    /// Tokens of the reply.
     pub predicted_n: usize,
-    /// Time from the first to the last of them.
+    /// Time from the first to the last generated token.
     pub predicted_ms: f64,
-    /// Their rate.
     pub predicted_per_second: f64,
 }
 
-/// How far the prompt is read.
+/// Progress of the prefill, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Progress {
-    /// Tokens of the prompt.
     pub total: usize,
-    /// Of these, whose state was there already.
+    /// Tokens restored from the prefix cache.
     pub cache: usize,
-    /// Tokens in the state.
+    /// Tokens processed, cached ones included.
     pub processed: usize,
-    /// Since the request.
     pub time_ms: u64,
 }
 
-/// What a stream is to tell.
+/// Options of a streamed response.
 #[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
 pub struct StreamOptions {
-    /// Usage in a last chunk of its own.
+    /// Send token usage in an extra last chunk.
     pub include_usage: Option<bool>,
 }
 
-/// A served model.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelCard {
-    /// The name that requests use.
+    /// Name of the model in requests.
     pub id: String,
-    /// `model`
     pub object: &'static str,
-    /// When the server started, in seconds of Unix time.
+    /// Unix time of the server's start, in seconds.
     pub created: u64,
-    /// `kimi`
     pub owned_by: &'static str,
-    /// Tokens of a prompt and its reply at most.
+    /// Maximum tokens of prompt and reply together.
     pub context_length: u64,
 }
 
-/// All served models.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelList {
-    /// `list`
     pub object: &'static str,
-    /// The models.
     pub data: Vec<ModelCard>,
 }
 
-/// What the server is doing.
+/// Status of the server and its model.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Health {
     /// loading, ready, draining or failed

@@ -1,70 +1,69 @@
-//! Schemas of the description that do not follow from a type: server-sent events, errors, and fields with alternatives.
+//! OpenAPI schemas that are not derived from a type: server-sent events, errors, and fields with alternatives.
 
 use crate::serve::errors::ErrorBody;
 use serde_json::{Value, json};
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{IntoResponses, ToSchema};
 
-/// Prompts of a request at most.
+/// Maximum number of prompts per request.
 pub const MAX_PROMPTS: usize = 64;
-/// Stop strings at most.
+/// Maximum number of stop strings.
 pub const MAX_STOPS: usize = 16;
-/// Bytes of a stop string at most.
+/// Maximum bytes of a stop string.
 pub const MAX_STOP_BYTES: usize = 1024;
 
-/// A server-sent event.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "documentation")]
 pub struct Event {
-    /// Its kind, where kinds differ: those of a response.
+    /// Type of the event; only for `/v1/responses`.
     event: Option<String>,
-    /// JSON: a ChatChunk, a Completion, an event of a response or an ErrorBody; the last of a chat's or a text's is `[DONE]`.
+    /// JSON of a ChatChunk, Completion, response event or ErrorBody; `[DONE]` ends chat and text streams.
     data: String,
 }
 
-/// RequestEvents that are errors. All have the same form.
+/// Error responses, which all have the same form.
 #[derive(IntoResponses)]
 #[expect(dead_code, reason = "documentation: the statuses of ApiError")]
 pub enum Refusals {
-    /// The request is wrong, or asks for what is not done
+    /// The request is invalid or sets unsupported fields
     #[response(status = 400)]
     Wrong(ErrorBody),
-    /// No key, or a wrong one
+    /// The API key is missing or wrong
     #[response(status = 401)]
     Key(ErrorBody),
-    /// Host or Origin of another site, on a server that listens on loopback
+    /// Foreign Host or Origin on a server that listens on loopback
     #[response(status = 403)]
     Forbidden(ErrorBody),
-    /// No such model or path
+    /// The model or path does not exist
     #[response(status = 404)]
     Missing(ErrorBody),
-    /// Method not allowed
+    /// The method is not allowed for this path
     #[response(status = 405)]
     Method(ErrorBody),
     /// The body did not arrive in time
     #[response(status = 408)]
     Slow(ErrorBody),
-    /// Too large
+    /// The request body is too large
     #[response(status = 413)]
     Large(ErrorBody),
-    /// Not JSON
+    /// The content type is not JSON
     #[response(status = 415)]
     Kind(ErrorBody),
-    /// Too many requests wait
+    /// Too many requests are waiting
     #[response(status = 429)]
     Busy(ErrorBody),
-    /// The server failed
+    /// The server failed to process the request
     #[response(status = 500)]
     Failed(ErrorBody),
-    /// The server is starting or ending, or out of memory for bodies
+    /// The server is loading, draining, or out of memory for bodies
     #[response(status = 503)]
     Unavailable(ErrorBody),
-    /// Not done in time
+    /// The request exceeded the server's time limit
     #[response(status = 504)]
     Late(ErrorBody),
 }
 
-/// A schema as JSON writes it.
+/// Converts a JSON value to a schema.
 fn written(schema: Value) -> Schema {
     serde_json::from_value(schema).expect("the schemas below are schemas")
 }
@@ -73,7 +72,7 @@ pub fn model_name() -> RefOr<Schema> {
     Ref::from_schema_name("ModelName").into()
 }
 
-/// A mode, or a function by its name.
+/// Schema of a mode or a named function.
 pub fn tool_choice() -> Schema {
     let mode = json!({ "type": "string", "enum": ["none", "auto", "required"] });
     written(json!({ "oneOf": [mode, { "type": "object" }] }))
@@ -83,7 +82,7 @@ pub fn token_ids() -> Schema {
     written(json!({ "type": "array", "items": { "$ref": "#/components/schemas/TokenId" } }))
 }
 
-/// Texts or token ids, of one prompt or several.
+/// Schema of one or several prompts, as text or token ids.
 pub fn prompt() -> Schema {
     let text = json!({ "type": "string", "minLength": 1 });
     let ids = list(&json!({ "$ref": "#/components/schemas/TokenId" }), None);
@@ -91,14 +90,14 @@ pub fn prompt() -> Schema {
     written(json!({ "oneOf": [text, ids, list(&text, most), list(&ids, most)] }))
 }
 
-/// One string or several.
+/// Schema of one or several stop strings.
 pub fn stop() -> Schema {
     let text = json!({ "type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES / 4 });
     let nothing = json!({ "type": "null" });
     written(json!({ "oneOf": [nothing, text, list(&text, Some(MAX_STOPS))] }))
 }
 
-/// What is added to the logits of tokens, by their ids.
+/// Schema of a map from token ids to logit biases.
 pub fn logit_bias() -> Schema {
     let (ids, bias) = (
         json!({ "type": "string", "pattern": "^[0-9]{1,6}$" }),

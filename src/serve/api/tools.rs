@@ -1,16 +1,13 @@
-//! Tools that a reply may call, and the form that it is to have.
+//! Types for tools and response formats in requests.
 
 use serde::Deserialize;
 use serde_json::Value;
 use utoipa::ToSchema;
 
-/// A tool.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct Tool {
-    /// `function`; others are refused.
     #[serde(rename = "type")]
     pub kind: String,
-    /// The function.
     #[schema(value_type = Option<Function>)]
     pub function: Option<Value>,
 }
@@ -18,63 +15,58 @@ pub struct Tool {
 /// A function that may be called.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct Function {
-    /// Its name: letters, digits, `_`, `-` and `.`
+    /// Name of letters, digits, `_`, `-` and `.`
     pub name: String,
-    /// A JSON schema of its arguments.
+    /// JSON schema of the arguments.
     #[schema(value_type = Option<Object>)]
     pub parameters: Option<Value>,
-    /// Calls match the schema, whatever the model would write.
+    /// Constrain calls to match the schema.
     pub strict: Option<bool>,
 }
 
-/// Whether tools are called.
+/// Controls which tools are called.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(
     untagged,
     expecting = "expected none, auto, required or {\"type\": \"function\", \"function\": {\"name\": ...}}"
 )]
 pub enum ToolChoice {
-    /// none, auto or required
     Mode(String),
-    /// This one.
     Named(NamedTool),
 }
 
-/// A tool that is to be called.
+/// A tool that must be called.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct NamedTool {
-    /// `function`; others are refused.
     #[serde(rename = "type")]
     pub kind: String,
-    /// Its function.
     pub function: FunctionName,
 }
 
 /// A function by its name.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct FunctionName {
-    /// The name.
     pub name: String,
 }
 
-/// The form that a reply is to have.
+/// Required format of a reply.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ResponseFormat {
     /// text, json_object, json_schema or grammar
     #[serde(rename = "type")]
     pub kind: String,
-    /// For json_schema: the schema.
+    /// Schema for the type json_schema.
     pub json_schema: Option<JsonSchema>,
-    /// For grammar: the grammar.
+    /// Grammar for the type grammar.
     pub grammar: Option<String>,
-    /// For grammar: lark (llguidance's variant) or regex; lark where absent.
+    /// Syntax of the grammar: lark (llguidance's variant, the default) or regex.
     pub syntax: Option<String>,
 }
 
-/// A JSON schema, which the reply matches whether it is called strict or not.
+/// A JSON schema, which is always enforced, strict or not.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct JsonSchema {
-    /// The schema; any object where absent.
+    /// The schema; by default any object.
     #[schema(value_type = Option<Object>)]
     pub schema: Option<Value>,
 }

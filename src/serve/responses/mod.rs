@@ -110,7 +110,6 @@ struct ResponseEncoder {
     parser: ToolCallParser,
     /// Items of the response; the last one may be incomplete.
     output: Vec<OutputItem>,
-    /// Number of events sent.
     events: usize,
     reasoning_tokens: usize,
     stats: Option<Stats>,
@@ -240,7 +239,6 @@ impl ResponseEncoder {
         json!({ "item_id": id, "output_index": self.output.len() - 1, "content_index": 0 })
     }
 
-    /// Completes the current item.
     fn close(&mut self, out: &mut Outbox) {
         self.close_call(out);
         let Some(text) = self.output.last().and_then(open_text).cloned() else { return };
