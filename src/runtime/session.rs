@@ -125,7 +125,7 @@ impl<'e, B: Backend> Session<'e, B> {
             self.engine.backend.wait(); // progress counts finished batches, not launched ones
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
             if end == point || stopped {
-                self.insert((stopped || checkpoints.contains(&end)) && end >= MIN_DISK_TOKENS);
+                self.insert((stopped && end >= MIN_DISK_TOKENS) || is_written_to_disk(end, &checkpoints));
             }
         }
         Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })
@@ -210,6 +210,12 @@ pub(crate) fn next_checkpoint(at: usize, end: usize, checkpoints: &[usize]) -> u
     let interval = (at / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS;
     let mark = checkpoints.iter().copied().filter(|mark| *mark > at).min();
     mark.unwrap_or(end).min(interval).min(end)
+}
+
+/// Returns whether the snapshot at `end` is written to disk even where a shorter one is there: those at requested
+/// checkpoints that save enough prefill.
+pub(crate) fn is_written_to_disk(end: usize, checkpoints: &[usize]) -> bool {
+    end >= MIN_DISK_TOKENS && checkpoints.contains(&end)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use crate::prefix_cache::Source;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
-use crate::runtime::session::{Prefill, next_checkpoint, thin_checkpoints};
+use crate::runtime::session::{Prefill, is_written_to_disk, next_checkpoint, thin_checkpoints};
 use kernels::backend::Backend;
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::state::State;
@@ -280,7 +280,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         }
         if self.done < self.reply.total() {
             if at_checkpoint {
-                self.insert_checkpoint(&[], self.checkpoints.contains(&self.done));
+                self.insert_checkpoint(&[], is_written_to_disk(self.done, &self.checkpoints));
             }
             return;
         }
@@ -334,7 +334,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         }
     }
 
-    /// Inserts its state into the prefix cache; `always` writes short prefixes to disk, too.
+    /// Inserts its state into the prefix cache; `always` writes it to disk even where a shorter one is there.
     fn insert_checkpoint(&self, logits: &[f32], always: bool) {
         let (Engine { backend, store, .. }, Some(state)) = (self.engine, &self.state) else { return };
         if !self.engine.may_keep() {

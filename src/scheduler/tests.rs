@@ -4,7 +4,9 @@ use super::*;
 use crate::generation::sample::{Constraint, Sampling};
 use crate::prefix_cache::options::StoreOptions;
 use crate::runtime::options::{CacheType, EngineArgs};
+use crate::runtime::session::Session;
 use kernels::cpu::Cpu;
+use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 /// The events of all requests in order: the tenant, and either the prefilled tokens or the sampled token.
@@ -266,5 +268,37 @@ fn a_sequence_with_a_late_mask_is_skipped() {
             let before = chosen(1).filter(|(i, _)| *i < last).count();
             assert!((2..6).contains(&before), "{before} tokens of the late reply beside 90 of another");
         }
+    }
+}
+
+/// A session and the scheduler write the same snapshots to disk: none for a short system prompt, the one at a checkpoint
+/// that saves 256 tokens or more.
+#[test]
+fn sessions_and_requests_write_the_same_snapshots() {
+    for (checkpoint, tokens, snapshots) in [(20, 60, false), (300, 400, true)] {
+        let prompt: Vec<u32> = (0..tokens).map(|i| 70 + i % 900).collect();
+        let [alone, scheduled] = [true, false].map(|alone| {
+            let directory = tempfile::tempdir().unwrap();
+            let cache_dir = Some(directory.path().to_owned());
+            let engine = engine(StoreOptions { cache_dir, ..StoreOptions::default() });
+            if alone {
+                let mut session = Session::new(&engine);
+                session.checkpoint_at(&[checkpoint]);
+                session.prefill(&prompt, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            } else {
+                let mut scheduler = Scheduler::new(&engine, Limits::new(8, 1 << 30));
+                let request = request(1, prompt.clone(), 1, &Events::default());
+                scheduler.submit(Request { checkpoints: vec![checkpoint], ..request });
+                run_all(scheduler);
+            }
+            engine.store.flush();
+            let files = std::fs::read_dir(directory.path()).unwrap().map(|file| file.unwrap());
+            let states = files.filter(|file| file.path().extension().is_some_and(|e| e == "state"));
+            let mut bytes: Vec<u64> = states.map(|file| file.metadata().unwrap().len()).collect();
+            bytes.sort_unstable();
+            bytes
+        });
+        assert_eq!(alone, scheduled, "checkpoint at {checkpoint}");
+        assert_eq!(!alone.is_empty(), snapshots, "checkpoint at {checkpoint}: {alone:?}");
     }
 }
