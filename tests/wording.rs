@@ -17,7 +17,7 @@ const PHRASES: &str = r#"(?x)
 const UNREVISED_PHRASES: &[&str] = &["src/generation/grammar/"];
 
 /// Paths with doc comments that only repeat a name. Shrinks to nothing; a new path does not belong here.
-const UNREVISED_DOCS: &[&str] = &["convert/", "kernels/src/", "models/src/", "src/generation/grammar/"];
+const UNREVISED_DOCS: &[&str] = &["src/generation/grammar/"];
 
 /// Files with questions and templates as data.
 const DATA: &[&str] = &["tests/template_goldens.py", "tests/wording.rs"];

@@ -23,9 +23,9 @@ pub struct Chunk<'a> {
     pub tensor: usize,
     /// The part it belongs to.
     pub part: &'a Part,
-    /// First source row.
+    /// First row to read, counted in the source tensor.
     pub first: u64,
-    /// Source rows.
+    /// Number of rows to read.
     pub rows: u64,
     /// Byte offset in the output tensor.
     pub offset: u64,
@@ -36,11 +36,11 @@ pub struct Chunk<'a> {
 /// A chunk with its source rows in memory.
 #[derive(Debug)]
 pub struct Loaded<'a> {
-    /// The chunk.
+    /// The chunk that these rows belong to.
     pub chunk: Chunk<'a>,
     /// Source rows in their stored encoding.
     pub stored: Vec<u8>,
-    /// Encoding of `stored`.
+    /// Encoding of `stored`, as the input has it.
     coding: Coding,
     scales: Option<Arc<Scales>>,
 }
@@ -83,7 +83,7 @@ impl Buffers {
         buffer
     }
 
-    /// Takes one back.
+    /// Returns a buffer for reuse by [`Buffers::take`].
     pub fn give(&self, buffer: Vec<u8>) {
         self.0.lock().expect("no panic while the lock is held").push(buffer);
     }

@@ -48,7 +48,7 @@ pub struct Config {
 }
 
 impl Config {
-    /// Number of layers.
+    /// Number of decoder layers (`num_hidden_layers`).
     pub fn layers(&self) -> u64 {
         self.full_attention.len() as u64
     }

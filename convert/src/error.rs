@@ -8,12 +8,12 @@ use std::path::{Path, PathBuf};
 /// their control characters.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An I/O error.
+    /// The system could not open, read or write a file.
     #[error("{}: {source}", shown_path(path))]
     Io {
-        /// The file.
+        /// Path that the operation failed on.
         path: PathBuf,
-        /// The cause.
+        /// The error that the operating system returned.
         source: std::io::Error,
     },
     /// Invalid contents of a file.
@@ -25,29 +25,29 @@ pub enum Error {
         shown(found)
     )]
     Bad {
-        /// The file.
+        /// Path of the invalid file, or the option.
         path: String,
         /// Tensor, key or byte offset.
         place: String,
-        /// The expected value.
+        /// What valid input has there.
         expected: String,
-        /// The value found.
+        /// What was found there instead.
         found: String,
     },
-    /// An invalid option.
+    /// An option's value that this machine cannot satisfy.
     #[error("{0}")]
     Option(String),
-    /// The output exists already.
+    /// The output exists and [`Options::force`](crate::Options::force) is not set.
     #[error("{} exists; --force replaces it", shown_path(.0))]
     Exists(PathBuf),
     /// Too little free disk space.
     #[error("{}: {needed} bytes are needed there, {free} are free", shown_path(path))]
     NoSpace {
-        /// The output's directory.
+        /// Directory of the output, on the full disk.
         path: PathBuf,
         /// Bytes still to write, with a reserve.
         needed: u64,
-        /// Bytes free.
+        /// Bytes available on that disk.
         free: u64,
     },
     /// An error of the GGUF reader or writer.
@@ -55,7 +55,7 @@ pub enum Error {
     Gguf(#[from] models::gguf::Error),
 }
 
-/// Results of this crate.
+/// The result of this crate's functions, with [`Error`] by default.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {

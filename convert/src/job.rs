@@ -17,7 +17,7 @@ use models::gguf::Metadata;
 use models::kimi_linear::config::Config as Loadable;
 use std::path::{Path, PathBuf};
 
-/// Options of a conversion.
+/// Options of a conversion, as the caller chose them.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// A checkpoint directory or a GGUF file.
@@ -28,7 +28,7 @@ pub struct Options {
     pub mix: Mix,
     /// Exceptions to the mix; the last match wins.
     pub overrides: Vec<Override>,
-    /// Replace an existing output.
+    /// Replace an existing output, which is otherwise an error.
     pub force: bool,
     /// Quantisation threads; all cores by default.
     pub threads: Option<usize>,
@@ -36,11 +36,11 @@ pub struct Options {
 
 /// A conversion ready to start.
 pub struct Job {
-    /// Tensors of the input.
+    /// Files of the input and the tensors that they hold.
     pub source: Source,
-    /// Tensors of the output.
+    /// Tensors of the output in file order, with format and sources.
     pub plan: Vec<Planned>,
-    /// Metadata of the output.
+    /// Key-value pairs of the output's header.
     pub metadata: Metadata,
     /// `[rows, columns]` that share one FP8 scale.
     pub fp8_block: [u64; 2],
@@ -98,13 +98,13 @@ impl Job {
 /// An output tensor as `--dry-run` lists it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Row {
-    /// GGUF's name.
+    /// Name in the GGUF file, such as `blk.0.attn_q.weight`.
     pub name: String,
-    /// Stored format.
+    /// Block format in the GGUF file.
     pub format: Format,
-    /// ggml's `ne`, fastest first.
+    /// Dimensions as ggml's `ne`, fastest first.
     pub shape: Vec<u64>,
-    /// Size in bytes.
+    /// Size in the output in bytes, without padding.
     pub bytes: u64,
 }
 

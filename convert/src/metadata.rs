@@ -10,7 +10,7 @@ use models::gguf::{Array, Metadata, Value};
 /// The architecture, and the prefix of its keys.
 pub const ARCHITECTURE: &str = "kimi-linear";
 
-/// `general.quantization_version` of current files.
+/// Value of `general.quantization_version` for ggml's current block layouts.
 const QUANTIZATION_VERSION: u32 = 2;
 
 /// Sets the keys that describe the mix.

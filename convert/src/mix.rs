@@ -10,9 +10,9 @@ use kernels::quant::Format;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mix {
     name: &'static str,
-    /// llama.cpp's `LLAMA_FTYPE`, for `general.file_type`.
+    /// llama.cpp's number for the mix (`LLAMA_FTYPE`), written as `general.file_type`.
     file_type: u32,
-    /// Format of most weights.
+    /// Format of the weights that no rule of the mix excepts.
     base: Format,
 }
 
@@ -55,7 +55,7 @@ const SENSITIVE_TENSORS: [&str; 8] = [
 ];
 
 impl Mix {
-    /// Every mix.
+    /// Every known mix, in the order in which messages list them.
     pub fn all() -> impl Iterator<Item = Mix> {
         MIXES.into_iter().chain([MXFP4_MOE])
     }
@@ -78,7 +78,7 @@ impl Mix {
         self.name
     }
 
-    /// llama.cpp's `general.file_type`.
+    /// llama.cpp's number for the mix, written as `general.file_type`.
     pub fn file_type(self) -> u32 {
         self.file_type
     }

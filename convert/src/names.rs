@@ -8,9 +8,9 @@ use crate::config::Config;
 /// A GGUF tensor whose format is not chosen yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorSpec {
-    /// GGUF's name.
+    /// Name in the GGUF file, such as `blk.0.attn_q.weight`.
     pub name: String,
-    /// ggml's `ne`, fastest first.
+    /// Dimensions as ggml's `ne`, fastest first.
     pub shape: Vec<u64>,
     /// Sources of its rows, in order.
     pub parts: Vec<Part>,
@@ -19,22 +19,22 @@ pub struct TensorSpec {
 /// A run of rows of an output tensor, with the source rows it is made from.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Part {
-    /// The source tensor's name.
+    /// Name of the source tensor in the input.
     pub source: String,
     /// The source tensor's shape, slowest first.
     pub dims: Vec<u64>,
     /// First source row; a row is the last dimension.
     pub first: u64,
-    /// Source rows.
+    /// Number of source rows, from `first` on.
     pub rows: u64,
-    /// Transformation of the values.
+    /// Transformation of the values before quantisation.
     pub map: Transform,
 }
 
 /// The transformation of a part's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Transform {
-    /// Unchanged.
+    /// The values are kept as they are.
     Copy,
     /// `-exp(x)` in f32: `A_log` to `ssm_a`.
     NegExp,

@@ -14,15 +14,15 @@ use std::collections::BTreeSet;
 /// An output tensor with its format.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Planned {
-    /// GGUF's name.
+    /// Name in the GGUF file, such as `blk.0.attn_q.weight`.
     pub name: String,
-    /// ggml's `ne`, fastest first.
+    /// Dimensions as ggml's `ne`, fastest first.
     pub shape: Vec<u64>,
-    /// Stored format.
+    /// Block format in the GGUF file.
     pub format: Format,
-    /// Sources of its rows.
+    /// Sources of its rows, in the order of the output.
     pub parts: Vec<Part>,
-    /// Size in bytes.
+    /// Size in the output in bytes, without padding.
     pub bytes: u64,
 }
 

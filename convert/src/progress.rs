@@ -25,5 +25,5 @@ pub trait Progress {
     }
 }
 
-/// Ignores progress.
+/// Ignores progress, for callers that display none.
 impl Progress for () {}

@@ -13,7 +13,7 @@ use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-/// Disk space left free.
+/// Disk space in bytes that a conversion leaves free.
 const RESERVE: u64 = 16 << 20;
 /// Largest size of a journal: 100,000 shards and tensors of 160 bytes each.
 const MAX_JOURNAL: u64 = 16 << 20;

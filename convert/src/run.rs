@@ -21,13 +21,13 @@ const QUEUED_CHUNKS: usize = 2;
 /// The output of a conversion or of a dry run.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
-    /// Path of the output.
+    /// Path of the finished GGUF file.
     pub output: PathBuf,
-    /// Tensors in file order.
+    /// Tensors of the output in file order.
     pub tensors: Vec<Row>,
-    /// File size in bytes.
+    /// Size of the complete output in bytes.
     pub bytes: u64,
-    /// Number of input tensors.
+    /// Number of input tensors, all of which are used.
     pub source_tensors: usize,
     /// Their size in bytes; 0 if only an index is present.
     pub source_bytes: u64,

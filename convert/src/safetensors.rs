@@ -15,15 +15,15 @@ pub const LONGEST_HEADER: u64 = 100_000_000;
 /// A tensor as a header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Name in the checkpoint.
+    /// Name of the tensor, its key in the header.
     pub name: String,
-    /// `BF16`, `F32`, `F8_E4M3`, ...
+    /// Element type as the header spells it: `BF16`, `F32`, `F8_E4M3`, ...
     pub dtype: String,
-    /// Slowest dimension first.
+    /// Dimensions in PyTorch's order, slowest first.
     pub shape: Vec<u64>,
     /// Offset of the first byte in the file.
     pub offset: u64,
-    /// Size in bytes.
+    /// Size of the values in bytes.
     pub bytes: u64,
 }
 

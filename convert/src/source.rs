@@ -14,7 +14,7 @@ use std::path::PathBuf;
 pub struct Source {
     /// The files that hold weights.
     pub files: Vec<SourceFile>,
-    /// The tensors by name.
+    /// The tensors of all files, by name.
     pub tensors: BTreeMap<String, Tensor>,
     /// The file that lists the tensors, for messages: the index, the only shard or the GGUF file.
     pub listing: String,
@@ -23,9 +23,9 @@ pub struct Source {
 /// A file that holds weights.
 #[derive(Debug)]
 pub struct SourceFile {
-    /// Path of the file.
+    /// Path that the file was opened by.
     pub path: PathBuf,
-    /// Length in bytes.
+    /// Length in bytes when it was opened.
     pub bytes: u64,
     /// Modification time in nanoseconds since 1970; 0 if unknown.
     pub modified: u128,
@@ -35,9 +35,9 @@ pub struct SourceFile {
 /// A tensor of the input.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tensor {
-    /// Slowest dimension first.
+    /// Dimensions in PyTorch's order, slowest first; empty if only an index was read.
     pub shape: Vec<u64>,
-    /// Encoding of its values.
+    /// Encoding of its values, which determines the bytes of a row.
     pub coding: Coding,
     /// Index of its file in [`Source::files`].
     pub file: usize,
@@ -48,7 +48,7 @@ pub struct Tensor {
 /// The encoding of a tensor's values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Coding {
-    /// A GGUF format.
+    /// Blocks of a GGUF format, unquantised floats included.
     Blocks(Format),
     /// One byte per value (sign, 4 exponent and 3 mantissa bits), times a scale from another tensor.
     F8E4M3,

@@ -24,7 +24,7 @@ pub struct Span<'a, S> {
 /// A weight in its stored format: `count` matrices of `rows` x `cols`, row after row of blocks.
 #[derive(Clone)]
 pub struct QuantTensor {
-    /// Format of every row.
+    /// Block format, the same for every row of the stack.
     pub format: Format,
     /// Matrices in the stack: experts or heads; 1 for a plain matrix.
     pub count: usize,
@@ -53,21 +53,21 @@ pub struct Routing {
 
 /// The three projections of a gated MLP, plain or stacked by expert.
 pub struct GatedMlp<'a, W> {
-    /// `[hidden, dim]`
+    /// W_gate, whose product passes through SiLU: `[hidden, dim]` per matrix.
     pub gate: &'a W,
-    /// `[hidden, dim]`
+    /// W_up, whose product the gate scales: `[hidden, dim]` per matrix.
     pub up: &'a W,
-    /// `[dim, hidden]`
+    /// W_down, from the hidden width back to the input's: `[dim, hidden]` per matrix.
     pub down: &'a W,
 }
 
 /// The up-projections from the latent to each head's keys and values (`kv_b_proj`).
 pub struct KvUpProjection<'a, W> {
-    /// `[heads, latent, nope]`
+    /// W_k,h, which absorbed attention applies to a head's queries: `[heads, latent, nope]`.
     pub k: &'a W,
-    /// `[heads, value_dim, latent]`
+    /// W_v,h, which turns a head's attended latents into values: `[heads, value_dim, latent]`.
     pub v: &'a W,
-    /// Columns of the latent.
+    /// Leading columns of a cache row that hold c_s; pe_s follows.
     pub latent: usize,
 }
 
@@ -76,7 +76,7 @@ pub struct KvUpProjection<'a, W> {
 pub enum CacheFormat {
     /// 4 bytes per value: exact, for comparisons with other implementations.
     F32,
-    /// 2 bytes per value.
+    /// IEEE binary16, 2 bytes per value.
     F16,
     /// 34 bytes per 32 values.
     Q8_0,
@@ -87,9 +87,9 @@ pub enum CacheFormat {
 pub struct Limits {
     /// Experts chosen for a token ([`Routing::top_k`]).
     pub top_k: usize,
-    /// Groups of experts ([`Routing::groups`]).
+    /// Groups that a router divides its experts into ([`Routing::groups`]).
     pub groups: usize,
-    /// Experts of a router.
+    /// Experts that one router chooses from.
     pub experts: usize,
     /// Taps of a short convolution.
     pub taps: usize,
@@ -104,7 +104,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// No bounds.
+    /// No limits, for a backend whose loops take any size.
     pub const NONE: Limits = Limits {
         top_k: usize::MAX,
         groups: usize::MAX,
@@ -141,7 +141,7 @@ impl fmt::Display for NumericsVersion {
 pub struct ExpertCacheStats {
     /// Lookups that found the expert in the cache.
     pub hits: u64,
-    /// Experts looked up.
+    /// Experts that were looked up: each chosen expert of each token counts once.
     pub lookups: u64,
 }
 
@@ -159,9 +159,9 @@ pub enum Error {
     /// The device is out of memory.
     #[error("out of memory: {bytes} bytes for {what}")]
     OutOfMemory {
-        /// Purpose of the memory.
+        /// Purpose of the allocation, as the message names it.
         what: &'static str,
-        /// Bytes requested.
+        /// Size of the allocation that failed.
         bytes: u64,
     },
 }
@@ -197,7 +197,7 @@ pub trait Backend: Send + Sync + 'static {
     fn copy(&self, x: &Self::Tensor) -> Self::Tensor;
     /// An empty cache with rows of `width` values.
     fn cache(&self, format: CacheFormat, width: usize) -> Self::Cache;
-    /// Rows in a cache.
+    /// Number of rows in a cache: one per appended token.
     fn cache_len(&self, cache: &Self::Cache) -> usize;
     /// Rows `range` of a cache as f32 `[range.len(), width]`, rounded as attention reads them.
     fn cache_read(&self, cache: &Self::Cache, range: Range<usize>) -> Vec<f32>;
@@ -243,11 +243,11 @@ pub trait Backend: Send + Sync + 'static {
     fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Tensor;
     /// y_i = x_{rows_i}: some rows of a batch. `[rows.len(), cols]`
     fn gather(&self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
-    /// x += y
+    /// Adds in place: x += y, of equal shapes.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
     /// sigmoid(x), in place of x.
     fn sigmoid(&self, x: Self::Tensor) -> Self::Tensor;
-    /// SiLU(gate) * up
+    /// Gates element by element: SiLU(gate) * up, of equal shapes.
     fn silu_mul(&self, gate: Self::Tensor, up: &Self::Tensor) -> Self::Tensor;
 
     // ---- norms -----------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ pub trait Backend: Send + Sync + 'static {
     fn top_k(&self, x: &Self::Tensor, n: usize) -> Vec<TopK>;
 }
 
-/// Largest `n` of [`Backend::top_k`].
+/// Largest `n` that [`Backend::top_k`] takes; the CPU and CUDA backends panic above it.
 pub const MAX_TOP_K: usize = 256;
 
 /// The largest values of a row; NaN is left out.
@@ -410,11 +410,11 @@ pub struct DeltaState<T> {
 
 /// Projections of a layer's input that [`Backend::delta_attention`] takes.
 pub struct DeltaProjections<T> {
-    /// `[tokens, heads * dk]`
+    /// Queries before the convolution and the l2 norm. `[tokens, heads * dk]`
     pub q: T,
-    /// `[tokens, heads * dk]`
+    /// Keys before the convolution and the l2 norm. `[tokens, heads * dk]`
     pub k: T,
-    /// `[tokens, heads * dv]`
+    /// Values before the convolution. `[tokens, heads * dv]`
     pub v: T,
     /// Before the decay's bias. `[tokens, heads * dk]`
     pub f: T,
@@ -428,15 +428,15 @@ pub struct DeltaProjections<T> {
 pub struct DeltaWeights<'a, W> {
     /// Convolution taps of q, k and v: `[channels, n]`
     pub taps: [&'a W; 3],
-    /// -exp(A_log), `[1, heads]`
+    /// Factor on the softplus of the decay, one per head: -exp(A_log), `[1, heads]`
     pub a: &'a W,
-    /// `[1, heads * dk]`
+    /// Bias inside the softplus of the decay, `[1, heads * dk]`
     pub dt_bias: &'a W,
     /// Weight of the norm of a head's output, `[1, dv]`
     pub norm: &'a W,
-    /// dk
+    /// Key channels per head, dk: the l2 norms run over this many.
     pub head_dim: usize,
-    /// Factor on q.
+    /// Factor on q after its l2 norm.
     pub scale: f32,
     /// Epsilon of the l2 norms.
     pub l2_eps: f32,
@@ -444,7 +444,7 @@ pub struct DeltaWeights<'a, W> {
     pub norm_eps: f32,
 }
 
-/// Inputs of [`Backend::delta_rule`].
+/// Inputs of [`Backend::delta_rule`], one row per token of the batch.
 pub struct DeltaRule<'a, T> {
     /// Queries, normalised and scaled. `[tokens, heads * dk]`
     pub q: &'a T,

@@ -6,7 +6,7 @@ use crate::backend::{
     Backend, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection, Routing, Span,
 };
 
-/// [`Backend::add_rms_norm`]
+/// Composes [`Backend::add_rms_norm`] from `add` and `rms_norm`.
 pub fn add_rms_norm<B: Backend>(
     b: &B,
     x: &mut B::Tensor,
@@ -18,12 +18,12 @@ pub fn add_rms_norm<B: Backend>(
     b.rms_norm(x, w, eps)
 }
 
-/// [`Backend::matmuls`]
+/// Composes [`Backend::matmuls`] from one `matmul` per weight.
 pub fn matmuls<B: Backend, const N: usize>(b: &B, w: [&B::Weight; N], x: &B::Tensor) -> [B::Tensor; N] {
     w.map(|w| b.matmul(w, x))
 }
 
-/// [`Backend::matmul_each`]
+/// Composes [`Backend::matmul_each`] from one `matmul` per pair of weight and input.
 pub fn matmul_each<B: Backend, const N: usize>(
     b: &B,
     w: [&B::Weight; N],
@@ -32,13 +32,13 @@ pub fn matmul_each<B: Backend, const N: usize>(
     std::array::from_fn(|i| b.matmul(w[i], x[i]))
 }
 
-/// [`Backend::gated_ffn`]
+/// Composes [`Backend::gated_ffn`] from `matmuls`, `silu_mul` and `matmul`.
 pub fn gated_ffn<B: Backend>(b: &B, w: GatedMlp<'_, B::Weight>, x: &B::Tensor) -> B::Tensor {
     let [gate, up] = b.matmuls([w.gate, w.up], x);
     b.matmul(w.down, &b.silu_mul(gate, &up))
 }
 
-/// [`Backend::delta_attention`]
+/// Composes [`Backend::delta_attention`] from convolutions, l2 norms, the decay, the delta rule and the gated norm.
 pub fn delta_attention<B: Backend>(
     b: &B,
     spans: &mut [Span<'_, DeltaState<B::Tensor>>],
@@ -88,7 +88,7 @@ pub fn absorbed_attention<B: Backend>(
     b.matmul_heads(w.v, &b.latent_attention(spans, &q, w.latent, scale))
 }
 
-/// [`Backend::matmul_route`]
+/// Composes [`Backend::matmul_route`] from `matmul` and `route`.
 pub fn matmul_route<B: Backend>(
     b: &B,
     router: &B::Weight,
@@ -99,7 +99,7 @@ pub fn matmul_route<B: Backend>(
     b.route(&b.matmul(router, x), bias, how)
 }
 
-/// [`Backend::mixture`]
+/// Composes [`Backend::mixture`] from `experts` and, where there is a shared expert, `gated_ffn` and `add`.
 pub fn mixture<B: Backend>(
     b: &B,
     w: GatedMlp<'_, B::Weight>,

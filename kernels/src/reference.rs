@@ -10,7 +10,7 @@ use crate::backend::{
 use crate::composed;
 use std::ops::Range;
 
-/// The oracle backend.
+/// The oracle backend, which has no state of its own: tensors and weights hold everything.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
@@ -514,7 +514,7 @@ impl Backend for Reference {
     }
 }
 
-/// [`Backend::top_k`] of one row.
+/// Selects the `n` largest values of one row by a full sort, as [`Backend::top_k`] defines them.
 pub fn top_k(row: &[f32], n: usize) -> TopK {
     let mut top: Vec<(f32, u32)> =
         row.iter().zip(0..).filter(|(v, _)| !v.is_nan()).map(|(v, c)| (*v + 0.0, c)).collect();

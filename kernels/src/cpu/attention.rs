@@ -20,7 +20,7 @@ use std::ops::Range;
 
 /// Largest number of queries per group.
 pub(super) const GROUP: usize = 64;
-/// Cache rows per block.
+/// Cache rows that are dequantised and scored together.
 pub(super) const BLOCK: usize = 32;
 /// The activation type of queries over a Q8_0 cache.
 const LEVELS: Activation = Activation::Q8x32;
@@ -30,7 +30,7 @@ const WAVE: usize = 64;
 /// A span's queries and cache.
 struct Look<'a> {
     cache: &'a Cache,
-    /// `[queries, width]`
+    /// The query of each (token, head) pair, `[queries, width]`.
     q: &'a [f32],
     /// The quantised queries, for int8 dot products with a Q8_0 cache.
     levels: Option<&'a [u8]>,
@@ -84,7 +84,7 @@ pub(super) fn split(softmax: &mut [f32], n: usize) -> [&mut [f32]; 3] {
     [max, sum, acc]
 }
 
-/// The empty softmax.
+/// Resets to the softmax of no scores: maxima of -inf, sums and values of 0.
 pub(super) fn clear(softmax: &mut [f32], n: usize) {
     let [max, sum, acc] = split(softmax, n);
     max.fill(f32::NEG_INFINITY);
@@ -92,7 +92,7 @@ pub(super) fn clear(softmax: &mut [f32], n: usize) {
     acc.fill(0.0);
 }
 
-/// `o: [queries, value_dim]`
+/// Attends with all queries of a span; writes `o`, `[queries, value_dim]`.
 fn attend(cpu: &Cpu, look: &Look<'_>, queries: usize, o: &mut [f32]) {
     if queries == 0 || look.value_dim == 0 {
         return;

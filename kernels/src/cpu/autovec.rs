@@ -8,7 +8,6 @@ use crate::simd::{Isa, Kernel, SimdLevel};
 
 /// A computation in plain loops. `run` and all it calls must be `#[inline(always)]`.
 pub trait AutovecKernel {
-    /// The result.
     type Output;
     /// Computes it; `FMA`: a multiply-add is one instruction.
     fn run<const FMA: bool>(self) -> Self::Output;
@@ -92,7 +91,7 @@ pub fn sum<const N: usize>(x: &[f32; N]) -> f32 {
     (four[0] + four[2]) + (four[1] + four[3])
 }
 
-/// y += a x
+/// Adds a multiple of a row: y += a x.
 #[inline(always)]
 pub fn axpy<const FMA: bool>(y: &mut [f32], a: f32, x: &[f32]) {
     for (y, x) in y.iter_mut().zip(x) {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 /// Rows per segment, and per part of the attention over it.
 pub(super) const SEGMENT: usize = 256;
 
-/// Append-only rows.
+/// The KV cache of one layer of one sequence; a clone copies one pointer per 256 rows.
 #[derive(Clone)]
 pub struct Cache {
     format: Format,
@@ -83,7 +83,7 @@ impl Cache {
         }
     }
 
-    /// Appends exported rows.
+    /// Appends rows that [`Cache::export`] wrote; panics if the last one is incomplete.
     pub(super) fn import(&mut self, mut rows: &[u8]) {
         let bytes = self.row_bytes();
         assert!(rows.len().is_multiple_of(bytes), "{} bytes in rows of {bytes}", rows.len());

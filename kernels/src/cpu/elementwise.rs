@@ -13,7 +13,7 @@ const WORTH_A_CHUNK: usize = 16 * 1024;
 
 /// An op on one row, in place.
 trait Row: Sync {
-    /// Computes row `r`.
+    /// Computes row `r` of the batch into `y`, which may hold the op's input.
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]);
 }
 
@@ -206,12 +206,12 @@ pub(super) fn l2_norm(cpu: &Cpu, mut x: Tensor, dim: usize, eps: f32, scale: f32
 // ---- short convolution ---------------------------------------------------------------------------------
 
 struct ShortConv<'a> {
-    /// `[channels, n]`
+    /// `[channels, n]`; the last column multiplies the newest input.
     taps: &'a [f32],
     n: usize,
     /// The n-1 inputs before the first row, oldest first.
     state: &'a [f32],
-    /// The span's rows.
+    /// Inputs of the span's rows, `[rows, channels]`.
     x: &'a [f32],
 }
 

@@ -137,7 +137,7 @@ struct Columns<'a, F> {
     head: Head<'a>,
     tokens: Range<usize>,
     cols: Range<usize>,
-    /// `[tokens, dk]`
+    /// The decay e^g of each token and key channel, `[tokens, dk]`.
     alpha: &'a [f32],
     kq: &'a [f32],
     state: &'a Parts<'a, f32>,

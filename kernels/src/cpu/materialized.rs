@@ -19,7 +19,7 @@ use std::ops::Range;
 /// A span's queries and cache.
 struct Look<'a> {
     cache: &'a Cache,
-    /// `[tokens, heads * width]`
+    /// Queries of the span's tokens, `[tokens, heads * width]`.
     q: &'a [f32],
     w: &'a KvUpProjection<'a, Weight>,
     /// Columns of a head's query and keys.
@@ -166,7 +166,7 @@ fn one_part(
 /// scores_ij = q_i . key_j for `size` = [queries, keys, columns]
 struct Scores<'a> {
     q: Left<'a>,
-    /// One key per column.
+    /// Keys of a block, one per column.
     keys: View<'a>,
     scores: &'a mut [f32],
     size: [usize; 3],
@@ -184,11 +184,11 @@ impl Kernel for Scores<'_> {
 
 /// key_s = [W_k^T c_s | pe_s],  value_s = W_v c_s
 struct Expand<'a> {
-    /// Rows [c_s | pe_s].
+    /// Cache rows [c_s | pe_s] to project.
     rows: View<'a>,
-    /// `[latent, nope]`
+    /// W_k,h in f32, row-major, `[latent, nope]`.
     w_k: View<'a>,
-    /// `[dim, latent]`
+    /// W_v,h in f32, row-major, `[dim, latent]`.
     w_v: View<'a>,
     keys: &'a mut [f32],
     values: &'a mut [f32],

@@ -111,7 +111,8 @@ pub(super) fn chunk_bytes(bytes: usize) -> usize {
     (CHUNK_STARTUP_BYTES * bytes).isqrt()
 }
 
-/// Rows per chunk.
+/// Rows per chunk, a multiple of 8: four chunks per thread for balance, at most [`chunk_bytes`] for one token and
+/// [`TILE`] rows for more.
 fn chunk_rows(cpu: &Cpu, w: &Weight, all_rows: usize, tokens: usize) -> usize {
     let (even, row) = (all_rows.div_ceil(cpu.pool.threads() * 4), w.row_bytes.max(1));
     let most = if tokens == 1 { chunk_bytes(all_rows * row) / row } else { TILE };
@@ -191,7 +192,7 @@ pub(super) fn matmul_heads(cpu: &Cpu, w: &Weight, x: &Tensor) -> Tensor {
     y
 }
 
-/// Rows of a table.
+/// Dequantises one row of a table per id, `[ids, cols]`.
 pub(super) fn embed(cpu: &Cpu, table: &Weight, ids: &[u32]) -> Tensor {
     let mut y = cpu.buffers.tensor(ids.len(), table.cols);
     cpu.pool.for_chunks(y.values_mut(), table.cols, |t, y| {

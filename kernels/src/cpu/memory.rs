@@ -33,11 +33,11 @@ pub struct Buffer {
     home: Buffers,
 }
 
-/// f32 `[rows, cols]`.
+/// An f32 matrix `[rows, cols]` in a buffer from the pool, row-major.
 pub struct Tensor {
-    /// Rows: tokens, mostly.
+    /// Number of rows, mostly one per token.
     pub rows: usize,
-    /// Values in a row.
+    /// Number of values in a row; rows are contiguous.
     pub cols: usize,
     buffer: Buffer,
 }
@@ -148,12 +148,12 @@ impl Tensor {
         &mut self.buffer.floats_mut()[..self.rows * self.cols]
     }
 
-    /// One row.
+    /// The values of row `r`, of which there are `cols`.
     pub fn row(&self, r: usize) -> &[f32] {
         &self.values()[r * self.cols..][..self.cols]
     }
 
-    /// `[rows, cols]`
+    /// Both sizes at once: `[rows, cols]`.
     pub fn shape(&self) -> [usize; 2] {
         [self.rows, self.cols]
     }

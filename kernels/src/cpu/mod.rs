@@ -35,7 +35,7 @@ use memory::{Buffer, Buffers};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The CPU backend.
+/// Runs all ops on the CPU; owns the thread pool, the buffer pool and the detected SIMD level.
 pub struct Cpu {
     pool: Pool,
     buffers: Buffers,

@@ -168,7 +168,7 @@ impl Shared {
         }
     }
 
-    /// The worker loop.
+    /// Enters region after region and claims chunks of it, until the pool is dropped.
     fn work(&self, worker: usize) {
         let mut done = 0; // the last region this worker entered
         while let Some(gate) = self.wait(worker, done) {

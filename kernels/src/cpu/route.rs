@@ -9,21 +9,21 @@ use crate::backend::Routing;
 
 /// The experts chosen for each row of a batch, and their weights, best first.
 pub struct Routed {
-    /// Rows of the batch.
+    /// Number of rows of the routed batch, one per token.
     pub rows: usize,
-    /// Experts of a row.
+    /// Number of experts chosen for each row.
     pub top_k: usize,
     chosen: Buffer,
     weights: Buffer,
 }
 
 impl Routed {
-    /// `[rows * top_k]`
+    /// Ids of the chosen experts, `[rows * top_k]`, best first in each row.
     pub fn experts(&self) -> &[u32] {
         &self.chosen.values_ref()[..self.rows * self.top_k]
     }
 
-    /// `[rows * top_k]`
+    /// Weights of the chosen experts, `[rows * top_k]`, in the order of [`Routed::experts`].
     pub fn weights(&self) -> &[f32] {
         &self.weights.floats_ref()[..self.rows * self.top_k]
     }

@@ -20,7 +20,7 @@ const SEGMENT: usize = 256;
 const BLOCK: usize = 32;
 const BLOCK_BYTES: usize = 34;
 
-/// Append-only rows.
+/// The KV cache of one layer of one sequence in device memory; clones share its segments.
 pub struct Cache {
     format: CacheFormat,
     width: usize,
@@ -192,7 +192,7 @@ impl Cache {
         }
     }
 
-    /// Appends exported rows.
+    /// Appends rows that [`Cache::export`] wrote; panics if the last one is incomplete.
     pub(super) fn import(&mut self, rows: &[u8]) {
         let (bytes, device) = (self.row_bytes(), self.device_row());
         assert!(rows.len().is_multiple_of(bytes), "{} bytes in rows of {bytes}", rows.len());
@@ -224,7 +224,7 @@ impl Cache {
         }
     }
 
-    /// The inverse of [`Cache::leave`].
+    /// Converts a row from the CPU's layout to the device's, the inverse of [`Cache::leave`].
     fn enter(&self, row: &[u8], own: &mut [u8]) {
         if self.format != CacheFormat::Q8_0 {
             return own[..row.len()].copy_from_slice(row);

@@ -14,7 +14,7 @@ use bytemuck::{Pod, Zeroable};
 pub(super) const DELTA_ROWS: usize = 128;
 /// Largest number of heads: the second grid dimension.
 pub(super) const MAX_HEADS: usize = 65_535;
-/// Bytes of `DeltaShared`.
+/// Shared memory of a block in bytes: the size of `DeltaShared` in delta.cu.
 const DELTA_SHARED: usize = 4 * (3 * 3 * DELTA_ROWS + 2 * 3 * 4 * 32);
 /// Tokens per chunk and channels per head, as in delta_chunk.cu.
 const CHUNK: usize = 32;

@@ -18,9 +18,9 @@ pub(super) const EXPERTS: usize = 1024;
 
 /// The experts chosen for each row of a batch, and their weights, best first.
 pub struct Routed {
-    /// Rows of the batch.
+    /// Number of rows of the routed batch, one per token.
     pub rows: usize,
-    /// Experts per row.
+    /// Number of experts chosen for each row.
     pub top_k: usize,
     pub(super) chosen: Buffer,
     pub(super) weights: Buffer,

@@ -34,7 +34,7 @@ pub(super) struct Slots {
 /// Replacement state of a layer's slots.
 pub(super) struct Layer {
     pub(super) heat: DecayedLfu,
-    /// Upload budget in bytes.
+    /// Bytes that may be uploaded, earned by the expert bytes that the CPU has read.
     credit: u64,
     /// Signals that uploads to slots are complete.
     pub(super) full: Event,
@@ -119,7 +119,7 @@ impl DecayedLfu {
         slots.zip(coming).map(|(slot, expert)| [slot, *expert as i32]).collect()
     }
 
-    /// Applies evictions.
+    /// Assigns each `[slot, expert]` pair's slot to the expert, which evicts the previous one.
     pub(super) fn changed(&mut self, changes: &[[i32; 2]]) {
         changes.iter().for_each(|[slot, expert]| self.give(*slot as usize, *expert as usize));
     }
@@ -129,7 +129,7 @@ impl DecayedLfu {
         (0..).zip(&self.slot_of).filter(|(_, slot)| **slot >= 0).map(|(e, slot)| [e, *slot]).collect()
     }
 
-    /// Ranges of uncached experts.
+    /// Runs of adjacent experts that have no slot.
     pub(super) fn absent(&self) -> Vec<Range<usize>> {
         let mut runs: Vec<Range<usize>> = Vec::new();
         for e in (0..self.slot_of.len()).filter(|e| self.slot_of[*e] < 0) {

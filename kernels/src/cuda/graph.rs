@@ -37,7 +37,7 @@ pub(super) struct Steps {
     seen: Option<Key>,
     /// Graphs, most recently used last.
     kept: Vec<Step>,
-    /// Number of replayed steps.
+    /// Number of steps that replayed a graph instead of launching op by op.
     pub(super) replayed: u64,
 }
 
@@ -46,7 +46,7 @@ struct Step {
     launches: GraphExec,
     ids: Buffer,
     logits: Tensor,
-    /// Scratch of the launches.
+    /// Reserves the scratch buffers of the launches as long as the graph exists.
     _memory: Kept,
 }
 

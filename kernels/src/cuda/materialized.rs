@@ -90,18 +90,18 @@ struct Expanded {
     scale: f32,
 }
 
-/// Sizes of the heads.
+/// Head sizes of an MLA layer, from which [`expanding_bytes`] computes the scratch memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
-    /// Number of heads.
+    /// Number of query heads; the kernels take up to 65,535, a grid dimension.
     pub count: usize,
     /// Key columns projected from the latent.
     pub nope: usize,
     /// Key columns stored in the row.
     pub pe: usize,
-    /// Columns of the latent.
+    /// Columns of a cache row that hold the latent c_s.
     pub latent: usize,
-    /// Columns of a value.
+    /// Columns of a head's value, projected from the latent.
     pub value_dim: usize,
 }
 
@@ -195,7 +195,7 @@ impl Cuda {
         o
     }
 
-    /// The absorbed path.
+    /// Computes short spans by absorbed attention: W_k is absorbed into the queries, W_v into the outputs.
     fn absorbed(
         &self,
         spans: &mut [Span<'_, Cache>],

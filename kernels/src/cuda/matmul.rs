@@ -79,13 +79,13 @@ pub(super) struct Input {
     pub(super) floats: Address,
 }
 
-/// Maps vectors to matrices.
+/// Maps each vector of a product to its matrix and its activation row.
 #[derive(Clone, Copy)]
 pub(super) struct Shape {
     pub(super) vectors: usize,
     /// Matrices that vectors cycle through when none are routed.
     pub(super) groups: usize,
-    /// Vectors per activation row.
+    /// Consecutive vectors that share an activation row: `top_k` for the gate and up of experts, else 1.
     pub(super) x_div: usize,
     /// Address of each vector's matrix index (-1 skips it), or 0.
     pub(super) chosen: Address,

@@ -18,10 +18,10 @@ pub(super) struct Buffers {
     poisoned: Arc<AtomicBool>,
 }
 
-/// Allocations by size.
+/// Unused allocations by their size in bytes.
 type Sizes = BTreeMap<usize, Vec<Address>>;
 
-/// Unused allocations.
+/// Allocations that no buffer uses; dropping it returns them to the driver.
 struct Unused {
     driver: Arc<Driver>,
     pool: Mutex<Pool>,
@@ -84,9 +84,9 @@ pub(super) struct Buffer {
 
 /// f32 `[rows, cols]` on the device.
 pub struct Tensor {
-    /// Rows: tokens, mostly.
+    /// Number of rows, mostly one per token.
     pub rows: usize,
-    /// Values in a row.
+    /// Number of values in a row; rows are contiguous.
     pub cols: usize,
     buffer: Buffer,
     /// The quantised values, once a matmul has needed them.
@@ -99,7 +99,7 @@ pub(super) struct Levels {
     pub(super) scale: Buffer,
 }
 
-/// Allocation granularity in bytes.
+/// Every allocation is a multiple of this many bytes.
 const GRAIN: usize = 512;
 
 impl Buffers {
@@ -162,7 +162,7 @@ impl Buffers {
         buffer
     }
 
-    /// An uninitialised tensor.
+    /// Allocates a tensor with undefined values; they are NaN when poisoned.
     pub(super) fn tensor(&self, rows: usize, cols: usize) -> Tensor {
         let len = rows.checked_mul(cols).expect("a tensor that fits the address space");
         Tensor { rows, cols, buffer: self.bytes(4 * len), bytes: OnceLock::new() }
@@ -180,7 +180,7 @@ impl Buffers {
         (graph, Kept { by_size: own.unwrap_or_default(), home: self.clone() })
     }
 
-    /// Frees all unused memory.
+    /// Returns all unused allocations to the driver.
     pub(super) fn trim(&self) {
         self.unused.trim();
     }
@@ -203,7 +203,7 @@ impl Drop for Buffer {
 }
 
 impl Tensor {
-    /// Its address.
+    /// Device address of the first value.
     pub(super) fn at(&self) -> Address {
         self.buffer.at
     }
@@ -213,12 +213,12 @@ impl Tensor {
         self.bytes.get().map_or([0; 2], |levels| [levels.q.at, levels.scale.at])
     }
 
-    /// Values in it.
+    /// Number of values, `rows * cols`.
     pub(super) fn len(&self) -> usize {
         self.rows * self.cols
     }
 
-    /// `[rows, cols]`
+    /// Both sizes at once: `[rows, cols]`.
     pub fn shape(&self) -> [usize; 2] {
         [self.rows, self.cols]
     }

@@ -47,7 +47,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-/// The CUDA backend.
+/// Runs all ops on one CUDA device, except experts that stay in RAM for the CPU.
 pub struct Cuda {
     driver: Arc<Driver>,
     buffers: Buffers,
@@ -104,7 +104,7 @@ impl Cuda {
         self
     }
 
-    /// The device's properties.
+    /// Name, compute capability and limits of the device.
     pub fn device(&self) -> &Device {
         &self.driver.device
     }

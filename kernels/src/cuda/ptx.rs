@@ -17,12 +17,12 @@ pub(super) struct Code {
     by_name: HashMap<String, usize>,
 }
 
-/// A kernel entry.
+/// A kernel of the archive, with the parameters that it takes.
 pub(super) struct Entry {
     pub name: String,
-    /// Its module.
+    /// Index of the module that contains it.
     pub module: usize,
-    /// Bytes of each parameter.
+    /// Size of each parameter in bytes, in the order of the arguments.
     pub sizes: Vec<usize>,
 }
 
@@ -65,17 +65,15 @@ impl Code {
         self.entries.iter().filter(move |entry| entry.module == module)
     }
 
-    /// Number of modules.
     pub(super) fn modules(&self) -> usize {
         self.modules.len()
     }
 
-    /// A module's name.
     pub(super) fn name(&self, module: usize) -> &str {
         &self.names[module]
     }
 
-    /// A module's PTX.
+    /// PTX of a module as a C string, which the driver compiles.
     pub(super) fn text(&self, module: usize) -> &CStr {
         &self.modules[module]
     }

@@ -46,7 +46,7 @@ impl Cuda {
         Lists { keys: bytes(8 << bits), sums: bytes(4), parts }
     }
 
-    /// Merges groups of lists.
+    /// Merges each group of `MERGE >> bits` lists into one.
     fn merge_lists(&self, from: &Lists, rows: usize, bits: u32) -> Lists {
         let to = self.lists(rows, from.parts.div_ceil(MERGE >> bits), bits);
         let grid = Grid { blocks: [rows, to.parts, 1], threads: 1024, shared: 8 * MERGE + SCRATCH };

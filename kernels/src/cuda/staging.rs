@@ -23,7 +23,7 @@ const PINNED_BYTES: usize = 16 << 20;
 const COPY_BYTES: usize = 128 << 10;
 /// Pinned buffers: one is filled, one is in flight, one is free.
 const PINNED_BUFFERS: usize = 3;
-/// Device buffers.
+/// Device buffers, one uploaded to while the other is used.
 const ROOMS: usize = 2;
 
 /// Device bytes for a stack, and for its planes; 0 where it has one plane.
@@ -43,7 +43,7 @@ pub fn staging_bytes([room, planes]: [u64; 2]) -> u64 {
 pub(super) struct Staging {
     rooms: [Room; ROOMS],
     buffers: [Pinned; PINNED_BUFFERS],
-    /// Bytes of a buffer.
+    /// Size of each device buffer in bytes: the largest stack that it takes.
     bytes: usize,
     /// The buffer of the next stack.
     next: usize,
@@ -64,7 +64,7 @@ impl Drop for Room {
     }
 }
 
-/// An uploaded stack.
+/// A stack that a device buffer holds for this step.
 struct Brought {
     weight: Weight,
     /// Its planes, where the format has several, which frees the buffer.

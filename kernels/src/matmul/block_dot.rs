@@ -19,7 +19,7 @@ pub(crate) trait BlockDot<B: Block> {
 
     /// GEMM: the decoded blocks of a row panel, one row per SIMD lane.
     type Panel<P: PanelSimd>;
-    /// An empty panel.
+    /// Makes a panel of zeros, for [`BlockDot::decode_panel`] to fill.
     fn new_panel<P: PanelSimd>(simd: P) -> Self::Panel<P>;
     /// Decodes the same block of each row.
     fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut Self::Panel<I::Panel>);

@@ -7,7 +7,7 @@ use super::block_dot::BlockDot;
 use crate::quant::block::{Block, Tile};
 use crate::simd::Isa;
 
-/// Prefetch distance in bytes.
+/// Prefetch distance in bytes: how far ahead of the current block rows are fetched.
 const PREFETCH_BYTES: usize = 2048;
 /// Blocks of eight rows that are reduced before they are transposed.
 const CHUNK_BLOCKS: usize = 128;

@@ -16,11 +16,11 @@ use bytemuck::{Pod, Zeroable};
 /// The type of the activations that a format is multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
-    /// f32, little endian.
+    /// Unquantised floats, little endian, for the float formats.
     F32,
-    /// Blocks of 32.
+    /// Blocks of 32 with one scale, for formats with 32 weights per block.
     Q8x32,
-    /// Blocks of 256.
+    /// Blocks of 256 with one scale, for formats with 256 weights per block.
     Q8x256,
 }
 
@@ -57,9 +57,8 @@ impl Activation {
 /// One f32 activation, little endian.
 pub(crate) type F32Le = [u8; 4];
 
-/// A block of activations.
+/// One block of an activation type, as it lies in memory.
 pub(crate) trait ActivationBlock: Pod {
-    /// Its type.
     const ACTIVATION: Activation;
 }
 
@@ -75,7 +74,7 @@ impl ActivationBlock for Q8x256 {
     const ACTIVATION: Activation = Activation::Q8x256;
 }
 
-/// 32 activations.
+/// 32 activations in 40 bytes: the scale, the sum of the quants, the quants.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q8x32 {
@@ -85,7 +84,7 @@ pub struct Q8x32 {
 }
 const _: () = assert!(size_of::<Q8x32>() == 40);
 
-/// 256 activations.
+/// 256 activations in 292 bytes: the scale, the quants, their sums over 16.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q8x256 {
@@ -153,7 +152,7 @@ fn scale(most: f32) -> (f32, f32) {
     if most == 0.0 || inverse == f32::INFINITY { (0.0, 0.0) } else { (most / 127.0, inverse) }
 }
 
-/// Quants of 32 values.
+/// Rounds 32 values times `inverse` to quants in -127..=127.
 #[inline(always)]
 fn quants<I: Isa>(isa: I, x: &[f32; 32], inverse: f32) -> I::Bytes {
     let (low, high) = (isa.splat(-127.0), isa.splat(127.0));

@@ -12,7 +12,7 @@ use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
-/// One weight.
+/// One weight: its two bytes, little endian.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct BF16([u8; 2]);

@@ -10,9 +10,9 @@ use std::ops::Range;
 pub(crate) trait Block: Pod {
     /// The activations that one block is multiplied with.
     type X: super::activation::ActivationBlock;
-    /// Weights per block.
+    /// Weights per block: 1, 32 or 256.
     const LEN: usize;
-    /// See [`super::Format::cuda_planes`].
+    /// Byte ranges that a GPU stores as planes; see [`super::Format::cuda_planes`].
     const CUDA_PLANES: &'static [Range<usize>];
 
     /// The block of `LEN` weights, as ggml would make it.
@@ -42,14 +42,14 @@ pub(crate) trait Block: Pod {
 
 /// Weight rows and activation rows to multiply.
 pub(crate) struct Tile<'a, B: Block> {
-    /// Row after row.
+    /// Blocks of the weights, row after row.
     pub(crate) w: &'a [B],
-    /// Token after token.
+    /// Blocks of the activations, token after token.
     pub(crate) x: &'a [B::X],
     /// Blocks of a row, at least one.
     pub(crate) blocks: usize,
     pub(crate) rows: usize,
-    /// `[tokens, rows]`
+    /// Dot products, one per token and row: `[tokens, rows]`.
     pub(crate) y: &'a mut [f32],
 }
 

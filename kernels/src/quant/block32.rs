@@ -14,7 +14,7 @@ use crate::simd::{Isa, Panel8, PanelSimd};
 
 /// A format of blocks of 32 weights.
 pub(super) trait Block32: Block<X = Q8x32> {
-    /// Quants are signed.
+    /// True if quants are signed; unsigned ones have the offset `ZERO`.
     const SIGNED: bool;
     /// The offset of unsigned quants.
     const ZERO: i32 = 0;
@@ -34,7 +34,7 @@ pub(super) trait Block32: Block<X = Q8x32> {
     }
     /// d and the minimum as stored.
     fn d_and_min(&self) -> [[u8; 2]; 2];
-    /// d and the minimum.
+    /// The scale d and the minimum in f32.
     #[inline(always)]
     fn scales<I: Isa>(&self, isa: I) -> [f32; 2] {
         let [d, m] = self.d_and_min();

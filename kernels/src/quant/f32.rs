@@ -7,7 +7,7 @@ use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
-/// One weight.
+/// One weight: its four bytes, little endian.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct F32([u8; 4]);

@@ -11,7 +11,7 @@ pub(super) trait FloatFormat: Block<X = F32Le> {
     fn load<I: Isa>(isa: I, w: &[Self; 8]) -> I::Floats;
 }
 
-/// Converts weights to f32.
+/// Converts weights to f32, eight at a time; the rest one by one.
 #[inline(always)]
 pub(super) fn to_f32<I: Isa, W: FloatFormat>(isa: I, w: &[W], out: &mut [f32]) {
     let ((eights, rest), (out, out_rest)) = (w.as_chunks(), out.as_chunks_mut());

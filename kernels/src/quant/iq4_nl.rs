@@ -24,7 +24,7 @@ use std::ops::Range;
 pub(super) const CODEBOOK: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
-/// 32 weights.
+/// 32 weights: a scale and indices into [`CODEBOOK`].
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Iq4Nl {

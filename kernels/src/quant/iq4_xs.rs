@@ -28,7 +28,7 @@ use half::f16;
 use std::array::from_fn;
 use std::ops::Range;
 
-/// 256 weights.
+/// 256 weights: d, the two parts of the packed scales, codebook indices.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Iq4Xs {

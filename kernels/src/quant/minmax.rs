@@ -20,7 +20,7 @@ pub(super) fn furthest(x: &[f32]) -> f32 {
     value
 }
 
-/// Smallest and largest.
+/// Smallest and largest value of a block; NaN is skipped.
 #[inline(always)]
 pub(super) fn extremes(x: &[f32]) -> (f32, f32) {
     let (mut low, mut high) = (f32::MAX, f32::MIN);

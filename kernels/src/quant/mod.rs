@@ -145,12 +145,12 @@ impl Format {
         Format::ALL.into_iter().find(|f| f.name().eq_ignore_ascii_case(name))
     }
 
-    /// Weights per block.
+    /// Weights per block, of which a row holds a whole number: 1, 32 or 256.
     pub const fn block_len(self) -> usize {
         with_block!(self, B => B::LEN)
     }
 
-    /// Bytes per block.
+    /// Bytes per block, as stored in the file.
     pub const fn block_bytes(self) -> usize {
         with_block!(self, B => size_of::<B>())
     }

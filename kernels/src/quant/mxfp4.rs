@@ -22,7 +22,7 @@ use std::ops::Range;
 /// Twice the values of the sixteen quants.
 const CODEBOOK: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
 
-/// 32 weights.
+/// 32 weights: the exponent of their scale and indices into [`CODEBOOK`].
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Mxfp4 {

@@ -22,7 +22,7 @@ use half::f16;
 use std::array::from_fn;
 use std::ops::Range;
 
-/// 256 weights.
+/// 256 weights: packed scales and minima, two-bit quants, d and dmin.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q2K {

@@ -25,7 +25,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::ops::Range;
 
-/// 256 weights.
+/// 256 weights: the quants' high bits, their low bits, packed scales, d.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q3K {

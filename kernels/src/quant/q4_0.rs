@@ -17,7 +17,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::ops::Range;
 
-/// 32 weights.
+/// 32 weights: a scale and unsigned four-bit quants.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q4_0 {

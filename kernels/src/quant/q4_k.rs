@@ -20,7 +20,7 @@ use crate::simd::{Isa, PanelSimd};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
-/// 256 weights.
+/// 256 weights: d and dmin, packed scales and minima, four-bit quants.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q4K {

@@ -18,7 +18,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::ops::Range;
 
-/// 32 weights.
+/// 32 weights: a scale, the quants' fifth bits, their lower four.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q5_0 {

@@ -21,7 +21,7 @@ use crate::simd::{Isa, PanelSimd};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
-/// 256 weights.
+/// 256 weights: the fields of Q4_K, with the fifth bits before the lower four.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q5K {

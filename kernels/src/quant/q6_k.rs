@@ -22,7 +22,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::ops::Range;
 
-/// 256 weights.
+/// 256 weights: the quants' lower four bits, their upper two, signed scales, d.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q6K {

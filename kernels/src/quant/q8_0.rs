@@ -15,7 +15,7 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::ops::Range;
 
-/// 32 weights.
+/// 32 weights: a scale and signed eight-bit quants.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Q8_0 {

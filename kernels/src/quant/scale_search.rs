@@ -6,7 +6,7 @@
 use crate::simd::Isa;
 use std::array::from_fn;
 
-/// Eight sub-blocks, interleaved: `[position][sub-block]`.
+/// Eight sub-blocks of `N` weights, one per lane: `[position][sub-block]`.
 pub(super) type Columns<const N: usize> = [[f32; 8]; N];
 
 /// Transposes eight sub-blocks of `N` weights.
@@ -22,7 +22,7 @@ pub(super) struct Steps {
     pub(super) count: u32,
 }
 
-/// The error norm.
+/// The error that the search minimises, summed over a sub-block with importance weights.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Cost {
     Square,
@@ -70,7 +70,7 @@ fn quant<I: Isa>(isa: I, x: I::Floats, min: I::Floats, iscale: I::Floats, most: 
     isa.min(isa.max(level, isa.splat(0.0)), isa.splat(most))
 }
 
-/// |v|
+/// Computes |v|; -0 and NaN pass unchanged.
 #[inline(always)]
 pub(super) fn absolute<I: Isa>(isa: I, v: I::Floats) -> I::Floats {
     isa.select(v, isa.splat(0.0), isa.sub(isa.splat(0.0), v), v)

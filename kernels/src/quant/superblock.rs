@@ -19,7 +19,7 @@ pub(super) enum Offset {
     Minima,
     /// Unsigned quants with this offset.
     Zero(i32),
-    /// Signed quants.
+    /// Signed quants, which need no correction.
     Signed,
 }
 
@@ -34,7 +34,7 @@ pub(super) trait SuperBlock: Block<X = Q8x256> {
     fn decode_panel<P: PanelSimd>(simd: P, rows: &[&Self; 16], out: &mut Panel<P>);
     /// Eight partial sums of `sum_j sc_j (q_j . x_j)`, and of `sum_j m_j sum(x_j)`.
     fn sums<I: Isa>(isa: I, w: &Self, x: &Q8x256) -> [I::Ints; 2];
-    /// d and dmin.
+    /// d and dmin as stored; dmin is 0 in formats without minima.
     fn d_and_min(&self) -> [[u8; 2]; 2];
 }
 
@@ -49,7 +49,7 @@ pub(super) struct Panel<P: PanelSimd> {
     pub(super) scales: [P::Ints; 16],
     /// Factors of the activation sums, two per lane: minima, or scales where quants have an offset.
     pub(super) pairs: [P::Ints; 8],
-    /// d and dmin.
+    /// d and dmin in f32, one value per row.
     pub(super) d_and_min: [P::Floats; 2],
 }
 

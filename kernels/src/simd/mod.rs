@@ -28,11 +28,11 @@ pub use x86::X86;
 /// Bytes are unsigned (quants of weights) or signed (activations) by use. Signed activations are never -128: without
 /// that guarantee AVX2 dot products would need twice the instructions.
 pub trait Isa: Copy + Send + Sync + 'static {
-    /// 32 bytes.
+    /// Vector of 32 bytes, the quants of a sub-block.
     type Bytes: Copy;
-    /// 8 x i32.
+    /// Vector of eight i32, for exact sums.
     type Ints: Copy;
-    /// 8 x f32.
+    /// Vector of eight f32, one partial sum per lane.
     type Floats: Copy;
     /// 16 x i16: integer scales of the two halves of eight sub-blocks.
     type Scales: Copy;
@@ -42,7 +42,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     /// True with 32 vector registers, false with 16; it selects the size of register tiles.
     const MANY_REGISTERS: bool;
 
-    /// See [`PanelSimd`].
+    /// The [`PanelSimd`] token of this instruction set.
     fn panel(self) -> Self::Panel;
 
     /// Runs `kernel` inside a function that enables this instruction set.
@@ -54,17 +54,17 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn splat(self, v: f32) -> Self::Floats;
     /// Eight floats, little endian, at any alignment.
     fn load(self, v: &[u8; 32]) -> Self::Floats;
-    /// Eight floats.
+    /// Loads eight floats at any alignment.
     fn load_floats(self, v: &[f32; 8]) -> Self::Floats;
-    /// Writes eight floats.
+    /// Writes eight floats in lane order.
     fn store(self, v: Self::Floats, out: &mut [f32; 8]);
-    /// a + b
+    /// Lane-wise a + b in f32.
     fn add(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// a - b
+    /// Lane-wise a - b in f32.
     fn sub(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// a * b
+    /// Lane-wise a * b in f32, never fused with an addition.
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
-    /// a / b
+    /// Lane-wise a / b in f32, correctly rounded.
     fn div(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// a * b + c, rounded once
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;
@@ -76,7 +76,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn select(self, a: Self::Floats, b: Self::Floats, yes: Self::Floats, no: Self::Floats) -> Self::Floats;
     /// Sum of the lanes, in this order: ((0+4) + (2+6)) + ((1+5) + (3+7)).
     fn reduce_add(self, v: Self::Floats) -> f32;
-    /// Eight binary16, little endian.
+    /// Eight binary16, little endian, converted to f32.
     fn load_f16(self, v: &[u8; 16]) -> Self::Floats;
     /// Eight binary16 from eight addresses.
     fn gather_f16(self, v: [[u8; 2]; 8]) -> Self::Floats;
@@ -84,24 +84,24 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn load_bf16(self, v: &[u8; 16]) -> Self::Floats;
     /// Broadcasts one binary16, little endian.
     fn splat_f16(self, v: [u8; 2]) -> Self::Floats;
-    /// One binary16, little endian.
+    /// One binary16, little endian, converted to f32.
     fn f16(self, v: [u8; 2]) -> f32;
 
     // ---- integers --------------------------------------------------------------------------------------
 
-    /// Eight zeros.
+    /// Eight zeros, the start of an integer sum.
     fn zeros(self) -> Self::Ints;
     /// v in lane 0, zeros after it.
     fn set_lane0(self, v: i32) -> Self::Ints;
-    /// Lane by lane, wrapping.
+    /// Lane-wise a + b, wrapping on overflow.
     fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    /// a << by
+    /// Lane-wise a << BY, zeros coming in.
     fn shl_ints<const BY: i32>(self, a: Self::Ints) -> Self::Ints;
-    /// a - b, wrapping
+    /// Lane-wise a - b, wrapping on overflow.
     fn sub_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    /// Lane-wise signed maximum.
+    /// Lane-wise maximum of signed integers.
     fn max_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    /// The largest lane, signed.
+    /// The largest lane as a signed integer.
     fn largest(self, v: Self::Ints) -> i32;
     /// Integers as floats, rounded to nearest even.
     fn floats(self, v: Self::Ints) -> Self::Floats;
@@ -117,7 +117,7 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn splat_int(self, v: i32) -> Self::Ints;
     /// The low 16 bits of `low`, and above them the low 16 bits of `high`.
     fn pair(self, low: Self::Ints, high: Self::Ints) -> Self::Ints;
-    /// a * b, wrapping
+    /// Lane-wise a * b, wrapping on overflow.
     fn mul_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// Lane l += `w[2l] * x[0] + w[2l+1] * x[1]`, of i16 in w's lanes and in x, little endian.
     fn dot_pairs(self, acc: Self::Ints, w: Self::Ints, x: [u8; 4]) -> Self::Ints;
@@ -132,13 +132,13 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Prefetches the bytes of a value some bytes after `v` into L1; the address need not be valid.
     fn prefetch_l1<V>(self, v: &V, bytes_after: usize);
-    /// Prefetches into L2.
+    /// As [`Isa::prefetch_l1`], but into L2, for bytes that are needed later.
     fn prefetch_l2<V>(self, v: &V, bytes_after: usize);
     /// 32 bytes at any alignment.
     fn bytes(self, v: &[u8; 32]) -> Self::Bytes;
-    /// Writes 32 bytes.
+    /// Writes 32 bytes at any alignment.
     fn store_bytes(self, v: Self::Bytes, out: &mut [u8; 32]);
-    /// Broadcasts one byte.
+    /// Broadcasts v to all 32 bytes.
     fn splat_byte(self, v: u8) -> Self::Bytes;
     /// Broadcasts four bytes to eight lanes.
     fn broadcast_u32(self, v: [u8; 4]) -> Self::Bytes;
@@ -148,19 +148,19 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn as_floats(self, v: Self::Bytes) -> Self::Floats;
     /// Byte `at` of each four.
     fn unsigned_byte(self, v: Self::Bytes, at: usize) -> Self::Ints;
-    /// The same, signed.
+    /// Byte `at` of each four, sign-extended.
     fn signed_byte(self, v: Self::Bytes, at: usize) -> Self::Ints;
     /// Bytes `2 at` and `2 at + 1` of each four as binary16.
     fn half(self, v: Self::Bytes, at: usize) -> Self::Floats;
     /// Byte i = low nibble of `v[i]`, byte 16 + i = high nibble of `v[i]`.
     fn nibbles(self, v: &[u8; 16]) -> Self::Bytes;
-    /// v, then v again.
+    /// Fills both halves with the same 16 bytes: v, then v again.
     fn twice(self, v: &[u8; 16]) -> Self::Bytes;
     /// Byte i = 0xff where bit i of v is set, else 0.
     fn mask(self, v: [u8; 4]) -> Self::Bytes;
-    /// a & b
+    /// Bitwise a & b of 32 bytes.
     fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    /// a | b
+    /// Bitwise a | b of 32 bytes.
     fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// Each byte shifted right, zeros coming in.
     fn shr<const BY: i32>(self, a: Self::Bytes) -> Self::Bytes;
@@ -200,9 +200,9 @@ pub trait Isa: Copy + Send + Sync + 'static {
 /// only then do they become part of the function that enables the instructions. Inner loops avoid closures and the
 /// `map` and `from_fn` of arrays, which stay calls and spill the vectors.
 pub trait Kernel {
-    /// The result.
+    /// The type that `run` returns; `()` for kernels that write to a slice.
     type Output;
-    /// Computes it.
+    /// Computes the result with the vector operations of `isa`.
     fn run<I: Isa>(self, isa: I) -> Self::Output;
 }
 
@@ -210,7 +210,7 @@ pub trait Kernel {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SimdLevel {
-    /// Plain loops.
+    /// Portable loops without intrinsics, available on every machine.
     Scalar(Scalar),
     /// AVX2 with FMA and F16C: 8 floats or 32 bytes per instruction.
     #[cfg(target_arch = "x86_64")]

@@ -14,11 +14,11 @@ pub trait PanelSimd: Copy {
     const NR: usize;
     /// The bias that [`PanelSimd::signed`] adds to signed quants.
     const U8_BIAS: i32;
-    /// Four bytes per row.
+    /// Vector of four bytes per row.
     type Bytes: Copy;
-    /// i32.
+    /// Vector of one i32 per row.
     type Ints: Copy;
-    /// f32.
+    /// Vector of one f32 per row.
     type Floats: Copy;
 
     /// Vector c has bytes `4 c .. 4 c + 4` of each row, of the first [`PanelSimd::MR`] rows.
@@ -26,11 +26,11 @@ pub trait PanelSimd: Copy {
 
     // ---- bytes, as in `Isa` ----------------------------------------------------------------------------
 
-    /// Broadcasts one byte.
+    /// Broadcasts v to all bytes of all rows.
     fn splat_byte(self, v: u8) -> Self::Bytes;
-    /// a & b
+    /// Bitwise a & b of all bytes.
     fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
-    /// a | b
+    /// Bitwise a | b of all bytes.
     fn or(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// Each byte shifted right, zeros coming in.
     fn shr<const BY: i32>(self, a: Self::Bytes) -> Self::Bytes;
@@ -43,15 +43,15 @@ pub trait PanelSimd: Copy {
 
     // ---- one value per row ------------------------------------------------------------------------------
 
-    /// Zeros.
+    /// Zero in each row, the start of an integer sum.
     fn zeros(self) -> Self::Ints;
     /// Byte `at` of each row's four.
     fn unsigned_byte(self, v: Self::Bytes, at: usize) -> Self::Ints;
-    /// The same, signed.
+    /// Byte `at` of each row's four, sign-extended.
     fn signed_byte(self, v: Self::Bytes, at: usize) -> Self::Ints;
     /// Half `at` of each row's four bytes as binary16.
     fn half(self, v: Self::Bytes, at: usize) -> Self::Floats;
-    /// One value per row.
+    /// Loads one value per row; those after the first [`PanelSimd::MR`] are ignored.
     fn load(self, v: &[f32; 16]) -> Self::Floats;
     /// One binary16 per row, little endian.
     fn gather_f16(self, v: [[u8; 2]; 16]) -> Self::Floats;
@@ -65,7 +65,7 @@ pub trait PanelSimd: Copy {
     fn dot_pairs(self, acc: Self::Ints, w: Self::Ints, x: [u8; 4]) -> Self::Ints;
     /// acc + a * b, wrapping
     fn mul_add(self, acc: Self::Ints, a: Self::Ints, b: Self::Ints) -> Self::Ints;
-    /// a + b, wrapping
+    /// Row-wise a + b, wrapping on overflow.
     fn add(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
     /// Broadcasts v to all rows.
     fn splat_int(self, v: i32) -> Self::Ints;
@@ -73,7 +73,7 @@ pub trait PanelSimd: Copy {
     fn floats(self, v: Self::Ints) -> Self::Floats;
     /// Broadcasts v to all rows.
     fn splat(self, v: f32) -> Self::Floats;
-    /// a * b
+    /// Row-wise a * b in f32, never fused with an addition.
     fn mul(self, a: Self::Floats, b: Self::Floats) -> Self::Floats;
     /// a * b + c, rounded once
     fn fma(self, a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats;

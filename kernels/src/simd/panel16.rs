@@ -9,9 +9,9 @@ use std::arch::x86_64::*;
 
 /// The panel type of an x86 instruction set.
 pub trait NativePanel: Copy {
-    /// The widest panel.
+    /// Sixteen rows with AVX-512, eight with AVX2.
     type Panel: PanelSimd;
-    /// See [`super::Isa::panel`].
+    /// The token that [`super::Isa::panel`] returns.
     fn panel(self) -> Self::Panel;
 }
 

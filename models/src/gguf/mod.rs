@@ -17,7 +17,7 @@ use std::path::Path;
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metadata(pub Vec<(String, Value)>);
 
-/// A typed metadata value.
+/// A metadata value with its GGUF type.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the names are GGUF's")]
 pub enum Value {
@@ -55,12 +55,12 @@ pub enum Array {
     F64(Vec<f64>),
 }
 
-/// A tensor's description.
+/// A tensor's entry in the header: name, format, shape and place of its bytes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
     /// Name; at most 63 bytes in files written here, which is llama.cpp's limit.
     pub name: String,
-    /// Format of its rows.
+    /// Block format of its rows (ggml's `type`).
     pub format: Format,
     /// ggml's `ne`: 1 to 4 dimensions, fastest first.
     pub shape: Vec<u64>,
@@ -76,24 +76,24 @@ pub struct TensorInfo {
 /// [`MAX_SHOWN`] bytes and escapes their control characters.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// An I/O error.
+    /// The system could not open, read or write a file.
     #[error("{}: {source}", shown_path(path))]
     Io {
-        /// The file.
+        /// Path of the file that the operation failed on.
         path: String,
-        /// The cause.
+        /// The error that the operating system returned.
         source: std::io::Error,
     },
-    /// Invalid contents.
+    /// The contents are malformed, contradictory or unsupported.
     #[error("{}: {}: expected {}, found {}", shown_path(path), shown(place), shown(expected), shown(found))]
     Bad {
-        /// The file.
+        /// Path of the invalid file, for the message.
         path: String,
         /// Byte offset, key or tensor.
         place: String,
-        /// The expected value.
+        /// What a valid file has there.
         expected: String,
-        /// The value found.
+        /// What the file has there instead.
         found: String,
     },
 }

@@ -8,7 +8,7 @@ use super::{Array, Error, Metadata, TensorInfo, Value};
 use kernels::quant::{Format, unsupported_name};
 use std::collections::HashSet;
 
-/// Default alignment.
+/// Alignment in bytes of a file without [`ALIGNMENT_KEY`], as GGUF defines it.
 const ALIGNMENT: u64 = 32;
 /// The key of another alignment.
 const ALIGNMENT_KEY: &str = "general.alignment";
@@ -26,11 +26,11 @@ const MIN_PAIR_BYTES: usize = 8 + 4 + 1;
 /// The contents before the tensors' data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Header {
-    /// Metadata in file order.
+    /// Key-value pairs in file order.
     pub metadata: Metadata,
     /// Tensors in file order; offsets are relative to `data`.
     pub tensors: Vec<TensorInfo>,
-    /// Alignment of the offsets.
+    /// Alignment in bytes of the tensors' offsets: `general.alignment`, or 32.
     pub alignment: u64,
     /// File offset of the tensors' data.
     pub data: u64,

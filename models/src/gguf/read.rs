@@ -48,10 +48,10 @@ struct Source {
     modified: Option<SystemTime>,
 }
 
-/// A part on disk.
+/// One part of a split, or all of a single file.
 #[derive(Clone, Debug)]
 pub struct Contents {
-    /// Path of the part.
+    /// Path of the part, also if it was opened from memory.
     pub path: PathBuf,
     /// All bytes; the view keeps the mapping alive.
     pub bytes: Bytes,

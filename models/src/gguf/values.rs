@@ -42,7 +42,7 @@ impl Type {
 }
 
 impl Array {
-    /// Number of elements.
+    /// Number of elements; a nested array counts as one.
     pub fn len(&self) -> usize {
         match self {
             Array::U8(a) => a.len(),

@@ -67,7 +67,7 @@ impl Layout {
         &self.tensors
     }
 
-    /// File size in bytes.
+    /// Size of the complete file in bytes, header and padding included.
     pub fn total_bytes(&self) -> u64 {
         self.end_of(self.tensors.len())
     }
@@ -164,7 +164,7 @@ pub struct Writer {
     checksums: Vec<u64>,
     /// Bytes written of the current tensor.
     written: u64,
-    /// Hash of these bytes.
+    /// XXH3 state over these bytes; its digest becomes the tensor's checksum.
     hash: Xxh3,
 }
 
@@ -292,7 +292,7 @@ impl Writer {
         &self.part
     }
 
-    /// Layout of the file.
+    /// The layout that the writer follows.
     pub fn layout(&self) -> &Layout {
         &self.layout
     }

@@ -12,7 +12,7 @@ pub const ARCHITECTURE: &str = "kimi-linear";
 
 /// Largest accepted count or width: far above any model, and products of two fit in 64 bits.
 const MAX_COUNT: u64 = 1 << 24;
-/// Largest number of layers.
+/// Largest accepted number of layers (`block_count`).
 const MAX_LAYERS: u64 = 4096;
 /// Largest number of values of S, or of the convolution tails, in a layer: their bytes in all layers fit in 64 bits.
 const MAX_STATE: u64 = 1 << 40;
@@ -22,13 +22,13 @@ const MAX_STATE: u64 = 1 << 40;
 pub struct Config {
     /// Width of the residual stream (`embedding_length`).
     pub dim: usize,
-    /// Size of the vocabulary.
+    /// Number of token ids: the length of `tokenizer.ggml.tokens`, else `vocab_size`.
     pub vocab: usize,
     /// Context length in training (`context_length`).
     pub context: u64,
     /// Epsilon of the RMS norms.
     pub norm_eps: f32,
-    /// Mixer of each layer.
+    /// Mixer of each layer, from `attention.head_count_kv`, in which 0 means KDA.
     pub layers: Vec<MixerKind>,
     /// Sizes of the KDA layers.
     pub kda: KdaConfig,
@@ -45,9 +45,9 @@ pub struct Config {
 /// The token mixer of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MixerKind {
-    /// Kimi Delta Attention.
+    /// Kimi Delta Attention, whose state has constant size.
     Kda,
-    /// Multi-head latent attention.
+    /// Multi-head latent attention, whose KV cache grows with each token.
     Mla,
 }
 
@@ -65,13 +65,13 @@ pub struct KdaConfig {
 /// Sizes of an MLA layer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MlaConfig {
-    /// Query heads.
+    /// Number of query heads (`attention.head_count`).
     pub heads: usize,
     /// Channels per head that come from the latent.
     pub nope_dim: usize,
     /// Channels of the key that all heads share.
     pub pe_dim: usize,
-    /// Channels per value head.
+    /// Channels per value head (`attention.value_length_mla`).
     pub value_dim: usize,
     /// Width of the latent (`kv_lora_rank`).
     pub latent_dim: usize,
@@ -80,7 +80,7 @@ pub struct MlaConfig {
 /// Sizes of a mixture of experts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MoeConfig {
-    /// Routed experts.
+    /// Number of routed experts (`expert_count`).
     pub experts: usize,
     /// Shared experts, stored as one expert of their total width.
     pub shared: usize,

@@ -25,7 +25,7 @@ pub struct Mlp<B: Backend> {
     down: B::Weight,
 }
 
-/// A mixture of experts.
+/// A mixture of experts: the router, stacked routed experts, and the shared one if any.
 pub struct Moe<B: Backend> {
     router: B::Weight,
     bias: B::Weight,

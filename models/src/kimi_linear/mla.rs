@@ -28,9 +28,9 @@ pub enum MlaPath {
 
 /// The spans of a batch by path.
 pub struct MlaSpans<'a, B: Backend> {
-    /// Spans with [`MlaPath::Absorbed`].
+    /// Spans that attend to the latents directly ([`MlaPath::Absorbed`]).
     pub absorbed: Vec<Span<'a, B::Cache>>,
-    /// Spans with [`MlaPath::Materialized`].
+    /// Spans that build each head's keys and values ([`MlaPath::Materialized`]).
     pub materialized: Vec<Span<'a, B::Cache>>,
 }
 

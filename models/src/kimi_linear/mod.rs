@@ -27,7 +27,7 @@ use weights::{Loader, NotFinite};
 
 /// A model with its weights on the backend `B`.
 pub struct Model<B: Backend> {
-    /// Hyperparameters.
+    /// Hyperparameters that the shapes of the weights were checked against.
     pub config: Config,
     embed: B::Weight,
     layers: Vec<Layer<B>>,
@@ -67,9 +67,9 @@ pub struct Sequence<'a, B: Backend> {
 pub enum Outputs {
     /// No token: only the state advances.
     None,
-    /// The last token.
+    /// The last token, as decode needs it.
     Last,
-    /// Every token.
+    /// Every token, as perplexity needs it.
     All,
 }
 
@@ -79,7 +79,7 @@ pub trait Probe<B: Backend> {
     fn tensor(&mut self, _layer: usize, _name: &'static str, _x: &B::Tensor) {}
     /// Receives the experts chosen in a layer.
     fn routed(&mut self, _layer: usize, _routed: &B::Routed) {}
-    /// Called after each layer.
+    /// Called after each layer, before [`Probe::is_abandoned`].
     fn layer_done(&mut self) {}
     /// Returns whether to abort after the current layer: there are then no logits, and the states are invalid.
     fn is_abandoned(&self) -> bool {

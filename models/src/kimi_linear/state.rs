@@ -10,9 +10,9 @@ use std::ops::Range;
 
 /// The state of one sequence.
 pub struct State<B: Backend> {
-    /// Number of tokens processed.
+    /// Number of tokens processed: the position of the next one.
     pub position: u64,
-    /// One state per layer.
+    /// State of each layer, in the order of the model.
     pub layers: Vec<LayerState<B>>,
 }
 
@@ -20,7 +20,7 @@ pub struct State<B: Backend> {
 pub enum LayerState<B: Backend> {
     /// S and the convolution tails.
     Kda(KdaState<B>),
-    /// [c_s | kpe_s] rows.
+    /// KV cache of rows [c_s | kpe_s], one per token.
     Mla(B::Cache),
 }
 

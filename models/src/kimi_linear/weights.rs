@@ -9,9 +9,9 @@ use std::fmt::{Display, Formatter};
 
 /// Loads tensors of a file, or of one of its layers, by name.
 pub struct Loader<'a, B: Backend> {
-    /// Destination of the weights.
+    /// Backend that the weights are loaded onto.
     pub backend: &'a B,
-    /// Source of the tensors.
+    /// Opened file that holds the tensors.
     pub file: &'a Gguf,
     /// Layer whose prefix `blk.N.` names get.
     pub layer: Option<usize>,
@@ -22,11 +22,11 @@ pub struct Loader<'a, B: Backend> {
 /// A tensor with values that are NaN or infinite.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotFinite {
-    /// Name.
+    /// Name of the tensor in the file.
     pub tensor: String,
-    /// Number of these values.
+    /// Number of values that are NaN or infinite.
     pub count: usize,
-    /// Total number of values.
+    /// Number of all values of the tensor.
     pub of: usize,
 }
 

@@ -78,7 +78,7 @@ struct Tag<'s> {
     tokens: usize,
     /// The tag has a `=` outside brackets.
     assigns: bool,
-    /// The text after it.
+    /// The text after the closing delimiter, where scanning continues.
     rest: &'s str,
 }
 

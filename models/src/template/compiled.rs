@@ -24,7 +24,7 @@ const TEMPLATE: &str = "a Jinja template";
 /// Expected value in errors of a conversation.
 const CONVERSATION: &str = "a conversation it accepts";
 
-/// A parsed template.
+/// A parsed template, which renders any number of conversations.
 #[derive(Clone, Debug)]
 pub struct Compiled {
     environment: Environment<'static>,
@@ -83,7 +83,7 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// A budget without limits.
+    /// A budget without limits, for the trusted built-in template.
     pub(super) fn none() -> Self {
         Self { bytes: usize::MAX, deadline: None, text: Vec::new(), exceeded: None }
     }
@@ -99,7 +99,7 @@ impl Budget {
         Self { deadline: Some(deadline), ..self }
     }
 
-    /// Largest output in bytes.
+    /// Largest output in bytes; a longer one is an error.
     pub fn bytes(&self) -> usize {
         self.bytes
     }

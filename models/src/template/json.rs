@@ -8,14 +8,14 @@ use minijinja::{Error, ErrorKind, Value};
 /// Largest depth of nested values; deeper ones are an error.
 const DEPTH: usize = 256;
 
-/// Output style.
+/// Formatting of one call, with the defaults of `json.dumps` filled in.
 struct Style {
     ascii: bool,
     sorted: bool,
     indent: Option<String>,
     item: String,
     key: String,
-    /// Never escaped; see [`super::special_token_guard`].
+    /// Written as it is, never escaped; see [`super::special_token_guard`].
     sentinel: char,
 }
 

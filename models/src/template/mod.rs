@@ -24,7 +24,7 @@ use serde_json::{Map, Value};
 use special_token_guard::{Guard, Names};
 use std::sync::{Arc, LazyLock};
 
-/// Kimi's chat template.
+/// Kimi's chat template, for files without a template.
 const KIMI: &str = include_str!("kimi.jinja");
 const NAME: &str = "chat_template";
 
@@ -34,7 +34,7 @@ static BUILTIN: LazyLock<Result<Compiled, Failure>> = LazyLock::new(|| Compiled:
 /// One message of a conversation, as in OpenAI's API. Templates see the fields in this order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Message {
-    /// system, user, assistant, tool.
+    /// Author of the message: `system`, `user`, `assistant` or `tool`.
     pub role: String,
     /// Text, or a list of parts. None if the field is absent, which differs from null.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
@@ -61,7 +61,7 @@ fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, 
 }
 
 impl Message {
-    /// Creates a text message.
+    /// Creates a message whose content is plain text.
     pub fn new(role: &str, text: &str) -> Self {
         Self { role: role.to_owned(), content: Some(Value::String(text.to_owned())), ..Self::default() }
     }

@@ -11,11 +11,11 @@ use std::fmt::{self, Display};
 /// The input of one rendering.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
-    /// The template.
+    /// Jinja source of the template, which is untrusted.
     pub source: &'a str,
     /// The sentinel character in `context`, which `tojson` leaves as it is.
     pub sentinel: char,
-    /// The template's variables.
+    /// Variables that the template sees, by name.
     pub context: &'a Map<String, Value>,
 }
 
@@ -50,14 +50,14 @@ pub enum Failure {
     Unusable(Reason),
 }
 
-/// Place, expected and found.
+/// A failure with place, expected and found, which `Display` shows in one line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reason {
     /// A line, a variable or `rendering`.
     pub place: String,
-    /// The expected value.
+    /// What the template or the limit requires.
     pub expected: String,
-    /// The value found.
+    /// What was found instead, on one line and truncated.
     pub found: String,
 }
 

@@ -25,7 +25,7 @@ struct Merge {
 
 const NO_MERGE: Merge = Merge { rank: NEVER, id: NEVER };
 
-/// The merge table.
+/// The merge table, from pairs of ids to the merged token and its rank.
 #[derive(Clone, Debug)]
 pub(super) struct Merges {
     pairs: FxHashMap<u64, Merge>,

@@ -12,7 +12,7 @@ use std::fmt::Display;
 /// The kind of a token, with GGUF's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Bytes of text.
+    /// Ordinary bytes of text, which encoding yields.
     Normal = 1,
     /// Replaces text that no token encodes.
     Unknown = 2,
@@ -73,7 +73,7 @@ impl Escape {
     }
 }
 
-/// A vocabulary under construction.
+/// A vocabulary under construction; tokens get their ids in order.
 pub(super) struct VocabularyBuilder<'p> {
     path: &'p str,
     pub(super) tokens: Tokens,

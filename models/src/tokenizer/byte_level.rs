@@ -34,7 +34,7 @@ const BYTES: [Option<u8>; 324] = {
     table
 };
 
-/// Encodes bytes.
+/// Writes each byte as its character of the alphabet.
 pub(super) fn encode(bytes: &[u8]) -> String {
     bytes.iter().map(|&b| CHARS[b as usize]).collect()
 }

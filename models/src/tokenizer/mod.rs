@@ -40,11 +40,11 @@ const END_NAMES: [&str; 4] = ["[EOS]", "<|im_end|>", "[EOT]", "[PAD]"];
 pub struct SpecialIds {
     /// Beginning of a sequence; encoding does not add it.
     pub bos: Option<u32>,
-    /// End of a sequence.
+    /// End of a sequence (`tokenizer.ggml.eos_token_id`).
     pub eos: Option<u32>,
-    /// Padding.
+    /// Padding of training batches (`tokenizer.ggml.padding_token_id`).
     pub pad: Option<u32>,
-    /// Unknown token.
+    /// Replacement for unknown text (`tokenizer.ggml.unknown_token_id`).
     pub unk: Option<u32>,
 }
 
@@ -57,7 +57,7 @@ pub struct Vocabulary {
     pretokenizer: Pretokenizer,
     specials: Specials,
     special_ids: SpecialIds,
-    /// End-of-generation tokens, sorted.
+    /// Ids that end generation, in ascending order for binary search.
     eog_tokens: Vec<u32>,
 }
 
@@ -139,7 +139,7 @@ impl Vocabulary {
         self.eog_tokens.binary_search(&id).is_ok()
     }
 
-    /// The end-of-generation tokens, ascending.
+    /// Ids that end generation, in ascending order.
     pub fn eog_tokens(&self) -> &[u32] {
         &self.eog_tokens
     }
@@ -149,7 +149,7 @@ impl Vocabulary {
         self.kind(id).is_some_and(Kind::is_special)
     }
 
-    /// The special tokens.
+    /// The special tokens, which [`Self::encode`] never yields.
     pub fn specials(&self) -> &Specials {
         &self.specials
     }

@@ -12,13 +12,13 @@ use std::sync::OnceLock;
 #[derive(Debug)]
 pub(super) struct Pattern {
     pub(super) name: &'static str,
-    /// The alternatives before `\s+(?!\S)|\s+`.
+    /// Regular expressions that are tried in order before `\s+(?!\S)|\s+`.
     alternatives: &'static [&'static str],
     /// Compiled on first use, in 8 ms.
     regex: OnceLock<Regex>,
 }
 
-/// All known patterns.
+/// All known patterns, named as in `tokenizer.ggml.pre`.
 pub(super) static PATTERNS: [Pattern; 1] = [Pattern {
     name: "kimi-k2",
     regex: OnceLock::new(),
@@ -54,7 +54,7 @@ impl Pattern {
     }
 }
 
-/// A compiled pattern.
+/// A pattern with its compiled regular expression.
 #[derive(Clone, Debug)]
 pub(super) struct Pretokenizer {
     pub(super) pattern: &'static Pattern,

@@ -6,12 +6,12 @@
 /// Buffers the bytes of an incomplete character between pushes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Utf8Stream {
-    /// At most three bytes.
+    /// Bytes of an incomplete character, at most three.
     pending: Vec<u8>,
 }
 
 impl Utf8Stream {
-    /// An empty stream.
+    /// Creates a stream without buffered bytes.
     pub fn new() -> Self {
         Self::default()
     }

@@ -45,7 +45,7 @@ impl Tokens {
         }
     }
 
-    /// Number of ids.
+    /// Number of ids added so far.
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }

@@ -21,18 +21,18 @@ const LOG: usize = 4096;
 pub(in crate::cuda) enum Argument<'a> {
     /// A scalar and its size in bytes.
     Value([u8; 8], usize),
-    /// A structure.
+    /// A structure passed by value, as its bytes.
     Block(&'a [u8]),
 }
 
-/// A scalar argument.
+/// Makes an argument from a scalar of at most 8 bytes.
 pub(in crate::cuda) fn arg<T: Pod>(value: T) -> Argument<'static> {
     let (mut bytes, own) = ([0; 8], bytemuck::bytes_of(&value));
     bytes[..own.len()].copy_from_slice(own);
     Argument::Value(bytes, own.len())
 }
 
-/// A structure argument.
+/// Makes an argument from a structure that has the layout of the kernel's.
 pub(in crate::cuda) fn block<T: Pod>(value: &T) -> Argument<'_> {
     Argument::Block(bytemuck::bytes_of(value))
 }
@@ -46,7 +46,7 @@ impl Argument<'_> {
     }
 }
 
-/// Launch dimensions.
+/// Launch dimensions: the grid in blocks, the block in threads along x.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::cuda) struct Grid {
     pub blocks: [usize; 3],
@@ -55,7 +55,7 @@ pub(in crate::cuda) struct Grid {
     pub shared: usize,
 }
 
-/// An instantiated graph.
+/// An executable graph from a capture, destroyed on drop.
 pub(in crate::cuda) struct GraphExec(sys::CUgraphExec);
 
 // SAFETY: a handle of the driver, used under its lock by any thread that has the context current.
@@ -157,7 +157,7 @@ impl Driver {
         GraphExec(ready)
     }
 
-    /// Launches a graph.
+    /// Launches a graph on the compute stream and returns without waiting for it.
     pub(in crate::cuda) fn replay(&self, graph: &GraphExec) {
         self.current();
         let _turn = self.turn();

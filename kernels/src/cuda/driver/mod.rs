@@ -52,14 +52,14 @@ pub(super) struct Driver {
     pub(super) device: Device,
 }
 
-/// Properties of a device.
+/// Properties that the driver reports for a device.
 #[derive(Clone, Debug)]
 pub struct Device {
     /// The vendor's name of the device.
     pub name: String,
     /// Compute capability: 9.0 is Hopper.
     pub capability: [i32; 2],
-    /// Number of multiprocessors.
+    /// Number of streaming multiprocessors (SMs).
     pub multiprocessors: usize,
     /// Largest shared memory of a block, in bytes.
     pub shared: usize,
@@ -70,9 +70,9 @@ pub struct Device {
 /// One of the two streams.
 #[derive(Clone, Copy)]
 pub(super) enum Stream {
-    /// Compute.
+    /// Compute: kernels run in the order in which they are issued.
     Work,
-    /// Weight uploads.
+    /// Weight uploads, which overlap with compute.
     Copies,
 }
 
@@ -198,12 +198,12 @@ impl Driver {
         })
     }
 
-    /// Number of freed weights.
+    /// Number of weights freed so far. Keys of graphs contain it, because addresses are reused.
     pub(super) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// Counts a freed weight.
+    /// Counts a freed weight, so that no graph with its address is replayed.
     pub(super) fn give_up(&self) {
         self.epoch.fetch_add(1, Ordering::Relaxed);
     }
@@ -214,7 +214,7 @@ impl Driver {
         done("context", unsafe { sys::cuCtxSetCurrent(self.context) });
     }
 
-    /// Free and total bytes.
+    /// Free and total device memory in bytes.
     pub(super) fn memory(&self) -> [u64; 2] {
         self.current();
         let (mut free, mut total) = (0, 0);
