@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-/// Subschemas of a request.
+/// Subschemas in all schemas of a request.
 pub(super) const SCHEMAS: usize = 32_768;
 /// Properties of a request, and of one object.
 pub(super) const PROPERTIES: usize = 16_384;
@@ -93,7 +93,7 @@ pub struct Totals {
 }
 
 impl Totals {
-    /// Checks the totals.
+    /// Checks the totals against the bounds of one request.
     pub fn check(&self) -> Result<(), Excess> {
         within("schemas", SCHEMAS, self.schemas)?;
         within("properties", PROPERTIES, self.properties)?;

@@ -35,13 +35,13 @@ pub enum Error {
     /// It took longer than [`COMPILE_DEADLINE`].
     #[error("expected a grammar that compiles within {} s", COMPILE_DEADLINE.as_secs())]
     Slow,
-    /// Others are being compiled.
+    /// Too many other grammars are being compiled.
     #[error("{0} grammars are being compiled; try again later")]
     Busy(usize),
     /// Matchers of other replies hold all memory for grammars.
     #[error("the grammars of other replies take all {} MiB of memory for grammars; try again later", super::memory::TOTAL_BYTES >> 20)]
     Full,
-    /// The caller gave up.
+    /// The caller gave up before the end.
     #[error("given up before the grammar was compiled")]
     Abandoned,
 }

@@ -302,7 +302,7 @@ impl Pool {
         }
     }
 
-    /// Schedules a trim.
+    /// Schedules a trim of the heap after [`TRIM_DELAY`].
     fn freed(&self) {
         self.queue().untrimmed.get_or_insert_with(Instant::now);
         self.changed.notify_all();

@@ -40,11 +40,11 @@ const WHITE_SPACE: &str = r"( |\n[ \t]{0,64})";
 /// What a text has to match.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Grammar {
-    /// JSON by a schema.
+    /// JSON that is valid by a JSON Schema.
     Schema(Value),
     /// A grammar in llguidance's variant of Lark's syntax.
     Lark(String),
-    /// A regular expression.
+    /// A regular expression that the whole text matches.
     Regex(String),
 }
 

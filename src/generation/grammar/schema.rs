@@ -13,9 +13,9 @@ use std::collections::{HashMap, HashSet};
 const ONE: [&str; 3] = ["items", "additionalItems", "additionalProperties"];
 const NAMED: [&str; 2] = ["properties", "patternProperties"];
 const LISTED: [&str; 5] = ["items", "prefixItems", "allOf", "anyOf", "oneOf"];
-/// Keywords whose schemas the library intersects with what stands beside them.
+/// Keywords whose schemas the library intersects with the keywords beside them.
 const COMBINED: [&str; 6] = ["const", "enum", "allOf", "anyOf", "oneOf", "$ref"];
-/// Keywords that constrain nothing.
+/// Annotations: keywords that constrain no value.
 const ANNOTATIONS: [&str; 16] = [
     "$anchor",
     "$defs",
