@@ -4,7 +4,7 @@ mod common;
 #[path = "../kernels/tests/common/emulator.rs"]
 mod emulator;
 
-use common::kimi_command;
+use common::{kimi_command, skip};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

@@ -5,7 +5,7 @@ mod common;
 #[path = "../kernels/tests/common/emulator.rs"]
 mod emulator;
 
-use common::{checkpoint, close, convert, values};
+use common::{checkpoint, close, convert, skip, values};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use kernels::reference::Reference;

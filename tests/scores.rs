@@ -2,6 +2,8 @@
 
 #[path = "../kernels/tests/common/emulator.rs"]
 mod emulator;
+#[path = "../kernels/tests/common/skip.rs"]
+mod skip;
 
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;

@@ -5,7 +5,7 @@ mod common;
 #[path = "../kernels/tests/common/emulator.rs"]
 mod emulator;
 
-use common::{checkpoint, convert};
+use common::{checkpoint, convert, skip};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;

@@ -6,9 +6,7 @@
 //! emulator, and tests on it are skipped (see [`skip`]).
 #![allow(dead_code, reason = "some tests start processes, others use the backend")]
 
-#[path = "skip.rs"]
-pub mod skip;
-
+use super::skip;
 use kernels::cuda::Cuda;
 use kernels::quant::Format;
 use std::fs;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod emulator;
+pub mod skip;
 
 use bytes::Bytes;
 use kernels::backend::QuantTensor;
