@@ -63,7 +63,7 @@ fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Option<Engine<B>> {
 
 /// The numbers of full-row reads and of top-k calls since the last call.
 fn calls(engine: &Engine<Profiled<Cuda>>) -> [u64; 2] {
-    calls_of(engine, ["read", "best"])
+    calls_of(engine, ["read", "top_k"])
 }
 
 fn calls_of<const N: usize>(engine: &Engine<Profiled<Cuda>>, names: [&str; N]) -> [u64; N] {
@@ -119,7 +119,7 @@ fn pieces_of_a_prompt_are_waited_for() {
     let mut session = Session::new(&engine);
     let prefill = session.prefill(&prompt, &mut |_, _| {
         told += 1;
-        assert_eq!(calls_of(&engine, ["wait", "best", "read"]), [1, 0, 0]);
+        assert_eq!(calls_of(&engine, ["wait", "top_k", "read"]), [1, 0, 0]);
         ControlFlow::Continue(())
     });
     assert_eq!((prefill.unwrap().computed, told), (130, 3), "pieces of 64");
