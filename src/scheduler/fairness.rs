@@ -215,6 +215,29 @@ fn a_prompt_is_not_reused_across_namespaces() {
     assert_eq!(run(&[2, 3]), [600, 0], "one after the other");
 }
 
+/// Without a prefix cache, and with memory for one sequence, a turn computes more than its sequence had before.
+#[test]
+fn sequences_that_free_each_others_states_end() {
+    let engine = engine(StoreOptions::nothing());
+    let bytes = StateBytes::new(&engine).of(1000);
+    let mut scheduler = Scheduler::new(&engine, Limits::new(1, bytes));
+    let prompts = [prompt(600, 1), prompt(600, 2)];
+    let seen = [0, 1].map(|i| {
+        let (request, seen) = request(i as u64, &prompts[i], 20, 5);
+        scheduler.submit(request);
+        seen
+    });
+    let mut steps = 0;
+    while !scheduler.idle() {
+        scheduler.step(&mut |_| ());
+        steps += 1;
+        assert!(steps < 200, "no end after {steps} steps");
+    }
+    for (prompt, seen) in prompts.iter().zip(seen) {
+        assert_eq!(seen.tokens(), alone(&engine, prompt, 20, 5));
+    }
+}
+
 /// Random arrivals, tenants, limits, pauses and prompts. Some prompts end in materialised attention, and one reply would.
 /// Each request has the tokens that it has alone.
 #[test]

@@ -41,6 +41,8 @@ pub struct Slot<'e, B: Backend> {
     done: usize,
     /// Tokens processed since the last admission, and those of them that were sampled.
     processed: (usize, usize),
+    /// Tokens whose state was freed and not restored: they are computed again.
+    recomputed: usize,
     /// Attention path of the next tokens of the prompt, and the position where it ends.
     next_chunk: (MlaPath, usize),
     /// Prompt lengths at which to insert a checkpoint.
@@ -73,6 +75,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             reply: Decoder::new(engine, request.prompt, request.rules),
             done: 0,
             processed: (0, 0),
+            recomputed: 0,
             next_chunk: (MlaPath::Absorbed, 0),
             checkpoints: thin_checkpoints(&request.checkpoints),
             reused: 0,
@@ -94,10 +97,13 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Continues after preemption; restores the state if it was freed.
     pub fn resume(&mut self) {
         self.processed = (0, 0);
-        if self.state.is_none() {
-            let (_, logits) = self.restore();
-            self.begin(logits);
+        if self.state.is_some() {
+            self.recomputed = 0;
+            return;
         }
+        let (_, logits) = self.restore();
+        self.recomputed = self.recomputed.saturating_sub(self.done);
+        self.begin(logits);
     }
 
     /// Restores the longest cached prefix. Returns its source, and the logits if the cache has them for all tokens.
@@ -128,6 +134,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Moves its state to the prefix cache, which may evict it.
     pub fn free_state(&mut self) {
         self.insert_final_checkpoint();
+        self.recomputed = self.recomputed.max(self.done);
         (self.state, self.done) = (None, 0);
     }
 
@@ -141,12 +148,13 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.ended.is_none()
     }
 
-    /// Returns true once it has processed `tokens` since admission. If its state has to be freed too, only sampled tokens
+    /// Returns true once it has processed `tokens` since admission beyond those that it computed before: otherwise two
+    /// sequences that free each other's states would never end. If its state has to be freed too, only sampled tokens
     /// count, and more are needed after a long prefill: recomputation must cost a small part of the work.
     pub fn used_quantum(&self, tokens: usize, shortage: Shortage) -> bool {
         let (processed, sampled) = self.processed;
         match shortage {
-            Shortage::Slot => processed >= tokens,
+            Shortage::Slot => processed >= tokens + self.recomputed,
             Shortage::Memory => sampled >= tokens + (processed - sampled) / 16,
         }
     }
