@@ -162,7 +162,7 @@ impl<'a> Cursor<'a> {
         let magic: [u8; 4] = self.array("magic")?;
         if magic != *b"GGUF" {
             self.at = 0;
-            return self.bad("magic", "GGUF", format_args!("{:?}", magic.escape_ascii().to_string()));
+            return self.bad("magic", "GGUF", format_args!("\"{}\"", magic.escape_ascii()));
         }
         let version = self.u32("version")?;
         self.at -= 4;
