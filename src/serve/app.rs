@@ -26,7 +26,7 @@ use tokio::time::Instant;
 
 /// Limits and defaults for requests.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct ServeOptions {
     /// Sampling parameters for requests that name none.
     pub sampling: Sampling,
     /// Maximum tokens of a reply for requests that name none.
@@ -108,7 +108,7 @@ pub struct Ready {
 /// State shared by all requests.
 pub struct App {
     /// Limits and defaults for requests.
-    pub options: Options,
+    pub options: ServeOptions,
     pub metrics: Metrics,
     pub limits: LimitEvents,
     /// Receives and parses request bodies.
@@ -174,7 +174,7 @@ impl EngineRequest {
 
 impl App {
     /// Creates the state of a server whose model is still loading.
-    pub fn new(options: Options) -> Arc<Self> {
+    pub fn new(options: ServeOptions) -> Arc<Self> {
         Arc::new(App {
             intake: Intake::new(&options.http, options.max_body),
             limits: LimitEvents::default(),

@@ -2,9 +2,9 @@
 
 use super::app::App;
 use super::errors::ApiError;
-use super::intake::{Received, Room};
+use super::intake::{BodyReservation, ReceivedBody};
 use super::json::{self, Parsed};
-use super::limits::Event;
+use super::limits::LimitEvent;
 use axum::extract::{FromRequest, Request};
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
@@ -16,13 +16,13 @@ const VALUE_COST: usize = 8;
 
 /// A received JSON object, with its memory reservation.
 #[derive(Debug)]
-pub struct Body {
+pub struct RequestBody {
     value: Value,
     cost: usize,
-    _room: Room,
+    _room: BodyReservation,
 }
 
-impl Body {
+impl RequestBody {
     /// Deserializes the fields of `T`; an error names the invalid field.
     pub fn part<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
         serde_path_to_error::deserialize(&self.value).map_err(|e| {
@@ -46,7 +46,7 @@ impl Body {
     }
 }
 
-impl FromRequest<Arc<App>> for Body {
+impl FromRequest<Arc<App>> for RequestBody {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
@@ -59,13 +59,13 @@ impl FromRequest<Arc<App>> for Body {
         }
         let declared =
             request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let Received { bytes, mut room } =
+        let ReceivedBody { bytes, mut room } =
             app.intake.receive(&app.limits, declared, request.into_body()).await?;
         let size = bytes.len();
         let parsed = app.intake.run(size, move |cancelled| json::parse(&bytes, cancelled)).await?;
         let Parsed { value, memory } = parsed.map_err(|e| {
-            if matches!(e, json::Error::TooMany(..)) {
-                app.limits.note(Event::JsonSize);
+            if matches!(e, json::JsonError::TooMany(..)) {
+                app.limits.note(LimitEvent::JsonSize);
             }
             ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}"))
         })?;
@@ -73,7 +73,7 @@ impl FromRequest<Arc<App>> for Body {
             room.extend(&app.intake, &app.limits, memory - size).await?;
         }
         if value.is_object() {
-            Ok(Body { value, cost: size.max(memory / VALUE_COST), _room: room })
+            Ok(RequestBody { value, cost: size.max(memory / VALUE_COST), _room: room })
         } else {
             Err(ApiError::malformed(StatusCode::BAD_REQUEST, "body: expected a JSON object"))
         }

@@ -1,13 +1,13 @@
 //! `/v1/chat/completions`: generates the next message of a conversation, whole or as server-sent events.
 
 use super::api::chat::{
-    Answer, ChatBody, ChatChunk, ChatCompletion, ChatLogprobs, ChatMessage, ChatRequest, Choice, ChunkChoice,
-    Delta, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
+    Answer, ChatBody, ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatLogprobs, ChatMessage,
+    ChatRequest, ChunkChoice, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
 };
 use super::api::generation::Generation;
-use super::api::{Progress, Timings, Usage};
+use super::api::{PromptProgress, Timings, Usage};
 use super::app::{App, EngineHandle, EngineRequest, Ready, RequestEvents};
-use super::body::Body;
+use super::body::RequestBody;
 use super::errors::ApiError;
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
@@ -36,7 +36,7 @@ use tokio::time::Instant;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (ChatCompletion = "application/json"),
-            (crate::serve::api::schemas::Event = "text/event-stream"),
+            (crate::serve::api::schemas::ServerSentEvent = "text/event-stream"),
         )),
         super::api::schemas::Refusals,
     )
@@ -44,7 +44,7 @@ use tokio::time::Instant;
 pub async fn completions(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    body: Body,
+    body: RequestBody,
 ) -> Result<Response, ApiError> {
     let shared = app.clone();
     // Rendering and tokenizing a long conversation blocks for some time.
@@ -52,7 +52,7 @@ pub async fn completions(
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
     let (request, engine_request, parser) = prepared??;
     let meta = ResponseMeta::new(&app, "chatcmpl");
-    let reply = |_| Reply { parser: parser.clone(), ..Reply::default() };
+    let reply = |_| PartialReply { parser: parser.clone(), ..PartialReply::default() };
     let replies = (0..engine_request.rules.len()).map(reply).collect();
     let engine = app.ready()?.engine.clone();
     let events = app.submit(vec![engine_request], tenant.0)?;
@@ -66,7 +66,7 @@ pub async fn completions(
 
 fn prepare(
     app: &App,
-    body: &Body,
+    body: &RequestBody,
     tenant: Tenant,
     cancelled: &AtomicBool,
 ) -> Result<(ChatRequest, EngineRequest, ToolCallParser), ApiError> {
@@ -158,7 +158,7 @@ fn render(
 
 /// One reply, accumulated from its events.
 #[derive(Default)]
-struct Reply {
+struct PartialReply {
     parser: ToolCallParser,
     text: String,
     reasoning: String,
@@ -167,7 +167,7 @@ struct Reply {
     stats: Option<Stats>,
 }
 
-impl Reply {
+impl PartialReply {
     fn append_arguments(&mut self, more: &str) {
         self.calls.last_mut().into_iter().for_each(|call| call.function.arguments.push_str(more));
     }
@@ -186,7 +186,7 @@ struct Chat {
     meta: ResponseMeta,
     request: ChatRequest,
     engine: Arc<dyn EngineHandle>,
-    replies: Vec<Reply>,
+    replies: Vec<PartialReply>,
     prompt_tokens: usize,
     start: Instant,
 }
@@ -195,7 +195,7 @@ struct Chat {
 enum ReplyEvent {
     /// Parsed pieces, with the log-probabilities of their tokens.
     Pieces(Vec<Piece>, Option<ChatLogprobs>),
-    Progress(Progress),
+    Progress(PromptProgress),
     /// The end of a reply, with the pieces that the parser had withheld.
     Finished(Vec<Piece>),
 }
@@ -206,7 +206,7 @@ impl Chat {
         Ok(match event {
             RequestEvent::PrefillProgress { reused, done, total } => {
                 let time_ms = self.start.elapsed().as_millis() as u64;
-                ReplyEvent::Progress(Progress { total, cache: reused, processed: done, time_ms })
+                ReplyEvent::Progress(PromptProgress { total, cache: reused, processed: done, time_ms })
             }
             RequestEvent::Token { token, text, logprobs } => {
                 let logprob =
@@ -243,7 +243,7 @@ impl Chat {
         }
         let (usage, timings) = (self.usage(), self.timings());
         let wanted = self.request.logprobs.unwrap_or(false);
-        let choice = |(index, reply): (usize, Reply)| Choice {
+        let choice = |(index, reply): (usize, PartialReply)| ChatChoice {
             index,
             finish_reason: reply.finish_reason(),
             logprobs: wanted.then_some(ChatLogprobs { content: reply.logprobs, refusal: None }),
@@ -290,7 +290,7 @@ impl Chat {
         }
     }
 
-    fn send(&self, index: usize, delta: Delta, logprobs: Option<ChatLogprobs>, out: &mut Outbox) {
+    fn send(&self, index: usize, delta: ChatDelta, logprobs: Option<ChatLogprobs>, out: &mut Outbox) {
         let choice = ChunkChoice { index, delta, logprobs, finish_reason: None };
         out.data(&ChatChunk { choices: vec![choice], ..self.chunk() });
     }
@@ -304,25 +304,30 @@ impl Chat {
     ) {
         for piece in pieces {
             let delta = match piece {
-                Piece::Text(text) => Delta { content: Some(text), ..Delta::default() },
-                Piece::Reasoning(text) => Delta { reasoning_content: Some(text), ..Delta::default() },
+                Piece::Text(text) => ChatDelta { content: Some(text), ..ChatDelta::default() },
+                Piece::Reasoning(text) => ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() },
                 Piece::Call(call) => {
                     let calls = &mut self.replies[index].calls;
                     calls.push(call.clone());
-                    Delta { tool_calls: vec![call_start(calls.len() - 1, call)], ..Delta::default() }
+                    ChatDelta { tool_calls: vec![call_start(calls.len() - 1, call)], ..ChatDelta::default() }
                 }
                 Piece::Arguments(arguments) => {
                     let index = self.replies[index].calls.len().saturating_sub(1);
                     let function = FunctionDelta { name: None, arguments };
                     let more = ToolCallDelta { index, id: None, kind: None, function };
-                    Delta { tool_calls: vec![more], ..Delta::default() }
+                    ChatDelta { tool_calls: vec![more], ..ChatDelta::default() }
                 }
             };
             self.send(index, delta, logprobs.take(), out);
         }
         if logprobs.is_some() {
             // The token's text is withheld by the parser.
-            self.send(index, Delta { content: Some(String::new()), ..Delta::default() }, logprobs, out);
+            self.send(
+                index,
+                ChatDelta { content: Some(String::new()), ..ChatDelta::default() },
+                logprobs,
+                out,
+            );
         }
     }
 }
@@ -335,7 +340,8 @@ fn call_start(index: usize, call: ToolCall) -> ToolCallDelta {
 impl StreamEncoder for Chat {
     fn begin(&mut self, out: &mut Outbox) {
         for index in 0..self.replies.len() {
-            let delta = Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
+            let delta =
+                ChatDelta { role: Some("assistant"), content: Some(String::new()), ..ChatDelta::default() };
             self.send(index, delta, None, out);
         }
     }
@@ -351,7 +357,8 @@ impl StreamEncoder for Chat {
             ReplyEvent::Finished(pieces) => {
                 self.send_pieces(index, pieces, None, out);
                 let finish_reason = Some(self.replies[index].finish_reason());
-                let choice = ChunkChoice { index, delta: Delta::default(), logprobs: None, finish_reason };
+                let choice =
+                    ChunkChoice { index, delta: ChatDelta::default(), logprobs: None, finish_reason };
                 let last = self.replies.iter().all(|r| r.stats.is_some());
                 let timings = last.then(|| self.timings());
                 out.data(&ChatChunk { choices: vec![choice], timings, ..self.chunk() });

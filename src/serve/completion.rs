@@ -1,13 +1,13 @@
 //! `/v1/completions`: continues prompts, whole or as server-sent events.
 
 use super::api::completion::{
-    Completion, CompletionBody, CompletionChoice, CompletionRequest, Prompt, TextLogprobs,
+    Completion, CompletionBody, CompletionChoice, CompletionPrompt, CompletionRequest, TextLogprobs,
 };
 use super::api::generation::Generation;
 use super::api::schemas::MAX_PROMPTS;
 use super::api::{Timings, Usage};
 use super::app::{App, EngineHandle, EngineRequest, Ready, RequestEvents};
-use super::body::Body;
+use super::body::RequestBody;
 use super::errors::ApiError;
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicBool;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (Completion = "application/json"),
-            (crate::serve::api::schemas::Event = "text/event-stream"),
+            (crate::serve::api::schemas::ServerSentEvent = "text/event-stream"),
         )),
         super::api::schemas::Refusals,
     )
@@ -39,7 +39,7 @@ use std::sync::atomic::AtomicBool;
 pub async fn completions(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    body: Body,
+    body: RequestBody,
 ) -> Result<Response, ApiError> {
     let shared = app.clone();
     let prepared = app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, cancelled)).await;
@@ -58,9 +58,9 @@ pub async fn completions(
 
 fn prepare(
     app: &App,
-    body: &Body,
+    body: &RequestBody,
     cancelled: &AtomicBool,
-) -> Result<(CompletionRequest, Vec<EngineRequest>, Vec<Text>), ApiError> {
+) -> Result<(CompletionRequest, Vec<EngineRequest>, Vec<PartialText>), ApiError> {
     let ready = app.ready()?;
     let mut request: CompletionRequest = body.part()?;
     let generation: Generation = body.part()?;
@@ -81,7 +81,7 @@ fn prepare(
     let grammar = request.response_format.as_ref().map(tools::format).transpose()?.flatten();
     let grammar = grammar.map(|g| app.compile(&g, "response_format", cancelled)).transpose()?;
     let logprobs = request.logprobs.map(|top| validate::within("logprobs", top, 0, 20)).transpose()?;
-    let prompts = ids(ready, std::mem::replace(&mut request.prompt, Prompt::Ids(Vec::new())))?;
+    let prompts = ids(ready, std::mem::replace(&mut request.prompt, CompletionPrompt::Ids(Vec::new())))?;
     let engine_request = |prompt| {
         let engine_request = validate::engine_request(app, ready, prompt, &generation, grammar.as_ref())?;
         Ok(EngineRequest { logprobs, ..engine_request })
@@ -96,7 +96,7 @@ fn prepare(
         engine_request.retained_bytes += text.len() * replies;
         bytes += text.len() * replies;
         check_decoded_size("echo", bytes, app)?;
-        texts.extend((0..replies).map(|_| Text { text: text.clone(), ..Text::default() }));
+        texts.extend((0..replies).map(|_| PartialText { text: text.clone(), ..PartialText::default() }));
     }
     Ok((request, engine_requests, texts))
 }
@@ -108,13 +108,13 @@ pub fn check_decoded_size(param: &str, bytes: usize, app: &App) -> Result<(), Ap
     if bytes <= most { Ok(()) } else { Err(ApiError::invalid(param, why())) }
 }
 
-fn ids(ready: &Ready, prompt: Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
+fn ids(ready: &Ready, prompt: CompletionPrompt) -> Result<Vec<Vec<u32>>, ApiError> {
     let encode = |text: String| ready.engine.tokenizer().encode(&text);
     let lists = match prompt {
-        Prompt::Text(text) => vec![encode(text)],
-        Prompt::Ids(ids) => vec![ids],
-        Prompt::Texts(texts) => texts.into_iter().map(encode).collect(),
-        Prompt::Lists(lists) => lists,
+        CompletionPrompt::Text(text) => vec![encode(text)],
+        CompletionPrompt::Ids(ids) => vec![ids],
+        CompletionPrompt::Texts(texts) => texts.into_iter().map(encode).collect(),
+        CompletionPrompt::Lists(lists) => lists,
     };
     validate::within("prompt", lists.len(), 1, MAX_PROMPTS)?;
     Ok(lists)
@@ -122,7 +122,7 @@ fn ids(ready: &Ready, prompt: Prompt) -> Result<Vec<Vec<u32>>, ApiError> {
 
 /// One text, accumulated from its events.
 #[derive(Default)]
-struct Text {
+struct PartialText {
     text: String,
     /// Bytes already sent in chunks.
     sent: usize,
@@ -130,7 +130,7 @@ struct Text {
     stats: Option<Stats>,
 }
 
-impl Text {
+impl PartialText {
     fn finish_reason(&self) -> Option<&'static str> {
         self.stats.as_ref().map(|s| if s.ended == FinishReason::Length { "length" } else { "stop" })
     }
@@ -141,7 +141,7 @@ struct Texts {
     meta: ResponseMeta,
     request: CompletionRequest,
     engine: Arc<dyn EngineHandle>,
-    texts: Vec<Text>,
+    texts: Vec<PartialText>,
     prompt_tokens: usize,
     /// Number of replies per prompt.
     n: usize,
@@ -185,7 +185,7 @@ impl Texts {
             }
         }
         let wanted = self.request.logprobs.is_some();
-        let choice = |(index, text): (usize, &mut Text)| CompletionChoice {
+        let choice = |(index, text): (usize, &mut PartialText)| CompletionChoice {
             index,
             text: std::mem::take(&mut text.text),
             logprobs: wanted.then(|| std::mem::take(&mut text.logprobs)),

@@ -1,7 +1,7 @@
 //! Table of open connections with their phases and time limits. Chooses the connection to close when the table is full.
 //! The sockets belong to `listener`.
 
-use super::limits::{Event, HttpLimits};
+use super::limits::{HttpLimits, LimitEvent};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,7 @@ enum Phase {
 }
 
 #[derive(Debug)]
-struct State {
+struct ConnectionState {
     phase: Phase,
     since: Instant,
     /// Time since which the client takes no bytes of a response.
@@ -31,13 +31,18 @@ struct State {
 #[derive(Debug)]
 pub struct Connection {
     address: IpAddr,
-    state: Mutex<State>,
+    state: Mutex<ConnectionState>,
     close: Notify,
 }
 
 impl Connection {
     fn new(address: IpAddr) -> Self {
-        let state = State { phase: Phase::Idle, since: Instant::now(), write_blocked: None, closing: false };
+        let state = ConnectionState {
+            phase: Phase::Idle,
+            since: Instant::now(),
+            write_blocked: None,
+            closing: false,
+        };
         Connection { address, state: Mutex::new(state), close: Notify::new() }
     }
 
@@ -73,18 +78,18 @@ impl Connection {
     }
 
     /// Returns the time limit that has passed, if any.
-    fn expired(&self, now: Instant, limits: &HttpLimits) -> Option<Event> {
+    fn expired(&self, now: Instant, limits: &HttpLimits) -> Option<LimitEvent> {
         let state = lock(&self.state);
         let past = |since: Instant, limit: Duration| now.saturating_duration_since(since) >= limit;
         if state.closing {
             return None;
         }
         if let Some(since) = state.write_blocked {
-            return past(since, limits.write_timeout).then_some(Event::WriteTimeout);
+            return past(since, limits.write_timeout).then_some(LimitEvent::WriteTimeout);
         }
         match state.phase {
-            Phase::Idle => past(state.since, limits.idle_timeout).then_some(Event::IdleTimeout),
-            Phase::Header => past(state.since, limits.header_timeout).then_some(Event::HeaderTimeout),
+            Phase::Idle => past(state.since, limits.idle_timeout).then_some(LimitEvent::IdleTimeout),
+            Phase::Header => past(state.since, limits.header_timeout).then_some(LimitEvent::HeaderTimeout),
             Phase::Busy => None,
         }
     }
@@ -173,7 +178,7 @@ impl Connections {
     }
 
     /// Closes connections whose time limit has passed.
-    pub fn sweep(&self) -> Vec<Event> {
+    pub fn sweep(&self) -> Vec<LimitEvent> {
         let now = Instant::now();
         let table = lock(&self.table);
         let expired = |c: &Arc<Connection>| c.expired(now, &self.limits).inspect(|_| c.close());
@@ -297,17 +302,17 @@ mod tests {
         let limits = HttpLimits::default();
         let c = Connection::new(HOME);
         let after = |seconds| c.expired(Instant::now() + Duration::from_secs(seconds), &limits);
-        assert_eq!((after(74), after(76)), (None, Some(Event::IdleTimeout)));
+        assert_eq!((after(74), after(76)), (None, Some(LimitEvent::IdleTimeout)));
         c.on_read();
-        assert_eq!((after(1), after(16)), (None, Some(Event::HeaderTimeout)));
+        assert_eq!((after(1), after(16)), (None, Some(LimitEvent::HeaderTimeout)));
         c.on_request();
         assert_eq!(after(100_000), None);
         c.on_write(true);
-        assert_eq!(after(61), Some(Event::WriteTimeout));
+        assert_eq!(after(61), Some(LimitEvent::WriteTimeout));
         c.on_write(false);
         c.on_response_end();
-        assert_eq!((after(61), after(76)), (None, Some(Event::IdleTimeout)));
+        assert_eq!((after(61), after(76)), (None, Some(LimitEvent::IdleTimeout)));
         c.on_read();
-        assert_eq!(after(16), Some(Event::HeaderTimeout));
+        assert_eq!(after(16), Some(LimitEvent::HeaderTimeout));
     }
 }

@@ -2,7 +2,7 @@
 //! rebinding). CORS in `routes` controls which pages may read responses.
 
 use super::errors::ApiError;
-use super::limits::{Event, LimitEvents};
+use super::limits::{LimitEvent, LimitEvents};
 use axum::extract::{ConnectInfo, Request};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode, Version, header};
@@ -80,12 +80,12 @@ pub fn refusal(
     let named = host.map(|h| String::from_utf8_lossy(h.as_bytes()).into_owned());
     let target = request.uri().authority().map(|a| a.as_str().to_owned());
     if let Some(other) = named.into_iter().chain(target).find(|name| !policy.allows(name)) {
-        events.note(Event::HostRefused);
+        events.note(LimitEvent::HostRefused);
         let expected = "localhost, 127.0.0.1, [::1] or a name given with --allow-host";
         return Some(forbidden(format!("Host: expected {expected}, found {other:?}")));
     }
     if matches!(policy, HostPolicy::Loopback(_)) && is_foreign_page(headers, policy, cors) {
-        events.note(Event::OriginRefused);
+        events.note(LimitEvent::OriginRefused);
         let expected =
             "a page of this server, of a host given with --allow-host or an origin given with --cors";
         let found = headers.get(header::ORIGIN).map(|o| String::from_utf8_lossy(o.as_bytes()));

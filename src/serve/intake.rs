@@ -2,7 +2,7 @@
 //! blocking threads.
 
 use super::errors::ApiError;
-use super::limits::{Event, HttpLimits, LimitEvents};
+use super::limits::{HttpLimits, LimitEvent, LimitEvents};
 use axum::body::Body;
 use axum::http::StatusCode;
 use futures_util::StreamExt as _;
@@ -37,17 +37,17 @@ pub struct Intake {
 
 /// A received body, whose memory reservation ends when it is dropped.
 #[derive(Debug)]
-pub struct Received {
+pub struct ReceivedBody {
     pub bytes: Vec<u8>,
     /// Reservation in the memory for all bodies.
-    pub room: Room,
+    pub room: BodyReservation,
 }
 
 /// A reservation in the memory for all bodies.
 #[derive(Debug, Default)]
-pub struct Room(Option<OwnedSemaphorePermit>);
+pub struct BodyReservation(Option<OwnedSemaphorePermit>);
 
-impl Room {
+impl BodyReservation {
     fn bytes(&self) -> usize {
         FREE_BYTES + self.0.as_ref().map_or(0, OwnedSemaphorePermit::num_permits) * 1024
     }
@@ -66,7 +66,7 @@ impl Room {
         let permits = bytes.min(limits.body_bytes / 2).div_ceil(1024) as u32;
         let more = intake.room.clone().acquire_many_owned(permits);
         let Ok(more) = timeout(limits.body_wait, more).await else {
-            events.note(Event::BodyMemory);
+            events.note(LimitEvent::BodyMemory);
             return Err(ApiError::overloaded(limits.body_bytes));
         };
         let more = more.map_err(ApiError::internal)?;
@@ -100,14 +100,14 @@ impl Intake {
         events: &LimitEvents,
         declared: Option<u64>,
         body: Body,
-    ) -> Result<Received, ApiError> {
+    ) -> Result<ReceivedBody, ApiError> {
         let most = self.max_body;
         if declared.is_some_and(|bytes| bytes > most as u64) {
             return Err(too_large(most));
         }
         let limits = &self.limits;
         let start = Instant::now();
-        let mut received = Received { bytes: Vec::new(), room: Room::default() };
+        let mut received = ReceivedBody { bytes: Vec::new(), room: BodyReservation::default() };
         let mut body = body.into_data_stream();
         loop {
             let deadline = deadline(start, received.bytes.len(), limits);
@@ -115,7 +115,7 @@ impl Intake {
                 Ok(None) => return Ok(received),
                 Ok(Some(next)) => next,
                 Err(_) => {
-                    events.note(Event::BodyTimeout);
+                    events.note(LimitEvent::BodyTimeout);
                     return Err(too_slow(start.elapsed(), received.bytes.len(), limits));
                 }
             };

@@ -24,7 +24,7 @@ pub struct Parsed {
 
 /// The reason that parsing failed.
 #[derive(Debug)]
-pub enum Error {
+pub enum JsonError {
     /// The text is not JSON, or is nested more than 128 levels deep.
     Syntax(serde_json::Error),
     /// There are more values than the limits allow.
@@ -33,12 +33,12 @@ pub enum Error {
     Cancelled,
 }
 
-impl fmt::Display for Error {
+impl fmt::Display for JsonError {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Error::Syntax(error) => write!(f, "expected JSON: {error}"),
-            Error::TooMany(what, most) => write!(f, "expected at most {most} {what}, found more"),
-            Error::Cancelled => f.write_str("cancelled"),
+            JsonError::Syntax(error) => write!(f, "expected JSON: {error}"),
+            JsonError::TooMany(what, most) => write!(f, "expected at most {most} {what}, found more"),
+            JsonError::Cancelled => f.write_str("cancelled"),
         }
     }
 }
@@ -46,9 +46,9 @@ impl fmt::Display for Error {
 /// Parses a whole text, unless `cancelled` becomes true.
 ///
 /// # Errors
-/// See [`Error`].
-pub fn parse(text: &[u8], cancelled: &AtomicBool) -> Result<Parsed, Error> {
-    let budget = Budget {
+/// See [`JsonError`].
+pub fn parse(text: &[u8], cancelled: &AtomicBool) -> Result<Parsed, JsonError> {
+    let budget = ValueBudget {
         nodes: Cell::new(MAX_NODES),
         scalars: Cell::new(MAX_SCALARS),
         cancelled,
@@ -59,34 +59,34 @@ pub fn parse(text: &[u8], cancelled: &AtomicBool) -> Result<Parsed, Error> {
     let spent = (MAX_NODES - budget.nodes.get()) * NODE_BYTES;
     let memory = spent + (MAX_SCALARS - budget.scalars.get()) * size_of::<Value>();
     value.map(|value| Parsed { value, memory }).map_err(|e| match budget.stopped.get() {
-        Some(Stop::Nodes) => Error::TooMany("objects, arrays, keys and strings", MAX_NODES),
-        Some(Stop::Scalars) => Error::TooMany("numbers, booleans and nulls", MAX_SCALARS),
-        Some(Stop::Cancelled) => Error::Cancelled,
-        None => Error::Syntax(e),
+        Some(ParseStop::Nodes) => JsonError::TooMany("objects, arrays, keys and strings", MAX_NODES),
+        Some(ParseStop::Scalars) => JsonError::TooMany("numbers, booleans and nulls", MAX_SCALARS),
+        Some(ParseStop::Cancelled) => JsonError::Cancelled,
+        None => JsonError::Syntax(e),
     })
 }
 
 #[derive(Clone, Copy)]
-enum Stop {
+enum ParseStop {
     Nodes,
     Scalars,
     Cancelled,
 }
 
 /// Remaining numbers of nodes and scalars.
-struct Budget<'c> {
+struct ValueBudget<'c> {
     nodes: Cell<usize>,
     scalars: Cell<usize>,
     cancelled: &'c AtomicBool,
-    stopped: Cell<Option<Stop>>,
+    stopped: Cell<Option<ParseStop>>,
 }
 
-impl Budget<'_> {
-    fn spend<E: serde::de::Error>(&self, of: &Cell<usize>, stop: Stop) -> Result<(), E> {
+impl ValueBudget<'_> {
+    fn spend<E: serde::de::Error>(&self, of: &Cell<usize>, stop: ParseStop) -> Result<(), E> {
         let left = of.get();
         let stop = match left {
             0 => stop,
-            _ if left.is_multiple_of(256) && self.cancelled.load(Ordering::Relaxed) => Stop::Cancelled,
+            _ if left.is_multiple_of(256) && self.cancelled.load(Ordering::Relaxed) => ParseStop::Cancelled,
             _ => {
                 of.set(left - 1);
                 return Ok(());
@@ -97,16 +97,16 @@ impl Budget<'_> {
     }
 
     fn node<E: serde::de::Error>(&self) -> Result<(), E> {
-        self.spend(&self.nodes, Stop::Nodes)
+        self.spend(&self.nodes, ParseStop::Nodes)
     }
 
     fn scalar<E: serde::de::Error>(&self, value: impl Into<Value>) -> Result<Value, E> {
-        self.spend(&self.scalars, Stop::Scalars)?;
+        self.spend(&self.scalars, ParseStop::Scalars)?;
         Ok(value.into())
     }
 }
 
-impl<'de> DeserializeSeed<'de> for &Budget<'_> {
+impl<'de> DeserializeSeed<'de> for &ValueBudget<'_> {
     type Value = Value;
 
     fn deserialize<D: Deserializer<'de>>(self, from: D) -> Result<Value, D::Error> {
@@ -114,7 +114,7 @@ impl<'de> DeserializeSeed<'de> for &Budget<'_> {
     }
 }
 
-impl<'de> Visitor<'de> for &Budget<'_> {
+impl<'de> Visitor<'de> for &ValueBudget<'_> {
     type Value = Value;
 
     fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -221,6 +221,6 @@ mod tests {
     fn a_cancelled_parse_ends() {
         let numbers = format!("[{}0]", "0,".repeat(1000));
         let error = parse(numbers.as_bytes(), &AtomicBool::new(true)).unwrap_err();
-        assert!(matches!(error, Error::Cancelled));
+        assert!(matches!(error, JsonError::Cancelled));
     }
 }

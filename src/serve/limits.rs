@@ -50,7 +50,7 @@ impl Default for HttpLimits {
 
 /// A limit that was reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Event {
+pub enum LimitEvent {
     /// A connection whose header did not arrive in time.
     HeaderTimeout,
     /// A keep-alive connection without a further request.
@@ -78,19 +78,23 @@ pub enum Event {
 }
 
 /// All events, with their metric label and log message.
-const EVENTS: [(Event, &str, &str); 12] = [
-    (Event::HeaderTimeout, "header_timeout", "closed: no complete request header in time"),
-    (Event::IdleTimeout, "idle_timeout", "closed: no further request in time"),
-    (Event::WriteTimeout, "write_timeout", "closed: the client does not read the response"),
-    (Event::BodyTimeout, "body_timeout", "refused with 408: the request body did not arrive in time"),
-    (Event::Evicted, "evicted", "closed: the longest idle connection, to accept another"),
-    (Event::AddressLimit, "address_limit", "refused: too many connections from one address"),
-    (Event::ConnectionLimit, "connection_limit", "delayed: as many connections as allowed are busy"),
-    (Event::AcceptFailed, "accept_failed", "accept failed: out of descriptors or memory"),
-    (Event::BodyMemory, "body_memory", "refused with 503: request bodies fill their memory"),
-    (Event::JsonSize, "json_size", "refused with 400: too many JSON values in a body"),
-    (Event::HostRefused, "host", "refused with 403: Host is not this server; see --allow-host"),
-    (Event::OriginRefused, "origin", "refused with 403: page of another origin; see --cors and --allow-host"),
+const EVENTS: [(LimitEvent, &str, &str); 12] = [
+    (LimitEvent::HeaderTimeout, "header_timeout", "closed: no complete request header in time"),
+    (LimitEvent::IdleTimeout, "idle_timeout", "closed: no further request in time"),
+    (LimitEvent::WriteTimeout, "write_timeout", "closed: the client does not read the response"),
+    (LimitEvent::BodyTimeout, "body_timeout", "refused with 408: the request body did not arrive in time"),
+    (LimitEvent::Evicted, "evicted", "closed: the longest idle connection, to accept another"),
+    (LimitEvent::AddressLimit, "address_limit", "refused: too many connections from one address"),
+    (LimitEvent::ConnectionLimit, "connection_limit", "delayed: as many connections as allowed are busy"),
+    (LimitEvent::AcceptFailed, "accept_failed", "accept failed: out of descriptors or memory"),
+    (LimitEvent::BodyMemory, "body_memory", "refused with 503: request bodies fill their memory"),
+    (LimitEvent::JsonSize, "json_size", "refused with 400: too many JSON values in a body"),
+    (LimitEvent::HostRefused, "host", "refused with 403: Host is not this server; see --allow-host"),
+    (
+        LimitEvent::OriginRefused,
+        "origin",
+        "refused with 403: page of another origin; see --cors and --allow-host",
+    ),
 ];
 
 /// Minimum time between log lines about the same event.
@@ -114,7 +118,7 @@ struct Unlogged {
 }
 
 impl LimitEvents {
-    pub fn note(&self, event: Event) {
+    pub fn note(&self, event: LimitEvent) {
         let (_, label, _) = EVENTS[event as usize];
         self.counts.get_or_create(&[("limit", label)]).inc();
         self.lock()[event as usize].count += 1;
@@ -132,7 +136,7 @@ impl LimitEvents {
         }
         let open = self.connections.load(Ordering::Relaxed);
         for ((event, limit, what), count) in due {
-            if event == Event::IdleTimeout {
+            if event == LimitEvent::IdleTimeout {
                 tracing::debug!(limit, count, open, most, "{what}");
             } else {
                 tracing::warn!(limit, count, open, most, "{what}");

@@ -4,7 +4,7 @@
 
 use super::app::App;
 use super::connections::{Connection, Connections, Full, Registered};
-use super::limits::Event;
+use super::limits::LimitEvent;
 use super::routes::router;
 use axum::Router;
 use axum::body::{Body, Bytes};
@@ -97,16 +97,16 @@ async fn admit(connections: &Arc<Connections>, address: SocketAddr, app: &App) -
                 return Some(registered);
             }
             Err(Full::Address) => {
-                app.limits.note(Event::AddressLimit);
+                app.limits.note(LimitEvent::AddressLimit);
                 return None;
             }
             Err(Full::Closing) if !evicted => {
                 evicted = true;
-                app.limits.note(Event::Evicted);
+                app.limits.note(LimitEvent::Evicted);
             }
             Err(Full::Busy) if !waited => {
                 waited = true;
-                app.limits.note(Event::ConnectionLimit);
+                app.limits.note(LimitEvent::ConnectionLimit);
             }
             Err(_) => {}
         }
@@ -129,7 +129,7 @@ async fn on_accept_error(error: &io::Error, app: &App) {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     // The client disconnected before it was accepted.
     if !matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted) {
-        app.limits.note(Event::AcceptFailed);
+        app.limits.note(LimitEvent::AcceptFailed);
         tokio::time::sleep(ACCEPT_PAUSE).await;
     }
 }

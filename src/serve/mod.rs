@@ -30,7 +30,7 @@ mod tools;
 mod usage;
 mod validate;
 
-pub use app::{App, Options};
+pub use app::{App, ServeOptions};
 pub use host_check::HostPolicy;
 pub use limits::HttpLimits;
 pub use listener::listen;

@@ -1,6 +1,6 @@
 //! Implements `kimi serve`: parses arguments, binds the socket, starts the scheduler thread, and shuts down gracefully.
 
-use super::app::{App, Options, Ready, unix_seconds};
+use super::app::{App, Ready, ServeOptions, unix_seconds};
 use super::host_check::{HostPolicy, host_name};
 use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
@@ -131,7 +131,7 @@ fn check_clock(seconds: u64) -> Result<()> {
     bail!("system clock: expected a time from 1970 to 9999, found {found}")
 }
 
-fn options(args: &ServeArgs) -> Result<Options> {
+fn options(args: &ServeArgs) -> Result<ServeOptions> {
     let name = args.engine.name();
     let stem = Path::new(&name).file_stem().map(|s| s.to_string_lossy().into_owned());
     let mut keys = args.api_key.clone();
@@ -143,7 +143,7 @@ fn options(args: &ServeArgs) -> Result<Options> {
         }
     }
     let max_body = (args.max_body as usize) << 20;
-    Ok(Options {
+    Ok(ServeOptions {
         sampling: args.sampling,
         max_tokens: args.max_tokens.max(1),
         queue: args.queue,
@@ -172,7 +172,7 @@ fn http_limits(args: &ServeArgs, max_body: usize) -> HttpLimits {
 }
 
 /// Binds the address and sets the Host policy for it.
-async fn bind(args: &ServeArgs, options: &mut Options) -> Result<TcpListener> {
+async fn bind(args: &ServeArgs, options: &mut ServeOptions) -> Result<TcpListener> {
     let address = format!("{}:{}", args.host, args.port);
     let listener = TcpListener::bind(&address).await.with_context(|| address.clone())?;
     let address = listener.local_addr()?;

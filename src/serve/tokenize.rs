@@ -2,7 +2,7 @@
 
 use super::api::tokens::{DetokenizeRequest, Detokenized, TokenizeRequest, Tokenized};
 use super::app::App;
-use super::body::Body;
+use super::body::RequestBody;
 use super::completion::check_decoded_size;
 use super::errors::ApiError;
 use axum::Json;
@@ -17,7 +17,7 @@ use std::sync::Arc;
     request_body = TokenizeRequest,
     responses((status = 200, description = "The ids", body = Tokenized), super::api::schemas::Refusals)
 )]
-pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+pub async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
     let cost = body.cost();
     let engine = app.ready()?.engine.clone();
     let encode = move || {
@@ -40,7 +40,7 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: Body) -> Result<Respons
     request_body = DetokenizeRequest,
     responses((status = 200, description = "The text", body = Detokenized), super::api::schemas::Refusals)
 )]
-pub async fn detokenize(State(app): State<Arc<App>>, body: Body) -> Result<Response, ApiError> {
+pub async fn detokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
     let (cost, engine, decoding) = (body.cost(), app.ready()?.engine.clone(), app.clone());
     let decode = move || {
         let request: DetokenizeRequest = body.part()?;

@@ -1,7 +1,7 @@
 //! Converts a request's tools and response format to template variables, names for the parser, and a grammar.
 
 use super::api::chat::ChatRequest;
-use super::api::tools::{Function, ResponseFormat, Tool, ToolChoice};
+use super::api::tools::{FunctionSpec, ResponseFormat, Tool, ToolChoice};
 use super::errors::ApiError;
 use crate::generation::grammar::bounds::Totals;
 use crate::generation::grammar::{self, Grammar, with_white_space};
@@ -37,7 +37,7 @@ impl Plan {
     pub fn new(request: &ChatRequest) -> Result<Self, ApiError> {
         let raw = request.tools.clone().unwrap_or_default();
         super::validate::within("tools", raw.len(), 0, MAX_TOOLS)?;
-        let mut functions: Vec<Function> = Vec::new();
+        let mut functions: Vec<FunctionSpec> = Vec::new();
         for (i, tool) in raw.iter().enumerate() {
             let function = function(i, tool)?;
             if functions.iter().any(|f| f.name == function.name) {
@@ -65,7 +65,7 @@ impl Plan {
 }
 
 /// Checks the limits of the parameter schemas that go into the grammar.
-fn check_parameters(raw: &[Value], functions: &[Function]) -> Result<(), ApiError> {
+fn check_parameters(raw: &[Value], functions: &[FunctionSpec]) -> Result<(), ApiError> {
     let mut totals = Totals::default();
     for function in functions {
         let Some(schema) = &function.parameters else { continue };
@@ -76,7 +76,7 @@ fn check_parameters(raw: &[Value], functions: &[Function]) -> Result<(), ApiErro
     Ok(())
 }
 
-fn function(i: usize, tool: &Value) -> Result<Function, ApiError> {
+fn function(i: usize, tool: &Value) -> Result<FunctionSpec, ApiError> {
     let place = |field: &str| format!("tools[{i}]{field}");
     let wrong = |under: &str, e: serde_path_to_error::Error<serde_json::Error>| {
         ApiError::invalid(&place(&format!("{under}.{}", e.path())), e.inner())
@@ -88,7 +88,8 @@ fn function(i: usize, tool: &Value) -> Result<Function, ApiError> {
     }
     let function =
         tool.function.ok_or_else(|| ApiError::invalid(&place(".function"), "expected a function"))?;
-    let function: Function = serde_path_to_error::deserialize(function).map_err(|e| wrong(".function", e))?;
+    let function: FunctionSpec =
+        serde_path_to_error::deserialize(function).map_err(|e| wrong(".function", e))?;
     let spelled = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
     if !(1..=128).contains(&function.name.len()) || !function.name.chars().all(spelled) {
         let why = format!("expected 1 to 128 letters, digits, _, - and ., found {:?}", function.name);
@@ -98,7 +99,7 @@ fn function(i: usize, tool: &Value) -> Result<Function, ApiError> {
 }
 
 /// Evaluates `tool_choice`; a named function removes all others.
-fn calls(choice: Option<&ToolChoice>, functions: &mut Vec<Function>) -> Result<Calls, ApiError> {
+fn calls(choice: Option<&ToolChoice>, functions: &mut Vec<FunctionSpec>) -> Result<Calls, ApiError> {
     let calls = match choice {
         None if functions.is_empty() => Calls::None,
         None => Calls::Free,
@@ -169,7 +170,7 @@ fn bounded(grammar: Grammar, place: &str) -> Result<Option<Grammar>, ApiError> {
 
 /// Returns a Lark grammar for tool calls in Kimi's markup, with text or JSON as an alternative if calls are optional.
 fn lark(
-    functions: &[Function],
+    functions: &[FunctionSpec],
     calls: &Calls,
     several: bool,
     format: Option<&Grammar>,

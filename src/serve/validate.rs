@@ -3,7 +3,7 @@
 use super::api::generation::Generation;
 use super::api::schemas::{MAX_STOP_BYTES, MAX_STOPS};
 use super::app::{App, EngineRequest, Ready};
-use super::body::Body;
+use super::body::RequestBody;
 use super::errors::ApiError;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::grammar::Compiled;
@@ -31,7 +31,7 @@ const UNSUPPORTED: [(&str, &[&str], &str); 12] = [
 ];
 
 /// Refuses requests that set unsupported fields.
-pub fn reject_unsupported(body: &Body) -> Result<(), ApiError> {
+pub fn reject_unsupported(body: &RequestBody) -> Result<(), ApiError> {
     for (field, harmless, why) in UNSUPPORTED {
         let value = body.field(field).map(ToString::to_string);
         if value.is_some_and(|value| !harmless.contains(&value.as_str())) {

@@ -1,6 +1,6 @@
 //! Constrained replies: JSON schemas, grammars, tool calls.
 
-use crate::support::{Server, chat};
+use crate::support::{TestServer, chat};
 use serde_json::{Value, json};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -27,7 +27,7 @@ fn content(answer: &Value) -> &str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn json_matches_its_schema() {
-    let server = Server::new();
+    let server = TestServer::new();
     let schema = json!({
         "type": "object",
         "properties": { "answer": { "enum": ["yes", "no"] }, "sure": { "type": "boolean" } },
@@ -49,7 +49,7 @@ async fn json_matches_its_schema() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn grammars_constrain_chats_and_texts() {
-    let server = Server::new();
+    let server = TestServer::new();
     let lark = json!({ "type": "grammar", "grammar": "start: \"left\" | \"right\"" });
     let answer = server.ok(CHAT, chat("x", json!({ "response_format": lark }))).await;
     assert!(["left", "right"].contains(&content(&answer)), "{answer}");
@@ -61,7 +61,7 @@ async fn grammars_constrain_chats_and_texts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_required_call_is_the_same_whole_and_streamed() {
-    let server = Server::new();
+    let server = TestServer::new();
     let how = json!({ "tools": [weather()], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 200 });
     let whole = server.ok(CHAT, chat("Weather?", how.clone())).await;
     let choice = &whole["choices"][0];
@@ -90,7 +90,7 @@ async fn a_required_call_is_the_same_whole_and_streamed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tools_are_declared_chosen_and_answered() {
-    let server = Server::new();
+    let server = TestServer::new();
     let other = json!({ "type": "function", "function": { "name": "other", "strict": true,
         "parameters": { "type": "object", "properties": {}, "additionalProperties": false } } });
     let read = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64().unwrap();
@@ -116,7 +116,7 @@ async fn tools_are_declared_chosen_and_answered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn unsupported_values_are_refused() {
-    let server = Server::new();
+    let server = TestServer::new();
     let tool = |name: &str| json!([{ "type": "function", "function": { "name": name } }]);
     for (param, how) in [
         ("tools[0].type", json!({ "tools": [{ "type": "web_search" }] })),

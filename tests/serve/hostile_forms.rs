@@ -1,6 +1,6 @@
 //! Grammars that attack the server: each is refused with a one-line error, and the server answers the next request.
 
-use crate::support::{Server, chat};
+use crate::support::{TestServer, chat};
 use kimi::generation::grammar::Grammar;
 use serde_json::{Map, Value, json};
 use std::fmt::Write;
@@ -50,7 +50,7 @@ fn tool(parameters: Value) -> Value {
 /// Grammars that once overflowed the stack.
 #[tokio::test(flavor = "multi_thread")]
 async fn grammars_that_overflowed_the_stack_are_answered() {
-    let server = Server::new();
+    let server = TestServer::new();
     let properties = |found: usize| format!("expected at most 2048 properties in an object, found {found}");
     let place = "response_format.json_schema.schema";
     let tools = "tools[0].function.parameters";
@@ -102,7 +102,7 @@ async fn grammars_that_overflowed_the_stack_are_answered() {
 /// A grammar that compiles and then fails in the middle of a reply is the client's error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_grammar_is_a_client_error() {
-    let server = Server::new();
+    let server = TestServer::new();
     let how = |stream: bool| {
         let mut how = schema(object(500, false));
         (how["max_tokens"], how["stream"]) = (json!(40), json!(stream));
@@ -138,7 +138,7 @@ fn concurrent_masks_give_the_same_tokens() {
 /// Requests whose clients disconnect while their grammars are queued or compile do not block other compilations.
 #[tokio::test(flavor = "multi_thread")]
 async fn disconnected_clients_leave_no_compilation() {
-    let server = Server::new();
+    let server = TestServer::new();
     let quick = || chat("x", grammar("start: \"a\"".to_owned(), "lark"));
     server.ok(CHAT, quick()).await;
     let Grammar::Lark(tools) = crate::generate::tools(128, 50) else {

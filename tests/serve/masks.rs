@@ -16,7 +16,7 @@ const BOUND: usize = 4;
 const TOKENS: usize = 60;
 
 /// The outcome of a scheduler.
-pub struct Run {
+pub struct MaskRun {
     pub in_line: bool,
     /// The tokens of each reply.
     pub tokens: Vec<Vec<u32>>,
@@ -36,11 +36,11 @@ impl Constraint for InLine {
     }
 }
 
-type Events = Arc<Mutex<Vec<Vec<(Instant, u32)>>>>;
+type TokenTimes = Arc<Mutex<Vec<Vec<(Instant, u32)>>>>;
 
-struct Recorder(usize, Events);
+struct TokenRecorder(usize, TokenTimes);
 
-impl Client for Recorder {
+impl Client for TokenRecorder {
     fn on_event(&mut self, event: RequestEvent) {
         if let RequestEvent::Token { token: Some(token), .. } = event {
             self.1.lock().unwrap()[self.0].push((Instant::now(), token));
@@ -52,12 +52,12 @@ impl Client for Recorder {
 }
 
 /// Runs an unconstrained reply in a scheduler with the constrained ones.
-pub fn run(in_line: bool) -> Run {
+pub fn run(in_line: bool) -> MaskRun {
     let engine = engine();
     let tokenizer = engine.tokenizer.as_ref().unwrap();
     let grammars = Grammars::new(tokenizer, engine.model.config.vocab).unwrap();
     let compiled = grammars.compile(&generate::tools(128, 50), &|| false).unwrap();
-    let events: Events = Arc::new(Mutex::new(vec![Vec::new(); BOUND + 1]));
+    let events: TokenTimes = Arc::new(Mutex::new(vec![Vec::new(); BOUND + 1]));
     let mut scheduler = Scheduler::new(&engine, Limits::new(BOUND + 1, 1 << 30));
     for i in 0..=BOUND {
         let constraint = (i > 0).then(|| compiled.constraint());
@@ -74,7 +74,7 @@ pub fn run(in_line: bool) -> Run {
             stops: Vec::new(),
             ignore_end: i == 0,
         };
-        let client = Box::new(Recorder(i, events.clone()));
+        let client = Box::new(TokenRecorder(i, events.clone()));
         scheduler.submit(Request {
             prompt: vec![70, 80, 90].into(),
             checkpoints: vec![],
@@ -91,7 +91,7 @@ pub fn run(in_line: bool) -> Run {
     let events = events.lock().unwrap();
     let last = events[1..].iter().filter_map(|reply| reply.last()).map(|(at, _)| *at).max().unwrap();
     let free: Vec<Instant> = events[0].iter().map(|(at, _)| *at).filter(|at| *at <= last).collect();
-    Run {
+    MaskRun {
         in_line,
         tokens: events.iter().map(|reply| reply.iter().map(|(_, token)| *token).collect()).collect(),
         gaps: free.windows(2).map(|pair| pair[1] - pair[0]).collect(),

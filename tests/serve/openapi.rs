@@ -1,6 +1,6 @@
 //! The OpenAPI description matches the routes; the built-in page loads nothing from other hosts.
 
-use crate::support::Server;
+use crate::support::TestServer;
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use serde_json::Value;
@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_is_described_and_every_description_is_served() {
-    let server = Server::new();
+    let server = TestServer::new();
     let (status, text) = server.get("/openapi.json").await;
     assert_eq!(status, StatusCode::OK);
     let described: Value = serde_json::from_str(&text).unwrap();
@@ -40,7 +40,7 @@ async fn every_route_is_described_and_every_description_is_served() {
 /// Every `$ref` of the description resolves, and request schemas have the fields of both their parts.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_references_of_the_description_resolve() {
-    let text = Server::new().get("/openapi.json").await.1;
+    let text = TestServer::new().get("/openapi.json").await.1;
     let described: Value = serde_json::from_str(&text).unwrap();
     for part in text.split("\"$ref\":\"#").skip(1) {
         let pointer = part.split('"').next().unwrap();
@@ -53,7 +53,7 @@ async fn all_references_of_the_description_resolve() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_page_loads_nothing_else() {
-    let (status, page) = Server::new().get("/").await;
+    let (status, page) = TestServer::new().get("/").await;
     assert_eq!(status, StatusCode::OK);
     assert!(page.starts_with("<!doctype html>"));
     for outside in ["http://", "https://", "src=", "href=", "@import", "innerHTML"] {

@@ -1,6 +1,6 @@
 //! Responses without streaming, and refused requests.
 
-use crate::support::{Server, chat, options, post};
+use crate::support::{TestServer, chat, options, post};
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use serde_json::{Value, json};
@@ -10,7 +10,7 @@ const TEXT: &str = "/v1/completions";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_chat_has_the_shape_that_clients_read() {
-    let server = Server::new();
+    let server = TestServer::new();
     let answer = server.ok(CHAT, chat("Hello", json!({ "max_tokens": 5, "ignore_eos": true }))).await;
     assert_eq!(answer["object"], "chat.completion");
     assert!(answer["id"].as_str().unwrap().starts_with("chatcmpl-"));
@@ -32,7 +32,7 @@ async fn a_chat_has_the_shape_that_clients_read() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_and_its_token_ids_give_the_same_completion() {
-    let server = Server::new();
+    let server = TestServer::new();
     let ids = server.ok("/tokenize", json!({ "content": "Hello world" })).await["tokens"].clone();
     let how = json!({ "prompt": "Hello world", "max_tokens": 6, "ignore_eos": true, "logprobs": 2 });
     let by_text = server.ok(TEXT, how).await;
@@ -62,7 +62,7 @@ async fn a_text_and_its_token_ids_give_the_same_completion() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn stops_seeds_biases_and_penalties_take_effect() {
-    let server = Server::new();
+    let server = TestServer::new();
     let a = server.ok("/tokenize", json!({ "content": "abc" })).await["tokens"][0].as_u64().unwrap();
     let bias = json!({ a.to_string(): 100 });
     let text = |answer: &Value| answer["choices"][0]["message"]["content"].as_str().unwrap().to_owned();
@@ -89,7 +89,7 @@ async fn stops_seeds_biases_and_penalties_take_effect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn chat_logprobs_match_the_tokens() {
-    let server = Server::new();
+    let server = TestServer::new();
     let how = json!({ "logprobs": true, "top_logprobs": 3, "max_tokens": 4, "ignore_eos": true });
     let answer = server.ok(CHAT, chat("x", how)).await;
     let tokens = answer["choices"][0]["logprobs"]["content"].as_array().unwrap();
@@ -106,7 +106,7 @@ async fn chat_logprobs_match_the_tokens() {
 }
 
 /// A refused request, and the field that the error names.
-async fn refused(server: &Server, path: &str, body: Value, status: u16, param: Option<&str>) {
+async fn refused(server: &TestServer, path: &str, body: Value, status: u16, param: Option<&str>) {
     let (found, answer) = server.post(path, body.clone()).await;
     assert_eq!(found.as_u16(), status, "{body}: {answer}");
     let error = &answer["error"];
@@ -116,7 +116,7 @@ async fn refused(server: &Server, path: &str, body: Value, status: u16, param: O
 
 #[tokio::test(flavor = "multi_thread")]
 async fn invalid_values_are_refused_by_name_and_unknown_fields_ignored() {
-    let server = Server::new();
+    let server = TestServer::new();
     server.ok(CHAT, chat("x", json!({ "max_tokens": 1, "user": "me", "no_such_field": { "a": 1 } }))).await;
     for (param, value) in [
         ("temperature", json!(3)),
@@ -160,7 +160,7 @@ async fn invalid_values_are_refused_by_name_and_unknown_fields_ignored() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bodies_that_are_not_a_json_object_are_refused() {
-    let server = Server::new();
+    let server = TestServer::new();
     for (kind, body, status) in [
         ("application/json", "{", 400),
         ("application/json; charset=utf-8", "[1]", 400),
@@ -177,8 +177,10 @@ async fn bodies_that_are_not_a_json_object_are_refused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn api_keys_are_required_and_foreign_pages_get_no_cors() {
-    let server =
-        Server::with(kimi::serve::Options { keys: vec!["sesame".into(), "open".into()], ..options() }, 1);
+    let server = TestServer::with(
+        kimi::serve::ServeOptions { keys: vec!["sesame".into(), "open".into()], ..options() },
+        1,
+    );
     let ask = |key: Option<&str>| {
         let mut request = post("/tokenize", &json!({ "content": "x" }));
         if let Some(key) = key {
@@ -204,7 +206,7 @@ async fn api_keys_are_required_and_foreign_pages_get_no_cors() {
 #[tokio::test(flavor = "multi_thread")]
 async fn allowed_pages_send_and_read_the_headers_of_clients() {
     let origin = "http://page.example";
-    let server = Server::loading(kimi::serve::Options { cors: vec![origin.into()], ..options() });
+    let server = TestServer::loading(kimi::serve::ServeOptions { cors: vec![origin.into()], ..options() });
     let asked = "authorization,content-type,x-stainless-lang,x-stainless-retry-count";
     let preflight = Request::options(CHAT)
         .header(header::ORIGIN, origin)
@@ -223,13 +225,13 @@ async fn allowed_pages_send_and_read_the_headers_of_clients() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn health_reports_the_status() {
-    let server = Server::loading(options());
+    let server = TestServer::loading(options());
     assert_eq!(
         server.get("/health").await,
         (StatusCode::SERVICE_UNAVAILABLE, r#"{"status":"loading"}"#.into())
     );
     refused(&server, CHAT, chat("x", json!({})), 503, None).await;
-    let server = Server::new();
+    let server = TestServer::new();
     assert_eq!(server.get("/health").await, (StatusCode::OK, r#"{"status":"ready"}"#.into()));
     let models: Value = serde_json::from_str(&server.get("/v1/models").await.1).unwrap();
     assert_eq!((&models["object"], &models["data"][0]["id"]), (&json!("list"), &json!("tiny")));
@@ -245,7 +247,7 @@ async fn health_reports_the_status() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_count_requests_and_tokens() {
-    let server = Server::new();
+    let server = TestServer::new();
     let answer = server.ok(CHAT, chat("x", json!({ "max_tokens": 3, "ignore_eos": true }))).await;
     let text = server.get("/metrics").await.1;
     let value = |name: &str| {
@@ -266,7 +268,7 @@ async fn metrics_count_requests_and_tokens() {
 /// A turn prefills only its new tokens, a shared instruction is prefilled once, and the replies do not change.
 #[tokio::test(flavor = "multi_thread")]
 async fn cached_prefixes_are_not_prefilled_again() {
-    let (caching, fresh) = (Server::with_cache(), Server::new());
+    let (caching, fresh) = (TestServer::with_cache(), TestServer::new());
     let rules = json!({ "role": "system", "content": "Be brief, but never too brief. ".repeat(20) });
     let ask = |text: &str, more: &[Value]| {
         let mut messages = vec![rules.clone(), json!({ "role": "user", "content": text })];
@@ -293,7 +295,7 @@ async fn cached_prefixes_are_not_prefilled_again() {
 /// On a single-threaded runtime another request is answered before the large body of the first is parsed.
 #[tokio::test(flavor = "current_thread")]
 async fn large_bodies_do_not_block_other_requests() {
-    let server = Server::loading(kimi::serve::Options { max_body: 32 << 20, ..options() });
+    let server = TestServer::loading(kimi::serve::ServeOptions { max_body: 32 << 20, ..options() });
     let body = format!("[{}0]", "12345,".repeat(1_900_000));
     let request = Request::post("/tokenize").header(header::CONTENT_TYPE, "application/json");
     let large = server.send(request.body(Body::from(body)).unwrap());
@@ -314,7 +316,7 @@ async fn large_bodies_do_not_block_other_requests() {
 /// A few bytes of ids decode to a hundred of text: a response has no more text than a request body may have.
 #[tokio::test(flavor = "multi_thread")]
 async fn decoded_text_of_token_ids_is_bounded() {
-    let server = Server::with(kimi::serve::Options { max_body: 6000, ..options() }, 1);
+    let server = TestServer::with(kimi::serve::ServeOptions { max_body: 6000, ..options() }, 1);
     let spaces = server.ok("/tokenize", json!({ "content": " ".repeat(64) })).await["tokens"].clone();
     let spaces = spaces.as_array().unwrap();
     let ids = |texts: usize| Value::from(vec![spaces.clone(); texts].concat());

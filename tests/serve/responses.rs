@@ -1,13 +1,13 @@
 //! `/v1/responses`, with and without streaming.
 
-use crate::support::{Server, post};
+use crate::support::{TestServer, post};
 use axum::http::StatusCode;
 use serde_json::{Value, json};
 
 const RESPONSES: &str = "/v1/responses";
 
 /// The events of a stream, as name and JSON.
-async fn events(server: &Server, body: Value) -> Vec<Value> {
+async fn events(server: &TestServer, body: Value) -> Vec<Value> {
     let (status, text) = server.send(post(RESPONSES, &body)).await;
     assert_eq!(status, StatusCode::OK, "{text}");
     let mut events = Vec::new();
@@ -33,7 +33,7 @@ fn form() -> Value {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_text_is_the_same_whole_and_as_events() {
-    let server = Server::new();
+    let server = TestServer::new();
     let request = json!({ "model": "tiny", "input": "Which?", "instructions": "Be brief.", "text": form() });
     let whole = server.ok(RESPONSES, request.clone()).await;
     assert_eq!(
@@ -75,7 +75,7 @@ async fn a_text_is_the_same_whole_and_as_events() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_and_its_output_are_accepted_as_input() {
-    let server = Server::new();
+    let server = TestServer::new();
     let schema = json!({ "type": "object", "properties": { "n": { "enum": [1, 2] } }, "required": ["n"], "additionalProperties": false });
     let tools = json!([{ "type": "function", "name": "pick", "parameters": schema, "strict": true }]);
     let first = json!({ "input": "Pick one", "tools": tools, "tool_choice": { "type": "function", "name": "pick" },
@@ -103,7 +103,7 @@ async fn a_call_and_its_output_are_accepted_as_input() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_response_is_incomplete_and_unsupported_fields_are_refused() {
-    let server = Server::new();
+    let server = TestServer::new();
     let form = json!({ "format": { "type": "grammar", "syntax": "regex", "grammar": "(a b c d )+" } });
     let cut = server.ok(RESPONSES, json!({ "input": "x", "max_output_tokens": 3, "text": form })).await;
     assert_eq!(

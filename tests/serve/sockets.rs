@@ -1,7 +1,7 @@
 //! The server over sockets: connections that stall, stay open or do not read; hosts and origins that are allowed.
 
-use crate::support::{Server, options};
-use kimi::serve::{HostPolicy, HttpLimits, Options, listen};
+use crate::support::{TestServer, options};
+use kimi::serve::{HostPolicy, HttpLimits, ServeOptions, listen};
 use serde_json::Value;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -19,10 +19,10 @@ struct Site {
 }
 
 impl Site {
-    fn new(options: Options, ready: bool) -> Site {
+    fn new(options: ServeOptions, ready: bool) -> Site {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let app = if ready { Server::with(options, 4).app } else { Server::loading(options).app };
+        let app = if ready { TestServer::with(options, 4).app } else { TestServer::loading(options).app };
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap();
         let (ending, ended) = watch::channel(false);
@@ -31,7 +31,7 @@ impl Site {
     }
 
     fn with(http: HttpLimits) -> Site {
-        Site::new(Options { http, ..options() }, false)
+        Site::new(ServeOptions { http, ..options() }, false)
     }
 
     fn connect(&self) -> TcpStream {
@@ -136,7 +136,7 @@ fn idle_connections_close_in_time_and_serve_until_then() {
 #[test]
 fn timeouts_do_not_limit_a_reply_in_progress() {
     let brief = HttpLimits { header_timeout: MS(20), idle_timeout: MS(20), write_timeout: MS(20), ..short() };
-    let site = Site::new(Options { http: brief, ..options() }, true);
+    let site = Site::new(ServeOptions { http: brief, ..options() }, true);
     let body = r#"{"prompt":"x","max_tokens":400,"ignore_eos":true}"#;
     let head = "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json";
     let start = Instant::now();
@@ -215,7 +215,7 @@ fn the_longest_idle_connections_are_evicted() {
 #[test]
 fn bodies_share_a_memory_limit() {
     let limits = HttpLimits { body_bytes: 256 << 10, body_wait: MS(200), ..HttpLimits::default() };
-    let site = Site::new(Options { http: limits, ..options() }, true);
+    let site = Site::new(ServeOptions { http: limits, ..options() }, true);
     let large = format!("{{\"content\":\"{}\"}}", "x ".repeat(100_000));
     let holding = site.sent(&post(1 << 20, &large));
     std::thread::sleep(MS(300));
@@ -262,7 +262,7 @@ fn open_connections_do_not_delay_shutdown() {
 fn a_server_on_loopback_serves_its_own_names_and_pages() {
     let hosts = HostPolicy::new([127, 0, 0, 1].into(), vec!["kimi.lan".into()]);
     let cors = vec!["https://page.example".to_owned()];
-    let site = Site::new(Options { hosts, cors, ..options() }, true);
+    let site = Site::new(ServeOptions { hosts, cors, ..options() }, true);
     for (path, headers, status) in [
         ("/v1/models", "Host: localhost\r\n", 200),
         ("/v1/models", "Host: 127.0.0.1:8080\r\n", 200),
@@ -299,12 +299,13 @@ fn a_server_on_loopback_serves_its_own_names_and_pages() {
 fn a_server_on_other_addresses_serves_any_name_by_default() {
     let ask =
         |site: &Site, host: &str| site.ask(&format!("GET / HTTP/1.1\r\n{host}Connection: close\r\n\r\n"));
-    let any = Site::new(Options { hosts: HostPolicy::new([0, 0, 0, 0].into(), vec![]), ..options() }, false);
+    let any =
+        Site::new(ServeOptions { hosts: HostPolicy::new([0, 0, 0, 0].into(), vec![]), ..options() }, false);
     assert!(ask(&any, "Host: gpu-box:8080\r\n").starts_with("HTTP/1.1 200 "));
     assert!(ask(&any, "Host: x\r\nOrigin: http://page.example\r\n").starts_with("HTTP/1.1 200 "));
     assert!(ask(&any, "").starts_with("HTTP/1.1 400 "));
     let named = HostPolicy::new([0, 0, 0, 0].into(), vec!["gpu-box".into()]);
-    let named = Site::new(Options { hosts: named, ..options() }, false);
+    let named = Site::new(ServeOptions { hosts: named, ..options() }, false);
     assert!(ask(&named, "Host: gpu-box:8080\r\n").starts_with("HTTP/1.1 200 "));
     assert!(ask(&named, "Host: other\r\n").starts_with("HTTP/1.1 403 "));
 }

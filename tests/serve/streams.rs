@@ -1,6 +1,6 @@
 //! Streams, concurrent replies, clients that disconnect.
 
-use crate::support::{Server, chat, options, post};
+use crate::support::{TestServer, chat, options, post};
 use axum::http::StatusCode;
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
@@ -17,7 +17,7 @@ fn said(events: &[Value]) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stream_has_the_text_of_a_whole_response() {
-    let server = Server::new();
+    let server = TestServer::new();
     let how = json!({ "max_tokens": 20, "ignore_eos": true });
     let whole = server.ok(CHAT, chat("Tell me", how.clone())).await;
     let mut streamed = chat("Tell me", how);
@@ -40,7 +40,7 @@ async fn a_stream_has_the_text_of_a_whole_response() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_is_sent_on_request() {
-    let server = Server::new();
+    let server = TestServer::new();
     let how = json!({ "max_tokens": 1, "stream": true, "return_progress": true });
     let events = server.stream(CHAT, chat(&"word ".repeat(300), how)).await;
     let done: Vec<u64> = events.iter().filter_map(|e| e["prompt_progress"]["processed"].as_u64()).collect();
@@ -51,7 +51,7 @@ async fn progress_is_sent_on_request() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_echoed_prompt_is_streamed_first() {
-    let server = Server::new();
+    let server = TestServer::new();
     let how = json!({ "prompt": "Once", "max_tokens": 5, "ignore_eos": true, "stream": true, "echo": true, "logprobs": 1 });
     let mut how_whole = how.clone();
     how_whole["logprobs"] = Value::Null;
@@ -77,7 +77,7 @@ async fn an_echoed_prompt_is_streamed_first() {
 /// that their ends are prefilled with materialised attention in large chunks.
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_the_same_alone_and_batched() {
-    let server = Server::with(options(), 9);
+    let server = TestServer::with(options(), 9);
     let request = |i: u64| {
         let text = "A question of some length? ".repeat([1, 8, 15, 260][i as usize % 4]);
         let how = json!({ "temperature": if i.is_multiple_of(2) { 0.0 } else { 1.0 }, "seed": i, "max_tokens": 24 + i, "ignore_eos": true });
@@ -95,7 +95,7 @@ async fn tokens_are_the_same_alone_and_batched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn requests_of_disconnected_clients_are_cancelled() {
-    let server = Server::with(options(), 2);
+    let server = TestServer::with(options(), 2);
     let long = || chat("x", json!({ "max_tokens": 1500, "ignore_eos": true, "stream": true }));
     for i in 0..20 {
         let response = server.router.clone().oneshot(post(CHAT, &long())).await.unwrap();
@@ -127,13 +127,13 @@ async fn requests_of_disconnected_clients_are_cancelled() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn time_and_queue_are_limited() {
-    let short = kimi::serve::Options { timeout: Some(Duration::from_millis(50)), ..options() };
-    let server = Server::with(short, 1);
+    let short = kimi::serve::ServeOptions { timeout: Some(Duration::from_millis(50)), ..options() };
+    let server = TestServer::with(short, 1);
     let (status, answer) =
         server.post(CHAT, chat("x", json!({ "max_tokens": 1900, "ignore_eos": true }))).await;
     assert_eq!((status.as_u16(), &answer["error"]["code"]), (504, &json!("timeout")));
     for queue in [0, 1] {
-        let server = Server::with(kimi::serve::Options { queue, ..options() }, 1);
+        let server = TestServer::with(kimi::serve::ServeOptions { queue, ..options() }, 1);
         let ask = || server.post(CHAT, chat("x", json!({ "max_tokens": 300, "ignore_eos": true })));
         let answers = join_all((0..8).map(|_| ask())).await;
         let full = |(status, answer): &&(StatusCode, Value)| {
@@ -149,7 +149,7 @@ async fn time_and_queue_are_limited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_cancels_running_requests() {
-    let server = Server::with(options(), 1);
+    let server = TestServer::with(options(), 1);
     let long = server.post(CHAT, chat("x", json!({ "max_tokens": 1900, "ignore_eos": true })));
     let end = async {
         tokio::time::sleep(Duration::from_millis(100)).await;

@@ -12,7 +12,7 @@ use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::{CacheType, EngineArgs};
 use kimi::scheduler::Limits;
-use kimi::serve::{App, HostPolicy, HttpLimits, Options, router, spawn_scheduler};
+use kimi::serve::{App, HostPolicy, HttpLimits, ServeOptions, router, spawn_scheduler};
 use models::gguf::write::{Layout, Writer};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -72,8 +72,8 @@ pub fn engine() -> Arc<Engine<Cpu>> {
 }
 
 /// The options of the tests' servers.
-pub fn options() -> Options {
-    Options {
+pub fn options() -> ServeOptions {
+    ServeOptions {
         sampling: Sampling {
             temperature: 0.0,
             top_k: 0,
@@ -101,54 +101,54 @@ pub fn options() -> Options {
 }
 
 /// A server and its shared state.
-pub struct Server {
+pub struct TestServer {
     pub app: Arc<App>,
     pub router: Router,
 }
 
-impl Server {
+impl TestServer {
     /// A server that has not loaded its model yet.
-    pub fn loading(options: Options) -> Server {
+    pub fn loading(options: ServeOptions) -> TestServer {
         let app = App::new(options);
-        Server { router: router(app.clone()), app }
+        TestServer { router: router(app.clone()), app }
     }
 
     /// A server that runs up to `slots` replies at a time.
-    pub fn with(options: Options, slots: usize) -> Server {
-        Server::on(0, options, slots)
+    pub fn with(options: ServeOptions, slots: usize) -> TestServer {
+        TestServer::on(0, options, slots)
     }
 
     /// A server with a prefix cache.
-    pub fn with_cache() -> Server {
-        Server::with_cache_and_slots(8)
+    pub fn with_cache() -> TestServer {
+        TestServer::with_cache_and_slots(8)
     }
 
     /// A server with a prefix cache and `slots` slots.
-    pub fn with_cache_and_slots(slots: usize) -> Server {
-        Server::on(1, options(), slots)
+    pub fn with_cache_and_slots(slots: usize) -> TestServer {
+        TestServer::on(1, options(), slots)
     }
 
-    fn on(engine: usize, options: Options, slots: usize) -> Server {
-        Server::within(engine, options, Limits::new(slots, 1 << 30))
+    fn on(engine: usize, options: ServeOptions, slots: usize) -> TestServer {
+        TestServer::within(engine, options, Limits::new(slots, 1 << 30))
     }
 
     /// A server with these limits, without a prefix cache (0) or with one (1).
-    pub fn within(engine: usize, options: Options, limits: Limits) -> Server {
-        let server = Server::loading(options);
+    pub fn within(engine: usize, options: ServeOptions, limits: Limits) -> TestServer {
+        let server = TestServer::loading(options);
         // The thread ends with the server.
         drop(spawn_scheduler(&server.app, ENGINES[engine].clone(), limits));
         server
     }
 
     /// A server that runs another model.
-    pub fn of(engine: Arc<Engine<Cpu>>) -> Server {
-        let server = Server::loading(options());
+    pub fn of(engine: Arc<Engine<Cpu>>) -> TestServer {
+        let server = TestServer::loading(options());
         drop(spawn_scheduler(&server.app, engine, Limits::new(8, 1 << 30)));
         server
     }
 
-    pub fn new() -> Server {
-        Server::with(options(), 8)
+    pub fn new() -> TestServer {
+        TestServer::with(options(), 8)
     }
 
     /// Status and text of the response to a request.

@@ -1,12 +1,12 @@
 //! Isolation of clients: cached prefixes of other API keys, unread streams, memory for prompts, NaN logits.
 
-use crate::support::{Server, broken, chat, options, post};
+use crate::support::{TestServer, broken, chat, options, post};
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
 use kimi::scheduler::Limits;
-use kimi::serve::Options;
+use kimi::serve::ServeOptions;
 use serde_json::{Value, json};
 use std::time::Duration;
 use tower::ServiceExt;
@@ -21,7 +21,7 @@ fn with_key(key: &str, body: &Value) -> Request<Body> {
 }
 
 /// The cached tokens of a request with a key.
-async fn cached(server: &Server, key: &str, body: &Value) -> u64 {
+async fn cached(server: &TestServer, key: &str, body: &Value) -> u64 {
     let (status, text) = server.send(with_key(key, body)).await;
     assert_eq!(status, StatusCode::OK, "{text}");
     let answer: Value = serde_json::from_str(&text).unwrap();
@@ -32,8 +32,8 @@ async fn cached(server: &Server, key: &str, body: &Value) -> u64 {
 async fn cached_prefixes_are_private_to_a_key() {
     let keys = |keys: &[&str], share_prefix_cache| {
         let keys = keys.iter().map(ToString::to_string).collect();
-        let options = Options { keys, share_prefix_cache, ..options() };
-        Server::within(1, options, Limits::new(8, 1 << 30))
+        let options = ServeOptions { keys, share_prefix_cache, ..options() };
+        TestServer::within(1, options, Limits::new(8, 1 << 30))
     };
     let turns = |text: &str| {
         let user = |text: &str| json!({ "role": "user", "content": text.repeat(20) });
@@ -63,7 +63,7 @@ async fn cached_prefixes_are_private_to_a_key() {
     }
 }
 
-async fn metric(server: &Server, name: &str) -> u64 {
+async fn metric(server: &TestServer, name: &str) -> u64 {
     let text = server.get("/metrics").await.1;
     let line =
         text.lines().find(|l| l.starts_with(&format!("{name} "))).unwrap_or_else(|| panic!("{name}: {text}"));
@@ -71,7 +71,7 @@ async fn metric(server: &Server, name: &str) -> u64 {
 }
 
 /// Waits until the engine is idle; returns the number of tokens that it has computed.
-async fn until_idle(server: &Server) -> u64 {
+async fn until_idle(server: &TestServer) -> u64 {
     let mut before = u64::MAX;
     loop {
         let now = metric(server, "kimi_batched_tokens_total").await;
@@ -90,8 +90,11 @@ fn stream() -> Request<Body> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unread_stream_is_paused() {
-    let server =
-        Server::within(0, options(), Limits { unread: Duration::from_secs(600), ..Limits::new(1, 1 << 30) });
+    let server = TestServer::within(
+        0,
+        options(),
+        Limits { unread: Duration::from_secs(600), ..Limits::new(1, 1 << 30) },
+    );
     let mut body = server.router.clone().oneshot(stream()).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().unwrap().is_data());
     assert!(until_idle(&server).await < 400, "tokens for a stream that nobody reads");
@@ -108,7 +111,7 @@ async fn an_unread_stream_is_paused() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_unread_stream_times_out() {
-    let server = Server::within(
+    let server = TestServer::within(
         0,
         options(),
         Limits { unread: Duration::from_millis(200), ..Limits::new(1, 1 << 30) },
@@ -131,7 +134,7 @@ async fn an_unread_stream_times_out() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_of_waiting_prompts_is_limited() {
-    let server = Server::with(Options { queue_bytes: 3000, ..options() }, 1);
+    let server = TestServer::with(ServeOptions { queue_bytes: 3000, ..options() }, 1);
     let request = |tokens: usize, n: usize| {
         let prompt: Vec<usize> = (0..tokens).map(|i| 100 + i).collect();
         json!({ "prompt": prompt, "n": n, "max_tokens": 40, "ignore_eos": true })
@@ -157,7 +160,7 @@ async fn memory_of_waiting_prompts_is_limited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn memory_of_waiting_grammars_is_limited() {
-    let server = Server::with(Options { queue_bytes: 200_000, ..options() }, 1);
+    let server = TestServer::with(ServeOptions { queue_bytes: 200_000, ..options() }, 1);
     let request = |stream: bool| {
         let text = format!("start: /[qj]{{1500}}/ // {}", "x".repeat(2000));
         let form = json!({ "type": "grammar", "grammar": text, "syntax": "lark" });
@@ -175,7 +178,7 @@ async fn memory_of_waiting_grammars_is_limited() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_answers_waiting_requests() {
-    let server = Server::with(options(), 1);
+    let server = TestServer::with(options(), 1);
     let long = |_| server.post(CHAT, chat("x", json!({ "max_tokens": 1900, "ignore_eos": true })));
     let end = async {
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -191,7 +194,7 @@ async fn shutdown_answers_waiting_requests() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn non_finite_logits_are_an_error() {
-    let server = Server::of(broken());
+    let server = TestServer::of(broken());
     for how in [
         json!({}),
         json!({ "temperature": 1, "top_k": 5 }),

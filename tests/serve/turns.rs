@@ -1,6 +1,6 @@
 //! Prefix caching in the server: continued conversations, and prompts that several clients send at the same time.
 
-use crate::support::{Server, chat, options};
+use crate::support::{TestServer, chat, options};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ fn number(answer: &Value, place: &str) -> u64 {
 
 /// Five turns, each with the messages of the earlier ones: only the new tokens are prefilled.
 async fn converse(first: &str, how: Value) {
-    let (caching, fresh) = (Server::with_cache(), Server::new());
+    let (caching, fresh) = (TestServer::with_cache(), TestServer::new());
     let mut messages = vec![json!({ "role": "user", "content": first.repeat(30) })];
     let (mut known, mut cut_otherwise) = (0, 0);
     for turn in 0..5 {
@@ -57,7 +57,7 @@ async fn a_turn_prefills_only_new_tokens() {
     converse("Look it up. ", how).await;
 }
 
-async fn prefilled_tokens(server: &Server) -> u64 {
+async fn prefilled_tokens(server: &TestServer) -> u64 {
     let metrics = server.get("/metrics").await.1;
     let line = metrics.lines().find(|l| l.starts_with("kimi_prompt_tokens_total ")).unwrap();
     line.rsplit(' ').next().unwrap().parse().unwrap()
@@ -66,7 +66,7 @@ async fn prefilled_tokens(server: &Server) -> u64 {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_prompt_is_prefilled_once_for_all_its_replies() {
     // Fewer slots than replies: the later ones find the prefix in the cache, too.
-    let (caching, fresh) = (Server::with_cache_and_slots(3), Server::with(options(), 3));
+    let (caching, fresh) = (TestServer::with_cache_and_slots(3), TestServer::with(options(), 3));
     let how = json!({ "n": 5, "temperature": 1.5, "seed": 5, "max_tokens": 12 });
     let request = chat(&"Several of these, please. ".repeat(40), how);
     let (kept, anew) = (caching.ok(CHAT, request.clone()).await, fresh.ok(CHAT, request).await);
@@ -78,12 +78,12 @@ async fn a_prompt_is_prefilled_once_for_all_its_replies() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_shared_document_is_prefilled_once() {
-    let (caching, fresh) = (Server::with_cache(), Server::new());
+    let (caching, fresh) = (TestServer::with_cache(), TestServer::new());
     let document = json!({ "role": "system", "content": "All of this is known. ".repeat(60) });
     let ask = |server, i: usize| {
         let question = json!({ "role": "user", "content": format!("Question {i}?") });
         let request = json!({ "messages": [document, question], "max_tokens": 8 + i, "ignore_eos": true });
-        async move { Server::ok(server, CHAT, request).await }
+        async move { TestServer::ok(server, CHAT, request).await }
     };
     let together = join_all((0..8).map(|i| ask(&caching, i))).await;
     for (i, answer) in together.iter().enumerate() {
@@ -100,7 +100,7 @@ async fn arguments_of_a_constrained_call_are_streamed() {
         "required": ["text"], "additionalProperties": false });
     let tool = json!({ "type": "function", "function": { "name": "write", "parameters": parameters } });
     let how = json!({ "tools": [tool], "tool_choice": "required", "parallel_tool_calls": false, "max_tokens": 60, "stream": true });
-    let events = Server::new().stream(CHAT, chat("Write", how)).await;
+    let events = TestServer::new().stream(CHAT, chat("Write", how)).await;
     let deltas: Vec<&Value> =
         events.iter().map(|e| &e["choices"][0]["delta"]["tool_calls"][0]).filter(|d| !d.is_null()).collect();
     assert!(deltas.len() > 5, "{events:?}");

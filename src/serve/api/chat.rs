@@ -1,7 +1,7 @@
 //! Types of `/v1/chat/completions`: requests, responses and chunks of streamed responses.
 
 use super::tools::{ResponseFormat, ToolChoice};
-use super::{Progress, StreamOptions, Timings, Usage};
+use super::{PromptProgress, StreamOptions, Timings, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -81,12 +81,12 @@ pub enum Role {
 pub enum Content {
     Text(String),
     /// Text parts, which are concatenated.
-    Parts(Vec<Part>),
+    Parts(Vec<ContentPart>),
 }
 
 /// A part of a message.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct Part {
+pub struct ContentPart {
     #[serde(rename = "type")]
     pub kind: String,
     pub text: Option<String>,
@@ -121,7 +121,7 @@ pub struct ChatCompletion {
     pub object: &'static str,
     pub created: u64,
     pub model: String,
-    pub choices: Vec<Choice>,
+    pub choices: Vec<ChatChoice>,
     /// Numbers of prompt and reply tokens.
     pub usage: Usage,
     pub system_fingerprint: &'static str,
@@ -130,7 +130,7 @@ pub struct ChatCompletion {
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct Choice {
+pub struct ChatChoice {
     pub index: usize,
     pub message: Answer,
     /// Log-probabilities of the tokens, if requested.
@@ -208,14 +208,14 @@ pub struct ChatChunk {
     pub timings: Option<Timings>,
     /// Progress of the prefill, if requested.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub prompt_progress: Option<Progress>,
+    pub prompt_progress: Option<PromptProgress>,
 }
 
 /// The new part of a reply.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ChunkChoice {
     pub index: usize,
-    pub delta: Delta,
+    pub delta: ChatDelta,
     /// Log-probabilities of the new tokens, if requested.
     #[schema(required)]
     pub logprobs: Option<ChatLogprobs>,
@@ -226,7 +226,7 @@ pub struct ChunkChoice {
 
 /// The new part of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Delta {
+pub struct ChatDelta {
     /// `assistant` in the first chunk only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub role: Option<&'static str>,
@@ -293,7 +293,7 @@ impl ChatMessage {
     }
 }
 
-fn join(parts: Vec<Part>) -> Result<String, (String, String)> {
+fn join(parts: Vec<ContentPart>) -> Result<String, (String, String)> {
     let mut all = String::new();
     for (i, part) in parts.into_iter().enumerate() {
         match part.text {

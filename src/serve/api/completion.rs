@@ -13,7 +13,7 @@ pub struct CompletionRequest {
     pub model: Option<String>,
     /// Text or token ids to continue.
     #[schema(schema_with = crate::serve::api::schemas::prompt, required = true)]
-    pub prompt: Prompt,
+    pub prompt: CompletionPrompt,
     /// Stream the text as server-sent events.
     pub stream: Option<bool>,
     /// Options of a streamed response.
@@ -47,7 +47,7 @@ pub struct CompletionBody {
 /// One or several prompts, as text or token ids.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string, token ids, or an array of one of these")]
-pub enum Prompt {
+pub enum CompletionPrompt {
     /// A text, in which special tokens are not recognised.
     Text(String),
     Ids(Vec<u32>),

@@ -22,7 +22,7 @@ pub struct Generation {
     pub seed: Option<i64>,
     /// Stop strings, which are not part of the reply
     #[schema(schema_with = crate::serve::api::schemas::stop, required = false)]
-    pub stop: Option<Stop>,
+    pub stop: Option<StopStrings>,
     /// Maximum number of generated tokens
     #[schema(minimum = 1)]
     pub max_tokens: Option<usize>,
@@ -50,16 +50,16 @@ pub struct Generation {
 /// One or several stop strings.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string or an array of strings")]
-pub enum Stop {
+pub enum StopStrings {
     One(String),
     Many(Vec<String>),
 }
 
-impl Stop {
+impl StopStrings {
     pub fn into_list(self) -> Vec<String> {
         match self {
-            Stop::One(text) => vec![text],
-            Stop::Many(texts) => texts,
+            StopStrings::One(text) => vec![text],
+            StopStrings::Many(texts) => texts,
         }
     }
 }

@@ -47,7 +47,7 @@ pub struct Timings {
 
 /// Progress of the prefill, in tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Progress {
+pub struct PromptProgress {
     pub total: usize,
     /// Tokens restored from the prefix cache.
     pub cache: usize,

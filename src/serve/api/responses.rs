@@ -12,7 +12,7 @@ pub struct ResponseRequest {
     #[schema(schema_with = crate::serve::api::schemas::model_name, required = false)]
     pub model: Option<String>,
     /// A user message or a conversation.
-    pub input: Input,
+    pub input: ResponseInput,
     /// System message before the input.
     pub instructions: Option<String>,
     /// Functions that the model may call.
@@ -48,7 +48,7 @@ pub struct ResponseRequest {
 /// A user message or a conversation.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(untagged, expecting = "expected a string or an array of items")]
-pub enum Input {
+pub enum ResponseInput {
     /// Text of a user message.
     Text(String),
     Items(Vec<Item>),
@@ -77,7 +77,7 @@ pub struct Item {
 #[serde(untagged, expecting = "expected a string or an array of text parts")]
 pub enum ItemText {
     Text(String),
-    Parts(Vec<super::chat::Part>),
+    Parts(Vec<super::chat::ContentPart>),
 }
 
 /// Format of the output text.

@@ -14,7 +14,7 @@ pub const MAX_STOP_BYTES: usize = 1024;
 
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "documentation")]
-pub struct Event {
+pub struct ServerSentEvent {
     /// Type of the event; only for `/v1/responses`.
     event: Option<String>,
     /// JSON of a ChatChunk, Completion, response event or ErrorBody; `[DONE]` ends chat and text streams.

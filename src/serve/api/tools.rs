@@ -8,13 +8,13 @@ use utoipa::ToSchema;
 pub struct Tool {
     #[serde(rename = "type")]
     pub kind: String,
-    #[schema(value_type = Option<Function>)]
+    #[schema(value_type = Option<FunctionSpec>)]
     pub function: Option<Value>,
 }
 
 /// A function that may be called.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct Function {
+pub struct FunctionSpec {
     /// Name of letters, digits, `_`, `-` and `.`
     pub name: String,
     /// JSON schema of the arguments.

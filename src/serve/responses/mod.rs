@@ -4,10 +4,11 @@ mod request;
 
 use super::api::chat::ToolCall;
 use super::api::responses::{
-    Incomplete, Input, OutputDetails, OutputItem, OutputText, ResponseObject, ResponseRequest, ResponseUsage,
+    Incomplete, OutputDetails, OutputItem, OutputText, ResponseInput, ResponseObject, ResponseRequest,
+    ResponseUsage,
 };
 use super::app::{App, EngineRequest, RequestEvents};
-use super::body::Body;
+use super::body::RequestBody;
 use super::errors::ApiError;
 use super::logprobs::new_id;
 use super::sse::{Outbox, StreamEncoder, respond};
@@ -34,7 +35,7 @@ use std::sync::atomic::AtomicBool;
     responses(
         (status = 200, description = "The answer, or its events", content(
             (ResponseObject = "application/json"),
-            (crate::serve::api::schemas::Event = "text/event-stream"),
+            (crate::serve::api::schemas::ServerSentEvent = "text/event-stream"),
         )),
         super::api::schemas::Refusals,
     )
@@ -42,7 +43,7 @@ use std::sync::atomic::AtomicBool;
 pub async fn create(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    body: Body,
+    body: RequestBody,
 ) -> Result<Response, ApiError> {
     let shared = app.clone();
     let prepared =
@@ -77,7 +78,7 @@ struct Echo {
 impl Echo {
     /// Takes these fields out of a request and frees the fields that are no longer needed.
     fn take(request: &mut ResponseRequest) -> Result<Self, ApiError> {
-        request.input = Input::Text(String::new());
+        request.input = ResponseInput::Text(String::new());
         request.text = None;
         let tool_choice = request.tool_choice.take().unwrap_or_else(|| json!("auto"));
         Ok(Echo {
@@ -91,7 +92,12 @@ impl Echo {
 
 type Prepared = (ResponseRequest, EngineRequest, ToolCallParser, Echo);
 
-fn prepare(app: &App, body: &Body, tenant: Tenant, cancelled: &AtomicBool) -> Result<Prepared, ApiError> {
+fn prepare(
+    app: &App,
+    body: &RequestBody,
+    tenant: Tenant,
+    cancelled: &AtomicBool,
+) -> Result<Prepared, ApiError> {
     let mut request: ResponseRequest = body.part()?;
     validate::reject_unsupported(body)?;
     let (mut chat_request, generation) = request::chat(&request)?;

@@ -1,8 +1,8 @@
 //! Converts a `/v1/responses` request to a chat request.
 
-use crate::serve::api::chat::{ChatMessage, ChatRequest, Content, FunctionCall, Part, Role, ToolCall};
+use crate::serve::api::chat::{ChatMessage, ChatRequest, Content, ContentPart, FunctionCall, Role, ToolCall};
 use crate::serve::api::generation::Generation;
-use crate::serve::api::responses::{Input, Item, ItemText, ResponseRequest};
+use crate::serve::api::responses::{Item, ItemText, ResponseInput, ResponseRequest};
 use crate::serve::api::tools::{FunctionName, JsonSchema, NamedTool, ResponseFormat, ToolChoice};
 use crate::serve::errors::ApiError;
 use serde_json::{Value, json};
@@ -74,8 +74,8 @@ fn messages(request: &ResponseRequest) -> Result<Vec<ChatMessage>, ApiError> {
         messages.push(text_message(Role::System, text.clone()));
     }
     match &request.input {
-        Input::Text(text) => messages.push(text_message(Role::User, text.clone())),
-        Input::Items(items) => {
+        ResponseInput::Text(text) => messages.push(text_message(Role::User, text.clone())),
+        ResponseInput::Items(items) => {
             for (i, item) in items.iter().enumerate() {
                 let invalid = |why: String| ApiError::invalid(&format!("input[{i}]"), why);
                 add(&mut messages, item).map_err(invalid)?;
@@ -126,7 +126,7 @@ fn add(messages: &mut Vec<ChatMessage>, item: &Item) -> Result<(), String> {
 }
 
 fn text(text: &ItemText) -> Result<String, String> {
-    let part = |part: &Part| match &part.text {
+    let part = |part: &ContentPart| match &part.text {
         Some(text) if ["input_text", "output_text", "text"].contains(&part.kind.as_str()) => Ok(text.clone()),
         _ => Err(format!("expected parts of text, found {}", part.kind)),
     };

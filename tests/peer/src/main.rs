@@ -24,9 +24,9 @@ struct Peer {
 }
 
 /// The values of the command line's options.
-struct Options(Vec<String>);
+struct PeerOptions(Vec<String>);
 
-impl Options {
+impl PeerOptions {
     fn text(&self, name: &str) -> Option<&String> {
         let at = self.0.iter().position(|arg| arg == name)?;
         Some(self.0.get(at + 1).expect("a value after an option"))
@@ -38,7 +38,7 @@ impl Options {
 }
 
 impl Peer {
-    fn new(path: &str, options: &Options) -> Peer {
+    fn new(path: &str, options: &PeerOptions) -> Peer {
         let path = CString::new(path).expect("a path without zeros");
         let (depth, threads) = (options.number("--depth", 0) as usize, options.number("--threads", 2) as i32);
         // SAFETY: plain calls of the C interface in its order; the model lives as long as the process.
@@ -154,7 +154,7 @@ fn quantize(from: &str, to: &str, threads: i32) {
 }
 
 fn main() {
-    let options = Options(std::env::args().skip(1).collect());
+    let options = PeerOptions(std::env::args().skip(1).collect());
     // SAFETY: the first calls of the C interface.
     unsafe {
         llama_log_set(Some(errors_only), std::ptr::null_mut());
