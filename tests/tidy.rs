@@ -159,3 +159,109 @@ fn documents_are_short_and_their_links_lead_somewhere() {
         }
     }
 }
+
+/// The module of a file below a `src` directory, with its package first: `src/io/text.rs` is `["kimi", "io", "text"]`.
+fn module(path: &str) -> Option<Vec<String>> {
+    let (package, inside) = match path.strip_prefix("src/") {
+        Some(inside) => ("kimi", inside),
+        None => path.split_once("/src/")?,
+    };
+    let names = inside.trim_end_matches(".rs").split('/').filter(|n| !["mod", "lib", "main"].contains(n));
+    Some(std::iter::once(package).chain(names).map(str::to_owned).collect())
+}
+
+/// The names in backticks after `Next:` in the head of a file, up to the end of the paragraph.
+fn next_names(text: &str) -> Vec<&str> {
+    let head: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("//!")).collect();
+    let Some(start) = head.iter().position(|line| line.contains("Next:")) else { return Vec::new() };
+    let paragraph = head[start..].iter().take_while(|line| !line.trim().is_empty());
+    let parts = paragraph.map(|line| line.split_once("Next:").map_or(*line, |(_, after)| after));
+    parts
+        .flat_map(|line| line.split('`').skip(1).step_by(2))
+        .map(|name| name.trim_start_matches("mod@"))
+        .collect()
+}
+
+/// The file of a module that a head names: by a path from a package or `super`, or by one from the module itself, its
+/// parent or the package.
+fn named_file<'a>(from: &[String], name: &str, files: &'a [(String, Vec<String>)]) -> Option<&'a str> {
+    let names: Vec<String> = name.split("::").map(str::to_owned).collect();
+    let above = names.iter().take_while(|n| *n == "super").count();
+    let bases = match &*names[0] {
+        "crate" => vec![[&from[..1], &names[1..]].concat()],
+        "super" => vec![[&from[..from.len().checked_sub(above)?], &names[above..]].concat()],
+        "kimi" | "kernels" | "models" | "convert" => vec![names],
+        _ => vec![from, &from[..from.len() - 1], &from[..1]]
+            .into_iter()
+            .map(|base| [base, &names].concat())
+            .collect(),
+    };
+    let found = bases.iter().find_map(|base| files.iter().find(|(_, module)| module == base));
+    found.map(|(path, _)| &**path)
+}
+
+/// The `Next:` pointers that name no file or a module around their own, or that lie on a circle.
+fn wrong_pointers(sources: &[(&str, &str)]) -> Vec<String> {
+    let modules = sources.iter().filter(|(path, _)| !path.ends_with("main.rs"));
+    let files: Vec<_> = modules.filter_map(|(path, _)| Some(((*path).to_owned(), module(path)?))).collect();
+    let (mut wrong, mut pointers) = (Vec::new(), Vec::new());
+    for (path, text) in sources {
+        let Some(from) = module(path) else { continue };
+        for name in next_names(text) {
+            match named_file(&from, name, &files) {
+                None => wrong.push(format!("{path}: Next: no module {name}")),
+                Some(to) if from.starts_with(&module(to).unwrap()) && !path.ends_with("main.rs") => {
+                    wrong.push(format!("{path}: Next: {name} contains this file"));
+                }
+                Some(to) => pointers.push((*path, to)),
+            }
+        }
+    }
+    let reaches = |start: &str, end: &str| {
+        let (mut seen, mut open) = (vec![start], vec![start]);
+        while let Some(file) = open.pop() {
+            for (_, to) in pointers.iter().filter(|(from, _)| *from == file) {
+                if !seen.contains(to) {
+                    seen.push(to);
+                    open.push(to);
+                }
+            }
+        }
+        seen.contains(&end)
+    };
+    let on_circle = pointers.iter().filter(|(from, to)| reaches(to, from));
+    wrong.extend(on_circle.map(|(from, to)| format!("{from}: Next: {to} leads back")));
+    wrong
+}
+
+#[test]
+fn next_pointers_lead_down_and_never_back() {
+    let all = sources();
+    let texts: Vec<_> = all.iter().map(|s| (&*s.path, &*s.text)).collect();
+    assert!(texts.iter().map(|(_, text)| next_names(text).len()).sum::<usize>() > 100, "few pointers found");
+    let wrong = wrong_pointers(&texts);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn planted_pointers_are_reported() {
+    let check = |text: &str, expected: &[&str]| {
+        let files = [
+            ("src/main.rs", "//! Main. Next: [`kimi::io`].\n"),
+            ("src/io/mod.rs", "//! Io.\n//! Next: [`text`] (words), then\n//! `units`.\n//!\n//! `x`"),
+            ("src/io/text.rs", text),
+            ("src/io/units.rs", "//! Units. Next: `kernels::cpu`.\n"),
+            ("kernels/src/cpu/mod.rs", "//! Cpu."),
+        ];
+        assert_eq!(wrong_pointers(&files), expected, "{text}");
+    };
+    check("//! Text. Next: [`crate::io::units`], [`super::units`].", &[]);
+    check("//! Text. Next: `unit`.", &["src/io/text.rs: Next: no module unit"]);
+    check("//! Text. Next: [`super`].", &["src/io/text.rs: Next: super contains this file"]);
+    let cpu = ("kernels/src/cpu/mod.rs", "//! Cpu. Next: `matmul`.");
+    let matmul = ("kernels/src/cpu/matmul.rs", "//! Next: `super::pool`.");
+    let pool = ("kernels/src/cpu/pool.rs", "//! Next: [`crate::cpu::matmul`].");
+    let circle = ["matmul.rs: Next: kernels/src/cpu/pool.rs", "pool.rs: Next: kernels/src/cpu/matmul.rs"];
+    let circle = circle.map(|pointer| format!("kernels/src/cpu/{pointer} leads back"));
+    assert_eq!(wrong_pointers(&[cpu, matmul, pool]), circle);
+}

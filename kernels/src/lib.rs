@@ -1,8 +1,9 @@
 //! Arithmetic of hybrid linear-attention mixtures of experts: block formats, ops, backends.
 //!
-//! It is the only package with `unsafe`, threads and intrinsics. It knows no model and no file.
-//! Read [`backend`] next (the list of ops, a formula each), then [`quant`] (the stored formats),
-//! then `reference` (the ops as plain loops) and `cpu` (the same, fast).
+//! All intrinsics and all unsafe code are here, except for one memory mapping in `models`. It knows no model and no
+//! file.
+//! Next: [`backend`] (the list of ops, a formula each), then [`quant`] (the stored formats), then `reference` (the ops as
+//! plain loops) and `cpu` (the same, fast).
 
 pub mod backend;
 pub mod composed;

@@ -1,4 +1,5 @@
-//! The command line: one variant per command, each dispatched to the module of its name.
+//! The command line: one variant per command, each dispatched to the module of its name. Next:
+//! [`crate::commands::generate`], the shortest way to a reply.
 
 use crate::commands::{bench, convert, eval, generate, gpu_check, inspect, logits, perplexity, synth};
 use crate::io::errors::{CAUSE_CHARS, shortened};

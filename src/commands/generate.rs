@@ -1,4 +1,7 @@
 //! `kimi generate`: streams the reply to one prompt to standard output, and prints token rates to standard error.
+//!
+//! Next: `runtime::on_device` (loads the engine), [`crate::generation::conversation`] (renders the prompt), then
+//! [`crate::generation::generate`].
 
 use crate::generation::conversation::Conversation;
 use crate::generation::generate::{Event, Request, generate};

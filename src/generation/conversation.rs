@@ -1,7 +1,7 @@
 //! A conversation: its messages, and their prompt with the token ids that the session has already processed.
 //!
 //! Replies keep their generated ids, because encoding their text again may give other ids, and the session's state
-//! could then not be reused. Next: [`crate::runtime::session`].
+//! could then not be reused. Next: [`crate::runtime::chat_template`].
 
 use crate::runtime::chat_template::explain;
 use crate::runtime::engine::Engine;

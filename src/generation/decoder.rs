@@ -2,7 +2,7 @@
 //! limit.
 //!
 //! Only this module decides when a reply ends. It does not run the model: [`super::generate`] drives one decoder from a
-//! session, and the scheduler drives many from one step.
+//! session, and the scheduler drives many from one step. Next: [`super::sample`].
 
 use crate::generation::detokenizer::Detokenizer;
 use crate::generation::sample::{Constraint, Sampler, Sampling};

@@ -1,5 +1,5 @@
 //! Generates a reply on one session: prefills the prompt, then decodes token by token and streams the text. Next:
-//! [`crate::generation::decoder`], which samples the tokens and decides when the reply ends.
+//! [`crate::runtime::session`] (runs the model), then [`super::decoder`] (samples, and decides when the reply ends).
 
 pub use crate::generation::decoder::FinishReason;
 

@@ -8,7 +8,7 @@
 //! ```
 //! Files of other users, links, pipes, and files that others may write are ignored. Any file may vanish at any time;
 //! files that depend on it are removed by the next eviction. The modification time of a state is the time of its last
-//! use (LRU). Next: [`super::disk`].
+//! use (LRU).
 
 use super::file::Id;
 use crate::io::private_file;

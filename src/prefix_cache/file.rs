@@ -1,4 +1,4 @@
-//! The file format of snapshots: KV cache rows, and states. Next: [`super::disk`] (the directory).
+//! The file format of snapshots: KV cache rows, and states.
 //!
 //! ```text
 //!  0  magic "KIMISNP1"                    56  tokens before (u64)

@@ -10,7 +10,6 @@
 //!  0  magic "KIMIFPR1"                           64  sample (u128)     80  hash (u128)
 //!  8  device, inode, size, mtime s, ns, ctime s, ns (i64 each)         96  xxh3 of all before (u64)
 //! ```
-//! Next: [`super::key`].
 
 use super::disk_index::MODEL;
 use super::file::{Id, id_of};

@@ -1,7 +1,7 @@
 //! A radix tree: values by sequences of token ids, with longest-prefix lookup. It does not depend on model states.
 //!
 //! Nodes are in a vector and refer to each other by index. Every leaf and every node with one child has a value;
-//! removing a value also removes the nodes that only led to it. Next: [`super`].
+//! removing a value also removes the nodes that only led to it.
 
 use std::collections::BTreeMap;
 

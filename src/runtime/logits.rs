@@ -1,8 +1,7 @@
 //! Holds the logits of a step, one row per sequence with outputs. They stay on the device until a full row is needed.
 //!
 //! Greedy and top-k sampling need only the top-k logits, which a backend finds faster than it copies a full row. The
-//! logits stay valid after later steps, because each step's results have their own memory. Next:
-//! [`crate::generation::decoder`].
+//! logits stay valid after later steps, because each step's results have their own memory.
 
 use crate::runtime::engine::Engine;
 use kernels::backend::{Backend, MAX_TOP_K, TopK};

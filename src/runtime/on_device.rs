@@ -1,5 +1,5 @@
 //! [`on_device!`] runs code that is generic over the backend on the selected device. It is the only dispatch between
-//! the CPU and the CUDA backend.
+//! the CPU and the CUDA backend. Next: [`super::device`].
 
 /// Loads the engine that `$args` select and runs `$body` with it as `$engine`: `on_device!(args, |engine|
 /// use_it(&engine))`. Warnings are written to standard error or to the given log.

@@ -3,7 +3,7 @@
 //! them for small batches, and they are uploaded to a staging buffer for large batches.
 //!
 //! The plan uses sizes only and is made before loading, so that the model never runs out of GPU memory later. It does
-//! not depend on a backend. Next: `device`, which requests the plan.
+//! not depend on a backend.
 
 use crate::runtime::attention_path::{MATERIALIZE_AFTER, MATERIALIZED_BATCH_FACTOR};
 use crate::runtime::memory_estimate::MemoryEstimate;

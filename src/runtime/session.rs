@@ -1,7 +1,7 @@
 //! A session: the tokens of one sequence and the model's state after them. Prefills only the tokens after the longest
 //! cached prefix, and adds checkpoints to the prefix cache on the way.
 //!
-//! It handles token ids, not text. Next: [`crate::generation::generate`].
+//! It handles token ids, not text. Next: [`models::kimi_linear`] (the forward pass), [`super::logits`] (its result).
 
 pub use super::errors::Error;
 use crate::prefix_cache::CHECKPOINT_INTERVAL_TOKENS;

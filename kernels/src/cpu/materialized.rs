@@ -3,7 +3,7 @@
 //! Per cache row, token and head this costs 320 multiply-adds, absorbed attention 1,088; materialising costs 131,072 per
 //! row and head, which pays from 170 tokens on. A head processes parts of 256 rows, whose keys and values it
 //! materialises once for all of its tokens and keeps in cache. Parts, blocks and summation order are those of
-//! `attention`, so a token's result has the same bits for any batch size and thread count. Next: `pool`.
+//! `attention`, so a token's result has the same bits for any batch size and thread count.
 
 use super::attention::{BLOCK, GROUP, Merge, Values, Weights, clear, finish, split};
 use super::autovec::run;

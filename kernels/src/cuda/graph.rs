@@ -3,7 +3,7 @@
 //! Launching a token's kernels one by one takes the host longer than the device. Everything that changes between tokens
 //! is in device memory: ids and cache lengths, which kernels advance. A graph is keyed by its model, the addresses of its
 //! states and the number of attention parts; it is captured on the second occurrence (the first loads kernels), with
-//! memory of its own. While one thread captures, others wait. Next: `super`.
+//! memory of its own. While one thread captures, others wait.
 
 use super::driver::{Address, GraphExec};
 use super::memory::{Buffer, Kept, Tensor};

@@ -1,8 +1,7 @@
 //! Launches MLA attention with materialised keys and values, for spans of many tokens.
 //!
 //! The cache is processed in chunks of [`CHUNK_ROWS`] rows, so scratch memory is constant in depth. Wider shapes than the
-//! published model's and short spans use absorbed attention. The arithmetic is in kernels/cuda/expanded.cu. Next: the
-//! tests of `super`, which run every op on the emulator.
+//! published model's and short spans use absorbed attention. The arithmetic is in kernels/cuda/expanded.cu.
 
 use super::cache::CacheShape;
 use super::driver::Address;

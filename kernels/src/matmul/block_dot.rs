@@ -1,4 +1,4 @@
-//! Declares what the GEMV and GEMM kernels need from a block format.
+//! Declares what the GEMV and GEMM kernels need from a block format. Next: `quant::q8_0`, the plainest format.
 
 use crate::quant::block::Block;
 use crate::simd::{Isa, PanelSimd};

@@ -1,7 +1,8 @@
 //! GEMV: weight rows times one token. Rows are read once, in memory order.
 //!
 //! Eight blocks of a row are reduced at a time, one block per lane. Once eight rows are reduced, an 8x8 transpose puts
-//! one row in each lane, and the f32 sums run over the blocks in the order that `superblock` and `block32` define.
+//! one row in each lane, and the f32 sums run over the blocks in the order that `superblock` and `block32` define. Next:
+//! [`super::block_dot`] (what a format implements).
 
 use super::block_dot::BlockDot;
 use crate::quant::block::{Block, Tile};

@@ -1,6 +1,4 @@
 //! Defines what a format implements for one block, and the tile of rows and tokens that products work on.
-//!
-//! Next: `crate::matmul`.
 
 use crate::simd::{Isa, Kernel};
 use bytemuck::Pod;

@@ -1,8 +1,8 @@
 //! Defines the GGUF block formats: how weights are stored, one file per format.
 //!
 //! `formats!` is the one table of formats: the [`Format`] enum, the names and sizes, dispatch and the CUDA lists
-//! follow from it. A row is a whole number of blocks. This module knows no tensor and no thread. Read `q8_0` next, the
-//! plainest block, then `q4_k`; products with activations are in `matmul`.
+//! follow from it. A row is a whole number of blocks. This module knows no tensor and no thread. Next: `q8_0`, the
+//! plainest format, then `q4_k` (256 weights), `iq4_xs` (a codebook).
 
 #![allow(clippy::needless_range_loop, reason = "plain loops over lanes and tokens keep vectors in registers")]
 

@@ -1,7 +1,7 @@
 //! Parses the header of a GGUF file from untrusted bytes.
 //!
 //! Counts are checked against the remaining bytes before anything is allocated, so memory stays within a small multiple
-//! of the input. The tensors' data is not touched. Next: [`super::read`].
+//! of the input. The tensors' data is not touched.
 
 use super::values::Type;
 use super::{Array, Error, Metadata, TensorInfo, Value};

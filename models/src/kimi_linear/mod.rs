@@ -5,7 +5,7 @@
 //!
 //! x += Mixer(RMSNorm(x));  x += FFN(RMSNorm(x));  logits = W_out RMSNorm(x)
 //!
-//! Next: [`kda`], [`mla`], [`ffn`] (one formula per line), then [`config`] and [`weights`] (loading).
+//! Next: [`kda`], [`mla`], [`ffn`], whose ops [`kernels::backend`] defines; then [`config`] and [`weights`] (loading).
 
 pub mod config;
 pub mod ffn;

@@ -2,7 +2,7 @@
 //!
 //! It holds the table of known patterns: to support another `tokenizer.ggml.pre`, add a line. Patterns end in
 //! `\s+(?!\S)|\s+`, whose look-ahead the regex engine lacks. Both alternatives are therefore compiled as `\s+`, and a match
-//! gives back its last white-space character if text follows. Next: [`super`], which merges the pieces.
+//! gives back its last white-space character if text follows.
 
 use regex_automata::meta::{Config, Regex};
 use regex_automata::{Anchored, Input};

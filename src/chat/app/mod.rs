@@ -1,6 +1,6 @@
 //! State of the full-screen chat. [`App::update`] applies an event and returns side effects for the caller to perform.
 //!
-//! It does no drawing and no input or output. Next: [`keys`], [`super::view`], [`super::terminal`].
+//! It does no drawing and no input or output. Next: [`keys`], [`super::view`].
 
 mod keys;
 

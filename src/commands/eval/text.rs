@@ -1,5 +1,4 @@
 //! Generates a text of a given length that contains facts, and questions about them, from held-out words and prose.
-//! Next: [`super::run`].
 
 use super::spec::{Draw, Relation, Spec, Words};
 
