@@ -1,7 +1,7 @@
 //! Parses the input as the text of a reply with reasoning and tool calls. The first byte chooses the mode, the second the
-//! length of the chunks. The pieces must not depend on the chunks; without markup to parse they are the text itself.
+//! length of the chunks. The events must not depend on the chunks; without markup to parse they are the text itself.
 
-use kimi::serve::tool_call_parser::{Piece, ToolCallParser};
+use kimi::generation::reply_parser::{ReplyEvent, ReplyParser};
 
 /// Tests one input, and panics if a property does not hold.
 pub fn run(input: &[u8]) {
@@ -9,28 +9,30 @@ pub fn run(input: &[u8]) {
     let text = String::from_utf8_lossy(text);
     let [thinks, thinking, constrained, has_tools] = [1, 2, 4, 8].map(|bit| mode & bit != 0);
     let tools = if has_tools { vec!["add".to_owned(), "get_weather".to_owned()] } else { Vec::new() };
-    let parser = ToolCallParser::new(tools, thinks, thinks && thinking).constrained(constrained);
+    let parser = ReplyParser::new(tools, thinks, thinks && thinking).constrained(constrained);
     let whole = parse(parser.clone(), [&text[..]]);
     let chunks: Vec<String> =
         text.chars().collect::<Vec<_>>().chunks(usize::from(*step).max(1)).map(String::from_iter).collect();
     assert_eq!(parse(parser, chunks.iter().map(String::as_str)), whole);
     if !thinks && !has_tools {
-        let expected = if text.is_empty() { Vec::new() } else { vec![Piece::Text(text.into_owned())] };
+        let expected = if text.is_empty() { Vec::new() } else { vec![ReplyEvent::Text(text.into_owned())] };
         assert_eq!(whole, expected);
     }
 }
 
-/// The pieces of a reply, with adjacent ones of a kind joined.
-fn parse<'a>(mut parser: ToolCallParser, chunks: impl IntoIterator<Item = &'a str>) -> Vec<Piece> {
-    let mut pieces: Vec<Piece> = chunks.into_iter().flat_map(|chunk| parser.push(chunk)).collect();
-    pieces.extend(parser.finish());
-    let mut joined: Vec<Piece> = Vec::new();
-    for piece in pieces {
-        match (joined.last_mut(), piece) {
-            (Some(Piece::Text(all)), Piece::Text(more))
-            | (Some(Piece::Reasoning(all)), Piece::Reasoning(more))
-            | (Some(Piece::Arguments(all)), Piece::Arguments(more)) => all.push_str(&more),
-            (_, piece) => joined.push(piece),
+/// The events of a reply, with adjacent ones of a kind joined.
+fn parse<'a>(mut parser: ReplyParser, chunks: impl IntoIterator<Item = &'a str>) -> Vec<ReplyEvent> {
+    let mut events: Vec<ReplyEvent> = chunks.into_iter().flat_map(|chunk| parser.push(chunk)).collect();
+    events.extend(parser.finish());
+    let mut joined: Vec<ReplyEvent> = Vec::new();
+    for event in events {
+        match (joined.last_mut(), event) {
+            (Some(ReplyEvent::Text(all)), ReplyEvent::Text(more))
+            | (Some(ReplyEvent::Reasoning(all)), ReplyEvent::Reasoning(more))
+            | (Some(ReplyEvent::ToolCallArguments(all)), ReplyEvent::ToolCallArguments(more)) => {
+                all.push_str(&more)
+            }
+            (_, event) => joined.push(event),
         }
     }
     joined

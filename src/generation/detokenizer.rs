@@ -50,8 +50,8 @@ impl<'a> Detokenizer<'a> {
     }
 }
 
-/// The number of bytes at the end of `text` that begin `stop`.
-fn overlap(text: &str, stop: &str) -> usize {
+/// The number of bytes at the end of `text` that begin `stop`, without being all of it.
+pub(super) fn overlap(text: &str, stop: &str) -> usize {
     let begins = |n: &usize| stop.is_char_boundary(*n) && text.ends_with(&stop[..*n]);
     (1..stop.len()).rev().find(begins).unwrap_or(0)
 }

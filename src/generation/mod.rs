@@ -1,6 +1,6 @@
 //! Generates replies: the decode loop ([`generate`]) over a session, the [`decoder`] that chooses each token with the
-//! sampler ([`sample`]) under a [`grammar`], and the [`detokenizer`] that turns tokens into final text. It does not
-//! depend on the scheduler.
+//! sampler ([`sample`]) under a [`grammar`], the [`detokenizer`] that turns tokens into final text, and the
+//! [`reply_parser`] that separates reasoning, answer and tool calls. It does not depend on the scheduler.
 
 pub mod conversation;
 pub mod decoder;
@@ -8,4 +8,5 @@ pub(crate) mod detokenizer;
 pub mod generate;
 pub mod grammar;
 pub(crate) mod logprobs;
+pub mod reply_parser;
 pub mod sample;

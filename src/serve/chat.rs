@@ -2,7 +2,7 @@
 
 use super::api::chat::{
     Answer, ChatBody, ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatLogprobs, ChatMessage,
-    ChatRequest, ChunkChoice, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
+    ChatRequest, ChunkChoice, FunctionCall, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
 };
 use super::api::generation::Generation;
 use super::api::{PromptProgress, Timings, Usage};
@@ -11,11 +11,11 @@ use super::body::RequestBody;
 use super::errors::ApiError;
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
-use super::tool_call_parser::{Piece, ToolCallParser};
 use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
 use super::{logprobs, tools, validate};
 use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
+use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
 use crate::prefix_cache::retokenize::ids_before;
 use crate::runtime::chat_template::explain;
 use crate::scheduler::RequestEvent;
@@ -69,7 +69,7 @@ fn prepare(
     body: &RequestBody,
     tenant: Tenant,
     cancelled: &AtomicBool,
-) -> Result<(ChatRequest, EngineRequest, ToolCallParser), ApiError> {
+) -> Result<(ChatRequest, EngineRequest, ReplyParser), ApiError> {
     let mut request: ChatRequest = body.part()?;
     let generation: Generation = body.part()?;
     validate::reject_unsupported(body)?;
@@ -87,7 +87,7 @@ pub fn prepare_chat(
     generation: &Generation,
     tenant: Tenant,
     cancelled: &AtomicBool,
-) -> Result<(EngineRequest, ToolCallParser), ApiError> {
+) -> Result<(EngineRequest, ReplyParser), ApiError> {
     let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
     let top = logprobs(request)?;
@@ -100,7 +100,7 @@ pub fn prepare_chat(
     let (template, tokenizer) = (ready.engine.template(), ready.engine.tokenizer());
     let thinks = template.mentions("<think>") || template.mentions("</think>");
     let thinking = rendered.text().trim_end().ends_with("<think>");
-    let parser = ToolCallParser::new(tools.names, thinks, thinking).constrained(tools.constrained);
+    let parser = ReplyParser::new(tools.names, thinks, thinking).constrained(tools.constrained);
     let replied = messages.iter().any(|m| m.role == "assistant");
     let namespace = app.namespace(tenant.0);
     let prompt = if replied { ready.engine.encode(namespace, &rendered) } else { rendered.encode(tokenizer) };
@@ -159,7 +159,7 @@ fn render(
 /// One reply, accumulated from its events.
 #[derive(Default)]
 struct PartialReply {
-    parser: ToolCallParser,
+    parser: ReplyParser,
     text: String,
     reasoning: String,
     calls: Vec<ToolCall>,
@@ -192,32 +192,32 @@ struct Chat {
 }
 
 /// An event of the engine with its text parsed.
-enum ReplyEvent {
-    /// Parsed pieces, with the log-probabilities of their tokens.
-    Pieces(Vec<Piece>, Option<ChatLogprobs>),
+enum ParsedEvent {
+    /// The parsed text, with the log-probabilities of its token.
+    Reply(Vec<ReplyEvent>, Option<ChatLogprobs>),
     Progress(PromptProgress),
-    /// The end of a reply, with the pieces that the parser had withheld.
-    Finished(Vec<Piece>),
+    /// The end of a reply, with the text that the parser had withheld.
+    Finished(Vec<ReplyEvent>),
 }
 
 impl Chat {
-    fn reply_event(&mut self, index: usize, event: RequestEvent) -> Result<ReplyEvent, ApiError> {
+    fn parsed_event(&mut self, index: usize, event: RequestEvent) -> Result<ParsedEvent, ApiError> {
         let reply = &mut self.replies[index];
         Ok(match event {
             RequestEvent::PrefillProgress { reused, done, total } => {
                 let time_ms = self.start.elapsed().as_millis() as u64;
-                ReplyEvent::Progress(PromptProgress { total, cache: reused, processed: done, time_ms })
+                ParsedEvent::Progress(PromptProgress { total, cache: reused, processed: done, time_ms })
             }
             RequestEvent::Token { token, text, logprobs } => {
                 let logprob =
                     token.zip(logprobs).map(|(token, l)| logprobs::token_logprob(&*self.engine, token, &l));
                 let logprobs = logprob.map(|logprob| ChatLogprobs { content: vec![logprob], refusal: None });
-                ReplyEvent::Pieces(reply.parser.push(&text), logprobs)
+                ParsedEvent::Reply(reply.parser.push(&text), logprobs)
             }
             RequestEvent::Finished(stats) => {
                 failure(&stats)?;
                 reply.stats = Some(stats);
-                ReplyEvent::Finished(reply.parser.finish())
+                ParsedEvent::Finished(reply.parser.finish())
             }
         })
     }
@@ -225,19 +225,20 @@ impl Chat {
     async fn collect(mut self, mut events: RequestEvents) -> Result<ChatCompletion, ApiError> {
         while let Some(event) = events.next().await {
             let (index, event) = event?;
-            let (pieces, logprobs) = match self.reply_event(index, event)? {
-                ReplyEvent::Pieces(pieces, logprobs) => (pieces, logprobs),
-                ReplyEvent::Finished(pieces) => (pieces, None),
-                ReplyEvent::Progress(_) => continue,
+            let (events, logprobs) = match self.parsed_event(index, event)? {
+                ParsedEvent::Reply(events, logprobs) => (events, logprobs),
+                ParsedEvent::Finished(events) => (events, None),
+                ParsedEvent::Progress(_) => continue,
             };
             let reply = &mut self.replies[index];
             reply.logprobs.extend(logprobs.into_iter().flat_map(|l| l.content));
-            for piece in pieces {
-                match piece {
-                    Piece::Text(text) => reply.text.push_str(&text),
-                    Piece::Reasoning(text) => reply.reasoning.push_str(&text),
-                    Piece::Call(call) => reply.calls.push(call),
-                    Piece::Arguments(more) => reply.append_arguments(&more),
+            for event in events {
+                match event {
+                    ReplyEvent::Text(text) => reply.text.push_str(&text),
+                    ReplyEvent::Reasoning(text) => reply.reasoning.push_str(&text),
+                    ReplyEvent::ToolCallBegin { id, name } => reply.calls.push(tool_call(id, name)),
+                    ReplyEvent::ToolCallArguments(more) => reply.append_arguments(&more),
+                    ReplyEvent::ToolCallEnd => {}
                 }
             }
         }
@@ -295,28 +296,39 @@ impl Chat {
         out.data(&ChatChunk { choices: vec![choice], ..self.chunk() });
     }
 
-    fn send_pieces(
+    fn send_events(
         &mut self,
         index: usize,
-        pieces: Vec<Piece>,
+        events: Vec<ReplyEvent>,
         mut logprobs: Option<ChatLogprobs>,
         out: &mut Outbox,
     ) {
-        for piece in pieces {
-            let delta = match piece {
-                Piece::Text(text) => ChatDelta { content: Some(text), ..ChatDelta::default() },
-                Piece::Reasoning(text) => ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() },
-                Piece::Call(call) => {
+        let mut events = events.into_iter().peekable();
+        while let Some(event) = events.next() {
+            let delta = match event {
+                ReplyEvent::Text(text) => ChatDelta { content: Some(text), ..ChatDelta::default() },
+                ReplyEvent::Reasoning(text) => {
+                    ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() }
+                }
+                ReplyEvent::ToolCallBegin { id, name } => {
+                    let mut call = tool_call(id, name);
+                    // A complete call is sent as one chunk.
+                    if let Some(ReplyEvent::ToolCallArguments(arguments)) =
+                        events.next_if(|next| matches!(next, ReplyEvent::ToolCallArguments(_)))
+                    {
+                        call.function.arguments = arguments;
+                    }
                     let calls = &mut self.replies[index].calls;
                     calls.push(call.clone());
                     ChatDelta { tool_calls: vec![call_start(calls.len() - 1, call)], ..ChatDelta::default() }
                 }
-                Piece::Arguments(arguments) => {
+                ReplyEvent::ToolCallArguments(arguments) => {
                     let index = self.replies[index].calls.len().saturating_sub(1);
                     let function = FunctionDelta { name: None, arguments };
                     let more = ToolCallDelta { index, id: None, kind: None, function };
                     ChatDelta { tool_calls: vec![more], ..ChatDelta::default() }
                 }
+                ReplyEvent::ToolCallEnd => continue,
             };
             self.send(index, delta, logprobs.take(), out);
         }
@@ -330,6 +342,10 @@ impl Chat {
             );
         }
     }
+}
+
+fn tool_call(id: String, name: String) -> ToolCall {
+    ToolCall { id, kind: "function".to_owned(), function: FunctionCall { name, arguments: String::new() } }
 }
 
 fn call_start(index: usize, call: ToolCall) -> ToolCallDelta {
@@ -347,15 +363,15 @@ impl StreamEncoder for Chat {
     }
 
     fn on_event(&mut self, index: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        match self.reply_event(index, event)? {
-            ReplyEvent::Progress(progress) => {
+        match self.parsed_event(index, event)? {
+            ParsedEvent::Progress(progress) => {
                 if self.request.return_progress.unwrap_or(false) {
                     out.data(&ChatChunk { prompt_progress: Some(progress), ..self.chunk() });
                 }
             }
-            ReplyEvent::Pieces(pieces, logprobs) => self.send_pieces(index, pieces, logprobs, out),
-            ReplyEvent::Finished(pieces) => {
-                self.send_pieces(index, pieces, None, out);
+            ParsedEvent::Reply(events, logprobs) => self.send_events(index, events, logprobs, out),
+            ParsedEvent::Finished(events) => {
+                self.send_events(index, events, None, out);
                 let finish_reason = Some(self.replies[index].finish_reason());
                 let choice =
                     ChunkChoice { index, delta: ChatDelta::default(), logprobs: None, finish_reason };

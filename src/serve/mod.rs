@@ -25,7 +25,6 @@ mod server;
 mod sse;
 mod tenant;
 mod tokenize;
-pub mod tool_call_parser;
 mod tools;
 mod usage;
 mod validate;

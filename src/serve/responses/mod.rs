@@ -2,7 +2,6 @@
 
 mod request;
 
-use super::api::chat::ToolCall;
 use super::api::responses::{
     Incomplete, OutputDetails, OutputItem, OutputText, ResponseInput, ResponseObject, ResponseRequest,
     ResponseUsage,
@@ -13,11 +12,11 @@ use super::errors::ApiError;
 use super::logprobs::new_id;
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
-use super::tool_call_parser::{Piece, ToolCallParser};
 use super::usage::{ResponseMeta, failure, usage};
 use super::{chat, validate};
 use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
+use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
 use crate::scheduler::RequestEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -90,7 +89,7 @@ impl Echo {
     }
 }
 
-type Prepared = (ResponseRequest, EngineRequest, ToolCallParser, Echo);
+type Prepared = (ResponseRequest, EngineRequest, ReplyParser, Echo);
 
 fn prepare(
     app: &App,
@@ -113,7 +112,7 @@ struct ResponseEncoder {
     request: ResponseRequest,
     echo: Echo,
     prompt_tokens: usize,
-    parser: ToolCallParser,
+    parser: ReplyParser,
     /// Items of the response; the last one may be incomplete.
     output: Vec<OutputItem>,
     events: usize,
@@ -193,12 +192,13 @@ impl ResponseEncoder {
         self.event(kind, json!({ "response": response }), out);
     }
 
-    fn add_piece(&mut self, piece: Piece, out: &mut Outbox) {
-        match piece {
-            Piece::Text(text) => self.add_text("output_text", &text, out),
-            Piece::Reasoning(text) => self.add_text("reasoning_text", &text, out),
-            Piece::Call(call) => self.call(call, out),
-            Piece::Arguments(more) => self.arguments(&more, out),
+    fn on_reply_event(&mut self, event: ReplyEvent, out: &mut Outbox) {
+        match event {
+            ReplyEvent::Text(text) => self.add_text("output_text", &text, out),
+            ReplyEvent::Reasoning(text) => self.add_text("reasoning_text", &text, out),
+            ReplyEvent::ToolCallBegin { id, name } => self.begin_call(id, name, out),
+            ReplyEvent::ToolCallArguments(more) => self.arguments(&more, out),
+            ReplyEvent::ToolCallEnd => {}
         }
     }
 
@@ -267,20 +267,17 @@ impl ResponseEncoder {
         self.event("response.output_item.done", fields, out);
     }
 
-    fn call(&mut self, call: ToolCall, out: &mut Outbox) {
+    fn begin_call(&mut self, call_id: String, name: String, out: &mut Outbox) {
         self.close(out);
         self.output.push(OutputItem::FunctionCall {
             id: new_id("fc"),
-            call_id: call.id,
-            name: call.function.name,
+            call_id,
+            name,
             arguments: String::new(),
             status: "in_progress",
         });
         let fields = json!({ "output_index": self.output.len() - 1, "item": self.output.last() });
         self.event("response.output_item.added", fields, out);
-        if !call.function.arguments.is_empty() {
-            self.arguments(&call.function.arguments, out);
-        }
     }
 
     /// Appends arguments to the current call.
@@ -324,7 +321,7 @@ impl StreamEncoder for ResponseEncoder {
     }
 
     fn on_event(&mut self, _: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        let pieces = match event {
+        let events = match event {
             RequestEvent::PrefillProgress { .. } => return Ok(()),
             RequestEvent::Token { text, .. } => self.parser.push(&text),
             RequestEvent::Finished(stats) => {
@@ -333,8 +330,8 @@ impl StreamEncoder for ResponseEncoder {
                 self.parser.finish()
             }
         };
-        self.reasoning_tokens += usize::from(pieces.iter().any(|p| matches!(p, Piece::Reasoning(_))));
-        pieces.into_iter().for_each(|piece| self.add_piece(piece, out));
+        self.reasoning_tokens += usize::from(events.iter().any(|e| matches!(e, ReplyEvent::Reasoning(_))));
+        events.into_iter().for_each(|event| self.on_reply_event(event, out));
         if self.stats.is_some() {
             self.close(out);
         }
