@@ -1,5 +1,6 @@
 //! The house rules that a machine can check. Function and parameter counts are clippy's (clippy.toml).
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -147,6 +148,7 @@ fn documents_are_short_and_their_links_lead_somewhere() {
         ("SECURITY.md", 50),
         ("THIRD-PARTY.md", 50),
         ("docs/performance.md", 200),
+        ("docs/terms.md", 100),
         ("docs/security.md", 200),
     ];
     for (document, lines) in documents {
@@ -264,4 +266,126 @@ fn planted_pointers_are_reported() {
     let circle = ["matmul.rs: Next: kernels/src/cpu/pool.rs", "pool.rs: Next: kernels/src/cpu/matmul.rs"];
     let circle = circle.map(|pointer| format!("kernels/src/cpu/{pointer} leads back"));
     assert_eq!(wrong_pointers(&[cpu, matmul, pool]), circle);
+}
+
+/// All files of the repository that are not built or hidden, by their paths from the root.
+fn repository_files() -> Vec<String> {
+    fn add(root: &Path, dir: &Path, found: &mut Vec<String>) {
+        for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
+            let name = path.file_name().unwrap().to_string_lossy().into_owned();
+            if path.is_dir() {
+                if !name.starts_with('.') && !["target", "shared", "node_modules"].contains(&&*name) {
+                    add(root, &path, found);
+                }
+            } else {
+                found.push(path.strip_prefix(root).unwrap().to_string_lossy().into_owned());
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    add(root, root, &mut found);
+    found
+}
+
+/// The identifiers of a text.
+fn identifiers(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| !c.is_alphanumeric() && c != '_');
+    words.filter(|word| word.starts_with(|c: char| c.is_alphabetic() || c == '_'))
+}
+
+/// `a/{b,c}.rs` as `a/b.rs` and `a/c.rs`.
+fn without_braces(path: &str) -> Vec<String> {
+    match path.split_once('{').and_then(|(head, rest)| Some((head, rest.split_once('}')?))) {
+        Some((head, (names, tail))) => names.split(',').map(|name| format!("{head}{name}{tail}")).collect(),
+        None => vec![path.to_owned()],
+    }
+}
+
+/// The paths and code names that a document names in backticks or in its code blocks, and that are neither a file or
+/// directory of the repository nor an identifier of its code.
+fn missing_names(text: &str, files: &[String], known: &HashSet<&str>) -> Vec<String> {
+    let mut missing = Vec::new();
+    let (mut block, mut spans) = (false, Vec::new());
+    for line in text.lines() {
+        if line.starts_with("```") {
+            block = !block;
+        } else if block {
+            spans.push((true, line.split('#').next().unwrap()));
+        } else {
+            spans.extend(line.split('`').skip(1).step_by(2).map(|span| (false, span)));
+        }
+    }
+    for (block, span) in spans {
+        for word in span
+            .split([' ', '='])
+            .filter(|word| !word.contains(['<', '*', '~', '@', '$']) && !word.contains("/target/"))
+        {
+            let path = word.split("::").next().unwrap().trim_matches(['(', ')', ',', ':', '"']);
+            let extensions =
+                [".rs", ".py", ".cu", ".cuh", ".h", ".cpp", ".md", ".svg", ".json", ".toml", ".gz"];
+            let is_path =
+                extensions.iter().any(|e| path.ends_with(e)) || path.trim_end_matches('/').contains('/');
+            let inside = |path: &str| files.iter().any(|f| f.split('/').next() == path.split('/').next());
+            if is_path && (!block || path.contains('/')) && (inside(path) || path.ends_with(".rs")) {
+                let exists = |path: &String| {
+                    let path = path.trim_end_matches('/');
+                    let below = format!("/{path}");
+                    files.iter().any(|f| {
+                        f == path || f.ends_with(&below) || format!("/{f}").contains(&format!("{below}/"))
+                    })
+                };
+                missing.extend(without_braces(path).into_iter().filter(|path| !exists(path)));
+            }
+            if block || is_path && !word.contains("::") || word.starts_with(['-', '/']) {
+                continue;
+            }
+            let names = identifiers(word.split_once(".rs::").map_or(word, |(_, test)| test)).filter(|name| {
+                let is_type = name.starts_with(char::is_uppercase) && name.contains(char::is_lowercase);
+                let is_call = word.contains(&format!("{name}!")) || word.contains(&format!("{name}("));
+                is_type || is_call || name.contains('_')
+            });
+            missing.extend(names.filter(|name| !known.contains(name)).map(str::to_owned));
+        }
+    }
+    missing
+}
+
+#[test]
+fn names_in_the_documents_exist() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = repository_files();
+    let is_code = |f: &&String| [".rs", ".cu", ".cuh", ".h", ".py"].iter().any(|e| f.ends_with(e));
+    let texts: Vec<String> =
+        files.iter().filter(is_code).map(|f| fs::read_to_string(root.join(f)).unwrap()).collect();
+    let known: HashSet<&str> =
+        texts.iter().flat_map(|text| text.lines().map(code)).flat_map(identifiers).collect();
+    let mut wrong = Vec::new();
+    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/terms.md"] {
+        let mut text = fs::read_to_string(root.join(document)).unwrap();
+        if document == "docs/terms.md" {
+            // The first column has the names of other projects.
+            text = text.lines().filter_map(|line| line.rsplit('|').nth(1)).collect::<Vec<_>>().join("\n");
+        }
+        wrong.extend(
+            missing_names(&text, &files, &known).into_iter().map(|name| format!("{document}: {name}")),
+        );
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn planted_names_are_reported() {
+    let files = ["src/chat/app/mod.rs", "src/chat/app/keys.rs", "tests/tui.py"].map(str::to_owned);
+    let known = HashSet::from(["App", "Action", "check", "row_bytes"]);
+    let check =
+        |text: &str, expected: &[&str]| assert_eq!(missing_names(text, &files, &known), expected, "{text}");
+    check(
+        "`App` in `src/chat/app/{mod,keys}.rs`, `keys.rs`, `tests/tui.py`, `src/chat/`, `src/<format>.rs`.",
+        &[],
+    );
+    check("`check!` and `App::row_bytes`; `--flag FILE`, `/v1/models`, `all`.", &[]);
+    check("It returns a `Gone`, as `App::gone()` and `no_rows` do.", &["Gone", "gone", "no_rows"]);
+    check("`src/chat/{mod,app/mod}.rs`, `gone.rs`", &["src/chat/mod.rs", "gone.rs"]);
+    check("```sh\npython tests/tui.py --x\npython tests/gone.py # b_c\n```\n`App`", &["tests/gone.py"]);
 }

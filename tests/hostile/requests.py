@@ -3,7 +3,7 @@ import json, os, socket
 
 import checkpoints, grammars, model, server
 
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize", "/detokenize", "/v1/embeddings"]
+# A valid body for each path.
 GOOD = {
     "/v1/chat/completions": {"model": "m", "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "a", "content": "x"}], "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "n": 1, "seed": 1,
@@ -13,11 +13,12 @@ GOOD = {
     "/v1/responses": {"model": "m", "input": [{"role": "user", "content": "Hi"}], "max_output_tokens": 3, "stream": False, "store": False, "text": {"format": {"type": "text"}}, "instructions": "I"},
     "/tokenize": {"content": "abc", "parse_special": True, "add_special": False}, "/detokenize": {"tokens": [1, 2, 300]}, "/v1/embeddings": {"input": "x"},
 }
+PATHS = list(GOOD)
 CODES = {*range(200, 206), *range(400, 432), 431, 501, 503, 505}
 
 
 def valid(draw):
-    path = draw.choice(PATHS[:5])
+    path = draw.choice(PATHS)
     return path, json.loads(json.dumps(GOOD[path]))
 
 

@@ -13,9 +13,14 @@ Writes into the folder
 """
 import ctypes
 import pathlib
+import re
 import sys
 
 import numpy as np
+
+# The ggml type ids, from the table of formats.
+TABLE = (pathlib.Path(__file__).parents[2] / "src/quant/mod.rs").read_text().split("formats! { $")[1].split("}")[0]
+IDS = {name: int(id) for name, id in re.findall(r"(\w+) = (\d+) =>", TABLE)}
 
 COLS = 256
 GENERATED = 512  # super-blocks
@@ -82,6 +87,7 @@ def fnv1a(data):
 
 def through(lib, name, x):
     length, size, quantise, dequantise = FORMATS[name]
+    lib.ggml_quantize_init(IDS[name])  # makes the tables of the formats with large codebooks
     stored = np.zeros(x.size // length * size, np.uint8)
     values = np.zeros(x.size, np.float32)
     pointer = lambda a: ctypes.c_void_p(a.ctypes.data)
