@@ -2,7 +2,7 @@
 //! `cargo run --release --example snapshot_sizes -- DIR 4096,131072` prints one line per length.
 
 use anyhow::{Context as _, Result};
-use convert::config::Config as Checkpoint;
+use convert::config::CheckpointConfig;
 use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
 use kimi::prefix_cache::disk::{Disk, Shape};
@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     let mut args = std::env::args().skip(1);
     let dir = args.next().context("usage: snapshot_sizes DIR TOKENS,...")?;
     let lengths = args.next().unwrap_or("4096,131072".into());
-    let checkpoint = Checkpoint::parse(CONFIG, &std::fs::read(CONFIG)?)?;
+    let checkpoint = CheckpointConfig::parse(CONFIG, &std::fs::read(CONFIG)?)?;
     let metadata = convert::metadata::metadata(&checkpoint, "real", convert::Mix::from_name("Q4_K_M")?);
     let layout = Layout::new(metadata, vec![])?;
     let config = Config::from_gguf(&Gguf::from_bytes("real", layout.header().to_vec().into())?)?;

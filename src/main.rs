@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::process::ExitCode;
 
 #[global_allocator]
-static HEAP: kernels::heap::Counting = kernels::heap::Counting;
+static HEAP: kernels::heap::CountingAllocator = kernels::heap::CountingAllocator;
 
 fn main() -> ExitCode {
     outlive_file_limit();

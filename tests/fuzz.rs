@@ -2,6 +2,7 @@
 //!
 //! `fuzz/README.md` says how to fuzz them with coverage feedback.
 
+use random::Random;
 use std::fs;
 use std::path::Path;
 
@@ -9,6 +10,8 @@ use std::path::Path;
 mod gguf;
 #[path = "../fuzz/targets/prefix_cache.rs"]
 mod prefix_cache;
+#[path = "../kernels/tests/common/random.rs"]
+mod random;
 #[path = "../fuzz/targets/safetensors_header.rs"]
 mod safetensors_header;
 #[path = "../fuzz/targets/template.rs"]
@@ -21,17 +24,7 @@ mod tool_calls;
 /// The mutations of each target; `KIMI_FUZZ_MUTATIONS` sets another number.
 const MUTATIONS: u64 = 2000;
 
-/// A reproducible random generator: xorshift64*.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % n.max(1)
-    }
-
     /// Changes, inserts, removes or repeats some bytes, or splices in a piece of another seed.
     fn mutate(&mut self, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
         for _ in 0..=self.below(4) {
@@ -66,7 +59,7 @@ fn check(target: &str, run: fn(&[u8])) {
     seeds.iter().for_each(|seed| run(seed));
     let mutations = std::env::var("KIMI_FUZZ_MUTATIONS").map_or(MUTATIONS, |n| n.parse().unwrap());
     for number in 0..mutations {
-        let mut random = Random(number.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut random = Random::new(number);
         let mut input = seeds[random.below(seeds.len())].clone();
         random.mutate(&mut input, &seeds);
         let outcome = std::panic::catch_unwind(|| run(&input));

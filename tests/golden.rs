@@ -23,13 +23,13 @@ const LOGITS: f64 = 5e-5;
 const OPS: f64 = 2e-5;
 
 /// Records what a forward pass shows its probe.
-struct Recorder<'b, B> {
+struct ProbeRecorder<'b, B> {
     backend: &'b B,
     tensors: HashMap<(usize, &'static str), Vec<f32>>,
     experts: HashMap<usize, Vec<u32>>,
 }
 
-impl<B: Backend> Probe<B> for Recorder<'_, B> {
+impl<B: Backend> Probe<B> for ProbeRecorder<'_, B> {
     fn tensor(&mut self, layer: usize, name: &'static str, x: &B::Tensor) {
         self.tensors.insert((layer, name), self.backend.read(x));
     }
@@ -40,13 +40,13 @@ impl<B: Backend> Probe<B> for Recorder<'_, B> {
 }
 
 /// A loaded model and its goldens.
-struct Case<'a, B: Backend> {
+struct GoldenModel<'a, B: Backend> {
     backend: &'a B,
     model: Model<B>,
     golden: &'a SafeTensors<'a>,
 }
 
-impl<'a, B: Backend> Case<'a, B> {
+impl<'a, B: Backend> GoldenModel<'a, B> {
     fn run(&self, ids: &[u32], state: &mut State<B>, outputs: Outputs) -> Vec<f32> {
         let mut batch = [Sequence { tokens: ids, state, outputs, mla_path: MlaPath::Absorbed }];
         let logits = self.model.forward(self.backend, &mut batch, &mut ());
@@ -65,7 +65,7 @@ impl<'a, B: Backend> Case<'a, B> {
     fn prompt(&self, n: usize) {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let (mut state, backend) = (self.state(), self.backend);
-        let mut seen = Recorder { backend, tensors: HashMap::new(), experts: HashMap::new() };
+        let mut seen = ProbeRecorder { backend, tensors: HashMap::new(), experts: HashMap::new() };
         let mut batch = [Sequence {
             tokens: &ids,
             state: &mut state,
@@ -183,7 +183,7 @@ impl<'a, B: Backend> Case<'a, B> {
 
 fn check<B: Backend>(backend: &B, file: &Gguf, golden: &SafeTensors<'_>, prompts: &[usize]) {
     let model = Model::load(backend, file).expect("the converted file loads");
-    let case = Case { backend, model, golden };
+    let case = GoldenModel { backend, model, golden };
     for &n in prompts {
         case.prompt(n);
         case.continuation(n);

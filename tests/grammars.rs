@@ -7,7 +7,7 @@ mod generate;
 #[path = "../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
 
-use generate::Generator;
+use generate::GrammarGenerator;
 use kimi::generation::grammar::{Grammar, Grammars, compile};
 use models::tokenizer::Vocabulary;
 use std::collections::BTreeMap;
@@ -66,7 +66,7 @@ fn walk(grammar: &Grammar, pick: &mut impl FnMut(usize) -> usize) -> String {
 #[test]
 fn a_thousand_hostile_grammars_end_in_a_line() {
     let seed = std::env::var("GRAMMAR_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(17);
-    let mut generator = Generator::new(seed);
+    let mut generator = GrammarGenerator::new(seed);
     let _ = GRAMMARS.compile(&Grammar::Regex("a".into()), &|| false);
     let before = resident_mib();
     let (mut outcomes, mut slowest) = (BTreeMap::<String, usize>::new(), Duration::ZERO);
@@ -92,7 +92,7 @@ fn a_thousand_hostile_grammars_end_in_a_line() {
 
 #[test]
 fn schemas_accept_their_own_json() {
-    let mut generator = Generator::new(5);
+    let mut generator = GrammarGenerator::new(5);
     for i in 0..100 {
         let (schema, instance) = generator.valid(3);
         let compiled = GRAMMARS

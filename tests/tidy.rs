@@ -1,39 +1,22 @@
 //! The house rules that a machine can check. Function and parameter counts are clippy's (clippy.toml).
 
+#[path = "common/repository.rs"]
+mod repository;
+
+use repository::{TextFile, text_files};
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A source file under the repository's root.
-struct Source {
-    path: String,
-    text: String,
-}
-
-fn sources() -> Vec<Source> {
-    let mut found = Vec::new();
-    for root in ["src", "kernels", "models", "convert", "tests", "fuzz"] {
-        walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(root), &mut found);
-    }
-    assert!(found.len() > 20, "found only {} sources", found.len());
-    found
-}
-
-fn walk(dir: &Path, found: &mut Vec<Source>) {
-    let Ok(entries) = fs::read_dir(dir) else { return };
-    for path in entries.map(|e| e.unwrap().path()) {
-        if path.is_dir() && !path.ends_with("target") {
-            walk(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            let text = fs::read_to_string(&path).unwrap();
-            let path = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap();
-            found.push(Source { path: path.to_str().unwrap().to_owned(), text });
-        }
-    }
+/// The Rust sources of the packages and the tests.
+fn sources() -> Vec<TextFile> {
+    let roots = ["src/", "kernels/", "models/", "convert/", "tests/", "fuzz/"];
+    let is_source = |file: &TextFile| file.is_rust() && roots.iter().any(|root| file.path.starts_with(root));
+    text_files().into_iter().filter(is_source).collect()
 }
 
 /// Asserts that no line of the sources breaks a rule; `broken` says what is wrong with a line, if anything.
-fn no_line(broken: impl Fn(&Source, &str) -> Option<String>) {
+fn no_line(broken: impl Fn(&TextFile, &str) -> Option<String>) {
     let mut all = Vec::new();
     for source in sources().iter().filter(|s| s.path != "tests/tidy.rs") {
         for (i, line) in source.text.lines().enumerate() {

@@ -1,9 +1,11 @@
 //! Checks the wording of comments, documentation and messages: plain technical terms, and doc comments that say more than
 //! the name. `docs/` and `CONTRIBUTING.md` describe the style.
 
+#[path = "common/repository.rs"]
+mod repository;
+
 use regex::Regex;
-use std::fs;
-use std::path::Path;
+use repository::text_files;
 
 /// Phrases for which the field has a term, or that hide the subject of a sentence.
 /// Capitals count at the start of a comment only: elsewhere they begin a question to a model.
@@ -18,39 +20,6 @@ const DATA: &[&str] = &["tests/template_goldens.py", "tests/wording.rs"];
 
 /// The shortest doc comment, in words.
 const MIN_DOC_WORDS: usize = 5;
-
-/// A text file of the repository, by its path from the root.
-struct Source {
-    path: String,
-    text: String,
-}
-
-fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut found = Vec::new();
-    walk(root, root, &mut found);
-    assert!(found.len() > 100, "found only {} sources", found.len());
-    found
-}
-
-fn walk(root: &Path, dir: &Path, found: &mut Vec<Source>) {
-    for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
-        let name = path.file_name().unwrap().to_str().unwrap();
-        if path.is_dir() {
-            if !name.starts_with('.') && !["target", "shared", "node_modules"].contains(&name) {
-                walk(root, &path, found);
-            }
-            continue;
-        }
-        let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let is_text = ["rs", "cu", "cuh", "h", "c", "cpp", "py", "md", "mjs"].contains(&extension);
-        if is_text || ["kernels/cuda/build", "test"].iter().any(|script| path == root.join(script)) {
-            let text = fs::read_to_string(&path).unwrap();
-            let path = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
-            found.push(Source { path, text });
-        }
-    }
-}
 
 fn is_in(path: &str, list: &[&str]) -> bool {
     list.iter().any(|prefix| path.starts_with(prefix))
@@ -70,7 +39,7 @@ fn prose<'a>(path: &str, line: &'a str) -> &'a str {
 fn comments_and_messages_use_plain_terms() {
     let phrases = Regex::new(PHRASES).unwrap();
     let mut wrong = Vec::new();
-    for source in sources() {
+    for source in text_files() {
         if is_in(&source.path, DATA) {
             continue;
         }
@@ -103,7 +72,7 @@ fn short_docs(text: &str) -> Vec<(usize, String)> {
 #[test]
 fn doc_comments_say_more_than_the_name() {
     let mut wrong = Vec::new();
-    for source in sources().iter().filter(|s| s.path.ends_with(".rs")) {
+    for source in text_files().iter().filter(|s| s.is_rust()) {
         for (line, doc) in short_docs(&source.text) {
             wrong.push(format!("{}:{line}: {doc}", source.path));
         }

@@ -3,7 +3,7 @@
 //! It checks index and shard headers against each other. Next: `plan`, which checks the tensors against the config.
 
 use crate::error::{Error, Result};
-use crate::safetensors::{Entry, header_bytes, parse_header, parse_index};
+use crate::safetensors::{HeaderEntry, header_bytes, parse_header, parse_index};
 use crate::source::{Coding, Source, Tensor};
 use kernels::quant::Format;
 use std::collections::BTreeMap;
@@ -102,7 +102,7 @@ fn read_shard(source: &mut Source, path: &Path) -> Result<()> {
     first.copy_from_slice(&start);
     let head = source.read(file, 0, header_bytes(&shown, first, total)?)?;
     for entry in parse_header(&shown, &head, total)? {
-        let Entry { name, dtype, shape, offset, .. } = entry;
+        let HeaderEntry { name, dtype, shape, offset, .. } = entry;
         if let Some(other) = source.tensors.get(&name) {
             let other = source.path_of(other);
             return Err(Error::bad(

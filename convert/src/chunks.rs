@@ -4,7 +4,7 @@
 //! between two of them. Next: `run`, which processes them in parallel.
 
 use crate::error::{Error, Result};
-use crate::names::{Part, Transform};
+use crate::names::{RowRange, Transform};
 use crate::plan::{Planned, scales};
 use crate::source::{Coding, Scales, Source, f8_e4m3};
 use kernels::quant::Format;
@@ -22,7 +22,7 @@ pub struct Chunk<'a> {
     /// Index of the output tensor in the plan.
     pub tensor: usize,
     /// The part it belongs to.
-    pub part: &'a Part,
+    pub part: &'a RowRange,
     /// First row to read, counted in the source tensor.
     pub first: u64,
     /// Number of rows to read.
@@ -35,7 +35,7 @@ pub struct Chunk<'a> {
 
 /// A chunk with its source rows in memory.
 #[derive(Debug)]
-pub struct Loaded<'a> {
+pub struct LoadedChunk<'a> {
     /// The chunk that these rows belong to.
     pub chunk: Chunk<'a>,
     /// Source rows in their stored encoding.
@@ -73,9 +73,9 @@ pub fn chunks(plan: &[Planned]) -> impl Iterator<Item = Chunk<'_>> {
 /// Buffers that were used and may be again: fresh ones cost a page fault every 4 KiB, a quarter of the CPU time
 /// where nothing is quantised.
 #[derive(Default)]
-pub struct Buffers(Mutex<Vec<Vec<u8>>>);
+pub struct ChunkBuffers(Mutex<Vec<Vec<u8>>>);
 
-impl Buffers {
+impl ChunkBuffers {
     /// A buffer of this length with anything in it.
     pub fn take(&self, bytes: usize) -> Vec<u8> {
         let mut buffer = self.0.lock().expect("no panic while the lock is held").pop().unwrap_or_default();
@@ -83,31 +83,31 @@ impl Buffers {
         buffer
     }
 
-    /// Returns a buffer for reuse by [`Buffers::take`].
+    /// Returns a buffer for reuse by [`ChunkBuffers::take`].
     pub fn give(&self, buffer: Vec<u8>) {
         self.0.lock().expect("no panic while the lock is held").push(buffer);
     }
 }
 
 /// Reads chunks in order; caches the scales of the last FP8 tensor.
-pub struct Loader<'a> {
+pub struct ChunkLoader<'a> {
     source: &'a Source,
-    buffers: &'a Buffers,
+    buffers: &'a ChunkBuffers,
     fp8_block: [u64; 2],
     last: Option<(&'a str, Option<Arc<Scales>>)>,
 }
 
-impl<'a> Loader<'a> {
+impl<'a> ChunkLoader<'a> {
     /// Reads from `source`, whose FP8 scales cover blocks of this size.
-    pub fn new(source: &'a Source, fp8_block: [u64; 2], buffers: &'a Buffers) -> Loader<'a> {
-        Loader { source, buffers, fp8_block, last: None }
+    pub fn new(source: &'a Source, fp8_block: [u64; 2], buffers: &'a ChunkBuffers) -> ChunkLoader<'a> {
+        ChunkLoader { source, buffers, fp8_block, last: None }
     }
 
     /// Reads a chunk.
     ///
     /// # Errors
     /// An I/O error, or invalid FP8 scales.
-    pub fn load(&mut self, chunk: Chunk<'a>) -> Result<Loaded<'a>> {
+    pub fn load(&mut self, chunk: Chunk<'a>) -> Result<LoadedChunk<'a>> {
         let part = chunk.part;
         let tensor = &self.source.tensors[&part.source];
         let scales = match &self.last {
@@ -117,7 +117,7 @@ impl<'a> Loader<'a> {
         self.last = Some((&part.source, scales.clone()));
         let rows = chunk.first..chunk.first + chunk.rows;
         let stored = self.source.rows(tensor, part.cols(), rows, |bytes| self.buffers.take(bytes))?;
-        Ok(Loaded { chunk, stored, coding: tensor.coding.clone(), scales })
+        Ok(LoadedChunk { chunk, stored, coding: tensor.coding.clone(), scales })
     }
 }
 
@@ -126,9 +126,9 @@ impl<'a> Loader<'a> {
 /// # Errors
 /// A weight that is not finite or too large for the format.
 pub fn encode(
-    loaded: Loaded,
+    loaded: LoadedChunk,
     planned: &Planned,
-    buffers: &Buffers,
+    buffers: &ChunkBuffers,
     path: impl Fn() -> String + Sync,
 ) -> Result<Vec<u8>> {
     let part = loaded.chunk.part;
@@ -193,7 +193,7 @@ fn fits(x: f32, format: Format) -> bool {
 }
 
 /// Transposes the chunk from `[rows, cols]` to `[cols, rows]`.
-fn transposed(loaded: &Loaded) -> Vec<f32> {
+fn transposed(loaded: &LoadedChunk) -> Vec<f32> {
     let (rows, cols) = (loaded.chunk.rows as usize, loaded.chunk.part.cols() as usize);
     let mut out = vec![0.0; rows * cols];
     let mut values = vec![0.0; cols];
@@ -206,7 +206,7 @@ fn transposed(loaded: &Loaded) -> Vec<f32> {
     out
 }
 
-impl Loaded<'_> {
+impl LoadedChunk<'_> {
     /// Decodes a row of the chunk.
     fn decode(&self, row: usize, values: &mut [f32]) {
         let row_bytes = self.coding.row_bytes(values.len() as u64).expect("checked by the plan") as usize;

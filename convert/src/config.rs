@@ -10,7 +10,7 @@ use std::ops::RangeInclusive;
 /// The hyperparameters of a Kimi Linear checkpoint; counts are at least 1 unless said otherwise.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the names are config.json's, or their obvious short forms")]
-pub struct Config {
+pub struct CheckpointConfig {
     pub vocab: u64,
     pub hidden: u64,
     /// Rows of the dense FFN in the first `dense_layers` layers.
@@ -47,7 +47,7 @@ pub struct Config {
     pub fp8_block: [u64; 2],
 }
 
-impl Config {
+impl CheckpointConfig {
     /// Number of decoder layers (`num_hidden_layers`).
     pub fn layers(&self) -> u64 {
         self.full_attention.len() as u64
@@ -57,7 +57,7 @@ impl Config {
     ///
     /// # Errors
     /// A field that is missing, out of bounds, of another type, or contradicts another.
-    pub fn parse(path: &str, text: &[u8]) -> Result<Config> {
+    pub fn parse(path: &str, text: &[u8]) -> Result<CheckpointConfig> {
         let json: Value = serde_json::from_slice(text)
             .map_err(|e| Error::bad(path, format_args!("line {}", e.line()), "JSON", e))?;
         let Value::Object(map) = &json else {
@@ -70,7 +70,7 @@ impl Config {
         let layers = c.count("num_hidden_layers", 1..=4096)?;
         let grouped = c.flag("use_grouped_topk", true)?;
         let groups = if grouped { c.count_or("num_expert_group", 1..=65536, 1)? } else { 1 };
-        let config = Config {
+        let config = CheckpointConfig {
             vocab: c.count("vocab_size", 1..=1 << 28)?,
             hidden: c.count("hidden_size", 1..=1 << 20)?,
             intermediate: c.count("intermediate_size", 1..=1 << 22)?,
@@ -256,7 +256,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn contradictions(&self, c: &Config) -> Result<()> {
+    fn contradictions(&self, c: &CheckpointConfig) -> Result<()> {
         for (field, each) in [("num_experts", c.experts), ("num_attention_heads", c.heads)] {
             if c.layers() * each > 1 << 18 {
                 return Err(self.bad(field, "at most 262144 in all layers", c.layers() * each));
@@ -311,13 +311,13 @@ pub(crate) mod tests {
     }
 
     fn refused(pointer: &str, value: Value, message: &str) {
-        let error = Config::parse("c", with(pointer, value).as_bytes()).unwrap_err().to_string();
+        let error = CheckpointConfig::parse("c", with(pointer, value).as_bytes()).unwrap_err().to_string();
         assert_eq!(error, format!("c: {message}"));
     }
 
     #[test]
     fn official() {
-        let c = Config::parse("c", OFFICIAL.as_bytes()).unwrap();
+        let c = CheckpointConfig::parse("c", OFFICIAL.as_bytes()).unwrap();
         assert_eq!((c.layers(), c.hidden, c.vocab, c.experts, c.context), (27, 2304, 163840, 256, 1 << 20));
         let full: Vec<_> = (1..).zip(&c.full_attention).filter(|(_, f)| **f).map(|(i, _)| i).collect();
         assert_eq!(full, [4, 8, 12, 16, 20, 24, 27]);
@@ -356,9 +356,14 @@ pub(crate) mod tests {
 
     #[test]
     fn not_json() {
-        let error = Config::parse("c", b"{\"a\": 1,\n}").unwrap_err().to_string();
+        let error = CheckpointConfig::parse("c", b"{\"a\": 1,\n}").unwrap_err().to_string();
         assert!(error.starts_with("c: line 2: expected JSON, found"), "{error}");
         let deep = "[".repeat(100_000);
-        assert!(Config::parse("c", deep.as_bytes()).unwrap_err().to_string().contains("recursion limit"));
+        assert!(
+            CheckpointConfig::parse("c", deep.as_bytes())
+                .unwrap_err()
+                .to_string()
+                .contains("recursion limit")
+        );
     }
 }

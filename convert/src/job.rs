@@ -3,7 +3,7 @@
 //! It reads configs, headers and tokenizer files, but no weights, and writes nothing. Next: `run`.
 
 use crate::checkpoint;
-use crate::config::Config;
+use crate::config::CheckpointConfig;
 use crate::error::{Error, Result};
 use crate::metadata::{metadata, set_mix};
 use crate::mix::Mix;
@@ -14,7 +14,7 @@ use crate::source::Source;
 use crate::{requantise, vocabulary};
 use kernels::quant::Format;
 use models::gguf::Metadata;
-use models::kimi_linear::config::Config as Loadable;
+use models::kimi_linear::config::Config;
 use std::path::{Path, PathBuf};
 
 /// Options of a conversion, as the caller chose them.
@@ -66,7 +66,8 @@ impl Job {
         let mut fp8_block = [128, 128];
         let (source, plan, metadata) = if about.is_dir() {
             let path = input.join("config.json");
-            let config = Config::parse(&path.display().to_string(), &checkpoint::read_text(&path)?)?;
+            let config =
+                CheckpointConfig::parse(&path.display().to_string(), &checkpoint::read_text(&path)?)?;
             let source = checkpoint::open(input, headers)?;
             let plan = plan(tensor_specs(&config), config.layers(), options.mix, &options.overrides)?;
             let mut metadata = metadata(&config, &name, options.mix);
@@ -84,7 +85,7 @@ impl Job {
         };
         // A file that would not load is not written; the message is the loader's.
         let named = if about.is_dir() { input.join("config.json") } else { input.clone() };
-        Loadable::from_metadata(&named.display().to_string(), &metadata)?;
+        Config::from_metadata(&named.display().to_string(), &metadata)?;
         let source_tensors = check(&plan, &source)?;
         let source_bytes = plan.iter().flat_map(|t| &t.parts).map(|part| {
             let coding = &source.tensors[&part.source].coding;
@@ -97,7 +98,7 @@ impl Job {
 
 /// An output tensor as `--dry-run` lists it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Row {
+pub struct OutputTensor {
     /// Name in the GGUF file, such as `blk.0.attn_q.weight`.
     pub name: String,
     /// Block format in the GGUF file.
@@ -108,9 +109,9 @@ pub struct Row {
     pub bytes: u64,
 }
 
-impl From<&Planned> for Row {
-    fn from(t: &Planned) -> Row {
-        Row { name: t.name.clone(), format: t.format, shape: t.shape.clone(), bytes: t.bytes }
+impl From<&Planned> for OutputTensor {
+    fn from(t: &Planned) -> OutputTensor {
+        OutputTensor { name: t.name.clone(), format: t.format, shape: t.shape.clone(), bytes: t.bytes }
     }
 }
 

@@ -23,7 +23,7 @@ pub mod source;
 pub mod vocabulary;
 
 pub use error::{Error, Result};
-pub use job::{Options, Row};
+pub use job::{Options, OutputTensor};
 pub use mix::Mix;
 pub use plan::Override;
 pub use progress::Progress;

@@ -3,7 +3,7 @@
 //! Two keys are specific to this project and are written only for models that llama.cpp's keys cannot express. Next:
 //! `vocabulary`, which adds the tokenizer's keys.
 
-use crate::config::Config;
+use crate::config::CheckpointConfig;
 use crate::mix::Mix;
 use models::gguf::{Array, Metadata, Value};
 
@@ -20,7 +20,7 @@ pub fn set_mix(metadata: &mut Metadata, mix: Mix) {
 }
 
 /// The `general.` and `kimi-linear.` keys of a checkpoint called `name`.
-pub fn metadata(c: &Config, name: &str, mix: Mix) -> Metadata {
+pub fn metadata(c: &CheckpointConfig, name: &str, mix: Mix) -> Metadata {
     let text = |s: &str| Value::String(s.to_owned());
     let mut m = Metadata::default();
     m.set("general.architecture", text(ARCHITECTURE));
@@ -30,7 +30,7 @@ pub fn metadata(c: &Config, name: &str, mix: Mix) -> Metadata {
     for (key, number) in counts(c) {
         m.set(
             &format!("{ARCHITECTURE}.{key}"),
-            Value::U32(u32::try_from(number).expect("bounded by Config::parse")),
+            Value::U32(u32::try_from(number).expect("bounded by CheckpointConfig::parse")),
         );
     }
     let floats = [
@@ -48,7 +48,7 @@ pub fn metadata(c: &Config, name: &str, mix: Mix) -> Metadata {
     m
 }
 
-fn counts(c: &Config) -> Vec<(&'static str, u64)> {
+fn counts(c: &CheckpointConfig) -> Vec<(&'static str, u64)> {
     let mut counts = vec![
         ("vocab_size", c.vocab),
         ("context_length", c.context),
@@ -88,7 +88,11 @@ mod tests {
     use crate::config::tests::{OFFICIAL, with};
 
     fn of(text: &str) -> Metadata {
-        metadata(&Config::parse("c", text.as_bytes()).unwrap(), "n", Mix::from_name("Q4_K_M").unwrap())
+        metadata(
+            &CheckpointConfig::parse("c", text.as_bytes()).unwrap(),
+            "n",
+            Mix::from_name("Q4_K_M").unwrap(),
+        )
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Maps checkpoint tensors to GGUF tensors, from the hyperparameters alone.
 //!
-//! A GGUF tensor is a concatenation of [`Part`]s: a plain tensor has one, a stack of experts one per expert, and each half
+//! A GGUF tensor is a concatenation of [`RowRange`]s: a plain tensor has one, a stack of experts one per expert, and each half
 //! of `kv_b_proj` one per head. Next: `mix`, which chooses the formats.
 
-use crate::config::Config;
+use crate::config::CheckpointConfig;
 
 /// A GGUF tensor whose format is not chosen yet.
 #[derive(Clone, Debug, PartialEq)]
@@ -13,12 +13,12 @@ pub struct TensorSpec {
     /// Dimensions as ggml's `ne`, fastest first.
     pub shape: Vec<u64>,
     /// Sources of its rows, in order.
-    pub parts: Vec<Part>,
+    pub parts: Vec<RowRange>,
 }
 
 /// A run of rows of an output tensor, with the source rows it is made from.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Part {
+pub struct RowRange {
     /// Name of the source tensor in the input.
     pub source: String,
     /// The source tensor's shape, slowest first.
@@ -42,7 +42,7 @@ pub enum Transform {
     Transpose,
 }
 
-impl Part {
+impl RowRange {
     /// Values of a source row.
     pub fn cols(&self) -> u64 {
         self.dims.last().copied().unwrap_or(1)
@@ -55,12 +55,12 @@ impl Part {
 }
 
 /// The tensors of the GGUF file, in order.
-pub fn tensor_specs(c: &Config) -> Vec<TensorSpec> {
+pub fn tensor_specs(c: &CheckpointConfig) -> Vec<TensorSpec> {
     let mut list = List(Vec::new());
     list.matrix("token_embd.weight", "model.embed_tokens.weight", c.hidden, c.vocab);
     for (layer, full) in c.full_attention.iter().enumerate() {
         let (out, input) = (format!("blk.{layer}."), format!("model.layers.{layer}."));
-        let mut layer_list = Layer { list: &mut list, c, out, input };
+        let mut layer_list = LayerSpecs { list: &mut list, c, out, input };
         layer_list.vector("attn_norm.weight", "input_layernorm.weight", c.hidden);
         if *full {
             layer_list.mla()
@@ -86,7 +86,7 @@ impl List {
     fn mapped(&mut self, name: String, source: String, dims: Vec<u64>, map: Transform) {
         let shape = dims.iter().rev().copied().collect();
         let rows = dims[..dims.len() - 1].iter().product();
-        self.0.push(TensorSpec { name, shape, parts: vec![Part { source, dims, first: 0, rows, map }] });
+        self.0.push(TensorSpec { name, shape, parts: vec![RowRange { source, dims, first: 0, rows, map }] });
     }
 
     fn matrix(&mut self, name: &str, source: &str, cols: u64, rows: u64) {
@@ -94,14 +94,14 @@ impl List {
     }
 }
 
-struct Layer<'a> {
+struct LayerSpecs<'a> {
     list: &'a mut List,
-    c: &'a Config,
+    c: &'a CheckpointConfig,
     out: String,
     input: String,
 }
 
-impl Layer<'_> {
+impl LayerSpecs<'_> {
     fn vector(&mut self, name: &str, source: &str, length: u64) {
         self.list.whole(format!("{}{name}", self.out), format!("{}{source}", self.input), vec![length]);
     }
@@ -144,7 +144,7 @@ impl Layer<'_> {
         // kv_b_proj holds, per head, the rows [nope of k | v_dim of v].
         let per_head = c.nope + c.v_dim;
         let source = format!("{}self_attn.kv_b_proj.weight", self.input);
-        let part = |head: u64, first: u64, rows: u64, map| Part {
+        let part = |head: u64, first: u64, rows: u64, map| RowRange {
             source: source.clone(),
             dims: vec![c.heads * per_head, c.kv_lora],
             first: head * per_head + first,
@@ -182,7 +182,7 @@ impl Layer<'_> {
     }
 
     fn experts(&mut self, name: &str, which: &str, cols: u64, rows: u64) {
-        let part = |expert| Part {
+        let part = |expert| RowRange {
             source: format!("{}block_sparse_moe.experts.{expert}.{which}.weight", self.input),
             dims: vec![rows, cols],
             first: 0,
@@ -206,7 +206,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn official() -> Vec<TensorSpec> {
-        tensor_specs(&Config::parse("c", crate::config::tests::OFFICIAL.as_bytes()).unwrap())
+        tensor_specs(&CheckpointConfig::parse("c", crate::config::tests::OFFICIAL.as_bytes()).unwrap())
     }
 
     #[test]
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn parts_fill_their_tensor() {
         for w in official() {
-            let rows: u64 = w.parts.iter().map(Part::out_rows).sum();
+            let rows: u64 = w.parts.iter().map(RowRange::out_rows).sum();
             assert_eq!(rows, w.shape[1..].iter().product::<u64>(), "{}", w.name);
         }
     }

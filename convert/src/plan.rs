@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::mix::{Mix, quantisable};
-use crate::names::{Part, TensorSpec};
+use crate::names::{RowRange, TensorSpec};
 use crate::source::{Coding, Scales, Source, Tensor};
 use kernels::quant::Format;
 use regex::Regex;
@@ -21,7 +21,7 @@ pub struct Planned {
     /// Block format in the GGUF file.
     pub format: Format,
     /// Sources of its rows, in the order of the output.
-    pub parts: Vec<Part>,
+    pub parts: Vec<RowRange>,
     /// Size in the output in bytes, without padding.
     pub bytes: u64,
 }
@@ -124,7 +124,7 @@ fn count_of(n: usize, how: &str) -> String {
     if n == 1 { format!("this one {how}") } else { format!("this and {} others {how}", n - 1) }
 }
 
-fn check_tensor(part: &Part, tensor: &Tensor, source: &Source) -> Result<()> {
+fn check_tensor(part: &RowRange, tensor: &Tensor, source: &Source) -> Result<()> {
     let without_ones = |dims: &[u64]| dims.iter().copied().filter(|d| *d != 1).collect::<Vec<_>>();
     if tensor.coding == Coding::Unread {
         return Ok(());
@@ -141,7 +141,7 @@ fn check_tensor(part: &Part, tensor: &Tensor, source: &Source) -> Result<()> {
 }
 
 /// The name of the tensor that holds an FP8 tensor's scales.
-fn scale_name<'a>(part: &Part, tensor: &Tensor, source: &'a Source) -> Result<Option<&'a str>> {
+fn scale_name<'a>(part: &RowRange, tensor: &Tensor, source: &'a Source) -> Result<Option<&'a str>> {
     if tensor.coding != Coding::F8E4M3 {
         return Ok(None);
     }
@@ -157,7 +157,7 @@ fn scale_name<'a>(part: &Part, tensor: &Tensor, source: &'a Source) -> Result<Op
 ///
 /// # Errors
 /// Scales of another shape or type, or that are not finite.
-pub fn scales(part: &Part, tensor: &Tensor, source: &Source, block: [u64; 2]) -> Result<Option<Scales>> {
+pub fn scales(part: &RowRange, tensor: &Tensor, source: &Source, block: [u64; 2]) -> Result<Option<Scales>> {
     let Some(name) = scale_name(part, tensor, source)? else { return Ok(None) };
     let stored = &source.tensors[name];
     let (cols, rows) = (part.cols(), part.dims.iter().product::<u64>() / part.cols());
@@ -201,11 +201,11 @@ pub fn scales(part: &Part, tensor: &Tensor, source: &Source, block: [u64; 2]) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Config;
+    use crate::config::CheckpointConfig;
     use crate::names::tensor_specs;
 
     fn official(mix: &str, overrides: &[&str]) -> Result<Vec<Planned>> {
-        let config = Config::parse("c", crate::config::tests::OFFICIAL.as_bytes())?;
+        let config = CheckpointConfig::parse("c", crate::config::tests::OFFICIAL.as_bytes())?;
         let overrides = overrides.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>>>()?;
         plan(tensor_specs(&config), config.layers(), Mix::from_name(mix)?, &overrides)
     }

@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::metadata::ARCHITECTURE;
-use crate::names::{Part, TensorSpec, Transform};
+use crate::names::{RowRange, TensorSpec, Transform};
 use crate::progress::Progress;
 use crate::source::{Coding, Source, Tensor};
 use models::gguf::Metadata;
@@ -44,7 +44,7 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Ten
             Tensor { shape: dims.clone(), coding: Coding::Blocks(tensor.format), file: tensor.file, offset };
         source.tensors.insert(tensor.name.clone(), stored);
         let rows = dims[..dims.len() - 1].iter().product();
-        let part = Part { source: tensor.name.clone(), dims, first: 0, rows, map: Transform::Copy };
+        let part = RowRange { source: tensor.name.clone(), dims, first: 0, rows, map: Transform::Copy };
         specs.push(TensorSpec { name: tensor.name.clone(), shape: tensor.shape.clone(), parts: vec![part] });
     }
     if coarse > 0 {

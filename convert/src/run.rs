@@ -4,9 +4,9 @@
 //! them. Memory is a few chunks, whatever the size of the model. An interrupted conversion resumes after its last
 //! complete tensor. Next: `resume`.
 
-use crate::chunks::{Buffers, Chunk, Loaded, Loader, chunks, encode};
+use crate::chunks::{Chunk, ChunkBuffers, ChunkLoader, LoadedChunk, chunks, encode};
 use crate::error::{Error, Result};
-use crate::job::{Job, Options, Row};
+use crate::job::{Job, Options, OutputTensor};
 use crate::progress::Progress;
 use crate::resume::Partial;
 use models::gguf::write::Layout;
@@ -24,7 +24,7 @@ pub struct Summary {
     /// Path of the finished GGUF file.
     pub output: PathBuf,
     /// Tensors of the output in file order.
-    pub tensors: Vec<Row>,
+    pub tensors: Vec<OutputTensor>,
     /// Size of the complete output in bytes.
     pub bytes: u64,
     /// Number of input tensors, all of which are used.
@@ -54,7 +54,7 @@ pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Summary
     let layout = layout(&job)?;
     let summary = summary(&job, &layout);
     let mut partial = Partial::open(&job.output, &stamp(&job), layout)?;
-    let mut work = Work { job: &job, pool: &pool, buffers: &Buffers::default(), progress };
+    let mut work = Work { job: &job, pool: &pool, buffers: &ChunkBuffers::default(), progress };
     match work.run(&mut partial) {
         Ok(()) => partial.finish()?,
         Err(error) => {
@@ -80,7 +80,7 @@ pub fn dry_run(options: &Options, progress: &mut dyn Progress) -> Result<Summary
 fn summary(job: &Job, layout: &Layout) -> Summary {
     Summary {
         output: job.output.clone(),
-        tensors: job.plan.iter().map(Row::from).collect(),
+        tensors: job.plan.iter().map(OutputTensor::from).collect(),
         bytes: layout.total_bytes(),
         source_tensors: job.source_tensors,
         source_bytes: job.source_bytes,
@@ -106,7 +106,7 @@ fn layout(job: &Job) -> Result<Layout> {
 struct Work<'a> {
     job: &'a Job,
     pool: &'a rayon::ThreadPool,
-    buffers: &'a Buffers,
+    buffers: &'a ChunkBuffers,
     progress: &'a mut dyn Progress,
 }
 
@@ -115,7 +115,7 @@ impl Work<'_> {
     fn run(&mut self, partial: &mut Partial) -> Result<()> {
         let (done, todo): (Vec<_>, Vec<_>) = chunks(&self.job.plan).partition(|p| p.tensor < partial.done);
         self.progress.start(self.job.source_bytes, done.iter().map(|p| self.stored_bytes(p)).sum());
-        let loader = Loader::new(&self.job.source, self.job.fp8_block, self.buffers);
+        let loader = ChunkLoader::new(&self.job.source, self.job.fp8_block, self.buffers);
         let buffers = self.buffers;
         thread::scope(|scope| {
             let (loaded, to_encode) = sync_channel(QUEUED_CHUNKS);
@@ -129,7 +129,11 @@ impl Work<'_> {
         })
     }
 
-    fn encode_all(&mut self, chunks: Receiver<Result<Loaded>>, encoded: SyncSender<Vec<u8>>) -> Result<()> {
+    fn encode_all(
+        &mut self,
+        chunks: Receiver<Result<LoadedChunk>>,
+        encoded: SyncSender<Vec<u8>>,
+    ) -> Result<()> {
         let mut tensor = None;
         for loaded in chunks {
             let loaded = loaded?;
@@ -156,7 +160,11 @@ impl Work<'_> {
     }
 }
 
-fn load_all<'a>(todo: &[Chunk<'a>], mut loader: Loader<'a>, loaded: &SyncSender<Result<Loaded<'a>>>) {
+fn load_all<'a>(
+    todo: &[Chunk<'a>],
+    mut loader: ChunkLoader<'a>,
+    loaded: &SyncSender<Result<LoadedChunk<'a>>>,
+) {
     for chunk in todo {
         let result = loader.load(*chunk);
         let stop = result.is_err();

@@ -14,7 +14,7 @@ pub const LONGEST_HEADER: u64 = 100_000_000;
 
 /// A tensor as a header describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct HeaderEntry {
     /// Name of the tensor, its key in the header.
     pub name: String,
     /// Element type as the header spells it: `BF16`, `F32`, `F8_E4M3`, ...
@@ -44,7 +44,7 @@ pub fn header_bytes(path: &str, first: [u8; 8], file_bytes: u64) -> Result<u64> 
 ///
 /// # Errors
 /// An invalid header, or tensors that do not fill the file exactly, without gap or overlap.
-pub fn parse_header(path: &str, head: &[u8], file_bytes: u64) -> Result<Vec<Entry>> {
+pub fn parse_header(path: &str, head: &[u8], file_bytes: u64) -> Result<Vec<HeaderEntry>> {
     let Some(first) = head.first_chunk::<8>() else {
         return Err(Error::bad(
             path,
@@ -80,7 +80,7 @@ pub fn parse_header(path: &str, head: &[u8], file_bytes: u64) -> Result<Vec<Entr
 }
 
 /// Entries whose offset and end are relative to the start of the data.
-fn raw_entries(path: &str, json: &[u8]) -> Result<Vec<(Entry, u64)>> {
+fn raw_entries(path: &str, json: &[u8]) -> Result<Vec<(HeaderEntry, u64)>> {
     #[derive(serde::Deserialize)]
     struct Described {
         dtype: String,
@@ -98,12 +98,12 @@ fn raw_entries(path: &str, json: &[u8]) -> Result<Vec<(Entry, u64)>> {
         let d: Described = serde_json::from_value(value)
             .map_err(|e| Error::bad(path, &name, "dtype, shape and data_offsets", e))?;
         let (begin, end) = d.data_offsets;
-        entries.push((Entry { name, dtype: d.dtype, shape: d.shape, offset: begin, bytes: 0 }, end));
+        entries.push((HeaderEntry { name, dtype: d.dtype, shape: d.shape, offset: begin, bytes: 0 }, end));
     }
     Ok(entries)
 }
 
-fn check_entry(path: &str, entry: &mut Entry, end: u64, start: u64) -> Result<()> {
+fn check_entry(path: &str, entry: &mut HeaderEntry, end: u64, start: u64) -> Result<()> {
     let Some(width) = dtype_bytes(&entry.dtype) else {
         return Err(Error::bad(path, &entry.name, "a known dtype", &entry.dtype));
     };
@@ -187,7 +187,7 @@ mod tests {
     use super::*;
 
     /// A file of this header and this many bytes of data.
-    fn parse(json: &str, data: u64) -> Result<Vec<Entry>> {
+    fn parse(json: &str, data: u64) -> Result<Vec<HeaderEntry>> {
         let mut head = (json.len() as u64).to_le_bytes().to_vec();
         head.extend_from_slice(json.as_bytes());
         let total = head.len() as u64 + data;

@@ -3,7 +3,7 @@
 //! It finds the files and handles missing ones; `models::tokenizer` parses them.
 
 use crate::checkpoint::read_text;
-use crate::config::Config;
+use crate::config::CheckpointConfig;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
 use models::gguf::{Metadata, Value};
@@ -20,7 +20,12 @@ const TEMPLATE: &str = "tokenizer.chat_template";
 /// # Errors
 /// An invalid tokenizer file, more tokens than the config's `vocab_size`, or `tiktoken.model` without
 /// `tokenizer_config.json`.
-pub fn add(metadata: &mut Metadata, dir: &Path, config: &Config, progress: &mut dyn Progress) -> Result<()> {
+pub fn add(
+    metadata: &mut Metadata,
+    dir: &Path,
+    config: &CheckpointConfig,
+    progress: &mut dyn Progress,
+) -> Result<()> {
     let tokenizer_config = json(&dir.join("tokenizer_config.json"))?;
     match read(dir, config, tokenizer_config.as_ref().map(|(text, _)| text.as_str()))? {
         Some(vocabulary) => {
@@ -51,7 +56,7 @@ pub fn add(metadata: &mut Metadata, dir: &Path, config: &Config, progress: &mut 
     Ok(())
 }
 
-fn read(dir: &Path, config: &Config, tokenizer_config: Option<&str>) -> Result<Option<Vocabulary>> {
+fn read(dir: &Path, config: &CheckpointConfig, tokenizer_config: Option<&str>) -> Result<Option<Vocabulary>> {
     let (tiktoken, tokenizer) = (dir.join("tiktoken.model"), dir.join("tokenizer.json"));
     let size = Some(config.vocab as usize);
     let vocabulary = if tiktoken.exists() {
@@ -76,7 +81,7 @@ fn read(dir: &Path, config: &Config, tokenizer_config: Option<&str>) -> Result<O
 }
 
 /// Adds the second end token: Kimi stops at the tokenizer's EOS and at the end-of-turn id of the configs.
-fn add_end_of_turn(metadata: &mut Metadata, dir: &Path, config: &Config) -> Result<()> {
+fn add_end_of_turn(metadata: &mut Metadata, dir: &Path, config: &CheckpointConfig) -> Result<()> {
     let path = dir.join("generation_config.json");
     let named = json(&path)?.and_then(|(_, json)| json.get("eos_token_id").cloned());
     let list = match named {

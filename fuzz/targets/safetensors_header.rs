@@ -1,6 +1,6 @@
 //! Parses the input as a safetensors header, an index or a `config.json`, chosen by the first byte.
 
-use convert::config::Config;
+use convert::config::CheckpointConfig;
 use convert::names::tensor_specs;
 use convert::safetensors::{parse_header, parse_index};
 
@@ -17,7 +17,7 @@ pub fn run(input: &[u8]) {
         }
         2 => drop(parse_index("fuzz", rest)),
         _ => {
-            if let Ok(config) = Config::parse("fuzz", rest)
+            if let Ok(config) = CheckpointConfig::parse("fuzz", rest)
                 && config.layers() * (config.experts + config.heads) < 10_000
             {
                 assert!(!tensor_specs(&config).is_empty());

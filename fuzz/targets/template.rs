@@ -1,7 +1,7 @@
 //! Parses the input as a chat template and, after a NUL, renders it as a message. A template within the bounds must parse on
 //! a worker's stack; no message may become a special token of the built-in template.
 
-use models::template::{Compiled, InProcess, Message, Template};
+use models::template::{CompiledTemplate, InProcess, Message, Template};
 use models::tokenizer::Vocabulary;
 use std::sync::{Arc, LazyLock};
 
@@ -38,7 +38,7 @@ pub fn run(input: &[u8]) {
     let (source, typed) = text.split_once('\0').unwrap_or((&text, ""));
     assert_eq!(specials(typed), specials("x"));
     let source = source.to_owned();
-    let parse = move || drop(Compiled::new(&source));
+    let parse = move || drop(CompiledTemplate::new(&source));
     let thread = std::thread::Builder::new().stack_size(STACK_BYTES).spawn(parse).expect("a thread starts");
     thread.join().expect("no panic");
 }

@@ -1,6 +1,6 @@
 //! Counts heap allocations by thread, and returns freed memory to the operating system.
 //!
-//! A program that installs [`Counting`] as its global allocator can measure what a computation retains ([`measure`]).
+//! A program that installs [`CountingAllocator`] as its global allocator can measure what a computation retains ([`measure`]).
 //! Memory that glibc keeps after `free` stays resident until [`trim`] or [`limit_arenas`] bounds it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -12,7 +12,7 @@ thread_local! {
 }
 
 /// The system's allocator, with a counter per thread.
-pub struct Counting;
+pub struct CountingAllocator;
 
 fn count(bytes: isize) {
     NET.with(|net| net.set(net.get().wrapping_add(bytes)));
@@ -20,7 +20,7 @@ fn count(bytes: isize) {
 
 // SAFETY: every call is passed on to the system's allocator unchanged; the counter is a plain thread-local cell without
 // destructor, whose access neither allocates nor unwinds. Sizes of a layout fit isize.
-unsafe impl GlobalAlloc for Counting {
+unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's layout is valid, as System requires.
         let block = unsafe { System.alloc(layout) };
@@ -56,7 +56,7 @@ unsafe impl GlobalAlloc for Counting {
 }
 
 /// Runs `work` and returns its result with the bytes that it allocated on this thread and did not free: 0 where
-/// [`Counting`] is not the global allocator, negative if it freed more than it allocated.
+/// [`CountingAllocator`] is not the global allocator, negative if it freed more than it allocated.
 pub fn measure<T>(work: impl FnOnce() -> T) -> (T, isize) {
     let before = NET.with(Cell::get);
     let result = work();

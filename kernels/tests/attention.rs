@@ -12,7 +12,7 @@ use kernels::reference::Reference;
 const FORMATS: [CacheFormat; 3] = [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0];
 
 /// Random queries and cache rows of a head count and a width.
-struct Inputs {
+struct AttentionInputs {
     heads: usize,
     width: usize,
     value_dim: usize,
@@ -21,8 +21,8 @@ struct Inputs {
     q: Vec<f32>,
 }
 
-impl Inputs {
-    fn new(tokens: usize, heads: usize, width: usize, value_dim: usize) -> Inputs {
+impl AttentionInputs {
+    fn new(tokens: usize, heads: usize, width: usize, value_dim: usize) -> AttentionInputs {
         let mut n = Numbers(1);
         let rows = n.vec(tokens * width);
         // Multiples of 1/32 with a 127/32 in each block of 32, which Q8_0 represents exactly.
@@ -31,7 +31,7 @@ impl Inputs {
         let q = n.vec(tokens * heads * width).iter().enumerate().map(|q| level(q) / 32.0).collect();
         // The published shape uses the published scale, which keeps scores within a few units.
         let scale = if width == 576 { 192_f32.powf(-0.5) } else { 0.3 };
-        Inputs { heads, width, value_dim, scale, rows, q }
+        AttentionInputs { heads, width, value_dim, scale, rows, q }
     }
 
     /// Appends tokens `from..to` and attends with them.
@@ -54,7 +54,7 @@ fn one_sequence() {
         (2, 40, 40, &[600, 601, 602]),
         (5, 96, 70, &[1, 40, 70]),
     ] {
-        let x = Inputs::new(*cuts.last().unwrap(), heads, width, value_dim);
+        let x = AttentionInputs::new(*cuts.last().unwrap(), heads, width, value_dim);
         for format in FORMATS {
             let within = if width == 576 && format != CacheFormat::F32 { 2e-3 } else { 2e-5 };
             check!(format!("{format:?} {heads} heads, {width} -> {value_dim}"), cuda within within, |b| {
@@ -72,7 +72,7 @@ fn one_sequence() {
 /// 0.06 on average, and its weight by as much.
 #[test]
 fn queries_as_levels() {
-    let mut x = Inputs::new(290, 8, 96, 64);
+    let mut x = AttentionInputs::new(290, 8, 96, 64);
     x.q = Numbers(3).vec(x.q.len()).iter().map(|q| q * 3.0).collect();
     let exact = x.attend(&Reference, &mut Reference.cache(CacheFormat::Q8_0, 96), 0, 290);
     for cpu in cpus() {
@@ -91,7 +91,7 @@ fn materialized() {
         (2, [32, 16, 64, 32], &[0, 255, 257, 330, 600]),
     ] {
         let tokens = *ends.last().unwrap();
-        let x = Inputs::new(tokens, heads, latent + pe, latent);
+        let x = AttentionInputs::new(tokens, heads, latent + pe, latent);
         let mut n = Numbers(2);
         let q: Vec<f32> = n.vec(tokens * heads * (nope + pe)).iter().map(|q| q * 3.0).collect();
         for (cache_format, format) in FORMATS.into_iter().zip([Format::F32, Format::F16, Format::Q8_0]) {
@@ -195,7 +195,7 @@ fn materialized_extremes() {
 #[test]
 fn several_sequences() {
     let (lens, past) = ([1, 40, 0, 1, 3], [300, 0, 7, 31, 255]);
-    let x = Inputs::new(300, 4, 64, 48);
+    let x = AttentionInputs::new(300, 4, 64, 48);
     for format in FORMATS {
         check!(format!("several sequences, {format:?}"), |b| {
             let mut caches: Vec<_> = past.iter().map(|_| b.cache(format, 64)).collect();
@@ -212,7 +212,7 @@ fn several_sequences() {
 /// Appends to a cache do not change the rows of its clone.
 #[test]
 fn clones_are_independent() {
-    let x = Inputs::new(600, 2, 33, 32);
+    let x = AttentionInputs::new(600, 2, 33, 32);
     for format in FORMATS {
         check!(format!("clones, {format:?}"), |b| {
             let mut first = b.cache(format, 33);
@@ -231,7 +231,7 @@ fn clones_are_independent() {
 #[test]
 fn exported_rows_come_back_exactly() {
     fn carried<B: Backend>(b: &B, format: CacheFormat, pieces: &[usize]) {
-        let x = Inputs::new(600, 2, 33, 32);
+        let x = AttentionInputs::new(600, 2, 33, 32);
         let mut cache = b.cache(format, 33);
         x.attend(b, &mut cache, 0, 520);
         let export = |cache: &B::Cache, from: usize, to: usize| {
@@ -282,7 +282,7 @@ fn copies_are_equal_to_the_bit_and_apart() {
 /// Results are bit-identical wherever the batch is cut and on any number of threads.
 #[test]
 fn results_do_not_depend_on_the_batch() {
-    let x = Inputs::new(700, 4, 64, 64);
+    let x = AttentionInputs::new(700, 4, 64, 64);
     for cpus in cpus().chunks(3) {
         let run = |b: &Cpu, ends: &[usize]| -> Vec<f32> {
             let mut cache = b.cache(CacheFormat::F16, 64);
@@ -321,7 +321,7 @@ fn materialized_sequences() {
 #[test]
 fn materialized_results_do_not_depend_on_the_batch() {
     let (heads, [nope, pe, latent, dim]) = (2, [32, 16, 64, 32]);
-    let x = Inputs::new(700, heads, latent + pe, latent);
+    let x = AttentionInputs::new(700, heads, latent + pe, latent);
     let mut n = Numbers(3);
     let q = n.vec(700 * heads * (nope + pe));
     let mut weight = |shape: [usize; 3]| stored(Format::Q8_0, shape, &n.vec(shape.iter().product()));
@@ -352,7 +352,7 @@ fn materialized_results_do_not_depend_on_the_batch() {
 #[test]
 fn extreme_scores() {
     for (size, only) in [(0.0, false), (1e-3, false), (30.0, false), (1e6, true), (-1e6, true)] {
-        let mut x = Inputs::new(270, 2, 32, 16);
+        let mut x = AttentionInputs::new(270, 2, 32, 16);
         x.q.iter_mut().for_each(|q| *q = *q * size + if only { size * 9.0 } else { 0.0 });
         if only {
             // Scores of 0 and of about ten million.

@@ -9,7 +9,7 @@ use kernels::cpu::Cpu;
 use safetensors::SafeTensors;
 
 /// Inputs of the rule: q, k, v, g `[tokens, heads, dim]`, beta `[tokens, heads]`, S `[heads, dk, dv]`.
-struct Inputs {
+struct DeltaInputs {
     tokens: usize,
     heads: usize,
     dk: usize,
@@ -22,12 +22,12 @@ struct Inputs {
     s: Vec<f32>,
 }
 
-impl Inputs {
+impl DeltaInputs {
     /// Random inputs; a token decays the state by at most e^-`decay`.
-    fn random(seed: u64, [tokens, heads, dk, dv]: [usize; 4], decay: f32) -> Inputs {
+    fn random(seed: u64, [tokens, heads, dk, dv]: [usize; 4], decay: f32) -> DeltaInputs {
         let mut n = Numbers(seed);
         let g = (0..tokens * heads * dk).map(|_| -n.uniform(0.0, 1.0).powi(4) * decay).collect();
-        Inputs {
+        DeltaInputs {
             q: n.unit_rows(tokens * heads, dk),
             k: n.unit_rows(tokens * heads, dk),
             v: n.vec(tokens * heads * dv),
@@ -90,7 +90,7 @@ impl Inputs {
 }
 
 /// Compares the rule on each CPU, in one call and cut, with the expected result.
-fn check_cuts(what: &str, x: &Inputs, expected: &[Vec<f32>], cuts: &[&[usize]]) {
+fn check_cuts(what: &str, x: &DeltaInputs, expected: &[Vec<f32>], cuts: &[&[usize]]) {
     for b in cpus() {
         for cuts in cuts {
             let what = format!("{what} cut at {cuts:?}, {}", b.describe());
@@ -111,7 +111,7 @@ fn goldens() {
         };
         let [q, k, v, g, beta, s] = ["q", "k", "v", "g", "beta", "S0"].map(floats);
         let (tokens, heads, dk, dv) = (shape("q")[0], shape("q")[1], shape("q")[2], shape("v")[2]);
-        let x = Inputs { tokens, heads, dk, dv, q, k, v, g, beta, s };
+        let x = DeltaInputs { tokens, heads, dk, dv, q, k, v, g, beta, s };
         let cuts: &[&[usize]] = if tokens > 100 { &[&[], &[1, 17, 97]] } else { &[&[]] };
         check_cuts(case, &x, &[floats("o"), floats("S")], cuts);
 
@@ -133,7 +133,7 @@ fn odd_sizes() {
         ([65, 9, 8, 32], 0.0),
         ([129, 1, 40, 24], 1000.0),
     ] {
-        let x = Inputs::random(1, shape, decay);
+        let x = DeltaInputs::random(1, shape, decay);
         let b = kernels::reference::Reference;
         let mut s = b.tensor(x.heads * x.dk, x.dv, &x.s);
         let o = x.part(&b, (0, x.tokens), &mut s, |spans, x| b.delta_rule(spans, x));
@@ -149,11 +149,11 @@ fn odd_sizes() {
 #[test]
 fn several_sequences() {
     let lens = [1, 70, 0, 3, 1];
-    let x = Inputs::random(2, [75, 2, 24, 40], 3.0);
+    let x = DeltaInputs::random(2, [75, 2, 24, 40], 3.0);
     check!("several sequences", |b| x.together(&lens, b));
     // Head sizes that the GPU computes in chunks: more tokens than a slab, one chunk and a token, one token too few.
     let lens = [1, 545, 0, 65, 63];
-    let x = Inputs::random(4, [674, 1, 128, 128], 3.0);
+    let x = DeltaInputs::random(4, [674, 1, 128, 128], 3.0);
     if let Some(cuda) = cuda() {
         close("in chunks", &x.together(&lens, cuda), &x.together(&lens, &kernels::reference::Reference));
     }
@@ -163,7 +163,7 @@ fn several_sequences() {
 #[test]
 fn extreme_decays() {
     for g in [0.0, -1e-7, -88.0, -1e4, -3e38, f32::NEG_INFINITY] {
-        let mut x = Inputs::random(3, [130, 1, 16, 16], 1.0);
+        let mut x = DeltaInputs::random(3, [130, 1, 16, 16], 1.0);
         x.g.fill(g);
         let all: Vec<_> = cpus().iter().map(|b| x.on(b, &[])).collect();
         assert!(all[0].iter().flatten().all(|v| v.is_finite()), "g = {g}");
@@ -173,7 +173,7 @@ fn extreme_decays() {
         let Some(cuda) = cuda() else { continue };
         x.close_on(&format!("g = {g}"), cuda, &all[0]);
         // A head size that the GPU computes in chunks.
-        let mut x = Inputs::random(5, [97, 1, 128, 128], 1.0);
+        let mut x = DeltaInputs::random(5, [97, 1, 128, 128], 1.0);
         x.g.fill(g);
         x.close_on(&format!("g = {g}"), cuda, &x.on(&cpus()[0], &[]));
     }

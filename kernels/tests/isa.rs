@@ -1,9 +1,13 @@
 //! Every operation of every instruction set is bit-identical to the scalar loops, also for extreme operands.
 
+#[path = "common/random.rs"]
+mod random;
+
 use kernels::simd::{Isa, Kernel, SimdLevel};
+use random::Random;
 
 /// Operands within the operations' contract: quants of at most 128, activations above -128.
-struct Case {
+struct Operands {
     floats: [[f32; 8]; 4],
     levels: [u8; 32],
     signed: [u8; 32],
@@ -16,9 +20,9 @@ struct Case {
 /// Results by operation, as 32-bit words.
 type Results = Vec<(&'static str, Vec<u32>)>;
 
-struct Floats<'a>(&'a Case);
+struct FloatOps<'a>(&'a Operands);
 
-impl Kernel for Floats<'_> {
+impl Kernel for FloatOps<'_> {
     type Output = Results;
 
     #[inline(always)]
@@ -52,14 +56,14 @@ impl Kernel for Floats<'_> {
     }
 }
 
-struct Ints<'a>(&'a Case);
+struct Ints<'a>(&'a Operands);
 
 impl Kernel for Ints<'_> {
     type Output = Results;
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Results {
-        let Case { levels, signed, activations, sums, ints, .. } = self.0;
+        let Operands { levels, signed, activations, sums, ints, .. } = self.0;
         let (w, q, x) = (isa.bytes(levels), isa.bytes(signed), isa.bytes(activations));
         let acc = isa.dot_sums_16(part(signed), sums);
         let far = isa.add_ints(isa.set_lane0(ints[0]), isa.dot_signed(isa.set_lane0(ints[1]), q, x));
@@ -109,14 +113,14 @@ impl Kernel for Ints<'_> {
     }
 }
 
-struct Bytes<'a>(&'a Case);
+struct Bytes<'a>(&'a Operands);
 
 impl Kernel for Bytes<'_> {
     type Output = Results;
 
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) -> Results {
-        let Case { levels, signed, activations, sums, .. } = self.0;
+        let Operands { levels, signed, activations, sums, .. } = self.0;
         let (a, b) = (isa.bytes(signed), isa.bytes(sums));
         isa.prefetch_l1(sums, 1 << 40);
         let table = part::<16>(sums).map(u8::cast_signed);
@@ -166,18 +170,7 @@ fn int_words<I: Isa>(isa: I, v: I::Ints) -> Vec<u32> {
     [isa.floats(v), isa.floats(isa.shl_ints::<16>(v))].map(|v| words(isa, v)).concat()
 }
 
-struct Random(u64);
-
 impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 >> 16
-    }
-    fn one_of<T: Copy>(&mut self, from: &[T]) -> T {
-        from[self.next() as usize % from.len()]
-    }
     /// Random floats, one in three of them extreme.
     fn byte(&mut self, extremes: &[u8]) -> u8 {
         if self.next().is_multiple_of(3) { self.one_of(extremes) } else { self.next() as u8 }
@@ -194,9 +187,9 @@ impl Random {
         };
         if self.next().is_multiple_of(2) { v } else { -v }
     }
-    fn case(&mut self) -> Case {
+    fn case(&mut self) -> Operands {
         let extremes = [0, 1, 127, 128, 255];
-        Case {
+        Operands {
             floats: std::array::from_fn(|_| std::array::from_fn(|_| self.float())),
             levels: std::array::from_fn(|_| self.byte(&[0, 127, 128]).min(128)),
             signed: std::array::from_fn(|_| self.byte(&extremes)),
@@ -210,13 +203,13 @@ impl Random {
     }
 }
 
-fn all(level: SimdLevel, case: &Case) -> Results {
-    [level.run(Floats(case)), level.run(Ints(case)), level.run(Bytes(case))].concat()
+fn all(level: SimdLevel, case: &Operands) -> Results {
+    [level.run(FloatOps(case)), level.run(Ints(case)), level.run(Bytes(case))].concat()
 }
 
 #[test]
 fn every_level_gives_the_bits_of_the_plain_loops() {
-    let mut random = Random(0x1234_5678_9abc_def1);
+    let mut random = Random::new(1);
     for i in 0..4000 {
         let case = random.case();
         let expected = all(SimdLevel::available()[0], &case);
@@ -229,9 +222,9 @@ fn every_level_gives_the_bits_of_the_plain_loops() {
 }
 
 /// Converts every binary16, eight at a time.
-struct Halves;
+struct HalfConversion;
 
-impl Kernel for Halves {
+impl Kernel for HalfConversion {
     type Output = Vec<u32>;
 
     #[inline(always)]
@@ -249,8 +242,8 @@ impl Kernel for Halves {
 
 #[test]
 fn every_binary16() {
-    let expected = SimdLevel::available()[0].run(Halves);
+    let expected = SimdLevel::available()[0].run(HalfConversion);
     for level in SimdLevel::available() {
-        assert!(level.run(Halves) == expected, "{}", level.name());
+        assert!(level.run(HalfConversion) == expected, "{}", level.name());
     }
 }

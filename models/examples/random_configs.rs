@@ -7,7 +7,7 @@
 mod random_model;
 
 use kernels::cpu::Cpu;
-use random_model::{Case, Outcome};
+use random_model::{ModelOutcome, RandomModel};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::exit;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -41,14 +41,14 @@ fn main() {
         SINCE.store(start.elapsed().as_millis() as u64, Ordering::Relaxed);
         SEED.store(seed, Ordering::Relaxed);
         let began = Instant::now();
-        match catch_unwind(AssertUnwindSafe(|| Case::new(seed).check(&cpu))) {
-            Ok(Outcome::Refused(line)) => {
+        match catch_unwind(AssertUnwindSafe(|| RandomModel::new(seed).check(&cpu))) {
+            Ok(ModelOutcome::Refused(line)) => {
                 refused += 1;
                 if verbose {
                     println!("{seed}: {line}");
                 }
             }
-            Ok(Outcome::Agreed(error)) => {
+            Ok(ModelOutcome::Agreed(error)) => {
                 agreed += 1;
                 if verbose {
                     println!("{seed}: agrees, relative error {error:.2e}");
@@ -57,11 +57,11 @@ fn main() {
                     worst = (error, seed);
                 }
             }
-            Ok(Outcome::RoundedApart(error)) => {
+            Ok(ModelOutcome::RoundedApart(error)) => {
                 rounded += 1;
                 println!("{seed}: differs by the rounding of activations, relative error {error:.2e}");
             }
-            Ok(Outcome::Ran) => ran += 1,
+            Ok(ModelOutcome::Ran) => ran += 1,
             Err(_) => {
                 failed += 1;
                 println!("seed {seed} failed");

@@ -5,17 +5,17 @@
 mod random_model;
 
 use kernels::cpu::Cpu;
-use random_model::{Case, Outcome};
+use random_model::{ModelOutcome, RandomModel};
 
 #[test]
 fn random_models_are_refused_in_a_line_or_agree_with_the_reference() {
     let cpu = Cpu::detect(Some(2));
     let (mut refused, mut agreed) = (0, 0);
     for seed in 0..240 {
-        match Case::new(seed).check(&cpu) {
-            Outcome::Refused(_) => refused += 1,
-            Outcome::Agreed(_) => agreed += 1,
-            Outcome::RoundedApart(_) | Outcome::Ran => {}
+        match RandomModel::new(seed).check(&cpu) {
+            ModelOutcome::Refused(_) => refused += 1,
+            ModelOutcome::Agreed(_) => agreed += 1,
+            ModelOutcome::RoundedApart(_) | ModelOutcome::Ran => {}
         }
     }
     assert!(refused >= 40 && agreed >= 120, "{refused} refused, {agreed} agreed: both have to happen");
@@ -25,6 +25,6 @@ fn random_models_are_refused_in_a_line_or_agree_with_the_reference() {
 /// that rounds activations, not with the one that does not.
 #[test]
 fn logits_that_rounding_changes_agree_with_the_rounded_reference() {
-    let outcome = Case::new(4_265_788_412).check(&Cpu::detect(Some(2)));
-    assert!(matches!(outcome, Outcome::RoundedApart(error) if error > 0.5), "{outcome:?}");
+    let outcome = RandomModel::new(4_265_788_412).check(&Cpu::detect(Some(2)));
+    assert!(matches!(outcome, ModelOutcome::RoundedApart(error) if error > 0.5), "{outcome:?}");
 }

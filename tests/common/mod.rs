@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 mod numpy_random;
+#[path = "../../kernels/tests/common/random.rs"]
+pub mod random;
 pub mod random_checkpoint;
 #[path = "../../kernels/tests/common/skip.rs"]
 pub mod skip;

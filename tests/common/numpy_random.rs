@@ -11,19 +11,19 @@ const LEVEL_AREA: f64 = 0.004_928_673_233_974_654_6;
 const MAGNITUDES: f64 = (1u64 << 52) as f64;
 
 /// The generator, with its ziggurat.
-pub struct Generator {
+pub struct NumpyGenerator {
     state: u128,
     increment: u128,
     levels: Ziggurat,
 }
 
-impl Generator {
+impl NumpyGenerator {
     /// Seeds the generator as `numpy.random.default_rng(seed)` does.
-    pub fn new(seed: u32) -> Generator {
+    pub fn new(seed: u32) -> NumpyGenerator {
         let [state_high, state_low, stream_high, stream_low] = seed_sequence(seed);
         let wide = |high: u64, low: u64| u128::from(high) << 64 | u128::from(low);
         let increment = wide(stream_high, stream_low) << 1 | 1;
-        let mut generator = Generator { state: 0, increment, levels: Ziggurat::new() };
+        let mut generator = NumpyGenerator { state: 0, increment, levels: Ziggurat::new() };
         generator.step();
         generator.state = generator.state.wrapping_add(wide(state_high, state_low));
         generator.step();

@@ -2,7 +2,7 @@
 //!
 //! `tests/reference/gen_tiny.py` writes the same files; `tests/shapes.rs` compares the two where Python is available.
 
-use super::numpy_random::Generator;
+use super::numpy_random::NumpyGenerator;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
@@ -49,14 +49,14 @@ const TINY_D128: &[(&str, u64)] = &[
 ];
 
 /// A tensor's name, shape, and whether it is stored as F32 instead of BF16.
-pub type TensorSpec = (String, Vec<u64>, bool);
+pub type CheckpointTensor = (String, Vec<u64>, bool);
 
 /// Writes `config.json` and `model.safetensors` of a preset to `dir`; `fields` are `FIELD=VALUE`.
 pub fn write(dir: &Path, preset: &str, seed: u32, fields: &[&str]) {
     fs::create_dir_all(dir).unwrap();
     let config = config(preset, fields);
     fs::write(dir.join("config.json"), serde_json::to_string_pretty(&config).unwrap()).unwrap();
-    let mut random = Generator::new(seed);
+    let mut random = NumpyGenerator::new(seed);
     // All values are drawn in the order of the layers; the file is in the order of the names.
     let tensors: BTreeMap<String, (Vec<u64>, bool, Vec<u8>)> = tensor_specs(&config)
         .into_iter()
@@ -120,7 +120,7 @@ fn config(preset: &str, fields: &[&str]) -> Value {
 }
 
 /// All tensors of a checkpoint, as `tests/reference/tensor_list.py` lists them.
-pub fn tensor_specs(config: &Value) -> Vec<TensorSpec> {
+pub fn tensor_specs(config: &Value) -> Vec<CheckpointTensor> {
     let size = |name: &str| config[name].as_u64().unwrap_or_else(|| panic!("{name} in config.json"));
     let kda_layers: Vec<u64> =
         serde_json::from_value(config["linear_attn_config"]["kda_layers"].clone()).unwrap();
@@ -202,7 +202,7 @@ fn push_experts(config: &Value, push: &mut impl FnMut(&str, &[u64], bool)) {
 }
 
 /// The random values of a tensor as they are stored.
-fn values(name: &str, shape: &[u64], is_f32: bool, random: &mut Generator) -> Vec<u8> {
+fn values(name: &str, shape: &[u64], is_f32: bool, random: &mut NumpyGenerator) -> Vec<u8> {
     let mut draw = distribution(name, shape);
     let count = shape.iter().product::<u64>() as usize;
     let mut bytes = Vec::with_capacity(if is_f32 { 4 * count } else { 2 * count });
@@ -222,7 +222,7 @@ fn values(name: &str, shape: &[u64], is_f32: bool, random: &mut Generator) -> Ve
 }
 
 /// The distribution of a tensor's values, by its name.
-fn distribution(name: &str, shape: &[u64]) -> Box<dyn FnMut(&mut Generator) -> f64> {
+fn distribution(name: &str, shape: &[u64]) -> Box<dyn FnMut(&mut NumpyGenerator) -> f64> {
     let scaled = |scale: f64, width: u64| scale / (width as f64).sqrt();
     let deviation = match name {
         // The published initialisation.

@@ -190,9 +190,9 @@ fn an_existing_file_stays_unless_forced() {
 
 /// Collects the warnings of a conversion.
 #[derive(Default)]
-struct Warnings(Vec<String>);
+struct CollectedWarnings(Vec<String>);
 
-impl Progress for Warnings {
+impl Progress for CollectedWarnings {
     fn warn(&mut self, message: &str) {
         self.0.push(message.to_owned());
     }
@@ -202,7 +202,7 @@ impl Progress for Warnings {
 fn tokenizer_and_template_come_along_or_are_missed() {
     let source = generate("tiny", 8, &[]);
     let path = |name: &str| source.path().join(name);
-    let mut bare = Warnings::default();
+    let mut bare = CollectedWarnings::default();
     convert(&options(source.path(), &path("bare.gguf"), "Q8_0"), &mut bare).unwrap();
     let missed = ["no tiktoken.model and no tokenizer.json", "no chat template", "llama.cpp cannot load"];
     assert!(bare.0.len() == 3 && bare.0.iter().zip(missed).all(|(w, m)| w.contains(m)), "{:?}", bare.0);
@@ -211,7 +211,7 @@ fn tokenizer_and_template_come_along_or_are_missed() {
     assert_eq!(gguf.u64("tokenizer.ggml.eos_token_id").unwrap(), 1533);
 
     checkpoints::write_tokenizer(source.path(), 1536);
-    let mut whole = Warnings::default();
+    let mut whole = CollectedWarnings::default();
     convert(&options(source.path(), &path("whole.gguf"), "Q8_0"), &mut whole).unwrap();
     assert_eq!(whole.0.len(), 1, "{:?}", whole.0);
     let gguf = Gguf::open(path("whole.gguf")).unwrap();

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 use std::fmt::Write;
 
 /// A pseudo-random series of grammars with a seed.
-pub struct Generator(Pcg64Mcg);
+pub struct GrammarGenerator(Pcg64Mcg);
 
 /// Definitions `d0` to `dn`, each a reference to the next.
 fn chain(n: usize, link: impl Fn(Value) -> Value) -> Value {
@@ -66,9 +66,11 @@ pub fn definitions(n: usize) -> Grammar {
     Grammar::Schema(json!({ "$ref": "#/$defs/Type0", "$defs": defs }))
 }
 
-impl Generator {
+impl GrammarGenerator {
     pub fn new(seed: u64) -> Self {
-        Generator(Pcg64Mcg::new(u128::from(seed).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835) | 1))
+        GrammarGenerator(Pcg64Mcg::new(
+            u128::from(seed).wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835) | 1,
+        ))
     }
 
     /// A random number below `n`, uniformly.

@@ -8,8 +8,9 @@ mod hostile;
 #[path = "../../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
 
+use common::random::Random;
 use kimi::runtime::template_worker::Pool;
-use models::template::{Failure, InProcess, Job, Message, Sandbox, Template};
+use models::template::{Failure, InProcess, Message, RenderJob, Sandbox, Template};
 use models::tokenizer::Vocabulary;
 use serde_json::{Map, Value, json};
 use std::fs;
@@ -27,7 +28,7 @@ fn render(sandbox: &dyn Sandbox, source: &str) -> Result<String, Failure> {
     let messages = json!([{"role": "user", "content": "hi"}]);
     let context =
         Map::from_iter([("messages".to_owned(), messages), ("bos_token".to_owned(), "[BOS]".into())]);
-    sandbox.run(&Job { source, sentinel: '\u{fdd0}', context: &context })
+    sandbox.run(&RenderJob { source, sentinel: '\u{fdd0}', context: &context })
 }
 
 /// Renders a template, which must end within 10 s with a prompt or a one-line error.
@@ -114,18 +115,6 @@ fn failures_name_the_limit() {
     assert!(line.starts_with(limit), "{line}");
 }
 
-/// A reproducible random generator: splitmix64.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((x ^ (x >> 31)) % n as u64) as usize
-    }
-}
-
 /// A template made of pieces of others, cut, repeated or moved.
 fn mutated(random: &mut Random, seeds: &[String]) -> String {
     let mut chars: Vec<char> = seeds[random.below(seeds.len())].chars().collect();
@@ -160,7 +149,7 @@ fn a_thousand_mutated_templates() {
     let hostile = hostile::all().into_iter().filter(|t| t.len() < 2000).step_by(4);
     let good: Vec<String> = [kimi].into_iter().chain(published).collect();
     let seeds: Vec<String> = good.iter().cycle().take(300).cloned().chain(hostile).collect();
-    let mut random = Random(17);
+    let mut random = Random::new(17);
     let templates: Vec<String> = (0..1000).map(|_| mutated(&mut random, &seeds)).collect();
     let done = check_all(&pool().within(Duration::from_millis(500)), &templates);
     let rendered = done.iter().filter(|r| r.is_ok()).count();

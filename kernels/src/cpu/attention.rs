@@ -28,7 +28,7 @@ const LEVELS: Activation = Activation::Q8x32;
 const WAVE: usize = 64;
 
 /// A span's queries and cache.
-struct Look<'a> {
+struct AbsorbedSpan<'a> {
     cache: &'a Cache,
     /// The query of each (token, head) pair, `[queries, width]`.
     q: &'a [f32],
@@ -71,7 +71,7 @@ pub(super) fn latent_attention(
         let form = cache.format().activation();
         let levels = (form == LEVELS && width.is_multiple_of(32)).then(|| activations(cpu, form, q, width));
         let levels = levels.as_ref().map(Activations::bytes);
-        let look = Look { cache, q, levels, heads, before: cache.len() - n, value_dim, scale };
+        let look = AbsorbedSpan { cache, q, levels, heads, before: cache.len() - n, value_dim, scale };
         attend(cpu, &look, n * heads, &mut o.values_mut()[rows(value_dim)]);
     }
     o
@@ -93,7 +93,7 @@ pub(super) fn clear(softmax: &mut [f32], n: usize) {
 }
 
 /// Attends with all queries of a span; writes `o`, `[queries, value_dim]`.
-fn attend(cpu: &Cpu, look: &Look<'_>, queries: usize, o: &mut [f32]) {
+fn attend(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: usize, o: &mut [f32]) {
     if queries == 0 || look.value_dim == 0 {
         return;
     }
@@ -119,7 +119,7 @@ fn attend(cpu: &Cpu, look: &Look<'_>, queries: usize, o: &mut [f32]) {
         let wave = &*wave;
         cpu.pool.for_chunks(wholes, size, |g, whole| {
             for part in wave[g * n * size..(g + 1) * n * size].chunks_exact(size) {
-                run(cpu.level, Merge { n: of(g).len(), dim: look.value_dim, whole, part });
+                run(cpu.level, MergeSoftmax { n: of(g).len(), dim: look.value_dim, whole, part });
             }
         });
     }
@@ -129,7 +129,7 @@ fn attend(cpu: &Cpu, look: &Look<'_>, queries: usize, o: &mut [f32]) {
 }
 
 /// Processes all parts in order.
-fn all_parts(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, o: &mut [f32]) {
+fn all_parts(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, o: &mut [f32]) {
     let (n, dim) = (queries.len(), look.value_dim);
     let size = n * (dim + 2);
     let mut scratch = cpu.buffers.floats(2 * size);
@@ -138,7 +138,7 @@ fn all_parts(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, o: &mut [f32]) {
     let last = look.before + (queries.end - 1) / look.heads; // the newest row visible to any of them
     for p in 0..last / SEGMENT + 1 {
         one_part(cpu, look, queries.clone(), p, part);
-        run(cpu.level, Merge { n, dim, whole, part });
+        run(cpu.level, MergeSoftmax { n, dim, whole, part });
     }
     finish(whole, dim, o);
 }
@@ -152,7 +152,7 @@ pub(super) fn finish(whole: &mut [f32], dim: usize, o: &mut [f32]) {
 }
 
 /// The softmax of a group over rows `p * SEGMENT..` of the cache, block by block.
-fn one_part(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, p: usize, out: &mut [f32]) {
+fn one_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize, out: &mut [f32]) {
     let (n, width, step) = (queries.len(), look.cache.width(), look.cache.stored_width());
     clear(&mut out[..n * (look.value_dim + 2)], n);
     let [max, sum, acc] = split(&mut out[..n * (look.value_dim + 2)], n);
@@ -173,7 +173,7 @@ fn one_part(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, p: usize, out: &m
                 let q = &levels[queries.start * bytes..queries.end * bytes];
                 scores_of_levels(cpu, q, look.cache, rows.clone(), scores);
             }
-            None => cpu.level.run(Scores { q, rows: block, scores, size: [n, rows.len(), width] }),
+            None => cpu.level.run(LatentScores { q, rows: block, scores, size: [n, rows.len(), width] }),
         }
         let seen = |i: usize| (look.before + (queries.start + i) / look.heads + 1).saturating_sub(rows.start);
         let (scale, seen) = (look.scale, |i: usize| seen(i).min(rows.len()));
@@ -183,14 +183,14 @@ fn one_part(cpu: &Cpu, look: &Look<'_>, queries: Range<usize>, p: usize, out: &m
 }
 
 /// scores_ij = q_i . c_j for `size` = [queries, rows, columns]
-struct Scores<'a> {
+struct LatentScores<'a> {
     q: View<'a>,
     rows: View<'a>,
     scores: &'a mut [f32],
     size: [usize; 3],
 }
 
-impl Kernel for Scores<'_> {
+impl Kernel for LatentScores<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -263,14 +263,14 @@ impl Kernel for Values<'_> {
 }
 
 /// Merges a later part into the running softmax.
-pub(super) struct Merge<'a> {
+pub(super) struct MergeSoftmax<'a> {
     pub n: usize,
     pub dim: usize,
     pub whole: &'a mut [f32],
     pub part: &'a [f32],
 }
 
-impl AutovecKernel for Merge<'_> {
+impl AutovecKernel for MergeSoftmax<'_> {
     type Output = ();
 
     #[inline(always)]

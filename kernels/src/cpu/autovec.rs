@@ -13,9 +13,9 @@ pub trait AutovecKernel {
     fn run<const FMA: bool>(self) -> Self::Output;
 }
 
-struct Compiled<L, const FMA: bool>(L);
+struct WithFma<L, const FMA: bool>(L);
 
-impl<L: AutovecKernel, const FMA: bool> Kernel for Compiled<L, FMA> {
+impl<L: AutovecKernel, const FMA: bool> Kernel for WithFma<L, FMA> {
     type Output = L::Output;
 
     #[inline(always)]
@@ -29,9 +29,9 @@ impl<L: AutovecKernel, const FMA: bool> Kernel for Compiled<L, FMA> {
 pub fn run<L: AutovecKernel>(level: SimdLevel, loops: L) -> L::Output {
     // Without the instruction a fused multiply-add is a call into libm.
     if matches!(level, SimdLevel::Scalar(_)) && cfg!(target_arch = "x86_64") {
-        level.run(Compiled::<L, false>(loops))
+        level.run(WithFma::<L, false>(loops))
     } else {
-        level.run(Compiled::<L, true>(loops))
+        level.run(WithFma::<L, true>(loops))
     }
 }
 

@@ -12,19 +12,19 @@ use crate::backend::Span;
 const WORTH_A_CHUNK: usize = 16 * 1024;
 
 /// An op on one row, in place.
-trait Row: Sync {
+trait RowOp: Sync {
     /// Computes row `r` of the batch into `y`, which may hold the op's input.
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]);
 }
 
-struct Rows<'a, R> {
+struct RowChunk<'a, R> {
     op: &'a R,
     first: usize,
     cols: usize,
     y: &'a mut [f32],
 }
 
-impl<R: Row> AutovecKernel for Rows<'_, R> {
+impl<R: RowOp> AutovecKernel for RowChunk<'_, R> {
     type Output = ();
 
     #[inline(always)]
@@ -36,13 +36,13 @@ impl<R: Row> AutovecKernel for Rows<'_, R> {
 }
 
 /// Computes all rows of `y`, `cols` values each, from row `first` of the op on.
-fn each_row(cpu: &Cpu, y: &mut [f32], cols: usize, op: impl Row) {
+fn each_row(cpu: &Cpu, y: &mut [f32], cols: usize, op: impl RowOp) {
     if cols == 0 {
         return;
     }
     let rows = WORTH_A_CHUNK.div_ceil(cols);
     cpu.pool.for_chunks(y, rows * cols, |chunk, y| {
-        run(cpu.level, Rows { op: &op, first: chunk * rows, cols, y });
+        run(cpu.level, RowChunk { op: &op, first: chunk * rows, cols, y });
     });
 }
 
@@ -50,7 +50,7 @@ fn each_row(cpu: &Cpu, y: &mut [f32], cols: usize, op: impl Row) {
 
 struct Sigmoid;
 
-impl Row for Sigmoid {
+impl RowOp for Sigmoid {
     #[inline(always)]
     fn row<const FMA: bool>(&self, _: usize, y: &mut [f32]) {
         y.iter_mut().for_each(|y| *y = sigmoid::<FMA>(*y));
@@ -59,7 +59,7 @@ impl Row for Sigmoid {
 
 struct SiluMul<'a>(&'a Tensor);
 
-impl Row for SiluMul<'_> {
+impl RowOp for SiluMul<'_> {
     #[inline(always)]
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         y.iter_mut().zip(self.0.row(r)).for_each(|(y, up)| *y = *y * sigmoid::<FMA>(*y) * up);
@@ -68,7 +68,7 @@ impl Row for SiluMul<'_> {
 
 struct Add<'a>(&'a Tensor);
 
-impl Row for Add<'_> {
+impl RowOp for Add<'_> {
     #[inline(always)]
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         y.iter_mut().zip(self.0.row(r)).for_each(|(y, x)| *y += x);
@@ -80,7 +80,7 @@ struct KdaDecay<'a> {
     dt_bias: &'a [f32],
 }
 
-impl Row for KdaDecay<'_> {
+impl RowOp for KdaDecay<'_> {
     #[inline(always)]
     fn row<const FMA: bool>(&self, _: usize, y: &mut [f32]) {
         let dim = y.len() / self.a.len();
@@ -126,7 +126,7 @@ struct RmsNorm<'a> {
     eps: f32,
 }
 
-impl Row for RmsNorm<'_> {
+impl RowOp for RmsNorm<'_> {
     #[inline(always)]
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         let (x, rest) = self.x.row(r).split_at(self.w.len());
@@ -143,7 +143,7 @@ struct GatedRmsNorm<'a> {
     eps: f32,
 }
 
-impl Row for GatedRmsNorm<'_> {
+impl RowOp for GatedRmsNorm<'_> {
     #[inline(always)]
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         let dim = self.w.len();
@@ -161,7 +161,7 @@ struct L2Norm {
     scale: f32,
 }
 
-impl Row for L2Norm {
+impl RowOp for L2Norm {
     #[inline(always)]
     fn row<const FMA: bool>(&self, _: usize, y: &mut [f32]) {
         for head in y.chunks_exact_mut(self.dim) {
@@ -227,7 +227,7 @@ impl ShortConv<'_> {
     }
 }
 
-impl Row for ShortConv<'_> {
+impl RowOp for ShortConv<'_> {
     #[inline(always)]
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
         let channels = y.len();

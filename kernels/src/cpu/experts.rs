@@ -138,20 +138,20 @@ fn gate_and_up(cpu: &Cpu, w: &GatedMlp<'_, Weight>, x: &Tensor, routed: &Routed,
                 let at = (from + i) * rows + first;
                 // SAFETY: each pair is in one run, and each block of its rows is one chunk.
                 let out = unsafe { parts.get(at..at + block.len()) };
-                run(cpu.level, SiluMul { gate, up, out });
+                run(cpu.level, SiluMulHidden { gate, up, out });
             }
         }
     });
     hidden
 }
 
-struct SiluMul<'a> {
+struct SiluMulHidden<'a> {
     gate: &'a [f32],
     up: &'a [f32],
     out: &'a mut [f32],
 }
 
-impl AutovecKernel for SiluMul<'_> {
+impl AutovecKernel for SiluMulHidden<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -194,7 +194,7 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
         }
         let results = &scratch.floats_ref()[..pairs * block.len()];
         let (chosen, weights) = (routed.experts(), routed.weights());
-        let sums = Sums { results, chosen, weights, top_k: routed.top_k, len: block.len() };
+        let sums = WeightedSum { results, chosen, weights, top_k: routed.top_k, len: block.len() };
         for t in 0..tokens {
             // SAFETY: each block of rows is one chunk.
             let y = unsafe { parts.get(t * w.rows + block.start..t * w.rows + block.end) };
@@ -204,7 +204,7 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
     y
 }
 
-struct Sums<'a> {
+struct WeightedSum<'a> {
     results: &'a [f32],
     chosen: &'a [u32],
     weights: &'a [f32],
@@ -213,7 +213,7 @@ struct Sums<'a> {
 }
 
 struct Weigh<'a> {
-    sums: &'a Sums<'a>,
+    sums: &'a WeightedSum<'a>,
     t: usize,
     y: &'a mut [f32],
 }
@@ -223,7 +223,7 @@ impl AutovecKernel for Weigh<'_> {
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let Sums { results, chosen, weights, top_k, len } = *self.sums;
+        let WeightedSum { results, chosen, weights, top_k, len } = *self.sums;
         self.y.fill(0.0);
         for pair in (self.t * top_k..(self.t + 1) * top_k).filter(|pair| chosen[*pair] != NO_EXPERT) {
             axpy::<FMA>(self.y, weights[pair], &results[pair * len..][..len]);

@@ -100,7 +100,16 @@ fn recurrent<'a>(
             for c in (first..end).step_by(BLOCK) {
                 let cols = c..end.min(c + BLOCK);
                 let s = |i: usize| (head.h * dk + i) * dv;
-                cpu.level.run(Columns { head, tokens: tokens.clone(), cols, alpha, kq, state, at: s, o });
+                cpu.level.run(StateColumns {
+                    head,
+                    tokens: tokens.clone(),
+                    cols,
+                    alpha,
+                    kq,
+                    state,
+                    at: s,
+                    o,
+                });
             }
         }
     });
@@ -133,7 +142,7 @@ impl AutovecKernel for Decays<'_> {
 }
 
 /// Some tokens through some columns of a head's S.
-struct Columns<'a, F> {
+struct StateColumns<'a, F> {
     head: Head<'a>,
     tokens: Range<usize>,
     cols: Range<usize>,
@@ -146,7 +155,7 @@ struct Columns<'a, F> {
     o: &'a Parts<'a, f32>,
 }
 
-impl<F: Fn(usize) -> usize> Kernel for Columns<'_, F> {
+impl<F: Fn(usize) -> usize> Kernel for StateColumns<'_, F> {
     type Output = ();
 
     #[inline(always)]
@@ -160,7 +169,7 @@ impl<F: Fn(usize) -> usize> Kernel for Columns<'_, F> {
     }
 }
 
-impl<F: Fn(usize) -> usize> Columns<'_, F> {
+impl<F: Fn(usize) -> usize> StateColumns<'_, F> {
     /// `V` registers of columns (the only one may be partly filled).
     ///
     /// S lacks its newest write k d^T, which the next token applies:

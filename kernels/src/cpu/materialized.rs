@@ -5,7 +5,7 @@
 //! materialises once for all of its tokens and keeps in cache. Parts, blocks and summation order are those of
 //! `attention`, so a token's result has the same bits for any batch size and thread count.
 
-use super::attention::{BLOCK, GROUP, Merge, Values, Weights, clear, finish, split};
+use super::attention::{BLOCK, GROUP, MergeSoftmax, Values, Weights, clear, finish, split};
 use super::autovec::run;
 use super::cache::{Cache, SEGMENT};
 use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
@@ -17,7 +17,7 @@ use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
 /// A span's queries and cache.
-struct Look<'a> {
+struct MaterializedSpan<'a> {
     cache: &'a Cache,
     /// Queries of the span's tokens, `[tokens, heads * width]`.
     q: &'a [f32],
@@ -51,7 +51,7 @@ pub(super) fn materialized_attention(
             continue;
         }
         let q = &q.values()[span.rows.start * q.cols..span.rows.end * q.cols];
-        let look = Look { cache, q, w, width, before: cache.len() - n, scale };
+        let look = MaterializedSpan { cache, q, w, width, before: cache.len() - n, scale };
         // More threads than heads: split the tokens of a head, materialising its keys more than once.
         let each = n.div_ceil((cpu.pool.threads() / heads).max(1)).next_multiple_of(GROUP);
         let pieces = n.div_ceil(each);
@@ -68,7 +68,7 @@ pub(super) fn materialized_attention(
 }
 
 /// One head's attention for a range of tokens; `out` receives each token's values.
-fn head(cpu: &Cpu, look: &Look<'_>, h: usize, tokens: Range<usize>, out: impl Fn(usize, &[f32])) {
+fn head(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>, out: impl Fn(usize, &[f32])) {
     let KvUpProjection { k, v, .. } = look.w;
     let (n, dim) = (tokens.len(), v.rows);
     let sizes = [k.rows * k.cols, v.rows * v.cols, SEGMENT * look.width, SEGMENT * dim];
@@ -91,7 +91,7 @@ fn head(cpu: &Cpu, look: &Look<'_>, h: usize, tokens: Range<usize>, out: impl Fn
             let group = of(g);
             if look.before + group.end > first {
                 one_part(cpu, look, (h, group.clone()), rows.clone(), [keys, values], part);
-                run(cpu.level, Merge { n: group.len(), dim, whole, part });
+                run(cpu.level, MergeSoftmax { n: group.len(), dim, whole, part });
             }
         }
     }
@@ -106,7 +106,7 @@ fn head(cpu: &Cpu, look: &Look<'_>, h: usize, tokens: Range<usize>, out: impl Fn
 /// Keys, a column each, and values of a part's rows.
 fn expand(
     cpu: &Cpu,
-    look: &Look<'_>,
+    look: &MaterializedSpan<'_>,
     rows: Range<usize>,
     [w_k, w_v]: [&[f32]; 2],
     [keys, values]: [&mut [f32]; 2],
@@ -117,7 +117,7 @@ fn expand(
     for first in rows.clone().step_by(BLOCK) {
         let (block, at) = (first..rows.end.min(first + BLOCK), first - rows.start);
         look.cache.expand(block.clone(), latents);
-        cpu.level.run(Expand {
+        cpu.level.run(MaterializeRows {
             rows: View { values: &latents[..block.len() * step], step },
             w_k: View { values: w_k, step: look.w.k.cols },
             w_v: View { values: w_v, step: look.w.v.cols },
@@ -136,7 +136,7 @@ fn expand(
 /// The softmax of a head's tokens over a part's rows, block by block.
 fn one_part(
     cpu: &Cpu,
-    look: &Look<'_>,
+    look: &MaterializedSpan<'_>,
     (h, tokens): (usize, Range<usize>),
     part: Range<usize>,
     [keys, values]: [&[f32]; 2],
@@ -155,7 +155,7 @@ fn one_part(
             break; // newer than all of them
         }
         let keys = View { values: &keys[at..], step: SEGMENT };
-        cpu.level.run(Scores { q, keys, scores, size: [n, rows.len(), width] });
+        cpu.level.run(KeyScores { q, keys, scores, size: [n, rows.len(), width] });
         let seen = |i: usize| (look.before + tokens.start + i + 1).saturating_sub(rows.start).min(rows.len());
         run(cpu.level, Weights { scores, seen, scale: look.scale, factors: &mut factors[..n], max, sum });
         let rows_of = View { values: &values[at * dim..], step: dim };
@@ -164,7 +164,7 @@ fn one_part(
 }
 
 /// scores_ij = q_i . key_j for `size` = [queries, keys, columns]
-struct Scores<'a> {
+struct KeyScores<'a> {
     q: Left<'a>,
     /// Keys of a block, one per column.
     keys: View<'a>,
@@ -172,7 +172,7 @@ struct Scores<'a> {
     size: [usize; 3],
 }
 
-impl Kernel for Scores<'_> {
+impl Kernel for KeyScores<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -183,7 +183,7 @@ impl Kernel for Scores<'_> {
 }
 
 /// key_s = [W_k^T c_s | pe_s],  value_s = W_v c_s
-struct Expand<'a> {
+struct MaterializeRows<'a> {
     /// Cache rows [c_s | pe_s] to project.
     rows: View<'a>,
     /// W_k,h in f32, row-major, `[latent, nope]`.
@@ -196,7 +196,7 @@ struct Expand<'a> {
     dim: usize,
 }
 
-impl Kernel for Expand<'_> {
+impl Kernel for MaterializeRows<'_> {
     type Output = ();
 
     #[inline(always)]

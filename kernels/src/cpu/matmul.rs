@@ -14,7 +14,7 @@ use crate::simd::{Isa, Kernel};
 /// Weight rows and tokens per tile: its results (16 KiB) and activations stay in L1 and L2.
 pub(super) const TILE: usize = 64;
 /// Results of a tile, `[tokens, rows]`.
-pub(super) type Tile = [f32; TILE * TILE];
+pub(super) type ResultTile = [f32; TILE * TILE];
 /// Cost of starting a chunk in decode, in bytes of memory traffic: its first cache lines are not prefetched, and the
 /// hardware prefetcher has not detected the stream yet.
 const CHUNK_STARTUP_BYTES: usize = 14 * 1024;
@@ -50,7 +50,7 @@ pub(super) fn activations<'a>(cpu: &Cpu, form: Activation, x: &'a [f32], cols: u
 }
 
 /// `out[t][r] = W_r x_t` for at most `TILE` rows and tokens.
-pub(super) fn tile<'a>(cpu: &Cpu, w: &Weight, rows: &[u8], x: &[u8], out: &'a mut Tile) -> &'a [f32] {
+pub(super) fn tile<'a>(cpu: &Cpu, w: &Weight, rows: &[u8], x: &[u8], out: &'a mut ResultTile) -> &'a [f32] {
     let tokens = x.len() / w.format.activation().row_bytes(w.cols);
     let y = &mut out[..tokens * (rows.len() / w.row_bytes)];
     quant::matmul_tile(cpu.level, w.format, rows, w.cols, x, y);

@@ -14,23 +14,23 @@ pub const LIMIT: usize = 1 << 29;
 /// Sixteen floats, one cache line: the alignment of buffers.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C, align(64))]
-struct Line([f32; 16]);
+struct CacheLine([f32; 16]);
 
 /// The pool; clones share it.
 #[derive(Clone, Default)]
-pub struct Buffers(Arc<Mutex<Free>>);
+pub struct BufferPool(Arc<Mutex<Free>>);
 
 #[derive(Default)]
 struct Free {
     /// Unused buffers by size in cache lines.
-    by_size: Vec<(usize, Vec<Box<[Line]>>)>,
+    by_size: Vec<(usize, Vec<Box<[CacheLine]>>)>,
     bytes: usize,
 }
 
 /// Memory from the pool, 64-byte aligned; dropping it returns it.
 pub struct Buffer {
-    lines: Box<[Line]>,
-    home: Buffers,
+    lines: Box<[CacheLine]>,
+    home: BufferPool,
 }
 
 /// An f32 matrix `[rows, cols]` in a buffer from the pool, row-major.
@@ -42,12 +42,12 @@ pub struct Tensor {
     buffer: Buffer,
 }
 
-impl Buffers {
+impl BufferPool {
     /// At least `len` floats of any value.
     pub fn floats(&self, len: usize) -> Buffer {
         let size = size_class(len.div_ceil(16));
         let unused = self.lock().take(size);
-        let lines = unused.unwrap_or_else(|| vec![Line::zeroed(); size].into_boxed_slice());
+        let lines = unused.unwrap_or_else(|| vec![CacheLine::zeroed(); size].into_boxed_slice());
         let mut buffer = Buffer { lines, home: self.clone() };
         if cfg!(debug_assertions) {
             buffer.floats_mut().fill(f32::NAN);
@@ -72,14 +72,14 @@ impl Buffers {
 }
 
 impl Free {
-    fn take(&mut self, size: usize) -> Option<Box<[Line]>> {
+    fn take(&mut self, size: usize) -> Option<Box<[CacheLine]>> {
         let at = self.by_size.binary_search_by_key(&size, |(size, _)| *size).ok()?;
         let lines = self.by_size[at].1.pop()?;
         self.bytes -= size_of_val(&*lines);
         Some(lines)
     }
 
-    fn put(&mut self, lines: Box<[Line]>) {
+    fn put(&mut self, lines: Box<[CacheLine]>) {
         let bytes = size_of_val(&*lines);
         if bytes == 0 {
             return;
@@ -89,7 +89,7 @@ impl Free {
             match self.by_size.iter_mut().rev().find(|(_, unused)| !unused.is_empty()) {
                 Some((size, unused)) if *size > lines.len() => {
                     unused.pop();
-                    self.bytes -= *size * size_of::<Line>();
+                    self.bytes -= *size * size_of::<CacheLine>();
                 }
                 _ => return,
             }
@@ -165,7 +165,7 @@ mod tests {
 
     #[test]
     fn a_dropped_tensor_serves_the_next() {
-        let buffers = Buffers::default();
+        let buffers = BufferPool::default();
         let first = buffers.tensor(3, 100);
         let address = first.values().as_ptr();
         drop(first);
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn what_is_kept_is_bounded() {
-        let buffers = Buffers::default();
+        let buffers = BufferPool::default();
         let all: Vec<Tensor> = (0..10).map(|_| buffers.tensor(LIMIT / 16, 1)).collect();
         drop(all);
         assert!(buffers.lock().bytes <= LIMIT && buffers.lock().bytes > 0);
@@ -194,6 +194,6 @@ mod tests {
 
     #[test]
     fn nothing_at_all() {
-        assert_eq!(Buffers::default().tensor(0, 7).values().len(), 0);
+        assert_eq!(BufferPool::default().tensor(0, 7).values().len(), 0);
     }
 }

@@ -21,7 +21,7 @@ mod top_k;
 pub use cache::Cache;
 pub use experts::NO_EXPERT;
 pub use memory::Tensor;
-pub use pool::Pool;
+pub use pool::ThreadPool;
 pub use route::Routed;
 
 use crate::backend::{
@@ -31,14 +31,14 @@ use crate::backend::{
 use crate::composed;
 use crate::quant::Format;
 use crate::simd::SimdLevel;
-use memory::{Buffer, Buffers};
+use memory::{Buffer, BufferPool};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Runs all ops on the CPU; owns the thread pool, the buffer pool and the detected SIMD level.
 pub struct Cpu {
-    pool: Pool,
-    buffers: Buffers,
+    pool: ThreadPool,
+    buffers: BufferPool,
     level: SimdLevel,
     /// True if the model may exceed memory, so that weights are prefetched from disk.
     ahead: AtomicBool,
@@ -92,7 +92,12 @@ impl std::ops::Deref for Floats<'_> {
 impl Cpu {
     /// A backend with `threads` threads, the caller's included, at a SIMD level.
     pub fn new(threads: usize, level: SimdLevel) -> Cpu {
-        Cpu { pool: Pool::new(threads), buffers: Buffers::default(), level, ahead: AtomicBool::new(false) }
+        Cpu {
+            pool: ThreadPool::new(threads),
+            buffers: BufferPool::default(),
+            level,
+            ahead: AtomicBool::new(false),
+        }
     }
 
     /// A backend with `threads` threads (default: all cores) at the fastest SIMD level.
@@ -102,7 +107,7 @@ impl Cpu {
     }
 
     /// The thread pool, for other work of the caller.
-    pub fn pool(&self) -> &Pool {
+    pub fn pool(&self) -> &ThreadPool {
         &self.pool
     }
 

@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 
 /// Worker threads that run the chunks of a region together with the calling thread.
-pub struct Pool {
+pub struct ThreadPool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
     /// Held by the caller of a region; a concurrent caller runs its chunks alone.
@@ -27,13 +27,13 @@ type Body<'a> = dyn Fn(usize) + Sync + 'a;
 
 /// Padded to its own cache lines: all threads write it.
 #[repr(align(128))]
-struct Line<T>(T);
+struct CachePadded<T>(T);
 
 struct Shared {
     /// Region number << 32 | `OPEN` while workers may enter | workers inside.
-    gate: Line<AtomicU64>,
+    gate: CachePadded<AtomicU64>,
     /// The next chunk to claim.
-    next: Line<AtomicUsize>,
+    next: CachePadded<AtomicUsize>,
     /// Body and number of chunks of the region.
     job: UnsafeCell<(*const Body<'static>, usize)>,
     /// One per worker: whether it is parked or about to park.
@@ -51,20 +51,20 @@ const SPINS: u32 = 500;
 /// Yields before a worker parks.
 const YIELDS: u32 = 50;
 
-// SAFETY: `job` is written only by the holder of `Pool::region` while the gate is closed and no thread is inside,
+// SAFETY: `job` is written only by the holder of `ThreadPool::region` while the gate is closed and no thread is inside,
 // and read only by threads inside, which entered by a read-modify-write of the gate after that write. Its
 // pointer is followed only inside a region, during which the caller keeps the body borrowed.
 unsafe impl Sync for Shared {}
 // SAFETY: as above; nothing in it belongs to a thread.
 unsafe impl Send for Shared {}
 
-impl Pool {
+impl ThreadPool {
     /// A pool of `threads` threads, the caller's included; fewer where the system refuses to start them.
-    pub fn new(threads: usize) -> Pool {
+    pub fn new(threads: usize) -> ThreadPool {
         assert!(threads > 0, "a pool needs a thread");
         let shared = Arc::new(Shared {
-            gate: Line(AtomicU64::new(0)),
-            next: Line(AtomicUsize::new(0)),
+            gate: CachePadded(AtomicU64::new(0)),
+            next: CachePadded(AtomicUsize::new(0)),
             job: UnsafeCell::new((&|_| (), 0)),
             asleep: (1..threads).map(|_| AtomicBool::new(false)).collect(),
             panic: Mutex::new(None),
@@ -75,7 +75,7 @@ impl Pool {
             thread::Builder::new().name(format!("kernels-{i}")).spawn(move || shared.work(i)).ok()
         };
         let workers = (0..threads - 1).map_while(spawn).collect();
-        Pool { shared, workers, region: Mutex::new(()) }
+        ThreadPool { shared, workers, region: Mutex::new(()) }
     }
 
     /// Threads that take part in a region, the caller's included.
@@ -133,7 +133,7 @@ impl Pool {
     }
 }
 
-impl Drop for Pool {
+impl Drop for ThreadPool {
     fn drop(&mut self) {
         self.shared.stop.store(true, Ordering::SeqCst);
         for worker in self.workers.drain(..) {
@@ -270,7 +270,7 @@ mod tests {
     #[test]
     fn every_chunk_runs_once() {
         for (threads, chunks) in [(1, 5), (2, 0), (2, 1), (2, 1000), (4, 7), (8, 100_000)] {
-            let pool = Pool::new(threads);
+            let pool = ThreadPool::new(threads);
             for _ in 0..5 {
                 let mut runs = vec![0u8; chunks];
                 pool.for_chunks(&mut runs, 1, |_, run| run[0] += 1);
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn many_small_regions() {
-        let pool = Pool::new(3);
+        let pool = ThreadPool::new(3);
         let sum = AtomicUsize::new(0);
         for round in 0..20_000 {
             pool.parallel_for(4, |i| {
@@ -293,7 +293,7 @@ mod tests {
 
     #[test]
     fn sleeping_workers_wake() {
-        let pool = Pool::new(2);
+        let pool = ThreadPool::new(2);
         let woke = (0..50).filter(|_| {
             thread::sleep(Duration::from_millis(3));
             let caller = thread::current().id();
@@ -312,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_panic_goes_on_in_the_caller_and_the_pool_lives() {
-        let pool = Pool::new(2);
+        let pool = ThreadPool::new(2);
         for bad in [0, 50, 99] {
             let run = || pool.parallel_for(100, |i| assert_ne!(i, bad, "chunk {i}"));
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
@@ -324,7 +324,7 @@ mod tests {
 
     #[test]
     fn a_region_inside_a_region_and_beside_another() {
-        let pool = Pool::new(2);
+        let pool = ThreadPool::new(2);
         let count = AtomicUsize::new(0);
         let inner = || pool.parallel_for(8, |_| _ = count.fetch_add(1, Ordering::Relaxed));
         let nested = || pool.parallel_for(8, |_| inner());

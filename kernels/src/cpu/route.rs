@@ -61,7 +61,7 @@ pub(super) fn route(cpu: &Cpu, logits: &Tensor, bias: &Weight, how: Routing) -> 
     let mut scores = cpu.buffers.floats(2 * experts);
     let (s, biased) = scores.floats_mut()[..2 * experts].split_at_mut(experts);
     for t in 0..logits.rows {
-        run(cpu.level, Scores { logits: logits.row(t), bias: &bias, s, biased });
+        run(cpu.level, RouterScores { logits: logits.row(t), bias: &bias, s, biased });
         let chosen = &mut chosen.values_mut()[t * top_k..][..top_k];
         choose(biased, &how, chosen);
         weigh(s, chosen, &how, &mut weights.floats_mut()[t * top_k..][..top_k]);
@@ -69,14 +69,14 @@ pub(super) fn route(cpu: &Cpu, logits: &Tensor, bias: &Weight, how: Routing) -> 
     Routed { rows: logits.rows, top_k, chosen, weights }
 }
 
-struct Scores<'a> {
+struct RouterScores<'a> {
     logits: &'a [f32],
     bias: &'a [f32],
     s: &'a mut [f32],
     biased: &'a mut [f32],
 }
 
-impl AutovecKernel for Scores<'_> {
+impl AutovecKernel for RouterScores<'_> {
     type Output = ();
 
     #[inline(always)]

@@ -43,7 +43,7 @@ fn of_row(cpu: &Cpu, row: &[f32], n: usize, part: usize, of_parts: &mut [f32]) -
         top.truncate(n);
     }
     top.sort_unstable_by(descending);
-    cpu.pool.for_chunks(of_parts, each, |i, out| run(cpu.level, Sums { row: values(i), part, most, out }));
+    cpu.pool.for_chunks(of_parts, each, |i, out| run(cpu.level, ExpSums { row: values(i), part, most, out }));
     TopK {
         complete: top.len() < n || row.len() <= n,
         top,
@@ -82,14 +82,14 @@ impl AutovecKernel for Maxima<'_> {
 }
 
 /// The sum of e^(x - most) over each part's numbers.
-struct Sums<'a> {
+struct ExpSums<'a> {
     row: &'a [f32],
     part: usize,
     most: f32,
     out: &'a mut [f32],
 }
 
-impl AutovecKernel for Sums<'_> {
+impl AutovecKernel for ExpSums<'_> {
     type Output = ();
 
     #[inline(always)]

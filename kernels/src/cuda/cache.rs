@@ -7,7 +7,7 @@
 //! Next: `attention`.
 
 use super::driver::Address;
-use super::memory::{Buffer, Buffers};
+use super::memory::{DeviceBuffer, DevicePool};
 use crate::backend::CacheFormat;
 use crate::quant::Format;
 use bytemuck::{Pod, Zeroable};
@@ -25,10 +25,10 @@ pub struct Cache {
     format: CacheFormat,
     width: usize,
     len: usize,
-    segments: Vec<Arc<Buffer>>,
+    segments: Vec<Arc<DeviceBuffer>>,
     /// The device-side header and segment table.
-    header: Option<Header>,
-    buffers: Buffers,
+    header: Option<DeviceHeader>,
+    buffers: DevicePool,
 }
 
 /// The row layout that kernels receive.
@@ -41,11 +41,11 @@ pub(super) struct CacheShape {
     row_bytes: i32,
 }
 
-struct Header {
+struct DeviceHeader {
     /// Length, and the address of the table.
-    own: Buffer,
+    own: DeviceBuffer,
     /// The address of each segment.
-    table: Buffer,
+    table: DeviceBuffer,
     /// Capacity of the table and the segments in it.
     room: usize,
     written: usize,
@@ -69,7 +69,7 @@ impl Clone for Cache {
 }
 
 impl Cache {
-    pub(super) fn new(buffers: &Buffers, format: CacheFormat, width: usize) -> Cache {
+    pub(super) fn new(buffers: &DevicePool, format: CacheFormat, width: usize) -> Cache {
         assert!(width > 0, "cache rows without values");
         Cache { format, width, len: 0, segments: Vec::new(), header: None, buffers: buffers.clone() }
     }
@@ -150,7 +150,7 @@ impl Cache {
         if self.header.as_ref().is_none_or(|h| h.room < needed) {
             let room = needed.next_power_of_two().max(16);
             let (own, table) = (self.buffers.bytes(size_of::<HeaderBytes>()), self.buffers.bytes(8 * room));
-            self.header = Some(Header { own, table, room, written: 0, len: usize::MAX });
+            self.header = Some(DeviceHeader { own, table, room, written: 0, len: usize::MAX });
         }
         let header = self.header.as_mut().expect("made above");
         let driver = &self.buffers.driver;

@@ -55,7 +55,7 @@ struct Chunks {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Step {
+struct DeltaStep {
     projections: [Address; 6],
     taps: [Address; 3],
     a: Address,
@@ -102,7 +102,7 @@ impl Cuda {
             assert!(tails, "shapes of the states of convolutions");
         }
         let y = self.with_levels(tokens, channels, true);
-        let step = Step {
+        let step = DeltaStep {
             projections: projections.map(Tensor::at),
             taps: w.taps.map(Weight::floats),
             a: w.a.floats(),

@@ -4,7 +4,7 @@
 
 use super::driver::Address;
 use super::matmul::GEMV_MAX_TOKENS;
-use super::memory::{Buffer, Levels, Tensor};
+use super::memory::{DeviceBuffer, Levels, Tensor};
 use super::span::groups;
 use super::{Cuda, Grid, Weight, arg, block};
 use crate::backend::{Routing, Span};
@@ -22,8 +22,8 @@ pub struct Routed {
     pub rows: usize,
     /// Number of experts chosen for each row.
     pub top_k: usize,
-    pub(super) chosen: Buffer,
-    pub(super) weights: Buffer,
+    pub(super) chosen: DeviceBuffer,
+    pub(super) weights: DeviceBuffer,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]

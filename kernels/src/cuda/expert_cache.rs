@@ -4,14 +4,14 @@
 //! [`CPU_BYTES_PER_UPLOADED_BYTE`] bytes of experts per byte to upload, the hottest expert without a slot evicts a clearly
 //! colder one; a step of many tokens, which has all stacks on the device for a moment, assigns slots to the hottest at
 //! once. Uploads overlap with compute on a second stream: they start when issued work has read the slot
-//! ([`Layer::free`]), and the next reader waits for them ([`Layer::full`]). Next: `staging`.
+//! ([`SlotLayer::free`]), and the next reader waits for them ([`SlotLayer::full`]). Next: `staging`.
 
 use super::driver::{Address, Driver, Event, Pinned, Stream};
 use super::staging::copy_in;
 use super::weight::{Memory, PLANES};
 use super::{Cuda, Grid, Weight, arg};
 use crate::backend::{Error, GatedMlp, QuantTensor};
-use crate::cpu::Pool;
+use crate::cpu::ThreadPool;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,11 +28,11 @@ pub(super) struct Slots {
     pub(super) planes: [Address; PLANES],
     _memory: Memory,
     /// Replacement state; of a layer's three stacks the gate's is used.
-    layer: Mutex<Layer>,
+    layer: Mutex<SlotLayer>,
 }
 
 /// Replacement state of a layer's slots.
-pub(super) struct Layer {
+pub(super) struct SlotLayer {
     pub(super) heat: DecayedLfu,
     /// Bytes that may be uploaded, earned by the expert bytes that the CPU has read.
     credit: u64,
@@ -49,11 +49,11 @@ impl Slots {
         let (memory, planes) =
             Memory::planes(driver, stored.format, blocks, "a cache of experts on the CUDA device")?;
         let heat = DecayedLfu::new(stored.count, count);
-        let layer = Layer { heat, credit: 0, full: driver.event(), free: driver.event() };
+        let layer = SlotLayer { heat, credit: 0, full: driver.event(), free: driver.event() };
         Ok(Slots { count, planes, _memory: memory, layer: Mutex::new(layer) })
     }
 
-    pub(super) fn layer(&self) -> MutexGuard<'_, Layer> {
+    pub(super) fn layer(&self) -> MutexGuard<'_, SlotLayer> {
         self.layer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -147,7 +147,7 @@ pub(super) type Uploader = Option<[Pinned; 3]>;
 
 impl Cuda {
     /// Uploads experts to slots if the budget allows, after the CPU has computed `missed` experts.
-    pub(super) fn promote(&self, w: &GatedMlp<'_, Weight>, layer: &mut Layer, missed: usize) {
+    pub(super) fn promote(&self, w: &GatedMlp<'_, Weight>, layer: &mut SlotLayer, missed: usize) {
         let stacks = [w.gate, w.up, w.down];
         let sizes = stacks.map(|w| w.in_ram().len() / w.count);
         let bytes = sizes.iter().sum::<usize>() as u64;
@@ -218,7 +218,7 @@ impl Cuda {
 }
 
 /// A plane of all blocks.
-fn copy_plane(pool: &Pool, to: &mut [u8], blocks: &[u8], (block, part): (usize, &Range<usize>)) {
+fn copy_plane(pool: &ThreadPool, to: &mut [u8], blocks: &[u8], (block, part): (usize, &Range<usize>)) {
     const AT_ONCE: usize = 512;
     if part.len() == block {
         return copy_in(pool, to, blocks);

@@ -8,7 +8,7 @@
 use super::driver::Stream;
 use super::fused::FewFfn;
 use super::matmul::{GEMV_MAX_TOKENS, PLAIN, Shape, TILE, Target};
-use super::memory::{Buffer, Tensor};
+use super::memory::{DeviceBuffer, Tensor};
 use super::{Address, Cuda, Grid, Routed, Weight, arg};
 use crate::backend::{Backend, GatedMlp};
 use crate::cpu::{self, NO_EXPERT};
@@ -33,9 +33,9 @@ impl Routed {
 
 /// (token, slot) pairs sorted by expert.
 pub(super) struct Pairs {
-    pub(super) order: Buffer,
-    pub(super) starts: Buffer,
-    pub(super) tiles: Buffer,
+    pub(super) order: DeviceBuffer,
+    pub(super) starts: DeviceBuffer,
+    pub(super) tiles: DeviceBuffer,
 }
 
 impl Cuda {

@@ -47,7 +47,7 @@ const LEVEL_ROWS: usize = 32;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Ffn {
+struct FusedFfn {
     stacks: [[Address; 3]; 3],
     shared: [[Address; 3]; 3],
     q: Address,
@@ -194,7 +194,7 @@ impl Cuda {
         let [inner, inner_scale] = [values, values / 32 * 8].map(|bytes| self.buffers.bytes(bytes));
         let y = self.buffers.tensor(tokens, dim);
         let lanes = lanes(first.down.format, hidden);
-        let p = Ffn {
+        let p = FusedFfn {
             stacks: w.experts.as_ref().map_or([[0; 3]; 3], |(w, _)| planes(w)),
             shared: w.shared.map_or([[0; 3]; 3], planes),
             q,

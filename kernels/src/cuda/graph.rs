@@ -6,7 +6,7 @@
 //! memory of its own. While one thread captures, others wait.
 
 use super::driver::{Address, GraphExec};
-use super::memory::{Buffer, Kept, Tensor};
+use super::memory::{DeviceBuffer, Kept, Tensor};
 use super::{Cuda, Weight, attention};
 use crate::backend::StatePart;
 use std::cell::Cell;
@@ -32,26 +32,26 @@ pub(super) fn captured_ids() -> Option<Address> {
 
 /// The graph cache of a backend.
 #[derive(Default)]
-pub(super) struct Steps {
+pub(super) struct GraphCache {
     /// Keys run once, op by op.
     seen: Option<Key>,
     /// Graphs, most recently used last.
-    kept: Vec<Step>,
+    kept: Vec<CapturedStep>,
     /// Number of steps that replayed a graph instead of launching op by op.
     pub(super) replayed: u64,
 }
 
-struct Step {
+struct CapturedStep {
     key: Key,
     launches: GraphExec,
-    ids: Buffer,
+    ids: DeviceBuffer,
     logits: Tensor,
     /// Reserves the scratch buffers of the launches as long as the graph exists.
     _memory: Kept,
 }
 
 impl Cuda {
-    pub(super) fn steps(&self) -> MutexGuard<'_, Steps> {
+    pub(super) fn steps(&self) -> MutexGuard<'_, GraphCache> {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -105,7 +105,7 @@ impl Cuda {
         let (launches, memory) = self.buffers.capture(|| logits = Some(step()));
         IDS.set(None);
         let logits = logits.expect("the step ran");
-        let step = Step { key, launches, ids: own, logits, _memory: memory };
+        let step = CapturedStep { key, launches, ids: own, logits, _memory: memory };
         let result = self.run_step(&step, ids);
         let mut steps = self.steps();
         if steps.kept.len() == STEPS {
@@ -116,7 +116,7 @@ impl Cuda {
     }
 
     /// Copies the logits to separate memory.
-    fn run_step(&self, step: &Step, ids: &[u32]) -> Tensor {
+    fn run_step(&self, step: &CapturedStep, ids: &[u32]) -> Tensor {
         self.driver.upload(step.ids.at, bytemuck::cast_slice(ids));
         self.driver.replay(&step.launches);
         let logits = self.buffers.tensor(step.logits.rows, step.logits.cols);

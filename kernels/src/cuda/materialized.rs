@@ -5,7 +5,7 @@
 
 use super::cache::CacheShape;
 use super::driver::Address;
-use super::memory::{Buffer, Tensor};
+use super::memory::{DeviceBuffer, Tensor};
 use super::{Cache, Cuda, Grid, Weight, arg, block};
 use crate::backend::{KvUpProjection, Span};
 use bytemuck::{Pod, Zeroable};
@@ -36,7 +36,7 @@ const MATERIALIZE_MIN_TOKENS: usize = 32;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Halves {
+struct WeightHalves {
     floats: [Address; 2],
     weights: Address,
     latent: i32,
@@ -47,7 +47,7 @@ struct Halves {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Rows {
+struct LatentRows {
     header: Address,
     rows: Address,
     cache: CacheShape,
@@ -59,7 +59,7 @@ struct Rows {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Expand {
+struct Materialize {
     rows: Address,
     weights: Address,
     made: Address,
@@ -69,7 +69,7 @@ struct Expand {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Expanded {
+struct MaterializedAttention {
     q: Address,
     o: Address,
     carry: Address,
@@ -148,10 +148,10 @@ struct Call<'a> {
     q: &'a Tensor,
     o: &'a Tensor,
     heads: Heads,
-    weights: Buffer,
-    rows: Buffer,
-    made: Buffer,
-    carry: Buffer,
+    weights: DeviceBuffer,
+    rows: DeviceBuffer,
+    made: DeviceBuffer,
+    carry: DeviceBuffer,
     scale: f32,
 }
 
@@ -240,7 +240,7 @@ impl Cuda {
         let [latent, padded_arg, nope, value_dim] =
             [heads.latent, padded, heads.nope, heads.value_dim].map(|n| n as i32);
         let floats_at = floats.each_ref().map(|f| f.at);
-        let p = Halves { floats: floats_at, weights, latent, padded: padded_arg, nope, value_dim };
+        let p = WeightHalves { floats: floats_at, weights, latent, padded: padded_arg, nope, value_dim };
         let blocks = [padded / 32, MADE / 32, heads.count];
         let grid = Grid { blocks, threads: 256, shared: WEIGHTS_SHARED };
         self.driver.launch(["expand_weights", ""], grid, &[block(&p)]);
@@ -255,15 +255,16 @@ impl Cuda {
             [span.rows.start, span.rows.len(), chunk.start, chunk.end, room].map(|n| n as i32);
         let [latent, padded] = [latent as i32, call.heads.padded() as i32];
         let (header, cache) = (span.state.header(), span.state.shape());
-        let rows = Rows { header, rows: call.rows.at, cache, first: from, n: to - from, latent, padded };
+        let rows =
+            LatentRows { header, rows: call.rows.at, cache, first: from, n: to - from, latent, padded };
         let grid = Grid { blocks: [room, 1, 1], threads: 128, shared: 0 };
         self.driver.launch(["expand_rows", ""], grid, &[block(&rows)]);
         let (rows, weights, made) = (call.rows.at, call.weights.at, call.made.at);
-        let expand = Expand { rows, weights, made, n, padded };
+        let expand = Materialize { rows, weights, made, n, padded };
         let grid = Grid { blocks: [2 * count, room / SIDE, 1], threads: 256, shared: EXPAND_SHARED };
         self.driver.launch(["expand", ""], grid, &[block(&expand)]);
         let [before, heads, nope, pe, value_dim] = [before, count, nope, pe, value_dim].map(|n| n as i32);
-        let p = Expanded {
+        let p = MaterializedAttention {
             q: call.q.at(),
             o: call.o.at(),
             carry: call.carry.at,

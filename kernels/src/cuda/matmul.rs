@@ -8,7 +8,7 @@ use super::driver::Address;
 use super::experts::Pairs;
 use super::fused::FewFfn;
 use super::graph::captured_ids;
-use super::memory::{Buffer, Tensor};
+use super::memory::{DeviceBuffer, Tensor};
 use super::{Cuda, Grid, Weight, arg, block};
 use crate::backend::GatedMlp;
 use crate::quant::Format;
@@ -28,7 +28,7 @@ const PLAIN_SHARED: usize = 4 * (2 * 16 * 68 + 64);
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Matrix {
+struct MatrixArg {
     planes: [Address; 3],
     y: Address,
     rows: i32,
@@ -40,7 +40,7 @@ struct Matrix {
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 struct Product {
-    of: [Matrix; MATRICES],
+    of: [MatrixArg; MATRICES],
     x: Input,
     chosen: Address,
     n: i32,
@@ -120,11 +120,11 @@ impl Cuda {
     /// GEMV of a few vectors with up to [`MATRICES`] weights of one format.
     pub(super) fn few(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
         let w = to[0].w.on_device();
-        let mut of = [Matrix::zeroed(); MATRICES];
+        let mut of = [MatrixArg::zeroed(); MATRICES];
         let mut rows = 0;
         for (m, t) in of.iter_mut().zip(to) {
             let (y_stride, r) = (t.y_stride as i32, t.w.rows as i32);
-            *m = Matrix { planes: t.w.planes, y: t.y, rows: r, first: rows, y_stride, unused: 0 };
+            *m = MatrixArg { planes: t.w.planes, y: t.y, rows: r, first: rows, y_stride, unused: 0 };
             rows += r;
         }
         let lanes = lanes(w.format, w.cols);
@@ -148,7 +148,7 @@ impl Cuda {
         let each = shape.vectors / shape.groups;
         let [rows, cols, y_stride, groups, vectors, x_div] =
             [w.rows, w.cols, to.y_stride, shape.groups, each, shape.x_div].map(|n| n as i32);
-        let address = |of: fn(&Pairs) -> &Buffer| pairs.map_or(0, |p| of(p).at);
+        let address = |of: fn(&Pairs) -> &DeviceBuffer| pairs.map_or(0, |p| of(p).at);
         let [order, starts, tiles] = [address(|p| &p.order), address(|p| &p.starts), address(|p| &p.tiles)];
         let (planes, y) = (w.planes, to.y);
         let p =
@@ -214,7 +214,7 @@ impl Cuda {
     }
 
     /// The first `cols` values of each `width`.
-    fn columns(&self, x: Address, [rows, cols, width]: [usize; 3]) -> Buffer {
+    fn columns(&self, x: Address, [rows, cols, width]: [usize; 3]) -> DeviceBuffer {
         let y = self.buffers.bytes(4 * rows * cols);
         self.each("first_columns", rows * cols, &[arg(x), arg(y.at), arg(cols as i32), arg(width as i32)]);
         y
@@ -235,7 +235,7 @@ impl Cuda {
     }
 
     /// Dequantises all matrices of a stack.
-    pub(super) fn floats_of(&self, w: &Weight) -> Buffer {
+    pub(super) fn floats_of(&self, w: &Weight) -> DeviceBuffer {
         let each = w.rows * w.cols; // rows are whole blocks, so a matrix is one long row
         let y = self.buffers.bytes(4 * w.count * each);
         if w.count * each > 0 {
@@ -246,10 +246,10 @@ impl Cuda {
 
     /// Dequantises rows of `cols` values: the listed ones, or the first ones.
     fn rows_to(&self, w: &Weight, y: Address, [n, cols]: [usize; 2], chosen: Address) {
-        let mut of = [Matrix::zeroed(); MATRICES];
+        let mut of = [MatrixArg::zeroed(); MATRICES];
         let [vectors, width] = [n, cols].map(|n| n as i32);
         let planes = w.on_device().planes;
-        of[0] = Matrix { planes, y, rows: 1, first: 0, y_stride: width, unused: 0 };
+        of[0] = MatrixArg { planes, y, rows: 1, first: 0, y_stride: width, unused: 0 };
         let (x, unused) = (Input::zeroed(), 0);
         let (n_of, rows, groups, x_div, lanes) = (1, 1, 1, 1, 1);
         let p = Product { of, x, chosen, n: n_of, rows, cols: width, vectors, groups, x_div, lanes, unused };

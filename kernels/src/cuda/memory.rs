@@ -1,7 +1,7 @@
 //! Allocates tensors and scratch on the device from a pool.
 //!
 //! A dropped buffer is reusable at once: the stream runs in order, so nothing is overwritten before it is read. When the
-//! device is full, unused buffers are freed first. (Debug builds and [`Buffers::poison`] fill buffers with NaN, so that
+//! device is full, unused buffers are freed first. (Debug builds and [`DevicePool::poison`] fill buffers with NaN, so that
 //! tests detect unwritten values.) Next: `weight`.
 
 use super::driver::{Address, Driver, GraphExec};
@@ -12,29 +12,29 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// The pool; clones share it.
 #[derive(Clone)]
-pub(super) struct Buffers {
+pub(super) struct DevicePool {
     pub(super) driver: Arc<Driver>,
     unused: Arc<Unused>,
     poisoned: Arc<AtomicBool>,
 }
 
 /// Unused allocations by their size in bytes.
-type Sizes = BTreeMap<usize, Vec<Address>>;
+type FreeBySize = BTreeMap<usize, Vec<Address>>;
 
 /// Allocations that no buffer uses; dropping it returns them to the driver.
 struct Unused {
     driver: Arc<Driver>,
-    pool: Mutex<Pool>,
+    pool: Mutex<FreeLists>,
 }
 
 #[derive(Default)]
-struct Pool {
-    by_size: Sizes,
+struct FreeLists {
+    by_size: FreeBySize,
     /// During graph capture: buffers that the step has released, reserved for its launches.
-    captured: Option<Sizes>,
+    captured: Option<FreeBySize>,
 }
 
-impl Pool {
+impl FreeLists {
     /// Takes an unused allocation, the captured step's own first.
     fn take(&mut self, size: usize) -> Option<Address> {
         let mut all = self.captured.iter_mut().chain([&mut self.by_size]);
@@ -43,7 +43,7 @@ impl Pool {
 }
 
 impl Unused {
-    fn lock(&self) -> MutexGuard<'_, Pool> {
+    fn lock(&self) -> MutexGuard<'_, FreeLists> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -56,8 +56,8 @@ impl Unused {
 
 /// Allocations reserved for a captured graph; dropping it returns them to the pool.
 pub(super) struct Kept {
-    by_size: Sizes,
-    home: Buffers,
+    by_size: FreeBySize,
+    home: DevicePool,
 }
 
 impl Drop for Kept {
@@ -76,10 +76,10 @@ impl Drop for Unused {
 }
 
 /// Device memory; dropping it returns it to the pool.
-pub(super) struct Buffer {
+pub(super) struct DeviceBuffer {
     pub(super) at: Address,
     size: usize,
-    home: Buffers,
+    home: DevicePool,
 }
 
 /// f32 `[rows, cols]` on the device.
@@ -88,25 +88,25 @@ pub struct Tensor {
     pub rows: usize,
     /// Number of values in a row; rows are contiguous.
     pub cols: usize,
-    buffer: Buffer,
+    buffer: DeviceBuffer,
     /// The quantised values, once a matmul has needed them.
     pub(super) bytes: OnceLock<Levels>,
 }
 
 /// Quantised activations: `q` `[rows, cols]`, and a scale with two sums per 32 values.
 pub(super) struct Levels {
-    pub(super) q: Buffer,
-    pub(super) scale: Buffer,
+    pub(super) q: DeviceBuffer,
+    pub(super) scale: DeviceBuffer,
 }
 
 /// Every allocation is a multiple of this many bytes.
 const GRAIN: usize = 512;
 
-impl Buffers {
-    pub(super) fn new(driver: Arc<Driver>) -> Buffers {
+impl DevicePool {
+    pub(super) fn new(driver: Arc<Driver>) -> DevicePool {
         let poisoned = Arc::new(AtomicBool::new(cfg!(debug_assertions)));
         let unused = Unused { driver: driver.clone(), pool: Mutex::default() };
-        Buffers { driver, unused: Arc::new(unused), poisoned }
+        DevicePool { driver, unused: Arc::new(unused), poisoned }
     }
 
     /// Enables or disables filling buffers with NaN.
@@ -115,21 +115,21 @@ impl Buffers {
     }
 
     /// At least `bytes` uninitialised bytes; None when the device is full.
-    pub(super) fn try_bytes(&self, bytes: usize) -> Option<Buffer> {
+    pub(super) fn try_bytes(&self, bytes: usize) -> Option<DeviceBuffer> {
         self.try_size(size_class(bytes))
     }
 
     /// The same without rounding up to a size class, for many buffers of one size.
-    pub(super) fn exactly(&self, bytes: usize) -> Buffer {
+    pub(super) fn exactly(&self, bytes: usize) -> DeviceBuffer {
         self.try_size(bytes.next_multiple_of(GRAIN)).unwrap_or_else(|| self.out_of_memory(bytes))
     }
 
-    fn try_size(&self, size: usize) -> Option<Buffer> {
+    fn try_size(&self, size: usize) -> Option<DeviceBuffer> {
         let at = self.take(size)?;
         if self.poisoned.load(Ordering::Relaxed) {
             self.driver.fill(at, 0xff, size);
         }
-        Some(Buffer { at, size, home: self.clone() })
+        Some(DeviceBuffer { at, size, home: self.clone() })
     }
 
     /// An allocation of a size.
@@ -143,7 +143,7 @@ impl Buffers {
     }
 
     /// The same for results and scratch, which the memory plan has reserved.
-    pub(super) fn bytes(&self, bytes: usize) -> Buffer {
+    pub(super) fn bytes(&self, bytes: usize) -> DeviceBuffer {
         self.try_bytes(bytes).unwrap_or_else(|| self.out_of_memory(bytes))
     }
 
@@ -155,7 +155,7 @@ impl Buffers {
     }
 
     /// A buffer initialised with values.
-    pub(super) fn upload<T: Pod>(&self, values: &[T]) -> Buffer {
+    pub(super) fn upload<T: Pod>(&self, values: &[T]) -> DeviceBuffer {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let buffer = self.bytes(bytes.len());
         self.driver.upload(buffer.at, bytes);
@@ -173,7 +173,7 @@ impl Buffers {
     pub(super) fn capture(&self, issue: impl FnOnce()) -> (GraphExec, Kept) {
         let mut own = None;
         let graph = self.driver.capture(|| {
-            self.unused.lock().captured = Some(Sizes::new());
+            self.unused.lock().captured = Some(FreeBySize::new());
             issue();
             own = self.unused.lock().captured.take();
         });
@@ -193,11 +193,11 @@ fn size_class(bytes: usize) -> usize {
     grains.next_multiple_of(step) * GRAIN
 }
 
-impl Drop for Buffer {
+impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         let _turn = self.home.driver.turn();
         let mut pool = self.home.unused.lock();
-        let Pool { by_size, captured } = &mut *pool;
+        let FreeLists { by_size, captured } = &mut *pool;
         captured.as_mut().unwrap_or(by_size).entry(self.size).or_default().push(self.at);
     }
 }

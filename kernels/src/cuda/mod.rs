@@ -39,8 +39,8 @@ use crate::composed;
 use crate::cpu::Cpu;
 use driver::{Address, Driver, Grid, arg, block};
 use expert_cache::{Slots, Uploader};
-use graph::Steps;
-use memory::{Buffer, Buffers};
+use graph::GraphCache;
+use memory::{DeviceBuffer, DevicePool};
 use staging::Staging;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -50,7 +50,7 @@ use std::time::Instant;
 /// Runs all ops on one CUDA device, except experts that stay in RAM for the CPU.
 pub struct Cuda {
     driver: Arc<Driver>,
-    buffers: Buffers,
+    buffers: DevicePool,
     /// Remaining device bytes for large stacks (experts), if limited.
     stacks: Mutex<Option<u64>>,
     /// The CPU backend for experts in RAM, its threads, and whether it prefetches them from disk.
@@ -67,9 +67,9 @@ pub struct Cuda {
     uses: [AtomicU64; 2],
     /// Rows per chunk of materialised attention.
     chunk_rows: AtomicUsize,
-    steps: Mutex<Steps>,
+    steps: Mutex<GraphCache>,
     /// Counters of finished blocks, for up to [`matmul::GEMV_MAX_TOKENS`] tokens; zero between launches.
-    counts: Buffer,
+    counts: DeviceBuffer,
 }
 
 /// Stacks with fewer weights than this always reside on the device.
@@ -79,7 +79,7 @@ impl Cuda {
     /// Opens the first CUDA device; the error says why there is none.
     pub fn detect() -> Result<Cuda, Unavailable> {
         let driver = Arc::new(Driver::open()?);
-        let buffers = Buffers::new(driver.clone());
+        let buffers = DevicePool::new(driver.clone());
         let counts = buffers.upload(&[0_i32; matmul::GEMV_MAX_TOKENS]);
         Ok(Cuda {
             driver,

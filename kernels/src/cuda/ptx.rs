@@ -13,12 +13,12 @@ static ARCHIVE: &[u8] = include_bytes!("../../cuda/kernels.ptx.gz");
 pub(super) struct Code {
     modules: Vec<CString>,
     names: Vec<String>,
-    entries: Vec<Entry>,
+    entries: Vec<KernelEntry>,
     by_name: HashMap<String, usize>,
 }
 
 /// A kernel of the archive, with the parameters that it takes.
-pub(super) struct Entry {
+pub(super) struct KernelEntry {
     pub name: String,
     /// Index of the module that contains it.
     pub module: usize,
@@ -43,7 +43,7 @@ impl Code {
                 let name = head.split(['(', '\n']).next().unwrap_or_default().trim().to_owned();
                 let sizes = head.split(".param ").skip(1).map(parameter_bytes).collect();
                 code.by_name.insert(name.clone(), code.entries.len());
-                code.entries.push(Entry { name, module: code.modules.len(), sizes });
+                code.entries.push(KernelEntry { name, module: code.modules.len(), sizes });
             }
             code.modules.push(CString::new(ptx).expect("text"));
             code.names.push(name.trim().to_owned());
@@ -56,12 +56,12 @@ impl Code {
         *self.by_name.get(name).unwrap_or_else(|| panic!("no kernel {name} among the embedded ones"))
     }
 
-    pub(super) fn entry(&self, index: usize) -> &Entry {
+    pub(super) fn entry(&self, index: usize) -> &KernelEntry {
         &self.entries[index]
     }
 
     /// The kernels of a module.
-    pub(super) fn entries_of(&self, module: usize) -> impl Iterator<Item = &Entry> {
+    pub(super) fn entries_of(&self, module: usize) -> impl Iterator<Item = &KernelEntry> {
         self.entries.iter().filter(move |entry| entry.module == module)
     }
 

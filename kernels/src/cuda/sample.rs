@@ -2,7 +2,7 @@
 //!
 //! The arithmetic is in kernels/cuda/sample.cu. Next: `graph`.
 
-use super::memory::{Buffer, Tensor};
+use super::memory::{DeviceBuffer, Tensor};
 use super::{Cuda, Grid, arg};
 use crate::backend::{MAX_TOP_K, TopK};
 
@@ -14,8 +14,8 @@ const SCRATCH: usize = 33 * 4;
 
 /// Top-k key lists in descending order, `parts` per row, each with a sum.
 struct Lists {
-    keys: Buffer,
-    sums: Buffer,
+    keys: DeviceBuffer,
+    sums: DeviceBuffer,
     parts: usize,
 }
 

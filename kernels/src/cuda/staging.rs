@@ -5,13 +5,13 @@
 //! two device buffers alternate, so that one stack is uploaded while the other is used. Next: `attention`.
 
 use super::driver::{Address, Driver, Event, Pinned, Stream};
-use super::expert_cache::{DecayedLfu, Layer};
+use super::expert_cache::{DecayedLfu, SlotLayer};
 use super::matmul::{Shape, Target};
-use super::memory::{Buffer, Tensor};
+use super::memory::{DeviceBuffer, Tensor};
 use super::weight::{PLANES, layout};
 use super::{Cuda, Routed, Weight, arg};
 use crate::backend::{Error, GatedMlp};
-use crate::cpu::Pool;
+use crate::cpu::ThreadPool;
 use crate::quant::Format;
 use std::sync::{Arc, PoisonError};
 
@@ -68,7 +68,7 @@ impl Drop for Room {
 struct Brought {
     weight: Weight,
     /// Its planes, where the format has several, which frees the buffer.
-    planes: Option<Buffer>,
+    planes: Option<DeviceBuffer>,
     room: usize,
 }
 
@@ -135,13 +135,13 @@ impl Staging {
 }
 
 /// Copies with all threads: one thread is slower than the bus.
-pub(super) fn copy_in(pool: &Pool, to: &mut [u8], from: &[u8]) {
+pub(super) fn copy_in(pool: &ThreadPool, to: &mut [u8], from: &[u8]) {
     pool.for_chunks(to, COPY_BYTES, |i, part| part.copy_from_slice(&from[i * COPY_BYTES..][..part.len()]));
 }
 
 impl Cuda {
     /// The planes of a stack uploaded to `at`, in separate memory where there are several.
-    fn split(&self, w: &Weight, at: Address, bytes: usize) -> ([Address; PLANES], Option<Buffer>) {
+    fn split(&self, w: &Weight, at: Address, bytes: usize) -> ([Address; PLANES], Option<DeviceBuffer>) {
         let mut places = [0; PLANES];
         let parts = w.format.cuda_planes();
         if parts.len() == 1 {
@@ -201,7 +201,7 @@ impl Cuda {
     }
 
     /// Counts routed experts; returns the resulting evictions.
-    fn warm(&self, layer: &mut Layer, routed: &Routed) -> Vec<[i32; 2]> {
+    fn warm(&self, layer: &mut SlotLayer, routed: &Routed) -> Vec<[i32; 2]> {
         let mut chosen = vec![0_u32; routed.rows * routed.top_k];
         self.driver.download(routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen));
         layer.heat.seen(&chosen, routed.rows);

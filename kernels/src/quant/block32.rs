@@ -55,7 +55,7 @@ pub(super) trait Block32: Block<X = Q8x32> {
 pub(super) struct Block32Dot;
 
 /// The decoded block of each row of a panel.
-pub(super) struct Panel<P: PanelSimd> {
+pub(super) struct Block32Panel<P: PanelSimd> {
     quants: [P::Bytes; 8],
     d_and_min: [P::Floats; 2],
 }
@@ -89,14 +89,14 @@ impl<B: Block32> BlockDot<B> for Block32Dot {
         x.d()
     }
 
-    type Panel<P: PanelSimd> = Panel<P>;
+    type Panel<P: PanelSimd> = Block32Panel<P>;
 
     #[inline(always)]
-    fn new_panel<P: PanelSimd>(simd: P) -> Panel<P> {
-        Panel { quants: [simd.splat_byte(0); 8], d_and_min: [simd.splat(0.0); 2] }
+    fn new_panel<P: PanelSimd>(simd: P) -> Block32Panel<P> {
+        Block32Panel { quants: [simd.splat_byte(0); 8], d_and_min: [simd.splat(0.0); 2] }
     }
     #[inline(always)]
-    fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut Panel<I::Panel>) {
+    fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut Block32Panel<I::Panel>) {
         let simd = isa.panel();
         out.quants = B::transpose_quants(isa, rows);
         if B::SIGNED {
@@ -107,7 +107,12 @@ impl<B: Block32> BlockDot<B> for Block32Dot {
         out.d_and_min = B::panel_scales(simd, rows);
     }
     #[inline(always)]
-    fn dot_panel<P: PanelSimd, const T: usize>(w: &Panel<P>, simd: P, x: [&Q8x32; T], y: &mut [P::Floats]) {
+    fn dot_panel<P: PanelSimd, const T: usize>(
+        w: &Block32Panel<P>,
+        simd: P,
+        x: [&Q8x32; T],
+        y: &mut [P::Floats],
+    ) {
         let zero = if B::SIGNED { P::U8_BIAS } else { B::ZERO };
         let mut sums = [simd.zeros(); T];
         if zero != 0 {

@@ -12,7 +12,7 @@ use super::block::{Block, Tile};
 use super::block32::{Block32, Block32Dot};
 use super::iq4_search;
 use super::minmax::nibbles;
-use super::scale_search::{Columns, columns};
+use super::scale_search::{LanePerBlock, columns};
 use crate::matmul::matmul;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -35,7 +35,7 @@ const _: () = assert!(size_of::<Iq4Nl>() == 18);
 
 /// Quantises eight blocks at once, one per lane.
 #[inline(always)]
-fn eight<I: Isa>(isa: I, x: &Columns<32>) -> [Iq4Nl; 8] {
+fn eight<I: Isa>(isa: I, x: &LanePerBlock<32>) -> [Iq4Nl; 8] {
     let scale = iq4_search::scales(isa, x);
     let quants = iq4_search::quants(isa, x, scale.map(super::minmax::inverse));
     from_fn(|j| {

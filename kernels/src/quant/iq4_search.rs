@@ -3,7 +3,7 @@
 //! As in `scale_search`, each lane repeats ggml's arithmetic in ggml's order, so the bytes are equal.
 
 use super::iq4_nl::CODEBOOK;
-use super::scale_search::{Columns, NOTHING, absolute};
+use super::scale_search::{LanePerBlock, NOTHING, absolute};
 use crate::simd::Isa;
 
 /// Candidates on either side of the first scale.
@@ -22,7 +22,7 @@ fn nearest<I: Isa>(isa: I, v: I::Floats) -> I::Floats {
 
 /// The sums of w q x and w q q with weights w = x x, which give the best scale for fixed quants.
 #[inline(always)]
-fn regress<I: Isa>(isa: I, x: &Columns<32>, inverse: I::Floats) -> [I::Floats; 2] {
+fn regress<I: Isa>(isa: I, x: &LanePerBlock<32>, inverse: I::Floats) -> [I::Floats; 2] {
     let (mut sum_qx, mut sum_q2) = (isa.splat(0.0), isa.splat(0.0));
     for x in x {
         let x = isa.load_floats(x);
@@ -36,7 +36,7 @@ fn regress<I: Isa>(isa: I, x: &Columns<32>, inverse: I::Floats) -> [I::Floats; 2
 
 /// The candidate scale of each sub-block with the least weighted squared error.
 #[inline(always)]
-pub(super) fn scales<I: Isa>(isa: I, x: &Columns<32>) -> [f32; 8] {
+pub(super) fn scales<I: Isa>(isa: I, x: &LanePerBlock<32>) -> [f32; 8] {
     let zero = isa.splat(0.0);
     let (mut most, mut furthest) = (zero, zero);
     for x in x {
@@ -65,7 +65,7 @@ pub(super) fn scales<I: Isa>(isa: I, x: &Columns<32>) -> [f32; 8] {
 
 /// The index of the codebook value nearest to each value times its lane's inverse scale.
 #[inline(always)]
-pub(super) fn quants<I: Isa>(isa: I, x: &Columns<32>, inverse: [f32; 8]) -> [[u8; 8]; 32] {
+pub(super) fn quants<I: Isa>(isa: I, x: &LanePerBlock<32>, inverse: [f32; 8]) -> [[u8; 8]; 32] {
     let inverse = isa.load_floats(&inverse);
     let mut out = [[0; 8]; 32];
     for (out, x) in out.iter_mut().zip(x) {

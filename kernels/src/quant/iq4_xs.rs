@@ -20,7 +20,7 @@ use super::iq4_search;
 use super::minmax::{furthest, inverse, nibbles};
 use super::q3_k::less_32;
 use super::scale_search::columns;
-use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, window};
+use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
 use crate::matmul::matmul;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
@@ -104,7 +104,7 @@ impl SuperBlock for Iq4Xs {
     const OFFSET: Offset = Offset::Signed;
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Iq4Xs; 16], out: &mut Panel<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Iq4Xs; 16], out: &mut SuperBlockPanel<L>) {
         let low = l.splat_byte(15);
         // The bytes of sub-blocks 2 p and 2 p + 1.
         let groups =

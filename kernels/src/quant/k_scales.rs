@@ -9,8 +9,8 @@
 
 use super::activation::{Q8x256, scaled_dots};
 use super::block::Block;
-use super::scale_search::{self, Affine, Cost, Steps};
-use super::superblock::{Panel, window};
+use super::scale_search::{self, Affine, Cost, ScaleSteps};
+use super::superblock::{SuperBlockPanel, window};
 use crate::simd::{Isa, PanelSimd, to_int};
 use half::f16;
 
@@ -49,7 +49,7 @@ pub(super) struct Found {
 /// Quantises 256 weights to `0..=most`: finds the scale and minimum of each sub-block with the least weighted squared
 /// error, rounds both to six bits, then requantises with the rounded values.
 #[inline(always)]
-pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: Steps) -> Found {
+pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: ScaleSteps) -> Found {
     let x: &[f32; 256] = x.try_into().expect("a super-block");
     let columns = scale_search::columns::<32>(x);
     let importance = scale_search::importance(isa, &columns);
@@ -93,7 +93,7 @@ pub(super) fn sums<I: Isa>(isa: I, q: [I::Bytes; 8], scales: [u8; 12], x: &Q8x25
 
 /// Decodes d, dmin, scales and minima of a panel from the first 16 bytes of its blocks: d, dmin, a, b, c.
 #[inline(always)]
-pub(super) fn decode_scales<L: PanelSimd, B: Block>(l: L, rows: &[&B; 16], out: &mut Panel<L>) {
+pub(super) fn decode_scales<L: PanelSimd, B: Block>(l: L, rows: &[&B; 16], out: &mut SuperBlockPanel<L>) {
     let head = l.transpose(&window::<_, 0>(rows));
     out.d_and_min = [l.half(head[0], 0), l.half(head[0], 1)];
     let (a, b, c) = (head[1], head[2], head[3]);

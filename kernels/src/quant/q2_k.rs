@@ -13,8 +13,8 @@
 
 use super::activation::{Q8x256, scaled_dots};
 use super::block::{Block, Tile};
-use super::scale_search::{self, Affine, Cost, Steps};
-use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, window};
+use super::scale_search::{self, Affine, Cost, ScaleSteps};
+use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
 use crate::matmul::matmul;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
@@ -81,7 +81,7 @@ impl Block for Q2K {
         for h in 0..2 {
             let columns = scale_search::columns::<16>(&x[128 * h..128 * h + 128]);
             let weight = columns.map(|x| x.map(f32::abs));
-            let steps = Steps { first: -0.5, count: 15 };
+            let steps = ScaleSteps { first: -0.5, count: 15 };
             let found: Affine<16> = scale_search::affine(isa, &columns, &weight, (3, Cost::Absolute), steps);
             scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
             min[8 * h..8 * h + 8].copy_from_slice(&found.min);
@@ -121,7 +121,7 @@ impl SuperBlock for Q2K {
     const OFFSET: Offset = Offset::Minima;
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q2K; 16], out: &mut Panel<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q2K; 16], out: &mut SuperBlockPanel<L>) {
         spread_two_bits(l, [window::<_, 16>(rows), window::<_, 48>(rows)], out);
         let (head, low) = (l.transpose(&window::<_, 0>(rows)), l.splat_byte(15));
         for j in 0..16 {
@@ -152,7 +152,7 @@ impl SuperBlock for Q2K {
 
 /// [`two_bits`] of a row panel.
 #[inline(always)]
-pub(super) fn spread_two_bits<L: PanelSimd>(l: L, q: [[&[u8; 32]; 16]; 2], out: &mut Panel<L>) {
+pub(super) fn spread_two_bits<L: PanelSimd>(l: L, q: [[&[u8; 32]; 16]; 2], out: &mut SuperBlockPanel<L>) {
     let last = l.splat_byte(3);
     for h in 0..2 {
         let q = l.transpose(&q[h]);

@@ -18,7 +18,7 @@ use super::activation::{Q8x256, scaled_dots};
 use super::block::{Block, Tile};
 use super::q2_k::{pack_two_bits, spread_two_bits, two_bits};
 use super::scale_search;
-use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, decode_16_scales, window};
+use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
 use crate::matmul::matmul;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
@@ -142,7 +142,7 @@ impl SuperBlock for Q3K {
     const OFFSET: Offset = Offset::Zero(4);
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q3K; 16], out: &mut Panel<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q3K; 16], out: &mut SuperBlockPanel<L>) {
         spread_two_bits(l, [window::<_, 32>(rows), window::<_, 64>(rows)], out);
         let (h, third) = (l.transpose(&window::<_, 0>(rows)), l.splat_byte(4));
         for c in 0..8 {

@@ -13,8 +13,8 @@
 use super::activation::Q8x256;
 use super::block::{Block, Tile};
 use super::k_scales::{self, Found};
-use super::scale_search::Steps;
-use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, window};
+use super::scale_search::ScaleSteps;
+use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
 use crate::matmul::matmul;
 use crate::simd::{Isa, PanelSimd};
 use bytemuck::{Pod, Zeroable};
@@ -54,7 +54,8 @@ impl Block for Q4K {
 
     #[inline(always)]
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q4K {
-        let Found { d, dmin, scales, quants } = k_scales::find(isa, x, 15, Steps { first: -1.0, count: 20 });
+        let Found { d, dmin, scales, quants } =
+            k_scales::find(isa, x, 15, ScaleSteps { first: -1.0, count: 20 });
         let mut q = [[0; 32]; 4];
         for (q, quants) in q.iter_mut().zip(quants.as_chunks::<64>().0) {
             for (b, q) in q.iter_mut().enumerate() {
@@ -80,7 +81,7 @@ impl SuperBlock for Q4K {
     const OFFSET: Offset = Offset::Minima;
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q4K; 16], out: &mut Panel<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q4K; 16], out: &mut SuperBlockPanel<L>) {
         k_scales::decode_scales(l, rows, out);
         let low = l.splat_byte(15);
         // The 32 bytes of group p: sub-blocks 2 p and 2 p + 1.

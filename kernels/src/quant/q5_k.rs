@@ -14,8 +14,8 @@
 use super::activation::Q8x256;
 use super::block::{Block, Tile};
 use super::k_scales::{self, Found};
-use super::scale_search::Steps;
-use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, window};
+use super::scale_search::ScaleSteps;
+use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
 use crate::matmul::matmul;
 use crate::simd::{Isa, PanelSimd};
 use bytemuck::{Pod, Zeroable};
@@ -67,7 +67,8 @@ impl Block for Q5K {
 
     #[inline(always)]
     fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q5K {
-        let Found { d, dmin, scales, quants } = k_scales::find(isa, x, 31, Steps { first: -0.5, count: 15 });
+        let Found { d, dmin, scales, quants } =
+            k_scales::find(isa, x, 31, ScaleSteps { first: -0.5, count: 15 });
         let (mut q, mut high) = ([[0; 32]; 4], [0; 32]);
         for (p, (q, quants)) in q.iter_mut().zip(quants.as_chunks::<64>().0).enumerate() {
             for b in 0..32 {
@@ -94,7 +95,7 @@ impl SuperBlock for Q5K {
     const OFFSET: Offset = Offset::Minima;
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q5K; 16], out: &mut Panel<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q5K; 16], out: &mut SuperBlockPanel<L>) {
         k_scales::decode_scales(l, rows, out);
         let (low, fifth) = (l.splat_byte(15), l.splat_byte(16));
         // The 32 bytes of group p: sub-blocks 2 p and 2 p + 1.

@@ -15,7 +15,7 @@
 use super::activation::{Q8x256, scaled_dots};
 use super::block::{Block, Tile};
 use super::scale_search;
-use super::superblock::{Offset, Panel, SuperBlock, SuperBlockDot, decode_16_scales, window};
+use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
 use crate::matmul::matmul;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
@@ -102,7 +102,7 @@ impl SuperBlock for Q6K {
     const OFFSET: Offset = Offset::Zero(32);
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q6K; 16], out: &mut Panel<L>) {
+    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q6K; 16], out: &mut SuperBlockPanel<L>) {
         let (last, upper) = (l.splat_byte(15), l.splat_byte(0x30));
         let low =
             [[window::<_, 0>(rows), window::<_, 32>(rows)], [window::<_, 64>(rows), window::<_, 96>(rows)]];

@@ -7,17 +7,17 @@ use crate::simd::Isa;
 use std::array::from_fn;
 
 /// Eight sub-blocks of `N` weights, one per lane: `[position][sub-block]`.
-pub(super) type Columns<const N: usize> = [[f32; 8]; N];
+pub(super) type LanePerBlock<const N: usize> = [[f32; 8]; N];
 
 /// Transposes eight sub-blocks of `N` weights.
 #[inline(always)]
-pub(super) fn columns<const N: usize>(x: &[f32]) -> Columns<N> {
+pub(super) fn columns<const N: usize>(x: &[f32]) -> LanePerBlock<N> {
     from_fn(|i| from_fn(|j| x[N * j + i]))
 }
 
 /// Candidates for the scale: `(most + first + 0.1 k) / range` for k = 0..=count.
 #[derive(Clone, Copy)]
-pub(super) struct Steps {
+pub(super) struct ScaleSteps {
     pub(super) first: f32,
     pub(super) count: u32,
 }
@@ -51,7 +51,7 @@ pub(super) struct Affine<const N: usize> {
 
 /// The weight of each error: root mean square of its sub-block plus |w|.
 #[inline(always)]
-pub(super) fn importance<I: Isa, const N: usize>(isa: I, x: &Columns<N>) -> Columns<N> {
+pub(super) fn importance<I: Isa, const N: usize>(isa: I, x: &LanePerBlock<N>) -> LanePerBlock<N> {
     let mut squares = isa.splat(0.0);
     for x in x {
         let x = isa.load_floats(x);
@@ -78,7 +78,12 @@ pub(super) fn absolute<I: Isa>(isa: I, v: I::Floats) -> I::Floats {
 
 /// Sum of importance times squared error.
 #[inline(always)]
-fn error<I: Isa, const N: usize>(isa: I, x: &Columns<N>, w: &Columns<N>, of: Trial<I>) -> I::Floats {
+fn error<I: Isa, const N: usize>(
+    isa: I,
+    x: &LanePerBlock<N>,
+    w: &LanePerBlock<N>,
+    of: Trial<I>,
+) -> I::Floats {
     let mut error = isa.splat(0.0);
     for (x, w) in x.iter().zip(w) {
         let (x, w) = (isa.load_floats(x), isa.load_floats(w));
@@ -108,10 +113,10 @@ struct Trial<I: Isa> {
 #[inline(always)]
 pub(super) fn affine<I: Isa, const N: usize>(
     isa: I,
-    x: &Columns<N>,
-    w: &Columns<N>,
+    x: &LanePerBlock<N>,
+    w: &LanePerBlock<N>,
     (most, cost): (u8, Cost),
-    steps: Steps,
+    steps: ScaleSteps,
 ) -> Affine<N> {
     let most = most as f32;
     let zero = isa.splat(0.0);
@@ -166,7 +171,12 @@ pub(super) fn affine<I: Isa, const N: usize>(
 
 /// Stores the lanes; a sub-block without range gets scale zero and quants zero.
 #[inline(always)]
-fn finish<I: Isa, const N: usize>(isa: I, x: &Columns<N>, best: Trial<I>, range: I::Floats) -> Affine<N> {
+fn finish<I: Isa, const N: usize>(
+    isa: I,
+    x: &LanePerBlock<N>,
+    best: Trial<I>,
+    range: I::Floats,
+) -> Affine<N> {
     let zero = isa.splat(0.0);
     let flat = |value, otherwise| isa.select(zero, range, value, otherwise);
     let mut out = Affine { scale: [0.0; 8], min: [0.0; 8], quants: [[0; 8]; N] };
@@ -188,7 +198,7 @@ pub(super) struct Symmetric {
 
 /// The sixteen groups of a super-block, eight at a time: their scales and 256 quants.
 #[inline(always)]
-pub(super) fn sixteen(x: &[f32], find: impl Fn(&Columns<16>) -> Symmetric) -> ([f32; 16], [u8; 256]) {
+pub(super) fn sixteen(x: &[f32], find: impl Fn(&LanePerBlock<16>) -> Symmetric) -> ([f32; 16], [u8; 256]) {
     let (mut scale, mut quants) = ([0.0; 16], [0; 256]);
     for (h, x) in x.as_chunks::<128>().0.iter().enumerate() {
         let found = find(&columns::<16>(x));
@@ -202,7 +212,7 @@ pub(super) fn sixteen(x: &[f32], find: impl Fn(&Columns<16>) -> Symmetric) -> ([
 
 /// The signed value furthest from zero in each column, and 1 where the column is below [`NOTHING`], else 0.
 #[inline(always)]
-fn furthest<I: Isa, const N: usize>(isa: I, x: &Columns<N>) -> (I::Floats, I::Floats) {
+fn furthest<I: Isa, const N: usize>(isa: I, x: &LanePerBlock<N>) -> (I::Floats, I::Floats) {
     let (mut most, mut value) = (isa.splat(0.0), isa.splat(0.0));
     for x in x {
         let x = isa.load_floats(x);
@@ -221,7 +231,7 @@ fn signed_quant<I: Isa>(isa: I, v: I::Floats, limit: f32) -> I::Floats {
 
 /// The sums of w x l and w l l with weights w = x x, which give the best scale for fixed quants.
 #[inline(always)]
-fn regress<I: Isa>(isa: I, x: &Columns<16>, iscale: I::Floats, limit: f32) -> [I::Floats; 2] {
+fn regress<I: Isa>(isa: I, x: &LanePerBlock<16>, iscale: I::Floats, limit: f32) -> [I::Floats; 2] {
     let (mut sum_xl, mut sum_l2) = (isa.splat(0.0), isa.splat(0.0));
     for x in x {
         let x = isa.load_floats(x);
@@ -235,7 +245,7 @@ fn regress<I: Isa>(isa: I, x: &Columns<16>, iscale: I::Floats, limit: f32) -> [I
 
 /// Signed quants in -limit..limit: tries eighteen scales near the one that maps the furthest value to -limit.
 #[inline(always)]
-pub(super) fn symmetric<I: Isa>(isa: I, x: &Columns<16>, limit: f32) -> Symmetric {
+pub(super) fn symmetric<I: Isa>(isa: I, x: &LanePerBlock<16>, limit: f32) -> Symmetric {
     let zero = isa.splat(0.0);
     let (most, nothing) = furthest(isa, x);
     let mut best_iscale = isa.div(isa.splat(-limit), most);
@@ -261,7 +271,7 @@ pub(super) fn symmetric<I: Isa>(isa: I, x: &Columns<16>, limit: f32) -> Symmetri
 
 /// [`symmetric`] by coordinate descent: improves one quant at a time, in at most five rounds.
 #[inline(always)]
-pub(super) fn symmetric_by_turns<I: Isa>(isa: I, x: &Columns<16>, limit: f32) -> Symmetric {
+pub(super) fn symmetric_by_turns<I: Isa>(isa: I, x: &LanePerBlock<16>, limit: f32) -> Symmetric {
     let zero = isa.splat(0.0);
     let (most, nothing) = furthest(isa, x);
     let iscale = isa.div(isa.splat(-limit), most);

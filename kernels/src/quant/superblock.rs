@@ -6,7 +6,7 @@
 //! y <- fma(dmin_b -dx_b, float(sum_j m_j sum(x_j)), y)                 where the format has minima
 //! ```
 //! The terms in brackets are exact integers, so the order of their sums does not matter: GEMM decodes a panel of rows
-//! once ([`Panel`]), GEMV works on the stored rows.
+//! once ([`SuperBlockPanel`]), GEMV works on the stored rows.
 
 use super::activation::Q8x256;
 use super::block::Block;
@@ -31,7 +31,7 @@ pub(super) trait SuperBlock: Block<X = Q8x256> {
     const OFFSET: Offset;
 
     /// Decodes the same block of each row.
-    fn decode_panel<P: PanelSimd>(simd: P, rows: &[&Self; 16], out: &mut Panel<P>);
+    fn decode_panel<P: PanelSimd>(simd: P, rows: &[&Self; 16], out: &mut SuperBlockPanel<P>);
     /// Eight partial sums of `sum_j sc_j (q_j . x_j)`, and of `sum_j m_j sum(x_j)`.
     fn sums<I: Isa>(isa: I, w: &Self, x: &Q8x256) -> [I::Ints; 2];
     /// d and dmin as stored; dmin is 0 in formats without minima.
@@ -42,7 +42,7 @@ pub(super) trait SuperBlock: Block<X = Q8x256> {
 pub(super) struct SuperBlockDot;
 
 /// The decoded super-block of each row of a panel.
-pub(super) struct Panel<P: PanelSimd> {
+pub(super) struct SuperBlockPanel<P: PanelSimd> {
     /// Four quants per lane; signed ones biased by [`PanelSimd::U8_BIAS`].
     pub(super) quants: [P::Bytes; 64],
     /// The scale of each sub-block.
@@ -65,7 +65,12 @@ pub(super) fn window<'a, B: Block, const AT: usize>(rows: &[&'a B; 16]) -> [&'a 
 
 /// Decodes sixteen scales, four bytes of each row at a time: signed, or six bits with an offset of 32.
 #[inline(always)]
-pub(super) fn decode_16_scales<P: PanelSimd>(simd: P, sc: [P::Bytes; 4], higher: bool, out: &mut Panel<P>) {
+pub(super) fn decode_16_scales<P: PanelSimd>(
+    simd: P,
+    sc: [P::Bytes; 4],
+    higher: bool,
+    out: &mut SuperBlockPanel<P>,
+) {
     for j in 0..16 {
         out.scales[j] = if higher {
             simd.add(simd.unsigned_byte(sc[j / 4], j % 4), simd.splat_int(-32))
@@ -78,11 +83,11 @@ pub(super) fn decode_16_scales<P: PanelSimd>(simd: P, sc: [P::Bytes; 4], higher:
     }
 }
 
-impl<P: PanelSimd> Panel<P> {
+impl<P: PanelSimd> SuperBlockPanel<P> {
     #[inline(always)]
     fn new(simd: P) -> Self {
         let (bytes, ints, floats) = (simd.splat_byte(0), simd.zeros(), simd.splat(0.0));
-        Panel { quants: [bytes; 64], scales: [ints; 16], pairs: [ints; 8], d_and_min: [floats; 2] }
+        SuperBlockPanel { quants: [bytes; 64], scales: [ints; 16], pairs: [ints; 8], d_and_min: [floats; 2] }
     }
 
     /// Adds the products with `T` tokens to their sums.
@@ -160,18 +165,23 @@ impl<B: SuperBlock> BlockDot<B> for SuperBlockDot {
         x.d()
     }
 
-    type Panel<P: PanelSimd> = Panel<P>;
+    type Panel<P: PanelSimd> = SuperBlockPanel<P>;
 
     #[inline(always)]
-    fn new_panel<P: PanelSimd>(simd: P) -> Panel<P> {
-        Panel::new(simd)
+    fn new_panel<P: PanelSimd>(simd: P) -> SuperBlockPanel<P> {
+        SuperBlockPanel::new(simd)
     }
     #[inline(always)]
-    fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut Panel<I::Panel>) {
+    fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut SuperBlockPanel<I::Panel>) {
         B::decode_panel(isa.panel(), rows, out);
     }
     #[inline(always)]
-    fn dot_panel<P: PanelSimd, const T: usize>(w: &Panel<P>, simd: P, x: [&Q8x256; T], y: &mut [P::Floats]) {
+    fn dot_panel<P: PanelSimd, const T: usize>(
+        w: &SuperBlockPanel<P>,
+        simd: P,
+        x: [&Q8x256; T],
+        y: &mut [P::Floats],
+    ) {
         w.dot_panel::<B, T>(simd, x, y);
     }
 }

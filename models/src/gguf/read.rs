@@ -25,24 +25,24 @@ pub struct Gguf {
     /// Alignment of the tensors' data; of a split, that of the first part.
     pub alignment: u64,
     paths: Vec<PathBuf>,
-    parts: Vec<Part>,
+    parts: Vec<SplitPart>,
     by_name: HashMap<String, usize>,
 }
 
 /// A mapped file with the offset of its tensors' data.
 #[derive(Debug)]
-struct Part {
+struct SplitPart {
     bytes: Bytes,
     data: u64,
     /// None for bytes in memory.
     mapping: Option<Mapping>,
     /// The open file; None for bytes in memory.
-    source: Option<Source>,
+    source: Option<OpenFile>,
 }
 
 /// An open file, with its size and modification time at opening.
 #[derive(Debug)]
-struct Source {
+struct OpenFile {
     file: Arc<File>,
     bytes: u64,
     modified: Option<SystemTime>,
@@ -93,7 +93,7 @@ impl Gguf {
         let path = path.as_ref();
         let header = parse(&path.display().to_string(), &bytes)?;
         let data = header.data;
-        Gguf::join(vec![(path.into(), header, Part { bytes, data, mapping: None, source: None })])
+        Gguf::join(vec![(path.into(), header, SplitPart { bytes, data, mapping: None, source: None })])
     }
 
     fn open_split(path: &Path, count: u64) -> Result<Gguf, Error> {
@@ -123,7 +123,7 @@ impl Gguf {
         Gguf::join(opened)
     }
 
-    fn join(opened: Vec<(PathBuf, Header, Part)>) -> Result<Gguf, Error> {
+    fn join(opened: Vec<(PathBuf, Header, SplitPart)>) -> Result<Gguf, Error> {
         let mut all = Gguf {
             metadata: Metadata::default(),
             tensors: Vec::new(),
@@ -269,7 +269,7 @@ fn split_prefix(path: &Path, count: u64) -> Option<&str> {
     number.bytes().all(|b| b.is_ascii_digit()).then_some(prefix)
 }
 
-fn open_part(path: &Path) -> Result<(Header, Part), Error> {
+fn open_part(path: &Path) -> Result<(Header, SplitPart), Error> {
     let name = path.display().to_string();
     let file = crate::file::open(path)?;
     let mapping = map(&file).map_err(Error::io(path))?;
@@ -278,11 +278,11 @@ fn open_part(path: &Path) -> Result<(Header, Part), Error> {
     let header = parse(&name, &bytes)?;
     let data = header.data;
     let file = Arc::new(file);
-    let source = Source { file, bytes: bytes.len() as u64, modified: about.modified().ok() };
-    Ok((header, Part { bytes, data, mapping: Some(mapping), source: Some(source) }))
+    let source = OpenFile { file, bytes: bytes.len() as u64, modified: about.modified().ok() };
+    Ok((header, SplitPart { bytes, data, mapping: Some(mapping), source: Some(source) }))
 }
 
-impl Source {
+impl OpenFile {
     /// Describes how the file changed since it was opened, if it did.
     fn change(&self) -> std::io::Result<Option<String>> {
         let about = self.file.metadata()?;

@@ -2,7 +2,7 @@
 //!
 //! Callers isolate it in a [`super::sandbox`]. Next: [`super::python`], [`super::json`].
 
-use super::sandbox::{Failure, Job};
+use super::sandbox::{Failure, RenderJob};
 use super::{NAME, bounds, json, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
@@ -26,11 +26,11 @@ const CONVERSATION: &str = "a conversation it accepts";
 
 /// A parsed template, which renders any number of conversations.
 #[derive(Clone, Debug)]
-pub struct Compiled {
+pub struct CompiledTemplate {
     environment: Environment<'static>,
 }
 
-impl Compiled {
+impl CompiledTemplate {
     /// Parses a template within [`bounds`].
     ///
     /// # Errors
@@ -89,7 +89,7 @@ impl Budget {
     }
 
     /// A budget of 4 MiB plus 16 bytes per byte of the variables.
-    pub fn of(job: &Job) -> Self {
+    pub fn of(job: &RenderJob) -> Self {
         let given: usize = job.context.iter().map(|(name, value)| name.len() + size(value)).sum();
         Self { bytes: given.saturating_mul(16).saturating_add(OUTPUT_BYTES), ..Self::none() }
     }

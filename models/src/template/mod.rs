@@ -14,9 +14,9 @@ mod special_token_guard;
 #[cfg(test)]
 mod tests;
 
-pub use compiled::{Budget, Compiled};
+pub use compiled::{Budget, CompiledTemplate};
 pub use rendered::Rendered;
-pub use sandbox::{Failure, InProcess, Job, Sandbox};
+pub use sandbox::{Failure, InProcess, RenderJob, Sandbox};
 
 use crate::tokenizer::Vocabulary;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -29,7 +29,7 @@ const KIMI: &str = include_str!("kimi.jinja");
 const NAME: &str = "chat_template";
 
 /// The parsed built-in template, which renders without a sandbox.
-static BUILTIN: LazyLock<Result<Compiled, Failure>> = LazyLock::new(|| Compiled::new(KIMI));
+static BUILTIN: LazyLock<Result<CompiledTemplate, Failure>> = LazyLock::new(|| CompiledTemplate::new(KIMI));
 
 /// One message of a conversation, as in OpenAI's API. Templates see the fields in this order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -140,7 +140,7 @@ impl Template {
         context.insert("tools".to_owned(), guard.value(tools));
         context.insert("add_generation_prompt".to_owned(), add_generation_prompt.into());
         let marked =
-            run(&Job { source: &self.source, sentinel, context: &context }, self.sandbox.as_deref())?;
+            run(&RenderJob { source: &self.source, sentinel, context: &context }, self.sandbox.as_deref())?;
         let specials = &self.names.specials;
         let mut rendered = Rendered::with_capacity(marked.len());
         specials.segments(&marked).into_iter().for_each(|segment| rendered.push(segment, sentinel, specials));
@@ -148,7 +148,7 @@ impl Template {
     }
 }
 
-fn run(job: &Job, sandbox: Option<&dyn Sandbox>) -> Result<String, Failure> {
+fn run(job: &RenderJob, sandbox: Option<&dyn Sandbox>) -> Result<String, Failure> {
     match (sandbox, &*BUILTIN) {
         (Some(sandbox), _) => sandbox.run(job),
         (None, Ok(builtin)) => builtin.render(job.sentinel, job.context, &mut Budget::none()),
@@ -172,7 +172,7 @@ pub fn check(source: &str, sandbox: &dyn Sandbox) -> Result<(), Failure> {
     for token in ["bos_token", "eos_token", "pad_token", "unk_token"] {
         context.insert(token.to_owned(), "".into());
     }
-    match sandbox.run(&Job { source, sentinel: special_token_guard::UNUSED, context: &context }) {
+    match sandbox.run(&RenderJob { source, sentinel: special_token_guard::UNUSED, context: &context }) {
         Err(failure @ Failure::Unusable { .. }) => Err(failure),
         Ok(_) | Err(Failure::Refused { .. }) => Ok(()),
     }

@@ -4,13 +4,13 @@
 //! of nested lists may never end, and printing a namespace that contains itself overflows the stack. Only a separate
 //! process bounds those. A library cannot start one, so callers supply a [`Sandbox`]. Next: [`super::compiled`].
 
-use super::compiled::{Budget, Compiled};
+use super::compiled::{Budget, CompiledTemplate};
 use serde_json::{Map, Value};
 use std::fmt::{self, Display};
 
 /// The input of one rendering.
 #[derive(Clone, Copy, Debug)]
-pub struct Job<'a> {
+pub struct RenderJob<'a> {
     /// Jinja source of the template, which is untrusted.
     pub source: &'a str,
     /// The sentinel character in `context`, which `tojson` leaves as it is.
@@ -25,7 +25,7 @@ pub trait Sandbox: Send + Sync {
     ///
     /// # Errors
     /// The template raised an error, does not parse, or exceeded a limit.
-    fn run(&self, job: &Job) -> Result<String, Failure>;
+    fn run(&self, job: &RenderJob) -> Result<String, Failure>;
 }
 
 /// Renders on the calling thread, with bounds on source, nesting, steps and output, but not on memory, stack or time of a
@@ -34,8 +34,8 @@ pub trait Sandbox: Send + Sync {
 pub struct InProcess;
 
 impl Sandbox for InProcess {
-    fn run(&self, job: &Job) -> Result<String, Failure> {
-        Compiled::new(job.source)?.render(job.sentinel, job.context, &mut Budget::of(job))
+    fn run(&self, job: &RenderJob) -> Result<String, Failure> {
+        CompiledTemplate::new(job.source)?.render(job.sentinel, job.context, &mut Budget::of(job))
     }
 }
 

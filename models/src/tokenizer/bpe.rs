@@ -17,18 +17,18 @@ const NEVER: u32 = u32::MAX;
 
 /// The result of merging a pair of neighbours.
 #[derive(Clone, Copy, Debug)]
-struct Merge {
+struct PairMerge {
     /// Lower ranks merge first; `NEVER` if the pair does not merge.
     rank: u32,
     id: u32,
 }
 
-const NO_MERGE: Merge = Merge { rank: NEVER, id: NEVER };
+const NO_MERGE: PairMerge = PairMerge { rank: NEVER, id: NEVER };
 
 /// The merge table, from pairs of ids to the merged token and its rank.
 #[derive(Clone, Debug)]
 pub(super) struct Merges {
-    pairs: FxHashMap<u64, Merge>,
+    pairs: FxHashMap<u64, PairMerge>,
     list: Vec<(u32, u32)>,
     /// The token of each single byte.
     byte_ids: [u32; 256],
@@ -37,7 +37,7 @@ pub(super) struct Merges {
 /// Scratch memory, reused between pieces.
 #[derive(Default)]
 pub(super) struct Scratch {
-    parts: Vec<(u32, Merge)>,
+    parts: Vec<(u32, PairMerge)>,
 }
 
 impl Merges {
@@ -54,7 +54,7 @@ impl Merges {
     /// Adds the next merge, which yields `id`. An existing pair keeps its rank.
     pub(super) fn push(&mut self, left: u32, right: u32, id: u32) {
         let rank = self.list.len() as u32;
-        self.pairs.entry(key(left, right)).or_insert(Merge { rank, id });
+        self.pairs.entry(key(left, right)).or_insert(PairMerge { rank, id });
         self.list.push((left, right));
     }
 
@@ -90,11 +90,11 @@ impl Merges {
         }
     }
 
-    fn pair(&self, left: u32, right: u32) -> Merge {
+    fn pair(&self, left: u32, right: u32) -> PairMerge {
         self.pairs.get(&key(left, right)).copied().unwrap_or(NO_MERGE)
     }
 
-    fn merge_short(&self, piece: &[u8], parts: &mut Vec<(u32, Merge)>, out: &mut Vec<u32>) {
+    fn merge_short(&self, piece: &[u8], parts: &mut Vec<(u32, PairMerge)>, out: &mut Vec<u32>) {
         let ids = piece.iter().map(|&b| self.byte_ids[b as usize]);
         parts.clear();
         parts.extend(ids.map(|id| (id, NO_MERGE)));
@@ -119,8 +119,8 @@ impl Merges {
     /// Returns the number of candidates pushed: one per byte and at most two per merge.
     fn merge_long(&self, piece: &[u8], out: &mut Vec<u32>) -> usize {
         assert!(piece.len() < NEVER as usize, "a piece of text above 4 GiB");
-        let mut parts: Vec<Part> = (piece.iter().enumerate())
-            .map(|(i, &b)| Part {
+        let mut parts: Vec<Symbol> = (piece.iter().enumerate())
+            .map(|(i, &b)| Symbol {
                 id: self.byte_ids[b as usize],
                 prev: (i as u32).wrapping_sub(1),
                 next: i as u32 + 1,
@@ -134,7 +134,7 @@ impl Merges {
         let mut heap: BinaryHeap<_> = candidates.map(|(i, p)| Reverse((p.merge.rank, i as u32))).collect();
         let mut steps = heap.len();
         while let Some(Reverse((rank, at))) = heap.pop() {
-            let Part { prev, next, merge, .. } = parts[at as usize];
+            let Symbol { prev, next, merge, .. } = parts[at as usize];
             if merge.rank != rank {
                 continue;
             }
@@ -146,7 +146,7 @@ impl Merges {
                 right.prev = at;
             }
             for left in [prev, at] {
-                let Some(&Part { id, next, .. }) = parts.get(left as usize) else { continue };
+                let Some(&Symbol { id, next, .. }) = parts.get(left as usize) else { continue };
                 let merge = parts.get(next as usize).map_or(NO_MERGE, |right| self.pair(id, right.id));
                 parts[left as usize].merge = merge;
                 if merge.rank != NEVER {
@@ -166,12 +166,12 @@ impl Merges {
 
 /// A part of a long piece; `prev` and `next` are out of range at the ends.
 #[derive(Clone, Copy)]
-struct Part {
+struct Symbol {
     id: u32,
     prev: u32,
     next: u32,
     /// The merge with its right neighbour.
-    merge: Merge,
+    merge: PairMerge,
 }
 
 fn key(left: u32, right: u32) -> u64 {

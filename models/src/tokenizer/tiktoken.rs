@@ -20,7 +20,7 @@ impl Vocabulary {
     pub fn from_tiktoken(path: &str, model: &[u8], config: &str, size: Option<usize>) -> Result<Self, Error> {
         let mut ranks = read_ranks(path, model)?;
         ranks.sort_unstable();
-        let config = Config::read(path, config)?;
+        let config = TokenizerConfig::read(path, config)?;
         let size = size.unwrap_or(ranks.len() + SPECIAL_IDS);
         if size < ranks.len() {
             return Err(bad(
@@ -60,9 +60,9 @@ impl Vocabulary {
 }
 
 /// The relevant part of `tokenizer_config.json`.
-struct Config(Value);
+struct TokenizerConfig(Value);
 
-impl Config {
+impl TokenizerConfig {
     fn read(path: &str, text: &str) -> Result<Self, Error> {
         if text.is_empty() {
             return Ok(Self(Value::Null));

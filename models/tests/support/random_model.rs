@@ -5,6 +5,8 @@
 //! a first token is beta (k . q) v, of which the norm leaves the sign of k . q. Logits that differ from the reference's for
 //! that reason agree with those of [`Rounded`], which rounds the same activations.
 
+#[path = "../../../kernels/tests/common/random.rs"]
+mod random;
 mod rounded;
 
 use bytes::Bytes;
@@ -16,6 +18,7 @@ use models::gguf::write::Layout;
 use models::gguf::{Array, Metadata, Value};
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Model, Outputs, Sequence};
+use random::Random;
 use rounded::Rounded;
 
 /// The largest relative error (RMS of the difference over RMS of the logits) with F32 weights and cache: rounding.
@@ -29,39 +32,13 @@ const SAME_ROUNDING: f64 = 0.05;
 /// The longest error line: path, place, expected and found, of 200 bytes each, and the words between them.
 const MAX_LINE: usize = 800;
 
-/// An xorshift64* generator, seeded through splitmix64.
-pub struct Random(u64);
-
 impl Random {
-    pub fn new(seed: u64) -> Random {
-        let mut h = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        h = (h ^ (h >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        h = (h ^ (h >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        Random((h ^ (h >> 31)) | 1)
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
-    }
-
-    /// A number below `n`, which is at least 1.
-    fn below(&mut self, n: usize) -> usize {
-        ((self.next() >> 32) as usize * n) >> 32
-    }
-
     fn within(&mut self, low: usize, high: usize) -> usize {
         low + self.below(high - low + 1)
     }
 
     fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
-    }
-
-    fn of<T: Copy>(&mut self, list: &[T]) -> T {
-        list[self.below(list.len())]
     }
 
     /// A draw from about the standard normal distribution.
@@ -75,7 +52,7 @@ impl Random {
     fn width(&mut self, most: usize) -> usize {
         let n = match self.below(10) {
             0 => 1,
-            1..5 => self.of(&[32, 64, 96, 128, 160]),
+            1..5 => self.one_of(&[32, 64, 96, 128, 160]),
             5 => 256,
             _ => self.within(2, 70),
         };
@@ -84,7 +61,7 @@ impl Random {
 }
 
 /// The random hyperparameters of a model.
-struct Sizes {
+struct ModelShape {
     dim: usize,
     vocab: usize,
     mla: Vec<bool>,
@@ -106,17 +83,17 @@ struct Sizes {
     shared: usize,
 }
 
-impl Sizes {
-    fn new(r: &mut Random) -> Sizes {
+impl ModelShape {
+    fn new(r: &mut Random) -> ModelShape {
         let n_layers = r.within(1, 3);
         let many = r.chance(8);
-        let experts = if many { r.of(&[257, 288, 320, 512, 1024, 1100]) } else { r.within(1, 20) };
+        let experts = if many { r.one_of(&[257, 288, 320, 512, 1024, 1100]) } else { r.within(1, 20) };
         let wide = if many { 32 } else { 256 };
-        let groups = r.of(&[1, 1, 1, 2, 3, 4, experts]);
+        let groups = r.one_of(&[1, 1, 1, 2, 3, 4, experts]);
         let groups = if experts % groups == 0 { groups } else { 1 };
         let top_groups = r.within(1, groups);
         let top_k = r.within(1, experts / groups * top_groups).min(if r.chance(95) { 8 } else { usize::MAX });
-        Sizes {
+        ModelShape {
             dim: r.width(wide),
             vocab: r.within(1, 90),
             mla: (0..n_layers).map(|_| r.chance(50)).collect(),
@@ -124,7 +101,7 @@ impl Sizes {
             kda_heads: r.within(1, 5),
             head_dim: r.width(160),
             taps: if r.chance(90) { r.within(1, 6) } else { r.within(7, 20) },
-            latent: if r.chance(5) { r.of(&[512, 544]) } else { r.width(256) },
+            latent: if r.chance(5) { r.one_of(&[512, 544]) } else { r.width(256) },
             pe: if r.chance(15) { 0 } else { r.width(64) },
             nope: r.width(128),
             value: r.width(128),
@@ -147,8 +124,8 @@ impl Sizes {
         ];
         let mut set = |key: &str, value| all.push((format!("kimi-linear.{key}"), value));
         set("attention.head_count_kv", Value::Array(Array::I32(kinds)));
-        set("attention.layer_norm_rms_epsilon", Value::F32(r.of(&[1e-6, 1e-5, 1e-3])));
-        set("expert_weights_scale", Value::F32(r.of(&[1.0, 2.446])));
+        set("attention.layer_norm_rms_epsilon", Value::F32(r.one_of(&[1e-6, 1e-5, 1e-3])));
+        set("expert_weights_scale", Value::F32(r.one_of(&[1.0, 2.446])));
         set("expert_weights_norm", Value::Bool(r.chance(70)));
         for (key, n) in [
             ("block_count", self.mla.len()),
@@ -274,12 +251,12 @@ impl Stored {
         let fitting: Vec<Format> =
             formats.iter().copied().filter(|f| cols.is_multiple_of(f.block_len())).collect();
         let blocks: Vec<Format> = fitting.iter().copied().filter(|f| f.block_len() > 1).collect();
-        if blocks.is_empty() || r.chance(20) { r.of(&fitting) } else { r.of(&blocks) }
+        if blocks.is_empty() || r.chance(20) { r.one_of(&fitting) } else { r.one_of(&blocks) }
     }
 }
 
 /// A model in memory and how to run it.
-pub struct Case {
+pub struct RandomModel {
     file: Gguf,
     /// Weights and cache are F32, so that the backends differ by rounding alone.
     exact: bool,
@@ -292,7 +269,7 @@ pub struct Case {
 
 /// The outcome of one random model.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Outcome {
+pub enum ModelOutcome {
     /// It was refused with this error line.
     Refused(String),
     /// It ran with this relative error.
@@ -303,11 +280,11 @@ pub enum Outcome {
     Ran,
 }
 
-impl Case {
-    pub fn new(seed: u64) -> Case {
+impl RandomModel {
+    pub fn new(seed: u64) -> RandomModel {
         let r = &mut Random::new(seed);
-        let sizes = Sizes::new(r);
-        let stored = r.of(&[Stored::F32, Stored::Floats, Stored::Any, Stored::Any]);
+        let sizes = ModelShape::new(r);
+        let stored = r.one_of(&[Stored::F32, Stored::Floats, Stored::Any, Stored::Any]);
         let mut metadata = sizes.metadata(r);
         let mut tensors = sizes.tensors();
         if r.chance(15) {
@@ -328,10 +305,10 @@ impl Case {
         let layout = Layout::new(metadata, described).expect("shapes that can be written");
         let broken_values = r.chance(4);
         let bytes = filled(r, &layout, broken_values);
-        let cache = r.of(&[CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]);
+        let cache = r.one_of(&[CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]);
         let prompt = if r.chance(15) { r.within(60, 140) } else { r.within(1, 12) };
         let exact = stored == Stored::F32 && cache == CacheFormat::F32;
-        Case {
+        RandomModel {
             file: Gguf::from_bytes(format!("random-{seed}.gguf"), Bytes::from(bytes)).expect("a sound file"),
             exact,
             cache,
@@ -345,14 +322,14 @@ impl Case {
     ///
     /// # Panics
     /// Neither holds.
-    pub fn check<B: Backend>(&self, b: &B) -> Outcome {
+    pub fn check<B: Backend>(&self, b: &B) -> ModelOutcome {
         let model = match Model::load(b, &self.file) {
             Ok(model) => model,
             Err(e) => {
                 let line = e.to_string();
                 assert!(!line.contains('\n') && line.len() <= MAX_LINE, "one short line: {line:?}");
                 assert!(line.contains(": expected ") && line.contains(", found "), "what and where: {line}");
-                return Outcome::Refused(line);
+                return ModelOutcome::Refused(line);
             }
         };
         let found = self.logits(b, &model);
@@ -360,7 +337,7 @@ impl Case {
         let expected = self.logits(&Reference, &model);
         assert_eq!(found.len(), expected.len(), "logits");
         if self.broken_values {
-            return Outcome::Ran;
+            return ModelOutcome::Ran;
         }
         assert!(
             model.not_finite.is_empty() && found.iter().all(|x| x.is_finite()),
@@ -369,7 +346,7 @@ impl Case {
         let error = relative_error(&found, &expected);
         let most = if self.exact { EXACT } else { ROUNDED };
         if error <= most {
-            return Outcome::Agreed(error);
+            return ModelOutcome::Agreed(error);
         }
         assert!(!self.exact, "relative error {error:.3e}, at most {most}");
         let b = Rounded(self.cache);
@@ -379,7 +356,7 @@ impl Case {
             same <= SAME_ROUNDING,
             "relative error {error:.3e}, at most {most}; {same:.3e} with the same rounding, at most {SAME_ROUNDING}"
         );
-        Outcome::RoundedApart(error)
+        ModelOutcome::RoundedApart(error)
     }
 
     /// Logits of each token of a prompt and of three decoded ones.
@@ -417,11 +394,11 @@ fn break_metadata(r: &mut Random, metadata: &mut Metadata) {
             0 => Value::U32(0),
             1 => Value::U32(near + 1),
             2 => Value::U32(near.saturating_sub(1)),
-            3 => Value::U32(r.of(&[255, 256, 257, 65_535, 1 << 24, (1 << 24) + 1, u32::MAX])),
-            4 => Value::U64(r.of(&[1 << 32, 1 << 63, u64::MAX])),
+            3 => Value::U32(r.one_of(&[255, 256, 257, 65_535, 1 << 24, (1 << 24) + 1, u32::MAX])),
+            4 => Value::U64(r.one_of(&[1 << 32, 1 << 63, u64::MAX])),
             5 => Value::I32(-1),
-            6 => Value::F32(r.of(&[0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40])),
-            7 => Value::String("x\u{1b}[2J\u{202e}".repeat(r.of(&[1, 20_000]))),
+            6 => Value::F32(r.one_of(&[0.0, -1.0, f32::NAN, f32::INFINITY, 1e-40])),
+            7 => Value::String("x\u{1b}[2J\u{202e}".repeat(r.one_of(&[1, 20_000]))),
             8 => Value::Array(Array::I32((0..r.below(5)).map(|_| r.below(3) as i32 - 1).collect())),
             9 => Value::Array(Array::U32((0..r.below(5)).map(|_| r.below(70) as u32).collect())),
             10 => Value::U8(near as u8),
@@ -474,7 +451,7 @@ fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
             row.iter_mut().for_each(|x| *x = value(r, &tensor.name, inputs));
             tensor.format.quantise_row(&row, &mut stored);
             if broken == Some(i) && r.chance(20) {
-                stored.iter_mut().for_each(|b| *b = r.of(&[0x7f, 0xff, 0x80, 0x7c]));
+                stored.iter_mut().for_each(|b| *b = r.one_of(&[0x7f, 0xff, 0x80, 0x7c]));
             }
             bytes.extend(&stored);
         }

@@ -1,7 +1,7 @@
 //! The presets of `kimi synth`, as the `config.json` of a checkpoint with each shape.
 
 use anyhow::{Context as _, Result, bail};
-use convert::config::Config;
+use convert::config::CheckpointConfig;
 use serde_json::{Value, json};
 
 /// A model shape that `synth` can write.
@@ -82,7 +82,7 @@ fn real() -> Value {
 ///
 /// # Errors
 /// An unknown field, a value that is not JSON, sizes that contradict each other.
-pub fn config(preset: Preset, layers: Option<u64>, sets: &[String]) -> Result<Config> {
+pub fn config(preset: Preset, layers: Option<u64>, sets: &[String]) -> Result<CheckpointConfig> {
     let mut json = real();
     let fields = json.as_object_mut().context("the preset is an object")?;
     let changes = preset.changes();
@@ -110,10 +110,10 @@ pub fn config(preset: Preset, layers: Option<u64>, sets: &[String]) -> Result<Co
         "head_dim": take("kda_dim"), "short_conv_kernel_size": 4,
     });
     add_ids(&mut json);
-    Ok(Config::parse("synth", json.to_string().as_bytes())?)
+    Ok(CheckpointConfig::parse("synth", json.to_string().as_bytes())?)
 }
 
-/// More are refused by [`Config::parse`]; a bound on the lists made for it.
+/// More are refused by [`CheckpointConfig::parse`]; a bound on the lists made for it.
 const MAX_LAYERS: u64 = 1 << 13;
 
 /// Every fourth layer is MLA, and so is the 27th of the real model.

@@ -2,7 +2,7 @@
 //! is not used because its parser rounds some floats and stops at 128 levels, so that a template would see other values
 //! than in process. Next: [`super::worker`].
 
-use models::template::{Failure, Job, sandbox::Reason};
+use models::template::{Failure, RenderJob, sandbox::Reason};
 use serde_json::{Map, Number, Value};
 use std::io::{self, Read, Write};
 
@@ -17,7 +17,7 @@ pub struct Request {
 }
 
 /// Encodes the body of a request.
-pub fn request(job: &Job) -> Vec<u8> {
+pub fn request(job: &RenderJob) -> Vec<u8> {
     let mut out = Vec::with_capacity(job.source.len() + 1024);
     put_text(job.source, &mut out);
     put_text(job.sentinel.encode_utf8(&mut [0; 4]), &mut out);
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn requests_and_replies_come_back_bit_for_bit() {
         let context = context();
-        let job = Job { source: "{{ x }}", sentinel: '\u{f0000}', context: &context };
+        let job = RenderJob { source: "{{ x }}", sentinel: '\u{f0000}', context: &context };
         let bytes = request(&job);
         let back = read_request(&bytes).unwrap();
         assert_eq!((&*back.source, back.sentinel), ("{{ x }}", '\u{f0000}'));
@@ -198,14 +198,16 @@ mod tests {
     #[test]
     fn truncated_and_too_deep_bodies_are_refused() {
         let context = context();
-        let bytes = request(&Job { source: "s", sentinel: 'm', context: &context });
+        let bytes = request(&RenderJob { source: "s", sentinel: 'm', context: &context });
         assert!((0..bytes.len()).all(|end| read_request(&bytes[..end]).is_none()));
         let mut deep = json!(1);
         for _ in 0..MAX_DEPTH {
             deep = json!([deep]);
         }
         let context = Map::from_iter([("deep".to_owned(), deep)]);
-        assert!(read_request(&request(&Job { source: "s", sentinel: 'm', context: &context })).is_none());
+        assert!(
+            read_request(&request(&RenderJob { source: "s", sentinel: 'm', context: &context })).is_none()
+        );
         assert!(
             [&b""[..], b"x", b"t\xff\xff\xff\xff\xff\xff\xff\xff"].iter().all(|b| read_reply(b).is_none())
         );

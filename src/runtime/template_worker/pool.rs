@@ -3,7 +3,7 @@
 
 use super::worker::CPU_SECONDS;
 use super::{DEADLINE, exceeded, frame};
-use models::template::{Budget, Failure, Job, Sandbox};
+use models::template::{Budget, Failure, RenderJob, Sandbox};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionbio};
 use std::io::{self, ErrorKind, Read, Write};
@@ -74,7 +74,7 @@ impl Drop for PoolSlot<'_> {
 }
 
 impl Sandbox for Pool {
-    fn run(&self, job: &Job) -> Result<String, Failure> {
+    fn run(&self, job: &RenderJob) -> Result<String, Failure> {
         let deadline = Instant::now() + self.deadline;
         let exceeded = |found: String| exceeded(self.deadline, found);
         let request = frame::request(job);

@@ -2,7 +2,7 @@
 //! limits that this does not enforce.
 
 use super::{STACK_BYTES, exceeded};
-use models::template::{Budget, Compiled, Failure, Job, Sandbox};
+use models::template::{Budget, CompiledTemplate, Failure, RenderJob, Sandbox};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -33,16 +33,17 @@ impl Drop for Counted {
 }
 
 impl Sandbox for InThread {
-    fn run(&self, job: &Job) -> Result<String, Failure> {
+    fn run(&self, job: &RenderJob) -> Result<String, Failure> {
         let counted = Counted::new().ok_or_else(|| exceeded(self.0, "no free thread"))?;
         let (source, sentinel, context) = (job.source.to_owned(), job.sentinel, job.context.clone());
         let (sender, receiver) = sync_channel(1);
         let deadline = Instant::now() + self.0;
         let render = move || {
             let _counted = counted;
-            let job = Job { source: &source, sentinel, context: &context };
+            let job = RenderJob { source: &source, sentinel, context: &context };
             let mut budget = Budget::of(&job).until(deadline);
-            let rendered = Compiled::new(&source).and_then(|c| c.render(sentinel, &context, &mut budget));
+            let rendered =
+                CompiledTemplate::new(&source).and_then(|c| c.render(sentinel, &context, &mut budget));
             // The caller may have left at the deadline.
             let _ = sender.send(rendered);
         };
@@ -62,7 +63,7 @@ mod tests {
 
     fn render(source: &str, deadline: Duration) -> Result<String, Failure> {
         let context = Map::from_iter([("text".to_owned(), json!("hi"))]);
-        InThread(deadline).run(&Job { source, sentinel: 'm', context: &context })
+        InThread(deadline).run(&RenderJob { source, sentinel: 'm', context: &context })
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use super::{DEADLINE, HEAP_BYTES, STACK_BYTES, frame};
 use anyhow::{Context as _, Result, anyhow};
-use models::template::{Budget, Compiled, Failure, Job};
+use models::template::{Budget, CompiledTemplate, Failure, RenderJob};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{io, panic, thread};
 
@@ -70,13 +70,16 @@ fn serve() -> Result<()> {
 }
 
 /// Renders a request; the compiled template is kept for the next one.
-fn render(request: &frame::Request, parsed: &mut Option<(String, Compiled)>) -> Result<String, Failure> {
+fn render(
+    request: &frame::Request,
+    parsed: &mut Option<(String, CompiledTemplate)>,
+) -> Result<String, Failure> {
     let frame::Request { source, sentinel, context } = request;
     let compiled = match parsed.take().filter(|(before, _)| before == source) {
         Some((_, compiled)) => compiled,
-        None => Compiled::new(source)?,
+        None => CompiledTemplate::new(source)?,
     };
-    let mut budget = Budget::of(&Job { source, sentinel: *sentinel, context });
+    let mut budget = Budget::of(&RenderJob { source, sentinel: *sentinel, context });
     let rendered = compiled.render(*sentinel, context, &mut budget);
     *parsed = Some((source.clone(), compiled));
     rendered

@@ -1,6 +1,6 @@
 //! Launches kernels by name, loads them on first use, and captures launches in graphs.
 
-use super::super::ptx::Entry;
+use super::super::ptx::KernelEntry;
 use super::{Driver, done, words};
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUresult};
@@ -71,7 +71,7 @@ impl Drop for GraphExec {
 }
 
 #[derive(Default)]
-pub(super) struct Loaded {
+pub(super) struct LoadedModules {
     modules: HashMap<usize, Module>,
     functions: HashMap<(&'static str, &'static str), Function>,
 }
@@ -174,7 +174,7 @@ impl Driver {
         }
         let full = if name[1].is_empty() { name[0].to_owned() } else { format!("{}_{}", name[0], name[1]) };
         let index = self.code.find(&full);
-        let Entry { module, .. } = *self.code.entry(index);
+        let KernelEntry { module, .. } = *self.code.entry(index);
         let module = &loaded.modules.entry(module).or_insert_with(|| Module(self.load(module))).0;
         let (mut handle, full) = (std::ptr::null_mut(), CString::new(full).expect("a kernel's name"));
         // SAFETY: the module is loaded, the name ends with a zero, the local is written.

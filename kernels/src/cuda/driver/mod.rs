@@ -11,7 +11,7 @@ pub(super) use launch::{Argument, GraphExec, Grid, arg, block};
 
 use super::ptx::Code;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
-use launch::Loaded;
+use launch::LoadedModules;
 use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::ops::Range;
@@ -38,7 +38,7 @@ pub(super) struct Driver {
     /// Stream of weight uploads that overlap compute.
     copies: sys::CUstream,
     code: Code,
-    loaded: Mutex<Loaded>,
+    loaded: Mutex<LoadedModules>,
     /// Locked exclusively during a capture, shared by threads that issue work.
     capture_lock: RwLock<()>,
     /// Small uploads in flight, oldest first.
