@@ -1,13 +1,15 @@
-//! Checks the imports of `src/`: they point down the layers, files form no circles, and HTTP and the terminal stay in their
-//! modules.
+//! Checks the imports of `src/`: they point down the layers, and HTTP and the terminal stay in their modules. Files of each
+//! package form no circles.
 //!
 //! [`violations`] is a function of paths and texts, so that the tests below can plant a wrong import of each kind. Unit
 //! tests (`#[cfg(test)]`) may import anything. Imports are `use` trees and inline paths; comments and string literals are
 //! skipped.
 
+#[path = "common/repository.rs"]
+mod repository;
+
+use repository::text_files;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 
 /// Each module at the root of `src/` with those that it may import, from the top down.
 const LAYERS: [(&str, &[&str]); 12] = [
@@ -223,9 +225,9 @@ fn imports(tokens: &[Token<'_>]) -> Vec<Import> {
     found
 }
 
-/// The path of the module in a file under `src/`: `src/io/text.rs` is `["io", "text"]`.
+/// The path of the module in a file under `src/` of a package: `src/io/text.rs` is `["io", "text"]`.
 fn module_of(path: &str) -> Vec<&str> {
-    let path = path.trim_start_matches("src/").trim_end_matches(".rs");
+    let path = path.split_once("src/").map_or(path, |(_, path)| path).trim_end_matches(".rs");
     let mut module: Vec<&str> = path.split('/').collect();
     if matches!(module.last(), Some(&"mod" | &"lib")) {
         module.pop();
@@ -352,24 +354,31 @@ fn violations(sources: &[(String, String)]) -> Vec<String> {
     found.into_iter().chain(circles(&files, &arrows)).collect()
 }
 
-fn sources(dir: &Path, found: &mut Vec<(String, String)>) {
-    for entry in fs::read_dir(dir).unwrap() {
-        let path = entry.unwrap().path();
-        if path.is_dir() {
-            sources(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            let name = path.strip_prefix(env!("CARGO_MANIFEST_DIR")).unwrap().to_str().unwrap().to_owned();
-            found.push((name, fs::read_to_string(&path).unwrap()));
-        }
-    }
+/// The Rust files of a folder, as path and text.
+fn sources(folder: &str, least: usize) -> Vec<(String, String)> {
+    let files = text_files().into_iter().filter(|file| file.is_rust() && file.path.starts_with(folder));
+    let found: Vec<_> = files.map(|file| (file.path, file.text)).collect();
+    assert!(found.len() > least, "found only {} sources in {folder}", found.len());
+    found
 }
 
 #[test]
 fn imports_point_down() {
-    let mut found = Vec::new();
-    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut found);
-    assert!(found.len() > 100, "found only {} sources", found.len());
-    let wrong = violations(&found);
+    let wrong = violations(&sources("src/", 100));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The circles in the library packages, which have no layers.
+fn package_circles(sources: &[(String, String)]) -> Vec<String> {
+    let files = read(sources);
+    circles(&files, &arrows(&files))
+}
+
+#[test]
+fn files_of_the_library_packages_form_no_circles() {
+    let packages = [("kernels/src/", 50), ("models/src/", 25), ("convert/src/", 10)];
+    let wrong: Vec<String> =
+        packages.into_iter().flat_map(|(folder, least)| package_circles(&sources(folder, least))).collect();
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
@@ -448,6 +457,23 @@ fn circles_of_files_are_reported() {
     // A file beside the circle that imports it is on none.
     let beside = ("src/chat/d.rs", "use super::a::A;");
     check(&[a, b, c, beside], &all.each_ref().map(String::as_str));
+}
+
+#[test]
+fn circles_of_a_library_package_are_reported() {
+    let files = [
+        ("kernels/src/lib.rs", "pub mod cpu;"),
+        ("kernels/src/cpu/mod.rs", "mod cache;\nuse cache::Cache;"),
+        ("kernels/src/cpu/cache.rs", "use super::Cpu;\nuse crate::quant::Format;"),
+        ("kernels/src/quant/mod.rs", "fn f() {\n    crate::cpu::cache::g();\n}\n#[cfg(test)]\nmod tests;"),
+        ("kernels/src/quant/tests.rs", "use crate::cpu::Cpu;"),
+    ];
+    let files = files.map(|(path, text)| (path.to_owned(), text.to_owned()));
+    let expected = [
+        "kernels/src/cpu/cache.rs:2: circle with kernels/src/quant/mod.rs",
+        "kernels/src/quant/mod.rs:2: circle with kernels/src/cpu/cache.rs",
+    ];
+    assert_eq!(package_circles(&files), expected);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 // Decodes the block formats on the device in units of 32 weights. The bit layouts are documented in kernels/src/quant.
 //
-// The host splits blocks into planes (kernels/src/cuda/weight.rs), so that quants are aligned to 16 bytes; no byte is
+// The host splits blocks into planes (kernels/src/cuda/planes.rs), so that quants are aligned to 16 bytes; no byte is
 // added. A unit is two groups of 16 weights w = s q - m with q in a signed byte; group g of unit i begins at weight
 // at(i, g) of its block. Formats with blocks of 32 have one unit per block, those with 256 have eight, and units
 // 4c .. 4c+3 hold the weights 128c .. 128c+127. Next: product.cu.

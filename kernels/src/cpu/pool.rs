@@ -14,6 +14,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError, TryLockError};
 use std::thread::{self, JoinHandle};
 
+/// Bytes that a thread copies at once.
+const COPY_BYTES: usize = 128 << 10;
+
 /// Worker threads that run the chunks of a region together with the calling thread.
 pub struct ThreadPool {
     shared: Arc<Shared>,
@@ -112,6 +115,13 @@ impl ThreadPool {
         self.parallel_for(total.div_ceil(len), |i| {
             // SAFETY: the runs of different chunks do not overlap, and each index is called once.
             body(i, unsafe { parts.get(i * len..((i + 1) * len).min(total)) });
+        });
+    }
+
+    /// Copies bytes with all threads: one thread is slower than the bus to a GPU.
+    pub fn copy(&self, to: &mut [u8], from: &[u8]) {
+        self.for_chunks(to, COPY_BYTES, |i, part| {
+            part.copy_from_slice(&from[i * COPY_BYTES..][..part.len()])
         });
     }
 

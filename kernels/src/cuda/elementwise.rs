@@ -1,46 +1,17 @@
-//! Launches row-wise ops: elementwise functions, norms, the short convolution, routing.
+//! Launches row-wise ops: elementwise functions, norms, the short convolution.
 //!
-//! The arithmetic is in kernels/cuda/{rows,route}.cu. Next: `delta`.
+//! The arithmetic is in kernels/cuda/rows.cu. Next: `delta`.
 
 use super::driver::Address;
 use super::matmul::GEMV_MAX_TOKENS;
-use super::memory::{DeviceBuffer, Levels, Tensor};
+use super::memory::{Levels, Tensor};
 use super::span::groups;
 use super::{Cuda, Grid, Weight, arg, block};
-use crate::backend::{Routing, Span};
-use bytemuck::{Pod, Zeroable};
+use crate::backend::Span;
 
 /// Tokens per thread of the convolution, and largest number of taps, as in rows.cu.
 const STRETCH: usize = 32;
 pub(super) const TAPS: usize = 8;
-/// Largest number of experts: 32 per lane.
-pub(super) const EXPERTS: usize = 1024;
-
-/// The experts chosen for each row of a batch, and their weights, best first.
-pub struct Routed {
-    /// Number of rows of the routed batch, one per token.
-    pub rows: usize,
-    /// Number of experts chosen for each row.
-    pub top_k: usize,
-    pub(super) chosen: DeviceBuffer,
-    pub(super) weights: DeviceBuffer,
-}
-
-#[derive(Clone, Copy, Pod, Zeroable)]
-#[repr(C)]
-pub(super) struct Route {
-    logits: Address,
-    bias: Address,
-    chosen: Address,
-    weights: Address,
-    experts: i32,
-    top_k: i32,
-    groups: i32,
-    top_groups: i32,
-    normalise: i32,
-    scale: f32,
-}
-
 /// Threads per row of a norm: each holds up to six values, as in rows.cu; three where few rows leave the device idle.
 fn norm_threads(rows: usize, cols: usize) -> usize {
     let values = if rows <= GEMV_MAX_TOKENS { 3 } else { 6 };
@@ -158,44 +129,5 @@ impl Cuda {
         let (a, bias) = (a.floats(), dt_bias.floats());
         self.each("kda_decay", f.len(), &[arg(f.at()), arg(a), arg(bias), arg(cols), arg(dim)]);
         f
-    }
-
-    /// Allocates the routing result and fills the kernel's arguments.
-    pub(super) fn choice_of(&self, logits: &Tensor, bias: &Weight, how: Routing) -> (Routed, Route) {
-        let (rows, experts, top_k) = (logits.rows, logits.cols, how.top_k);
-        assert_eq!(experts, bias.cols, "experts: logits and bias");
-        assert!(experts <= EXPERTS, "CUDA: expected at most {EXPERTS} experts, found {experts}");
-        assert!(
-            how.groups > 0 && experts.is_multiple_of(how.groups),
-            "{experts} experts in {} groups",
-            how.groups
-        );
-        assert!(how.top_groups <= how.groups, "{} of {} groups", how.top_groups, how.groups);
-        let eligible = experts / how.groups * how.top_groups;
-        assert!(top_k <= eligible, "{top_k} of {eligible} eligible experts");
-        let [chosen, weights] = [(); 2].map(|()| self.buffers.bytes(4 * rows * top_k));
-        let route = Route {
-            logits: logits.at(),
-            bias: bias.floats(),
-            chosen: chosen.at,
-            weights: weights.at,
-            experts: experts as i32,
-            top_k: top_k as i32,
-            groups: how.groups as i32,
-            top_groups: how.top_groups as i32,
-            normalise: how.normalise.into(),
-            scale: how.scale,
-        };
-        (Routed { rows, top_k, chosen, weights }, route)
-    }
-
-    pub(super) fn choose(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {
-        let (routed, route) = self.choice_of(logits, bias, how);
-        if routed.rows * routed.top_k > 0 {
-            let shared = 4 * (2 * logits.cols + how.groups);
-            let grid = Grid { blocks: [routed.rows, 1, 1], threads: 32, shared };
-            self.driver.launch(["route", ""], grid, &[block(&route)]);
-        }
-        routed
     }
 }

@@ -7,8 +7,7 @@
 //! ([`SlotLayer::free`]), and the next reader waits for them ([`SlotLayer::full`]). Next: `staging`.
 
 use super::driver::{Address, Driver, Event, Pinned, Stream};
-use super::staging::copy_in;
-use super::weight::{Memory, PLANES};
+use super::planes::{PLANES, PlaneMemory};
 use super::{Cuda, Grid, Weight, arg};
 use crate::backend::{Error, GatedMlp, QuantTensor};
 use crate::cpu::ThreadPool;
@@ -26,7 +25,7 @@ const CPU_BYTES_PER_UPLOADED_BYTE: u64 = 8;
 pub(super) struct Slots {
     pub(super) count: usize,
     pub(super) planes: [Address; PLANES],
-    _memory: Memory,
+    _memory: PlaneMemory,
     /// Replacement state; of a layer's three stacks the gate's is used.
     layer: Mutex<SlotLayer>,
 }
@@ -47,7 +46,7 @@ impl Slots {
     pub(super) fn new(driver: &Arc<Driver>, stored: &QuantTensor, count: usize) -> Result<Slots, Error> {
         let blocks = count * stored.rows * stored.cols / stored.format.block_len();
         let (memory, planes) =
-            Memory::planes(driver, stored.format, blocks, "a cache of experts on the CUDA device")?;
+            PlaneMemory::allocate(driver, stored.format, blocks, "a cache of experts on the CUDA device")?;
         let heat = DecayedLfu::new(stored.count, count);
         let layer = SlotLayer { heat, credit: 0, full: driver.event(), free: driver.event() };
         Ok(Slots { count, planes, _memory: memory, layer: Mutex::new(layer) })
@@ -221,7 +220,7 @@ impl Cuda {
 fn copy_plane(pool: &ThreadPool, to: &mut [u8], blocks: &[u8], (block, part): (usize, &Range<usize>)) {
     const AT_ONCE: usize = 512;
     if part.len() == block {
-        return copy_in(pool, to, blocks);
+        return pool.copy(to, blocks);
     }
     pool.for_chunks(to, AT_ONCE * part.len(), |i, to| {
         let from = blocks[i * AT_ONCE * block..].chunks_exact(block);

@@ -7,36 +7,13 @@
 
 use super::driver::Stream;
 use super::fused::FewFfn;
-use super::matmul::{GEMV_MAX_TOKENS, PLAIN, Shape, TILE, Target};
-use super::memory::{DeviceBuffer, Tensor};
-use super::{Address, Cuda, Grid, Routed, Weight, arg};
+use super::matmul::{GEMV_MAX_TOKENS, Shape, Target};
+use super::memory::Tensor;
+use super::route::ExpertChoice;
+use super::{Cuda, Grid, Routed, Weight, arg};
 use crate::backend::{Backend, GatedMlp};
 use crate::cpu::{self, NO_EXPERT};
 use std::sync::atomic::Ordering;
-
-/// Stack indices and weights of the routed experts, `[rows * top_k]` on the device; -1 marks an empty slot.
-#[derive(Clone, Copy)]
-pub(super) struct Choice {
-    pub(super) places: Address,
-    pub(super) weights: Address,
-    pub(super) rows: usize,
-    pub(super) top_k: usize,
-}
-
-impl Routed {
-    /// For complete stacks: the index is the expert.
-    pub(super) fn choice(&self) -> Choice {
-        let Routed { rows, top_k, chosen, weights } = self;
-        Choice { places: chosen.at, weights: weights.at, rows: *rows, top_k: *top_k }
-    }
-}
-
-/// (token, slot) pairs sorted by expert.
-pub(super) struct Pairs {
-    pub(super) order: DeviceBuffer,
-    pub(super) starts: DeviceBuffer,
-    pub(super) tiles: DeviceBuffer,
-}
 
 impl Cuda {
     pub(super) fn chosen_experts(
@@ -82,7 +59,7 @@ impl Cuda {
         w: &GatedMlp<'_, Weight>,
         shared: Option<&GatedMlp<'_, Weight>>,
         x: &Tensor,
-        choice: Choice,
+        choice: ExpertChoice,
     ) -> Tensor {
         let experts = Some((w, choice));
         if let Some(y) = self.ffn_few(&FewFfn { experts, shared }, x) {
@@ -91,7 +68,7 @@ impl Cuda {
         if let Some(y) = self.ffn_few(&FewFfn { experts, shared: None }, x) {
             return self.with_shared(y, shared, x);
         }
-        let (n, Choice { rows, top_k, .. }) = (w.gate.count, choice);
+        let (n, ExpertChoice { rows, top_k, .. }) = (w.gate.count, choice);
         let shape = Shape { vectors: rows * top_k, groups: n, x_div: top_k, chosen: choice.places };
         let pairs = (rows > GEMV_MAX_TOKENS).then(|| self.pairs(choice, n));
         let inner = self.gate_and_up(w, x, shape, pairs.as_ref());
@@ -134,7 +111,12 @@ impl Cuda {
                 let places = self.buffers.upload(&places);
                 let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::hot);
                 let slots = GatedMlp { gate: &gate, up: &up, down: &down };
-                Some(self.experts_here(&slots, shared, x, Choice { places: places.at, ..routed.choice() }))
+                Some(self.experts_here(
+                    &slots,
+                    shared,
+                    x,
+                    ExpertChoice { places: places.at, ..routed.choice() },
+                ))
             }
             None => shared.map(|shared| self.ffn(shared, x)),
         };
@@ -168,27 +150,14 @@ impl Cuda {
     }
 
     /// The weighted sum of each token's expert outputs. `[tokens * top_k, dim] -> [tokens, dim]`
-    pub(super) fn weighted_sum(&self, out: &Tensor, choice: Choice) -> Tensor {
-        let (Choice { rows, top_k, .. }, cols) = (choice, out.cols);
+    pub(super) fn weighted_sum(&self, out: &Tensor, choice: ExpertChoice) -> Tensor {
+        let (ExpertChoice { rows, top_k, .. }, cols) = (choice, out.cols);
         let y = self.buffers.tensor(rows, cols);
         let grid = Grid { blocks: [rows, cols.div_ceil(256), 1], threads: 256, shared: 0 };
         let [out, places, weights, y_at] = [out.at(), choice.places, choice.weights, y.at()].map(arg);
         let arguments = [out, places, weights, y_at, arg(top_k as i32), arg(cols as i32)];
         self.driver.launch(["weighted_sum", ""], grid, &arguments);
         y
-    }
-
-    pub(super) fn pairs(&self, choice: Choice, experts: usize) -> Pairs {
-        const { assert!(TILE[1] == PLAIN[1]) };
-        let n = choice.rows * choice.top_k;
-        let room = n / TILE[1] + experts;
-        let [order, starts, tiles] = [n, experts + 1, 2 * room].map(|values| self.buffers.bytes(4 * values));
-        let [n, experts_arg, tile] = [n, experts, TILE[1]].map(|n| arg(n as i32));
-        let [places, order_at, starts_at, tiles_at] = [choice.places, order.at, starts.at, tiles.at].map(arg);
-        let arguments = [places, n, experts_arg, tile, order_at, starts_at, tiles_at];
-        let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared: 8 * experts };
-        self.driver.launch(["group_pairs", ""], grid, &arguments);
-        Pairs { order, starts, tiles }
     }
 }
 

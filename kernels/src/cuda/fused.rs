@@ -3,11 +3,10 @@
 //! The arithmetic is in kernels/cuda/fused.cuh. Unsupported shapes run op by op. Next: `experts`.
 
 use super::driver::Address;
-use super::elementwise::{EXPERTS, Route, Routed};
-use super::experts::Choice;
 use super::matmul::{GEMV_MAX_TOKENS, Input, lanes};
 use super::memory::Tensor;
-use super::{Cuda, Grid, Weight, block};
+use super::route::{EXPERTS, ExpertChoice, Route};
+use super::{Cuda, Grid, Routed, Weight, arg, block};
 use crate::backend::{GatedMlp, Routing};
 use bytemuck::{Pod, Zeroable};
 
@@ -90,7 +89,7 @@ struct FreshTo<'a> {
 
 /// The routed experts and the shared expert of a batch; at least one is present.
 pub(super) struct FewFfn<'a> {
-    pub(super) experts: Option<(&'a GatedMlp<'a, Weight>, Choice)>,
+    pub(super) experts: Option<(&'a GatedMlp<'a, Weight>, ExpertChoice)>,
     pub(super) shared: Option<&'a GatedMlp<'a, Weight>>,
 }
 
@@ -176,6 +175,17 @@ impl Cuda {
         Some(routed)
     }
 
+    /// W_down (SiLU(W_gate x) * W_up x)
+    pub(super) fn ffn(&self, w: &GatedMlp<'_, Weight>, x: &Tensor) -> Tensor {
+        if let Some(y) = self.ffn_few(&FewFfn { experts: None, shared: Some(w) }, x) {
+            return y;
+        }
+        let [inner, up] = self.products([w.gate, w.up], x);
+        self.each("silu_mul", inner.len(), &[arg(inner.at()), arg(up.at())]);
+        let [y] = self.products([w.down], &inner);
+        y
+    }
+
     /// A feed-forward of a few tokens in two launches; None for unsupported shapes.
     pub(super) fn ffn_few(&self, w: &FewFfn<'_>, x: &Tensor) -> Option<Tensor> {
         let first = w.experts.as_ref().map(|(w, _)| *w).or(w.shared)?;
@@ -185,7 +195,7 @@ impl Cuda {
         }
         assert_eq!(x.cols, first.gate.cols, "columns of a feed-forward's input");
         let (tokens, dim, hidden) = (x.rows, x.cols, first.gate.rows);
-        let none = Choice { places: 0, weights: 0, rows: tokens, top_k: 0 };
+        let none = ExpertChoice { places: 0, weights: 0, rows: tokens, top_k: 0 };
         let choice = w.experts.as_ref().map_or(none, |(_, choice)| *choice);
         let each = choice.top_k + usize::from(w.shared.is_some());
         let planes = |w: &GatedMlp<'_, Weight>| [w.gate, w.up, w.down].map(|w| w.on_device().planes);

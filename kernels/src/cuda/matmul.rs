@@ -5,10 +5,9 @@
 //! kernels/cuda/{product,gemm}.cuh. Next: `fused`.
 
 use super::driver::Address;
-use super::experts::Pairs;
-use super::fused::FewFfn;
 use super::graph::captured_ids;
 use super::memory::{DeviceBuffer, Tensor};
+use super::route::ExpertChoice;
 use super::{Cuda, Grid, Weight, arg, block};
 use crate::backend::GatedMlp;
 use crate::quant::Format;
@@ -99,6 +98,13 @@ pub(super) struct Target<'a> {
     pub(super) y_stride: usize,
 }
 
+/// (token, slot) pairs sorted by expert.
+pub(super) struct Pairs {
+    pub(super) order: DeviceBuffer,
+    pub(super) starts: DeviceBuffer,
+    pub(super) tiles: DeviceBuffer,
+}
+
 /// Threads per row: the count that wastes the fewest iterations.
 pub(super) fn lanes(format: Format, cols: usize) -> usize {
     if format.block_len() == 1 {
@@ -139,6 +145,20 @@ impl Cuda {
             let grid = Grid { blocks, threads: 128, shared: 0 };
             self.driver.launch([kernel, w.format.name()], grid, &[block(&p)]);
         }
+    }
+
+    /// Sorts the pairs of a routing by expert, in tiles of the GEMM kernels.
+    pub(super) fn pairs(&self, choice: ExpertChoice, experts: usize) -> Pairs {
+        const { assert!(TILE[1] == PLAIN[1]) };
+        let n = choice.rows * choice.top_k;
+        let room = n / TILE[1] + experts;
+        let [order, starts, tiles] = [n, experts + 1, 2 * room].map(|values| self.buffers.bytes(4 * values));
+        let [n, experts_arg, tile] = [n, experts, TILE[1]].map(|n| arg(n as i32));
+        let [places, order_at, starts_at, tiles_at] = [choice.places, order.at, starts.at, tiles.at].map(arg);
+        let arguments = [places, n, experts_arg, tile, order_at, starts_at, tiles_at];
+        let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared: 8 * experts };
+        self.driver.launch(["group_pairs", ""], grid, &arguments);
+        Pairs { order, starts, tiles }
     }
 
     /// GEMM of many vectors with a stack.
@@ -280,17 +300,6 @@ impl Cuda {
             }
         }
         self.each("silu_mul", y.len(), &[arg(y.at()), arg(up_y.at())]);
-        y
-    }
-
-    /// W_down (SiLU(W_gate x) * W_up x)
-    pub(super) fn ffn(&self, w: &GatedMlp<'_, Weight>, x: &Tensor) -> Tensor {
-        if let Some(y) = self.ffn_few(&FewFfn { experts: None, shared: Some(w) }, x) {
-            return y;
-        }
-        let [inner, up] = self.products([w.gate, w.up], x);
-        self.each("silu_mul", inner.len(), &[arg(inner.at()), arg(up.at())]);
-        let [y] = self.products([w.down], &inner);
         y
     }
 }

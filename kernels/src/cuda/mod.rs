@@ -17,7 +17,9 @@ mod graph;
 mod materialized;
 mod matmul;
 mod memory;
+mod planes;
 mod ptx;
+mod route;
 mod sample;
 mod span;
 mod staging;
@@ -25,11 +27,12 @@ mod weight;
 
 pub use cache::Cache;
 pub use driver::{Device, Unavailable};
-pub use elementwise::Routed;
 pub use materialized::{Heads, expanding_bytes};
 pub use memory::Tensor;
+pub use planes::device_bytes;
+pub use route::Routed;
 pub use staging::{UPLOAD_MIN_TOKENS, room_and_planes, staging_bytes};
-pub use weight::{Weight, device_bytes};
+pub use weight::Weight;
 
 use crate::backend::{
     Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
@@ -37,7 +40,7 @@ use crate::backend::{
 };
 use crate::composed;
 use crate::cpu::Cpu;
-use driver::{Address, Driver, Grid, arg, block};
+use driver::{Driver, Grid, arg, block};
 use expert_cache::{Slots, Uploader};
 use graph::GraphCache;
 use memory::{DeviceBuffer, DevicePool};
@@ -207,9 +210,9 @@ impl Cuda {
 impl Backend for Cuda {
     const NUMERICS_VERSION: NumericsVersion = Cpu::NUMERICS_VERSION;
     const LIMITS: Limits = Limits {
-        top_k: elementwise::EXPERTS,
-        groups: elementwise::EXPERTS,
-        experts: elementwise::EXPERTS,
+        top_k: route::EXPERTS,
+        groups: route::EXPERTS,
+        experts: route::EXPERTS,
         taps: elementwise::TAPS,
         delta_heads: delta::MAX_HEADS,
         delta_keys: delta::DELTA_ROWS,

@@ -8,19 +8,17 @@ use super::driver::{Address, Driver, Event, Pinned, Stream};
 use super::expert_cache::{DecayedLfu, SlotLayer};
 use super::matmul::{Shape, Target};
 use super::memory::{DeviceBuffer, Tensor};
-use super::weight::{PLANES, layout};
+use super::planes::{PLANES, layout};
 use super::{Cuda, Routed, Weight, arg};
 use crate::backend::{Error, GatedMlp};
-use crate::cpu::ThreadPool;
 use crate::quant::Format;
 use std::sync::{Arc, PoisonError};
 
 /// Smallest step, in tokens, for which stacks are uploaded. Estimated, not measured: a layer of the published model in
 /// Q4_K_M, 1 GB, takes 45 ms over PCIe 4, in which eight cores compute its experts for 300 to 450 tokens.
 pub const UPLOAD_MIN_TOKENS: usize = 256;
-/// Bytes of a pinned buffer, and of one thread's copy.
+/// Bytes of a pinned buffer.
 const PINNED_BYTES: usize = 16 << 20;
-const COPY_BYTES: usize = 128 << 10;
 /// Pinned buffers: one is filled, one is in flight, one is free.
 const PINNED_BUFFERS: usize = 3;
 /// Device buffers, one uploaded to while the other is used.
@@ -104,7 +102,7 @@ impl Staging {
             let first = run.start * matrix;
             for (i, part) in bytes[first..run.end * matrix].chunks(PINNED_BYTES).enumerate() {
                 let buffer = &mut self.buffers[buffers.next().unwrap_or(0)];
-                copy_in(cuda.host().pool(), &mut buffer.bytes()[..part.len()], part);
+                cuda.host().pool().copy(&mut buffer.bytes()[..part.len()], part);
                 driver.send(at + (first + i * PINNED_BYTES) as u64, buffer, 0..part.len());
             }
         }
@@ -132,11 +130,6 @@ impl Staging {
             cuda.driver.mark(Stream::Work, &self.rooms[brought.room].read);
         }
     }
-}
-
-/// Copies with all threads: one thread is slower than the bus.
-pub(super) fn copy_in(pool: &ThreadPool, to: &mut [u8], from: &[u8]) {
-    pool.for_chunks(to, COPY_BYTES, |i, part| part.copy_from_slice(&from[i * COPY_BYTES..][..part.len()]));
 }
 
 impl Cuda {

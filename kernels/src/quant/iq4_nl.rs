@@ -10,7 +10,7 @@
 use super::activation::Q8x32;
 use super::block::{Block, Tile};
 use super::block32::{Block32, Block32Dot};
-use super::iq4_search;
+use super::iq4_search::{self, CODEBOOK};
 use super::minmax::nibbles;
 use super::scale_search::{LanePerBlock, columns};
 use crate::matmul::matmul;
@@ -19,10 +19,6 @@ use bytemuck::{Pod, Zeroable};
 use half::f16;
 use std::array::from_fn;
 use std::ops::Range;
-
-/// The values of the sixteen quants.
-pub(super) const CODEBOOK: [i8; 16] =
-    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// 32 weights: a scale and indices into [`CODEBOOK`].
 #[derive(Clone, Copy, Pod, Zeroable)]

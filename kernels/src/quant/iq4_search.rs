@@ -1,10 +1,13 @@
-//! Searches the scales of IQ4_NL and IQ4_XS for eight sub-blocks of 32, one per lane.
+//! Holds the codebook of IQ4_NL and IQ4_XS, and searches their scales for eight sub-blocks of 32, one per lane.
 //!
 //! As in `scale_search`, each lane repeats ggml's arithmetic in ggml's order, so the bytes are equal.
 
-use super::iq4_nl::CODEBOOK;
 use super::scale_search::{LanePerBlock, NOTHING, absolute};
 use crate::simd::Isa;
+
+/// The values of the sixteen quants of IQ4_NL and IQ4_XS.
+pub(super) const CODEBOOK: [i8; 16] =
+    [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Candidates on either side of the first scale.
 const TRIES: i32 = 7;

@@ -15,8 +15,7 @@
 use super::activation::Q8x256;
 use super::activation::signed_scaled_dots;
 use super::block::{Block, Tile};
-use super::iq4_nl::CODEBOOK;
-use super::iq4_search;
+use super::iq4_search::{self, CODEBOOK};
 use super::minmax::{furthest, inverse, nibbles};
 use super::q3_k::less_32;
 use super::scale_search::columns;

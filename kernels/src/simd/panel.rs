@@ -81,6 +81,15 @@ pub trait PanelSimd: Copy {
     fn store(self, v: Self::Floats, out: &mut [f32; 16]);
 }
 
+/// The panel type of an x86 instruction set.
+#[cfg(target_arch = "x86_64")]
+pub trait NativePanel: Copy {
+    /// Sixteen rows with AVX-512, eight with AVX2.
+    type Panel: PanelSimd;
+    /// The token that [`Isa::panel`] returns.
+    fn panel(self) -> Self::Panel;
+}
+
 /// Eight rows over any [`Isa`].
 #[derive(Clone, Copy)]
 pub struct Panel8<I>(pub(super) I);

@@ -3,17 +3,9 @@
 //! `vpdpbusd` needs one unsigned operand, so signed quants are biased by 128; the kernel subtracts the bias from the
 //! sums. This file contains intrinsics only.
 
-use super::panel::{Panel8, PanelSimd};
+use super::panel::{NativePanel, Panel8, PanelSimd};
 use super::x86::X86;
 use std::arch::x86_64::*;
-
-/// The panel type of an x86 instruction set.
-pub trait NativePanel: Copy {
-    /// Sixteen rows with AVX-512, eight with AVX2.
-    type Panel: PanelSimd;
-    /// The token that [`super::Isa::panel`] returns.
-    fn panel(self) -> Self::Panel;
-}
 
 impl NativePanel for X86<false> {
     type Panel = Panel8<Self>;

@@ -3,7 +3,7 @@
 //! Both use 256-bit registers, as a sub-block has 32 bytes. With AVX-512 VL there are 32 of them, and `vpdpbusd` replaces
 //! three AVX2 instructions. `panel16` uses 512 bits. This file contains intrinsics only.
 
-use super::panel16::NativePanel;
+use super::panel::NativePanel;
 use super::{Isa, Kernel};
 use std::arch::x86_64::*;
 

@@ -2,7 +2,7 @@
 //!
 //! Callers isolate it in a [`super::sandbox`]. Next: [`super::python`], [`super::json`].
 
-use super::sandbox::{Failure, RenderJob};
+use super::sandbox::{Failure, RenderJob, Sandbox};
 use super::{NAME, bounds, json, python};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::Kwargs;
@@ -120,6 +120,17 @@ impl Write for &mut Budget {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// Renders on the calling thread, with bounds on source, nesting, steps and output, but not on memory, stack or time of a
+/// step. For tests, and for processes with limits of their own.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct InProcess;
+
+impl Sandbox for InProcess {
+    fn run(&self, job: &RenderJob) -> Result<String, Failure> {
+        CompiledTemplate::new(job.source)?.render(job.sentinel, job.context, &mut Budget::of(job))
     }
 }
 

@@ -14,9 +14,9 @@ mod special_token_guard;
 #[cfg(test)]
 mod tests;
 
-pub use compiled::{Budget, CompiledTemplate};
+pub use compiled::{Budget, CompiledTemplate, InProcess};
 pub use rendered::Rendered;
-pub use sandbox::{Failure, InProcess, RenderJob, Sandbox};
+pub use sandbox::{Failure, RenderJob, Sandbox};
 
 use crate::tokenizer::Vocabulary;
 use serde::{Deserialize, Deserializer, Serialize};

@@ -4,7 +4,6 @@
 //! of nested lists may never end, and printing a namespace that contains itself overflows the stack. Only a separate
 //! process bounds those. A library cannot start one, so callers supply a [`Sandbox`]. Next: [`super::compiled`].
 
-use super::compiled::{Budget, CompiledTemplate};
 use serde_json::{Map, Value};
 use std::fmt::{self, Display};
 
@@ -26,17 +25,6 @@ pub trait Sandbox: Send + Sync {
     /// # Errors
     /// The template raised an error, does not parse, or exceeded a limit.
     fn run(&self, job: &RenderJob) -> Result<String, Failure>;
-}
-
-/// Renders on the calling thread, with bounds on source, nesting, steps and output, but not on memory, stack or time of a
-/// step. For tests, and for processes with limits of their own.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct InProcess;
-
-impl Sandbox for InProcess {
-    fn run(&self, job: &RenderJob) -> Result<String, Failure> {
-        CompiledTemplate::new(job.source)?.render(job.sentinel, job.context, &mut Budget::of(job))
-    }
 }
 
 /// Why a rendering failed. `Display` is one line with place, expected and found.
