@@ -9,7 +9,7 @@ Each record states the command, machine and date of its figures. Screens are rec
 chat.screen.json by the test `the_picture_of_the_chat_is_up_to_date`, from the cells of its screen (UPDATE_PICTURES=1).
 Needs nothing but Python; SVG styles follow the reader's light or dark theme.
 """
-import json, math, pathlib, re, subprocess, sys, tempfile, time
+import json, math, pathlib, re, shlex, subprocess, sys, tempfile, time
 from html import escape
 
 HERE = pathlib.Path(__file__).parent
@@ -18,10 +18,12 @@ text { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-se
 .card { fill: #ffffff; stroke: #d1d9e0; } .grid { stroke: #e6eaef; } .axis { stroke: #b7bfc8; }
 .title { font-size: 16px; font-weight: 600; } .head { font-size: 14px; font-weight: 600; }
 .note, .tick { fill: #59636e; font-size: 12px; } .value { font-size: 12px; } .strong { font-weight: 600; }
+.label { paint-order: stroke; stroke: #ffffff; stroke-width: 4px; }
 .kimi { fill: #2563eb; } .peer { fill: #a3acb8; } .line-kimi { stroke: #2563eb; } .line-peer { stroke: #a3acb8; }
 @media (prefers-color-scheme: dark) {
   text { fill: #e6edf3; } .card { fill: #0d1117; stroke: #30363d; } .grid { stroke: #21262d; } .axis { stroke: #484f58; }
   .note, .tick { fill: #9198a1; } .kimi { fill: #58a6ff; } .peer { fill: #6e7681; }
+  .label { stroke: #0d1117; }
   .line-kimi { stroke: #58a6ff; } .line-peer { stroke: #6e7681; }
 }
 """
@@ -58,10 +60,11 @@ def record(name):
     return json.loads((HERE / "results" / f"{name}.json").read_text())
 
 
-def card(width, height, title):
+def card(width, height, title, subtitle):
     svg = Svg(width, height, title)
     svg.rect(0.5, 0.5, width - 1, height - 1, "card", 8)
     svg.text(24, 34, title, "title")
+    svg.text(24, 55, subtitle, "note")
     return svg
 
 
@@ -105,22 +108,25 @@ def cases(speed, form, kind):
     return [row for row in speed["rows"] if row["format"] == form and row["kind"] == kind]
 
 
-def pairs(rows, short=False):
+DEPTH = "CPU, 2 threads; depth = tokens already in the context; higher is better"
+
+
+def pairs(rows):
     def labels(row):
         depth = f"depth {row['depth']:,}" + (" *" if row.get("note") == "busier" else "")
-        return [depth] if row["kind"] == "decode" else [f"{row['tokens']:,} at" if short else f"{row['tokens']:,} tokens", depth]
+        return [depth] if row["kind"] == "decode" else [f"{row['tokens']:,} tokens", f"at {depth}"]
     return [(labels(row), row["kimi"], row["llama.cpp"]) for row in rows]
 
 
 def speed(form="Q4_K_M"):
     data = record("speed")
-    svg = card(820, 400, f"Tokens per second by depth, {form}")
+    svg = card(820, 424, f"Tokens per second by depth, {form}", DEPTH)
     legend(svg, 820, 34)
     for (x, width), kind in [((24, 420), "prefill"), ((490, 306), "decode")]:
         rows = cases(data, form, kind)
-        bars(svg, (x, 74, width, 208), kind.capitalize() + ", tok/s", pairs(rows), max(r["kimi"] for r in rows))
-    notes(svg, ["5 layers of the 48B's sizes, random weights, 4.7 GiB. 2 threads of Zen 4 at 30-34 GB/s, batches of 512,",
-                "both programs in turn on the same file, medians of five. * separate run, machine busier.",
+        bars(svg, (x, 94, width, 208), kind.capitalize() + ", tok/s", pairs(rows), max(r["kimi"] for r in rows))
+    notes(svg, ["Five layers with the sizes of the 48B model, random weights, 4.7 GiB. Zen 4, memory read rate 30-34 GB/s, batches of 512.",
+                "Both programs ran in turn on the same file; medians of five. * separate run while the machine was busier.",
                 "llama-cpp-sys-2 0.1.161, native build. Record: docs/results/speed.json"])
     return svg
 
@@ -128,26 +134,26 @@ def speed(form="Q4_K_M"):
 def formats():
     data = record("speed")
     names = list(dict.fromkeys(row["format"] for row in data["rows"]))
-    svg = card(820, 96 + 216 * len(names), "Tokens per second by depth and format")
+    svg = card(820, 116 + 216 * len(names), "Tokens per second by depth and format", DEPTH)
     legend(svg, 820, 34)
     for i, form in enumerate(names):
-        y = 74 + 216 * i
+        y = 94 + 216 * i
         gib = cases(data, form, "decode")[0]["gib"]
         for (x, width), kind in [((24, 420), "prefill"), ((490, 306), "decode")]:
             top = max(row["kimi"] for row in data["rows"] if row["kind"] == kind)
             bars(svg, (x, y, width, 150), f"{form}, {gib} GiB: {kind}, tok/s", pairs(cases(data, form, kind)), top)
-    notes(svg, ["Conditions as in docs/results/speed.json. * separate run, machine busier. Q4_K_M: quieter run than the other formats."])
+    notes(svg, ["Conditions: docs/results/speed.json. * separate run while the machine was busier. Q4_K_M: a quieter run than the other formats."])
     return svg
 
 
 def load():
     rows = record("load")["rows"]
-    svg = card(820, 366, "Concurrent clients: throughput and time to first token")
+    svg = card(820, 386, "Concurrent clients: throughput and time to first token", "CPU, 2 threads, demonstration model in Q8_0")
     legend(svg, 820, 34)
-    for x, key, head in [(24, "rate", "Replies, tok/s"), (432, "p50", "First token, median, ms (lower is better)")]:
+    for x, key, head in [(24, "rate", "Replies, tok/s (higher is better)"), (432, "p50", "First token, median, ms (lower is better)")]:
         groups = [([f"{r['clients']} client" + "s" * (r["clients"] > 1)], r["kimi"][key], r["llama.cpp"][key]) for r in rows]
-        bars(svg, (x, 74, 364, 208), head, groups, max(max(ours, theirs) for _, ours, theirs in groups))
-    notes(svg, ["Demonstration model in Q8_0, 2 cores, 200 words in, 64 tokens out; both servers in turn on the same file, medians of five.",
+        bars(svg, (x, 94, 364, 208), head, groups, max(max(ours, theirs) for _, ours, theirs in groups))
+    notes(svg, ["Each request has 200 words and a reply of 64 tokens. Both servers ran in turn on the same file; medians of five.",
                 "llama.cpp's server: the wheel xllamacpp. Record: docs/results/load.json"])
     return svg
 
@@ -156,56 +162,58 @@ def first_token():
     data = record("first_token")
     rows = data["rows"]
     groups = list(dict.fromkeys((row["tokens"], row["model"]) for row in rows))
-    left, right = 120, 780
-    svg = card(820, 118 + 78 * len(groups) + 34 * len(rows) // 2, "Time to first token: first and second question about one file")
-    place = lambda seconds: left + (right - left) * (math.log10(max(seconds, 0.01)) + 2) / (math.log10(4000) + 2)
-    top, y = 58, 66
-    bottom = svg.height - 88
+    left, right, top, y = 120, 610, 76, 92
+    svg = card(820, 152 + 40 * len(groups) + 52 * len(rows), "Time to first token: two questions about one file",
+               "CPU, 2 threads; lower is better; logarithmic scale")
+    legend(svg, 820, 34)
+    place = lambda seconds: left + (right - left) * (math.log10(max(seconds, 0.01)) + 2) / (math.log10(2500) + 2)
+    bottom = svg.height - 80
     for seconds, words in [(0.01, "10 ms"), (0.1, "0.1 s"), (1, "1 s"), (10, "10 s"), (100, "100 s"), (1000, "1,000 s")]:
         svg.line(place(seconds), top, place(seconds), bottom, "grid")
         svg.text(place(seconds), bottom + 17, words, "tick", "middle")
     for tokens, model in groups:
-        svg.text(24, y + 12, f"{tokens:,} tokens", "head")
-        svg.text(154, y + 12, model, "note")
-        y += 40
+        svg.raw(f'<text x="24" y="{y + 6}" class="label"><tspan class="strong">{tokens:,} tokens,</tspan> {model}</text>')
+        y += 18
         for row in [r for r in rows if (r["tokens"], r["model"]) == (tokens, model)]:
             kind = "kimi" if row["server"] == "kimi" else "peer"
-            second, first = place(row["second"]), place(row["first"])
-            svg.text(24, y + 4, row["server"])
-            svg.line(second, y, first, y, f"line-{kind}", 2)
-            svg.dot(second, y, kind)
-            svg.dot(first, y, kind)
-            svg.text(second, y - 9, f"second: {number(row['second'])} s", "value strong", "middle")
-            svg.text(first, y - 9, f"first: {number(row['first'])} s", "value", "middle")
-            y += 32
-        y += 8
-    notes(svg, ["2 cores, one server after the other. llama.cpp's server (wheel xllamacpp) with its checkpoints; it was not measured at",
-                "131,517 tokens. Logarithmic scale. Record: docs/results/first_token.json"])
+            svg.text(24, y + 23, row["server"])
+            for i, (key, words) in enumerate([("first", "first (reads the file)"), ("second", "second (cached)")]):
+                svg.rect(left, y + 20 * i, place(row[key]) - left, 16, kind)
+                end = f'<tspan class="strong">{number(row[key])} s</tspan> {words}'
+                svg.raw(f'<text x="{place(row[key]) + 6:.1f}" y="{y + 20 * i + 12.5:.1f}" class="value label">{end}</text>')
+            y += 50
+        y += 24
+    notes(svg, ["2 cores, one server after the other. llama.cpp's server (wheel xllamacpp) restored its checkpoints; it was not measured at",
+                "131,517 tokens. Record: docs/results/first_token.json"])
     return svg
 
 
 def quality():
     data = record("quality")
     rows = [row for row in data["rows"] if row["kl"] > 0]
-    svg = card(820, 420, "Quality by size: KL divergence from F32")
-    left, right, top, bottom = 72, 766, 72, 330
+    svg = card(820, 446, "Quality by size: KL divergence from F32", "Demonstration model (9.5 M parameters, 38.4 MB in F32); lower is better; logarithmic scale")
+    left, right, top, bottom = 72, 730, 100, 358
     across = lambda size: left + (right - left) * (size / 1e6 - 4) / 7
     down = lambda kl: top + (bottom - top) * (math.log10(0.5) - math.log10(kl)) / (math.log10(0.5) - math.log10(0.001))
     for kl in [0.001, 0.01, 0.1]:
         svg.line(left, down(kl), right, down(kl), "grid")
         svg.text(left - 8, down(kl) + 4, f"{kl:g}", "tick", "end")
-    svg.text(24, top - 12, "KL divergence (lower is better)", "tick")
+    svg.text(24, top - 12, "KL divergence", "tick")
     svg.line(left, bottom, right, bottom, "axis")
     for size in range(4, 12):
-        svg.text(across(size * 1e6), bottom + 18, f"{size} MB", "tick", "middle")
+        svg.text(across(size * 1e6), bottom + 18, str(size), "tick", "middle")
+    svg.text((left + right) / 2, bottom + 36, "file size, MB", "tick", "middle")
     for one, two in zip(rows, rows[1:]):
         svg.line(across(one["bytes"]), down(one["kl"]), across(two["bytes"]), down(two["kl"]), "line-kimi", 2)
-    for row in rows:
+    above = None  # the last label above the line
+    for row in sorted(rows, key=lambda row: row["bytes"]):
         x, y = across(row["bytes"]), down(row["kl"])
         svg.dot(x, y, "kimi")
-        svg.raw(f'<text x="{x + 7:.1f}" y="{y - 8:.1f}"><tspan class="strong">{row["format"]}</tspan> {row["kl"]:.4f}</text>')
-    notes(svg, ["The demonstration model (9.5 M parameters, F32 38.4 MB) on 64 windows of 512 tokens of held-out prose.",
-                "Logarithmic scale. Record: docs/results/quality.json"])
+        fits = above is None or x - above[0] > 130 or y - above[1] > 24
+        above = (x, y) if fits else above
+        at = f'x="{x + 9:.1f}" y="{y - 8:.1f}"' if fits else f'x="{x - 8:.1f}" y="{y + 18:.1f}" text-anchor="end"'
+        svg.raw(f'<text {at} class="label"><tspan class="strong">{row["format"]}</tspan> {row["kl"]:.4f}</text>')
+    notes(svg, ["64 windows of 512 tokens of held-out prose. Record: docs/results/quality.json"])
     return svg
 
 
@@ -271,9 +279,9 @@ def styled(line):
 
 
 def record_ask(kimi):
-    """Asks two questions about the README with the demonstration model in a terminal and keeps what it shows."""
+    """Records two questions about the README to the demonstration model in a terminal; standard error is dim."""
     kimi = pathlib.Path(kimi).resolve()
-    shown = [f'kimi ask -m models/demo/kimi-demo.gguf -f README.md "{question}"' for question in QUESTIONS]
+    shown = [f'kimi ask -f README.md "{question}"' for question in QUESTIONS]
     tmux = lambda *words: subprocess.run(["tmux", "-L", "figures", *words], check=True, capture_output=True, text=True).stdout
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
         tmux("-f", "/dev/null", "new-session", "-d", "-s", "ask", "-x", str(COLUMNS), "-y", "40", "env", "-i", f"PATH={kimi.parent}:/usr/bin:/bin",
@@ -284,8 +292,15 @@ def record_ask(kimi):
             for command in shown:
                 tmux("send-keys", "-t", "ask", command, "Enter")
                 rows = answered(lambda: tmux("capture-pane", "-t", "ask", "-p", "-e"))
+            answers = [subprocess.run([kimi, *shlex.split(command)[1:]], cwd=HERE.parent, env={"HOME": home}, check=True, capture_output=True, text=True)
+                       for command in shown]
         finally:
             tmux("kill-server")
+    stdout = {line.rstrip() for answer in answers for line in answer.stdout.split("\n")}
+    for row in rows:
+        words = "".join(run[2] for run in row).rstrip()
+        if words not in stdout and not words.startswith("$ "):
+            rows[rows.index(row)] = [[*run[:5], ["dim"]] for run in row]
     keep = {"title": "kimi ask", "command": "; ".join(shown), "build": "dev profile", "date": time.strftime("%Y-%m-%d"), "columns": COLUMNS, "rows": len(rows),
             "foreground": "#e6edf3", "background": "#0d1117", "lines": rows}
     keep["lines"] = "LINES"

@@ -1,12 +1,12 @@
-"""A server under siege for minutes: what well-behaved clients notice of it, and what is left when it is over.
+"""Soak test: latency of well-behaved clients while others abuse the server, then leaks of memory and descriptors.
 
 usage: soak.py KIMI [--seconds 600] [--seed 17] [--untimed] [--out DIR]
 
-500 clients with connections of their own and nine keys ask, think and ask again, first alone, then while strangers with a
-tenth key hold 1,000 connections half open, leave 1,000 requests in the middle, never read 100 streams, and send a hostile
-request for every ten good ones. The 99th percentile of the good requests' time may at most double; all of them are answered;
-memory and descriptors come back. `--untimed` prints the percentile without a limit, where other work shares the cores. Before
-that a server with 64 descriptors is flooded with connections and still answers.
+500 well-behaved clients with nine API keys send requests with pauses between them, first alone, then beside abusive clients
+with a tenth key: 1,000 half-open connections, 1,000 aborted requests, 100 streams that are never read, and one hostile request
+for every ten well-behaved ones. Every well-behaved request must be answered, their p99 latency may at most double, and memory
+and descriptors must return to what they were. `--untimed` prints p99 without a limit, for machines with other work. A second
+server, limited to 64 descriptors, must still answer while it is flooded with connections.
 """
 import argparse, heapq, json, multiprocessing, os, random, resource, select, signal, socket, struct, sys, tempfile, time
 
@@ -14,7 +14,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 import grammars, requests, server
 
 CLIENTS, HALF_OPEN, ABORTS, SILENT = 500, 1000, 1000, 100
-KEYS, STRANGER = [f"good-{i}" for i in range(9)], "strangers"
+KEYS, ABUSIVE_KEY = [f"good-{i}" for i in range(9)], "abusive"
 THINK_SECONDS = 10  # at most, between an answer and the next request
 WORDS = "harbour winter letter table keeper museum garden engine silver morning captain island".split()
 GROWTH_MIB = 64  # what the allocator may keep of the worst moment
@@ -187,15 +187,15 @@ class Crowd:
         return seen, bad, retried, max(open_now, default=0)
 
 
-class Stranger(Connection):
-    """Sends something and stays until the server or its time ends it; another of its kind follows."""
+class AbusiveConnection(Connection):
+    """Sends data and stays open until the server closes it or its time is over; `follow` then opens the next one."""
 
-    def __init__(self, siege, data, seconds, follow=None, reads=True, reset=False):
-        super().__init__(siege.loop, siege.address, None if reads else 2048)
+    def __init__(self, clients, data, seconds, follow=None, reads=True, reset=False):
+        super().__init__(clients.loop, clients.address, None if reads else 2048)
         self.reads, self.over = reads, False
         self.follow, self.reset = follow, reset
         self.send(data)
-        siege.loop.at(time.monotonic() + seconds, self.leave)
+        clients.loop.at(time.monotonic() + seconds, self.leave)
 
     def listens(self):
         return select.EPOLLIN if self.reads else 0
@@ -213,8 +213,8 @@ class Stranger(Connection):
             self.follow()
 
 
-class Siege:
-    """All strangers, in a process of its own with the lowest priority: the machine's cores are the server's."""
+class AbusiveClients:
+    """All abusive clients. They run in their own process at the lowest priority, so that the server gets the cores."""
 
     def __init__(self, address, seconds, rate, seed, hostile=True, half_open=HALF_OPEN):
         self.loop, self.address, self.draw = Loop(), address, random.Random(seed)
@@ -232,42 +232,42 @@ class Siege:
 
     def half_open(self):
         start = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n"
-        data = self.draw.choice([b"", b"G", start, start + b"X: y", start + b"\r\n{", start + b"Authorization: Bearer %s\r\n\r\n{" % STRANGER.encode()])
-        self.stranger(data, 3600, follow=lambda: self.loop.at(time.monotonic() + 0.2, self.half_open))
+        data = self.draw.choice([b"", b"G", start, start + b"X: y", start + b"\r\n{", start + b"Authorization: Bearer %s\r\n\r\n{" % ABUSIVE_KEY.encode()])
+        self.open_abusive(data, 3600, follow=lambda: self.loop.at(time.monotonic() + 0.2, self.half_open))
 
-    def stranger(self, *what, follow=None, **how):
+    def open_abusive(self, *what, follow=None, **how):
         try:
-            Stranger(self, *what, follow=follow, **how)
+            AbusiveConnection(self, *what, follow=follow, **how)
         except OSError:  # no descriptor or port left for now
             self.loop.at(time.monotonic() + 1, follow or (lambda: None))
 
     def request(self, **more):
         body = {"messages": [{"role": "user", "content": " ".join(self.draw.choices(WORDS, k=60))}], "max_tokens": 30, "stream": True, "ignore_eos": True, **more}
-        return server.post("/v1/chat/completions", body, more=f"Authorization: Bearer {STRANGER}\r\n")
+        return server.post("/v1/chat/completions", body, more=f"Authorization: Bearer {ABUSIVE_KEY}\r\n")
 
     def silent(self):
         """Never reads: with a small window and much to say, the server's writes block."""
         data = self.request(max_tokens=1000, logprobs=True, top_logprobs=20)
-        self.stranger(data, 120, follow=lambda: self.loop.at(time.monotonic() + 1, self.silent), reads=False)
+        self.open_abusive(data, 120, follow=lambda: self.loop.at(time.monotonic() + 1, self.silent), reads=False)
 
     def abort(self):
-        self.stranger(self.request(), self.draw.uniform(0, 0.3), reset=self.draw.random() < 0.5)
+        self.open_abusive(self.request(), self.draw.uniform(0, 0.3), reset=self.draw.random() < 0.5)
 
     def harm(self):
         if self.draw.random() < 0.5:
             body, _ = grammars.request(self.draw)
-            data = server.post("/v1/chat/completions", body, more=f"Authorization: Bearer {STRANGER}\r\n")
+            data = server.post("/v1/chat/completions", body, more=f"Authorization: Bearer {ABUSIVE_KEY}\r\n")
         else:
-            data = self.draw.choice(requests.MAKERS)(self.draw).replace(b"\r\nHost:", b"\r\nAuthorization: Bearer %s\r\nHost:" % STRANGER.encode(), 1)
-        self.stranger(data, 20)
+            data = self.draw.choice(requests.MAKERS)(self.draw).replace(b"\r\nHost:", b"\r\nAuthorization: Bearer %s\r\nHost:" % ABUSIVE_KEY.encode(), 1)
+        self.open_abusive(data, 20)
 
 
-def besiege(*args, **kwargs):
-    """Starts the strangers' process."""
+def start_abusive_clients(*args, **kwargs):
+    """Starts the process of the abusive clients."""
     def go():
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.nice(19)
-        Siege(*args, **kwargs)
+        AbusiveClients(*args, **kwargs)
     process = multiprocessing.Process(target=go, daemon=True)
     process.start()
     return process
@@ -283,13 +283,13 @@ def row(name, seen, bad, retried, longest):
 
 
 def start(kimi, out, name, *options, preexec=None):
-    keys = [word for key in [*KEYS, STRANGER] for word in ("--api-key", key)]
+    keys = [word for key in [*KEYS, ABUSIVE_KEY] for word in ("--api-key", key)]
     return server.Server(kimi, None, os.path.join(out, name), *keys, "--ctx", "2048", "--threads", "2", *options, preexec=preexec)
 
 
-def siege(kimi, out, seconds, seed, timed):
-    """The main part; its faults."""
-    # Prefix caching in memory takes what it is given: here as much as the warm-up fills.
+def soak(kimi, out, seconds, seed, timed):
+    """Runs the soak test; returns the faults."""
+    # The warm-up fills the prefix cache, so that it does not grow later.
     under = start(kimi, out, "soak.log", "--queue", "1024", "--cache-ram", "32M")
     loop, faults = Loop(), []
     crowd = Crowd(loop, under.address, CLIENTS, seed)
@@ -301,9 +301,9 @@ def siege(kimi, out, seconds, seed, timed):
         if under.process.poll() is not None:
             raise Over(f"{name}: {under.fault()}")
         return found
-    # As much at a time as there will be, so that what is kept for it is there.
+    # The warm-up has the full concurrency, so that buffers have their final size.
     crowd.begin()
-    warm = besiege(under.address, 12, 20, seed + 1)
+    warm = start_abusive_clients(under.address, 12, 20, seed + 1)
     measure("warm-up", 14)
     warm.join()
     crowd.end(30)
@@ -314,16 +314,16 @@ def siege(kimi, out, seconds, seed, timed):
     crowd.take()
     alone = measure("alone", max(15, seconds / 5))
     rate = len(alone[0]) / max(15, seconds / 5)
-    strangers, watch = besiege(under.address, seconds, max(rate, 1), seed), server.Watch(under)
+    abusive, watch = start_abusive_clients(under.address, seconds, max(rate, 1), seed), server.Watch(under)
     loop.run(time.monotonic() + 5)
     crowd.take()
-    attacked = measure("siege", seconds - 6)
-    strangers.join()
+    attacked = measure("under load", seconds - 6)
+    abusive.join()
     left = crowd.end(60)
     print(f"{rate:.1f} good requests a second alone; memory at most {watch.most >> 20} MiB over the start", flush=True)
     if found := watch.stop() or under.fault():
         return faults + [found]
-    for name, (seen, bad, _, _) in [("alone", alone), ("siege", attacked)]:
+    for name, (seen, bad, _, _) in [("alone", alone), ("under load", attacked)]:
         faults += [f"{name}: {len(bad)} good requests refused, the first with {bad[0]}"] if bad else []
     faults += [f"{left} good requests without an answer after 60 s"] if left else []
     factor = quantile(attacked[0], 0.99) / quantile(alone[0], 0.99)
@@ -341,7 +341,7 @@ def siege(kimi, out, seconds, seed, timed):
 
 
 def settle(under, before, seconds):
-    """Memory and descriptors once what is closed is noticed; none of the strangers is left."""
+    """Waits until the server has noticed closed connections; returns its memory and descriptors."""
     end = time.monotonic() + seconds
     while (under.descriptors() > before[1] + 2 or under.resident() >> 20 > before[0]) and time.monotonic() < end:
         time.sleep(0.25)
@@ -349,9 +349,9 @@ def settle(under, before, seconds):
 
 
 def few_descriptors(kimi, out, seconds, seed):
-    """64 descriptors and a flood of connections that send nothing whole."""
+    """Floods a server that may open 64 descriptors with half-open connections; returns the faults."""
     under = start(kimi, out, "soak-64.log", preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64)))
-    strangers, faults, times = besiege(under.address, seconds, 1, seed, hostile=False), [], []
+    abusive, faults, times = start_abusive_clients(under.address, seconds, 1, seed, hostile=False), [], []
     crowd = Crowd(Loop(), under.address, 0, seed)
     end, good = time.monotonic() + seconds, 0
     while time.monotonic() < end:
@@ -366,7 +366,7 @@ def few_descriptors(kimi, out, seconds, seed):
             if code not in (200, 503):
                 faults.append(f"64 descriptors: {data[:30]!r}: {code}")
         time.sleep(0.1)
-    strangers.terminate(), strangers.join()
+    abusive.terminate(), abusive.join()
     times.sort()
     print(f"64 descriptors, {HALF_OPEN} connections half open: {good} of {len(times)} answered with 200, p99 {quantile(times, 0.99):.0f} ms, longest {quantile(times, 1):.0f} ms", flush=True)
     if good < 0.99 * len(times):
@@ -389,7 +389,7 @@ def main():
         print(f"note: {hard} descriptors for this process; of the {HALF_OPEN + CLIENTS + SILENT} connections some will fail here")
     faults = few_descriptors(kimi, out, max(10, args.seconds // 20), args.seed)
     try:
-        faults += siege(kimi, out, args.seconds, args.seed, not args.untimed)
+        faults += soak(kimi, out, args.seconds, args.seed, not args.untimed)
     except Over as e:
         faults.append(str(e))
     for fault in faults:
