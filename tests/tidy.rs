@@ -344,7 +344,18 @@ fn names_in_the_documents_exist() {
     let known: HashSet<&str> =
         texts.iter().flat_map(|text| text.lines().map(code)).flat_map(identifiers).collect();
     let mut wrong = Vec::new();
-    for document in ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/terms.md"] {
+    let documents = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "docs/performance.md",
+        "docs/security.md",
+        "docs/terms.md",
+        "kernels/cuda/README.md",
+        "models/demo/README.md",
+        "tests/hostile/README.md",
+    ];
+    for document in documents {
         let mut text = fs::read_to_string(root.join(document)).unwrap();
         if document == "docs/terms.md" {
             // The first column has the names of other projects.

@@ -279,7 +279,7 @@ def quantile(times, share):
 
 def row(name, seen, bad, retried, longest):
     print(f"{name:<8} {len(seen):>6} answered  p50 {quantile(seen, 0.5):>7.1f} ms  p99 {quantile(seen, 0.99):>7.1f} ms  longest {quantile(seen, 1):>7.1f} ms  "
-          f"{len(bad)} refused  {retried} asked again  {longest:.1f} s for the longest open one", flush=True)
+          f"{len(bad)} refused  {retried} retried  {longest:.1f} s for the longest open one", flush=True)
 
 
 def start(kimi, out, name, *options, preexec=None):
