@@ -76,7 +76,7 @@ class Server:
 
 
 class Watch:
-    """Ends a server that takes too much memory before the machine suffers; a thread beside the attack."""
+    """Ends a server that uses too much memory before the machine swaps; runs on a thread during the attack."""
 
     def __init__(self, server):
         self.server, self.found, self.most, self.over = server, None, 0, threading.Event()
