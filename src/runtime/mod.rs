@@ -15,6 +15,7 @@ pub(crate) mod memory_estimate;
 mod on_device;
 pub mod options;
 pub(crate) mod placement;
+pub(crate) mod prefill;
 pub mod session;
 pub mod template_worker;
 

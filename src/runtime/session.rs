@@ -1,33 +1,30 @@
 //! A session: the tokens of one sequence and the model's state after them. Prefills only the tokens after the longest
-//! cached prefix, and adds checkpoints to the prefix cache on the way.
+//! cached prefix ([`super::prefill`] has the rules), and decodes token by token.
 //!
 //! It handles token ids, not text. Next: [`models::kimi_linear`] (the forward pass), [`super::logits`] (its result).
 
 pub use super::errors::Error;
-use crate::prefix_cache::CHECKPOINT_INTERVAL_TOKENS;
-
+use super::prefill::PrefillDriver;
 use crate::prefix_cache::Source;
-use crate::prefix_cache::disk::MIN_DISK_TOKENS;
+use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
 use kernels::backend::Backend;
+use models::kimi_linear::Outputs;
 use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::state::State;
-use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
 
 /// A sequence of tokens with its model state.
 pub struct Session<'e, B: Backend> {
     engine: &'e Engine<B>,
-    state: State<B>,
+    driver: PrefillDriver<'e, B>,
     tokens: Vec<u32>,
     /// The logits after the last token; `None` for an empty sequence and after an interrupted prefill.
     logits: Option<Logits<'e, B>>,
+    /// The checkpoints of the next prompt.
     checkpoints: Vec<usize>,
     /// The start of the question about a document in the next prompt.
     question: Option<usize>,
-    /// Whether a decoded token would be prefilled with materialised attention; the state is then not cached.
-    noncanonical: bool,
 }
 
 /// The result of a prefill: reused and computed tokens.
@@ -44,15 +41,13 @@ pub struct Prefill {
 
 impl<'e, B: Backend> Session<'e, B> {
     pub fn new(engine: &'e Engine<B>) -> Self {
-        let state = engine.model.state(&engine.backend, engine.cache);
         Session {
             engine,
-            state,
+            driver: PrefillDriver::new(engine, Namespace::SHARED),
             tokens: Vec::new(),
             logits: None,
             checkpoints: Vec::new(),
             question: None,
-            noncanonical: false,
         }
     }
 
@@ -77,9 +72,9 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     /// Adds checkpoints at these lengths of the next prompt, such as the end of a system message or a document. Long
-    /// lists are thinned by [`thin_checkpoints`].
+    /// lists are thinned.
     pub fn checkpoint_at(&mut self, lengths: &[usize]) {
-        self.checkpoints = thin_checkpoints(lengths);
+        self.checkpoints = lengths.to_vec();
     }
 
     /// Declares that the next prompt is a document of this length followed by a question, which is prefilled as a
@@ -90,19 +85,12 @@ impl<'e, B: Backend> Session<'e, B> {
 
     /// Adds a snapshot of the sequence to the prefix cache; also on disk if it saves enough prefill.
     pub fn checkpoint(&self) {
-        self.insert(false);
+        self.driver.insert(&self.tokens, self.logits_row().as_ref(), false);
     }
 
     /// Adds a snapshot of the sequence to the prefix cache in memory and on disk, before a long pause.
     pub fn checkpoint_to_disk(&self) {
-        self.insert(true);
-    }
-
-    fn insert(&self, always: bool) {
-        let Engine { backend, store, .. } = self.engine;
-        if !self.tokens.is_empty() && !self.noncanonical && self.engine.may_keep() && store.accepts() {
-            store.insert(backend, &self.tokens, &self.state, self.logits(), always);
-        }
+        self.driver.insert(&self.tokens, self.logits_row().as_ref(), true);
     }
 
     /// Prefills the tokens of `prompt` after its longest cached prefix: the session's own state or a snapshot. Adds
@@ -115,17 +103,17 @@ impl<'e, B: Backend> Session<'e, B> {
     ) -> Result<Prefill, Error> {
         let (checkpoints, question) = (std::mem::take(&mut self.checkpoints), self.question.take());
         let Prefill { reused, source, .. } = self.restore_prefix(prompt)?;
+        self.driver.begin(&checkpoints, question);
         let mut stopped = false;
         while self.tokens.len() < prompt.len() && !stopped {
             let at = self.tokens.len();
-            let point = next_checkpoint(at, prompt.len(), &checkpoints);
-            let (path, end) = self.engine.mla_path(prompt, at..point, question);
+            let (path, end) = self.driver.plan(prompt);
             let end = end.min(at + self.engine.max_step_tokens(path));
-            self.process(&prompt[at..end], path, end == prompt.len());
+            let at_checkpoint = self.process(&prompt[at..end], path, end == prompt.len());
             self.engine.backend.wait(); // progress counts finished batches, not launched ones
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
-            if end == point || stopped {
-                self.insert((stopped && end >= MIN_DISK_TOKENS) || is_written_to_disk(end, &checkpoints));
+            if at_checkpoint || stopped {
+                self.driver.insert_checkpoint(&self.tokens, self.logits_row().as_ref(), stopped);
             }
         }
         Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })
@@ -134,20 +122,18 @@ impl<'e, B: Backend> Session<'e, B> {
     /// Restores the longest cached prefix of `prompt` without computing anything.
     pub fn restore_prefix(&mut self, prompt: &[u32]) -> Result<Prefill, Error> {
         self.check(prompt)?;
-        let Engine { backend, store, .. } = self.engine;
         let own = self.tokens.len();
         let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || self.logits.is_some());
         let mut source = (usable && own > 0).then_some(Source::Live);
-        if let Some(hit) = store.longest_prefix(backend, prompt, usable.then_some(own)) {
-            self.state = hit.state;
-            self.logits =
-                Some(hit.logits).filter(|l| !l.is_empty()).map(|l| Logits::from_values(self.engine, l));
-            self.noncanonical = false;
+        let found = self.driver.restore(prompt, usable);
+        if found.is_some() || !usable {
             self.tokens.clear();
-            self.tokens.extend_from_slice(&prompt[..hit.len]);
-            source = Some(hit.source);
-        } else if !usable {
-            *self = Session::new(self.engine);
+            self.tokens.extend_from_slice(&prompt[..self.driver.len()]);
+            self.logits = None;
+        }
+        if let Some((from, logits)) = found {
+            source = Some(from);
+            self.logits = (!logits.is_empty()).then(|| Logits::from_values(self.engine, logits));
         }
         Ok(Prefill { reused: self.tokens.len(), source, computed: 0, stopped: false })
     }
@@ -158,64 +144,25 @@ impl<'e, B: Backend> Session<'e, B> {
         self.engine.check_room(self.tokens.len() + 1)?;
         self.process(&[token], MlaPath::Absorbed, true);
         let len = self.tokens.len();
-        self.noncanonical |= self.engine.is_noncanonical(&self.tokens, len - 1..len);
+        self.driver.decoded(&self.tokens, len - 1..len);
         Ok(())
     }
 
-    fn process(&mut self, tokens: &[u32], path: MlaPath, last: bool) {
+    /// Computes the state after more tokens. Returns whether the prompt is at a checkpoint.
+    fn process(&mut self, tokens: &[u32], path: MlaPath, last: bool) -> bool {
         let Engine { backend, model, .. } = self.engine;
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let mut batch = [Sequence { tokens, state: &mut self.state, outputs, mla_path: path }];
+        let mut batch = [self.driver.sequence(tokens, path, outputs)];
         let logits = model.forward(backend, &mut batch, &mut ());
         self.tokens.extend_from_slice(tokens);
         self.logits = logits.map(|logits| Logits::new(self.engine, logits, 1));
+        self.driver.advance(tokens.len())
     }
 
     /// Checks a prompt with [`Engine::check`].
     pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
         self.engine.check(prompt)
     }
-}
-
-/// Up to this number of checkpoints, all are kept.
-const KEEP_ALL_CHECKPOINTS: usize = 16;
-/// The minimum distance in tokens between two of many checkpoints: one or two batches.
-const CHECKPOINT_SPACING: usize = 1024;
-/// The approximate maximum number of checkpoints: each costs a state and a partial batch.
-const MAX_CHECKPOINTS: usize = 64;
-
-/// Returns the positions to checkpoint in ascending order. Long lists are thinned to a minimum distance, but keep the
-/// first and the last position.
-pub(crate) fn thin_checkpoints(checkpoints: &[usize]) -> Vec<usize> {
-    let mut checkpoints: Vec<usize> = checkpoints.iter().copied().filter(|mark| *mark > 0).collect();
-    checkpoints.sort_unstable();
-    checkpoints.dedup();
-    let Some(&end) = checkpoints.last().filter(|_| checkpoints.len() > KEEP_ALL_CHECKPOINTS) else {
-        return checkpoints;
-    };
-    let spacing = CHECKPOINT_SPACING.max(end / MAX_CHECKPOINTS);
-    let mut kept = None;
-    checkpoints.retain(|mark| {
-        let far = *mark == end || kept.is_none_or(|kept| mark - kept >= spacing);
-        if far {
-            kept = Some(*mark);
-        }
-        far
-    });
-    checkpoints
-}
-
-/// Returns the next length after `at` at which a snapshot is taken.
-pub(crate) fn next_checkpoint(at: usize, end: usize, checkpoints: &[usize]) -> usize {
-    let interval = (at / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS;
-    let mark = checkpoints.iter().copied().filter(|mark| *mark > at).min();
-    mark.unwrap_or(end).min(interval).min(end)
-}
-
-/// Returns whether the snapshot at `end` is written to disk even where a shorter one is there: those at requested
-/// checkpoints that save enough prefill.
-pub(crate) fn is_written_to_disk(end: usize, checkpoints: &[usize]) -> bool {
-    end >= MIN_DISK_TOKENS && checkpoints.contains(&end)
 }
 
 #[cfg(test)]
@@ -262,38 +209,5 @@ mod tests {
         assert!(error.ends_with(&end.replace("9764480", &engine.file.file_bytes().to_string())), "{error}");
         let lines = lines.lock().unwrap();
         assert_eq!(lines[..], [format!("{error}: replies since then may be wrong; start again")]);
-    }
-
-    #[test]
-    fn checkpoints_are_requested_lengths_intervals_and_the_end() {
-        let points = |mut at: usize, end: usize, checkpoints: &[usize]| {
-            let mut all = Vec::new();
-            while at < end {
-                at = next_checkpoint(at, end, checkpoints);
-                all.push(at);
-            }
-            all
-        };
-        assert_eq!(points(0, 10, &[]), [10]);
-        assert_eq!(points(0, 10, &[7, 3, 0, 10, 99]), [3, 7, 10]);
-        assert_eq!(points(8190, 20_000, &[8193]), [8192, 8193, 16_384, 20_000]);
-    }
-
-    #[test]
-    fn few_checkpoints_are_kept_and_many_are_thinned() {
-        assert_eq!(thin_checkpoints(&[]), [0; 0]);
-        assert_eq!(thin_checkpoints(&[700, 3, 0, 700, 4]), [3, 4, 700]);
-        let few: Vec<usize> = (1..=KEEP_ALL_CHECKPOINTS).map(|i| 7 * i).collect();
-        assert_eq!(thin_checkpoints(&few), few);
-        for (step, end) in [(1, 17), (7, 5000), (40, 60_000), (300, 450_000), (9000, 1_000_000)] {
-            let checkpoints: Vec<usize> = (1..=end / step).map(|i| i * step).collect();
-            let kept = thin_checkpoints(&checkpoints);
-            assert_eq!((kept.first(), kept.last()), (checkpoints.first(), checkpoints.last()));
-            assert!(kept.len() <= MAX_CHECKPOINTS + 2 && kept.iter().all(|mark| checkpoints.contains(mark)));
-            let spacing = CHECKPOINT_SPACING.max(checkpoints[checkpoints.len() - 1] / MAX_CHECKPOINTS);
-            let gaps: Vec<usize> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
-            let (_, gaps) = gaps.split_last().unwrap();
-            assert!(gaps.iter().all(|gap| (spacing..spacing + step).contains(gap)), "{step} {end}: {gaps:?}");
-        }
     }
 }

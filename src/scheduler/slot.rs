@@ -8,10 +8,10 @@ use crate::prefix_cache::Source;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
-use crate::runtime::session::{Prefill, is_written_to_disk, next_checkpoint, thin_checkpoints};
+use crate::runtime::prefill::PrefillDriver;
+use crate::runtime::session::Prefill;
 use kernels::backend::Backend;
 use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::state::State;
 use models::kimi_linear::{Outputs, Sequence};
 use std::time::{Duration, Instant};
 
@@ -34,19 +34,13 @@ pub struct Slot<'e, B: Backend> {
     pub admitted: Instant,
     namespace: Namespace,
     engine: &'e Engine<B>,
-    /// None if it was freed after preemption.
-    state: Option<State<B>>,
+    /// The state of prompt and reply; freed after preemption if memory is short.
+    driver: PrefillDriver<'e, B>,
     reply: Decoder<'e>,
-    /// Number of tokens of prompt and reply in the state.
-    done: usize,
     /// Tokens processed since the last admission, and those of them that were sampled.
     processed: (usize, usize),
     /// Tokens whose state was freed and not restored: they are computed again.
     recomputed: usize,
-    /// Attention path of the next tokens of the prompt, and the position where it ends.
-    next_chunk: (MlaPath, usize),
-    /// Prompt lengths at which to insert a checkpoint.
-    checkpoints: Vec<usize>,
     reused: usize,
     source: Option<Source>,
     logprobs: Option<usize>,
@@ -65,19 +59,18 @@ pub struct Slot<'e, B: Backend> {
 impl<'e, B: Backend> Slot<'e, B> {
     /// Admits a request and restores the longest cached prefix of its prompt.
     pub fn new(engine: &'e Engine<B>, request: Request, bytes: u64) -> Self {
+        let mut driver = PrefillDriver::new(engine, request.namespace);
+        driver.begin(&request.checkpoints, None);
         let mut slot = Slot {
             bytes,
             tenant: request.tenant,
             admitted: Instant::now(),
             namespace: request.namespace,
             engine,
-            state: None,
+            driver,
             reply: Decoder::new(engine, request.prompt, request.rules),
-            done: 0,
             processed: (0, 0),
             recomputed: 0,
-            next_chunk: (MlaPath::Absorbed, 0),
-            checkpoints: thin_checkpoints(&request.checkpoints),
             reused: 0,
             source: None,
             logprobs: request.logprobs,
@@ -89,7 +82,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             last_token: None,
         };
         let (source, logits) = slot.restore();
-        (slot.reused, slot.source) = (slot.done, source);
+        (slot.reused, slot.source) = (slot.driver.len(), source);
         slot.begin(logits);
         slot
     }
@@ -97,50 +90,44 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Continues after preemption; restores the state if it was freed.
     pub fn resume(&mut self) {
         self.processed = (0, 0);
-        if self.state.is_some() {
+        if self.driver.has_state() {
             self.recomputed = 0;
             return;
         }
         let (_, logits) = self.restore();
-        self.recomputed = self.recomputed.saturating_sub(self.done);
+        self.recomputed = self.recomputed.saturating_sub(self.driver.len());
         self.begin(logits);
     }
 
     /// Restores the longest cached prefix. Returns its source, and the logits if the cache has them for all tokens.
     fn restore(&mut self) -> (Option<Source>, Vec<f32>) {
-        let Engine { backend, model, store, cache, .. } = self.engine;
         // A reply here may be the prompt of another request, prefilled with materialised attention.
         let (prompt, all) = (self.reply.prompt().len(), self.reply.total());
         let apart = self.engine.is_noncanonical(&self.reply.first(all), prompt..all);
         let tokens = self.reply.first(if apart { prompt } else { all });
-        let hit = store.within(self.namespace).longest_prefix(backend, &tokens, None);
-        let empty = || (model.state(backend, *cache), 0, None, Vec::new());
-        let (state, done, source, logits) =
-            hit.map_or_else(empty, |hit| (hit.state, hit.len, Some(hit.source), hit.logits));
-        (self.state, self.done, self.next_chunk) = (Some(state), done, (MlaPath::Absorbed, done));
-        (source, logits)
+        self.driver.restore(&tokens, false).map_or((None, Vec::new()), |(source, logits)| (Some(source), logits))
     }
 
     fn begin(&mut self, logits: Vec<f32>) {
         // A parked sequence already has the logits of its next token.
-        if self.done == self.reply.total() && self.parked.is_none() {
+        if self.driver.len() == self.reply.total() && self.parked.is_none() {
             self.report_progress();
             let scores = Logits::from_values(self.engine, logits);
             scores.rows().for_each(|row| self.sample_or_park(&row));
         }
-        self.plan_next_chunk();
+        self.driver.plan(self.reply.prompt());
     }
 
     /// Moves its state to the prefix cache, which may evict it.
     pub fn free_state(&mut self) {
         self.insert_final_checkpoint();
-        self.recomputed = self.recomputed.max(self.done);
-        (self.state, self.done) = (None, 0);
+        self.recomputed = self.recomputed.max(self.driver.len());
+        self.driver.free();
     }
 
     /// Bytes that its state occupies.
     pub fn held_bytes(&self) -> u64 {
-        if self.state.is_some() { self.bytes } else { 0 }
+        if self.driver.has_state() { self.bytes } else { 0 }
     }
 
     /// Returns false during the last step of a reply.
@@ -194,27 +181,27 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Tokens available for the next batched step; 0 if it prefills in large chunks.
     pub fn batchable_tokens(&self) -> usize {
-        if self.uses_large_chunks() || self.is_blocked() { 0 } else { self.end() - self.done }
+        if self.uses_large_chunks() || self.is_blocked() { 0 } else { self.end() - self.driver.len() }
     }
 
     /// Tokens available for the next large chunk.
     pub fn large_chunk_tokens(&self) -> Option<usize> {
-        (self.uses_large_chunks() && !self.is_blocked()).then(|| self.end() - self.done)
+        (self.uses_large_chunks() && !self.is_blocked()).then(|| self.end() - self.driver.len())
     }
 
     /// Returns true if the next tokens use materialised keys and values, which pay off in large chunks only.
     fn uses_large_chunks(&self) -> bool {
-        !self.is_decoding() && self.next_chunk.0 == MlaPath::Materialized
+        !self.is_decoding() && self.driver.run().0 == MlaPath::Materialized
     }
 
     /// End of the next tokens: the next checkpoint or the next change of the attention path.
     fn end(&self) -> usize {
-        if self.is_decoding() { self.reply.total() } else { self.next_chunk.1 }
+        if self.is_decoding() { self.reply.total() } else { self.driver.run().1 }
     }
 
     /// Returns what the scheduler needs to know while it prefills a large chunk.
     pub fn exclusive(&self) -> ExclusivePrefill {
-        let (prompt, checkpoint_at) = (self.reply.shared_prompt(), self.checkpoint_at());
+        let (prompt, checkpoint_at) = (self.reply.shared_prompt(), self.driver.next_checkpoint());
         ExclusivePrefill {
             prompt,
             checkpoint_at,
@@ -224,28 +211,15 @@ impl<'e, B: Backend> Slot<'e, B> {
         }
     }
 
-    /// Chooses the attention path of the next tokens.
-    fn plan_next_chunk(&mut self) {
-        if !self.is_decoding() && self.done >= self.next_chunk.1 {
-            self.next_chunk =
-                self.engine.mla_path(self.reply.prompt(), self.done..self.checkpoint_at(), None);
-        }
-    }
-
-    /// Length of the prompt at its next checkpoint.
-    fn checkpoint_at(&self) -> usize {
-        next_checkpoint(self.done, self.reply.prompt().len(), &self.checkpoints)
-    }
-
     /// Returns true if its next checkpoint is a prefix of the request's prompt.
     pub fn prefills_prefix_of(&self, request: &Request) -> bool {
         let shares = !self.is_decoding() && !self.is_blocked() && self.namespace == request.namespace;
-        shares && request.prompt.starts_with(&self.reply.prompt()[..self.checkpoint_at()])
+        shares && request.prompt.starts_with(&self.reply.prompt()[..self.driver.next_checkpoint()])
     }
 
     /// Returns true once the prompt is prefilled.
     pub fn is_decoding(&self) -> bool {
-        self.done >= self.reply.prompt().len()
+        self.driver.len() >= self.reply.prompt().len()
     }
 
     /// Returns its next tokens as input of the model.
@@ -255,18 +229,16 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Returns its next tokens as input of the model, and its client.
     pub fn with_client(&mut self, tokens: usize) -> (Sequence<'_, B>, &dyn Client) {
-        let end = self.done + tokens;
+        let (start, end) = (self.driver.len(), self.driver.len() + tokens);
         let last = end == self.reply.total() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
-        let form = if self.is_decoding() { MlaPath::Absorbed } else { self.next_chunk.0 };
-        let tokens = self.reply.span(self.done..end);
-        let state = self.state.as_mut().expect("a sequence in a slot has a state");
-        (Sequence { tokens, state, outputs, mla_path: form }, &*self.client)
+        let path = if self.is_decoding() { MlaPath::Absorbed } else { self.driver.run().0 };
+        (self.driver.sequence(self.reply.span(start..end), path, outputs), &*self.client)
     }
 
     /// Finishes in the middle of a step, after which the state is invalid.
     pub fn abandon(mut self) {
-        self.state = None;
+        self.driver.invalidate();
         self.finish();
     }
 
@@ -276,27 +248,22 @@ impl<'e, B: Backend> Slot<'e, B> {
         'e: 'l,
     {
         let reading = !self.is_decoding();
-        let at_checkpoint = reading && self.done + tokens == self.checkpoint_at();
-        self.done += tokens;
+        let at_checkpoint = self.driver.advance(tokens) && reading;
         self.processed.0 += tokens;
         if reading {
             self.report_progress();
-            self.plan_next_chunk();
         }
-        if self.ended.is_some() {
-            return;
+        let complete = self.driver.len() == self.reply.total();
+        let logits = (complete && self.ended.is_none())
+            .then(|| logits.next().expect("a row of logits for every sequence whose tokens are all in"));
+        if at_checkpoint && self.ended.is_none() {
+            let tokens = &self.reply.prompt()[..self.driver.len()];
+            self.driver.insert_checkpoint(tokens, logits.as_ref(), false);
         }
-        if self.done < self.reply.total() {
-            if at_checkpoint {
-                self.insert_checkpoint(&[], is_written_to_disk(self.done, &self.checkpoints));
-            }
-            return;
+        self.driver.plan(self.reply.prompt());
+        if let Some(logits) = logits {
+            self.sample_or_park(&logits);
         }
-        let logits = logits.next().expect("a row of logits for every sequence whose tokens are all in");
-        if reading && self.engine.store.accepts() {
-            self.insert_checkpoint(logits.values(), false);
-        }
-        self.sample_or_park(&logits);
     }
 
     /// Samples the next token of a parked sequence if its mask arrives within the limit.
@@ -336,27 +303,19 @@ impl<'e, B: Backend> Slot<'e, B> {
             let total = self.reply.prompt().len();
             self.client.on_event(RequestEvent::PrefillProgress {
                 reused: self.reused,
-                done: self.done,
+                done: self.driver.len(),
                 total,
             });
         }
     }
 
-    /// Inserts its state into the prefix cache; `always` writes it to disk even where a shorter one is there.
-    fn insert_checkpoint(&self, logits: &[f32], always: bool) {
-        let (Engine { backend, store, .. }, Some(state)) = (self.engine, &self.state) else { return };
-        if !self.engine.may_keep() {
-            return;
-        }
-        let tokens = self.reply.first(self.done);
-        store.within(self.namespace).insert(backend, &tokens, state, logits, always);
-    }
-
     /// Inserts its state if it is longer than the restored prefix and valid as a prefix of other prompts.
-    fn insert_final_checkpoint(&self) {
-        let own = self.reply.prompt().len().min(self.done)..self.done;
-        if self.done > self.reused && !self.engine.is_noncanonical(&self.reply.first(self.done), own) {
-            self.insert_checkpoint(&[], false);
+    fn insert_final_checkpoint(&mut self) {
+        let done = self.driver.len();
+        if done > self.reused {
+            let tokens = self.reply.first(done);
+            self.driver.decoded(&tokens, self.reply.prompt().len().min(done)..done);
+            self.driver.insert(&tokens, None, false);
         }
     }
 
@@ -365,13 +324,13 @@ impl<'e, B: Backend> Slot<'e, B> {
     pub fn has_ended(&self) -> bool {
         let all = self.reply.total();
         let cut = self.ended == Some(FinishReason::Length) && all as u64 <= self.engine.context;
-        self.ended.is_some() && !(cut && self.done < all && self.engine.store.fits_in_memory())
+        self.ended.is_some() && !(cut && self.driver.len() < all && self.engine.store.fits_in_memory())
     }
 
     /// Inserts a checkpoint if it is worth one, then reports the statistics to the client.
     pub fn finish(mut self) {
         let broken = matches!(self.ended, Some(FinishReason::NotFinite(_)));
-        let worth = self.ended.is_some() || self.done.saturating_sub(self.reused) >= MIN_CHECKPOINT_TOKENS;
+        let worth = self.ended.is_some() || self.driver.len().saturating_sub(self.reused) >= MIN_CHECKPOINT_TOKENS;
         if worth && !broken {
             self.insert_final_checkpoint();
         }
@@ -382,7 +341,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             prefill: Prefill {
                 reused: self.reused,
                 source: self.source,
-                computed: self.reply.prompt().len().min(self.done).saturating_sub(self.reused),
+                computed: self.reply.prompt().len().min(self.driver.len()).saturating_sub(self.reused),
                 stopped: self.prefilled.is_none(),
             },
             prefill_time: read - self.admitted,

@@ -1,0 +1,229 @@
+//! Drives the prefill of one sequence: restores the longest cached prefix, cuts the rest of the prompt into runs with one
+//! attention path, and inserts checkpoints into the prefix cache. Sessions and the scheduler share these rules.
+//!
+//! It does not call the model. [`super::session`] processes a run at once; the scheduler takes parts of it into its steps.
+
+use crate::prefix_cache::disk::MIN_DISK_TOKENS;
+use crate::prefix_cache::namespace::Namespace;
+use crate::prefix_cache::{CHECKPOINT_INTERVAL_TOKENS, Source};
+use crate::runtime::engine::Engine;
+use crate::runtime::logits::LogitsRow;
+use kernels::backend::Backend;
+use models::kimi_linear::mla::MlaPath;
+use models::kimi_linear::state::State;
+use models::kimi_linear::{Outputs, Sequence};
+use std::ops::Range;
+
+/// The state of one sequence, and the plan of its prefill.
+pub struct PrefillDriver<'e, B: Backend> {
+    engine: &'e Engine<B>,
+    /// The part of the prefix cache that is read and written.
+    namespace: Namespace,
+    /// `None` before the first tokens, and while the state is freed.
+    state: Option<State<B>>,
+    /// The number of tokens in the state.
+    len: usize,
+    /// The requested checkpoints, as lengths of the prompt.
+    checkpoints: Vec<usize>,
+    /// The start of the question about a document.
+    question: Option<usize>,
+    /// The attention path of the next tokens of the prompt, and the end of the run that shares it.
+    run: (MlaPath, usize),
+    /// The end of the run, or of a later one, at which a checkpoint is inserted.
+    checkpoint: usize,
+    /// Whether a decoded token would be prefilled with materialised attention; the state is then not cached.
+    noncanonical: bool,
+}
+
+impl<'e, B: Backend> PrefillDriver<'e, B> {
+    /// Creates an empty sequence.
+    pub fn new(engine: &'e Engine<B>, namespace: Namespace) -> Self {
+        PrefillDriver {
+            engine,
+            namespace,
+            state: None,
+            len: 0,
+            checkpoints: Vec::new(),
+            question: None,
+            run: (MlaPath::Absorbed, 0),
+            checkpoint: 0,
+            noncanonical: false,
+        }
+    }
+
+    /// The number of tokens in the state.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Returns whether the state is in memory.
+    pub fn has_state(&self) -> bool {
+        self.state.is_some()
+    }
+
+    /// Frees the state. The sequence has to be restored before its next tokens.
+    pub fn free(&mut self) {
+        (self.state, self.len) = (None, 0);
+    }
+
+    /// Drops the state after an abandoned step. The length stays for statistics.
+    pub fn invalidate(&mut self) {
+        self.state = None;
+    }
+
+    /// Restores the longest cached prefix of `tokens`, with `keep_own` only if it is longer than the state, which is such
+    /// a prefix too. Returns its source, and its logits if the cache has them.
+    pub fn restore(&mut self, tokens: &[u32], keep_own: bool) -> Option<(Source, Vec<f32>)> {
+        let Engine { backend, model, store, cache, .. } = self.engine;
+        let own = keep_own.then_some(self.len);
+        let hit = store.within(self.namespace).longest_prefix(backend, tokens, own);
+        let (state, len, found) = match hit {
+            Some(hit) => (hit.state, hit.len, Some((hit.source, hit.logits))),
+            None if keep_own => return None,
+            None => (model.state(backend, *cache), 0, None),
+        };
+        (self.state, self.len, self.noncanonical) = (Some(state), len, false);
+        self.run = (MlaPath::Absorbed, len);
+        found
+    }
+
+    /// Begins another prompt, of which the state holds a prefix. Long lists of checkpoints are thinned.
+    pub fn begin(&mut self, checkpoints: &[usize], question: Option<usize>) {
+        (self.checkpoints, self.question) = (thin_checkpoints(checkpoints), question);
+        self.run = (MlaPath::Absorbed, self.len);
+    }
+
+    /// Plans the next run of the prompt, unless the current one is not complete: its attention path and its end, which is
+    /// the next checkpoint or the next change of the path.
+    pub fn plan(&mut self, prompt: &[u32]) -> (MlaPath, usize) {
+        if self.len >= self.run.1 && self.len < prompt.len() {
+            self.checkpoint = next_checkpoint(self.len, prompt.len(), &self.checkpoints);
+            self.run = self.engine.mla_path(prompt, self.len..self.checkpoint, self.question);
+        }
+        self.run
+    }
+
+    /// The planned run: its attention path and its end.
+    pub fn run(&self) -> (MlaPath, usize) {
+        self.run
+    }
+
+    /// The length of the prompt at its next checkpoint.
+    pub fn next_checkpoint(&self) -> usize {
+        self.checkpoint
+    }
+
+    /// Returns the input of the model for the next tokens.
+    pub fn sequence<'s>(
+        &'s mut self,
+        tokens: &'s [u32],
+        mla_path: MlaPath,
+        outputs: Outputs,
+    ) -> Sequence<'s, B> {
+        let Engine { backend, model, cache, .. } = self.engine;
+        let state = self.state.get_or_insert_with(|| model.state(backend, *cache));
+        Sequence { tokens, state, outputs, mla_path }
+    }
+
+    /// Accounts for tokens that the model has processed. Returns whether the prompt is at a checkpoint.
+    pub fn advance(&mut self, tokens: usize) -> bool {
+        self.len += tokens;
+        self.len == self.checkpoint
+    }
+
+    /// Records that these of all tokens were decoded one by one.
+    pub fn decoded(&mut self, all: &[u32], tokens: Range<usize>) {
+        self.noncanonical |= self.engine.is_noncanonical(all, tokens);
+    }
+
+    /// Inserts the state at a checkpoint, or where the prefill is `stopped`. Requested checkpoints and stopped prefills that
+    /// save enough prefill are written to disk even where a shorter one is there.
+    pub fn insert_checkpoint(&self, tokens: &[u32], logits: Option<&LogitsRow<'_, '_, B>>, stopped: bool) {
+        let always = self.len >= MIN_DISK_TOKENS && (stopped || self.checkpoints.contains(&self.len));
+        self.insert(tokens, logits, always);
+    }
+
+    /// Inserts the state after `tokens` into the prefix cache if it may be cached; `always` writes it to disk even where a
+    /// shorter one is there.
+    pub fn insert(&self, tokens: &[u32], logits: Option<&LogitsRow<'_, '_, B>>, always: bool) {
+        let Engine { backend, store, .. } = self.engine;
+        let Some(state) = self.state.as_ref().filter(|_| self.len > 0 && !self.noncanonical) else { return };
+        if self.engine.may_keep() && store.accepts() {
+            let logits = logits.map_or(&[][..], |row| row.values());
+            store.within(self.namespace).insert(backend, tokens, state, logits, always);
+        }
+    }
+}
+
+/// Up to this number of checkpoints, all are kept.
+const KEEP_ALL_CHECKPOINTS: usize = 16;
+/// The minimum distance in tokens between two of many checkpoints: one or two batches.
+const CHECKPOINT_SPACING: usize = 1024;
+/// The approximate maximum number of checkpoints: each costs a state and a partial batch.
+const MAX_CHECKPOINTS: usize = 64;
+
+/// Returns the positions to checkpoint in ascending order. Long lists are thinned to a minimum distance, but keep the
+/// first and the last position.
+fn thin_checkpoints(checkpoints: &[usize]) -> Vec<usize> {
+    let mut checkpoints: Vec<usize> = checkpoints.iter().copied().filter(|mark| *mark > 0).collect();
+    checkpoints.sort_unstable();
+    checkpoints.dedup();
+    let Some(&end) = checkpoints.last().filter(|_| checkpoints.len() > KEEP_ALL_CHECKPOINTS) else {
+        return checkpoints;
+    };
+    let spacing = CHECKPOINT_SPACING.max(end / MAX_CHECKPOINTS);
+    let mut kept = None;
+    checkpoints.retain(|mark| {
+        let far = *mark == end || kept.is_none_or(|kept| mark - kept >= spacing);
+        if far {
+            kept = Some(*mark);
+        }
+        far
+    });
+    checkpoints
+}
+
+/// Returns the next length after `at` at which a snapshot is taken.
+fn next_checkpoint(at: usize, end: usize, checkpoints: &[usize]) -> usize {
+    let interval = (at / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS;
+    let mark = checkpoints.iter().copied().filter(|mark| *mark > at).min();
+    mark.unwrap_or(end).min(interval).min(end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checkpoints_are_requested_lengths_intervals_and_the_end() {
+        let points = |mut at: usize, end: usize, checkpoints: &[usize]| {
+            let mut all = Vec::new();
+            while at < end {
+                at = next_checkpoint(at, end, checkpoints);
+                all.push(at);
+            }
+            all
+        };
+        assert_eq!(points(0, 10, &[]), [10]);
+        assert_eq!(points(0, 10, &[7, 3, 0, 10, 99]), [3, 7, 10]);
+        assert_eq!(points(8190, 20_000, &[8193]), [8192, 8193, 16_384, 20_000]);
+    }
+
+    #[test]
+    fn few_checkpoints_are_kept_and_many_are_thinned() {
+        assert_eq!(thin_checkpoints(&[]), [0; 0]);
+        assert_eq!(thin_checkpoints(&[700, 3, 0, 700, 4]), [3, 4, 700]);
+        let few: Vec<usize> = (1..=KEEP_ALL_CHECKPOINTS).map(|i| 7 * i).collect();
+        assert_eq!(thin_checkpoints(&few), few);
+        for (step, end) in [(1, 17), (7, 5000), (40, 60_000), (300, 450_000), (9000, 1_000_000)] {
+            let checkpoints: Vec<usize> = (1..=end / step).map(|i| i * step).collect();
+            let kept = thin_checkpoints(&checkpoints);
+            assert_eq!((kept.first(), kept.last()), (checkpoints.first(), checkpoints.last()));
+            assert!(kept.len() <= MAX_CHECKPOINTS + 2 && kept.iter().all(|mark| checkpoints.contains(mark)));
+            let spacing = CHECKPOINT_SPACING.max(checkpoints[checkpoints.len() - 1] / MAX_CHECKPOINTS);
+            let gaps: Vec<usize> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
+            let (_, gaps) = gaps.split_last().unwrap();
+            assert!(gaps.iter().all(|gap| (spacing..spacing + step).contains(gap)), "{step} {end}: {gaps:?}");
+        }
+    }
+}
