@@ -2,7 +2,7 @@
 //! `cargo run --release --example library [FILE]`; without a file it uses the built-in demonstration model.
 
 use anyhow::Result;
-use kimi::{Conversation, Engine, EngineArgs, Event, Request, Sampling, Session, generate};
+use kimi::{Conversation, Engine, EngineArgs, EngineEvent, Request, Sampling, Session, generate};
 use std::io::{Write, stdout};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -26,13 +26,10 @@ pub fn ask(model: Option<PathBuf>, out: &mut dyn Write) -> Result<()> {
         let mut session = Session::new(&engine); // empty: the first turn is restored from the prefix cache
         let (mut reply, mut ids) = (String::new(), Vec::new());
         let stats = generate(&mut session, Request::new(&prompt, Sampling::greedy()), &mut |event| {
-            match event {
-                Event::Text(text) => {
-                    reply.push_str(text);
-                    let _ = write!(out, "{text}").and_then(|()| out.flush());
-                }
-                Event::Token(id) => ids.push(id),
-                Event::Prefill { .. } => {}
+            if let EngineEvent::Token { token, text, .. } = event {
+                ids.extend(token);
+                reply.push_str(&text);
+                let _ = write!(out, "{text}").and_then(|()| out.flush());
             }
             ControlFlow::Continue(())
         })?;

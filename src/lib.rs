@@ -19,7 +19,8 @@ pub mod scheduler;
 pub mod serve;
 
 pub use generation::conversation::Conversation;
-pub use generation::generate::{Event, Request, generate};
+pub use generation::event::EngineEvent;
+pub use generation::generate::{Request, generate};
 pub use generation::sample::Sampling;
 pub use runtime::engine::Engine;
 pub use runtime::options::EngineArgs;

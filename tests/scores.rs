@@ -9,14 +9,15 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
 use kimi::commands::profiler::Profiled;
 use kimi::generation::decoder::GenerationParams;
-use kimi::generation::generate::{Event, Request, generate};
+use kimi::generation::event::EngineEvent;
+use kimi::generation::generate::{Request, generate};
 use kimi::generation::sample::Sampling;
 use kimi::prefix_cache::namespace::Namespace;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::{CacheType, EngineArgs};
 use kimi::runtime::session::Session;
-use kimi::scheduler::{self, Client, Limits, RequestEvent, Scheduler};
+use kimi::scheduler::{self, Client, Limits, Scheduler};
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
@@ -86,8 +87,8 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
             constraint: None,
         };
         generate(&mut Session::new(&engine), request, &mut |event| {
-            if let Event::Token(id) = event {
-                ids.push(id);
+            if let EngineEvent::Token { token, .. } = event {
+                ids.extend(token);
             }
             ControlFlow::Continue(())
         })
@@ -128,8 +129,8 @@ fn pieces_of_a_prompt_are_waited_for() {
 struct Listener(usize, Arc<Mutex<Vec<Vec<u32>>>>);
 
 impl Client for Listener {
-    fn on_event(&mut self, event: RequestEvent) {
-        if let RequestEvent::Token { token, logprobs, .. } = event {
+    fn on_event(&mut self, event: EngineEvent) {
+        if let EngineEvent::Token { token, logprobs, .. } = event {
             self.1.lock().unwrap()[self.0].extend(token);
             assert_eq!(logprobs.is_some(), self.0 == 1, "only sequence 1 has logprobs");
         }

@@ -4,7 +4,8 @@ use super::prefill_progress::PrefillProgress;
 use super::quote_constraint::QuoteIndex;
 use super::{AskArgs, Model, SEPARATOR, joined};
 use crate::generation::conversation::Conversation;
-use crate::generation::generate::{Event, Request, Stats, generate};
+use crate::generation::event::{EngineEvent, Stats};
+use crate::generation::generate::{Request, generate};
 use crate::io::document::Document;
 use crate::runtime::engine::Engine;
 use crate::runtime::session::Session;
@@ -73,18 +74,16 @@ impl<'e, B: Backend> LocalModel<'e, B> {
         };
         let (mut text, mut ids) = (String::new(), Vec::new());
         let mut stats = generate(&mut self.session, request, &mut |event| match event {
-            Event::Prefill { done, .. } => {
+            EngineEvent::Prefill { done, .. } => {
                 progress.update(done);
                 on_text("")
             }
-            Event::Token(id) => {
-                ids.push(id);
-                on_text("")
+            EngineEvent::Token { token, text: new, .. } => {
+                ids.extend(token);
+                text.push_str(&new);
+                on_text(&new)
             }
-            Event::Text(new) => {
-                text.push_str(new);
-                on_text(new)
-            }
+            EngineEvent::Finished(_) => ControlFlow::Continue(()),
         })?;
         progress.finish();
         if stats.prefill.stopped {

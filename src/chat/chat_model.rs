@@ -6,7 +6,8 @@ use super::settings::Settings;
 use super::store::{Role, Turn};
 use crate::generation::conversation::Conversation;
 use crate::generation::detokenizer::Detokenizer;
-use crate::generation::generate::{Event, Request, Stats, generate};
+use crate::generation::event::{EngineEvent, Stats};
+use crate::generation::generate::{Request, generate};
 use crate::runtime::engine::Engine;
 use crate::runtime::session::Session;
 use anyhow::Result;
@@ -155,21 +156,23 @@ impl<B: Backend> ChatModel for LocalModel<'_, B> {
         let (mut ids, mut prefill_start, mut decode_start) = (Vec::new(), None, None);
         let (mut text, mut rate) = (String::new(), 0.0);
         let stats = generate(&mut self.session, generation, &mut |event| match event {
-            Event::Prefill { done, total } => {
+            EngineEvent::Prefill { done, total, .. } => {
                 // The rate counts from the end of the first batch, as the start of prefill is not known here.
                 let (first, start) = *prefill_start.get_or_insert((done, Instant::now()));
                 on_progress(Progress::Prefill { done, total, rate: per_second(done - first, start) })
             }
-            Event::Token(id) => {
-                ids.push(id);
-                let start = *decode_start.get_or_insert_with(Instant::now);
-                rate = per_second(ids.len() - 1, start);
-                ControlFlow::Continue(())
+            EngineEvent::Token { token, text: new, .. } => {
+                if let Some(id) = token {
+                    ids.push(id);
+                    rate = per_second(ids.len() - 1, *decode_start.get_or_insert_with(Instant::now));
+                }
+                if new.is_empty() {
+                    return ControlFlow::Continue(());
+                }
+                text.push_str(&new);
+                on_progress(Progress::Text { text: &new, tokens: ids.len(), rate })
             }
-            Event::Text(new) => {
-                text.push_str(new);
-                on_progress(Progress::Text { text: new, tokens: ids.len(), rate })
-            }
+            EngineEvent::Finished(_) => ControlFlow::Continue(()),
         })?;
         if !stats.prefill.stopped {
             self.conversation.reply(&text, &ids);

@@ -4,7 +4,8 @@
 //! [`crate::generation::generate`].
 
 use crate::generation::conversation::Conversation;
-use crate::generation::generate::{Event, Request, generate};
+use crate::generation::event::EngineEvent;
+use crate::generation::generate::{Request, generate};
 use crate::generation::sample::Sampling;
 use crate::io::output::{Output, tell};
 use crate::io::prompt::{Prompt, PromptArgs};
@@ -72,16 +73,20 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
     let mut session = Session::new(engine);
     let stats = generate(&mut session, request, &mut |event| {
         let written = match event {
-            Event::Prefill { done, total } if progress && total > engine.batch => {
+            EngineEvent::Prefill { done, total, .. } if progress && total > engine.batch => {
                 let end = if done == total { "\r\x1b[K" } else { "" };
                 let _ = write!(std::io::stderr(), "\rprefill {done}/{total} tokens{end}");
                 Ok(())
             }
-            Event::Token(id) if print_ids => writeln!(out, "{id}"),
-            Event::Text(text) if !print_ids => out.say(text),
+            EngineEvent::Token { token, .. } if print_ids => {
+                token.map_or(Ok(()), |token| writeln!(out, "{token}"))
+            }
+            EngineEvent::Token { text, .. } if !text.is_empty() => out.say(&text),
             _ => Ok(()),
         };
-        failed = written;
+        if failed.is_ok() {
+            failed = written;
+        }
         if failed.is_err() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
     failed?;

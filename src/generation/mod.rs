@@ -5,6 +5,7 @@
 pub mod conversation;
 pub mod decoder;
 pub(crate) mod detokenizer;
+pub mod event;
 pub mod generate;
 pub mod grammar;
 pub(crate) mod logprobs;

@@ -38,11 +38,11 @@ impl Received {
 struct RecordingClient(Arc<Received>);
 
 impl Client for RecordingClient {
-    fn on_event(&mut self, event: RequestEvent) {
+    fn on_event(&mut self, event: EngineEvent) {
         match event {
-            RequestEvent::Token { token, .. } => self.0.tokens.lock().unwrap().extend(token),
-            RequestEvent::Finished(stats) => *self.0.done.lock().unwrap() = Some(stats),
-            RequestEvent::PrefillProgress { .. } => {}
+            EngineEvent::Token { token, .. } => self.0.tokens.lock().unwrap().extend(token),
+            EngineEvent::Finished(stats) => *self.0.done.lock().unwrap() = Some(stats),
+            EngineEvent::Prefill { .. } => {}
         }
     }
 

@@ -17,7 +17,7 @@ mod slot;
 mod tests;
 
 use crate::generation::decoder::{FinishReason, GenerationParams};
-use crate::generation::generate::Stats;
+use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::logprobs::Logprobs;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
@@ -54,7 +54,7 @@ pub struct Request {
 
 /// Receives the events of a request.
 pub trait Client: Send {
-    fn on_event(&mut self, event: RequestEvent);
+    fn on_event(&mut self, event: EngineEvent);
     /// Returns true once the client no longer waits; the request is then cancelled.
     fn is_disconnected(&self) -> bool;
     /// Returns false while the client has too many unread events. Its sequence is then paused: the model thread neither
@@ -67,7 +67,7 @@ pub trait Client: Send {
 impl Request {
     /// Reports to the client that the request was cancelled before any work.
     fn cancel(mut self) {
-        self.client.on_event(RequestEvent::Finished(Stats {
+        self.client.on_event(EngineEvent::Finished(Stats {
             prefill: Prefill { stopped: true, ..Prefill::default() },
             prefill_time: Duration::ZERO,
             generated: 0,
@@ -76,28 +76,6 @@ impl Request {
             ended: FinishReason::Cancelled,
         }));
     }
-}
-
-/// An event of a request under way.
-#[derive(Debug)]
-pub enum RequestEvent {
-    /// Progress of the prefill, in tokens of the prompt.
-    PrefillProgress {
-        /// Tokens restored from the prefix cache.
-        reused: usize,
-        /// Tokens in the state, cached ones included.
-        done: usize,
-        total: usize,
-    },
-    /// A sampled token, or final text without a token.
-    Token {
-        token: Option<u32>,
-        /// Text that this token completes.
-        text: String,
-        /// Present if the request has [`Request::logprobs`].
-        logprobs: Option<Logprobs>,
-    },
-    Finished(Stats),
 }
 
 /// Limits on concurrency and state memory.

@@ -1,8 +1,8 @@
 //! One admitted sequence: its state, its decoder and its client. The scheduler decides when it runs.
 
-use super::{Client, ExclusivePrefill, Request, RequestEvent};
+use super::{Client, ExclusivePrefill, Request};
 use crate::generation::decoder::{Decoder, FinishReason};
-use crate::generation::generate::Stats;
+use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::logprobs::Logprobs;
 use crate::prefix_cache::Source;
 use crate::prefix_cache::namespace::Namespace;
@@ -105,7 +105,9 @@ impl<'e, B: Backend> Slot<'e, B> {
         let (prompt, all) = (self.reply.prompt().len(), self.reply.total());
         let apart = self.engine.is_noncanonical(&self.reply.first(all), prompt..all);
         let tokens = self.reply.first(if apart { prompt } else { all });
-        self.driver.restore(&tokens, false).map_or((None, Vec::new()), |(source, logits)| (Some(source), logits))
+        self.driver
+            .restore(&tokens, false)
+            .map_or((None, Vec::new()), |(source, logits)| (Some(source), logits))
     }
 
     fn begin(&mut self, logits: Vec<f32>) {
@@ -292,7 +294,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         let requested = choice.token.zip(self.logprobs);
         let logprobs = requested.map(|(token, top)| Logprobs::of(logits.values(), token, top));
         if choice.token.is_some() || !choice.text.is_empty() {
-            self.client.on_event(RequestEvent::Token { token: choice.token, text: choice.text, logprobs });
+            self.client.on_event(EngineEvent::Token { token: choice.token, text: choice.text, logprobs });
         }
         self.ended = choice.ended;
     }
@@ -301,7 +303,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         // Recomputing a prompt after preemption is not reported.
         if self.prefilled.is_none() {
             let total = self.reply.prompt().len();
-            self.client.on_event(RequestEvent::PrefillProgress {
+            self.client.on_event(EngineEvent::Prefill {
                 reused: self.reused,
                 done: self.driver.len(),
                 total,
@@ -330,14 +332,15 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Inserts a checkpoint if it is worth one, then reports the statistics to the client.
     pub fn finish(mut self) {
         let broken = matches!(self.ended, Some(FinishReason::NotFinite(_)));
-        let worth = self.ended.is_some() || self.driver.len().saturating_sub(self.reused) >= MIN_CHECKPOINT_TOKENS;
+        let worth =
+            self.ended.is_some() || self.driver.len().saturating_sub(self.reused) >= MIN_CHECKPOINT_TOKENS;
         if worth && !broken {
             self.insert_final_checkpoint();
         }
         let ended = self.ended.take().unwrap_or(FinishReason::Cancelled);
         let now = self.last_token.unwrap_or_else(Instant::now);
         let read = self.prefilled.unwrap_or(now);
-        self.client.on_event(RequestEvent::Finished(Stats {
+        self.client.on_event(EngineEvent::Finished(Stats {
             prefill: Prefill {
                 reused: self.reused,
                 source: self.source,

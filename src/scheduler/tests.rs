@@ -15,11 +15,11 @@ type Events = Arc<Mutex<Vec<(u64, Option<usize>, Option<u32>)>>>;
 struct Recorder(u64, Events);
 
 impl Client for Recorder {
-    fn on_event(&mut self, event: RequestEvent) {
+    fn on_event(&mut self, event: EngineEvent) {
         let event = match event {
-            RequestEvent::PrefillProgress { done, .. } => (self.0, Some(done), None),
-            RequestEvent::Token { token, .. } => (self.0, None, token),
-            RequestEvent::Finished(_) => return,
+            EngineEvent::Prefill { done, .. } => (self.0, Some(done), None),
+            EngineEvent::Token { token, .. } => (self.0, None, token),
+            EngineEvent::Finished(_) => return,
         };
         self.1.lock().unwrap().push(event);
     }
@@ -151,7 +151,7 @@ fn replies_decode_between_the_layers_of_a_large_chunk() {
 fn a_large_chunk_ends_when_its_client_disconnects() {
     struct Disconnecting(Arc<std::sync::atomic::AtomicBool>, Events);
     impl Client for Disconnecting {
-        fn on_event(&mut self, event: RequestEvent) {
+        fn on_event(&mut self, event: EngineEvent) {
             Recorder(1, self.1.clone()).on_event(event);
         }
         fn is_disconnected(&self) -> bool {

@@ -7,12 +7,13 @@ use super::intake::Intake;
 use super::limits::{HttpLimits, LimitEvents};
 use super::metrics::Metrics;
 use crate::generation::decoder::{FinishReason, GenerationParams};
+use crate::generation::event::EngineEvent;
 use crate::generation::grammar::{Compiled, Grammar, Grammars, compile};
 use crate::generation::sample::Sampling;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::session;
-use crate::scheduler::{Client, Command, Gauges, Limits, Request, RequestEvent, StateBytes};
+use crate::scheduler::{Client, Command, Gauges, Limits, Request, StateBytes};
 use kernels::backend::Backend;
 use models::template::{Rendered, Template};
 use models::tokenizer::Vocabulary;
@@ -389,7 +390,7 @@ const MAX_UNREAD_EVENTS: usize = 256;
 
 struct ChannelClient {
     index: usize,
-    sender: UnboundedSender<(usize, RequestEvent)>,
+    sender: UnboundedSender<(usize, EngineEvent)>,
     /// Released when the reply has ended.
     reservation: Option<Arc<[Reservation; 2]>>,
     /// Events sent and not yet read.
@@ -397,9 +398,9 @@ struct ChannelClient {
 }
 
 impl Client for ChannelClient {
-    fn on_event(&mut self, event: RequestEvent) {
+    fn on_event(&mut self, event: EngineEvent) {
         // Released before the client gets the event, because it may send the next request at once.
-        if let RequestEvent::Finished(stats) = &event {
+        if let EngineEvent::Finished(stats) = &event {
             self.reservation = None;
             if let FinishReason::Unread(limit) = stats.ended {
                 let seconds = limit.as_secs();
@@ -423,7 +424,7 @@ impl Client for ChannelClient {
 /// The events of a submitted request. Dropping it cancels the request.
 pub struct RequestEvents {
     app: Arc<App>,
-    events: UnboundedReceiver<(usize, RequestEvent)>,
+    events: UnboundedReceiver<(usize, EngineEvent)>,
     /// Number of replies that have not ended.
     open: usize,
     /// For each reply, events sent and not yet read.
@@ -438,7 +439,7 @@ pub struct RequestEvents {
 
 impl RequestEvents {
     /// Returns the next event with the reply's index, or None after the last reply has ended.
-    pub async fn next(&mut self) -> Option<Result<(usize, RequestEvent), ApiError>> {
+    pub async fn next(&mut self) -> Option<Result<(usize, EngineEvent), ApiError>> {
         if self.open == 0 {
             return None;
         }
@@ -464,18 +465,18 @@ impl RequestEvents {
         ApiError::timeout(self.app.options.timeout.map_or(0, |t| t.as_secs()))
     }
 
-    fn count(&mut self, index: usize, event: &RequestEvent) {
+    fn count(&mut self, index: usize, event: &EngineEvent) {
         let metrics = &self.app.metrics;
         match event {
-            RequestEvent::PrefillProgress { .. } => {}
-            RequestEvent::Token { .. } => {
+            EngineEvent::Prefill { .. } => {}
+            EngineEvent::Token { .. } => {
                 let now = Instant::now();
                 match self.last_token.insert(index, now) {
                     None => metrics.time_to_first_token.observe((now - self.start).as_secs_f64()),
                     Some(before) => metrics.inter_token_latency.observe((now - before).as_secs_f64()),
                 }
             }
-            RequestEvent::Finished(stats) => {
+            EngineEvent::Finished(stats) => {
                 self.open -= 1;
                 metrics.count(stats);
             }

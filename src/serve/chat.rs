@@ -14,11 +14,11 @@ use super::tenant::Tenant;
 use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
 use super::{logprobs, tools, validate};
 use crate::generation::decoder::FinishReason;
+use crate::generation::event::EngineEvent;
 use crate::generation::generate::Stats;
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
 use crate::prefix_cache::retokenize::ids_before;
 use crate::runtime::chat_template::explain;
-use crate::scheduler::RequestEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -201,20 +201,20 @@ enum ParsedEvent {
 }
 
 impl Chat {
-    fn parsed_event(&mut self, index: usize, event: RequestEvent) -> Result<ParsedEvent, ApiError> {
+    fn parsed_event(&mut self, index: usize, event: EngineEvent) -> Result<ParsedEvent, ApiError> {
         let reply = &mut self.replies[index];
         Ok(match event {
-            RequestEvent::PrefillProgress { reused, done, total } => {
+            EngineEvent::Prefill { reused, done, total } => {
                 let time_ms = self.start.elapsed().as_millis() as u64;
                 ParsedEvent::Progress(PromptProgress { total, cache: reused, processed: done, time_ms })
             }
-            RequestEvent::Token { token, text, logprobs } => {
+            EngineEvent::Token { token, text, logprobs } => {
                 let logprob =
                     token.zip(logprobs).map(|(token, l)| logprobs::token_logprob(&*self.engine, token, &l));
                 let logprobs = logprob.map(|logprob| ChatLogprobs { content: vec![logprob], refusal: None });
                 ParsedEvent::Reply(reply.parser.push(&text), logprobs)
             }
-            RequestEvent::Finished(stats) => {
+            EngineEvent::Finished(stats) => {
                 failure(&stats)?;
                 reply.stats = Some(stats);
                 ParsedEvent::Finished(reply.parser.finish())
@@ -362,7 +362,7 @@ impl StreamEncoder for Chat {
         }
     }
 
-    fn on_event(&mut self, index: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError> {
+    fn on_event(&mut self, index: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
         match self.parsed_event(index, event)? {
             ParsedEvent::Progress(progress) => {
                 if self.request.return_progress.unwrap_or(false) {

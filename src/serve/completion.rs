@@ -14,9 +14,9 @@ use super::tenant::Tenant;
 use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
 use super::{logprobs, tools, validate};
 use crate::generation::decoder::FinishReason;
+use crate::generation::event::EngineEvent;
 use crate::generation::generate::Stats;
 use crate::generation::logprobs::Logprobs;
-use crate::scheduler::RequestEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -152,12 +152,12 @@ impl Texts {
     fn reply_event(
         &mut self,
         index: usize,
-        event: RequestEvent,
+        event: EngineEvent,
     ) -> Result<(String, Option<TextLogprobs>), ApiError> {
         let reply = &mut self.texts[index];
         match event {
-            RequestEvent::PrefillProgress { .. } => Ok((String::new(), None)),
-            RequestEvent::Token { token, text, logprobs } => {
+            EngineEvent::Prefill { .. } => Ok((String::new(), None)),
+            EngineEvent::Token { token, text, logprobs } => {
                 let logprob = token.zip(logprobs).map(|(token, l)| {
                     let offset = reply.text.chars().count();
                     text_logprobs(&*self.engine, token, &l, offset)
@@ -165,7 +165,7 @@ impl Texts {
                 reply.text.push_str(&text);
                 Ok((text, logprob))
             }
-            RequestEvent::Finished(stats) => {
+            EngineEvent::Finished(stats) => {
                 failure(&stats)?;
                 reply.stats = Some(stats);
                 Ok((String::new(), None))
@@ -233,7 +233,7 @@ fn text_logprobs(engine: &dyn EngineHandle, token: u32, logprobs: &Logprobs, off
 impl StreamEncoder for Texts {
     fn begin(&mut self, _: &mut Outbox) {}
 
-    fn on_event(&mut self, index: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError> {
+    fn on_event(&mut self, index: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
         let (_, logprobs) = self.reply_event(index, event)?;
         let text = &mut self.texts[index];
         // The first chunk includes an echoed prompt.

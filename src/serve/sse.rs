@@ -2,7 +2,7 @@
 
 use super::app::RequestEvents;
 use super::errors::ApiError;
-use crate::scheduler::RequestEvent;
+use crate::generation::event::EngineEvent;
 use axum::response::sse::{Event, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
@@ -15,7 +15,7 @@ pub trait StreamEncoder: Send + 'static {
     /// Runs before the first event.
     fn begin(&mut self, out: &mut Outbox);
     /// Encodes an event of a reply; an error ends the stream.
-    fn on_event(&mut self, index: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError>;
+    fn on_event(&mut self, index: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError>;
     /// Runs after all replies have ended.
     fn end(&mut self, out: &mut Outbox);
     /// Encodes an error that ends the stream.

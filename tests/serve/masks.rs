@@ -4,10 +4,11 @@
 use crate::generate;
 use crate::support::engine;
 use kimi::generation::decoder::GenerationParams;
+use kimi::generation::event::EngineEvent;
 use kimi::generation::grammar::Grammars;
 use kimi::generation::sample::{Constraint, Sampling};
 use kimi::prefix_cache::namespace::Namespace;
-use kimi::scheduler::{Client, Limits, Request, RequestEvent, Scheduler};
+use kimi::scheduler::{Client, Limits, Request, Scheduler};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -41,8 +42,8 @@ type TokenTimes = Arc<Mutex<Vec<Vec<(Instant, u32)>>>>;
 struct TokenRecorder(usize, TokenTimes);
 
 impl Client for TokenRecorder {
-    fn on_event(&mut self, event: RequestEvent) {
-        if let RequestEvent::Token { token: Some(token), .. } = event {
+    fn on_event(&mut self, event: EngineEvent) {
+        if let EngineEvent::Token { token: Some(token), .. } = event {
             self.1.lock().unwrap()[self.0].push((Instant::now(), token));
         }
     }

@@ -9,7 +9,8 @@ mod text;
 
 use crate::commands::perplexity;
 use crate::generation::conversation::Conversation;
-use crate::generation::generate::{Event, Request, generate};
+use crate::generation::event::EngineEvent;
+use crate::generation::generate::{Request, generate};
 use crate::generation::sample::Sampling;
 use crate::io::output::Output;
 use crate::runtime::engine::Engine;
@@ -197,10 +198,9 @@ fn answers<B: Backend>(engine: &Engine<B>, body: &str, questions: &[Question]) -
         };
         let (mut ids, mut text) = (Vec::new(), String::new());
         generate(&mut session, request, &mut |event| {
-            match event {
-                Event::Token(id) => ids.push(id),
-                Event::Text(more) => text += more,
-                Event::Prefill { .. } => {}
+            if let EngineEvent::Token { token, text: more, .. } = event {
+                ids.extend(token);
+                text += &more;
             }
             ControlFlow::Continue(())
         })?;

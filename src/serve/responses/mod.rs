@@ -15,9 +15,9 @@ use super::tenant::Tenant;
 use super::usage::{ResponseMeta, failure, usage};
 use super::{chat, validate};
 use crate::generation::decoder::FinishReason;
+use crate::generation::event::EngineEvent;
 use crate::generation::generate::Stats;
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
-use crate::scheduler::RequestEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -320,11 +320,11 @@ impl StreamEncoder for ResponseEncoder {
         self.response_event("response.in_progress", out);
     }
 
-    fn on_event(&mut self, _: usize, event: RequestEvent, out: &mut Outbox) -> Result<(), ApiError> {
+    fn on_event(&mut self, _: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
         let events = match event {
-            RequestEvent::PrefillProgress { .. } => return Ok(()),
-            RequestEvent::Token { text, .. } => self.parser.push(&text),
-            RequestEvent::Finished(stats) => {
+            EngineEvent::Prefill { .. } => return Ok(()),
+            EngineEvent::Token { text, .. } => self.parser.push(&text),
+            EngineEvent::Finished(stats) => {
                 failure(&stats)?;
                 self.stats = Some(stats);
                 self.parser.finish()

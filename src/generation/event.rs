@@ -1,0 +1,108 @@
+//! The events of one reply. The decode loop of a session ([`super::generate`]) and the scheduler report the same ones.
+
+use crate::generation::decoder::FinishReason;
+use crate::generation::logprobs::Logprobs;
+use crate::io::units::grouped;
+use crate::prefix_cache::Source;
+use crate::runtime::session::Prefill;
+use kernels::backend::ExpertCacheStats;
+use std::time::Duration;
+
+/// An event of a reply under way.
+#[derive(Debug)]
+pub enum EngineEvent {
+    /// Progress of the prefill, in tokens of the prompt.
+    Prefill {
+        /// Tokens restored from the prefix cache.
+        reused: usize,
+        /// Tokens in the state, restored ones included.
+        done: usize,
+        total: usize,
+    },
+    /// A sampled token, or final text without a token.
+    Token {
+        token: Option<u32>,
+        /// Text that this token makes final: whole characters that cannot begin a stop string. It may be empty.
+        text: String,
+        /// Present if the request asks for log-probabilities.
+        logprobs: Option<Logprobs>,
+    },
+    /// The reply has ended. Its [`FinishReason`] says why, failures included.
+    Finished(Stats),
+}
+
+/// Token counts and times of a generation.
+#[derive(Clone, Debug)]
+pub struct Stats {
+    /// Reused and computed tokens of the prompt.
+    pub prefill: Prefill,
+    /// The time to prefill the computed tokens.
+    pub prefill_time: Duration,
+    pub generated: usize,
+    /// The time from the first generated token to the last.
+    pub decode_time: Duration,
+    /// Hits and lookups of the GPU expert cache.
+    pub expert_cache: Option<ExpertCacheStats>,
+    pub ended: FinishReason,
+}
+
+impl Stats {
+    /// Formats the statistics as one line for users.
+    pub fn line(&self) -> String {
+        let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
+        let ended = match &self.ended {
+            FinishReason::EndToken | FinishReason::StopString => "",
+            FinishReason::Length => ", cut at the limit",
+            FinishReason::Cancelled => ", stopped",
+            FinishReason::Constraint(_) => ", ended because the grammar allows no further token",
+            FinishReason::NotFinite(_) => ", ended because all logits are NaN",
+            FinishReason::Unread(_) => ", ended because its client did not read",
+        };
+        let expert_cache = self
+            .expert_cache
+            .map_or(String::new(), |expert_cache| format!("; {}", expert_cache_line(expert_cache)));
+        format!(
+            "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}{expert_cache}",
+            self.prefill.describe(),
+            self.prefill_time.as_secs_f64(),
+            rate(self.prefill.computed, self.prefill_time),
+            self.generated,
+            self.decode_time.as_secs_f64(),
+            rate(self.generated.saturating_sub(1), self.decode_time),
+        )
+    }
+}
+
+impl Prefill {
+    /// Describes reused and computed tokens: `128,004 tokens from snapshot, 31 new`.
+    pub fn describe(&self) -> String {
+        let from = match self.source {
+            None => return format!("{} new", grouped(self.computed)),
+            Some(Source::Live) => "kept",
+            Some(Source::Ram) => "from snapshot",
+            Some(Source::Disk) => "from snapshot on disk",
+        };
+        format!("{} tokens {from}, {} new", grouped(self.reused), grouped(self.computed))
+    }
+}
+
+/// `expert cache hit rate 63 % (4,160 lookups)`
+pub fn expert_cache_line(ExpertCacheStats { hits, lookups }: ExpertCacheStats) -> String {
+    let share = 100.0 * hits as f64 / lookups.max(1) as f64;
+    format!("expert cache hit rate {share:.0} % ({} lookups)", grouped(lookups as usize))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefill_is_described_by_reused_and_computed_tokens() {
+        let described =
+            |reused, source, computed| Prefill { reused, source, computed, stopped: false }.describe();
+        assert_eq!(described(0, None, 1_234_567), "1,234,567 new");
+        assert_eq!(described(128_004, Some(Source::Ram), 31), "128,004 tokens from snapshot, 31 new");
+        assert_eq!(described(100, Some(Source::Disk), 0), "100 tokens from snapshot on disk, 0 new");
+        assert_eq!(described(1000, Some(Source::Live), 1), "1,000 tokens kept, 1 new");
+    }
+}
