@@ -2,7 +2,7 @@
 //! `cargo run --release --example library [FILE]`; without a file it uses the built-in demonstration model.
 
 use anyhow::Result;
-use kimi::{Conversation, Engine, EngineArgs, EngineEvent, Request, Sampling, Session, generate};
+use kimi::{Conversation, EngineArgs, EngineEvent, EngineHandle, Request, Sampling, generate};
 use std::io::{Write, stdout};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -18,12 +18,12 @@ fn main() -> Result<()> {
 
 /// Asks both questions and writes the replies, each with the prompt tokens that came from the cache.
 pub fn ask(model: Option<PathBuf>, out: &mut dyn Write) -> Result<()> {
-    let engine = Engine::open(&EngineArgs { model, ..EngineArgs::default() })?;
+    let engine = EngineHandle::open(&EngineArgs { model, ..EngineArgs::default() })?;
     let mut conversation = Conversation::new(Some(TEXT));
     for question in QUESTIONS {
         conversation.say("user", question);
         let prompt = conversation.prompt(&engine)?;
-        let mut session = Session::new(&engine); // empty: the first turn is restored from the prefix cache
+        let mut session = engine.session(); // empty: the first turn is restored from the prefix cache
         let (mut reply, mut ids) = (String::new(), Vec::new());
         let stats = generate(&mut session, Request::new(&prompt, Sampling::greedy()), &mut |event| {
             if let EngineEvent::Token { token, text, .. } = event {

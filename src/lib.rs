@@ -22,6 +22,5 @@ pub use generation::conversation::Conversation;
 pub use generation::event::EngineEvent;
 pub use generation::generate::{Request, generate};
 pub use generation::sample::Sampling;
-pub use runtime::engine::Engine;
+pub use runtime::handle::{EngineHandle, SessionHandle};
 pub use runtime::options::EngineArgs;
-pub use runtime::session::Session;

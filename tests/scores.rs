@@ -10,7 +10,7 @@ use kernels::cuda::Cuda;
 use kimi::commands::profiler::Profiled;
 use kimi::generation::decoder::GenerationParams;
 use kimi::generation::event::EngineEvent;
-use kimi::generation::generate::{Request, generate};
+use kimi::generation::generate::{Request, generate_on};
 use kimi::generation::sample::Sampling;
 use kimi::prefix_cache::namespace::Namespace;
 use kimi::prefix_cache::options::StoreOptions;
@@ -86,7 +86,7 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
             ignore_end: true,
             constraint: None,
         };
-        generate(&mut Session::new(&engine), request, &mut |event| {
+        generate_on(&mut Session::new(&engine), request, &mut |event| {
             if let EngineEvent::Token { token, .. } = event {
                 ids.extend(token);
             }

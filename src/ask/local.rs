@@ -7,10 +7,8 @@ use crate::generation::conversation::Conversation;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::generate::{Request, generate};
 use crate::io::document::Document;
-use crate::runtime::engine::Engine;
-use crate::runtime::session::Session;
+use crate::runtime::handle::{EngineHandle, SessionHandle};
 use anyhow::{Result, bail};
-use kernels::backend::Backend;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
@@ -19,10 +17,10 @@ use std::time::Instant;
 const MARGIN: usize = 8;
 
 /// An engine with one conversation about the files.
-pub(super) struct LocalModel<'e, B: Backend> {
-    engine: &'e Engine<B>,
+pub(super) struct LocalModel<'e> {
+    engine: &'e EngineHandle,
     args: &'e AskArgs,
-    session: Session<'e, B>,
+    session: SessionHandle<'e>,
     conversation: Conversation,
     names: Vec<String>,
     /// The common prefix of all first prompts, up to the question.
@@ -35,13 +33,13 @@ pub(super) struct LocalModel<'e, B: Backend> {
     quote_index: Option<Arc<QuoteIndex>>,
 }
 
-impl<'e, B: Backend> LocalModel<'e, B> {
-    pub(super) fn new(engine: &'e Engine<B>, documents: &[Document], args: &'e AskArgs) -> Result<Self> {
+impl<'e> LocalModel<'e> {
+    pub(super) fn new(engine: &'e EngineHandle, documents: &[Document], args: &'e AskArgs) -> Result<Self> {
         let common = common(engine, &joined(documents))?;
         Ok(LocalModel {
             engine,
             args,
-            session: Session::new(engine),
+            session: engine.session(),
             conversation: Conversation::default(),
             names: documents.iter().map(|d| d.name.clone()).collect(),
             ends: ends(engine, documents, common.len())?,
@@ -88,7 +86,10 @@ impl<'e, B: Backend> LocalModel<'e, B> {
         progress.finish();
         if stats.prefill.stopped {
             let (read, all) = (self.session.tokens().len(), prompt.len());
-            bail!("stopped after {read} of {all} tokens; the prefilled tokens are kept; ask again to resume");
+            let kept = self.args.asks_again() || self.engine.keeps_on_disk(read);
+            let note =
+                if kept { "the prefilled tokens are kept; ask again to resume" } else { "none are kept" };
+            bail!("stopped after {read} of {all} tokens; {note}");
         }
         (stats.prefill.reused, stats.prefill.source) = (found.reused, found.source);
         stats.prefill_time += restore_time;
@@ -97,7 +98,7 @@ impl<'e, B: Backend> LocalModel<'e, B> {
     }
 }
 
-impl<B: Backend> Model for LocalModel<'_, B> {
+impl Model for LocalModel<'_> {
     fn reply(
         &mut self,
         message: &str,
@@ -113,12 +114,12 @@ impl<B: Backend> Model for LocalModel<'_, B> {
     }
 }
 
-fn quote_index<B: Backend>(engine: &Engine<B>, documents: &[Document]) -> Result<Arc<QuoteIndex>> {
-    Ok(Arc::new(QuoteIndex::new(documents, engine.tokenizer()?, engine.model.config.vocab)))
+fn quote_index(engine: &EngineHandle, documents: &[Document]) -> Result<Arc<QuoteIndex>> {
+    Ok(Arc::new(QuoteIndex::new(documents, engine.tokenizer()?, engine.config.vocab)))
 }
 
 /// The tokens that all prompts about a document begin with, as the common prefix of prompts with different questions.
-fn common<B: Backend>(engine: &Engine<B>, document: &str) -> Result<Vec<u32>> {
+fn common(engine: &EngineHandle, document: &str) -> Result<Vec<u32>> {
     let prompt = |question: &str| {
         let mut conversation = Conversation::default();
         conversation.say("user", &format!("{document}{SEPARATOR}{question}"));
@@ -133,7 +134,7 @@ fn common<B: Backend>(engine: &Engine<B>, document: &str) -> Result<Vec<u32>> {
 }
 
 /// Approximate token offsets of the ends of all files but the last. Checkpoints there are reused when files are added.
-fn ends<B: Backend>(engine: &Engine<B>, documents: &[Document], common: usize) -> Result<Vec<usize>> {
+fn ends(engine: &EngineHandle, documents: &[Document], common: usize) -> Result<Vec<usize>> {
     let tokenizer = engine.tokenizer()?;
     let (mut end, mut ends) = (common, Vec::new());
     for document in documents.iter().skip(1).rev() {

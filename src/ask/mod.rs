@@ -20,7 +20,7 @@ use crate::io::line_editor::{Line, LineEditor};
 use crate::io::output::{Output, tell};
 use crate::prefix_cache::key::PromptLayout;
 use crate::runtime::builtin_model;
-use crate::runtime::on_device;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::EngineArgs;
 use anyhow::{Result, bail};
 use local::LocalModel;
@@ -72,6 +72,13 @@ pub struct AskArgs {
     quiet: bool,
 }
 
+impl AskArgs {
+    /// Returns whether the process reads further questions after a failed one.
+    fn asks_again(&self) -> bool {
+        self.question.is_none()
+    }
+}
+
 /// Reads the files, loads the model and answers the questions.
 pub fn run(args: &AskArgs) -> Result<()> {
     let mut note = |line: &str| tell(&line.replace('\n', " "));
@@ -82,11 +89,9 @@ pub fn run(args: &AskArgs) -> Result<()> {
     if let Some(url) = &args.endpoint.url {
         return ask(args, &documents, RemoteModel::new(url, args)?);
     }
-    on_device!(&args.engine.with_layout(PromptLayout::Ask), builtin_model::log(args.quiet), |engine| ask(
-        args,
-        &documents,
-        LocalModel::new(&engine, &documents, args)?
-    ))
+    let options = args.engine.with_layout(PromptLayout::Ask);
+    let engine = EngineHandle::load(&options, builtin_model::log(args.quiet))?;
+    ask(args, &documents, LocalModel::new(&engine, &documents, args)?)
 }
 
 fn ask(args: &AskArgs, documents: &[Document], model: impl Model) -> Result<()> {

@@ -8,11 +8,10 @@ use crate::io::output::tell;
 use crate::io::progress::Progress;
 use crate::io::units::grouped;
 use crate::prefix_cache::Sizes;
-use crate::runtime::engine::Engine;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::memory_estimate::MemoryEstimate;
 use crate::runtime::session::Prefill;
 use anyhow::{Result, bail};
-use kernels::backend::Backend;
 use models::kimi_linear::mla::MlaPath;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -37,13 +36,8 @@ pub(super) struct PrefillProgress {
 
 impl PrefillProgress {
     /// Creates the progress of a prompt of `total` tokens, of which `found` were restored from the prefix cache.
-    pub(super) fn new<B: Backend>(
-        engine: &Engine<B>,
-        total: usize,
-        found: Prefill,
-        quiet: bool,
-    ) -> PrefillProgress {
-        let config = &engine.model.config;
+    pub(super) fn new(engine: &EngineHandle, total: usize, found: Prefill, quiet: bool) -> PrefillProgress {
+        let config = &engine.config;
         let long = total - found.reused > engine.batch;
         let bar = (is_interactive() && long && !quiet).then(|| {
             let template = "prefill {bar:30} {percent:>3}%  {human_pos} of {human_len} tokens  {msg}";
@@ -56,7 +50,7 @@ impl PrefillProgress {
                 &engine.file.tensors,
                 Some(engine.max_step_tokens(MlaPath::Materialized)),
             ),
-            sizes: engine.store.sizes(),
+            sizes: engine.sizes(),
             workspace: MemoryEstimate::of(config, engine.max_step_tokens(MlaPath::Materialized) as u64)
                 .workspace_bytes,
             weights: engine.file.tensors.iter().map(|t| t.bytes).sum(),

@@ -8,10 +8,8 @@ use crate::generation::conversation::Conversation;
 use crate::generation::detokenizer::Detokenizer;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::generate::{Request, generate};
-use crate::runtime::engine::Engine;
-use crate::runtime::session::Session;
+use crate::runtime::handle::{EngineHandle, SessionHandle};
 use anyhow::Result;
-use kernels::backend::Backend;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
@@ -69,17 +67,17 @@ pub trait ChatModel {
 }
 
 /// An engine in this process, with the state of one chat.
-pub struct LocalModel<'e, B: Backend> {
-    engine: &'e Engine<B>,
+pub struct LocalModel<'e> {
+    engine: &'e EngineHandle,
     name: String,
-    session: Session<'e, B>,
+    session: SessionHandle<'e>,
     conversation: Conversation,
 }
 
-impl<'e, B: Backend> LocalModel<'e, B> {
-    pub fn new(engine: &'e Engine<B>, file: &Path) -> Self {
+impl<'e> LocalModel<'e> {
+    pub fn new(engine: &'e EngineHandle, file: &Path) -> Self {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        LocalModel { engine, name, session: Session::new(engine), conversation: Conversation::default() }
+        LocalModel { engine, name, session: engine.session(), conversation: Conversation::default() }
     }
 
     /// The prompt of the chat. Replies keep the token ids that were generated, in this process or an earlier one, so
@@ -115,7 +113,7 @@ impl<'e, B: Backend> LocalModel<'e, B> {
 
     /// Whether the ids decode to the text with this model's vocabulary. Another model may have generated them.
     fn decodes_to(&self, ids: &[u32], text: &str) -> Result<bool> {
-        if ids.iter().any(|id| *id as usize >= self.engine.model.config.vocab) {
+        if ids.iter().any(|id| *id as usize >= self.engine.config.vocab) {
             return Ok(false);
         }
         let mut stream = Detokenizer::new(self.engine.tokenizer()?, Vec::new());
@@ -126,11 +124,11 @@ impl<'e, B: Backend> LocalModel<'e, B> {
     }
 }
 
-impl<B: Backend> ChatModel for LocalModel<'_, B> {
+impl ChatModel for LocalModel<'_> {
     fn info(&self) -> ModelInfo {
         ModelInfo {
             name: self.name.clone(),
-            runs_on: self.engine.backend.describe(),
+            runs_on: self.engine.describe(),
             context: Some(self.engine.context),
         }
     }

@@ -7,11 +7,9 @@ use super::chat_model::{ChatModel, ChatRequest, LocalModel, ModelInfo, Outcome, 
 use super::remote_model::RemoteModel;
 use crate::client::{EndpointArgs, Remote};
 use crate::io::errors::one_line;
-use crate::runtime::engine::Engine;
-use crate::runtime::on_device;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::EngineArgs;
 use anyhow::Result;
-use kernels::backend::Backend;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -75,24 +73,6 @@ impl Worker {
     }
 }
 
-/// A loaded model, independent of its backend's type.
-trait LoadedModel {
-    /// Runs commands until the channel closes; returns the model that replaces this one, if one was loaded.
-    fn serve(&self, thread: &WorkerThread) -> Option<Box<dyn LoadedModel>>;
-}
-
-struct LoadedEngine<B: Backend> {
-    engine: Engine<B>,
-    args: EngineArgs,
-}
-
-impl<B: Backend> LoadedModel for LoadedEngine<B> {
-    fn serve(&self, thread: &WorkerThread) -> Option<Box<dyn LoadedModel>> {
-        let model = LocalModel::new(&self.engine, Path::new(&self.args.name()));
-        thread.serve(model, &mut |path| thread.load(EngineArgs { model: Some(path), ..self.args.clone() }))
-    }
-}
-
 /// The thread's ends of the channels.
 struct WorkerThread {
     inbox: Receiver<Command>,
@@ -102,11 +82,20 @@ struct WorkerThread {
 
 impl WorkerThread {
     fn run_local(&self, args: EngineArgs) {
-        let mut next = self.load(args).map(Some);
+        let load = |path| {
+            let args = EngineArgs { model: path, ..args.clone() };
+            Ok((self.load(&args)?, args.name()))
+        };
+        let mut next = load(args.model.clone());
         loop {
-            next = match next {
-                Ok(Some(model)) => Ok(model.serve(self)),
-                Ok(None) => return,
+            match next {
+                Ok((engine, name)) => {
+                    let model = LocalModel::new(&engine, Path::new(&name));
+                    match self.serve(model, &mut |path| load(Some(path))) {
+                        Some(other) => next = Ok(other),
+                        None => return,
+                    }
+                }
                 Err(e) => return self.send(Event::Failed(one_line(&e))),
             }
         }
@@ -164,13 +153,12 @@ impl WorkerThread {
     }
 
     /// Loads a model that has a tokenizer; errors of its prefix cache become notes.
-    fn load(&self, args: EngineArgs) -> Result<Box<dyn LoadedModel>> {
+    fn load(&self, args: &EngineArgs) -> Result<EngineHandle> {
         let outbox = self.outbox.clone();
         let note = move |line: &str| drop(outbox.send(Event::Note(line.to_owned())));
-        on_device!(&args, Box::new(note), |engine| {
-            engine.tokenizer()?;
-            Ok(Box::new(LoadedEngine { engine, args: args.clone() }))
-        })
+        let engine = EngineHandle::load(args, Box::new(note))?;
+        engine.tokenizer()?;
+        Ok(engine)
     }
 
     /// Sends an event. A closed channel means that the interface is exiting, and is no error.

@@ -7,12 +7,13 @@ use crate::commands::profiler::{self, Profiled};
 use crate::generation::generate::expert_cache_line;
 use crate::generation::sample::argmax;
 use crate::io::host_memory;
+use crate::io::log::Log;
 use crate::io::output::{Output, tell};
 use crate::io::units::format_size;
 use crate::runtime::attention_path::MATERIALIZE_AFTER;
+use crate::runtime::device::{self, Chosen};
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::Logits;
-use crate::runtime::on_device;
 use crate::runtime::options::EngineArgs;
 use anyhow::{Result, ensure};
 use kernels::backend::{Backend, CacheFormat, ExpertCacheStats, Span};
@@ -96,7 +97,12 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.profile {
         return profile(args);
     }
-    on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
+    let (options, log): (_, Log) = (args.engine.without_snapshots(), Box::new(tell));
+    options.announce(&log);
+    match device::choose(&options, &log)? {
+        Chosen::Cpu(backend) => run_on(&Engine::load(backend, &options, log)?, args),
+        Chosen::Cuda(backend, options) => run_on(&Engine::load(*backend, &options, log)?, args),
+    }
 }
 
 fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {

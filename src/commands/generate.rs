@@ -1,6 +1,6 @@
 //! `kimi generate`: streams the reply to one prompt to standard output, and prints token rates to standard error.
 //!
-//! Next: `runtime::on_device` (loads the engine), [`crate::generation::conversation`] (renders the prompt), then
+//! Next: [`crate::runtime::handle`] (loads the engine), [`crate::generation::conversation`] (renders the prompt), then
 //! [`crate::generation::generate`].
 
 use crate::generation::conversation::Conversation;
@@ -10,12 +10,9 @@ use crate::generation::sample::Sampling;
 use crate::io::output::{Output, tell};
 use crate::io::prompt::{Prompt, PromptArgs};
 use crate::runtime::builtin_model;
-use crate::runtime::engine::Engine;
-use crate::runtime::on_device;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::EngineArgs;
-use crate::runtime::session::Session;
 use anyhow::Result;
-use kernels::backend::Backend;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
 
@@ -53,11 +50,8 @@ pub struct GenerateArgs {
 
 /// Loads the model and prints the reply.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    on_device!(&args.engine, builtin_model::log(args.quiet), |engine| run_on(&engine, args))
-}
-
-fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
-    let prompt = prompt_ids(engine, args)?;
+    let engine = EngineHandle::load(&args.engine, builtin_model::log(args.quiet))?;
+    let prompt = prompt_ids(&engine, args)?;
     let print_ids = args.print_ids || engine.tokenizer.is_none();
     let request = Request {
         prompt: &prompt,
@@ -70,7 +64,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
     let progress = !args.quiet && std::io::stderr().is_terminal();
     let mut out = Output::lock();
     let mut failed = Ok(());
-    let mut session = Session::new(engine);
+    let mut session = engine.session();
     let stats = generate(&mut session, request, &mut |event| {
         let written = match event {
             EngineEvent::Prefill { done, total, .. } if progress && total > engine.batch => {
@@ -99,7 +93,7 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-fn prompt_ids<B: Backend>(engine: &Engine<B>, args: &GenerateArgs) -> Result<Vec<u32>> {
+fn prompt_ids(engine: &EngineHandle, args: &GenerateArgs) -> Result<Vec<u32>> {
     match args.prompt.read()? {
         Prompt::Text(text) if !args.raw => {
             let mut conversation = Conversation::new(args.system.as_deref());

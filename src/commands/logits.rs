@@ -2,14 +2,9 @@
 
 use crate::io::output::{partial_path, tell};
 use crate::io::prompt::PromptArgs;
-use crate::runtime::engine::Engine;
-use crate::runtime::on_device;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::EngineArgs;
-use crate::runtime::session::Session;
 use anyhow::{Context as _, Result};
-use kernels::backend::Backend;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Outputs, Sequence};
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -28,34 +23,24 @@ pub struct LogitsArgs {
 
 /// Prefills the prompt in batches and writes the logits of each batch.
 pub fn run(args: &LogitsArgs) -> Result<()> {
-    on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
-}
-
-fn run_on<B: Backend>(engine: &Engine<B>, args: &LogitsArgs) -> Result<()> {
+    let engine = EngineHandle::open(&args.engine.without_snapshots())?;
     let ids = engine.raw_ids(&args.prompt.read()?)?;
-    Session::new(engine).check(&ids)?;
+    engine.check(&ids)?;
     let partial = partial_path(&args.output);
-    write(engine, &ids, &partial)
+    write(&engine, &ids, &partial)
         .and_then(|()| Ok(std::fs::rename(&partial, &args.output)?))
         .inspect_err(|_| drop(std::fs::remove_file(&partial)))
         .with_context(|| args.output.display().to_string())?;
-    tell(&format!("{}: [{}, {}] f32", args.output.display(), ids.len(), engine.model.config.vocab));
+    tell(&format!("{}: [{}, {}] f32", args.output.display(), ids.len(), engine.config.vocab));
     Ok(())
 }
 
-fn write<B: Backend>(engine: &Engine<B>, ids: &[u32], path: &Path) -> Result<()> {
+fn write(engine: &EngineHandle, ids: &[u32], path: &Path) -> Result<()> {
     let mut out = BufWriter::new(File::create(path)?);
-    out.write_all(&npy_header(ids.len(), engine.model.config.vocab))?;
-    let mut state = engine.model.state(&engine.backend, engine.cache);
-    for tokens in ids.chunks(engine.batch) {
-        let mut batch =
-            [Sequence { tokens, state: &mut state, outputs: Outputs::All, mla_path: MlaPath::Absorbed }];
-        if let Some(logits) = engine.model.forward(&engine.backend, &mut batch, &mut ()) {
-            for x in engine.backend.read(&logits) {
-                out.write_all(&x.to_le_bytes())?;
-            }
-        }
-    }
+    out.write_all(&npy_header(ids.len(), engine.config.vocab))?;
+    engine.logits_from(ids, 0, &mut |rows| {
+        Ok(rows.iter().try_for_each(|x| out.write_all(&x.to_le_bytes()))?)
+    })?;
     Ok(out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?)
 }
 

@@ -6,15 +6,10 @@
 
 use crate::io::output::{Output, partial_path};
 use crate::io::prompt::PromptArgs;
-use crate::runtime::engine::Engine;
-use crate::runtime::on_device;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::EngineArgs;
-use crate::runtime::session::Session;
 use anyhow::{Context as _, Result, bail};
 use half::f16;
-use kernels::backend::Backend;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Outputs, Sequence};
 use rayon::prelude::*;
 use std::fs::File;
 use std::io::{BufReader, BufWriter, IsTerminal, Read, Write};
@@ -57,10 +52,7 @@ const MAGIC: &[u8; 8] = b"KIMIKLD1";
 
 /// Scores the text and prints the perplexity, and the KL divergence if there is a baseline.
 pub fn run(args: &PerplexityArgs) -> Result<()> {
-    on_device!(&args.engine.without_snapshots(), |engine| run_on(&engine, args))
-}
-
-fn run_on<B: Backend>(engine: &Engine<B>, args: &PerplexityArgs) -> Result<()> {
+    let engine = EngineHandle::open(&args.engine.without_snapshots())?;
     let ids = engine.raw_ids(&args.text.read()?)?;
     let (window, half) = (args.window, args.window / 2);
     let windows = (ids.len() / window.max(1)).min(args.windows.unwrap_or(usize::MAX));
@@ -68,16 +60,19 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &PerplexityArgs) -> Result<()> {
         bail!("text: expected at least one window of {window} >= 2 tokens, found {} tokens", ids.len());
     }
     let ids = &ids[..windows * window];
-    let session = Session::new(engine);
     for (i, tokens) in ids.chunks_exact(window).enumerate() {
-        session.check(tokens).with_context(|| format!("window {i}"))?;
+        engine.check(tokens).with_context(|| format!("window {i}"))?;
     }
-    let mut save =
-        args.save_baseline.as_deref().map(|p| Saved::create(p, engine, window, ids)).transpose()?;
-    let mut base = args.baseline.as_deref().map(|p| Saved::open(p, engine, window, ids)).transpose()?;
+    let mut save = args
+        .save_baseline
+        .as_deref()
+        .map(|p| Saved::create(p, engine.config.vocab, window, ids))
+        .transpose()?;
+    let mut base =
+        args.baseline.as_deref().map(|p| Saved::open(p, engine.config.vocab, window, ids)).transpose()?;
     let mut scores = Scores::default();
     for (i, tokens) in ids.chunks_exact(window).enumerate() {
-        let rows = window_log_probs(engine, tokens, half);
+        let rows = window_log_probs(&engine, tokens, half)?;
         for (log_probs, next) in rows.iter().zip(&tokens[half + 1..]) {
             if let Some(save) = &mut save {
                 save.write(log_probs)?;
@@ -99,10 +94,10 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &PerplexityArgs) -> Result<()> {
 }
 
 /// Returns the perplexity of a text and its standard error over at most `windows` windows.
-pub fn of<B: Backend>(engine: &Engine<B>, ids: &[u32], window: usize, windows: usize) -> Result<(f64, f64)> {
+pub fn of(engine: &EngineHandle, ids: &[u32], window: usize, windows: usize) -> Result<(f64, f64)> {
     let mut scores = Scores::default();
     for tokens in ids.chunks_exact(window).take(windows) {
-        let rows = window_log_probs(engine, tokens, window / 2);
+        let rows = window_log_probs(engine, tokens, window / 2)?;
         rows.iter()
             .zip(&tokens[window / 2 + 1..])
             .for_each(|(row, next)| scores.add(row, *next as usize, None));
@@ -114,18 +109,14 @@ pub fn of<B: Backend>(engine: &Engine<B>, ids: &[u32], window: usize, windows: u
 }
 
 /// Returns the log-probabilities after tokens `half..window-1` of one window, from an empty state.
-fn window_log_probs<B: Backend>(engine: &Engine<B>, tokens: &[u32], half: usize) -> Vec<Vec<f32>> {
-    let (b, vocab) = (&engine.backend, engine.model.config.vocab);
-    let mut state = engine.model.state(b, engine.cache);
-    let mut run = |tokens: &[u32], outputs| {
-        let mut batch = [Sequence { tokens, state: &mut state, outputs, mla_path: MlaPath::Absorbed }];
-        engine.model.forward(b, &mut batch, &mut ()).map(|l| b.read(&l)).unwrap_or_default()
-    };
-    let (head, tail) = tokens[..tokens.len() - 1].split_at(half);
-    head.chunks(engine.batch).for_each(|tokens| drop(run(tokens, Outputs::None)));
-    let logits: Vec<Vec<f32>> = tail.chunks(engine.batch).map(|tokens| run(tokens, Outputs::All)).collect();
-    let rows: Vec<&[f32]> = logits.iter().flat_map(|l| l.chunks_exact(vocab)).collect();
-    rows.into_par_iter().map(log_softmax).collect()
+fn window_log_probs(engine: &EngineHandle, tokens: &[u32], half: usize) -> Result<Vec<Vec<f32>>> {
+    let mut logits = Vec::new();
+    engine.logits_from(&tokens[..tokens.len() - 1], half, &mut |rows| {
+        logits.push(rows);
+        Ok(())
+    })?;
+    let rows: Vec<&[f32]> = logits.iter().flat_map(|l| l.chunks_exact(engine.config.vocab)).collect();
+    Ok(rows.into_par_iter().map(log_softmax).collect())
 }
 
 fn log_softmax(logits: &[f32]) -> Vec<f32> {
@@ -216,11 +207,11 @@ fn saved_header(vocab: usize, window: usize, ids: &[u32]) -> Vec<u8> {
 }
 
 impl Saved<BufWriter<File>> {
-    fn create<B: Backend>(path: &Path, engine: &Engine<B>, window: usize, ids: &[u32]) -> Result<Self> {
+    fn create(path: &Path, vocab: usize, window: usize, ids: &[u32]) -> Result<Self> {
         let partial = partial_path(path);
         let mut file = BufWriter::new(File::create(&partial).with_context(|| partial.display().to_string())?);
         let partial = Partial(partial);
-        file.write_all(&saved_header(engine.model.config.vocab, window, ids))?;
+        file.write_all(&saved_header(vocab, window, ids))?;
         Ok(Saved { file, path: path.to_owned(), partial: Some(partial) })
     }
 
@@ -239,10 +230,10 @@ impl Saved<BufWriter<File>> {
 }
 
 impl Saved<BufReader<File>> {
-    fn open<B: Backend>(path: &Path, engine: &Engine<B>, window: usize, ids: &[u32]) -> Result<Self> {
+    fn open(path: &Path, vocab: usize, window: usize, ids: &[u32]) -> Result<Self> {
         let place = path.display();
         let mut file = BufReader::new(File::open(path).with_context(|| place.to_string())?);
-        let expected = saved_header(engine.model.config.vocab, window, ids);
+        let expected = saved_header(vocab, window, ids);
         let mut found = vec![0; expected.len()];
         file.read_exact(&mut found).with_context(|| format!("{place}: header"))?;
         if found[..8] != *MAGIC {

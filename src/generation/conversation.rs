@@ -4,9 +4,8 @@
 //! could then not be reused. Next: [`crate::runtime::chat_template`].
 
 use crate::runtime::chat_template::explain;
-use crate::runtime::engine::Engine;
+use crate::runtime::engine::EngineBase;
 use anyhow::{Context as _, Result};
-use kernels::backend::Backend;
 use models::template::Message;
 use serde_json::Map;
 
@@ -67,7 +66,7 @@ impl Conversation {
     }
 
     /// Renders and encodes the prompt for the next reply.
-    pub fn prompt<B: Backend>(&mut self, engine: &Engine<B>) -> Result<Vec<u32>> {
+    pub fn prompt(&mut self, engine: &EngineBase) -> Result<Vec<u32>> {
         let tokenizer = engine.tokenizer()?;
         let template = engine.template.as_ref().context("the model file has no chat template")?;
         let rendered = template.render(&self.messages, &[], true, &Map::new()).map_err(explain)?;

@@ -6,7 +6,7 @@
 
 use crate::generation::detokenizer::Detokenizer;
 use crate::generation::sample::{Constraint, Sampler, Sampling};
-use crate::runtime::engine::Engine;
+use crate::runtime::engine::EngineBase;
 use crate::runtime::logits::LogitsRow;
 use kernels::backend::Backend;
 use std::borrow::Cow;
@@ -75,7 +75,7 @@ pub struct Decoder<'e> {
 
 impl<'e> Decoder<'e> {
     /// Creates a decoder of the reply to `prompt`.
-    pub fn new<B: Backend>(engine: &'e Engine<B>, prompt: Arc<[u32]>, rules: GenerationParams) -> Self {
+    pub fn new(engine: &'e EngineBase, prompt: Arc<[u32]>, rules: GenerationParams) -> Self {
         let tokenizer = engine.tokenizer.as_deref();
         // The last token need not fit into the context, because no logits are computed after it.
         let room = (engine.context + 1).saturating_sub(prompt.len() as u64);

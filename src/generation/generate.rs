@@ -6,6 +6,7 @@ pub use crate::generation::event::{EngineEvent, Stats};
 
 use crate::generation::decoder::{Choice, Decoder, GenerationParams};
 use crate::generation::sample::{Constraint, Sampling};
+use crate::runtime::handle::SessionHandle;
 use crate::runtime::session::{Error, Prefill, Session};
 use kernels::backend::Backend;
 use std::ops::ControlFlow;
@@ -35,7 +36,19 @@ impl<'a> Request<'a> {
 
 /// Generates a reply to `request.prompt`. Calls `on` with each event, which may stop the reply. The session then
 /// contains the prompt and the reply without its last token, and a snapshot of it is cached.
-pub fn generate<B: Backend>(
+pub fn generate(
+    session: &mut SessionHandle<'_>,
+    request: Request<'_>,
+    on: &mut dyn FnMut(EngineEvent) -> ControlFlow<()>,
+) -> Result<Stats, Error> {
+    match session {
+        SessionHandle::Cpu(session) => generate_on(session, request, on),
+        SessionHandle::Cuda(session) => generate_on(session, request, on),
+    }
+}
+
+/// Does [`generate`] on a session of one backend.
+pub fn generate_on<B: Backend>(
     session: &mut Session<'_, B>,
     request: Request<'_>,
     on: &mut dyn FnMut(EngineEvent) -> ControlFlow<()>,

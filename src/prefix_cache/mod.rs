@@ -159,6 +159,11 @@ impl<B: Backend> Store<B> {
         self.fits_in_memory() || self.disk.is_some()
     }
 
+    /// Returns whether a snapshot of this many tokens is written to disk.
+    pub fn keeps_on_disk(&self, tokens: usize) -> bool {
+        tokens >= disk::MIN_DISK_TOKENS && self.disk.is_some()
+    }
+
     /// Inserts the state after `tokens`; `logits` may be empty. KV cache rows are shared, the rest is copied. Evicts
     /// the least recently used snapshots. The snapshot is also written to disk if it saves the prefill of
     /// [`disk::MIN_DISK_TOKENS`] tokens, or if `always` is set.

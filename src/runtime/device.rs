@@ -1,7 +1,6 @@
 //! Selects the backend: `--device cpu`, `cuda` or `auto`.
 //!
-//! All code above a backend is generic over it; [`super::on_device!`] dispatches between the two. The default is the
-//! CPU. Next: [`super::placement`] (plans GPU memory), [`super::engine`].
+//! All code between a backend and [`super::handle`] is generic over it. The default is the CPU. Next: [`super::placement`] (plans GPU memory), [`super::engine`].
 
 use super::options::{Device, EngineArgs};
 use super::placement::{ExpertPlacement, LoadParams, Placement, Requirements};

@@ -1,4 +1,5 @@
-//! The engine: a loaded model with its backend, weights, tokenizer, chat template and prefix cache.
+//! The engine: a loaded model with its backend, weights, tokenizer, chat template and prefix cache. [`super::handle`] erases
+//! the backend's type.
 
 use super::attention_path::{self, MATERIALIZED_BATCH_FACTOR, MessageBoundaries};
 use super::builtin_model;
@@ -19,20 +20,30 @@ use anyhow::{Context as _, Result};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use models::gguf::read::Gguf;
-use models::kimi_linear::Model;
+use models::kimi_linear::config::Config;
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::weights::NotFinite;
+use models::kimi_linear::{Model, Outputs, Sequence};
 use models::template::{Rendered, Template};
 use models::tokenizer::Vocabulary;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 use std::path::Path;
 use std::sync::{Arc, Once};
 
-/// A loaded model, shared by all sessions.
+/// A loaded model on one backend, shared by all sessions.
 pub struct Engine<B: Backend> {
+    base: EngineBase,
     pub backend: Arc<B>,
     /// The model's graph and weights.
     pub model: Model<B>,
+    /// The prefix cache, shared by all threads.
+    pub store: Arc<Store<B>>,
+}
+
+/// The parts of an engine that do not depend on its backend.
+pub struct EngineBase {
+    /// The hyperparameters of the model.
+    pub config: Config,
     /// The tokenizer; `None` if the model file has none.
     pub tokenizer: Option<Arc<Vocabulary>>,
     /// The chat template; `None` without a tokenizer.
@@ -47,13 +58,19 @@ pub struct Engine<B: Backend> {
     pub cache: CacheFormat,
     /// Maximum bytes of the states of all sequences on a GPU; `None` on the CPU.
     pub state_room: Option<u64>,
-    /// The prefix cache, shared by all threads.
-    pub store: Arc<Store<B>>,
     pub file: Gguf,
     /// Receives warnings, one line each.
     log: Arc<Log>,
     /// Reports a change of the model file only once.
     change_reported: Once,
+}
+
+impl<B: Backend> Deref for Engine<B> {
+    type Target = EngineBase;
+
+    fn deref(&self) -> &EngineBase {
+        &self.base
+    }
 }
 
 impl Engine<Cpu> {
@@ -99,9 +116,9 @@ impl<B: Backend> Engine<B> {
         let options = StoreOptions { opening: changed_opening, ..args.store.clone() };
         let store_log = Box::new(move |line: &str| store_log(line));
         let store = Arc::new(options.open(&backend, &file, shape, store_log)?);
-        Ok(Engine {
-            backend,
-            model,
+        let (config, change_reported) = (model.config.clone(), Once::new());
+        let base = EngineBase {
+            config,
             tokenizer,
             template,
             opening,
@@ -109,13 +126,56 @@ impl<B: Backend> Engine<B> {
             batch,
             cache,
             state_room,
-            store,
             file,
             log,
-            change_reported: Once::new(),
-        })
+            change_reported,
+        };
+        Ok(Engine { base, backend, model, store })
     }
 
+    /// Encodes a rendered conversation and keeps the ids of cached prefixes: [`retokenize::encode`].
+    pub fn encode(&self, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
+        self.encode_within(Namespace::SHARED, rendered, vocabulary)
+    }
+
+    /// Encodes as [`Engine::encode`] does, with the cached prefixes of one namespace.
+    pub fn encode_within(
+        &self,
+        namespace: Namespace,
+        rendered: &Rendered,
+        vocabulary: &Vocabulary,
+    ) -> Vec<u32> {
+        retokenize::encode(&self.store.within(namespace), rendered, vocabulary)
+    }
+
+    /// Describes the device that computes.
+    pub fn describe(&self) -> String {
+        self.backend.describe()
+    }
+
+    /// Computes the logits after each token from `start` on, from an empty state without materialised attention. Passes
+    /// the rows of each batch to `on_rows`.
+    pub fn logits_from(
+        &self,
+        tokens: &[u32],
+        start: usize,
+        on_rows: &mut dyn FnMut(Vec<f32>) -> Result<()>,
+    ) -> Result<()> {
+        let Engine { backend, model, .. } = self;
+        let mut state = model.state(backend, self.cache);
+        let (head, tail) = tokens.split_at(start);
+        let head = head.chunks(self.batch).map(|tokens| (tokens, Outputs::None));
+        for (tokens, outputs) in head.chain(tail.chunks(self.batch).map(|tokens| (tokens, Outputs::All))) {
+            let mut batch = [Sequence { tokens, state: &mut state, outputs, mla_path: MlaPath::Absorbed }];
+            if let Some(logits) = model.forward(backend, &mut batch, &mut ()) {
+                on_rows(backend.read(&logits))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl EngineBase {
     /// Returns whether computed states may be cached: not if the model file was truncated or overwritten while in
     /// use, which is logged once. Costs a system call.
     pub fn may_keep(&self) -> bool {
@@ -138,21 +198,6 @@ impl<B: Backend> Engine<B> {
             Prompt::Ids(ids) => Ok(ids.clone()),
             Prompt::Text(text) => Ok(self.tokenizer()?.encode(text)),
         }
-    }
-
-    /// Encodes a rendered conversation and keeps the ids of cached prefixes: [`retokenize::encode`].
-    pub fn encode(&self, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
-        self.encode_within(Namespace::SHARED, rendered, vocabulary)
-    }
-
-    /// Encodes as [`Engine::encode`] does, with the cached prefixes of one namespace.
-    pub fn encode_within(
-        &self,
-        namespace: Namespace,
-        rendered: &Rendered,
-        vocabulary: &Vocabulary,
-    ) -> Vec<u32> {
-        retokenize::encode(&self.store.within(namespace), rendered, vocabulary)
     }
 
     /// Returns the attention path of the first of these tokens of a prompt, and the end of the run of tokens that

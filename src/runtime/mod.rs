@@ -10,13 +10,11 @@ pub(crate) mod chat_template;
 pub(crate) mod device;
 pub mod engine;
 mod errors;
+pub mod handle;
 pub(crate) mod logits;
 pub(crate) mod memory_estimate;
-mod on_device;
 pub mod options;
 pub(crate) mod placement;
 pub(crate) mod prefill;
 pub mod session;
 pub mod template_worker;
-
-pub(crate) use on_device::on_device;

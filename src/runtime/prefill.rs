@@ -74,13 +74,13 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
     /// Restores the longest cached prefix of `tokens`, with `keep_own` only if it is longer than the state, which is such
     /// a prefix too. Returns its source, and its logits if the cache has them.
     pub fn restore(&mut self, tokens: &[u32], keep_own: bool) -> Option<(Source, Vec<f32>)> {
-        let Engine { backend, model, store, cache, .. } = self.engine;
+        let Engine { backend, model, store, .. } = self.engine;
         let own = keep_own.then_some(self.len);
         let hit = store.within(self.namespace).longest_prefix(backend, tokens, own);
         let (state, len, found) = match hit {
             Some(hit) => (hit.state, hit.len, Some((hit.source, hit.logits))),
             None if keep_own => return None,
-            None => (model.state(backend, *cache), 0, None),
+            None => (model.state(backend, self.engine.cache), 0, None),
         };
         (self.state, self.len, self.noncanonical) = (Some(state), len, false);
         self.run = (MlaPath::Absorbed, len);
@@ -120,8 +120,8 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
         mla_path: MlaPath,
         outputs: Outputs,
     ) -> Sequence<'s, B> {
-        let Engine { backend, model, cache, .. } = self.engine;
-        let state = self.state.get_or_insert_with(|| model.state(backend, *cache));
+        let Engine { backend, model, .. } = self.engine;
+        let state = self.state.get_or_insert_with(|| model.state(backend, self.engine.cache));
         Sequence { tokens, state, outputs, mla_path }
     }
 

@@ -20,7 +20,8 @@ use crate::generation::decoder::{FinishReason, GenerationParams};
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::logprobs::Logprobs;
 use crate::prefix_cache::namespace::Namespace;
-use crate::runtime::engine::Engine;
+use crate::runtime::engine::{Engine, EngineBase};
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::logits::Logits;
 use crate::runtime::memory_estimate::MemoryEstimate;
 use crate::runtime::session::Prefill;
@@ -119,7 +120,14 @@ pub struct Gauges {
 }
 
 /// Runs requests until [`Command::Stop`], or until all senders are dropped and all requests are finished.
-pub fn run<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<Command>, gauges: &Gauges) {
+pub fn run(engine: &EngineHandle, limits: Limits, commands: &Receiver<Command>, gauges: &Gauges) {
+    match engine {
+        EngineHandle::Cpu(engine) => run_on(engine, limits, commands, gauges),
+        EngineHandle::Cuda(engine) => run_on(engine, limits, commands, gauges),
+    }
+}
+
+fn run_on<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<Command>, gauges: &Gauges) {
     let mut scheduler = Scheduler::new(engine, limits);
     while !scheduler.stopped {
         let command = if scheduler.idle() {
@@ -129,7 +137,7 @@ pub fn run<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<C
         };
         match command {
             Ok(command) => scheduler.handle(command),
-            Err(TryRecvError::Disconnected) if scheduler.idle() => return,
+            Err(TryRecvError::Disconnected) if scheduler.idle() => break,
             Err(error) => {
                 let worked = scheduler.step(&mut |scheduler| {
                     commands.try_iter().for_each(|command| scheduler.handle(command));
@@ -149,6 +157,7 @@ pub fn run<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<C
         scheduler.update_gauges(gauges);
     }
     scheduler.stop();
+    engine.store.flush();
 }
 
 /// Size of a sequence's state as a function of its length.
@@ -160,8 +169,8 @@ pub struct StateBytes {
 
 impl StateBytes {
     /// Derives the sizes from the engine's model and KV cache type.
-    pub fn new<B: Backend>(engine: &Engine<B>) -> Self {
-        let need = MemoryEstimate::of(&engine.model.config, engine.batch as u64);
+    pub fn new(engine: &EngineBase) -> Self {
+        let need = MemoryEstimate::of(&engine.config, engine.batch as u64);
         let per_token = match engine.cache {
             CacheFormat::F32 => 2 * need.f16_bytes_per_token,
             CacheFormat::F16 => need.f16_bytes_per_token,

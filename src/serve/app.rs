@@ -11,11 +11,9 @@ use crate::generation::event::EngineEvent;
 use crate::generation::grammar::{Compiled, Grammar, Grammars, compile};
 use crate::generation::sample::Sampling;
 use crate::prefix_cache::namespace::Namespace;
-use crate::runtime::engine::Engine;
-use crate::runtime::session;
-use crate::scheduler::{Client, Command, Gauges, Limits, Request, StateBytes};
-use kernels::backend::Backend;
-use models::template::{Rendered, Template};
+use crate::runtime::handle::EngineHandle;
+use crate::scheduler::{Client, Command, Gauges, Limits, Request};
+use models::template::Template;
 use models::tokenizer::Vocabulary;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -55,55 +53,25 @@ pub struct ServeOptions {
     pub log_prompts: bool,
 }
 
-/// An engine with its backend type erased.
-pub trait EngineHandle: Send + Sync {
-    fn tokenizer(&self) -> &Vocabulary;
-    fn template(&self) -> &Template;
-    /// Encodes a rendered conversation, reusing the token ids of prefixes cached in the namespace.
-    fn encode(&self, namespace: Namespace, rendered: &Rendered) -> Vec<u32>;
-    /// Checks length and token ids of a prompt.
-    fn check(&self, prompt: &[u32]) -> Result<(), session::Error>;
-    /// Maximum number of tokens of a sequence.
-    fn context(&self) -> u64;
-    /// Size of the vocabulary, which bounds token ids.
-    fn vocab(&self) -> usize;
-    /// Returns the size of sequence states.
-    fn state_bytes(&self) -> StateBytes;
-}
-
-impl<B: Backend> EngineHandle for Engine<B> {
-    fn tokenizer(&self) -> &Vocabulary {
-        self.tokenizer.as_ref().expect("`serve` refuses files without a tokenizer")
-    }
-    fn template(&self) -> &Template {
-        self.template.as_ref().expect("an engine with a tokenizer has a template")
-    }
-    fn encode(&self, namespace: Namespace, rendered: &Rendered) -> Vec<u32> {
-        self.encode_within(namespace, rendered, EngineHandle::tokenizer(self))
-    }
-    fn check(&self, prompt: &[u32]) -> Result<(), session::Error> {
-        Engine::check(self, prompt)
-    }
-    fn context(&self) -> u64 {
-        self.context
-    }
-    fn vocab(&self) -> usize {
-        self.model.config.vocab
-    }
-    fn state_bytes(&self) -> StateBytes {
-        StateBytes::new(self)
-    }
-}
-
 /// A loaded model and its scheduler.
 pub struct Ready {
-    pub engine: Arc<dyn EngineHandle>,
+    pub engine: EngineHandle,
     /// Limits on concurrency and state memory.
     pub limits: Limits,
     /// Sends commands to the scheduler's thread.
     pub commands: mpsc::Sender<Command>,
     /// Values that the scheduler updates after each step.
     pub gauges: Arc<Gauges>,
+}
+
+impl Ready {
+    pub fn tokenizer(&self) -> &Arc<Vocabulary> {
+        self.engine.tokenizer.as_ref().expect("`serve` refuses files without a tokenizer")
+    }
+
+    pub fn template(&self) -> &Template {
+        self.engine.template.as_ref().expect("an engine with a tokenizer has a template")
+    }
 }
 
 /// State shared by all requests.
@@ -278,8 +246,8 @@ impl App {
         param: &str,
         gone: &AtomicBool,
     ) -> Result<Arc<Compiled>, ApiError> {
-        let engine = &self.ready()?.engine;
-        let make = || Grammars::new(engine.tokenizer(), engine.vocab()).map_err(|e| e.to_string());
+        let ready = self.ready()?;
+        let make = || Grammars::new(ready.tokenizer(), ready.engine.config.vocab).map_err(|e| e.to_string());
         let grammars =
             self.grammars.get_or_init(make).as_ref().map_err(|e| ApiError::unsupported(param, e))?;
         grammars.compile(grammar, &|| gone.load(Ordering::Relaxed)).map_err(|e| match e {
@@ -337,7 +305,7 @@ impl App {
         let reservation = Arc::new(self.reserve(ready, requests.iter().map(EngineRequest::bytes).sum())?);
         let namespace = self.namespace(tenant);
         if self.options.log_prompts {
-            let text = |request: &EngineRequest| ready.engine.tokenizer().decode(&request.prompt);
+            let text = |request: &EngineRequest| ready.tokenizer().decode(&request.prompt);
             requests.iter().for_each(|request| tracing::info!(text = text(request), "prompt"));
         }
         let (sender, events) = unbounded_channel();

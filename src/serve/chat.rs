@@ -6,7 +6,7 @@ use super::api::chat::{
 };
 use super::api::generation::Generation;
 use super::api::{PromptProgress, Timings, Usage};
-use super::app::{App, EngineHandle, EngineRequest, Ready, RequestEvents};
+use super::app::{App, EngineRequest, Ready, RequestEvents};
 use super::body::RequestBody;
 use super::errors::ApiError;
 use super::sse::{Outbox, StreamEncoder, respond};
@@ -23,6 +23,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use models::template::{Message, Rendered};
+use models::tokenizer::Vocabulary;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -54,10 +55,10 @@ pub async fn completions(
     let meta = ResponseMeta::new(&app, "chatcmpl");
     let reply = |_| PartialReply { parser: parser.clone(), ..PartialReply::default() };
     let replies = (0..engine_request.rules.len()).map(reply).collect();
-    let engine = app.ready()?.engine.clone();
+    let tokenizer = app.ready()?.tokenizer().clone();
     let events = app.submit(vec![engine_request], tenant.0)?;
     let start = events.start;
-    let chat = Chat { meta, request, engine, replies, prompt_tokens: events.prompt_tokens, start };
+    let chat = Chat { meta, request, tokenizer, replies, prompt_tokens: events.prompt_tokens, start };
     if chat.request.stream.unwrap_or(false) {
         return Ok(respond(events, chat));
     }
@@ -97,13 +98,17 @@ pub fn prepare_chat(
     let messages = messages(std::mem::take(&mut request.messages))?;
     let extra = request.chat_template_kwargs.take().unwrap_or_default();
     let (rendered, checkpoints) = render(ready, &messages, &tools.declared, &extra)?;
-    let (template, tokenizer) = (ready.engine.template(), ready.engine.tokenizer());
+    let (template, tokenizer) = (ready.template(), ready.tokenizer());
     let thinks = template.mentions("<think>") || template.mentions("</think>");
     let thinking = rendered.text().trim_end().ends_with("<think>");
     let parser = ReplyParser::new(tools.names, thinks, thinking).constrained(tools.constrained);
     let replied = messages.iter().any(|m| m.role == "assistant");
     let namespace = app.namespace(tenant.0);
-    let prompt = if replied { ready.engine.encode(namespace, &rendered) } else { rendered.encode(tokenizer) };
+    let prompt = if replied {
+        ready.engine.encode_within(namespace, &rendered, tokenizer)
+    } else {
+        rendered.encode(tokenizer)
+    };
     let checkpoints =
         checkpoints.into_iter().filter_map(|bytes| ids_before(&prompt, bytes, tokenizer)).collect();
     let engine_request = validate::engine_request(app, ready, prompt, generation, grammar.as_ref())?;
@@ -139,7 +144,7 @@ fn render(
     tools: &[Value],
     extra: &Map<String, Value>,
 ) -> Result<(Rendered, Vec<usize>), ApiError> {
-    let template = ready.engine.template();
+    let template = ready.template();
     if let Some(name) = extra.keys().find(|name| !template.mentions(name)) {
         let param = format!("chat_template_kwargs.{name}");
         return Err(ApiError::unsupported(&param, "the model's chat template does not use it"));
@@ -185,7 +190,7 @@ impl PartialReply {
 struct Chat {
     meta: ResponseMeta,
     request: ChatRequest,
-    engine: Arc<dyn EngineHandle>,
+    tokenizer: Arc<Vocabulary>,
     replies: Vec<PartialReply>,
     prompt_tokens: usize,
     start: Instant,
@@ -210,7 +215,7 @@ impl Chat {
             }
             EngineEvent::Token { token, text, logprobs } => {
                 let logprob =
-                    token.zip(logprobs).map(|(token, l)| logprobs::token_logprob(&*self.engine, token, &l));
+                    token.zip(logprobs).map(|(token, l)| logprobs::token_logprob(&self.tokenizer, token, &l));
                 let logprobs = logprob.map(|logprob| ChatLogprobs { content: vec![logprob], refusal: None });
                 ParsedEvent::Reply(reply.parser.push(&text), logprobs)
             }

@@ -6,7 +6,7 @@ use super::api::completion::{
 use super::api::generation::Generation;
 use super::api::schemas::MAX_PROMPTS;
 use super::api::{Timings, Usage};
-use super::app::{App, EngineHandle, EngineRequest, Ready, RequestEvents};
+use super::app::{App, EngineRequest, Ready, RequestEvents};
 use super::body::RequestBody;
 use super::errors::ApiError;
 use super::sse::{Outbox, StreamEncoder, respond};
@@ -20,6 +20,7 @@ use crate::generation::logprobs::Logprobs;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use models::tokenizer::Vocabulary;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -44,12 +45,12 @@ pub async fn completions(
     let shared = app.clone();
     let prepared = app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, cancelled)).await;
     let (request, engine_requests, texts) = prepared??;
-    let engine = app.ready()?.engine.clone();
+    let tokenizer = app.ready()?.tokenizer().clone();
     let meta = ResponseMeta::new(&app, "cmpl");
     let n = engine_requests.first().map_or(1, |engine_request| engine_request.rules.len());
     let prompt_tokens = engine_requests.iter().map(|engine_request| engine_request.prompt.len()).sum();
     let events = app.submit(engine_requests, tenant.0)?;
-    let texts = Texts { meta, request, engine, texts, prompt_tokens, n };
+    let texts = Texts { meta, request, tokenizer, texts, prompt_tokens, n };
     if texts.request.stream.unwrap_or(false) {
         return Ok(respond(events, texts));
     }
@@ -91,7 +92,7 @@ fn prepare(
     let echo = request.echo.unwrap_or(false);
     let (mut texts, mut bytes) = (Vec::new(), 0);
     for engine_request in &mut engine_requests {
-        let text = if echo { ready.engine.tokenizer().decode(&engine_request.prompt) } else { String::new() };
+        let text = if echo { ready.tokenizer().decode(&engine_request.prompt) } else { String::new() };
         let replies = engine_request.rules.len();
         engine_request.retained_bytes += text.len() * replies;
         bytes += text.len() * replies;
@@ -109,7 +110,7 @@ pub fn check_decoded_size(param: &str, bytes: usize, app: &App) -> Result<(), Ap
 }
 
 fn ids(ready: &Ready, prompt: CompletionPrompt) -> Result<Vec<Vec<u32>>, ApiError> {
-    let encode = |text: String| ready.engine.tokenizer().encode(&text);
+    let encode = |text: String| ready.tokenizer().encode(&text);
     let lists = match prompt {
         CompletionPrompt::Text(text) => vec![encode(text)],
         CompletionPrompt::Ids(ids) => vec![ids],
@@ -140,7 +141,7 @@ impl PartialText {
 struct Texts {
     meta: ResponseMeta,
     request: CompletionRequest,
-    engine: Arc<dyn EngineHandle>,
+    tokenizer: Arc<Vocabulary>,
     texts: Vec<PartialText>,
     prompt_tokens: usize,
     /// Number of replies per prompt.
@@ -160,7 +161,7 @@ impl Texts {
             EngineEvent::Token { token, text, logprobs } => {
                 let logprob = token.zip(logprobs).map(|(token, l)| {
                     let offset = reply.text.chars().count();
-                    text_logprobs(&*self.engine, token, &l, offset)
+                    text_logprobs(&self.tokenizer, token, &l, offset)
                 });
                 reply.text.push_str(&text);
                 Ok((text, logprob))
@@ -220,10 +221,10 @@ impl Texts {
 }
 
 /// Returns the log-probabilities of a token at a character offset.
-fn text_logprobs(engine: &dyn EngineHandle, token: u32, logprobs: &Logprobs, offset: usize) -> TextLogprobs {
-    let top = logprobs.top.iter().map(|(id, l)| (logprobs::text(engine, *id), logprobs::finite(*l)));
+fn text_logprobs(vocabulary: &Vocabulary, token: u32, logprobs: &Logprobs, offset: usize) -> TextLogprobs {
+    let top = logprobs.top.iter().map(|(id, l)| (logprobs::text(vocabulary, *id), logprobs::finite(*l)));
     TextLogprobs {
-        tokens: vec![logprobs::text(engine, token)],
+        tokens: vec![logprobs::text(vocabulary, token)],
         token_logprobs: vec![logprobs::finite(logprobs.chosen)],
         top_logprobs: vec![top.collect()],
         text_offset: vec![offset],

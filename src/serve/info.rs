@@ -51,7 +51,7 @@ pub async fn page() -> Response {
 }
 
 fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
-    let context_length = app.ready()?.engine.context();
+    let context_length = app.ready()?.engine.context;
     let card = |id: &String| ModelCard {
         id: id.clone(),
         object: "model",

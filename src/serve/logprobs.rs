@@ -1,16 +1,16 @@
 //! Converts tokens and log-probabilities to their API form.
 
 use super::api::chat::{TokenLogprob, TopLogprob};
-use super::app::EngineHandle;
 use crate::generation::logprobs::Logprobs;
 use crate::generation::sample::random_seed;
+use models::tokenizer::Vocabulary;
 
 /// Log-probability of zero probability, as JSON has no infinity.
 const ZERO_PROBABILITY: f32 = -9999.0;
 
 /// Returns a token's text, with U+FFFD for incomplete characters.
-pub fn text(engine: &dyn EngineHandle, token: u32) -> String {
-    String::from_utf8_lossy(engine.tokenizer().token_bytes(token)).into_owned()
+pub fn text(vocabulary: &Vocabulary, token: u32) -> String {
+    String::from_utf8_lossy(vocabulary.token_bytes(token)).into_owned()
 }
 
 /// Replaces infinite log-probabilities, which JSON cannot express.
@@ -19,15 +19,15 @@ pub fn finite(logprob: f32) -> f32 {
 }
 
 /// Converts log-probabilities to the form of chat completions.
-pub fn token_logprob(engine: &dyn EngineHandle, token: u32, logprobs: &Logprobs) -> TokenLogprob {
-    let bytes = |token: u32| engine.tokenizer().token_bytes(token).to_vec();
+pub fn token_logprob(vocabulary: &Vocabulary, token: u32, logprobs: &Logprobs) -> TokenLogprob {
+    let bytes = |token: u32| vocabulary.token_bytes(token).to_vec();
     let top = logprobs.top.iter().map(|(token, logprob)| TopLogprob {
-        token: text(engine, *token),
+        token: text(vocabulary, *token),
         logprob: finite(*logprob),
         bytes: bytes(*token),
     });
     TokenLogprob {
-        token: text(engine, token),
+        token: text(vocabulary, token),
         logprob: finite(logprobs.chosen),
         bytes: bytes(token),
         top_logprobs: top.collect(),

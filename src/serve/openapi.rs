@@ -45,7 +45,7 @@ pub async fn show(State(app): State<Arc<App>>) -> Response {
     let mut description = json!(Description::openapi());
     description["components"]["schemas"]["ModelName"]["enum"] = json!(app.options.names);
     if let Some(ready) = app.loaded() {
-        description["components"]["schemas"]["TokenId"]["maximum"] = (ready.engine.vocab() - 1).into();
+        description["components"]["schemas"]["TokenId"]["maximum"] = (ready.engine.config.vocab - 1).into();
     }
     Json(description).into_response()
 }

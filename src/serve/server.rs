@@ -8,12 +8,10 @@ use crate::generation::sample::Sampling;
 use crate::io::host_memory;
 use crate::io::units::parse_size;
 use crate::runtime::chat_template;
-use crate::runtime::engine::Engine;
-use crate::runtime::on_device;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::{EngineArgs, at_least_one};
 use crate::scheduler::{self, Gauges, Limits};
 use anyhow::{Context as _, Result, bail};
-use kernels::backend::Backend;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -230,10 +228,7 @@ impl Signals {
 }
 
 fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
-    on_device!(&args.engine, Box::new(|line| tracing::warn!(line)), |engine| load_on(app, engine, args))
-}
-
-fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> Result<JoinHandle<()>> {
+    let engine = EngineHandle::load(&args.engine, Box::new(|line| tracing::warn!(line)))?;
     engine.tokenizer().context("serve")?;
     if let Some(fault) = engine.template.as_ref().and_then(|template| template.fault()) {
         tracing::warn!("{}: chat requests will be refused", chat_template::explain(fault.clone()));
@@ -243,21 +238,20 @@ fn load_on<B: Backend>(app: &Arc<App>, engine: Engine<B>, args: &ServeArgs) -> R
     // The limit may exceed the RAM but not the memory of a device.
     let bytes = args.state_memory.map_or(most, |asked| asked.min(engine.state_room.unwrap_or(u64::MAX)));
     let context = engine.context;
-    tracing::info!(backend = engine.backend.describe(), context, state_mib = bytes >> 20, "ready");
+    tracing::info!(backend = engine.describe(), context, state_mib = bytes >> 20, "ready");
     let unread =
         if args.stream_timeout == 0 { Duration::MAX } else { Duration::from_secs(args.stream_timeout) };
-    Ok(spawn_scheduler(app, Arc::new(engine), Limits { slots: args.parallel, bytes, unread }))
+    Ok(spawn_scheduler(app, engine, Limits { slots: args.parallel, bytes, unread }))
 }
 
 /// Runs the scheduler on its own thread and marks the server ready.
-pub fn spawn_scheduler<B: Backend>(app: &Arc<App>, engine: Arc<Engine<B>>, limits: Limits) -> JoinHandle<()> {
+pub fn spawn_scheduler(app: &Arc<App>, engine: EngineHandle, limits: Limits) -> JoinHandle<()> {
     let (commands, received) = mpsc::channel();
     let gauges = Arc::new(Gauges::default());
     let (shown, hosted, served) = (gauges.clone(), engine.clone(), app.clone());
     let thread = std::thread::spawn(move || {
         let _end = served.mark_ended_on_drop();
         scheduler::run(&hosted, limits, &received, &shown);
-        hosted.store.flush();
     });
     app.set_ready(Ready { engine, limits, commands, gauges });
     thread

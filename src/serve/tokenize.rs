@@ -19,10 +19,9 @@ use std::sync::Arc;
 )]
 pub async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
     let cost = body.cost();
-    let engine = app.ready()?.engine.clone();
+    let tokenizer = app.ready()?.tokenizer().clone();
     let encode = move || {
         let request: TokenizeRequest = body.part()?;
-        let tokenizer = engine.tokenizer();
         let tokens = if request.parse_special.unwrap_or(false) {
             tokenizer.encode_with_specials(&request.content)
         } else {
@@ -41,16 +40,17 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<
     responses((status = 200, description = "The text", body = Detokenized), super::api::schemas::Refusals)
 )]
 pub async fn detokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<Response, ApiError> {
-    let (cost, engine, decoding) = (body.cost(), app.ready()?.engine.clone(), app.clone());
+    let (ready, decoding) = (app.ready()?, app.clone());
+    let (cost, vocab, tokenizer) = (body.cost(), ready.engine.config.vocab, ready.tokenizer().clone());
     let decode = move || {
         let request: DetokenizeRequest = body.part()?;
-        if let Some(i) = request.tokens.iter().position(|id| *id as usize >= engine.vocab()) {
-            let why = format!("expected an id below {}, found {}", engine.vocab(), request.tokens[i]);
+        if let Some(i) = request.tokens.iter().position(|id| *id as usize >= vocab) {
+            let why = format!("expected an id below {vocab}, found {}", request.tokens[i]);
             return Err(ApiError::invalid(&format!("tokens[{i}]"), why));
         }
-        let bytes = |id: &u32| engine.tokenizer().token_bytes(*id).len();
+        let bytes = |id: &u32| tokenizer.token_bytes(*id).len();
         check_decoded_size("tokens", request.tokens.iter().map(bytes).sum(), &decoding)?;
-        let content = engine.tokenizer().decode(&request.tokens);
+        let content = tokenizer.decode(&request.tokens);
         Ok(Json(Detokenized { content }).into_response())
     };
     app.intake.run(cost, move |_| decode()).await?

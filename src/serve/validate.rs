@@ -8,6 +8,7 @@ use super::errors::ApiError;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::grammar::Compiled;
 use crate::generation::sample::Sampling;
+use crate::scheduler::StateBytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -64,7 +65,7 @@ pub fn engine_request(
         ));
     }
     let sampling = sampling(app, generation)?;
-    let bias: Arc<[(u32, f32)]> = bias(generation.logit_bias.as_ref(), ready.engine.vocab())?.into();
+    let bias: Arc<[(u32, f32)]> = bias(generation.logit_bias.as_ref(), ready.engine.config.vocab)?.into();
     let stops = stops(generation)?;
     let max_tokens = max_tokens(app, ready, prompt.len() as u64, generation)?;
     let rules = (0..n as u64).map(|i| GenerationParams {
@@ -150,9 +151,9 @@ fn max_tokens(app: &App, ready: &Ready, prompt: u64, generation: &Generation) ->
     if wanted == 0 {
         return Err(ApiError::invalid("max_tokens", "expected at min 1, found 0"));
     }
-    let (limit, bytes) = (ready.limits.bytes, ready.engine.state_bytes());
+    let (limit, bytes) = (ready.limits.bytes, StateBytes::new(&ready.engine));
     let fits =
-        |reply: usize| bytes.of(prompt.saturating_add(reply as u64).min(ready.engine.context())) <= limit;
+        |reply: usize| bytes.of(prompt.saturating_add(reply as u64).min(ready.engine.context)) <= limit;
     if fits(wanted) {
         return Ok(wanted);
     }

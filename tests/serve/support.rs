@@ -10,6 +10,7 @@ use kernels::cpu::Cpu;
 use kimi::generation::sample::Sampling;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
+use kimi::runtime::handle::EngineHandle;
 use kimi::runtime::options::{CacheType, EngineArgs};
 use kimi::scheduler::Limits;
 use kimi::serve::{App, HostPolicy, HttpLimits, ServeOptions, router, spawn_scheduler};
@@ -136,14 +137,14 @@ impl TestServer {
     pub fn within(engine: usize, options: ServeOptions, limits: Limits) -> TestServer {
         let server = TestServer::loading(options);
         // The thread ends with the server.
-        drop(spawn_scheduler(&server.app, ENGINES[engine].clone(), limits));
+        drop(spawn_scheduler(&server.app, EngineHandle::Cpu(ENGINES[engine].clone()), limits));
         server
     }
 
     /// A server that runs another model.
     pub fn of(engine: Arc<Engine<Cpu>>) -> TestServer {
         let server = TestServer::loading(options());
-        drop(spawn_scheduler(&server.app, engine, Limits::new(8, 1 << 30)));
+        drop(spawn_scheduler(&server.app, EngineHandle::Cpu(engine), Limits::new(8, 1 << 30)));
         server
     }
 

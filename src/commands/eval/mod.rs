@@ -13,12 +13,9 @@ use crate::generation::event::EngineEvent;
 use crate::generation::generate::{Request, generate};
 use crate::generation::sample::Sampling;
 use crate::io::output::Output;
-use crate::runtime::engine::Engine;
-use crate::runtime::on_device;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::EngineArgs;
-use crate::runtime::session::Session;
 use anyhow::{Context as _, Result, ensure};
-use kernels::backend::Backend;
 use serde::Serialize;
 use spec::Spec;
 use std::collections::BTreeMap;
@@ -97,10 +94,7 @@ struct Report {
 pub fn run(args: &EvalArgs) -> Result<()> {
     ensure!(args.lengths.iter().all(|l| *l >= 64), "--lengths: expected at least 64 tokens each");
     ensure!(args.per_text != Some(0), "--per-text: expected at least 1, found 0");
-    on_device!(&args.engine.in_memory(), |engine| run_on(&engine, args))
-}
-
-fn run_on<B: Backend>(engine: &Engine<B>, args: &EvalArgs) -> Result<()> {
+    let engine = EngineHandle::open(&args.engine.in_memory())?;
     let mut save = match &args.save {
         Some(path) => Some(BufWriter::new(File::create(path).with_context(|| path.display().to_string())?)),
         None => None,
@@ -108,12 +102,12 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &EvalArgs) -> Result<()> {
     let spec = Spec::built_in();
     let mut report = Report { lengths: BTreeMap::new(), perplexity: None, perplexity_error: None };
     for &length in &args.lengths {
-        let kinds = ask_length(engine, args, &spec, length, &mut save)?;
+        let kinds = ask_length(&engine, args, &spec, length, &mut save)?;
         report.lengths.insert(length, kinds);
     }
     if args.windows > 0 {
         let ids = engine.tokenizer()?.encode(text::PROSE);
-        let (value, error) = perplexity::of(engine, &ids, 512, args.windows)?;
+        let (value, error) = perplexity::of(&engine, &ids, 512, args.windows)?;
         (report.perplexity, report.perplexity_error) = (Some(value), Some(error));
     }
     save.map_or(Ok(()), |mut file| file.flush())?;
@@ -121,8 +115,8 @@ fn run_on<B: Backend>(engine: &Engine<B>, args: &EvalArgs) -> Result<()> {
 }
 
 /// Runs the questions of one text length.
-fn ask_length<B: Backend>(
-    engine: &Engine<B>,
+fn ask_length(
+    engine: &EngineHandle,
     args: &EvalArgs,
     spec: &Spec,
     length: usize,
@@ -173,8 +167,8 @@ fn ask_length<B: Backend>(
 }
 
 /// Answers each question as the first one about the text, which is prefilled once.
-fn answers<B: Backend>(engine: &Engine<B>, body: &str, questions: &[Question]) -> Result<Vec<Reply>> {
-    let mut session = Session::new(engine);
+fn answers(engine: &EngineHandle, body: &str, questions: &[Question]) -> Result<Vec<Reply>> {
+    let mut session = engine.session();
     let mut prompts = Vec::new();
     for question in questions {
         let mut conversation = Conversation::new(None);

@@ -1,0 +1,144 @@
+//! A loaded model on the selected device, without the type of its backend: [`EngineHandle`] and its [`SessionHandle`]s.
+//!
+//! The engine, sessions and the scheduler are generic over the backend, so that the forward pass has no virtual calls; the
+//! code above them uses these handles. A command that needs a backend itself matches on [`device::choose`].
+
+use super::device::{self, Chosen};
+use super::engine::{Engine, EngineBase};
+use super::errors::Error;
+use super::options::EngineArgs;
+use super::session::{Prefill, Session};
+use crate::io::log::Log;
+use crate::io::output::tell;
+use crate::prefix_cache::Sizes;
+use crate::prefix_cache::namespace::Namespace;
+use anyhow::Result;
+use kernels::cpu::Cpu;
+use kernels::cuda::Cuda;
+use models::template::Rendered;
+use models::tokenizer::Vocabulary;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// A loaded model. Clones share it.
+#[derive(Clone)]
+pub enum EngineHandle {
+    Cpu(Arc<Engine<Cpu>>),
+    Cuda(Arc<Engine<Cuda>>),
+}
+
+/// A session of a loaded model.
+pub enum SessionHandle<'e> {
+    Cpu(Session<'e, Cpu>),
+    Cuda(Session<'e, Cuda>),
+}
+
+/// Evaluates an expression with the engine or session of either backend.
+macro_rules! on_backend {
+    ($handle:expr, $kind:ident, $inner:ident => $body:expr) => {
+        match $handle {
+            $kind::Cpu($inner) => $body,
+            $kind::Cuda($inner) => $body,
+        }
+    };
+}
+
+impl EngineHandle {
+    /// Loads a model on the device of the options and logs to standard error.
+    pub fn open(options: &EngineArgs) -> Result<Self> {
+        EngineHandle::load(options, Box::new(tell))
+    }
+
+    /// Loads a model on the device of the options. `log` receives notices and warnings, one line each.
+    pub fn load(options: &EngineArgs, log: Log) -> Result<Self> {
+        options.announce(&log);
+        Ok(match device::choose(options, &log)? {
+            Chosen::Cpu(backend) => EngineHandle::Cpu(Arc::new(Engine::load(backend, options, log)?)),
+            Chosen::Cuda(backend, options) => {
+                EngineHandle::Cuda(Arc::new(Engine::load(*backend, &options, log)?))
+            }
+        })
+    }
+
+    /// Creates an empty session.
+    pub fn session(&self) -> SessionHandle<'_> {
+        match self {
+            EngineHandle::Cpu(engine) => SessionHandle::Cpu(Session::new(engine)),
+            EngineHandle::Cuda(engine) => SessionHandle::Cuda(Session::new(engine)),
+        }
+    }
+
+    /// Describes the device that computes.
+    pub fn describe(&self) -> String {
+        on_backend!(self, EngineHandle, engine => engine.describe())
+    }
+
+    /// Bytes of a snapshot's parts in the prefix cache.
+    pub fn sizes(&self) -> Sizes {
+        on_backend!(self, EngineHandle, engine => engine.store.sizes())
+    }
+
+    /// Returns whether a prefix of this many tokens is cached beyond the end of the process.
+    pub fn keeps_on_disk(&self, tokens: usize) -> bool {
+        on_backend!(self, EngineHandle, engine => engine.store.keeps_on_disk(tokens))
+    }
+
+    /// Does [`Engine::encode_within`] on this engine.
+    pub fn encode_within(
+        &self,
+        namespace: Namespace,
+        rendered: &Rendered,
+        vocabulary: &Vocabulary,
+    ) -> Vec<u32> {
+        on_backend!(self, EngineHandle, engine => engine.encode_within(namespace, rendered, vocabulary))
+    }
+
+    /// Does [`Engine::logits_from`] on this engine.
+    pub fn logits_from(
+        &self,
+        tokens: &[u32],
+        start: usize,
+        on_rows: &mut dyn FnMut(Vec<f32>) -> Result<()>,
+    ) -> Result<()> {
+        on_backend!(self, EngineHandle, engine => engine.logits_from(tokens, start, on_rows))
+    }
+}
+
+impl Deref for EngineHandle {
+    type Target = EngineBase;
+
+    fn deref(&self) -> &EngineBase {
+        on_backend!(self, EngineHandle, engine => engine)
+    }
+}
+
+/// Each method does what the one of [`Session`] with its name does.
+impl SessionHandle<'_> {
+    pub fn tokens(&self) -> &[u32] {
+        on_backend!(self, SessionHandle, session => session.tokens())
+    }
+
+    pub fn checkpoint_at(&mut self, lengths: &[usize]) {
+        on_backend!(self, SessionHandle, session => session.checkpoint_at(lengths));
+    }
+
+    pub fn question_at(&mut self, length: usize) {
+        on_backend!(self, SessionHandle, session => session.question_at(length));
+    }
+
+    pub fn checkpoint_to_disk(&self) {
+        on_backend!(self, SessionHandle, session => session.checkpoint_to_disk());
+    }
+
+    pub fn restore_prefix(&mut self, prompt: &[u32]) -> Result<Prefill, Error> {
+        on_backend!(self, SessionHandle, session => session.restore_prefix(prompt))
+    }
+
+    pub fn prefill(
+        &mut self,
+        prompt: &[u32],
+        progress: &mut dyn FnMut(usize, usize) -> std::ops::ControlFlow<()>,
+    ) -> Result<Prefill, Error> {
+        on_backend!(self, SessionHandle, session => session.prefill(prompt, progress))
+    }
+}
