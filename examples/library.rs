@@ -2,7 +2,7 @@
 //! `cargo run --release --example library [FILE]`; without a file it uses the built-in demonstration model.
 
 use anyhow::Result;
-use kimi::{Conversation, EngineArgs, EngineEvent, EngineHandle, Request, Sampling, generate};
+use kimi::{Conversation, EngineEvent, EngineHandle, LoadOptions, Request, Sampling, generate};
 use std::io::{Write, stdout};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ fn main() -> Result<()> {
 
 /// Asks both questions and writes the replies, each with the prompt tokens that came from the cache.
 pub fn ask(model: Option<PathBuf>, out: &mut dyn Write) -> Result<()> {
-    let engine = EngineHandle::open(&EngineArgs { model, ..EngineArgs::default() })?;
+    let engine = EngineHandle::open(&LoadOptions { model, ..LoadOptions::default() })?;
     let mut conversation = Conversation::new(Some(TEXT));
     for question in QUESTIONS {
         conversation.say("user", question);

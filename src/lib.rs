@@ -1,11 +1,12 @@
 //! Runs Kimi Linear models: engine, sessions, generation, scheduling, commands and front ends. The binary is a thin
 //! `main` over this library.
 //!
-//! Imports point down only: `cli`, then `commands`, `chat`, `ask` and `serve`, then `scheduler` and `client`, then
+//! Imports point down only: `cli`, then `commands`, `chat`, `ask` and `serve`, then `args`, `scheduler` and `client`, then
 //! `generation`, `runtime` and `prefix_cache`; `io` is below all of them.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "the public items serve this package's binary and tests only")]
 
+pub(crate) mod args;
 pub(crate) mod ask;
 pub(crate) mod chat;
 pub mod cli;
@@ -23,4 +24,4 @@ pub use generation::event::EngineEvent;
 pub use generation::generate::{Request, generate};
 pub use generation::sample::Sampling;
 pub use runtime::handle::{EngineHandle, SessionHandle};
-pub use runtime::options::EngineArgs;
+pub use runtime::options::LoadOptions;

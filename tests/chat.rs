@@ -5,9 +5,8 @@ mod common;
 
 use common::{checkpoint, convert, text};
 use kimi::generation::conversation::Conversation;
-use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
-use kimi::runtime::options::{CacheType, EngineArgs};
+use kimi::runtime::options::LoadOptions;
 use models::visible::{is_control, visible};
 use serde_json::Value;
 use std::io::Write;
@@ -38,18 +37,7 @@ fn ids(case: &Value) -> Vec<u32> {
 #[test]
 fn prompts_match_the_published_template() {
     let model = MODEL.1.clone();
-    let args = EngineArgs {
-        model: Some(model),
-        threads: Some(2),
-        ctx: None,
-        batch: 512,
-        device: Default::default(),
-        mlock: false,
-        cache_type: CacheType::F16,
-        store: StoreOptions::in_memory(),
-        state_room: None,
-        chat_template: None,
-    };
+    let args = LoadOptions { model: Some(model), threads: Some(2), ..LoadOptions::default() };
     let engine = Engine::open(&args).unwrap();
     let file = std::fs::read_to_string("models/tests/data/chat_rendered.json").unwrap();
     let rendered: Value = serde_json::from_str(&file).unwrap();

@@ -12,13 +12,14 @@ use repository::text_files;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Each module at the root of `src/` with those that it may import, from the top down.
-const LAYERS: [(&str, &[&str]); 12] = [
+const LAYERS: [(&str, &[&str]); 13] = [
     ("main", &["cli", "runtime", "io"]),
     ("cli", &["commands", "chat", "ask", "serve", "runtime", "io"]),
-    ("commands", &["scheduler", "client", "generation", "runtime", "prefix_cache", "io"]),
-    ("chat", &["client", "generation", "runtime", "prefix_cache", "io"]),
-    ("ask", &["client", "generation", "runtime", "prefix_cache", "io"]),
-    ("serve", &["scheduler", "generation", "runtime", "prefix_cache", "io"]),
+    ("commands", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "io"]),
+    ("chat", &["args", "client", "generation", "runtime", "prefix_cache", "io"]),
+    ("ask", &["args", "client", "generation", "runtime", "prefix_cache", "io"]),
+    ("serve", &["args", "scheduler", "generation", "runtime", "prefix_cache", "io"]),
+    ("args", &["runtime", "prefix_cache", "io"]),
     ("scheduler", &["generation", "runtime", "prefix_cache", "io"]),
     ("client", &["generation", "runtime", "prefix_cache", "io"]),
     ("generation", &["runtime", "prefix_cache", "io"]),

@@ -15,7 +15,7 @@ use kimi::generation::sample::Sampling;
 use kimi::prefix_cache::namespace::Namespace;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
-use kimi::runtime::options::{CacheType, EngineArgs};
+use kimi::runtime::options::LoadOptions;
 use kimi::runtime::session::Session;
 use kimi::scheduler::{self, Client, Limits, Scheduler};
 use models::kimi_linear::mla::MlaPath;
@@ -47,18 +47,8 @@ fn alone() -> MutexGuard<'static, ()> {
 /// The demonstration model on the emulator; `None` and a note without a C++ compiler.
 fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Option<Engine<B>> {
     emulator::cuda()?;
-    let args = EngineArgs {
-        model: None,
-        threads: Some(2),
-        ctx: None,
-        batch: 64,
-        cache_type: CacheType::F16,
-        mlock: false,
-        device: Default::default(),
-        store: StoreOptions::nothing(),
-        state_room: None,
-        chat_template: None,
-    };
+    let args =
+        LoadOptions { threads: Some(2), batch: 64, store: StoreOptions::nothing(), ..LoadOptions::default() };
     Some(Engine::load(of(Cuda::detect().unwrap()), &args, Box::new(|_| ())).unwrap())
 }
 

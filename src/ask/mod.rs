@@ -11,6 +11,7 @@ mod quote_constraint;
 pub(crate) mod quotes;
 mod remote;
 
+use crate::args::EngineArgs;
 use crate::client::EndpointArgs;
 use crate::generation::generate::{FinishReason, Stats};
 use crate::generation::sample::Sampling;
@@ -21,7 +22,6 @@ use crate::io::output::{Output, tell};
 use crate::prefix_cache::key::PromptLayout;
 use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
-use crate::runtime::options::EngineArgs;
 use anyhow::{Result, bail};
 use local::LocalModel;
 use quotes::{Annotated, Quote, Texts};
@@ -89,7 +89,7 @@ pub fn run(args: &AskArgs) -> Result<()> {
     if let Some(url) = &args.endpoint.url {
         return ask(args, &documents, RemoteModel::new(url, args)?);
     }
-    let options = args.engine.with_layout(PromptLayout::Ask);
+    let options = args.engine.options().with_layout(PromptLayout::Ask);
     let engine = EngineHandle::load(&options, builtin_model::log(args.quiet))?;
     ask(args, &documents, LocalModel::new(&engine, &documents, args)?)
 }

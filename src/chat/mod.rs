@@ -27,8 +27,8 @@ mod transcript;
 mod view;
 mod worker;
 
+use crate::args::EngineArgs;
 use crate::client::EndpointArgs;
-use crate::runtime::options::EngineArgs;
 use anyhow::{Result, bail};
 use chat_session::ChatSession;
 use settings::Settings;
@@ -76,7 +76,7 @@ pub fn run(args: &ChatArgs) -> Result<()> {
         chat.system = args.system.clone().or(chat.system).filter(|text| !text.is_empty());
         session.open(chat);
     }
-    let worker = Worker::start(args.engine.clone(), args.endpoint.clone());
+    let worker = Worker::start(args.engine.options(), args.endpoint.clone());
     let mut notes = Vec::new();
     session.model_info = loop {
         match worker.events.recv()? {

@@ -8,7 +8,7 @@ use super::remote_model::RemoteModel;
 use crate::client::{EndpointArgs, Remote};
 use crate::io::errors::one_line;
 use crate::runtime::handle::EngineHandle;
-use crate::runtime::options::EngineArgs;
+use crate::runtime::options::LoadOptions;
 use anyhow::Result;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the thread, which first loads the model: the file, or the one of that name at an endpoint.
-    pub fn start(args: EngineArgs, endpoint: EndpointArgs) -> Self {
+    pub fn start(args: LoadOptions, endpoint: EndpointArgs) -> Self {
         let (commands, inbox) = channel();
         let (outbox, events) = channel();
         let stop = Arc::new(AtomicBool::new(false));
@@ -81,9 +81,9 @@ struct WorkerThread {
 }
 
 impl WorkerThread {
-    fn run_local(&self, args: EngineArgs) {
+    fn run_local(&self, args: LoadOptions) {
         let load = |path| {
-            let args = EngineArgs { model: path, ..args.clone() };
+            let args = LoadOptions { model: path, ..args.clone() };
             Ok((self.load(&args)?, args.name()))
         };
         let mut next = load(args.model.clone());
@@ -101,7 +101,7 @@ impl WorkerThread {
         }
     }
 
-    fn run_remote(&self, url: &str, timeout: u64, args: &EngineArgs) {
+    fn run_remote(&self, url: &str, timeout: u64, args: &LoadOptions) {
         let Some(mut name) = args.model.clone() else {
             return self.send(Event::Failed(
                 "--url: expected the endpoint's name of a model with -m, found none".into(),
@@ -153,7 +153,7 @@ impl WorkerThread {
     }
 
     /// Loads a model that has a tokenizer; errors of its prefix cache become notes.
-    fn load(&self, args: &EngineArgs) -> Result<EngineHandle> {
+    fn load(&self, args: &LoadOptions) -> Result<EngineHandle> {
         let outbox = self.outbox.clone();
         let note = move |line: &str| drop(outbox.send(Event::Note(line.to_owned())));
         let engine = EngineHandle::load(args, Box::new(note))?;

@@ -3,8 +3,9 @@
 //! Depth is simulated by filling the KV cache with random rows, because the time of a step depends on their number
 //! only. Each repetition runs all cases, so that a slow phase of the machine affects all of them.
 
+use crate::args::EngineArgs;
 use crate::commands::profiler::{self, Profiled};
-use crate::generation::generate::expert_cache_line;
+use crate::generation::event::expert_cache_line;
 use crate::generation::sample::argmax;
 use crate::io::host_memory;
 use crate::io::log::Log;
@@ -14,7 +15,6 @@ use crate::runtime::attention_path::MATERIALIZE_AFTER;
 use crate::runtime::device::{self, Chosen};
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::Logits;
-use crate::runtime::options::EngineArgs;
 use anyhow::{Result, ensure};
 use kernels::backend::{Backend, CacheFormat, ExpertCacheStats, Span};
 use kernels::cpu::Cpu;
@@ -97,7 +97,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.profile {
         return profile(args);
     }
-    let (options, log): (_, Log) = (args.engine.without_snapshots(), Box::new(tell));
+    let (options, log): (_, Log) = (args.engine.options().without_snapshots(), Box::new(tell));
     options.announce(&log);
     match device::choose(&options, &log)? {
         Chosen::Cpu(backend) => run_on(&Engine::load(backend, &options, log)?, args),
@@ -131,7 +131,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         }
     }
     let report = Report {
-        model: args.engine.name(),
+        model: args.engine.options().name(),
         backend: engine.backend.describe(),
         weights_bytes: engine.file.tensors.iter().map(|t| t.bytes).sum(),
         memory_read_gb_s: memory,
@@ -160,13 +160,18 @@ fn check<B: Backend>(engine: &Engine<B>, cases: &[Case]) -> Result<()> {
 
 /// Profiles one repetition of each case after a warm-up.
 fn profile(args: &BenchArgs) -> Result<()> {
-    let how = args.engine.without_snapshots();
+    let how = args.engine.options().without_snapshots();
     let backend = Profiled::new(Cpu::detect(how.threads));
     let engine = Engine::load(backend, &how, Box::new(tell))?;
     let cases = cases(args);
     check(&engine, &cases)?;
     let (memory, mut out) = (engine.backend.inner().read_gb_s(), Output::lock());
-    writeln!(out, "{}; {}; memory read {memory:.1} GB/s", args.engine.name(), engine.backend.describe())?;
+    writeln!(
+        out,
+        "{}; {}; memory read {memory:.1} GB/s",
+        args.engine.options().name(),
+        engine.backend.describe()
+    )?;
     for case in &cases {
         measure(&engine, case);
         engine.backend.take();

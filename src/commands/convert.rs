@@ -1,9 +1,9 @@
 //! `kimi convert`: the arguments, the progress bar, and the output of a conversion or a dry run.
 
+use crate::args::threads;
 use crate::io::output::{Output, tell};
 use crate::io::progress;
 use crate::runtime::chat_template;
-use crate::runtime::options::threads;
 use anyhow::Result;
 use convert::{Mix, Options, Override, Progress, Summary};
 use kernels::quant::Format;

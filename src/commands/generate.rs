@@ -3,6 +3,7 @@
 //! Next: [`crate::runtime::handle`] (loads the engine), [`crate::generation::conversation`] (renders the prompt), then
 //! [`crate::generation::generate`].
 
+use crate::args::EngineArgs;
 use crate::generation::conversation::Conversation;
 use crate::generation::event::EngineEvent;
 use crate::generation::generate::{Request, generate};
@@ -11,7 +12,6 @@ use crate::io::output::{Output, tell};
 use crate::io::prompt::{Prompt, PromptArgs};
 use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
-use crate::runtime::options::EngineArgs;
 use anyhow::Result;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -50,7 +50,7 @@ pub struct GenerateArgs {
 
 /// Loads the model and prints the reply.
 pub fn run(args: &GenerateArgs) -> Result<()> {
-    let engine = EngineHandle::load(&args.engine, builtin_model::log(args.quiet))?;
+    let engine = EngineHandle::load(&args.engine.options(), builtin_model::log(args.quiet))?;
     let prompt = prompt_ids(&engine, args)?;
     let print_ids = args.print_ids || engine.tokenizer.is_none();
     let request = Request {

@@ -1,9 +1,9 @@
 //! `kimi logits`: writes the logits of all positions to a NumPy file, for comparison with other implementations.
 
+use crate::args::EngineArgs;
 use crate::io::output::{partial_path, tell};
 use crate::io::prompt::PromptArgs;
 use crate::runtime::handle::EngineHandle;
-use crate::runtime::options::EngineArgs;
 use anyhow::{Context as _, Result};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -23,7 +23,7 @@ pub struct LogitsArgs {
 
 /// Prefills the prompt in batches and writes the logits of each batch.
 pub fn run(args: &LogitsArgs) -> Result<()> {
-    let engine = EngineHandle::open(&args.engine.without_snapshots())?;
+    let engine = EngineHandle::open(&args.engine.options().without_snapshots())?;
     let ids = engine.raw_ids(&args.prompt.read()?)?;
     engine.check(&ids)?;
     let partial = partial_path(&args.output);

@@ -4,10 +4,10 @@
 //! and the second half of each window is scored. KL divergence is D(baseline || model), averaged over the scored
 //! positions.
 
+use crate::args::EngineArgs;
 use crate::io::output::{Output, partial_path};
 use crate::io::prompt::PromptArgs;
 use crate::runtime::handle::EngineHandle;
-use crate::runtime::options::EngineArgs;
 use anyhow::{Context as _, Result, bail};
 use half::f16;
 use rayon::prelude::*;
@@ -52,7 +52,7 @@ const MAGIC: &[u8; 8] = b"KIMIKLD1";
 
 /// Scores the text and prints the perplexity, and the KL divergence if there is a baseline.
 pub fn run(args: &PerplexityArgs) -> Result<()> {
-    let engine = EngineHandle::open(&args.engine.without_snapshots())?;
+    let engine = EngineHandle::open(&args.engine.options().without_snapshots())?;
     let ids = engine.raw_ids(&args.text.read()?)?;
     let (window, half) = (args.window, args.window / 2);
     let windows = (ids.len() / window.max(1)).min(args.windows.unwrap_or(usize::MAX));

@@ -1,4 +1,4 @@
-//! Command-line options of the prefix cache.
+//! Options of the prefix cache, which open its [`Store`].
 
 use super::Store;
 use super::disk::{Disk, Shape};
@@ -8,36 +8,28 @@ use super::key::{Key, PromptLayout};
 use super::state_dtype::StateType;
 use crate::io::host_memory;
 use crate::io::log::Log;
-use crate::io::units::parse_size;
 use anyhow::{Context as _, Result};
 use kernels::backend::Backend;
 use models::gguf::read::Gguf;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The command-line options of the prefix cache.
-#[derive(Clone, Debug, Default, clap::Args)]
+/// The options of the prefix cache. The default is in memory and on disk.
+#[derive(Clone, Debug, Default)]
 pub struct StoreOptions {
-    /// Memory for cached prefixes (default: a quarter of the free memory; 0: none)
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Maximum bytes in memory; `None` for a quarter of the free memory, 0 for none.
     pub cache_ram: Option<u64>,
-    /// Directory for cached prefixes (default: kimi in $XDG_CACHE_HOME or ~/.cache)
-    #[arg(long, value_name = "DIR")]
+    /// The directory; `None` for `kimi` in `$XDG_CACHE_HOME` or `~/.cache`.
     pub cache_dir: Option<PathBuf>,
-    /// Disk space for cached prefixes (default: 20G), at most half of the free space
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    /// Maximum bytes on disk, at most half of the free space; `None` for 20 GiB.
     pub cache_size: Option<u64>,
-    /// Data type of states on disk
-    #[arg(long, value_enum, default_value_t = StateType::F32)]
+    /// Data type of states on disk.
     pub cache_state: StateType,
-    /// Disable the prefix cache on disk
-    #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
+    /// Disables the prefix cache on disk.
     pub no_cache: bool,
     /// The prompt layout, part of the cache key.
-    #[arg(skip)]
     pub layout: PromptLayout,
     /// The ids that `--chat-template` emits before a reply, part of the cache key.
-    #[arg(skip)]
     pub opening: Option<Vec<u32>>,
 }
 

@@ -131,22 +131,11 @@ mod tests {
     use super::*;
     use crate::prefix_cache::options::StoreOptions;
     use crate::runtime::engine::Engine;
-    use crate::runtime::options::{CacheType, EngineArgs};
+    use crate::runtime::options::LoadOptions;
     use kernels::cpu::Cpu;
 
     fn demo() -> Engine<Cpu> {
-        let args = EngineArgs {
-            model: None,
-            threads: Some(1),
-            ctx: None,
-            batch: 512,
-            cache_type: CacheType::F16,
-            mlock: false,
-            device: Default::default(),
-            store: StoreOptions::nothing(),
-            state_room: None,
-            chat_template: None,
-        };
+        let args = LoadOptions { threads: Some(1), store: StoreOptions::nothing(), ..LoadOptions::default() };
         Engine::open_with(&args, Box::new(|_| ())).unwrap()
     }
 

@@ -2,7 +2,7 @@
 //!
 //! All code between a backend and [`super::handle`] is generic over it. The default is the CPU. Next: [`super::placement`] (plans GPU memory), [`super::engine`].
 
-use super::options::{Device, EngineArgs};
+use super::options::{DeviceChoice, LoadOptions};
 use super::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
 use crate::io::host_memory;
 use crate::io::log::Log;
@@ -15,19 +15,19 @@ use std::path::Path;
 pub enum Chosen {
     Cpu(Cpu),
     /// A CUDA device, and the arguments adjusted to its memory.
-    Cuda(Box<Cuda>, Box<EngineArgs>),
+    Cuda(Box<Cuda>, Box<LoadOptions>),
 }
 
 /// Selects the backend. Logs the placement on the GPU, or the reason for using the CPU, in one line.
 ///
 /// # Errors
 /// `--device cuda` is given and the GPU cannot be used.
-pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
+pub fn choose(args: &LoadOptions, log: &Log) -> Result<Chosen> {
     let cpu = || Ok(Chosen::Cpu(Cpu::detect(args.threads)));
     match args.device.device {
-        Device::Cpu => cpu(),
-        Device::Cuda => cuda(args, log).context("--device cuda"),
-        Device::Auto => match cuda(args, log) {
+        DeviceChoice::Cpu => cpu(),
+        DeviceChoice::Cuda => cuda(args, log).context("--device cuda"),
+        DeviceChoice::Auto => match cuda(args, log) {
             Ok(chosen) => Ok(chosen),
             Err(e) => {
                 log(&format!("computing on the CPU: {e:#}"));
@@ -41,7 +41,7 @@ pub fn choose(args: &EngineArgs, log: &Log) -> Result<Chosen> {
 const LARGE_STEP: usize = 2048;
 
 /// Opens the CUDA device and plans its memory for the model.
-fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
+fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
     let cuda = Cuda::detect()?.with_threads(args.threads);
     let [free, _] = cuda.memory();
     let free = args.device.gpu_memory.map_or(free, |most| most.min(free));
@@ -84,10 +84,10 @@ fn cuda(args: &EngineArgs, log: &Log) -> Result<Chosen> {
 ///
 /// # Errors
 /// The model file does not open or has another architecture.
-pub fn plan(args: &EngineArgs, free: u64) -> Result<Placement> {
+pub fn plan(args: &LoadOptions, free: u64) -> Result<Placement> {
     let file = super::builtin_model::open(args.model.as_deref())?;
     let config = Config::from_gguf(&file)?;
-    let params = LoadParams { context: args.ctx, cache: args.cache_type.into(), batch: args.batch as u64 };
+    let params = LoadParams { context: args.ctx, cache: args.cache_type, batch: args.batch as u64 };
     let memory = host_memory::available(Path::new("/"));
     let (requirements, device) = (Requirements::of(&file, &config, &params), &args.device);
     let others = device.gpu_layers.map(|layers| requirements.experts.len().saturating_sub(layers));

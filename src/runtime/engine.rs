@@ -5,7 +5,7 @@ use super::attention_path::{self, MATERIALIZED_BATCH_FACTOR, MessageBoundaries};
 use super::builtin_model;
 use super::chat_template;
 use super::errors::Error;
-use super::options::EngineArgs;
+use super::options::LoadOptions;
 use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::output::tell;
@@ -75,12 +75,12 @@ impl<B: Backend> Deref for Engine<B> {
 
 impl Engine<Cpu> {
     /// Loads a model on the CPU and logs to standard error.
-    pub fn open(args: &EngineArgs) -> Result<Self> {
+    pub fn open(args: &LoadOptions) -> Result<Self> {
         Engine::open_with(args, Box::new(tell))
     }
 
     /// Loads a model on the CPU. `log` receives warnings, one line each.
-    pub fn open_with(args: &EngineArgs, log: Log) -> Result<Self> {
+    pub fn open_with(args: &LoadOptions, log: Log) -> Result<Self> {
         args.announce(&log);
         Engine::load(Cpu::detect(args.threads), args, log)
     }
@@ -88,7 +88,7 @@ impl Engine<Cpu> {
 
 impl<B: Backend> Engine<B> {
     /// Loads a model on a backend.
-    pub fn load(backend: B, args: &EngineArgs, log: Log) -> Result<Self> {
+    pub fn load(backend: B, args: &LoadOptions, log: Log) -> Result<Self> {
         let file = builtin_model::open(args.model.as_deref())?;
         if args.mlock {
             let needed = || {
@@ -109,7 +109,7 @@ impl<B: Backend> Engine<B> {
         let template = tokenizer.as_ref().map(|t| chat_template::open(choice, &file, t)).transpose()?;
         let opening = attention_path::opening(template.as_ref(), tokenizer.as_deref());
         let context = args.ctx.unwrap_or(model.config.context);
-        let (batch, cache, state_room) = (args.batch, args.cache_type.into(), args.state_room);
+        let (batch, cache, state_room) = (args.batch, args.cache_type, args.state_room);
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
         let changed_opening = choice.map(|_| opening.clone());
@@ -246,7 +246,7 @@ impl EngineBase {
     }
 
     pub(super) fn check_ids(&self, start: usize, ids: &[u32]) -> Result<(), Error> {
-        let vocab = self.model.config.vocab;
+        let vocab = self.config.vocab;
         match ids.iter().position(|id| *id as usize >= vocab) {
             Some(i) => Err(Error::Vocabulary { index: start + i, vocab, id: ids[i] }),
             None => Ok(()),

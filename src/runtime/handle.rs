@@ -6,7 +6,7 @@
 use super::device::{self, Chosen};
 use super::engine::{Engine, EngineBase};
 use super::errors::Error;
-use super::options::EngineArgs;
+use super::options::LoadOptions;
 use super::session::{Prefill, Session};
 use crate::io::log::Log;
 use crate::io::output::tell;
@@ -45,12 +45,12 @@ macro_rules! on_backend {
 
 impl EngineHandle {
     /// Loads a model on the device of the options and logs to standard error.
-    pub fn open(options: &EngineArgs) -> Result<Self> {
+    pub fn open(options: &LoadOptions) -> Result<Self> {
         EngineHandle::load(options, Box::new(tell))
     }
 
     /// Loads a model on the device of the options. `log` receives notices and warnings, one line each.
-    pub fn load(options: &EngineArgs, log: Log) -> Result<Self> {
+    pub fn load(options: &LoadOptions, log: Log) -> Result<Self> {
         options.announce(&log);
         Ok(match device::choose(options, &log)? {
             Chosen::Cpu(backend) => EngineHandle::Cpu(Arc::new(Engine::load(backend, options, log)?)),

@@ -172,24 +172,13 @@ mod tests {
     /// Overwrites a model file in place while it is in use.
     #[test]
     fn a_model_file_that_changed_in_use_is_refused_and_not_cached() {
-        use crate::prefix_cache::options::StoreOptions;
-        use crate::runtime::options::{CacheType, EngineArgs};
+        use crate::runtime::options::LoadOptions;
         use std::sync::{Arc, Mutex};
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.gguf");
         std::fs::write(&path, include_bytes!("../../models/demo/kimi-demo.gguf")).unwrap();
-        let args = EngineArgs {
-            model: Some(path.clone()),
-            threads: Some(2),
-            ctx: None,
-            batch: 64,
-            cache_type: CacheType::F16,
-            mlock: false,
-            device: Default::default(),
-            chat_template: None,
-            store: StoreOptions::in_memory(),
-            state_room: None,
-        };
+        let args =
+            LoadOptions { model: Some(path.clone()), threads: Some(2), batch: 64, ..LoadOptions::default() };
         let lines = Arc::new(Mutex::new(Vec::new()));
         let log_lines = lines.clone();
         let log = Box::new(move |line: &str| log_lines.lock().unwrap().push(line.to_owned()));

@@ -18,7 +18,6 @@ mod tests;
 
 use crate::generation::decoder::{FinishReason, GenerationParams};
 use crate::generation::event::{EngineEvent, Stats};
-use crate::generation::logprobs::Logprobs;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::{Engine, EngineBase};
 use crate::runtime::handle::EngineHandle;

@@ -3,7 +3,7 @@
 use super::*;
 use crate::generation::sample::{Constraint, Sampling};
 use crate::prefix_cache::options::StoreOptions;
-use crate::runtime::options::{CacheType, EngineArgs};
+use crate::runtime::options::LoadOptions;
 use crate::runtime::session::Session;
 use kernels::cpu::Cpu;
 use std::ops::ControlFlow;
@@ -30,18 +30,7 @@ impl Client for Recorder {
 }
 
 pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
-    let args = EngineArgs {
-        model: None,
-        threads: Some(2),
-        ctx: None,
-        batch: 256,
-        cache_type: CacheType::F16,
-        mlock: false,
-        device: Default::default(),
-        store,
-        state_room: None,
-        chat_template: None,
-    };
+    let args = LoadOptions { threads: Some(2), batch: 256, store, ..LoadOptions::default() };
     Engine::open_with(&args, Box::new(|_| ())).unwrap()
 }
 

@@ -4,12 +4,12 @@ use super::app::{App, Ready, ServeOptions, unix_seconds};
 use super::host_check::{HostPolicy, host_name};
 use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
+use crate::args::{EngineArgs, at_least_one};
 use crate::generation::sample::Sampling;
 use crate::io::host_memory;
 use crate::io::units::parse_size;
 use crate::runtime::chat_template;
 use crate::runtime::handle::EngineHandle;
-use crate::runtime::options::{EngineArgs, at_least_one};
 use crate::scheduler::{self, Gauges, Limits};
 use anyhow::{Context as _, Result, bail};
 use std::path::{Path, PathBuf};
@@ -130,7 +130,7 @@ fn check_clock(seconds: u64) -> Result<()> {
 }
 
 fn options(args: &ServeArgs) -> Result<ServeOptions> {
-    let name = args.engine.name();
+    let name = args.engine.options().name();
     let stem = Path::new(&name).file_stem().map(|s| s.to_string_lossy().into_owned());
     let mut keys = args.api_key.clone();
     if let Some(path) = &args.api_key_file {
@@ -228,7 +228,7 @@ impl Signals {
 }
 
 fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
-    let engine = EngineHandle::load(&args.engine, Box::new(|line| tracing::warn!(line)))?;
+    let engine = EngineHandle::load(&args.engine.options(), Box::new(|line| tracing::warn!(line)))?;
     engine.tokenizer().context("serve")?;
     if let Some(fault) = engine.template.as_ref().and_then(|template| template.fault()) {
         tracing::warn!("{}: chat requests will be refused", chat_template::explain(fault.clone()));

@@ -11,7 +11,7 @@ use kimi::generation::sample::Sampling;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::handle::EngineHandle;
-use kimi::runtime::options::{CacheType, EngineArgs};
+use kimi::runtime::options::LoadOptions;
 use kimi::scheduler::Limits;
 use kimi::serve::{App, HostPolicy, HttpLimits, ServeOptions, router, spawn_scheduler};
 use models::gguf::write::{Layout, Writer};
@@ -35,17 +35,13 @@ static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
 });
 
 fn open(model: &Path, store: StoreOptions) -> Arc<Engine<Cpu>> {
-    let args = EngineArgs {
+    let args = LoadOptions {
         model: Some(model.to_owned()),
         threads: Some(2),
         ctx: Some(2048),
         batch: 64,
-        mlock: false,
-        device: Default::default(),
-        cache_type: CacheType::F16,
         store,
-        state_room: None,
-        chat_template: None,
+        ..LoadOptions::default()
     };
     Arc::new(Engine::open(&args).unwrap())
 }

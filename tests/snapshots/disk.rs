@@ -22,7 +22,7 @@ pub fn overheard(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) 
     let said = Arc::new(Mutex::new(Vec::new()));
     let lines = said.clone();
     let log = Box::new(move |line: &str| lines.lock().unwrap().push(line.to_owned()));
-    (Engine::open_with(&args(CacheType::F16, store), log).unwrap(), said)
+    (Engine::open_with(&args(CacheFormat::F16, store), log).unwrap(), said)
 }
 
 /// Prefills a prompt and waits until its snapshots are on disk.
@@ -62,7 +62,7 @@ fn every_cut<B: Backend>(open: impl Fn(&Path) -> Engine<B>, n: usize, cuts: &[us
 
 #[test]
 fn a_restart_at_any_length_equals_an_uninterrupted_reading() {
-    for cache in [CacheType::F32, CacheType::F16, CacheType::Q8_0] {
+    for cache in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
         let args = |dir: &Path| args(cache, only_disk(dir));
         every_cut(|dir| Engine::open(&args(dir)).unwrap(), 150, &[1, 2, 3, 4, 63, 64, 65, 100, 149]);
         every_cut(|dir| Engine::load(Reference, &args(dir), Box::new(|_| {})).unwrap(), 20, &[2, 17]);
@@ -190,7 +190,7 @@ fn states_in_16_bits() {
     let dir = tempfile::tempdir().unwrap();
     let open = |cache_state| {
         let store = StoreOptions { cache_state, ..only_disk(dir.path()) };
-        Engine::open(&EngineArgs { model: None, ..args(CacheType::F32, store) }).unwrap()
+        Engine::open(&LoadOptions { model: None, ..args(CacheFormat::F32, store) }).unwrap()
     };
     let writer = open(StateType::F16);
     let text = include_str!("../../models/demo/prose/heldout.txt");
@@ -227,14 +227,15 @@ fn states_in_16_bits() {
 fn foreign_snapshots_are_not_used() {
     let dir = tempfile::tempdir().unwrap();
     let prompt = tokens(1, 50);
-    let (first, q8_0) = (args(CacheType::F16, on_disk(dir.path())), CacheType::Q8_0);
+    let (first, q8_0) = (args(CacheFormat::F16, on_disk(dir.path())), CacheFormat::Q8_0);
     written(&Engine::open(&first).unwrap(), &prompt);
     let other = dir.path().join("other.gguf");
     let synth = ["synth", text(&other), "--preset", "tiny", "--type", "q8_0", "--layers", "4"];
     kimi_ok(&[&synth[..], &["--seed", "7"]].concat());
-    for args in
-        [EngineArgs { model: Some(other), ..first.clone() }, EngineArgs { cache_type: q8_0, ..first.clone() }]
-    {
+    for args in [
+        LoadOptions { model: Some(other), ..first.clone() },
+        LoadOptions { cache_type: q8_0, ..first.clone() },
+    ] {
         let engine = Engine::open(&args).unwrap();
         assert_eq!(read(&mut Session::new(&engine), &prompt).reused, 0);
     }

@@ -13,7 +13,8 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 fn open(model: &Path, dir: &Path) -> Engine<Cpu> {
-    Engine::open(&EngineArgs { model: Some(model.into()), ..args(CacheType::F16, only_disk(dir)) }).unwrap()
+    Engine::open(&LoadOptions { model: Some(model.into()), ..args(CacheFormat::F16, only_disk(dir)) })
+        .unwrap()
 }
 
 fn reused(engine: &Engine<Cpu>, prompt: &[u32]) -> usize {

@@ -9,12 +9,12 @@ mod memory;
 mod processes;
 
 use common::{kimi_ok, text};
-use kernels::backend::Backend;
+use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use kimi::prefix_cache::Source;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
-use kimi::runtime::options::{CacheType, EngineArgs};
+use kimi::runtime::options::LoadOptions;
 use kimi::runtime::session::{Prefill, Session};
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
@@ -34,24 +34,20 @@ static MODEL: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
 
 const VOCAB: u32 = 1536;
 
-fn args(cache_type: CacheType, store: StoreOptions) -> EngineArgs {
-    EngineArgs {
+fn args(cache_type: CacheFormat, store: StoreOptions) -> LoadOptions {
+    LoadOptions {
         model: Some(MODEL.1.clone()),
         threads: Some(2),
-        ctx: None,
         batch: 64,
         cache_type,
-        mlock: false,
-        device: Default::default(),
         store,
-        state_room: None,
-        chat_template: None,
+        ..LoadOptions::default()
     }
 }
 
 /// An engine that must log nothing.
 fn engine(store: StoreOptions) -> Engine<Cpu> {
-    Engine::open_with(&args(CacheType::F16, store), Box::new(|line| panic!("{line}"))).unwrap()
+    Engine::open_with(&args(CacheFormat::F16, store), Box::new(|line| panic!("{line}"))).unwrap()
 }
 
 /// `n` pseudo-random tokens, which differ from the first one on between seeds.

@@ -41,7 +41,7 @@ fn every_cut<B: Backend>(open: impl Fn() -> Engine<B>, n: usize, cuts: &[usize])
 
 #[test]
 fn a_snapshot_of_any_length_equals_an_uninterrupted_reading() {
-    for cache in [CacheType::F32, CacheType::F16, CacheType::Q8_0] {
+    for cache in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
         let args = args(cache, StoreOptions::in_memory());
         every_cut(|| Engine::open(&args).unwrap(), 150, &[1, 2, 3, 4, 15, 16, 63, 64, 65, 100, 149]);
         // Attention is materialised from 1,024 tokens on.
@@ -93,11 +93,11 @@ fn many_marks_are_thinned() {
 
 #[test]
 fn memory_is_bounded_and_the_oldest_goes() {
-    let args = args(CacheType::F16, StoreOptions::in_memory());
+    let args = args(CacheFormat::F16, StoreOptions::in_memory());
     let model = engine(StoreOptions::in_memory());
     let sizes = model.store.sizes();
     let one = sizes.recurrent + sizes.logits + 256 * sizes.row + 100 * (sizes.row + 4);
-    let limited = Engine::open(&EngineArgs {
+    let limited = Engine::open(&LoadOptions {
         store: StoreOptions { cache_ram: Some(3 * one), ..StoreOptions::in_memory() },
         ..args
     });

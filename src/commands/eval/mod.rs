@@ -7,6 +7,7 @@
 mod spec;
 mod text;
 
+use crate::args::EngineArgs;
 use crate::commands::perplexity;
 use crate::generation::conversation::Conversation;
 use crate::generation::event::EngineEvent;
@@ -14,7 +15,6 @@ use crate::generation::generate::{Request, generate};
 use crate::generation::sample::Sampling;
 use crate::io::output::Output;
 use crate::runtime::handle::EngineHandle;
-use crate::runtime::options::EngineArgs;
 use anyhow::{Context as _, Result, ensure};
 use serde::Serialize;
 use spec::Spec;
@@ -94,7 +94,7 @@ struct Report {
 pub fn run(args: &EvalArgs) -> Result<()> {
     ensure!(args.lengths.iter().all(|l| *l >= 64), "--lengths: expected at least 64 tokens each");
     ensure!(args.per_text != Some(0), "--per-text: expected at least 1, found 0");
-    let engine = EngineHandle::open(&args.engine.in_memory())?;
+    let engine = EngineHandle::open(&args.engine.options().in_memory())?;
     let mut save = match &args.save {
         Some(path) => Some(BufWriter::new(File::create(path).with_context(|| path.display().to_string())?)),
         None => None,

@@ -1,0 +1,152 @@
+//! Command-line options for loading a model, which commands and front ends share. They convert to the plain options of
+//! [`crate::runtime::options`] and [`crate::prefix_cache::options`].
+
+use crate::io::units::parse_size;
+use crate::prefix_cache::options::StoreOptions;
+use crate::prefix_cache::state_dtype::StateType;
+use crate::runtime::options::{DeviceChoice, DeviceOptions, LoadOptions};
+use clap::builder::RangedU64ValueParser;
+use kernels::backend::CacheFormat;
+use std::path::PathBuf;
+
+/// Options that select a model and the way it runs, for [`LoadOptions`].
+#[derive(Clone, Debug, clap::Args)]
+pub struct EngineArgs {
+    /// Model file (GGUF, architecture kimi-linear; default: the built-in demonstration model)
+    #[arg(short, long, value_name = "FILE")]
+    pub model: Option<PathBuf>,
+    /// Number of threads (default: all cores available to this process)
+    #[arg(short, long, value_name = "N", value_parser = threads())]
+    pub threads: Option<usize>,
+    /// Context size in tokens (default: from the model file)
+    #[arg(short, long, value_name = "TOKENS")]
+    pub ctx: Option<u64>,
+    /// Prefill batch size in tokens (doubled past 1,024 tokens of a message); larger is faster and uses more memory
+    #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one())]
+    pub batch: usize,
+    /// Data type of the KV cache
+    #[arg(long, value_enum, default_value_t = CacheType::F16)]
+    pub cache_type: CacheType,
+    /// Chat template to use instead of the model file's: a file, or `builtin`
+    #[arg(long, visible_alias = "chat-template-file", value_name = "FILE|builtin")]
+    pub chat_template: Option<PathBuf>,
+    /// Lock the model file in RAM
+    #[arg(long)]
+    pub mlock: bool,
+    /// The device options
+    #[command(flatten)]
+    pub device: DeviceArgs,
+    /// The prefix cache options
+    #[command(flatten)]
+    pub store: StoreArgs,
+}
+
+impl EngineArgs {
+    pub fn options(&self) -> LoadOptions {
+        LoadOptions {
+            model: self.model.clone(),
+            threads: self.threads,
+            ctx: self.ctx,
+            batch: self.batch,
+            cache_type: self.cache_type.into(),
+            chat_template: self.chat_template.clone(),
+            mlock: self.mlock,
+            device: self.device.options(),
+            store: self.store.options(),
+            state_room: None,
+        }
+    }
+}
+
+/// Parses a number of threads. The maximum is above any machine; beyond the system's limit starting a thread aborts
+/// the process.
+pub fn threads() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1024)
+}
+
+/// Parses a number of at least 1.
+pub fn at_least_one() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..)
+}
+
+/// The data type of the KV cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum CacheType {
+    /// Exact, 4 bytes per value
+    F32,
+    /// Half precision, 2 bytes per value
+    F16,
+    /// 34 bytes per 32 values
+    #[value(name = "q8_0")]
+    Q8_0,
+}
+
+impl From<CacheType> for CacheFormat {
+    fn from(t: CacheType) -> Self {
+        match t {
+            CacheType::F32 => CacheFormat::F32,
+            CacheType::F16 => CacheFormat::F16,
+            CacheType::Q8_0 => CacheFormat::Q8_0,
+        }
+    }
+}
+
+/// Options that select the device and the use of the GPU, for [`DeviceOptions`].
+#[derive(Clone, Debug, clap::Args)]
+pub struct DeviceArgs {
+    /// Device to run on (default: cpu)
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceChoice,
+    /// Maximum GPU memory to use (default: all free memory)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub gpu_memory: Option<u64>,
+    /// Number of experts per layer to cache on the GPU, most used first, if not all fit (default: as many as fit)
+    #[arg(long, alias = "hot-experts", value_name = "EXPERTS")]
+    pub gpu_expert_cache: Option<usize>,
+    /// Number of layers whose experts stay in RAM; the experts of the other layers are on the GPU
+    #[arg(long, alias = "cpu-experts", value_name = "LAYERS", conflicts_with = "gpu_expert_cache")]
+    pub n_cpu_moe: Option<usize>,
+    /// Number of layers whose experts are on the GPU, the complement of --n-cpu-moe
+    #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with_all = ["n_cpu_moe", "gpu_expert_cache"])]
+    pub gpu_layers: Option<usize>,
+}
+
+impl DeviceArgs {
+    fn options(&self) -> DeviceOptions {
+        let DeviceArgs { device, gpu_memory, gpu_expert_cache, n_cpu_moe, gpu_layers } = *self;
+        DeviceOptions { device, gpu_memory, gpu_expert_cache, n_cpu_moe, gpu_layers }
+    }
+}
+
+/// Options of the prefix cache, for [`StoreOptions`].
+#[derive(Clone, Debug, clap::Args)]
+pub struct StoreArgs {
+    /// Memory for cached prefixes (default: a quarter of the free memory; 0: none)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub cache_ram: Option<u64>,
+    /// Directory for cached prefixes (default: kimi in $XDG_CACHE_HOME or ~/.cache)
+    #[arg(long, value_name = "DIR")]
+    pub cache_dir: Option<PathBuf>,
+    /// Disk space for cached prefixes (default: 20G), at most half of the free space
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub cache_size: Option<u64>,
+    /// Data type of states on disk
+    #[arg(long, value_enum, default_value_t = StateType::F32)]
+    pub cache_state: StateType,
+    /// Disable the prefix cache on disk
+    #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
+    pub no_cache: bool,
+}
+
+impl StoreArgs {
+    fn options(&self) -> StoreOptions {
+        StoreOptions {
+            cache_ram: self.cache_ram,
+            cache_dir: self.cache_dir.clone(),
+            cache_size: self.cache_size,
+            cache_state: self.cache_state,
+            no_cache: self.no_cache,
+            ..StoreOptions::default()
+        }
+    }
+}
