@@ -206,11 +206,11 @@ fn a_stopped_prefill_is_resumed() {
     let cache = dir.path().join("cache");
     let args = ["-f", text(&file), "Who keeps ward 3?", "--batch", "256", "--ctx", "32768"];
     let mut child = command(&cache, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let before: Vec<_> = said.by_ref().take_while(|line| !line.starts_with("prefill ")).collect();
+    let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let before: Vec<_> = stderr.by_ref().take_while(|line| !line.starts_with("prefill ")).collect();
     assert!(before.len() == 2, "tokens, memory, then the progress: {before:?}");
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    let last = said.last().unwrap();
+    let last = stderr.last().unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(1), "{last}");
     let read: u64 = last.split(' ').nth(3).unwrap().parse().unwrap_or_else(|_| panic!("{last}"));
     assert!(last.starts_with("kimi: stopped after "), "{last}");
@@ -246,10 +246,10 @@ fn a_remote_model_answers() {
     server.args(["serve", "-m", text(&MODEL.1), "--alias", "small", "--port", "0", "--ctx", "16384"]);
     server.args(["--api-key", "open", "--cache-dir", text(&dir.path().join("cache"))]);
     let mut server = server.stderr(Stdio::piped()).spawn().unwrap();
-    let mut said = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let address = said.find_map(|line| Some(line.split_once("address=")?.1.split(' ').next()?.to_owned()));
+    let mut stderr = BufReader::new(server.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let address = stderr.find_map(|line| Some(line.split_once("address=")?.1.split(' ').next()?.to_owned()));
     let url = format!("http://{}", address.expect("the server's address"));
-    assert!(said.any(|line| line.contains("ready")), "the server's model");
+    assert!(stderr.any(|line| line.contains("ready")), "the server's model");
     let file = dir.path().join("long.txt");
     std::fs::write(&file, document(300)).unwrap();
     let remote = |model: &str, key: &str| {

@@ -224,7 +224,7 @@ fn values_of_a_file_are_shown_short_and_escaped() {
 }
 
 #[test]
-fn weights_that_are_not_finite_are_said_once() {
+fn weights_that_are_not_finite_are_reported_once() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("nan.gguf");
     let mut bytes = std::fs::read(&GOOD.1).unwrap();

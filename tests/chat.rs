@@ -45,11 +45,11 @@ fn prompts_match_the_published_template() {
         let mut conversation = Conversation::default();
         let mut prompt = Vec::new();
         for message in rendered[name]["messages"].as_array().unwrap() {
-            let said = message["content"].as_str().unwrap();
+            let content = message["content"].as_str().unwrap();
             match message["role"].as_str().unwrap() {
                 // Replies keep their generated token ids.
-                "assistant" => conversation.reply(said, &engine.tokenizer().unwrap().encode(said)),
-                role => conversation.say(role, said),
+                "assistant" => conversation.reply(content, &engine.tokenizer().unwrap().encode(content)),
+                role => conversation.say(role, content),
             }
             if message["role"] == "user" {
                 prompt = conversation.prompt(&engine).unwrap();
@@ -102,8 +102,8 @@ fn ended(home: &Path, args: &[&str], lines: &str, code: i32) -> (String, String)
 /// The prompts in the output of `/stats`: reused tokens, their source, new tokens.
 fn prompts(stdout: &str) -> Vec<(usize, String, usize)> {
     let prompt = |line: &str| {
-        let said = line.strip_prefix("prompt: ")?.split(" in ").next()?;
-        let (reused, new) = said.split_once(" tokens ").unwrap_or(("0", said));
+        let counts = line.strip_prefix("prompt: ")?.split(" in ").next()?;
+        let (reused, new) = counts.split_once(" tokens ").unwrap_or(("0", counts));
         let (place, new) = new.split_once(", ").unwrap_or(("", new));
         Some((reused.parse().ok()?, place.to_owned(), new.strip_suffix(" new")?.parse().ok()?))
     };
@@ -186,8 +186,8 @@ fn names_contain_no_terminal_commands() {
     for name in ["XDG_STATE_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME"] {
         command.env(name, home.path());
     }
-    let (_, said) = common::terminal::run(command, Some(&lines));
-    assert!(!said.replace("\r\n", "\n").contains(|c| is_control(c) && c != '\n'), "{said:?}");
+    let (_, output) = common::terminal::run(command, Some(&lines));
+    assert!(!output.replace("\r\n", "\n").contains(|c| is_control(c) && c != '\n'), "{output:?}");
     let shown = visible(HOSTILE);
     for expected in [
         format!("{shown} (2 messages)"),
@@ -196,7 +196,7 @@ fn names_contain_no_terminal_commands() {
         format!("{shown} on "),
         format!("/nonsense{shown}: unknown command"),
     ] {
-        assert!(said.contains(&expected), "{expected:?} in {said:?}");
+        assert!(output.contains(&expected), "{expected:?} in {output:?}");
     }
 }
 

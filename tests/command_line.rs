@@ -21,9 +21,9 @@ fn generate(prompt: &[&str], input: Stdio) -> Output {
 }
 
 fn check(out: &Output, reply: &str, remarks: &str) {
-    let [found, said] = [&out.stdout, &out.stderr].map(|bytes| String::from_utf8_lossy(bytes));
-    assert!(out.status.success() && said.contains(remarks), "{said}");
-    assert_eq!(found, reply, "{said}");
+    let [stdout, stderr] = [&out.stdout, &out.stderr].map(|bytes| String::from_utf8_lossy(bytes));
+    assert!(out.status.success() && stderr.contains(remarks), "{stderr}");
+    assert_eq!(stdout, reply, "{stderr}");
 }
 
 #[test]
@@ -96,7 +96,7 @@ fn replies_command_no_terminal() {
 }
 
 #[test]
-fn what_cannot_be_written_is_said_of_standard_output() {
+fn write_errors_name_standard_output() {
     for args in [
         &["generate", "--no-cache", "--quiet", "-n", "2", "x"][..],
         &["inspect"],
@@ -106,10 +106,10 @@ fn what_cannot_be_written_is_said_of_standard_output() {
     ] {
         let full = File::options().write(true).open("/dev/full").unwrap();
         let out = kimi_command().args(args).stdout(full).output().unwrap();
-        let said = String::from_utf8(out.stderr).unwrap();
-        let last = said.lines().last().unwrap_or_default();
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        let last = stderr.lines().last().unwrap_or_default();
         let expected = "kimi: standard output: No space left on device (os error 28)";
-        assert_eq!((out.status.code(), last), (Some(1), expected), "{args:?}: {said}");
+        assert_eq!((out.status.code(), last), (Some(1), expected), "{args:?}: {stderr}");
     }
 }
 
@@ -132,8 +132,8 @@ fn values_that_no_option_takes_are_wrong_usage() {
         (&["synth", "x.gguf", "--type", "foo"], "expected one of F32, F16,"),
     ] {
         let out = kimi(args);
-        let said = String::from_utf8(out.stderr).unwrap();
-        assert!(out.status.code() == Some(2) && said.contains(words), "{args:?}: {}: {said}", out.status);
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert!(out.status.code() == Some(2) && stderr.contains(words), "{args:?}: {}: {stderr}", out.status);
     }
 }
 
@@ -154,9 +154,9 @@ fn arguments_in_messages_are_visible_and_short() {
         (&["generate", "-m", &format!("/{long}"), "x"], 1),
     ] {
         let out = kimi(args);
-        let said = String::from_utf8(out.stderr).unwrap();
-        assert_eq!(out.status.code(), Some(code), "{said:?}");
-        assert!(!said.contains(|c| is_control(c) && c != '\n') && said.len() < 2500, "{said:?}");
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        assert_eq!(out.status.code(), Some(code), "{stderr:?}");
+        assert!(!stderr.contains(|c| is_control(c) && c != '\n') && stderr.len() < 2500, "{stderr:?}");
         let full = File::options().write(true).open("/dev/full").unwrap();
         assert_eq!(kimi_command().args(args).stderr(full).status().unwrap().code(), Some(code));
     }
@@ -181,6 +181,6 @@ fn inspect_takes_the_names_that_other_commands_have() {
 #[test]
 fn progress_is_shown_to_people_only() {
     let out = kimi(&["bench", "-p", "1", "-n", "1", "-r", "1"]);
-    let said = String::from_utf8(out.stderr).unwrap();
-    assert!(out.status.success() && !said.contains(['\u{1b}', '\r']), "{said:?}");
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success() && !stderr.contains(['\u{1b}', '\r']), "{stderr:?}");
 }

@@ -86,9 +86,9 @@ fn a_reply_is_the_same_on_the_device() {
         (stdout(&out), text(&out.stderr))
     };
     let (expected, _) = reply(&["--device", "cpu"]);
-    let (found, told) = reply(&["--device", "cuda"]);
-    assert_eq!(found, expected, "{told}");
-    assert!(told.contains("GiB on the GPU"), "{told}");
+    let (found, stderr) = reply(&["--device", "cuda"]);
+    assert_eq!(found, expected, "{stderr}");
+    assert!(stderr.contains("GiB on the GPU"), "{stderr}");
 }
 
 /// Sampling from the top-k logits equals sampling from the full row, which a penalty over no tokens requires.
@@ -112,7 +112,7 @@ fn a_reply_from_the_best_logits_is_that_from_all() {
 /// With some experts of each layer cached on the GPU and the rest on the CPU, tokens are the same and the cache's hit rate is
 /// logged.
 #[test]
-fn a_reply_is_the_same_with_experts_here_and_there() {
+fn a_reply_is_the_same_with_experts_on_both_devices() {
     let Some(kimi) = OnEmulator::new() else { return };
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("x.gguf");
@@ -127,19 +127,23 @@ fn a_reply_is_the_same_with_experts_here_and_there() {
         let out = kimi.run(&[&args[..], device].concat());
         (stdout(&out), text(&out.stderr))
     };
-    let (expected, told) = reply(&["--device", "cpu"]);
-    assert!(!told.contains("expert cache hit rate"), "{told}");
+    let (expected, stderr) = reply(&["--device", "cpu"]);
+    assert!(!stderr.contains("expert cache hit rate"), "{stderr}");
     // Room for some of the experts: the driver takes 512 MiB.
-    for (wanted, planned, met) in [
+    for (wanted, planned, has_hits) in [
         (["--gpu-expert-cache", "30"], "the 30 most used of 256 experts of 3 layers", true),
         (["--hot-experts", "0"], "experts of 0 of 3 layers", false),
         (["--n-cpu-moe", "99"], "experts of 0 of 3 layers", false),
         (["--gpu-layers", "1"], "experts of 1 of 3 layers", false),
     ] {
-        let (found, told) = reply(&[&["--device", "auto", "--gpu-memory", "670M"][..], &wanted].concat());
-        assert_eq!(found, expected, "{told}");
-        assert!(told.contains(planned), "{told}");
-        assert_eq!(told.contains("expert cache hit rate") && !told.contains("hit rate 0 %"), met, "{told}");
+        let (found, stderr) = reply(&[&["--device", "auto", "--gpu-memory", "670M"][..], &wanted].concat());
+        assert_eq!(found, expected, "{stderr}");
+        assert!(stderr.contains(planned), "{stderr}");
+        assert_eq!(
+            stderr.contains("expert cache hit rate") && !stderr.contains("hit rate 0 %"),
+            has_hits,
+            "{stderr}"
+        );
     }
 }
 
@@ -170,14 +174,14 @@ fn snapshots_cross_between_devices() {
         ]))
     };
     let (short, long) = (text_of(40), text_of(80));
-    let (_, told) = read("cpu", &short);
-    assert!(!told.contains("from snapshot on disk"), "{told}");
-    let (found, told) = read("cuda", &format!("{short} Then"));
-    assert!(told.contains("from snapshot on disk"), "{told}");
+    let (_, stderr) = read("cpu", &short);
+    assert!(!stderr.contains("from snapshot on disk"), "{stderr}");
+    let (found, stderr) = read("cuda", &format!("{short} Then"));
+    assert!(stderr.contains("from snapshot on disk"), "{stderr}");
     assert_eq!(found, alone("cuda", &format!("{short} Then")));
     read("cuda", &long);
-    let (found, told) = read("cpu", &format!("{long} Then"));
-    assert!(told.contains("from snapshot on disk"), "{told}");
+    let (found, stderr) = read("cpu", &format!("{long} Then"));
+    assert!(stderr.contains("from snapshot on disk"), "{stderr}");
     assert_eq!(found, alone("cpu", &format!("{long} Then")));
 }
 

@@ -124,7 +124,7 @@ impl<'a, B: Backend> GoldenModel<'a, B> {
     }
 
     /// Compares the logits of materialised attention, in two steps and in a batch with a sequence of absorbed attention.
-    fn expanded(&self, n: usize) {
+    fn materialized(&self, n: usize) {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let (mut state, mut other) = (self.state(), self.state());
         let mut found = Vec::new();
@@ -133,8 +133,9 @@ impl<'a, B: Backend> GoldenModel<'a, B> {
             let beside =
                 Sequence { tokens: &ids[..1], state: &mut other, outputs, mla_path: MlaPath::Absorbed };
             let outputs = Outputs::All;
-            let expanded = Sequence { tokens, state: &mut state, outputs, mla_path: MlaPath::Materialized };
-            let logits = self.model.forward(self.backend, &mut [beside, expanded], &mut ());
+            let materialized =
+                Sequence { tokens, state: &mut state, outputs, mla_path: MlaPath::Materialized };
+            let logits = self.model.forward(self.backend, &mut [beside, materialized], &mut ());
             found.extend(logits.map(|l| self.backend.read(&l)).unwrap_or_default());
         }
         self.check_logits(&format!("p{n}.logits"), &found);
@@ -188,7 +189,7 @@ fn check<B: Backend>(backend: &B, file: &Gguf, golden: &SafeTensors<'_>, prompts
         case.prompt(n);
         case.continuation(n);
         case.cuts(n);
-        case.expanded(n);
+        case.materialized(n);
     }
 }
 

@@ -73,17 +73,17 @@ fn a_thousand_hostile_grammars_end_in_a_line() {
     for i in 0..1008 {
         let (family, grammar) = generator.hostile(i);
         let start = Instant::now();
-        let said = walk(&grammar, &mut |n| generator.below(n));
+        let outcome = walk(&grammar, &mut |n| generator.below(n));
         let (took, grown) = (start.elapsed(), resident_mib().saturating_sub(before));
-        assert!(took < Duration::from_secs(10), "{family} {i}: took {took:?}: {said}");
-        assert!(grown < 1024, "{family} {i}: {grown} MiB more: {said}");
-        assert!(!said.contains('\n') && said.len() < 1300, "{family} {i}: {said}");
+        assert!(took < Duration::from_secs(10), "{family} {i}: took {took:?}: {outcome}");
+        assert!(grown < 1024, "{family} {i}: {grown} MiB more: {outcome}");
+        assert!(!outcome.contains('\n') && outcome.len() < 1300, "{family} {i}: {outcome}");
         slowest = slowest.max(took);
         if took > Duration::from_secs(1) {
-            println!("{family} {i}: {took:?}: {said}");
+            println!("{family} {i}: {took:?}: {outcome}");
         }
-        let end = said.char_indices().nth(60).map_or(said.len(), |(end, _)| end);
-        *outcomes.entry(said[..end].to_owned()).or_default() += 1;
+        let end = outcome.char_indices().nth(60).map_or(outcome.len(), |(end, _)| end);
+        *outcomes.entry(outcome[..end].to_owned()).or_default() += 1;
     }
     println!("slowest {slowest:?}, memory {} MiB more; {outcomes:#?}", resident_mib().saturating_sub(before));
     let accepted = outcomes.get("accepted").copied().unwrap_or(0);

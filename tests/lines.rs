@@ -100,9 +100,9 @@ fn answers_cite_the_right_lines() {
     let (mut right, mut lines) = (0, 0);
     for ([fact, _, expected], answer) in FACTS.iter().zip(&answers) {
         let line = 1 + document.lines().position(|line| line == *fact).unwrap() as u64;
-        let said = answer["answer"].as_str().unwrap();
+        let text = answer["answer"].as_str().unwrap();
         let (is_right, found) =
-            (said.lines().next() == Some(expected), &answer["quotes"][0]["places"][0]["line"]);
+            (text.lines().next() == Some(expected), &answer["quotes"][0]["places"][0]["line"]);
         (right, lines) = (right + usize::from(is_right), lines + usize::from(*found == line));
         if !is_right || *found != line {
             writeln!(wrong, "line {line}: {fact}\n{answer}\n").unwrap();

@@ -92,11 +92,11 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
         let ((ids, few_calls), (expected, all_calls)) = (reply(best), reply(all));
         assert_eq!((ids, few_calls, all_calls), (expected, [0, 6], [6, 0]), "{best:?}");
     }
-    let (ids, asked) = reply(flat);
+    let (ids, counts) = reply(flat);
     let (expected, _) = reply(Sampling { repeat_penalty: 2.0, ..flat });
     assert!(
-        ids == expected && asked == [6, 6],
-        "the top logits are not enough, so the full row is read: {asked:?}"
+        ids == expected && counts == [6, 6],
+        "the top logits are not enough, so the full row is read: {counts:?}"
     );
 }
 
@@ -106,14 +106,14 @@ fn pieces_of_a_prompt_are_waited_for() {
     let _alone = alone();
     let Some(engine) = engine(Profiled::new) else { return };
     let prompt: Vec<u32> = (0..130).map(|i| 70 + i % 300).collect();
-    let mut told = 0;
+    let mut reports = 0;
     let mut session = Session::new(&engine);
     let prefill = session.prefill(&prompt, &mut |_, _| {
-        told += 1;
+        reports += 1;
         assert_eq!(calls_of(&engine, ["wait", "top_k", "read"]), [1, 0, 0]);
         ControlFlow::Continue(())
     });
-    assert_eq!((prefill.unwrap().computed, told), (130, 3), "pieces of 64");
+    assert_eq!((prefill.unwrap().computed, reports), (130, 3), "pieces of 64");
 }
 
 struct Listener(usize, Arc<Mutex<Vec<Vec<u32>>>>);
@@ -137,7 +137,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
     let _alone = alone();
     let Some(engine) = engine(Profiled::new) else { return };
     let run = |how: &[Sampling; 3]| {
-        let heard = Arc::new(Mutex::new(vec![Vec::new(); 3]));
+        let tokens = Arc::new(Mutex::new(vec![Vec::new(); 3]));
         let mut scheduler = Scheduler::new(&engine, Limits::new(3, 1 << 30));
         for (i, sampling) in how.iter().enumerate() {
             let rules = GenerationParams {
@@ -148,7 +148,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
                 stops: Vec::new(),
                 ignore_end: true,
             };
-            let client = Box::new(Listener(i, heard.clone()));
+            let client = Box::new(Listener(i, tokens.clone()));
             let prompt = (0..6).map(|j| 300 + (i as u32 * 191 + j * 17) % 500).collect();
             let logprobs = (i == 1).then_some(2);
             let namespace = Namespace::SHARED;
@@ -165,14 +165,14 @@ fn rows_of_a_batch_are_read_one_by_one() {
         while !scheduler.idle() {
             scheduler.step(&mut |_| ());
         }
-        (heard.lock().unwrap().clone(), calls(&engine))
+        (tokens.lock().unwrap().clone(), calls(&engine))
     };
     let few = Sampling { temperature: 1.0, top_k: 40, ..GREEDY };
-    let (tokens, asked) = run(&[GREEDY, few, few]);
+    let (tokens, counts) = run(&[GREEDY, few, few]);
     assert!(tokens[0] != tokens[1] && tokens[1] != tokens[2] && tokens[0] != tokens[2], "{tokens:?}");
-    assert_eq!(asked, [5, 10], "a row a step is read; the best one and the best few are found once a step");
-    let (expected, asked) = run(&[GREEDY, few, few].map(|how| Sampling { repeat_penalty: 2.0, ..how }));
-    assert_eq!((tokens, asked), (expected, [15, 0]));
+    assert_eq!(counts, [5, 10], "a row a step is read; the best one and the best few are found once a step");
+    let (expected, counts) = run(&[GREEDY, few, few].map(|how| Sampling { repeat_penalty: 2.0, ..how }));
+    assert_eq!((tokens, counts), (expected, [15, 0]));
 }
 
 /// Logits stay unchanged by later steps, whether those run op by op or as captured or replayed graphs.

@@ -33,7 +33,7 @@ fn code(line: &str) -> &str {
 }
 
 #[test]
-fn unsafe_stands_only_in_kernels_and_at_the_one_mapping() {
+fn unsafe_is_only_in_kernels_and_at_the_one_mapping() {
     no_line(|s, line| {
         let is_unsafe = code(line).split(|c: char| !c.is_alphanumeric() && c != '_').any(|w| w == "unsafe");
         // tests/peer calls llama.cpp's C interface, and is no part of the program.

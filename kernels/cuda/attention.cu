@@ -4,7 +4,7 @@
 // The rows of a cache are split into parts, which blocks process in parallel (split-KV): a part writes its maximum score, sum
 // of weights and weighted values, and `merge` combines the parts. attend_tensor processes 32 heads of a token at once, so
 // that a row is read once for all of them; attend_plain handles other shapes and F32 caches.
-// Next: expanded.cu.
+// Next: materialized.cu.
 #include "cache.cuh"
 
 struct Attention {

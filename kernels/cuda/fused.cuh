@@ -77,7 +77,7 @@ template <class F> __device__ __forceinline__ void fresh(const Fresh& p) {
     for (int u = part.lane; u < units; u += p.lanes) {
         Unit unit = next;
         next = unit_of<F>(part.of.w, first, min(u + p.lanes, units - 1));
-        sum += dot_of<F, Near>(unit, u, q, scale);
+        sum += dot_of<F, SharedMem>(unit, u, q, scale);
     }
     part.finish(p, sum, results);
 }
@@ -133,7 +133,7 @@ template <class F> __device__ __forceinline__ void matmul_route(const Router& p)
 
 // ---- feed-forward: routed experts and the shared expert -------------------------------------------------------------
 
-struct Ffn {
+struct FusedFfn {
     Planes gate, up, down;                      // stacks of experts
     Planes shared_gate, shared_up, shared_down; // same shapes
     const i8* q;                                // [tokens, dim]
@@ -153,7 +153,7 @@ struct Ffn {
 #define UP_LANES 8 // threads per row of gate and up: a block has the 32 rows that share a scale
 
 // SiLU(W_gate x) * W_up x, quantised; zero for absent experts. Grid: hidden / 32, tokens * (top_k + shared).
-template <class F> __device__ __forceinline__ void ffn_up(const Ffn& p) {
+template <class F> __device__ __forceinline__ void ffn_up(const FusedFfn& p) {
     SHARED(float, inner);
     int each = p.top_k + p.shared, t = blockIdx.y / each, slot = blockIdx.y % each;
     int r = threadIdx.x / UP_LANES, lane = threadIdx.x % UP_LANES;
@@ -181,7 +181,7 @@ template <class F> __device__ __forceinline__ void ffn_up(const Ffn& p) {
 
 // y_t = sum over slots of weight W_down inner, plus the shared expert's. Grid: dim * lanes / 128, tokens. One branch-free loop
 // over the units of all slots keeps two in flight.
-template <class F> __device__ __forceinline__ void ffn_down(const Ffn& p) {
+template <class F> __device__ __forceinline__ void ffn_down(const FusedFfn& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes, lane = threadIdx.x % p.lanes, t = blockIdx.y;
     bool live = row < p.dim;
     int each = p.top_k + p.shared, blocks = p.hidden / F::LEN, units = blocks * F::UNITS;

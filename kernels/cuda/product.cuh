@@ -32,7 +32,7 @@ __device__ __forceinline__ void quantise_32(float v, i8* q, XScale* scale, i64 a
     if (at % 32 == 0) scale[at / 32] = XScale{d, {(i16)sum, (i16)other}};
 }
 
-struct Matrix {
+struct MatrixArg {
     Planes w;
     float* y;
     int rows;
@@ -43,7 +43,7 @@ struct Matrix {
 
 #define MATRICES 8
 struct Product {
-    Matrix of[MATRICES];
+    MatrixArg of[MATRICES];
     const i8* q;          // [vectors / x_div, cols]
     const XScale* scale;  // [vectors / x_div, cols / 32]
     const float* x;       // the same as floats, for float formats
@@ -68,17 +68,17 @@ __device__ __forceinline__ int matrix_of(const Product& p, int row) {
 }
 
 // Loads 32 columns of activations and their scale, from read-only global memory or from shared memory.
-struct Far {
+struct GlobalMem {
     static __device__ __forceinline__ Four levels(const i8* q) { return read_16(q); }
     static __device__ __forceinline__ int2 scale(const XScale* scale) { return __ldg((const int2*)scale); }
 };
-struct Near {
+struct SharedMem {
     static __device__ __forceinline__ Four levels(const i8* q) { return *(const Four*)q; }
     static __device__ __forceinline__ int2 scale(const XScale* scale) { return *(const int2*)scale; }
 };
 
 // d_x (s (q . x) - m sum(x)) over the two groups of a unit.
-template <class F, class From = Far>
+template <class F, class From = GlobalMem>
 __device__ __forceinline__ float unit_dot(const Unit& w, int i, const i8* q, const XScale* scale) {
     float y = 0;
 #pragma unroll
@@ -99,7 +99,7 @@ __device__ __forceinline__ float unit_dot(const Unit& w, int i, const i8* q, con
 template <class F> __device__ __forceinline__ Unit unit_of(const Planes& w, i64 first_block, int u) {
     return F::unit(w, first_block + u / F::UNITS, u % F::UNITS);
 }
-template <class F, class From = Far>
+template <class F, class From = GlobalMem>
 __device__ __forceinline__ float dot_of(const Unit& unit, int u, const i8* q, const XScale* scale) {
     int at = u / F::UNITS * F::LEN;
     return unit_dot<F, From>(unit, u % F::UNITS, q + at, scale + at / 32);
@@ -141,7 +141,7 @@ __device__ __forceinline__ float lanes_sum(float v, int lanes) {
 template <class F, int T> __device__ __forceinline__ void matvec(const Product& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
     bool live = row < p.rows;
-    const Matrix& of = p.of[matrix_of(p, live ? row : 0)];
+    const MatrixArg& of = p.of[matrix_of(p, live ? row : 0)];
     int v = blockIdx.y * T, r = live ? row - of.first : 0;
     i64 m = p.chosen ? p.chosen[v] : v % p.groups;
     if (m < 0) return;
@@ -158,7 +158,7 @@ template <class F, int T> __device__ __forceinline__ void matvec(const Product& 
 template <class F, int T> __device__ __forceinline__ void matvec_plain(const Product& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
     bool live = row < p.rows;
-    const Matrix& of = p.of[matrix_of(p, live ? row : 0)];
+    const MatrixArg& of = p.of[matrix_of(p, live ? row : 0)];
     int v = blockIdx.y * T, r = live ? row - of.first : 0;
     i64 m = p.chosen ? p.chosen[v] : v % p.groups;
     if (m < 0) return;

@@ -123,7 +123,7 @@ fn materialized() {
 #[test]
 fn materialized_in_chunks() {
     if let Some(cuda) = cuda() {
-        cuda.expand_by(128);
+        cuda.set_chunk_rows(128);
     }
     let (past, lens) = ([127, 0, 200, 64, 3], [130, 33, 0, 65, 1]);
     for (heads, [nope, pe, latent, dim], formats) in [
@@ -305,7 +305,7 @@ fn materialized_sequences() {
     let (rows, q) = (n.vec(80 * (latent + pe)), n.vec(80 * heads * (nope + pe)));
     let mut weight = |shape: [usize; 3]| stored(Format::F32, shape, &n.vec(shape.iter().product()));
     let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
-    check!("expanded sequences", cuda within 0.05, |b| {
+    check!("materialised sequences", cuda within 0.05, |b| {
         let (k, v) = (b.weight(k.clone()).unwrap(), b.weight(v.clone()).unwrap());
         let mut caches: Vec<_> = lens.iter().map(|_| b.cache(CacheFormat::F32, latent + pe)).collect();
         b.append(&mut spans(&lens, &mut caches), &b.tensor(80, latent + pe, &rows));

@@ -70,8 +70,8 @@ struct Report {
     /// Bytes read from disk during the measurement; not 0 if the file does not fit in memory.
     disk_read_bytes: Option<u64>,
     /// Hits and lookups of the GPU expert cache in decode.
-    #[serde(rename = "experts_met")]
-    expert_cache: Option<[u64; 2]>,
+    expert_cache_hits: Option<u64>,
+    expert_cache_lookups: Option<u64>,
     cases: Vec<Case>,
 }
 
@@ -130,6 +130,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
             (case.gb_s, case.share) = (Some(gb_s), Some(gb_s / memory));
         }
     }
+    let expert_cache = engine.backend.expert_cache_stats();
     let report = Report {
         model: args.engine.options().name(),
         backend: engine.backend.describe(),
@@ -137,7 +138,8 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         memory_read_gb_s: memory,
         peak_resident_bytes: host_memory::peak_resident(),
         disk_read_bytes: host_memory::read_from_disk().zip(read_before).map(|(now, before)| now - before),
-        expert_cache: engine.backend.expert_cache_stats().map(|s| [s.hits, s.lookups]),
+        expert_cache_hits: expert_cache.map(|stats| stats.hits),
+        expert_cache_lookups: expert_cache.map(|stats| stats.lookups),
         cases,
     };
     print(&report, args.json)
@@ -209,7 +211,7 @@ fn print(report: &Report, json: bool) -> Result<()> {
     if let Some(bytes) = report.peak_resident_bytes {
         write!(out, "; peak memory {}", format_size(bytes))?;
     }
-    if let Some([hits, lookups]) = report.expert_cache {
+    if let Some((hits, lookups)) = report.expert_cache_hits.zip(report.expert_cache_lookups) {
         write!(out, "; {}", expert_cache_line(ExpertCacheStats { hits, lookups }))?;
     }
     match report.disk_read_bytes {

@@ -9,7 +9,7 @@ use crate::runtime::attention_path::{MATERIALIZE_AFTER, MATERIALIZED_BATCH_FACTO
 use crate::runtime::memory_estimate::MemoryEstimate;
 use kernels::backend::CacheFormat;
 use kernels::cuda::{
-    Heads, LARGE_STACK_WEIGHTS, UPLOAD_MIN_TOKENS, device_bytes, expanding_bytes, room_and_planes,
+    Heads, LARGE_STACK_WEIGHTS, UPLOAD_MIN_TOKENS, device_bytes, materialized_bytes, room_and_planes,
     staging_bytes,
 };
 use models::gguf::read::Gguf;
@@ -161,7 +161,7 @@ fn workspace(c: &Config, batch: u64, context: u64) -> u64 {
     let (count, nope, pe) = (m.heads, m.nope_dim, m.pe_dim);
     let heads = Heads { count, nope, pe, latent: m.latent_dim, value_dim: m.value_dim };
     let expands = far > 0 && c.count(MixerKind::Mla) > 0;
-    let made = if expands { expanding_bytes(&heads, context, step) } else { 0 };
+    let made = if expands { materialized_bytes(&heads, context, step) } else { 0 };
     // Activations are stored as floats and as bytes; buffers are up to a quarter larger than their contents.
     MemoryEstimate::of(c, step)
         .workspace_bytes

@@ -129,7 +129,7 @@ impl Progress for Killer {
 }
 
 #[test]
-fn a_stopped_conversion_goes_on_to_the_same_bytes() {
+fn a_stopped_conversion_resumes_to_the_same_bytes() {
     let source = generate("tiny", 7, &["num_experts=24"]);
     let dir = tempfile::tempdir().unwrap();
     let (whole, file) = (dir.path().join("whole.gguf"), dir.path().join("o.gguf"));

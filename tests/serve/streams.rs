@@ -10,7 +10,7 @@ use tower::ServiceExt;
 
 const CHAT: &str = "/v1/chat/completions";
 
-fn said(events: &[Value]) -> String {
+fn content(events: &[Value]) -> String {
     let content = |e: &Value| e["choices"][0]["delta"]["content"].as_str().map(str::to_owned);
     events.iter().filter_map(content).collect()
 }
@@ -23,7 +23,7 @@ async fn a_stream_has_the_text_of_a_whole_response() {
     let mut streamed = chat("Tell me", how);
     streamed["stream"] = json!(true);
     let events = server.stream(CHAT, streamed.clone()).await;
-    assert_eq!(said(&events), whole["choices"][0]["message"]["content"]);
+    assert_eq!(content(&events), whole["choices"][0]["message"]["content"]);
     assert_eq!(events[0]["choices"][0]["delta"], json!({ "role": "assistant", "content": "" }));
     let last = events.last().unwrap();
     assert_eq!(last["choices"][0]["finish_reason"], "length");

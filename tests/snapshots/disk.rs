@@ -18,11 +18,11 @@ pub fn only_disk(dir: &Path) -> StoreOptions {
 }
 
 /// An engine, and the messages that it logs.
-pub fn overheard(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) {
-    let said = Arc::new(Mutex::new(Vec::new()));
-    let lines = said.clone();
+pub fn with_log(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) {
+    let logged = Arc::new(Mutex::new(Vec::new()));
+    let lines = logged.clone();
     let log = Box::new(move |line: &str| lines.lock().unwrap().push(line.to_owned()));
-    (Engine::open_with(&args(CacheFormat::F16, store), log).unwrap(), said)
+    (Engine::open_with(&args(CacheFormat::F16, store), log).unwrap(), logged)
 }
 
 /// Prefills a prompt and waits until its snapshots are on disk.
@@ -260,7 +260,7 @@ fn damaged_files_are_never_used() {
         random = random.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         (random >> 33) as usize % below
     };
-    let (reader, said) = overheard(only_disk(dir.path()));
+    let (reader, logged) = with_log(only_disk(dir.path()));
     for round in 0..1000 {
         let (good, path) = &whole[next(whole.len())];
         let mut bad = good.clone();
@@ -275,9 +275,12 @@ fn damaged_files_are_never_used() {
                 assert_eq!(bits(&hit.logits), logits[hit.len / 10 - 1], "{}", path.display());
             }
         }
-        let said = std::mem::take(&mut *said.lock().unwrap());
-        assert_eq!(said.len(), 1, "{}: {said:?}", path.display());
-        assert!(said[0].ends_with("discarded, its tokens are prefilled again") && !path.exists(), "{said:?}");
+        let logged = std::mem::take(&mut *logged.lock().unwrap());
+        assert_eq!(logged.len(), 1, "{}: {logged:?}", path.display());
+        assert!(
+            logged[0].ends_with("discarded, its tokens are prefilled again") && !path.exists(),
+            "{logged:?}"
+        );
         fs::write(path, good).unwrap();
     }
     let hit = reader.store.longest_prefix(&reader.backend, &document, None).unwrap();
@@ -308,17 +311,20 @@ fn the_budget_is_kept() {
     let sizes = model.store.sizes();
     let one = sizes.recurrent + sizes.logits + 50 * (sizes.row + 4) + 2 * 96;
     let limited = StoreOptions { cache_size: Some(3 * one), ..only_disk(dir.path()) };
-    let (engine, said) = overheard(limited);
+    let (engine, logged) = with_log(limited);
     for seed in 0..6 {
         written(&engine, &tokens(seed, 50));
         assert!(bytes(dir.path()) <= 3 * one);
         assert_eq!(read(&mut Session::new(&engine), &tokens(0, 50)).computed, 0, "used, so it stays");
     }
     assert_eq!(files(dir.path()).len(), 6);
-    assert_eq!(*said.lock().unwrap(), [""; 0]);
+    assert_eq!(*logged.lock().unwrap(), [""; 0]);
     written(&engine, &tokens(9, 3000));
     written(&engine, &tokens(8, 3000));
-    let said = said.lock().unwrap();
-    assert!(said.len() == 1 && said[0].contains("no space for a snapshot of "), "said once: {said:?}");
+    let logged = logged.lock().unwrap();
+    assert!(
+        logged.len() == 1 && logged[0].contains("no space for a snapshot of "),
+        "logged once: {logged:?}"
+    );
     assert!(bytes(dir.path()) <= 3 * one);
 }

@@ -1,7 +1,7 @@
 //! Hostile conditions for the prefix cache: models that differ in a byte, files of other users, links, pipes, full disks.
 #![cfg(unix)]
 
-use super::disk::{files, on_disk, only_disk, overheard, written};
+use super::disk::{files, on_disk, only_disk, with_log, written};
 use super::*;
 use common::{kimi_command, skip};
 use models::gguf::read::Gguf;
@@ -64,17 +64,17 @@ fn files_are_their_owners_in_every_directory() {
         let cache = dir.path().join(format!("{mode:o}"));
         fs::create_dir(&cache).unwrap();
         fs::set_permissions(&cache, Permissions::from_mode(mode)).unwrap();
-        let (engine, said) = overheard(on_disk(&cache));
+        let (engine, logged) = with_log(on_disk(&cache));
         written(&engine, &tokens(1, 50));
         let modes: Vec<u32> = fs::read_dir(&cache)
             .unwrap()
             .map(|entry| entry.unwrap().metadata().unwrap().permissions().mode() & 0o7777)
             .collect();
         assert_eq!(modes, [0o600; 3], "rows, state and lock in {mode:o}");
-        let said = said.lock().unwrap();
-        assert_eq!(said.len(), lines, "{said:?}");
+        let logged = logged.lock().unwrap();
+        assert_eq!(logged.len(), lines, "{logged:?}");
         let end = ": other users may write in this directory (mode 0777): chmod 700 keeps them out";
-        assert!(said.iter().all(|line| line.ends_with(end)), "{said:?}");
+        assert!(logged.iter().all(|line| line.ends_with(end)), "{logged:?}");
     }
 }
 
@@ -90,14 +90,14 @@ fn files_that_others_made_or_may_write_are_not_used() {
         if spoilt.is_err() {
             return println!("skipped: {what}: only root may do this");
         }
-        let (reader, said) = overheard(only_disk(dir.path()));
+        let (reader, logged) = with_log(only_disk(dir.path()));
         assert_eq!(reused(&reader, &prompt), 0, "{what}");
-        assert_eq!(said.lock().unwrap().len(), lines, "{what}: {:?}", said.lock().unwrap());
+        assert_eq!(logged.lock().unwrap().len(), lines, "{what}: {:?}", logged.lock().unwrap());
         drop(reader);
         // The foreign files are replaced and do not block the cache.
-        let (writer, said) = overheard(only_disk(dir.path()));
+        let (writer, logged) = with_log(only_disk(dir.path()));
         written(&writer, &prompt);
-        assert_eq!(reused(&writer, &prompt), 50, "{what}: {:?}", said.lock().unwrap());
+        assert_eq!(reused(&writer, &prompt), 50, "{what}: {:?}", logged.lock().unwrap());
     };
     check("mode 0666", 0, &|path| fs::set_permissions(path, Permissions::from_mode(0o666)));
     check("another owner", 1, &|path| chown(path, Some(12345), None));
@@ -116,13 +116,13 @@ fn files_that_others_made_or_may_write_are_not_used() {
 fn a_lock_that_is_no_file_ends_the_writing() {
     let dir = tempfile::tempdir().unwrap();
     assert!(Command::new("mkfifo").arg(dir.path().join("lock")).status().unwrap().success());
-    let (engine, said) = overheard(on_disk(dir.path()));
+    let (engine, logged) = with_log(on_disk(dir.path()));
     written(&engine, &tokens(1, 300));
     written(&engine, &tokens(2, 300));
-    let said = said.lock().unwrap();
+    let logged = logged.lock().unwrap();
     let expected = ": lock: expected a file that only this user may write, found something else: ";
-    assert!(said.len() == 1 && said[0].contains(expected), "{said:?}");
-    assert!(said[0].ends_with(" free; no more snapshots are written"), "{said:?}");
+    assert!(logged.len() == 1 && logged[0].contains(expected), "{logged:?}");
+    assert!(logged[0].ends_with(" free; no more snapshots are written"), "{logged:?}");
 }
 
 /// Runs `kimi generate` on 300 tokens with a cache directory, in a shell that has run `before`.
@@ -142,11 +142,11 @@ fn a_disk_without_room_ends_the_writing_and_not_the_reply() {
     let whole = reply(&plenty, "");
     assert!(whole.status.success() && files(&plenty).len() >= 2);
     let cut = reply(&limited, "ulimit -f 4;");
-    let said = String::from_utf8(cut.stderr).unwrap();
-    assert!(cut.status.success(), "{:?}: {said}", cut.status);
+    let stderr = String::from_utf8(cut.stderr).unwrap();
+    assert!(cut.status.success(), "{:?}: {stderr}", cut.status);
     assert_eq!(cut.stdout, whole.stdout);
-    let lines: Vec<&str> = said.lines().collect();
-    let [line] = lines[..] else { panic!("one line: {said}") };
+    let lines: Vec<&str> = stderr.lines().collect();
+    let [line] = lines[..] else { panic!("one line: {stderr}") };
     assert!(line.starts_with(text(&limited)) && line.contains(": File too large (os error 27): "), "{line}");
     assert!(
         line.contains(" MiB needed, ") && line.ends_with(" MiB free; no more snapshots are written"),
@@ -176,10 +176,10 @@ fn a_small_disk_is_named_with_what_is_free() {
     }
     let mounted = Mounted(dir.path());
     let cache = dir.path().join("cache");
-    let said = String::from_utf8(reply(&cache, "").stderr).unwrap();
-    let lines: Vec<&str> = said.lines().collect();
-    assert!(lines.len() == 1 && lines[0].contains(": no space for a snapshot of "), "{said}");
-    assert!(lines[0].ends_with(" MiB free, of which half may be used"), "{said}");
+    let stderr = String::from_utf8(reply(&cache, "").stderr).unwrap();
+    let lines: Vec<&str> = stderr.lines().collect();
+    assert!(lines.len() == 1 && lines[0].contains(": no space for a snapshot of "), "{stderr}");
+    assert!(lines[0].ends_with(" MiB free, of which half may be used"), "{stderr}");
     // A disk that is full to the last byte may not even hold the lock file; the reply is still complete.
     let mut filler = File::create(dir.path().join("filler")).unwrap();
     while filler.write_all(&[0; 4096]).is_ok() {}

@@ -15,25 +15,25 @@ fn model(dir: &Path, template: &str) -> (String, String) {
     fs::write(source.join("chat_template.jinja"), template).unwrap();
     let file = dir.join("model.gguf");
     let out = kimi(&["convert", text(&source), "-o", text(&file), "--type", "q8_0"]);
-    let said = String::from_utf8(out.stderr).unwrap();
-    assert!(out.status.success(), "{said}");
-    (text(&file).to_owned(), said)
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(out.status.success(), "{stderr}");
+    (text(&file).to_owned(), stderr)
 }
 
 /// Runs `kimi generate` and asserts its exit code and its standard error.
-fn check_generate(model: &str, args: &[&str], code: i32, said: &str) {
+fn check_generate(model: &str, args: &[&str], code: i32, expected: &str) {
     let mut command = kimi_command();
     command.args(["generate", "-m", model, "--no-cache", "--quiet", "-n", "4", "--temp", "0"]).args(args);
     let out = command.output().unwrap();
     let found = String::from_utf8_lossy(&out.stderr);
-    assert_eq!((out.status.code(), &*found), (Some(code), said), "{args:?}");
+    assert_eq!((out.status.code(), &*found), (Some(code), expected), "{args:?}");
 }
 
 fn check_unusable(template: &str, fault: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let (model, said) = model(dir.path(), template);
+    let (model, stderr) = model(dir.path(), template);
     let line = format!("{fault}; use --chat-template builtin");
-    assert!(said.contains(&format!("warning: {model}: {line}\n")), "{said}");
+    assert!(stderr.contains(&format!("warning: {model}: {line}\n")), "{stderr}");
     let inspected = kimi_ok(&["inspect", &model]);
     let expected = format!("chat template: {} bytes, not usable: {line}", template.len());
     assert!(inspected.lines().any(|line| line == expected), "{expected}\n---\n{inspected}");
@@ -64,8 +64,8 @@ fn a_file_whose_template_overflows_the_stack_still_runs() {
 #[test]
 fn a_usable_template_is_inspected_and_used() {
     let dir = tempfile::tempdir().unwrap();
-    let (model, said) = model(dir.path(), "{{ messages[0].content }}");
-    assert!(!said.contains("warning"), "{said}");
+    let (model, stderr) = model(dir.path(), "{{ messages[0].content }}");
+    assert!(!stderr.contains("warning"), "{stderr}");
     let inspected = kimi_ok(&["inspect", &model]);
     let expected = "chat template: 25 bytes, renders within 3 s and 512 MiB";
     assert!(inspected.lines().any(|line| line == expected), "{inspected}");

@@ -218,8 +218,8 @@ fn alone(name: &str, run: impl FnOnce()) {
     }
     let this = std::env::current_exe().unwrap();
     let out = Command::new(this).args(["--exact", name]).env("TEMPLATES_ALONE", "1").output().unwrap();
-    let said = String::from_utf8_lossy(&out.stdout);
-    assert!(out.status.success() && said.contains("1 passed"), "{said}");
+    let stdout = String::from_utf8_lossy(&out.stdout);
+    assert!(out.status.success() && stdout.contains("1 passed"), "{stdout}");
 }
 
 #[test]

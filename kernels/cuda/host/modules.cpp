@@ -5,6 +5,6 @@
 #include "../delta_chunk.cu"
 #include "../route.cu"
 #include "../attention.cu"
-#include "../expanded.cu"
+#include "../materialized.cu"
 #include "../sample.cu"
 #include FORMAT_MODULES

@@ -165,7 +165,7 @@ fn one_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize,
         if rows.start > look.before + (queries.end - 1) / look.heads {
             break; // beyond the causal mask of all queries
         }
-        look.cache.expand(rows.clone(), block);
+        look.cache.dequantise_rows(rows.clone(), block);
         let block = View { values: block, step };
         match look.levels {
             Some(levels) => {

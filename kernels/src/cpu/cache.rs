@@ -116,7 +116,7 @@ impl Cache {
     }
 
     /// Rows of one segment as f32, `stored_width` values per row.
-    pub(super) fn expand(&self, rows: Range<usize>, out: &mut [f32]) {
+    pub(super) fn dequantise_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let values = &mut out[..rows.len() * self.stored_width()];
         self.format.dequantise_row(self.stored(rows), values);
     }
@@ -126,7 +126,7 @@ impl Cache {
         let mut row = vec![0.0; self.stored_width()];
         let mut out = Vec::with_capacity(rows.len() * self.width);
         for r in rows {
-            self.expand(r..r + 1, &mut row);
+            self.dequantise_rows(r..r + 1, &mut row);
             out.extend_from_slice(&row[..self.width]);
         }
         out

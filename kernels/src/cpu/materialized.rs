@@ -86,7 +86,7 @@ fn head(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>, 
     wholes.chunks_exact_mut(size).enumerate().for_each(|(g, whole)| clear(whole, of(g).len()));
     for first in (0..look.before + tokens.end).step_by(SEGMENT) {
         let rows = first..(first + SEGMENT).min(look.before + tokens.end);
-        expand(cpu, look, rows.clone(), [w_k, w_v], [keys, values]);
+        materialize(cpu, look, rows.clone(), [w_k, w_v], [keys, values]);
         for (g, whole) in wholes.chunks_exact_mut(size).enumerate() {
             let group = of(g);
             if look.before + group.end > first {
@@ -104,7 +104,7 @@ fn head(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>, 
 }
 
 /// Keys, a column each, and values of a part's rows.
-fn expand(
+fn materialize(
     cpu: &Cpu,
     look: &MaterializedSpan<'_>,
     rows: Range<usize>,
@@ -116,7 +116,7 @@ fn expand(
     let (latents, made) = scratch.floats_mut().split_at_mut(BLOCK * step);
     for first in rows.clone().step_by(BLOCK) {
         let (block, at) = (first..rows.end.min(first + BLOCK), first - rows.start);
-        look.cache.expand(block.clone(), latents);
+        look.cache.dequantise_rows(block.clone(), latents);
         cpu.level.run(MaterializeRows {
             rows: View { values: &latents[..block.len() * step], step },
             w_k: View { values: w_k, step: look.w.k.cols },

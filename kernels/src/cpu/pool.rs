@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_goes_on_in_the_caller_and_the_pool_lives() {
+    fn a_panic_reaches_the_caller_and_the_pool_survives() {
         let pool = ThreadPool::new(2);
         for bad in [0, 50, 99] {
             let run = || pool.parallel_for(100, |i| assert_ne!(i, bad, "chunk {i}"));

@@ -1,7 +1,7 @@
 //! Launches MLA attention with materialised keys and values, for spans of many tokens.
 //!
 //! The cache is processed in chunks of [`CHUNK_ROWS`] rows, so scratch memory is constant in depth. Wider shapes than the
-//! published model's and short spans use absorbed attention. The arithmetic is in kernels/cuda/expanded.cu.
+//! published model's and short spans use absorbed attention. The arithmetic is in kernels/cuda/materialized.cu.
 
 use super::cache::CacheShape;
 use super::driver::Address;
@@ -12,20 +12,20 @@ use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-/// Largest key and value widths, as in expanded.cu.
+/// Largest key and value widths, as in materialized.cu.
 const NOPE: usize = 128;
 const PE: usize = 64;
 const VALUE: usize = 128;
 const MADE: usize = NOPE + VALUE;
-/// Tile rows, columns and k-step of `expand`.
+/// Tile rows, columns and k-step of `materialize`.
 const SIDE: usize = 128;
 const DEEP: usize = 32;
-/// Queries per block of `attend_expanded`, and keys per tile.
+/// Queries per block of `attend_materialized`, and keys per tile.
 const QUERIES: usize = 128;
 const KEYS: usize = 64;
-/// Bytes of shared memory: the tile of `expand_weights`, `ExpandShared`, `ExpandedShared`.
+/// Bytes of shared memory: the tile of `materialize_weights`, `MaterializeShared`, `AttendShared`.
 const WEIGHTS_SHARED: usize = 4 * 32 * 33;
-const EXPAND_SHARED: usize = 2 * 2 * 2 * SIDE * (DEEP + 8);
+const MATERIALIZE_SHARED: usize = 2 * 2 * 2 * SIDE * (DEEP + 8);
 const ATTEND_SHARED: usize = 2 * 2 * KEYS * (NOPE + PE + 8 + VALUE + 8);
 /// Rows whose keys and values are materialised at once: 64 MiB for 32 heads. The running softmax carried between chunks,
 /// 32 KiB per token beside 84 million multiply-adds, then costs a few percent of the time.
@@ -89,7 +89,7 @@ struct MaterializedAttention {
     scale: f32,
 }
 
-/// Head sizes of an MLA layer, from which [`expanding_bytes`] computes the scratch memory.
+/// Head sizes of an MLA layer, from which [`materialized_bytes`] computes the scratch memory.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
     /// Number of query heads; the kernels take up to 65,535, a grid dimension.
@@ -133,7 +133,7 @@ impl Heads {
 }
 
 /// Device scratch bytes of materialised attention for one step.
-pub fn expanding_bytes(heads: &Heads, context: u64, tokens: u64) -> u64 {
+pub fn materialized_bytes(heads: &Heads, context: u64, tokens: u64) -> u64 {
     if !heads.fit() {
         return 0;
     }
@@ -157,11 +157,11 @@ struct Call<'a> {
 
 impl Cuda {
     /// Sets the chunk size in rows, rounded up to 128 and at most the default: for tests of the running softmax.
-    pub fn expand_by(&self, rows: usize) {
+    pub fn set_chunk_rows(&self, rows: usize) {
         self.chunk_rows.store(rows.clamp(1, CHUNK_ROWS).next_multiple_of(SIDE), Ordering::Relaxed);
     }
 
-    pub(super) fn expanded(
+    pub(super) fn attend_materialized(
         &self,
         spans: &mut [Span<'_, Cache>],
         q: &Tensor,
@@ -243,7 +243,7 @@ impl Cuda {
         let p = WeightHalves { floats: floats_at, weights, latent, padded: padded_arg, nope, value_dim };
         let blocks = [padded / 32, MADE / 32, heads.count];
         let grid = Grid { blocks, threads: 256, shared: WEIGHTS_SHARED };
-        self.driver.launch(["expand_weights", ""], grid, &[block(&p)]);
+        self.driver.launch(["materialize_weights", ""], grid, &[block(&p)]);
     }
 
     /// A span's tokens over one chunk of its cache.
@@ -258,11 +258,11 @@ impl Cuda {
         let rows =
             LatentRows { header, rows: call.rows.at, cache, first: from, n: to - from, latent, padded };
         let grid = Grid { blocks: [room, 1, 1], threads: 128, shared: 0 };
-        self.driver.launch(["expand_rows", ""], grid, &[block(&rows)]);
+        self.driver.launch(["latent_rows", ""], grid, &[block(&rows)]);
         let (rows, weights, made) = (call.rows.at, call.weights.at, call.made.at);
-        let expand = Materialize { rows, weights, made, n, padded };
-        let grid = Grid { blocks: [2 * count, room / SIDE, 1], threads: 256, shared: EXPAND_SHARED };
-        self.driver.launch(["expand", ""], grid, &[block(&expand)]);
+        let materialize = Materialize { rows, weights, made, n, padded };
+        let grid = Grid { blocks: [2 * count, room / SIDE, 1], threads: 256, shared: MATERIALIZE_SHARED };
+        self.driver.launch(["materialize", ""], grid, &[block(&materialize)]);
         let [before, heads, nope, pe, value_dim] = [before, count, nope, pe, value_dim].map(|n| n as i32);
         let p = MaterializedAttention {
             q: call.q.at(),
@@ -285,7 +285,7 @@ impl Cuda {
         };
         let blocks = [span.rows.len().div_ceil(QUERIES), count, 1];
         let grid = Grid { blocks, threads: 256, shared: ATTEND_SHARED };
-        self.driver.launch(["attend_expanded", ""], grid, &[block(&p)]);
+        self.driver.launch(["attend_materialized", ""], grid, &[block(&p)]);
     }
 }
 
@@ -297,11 +297,11 @@ mod tests {
     fn scratch_of_the_real_shape_has_one_size_at_every_depth() {
         let heads = Heads { count: 32, nope: 128, pe: 64, latent: 512, value_dim: 128 };
         assert_eq!(heads.scratch(4096, 1024), [8 << 20, 4096 * 576 * 2, 64 << 20, 256 << 10]);
-        let far = expanding_bytes(&heads, 1 << 20, 1024);
+        let far = materialized_bytes(&heads, 1 << 20, 1024);
         assert_eq!(far, (16 << 20) + heads.scratch(4096, 1024).iter().sum::<u64>());
-        assert_eq!(far, expanding_bytes(&heads, 4000, 1024));
-        assert!(expanding_bytes(&heads, 100, 1024) < far);
-        assert_eq!(expanding_bytes(&Heads { nope: 129, ..heads }, 1 << 20, 1024), 0, "over latents");
-        assert_eq!(expanding_bytes(&Heads { latent: usize::MAX, ..heads }, 1 << 20, 1024), u64::MAX);
+        assert_eq!(far, materialized_bytes(&heads, 4000, 1024));
+        assert!(materialized_bytes(&heads, 100, 1024) < far);
+        assert_eq!(materialized_bytes(&Heads { nope: 129, ..heads }, 1 << 20, 1024), 0, "over latents");
+        assert_eq!(materialized_bytes(&Heads { latent: usize::MAX, ..heads }, 1 << 20, 1024), u64::MAX);
     }
 }

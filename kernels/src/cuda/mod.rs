@@ -27,7 +27,7 @@ mod weight;
 
 pub use cache::Cache;
 pub use driver::{Device, Unavailable};
-pub use materialized::{Heads, expanding_bytes};
+pub use materialized::{Heads, materialized_bytes};
 pub use memory::Tensor;
 pub use planes::device_bytes;
 pub use route::Routed;
@@ -431,7 +431,7 @@ impl Backend for Cuda {
         w: KvUpProjection<'_, Weight>,
         scale: f32,
     ) -> Tensor {
-        self.expanded(spans, q, &w, scale)
+        self.attend_materialized(spans, q, &w, scale)
     }
 
     fn route(&self, logits: &Tensor, bias: &Weight, how: Routing) -> Routed {

@@ -262,7 +262,7 @@ pub struct RandomModel {
     exact: bool,
     cache: CacheFormat,
     prompt: usize,
-    expanded: bool,
+    materialized: bool,
     /// Some values are NaN or infinite: the model must run, but its logits are not compared.
     broken_values: bool,
 }
@@ -313,7 +313,7 @@ impl RandomModel {
             exact,
             cache,
             prompt,
-            expanded: r.chance(50),
+            materialized: r.chance(50),
             broken_values,
         }
     }
@@ -366,7 +366,7 @@ impl RandomModel {
         let ids: Vec<u32> = (0..self.prompt as u32 + 3).map(|i| (i * 7 + 3) % vocab).collect();
         let (prompt, decoded) = ids.split_at(self.prompt);
         let mut all = Vec::new();
-        let form = if self.expanded { MlaPath::Materialized } else { MlaPath::Absorbed };
+        let form = if self.materialized { MlaPath::Materialized } else { MlaPath::Absorbed };
         let mut run = |tokens: &[u32], outputs, form| {
             let mut batch = [Sequence { tokens, state: &mut state, outputs, mla_path: form }];
             all.extend(b.read(&model.forward(b, &mut batch, &mut ()).expect("logits were requested")));

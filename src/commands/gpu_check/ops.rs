@@ -349,11 +349,11 @@ fn materialized(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
             all.push(compare(cuda, what, HALF, &Expanded { format, w, past, lens, width, rows, q }));
         };
     use CacheFormat::{F16, F32, Q8_0};
-    cuda.expand_by(128);
+    cuda.set_chunk_rows(128);
     of(F16, [Format::Q8_0, Format::Q4_K], [1, 128, 64, 512, 128], &[[0, 33], [127, 65], [100, 130]]);
     of(Q8_0, [Format::F16, Format::Q6_K], [2, 128, 64, 512, 128], &[[191, 32]]);
     of(F32, [Format::BF16, Format::F32], [3, 40, 8, 50, 24], &[[1, 40], [255, 64]]);
-    cuda.expand_by(usize::MAX);
+    cuda.set_chunk_rows(usize::MAX);
     of(Q8_0, [Format::MXFP4, Format::Q5_1], [2, 96, 32, 128, 64], &[[300, 129]]);
     if !quick {
         of(F16, [Format::Q8_0, Format::Q8_0], [2, 128, 64, 512, 128], &[[3900, 300], [0, 700]]);

@@ -2,13 +2,13 @@
 //
 //   k_hs = [W_k,h^T c_s | pe_s]    v_hs = W_v,h c_s    o_ht = sum_s softmax_s(scale q_ht . k_hs) v_hs
 //
-// The cache is processed in pieces of a few thousand rows. For each piece, expand_rows converts the rows to binary16, `expand`
-// multiplies them by the heads' matrices, and attend_expanded runs 128 queries of a head over the result; the state of the
-// online softmax is carried between pieces in memory. Rows, keys and values are padded with zeros to the widths of the
+// The cache is processed in pieces of a few thousand rows. For each piece, latent_rows converts the rows to binary16, `materialize`
+// multiplies them by the heads' matrices, and attend_materialized runs 128 queries of a head over the result; the state of the
+// online softmax is carried between pieces in memory. LatentRows, keys and values are padded with zeros to the widths of the
 // published shape, which changes no sum.
 //
 // By count, a row, token and head take 320 multiplications plus 131,072 / tokens for the key and the value; attention.cu takes
-// 1,088. A warp of attend_expanded reads 40 KB of shared memory per tile of 64 keys for 160 tensor instructions of its 16
+// 1,088. A warp of attend_materialized reads 40 KB of shared memory per tile of 64 keys for 160 tensor instructions of its 16
 // queries: as many cycles as these take on sm_80, and half as many on sm_89, which is bound by arithmetic. A block has 8 warps,
 // a multiprocessor runs one block (limited by registers and the 99 KB of consumer cards). Not yet run on a GPU.
 // Next: sample.cu.
@@ -22,7 +22,7 @@
 // Converts to binary16 with saturation; NaN is preserved.
 __device__ __forceinline__ float in_half(float x) { return x != x ? x : fminf(fmaxf(x, -65504.0f), 65504.0f); }
 
-struct Halves {
+struct WeightHalves {
     const float *k, *v; // [heads, latent, nope], [heads, value_dim, latent]
     u16* weights;       // [heads, MADE, padded]
     int latent, padded, nope, value_dim;
@@ -30,7 +30,7 @@ struct Halves {
 
 // Converts the heads' matrices to rows of latents, zero-padded. Grid: padded / 32, MADE / 32, heads; a block takes a tile of
 // 32 x 32 and transposes those of keys.
-KERNEL(expand_weights, 256)(const __grid_constant__ Halves p) {
+KERNEL(materialize_weights, 256)(const __grid_constant__ WeightHalves p) {
     SHARED(float, tile);
     int lane = threadIdx.x % 32, h = blockIdx.z, first = 32 * blockIdx.x, made = 32 * blockIdx.y;
     for (int i = threadIdx.x / 32; i < 32; i += 8) {
@@ -49,9 +49,9 @@ KERNEL(expand_weights, 256)(const __grid_constant__ Halves p) {
     for (int i = threadIdx.x / 32; i < 32; i += 8)
         p.weights[((i64)h * MADE + made + i) * p.padded + first + lane] = float_f16(in_half(tile[i * 33 + lane]));
 }
-REGISTER(expand_weights)
+REGISTER(materialize_weights)
 
-struct Rows {
+struct LatentRows {
     const Header* header;
     u16* rows; // [rows of the launch, padded + PE]
     CacheShape cache;
@@ -60,7 +60,7 @@ struct Rows {
 };
 
 // Converts rows of a cache to binary16, with latent and pe each zero-padded. Grid: rows.
-KERNEL(expand_rows, 128)(const __grid_constant__ Rows p) {
+KERNEL(latent_rows, 128)(const __grid_constant__ LatentRows p) {
     int r = blockIdx.x;
     const u8* row = r < p.n ? cache_row(p.header, p.cache, p.first + r) : 0;
     u16* to = p.rows + (i64)r * (p.padded + PE);
@@ -70,27 +70,27 @@ KERNEL(expand_rows, 128)(const __grid_constant__ Rows p) {
         to[c] = live ? float_f16(in_half(cache_value(row, p.cache, from))) : 0;
     }
 }
-REGISTER(expand_rows)
+REGISTER(latent_rows)
 
-#define SIDE 128               // rows and columns per block of `expand`
+#define SIDE 128               // rows and columns per block of `materialize`
 #define DEEP 32                // latents per iteration
 #define DEEP_PITCH (DEEP + 8)  // halves; like all pitches here, it puts eight rows in different banks
 #define SIDE_PITCH (SIDE + 8)
 
-struct Expand {
+struct Materialize {
     const u16 *rows, *weights;
     u16* made; // [heads, n, MADE]
     int n;     // rows, a multiple of SIDE
     int padded;
 };
 
-struct ExpandShared {
+struct MaterializeShared {
     u16 rows[2][SIDE * DEEP_PITCH];
     u16 weights[2][SIDE * DEEP_PITCH];
 };
 
 // Starts loading latents `at`.. of the block's rows and columns: four threads per row.
-__device__ __forceinline__ void load_deep(const Expand& p, ExpandShared& s, int at) {
+__device__ __forceinline__ void load_deep(const Materialize& p, MaterializeShared& s, int at) {
     int stage = at / DEEP % 2, c = threadIdx.x % 4 * 8;
 #pragma unroll
     for (int r = threadIdx.x / 4; r < SIDE; r += 64) {
@@ -101,7 +101,7 @@ __device__ __forceinline__ void load_deep(const Expand& p, ExpandShared& s, int 
 }
 
 // Accumulates the products of 32 latents in this warp's 32 rows x 64 columns.
-__device__ __forceinline__ void expand_step(const u16* rows, const u16* weights, float acc[2][8][4]) {
+__device__ __forceinline__ void materialize_step(const u16* rows, const u16* weights, float acc[2][8][4]) {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     rows += (warp % 4 * 32 + lane % 16) * DEEP_PITCH + lane / 16 * 8;
     weights += (warp / 4 * 64 + lane / 16 * 8 + lane % 8) * DEEP_PITCH + lane / 8 % 2 * 8;
@@ -121,8 +121,8 @@ __device__ __forceinline__ void expand_step(const u16* rows, const u16* weights,
 }
 
 // Computes keys or values of a head for 128 rows. Grid: heads * 2, rows / 128.
-KERNEL(expand, 256)(const __grid_constant__ Expand p) {
-    SHARED(ExpandShared, shared);
+KERNEL(materialize, 256)(const __grid_constant__ Materialize p) {
+    SHARED(MaterializeShared, shared);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     float acc[2][8][4] = {};
     load_deep(p, *shared, 0);
@@ -131,7 +131,7 @@ KERNEL(expand, 256)(const __grid_constant__ Expand p) {
         else copies_commit(); // an empty group, so that the wait covers all but the newest
         copies_done<1>();
         __syncthreads();
-        expand_step(shared->rows[at / DEEP % 2], shared->weights[at / DEEP % 2], acc);
+        materialize_step(shared->rows[at / DEEP % 2], shared->weights[at / DEEP % 2], acc);
         __syncthreads();
     }
     u16* tile = (u16*)shared; // results are written in whole rows
@@ -152,14 +152,14 @@ KERNEL(expand, 256)(const __grid_constant__ Expand p) {
         *(Four*)(p.made + row * MADE + blockIdx.x % 2 * SIDE + c) = *(const Four*)(tile + r * SIDE_PITCH + c);
     }
 }
-REGISTER(expand)
+REGISTER(materialize)
 
 #define QUERIES 128 // per block: sixteen per warp
 #define KEYS 64     // per tile
 #define K_PITCH (NOPE + PE + 8)
 #define V_PITCH (VALUE + 8)
 
-struct Expanded {
+struct MaterializedAttention {
     const float* q;        // [tokens of the batch, heads, nope + pe]
     float* o;              // [tokens of the batch, heads, value_dim]; divided by the sums after the last piece
     float* carry;          // [tokens of the span, heads, 2]: maximum score and sum of weights, carried between pieces
@@ -172,7 +172,7 @@ struct Expanded {
     float scale;           // positive; scores are exponents of 2
 };
 
-struct ExpandedShared {
+struct AttendShared {
     u16 k[2][KEYS * K_PITCH];
     u16 v[2][KEYS * V_PITCH];
 };
@@ -184,7 +184,7 @@ struct Running {
 };
 
 // Starts loading a tile of the piece: four threads per row.
-__device__ __forceinline__ void load_keys(const Expanded& p, ExpandedShared& s, int tile) {
+__device__ __forceinline__ void load_keys(const MaterializedAttention& p, AttendShared& s, int tile) {
     int r = threadIdx.x / 4, c = threadIdx.x % 4 * 8;
     i64 row = KEYS * tile + r;
     const u16* made = p.made + ((i64)blockIdx.y * p.n + row) * MADE + c;
@@ -200,18 +200,18 @@ __device__ __forceinline__ void load_keys(const Expanded& p, ExpandedShared& s, 
 }
 
 // Column c of a query in the layout of keys.
-__device__ __forceinline__ float query(const Expanded& p, const float* q, int c) {
+__device__ __forceinline__ float query(const MaterializedAttention& p, const float* q, int c) {
     int at = c < NOPE ? c : c - NOPE + p.nope;
     return q && at < (c < NOPE ? p.nope : p.nope + p.pe) ? in_half(q[at]) : 0;
 }
 
 // Returns whether a token attends to rows of the piece; other tokens were finished by an earlier piece.
-__device__ __forceinline__ bool is_live(const Expanded& p, int token) {
+__device__ __forceinline__ bool is_live(const MaterializedAttention& p, int token) {
     return token < p.tokens && p.before + token >= p.from;
 }
 
 // Loads this warp's queries as fragments, and the softmax carried from earlier pieces.
-__device__ __forceinline__ void begin(const Expanded& p, int token, u32 q[(NOPE + PE) / 16][4], Running& run) {
+__device__ __forceinline__ void begin(const MaterializedAttention& p, int token, u32 q[(NOPE + PE) / 16][4], Running& run) {
     int c = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -300,7 +300,7 @@ __device__ __forceinline__ void weigh_values(const u16* values, const float s[KE
 }
 
 // Writes the results of queries without a later piece, and the carry of the others.
-__device__ __forceinline__ void finish(const Expanded& p, int token, Running& run) {
+__device__ __forceinline__ void finish(const MaterializedAttention& p, int token, Running& run) {
     int c = threadIdx.x % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 2; i++, token += 8) {
@@ -321,12 +321,12 @@ __device__ __forceinline__ void finish(const Expanded& p, int token, Running& ru
 }
 
 // Grid: tokens / 128 from the last, which attend to the most rows, heads.
-KERNEL(attend_expanded, 256)(const __grid_constant__ Expanded p) {
-    SHARED(ExpandedShared, shared);
-    ExpandedShared& s = *shared;
+KERNEL(attend_materialized, 256)(const __grid_constant__ MaterializedAttention p) {
+    SHARED(AttendShared, shared);
+    AttendShared& s = *shared;
     int of_block = (gridDim.x - 1 - blockIdx.x) * QUERIES, of_warp = of_block + threadIdx.x / 32 * 16;
     int token = of_warp + threadIdx.x % 32 / 4;
-    // Rows of the piece that the newest token of the block and of this warp attends to; 0 without such a token.
+    // LatentRows of the piece that the newest token of the block and of this warp attends to; 0 without such a token.
     int end = min(p.to, p.before + min(of_block + QUERIES, p.tokens)) - p.from;
     int own = of_warp < p.tokens ? min(p.to, p.before + min(of_warp + 16, p.tokens)) - p.from : 0;
     if (end <= 0) return;
@@ -349,4 +349,4 @@ KERNEL(attend_expanded, 256)(const __grid_constant__ Expanded p) {
     }
     finish(p, token, run);
 }
-REGISTER(attend_expanded)
+REGISTER(attend_materialized)
