@@ -1,6 +1,7 @@
 //! Selects the backend: `--device cpu`, `cuda` or `auto`.
 //!
-//! All code between a backend and [`super::handle`] is generic over it. The default is the CPU. Next: [`super::placement`] (plans GPU memory), [`super::engine`].
+//! All code between a backend and [`super::handle`] is generic over it. The default is the CPU. Next:
+//! [`super::placement`] (plans GPU memory), [`super::engine`].
 
 use super::options::{DeviceChoice, LoadOptions};
 use super::placement::{ExpertPlacement, LoadParams, Placement, Requirements};

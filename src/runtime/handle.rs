@@ -2,6 +2,7 @@
 //!
 //! The engine, sessions and the scheduler are generic over the backend, so that the forward pass has no virtual calls; the
 //! code above them uses these handles. A command that needs a backend itself matches on [`device::choose`].
+//! Next: [`super::device`].
 
 use super::device::{self, Chosen};
 use super::engine::{Engine, EngineBase};

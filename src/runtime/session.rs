@@ -1,7 +1,7 @@
 //! A session: the tokens of one sequence and the model's state after them. Prefills only the tokens after the longest
 //! cached prefix ([`super::prefill`] has the rules), and decodes token by token.
 //!
-//! It handles token ids, not text. Next: [`models::kimi_linear`] (the forward pass), [`super::logits`] (its result).
+//! It handles token ids, not text. Next: [`super::prefill`], [`models::kimi_linear`] (the forward pass), [`super::logits`].
 
 pub use super::errors::Error;
 use super::prefill::PrefillDriver;
