@@ -61,7 +61,6 @@ impl EngineHandle {
         })
     }
 
-    /// Creates an empty session.
     pub fn session(&self) -> SessionHandle<'_> {
         match self {
             EngineHandle::Cpu(engine) => SessionHandle::Cpu(Session::new(engine)),

@@ -36,7 +36,6 @@ pub struct PrefillDriver<'e, B: Backend> {
 }
 
 impl<'e, B: Backend> PrefillDriver<'e, B> {
-    /// Creates an empty sequence.
     pub fn new(engine: &'e Engine<B>, namespace: Namespace) -> Self {
         PrefillDriver {
             engine,
