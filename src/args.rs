@@ -21,11 +21,11 @@ pub struct EngineArgs {
     /// Context size in tokens (default: from the model file)
     #[arg(short, long, value_name = "TOKENS")]
     pub ctx: Option<u64>,
-    /// Prefill batch size in tokens (doubled past 1,024 tokens of a message); larger is faster and uses more memory
+    /// Prompt tokens processed per step; larger is faster and uses more memory
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one())]
     pub batch: usize,
-    /// Data type of the KV cache
-    #[arg(long, value_enum, default_value_t = CacheType::F16)]
+    /// Number format of the KV cache (attention memory)
+    #[arg(long, visible_alias = "kv-type", value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
     /// Chat template to use instead of the model file's: a file, or `builtin`
     #[arg(long, visible_alias = "chat-template-file", value_name = "FILE|builtin")]
@@ -130,10 +130,10 @@ pub struct StoreArgs {
     /// Disk space for cached prefixes (default: 20G), at most half of the free space
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub cache_size: Option<u64>,
-    /// Data type of states on disk
+    /// Number format of the recurrent states on disk
     #[arg(long, value_enum, default_value_t = StateType::F32)]
     pub cache_state: StateType,
-    /// Disable the prefix cache on disk
+    /// Do not store the prefix cache on disk (in memory too: --cache-ram 0)
     #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
     pub no_cache: bool,
 }

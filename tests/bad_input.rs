@@ -63,8 +63,8 @@ fn an_empty_prompt_from_a_pipe_or_a_file_is_refused() {
     let model = text(&GOOD.1);
     let empty = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(empty.path(), " \n").unwrap();
-    refused(&["generate", "-m", model, "-f", text(empty.path())], &["expected a prompt, found nothing"]);
-    refused(&["generate", "-m", model, "-"], &["standard input: expected a prompt, found nothing"]);
+    refused(&["generate", "-m", model, "-f", text(empty.path())], &[" contains no text"]);
+    refused(&["generate", "-m", model, "-"], &["standard input contains no text"]);
 }
 
 /// A copy whose output matrix has NaN scales, which makes every logit NaN.
@@ -87,7 +87,7 @@ fn logits_that_are_no_numbers_end_the_reply() {
         let args = ["generate", "-m", text(&path), "--no-cache", "-q", "-n", "9", "--ids", "1,2,3"];
         refused(
             &[&args[..], how].concat(),
-            &["logits at position 2: expected finite numbers, found only NaN"],
+            &["all logits at position 2 are NaN; check the model file with kimi inspect --check"],
         );
     }
 }
@@ -136,14 +136,22 @@ fn truncated_and_foreign_files_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let bytes = std::fs::read(&GOOD.1).unwrap();
     let path = dir.path().join("cut.gguf");
+    let header = Gguf::open(&GOOD.1).unwrap().headers().next().unwrap().len();
     for length in [0, 3, 23, 24, 100, 5000, bytes.len() / 2, bytes.len() - 1] {
         std::fs::write(&path, &bytes[..length]).unwrap();
-        refused(&["generate", "-m", text(&path), "--ids", "1"], &["cut.gguf", "expected", "found"]);
+        let words = match length < header {
+            true => ["cut.gguf: byte ", "expected", "found"],
+            false => ["cut.gguf: tensor ", " exceed the file's ", " bytes of tensor data"],
+        };
+        refused(&["generate", "-m", text(&path), "--ids", "1"], &words);
     }
     std::fs::write(&path, b"PK\x03\x04 something else entirely, long enough to have a header").unwrap();
-    refused(&["generate", "-m", text(&path), "--ids", "1"], &["GGUF"]);
+    refused(
+        &["generate", "-m", text(&path), "--ids", "1"],
+        &[r#"cut.gguf is not a GGUF file; it begins with "PK\x03\x04""#],
+    );
     refused(&["generate", "-m", "/nowhere.gguf", "--ids", "1"], &["/nowhere.gguf", "No such file"]);
-    refused(&["generate", "-m", text(dir.path()), "--ids", "1"], &["regular file"]);
+    refused(&["generate", "-m", text(dir.path()), "--ids", "1"], &[" is a directory, not a file"]);
 }
 
 #[test]
@@ -153,7 +161,10 @@ fn prompts_that_cannot_run_are_refused() {
     refused(&["generate", "-m", model, "--ids", "1,x"], &["\"x\""]);
     refused(&["generate", "-m", model, "--ids", ""], &["at least one token"]);
     refused(&["generate", "-m", model, "--ids", "1,2,3", "--ctx", "2"], &["at most 2", "found 3"]);
-    refused(&["generate", "-m", model, "hello"], &["no tokenizer", "--ids"]);
+    refused(
+        &["generate", "-m", model, "hello"],
+        &[" has no tokenizer, so it cannot be used with text; give token ids with --ids"],
+    );
     let dir = tempfile::tempdir().unwrap();
     refused(&["generate", "-m", model, "-f", text(&dir.path().join("none.txt"))], &["none.txt"]);
     std::fs::write(dir.path().join("bad.txt"), b"ok\xff").unwrap();
@@ -193,7 +204,7 @@ fn what_is_no_regular_file_is_refused_at_once() {
         (path(""), "a directory"),
         ("/dev/zero".to_owned(), "a device"),
     ] {
-        let words = ["file: expected a regular file, found ", found];
+        let words = [&*format!("{name} is {found}, not a file")];
         refused(&["generate", "-m", &name, "--ids", "1"], &words);
         refused(&["inspect", &name], &words);
         if !name.ends_with('/') {
@@ -237,7 +248,7 @@ fn weights_that_are_not_finite_are_reported_once() {
     let out = kimi(&["generate", "-m", text(&path), "--ids", "1", "-n", "1"]);
     let stderr = String::from_utf8(out.stderr).unwrap();
     let expected = "nan.gguf: blk.1.attn_norm.weight: expected finite values, found 1 of 192 NaN or infinite \
-        (1 other tensors too); replies may be void (kimi inspect --check)";
+        (and 1 other tensor); replies may be meaningless (kimi inspect --check)";
     assert_eq!(stderr.lines().filter(|line| line.ends_with(expected)).count(), 1, "{stderr}");
     let out = kimi(&["inspect", "--check", text(&path)]);
     let (stdout, stderr) = (String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap());

@@ -103,8 +103,8 @@ fn ended(home: &Path, args: &[&str], lines: &str, code: i32) -> (String, String)
 fn prompts(stdout: &str) -> Vec<(usize, String, usize)> {
     let prompt = |line: &str| {
         let counts = line.strip_prefix("prompt: ")?.split(" in ").next()?;
-        let (reused, new) = counts.split_once(" tokens ").unwrap_or(("0", counts));
-        let (place, new) = new.split_once(", ").unwrap_or(("", new));
+        let (reused, new) = counts.split_once(" cached (").unwrap_or(("0", counts));
+        let (place, new) = new.split_once("), ").unwrap_or(("", new));
         Some((reused.parse().ok()?, place.to_owned(), new.strip_suffix(" new")?.parse().ok()?))
     };
     stdout.lines().filter_map(prompt).collect()
@@ -156,12 +156,12 @@ fn undone_and_restarted_chats_prefill_new_tokens_only() {
     let home = tempfile::tempdir().unwrap();
     let (stdout, _) = chat(home.path(), &[], "hello there\nfirst\n/stats\n/undo\nother\n/stats\n");
     let [first, other] = &prompts(&stdout)[..] else { panic!("two replies: {stdout}") };
-    assert_eq!((first.0, &first.1[..]), (other.0, "kept"));
-    assert_eq!(other.1, "from snapshot");
+    assert_eq!((first.0, &first.1[..]), (other.0, "session"));
+    assert_eq!(other.1, "memory");
     let (stdout, _) = chat(home.path(), &["--load", "hello"], "third\n/stats\n/regen\n/stats\n");
     let [third, again] = &prompts(&stdout)[..] else { panic!("two replies: {stdout}") };
     // The last token of a reply was never an input. It is prefilled with the end of its turn and the message.
-    assert_eq!((third.0, &third.1[..]), (other.0 + other.2 + 7, "from snapshot on disk"));
+    assert_eq!((third.0, &third.1[..]), (other.0 + other.2 + 7, "disk"));
     assert_eq!((again.0, again.2), (third.0 + third.2, 0));
 }
 
@@ -192,7 +192,7 @@ fn names_contain_no_terminal_commands() {
     for expected in [
         format!("{shown} (2 messages)"),
         format!("{shown}: 2 messages"),
-        format!("{shown}.txt: 1 lines, 4 bytes, attached to the next message"),
+        format!("{shown}.txt: 1 line, 4 bytes, attached to the next message"),
         format!("{shown} on "),
         format!("/nonsense{shown}: unknown command"),
     ] {

@@ -175,13 +175,13 @@ fn snapshots_cross_between_devices() {
     };
     let (short, long) = (text_of(40), text_of(80));
     let (_, stderr) = read("cpu", &short);
-    assert!(!stderr.contains("from snapshot on disk"), "{stderr}");
+    assert!(!stderr.contains("cached (disk)"), "{stderr}");
     let (found, stderr) = read("cuda", &format!("{short} Then"));
-    assert!(stderr.contains("from snapshot on disk"), "{stderr}");
+    assert!(stderr.contains("cached (disk)"), "{stderr}");
     assert_eq!(found, alone("cuda", &format!("{short} Then")));
     read("cuda", &long);
     let (found, stderr) = read("cpu", &format!("{long} Then"));
-    assert!(stderr.contains("from snapshot on disk"), "{stderr}");
+    assert!(stderr.contains("cached (disk)"), "{stderr}");
     assert_eq!(found, alone("cpu", &format!("{long} Then")));
 }
 
@@ -208,5 +208,5 @@ fn too_little_memory_is_foreseen() {
     let Some(kimi) = OnEmulator::new() else { return };
     let out = kimi.run(&["generate", "--raw", "-n", "1", "--device", "cuda", "--gpu-memory", "100M", "The"]);
     assert_eq!(out.status.code(), Some(1));
-    assert!(text(&out.stderr).contains("short by "), "{out:?}");
+    assert!(text(&out.stderr).contains(" MiB more GPU memory: "), "{out:?}");
 }

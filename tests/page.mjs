@@ -61,7 +61,7 @@ await page.route("**/v1/chat/completions", route =>
   route.continue({ postData: JSON.stringify({ ...JSON.parse(route.request().postData()), max_tokens: 20 }) }));
 await page.fill("#say", "More");
 await page.click("#send");
-await until(() => /tokens, .*prompt \d+ known, \d+ read/.test(document.querySelector("#state").textContent));
+await until(() => /tokens, .*prompt: \d+ cached, \d+ new/.test(document.querySelector("#state").textContent));
 assert.equal((await texts("assistant")).length, 2);
 
 await page.click("#clear");

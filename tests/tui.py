@@ -92,7 +92,7 @@ def tools(t):
     t.wait("^> edited_written$")
     t.keys("C-u")
     t.enter("/copy")
-    t.wait("bytes to the clipboard")
+    t.wait("copied \\d+ bytes?")
     assert t.tmux("show-buffer") == t.chats()[0]["turns"][1]["text"]
     t.tmux("send-keys", "-l", "/he")
     t.wait("^  /help +show this help")
@@ -159,7 +159,7 @@ def switch(t):
     t.keys("Down", "Enter")
     t.wait("^> 你好 🎉 world")
     t.enter("more")
-    t.wait("[\\d,]+ tokens (kept|from snapshot), [\\d,]+ new")
+    t.wait("[\\d,]+ cached \\((session|memory)\\), [\\d,]+ new")
     assert len(t.chats()) == 2
 
 
@@ -177,7 +177,7 @@ def file(t):
     assert any(f"lines.txt: {FILE_LINES} lines" in row for row in rows), rows
     start = time.monotonic()
     t.enter("/regen")
-    t.wait("(kept|from snapshot), 0 new", 20)
+    t.wait(r"cached \((session|memory)\), 0 new", 20)
     return re.search(r"([\d,]+) of", rows[-1])[1], first, time.monotonic() - start
 
 

@@ -66,6 +66,10 @@ impl Job {
         let mut fp8_block = [128, 128];
         let (source, plan, metadata) = if about.is_dir() {
             let path = input.join("config.json");
+            if !path.exists() {
+                let input = models::visible::one_line(&input.display().to_string(), 4096);
+                return Err(Error::Option(format!("{input} is not a checkpoint: it has no config.json")));
+            }
             let config =
                 CheckpointConfig::parse(&path.display().to_string(), &checkpoint::read_text(&path)?)?;
             let source = checkpoint::open(input, headers)?;

@@ -69,7 +69,7 @@ impl Mix {
         let full = if medium { format!("{name}_M") } else { name.to_owned() };
         Mix::all().find(|mix| mix.name.eq_ignore_ascii_case(&full)).ok_or_else(|| {
             let known: Vec<_> = Mix::all().map(|mix| mix.name).collect();
-            Error::bad("--type", "the mix", format_args!("one of {}", known.join(", ")), name)
+            Error::Option(format!("expected one of {}", known.join(", ")))
         })
     }
 
@@ -200,7 +200,7 @@ mod tests {
         assert_eq!(Mix::from_name("q4_k_m").unwrap().file_type(), 15);
         assert_eq!(Mix::from_name("q5_k").unwrap().name(), "Q5_K_M");
         let error = Mix::from_name("q7").unwrap_err().to_string();
-        assert!(error.starts_with("--type: the mix: expected one of F32, F16,"), "{error}");
+        assert!(error.starts_with("expected one of F32, F16,"), "{error}");
         assert!(error.ends_with("MXFP4_MOE, found q7"), "{error}");
     }
 

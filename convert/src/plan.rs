@@ -39,11 +39,11 @@ impl Override {
     /// # Errors
     /// A text without `=`, an invalid expression, or an unknown type.
     pub fn parse(text: &str) -> Result<Override> {
-        let bad = |expected: &str| Error::bad("--tensor-type", "the argument", expected, text);
+        let bad = |expected: &str| Error::Option(format!("expected {expected}"));
         let (pattern, name) = text.rsplit_once('=').ok_or_else(|| bad("REGEX=TYPE"))?;
         let known: Vec<_> = Format::ALL.iter().map(|f| f.name()).collect();
         let format = Format::from_name(name);
-        let format = format.ok_or_else(|| bad(&format!("a type out of {}", known.join(", "))))?;
+        let format = format.ok_or_else(|| bad(&format!("one of {} after the =", known.join(", "))))?;
         let pattern = Regex::new(pattern).map_err(|_| bad("a regular expression before the ="))?;
         Ok(Override { pattern, format })
     }
@@ -233,9 +233,8 @@ mod tests {
         assert_eq!(format("blk.2.ffn_up_exps.weight"), Format::Q3_K);
         let refused =
             |rule, message: &str| assert_eq!(official("Q8_0", &[rule]).unwrap_err().to_string(), message);
-        let place = "--tensor-type: the argument: expected";
-        refused("x", &format!("{place} REGEX=TYPE, found x"));
-        refused("(=Q8_0", &format!("{place} a regular expression before the =, found (=Q8_0"));
+        refused("x", "expected REGEX=TYPE");
+        refused("(=Q8_0", "expected a regular expression before the =");
         refused(
             "attn_norm=Q8_0",
             "--tensor-type: attn_norm: expected a pattern of some quantisable tensor's name, found no match",

@@ -196,7 +196,7 @@ mod tests {
             let path = beside(&name, extension);
             let refused = |found: &str| {
                 let error = Partial::open(&name, "x", layout()).err().unwrap().to_string();
-                let expected = format!("{}: file: expected a regular file, found {found}", path.display());
+                let expected = format!("{} is {found}, not a file", path.display());
                 assert_eq!(error, expected);
             };
             std::os::unix::fs::symlink(&victim, &path).unwrap();

@@ -100,8 +100,8 @@ fn name(kind: FileType) -> &'static str {
     }
 }
 
-fn not_regular(path: &Path, found: &str) -> Error {
-    Error::bad(&path.display().to_string(), "file", "a regular file", found)
+fn not_regular(path: &Path, found: &'static str) -> Error {
+    Error::NotRegular { path: path.display().to_string(), found }
 }
 
 #[cfg(all(test, unix))]
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(std::fs::read(path("other")).unwrap(), b"old");
         std::os::unix::fs::symlink(path("other"), path("link")).unwrap();
         let error = open_own(&path("link")).unwrap_err().to_string();
-        assert!(error.ends_with("link: file: expected a regular file, found a symbolic link"), "{error}");
+        assert!(error.ends_with("link is a symbolic link, not a file"), "{error}");
         assert_eq!(std::fs::read(path("other")).unwrap(), b"old");
         std::os::unix::fs::symlink(path("none"), path("dangling")).unwrap();
         open_own(&path("dangling")).unwrap_err();

@@ -42,10 +42,10 @@ pub struct AskArgs {
     engine: EngineArgs,
     #[command(flatten)]
     endpoint: EndpointArgs,
-    /// File or directory to ask about, `-` for standard input; repeatable
+    /// File or directory to ask about, `-` for standard input; may be repeated
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
-    /// Read only matching files of directories: `*.md`, `src/**`, `!*.min.js`; repeatable
+    /// Read only matching files of directories: `*.md`, `src/**`, `!*.min.js`; may be repeated
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
     /// The question; without it, questions are read line by line
@@ -84,7 +84,7 @@ pub fn run(args: &AskArgs) -> Result<()> {
     let mut note = |line: &str| tell(&line.replace('\n', " "));
     let documents = document::gather(&args.file, &args.include, &mut note)?;
     if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
-        bail!("question: expected an argument, as standard input is the text, found none");
+        bail!("no question: give it as an argument, because standard input is the text");
     }
     if let Some(url) = &args.endpoint.url {
         return ask(args, &documents, RemoteModel::new(url, args)?);
@@ -142,9 +142,13 @@ struct Answer<'a> {
     files: Vec<&'a str>,
     prompt_tokens: usize,
     reused_tokens: usize,
-    /// "live", "ram", "disk" or null.
+    /// "live" (the session), "ram" (memory), "disk" or null.
     reused_from: Option<String>,
+    prefilled_tokens: usize,
+    prefill_seconds: f64,
+    /// The former name of `prefilled_tokens`.
     read_tokens: usize,
+    /// The former name of `prefill_seconds`.
     read_seconds: f64,
     answer_tokens: usize,
     answer_seconds: f64,
@@ -236,6 +240,8 @@ impl<M: Model> Ask<'_, M> {
             prompt_tokens: stats.prefill.reused + stats.prefill.computed,
             reused_tokens: stats.prefill.reused,
             reused_from: stats.prefill.source.map(|source| format!("{source:?}").to_lowercase()),
+            prefilled_tokens: stats.prefill.computed,
+            prefill_seconds: stats.prefill_time.as_secs_f64(),
             read_tokens: stats.prefill.computed,
             read_seconds: stats.prefill_time.as_secs_f64(),
             answer_tokens: stats.generated,

@@ -6,7 +6,7 @@ use super::is_interactive;
 use crate::io::host_memory;
 use crate::io::output::tell;
 use crate::io::progress::Progress;
-use crate::io::units::grouped;
+use crate::io::units::{format_size, grouped};
 use crate::prefix_cache::Sizes;
 use crate::runtime::handle::EngineHandle;
 use crate::runtime::memory_estimate::MemoryEstimate;
@@ -70,29 +70,26 @@ impl PrefillProgress {
     pub(super) fn announce(&self, files: &[&str], reply: usize, force: bool) -> Result<()> {
         let free = host_memory::available(Path::new("/"));
         let new = (self.total - self.found.reused + reply) as u64;
-        let state = self.sizes.recurrent + self.total as u64 * self.sizes.row;
         let need = new * self.sizes.row + self.workspace;
-        let gib = |bytes: u64| format!("{:.2} GiB", bytes as f64 / f64::from(1 << 30));
         let fits = match free {
             None => String::new(),
-            Some(free) if need <= free && self.weights <= free => format!(", {} free: it fits", gib(free)),
-            Some(free) if need <= free => {
-                format!(", {} free: it fits, but not together with all weights, which is slow", gib(free))
-            }
-            Some(free) if force => format!(", {} free: it does not fit", gib(free)),
-            Some(free) => bail!(
-                "memory: expected {} free for {} tokens, found {}; --cache-type q8_0 halves it, --force tries anyway",
-                gib(need),
+            Some(free) if need > free && !force => bail!(
+                "not enough memory: {} tokens need {}, {} are free; --cache-type q8_0 halves it, --force tries anyway",
                 grouped(new as usize),
-                gib(free)
+                format_size(need),
+                format_size(free)
             ),
+            Some(free) if need <= free && self.weights > free => {
+                format!(", {} free; slow, as the weights do not fit beside it", format_size(free))
+            }
+            Some(free) => format!(", {} free", format_size(free)),
         };
         if !self.quiet {
             let name = if let [one] = files { (*one).to_owned() } else { format!("{} files", files.len()) };
             let read = Prefill { computed: self.total - self.found.reused, ..self.found };
-            let name = name.replace('\n', " ");
-            tell(&format!("{name}: {} tokens: {}", grouped(self.total), read.describe()));
-            tell(&format!("memory: {} of state, {} of weights{fits}", gib(state), gib(self.weights)));
+            let cached = if read.reused == 0 { "none cached".to_owned() } else { read.describe() };
+            tell(&format!("{}: {} tokens, {cached}", name.replace('\n', " "), grouped(self.total)));
+            tell(&format!("memory: {} needed{fits}", format_size(need)));
         }
         Ok(())
     }

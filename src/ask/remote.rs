@@ -21,7 +21,7 @@ impl<'a> RemoteModel<'a> {
     /// Fails if the endpoint lists models and this one is not among them.
     pub(super) fn new(url: &str, args: &'a AskArgs) -> Result<Self> {
         let model = args.engine.model.as_ref();
-        let model = model.context("--url: expected the endpoint's name of a model with -m, found none")?;
+        let model = model.context("--url also needs a model name: -m NAME")?;
         let remote = Remote::new(url, &model.to_string_lossy(), args.endpoint.timeout)?;
         remote.context()?;
         Ok(RemoteModel { remote, args, messages: Vec::new() })

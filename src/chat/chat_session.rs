@@ -11,6 +11,7 @@ use super::store::{Attachment, Chat, Role, Store, Turn};
 use crate::generation::generate::{FinishReason, Stats};
 use crate::io::document;
 use crate::io::errors::one_line;
+use crate::io::units::counted;
 use crate::runtime::session::Error;
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
@@ -256,7 +257,7 @@ impl ChatSession {
 
     /// Replaces the chat by another one; returns a message with its name and length.
     pub fn open(&mut self, chat: Chat) -> String {
-        let said = format!("{}: {} messages", chat.name(), chat.turns.len());
+        let said = format!("{}: {}", chat.name(), counted(chat.turns.len(), "message"));
         self.chat = chat;
         self.files.clear();
         self.last = None;
@@ -327,9 +328,9 @@ impl ChatSession {
     fn attach(&mut self, path: &str) -> Result<String> {
         let text = document::read(&command::expand(path))?.text;
         let said = format!(
-            "{path}: {} lines, {} bytes, attached to the next message",
-            text.lines().count(),
-            text.len()
+            "{path}: {}, {}, attached to the next message",
+            counted(text.lines().count(), "line"),
+            counted(text.len(), "byte")
         );
         self.files.push(Attachment { name: path.to_owned(), text });
         Ok(said)
@@ -348,7 +349,7 @@ impl ChatSession {
         copy.turns = self.chat.turns[..starts.get(keep).copied().unwrap_or(self.chat.turns.len())].to_vec();
         self.chat = copy;
         self.save()?;
-        Ok(format!("{}: {keep} exchanges; the original chat is unchanged", self.chat.title))
+        Ok(format!("{}: {}; the original chat is unchanged", self.chat.title, counted(keep, "exchange")))
     }
 
     fn save_as(&mut self, title: String) -> Result<String> {
@@ -425,7 +426,7 @@ pub fn finish_note(stats: &Stats) -> Option<String> {
     Some(match &stats.ended {
         FinishReason::EndToken | FinishReason::StopString => return None,
         FinishReason::Length => {
-            "cut at the limit: raise it with /set max-tokens, or the context is full".into()
+            "cut at the limit; /set max-tokens raises it, unless the context is full".into()
         }
         FinishReason::Cancelled if stats.prefill.stopped => {
             "stopped during prefill; the prefilled tokens are kept".into()

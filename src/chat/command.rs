@@ -77,13 +77,13 @@ pub fn parse(line: &str) -> Option<Result<Command, String>> {
     let text = rest.to_owned();
     Some(Ok(match word {
         "help" => Command::Help,
-        "file" if rest.is_empty() => return Some(Err("/file: expected a path, found none".into())),
+        "file" if rest.is_empty() => return Some(Err("/file needs a path".into())),
         "file" => Command::File(text),
         "system" => Command::System(text),
         "set" => match rest.split_once(char::is_whitespace) {
             Some((name, value)) => Command::Set(Some((name.into(), value.trim().into()))),
             None if rest.is_empty() => Command::Set(None),
-            None => return Some(Err(format!("/set {rest}: expected a value, found none"))),
+            None => return Some(Err(format!("/set {rest} needs a value"))),
         },
         "regen" => Command::Regen,
         "edit" => Command::Edit,

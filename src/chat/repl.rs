@@ -9,7 +9,7 @@ use super::worker::{self, Worker};
 use crate::io::errors::one_line;
 use crate::io::output::{Output, is_printable, printable, tell};
 use crate::io::private_file;
-use crate::io::units::grouped;
+use crate::io::units::{counted, grouped};
 use anyhow::{Context as _, Result, bail};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -147,7 +147,7 @@ impl Repl {
             Action::Copy(text) => {
                 let copy = crossterm::clipboard::CopyToClipboard::to_clipboard_from(&text);
                 crossterm::execute!(std::io::stderr(), copy)?;
-                tell(&format!("{} bytes to the clipboard", text.len()));
+                tell(&format!("copied {}", counted(text.len(), "byte")));
             }
             Action::List => {
                 let mut out = Output::lock();

@@ -53,7 +53,7 @@ pub fn status(app: &App, columns: usize) -> String {
         parts.push(format!("{rate:.1} tok/s"));
     }
     parts.extend(app.memory.map(|bytes| format!("{} memory", format_memory(bytes))));
-    parts.extend((!app.mouse).then(|| "mouse selects".to_owned()));
+    parts.extend((!app.mouse).then(|| "mouse selects text".to_owned()));
     if !session.files.is_empty() {
         parts.insert(0, format!("{} attached", session.files.len()));
     }

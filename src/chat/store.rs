@@ -4,6 +4,7 @@
 //! It knows no terminal and no model. Next: [`super::chat_session`].
 
 use crate::io::private_file;
+use crate::io::units::counted;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
@@ -138,7 +139,7 @@ impl Store {
     }
 
     fn dir(&self) -> Result<&Path> {
-        self.dir.as_deref().context("HOME: expected a directory for chats, found none")
+        self.dir.as_deref().context("no directory for chats: HOME is not set")
     }
 
     /// Saves a chat; an empty one without a title has no file. If another process changed the file since this one read
@@ -188,7 +189,7 @@ impl Store {
         let exact = all.iter().find(|e| e.id == name || e.name.to_lowercase() == wanted);
         match exact.or_else(|| all.iter().find(|e| e.name.to_lowercase().contains(&wanted))) {
             Some(entry) => self.load(&entry.id),
-            None => bail!("{name}: expected the name of one of {} chats, found none like it", all.len()),
+            None => bail!("none of {} has a name like {name:?}", counted(all.len(), "saved chat")),
         }
     }
 
@@ -359,7 +360,7 @@ mod tests {
     fn saving_fails_without_a_home_directory() {
         let mut store = Store::default();
         let e = store.save(&mut chat("hi")).unwrap_err().to_string();
-        assert_eq!(e, "HOME: expected a directory for chats, found none");
+        assert_eq!(e, "no directory for chats: HOME is not set");
         assert!(store.list().is_empty() && store.load("x").is_err());
     }
 

@@ -233,9 +233,9 @@ pub fn edit(text: &str) -> Result<String> {
     let mut words = editor.split_whitespace();
     let program = words.next().unwrap_or("vi");
     let status = Command::new(program).args(words).arg(file.path()).status();
-    let status = status.with_context(|| format!("{editor}: expected an editor that starts"))?;
+    let status = status.with_context(|| format!("cannot start the editor {editor}"))?;
     if !status.success() {
-        bail!("{editor}: expected it to succeed, found {status}");
+        bail!("the editor {editor} failed: {status}");
     }
     std::fs::read_to_string(file.path()).with_context(|| file.path().display().to_string())
 }

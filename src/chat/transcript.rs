@@ -6,6 +6,7 @@ use super::layout::{Block, Body, Row};
 use super::markdown::Markdown;
 use super::store::{Chat, Role, Turn};
 use super::theme::{Span, TextRole, TextStyle};
+use crate::io::units::counted;
 
 /// Messages and notes with their rows and the scroll position.
 #[derive(Default)]
@@ -168,7 +169,8 @@ fn line(text: &str, role: TextRole) -> Block {
 /// The blocks of a user message; a long one is cut and followed by its remaining size, unless unfolded.
 fn user_blocks(turn: &Turn, unfolded: bool) -> Vec<Block> {
     let files = turn.files.iter().map(|f| {
-        let text = format!("[{}: {} lines, {} bytes]", f.name, f.text.lines().count(), f.text.len());
+        let (lines, bytes) = (counted(f.text.lines().count(), "line"), counted(f.text.len(), "byte"));
+        let text = format!("[{}: {lines}, {bytes}]", f.name);
         (text, TextStyle::from(TextRole::Dim))
     });
     let mut cut = turn.text.len();

@@ -103,9 +103,7 @@ impl WorkerThread {
 
     fn run_remote(&self, url: &str, timeout: u64, args: &LoadOptions) {
         let Some(mut name) = args.model.clone() else {
-            return self.send(Event::Failed(
-                "--url: expected the endpoint's name of a model with -m, found none".into(),
-            ));
+            return self.send(Event::Failed("--url also needs a model name: -m NAME".into()));
         };
         let connect = |name: &Path| RemoteModel::new(Remote::new(url, &name.to_string_lossy(), timeout)?);
         loop {

@@ -37,10 +37,14 @@ enum Command {
     /// Measure prefill and decode throughput
     Bench(bench::BenchArgs),
     /// Measure the perplexity of a text, and the KL divergence from a baseline
+    #[command(mut_arg("prompt", |arg| arg.help("Text to score; `-` or none reads standard input").value_name("TEXT")))]
+    #[command(mut_arg("file", |arg| arg.help("Read the text from a file")))]
     Perplexity(perplexity::PerplexityArgs),
     /// Measure the accuracy of answers to questions about texts of given lengths
     Eval(eval::EvalArgs),
     /// Write the logits of a prompt as a NumPy file
+    #[command(mut_arg("prompt", |arg| arg.help("Text to process; `-` or none reads standard input").value_name("TEXT")))]
+    #[command(mut_arg("file", |arg| arg.help("Read the text from a file")))]
     Logits(logits::LogitsArgs),
     /// Test and benchmark the GPU: every op, whole models, the real model's shape
     GpuCheck(gpu_check::GpuCheckArgs),

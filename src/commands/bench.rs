@@ -221,7 +221,7 @@ fn print(report: &Report, json: bool) -> Result<()> {
     writeln!(
         out,
         "{:<8} {:>7} {:>8} {:>9} {:>18} {:>7} {:>6}",
-        "test", "tokens", "depth", "tok/s", "min-max", "GB/s", "of max"
+        "test", "tokens", "depth", "tok/s", "min-max", "GB/s", "% peak"
     )?;
     for c in &report.cases {
         let range = format!("{:.2}-{:.2}", c.min, c.max);

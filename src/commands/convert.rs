@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 /// The command-line arguments of `kimi convert`.
 #[derive(Clone, Debug, clap::Args)]
+#[command(override_usage = "kimi convert [OPTIONS] <INPUT>\n       kimi convert --type help")]
 pub struct ConvertArgs {
     /// Checkpoint directory (config.json, *.safetensors, tokenizer files) or GGUF file
     // Required unless `--type help` is given.
@@ -25,7 +26,7 @@ pub struct ConvertArgs {
     /// Quantisation type: q4_k_m, q8_0, bf16, ... (`--type help` lists all)
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = kind)]
     kind: Kind,
-    /// Quantisation type of tensors whose name matches; may be given several times, the last match wins
+    /// Quantisation type of tensors whose name matches; may be repeated, the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
     tensor_type: Vec<Override>,
     /// List all tensors and the final size without reading weights or writing the output
@@ -102,7 +103,7 @@ fn print_tensors(summary: &Summary, out: &mut impl Write) -> Result<()> {
     let weights: u64 = summary.tensors.iter().map(|t| t.shape.iter().product::<u64>()).sum();
     writeln!(
         out,
-        "{} source tensors -> {} tensors, {weights} parameters, {} bytes ({:.2} GiB, {:.2} bits a weight)",
+        "{} source tensors -> {} tensors, {weights} parameters, {} bytes ({:.2} GiB, {:.2} bits per weight)",
         summary.source_tensors,
         summary.tensors.len(),
         summary.bytes,

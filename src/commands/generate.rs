@@ -34,7 +34,7 @@ pub struct GenerateArgs {
     max_tokens: usize,
     #[command(flatten)]
     sampling: Sampling,
-    /// Stop string, which ends the reply; may be given several times
+    /// Stop string, which ends the reply; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
     /// Continue past end-of-generation tokens
@@ -96,6 +96,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
 fn prompt_ids(engine: &EngineHandle, args: &GenerateArgs) -> Result<Vec<u32>> {
     match args.prompt.read()? {
         Prompt::Text(text) if !args.raw => {
+            engine.tokenizer_or_ids()?;
             let mut conversation = Conversation::new(args.system.as_deref());
             conversation.say("user", &text);
             conversation.prompt(engine)

@@ -7,6 +7,7 @@
 use crate::args::EngineArgs;
 use crate::io::output::{Output, partial_path};
 use crate::io::prompt::PromptArgs;
+use crate::io::units::counted;
 use crate::runtime::handle::EngineHandle;
 use anyhow::{Context as _, Result, bail};
 use half::f16;
@@ -57,7 +58,10 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
     let (window, half) = (args.window, args.window / 2);
     let windows = (ids.len() / window.max(1)).min(args.windows.unwrap_or(usize::MAX));
     if half == 0 || windows == 0 {
-        bail!("text: expected at least one window of {window} >= 2 tokens, found {} tokens", ids.len());
+        bail!(
+            "the text has {}, fewer than one window of {window} (--window, at least 2)",
+            counted(ids.len(), "token")
+        );
     }
     let ids = &ids[..windows * window];
     for (i, tokens) in ids.chunks_exact(window).enumerate() {
@@ -103,7 +107,7 @@ pub fn of(engine: &EngineHandle, ids: &[u32], window: usize, windows: usize) -> 
             .for_each(|(row, next)| scores.add(row, *next as usize, None));
     }
     if scores.nll.is_empty() {
-        bail!("text: expected at least one window of {window} tokens, found {} tokens", ids.len());
+        bail!("the text has {}, fewer than one window of {window}", counted(ids.len(), "token"));
     }
     Ok(scores.perplexity())
 }

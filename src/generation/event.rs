@@ -74,15 +74,15 @@ impl Stats {
 }
 
 impl Prefill {
-    /// Describes reused and computed tokens: `128,004 tokens from snapshot, 31 new`.
+    /// Describes cached and new tokens: `128,004 cached (memory), 31 new`.
     pub fn describe(&self) -> String {
         let from = match self.source {
             None => return format!("{} new", grouped(self.computed)),
-            Some(Source::Live) => "kept",
-            Some(Source::Ram) => "from snapshot",
-            Some(Source::Disk) => "from snapshot on disk",
+            Some(Source::Live) => "session",
+            Some(Source::Ram) => "memory",
+            Some(Source::Disk) => "disk",
         };
-        format!("{} tokens {from}, {} new", grouped(self.reused), grouped(self.computed))
+        format!("{} cached ({from}), {} new", grouped(self.reused), grouped(self.computed))
     }
 }
 
@@ -101,8 +101,8 @@ mod tests {
         let described =
             |reused, source, computed| Prefill { reused, source, computed, stopped: false }.describe();
         assert_eq!(described(0, None, 1_234_567), "1,234,567 new");
-        assert_eq!(described(128_004, Some(Source::Ram), 31), "128,004 tokens from snapshot, 31 new");
-        assert_eq!(described(100, Some(Source::Disk), 0), "100 tokens from snapshot on disk, 0 new");
-        assert_eq!(described(1000, Some(Source::Live), 1), "1,000 tokens kept, 1 new");
+        assert_eq!(described(128_004, Some(Source::Ram), 31), "128,004 cached (memory), 31 new");
+        assert_eq!(described(100, Some(Source::Disk), 0), "100 cached (disk), 0 new");
+        assert_eq!(described(1000, Some(Source::Live), 1), "1,000 cached (session), 1 new");
     }
 }

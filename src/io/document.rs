@@ -35,7 +35,7 @@ pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str))
     let pipe = [PathBuf::from("-")];
     let files = match files {
         [] if std::io::stdin().is_terminal() => {
-            bail!("--file: expected a file, a directory or a pipe, found none")
+            bail!("no text: give files or directories with --file, or text by a pipe")
         }
         [] => &pipe[..],
         files => files,
@@ -71,7 +71,7 @@ fn regular(path: &Path) -> std::io::Result<File> {
     std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, rustix::fs::OFlags::NONBLOCK.bits() as i32);
     let file = options.read(true).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("expected a regular file, found another kind"));
+        return Err(std::io::Error::other("not a regular file"));
     }
     Ok(file)
 }

@@ -45,7 +45,7 @@ impl PromptArgs {
             (None, Some("-")) => read_stdin(),
             (None, Some(text)) => Ok(Prompt::Text(after_piped_text(text)?)),
             (None, None) if io::stdin().is_terminal() => {
-                bail!("prompt: expected an argument, --file, --ids or a pipe, found none")
+                bail!("no prompt: give it as an argument, with --file or --ids, or by a pipe")
             }
             (None, None) => read_stdin(),
         }
@@ -102,7 +102,7 @@ fn piped() -> Result<String> {
 /// Rejects an empty prompt, as a failed command before a pipe leaves it.
 fn not_empty(text: String, place: &str) -> Result<Prompt> {
     if text.trim().is_empty() {
-        bail!("{place}: expected a prompt, found nothing");
+        bail!("{place} contains no text");
     }
     Ok(Prompt::Text(text))
 }

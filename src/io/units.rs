@@ -37,6 +37,11 @@ pub fn format_size(bytes: u64) -> String {
     }
 }
 
+/// Formats a number with a noun in the singular or plural: `1 line`, `3 lines`.
+pub fn counted(n: usize, noun: &str) -> String {
+    format!("{n} {noun}{}", if n == 1 { "" } else { "s" })
+}
+
 /// Formats a whole number with its digits in groups of three: `128,004`.
 pub fn grouped(n: impl ToString) -> String {
     let digits = n.to_string();

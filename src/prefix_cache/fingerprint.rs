@@ -80,7 +80,7 @@ impl Fingerprint {
                 return None;
             }
             let (path, gib) = (self.parts[0].0.path.display(), unknown as f64 / f64::from(1 << 30));
-            log(&format!("{path}: reading {gib:.1} GiB once, to find cached prefixes of an equal file"));
+            log(&format!("{path}: hashing the model file once ({gib:.1} GiB) to look up its prefix cache"));
         }
         Some(self.get(log))
     }

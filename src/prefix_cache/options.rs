@@ -59,11 +59,14 @@ impl StoreOptions {
             return Ok(Store::new(shape.sizes, ram));
         };
         let folder = Folder { dir, budget };
-        match folder.create().with_context(|| format!("--cache-dir: {}", folder.dir.display())) {
-            Err(e) if self.cache_dir.is_some() => return Err(e),
+        let dir = folder.dir.display();
+        match folder.create() {
+            Err(e) if self.cache_dir.is_some() => {
+                return Err(e).with_context(|| format!("--cache-dir: {dir}"));
+            }
             // The default directory is optional, so a read-only home is no error.
             Err(e) => {
-                log(&format!("prefix cache in memory only: {e:#}"));
+                log(&format!("cannot write {dir}: {e}; the prefix cache stays in memory"));
                 return Ok(Store::new(shape.sizes, ram));
             }
             Ok(()) => {}

@@ -50,7 +50,7 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
     if plan.shortfall > 0 {
         let (name, shortfall) = (&cuda.device().name, plan.shortfall.div_ceil(1 << 20));
         bail!(
-            "{name}: short by {shortfall} MiB: {plan}; use a smaller --ctx or --batch, or --cache-type q8_0"
+            "{name}: needs {shortfall} MiB more GPU memory: {plan}; use a smaller --ctx or --batch, or --cache-type q8_0"
         );
     }
     log(&plan.to_string());

@@ -10,13 +10,13 @@ use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::output::tell;
 use crate::io::prompt::Prompt;
-use crate::io::units::format_size;
+use crate::io::units::{counted, format_size};
 use crate::prefix_cache::disk::Shape;
 use crate::prefix_cache::namespace::Namespace;
 use crate::prefix_cache::options::StoreOptions;
 use crate::prefix_cache::retokenize;
 use crate::prefix_cache::{Sizes, Store};
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use models::gguf::read::Gguf;
@@ -92,7 +92,10 @@ impl<B: Backend> Engine<B> {
         let file = builtin_model::open(args.model.as_deref())?;
         if args.mlock {
             let needed = || {
-                format!("--mlock: expected {} that may be locked (ulimit -l)", format_size(file.file_bytes()))
+                format!(
+                    "--mlock needs {} of lockable memory; raise `ulimit -l`",
+                    format_size(file.file_bytes())
+                )
             };
             file.lock().with_context(needed)?;
         } else if host_memory::available(Path::new("/")).is_some_and(|free| free < file.file_bytes()) {
@@ -182,21 +185,37 @@ impl EngineBase {
         let changed = self.file.check_unchanged().err();
         if let Some(e) = &changed {
             self.change_reported
-                .call_once(|| (self.log)(&format!("{e}: replies since then may be wrong; start again")));
+                .call_once(|| (self.log)(&format!("{e}; replies since then may be wrong. Restart kimi.")));
         }
         changed.is_none()
     }
 
-    /// Returns the tokenizer, or an error that names the alternative, `--ids`.
+    /// Returns the tokenizer.
+    ///
+    /// # Errors
+    /// The model file has none.
     pub fn tokenizer(&self) -> Result<&Arc<Vocabulary>> {
-        self.tokenizer.as_ref().context("the model file has no tokenizer: give token ids with --ids")
+        let file = || format!("{} has no tokenizer, so it cannot be used with text", self.file_name());
+        self.tokenizer.as_ref().with_context(file)
+    }
+
+    /// Returns the tokenizer as [`Engine::tokenizer`] does, for commands that also take token ids.
+    ///
+    /// # Errors
+    /// The model file has none; the message names `--ids`.
+    pub fn tokenizer_or_ids(&self) -> Result<&Arc<Vocabulary>> {
+        self.tokenizer().map_err(|e| anyhow!("{e}; give token ids with --ids"))
+    }
+
+    fn file_name(&self) -> String {
+        self.file.paths().first().map(|path| path.display().to_string()).unwrap_or_default()
     }
 
     /// Encodes a prompt without a template; names of special tokens are ordinary text.
     pub fn raw_ids(&self, prompt: &Prompt) -> Result<Vec<u32>> {
         match prompt {
             Prompt::Ids(ids) => Ok(ids.clone()),
-            Prompt::Text(text) => Ok(self.tokenizer()?.encode(text)),
+            Prompt::Text(text) => Ok(self.tokenizer_or_ids()?.encode(text)),
         }
     }
 
@@ -264,7 +283,7 @@ fn not_finite_line(model: &str, found: &[NotFinite]) -> Option<String> {
     let first = found.first()?;
     let others = match found.len() - 1 {
         0 => String::new(),
-        n => format!(" ({n} other tensors too)"),
+        n => format!(" (and {})", counted(n, "other tensor")),
     };
-    Some(format!("warning: {model}: {first}{others}; replies may be void (kimi inspect --check)"))
+    Some(format!("warning: {model}: {first}{others}; replies may be meaningless (kimi inspect --check)"))
 }

@@ -12,13 +12,13 @@ pub enum Error {
         id: u32,
     },
     /// The sequence exceeds the context.
-    #[error("context: expected at most {limit} tokens, found {found}: raise --ctx or shorten the prompt")]
+    #[error("context: expected at most {limit} tokens, found {found}; raise --ctx or shorten the prompt")]
     Context { limit: u64, found: u64 },
     /// The prompt has no tokens.
     #[error("prompt: expected at least one token, found none")]
     Empty,
     /// All logits are NaN: the weights or the arithmetic are broken.
-    #[error("logits at position {position}: expected finite numbers, found only NaN")]
+    #[error("all logits at position {position} are NaN; check the model file with kimi inspect --check")]
     NotFinite {
         /// The position of the last processed token.
         position: usize,

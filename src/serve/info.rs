@@ -91,7 +91,7 @@ pub async fn model(
 /// Refused, because the model has no embeddings
 #[utoipa::path(post, path = "/v1/embeddings", responses(Refusals))]
 pub async fn embeddings() -> ApiError {
-    let why = "embeddings are not supported by this model";
+    let why = "kimi does not compute embeddings";
     let mut error = ApiError::malformed(StatusCode::BAD_REQUEST, format!("/v1/embeddings: {why}"));
     error.detail.code = Some("unsupported_endpoint");
     error

@@ -11,7 +11,9 @@ use crate::io::units::parse_size;
 use crate::runtime::chat_template;
 use crate::runtime::handle::EngineHandle;
 use crate::scheduler::{self, Gauges, Limits};
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Error, Result, anyhow, bail};
+use clap::builder::NonEmptyStringValueParser;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -37,10 +39,11 @@ pub struct ServeArgs {
     /// Another model name to accept in requests; may be repeated
     #[arg(long, value_name = "NAME")]
     alias: Vec<String>,
-    /// Maximum number of concurrent sequences
+    /// Maximum number of requests processed at the same time; others wait
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one())]
     parallel: usize,
-    /// Memory for the states of all sequences (default: half of the free memory; on a GPU at most what the model leaves)
+    /// Memory for the KV caches and recurrent states of all running requests (default: half of the free memory; on a GPU at
+    /// most what the model leaves free)
     #[arg(long, alias = "memory", value_name = "SIZE", value_parser = parse_size)]
     state_memory: Option<u64>,
     /// Maximum number of waiting requests; more are refused with 429
@@ -65,7 +68,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     max_connections: Option<usize>,
     /// API key to require; may be repeated. Other users can see it in the process list
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", value_parser = NonEmptyStringValueParser::new())]
     api_key: Vec<String>,
     /// File with API keys, one per line
     #[arg(long, value_name = "FILE")]
@@ -137,7 +140,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions> {
         let text = crate::io::prompt::read_text(path)?;
         keys.extend(text.lines().map(str::trim).filter(|l| !l.is_empty()).map(str::to_owned));
         if keys.is_empty() {
-            bail!("{}: expected one key per line, found none", path.display());
+            bail!("{} has no API keys, one per line", path.display());
         }
     }
     let max_body = (args.max_body as usize) << 20;
@@ -172,7 +175,12 @@ fn http_limits(args: &ServeArgs, max_body: usize) -> HttpLimits {
 /// Binds the address and sets the Host policy for it.
 async fn bind(args: &ServeArgs, options: &mut ServeOptions) -> Result<TcpListener> {
     let address = format!("{}:{}", args.host, args.port);
-    let listener = TcpListener::bind(&address).await.with_context(|| address.clone())?;
+    let listener = TcpListener::bind(&address).await.map_err(|e| match e.kind() {
+        ErrorKind::AddrInUse => {
+            anyhow!("{address} is in use; choose another port with --port (0: a free port)")
+        }
+        _ => Error::new(e).context(address.clone()),
+    })?;
     let address = listener.local_addr()?;
     tracing::info!(%address, connections = options.http.connections, "listening");
     if !address.ip().is_loopback() && options.keys.is_empty() {

@@ -135,7 +135,7 @@ fn bias(bias: Option<&BTreeMap<String, f32>>, vocab: usize) -> Result<Vec<(u32, 
 fn stops(generation: &Generation) -> Result<Vec<String>, ApiError> {
     let stops = generation.stop.clone().map(|s| s.into_list()).unwrap_or_default();
     if stops.len() > MAX_STOPS {
-        let why = format!("expected at max {MAX_STOPS} strings, found {}", stops.len());
+        let why = format!("expected at most {MAX_STOPS} strings, found {}", stops.len());
         return Err(ApiError::invalid("stop", why));
     }
     if stops.iter().any(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
@@ -149,7 +149,7 @@ fn max_tokens(app: &App, ready: &Ready, prompt: u64, generation: &Generation) ->
     let requested = generation.max_completion_tokens.or(generation.max_tokens);
     let wanted = requested.unwrap_or(app.options.max_tokens);
     if wanted == 0 {
-        return Err(ApiError::invalid("max_tokens", "expected at min 1, found 0"));
+        return Err(ApiError::invalid("max_tokens", "expected at least 1, found 0"));
     }
     let (limit, bytes) = (ready.limits.bytes, StateBytes::new(&ready.engine));
     let fits =

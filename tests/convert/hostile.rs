@@ -90,11 +90,11 @@ fn fifos_and_devices_are_not_waited_for() {
     for name in
         [CONFIG, INDEX, SHARD, "tokenizer_config.json", "generation_config.json", "chat_template.jinja"]
     {
-        refused_files(name, "file: expected a regular file, found a FIFO", |dir| {
+        refused_files(name, " is a FIFO, not a file", |dir| {
             let _ = fs::remove_file(dir.join(name));
             assert!(std::process::Command::new("mkfifo").arg(dir.join(name)).status().unwrap().success());
         });
-        refused_files(name, "file: expected a regular file, found a device", |dir| {
+        refused_files(name, " is a device, not a file", |dir| {
             let _ = fs::remove_file(dir.join(name));
             std::os::unix::fs::symlink("/dev/zero", dir.join(name)).unwrap();
         });
@@ -105,7 +105,7 @@ fn fifos_and_devices_are_not_waited_for() {
 fn shards() {
     let lost = "expected its shard model-00002-of-00002.safetensors, found no such file";
     refused_files(INDEX, lost, |dir| fs::remove_file(dir.join(SHARD)).unwrap());
-    refused_files(SHARD, "expected a regular file, found a directory", |dir| {
+    refused_files(SHARD, " is a directory, not a file", |dir| {
         fs::remove_file(dir.join(SHARD)).unwrap();
         fs::create_dir(dir.join(SHARD)).unwrap();
     });
@@ -201,7 +201,9 @@ fn values_that_are_no_numbers() {
 
 #[test]
 fn configs() {
-    refused_files(CONFIG, "No such file or directory", |dir| fs::remove_file(dir.join(CONFIG)).unwrap());
+    refused_files(CONFIG, " is not a checkpoint: it has no config.json", |dir| {
+        fs::remove_file(dir.join(CONFIG)).unwrap()
+    });
     refused_files(CONFIG, "line 1: expected JSON", |dir| fs::write(dir.join(CONFIG), "{").unwrap());
     refused_files(CONFIG, "recursion limit", |dir| fs::write(dir.join(CONFIG), "[".repeat(1 << 20)).unwrap());
     refused_json(CONFIG, "kv_lora_rank: expected a whole number from 1 to 65536, found nothing", |json| {

@@ -72,7 +72,7 @@ pub struct TensorInfo {
     pub file: usize,
 }
 
-/// An error of a file, with place, expected and found in one line. `Display` truncates names and values from the file to
+/// An error of a file in one line, mostly with place, expected and found. `Display` truncates names and values from the file to
 /// [`MAX_SHOWN`] bytes and escapes their control characters.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -83,6 +83,40 @@ pub enum Error {
         path: String,
         /// The error that the operating system returned.
         source: std::io::Error,
+    },
+    /// The contents contradict themselves, which has no expected value to name.
+    #[error("{}: {}: {}", shown_path(path), shown(place), shown(problem))]
+    Invalid {
+        /// Path of the invalid file, for the message.
+        path: String,
+        /// Byte offset, key or tensor.
+        place: String,
+        /// What is wrong there.
+        problem: String,
+    },
+    /// The path is no GGUF file.
+    #[error("{} is not a GGUF file; it begins with \"{begin}\"", shown_path(path))]
+    NotGguf {
+        /// Path of the file.
+        path: String,
+        /// Its first bytes, escaped.
+        begin: String,
+    },
+    /// The path is not a regular file.
+    #[error("{} is {found}, not a file", shown_path(path))]
+    NotRegular {
+        /// Path that was to be opened.
+        path: String,
+        /// The type of the file.
+        found: &'static str,
+    },
+    /// Another process wrote to the file while it was open.
+    #[error("{} was overwritten while loaded ({change})", shown_path(path))]
+    Overwritten {
+        /// Path that the file was opened by.
+        path: String,
+        /// What has changed: the size or the modification time.
+        change: String,
     },
     /// The contents are malformed, contradictory or unsupported.
     #[error("{}: {}: expected {}, found {}", shown_path(path), shown(place), shown(expected), shown(found))]
@@ -115,6 +149,12 @@ impl Error {
         let line = |text: &dyn Display| shown(&text.to_string());
         let (path, place) = (path.to_owned(), line(&place));
         Error::Bad { path, place, expected: line(&expected), found: line(&found) }
+    }
+
+    /// `Invalid`, with text from the file truncated.
+    pub fn invalid(path: &str, place: impl Display, problem: impl Display) -> Error {
+        let line = |text: &dyn Display| shown(&text.to_string());
+        Error::Invalid { path: path.to_owned(), place: line(&place), problem: line(&problem) }
     }
 
     /// `Io` about a path, for `map_err`.

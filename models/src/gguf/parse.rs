@@ -52,7 +52,7 @@ pub fn parse(path: &str, bytes: &[u8]) -> Result<Header, Error> {
     for index in 0..n_tensors {
         let tensor = c.tensor(index, alignment)?;
         if !names.insert(tensor.name.clone()) {
-            return Err(Error::bad(path, quoted("tensor", &tensor.name), "one of that name", "two"));
+            return Err(Error::invalid(path, quoted("tensor", &tensor.name), "duplicate tensor name"));
         }
         tensors.push(tensor);
     }
@@ -89,13 +89,10 @@ fn check_extents(path: &str, tensors: &[TensorInfo], len: u64) -> Result<(), Err
         let place = || quoted("tensor", &tensor.name);
         let end = tensor.offset.checked_add(tensor.bytes).filter(|end| *end <= len);
         if end.is_none() {
-            let found = format!("{} from offset {}", tensor.bytes, tensor.offset);
-            return Err(Error::bad(
-                path,
-                place(),
-                format!("data within the file's {len} bytes of it"),
-                found,
-            ));
+            let (bytes, offset) = (tensor.bytes, tensor.offset);
+            let problem =
+                format!("{bytes} bytes at offset {offset} exceed the file's {len} bytes of tensor data");
+            return Err(Error::invalid(path, place(), problem));
         }
         if let Some(b) = before
             && tensor.offset < b.offset + b.bytes
@@ -121,6 +118,10 @@ impl<'a> Cursor<'a> {
 
     fn bad<T>(&self, what: &str, expected: &str, found: impl std::fmt::Display) -> Result<T, Error> {
         Err(Error::bad(self.path, format_args!("byte {}, {what}", self.at), expected, found))
+    }
+
+    fn invalid(&self, what: &str, problem: &str) -> Error {
+        Error::invalid(self.path, format_args!("byte {}, {what}", self.at), problem)
     }
 
     fn take(&mut self, n: usize, what: &str) -> Result<&'a [u8], Error> {
@@ -161,8 +162,8 @@ impl<'a> Cursor<'a> {
     fn magic_and_version(&mut self) -> Result<(), Error> {
         let magic: [u8; 4] = self.array("magic")?;
         if magic != *b"GGUF" {
-            self.at = 0;
-            return self.bad("magic", "GGUF", format_args!("\"{}\"", magic.escape_ascii()));
+            let begin = magic.escape_ascii().to_string();
+            return Err(Error::NotGguf { path: self.path.to_owned(), begin });
         }
         let version = self.u32("version")?;
         self.at -= 4;
@@ -197,7 +198,7 @@ impl<'a> Cursor<'a> {
             let key = self.string(&format!("key {index}"))?;
             let what = quoted("value of", key);
             if !keys.insert(key) {
-                return self.bad(&what, "each key once", "it twice");
+                return Err(self.invalid(&quoted("key", key), "duplicate key"));
             }
             let kind = self.kind(&what)?;
             pairs.push((key.to_owned(), self.value(kind, &what)?));
@@ -243,7 +244,7 @@ impl<'a> Cursor<'a> {
 
     fn elements(&mut self, what: &str, depth: usize) -> Result<Array, Error> {
         if depth == 0 {
-            return self.bad(what, &format!("arrays {MAX_DEPTH} deep at most"), "more");
+            return Err(self.invalid(what, &format!("arrays are nested deeper than {MAX_DEPTH}")));
         }
         let kind = self.kind(&format!("the elements of {what}"))?;
         let n = self.count(&format!("length of {what}"), kind.min_bytes())?;
@@ -394,7 +395,8 @@ mod tests {
     fn hostile_starts_and_counts() {
         let raw = |bytes: &[u8]| Raw(bytes.to_vec());
         refused(raw(b""), "byte 0, magic: expected 4 bytes, found the file's end after 0");
-        refused(raw(b"GGML"), r#"byte 0, magic: expected GGUF, found "GGML""#);
+        let error = parse("f", b"GG\"\n").unwrap_err().to_string();
+        assert_eq!(error, r#"f is not a GGUF file; it begins with "GG\"\n""#);
         refused(raw(b"GGUF\x01\0\0\0"), "byte 4, version: expected GGUF version 2 or 3, found 1");
         refused(
             raw(b"GGUF\0\0\0\x03"),
@@ -422,9 +424,9 @@ mod tests {
         let most = "expected at most 0, which the file has room for, found 9223372036854775808";
         refused(pair(9).u32(4).u64(1 << 63), &format!("byte 41, length of value of \"k\": {most}"));
         let nested = (0..9).fold(pair(9), |raw, _| raw.u32(9).u64(1)).u32(0).u64(0);
-        refused(nested, r#"byte 133, value of "k": expected arrays 8 deep at most, found more"#);
+        refused(nested, r#"byte 133, value of "k": arrays are nested deeper than 8"#);
         let twice = Raw::new(0, 2).pair("k", 0).bytes(&[0]).pair("k", 0).bytes(&[0]);
-        refused(twice, r#"byte 47, value of "k": expected each key once, found it twice"#);
+        refused(twice, r#"byte 47, key "k": duplicate key"#);
         for alignment in [0, 24, 1 << 31] {
             let raw = Raw::new(0, 1).pair(ALIGNMENT_KEY, 4).u32(alignment);
             let expected = "expected a power of two up to 1048576 as u32";
@@ -452,12 +454,14 @@ mod tests {
         refused(one(&[4], 19, 0), &at(45, &format!("{types} IQ1_S (type 19)")));
         refused(one(&[4], 77, 0), &at(45, &format!("{types} type 77")));
         refused(one(&[4], 0, 8), &at(49, "expected an offset that is a multiple of 32, found 8"));
-        let past = "tensor \"t\": expected data within the file's 64 bytes of it, found";
-        refused(one(&[4], 0, 64), &format!("{past} 16 from offset 64"));
-        refused(one(&[4], 0, u64::MAX - 31), &format!("{past} 16 from offset {}", u64::MAX - 31));
+        let past = |offset: u64| {
+            format!("tensor \"t\": 16 bytes at offset {offset} exceed the file's 64 bytes of tensor data")
+        };
+        refused(one(&[4], 0, 64), &past(64));
+        refused(one(&[4], 0, u64::MAX - 31), &past(u64::MAX - 31));
         let two =
             |name, offset| Raw::new(2, 0).tensor("t", &[16], 0, 0).tensor(name, &[4], 0, offset).data(96);
-        refused(two("t", 64), r#"tensor "t": expected one of that name, found two"#);
+        refused(two("t", 64), r#"tensor "t": duplicate tensor name"#);
         refused(two("u", 32), r#"tensor "u": expected an offset from 64 on, after "t", found 32"#);
         assert_eq!(parse("f", &two("u", 64).0).unwrap().tensors.len(), 2);
     }

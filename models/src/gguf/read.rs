@@ -142,7 +142,8 @@ impl Gguf {
             for tensor in header.tensors {
                 if all.by_name.insert(tensor.name.clone(), all.tensors.len()).is_some() {
                     let (path, place) = (path.display().to_string(), format!("tensor {:?}", tensor.name));
-                    return Err(Error::bad(&path, place, "it in one part of the split", "it in two"));
+                    let problem = "duplicate tensor name, in two parts of the split";
+                    return Err(Error::invalid(&path, place, problem));
                 }
                 all.tensors.push(TensorInfo { file, ..tensor });
             }
@@ -211,8 +212,7 @@ impl Gguf {
         for (path, part) in self.paths.iter().zip(&self.parts) {
             let Some(source) = &part.source else { continue };
             if let Some(found) = source.change().map_err(Error::io(path))? {
-                let expected = format!("the {} bytes that were opened", source.bytes);
-                return Err(Error::bad(&path.display().to_string(), "file in use", expected, found));
+                return Err(Error::Overwritten { path: path.display().to_string(), change: found });
             }
         }
         Ok(())
@@ -287,9 +287,9 @@ impl OpenFile {
     fn change(&self) -> std::io::Result<Option<String>> {
         let about = self.file.metadata()?;
         if about.len() != self.bytes {
-            return Ok(Some(format!("{} bytes", about.len())));
+            return Ok(Some(format!("{} bytes instead of {}", about.len(), self.bytes)));
         }
-        Ok((about.modified().ok() != self.modified).then(|| "the same size written again".to_owned()))
+        Ok((about.modified().ok() != self.modified).then(|| "written again with the same size".to_owned()))
     }
 }
 
@@ -360,12 +360,7 @@ mod tests {
             &["b", "c"],
             "x-00001-of-00002.gguf: split.tensors.count: expected 3, found U16(2)",
         );
-        check(
-            second,
-            [1, 2, 2],
-            &["a"],
-            "tensor \"a\": expected it in one part of the split, found it in two",
-        );
+        check(second, [1, 2, 2], &["a"], "tensor \"a\": duplicate tensor name, in two parts of the split");
         check(
             first,
             [0, 7, 2],
@@ -384,7 +379,7 @@ mod tests {
         std::os::unix::fs::symlink("/dev/zero", path("zero")).unwrap();
         for (name, found) in [("fifo", "a FIFO"), ("socket", "a socket"), ("zero", "a device")] {
             let error = Gguf::open(path(name)).unwrap_err().to_string();
-            let expected = format!("{}: file: expected a regular file, found {found}", path(name).display());
+            let expected = format!("{} is {found}, not a file", path(name).display());
             assert_eq!(error, expected);
         }
     }
@@ -399,11 +394,15 @@ mod tests {
         let opened = Gguf::open(&path).unwrap();
         opened.check_unchanged().unwrap();
         let found = || opened.check_unchanged().unwrap_err().to_string();
-        let expected = format!("x.gguf: file in use: expected the {bytes} bytes that were opened, found");
+        let expected = "x.gguf was overwritten while loaded";
         file().set_modified(SystemTime::UNIX_EPOCH).unwrap();
-        assert!(found().ends_with(&format!("{expected} the same size written again")), "{}", found());
+        assert!(found().ends_with(&format!("{expected} (written again with the same size)")), "{}", found());
         file().set_len(bytes - 1).unwrap();
-        assert!(found().ends_with(&format!("{expected} {} bytes", bytes - 1)), "{}", found());
+        assert!(
+            found().ends_with(&format!("{expected} ({} bytes instead of {bytes})", bytes - 1)),
+            "{}",
+            found()
+        );
         file().set_len(bytes).unwrap();
         let opened = Gguf::open(&path).unwrap();
         std::fs::rename(&path, dir.path().join("y.gguf")).unwrap();
@@ -423,7 +422,7 @@ mod tests {
         refused(file.u64("a").unwrap_err(), "x: a: expected an integer that is not negative, found I8(-1)");
         refused(file.str("b").unwrap_err(), "x: b: expected a string, found I64(7)");
         refused(file.str("c").unwrap_err(), "x: c: expected a string, found nothing");
-        refused(Gguf::open(dir.path()).unwrap_err(), "file: expected a regular file, found a directory");
+        refused(Gguf::open(dir.path()).unwrap_err(), " is a directory, not a file");
         std::fs::write(&path, b"").unwrap();
         refused(
             Gguf::open(&path).unwrap_err(),

@@ -39,7 +39,7 @@ impl Layout {
         let mut keys = HashSet::new();
         for (key, value) in &metadata.0 {
             if !keys.insert(key) {
-                return Err(Error::bad(OUTPUT, key, "each key once", "it twice"));
+                return Err(Error::invalid(OUTPUT, key, "duplicate key"));
             }
             put_string(&mut header, key);
             header.extend((value.kind() as u32).to_le_bytes());
@@ -515,7 +515,7 @@ pub(super) mod tests {
             refused(&[], &["a"], shape, &format!("{rows} {shape:?}"));
         }
         let twice = [("k", Value::U8(0)), ("k", Value::U8(0))];
-        refused(&twice, &[], &[], "k: expected each key once, found it twice");
+        refused(&twice, &[], &[], "k: duplicate key");
         let odd = [("general.alignment", Value::U32(24))];
         let expected = "expected a power of two up to 1048576 as u32, found U32(24)";
         refused(&odd, &[], &[], &format!("general.alignment: {expected}"));

@@ -123,7 +123,10 @@ impl<B: Backend> Loader<'_, B> {
 
     fn take(&self, name: &str, stored: QuantTensor) -> Result<B::Weight, Error> {
         let full = self.full_name(name);
-        self.backend.weight(stored).or_else(|e| self.bad(&full, "a weight that the device takes", e))
+        self.backend.weight(stored).map_err(|e| {
+            let path = self.file.paths().first().map(|p| p.display().to_string()).unwrap_or_default();
+            Error::invalid(&path, full, format_args!("the device cannot hold this weight: {e}"))
+        })
     }
 
     fn bad<T>(&self, place: &str, expected: impl Display, found: impl Display) -> Result<T, Error> {

@@ -13,6 +13,7 @@ use super::theme::{TextRole, Theme};
 use super::transcript::Transcript;
 use super::worker;
 use crate::io::errors::one_line;
+use crate::io::units::counted;
 use anyhow::Result;
 use crossterm::event::KeyEvent;
 use std::path::PathBuf;
@@ -234,7 +235,7 @@ impl App {
             Action::Type(text) => self.input.set(text),
             Action::Editor => return Some(Effect::Editor(self.input.text().to_owned())),
             Action::Copy(text) => {
-                self.transcript.note(&format!("{} bytes to the clipboard", text.len()), TextRole::Dim);
+                self.transcript.note(&format!("copied {}", counted(text.len(), "byte")), TextRole::Dim);
                 return Some(Effect::Copy(text));
             }
             Action::List => self.picker = Some(Picker::new(self.session.store.list())),

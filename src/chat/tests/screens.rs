@@ -167,7 +167,7 @@ fn a_failed_message_is_restored_with_its_attachments() {
     s.enters(&format!("/file {}", file.path().display()));
     assert!(s.rows()[11].starts_with("1 attached"));
     s.enters("what is this?");
-    assert!(s.rows().iter().any(|row| row.contains("1 lines, 13 bytes]")));
+    assert!(s.rows().iter().any(|row| row.contains("1 line, 13 bytes]")));
     s.send(Event::Worker(worker::Event::Failed("context: expected at most 9 tokens, found 10".into())));
     assert_eq!(s.rows()[10], "> what is this?");
     assert!(s.rows()[11].starts_with("1 attached"));

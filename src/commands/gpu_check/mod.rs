@@ -23,7 +23,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 /// The command-line arguments of `kimi gpu-check`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct GpuCheckArgs {
-    /// Small sizes, no kernel benchmarks, one repetition of --real
+    /// Use small sizes, skip the kernel benchmarks, and repeat the benchmarks of --real once only
     #[arg(long)]
     quick: bool,
     /// Run one part only: device, rows, products, delta, attention, experts, fused, models, times
@@ -32,22 +32,22 @@ pub struct GpuCheckArgs {
     /// Seed of the random inputs (default: from the clock)
     #[arg(long)]
     seed: Option<u64>,
-    /// Benchmark prefill and decode with this model; if missing, a random model of the real shape is written there
+    /// Benchmark prefill and decode with this model file; a missing file is created with the real shape and random weights
     #[arg(long, value_name = "FILE")]
     real: Option<PathBuf>,
-    /// Depths at which to measure decode and prefill
+    /// Context depths in tokens at which to measure prefill and decode
     #[arg(long, value_delimiter = ',', default_value = "0,32768,131072")]
     depth: Vec<usize>,
-    /// Depths at which to measure decode only
+    /// Context depths in tokens at which to measure decode only
     #[arg(long, value_delimiter = ',', default_value = "1040384")]
     far: Vec<usize>,
-    /// Also benchmark decode with this model of the real shape with MLA in every layer; written if missing
+    /// Also benchmark decode with this model file, of the real shape but with MLA in every layer; a missing file is created
     #[arg(long, value_name = "FILE", requires = "real")]
     all_mla: Option<PathBuf>,
-    /// Also benchmark with these limits of GPU memory
+    /// Also benchmark with GPU memory limited to these sizes, as on smaller cards
     #[arg(long, value_name = "SIZE", value_delimiter = ',', requires = "real")]
     cards: Vec<String>,
-    /// Prefill batch size in tokens of the benchmarks
+    /// Prefill batch size of the benchmarks in tokens
     #[arg(long, default_value_t = 4096)]
     batch: usize,
     /// Time limit of a part in seconds

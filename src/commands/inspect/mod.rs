@@ -8,7 +8,7 @@ mod values;
 
 use crate::io::host_memory;
 use crate::io::output::Output;
-use crate::io::units::grouped;
+use crate::io::units::{counted, grouped};
 use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use crate::runtime::builtin_model;
 use crate::runtime::chat_template;
@@ -64,7 +64,13 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     out.flush()?;
     match report.not_finite.as_deref() {
-        Some([first, others @ ..]) => bail!("{first} ({} other tensors too)", others.len()),
+        Some([first, others @ ..]) => {
+            let others = match others.len() {
+                0 => String::new(),
+                n => format!(" (and {})", counted(n, "other tensor")),
+            };
+            bail!("{}: {first}{others}", file.paths()[0].display())
+        }
         _ => Ok(()),
     }
 }
@@ -355,7 +361,7 @@ mod tests {
         assert_eq!(
             lines,
             [
-                r"a\u{1b}[2J, 1.3 KiB, 128 parameters, 8.50 bits a weight",
+                r"a\u{1b}[2J, 1.3 KiB, 128 parameters, 8.50 bits per weight",
                 "",
                 "metadata (2)",
                 r"  general.architecture  a\u{1b}[2J",

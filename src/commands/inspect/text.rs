@@ -21,7 +21,7 @@ pub fn print(r: &Report, metadata: &Metadata, out: &mut dyn Write) -> Result<()>
     }
     writeln!(
         out,
-        "{}, {}, {} parameters, {:.2} bits a weight\n",
+        "{}, {}, {} parameters, {:.2} bits per weight\n",
         shown(r.architecture.as_deref().unwrap_or("no architecture")),
         format_size(r.file_bytes),
         grouped(r.parameters),
@@ -99,7 +99,7 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
     line(
         out,
         &format!(
-            "activations, {} tokens a step (estimate)",
+            "activations, {} tokens per step (estimate)",
             m.batch.saturating_mul(MATERIALIZED_BATCH_FACTOR as u64)
         ),
         n.workspace_bytes,
@@ -124,10 +124,18 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
             "\n  {} are available; weights that do not fit are read from disk repeatedly",
             format_size(bytes)
         ),
-        None => writeln!(out, "\n  how much is available here is unknown"),
+        None => writeln!(out, "\n  the available memory is unknown"),
     }?;
-    writeln!(out, "\nwith --device cuda and so much free on the GPU")?;
-    m.on_gpu.iter().try_for_each(|line| writeln!(out, "  {line}"))
+    writeln!(out, "\nwith --device cuda, by free GPU memory")?;
+    // Larger cards with the same placement share a line.
+    let plan = |line: &String| line.split_once(": ").map(|(_, plan)| plan.to_owned());
+    for group in m.on_gpu.chunk_by(|a, b| plan(a) == plan(b)) {
+        match group {
+            [line] => writeln!(out, "  {line}")?,
+            group => writeln!(out, "  {}", group[0].replacen(" GiB: ", " GiB or more: ", 1))?,
+        }
+    }
+    Ok(())
 }
 
 /// Formats a value as one short line.

@@ -30,7 +30,7 @@ pub struct SynthArgs {
     /// Quantisation type, as for `convert`
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = Mix::from_name)]
     mix: Mix,
-    /// Quantisation type of tensors whose name matches; may be given several times, the last match wins
+    /// Quantisation type of tensors whose name matches; may be repeated, the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
     tensor_type: Vec<Override>,
     /// Seed of the weights
@@ -39,7 +39,7 @@ pub struct SynthArgs {
     /// Number of layers instead of the preset's; every fourth is MLA
     #[arg(long, value_name = "N")]
     layers: Option<u64>,
-    /// Config field to override, such as num_experts=24 or kda_heads=3; may be given several times
+    /// Config field to override, such as num_experts=24 or kda_heads=3; may be repeated
     #[arg(long, value_name = "FIELD=VALUE")]
     set: Vec<String>,
     /// Checkpoint directory with the tokenizer to embed (default: none, the model accepts token ids only)
@@ -64,7 +64,7 @@ pub fn run(args: &SynthArgs) -> Result<()> {
     let weights: u64 = layout.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum();
     let (bytes, seconds) = (layout.total_bytes() as f64, start.elapsed().as_secs_f64());
     tell(&format!(
-        "{}: {} tensors, {weights} parameters, {:.2} GiB, {:.2} bits a weight, in {seconds:.1} s ({:.2} GB/s)",
+        "{}: {} tensors, {weights} parameters, {:.2} GiB, {:.2} bits per weight, in {seconds:.1} s ({:.2} GB/s)",
         args.output.display(),
         layout.tensors().len(),
         bytes / f64::from(1 << 30),
