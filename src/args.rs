@@ -53,7 +53,7 @@ impl EngineArgs {
             mlock: self.mlock,
             device: self.device.options(),
             store: self.store.options(),
-            state_room: None,
+            max_state_bytes: None,
         }
     }
 }

@@ -140,7 +140,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
         let tokens = Arc::new(Mutex::new(vec![Vec::new(); 3]));
         let mut scheduler = Scheduler::new(&engine, Limits::new(3, 1 << 30));
         for (i, sampling) in how.iter().enumerate() {
-            let rules = GenerationParams {
+            let params = GenerationParams {
                 max_tokens: 5,
                 sampling: *sampling,
                 bias: Arc::default(),
@@ -154,8 +154,8 @@ fn rows_of_a_batch_are_read_one_by_one() {
             let namespace = Namespace::SHARED;
             scheduler.submit(scheduler::Request {
                 prompt,
-                checkpoints: Vec::new(),
-                rules,
+                snapshot_lengths: Vec::new(),
+                params,
                 logprobs,
                 tenant: 1,
                 namespace,

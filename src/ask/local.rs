@@ -1,4 +1,4 @@
-//! A [`Model`] that runs in this process. The files are prefilled once, with checkpoints for the prefix cache.
+//! A [`Model`] that runs in this process. The files are prefilled once, with snapshots for the prefix cache.
 
 use super::prefill_progress::PrefillProgress;
 use super::quote_constraint::QuoteIndex;
@@ -13,7 +13,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// Tokens between a checkpoint and the end of its file, as the tokens at the end depend on the next file.
+/// Tokens between a snapshot and the end of its file, as the tokens at the end depend on the next file.
 const MARGIN: usize = 8;
 
 /// An engine with one conversation about the files.
@@ -56,7 +56,7 @@ impl<'e> LocalModel<'e> {
         let restore_time = start.elapsed();
         let mut progress = PrefillProgress::new(self.engine, prompt.len(), found, self.args.quiet);
         let same = self.common.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-        self.session.checkpoint_at(&[&self.ends[..], &[same]].concat());
+        self.session.snapshot_at(&[&self.ends[..], &[same]].concat());
         self.session.question_at(same);
         if !self.has_files {
             let names: Vec<&str> = self.names.iter().map(String::as_str).collect();
@@ -133,7 +133,7 @@ fn common(engine: &EngineHandle, document: &str) -> Result<Vec<u32>> {
     Ok(common)
 }
 
-/// Approximate token offsets of the ends of all files but the last. Checkpoints there are reused when files are added.
+/// Approximate token offsets of the ends of all files but the last. Snapshots there are reused when files are added.
 fn ends(engine: &EngineHandle, documents: &[Document], common: usize) -> Result<Vec<usize>> {
     let tokenizer = engine.tokenizer()?;
     let (mut end, mut ends) = (common, Vec::new());

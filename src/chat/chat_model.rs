@@ -48,7 +48,7 @@ pub struct ModelInfo {
     /// The device, or the URL of the endpoint.
     pub runs_on: String,
     /// Context length in tokens; None if the endpoint does not report it.
-    pub context: Option<u64>,
+    pub context_limit: Option<u64>,
 }
 
 /// A model that replies to chats.
@@ -129,12 +129,12 @@ impl ChatModel for LocalModel<'_> {
         ModelInfo {
             name: self.name.clone(),
             runs_on: self.engine.describe(),
-            context: Some(self.engine.context),
+            context_limit: Some(self.engine.context),
         }
     }
 
     fn save_state(&mut self) {
-        self.session.checkpoint_to_disk();
+        self.session.snapshot_to_disk();
     }
 
     fn reply(

@@ -406,17 +406,18 @@ impl ChatSession {
 
     fn stats(&self) -> String {
         let last = self.last.as_ref().map_or("no reply yet".to_owned(), |stats| stats.line());
-        let of = self.model_info.context.map_or(String::new(), |n| format!(" of {n}"));
-        format!("{last}\ncontext {}{of} tokens", self.context())
+        let of = self.model_info.context_limit.map_or(String::new(), |n| format!(" of {n}"));
+        format!("{last}\ncontext {}{of} tokens", self.used_tokens())
     }
 
     /// Tokens in the context after the last reply, 0 before the first one.
-    pub fn context(&self) -> usize {
+    pub fn used_tokens(&self) -> usize {
         self.last.as_ref().map_or(0, |s| s.prefill.reused + s.prefill.computed + s.generated)
     }
 
     fn describe_model(&self) -> String {
-        let context = self.model_info.context.map_or(String::new(), |n| format!(", context {n} tokens"));
+        let context =
+            self.model_info.context_limit.map_or(String::new(), |n| format!(", context {n} tokens"));
         format!("{} on {}{context}", self.model_info.name, self.model_info.runs_on)
     }
 }

@@ -9,14 +9,14 @@ use std::ops::ControlFlow;
 
 pub struct RemoteModel {
     remote: Remote,
-    context: Option<u64>,
+    context_limit: Option<u64>,
 }
 
 impl RemoteModel {
     /// Fails if the endpoint lists models and this one is not among them.
     pub fn new(remote: Remote) -> Result<Self> {
-        let context = remote.context()?;
-        Ok(RemoteModel { remote, context })
+        let context_limit = remote.context()?;
+        Ok(RemoteModel { remote, context_limit })
     }
 }
 
@@ -38,7 +38,7 @@ impl ChatModel for RemoteModel {
         ModelInfo {
             name: self.remote.model.clone(),
             runs_on: self.remote.base().to_owned(),
-            context: self.context,
+            context_limit: self.context_limit,
         }
     }
 

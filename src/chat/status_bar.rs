@@ -37,10 +37,10 @@ pub fn status(app: &App, columns: usize) -> String {
     let session = &app.session;
     let used = match app.state {
         State::Prefill { done, .. } => done,
-        State::Decode { tokens, .. } => app.prompt + tokens,
-        _ => session.context(),
+        State::Decode { tokens, .. } => app.prompt_tokens + tokens,
+        _ => session.used_tokens(),
     };
-    let context = match session.model_info.context {
+    let context = match session.model_info.context_limit {
         Some(limit) => {
             format!("{} of {} tokens", grouped(used), grouped(usize::try_from(limit).unwrap_or(0)))
         }

@@ -2,7 +2,7 @@
 //!
 //! From top to bottom: the transcript, the activity line, the input and the status bar.
 
-use super::app::App;
+use super::app::{App, CHROME_ROWS};
 use super::command::COMMANDS;
 use super::layout::Row;
 use super::picker::{self, Picker};
@@ -27,8 +27,8 @@ pub fn view(app: &App, frame: &mut Frame<'_>) {
     if area.height < 3 || area.width < 4 {
         return;
     }
-    let input = app.input_rows().min(area.height - 2);
-    let transcript = Rect { height: area.height - input - 2, ..area };
+    let input = app.input_rows().min(area.height - CHROME_ROWS);
+    let transcript = Rect { height: area.height - input - CHROME_ROWS, ..area };
     let activity_line = Rect { y: transcript.bottom(), height: 1, ..area };
     let input_area = Rect { y: activity_line.bottom(), height: input, ..area };
     let status = Rect { y: input_area.bottom(), height: 1, ..area };

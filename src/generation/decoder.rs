@@ -75,18 +75,18 @@ pub struct Decoder<'e> {
 
 impl<'e> Decoder<'e> {
     /// Creates a decoder of the reply to `prompt`.
-    pub fn new(engine: &'e EngineBase, prompt: Arc<[u32]>, rules: GenerationParams) -> Self {
+    pub fn new(engine: &'e EngineBase, prompt: Arc<[u32]>, params: GenerationParams) -> Self {
         let tokenizer = engine.tokenizer.as_deref();
         // The last token need not fit into the context, because no logits are computed after it.
-        let room = (engine.context + 1).saturating_sub(prompt.len() as u64);
-        let room = usize::try_from(room).unwrap_or(usize::MAX);
+        let reply_budget = (engine.context + 1).saturating_sub(prompt.len() as u64);
+        let reply_budget = usize::try_from(reply_budget).unwrap_or(usize::MAX);
         Decoder {
-            sampler: Sampler::new(rules.sampling).with_bias(rules.bias),
-            constraint: rules.constraint,
-            text: tokenizer.map(|t| Detokenizer::new(t, rules.stops)),
-            ends: tokenizer.filter(|_| !rules.ignore_end).map_or(&[], |t| t.eog_tokens()),
+            sampler: Sampler::new(params.sampling).with_bias(params.bias),
+            constraint: params.constraint,
+            text: tokenizer.map(|t| Detokenizer::new(t, params.stops)),
+            ends: tokenizer.filter(|_| !params.ignore_end).map_or(&[], |t| t.eog_tokens()),
             tokens: Vec::new(),
-            limit: prompt.len().saturating_add(rules.max_tokens.min(room)),
+            limit: prompt.len().saturating_add(params.max_tokens.min(reply_budget)),
             prompt,
         }
     }

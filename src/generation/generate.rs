@@ -66,7 +66,7 @@ pub fn generate_on<B: Backend>(
     if let FinishReason::NotFinite(position) = ended {
         return Err(Error::NotFinite { position });
     }
-    session.checkpoint();
+    session.snapshot();
     let expert_cache = session.engine().backend.expert_cache_stats();
     let expert_cache = expert_cache.map(|now| now - before).filter(|expert_cache| expert_cache.lookups > 0);
     let stats = Stats { prefill, prefill_time, generated, decode_time, expert_cache, ended };
@@ -79,7 +79,7 @@ fn reply<B: Backend>(
     request: Request<'_>,
     on: &mut dyn FnMut(EngineEvent) -> ControlFlow<()>,
 ) -> Result<(usize, FinishReason), Error> {
-    let rules = GenerationParams {
+    let params = GenerationParams {
         max_tokens: request.max_tokens,
         sampling: request.sampling,
         bias: Arc::default(),
@@ -87,7 +87,7 @@ fn reply<B: Backend>(
         stops: request.stops.to_vec(),
         ignore_end: request.ignore_end,
     };
-    let mut reply = Decoder::new(session.engine(), request.prompt.into(), rules);
+    let mut reply = Decoder::new(session.engine(), request.prompt.into(), params);
     loop {
         let Choice { token, text, ended } = reply.next_token(&session.logits_row().ok_or(Error::Empty)?);
         let mut flow = ControlFlow::Continue(());

@@ -9,7 +9,7 @@ use super::file::{self, Header, Id, check, id_of, same};
 use super::key::Key;
 use super::namespace::Namespace;
 use super::state_dtype::StateType;
-use super::{CHECKPOINT_INTERVAL_TOKENS, Hit, Sizes, Snapshot, Source};
+use super::{Hit, SNAPSHOT_INTERVAL_TOKENS, Sizes, Snapshot, Source};
 use crate::io::log::Log;
 use crate::io::private_file;
 use kernels::backend::{Backend, CacheFormat};
@@ -384,13 +384,13 @@ impl Disk {
     }
 }
 
-/// Returns the rows files that are missing after a chain. Each ends at a checkpoint interval at the latest, which
+/// Returns the rows files that are missing after a chain. Each ends at a snapshot interval at the latest, which
 /// bounds the memory of writing one.
 fn pieces(root: Id, tokens: &[u32], chain: &[Piece]) -> Vec<Piece> {
     let (mut before, mut parent) = (end(chain), chain.last().map_or(root, |p| p.id));
     let mut pieces = Vec::new();
     while before < tokens.len() {
-        let to = tokens.len().min((before / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS);
+        let to = tokens.len().min((before / SNAPSHOT_INTERVAL_TOKENS + 1) * SNAPSHOT_INTERVAL_TOKENS);
         let id = file::chain(parent, &tokens[before..to]);
         pieces.push(Piece { id, parent, before, len: to - before });
         (before, parent) = (to, id);

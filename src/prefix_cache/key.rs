@@ -44,8 +44,8 @@ impl Key {
 
     /// Adds the ids that open a reply if they differ from those of the model file's template: the attention path of a
     /// token depends on them.
-    pub fn with_opening(mut self, opening: Option<&[u32]>) -> Key {
-        if let Some(ids) = opening {
+    pub fn with_reply_prefix(mut self, reply_prefix_ids: Option<&[u32]>) -> Key {
+        if let Some(ids) = reply_prefix_ids {
             self.settings.push_str(&format!(" {ids:?}"));
         }
         self
@@ -116,7 +116,7 @@ mod tests {
         ];
         let unlike: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(unlike.len(), keys.len());
-        let opened = |opening: Option<&[u32]>| Key::known(7).with_opening(opening).settings;
+        let opened = |ids: Option<&[u32]>| Key::known(7).with_reply_prefix(ids).settings;
         assert_eq!(opened(None), "");
         assert_ne!(opened(Some(&[1])), opened(Some(&[2])));
         let again = key::<Cpu>(&file("a", &zeros), CacheFormat::F16, StateType::F32, PromptLayout::One);

@@ -1,11 +1,11 @@
 //! Prefix cache: snapshots of model states by their tokens, so that prefill resumes from the longest cached prefix.
 //!
-//! A snapshot is the state after some tokens: KDA states and convolution inputs, the KV cache rows (shared with the
-//! sequences that continue it) and the last logits. [`Store::longest_prefix`] finds the snapshot that covers most of a
-//! prompt. A state is used only for exactly its tokens, so a hit is bit-identical to prefill on the same device (close,
-//! if states are stored in 16 bits or the GPU caches some experts). Threads share a store; states are copied outside
-//! its lock. With a directory, a writer thread also stores snapshots that save much prefill on disk. Next: [`tree`] (in
-//! memory), [`disk`], [`namespace`] (tenants).
+//! A snapshot is the state of the model after a sequence of tokens: KDA states, convolution inputs, KV cache rows (shared
+//! with the sequences that continue it) and the last logits. [`Store::longest_prefix`] returns the snapshot of the longest
+//! prefix of a prompt. A state is used only for exactly its tokens, so a hit gives the same bits as prefill on the same
+//! device (nearly the same if states are stored in 16 bits or the GPU caches some experts). Threads share a store; states
+//! are copied outside its lock. With a directory, a writer thread also stores snapshots that save much prefill on disk.
+//! Next: [`tree`] (in memory), [`disk`], [`namespace`] (tenants).
 
 pub mod disk;
 pub mod disk_index;
@@ -29,10 +29,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tree::Tree;
 use writer::Writer;
 
-/// The checkpoint interval of long prompts, in tokens. A checkpoint of the real model costs 43 MiB, as much as the KV
+/// The snapshot interval of long prompts, in tokens. A snapshot of the real model costs 43 MiB, as much as the KV
 /// cache of 5,500 tokens, and an edit or a stop repeats half an interval on average: one or two minutes on a CPU, a
 /// second on a GPU. Half the interval would double the memory to save a minute.
-pub const CHECKPOINT_INTERVAL_TOKENS: usize = 8192;
+pub const SNAPSHOT_INTERVAL_TOKENS: usize = 8192;
 
 /// Rows that a snapshot may not share: the backend shares rows in segments, and copies the last one when a state is
 /// continued.

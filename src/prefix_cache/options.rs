@@ -30,10 +30,10 @@ pub struct StoreOptions {
     /// The prompt layout, part of the cache key.
     pub layout: PromptLayout,
     /// The ids that `--chat-template` emits before a reply, part of the cache key.
-    pub opening: Option<Vec<u32>>,
+    pub reply_prefix_ids: Option<Vec<u32>>,
 }
 
-/// Holds a million tokens of the real model, 13.3 GiB (7.9 GiB of rows and 128 checkpoints of 43 MiB), and more.
+/// Holds a million tokens of the real model, 13.3 GiB (7.9 GiB of rows and 128 snapshots of 43 MiB), and more.
 const DISK_BYTES: u64 = 20 << 30;
 
 impl StoreOptions {
@@ -74,7 +74,7 @@ impl StoreOptions {
         folder.warning().iter().for_each(|line| log(line));
         let fingerprint = Fingerprint::new(file, &folder.dir);
         let key = Key::new::<B>(fingerprint, shape.cache, shape.sizes, (self.cache_state, self.layout));
-        let key = key.with_opening(self.opening.as_deref());
+        let key = key.with_reply_prefix(self.reply_prefix_ids.as_deref());
         let disk = Disk::new(folder, key, shape.clone(), self.cache_state, log);
         Ok(Store::with_disk(b, shape, ram, disk)?)
     }

@@ -39,7 +39,7 @@ impl Position {
 /// Finds the boundaries of messages and replies by the special tokens and the ids that open a reply.
 pub struct MessageBoundaries<'a> {
     /// The ids that the chat template emits before a reply.
-    pub opening: &'a [u32],
+    pub reply_prefix_ids: &'a [u32],
     /// Identifies special tokens; `None` for a model file that has no tokenizer.
     pub tokenizer: Option<&'a Vocabulary>,
 }
@@ -99,8 +99,9 @@ impl MessageBoundaries<'_> {
     /// Returns whether a reply opens here: `before` ends with the opening up to its last special token, and `after`
     /// starts with the remaining ordinary tokens.
     fn opens(&self, before: &[u32], after: &[u32]) -> bool {
-        let special = self.opening.iter().rposition(|id| self.is_special(*id)).map_or(0, |at| at + 1);
-        let (head, tail) = self.opening.split_at(special);
+        let special =
+            self.reply_prefix_ids.iter().rposition(|id| self.is_special(*id)).map_or(0, |at| at + 1);
+        let (head, tail) = self.reply_prefix_ids.split_at(special);
         special > 0 && before.ends_with(head) && after.starts_with(tail)
     }
 
@@ -114,7 +115,7 @@ impl MessageBoundaries<'_> {
 }
 
 /// Returns the ids that a template emits before a reply; empty if they cannot be determined.
-pub fn opening(template: Option<&Template>, tokenizer: Option<&Vocabulary>) -> Vec<u32> {
+pub fn reply_prefix(template: Option<&Template>, tokenizer: Option<&Vocabulary>) -> Vec<u32> {
     let (Some(template), Some(tokenizer)) = (template, tokenizer) else { return Vec::new() };
     let render = |open| template.render(&[Message::new("user", "x")], &[], open, &Map::new()).ok();
     let Some(history) = render(false) else { return Vec::new() };

@@ -60,8 +60,9 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
             args.batch
         ));
     }
-    let [room, _] = plan.requirements.staging_stacks.filter(|_| plan.staging > 0).unwrap_or_default();
-    cuda.limit_stacks(plan.layer_bytes, room, plan.slots)?;
+    let [staging_bytes, _] =
+        plan.requirements.staging_stacks.filter(|_| plan.staging > 0).unwrap_or_default();
+    cuda.limit_stacks(plan.layer_bytes, staging_bytes, plan.slots)?;
     // The context is limited to the plan. Snapshots in memory are on the device and get half of the memory that is
     // left.
     let spare = free.saturating_sub(plan.gpu) / 2;
@@ -76,7 +77,7 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
     }
     args.store.cache_ram = Some(snapshots);
     // All concurrent sequences share the memory planned for one sequence and the rest.
-    args.state_room =
+    args.max_state_bytes =
         Some(free.saturating_sub(plan.gpu) - snapshots + plan.requirements.state + plan.requirements.cache);
     Ok(Chosen::Cuda(Box::new(cuda), args))
 }

@@ -49,7 +49,7 @@ pub struct EngineBase {
     /// The chat template; `None` without a tokenizer.
     pub template: Option<Template>,
     /// The ids that the template emits before a reply.
-    pub opening: Vec<u32>,
+    pub reply_prefix_ids: Vec<u32>,
     /// Maximum tokens of a sequence.
     pub context: u64,
     /// Prefill batch size in tokens.
@@ -57,7 +57,7 @@ pub struct EngineBase {
     /// The data type of the KV cache.
     pub cache: CacheFormat,
     /// Maximum bytes of the states of all sequences on a GPU; `None` on the CPU.
-    pub state_room: Option<u64>,
+    pub max_state_bytes: Option<u64>,
     pub file: Gguf,
     /// Receives warnings, one line each.
     log: Arc<Log>,
@@ -110,13 +110,13 @@ impl<B: Backend> Engine<B> {
         let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?.map(Arc::new);
         let choice = args.chat_template.as_deref();
         let template = tokenizer.as_ref().map(|t| chat_template::open(choice, &file, t)).transpose()?;
-        let opening = attention_path::opening(template.as_ref(), tokenizer.as_deref());
+        let reply_prefix_ids = attention_path::reply_prefix(template.as_ref(), tokenizer.as_deref());
         let context = args.ctx.unwrap_or(model.config.context);
-        let (batch, cache, state_room) = (args.batch, args.cache_type, args.state_room);
+        let (batch, cache, max_state_bytes) = (args.batch, args.cache_type, args.max_state_bytes);
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
-        let changed_opening = choice.map(|_| opening.clone());
-        let options = StoreOptions { opening: changed_opening, ..args.store.clone() };
+        let changed_reply_prefix = choice.map(|_| reply_prefix_ids.clone());
+        let options = StoreOptions { reply_prefix_ids: changed_reply_prefix, ..args.store.clone() };
         let store_log = Box::new(move |line: &str| store_log(line));
         let store = Arc::new(options.open(&backend, &file, shape, store_log)?);
         let (config, change_reported) = (model.config.clone(), Once::new());
@@ -124,11 +124,11 @@ impl<B: Backend> Engine<B> {
             config,
             tokenizer,
             template,
-            opening,
+            reply_prefix_ids,
             context,
             batch,
             cache,
-            state_room,
+            max_state_bytes,
             file,
             log,
             change_reported,
@@ -181,7 +181,7 @@ impl<B: Backend> Engine<B> {
 impl EngineBase {
     /// Returns whether computed states may be cached: not if the model file was truncated or overwritten while in
     /// use, which is logged once. Costs a system call.
-    pub fn may_keep(&self) -> bool {
+    pub fn may_cache(&self) -> bool {
         let changed = self.file.check_unchanged().err();
         if let Some(e) = &changed {
             self.change_reported
@@ -237,7 +237,7 @@ impl EngineBase {
     }
 
     fn message_boundaries(&self) -> MessageBoundaries<'_> {
-        MessageBoundaries { opening: &self.opening, tokenizer: self.tokenizer.as_deref() }
+        MessageBoundaries { reply_prefix_ids: &self.reply_prefix_ids, tokenizer: self.tokenizer.as_deref() }
     }
 
     /// Returns the maximum tokens of a batch, which is larger for materialised attention: the cost of materialising
@@ -261,7 +261,7 @@ impl EngineBase {
             return Err(Error::Empty);
         }
         self.check_ids(0, prompt)?;
-        self.check_room(prompt.len())
+        self.check_length(prompt.len())
     }
 
     pub(super) fn check_ids(&self, start: usize, ids: &[u32]) -> Result<(), Error> {
@@ -272,7 +272,7 @@ impl EngineBase {
         }
     }
 
-    pub(super) fn check_room(&self, tokens: usize) -> Result<(), Error> {
+    pub(super) fn check_length(&self, tokens: usize) -> Result<(), Error> {
         let (limit, found) = (self.context, tokens as u64);
         if found > limit { Err(Error::Context { limit, found }) } else { Ok(()) }
     }

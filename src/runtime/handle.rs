@@ -118,16 +118,16 @@ impl SessionHandle<'_> {
         on_backend!(self, SessionHandle, session => session.tokens())
     }
 
-    pub fn checkpoint_at(&mut self, lengths: &[usize]) {
-        on_backend!(self, SessionHandle, session => session.checkpoint_at(lengths));
+    pub fn snapshot_at(&mut self, lengths: &[usize]) {
+        on_backend!(self, SessionHandle, session => session.snapshot_at(lengths));
     }
 
     pub fn question_at(&mut self, length: usize) {
         on_backend!(self, SessionHandle, session => session.question_at(length));
     }
 
-    pub fn checkpoint_to_disk(&self) {
-        on_backend!(self, SessionHandle, session => session.checkpoint_to_disk());
+    pub fn snapshot_to_disk(&self) {
+        on_backend!(self, SessionHandle, session => session.snapshot_to_disk());
     }
 
     pub fn restore_prefix(&mut self, prompt: &[u32]) -> Result<Prefill, Error> {

@@ -27,7 +27,7 @@ pub struct LoadOptions {
     pub device: DeviceOptions,
     pub store: StoreOptions,
     /// Maximum bytes of the states of all sequences on a GPU, set by the placement.
-    pub state_room: Option<u64>,
+    pub max_state_bytes: Option<u64>,
 }
 
 impl Default for LoadOptions {
@@ -43,7 +43,7 @@ impl Default for LoadOptions {
             mlock: false,
             device: DeviceOptions::default(),
             store: StoreOptions::in_memory(),
-            state_room: None,
+            max_state_bytes: None,
         }
     }
 }

@@ -142,13 +142,13 @@ impl Requirements {
         parts.into_iter().fold(0, u64::saturating_add)
     }
 
-    /// Returns the number of experts per layer that fit in `room` bytes, at most `most`, and their bytes.
-    fn slots_within(&self, room: u64, most: usize) -> (usize, u64) {
+    /// Returns the number of experts per layer that fit in `budget` bytes, at most `most`, and their bytes.
+    fn slots_within(&self, budget: u64, most: usize) -> (usize, u64) {
         let each = self.experts.iter().map(|bytes| bytes.div_ceil(self.experts_per_layer.max(1)));
         let each = each.fold(0, u64::saturating_add).max(1);
         // The planes of the three stacks of a layer are aligned to 256 bytes.
         let aligned = self.experts.len() as u64 * 3 * 3 * 256;
-        let slots = (room.saturating_sub(aligned) / each).min(self.experts_per_layer).min(most as u64);
+        let slots = (budget.saturating_sub(aligned) / each).min(self.experts_per_layer).min(most as u64);
         (slots as usize, if slots > 0 { slots * each + aligned } else { 0 })
     }
 }
@@ -179,23 +179,23 @@ impl Placement {
         policy: ExpertPlacement,
     ) -> Placement {
         let (base, all) = (requirements.without_experts(), requirements.experts.len());
-        let room = gpu.saturating_sub(base);
-        let staging_stacks = requirements.staging_stacks.map(staging_bytes).filter(|bytes| *bytes <= room);
-        let within = |most: usize, room: u64| layers_within(&requirements.experts[..most], room);
+        let budget = gpu.saturating_sub(base);
+        let staging_stacks = requirements.staging_stacks.map(staging_bytes).filter(|bytes| *bytes <= budget);
+        let within = |most: usize, budget: u64| layers_within(&requirements.experts[..most], budget);
         let (mut staging, mut slots, mut cache_bytes) = (0, 0, 0);
         let (gpu_layers, layer_bytes) = match policy {
             ExpertPlacement::LayersInRam(others) => {
                 // A given number of layers has priority over the staging buffer.
                 let most = all - others.min(all);
-                let requested = within(most, room);
-                let beside = |bytes: &u64| requested.0 < all && within(most, room - bytes) == requested;
+                let requested = within(most, budget);
+                let beside = |bytes: &u64| requested.0 < all && within(most, budget - bytes) == requested;
                 staging = staging_stacks.filter(beside).unwrap_or(0);
                 requested
             }
-            ExpertPlacement::Cached(_) if within(all, room).0 == all => within(all, room),
+            ExpertPlacement::Cached(_) if within(all, budget).0 == all => within(all, budget),
             ExpertPlacement::Cached(most) => {
                 staging = staging_stacks.unwrap_or(0);
-                let rest = room - staging;
+                let rest = budget - staging;
                 (slots, cache_bytes) = requirements.slots_within(rest - (rest / 8).min(KEPT), most);
                 (0, 0)
             }
@@ -224,13 +224,13 @@ impl Placement {
     }
 }
 
-/// Returns the number of first layers whose experts fit in `room` bytes, and their bytes.
-fn layers_within(experts: &[u64], room: u64) -> (usize, u64) {
+/// Returns the number of first layers whose experts fit in `budget` bytes, and their bytes.
+fn layers_within(experts: &[u64], budget: u64) -> (usize, u64) {
     let sums = experts.iter().scan(0, |sum: &mut u64, bytes| {
         *sum = sum.saturating_add(*bytes);
         Some(*sum)
     });
-    let fitting = sums.take_while(|sum| *sum <= room).enumerate().last();
+    let fitting = sums.take_while(|sum| *sum <= budget).enumerate().last();
     fitting.map_or((0, 0), |(last, bytes)| (last + 1, bytes))
 }
 
@@ -333,11 +333,11 @@ mod tests {
     #[test]
     fn the_expert_cache_takes_the_planned_bytes() {
         let d = requirements(Format::Q6_K, &params(4096, CacheFormat::F16));
-        for room in [0, 1 << 20, 3 << 30, 9 << 30] {
-            let (slots, bytes) = d.slots_within(room, usize::MAX);
+        for budget in [0, 1 << 20, 3 << 30, 9 << 30] {
+            let (slots, bytes) = d.slots_within(budget, usize::MAX);
             let taken = 26 * 3 * device_bytes(Format::Q6_K, slots as u64 * 1024 * 2304);
             assert!(
-                taken <= bytes && bytes <= room && bytes - taken <= 26 * 9 * 256,
+                taken <= bytes && bytes <= budget && bytes - taken <= 26 * 9 * 256,
                 "{slots} slots: {taken} {bytes}"
             );
         }

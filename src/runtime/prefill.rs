@@ -1,11 +1,11 @@
 //! Drives the prefill of one sequence: restores the longest cached prefix, cuts the rest of the prompt into runs with one
-//! attention path, and inserts checkpoints into the prefix cache. Sessions and the scheduler share these rules.
+//! attention path, and inserts snapshots into the prefix cache. Sessions and the scheduler share these rules.
 //!
 //! It does not call the model. [`super::session`] processes a run at once; the scheduler takes parts of it into its steps.
 
 use crate::prefix_cache::disk::MIN_DISK_TOKENS;
 use crate::prefix_cache::namespace::Namespace;
-use crate::prefix_cache::{CHECKPOINT_INTERVAL_TOKENS, Source};
+use crate::prefix_cache::{SNAPSHOT_INTERVAL_TOKENS, Source};
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::LogitsRow;
 use kernels::backend::Backend;
@@ -23,14 +23,14 @@ pub struct PrefillDriver<'e, B: Backend> {
     state: Option<State<B>>,
     /// The number of tokens in the state.
     len: usize,
-    /// The requested checkpoints, as lengths of the prompt.
-    checkpoints: Vec<usize>,
+    /// Lengths of the prompt at which snapshots are requested.
+    snapshot_lengths: Vec<usize>,
     /// The start of the question about a document.
     question: Option<usize>,
     /// The attention path of the next tokens of the prompt, and the end of the run that shares it.
     run: (MlaPath, usize),
-    /// The end of the run, or of a later one, at which a checkpoint is inserted.
-    checkpoint: usize,
+    /// The end of the run, or of a later one, at which a snapshot is inserted.
+    snapshot_at: usize,
     /// Whether a decoded token would be prefilled with materialised attention; the state is then not cached.
     noncanonical: bool,
 }
@@ -42,10 +42,10 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
             namespace,
             state: None,
             len: 0,
-            checkpoints: Vec::new(),
+            snapshot_lengths: Vec::new(),
             question: None,
             run: (MlaPath::Absorbed, 0),
-            checkpoint: 0,
+            snapshot_at: 0,
             noncanonical: false,
         }
     }
@@ -86,18 +86,18 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
         found
     }
 
-    /// Begins another prompt, of which the state holds a prefix. Long lists of checkpoints are thinned.
-    pub fn begin(&mut self, checkpoints: &[usize], question: Option<usize>) {
-        (self.checkpoints, self.question) = (thin_checkpoints(checkpoints), question);
+    /// Begins another prompt, of which the state holds a prefix. Long lists of snapshots are thinned.
+    pub fn begin(&mut self, snapshot_lengths: &[usize], question: Option<usize>) {
+        (self.snapshot_lengths, self.question) = (thin_snapshots(snapshot_lengths), question);
         self.run = (MlaPath::Absorbed, self.len);
     }
 
     /// Plans the next run of the prompt, unless the current one is not complete: its attention path and its end, which is
-    /// the next checkpoint or the next change of the path.
+    /// the next snapshot or the next change of the path.
     pub fn plan(&mut self, prompt: &[u32]) -> (MlaPath, usize) {
         if self.len >= self.run.1 && self.len < prompt.len() {
-            self.checkpoint = next_checkpoint(self.len, prompt.len(), &self.checkpoints);
-            self.run = self.engine.mla_path(prompt, self.len..self.checkpoint, self.question);
+            self.snapshot_at = next_snapshot(self.len, prompt.len(), &self.snapshot_lengths);
+            self.run = self.engine.mla_path(prompt, self.len..self.snapshot_at, self.question);
         }
         self.run
     }
@@ -107,9 +107,9 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
         self.run
     }
 
-    /// The length of the prompt at its next checkpoint.
-    pub fn next_checkpoint(&self) -> usize {
-        self.checkpoint
+    /// The length of the prompt at its next snapshot.
+    pub fn next_snapshot(&self) -> usize {
+        self.snapshot_at
     }
 
     /// Returns the input of the model for the next tokens.
@@ -124,10 +124,10 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
         Sequence { tokens, state, outputs, mla_path }
     }
 
-    /// Accounts for tokens that the model has processed. Returns whether the prompt is at a checkpoint.
+    /// Accounts for tokens that the model has processed. Returns whether a snapshot is due.
     pub fn advance(&mut self, tokens: usize) -> bool {
         self.len += tokens;
-        self.len == self.checkpoint
+        self.len == self.snapshot_at
     }
 
     /// Records that these of all tokens were decoded one by one.
@@ -135,10 +135,10 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
         self.noncanonical |= self.engine.is_noncanonical(all, tokens);
     }
 
-    /// Inserts the state at a checkpoint, or where the prefill is `stopped`. Requested checkpoints and stopped prefills that
+    /// Inserts a snapshot that is due, or one where the prefill is `stopped`. Requested snapshots and stopped prefills that
     /// save enough prefill are written to disk even where a shorter one is there.
-    pub fn insert_checkpoint(&self, tokens: &[u32], logits: Option<&LogitsRow<'_, '_, B>>, stopped: bool) {
-        let always = self.len >= MIN_DISK_TOKENS && (stopped || self.checkpoints.contains(&self.len));
+    pub fn insert_snapshot(&self, tokens: &[u32], logits: Option<&LogitsRow<'_, '_, B>>, stopped: bool) {
+        let always = self.len >= MIN_DISK_TOKENS && (stopped || self.snapshot_lengths.contains(&self.len));
         self.insert(tokens, logits, always);
     }
 
@@ -147,45 +147,46 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
     pub fn insert(&self, tokens: &[u32], logits: Option<&LogitsRow<'_, '_, B>>, always: bool) {
         let Engine { backend, store, .. } = self.engine;
         let Some(state) = self.state.as_ref().filter(|_| self.len > 0 && !self.noncanonical) else { return };
-        if self.engine.may_keep() && store.accepts() {
+        if self.engine.may_cache() && store.accepts() {
             let logits = logits.map_or(&[][..], |row| row.values());
             store.within(self.namespace).insert(backend, tokens, state, logits, always);
         }
     }
 }
 
-/// Up to this number of checkpoints, all are kept.
-const KEEP_ALL_CHECKPOINTS: usize = 16;
-/// The minimum distance in tokens between two of many checkpoints: one or two batches.
-const CHECKPOINT_SPACING: usize = 1024;
-/// The approximate maximum number of checkpoints: each costs a state and a partial batch.
-const MAX_CHECKPOINTS: usize = 64;
+/// Up to this number of snapshots, all are kept.
+const KEEP_ALL_SNAPSHOTS: usize = 16;
+/// The minimum distance in tokens between two of many snapshots: one or two batches.
+const SNAPSHOT_SPACING: usize = 1024;
+/// The approximate maximum number of snapshots: each costs a state and a partial batch.
+const MAX_SNAPSHOTS: usize = 64;
 
-/// Returns the positions to checkpoint in ascending order. Long lists are thinned to a minimum distance, but keep the
+/// Returns the positions to snapshot in ascending order. Long lists are thinned to a minimum distance, but keep the
 /// first and the last position.
-fn thin_checkpoints(checkpoints: &[usize]) -> Vec<usize> {
-    let mut checkpoints: Vec<usize> = checkpoints.iter().copied().filter(|mark| *mark > 0).collect();
-    checkpoints.sort_unstable();
-    checkpoints.dedup();
-    let Some(&end) = checkpoints.last().filter(|_| checkpoints.len() > KEEP_ALL_CHECKPOINTS) else {
-        return checkpoints;
+fn thin_snapshots(snapshot_lengths: &[usize]) -> Vec<usize> {
+    let mut snapshot_lengths: Vec<usize> =
+        snapshot_lengths.iter().copied().filter(|mark| *mark > 0).collect();
+    snapshot_lengths.sort_unstable();
+    snapshot_lengths.dedup();
+    let Some(&end) = snapshot_lengths.last().filter(|_| snapshot_lengths.len() > KEEP_ALL_SNAPSHOTS) else {
+        return snapshot_lengths;
     };
-    let spacing = CHECKPOINT_SPACING.max(end / MAX_CHECKPOINTS);
+    let spacing = SNAPSHOT_SPACING.max(end / MAX_SNAPSHOTS);
     let mut kept = None;
-    checkpoints.retain(|mark| {
+    snapshot_lengths.retain(|mark| {
         let far = *mark == end || kept.is_none_or(|kept| mark - kept >= spacing);
         if far {
             kept = Some(*mark);
         }
         far
     });
-    checkpoints
+    snapshot_lengths
 }
 
 /// Returns the next length after `at` at which a snapshot is taken.
-fn next_checkpoint(at: usize, end: usize, checkpoints: &[usize]) -> usize {
-    let interval = (at / CHECKPOINT_INTERVAL_TOKENS + 1) * CHECKPOINT_INTERVAL_TOKENS;
-    let mark = checkpoints.iter().copied().filter(|mark| *mark > at).min();
+fn next_snapshot(at: usize, end: usize, snapshot_lengths: &[usize]) -> usize {
+    let interval = (at / SNAPSHOT_INTERVAL_TOKENS + 1) * SNAPSHOT_INTERVAL_TOKENS;
+    let mark = snapshot_lengths.iter().copied().filter(|mark| *mark > at).min();
     mark.unwrap_or(end).min(interval).min(end)
 }
 
@@ -194,11 +195,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn checkpoints_are_requested_lengths_intervals_and_the_end() {
-        let points = |mut at: usize, end: usize, checkpoints: &[usize]| {
+    fn snapshots_are_requested_lengths_intervals_and_the_end() {
+        let points = |mut at: usize, end: usize, snapshot_lengths: &[usize]| {
             let mut all = Vec::new();
             while at < end {
-                at = next_checkpoint(at, end, checkpoints);
+                at = next_snapshot(at, end, snapshot_lengths);
                 all.push(at);
             }
             all
@@ -209,17 +210,19 @@ mod tests {
     }
 
     #[test]
-    fn few_checkpoints_are_kept_and_many_are_thinned() {
-        assert_eq!(thin_checkpoints(&[]), [0; 0]);
-        assert_eq!(thin_checkpoints(&[700, 3, 0, 700, 4]), [3, 4, 700]);
-        let few: Vec<usize> = (1..=KEEP_ALL_CHECKPOINTS).map(|i| 7 * i).collect();
-        assert_eq!(thin_checkpoints(&few), few);
+    fn few_snapshots_are_kept_and_many_are_thinned() {
+        assert_eq!(thin_snapshots(&[]), [0; 0]);
+        assert_eq!(thin_snapshots(&[700, 3, 0, 700, 4]), [3, 4, 700]);
+        let few: Vec<usize> = (1..=KEEP_ALL_SNAPSHOTS).map(|i| 7 * i).collect();
+        assert_eq!(thin_snapshots(&few), few);
         for (step, end) in [(1, 17), (7, 5000), (40, 60_000), (300, 450_000), (9000, 1_000_000)] {
-            let checkpoints: Vec<usize> = (1..=end / step).map(|i| i * step).collect();
-            let kept = thin_checkpoints(&checkpoints);
-            assert_eq!((kept.first(), kept.last()), (checkpoints.first(), checkpoints.last()));
-            assert!(kept.len() <= MAX_CHECKPOINTS + 2 && kept.iter().all(|mark| checkpoints.contains(mark)));
-            let spacing = CHECKPOINT_SPACING.max(checkpoints[checkpoints.len() - 1] / MAX_CHECKPOINTS);
+            let snapshot_lengths: Vec<usize> = (1..=end / step).map(|i| i * step).collect();
+            let kept = thin_snapshots(&snapshot_lengths);
+            assert_eq!((kept.first(), kept.last()), (snapshot_lengths.first(), snapshot_lengths.last()));
+            assert!(
+                kept.len() <= MAX_SNAPSHOTS + 2 && kept.iter().all(|mark| snapshot_lengths.contains(mark))
+            );
+            let spacing = SNAPSHOT_SPACING.max(snapshot_lengths[snapshot_lengths.len() - 1] / MAX_SNAPSHOTS);
             let gaps: Vec<usize> = kept.windows(2).map(|pair| pair[1] - pair[0]).collect();
             let (_, gaps) = gaps.split_last().unwrap();
             assert!(gaps.iter().all(|gap| (spacing..spacing + step).contains(gap)), "{step} {end}: {gaps:?}");

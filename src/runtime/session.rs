@@ -21,8 +21,8 @@ pub struct Session<'e, B: Backend> {
     tokens: Vec<u32>,
     /// The logits after the last token; `None` for an empty sequence and after an interrupted prefill.
     logits: Option<Logits<'e, B>>,
-    /// The checkpoints of the next prompt.
-    checkpoints: Vec<usize>,
+    /// Lengths of the next prompt at which to take snapshots.
+    snapshot_lengths: Vec<usize>,
     /// The start of the question about a document in the next prompt.
     question: Option<usize>,
 }
@@ -46,7 +46,7 @@ impl<'e, B: Backend> Session<'e, B> {
             driver: PrefillDriver::new(engine, Namespace::SHARED),
             tokens: Vec::new(),
             logits: None,
-            checkpoints: Vec::new(),
+            snapshot_lengths: Vec::new(),
             question: None,
         }
     }
@@ -71,10 +71,10 @@ impl<'e, B: Backend> Session<'e, B> {
         self.logits_row().map_or(&[], |row| row.values())
     }
 
-    /// Adds checkpoints at these lengths of the next prompt, such as the end of a system message or a document. Long
+    /// Requests snapshots at these lengths of the next prompt, such as the end of a system message or a document. Long
     /// lists are thinned.
-    pub fn checkpoint_at(&mut self, lengths: &[usize]) {
-        self.checkpoints = lengths.to_vec();
+    pub fn snapshot_at(&mut self, lengths: &[usize]) {
+        self.snapshot_lengths = lengths.to_vec();
     }
 
     /// Declares that the next prompt is a document of this length followed by a question, which is prefilled as a
@@ -84,36 +84,36 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     /// Adds a snapshot of the sequence to the prefix cache; also on disk if it saves enough prefill.
-    pub fn checkpoint(&self) {
+    pub fn snapshot(&self) {
         self.driver.insert(&self.tokens, self.logits_row().as_ref(), false);
     }
 
     /// Adds a snapshot of the sequence to the prefix cache in memory and on disk, before a long pause.
-    pub fn checkpoint_to_disk(&self) {
+    pub fn snapshot_to_disk(&self) {
         self.driver.insert(&self.tokens, self.logits_row().as_ref(), true);
     }
 
     /// Prefills the tokens of `prompt` after its longest cached prefix: the session's own state or a snapshot. Adds
-    /// snapshots at the requested checkpoints, at every checkpoint interval and at the end. Calls `progress` with
+    /// snapshots at the requested lengths, at every snapshot interval and at the end. Calls `progress` with
     /// (done, total) after each batch; if it stops the prefill, the processed tokens are kept, also as a snapshot.
     pub fn prefill(
         &mut self,
         prompt: &[u32],
         progress: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Prefill, Error> {
-        let (checkpoints, question) = (std::mem::take(&mut self.checkpoints), self.question.take());
+        let (snapshot_lengths, question) = (std::mem::take(&mut self.snapshot_lengths), self.question.take());
         let Prefill { reused, source, .. } = self.restore_prefix(prompt)?;
-        self.driver.begin(&checkpoints, question);
+        self.driver.begin(&snapshot_lengths, question);
         let mut stopped = false;
         while self.tokens.len() < prompt.len() && !stopped {
             let at = self.tokens.len();
             let (path, end) = self.driver.plan(prompt);
             let end = end.min(at + self.engine.max_step_tokens(path));
-            let at_checkpoint = self.process(&prompt[at..end], path, end == prompt.len());
+            let at_snapshot = self.process(&prompt[at..end], path, end == prompt.len());
             self.engine.backend.wait(); // progress counts finished batches, not launched ones
             stopped = progress(end, prompt.len()).is_break() && end < prompt.len();
-            if at_checkpoint || stopped {
-                self.driver.insert_checkpoint(&self.tokens, self.logits_row().as_ref(), stopped);
+            if at_snapshot || stopped {
+                self.driver.insert_snapshot(&self.tokens, self.logits_row().as_ref(), stopped);
             }
         }
         Ok(Prefill { reused, source, computed: self.tokens.len() - reused, stopped })
@@ -141,14 +141,14 @@ impl<'e, B: Backend> Session<'e, B> {
     /// Decodes one token: appends it and computes the logits after it.
     pub fn decode(&mut self, token: u32) -> Result<(), Error> {
         self.engine.check_ids(self.tokens.len(), &[token])?;
-        self.engine.check_room(self.tokens.len() + 1)?;
+        self.engine.check_length(self.tokens.len() + 1)?;
         self.process(&[token], MlaPath::Absorbed, true);
         let len = self.tokens.len();
         self.driver.decoded(&self.tokens, len - 1..len);
         Ok(())
     }
 
-    /// Computes the state after more tokens. Returns whether the prompt is at a checkpoint.
+    /// Computes the state after more tokens. Returns whether a snapshot is due.
     fn process(&mut self, tokens: &[u32], path: MlaPath, last: bool) -> bool {
         let Engine { backend, model, .. } = self.engine;
         let outputs = if last { Outputs::Last } else { Outputs::None };
@@ -190,8 +190,8 @@ mod tests {
         let file = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
         file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
         session.decode(4).unwrap();
-        session.checkpoint();
-        session.checkpoint_to_disk();
+        session.snapshot();
+        session.snapshot_to_disk();
         assert_eq!(engine.store.ram_snapshots(), kept);
         let error = session.check(&[1]).unwrap_err().to_string();
         let end = "x.gguf was overwritten while loaded (written again with the same size)";

@@ -121,7 +121,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
 
     /// Bytes of state at the maximum length of a request.
     fn bytes_of(&self, request: &Request) -> u64 {
-        let tokens = request.prompt.len().saturating_add(request.rules.max_tokens) as u64;
+        let tokens = request.prompt.len().saturating_add(request.params.max_tokens) as u64;
         self.state_bytes.of(tokens.min(self.engine.context))
     }
 

@@ -60,7 +60,7 @@ fn request(tenant: u64, prompt: &Arc<[u32]>, max_tokens: usize, seed: u64) -> (R
     let seen = Arc::new(Received::default());
     let sampling =
         Sampling { temperature: 1.0, repeat_penalty: 1.2, repeat_last_n: 9, seed, ..Sampling::greedy() };
-    let rules = GenerationParams {
+    let params = GenerationParams {
         max_tokens,
         sampling,
         bias: Arc::default(),
@@ -70,7 +70,10 @@ fn request(tenant: u64, prompt: &Arc<[u32]>, max_tokens: usize, seed: u64) -> (R
     };
     let client = Box::new(RecordingClient(seen.clone()));
     let (prompt, namespace) = (prompt.clone(), Namespace::SHARED);
-    (Request { prompt, checkpoints: Vec::new(), rules, logprobs: None, tenant, namespace, client }, seen)
+    (
+        Request { prompt, snapshot_lengths: Vec::new(), params, logprobs: None, tenant, namespace, client },
+        seen,
+    )
 }
 
 fn prompt(len: u32, first: u32) -> Arc<[u32]> {

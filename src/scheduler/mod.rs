@@ -40,9 +40,9 @@ use std::time::{Duration, Instant};
 pub struct Request {
     /// Tokens accepted by [`Engine::check`]; requests with the same prompt share them.
     pub prompt: Arc<[u32]>,
-    /// Prompt lengths at which to insert a checkpoint, such as the end of a system message or a document.
-    pub checkpoints: Vec<usize>,
-    pub rules: GenerationParams,
+    /// Prompt lengths at which to insert a snapshot, such as the end of a system message or a document.
+    pub snapshot_lengths: Vec<usize>,
+    pub params: GenerationParams,
     /// Report the log-probability of each token and of this many most likely tokens.
     pub logprobs: Option<usize>,
     /// The unit of fair scheduling: tenants share the slots equally.
@@ -211,9 +211,9 @@ pub struct Scheduler<'e, B: Backend> {
 
 /// The properties of a sequence that others need while it prefills a large chunk.
 struct ExclusivePrefill {
-    /// The prompt, and its length at the next checkpoint.
+    /// The prompt, and its length at the next snapshot.
     prompt: Arc<[u32]>,
-    checkpoint_at: usize,
+    snapshot_at: usize,
     namespace: Namespace,
     tenant: u64,
     /// Bytes reserved for its state.
@@ -320,7 +320,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
         let mut hook = LayerHook { scheduler: self, poll, client, abandoned: false };
         let logits = model.forward(backend, &mut [sequence], &mut hook);
         let abandoned = hook.abandoned;
-        let scores = logits.map(|logits| Logits::new(self.engine, logits, 1));
+        let logits = logits.map(|logits| Logits::new(self.engine, logits, 1));
         if !alone {
             backend.wait(); // otherwise the next decode step queues behind the whole chunk on the device
         }
@@ -329,7 +329,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
             return slot.abandon();
         }
         self.count(tokens);
-        slot.advance(tokens, &mut scores.iter().flat_map(Logits::rows));
+        slot.advance(tokens, &mut logits.iter().flat_map(Logits::rows));
         if slot.has_ended() { slot.finish() } else { self.slots.insert(i.min(self.slots.len()), slot) }
     }
 
@@ -345,14 +345,14 @@ impl<'e, B: Backend> Scheduler<'e, B> {
             return self.exclusive.is_none() && self.wait_for_mask();
         }
         let start = Instant::now();
-        let scores = self.forward(&shares);
+        let logits = self.forward(&shares);
         self.count(all);
-        let mut rows = scores.iter().flat_map(Logits::rows);
+        let mut rows = logits.iter().flat_map(Logits::rows);
         for (slot, tokens) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| *tokens > 0) {
             slot.advance(tokens, &mut rows);
         }
         // The device finishes a step when tokens are sampled, not at the launch, and only after earlier work.
-        if scores.is_some() && self.exclusive.is_none() {
+        if logits.is_some() && self.exclusive.is_none() {
             self.prefill_rate.record(all - replies.min(all), start.elapsed());
         }
         self.last_step = Instant::now();
@@ -393,7 +393,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
     fn admit(&mut self, request: Request, bytes: u64) {
         let exclusive = self.exclusive.as_ref().is_some_and(|exclusive| {
             exclusive.namespace == request.namespace
-                && request.prompt.starts_with(&exclusive.prompt[..exclusive.checkpoint_at])
+                && request.prompt.starts_with(&exclusive.prompt[..exclusive.snapshot_at])
         });
         if self.engine.store.fits_in_memory()
             && (exclusive || self.slots.iter().any(|slot| slot.prefills_prefix_of(&request)))

@@ -6,7 +6,8 @@ use std::time::Duration;
 const MIXED_STEP_TIME: Duration = Duration::from_millis(200);
 /// Lower bound on prefill tokens in a step with decode tokens, however slow the machine.
 const MIN_PREFILL_TOKENS: usize = 16;
-/// One part in this many of the prefill budget is shared equally, and one large chunk in this many is assigned in chunk.
+/// One part in this many of the prefill budget is shared equally, and one large chunk in this many is assigned
+/// round-robin.
 const FAIR_SHARE: usize = 4;
 
 /// Returns the tokens for each sequence, at most what it `wants`. Decoding sequences get their one token. A quarter of the
@@ -29,8 +30,8 @@ pub fn allocate_tokens(wants: &[usize], budget: usize) -> Vec<usize> {
     shares
 }
 
-/// Selects the sequence that prefills the next large chunk: the one with the fewest tokens left, and in every fourth chunk
-/// the others in chunk.
+/// Selects the sequence that prefills the next large chunk: the one with the fewest tokens left, and for every fourth chunk
+/// the sequences round-robin.
 pub fn next_large(left: &[Option<usize>], chunk: u64) -> Option<usize> {
     let large: Vec<usize> = (0..left.len()).filter(|i| left[*i].is_some()).collect();
     if chunk % FAIR_SHARE as u64 == FAIR_SHARE as u64 - 1 && !large.is_empty() {
@@ -46,7 +47,7 @@ pub struct PrefillRate {
 }
 
 impl PrefillRate {
-    /// Starts without a measurement; a step prefills up to `batch` tokens.
+    /// Starts without a measurement; a step prefills up to `max_batch` tokens.
     pub fn new(max_batch: usize) -> Self {
         PrefillRate { max_batch, seconds_per_token: None }
     }

@@ -15,8 +15,8 @@ use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Sequence};
 use std::time::{Duration, Instant};
 
-/// Prefilled tokens that justify a checkpoint when a request is cancelled.
-const MIN_CHECKPOINT_TOKENS: usize = 256;
+/// Prefilled tokens that justify a snapshot when a request is cancelled.
+const MIN_SNAPSHOT_TOKENS: usize = 256;
 
 /// The resource that prevents admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Admits a request and restores the longest cached prefix of its prompt.
     pub fn new(engine: &'e Engine<B>, request: Request, bytes: u64) -> Self {
         let mut driver = PrefillDriver::new(engine, request.namespace);
-        driver.begin(&request.checkpoints, None);
+        driver.begin(&request.snapshot_lengths, None);
         let mut slot = Slot {
             bytes,
             tenant: request.tenant,
@@ -68,7 +68,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             namespace: request.namespace,
             engine,
             driver,
-            reply: Decoder::new(engine, request.prompt, request.rules),
+            reply: Decoder::new(engine, request.prompt, request.params),
             processed: (0, 0),
             recomputed: 0,
             reused: 0,
@@ -114,15 +114,15 @@ impl<'e, B: Backend> Slot<'e, B> {
         // A parked sequence already has the logits of its next token.
         if self.driver.len() == self.reply.total() && self.parked.is_none() {
             self.report_progress();
-            let scores = Logits::from_values(self.engine, logits);
-            scores.rows().for_each(|row| self.sample_or_park(&row));
+            let logits = Logits::from_values(self.engine, logits);
+            logits.rows().for_each(|row| self.sample_or_park(&row));
         }
         self.driver.plan(self.reply.prompt());
     }
 
     /// Moves its state to the prefix cache, which may evict it.
     pub fn free_state(&mut self) {
-        self.insert_final_checkpoint();
+        self.insert_final_snapshot();
         self.recomputed = self.recomputed.max(self.driver.len());
         self.driver.free();
     }
@@ -196,27 +196,27 @@ impl<'e, B: Backend> Slot<'e, B> {
         !self.is_decoding() && self.driver.run().0 == MlaPath::Materialized
     }
 
-    /// End of the next tokens: the next checkpoint or the next change of the attention path.
+    /// End of the next tokens: the next snapshot or the next change of the attention path.
     fn end(&self) -> usize {
         if self.is_decoding() { self.reply.total() } else { self.driver.run().1 }
     }
 
     /// Returns what the scheduler needs to know while it prefills a large chunk.
     pub fn exclusive(&self) -> ExclusivePrefill {
-        let (prompt, checkpoint_at) = (self.reply.shared_prompt(), self.driver.next_checkpoint());
+        let (prompt, snapshot_at) = (self.reply.shared_prompt(), self.driver.next_snapshot());
         ExclusivePrefill {
             prompt,
-            checkpoint_at,
+            snapshot_at,
             namespace: self.namespace,
             tenant: self.tenant,
             bytes: self.bytes,
         }
     }
 
-    /// Returns true if its next checkpoint is a prefix of the request's prompt.
+    /// Returns true if its next snapshot is a prefix of the request's prompt.
     pub fn prefills_prefix_of(&self, request: &Request) -> bool {
         let shares = !self.is_decoding() && !self.is_blocked() && self.namespace == request.namespace;
-        shares && request.prompt.starts_with(&self.reply.prompt()[..self.driver.next_checkpoint()])
+        shares && request.prompt.starts_with(&self.reply.prompt()[..self.driver.next_snapshot()])
     }
 
     /// Returns true once the prompt is prefilled.
@@ -249,18 +249,18 @@ impl<'e, B: Backend> Slot<'e, B> {
     where
         'e: 'l,
     {
-        let reading = !self.is_decoding();
-        let at_checkpoint = self.driver.advance(tokens) && reading;
+        let prefilling = !self.is_decoding();
+        let at_snapshot = self.driver.advance(tokens) && prefilling;
         self.processed.0 += tokens;
-        if reading {
+        if prefilling {
             self.report_progress();
         }
         let complete = self.driver.len() == self.reply.total();
         let logits = (complete && self.ended.is_none())
             .then(|| logits.next().expect("a row of logits for every sequence whose tokens are all in"));
-        if at_checkpoint && self.ended.is_none() {
+        if at_snapshot && self.ended.is_none() {
             let tokens = &self.reply.prompt()[..self.driver.len()];
-            self.driver.insert_checkpoint(tokens, logits.as_ref(), false);
+            self.driver.insert_snapshot(tokens, logits.as_ref(), false);
         }
         self.driver.plan(self.reply.prompt());
         if let Some(logits) = logits {
@@ -271,8 +271,8 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Samples the next token of a parked sequence if its mask arrives within the limit.
     pub fn unpark(&mut self, limit: Duration) {
         if self.is_parked() && self.reply.wait(limit) {
-            let scores = Logits::from_values(self.engine, self.parked.take().unwrap_or_default());
-            scores.rows().for_each(|row| self.sample(&row));
+            let logits = Logits::from_values(self.engine, self.parked.take().unwrap_or_default());
+            logits.rows().for_each(|row| self.sample(&row));
         }
     }
 
@@ -312,7 +312,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     }
 
     /// Inserts its state if it is longer than the restored prefix and valid as a prefix of other prompts.
-    fn insert_final_checkpoint(&mut self) {
+    fn insert_final_snapshot(&mut self) {
         let done = self.driver.len();
         if done > self.reused {
             let tokens = self.reply.first(done);
@@ -329,13 +329,13 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.ended.is_some() && !(cut && self.driver.len() < all && self.engine.store.fits_in_memory())
     }
 
-    /// Inserts a checkpoint if it is worth one, then reports the statistics to the client.
+    /// Inserts a snapshot if it is worth one, then reports the statistics to the client.
     pub fn finish(mut self) {
         let broken = matches!(self.ended, Some(FinishReason::NotFinite(_)));
         let worth =
-            self.ended.is_some() || self.driver.len().saturating_sub(self.reused) >= MIN_CHECKPOINT_TOKENS;
+            self.ended.is_some() || self.driver.len().saturating_sub(self.reused) >= MIN_SNAPSHOT_TOKENS;
         if worth && !broken {
-            self.insert_final_checkpoint();
+            self.insert_final_snapshot();
         }
         let ended = self.ended.take().unwrap_or(FinishReason::Cancelled);
         let now = self.last_token.unwrap_or_else(Instant::now);

@@ -35,7 +35,7 @@ pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
 }
 
 fn request(tenant: u64, prompt: Vec<u32>, max_tokens: usize, events: &Events) -> Request {
-    let rules = GenerationParams {
+    let params = GenerationParams {
         max_tokens,
         sampling: Sampling::greedy(),
         bias: Arc::default(),
@@ -47,8 +47,8 @@ fn request(tenant: u64, prompt: Vec<u32>, max_tokens: usize, events: &Events) ->
     let namespace = Namespace::SHARED;
     Request {
         prompt: prompt.into(),
-        checkpoints: Vec::new(),
-        rules,
+        snapshot_lengths: Vec::new(),
+        params,
         logprobs: None,
         tenant,
         namespace,
@@ -170,7 +170,7 @@ fn a_large_chunk_ends_when_its_client_disconnects() {
             read < Some(3000) && read >= Some(crate::runtime::attention_path::MATERIALIZE_AFTER),
             "{read:?}"
         );
-        // The checkpoints inserted before are valid.
+        // The snapshots inserted before are valid.
         let again = Events::default();
         let mut scheduler = Scheduler::new(&kept, Limits::new(8, 1 << 30));
         scheduler.submit(request(1, long.clone(), 5, &again));
@@ -217,7 +217,7 @@ fn a_sequence_with_a_late_mask_is_skipped() {
     let engine = engine(StoreOptions::nothing());
     let bound = |polls: usize, events: &Events| {
         let mut request = request(1, vec![70, 80, 90], 20, events);
-        request.rules.constraint = Some(Box::new(LateMasks { polls, left: 0, at: 0, mask: Vec::new() }));
+        request.params.constraint = Some(Box::new(LateMasks { polls, left: 0, at: 0, mask: Vec::new() }));
         request
     };
     let tokens = |events: &Events, tenant: u64| -> Vec<u32> {
@@ -260,11 +260,11 @@ fn a_sequence_with_a_late_mask_is_skipped() {
     }
 }
 
-/// A session and the scheduler write the same snapshots to disk: none for a short system prompt, the one at a checkpoint
+/// A session and the scheduler write the same snapshots to disk: none for a short system prompt, the one at a length
 /// that saves 256 tokens or more.
 #[test]
 fn sessions_and_requests_write_the_same_snapshots() {
-    for (checkpoint, tokens, snapshots) in [(20, 60, false), (300, 400, true)] {
+    for (snapshot_at, tokens, snapshots) in [(20, 60, false), (300, 400, true)] {
         let prompt: Vec<u32> = (0..tokens).map(|i| 70 + i % 900).collect();
         let [alone, scheduled] = [true, false].map(|alone| {
             let directory = tempfile::tempdir().unwrap();
@@ -272,12 +272,12 @@ fn sessions_and_requests_write_the_same_snapshots() {
             let engine = engine(StoreOptions { cache_dir, ..StoreOptions::default() });
             if alone {
                 let mut session = Session::new(&engine);
-                session.checkpoint_at(&[checkpoint]);
+                session.snapshot_at(&[snapshot_at]);
                 session.prefill(&prompt, &mut |_, _| ControlFlow::Continue(())).unwrap();
             } else {
                 let mut scheduler = Scheduler::new(&engine, Limits::new(8, 1 << 30));
                 let request = request(1, prompt.clone(), 1, &Events::default());
-                scheduler.submit(Request { checkpoints: vec![checkpoint], ..request });
+                scheduler.submit(Request { snapshot_lengths: vec![snapshot_at], ..request });
                 run_all(scheduler);
             }
             engine.store.flush();
@@ -287,7 +287,7 @@ fn sessions_and_requests_write_the_same_snapshots() {
             bytes.sort_unstable();
             bytes
         });
-        assert_eq!(alone, scheduled, "checkpoint at {checkpoint}");
-        assert_eq!(!alone.is_empty(), snapshots, "checkpoint at {checkpoint}: {alone:?}");
+        assert_eq!(alone, scheduled, "snapshot at {snapshot_at}");
+        assert_eq!(!alone.is_empty(), snapshots, "snapshot at {snapshot_at}: {alone:?}");
     }
 }

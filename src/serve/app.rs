@@ -119,13 +119,13 @@ impl Drop for Reservation {
     }
 }
 
-/// A prompt for the scheduler, with one reply for each element of `rules`.
+/// A prompt for the scheduler, with one reply for each element of `reply_params`.
 pub struct EngineRequest {
     /// Tokens of the prompt, shared by all its replies.
     pub prompt: Arc<[u32]>,
-    /// Prompt lengths at which to insert a checkpoint.
-    pub checkpoints: Vec<usize>,
-    pub rules: Vec<GenerationParams>,
+    /// Prompt lengths at which to insert a snapshot.
+    pub snapshot_lengths: Vec<usize>,
+    pub reply_params: Vec<GenerationParams>,
     /// Report the log-probability of each token and of this many most likely tokens.
     pub logprobs: Option<usize>,
     /// Bytes of its grammar and of the prompt text that the response echoes.
@@ -135,8 +135,8 @@ pub struct EngineRequest {
 impl EngineRequest {
     /// Bytes that count against `queue_bytes`.
     fn bytes(&self) -> u64 {
-        let bias = self.rules.first().map_or(0, |rules| size_of_val(&*rules.bias));
-        let stops = self.rules.iter().flat_map(|rules| &rules.stops).map(String::len).sum::<usize>();
+        let bias = self.reply_params.first().map_or(0, |params| size_of_val(&*params.bias));
+        let stops = self.reply_params.iter().flat_map(|params| &params.stops).map(String::len).sum::<usize>();
         (size_of_val(&*self.prompt) + bias + stops + self.retained_bytes) as u64
     }
 }
@@ -313,7 +313,7 @@ impl App {
         let mut unread = Vec::new();
         for request in requests {
             prompt_tokens += request.prompt.len();
-            for rules in request.rules {
+            for params in request.reply_params {
                 let (sender, reservation) = (sender.clone(), Some(reservation.clone()));
                 let waiting = Arc::new(AtomicUsize::new(0));
                 let client = Box::new(ChannelClient {
@@ -322,10 +322,17 @@ impl App {
                     reservation,
                     unread: waiting.clone(),
                 });
-                let (prompt, checkpoints, logprobs) =
-                    (request.prompt.clone(), request.checkpoints.clone(), request.logprobs);
-                let request =
-                    Box::new(Request { prompt, checkpoints, rules, logprobs, tenant, namespace, client });
+                let (prompt, snapshot_lengths, logprobs) =
+                    (request.prompt.clone(), request.snapshot_lengths.clone(), request.logprobs);
+                let request = Box::new(Request {
+                    prompt,
+                    snapshot_lengths,
+                    params,
+                    logprobs,
+                    tenant,
+                    namespace,
+                    client,
+                });
                 ready.commands.send(Command::Submit(request)).map_err(|_| self.engine_stopped())?;
                 unread.push(waiting);
             }

@@ -54,7 +54,7 @@ pub async fn completions(
     let (request, engine_request, parser) = prepared??;
     let meta = ResponseMeta::new(&app, "chatcmpl");
     let reply = |_| PartialReply { parser: parser.clone(), ..PartialReply::default() };
-    let replies = (0..engine_request.rules.len()).map(reply).collect();
+    let replies = (0..engine_request.reply_params.len()).map(reply).collect();
     let tokenizer = app.ready()?.tokenizer().clone();
     let events = app.submit(vec![engine_request], tenant.0)?;
     let start = events.start;
@@ -97,7 +97,7 @@ pub fn prepare_chat(
     let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, cancelled)).transpose()?;
     let messages = messages(std::mem::take(&mut request.messages))?;
     let extra = request.chat_template_kwargs.take().unwrap_or_default();
-    let (rendered, checkpoints) = render(ready, &messages, &tools.declared, &extra)?;
+    let (rendered, snapshot_lengths) = render(ready, &messages, &tools.declared, &extra)?;
     let (template, tokenizer) = (ready.template(), ready.tokenizer());
     let thinks = template.mentions("<think>") || template.mentions("</think>");
     let thinking = rendered.text().trim_end().ends_with("<think>");
@@ -109,10 +109,10 @@ pub fn prepare_chat(
     } else {
         rendered.encode(tokenizer)
     };
-    let checkpoints =
-        checkpoints.into_iter().filter_map(|bytes| ids_before(&prompt, bytes, tokenizer)).collect();
+    let snapshot_lengths =
+        snapshot_lengths.into_iter().filter_map(|bytes| ids_before(&prompt, bytes, tokenizer)).collect();
     let engine_request = validate::engine_request(app, ready, prompt, generation, grammar.as_ref())?;
-    Ok((EngineRequest { logprobs: top, checkpoints, ..engine_request }, parser))
+    Ok((EngineRequest { logprobs: top, snapshot_lengths, ..engine_request }, parser))
 }
 
 /// Returns the number of top log-probabilities, or None if no log-probabilities are requested.
@@ -136,7 +136,7 @@ fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
     messages.into_iter().enumerate().map(message).collect()
 }
 
-/// Renders a conversation. Also returns byte offsets for checkpoints, after which other conversations may differ: the end of
+/// Renders a conversation. Also returns byte offsets for snapshots, after which other conversations may differ: the end of
 /// tools and instructions, and the start of the last message.
 fn render(
     ready: &Ready,
@@ -153,12 +153,12 @@ fn render(
     let all = part(messages.len(), true).map_err(|e| ApiError::invalid("messages", explain(e)))?;
     let instructions = messages.iter().take_while(|m| m.role == "system").count();
     let prefix_len = |n: usize| {
-        // A template may refuse a partial conversation, which then gets no checkpoint.
+        // A template may refuse a partial conversation, which then gets no snapshot.
         let part = part(n, false).ok()?;
         all.text().starts_with(part.text()).then_some(part.text().len()).filter(|bytes| *bytes > 0)
     };
-    let checkpoints = [instructions, messages.len() - 1].into_iter().filter_map(prefix_len).collect();
-    Ok((all, checkpoints))
+    let snapshot_lengths = [instructions, messages.len() - 1].into_iter().filter_map(prefix_len).collect();
+    Ok((all, snapshot_lengths))
 }
 
 /// One reply, accumulated from its events.

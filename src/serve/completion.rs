@@ -47,7 +47,7 @@ pub async fn completions(
     let (request, engine_requests, texts) = prepared??;
     let tokenizer = app.ready()?.tokenizer().clone();
     let meta = ResponseMeta::new(&app, "cmpl");
-    let n = engine_requests.first().map_or(1, |engine_request| engine_request.rules.len());
+    let n = engine_requests.first().map_or(1, |engine_request| engine_request.reply_params.len());
     let prompt_tokens = engine_requests.iter().map(|engine_request| engine_request.prompt.len()).sum();
     let events = app.submit(engine_requests, tenant.0)?;
     let texts = Texts { meta, request, tokenizer, texts, prompt_tokens, n };
@@ -93,7 +93,7 @@ fn prepare(
     let (mut texts, mut bytes) = (Vec::new(), 0);
     for engine_request in &mut engine_requests {
         let text = if echo { ready.tokenizer().decode(&engine_request.prompt) } else { String::new() };
-        let replies = engine_request.rules.len();
+        let replies = engine_request.reply_params.len();
         engine_request.retained_bytes += text.len() * replies;
         bytes += text.len() * replies;
         check_decoded_size("echo", bytes, app)?;

@@ -115,7 +115,7 @@ impl Connection {
     }
 }
 
-/// The reason that a connection is not admitted.
+/// The reason that a connection is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Full {
     /// The address has too many connections, all of them busy.
@@ -148,7 +148,7 @@ impl Connections {
     ///
     /// # Errors
     /// Fails while the table or the share of the address is full.
-    pub fn admit(self: &Arc<Self>, address: IpAddr) -> Result<Registered, Full> {
+    pub fn accept(self: &Arc<Self>, address: IpAddr) -> Result<Registered, Full> {
         let address = network(address);
         let mut table = lock(&self.table);
         let of_address = |c: &Connection| c.address == address;
@@ -249,20 +249,20 @@ mod tests {
     #[test]
     fn the_longest_waiting_connection_is_evicted_and_busy_ones_stay() {
         let all = table(3, 1);
-        let open: Vec<_> = (0..3).map(|_| all.admit(HOME).unwrap()).collect();
+        let open: Vec<_> = (0..3).map(|_| all.accept(HOME).unwrap()).collect();
         open[0].connection.on_request();
-        assert_eq!(all.admit(HOME).unwrap_err(), Full::Closing);
+        assert_eq!(all.accept(HOME).unwrap_err(), Full::Closing);
         let closing = |i: usize| lock(&open[i].connection.state).closing;
         assert_eq!([closing(0), closing(1), closing(2)], [false, true, false]);
         // One connection is already closing, so no second one is closed.
-        assert_eq!(all.admit(HOME).unwrap_err(), Full::Closing);
+        assert_eq!(all.accept(HOME).unwrap_err(), Full::Closing);
         assert!(!closing(2));
         open[2].connection.on_request();
         let [first, second, third] = <[_; 3]>::try_from(open).unwrap();
         drop(second);
-        let fourth = all.admit(HOME).unwrap();
+        let fourth = all.accept(HOME).unwrap();
         fourth.connection.on_request();
-        assert_eq!(all.admit(HOME).unwrap_err(), Full::Busy);
+        assert_eq!(all.accept(HOME).unwrap_err(), Full::Busy);
         drop((first, third, fourth));
         assert_eq!(all.len(), 0);
     }
@@ -270,13 +270,13 @@ mod tests {
     #[test]
     fn a_request_that_arrives_withdraws_an_eviction() {
         let all = table(1, 1);
-        let only = all.admit(HOME).unwrap();
-        assert_eq!(all.admit(HOME).unwrap_err(), Full::Closing);
+        let only = all.accept(HOME).unwrap();
+        assert_eq!(all.accept(HOME).unwrap_err(), Full::Closing);
         only.connection.on_read();
         assert!(!only.connection.stays_for_request(), "a header alone does not");
         only.connection.on_request();
         assert!(only.connection.stays_for_request());
-        assert_eq!(all.admit(HOME).unwrap_err(), Full::Busy);
+        assert_eq!(all.accept(HOME).unwrap_err(), Full::Busy);
         only.connection.on_write(true);
         only.connection.close();
         assert!(!only.connection.stays_for_request(), "a response that is not read does not");
@@ -286,15 +286,15 @@ mod tests {
     fn connections_per_address_are_limited() {
         let all = table(9, 2);
         let [a, b]: [IpAddr; 2] = ["2001:db8::1".parse().unwrap(), "2001:db8::2".parse().unwrap()];
-        let [first, second] = [all.admit(a).unwrap(), all.admit(b).unwrap()];
+        let [first, second] = [all.accept(a).unwrap(), all.accept(b).unwrap()];
         first.connection.on_request();
         second.connection.on_request();
-        assert_eq!(all.admit(a).unwrap_err(), Full::Address);
-        let other = all.admit("2001:db8:0:1::1".parse().unwrap()).unwrap();
+        assert_eq!(all.accept(a).unwrap_err(), Full::Address);
+        let other = all.accept("2001:db8:0:1::1".parse().unwrap()).unwrap();
         second.connection.on_response_end();
-        assert_eq!(all.admit(a).unwrap_err(), Full::Closing);
+        assert_eq!(all.accept(a).unwrap_err(), Full::Closing);
         assert!(lock(&second.connection.state).closing && !lock(&other.connection.state).closing);
-        assert!(all.admit(a).is_ok());
+        assert!(all.accept(a).is_ok());
     }
 
     #[test]

@@ -35,7 +35,7 @@ const MAX_HEADERS: usize = 100;
 const MAX_BUFFER_BYTES: usize = 64 << 10;
 /// Pause after an accept that failed for lack of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Descriptors reserved for model parts, cache files, the runtime, and connections not yet admitted.
+/// Descriptors reserved for model parts, cache files, the runtime, and connections not yet accepted.
 const RESERVED_DESCRIPTORS: u64 = 32;
 /// Upper bound on connections even if the open-file limit allows more: each may hold two buffers.
 const MAX_CONNECTIONS: u64 = 4096;
@@ -68,7 +68,7 @@ pub async fn listen(listener: TcpListener, app: Arc<App>, mut ending: watch::Rec
             }
         };
         let registered = tokio::select! {
-            registered = admit(&connections, address, &app) => registered,
+            registered = accept(&connections, address, &app) => registered,
             _ = ending.wait_for(|ending| *ending) => break,
         };
         match registered {
@@ -86,12 +86,12 @@ pub async fn listen(listener: TcpListener, app: Arc<App>, mut ending: watch::Rec
     sweeper.abort();
 }
 
-/// Waits for room in the table; returns None if the address has too many connections.
-async fn admit(connections: &Arc<Connections>, address: SocketAddr, app: &App) -> Option<Registered> {
+/// Waits for a free entry of the table; returns None if the address has too many connections.
+async fn accept(connections: &Arc<Connections>, address: SocketAddr, app: &App) -> Option<Registered> {
     let mut waited = false;
     let mut evicted = false;
     loop {
-        match connections.admit(address.ip()) {
+        match connections.accept(address.ip()) {
             Ok(registered) => {
                 app.limits.connections.store(connections.len() as u64, Ordering::Relaxed);
                 return Some(registered);

@@ -38,7 +38,7 @@ pub fn router(app: Arc<App>) -> Router {
             let why = format!("{}: method {} not allowed", quoted(uri.path()), quoted(method.as_str()));
             ApiError::malformed(StatusCode::METHOD_NOT_ALLOWED, why)
         })
-        .layer(middleware::from_fn_with_state(app.clone(), admit));
+        .layer(middleware::from_fn_with_state(app.clone(), authenticate));
     let routes = match cors(&app.options.cors) {
         Some(layer) => routes.layer(layer),
         None => routes,
@@ -75,7 +75,7 @@ async fn check_host(State(app): State<Arc<App>>, request: Request, next: Next) -
 }
 
 /// Checks the API key and attaches the tenant to the request.
-async fn admit(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+async fn authenticate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
     let key = key.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim);
     let keys = &app.options.keys;

@@ -242,9 +242,9 @@ fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
         tracing::warn!("{}: chat requests will be refused", chat_template::explain(fault.clone()));
     }
     let half = || host_memory::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
-    let most = engine.state_room.unwrap_or_else(half);
+    let most = engine.max_state_bytes.unwrap_or_else(half);
     // The limit may exceed the RAM but not the memory of a device.
-    let bytes = args.state_memory.map_or(most, |asked| asked.min(engine.state_room.unwrap_or(u64::MAX)));
+    let bytes = args.state_memory.map_or(most, |asked| asked.min(engine.max_state_bytes.unwrap_or(u64::MAX)));
     let context = engine.context;
     tracing::info!(backend = engine.describe(), context, state_mib = bytes >> 20, "ready");
     let unread =

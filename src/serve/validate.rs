@@ -68,7 +68,7 @@ pub fn engine_request(
     let bias: Arc<[(u32, f32)]> = bias(generation.logit_bias.as_ref(), ready.engine.config.vocab)?.into();
     let stops = stops(generation)?;
     let max_tokens = max_tokens(app, ready, prompt.len() as u64, generation)?;
-    let rules = (0..n as u64).map(|i| GenerationParams {
+    let reply_params = (0..n as u64).map(|i| GenerationParams {
         max_tokens,
         // Each reply to a prompt has its own seed.
         sampling: Sampling {
@@ -82,9 +82,9 @@ pub fn engine_request(
     });
     let retained_bytes = grammar.map_or(0, |grammar| grammar.bytes());
     Ok(EngineRequest {
-        rules: rules.collect(),
+        reply_params: reply_params.collect(),
         prompt: prompt.into(),
-        checkpoints: Vec::new(),
+        snapshot_lengths: Vec::new(),
         logprobs: None,
         retained_bytes,
     })

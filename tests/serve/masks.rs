@@ -67,7 +67,7 @@ pub fn run(in_line: bool) -> MaskRun {
             other => other,
         };
         let sampling = Sampling { temperature: 1.0, seed: i as u64, ..crate::support::options().sampling };
-        let rules = GenerationParams {
+        let params = GenerationParams {
             max_tokens: if i == 0 { 2 * TOKENS } else { TOKENS },
             sampling,
             bias: Arc::default(),
@@ -78,8 +78,8 @@ pub fn run(in_line: bool) -> MaskRun {
         let client = Box::new(TokenRecorder(i, events.clone()));
         scheduler.submit(Request {
             prompt: vec![70, 80, 90].into(),
-            checkpoints: vec![],
-            rules,
+            snapshot_lengths: vec![],
+            params,
             logprobs: None,
             tenant: i as u64,
             namespace: Namespace::SHARED,

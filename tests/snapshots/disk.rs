@@ -29,7 +29,7 @@ pub fn with_log(store: StoreOptions) -> (Engine<Cpu>, Arc<Mutex<Vec<String>>>) {
 pub fn written<B: Backend>(engine: &Engine<B>, prompt: &[u32]) {
     let mut session = Session::new(engine);
     session.prefill(prompt, &mut go).unwrap();
-    session.checkpoint_to_disk();
+    session.snapshot_to_disk();
     engine.store.flush();
 }
 
@@ -76,7 +76,7 @@ fn after_a_restart_only_new_tokens_are_read() {
     {
         let engine = engine(on_disk(dir.path()));
         let mut session = Session::new(&engine);
-        session.checkpoint_at(&[400]);
+        session.snapshot_at(&[400]);
         read(&mut session, &[&document[..], &first].concat());
     }
     let engine = engine(on_disk(dir.path()));
@@ -138,7 +138,7 @@ fn rows_are_shared_and_short_work_is_not_written() {
     let mut grown = |n: usize, save: bool| {
         read(&mut session, &document[..n]);
         if save {
-            session.checkpoint_to_disk();
+            session.snapshot_to_disk();
         }
         engine.store.flush();
         (files(dir.path()).len(), bytes(dir.path()))
@@ -298,7 +298,7 @@ fn deleted_files_are_read_again() {
         fs::remove_file(&files(dir.path())[victim].0).unwrap();
         let mut session = Session::new(&engine);
         assert!(read(&mut session, &document).reused.is_multiple_of(10));
-        session.checkpoint_to_disk();
+        session.snapshot_to_disk();
         engine.store.flush();
         assert_eq!(read(&mut Session::new(&engine), &document).computed, 0);
     }

@@ -8,7 +8,7 @@ fn edits_go_to_the_snapshot_before_the_difference() {
     let engine = engine(StoreOptions::in_memory());
     let mut session = Session::new(&engine);
     let (document, first, second) = (tokens(1, 300), tokens(2, 20), tokens(3, 30));
-    session.checkpoint_at(&[300]);
+    session.snapshot_at(&[300]);
     assert_eq!(parts(read(&mut session, &[&document[..], &first].concat())), (0, None, 320));
     let other = [&document[..], &second].concat();
     assert_eq!(parts(read(&mut session, &other)), (300, Some(Source::Ram), 30), "another question");
@@ -63,14 +63,14 @@ fn a_stopped_reading_is_kept() {
     assert_eq!(parts(read(&mut again, &document)), (128, Some(Source::Live), 172));
 }
 
-/// Most of many checkpoint positions fall inside batches; the others get snapshots, which are restored exactly.
+/// Most of many snapshot positions fall inside batches; the others get snapshots, which are restored exactly.
 #[test]
 fn many_marks_are_thinned() {
     let engine = engine(StoreOptions::in_memory());
     let document: Vec<u32> = tokens(4, 4000).into_iter().map(|id| id % 256).collect();
     let marks: Vec<usize> = (1..=160).map(|i| 25 * i - 3).collect();
     let mut session = Session::new(&engine);
-    session.checkpoint_at(&marks);
+    session.snapshot_at(&marks);
     let mut batches = 0;
     let mut count = |_: usize, _: usize| {
         batches += 1;

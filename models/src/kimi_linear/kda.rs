@@ -22,13 +22,13 @@ pub struct Kda<B: Backend> {
     conv_q: B::Weight,
     conv_k: B::Weight,
     conv_v: B::Weight,
-    f_a: B::Weight,
-    f_b: B::Weight,
+    decay_down: B::Weight, // ssm_f_a: the low-rank projection of the decay, first factor
+    decay_up: B::Weight,   // ssm_f_b
     a: B::Weight,
     dt_bias: B::Weight,
     beta: B::Weight,
-    g_a: B::Weight,
-    g_b: B::Weight,
+    gate_down: B::Weight, // ssm_g_a: the low-rank projection of the output gate, first factor
+    gate_up: B::Weight,   // ssm_g_b
     norm: B::Weight,
     out: B::Weight,
     head_dim: usize,
@@ -51,13 +51,13 @@ impl<B: Backend> Kda<B> {
             conv_q: from.f32_matrix("ssm_conv1d_q.weight", k.conv_taps, width)?,
             conv_k: from.f32_matrix("ssm_conv1d_k.weight", k.conv_taps, width)?,
             conv_v: from.f32_matrix("ssm_conv1d_v.weight", k.conv_taps, width)?,
-            f_a: from.matrix("ssm_f_a.weight", dim, k.head_dim)?,
-            f_b: from.matrix("ssm_f_b.weight", k.head_dim, width)?,
+            decay_down: from.matrix("ssm_f_a.weight", dim, k.head_dim)?,
+            decay_up: from.matrix("ssm_f_b.weight", k.head_dim, width)?,
             a: from.vector("ssm_a", k.heads)?,
             dt_bias: from.vector("ssm_dt.bias", width)?,
             beta: from.matrix("ssm_beta.weight", dim, k.heads)?,
-            g_a: from.matrix("ssm_g_a.weight", dim, k.head_dim)?,
-            g_b: from.matrix("ssm_g_b.weight", k.head_dim, width)?,
+            gate_down: from.matrix("ssm_g_a.weight", dim, k.head_dim)?,
+            gate_up: from.matrix("ssm_g_b.weight", k.head_dim, width)?,
             norm: from.vector("ssm_norm.weight", k.head_dim)?,
             out: from.matrix("attn_output.weight", width, dim)?,
             head_dim: k.head_dim,
@@ -87,8 +87,8 @@ impl<B: Backend> Kda<B> {
         probe: &mut LayerProbe<'_, B>,
     ) -> B::Tensor {
         let [q, k, v, f, gate, beta] =
-            b.matmuls([&self.q, &self.k, &self.v, &self.f_a, &self.g_a, &self.beta], x);
-        let [f, gate] = b.matmul_each([&self.f_b, &self.g_b], [&f, &gate]);
+            b.matmuls([&self.q, &self.k, &self.v, &self.decay_down, &self.gate_down, &self.beta], x);
+        let [f, gate] = b.matmul_each([&self.decay_up, &self.gate_up], [&f, &gate]);
         let projections = DeltaProjections { q, k, v, f, beta, gate };
         let w = self.delta_weights();
         let o = if probe.is_active() {

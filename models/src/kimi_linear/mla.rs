@@ -1,8 +1,8 @@
-//! Implements multi-head latent attention without positions (NoPE). The KV cache holds one row [c_s | kpe_s] per token,
-//! which all heads share.
+//! Implements multi-head latent attention without positions (NoPE). The KV cache holds one row [c_s | k_pe_s] per token
+//! s, latent and positional key, which all heads share.
 //!
-//! score_hts = (q~_ht . c_s + q_pe_ht . kpe_s) / sqrt(nope + pe),   q~_h = W_k,h^T q_nope_h,
-//! o_h = W_v,h sum_s softmax_s(score) c_s
+//! score_hts = (q~_ht . c_s + q_pe_ht . k_pe_s) / sqrt(nope + pe),   q~_ht = W_k,h^T q_nope_ht,
+//! o_ht = W_v,h sum_s softmax_s(score_hts) c_s   (head h, query token t, cached token s)
 //!
 //! This is the absorbed path. The materialised path computes k_hs = W_k,h^T c_s and v_hs = W_v,h c_s for a step. The
 //! channels called "rope" are used but never rotated. Next: [`super::ffn`].

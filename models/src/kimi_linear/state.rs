@@ -20,7 +20,7 @@ pub struct State<B: Backend> {
 pub enum LayerState<B: Backend> {
     /// S and the convolution tails.
     Kda(KdaState<B>),
-    /// KV cache of rows [c_s | kpe_s], one per token.
+    /// KV cache of rows [c_s | k_pe_s], one per token.
     Mla(B::Cache),
 }
 

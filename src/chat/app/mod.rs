@@ -18,6 +18,9 @@ use anyhow::Result;
 use crossterm::event::KeyEvent;
 use std::path::PathBuf;
 
+/// Rows of the activity line and the status bar.
+pub const CHROME_ROWS: u16 = 2;
+
 /// State of the full screen.
 pub struct App {
     pub session: ChatSession,
@@ -31,7 +34,7 @@ pub struct App {
     /// Whether the program handles the mouse wheel. Selecting text then needs Shift.
     pub mouse: bool,
     /// Tokens of the prompt of the current reply.
-    pub prompt: usize,
+    pub prompt_tokens: usize,
     /// Resident memory of this process in bytes.
     pub memory: Option<u64>,
     /// Columns and rows of the screen.
@@ -111,7 +114,7 @@ impl App {
             menu: Menu::default(),
             theme,
             mouse: true,
-            prompt: 0,
+            prompt_tokens: 0,
             memory: None,
             size,
         }
@@ -172,7 +175,7 @@ impl App {
     fn arrange(&mut self) {
         let (columns, rows) = self.size;
         self.input.arrange(usize::from(columns.saturating_sub(2)));
-        let height = rows.saturating_sub(self.input_rows() + 2);
+        let height = rows.saturating_sub(self.input_rows() + CHROME_ROWS);
         self.transcript.arrange(usize::from(columns).max(1), usize::from(height));
     }
 
@@ -280,7 +283,7 @@ impl App {
     fn answer(&mut self) -> Option<Effect> {
         let request = self.session.begin_reply();
         self.transcript.show(&self.session.chat);
-        self.prompt = 0;
+        self.prompt_tokens = 0;
         self.state = State::Prefill { done: 0, total: 0, rate: 0.0 };
         Some(Effect::Generate(request))
     }
@@ -296,7 +299,7 @@ impl App {
                 self.transcript.note(&greeting, TextRole::Dim);
             }
             worker::Event::Prefill { done, total, rate } => {
-                self.prompt = total;
+                self.prompt_tokens = total;
                 self.state = State::Prefill { done, total, rate };
             }
             worker::Event::Text { text, tokens, rate } => {

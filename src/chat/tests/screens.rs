@@ -30,7 +30,8 @@ impl Screen {
     fn new(columns: u16, rows: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut session = ChatSession::new(Store::new(dir.path().to_owned()), Settings::default(), None);
-        session.model_info = ModelInfo { name: "tiny".into(), runs_on: "test".into(), context: Some(4096) };
+        session.model_info =
+            ModelInfo { name: "tiny".into(), runs_on: "test".into(), context_limit: Some(4096) };
         let app = App::new(session, Theme { depth: Depth::Sixteen, light: false }, (columns, rows));
         let terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
         let mut screen = Screen { app, terminal, dir };

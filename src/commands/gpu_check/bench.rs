@@ -89,7 +89,7 @@ fn product(
     let stored = n.weight(format, shape);
     let [_, out, cols] = shape;
     let copies = if out > 100_000 || tokens > 64 { 2 } else { COPIES };
-    let w: Vec<_> = (0..copies).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
+    let w: Vec<_> = (0..copies).map(|_| cuda.weight(stored.clone()).expect("enough GPU memory")).collect();
     let x = cuda.tensor(tokens, cols, &n.vec(tokens * cols));
     let seconds = cuda.time(copies, |i| drop(cuda.matmul(&w[i], &x)));
     let floor = Floor {
@@ -117,8 +117,8 @@ impl Mixture {
         let [dim, hidden] = WIDTHS;
         let stored = [[hidden, dim], [hidden, dim], [dim, hidden]]
             .map(|[r, c]| n.weight(Format::Q4_K, [EXPERTS, r, c]));
-        let weights = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("room"));
-        let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("room");
+        let weights = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("enough GPU memory"));
+        let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("enough GPU memory");
         Mixture { weights, bias, bytes: stored.iter().map(bytes).sum() }
     }
 
@@ -140,8 +140,8 @@ impl Mixture {
 
 fn router(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let stored = n.weight(Format::F32, [1, EXPERTS, WIDTHS[0]]);
-    let w: Vec<_> = (0..COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
-    let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("room");
+    let w: Vec<_> = (0..COPIES).map(|_| cuda.weight(stored.clone()).expect("enough GPU memory")).collect();
+    let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("enough GPU memory");
     let x = cuda.tensor(1, WIDTHS[0], &n.vec(WIDTHS[0]));
     let seconds = cuda.time(COPIES, |i| drop(cuda.matmul_route(&w[i], &x, &bias, ROUTING)));
     let floor = Floor { bytes: bytes(&stored), operations: 2.0 * (EXPERTS * WIDTHS[0]) as f64 };
@@ -154,7 +154,7 @@ fn mixture(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let [dim, hidden] = WIDTHS;
     let stored =
         [[hidden, dim], [hidden, dim], [dim, hidden]].map(|[r, c]| n.weight(Format::Q4_K, [1, r, c]));
-    let shared = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("room"));
+    let shared = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("enough GPU memory"));
     let x = cuda.tensor(1, dim, &n.vec(dim));
     let routed: Vec<_> = (0..COPIES).map(|_| mixture.route(cuda, n, 1)).collect();
     let seconds = cuda.time(COPIES, |i| {
@@ -180,7 +180,7 @@ fn experts(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
 fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     let [dim, hidden] = WIDTHS.map(|width| width as u64);
     let [room, _] = room_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
-    cuda.limit_stacks(0, room, 0).expect("room");
+    cuda.limit_stacks(0, room, 0).expect("enough GPU memory");
     let mixture = Mixture::new(cuda, n);
     let mut measure = |tokens: usize, how: &str| {
         let (routed, x) = (mixture.route(cuda, n, tokens), n.vec(tokens * WIDTHS[0]));
@@ -204,7 +204,7 @@ fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
         measure(UPLOAD_MIN_TOKENS, "uploaded"),
         measure(8 * UPLOAD_MIN_TOKENS, "uploaded"),
     ];
-    cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
+    cuda.limit_stacks(u64::MAX, 0, 0).expect("no memory is needed");
     rows
 }
 
@@ -251,7 +251,8 @@ fn delta(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
 /// The two low-rank products of a KDA layer for decay and gate.
 fn low_ranks(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let stored = n.weight(Format::Q8_0, [1, 4096, 128]);
-    let w: Vec<_> = (0..2 * COPIES).map(|_| cuda.weight(stored.clone()).expect("room")).collect();
+    let w: Vec<_> =
+        (0..2 * COPIES).map(|_| cuda.weight(stored.clone()).expect("enough GPU memory")).collect();
     let x = cuda.tensor(1, 128, &n.vec(128));
     let each = |i: usize| drop(cuda.matmul_each([&w[2 * i], &w[2 * i + 1]], [&x, &x]));
     let seconds = cuda.time(COPIES, each);
@@ -264,7 +265,7 @@ fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     let cols = heads * dim;
     let mut weight = |rows, cols| {
         let one = n.vector(rows * cols, -1.0, 0.0);
-        cuda.weight(QuantTensor { rows, cols, ..one }).expect("room")
+        cuda.weight(QuantTensor { rows, cols, ..one }).expect("enough GPU memory")
     };
     let taps = [(); 3].map(|()| weight(cols, 4));
     let [a, dt_bias, norm] = [heads, cols, dim].map(|cols| weight(1, cols));
@@ -309,7 +310,7 @@ fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, depth: usize) -> Ca
 fn materialized(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> Row {
     let (tokens, heads, latent, [nope, pe, value]) = (4096, 32, 512, [128, 64, 128]);
     let mut cache = filled(cuda, n, CacheFormat::F16, depth);
-    let mut weight = |shape| cuda.weight(n.weight(Format::Q8_0, shape)).expect("room");
+    let mut weight = |shape| cuda.weight(n.weight(Format::Q8_0, shape)).expect("enough GPU memory");
     let (k, v) = (weight([heads, latent, nope]), weight([heads, value, latent]));
     let q = cuda.tensor(tokens, heads * (nope + pe), &n.vec(tokens * heads * (nope + pe)));
     let seconds = cuda.time(1, |_| {

@@ -32,7 +32,7 @@ impl Op for Delta {
         let (tokens, channels) = (self.lens.iter().sum(), self.heads * self.dim);
         let [q, k, v, f, gate] = [0, 1, 2, 3, 5].map(|i| b.tensor(tokens, channels, &self.x[i]));
         let x = DeltaProjections { q, k, v, f, beta: b.tensor(tokens, self.heads, &self.x[4]), gate };
-        let weight = |w: &QuantTensor| b.weight(w.clone()).expect("room");
+        let weight = |w: &QuantTensor| b.weight(w.clone()).expect("enough GPU memory");
         let taps = self.taps.each_ref().map(weight);
         let [a, dt_bias, norm] = self.vectors.each_ref().map(weight);
         let (taps, head_dim) = (taps.each_ref(), self.dim);
@@ -101,7 +101,7 @@ struct Each {
 
 impl Op for Each {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        let w = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let w = self.w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         let x = self.x.each_ref().map(|x| b.tensor(self.tokens, x.len() / self.tokens, x));
         b.matmul_each(w.each_ref(), x.each_ref()).iter().map(|y| b.read(y)).collect()
     }
@@ -133,7 +133,7 @@ struct Heads {
 
 impl Op for Heads {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        let [w, out] = [&self.w, &self.out].map(|w| b.weight(w.clone()).expect("room"));
+        let [w, out] = [&self.w, &self.out].map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         let y = b.matmul_heads(&w, &b.tensor(self.tokens, self.x.len() / self.tokens, &self.x));
         vec![b.read(&y), difference(b, &out, &y)]
     }
@@ -165,7 +165,8 @@ struct Router {
 
 impl Op for Router {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        let [router, bias] = [&self.router, &self.bias].map(|w| b.weight(w.clone()).expect("room"));
+        let [router, bias] =
+            [&self.router, &self.bias].map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         // Runs twice, because the completion counters have to be reset.
         let run = |_| {
             let x = b.tensor(self.tokens, self.router.cols, &self.x);
@@ -213,9 +214,10 @@ struct Mixture {
 
 impl Op for Mixture {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        let weights = |w: &[QuantTensor; 3]| w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let weights =
+            |w: &[QuantTensor; 3]| w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         let (experts, shared) = (weights(&self.experts), self.shared.as_ref().map(weights));
-        let bias = b.weight(self.bias.clone()).expect("room");
+        let bias = b.weight(self.bias.clone()).expect("enough GPU memory");
         let routed = b.route(&b.tensor(self.tokens, self.bias.cols, &self.logits), &bias, self.how);
         let x = b.tensor(self.tokens, self.experts[0].cols, &self.x);
         let once = |_| b.read(&b.mixture(gated(&experts), shared.as_ref().map(gated), &x, &routed));
@@ -323,7 +325,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
 /// Checks experts in RAM with an expert cache: some of a token's experts are on the GPU, others on the CPU.
 fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> Row {
     let (dim, tokens, experts, top_k) = (256, 3, 512, 4);
-    cuda.limit_stacks(0, 0, 5).expect("no room is needed");
+    cuda.limit_stacks(0, 0, 5).expect("no memory is needed");
     let stack = |n: &mut TestRng, count| [(); 3].map(|()| n.weight(Format::Q8_0, [count, dim, dim]));
     let op = Mixture {
         experts: stack(n, experts),
@@ -339,7 +341,7 @@ fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> Row {
     let before = stats();
     let got = op.run(cuda);
     let ExpertCacheStats { hits, lookups } = stats() - before;
-    cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
+    cuda.limit_stacks(u64::MAX, 0, 0).expect("no memory is needed");
     let mut row = judged("mixture in RAM, 5 slots".into(), HALF, &op.expected(), &got);
     row.passed = row.passed.map(|right| right && 0 < hits && hits < lookups);
     row.found = format!("{}, expert cache hits {hits} of {lookups}", row.found);

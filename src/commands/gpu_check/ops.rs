@@ -61,7 +61,7 @@ struct Norms {
 
 impl Op for Norms {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        let [w, head] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let [w, head] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         let tensor = |v: &[f32]| b.tensor(self.rows, self.cols, v);
         let (x, gate) = (tensor(&self.x), tensor(&self.gate));
         let mut sum = b.copy(&x);
@@ -97,9 +97,9 @@ impl Op for Conv {
         let tokens = self.lens.iter().sum();
         let x = b.tensor(tokens, self.channels, &self.x);
         let mut states: Vec<_> = self.lens.iter().map(|_| b.tensor(3, self.channels, &self.past)).collect();
-        let taps = b.weight(self.taps.clone()).expect("room");
+        let taps = b.weight(self.taps.clone()).expect("enough GPU memory");
         let y = b.short_conv(&mut spans(&self.lens, &mut states), &x, &taps);
-        let [a, bias] = self.decay.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let [a, bias] = self.decay.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         let mut all = vec![b.read(&y), b.read(&b.kda_decay(y, &a, &bias))];
         all.extend(states.iter().map(|s| b.read(s)));
         all
@@ -149,7 +149,7 @@ struct Product {
 
 impl Op for Product {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        let w = b.weight(self.w.clone()).expect("room");
+        let w = b.weight(self.w.clone()).expect("enough GPU memory");
         let x = b.tensor(self.tokens, self.x.len() / self.tokens, &self.x);
         if self.heads { vec![b.read(&b.matmul_heads(&w, &x))] } else { vec![b.read(&b.matmul(&w, &x))] }
     }
@@ -159,7 +159,7 @@ struct Embed(QuantTensor);
 
 impl Op for Embed {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
-        vec![b.read(&b.embed(&b.weight(self.0.clone()).expect("room"), &[8, 0, 3, 3]))]
+        vec![b.read(&b.embed(&b.weight(self.0.clone()).expect("enough GPU memory"), &[8, 0, 3, 3]))]
     }
 }
 
@@ -320,7 +320,7 @@ impl Op for Expanded {
         }
         let newest = &self.rows[self.rows.len() - tokens * self.width..];
         b.append(&mut spans(&self.lens, &mut caches), &b.tensor(tokens, self.width, newest));
-        let [k, v] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
+        let [k, v] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         let q = b.tensor(tokens, self.q.len() / tokens, &self.q);
         let w = KvUpProjection { k: &k, v: &v, latent: self.w[0].rows };
         vec![b.read(&b.materialized_attention(
@@ -375,8 +375,8 @@ struct Experts {
 impl Op for Experts {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let (n, dim) = (self.w[0].count, self.w[0].cols);
-        let [gate, up, down] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("room"));
-        let bias = b.weight(self.bias.clone()).expect("room");
+        let [gate, up, down] = self.w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
+        let bias = b.weight(self.bias.clone()).expect("enough GPU memory");
         let (mut logits, mut x) = (&self.logits[..], &self.x[..]);
         let step = |tokens: &usize| {
             let own_logits = logits.split_off(..tokens * n).expect("logits of all steps");
@@ -422,7 +422,7 @@ fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     let w = [Format::Q4_K, Format::Q5_1, Format::F16].map(|format| n.weight(format, [experts, dim, dim]));
     let room = w.iter().map(|w| w.bytes.len() as u64).max().unwrap_or(0);
     let of = |(slots, steps): (usize, &[usize])| {
-        cuda.limit_stacks(0, room, slots).expect("room");
+        cuda.limit_stacks(0, room, slots).expect("enough GPU memory");
         // Some experts get all tokens; otherwise each expert would be a tile of one token.
         let mut logit = |i: usize| match i % 64 {
             0 => n.uniform(4.0, 8.0),
@@ -449,6 +449,6 @@ fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
         (5, &[1, UPLOAD_MIN_TOKENS, 3, 20, 1, UPLOAD_MIN_TOKENS + 1, 1, 1, 1, 4]),
     ];
     let rows = steps.map(of).into();
-    cuda.limit_stacks(u64::MAX, 0, 0).expect("no room is needed");
+    cuda.limit_stacks(u64::MAX, 0, 0).expect("no memory is needed");
     rows
 }
