@@ -91,15 +91,15 @@ pub enum Error {
         path: String,
         /// Byte offset, key or tensor.
         place: String,
-        /// What is wrong there.
+        /// The contradiction, as the end of a message.
         problem: String,
     },
     /// The path is no GGUF file.
     #[error("{} is not a GGUF file; it begins with \"{begin}\"", shown_path(path))]
     NotGguf {
-        /// Path of the file.
+        /// Path of the file, for the message.
         path: String,
-        /// Its first bytes, escaped.
+        /// The first bytes of the file, escaped.
         begin: String,
     },
     /// The path is not a regular file.
