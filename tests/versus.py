@@ -1,9 +1,10 @@
 """Compares the throughput of kimi and llama.cpp on the same file, in turn in one run: medians in tokens per second.
 
-usage: versus.py KIMI PEER MODEL [--prefill 512,2048] [--decode 32] [--depth 0,8192] [--rounds 5] [--threads 2]
-                 [--batch 512] [--peer="--repack 0"]
+usage: versus.py KIMI PEER MODEL [--before KIMI] [--prefill 512,2048] [--decode 32] [--depth 0,8192] [--rounds 5]
+                 [--threads 2] [--batch 512] [--peer="--repack 0"]
 
-PEER is tests/peer, built for this machine (see its Cargo.toml). llama.cpp prefills its context once per depth; kimi fills its
+PEER is tests/peer, built for this machine (see its Cargo.toml), or `none`. `--before` adds an earlier build of kimi, measured
+in turn with the other two. llama.cpp prefills its context once per depth; kimi fills its
 cache with arbitrary rows, because the time of a step depends only on their number. `--peer` passes llama.cpp's settings: try
 them all and keep its fastest. Each `kimi bench` measures the memory bandwidth; a share is relative to its own process.
 """
@@ -11,13 +12,13 @@ import argparse, json, statistics, subprocess
 
 
 class Kimi:
-    def __init__(self, args):
-        self.args, self.memory, self.share = args, [], []
+    def __init__(self, program, args):
+        self.program, self.args, self.memory, self.share = program, args, [], []
 
     def rate(self, kind, count, depth):
         a = self.args
         work = ["-p", str(count), "-n", "0"] if kind == "prefill" else ["-p", "0", "-n", str(count)]
-        command = [a.kimi, "bench", "-m", a.model, "-t", str(a.threads), "-r", "1", "-d", str(depth), "-b", str(a.batch), "--json"]
+        command = [self.program, "bench", "-m", a.model, "-t", str(a.threads), "-r", "1", "-d", str(depth), "-b", str(a.batch), "--json"]
         report = json.loads(subprocess.run(command + work, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout)
         case = report["cases"][0]
         self.memory.append(report["memory_read_gb_s"])
@@ -46,6 +47,7 @@ def main():
     p.add_argument("kimi")
     p.add_argument("peer_program")
     p.add_argument("model")
+    p.add_argument("--before", metavar="KIMI")
     p.add_argument("--prefill", type=numbers, default=[512])
     p.add_argument("--decode", type=int, default=32)
     p.add_argument("--depth", type=numbers, default=[0])
@@ -55,19 +57,37 @@ def main():
     p.add_argument("--peer", default="--repack 0")
     a = p.parse_args()
     for depth in a.depth:
-        peer = Peer(a, depth)
-        print(f"depth {depth}: llama.cpp read it in {peer.read_in} s", flush=True)
+        peer = None if a.peer_program == "none" else Peer(a, depth)
+        if peer:
+            print(f"depth {depth}: llama.cpp read it in {peer.read_in} s", flush=True)
         for kind, count in [("prefill", n) for n in a.prefill] + [("decode", a.decode)] * (a.decode > 0):
-            kimi, ours, theirs = Kimi(a), [], []
-            peer.rate(kind, count)                        # warms up, as the first round of each kimi bench does
-            for _ in range(a.rounds):
-                ours.append(kimi.rate(kind, count, depth))
-                theirs.append(peer.rate(kind, count))
-            x, y, share = statistics.median(ours), statistics.median(theirs), statistics.median(kimi.share)
-            limit = f", {share:.0f} % of {statistics.median(kimi.memory):.1f} GB/s" if share else ""
-            print(f"{kind} {count} at {depth}: kimi {x:.1f} ({min(ours):.1f} to {max(ours):.1f}{limit}), "
-                  f"llama.cpp {y:.1f} ({min(theirs):.1f} to {max(theirs):.1f}): {x / y:.2f} times", flush=True)
-        peer.process.kill()
+            compare(a, peer, kind, count, depth)
+        if peer:
+            peer.process.kill()
+
+
+def compare(args, peer, kind, count, depth):
+    """Measures one case of all programs in turn and prints the medians of kimi beside each of the others."""
+    kimi = Kimi(args.kimi, args)
+    rates = {"kimi": lambda: kimi.rate(kind, count, depth)}
+    if args.before:
+        before = Kimi(args.before, args)
+        rates["before"] = lambda: before.rate(kind, count, depth)
+    if peer:
+        peer.rate(kind, count)                            # warms up, as the first round of each kimi bench does
+        rates["llama.cpp"] = lambda: peer.rate(kind, count)
+    measured = {name: [] for name in rates}
+    for _ in range(args.rounds):
+        for name, rate in rates.items():
+            measured[name].append(rate())
+    share = statistics.median(kimi.share)
+    line = f"{kind} {count} at {depth}: " + ", ".join(
+        f"{name} {statistics.median(all_):.1f} ({min(all_):.1f} to {max(all_):.1f})" for name, all_ in measured.items())
+    ours = statistics.median(measured["kimi"])
+    line += "".join(f"; {ours / statistics.median(all_):.3f} times {name}" for name, all_ in measured.items() if name != "kimi")
+    if share:
+        line += f"; {share:.0f} % of {statistics.median(kimi.memory):.1f} GB/s"
+    print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@
 use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
 use super::{Cpu, Weight};
+use crate::matmul::gemv::PREFETCH_BYTES;
 use crate::quant::{self, Activation};
 use crate::simd::{Isa, Kernel};
 
@@ -59,9 +60,6 @@ pub(super) fn tile<'a>(cpu: &Cpu, w: &Weight, rows: &[u8], x: &[u8], out: &'a mu
 
 /// Rows of a GEMM panel, which prefetches the next panel.
 const PANEL_ROWS: usize = 16;
-/// Prefetch distance of GEMV in bytes.
-const PREFETCH_BYTES: usize = 2048;
-
 /// Prefetches the start of a chunk of rows, which no earlier chunk has prefetched.
 pub(super) fn prefetch_rows(cpu: &Cpu, w: &Weight, rows: &[u8], tokens: usize) {
     let first = if tokens == 1 { PREFETCH_BYTES } else { PANEL_ROWS * w.row_bytes };
@@ -82,7 +80,7 @@ impl Kernel for PrefetchRows<'_> {
 }
 
 /// Multiplies rows of matrix `m` with all tokens of `x`; passes results to `put(token, first_row, values)`.
-fn block(
+fn multiply_rows(
     cpu: &Cpu,
     w: &Weight,
     m: usize,
@@ -95,11 +93,13 @@ fn block(
     let all = rows;
     for first in all.clone().step_by(TILE) {
         let rows = first..all.end.min(first + TILE);
+        let weights = w.matrix_rows(m, rows.clone());
         if x.len() > x_bytes || rows.start == all.start {
-            prefetch_rows(cpu, w, w.matrix_rows(m, rows.clone()), x.len() / x_bytes.max(1));
+            prefetch_rows(cpu, w, weights, x.len() / x_bytes.max(1));
         }
         for (i, x) in x.chunks(TILE * x_bytes).enumerate() {
-            let y = tile(cpu, w, w.matrix_rows(m, rows.clone()), x, &mut out);
+            let y = &mut out[..x.len() / x_bytes * rows.len()];
+            quant::matmul_tile(cpu.level, w.format, weights, w.cols, x, y);
             y.chunks_exact(rows.len()).enumerate().for_each(|(t, y)| put(i * TILE + t, first, y));
         }
     }
@@ -149,7 +149,7 @@ pub(super) fn matmuls<const N: usize>(cpu: &Cpu, w: [&Weight; N], x: &Tensor) ->
             i += 1;
         }
         let range = chunk * rows[i]..w[i].rows.min((chunk + 1) * rows[i]);
-        block(cpu, w[i], 0, range, of(w[i]), |t, first, values| {
+        multiply_rows(cpu, w[i], 0, range, of(w[i]), |t, first, values| {
             let at = t * w[i].rows + first;
             // SAFETY: each weight row belongs to one chunk, and its result for a token to that row.
             unsafe { parts[i].get(at..at + values.len()) }.copy_from_slice(values);
@@ -184,7 +184,7 @@ pub(super) fn matmul_heads(cpu: &Cpu, w: &Weight, x: &Tensor) -> Tensor {
             let at = (t * w.count + h) * y_width + from;
             parts.get(at..at + len)
         };
-        block(cpu, w, h, 0..w.rows, prepared, |t, first, values| {
+        multiply_rows(cpu, w, h, 0..w.rows, prepared, |t, first, values| {
             out(t, first, values.len()).copy_from_slice(values);
         });
         (0..tokens).for_each(|t| out(t, w.rows, rest).copy_from_slice(&of(t)[w.cols..]));

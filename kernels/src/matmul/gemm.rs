@@ -1,8 +1,9 @@
-//! GEMM microkernel: a panel of 16 weight rows, one per SIMD lane; each block is decoded once per token batch.
+//! GEMM microkernel: a panel of weight rows, one per SIMD lane; each block is decoded once per token batch.
 //!
-//! A panel has [`PanelSimd::MR`] rows (8 or 16). Up to [`TOKEN_BLOCK`] tokens share a decoded block, so that it and
+//! A panel has [`PanelSimd::MR`] rows, 8 or 16. Up to [`TOKEN_BLOCK`] tokens share a decoded block, so that it and
 //! the activations stay in L1; [`PanelSimd::NR`] tokens at a time keep their sums in registers.
 
+use super::IntegerDot;
 use super::block_dot::BlockDot;
 use crate::quant::block::{Block, Tile};
 use crate::simd::{Isa, PanelSimd};
@@ -11,11 +12,18 @@ use std::ops::Range;
 /// Tokens that share a decoded block.
 const TOKEN_BLOCK: usize = 64;
 
-/// Multiplies all rows with all tokens.
-#[inline(always)]
-pub(super) fn gemm<I: Isa, B: Block, D: BlockDot<B>>(isa: I, tile: &mut Tile<'_, B>) {
-    for first in (0..tile.tokens()).step_by(TOKEN_BLOCK) {
-        gemm_block::<I, B, D>(isa, tile, first..tile.tokens().min(first + TOKEN_BLOCK));
+/// The product of a format's rows with several tokens.
+pub(crate) trait Gemm<B: Block> {
+    /// Multiplies all rows with all tokens of the tile.
+    fn gemm<I: Isa>(isa: I, tile: &mut Tile<'_, B>);
+}
+
+impl<B: Block, D: BlockDot<B>> Gemm<B> for IntegerDot<D> {
+    #[inline(always)]
+    fn gemm<I: Isa>(isa: I, tile: &mut Tile<'_, B>) {
+        for first in (0..tile.tokens()).step_by(TOKEN_BLOCK) {
+            gemm_block::<I, B, D>(isa, tile, first..tile.tokens().min(first + TOKEN_BLOCK));
+        }
     }
 }
 

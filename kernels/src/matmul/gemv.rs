@@ -4,58 +4,66 @@
 //! one row in each lane, and the f32 sums run over the blocks in the order that `superblock` and `block32` define. Next:
 //! [`super::block_dot`] (what a format implements).
 
+use super::IntegerDot;
 use super::block_dot::BlockDot;
 use crate::quant::block::{Block, Tile};
 use crate::simd::Isa;
 
 /// Prefetch distance in bytes: how far ahead of the current block rows are fetched.
-const PREFETCH_BYTES: usize = 2048;
+pub(crate) const PREFETCH_BYTES: usize = 2048;
 /// Blocks of eight rows that are reduced before they are transposed.
 const CHUNK_BLOCKS: usize = 128;
 
 /// Values of eight rows' blocks: of the first term, then of the second.
 type Terms = [[[f32; CHUNK_BLOCKS]; 8]; 2];
 
-/// Multiplies all rows with the tile's one token.
-#[inline(always)]
-pub(super) fn gemv<I: Isa, B: Block, D: BlockDot<B>>(isa: I, tile: &mut Tile<'_, B>) {
-    let (blocks, rows) = (tile.blocks, tile.rows);
-    let empty: Terms = [[[0.0; CHUNK_BLOCKS]; 8]; 2];
-    let (mut scales, mut sums) = (empty, empty);
-    for first in (0..rows).step_by(8) {
-        let mut y = isa.splat(0.0);
-        for from in (0..blocks).step_by(CHUNK_BLOCKS) {
-            let chunk = from..blocks.min(from + CHUNK_BLOCKS);
-            let x = &tile.x[chunk.clone()];
-            for r in 0..8.min(rows - first) {
-                let w = &tile.w[(first + r) * blocks..][chunk.clone()];
-                let ((eights, rest), (x, x_rest)) = (w.as_chunks::<8>(), x.as_chunks::<8>());
-                for (i, (w, x)) in eights.iter().zip(x).enumerate() {
-                    reduce_x8::<I, B, D>(isa, w, x, (r, 8 * i), [&mut scales, &mut sums]);
-                }
-                for (i, (w, x)) in rest.iter().zip(x_rest).enumerate() {
-                    reduce::<I, B, D>(isa, w, x, (r, 8 * eights.len() + i), [&mut scales, &mut sums]);
-                }
-            }
-            for b in (0..x.len()).step_by(8) {
-                let (d, sum) = (transposed(isa, &scales[0], b), transposed(isa, &sums[0], b));
-                if D::MIN_SIGN.is_none() {
-                    for i in 0..8.min(x.len() - b) {
-                        y = isa.fma(d[i], sum[i], y);
+/// The product of a format's rows with one token.
+pub(crate) trait Gemv<B: Block> {
+    /// Multiplies all rows with the tile's one token.
+    fn gemv<I: Isa>(isa: I, tile: &mut Tile<'_, B>);
+}
+
+impl<B: Block, D: BlockDot<B>> Gemv<B> for IntegerDot<D> {
+    #[inline(always)]
+    fn gemv<I: Isa>(isa: I, tile: &mut Tile<'_, B>) {
+        let (blocks, rows) = (tile.blocks, tile.rows);
+        let empty: Terms = [[[0.0; CHUNK_BLOCKS]; 8]; 2];
+        let (mut scales, mut sums) = (empty, empty);
+        for first in (0..rows).step_by(8) {
+            let mut y = isa.splat(0.0);
+            for from in (0..blocks).step_by(CHUNK_BLOCKS) {
+                let chunk = from..blocks.min(from + CHUNK_BLOCKS);
+                let x = &tile.x[chunk.clone()];
+                for r in 0..8.min(rows - first) {
+                    let w = &tile.w[(first + r) * blocks..][chunk.clone()];
+                    let ((eights, rest), (x, x_rest)) = (w.as_chunks::<8>(), x.as_chunks::<8>());
+                    for (i, (w, x)) in eights.iter().zip(x).enumerate() {
+                        reduce_x8::<I, B, D>(isa, w, x, (r, 8 * i), [&mut scales, &mut sums]);
                     }
-                } else {
-                    let (d2, sum2) = (transposed(isa, &scales[1], b), transposed(isa, &sums[1], b));
-                    for i in 0..8.min(x.len() - b) {
-                        y = isa.fma(d2[i], sum2[i], isa.fma(d[i], sum[i], y));
+                    for (i, (w, x)) in rest.iter().zip(x_rest).enumerate() {
+                        reduce::<I, B, D>(isa, w, x, (r, 8 * eights.len() + i), [&mut scales, &mut sums]);
                     }
                 }
+                for b in (0..x.len()).step_by(8) {
+                    let (d, sum) = (transposed(isa, &scales[0], b), transposed(isa, &sums[0], b));
+                    if D::MIN_SIGN.is_none() {
+                        for i in 0..8.min(x.len() - b) {
+                            y = isa.fma(d[i], sum[i], y);
+                        }
+                    } else {
+                        let (d2, sum2) = (transposed(isa, &scales[1], b), transposed(isa, &sums[1], b));
+                        for i in 0..8.min(x.len() - b) {
+                            y = isa.fma(d2[i], sum2[i], isa.fma(d[i], sum[i], y));
+                        }
+                    }
+                }
             }
+            let mut lanes = [0.0; 8];
+            isa.store(y, &mut lanes);
+            let out = &mut tile.y[first..];
+            let len = out.len().min(8);
+            out[..len].copy_from_slice(&lanes[..len]);
         }
-        let mut lanes = [0.0; 8];
-        isa.store(y, &mut lanes);
-        let out = &mut tile.y[first..];
-        let len = out.len().min(8);
-        out[..len].copy_from_slice(&lanes[..len]);
     }
 }
 

@@ -1,5 +1,6 @@
 //! Defines what a format implements for one block, and the tile of rows and tokens that products work on.
 
+use crate::matmul::{gemm::Gemm, gemv::Gemv};
 use crate::simd::{Isa, Kernel};
 use bytemuck::Pod;
 use std::ops::Range;
@@ -8,6 +9,8 @@ use std::ops::Range;
 pub(crate) trait Block: Pod {
     /// The activations that one block is multiplied with.
     type X: super::activation::ActivationBlock;
+    /// The GEMV and GEMM kernels.
+    type Dot: Gemv<Self> + Gemm<Self>;
     /// Weights per block: 1, 32 or 256.
     const LEN: usize;
     /// Byte ranges that a GPU stores as planes; see [`super::Format::cuda_planes`].
@@ -33,9 +36,6 @@ pub(crate) trait Block: Pod {
             w.dequantise(isa, out);
         }
     }
-
-    /// Multiplies all rows of a tile with all its tokens.
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>);
 }
 
 /// Weight rows and activation rows to multiply.
@@ -61,6 +61,6 @@ impl<B: Block> Kernel for Tile<'_, B> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        B::matmul(isa, &mut self);
+        if self.tokens() == 1 { B::Dot::gemv(isa, &mut self) } else { B::Dot::gemm(isa, &mut self) }
     }
 }

@@ -13,7 +13,7 @@ use crate::matmul::block_dot::BlockDot;
 use crate::simd::{Isa, Panel8, PanelSimd};
 
 /// A format of blocks of 32 weights.
-pub(super) trait Block32: Block<X = Q8x32> {
+pub(crate) trait Block32: Block<X = Q8x32> {
     /// True if quants are signed; unsigned ones have the offset `ZERO`.
     const SIGNED: bool;
     /// The offset of unsigned quants.
@@ -52,10 +52,10 @@ pub(super) trait Block32: Block<X = Q8x32> {
 }
 
 /// [`BlockDot`] of every [`Block32`] format.
-pub(super) struct Block32Dot;
+pub(crate) struct Block32Dot;
 
 /// The decoded block of each row of a panel.
-pub(super) struct Block32Panel<P: PanelSimd> {
+pub(crate) struct Block32Panel<P: PanelSimd> {
     quants: [P::Bytes; 8],
     d_and_min: [P::Floats; 2],
 }

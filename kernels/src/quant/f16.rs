@@ -6,8 +6,8 @@
 //! ```
 
 use super::activation::F32Le;
-use super::block::{Block, Tile};
-use super::float_rows::{self, FloatFormat};
+use super::block::Block;
+use super::float_rows::{self, FloatDot, FloatFormat};
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
@@ -20,6 +20,7 @@ const _: () = assert!(size_of::<F16>() == 2);
 
 impl Block for F16 {
     type X = F32Le;
+    type Dot = FloatDot;
     const LEN: usize = 1;
     #[allow(clippy::single_range_in_vec_init, reason = "one plane")]
     const CUDA_PLANES: &'static [Range<usize>] = &[0..2];
@@ -37,11 +38,6 @@ impl Block for F16 {
     #[inline(always)]
     fn dequantise_all<I: Isa>(isa: I, w: &[F16], out: &mut [f32]) {
         float_rows::to_f32(isa, w, out);
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        float_rows::matmul(isa, tile);
     }
 }
 

@@ -1,8 +1,8 @@
 //! F32: a weight is an IEEE binary32, little endian. Reads 4 B a weight; memory-bound.
 
 use super::activation::F32Le;
-use super::block::{Block, Tile};
-use super::float_rows::{self, FloatFormat};
+use super::block::Block;
+use super::float_rows::{self, FloatDot, FloatFormat};
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
@@ -15,6 +15,7 @@ const _: () = assert!(size_of::<F32>() == 4);
 
 impl Block for F32 {
     type X = F32Le;
+    type Dot = FloatDot;
     const LEN: usize = 1;
     #[allow(clippy::single_range_in_vec_init, reason = "one plane")]
     const CUDA_PLANES: &'static [Range<usize>] = &[0..4];
@@ -32,11 +33,6 @@ impl Block for F32 {
     #[inline(always)]
     fn dequantise_all<I: Isa>(isa: I, w: &[F32], out: &mut [f32]) {
         float_rows::to_f32(isa, w, out);
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        float_rows::matmul(isa, tile);
     }
 }
 

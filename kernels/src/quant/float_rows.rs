@@ -4,6 +4,7 @@
 
 use super::activation::F32Le;
 use super::block::{Block, Tile};
+use crate::matmul::{gemm::Gemm, gemv::Gemv};
 use crate::simd::Isa;
 
 /// A format whose weights are floats, loaded eight at a time.
@@ -23,18 +24,30 @@ pub(super) fn to_f32<I: Isa, W: FloatFormat>(isa: I, w: &[W], out: &mut [f32]) {
     }
 }
 
-/// Multiplies all rows with two tokens at a time: with four sums a token, two fill the registers.
-#[inline(always)]
-pub(super) fn matmul<I: Isa, W: FloatFormat>(isa: I, tile: &mut Tile<'_, W>) {
-    let tokens = tile.tokens();
-    let mut first = 0;
-    while first < tokens {
-        if tokens - first >= 2 {
-            rows::<I, W, 2>(isa, tile, first);
-            first += 2;
-        } else {
-            rows::<I, W, 1>(isa, tile, first);
-            first += 1;
+/// GEMV and GEMM of every [`FloatFormat`].
+pub(crate) struct FloatDot;
+
+impl<W: FloatFormat> Gemv<W> for FloatDot {
+    #[inline(always)]
+    fn gemv<I: Isa>(isa: I, tile: &mut Tile<'_, W>) {
+        rows::<I, W, 1>(isa, tile, 0);
+    }
+}
+
+impl<W: FloatFormat> Gemm<W> for FloatDot {
+    /// Takes two tokens at a time: with four sums a token, two fill the registers.
+    #[inline(always)]
+    fn gemm<I: Isa>(isa: I, tile: &mut Tile<'_, W>) {
+        let tokens = tile.tokens();
+        let mut first = 0;
+        while first < tokens {
+            if tokens - first >= 2 {
+                rows::<I, W, 2>(isa, tile, first);
+                first += 2;
+            } else {
+                rows::<I, W, 1>(isa, tile, first);
+                first += 1;
+            }
         }
     }
 }

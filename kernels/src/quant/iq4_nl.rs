@@ -8,12 +8,12 @@
 //! ```
 
 use super::activation::Q8x32;
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::iq4_search::{self, CODEBOOK};
 use super::minmax::nibbles;
 use super::scale_search::{LanePerBlock, columns};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -42,6 +42,7 @@ fn eight<I: Isa>(isa: I, x: &LanePerBlock<32>) -> [Iq4Nl; 8] {
 
 impl Block for Iq4Nl {
     type X = Q8x32;
+    type Dot = IntegerDot<Block32Dot>;
     const LEN: usize = 32;
     const CUDA_PLANES: &'static [Range<usize>] = &[2..18, 0..2];
 
@@ -70,11 +71,6 @@ impl Block for Iq4Nl {
         for (y, q) in y.iter_mut().zip(q) {
             *y = d * CODEBOOK[q as usize] as f32;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 

@@ -14,13 +14,13 @@
 
 use super::activation::Q8x256;
 use super::activation::signed_scaled_dots;
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::iq4_search::{self, CODEBOOK};
 use super::minmax::{furthest, inverse, nibbles};
 use super::q3_k::less_32;
 use super::scale_search::columns;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -58,6 +58,7 @@ impl Iq4Xs {
 
 impl Block for Iq4Xs {
     type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
     const LEN: usize = 256;
     const CUDA_PLANES: &'static [Range<usize>] = &[8..136, 0..8];
 
@@ -90,11 +91,6 @@ impl Block for Iq4Xs {
                 *y = d * CODEBOOK[q as usize] as f32;
             }
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 

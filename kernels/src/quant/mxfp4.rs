@@ -10,10 +10,10 @@
 //! The codebook holds twice the E2M1 values, which makes them integers; hence 128 where the standard has 127.
 
 use super::activation::Q8x32;
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::nibbles;
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
@@ -57,6 +57,7 @@ fn nearest(x: f32, d: f32) -> u8 {
 
 impl Block for Mxfp4 {
     type X = Q8x32;
+    type Dot = IntegerDot<Block32Dot>;
     const LEN: usize = 32;
     const CUDA_PLANES: &'static [Range<usize>] = &[1..17, 0..1];
 
@@ -76,11 +77,6 @@ impl Block for Mxfp4 {
         for (y, q) in y.iter_mut().zip(q) {
             *y = CODEBOOK[q as usize] as f32 * d;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 

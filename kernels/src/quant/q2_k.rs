@@ -12,10 +12,10 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::scale_search::{self, Affine, Cost, ScaleSteps};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -72,6 +72,7 @@ fn four_bits(v: [f32; 16]) -> ([u8; 16], f16) {
 
 impl Block for Q2K {
     type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
     const LEN: usize = 256;
     const CUDA_PLANES: &'static [Range<usize>] = &[16..80, 0..16, 80..84];
 
@@ -108,11 +109,6 @@ impl Block for Q2K {
             let s = self.scales[i / 16];
             *y = d * (s & 15) as f32 * q[i] as f32 - dmin * (s >> 4) as f32;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 

@@ -15,11 +15,11 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::q2_k::{pack_two_bits, spread_two_bits, two_bits};
 use super::scale_search;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -94,6 +94,7 @@ fn pack(sc: [u8; 16]) -> [u8; 12] {
 
 impl Block for Q3K {
     type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
     const LEN: usize = 256;
     const CUDA_PLANES: &'static [Range<usize>] = &[0..96, 96..108, 108..110];
 
@@ -129,11 +130,6 @@ impl Block for Q3K {
         for (i, y) in y.iter_mut().enumerate() {
             *y = d * sc[i / 16].cast_signed() as f32 * (q[i] as i32 - 4) as f32;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 

@@ -8,10 +8,10 @@
 //! ```
 
 use super::activation::Q8x32;
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{furthest, inverse, nibbles, quants};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -28,6 +28,7 @@ const _: () = assert!(size_of::<Q4_0>() == 18);
 
 impl Block for Q4_0 {
     type X = Q8x32;
+    type Dot = IntegerDot<Block32Dot>;
     const LEN: usize = 32;
     const CUDA_PLANES: &'static [Range<usize>] = &[2..18, 0..2];
 
@@ -46,11 +47,6 @@ impl Block for Q4_0 {
         for (y, q) in y.iter_mut().zip(q) {
             *y = (q as i32 - 8) as f32 * d;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 

@@ -9,10 +9,10 @@
 //! ```
 
 use super::activation::Q8x32;
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{fifth_bits, furthest, inverse, nibbles, quants};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -30,6 +30,7 @@ const _: () = assert!(size_of::<Q5_0>() == 22);
 
 impl Block for Q5_0 {
     type X = Q8x32;
+    type Dot = IntegerDot<Block32Dot>;
     const LEN: usize = 32;
     const CUDA_PLANES: &'static [Range<usize>] = &[6..22, 0..2, 2..6];
 
@@ -48,11 +49,6 @@ impl Block for Q5_0 {
         for (y, q) in y.iter_mut().zip(q) {
             *y = (q as i32 - 16) as f32 * d;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 

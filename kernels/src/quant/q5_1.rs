@@ -9,10 +9,10 @@
 //! ```
 
 use super::activation::Q8x32;
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{extremes, fifth_bits, inverse, nibbles, quants};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -31,6 +31,7 @@ const _: () = assert!(size_of::<Q5_1>() == 24);
 
 impl Block for Q5_1 {
     type X = Q8x32;
+    type Dot = IntegerDot<Block32Dot>;
     const LEN: usize = 32;
     const CUDA_PLANES: &'static [Range<usize>] = &[8..24, 0..4, 4..8];
 
@@ -51,11 +52,6 @@ impl Block for Q5_1 {
         for (y, q) in y.iter_mut().zip(q) {
             *y = q as f32 * d + m;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 

@@ -12,11 +12,11 @@
 //! `k_scales` draws the packing of the scales.
 
 use super::activation::Q8x256;
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::k_scales::{self, Found};
 use super::scale_search::ScaleSteps;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd};
 use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
@@ -61,6 +61,7 @@ impl Q5K {
 
 impl Block for Q5K {
     type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
     const LEN: usize = 256;
     #[allow(clippy::single_range_in_vec_init, reason = "one plane")]
     const CUDA_PLANES: &'static [Range<usize>] = &[0..176];
@@ -82,11 +83,6 @@ impl Block for Q5K {
     #[inline(always)]
     fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
         k_scales::dequantise(isa, self.quants(isa), [self.d, self.dmin], self.scales, y);
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 

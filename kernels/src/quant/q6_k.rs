@@ -13,10 +13,10 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::scale_search;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -53,6 +53,7 @@ impl Q6K {
 
 impl Block for Q6K {
     type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
     const LEN: usize = 256;
     const CUDA_PLANES: &'static [Range<usize>] = &[0..208, 208..210];
 
@@ -89,11 +90,6 @@ impl Block for Q6K {
         for (i, y) in y.iter_mut().enumerate() {
             *y = d * self.scales[i / 16].cast_signed() as f32 * (q[i] as i32 - 32) as f32;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, SuperBlockDot>(isa, tile);
     }
 }
 

@@ -6,10 +6,10 @@
 //! ```
 
 use super::activation::Q8x32;
-use super::block::{Block, Tile};
+use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::inverse;
-use crate::matmul::matmul;
+use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
 use bytemuck::{Pod, Zeroable};
 use half::f16;
@@ -26,6 +26,7 @@ const _: () = assert!(size_of::<Q8_0>() == 34);
 
 impl Block for Q8_0 {
     type X = Q8x32;
+    type Dot = IntegerDot<Block32Dot>;
     const LEN: usize = 32;
     const CUDA_PLANES: &'static [Range<usize>] = &[2..34, 0..2];
 
@@ -47,11 +48,6 @@ impl Block for Q8_0 {
         for (y, q) in y.iter_mut().zip(self.q) {
             *y = q.cast_signed() as f32 * d;
         }
-    }
-
-    #[inline(always)]
-    fn matmul<I: Isa>(isa: I, tile: &mut Tile<'_, Self>) {
-        matmul::<I, Self, Block32Dot>(isa, tile);
     }
 }
 

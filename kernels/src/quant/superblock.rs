@@ -24,7 +24,7 @@ pub(super) enum Offset {
 }
 
 /// A format of super-blocks of 256 weights.
-pub(super) trait SuperBlock: Block<X = Q8x256> {
+pub(crate) trait SuperBlock: Block<X = Q8x256> {
     /// Sub-blocks with a scale each: 8 or 16.
     const SUBS: usize;
     /// How negative weights are represented.
@@ -39,10 +39,10 @@ pub(super) trait SuperBlock: Block<X = Q8x256> {
 }
 
 /// [`BlockDot`] of every [`SuperBlock`] format.
-pub(super) struct SuperBlockDot;
+pub(crate) struct SuperBlockDot;
 
 /// The decoded super-block of each row of a panel.
-pub(super) struct SuperBlockPanel<P: PanelSimd> {
+pub(crate) struct SuperBlockPanel<P: PanelSimd> {
     /// Four quants per lane; signed ones biased by [`PanelSimd::U8_BIAS`].
     pub(super) quants: [P::Bytes; 64],
     /// The scale of each sub-block.
