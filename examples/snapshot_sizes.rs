@@ -5,9 +5,9 @@ use anyhow::{Context as _, Result};
 use convert::config::CheckpointConfig;
 use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
-use kimi::prefix_cache::disk::{Disk, Shape};
+use kimi::prefix_cache::disk::{Disk, StateShape};
 use kimi::prefix_cache::disk_index::Folder;
-use kimi::prefix_cache::key::Key;
+use kimi::prefix_cache::key::CacheKey;
 use kimi::prefix_cache::state_dtype::StateType;
 use kimi::prefix_cache::{Sizes, Store};
 use models::gguf::read::Gguf;
@@ -43,11 +43,16 @@ fn main() -> Result<()> {
 fn measure(b: &Arc<Cpu>, config: &Config, dir: &Path, length: usize) -> Result<()> {
     let cache = CacheFormat::F16;
     let sizes = Sizes::of(&**b, config, cache);
-    let shape = Shape { config: config.clone(), cache, sizes };
+    let shape = StateShape { config: config.clone(), cache, sizes };
     std::fs::create_dir_all(dir)?;
     let folder = Folder { dir: dir.to_owned(), budget: u64::MAX };
-    let disk =
-        Disk::new(folder, Key::known(1), shape.clone(), StateType::F32, Box::new(|line| eprintln!("{line}")));
+    let disk = Disk::new(
+        folder,
+        CacheKey::known(1),
+        shape.clone(),
+        StateType::F32,
+        Box::new(|line| eprintln!("{line}")),
+    );
     let store = Store::with_disk(b, shape, 0, disk)?;
     let tokens: Vec<u32> =
         (0..length as u32 + 100).map(|i| i.wrapping_mul(2_654_435_761) % 163_840).collect();

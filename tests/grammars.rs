@@ -128,13 +128,13 @@ fn large_ordinary_grammars_compile() {
 fn a_client_that_left_is_compiled_for_no_longer() {
     let grammar = generate::tools(128, 50);
     let left = GRAMMARS.compile(&grammar, &|| true).map(|_| ()).unwrap_err();
-    assert_eq!(left, compile::Error::Abandoned);
+    assert_eq!(left, compile::CompileError::Abandoned);
     // More clients than may compile at once disconnect in the middle: their compilations are released for the next.
     for _ in 0..6 {
         let start = Instant::now();
         let leave = move || start.elapsed() > Duration::from_millis(60);
         let outcome = GRAMMARS.compile(&grammar, &leave).map(|_| ());
-        assert!(matches!(outcome, Ok(()) | Err(compile::Error::Abandoned)), "{outcome:?}");
+        assert!(matches!(outcome, Ok(()) | Err(compile::CompileError::Abandoned)), "{outcome:?}");
     }
     assert!(GRAMMARS.compile(&Grammar::Regex("a+".into()), &|| false).is_ok());
 }

@@ -17,7 +17,7 @@ use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::LoadOptions;
 use kimi::runtime::session::Session;
-use kimi::scheduler::{self, Client, Limits, Scheduler};
+use kimi::scheduler::{self, Client, Scheduler, SchedulerLimits};
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Sequence};
 use std::ops::ControlFlow;
@@ -138,7 +138,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
     let Some(engine) = engine(Profiled::new) else { return };
     let run = |how: &[Sampling; 3]| {
         let tokens = Arc::new(Mutex::new(vec![Vec::new(); 3]));
-        let mut scheduler = Scheduler::new(&engine, Limits::new(3, 1 << 30));
+        let mut scheduler = Scheduler::new(&engine, SchedulerLimits::new(3, 1 << 30));
         for (i, sampling) in how.iter().enumerate() {
             let params = GenerationParams {
                 max_tokens: 5,
@@ -152,7 +152,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
             let prompt = (0..6).map(|j| 300 + (i as u32 * 191 + j * 17) % 500).collect();
             let logprobs = (i == 1).then_some(2);
             let namespace = Namespace::SHARED;
-            scheduler.submit(scheduler::Request {
+            scheduler.submit(scheduler::SequenceRequest {
                 prompt,
                 snapshot_lengths: Vec::new(),
                 params,

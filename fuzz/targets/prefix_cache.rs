@@ -1,7 +1,7 @@
 //! Parses the input as a file of the prefix cache, which must be accepted only if it is byte for byte what would be written;
 //! or, chosen by the first byte, flips a byte of a valid file, which must then be refused.
 
-use kimi::prefix_cache::file::{Header, chain, encode, parse};
+use kimi::prefix_cache::file::{FileHeader, chain, encode, parse};
 
 /// Tests one input, and panics if a property does not hold.
 pub fn run(input: &[u8]) {
@@ -18,7 +18,7 @@ pub fn run(input: &[u8]) {
     let (tokens, body) = rest.split_at(tokens);
     let tokens: Vec<u32> = tokens.as_chunks().0.iter().map(|t| u32::from_le_bytes(*t)).collect();
     let parent = u128::from(at);
-    let header = Header { key: 7, id: chain(parent, &tokens), parent, before: u64::from(*flip), tokens };
+    let header = FileHeader { key: 7, id: chain(parent, &tokens), parent, before: u64::from(*flip), tokens };
     let mut file = encode(&header, body);
     assert_eq!(parse(&file).expect("what is written is read"), (header, body.to_vec()));
     let at = at as usize % file.len();

@@ -5,7 +5,7 @@ use super::eta::{PrefillEta, duration};
 use super::is_interactive;
 use crate::io::host_memory;
 use crate::io::output::tell;
-use crate::io::progress::Progress;
+use crate::io::progress::TerminalProgress;
 use crate::io::units::{format_size, grouped};
 use crate::prefix_cache::Sizes;
 use crate::runtime::handle::EngineHandle;
@@ -21,7 +21,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The progress of one prompt.
 pub(super) struct PrefillProgress {
-    bar: Option<Progress>,
+    bar: Option<TerminalProgress>,
     eta: PrefillEta,
     sizes: Sizes,
     workspace: u64,
@@ -41,7 +41,7 @@ impl PrefillProgress {
         let long = total - found.reused > engine.batch;
         let bar = (is_interactive() && long && !quiet).then(|| {
             let template = "prefill {bar:30} {percent:>3}%  {human_pos} of {human_len} tokens  {msg}";
-            Progress::new(total as u64, found.reused as u64, template)
+            TerminalProgress::new(total as u64, found.reused as u64, template)
         });
         PrefillProgress {
             bar,
@@ -119,6 +119,6 @@ impl PrefillProgress {
     }
 
     pub(super) fn finish(&self) {
-        self.bar.iter().for_each(Progress::finish);
+        self.bar.iter().for_each(TerminalProgress::finish);
     }
 }

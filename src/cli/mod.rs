@@ -16,11 +16,11 @@ use std::process::ExitCode;
 #[command(name = "kimi", version, about, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum CliCommand {
     /// Convert a Hugging Face checkpoint or a GGUF file to a quantised GGUF file
     Convert(convert::ConvertArgs),
     /// Show the contents of a model file and its memory requirements
@@ -57,19 +57,19 @@ enum Command {
 
 pub fn run(cli: Cli) -> Result<()> {
     match cli.command {
-        Command::Convert(args) => convert::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Generate(args) => generate::run(&args),
-        Command::Ask(args) => ask::run(&args),
-        Command::Chat(args) => chat::run(&args),
-        Command::Serve(args) => serve::run(&args),
-        Command::Bench(args) => bench::run(&args),
-        Command::Perplexity(args) => perplexity::run(&args),
-        Command::Eval(args) => eval::run(&args),
-        Command::Logits(args) => logits::run(&args),
-        Command::GpuCheck(args) => gpu_check::run(&args),
-        Command::Synth(args) => synth::run(&args),
-        Command::TemplateWorker => template_worker::worker::run(),
+        CliCommand::Convert(args) => convert::run(&args),
+        CliCommand::Inspect(args) => inspect::run(&args),
+        CliCommand::Generate(args) => generate::run(&args),
+        CliCommand::Ask(args) => ask::run(&args),
+        CliCommand::Chat(args) => chat::run(&args),
+        CliCommand::Serve(args) => serve::run(&args),
+        CliCommand::Bench(args) => bench::run(&args),
+        CliCommand::Perplexity(args) => perplexity::run(&args),
+        CliCommand::Eval(args) => eval::run(&args),
+        CliCommand::Logits(args) => logits::run(&args),
+        CliCommand::GpuCheck(args) => gpu_check::run(&args),
+        CliCommand::Synth(args) => synth::run(&args),
+        CliCommand::TemplateWorker => template_worker::worker::run(),
     }
 }
 

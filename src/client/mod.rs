@@ -8,7 +8,7 @@ mod stream;
 
 use crate::generation::generate::{FinishReason, Stats};
 use crate::generation::sample::Sampling;
-use crate::prefix_cache::Source;
+use crate::prefix_cache::PrefixSource;
 use crate::runtime::session::Prefill;
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use models::template::Message;
@@ -216,7 +216,7 @@ impl Remote {
         let begun = first.unwrap_or_else(Instant::now);
         let prefill = Prefill {
             reused: summary.cached,
-            source: (summary.cached > 0).then_some(Source::Live),
+            source: (summary.cached > 0).then_some(PrefixSource::Live),
             computed: summary.prompt.saturating_sub(summary.cached),
             stopped: summary.stopped && tokens == 0,
         };

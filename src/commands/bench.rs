@@ -60,7 +60,7 @@ pub struct BenchArgs {
 
 /// The results of all cases.
 #[derive(Debug, Serialize)]
-struct Report {
+struct BenchReport {
     model: String,
     backend: String,
     weights_bytes: u64,
@@ -131,7 +131,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         }
     }
     let expert_cache = engine.backend.expert_cache_stats();
-    let report = Report {
+    let report = BenchReport {
         model: args.engine.options().name(),
         backend: engine.backend.describe(),
         weights_bytes: engine.file.tensors.iter().map(|t| t.bytes).sum(),
@@ -200,7 +200,7 @@ fn cases(args: &BenchArgs) -> Vec<Case> {
     args.depth.iter().flat_map(both).filter(|c| c.tokens > 0).collect()
 }
 
-fn print(report: &Report, json: bool) -> Result<()> {
+fn print(report: &BenchReport, json: bool) -> Result<()> {
     let mut out = Output::lock();
     if json {
         writeln!(out, "{}", serde_json::to_string_pretty(report)?)?;

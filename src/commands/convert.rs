@@ -25,7 +25,7 @@ pub struct ConvertArgs {
     output: Option<PathBuf>,
     /// Quantisation type: q4_k_m, q8_0, bf16, ... (`--type help` lists all)
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = kind)]
-    kind: Kind,
+    kind: TypeArg,
     /// Quantisation type of tensors whose name matches; may be repeated, the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
     tensor_type: Vec<Override>,
@@ -42,19 +42,19 @@ pub struct ConvertArgs {
 
 /// The value of `--type`: a mix of formats, or `help`.
 #[derive(Clone, Copy, Debug)]
-enum Kind {
+enum TypeArg {
     Mix(Mix),
     Help,
 }
 
-fn kind(text: &str) -> convert::Result<Kind> {
-    if text == "help" { Ok(Kind::Help) } else { Mix::from_name(text).map(Kind::Mix) }
+fn kind(text: &str) -> convert::Result<TypeArg> {
+    if text == "help" { Ok(TypeArg::Help) } else { Mix::from_name(text).map(TypeArg::Mix) }
 }
 
 /// Converts, or prints a dry run.
 pub fn run(args: &ConvertArgs) -> Result<()> {
     let mut out = Output::lock();
-    let Kind::Mix(mix) = args.kind else {
+    let TypeArg::Mix(mix) = args.kind else {
         return Ok(Mix::all().try_for_each(|mix| writeln!(out, "{}", mix.name()))?);
     };
     let options = Options {
@@ -125,7 +125,7 @@ impl Progress for Warnings {
 /// A progress bar with rate and time left on a terminal, otherwise a line every ten seconds.
 #[derive(Default)]
 struct Bar {
-    bar: Option<progress::Progress>,
+    bar: Option<progress::TerminalProgress>,
     total: u64,
     last_line: Option<Instant>,
 }
@@ -145,7 +145,7 @@ impl Progress for Bar {
         }
         let template = "{bar:30} {percent}% {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}";
         self.total = total;
-        self.bar = Some(progress::Progress::new(total, done, template));
+        self.bar = Some(progress::TerminalProgress::new(total, done, template));
         self.last_line = Some(Instant::now());
     }
 

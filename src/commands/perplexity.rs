@@ -188,9 +188,9 @@ fn mean_and_error(values: &[f64]) -> (f64, f64) {
 }
 
 /// Removes an unfinished baseline file on drop; after the rename the file does not exist.
-struct Partial(PathBuf);
+struct PartialFile(PathBuf);
 
-impl Drop for Partial {
+impl Drop for PartialFile {
     fn drop(&mut self) {
         let _ = std::fs::remove_file(&self.0);
     }
@@ -200,7 +200,7 @@ impl Drop for Partial {
 struct Saved<F> {
     file: F,
     path: PathBuf,
-    partial: Option<Partial>,
+    partial: Option<PartialFile>,
 }
 
 fn saved_header(vocab: usize, window: usize, ids: &[u32]) -> Vec<u8> {
@@ -214,7 +214,7 @@ impl Saved<BufWriter<File>> {
     fn create(path: &Path, vocab: usize, window: usize, ids: &[u32]) -> Result<Self> {
         let partial = partial_path(path);
         let mut file = BufWriter::new(File::create(&partial).with_context(|| partial.display().to_string())?);
-        let partial = Partial(partial);
+        let partial = PartialFile(partial);
         file.write_all(&saved_header(vocab, window, ids))?;
         Ok(Saved { file, path: path.to_owned(), partial: Some(partial) })
     }
@@ -226,7 +226,7 @@ impl Saved<BufWriter<File>> {
 
     fn finish(self) -> Result<()> {
         self.file.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()?;
-        if let Some(Partial(partial)) = &self.partial {
+        if let Some(PartialFile(partial)) = &self.partial {
             std::fs::rename(partial, &self.path)?;
         }
         Ok(())

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 /// A backend that records the ops of `B`.
 pub struct Profiled<B> {
     inner: B,
-    ops: Mutex<BTreeMap<String, Op>>,
+    ops: Mutex<BTreeMap<String, OpStats>>,
 }
 
 /// The totals of one op.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Op {
+pub struct OpStats {
     pub calls: u64,
     pub time: Duration,
     /// Bytes of weights, state and KV cache read.
@@ -54,7 +54,7 @@ impl<B: Backend> Profiled<B> {
     }
 
     /// Returns the totals since the last call, the longest first.
-    pub fn take(&self) -> Vec<(String, Op)> {
+    pub fn take(&self) -> Vec<(String, OpStats)> {
         let ops = std::mem::take(&mut *self.ops.lock().unwrap_or_else(PoisonError::into_inner));
         let mut ops: Vec<_> = ops.into_iter().collect();
         ops.sort_by_key(|(_, op)| std::cmp::Reverse(op.time));
@@ -79,7 +79,7 @@ impl<B: Backend> Profiled<B> {
 }
 
 /// Prints a table of the totals per token.
-pub fn print(out: &mut impl Write, ops: &[(String, Op)], tokens: usize) -> io::Result<()> {
+pub fn print(out: &mut impl Write, ops: &[(String, OpStats)], tokens: usize) -> io::Result<()> {
     let total: f64 = ops.iter().map(|(_, op)| op.time.as_secs_f64()).sum();
     writeln!(out, "{:<44} {:>7} {:>10} {:>6} {:>8}", "op", "calls", "us/token", "share", "GB/s")?;
     for (name, op) in ops {

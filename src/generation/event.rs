@@ -3,7 +3,7 @@
 use crate::generation::decoder::FinishReason;
 use crate::generation::logprobs::Logprobs;
 use crate::io::units::grouped;
-use crate::prefix_cache::Source;
+use crate::prefix_cache::PrefixSource;
 use crate::runtime::session::Prefill;
 use kernels::backend::ExpertCacheStats;
 use std::time::Duration;
@@ -78,9 +78,9 @@ impl Prefill {
     pub fn describe(&self) -> String {
         let from = match self.source {
             None => return format!("{} new", grouped(self.computed)),
-            Some(Source::Live) => "session",
-            Some(Source::Ram) => "memory",
-            Some(Source::Disk) => "disk",
+            Some(PrefixSource::Live) => "session",
+            Some(PrefixSource::Ram) => "memory",
+            Some(PrefixSource::Disk) => "disk",
         };
         format!("{} cached ({from}), {} new", grouped(self.reused), grouped(self.computed))
     }
@@ -101,8 +101,8 @@ mod tests {
         let described =
             |reused, source, computed| Prefill { reused, source, computed, stopped: false }.describe();
         assert_eq!(described(0, None, 1_234_567), "1,234,567 new");
-        assert_eq!(described(128_004, Some(Source::Ram), 31), "128,004 cached (memory), 31 new");
-        assert_eq!(described(100, Some(Source::Disk), 0), "100 cached (disk), 0 new");
-        assert_eq!(described(1000, Some(Source::Live), 1), "1,000 cached (session), 1 new");
+        assert_eq!(described(128_004, Some(PrefixSource::Ram), 31), "128,004 cached (memory), 31 new");
+        assert_eq!(described(100, Some(PrefixSource::Disk), 0), "100 cached (disk), 0 new");
+        assert_eq!(described(1000, Some(PrefixSource::Live), 1), "1,000 cached (session), 1 new");
     }
 }

@@ -5,11 +5,11 @@ use std::io::IsTerminal;
 
 /// A progress bar, hidden if standard error is no terminal.
 #[derive(Debug)]
-pub struct Progress(ProgressBar);
+pub struct TerminalProgress(ProgressBar);
 
-impl Progress {
+impl TerminalProgress {
     /// Creates a bar at `done` of `total` steps, drawn by an indicatif template.
-    pub fn new(total: u64, done: u64, template: &str) -> Progress {
+    pub fn new(total: u64, done: u64, template: &str) -> TerminalProgress {
         let target = if std::io::stderr().is_terminal() {
             ProgressDrawTarget::stderr()
         } else {
@@ -20,7 +20,7 @@ impl Progress {
             bar.set_style(style);
         }
         bar.reset_eta();
-        Progress(bar)
+        TerminalProgress(bar)
     }
 
     pub fn inc(&self, steps: u64) {

@@ -4,12 +4,12 @@
 //! state. Only the tokens of files with checked headers are cached in memory, by the ids in the file names. Next:
 //! [`super::disk_index`] (names, eviction), [`super::file`] (format).
 
-use super::disk_index::{Folder, Listing, Room};
-use super::file::{self, Header, Id, check, id_of, same};
-use super::key::Key;
+use super::disk_index::{Folder, Headroom, Listing};
+use super::file::{self, FileHeader, Id, check, id_of, same};
+use super::key::CacheKey;
 use super::namespace::Namespace;
 use super::state_dtype::StateType;
-use super::{Hit, SNAPSHOT_INTERVAL_TOKENS, Sizes, Snapshot, Source};
+use super::{Hit, PrefixSource, SNAPSHOT_INTERVAL_TOKENS, Sizes, Snapshot};
 use crate::io::log::Log;
 use crate::io::private_file;
 use kernels::backend::{Backend, CacheFormat};
@@ -28,7 +28,7 @@ pub const MIN_DISK_TOKENS: usize = 256;
 
 /// The dimensions of a model's states.
 #[derive(Clone)]
-pub struct Shape {
+pub struct StateShape {
     pub config: Config,
     /// The data type of the KV cache.
     pub cache: CacheFormat,
@@ -38,8 +38,8 @@ pub struct Shape {
 /// The prefix cache of one model in a directory.
 pub struct Disk {
     folder: Folder,
-    key: Key,
-    shape: Shape,
+    key: CacheKey,
+    shape: StateShape,
     state: StateType,
     /// The tokens of rows files whose header was checked.
     tokens: Mutex<HashMap<Id, Arc<[u32]>>>,
@@ -67,11 +67,11 @@ struct Piece {
 }
 
 /// A file and its error.
-type Failure = (PathBuf, Error);
+type FileFailure = (PathBuf, Error);
 
 impl Disk {
     /// Opens the snapshots under `key` in a directory, which need not exist.
-    pub fn new(folder: Folder, key: Key, shape: Shape, state: StateType, log: Log) -> Disk {
+    pub fn new(folder: Folder, key: CacheKey, shape: StateShape, state: StateType, log: Log) -> Disk {
         let (tokens, reported, stopped) = (Mutex::default(), Reported::default(), AtomicBool::new(false));
         Disk { folder, key, shape, state, tokens, log, reported, stopped }
     }
@@ -146,7 +146,7 @@ impl Disk {
         (namespace, tokens): (Namespace, &[u32]),
         snapshot: &Snapshot<B>,
         always: bool,
-    ) -> std::result::Result<(), Failure> {
+    ) -> std::result::Result<(), FileFailure> {
         let dir = &self.folder.dir;
         let _lock = self.folder.lock().map_err(|e| (dir.clone(), e))?;
         let listing = self.list().map_err(|e| (dir.clone(), e))?;
@@ -166,12 +166,12 @@ impl Disk {
         let rows: u64 = new.iter().map(|p| p.len as u64 * (sizes.row + 4) + file::OVERHEAD).sum();
         let (need, on) = (rows + body + file::OVERHEAD, chain.last().map(|p| p.id));
         let room = self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))?;
-        if room != Room::Enough {
+        if room != Headroom::Enough {
             if !self.reported.full.swap(true, Ordering::Relaxed) {
                 let why = match room {
-                    Room::Disk(free) => format!("{} free, of which half may be used", mib(free)),
-                    Room::Budget(bytes) => format!("--cache-size is {}", mib(bytes)),
-                    Room::Enough => String::new(),
+                    Headroom::Disk(free) => format!("{} free, of which half may be used", mib(free)),
+                    Headroom::Budget(bytes) => format!("--cache-size is {}", mib(bytes)),
+                    Headroom::Enough => String::new(),
                 };
                 (self.log)(&format!("{}: no space for a snapshot of {}: {why}", dir.display(), mib(need)));
             }
@@ -199,8 +199,8 @@ impl Disk {
         b: &B,
         prompt: &[u32],
         chain: &[Piece],
-    ) -> std::result::Result<Hit<B>, Failure> {
-        let Shape { config, cache, sizes } = &self.shape;
+    ) -> std::result::Result<Hit<B>, FileFailure> {
+        let StateShape { config, cache, sizes } = &self.shape;
         let mut state = State::new(b, config, *cache);
         let read = |piece: &Piece, body: &mut Vec<u8>| {
             let path = self.rows_path(*piece);
@@ -227,7 +227,7 @@ impl Disk {
                 state.import_rows(b, piece.len, &body);
                 drop(back.send(body));
             }
-            Ok::<_, Failure>(Vec::new())
+            Ok::<_, FileFailure>(Vec::new())
         })?;
         let (path, header) = self.state_file(chain);
         let fit = [self.recurrent() + sizes.logits, self.recurrent()];
@@ -235,7 +235,7 @@ impl Disk {
         let (recurrent, logits) = body.split_at(self.recurrent() as usize);
         state.import_recurrent(b, config, &self.state.unpack(recurrent));
         let logits = logits.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect();
-        Ok(Hit { len: end(chain), state, logits, source: Source::Disk })
+        Ok(Hit { len: end(chain), state, logits, source: PrefixSource::Disk })
     }
 
     /// Does [`super::Store::farthest`] for the states on disk.
@@ -359,13 +359,20 @@ impl Disk {
         self.folder.rows_path(piece.id, piece.parent, piece.before == 0)
     }
 
-    fn header(&self, piece: Piece, tokens: Vec<u32>) -> Header {
-        Header { key: self.key(), id: piece.id, parent: piece.parent, before: piece.before as u64, tokens }
+    fn header(&self, piece: Piece, tokens: Vec<u32>) -> FileHeader {
+        FileHeader {
+            key: self.key(),
+            id: piece.id,
+            parent: piece.parent,
+            before: piece.before as u64,
+            tokens,
+        }
     }
 
-    fn state_file(&self, chain: &[Piece]) -> (PathBuf, Header) {
+    fn state_file(&self, chain: &[Piece]) -> (PathBuf, FileHeader) {
         let id = chain.last().map_or(self.key(), |p| p.id);
-        let header = Header { key: self.key(), id, parent: id, before: end(chain) as u64, tokens: vec![] };
+        let header =
+            FileHeader { key: self.key(), id, parent: id, before: end(chain) as u64, tokens: vec![] };
         (self.folder.state_path(id), header)
     }
 

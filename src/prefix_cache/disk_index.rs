@@ -140,7 +140,7 @@ impl Folder {
     /// Evicts until `need` bytes fit: removes useless files, then the least recently used states with the rows that
     /// only they need. The rows up to `chain` stay. Returns the reason if the space does not suffice. The lock must
     /// be held.
-    pub fn make_room(&self, listing: &Listing, need: u64, chain: Option<Id>) -> Result<Room> {
+    pub fn make_room(&self, listing: &Listing, need: u64, chain: Option<Id>) -> Result<Headroom> {
         for path in &listing.useless {
             private_file::remove(path)?;
         }
@@ -188,9 +188,9 @@ impl Folder {
             private_file::remove(&self.rows_path(*id, rows.parent, rows.first))?;
         }
         Ok(match total <= limit {
-            true => Room::Enough,
-            false if limit == self.budget => Room::Budget(limit),
-            false => Room::Disk(free),
+            true => Headroom::Enough,
+            false if limit == self.budget => Headroom::Budget(limit),
+            false => Headroom::Disk(free),
         })
     }
 
@@ -202,7 +202,7 @@ impl Folder {
 
 /// The result of an eviction with [`Folder::make_room`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Room {
+pub enum Headroom {
     Enough,
     /// The budget of this many bytes is too small.
     Budget(u64),
@@ -291,7 +291,7 @@ mod tests {
         let (_dir, folder) = folder(budget);
         let _lock = folder.lock().unwrap();
         let room = folder.make_room(&folder.list().unwrap(), need, chain).unwrap();
-        assert_eq!(room, if fits { Room::Enough } else { Room::Budget(budget) });
+        assert_eq!(room, if fits { Headroom::Enough } else { Headroom::Budget(budget) });
         assert_eq!(left(&folder), (rows.to_vec(), states.to_vec()), "{need} bytes in {budget}");
     }
 
@@ -324,7 +324,7 @@ mod tests {
         fs::write(folder.state_path(5).with_extension("tmp"), "half").unwrap();
         fs::remove_file(folder.rows_path(2, 1, false)).unwrap();
         let _lock = folder.lock().unwrap();
-        assert_eq!(folder.make_room(&folder.list().unwrap(), 0, None).unwrap(), Room::Enough);
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 0, None).unwrap(), Headroom::Enough);
         assert_eq!(left(&folder), (vec![1, 4], vec![4]));
         assert_eq!(folder.list().unwrap().bytes, 210);
         assert!(foreign.exists());
@@ -335,7 +335,7 @@ mod tests {
         let (_dir, folder) = folder(430);
         folder.touch(2);
         let _lock = folder.lock().unwrap();
-        assert_eq!(folder.make_room(&folder.list().unwrap(), 201, None).unwrap(), Room::Enough);
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 201, None).unwrap(), Headroom::Enough);
         assert_eq!(left(&folder), (vec![1, 2], vec![2]));
     }
 
@@ -346,7 +346,7 @@ mod tests {
         let old = SystemTime::UNIX_EPOCH - Duration::from_secs(86_400);
         File::options().append(true).open(folder.state_path(4)).unwrap().set_modified(old).unwrap();
         let _lock = folder.lock().unwrap();
-        assert_eq!(folder.make_room(&folder.list().unwrap(), 1, None).unwrap(), Room::Enough);
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 1, None).unwrap(), Headroom::Enough);
         assert_eq!(left(&folder), (vec![1, 2, 3], vec![2, 3]));
     }
 
@@ -358,12 +358,12 @@ mod tests {
         }
         let _lock = folder.lock().unwrap();
         assert_eq!(folder.list().unwrap().bytes, 430 + 104 * (MODELS as u64 + 9));
-        assert_eq!(folder.make_room(&folder.list().unwrap(), 1, None).unwrap(), Room::Enough);
+        assert_eq!(folder.make_room(&folder.list().unwrap(), 1, None).unwrap(), Headroom::Enough);
         assert_eq!(folder.list().unwrap().models.len(), MODELS);
         let rest = 100_000 - 430 - 104 * MODELS as u64;
-        assert_eq!(folder.make_room(&folder.list().unwrap(), rest, None).unwrap(), Room::Enough);
+        assert_eq!(folder.make_room(&folder.list().unwrap(), rest, None).unwrap(), Headroom::Enough);
         assert_eq!(left(&folder).1, [2, 3, 4]);
-        assert_eq!(folder.make_room(&folder.list().unwrap(), rest + 1, None).unwrap(), Room::Enough);
+        assert_eq!(folder.make_room(&folder.list().unwrap(), rest + 1, None).unwrap(), Headroom::Enough);
         assert_eq!(left(&folder).1, [3, 4]);
     }
 
@@ -383,7 +383,7 @@ mod tests {
         let listing = folder.list().unwrap();
         assert!(listing.states.is_empty() && listing.bytes == 410, "it takes room until room is made");
         let lock = folder.lock().unwrap();
-        assert_eq!(folder.make_room(&listing, 0, None).unwrap(), Room::Enough);
+        assert_eq!(folder.make_room(&listing, 0, None).unwrap(), Headroom::Enough);
         assert!(!folder.state_path(2).exists() && target.exists());
         drop(lock);
         let lock = folder.dir.join("lock");

@@ -34,7 +34,7 @@ const MAX_TOKENS: u64 = 1 << 24;
 
 /// The header of a file, described at the head of this module.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Header {
+pub struct FileHeader {
     /// The key of model, cache format and build.
     pub key: Id,
     /// The id of the tokens up to the end of this file.
@@ -64,7 +64,7 @@ pub fn id_of(hash: &blake3::Hasher) -> Id {
 ///
 /// # Errors
 /// Errors of the operating system; the temporary file is removed.
-pub fn write(path: &Path, header: &Header, body: &[u8]) -> Result<()> {
+pub fn write(path: &Path, header: &FileHeader, body: &[u8]) -> Result<()> {
     let part = path.with_extension("tmp");
     write_part(&part, header, body)
         .and_then(|()| std::fs::rename(&part, path))
@@ -76,7 +76,7 @@ pub fn write(path: &Path, header: &Header, body: &[u8]) -> Result<()> {
     Ok(())
 }
 
-fn write_part(part: &Path, header: &Header, body: &[u8]) -> Result<()> {
+fn write_part(part: &Path, header: &FileHeader, body: &[u8]) -> Result<()> {
     private_file::remove(part)?;
     let mut file = private_file::create_new(part)?;
     for bytes in pieces(&header.encode(body.len() as u64), body) {
@@ -86,7 +86,7 @@ fn write_part(part: &Path, header: &Header, body: &[u8]) -> Result<()> {
 }
 
 /// Reads the header of a file and checks it against the file's length and checksum.
-pub fn read_header(path: &Path) -> Result<Header> {
+pub fn read_header(path: &Path) -> Result<FileHeader> {
     let file = private_file::open(path)?;
     let length = file.metadata()?.len();
     Ok(parse_header(&mut &file, length)?.0)
@@ -94,7 +94,7 @@ pub fn read_header(path: &Path) -> Result<Header> {
 
 /// Reads and checks a file with the expected header and one of the expected body sizes. Replaces the contents of
 /// `body`, whose memory is reused for file after file.
-pub fn read(path: &Path, expected: &Header, sizes: &[u64], body: &mut Vec<u8>) -> Result<()> {
+pub fn read(path: &Path, expected: &FileHeader, sizes: &[u64], body: &mut Vec<u8>) -> Result<()> {
     let file = private_file::open(path)?;
     let length = file.metadata()?.len();
     let mut file = &file;
@@ -109,7 +109,7 @@ pub fn read(path: &Path, expected: &Header, sizes: &[u64], body: &mut Vec<u8>) -
 ///
 /// # Errors
 /// The file is truncated or damaged.
-pub fn parse(mut bytes: &[u8]) -> Result<(Header, Vec<u8>)> {
+pub fn parse(mut bytes: &[u8]) -> Result<(FileHeader, Vec<u8>)> {
     let length = bytes.len() as u64;
     let (header, size, sum) = parse_header(&mut bytes, length)?;
     let mut body = Vec::new();
@@ -118,7 +118,7 @@ pub fn parse(mut bytes: &[u8]) -> Result<(Header, Vec<u8>)> {
 }
 
 /// Encodes a file as bytes.
-pub fn encode(header: &Header, body: &[u8]) -> Vec<u8> {
+pub fn encode(header: &FileHeader, body: &[u8]) -> Vec<u8> {
     pieces(&header.encode(body.len() as u64), body).concat()
 }
 
@@ -141,7 +141,7 @@ fn read_body(mut file: impl Read, bytes: u64, sum: u64, body: &mut Vec<u8>) -> R
 }
 
 /// Compares a file's header with the expected one.
-pub fn same(expected: &Header, found: &Header) -> Result<()> {
+pub fn same(expected: &FileHeader, found: &FileHeader) -> Result<()> {
     check("key", expected.key, found.key)?;
     check("id", expected.id, found.id)?;
     check("parent", expected.parent, found.parent)?;
@@ -150,7 +150,7 @@ pub fn same(expected: &Header, found: &Header) -> Result<()> {
     check("tokens", these, if expected.tokens == found.tokens { these } else { others })
 }
 
-impl Header {
+impl FileHeader {
     fn encode(&self, body: u64) -> Vec<u8> {
         let mut out = MAGIC.to_vec();
         [self.key, self.id, self.parent].iter().for_each(|id| out.extend(id.to_le_bytes()));
@@ -161,7 +161,7 @@ impl Header {
 }
 
 /// Parses the header of a file of `length` bytes; returns it with the size of the body and the header's checksum.
-fn parse_header(file: &mut impl Read, length: u64) -> Result<(Header, u64, u64)> {
+fn parse_header(file: &mut impl Read, length: u64) -> Result<(FileHeader, u64, u64)> {
     let mut head = vec![0; FIXED];
     file.read_exact(&mut head)?;
     if &head[..8] != MAGIC {
@@ -183,7 +183,7 @@ fn parse_header(file: &mut impl Read, length: u64) -> Result<(Header, u64, u64)>
     let sum = xxh3_64(&head);
     check("checksum of the header", u64::from_le_bytes(expected), sum)?;
     let tokens = head[FIXED..].as_chunks().0.iter().map(|t| u32::from_le_bytes(*t)).collect();
-    Ok((Header { key, id: own, parent, before, tokens }, body, sum))
+    Ok((FileHeader { key, id: own, parent, before, tokens }, body, sum))
 }
 
 /// Returns an error if an expected and a found value differ.
@@ -199,10 +199,10 @@ fn bad(message: String) -> Error {
 mod tests {
     use super::*;
 
-    fn sample(dir: &Path) -> (std::path::PathBuf, Header, Vec<u8>) {
+    fn sample(dir: &Path) -> (std::path::PathBuf, FileHeader, Vec<u8>) {
         let path = dir.join("x.rows");
         let tokens = vec![1, 2, u32::MAX];
-        let header = Header { key: 5, id: chain(5, &tokens), parent: 5, before: 0, tokens };
+        let header = FileHeader { key: 5, id: chain(5, &tokens), parent: 5, before: 0, tokens };
         let body: Vec<u8> = (0..100).collect();
         write(&path, &header, &body).unwrap();
         (path, header, body)

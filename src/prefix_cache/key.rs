@@ -22,13 +22,13 @@ pub enum PromptLayout {
 
 /// The key of a model's snapshots, computed once the model's fingerprint is known.
 #[derive(Debug)]
-pub struct Key {
+pub struct CacheKey {
     fingerprint: Fingerprint,
     settings: String,
     id: OnceLock<Id>,
 }
 
-impl Key {
+impl CacheKey {
     /// The chat template is not part of the key, because snapshots are found by token ids. The version is, because
     /// another build may round differently.
     pub fn new<B: Backend>(
@@ -36,15 +36,15 @@ impl Key {
         cache: CacheFormat,
         sizes: Sizes,
         (state, layout): (StateType, PromptLayout),
-    ) -> Key {
+    ) -> CacheKey {
         let (version, backend) = (env!("CARGO_PKG_VERSION"), B::NUMERICS_VERSION);
         let settings = format!("{version} {backend} {cache:?} {sizes:?} {state:?} {layout:?}");
-        Key { fingerprint, settings, id: OnceLock::new() }
+        CacheKey { fingerprint, settings, id: OnceLock::new() }
     }
 
     /// Adds the ids that open a reply if they differ from those of the model file's template: the attention path of a
     /// token depends on them.
-    pub fn with_reply_prefix(mut self, reply_prefix_ids: Option<&[u32]>) -> Key {
+    pub fn with_reply_prefix(mut self, reply_prefix_ids: Option<&[u32]>) -> CacheKey {
         if let Some(ids) = reply_prefix_ids {
             self.settings.push_str(&format!(" {ids:?}"));
         }
@@ -52,11 +52,11 @@ impl Key {
     }
 
     /// Creates a fixed key of synthetic states, for measurements.
-    pub fn known(id: Id) -> Key {
-        Key { fingerprint: Fingerprint::default(), settings: String::new(), id: OnceLock::from(id) }
+    pub fn known(id: Id) -> CacheKey {
+        CacheKey { fingerprint: Fingerprint::default(), settings: String::new(), id: OnceLock::from(id) }
     }
 
-    /// Returns whether [`Key::get`] is cheap or, if `worth` is set, worth its time: see [`Fingerprint::for_lookup`].
+    /// Returns whether [`CacheKey::get`] is cheap or, if `worth` is set, worth its time: see [`Fingerprint::for_lookup`].
     pub fn is_ready(&self, worth: bool, log: &Log) -> bool {
         self.id.get().is_some() || self.fingerprint.for_lookup(worth, log).is_some()
     }
@@ -95,7 +95,7 @@ mod tests {
         let sizes = Sizes { recurrent: 1, row: 2, logits: 3 };
         let fingerprint = Fingerprint::new(file, Path::new("/"));
         let log: Log = Box::new(|_| ());
-        Key::new::<B>(fingerprint, cache, sizes, (state, layout)).get(&log)
+        CacheKey::new::<B>(fingerprint, cache, sizes, (state, layout)).get(&log)
     }
 
     #[test]
@@ -116,7 +116,7 @@ mod tests {
         ];
         let unlike: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(unlike.len(), keys.len());
-        let opened = |ids: Option<&[u32]>| Key::known(7).with_reply_prefix(ids).settings;
+        let opened = |ids: Option<&[u32]>| CacheKey::known(7).with_reply_prefix(ids).settings;
         assert_eq!(opened(None), "");
         assert_ne!(opened(Some(&[1])), opened(Some(&[2])));
         let again = key::<Cpu>(&file("a", &zeros), CacheFormat::F16, StateType::F32, PromptLayout::One);

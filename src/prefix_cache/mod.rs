@@ -19,15 +19,15 @@ pub mod state_dtype;
 pub(crate) mod tree;
 mod writer;
 
-use disk::{Disk, Shape};
+use disk::{Disk, StateShape};
 use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::config::{Config, MixerKind};
 use models::kimi_linear::state::{State, recurrent_bytes};
-use namespace::{Namespace, View};
+use namespace::{Namespace, StoreView};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tree::Tree;
-use writer::Writer;
+use writer::SnapshotWriter;
 
 /// The snapshot interval of long prompts, in tokens. A snapshot of the real model costs 43 MiB, as much as the KV
 /// cache of 5,500 tokens, and an edit or a stop repeats half an interval on average: one or two minutes on a CPU, a
@@ -40,7 +40,7 @@ const UNSHARED_ROWS: u64 = 256;
 
 /// The source of a restored state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum PrefixSource {
     /// The session's own state, in place.
     Live,
     Ram,
@@ -55,7 +55,7 @@ pub struct Hit<B: Backend> {
     pub state: State<B>,
     /// The logits after the prefix. They may be empty, but not if the prefix is the whole prompt.
     pub logits: Vec<f32>,
-    pub source: Source,
+    pub source: PrefixSource,
 }
 
 /// Bytes of a snapshot's parts.
@@ -82,7 +82,7 @@ pub struct Store<B: Backend> {
     sizes: Sizes,
     budget: u64,
     ram: Mutex<Ram<B>>,
-    disk: Option<(Arc<Disk>, Writer<B>)>,
+    disk: Option<(Arc<Disk>, SnapshotWriter<B>)>,
 }
 
 struct Ram<B: Backend> {
@@ -121,15 +121,15 @@ impl<B: Backend> Store<B> {
     ///
     /// # Errors
     /// The writer thread cannot be started.
-    pub fn with_disk(b: &Arc<B>, shape: Shape, ram_bytes: u64, disk: Disk) -> std::io::Result<Store<B>> {
+    pub fn with_disk(b: &Arc<B>, shape: StateShape, ram_bytes: u64, disk: Disk) -> std::io::Result<Store<B>> {
         let disk = Arc::new(disk);
-        let writer = Writer::new(b.clone(), disk.clone())?;
+        let writer = SnapshotWriter::new(b.clone(), disk.clone())?;
         Ok(Store { disk: Some((disk, writer)), ..Store::new(shape.sizes, ram_bytes) })
     }
 
     /// Returns the view of a namespace; the methods of [`Store`] use the shared one.
-    pub fn within(&self, namespace: Namespace) -> View<'_, B> {
-        View { store: self, namespace }
+    pub fn within(&self, namespace: Namespace) -> StoreView<'_, B> {
+        StoreView { store: self, namespace }
     }
 
     /// Finds the snapshot of the longest prefix of `prompt` with more than `least` tokens. A snapshot of the whole

@@ -1,7 +1,7 @@
 //! Isolation between tenants: each namespace of a [`Store`] has its own prefixes in memory and on disk, and no lookup
 //! crosses namespaces. All namespaces share the budgets and the LRU order.
 
-use super::{Hit, Insertion, Snapshot, Source, Store};
+use super::{Hit, Insertion, PrefixSource, Snapshot, Store};
 use kernels::backend::Backend;
 use models::kimi_linear::state::State;
 use std::sync::Arc;
@@ -27,12 +27,12 @@ impl Namespace {
 
 /// The snapshots of one namespace of a store.
 #[derive(Clone, Copy)]
-pub struct View<'s, B: Backend> {
+pub struct StoreView<'s, B: Backend> {
     pub(super) store: &'s Store<B>,
     pub(super) namespace: Namespace,
 }
 
-impl<B: Backend> View<'_, B> {
+impl<B: Backend> StoreView<'_, B> {
     /// Does [`Store::longest_prefix`] in this namespace.
     pub fn longest_prefix(&self, b: &B, prompt: &[u32], least: Option<usize>) -> Option<Hit<B>> {
         let Store { disk, .. } = self.store;
@@ -46,7 +46,7 @@ impl<B: Backend> View<'_, B> {
         }
         let (len, snapshot) = in_ram?;
         let (state, logits) = (snapshot.state.copy(b), snapshot.logits.clone());
-        Some(Hit { len, state, logits, source: Source::Ram })
+        Some(Hit { len, state, logits, source: PrefixSource::Ram })
     }
 
     /// Does [`Store::farthest`] in this namespace.

@@ -1,10 +1,10 @@
 //! Options of the prefix cache, which open its [`Store`].
 
 use super::Store;
-use super::disk::{Disk, Shape};
+use super::disk::{Disk, StateShape};
 use super::disk_index::Folder;
 use super::fingerprint::Fingerprint;
-use super::key::{Key, PromptLayout};
+use super::key::{CacheKey, PromptLayout};
 use super::state_dtype::StateType;
 use crate::io::host_memory;
 use crate::io::log::Log;
@@ -51,7 +51,7 @@ impl StoreOptions {
     ///
     /// # Errors
     /// The directory cannot be created, or the writer thread cannot be started.
-    pub fn open<B: Backend>(&self, b: &Arc<B>, file: &Gguf, shape: Shape, log: Log) -> Result<Store<B>> {
+    pub fn open<B: Backend>(&self, b: &Arc<B>, file: &Gguf, shape: StateShape, log: Log) -> Result<Store<B>> {
         let quarter = || host_memory::available(Path::new("/")).map_or(1 << 30, |free| free / 4);
         let ram = self.cache_ram.unwrap_or_else(quarter);
         let budget = self.cache_size.unwrap_or(DISK_BYTES);
@@ -73,7 +73,7 @@ impl StoreOptions {
         }
         folder.warning().iter().for_each(|line| log(line));
         let fingerprint = Fingerprint::new(file, &folder.dir);
-        let key = Key::new::<B>(fingerprint, shape.cache, shape.sizes, (self.cache_state, self.layout));
+        let key = CacheKey::new::<B>(fingerprint, shape.cache, shape.sizes, (self.cache_state, self.layout));
         let key = key.with_reply_prefix(self.reply_prefix_ids.as_deref());
         let disk = Disk::new(folder, key, shape.clone(), self.cache_state, log);
         Ok(Store::with_disk(b, shape, ram, disk)?)

@@ -3,14 +3,14 @@
 //! not cached. The encoder therefore first looks for the longest cached sequence whose text is a prefix of the
 //! conversation.
 
-use super::namespace::View;
+use super::namespace::StoreView;
 use kernels::backend::Backend;
 use models::template::Rendered;
 use models::tokenizer::Vocabulary;
 
 /// Encodes a rendered conversation: the cached ids of the namespace for the longest prefix that they spell up to a
 /// special token, and the tokenizer's ids for the rest.
-pub fn encode<B: Backend>(view: &View<'_, B>, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
+pub fn encode<B: Backend>(view: &StoreView<'_, B>, rendered: &Rendered, vocabulary: &Vocabulary) -> Vec<u32> {
     let read = |at: usize, tokens: &[u32]| rendered.follow(at, tokens, vocabulary);
     let (at, mut ids) = view.farthest(read, |at| rendered.is_border(at)).unwrap_or_default();
     ids.extend(rendered.encode_after(at, vocabulary));

@@ -12,22 +12,22 @@ use std::thread::JoinHandle;
 const WAITING: usize = 4;
 
 /// Writes snapshots in order. Dropping it waits for the last one.
-pub(super) struct Writer<B: Backend> {
-    jobs: Option<SyncSender<Job<B>>>,
+pub(super) struct SnapshotWriter<B: Backend> {
+    jobs: Option<SyncSender<WriterJob<B>>>,
     thread: Option<JoinHandle<()>>,
 }
 
-enum Job<B: Backend> {
+enum WriterJob<B: Backend> {
     Save { namespace: Namespace, tokens: Vec<u32>, snapshot: Arc<Snapshot<B>>, always: bool },
     Flush(SyncSender<()>),
 }
 
-impl<B: Backend> Writer<B> {
+impl<B: Backend> SnapshotWriter<B> {
     pub(super) fn new(b: Arc<B>, disk: Arc<Disk>) -> std::io::Result<Self> {
         let (jobs, to_do) = sync_channel(WAITING);
         let thread = std::thread::Builder::new().name("snapshots".into());
         let thread = thread.spawn(move || work::<B>(&b, &disk, &to_do))?;
-        Ok(Writer { jobs: Some(jobs), thread: Some(thread) })
+        Ok(SnapshotWriter { jobs: Some(jobs), thread: Some(thread) })
     }
 
     /// Queues a snapshot. If the queue is full, blocks if `always` is set, and otherwise drops the snapshot.
@@ -39,7 +39,7 @@ impl<B: Backend> Writer<B> {
         always: bool,
     ) {
         let Some(jobs) = &self.jobs else { return };
-        let job = Job::Save { namespace, tokens: tokens.to_vec(), snapshot, always };
+        let job = WriterJob::Save { namespace, tokens: tokens.to_vec(), snapshot, always };
         match jobs.try_send(job) {
             // The thread ends only when the sender is dropped.
             Err(TrySendError::Full(job)) if always => drop(jobs.send(job)),
@@ -50,13 +50,13 @@ impl<B: Backend> Writer<B> {
     /// Waits until all queued snapshots are written.
     pub(super) fn flush(&self) {
         let (done, wait) = sync_channel(1);
-        if self.jobs.as_ref().is_some_and(|jobs| jobs.send(Job::Flush(done)).is_ok()) {
+        if self.jobs.as_ref().is_some_and(|jobs| jobs.send(WriterJob::Flush(done)).is_ok()) {
             let _ = wait.recv(); // fails only if the thread has ended
         }
     }
 }
 
-impl<B: Backend> Drop for Writer<B> {
+impl<B: Backend> Drop for SnapshotWriter<B> {
     fn drop(&mut self) {
         drop(self.jobs.take());
         if let Some(thread) = self.thread.take() {
@@ -65,13 +65,13 @@ impl<B: Backend> Drop for Writer<B> {
     }
 }
 
-fn work<B: Backend>(b: &B, disk: &Disk, to_do: &Receiver<Job<B>>) {
+fn work<B: Backend>(b: &B, disk: &Disk, to_do: &Receiver<WriterJob<B>>) {
     for job in to_do {
         match job {
-            Job::Save { namespace, tokens, snapshot, always } => {
+            WriterJob::Save { namespace, tokens, snapshot, always } => {
                 disk.save(b, (namespace, &tokens), &snapshot, always);
             }
-            Job::Flush(done) => drop(done.send(())),
+            WriterJob::Flush(done) => drop(done.send(())),
         }
     }
 }

@@ -11,7 +11,7 @@ use crate::io::log::Log;
 use crate::io::output::tell;
 use crate::io::prompt::Prompt;
 use crate::io::units::{counted, format_size};
-use crate::prefix_cache::disk::Shape;
+use crate::prefix_cache::disk::StateShape;
 use crate::prefix_cache::namespace::Namespace;
 use crate::prefix_cache::options::StoreOptions;
 use crate::prefix_cache::retokenize;
@@ -114,7 +114,7 @@ impl<B: Backend> Engine<B> {
         let context = args.ctx.unwrap_or(model.config.context);
         let (batch, cache, max_state_bytes) = (args.batch, args.cache_type, args.max_state_bytes);
         let sizes = Sizes::of(&backend, &model.config, cache);
-        let (backend, shape) = (Arc::new(backend), Shape { config: model.config.clone(), cache, sizes });
+        let (backend, shape) = (Arc::new(backend), StateShape { config: model.config.clone(), cache, sizes });
         let changed_reply_prefix = choice.map(|_| reply_prefix_ids.clone());
         let options = StoreOptions { reply_prefix_ids: changed_reply_prefix, ..args.store.clone() };
         let store_log = Box::new(move |line: &str| store_log(line));

@@ -5,7 +5,7 @@
 
 use crate::prefix_cache::disk::MIN_DISK_TOKENS;
 use crate::prefix_cache::namespace::Namespace;
-use crate::prefix_cache::{SNAPSHOT_INTERVAL_TOKENS, Source};
+use crate::prefix_cache::{PrefixSource, SNAPSHOT_INTERVAL_TOKENS};
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::LogitsRow;
 use kernels::backend::Backend;
@@ -72,7 +72,7 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
 
     /// Restores the longest cached prefix of `tokens`, with `keep_own` only if it is longer than the state, which is such
     /// a prefix too. Returns its source, and its logits if the cache has them.
-    pub fn restore(&mut self, tokens: &[u32], keep_own: bool) -> Option<(Source, Vec<f32>)> {
+    pub fn restore(&mut self, tokens: &[u32], keep_own: bool) -> Option<(PrefixSource, Vec<f32>)> {
         let Engine { backend, model, store, .. } = self.engine;
         let own = keep_own.then_some(self.len);
         let hit = store.within(self.namespace).longest_prefix(backend, tokens, own);

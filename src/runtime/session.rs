@@ -5,7 +5,7 @@
 
 pub use super::errors::Error;
 use super::prefill::PrefillDriver;
-use crate::prefix_cache::Source;
+use crate::prefix_cache::PrefixSource;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
@@ -33,7 +33,7 @@ pub struct Prefill {
     /// Tokens restored from the session or the prefix cache.
     pub reused: usize,
     /// The source of the restored state; `None` if no token was reused.
-    pub source: Option<Source>,
+    pub source: Option<PrefixSource>,
     pub computed: usize,
     /// Whether the caller stopped the prefill early.
     pub stopped: bool,
@@ -124,7 +124,7 @@ impl<'e, B: Backend> Session<'e, B> {
         self.check(prompt)?;
         let own = self.tokens.len();
         let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || self.logits.is_some());
-        let mut source = (usable && own > 0).then_some(Source::Live);
+        let mut source = (usable && own > 0).then_some(PrefixSource::Live);
         let found = self.driver.restore(prompt, usable);
         if found.is_some() || !usable {
             self.tokens.clear();

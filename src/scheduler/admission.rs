@@ -6,7 +6,7 @@
 //! freed only when memory is short and is then restored from the prefix cache or recomputed. Its tokens do not change.
 
 use super::slot::{Shortage, Slot};
-use super::{Request, Scheduler};
+use super::{Scheduler, SequenceRequest};
 use kernels::backend::Backend;
 use std::time::Instant;
 
@@ -16,7 +16,7 @@ pub(super) const QUANTUM: usize = 128;
 /// A request or sequence that waits for a slot.
 pub(super) enum Waiting<'e, B: Backend> {
     /// A request that has not been admitted yet.
-    New(Request),
+    New(SequenceRequest),
     /// A sequence that was preempted.
     Preempted(Box<Slot<'e, B>>),
 }
@@ -120,7 +120,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
     }
 
     /// Bytes of state at the maximum length of a request.
-    fn bytes_of(&self, request: &Request) -> u64 {
+    fn bytes_of(&self, request: &SequenceRequest) -> u64 {
         let tokens = request.prompt.len().saturating_add(request.params.max_tokens) as u64;
         self.state_bytes.of(tokens.min(self.engine.context))
     }

@@ -56,7 +56,12 @@ impl Client for RecordingClient {
 }
 
 /// A request whose tokens depend on its seed and on the preceding tokens.
-fn request(tenant: u64, prompt: &Arc<[u32]>, max_tokens: usize, seed: u64) -> (Request, Arc<Received>) {
+fn request(
+    tenant: u64,
+    prompt: &Arc<[u32]>,
+    max_tokens: usize,
+    seed: u64,
+) -> (SequenceRequest, Arc<Received>) {
     let seen = Arc::new(Received::default());
     let sampling =
         Sampling { temperature: 1.0, repeat_penalty: 1.2, repeat_last_n: 9, seed, ..Sampling::greedy() };
@@ -71,7 +76,15 @@ fn request(tenant: u64, prompt: &Arc<[u32]>, max_tokens: usize, seed: u64) -> (R
     let client = Box::new(RecordingClient(seen.clone()));
     let (prompt, namespace) = (prompt.clone(), Namespace::SHARED);
     (
-        Request { prompt, snapshot_lengths: Vec::new(), params, logprobs: None, tenant, namespace, client },
+        SequenceRequest {
+            prompt,
+            snapshot_lengths: Vec::new(),
+            params,
+            logprobs: None,
+            tenant,
+            namespace,
+            client,
+        },
         seen,
     )
 }
@@ -88,7 +101,7 @@ fn run_all(scheduler: &mut Scheduler<'_, Cpu>) {
 
 /// The tokens of a request that runs alone.
 fn alone(engine: &Engine<Cpu>, prompt: &Arc<[u32]>, max_tokens: usize, seed: u64) -> Vec<u32> {
-    let mut scheduler = Scheduler::new(engine, Limits::new(1, 1 << 30));
+    let mut scheduler = Scheduler::new(engine, SchedulerLimits::new(1, 1 << 30));
     let (request, seen) = request(1, prompt, max_tokens, seed);
     scheduler.submit(request);
     run_all(&mut scheduler);
@@ -97,7 +110,12 @@ fn alone(engine: &Engine<Cpu>, prompt: &Arc<[u32]>, max_tokens: usize, seed: u64
 
 /// Tenant 1 occupies everything with long replies. Tenant 2 gets its first token within `steps`, and every reply has the
 /// tokens that it has alone.
-fn first_token_within(steps: usize, engine: &Engine<Cpu>, limits: Limits, (requests, long): (u32, usize)) {
+fn first_token_within(
+    steps: usize,
+    engine: &Engine<Cpu>,
+    limits: SchedulerLimits,
+    (requests, long): (u32, usize),
+) {
     let mut scheduler = Scheduler::new(engine, limits);
     let first: Vec<_> = (0..requests).map(|i| (prompt(20, i), u64::from(i))).collect();
     let firsts: Vec<_> = first.iter().map(|(prompt, seed)| request(1, prompt, long, *seed)).collect();
@@ -126,14 +144,14 @@ fn first_token_within(steps: usize, engine: &Engine<Cpu>, limits: Limits, (reque
 #[test]
 fn a_waiting_tenant_preempts_one_that_holds_all_slots() {
     for store in [StoreOptions::nothing(), StoreOptions::in_memory()] {
-        first_token_within(2, &engine(store), Limits::new(4, 1 << 30), (6, 40));
+        first_token_within(2, &engine(store), SchedulerLimits::new(4, 1 << 30), (6, 40));
     }
 }
 
 #[test]
 fn tenants_share_a_single_slot_in_turn() {
     for store in [StoreOptions::nothing(), StoreOptions::in_memory()] {
-        first_token_within(QUANTUM + 3, &engine(store), Limits::new(1, 1 << 30), (2, 200));
+        first_token_within(QUANTUM + 3, &engine(store), SchedulerLimits::new(1, 1 << 30), (2, 200));
     }
 }
 
@@ -142,13 +160,13 @@ fn tenants_share_a_single_slot_in_turn() {
 fn a_waiting_tenant_preempts_one_that_holds_all_memory() {
     let engine = engine(StoreOptions::in_memory());
     let bytes = 4 * StateBytes::new(&engine).of(80);
-    first_token_within(2, &engine, Limits::new(32, bytes), (6, 60));
+    first_token_within(2, &engine, SchedulerLimits::new(32, bytes), (6, 60));
 }
 
 #[test]
 fn an_unread_reply_is_paused_and_then_ended() {
     let engine = engine(StoreOptions::nothing());
-    let patient = Limits { unread: Duration::from_secs(3600), ..Limits::new(1, 1 << 30) };
+    let patient = SchedulerLimits { unread: Duration::from_secs(3600), ..SchedulerLimits::new(1, 1 << 30) };
     let mut scheduler = Scheduler::new(&engine, patient);
     let prompts = [prompt(20, 1), prompt(20, 2)];
     let [(unread, unread_seen), (good, good_seen)] = [0, 1].map(|i| request(1, &prompts[i], 30, 7));
@@ -169,7 +187,7 @@ fn an_unread_reply_is_paused_and_then_ended() {
     run_all(&mut scheduler);
     assert_eq!(unread_seen.tokens(), alone(&engine, &prompts[0], 30, 7));
 
-    let impatient = Limits { unread: Duration::ZERO, ..patient };
+    let impatient = SchedulerLimits { unread: Duration::ZERO, ..patient };
     let mut scheduler = Scheduler::new(&engine, impatient);
     let (unread, seen) = request(1, &prompts[0], 30, 7);
     seen.unread.store(true, Ordering::Relaxed);
@@ -181,7 +199,7 @@ fn an_unread_reply_is_paused_and_then_ended() {
 #[test]
 fn stop_reports_to_every_client() {
     let engine = engine(StoreOptions::in_memory());
-    let mut scheduler = Scheduler::new(&engine, Limits::new(2, 1 << 30));
+    let mut scheduler = Scheduler::new(&engine, SchedulerLimits::new(2, 1 << 30));
     let shared = prompt(600, 1);
     // One prefills, one waits for that prefix, and two wait in the queue.
     let requests: Vec<_> = (0..4).map(|i| request(1, &shared, 30, i)).collect();
@@ -202,7 +220,7 @@ fn a_prompt_is_not_reused_across_namespaces() {
     let engine = engine(StoreOptions::in_memory());
     let shared = prompt(600, 1);
     let run = |namespaces: &[u64]| {
-        let mut scheduler = Scheduler::new(&engine, Limits::new(8, 1 << 30));
+        let mut scheduler = Scheduler::new(&engine, SchedulerLimits::new(8, 1 << 30));
         let seen = namespaces.iter().map(|namespace| {
             let (mut request, seen) = request(1, &shared, 4, 3);
             request.namespace = Namespace::of(*namespace);
@@ -223,7 +241,7 @@ fn a_prompt_is_not_reused_across_namespaces() {
 fn sequences_that_free_each_others_states_end() {
     let engine = engine(StoreOptions::nothing());
     let bytes = StateBytes::new(&engine).of(1000);
-    let mut scheduler = Scheduler::new(&engine, Limits::new(1, bytes));
+    let mut scheduler = Scheduler::new(&engine, SchedulerLimits::new(1, bytes));
     let prompts = [prompt(600, 1), prompt(600, 2)];
     let seen = [0, 1].map(|i| {
         let (request, seen) = request(i as u64, &prompts[i], 20, 5);
@@ -258,7 +276,10 @@ fn preemption_does_not_change_tokens() {
         let store = if round % 3 == 0 { StoreOptions::nothing() } else { StoreOptions::in_memory() };
         let kept = engine(store);
         let bytes = StateBytes::new(&kept).of(1500) * (1 + next(3));
-        let limits = Limits { unread: Duration::from_secs(3600), ..Limits::new(1 + next(3) as usize, bytes) };
+        let limits = SchedulerLimits {
+            unread: Duration::from_secs(3600),
+            ..SchedulerLimits::new(1 + next(3) as usize, bytes)
+        };
         let mut scheduler = Scheduler { decode_interval: Duration::ZERO, ..Scheduler::new(&kept, limits) };
         let mut late: Vec<_> = kinds.iter().map(|(prompt, max)| request(next(3), prompt, *max, 5)).collect();
         let seen: Vec<Arc<Received>> = late.iter().map(|(_, seen)| seen.clone()).collect();

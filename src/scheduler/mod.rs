@@ -29,7 +29,7 @@ use kernels::backend::{Backend, CacheFormat};
 use models::kimi_linear::mla::MlaPath;
 use models::kimi_linear::{Outputs, Probe, Sequence};
 use plan::{PrefillRate, allocate_tokens, next_large};
-use queue::Queue;
+use queue::FairQueue;
 use slot::Slot;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -37,7 +37,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 /// A prompt to be completed, and the client that receives the events.
-pub struct Request {
+pub struct SequenceRequest {
     /// Tokens accepted by [`Engine::check`]; requests with the same prompt share them.
     pub prompt: Arc<[u32]>,
     /// Prompt lengths at which to insert a snapshot, such as the end of a system message or a document.
@@ -64,7 +64,7 @@ pub trait Client: Send {
     }
 }
 
-impl Request {
+impl SequenceRequest {
     /// Reports to the client that the request was cancelled before any work.
     fn cancel(mut self) {
         self.client.on_event(EngineEvent::Finished(Stats {
@@ -80,7 +80,7 @@ impl Request {
 
 /// Limits on concurrency and state memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct SchedulerLimits {
     /// Sequences that run at the same time.
     pub slots: usize,
     /// Bytes of all sequence states.
@@ -89,16 +89,16 @@ pub struct Limits {
     pub unread: Duration,
 }
 
-impl Limits {
+impl SchedulerLimits {
     /// Limits with a read timeout of 60 s.
     pub fn new(slots: usize, bytes: u64) -> Self {
-        Limits { slots, bytes, unread: Duration::from_secs(60) }
+        SchedulerLimits { slots, bytes, unread: Duration::from_secs(60) }
     }
 }
 
 /// Commands to the model thread.
 pub enum Command {
-    Submit(Box<Request>),
+    Submit(Box<SequenceRequest>),
     /// Cancel all requests and end the thread.
     Stop,
 }
@@ -119,14 +119,19 @@ pub struct Gauges {
 }
 
 /// Runs requests until [`Command::Stop`], or until all senders are dropped and all requests are finished.
-pub fn run(engine: &EngineHandle, limits: Limits, commands: &Receiver<Command>, gauges: &Gauges) {
+pub fn run(engine: &EngineHandle, limits: SchedulerLimits, commands: &Receiver<Command>, gauges: &Gauges) {
     match engine {
         EngineHandle::Cpu(engine) => run_on(engine, limits, commands, gauges),
         EngineHandle::Cuda(engine) => run_on(engine, limits, commands, gauges),
     }
 }
 
-fn run_on<B: Backend>(engine: &Engine<B>, limits: Limits, commands: &Receiver<Command>, gauges: &Gauges) {
+fn run_on<B: Backend>(
+    engine: &Engine<B>,
+    limits: SchedulerLimits,
+    commands: &Receiver<Command>,
+    gauges: &Gauges,
+) {
     let mut scheduler = Scheduler::new(engine, limits);
     while !scheduler.stopped {
         let command = if scheduler.idle() {
@@ -187,12 +192,12 @@ impl StateBytes {
 /// All running and waiting requests of an engine.
 pub struct Scheduler<'e, B: Backend> {
     engine: &'e Engine<B>,
-    limits: Limits,
+    limits: SchedulerLimits,
     state_bytes: StateBytes,
-    queue: Queue<Waiting<'e, B>>,
+    queue: FairQueue<Waiting<'e, B>>,
     slots: Vec<Slot<'e, B>>,
     /// Admitted requests and their state bytes, which wait until another sequence has prefilled their common prefix.
-    prefix_waiters: Vec<(Request, u64)>,
+    prefix_waiters: Vec<(SequenceRequest, u64)>,
     /// Sequences that lost their slot while their client did not read.
     stalled: Vec<Slot<'e, B>>,
     /// The sequence that prefills an exclusive large chunk; it is not in `slots` meanwhile.
@@ -230,12 +235,12 @@ const CLIENT_POLL: Duration = Duration::from_millis(5);
 const MASK_WAIT: Duration = Duration::from_millis(2);
 
 impl<'e, B: Backend> Scheduler<'e, B> {
-    pub fn new(engine: &'e Engine<B>, limits: Limits) -> Self {
+    pub fn new(engine: &'e Engine<B>, limits: SchedulerLimits) -> Self {
         Scheduler {
             engine,
             limits,
             state_bytes: StateBytes::new(engine),
-            queue: Queue::default(),
+            queue: FairQueue::default(),
             slots: Vec::new(),
             prefix_waiters: Vec::new(),
             stalled: Vec::new(),
@@ -266,7 +271,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
     }
 
     /// Queues a request, or cancels it after [`Scheduler::stop`].
-    pub fn submit(&mut self, request: Request) {
+    pub fn submit(&mut self, request: SequenceRequest) {
         if self.stopped {
             return request.cancel();
         }
@@ -390,7 +395,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
 
     /// Gives a request a slot, unless another sequence is prefilling a prefix of its prompt: common prefixes are prefilled
     /// once.
-    fn admit(&mut self, request: Request, bytes: u64) {
+    fn admit(&mut self, request: SequenceRequest, bytes: u64) {
         let exclusive = self.exclusive.as_ref().is_some_and(|exclusive| {
             exclusive.namespace == request.namespace
                 && request.prompt.starts_with(&exclusive.prompt[..exclusive.snapshot_at])

@@ -4,18 +4,18 @@ use std::collections::VecDeque;
 
 /// Waiting items, grouped by tenant.
 #[derive(Debug)]
-pub struct Queue<T> {
+pub struct FairQueue<T> {
     /// The next tenant is first; no lane is empty.
     lanes: VecDeque<(u64, VecDeque<T>)>,
 }
 
-impl<T> Default for Queue<T> {
+impl<T> Default for FairQueue<T> {
     fn default() -> Self {
-        Queue { lanes: VecDeque::new() }
+        FairQueue { lanes: VecDeque::new() }
     }
 }
 
-impl<T> Queue<T> {
+impl<T> FairQueue<T> {
     pub fn is_empty(&self) -> bool {
         self.lanes.is_empty()
     }
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn tenants_take_turns() {
-        let mut q = Queue::default();
+        let mut q = FairQueue::default();
         for (tenant, item) in [(1, "a1"), (1, "a2"), (1, "a3"), (2, "b1"), (3, "c1")] {
             q.push(tenant, item);
         }
@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn the_tenant_with_the_least_load_is_next() {
-        let mut q = Queue::default();
+        let mut q = FairQueue::default();
         [(1, "a"), (2, "b"), (3, "c")].into_iter().for_each(|(tenant, item)| q.push(tenant, item));
         let load = |tenant| [9, 5, 2, 2][tenant as usize];
         assert_eq!(q.next_tenant(load), Some(2));
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn retain_removes_empty_lanes() {
-        let mut q = Queue::default();
+        let mut q = FairQueue::default();
         (0..6).for_each(|i| q.push(i % 2, i));
         q.retain(|i| i % 2 == 1 && *i > 1);
         assert_eq!((q.len(), q.pop(1)), (2, Some(3)));

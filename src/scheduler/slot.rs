@@ -1,10 +1,10 @@
 //! One admitted sequence: its state, its decoder and its client. The scheduler decides when it runs.
 
-use super::{Client, ExclusivePrefill, Request};
+use super::{Client, ExclusivePrefill, SequenceRequest};
 use crate::generation::decoder::{Decoder, FinishReason};
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::logprobs::Logprobs;
-use crate::prefix_cache::Source;
+use crate::prefix_cache::PrefixSource;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
@@ -42,7 +42,7 @@ pub struct Slot<'e, B: Backend> {
     /// Tokens whose state was freed and not restored: they are computed again.
     recomputed: usize,
     reused: usize,
-    source: Option<Source>,
+    source: Option<PrefixSource>,
     logprobs: Option<usize>,
     client: Box<dyn Client>,
     ended: Option<FinishReason>,
@@ -58,7 +58,7 @@ pub struct Slot<'e, B: Backend> {
 
 impl<'e, B: Backend> Slot<'e, B> {
     /// Admits a request and restores the longest cached prefix of its prompt.
-    pub fn new(engine: &'e Engine<B>, request: Request, bytes: u64) -> Self {
+    pub fn new(engine: &'e Engine<B>, request: SequenceRequest, bytes: u64) -> Self {
         let mut driver = PrefillDriver::new(engine, request.namespace);
         driver.begin(&request.snapshot_lengths, None);
         let mut slot = Slot {
@@ -100,7 +100,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     }
 
     /// Restores the longest cached prefix. Returns its source, and the logits if the cache has them for all tokens.
-    fn restore(&mut self) -> (Option<Source>, Vec<f32>) {
+    fn restore(&mut self) -> (Option<PrefixSource>, Vec<f32>) {
         // A reply here may be the prompt of another request, prefilled with materialised attention.
         let (prompt, all) = (self.reply.prompt().len(), self.reply.total());
         let apart = self.engine.is_noncanonical(&self.reply.first(all), prompt..all);
@@ -214,7 +214,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     }
 
     /// Returns true if its next snapshot is a prefix of the request's prompt.
-    pub fn prefills_prefix_of(&self, request: &Request) -> bool {
+    pub fn prefills_prefix_of(&self, request: &SequenceRequest) -> bool {
         let shares = !self.is_decoding() && !self.is_blocked() && self.namespace == request.namespace;
         shares && request.prompt.starts_with(&self.reply.prompt()[..self.driver.next_snapshot()])
     }

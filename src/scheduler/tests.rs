@@ -10,9 +10,9 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 /// The events of all requests in order: the tenant, and either the prefilled tokens or the sampled token.
-type Events = Arc<Mutex<Vec<(u64, Option<usize>, Option<u32>)>>>;
+type EventLog = Arc<Mutex<Vec<(u64, Option<usize>, Option<u32>)>>>;
 
-struct Recorder(u64, Events);
+struct Recorder(u64, EventLog);
 
 impl Client for Recorder {
     fn on_event(&mut self, event: EngineEvent) {
@@ -34,7 +34,7 @@ pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
     Engine::open_with(&args, Box::new(|_| ())).unwrap()
 }
 
-fn request(tenant: u64, prompt: Vec<u32>, max_tokens: usize, events: &Events) -> Request {
+fn request(tenant: u64, prompt: Vec<u32>, max_tokens: usize, events: &EventLog) -> SequenceRequest {
     let params = GenerationParams {
         max_tokens,
         sampling: Sampling::greedy(),
@@ -45,7 +45,7 @@ fn request(tenant: u64, prompt: Vec<u32>, max_tokens: usize, events: &Events) ->
     };
     let client = Box::new(Recorder(tenant, events.clone()));
     let namespace = Namespace::SHARED;
-    Request {
+    SequenceRequest {
         prompt: prompt.into(),
         snapshot_lengths: Vec::new(),
         params,
@@ -67,9 +67,10 @@ fn run_all(mut scheduler: Scheduler<'_, Cpu>) {
 #[test]
 fn replies_decode_when_chunks_are_short() {
     let engine = engine(StoreOptions::nothing());
-    let events = Events::default();
+    let events = EventLog::default();
     let decode_interval = Duration::from_secs(20);
-    let mut scheduler = Scheduler { decode_interval, ..Scheduler::new(&engine, Limits::new(8, 1 << 30)) };
+    let mut scheduler =
+        Scheduler { decode_interval, ..Scheduler::new(&engine, SchedulerLimits::new(8, 1 << 30)) };
     scheduler.submit(request(1, vec![70, 80, 90], 90, &events));
     scheduler.submit(request(2, (0..3000).map(|i| 70 + i % 900).collect(), 2, &events));
     let replies = || events.lock().unwrap().iter().filter(|e| e.0 == 1 && e.2.is_some()).count();
@@ -93,12 +94,12 @@ fn replies_decode_when_chunks_are_short() {
 #[test]
 fn replies_decode_between_the_layers_of_a_large_chunk() {
     let engine = engine(StoreOptions::nothing());
-    let limits = Limits::new(8, 1 << 30);
-    let short = |tenant, events: &Events| request(tenant, vec![70, 80, 90], 90, events);
-    let chosen = |events: &Events, tenant| -> Vec<u32> {
+    let limits = SchedulerLimits::new(8, 1 << 30);
+    let short = |tenant, events: &EventLog| request(tenant, vec![70, 80, 90], 90, events);
+    let chosen = |events: &EventLog, tenant| -> Vec<u32> {
         events.lock().unwrap().iter().filter(|e| e.0 == tenant).filter_map(|e| e.2).collect()
     };
-    let (alone, together) = (Events::default(), Events::default());
+    let (alone, together) = (EventLog::default(), EventLog::default());
     let mut scheduler = Scheduler::new(&engine, limits);
     scheduler.submit(short(1, &alone));
     run_all(scheduler);
@@ -138,7 +139,7 @@ fn replies_decode_between_the_layers_of_a_large_chunk() {
 /// A large chunk is abandoned at the end of the layer in which its client disconnects or the scheduler stops.
 #[test]
 fn a_large_chunk_ends_when_its_client_disconnects() {
-    struct Disconnecting(Arc<std::sync::atomic::AtomicBool>, Events);
+    struct Disconnecting(Arc<std::sync::atomic::AtomicBool>, EventLog);
     impl Client for Disconnecting {
         fn on_event(&mut self, event: EngineEvent) {
             Recorder(1, self.1.clone()).on_event(event);
@@ -150,10 +151,10 @@ fn a_large_chunk_ends_when_its_client_disconnects() {
     let long: Vec<u32> = (0..3000).map(|i| 70 + i % 900).collect();
     for stops in [false, true] {
         let kept = engine(StoreOptions::in_memory());
-        let (left, events) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), Events::default());
+        let (left, events) = (Arc::new(std::sync::atomic::AtomicBool::new(false)), EventLog::default());
         let client = Box::new(Disconnecting(left.clone(), events.clone()));
-        let mut scheduler = Scheduler::new(&kept, Limits::new(8, 1 << 30));
-        scheduler.submit(Request { client, ..request(1, long.clone(), 2, &events) });
+        let mut scheduler = Scheduler::new(&kept, SchedulerLimits::new(8, 1 << 30));
+        scheduler.submit(SequenceRequest { client, ..request(1, long.clone(), 2, &events) });
         let mut layers = 0;
         while !scheduler.idle() {
             scheduler.step(&mut |scheduler| {
@@ -171,16 +172,17 @@ fn a_large_chunk_ends_when_its_client_disconnects() {
             "{read:?}"
         );
         // The snapshots inserted before are valid.
-        let again = Events::default();
-        let mut scheduler = Scheduler::new(&kept, Limits::new(8, 1 << 30));
+        let again = EventLog::default();
+        let mut scheduler = Scheduler::new(&kept, SchedulerLimits::new(8, 1 << 30));
         scheduler.submit(request(1, long.clone(), 5, &again));
         run_all(scheduler);
         let fresh = engine(StoreOptions::nothing());
-        let alone = Events::default();
-        let mut scheduler = Scheduler::new(&fresh, Limits::new(8, 1 << 30));
+        let alone = EventLog::default();
+        let mut scheduler = Scheduler::new(&fresh, SchedulerLimits::new(8, 1 << 30));
         scheduler.submit(request(1, long.clone(), 5, &alone));
         run_all(scheduler);
-        let tokens = |events: &Events| events.lock().unwrap().iter().filter_map(|e| e.2).collect::<Vec<_>>();
+        let tokens =
+            |events: &EventLog| events.lock().unwrap().iter().filter_map(|e| e.2).collect::<Vec<_>>();
         assert_eq!(tokens(&again), tokens(&alone));
     }
 }
@@ -215,19 +217,19 @@ impl Constraint for LateMasks {
 #[test]
 fn a_sequence_with_a_late_mask_is_skipped() {
     let engine = engine(StoreOptions::nothing());
-    let bound = |polls: usize, events: &Events| {
+    let bound = |polls: usize, events: &EventLog| {
         let mut request = request(1, vec![70, 80, 90], 20, events);
         request.params.constraint = Some(Box::new(LateMasks { polls, left: 0, at: 0, mask: Vec::new() }));
         request
     };
-    let tokens = |events: &Events, tenant: u64| -> Vec<u32> {
+    let tokens = |events: &EventLog, tenant: u64| -> Vec<u32> {
         events.lock().unwrap().iter().filter(|e| e.0 == tenant).filter_map(|e| e.2).collect()
     };
-    let run = |requests: &[fn(&Events) -> Request], polls: usize, slots: usize| {
-        let events = Events::default();
+    let run = |requests: &[fn(&EventLog) -> SequenceRequest], polls: usize, slots: usize| {
+        let events = EventLog::default();
         let mut scheduler = Scheduler {
             decode_interval: Duration::ZERO,
-            ..Scheduler::new(&engine, Limits::new(slots, 1 << 30))
+            ..Scheduler::new(&engine, SchedulerLimits::new(slots, 1 << 30))
         };
         scheduler.submit(bound(polls, &events));
         requests.iter().for_each(|request| scheduler.submit(request(&events)));
@@ -236,8 +238,8 @@ fn a_sequence_with_a_late_mask_is_skipped() {
     };
     let at_once = tokens(&run(&[], 0, 8), 1);
     assert_eq!(at_once.len(), 20);
-    let other: fn(&Events) -> Request = |events| request(2, vec![75, 85], 90, events);
-    let long: fn(&Events) -> Request =
+    let other: fn(&EventLog) -> SequenceRequest = |events| request(2, vec![75, 85], 90, events);
+    let long: fn(&EventLog) -> SequenceRequest =
         |events| request(3, (0..3000).map(|i| 70 + i % 900).collect(), 2, events);
     let cases = [
         (&[][..], 3, 8),
@@ -275,9 +277,9 @@ fn sessions_and_requests_write_the_same_snapshots() {
                 session.snapshot_at(&[snapshot_at]);
                 session.prefill(&prompt, &mut |_, _| ControlFlow::Continue(())).unwrap();
             } else {
-                let mut scheduler = Scheduler::new(&engine, Limits::new(8, 1 << 30));
-                let request = request(1, prompt.clone(), 1, &Events::default());
-                scheduler.submit(Request { snapshot_lengths: vec![snapshot_at], ..request });
+                let mut scheduler = Scheduler::new(&engine, SchedulerLimits::new(8, 1 << 30));
+                let request = request(1, prompt.clone(), 1, &EventLog::default());
+                scheduler.submit(SequenceRequest { snapshot_lengths: vec![snapshot_at], ..request });
                 run_all(scheduler);
             }
             engine.store.flush();

@@ -12,7 +12,7 @@ use crate::generation::grammar::{Compiled, Grammar, Grammars, compile};
 use crate::generation::sample::Sampling;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::handle::EngineHandle;
-use crate::scheduler::{Client, Command, Gauges, Limits, Request};
+use crate::scheduler::{Client, Command, Gauges, SchedulerLimits, SequenceRequest};
 use models::template::Template;
 use models::tokenizer::Vocabulary;
 use std::collections::HashMap;
@@ -57,7 +57,7 @@ pub struct ServeOptions {
 pub struct Ready {
     pub engine: EngineHandle,
     /// Limits on concurrency and state memory.
-    pub limits: Limits,
+    pub limits: SchedulerLimits,
     /// Sends commands to the scheduler's thread.
     pub commands: mpsc::Sender<Command>,
     /// Values that the scheduler updates after each step.
@@ -251,7 +251,7 @@ impl App {
         let grammars =
             self.grammars.get_or_init(make).as_ref().map_err(|e| ApiError::unsupported(param, e))?;
         grammars.compile(grammar, &|| gone.load(Ordering::Relaxed)).map_err(|e| match e {
-            compile::Error::Busy(_) | compile::Error::Full => ApiError::compiling(e),
+            compile::CompileError::Busy(_) | compile::CompileError::Full => ApiError::compiling(e),
             e => ApiError::invalid(param, e),
         })
     }
@@ -324,7 +324,7 @@ impl App {
                 });
                 let (prompt, snapshot_lengths, logprobs) =
                     (request.prompt.clone(), request.snapshot_lengths.clone(), request.logprobs);
-                let request = Box::new(Request {
+                let request = Box::new(SequenceRequest {
                     prompt,
                     snapshot_lengths,
                     params,

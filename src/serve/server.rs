@@ -10,7 +10,7 @@ use crate::io::host_memory;
 use crate::io::units::parse_size;
 use crate::runtime::chat_template;
 use crate::runtime::handle::EngineHandle;
-use crate::scheduler::{self, Gauges, Limits};
+use crate::scheduler::{self, Gauges, SchedulerLimits};
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use clap::builder::NonEmptyStringValueParser;
 use std::io::ErrorKind;
@@ -249,11 +249,11 @@ fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
     tracing::info!(backend = engine.describe(), context, state_mib = bytes >> 20, "ready");
     let unread =
         if args.stream_timeout == 0 { Duration::MAX } else { Duration::from_secs(args.stream_timeout) };
-    Ok(spawn_scheduler(app, engine, Limits { slots: args.parallel, bytes, unread }))
+    Ok(spawn_scheduler(app, engine, SchedulerLimits { slots: args.parallel, bytes, unread }))
 }
 
 /// Runs the scheduler on its own thread and marks the server ready.
-pub fn spawn_scheduler(app: &Arc<App>, engine: EngineHandle, limits: Limits) -> JoinHandle<()> {
+pub fn spawn_scheduler(app: &Arc<App>, engine: EngineHandle, limits: SchedulerLimits) -> JoinHandle<()> {
     let (commands, received) = mpsc::channel();
     let gauges = Arc::new(Gauges::default());
     let (shown, hosted, served) = (gauges.clone(), engine.clone(), app.clone());

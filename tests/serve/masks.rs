@@ -8,7 +8,7 @@ use kimi::generation::event::EngineEvent;
 use kimi::generation::grammar::Grammars;
 use kimi::generation::sample::{Constraint, Sampling};
 use kimi::prefix_cache::namespace::Namespace;
-use kimi::scheduler::{Client, Limits, Request, Scheduler};
+use kimi::scheduler::{Client, Scheduler, SchedulerLimits, SequenceRequest};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,7 +59,7 @@ pub fn run(in_line: bool) -> MaskRun {
     let grammars = Grammars::new(tokenizer, engine.model.config.vocab).unwrap();
     let compiled = grammars.compile(&generate::tools(128, 50), &|| false).unwrap();
     let events: TokenTimes = Arc::new(Mutex::new(vec![Vec::new(); BOUND + 1]));
-    let mut scheduler = Scheduler::new(&engine, Limits::new(BOUND + 1, 1 << 30));
+    let mut scheduler = Scheduler::new(&engine, SchedulerLimits::new(BOUND + 1, 1 << 30));
     for i in 0..=BOUND {
         let constraint = (i > 0).then(|| compiled.constraint());
         let constraint = match constraint {
@@ -76,7 +76,7 @@ pub fn run(in_line: bool) -> MaskRun {
             ignore_end: i == 0,
         };
         let client = Box::new(TokenRecorder(i, events.clone()));
-        scheduler.submit(Request {
+        scheduler.submit(SequenceRequest {
             prompt: vec![70, 80, 90].into(),
             snapshot_lengths: vec![],
             params,

@@ -12,7 +12,7 @@ use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::handle::EngineHandle;
 use kimi::runtime::options::LoadOptions;
-use kimi::scheduler::Limits;
+use kimi::scheduler::SchedulerLimits;
 use kimi::serve::{App, HostPolicy, HttpLimits, ServeOptions, router, spawn_scheduler};
 use models::gguf::write::{Layout, Writer};
 use serde_json::{Value, json};
@@ -126,11 +126,11 @@ impl TestServer {
     }
 
     fn on(engine: usize, options: ServeOptions, slots: usize) -> TestServer {
-        TestServer::within(engine, options, Limits::new(slots, 1 << 30))
+        TestServer::within(engine, options, SchedulerLimits::new(slots, 1 << 30))
     }
 
     /// A server with these limits, without a prefix cache (0) or with one (1).
-    pub fn within(engine: usize, options: ServeOptions, limits: Limits) -> TestServer {
+    pub fn within(engine: usize, options: ServeOptions, limits: SchedulerLimits) -> TestServer {
         let server = TestServer::loading(options);
         // The thread ends with the server.
         drop(spawn_scheduler(&server.app, EngineHandle::Cpu(ENGINES[engine].clone()), limits));
@@ -140,7 +140,7 @@ impl TestServer {
     /// A server that runs another model.
     pub fn of(engine: Arc<Engine<Cpu>>) -> TestServer {
         let server = TestServer::loading(options());
-        drop(spawn_scheduler(&server.app, EngineHandle::Cpu(engine), Limits::new(8, 1 << 30)));
+        drop(spawn_scheduler(&server.app, EngineHandle::Cpu(engine), SchedulerLimits::new(8, 1 << 30)));
         server
     }
 

@@ -5,7 +5,7 @@ use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use futures_util::future::join_all;
 use http_body_util::BodyExt;
-use kimi::scheduler::Limits;
+use kimi::scheduler::SchedulerLimits;
 use kimi::serve::ServeOptions;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -33,7 +33,7 @@ async fn cached_prefixes_are_private_to_a_key() {
     let keys = |keys: &[&str], share_prefix_cache| {
         let keys = keys.iter().map(ToString::to_string).collect();
         let options = ServeOptions { keys, share_prefix_cache, ..options() };
-        TestServer::within(1, options, Limits::new(8, 1 << 30))
+        TestServer::within(1, options, SchedulerLimits::new(8, 1 << 30))
     };
     let turns = |text: &str| {
         let user = |text: &str| json!({ "role": "user", "content": text.repeat(20) });
@@ -93,7 +93,7 @@ async fn an_unread_stream_is_paused() {
     let server = TestServer::within(
         0,
         options(),
-        Limits { unread: Duration::from_secs(600), ..Limits::new(1, 1 << 30) },
+        SchedulerLimits { unread: Duration::from_secs(600), ..SchedulerLimits::new(1, 1 << 30) },
     );
     let mut body = server.router.clone().oneshot(stream()).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().unwrap().is_data());
@@ -114,7 +114,7 @@ async fn an_unread_stream_times_out() {
     let server = TestServer::within(
         0,
         options(),
-        Limits { unread: Duration::from_millis(200), ..Limits::new(1, 1 << 30) },
+        SchedulerLimits { unread: Duration::from_millis(200), ..SchedulerLimits::new(1, 1 << 30) },
     );
     let mut body = server.router.clone().oneshot(stream()).await.unwrap().into_body();
     assert!(body.frame().await.unwrap().unwrap().is_data());

@@ -55,7 +55,7 @@ fn every_cut<B: Backend>(open: impl Fn(&Path) -> Engine<B>, n: usize, cuts: &[us
         written(&open(dir.path()), &document[..cut]);
         let restarted = open(dir.path());
         let found = parts(read(&mut Session::new(&restarted), &document));
-        assert_eq!(found, (cut, Some(Source::Disk), n - cut));
+        assert_eq!(found, (cut, Some(PrefixSource::Disk), n - cut));
         restarted.store.flush();
     }
 }
@@ -82,9 +82,9 @@ fn after_a_restart_only_new_tokens_are_read() {
     let engine = engine(on_disk(dir.path()));
     let mut session = Session::new(&engine);
     let prompt = [&document[..], &second].concat();
-    assert_eq!(parts(read(&mut session, &prompt)), (400, Some(Source::Disk), 30));
+    assert_eq!(parts(read(&mut session, &prompt)), (400, Some(PrefixSource::Disk), 30));
     let other = [&document[..], &first].concat();
-    assert_eq!(parts(read(&mut session, &other)), (400, Some(Source::Ram), 20), "it is in memory now");
+    assert_eq!(parts(read(&mut session, &other)), (400, Some(PrefixSource::Ram), 20), "it is in memory now");
 }
 
 /// Each namespace has its own files; names in the shared namespace do not depend on the others.
@@ -208,7 +208,7 @@ fn states_in_16_bits() {
     let engine = open(StateType::F16);
     let mut session = Session::new(&engine);
     let prefill = session.prefill(&prompt[..301], &mut go).unwrap();
-    assert_eq!(parts(prefill), (300, Some(Source::Disk), 1));
+    assert_eq!(parts(prefill), (300, Some(PrefixSource::Disk), 1));
     let (mut divergence, tokens) = (0.0, 301..400);
     for n in tokens.clone() {
         let exact: Vec<f32> = fresh(&engine, &prompt[..n]).into_iter().map(f32::from_bits).collect();

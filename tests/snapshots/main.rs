@@ -11,7 +11,7 @@ mod processes;
 use common::{kimi_ok, text};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
-use kimi::prefix_cache::Source;
+use kimi::prefix_cache::PrefixSource;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::LoadOptions;
@@ -89,6 +89,6 @@ fn read<B: Backend>(session: &mut Session<'_, B>, prompt: &[u32]) -> Prefill {
     prefill
 }
 
-fn parts(p: Prefill) -> (usize, Option<Source>, usize) {
+fn parts(p: Prefill) -> (usize, Option<PrefixSource>, usize) {
     (p.reused, p.source, p.computed)
 }

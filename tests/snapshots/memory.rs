@@ -11,18 +11,21 @@ fn edits_go_to_the_snapshot_before_the_difference() {
     session.snapshot_at(&[300]);
     assert_eq!(parts(read(&mut session, &[&document[..], &first].concat())), (0, None, 320));
     let other = [&document[..], &second].concat();
-    assert_eq!(parts(read(&mut session, &other)), (300, Some(Source::Ram), 30), "another question");
+    assert_eq!(parts(read(&mut session, &other)), (300, Some(PrefixSource::Ram), 30), "another question");
     let longer = [&other[..], &first].concat();
-    assert_eq!(parts(read(&mut session, &longer)), (330, Some(Source::Live), 20), "a turn more");
-    assert_eq!(parts(read(&mut session, &other)), (330, Some(Source::Ram), 0), "undo");
-    assert_eq!(parts(read(&mut session, &other)), (330, Some(Source::Live), 0), "the same again");
-    assert_eq!(parts(read(&mut session, &longer)), (350, Some(Source::Ram), 0), "redo");
+    assert_eq!(parts(read(&mut session, &longer)), (330, Some(PrefixSource::Live), 20), "a turn more");
+    assert_eq!(parts(read(&mut session, &other)), (330, Some(PrefixSource::Ram), 0), "undo");
+    assert_eq!(parts(read(&mut session, &other)), (330, Some(PrefixSource::Live), 0), "the same again");
+    assert_eq!(parts(read(&mut session, &longer)), (350, Some(PrefixSource::Ram), 0), "redo");
     let stripped = [&longer[..340], &second].concat();
-    assert_eq!(parts(read(&mut session, &stripped)), (330, Some(Source::Ram), 40), "inside a turn");
+    assert_eq!(parts(read(&mut session, &stripped)), (330, Some(PrefixSource::Ram), 40), "inside a turn");
     let mut another = Session::new(&engine);
-    assert_eq!(parts(read(&mut another, &stripped)), (370, Some(Source::Ram), 0), "another session");
+    assert_eq!(parts(read(&mut another, &stripped)), (370, Some(PrefixSource::Ram), 0), "another session");
     assert_eq!(parts(read(&mut another, &document[..299])), (0, None, 299), "before every snapshot");
-    assert_eq!(parts(read(&mut session, &[&stripped[..], &[7]].concat())), (370, Some(Source::Live), 1));
+    assert_eq!(
+        parts(read(&mut session, &[&stripped[..], &[7]].concat())),
+        (370, Some(PrefixSource::Live), 1)
+    );
 }
 
 /// Prefill that stops anywhere is resumed from there by the next one.
@@ -35,7 +38,7 @@ fn every_cut<B: Backend>(open: impl Fn() -> Engine<B>, n: usize, cuts: &[usize])
         // Later steps change the session's state, not the snapshot.
         session.prefill(&[&document[..cut], &tokens(5, 20)].concat(), &mut go).unwrap();
         let mut next = Session::new(&engine);
-        assert_eq!(parts(read(&mut next, &document)), (cut, Some(Source::Ram), n - cut));
+        assert_eq!(parts(read(&mut next, &document)), (cut, Some(PrefixSource::Ram), n - cut));
     }
 }
 
@@ -60,7 +63,7 @@ fn a_stopped_reading_is_kept() {
     let mut again = Session::new(&engine);
     // A cached prompt has no logits, so its last token is computed again; a longer prompt resumes from its end.
     assert_eq!(parts(read(&mut again, &document[..128])), (0, None, 128));
-    assert_eq!(parts(read(&mut again, &document)), (128, Some(Source::Live), 172));
+    assert_eq!(parts(read(&mut again, &document)), (128, Some(PrefixSource::Live), 172));
 }
 
 /// Most of many snapshot positions fall inside batches; the others get snapshots, which are restored exactly.
@@ -82,12 +85,15 @@ fn many_marks_are_thinned() {
     let other = [&document[..3998], &tokens(5, 9)].concat();
     assert_eq!(
         parts(read(&mut Session::new(&engine), &other)),
-        (3997, Some(Source::Ram), 10),
+        (3997, Some(PrefixSource::Ram), 10),
         "the last mark"
     );
     for (n, at) in [(3500, 3097), (3000, 2072), (2000, 1047), (1000, 22)] {
         let other = [&document[..n], &tokens(6, 5)].concat();
-        assert_eq!(parts(read(&mut Session::new(&engine), &other)), (at, Some(Source::Ram), n + 5 - at));
+        assert_eq!(
+            parts(read(&mut Session::new(&engine), &other)),
+            (at, Some(PrefixSource::Ram), n + 5 - at)
+        );
     }
 }
 

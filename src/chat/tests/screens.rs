@@ -11,7 +11,7 @@ use crate::chat::theme::{Depth, Theme};
 use crate::chat::view::view;
 use crate::chat::worker;
 use crate::generation::generate::{FinishReason, Stats};
-use crate::prefix_cache::Source;
+use crate::prefix_cache::PrefixSource;
 use crate::runtime::session::Prefill;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use ratatui::Terminal;
@@ -64,7 +64,7 @@ impl Screen {
     }
 
     fn done(&mut self, ended: FinishReason) {
-        let prefill = Prefill { reused: 12, source: Some(Source::Live), computed: 30, stopped: false };
+        let prefill = Prefill { reused: 12, source: Some(PrefixSource::Live), computed: 30, stopped: false };
         let (prefill_time, decode_time) = (Duration::from_secs(1), Duration::from_secs(2));
         let stats = Stats { prefill, prefill_time, generated: 21, decode_time, expert_cache: None, ended };
         self.send(Event::Worker(worker::Event::Done(Outcome { ids: vec![1, 2], stats })));

@@ -84,7 +84,7 @@ struct Reply {
 const LIMIT: usize = 64;
 
 #[derive(Debug, Serialize)]
-struct Report {
+struct EvalReport {
     lengths: BTreeMap<usize, BTreeMap<String, Tally>>,
     perplexity: Option<f64>,
     perplexity_error: Option<f64>,
@@ -100,7 +100,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         None => None,
     };
     let spec = Spec::built_in();
-    let mut report = Report { lengths: BTreeMap::new(), perplexity: None, perplexity_error: None };
+    let mut report = EvalReport { lengths: BTreeMap::new(), perplexity: None, perplexity_error: None };
     for &length in &args.lengths {
         let kinds = ask_length(&engine, args, &spec, length, &mut save)?;
         report.lengths.insert(length, kinds);
@@ -203,7 +203,7 @@ fn answers(engine: &EngineHandle, body: &str, questions: &[Question]) -> Result<
     Ok(replies)
 }
 
-fn print(report: &Report, json: bool) -> Result<()> {
+fn print(report: &EvalReport, json: bool) -> Result<()> {
     let mut out = Output::lock();
     if json {
         serde_json::to_writer(&mut out, report)?;

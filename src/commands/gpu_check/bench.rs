@@ -3,7 +3,7 @@
 //! The memory bandwidth is that of a large copy on the same device; arithmetic is given as achieved throughput. Weights
 //! are several times the size of the L2 cache, so that they are read from memory. Launches are captured in a graph.
 
-use super::Row;
+use super::CheckRow;
 use super::rng::TestRng;
 use kernels::backend::{
     Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection,
@@ -22,11 +22,11 @@ struct Floor {
     operations: f64,
 }
 
-fn row(what: &str, seconds: f64, floor: Floor, memory: f64) -> Row {
+fn row(what: &str, seconds: f64, floor: Floor, memory: f64) -> CheckRow {
     let (gb, tflop) = (floor.bytes / seconds / 1e9, floor.operations / seconds / 1e12);
     let share = 100.0 * gb / memory;
     let found = format!("{:.1} us {gb:.0} GB/s {share:.0}% {tflop:.1} Top/s", seconds * 1e6);
-    Row { what: what.to_owned(), found, passed: None }
+    CheckRow { what: what.to_owned(), found, passed: None }
 }
 
 fn bytes(w: &QuantTensor) -> f64 {
@@ -34,11 +34,11 @@ fn bytes(w: &QuantTensor) -> f64 {
 }
 
 /// Measures the kernels of decode, then those of prefill.
-pub fn all(cuda: &Cuda, seed: u64) -> Vec<Row> {
+pub fn all(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let memory = cuda.copy_gb_s();
     let rate =
-        Row { what: "copy, read and written".into(), found: format!("{memory:.0} GB/s"), passed: None };
+        CheckRow { what: "copy, read and written".into(), found: format!("{memory:.0} GB/s"), passed: None };
     let mut rows = vec![rate];
     for (format, shape) in [
         (Format::Q4_K, [1, 4096, 2304]),
@@ -85,7 +85,7 @@ fn product(
     (format, shape): (Format, [usize; 3]),
     tokens: usize,
     memory: f64,
-) -> Row {
+) -> CheckRow {
     let stored = n.weight(format, shape);
     let [_, out, cols] = shape;
     let copies = if out > 100_000 || tokens > 64 { 2 } else { COPIES };
@@ -138,7 +138,7 @@ impl Mixture {
     }
 }
 
-fn router(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
+fn router(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
     let stored = n.weight(Format::F32, [1, EXPERTS, WIDTHS[0]]);
     let w: Vec<_> = (0..COPIES).map(|_| cuda.weight(stored.clone()).expect("enough GPU memory")).collect();
     let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("enough GPU memory");
@@ -149,7 +149,7 @@ fn router(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
 }
 
 /// Other experts in each turn: those of one token are met again and would be near.
-fn mixture(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
+fn mixture(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
     let mixture = Mixture::new(cuda, n);
     let [dim, hidden] = WIDTHS;
     let stored =
@@ -167,7 +167,7 @@ fn mixture(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     row("mixture Q4_K 8 of 256 and shared, 1 token", seconds, floor, memory)
 }
 
-fn experts(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
+fn experts(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> CheckRow {
     let mixture = Mixture::new(cuda, n);
     let repeats = if tokens == 1 { COPIES } else { 2 };
     let routed: Vec<_> = (0..repeats).map(|_| mixture.route(cuda, n, tokens)).collect();
@@ -177,7 +177,7 @@ fn experts(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
 }
 
 /// Experts in RAM: computed by the CPU, and brought over the bus. Where the two take equally long, [`UPLOAD_MIN_TOKENS`] should be.
-fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
+fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let [dim, hidden] = WIDTHS.map(|width| width as u64);
     let [room, _] = room_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
     cuda.limit_stacks(0, room, 0).expect("enough GPU memory");
@@ -196,7 +196,7 @@ fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
         let Floor { bytes, operations } = mixture.floor(tokens);
         let (gb, tflop) = (bytes / seconds / 1e9, operations / seconds / 1e12);
         let found = format!("{:.1} us {gb:.1} GB/s {tflop:.1} Top/s", seconds * 1e6);
-        Row { what: format!("experts Q4_K in RAM, {tokens} tokens, {how}"), found, passed: None }
+        CheckRow { what: format!("experts Q4_K in RAM, {tokens} tokens, {how}"), found, passed: None }
     };
     let rows = vec![
         measure(1, "on the CPU"),
@@ -209,7 +209,7 @@ fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
 }
 
 /// Measures the transfer of logits to the host: the full row, or its top-k.
-fn logits(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
+fn logits(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let x = cuda.tensor(1, 163_840, &n.vec(163_840));
     let measure = |what: &str, bring: &dyn Fn()| {
         let run = |_| {
@@ -219,7 +219,7 @@ fn logits(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
         };
         let seconds = (0..20).map(run).fold(f64::INFINITY, f64::min);
         let found = format!("{:.1} us", seconds * 1e6);
-        Row { what: format!("logits [1, 163840], {what}"), found, passed: None }
+        CheckRow { what: format!("logits [1, 163840], {what}"), found, passed: None }
     };
     vec![
         measure("full row", &|| drop(cuda.read(&x))),
@@ -228,7 +228,7 @@ fn logits(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     ]
 }
 
-fn delta(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
+fn delta(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> CheckRow {
     let (heads, dim) = (32, 128);
     let cols = heads * dim;
     let unit = n.unit_rows(tokens * heads, dim);
@@ -249,7 +249,7 @@ fn delta(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> Row {
 }
 
 /// The two low-rank products of a KDA layer for decay and gate.
-fn low_ranks(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
+fn low_ranks(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
     let stored = n.weight(Format::Q8_0, [1, 4096, 128]);
     let w: Vec<_> =
         (0..2 * COPIES).map(|_| cuda.weight(stored.clone()).expect("enough GPU memory")).collect();
@@ -260,7 +260,7 @@ fn low_ranks(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
     row("matmul_each Q8_0 128 to 4096, twice, 1 token", seconds, floor, memory)
 }
 
-fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> Row {
+fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
     let (heads, dim) = (32, 128);
     let cols = heads * dim;
     let mut weight = |rows, cols| {
@@ -307,7 +307,7 @@ fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, depth: usize) -> Ca
 
 /// Measures materialised attention of the last 4,096 of `depth` tokens, including the materialisation of keys and
 /// values.
-fn materialized(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> Row {
+fn materialized(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> CheckRow {
     let (tokens, heads, latent, [nope, pe, value]) = (4096, 32, 512, [128, 64, 128]);
     let mut cache = filled(cuda, n, CacheFormat::F16, depth);
     let mut weight = |shape| cuda.weight(n.weight(Format::Q8_0, shape)).expect("enough GPU memory");
@@ -330,7 +330,7 @@ fn attention(
     (format, depth): (CacheFormat, usize),
     tokens: usize,
     memory: f64,
-) -> Row {
+) -> CheckRow {
     let (heads, width, values) = (32, 576, 512);
     let mut cache = filled(cuda, n, format, depth);
     let q = cuda.tensor(tokens, heads * width, &n.vec(tokens * heads * width));

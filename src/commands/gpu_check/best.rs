@@ -2,7 +2,7 @@
 //!
 //! Selected values have to be equal, sums equal up to rounding. Next: [`super::models`].
 
-use super::Row;
+use super::CheckRow;
 use super::rng::TestRng;
 use kernels::backend::{Backend, TopK};
 use kernels::cuda::Cuda;
@@ -12,7 +12,7 @@ use kernels::reference::Reference;
 const EXACT: f32 = 1e-5;
 
 /// Compares the top `n` of rows of `cols` columns.
-fn compare(cuda: &Cuda, what: &str, cols: usize, values: &[f32], n: usize) -> Row {
+fn compare(cuda: &Cuda, what: &str, cols: usize, values: &[f32], n: usize) -> CheckRow {
     let rows = values.len() / cols;
     let expected = Reference.top_k(&Reference.tensor(rows, cols, values), n);
     let got = cuda.top_k(&cuda.tensor(rows, cols, values), n);
@@ -27,11 +27,11 @@ fn compare(cuda: &Cuda, what: &str, cols: usize, values: &[f32], n: usize) -> Ro
     let worst = got.iter().zip(&expected).map(difference).map(nan).fold(0.0, f32::max);
     let passed = got.len() == expected.len() && wrong == 0 && worst <= EXACT;
     let found = format!("{wrong} rows differ, sums {worst:.1e}");
-    Row { what: format!("top {n} of {rows} x {cols}, {what}"), found, passed: Some(passed) }
+    CheckRow { what: format!("top {n} of {rows} x {cols}, {what}"), found, passed: Some(passed) }
 }
 
 /// Checks random rows, rows of ties, and rows with many NaN values.
-pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
+pub fn rows(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for (rows, cols, most) in

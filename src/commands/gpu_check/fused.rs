@@ -2,7 +2,7 @@
 //!
 //! Next: [`super::best`].
 
-use super::Row;
+use super::CheckRow;
 use super::ops::{EXACT, HALF, Op, compare, judged, spans};
 use super::rng::TestRng;
 use kernels::backend::{
@@ -12,7 +12,7 @@ use kernels::cuda::Cuda;
 use kernels::quant::Format;
 use kernels::reference::Reference;
 
-struct Delta {
+struct FusedDelta {
     lens: Vec<usize>,
     heads: usize,
     dim: usize,
@@ -27,7 +27,7 @@ struct Delta {
     out: QuantTensor,
 }
 
-impl Op for Delta {
+impl Op for FusedDelta {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let (tokens, channels) = (self.lens.iter().sum(), self.heads * self.dim);
         let [q, k, v, f, gate] = [0, 1, 2, 3, 5].map(|i| b.tensor(tokens, channels, &self.x[i]));
@@ -57,14 +57,14 @@ fn difference<B: Backend>(b: &B, w: &B::Weight, y: &B::Tensor) -> Vec<f32> {
     with.iter().zip(&made).map(|(a, b)| a - b).collect()
 }
 
-fn delta(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
+fn delta(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let mut all = Vec::new();
     for (lens, heads, dim) in
         [(&[1][..], 32, 128), (&[1, 1, 1], 3, 64), (&[1; 40], 2, 32), (&[2, 0, 1], 2, 64), (&[1, 1], 3, 24)]
     {
         let (channels, tokens) = (heads * dim, lens.iter().sum::<usize>());
         let cols = [channels, channels, channels, channels, heads, channels];
-        let op = Delta {
+        let op = FusedDelta {
             lens: lens.to_vec(),
             heads,
             dim,
@@ -107,7 +107,7 @@ impl Op for Each {
     }
 }
 
-fn each(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
+fn each(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let mut all = Vec::new();
     let of32 = [Format::Q5_0, Format::Q8_0, Format::IQ4_NL, Format::MXFP4, Format::Q4_1, Format::Q5_1];
     for format in [&of32[..], &[Format::Q4_K, Format::F32, Format::F16]].concat() {
@@ -124,14 +124,14 @@ fn each(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
     all
 }
 
-struct Heads {
+struct HeadMatmul {
     w: QuantTensor,
     out: QuantTensor,
     x: Vec<f32>,
     tokens: usize,
 }
 
-impl Op for Heads {
+impl Op for HeadMatmul {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let [w, out] = [&self.w, &self.out].map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         let y = b.matmul_heads(&w, &b.tensor(self.tokens, self.x.len() / self.tokens, &self.x));
@@ -139,7 +139,7 @@ impl Op for Heads {
     }
 }
 
-fn heads(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
+fn heads(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let mut all = Vec::new();
     for (format, [count, rows, cols], tokens) in [
         (Format::Q8_0, [32, 128, 512], 1),
@@ -148,14 +148,14 @@ fn heads(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
         (Format::Q5_0, [4, 40, 64], 2),
     ] {
         let (w, out) = (n.weight(format, [count, rows, cols]), n.weight(Format::Q8_0, [1, 9, count * rows]));
-        let op = Heads { w, out, x: n.levels(tokens * count * cols), tokens };
+        let op = HeadMatmul { w, out, x: n.levels(tokens * count * cols), tokens };
         let what = format!("matmul_heads {} {count} x [{rows}, {cols}], {tokens} tokens", format.name());
         all.push(compare(cuda, what, EXACT, &op));
     }
     all
 }
 
-struct Router {
+struct FusedRouter {
     router: QuantTensor,
     bias: QuantTensor,
     x: Vec<f32>,
@@ -163,7 +163,7 @@ struct Router {
     how: Routing,
 }
 
-impl Op for Router {
+impl Op for FusedRouter {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let [router, bias] =
             [&self.router, &self.bias].map(|w| b.weight(w.clone()).expect("enough GPU memory"));
@@ -177,7 +177,7 @@ impl Op for Router {
     }
 }
 
-fn router(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
+fn router(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let mut all = Vec::new();
     for (format, tokens, experts, cols, groups) in [
         (Format::F32, 1, 256, 2304, 1),
@@ -194,14 +194,14 @@ fn router(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
             scale: 2.446,
         };
         let (router, bias) = (n.weight(format, [1, experts, cols]), n.vector(experts, -0.1, 0.1));
-        let op = Router { router, bias, x: n.vec(tokens * cols), tokens, how };
+        let op = FusedRouter { router, bias, x: n.vec(tokens * cols), tokens, how };
         let what = format!("matmul_route {} [{tokens}, {cols}] x {experts}", format.name());
         all.push(compare(cuda, what, EXACT, &op));
     }
     all
 }
 
-struct Mixture {
+struct FusedMixture {
     experts: [QuantTensor; 3],
     shared: Option<[QuantTensor; 3]>,
     bias: QuantTensor,
@@ -212,7 +212,7 @@ struct Mixture {
     how: Routing,
 }
 
-impl Op for Mixture {
+impl Op for FusedMixture {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let weights =
             |w: &[QuantTensor; 3]| w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
@@ -231,7 +231,7 @@ fn gated<W>([gate, up, down]: &[W; 3]) -> GatedMlp<'_, W> {
     GatedMlp { gate, up, down }
 }
 
-impl Mixture {
+impl FusedMixture {
     /// The expected result if the activations between gate and down are int8 with a scale per 32.
     fn expected(&self) -> Vec<Vec<f32>> {
         let (b, dim, top_k) = (&Reference, self.experts[0].cols, self.how.top_k);
@@ -273,7 +273,7 @@ fn ffn(w: &[QuantTensor; 3], e: usize, x: &[f32]) -> Vec<f32> {
     b.read(&product(&w[2], &inner))
 }
 
-fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
+fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<CheckRow> {
     let mut all = Vec::new();
     let formats = [
         (Format::Q4_K, Format::Q6_K),
@@ -298,7 +298,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
                     .map(|(format, rows, cols)| n.weight(format, [count, rows, cols]))
             };
             let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
-            let op = Mixture {
+            let op = FusedMixture {
                 experts: stack(n, experts, hidden),
                 // A shared expert of the experts' width is fused with them; another width is separate.
                 shared: shared.map(|times| stack(n, 1, times * hidden)),
@@ -323,11 +323,11 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
 }
 
 /// Checks experts in RAM with an expert cache: some of a token's experts are on the GPU, others on the CPU.
-fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> Row {
+fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> CheckRow {
     let (dim, tokens, experts, top_k) = (256, 3, 512, 4);
     cuda.limit_stacks(0, 0, 5).expect("no memory is needed");
     let stack = |n: &mut TestRng, count| [(); 3].map(|()| n.weight(Format::Q8_0, [count, dim, dim]));
-    let op = Mixture {
+    let op = FusedMixture {
         experts: stack(n, experts),
         shared: Some(stack(n, 1)),
         bias: n.vector(experts, -0.1, 0.1),
@@ -349,7 +349,7 @@ fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> Row {
 }
 
 /// Runs all checks of fused kernels.
-pub fn fused(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+pub fn fused(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let mut all = delta(cuda, &mut n);
     all.extend([each(cuda, &mut n), heads(cuda, &mut n), router(cuda, &mut n)].into_iter().flatten());

@@ -56,7 +56,7 @@ pub struct GpuCheckArgs {
 }
 
 /// One line of the results table.
-pub struct Row {
+pub struct CheckRow {
     /// The name of the check or measurement.
     pub what: String,
     /// The largest difference relative to the largest value, or the measured value.
@@ -140,7 +140,7 @@ fn one(part: &str, seed: u64, quick: bool) -> Result<()> {
 ///
 /// # Errors
 /// There is no such part, or a model cannot be written.
-pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Row>> {
+pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<CheckRow>> {
     Ok(match part {
         "device" => device(cuda),
         "rows" => ops::rows(cuda, seed).into_iter().chain(best::rows(cuda, seed)).collect(),
@@ -155,10 +155,10 @@ pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Ro
     })
 }
 
-fn device(cuda: &Cuda) -> Vec<Row> {
+fn device(cuda: &Cuda) -> Vec<CheckRow> {
     let (device, [free, total]) = (cuda.device(), cuda.memory());
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
-    let row = |what: &str, found: String| Row { what: what.to_owned(), found, passed: None };
+    let row = |what: &str, found: String| CheckRow { what: what.to_owned(), found, passed: None };
     let mut rows = vec![
         row("device", cuda.describe()),
         row("driver, CUDA", format!("{}.{}", device.version / 1000, device.version % 1000 / 10)),

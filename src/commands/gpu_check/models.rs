@@ -4,7 +4,7 @@
 //! The tolerance is tight for f32 weights. With quantised weights it is wider, because the device rounds activations to
 //! 8 bits and the reference does not. Next: [`super::bench`].
 
-use super::Row;
+use super::CheckRow;
 use anyhow::{Context as _, Result, ensure};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
@@ -15,12 +15,12 @@ use models::kimi_linear::{Model, Outputs, Sequence};
 use std::process::Command;
 
 /// The last logits of a prompt, prefilled in one batch or decoded token by token.
-struct Logits {
+struct ModelLogits {
     at_once: Vec<f32>,
     one_by_one: Vec<f32>,
 }
 
-fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Logits> {
+fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<ModelLogits> {
     let model = Model::load(b, file)?;
     let mut state = model.state(b, CacheFormat::F32);
     let forward = |tokens: &[u32], state: &mut _| {
@@ -32,7 +32,7 @@ fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Logits> {
     for id in ids {
         one_by_one = forward(&[*id], &mut state);
     }
-    Ok(Logits { at_once, one_by_one })
+    Ok(ModelLogits { at_once, one_by_one })
 }
 
 /// Returns the last logits of a prompt prefilled with materialised attention.
@@ -47,7 +47,7 @@ fn materialized<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Vec<f32>>
 const HALF: f64 = 2e-3;
 
 /// Compares the relative distance of the logits and their arg-max.
-fn compare(what: String, got: &[f32], expected: &[f32], tolerance: f64) -> Row {
+fn compare(what: String, got: &[f32], expected: &[f32], tolerance: f64) -> CheckRow {
     let square = |x: f64| x * x;
     let difference: f64 = got.iter().zip(expected).map(|(g, e)| square(f64::from(g - e))).sum();
     let length: f64 = expected.iter().map(|e| square(f64::from(*e))).sum();
@@ -57,7 +57,7 @@ fn compare(what: String, got: &[f32], expected: &[f32], tolerance: f64) -> Row {
     let passed =
         got.len() == expected.len() && distance <= tolerance && (best == expected_best || tolerance > 1e-3);
     let same = if best == expected_best { "same" } else { "other" };
-    Row {
+    CheckRow {
         what,
         found: format!("{distance:.1e}, allowed {tolerance:.0e}, {same} token"),
         passed: Some(passed),
@@ -68,7 +68,7 @@ fn compare(what: String, got: &[f32], expected: &[f32], tolerance: f64) -> Row {
 ///
 /// # Errors
 /// A model cannot be written or read.
-pub fn models(cuda: &Cuda, quick: bool) -> Result<Vec<Row>> {
+pub fn models(cuda: &Cuda, quick: bool) -> Result<Vec<CheckRow>> {
     let dir = tempfile::tempdir()?;
     let cases = [
         ("tiny", "f32", 1e-4),

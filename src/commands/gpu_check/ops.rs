@@ -3,7 +3,7 @@
 //! Activations of quantised products are integers that int8 represents exactly, so the results differ only by the order
 //! of sums. Next: [`super::fused`].
 
-use super::Row;
+use super::CheckRow;
 use super::rng::TestRng;
 use kernels::backend::{
     Backend, CacheFormat, DeltaRule, GatedMlp, KvUpProjection, QuantTensor, Routing, Span,
@@ -24,15 +24,15 @@ pub trait Op {
 }
 
 /// Compares an op on the device with the reference.
-pub fn compare(cuda: &Cuda, what: String, tolerance: f32, op: &impl Op) -> Row {
+pub fn compare(cuda: &Cuda, what: String, tolerance: f32, op: &impl Op) -> CheckRow {
     judged(what, tolerance, &op.run(&Reference), &op.run(cuda))
 }
 
 /// Compares results with expected ones.
-pub fn judged(what: String, tolerance: f32, expected: &[Vec<f32>], got: &[Vec<f32>]) -> Row {
+pub fn judged(what: String, tolerance: f32, expected: &[Vec<f32>], got: &[Vec<f32>]) -> CheckRow {
     let worst = expected.iter().zip(got).map(|(e, g)| difference(g, e)).fold(0.0, worse);
     let passed = expected.len() == got.len() && worst <= tolerance;
-    Row { what, found: format!("{worst:.1e}, allowed {tolerance:.0e}"), passed: Some(passed) }
+    CheckRow { what, found: format!("{worst:.1e}, allowed {tolerance:.0e}"), passed: Some(passed) }
 }
 
 fn worse(a: f32, b: f32) -> f32 {
@@ -117,7 +117,7 @@ pub fn spans<'a, S>(lens: &[usize], states: &'a mut [S]) -> Vec<Span<'a, S>> {
 }
 
 /// Checks elementwise ops, norms, convolutions and decays.
-pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
+pub fn rows(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for (rows, cols, dim) in [(1, 1, 1), (3, 7, 7), (1, 2304, 128), (65, 4096, 128), (300, 512, 64)] {
@@ -140,14 +140,14 @@ pub fn rows(cuda: &Cuda, seed: u64) -> Vec<Row> {
     all
 }
 
-struct Product {
+struct MatmulCheck {
     w: QuantTensor,
     x: Vec<f32>,
     tokens: usize,
     heads: bool,
 }
 
-impl Op for Product {
+impl Op for MatmulCheck {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let w = b.weight(self.w.clone()).expect("enough GPU memory");
         let x = b.tensor(self.tokens, self.x.len() / self.tokens, &self.x);
@@ -164,7 +164,7 @@ impl Op for Embed {
 }
 
 /// Checks products with each format, with few and many vectors, plain and per head.
-pub fn products(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+pub fn products(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for format in Format::ALL {
@@ -178,7 +178,7 @@ pub fn products(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
         };
         for &[tokens, rows, cols] in shapes {
             let (w, x) = (n.weight(format, [1, rows, cols]), n.levels(tokens * cols));
-            let op = Product { w, x, tokens, heads: false };
+            let op = MatmulCheck { w, x, tokens, heads: false };
             all.push(compare(cuda, format!("matmul {name} [{tokens}, {cols}] x [{rows}]"), EXACT, &op));
         }
     }
@@ -191,7 +191,7 @@ pub fn products(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
     for &(format, [count, rows, cols, rest], tokens) in by_head {
         let w = n.weight(format, [count, rows, cols]);
         let x = (0..tokens * count).flat_map(|_| [n.levels(cols), n.vec(rest)].concat()).collect();
-        let op = Product { w, x, tokens, heads: true };
+        let op = MatmulCheck { w, x, tokens, heads: true };
         let what = format!("matmul_heads {} {count} x [{rows}, {cols} + {rest}], {tokens}", format.name());
         all.push(compare(cuda, what, EXACT, &op));
     }
@@ -220,7 +220,7 @@ impl Op for Rule {
 }
 
 /// Checks the delta rule, with decays from 0 to complete.
-pub fn delta(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+pub fn delta(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for decay in [0.0, 0.1, 3.0, 1000.0, f32::INFINITY] {
@@ -273,7 +273,7 @@ impl Op for Attend {
 }
 
 /// Checks attention and KV caches in each format, at lengths around those of tiles and segments.
-pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     let far = if quick { 300 } else { 5000 };
@@ -333,7 +333,7 @@ impl Op for Expanded {
 }
 
 /// Checks materialised attention over several chunks of the KV cache: chunks of 128 rows, and of the default size.
-fn materialized(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<Row> {
+fn materialized(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<CheckRow> {
     let mut all = Vec::new();
     let mut of =
         |format, kinds: [Format; 2], [heads, nope, pe, latent, value]: [usize; 5], spans: &[[usize; 2]]| {
@@ -392,7 +392,7 @@ impl Op for Experts {
 }
 
 /// Checks the router and the experts, with few and many tokens.
-pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
+pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let mut all = Vec::new();
     for up in [Format::Q4_K, Format::Q8_0, Format::Q3_K, Format::BF16] {
@@ -416,7 +416,7 @@ pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<Row> {
 
 /// Checks experts in RAM: computed by the CPU for few tokens, uploaded for many, and with an expert cache whose slots
 /// are replaced from step to step.
-fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<Row> {
+fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let (experts, dim, top_k) = (512, 256, 2);
     // Large enough to stay in RAM; formats of one plane and of three, quantised and float.
     let w = [Format::Q4_K, Format::Q5_1, Format::F16].map(|format| n.weight(format, [experts, dim, dim]));

@@ -55,7 +55,7 @@ pub struct InspectArgs {
 /// Prints the report to standard output.
 pub fn run(args: &InspectArgs) -> Result<()> {
     let file = builtin_model::open(args.file.as_deref().or(args.model.as_deref()))?;
-    let report = Report::new(args, &file, host_memory::available(Path::new("/")));
+    let report = InspectReport::new(args, &file, host_memory::available(Path::new("/")));
     let mut out = BufWriter::new(Output::lock());
     if args.json {
         writeln!(out, "{}", text::visible_json(&serde_json::to_string_pretty(&report)?))?;
@@ -77,7 +77,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
 
 /// The report about a model file.
 #[derive(Debug, Serialize)]
-struct Report {
+struct InspectReport {
     files: Vec<PathBuf>,
     file_bytes: u64,
     architecture: Option<String>,
@@ -87,9 +87,9 @@ struct Report {
     #[serde(skip_serializing_if = "Option::is_none")]
     chat_template: Option<TemplateReport>,
     n_tensors: usize,
-    formats: Vec<Totals>,
+    formats: Vec<FormatTotals>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    tensors: Option<Vec<Tensor>>,
+    tensors: Option<Vec<TensorRow>>,
     model: Option<ModelReport>,
     /// The reason why `model` is missing.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -118,7 +118,7 @@ impl TemplateReport {
 
 /// The totals of the tensors of one format.
 #[derive(Debug, Default, Serialize)]
-struct Totals {
+struct FormatTotals {
     format: &'static str,
     tensors: u64,
     weights: u64,
@@ -126,7 +126,7 @@ struct Totals {
 }
 
 #[derive(Debug, Serialize)]
-struct Tensor {
+struct TensorRow {
     name: String,
     format: &'static str,
     shape: Vec<u64>,
@@ -150,12 +150,12 @@ struct ModelReport {
 #[derive(Debug, Serialize)]
 struct Context {
     tokens: u64,
-    f16: Case,
-    q8_0: Case,
+    f16: MemoryCase,
+    q8_0: MemoryCase,
 }
 
 #[derive(Debug, Serialize)]
-struct Case {
+struct MemoryCase {
     cache_bytes: u64,
     total_bytes: u64,
     /// `None` if the available memory is unknown.
@@ -166,15 +166,15 @@ fn weights(t: &TensorInfo) -> u64 {
     t.shape.iter().product()
 }
 
-impl Report {
-    fn new(args: &InspectArgs, file: &Gguf, available: Option<u64>) -> Report {
+impl InspectReport {
+    fn new(args: &InspectArgs, file: &Gguf, available: Option<u64>) -> InspectReport {
         let bytes: u64 = file.tensors.iter().map(|t| t.bytes).sum();
         let parameters = file.tensors.iter().map(weights).fold(0, u64::saturating_add);
         let (model, no_model) = match model(args, file, bytes, available) {
             Ok(model) => (Some(model), None),
             Err(why) => (None, Some(why)),
         };
-        Report {
+        InspectReport {
             files: file.paths().to_vec(),
             file_bytes: file.file_bytes(),
             architecture: file.metadata.str("general.architecture").map(str::to_owned),
@@ -184,7 +184,7 @@ impl Report {
             chat_template: TemplateReport::new(file),
             n_tensors: file.tensors.len(),
             formats: totals(&file.tensors),
-            tensors: args.tensors.then(|| file.tensors.iter().map(Tensor::from).collect()),
+            tensors: args.tensors.then(|| file.tensors.iter().map(TensorRow::from).collect()),
             model,
             no_model,
             not_finite: args.check.then(|| values::not_finite(file)),
@@ -192,14 +192,14 @@ impl Report {
     }
 }
 
-impl From<&TensorInfo> for Tensor {
-    fn from(t: &TensorInfo) -> Tensor {
-        Tensor { name: t.name.clone(), format: t.format.name(), shape: t.shape.clone(), bytes: t.bytes }
+impl From<&TensorInfo> for TensorRow {
+    fn from(t: &TensorInfo) -> TensorRow {
+        TensorRow { name: t.name.clone(), format: t.format.name(), shape: t.shape.clone(), bytes: t.bytes }
     }
 }
 
-fn totals(tensors: &[TensorInfo]) -> Vec<Totals> {
-    let mut by_format: BTreeMap<Format, Totals> = BTreeMap::new();
+fn totals(tensors: &[TensorInfo]) -> Vec<FormatTotals> {
+    let mut by_format: BTreeMap<Format, FormatTotals> = BTreeMap::new();
     for t in tensors {
         let sum = by_format.entry(t.format).or_default();
         sum.format = t.format.name();
@@ -233,7 +233,7 @@ fn model(
     let case = |per_token: u64, tokens: u64| {
         let total_bytes = need.total(per_token, tokens).saturating_add(weights);
         let cache_bytes = per_token.saturating_mul(tokens);
-        Case { cache_bytes, total_bytes, fits: available.map(|available| total_bytes <= available) }
+        MemoryCase { cache_bytes, total_bytes, fits: available.map(|available| total_bytes <= available) }
     };
     let context = |tokens: &u64| Context {
         tokens: *tokens,
@@ -316,7 +316,7 @@ mod tests {
 
     fn printed(file: &Gguf, args: &InspectArgs, available: u64) -> String {
         let mut out = Vec::new();
-        text::print(&Report::new(args, file, Some(available)), &file.metadata, &mut out).unwrap();
+        text::print(&InspectReport::new(args, file, Some(available)), &file.metadata, &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 
@@ -334,7 +334,7 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line}\n--- in\n{text}");
         }
         let two = InspectArgs { context: vec![7, 1000], ..args() };
-        let report = Report::new(&two, &Preset::Real.metadata_only(), None);
+        let report = InspectReport::new(&two, &Preset::Real.metadata_only(), None);
         let contexts = report.model.unwrap().contexts;
         assert_eq!(
             contexts.iter().map(|c| (c.tokens, c.f16.fits)).collect::<Vec<_>>(),
@@ -375,7 +375,7 @@ mod tests {
                 r"memory: unsupported architecture: a\u{1b}[2J",
             ]
         );
-        let json = serde_json::to_value(Report::new(&args(), &file, None)).unwrap();
+        let json = serde_json::to_value(InspectReport::new(&args(), &file, None)).unwrap();
         assert_eq!(json["formats"][0]["weights"], 128);
         assert_eq!(json["tensors"][0]["shape"], serde_json::json!([64, 2]));
     }

@@ -1,6 +1,6 @@
 //! Prints the report as text. Strings from the file are escaped, because they may contain terminal control sequences.
 
-use super::{ModelReport, Report, TemplateReport, Tensor, Totals};
+use super::{FormatTotals, InspectReport, ModelReport, TemplateReport, TensorRow};
 use crate::io::units::{format_size, grouped};
 use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use models::gguf::{Array, Metadata, Value};
@@ -15,7 +15,7 @@ const FEW: usize = 32;
 /// Maximum elements of an array in JSON; longer ones are shown as type and length.
 const MAX_ELEMENTS: usize = 256;
 
-pub fn print(r: &Report, metadata: &Metadata, out: &mut dyn Write) -> Result<()> {
+pub fn print(r: &InspectReport, metadata: &Metadata, out: &mut dyn Write) -> Result<()> {
     for path in &r.files {
         writeln!(out, "{}", shown(&path.display().to_string()))?;
     }
@@ -54,7 +54,7 @@ fn print_template(t: &TemplateReport, out: &mut dyn Write) -> Result<()> {
     }
 }
 
-fn print_tensors(tensors: &[Tensor], out: &mut dyn Write) -> Result<()> {
+fn print_tensors(tensors: &[TensorRow], out: &mut dyn Write) -> Result<()> {
     writeln!(out)?;
     let width = tensors.iter().map(|t| shown(&t.name).chars().count()).max().unwrap_or(0);
     for t in tensors {
@@ -70,7 +70,7 @@ fn print_tensors(tensors: &[Tensor], out: &mut dyn Write) -> Result<()> {
     Ok(())
 }
 
-fn print_totals(n_tensors: usize, formats: &[Totals], out: &mut dyn Write) -> Result<()> {
+fn print_totals(n_tensors: usize, formats: &[FormatTotals], out: &mut dyn Write) -> Result<()> {
     let title = format!("tensors ({n_tensors})");
     writeln!(
         out,

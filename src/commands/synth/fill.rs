@@ -82,13 +82,13 @@ impl Spread {
 
 /// The format and distribution of a tensor.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind {
+pub struct FillKind {
     pub format: Format,
     pub spread: Spread,
     pub cols: u64,
 }
 
-impl Kind {
+impl FillKind {
     fn run_bytes(&self) -> usize {
         self.format.row_bytes(RUN as u64).expect("a run is whole blocks") as usize
     }
@@ -105,18 +105,18 @@ impl Kind {
 }
 
 /// A pool of quantised runs from which tensors are built.
-struct Pool {
+struct BytePool {
     bytes: Vec<u8>,
     run_bytes: usize,
 }
 
-impl Pool {
-    fn new(kind: Kind, runs: usize, seed: u64) -> Pool {
+impl BytePool {
+    fn new(kind: FillKind, runs: usize, seed: u64) -> BytePool {
         let run_bytes = kind.run_bytes();
         let mut bytes = vec![0; runs * run_bytes];
         let tasks = bytes.par_chunks_mut(run_bytes).enumerate();
         tasks.for_each(|(i, out)| kind.draw(&mut generator([seed, POOLS, i as u64]), out));
-        Pool { bytes, run_bytes }
+        BytePool { bytes, run_bytes }
     }
 
     /// Fills `out` with random runs of the pool.
@@ -151,7 +151,7 @@ fn generator(place: [u64; 3]) -> Pcg64Mcg {
 pub struct Filler {
     seed: u64,
     runs: usize,
-    pools: HashMap<(Format, [u64; 3]), Pool>,
+    pools: HashMap<(Format, [u64; 3]), BytePool>,
 }
 
 impl Filler {
@@ -165,14 +165,14 @@ impl Filler {
     pub fn fill<E>(
         &mut self,
         index: usize,
-        kind: Kind,
+        kind: FillKind,
         bytes: u64,
         mut take: impl FnMut(Vec<u8>) -> Result<(), E>,
     ) -> Result<(), E> {
         let (seed, runs) = (self.seed, self.runs);
         let pool = (kind.cols >= POOLED).then(|| {
             let key = (kind.format, kind.spread.key());
-            &*self.pools.entry(key).or_insert_with(|| Pool::new(kind, runs, seed))
+            &*self.pools.entry(key).or_insert_with(|| BytePool::new(kind, runs, seed))
         });
         let task_bytes = TASK_RUNS * kind.run_bytes();
         let piece_bytes = PIECE_TASKS * task_bytes;
@@ -199,7 +199,7 @@ const PIECE_TASKS: usize = 64;
 mod tests {
     use super::*;
 
-    fn filled(seed: u64, index: usize, kind: Kind) -> Vec<u8> {
+    fn filled(seed: u64, index: usize, kind: FillKind) -> Vec<u8> {
         let mut all = Vec::new();
         let bytes = kind.format.row_bytes(1 << 20).unwrap();
         let take = |piece: Vec<u8>| -> Result<(), ()> {
@@ -211,7 +211,7 @@ mod tests {
     }
 
     /// Returns mean and standard deviation of a tensor of a million weights.
-    fn check(kind: Kind, mean: f64, std: f64) {
+    fn check(kind: FillKind, mean: f64, std: f64) {
         let mut values = vec![0.0; 1 << 20];
         kind.format.dequantise_row(&filled(7, 0, kind), &mut values);
         let n = values.len() as f64;
@@ -227,10 +227,10 @@ mod tests {
     #[test]
     fn every_format_has_the_wanted_spread() {
         for format in Format::ALL {
-            check(Kind { format, spread: NORMAL, cols: 2304 }, 0.0, 0.025);
+            check(FillKind { format, spread: NORMAL, cols: 2304 }, 0.0, 0.025);
         }
-        check(Kind { format: Format::Q8_0, spread: NORMAL, cols: 128 }, 0.0, 0.025);
-        let f32s = |spread| Kind { format: Format::F32, spread, cols: 128 };
+        check(FillKind { format: Format::Q8_0, spread: NORMAL, cols: 128 }, 0.0, 0.025);
+        let f32s = |spread| FillKind { format: Format::F32, spread, cols: 128 };
         check(f32s(Spread::Normal { mean: 1.0, std: 0.15 }), 1.0, 0.15);
         check(f32s(Spread::Uniform { low: -7.0, high: 1.0 }), -3.0, 8.0 / 12f64.sqrt());
     }
@@ -238,7 +238,8 @@ mod tests {
     #[test]
     fn bytes_depend_on_seed_and_tensor_only() {
         for cols in [128, 2304] {
-            let of = |seed, index| filled(seed, index, Kind { format: Format::Q4_K, spread: NORMAL, cols });
+            let of =
+                |seed, index| filled(seed, index, FillKind { format: Format::Q4_K, spread: NORMAL, cols });
             let first = of(1, 1);
             let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
             assert!(first == one.install(|| of(1, 1)));
@@ -249,7 +250,7 @@ mod tests {
     #[test]
     fn no_two_rows_are_equal() {
         for cols in [256, 1024] {
-            let bytes = filled(1, 0, Kind { format: Format::Q2_K, spread: NORMAL, cols });
+            let bytes = filled(1, 0, FillKind { format: Format::Q2_K, spread: NORMAL, cols });
             let rows = bytes.chunks(Format::Q2_K.row_bytes(cols).unwrap() as usize);
             let distinct: std::collections::HashSet<_> = rows.clone().collect();
             assert_eq!(distinct.len(), rows.len(), "of {cols} weights");

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use convert::mix::Mix;
 use convert::plan::plan;
 use convert::{Override, Progress};
-use fill::{Filler, Kind, Spread};
+use fill::{FillKind, Filler, Spread};
 use models::gguf::write::{Layout, Writer};
 use models::gguf::{Metadata, Value};
 pub use preset::Preset;
@@ -58,7 +58,7 @@ pub fn run(args: &SynthArgs) -> Result<()> {
     check_space(&args.output, layout.total_bytes())?;
     let start = Instant::now();
     let template = "{bar:30} {bytes:>11} of {total_bytes}  {bytes_per_sec:>12}  {eta:>4} left  {msg}";
-    let bar = progress::Progress::new(layout.total_bytes(), 0, template);
+    let bar = progress::TerminalProgress::new(layout.total_bytes(), 0, template);
     write(args, &layout, &bar)?;
     bar.finish();
     let weights: u64 = layout.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum();
@@ -78,7 +78,7 @@ fn layout(args: &SynthArgs) -> Result<Layout> {
     let config = preset::config(args.preset, args.layers, &args.set)?;
     let mut metadata = convert::metadata::metadata(&config, args.preset.model_name(), args.mix);
     match &args.tokenizer {
-        Some(dir) => convert::vocabulary::add(&mut metadata, dir, &config, &mut Warnings)?,
+        Some(dir) => convert::vocabulary::add(&mut metadata, dir, &config, &mut SynthWarnings)?,
         None => no_tokenizer(&mut metadata),
     }
     let tensors = plan(convert::names::tensor_specs(&config), config.layers(), args.mix, &args.tensor_type)?;
@@ -90,9 +90,9 @@ fn no_tokenizer(metadata: &mut Metadata) {
     metadata.set("tokenizer.ggml.model", Value::String("none".into()));
 }
 
-struct Warnings;
+struct SynthWarnings;
 
-impl Progress for Warnings {
+impl Progress for SynthWarnings {
     fn warn(&mut self, message: &str) {
         tell(&format!("warning: {message}"));
     }
@@ -108,7 +108,7 @@ fn check_space(output: &Path, needed: u64) -> Result<()> {
 }
 
 /// Fills the next piece on all cores while the previous one is written.
-fn write(args: &SynthArgs, layout: &Layout, bar: &progress::Progress) -> Result<()> {
+fn write(args: &SynthArgs, layout: &Layout, bar: &progress::TerminalProgress) -> Result<()> {
     let mut writer = Writer::create(&args.output, layout.clone())?;
     let part = writer.part().to_owned();
     let weights = |shape: &[u64]| shape.iter().product::<u64>();
@@ -125,7 +125,7 @@ fn write(args: &SynthArgs, layout: &Layout, bar: &progress::Progress) -> Result<
         });
         for (index, t) in layout.tensors().iter().enumerate() {
             bar.set_message(t.name.clone());
-            let kind = Kind { format: t.format, spread: Spread::of(&t.name, &t.shape), cols: t.shape[0] };
+            let kind = FillKind { format: t.format, spread: Spread::of(&t.name, &t.shape), cols: t.shape[0] };
             // The receiver is dropped after a write error, which the writer returns.
             if filler.fill(index, kind, t.bytes, |piece| filled.send(piece)).is_err() {
                 break;

@@ -28,7 +28,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Why a grammar was not compiled.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum CompileError {
     /// What is wrong with it, or not supported.
     #[error("{0}")]
     Invalid(String),
@@ -67,23 +67,23 @@ impl Gate {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn enter(&self, abandoned: &dyn Fn() -> bool) -> Result<Permit, Error> {
+    fn enter(&self, abandoned: &dyn Fn() -> bool) -> Result<Permit, CompileError> {
         let mut counts = self.counts();
         if counts.waiting >= WAITING {
-            return Err(Error::Busy(counts.running + counts.waiting));
+            return Err(CompileError::Busy(counts.running + counts.waiting));
         }
         counts.waiting += 1;
         let start = Instant::now();
         let outcome = loop {
             if abandoned() {
-                break Err(Error::Abandoned);
+                break Err(CompileError::Abandoned);
             }
             if counts.running < RUNNING {
                 counts.running += 1;
                 break Ok(Permit);
             }
             if start.elapsed() > WAIT_DEADLINE {
-                break Err(Error::Busy(counts.running + counts.waiting));
+                break Err(CompileError::Busy(counts.running + counts.waiting));
             }
             counts = self.freed.wait_timeout(counts, POLL_INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
         };
@@ -105,9 +105,9 @@ pub fn compile(
     factory: &Arc<ParserFactory>,
     grammar: TopLevelGrammar,
     abandoned: &dyn Fn() -> bool,
-) -> Result<Compiled, Error> {
+) -> Result<Compiled, CompileError> {
     if MATCHERS.is_full() {
-        return Err(Error::Full);
+        return Err(CompileError::Full);
     }
     let permit = GATE.enter(abandoned)?;
     let stop = Arc::new(Stop::default());
@@ -121,14 +121,16 @@ pub fn compile(
         let _ = done.send(compiled);
     };
     let thread = std::thread::Builder::new().name(super::COMPILE_THREAD.into()).stack_size(STACK_BYTES);
-    thread.spawn(work).map_err(|e| Error::Invalid(format!("no thread to compile it: {e}")))?;
+    thread.spawn(work).map_err(|e| CompileError::Invalid(format!("no thread to compile it: {e}")))?;
     let start = Instant::now();
     let error = loop {
         match outcome.recv_timeout(POLL_INTERVAL) {
             Ok(compiled) => return compiled,
-            Err(RecvTimeoutError::Disconnected) => break Error::Invalid("the compilation has failed".into()),
-            Err(RecvTimeoutError::Timeout) if abandoned() => break Error::Abandoned,
-            Err(RecvTimeoutError::Timeout) if start.elapsed() > COMPILE_DEADLINE => break Error::Slow,
+            Err(RecvTimeoutError::Disconnected) => {
+                break CompileError::Invalid("the compilation has failed".into());
+            }
+            Err(RecvTimeoutError::Timeout) if abandoned() => break CompileError::Abandoned,
+            Err(RecvTimeoutError::Timeout) if start.elapsed() > COMPILE_DEADLINE => break CompileError::Slow,
             Err(RecvTimeoutError::Timeout) => {}
         }
     };
@@ -149,15 +151,15 @@ impl Stop {
         self.mask.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(CancellationHandle::cancel);
     }
 
-    fn compile(&self, factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Compiled, Error> {
+    fn compile(&self, factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Compiled, CompileError> {
         let mut live = Live::new(|| Matcher::new(factory.create_parser(grammar)).into_cancellable());
         live.step(|matcher| matcher.get_error().map_or(Ok(()), |why| Err(anyhow::Error::msg(why))))
-            .map_err(Error::Invalid)?;
+            .map_err(CompileError::Invalid)?;
         *self.mask.lock().unwrap_or_else(PoisonError::into_inner) = live.matcher().cancellation_handle();
         if self.stopped.load(Ordering::SeqCst) {
-            return Err(Error::Abandoned);
+            return Err(CompileError::Abandoned);
         }
-        let first = live.step(Matcher::compute_mask_or_eos).map_err(Error::Invalid)?;
+        let first = live.step(Matcher::compute_mask_or_eos).map_err(CompileError::Invalid)?;
         Ok(Compiled::new(live, first))
     }
 }

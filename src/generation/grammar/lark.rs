@@ -12,7 +12,7 @@ use std::collections::HashMap;
 /// Checks a Lark grammar, with the schemas and regular expressions in it.
 pub fn check(text: &str, totals: &mut Totals) -> Result<(), Excess> {
     let mut scan = Scan::new(text);
-    let mut counts = Counts::default();
+    let mut counts = LarkCounts::default();
     while scan.at < text.len() && scan.token(&mut counts, totals)? {}
     within("bytes in a grammar beside its schemas", LARK_BYTES, text.len() - scan.json_bytes)?;
     within("rules and terminals", RULES, counts.rules)?;
@@ -73,7 +73,7 @@ fn terminal_quantifiers(definitions: &[Definition]) -> (usize, usize) {
 }
 
 #[derive(Debug, Default, PartialEq)]
-struct Counts {
+struct LarkCounts {
     rules: usize,
     alternatives: usize,
     operands: usize,
@@ -105,7 +105,7 @@ impl<'t> Scan<'t> {
         &mut self.definitions[last]
     }
 
-    fn operand(&mut self, counts: &mut Counts) {
+    fn operand(&mut self, counts: &mut LarkCounts) {
         counts.operands += 1;
         self.definition().operands += 1;
     }
@@ -122,7 +122,7 @@ impl<'t> Scan<'t> {
     }
 
     /// Steps over one token and counts it; false where the rest cannot be split.
-    fn token(&mut self, counts: &mut Counts, totals: &mut Totals) -> Result<bool, Excess> {
+    fn token(&mut self, counts: &mut LarkCounts, totals: &mut Totals) -> Result<bool, Excess> {
         let (byte, next) = (self.rest()[0], self.rest().get(1).copied());
         match byte {
             b'#' => drop(self.skip(|b| b != b'\n')),
@@ -198,7 +198,7 @@ impl<'t> Scan<'t> {
     }
 
     /// A statement, or JSON after `%json`, `%regex` and `%llguidance`.
-    fn keyword(&mut self, counts: &mut Counts, totals: &mut Totals) -> Result<bool, Excess> {
+    fn keyword(&mut self, counts: &mut LarkCounts, totals: &mut Totals) -> Result<bool, Excess> {
         let Some(name) =
             ["%json", "%regex", "%llguidance"].iter().find(|n| self.rest().starts_with(n.as_bytes()))
         else {
@@ -268,11 +268,11 @@ mod tests {
     fn tokens_are_split_as_the_library_does() {
         let text = "start: a | (B \"(((\" /[(\\/({]+/i)+ %json {\"a\": \"((( | : \"} // ((( : |\n# ((( |\na::_: <|x|> @other B{3,40}\nB: \"\\\"((\"";
         let mut scan = Scan::new(text);
-        let mut counts = Counts::default();
+        let mut counts = LarkCounts::default();
         while scan.at < text.len() && scan.token(&mut counts, &mut Totals::default()).unwrap() {}
         assert_eq!(
             counts,
-            Counts {
+            LarkCounts {
                 rules: 3,
                 alternatives: 1,
                 operands: 14,

@@ -39,13 +39,13 @@ pub struct Masks {
 }
 
 enum Next {
-    Ready(Source),
+    Ready(MaskSource),
     Queued(Arc<Ticket>, Receiver<Computed>),
     Failed(String),
 }
 
 /// Where the matcher of the next mask comes from.
-enum Source {
+enum MaskSource {
     /// A copy of the compiled grammar's: replies that have no token yet share it.
     Shared(Arc<Compiled>),
     Own(Box<Live>),
@@ -71,13 +71,13 @@ struct Computed {
     took: Duration,
 }
 
-enum Work {
+enum PoolWork {
     Mask(MaskWork),
-    Free(Source),
+    Free(MaskSource),
 }
 
 struct MaskWork {
-    source: Source,
+    source: MaskSource,
     token: u32,
     costly: bool,
     ticket: Arc<Ticket>,
@@ -130,7 +130,12 @@ impl Masks {
     /// For one reply to a request with this grammar. It shares the compiled matcher until its first token is accepted.
     pub fn new(compiled: Arc<Compiled>) -> Self {
         let mask = compiled.first.clone();
-        Masks { mask, next: Next::Ready(Source::Shared(compiled)), costly: false, deadline: MASK_DEADLINE }
+        Masks {
+            mask,
+            next: Next::Ready(MaskSource::Shared(compiled)),
+            costly: false,
+            deadline: MASK_DEADLINE,
+        }
     }
 
     fn fail(&mut self, why: String) {
@@ -162,7 +167,7 @@ impl Constraint for Masks {
         };
         let (ticket, (done, computed)) = (Arc::<Ticket>::default(), sync_channel(1));
         self.next = Next::Queued(ticket.clone(), computed);
-        POOL.submit(Work::Mask(MaskWork { source, token, costly: self.costly, ticket, done }));
+        POOL.submit(PoolWork::Mask(MaskWork { source, token, costly: self.costly, ticket, done }));
         Ok(())
     }
 
@@ -174,10 +179,10 @@ impl Constraint for Masks {
                 match mask {
                     Ok(mask) => {
                         self.mask = Arc::new(mask);
-                        self.next = Next::Ready(Source::Own(live));
+                        self.next = Next::Ready(MaskSource::Own(live));
                     }
                     Err(why) => {
-                        POOL.submit(Work::Free(Source::Own(live)));
+                        POOL.submit(PoolWork::Free(MaskSource::Own(live)));
                         self.fail(why);
                     }
                 }
@@ -200,7 +205,7 @@ impl Constraint for Masks {
 impl Drop for Masks {
     fn drop(&mut self) {
         match std::mem::replace(&mut self.next, Next::Failed(String::new())) {
-            Next::Ready(source) => POOL.submit(Work::Free(source)),
+            Next::Ready(source) => POOL.submit(PoolWork::Free(source)),
             Next::Queued(ticket, _) => ticket.cancel(),
             Next::Failed(_) => {}
         }
@@ -208,8 +213,8 @@ impl Drop for Masks {
 }
 
 /// Threads for the masks of all replies.
-static POOL: LazyLock<&'static Pool> = LazyLock::new(|| {
-    let pool: &'static Pool = Box::leak(Box::default());
+static POOL: LazyLock<&'static MaskPool> = LazyLock::new(|| {
+    let pool: &'static MaskPool = Box::leak(Box::default());
     for i in 0..THREADS {
         let takes_costly = i > 0;
         let thread =
@@ -220,41 +225,41 @@ static POOL: LazyLock<&'static Pool> = LazyLock::new(|| {
 });
 
 #[derive(Default)]
-struct Pool {
+struct MaskPool {
     queue: Mutex<Queue>,
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Queue {
-    waiting: VecDeque<Work>,
+    waiting: VecDeque<PoolWork>,
     /// When the first matcher was freed since the heap was trimmed.
     untrimmed: Option<Instant>,
 }
 
-impl Work {
+impl PoolWork {
     fn is_costly(&self) -> bool {
         match self {
-            Work::Mask(work) => work.costly,
-            Work::Free(_) => true,
+            PoolWork::Mask(work) => work.costly,
+            PoolWork::Free(_) => true,
         }
     }
 }
 
 impl Queue {
     /// The next item that a thread may begin.
-    fn take(&mut self, takes_costly: bool) -> Option<Work> {
+    fn take(&mut self, takes_costly: bool) -> Option<PoolWork> {
         let at = self.waiting.iter().position(|work| takes_costly || !work.is_costly())?;
         self.waiting.remove(at)
     }
 }
 
-impl Pool {
+impl MaskPool {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn submit(&self, work: Work) {
+    fn submit(&self, work: PoolWork) {
         self.queue().waiting.push_back(work);
         self.changed.notify_all();
     }
@@ -265,12 +270,12 @@ impl Pool {
         }
         loop {
             match self.next(takes_costly) {
-                Some(Work::Mask(work)) => {
+                Some(PoolWork::Mask(work)) => {
                     if let Some(live) = work.compute() {
-                        self.submit(Work::Free(Source::Own(live)));
+                        self.submit(PoolWork::Free(MaskSource::Own(live)));
                     }
                 }
-                Some(Work::Free(source)) => {
+                Some(PoolWork::Free(source)) => {
                     drop(source);
                     self.freed();
                 }
@@ -281,7 +286,7 @@ impl Pool {
 
     /// Waits for the next item. The thread of cheap masks, which runs at the priority of the model, returns None when the
     /// heap is to be trimmed: a trim holds the allocator's locks.
-    fn next(&self, takes_costly: bool) -> Option<Work> {
+    fn next(&self, takes_costly: bool) -> Option<PoolWork> {
         let mut queue = self.queue();
         loop {
             if let Some(work) = queue.take(takes_costly) {
@@ -320,9 +325,11 @@ impl MaskWork {
         let MaskWork { source, token, ticket, done, .. } = self;
         let start = Instant::now();
         let mut live = match source {
-            Source::Own(live) => live,
-            Source::Shared(compiled) if !ticket.abandoned.load(Ordering::SeqCst) => Box::new(compiled.fork()),
-            Source::Shared(_) => return None,
+            MaskSource::Own(live) => live,
+            MaskSource::Shared(compiled) if !ticket.abandoned.load(Ordering::SeqCst) => {
+                Box::new(compiled.fork())
+            }
+            MaskSource::Shared(_) => return None,
         };
         let cancellation = live.matcher().cancellation_handle().unwrap_or_default();
         let _ = ticket.begun.set((start, cancellation));
@@ -396,7 +403,7 @@ mod tests {
             let Next::Ready(source) = std::mem::replace(&mut masks.next, Next::Failed(String::new())) else {
                 unreachable!("no token has been accepted")
             };
-            Work::Mask(MaskWork {
+            PoolWork::Mask(MaskWork {
                 source,
                 token: 97,
                 costly,

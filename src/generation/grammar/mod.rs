@@ -114,8 +114,8 @@ impl Grammars {
         &self,
         grammar: &Grammar,
         abandoned: &dyn Fn() -> bool,
-    ) -> Result<Arc<Compiled>, compile::Error> {
-        grammar.check().map_err(|e| compile::Error::Invalid(e.to_string()))?;
+    ) -> Result<Arc<Compiled>, compile::CompileError> {
+        grammar.check().map_err(|e| compile::CompileError::Invalid(e.to_string()))?;
         let estimate = MEMORY_PER_BYTE * grammar.text_bytes();
         let grammar = match grammar {
             Grammar::Schema(schema) => TopLevelGrammar::from_json_schema(with_white_space(schema)),

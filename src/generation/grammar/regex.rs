@@ -6,7 +6,7 @@ use super::bounds::{Excess, QUANTIFIERS, REGEX_BYTES, REGEX_NESTING, REPETITIONS
 pub fn check(regex: &str, totals: &mut Totals) -> Result<usize, Excess> {
     within("bytes in a regular expression", REGEX_BYTES, regex.len())?;
     totals.regex_bytes += regex.len();
-    let shape = Shape::of(regex.as_bytes());
+    let shape = RegexShape::of(regex.as_bytes());
     within("levels of brackets in a regular expression", REGEX_NESTING, shape.depth)?;
     within("repetitions, multiplied where nested", REPETITIONS, shape.repetitions)?;
     within("quantifiers in a regular expression", QUANTIFIERS, shape.quantifiers)?;
@@ -17,15 +17,15 @@ pub fn check(regex: &str, totals: &mut Totals) -> Result<usize, Excess> {
 /// The deepest nesting, the largest product of nested repetition counts, and the number of quantifiers and empty
 /// alternatives.
 #[derive(Debug, PartialEq)]
-struct Shape {
+struct RegexShape {
     depth: usize,
     repetitions: usize,
     quantifiers: usize,
 }
 
-impl Shape {
-    fn of(regex: &[u8]) -> Shape {
-        let mut shape = Shape { depth: 0, repetitions: 1, quantifiers: 0 };
+impl RegexShape {
+    fn of(regex: &[u8]) -> RegexShape {
+        let mut shape = RegexShape { depth: 0, repetitions: 1, quantifiers: 0 };
         // Of each open group, the largest product within it; `last` is that of the operand before the position.
         let (mut open, mut last, mut classes) = (vec![1usize], 1usize, 0usize);
         let mut at = 0;
@@ -116,7 +116,11 @@ mod tests {
             ("(a|)(|b)(?:|c)|d||e", 1, 1, 4),
             ("|a", 0, 1, 1),
         ] {
-            assert_eq!(Shape::of(regex.as_bytes()), Shape { depth, repetitions, quantifiers }, "{regex}");
+            assert_eq!(
+                RegexShape::of(regex.as_bytes()),
+                RegexShape { depth, repetitions, quantifiers },
+                "{regex}"
+            );
         }
     }
 

@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 const MAX_DEPTH: usize = 1000;
 
 /// A request as parsed by the worker.
-pub struct Request {
+pub struct RenderRequest {
     pub source: String,
     pub sentinel: char,
     pub context: Map<String, Value>,
@@ -26,10 +26,10 @@ pub fn request(job: &RenderJob) -> Vec<u8> {
 }
 
 /// Parses the body of a request; `None` if it is invalid.
-pub fn read_request(mut body: &[u8]) -> Option<Request> {
+pub fn read_request(mut body: &[u8]) -> Option<RenderRequest> {
     let body = &mut body;
     let (source, sentinel) = (take_text(body)?, take_text(body)?.chars().next()?);
-    Some(Request { source, sentinel, context: take_map(body, MAX_DEPTH)? })
+    Some(RenderRequest { source, sentinel, context: take_map(body, MAX_DEPTH)? })
 }
 
 /// Encodes the body of a reply.

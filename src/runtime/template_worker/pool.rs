@@ -24,12 +24,12 @@ pub struct Pool {
     deadline: Duration,
     /// Maximum number of concurrent renderings.
     most: usize,
-    state: Mutex<State>,
+    state: Mutex<PoolState>,
     freed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+struct PoolState {
     idle: Vec<Worker>,
     running: usize,
 }
@@ -46,14 +46,14 @@ impl Pool {
         Pool { deadline, ..self }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, PoolState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits for a free slot until the deadline.
     fn enter(&self, deadline: Instant) -> Option<PoolSlot<'_>> {
         let left = deadline.saturating_duration_since(Instant::now());
-        let full = |state: &mut State| state.running >= self.most;
+        let full = |state: &mut PoolState| state.running >= self.most;
         let waited = self.freed.wait_timeout_while(self.state(), left, full);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         if state.running >= self.most {

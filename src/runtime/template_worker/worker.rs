@@ -71,10 +71,10 @@ fn serve() -> Result<()> {
 
 /// Renders a request; the compiled template is kept for the next one.
 fn render(
-    request: &frame::Request,
+    request: &frame::RenderRequest,
     parsed: &mut Option<(String, CompiledTemplate)>,
 ) -> Result<String, Failure> {
-    let frame::Request { source, sentinel, context } = request;
+    let frame::RenderRequest { source, sentinel, context } = request;
     let compiled = match parsed.take().filter(|(before, _)| before == source) {
         Some((_, compiled)) => compiled,
         None => CompiledTemplate::new(source)?,

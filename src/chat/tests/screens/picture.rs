@@ -47,7 +47,7 @@ fn the_picture_of_the_chat_is_up_to_date() {
 
 /// The figures of the last reply, as measured with the demonstration model on two cores.
 fn outcome() -> Outcome {
-    let prefill = Prefill { reused: 295, source: Some(Source::Live), computed: 25, stopped: false };
+    let prefill = Prefill { reused: 295, source: Some(PrefixSource::Live), computed: 25, stopped: false };
     let (prefill_time, decode_time) = (Duration::from_millis(24), Duration::from_millis(32));
     let stats = Stats {
         prefill,
