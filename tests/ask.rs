@@ -197,15 +197,9 @@ fn endless_input_is_rejected_and_pipes_in_directories_are_skipped() {
     assert_eq!(named["files"], serde_json::json!([text(&pipe)]));
 }
 
-/// After Ctrl-C during prefill the next run resumes from the tokens prefilled so far.
-#[test]
-fn a_stopped_prefill_is_resumed() {
-    let dir = tempfile::tempdir().unwrap();
-    let file = dir.path().join("long.txt");
-    std::fs::write(&file, document(500)).unwrap();
-    let cache = dir.path().join("cache");
-    let args = ["-f", text(&file), "Who keeps ward 3?", "--batch", "256", "--ctx", "32768"];
-    let mut child = command(&cache, &args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+/// Sends Ctrl-C once the prefill reports progress. Returns the number of prefilled tokens and the end of the error.
+fn stop_prefill(mut command: Command) -> (u64, String) {
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut stderr = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
     let before: Vec<_> = stderr.by_ref().take_while(|line| !line.starts_with("prefill ")).collect();
     assert!(before.len() == 2, "tokens, memory, then the progress: {before:?}");
@@ -214,8 +208,24 @@ fn a_stopped_prefill_is_resumed() {
     assert_eq!(child.wait().unwrap().code(), Some(1), "{last}");
     let read: u64 = last.split(' ').nth(3).unwrap().parse().unwrap_or_else(|_| panic!("{last}"));
     assert!(last.starts_with("kimi: stopped after "), "{last}");
+    (read, last.split_once("; ").unwrap().1.to_owned())
+}
+
+/// After Ctrl-C during prefill the next run resumes from the tokens prefilled so far.
+#[test]
+fn a_stopped_prefill_is_resumed() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("long.txt");
+    std::fs::write(&file, document(500)).unwrap();
+    let cache = dir.path().join("cache");
+    let args = ["-f", text(&file), "Who keeps ward 3?", "--batch", "256", "--ctx", "32768"];
+    let (read, note) = stop_prefill(command(&cache, &args));
+    assert_eq!(note, "the prefilled tokens are kept; ask again to resume");
     let next = &ask(&cache, &args, "")[0];
     assert_eq!((number(next, "reused_tokens"), &next["reused_from"]), (read, &Value::from("disk")));
+    let mut command = kimi_command();
+    command.args(["ask", "-m", text(&MODEL.1), "--no-cache"]).args(args).stdin(Stdio::null());
+    assert_eq!(stop_prefill(command).1, "none of them are kept");
 }
 
 /// Ctrl-C in the middle of an answer prints the answer so far and exits with code 130.

@@ -87,8 +87,11 @@ impl<'e> LocalModel<'e> {
         if stats.prefill.stopped {
             let (read, all) = (self.session.tokens().len(), prompt.len());
             let kept = self.args.asks_again() || self.engine.keeps_on_disk(read);
-            let note =
-                if kept { "the prefilled tokens are kept; ask again to resume" } else { "none are kept" };
+            let note = if kept {
+                "the prefilled tokens are kept; ask again to resume"
+            } else {
+                "none of them are kept"
+            };
             bail!("stopped after {read} of {all} tokens; {note}");
         }
         (stats.prefill.reused, stats.prefill.source) = (found.reused, found.source);

@@ -18,7 +18,7 @@ use std::ops::Range;
 pub struct PrefillDriver<'e, B: Backend> {
     engine: &'e Engine<B>,
     /// The part of the prefix cache that is read and written.
-    namespace: Namespace,
+    pub namespace: Namespace,
     /// `None` before the first tokens, and while the state is freed.
     state: Option<State<B>>,
     /// The number of tokens in the state.

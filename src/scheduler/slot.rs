@@ -5,7 +5,6 @@ use crate::generation::decoder::{Decoder, FinishReason};
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::logprobs::Logprobs;
 use crate::prefix_cache::PrefixSource;
-use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
 use crate::runtime::prefill::PrefillDriver;
@@ -32,7 +31,6 @@ pub struct Slot<'e, B: Backend> {
     pub tenant: u64,
     /// Time of the first admission.
     pub admitted: Instant,
-    namespace: Namespace,
     engine: &'e Engine<B>,
     /// The state of prompt and reply; freed after preemption if memory is short.
     driver: PrefillDriver<'e, B>,
@@ -65,7 +63,6 @@ impl<'e, B: Backend> Slot<'e, B> {
             bytes,
             tenant: request.tenant,
             admitted: Instant::now(),
-            namespace: request.namespace,
             engine,
             driver,
             reply: Decoder::new(engine, request.prompt, request.params),
@@ -207,7 +204,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         ExclusivePrefill {
             prompt,
             snapshot_at,
-            namespace: self.namespace,
+            namespace: self.driver.namespace,
             tenant: self.tenant,
             bytes: self.bytes,
         }
@@ -215,7 +212,7 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Returns true if its next snapshot is a prefix of the request's prompt.
     pub fn prefills_prefix_of(&self, request: &SequenceRequest) -> bool {
-        let shares = !self.is_decoding() && !self.is_blocked() && self.namespace == request.namespace;
+        let shares = !self.is_decoding() && !self.is_blocked() && self.driver.namespace == request.namespace;
         shares && request.prompt.starts_with(&self.reply.prompt()[..self.driver.next_snapshot()])
     }
 
