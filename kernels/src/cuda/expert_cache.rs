@@ -72,7 +72,7 @@ impl DecayedLfu {
     }
 
     /// Counts the experts routed by `rows` tokens, as if token by token with evenly spread uses.
-    pub(super) fn seen(&mut self, chosen: &[u32], rows: usize) {
+    pub(super) fn record_uses(&mut self, chosen: &[u32], rows: usize) {
         let keep = DECAY.powi(rows as i32);
         let each = (1.0 - keep) / (1.0 - DECAY) / rows.max(1) as f32;
         self.heat.iter_mut().for_each(|heat| *heat *= keep);
@@ -81,11 +81,11 @@ impl DecayedLfu {
 
     /// The slots of routed experts, -1 for misses; counts hits and lookups.
     pub(super) fn places(&mut self, chosen: &[u32], rows: usize) -> Vec<i32> {
-        self.seen(chosen, rows);
+        self.record_uses(chosen, rows);
         chosen.iter().map(|e| self.slot_of[*e as usize]).collect()
     }
 
-    fn give(&mut self, slot: usize, expert: usize) {
+    fn assign(&mut self, slot: usize, expert: usize) {
         let before = std::mem::replace(&mut self.expert_in[slot], expert as i32);
         if before >= 0 {
             self.slot_of[before as usize] = -1;
@@ -99,7 +99,7 @@ impl DecayedLfu {
     }
 
     /// The next eviction as [slot, expert]: the coldest slot and the hottest uncached expert, if clearly hotter.
-    fn change(&self) -> Option<[usize; 2]> {
+    fn next_eviction(&self) -> Option<[usize; 2]> {
         let absent = (0..self.heat.len()).filter(|e| self.slot_of[*e] < 0);
         let expert = absent.max_by(|a, b| self.heat[*a].total_cmp(&self.heat[*b]).then(b.cmp(a)))?;
         let slots = 0..self.expert_in.len();
@@ -108,7 +108,7 @@ impl DecayedLfu {
     }
 
     /// All evictions, as [slot, expert], after which the hottest experts are cached.
-    pub(super) fn changes(&self) -> Vec<[i32; 2]> {
+    pub(super) fn evictions(&self) -> Vec<[i32; 2]> {
         let mut order: Vec<usize> = (0..self.heat.len()).filter(|e| self.heat[*e] > 0.0).collect();
         order.sort_by(|a, b| self.heat[*b].total_cmp(&self.heat[*a]).then(a.cmp(b)));
         order.truncate(self.expert_in.len());
@@ -119,8 +119,8 @@ impl DecayedLfu {
     }
 
     /// Assigns each `[slot, expert]` pair's slot to the expert, which evicts the previous one.
-    pub(super) fn changed(&mut self, changes: &[[i32; 2]]) {
-        changes.iter().for_each(|[slot, expert]| self.give(*slot as usize, *expert as usize));
+    pub(super) fn evict(&mut self, evictions: &[[i32; 2]]) {
+        evictions.iter().for_each(|[slot, expert]| self.assign(*slot as usize, *expert as usize));
     }
 
     /// [expert, slot] of cached experts.
@@ -153,7 +153,7 @@ impl Cuda {
         layer.credit += missed as u64 * bytes / CPU_BYTES_PER_UPLOADED_BYTE;
         let most = layer.credit / bytes.max(1);
         layer.credit %= bytes.max(1); // unused budget does not accumulate
-        if most == 0 || layer.heat.change().is_none() {
+        if most == 0 || layer.heat.next_eviction().is_none() {
             return;
         }
         let mut uploader = self.uploader.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,11 +166,11 @@ impl Cuda {
         self.driver.mark(Stream::Work, &layer.free);
         self.driver.after(Stream::Copies, &layer.free);
         for _ in 0..most {
-            let Some([slot, expert]) = layer.heat.change() else { break };
+            let Some([slot, expert]) = layer.heat.next_eviction() else { break };
             for ((buffer, w), size) in buffers.iter_mut().zip(stacks).zip(sizes) {
                 self.send_matrix(buffer, w, &w.in_ram()[expert * size..][..size], slot);
             }
-            layer.heat.give(slot, expert);
+            layer.heat.assign(slot, expert);
         }
         self.driver.mark(Stream::Copies, &layer.full);
     }
@@ -235,19 +235,19 @@ mod tests {
     #[test]
     fn the_hottest_have_the_slots_in_the_end() {
         let mut heat = DecayedLfu::new(6, 2);
-        assert_eq!((heat.change(), heat.changes()), (None, vec![]));
+        assert_eq!((heat.next_eviction(), heat.evictions()), (None, vec![]));
         assert_eq!(heat.places(&[4, 1], 1), [-1, -1]);
-        assert_eq!(heat.change(), Some([0, 1])); // a free slot, the first of equals
-        heat.give(0, 1);
-        assert_eq!(heat.changes(), [[1, 4]]);
-        heat.changed(&[[1, 4]]);
+        assert_eq!(heat.next_eviction(), Some([0, 1])); // a free slot, the first of equals
+        heat.assign(0, 1);
+        assert_eq!(heat.evictions(), [[1, 4]]);
+        heat.evict(&[[1, 4]]);
         assert_eq!((heat.present(), heat.absent()), (vec![[1, 0], [4, 1]], vec![0..1, 2..4, 5..6]));
         assert_eq!(heat.places(&[5, 4], 1), [-1, 1]);
-        assert_eq!(heat.change(), None); // 1.0 is not clearly more than 0.995
-        heat.seen(&[5, 5], 2);
-        let [slot, expert] = heat.change().unwrap();
+        assert_eq!(heat.next_eviction(), None); // 1.0 is not clearly more than 0.995
+        heat.record_uses(&[5, 5], 2);
+        let [slot, expert] = heat.next_eviction().unwrap();
         assert_eq!([slot, expert], [0, 5]);
-        heat.give(slot, expert);
+        heat.assign(slot, expert);
         assert_eq!(heat.present(), [[4, 1], [5, 0]]);
         assert_eq!(heat.places(&[1, 5, 4], 1), [-1, 0, 1]);
     }
@@ -255,12 +255,12 @@ mod tests {
     #[test]
     fn many_tokens_count_as_one_after_the_other() {
         let (mut at_once, mut in_turn) = (DecayedLfu::new(3, 1), DecayedLfu::new(3, 1));
-        at_once.seen(&[0, 2].repeat(300), 300);
-        (0..300).for_each(|_| in_turn.seen(&[0, 2], 1));
+        at_once.record_uses(&[0, 2].repeat(300), 300);
+        (0..300).for_each(|_| in_turn.record_uses(&[0, 2], 1));
         for (a, b) in at_once.heat.iter().zip(&in_turn.heat) {
             assert!((a - b).abs() < 1e-3 * b.max(1.0), "{a} {b}");
         }
-        at_once.seen(&[1; 400], 400);
-        assert_eq!(at_once.changes(), [[0, 1]]);
+        at_once.record_uses(&[1; 400], 400);
+        assert_eq!(at_once.evictions(), [[0, 1]]);
     }
 }

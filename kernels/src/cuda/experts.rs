@@ -6,7 +6,7 @@
 //! to run. Next: `expert_cache`.
 
 use super::driver::Stream;
-use super::fused::FewFfn;
+use super::fused::FfnParts;
 use super::matmul::{GEMV_MAX_TOKENS, Shape, Target};
 use super::memory::Tensor;
 use super::route::ExpertChoice;
@@ -37,12 +37,12 @@ impl Cuda {
             return self.with_shared(zeros, shared, x);
         }
         if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
-            return match self.experts_brought(w, x, routed) {
+            return match self.experts_uploaded(w, x, routed) {
                 Some(y) => self.with_shared(y, shared, x),
-                None => self.experts_apart(w, GatedMlp { gate, up, down }, shared, x, routed),
+                None => self.experts_split(w, GatedMlp { gate, up, down }, shared, x, routed),
             };
         }
-        self.experts_here(w, shared, x, routed.choice())
+        self.experts_on_device(w, shared, x, routed.choice())
     }
 
     /// y and the shared expert.
@@ -54,7 +54,7 @@ impl Cuda {
     }
 
     /// Computes experts of device stacks; slots of -1 are skipped.
-    fn experts_here(
+    fn experts_on_device(
         &self,
         w: &GatedMlp<'_, Weight>,
         shared: Option<&GatedMlp<'_, Weight>>,
@@ -62,10 +62,10 @@ impl Cuda {
         choice: ExpertChoice,
     ) -> Tensor {
         let experts = Some((w, choice));
-        if let Some(y) = self.ffn_few(&FewFfn { experts, shared }, x) {
+        if let Some(y) = self.fused_ffn(&FfnParts { experts, shared }, x) {
             return y;
         }
-        if let Some(y) = self.ffn_few(&FewFfn { experts, shared: None }, x) {
+        if let Some(y) = self.fused_ffn(&FfnParts { experts, shared: None }, x) {
             return self.with_shared(y, shared, x);
         }
         let (n, ExpertChoice { rows, top_k, .. }) = (w.gate.count, choice);
@@ -76,15 +76,15 @@ impl Cuda {
         let target = Target { w: w.down, y: out.at(), y_stride: w.down.rows };
         let (input, shape) = (self.input(w.down, &inner), Shape { x_div: 1, ..shape });
         match &pairs {
-            Some(_) => self.many(target, input, shape, pairs.as_ref()),
-            None => self.few("matvec1", &[target], input, shape),
+            Some(_) => self.gemm(target, input, shape, pairs.as_ref()),
+            None => self.gemv("matvec1", &[target], input, shape),
         }
         self.with_shared(self.weighted_sum(&out, choice), shared, x)
     }
 
     /// Computes experts of stacks in RAM: cache hits and the shared expert on the device, misses on the CPU in parallel. A
     /// token's activations cross the bus twice, 18 KB for the published model.
-    fn experts_apart(
+    fn experts_split(
         &self,
         w: &GatedMlp<'_, Weight>,
         in_ram: GatedMlp<'_, cpu::Weight>,
@@ -104,14 +104,14 @@ impl Cuda {
             Some(layer) => layer.heat.places(&chosen, routed.rows),
             None => vec![-1; n],
         };
-        let here = places.iter().filter(|place| **place >= 0).count();
-        let on_device = match layer.as_ref().filter(|_| here > 0) {
+        let hits = places.iter().filter(|place| **place >= 0).count();
+        let on_device = match layer.as_ref().filter(|_| hits > 0) {
             Some(layer) => {
                 self.driver.after(Stream::Work, &layer.full);
                 let places = self.buffers.upload(&places);
                 let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::hot);
                 let slots = GatedMlp { gate: &gate, up: &up, down: &down };
-                Some(self.experts_here(
+                Some(self.experts_on_device(
                     &slots,
                     shared,
                     x,
@@ -120,7 +120,7 @@ impl Cuda {
             }
             None => shared.map(|shared| self.ffn(shared, x)),
         };
-        let by_cpu = (here < n).then(|| {
+        let by_cpu = (hits < n).then(|| {
             let absent: Vec<u32> = missing(&chosen, &places).collect();
             let host = self.host();
             let x = host.tensor(x.rows, x.cols, &rows);
@@ -135,7 +135,7 @@ impl Cuda {
             (y, rest) => y.or(rest).expect("experts are in one place or the other"),
         };
         if let Some(layer) = &mut layer {
-            self.count_uses(here, n);
+            self.count_uses(hits, n);
             let mut read: Vec<u32> = missing(&chosen, &places).filter(|e| *e != NO_EXPERT).collect();
             read.sort_unstable();
             read.dedup();
@@ -144,9 +144,9 @@ impl Cuda {
         y
     }
 
-    fn count_uses(&self, here: usize, all: usize) {
-        self.uses[0].fetch_add(here as u64, Ordering::Relaxed);
-        self.uses[1].fetch_add(all as u64, Ordering::Relaxed);
+    fn count_uses(&self, hits: usize, lookups: usize) {
+        self.uses[0].fetch_add(hits as u64, Ordering::Relaxed);
+        self.uses[1].fetch_add(lookups as u64, Ordering::Relaxed);
     }
 
     /// The weighted sum of each token's expert outputs. `[tokens * top_k, dim] -> [tokens, dim]`

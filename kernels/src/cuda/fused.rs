@@ -88,7 +88,7 @@ struct FreshTo<'a> {
 }
 
 /// The routed experts and the shared expert of a batch; at least one is present.
-pub(super) struct FewFfn<'a> {
+pub(super) struct FfnParts<'a> {
     pub(super) experts: Option<(&'a GatedMlp<'a, Weight>, ExpertChoice)>,
     pub(super) shared: Option<&'a GatedMlp<'a, Weight>>,
 }
@@ -114,7 +114,7 @@ impl Cuda {
     }
 
     /// Per head, for a few tokens; also quantised where 32 results share a scale.
-    pub(super) fn heads_few(&self, w: &Weight, x: &Tensor) -> Tensor {
+    pub(super) fn fused_heads(&self, w: &Weight, x: &Tensor) -> Tensor {
         let width = x.cols / w.count;
         let rest = width - w.cols;
         let strides = [width, w.rows + rest];
@@ -147,7 +147,7 @@ impl Cuda {
     }
 
     /// The router's logits and routing; None for unsupported shapes.
-    pub(super) fn routed_few(
+    pub(super) fn fused_route(
         &self,
         router: &Weight,
         x: &Tensor,
@@ -177,7 +177,7 @@ impl Cuda {
 
     /// W_down (SiLU(W_gate x) * W_up x)
     pub(super) fn ffn(&self, w: &GatedMlp<'_, Weight>, x: &Tensor) -> Tensor {
-        if let Some(y) = self.ffn_few(&FewFfn { experts: None, shared: Some(w) }, x) {
+        if let Some(y) = self.fused_ffn(&FfnParts { experts: None, shared: Some(w) }, x) {
             return y;
         }
         let [inner, up] = self.products([w.gate, w.up], x);
@@ -187,7 +187,7 @@ impl Cuda {
     }
 
     /// A feed-forward of a few tokens in two launches; None for unsupported shapes.
-    pub(super) fn ffn_few(&self, w: &FewFfn<'_>, x: &Tensor) -> Option<Tensor> {
+    pub(super) fn fused_ffn(&self, w: &FfnParts<'_>, x: &Tensor) -> Option<Tensor> {
         let first = w.experts.as_ref().map(|(w, _)| *w).or(w.shared)?;
         let alike = w.shared.is_none_or(|shared| [first, shared].map(shape).windows(2).all(|s| s[0] == s[1]));
         if !(1..=GEMV_MAX_TOKENS).contains(&x.rows) || !fits(first) || !alike {

@@ -6,21 +6,21 @@
 //! memory of its own. While one thread captures, others wait.
 
 use super::driver::{Address, GraphExec};
-use super::memory::{DeviceBuffer, Kept, Tensor};
+use super::memory::{CapturedMemory, DeviceBuffer, Tensor};
 use super::{Cuda, Weight, attention};
 use crate::backend::StatePart;
 use std::cell::Cell;
 use std::sync::{MutexGuard, PoisonError};
 
 /// Largest number of cached graphs: one per set of states decoded in turn.
-const STEPS: usize = 8;
+const MAX_GRAPHS: usize = 8;
 
 /// The key of a graph.
 type Key = Vec<u64>;
 
 thread_local! {
     /// Key of this thread's last graph-cache miss; captured next.
-    static WANTED: Cell<Option<Key>> = const { Cell::new(None) };
+    static LAST_MISS: Cell<Option<Key>> = const { Cell::new(None) };
     /// Address of the ids while this thread captures.
     static IDS: Cell<Option<Address>> = const { Cell::new(None) };
 }
@@ -36,7 +36,7 @@ pub(super) struct GraphCache {
     /// Keys run once, op by op.
     seen: Option<Key>,
     /// Graphs, most recently used last.
-    kept: Vec<CapturedStep>,
+    graphs: Vec<CapturedStep>,
     /// Number of steps that replayed a graph instead of launching op by op.
     pub(super) replayed: u64,
 }
@@ -47,7 +47,7 @@ struct CapturedStep {
     ids: DeviceBuffer,
     logits: Tensor,
     /// Reserves the scratch buffers of the launches as long as the graph exists.
-    _memory: Kept,
+    _memory: CapturedMemory,
 }
 
 impl Cuda {
@@ -72,18 +72,18 @@ impl Cuda {
                 }
             }
         }
-        let kept = {
+        let graph = {
             let mut steps = self.steps();
-            let at = steps.kept.iter().position(|step| step.key == key);
-            at.map(|at| steps.kept.remove(at))
+            let at = steps.graphs.iter().position(|step| step.key == key);
+            at.map(|at| steps.graphs.remove(at))
         };
-        let Some(step) = kept else {
-            WANTED.set(Some(key));
+        let Some(step) = graph else {
+            LAST_MISS.set(Some(key));
             return None;
         };
         let logits = self.run_step(&step, ids);
         let mut steps = self.steps();
-        steps.kept.push(step);
+        steps.graphs.push(step);
         steps.replayed += 1;
         drop(steps);
         for part in state {
@@ -95,10 +95,10 @@ impl Cuda {
     }
 
     pub(super) fn capture_step(&self, ids: &[u32], step: impl FnOnce() -> Tensor) -> Tensor {
-        let wanted = WANTED.take();
-        let again = wanted.is_some() && self.steps().seen == wanted;
-        self.steps().seen = wanted.clone();
-        let Some(key) = wanted.filter(|_| again && self.host.get().is_none()) else { return step() };
+        let missed = LAST_MISS.take();
+        let again = missed.is_some() && self.steps().seen == missed;
+        self.steps().seen = missed.clone();
+        let Some(key) = missed.filter(|_| again && self.host.get().is_none()) else { return step() };
         let own = self.buffers.upload(ids);
         IDS.set(Some(own.at));
         let mut logits = None;
@@ -108,10 +108,10 @@ impl Cuda {
         let step = CapturedStep { key, launches, ids: own, logits, _memory: memory };
         let result = self.run_step(&step, ids);
         let mut steps = self.steps();
-        if steps.kept.len() == STEPS {
-            steps.kept.remove(0);
+        if steps.graphs.len() == MAX_GRAPHS {
+            steps.graphs.remove(0);
         }
-        steps.kept.push(step);
+        steps.graphs.push(step);
         result
     }
 

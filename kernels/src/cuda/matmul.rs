@@ -124,7 +124,7 @@ impl Cuda {
     }
 
     /// GEMV of a few vectors with up to [`MATRICES`] weights of one format.
-    pub(super) fn few(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
+    pub(super) fn gemv(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
         let w = to[0].w.on_device();
         let mut of = [MatrixArg::zeroed(); MATRICES];
         let mut rows = 0;
@@ -162,7 +162,7 @@ impl Cuda {
     }
 
     /// GEMM of many vectors with a stack.
-    pub(super) fn many(&self, to: Target<'_>, x: Input, shape: Shape, pairs: Option<&Pairs>) {
+    pub(super) fn gemm(&self, to: Target<'_>, x: Input, shape: Shape, pairs: Option<&Pairs>) {
         let w = to.w.on_device();
         let (tile, shared) = if w.is_block() { (TILE, TILE_SHARED) } else { (PLAIN, PLAIN_SHARED) };
         let each = shape.vectors / shape.groups;
@@ -192,14 +192,14 @@ impl Cuda {
         let shape = Shape { vectors: x.rows, groups: 1, x_div: 1, chosen: 0 };
         let target = |i: usize| Target { w: w[i], y: y[i].at(), y_stride: w[i].rows };
         if x.rows > GEMV_MAX_TOKENS {
-            (0..N).for_each(|i| self.many(target(i), self.input(w[i], x), shape, None));
+            (0..N).for_each(|i| self.gemm(target(i), self.input(w[i], x), shape, None));
             return y;
         }
         for format in Format::ALL {
             let same: Vec<Target<'_>> = (0..N).filter(|i| w[*i].format == format).map(target).collect();
             for part in same.chunks(MATRICES) {
                 let kernel = if x.rows > 1 { "matvec4" } else { "matvec1" };
-                self.few(kernel, part, self.input(part[0].w, x), shape);
+                self.gemv(kernel, part, self.input(part[0].w, x), shape);
             }
         }
         y
@@ -213,7 +213,7 @@ impl Cuda {
         let (rest, vectors) = (width - w.cols, x.rows * w.count);
         let y_width = w.rows + rest;
         if (1..=GEMV_MAX_TOKENS).contains(&x.rows) {
-            return self.heads_few(w, x);
+            return self.fused_heads(w, x);
         }
         let y = self.buffers.tensor(x.rows, w.count * y_width);
         if y.len() == 0 {
@@ -227,7 +227,7 @@ impl Cuda {
             floats: floats.as_ref().map_or(0, |f| f.at),
         };
         let shape = Shape { vectors, groups: w.count, x_div: 1, chosen: 0 };
-        self.many(Target { w, y: y.at(), y_stride: y_width }, input, shape, None);
+        self.gemm(Target { w, y: y.at(), y_stride: y_width }, input, shape, None);
         let [x_width, y_width, each] = [width, y_width, rest].map(|n| arg(n as i32));
         self.each("pass_through", vectors * rest, &[arg(x.at()), arg(y.at()), x_width, y_width, each]);
         y
@@ -294,9 +294,9 @@ impl Cuda {
         let up = Target { w: w.up, y: up_y.at(), y_stride: hidden };
         for (to, input) in [(gate, input), (up, self.input(w.up, x))] {
             if pairs.is_some() {
-                self.many(to, input, shape, pairs)
+                self.gemm(to, input, shape, pairs)
             } else {
-                self.few("matvec1", &[to], input, shape)
+                self.gemv("matvec1", &[to], input, shape)
             }
         }
         self.each("silu_mul", y.len(), &[arg(y.at()), arg(up_y.at())]);

@@ -55,12 +55,12 @@ impl Unused {
 }
 
 /// Allocations reserved for a captured graph; dropping it returns them to the pool.
-pub(super) struct Kept {
+pub(super) struct CapturedMemory {
     by_size: FreeBySize,
     home: DevicePool,
 }
 
-impl Drop for Kept {
+impl Drop for CapturedMemory {
     fn drop(&mut self) {
         let mut pool = self.home.unused.lock();
         for (size, mut all) in std::mem::take(&mut self.by_size) {
@@ -170,14 +170,14 @@ impl DevicePool {
 
     /// Captures the launches of `issue`; buffers that it takes and releases stay reserved for the graph. Buffers unused
     /// before the capture qualify too: their last users were issued before any replay.
-    pub(super) fn capture(&self, issue: impl FnOnce()) -> (GraphExec, Kept) {
+    pub(super) fn capture(&self, issue: impl FnOnce()) -> (GraphExec, CapturedMemory) {
         let mut own = None;
         let graph = self.driver.capture(|| {
             self.unused.lock().captured = Some(FreeBySize::new());
             issue();
             own = self.unused.lock().captured.take();
         });
-        (graph, Kept { by_size: own.unwrap_or_default(), home: self.clone() })
+        (graph, CapturedMemory { by_size: own.unwrap_or_default(), home: self.clone() })
     }
 
     /// Returns all unused allocations to the driver.

@@ -439,7 +439,7 @@ impl Backend for Cuda {
     }
 
     fn matmul_route(&self, router: &Weight, x: &Tensor, bias: &Weight, how: Routing) -> Routed {
-        self.routed_few(router, x, bias, how)
+        self.fused_route(router, x, bias, how)
             .unwrap_or_else(|| composed::matmul_route(self, router, x, bias, how))
     }
 

@@ -22,7 +22,7 @@ const PINNED_BYTES: usize = 16 << 20;
 /// Pinned buffers: one is filled, one is in flight, one is free.
 const PINNED_BUFFERS: usize = 3;
 /// Device buffers, one uploaded to while the other is used.
-const ROOMS: usize = 2;
+const STACK_BUFFERS: usize = 2;
 
 /// Device bytes for a stack, and for its planes; 0 where it has one plane.
 pub fn room_and_planes(format: Format, weights: u64) -> [u64; 2] {
@@ -34,12 +34,12 @@ pub fn room_and_planes(format: Format, weights: u64) -> [u64; 2] {
 /// Total device bytes for uploads, from the largest [`room_and_planes`].
 pub fn staging_bytes([room, planes]: [u64; 2]) -> u64 {
     // Planes use a pool buffer, which may be a quarter too large.
-    room.saturating_mul(ROOMS as u64).saturating_add(planes.saturating_add(planes / 4))
+    room.saturating_mul(STACK_BUFFERS as u64).saturating_add(planes.saturating_add(planes / 4))
 }
 
 /// Device buffers for uploaded stacks.
 pub(super) struct Staging {
-    rooms: [Room; ROOMS],
+    stacks: [StackBuffer; STACK_BUFFERS],
     buffers: [Pinned; PINNED_BUFFERS],
     /// Size of each device buffer in bytes: the largest stack that it takes.
     bytes: usize,
@@ -47,7 +47,7 @@ pub(super) struct Staging {
     next: usize,
 }
 
-struct Room {
+struct StackBuffer {
     at: Address,
     driver: Arc<Driver>,
     /// Signals that a stack is complete.
@@ -56,45 +56,45 @@ struct Room {
     read: Event,
 }
 
-impl Drop for Room {
+impl Drop for StackBuffer {
     fn drop(&mut self) {
         self.driver.free(self.at);
     }
 }
 
 /// A stack that a device buffer holds for this step.
-struct Brought {
+struct UploadedStack {
     weight: Weight,
     /// Its planes, where the format has several, which frees the buffer.
     planes: Option<DeviceBuffer>,
-    room: usize,
+    buffer: usize,
 }
 
 impl Staging {
-    /// Allocates buffers for stacks of at most `room` bytes.
+    /// Allocates buffers for stacks of at most `bytes` bytes.
     ///
     /// # Errors
     /// The device or the host is out of memory.
     pub(super) fn new(driver: &Arc<Driver>, bytes: usize) -> Result<Staging, Error> {
         let missing = |what, bytes: usize| move || Error::OutOfMemory { what, bytes: bytes as u64 };
-        let room = || {
+        let stack = || {
             let at =
                 driver.allocate(bytes).ok_or_else(missing("arriving experts on the CUDA device", bytes))?;
-            Ok(Room { at, driver: driver.clone(), full: driver.event(), read: driver.event() })
+            Ok(StackBuffer { at, driver: driver.clone(), full: driver.event(), read: driver.event() })
         };
         let buffer =
             || driver.pinned(PINNED_BYTES).ok_or_else(missing("pinned buffers of experts", PINNED_BYTES));
-        let rooms = [room()?, room()?];
-        Ok(Staging { rooms, buffers: [buffer()?, buffer()?, buffer()?], bytes, next: 0 })
+        let stacks = [stack()?, stack()?];
+        Ok(Staging { stacks, buffers: [buffer()?, buffer()?, buffer()?], bytes, next: 0 })
     }
 
     /// Starts the upload of a stack, except cached experts; returns the buffer's index.
     fn send(&mut self, cuda: &Cuda, w: &Weight, heat: Option<&DecayedLfu>) -> usize {
         let bytes = w.in_ram();
-        assert!(bytes.len() <= self.bytes, "{} bytes into a room of {}", bytes.len(), self.bytes);
-        let (driver, room, matrix) = (&cuda.driver, self.next, bytes.len() / w.count);
-        self.next = (room + 1) % ROOMS;
-        let Room { at, full, read, .. } = &self.rooms[room];
+        assert!(bytes.len() <= self.bytes, "{} bytes into a buffer of {}", bytes.len(), self.bytes);
+        let (driver, index, matrix) = (&cuda.driver, self.next, bytes.len() / w.count);
+        self.next = (index + 1) % STACK_BUFFERS;
+        let StackBuffer { at, full, read, .. } = &self.stacks[index];
         driver.after(Stream::Copies, read);
         let mut buffers = (0..PINNED_BUFFERS).cycle();
         let whole = || std::iter::once(0..w.count).collect();
@@ -107,13 +107,13 @@ impl Staging {
             }
         }
         driver.mark(Stream::Copies, full);
-        room
+        index
     }
 
     /// Splits an uploaded stack into planes and copies cached experts from their slots. [`Staging::release`] follows when
     /// its uses are issued.
-    fn receive(&self, cuda: &Cuda, w: &Weight, heat: Option<&DecayedLfu>, room: usize) -> Brought {
-        let (driver, Room { at, full, read, .. }) = (&cuda.driver, &self.rooms[room]);
+    fn receive(&self, cuda: &Cuda, w: &Weight, heat: Option<&DecayedLfu>, index: usize) -> UploadedStack {
+        let (driver, StackBuffer { at, full, read, .. }) = (&cuda.driver, &self.stacks[index]);
         driver.after(Stream::Work, full); // also orders earlier uploads to slots, on the same stream
         let (places, split) = cuda.split(w, *at, w.in_ram().len());
         if let (Some(heat), Some(slots)) = (heat, &w.slots) {
@@ -122,12 +122,12 @@ impl Staging {
         if split.is_some() {
             driver.mark(Stream::Work, read);
         }
-        Brought { weight: w.placed(w.count, places), planes: split, room }
+        UploadedStack { weight: w.placed(w.count, places), planes: split, buffer: index }
     }
 
-    fn release(&self, cuda: &Cuda, brought: &Brought) {
-        if brought.planes.is_none() {
-            cuda.driver.mark(Stream::Work, &self.rooms[brought.room].read);
+    fn release(&self, cuda: &Cuda, stack: &UploadedStack) {
+        if stack.planes.is_none() {
+            cuda.driver.mark(Stream::Work, &self.stacks[stack.buffer].read);
         }
     }
 }
@@ -153,7 +153,7 @@ impl Cuda {
     }
 
     /// The experts' sum with the three stacks uploaded in turn; None for too few tokens or without upload buffers.
-    pub(super) fn experts_brought(
+    pub(super) fn experts_uploaded(
         &self,
         w: &GatedMlp<'_, Weight>,
         x: &Tensor,
@@ -166,29 +166,29 @@ impl Cuda {
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let staging = staging.as_mut()?;
         let mut layer = w.gate.slots.as_ref().map(|slots| slots.layer());
-        let mut changes = None;
+        let mut evictions = None;
         let pairs = self.pairs(routed.choice(), groups);
         let mut product = |w: &Weight, x: &Tensor, x_div: usize| {
             let shape = Shape { vectors: routed.rows * top_k, groups, x_div, chosen };
             let y = self.buffers.tensor(shape.vectors, w.rows);
-            let room = staging.send(self, w, layer.as_ref().map(|layer| &layer.heat));
+            let index = staging.send(self, w, layer.as_ref().map(|layer| &layer.heat));
             // Waits for earlier work, not for the current upload.
             let warm = || layer.as_mut().map_or_else(Vec::new, |layer| self.warm(layer, routed));
-            let changes = changes.get_or_insert_with(warm);
-            let here = staging.receive(self, w, layer.as_ref().map(|layer| &layer.heat), room);
-            let target = Target { w: &here.weight, y: y.at(), y_stride: w.rows };
-            self.many(target, self.input(&here.weight, x), shape, Some(&pairs));
+            let evictions = evictions.get_or_insert_with(warm);
+            let stack = staging.receive(self, w, layer.as_ref().map(|layer| &layer.heat), index);
+            let target = Target { w: &stack.weight, y: y.at(), y_stride: w.rows };
+            self.gemm(target, self.input(&stack.weight, x), shape, Some(&pairs));
             if let Some(slots) = &w.slots {
-                self.move_matrices(w, slots.planes, here.weight.planes, changes);
+                self.move_matrices(w, slots.planes, stack.weight.planes, evictions);
             }
-            staging.release(self, &here);
+            staging.release(self, &stack);
             y
         };
         let (gate, up) = (product(w.gate, x, top_k), product(w.up, x, top_k));
         self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
         let out = product(w.down, &gate, 1);
-        if let (Some(layer), Some(changes)) = (&mut layer, changes) {
-            layer.heat.changed(&changes);
+        if let (Some(layer), Some(evictions)) = (&mut layer, evictions) {
+            layer.heat.evict(&evictions);
         }
         Some(self.weighted_sum(&out, routed.choice()))
     }
@@ -197,7 +197,7 @@ impl Cuda {
     fn warm(&self, layer: &mut SlotLayer, routed: &Routed) -> Vec<[i32; 2]> {
         let mut chosen = vec![0_u32; routed.rows * routed.top_k];
         self.driver.download(routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen));
-        layer.heat.seen(&chosen, routed.rows);
-        layer.heat.changes()
+        layer.heat.record_uses(&chosen, routed.rows);
+        layer.heat.evictions()
     }
 }
