@@ -33,6 +33,7 @@ use anyhow::{Result, bail};
 use chat_session::ChatSession;
 use settings::Settings;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use store::Store;
 use theme::Theme;
 use worker::Worker;
@@ -43,6 +44,9 @@ pub struct ChatArgs {
     engine: EngineArgs,
     #[command(flatten)]
     endpoint: EndpointArgs,
+    /// Model file, as with --model
+    #[arg(value_name = "FILE", conflicts_with = "model")]
+    file: Option<PathBuf>,
     /// Use the line editor instead of the full screen (default on dumb terminals and pipes)
     #[arg(long)]
     plain: bool,
@@ -76,7 +80,9 @@ pub fn run(args: &ChatArgs) -> Result<()> {
         chat.system = args.system.clone().or(chat.system).filter(|text| !text.is_empty());
         session.open(chat);
     }
-    let worker = Worker::start(args.engine.options(), args.endpoint.clone());
+    let mut options = args.engine.options();
+    options.model = args.file.clone().or(options.model);
+    let worker = Worker::start(options, args.endpoint.clone());
     let mut notes = Vec::new();
     session.model_info = loop {
         match worker.events.recv()? {

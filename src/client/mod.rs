@@ -137,12 +137,10 @@ impl Remote {
     /// Adds the endpoint to the error of a request.
     fn with_endpoint(&self, e: ureq::Error) -> Error {
         let base = &self.base;
-        let late = |what: &str, time: Duration| {
-            anyhow!("{base}: expected {what} within {} s, found none", time.as_secs())
-        };
+        let late = |what: &str, time: Duration| anyhow!("{base}: no {what} within {} s", time.as_secs());
         match e {
-            ureq::Error::Timeout(Timeout::Connect) => late("a connection", CONNECT_TIMEOUT),
-            ureq::Error::Timeout(_) => late("an answer", self.text_timeout),
+            ureq::Error::Timeout(Timeout::Connect) => late("connection", CONNECT_TIMEOUT),
+            ureq::Error::Timeout(_) => late("answer", self.text_timeout),
             ureq::Error::BodyExceedsLimit(max) => {
                 anyhow!("{base}/models: expected at most {max} bytes, found more")
             }
@@ -190,7 +188,7 @@ impl Remote {
                 (timeout, since) = (self.text_timeout, Instant::now());
             } else if since.elapsed() > timeout {
                 let seconds = timeout.as_secs();
-                bail!("{}: expected text within {seconds} s, found none (--timeout)", self.base);
+                bail!("{}: no text within {seconds} s (--timeout)", self.base);
             }
         }
     }
@@ -312,7 +310,7 @@ fn error_line(base: &str, response: &mut Response<Body>) -> String {
             response.headers().get("location").map(|to| String::from_utf8_lossy(to.as_bytes()).into_owned());
         let to = truncate(&to.unwrap_or_default());
         return format!(
-            "{base}: expected status 200, found {} to {to}: redirects are not followed; set --url to that address",
+            "{base}: HTTP {} to {to}; redirects are not followed, set --url to that address",
             status.as_u16()
         );
     }
@@ -322,11 +320,7 @@ fn error_line(base: &str, response: &mut Response<Body>) -> String {
     let json: Value = serde_json::from_str(&text).unwrap_or_default();
     let message =
         json["error"]["message"].as_str().or_else(|| json["message"].as_str()).unwrap_or(text.trim());
-    format!(
-        "{base}: expected status 200, found {}: {}",
-        status.as_u16(),
-        truncate(message).replace('\n', " ")
-    )
+    format!("{base}: HTTP {}: {}", status.as_u16(), truncate(message).replace('\n', " "))
 }
 
 /// Truncates a text from an endpoint.
