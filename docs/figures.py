@@ -232,8 +232,8 @@ def screen(name, title):
     width, height = round(data["columns"] * CELL + 2 * MARGIN), data["rows"] * LINE + MARGIN + 44
     svg = Svg(width, height, title)
     svg.raw(f'<rect x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8" fill="{ground}" stroke="#6e7681"/>')
-    for i, colour in enumerate(["#ff5f57", "#febc2e", "#28c840"]):
-        svg.raw(f'<circle cx="{22 + 20 * i}" cy="20" r="6" fill="{colour}"/>')
+    for i, color in enumerate(["#ff5f57", "#febc2e", "#28c840"]):
+        svg.raw(f'<circle cx="{22 + 20 * i}" cy="20" r="6" fill="{color}"/>')
     svg.raw(f'<text x="{width / 2}" y="25" text-anchor="middle" fill="#8b949e">{escape(data["title"])}</text>')
     for y, row in enumerate(data["lines"]):
         for column, columns, words, fore, back, attributes in row:

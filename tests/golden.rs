@@ -123,7 +123,7 @@ impl<'a, B: Backend> GoldenModel<'a, B> {
         }
     }
 
-    /// Compares the logits of materialised attention, in two steps and in a batch with a sequence of absorbed attention.
+    /// Compares the logits of materialized attention, in two steps and in a batch with a sequence of absorbed attention.
     fn materialized(&self, n: usize) {
         let ids = self.ids(&format!("p{n}.input_ids"));
         let (mut state, mut other) = (self.state(), self.state());

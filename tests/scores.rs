@@ -38,7 +38,7 @@ const GREEDY: Sampling = Sampling {
     seed: 3,
 };
 
-/// Serialises the tests: while a backend captures a graph, no other work may reach the same emulator.
+/// Serializes the tests: while a backend captures a graph, no other work may reach the same emulator.
 fn alone() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)

@@ -23,7 +23,7 @@ fn decode<B: Backend>(b: &B, model: &Model<B>, state: &mut State<B>) -> Vec<f32>
     model.forward(b, &mut batch, &mut ()).map(|logits| b.read(&logits)).unwrap()
 }
 
-/// Serialises the tests of this file.
+/// Serializes the tests of this file.
 static ALONE: Mutex<()> = Mutex::new(());
 
 /// Counts the kernel launches of each layer.

@@ -224,15 +224,15 @@ def signals():
     print("SIGTERM restores the terminal; after SIGKILL the message is on disk")
 
 
-def colours():
+def colors():
     with tempfile.TemporaryDirectory() as home:
-        for env, coloured in [((), True), ((("NO_COLOR", "1"),), False)]:
+        for env, colored in [((), True), ((("NO_COLOR", "1"),), False)]:
             t = Terminal(home, 80, 24, env=env)
             try:
-                assert bool(re.search(r"\x1b\[(3[0-7]|9[0-7]|38)", "\n".join(t.screen("-e")))) == coloured, t.screen("-e")
+                assert bool(re.search(r"\x1b\[(3[0-7]|9[0-7]|38)", "\n".join(t.screen("-e")))) == colored, t.screen("-e")
             finally:
                 t.close()
-    print("colours, and none with NO_COLOR")
+    print("colors, and none with NO_COLOR")
 
 
 def plain(columns, rows):
@@ -322,4 +322,4 @@ plain(200, 60)
 restored()
 remote()
 signals()
-colours()
+colors()

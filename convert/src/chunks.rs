@@ -1,4 +1,4 @@
-//! Splits a conversion into chunks of rows, each of which is read, decoded, transformed, checked and quantised.
+//! Splits a conversion into chunks of rows, each of which is read, decoded, transformed, checked and quantized.
 //!
 //! Chunks follow the order of the output's bytes and depend on the plan alone, so an interrupted conversion can resume
 //! between two of them. Next: `run`, which processes them in parallel.
@@ -71,7 +71,7 @@ pub fn chunks(plan: &[Planned]) -> impl Iterator<Item = Chunk<'_>> {
 }
 
 /// Buffers that were used and may be again: fresh ones cost a page fault every 4 KiB, a quarter of the CPU time
-/// where nothing is quantised.
+/// where nothing is quantized.
 #[derive(Default)]
 pub struct ChunkBuffers(Mutex<Vec<Vec<u8>>>);
 
@@ -170,7 +170,7 @@ pub fn encode(
                     values[at],
                 ));
             }
-            format.quantise_row(&values, out);
+            format.quantize_row(&values, out);
         }
         Ok(())
     })?;
@@ -212,7 +212,7 @@ impl LoadedChunk<'_> {
         let row_bytes = self.coding.row_bytes(values.len() as u64).expect("checked by the plan") as usize;
         let stored = &self.stored[row * row_bytes..][..row_bytes];
         match &self.coding {
-            Coding::Blocks(format) => format.dequantise_row(stored, values),
+            Coding::Blocks(format) => format.dequantize_row(stored, values),
             _ => values.iter_mut().zip(stored).for_each(|(x, byte)| *x = f8_e4m3(*byte)),
         }
         if let Some(scales) = &self.scales {

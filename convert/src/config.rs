@@ -34,7 +34,7 @@ pub struct CheckpointConfig {
     pub expert_groups: u64,
     pub expert_groups_used: u64,
     pub expert_scale: f32,
-    pub expert_normalise: bool,
+    pub expert_normalize: bool,
     pub eps: f32,
     pub rope_theta: f32,
     pub context: u64,
@@ -90,7 +90,7 @@ impl CheckpointConfig {
             expert_groups: groups,
             expert_groups_used: if groups > 1 { c.count("topk_group", 1..=groups)? } else { 1 },
             expert_scale: c.positive("routed_scaling_factor")?,
-            expert_normalise: c.flag("moe_renormalize", true)?,
+            expert_normalize: c.flag("moe_renormalize", true)?,
             eps: c.positive("rms_norm_eps")?,
             rope_theta: if c.map.contains_key("rope_theta") { c.positive("rope_theta")? } else { 10000.0 },
             context: c.context()?,
@@ -239,7 +239,7 @@ impl<'a> Fields<'a> {
         Ok(kinds.into_iter().flatten().collect())
     }
 
-    /// No quantisation, or FP8 with a scale per block.
+    /// No quantization, or FP8 with a scale per block.
     fn quantization(&self) -> Result<[u64; 2]> {
         let Some(found) = self.get("quantization_config") else { return Ok([128, 128]) };
         let method = found.get("quant_method").and_then(Value::as_str).unwrap_or("nothing");

@@ -11,7 +11,7 @@ use crate::names::tensor_specs;
 use crate::plan::{Override, Planned, check, plan};
 use crate::progress::Progress;
 use crate::source::Source;
-use crate::{requantise, vocabulary};
+use crate::{requantize, vocabulary};
 use kernels::quant::Format;
 use models::gguf::Metadata;
 use models::kimi_linear::config::Config;
@@ -30,7 +30,7 @@ pub struct Options {
     pub overrides: Vec<Override>,
     /// Replace an existing output, which is otherwise an error.
     pub force: bool,
-    /// Quantisation threads; all cores by default.
+    /// Quantization threads; all cores by default.
     pub threads: Option<usize>,
 }
 
@@ -82,8 +82,8 @@ impl Job {
             fp8_block = config.fp8_block;
             (source, plan, metadata)
         } else {
-            let (source, specs, mut metadata) = requantise::open(input, progress)?;
-            let layers = requantise::layers(input, &metadata)?;
+            let (source, specs, mut metadata) = requantize::open(input, progress)?;
+            let layers = requantize::layers(input, &metadata)?;
             set_mix(&mut metadata, options.mix);
             (source, plan(specs, layers, options.mix, &options.overrides)?, metadata)
         };

@@ -1,7 +1,7 @@
-//! Converts a Hugging Face checkpoint, or another GGUF file, to one quantised GGUF file. It never runs a model.
+//! Converts a Hugging Face checkpoint, or another GGUF file, to one quantized GGUF file. It never runs a model.
 //!
 //! `config` reads the hyperparameters, `names` derives the tensors from them, and `mix` chooses their formats. `plan`
-//! checks the result against the input (a `source`, opened by `checkpoint` or `requantise`), and `job` adds the metadata.
+//! checks the result against the input (a `source`, opened by `checkpoint` or `requantize`), and `job` adds the metadata.
 //! `run` writes the file chunk by chunk (`chunks`). Start reading at [`run`].
 #![forbid(unsafe_code)]
 
@@ -15,7 +15,7 @@ pub mod mix;
 pub mod names;
 pub mod plan;
 mod progress;
-mod requantise;
+mod requantize;
 mod resume;
 pub mod run;
 pub mod safetensors;

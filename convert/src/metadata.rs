@@ -41,7 +41,7 @@ pub fn metadata(c: &CheckpointConfig, name: &str, mix: Mix) -> Metadata {
     for (key, number) in floats {
         m.set(&format!("{ARCHITECTURE}.{key}"), Value::F32(number));
     }
-    m.set(&format!("{ARCHITECTURE}.expert_weights_norm"), Value::Bool(c.expert_normalise));
+    m.set(&format!("{ARCHITECTURE}.expert_weights_norm"), Value::Bool(c.expert_normalize));
     // Zero marks a KDA layer; the latent of an MLA layer is one head wide.
     let kv_heads = c.full_attention.iter().map(|full| i32::from(*full)).collect();
     m.set(&format!("{ARCHITECTURE}.attention.head_count_kv"), Value::Array(Array::I32(kv_heads)));
@@ -58,7 +58,7 @@ fn counts(c: &CheckpointConfig) -> Vec<(&'static str, u64)> {
         ("leading_dense_block_count", c.dense_layers),
         ("attention.head_count", c.heads),
         ("attention.key_length", c.kv_lora + c.rope),
-        // The latent's width, which block formats divide; llama.cpp refuses a quantised cache otherwise.
+        // The latent's width, which block formats divide; llama.cpp refuses a quantized cache otherwise.
         ("attention.value_length", c.kv_lora),
         ("attention.key_length_mla", c.nope + c.rope),
         ("attention.value_length_mla", c.v_dim),

@@ -42,7 +42,7 @@ const MIXES: [Mix; 20] = [
 const MXFP4_MOE: Mix = Mix { name: "MXFP4_MOE", file_type: 38, base: Format::MXFP4 };
 
 /// Tensors that are never stored below Q8_0. They are a thousandth of the bytes, and their errors accumulate in the
-/// recurrent state or the latent cache. `llama-quantize` quantises them like the rest.
+/// recurrent state or the latent cache. `llama-quantize` quantizes them like the rest.
 const SENSITIVE_TENSORS: [&str; 8] = [
     "ssm_beta.weight",
     "ssm_f_a.weight",
@@ -85,7 +85,7 @@ impl Mix {
 
     /// The format of a tensor, by its GGUF name and `ne` (fastest first), in a model of `n_layers` layers.
     pub fn format_for(self, name: &str, shape: &[u64], n_layers: u64) -> Format {
-        if !quantisable(name, shape) {
+        if !quantizable(name, shape) {
             return Format::F32;
         }
         if self.base.block_len() == 1 {
@@ -154,8 +154,8 @@ impl Mix {
     }
 }
 
-/// Returns whether a tensor may be quantised: matrices except norms, routers and convolutions.
-pub fn quantisable(name: &str, shape: &[u64]) -> bool {
+/// Returns whether a tensor may be quantized: matrices except norms, routers and convolutions.
+pub fn quantizable(name: &str, shape: &[u64]) -> bool {
     name.ends_with(".weight")
         && shape.len() >= 2
         && !["_norm.weight", "ffn_gate_inp.weight"].iter().any(|end| name.ends_with(end))

@@ -27,7 +27,7 @@ pub struct RowRange {
     pub first: u64,
     /// Number of source rows, from `first` on.
     pub rows: u64,
-    /// Transformation of the values before quantisation.
+    /// Transformation of the values before quantization.
     pub map: Transform,
 }
 

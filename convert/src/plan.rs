@@ -4,7 +4,7 @@
 //! tensors in the planned shapes. Next: `run`, which executes it.
 
 use crate::error::{Error, Result};
-use crate::mix::{Mix, quantisable};
+use crate::mix::{Mix, quantizable};
 use crate::names::{RowRange, TensorSpec};
 use crate::source::{Coding, Scales, Source, Tensor};
 use kernels::quant::Format;
@@ -52,14 +52,14 @@ impl Override {
 /// Chooses every tensor's format by the mix and then by the overrides in order.
 ///
 /// # Errors
-/// An override that matches no quantisable tensor, or whose blocks do not divide the rows.
+/// An override that matches no quantizable tensor, or whose blocks do not divide the rows.
 pub fn plan(specs: Vec<TensorSpec>, n_layers: u64, mix: Mix, overrides: &[Override]) -> Result<Vec<Planned>> {
     let mut hits = vec![false; overrides.len()];
     let mut tensors = Vec::with_capacity(specs.len());
     for TensorSpec { name, shape, parts } in specs {
         let mut format = mix.format_for(&name, &shape, n_layers);
         for (rule, hit) in overrides.iter().zip(&mut hits) {
-            if quantisable(&name, &shape) && rule.pattern.is_match(&name) {
+            if quantizable(&name, &shape) && rule.pattern.is_match(&name) {
                 *hit = true;
                 format = rule.format;
             }
@@ -80,7 +80,7 @@ pub fn plan(specs: Vec<TensorSpec>, n_layers: u64, mix: Mix, overrides: &[Overri
             Err(Error::bad(
                 "--tensor-type",
                 pattern,
-                "a pattern of some quantisable tensor's name",
+                "a pattern of some quantizable tensor's name",
                 "no match",
             ))
         }
@@ -237,7 +237,7 @@ mod tests {
         refused("(=Q8_0", "expected a regular expression before the =");
         refused(
             "attn_norm=Q8_0",
-            "--tensor-type: attn_norm: expected a pattern of some quantisable tensor's name, found no match",
+            "--tensor-type: attn_norm: expected a pattern of some quantizable tensor's name, found no match",
         );
         refused(
             "ssm_f_b=Q4_K",

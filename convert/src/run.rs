@@ -1,6 +1,6 @@
 //! Runs a conversion as a pipeline of three stages that process chunks in order.
 //!
-//! A reader thread reads a few chunks ahead, the calling thread quantises each on all cores, and a writer thread appends
+//! A reader thread reads a few chunks ahead, the calling thread quantizes each on all cores, and a writer thread appends
 //! them. Memory is a few chunks, whatever the size of the model. An interrupted conversion resumes after its last
 //! complete tensor. Next: `resume`.
 

@@ -48,7 +48,7 @@ pub struct Tensor {
 /// The encoding of a tensor's values.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Coding {
-    /// Blocks of a GGUF format, unquantised floats included.
+    /// Blocks of a GGUF format, unquantized floats included.
     Blocks(Format),
     /// One byte per value (sign, 4 exponent and 3 mantissa bits), times a scale from another tensor.
     F8E4M3,

@@ -19,7 +19,7 @@ fn stored(format: Format) -> (Vec<u8>, usize) {
     let row = format.row_bytes(COLS as u64).expect("whole blocks") as usize;
     let values: Vec<f32> = (0..8 * COLS).map(|i| ((i * 7919) % 1009) as f32 / 504.5 - 1.0).collect();
     let mut eight = vec![0; 8 * row];
-    format.quantise_row(&values, &mut eight);
+    format.quantize_row(&values, &mut eight);
     (eight.repeat(BYTES / row / 8), row)
 }
 
@@ -43,7 +43,7 @@ fn main() {
     for format in Format::ALL.into_iter().filter(|f| wanted.is_empty() || wanted.contains(f)) {
         let (w, row) = stored(format);
         let mut x = vec![0; format.activation().row_bytes(COLS)];
-        format.activation().quantise_row(level, &vec![0.5; COLS], &mut x);
+        format.activation().quantize_row(level, &vec![0.5; COLS], &mut x);
         let chunk = (CHUNK_BYTES / row).next_multiple_of(8) * row;
         let chunks = w.len() / chunk;
         let (mut plain, mut product) = (Vec::new(), Vec::new());

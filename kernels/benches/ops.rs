@@ -99,7 +99,7 @@ fn experts(cpu: &Cpu, format: Format) {
     let w = || GatedMlp { gate: &gate, up: &up, down: &down };
     let x = cpu.tensor(batch, dim, &Numbers(3).vec(batch * dim));
     let bias = cpu.weight(vector(&vec![0.0; n])).unwrap();
-    let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+    let how = Routing { top_k, groups: 1, top_groups: 1, normalize: true, scale: 2.446 };
     let logits = Numbers(4).vec(batch * n);
     let routed = cpu.route(&cpu.tensor(batch, n, &logits), &bias, how);
     let ones: Vec<_> =
@@ -159,7 +159,7 @@ fn attention(cpu: &Cpu) {
     }
 }
 
-/// A batch of a long prompt: materialised against absorbed attention.
+/// A batch of a long prompt: materialized against absorbed attention.
 fn materialized(cpu: &Cpu) {
     let (heads, [nope, pe, latent, dim], depth) = (32, [128, 64, 512, 128], 8192);
     let mut cache = cpu.cache(CacheFormat::F16, latent + pe);

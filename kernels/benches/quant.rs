@@ -1,8 +1,8 @@
 //! Measures the quant formats on one core: `cargo bench -p kernels --bench quant [FORMAT ...]`.
 //!
 //! For each format and SIMD level it prints GB/s of weights through `matmul_tile` from L2 and from memory, G
-//! multiply-adds/s of `matmul_tile` with 32 tokens, and Mweights/s of `quantise_row`, `dequantise_row` and activation
-//! quantisation. Results are the best of several passes; from memory, the median of slices.
+//! multiply-adds/s of `matmul_tile` with 32 tokens, and Mweights/s of `quantize_row`, `dequantize_row` and activation
+//! quantization. Results are the best of several passes; from memory, the median of slices.
 
 use kernels::quant::{Activation, Format, matmul_tile};
 use kernels::simd::SimdLevel;
@@ -54,13 +54,13 @@ fn stored(format: Format, bytes: usize) -> (Vec<u8>, usize) {
     let row = format.row_bytes(COLS as u64).expect("whole blocks") as usize;
     let rows = (bytes / row).max(8) / 8 * 8;
     let mut eight = vec![0; 8 * row];
-    format.quantise_row(&noise(8 * COLS), &mut eight);
+    format.quantize_row(&noise(8 * COLS), &mut eight);
     (eight.repeat(rows / 8), rows)
 }
 
 fn prepared(level: SimdLevel, activation: Activation, tokens: usize) -> Vec<u8> {
     let mut x = vec![0; activation.row_bytes(COLS * tokens)];
-    activation.quantise_row(level, &noise(COLS * tokens), &mut x);
+    activation.quantize_row(level, &noise(COLS * tokens), &mut x);
     x
 }
 
@@ -95,10 +95,10 @@ fn conversions(format: Format) {
     let x = noise(64 * COLS);
     let mut bytes = vec![0; format.row_bytes(x.len() as u64).expect("whole blocks") as usize];
     let mut y = vec![0.0; x.len()];
-    let write = best(5, || format.quantise_row(black_box(&x), black_box(&mut bytes)));
-    let read = best(20, || format.dequantise_row(black_box(&bytes), black_box(&mut y)));
+    let write = best(5, || format.quantize_row(black_box(&x), black_box(&mut bytes)));
+    let read = best(20, || format.dequantize_row(black_box(&bytes), black_box(&mut y)));
     let rate = |seconds: f64| x.len() as f64 / seconds / 1e6;
-    println!("{:7} {:8.0} M/s quantised {:8.0} M/s dequantised", format.name(), rate(write), rate(read));
+    println!("{:7} {:8.0} M/s quantized {:8.0} M/s dequantized", format.name(), rate(write), rate(read));
 }
 
 fn memory() {
@@ -124,7 +124,7 @@ fn main() {
     for (name, activation) in [("Q8x32", Activation::Q8x32), ("Q8x256", Activation::Q8x256)] {
         for level in SimdLevel::available() {
             let (x, mut out) = (noise(COLS), vec![0; activation.row_bytes(COLS)]);
-            let run = || activation.quantise_row(level, black_box(&x), black_box(&mut out));
+            let run = || activation.quantize_row(level, black_box(&x), black_box(&mut out));
             println!(
                 "{name:7} {:13} {:8.1} GB/s of f32",
                 level.name(),

@@ -46,7 +46,7 @@ pub struct Routing {
     /// Groups that stay eligible: those with the largest sum of their two best biased scores.
     pub top_groups: usize,
     /// Divide the weights by their sum (plus 1e-20).
-    pub normalise: bool,
+    pub normalize: bool,
     /// Factor on the weights after that.
     pub scale: f32,
 }
@@ -277,7 +277,7 @@ pub trait Backend: Send + Sync + 'static {
 
     /// y = x W^T. `[tokens, cols] -> [tokens, rows]`
     fn matmul(&self, w: &Self::Weight, x: &Self::Tensor) -> Self::Tensor;
-    /// Multiplies one input, quantised once, with several weights: `[matmul(w_0, x), ...]`.
+    /// Multiplies one input, quantized once, with several weights: `[matmul(w_0, x), ...]`.
     fn matmuls<const N: usize>(&self, w: [&Self::Weight; N], x: &Self::Tensor) -> [Self::Tensor; N];
     /// Multiplies several weights with one input each: `[matmul(w_0, x_0), ...]`.
     fn matmul_each<const N: usize>(&self, w: [&Self::Weight; N], x: [&Self::Tensor; N]) -> [Self::Tensor; N];
@@ -337,7 +337,7 @@ pub trait Backend: Send + Sync + 'static {
     ) -> Self::Tensor;
 
     /// The same attention with per-head queries and values: over cache rows [c_s | pe_s] head h has keys [W_k,h^T c_s |
-    /// pe_s] and values W_v,h c_s. `q: [tokens, heads * (nope + pe)] -> [tokens, heads * value_dim]`. Materialising keys
+    /// pe_s] and values W_v,h c_s. `q: [tokens, heads * (nope + pe)] -> [tokens, heads * value_dim]`. Materializing keys
     /// and values is less work for many tokens than absorbing both matrices into the queries and outputs.
     fn materialized_attention(
         &self,
@@ -446,9 +446,9 @@ pub struct DeltaWeights<'a, W> {
 
 /// Inputs of [`Backend::delta_rule`], one row per token of the batch.
 pub struct DeltaRule<'a, T> {
-    /// Queries, normalised and scaled. `[tokens, heads * dk]`
+    /// Queries, normalized and scaled. `[tokens, heads * dk]`
     pub q: &'a T,
-    /// Keys, normalised. `[tokens, heads * dk]`
+    /// Keys, normalized. `[tokens, heads * dk]`
     pub k: &'a T,
     /// Values. `[tokens, heads * dv]`
     pub v: &'a T,

@@ -1,6 +1,6 @@
 //! Implements every op as plain loops in the paper's notation: the oracle for tests of the other backends.
 //!
-//! Weights are dequantised on use, sums run in f64 on one thread. It is never optimised and shares no arithmetic with
+//! Weights are dequantized on use, sums run in f64 on one thread. It is never optimized and shares no arithmetic with
 //! the other backends except the block formats. Next: `cpu`.
 
 use crate::backend::{
@@ -62,7 +62,7 @@ fn weight_row(w: &QuantTensor, m: usize, r: usize) -> Vec<f32> {
     assert!(m < w.count && r < w.rows, "row {r} of matrix {m} in a weight of {} x {} rows", w.count, w.rows);
     let bytes = w.format.row_bytes(w.cols as u64).expect("whole blocks") as usize;
     let mut out = vec![0.0; w.cols];
-    w.format.dequantise_row(&w.bytes[(m * w.rows + r) * bytes..][..bytes], &mut out);
+    w.format.dequantize_row(&w.bytes[(m * w.rows + r) * bytes..][..bytes], &mut out);
     out
 }
 
@@ -474,7 +474,7 @@ impl Backend for Reference {
             assert!(how.top_k <= chosen.len(), "{} of {} eligible experts", how.top_k, chosen.len());
             chosen.truncate(how.top_k);
             let sum: f64 = chosen.iter().map(|&e| s[e] as f64).sum();
-            let factor = how.scale as f64 / if how.normalise { sum + 1e-20 } else { 1.0 };
+            let factor = how.scale as f64 / if how.normalize { sum + 1e-20 } else { 1.0 };
             routed.weights.extend(chosen.iter().map(|&e| (s[e] as f64 * factor) as f32));
             routed.experts.extend(chosen.iter().map(|&e| e as u32));
         }

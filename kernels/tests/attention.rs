@@ -68,7 +68,7 @@ fn one_sequence() {
     }
 }
 
-/// Attention over a Q8_0 cache quantises the queries. Rounding moves a value by up to 9 / 254, so a score over 96 values by
+/// Attention over a Q8_0 cache quantizes the queries. Rounding moves a value by up to 9 / 254, so a score over 96 values by
 /// 0.06 on average, and its weight by as much.
 #[test]
 fn queries_as_levels() {
@@ -82,7 +82,7 @@ fn queries_as_levels() {
     }
 }
 
-/// Materialised keys and values, from matrices in several formats. The GPU rounds the queries to 8 bits instead.
+/// Materialized keys and values, from matrices in several formats. The GPU rounds the queries to 8 bits instead.
 #[test]
 fn materialized() {
     for (heads, [nope, pe, latent, dim], ends) in [
@@ -118,7 +118,7 @@ fn materialized() {
     }
 }
 
-/// Keys and values materialised on tensor cores: the published widths and narrower ones, spans around the tile size beside
+/// Keys and values materialized on tensor cores: the published widths and narrower ones, spans around the tile size beside
 /// shorter spans, and a cache in several chunks.
 #[test]
 fn materialized_in_chunks() {
@@ -152,7 +152,7 @@ fn materialized_in_chunks() {
                 let w = KvUpProjection { k: &k, v: &v, latent };
                 let o = b.read(&b.materialized_attention(&mut spans(&lens, &mut caches), &q, w, 0.07));
                 assert!(o[229 * heads * dim..].iter().all(|o| *o == 0.0), "rows of no span");
-                // The queries of a short span beside full tiles are quantised.
+                // The queries of a short span beside full tiles are quantized.
                 let exact = if format == Format::Q8_0 { 228 } else { 230 };
                 vec![o[..exact * heads * dim].to_vec()]
             });
@@ -305,7 +305,7 @@ fn materialized_sequences() {
     let (rows, q) = (n.vec(80 * (latent + pe)), n.vec(80 * heads * (nope + pe)));
     let mut weight = |shape: [usize; 3]| stored(Format::F32, shape, &n.vec(shape.iter().product()));
     let (k, v) = (weight([heads, latent, nope]), weight([heads, dim, latent]));
-    check!("materialised sequences", cuda within 0.05, |b| {
+    check!("materialized sequences", cuda within 0.05, |b| {
         let (k, v) = (b.weight(k.clone()).unwrap(), b.weight(v.clone()).unwrap());
         let mut caches: Vec<_> = lens.iter().map(|_| b.cache(CacheFormat::F32, latent + pe)).collect();
         b.append(&mut spans(&lens, &mut caches), &b.tensor(80, latent + pe, &rows));
@@ -317,7 +317,7 @@ fn materialized_sequences() {
     });
 }
 
-/// The same for materialised keys and values: any chunk size, and more threads than heads.
+/// The same for materialized keys and values: any chunk size, and more threads than heads.
 #[test]
 fn materialized_results_do_not_depend_on_the_batch() {
     let (heads, [nope, pe, latent, dim]) = (2, [32, 16, 64, 32]);

@@ -48,7 +48,7 @@ fn a_decoded_token_allocates_nothing() {
     let [norm, bias, a] = [256, 16, 4].map(|n| b.weight(vector(&vec![-0.5; n])).unwrap());
     let router = weight(Format::F32, [1, 16, 256]);
     let [gate, up, down] = [0; 3].map(|_| weight(Format::Q4_K, [16, 256, 256]));
-    let how = Routing { top_k: 4, groups: 1, top_groups: 1, normalise: true, scale: 1.0 };
+    let how = Routing { top_k: 4, groups: 1, top_groups: 1, normalize: true, scale: 1.0 };
     let mut conv = b.tensor(3, 256, &[0.0; 768]);
     let mut s = b.tensor(256, 64, &[0.0; 256 * 64]);
     let mut cache = b.cache(CacheFormat::Q8_0, 64);

@@ -49,7 +49,7 @@ fn norms() {
     }
 }
 
-/// On the GPU a norm also leaves its result quantised for the next product: the same quants as from its values.
+/// On the GPU a norm also leaves its result quantized for the next product: the same quants as from its values.
 #[test]
 fn bytes_of_norms() {
     let Some(b) = common::emulator::cuda() else { return };
@@ -250,7 +250,7 @@ fn routing() {
     for (experts, top_k, groups, top_groups) in
         [(256, 8, 1, 1), (256, 8, 8, 4), (7, 7, 1, 1), (12, 3, 4, 2), (6, 1, 6, 1), (1, 1, 1, 1)]
     {
-        let how = Routing { top_k, groups, top_groups, normalise: top_k > 1, scale: 2.446 };
+        let how = Routing { top_k, groups, top_groups, normalize: top_k > 1, scale: 2.446 };
         let mut n = Numbers(11);
         let logits: Vec<f32> = (0..5 * experts).map(|_| n.uniform(-4.0, 4.0)).collect();
         let bias: Vec<f32> = n.vec(experts).iter().map(|b| b * 0.1).collect();
@@ -264,7 +264,7 @@ fn routing() {
 
 #[test]
 fn routing_ties_and_nan() {
-    let how = Routing { top_k: 3, groups: 2, top_groups: 1, normalise: true, scale: 1.0 };
+    let how = Routing { top_k: 3, groups: 2, top_groups: 1, normalize: true, scale: 1.0 };
     let (nan, inf) = (f32::NAN, f32::INFINITY);
     for (logits, first) in [
         ([0.0; 6], [0, 1, 2]),
@@ -321,7 +321,7 @@ fn run_experts<B: Backend>(
     let tokens = x.len() / dim;
     let logits: Vec<f32> =
         x.chunks(dim).flat_map(|x| (0..n).map(|e| ((x[1] as usize + e * 7) % 11) as f32 * 0.3)).collect();
-    let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.0 };
+    let how = Routing { top_k, groups: 1, top_groups: 1, normalize: true, scale: 2.0 };
     let routed = b.route(&b.tensor(tokens, n, &logits), &b.weight(vector(&vec![0.0; n])).unwrap(), how);
     b.read(&b.experts(GatedMlp { gate: &gate, up: &up, down: &down }, &b.tensor(tokens, dim, x), &routed))
 }

@@ -1,4 +1,4 @@
-//! Dot products with quantised rows: every instruction set is bit-identical to the scalar loops, for any bytes, and the
+//! Dot products with quantized rows: every instruction set is bit-identical to the scalar loops, for any bytes, and the
 //! scalar loops are exact to within the rounding of 8-bit activations.
 
 #[path = "common/random.rs"]
@@ -29,7 +29,7 @@ fn levels() -> (SimdLevel, Vec<SimdLevel>) {
 
 fn activations(format: Format, level: SimdLevel, x: &[f32]) -> Vec<u8> {
     let mut out = vec![0; format.activation().row_bytes(x.len())];
-    format.activation().quantise_row(level, x, &mut out);
+    format.activation().quantize_row(level, x, &mut out);
     out
 }
 
@@ -90,25 +90,25 @@ fn extreme_bytes_give_the_same_bits_everywhere() {
 }
 
 #[test]
-fn quantised_rows_give_the_same_bits_everywhere_and_the_right_sum() {
+fn quantized_rows_give_the_same_bits_everywhere_and_the_right_sum() {
     let mut random = Random::new(42);
     for format in Format::ALL {
         for cols in column_counts(format).filter(|&n| n > 0) {
             let (w, x) = (random.floats(2 * cols), random.floats(cols));
             let mut weights = vec![0; 2 * format.row_bytes(cols as u64).expect("whole blocks") as usize];
-            format.quantise_row(&w, &mut weights);
+            format.quantize_row(&w, &mut weights);
             check(format, cols, &weights, &x);
             right_sum(format, cols, &weights, &x);
         }
     }
 }
 
-/// Compares with f64 sums over the stored weights. An activation is off by at most half a quantisation step of its block, a
+/// Compares with f64 sums over the stored weights. An activation is off by at most half a quantization step of its block, a
 /// step is 1/127 of the largest activation, and the error is at most the sum of |w| times that; f32 sums lose a little more.
 fn right_sum(format: Format, cols: usize, weights: &[u8], x: &[f32]) {
     let scalar = levels().0;
     let mut w = vec![0.0; 2 * cols];
-    format.dequantise_row(weights, &mut w);
+    format.dequantize_row(weights, &mut w);
     let mut y = [0.0; 2];
     matmul_tile(scalar, format, weights, cols, &activations(format, scalar, x), &mut y);
     let most = x.iter().fold(0.0, |m: f32, x| m.max(x.abs())) as f64;
@@ -127,7 +127,7 @@ fn tokens_do_not_see_each_other() {
     for format in Format::ALL {
         let (cols, rows, tokens) = (5 * format.block_len().max(64), 37, 21);
         let mut weights = vec![0; rows * format.row_bytes(cols as u64).expect("whole blocks") as usize];
-        format.quantise_row(&random.floats(rows * cols), &mut weights);
+        format.quantize_row(&random.floats(rows * cols), &mut weights);
         for level in levels().1 {
             let x: Vec<_> = (0..tokens).map(|_| activations(format, level, &random.floats(cols))).collect();
             for batch in 1..=tokens {

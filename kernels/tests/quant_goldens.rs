@@ -1,4 +1,4 @@
-//! Compares quantised blocks with ggml's: the same bytes from the same floats, the same floats from the same bytes.
+//! Compares quantized blocks with ggml's: the same bytes from the same floats, the same floats from the same bytes.
 //!
 //! `data/make_quant_goldens.py` makes the files in `data/quant` with ggml.
 
@@ -16,15 +16,15 @@ fn floats(name: &str) -> Vec<f32> {
     read(name).as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
 }
 
-fn quantised(format: Format, x: &[f32]) -> Vec<u8> {
+fn quantized(format: Format, x: &[f32]) -> Vec<u8> {
     let mut out = vec![0xA5; format.row_bytes(x.len() as u64).expect("whole blocks") as usize];
-    format.quantise_row(x, &mut out);
+    format.quantize_row(x, &mut out);
     out
 }
 
-fn dequantised(format: Format, bytes: &[u8]) -> Vec<f32> {
+fn dequantized(format: Format, bytes: &[u8]) -> Vec<f32> {
     let mut out = vec![f32::NAN; bytes.len() / format.block_bytes() * format.block_len()];
-    format.dequantise_row(bytes, &mut out);
+    format.dequantize_row(bytes, &mut out);
     out
 }
 
@@ -61,7 +61,7 @@ fn packed() -> impl Iterator<Item = Format> {
 fn bytes_are_those_of_ggml() {
     let input = floats("input.f32");
     let different: Vec<_> = packed()
-        .filter_map(|f| first_difference(f, &quantised(f, &input), &read(&format!("{}.bin", f.name()))))
+        .filter_map(|f| first_difference(f, &quantized(f, &input), &read(&format!("{}.bin", f.name()))))
         .collect();
     assert!(different.is_empty(), "{}", different.join("\n"));
 }
@@ -69,7 +69,7 @@ fn bytes_are_those_of_ggml() {
 #[test]
 fn values_are_those_of_ggml() {
     for format in packed() {
-        let ours = dequantised(format, &read(&format!("{}.bin", format.name())));
+        let ours = dequantized(format, &read(&format!("{}.bin", format.name())));
         let theirs = floats(&format!("{}.f32", format.name()));
         assert_eq!(ours.len(), theirs.len());
         for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
@@ -83,8 +83,8 @@ fn longer_input_gives_the_same_hashes() {
     let input = generated();
     let ours: String = packed()
         .map(|f| {
-            let bytes = quantised(f, &input);
-            let values = dequantised(f, &bytes).into_iter().flat_map(f32::to_le_bytes);
+            let bytes = quantized(f, &input);
+            let values = dequantized(f, &bytes).into_iter().flat_map(f32::to_le_bytes);
             format!("{} {:016x} {:016x}\n", f.name(), fnv1a(bytes.iter().copied()), fnv1a(values))
         })
         .collect();
@@ -103,7 +103,7 @@ fn error_is_no_worse_than_that_of_ggml() {
     let squares =
         |y: &[f32]| -> f64 { input.iter().zip(y).map(|(x, y)| (*x as f64 - *y as f64).powi(2)).sum() };
     for format in packed() {
-        let ours = squares(&dequantised(format, &quantised(format, &input)));
+        let ours = squares(&dequantized(format, &quantized(format, &input)));
         let theirs = squares(&floats(&format!("{}.f32", format.name())));
         assert!(ours <= theirs, "{}: {ours} is more than {theirs}", format.name());
     }
@@ -112,7 +112,7 @@ fn error_is_no_worse_than_that_of_ggml() {
 #[test]
 fn f32_is_kept_as_it_is() {
     let input = floats("input.f32");
-    let bytes = quantised(Format::F32, &input);
+    let bytes = quantized(Format::F32, &input);
     assert_eq!(bytes, read("input.f32"));
-    assert_eq!(dequantised(Format::F32, &bytes), input);
+    assert_eq!(dequantized(Format::F32, &bytes), input);
 }

@@ -158,7 +158,7 @@ def gated(o, z, weight, eps):
 
 
 class LatentAttention(nn.Module):
-    """Multi-head latent attention without positions, with materialised keys and values."""
+    """Multi-head latent attention without positions, with materialized keys and values."""
 
     def __init__(self, c):
         super().__init__()
@@ -262,7 +262,7 @@ class Kimi(nn.Module):
         self.lm_head = linear(config["vocab_size"], hidden, 0.2 * hidden ** -0.5)
 
     def forward(self, ids):
-        """The normalised last hidden states [B,T,hidden]; apply `lm_head` to those whose logits are needed."""
+        """The normalized last hidden states [B,T,hidden]; apply `lm_head` to those whose logits are needed."""
         x = self.model.embed_tokens(ids)
         for layer in self.model.layers:
             x = layer(x)

@@ -1,4 +1,4 @@
-"""Measures the demonstration model in every quantisation: size, accuracy, perplexity, KL divergence from F32, and llama.cpp's
+"""Measures the demonstration model in every quantization: size, accuracy, perplexity, KL divergence from F32, and llama.cpp's
 perplexity (by the xllamacpp wheel) with the same file on the same windows.
 
     python table.py KIMI CHECKPOINT [QUESTIONS]          prints a Markdown table

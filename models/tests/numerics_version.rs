@@ -30,7 +30,7 @@ fn logits_change_only_with_the_numerics_version() {
     );
 }
 
-/// The bits of all logits, with each cache format: a prefill, a continuation with materialised keys and values, two decoded
+/// The bits of all logits, with each cache format: a prefill, a continuation with materialized keys and values, two decoded
 /// tokens.
 fn logits() -> Vec<u8> {
     let (cpu, file) = (Cpu::new(2, SimdLevel::available()[0]), file());
@@ -177,7 +177,7 @@ fn file() -> Gguf {
         let mut stored = vec![0; tensor.format.row_bytes(cols as u64).expect("whole blocks") as usize];
         for _ in 0..tensor.shape[1..].iter().product::<u64>() {
             let row: Vec<f32> = (0..cols).map(|_| value(&mut seed, &tensor.name, cols)).collect();
-            tensor.format.quantise_row(&row, &mut stored);
+            tensor.format.quantize_row(&row, &mut stored);
             bytes.extend(&stored);
         }
     }

@@ -23,7 +23,7 @@ pub struct PrefillEta {
 }
 
 impl PrefillEta {
-    /// Estimates for a model that materialises keys and values for `step` tokens at a time, or not at all.
+    /// Estimates for a model that materializes keys and values for `step` tokens at a time, or not at all.
     pub fn new(c: &Config, tensors: &[TensorInfo], step: Option<usize>) -> PrefillEta {
         let active = |t: &TensorInfo| {
             let weights = t.shape.iter().product::<u64>() as f64;

@@ -159,7 +159,7 @@ impl QuoteIndex {
     }
 }
 
-/// Whether a character forms words with its neighbours: letters and digits, except in scripts without spaces.
+/// Whether a character forms words with its neighbors: letters and digits, except in scripts without spaces.
 fn joins(c: char) -> bool {
     let spaceless = matches!(c, '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}'
         | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{3ffff}');

@@ -25,7 +25,7 @@ pub struct Quote {
     pub places: Vec<Place>,
 }
 
-/// The normalised text of all files.
+/// The normalized text of all files.
 pub struct Texts(Vec<Folded>);
 
 struct Folded {

@@ -1,6 +1,6 @@
 //! Wraps blocks of text into rows of the screen by display width, not by bytes or characters.
 //!
-//! It knows neither Markdown nor colours.
+//! It knows neither Markdown nor colors.
 
 use super::theme::{Span, TextRole, TextStyle};
 use models::visible::visible;

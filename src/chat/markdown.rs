@@ -1,6 +1,6 @@
 //! Incremental Markdown parser: blocks that can no longer change are final, and only the last block is parsed again.
 //!
-//! It knows neither the width of the screen nor colours. Next: [`super::layout`] (blocks to rows), [`super::code`].
+//! It knows neither the width of the screen nor colors. Next: [`super::layout`] (blocks to rows), [`super::code`].
 
 use super::code::Code;
 use super::layout::{Block, Body};

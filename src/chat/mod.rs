@@ -56,14 +56,14 @@ pub struct ChatArgs {
     /// Resume the saved chat with this name
     #[arg(long, value_name = "NAME")]
     load: Option<String>,
-    /// Colours for a light or dark background (default: from COLORFGBG, else dark)
+    /// Colors for a light or dark background (default: from COLORFGBG, else dark)
     #[arg(long, value_enum)]
     theme: Option<Background>,
     #[command(flatten)]
     settings: Settings,
 }
 
-/// The background colour of the terminal.
+/// The background color of the terminal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Background {
     /// Light text on a dark background

@@ -1,10 +1,10 @@
-//! Text roles and the colours that display them: none, the terminal's sixteen colours, or 24-bit colours.
+//! Text roles and the colors that display them: none, the terminal's sixteen colors, or 24-bit colors.
 //!
 //! Laid-out text carries roles only, so that a change of theme needs no new layout. Next: [`super::view`].
 
 use ratatui::style::{Color, Modifier, Style};
 
-/// The role of a piece of text, from which its colour follows.
+/// The role of a piece of text, from which its color follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TextRole {
     #[default]
@@ -57,26 +57,26 @@ impl Span {
     }
 }
 
-/// How many colours are used.
+/// How many colors are used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Depth {
     /// Bold, underline and reverse only.
     None,
-    /// The sixteen colours of the terminal's own theme.
+    /// The sixteen colors of the terminal's own theme.
     Sixteen,
-    /// Exact colours in 24-bit RGB.
+    /// Exact colors in 24-bit RGB.
     Exact,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Theme {
     pub depth: Depth,
-    /// Use colours for a light background.
+    /// Use colors for a light background.
     pub light: bool,
 }
 
 impl Theme {
-    /// Chooses colours from the environment variables `NO_COLOR`, `COLORTERM` and `COLORFGBG`.
+    /// Chooses colors from the environment variables `NO_COLOR`, `COLORTERM` and `COLORFGBG`.
     pub fn detect(variable: impl Fn(&str) -> Option<String>) -> Self {
         let set = |name: &str| variable(name).filter(|v| !v.is_empty());
         let exact = set("COLORTERM").is_some_and(|v| v == "truecolor" || v == "24bit");
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn colours_follow_the_environment() {
+    fn colors_follow_the_environment() {
         assert_eq!(detected(&[]), Theme { depth: Depth::Sixteen, light: false });
         assert_eq!(detected(&[("COLORTERM", "truecolor")]).depth, Depth::Exact);
         assert_eq!(detected(&[("COLORTERM", "truecolor"), ("NO_COLOR", "1")]).depth, Depth::None);
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn errors_are_bold_without_colours() {
+    fn errors_are_bold_without_colors() {
         let theme = Theme { depth: Depth::None, light: false };
         let all = [
             TextRole::Plain,

@@ -21,7 +21,7 @@ pub struct Cli {
 
 #[derive(Subcommand)]
 enum CliCommand {
-    /// Convert a Hugging Face checkpoint or a GGUF file to a quantised GGUF file
+    /// Convert a Hugging Face checkpoint or a GGUF file to a quantized GGUF file
     Convert(convert::ConvertArgs),
     /// Show the contents of a model file and its memory requirements
     Inspect(inspect::InspectArgs),
@@ -82,7 +82,7 @@ pub fn usage(e: &clap::Error) -> ExitCode {
     let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let harmless = |arg: &String| arg.chars().count() <= ARGUMENT_CHARS && !arg.contains(is_control);
     if !e.use_stderr() || args.iter().all(harmless) {
-        // With colours; a closed pipe is no error.
+        // With colors; a closed pipe is no error.
         let _ = e.print();
     } else {
         tell(wrong_usage(&e.render().to_string(), &args).trim_end());

@@ -23,10 +23,10 @@ pub struct ConvertArgs {
     /// Output file (default: NAME-TYPE.gguf in the current directory)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
-    /// Quantisation type: q4_k_m, q8_0, bf16, ... (`--type help` lists all)
+    /// Quantization type: q4_k_m, q8_0, bf16, ... (`--type help` lists all)
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = kind)]
     kind: TypeArg,
-    /// Quantisation type of tensors whose name matches; may be repeated, the last match wins
+    /// Quantization type of tensors whose name matches; may be repeated, the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
     tensor_type: Vec<Override>,
     /// List all tensors and the final size without reading weights or writing the output

@@ -30,7 +30,7 @@ pub struct Sampling {
     /// Repetition penalty: divide the logits of recent tokens by X (1: off)
     #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = at_least::<1>)]
     pub repeat_penalty: f32,
-    /// Number of recent tokens to penalise
+    /// Number of recent tokens to penalize
     #[arg(long, value_name = "N", default_value_t = 64)]
     pub repeat_last_n: usize,
     /// Presence penalty: subtract X from the logits of tokens that occur in the reply

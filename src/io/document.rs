@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn line_ends_are_normalised_and_blank_files_rejected() {
+    fn line_ends_are_normalized_and_blank_files_rejected() {
         let of = |bytes: &[u8]| document("x", bytes);
         assert_eq!(of("Grüße\r\n日本\rx\n".as_bytes()).unwrap().text, "Grüße\n日本\nx\n");
         let nothing = of(b" \n").unwrap_err().to_string();

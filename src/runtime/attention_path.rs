@@ -1,4 +1,4 @@
-//! Chooses the attention path of each token of a prompt: materialised attention for tokens far inside a long message,
+//! Chooses the attention path of each token of a prompt: materialized attention for tokens far inside a long message,
 //! absorbed attention for all others.
 //!
 //! A token's path depends on the tokens before it and on the start of the question, never on later tokens or on how a
@@ -12,11 +12,11 @@ use models::tokenizer::Vocabulary;
 use serde_json::Map;
 use std::ops::Range;
 
-/// Tokens at the start of a message that use absorbed attention. Materialising keys and values pays off from batches
+/// Tokens at the start of a message that use absorbed attention. Materializing keys and values pays off from batches
 /// of about 170 tokens on.
 pub const MATERIALIZE_AFTER: usize = 1024;
 
-/// Factor by which batches are larger in materialised attention. The memory plan counts these larger batches.
+/// Factor by which batches are larger in materialized attention. The memory plan counts these larger batches.
 pub const MATERIALIZED_BATCH_FACTOR: usize = 2;
 
 /// The position of a token: the start of its message, and whether that is a reply.
@@ -68,7 +68,7 @@ impl MessageBoundaries<'_> {
         (path, end.min(tokens.end))
     }
 
-    /// Returns whether prefill would use materialised attention for some of these tokens, which were decoded one by
+    /// Returns whether prefill would use materialized attention for some of these tokens, which were decoded one by
     /// one. The state after them is then not cached: it differs from the prefilled one by rounding.
     pub fn is_noncanonical(&self, all: &[u32], tokens: Range<usize>) -> bool {
         let mut at = tokens.start;

@@ -156,7 +156,7 @@ impl<B: Backend> Engine<B> {
         self.backend.describe()
     }
 
-    /// Computes the logits after each token from `start` on, from an empty state without materialised attention. Passes
+    /// Computes the logits after each token from `start` on, from an empty state without materialized attention. Passes
     /// the rows of each batch to `on_rows`.
     pub fn logits_from(
         &self,
@@ -230,7 +230,7 @@ impl EngineBase {
         self.message_boundaries().mla_path(prompt, tokens, question)
     }
 
-    /// Returns whether prefill would use materialised attention for some of these decoded tokens; the state after
+    /// Returns whether prefill would use materialized attention for some of these decoded tokens; the state after
     /// them is then not cached.
     pub fn is_noncanonical(&self, all: &[u32], tokens: Range<usize>) -> bool {
         self.message_boundaries().is_noncanonical(all, tokens)
@@ -240,7 +240,7 @@ impl EngineBase {
         MessageBoundaries { reply_prefix_ids: &self.reply_prefix_ids, tokenizer: self.tokenizer.as_deref() }
     }
 
-    /// Returns the maximum tokens of a batch, which is larger for materialised attention: the cost of materialising
+    /// Returns the maximum tokens of a batch, which is larger for materialized attention: the cost of materializing
     /// keys and values hardly depends on the batch size.
     pub fn max_step_tokens(&self, path: MlaPath) -> usize {
         if path == MlaPath::Materialized { self.batch * MATERIALIZED_BATCH_FACTOR } else { self.batch }

@@ -153,7 +153,7 @@ impl Requirements {
     }
 }
 
-/// Activations of the largest batch that the context allows, including materialised keys and values.
+/// Activations of the largest batch that the context allows, including materialized keys and values.
 fn workspace(c: &Config, batch: u64, context: u64) -> u64 {
     let far = context.saturating_sub(MATERIALIZE_AFTER as u64);
     let step = batch.max(batch.saturating_mul(MATERIALIZED_BATCH_FACTOR as u64).min(far));
@@ -345,9 +345,9 @@ mod tests {
         assert_eq!(d.slots_within(64 << 30, 7).0, 7);
     }
 
-    /// Materialised attention doubles the batch and needs keys and values; a short context needs none.
+    /// Materialized attention doubles the batch and needs keys and values; a short context needs none.
     #[test]
-    fn the_workspace_includes_materialised_attention() {
+    fn the_workspace_includes_materialized_attention() {
         let file = Preset::Real.metadata_only();
         let c = Config::from_gguf(&file).unwrap();
         let of_step = |tokens| 2 * MemoryEstimate::of(&c, tokens).workspace_bytes;

@@ -31,7 +31,7 @@ pub struct PrefillDriver<'e, B: Backend> {
     run: (MlaPath, usize),
     /// The end of the run, or of a later one, at which a snapshot is inserted.
     snapshot_at: usize,
-    /// Whether a decoded token would be prefilled with materialised attention; the state is then not cached.
+    /// Whether a decoded token would be prefilled with materialized attention; the state is then not cached.
     noncanonical: bool,
 }
 

@@ -259,7 +259,7 @@ fn sequences_that_free_each_others_states_end() {
     }
 }
 
-/// Random arrivals, tenants, limits, pauses and prompts. Some prompts end in materialised attention, and one reply would.
+/// Random arrivals, tenants, limits, pauses and prompts. Some prompts end in materialized attention, and one reply would.
 /// Each request has the tokens that it has alone.
 #[test]
 fn preemption_does_not_change_tokens() {

@@ -12,7 +12,7 @@ const FAIR_SHARE: usize = 4;
 
 /// Returns the tokens for each sequence, at most what it `wants`. Decoding sequences get their one token. A quarter of the
 /// remaining `budget` is shared equally by prefilling sequences (no starvation); the rest goes shortest-remaining-first,
-/// which minimises the mean time to the first token and gives long chunks.
+/// which minimizes the mean time to the first token and gives long chunks.
 pub fn allocate_tokens(wants: &[usize], budget: usize) -> Vec<usize> {
     let mut shares: Vec<usize> = wants.iter().map(|w| usize::from(*w == 1)).collect();
     let mut left = budget.saturating_sub(shares.iter().sum());

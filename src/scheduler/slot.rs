@@ -98,7 +98,7 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Restores the longest cached prefix. Returns its source, and the logits if the cache has them for all tokens.
     fn restore(&mut self) -> (Option<PrefixSource>, Vec<f32>) {
-        // A reply here may be the prompt of another request, prefilled with materialised attention.
+        // A reply here may be the prompt of another request, prefilled with materialized attention.
         let (prompt, all) = (self.reply.prompt().len(), self.reply.total());
         let apart = self.engine.is_noncanonical(&self.reply.first(all), prompt..all);
         let tokens = self.reply.first(if apart { prompt } else { all });
@@ -188,7 +188,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         (self.uses_large_chunks() && !self.is_blocked()).then(|| self.end() - self.driver.len())
     }
 
-    /// Returns true if the next tokens use materialised keys and values, which pay off in large chunks only.
+    /// Returns true if the next tokens use materialized keys and values, which pay off in large chunks only.
     fn uses_large_chunks(&self) -> bool {
         !self.is_decoding() && self.driver.run().0 == MlaPath::Materialized
     }

@@ -225,7 +225,7 @@ fn values(name: &str, shape: &[u64], is_f32: bool, random: &mut NumpyGenerator) 
 fn distribution(name: &str, shape: &[u64]) -> Box<dyn FnMut(&mut NumpyGenerator) -> f64> {
     let scaled = |scale: f64, width: u64| scale / (width as f64).sqrt();
     let deviation = match name {
-        // The published initialisation.
+        // The published initialization.
         _ if name.ends_with("A_log") => return Box::new(|r| r.uniform(1.0, 16.0).ln()),
         // Some channels remember thousands of tokens, some forget at once.
         _ if name.ends_with("dt_bias") => return Box::new(|r| r.uniform(-7.0, 1.0)),

@@ -1,4 +1,4 @@
-//! Random checkpoints, cut into shards, quantised or damaged.
+//! Random checkpoints, cut into shards, quantized or damaged.
 
 use crate::common::{random_checkpoint, tiktoken_bytes};
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
@@ -83,7 +83,7 @@ impl Checkpoint {
 
     /// Replaces three tensors by random FP8 bytes: one with block scales, one with a scale per row, one with a single scale.
     /// Writes the file and returns the values of the three tensors.
-    pub fn quantise_fp8(mut self, dir: &Path, names: [&str; 3]) -> [Vec<f32>; 3] {
+    pub fn quantize_fp8(mut self, dir: &Path, names: [&str; 3]) -> [Vec<f32>; 3] {
         let mut seed = 1u32;
         let values = names.map(|name| {
             let (_, shape, _) = self.tensors[name].clone();

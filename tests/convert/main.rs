@@ -31,7 +31,7 @@ fn values(gguf: &Gguf, name: &str) -> Vec<f32> {
     let row_bytes = tensor.format.row_bytes(cols).unwrap() as usize;
     let mut out = vec![0.0; bytes.len() / row_bytes * cols as usize];
     let rows = out.chunks_exact_mut(cols as usize);
-    rows.zip(bytes.chunks_exact(row_bytes)).for_each(|(out, row)| tensor.format.dequantise_row(row, out));
+    rows.zip(bytes.chunks_exact(row_bytes)).for_each(|(out, row)| tensor.format.dequantize_row(row, out));
     out
 }
 
@@ -224,7 +224,7 @@ fn tokenizer_and_template_come_along_or_are_missed() {
 }
 
 #[test]
-fn requantising_equals_converting() {
+fn requantizing_equals_converting() {
     let source = generate("tiny", 8, &[]);
     let path = |name: &str| source.path().join(name);
     run(source.path(), &path("wide.gguf"), "F32").unwrap();
@@ -281,7 +281,7 @@ fn fp8_weights_get_their_scales() {
     let source = generate("tiny", 9, &[]);
     let names =
         ["model.layers.0.mlp.up_proj.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight"];
-    let expected = Checkpoint::read(source.path()).quantise_fp8(source.path(), names);
+    let expected = Checkpoint::read(source.path()).quantize_fp8(source.path(), names);
     let file = source.path().join("fp8.gguf");
     run(source.path(), &file, "F32").unwrap();
     let gguf = Gguf::open(&file).unwrap();

@@ -378,7 +378,7 @@ class Generate(Gguf):
         return done.fault(codes=(0,)) or (None if done.stdout == expected else "another reply token by token")
 
 
-class Requantise(Gguf):
+class Requantize(Gguf):
     def judge(self, draw, directory, name):
         command = [self.kimi, "convert", name, "--type", draw.choice(["q8_0", "f16", "q4_0"]), "-o", "out.gguf", "--threads", "1"]
         done = observe.run(command, directory)

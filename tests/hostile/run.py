@@ -19,7 +19,7 @@ FIXED_SEED = 17
 KINDS = {
     "gguf": (gguf.Inspect, 10_000, 2),
     "generate": (gguf.Generate, 3_000, 3),
-    "requantise": (gguf.Requantise, 1_000, 1),
+    "requantize": (gguf.Requantize, 1_000, 1),
     "checkpoints": (checkpoints.Checkpoints, 2_000, 3),
     "cache": (prefix_cache.PrefixCache, 2_000, 3),
     "templates": (templates.Templates, 1_000, 3),

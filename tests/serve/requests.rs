@@ -83,8 +83,8 @@ async fn stops_seeds_biases_and_penalties_take_effect() {
         n["choices"].as_array().unwrap().iter().map(|c| c["message"]["content"].clone()).collect();
     assert!(texts.len() == 3 && texts[0] != texts[1] && texts[1] != texts[2], "{texts:?}");
     let again = json!({ "logit_bias": { a.to_string(): 20 }, "frequency_penalty": 2, "max_tokens": 64 });
-    let penalised = server.ok(CHAT, chat("x", again)).await;
-    assert!(!text(&penalised).contains(&"abc".repeat(20)), "{}", text(&penalised));
+    let penalized = server.ok(CHAT, chat("x", again)).await;
+    assert!(!text(&penalized).contains(&"abc".repeat(20)), "{}", text(&penalized));
 }
 
 #[tokio::test(flavor = "multi_thread")]

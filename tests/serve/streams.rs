@@ -74,7 +74,7 @@ async fn an_echoed_prompt_is_streamed_first() {
 }
 
 /// Greedy and sampled replies are the same alone and in a batch with eight others of other lengths, two of them long enough
-/// that their ends are prefilled with materialised attention in large chunks.
+/// that their ends are prefilled with materialized attention in large chunks.
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_are_the_same_alone_and_batched() {
     let server = TestServer::with(options(), 9);

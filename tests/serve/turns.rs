@@ -37,7 +37,7 @@ async fn converse(first: &str, how: Value) {
             id => json!({ "role": "tool", "tool_call_id": id, "content": format!("nothing on page {turn}") }),
         });
     }
-    // Seven tokens may be retokenised otherwise.
+    // Seven tokens may be retokenized otherwise.
     assert!(
         cut_otherwise > 0 || how["ends"] == "length",
         "the tokenizer cuts these replies otherwise than the model made them"

@@ -47,7 +47,7 @@ fn a_snapshot_of_any_length_equals_an_uninterrupted_reading() {
     for cache in [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0] {
         let args = args(cache, StoreOptions::in_memory());
         every_cut(|| Engine::open(&args).unwrap(), 150, &[1, 2, 3, 4, 15, 16, 63, 64, 65, 100, 149]);
-        // Attention is materialised from 1,024 tokens on.
+        // Attention is materialized from 1,024 tokens on.
         every_cut(|| Engine::open(&args).unwrap(), 1200, &[700, 1023, 1024, 1025, 1100, 1199]);
         every_cut(|| Engine::load(Reference, &args, Box::new(|_| {})).unwrap(), 20, &[2, 17]);
     }

@@ -1,7 +1,7 @@
 //! Computes absorbed MLA attention over the latent cache: an online softmax over blocks of rows, all heads at once.
 //!
 //! Query rows are (token, head) pairs. A group of up to 64 of them is multiplied with a block of 32 cache rows, which is
-//! dequantised once to f32 in L1/L2, so one read of the cache serves all heads. The softmax runs within parts of 256
+//! dequantized once to f32 in L1/L2, so one read of the cache serves all heads. The softmax runs within parts of 256
 //! rows, counted from position 0, and parts are merged in order: a token's result has the same bits for any batch size
 //! and thread count. In prefill each group processes all parts; in decode the few groups are split over parts, 64 at a
 //! time. Scratch is O(active groups * 64 * width), about 10 MiB at any depth. With 32 heads this is compute-bound. Next:
@@ -20,7 +20,7 @@ use std::ops::Range;
 
 /// Largest number of queries per group.
 pub(super) const GROUP: usize = 64;
-/// Cache rows that are dequantised and scored together.
+/// Cache rows that are dequantized and scored together.
 pub(super) const BLOCK: usize = 32;
 /// The activation type of queries over a Q8_0 cache.
 const LEVELS: Activation = Activation::Q8x32;
@@ -32,7 +32,7 @@ struct AbsorbedSpan<'a> {
     cache: &'a Cache,
     /// The query of each (token, head) pair, `[queries, width]`.
     q: &'a [f32],
-    /// The quantised queries, for int8 dot products with a Q8_0 cache.
+    /// The quantized queries, for int8 dot products with a Q8_0 cache.
     levels: Option<&'a [u8]>,
     heads: usize,
     /// Rows in the cache before the span's first.
@@ -165,7 +165,7 @@ fn one_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize,
         if rows.start > look.before + (queries.end - 1) / look.heads {
             break; // beyond the causal mask of all queries
         }
-        look.cache.dequantise_rows(rows.clone(), block);
+        look.cache.dequantize_rows(rows.clone(), block);
         let block = View { values: block, step };
         match look.levels {
             Some(levels) => {

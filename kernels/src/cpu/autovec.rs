@@ -1,4 +1,4 @@
-//! Compiles plain f32 loops to vector code for each instruction set (auto-vectorisation).
+//! Compiles plain f32 loops to vector code for each instruction set (auto-vectorization).
 //!
 //! Used for ops on activations, whose results may differ between machines by rounding. Dot products of stored blocks
 //! are in `matmul`, written over `Isa`. Everything is inlined into an [`AutovecKernel`], which [`run`] compiles per

@@ -57,7 +57,7 @@ impl Cache {
         let (bytes, format) = (self.row_bytes(), self.format);
         scratch[..row.len()].copy_from_slice(row);
         scratch[row.len()..].fill(0.0);
-        format.quantise_row(scratch, &mut self.room()[..bytes]);
+        format.quantize_row(scratch, &mut self.room()[..bytes]);
         self.len += 1;
     }
 
@@ -116,9 +116,9 @@ impl Cache {
     }
 
     /// Rows of one segment as f32, `stored_width` values per row.
-    pub(super) fn dequantise_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+    pub(super) fn dequantize_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         let values = &mut out[..rows.len() * self.stored_width()];
-        self.format.dequantise_row(self.stored(rows), values);
+        self.format.dequantize_row(self.stored(rows), values);
     }
 
     /// Any rows as f32, `width` values per row.
@@ -126,7 +126,7 @@ impl Cache {
         let mut row = vec![0.0; self.stored_width()];
         let mut out = Vec::with_capacity(rows.len() * self.width);
         for r in rows {
-            self.dequantise_rows(r..r + 1, &mut row);
+            self.dequantize_rows(r..r + 1, &mut row);
             out.extend_from_slice(&row[..self.width]);
         }
         out

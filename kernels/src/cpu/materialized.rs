@@ -1,8 +1,8 @@
-//! Computes MLA attention with materialised keys and values of each head, for prefill of many tokens.
+//! Computes MLA attention with materialized keys and values of each head, for prefill of many tokens.
 //!
-//! Per cache row, token and head this costs 320 multiply-adds, absorbed attention 1,088; materialising costs 131,072 per
+//! Per cache row, token and head this costs 320 multiply-adds, absorbed attention 1,088; materializing costs 131,072 per
 //! row and head, which pays from 170 tokens on. A head processes parts of 256 rows, whose keys and values it
-//! materialises once for all of its tokens and keeps in cache. Parts, blocks and summation order are those of
+//! materializes once for all of its tokens and keeps in cache. Parts, blocks and summation order are those of
 //! `attention`, so a token's result has the same bits for any batch size and thread count.
 
 use super::attention::{BLOCK, GROUP, MergeSoftmax, Values, Weights, clear, finish, split};
@@ -52,7 +52,7 @@ pub(super) fn materialized_attention(
         }
         let q = &q.values()[span.rows.start * q.cols..span.rows.end * q.cols];
         let look = MaterializedSpan { cache, q, w, width, before: cache.len() - n, scale };
-        // More threads than heads: split the tokens of a head, materialising its keys more than once.
+        // More threads than heads: split the tokens of a head, materializing its keys more than once.
         let each = n.div_ceil((cpu.pool.threads() / heads).max(1)).next_multiple_of(GROUP);
         let pieces = n.div_ceil(each);
         cpu.pool.parallel_for(heads * pieces, |i| {
@@ -76,8 +76,8 @@ fn head(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>, 
     let (w_k, rest) = scratch.floats_mut().split_at_mut(sizes[0]);
     let (w_v, rest) = rest.split_at_mut(sizes[1]);
     let (keys, values) = rest.split_at_mut(sizes[2]);
-    k.format.dequantise_row(k.matrix_rows(h, 0..k.rows), w_k);
-    v.format.dequantise_row(v.matrix_rows(h, 0..v.rows), w_v);
+    k.format.dequantize_row(k.matrix_rows(h, 0..k.rows), w_k);
+    v.format.dequantize_row(v.matrix_rows(h, 0..v.rows), w_v);
     let size = GROUP * (dim + 2);
     let groups = n.div_ceil(GROUP);
     let of = |g: usize| tokens.start + g * GROUP..tokens.end.min(tokens.start + (g + 1) * GROUP);
@@ -116,7 +116,7 @@ fn materialize(
     let (latents, made) = scratch.floats_mut().split_at_mut(BLOCK * step);
     for first in rows.clone().step_by(BLOCK) {
         let (block, at) = (first..rows.end.min(first + BLOCK), first - rows.start);
-        look.cache.dequantise_rows(block.clone(), latents);
+        look.cache.dequantize_rows(block.clone(), latents);
         cpu.level.run(MaterializeRows {
             rows: View { values: &latents[..block.len() * step], step },
             w_k: View { values: w_k, step: look.w.k.cols },

@@ -1,6 +1,6 @@
 //! Multiplies stored weights with activations: reads blocks straight from the mapped file, rows split over threads.
 //!
-//! Activations are quantised once to the format's activation type (`quant::Activation`). A chunk of weight rows is read
+//! Activations are quantized once to the format's activation type (`quant::Activation`). A chunk of weight rows is read
 //! from memory once and multiplied with all tokens while it is in cache. An output is one dot product whose summation
 //! order depends on the format alone, not on the batch or the threads. Decode reads every weight once and is
 //! memory-bound. Next: `crate::matmul`, then `experts`.
@@ -35,7 +35,7 @@ impl Activations<'_> {
     }
 }
 
-/// Quantises rows of `cols` values.
+/// Quantizes rows of `cols` values.
 pub(super) fn activations<'a>(cpu: &Cpu, form: Activation, x: &'a [f32], cols: usize) -> Activations<'a> {
     if form == Activation::F32 || cols == 0 {
         return Activations::Floats(x);
@@ -45,7 +45,7 @@ pub(super) fn activations<'a>(cpu: &Cpu, form: Activation, x: &'a [f32], cols: u
     let at_once = (8 * 1024 / cols).max(1);
     cpu.pool.for_chunks(&mut buffer.values_mut()[..rows * row_bytes], at_once * row_bytes, |i, out| {
         let x = &x[i * at_once * cols..][..out.len() / row_bytes * cols];
-        form.quantise_row(cpu.level, x, out);
+        form.quantize_row(cpu.level, x, out);
     });
     Activations::Blocks(buffer, rows * row_bytes)
 }
@@ -177,7 +177,7 @@ pub(super) fn matmul_heads(cpu: &Cpu, w: &Weight, x: &Tensor) -> Tensor {
         // SAFETY: this head's rows, and each head is one chunk.
         let prepared = unsafe { heads.get(h * tokens * row_bytes..(h + 1) * tokens * row_bytes) };
         for (t, out) in prepared.chunks_exact_mut(row_bytes.max(1)).enumerate() {
-            form.quantise_row(cpu.level, &of(t)[..w.cols], out);
+            form.quantize_row(cpu.level, &of(t)[..w.cols], out);
         }
         // SAFETY: columns of this head, and each head is one chunk.
         let out = |t: usize, from: usize, len: usize| unsafe {
@@ -192,13 +192,13 @@ pub(super) fn matmul_heads(cpu: &Cpu, w: &Weight, x: &Tensor) -> Tensor {
     y
 }
 
-/// Dequantises one row of a table per id, `[ids, cols]`.
+/// Dequantizes one row of a table per id, `[ids, cols]`.
 pub(super) fn embed(cpu: &Cpu, table: &Weight, ids: &[u32]) -> Tensor {
     let mut y = cpu.buffers.tensor(ids.len(), table.cols);
     cpu.pool.for_chunks(y.values_mut(), table.cols, |t, y| {
         let id = ids[t] as usize;
         assert!(id < table.rows, "row {id} of a table of {}", table.rows);
-        table.format.dequantise_row(table.matrix_rows(0, id..id + 1), y);
+        table.format.dequantize_row(table.matrix_rows(0, id..id + 1), y);
     });
     y
 }

@@ -72,7 +72,7 @@ impl Weight {
     }
 }
 
-/// A small weight as f32: a view of an F32 weight, else a dequantised copy.
+/// A small weight as f32: a view of an F32 weight, else a dequantized copy.
 enum Floats<'a> {
     View(&'a [f32]),
     Copy(Buffer, usize),
@@ -118,7 +118,7 @@ impl Cpu {
             Ok(view) if w.format == Format::F32 && cfg!(target_endian = "little") => Floats::View(view),
             _ => {
                 let mut buffer = self.buffers.floats(len);
-                w.format.dequantise_row(bytes, &mut buffer.floats_mut()[..len]);
+                w.format.dequantize_row(bytes, &mut buffer.floats_mut()[..len]);
                 Floats::Copy(buffer, len)
             }
         }

@@ -139,10 +139,10 @@ fn best(scores: impl Iterator<Item = (usize, f32)>, out: &mut [u32]) {
     }
 }
 
-/// The weights of the chosen: their unbiased scores, normalised and scaled.
+/// The weights of the chosen: their unbiased scores, normalized and scaled.
 fn weigh(s: &[f32], chosen: &[u32], how: &Routing, weights: &mut [f32]) {
     let sum: f32 = chosen.iter().map(|&e| s[e as usize]).sum();
-    let norm = if how.normalise { sum + 1e-20 } else { 1.0 };
+    let norm = if how.normalize { sum + 1e-20 } else { 1.0 };
     for (weight, &e) in weights.iter_mut().zip(chosen) {
         *weight = s[e as usize] / norm * how.scale;
     }

@@ -249,7 +249,7 @@ impl Cache {
         let mut row = vec![0.0; self.row_bytes() / format.block_bytes() * format.block_len()];
         let mut out = Vec::new();
         for bytes in bytes.chunks_exact(self.row_bytes()) {
-            format.dequantise_row(bytes, &mut row);
+            format.dequantize_row(bytes, &mut row);
             out.extend_from_slice(&row[..self.width]);
         }
         out

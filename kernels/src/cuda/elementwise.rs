@@ -24,7 +24,7 @@ fn warp_each(heads: usize) -> Grid {
 }
 
 impl Cuda {
-    /// Quantises rows of `cols` values with a stride.
+    /// Quantizes rows of `cols` values with a stride.
     pub(super) fn levels(&self, x: Address, [rows, cols, stride]: [usize; 3]) -> Levels {
         let q = self.buffers.bytes(rows * cols);
         let scale = self.buffers.bytes(rows * cols / 32 * 8);
@@ -52,7 +52,7 @@ impl Cuda {
         y
     }
 
-    /// A result tensor with room for quantised values, where rows are whole blocks.
+    /// A result tensor with room for quantized values, where rows are whole blocks.
     pub(super) fn with_levels(&self, rows: usize, cols: usize, whole: bool) -> Tensor {
         let x = self.buffers.tensor(rows, cols);
         if whole && cols.is_multiple_of(32) && x.len() > 0 {

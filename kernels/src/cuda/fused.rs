@@ -12,7 +12,7 @@ use bytemuck::{Pod, Zeroable};
 
 /// Largest number of matrices per launch with one input each, as in fused.cuh.
 const FRESH: usize = 2;
-/// Largest number of columns for which each block quantises its input itself.
+/// Largest number of columns for which each block quantizes its input itself.
 const NARROW: usize = 1024;
 /// Threads per row of gate and up, and rows per block.
 const UP_LANES: usize = 8;
@@ -41,7 +41,7 @@ struct Fresh {
     levels: [Address; 2],
 }
 
-/// Rows per block whose results are also quantised.
+/// Rows per block whose results are also quantized.
 const LEVEL_ROWS: usize = 32;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -113,7 +113,7 @@ impl Cuda {
         Some(y)
     }
 
-    /// Per head, for a few tokens; also quantised where 32 results share a scale.
+    /// Per head, for a few tokens; also quantized where 32 results share a scale.
     pub(super) fn fused_heads(&self, w: &Weight, x: &Tensor) -> Tensor {
         let width = x.cols / w.count;
         let rest = width - w.cols;

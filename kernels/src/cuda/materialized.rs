@@ -1,4 +1,4 @@
-//! Launches MLA attention with materialised keys and values, for spans of many tokens.
+//! Launches MLA attention with materialized keys and values, for spans of many tokens.
 //!
 //! The cache is processed in chunks of [`CHUNK_ROWS`] rows, so scratch memory is constant in depth. Wider shapes than the
 //! published model's and short spans use absorbed attention. The arithmetic is in kernels/cuda/materialized.cu.
@@ -27,10 +27,10 @@ const KEYS: usize = 64;
 const WEIGHTS_SHARED: usize = 4 * 32 * 33;
 const MATERIALIZE_SHARED: usize = 2 * 2 * 2 * SIDE * (DEEP + 8);
 const ATTEND_SHARED: usize = 2 * 2 * KEYS * (NOPE + PE + 8 + VALUE + 8);
-/// Rows whose keys and values are materialised at once: 64 MiB for 32 heads. The running softmax carried between chunks,
+/// Rows whose keys and values are materialized at once: 64 MiB for 32 heads. The running softmax carried between chunks,
 /// 32 KiB per token beside 84 million multiply-adds, then costs a few percent of the time.
 pub(super) const CHUNK_ROWS: usize = 4096;
-/// Smallest span, in tokens, for which materialising pays. The break-even by multiply-adds is 170; absorbed attention
+/// Smallest span, in tokens, for which materializing pays. The break-even by multiply-adds is 170; absorbed attention
 /// also rereads the cache for each token, which lowers it. Not measured.
 const MATERIALIZE_MIN_TOKENS: usize = 32;
 
@@ -132,7 +132,7 @@ impl Heads {
     }
 }
 
-/// Device scratch bytes of materialised attention for one step.
+/// Device scratch bytes of materialized attention for one step.
 pub fn materialized_bytes(heads: &Heads, context: u64, tokens: u64) -> u64 {
     if !heads.fit() {
         return 0;

@@ -69,7 +69,7 @@ struct Gemm {
     x_div: i32,
 }
 
-/// Addresses of activations: quantised, their scales, f32. A kernel reads its format's activation type.
+/// Addresses of activations: quantized, their scales, f32. A kernel reads its format's activation type.
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub(super) struct Input {
@@ -254,7 +254,7 @@ impl Cuda {
         y
     }
 
-    /// Dequantises all matrices of a stack.
+    /// Dequantizes all matrices of a stack.
     pub(super) fn floats_of(&self, w: &Weight) -> DeviceBuffer {
         let each = w.rows * w.cols; // rows are whole blocks, so a matrix is one long row
         let y = self.buffers.bytes(4 * w.count * each);
@@ -264,7 +264,7 @@ impl Cuda {
         y
     }
 
-    /// Dequantises rows of `cols` values: the listed ones, or the first ones.
+    /// Dequantizes rows of `cols` values: the listed ones, or the first ones.
     fn rows_to(&self, w: &Weight, y: Address, [n, cols]: [usize; 2], chosen: Address) {
         let mut of = [MatrixArg::zeroed(); MATRICES];
         let [vectors, width] = [n, cols].map(|n| n as i32);

@@ -89,11 +89,11 @@ pub struct Tensor {
     /// Number of values in a row; rows are contiguous.
     pub cols: usize,
     buffer: DeviceBuffer,
-    /// The quantised values, once a matmul has needed them.
+    /// The quantized values, once a matmul has needed them.
     pub(super) bytes: OnceLock<Levels>,
 }
 
-/// Quantised activations: `q` `[rows, cols]`, and a scale with two sums per 32 values.
+/// Quantized activations: `q` `[rows, cols]`, and a scale with two sums per 32 values.
 pub(super) struct Levels {
     pub(super) q: DeviceBuffer,
     pub(super) scale: DeviceBuffer,
@@ -114,7 +114,7 @@ impl DevicePool {
         self.poisoned.store(on, Ordering::Relaxed);
     }
 
-    /// At least `bytes` uninitialised bytes; None when the device is full.
+    /// At least `bytes` uninitialized bytes; None when the device is full.
     pub(super) fn try_bytes(&self, bytes: usize) -> Option<DeviceBuffer> {
         self.try_size(size_class(bytes))
     }
@@ -154,7 +154,7 @@ impl DevicePool {
         )
     }
 
-    /// A buffer initialised with values.
+    /// A buffer initialized with values.
     pub(super) fn upload<T: Pod>(&self, values: &[T]) -> DeviceBuffer {
         let bytes: &[u8] = bytemuck::cast_slice(values);
         let buffer = self.bytes(bytes.len());
@@ -208,7 +208,7 @@ impl Tensor {
         self.buffer.at
     }
 
-    /// Addresses of the quantised values and their scales; 0 if absent.
+    /// Addresses of the quantized values and their scales; 0 if absent.
     pub(super) fn levels_at(&self) -> [Address; 2] {
         self.bytes.get().map_or([0; 2], |levels| [levels.q.at, levels.scale.at])
     }

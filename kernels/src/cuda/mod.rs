@@ -68,7 +68,7 @@ pub struct Cuda {
     uploader: Mutex<Uploader>,
     /// Hits and lookups of the expert cache.
     uses: [AtomicU64; 2],
-    /// Rows per chunk of materialised attention.
+    /// Rows per chunk of materialized attention.
     chunk_rows: AtomicUsize,
     steps: Mutex<GraphCache>,
     /// Counters of finished blocks, for up to [`matmul::GEMV_MAX_TOKENS`] tokens; zero between launches.

@@ -32,7 +32,7 @@ pub(super) struct Route {
     top_k: i32,
     groups: i32,
     top_groups: i32,
-    normalise: i32,
+    normalize: i32,
     scale: f32,
 }
 
@@ -77,7 +77,7 @@ impl Cuda {
             top_k: top_k as i32,
             groups: how.groups as i32,
             top_groups: how.top_groups as i32,
-            normalise: how.normalise.into(),
+            normalize: how.normalize.into(),
             scale: how.scale,
         };
         (Routed { rows, top_k, chosen, weights }, route)

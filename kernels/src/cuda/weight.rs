@@ -75,7 +75,7 @@ impl Weight {
         self.planes[0]
     }
 
-    /// Returns whether activations are quantised for this weight.
+    /// Returns whether activations are quantized for this weight.
     pub(super) fn is_block(&self) -> bool {
         self.format.block_len() > 1
     }

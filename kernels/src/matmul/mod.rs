@@ -1,4 +1,4 @@
-//! Multiplies quantised weight rows with quantised activations: GEMV for one token, GEMM for several.
+//! Multiplies quantized weight rows with quantized activations: GEMV for one token, GEMM for several.
 //!
 //! A format implements [`block_dot::BlockDot`] through `quant::superblock` (256 weights) or `quant::block32` (32 weights). The
 //! result for a token is the same bits with either kernel. Next: [`gemv`] (decode), [`gemm`] (prefill).

@@ -1,4 +1,4 @@
-//! Quantises activations into the types that weights are multiplied with (ggml's `vec_dot_type`).
+//! Quantizes activations into the types that weights are multiplied with (ggml's `vec_dot_type`).
 //!
 //! These types never appear in a file. The scale is f32, so no activation overflows it, and the sums of the quants are
 //! stored with them for formats whose weights have a minimum or an offset: sum (w - o) x = sum w x - o sum x.
@@ -16,7 +16,7 @@ use bytemuck::{Pod, Zeroable};
 /// The type of the activations that a format is multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Activation {
-    /// Unquantised floats, little endian, for the float formats.
+    /// Unquantized floats, little endian, for the float formats.
     F32,
     /// Blocks of 32 with one scale, for formats with 32 weights per block.
     Q8x32,
@@ -36,11 +36,11 @@ impl Activation {
         cols / len * bytes
     }
 
-    /// Quantises one row or several contiguous rows; the same bytes at every [`SimdLevel`].
+    /// Quantizes one row or several contiguous rows; the same bytes at every [`SimdLevel`].
     ///
     /// # Panics
     /// If `x` is not whole blocks, or `out` is not `row_bytes(x.len())`.
-    pub fn quantise_row(self, level: SimdLevel, x: &[f32], out: &mut [u8]) {
+    pub fn quantize_row(self, level: SimdLevel, x: &[f32], out: &mut [u8]) {
         assert_eq!(out.len(), self.row_bytes(x.len()), "bytes of {} activations", x.len());
         match self {
             Activation::F32 => {
@@ -48,8 +48,8 @@ impl Activation {
                     *out = x.to_le_bytes();
                 }
             }
-            Activation::Q8x32 => level.run(Quantise32 { x, out: cast::many_mut(out) }),
-            Activation::Q8x256 => level.run(Quantise256 { x, out: cast::many_mut(out) }),
+            Activation::Q8x32 => level.run(Quantize32 { x, out: cast::many_mut(out) }),
+            Activation::Q8x256 => level.run(Quantize256 { x, out: cast::many_mut(out) }),
         }
     }
 }
@@ -164,12 +164,12 @@ fn quants<I: Isa>(isa: I, x: &[f32; 32], inverse: f32) -> I::Bytes {
     isa.pack_i8(q)
 }
 
-struct Quantise32<'a> {
+struct Quantize32<'a> {
     x: &'a [f32],
     out: &'a mut [Q8x32],
 }
 
-impl Kernel for Quantise32<'_> {
+impl Kernel for Quantize32<'_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
@@ -183,12 +183,12 @@ impl Kernel for Quantise32<'_> {
     }
 }
 
-struct Quantise256<'a> {
+struct Quantize256<'a> {
     x: &'a [f32],
     out: &'a mut [Q8x256],
 }
 
-impl Kernel for Quantise256<'_> {
+impl Kernel for Quantize256<'_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {

@@ -26,17 +26,17 @@ impl Block for BF16 {
     const CUDA_PLANES: &'static [Range<usize>] = &[0..2];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> BF16 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> BF16 {
         BF16(half::bf16::from_f32(x[0]).to_le_bytes())
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, _: I, y: &mut [f32]) {
         y[0] = f32::from_bits((u16::from_le_bytes(self.0) as u32) << 16);
     }
 
     #[inline(always)]
-    fn dequantise_all<I: Isa>(isa: I, w: &[BF16], out: &mut [f32]) {
+    fn dequantize_all<I: Isa>(isa: I, w: &[BF16], out: &mut [f32]) {
         float_rows::to_f32(isa, w, out);
     }
 }

@@ -17,23 +17,23 @@ pub(crate) trait Block: Pod {
     const CUDA_PLANES: &'static [Range<usize>];
 
     /// The block of `LEN` weights, as ggml would make it.
-    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Self;
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Self;
     /// The `LEN` weights of a block.
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]);
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]);
 
-    /// Quantises many blocks; overridden where a scale search runs over several blocks at once.
+    /// Quantizes many blocks; overridden where a scale search runs over several blocks at once.
     #[inline(always)]
-    fn quantise_all<I: Isa>(isa: I, x: &[f32], out: &mut [Self]) {
+    fn quantize_all<I: Isa>(isa: I, x: &[f32], out: &mut [Self]) {
         for (x, out) in x.chunks_exact(Self::LEN).zip(out) {
-            *out = Self::quantise(isa, x);
+            *out = Self::quantize(isa, x);
         }
     }
 
-    /// Dequantises many blocks; overridden where several blocks fill a register.
+    /// Dequantizes many blocks; overridden where several blocks fill a register.
     #[inline(always)]
-    fn dequantise_all<I: Isa>(isa: I, w: &[Self], out: &mut [f32]) {
+    fn dequantize_all<I: Isa>(isa: I, w: &[Self], out: &mut [f32]) {
         for (w, out) in w.iter().zip(out.chunks_exact_mut(Self::LEN)) {
-            w.dequantise(isa, out);
+            w.dequantize(isa, out);
         }
     }
 }

@@ -26,17 +26,17 @@ impl Block for F16 {
     const CUDA_PLANES: &'static [Range<usize>] = &[0..2];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> F16 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> F16 {
         F16(half::f16::from_f32(x[0]).to_le_bytes())
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, _: I, y: &mut [f32]) {
         y[0] = half::f16::from_le_bytes(self.0).to_f32();
     }
 
     #[inline(always)]
-    fn dequantise_all<I: Isa>(isa: I, w: &[F16], out: &mut [f32]) {
+    fn dequantize_all<I: Isa>(isa: I, w: &[F16], out: &mut [f32]) {
         float_rows::to_f32(isa, w, out);
     }
 }

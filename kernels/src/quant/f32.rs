@@ -21,17 +21,17 @@ impl Block for F32 {
     const CUDA_PLANES: &'static [Range<usize>] = &[0..4];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> F32 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> F32 {
         F32(x[0].to_le_bytes())
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, _: I, y: &mut [f32]) {
         y[0] = f32::from_le_bytes(self.0);
     }
 
     #[inline(always)]
-    fn dequantise_all<I: Isa>(isa: I, w: &[F32], out: &mut [f32]) {
+    fn dequantize_all<I: Isa>(isa: I, w: &[F32], out: &mut [f32]) {
         float_rows::to_f32(isa, w, out);
     }
 }

@@ -20,7 +20,7 @@ pub(super) fn to_f32<I: Isa, W: FloatFormat>(isa: I, w: &[W], out: &mut [f32]) {
         isa.store(W::load(isa, w), out);
     }
     for (w, out) in rest.iter().zip(out_rest) {
-        w.dequantise(isa, std::slice::from_mut(out));
+        w.dequantize(isa, std::slice::from_mut(out));
     }
 }
 

@@ -29,7 +29,7 @@ pub struct Iq4Nl {
 }
 const _: () = assert!(size_of::<Iq4Nl>() == 18);
 
-/// Quantises eight blocks at once, one per lane.
+/// Quantizes eight blocks at once, one per lane.
 #[inline(always)]
 fn eight<I: Isa>(isa: I, x: &LanePerBlock<32>) -> [Iq4Nl; 8] {
     let scale = iq4_search::scales(isa, x);
@@ -47,24 +47,24 @@ impl Block for Iq4Nl {
     const CUDA_PLANES: &'static [Range<usize>] = &[2..18, 0..2];
 
     #[inline(always)]
-    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Iq4Nl {
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq4Nl {
         eight(isa, &from_fn(|i| [x[i]; 8]))[0]
     }
 
     #[inline(always)]
-    fn quantise_all<I: Isa>(isa: I, x: &[f32], out: &mut [Iq4Nl]) {
+    fn quantize_all<I: Isa>(isa: I, x: &[f32], out: &mut [Iq4Nl]) {
         let (x, x_rest) = x.as_chunks::<256>();
         let (out, out_rest) = out.as_chunks_mut::<8>();
         for (x, out) in x.iter().zip(out) {
             *out = eight(isa, &columns::<32>(x));
         }
         for (x, out) in x_rest.as_chunks::<32>().0.iter().zip(out_rest) {
-            *out = Iq4Nl::quantise(isa, x);
+            *out = Iq4Nl::quantize(isa, x);
         }
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let d = isa.f16(self.d);
         let mut q = [0; 32];
         isa.store_bytes(isa.nibbles(&self.q), &mut q);

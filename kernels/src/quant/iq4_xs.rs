@@ -63,7 +63,7 @@ impl Block for Iq4Xs {
     const CUDA_PLANES: &'static [Range<usize>] = &[8..136, 0..8];
 
     #[inline(always)]
-    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Iq4Xs {
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq4Xs {
         let x = columns::<32>(x);
         let scale = iq4_search::scales(isa, &x);
         let d = furthest(&scale) / -32.0;
@@ -81,7 +81,7 @@ impl Block for Iq4Xs {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let (d, sc) = (isa.f16(self.d), self.scales());
         for (j, y) in y.as_chunks_mut::<32>().0.iter_mut().enumerate() {
             let d = d * sc[j].cast_signed() as f32;

@@ -38,7 +38,7 @@ fn pack(sc: [u8; 8], m: [u8; 8]) -> [u8; 12] {
     s
 }
 
-/// A quantised super-block with unpacked quants.
+/// A quantized super-block with unpacked quants.
 pub(super) struct Found {
     pub(super) d: [u8; 2],
     pub(super) dmin: [u8; 2],
@@ -46,8 +46,8 @@ pub(super) struct Found {
     pub(super) quants: [u8; 256],
 }
 
-/// Quantises 256 weights to `0..=most`: finds the scale and minimum of each sub-block with the least weighted squared
-/// error, rounds both to six bits, then requantises with the rounded values.
+/// Quantizes 256 weights to `0..=most`: finds the scale and minimum of each sub-block with the least weighted squared
+/// error, rounds both to six bits, then requantizes with the rounded values.
 #[inline(always)]
 pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: ScaleSteps) -> Found {
     let x: &[f32; 256] = x.try_into().expect("a super-block");
@@ -76,7 +76,7 @@ pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: ScaleSteps) -> Fo
 
 /// y_i = d sc_j q_i - dmin m_j
 #[inline(always)]
-pub(super) fn dequantise<I: Isa>(isa: I, q: [I::Bytes; 8], d: [[u8; 2]; 2], scales: [u8; 12], y: &mut [f32]) {
+pub(super) fn dequantize<I: Isa>(isa: I, q: [I::Bytes; 8], d: [[u8; 2]; 2], scales: [u8; 12], y: &mut [f32]) {
     let ([d, dmin], (sc, m)) = (d.map(|d| isa.f16(d)), unpack(scales));
     let q = scale_search::stored(isa, q);
     for (i, y) in y.iter_mut().enumerate() {

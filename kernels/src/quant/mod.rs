@@ -171,22 +171,22 @@ impl Format {
         with_block!(self, B => B::CUDA_PLANES)
     }
 
-    /// Quantises a row, byte for byte as ggml does.
+    /// Quantizes a row, byte for byte as ggml does.
     ///
     /// # Panics
     /// If `x` is not whole blocks, or `out` has another length.
-    pub fn quantise_row(self, x: &[f32], out: &mut [u8]) {
+    pub fn quantize_row(self, x: &[f32], out: &mut [u8]) {
         self.check(x.len(), out.len());
-        with_block!(self, B => SimdLevel::detect().run(Quantise::<B> { x, out: cast::many_mut(out) }));
+        with_block!(self, B => SimdLevel::detect().run(Quantize::<B> { x, out: cast::many_mut(out) }));
     }
 
-    /// Dequantises a row.
+    /// Dequantizes a row.
     ///
     /// # Panics
     /// If `out` is not whole blocks, or `bytes` has another length.
-    pub fn dequantise_row(self, bytes: &[u8], out: &mut [f32]) {
+    pub fn dequantize_row(self, bytes: &[u8], out: &mut [f32]) {
         self.check(out.len(), bytes.len());
-        with_block!(self, B => SimdLevel::detect().run(Dequantise::<B> { w: cast::many(bytes), out }));
+        with_block!(self, B => SimdLevel::detect().run(Dequantize::<B> { w: cast::many(bytes), out }));
     }
 
     fn check(self, cols: usize, bytes: usize) {
@@ -221,29 +221,29 @@ pub fn matmul_tile(level: SimdLevel, format: Format, weights: &[u8], cols: usize
     });
 }
 
-struct Quantise<'a, B> {
+struct Quantize<'a, B> {
     x: &'a [f32],
     out: &'a mut [B],
 }
 
-impl<B: Block> Kernel for Quantise<'_, B> {
+impl<B: Block> Kernel for Quantize<'_, B> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        B::quantise_all(isa, self.x, self.out);
+        B::quantize_all(isa, self.x, self.out);
     }
 }
 
-struct Dequantise<'a, B> {
+struct Dequantize<'a, B> {
     w: &'a [B],
     out: &'a mut [f32],
 }
 
-impl<B: Block> Kernel for Dequantise<'_, B> {
+impl<B: Block> Kernel for Dequantize<'_, B> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        B::dequantise_all(isa, self.w, self.out);
+        B::dequantize_all(isa, self.w, self.out);
     }
 }
 

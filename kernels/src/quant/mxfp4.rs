@@ -62,7 +62,7 @@ impl Block for Mxfp4 {
     const CUDA_PLANES: &'static [Range<usize>] = &[1..17, 0..1];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> Mxfp4 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Mxfp4 {
         let most = super::minmax::furthest(x).abs();
         let e = if most > 0.0 { to_int(most.log2().floor() - 2.0 + 127.0) as u8 } else { 0 };
         let d = SCALES[e as usize];
@@ -70,7 +70,7 @@ impl Block for Mxfp4 {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let d = SCALES[self.e as usize];
         let mut q = [0; 32];
         isa.store_bytes(isa.nibbles(&self.q), &mut q);

@@ -77,7 +77,7 @@ impl Block for Q2K {
     const CUDA_PLANES: &'static [Range<usize>] = &[16..80, 0..16, 80..84];
 
     #[inline(always)]
-    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q2K {
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q2K {
         let (mut scale, mut min, mut quants) = ([0.0; 16], [0.0; 16], [0; 256]);
         for h in 0..2 {
             let columns = scale_search::columns::<16>(&x[128 * h..128 * h + 128]);
@@ -102,7 +102,7 @@ impl Block for Q2K {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let [d, dmin] = [self.d, self.dmin].map(|d| isa.f16(d));
         let q = scale_search::stored(isa, two_bits(isa, &self.q));
         for (i, y) in y.iter_mut().enumerate() {

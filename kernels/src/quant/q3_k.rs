@@ -99,7 +99,7 @@ impl Block for Q3K {
     const CUDA_PLANES: &'static [Range<usize>] = &[0..96, 96..108, 108..110];
 
     #[inline(always)]
-    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q3K {
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q3K {
         let (scale, mut quants) =
             scale_search::sixteen(x, |columns| scale_search::symmetric_by_turns(isa, columns, 4.0));
         let furthest = super::minmax::furthest(&scale);
@@ -124,7 +124,7 @@ impl Block for Q3K {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let (d, sc) = (isa.f16(self.d), self.scales());
         let q = scale_search::stored(isa, self.quants(isa));
         for (i, y) in y.iter_mut().enumerate() {

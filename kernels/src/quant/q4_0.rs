@@ -33,14 +33,14 @@ impl Block for Q4_0 {
     const CUDA_PLANES: &'static [Range<usize>] = &[2..18, 0..2];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> Q4_0 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Q4_0 {
         let d = furthest(x) / -8.0;
         let quants = quants(x, 0.0, inverse(d), 8.5, 15);
         Q4_0 { d: f16::from_f32(d).to_le_bytes(), q: nibbles(&quants) }
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let d = isa.f16(self.d);
         let mut q = [0; 32];
         isa.store_bytes(self.quants(isa), &mut q);

@@ -34,7 +34,7 @@ impl Block for Q4_1 {
     const CUDA_PLANES: &'static [Range<usize>] = &[4..20, 0..4];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> Q4_1 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Q4_1 {
         let (low, high) = extremes(x);
         let d = (high - low) / 15.0;
         let quants = quants(x, low, inverse(d), 0.5, 15);
@@ -43,7 +43,7 @@ impl Block for Q4_1 {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let [d, m] = [self.d, self.m].map(|v| isa.f16(v));
         let mut q = [0; 32];
         isa.store_bytes(self.quants(isa), &mut q);

@@ -54,7 +54,7 @@ impl Block for Q4K {
     const CUDA_PLANES: &'static [Range<usize>] = &[0..144];
 
     #[inline(always)]
-    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q4K {
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q4K {
         let Found { d, dmin, scales, quants } =
             k_scales::find(isa, x, 15, ScaleSteps { first: -1.0, count: 20 });
         let mut q = [[0; 32]; 4];
@@ -67,8 +67,8 @@ impl Block for Q4K {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
-        k_scales::dequantise(isa, self.quants(isa), [self.d, self.dmin], self.scales, y);
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        k_scales::dequantize(isa, self.quants(isa), [self.d, self.dmin], self.scales, y);
     }
 }
 

@@ -35,14 +35,14 @@ impl Block for Q5_0 {
     const CUDA_PLANES: &'static [Range<usize>] = &[6..22, 0..2, 2..6];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> Q5_0 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Q5_0 {
         let d = furthest(x) / -16.0;
         let quants = quants(x, 0.0, inverse(d), 16.5, 31);
         Q5_0 { d: f16::from_f32(d).to_le_bytes(), high: fifth_bits(&quants), q: nibbles(&quants) }
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let d = isa.f16(self.d);
         let mut q = [0; 32];
         isa.store_bytes(self.quants(isa), &mut q);

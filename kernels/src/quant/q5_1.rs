@@ -36,7 +36,7 @@ impl Block for Q5_1 {
     const CUDA_PLANES: &'static [Range<usize>] = &[8..24, 0..4, 4..8];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> Q5_1 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Q5_1 {
         let (low, high) = extremes(x);
         let d = (high - low) / 31.0;
         let quants = quants(x, low, inverse(d), 0.5, 31);
@@ -45,7 +45,7 @@ impl Block for Q5_1 {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let [d, m] = [self.d, self.m].map(|v| isa.f16(v));
         let mut q = [0; 32];
         isa.store_bytes(self.quants(isa), &mut q);

@@ -67,7 +67,7 @@ impl Block for Q5K {
     const CUDA_PLANES: &'static [Range<usize>] = &[0..176];
 
     #[inline(always)]
-    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q5K {
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q5K {
         let Found { d, dmin, scales, quants } =
             k_scales::find(isa, x, 31, ScaleSteps { first: -0.5, count: 15 });
         let (mut q, mut high) = ([[0; 32]; 4], [0; 32]);
@@ -81,8 +81,8 @@ impl Block for Q5K {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
-        k_scales::dequantise(isa, self.quants(isa), [self.d, self.dmin], self.scales, y);
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        k_scales::dequantize(isa, self.quants(isa), [self.d, self.dmin], self.scales, y);
     }
 }
 

@@ -58,7 +58,7 @@ impl Block for Q6K {
     const CUDA_PLANES: &'static [Range<usize>] = &[0..208, 208..210];
 
     #[inline(always)]
-    fn quantise<I: Isa>(isa: I, x: &[f32]) -> Q6K {
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q6K {
         let (scale, mut quants) =
             scale_search::sixteen(x, |columns| scale_search::symmetric(isa, columns, 32.0));
         let furthest = super::minmax::furthest(&scale);
@@ -84,7 +84,7 @@ impl Block for Q6K {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, isa: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         let d = isa.f16(self.d);
         let q = scale_search::stored(isa, self.quants(isa));
         for (i, y) in y.iter_mut().enumerate() {

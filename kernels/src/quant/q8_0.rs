@@ -31,7 +31,7 @@ impl Block for Q8_0 {
     const CUDA_PLANES: &'static [Range<usize>] = &[2..34, 0..2];
 
     #[inline(always)]
-    fn quantise<I: Isa>(_: I, x: &[f32]) -> Q8_0 {
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Q8_0 {
         let most = x.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
         let d = most / 127.0;
         let inverse = inverse(d);
@@ -43,7 +43,7 @@ impl Block for Q8_0 {
     }
 
     #[inline(always)]
-    fn dequantise<I: Isa>(&self, _: I, y: &mut [f32]) {
+    fn dequantize<I: Isa>(&self, _: I, y: &mut [f32]) {
         let d = f16::from_le_bytes(self.d).to_f32();
         for (y, q) in y.iter_mut().zip(self.q) {
             *y = q.cast_signed() as f32 * d;

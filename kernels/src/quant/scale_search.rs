@@ -22,7 +22,7 @@ pub(super) struct ScaleSteps {
     pub(super) count: u32,
 }
 
-/// The error that the search minimises, summed over a sub-block with importance weights.
+/// The error that the search minimizes, summed over a sub-block with importance weights.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Cost {
     Square,

@@ -62,7 +62,7 @@ pub fn stored(format: Format, [count, rows, cols]: [usize; 3], values: &[f32]) -
     let bytes = format.row_bytes(cols as u64).unwrap() as usize;
     let mut out = vec![0; count * rows * bytes];
     if cols > 0 {
-        out.chunks_mut(bytes).zip(values.chunks(cols)).for_each(|(out, x)| format.quantise_row(x, out));
+        out.chunks_mut(bytes).zip(values.chunks(cols)).for_each(|(out, x)| format.quantize_row(x, out));
     }
     QuantTensor { format, count, rows, cols, bytes: Bytes::from(out) }
 }

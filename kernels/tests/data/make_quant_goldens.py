@@ -25,7 +25,7 @@ IDS = {name: int(id) for name, id in re.findall(r"(\w+) = (\d+) =>", TABLE)}
 COLS = 256
 GENERATED = 512  # super-blocks
 
-# name: (block length, block bytes, quantise, dequantise)
+# name: (block length, block bytes, quantize, dequantize)
 FORMATS = {
     "F16": (1, 2, "ggml_fp32_to_fp16_row", "ggml_fp16_to_fp32_row"),
     "BF16": (1, 2, "ggml_fp32_to_bf16_row_ref", "ggml_bf16_to_fp32_row"),
@@ -46,7 +46,7 @@ FORMATS = {
 
 
 def rows():
-    """A row of each kind that a quantiser may treat differently."""
+    """A row of each kind that a quantizer may treat differently."""
     rng = np.random.default_rng(20261121)
     gauss = lambda scale: rng.standard_normal(COLS) * scale
     i = np.arange(COLS)
@@ -86,17 +86,17 @@ def fnv1a(data):
 
 
 def through(lib, name, x):
-    length, size, quantise, dequantise = FORMATS[name]
+    length, size, quantize, dequantize = FORMATS[name]
     lib.ggml_quantize_init(IDS[name])  # makes the tables of the formats with large codebooks
     stored = np.zeros(x.size // length * size, np.uint8)
     values = np.zeros(x.size, np.float32)
     pointer = lambda a: ctypes.c_void_p(a.ctypes.data)
-    if quantise.startswith("quantize_iq"):  # one row, no importance matrix
+    if quantize.startswith("quantize_iq"):  # one row, no importance matrix
         sizes = (ctypes.c_int64(1), ctypes.c_int64(x.size), None)
     else:
         sizes = (ctypes.c_int64(x.size),)
-    getattr(lib, quantise)(pointer(x), pointer(stored), *sizes)
-    getattr(lib, dequantise)(pointer(stored), pointer(values), ctypes.c_int64(x.size))
+    getattr(lib, quantize)(pointer(x), pointer(stored), *sizes)
+    getattr(lib, dequantize)(pointer(stored), pointer(values), ctypes.c_int64(x.size))
     return stored.tobytes(), values.tobytes()
 
 

@@ -278,7 +278,7 @@ impl Keys<'_> {
             top_k: self.count("expert_used_count")?,
             groups,
             top_groups: self.count_or("expert_group_used_count", groups)?.clamp(1, groups),
-            normalise: !matches!(self.get("expert_weights_norm"), Some(Value::Bool(false))),
+            normalize: !matches!(self.get("expert_weights_norm"), Some(Value::Bool(false))),
             scale: match self.get("expert_weights_scale") {
                 None => 1.0,
                 Some(_) => self.positive("expert_weights_scale")?,

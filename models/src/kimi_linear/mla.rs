@@ -4,7 +4,7 @@
 //! score_hts = (q~_ht . c_s + q_pe_ht . k_pe_s) / sqrt(nope + pe),   q~_ht = W_k,h^T q_nope_ht,
 //! o_ht = W_v,h sum_s softmax_s(score_hts) c_s   (head h, query token t, cached token s)
 //!
-//! This is the absorbed path. The materialised path computes k_hs = W_k,h^T c_s and v_hs = W_v,h c_s for a step. The
+//! This is the absorbed path. The materialized path computes k_hs = W_k,h^T c_s and v_hs = W_v,h c_s for a step. The
 //! channels called "rope" are used but never rotated. Next: [`super::ffn`].
 
 use super::config::Config;
@@ -22,7 +22,7 @@ pub enum MlaPath {
     /// Queries attend to the latents; faster for few tokens.
     #[default]
     Absorbed,
-    /// Keys and values of each head are materialised for the step; faster for many tokens of a long prompt.
+    /// Keys and values of each head are materialized for the step; faster for many tokens of a long prompt.
     Materialized,
 }
 

@@ -75,7 +75,7 @@ pub enum Outputs {
 
 /// Receives intermediate results, for tests and statistics. `()` is inactive.
 pub trait Probe<B: Backend> {
-    /// Receives a tensor of a layer: `kda_g`, `latent` (normalised latent and k_pe), `after_attn`, `after_mlp`.
+    /// Receives a tensor of a layer: `kda_g`, `latent` (normalized latent and k_pe), `after_attn`, `after_mlp`.
     fn tensor(&mut self, _layer: usize, _name: &'static str, _x: &B::Tensor) {}
     /// Receives the experts chosen in a layer.
     fn routed(&mut self, _layer: usize, _routed: &B::Routed) {}

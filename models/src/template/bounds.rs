@@ -1,7 +1,7 @@
 //! Bounds a template's source before the parser reads it.
 //!
 //! The parser, its code generator and the release of the tree recurse once for each operator, filter or attribute of an
-//! expression and for each `elif` of a chain. This scanner recognises delimiters and strings; it builds no tree and does
+//! expression and for each `elif` of a chain. This scanner recognizes delimiters and strings; it builds no tree and does
 //! not recurse. Next: [`super::compiled`].
 
 use super::sandbox::Failure;

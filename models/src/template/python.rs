@@ -1,4 +1,4 @@
-//! Adds Python behaviour that templates expect and `minijinja_contrib::pycompat` lacks: white space, the clock, errors.
+//! Adds Python behavior that templates expect and `minijinja_contrib::pycompat` lacks: white space, the clock, errors.
 
 use minijinja::value::{ValueKind, from_args};
 use minijinja::{Environment, Error, ErrorKind, State, Value};

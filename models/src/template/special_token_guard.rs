@@ -3,7 +3,7 @@
 //! Before rendering, a sentinel character that occurs neither in the input nor in the template is inserted in values:
 //! after the first character of every special token's name (`<` SENTINEL `|im_end|>`), at an end that could be part of a
 //! name, and in a value that is the middle of a name (`EOS`, for a template that writes `[{{ name }}]`). Neither a value
-//! nor its concatenation with neighbouring text then contains a name. The sentinel is no white space, so `strip` keeps
+//! nor its concatenation with neighboring text then contains a name. The sentinel is no white space, so `strip` keeps
 //! it; `in`, `split` and comparisons see ordinary text unchanged, and no names of special tokens. After rendering, special
 //! tokens are searched for with the sentinels in place; then the sentinels are removed and the rest is encoded as text.
 //!

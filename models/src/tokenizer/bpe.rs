@@ -2,7 +2,7 @@
 //!
 //! The pair of lowest rank merges first, the leftmost among equals. Each merged token has one pair: the two parts that
 //! merging its bytes yields with lower ranks only. This gives the same tokens as ranking by the joined bytes (tiktoken):
-//! nothing merges across the boundary of two neighbours, so inside each the same merges happen in the same order as in
+//! nothing merges across the boundary of two neighbors, so inside each the same merges happen in the same order as in
 //! the token alone. Next: [`super::pretokenizer`].
 
 use super::vocab::Tokens;
@@ -15,7 +15,7 @@ use std::collections::BinaryHeap;
 const SCAN_BYTES: usize = 64;
 const NEVER: u32 = u32::MAX;
 
-/// The result of merging a pair of neighbours.
+/// The result of merging a pair of neighbors.
 #[derive(Clone, Copy, Debug)]
 struct PairMerge {
     /// Lower ranks merge first; `NEVER` if the pair does not merge.
@@ -170,7 +170,7 @@ struct Symbol {
     id: u32,
     prev: u32,
     next: u32,
-    /// The merge with its right neighbour.
+    /// The merge with its right neighbor.
     merge: PairMerge,
 }
 

@@ -449,7 +449,7 @@ fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
         let mut stored = vec![0; tensor.format.row_bytes(cols as u64).expect("whole blocks") as usize];
         for _ in 0..tensor.shape[1..].iter().product::<u64>() {
             row.iter_mut().for_each(|x| *x = value(r, &tensor.name, inputs));
-            tensor.format.quantise_row(&row, &mut stored);
+            tensor.format.quantize_row(&row, &mut stored);
             if broken == Some(i) && r.chance(20) {
                 stored.iter_mut().for_each(|b| *b = r.one_of(&[0x7f, 0xff, 0x80, 0x7c]));
             }

@@ -1,4 +1,4 @@
-//! Wraps the `reference` backend and rounds activations as the CPU backend does: in products with quantised weights, and
+//! Wraps the `reference` backend and rounds activations as the CPU backend does: in products with quantized weights, and
 //! in the scores over a Q8_0 cache. It shares no arithmetic with the CPU backend.
 
 use kernels::backend::{

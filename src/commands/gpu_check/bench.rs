@@ -110,7 +110,7 @@ struct Mixture {
 const EXPERTS: usize = 256;
 const CHOSEN: usize = 8;
 const WIDTHS: [usize; 2] = [2304, 1024];
-const ROUTING: Routing = Routing { top_k: CHOSEN, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+const ROUTING: Routing = Routing { top_k: CHOSEN, groups: 1, top_groups: 1, normalize: true, scale: 2.446 };
 
 impl Mixture {
     fn new(cuda: &Cuda, n: &mut TestRng) -> Mixture {
@@ -305,7 +305,7 @@ fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, depth: usize) -> Ca
     cache
 }
 
-/// Measures materialised attention of the last 4,096 of `depth` tokens, including the materialisation of keys and
+/// Measures materialized attention of the last 4,096 of `depth` tokens, including the materialization of keys and
 /// values.
 fn materialized(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> CheckRow {
     let (tokens, heads, latent, [nope, pe, value]) = (4096, 32, 512, [128, 64, 128]);
@@ -321,7 +321,7 @@ fn materialized(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> Chec
     let attended = ((nope + pe + value) * tokens) as f64 * (depth - tokens / 2) as f64;
     let made = (latent * (nope + value) * depth) as f64;
     let floor = Floor { bytes: read as f64, operations: 2.0 * heads as f64 * (attended + made) };
-    row(&format!("materialised F16 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
+    row(&format!("materialized F16 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
 }
 
 fn attention(

@@ -190,7 +190,7 @@ fn router(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
             top_k: experts.min(8) / 2,
             groups,
             top_groups: groups.div_ceil(2),
-            normalise: true,
+            normalize: true,
             scale: 2.446,
         };
         let (router, bias) = (n.weight(format, [1, experts, cols]), n.vector(experts, -0.1, 0.1));
@@ -297,7 +297,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<CheckRow> {
                 [(up, hidden, dim), (up, hidden, dim), (down, dim, hidden)]
                     .map(|(format, rows, cols)| n.weight(format, [count, rows, cols]))
             };
-            let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+            let how = Routing { top_k, groups: 1, top_groups: 1, normalize: true, scale: 2.446 };
             let op = FusedMixture {
                 experts: stack(n, experts, hidden),
                 // A shared expert of the experts' width is fused with them; another width is separate.
@@ -335,7 +335,7 @@ fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> CheckRow {
         x: n.levels(tokens * dim),
         tokens,
         times: 6,
-        how: Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 },
+        how: Routing { top_k, groups: 1, top_groups: 1, normalize: true, scale: 2.446 },
     };
     let stats = || cuda.expert_cache_stats().unwrap_or_default();
     let before = stats();

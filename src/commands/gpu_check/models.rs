@@ -1,7 +1,7 @@
 //! Compares whole models on the device with the reference: random ones of several shapes and formats, and the
 //! demonstration model.
 //!
-//! The tolerance is tight for f32 weights. With quantised weights it is wider, because the device rounds activations to
+//! The tolerance is tight for f32 weights. With quantized weights it is wider, because the device rounds activations to
 //! 8 bits and the reference does not. Next: [`super::bench`].
 
 use super::CheckRow;
@@ -35,7 +35,7 @@ fn logits<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<ModelLogits> {
     Ok(ModelLogits { at_once, one_by_one })
 }
 
-/// Returns the last logits of a prompt prefilled with materialised attention.
+/// Returns the last logits of a prompt prefilled with materialized attention.
 fn materialized<B: Backend>(b: &B, file: &Gguf, ids: &[u32]) -> Result<Vec<f32>> {
     let model = Model::load(b, file)?;
     let (mut state, outputs) = (model.state(b, CacheFormat::F16), Outputs::Last);
@@ -109,7 +109,7 @@ pub fn models(cuda: &Cuda, quick: bool) -> Result<Vec<CheckRow>> {
     for (name, file, _) in files.iter().filter(|(name, ..)| name.ends_with("f32")) {
         let ids: Vec<u32> = (0..if quick { 33 } else { 300 }).map(|i| (i * 37 + 11) % 900).collect();
         let (expected, got) = (materialized(&Reference, file, &ids)?, materialized(cuda, file, &ids)?);
-        rows.push(compare(format!("{name}, {} tokens materialised", ids.len()), &got, &expected, HALF));
+        rows.push(compare(format!("{name}, {} tokens materialized", ids.len()), &got, &expected, HALF));
     }
     Ok(rows)
 }

@@ -1,6 +1,6 @@
 //! Compares every op on the device with the reference: odd and real sizes, extreme values, states included.
 //!
-//! Activations of quantised products are integers that int8 represents exactly, so the results differ only by the order
+//! Activations of quantized products are integers that int8 represents exactly, so the results differ only by the order
 //! of sums. Next: [`super::fused`].
 
 use super::CheckRow;
@@ -332,7 +332,7 @@ impl Op for Expanded {
     }
 }
 
-/// Checks materialised attention over several chunks of the KV cache: chunks of 128 rows, and of the default size.
+/// Checks materialized attention over several chunks of the KV cache: chunks of 128 rows, and of the default size.
 fn materialized(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<CheckRow> {
     let mut all = Vec::new();
     let mut of =
@@ -400,10 +400,10 @@ pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
             [(256, 8, 1, 1, 1), (64, 8, 8, 4, 5), (24, 3, 1, 1, if quick { 20 } else { 200 })]
         {
             let (dim, hidden) = (256, 96);
-            // Intermediate values are no integers, so the format must not be quantised.
+            // Intermediate values are no integers, so the format must not be quantized.
             let shapes = [[experts, hidden, dim], [experts, hidden, dim], [experts, dim, hidden]];
             let w = [n.weight(up, shapes[0]), n.weight(up, shapes[1]), n.weight(Format::F16, shapes[2])];
-            let how = Routing { top_k, groups, top_groups, normalise: true, scale: 2.446 };
+            let how = Routing { top_k, groups, top_groups, normalize: true, scale: 2.446 };
             let logits = (0..tokens * experts).map(|_| n.uniform(-4.0, 4.0)).collect();
             let (bias, x) = (n.vector(experts, -0.1, 0.1), n.levels(tokens * dim));
             let what = format!("experts {} {top_k} of {experts}, {tokens} tokens", up.name());
@@ -418,7 +418,7 @@ pub fn experts(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
 /// are replaced from step to step.
 fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let (experts, dim, top_k) = (512, 256, 2);
-    // Large enough to stay in RAM; formats of one plane and of three, quantised and float.
+    // Large enough to stay in RAM; formats of one plane and of three, quantized and float.
     let w = [Format::Q4_K, Format::Q5_1, Format::F16].map(|format| n.weight(format, [experts, dim, dim]));
     let room = w.iter().map(|w| w.bytes.len() as u64).max().unwrap_or(0);
     let of = |(slots, steps): (usize, &[usize])| {
@@ -431,7 +431,7 @@ fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
         let tokens: usize = steps.iter().sum();
         let logits = (0..tokens * experts).map(&mut logit).collect();
         let (bias, x) = (n.vector(experts, -0.1, 0.1), n.levels(tokens * dim));
-        let how = Routing { top_k, groups: 1, top_groups: 1, normalise: true, scale: 2.446 };
+        let how = Routing { top_k, groups: 1, top_groups: 1, normalize: true, scale: 2.446 };
         let op = Experts { w: w.clone(), bias, steps: steps.to_vec(), logits, x, how };
         let hits = || cuda.expert_cache_stats().unwrap_or_default().hits;
         let before = hits();

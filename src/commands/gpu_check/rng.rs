@@ -42,12 +42,12 @@ impl TestRng {
 
     /// Returns a stack of random matrices in a format.
     pub fn weight(&mut self, format: Format, [count, rows, cols]: [usize; 3]) -> QuantTensor {
-        // Repeats a few random rows, because quantising is slower than the checks.
+        // Repeats a few random rows, because quantizing is slower than the checks.
         let kinds = (count * rows).min(61);
         let bytes = format.row_bytes(cols as u64).expect("whole blocks") as usize;
         let mut own = vec![0; kinds * bytes];
         for out in own.chunks_mut(bytes.max(1)) {
-            format.quantise_row(&self.vec(cols), out);
+            format.quantize_row(&self.vec(cols), out);
         }
         let all =
             (0..count * rows).flat_map(|r| &own[r % kinds * bytes..][..bytes]).copied().collect::<Vec<u8>>();

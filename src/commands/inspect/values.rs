@@ -22,7 +22,7 @@ fn in_tensor(file: &Gguf, t: &TensorInfo) -> Option<NotFinite> {
         || vec![0.0; AT_ONCE],
         |values, stored| {
             let values = &mut values[..stored.len() / block_bytes * block_len];
-            t.format.dequantise_row(stored, values);
+            t.format.dequantize_row(stored, values);
             values.iter().filter(|x| !x.is_finite()).count()
         },
     );

@@ -1,4 +1,4 @@
-//! Fills random tensors at memory speed: a pool of a few thousand runs of 256 weights is drawn and quantised once per
+//! Fills random tensors at memory speed: a pool of a few thousand runs of 256 weights is drawn and quantized once per
 //! format and distribution, and tensors are random sequences of these runs. Rows of fewer than four runs would often be
 //! equal, and so would be their logits, so short rows are drawn weight by weight.
 //!
@@ -93,18 +93,18 @@ impl FillKind {
         self.format.row_bytes(RUN as u64).expect("a run is whole blocks") as usize
     }
 
-    /// Draws values and quantises them until `out` is full.
+    /// Draws values and quantizes them until `out` is full.
     fn draw(&self, rng: &mut Pcg64Mcg, out: &mut [u8]) {
         let (mut values, mut run) = ([0.0; RUN], vec![0; self.run_bytes()]);
         for out in out.chunks_mut(run.len()) {
             self.spread.draw(rng, &mut values);
-            self.format.quantise_row(&values, &mut run);
+            self.format.quantize_row(&values, &mut run);
             out.copy_from_slice(&run[..out.len()]);
         }
     }
 }
 
-/// A pool of quantised runs from which tensors are built.
+/// A pool of quantized runs from which tensors are built.
 struct BytePool {
     bytes: Vec<u8>,
     run_bytes: usize,
@@ -213,7 +213,7 @@ mod tests {
     /// Returns mean and standard deviation of a tensor of a million weights.
     fn check(kind: FillKind, mean: f64, std: f64) {
         let mut values = vec![0.0; 1 << 20];
-        kind.format.dequantise_row(&filled(7, 0, kind), &mut values);
+        kind.format.dequantize_row(&filled(7, 0, kind), &mut values);
         let n = values.len() as f64;
         let found_mean = values.iter().map(|x| f64::from(*x)).sum::<f64>() / n;
         let variance = values.iter().map(|x| (f64::from(*x) - found_mean).powi(2)).sum::<f64>() / n;

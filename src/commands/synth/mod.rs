@@ -27,10 +27,10 @@ pub struct SynthArgs {
     /// Shape of the model
     #[arg(short, long, value_enum, default_value_t = Preset::FiveLayers)]
     preset: Preset,
-    /// Quantisation type, as for `convert`
+    /// Quantization type, as for `convert`
     #[arg(long = "type", value_name = "TYPE", default_value = "q4_k_m", value_parser = Mix::from_name)]
     mix: Mix,
-    /// Quantisation type of tensors whose name matches; may be repeated, the last match wins
+    /// Quantization type of tensors whose name matches; may be repeated, the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
     tensor_type: Vec<Override>,
     /// Seed of the weights

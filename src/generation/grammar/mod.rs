@@ -129,7 +129,7 @@ impl Grammars {
 }
 
 /// The library's own limits: its defaults, said here so that another version does not move them, but for the size of a
-/// grammar, which it numbers with 16 bits after its optimisation, and the lexer's states, which take 1 to 2 KiB each.
+/// grammar, which it numbers with 16 bits after its optimization, and the lexer's states, which take 1 to 2 KiB each.
 /// `fuel` bounds the regular expressions, `items` the parser's work for one mask.
 fn limits() -> ParserLimits {
     ParserLimits {

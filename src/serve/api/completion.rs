@@ -48,7 +48,7 @@ pub struct CompletionBody {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a string, token ids, or an array of one of these")]
 pub enum CompletionPrompt {
-    /// A text, in which special tokens are not recognised.
+    /// A text, in which special tokens are not recognized.
     Text(String),
     Ids(Vec<u32>),
     /// Several texts, each with its own replies.

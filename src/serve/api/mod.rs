@@ -1,4 +1,4 @@
-//! Request and response types of the HTTP API, compatible with OpenAI's clients. They have no behaviour; the handlers in
+//! Request and response types of the HTTP API, compatible with OpenAI's clients. They have no behavior; the handlers in
 //! [`super`] implement the fields.
 
 pub mod chat;

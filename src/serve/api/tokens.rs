@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct TokenizeRequest {
     pub content: String,
-    /// Recognise the names of special tokens.
+    /// Recognize the names of special tokens.
     pub parse_special: Option<bool>,
 }
 

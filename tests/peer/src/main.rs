@@ -3,7 +3,7 @@
 //! ```text
 //! peer MODEL [--threads N] [--depth N] [--ubatch N] [--flash -1|0|1] [--repack 0|1] [--vocab N]
 //!            [--state FILE]
-//! peer quantize FROM TO [--threads N]      Q4_K_M from an unquantised file; prints the seconds it took
+//! peer quantize FROM TO [--threads N]      Q4_K_M from an unquantized file; prints the seconds it took
 //! ```
 //! Prefills the context up to the depth once, then prints `ready SECONDS`. With `--state` the state is saved in that file, or
 //! loaded from it if it exists, whatever the format of the model was: a step's time depends only on the number of its rows.
@@ -148,7 +148,7 @@ fn quantize(from: &str, to: &str, threads: i32) {
         let mut with = llama_model_quantize_default_params();
         with.nthread = threads;
         with.ftype = LLAMA_FTYPE_MOSTLY_Q4_K_M;
-        assert_eq!(llama_model_quantize(from.as_ptr(), to.as_ptr(), &with), 0, "llama.cpp cannot quantise");
+        assert_eq!(llama_model_quantize(from.as_ptr(), to.as_ptr(), &with), 0, "llama.cpp cannot quantize");
     }
     println!("{:.3}", start.elapsed().as_secs_f64());
 }

@@ -128,7 +128,7 @@ impl Drop for Pinned {
 // SAFETY: handles of the driver may be used by any thread that has the context current, which every call ensures; the maps
 // are behind a lock.
 unsafe impl Send for Driver {}
-// SAFETY: as above; the driver serialises calls on a stream.
+// SAFETY: as above; the driver serializes calls on a stream.
 unsafe impl Sync for Driver {}
 
 /// The driver's message for an error.
@@ -154,7 +154,7 @@ fn opened(what: &str, code: CUresult) -> Result<(), Unavailable> {
 impl Driver {
     /// Opens the first device, if driver and device exist and are recent enough for the embedded code.
     pub(super) fn open() -> Result<Driver, Unavailable> {
-        // SAFETY: loads the library, which only runs its initialisers.
+        // SAFETY: loads the library, which only runs its initializers.
         if !unsafe { sys::is_culib_present() } {
             return Err(Unavailable("no CUDA driver (libcuda) found".into()));
         }
@@ -223,7 +223,7 @@ impl Driver {
         [free as u64, total as u64]
     }
 
-    /// Allocates uninitialised bytes. None if the device is full.
+    /// Allocates uninitialized bytes. None if the device is full.
     pub(super) fn allocate(&self, bytes: usize) -> Option<Address> {
         self.current();
         let mut address = 0;

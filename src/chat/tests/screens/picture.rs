@@ -94,13 +94,13 @@ fn runs(row: &[&Cell]) -> Vec<Value> {
     let plain = |cell: &Cell| cell.bg == Color::Reset && !cell.modifier.contains(Modifier::REVERSED);
     let seen = runs.into_iter().filter(|(_, _, text, cell)| !text.trim().is_empty() || !plain(cell));
     seen.map(|(at, columns, text, cell)| {
-        json!([at, columns, text, colour(cell.fg), colour(cell.bg), attributes(cell.modifier)])
+        json!([at, columns, text, color(cell.fg), color(cell.bg), attributes(cell.modifier)])
     })
     .collect()
 }
 
-fn colour(colour: Color) -> Option<String> {
-    match colour {
+fn color(color: Color) -> Option<String> {
+    match color {
         Color::Rgb(r, g, b) => Some(format!("#{r:02x}{g:02x}{b:02x}")),
         _ => None,
     }

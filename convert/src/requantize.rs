@@ -49,7 +49,7 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Ten
     }
     if coarse > 0 {
         let all = gguf.tensors.len();
-        progress.warn(&format!("{coarse} of {all} tensors are quantised already: their errors will add up"));
+        progress.warn(&format!("{coarse} of {all} tensors are quantized already: their errors will add up"));
     }
     Ok((source, specs, gguf.metadata))
 }
