@@ -2,7 +2,7 @@
 //! `main` over this library.
 //!
 //! Imports point down only: `cli`, then `commands`, `chat`, `ask` and `serve`, then `args`, `scheduler` and `client`, then
-//! `generation`, `runtime` and `prefix_cache`; `io` is below all of them.
+//! `generation`, `runtime` and `prefix_cache`; `hub` stands beside them, and `io` is below all.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "the public items serve this package's binary and tests only")]
 
@@ -13,6 +13,7 @@ pub mod cli;
 pub(crate) mod client;
 pub mod commands;
 pub mod generation;
+pub(crate) mod hub;
 pub mod io;
 pub mod prefix_cache;
 pub mod runtime;

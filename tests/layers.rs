@@ -12,10 +12,10 @@ use repository::text_files;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Each module at the root of `src/` with those that it may import, from the top down.
-const LAYERS: [(&str, &[&str]); 13] = [
+const LAYERS: [(&str, &[&str]); 14] = [
     ("main", &["cli", "runtime", "io"]),
     ("cli", &["commands", "chat", "ask", "serve", "runtime", "io"]),
-    ("commands", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "io"]),
+    ("commands", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "hub", "io"]),
     ("chat", &["args", "client", "generation", "runtime", "prefix_cache", "io"]),
     ("ask", &["args", "client", "generation", "runtime", "prefix_cache", "io"]),
     ("serve", &["args", "scheduler", "generation", "runtime", "prefix_cache", "io"]),
@@ -25,12 +25,13 @@ const LAYERS: [(&str, &[&str]); 13] = [
     ("generation", &["runtime", "prefix_cache", "io"]),
     ("runtime", &["prefix_cache", "io"]),
     ("prefix_cache", &["io"]),
+    ("hub", &["io"]),
     ("io", &[]),
 ];
 
 /// Crates of HTTP and of the terminal, with the modules that may use them: `io` has the progress bar and the line editor.
 const RESTRICTED: [(&[&str], &[&str]); 3] = [
-    (&["axum", "hyper", "hyper_util", "tower_http", "ureq"], &["serve", "client"]),
+    (&["axum", "hyper", "hyper_util", "tower_http", "ureq"], &["serve", "client", "hub"]),
     (&["crossterm", "ratatui"], &["chat"]),
     (&["indicatif", "rustyline"], &["chat", "io"]),
 ];

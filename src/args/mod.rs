@@ -12,9 +12,12 @@ use std::path::PathBuf;
 /// Options that select a model and the way it runs, for [`LoadOptions`].
 #[derive(Clone, Debug, clap::Args)]
 pub struct EngineArgs {
-    /// Model file (GGUF, architecture kimi-linear; default: the built-in demonstration model)
-    #[arg(short, long, value_name = "FILE")]
+    /// Model file (GGUF) or its name on Hugging Face, USER/REPO[:TYPE] (default: the built-in demonstration model)
+    #[arg(short, long, value_name = "FILE|NAME")]
     pub model: Option<PathBuf>,
+    /// Download the model that -m names without asking, if it is not there yet
+    #[arg(long)]
+    pub yes: bool,
     /// Number of threads (default: all cores available to this process)
     #[arg(short, long, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,

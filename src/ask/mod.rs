@@ -39,9 +39,9 @@ const QUOTE: &str = " Quote the text.";
 #[derive(Clone, Debug, clap::Args)]
 pub struct AskArgs {
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
     #[command(flatten)]
-    endpoint: EndpointArgs,
+    pub endpoint: EndpointArgs,
     /// File or directory to ask about, `-` for standard input; may be repeated
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,

@@ -41,12 +41,12 @@ use worker::Worker;
 #[derive(Clone, Debug, clap::Args)]
 pub struct ChatArgs {
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
     #[command(flatten)]
-    endpoint: EndpointArgs,
+    pub endpoint: EndpointArgs,
     /// Model file, as with --model
     #[arg(value_name = "FILE", conflicts_with = "model")]
-    file: Option<PathBuf>,
+    pub file: Option<PathBuf>,
     /// Use the line editor instead of the full screen (default on dumb terminals and pipes)
     #[arg(long)]
     plain: bool,

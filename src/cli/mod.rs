@@ -1,14 +1,17 @@
 //! The command line: one variant per command, each dispatched to the module of its name. Next:
 //! [`crate::commands::generate`], the shortest way to a reply.
 
-use crate::commands::{bench, convert, eval, generate, gpu_check, inspect, logits, perplexity, synth};
+use crate::commands::pull::resolve::resolve;
+use crate::commands::{
+    bench, convert, eval, generate, gpu_check, inspect, logits, models, perplexity, pull, synth,
+};
 use crate::io::errors::{CAUSE_CHARS, shortened};
 use crate::io::output::tell;
 use crate::runtime::template_worker;
 use crate::{ask, chat, serve};
+use ::models::visible::is_control;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
-use models::visible::is_control;
 use std::process::ExitCode;
 
 /// Run Kimi Linear on your own machine.
@@ -23,6 +26,10 @@ pub struct Cli {
 enum CliCommand {
     /// Convert a Hugging Face checkpoint or a GGUF file to a quantized GGUF file
     Convert(convert::ConvertArgs),
+    /// Download a model from Hugging Face
+    Pull(pull::PullArgs),
+    /// List, locate or delete downloaded models
+    Models(models::ModelsArgs),
     /// Show the contents of a model file and its memory requirements
     Inspect(inspect::InspectArgs),
     /// Generate text from a prompt
@@ -55,8 +62,11 @@ enum CliCommand {
     TemplateWorker,
 }
 
-pub fn run(cli: Cli) -> Result<()> {
+pub fn run(mut cli: Cli) -> Result<()> {
+    resolve_model(&mut cli.command)?;
     match cli.command {
+        CliCommand::Pull(args) => pull::run(&args),
+        CliCommand::Models(args) => models::run(&args),
         CliCommand::Convert(args) => convert::run(&args),
         CliCommand::Inspect(args) => inspect::run(&args),
         CliCommand::Generate(args) => generate::run(&args),
@@ -71,6 +81,29 @@ pub fn run(cli: Cli) -> Result<()> {
         CliCommand::Synth(args) => synth::run(&args),
         CliCommand::TemplateWorker => template_worker::worker::run(),
     }
+}
+
+/// Replaces a model's name on Hugging Face by the path of its file, in every command that loads a model.
+fn resolve_model(command: &mut CliCommand) -> Result<()> {
+    let engine = match command {
+        CliCommand::Inspect(args) => {
+            resolve(&mut args.file, args.yes)?;
+            return resolve(&mut args.model, args.yes);
+        }
+        CliCommand::Generate(args) => &mut args.engine,
+        // The endpoint knows the model by this name.
+        CliCommand::Ask(args) if args.endpoint.url.is_some() => return Ok(()),
+        CliCommand::Chat(args) if args.endpoint.url.is_some() => return Ok(()),
+        CliCommand::Ask(args) => &mut args.engine,
+        CliCommand::Chat(args) => &mut args.engine,
+        CliCommand::Serve(args) => &mut args.engine,
+        CliCommand::Bench(args) => &mut args.engine,
+        CliCommand::Perplexity(args) => &mut args.engine,
+        CliCommand::Eval(args) => &mut args.engine,
+        CliCommand::Logits(args) => &mut args.engine,
+        _ => return Ok(()),
+    };
+    resolve(&mut engine.model, engine.yes)
 }
 
 /// Maximum characters of an argument in a usage error.

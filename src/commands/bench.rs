@@ -37,7 +37,7 @@ const UNTIMED: usize = 3;
 #[derive(Clone, Debug, clap::Args)]
 pub struct BenchArgs {
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
     /// Number of tokens to prefill (0: none)
     #[arg(short, long, default_value_t = 512)]
     prefill: usize,

@@ -68,9 +68,14 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     if args.dry_run {
         return print_tensors(&convert::dry_run(&options, &mut Warnings)?, &mut out);
     }
+    convert_with_bar(&options)
+}
+
+/// Converts with a progress bar and prints the result in one line.
+pub fn convert_with_bar(options: &Options) -> Result<()> {
     let start = Instant::now();
     let mut bar = Bar::default();
-    let summary = convert::convert(&options, &mut bar)?;
+    let summary = convert::convert(options, &mut bar)?;
     bar.finish();
     let (seconds, bytes) = (start.elapsed().as_secs_f64(), summary.source_bytes as f64);
     tell(&format!(

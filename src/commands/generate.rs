@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 #[derive(Clone, Debug, clap::Args)]
 pub struct GenerateArgs {
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
     #[command(flatten)]
     prompt: PromptArgs,
     /// Continue the prompt without the chat template (always on for token ids)

@@ -7,6 +7,8 @@ pub(crate) mod generate;
 pub(crate) mod gpu_check;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod models;
 pub(crate) mod perplexity;
 pub mod profiler;
+pub(crate) mod pull;
 pub(crate) mod synth;

@@ -1,6 +1,7 @@
 //! Input and output below all other modules: text files and documents, standard streams, private files, error messages,
 //! units, and the memory of the host. It imports no other module of this package.
 
+pub(crate) mod confirm;
 pub(crate) mod document;
 pub mod errors;
 pub(crate) mod host_memory;

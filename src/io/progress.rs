@@ -1,7 +1,11 @@
 //! Progress bars on standard error, for terminals only.
 
+use super::output::tell;
+use super::units::format_size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 /// A progress bar, hidden if standard error is no terminal.
 #[derive(Debug)]
@@ -25,6 +29,16 @@ impl TerminalProgress {
 
     pub fn inc(&self, steps: u64) {
         self.0.inc(steps);
+    }
+
+    pub fn dec(&self, steps: u64) {
+        self.0.dec(steps);
+    }
+
+    /// Advances the bar by steps that took no time: rate and time left ignore them.
+    pub fn skip(&self, steps: u64) {
+        self.0.inc(steps);
+        self.0.reset_eta();
     }
 
     pub fn set_position(&self, done: u64) {
@@ -53,5 +67,76 @@ impl TerminalProgress {
     /// Removes the bar from the terminal.
     pub fn finish(&self) {
         self.0.finish_and_clear();
+    }
+}
+
+/// Interval of the lines that replace a bar where there is no terminal.
+const LINE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The progress of a transfer of bytes: a bar with rate and time left, or a line every ten seconds if standard error is no
+/// terminal. It is drawn once [`TransferBar::start`] is called.
+#[derive(Debug, Default)]
+pub struct TransferBar {
+    started: OnceLock<StartedBar>,
+}
+
+#[derive(Debug)]
+struct StartedBar {
+    bar: Progress,
+    total: u64,
+    last_line: Mutex<Instant>,
+}
+
+impl TransferBar {
+    /// Draws the bar for `total` bytes. It has at most 79 columns.
+    pub fn start(&self, total: u64) {
+        let template = "{bar:20} {percent:>3}% {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
+        let bar = Progress::new(total, 0, template);
+        let _ = self.started.set(StartedBar { bar, total, last_line: Mutex::new(Instant::now()) });
+    }
+
+    /// Adds bytes that were transferred.
+    pub fn inc(&self, bytes: u64) {
+        let Some(started) = self.started.get() else { return };
+        started.bar.inc(bytes);
+        if !started.bar.is_hidden() {
+            return;
+        }
+        let mut last = started.last_line.lock().expect("no panic while the lock is held");
+        if last.elapsed() > LINE_INTERVAL {
+            *last = Instant::now();
+            let (done, total) = (started.bar.position(), started.total);
+            let percent = u128::from(done) * 100 / u128::from(total.max(1));
+            tell(&format!("{percent}% ({} of {})", format_size(done), format_size(total)));
+        }
+    }
+
+    /// Adds bytes that an earlier run transferred.
+    pub fn skip(&self, bytes: u64) {
+        if let Some(started) = self.started.get() {
+            started.bar.skip(bytes);
+        }
+    }
+
+    /// Subtracts bytes that are transferred again.
+    pub fn dec(&self, bytes: u64) {
+        if let Some(started) = self.started.get() {
+            started.bar.dec(bytes);
+        }
+    }
+
+    /// Writes a line above the bar.
+    pub fn note(&self, line: &str) {
+        match self.started.get() {
+            Some(started) => started.bar.suspend(|| tell(line)),
+            None => tell(line),
+        }
+    }
+
+    /// Removes the bar from the terminal.
+    pub fn finish(&self) {
+        if let Some(started) = self.started.get() {
+            started.bar.finish();
+        }
     }
 }

@@ -13,6 +13,7 @@ mod errors;
 pub mod handle;
 pub(crate) mod logits;
 pub(crate) mod memory_estimate;
+pub(crate) mod model_fit;
 pub mod options;
 pub(crate) mod placement;
 pub(crate) mod prefill;

@@ -29,7 +29,7 @@ const ARENAS: u16 = 4;
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArgs {
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
     /// Address to listen on (0.0.0.0: all interfaces)
     #[arg(long, default_value = "127.0.0.1")]
     host: String,

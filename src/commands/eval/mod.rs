@@ -29,7 +29,7 @@ use text::{Question, Text};
 #[derive(Clone, Debug, clap::Args)]
 pub struct EvalArgs {
     #[command(flatten)]
-    engine: EngineArgs,
+    pub engine: EngineArgs,
     /// Text lengths in tokens
     #[arg(short, long, value_delimiter = ',', default_value = "1024,4096,16384")]
     lengths: Vec<usize>,

@@ -30,11 +30,15 @@ use std::path::{Path, PathBuf};
 /// The command-line arguments of `kimi inspect`.
 #[derive(Clone, Debug, clap::Args)]
 pub struct InspectArgs {
-    /// Model file, or any part of a split one (default: the built-in demonstration model)
-    file: Option<PathBuf>,
-    /// Model file, as in the other commands
-    #[arg(short, long, value_name = "FILE", conflicts_with = "file")]
-    model: Option<PathBuf>,
+    /// Model file, any part of a split one, or a name on Hugging Face (default: the built-in demonstration model)
+    #[arg(value_name = "FILE|NAME")]
+    pub file: Option<PathBuf>,
+    /// Model file or name, as in the other commands
+    #[arg(short, long, value_name = "FILE|NAME", conflicts_with = "file")]
+    pub model: Option<PathBuf>,
+    /// Download the named model without asking if it is not cached
+    #[arg(long)]
+    pub yes: bool,
     /// Context sizes in tokens for the memory estimate (default: 4096, 131072, the model's)
     #[arg(short, long, visible_alias = "ctx", value_name = "TOKENS", value_delimiter = ',')]
     context: Vec<u64>,
@@ -306,6 +310,7 @@ mod tests {
         InspectArgs {
             file: None,
             model: None,
+            yes: false,
             context: vec![],
             batch: 512,
             tensors: true,
