@@ -4,7 +4,7 @@
 
 use super::cache::RepoCache;
 use super::client::HubClient;
-use super::fetch::{Address, Destination, Fetch};
+use super::fetch::{Destination, Fetch, FileAddress};
 use super::listing::RepoFile;
 use anyhow::{Context as _, Result, bail};
 use ring::digest;
@@ -130,7 +130,7 @@ impl Download<'_> {
             name,
             size: file.size,
             connections: self.connections.max(1),
-            address: Address::new(url, &locate),
+            address: FileAddress::new(url, &locate),
             progress: self.progress,
         };
         let blob_name = blob.file_name().and_then(|name| name.to_str()).unwrap_or_default();

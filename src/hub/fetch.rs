@@ -33,12 +33,12 @@ pub struct Fetch<'a> {
     pub name: &'a str,
     pub size: u64,
     pub connections: usize,
-    pub address: Address<'a>,
+    pub address: FileAddress<'a>,
     pub progress: &'a dyn PullProgress,
 }
 
 /// The current address of a file; signed addresses expire.
-pub struct Address<'a> {
+pub struct FileAddress<'a> {
     current: Mutex<(u32, String)>,
     locate: &'a (dyn Fn() -> Result<String> + Sync),
 }
@@ -51,9 +51,9 @@ pub struct Destination<'a> {
     pub sum: Sum,
 }
 
-impl<'a> Address<'a> {
-    pub fn new(url: String, locate: &'a (dyn Fn() -> Result<String> + Sync)) -> Address<'a> {
-        Address { current: Mutex::new((0, url)), locate }
+impl<'a> FileAddress<'a> {
+    pub fn new(url: String, locate: &'a (dyn Fn() -> Result<String> + Sync)) -> FileAddress<'a> {
+        FileAddress { current: Mutex::new((0, url)), locate }
     }
 
     /// The number of renewals, and the address.
@@ -150,7 +150,7 @@ impl RangeQueue {
 }
 
 /// Bytes of a range, or the failure that ends the download.
-type Piece = Result<(u64, Vec<u8>), RequestFailure>;
+type RangePiece = Result<(u64, Vec<u8>), RequestFailure>;
 
 impl Fetch<'_> {
     /// Appends the bytes that the destination lacks.
@@ -193,7 +193,7 @@ impl Fetch<'_> {
     fn write_ranges(
         &self,
         queue: &RangeQueue,
-        pieces: &Receiver<Piece>,
+        pieces: &Receiver<RangePiece>,
         to: &mut Destination<'_>,
     ) -> Result<(), RequestFailure> {
         let mut early: BTreeMap<u64, Vec<Vec<u8>>> = BTreeMap::new();
@@ -216,7 +216,7 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    fn read_ranges(&self, queue: &RangeQueue, send: &Sender<Piece>) {
+    fn read_ranges(&self, queue: &RangeQueue, send: &Sender<RangePiece>) {
         while let Some(chunk) = queue.claim() {
             if let Err(failure) = self.read_range(queue, chunk, send) {
                 // The writer has ended if the channel is closed.
@@ -227,7 +227,12 @@ impl Fetch<'_> {
     }
 
     /// Reads one range, with retries from where the last try ended.
-    fn read_range(&self, queue: &RangeQueue, chunk: u64, send: &Sender<Piece>) -> Result<(), RequestFailure> {
+    fn read_range(
+        &self,
+        queue: &RangeQueue,
+        chunk: u64,
+        send: &Sender<RangePiece>,
+    ) -> Result<(), RequestFailure> {
         let (mut at, end) = queue.bounds(chunk);
         let (mut retries, mut renewals) = (0, 0);
         while at < end && !queue.is_stopped() {

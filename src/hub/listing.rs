@@ -39,7 +39,7 @@ pub struct RepoFile {
 }
 
 #[derive(Deserialize)]
-struct ModelInfo {
+struct RepoInfo {
     sha: String,
     gguf: Option<GgufInfo>,
 }
@@ -75,7 +75,7 @@ impl RepoListing {
         let repo = &spec.repo;
         let url = client.url(&format!("api/models/{repo}/revision/{}", spec.revision));
         let (text, _) = client.text(repo, &url, MAX_TEXT)?;
-        let info: ModelInfo =
+        let info: RepoInfo =
             serde_json::from_str(&text).with_context(|| format!("{url}: expected a model"))?;
         if !is_commit(&info.sha) {
             bail!("{url}: sha: expected 40 hexadecimal digits, found {:?}", one_line(&info.sha, 100));

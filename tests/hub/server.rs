@@ -59,7 +59,7 @@ pub struct Faults {
 
 /// A request that the hub or the content network received.
 #[derive(Clone, Debug)]
-pub struct Received {
+pub struct HubRequest {
     pub from_hub: bool,
     pub method: String,
     pub path: String,
@@ -80,7 +80,7 @@ pub struct HubState {
     /// SHA-256 and Git object id of each file, by repository and path.
     sums: HashMap<(String, String), [String; 2]>,
     pub faults: Faults,
-    pub requests: Mutex<Vec<Received>>,
+    pub requests: Mutex<Vec<HubRequest>>,
     /// Bytes of bodies that the content network sent.
     pub sent: AtomicU64,
     content_url: String,
@@ -144,13 +144,13 @@ impl TestHub {
         &self.state.faults
     }
 
-    pub fn requests(&self) -> Vec<Received> {
+    pub fn requests(&self) -> Vec<HubRequest> {
         self.state.requests.lock().unwrap().clone()
     }
 }
 
 /// A response: status, headers, body.
-type Reply = (u16, Vec<(String, String)>, Vec<u8>);
+type HubReply = (u16, Vec<(String, String)>, Vec<u8>);
 
 impl HubState {
     /// Serves requests of one connection until it closes.
@@ -196,7 +196,7 @@ impl HubState {
         (end == body.len()).then_some(())
     }
 
-    fn hub_reply(&self, request: &Received) -> Reply {
+    fn hub_reply(&self, request: &HubRequest) -> HubReply {
         if take(&self.faults.rate_limited) {
             let after = self.faults.retry_after.load(SeqCst).to_string();
             return (429, vec![("Retry-After".into(), after)], b"slow down".to_vec());
@@ -235,7 +235,7 @@ impl HubState {
     }
 
     /// The response to the address of a file: its bytes, or a redirect to the content network.
-    fn resolved(&self, request: &Received, bytes: &[u8], [sum, git]: &[String; 2]) -> Reply {
+    fn resolved(&self, request: &HubRequest, bytes: &[u8], [sum, git]: &[String; 2]) -> HubReply {
         let mut headers = vec![("X-Repo-Commit".to_owned(), COMMIT.to_owned())];
         if bytes.len() < LARGE {
             headers.push(("ETag".into(), format!("\"{git}\"")));
@@ -258,7 +258,7 @@ impl HubState {
         (302, headers, Vec::new())
     }
 
-    fn content_reply(&self, request: &Received) -> Reply {
+    fn content_reply(&self, request: &HubRequest) -> HubReply {
         if take(&self.faults.expired) {
             return (403, Vec::new(), b"expired".to_vec());
         }
@@ -272,7 +272,7 @@ impl HubState {
         reply
     }
 
-    fn tree(&self, name: &str, path: &str) -> Reply {
+    fn tree(&self, name: &str, path: &str) -> HubReply {
         let repo = &self.repos[name];
         let stored = repo.files.iter().map(|(path, bytes)| {
             let ([sum, git], size) = (&self.sums[&(name.to_owned(), path.clone())], bytes.len());
@@ -307,7 +307,7 @@ fn info(name: &str, repo: &Repo) -> String {
 }
 
 /// The bytes of the requested range.
-fn ranged(request: &Received, bytes: &[u8], mut headers: Vec<(String, String)>) -> Reply {
+fn ranged(request: &HubRequest, bytes: &[u8], mut headers: Vec<(String, String)>) -> HubReply {
     let range = request.range.as_deref().and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
     let Some((from, to)) = range else { return (200, headers, bytes.to_vec()) };
     let from: usize = from.parse().unwrap();
@@ -321,13 +321,13 @@ fn take(left: &AtomicUsize) -> bool {
     left.try_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_ok()
 }
 
-fn read_request(reader: &mut BufReader<&TcpStream>, from_hub: bool) -> Option<Received> {
+fn read_request(reader: &mut BufReader<&TcpStream>, from_hub: bool) -> Option<HubRequest> {
     let _ = reader.get_ref().set_read_timeout(Some(Duration::from_secs(60)));
     let mut line = String::new();
     reader.read_line(&mut line).ok().filter(|n| *n > 0)?;
     let mut words = line.split_whitespace().map(str::to_owned);
     let (method, path) = (words.next()?, words.next()?);
-    let mut request = Received { from_hub, method, path, range: None, authorization: None };
+    let mut request = HubRequest { from_hub, method, path, range: None, authorization: None };
     loop {
         line.clear();
         reader.read_line(&mut line).ok()?;

@@ -13,7 +13,7 @@ const SURPASSED: [&str; 5] = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "MXFP4_MOE"];
 
 /// The selected type and the reason, in one line.
 #[derive(Debug)]
-pub struct Choice<'a> {
+pub struct TypeChoice<'a> {
     pub variant: &'a GgufVariant,
     pub reason: String,
 }
@@ -27,7 +27,7 @@ pub fn choose<'a>(
     found: &'a [GgufVariant],
     memory: &FreeMemory,
     disk: Option<u64>,
-) -> Result<Choice<'a>> {
+) -> Result<TypeChoice<'a>> {
     match &spec.kind {
         Some(kind) => named(spec, kind, found, memory),
         None => best(spec, found, memory, disk),
@@ -39,7 +39,7 @@ fn named<'a>(
     kind: &str,
     found: &'a [GgufVariant],
     memory: &FreeMemory,
-) -> Result<Choice<'a>> {
+) -> Result<TypeChoice<'a>> {
     let (repo, matches) = (&spec.repo, matching(kind, found));
     let [variant] = matches[..] else {
         if matches.is_empty() {
@@ -56,7 +56,7 @@ fn named<'a>(
         let (needed, free) = (format_size(needed(bytes)), memory.describe());
         reason += &format!("; it needs {needed}, found {free}: experts will be read from disk, slowly");
     }
-    Ok(Choice { variant, reason })
+    Ok(TypeChoice { variant, reason })
 }
 
 /// The variants that a type or file name means: exact names before those with a prefix.
@@ -91,10 +91,10 @@ fn best<'a>(
     found: &'a [GgufVariant],
     memory: &FreeMemory,
     disk: Option<u64>,
-) -> Result<Choice<'a>> {
+) -> Result<TypeChoice<'a>> {
     let usable: Vec<&GgufVariant> = found.iter().filter(|v| v.usable().is_ok()).collect();
     let candidates = candidates(&usable);
-    let chosen = |variant: &'a GgufVariant, why: String| Choice {
+    let chosen = |variant: &'a GgufVariant, why: String| TypeChoice {
         reason: format!("{}, {}: {why}", variant.kind, format_size(variant.bytes())),
         variant,
     };

@@ -114,7 +114,7 @@ impl Hub {
         spec: &ModelSpec,
         listing: &RepoListing,
         found: &'a [GgufVariant],
-    ) -> Result<choose::Choice<'a>> {
+    ) -> Result<choose::TypeChoice<'a>> {
         if let Some(other) = listing.architecture.as_deref().filter(|name| *name != ARCHITECTURE) {
             let other = models::visible::one_line(other, 100);
             bail!("{}: architecture: expected {ARCHITECTURE}, found {other}", spec.repo);
