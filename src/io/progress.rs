@@ -82,7 +82,7 @@ pub struct TransferBar {
 
 #[derive(Debug)]
 struct StartedBar {
-    bar: Progress,
+    bar: TerminalProgress,
     total: u64,
     last_line: Mutex<Instant>,
 }
@@ -91,7 +91,7 @@ impl TransferBar {
     /// Draws the bar for `total` bytes. It has at most 79 columns.
     pub fn start(&self, total: u64) {
         let template = "{bar:20} {percent:>3}% {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
-        let bar = Progress::new(total, 0, template);
+        let bar = TerminalProgress::new(total, 0, template);
         let _ = self.started.set(StartedBar { bar, total, last_line: Mutex::new(Instant::now()) });
     }
 
