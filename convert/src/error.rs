@@ -34,6 +34,9 @@ pub enum Error {
         /// What was found there instead.
         found: String,
     },
+    /// A shard that cannot be fetched or deleted during the conversion.
+    #[error("{0}")]
+    Shard(String),
     /// An option's value that this machine cannot satisfy.
     #[error("{0}")]
     Option(String),

@@ -19,6 +19,7 @@ mod requantize;
 mod resume;
 pub mod run;
 pub mod safetensors;
+pub mod shards;
 pub mod source;
 pub mod vocabulary;
 
@@ -27,4 +28,5 @@ pub use job::{Options, OutputTensor};
 pub use mix::Mix;
 pub use plan::Override;
 pub use progress::Progress;
-pub use run::{Summary, convert, dry_run};
+pub use run::{Summary, convert, convert_shards, dry_run};
+pub use shards::ShardStore;

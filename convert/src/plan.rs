@@ -141,7 +141,11 @@ fn check_tensor(part: &RowRange, tensor: &Tensor, source: &Source) -> Result<()>
 }
 
 /// The name of the tensor that holds an FP8 tensor's scales.
-fn scale_name<'a>(part: &RowRange, tensor: &Tensor, source: &'a Source) -> Result<Option<&'a str>> {
+pub(crate) fn scale_name<'a>(
+    part: &RowRange,
+    tensor: &Tensor,
+    source: &'a Source,
+) -> Result<Option<&'a str>> {
     if tensor.coding != Coding::F8E4M3 {
         return Ok(None);
     }

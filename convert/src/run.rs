@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::job::{Job, Options, OutputTensor};
 use crate::progress::Progress;
 use crate::resume::Partial;
+use crate::shards::{ShardStore, ShardUse};
 use models::gguf::write::Layout;
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -39,6 +40,18 @@ pub struct Summary {
 /// Invalid or inconsistent input, options that do not fit it, or a full disk; each is one line. A partial file is left
 /// behind only if the conversion can be resumed.
 pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Summary> {
+    convert_shards(options, &(), progress)
+}
+
+/// Converts an input whose files `shards` fetches as they are needed and releases after use.
+///
+/// # Errors
+/// Those of [`convert`], and of the store.
+pub fn convert_shards(
+    options: &Options,
+    shards: &dyn ShardStore,
+    progress: &mut dyn Progress,
+) -> Result<Summary> {
     let job = Job::new(options, true, progress)?;
     if job.output.is_dir() {
         return Err(Error::bad(job.output.display(), "the output", "the name of a file", "a directory"));
@@ -54,7 +67,7 @@ pub fn convert(options: &Options, progress: &mut dyn Progress) -> Result<Summary
     let layout = layout(&job)?;
     let summary = summary(&job, &layout);
     let mut partial = Partial::open(&job.output, &stamp(&job), layout)?;
-    let mut work = Work { job: &job, pool: &pool, buffers: &ChunkBuffers::default(), progress };
+    let mut work = Work { job: &job, pool: &pool, buffers: &ChunkBuffers::default(), shards, progress };
     match work.run(&mut partial) {
         Ok(()) => partial.finish()?,
         Err(error) => {
@@ -107,6 +120,7 @@ struct Work<'a> {
     job: &'a Job,
     pool: &'a rayon::ThreadPool,
     buffers: &'a ChunkBuffers,
+    shards: &'a dyn ShardStore,
     progress: &'a mut dyn Progress,
 }
 
@@ -116,11 +130,11 @@ impl Work<'_> {
         let (done, todo): (Vec<_>, Vec<_>) = chunks(&self.job.plan).partition(|p| p.tensor < partial.done);
         self.progress.start(self.job.source_bytes, done.iter().map(|p| self.stored_bytes(p)).sum());
         let loader = ChunkLoader::new(&self.job.source, self.job.fp8_block, self.buffers);
-        let buffers = self.buffers;
+        let (buffers, shards) = (self.buffers, ShardUse::new(&self.job.source, &todo, self.shards));
         thread::scope(|scope| {
             let (loaded, to_encode) = sync_channel(QUEUED_CHUNKS);
             let (encoded, to_write) = sync_channel::<Vec<u8>>(QUEUED_CHUNKS);
-            scope.spawn(move || load_all(&todo, loader, &loaded));
+            scope.spawn(move || load_all(&todo, loader, shards, &loaded));
             let write = move |bytes: Vec<u8>| partial.write(&bytes).map(|()| buffers.give(bytes));
             let writing = scope.spawn(move || to_write.into_iter().try_for_each(write));
             let result = self.encode_all(to_encode, encoded);
@@ -163,10 +177,17 @@ impl Work<'_> {
 fn load_all<'a>(
     todo: &[Chunk<'a>],
     mut loader: ChunkLoader<'a>,
+    mut shards: ShardUse<'a>,
     loaded: &SyncSender<Result<LoadedChunk<'a>>>,
 ) {
-    for chunk in todo {
-        let result = loader.load(*chunk);
+    let mut load = |at: usize, chunk: &Chunk<'a>| {
+        shards.before(chunk)?;
+        let loaded = loader.load(*chunk)?;
+        shards.after(at, chunk)?;
+        Ok(loaded)
+    };
+    for (at, chunk) in todo.iter().enumerate() {
+        let result = load(at, chunk);
         let stop = result.is_err();
         if loaded.send(result).is_err() || stop {
             return;

@@ -8,6 +8,7 @@ use kernels::quant::Format;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::RwLock;
 
 /// An input of one or more files.
 #[derive(Debug, Default)]
@@ -29,7 +30,7 @@ pub struct SourceFile {
     pub bytes: u64,
     /// Modification time in nanoseconds since 1970; 0 if unknown.
     pub modified: u128,
-    file: ReadAt,
+    file: RwLock<ReadAt>,
 }
 
 /// A tensor of the input.
@@ -79,8 +80,33 @@ impl Source {
         let about = file.metadata().map_err(Error::io(&path))?;
         let since = about.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
         let modified = since.map_or(0, |d| d.as_nanos());
-        self.files.push(SourceFile { path, bytes: about.len(), modified, file: ReadAt::new(file) });
+        self.files.push(SourceFile {
+            path,
+            bytes: about.len(),
+            modified,
+            file: RwLock::new(ReadAt::new(file)),
+        });
         Ok(self.files.len() - 1)
+    }
+
+    /// Opens a file again after another one of the same length was put in its place.
+    ///
+    /// # Errors
+    /// An I/O error, or another length.
+    pub fn reopen(&self, file: usize) -> Result<()> {
+        let SourceFile { path, bytes, file, .. } = &self.files[file];
+        let opened = models::file::open(path)?;
+        let found = opened.metadata().map_err(Error::io(path))?.len();
+        if found != *bytes {
+            return Err(Error::bad(
+                path.display(),
+                "the file's length",
+                format_args!("{bytes} bytes"),
+                found,
+            ));
+        }
+        *file.write().expect("no panic while the lock is held") = ReadAt::new(opened);
+        Ok(())
     }
 
     /// Reads `bytes` bytes of a file.
@@ -95,7 +121,8 @@ impl Source {
 
     fn read_into(&self, file: usize, offset: u64, out: &mut [u8]) -> Result<()> {
         let from = &self.files[file];
-        from.file.read_exact_at(out, offset).map_err(Error::io(&from.path))
+        let file = from.file.read().expect("no panic while the lock is held");
+        file.read_exact_at(out, offset).map_err(Error::io(&from.path))
     }
 
     /// Reads rows of `cols` values of a tensor in their stored encoding, into a buffer that `buffer` allocates.

@@ -26,6 +26,13 @@ pub trait PullProgress: Sync {
     fn lost(&self, bytes: u64);
 }
 
+/// Ignores progress, for small reads.
+impl PullProgress for () {
+    fn resumed(&self, _: u64) {}
+    fn received(&self, _: u64) {}
+    fn lost(&self, _: u64) {}
+}
+
 /// The sum of a file: its SHA-256, or the id of its Git object.
 #[derive(Clone)]
 pub struct Sum {
@@ -97,6 +104,34 @@ impl Download<'_> {
             self.progress.resumed(file.size);
         }
         self.cache.link(self.commit, &file.path, &remote.etag)
+    }
+
+    /// Stores a file outside the cache.
+    ///
+    /// # Errors
+    /// As [`Download::store`].
+    pub fn store_at(&self, file: &RepoFile, path: &Path) -> Result<()> {
+        let name = format!("{}/{}", self.cache.repo, file.path);
+        let remote = self.client.locate(&self.cache.repo, self.commit, &file.path)?;
+        self.fetch(file, &name, path, remote.url)
+    }
+
+    /// The first bytes of a file; fewer if it is shorter.
+    ///
+    /// # Errors
+    /// The server fails repeatedly.
+    pub fn first_bytes(&self, file: &RepoFile, bytes: u64) -> Result<Vec<u8>> {
+        let name = format!("{}/{}", self.cache.repo, file.path);
+        let locate = || Ok(self.client.locate(&self.cache.repo, self.commit, &file.path)?.url);
+        let fetch = Fetch {
+            client: self.client,
+            name: &name,
+            size: file.size,
+            connections: 1,
+            address: FileAddress::new(locate()?, &locate),
+            progress: &(),
+        };
+        fetch.first_bytes(bytes.min(file.size))
     }
 
     /// Waits for the lock of a blob.

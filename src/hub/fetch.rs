@@ -165,6 +165,20 @@ impl Fetch<'_> {
         }
     }
 
+    /// Reads the first bytes of the file into memory.
+    ///
+    /// # Errors
+    /// The server fails repeatedly or knows no ranges.
+    pub fn first_bytes(&self, bytes: u64) -> Result<Vec<u8>> {
+        let queue = RangeQueue::new(0, bytes, 1);
+        let (send, pieces) = channel();
+        let result = (0..queue.count()).try_for_each(|chunk| self.read_range(&queue, chunk, &send));
+        result.map_err(|failure| self.named(failure))?;
+        drop(send);
+        let read = pieces.into_iter().filter_map(Result::ok);
+        Ok(read.flat_map(|(_, bytes)| bytes).collect())
+    }
+
     fn named(&self, failure: RequestFailure) -> Error {
         let again = "run the command again to resume";
         match failure {

@@ -4,7 +4,7 @@ use super::output::tell;
 use super::units::format_size;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 /// A progress bar, hidden if standard error is no terminal.
@@ -77,7 +77,7 @@ const LINE_INTERVAL: Duration = Duration::from_secs(10);
 /// terminal. It is drawn once [`TransferBar::start`] is called.
 #[derive(Debug, Default)]
 pub struct TransferBar {
-    started: OnceLock<StartedBar>,
+    started: RwLock<Option<StartedBar>>,
 }
 
 #[derive(Debug)]
@@ -91,52 +91,65 @@ impl TransferBar {
     /// Draws the bar for `total` bytes. It has at most 79 columns.
     pub fn start(&self, total: u64) {
         let template = "{bar:20} {percent:>3}% {bytes}/{total_bytes} {bytes_per_sec} eta {eta}";
-        let bar = TerminalProgress::new(total, 0, template);
-        let _ = self.started.set(StartedBar { bar, total, last_line: Mutex::new(Instant::now()) });
+        let (bar, last_line) = (TerminalProgress::new(total, 0, template), Mutex::new(Instant::now()));
+        *self.started.write().expect("no panic while the lock is held") =
+            Some(StartedBar { bar, total, last_line });
+    }
+
+    /// Calls `f` with the bar if it was started.
+    fn with(&self, f: impl FnOnce(&StartedBar)) {
+        self.started.read().expect("no panic while the lock is held").as_ref().map_or((), f);
     }
 
     /// Adds bytes that were transferred.
     pub fn inc(&self, bytes: u64) {
-        let Some(started) = self.started.get() else { return };
-        started.bar.inc(bytes);
-        if !started.bar.is_hidden() {
-            return;
-        }
-        let mut last = started.last_line.lock().expect("no panic while the lock is held");
-        if last.elapsed() > LINE_INTERVAL {
-            *last = Instant::now();
-            let (done, total) = (started.bar.position(), started.total);
-            let percent = u128::from(done) * 100 / u128::from(total.max(1));
-            tell(&format!("{percent}% ({} of {})", format_size(done), format_size(total)));
-        }
+        self.with(|started| {
+            started.bar.inc(bytes);
+            if started.bar.is_hidden() {
+                started.print_line();
+            }
+        });
     }
 
     /// Adds bytes that an earlier run transferred.
     pub fn skip(&self, bytes: u64) {
-        if let Some(started) = self.started.get() {
-            started.bar.skip(bytes);
-        }
+        self.with(|started| started.bar.skip(bytes));
     }
 
     /// Subtracts bytes that are transferred again.
     pub fn dec(&self, bytes: u64) {
-        if let Some(started) = self.started.get() {
-            started.bar.dec(bytes);
-        }
+        self.with(|started| started.bar.dec(bytes));
     }
 
     /// Writes a line above the bar.
     pub fn note(&self, line: &str) {
-        match self.started.get() {
-            Some(started) => started.bar.suspend(|| tell(line)),
-            None => tell(line),
+        let mut is_drawn = false;
+        self.with(|started| {
+            is_drawn = true;
+            started.bar.suspend(|| tell(line));
+        });
+        if !is_drawn {
+            tell(line);
         }
     }
 
     /// Removes the bar from the terminal.
     pub fn finish(&self) {
-        if let Some(started) = self.started.get() {
+        if let Some(started) = self.started.write().expect("no panic while the lock is held").take() {
             started.bar.finish();
+        }
+    }
+}
+
+impl StartedBar {
+    /// Prints the position, at most once per interval.
+    fn print_line(&self) {
+        let mut last = self.last_line.lock().expect("no panic while the lock is held");
+        if last.elapsed() > LINE_INTERVAL {
+            *last = Instant::now();
+            let (done, total) = (self.bar.position(), self.total);
+            let percent = u128::from(done) * 100 / u128::from(total.max(1));
+            tell(&format!("{percent}% ({} of {})", format_size(done), format_size(total)));
         }
     }
 }

@@ -2,8 +2,11 @@
 
 use crate::common::{checkpoint, terminal, tiktoken_bytes};
 use crate::server::{Repo, TestHub};
-use crate::{kimi_at, pulled, said};
+use crate::{kimi_at, noise, pulled, said, wait_until};
+use safetensors::SafeTensors;
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::SeqCst;
 
 const DEMO: &[u8] = include_bytes!("../../models/demo/kimi-demo.gguf");
@@ -110,4 +113,74 @@ fn a_checkpoint_is_downloaded_and_converted() {
     let (ok, out, err) =
         said(&mut kimi_at(&hub, home.path(), &["models", "remove", "u/Tiny-Model", "--yes"]));
     assert!(ok && !path.exists(), "{out}{err}");
+}
+
+/// Cuts `model.safetensors` into three shards in the order of the layers.
+fn split(dir: &Path) {
+    let path = dir.join("model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let shard = |name: &str| match name.split('.').nth(2).and_then(|layer| layer.parse::<usize>().ok()) {
+        Some(layer) => layer / 2 + 1,
+        None if name.contains("embed_tokens") => 1,
+        None => 3,
+    };
+    let name = |shard: usize| format!("model-{shard:05}-of-00003.safetensors");
+    for number in 1..=3 {
+        let some = file.tensors().into_iter().filter(|(tensor, _)| shard(tensor) == number);
+        safetensors::serialize_to_file(some, None, &dir.join(name(number))).unwrap();
+    }
+    let map: BTreeMap<_, _> = file.names().into_iter().map(|tensor| (tensor, name(shard(tensor)))).collect();
+    let index = serde_json::json!({ "metadata": {}, "weight_map": map }).to_string();
+    fs::write(dir.join("model.safetensors.index.json"), index).unwrap();
+    fs::remove_file(path).unwrap();
+}
+
+fn bytes_under(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|about| about.len()).sum()
+}
+
+#[test]
+fn a_checkpoint_is_converted_while_it_is_downloaded() {
+    let dir = tempfile::tempdir().unwrap();
+    let fields = ["vocab_size=264", "hidden_size=256", "num_hidden_layers=4", "num_experts=8"];
+    let source = checkpoint(dir.path(), "tiny", 6, &fields);
+    split(&source);
+    fs::write(source.join("tiktoken.model"), tiktoken_bytes()).unwrap();
+    fs::write(source.join("tokenizer_config.json"), "{}").unwrap();
+    fs::write(source.join("notes.bin"), noise(2000, 1)).unwrap();
+    let file =
+        |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
+    let files: Vec<_> = fs::read_dir(&source).unwrap().map(|entry| file(entry.unwrap())).collect();
+    let sizes = |name: &str| files.iter().filter(|f| f.0.ends_with(name)).map(|f| f.1.len() as u64);
+    let (all, largest) = (sizes(".safetensors").sum::<u64>(), sizes(".safetensors").max().unwrap());
+    let hub = TestHub::start(&[("u/Tiny", Repo { files: files.clone(), ..Repo::default() })]);
+    let pull = |home: &Path, more: &[&str]| {
+        kimi_at(&hub, home, &[&["pull", "u/Tiny", "--type", "q8_0"], more].concat())
+    };
+    let [plain, streamed] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let (ok, out, err) = said(&mut pull(plain.path(), &[]));
+    assert!(ok, "{err}");
+    let expected = fs::read(out.trim_end()).unwrap();
+    // Killed while a shard arrives, then resumed.
+    let work = streamed.path().join("cache/kimi/models/models--u--Tiny/checkpoint");
+    hub.faults().stall_after.store(largest as usize / 2, SeqCst);
+    let stderr = std::process::Stdio::null();
+    let mut killed = pull(streamed.path(), &["--stream"]).stderr(stderr).spawn().unwrap();
+    wait_until("a shard arrives", || bytes_under(&work.join("shards")) > largest / 4);
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    hub.faults().stall_after.store(0, SeqCst);
+    let before = hub.state.sent.load(SeqCst);
+    let (ok, out, err) = said(&mut pull(streamed.path(), &["--stream"]));
+    assert!(ok, "{err}");
+    assert!(fs::read(out.trim_end()).unwrap() == expected);
+    let sent = hub.state.sent.load(SeqCst) - before;
+    assert!(sent < all && !work.exists(), "{sent} of {all}");
+    let cached: Vec<PathBuf> = fs::read_dir(crate::cached(streamed.path(), "u/Tiny", "blobs"))
+        .unwrap()
+        .map(|b| b.unwrap().path())
+        .collect();
+    assert!(cached.iter().all(|blob| fs::metadata(blob).unwrap().len() < largest / 2), "{cached:?}");
 }

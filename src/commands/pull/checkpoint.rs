@@ -1,15 +1,18 @@
-//! Downloads a checkpoint (safetensors) and converts it to a GGUF file.
+//! Downloads a checkpoint (safetensors) and converts it to a GGUF file: all shards first, or, where the disk does not hold
+//! both, one after another ([`super::streamed`]).
 
 use super::Hub;
+use super::streamed::StreamedShards;
 use crate::commands::convert::convert_with_bar;
-use crate::hub::cache::converted_dir;
+use crate::hub::cache::{RepoCache, converted_dir};
 use crate::hub::listing::{RepoFile, RepoListing};
+use crate::hub::pull::{free_space, missing_bytes};
 use crate::hub::spec::ModelSpec;
 use crate::io::output::tell;
 use crate::io::units::format_size;
 use anyhow::{Context as _, Result, bail};
 use convert::{Mix, Options};
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// Extensions of the files of a checkpoint that a conversion reads, besides the shards.
@@ -24,16 +27,16 @@ fn is_top_level(file: &RepoFile) -> bool {
     !file.path.contains('/')
 }
 
-fn texts(listing: &RepoListing) -> impl Iterator<Item = &RepoFile> {
+fn texts(listing: &RepoListing) -> Vec<RepoFile> {
     let is_text = |file: &&RepoFile| TEXTS.iter().any(|end| file.path.ends_with(end));
-    listing.files.iter().filter(|file| is_top_level(file)).filter(is_text)
+    listing.files.iter().filter(|file| is_top_level(file)).filter(is_text).cloned().collect()
 }
 
-/// Downloads and converts a checkpoint; returns the path of the GGUF file.
+/// Downloads and converts a checkpoint; returns the path of the GGUF file. With `stream`, shards are never all on the disk.
 ///
 /// # Errors
 /// The repository is no checkpoint, no type is given, or download or conversion fail.
-pub fn pull(hub: &Hub, spec: &ModelSpec, listing: &RepoListing) -> Result<PathBuf> {
+pub fn pull(hub: &Hub, spec: &ModelSpec, listing: &RepoListing, stream: bool) -> Result<PathBuf> {
     let (repo, shards) = (&spec.repo, shards(listing));
     if shards.is_empty() || !listing.files.iter().any(|file| file.path == "config.json") {
         bail!("{repo}: expected GGUF files or a checkpoint (config.json, *.safetensors), found neither");
@@ -50,46 +53,91 @@ pub fn pull(hub: &Hub, spec: &ModelSpec, listing: &RepoListing) -> Result<PathBu
     if output.exists() {
         return Ok(output);
     }
-    tell(&format!(
-        "{repo}: checkpoint of {}, converted to {} in {}",
-        format_size(bytes),
-        mix.name(),
-        dir.display()
-    ));
-    let files: Vec<RepoFile> = texts(listing).chain(shards.iter().copied()).cloned().collect();
-    let paths = hub.pull(spec, listing, &files)?;
-    let input = work_dir(&dir, repo.name())?;
-    for (file, path) in files.iter().zip(&paths) {
-        link(path, &input.join(&file.path))?;
-    }
-    let overrides = Vec::new();
-    convert_with_bar(&Options {
-        input: input.clone(),
+    let (size, name, shown) = (format_size(bytes), mix.name(), dir.display());
+    tell(&format!("{repo}: checkpoint of {size}, converted to {name} in {shown}"));
+    let work = WorkDir::open(&dir, repo.name())?;
+    let options = Options {
+        input: work.input.clone(),
         output: Some(output.clone()),
         mix,
-        overrides,
+        overrides: Vec::new(),
         force: false,
         threads: None,
-    })?;
-    let _ = fs::remove_dir_all(input.parent().unwrap_or(&input));
+    };
+    let shards: Vec<RepoFile> = shards.into_iter().cloned().collect();
+    let texts = texts(listing);
+    if stream || !holds_both(hub, spec, &shards, &dir) {
+        let paths = hub.pull(spec, listing, &texts)?;
+        work.link_all(&texts, &paths)?;
+        StreamedShards { hub, spec, listing, work: &work, shards }.convert(&options)?;
+        work.remove();
+        return Ok(output);
+    }
+    let files = [texts, shards].concat();
+    let paths = hub.pull(spec, listing, &files)?;
+    work.link_all(&files, &paths)?;
+    convert_with_bar(&options)?;
+    work.remove();
     tell(&format!("the checkpoint stays in {}", hub.settings.cache.join(repo.folder()).display()));
     Ok(output)
 }
 
-/// Creates the directory of the files to convert. Its name is the model's.
-fn work_dir(dir: &Path, name: &str) -> Result<PathBuf> {
-    let input = dir.join("checkpoint").join(name);
-    fs::create_dir_all(&input).with_context(|| input.display().to_string())?;
-    Ok(input)
+/// Whether the disks have space for the shards and for a file of the same size, which is more than any quantised one.
+fn holds_both(hub: &Hub, spec: &ModelSpec, shards: &[RepoFile], dir: &Path) -> bool {
+    let missing = missing_bytes(&RepoCache::new(&hub.settings.cache, &spec.repo), shards);
+    let output = shards.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));
+    let free = [&hub.settings.cache, dir].map(|dir| free_space(dir).unwrap_or(u64::MAX));
+    free[0] >= missing && free[1] >= output && free[0].min(free[1]) >= missing.saturating_add(output)
 }
 
-/// Links a cached file; an existing link is replaced.
-fn link(path: &Path, link: &Path) -> Result<()> {
-    let _ = fs::remove_file(link);
+/// The directory of a conversion: links to its input, placeholders and shards. Locked while a process uses it.
+pub struct WorkDir {
+    dir: PathBuf,
+    /// The directory that is converted. Its name is the model's.
+    pub input: PathBuf,
+    _lock: File,
+}
+
+impl WorkDir {
+    fn open(dir: &Path, name: &str) -> Result<WorkDir> {
+        let dir = dir.join("checkpoint");
+        let input = dir.join(name);
+        fs::create_dir_all(&input).with_context(|| input.display().to_string())?;
+        let path = dir.join("lock");
+        let lock = File::create(&path).with_context(|| path.display().to_string())?;
+        if lock.try_lock().is_err() {
+            bail!("{}: another process converts this checkpoint", dir.display());
+        }
+        Ok(WorkDir { dir, input, _lock: lock })
+    }
+
+    /// A path in a directory beside the input.
+    pub fn path(&self, kind: &str, file: &RepoFile) -> Result<PathBuf> {
+        let dir = self.dir.join(kind);
+        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+        Ok(dir.join(&file.path))
+    }
+
+    fn link_all(&self, files: &[RepoFile], paths: &[PathBuf]) -> Result<()> {
+        files.iter().zip(paths).try_for_each(|(file, path)| link(path, &self.input.join(&file.path)))
+    }
+
+    fn remove(&self) {
+        // What stays costs no space.
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// Links a file; an existing link is replaced at once.
+pub fn link(path: &Path, link: &Path) -> Result<()> {
     let path = path.canonicalize().with_context(|| path.display().to_string())?;
+    let mut temporary = link.as_os_str().to_owned();
+    temporary.push(".link");
+    let temporary = PathBuf::from(temporary);
+    let _ = fs::remove_file(&temporary);
     #[cfg(unix)]
-    let made = std::os::unix::fs::symlink(&path, link);
+    let made = std::os::unix::fs::symlink(&path, &temporary);
     #[cfg(not(unix))]
-    let made = fs::hard_link(&path, link).or_else(|_| fs::copy(&path, link).map(|_| ()));
-    made.with_context(|| link.display().to_string())
+    let made = fs::hard_link(&path, &temporary).or_else(|_| fs::copy(&path, &temporary).map(|_| ()));
+    made.and_then(|()| fs::rename(&temporary, link)).with_context(|| link.display().to_string())
 }

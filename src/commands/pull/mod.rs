@@ -6,6 +6,7 @@
 mod checkpoint;
 mod choose;
 pub mod resolve;
+mod streamed;
 
 use crate::hub::cache::RepoCache;
 use crate::hub::client::HubClient;
@@ -44,6 +45,9 @@ pub struct PullArgs {
     /// Branch, tag or commit (default: main)
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
+    /// Delete each shard of a checkpoint once it is converted (default: if the disk does not hold both)
+    #[arg(long)]
+    stream: bool,
     /// Parallel connections per file
     #[arg(long, value_name = "N", default_value_t = CONNECTIONS, value_parser = clap::value_parser!(u8).range(1..=32))]
     connections: u8,
@@ -73,7 +77,7 @@ pub fn run(args: &PullArgs) -> Result<()> {
         return print_list(&hub, &spec, &listing, &found);
     }
     let path = if found.is_empty() {
-        checkpoint::pull(&hub, &spec, &listing)?
+        checkpoint::pull(&hub, &spec, &listing, args.stream)?
     } else {
         let chosen = hub.choose(&spec, &listing, &found)?;
         tell(&format!("{}: {}", spec.repo, chosen.reason));
