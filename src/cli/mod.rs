@@ -95,7 +95,10 @@ fn resolve_model(command: &mut CliCommand) -> Result<()> {
         CliCommand::Ask(args) if args.endpoint.url.is_some() => return Ok(()),
         CliCommand::Chat(args) if args.endpoint.url.is_some() => return Ok(()),
         CliCommand::Ask(args) => &mut args.engine,
-        CliCommand::Chat(args) => &mut args.engine,
+        CliCommand::Chat(args) => {
+            resolve(&mut args.file, args.engine.yes)?;
+            &mut args.engine
+        }
         CliCommand::Serve(args) => &mut args.engine,
         CliCommand::Bench(args) => &mut args.engine,
         CliCommand::Perplexity(args) => &mut args.engine,

@@ -243,10 +243,10 @@ impl HubClient {
         let name = if file.is_empty() { repo.to_string() } else { format!("{repo}/{file}") };
         match (status, &*code) {
             (401 | 403, "GatedRepo") if self.token.is_none() => anyhow!(
-                "{repo}: this repository is gated: accept its licence at {page} and set HF_TOKEN to a token of your account"
+                "{repo}: this repository is gated: accept its license at {page} and set HF_TOKEN to a token of your account"
             ),
             (401 | 403, "GatedRepo") | (403, _) => anyhow!(
-                "{repo}: the token of HF_TOKEN has no access: accept the licence at {page} with its account (status {status})"
+                "{repo}: the token of HF_TOKEN has no access: accept the license at {page} with its account (status {status})"
             ),
             (401, _) if self.token.is_some() => {
                 anyhow!(

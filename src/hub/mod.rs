@@ -2,7 +2,7 @@
 //!
 //! It knows repositories and files, but neither models nor the memory of this machine. Start with [`pull`]: it asks
 //! [`client`] for the files of a repository ([`listing`]), stores each one with [`download`], and links it in the
-//! [`cache`]. [`variants`] groups files by quantisation type, and [`settings`] reads the environment.
+//! [`cache`]. [`variants`] groups files by quantization type, and [`settings`] reads the environment.
 //!
 //! The crate `hf-hub` 0.5 was evaluated and does not fit: it checks no SHA-256, uses one connection, ignores `HF_TOKEN`,
 //! `HF_HUB_CACHE`, `HF_HUB_OFFLINE` and 429, and its partial files and locks are not those of `huggingface_hub`. Servers are

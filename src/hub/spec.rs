@@ -24,7 +24,7 @@ pub struct RepoId(String);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelSpec {
     pub repo: RepoId,
-    /// The quantisation type or file name after the colon.
+    /// The quantization type or file name after the colon.
     pub kind: Option<String>,
     /// A branch, tag or commit.
     pub revision: String,

@@ -1,9 +1,9 @@
-//! Groups the GGUF files of a repository by quantisation type.
+//! Groups the GGUF files of a repository by quantization type.
 
 use super::listing::RepoFile;
 use kernels::quant::Format;
 
-/// The files of one quantisation type: one, or all parts of a split.
+/// The files of one quantization type: one, or all parts of a split.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GgufVariant {
     /// The type as the file name spells it, in capitals: `Q4_K_M`, `UD-Q4_K_XL`; the file name if it has none.
@@ -140,9 +140,9 @@ fn kind_in(stem: &str) -> Option<String> {
 }
 
 fn is_kind(word: &str) -> bool {
-    let quantised = word.trim_start_matches(['I', 'T']).strip_prefix('Q');
-    let quantised = quantised.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
-    quantised
+    let quantized = word.trim_start_matches(['I', 'T']).strip_prefix('Q');
+    let quantized = quantized.is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()));
+    quantized
         || matches!(word, "BF16" | "F16" | "F32" | "FP16")
         || word.starts_with("MXFP")
         || word.starts_with("NVFP")

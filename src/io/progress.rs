@@ -98,7 +98,9 @@ impl TransferBar {
 
     /// Calls `f` with the bar if it was started.
     fn with(&self, f: impl FnOnce(&StartedBar)) {
-        self.started.read().expect("no panic while the lock is held").as_ref().map_or((), f);
+        if let Some(started) = &*self.started.read().expect("no panic while the lock is held") {
+            f(started);
+        }
     }
 
     /// Adds bytes that were transferred.

@@ -99,10 +99,10 @@ fn missing_private_and_gated_repositories_say_what_to_do() {
         let message = message.replace("HUB", &hub.url);
         assert!(!ok && err.lines().last() == Some(&format!("kimi: {message}")), "{err}");
     };
-    let licence = "accept its licence at HUB/u/gated and set HF_TOKEN to a token of your account";
-    check("u/gated", None, &format!("u/gated: this repository is gated: {licence}"));
-    let licence = "accept the licence at HUB/u/gated with its account (status 403)";
-    check("u/gated", Some("hf_other"), &format!("u/gated: the token of HF_TOKEN has no access: {licence}"));
+    let license = "accept its license at HUB/u/gated and set HF_TOKEN to a token of your account";
+    check("u/gated", None, &format!("u/gated: this repository is gated: {license}"));
+    let license = "accept the license at HUB/u/gated with its account (status 403)";
+    check("u/gated", Some("hf_other"), &format!("u/gated: the token of HF_TOKEN has no access: {license}"));
     let private = "check the name at HUB/u/none, or set HF_TOKEN";
     check("u/none", None, &format!("u/none: no such repository, or a private or gated one: {private}"));
     check("u/none", Some(crate::TOKEN), "u/none: not found at HUB");

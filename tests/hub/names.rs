@@ -103,7 +103,7 @@ fn a_checkpoint_is_downloaded_and_converted() {
     assert!(!ok && err.contains("u/Tiny-Model: this is a checkpoint of "), "{err}");
     let (ok, out, err) = pull(&["--type", "q8_0"]);
     assert!(ok, "{err}");
-    let path = std::path::PathBuf::from(out.trim_end());
+    let path = PathBuf::from(out.trim_end());
     assert!(path.ends_with("kimi/models/models--u--Tiny-Model/Tiny-Model-Q8_0.gguf"), "{}", path.display());
     let plain = crate::common::convert(&source, "q8_0");
     // The name of the model in the metadata is the repository's.
@@ -153,8 +153,9 @@ fn a_checkpoint_is_converted_while_it_is_downloaded() {
     let file =
         |entry: fs::DirEntry| (entry.file_name().into_string().unwrap(), fs::read(entry.path()).unwrap());
     let files: Vec<_> = fs::read_dir(&source).unwrap().map(|entry| file(entry.unwrap())).collect();
-    let sizes = |name: &str| files.iter().filter(|f| f.0.ends_with(name)).map(|f| f.1.len() as u64);
-    let (all, largest) = (sizes(".safetensors").sum::<u64>(), sizes(".safetensors").max().unwrap());
+    let shards = files.iter().filter(|file| file.0.ends_with(".safetensors"));
+    let sizes: Vec<u64> = shards.map(|file| file.1.len() as u64).collect();
+    let (all, largest) = (sizes.iter().sum::<u64>(), *sizes.iter().max().unwrap());
     let hub = TestHub::start(&[("u/Tiny", Repo { files: files.clone(), ..Repo::default() })]);
     let pull = |home: &Path, more: &[&str]| {
         kimi_at(&hub, home, &[&["pull", "u/Tiny", "--type", "q8_0"], more].concat())

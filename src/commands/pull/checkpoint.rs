@@ -82,7 +82,7 @@ pub fn pull(hub: &Hub, spec: &ModelSpec, listing: &RepoListing, stream: bool) ->
     Ok(output)
 }
 
-/// Whether the disks have space for the shards and for a file of the same size, which is more than any quantised one.
+/// Whether the disks have space for the shards and for a file of the same size, which is more than any quantized one.
 fn holds_both(hub: &Hub, spec: &ModelSpec, shards: &[RepoFile], dir: &Path) -> bool {
     let missing = missing_bytes(&RepoCache::new(&hub.settings.cache, &spec.repo), shards);
     let output = shards.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));

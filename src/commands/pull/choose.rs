@@ -1,4 +1,4 @@
-//! Selects the quantisation type to download: the one that the user names, or the best that fits this machine.
+//! Selects the quantization type to download: the one that the user names, or the best that fits this machine.
 
 use crate::hub::spec::ModelSpec;
 use crate::hub::variants::{GgufVariant, Unusable};
@@ -135,13 +135,13 @@ fn best<'a>(
     Ok(chosen(best, why))
 }
 
-/// The types to choose from, the coarsest first: quantised ones, if there are any, without those that others surpass.
+/// The types to choose from, the coarsest first: quantized ones, if there are any, without those that others surpass.
 fn candidates<'a>(usable: &[&'a GgufVariant]) -> Vec<&'a GgufVariant> {
-    let quantised = |v: &&&GgufVariant| v.bits().is_some();
-    let current = |v: &&&GgufVariant| quantised(v) && !SURPASSED.contains(&v.base_kind());
+    let quantized = |v: &&&GgufVariant| v.bits().is_some();
+    let current = |v: &&&GgufVariant| quantized(v) && !SURPASSED.contains(&v.base_kind());
     let choices: [Vec<&GgufVariant>; 3] = [
         usable.iter().filter(current).copied().collect(),
-        usable.iter().filter(quantised).copied().collect(),
+        usable.iter().filter(quantized).copied().collect(),
         usable.to_vec(),
     ];
     let mut chosen = choices.into_iter().find(|choice| !choice.is_empty()).unwrap_or_default();

@@ -36,7 +36,7 @@ pub struct PullArgs {
     /// Repository on Hugging Face: USER/REPO[:TYPE], hf.co/USER/REPO[:TYPE], or the address of its page
     #[arg(value_name = "USER/REPO[:TYPE]")]
     name: String,
-    /// Quantisation type (default: the best that fits this machine); a checkpoint is converted to it
+    /// Quantization type (default: the best that fits this machine); a checkpoint is converted to it
     #[arg(long = "type", value_name = "TYPE")]
     kind: Option<String>,
     /// List the types with their sizes and whether they fit this machine; download nothing

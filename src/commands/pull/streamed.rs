@@ -2,7 +2,7 @@
 //!
 //! The conversion needs all headers first. So each shard begins as a placeholder: its header and its length, without data.
 //! The input links to placeholders, and to a shard while it is there. All have one modification time, by which a resumed
-//! conversion recognises its input.
+//! conversion recognizes its input.
 
 use super::Hub;
 use super::checkpoint::{WorkDir, link};
