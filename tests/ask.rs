@@ -205,13 +205,13 @@ fn stop_prefill(mut command: Command) -> (u64, String) {
     assert!(before.len() == 2, "tokens, memory, then the progress: {before:?}");
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let last = stderr.last().unwrap();
-    assert_eq!(child.wait().unwrap().code(), Some(1), "{last}");
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{last}");
     let read: u64 = last.split(' ').nth(3).unwrap().parse().unwrap_or_else(|_| panic!("{last}"));
     assert!(last.starts_with("kimi: stopped after "), "{last}");
     (read, last.split_once("; ").unwrap().1.to_owned())
 }
 
-/// After Ctrl-C during prefill the next run resumes from the tokens prefilled so far.
+/// Ctrl-C during prefill exits with code 130, and the next run resumes from the tokens prefilled so far.
 #[test]
 fn a_stopped_prefill_is_resumed() {
     let dir = tempfile::tempdir().unwrap();

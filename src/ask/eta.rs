@@ -14,6 +14,7 @@ use std::time::Duration;
 const ATTENTION_COST: f64 = 2.1;
 
 /// The measured time and work of a prefill so far.
+#[derive(Clone)]
 pub struct PrefillEta {
     growth: f64,
     /// The growth for tokens from [`MATERIALIZE_AFTER`] on.
@@ -79,12 +80,20 @@ pub fn duration(time: Duration) -> String {
 }
 
 #[cfg(test)]
+impl PrefillEta {
+    /// Estimates with the same growth at all depths.
+    pub fn with_growth(growth: f64) -> PrefillEta {
+        PrefillEta { growth, long_growth: growth, work: 0.0, time: Duration::ZERO }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_estimate_follows_from_the_recorded_times() {
-        let mut eta = PrefillEta { growth: 1e-4, long_growth: 1e-4, work: 0.0, time: Duration::ZERO };
+        let mut eta = PrefillEta::with_growth(1e-4);
         assert_eq!(eta.estimate(0, 10), None);
         eta.record(0, 1000, Duration::from_millis(1050)); // 1 ms per token at depth 0
         let seconds = |from, to| eta.estimate(from, to).unwrap().as_secs_f64();

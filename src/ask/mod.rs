@@ -1,35 +1,40 @@
 //! `kimi ask`: questions about files. The files come first in the prompt, so that later questions reuse their prefix. The
 //! prompt asks for quotes, decoding is constrained to quote the files verbatim, and every quote is located in them.
 //!
-//! Answers go to standard output, everything else to standard error. Next: [`local`] and [`remote`] (the models),
-//! [`prefill_progress`], [`quote_constraint`] and [`quotes`].
+//! The model is a [`crate::client::ChatModel`]. Answers go to standard output, everything else to standard error. Next:
+//! [`file_prompt`] (what a local model needs of the files), [`prefill_progress`], [`quote_constraint`] and [`quotes`].
 
+mod answer;
 pub(crate) mod eta;
-mod local;
+mod file_prompt;
 mod prefill_progress;
 mod quote_constraint;
 pub(crate) mod quotes;
-mod remote;
 
 use crate::args::EngineArgs;
-use crate::client::EndpointArgs;
-use crate::generation::generate::{FinishReason, Stats};
+use crate::client::{
+    ChatModel, EndpointArgs, LocalModel, PromptMessage, RemoteModel, ReplyOutcome, ReplyRequest,
+};
+use crate::generation::event::Stats;
+use crate::generation::generate::FinishReason;
 use crate::generation::sample::Sampling;
 use crate::io::document::{self, Document};
 use crate::io::errors::{Stopped, one_line};
 use crate::io::line_editor::{Line, LineEditor};
 use crate::io::output::{Output, tell};
+use crate::io::units::grouped;
 use crate::prefix_cache::key::PromptLayout;
 use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
-use anyhow::{Result, bail};
-use local::LocalModel;
-use quotes::{Annotated, Quote, Texts};
-use remote::RemoteModel;
+use answer::AnswerView;
+use anyhow::{Context as _, Result, bail};
+use file_prompt::FilePrompt;
+use quote_constraint::QuoteIndex;
+use quotes::{FoldedTexts, Quote};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -81,20 +86,46 @@ impl AskArgs {
 
 /// Reads the files, loads the model and answers the questions.
 pub fn run(args: &AskArgs) -> Result<()> {
-    let mut note = |line: &str| tell(&line.replace('\n', " "));
-    let documents = document::gather(&args.file, &args.include, &mut note)?;
+    let mut left_out = Vec::new();
+    let documents = document::gather(&args.file, &args.include, &mut |line| left_out.push(line.to_owned()));
+    report_left_out(&left_out);
+    let documents = documents?;
     if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
         bail!("no question: give it as an argument, because standard input is the text");
     }
     if let Some(url) = &args.endpoint.url {
-        return ask(args, &documents, RemoteModel::new(url, args)?);
+        let mut model = RemoteModel::connect(url, args.engine.model.as_deref(), &args.endpoint)?;
+        return ask(args, &documents, &mut model, None);
     }
     let options = args.engine.options().with_layout(PromptLayout::Ask);
     let engine = EngineHandle::load(&options, builtin_model::log(args.quiet))?;
-    ask(args, &documents, LocalModel::new(&engine, &documents, args)?)
+    let file_prompt = FilePrompt::new(&engine, &documents, args)?;
+    let mut model = LocalModel::new(&engine, Path::new(&options.name()));
+    ask(args, &documents, &mut model, Some(&file_prompt))
 }
 
-fn ask(args: &AskArgs, documents: &[Document], model: impl Model) -> Result<()> {
+/// Reports the entries of directories that are not read, in one line.
+fn report_left_out(notes: &[String]) {
+    match notes {
+        [] => {}
+        [one] => tell(&one.replace('\n', " ")),
+        [first, ..] => {
+            let first = first.replace('\n', " ");
+            tell(&format!(
+                "{} files left out; the first: {}",
+                notes.len(),
+                first.trim_end_matches(": left out")
+            ));
+        }
+    }
+}
+
+fn ask(
+    args: &AskArgs,
+    documents: &[Document],
+    model: &mut dyn ChatModel,
+    file_prompt: Option<&FilePrompt<'_>>,
+) -> Result<()> {
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = interrupted.clone();
     ctrlc::set_handler(move || {
@@ -103,31 +134,31 @@ fn ask(args: &AskArgs, documents: &[Document], model: impl Model) -> Result<()> 
         }
     })?;
     let document = Some(joined(documents));
-    let mut ask = Ask { args, model, texts: Texts::new(documents), document, interrupted };
-    let ended = args.question.as_ref().map(|question| ask.answer(question)).transpose()?;
+    let texts = FoldedTexts::new(documents);
+    let mut ask =
+        Ask { args, model, file_prompt, messages: Vec::new(), texts: &texts, document, interrupted };
+    let ended = args.question.as_ref().map(|question| ask.answer(question)).transpose();
     match ended {
-        Some(FinishReason::Cancelled) if !args.interactive => Err(Stopped.into()),
-        Some(_) if !args.interactive => Ok(()),
-        _ => ask.answer_lines(),
+        Ok(Some(FinishReason::Cancelled)) if !args.interactive => Err(Stopped.into()),
+        Ok(Some(_)) if !args.interactive => Ok(()),
+        Ok(_) => ask.answer_lines(),
+        Err(e) => {
+            if e.is::<Stopped>() {
+                tell(&format!("kimi: {}", one_line(&e)));
+            }
+            Err(e)
+        }
     }
 }
 
-/// A model that answers questions in one conversation.
-trait Model {
-    /// Adds a message to the conversation and generates the reply. Passes text to `on_text` as it is generated, and an
-    /// empty text during prefill; `on_text` can stop the reply. A failed message is removed from the conversation.
-    fn reply(
-        &mut self,
-        message: &str,
-        on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<(String, Stats)>;
-}
-
-/// The questions about a set of files.
-struct Ask<'a, M> {
+/// The questions about a set of files, in one conversation.
+struct Ask<'a> {
     args: &'a AskArgs,
-    model: M,
-    texts: Texts,
+    model: &'a mut dyn ChatModel,
+    /// None for remote models, which get the files as text only.
+    file_prompt: Option<&'a FilePrompt<'a>>,
+    messages: Vec<PromptMessage>,
+    texts: &'a FoldedTexts,
     /// The text of the files until the first question sends it.
     document: Option<String>,
     interrupted: Arc<AtomicBool>,
@@ -135,7 +166,7 @@ struct Ask<'a, M> {
 
 /// An answer in the `--json` output.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct JsonAnswer<'a> {
     question: &'a str,
     answer: &'a str,
     quotes: &'a [Quote],
@@ -156,17 +187,20 @@ struct Answer<'a> {
     complete: bool,
 }
 
-impl<M: Model> Ask<'_, M> {
+impl Ask<'_> {
     /// Answers questions from the terminal or a pipe until its end.
     fn answer_lines(&mut self) -> Result<()> {
+        if std::io::stdin().is_terminal() && !self.args.quiet {
+            tell("Ask a question about the files; Ctrl-D ends.");
+        }
         let mut editor = LineEditor::new()?;
-        let (mut asked, mut failed) = (0, 0);
+        let (mut questions, mut failed) = (0, 0);
         loop {
             match editor.read("? ")? {
                 Line::Text(line) if line.trim().is_empty() => {}
                 Line::Text(line) => {
                     editor.remember(&line)?;
-                    asked += 1;
+                    questions += 1;
                     if let Err(e) = self.answer(line.trim()) {
                         tell(&one_line(&e));
                         failed += 1;
@@ -174,34 +208,74 @@ impl<M: Model> Ask<'_, M> {
                 }
                 Line::Interrupted => tell("(Ctrl-D quits)"),
                 Line::End if failed == 0 || std::io::stdin().is_terminal() => return Ok(()),
-                Line::End => bail!("{failed} of {asked} questions failed"),
+                Line::End => bail!("{failed} of {questions} questions failed"),
             }
         }
     }
 
-    /// Answers a question and prints the answer.
+    /// Answers a question and prints the answer. A failed question is removed from the conversation.
     fn answer(&mut self, question: &str) -> Result<FinishReason> {
-        let asked = if self.args.no_quotes { question.to_owned() } else { format!("{question}{QUOTE}") };
+        let suffix = if self.args.no_quotes { "" } else { QUOTE };
         let message = match &self.document {
-            Some(document) => format!("{document}{SEPARATOR}{asked}"),
-            None => asked,
+            Some(document) => format!("{document}{SEPARATOR}{question}{suffix}"),
+            None => format!("{question}{suffix}"),
         };
-        self.interrupted.store(false, Ordering::Relaxed);
-        let (mut out, mut annotated) = (Output::lock(), Annotated::new(&self.texts));
-        let (json, interrupted, mut failed) = (self.args.json, &self.interrupted, Ok(()));
-        let (text, stats) = self.model.reply(&message, &mut |new| {
-            if !new.is_empty() {
-                let shown = annotated.push(new);
-                failed = if json { Ok(()) } else { out.say(&shown) };
+        if self.file_prompt.is_none() && self.document.is_some() && !self.args.quiet {
+            tell(&format!("sending {} bytes to {}", grouped(message.len()), self.model.info().runs_on));
+        }
+        self.messages.push(PromptMessage::new("user", message));
+        let mut view = AnswerView::new(self, self.texts);
+        let outcome = match self.reply(&mut view) {
+            Ok(outcome) => outcome,
+            Err(e) => {
+                self.messages.pop();
+                return Err(e);
             }
-            let stop = failed.is_err() || interrupted.load(Ordering::Relaxed);
+        };
+        self.document = None; // now part of the conversation
+        let last = view.annotated.finish();
+        self.print(&mut view.out, (question, &view.text), (&last, &view.annotated.quotes), &outcome.stats)?;
+        self.messages.push(PromptMessage { ids: outcome.ids, ..view.message });
+        Ok(outcome.stats.ended)
+    }
+
+    /// Generates the reply to the last message and shows it.
+    fn reply(&mut self, view: &mut AnswerView<'_>) -> Result<ReplyOutcome> {
+        self.interrupted.store(false, Ordering::Relaxed);
+        let quote_index = self.file_prompt.and_then(|prompt| prompt.quote_index.as_ref());
+        let request = ReplyRequest {
+            messages: &self.messages,
+            max_tokens: self.args.max_tokens,
+            sampling: self.args.sampling,
+            prefix: self.file_prompt.map(|prompt| &prompt.prefix),
+            constraint: quote_index.map(QuoteIndex::constraint),
+        };
+        let (interrupted, mut shown) = (&self.interrupted, Ok(()));
+        let outcome = self.model.reply(request, &mut |event| {
+            if shown.is_ok() {
+                shown = view.on_event(event);
+            }
+            let stop = shown.is_err() || interrupted.load(Ordering::Relaxed);
             if stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        failed?;
-        self.document = None; // now part of the conversation
-        let last = annotated.finish();
-        self.print(&mut out, (question, &text), (&last, &annotated.quotes), &stats)?;
-        Ok(stats.ended)
+        shown?;
+        view.end_progress();
+        let prefill = &outcome.stats.prefill;
+        match (prefill.stopped, view.prompt_tokens) {
+            (false, _) => Ok(outcome),
+            (true, 0) => Err(Stopped).context("stopped before the answer"),
+            (true, all) => {
+                let read = prefill.reused + prefill.computed;
+                let on_disk = self.file_prompt.is_some_and(|prompt| prompt.keeps_on_disk(read));
+                let kept = self.args.asks_again() || on_disk;
+                let note = if kept {
+                    "the prefilled tokens are kept; ask again to resume"
+                } else {
+                    "none of them are kept"
+                };
+                Err(Stopped).context(format!("stopped after {read} of {all} tokens; {note}"))
+            }
+        }
     }
 
     /// Prints the rest of an answer, or all of it as JSON, and its statistics.
@@ -231,8 +305,8 @@ impl<M: Model> Ask<'_, M> {
         answer: &'a str,
         quotes: &'a [Quote],
         stats: &Stats,
-    ) -> Answer<'a> {
-        Answer {
+    ) -> JsonAnswer<'a> {
+        JsonAnswer {
             question,
             answer,
             quotes,

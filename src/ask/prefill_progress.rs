@@ -19,13 +19,36 @@ use std::time::{Duration, Instant};
 /// Time between progress lines without a terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The progress of one prompt.
-pub(super) struct PrefillProgress {
-    bar: Option<TerminalProgress>,
+/// Share of the new tokens that is prefilled before the remaining time is estimated: one in this number.
+const MIN_MEASURED: usize = 100;
+
+/// What the progress of all prompts depends on: the shape of the model and its memory.
+pub(super) struct PrefillPlan {
     eta: PrefillEta,
     sizes: Sizes,
     workspace: u64,
     weights: u64,
+    batch: usize,
+}
+
+impl PrefillPlan {
+    pub(super) fn new(engine: &EngineHandle) -> PrefillPlan {
+        let (config, step) = (&engine.config, engine.max_step_tokens(MlaPath::Materialized));
+        PrefillPlan {
+            eta: PrefillEta::new(config, &engine.file.tensors, Some(step)),
+            sizes: engine.sizes(),
+            workspace: MemoryEstimate::of(config, step as u64).workspace_bytes,
+            weights: engine.file.tensors.iter().map(|t| t.bytes).sum(),
+            batch: engine.batch,
+        }
+    }
+}
+
+/// The progress of one prompt.
+pub(super) struct PrefillProgress<'a> {
+    plan: &'a PrefillPlan,
+    bar: Option<TerminalProgress>,
+    eta: PrefillEta,
     total: usize,
     found: Prefill,
     at: usize,
@@ -34,26 +57,18 @@ pub(super) struct PrefillProgress {
     quiet: bool,
 }
 
-impl PrefillProgress {
+impl<'a> PrefillProgress<'a> {
     /// Creates the progress of a prompt of `total` tokens, of which `found` were restored from the prefix cache.
-    pub(super) fn new(engine: &EngineHandle, total: usize, found: Prefill, quiet: bool) -> PrefillProgress {
-        let config = &engine.config;
-        let long = total - found.reused > engine.batch;
+    pub(super) fn new(plan: &'a PrefillPlan, total: usize, found: Prefill, quiet: bool) -> Self {
+        let long = total - found.reused > plan.batch;
         let bar = (is_interactive() && long && !quiet).then(|| {
-            let template = "prefill {bar:30} {percent:>3}%  {human_pos} of {human_len} tokens  {msg}";
+            let template = "prefill {bar:16} {percent:>3}% {human_pos} of {human_len} {msg}";
             TerminalProgress::new(total as u64, found.reused as u64, template)
         });
         PrefillProgress {
+            plan,
             bar,
-            eta: PrefillEta::new(
-                config,
-                &engine.file.tensors,
-                Some(engine.max_step_tokens(MlaPath::Materialized)),
-            ),
-            sizes: engine.sizes(),
-            workspace: MemoryEstimate::of(config, engine.max_step_tokens(MlaPath::Materialized) as u64)
-                .workspace_bytes,
-            weights: engine.file.tensors.iter().map(|t| t.bytes).sum(),
+            eta: plan.eta.clone(),
             total,
             found,
             at: found.reused,
@@ -70,7 +85,7 @@ impl PrefillProgress {
     pub(super) fn announce(&self, files: &[&str], reply: usize, force: bool) -> Result<()> {
         let free = host_memory::available(Path::new("/"));
         let new = (self.total - self.found.reused + reply) as u64;
-        let need = new * self.sizes.row + self.workspace;
+        let need = new * self.plan.sizes.row + self.plan.workspace;
         let fits = match free {
             None => String::new(),
             Some(free) if need > free && !force => bail!(
@@ -79,7 +94,7 @@ impl PrefillProgress {
                 format_size(need),
                 format_size(free)
             ),
-            Some(free) if need <= free && self.weights > free => {
+            Some(free) if need <= free && self.plan.weights > free => {
                 format!(", {} free; slow, as the weights do not fit beside it", format_size(free))
             }
             Some(free) => format!(", {} free", format_size(free)),
@@ -98,19 +113,22 @@ impl PrefillProgress {
     pub(super) fn update(&mut self, done: usize) {
         let took = self.last_batch.elapsed();
         self.last_batch = Instant::now();
-        self.eta.record(self.at, done, took);
         let first = self.at == self.found.reused;
+        if !first {
+            // The first batch also loads weights from disk.
+            self.eta.record(self.at, done, took);
+        }
         let rate = (done - self.at) as f64 / took.as_secs_f64().max(1e-9);
         self.at = done;
-        let left = self.eta.estimate(done, self.total).map(duration).unwrap_or_default();
-        let line = format!("{rate:.1} tok/s, {left} left");
+        let line = self.rate_line(rate);
         if let Some(bar) = &self.bar {
             bar.set_position(done as u64);
             bar.set_message(line);
         } else if !self.quiet && done < self.total && (first || self.last_line.elapsed() > LINE_INTERVAL) {
             let (done, total) = (grouped(done), grouped(self.total));
             let percent = self.at * 100 / self.total.max(1);
-            tell(&format!("prefill {percent}%: {done} of {total} tokens, {line}"));
+            let line = format!("prefill {percent}%: {done} of {total} tokens, {line}");
+            tell(&line);
             self.last_line = Instant::now();
         }
         if done == self.total {
@@ -118,7 +136,46 @@ impl PrefillProgress {
         }
     }
 
+    /// The rate, and the remaining time once enough tokens are measured.
+    fn rate_line(&self, rate: f64) -> String {
+        let measured = (self.at - self.found.reused) * MIN_MEASURED >= self.total - self.found.reused;
+        let left = measured.then(|| self.eta.estimate(self.at, self.total)).flatten();
+        match left {
+            Some(left) => format!("{rate:.1} tok/s, {} left", duration(left)),
+            None => format!("{rate:.1} tok/s"),
+        }
+    }
+
     pub(super) fn finish(&self) {
         self.bar.iter().for_each(TerminalProgress::finish);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn the_remaining_time_is_estimated_after_enough_tokens() {
+        let plan = PrefillPlan {
+            eta: PrefillEta::with_growth(0.0),
+            sizes: Sizes { recurrent: 0, row: 0, logits: 0 },
+            workspace: 0,
+            weights: 0,
+            batch: 100,
+        };
+        let found = Prefill { reused: 1000, source: None, computed: 0, stopped: false };
+        let mut progress = PrefillProgress::new(&plan, 1_049_000, found, true);
+        progress.at = 1_500;
+        assert_eq!(progress.rate_line(10.0), "10.0 tok/s");
+        progress.eta.record(1_500, 2_000, Duration::from_secs(50));
+        progress.at = 2_000;
+        assert_eq!(progress.rate_line(10.0), "10.0 tok/s", "less than a percent");
+        progress.at = 12_000;
+        let line = progress.rate_line(12_345.6);
+        assert_eq!(line, "12345.6 tok/s, 28.8 h left");
+        let bar = format!("prefill {} 100% 1,048,576 of 1,048,576 {line}", "#".repeat(16));
+        assert!(bar.len() <= 80, "{bar}");
     }
 }

@@ -38,7 +38,7 @@ struct Lookup {
 
 /// The state of a reply with respect to quotes.
 #[derive(Clone)]
-enum State {
+enum QuoteState {
     /// In a line that is no quote, or whose leading spaces do not decide it yet.
     Line { has_text: bool },
     /// After `>` and spaces, and perhaps an opening quotation mark that the model added.
@@ -84,7 +84,7 @@ impl QuoteIndex {
     pub fn constraint(self: &Arc<Self>) -> Box<dyn Constraint> {
         Box::new(QuoteConstraint {
             index: self.clone(),
-            state: State::Line { has_text: false },
+            state: QuoteState::Line { has_text: false },
             mask: SimpleVob::new(),
         })
     }
@@ -113,19 +113,19 @@ impl QuoteIndex {
     }
 
     /// The state after one more byte; None if the files do not continue with it.
-    fn step(&self, state: &State, byte: u8) -> Option<State> {
+    fn step(&self, state: &QuoteState, byte: u8) -> Option<QuoteState> {
         Some(match (state, byte) {
-            (State::Quote { positions, .. }, b'\n') if !self.can_end(positions) => return None,
-            (_, b'\n') => State::Line { has_text: false },
-            (State::Line { has_text: false }, b' ' | b'\t') => State::Line { has_text: false },
-            (State::Line { has_text: false }, b'>') => State::Open { in_marks: false },
-            (State::Line { .. }, _) => State::Line { has_text: true },
-            (State::Open { in_marks: false }, b' ') => State::Open { in_marks: false },
-            (State::Open { in_marks: false }, b'"') => State::Open { in_marks: true },
-            (State::Open { in_marks }, byte) => {
+            (QuoteState::Quote { positions, .. }, b'\n') if !self.can_end(positions) => return None,
+            (_, b'\n') => QuoteState::Line { has_text: false },
+            (QuoteState::Line { has_text: false }, b' ' | b'\t') => QuoteState::Line { has_text: false },
+            (QuoteState::Line { has_text: false }, b'>') => QuoteState::Open { in_marks: false },
+            (QuoteState::Line { .. }, _) => QuoteState::Line { has_text: true },
+            (QuoteState::Open { in_marks: false }, b' ') => QuoteState::Open { in_marks: false },
+            (QuoteState::Open { in_marks: false }, b'"') => QuoteState::Open { in_marks: true },
+            (QuoteState::Open { in_marks }, byte) => {
                 quote(self.lookup()?.openings[usize::from(byte)].clone(), 1, *in_marks)?
             }
-            (State::Quote { positions, bytes, in_marks }, byte) => {
+            (QuoteState::Quote { positions, bytes, in_marks }, byte) => {
                 let continues = |at: &&u32| {
                     let at = **at as usize;
                     self.text.get(at) == Some(&byte) && (*bytes < SOFT_MAX_BYTES || !self.quote_ends[at])
@@ -136,11 +136,11 @@ impl QuoteIndex {
                     *in_marks,
                 );
                 let closes = *in_marks && byte == b'"' && self.can_end(positions);
-                on.or(closes.then_some(State::Closed))?
+                on.or(closes.then_some(QuoteState::Closed))?
             }
-            (State::Closed, b' ') => State::Closed,
-            (State::Closed, _) => return None,
-            (State::Unconstrained, _) => State::Unconstrained,
+            (QuoteState::Closed, b' ') => QuoteState::Closed,
+            (QuoteState::Closed, _) => return None,
+            (QuoteState::Unconstrained, _) => QuoteState::Unconstrained,
         })
     }
 
@@ -149,7 +149,7 @@ impl QuoteIndex {
     }
 
     /// The mask of the tokens that are allowed next.
-    fn mask(&self, trie: &TokTrie, state: &State) -> SimpleVob {
+    fn mask(&self, trie: &TokTrie, state: &QuoteState) -> SimpleVob {
         let mut mask = trie.alloc_token_set();
         trie.add_bias(&mut TrieWalk { index: self, stack: vec![state.clone()] }, &mut mask, &[]);
         if self.step(state, b'\n').is_some() {
@@ -190,14 +190,14 @@ fn closes(c: char) -> bool {
     ) || matches!(c, '。' | '，' | '、' | '；' | '：' | '！' | '？' | '」' | '』' | '）')
 }
 
-fn quote(positions: Vec<u32>, bytes: usize, in_marks: bool) -> Option<State> {
-    if positions.is_empty() { None } else { Some(State::Quote { positions, bytes, in_marks }) }
+fn quote(positions: Vec<u32>, bytes: usize, in_marks: bool) -> Option<QuoteState> {
+    if positions.is_empty() { None } else { Some(QuoteState::Quote { positions, bytes, in_marks }) }
 }
 
 /// A walk over the token trie from one state.
 struct TrieWalk<'c> {
     index: &'c QuoteIndex,
-    stack: Vec<State>,
+    stack: Vec<QuoteState>,
 }
 
 impl Recognizer for TrieWalk<'_> {
@@ -224,13 +224,13 @@ impl Recognizer for TrieWalk<'_> {
 /// The constraint of one reply.
 struct QuoteConstraint {
     index: Arc<QuoteIndex>,
-    state: State,
+    state: QuoteState,
     mask: SimpleVob,
 }
 
 impl Constraint for QuoteConstraint {
     fn allowed(&mut self) -> Result<Option<&[u32]>, String> {
-        if matches!(self.state, State::Line { .. } | State::Unconstrained) {
+        if matches!(self.state, QuoteState::Line { .. } | QuoteState::Unconstrained) {
             return Ok(None);
         }
         self.mask = match self.index.lookup() {
@@ -238,7 +238,7 @@ impl Constraint for QuoteConstraint {
             None => SimpleVob::new(),
         };
         if self.mask.is_zero() {
-            self.state = State::Unconstrained; // the vocabulary cannot encode the files
+            self.state = QuoteState::Unconstrained; // the vocabulary cannot encode the files
             return Ok(None);
         }
         Ok(Some(self.mask.as_slice()))
@@ -247,7 +247,7 @@ impl Constraint for QuoteConstraint {
     fn accept(&mut self, token: u32) -> Result<(), String> {
         if !self.index.vocabulary.is_special(token) {
             for byte in self.index.vocabulary.token_bytes(token) {
-                self.state = self.index.step(&self.state, *byte).unwrap_or(State::Unconstrained);
+                self.state = self.index.step(&self.state, *byte).unwrap_or(QuoteState::Unconstrained);
             }
         }
         Ok(())

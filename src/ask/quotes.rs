@@ -26,7 +26,7 @@ pub struct Quote {
 }
 
 /// The normalized text of all files.
-pub struct Texts(Vec<Folded>);
+pub struct FoldedTexts(Vec<Folded>);
 
 struct Folded {
     name: String,
@@ -35,9 +35,9 @@ struct Folded {
     lines: Vec<usize>,
 }
 
-impl Texts {
-    pub fn new(documents: &[Document]) -> Texts {
-        Texts(documents.iter().map(Folded::new).collect())
+impl FoldedTexts {
+    pub fn new(documents: &[Document]) -> FoldedTexts {
+        FoldedTexts(documents.iter().map(Folded::new).collect())
     }
 
     /// The names of the files in order.
@@ -102,14 +102,14 @@ fn fold_into(text: &str, out: &mut String) {
 
 /// Annotates a streaming reply with the location of each quote.
 pub struct Annotated<'t> {
-    texts: &'t Texts,
+    texts: &'t FoldedTexts,
     line: String,
     /// The complete quotes so far.
     pub quotes: Vec<Quote>,
 }
 
 impl<'t> Annotated<'t> {
-    pub fn new(texts: &'t Texts) -> Self {
+    pub fn new(texts: &'t FoldedTexts) -> Self {
         Annotated { texts, line: String::new(), quotes: Vec::new() }
     }
 
@@ -161,10 +161,10 @@ fn annotation(places: &[Place]) -> String {
 mod tests {
     use super::*;
 
-    fn texts() -> Texts {
+    fn texts() -> FoldedTexts {
         let a = "Title\n\nMara Velt lives\n  in “Dunmore” — since\n1990.\n\nThe end.\n";
         let document = |name: &str, text: &str| Document { name: name.into(), text: text.into() };
-        Texts::new(&[document("a.txt", a), document("b.txt", "x\nThe end.\nThe end.")])
+        FoldedTexts::new(&[document("a.txt", a), document("b.txt", "x\nThe end.\nThe end.")])
     }
 
     fn check(quote: &str, expected: &str) {

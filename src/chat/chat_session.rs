@@ -3,12 +3,14 @@
 //! It does no terminal output: [`ChatSession::run`] returns an [`Action`] for the interface to perform. Next:
 //! [`super::app`], [`super::repl`].
 
-use super::chat_model::{ChatRequest, ModelInfo, Outcome};
-use super::command::{self, Command, CopyTarget};
+use super::command::{self, CopyTarget, SlashCommand};
 use super::markdown;
 use super::settings::Settings;
-use super::store::{Attachment, Chat, Role, Store, Turn};
-use crate::generation::generate::{FinishReason, Stats};
+use super::store::{Attachment, Author, ChatStore, StoredChat, Turn};
+use crate::client::{ModelInfo, PromptMessage, ReplyOutcome};
+use crate::generation::event::Stats;
+use crate::generation::generate::FinishReason;
+use crate::generation::reply_parser::ReplyEvent;
 use crate::io::document;
 use crate::io::errors::one_line;
 use crate::io::units::counted;
@@ -24,14 +26,14 @@ pub const EDIT_CANCELLED: &str = "edit cancelled; the chat is unchanged";
 /// A chat with its settings, attachments and saved file.
 pub struct ChatSession {
     /// The chat. During a reply, the text so far is its last turn.
-    pub chat: Chat,
+    pub chat: StoredChat,
     pub settings: Settings,
     /// Attachments of the next message.
     pub files: Vec<Attachment>,
     /// Statistics of the last reply.
     pub last: Option<Stats>,
     pub model_info: ModelInfo,
-    pub store: Store,
+    pub store: ChatStore,
     /// A message about saving the chat. The interface takes and shows it.
     pub note: Option<String>,
     /// The system message of new chats.
@@ -45,6 +47,23 @@ pub struct ChatSession {
 struct PendingEdit {
     at: usize,
     turns: Vec<Turn>,
+}
+
+/// A chat to reply to. The last turn is a user message.
+#[derive(Clone, Debug)]
+pub struct ChatPrompt {
+    pub system: Option<String>,
+    /// Messages from the oldest to the newest.
+    pub turns: Vec<Turn>,
+    pub settings: Settings,
+}
+
+impl ChatPrompt {
+    /// The messages for a model.
+    pub fn messages(&self) -> Vec<PromptMessage> {
+        let system = self.system.iter().map(|text| PromptMessage::new("system", text));
+        system.chain(self.turns.iter().map(Turn::message)).collect()
+    }
 }
 
 /// What a failed or empty reply restored.
@@ -80,8 +99,8 @@ pub enum Action {
 }
 
 impl ChatSession {
-    pub fn new(store: Store, settings: Settings, system: Option<String>) -> Self {
-        let chat = Chat::new(system.clone());
+    pub fn new(store: ChatStore, settings: Settings, system: Option<String>) -> Self {
+        let chat = StoredChat::new(system.clone());
         ChatSession {
             chat,
             settings,
@@ -100,40 +119,40 @@ impl ChatSession {
     ///
     /// # Errors
     /// A command that the chat does not allow, and files that cannot be read or written.
-    pub fn run(&mut self, command: Command) -> Result<Action> {
+    pub fn run(&mut self, command: SlashCommand) -> Result<Action> {
         Ok(match command {
-            Command::Help => Action::Help,
-            Command::File(path) => Action::Say(self.attach(&path)?),
-            Command::System(text) => Action::Say(self.set_system(text)?),
-            Command::Set(None) => Action::Say(self.settings.line()),
-            Command::Set(Some((name, value))) => self.set(name, value)?,
-            Command::Regen => self.regenerate()?,
-            Command::Edit => Action::Type(self.edit()?),
-            Command::Editor => Action::Editor,
-            Command::Undo => Action::Say(self.undo()?),
-            Command::Branch(exchanges) => Action::Say(self.branch(exchanges)?),
-            Command::Save(title) => Action::Say(self.save_as(title)?),
-            Command::Load(name) if name.is_empty() => Action::List,
-            Command::Load(name) => {
+            SlashCommand::Help => Action::Help,
+            SlashCommand::File(path) => Action::Say(self.attach(&path)?),
+            SlashCommand::System(text) => Action::Say(self.set_system(text)?),
+            SlashCommand::Set(None) => Action::Say(self.settings.line()),
+            SlashCommand::Set(Some((name, value))) => self.set(name, value)?,
+            SlashCommand::Regen => self.regenerate()?,
+            SlashCommand::Edit => Action::Type(self.edit()?),
+            SlashCommand::Editor => Action::Editor,
+            SlashCommand::Undo => Action::Say(self.undo()?),
+            SlashCommand::Branch(exchanges) => Action::Say(self.branch(exchanges)?),
+            SlashCommand::Save(title) => Action::Say(self.save_as(title)?),
+            SlashCommand::Load(name) if name.is_empty() => Action::List,
+            SlashCommand::Load(name) => {
                 let chat = self.store.find(&name)?;
                 Action::Say(self.open(chat))
             }
-            Command::Export(path) => Action::Say(self.export(path)?),
-            Command::Copy(what) => Action::Copy(self.clipboard_text(what)?),
-            Command::Clear => {
-                self.open(Chat::new(self.system.clone()));
+            SlashCommand::Export(path) => Action::Say(self.export(path)?),
+            SlashCommand::Copy(what) => Action::Copy(self.clipboard_text(what)?),
+            SlashCommand::Clear => {
+                self.open(StoredChat::new(self.system.clone()));
                 Action::Say("new chat".into())
             }
-            Command::Stats => Action::Say(self.stats()),
-            Command::Model(file) if file.is_empty() => Action::Say(self.describe_model()),
-            Command::Model(file) => Action::Model(command::expand(&file)),
-            Command::Quit => Action::Quit,
+            SlashCommand::Stats => Action::Say(self.stats()),
+            SlashCommand::Model(file) if file.is_empty() => Action::Say(self.describe_model()),
+            SlashCommand::Model(file) => Action::Model(command::expand(&file)),
+            SlashCommand::Quit => Action::Quit,
         })
     }
 
     /// Whether a command can run during a reply, as it does not change the chat's turns.
-    pub fn is_allowed_during_reply(command: &Command) -> bool {
-        use Command::{Copy, Editor, Export, File, Help, Model, Quit, Save, Set, Stats};
+    pub fn is_allowed_during_reply(command: &SlashCommand) -> bool {
+        use SlashCommand::{Copy, Editor, Export, File, Help, Model, Quit, Save, Set, Stats};
         match command {
             Model(file) => file.is_empty(),
             Help | File(_) | Set(_) | Editor | Export(_) | Copy(_) | Save(_) | Stats | Quit => true,
@@ -144,13 +163,13 @@ impl ChatSession {
     /// Adds a user message with the pending attachments.
     pub fn add_message(&mut self, text: &str) {
         let files = std::mem::take(&mut self.files);
-        self.chat.turns.push(Turn { files, ..Turn::new(Role::User, text) });
+        self.chat.turns.push(Turn { files, ..Turn::new(Author::User, text) });
     }
 
-    /// Begins a reply: adds its empty turn and returns the request. Saves the chat first, unless the message would
+    /// Begins a reply: adds its empty turn and returns the prompt. Saves the chat first, unless the message would
     /// replace another one on disk.
-    pub fn begin_reply(&mut self) -> ChatRequest {
-        let request = ChatRequest {
+    pub fn begin_reply(&mut self) -> ChatPrompt {
+        let prompt = ChatPrompt {
             system: self.chat.system.clone(),
             turns: self.chat.turns.clone(),
             settings: self.settings,
@@ -158,22 +177,22 @@ impl ChatSession {
         if self.pending_edit.is_none() {
             self.autosave();
         }
-        self.chat.turns.push(Turn::new(Role::Assistant, ""));
-        request
+        self.chat.turns.push(Turn::new(Author::Assistant, ""));
+        prompt
     }
 
-    /// Appends text to the reply.
-    pub fn push_text(&mut self, text: &str) {
-        if !text.is_empty() {
-            self.pending_edit = None;
-        }
-        if let Some(turn) = self.chat.turns.last_mut().filter(|t| t.role == Role::Assistant) {
-            turn.text.push_str(text);
+    /// Appends a part of the reply.
+    pub fn push_event(&mut self, event: &ReplyEvent) {
+        if let Some(turn) = self.chat.turns.last_mut().filter(|t| t.role == Author::Assistant) {
+            event.append_to(&mut turn.reasoning, &mut turn.text);
+            if !turn.is_empty() {
+                self.pending_edit = None;
+            }
         }
     }
 
     /// Ends the reply. A reply without text that was stopped, or that would replace another one, is discarded.
-    pub fn finish_reply(&mut self, outcome: Outcome) -> Option<Restored> {
+    pub fn finish_reply(&mut self, outcome: ReplyOutcome) -> Option<Restored> {
         let needs_text = outcome.stats.ended == FinishReason::Cancelled || self.pending_edit.is_some();
         if needs_text && !self.has_reply() {
             return self.fail_reply();
@@ -188,7 +207,7 @@ impl ChatSession {
 
     /// Whether the last turn is a non-empty reply.
     fn has_reply(&self) -> bool {
-        self.chat.turns.last().is_some_and(|turn| turn.role == Role::Assistant && !turn.text.is_empty())
+        self.chat.turns.last().is_some_and(|turn| turn.role == Author::Assistant && !turn.is_empty())
     }
 
     /// Ends a reply that failed. Its text so far stays in the chat.
@@ -200,7 +219,7 @@ impl ChatSession {
 
     /// Removes the last message, or restores the turns that the reply would have replaced.
     fn discard_reply(&mut self) -> Option<Restored> {
-        self.chat.turns.pop_if(|turn| turn.role == Role::Assistant);
+        self.chat.turns.pop_if(|turn| turn.role == Author::Assistant);
         if self.pending_edit.as_ref().is_some_and(|edit| edit.at == self.chat.turns.len()) {
             self.restore_pending();
             return Some(Restored::Chat);
@@ -245,24 +264,24 @@ impl ChatSession {
     }
 
     /// The chat as it is saved: with the turns of a pending edit, and without an empty reply.
-    fn persistent_chat(&self) -> Chat {
+    fn persistent_chat(&self) -> StoredChat {
         let mut chat = self.chat.clone();
         if let Some(edit) = &self.pending_edit {
             chat.turns.truncate(edit.at);
             chat.turns.extend_from_slice(&edit.turns);
         }
-        chat.turns.pop_if(|turn| turn.role == Role::Assistant && turn.text.is_empty());
+        chat.turns.pop_if(|turn| turn.role == Author::Assistant && turn.is_empty());
         chat
     }
 
     /// Replaces the chat by another one; returns a message with its name and length.
-    pub fn open(&mut self, chat: Chat) -> String {
-        let said = format!("{}: {}", chat.name(), counted(chat.turns.len(), "message"));
+    pub fn open(&mut self, chat: StoredChat) -> String {
+        let summary = format!("{}: {}", chat.name(), counted(chat.turns.len(), "message"));
         self.chat = chat;
         self.files.clear();
         self.last = None;
         self.pending_edit = None;
-        said
+        summary
     }
 
     fn restore_pending(&mut self) -> bool {
@@ -273,7 +292,7 @@ impl ChatSession {
     }
 
     fn last_message(&self) -> Option<usize> {
-        self.chat.turns.iter().rposition(|t| t.role == Role::User)
+        self.chat.turns.iter().rposition(|t| t.role == Author::User)
     }
 
     fn remove_exchange(&mut self) -> Option<Turn> {
@@ -321,30 +340,30 @@ impl ChatSession {
     fn set_system(&mut self, text: String) -> Result<String> {
         self.chat.system = Some(text).filter(|t| !t.is_empty());
         self.save()?;
-        let said = if self.chat.system.is_some() { "system message set" } else { "system message removed" };
-        Ok(said.into())
+        let change = if self.chat.system.is_some() { "set" } else { "removed" };
+        Ok(format!("system message {change}"))
     }
 
     fn attach(&mut self, path: &str) -> Result<String> {
         let text = document::read(&command::expand(path))?.text;
-        let said = format!(
+        let summary = format!(
             "{path}: {}, {}, attached to the next message",
             counted(text.lines().count(), "line"),
             counted(text.len(), "byte")
         );
         self.files.push(Attachment { name: path.to_owned(), text });
-        Ok(said)
+        Ok(summary)
     }
 
     fn branch(&mut self, exchanges: Option<usize>) -> Result<String> {
         self.cancel_edit();
-        let users = |(i, turn): (usize, &Turn)| (turn.role == Role::User).then_some(i);
+        let users = |(i, turn): (usize, &Turn)| (turn.role == Author::User).then_some(i);
         let starts: Vec<usize> = self.chat.turns.iter().enumerate().filter_map(users).collect();
         let keep = exchanges.unwrap_or(starts.len());
         if keep > starts.len() {
             bail!("/branch: expected at most {} exchanges, found {keep}", starts.len());
         }
-        let mut copy = Chat::new(self.chat.system.clone());
+        let mut copy = StoredChat::new(self.chat.system.clone());
         copy.title = format!("{} (branch)", self.chat.name());
         copy.turns = self.chat.turns[..starts.get(keep).copied().unwrap_or(self.chat.turns.len())].to_vec();
         self.chat = copy;
@@ -384,19 +403,19 @@ impl ChatSession {
             text += &format!("\n## System\n\n{system}\n");
         }
         for turn in &self.chat.turns {
-            let heading = if turn.role == Role::User { "You" } else { "Reply" };
+            let heading = if turn.role == Author::User { "You" } else { "Reply" };
             text += &format!("\n## {heading}\n\n");
             for file in &turn.files {
                 text += &format!("[{}: {} bytes]\n\n", file.name, file.text.len());
             }
-            text += &format!("{}\n", turn.text.trim_end());
+            text += &format!("{}\n", turn.full_text().trim_end());
         }
         text
     }
 
     fn clipboard_text(&self, what: CopyTarget) -> Result<String> {
-        let reply = self.chat.turns.iter().rfind(|t| t.role == Role::Assistant);
-        let reply = || reply.map(|t| t.text.clone()).context("no reply to copy yet");
+        let reply = self.chat.turns.iter().rfind(|t| t.role == Author::Assistant);
+        let reply = || reply.map(|t| t.full_text().into_owned()).context("no reply to copy yet");
         match what {
             CopyTarget::All => Ok(self.markdown()),
             CopyTarget::Reply => reply(),

@@ -1,6 +1,6 @@
 //! Syntax highlighting, one line at a time, so that the finished lines of a streaming code block are parsed once.
 
-use super::theme::{Span, TextRole};
+use super::theme::{StyledSpan, TextRole};
 use std::sync::LazyLock;
 use syntect::parsing::{ParseState, Scope, ScopeStack, SyntaxSet};
 
@@ -33,34 +33,34 @@ const MAX_LINE_BYTES: usize = 2000;
 
 /// The highlighter's state between two lines of a code block.
 #[derive(Clone)]
-pub struct Code {
+pub struct CodeHighlighter {
     state: Option<ParseState>,
     stack: ScopeStack,
 }
 
-impl Code {
+impl CodeHighlighter {
     /// Starts a block in the language that the info string after its fence names.
     pub fn new(language: &str) -> Self {
         let word = language.split([' ', ',', '{']).next().unwrap_or_default();
         let syntax = (!word.is_empty()).then(|| SYNTAXES.find_syntax_by_token(word)).flatten();
-        Code { state: syntax.map(ParseState::new), stack: ScopeStack::new() }
+        CodeHighlighter { state: syntax.map(ParseState::new), stack: ScopeStack::new() }
     }
 
     /// Highlights the next line, given without its line end.
-    pub fn line(&mut self, line: &str) -> Vec<Span> {
-        let plain = || vec![Span::new(line, TextRole::Plain)];
+    pub fn line(&mut self, line: &str) -> Vec<StyledSpan> {
+        let plain = || vec![StyledSpan::new(line, TextRole::Plain)];
         let Some(state) = self.state.as_mut().filter(|_| line.len() <= MAX_LINE_BYTES) else {
             return plain();
         };
         let Ok(changes) = state.parse_line(&format!("{line}\n"), &SYNTAXES) else { return plain() };
-        let (mut spans, mut at) = (Vec::<Span>::new(), 0);
+        let (mut spans, mut at) = (Vec::<StyledSpan>::new(), 0);
         for (next, change) in changes.iter().map(|(n, c)| (*n, Some(c))).chain([(line.len(), None)]) {
             let next = next.min(line.len());
             if next > at {
                 let role = role_of(&self.stack);
                 match spans.last_mut().filter(|last| last.style == role.into()) {
                     Some(last) => last.text.push_str(&line[at..next]),
-                    None => spans.push(Span::new(&line[at..next], role)),
+                    None => spans.push(StyledSpan::new(&line[at..next], role)),
                 }
                 at = next;
             }
@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     fn roles(language: &str, line: &str) -> Vec<(String, TextRole)> {
-        Code::new(language).line(line).into_iter().map(|s| (s.text, s.style.role)).collect()
+        CodeHighlighter::new(language).line(line).into_iter().map(|s| (s.text, s.style.role)).collect()
     }
 
     #[test]
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn text_is_unchanged_and_state_carries_over_lines() {
-        let mut code = Code::new("rust");
+        let mut code = CodeHighlighter::new("rust");
         let all: String = code.line("let s = \"你好\"; /* a").iter().map(|s| s.text.as_str()).collect();
         assert_eq!(all, "let s = \"你好\"; /* a");
         assert_eq!(code.line("still")[0].style.role, TextRole::Comment);

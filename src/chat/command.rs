@@ -2,7 +2,7 @@
 
 /// A parsed command with its argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Command {
+pub enum SlashCommand {
     Help,
     /// Attach the file at this path to the next message.
     File(String),
@@ -66,7 +66,7 @@ pub const COMMANDS: [(&str, &str, &str); 18] = [
 
 /// Parses a line as a command; None for a message. A line that begins with an absolute path, such as `/usr/lib is full`,
 /// is a message.
-pub fn parse(line: &str) -> Option<Result<Command, String>> {
+pub fn parse(line: &str) -> Option<Result<SlashCommand, String>> {
     let line = line.trim();
     let (name, rest) = line.split_once(char::is_whitespace).unwrap_or((line, ""));
     let word = name.strip_prefix('/')?;
@@ -76,37 +76,37 @@ pub fn parse(line: &str) -> Option<Result<Command, String>> {
     let rest = rest.trim();
     let text = rest.to_owned();
     Some(Ok(match word {
-        "help" => Command::Help,
+        "help" => SlashCommand::Help,
         "file" if rest.is_empty() => return Some(Err("/file needs a path".into())),
-        "file" => Command::File(text),
-        "system" => Command::System(text),
+        "file" => SlashCommand::File(text),
+        "system" => SlashCommand::System(text),
         "set" => match rest.split_once(char::is_whitespace) {
-            Some((name, value)) => Command::Set(Some((name.into(), value.trim().into()))),
-            None if rest.is_empty() => Command::Set(None),
+            Some((name, value)) => SlashCommand::Set(Some((name.into(), value.trim().into()))),
+            None if rest.is_empty() => SlashCommand::Set(None),
             None => return Some(Err(format!("/set {rest} needs a value"))),
         },
-        "regen" => Command::Regen,
-        "edit" => Command::Edit,
-        "editor" => Command::Editor,
-        "undo" => Command::Undo,
-        "branch" if rest.is_empty() => Command::Branch(None),
+        "regen" => SlashCommand::Regen,
+        "edit" => SlashCommand::Edit,
+        "editor" => SlashCommand::Editor,
+        "undo" => SlashCommand::Undo,
+        "branch" if rest.is_empty() => SlashCommand::Branch(None),
         "branch" => match rest.parse() {
-            Ok(n) => Command::Branch(Some(n)),
+            Ok(n) => SlashCommand::Branch(Some(n)),
             Err(_) => return Some(Err(format!("/branch: expected a number of exchanges, found {rest:?}"))),
         },
-        "save" => Command::Save(text),
-        "load" => Command::Load(text),
-        "export" => Command::Export(text),
+        "save" => SlashCommand::Save(text),
+        "load" => SlashCommand::Load(text),
+        "export" => SlashCommand::Export(text),
         "copy" => match rest {
-            "" => Command::Copy(CopyTarget::Reply),
-            "code" => Command::Copy(CopyTarget::Code),
-            "all" => Command::Copy(CopyTarget::All),
+            "" => SlashCommand::Copy(CopyTarget::Reply),
+            "code" => SlashCommand::Copy(CopyTarget::Code),
+            "all" => SlashCommand::Copy(CopyTarget::All),
             _ => return Some(Err(format!("/copy: expected nothing, code or all, found {rest:?}"))),
         },
-        "clear" => Command::Clear,
-        "stats" => Command::Stats,
-        "model" => Command::Model(text),
-        "quit" | "exit" => Command::Quit,
+        "clear" => SlashCommand::Clear,
+        "stats" => SlashCommand::Stats,
+        "model" => SlashCommand::Model(text),
+        "quit" | "exit" => SlashCommand::Quit,
         _ => return Some(Err(format!("{name}: unknown command; /help lists the commands"))),
     }))
 }
@@ -148,9 +148,9 @@ fn paths(prefix: &str) -> Vec<String> {
         .flatten()
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            let wanted = name.starts_with(start) && (start.starts_with('.') || !name.starts_with('.'));
+            let is_match = name.starts_with(start) && (start.starts_with('.') || !name.starts_with('.'));
             let slash = if entry.path().is_dir() { "/" } else { "" };
-            wanted.then(|| format!("{dir}{name}{slash}"))
+            is_match.then(|| format!("{dir}{name}{slash}"))
         })
         .collect();
     found.sort();
@@ -182,8 +182,11 @@ mod tests {
         assert_eq!(parse("hello"), None);
         assert_eq!(parse("/usr/lib is full"), None);
         assert_eq!(parse("/ what"), None);
-        assert_eq!(parse(" /branch 2 "), Some(Ok(Command::Branch(Some(2)))));
-        assert_eq!(parse("/set top-p 0.5"), Some(Ok(Command::Set(Some(("top-p".into(), "0.5".into()))))));
+        assert_eq!(parse(" /branch 2 "), Some(Ok(SlashCommand::Branch(Some(2)))));
+        assert_eq!(
+            parse("/set top-p 0.5"),
+            Some(Ok(SlashCommand::Set(Some(("top-p".into(), "0.5".into())))))
+        );
         for bad in ["/nope", "/branch x", "/set temp", "/file", "/copy x"] {
             assert!(matches!(parse(bad), Some(Err(_))), "{bad}");
         }

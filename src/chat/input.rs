@@ -16,7 +16,7 @@ const TAB: usize = 4;
 
 /// The message that the user edits.
 #[derive(Default)]
-pub struct Input {
+pub struct InputBox {
     text: String,
     /// Byte offset in the text, at a grapheme boundary.
     cursor: usize,
@@ -25,7 +25,7 @@ pub struct Input {
     rows: Vec<Range<usize>>,
     /// The preferred column of vertical movement.
     goal: Option<usize>,
-    /// The text of the last cut, for [`Input::yank`].
+    /// The text of the last cut, for [`InputBox::yank`].
     cut: String,
     /// Sent messages from the oldest, and the index of the recalled one.
     sent: Vec<String>,
@@ -51,7 +51,7 @@ pub enum Move {
 /// Largest history file in bytes that is read.
 const MAX_HISTORY: u64 = 1 << 28;
 
-impl Input {
+impl InputBox {
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -285,8 +285,8 @@ impl History {
 mod tests {
     use super::*;
 
-    fn input(text: &str, width: usize) -> Input {
-        let mut input = Input::default();
+    fn input(text: &str, width: usize) -> InputBox {
+        let mut input = InputBox::default();
         input.arrange(width);
         input.insert(text);
         input

@@ -2,57 +2,57 @@
 //!
 //! It knows neither Markdown nor colors.
 
-use super::theme::{Span, TextRole, TextStyle};
+use super::theme::{StyledSpan, TextRole, TextStyle};
 use models::visible::visible;
 use std::borrow::Cow;
 use unicode_segmentation::UnicodeSegmentation;
 use unicode_width::UnicodeWidthStr;
 
 /// A row of the screen.
-pub type Row = Vec<Span>;
+pub type TextRow = Vec<StyledSpan>;
 
 /// A block with the prefixes of its rows.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Block {
+pub struct TextBlock {
     /// Prefix of the first row.
-    pub first: Vec<Span>,
+    pub first: Vec<StyledSpan>,
     /// Prefix of the other rows, of the same width.
-    pub rest: Vec<Span>,
-    pub body: Body,
+    pub rest: Vec<StyledSpan>,
+    pub body: BlockBody,
 }
 
 /// The content of a block.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub enum Body {
+pub enum BlockBody {
     /// An empty row without text.
     #[default]
     Blank,
     /// Text that is wrapped between words.
-    Words(Vec<Span>),
+    Words(Vec<StyledSpan>),
     /// A line that is wrapped at any character, such as code.
-    Line(Vec<Span>),
+    Line(Vec<StyledSpan>),
     /// A horizontal rule of full width.
     Rule,
     /// Rows of cells; the first row is the header.
-    Table(Vec<Vec<Vec<Span>>>),
+    Table(Vec<Vec<Vec<StyledSpan>>>),
 }
 
-impl Block {
+impl TextBlock {
     /// Creates a block without prefixes.
-    pub fn new(body: Body) -> Self {
-        Block { body, ..Default::default() }
+    pub fn new(body: BlockBody) -> Self {
+        TextBlock { body, ..Default::default() }
     }
 
     /// Appends the rows of the block, of at most `width` columns each.
-    pub fn rows(&self, width: usize, out: &mut Vec<Row>) {
+    pub fn rows(&self, width: usize, out: &mut Vec<TextRow>) {
         let inner = width.saturating_sub(columns(&self.first)).max(1);
         let start = out.len();
         match &self.body {
-            Body::Blank => out.push(Vec::new()),
-            Body::Words(spans) => wrap(spans, inner, true, out),
-            Body::Line(spans) => wrap(spans, inner, false, out),
-            Body::Rule => out.push(vec![Span::new("─".repeat(inner), TextRole::Dim)]),
-            Body::Table(table) => table_rows(table, inner, out),
+            BlockBody::Blank => out.push(Vec::new()),
+            BlockBody::Words(spans) => wrap(spans, inner, true, out),
+            BlockBody::Line(spans) => wrap(spans, inner, false, out),
+            BlockBody::Rule => out.push(vec![StyledSpan::new("─".repeat(inner), TextRole::Dim)]),
+            BlockBody::Table(table) => table_rows(table, inner, out),
         }
         for (i, row) in out[start..].iter_mut().enumerate() {
             let before = if i == 0 { &self.first } else { &self.rest };
@@ -62,7 +62,7 @@ impl Block {
 }
 
 /// The display width of text in columns.
-pub fn columns(spans: &[Span]) -> usize {
+pub fn columns(spans: &[StyledSpan]) -> usize {
     spans.iter().map(|s| s.text.width()).sum()
 }
 
@@ -73,7 +73,7 @@ struct Cell<'a> {
     style: TextStyle,
 }
 
-fn cells(spans: &[Span]) -> Vec<Cell<'_>> {
+fn cells(spans: &[StyledSpan]) -> Vec<Cell<'_>> {
     let mut cells = Vec::new();
     for span in spans {
         for text in span.text.graphemes(true) {
@@ -92,7 +92,7 @@ fn cells(spans: &[Span]) -> Vec<Cell<'_>> {
 }
 
 /// Wraps into rows of at most `width` columns. Words longer than a row are cut.
-fn wrap(spans: &[Span], width: usize, words: bool, out: &mut Vec<Row>) {
+fn wrap(spans: &[StyledSpan], width: usize, words: bool, out: &mut Vec<TextRow>) {
     let cells = cells(spans);
     let (mut start, mut used, mut break_at) = (0, 0, 0);
     let mut at = 0;
@@ -135,12 +135,12 @@ fn breaks(before: &Cell<'_>, after: &Cell<'_>) -> bool {
     after.text != " " && (matches!(&*before.text, " " | "-") || (wide && !closing(&after.text)))
 }
 
-fn row(cells: &[Cell<'_>]) -> Row {
-    let mut row: Row = Vec::new();
+fn row(cells: &[Cell<'_>]) -> TextRow {
+    let mut row: TextRow = Vec::new();
     for cell in cells {
         match row.last_mut() {
             Some(last) if last.style == cell.style => last.text.push_str(&cell.text),
-            _ => row.push(Span::new(&*cell.text, cell.style)),
+            _ => row.push(StyledSpan::new(&*cell.text, cell.style)),
         }
     }
     row
@@ -149,35 +149,35 @@ fn row(cells: &[Cell<'_>]) -> Row {
 /// Columns between the columns of a table.
 const GAP: usize = 2;
 
-fn table_rows(table: &[Vec<Vec<Span>>], width: usize, out: &mut Vec<Row>) {
+fn table_rows(table: &[Vec<Vec<StyledSpan>>], width: usize, out: &mut Vec<TextRow>) {
     let widths = column_widths(table, width);
     for (i, cells) in table.iter().enumerate() {
-        let mut wrapped: Vec<Vec<Row>> = Vec::new();
+        let mut wrapped: Vec<Vec<TextRow>> = Vec::new();
         for (cell, width) in cells.iter().zip(&widths) {
             let mut rows = Vec::new();
             wrap(cell, *width, true, &mut rows);
             wrapped.push(rows);
         }
         for line in 0..wrapped.iter().map(Vec::len).max().unwrap_or(0) {
-            let mut row = Row::new();
+            let mut row = TextRow::new();
             for (rows, width) in wrapped.iter().zip(&widths) {
                 let cell = rows.get(line).cloned().unwrap_or_default();
                 let pad = width.saturating_sub(columns(&cell)) + GAP;
                 row.extend(cell);
-                row.push(Span::new(" ".repeat(pad), TextRole::Plain));
+                row.push(StyledSpan::new(" ".repeat(pad), TextRole::Plain));
             }
             row.pop();
             out.push(row);
         }
         if i == 0 {
             let line = widths.iter().map(|w| "─".repeat(*w)).collect::<Vec<_>>().join(&" ".repeat(GAP));
-            out.push(vec![Span::new(line, TextRole::Dim)]);
+            out.push(vec![StyledSpan::new(line, TextRole::Dim)]);
         }
     }
 }
 
 /// The widths of the contents; if they do not fit, the widest columns are narrowed first.
-fn column_widths(table: &[Vec<Vec<Span>>], width: usize) -> Vec<usize> {
+fn column_widths(table: &[Vec<Vec<StyledSpan>>], width: usize) -> Vec<usize> {
     let count = table.iter().map(Vec::len).max().unwrap_or(0);
     let widest = |i: usize| table.iter().filter_map(|row| row.get(i)).map(|c| columns(c)).max().unwrap_or(0);
     let mut widths: Vec<usize> = (0..count).map(|i| widest(i).max(1)).collect();
@@ -202,14 +202,14 @@ fn column_widths(table: &[Vec<Vec<Span>>], width: usize) -> Vec<usize> {
 mod tests {
     use super::*;
 
-    fn laid(body: Body, width: usize) -> Vec<String> {
+    fn laid(body: BlockBody, width: usize) -> Vec<String> {
         let mut rows = Vec::new();
-        Block::new(body).rows(width, &mut rows);
+        TextBlock::new(body).rows(width, &mut rows);
         rows.iter().map(|r| r.iter().map(|s| s.text.as_str()).collect()).collect()
     }
 
-    fn words(text: &str) -> Body {
-        Body::Words(vec![Span::new(text, TextRole::Plain)])
+    fn words(text: &str) -> BlockBody {
+        BlockBody::Words(vec![StyledSpan::new(text, TextRole::Plain)])
     }
 
     #[test]
@@ -224,7 +224,7 @@ mod tests {
 
     #[test]
     fn lines_keep_their_spaces_and_show_control_characters() {
-        let line = |text: &str| Body::Line(vec![Span::new(text, TextRole::Plain)]);
+        let line = |text: &str| BlockBody::Line(vec![StyledSpan::new(text, TextRole::Plain)]);
         assert_eq!(laid(line("  a  bcd"), 4), ["  a ", " bcd"]);
         assert_eq!(laid(line("\tx\x1b[31my"), 20), ["    x^[[31my"]);
         assert_eq!(laid(line("a\u{202e}b\u{9b}m"), 40), ["a<U+202E>b<U+009B>m"]);
@@ -237,19 +237,19 @@ mod tests {
 
     #[test]
     fn tables_fit_and_the_widest_column_is_narrowed() {
-        let cell = |t: &str| vec![Span::new(t, TextRole::Plain)];
+        let cell = |t: &str| vec![StyledSpan::new(t, TextRole::Plain)];
         let table = vec![vec![cell("k"), cell("value")], vec![cell("好"), cell("a longer one")]];
-        let rows = laid(Body::Table(table.clone()), 40);
+        let rows = laid(BlockBody::Table(table.clone()), 40);
         assert_eq!(rows, ["k   value", "──  ────────────", "好  a longer one"]);
-        let narrow = laid(Body::Table(table), 10);
+        let narrow = laid(BlockBody::Table(table), 10);
         assert_eq!(narrow, ["k   value", "──  ──────", "好  a", "    longer", "    one"]);
     }
 
     #[test]
     fn prefixes_count_towards_the_width() {
-        let block = Block {
-            first: vec![Span::new("• ", TextRole::Accent)],
-            rest: vec![Span::new("  ", TextRole::Plain)],
+        let block = TextBlock {
+            first: vec![StyledSpan::new("• ", TextRole::Accent)],
+            rest: vec![StyledSpan::new("  ", TextRole::Plain)],
             body: words("one two"),
         };
         let mut rows = Vec::new();

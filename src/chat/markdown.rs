@@ -2,9 +2,9 @@
 //!
 //! It knows neither the width of the screen nor colors. Next: [`super::layout`] (blocks to rows), [`super::code`].
 
-use super::code::Code;
-use super::layout::{Block, Body};
-use super::theme::{Span, TextRole, TextStyle};
+use super::code::CodeHighlighter;
+use super::layout::{BlockBody, TextBlock};
+use super::theme::{StyledSpan, TextRole, TextStyle};
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use std::ops::Range;
 
@@ -14,8 +14,8 @@ pub struct Markdown {
     source: String,
     /// Bytes of the source that the `settled` blocks cover.
     parsed: usize,
-    settled: Vec<Block>,
-    open: Vec<Block>,
+    settled: Vec<TextBlock>,
+    open: Vec<TextBlock>,
     fence: Option<Fence>,
 }
 
@@ -25,7 +25,7 @@ struct Fence {
     mark: char,
     length: usize,
     indent: usize,
-    code: Code,
+    code: CodeHighlighter,
 }
 
 const INDENT: &str = "  ";
@@ -37,12 +37,12 @@ impl Markdown {
     }
 
     /// Blocks that no further text changes.
-    pub fn settled(&self) -> &[Block] {
+    pub fn settled(&self) -> &[TextBlock] {
         &self.settled
     }
 
     /// Blocks that further text may change.
-    pub fn open(&self) -> &[Block] {
+    pub fn open(&self) -> &[TextBlock] {
         &self.open
     }
 
@@ -80,12 +80,12 @@ impl Markdown {
             let gap = !(self.settled.is_empty() && self.open.is_empty());
             if let Some((fence, header)) = Fence::begins(&rest[range.start..], &events) {
                 self.settled.append(&mut self.open);
-                self.settled.extend(gap.then(Block::default));
+                self.settled.extend(gap.then(TextBlock::default));
                 self.fence = Some(fence);
                 self.parsed += range.start + header;
                 return true;
             }
-            let blocks = gap.then(Block::default).into_iter().chain(Walker::walk(events));
+            let blocks = gap.then(TextBlock::default).into_iter().chain(Walker::walk(events));
             if i >= last {
                 self.open.extend(blocks);
             } else {
@@ -107,7 +107,10 @@ impl Fence {
         let line = text[..header].trim_start();
         let mark = line.chars().next().filter(|c| matches!(c, '`' | '~'))?;
         let length = line.chars().take_while(|c| *c == mark).count();
-        Some((Fence { mark, length, indent: header - line.len(), code: Code::new(language) }, header + 1))
+        Some((
+            Fence { mark, length, indent: header - line.len(), code: CodeHighlighter::new(language) },
+            header + 1,
+        ))
     }
 
     fn ends(&self, line: &str) -> bool {
@@ -115,15 +118,15 @@ impl Fence {
         marks.len() >= self.length && marks.chars().all(|c| c == self.mark)
     }
 
-    fn line(&mut self, line: &str) -> Block {
+    fn line(&mut self, line: &str) -> TextBlock {
         let indent = line.len() - line.trim_start_matches(' ').len();
         code_line(Vec::new(), self.code.line(&line[indent.min(self.indent)..]))
     }
 }
 
-fn code_line(mut before: Vec<Span>, line: Vec<Span>) -> Block {
-    before.push(Span::new(INDENT, TextRole::Plain));
-    Block { first: before.clone(), rest: before, body: Body::Line(line) }
+fn code_line(mut before: Vec<StyledSpan>, line: Vec<StyledSpan>) -> TextBlock {
+    before.push(StyledSpan::new(INDENT, TextRole::Plain));
+    TextBlock { first: before.clone(), rest: before, body: BlockBody::Line(line) }
 }
 
 fn options() -> Options {
@@ -165,26 +168,26 @@ pub fn last_code(text: &str) -> Option<String> {
 
 /// The prefix of the rows of a container, such as a list item: of the first row, then of the others.
 struct Level {
-    first: Option<Span>,
-    rest: Span,
+    first: Option<StyledSpan>,
+    rest: StyledSpan,
 }
 
 /// Converts the events of a top-level block to layout blocks.
 #[derive(Default)]
 struct Walker {
-    out: Vec<Block>,
-    spans: Vec<Span>,
+    out: Vec<TextBlock>,
+    spans: Vec<StyledSpan>,
     styles: Vec<TextStyle>,
     levels: Vec<Level>,
     lists: Vec<Option<u64>>,
     code: Option<(String, String)>,
-    table: Option<Vec<Vec<Vec<Span>>>>,
+    table: Option<Vec<Vec<Vec<StyledSpan>>>>,
     link: Option<(String, usize)>,
     gap: bool,
 }
 
 impl Walker {
-    fn walk(events: Vec<Event<'_>>) -> Vec<Block> {
+    fn walk(events: Vec<Event<'_>>) -> Vec<TextBlock> {
         let mut walker = Walker::default();
         for event in events {
             walker.event(event);
@@ -204,7 +207,7 @@ impl Walker {
             Event::Code(text) => self.text(&text, TextStyle { role: TextRole::Code, ..self.style() }),
             Event::SoftBreak => self.text(" ", self.style()),
             Event::HardBreak => self.flush(),
-            Event::Rule => self.emit(Body::Rule),
+            Event::Rule => self.emit(BlockBody::Rule),
             Event::TaskListMarker(done) => {
                 self.text(if done { "[x] " } else { "[ ] " }, TextRole::Accent.into())
             }
@@ -232,7 +235,7 @@ impl Walker {
             }
             Tag::BlockQuote(_) => {
                 self.space();
-                let bar = Span::new("▏ ", TextRole::Dim);
+                let bar = StyledSpan::new("▏ ", TextRole::Dim);
                 self.levels.push(Level { first: Some(bar.clone()), rest: bar });
                 self.gap = false;
             }
@@ -280,8 +283,8 @@ impl Walker {
             }
             _ => "• ".to_owned(),
         };
-        let rest = Span::new(" ".repeat(mark.chars().count()), TextRole::Plain);
-        self.levels.push(Level { first: Some(Span::new(mark, TextRole::Accent)), rest });
+        let rest = StyledSpan::new(" ".repeat(mark.chars().count()), TextRole::Plain);
+        self.levels.push(Level { first: Some(StyledSpan::new(mark, TextRole::Accent)), rest });
         self.gap = false;
     }
 
@@ -314,7 +317,7 @@ impl Walker {
             TagEnd::Table => {
                 if let Some(mut rows) = self.table.take() {
                     rows.iter_mut().take(1).flatten().flatten().for_each(|span| span.style.bold = true);
-                    self.emit(Body::Table(rows));
+                    self.emit(BlockBody::Table(rows));
                 }
             }
             TagEnd::Emphasis | TagEnd::Strong | TagEnd::Strikethrough => {
@@ -335,7 +338,7 @@ impl Walker {
 
     fn end_code(&mut self) {
         let Some((language, text)) = self.code.take() else { return };
-        let mut code = Code::new(&language);
+        let mut code = CodeHighlighter::new(&language);
         for line in text.lines() {
             let before = self.before();
             self.out.push(code_line(before, code.line(line)));
@@ -348,7 +351,7 @@ impl Walker {
     }
 
     fn text(&mut self, text: &str, style: TextStyle) {
-        self.spans.push(Span::new(text, style));
+        self.spans.push(StyledSpan::new(text, style));
     }
 
     /// Adds an empty row between two blocks of the same container.
@@ -356,24 +359,24 @@ impl Walker {
         self.flush();
         if std::mem::take(&mut self.gap) {
             let before = self.levels.iter().map(|l| l.rest.clone()).collect();
-            self.out.push(Block { first: before, ..Default::default() });
+            self.out.push(TextBlock { first: before, ..Default::default() });
         }
     }
 
     fn flush(&mut self) {
         if !self.spans.is_empty() {
             let spans = std::mem::take(&mut self.spans);
-            self.emit(Body::Words(spans));
+            self.emit(BlockBody::Words(spans));
         }
     }
 
-    fn emit(&mut self, body: Body) {
+    fn emit(&mut self, body: BlockBody) {
         let first = self.before();
         let rest = self.levels.iter().map(|l| l.rest.clone()).collect();
-        self.out.push(Block { first, rest, body });
+        self.out.push(TextBlock { first, rest, body });
     }
 
-    fn before(&mut self) -> Vec<Span> {
+    fn before(&mut self) -> Vec<StyledSpan> {
         self.levels.iter_mut().map(|l| l.first.take().unwrap_or_else(|| l.rest.clone())).collect()
     }
 }
@@ -382,7 +385,7 @@ impl Walker {
 mod tests {
     use super::*;
 
-    fn blocks(markdown: &Markdown) -> Vec<Block> {
+    fn blocks(markdown: &Markdown) -> Vec<TextBlock> {
         [markdown.settled(), markdown.open()].concat()
     }
 

@@ -1,12 +1,11 @@
 //! `kimi chat`: a conversation in the terminal, full-screen or, for plain terminals and pipes, in a line editor.
 //!
 //! [`command`] parses commands, [`chat_session`] applies them to the chat, [`store`] saves chats to disk, and
-//! [`worker`] runs a [`chat_model`] on its own thread. Full screen: [`app`] holds the state and handles keys,
+//! [`worker`] runs a [`crate::client::ChatModel`] on its own thread. Full screen: [`app`] holds the state and handles keys,
 //! [`markdown`], [`layout`] and [`transcript`] turn text into rows, [`view`] draws the rows, and [`terminal`] does
 //! all terminal input and output. Line editor: [`repl`].
 
 mod app;
-mod chat_model;
 mod chat_session;
 mod code;
 mod command;
@@ -14,7 +13,6 @@ mod input;
 mod layout;
 mod markdown;
 mod picker;
-mod remote_model;
 mod repl;
 mod settings;
 mod status_bar;
@@ -34,9 +32,9 @@ use chat_session::ChatSession;
 use settings::Settings;
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use store::Store;
+use store::ChatStore;
 use theme::Theme;
-use worker::Worker;
+use worker::{ChatWorker, WorkerEvent};
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct ChatArgs {
@@ -74,7 +72,7 @@ enum Background {
 
 /// Loads the model and runs the interface that suits the terminal.
 pub fn run(args: &ChatArgs) -> Result<()> {
-    let mut session = ChatSession::new(Store::for_user(), args.settings, args.system.clone());
+    let mut session = ChatSession::new(ChatStore::for_user(), args.settings, args.system.clone());
     if let Some(name) = &args.load {
         let mut chat = session.store.find(name)?;
         chat.system = args.system.clone().or(chat.system).filter(|text| !text.is_empty());
@@ -82,12 +80,12 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     }
     let mut options = args.engine.options();
     options.model = args.file.clone().or(options.model);
-    let worker = Worker::start(options, args.endpoint.clone());
+    let worker = ChatWorker::start(options, args.endpoint.clone());
     let mut notes = Vec::new();
     session.model_info = loop {
         match worker.events.recv()? {
-            worker::Event::Ready(model_info) => break model_info,
-            worker::Event::Failed(e) => bail!("{e}"),
+            WorkerEvent::Ready(model_info) => break model_info,
+            WorkerEvent::Failed(e) => bail!("{e}"),
             other => notes.push(other),
         }
     };
@@ -100,11 +98,11 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     if let Some(background) = args.theme {
         theme.light = background == Background::Light;
     }
-    let mut app = app::App::new(session, theme, (80, 24));
+    let mut app = app::ChatApp::new(session, theme, (80, 24));
     app.transcript.show(&app.session.chat);
-    let ready = worker::Event::Ready(app.session.model_info.clone());
+    let ready = WorkerEvent::Ready(app.session.model_info.clone());
     for event in notes.into_iter().chain([ready]) {
-        app.update(app::Event::Worker(event));
+        app.update(app::AppEvent::Worker(event));
     }
     terminal::run(app, worker)
 }

@@ -1,18 +1,18 @@
 //! State of the list of saved chats: a filter and a selection.
 
-use super::store::Entry;
+use super::store::ChatSummary;
 
 /// The chats, the filter and the index of the selected chat.
 #[derive(Default)]
 pub struct Picker {
-    all: Vec<Entry>,
+    all: Vec<ChatSummary>,
     filter: String,
     chosen: usize,
 }
 
 impl Picker {
     /// Lists chats, given from the newest to the oldest.
-    pub fn new(all: Vec<Entry>) -> Self {
+    pub fn new(all: Vec<ChatSummary>) -> Self {
         Picker { all, ..Default::default() }
     }
 
@@ -21,9 +21,9 @@ impl Picker {
     }
 
     /// The chats whose names contain the filter, in any case.
-    pub fn shown(&self) -> Vec<&Entry> {
-        let wanted = self.filter.to_lowercase();
-        self.all.iter().filter(|e| e.name.to_lowercase().contains(&wanted)).collect()
+    pub fn shown(&self) -> Vec<&ChatSummary> {
+        let lowercase = self.filter.to_lowercase();
+        self.all.iter().filter(|e| e.name.to_lowercase().contains(&lowercase)).collect()
     }
 
     /// Index of the selected chat among the shown ones.
@@ -71,7 +71,7 @@ mod tests {
 
     #[test]
     fn the_filter_narrows_and_the_selection_stays_inside() {
-        let entry = |name: &str| Entry { id: name.into(), name: name.into(), turns: 2, changed: 0 };
+        let entry = |name: &str| ChatSummary { id: name.into(), name: name.into(), turns: 2, changed: 0 };
         let mut picker = Picker::new(vec![entry("Rust"), entry("你好"), entry("trust")]);
         picker.go(5);
         assert_eq!(picker.id().as_deref(), Some("trust"));

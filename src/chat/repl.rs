@@ -2,10 +2,11 @@
 //! screen. Ctrl-C stops the reply, not the program.
 
 use super::chat_session::{Action, ChatSession, EDIT_CANCELLED, EMPTY_REPLY, Restored, finish_note};
-use super::command::{self, Command, parse};
+use super::command::{self, SlashCommand, parse};
 use super::store::{excerpt, restrict_to_user, xdg};
 use super::terminal::edit;
-use super::worker::{self, Worker};
+use super::worker::{ChatWorker, WorkerCommand, WorkerEvent};
+use crate::generation::reply_parser::{REASONING_TAGS, ReplyEvent};
 use crate::io::errors::one_line;
 use crate::io::output::{Output, is_printable, printable, tell};
 use crate::io::private_file;
@@ -30,7 +31,7 @@ const KEYS: &str = "A line that ends with \\ continues on the next line; Alt-Ent
 /// A chat session with its input loop.
 pub struct Repl {
     session: ChatSession,
-    worker: Worker,
+    worker: ChatWorker,
     /// Initial text of the next line.
     draft: String,
     /// Non-empty lines so far, and those that failed.
@@ -45,7 +46,7 @@ pub fn is_dumb_terminal() -> bool {
 
 impl Repl {
     /// Installs the handler for Ctrl-C.
-    pub fn new(session: ChatSession, worker: Worker) -> Result<Self> {
+    pub fn new(session: ChatSession, worker: ChatWorker) -> Result<Self> {
         let stop = worker.stop.clone();
         ctrlc::set_handler(move || stop.store(true, Ordering::Relaxed))?;
         Ok(Repl { session, worker, draft: String::new(), lines: 0, failed: 0 })
@@ -114,7 +115,7 @@ impl Repl {
             }
             Some(Err(e)) => self.fail(&e),
             Some(Ok(command)) => {
-                let prints_to_stdout = matches!(command, Command::Stats | Command::Set(None));
+                let prints_to_stdout = matches!(command, SlashCommand::Stats | SlashCommand::Set(None));
                 match self.session.run(command) {
                     Ok(action) => return self.perform(action, prints_to_stdout),
                     Err(e) => self.fail(&one_line(&e)),
@@ -159,14 +160,14 @@ impl Repl {
                 self.fail(&format!("/set {name}: available on the full screen only"))
             }
             Action::Model(path) => {
-                let command = worker::Command::LoadModel(path);
+                let command = WorkerCommand::LoadModel(path);
                 self.worker.commands.send(command).ok().context("the engine stopped")?;
                 match self.worker.events.recv()? {
-                    worker::Event::Ready(model_info) => {
+                    WorkerEvent::Ready(model_info) => {
                         tell(&format!("{} on {}", model_info.name, model_info.runs_on));
                         self.session.model_info = model_info;
                     }
-                    worker::Event::Failed(e) => self.fail(&e),
+                    WorkerEvent::Failed(e) => self.fail(&e),
                     other => print_note(&other),
                 }
             }
@@ -178,17 +179,17 @@ impl Repl {
     /// Requests a reply and prints it. If it fails, the message is removed from the chat, which continues.
     fn answer(&mut self) -> Result<()> {
         self.worker.stop.store(false, Ordering::Relaxed);
-        let request = self.session.begin_reply();
-        self.worker.commands.send(worker::Command::Generate(request)).ok().context("the engine stopped")?;
-        let mut out = Output::lock();
+        let prompt = self.session.begin_reply();
+        self.worker.commands.send(WorkerCommand::Generate(prompt)).ok().context("the engine stopped")?;
+        let (mut out, mut in_reasoning) = (Output::lock(), false);
         loop {
             match self.worker.events.recv().context("the engine stopped; the chat is saved")? {
-                worker::Event::Prefill { done, total, rate } => show_prefill(done, total, rate),
-                worker::Event::Text { text, .. } => {
-                    self.session.push_text(&text);
-                    out.say(&text)?;
+                WorkerEvent::Prefill { done, total, rate } => show_prefill(done, total, rate),
+                WorkerEvent::Reply { event, .. } => {
+                    self.session.push_event(&event);
+                    out.say(&with_tags(&event, &mut in_reasoning))?;
                 }
-                worker::Event::Done(outcome) => {
+                WorkerEvent::Done(outcome) => {
                     let ended = finish_note(&outcome.stats);
                     match self.session.finish_reply(outcome) {
                         Some(restored) => self.report_failure(restored, &ended.unwrap_or(EMPTY_REPLY.into())),
@@ -198,7 +199,7 @@ impl Repl {
                     }
                     return Ok(());
                 }
-                worker::Event::Failed(e) => {
+                WorkerEvent::Failed(e) => {
                     match self.session.fail_reply() {
                         Some(restored) => self.report_failure(restored, &e),
                         None => self.fail(&e),
@@ -229,9 +230,24 @@ impl Repl {
     }
 }
 
+/// The text of an event, with a tag where reasoning begins or ends.
+fn with_tags(event: &ReplyEvent, in_reasoning: &mut bool) -> String {
+    let [begin, end] = REASONING_TAGS;
+    match event {
+        ReplyEvent::Reasoning(text) if std::mem::replace(in_reasoning, true) => text.clone(),
+        ReplyEvent::Reasoning(text) => format!("{begin}{text}"),
+        ReplyEvent::Text(text) if std::mem::replace(in_reasoning, false) => {
+            let gap = if text.starts_with('\n') { "" } else { "\n\n" };
+            format!("{end}{gap}{text}")
+        }
+        ReplyEvent::Text(text) => text.clone(),
+        _ => String::new(),
+    }
+}
+
 /// Prints the message of a `Note` event; ignores other events.
-pub fn print_note(event: &worker::Event) {
-    if let worker::Event::Note(text) = event {
+pub fn print_note(event: &WorkerEvent) {
+    if let WorkerEvent::Note(text) = event {
         tell(text);
     }
 }

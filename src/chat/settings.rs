@@ -31,7 +31,7 @@ pub const NAMES: [&str; 13] = [
 
 #[derive(Parser)]
 #[command(no_binary_name = true, args_override_self = true, disable_help_flag = true)]
-struct Line {
+struct SettingsLine {
     #[command(flatten)]
     settings: Settings,
 }
@@ -69,7 +69,7 @@ impl Settings {
         }
         let changed = [(name, value.to_owned())];
         let words = now.iter().chain(&changed).map(|(name, value)| format!("--{name}={value}"));
-        match Line::try_parse_from(words) {
+        match SettingsLine::try_parse_from(words) {
             Ok(line) => *self = line.settings,
             Err(e) => {
                 let text = e.to_string();
@@ -84,7 +84,7 @@ impl Settings {
 #[cfg(test)]
 impl Default for Settings {
     fn default() -> Self {
-        Line::parse_from([""; 0]).settings
+        SettingsLine::parse_from([""; 0]).settings
     }
 }
 

@@ -1,6 +1,6 @@
 //! Formats the activity line and the status bar of the full-screen chat, shortened to the width of the screen.
 
-use super::app::{App, State};
+use super::app::{Activity, ChatApp};
 use crate::io::units::grouped;
 use unicode_width::UnicodeWidthStr;
 
@@ -8,12 +8,12 @@ use unicode_width::UnicodeWidthStr;
 const BAR: usize = 20;
 
 /// The activity line above the input: loading, prefill or decode; None while idle.
-pub fn activity(app: &App, columns: usize) -> Option<String> {
+pub fn activity(app: &ChatApp, columns: usize) -> Option<String> {
     match app.state {
-        State::Idle => None,
-        State::LoadingModel => Some("loading the model".into()),
-        State::Prefill { total: 0, .. } => Some("prefill".into()),
-        State::Prefill { done, total, rate } => {
+        Activity::Idle => None,
+        Activity::LoadingModel => Some("loading the model".into()),
+        Activity::Prefill { total: 0, .. } => Some("prefill".into()),
+        Activity::Prefill { done, total, rate } => {
             let full = done * BAR / total;
             let mut parts = vec![
                 format!("prefill {}{} {} %", "█".repeat(full), "░".repeat(BAR - full), done * 100 / total),
@@ -25,7 +25,7 @@ pub fn activity(app: &App, columns: usize) -> Option<String> {
             }
             Some(fit(&parts, columns))
         }
-        State::Decode { tokens, rate } => {
+        Activity::Decode { tokens, rate } => {
             let rate = if rate > 0.0 { format!("{rate:.1} tok/s") } else { "…".into() };
             Some(fit(&[format!("generating, {tokens} tokens"), rate, "Esc stops".into()], columns))
         }
@@ -33,11 +33,11 @@ pub fn activity(app: &App, columns: usize) -> Option<String> {
 }
 
 /// The status bar: model, tokens of context, reused and new prompt tokens, decode rate and memory.
-pub fn status(app: &App, columns: usize) -> String {
+pub fn status(app: &ChatApp, columns: usize) -> String {
     let session = &app.session;
     let used = match app.state {
-        State::Prefill { done, .. } => done,
-        State::Decode { tokens, .. } => app.prompt_tokens + tokens,
+        Activity::Prefill { done, .. } => done,
+        Activity::Decode { tokens, .. } => app.prompt_tokens + tokens,
         _ => session.used_tokens(),
     };
     let context = match session.model_info.context_limit {

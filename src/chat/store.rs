@@ -3,10 +3,13 @@
 //!
 //! It knows no terminal and no model. Next: [`super::chat_session`].
 
+use crate::client::PromptMessage;
+use crate::generation::reply_parser::{join_reasoning, split_reasoning};
 use crate::io::private_file;
 use crate::io::units::counted;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{ErrorKind, Read, Write};
@@ -16,7 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 /// The author of a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub enum Author {
     User,
     Assistant,
 }
@@ -31,20 +34,69 @@ pub struct Attachment {
 
 /// A message of a chat.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "StoredTurn", into = "StoredTurn")]
 pub struct Turn {
-    pub role: Role,
+    pub role: Author,
+    /// The reasoning of a reply before its text.
+    pub reasoning: String,
     pub text: String,
     /// Attachments, which precede the text in the prompt.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<Attachment>,
     /// The generated token ids, with which the prefix cache finds the state after this reply.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ids: Vec<u32>,
 }
 
+/// A turn in a chat file, where reasoning and text are one text with the model's markup.
+#[derive(Serialize, Deserialize)]
+struct StoredTurn {
+    role: Author,
+    text: String,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    files: Vec<Attachment>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ids: Vec<u32>,
+}
+
+impl From<StoredTurn> for Turn {
+    fn from(StoredTurn { role, text, files, ids }: StoredTurn) -> Self {
+        let (reasoning, text) = match role {
+            Author::User => (String::new(), text),
+            Author::Assistant => split_reasoning(&text),
+        };
+        Turn { role, reasoning, text, files, ids }
+    }
+}
+
+impl From<Turn> for StoredTurn {
+    fn from(turn: Turn) -> Self {
+        let text = turn.full_text().into_owned();
+        StoredTurn { role: turn.role, text, files: turn.files, ids: turn.ids }
+    }
+}
+
 impl Turn {
-    pub fn new(role: Role, text: impl Into<String>) -> Self {
-        Turn { role, text: text.into(), files: Vec::new(), ids: Vec::new() }
+    pub fn new(role: Author, text: impl Into<String>) -> Self {
+        let (reasoning, text) = (String::new(), text.into());
+        Turn { role, reasoning, text, files: Vec::new(), ids: Vec::new() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.reasoning.is_empty()
+    }
+
+    /// The text with the reasoning before it, in the model's markup.
+    pub fn full_text(&self) -> Cow<'_, str> {
+        join_reasoning(&self.reasoning, &self.text)
+    }
+
+    /// The message for a model.
+    pub fn message(&self) -> PromptMessage {
+        let role = match self.role {
+            Author::User => "user",
+            Author::Assistant => "assistant",
+        };
+        let (reasoning, ids) = (self.reasoning.clone(), self.ids.clone());
+        PromptMessage { role, text: self.content(), reasoning, ids }
     }
 
     /// The content in the prompt: attachments first, so that later questions about them share a prefix.
@@ -59,7 +111,7 @@ impl Turn {
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Chat {
+pub struct StoredChat {
     /// The name of its file, without the extension.
     pub id: String,
     /// The name given with `/save`; may be empty.
@@ -72,12 +124,12 @@ pub struct Chat {
     pub turns: Vec<Turn>,
 }
 
-impl Chat {
+impl StoredChat {
     /// Creates an empty chat with a unique id.
     pub fn new(system: Option<String>) -> Self {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let id = format!("{:x}-{:x}", now.as_micros(), std::process::id());
-        Chat { id, changed: now.as_secs(), system, ..Default::default() }
+        StoredChat { id, changed: now.as_secs(), system, ..Default::default() }
     }
 
     /// Sets the time of the last change to now.
@@ -106,7 +158,7 @@ pub fn excerpt(text: &str) -> String {
 
 /// A row in the list of chats.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub struct ChatSummary {
     pub id: String,
     pub name: String,
     pub turns: usize,
@@ -119,23 +171,23 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// A directory of chats, which other processes may write concurrently.
 #[derive(Clone, Debug, Default)]
-pub struct Store {
+pub struct ChatStore {
     /// None without a home directory; saving fails then.
     dir: Option<PathBuf>,
     /// By chat id, the hash of its file when this process last read or wrote it.
     seen: HashMap<String, u64>,
 }
 
-impl Store {
+impl ChatStore {
     /// Stores chats in `dir`, which is created when needed.
     pub fn new(dir: PathBuf) -> Self {
-        Store { dir: Some(dir), seen: HashMap::new() }
+        ChatStore { dir: Some(dir), seen: HashMap::new() }
     }
 
     /// The user's store: `$XDG_DATA_HOME/kimi/chats`, by default under `~/.local/share`.
     pub fn for_user() -> Self {
         let data = xdg("XDG_DATA_HOME", ".local/share");
-        data.map_or_else(Store::default, |data| Store::new(data.join("kimi/chats")))
+        data.map_or_else(ChatStore::default, |data| ChatStore::new(data.join("kimi/chats")))
     }
 
     fn dir(&self) -> Result<&Path> {
@@ -144,7 +196,7 @@ impl Store {
 
     /// Saves a chat; an empty one without a title has no file. If another process changed the file since this one read
     /// or wrote it, the chat is saved as a copy with a new id, and the result is true.
-    pub fn save(&mut self, chat: &mut Chat) -> Result<bool> {
+    pub fn save(&mut self, chat: &mut StoredChat) -> Result<bool> {
         let path = self.path(&chat.id)?;
         let on_disk = file_hash(&path)?;
         let changed_elsewhere = on_disk.is_some() && on_disk != self.seen.get(&chat.id).copied();
@@ -156,7 +208,7 @@ impl Store {
         }
         if changed_elsewhere {
             chat.title = format!("{} (copy)", chat.name());
-            chat.id = Chat::new(None).id;
+            chat.id = StoredChat::new(None).id;
         }
         let bytes = serde_json::to_vec(chat)?;
         let dir = self.dir()?;
@@ -176,30 +228,30 @@ impl Store {
         Ok(())
     }
 
-    pub fn load(&mut self, id: &str) -> Result<Chat> {
+    pub fn load(&mut self, id: &str) -> Result<StoredChat> {
         let (chat, hash) = read(&self.path(id)?)?;
         self.seen.insert(chat.id.clone(), hash);
         Ok(chat)
     }
 
     /// Loads the chat with this id, title or first line, or the newest one whose name contains `name`.
-    pub fn find(&mut self, name: &str) -> Result<Chat> {
+    pub fn find(&mut self, name: &str) -> Result<StoredChat> {
         let all = self.list();
-        let wanted = name.to_lowercase();
-        let exact = all.iter().find(|e| e.id == name || e.name.to_lowercase() == wanted);
-        match exact.or_else(|| all.iter().find(|e| e.name.to_lowercase().contains(&wanted))) {
+        let lowercase = name.to_lowercase();
+        let exact = all.iter().find(|e| e.id == name || e.name.to_lowercase() == lowercase);
+        match exact.or_else(|| all.iter().find(|e| e.name.to_lowercase().contains(&lowercase))) {
             Some(entry) => self.load(&entry.id),
             None => bail!("none of {} has a name like {name:?}", counted(all.len(), "saved chat")),
         }
     }
 
     /// Lists all readable chats from the newest to the oldest.
-    pub fn list(&self) -> Vec<Entry> {
+    pub fn list(&self) -> Vec<ChatSummary> {
         let files = self.dir.iter().flat_map(std::fs::read_dir).flatten().flatten().map(|e| e.path());
         let chats =
             files.filter(|p| p.extension().is_some_and(|e| e == "json")).filter_map(|p| read(&p).ok());
-        let mut all: Vec<Entry> = chats
-            .map(|(c, _)| Entry { name: c.name(), turns: c.turns.len(), changed: c.changed, id: c.id })
+        let mut all: Vec<ChatSummary> = chats
+            .map(|(c, _)| ChatSummary { name: c.name(), turns: c.turns.len(), changed: c.changed, id: c.id })
             .collect();
         all.sort_by(|a, b| b.changed.cmp(&a.changed).then_with(|| b.id.cmp(&a.id)));
         all
@@ -211,13 +263,13 @@ impl Store {
 }
 
 /// Reads a chat and the hash of its file.
-fn read(path: &Path) -> Result<(Chat, u64)> {
+fn read(path: &Path) -> Result<(StoredChat, u64)> {
     let place = || path.display().to_string();
     let mut bytes = Vec::new();
     let file = private_file::open(path).with_context(place)?;
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).with_context(place)?;
     ensure!(bytes.len() as u64 <= MAX_BYTES, "{}: expected at most {MAX_BYTES} bytes, found more", place());
-    let mut chat: Chat = serde_json::from_slice(&bytes).with_context(place)?;
+    let mut chat: StoredChat = serde_json::from_slice(&bytes).with_context(place)?;
     // The id is the file's name, whatever the file contains.
     chat.id = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
     Ok((chat, hash(&bytes)))
@@ -268,21 +320,21 @@ pub fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
 mod tests {
     use super::*;
 
-    fn chat(text: &str) -> Chat {
-        let mut chat = Chat::new(None);
-        chat.turns.push(Turn::new(Role::User, text));
+    fn chat(text: &str) -> StoredChat {
+        let mut chat = StoredChat::new(None);
+        chat.turns.push(Turn::new(Author::User, text));
         chat
     }
 
     #[test]
     fn saved_chats_are_loaded_unchanged() {
         let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::new(dir.path().join("chats"));
+        let mut store = ChatStore::new(dir.path().join("chats"));
         assert!(store.list().is_empty());
-        store.save(&mut Chat::new(None)).unwrap();
+        store.save(&mut StoredChat::new(None)).unwrap();
         assert!(store.list().is_empty(), "an empty chat leaves no file");
         let mut one = chat("你好 🎉\nsecond line");
-        one.turns.push(Turn { ids: vec![1, 2], ..Turn::new(Role::Assistant, "hi") });
+        one.turns.push(Turn { ids: vec![1, 2], ..Turn::new(Author::Assistant, "hi") });
         one.turns[0].files.push(Attachment { name: "a.rs".into(), text: "fn a() {}".into() });
         store.save(&mut one).unwrap();
         assert_eq!(store.load(&one.id).unwrap(), one);
@@ -292,41 +344,53 @@ mod tests {
             "<file name=\"a.rs\">\nfn a() {}\n</file>\n\n你好 🎉\nsecond line"
         );
         assert_eq!(store.list()[0].name, "你好 🎉");
-        store.save(&mut Chat { turns: vec![], ..one }).unwrap();
+        store.save(&mut StoredChat { turns: vec![], ..one }).unwrap();
         assert!(store.find("你好").is_err());
+    }
+
+    #[test]
+    fn reasoning_is_stored_in_the_markup_of_the_model() {
+        let stored = r#"{"role":"assistant","text":"<think>hm</think>\n\nyes","ids":[7]}"#;
+        let turn: Turn = serde_json::from_str(stored).unwrap();
+        assert_eq!((&turn.reasoning[..], &turn.text[..], &turn.ids[..]), ("hm", "\n\nyes", &[7][..]));
+        assert_eq!(serde_json::to_string(&turn).unwrap(), stored);
+        let stored = r#"{"role":"user","text":"<think>hm</think>"}"#;
+        let turn: Turn = serde_json::from_str(stored).unwrap();
+        assert_eq!((&turn.reasoning[..], &turn.text[..]), ("", "<think>hm</think>"));
+        assert_eq!(serde_json::to_string(&turn).unwrap(), stored);
     }
 
     #[test]
     fn an_emptied_chat_with_a_title_keeps_its_file() {
         let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::new(dir.path().to_owned());
-        let mut named = Chat { title: "Named".into(), ..chat("hi") };
+        let mut store = ChatStore::new(dir.path().to_owned());
+        let mut named = StoredChat { title: "Named".into(), ..chat("hi") };
         store.save(&mut named).unwrap();
         named.turns.clear();
         store.save(&mut named).unwrap();
         assert_eq!(store.find("named").unwrap(), named);
-        store.save(&mut Chat { title: "Other".into(), ..Chat::new(None) }).unwrap();
+        store.save(&mut StoredChat { title: "Other".into(), ..StoredChat::new(None) }).unwrap();
         assert_eq!(store.list().len(), 1, "an empty chat that was never saved has no file");
     }
 
     #[test]
     fn concurrent_changes_are_both_kept() {
         let dir = tempfile::tempdir().unwrap();
-        let mut here = Store::new(dir.path().to_owned());
+        let mut here = ChatStore::new(dir.path().to_owned());
         let mut there = here.clone();
         let mut one = chat("hi");
         here.save(&mut one).unwrap();
         let mut other = there.load(&one.id).unwrap();
-        one.turns.push(Turn::new(Role::Assistant, "here"));
+        one.turns.push(Turn::new(Author::Assistant, "here"));
         assert!(!here.save(&mut one).unwrap());
-        other.turns.push(Turn::new(Role::Assistant, "over"));
+        other.turns.push(Turn::new(Author::Assistant, "over"));
         assert!(there.save(&mut other).unwrap(), "same length, same time");
         assert_eq!(here.load(&one.id).unwrap(), one);
         assert_eq!((&other.title[..], other.id != one.id), ("hi (copy)", true));
         assert_eq!(here.load(&other.id).unwrap(), other);
         assert!(!there.save(&mut other).unwrap(), "the copy keeps its new id");
-        let mut gone = Chat { turns: vec![], ..one.clone() };
-        there.save(&mut gone).unwrap();
+        let mut emptied = StoredChat { turns: vec![], ..one.clone() };
+        there.save(&mut emptied).unwrap();
         assert_eq!(here.load(&one.id).unwrap(), one, "a file that another process changed is not removed");
     }
 
@@ -340,7 +404,7 @@ mod tests {
         // Older versions created the directory with this mode.
         std::fs::create_dir_all(&chats).unwrap();
         std::fs::set_permissions(&chats, PermissionsExt::from_mode(0o755)).unwrap();
-        let mut store = Store::new(chats.clone());
+        let mut store = ChatStore::new(chats.clone());
         let mut one = chat("hi");
         store.save(&mut one).unwrap();
         let file = chats.join(format!("{}.json", one.id));
@@ -350,7 +414,7 @@ mod tests {
             std::process::Command::new("mkfifo").arg(chats.join("pipe.json")).status().unwrap().success()
         );
         assert_eq!(store.list().len(), 1, "links and pipes are ignored without blocking");
-        let found = |id: &str| format!("{:#}", Store::new(chats.clone()).load(id).unwrap_err());
+        let found = |id: &str| format!("{:#}", ChatStore::new(chats.clone()).load(id).unwrap_err());
         let expected = "expected a file that only this user may write, found";
         assert!(found("link").ends_with(&format!("{expected} a symbolic link")), "{}", found("link"));
         assert!(found("pipe").contains(expected), "{}", found("pipe"));
@@ -358,7 +422,7 @@ mod tests {
 
     #[test]
     fn saving_fails_without_a_home_directory() {
-        let mut store = Store::default();
+        let mut store = ChatStore::default();
         let e = store.save(&mut chat("hi")).unwrap_err().to_string();
         assert_eq!(e, "no directory for chats: HOME is not set");
         assert!(store.list().is_empty() && store.load("x").is_err());
@@ -367,7 +431,7 @@ mod tests {
     #[test]
     fn damaged_files_are_skipped_and_the_newest_is_first() {
         let dir = tempfile::tempdir().unwrap();
-        let mut store = Store::new(dir.path().to_owned());
+        let mut store = ChatStore::new(dir.path().to_owned());
         let (mut old, mut new) = (chat("old"), chat("new"));
         old.changed -= 10;
         store.save(&mut old).unwrap();

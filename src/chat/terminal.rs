@@ -3,10 +3,10 @@
 //!
 //! Nothing else writes to the screen. Next: [`super::app`].
 
-use super::app::{App, Effect, Event};
+use super::app::{AppEvent, ChatApp, Effect};
 use super::input::History;
 use super::view::view;
-use super::worker::{self, Worker};
+use super::worker::{ChatWorker, WorkerCommand};
 use crate::io::output::tell;
 use anyhow::{Context as _, Result, bail};
 use crossterm::clipboard::CopyToClipboard;
@@ -63,7 +63,7 @@ impl Screen {
         Ok(Screen { terminal })
     }
 
-    fn draw(&mut self, app: &App) -> Result<()> {
+    fn draw(&mut self, app: &ChatApp) -> Result<()> {
         execute!(stdout(), BeginSynchronizedUpdate)?;
         self.terminal.draw(|frame| view(app, frame))?;
         execute!(stdout(), EndSynchronizedUpdate)?;
@@ -71,7 +71,7 @@ impl Screen {
     }
 
     /// Restores the terminal while `other` runs, for example the external editor.
-    fn lend<T>(&mut self, mouse: bool, other: impl FnOnce() -> T) -> Result<T> {
+    fn suspend<T>(&mut self, mouse: bool, other: impl FnOnce() -> T) -> Result<T> {
         leave();
         let result = other();
         enter(mouse)?;
@@ -109,7 +109,7 @@ fn leave() {
 }
 
 /// Runs the chat until the user quits, then saves the chat and the model's state.
-pub fn run(mut app: App, worker: Worker) -> Result<()> {
+pub fn run(mut app: ChatApp, worker: ChatWorker) -> Result<()> {
     let exit = Arc::new(AtomicBool::new(false));
     exit_on_signals(exit.clone())?;
     let mut screen = Screen::enter(app.mouse)?;
@@ -138,11 +138,11 @@ fn exit_on_signals(exit: Arc<AtomicBool>) -> Result<()> {
     Ok(())
 }
 
-fn event_loop(app: &mut App, screen: &mut Screen, worker: &Worker, exit: &AtomicBool) -> Result<()> {
+fn event_loop(app: &mut ChatApp, screen: &mut Screen, worker: &ChatWorker, exit: &AtomicBool) -> Result<()> {
     let history = History::for_user();
     app.input.remember_all(history.read());
     let size = screen.terminal.size()?;
-    let mut events = vec![Event::Resize(size.width, size.height), Event::Memory(resident())];
+    let mut events = vec![AppEvent::Resize(size.width, size.height), AppEvent::Memory(resident())];
     let mut saved = Instant::now();
     while !exit.load(Ordering::Relaxed) {
         let changed = !events.is_empty();
@@ -161,7 +161,7 @@ fn event_loop(app: &mut App, screen: &mut Screen, worker: &Worker, exit: &Atomic
         worker_events(worker, &mut events)?;
         if app.busy() && saved.elapsed() >= SAVE {
             saved = Instant::now();
-            events.push(Event::Memory(resident()));
+            events.push(AppEvent::Memory(resident()));
             app.session.autosave();
         }
     }
@@ -169,19 +169,19 @@ fn event_loop(app: &mut App, screen: &mut Screen, worker: &Worker, exit: &Atomic
 }
 
 /// Reads all pending input after waiting at most `timeout`. Key releases and mouse movements are ignored.
-fn read_input(timeout: Duration, events: &mut Vec<Event>) -> Result<()> {
+fn read_input(timeout: Duration, events: &mut Vec<AppEvent>) -> Result<()> {
     let mut timeout = timeout;
     while event::poll(timeout)? {
         timeout = Duration::ZERO;
         match event::read()? {
-            Input::Key(key) if key.kind != KeyEventKind::Release => events.push(Event::Key(key)),
-            Input::Paste(text) => events.push(Event::Paste(text)),
-            Input::Resize(columns, rows) => events.push(Event::Resize(columns, rows)),
+            Input::Key(key) if key.kind != KeyEventKind::Release => events.push(AppEvent::Key(key)),
+            Input::Paste(text) => events.push(AppEvent::Paste(text)),
+            Input::Resize(columns, rows) => events.push(AppEvent::Resize(columns, rows)),
             Input::Mouse(mouse) if mouse.kind == MouseEventKind::ScrollUp => {
-                events.push(Event::Wheel(-ROWS_PER_STEP))
+                events.push(AppEvent::Wheel(-ROWS_PER_STEP))
             }
             Input::Mouse(mouse) if mouse.kind == MouseEventKind::ScrollDown => {
-                events.push(Event::Wheel(ROWS_PER_STEP))
+                events.push(AppEvent::Wheel(ROWS_PER_STEP))
             }
             _ => {}
         }
@@ -189,10 +189,10 @@ fn read_input(timeout: Duration, events: &mut Vec<Event>) -> Result<()> {
     Ok(())
 }
 
-fn worker_events(worker: &Worker, events: &mut Vec<Event>) -> Result<()> {
+fn worker_events(worker: &ChatWorker, events: &mut Vec<AppEvent>) -> Result<()> {
     loop {
         match worker.events.try_recv() {
-            Ok(event) => events.push(Event::Worker(event)),
+            Ok(event) => events.push(AppEvent::Worker(event)),
             Err(TryRecvError::Empty) => return Ok(()),
             Err(TryRecvError::Disconnected) => bail!("{ENGINE_STOPPED}"),
         }
@@ -202,22 +202,24 @@ fn worker_events(worker: &Worker, events: &mut Vec<Event>) -> Result<()> {
 fn perform(
     effect: Effect,
     screen: &mut Screen,
-    app: &App,
-    worker: &Worker,
+    app: &ChatApp,
+    worker: &ChatWorker,
     history: &History,
-) -> Result<Option<Event>> {
+) -> Result<Option<AppEvent>> {
     match effect {
         Effect::Generate(request) => {
             worker.stop.store(false, Ordering::Relaxed);
-            worker.commands.send(worker::Command::Generate(request)).ok().context(ENGINE_STOPPED)?;
+            worker.commands.send(WorkerCommand::Generate(request)).ok().context(ENGINE_STOPPED)?;
         }
         Effect::LoadModel(path) => {
-            worker.commands.send(worker::Command::LoadModel(path)).ok().context(ENGINE_STOPPED)?
+            worker.commands.send(WorkerCommand::LoadModel(path)).ok().context(ENGINE_STOPPED)?
         }
         Effect::Stop => worker.stop.store(true, Ordering::Relaxed),
         Effect::Copy(text) => execute!(stdout(), CopyToClipboard::to_clipboard_from(text))?,
         Effect::Mouse(on) => execute!(stdout(), Print(if on { MOUSE_ON } else { MOUSE_OFF }))?,
-        Effect::Editor(text) => return Ok(Some(Event::Edited(screen.lend(app.mouse, || edit(&text))?))),
+        Effect::Editor(text) => {
+            return Ok(Some(AppEvent::Edited(screen.suspend(app.mouse, || edit(&text))?)));
+        }
         Effect::Remember(text) => history.add(&text),
         Effect::Quit => {}
     }

@@ -46,14 +46,14 @@ impl From<TextRole> for TextStyle {
 
 /// A run of text in one style.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Span {
+pub struct StyledSpan {
     pub text: String,
     pub style: TextStyle,
 }
 
-impl Span {
+impl StyledSpan {
     pub fn new(text: impl Into<String>, style: impl Into<TextStyle>) -> Self {
-        Span { text: text.into(), style: style.into() }
+        StyledSpan { text: text.into(), style: style.into() }
     }
 }
 

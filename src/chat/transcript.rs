@@ -2,16 +2,17 @@
 //!
 //! Scrolling counts wrapped rows. Next: [`super::view`], which draws the visible rows.
 
-use super::layout::{Block, Body, Row};
+use super::layout::{BlockBody, TextBlock, TextRow};
 use super::markdown::Markdown;
-use super::store::{Chat, Role, Turn};
-use super::theme::{Span, TextRole, TextStyle};
+use super::store::{Author, StoredChat, Turn};
+use super::theme::{StyledSpan, TextRole, TextStyle};
+use crate::generation::reply_parser::ReplyEvent;
 use crate::io::units::counted;
 
 /// Messages and notes with their rows and the scroll position.
 #[derive(Default)]
 pub struct Transcript {
-    items: Vec<Item>,
+    items: Vec<TranscriptItem>,
     /// The first row of each item, then the total.
     starts: Vec<usize>,
     width: usize,
@@ -21,9 +22,9 @@ pub struct Transcript {
     unfolded: bool,
 }
 
-struct Item {
+struct TranscriptItem {
     kind: ItemKind,
-    rows: Vec<Row>,
+    rows: Vec<TextRow>,
     /// The number of rows and of blocks that are final.
     settled: (usize, usize),
     stale: bool,
@@ -31,91 +32,59 @@ struct Item {
 
 enum ItemKind {
     User(Turn),
-    Reply(Box<Reply>),
+    Reply(Box<ShownReply>),
     Note(String, TextRole),
 }
 
-/// A reply with its reasoning separated.
+/// A reply: its reasoning, its text, and the text's blocks.
 #[derive(Default)]
-struct Reply {
-    raw: String,
-    stage: Stage,
+struct ShownReply {
     reasoning: String,
+    text: String,
     answer: Markdown,
 }
 
-#[derive(Clone, Copy, Default, PartialEq)]
-enum Stage {
-    #[default]
-    Begin,
-    Reasoning,
-    Answer,
-}
-
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
 /// Lines and bytes that a folded user message shows.
 const FOLDED_LINES: usize = 20;
 const FOLDED_BYTES: usize = 4000;
 
-impl Reply {
-    fn push(&mut self, text: &str) {
-        self.raw.push_str(text);
-        match self.stage {
-            Stage::Begin => {
-                let begin = self.raw.trim_start();
-                if let Some(rest) = begin.strip_prefix(OPEN) {
-                    self.stage = Stage::Reasoning;
-                    let rest = rest.to_owned();
-                    self.push_reasoning(&rest);
-                } else if !OPEN.starts_with(begin) {
-                    self.stage = Stage::Answer;
-                    self.answer.push(&self.raw);
-                }
-            }
-            Stage::Reasoning => self.push_reasoning(text),
-            Stage::Answer => self.answer.push(text),
-        }
+impl ShownReply {
+    fn push(&mut self, event: &ReplyEvent) {
+        let before = self.text.len();
+        event.append_to(&mut self.reasoning, &mut self.text);
+        let text = &self.text[before..];
+        // Models put empty lines between reasoning and answer.
+        let is_first = !self.reasoning.is_empty() && self.text[..before].trim().is_empty();
+        self.answer.push(if is_first { text.trim_start() } else { text });
     }
 
-    fn push_reasoning(&mut self, text: &str) {
-        let from = self.reasoning.len().saturating_sub(CLOSE.len());
-        self.reasoning.push_str(text);
-        let from = (0..=from).rev().find(|at| self.reasoning.is_char_boundary(*at)).unwrap_or(0);
-        if let Some(at) = self.reasoning[from..].find(CLOSE) {
-            let rest = self.reasoning[from + at + CLOSE.len()..].trim_start().to_owned();
-            self.reasoning.truncate(from + at);
-            self.stage = Stage::Answer;
-            self.answer.push(&rest);
-        }
-    }
-
-    fn reasoning_blocks(&self, unfolded: bool) -> Vec<Block> {
-        if self.stage == Stage::Begin || self.reasoning.trim().is_empty() {
+    fn reasoning_blocks(&self, unfolded: bool) -> Vec<TextBlock> {
+        if self.reasoning.trim().is_empty() {
             return Vec::new();
         }
         let words = self.reasoning.split_whitespace().count();
-        let verb = if self.stage == Stage::Reasoning { "thinking" } else { "thought" };
+        let verb = if self.text.is_empty() { "thinking" } else { "thought" };
         let mark = if unfolded { "▾" } else { "▸" };
         let head = line(&format!("{mark} {verb}, {words} words (Ctrl-R)"), TextRole::Dim);
         let style = TextStyle { italic: true, ..TextRole::Dim.into() };
-        let words = |l: &str| Block::new(Body::Words(vec![Span::new(l, style)]));
+        let words = |l: &str| TextBlock::new(BlockBody::Words(vec![StyledSpan::new(l, style)]));
         let lines = self.reasoning.trim().lines().filter(|_| unfolded).map(words);
-        std::iter::once(head).chain(lines).chain([Block::default()]).collect()
+        std::iter::once(head).chain(lines).chain([TextBlock::default()]).collect()
     }
 }
 
-impl Item {
+impl TranscriptItem {
     fn new(kind: ItemKind) -> Self {
-        Item { kind, rows: Vec::new(), settled: (0, 0), stale: true }
+        TranscriptItem { kind, rows: Vec::new(), settled: (0, 0), stale: true }
     }
 
     fn of(turn: &Turn) -> Self {
-        Item::new(match turn.role {
-            Role::User => ItemKind::User(turn.clone()),
-            Role::Assistant => {
-                let mut reply = Reply::default();
-                reply.push(&turn.text);
+        TranscriptItem::new(match turn.role {
+            Author::User => ItemKind::User(turn.clone()),
+            Author::Assistant => {
+                let mut reply = ShownReply::default();
+                reply.push(&ReplyEvent::Reasoning(turn.reasoning.clone()));
+                reply.push(&ReplyEvent::Text(turn.text.clone()));
                 ItemKind::Reply(Box::new(reply))
             }
         })
@@ -124,7 +93,10 @@ impl Item {
     fn shows(&self, turn: &Turn) -> bool {
         match &self.kind {
             ItemKind::User(own) => own == turn,
-            ItemKind::Reply(reply) => turn.role == Role::Assistant && reply.raw == turn.text,
+            ItemKind::Reply(reply) => {
+                turn.role == Author::Assistant
+                    && (&reply.reasoning, &reply.text) == (&turn.reasoning, &turn.text)
+            }
             ItemKind::Note(..) => false,
         }
     }
@@ -158,16 +130,16 @@ impl Item {
                 open.iter().for_each(|b| b.rows(width, &mut self.rows));
             }
         }
-        self.rows.push(Row::new());
+        self.rows.push(TextRow::new());
     }
 }
 
-fn line(text: &str, role: TextRole) -> Block {
-    Block::new(Body::Line(vec![Span::new(text, role)]))
+fn line(text: &str, role: TextRole) -> TextBlock {
+    TextBlock::new(BlockBody::Line(vec![StyledSpan::new(text, role)]))
 }
 
 /// The blocks of a user message; a long one is cut and followed by its remaining size, unless unfolded.
-fn user_blocks(turn: &Turn, unfolded: bool) -> Vec<Block> {
+fn user_blocks(turn: &Turn, unfolded: bool) -> Vec<TextBlock> {
     let files = turn.files.iter().map(|f| {
         let (lines, bytes) = (counted(f.text.lines().count(), "line"), counted(f.text.len(), "byte"));
         let text = format!("[{}: {lines}, {bytes}]", f.name);
@@ -184,17 +156,17 @@ fn user_blocks(turn: &Turn, unfolded: bool) -> Vec<Block> {
     let left = turn.text.len() - cut;
     let more = (left > 0).then(|| (format!("… {left} bytes more (Ctrl-R)"), TextStyle::from(TextRole::Dim)));
     let all = files.chain(lines).chain(more).enumerate();
-    all.map(|(i, (text, style))| Block {
-        first: vec![Span::new(if i == 0 { "> " } else { "  " }, TextRole::Accent)],
-        rest: vec![Span::new("  ", TextRole::Plain)],
-        body: Body::Words(vec![Span::new(text, style)]),
+    all.map(|(i, (text, style))| TextBlock {
+        first: vec![StyledSpan::new(if i == 0 { "> " } else { "  " }, TextRole::Accent)],
+        rest: vec![StyledSpan::new("  ", TextRole::Plain)],
+        body: BlockBody::Words(vec![StyledSpan::new(text, style)]),
     })
     .collect()
 }
 
 impl Transcript {
     /// Shows a chat. Items of unchanged turns keep their layout; notes after the first changed turn are removed.
-    pub fn show(&mut self, chat: &Chat) {
+    pub fn show(&mut self, chat: &StoredChat) {
         let mut turns = chat.turns.iter().peekable();
         let mut keep = 0;
         for (i, item) in self.items.iter().enumerate() {
@@ -205,22 +177,22 @@ impl Transcript {
             }
         }
         self.items.truncate(keep);
-        self.items.extend(turns.map(Item::of));
+        self.items.extend(turns.map(TranscriptItem::of));
         self.top = None;
     }
 
-    /// Appends text to the last reply.
-    pub fn push_text(&mut self, text: &str) {
+    /// Appends a part to the last reply.
+    pub fn push_event(&mut self, event: &ReplyEvent) {
         let last = self.items.iter_mut().rev().find(|item| matches!(item.kind, ItemKind::Reply(_)));
-        if let Some(Item { kind: ItemKind::Reply(reply), stale, .. }) = last {
-            reply.push(text);
+        if let Some(TranscriptItem { kind: ItemKind::Reply(reply), stale, .. }) = last {
+            reply.push(event);
             *stale = true;
         }
     }
 
     /// Adds a note of the program after the messages.
     pub fn note(&mut self, text: &str, role: TextRole) {
-        self.items.push(Item::new(ItemKind::Note(text.to_owned(), role)));
+        self.items.push(TranscriptItem::new(ItemKind::Note(text.to_owned(), role)));
         self.top = None;
     }
 
@@ -282,7 +254,7 @@ impl Transcript {
     }
 
     /// The visible rows. The cost depends on their number, not on the length of the chat.
-    pub fn visible(&self) -> impl Iterator<Item = &Row> {
+    pub fn visible(&self) -> impl Iterator<Item = &TextRow> {
         let top = self.top.unwrap_or(self.last_top());
         let first = self.starts.partition_point(|start| *start <= top).saturating_sub(1);
         let skip = top - self.starts.get(first).copied().unwrap_or(0);
@@ -293,26 +265,27 @@ impl Transcript {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::generation::reply_parser::ReplyParser;
 
     fn text(transcript: &Transcript) -> Vec<String> {
-        let row = |r: &Row| r.iter().map(|s| s.text.as_str()).collect::<String>().trim_end().to_owned();
+        let row = |r: &TextRow| r.iter().map(|s| s.text.as_str()).collect::<String>().trim_end().to_owned();
         transcript.visible().map(row).collect()
     }
 
-    fn chat(turns: &[(Role, &str)]) -> Chat {
+    fn chat(turns: &[(Author, &str)]) -> StoredChat {
         let turns = turns.iter().map(|(role, text)| Turn::new(*role, *text)).collect();
-        Chat { turns, ..Chat::new(None) }
+        StoredChat { turns, ..StoredChat::new(None) }
     }
 
     #[test]
     fn the_view_follows_the_end_until_scrolled() {
         let mut t = Transcript::default();
-        t.show(&chat(&[(Role::User, "hi"), (Role::Assistant, "one\n\ntwo")]));
+        t.show(&chat(&[(Author::User, "hi"), (Author::Assistant, "one\n\ntwo")]));
         t.arrange(20, 4);
         assert_eq!(text(&t), ["one", "", "two", ""]);
         t.scroll(-1);
         assert_eq!((text(&t)[0].as_str(), t.below()), ("", 1));
-        t.push_text(" three\n\nfour");
+        t.push_event(&ReplyEvent::Text(" three\n\nfour".into()));
         t.arrange(20, 4);
         assert_eq!(text(&t), ["", "one", "", "two three"], "the visible rows stay");
         t.scroll(100);
@@ -324,9 +297,10 @@ mod tests {
     #[test]
     fn reasoning_is_folded_and_unfolded() {
         let mut t = Transcript::default();
-        t.show(&chat(&[(Role::User, "q"), (Role::Assistant, "")]));
+        t.show(&chat(&[(Author::User, "q"), (Author::Assistant, "")]));
+        let mut parser = ReplyParser::new(Vec::new(), true, false);
         for piece in ["<thi", "nk>", "a b", "\nc</th", "ink>", "\n\n**x**"] {
-            t.push_text(piece);
+            parser.push(piece).iter().for_each(|event| t.push_event(event));
             t.arrange(40, 20);
         }
         assert_eq!(text(&t), ["> q", "", "▸ thought, 3 words (Ctrl-R)", "", "x", ""]);
@@ -339,7 +313,7 @@ mod tests {
     fn long_messages_are_folded() {
         let mut t = Transcript::default();
         let long = "word\n".repeat(100);
-        t.show(&chat(&[(Role::User, &long)]));
+        t.show(&chat(&[(Author::User, &long)]));
         t.arrange(40, 100);
         assert_eq!((text(&t).len(), text(&t)[20].as_str()), (22, "  … 401 bytes more (Ctrl-R)"));
         t.unfold(true);
@@ -350,9 +324,9 @@ mod tests {
     #[test]
     fn a_change_of_width_keeps_the_message_in_view() {
         let mut t = Transcript::default();
-        let turns: Vec<(Role, String)> =
-            (0..50).map(|i| (Role::User, format!("message {i} {}", "x ".repeat(40)))).collect();
-        let turns: Vec<(Role, &str)> = turns.iter().map(|(r, t)| (*r, t.as_str())).collect();
+        let turns: Vec<(Author, String)> =
+            (0..50).map(|i| (Author::User, format!("message {i} {}", "x ".repeat(40)))).collect();
+        let turns: Vec<(Author, &str)> = turns.iter().map(|(r, t)| (*r, t.as_str())).collect();
         t.show(&chat(&turns));
         t.arrange(30, 10);
         t.scroll(-100);
@@ -366,12 +340,16 @@ mod tests {
     #[test]
     fn removed_turns_disappear_and_the_rest_keeps_its_layout() {
         let mut t = Transcript::default();
-        let long =
-            chat(&[(Role::User, "a"), (Role::Assistant, "b"), (Role::User, "c"), (Role::Assistant, "d")]);
+        let long = chat(&[
+            (Author::User, "a"),
+            (Author::Assistant, "b"),
+            (Author::User, "c"),
+            (Author::Assistant, "d"),
+        ]);
         t.show(&long);
         t.note("done", TextRole::Dim);
         t.arrange(20, 20);
-        t.show(&Chat { turns: long.turns[..2].to_vec(), ..long });
+        t.show(&StoredChat { turns: long.turns[..2].to_vec(), ..long });
         assert!(t.items.iter().all(|item| !item.stale));
         t.arrange(20, 20);
         assert_eq!(text(&t), ["> a", "", "b", ""]);

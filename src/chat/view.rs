@@ -2,9 +2,9 @@
 //!
 //! From top to bottom: the transcript, the activity line, the input and the status bar.
 
-use super::app::{App, CHROME_ROWS};
+use super::app::{CHROME_ROWS, ChatApp};
 use super::command::COMMANDS;
-use super::layout::Row;
+use super::layout::TextRow;
 use super::picker::{self, Picker};
 use super::status_bar;
 use super::theme::{TextRole, TextStyle};
@@ -22,7 +22,7 @@ const MENU_ROWS: usize = 8;
 /// Columns of a command and its argument in the menu.
 const NAME_COLUMNS: usize = 21;
 
-pub fn view(app: &App, frame: &mut Frame<'_>) {
+pub fn view(app: &ChatApp, frame: &mut Frame<'_>) {
     let area = frame.area();
     if area.height < 3 || area.width < 4 {
         return;
@@ -47,7 +47,7 @@ pub fn view(app: &App, frame: &mut Frame<'_>) {
     }
 }
 
-fn draw_row(app: &App, row: &Row, area: Rect, cells: &mut Buffer) {
+fn draw_row(app: &ChatApp, row: &TextRow, area: Rect, cells: &mut Buffer) {
     let mut x = area.x;
     for span in row {
         let room = usize::from(area.right().saturating_sub(x));
@@ -61,7 +61,7 @@ fn put(cells: &mut Buffer, area: Rect, text: &str, style: Style) -> u16 {
 }
 
 /// Draws the activity line: a rule with the activity, the rows below the screen, or the name of the chat.
-fn draw_activity(app: &App, area: Rect, cells: &mut Buffer) {
+fn draw_activity(app: &ChatApp, area: Rect, cells: &mut Buffer) {
     let dim = app.theme.style(TextRole::Dim.into());
     put(cells, area, &"─".repeat(usize::from(area.width)), dim);
     if let Some(text) = status_bar::activity(app, usize::from(area.width.saturating_sub(4))) {
@@ -81,7 +81,7 @@ fn draw_activity(app: &App, area: Rect, cells: &mut Buffer) {
 }
 
 /// Draws the input; returns the position of its cursor.
-fn draw_input(app: &App, area: Rect, cells: &mut Buffer) -> Position {
+fn draw_input(app: &ChatApp, area: Rect, cells: &mut Buffer) -> Position {
     put(cells, area, PROMPT, app.theme.style(TextStyle { bold: true, ..TextRole::Accent.into() }));
     let (row, column) = app.input.cursor_at();
     let height = usize::from(area.height);
@@ -97,7 +97,7 @@ fn draw_input(app: &App, area: Rect, cells: &mut Buffer) -> Position {
 }
 
 /// Draws the completions above the input.
-fn draw_menu(app: &App, transcript: Rect, cells: &mut Buffer) {
+fn draw_menu(app: &ChatApp, transcript: Rect, cells: &mut Buffer) {
     let lines = &app.menu.lines;
     let height = lines.len().min(MENU_ROWS).min(usize::from(transcript.height));
     let chosen = app.menu.chosen.unwrap_or(0);
@@ -119,7 +119,7 @@ fn draw_menu(app: &App, transcript: Rect, cells: &mut Buffer) {
 }
 
 /// Draws the list of chats over the transcript.
-fn draw_picker(app: &App, picker: &Picker, area: Rect, frame: &mut Frame<'_>) {
+fn draw_picker(app: &ChatApp, picker: &Picker, area: Rect, frame: &mut Frame<'_>) {
     let cells = frame.buffer_mut();
     let blank = " ".repeat(usize::from(area.width));
     area.rows().for_each(|row| {

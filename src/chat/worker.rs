@@ -3,9 +3,11 @@
 //!
 //! Next: [`super::terminal`], which receives the events.
 
-use super::chat_model::{ChatModel, ChatRequest, LocalModel, ModelInfo, Outcome, Progress};
-use super::remote_model::RemoteModel;
-use crate::client::{EndpointArgs, Remote};
+use super::chat_session::ChatPrompt;
+use crate::client::{
+    ChatModel, EndpointArgs, LocalModel, ModelEvent, ModelInfo, RemoteModel, ReplyOutcome, ReplyRequest,
+};
+use crate::generation::reply_parser::ReplyEvent;
 use crate::io::errors::one_line;
 use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::LoadOptions;
@@ -19,23 +21,23 @@ use std::thread::JoinHandle;
 
 /// A command to the worker thread.
 #[derive(Debug)]
-pub enum Command {
-    Generate(ChatRequest),
+pub enum WorkerCommand {
+    Generate(ChatPrompt),
     /// Replaces the model by the one in this file, or of this name at the endpoint.
     LoadModel(PathBuf),
 }
 
 /// An event from the worker thread. Rates are in tokens per second, 0 while unknown.
 #[derive(Debug)]
-pub enum Event {
+pub enum WorkerEvent {
     /// A model is loaded and accepts commands.
     Ready(ModelInfo),
     /// `done` of `total` prompt tokens are prefilled.
     Prefill { done: usize, total: usize, rate: f64 },
-    /// More text of the reply, which has `tokens` tokens so far.
-    Text { text: String, tokens: usize, rate: f64 },
+    /// A part of the reply, which has `tokens` tokens so far.
+    Reply { event: ReplyEvent, tokens: usize, rate: f64 },
     /// The reply is complete or was stopped.
-    Done(Outcome),
+    Done(ReplyOutcome),
     /// The command failed, with the error in one line.
     Failed(String),
     /// A message for the user that belongs to no reply, such as a warning from the prefix cache.
@@ -43,26 +45,26 @@ pub enum Event {
 }
 
 /// Handle to the worker thread.
-pub struct Worker {
+pub struct ChatWorker {
     thread: JoinHandle<()>,
-    pub commands: Sender<Command>,
-    pub events: Receiver<Event>,
+    pub commands: Sender<WorkerCommand>,
+    pub events: Receiver<WorkerEvent>,
     /// Set to stop the current reply.
     pub stop: Arc<AtomicBool>,
 }
 
-impl Worker {
+impl ChatWorker {
     /// Starts the thread, which first loads the model: the file, or the one of that name at an endpoint.
     pub fn start(args: LoadOptions, endpoint: EndpointArgs) -> Self {
         let (commands, inbox) = channel();
         let (outbox, events) = channel();
         let stop = Arc::new(AtomicBool::new(false));
         let state = WorkerThread { inbox, outbox, stop: stop.clone() };
-        let thread = std::thread::spawn(move || match endpoint.url {
-            Some(url) => state.run_remote(&url, endpoint.timeout, &args),
+        let thread = std::thread::spawn(move || match &endpoint.url {
+            Some(url) => state.run_remote(url, &endpoint, &args),
             None => state.run_local(args),
         });
-        Worker { thread, commands, events, stop }
+        ChatWorker { thread, commands, events, stop }
     }
 
     /// Stops the current reply and waits until the model's state is saved.
@@ -75,8 +77,8 @@ impl Worker {
 
 /// The thread's ends of the channels.
 struct WorkerThread {
-    inbox: Receiver<Command>,
-    outbox: Sender<Event>,
+    inbox: Receiver<WorkerCommand>,
+    outbox: Sender<WorkerEvent>,
     stop: Arc<AtomicBool>,
 }
 
@@ -86,46 +88,40 @@ impl WorkerThread {
             let args = LoadOptions { model: path, ..args.clone() };
             Ok((self.load(&args)?, args.name()))
         };
-        let mut next = load(args.model.clone());
+        let mut next = load(args.model.clone()).map(Some);
         loop {
-            match next {
-                Ok((engine, name)) => {
-                    let model = LocalModel::new(&engine, Path::new(&name));
-                    match self.serve(model, &mut |path| load(Some(path))) {
-                        Some(other) => next = Ok(other),
-                        None => return,
-                    }
+            next = match next {
+                Ok(Some((engine, name))) => {
+                    let mut model = LocalModel::new(&engine, Path::new(&name));
+                    Ok(self.serve(&mut model, &mut |path| load(Some(path))))
                 }
-                Err(e) => return self.send(Event::Failed(one_line(&e))),
+                Ok(None) => return,
+                Err(e) => return self.send(WorkerEvent::Failed(one_line(&e))),
             }
         }
     }
 
-    fn run_remote(&self, url: &str, timeout: u64, args: &LoadOptions) {
-        let Some(mut name) = args.model.clone() else {
-            return self.send(Event::Failed("--url also needs a model name: -m NAME".into()));
-        };
-        let connect = |name: &Path| RemoteModel::new(Remote::new(url, &name.to_string_lossy(), timeout)?);
+    fn run_remote(&self, url: &str, endpoint: &EndpointArgs, args: &LoadOptions) {
+        let connect = |name: Option<&Path>| RemoteModel::connect(url, name, endpoint);
+        let mut next = connect(args.model.as_deref()).map(Some);
         loop {
-            match connect(&name) {
-                Ok(model) => match self.serve(model, &mut |path| connect(&path).map(|_| path)) {
-                    Some(path) => name = path,
-                    None => return,
-                },
-                Err(e) => return self.send(Event::Failed(one_line(&e))),
+            next = match next {
+                Ok(Some(mut model)) => Ok(self.serve(&mut model, &mut |path| connect(Some(&path)))),
+                Ok(None) => return,
+                Err(e) => return self.send(WorkerEvent::Failed(one_line(&e))),
             }
         }
     }
 
     /// Runs commands until the channel closes or another model is loaded, which it returns.
-    fn serve<T>(&self, mut model: impl ChatModel, load: &mut dyn FnMut(PathBuf) -> Result<T>) -> Option<T> {
-        self.send(Event::Ready(model.info()));
+    fn serve<T>(&self, model: &mut dyn ChatModel, load: &mut dyn FnMut(PathBuf) -> Result<T>) -> Option<T> {
+        self.send(WorkerEvent::Ready(model.info()));
         while let Ok(command) = self.inbox.recv() {
             match command {
-                Command::Generate(request) => self.generate(&mut model, &request),
-                Command::LoadModel(path) => match load(path) {
+                WorkerCommand::Generate(prompt) => self.generate(model, &prompt),
+                WorkerCommand::LoadModel(path) => match load(path) {
                     Ok(other) => return Some(other),
-                    Err(e) => self.send(Event::Failed(one_line(&e))),
+                    Err(e) => self.send(WorkerEvent::Failed(one_line(&e))),
                 },
             }
         }
@@ -133,34 +129,43 @@ impl WorkerThread {
         None
     }
 
-    fn generate(&self, model: &mut impl ChatModel, request: &ChatRequest) {
-        let outcome = model.reply(request, &mut |progress| {
-            match progress {
-                Progress::Waiting => {}
-                Progress::Prefill { done, total, rate } => self.send(Event::Prefill { done, total, rate }),
-                Progress::Text { text, tokens, rate } => {
-                    self.send(Event::Text { text: text.to_owned(), tokens, rate });
+    fn generate(&self, model: &mut dyn ChatModel, prompt: &ChatPrompt) {
+        let request = ReplyRequest {
+            messages: &prompt.messages(),
+            max_tokens: prompt.settings.max_tokens,
+            sampling: prompt.settings.sampling,
+            prefix: None,
+            constraint: None,
+        };
+        let outcome = model.reply(request, &mut |event| {
+            match event {
+                ModelEvent::Waiting | ModelEvent::PrefillStart { .. } => {}
+                ModelEvent::Prefill { done, total, rate } => {
+                    self.send(WorkerEvent::Prefill { done, total, rate })
+                }
+                ModelEvent::Reply { event, tokens, rate } => {
+                    self.send(WorkerEvent::Reply { event, tokens, rate })
                 }
             }
             if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         self.send(match outcome {
-            Ok(outcome) => Event::Done(outcome),
-            Err(e) => Event::Failed(one_line(&e)),
+            Ok(outcome) => WorkerEvent::Done(outcome),
+            Err(e) => WorkerEvent::Failed(one_line(&e)),
         });
     }
 
     /// Loads a model that has a tokenizer; errors of its prefix cache become notes.
     fn load(&self, args: &LoadOptions) -> Result<EngineHandle> {
         let outbox = self.outbox.clone();
-        let note = move |line: &str| drop(outbox.send(Event::Note(line.to_owned())));
+        let note = move |line: &str| drop(outbox.send(WorkerEvent::Note(line.to_owned())));
         let engine = EngineHandle::load(args, Box::new(note))?;
         engine.tokenizer()?;
         Ok(engine)
     }
 
     /// Sends an event. A closed channel means that the interface is exiting, and is no error.
-    fn send(&self, event: Event) {
+    fn send(&self, event: WorkerEvent) {
         let _ = self.outbox.send(event);
     }
 }

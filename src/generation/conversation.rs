@@ -3,6 +3,7 @@
 //! Replies keep their generated ids, because encoding their text again may give other ids, and the session's state
 //! could then not be reused. Next: [`crate::runtime::chat_template`].
 
+use super::reply_parser::opens_reasoning;
 use crate::runtime::chat_template::explain;
 use crate::runtime::engine::EngineBase;
 use anyhow::{Context as _, Result};
@@ -81,6 +82,11 @@ impl Conversation {
         self.text = text.to_owned();
         self.mark();
         Ok(self.ids.clone())
+    }
+
+    /// Whether the last prompt opened a reasoning tag, so that its reply begins inside the reasoning.
+    pub fn opens_reasoning(&self) -> bool {
+        opens_reasoning(&self.text)
     }
 
     fn mark(&mut self) {

@@ -6,10 +6,12 @@
 //! Models also write the section's tokens in the singular, omit the section, and call inside their reasoning. A call is
 //! emitted when it is complete, because events cannot be retracted: an invalid call (unknown tool, arguments that are not
 //! a JSON object, no end) is emitted as text. If a grammar guarantees valid calls, their arguments are emitted as they
-//! arrive. The servers and the chat share this parser; it does no I/O.
+//! arrive. Reasoning is recognised at the start of a reply only, so that an answer can quote its tags. The server and the
+//! chat models share this parser; it does no I/O.
 
 use super::detokenizer::overlap;
 use serde_json::{Map, Value};
+use std::borrow::Cow;
 
 const SECTION_BEGIN: [&str; 2] = ["<|tool_calls_section_begin|>", "<|tool_call_section_begin|>"];
 const SECTION_END: [&str; 2] = ["<|tool_calls_section_end|>", "<|tool_call_section_end|>"];
@@ -18,6 +20,8 @@ const ARGUMENTS: &str = "<|tool_call_argument_begin|>";
 const CALL_END: &str = "<|tool_call_end|>";
 const THINK_BEGIN: &str = "<think>";
 const THINK_END: &str = "</think>";
+/// The tags around reasoning. A template that mentions one belongs to a model that reasons.
+pub const REASONING_TAGS: [&str; 2] = [THINK_BEGIN, THINK_END];
 
 /// A parsed part of a reply. The events of a tool call follow each other without other events between them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +38,42 @@ pub enum ReplyEvent {
     ToolCallEnd,
 }
 
+impl ReplyEvent {
+    /// Appends the event's text to the reasoning or the answer so far.
+    pub fn append_to(&self, reasoning: &mut String, text: &mut String) {
+        match self {
+            ReplyEvent::Reasoning(more) => reasoning.push_str(more),
+            ReplyEvent::Text(more) => text.push_str(more),
+            ReplyEvent::ToolCallBegin { .. } | ReplyEvent::ToolCallArguments(_) | ReplyEvent::ToolCallEnd => {
+            }
+        }
+    }
+}
+
+/// Whether a prompt ends with an open reasoning tag, so that the reply begins inside the reasoning.
+pub fn opens_reasoning(prompt: &str) -> bool {
+    prompt.trim_end().ends_with(THINK_BEGIN)
+}
+
+/// Splits a complete reply without tool calls into reasoning and answer.
+pub fn split_reasoning(reply: &str) -> (String, String) {
+    let mut parser = ReplyParser::new(Vec::new(), true, false);
+    let (mut reasoning, mut text) = (String::new(), String::new());
+    for event in parser.push(reply).into_iter().chain(parser.finish()) {
+        event.append_to(&mut reasoning, &mut text);
+    }
+    (reasoning, text)
+}
+
+/// Joins reasoning and answer with the model's markup, as [`split_reasoning`] expects them.
+pub fn join_reasoning<'t>(reasoning: &str, text: &'t str) -> Cow<'t, str> {
+    match (reasoning, text) {
+        ("", text) => Cow::Borrowed(text),
+        (reasoning, "") => Cow::Owned(format!("{THINK_BEGIN}{reasoning}")),
+        (reasoning, text) => Cow::Owned(format!("{THINK_BEGIN}{reasoning}{THINK_END}{text}")),
+    }
+}
+
 /// An incremental parser of a reply.
 #[derive(Clone, Debug, Default)]
 pub struct ReplyParser {
@@ -44,6 +84,8 @@ pub struct ReplyParser {
     /// The model marks its reasoning with tags.
     has_reasoning: bool,
     in_reasoning: bool,
+    /// The reply has text, reasoning or a call, so that a reasoning tag is text.
+    begun: bool,
     state: MarkupState,
     /// The section's begin marker, until a call or text of the section is emitted.
     opened: Option<&'static str>,
@@ -66,7 +108,7 @@ enum MarkupState {
 impl ReplyParser {
     /// Starts a reply. `in_reasoning`: the prompt already opened the reasoning tag.
     pub fn new(tools: Vec<String>, has_reasoning: bool, in_reasoning: bool) -> Self {
-        ReplyParser { tools, has_reasoning, in_reasoning, ..Default::default() }
+        ReplyParser { tools, has_reasoning, in_reasoning, begun: in_reasoning, ..Default::default() }
     }
 
     /// Sets whether a grammar guarantees valid calls.
@@ -135,8 +177,10 @@ impl ReplyParser {
         let mut markers = Vec::new();
         match self.state {
             MarkupState::Prose => {
-                if self.has_reasoning {
-                    markers.push(if self.in_reasoning { THINK_END } else { THINK_BEGIN });
+                if self.in_reasoning {
+                    markers.push(THINK_END);
+                } else if self.has_reasoning && !self.begun && self.may_open_reasoning() {
+                    markers.push(THINK_BEGIN);
                 }
                 if !self.tools.is_empty() {
                     markers.extend(SECTION_BEGIN);
@@ -158,15 +202,21 @@ impl ReplyParser {
         markers
     }
 
+    /// Whether the pending text is white space and a reasoning tag, or may become that.
+    fn may_open_reasoning(&self) -> bool {
+        let start = self.pending.trim_start();
+        start.starts_with(THINK_BEGIN) || THINK_BEGIN.starts_with(start)
+    }
+
     fn enter(&mut self, marker: &'static str, events: &mut Vec<ReplyEvent>) {
         let in_section = matches!(
             self.state,
             MarkupState::Section | MarkupState::Call(true) | MarkupState::Arguments(true)
         );
         match marker {
-            THINK_BEGIN => self.in_reasoning = true,
+            THINK_BEGIN => (self.in_reasoning, self.begun) = (true, true),
             THINK_END => self.in_reasoning = false,
-            CALL_BEGIN => self.state = MarkupState::Call(in_section),
+            CALL_BEGIN => (self.state, self.begun) = (MarkupState::Call(in_section), true),
             ARGUMENTS => self.state = MarkupState::Arguments(in_section),
             CALL_END => self.state = if in_section { MarkupState::Section } else { MarkupState::Prose },
             _ if SECTION_BEGIN.contains(&marker) => {
@@ -181,10 +231,11 @@ impl ReplyParser {
         }
     }
 
-    fn emit(&self, text: &str, events: &mut Vec<ReplyEvent>) {
+    fn emit(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
         if text.is_empty() {
             return;
         }
+        self.begun |= !text.trim().is_empty();
         match events.last_mut() {
             Some(ReplyEvent::Reasoning(last)) if self.in_reasoning => last.push_str(text),
             Some(ReplyEvent::Text(last)) if !self.in_reasoning => last.push_str(text),
@@ -334,8 +385,24 @@ mod tests {
         check("<think>hm <b></think>so", "(hm <b>)so");
         check(&format!("<think>a{CALL}b</think>c"), "(a)[functions.add:0 add {\"a\": 1}](b)c");
         check("<think>never ends", "(never ends)");
+        check(" \n<think>a</think> b", " \n(a) b");
+        check("the tag <think>x</think>", "the tag <think>x</think>");
+        check("<think>a</think><think>b</think>", "(a)<think>b</think>");
         let mut open = ReplyParser::new(vec![], true, true);
         assert_eq!(rendered(open.push("x</think>y")), "(x)y");
+    }
+
+    #[test]
+    fn split_and_join_are_inverse() {
+        for (reply, reasoning, text) in [
+            ("<think>a b</think>\n\nc", "a b", "\n\nc"),
+            ("<think>cut", "cut", ""),
+            ("answer </think>", "", "answer </think>"),
+            ("", "", ""),
+        ] {
+            assert_eq!(split_reasoning(reply), (reasoning.to_owned(), text.to_owned()));
+            assert_eq!(join_reasoning(reasoning, text), reply);
+        }
     }
 
     #[test]

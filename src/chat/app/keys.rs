@@ -1,8 +1,8 @@
 //! Key bindings of the full-screen chat.
 
-use super::{App, Effect, Event, Menu, State};
+use super::{Activity, AppEvent, ChatApp, Effect, Menu};
 use crate::chat::chat_session;
-use crate::chat::command::{self, Command};
+use crate::chat::command::{self, SlashCommand};
 use crate::chat::input::Move;
 use crate::chat::picker::Picker;
 use crate::chat::theme::TextRole;
@@ -16,7 +16,7 @@ PageUp, PageDown, wheel: scroll; Ctrl-Home, Ctrl-End: first, last; F2: toggle mo
 Ctrl-O: list of chats; Ctrl-G: editor; Ctrl-R: unfold reasoning and long messages
 Ctrl-A, Ctrl-E, Ctrl-W, Ctrl-U, Ctrl-K, Ctrl-Y, Alt-B, Alt-F as in a shell";
 
-impl App {
+impl ChatApp {
     pub(super) fn key(&mut self, key: KeyEvent) -> Vec<Effect> {
         let control = key.modifiers.contains(KeyModifiers::CONTROL);
         if self.picker.is_some() {
@@ -40,7 +40,7 @@ impl App {
             KeyCode::Char('o') if control && !self.busy() => {
                 self.picker = Some(Picker::new(self.session.store.list()));
             }
-            KeyCode::Char('g') if control => return self.run(Command::Editor).into_iter().collect(),
+            KeyCode::Char('g') if control => return self.run(SlashCommand::Editor).into_iter().collect(),
             KeyCode::Char('r') if control => self.transcript.unfold(!self.transcript.unfolded()),
             KeyCode::PageUp | KeyCode::PageDown => {
                 let page = self.transcript.height().saturating_sub(2).max(1).cast_signed();
@@ -55,7 +55,7 @@ impl App {
     }
 
     fn is_replying(&self) -> bool {
-        matches!(self.state, State::Prefill { .. } | State::Decode { .. })
+        matches!(self.state, Activity::Prefill { .. } | Activity::Decode { .. })
     }
 
     fn interrupt(&mut self) -> Vec<Effect> {
@@ -175,8 +175,8 @@ impl App {
 }
 
 /// A key press without modifiers.
-impl From<KeyCode> for Event {
+impl From<KeyCode> for AppEvent {
     fn from(code: KeyCode) -> Self {
-        Event::Key(code.into())
+        AppEvent::Key(code.into())
     }
 }

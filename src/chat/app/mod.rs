@@ -1,17 +1,16 @@
-//! State of the full-screen chat. [`App::update`] applies an event and returns side effects for the caller to perform.
+//! State of the full-screen chat. [`ChatApp::update`] applies an event and returns side effects for the caller to perform.
 //!
 //! It does no drawing and no input or output. Next: [`keys`], [`super::view`].
 
 mod keys;
 
-use super::chat_model::ChatRequest;
-use super::chat_session::{self, Action, ChatSession, Restored};
-use super::command::{self, Command};
-use super::input::Input;
+use super::chat_session::{self, Action, ChatPrompt, ChatSession, Restored};
+use super::command::{self, SlashCommand};
+use super::input::InputBox;
 use super::picker::Picker;
 use super::theme::{TextRole, Theme};
 use super::transcript::Transcript;
-use super::worker;
+use super::worker::WorkerEvent;
 use crate::io::errors::one_line;
 use crate::io::units::counted;
 use anyhow::Result;
@@ -22,11 +21,11 @@ use std::path::PathBuf;
 pub const CHROME_ROWS: u16 = 2;
 
 /// State of the full screen.
-pub struct App {
+pub struct ChatApp {
     pub session: ChatSession,
     pub transcript: Transcript,
-    pub input: Input,
-    pub state: State,
+    pub input: InputBox,
+    pub state: Activity,
     /// The list of chats, while it is open.
     pub picker: Option<Picker>,
     pub menu: Menu,
@@ -43,7 +42,7 @@ pub struct App {
 
 /// What the worker thread is doing. Rates are in tokens per second, 0 while unknown.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum State {
+pub enum Activity {
     Idle,
     LoadingModel,
     /// `done` of `total` prompt tokens are prefilled; `total` is 0 before the first event.
@@ -67,27 +66,27 @@ pub struct Menu {
     pub chosen: Option<usize>,
 }
 
-/// An event that [`App::update`] applies.
+/// An event that [`ChatApp::update`] applies.
 #[derive(Debug)]
-pub enum Event {
+pub enum AppEvent {
     Key(KeyEvent),
     Paste(String),
     /// Rows that the mouse wheel scrolls, negative upwards.
     Wheel(isize),
     /// The new columns and rows of the screen.
     Resize(u16, u16),
-    Worker(worker::Event),
+    Worker(WorkerEvent),
     /// The external editor exited with this text.
     Edited(Result<String>),
     /// The resident memory of this process in bytes.
     Memory(Option<u64>),
 }
 
-/// What the caller of [`App::update`] has to do.
+/// What the caller of [`ChatApp::update`] has to do.
 #[derive(Debug)]
 pub enum Effect {
-    /// Send this request to the worker thread.
-    Generate(ChatRequest),
+    /// Send this prompt to the worker thread.
+    Generate(ChatPrompt),
     Stop,
     /// Copy this text to the clipboard.
     Copy(String),
@@ -102,14 +101,14 @@ pub enum Effect {
     Quit,
 }
 
-impl App {
+impl ChatApp {
     /// Creates the state for a screen of this many columns and rows.
     pub fn new(session: ChatSession, theme: Theme, size: (u16, u16)) -> Self {
-        App {
+        ChatApp {
             session,
             transcript: Transcript::default(),
-            input: Input::default(),
-            state: State::Idle,
+            input: InputBox::default(),
+            state: Activity::Idle,
             picker: None,
             menu: Menu::default(),
             theme,
@@ -121,39 +120,39 @@ impl App {
     }
 
     /// Applies an event and lays out the screen again.
-    pub fn update(&mut self, event: Event) -> Vec<Effect> {
+    pub fn update(&mut self, event: AppEvent) -> Vec<Effect> {
         let effects = match event {
-            Event::Key(key) => self.key(key),
-            Event::Paste(text) => {
+            AppEvent::Key(key) => self.key(key),
+            AppEvent::Paste(text) => {
                 self.input.insert(&text);
                 self.menu = Menu::default();
                 Vec::new()
             }
-            Event::Wheel(rows) => {
+            AppEvent::Wheel(rows) => {
                 match &mut self.picker {
                     Some(picker) => picker.go(rows.signum()),
                     None => self.transcript.scroll(rows),
                 }
                 Vec::new()
             }
-            Event::Resize(columns, rows) => {
+            AppEvent::Resize(columns, rows) => {
                 self.size = (columns, rows);
                 Vec::new()
             }
-            Event::Worker(event) => {
+            AppEvent::Worker(event) => {
                 self.worker_event(event);
                 Vec::new()
             }
-            Event::Edited(Ok(text)) => {
+            AppEvent::Edited(Ok(text)) => {
                 self.input.set("");
                 self.input.insert(text.trim_end_matches('\n'));
                 Vec::new()
             }
-            Event::Edited(Err(e)) => {
+            AppEvent::Edited(Err(e)) => {
                 self.show_error(&e);
                 Vec::new()
             }
-            Event::Memory(bytes) => {
+            AppEvent::Memory(bytes) => {
                 self.memory = bytes;
                 Vec::new()
             }
@@ -181,7 +180,7 @@ impl App {
 
     /// Whether the worker thread runs a reply or loads a model.
     pub fn busy(&self) -> bool {
-        self.state != State::Idle
+        self.state != Activity::Idle
     }
 
     /// Runs the command or sends the message in the input.
@@ -216,7 +215,7 @@ impl App {
     }
 
     /// Runs a command and performs its action on the screen.
-    pub fn run(&mut self, command: Command) -> Option<Effect> {
+    pub fn run(&mut self, command: SlashCommand) -> Option<Effect> {
         let before = self.session.chat.turns.len();
         let id = self.session.chat.id.clone();
         let action = match self.session.run(command) {
@@ -244,7 +243,7 @@ impl App {
             Action::List => self.picker = Some(Picker::new(self.session.store.list())),
             Action::SetAppearance(name, value) => return self.set_appearance(&name, &value),
             Action::Model(path) => {
-                self.state = State::LoadingModel;
+                self.state = Activity::LoadingModel;
                 return Some(Effect::LoadModel(path));
             }
             Action::Quit => return Some(Effect::Quit),
@@ -281,45 +280,45 @@ impl App {
     }
 
     fn answer(&mut self) -> Option<Effect> {
-        let request = self.session.begin_reply();
+        let prompt = self.session.begin_reply();
         self.transcript.show(&self.session.chat);
         self.prompt_tokens = 0;
-        self.state = State::Prefill { done: 0, total: 0, rate: 0.0 };
-        Some(Effect::Generate(request))
+        self.state = Activity::Prefill { done: 0, total: 0, rate: 0.0 };
+        Some(Effect::Generate(prompt))
     }
 
-    fn worker_event(&mut self, event: worker::Event) {
+    fn worker_event(&mut self, event: WorkerEvent) {
         match event {
-            worker::Event::Ready(model_info) => {
+            WorkerEvent::Ready(model_info) => {
                 self.session.model_info = model_info;
-                self.state = State::Idle;
+                self.state = Activity::Idle;
                 let model_info = &self.session.model_info;
                 let greeting =
                     format!("{} on {}. /help lists commands.", model_info.name, model_info.runs_on);
                 self.transcript.note(&greeting, TextRole::Dim);
             }
-            worker::Event::Prefill { done, total, rate } => {
+            WorkerEvent::Prefill { done, total, rate } => {
                 self.prompt_tokens = total;
-                self.state = State::Prefill { done, total, rate };
+                self.state = Activity::Prefill { done, total, rate };
             }
-            worker::Event::Text { text, tokens, rate } => {
-                self.session.push_text(&text);
-                self.transcript.push_text(&text);
-                self.state = State::Decode { tokens, rate };
+            WorkerEvent::Reply { event, tokens, rate } => {
+                self.session.push_event(&event);
+                self.transcript.push_event(&event);
+                self.state = Activity::Decode { tokens, rate };
             }
-            worker::Event::Done(outcome) => {
-                self.state = State::Idle;
+            WorkerEvent::Done(outcome) => {
+                self.state = Activity::Idle;
                 let stats = outcome.stats.clone();
                 let restored = self.session.finish_reply(outcome);
                 self.end(restored, chat_session::finish_note(&stats).as_deref(), TextRole::Dim);
             }
-            worker::Event::Note(text) => self.transcript.note(&text, TextRole::Dim),
-            worker::Event::Failed(e) if self.state == State::LoadingModel => {
-                self.state = State::Idle;
+            WorkerEvent::Note(text) => self.transcript.note(&text, TextRole::Dim),
+            WorkerEvent::Failed(e) if self.state == Activity::LoadingModel => {
+                self.state = Activity::Idle;
                 self.transcript.note(&e, TextRole::Error);
             }
-            worker::Event::Failed(e) => {
-                self.state = State::Idle;
+            WorkerEvent::Failed(e) => {
+                self.state = Activity::Idle;
                 let restored = self.session.fail_reply();
                 self.end(restored, Some(&e), TextRole::Error);
             }
@@ -351,9 +350,9 @@ impl App {
     pub fn open(&mut self, id: &str) {
         match self.session.store.load(id) {
             Ok(chat) => {
-                let said = self.session.open(chat);
+                let summary = self.session.open(chat);
                 self.transcript.show(&self.session.chat);
-                self.transcript.note(&said, TextRole::Dim);
+                self.transcript.note(&summary, TextRole::Dim);
             }
             Err(e) => self.show_error(&e),
         }

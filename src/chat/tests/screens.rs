@@ -2,15 +2,17 @@
 
 mod picture;
 
-use crate::chat::app::{App, Effect, Event};
-use crate::chat::chat_model::{ModelInfo, Outcome};
+use crate::chat::app::{AppEvent, ChatApp, Effect};
 use crate::chat::chat_session::ChatSession;
 use crate::chat::settings::Settings;
-use crate::chat::store::Store;
+use crate::chat::store::ChatStore;
 use crate::chat::theme::{Depth, Theme};
 use crate::chat::view::view;
-use crate::chat::worker;
-use crate::generation::generate::{FinishReason, Stats};
+use crate::chat::worker::WorkerEvent;
+use crate::client::{ModelInfo, ReplyOutcome};
+use crate::generation::event::Stats;
+use crate::generation::generate::FinishReason;
+use crate::generation::reply_parser::ReplyEvent;
 use crate::prefix_cache::PrefixSource;
 use crate::runtime::session::Prefill;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
@@ -20,26 +22,26 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// An app on a test screen, with the directory of its chats.
-struct Screen {
-    app: App,
+struct TestScreen {
+    app: ChatApp,
     terminal: Terminal<TestBackend>,
     dir: TempDir,
 }
 
-impl Screen {
+impl TestScreen {
     fn new(columns: u16, rows: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut session = ChatSession::new(Store::new(dir.path().to_owned()), Settings::default(), None);
+        let mut session = ChatSession::new(ChatStore::new(dir.path().to_owned()), Settings::default(), None);
         session.model_info =
             ModelInfo { name: "tiny".into(), runs_on: "test".into(), context_limit: Some(4096) };
-        let app = App::new(session, Theme { depth: Depth::Sixteen, light: false }, (columns, rows));
+        let app = ChatApp::new(session, Theme { depth: Depth::Sixteen, light: false }, (columns, rows));
         let terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
-        let mut screen = Screen { app, terminal, dir };
-        screen.send(Event::Resize(columns, rows));
+        let mut screen = TestScreen { app, terminal, dir };
+        screen.send(AppEvent::Resize(columns, rows));
         screen
     }
 
-    fn send(&mut self, event: impl Into<Event>) -> Vec<Effect> {
+    fn send(&mut self, event: impl Into<AppEvent>) -> Vec<Effect> {
         self.app.update(event.into())
     }
 
@@ -50,7 +52,7 @@ impl Screen {
     }
 
     fn control(&mut self, c: char) -> Vec<Effect> {
-        self.send(Event::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL)))
+        self.send(AppEvent::Key(KeyEvent::new(KeyCode::Char(c), KeyModifiers::CONTROL)))
     }
 
     /// Types a line and sends it.
@@ -60,14 +62,18 @@ impl Screen {
     }
 
     fn receives(&mut self, text: &str) {
-        self.send(Event::Worker(worker::Event::Text { text: text.into(), tokens: 7, rate: 12.5 }));
+        self.send(AppEvent::Worker(WorkerEvent::Reply {
+            event: ReplyEvent::Text(text.into()),
+            tokens: 7,
+            rate: 12.5,
+        }));
     }
 
     fn done(&mut self, ended: FinishReason) {
         let prefill = Prefill { reused: 12, source: Some(PrefixSource::Live), computed: 30, stopped: false };
         let (prefill_time, decode_time) = (Duration::from_secs(1), Duration::from_secs(2));
         let stats = Stats { prefill, prefill_time, generated: 21, decode_time, expert_cache: None, ended };
-        self.send(Event::Worker(worker::Event::Done(Outcome { ids: vec![1, 2], stats })));
+        self.send(AppEvent::Worker(WorkerEvent::Done(ReplyOutcome { ids: vec![1, 2], stats })));
     }
 
     /// Sends a message and receives its reply.
@@ -101,7 +107,7 @@ impl Screen {
 
 #[test]
 fn a_reply_streams_and_ends() {
-    let mut s = Screen::new(44, 9);
+    let mut s = TestScreen::new(44, 9);
     s.enters("hi");
     s.shows(&[
         "> hi",
@@ -114,7 +120,7 @@ fn a_reply_streams_and_ends() {
         ">",
         "tiny · 0 of 4,096 tokens",
     ]);
-    s.send(Event::Worker(worker::Event::Prefill { done: 10, total: 40, rate: 50.0 }));
+    s.send(AppEvent::Worker(WorkerEvent::Prefill { done: 10, total: 40, rate: 50.0 }));
     assert_eq!(s.rows()[6], "── prefill █████░░░░░░░░░░░░░░░ 25 % ───────");
     s.receives("**Hello** `you`,\n\n- 你好 🎉");
     let writing = "── generating, 7 tokens · 12.5 tok/s ───────";
@@ -136,7 +142,7 @@ fn a_reply_streams_and_ends() {
 
 #[test]
 fn a_stopped_message_is_restored_only_before_its_reply() {
-    let mut s = Screen::new(60, 12);
+    let mut s = TestScreen::new(60, 12);
     s.enters("one");
     assert!(matches!(s.send(KeyCode::Esc)[..], [Effect::Stop]));
     let stats = Stats {
@@ -147,7 +153,7 @@ fn a_stopped_message_is_restored_only_before_its_reply() {
         expert_cache: None,
         ended: FinishReason::Cancelled,
     };
-    s.send(Event::Worker(worker::Event::Done(Outcome { ids: vec![], stats })));
+    s.send(AppEvent::Worker(WorkerEvent::Done(ReplyOutcome { ids: vec![], stats })));
     let rows = s.rows();
     assert_eq!(rows[0], "stopped during prefill; the prefilled tokens are kept");
     assert_eq!(rows[10], "> one", "the message is in the input again");
@@ -162,14 +168,14 @@ fn a_stopped_message_is_restored_only_before_its_reply() {
 
 #[test]
 fn a_failed_message_is_restored_with_its_attachments() {
-    let mut s = Screen::new(60, 12);
+    let mut s = TestScreen::new(60, 12);
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "fn main() {}\n").unwrap();
     s.enters(&format!("/file {}", file.path().display()));
     assert!(s.rows()[11].starts_with("1 attached"));
     s.enters("what is this?");
     assert!(s.rows().iter().any(|row| row.contains("1 line, 13 bytes]")));
-    s.send(Event::Worker(worker::Event::Failed("context: expected at most 9 tokens, found 10".into())));
+    s.send(AppEvent::Worker(WorkerEvent::Failed("context: expected at most 9 tokens, found 10".into())));
     assert_eq!(s.rows()[10], "> what is this?");
     assert!(s.rows()[11].starts_with("1 attached"));
     assert!(s.app.session.chat.turns.is_empty() && s.app.session.store.list().is_empty());
@@ -177,7 +183,7 @@ fn a_failed_message_is_restored_with_its_attachments() {
 
 #[test]
 fn commands_complete() {
-    let mut s = Screen::new(60, 9);
+    let mut s = TestScreen::new(60, 9);
     s.types("/e");
     let rows = s.rows();
     assert_eq!(rows[2], "  /edit                 edit the last message and send it ag");
@@ -197,7 +203,7 @@ fn commands_complete() {
 
 #[test]
 fn undo_edit_regenerate_and_branch() {
-    let mut s = Screen::new(60, 14);
+    let mut s = TestScreen::new(60, 14);
     s.exchange("first", "one");
     s.exchange("second", "two");
     s.enters("/branch 1");
@@ -222,11 +228,11 @@ fn undo_edit_regenerate_and_branch() {
 
 #[test]
 fn a_replaced_reply_is_restored_on_failure() {
-    let mut s = Screen::new(60, 12);
+    let mut s = TestScreen::new(60, 12);
     s.exchange("hi", "one");
     s.enters("/regen");
     assert_eq!(s.rows()[..4], ["> hi", "", "", ""]);
-    s.send(Event::Worker(worker::Event::Failed("the server is gone".into())));
+    s.send(AppEvent::Worker(WorkerEvent::Failed("the server is gone".into())));
     assert_eq!(s.rows()[..5], ["> hi", "", "one", "", "the server is gone"]);
     assert_eq!(s.rows()[10], ">");
     s.enters("/regen");
@@ -243,9 +249,9 @@ fn a_replaced_reply_is_restored_on_failure() {
 
 #[test]
 fn a_chat_changed_in_another_window_continues_as_a_copy() {
-    let mut s = Screen::new(80, 12);
+    let mut s = TestScreen::new(80, 12);
     s.exchange("hi", "one");
-    let mut there = Store::new(s.dir.path().to_owned());
+    let mut there = ChatStore::new(s.dir.path().to_owned());
     let mut chat = there.find("hi").unwrap();
     chat.turns.truncate(1);
     there.save(&mut chat).unwrap();
@@ -258,7 +264,7 @@ fn a_chat_changed_in_another_window_continues_as_a_copy() {
 
 #[test]
 fn chats_are_listed_and_opened() {
-    let mut s = Screen::new(60, 12);
+    let mut s = TestScreen::new(60, 12);
     s.exchange("about Rust", "yes");
     s.enters("/clear");
     s.exchange("你好", "hello");
@@ -278,7 +284,7 @@ fn chats_are_listed_and_opened() {
 
 #[test]
 fn the_screen_may_have_any_size() {
-    let mut s = Screen::new(80, 24);
+    let mut s = TestScreen::new(80, 24);
     s.exchange(
         "wide 你好世界",
         "| a | b |\n|---|---|\n| 宽 | 👩‍👩‍👧‍👦 |\n\n```rust\nfn main() { let x = 1; }\n```",
@@ -286,7 +292,7 @@ fn the_screen_may_have_any_size() {
     s.types("/");
     for (columns, rows) in [(1, 1), (4, 3), (5, 4), (20, 5), (200, 60), (3, 50), (300, 2), (80, 24)] {
         s.terminal.backend_mut().resize(columns, rows);
-        s.send(Event::Resize(columns, rows));
+        s.send(AppEvent::Resize(columns, rows));
         assert_eq!(s.rows().len(), usize::from(rows));
     }
     s.control('u');
@@ -295,10 +301,10 @@ fn the_screen_may_have_any_size() {
 
 #[test]
 fn a_megabyte_is_pasted_and_sent_whole() {
-    let mut s = Screen::new(80, 24);
+    let mut s = TestScreen::new(80, 24);
     let paste = "0123456789 你好\r\n".repeat((1 << 20) / 19);
     let start = Instant::now();
-    s.send(Event::Paste(paste.clone()));
+    s.send(AppEvent::Paste(paste.clone()));
     s.types("ab");
     s.rows();
     assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
@@ -310,7 +316,7 @@ fn a_megabyte_is_pasted_and_sent_whole() {
 
 #[test]
 fn a_hundred_thousand_tokens_scroll_at_sixty_frames_a_second() {
-    let mut s = Screen::new(200, 60);
+    let mut s = TestScreen::new(200, 60);
     let reply = "Some **words** of a reply with `code` and 你好, as long as a line may be in practice.\n\n\
                  ```rust\nfn main() { println!(\"{}\", 1 + 2); } // done\n```\n\n- a point\n- another\n\n";
     for _ in 0..50 {
@@ -320,19 +326,19 @@ fn a_hundred_thousand_tokens_scroll_at_sixty_frames_a_second() {
     assert!(bytes > 400_000, "about 100,000 tokens, {bytes} bytes");
     let start = Instant::now();
     for i in 0..240 {
-        s.send(Event::Wheel(if i % 80 < 60 { -50 } else { 3 }));
+        s.send(AppEvent::Wheel(if i % 80 < 60 { -50 } else { 3 }));
         s.terminal.draw(|frame| view(&s.app, frame)).unwrap();
     }
     let frame = start.elapsed() / 240;
     assert!(frame < Duration::from_millis(16), "{frame:?} a frame");
     let start = Instant::now();
-    s.send(Event::Resize(199, 60));
+    s.send(AppEvent::Resize(199, 60));
     assert!(start.elapsed() < Duration::from_secs(2), "{:?} for another width", start.elapsed());
 }
 
 #[test]
 fn settings_change_generation_and_appearance() {
-    let mut s = Screen::new(80, 12);
+    let mut s = TestScreen::new(80, 12);
     s.enters("/set temp 0.1");
     assert!(s.rows().contains(&"temp 0.1".to_owned()));
     s.enters("/set temp hot");
@@ -351,7 +357,7 @@ fn settings_change_generation_and_appearance() {
 
 #[test]
 fn replies_are_copied_and_exported() {
-    let mut s = Screen::new(80, 12);
+    let mut s = TestScreen::new(80, 12);
     s.enters("/copy");
     assert!(s.rows().contains(&"no reply to copy yet".to_owned()));
     s.exchange("q", "text\n```\ncode\n```\n");

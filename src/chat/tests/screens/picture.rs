@@ -26,7 +26,7 @@ const EXCHANGES: [(&str, &str); 4] = [
 
 #[test]
 fn the_picture_of_the_chat_is_up_to_date() {
-    let mut s = Screen::new(88, 22);
+    let mut s = TestScreen::new(88, 22);
     s.app.theme = Theme { depth: Depth::Exact, light: false };
     s.app.session.model_info =
         ModelInfo { name: "kimi-demo".into(), runs_on: "CPU".into(), context_limit: Some(1 << 20) };
@@ -34,7 +34,7 @@ fn the_picture_of_the_chat_is_up_to_date() {
     for (message, reply) in EXCHANGES {
         s.enters(message);
         s.receives(reply);
-        s.send(Event::Worker(worker::Event::Done(outcome())));
+        s.send(AppEvent::Worker(WorkerEvent::Done(outcome())));
     }
     s.types("Where was Jona Selkirk born?");
     let drawn = record(&mut s);
@@ -46,7 +46,7 @@ fn the_picture_of_the_chat_is_up_to_date() {
 }
 
 /// The figures of the last reply, as measured with the demonstration model on two cores.
-fn outcome() -> Outcome {
+fn outcome() -> ReplyOutcome {
     let prefill = Prefill { reused: 295, source: Some(PrefixSource::Live), computed: 25, stopped: false };
     let (prefill_time, decode_time) = (Duration::from_millis(24), Duration::from_millis(32));
     let stats = Stats {
@@ -57,11 +57,11 @@ fn outcome() -> Outcome {
         expert_cache: None,
         ended: FinishReason::EndToken,
     };
-    Outcome { ids: vec![1, 2], stats }
+    ReplyOutcome { ids: vec![1, 2], stats }
 }
 
 /// The screen in the format of docs/figures.py: one line per row, each a list of runs of equal style.
-fn record(s: &mut Screen) -> String {
+fn record(s: &mut TestScreen) -> String {
     s.terminal.draw(|frame| view(&s.app, frame)).unwrap();
     let cells = s.terminal.backend().buffer();
     let rows: Vec<String> = (0..cells.area.height)

@@ -1,7 +1,7 @@
 //! Reads the events of a streamed reply on its own thread, with limits on lines and on the whole stream. It does not parse
-//! them. Dropping [`Events`] shuts the connection down, which ends the thread and the endpoint's work.
+//! them. Dropping [`EventStream`] shuts the connection down, which ends the thread and the endpoint's work.
 
-use super::{Remote, error_line};
+use super::{Endpoint, error_line};
 use anyhow::{Context as _, Result, bail, ensure};
 use std::io::{BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
@@ -17,24 +17,24 @@ const STREAM_BYTES_PER_TOKEN: u64 = 4096;
 const BUFFERED_EVENTS: usize = 64;
 
 /// The `data` fields of a stream's events, in order.
-pub(super) struct Events {
+pub(super) struct EventStream {
     inbox: Receiver<Result<String>>,
     agent: Agent,
 }
 
-impl Events {
+impl EventStream {
     /// Sends a request and starts the reader thread.
-    pub(super) fn request(remote: &Remote, body: String, max_tokens: usize) -> Events {
+    pub(super) fn request(endpoint: &Endpoint, body: String, max_tokens: usize) -> EventStream {
         let (outbox, inbox) = sync_channel(BUFFERED_EVENTS);
-        let agent = Agent::new_with_config(remote.agent.config().clone());
+        let agent = Agent::new_with_config(endpoint.agent.config().clone());
         let max = STREAM_BYTES_PER_TOKEN.saturating_mul(max_tokens as u64).saturating_add(BASE_STREAM_BYTES);
-        let remote = Remote { agent: agent.clone(), ..remote.clone() };
+        let endpoint = Endpoint { agent: agent.clone(), ..endpoint.clone() };
         std::thread::spawn(move || {
-            if let Err(e) = stream(&remote, &body, max, &outbox) {
+            if let Err(e) = stream(&endpoint, &body, max, &outbox) {
                 let _ = outbox.send(Err(e));
             }
         });
-        Events { inbox, agent }
+        EventStream { inbox, agent }
     }
 
     /// Returns the next event, `Timeout`, or `Disconnected` after the last event.
@@ -43,20 +43,20 @@ impl Events {
     }
 }
 
-impl Drop for Events {
+impl Drop for EventStream {
     fn drop(&mut self) {
         self.agent.clone().shutdown();
     }
 }
 
-fn stream(remote: &Remote, body: &str, max: u64, events: &SyncSender<Result<String>>) -> Result<()> {
-    let request = remote.agent.post(format!("{}/chat/completions", remote.base));
-    let request = remote.authorized(request.content_type("application/json"));
-    let mut response = request.send(body).map_err(|e| remote.with_endpoint(e))?;
+fn stream(endpoint: &Endpoint, body: &str, max: u64, events: &SyncSender<Result<String>>) -> Result<()> {
+    let request = endpoint.agent.post(format!("{}/chat/completions", endpoint.base));
+    let request = endpoint.authorized(request.content_type("application/json"));
+    let mut response = request.send(body).map_err(|e| endpoint.with_endpoint(e))?;
     if !response.status().is_success() {
-        bail!("{}", error_line(&remote.base, &mut response));
+        bail!("{}", error_line(&endpoint.base, &mut response));
     }
-    forward(&mut BufReader::new(response.body_mut().as_reader()), max, &remote.base, events)
+    forward(&mut BufReader::new(response.body_mut().as_reader()), max, &endpoint.base, events)
 }
 
 /// Forwards events until the stream ends or the receiver is dropped.

@@ -45,22 +45,29 @@ fn serve(reply: &'static str) -> (String, JoinHandle<String>) {
     server(|stream| stream.write_all(reply.as_bytes()).unwrap())
 }
 
-fn remote(url: &str) -> Remote {
-    Remote::new(url, "m", 1).unwrap()
+fn endpoint(url: &str) -> Endpoint {
+    Endpoint::new(url, "m", 1).unwrap()
 }
 
-fn chat(url: &str, on: &mut dyn FnMut(Delta<'_>) -> ControlFlow<()>) -> Result<ReplySummary> {
-    remote(url).chat(&[Message::new("user", "hi")], &SAMPLING, 9, on)
+fn chat(url: &str, on: &mut dyn FnMut(Option<ReplyEvent>) -> ControlFlow<()>) -> Result<ReplySummary> {
+    endpoint(url).chat(&[Message::new("user", "hi")], &SAMPLING, 9, on)
 }
 
-fn deltas(reply: &'static str) -> (Result<ReplySummary>, Vec<String>, String) {
+fn text_of(event: &Option<ReplyEvent>) -> &str {
+    match event {
+        Some(ReplyEvent::Reasoning(text) | ReplyEvent::Text(text)) => text,
+        _ => "",
+    }
+}
+
+fn parts(reply: &'static str) -> (Result<ReplySummary>, Vec<String>, String) {
     let (url, server) = serve(reply);
     let mut all = Vec::new();
-    let summary = chat(&url, &mut |d| {
-        match d {
-            Delta::Waiting => {}
-            Delta::Reasoning(text) => all.push(format!("({text})")),
-            Delta::Text(text) => all.push(text.to_owned()),
+    let summary = chat(&url, &mut |event| {
+        match event {
+            Some(ReplyEvent::Reasoning(text)) => all.push(format!("({text})")),
+            Some(ReplyEvent::Text(text)) => all.push(text),
+            _ => {}
         }
         ControlFlow::Continue(())
     });
@@ -69,7 +76,7 @@ fn deltas(reply: &'static str) -> (Result<ReplySummary>, Vec<String>, String) {
 
 #[test]
 fn a_stream_is_parsed_and_counted() {
-    let (summary, all, sent) = deltas(
+    let (summary, all, sent) = parts(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n: hello\n\n\
          data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\"}}]}\n\n\
          data: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\n\
@@ -90,14 +97,13 @@ fn a_stream_is_parsed_and_counted() {
 #[test]
 fn errors_give_the_reason() {
     let (summary, _, _) =
-        deltas("HTTP/1.1 404 Not Found\r\ncontent-length: 33\r\n\r\n{\"error\":{\"message\":\"no model\"}} ");
+        parts("HTTP/1.1 404 Not Found\r\ncontent-length: 33\r\n\r\n{\"error\":{\"message\":\"no model\"}} ");
     let e = summary.unwrap_err().to_string();
     assert!(e.ends_with(": HTTP 404: no model"), "{e}");
-    let (summary, _, _) = deltas(
-        "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\ndata: {\"error\":{\"message\":\"too long\"}}\n\n",
-    );
+    let (summary, _, _) =
+        parts("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\ndata: {\"error\":{\"message\":\"too long\"}}\n\n");
     assert!(summary.unwrap_err().to_string().ends_with("too long"));
-    assert!(Remote::new("localhost:8000", "m", 9).is_err());
+    assert!(Endpoint::new("localhost:8000", "m", 9).is_err());
 }
 
 #[test]
@@ -105,9 +111,9 @@ fn the_model_is_looked_up() {
     let models =
         "HTTP/1.1 200 OK\r\ncontent-length: 45\r\n\r\n{\"data\":[{\"id\":\"m\",\"max_model_len\":1048576}]}";
     let (url, _server) = serve(models);
-    assert_eq!(remote(&url).context().unwrap(), Some(1_048_576));
+    assert_eq!(endpoint(&url).context().unwrap(), Some(1_048_576));
     let (url, _server) = serve(models);
-    let e = Remote::new(&(url + "/v1/"), "n", 9).unwrap().context().unwrap_err().to_string();
+    let e = Endpoint::new(&(url + "/v1/"), "n", 9).unwrap().context().unwrap_err().to_string();
     assert!(e.ends_with("expected the model \"n\", found m"), "{e}");
 }
 
@@ -175,8 +181,8 @@ fn endless_streams_are_ended() {
 fn endless_events_are_cut_at_the_limit() {
     let (url, server) = endless(OK, EVENT, Duration::ZERO);
     let mut bytes = 0;
-    let summary = chat(&url, &mut |delta| {
-        bytes += delta.text().len();
+    let summary = chat(&url, &mut |event| {
+        bytes += text_of(&event).len();
         ControlFlow::Continue(())
     });
     server.join().unwrap();
@@ -206,7 +212,7 @@ fn silence_times_out() {
         server.join().unwrap();
     }
     let (url, server) = endless("HTTP/1.1 200 OK\r\ncontent-length: 9000\r\n\r\n", " ", tenth);
-    let e = remote(&url).context().unwrap_err().to_string();
+    let e = endpoint(&url).context().unwrap_err().to_string();
     assert!(e.ends_with(": no answer within 1 s"), "{e}");
     server.join().unwrap();
 }
@@ -222,8 +228,8 @@ fn a_slow_reply_is_read_completely() {
         }
     });
     let mut text = String::new();
-    let summary = chat(&url, &mut |delta| {
-        text += delta.text();
+    let summary = chat(&url, &mut |event| {
+        text += text_of(&event);
         ControlFlow::Continue(())
     });
     server.join().unwrap();
@@ -238,7 +244,7 @@ fn a_stopped_request_closes_its_connection() {
             stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
             assert_eq!(stream.read(&mut [0]).unwrap(), 0, "the client closes");
         });
-        let summary = Remote::new(&url, "m", 600).unwrap().chat(
+        let summary = Endpoint::new(&url, "m", 600).unwrap().chat(
             &[Message::new("user", "hi")],
             &SAMPLING,
             9,
@@ -261,14 +267,14 @@ fn redirects_are_not_followed() {
             let redirect = format!("HTTP/1.1 {status} X\r\nlocation: {to}\r\ncontent-length: 0\r\n\r\n");
             let with_key = |redirect: String| {
                 let (url, server) = server(move |stream| stream.write_all(redirect.as_bytes()).unwrap());
-                (Remote { key: Some("secret".into()), ..remote(&url) }, server)
+                (Endpoint { key: Some("secret".into()), ..endpoint(&url) }, server)
             };
             let (remote, server) = with_key(redirect.clone());
             let e = remote.context().unwrap_err().to_string();
             assert!(e.ends_with(&expected), "{e}");
             assert!(server.join().unwrap().contains("authorization: Bearer secret"));
             let (remote, server) = with_key(redirect);
-            let go = &mut |_: Delta<'_>| ControlFlow::Continue(());
+            let go = &mut |_: Option<ReplyEvent>| ControlFlow::Continue(());
             let e = remote.chat(&[Message::new("user", "hi")], &SAMPLING, 9, go).unwrap_err().to_string();
             assert!(e.ends_with(&expected), "{e}");
             server.join().unwrap();
@@ -281,13 +287,13 @@ fn redirects_are_not_followed() {
 fn lists_of_models_are_bounded() {
     let head = "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{\"data\":[";
     let (url, server) = endless(head, "{\"id\":\"x\"},", Duration::ZERO);
-    let e = Remote::new(&url, "m", 60).unwrap().context().unwrap_err().to_string();
+    let e = Endpoint::new(&url, "m", 60).unwrap().context().unwrap_err().to_string();
     assert!(e.ends_with("/models: expected at most 4194304 bytes, found more"), "{e}");
     server.join().unwrap();
     let ids: Vec<String> = (0..1000).map(|i| format!("{{\"id\":\"model-{i}\"}}")).collect();
     let list = format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{{\"data\":[{}]}}", ids.join(","));
     let (url, _server) = server_of(list);
-    let e = remote(&url).context().unwrap_err().to_string();
+    let e = endpoint(&url).context().unwrap_err().to_string();
     assert!(e.contains("found model-0, model-1") && e.len() < 700, "{e}");
 }
 
@@ -322,7 +328,7 @@ fn hostile_events_are_refused_with_a_short_error() {
 
 #[test]
 fn invalid_counts_are_ignored() {
-    let (summary, _, _) = deltas(
+    let (summary, _, _) = parts(
         "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n\
          data: {\"usage\":{\"prompt_tokens\":18446744073709551615,\"completion_tokens\":-1}}\n\n",
     );

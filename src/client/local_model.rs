@@ -1,0 +1,199 @@
+//! A [`ChatModel`] that runs in this process, with the session and the token ids of one conversation.
+
+use super::chat_model::{ChatModel, ModelEvent, ModelInfo, PromptMessage, ReplyOutcome, ReplyRequest};
+use crate::generation::conversation::Conversation;
+use crate::generation::detokenizer::Detokenizer;
+use crate::generation::event::{EngineEvent, Stats};
+use crate::generation::generate::{FinishReason, Request, generate};
+use crate::generation::reply_parser::{ReplyEvent, ReplyParser, join_reasoning};
+use crate::runtime::handle::{EngineHandle, SessionHandle};
+use crate::runtime::session::Prefill;
+use anyhow::Result;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// An engine with the state of one conversation.
+pub struct LocalModel<'e> {
+    engine: &'e EngineHandle,
+    name: String,
+    session: SessionHandle<'e>,
+    conversation: Conversation,
+}
+
+impl<'e> LocalModel<'e> {
+    pub fn new(engine: &'e EngineHandle, file: &Path) -> Self {
+        let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+        LocalModel { engine, name, session: engine.session(), conversation: Conversation::default() }
+    }
+
+    /// The prompt of the messages. Replies keep the token ids that were generated, in this process or an earlier one, so
+    /// that the prefix cache finds their state.
+    fn prompt(&mut self, messages: &[PromptMessage]) -> Result<Vec<u32>> {
+        let same = self.conversation.messages().iter().zip(messages).take_while(|(own, message)| {
+            let text = own.content.as_ref().and_then(|content| content.as_str());
+            own.role == message.role && text == Some(&*join_reasoning(&message.reasoning, &message.text))
+        });
+        let same = same.count();
+        self.conversation.truncate(same);
+        for message in &messages[same..] {
+            if message.role == "assistant" {
+                self.conversation.prompt(self.engine)?;
+                let text = join_reasoning(&message.reasoning, &message.text);
+                let ids = if self.decodes_to(message)? {
+                    message.ids.clone()
+                } else {
+                    self.engine.tokenizer()?.encode(&text)
+                };
+                self.conversation.reply(&text, &ids);
+            } else {
+                self.conversation.say(message.role, &message.text);
+            }
+        }
+        self.conversation.prompt(self.engine)
+    }
+
+    /// Whether the ids of a reply decode to it with this model's vocabulary. Another model may have generated them.
+    fn decodes_to(&self, message: &PromptMessage) -> Result<bool> {
+        if message.ids.is_empty() || message.ids.iter().any(|id| *id as usize >= self.engine.config.vocab) {
+            return Ok(false);
+        }
+        let mut stream = Detokenizer::new(self.engine.tokenizer()?, Vec::new());
+        for id in &message.ids {
+            stream.push(*id);
+        }
+        let mut reply = ParsedReply::new(self.conversation.opens_reasoning());
+        reply.push(&stream.finish());
+        reply.finish();
+        Ok((&reply.reasoning, &reply.text) == (&message.reasoning, &message.text))
+    }
+}
+
+/// The reply so far, with its reasoning separated.
+struct ParsedReply {
+    parser: ReplyParser,
+    reasoning: String,
+    text: String,
+}
+
+impl ParsedReply {
+    fn new(in_reasoning: bool) -> Self {
+        let parser = ReplyParser::new(Vec::new(), true, in_reasoning);
+        ParsedReply { parser, reasoning: String::new(), text: String::new() }
+    }
+
+    fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
+        let events = self.parser.push(text);
+        self.append(events)
+    }
+
+    fn finish(&mut self) -> Vec<ReplyEvent> {
+        let events = self.parser.finish();
+        self.append(events)
+    }
+
+    fn append(&mut self, events: Vec<ReplyEvent>) -> Vec<ReplyEvent> {
+        for event in &events {
+            event.append_to(&mut self.reasoning, &mut self.text);
+        }
+        events
+    }
+}
+
+impl ChatModel for LocalModel<'_> {
+    fn info(&self) -> ModelInfo {
+        ModelInfo {
+            name: self.name.clone(),
+            runs_on: self.engine.describe(),
+            context_limit: Some(self.engine.context),
+        }
+    }
+
+    fn save_state(&mut self) {
+        self.session.snapshot_to_disk();
+    }
+
+    fn reply(
+        &mut self,
+        request: ReplyRequest<'_>,
+        on_event: &mut dyn FnMut(ModelEvent) -> ControlFlow<()>,
+    ) -> Result<ReplyOutcome> {
+        let prompt = self.prompt(request.messages)?;
+        let start = Instant::now();
+        let found = self.session.restore_prefix(&prompt)?;
+        let restore_time = start.elapsed();
+        if on_event(ModelEvent::PrefillStart { total: prompt.len(), found }).is_break() {
+            return Ok(ReplyOutcome { ids: Vec::new(), stats: stopped_at_start(found, restore_time) });
+        }
+        if let Some(prefix) = request.prefix {
+            let same = prefix.tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
+            self.session.snapshot_at(&[&prefix.snapshots[..], &[same]].concat());
+            self.session.question_at(same);
+        }
+        let generation = Request {
+            prompt: &prompt,
+            max_tokens: request.max_tokens,
+            sampling: request.sampling,
+            stops: &[],
+            ignore_end: false,
+            constraint: request.constraint,
+        };
+        let mut reply = ParsedReply::new(self.conversation.opens_reasoning());
+        let (mut ids, mut prefill_start, mut decode_start, mut rate) = (Vec::new(), None, None, 0.0);
+        let mut stats = generate(&mut self.session, generation, &mut |event| match event {
+            EngineEvent::Prefill { done, total, .. } => {
+                // The rate counts from the end of the first batch, as the start of prefill is not known here.
+                let (first, start) = *prefill_start.get_or_insert((done, Instant::now()));
+                on_event(ModelEvent::Prefill { done, total, rate: per_second(done - first, start) })
+            }
+            EngineEvent::Token { token, text, .. } => {
+                if let Some(id) = token {
+                    ids.push(id);
+                    rate = per_second(ids.len() - 1, *decode_start.get_or_insert_with(Instant::now));
+                }
+                forward(reply.push(&text), ids.len(), rate, on_event)
+            }
+            EngineEvent::Finished(_) => ControlFlow::Continue(()),
+        })?;
+        let _ = forward(reply.finish(), ids.len(), rate, on_event);
+        (stats.prefill.reused, stats.prefill.source) = (found.reused, found.source);
+        stats.prefill_time += restore_time;
+        if !stats.prefill.stopped {
+            self.conversation.reply(&join_reasoning(&reply.reasoning, &reply.text), &ids);
+        }
+        Ok(ReplyOutcome { ids, stats })
+    }
+}
+
+/// Passes parsed events to the caller, or [`ModelEvent::Waiting`] while the parser withholds the text.
+fn forward(
+    events: Vec<ReplyEvent>,
+    tokens: usize,
+    rate: f64,
+    on_event: &mut dyn FnMut(ModelEvent) -> ControlFlow<()>,
+) -> ControlFlow<()> {
+    if events.is_empty() {
+        return on_event(ModelEvent::Waiting);
+    }
+    // A stop takes effect after the events of this text, which are part of the conversation.
+    events.into_iter().fold(ControlFlow::Continue(()), |flow, event| {
+        let next = on_event(ModelEvent::Reply { event, tokens, rate });
+        if flow.is_break() { flow } else { next }
+    })
+}
+
+/// The statistics of a reply that the caller stopped before its prefill.
+fn stopped_at_start(found: Prefill, prefill_time: Duration) -> Stats {
+    Stats {
+        prefill: Prefill { stopped: true, ..found },
+        prefill_time,
+        generated: 0,
+        decode_time: Duration::ZERO,
+        expert_cache: None,
+        ended: FinishReason::Cancelled,
+    }
+}
+
+fn per_second(tokens: usize, since: Instant) -> f64 {
+    if tokens == 0 { 0.0 } else { tokens as f64 / since.elapsed().as_secs_f64().max(1e-9) }
+}
