@@ -444,7 +444,7 @@ impl ChatSession {
 /// Says why a reply ended early; None for one that is complete.
 pub fn finish_note(stats: &Stats) -> Option<String> {
     Some(match &stats.ended {
-        FinishReason::EndToken | FinishReason::StopString => return None,
+        FinishReason::EndToken | FinishReason::StopString(_) => return None,
         FinishReason::Length => {
             "cut at the limit; /set max-tokens raises it, unless the context is full".into()
         }

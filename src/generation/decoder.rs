@@ -32,8 +32,8 @@ pub struct GenerationParams {
 pub enum FinishReason {
     /// The model generated an end-of-generation token.
     EndToken,
-    /// The reply contains a stop string.
-    StopString,
+    /// The reply contains the stop string of this index.
+    StopString(usize),
     /// The token limit or the end of the context was reached.
     Length,
     /// The caller cancelled the generation.
@@ -152,9 +152,9 @@ impl<'e> Decoder<'e> {
             Err(ended) => return self.end(None, ended),
         };
         self.tokens.push(token);
-        if self.text.as_mut().is_some_and(|text| text.push(token)) {
+        if let Some(stop) = self.text.as_mut().and_then(|text| text.push(token)) {
             let text = self.text.as_mut().map(Detokenizer::take).unwrap_or_default();
-            return Choice { token: Some(token), text, ended: Some(FinishReason::StopString) };
+            return Choice { token: Some(token), text, ended: Some(FinishReason::StopString(stop)) };
         }
         if self.total() >= self.limit {
             return self.end(Some(token), FinishReason::Length);

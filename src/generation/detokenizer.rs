@@ -17,23 +17,24 @@ impl<'a> Detokenizer<'a> {
         Detokenizer { tokenizer, decoder: Utf8Stream::new(), stops, pending: String::new(), ready: 0 }
     }
 
-    /// Appends a token. Returns whether a stop string has appeared; the text before it is then ready.
-    pub fn push(&mut self, token: u32) -> bool {
+    /// Appends a token. Returns the index of the stop string that has appeared, if any; the text before it is then ready.
+    pub fn push(&mut self, token: u32) -> Option<usize> {
         let fresh = self.decoder.push(self.tokenizer.token_bytes(token));
         self.pending.push_str(&fresh);
         self.scan_stops()
     }
 
-    fn scan_stops(&mut self) -> bool {
-        let found = self.stops.iter().filter(|s| !s.is_empty()).filter_map(|s| self.pending.find(s.as_str()));
-        if let Some(at) = found.min() {
+    fn scan_stops(&mut self) -> Option<usize> {
+        let stops = self.stops.iter().enumerate().filter(|(_, stop)| !stop.is_empty());
+        let found = stops.filter_map(|(index, stop)| Some((self.pending.find(stop.as_str())?, index)));
+        if let Some((at, index)) = found.min() {
             self.pending.truncate(at);
             self.ready = at;
-            return true;
+            return Some(index);
         }
         self.ready =
             self.pending.len() - self.stops.iter().map(|s| overlap(&self.pending, s)).max().unwrap_or(0);
-        false
+        None
     }
 
     /// Returns the text that is ready and removes it.

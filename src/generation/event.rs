@@ -51,7 +51,7 @@ impl Stats {
     pub fn line(&self) -> String {
         let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
         let ended = match &self.ended {
-            FinishReason::EndToken | FinishReason::StopString => "",
+            FinishReason::EndToken | FinishReason::StopString(_) => "",
             FinishReason::Length => ", cut at the limit",
             FinishReason::Cancelled => ", stopped",
             FinishReason::Constraint(_) => ", ended because the grammar allows no further token",

@@ -107,6 +107,11 @@ impl Template {
         self.fault.as_ref()
     }
 
+    /// The template in Jinja's syntax.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Returns whether the template's source contains this text.
     pub fn mentions(&self, text: &str) -> bool {
         self.source.contains(text)
