@@ -39,7 +39,7 @@ enum CliCommand {
     Ask(ask::AskArgs),
     /// Chat with a model in the terminal
     Chat(chat::ChatArgs),
-    /// Serve a model over an OpenAI-compatible HTTP API
+    /// Serve a model over the HTTP APIs of OpenAI, Anthropic and Ollama
     Serve(serve::ServeArgs),
     /// Measure prefill and decode throughput
     Bench(bench::BenchArgs),

@@ -78,6 +78,11 @@ impl EngineHandle {
         on_backend!(self, EngineHandle, engine => engine.store.sizes())
     }
 
+    /// Returns whether the prefix cache keeps the states after prefilled prompts in memory.
+    pub fn keeps_prompts(&self) -> bool {
+        on_backend!(self, EngineHandle, engine => engine.store.fits_in_memory() && engine.may_cache())
+    }
+
     /// Returns whether a prefix of this many tokens is cached beyond the end of the process.
     pub fn keeps_on_disk(&self, tokens: usize) -> bool {
         on_backend!(self, EngineHandle, engine => engine.store.keeps_on_disk(tokens))

@@ -6,6 +6,7 @@ use super::host_check::HostPolicy;
 use super::intake::Intake;
 use super::limits::{HttpLimits, LimitEvents};
 use super::metrics::Metrics;
+use super::notices::Notices;
 use crate::generation::decoder::{FinishReason, GenerationParams};
 use crate::generation::event::EngineEvent;
 use crate::generation::grammar::{Compiled, Grammar, Grammars, compile};
@@ -49,6 +50,8 @@ pub struct ServeOptions {
     pub cors: Vec<String>,
     /// The model's name and its aliases.
     pub names: Vec<String>,
+    /// Refuse requests for models of other names.
+    pub strict_model: bool,
     /// Write prompts into the log.
     pub log_prompts: bool,
 }
@@ -82,6 +85,7 @@ pub struct App {
     pub limits: LimitEvents,
     /// Receives and parses request bodies.
     pub intake: Intake,
+    pub notices: Notices,
     /// Unix time of the start, in seconds.
     pub started: u64,
     ready: OnceLock<Ready>,
@@ -147,6 +151,7 @@ impl App {
         Arc::new(App {
             intake: Intake::new(&options.http, options.max_body),
             limits: LimitEvents::default(),
+            notices: Notices::default(),
             options,
             metrics: Metrics::default(),
             started: unix_seconds(),
@@ -229,10 +234,10 @@ impl App {
         self.options.names.first().map_or("kimi", String::as_str)
     }
 
-    /// Refuses a request for another model.
+    /// Refuses a request for another model, if the server is strict about names.
     pub fn check_model(&self, name: Option<&str>) -> Result<(), ApiError> {
         match name {
-            Some(name) if !self.options.names.iter().any(|n| n == name) => {
+            Some(name) if self.options.strict_model && !self.options.names.iter().any(|n| n == name) => {
                 Err(ApiError::no_model(name, &self.options.names.join(" or ")))
             }
             _ => Ok(()),

@@ -35,9 +35,9 @@ impl RequestBody {
         })
     }
 
-    /// Returns a field that is present and not null.
-    pub fn field(&self, name: &str) -> Option<&Value> {
-        self.value.get(name).filter(|v| !v.is_null())
+    /// Returns the fields of the object.
+    pub fn fields(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.value.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value))
     }
 
     /// Estimates the processing cost, in bytes of plain text.

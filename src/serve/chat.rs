@@ -8,14 +8,15 @@ use super::api::generation::Generation;
 use super::api::{PromptProgress, Timings, Usage};
 use super::app::{App, EngineRequest, Ready, RequestEvents};
 use super::body::RequestBody;
-use super::errors::ApiError;
+use super::errors::{ApiError, quoted};
+use super::fields::{self, Interface};
+use super::reply::{ParsedEvent, ParsedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
-use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
+use super::usage::{FINGERPRINT, ResponseMeta, timings, usage};
 use super::{logprobs, tools, validate};
-use crate::generation::decoder::FinishReason;
 use crate::generation::event::EngineEvent;
-use crate::generation::generate::Stats;
+use crate::generation::logprobs::Logprobs;
 use crate::generation::reply_parser::{REASONING_TAGS, ReplyEvent, ReplyParser, opens_reasoning};
 use crate::prefix_cache::retokenize::ids_before;
 use crate::runtime::chat_template::explain;
@@ -53,7 +54,7 @@ pub async fn completions(
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
     let (request, engine_request, parser) = prepared??;
     let meta = ResponseMeta::new(&app, "chatcmpl");
-    let reply = |_| PartialReply { parser: parser.clone(), ..PartialReply::default() };
+    let reply = |_| PartialReply { parsed: ParsedReply::new(parser.clone()), ..PartialReply::default() };
     let replies = (0..engine_request.reply_params.len()).map(reply).collect();
     let tokenizer = app.ready()?.tokenizer().clone();
     let events = app.submit(vec![engine_request], tenant.0)?;
@@ -71,9 +72,9 @@ fn prepare(
     tenant: Tenant,
     cancelled: &AtomicBool,
 ) -> Result<(ChatRequest, EngineRequest, ReplyParser), ApiError> {
-    let mut request: ChatRequest = body.part()?;
+    fields::check(Interface::Chat, body, &app.notices)?;
+    let mut request = ChatRequest { constraint: body.part()?, ..body.part()? };
     let generation: Generation = body.part()?;
-    validate::reject_unsupported(body)?;
     let (engine_request, parser) = prepare_chat(app, &mut request, &generation, tenant, cancelled)?;
     // Freed before generation: schemas may take more memory than the prompt.
     request.tools = None;
@@ -90,29 +91,76 @@ pub fn prepare_chat(
     cancelled: &AtomicBool,
 ) -> Result<(EngineRequest, ReplyParser), ApiError> {
     let ready = app.ready()?;
-    app.check_model(request.model.as_deref())?;
     let top = logprobs(request)?;
-    let tools = tools::Plan::new(request)?;
+    let tools = tools::Plan::new(request, &app.notices)?;
     let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
     let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, cancelled)).transpose()?;
+    let ChatPrompt { tokens, snapshot_lengths, in_reasoning } =
+        encode(app, request, &tools.declared, tenant)?;
+    let has_reasoning = REASONING_TAGS.iter().any(|tag| ready.template().mentions(tag));
+    let parser = ReplyParser::new(tools.names, has_reasoning, in_reasoning).constrained(tools.constrained);
+    let engine_request = validate::engine_request(app, ready, tokens, generation, grammar.as_ref())?;
+    Ok((EngineRequest { logprobs: top, snapshot_lengths, ..engine_request }, parser))
+}
+
+/// Returns the number of tokens of a conversation's prompt.
+pub fn prompt_len(app: &App, request: &mut ChatRequest, tenant: Tenant) -> Result<usize, ApiError> {
+    let tools = tools::Plan::new(request, &app.notices)?;
+    encode(app, request, &tools.declared, tenant).map(|prompt| prompt.tokens.len())
+}
+
+/// The prompt of a conversation.
+struct ChatPrompt {
+    tokens: Vec<u32>,
+    /// Lengths of the prompt at which to take snapshots.
+    snapshot_lengths: Vec<usize>,
+    /// The template has opened the reasoning tag.
+    in_reasoning: bool,
+}
+
+/// Renders and encodes the messages of a request, which it takes.
+fn encode(
+    app: &App,
+    request: &mut ChatRequest,
+    tools: &[Value],
+    tenant: Tenant,
+) -> Result<ChatPrompt, ApiError> {
+    let ready = app.ready()?;
+    app.check_model(request.model.as_deref())?;
     let messages = messages(std::mem::take(&mut request.messages))?;
-    let extra = request.chat_template_kwargs.take().unwrap_or_default();
-    let (rendered, snapshot_lengths) = render(ready, &messages, &tools.declared, &extra)?;
-    let (template, tokenizer) = (ready.template(), ready.tokenizer());
-    let thinks = REASONING_TAGS.iter().any(|tag| template.mentions(tag));
-    let thinking = opens_reasoning(rendered.text());
-    let parser = ReplyParser::new(tools.names, thinks, thinking).constrained(tools.constrained);
+    let extra = template_variables(app, ready, request);
+    let (rendered, snapshot_lengths) = render(ready, &messages, tools, &extra)?;
+    let tokenizer = ready.tokenizer();
     let replied = messages.iter().any(|m| m.role == "assistant");
     let namespace = app.namespace(tenant.0);
-    let prompt = if replied {
+    let tokens = if replied {
         ready.engine.encode_within(namespace, &rendered, tokenizer)
     } else {
         rendered.encode(tokenizer)
     };
     let snapshot_lengths =
-        snapshot_lengths.into_iter().filter_map(|bytes| ids_before(&prompt, bytes, tokenizer)).collect();
-    let engine_request = validate::engine_request(app, ready, prompt, generation, grammar.as_ref())?;
-    Ok((EngineRequest { logprobs: top, snapshot_lengths, ..engine_request }, parser))
+        snapshot_lengths.into_iter().filter_map(|bytes| ids_before(&tokens, bytes, tokenizer)).collect();
+    Ok(ChatPrompt { tokens, snapshot_lengths, in_reasoning: opens_reasoning(rendered.text()) })
+}
+
+/// Returns the variables that the template uses, of those for reasoning and of the request's own.
+fn template_variables(app: &App, ready: &Ready, request: &mut ChatRequest) -> Map<String, Value> {
+    let mut variables = Map::new();
+    if let Some(effort) = request.reasoning_effort.take() {
+        variables.insert("enable_thinking".to_owned(), (effort != "none").into());
+        variables.insert("thinking".to_owned(), (effort != "none").into());
+        variables.insert("reasoning_effort".to_owned(), effort.into());
+    }
+    variables.retain(|name, _| ready.template().mentions(name));
+    for (name, value) in request.chat_template_kwargs.take().unwrap_or_default() {
+        if ready.template().mentions(&name) {
+            variables.insert(name, value);
+        } else {
+            let name = quoted(&name);
+            app.notices.once(&format!("chat_template_kwargs: the template does not use {name}: ignored"));
+        }
+    }
+    variables
 }
 
 /// Returns the number of top log-probabilities, or None if no log-probabilities are requested.
@@ -145,10 +193,6 @@ fn render(
     extra: &Map<String, Value>,
 ) -> Result<(Rendered, Vec<usize>), ApiError> {
     let template = ready.template();
-    if let Some(name) = extra.keys().find(|name| !template.mentions(name)) {
-        let param = format!("chat_template_kwargs.{name}");
-        return Err(ApiError::unsupported(&param, "the model's chat template does not use it"));
-    }
     let part = |n: usize, last: bool| template.render(&messages[..n], tools, last, extra);
     let all = part(messages.len(), true).map_err(|e| ApiError::invalid("messages", explain(e)))?;
     let instructions = messages.iter().take_while(|m| m.role == "system").count();
@@ -164,12 +208,13 @@ fn render(
 /// One reply, accumulated from its events.
 #[derive(Default)]
 struct PartialReply {
-    parser: ReplyParser,
+    parsed: ParsedReply,
+    /// The chunk with the role has been sent.
+    has_role: bool,
     text: String,
     reasoning: String,
     calls: Vec<ToolCall>,
     logprobs: Vec<TokenLogprob>,
-    stats: Option<Stats>,
 }
 
 impl PartialReply {
@@ -178,10 +223,10 @@ impl PartialReply {
     }
 
     fn finish_reason(&self) -> &'static str {
-        match self.stats.as_ref().map(|s| &s.ended) {
-            Some(FinishReason::Length) => "length",
-            _ if !self.calls.is_empty() => "tool_calls",
-            _ => "stop",
+        match self.calls.is_empty() {
+            _ if self.parsed.is_cut() => "length",
+            true => "stop",
+            false => "tool_calls",
         }
     }
 }
@@ -196,44 +241,25 @@ struct Chat {
     start: Instant,
 }
 
-/// An event of the engine with its text parsed.
-enum ParsedEvent {
-    /// The parsed text, with the log-probabilities of its token.
-    Reply(Vec<ReplyEvent>, Option<ChatLogprobs>),
-    Progress(PromptProgress),
-    /// The end of a reply, with the text that the parser had withheld.
-    Finished(Vec<ReplyEvent>),
-}
-
 impl Chat {
-    fn parsed_event(&mut self, index: usize, event: EngineEvent) -> Result<ParsedEvent, ApiError> {
-        let reply = &mut self.replies[index];
-        Ok(match event {
-            EngineEvent::Prefill { reused, done, total } => {
-                let time_ms = self.start.elapsed().as_millis() as u64;
-                ParsedEvent::Progress(PromptProgress { total, cache: reused, processed: done, time_ms })
-            }
-            EngineEvent::Token { token, text, logprobs } => {
-                let logprob =
-                    token.zip(logprobs).map(|(token, l)| logprobs::token_logprob(&self.tokenizer, token, &l));
-                let logprobs = logprob.map(|logprob| ChatLogprobs { content: vec![logprob], refusal: None });
-                ParsedEvent::Reply(reply.parser.push(&text), logprobs)
-            }
-            EngineEvent::Finished(stats) => {
-                failure(&stats)?;
-                reply.stats = Some(stats);
-                ParsedEvent::Finished(reply.parser.finish())
-            }
-        })
+    fn prompt_progress(&self, reused: usize, done: usize, total: usize) -> PromptProgress {
+        let time_ms = self.start.elapsed().as_millis() as u64;
+        PromptProgress { total, cache: reused, processed: done, time_ms }
+    }
+
+    fn logprobs(&self, token: Option<(u32, Logprobs)>) -> Option<ChatLogprobs> {
+        let (token, logprobs) = token?;
+        let logprob = logprobs::token_logprob(&self.tokenizer, token, &logprobs);
+        Some(ChatLogprobs { content: vec![logprob], refusal: None })
     }
 
     async fn collect(mut self, mut events: RequestEvents) -> Result<ChatCompletion, ApiError> {
         while let Some(event) = events.next().await {
             let (index, event) = event?;
-            let (events, logprobs) = match self.parsed_event(index, event)? {
-                ParsedEvent::Reply(events, logprobs) => (events, logprobs),
+            let (events, logprobs) = match self.replies[index].parsed.on_event(event)? {
+                ParsedEvent::Reply(events, token) => (events, self.logprobs(token)),
                 ParsedEvent::Finished(events) => (events, None),
-                ParsedEvent::Progress(_) => continue,
+                ParsedEvent::Progress { .. } => continue,
             };
             let reply = &mut self.replies[index];
             reply.logprobs.extend(logprobs.into_iter().flat_map(|l| l.content));
@@ -274,11 +300,15 @@ impl Chat {
     }
 
     fn usage(&self) -> Usage {
-        usage(self.prompt_tokens, self.replies.len(), self.replies.iter().filter_map(|r| r.stats.as_ref()))
+        usage(
+            self.prompt_tokens,
+            self.replies.len(),
+            self.replies.iter().filter_map(|r| r.parsed.stats.as_ref()),
+        )
     }
 
     fn timings(&self) -> Timings {
-        self.replies.iter().find_map(|r| r.stats.as_ref()).map(timings).unwrap_or_default()
+        self.replies.iter().find_map(|r| r.parsed.stats.as_ref()).map(timings).unwrap_or_default()
     }
 
     fn chunk(&self) -> ChatChunk {
@@ -299,6 +329,15 @@ impl Chat {
     fn send(&self, index: usize, delta: ChatDelta, logprobs: Option<ChatLogprobs>, out: &mut Outbox) {
         let choice = ChunkChoice { index, delta, logprobs, finish_reason: None };
         out.data(&ChatChunk { choices: vec![choice], ..self.chunk() });
+    }
+
+    /// Sends the chunk with the role, which is the first one of a reply.
+    fn send_role(&mut self, index: usize, out: &mut Outbox) {
+        if !std::mem::replace(&mut self.replies[index].has_role, true) {
+            let delta =
+                ChatDelta { role: Some("assistant"), content: Some(String::new()), ..ChatDelta::default() };
+            self.send(index, delta, None, out);
+        }
     }
 
     fn send_events(
@@ -360,27 +399,30 @@ fn call_start(index: usize, call: ToolCall) -> ToolCallDelta {
 
 impl StreamEncoder for Chat {
     fn begin(&mut self, out: &mut Outbox) {
-        for index in 0..self.replies.len() {
-            let delta =
-                ChatDelta { role: Some("assistant"), content: Some(String::new()), ..ChatDelta::default() };
-            self.send(index, delta, None, out);
-        }
+        // The role is sent with the first token: clients measure the time to the first token by the first chunk.
+        out.comment();
     }
 
     fn on_event(&mut self, index: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        match self.parsed_event(index, event)? {
-            ParsedEvent::Progress(progress) => {
+        match self.replies[index].parsed.on_event(event)? {
+            ParsedEvent::Progress { reused, done, total } => {
                 if self.request.return_progress.unwrap_or(false) {
-                    out.data(&ChatChunk { prompt_progress: Some(progress), ..self.chunk() });
+                    let prompt_progress = Some(self.prompt_progress(reused, done, total));
+                    out.data(&ChatChunk { prompt_progress, ..self.chunk() });
                 }
             }
-            ParsedEvent::Reply(events, logprobs) => self.send_events(index, events, logprobs, out),
+            ParsedEvent::Reply(events, token) => {
+                self.send_role(index, out);
+                let logprobs = self.logprobs(token);
+                self.send_events(index, events, logprobs, out);
+            }
             ParsedEvent::Finished(events) => {
+                self.send_role(index, out);
                 self.send_events(index, events, None, out);
                 let finish_reason = Some(self.replies[index].finish_reason());
                 let choice =
                     ChunkChoice { index, delta: ChatDelta::default(), logprobs: None, finish_reason };
-                let last = self.replies.iter().all(|r| r.stats.is_some());
+                let last = self.replies.iter().all(|r| r.parsed.stats.is_some());
                 let timings = last.then(|| self.timings());
                 out.data(&ChatChunk { choices: vec![choice], timings, ..self.chunk() });
             }
@@ -393,5 +435,6 @@ impl StreamEncoder for Chat {
         if chunk.usage.is_some() {
             out.data(&ChatChunk { usage: Some(Some(self.usage())), ..chunk });
         }
+        out.done();
     }
 }

@@ -9,6 +9,7 @@ use super::api::{Timings, Usage};
 use super::app::{App, EngineRequest, Ready, RequestEvents};
 use super::body::RequestBody;
 use super::errors::ApiError;
+use super::fields::{self, Interface};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
 use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
@@ -63,7 +64,8 @@ fn prepare(
     cancelled: &AtomicBool,
 ) -> Result<(CompletionRequest, Vec<EngineRequest>, Vec<PartialText>), ApiError> {
     let ready = app.ready()?;
-    let mut request: CompletionRequest = body.part()?;
+    fields::check(Interface::Completions, body, &app.notices)?;
+    let mut request = CompletionRequest { constraint: body.part()?, ..body.part()? };
     let generation: Generation = body.part()?;
     app.check_model(request.model.as_deref())?;
     if request.suffix.as_ref().is_some_and(|s| !s.is_empty()) {
@@ -78,8 +80,7 @@ fn prepare(
             "not supported with logprobs, which are computed for generated tokens only",
         ));
     }
-    validate::reject_unsupported(body)?;
-    let grammar = request.response_format.as_ref().map(tools::format).transpose()?.flatten();
+    let grammar = tools::required_format(request.response_format.as_ref(), &request.constraint)?;
     let grammar = grammar.map(|g| app.compile(&g, "response_format", cancelled)).transpose()?;
     let logprobs = request.logprobs.map(|top| validate::within("logprobs", top, 0, 20)).transpose()?;
     let prompts = ids(ready, std::mem::replace(&mut request.prompt, CompletionPrompt::Ids(Vec::new())))?;
@@ -257,5 +258,6 @@ impl StreamEncoder for Texts {
         if chunk.usage.is_some() {
             out.data(&Completion { usage: Some(Some(self.usage())), ..chunk });
         }
+        out.done();
     }
 }

@@ -108,7 +108,8 @@ impl ApiError {
 
     /// No key, or a wrong one.
     pub fn unauthorized() -> Self {
-        let message = "expected `Authorization: Bearer KEY` with a key of this server".to_owned();
+        let message =
+            "expected `Authorization: Bearer KEY` or `x-api-key: KEY` with a key of this server".to_owned();
         let code = Some("invalid_api_key");
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", code, message)
     }
@@ -161,6 +162,15 @@ impl ApiError {
         self
     }
 
+    /// Replaces the name of a field that another interface has under another name.
+    pub fn renamed(mut self, from: &str, to: &str) -> Self {
+        if self.detail.param.as_deref() == Some(from) {
+            self.detail.message = self.detail.message.replacen(from, to, 1);
+            self.detail.param = Some(to.to_owned());
+        }
+        self
+    }
+
     pub fn body(&self) -> ErrorBody {
         ErrorBody { error: self.detail.clone() }
     }
@@ -169,6 +179,8 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        // Read by `error_form`.
+        response.extensions_mut().insert(self.clone());
         let headers = response.headers_mut();
         if [StatusCode::TOO_MANY_REQUESTS, StatusCode::SERVICE_UNAVAILABLE].contains(&self.status) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

@@ -97,6 +97,12 @@ pub fn refusal(
     None
 }
 
+/// Returns true for the origin of a page that this machine serves, such as `http://localhost:3000`.
+pub fn is_loopback_origin(origin: &str) -> bool {
+    let page = ["http://", "https://"].iter().find_map(|scheme| origin.strip_prefix(scheme));
+    page.is_some_and(|authority| HostPolicy::Loopback(Vec::new()).allows(authority))
+}
+
 /// Checks whether a web page of another host sent the request. Origins of other schemes are left to CORS.
 fn is_foreign_page(headers: &HeaderMap, policy: &HostPolicy, cors: &[String]) -> bool {
     let Some(origin) = headers.get(header::ORIGIN) else { return false };
@@ -141,6 +147,19 @@ mod tests {
         }
         assert_eq!(HostPolicy::new([0, 0, 0, 0].into(), vec![]), HostPolicy::Any);
         assert!(!HostPolicy::new([0, 0, 0, 0].into(), vec!["a".into()]).allows("b"));
+    }
+
+    #[test]
+    fn pages_of_this_machine() {
+        for origin in
+            ["http://localhost:3000", "https://localhost", "http://127.0.0.1:5173", "http://[::1]:1"]
+        {
+            assert!(is_loopback_origin(origin), "{origin}");
+        }
+        for origin in ["http://evil.example", "null", "localhost", "file://", "http://localhost.evil.example"]
+        {
+            assert!(!is_loopback_origin(origin), "{origin}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::api::schemas::Refusals;
 use super::api::{Health, ModelCard, ModelList};
 use super::app::App;
+use super::clock::rfc3339;
 use super::errors::ApiError;
 use super::metrics;
 use axum::Json;
@@ -58,6 +59,9 @@ fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
         created: app.started,
         owned_by: "kimi",
         context_length,
+        kind: "model",
+        display_name: id.clone(),
+        created_at: rfc3339(app.started),
     };
     Ok(app.options.names.iter().map(card).collect())
 }
@@ -69,7 +73,10 @@ fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
     responses((status = 200, description = "The models", body = ModelList), Refusals)
 )]
 pub async fn models(State(app): State<Arc<App>>) -> Result<Json<ModelList>, ApiError> {
-    Ok(Json(ModelList { object: "list", data: cards(&app)? }))
+    let data = cards(&app)?;
+    let id = |card: Option<&ModelCard>| card.map(|card| card.id.clone());
+    let (first_id, last_id) = (id(data.first()), id(data.last()));
+    Ok(Json(ModelList { object: "list", data, has_more: false, first_id, last_id }))
 }
 
 /// Returns the served model by one of its names

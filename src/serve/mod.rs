@@ -1,15 +1,18 @@
-//! `kimi serve`: an OpenAI-style HTTP server. Only this module and the client know HTTP.
+//! `kimi serve`: an HTTP server with the interfaces of OpenAI, Anthropic and Ollama. Only this module and the client know HTTP.
 //!
 //! The path of a request: `listener` (connections) -> `routes` (Host, API key, path) -> `body` (JSON) -> `validate` -> `app`
-//! (submission to [`crate::scheduler`]) -> `chat`, `completion` or `responses` (the response, whole or as events).
+//! (submission to [`crate::scheduler`]) -> `chat`, `completion`, `responses`, `messages` or `ollama` (the response, whole or as events).
 
 mod api;
 mod app;
 mod body;
 mod chat;
+mod clock;
 mod completion;
 mod connections;
+mod error_form;
 mod errors;
+pub mod fields;
 mod host_check;
 mod info;
 mod intake;
@@ -17,8 +20,12 @@ mod json;
 mod limits;
 mod listener;
 mod logprobs;
+mod messages;
 mod metrics;
+mod notices;
+mod ollama;
 mod openapi;
+mod reply;
 mod responses;
 mod routes;
 mod server;

@@ -1,9 +1,11 @@
 //! Generates the OpenAPI description from the handlers and API types.
 
 use super::api::chat::ChatChunk;
+use super::api::ollama::OllamaError;
 use super::app::App;
+use super::error_form::{AnthropicDetail, AnthropicError};
 use super::errors::{ErrorBody, ErrorDetail};
-use super::{chat, completion, info, responses, tokenize};
+use super::{chat, completion, info, messages, ollama, responses, tokenize};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -13,11 +15,13 @@ use utoipa::{OpenApi, ToSchema};
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "kimi serve", description = "A local model with an OpenAI-style API."),
+    info(title = "kimi serve", description = "A local model with the APIs of OpenAI, Anthropic and Ollama."),
     paths(
         chat::completions,
         completion::completions,
         responses::create,
+        messages::create,
+        messages::count_tokens,
         info::embeddings,
         info::models,
         info::model,
@@ -25,8 +29,24 @@ use utoipa::{OpenApi, ToSchema};
         info::show_metrics,
         tokenize::tokenize,
         tokenize::detokenize,
+        ollama::create_message,
+        ollama::generate,
+        ollama::models::version,
+        ollama::models::tags,
+        ollama::models::ps,
+        ollama::models::show,
+        ollama::models::props,
     ),
-    components(schemas(ErrorBody, ErrorDetail, ModelName, TokenId, ChatChunk))
+    components(schemas(
+        ErrorBody,
+        ErrorDetail,
+        AnthropicError,
+        AnthropicDetail,
+        OllamaError,
+        ModelName,
+        TokenId,
+        ChatChunk
+    ))
 )]
 struct Description;
 

@@ -3,10 +3,11 @@
 use super::app::App;
 use super::errors::{ApiError, quoted};
 use super::tenant::Tenant;
-use super::{chat, completion, host_check, info, openapi, responses, tokenize};
+use super::{chat, completion, error_form, host_check, info, messages, ollama, openapi, responses, tokenize};
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -24,6 +25,15 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat::completions))
         .route("/v1/completions", post(completion::completions))
         .route("/v1/responses", post(responses::create))
+        .route("/v1/messages", post(messages::create))
+        .route("/v1/messages/count_tokens", post(messages::count_tokens))
+        .route("/api/chat", post(ollama::create_message))
+        .route("/api/generate", post(ollama::generate))
+        .route("/api/show", post(ollama::models::show))
+        .route("/api/tags", get(ollama::models::tags))
+        .route("/api/ps", get(ollama::models::ps))
+        .route("/api/version", get(ollama::models::version))
+        .route("/props", get(ollama::models::props))
         .route("/v1/embeddings", post(info::embeddings))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{model}", get(info::model))
@@ -39,31 +49,30 @@ pub fn router(app: Arc<App>) -> Router {
             ApiError::malformed(StatusCode::METHOD_NOT_ALLOWED, why)
         })
         .layer(middleware::from_fn_with_state(app.clone(), authenticate));
-    let routes = match cors(&app.options.cors) {
-        Some(layer) => routes.layer(layer),
-        None => routes,
-    };
-    let checked = routes.layer(middleware::from_fn_with_state(app.clone(), check_host));
-    checked.layer(middleware::from_fn(log)).with_state(app)
+    let checked =
+        routes.layer(cors(&app.options.cors)).layer(middleware::from_fn_with_state(app.clone(), check_host));
+    checked.layer(middleware::from_fn(error_form::apply)).layer(middleware::from_fn(log)).with_state(app)
 }
 
-fn cors(origins: &[String]) -> Option<CorsLayer> {
-    if origins.is_empty() {
-        return None;
-    }
+/// Allows pages of this machine and of the given origins to read responses.
+fn cors(origins: &[String]) -> CorsLayer {
+    let origins = origins.to_vec();
     let allowed = if origins.iter().any(|o| o == "*") {
         AllowOrigin::from(Any)
     } else {
-        AllowOrigin::list(origins.iter().filter_map(|o| HeaderValue::from_str(o).ok()))
+        AllowOrigin::predicate(move |origin: &HeaderValue, _: &Parts| {
+            let allowed = |origin: &str| {
+                host_check::is_loopback_origin(origin) || origins.iter().any(|allowed| allowed == origin)
+            };
+            origin.to_str().is_ok_and(allowed)
+        })
     };
-    Some(
-        CorsLayer::new()
-            .allow_origin(allowed)
-            .allow_methods(Any)
-            // Clients send their own headers, such as OpenAI's x-stainless-*.
-            .allow_headers(AllowHeaders::mirror_request())
-            .expose_headers([header::RETRY_AFTER]),
-    )
+    CorsLayer::new()
+        .allow_origin(allowed)
+        .allow_methods(Any)
+        // Clients send their own headers, such as OpenAI's x-stainless-*.
+        .allow_headers(AllowHeaders::mirror_request())
+        .expose_headers([header::RETRY_AFTER])
 }
 
 /// Refuses requests with a foreign Host or Origin.
@@ -76,17 +85,23 @@ async fn check_host(State(app): State<Arc<App>>, request: Request, next: Next) -
 
 /// Checks the API key and attaches the tenant to the request.
 async fn authenticate(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
-    let key = request.headers().get(header::AUTHORIZATION).and_then(|v| v.to_str().ok());
-    let key = key.and_then(|v| v.strip_prefix("Bearer ")).map(str::trim);
     let keys = &app.options.keys;
-    let known = key.is_some_and(|key| keys.iter().fold(false, |found, k| found | same(k, key)));
-    if !keys.is_empty() && !known && !OPEN.contains(&request.uri().path()) {
+    let is_known = |key: &&str| keys.iter().fold(false, |found, k| found | same(k, key));
+    let key = presented_keys(request.headers()).into_iter().flatten().find(is_known);
+    if !keys.is_empty() && key.is_none() && !OPEN.contains(&request.uri().path()) {
         return ApiError::unauthorized().into_response();
     }
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());
-    let tenant = Tenant::of(key.filter(|_| known), address);
+    let tenant = Tenant::of(key, address);
     request.extensions_mut().insert(tenant);
     next.run(request).await
+}
+
+/// Returns the API keys of a request: OpenAI's clients send a bearer token, Anthropic's `x-api-key`, Azure's `api-key`.
+fn presented_keys(headers: &HeaderMap) -> [Option<&str>; 3] {
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let bearer = text("authorization").and_then(|value| value.strip_prefix("Bearer ")).map(str::trim);
+    [bearer, text("x-api-key"), text("api-key")]
 }
 
 /// Compares two keys in constant time for equal lengths.

@@ -25,6 +25,8 @@ use tokio::sync::watch;
 /// Heap arenas of the process: freed memory stays resident in each until the heap is trimmed, which happens after grammars.
 /// With glibc's default, eight per core, hostile requests kept 1 GiB.
 const ARENAS: u16 = 4;
+/// Name of the built-in model in requests.
+const DEMO_NAME: &str = "kimi-demo";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct ServeArgs {
@@ -39,6 +41,9 @@ pub struct ServeArgs {
     /// Another model name to accept in requests; may be repeated
     #[arg(long, value_name = "NAME")]
     alias: Vec<String>,
+    /// Refuse requests for models of other names; by default every name means the loaded model
+    #[arg(long)]
+    strict_model: bool,
     /// Maximum number of requests processed at the same time; others wait
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one())]
     parallel: usize,
@@ -133,8 +138,10 @@ fn check_clock(seconds: u64) -> Result<()> {
 }
 
 fn options(args: &ServeArgs) -> Result<ServeOptions> {
-    let name = args.engine.options().name();
-    let stem = Path::new(&name).file_stem().map(|s| s.to_string_lossy().into_owned());
+    let stem = match &args.engine.options().model {
+        None => Some(DEMO_NAME.to_owned()),
+        Some(path) => path.file_stem().map(|stem| stem.to_string_lossy().into_owned()),
+    };
     let mut keys = args.api_key.clone();
     if let Some(path) = &args.api_key_file {
         let text = crate::io::prompt::read_text(path)?;
@@ -157,6 +164,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions> {
         share_prefix_cache: args.share_prefix_cache,
         cors: args.cors.clone(),
         names: stem.into_iter().chain(args.alias.clone()).collect(),
+        strict_model: args.strict_model,
         log_prompts: args.log_prompts,
     })
 }

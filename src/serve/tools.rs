@@ -1,8 +1,9 @@
 //! Converts a request's tools and response format to template variables, names for the parser, and a grammar.
 
 use super::api::chat::ChatRequest;
-use super::api::tools::{FunctionSpec, ResponseFormat, Tool, ToolChoice};
-use super::errors::ApiError;
+use super::api::tools::{FunctionSpec, GuidedDecoding, ResponseFormat, Tool, ToolChoice};
+use super::errors::{ApiError, quoted};
+use super::notices::Notices;
 use crate::generation::grammar::bounds::Totals;
 use crate::generation::grammar::{self, Grammar, with_white_space};
 use serde_json::{Value, json};
@@ -34,9 +35,12 @@ enum Calls {
 }
 
 impl Plan {
-    pub fn new(request: &ChatRequest) -> Result<Self, ApiError> {
-        let raw = request.tools.clone().unwrap_or_default();
+    pub fn new(request: &ChatRequest, notices: &Notices) -> Result<Self, ApiError> {
+        let mut raw = request.tools.clone().unwrap_or_default();
         super::validate::within("tools", raw.len(), 0, MAX_TOOLS)?;
+        if !matches!(&request.tool_choice, Some(ToolChoice::Mode(mode)) if mode == "required") {
+            leave_out_other_kinds(&mut raw, notices);
+        }
         let mut functions: Vec<FunctionSpec> = Vec::new();
         for (i, tool) in raw.iter().enumerate() {
             let function = function(i, tool)?;
@@ -47,7 +51,7 @@ impl Plan {
             functions.push(function);
         }
         let calls = calls(request.tool_choice.as_ref(), &mut functions)?;
-        let format = request.response_format.as_ref().map(format).transpose()?.flatten();
+        let format = required_format(request.response_format.as_ref(), &request.constraint)?;
         if calls == Calls::None {
             return Ok(Plan { grammar: format, ..Plan::default() });
         }
@@ -62,6 +66,17 @@ impl Plan {
         let grammar = constrained.then(lark).transpose()?;
         Ok(Plan { declared: raw, names, grammar, constrained })
     }
+}
+
+/// Removes the tools that this server cannot offer, such as web search. The model may call others, or none.
+fn leave_out_other_kinds(tools: &mut Vec<Value>, notices: &Notices) {
+    tools.retain(|tool| match tool.get("type").and_then(Value::as_str) {
+        Some(kind) if kind != "function" => {
+            notices.once(&format!("tools: only functions can be called; left out: {}", quoted(kind)));
+            false
+        }
+        _ => true,
+    });
 }
 
 /// Checks the limits of the parameter schemas that go into the grammar.
@@ -133,14 +148,45 @@ fn calls(choice: Option<&ToolChoice>, functions: &mut Vec<FunctionSpec>) -> Resu
     }
 }
 
+/// Returns the grammar of `response_format` or of a field that other engines have for it.
+pub fn required_format(
+    response_format: Option<&ResponseFormat>,
+    guided: &GuidedDecoding,
+) -> Result<Option<Grammar>, ApiError> {
+    let mut grammars = vec![response_format.map(format).transpose()?.flatten()];
+    let object_of = |schema: &Value, place: &str| match schema {
+        Value::String(text) => serde_json::from_str(text).map_err(|e| ApiError::invalid(place, e)),
+        schema => Ok(schema.clone()),
+    };
+    for (place, schema) in [("guided_json", &guided.guided_json), ("json_schema", &guided.json_schema)] {
+        if let Some(schema) = schema {
+            grammars.push(bounded(Grammar::Schema(object_of(schema, place)?), place)?);
+        }
+    }
+    if let Some(regex) = &guided.guided_regex {
+        grammars.push(bounded(Grammar::Regex(regex.clone()), "guided_regex")?);
+    }
+    let mut grammars = grammars.into_iter().flatten();
+    match (grammars.next(), grammars.next()) {
+        (_, Some(_)) => Err(ApiError::invalid("response_format", "expected one format, found several")),
+        (grammar, None) => Ok(grammar),
+    }
+}
+
 /// Converts `response_format` to a grammar, or None for plain text.
 pub fn format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
     let missing =
         |field: &str| ApiError::invalid(&format!("response_format.{field}"), "expected for this type");
     match format.kind.as_str() {
         "text" => Ok(None),
-        "json_object" => Ok(Some(Grammar::Schema(json!({ "type": "object" })))),
+        "json_object" => match &format.schema {
+            None => Ok(Some(Grammar::Schema(json!({ "type": "object" })))),
+            Some(schema) => bounded(Grammar::Schema(schema.clone()), "response_format.schema"),
+        },
         "json_schema" => {
+            if let Some(schema) = &format.schema {
+                return bounded(Grammar::Schema(schema.clone()), "response_format.schema");
+            }
             let schema = format.json_schema.as_ref().ok_or_else(|| missing("json_schema"))?;
             let schema = schema.schema.clone().unwrap_or_else(|| json!({ "type": "object" }));
             bounded(Grammar::Schema(schema), "response_format.json_schema.schema")

@@ -42,7 +42,7 @@ pub fn failure(stats: &Stats) -> Result<(), ApiError> {
         FinishReason::NotFinite(position) => {
             Err(ApiError::internal(Error::NotFinite { position: *position }))
         }
-        FinishReason::EndToken | FinishReason::StopString | FinishReason::Length => Ok(()),
+        FinishReason::EndToken | FinishReason::StopString(_) | FinishReason::Length => Ok(()),
     }
 }
 

@@ -1,9 +1,8 @@
-//! Validates generation parameters and builds requests for the scheduler. Unsupported fields are refused by name.
+//! Validates generation parameters and builds requests for the scheduler.
 
 use super::api::generation::Generation;
 use super::api::schemas::{MAX_STOP_BYTES, MAX_STOPS};
 use super::app::{App, EngineRequest, Ready};
-use super::body::RequestBody;
 use super::errors::ApiError;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::grammar::Compiled;
@@ -14,33 +13,6 @@ use std::sync::Arc;
 
 /// Maximum number of replies per prompt.
 const MAX_REPLIES: usize = 16;
-
-/// Unsupported fields, with the values that are accepted because they change nothing (null always is), and the reason.
-const UNSUPPORTED: [(&str, &[&str], &str); 12] = [
-    ("modalities", &["[\"text\"]"], "only text output is supported"),
-    ("audio", &[], "only text output is supported"),
-    ("functions", &[], "use tools"),
-    ("function_call", &["\"none\""], "use tool_choice"),
-    ("web_search_options", &[], "web search is not supported"),
-    ("store", &["false"], "responses are not stored"),
-    ("background", &["false"], "responses are not stored"),
-    ("reasoning_effort", &["\"none\""], "reasoning is set by the chat template; see chat_template_kwargs"),
-    ("verbosity", &["\"medium\""], "not supported; ask for brevity in the prompt"),
-    ("truncation", &["\"disabled\""], "a conversation that exceeds the context is refused, not truncated"),
-    ("previous_response_id", &[], "responses are not stored; send the whole conversation"),
-    ("conversation", &[], "conversations are not stored; send the messages"),
-];
-
-/// Refuses requests that set unsupported fields.
-pub fn reject_unsupported(body: &RequestBody) -> Result<(), ApiError> {
-    for (field, harmless, why) in UNSUPPORTED {
-        let value = body.field(field).map(ToString::to_string);
-        if value.is_some_and(|value| !harmless.contains(&value.as_str())) {
-            return Err(ApiError::unsupported(field, why));
-        }
-    }
-    Ok(())
-}
 
 /// Builds the scheduler's request for a prompt.
 pub fn engine_request(
@@ -144,7 +116,8 @@ fn stops(generation: &Generation) -> Result<Vec<String>, ApiError> {
     Ok(stops)
 }
 
-/// Returns the maximum tokens of the reply. A requested value must fit the state memory; the default is reduced to fit.
+/// Returns the maximum tokens of the reply. A requested value must fit the state memory, unless the request allows to reduce
+/// it; the default is reduced to fit.
 fn max_tokens(app: &App, ready: &Ready, prompt: u64, generation: &Generation) -> Result<usize, ApiError> {
     let requested = generation.max_completion_tokens.or(generation.max_tokens);
     let wanted = requested.unwrap_or(app.options.max_tokens);
@@ -157,7 +130,8 @@ fn max_tokens(app: &App, ready: &Ready, prompt: u64, generation: &Generation) ->
     if fits(wanted) {
         return Ok(wanted);
     }
-    if requested.is_none() && fits(1) {
+    let may_reduce = requested.is_none_or(|limit| limit == usize::MAX || generation.limit_to_memory);
+    if may_reduce && fits(1) {
         let max = (1..=wanted.ilog2()).map(|bit| 1 << bit).take_while(|n| fits(*n)).last();
         return Ok(max.unwrap_or(1));
     }

@@ -3,6 +3,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod fields;
 mod forms;
 #[allow(dead_code, reason = "only the tools are of use here")]
 #[path = "../grammars/generate.rs"]
@@ -11,6 +12,8 @@ mod hostile_forms;
 #[path = "../../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
 mod masks;
+mod messages;
+mod ollama;
 mod openapi;
 mod process;
 mod requests;

@@ -117,12 +117,14 @@ async fn a_cut_response_is_incomplete_and_unsupported_fields_are_refused() {
             "input[1]",
             json!({ "input": [{ "role": "user", "content": "x" }, { "type": "function_call_output", "output": "x" }] }),
         ),
-        ("store", json!({ "input": "x", "store": true })),
         ("previous_response_id", json!({ "input": "x", "previous_response_id": "resp_1" })),
-        ("reasoning", json!({ "input": "x", "reasoning": { "effort": "high" } })),
         ("include", json!({ "input": "x", "include": ["file_search_call.results"] })),
         ("max_tokens", json!({ "input": "x", "max_output_tokens": 0 })),
-        ("tools[0].type", json!({ "input": "x", "tools": [{ "type": "web_search" }] })),
+        (
+            "tools[0].type",
+            json!({ "input": "x", "tools": [{ "type": "web_search" }], "tool_choice": "required" }),
+        ),
+        ("background", json!({ "input": "x", "background": true })),
         ("temperature", json!({ "input": "x", "temperature": 9 })),
     ] {
         let (status, answer) = server.post(RESPONSES, body.clone()).await;

@@ -93,6 +93,7 @@ pub fn options() -> ServeOptions {
         share_prefix_cache: false,
         cors: vec![],
         names: vec!["tiny".into()],
+        strict_model: true,
         log_prompts: false,
     }
 }
@@ -178,7 +179,7 @@ impl TestServer {
     pub async fn stream(&self, path: &str, body: Value) -> Vec<Value> {
         let (status, text) = self.send(post(path, &body)).await;
         assert_eq!(status, StatusCode::OK, "{text}");
-        let events: Vec<&str> = text.split_terminator("\n\n").collect();
+        let events: Vec<&str> = text.split_terminator("\n\n").filter(|event| *event != ":").collect();
         assert_eq!(events.last(), Some(&"data: [DONE]"), "{text}");
         let json = |event: &&str| serde_json::from_str(event.strip_prefix("data: ").unwrap()).unwrap();
         events[..events.len() - 1].iter().map(json).collect()

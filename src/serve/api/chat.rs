@@ -1,6 +1,6 @@
 //! Types of `/v1/chat/completions`: requests, responses and chunks of streamed responses.
 
-use super::tools::{ResponseFormat, ToolChoice};
+use super::tools::{GuidedDecoding, ResponseFormat, ToolChoice};
 use super::{PromptProgress, StreamOptions, Timings, Usage};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -29,7 +29,12 @@ pub struct ChatRequest {
     pub parallel_tool_calls: Option<bool>,
     /// Required format of the reply.
     pub response_format: Option<ResponseFormat>,
-    /// Variables for the chat template; unknown ones are refused.
+    /// Fields that other engines have for the format.
+    #[serde(skip)]
+    pub constraint: GuidedDecoding,
+    /// Reasoning effort, for models whose template has a variable for it; none turns reasoning off.
+    pub reasoning_effort: Option<String>,
+    /// Variables for the chat template; those that it does not use are ignored.
     #[schema(value_type = Option<Object>)]
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// Return the log-probability of each token.
@@ -48,6 +53,8 @@ pub struct ChatBody {
     pub request: ChatRequest,
     #[serde(flatten)]
     pub how: super::generation::Generation,
+    #[serde(flatten)]
+    pub constraint: GuidedDecoding,
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]

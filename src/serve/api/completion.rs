@@ -25,6 +25,9 @@ pub struct CompletionRequest {
     pub logprobs: Option<usize>,
     /// Required format of the text.
     pub response_format: Option<super::tools::ResponseFormat>,
+    /// Fields that other engines have for the format.
+    #[serde(skip)]
+    pub constraint: super::tools::GuidedDecoding,
     /// Accepted only if equal to `n`.
     #[schema(minimum = 1, maximum = 1)]
     pub best_of: Option<usize>,
@@ -42,6 +45,8 @@ pub struct CompletionBody {
     pub request: CompletionRequest,
     #[serde(flatten)]
     pub how: super::generation::Generation,
+    #[serde(flatten)]
+    pub constraint: super::tools::GuidedDecoding,
 }
 
 /// One or several prompts, as text or token ids.

@@ -1,6 +1,7 @@
 //! Sampling and length parameters common to chat and text completions.
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use std::collections::BTreeMap;
 use utoipa::ToSchema;
 
@@ -23,11 +24,13 @@ pub struct Generation {
     /// Stop strings, which are not part of the reply
     #[schema(schema_with = crate::serve::api::schemas::stop, required = false)]
     pub stop: Option<StopStrings>,
-    /// Maximum number of generated tokens
-    #[schema(minimum = 1)]
+    /// Maximum number of generated tokens; -1 for as many as fit
+    #[serde(default, deserialize_with = "token_limit")]
+    #[schema(minimum = -1)]
     pub max_tokens: Option<usize>,
     /// Newer name of max_tokens, which it overrides
-    #[schema(minimum = 1)]
+    #[serde(default, deserialize_with = "token_limit")]
+    #[schema(minimum = -1)]
     pub max_completion_tokens: Option<usize>,
     /// Subtracted from the logits of tokens present in the reply
     #[schema(minimum = -2.0, maximum = 2.0)]
@@ -45,6 +48,25 @@ pub struct Generation {
     #[schema(minimum = 1, maximum = 16)]
     pub n: Option<usize>,
     pub ignore_eos: Option<bool>,
+    /// Reduces `max_tokens` to what fits the memory instead of refusing the request
+    #[serde(skip)]
+    pub limit_to_memory: bool,
+}
+
+/// Reads a number of tokens; -1 is no limit, as for llama.cpp.
+fn token_limit<'de, D: Deserializer<'de>>(from: D) -> Result<Option<usize>, D::Error> {
+    let limit = Option::<i64>::deserialize(from)?;
+    limit.map(|limit| token_count(limit).map_err(D::Error::custom)).transpose()
+}
+
+/// Returns the number of tokens of a limit in which -1 means none.
+pub fn token_count(limit: i64) -> Result<usize, String> {
+    match limit {
+        -1 => Ok(usize::MAX),
+        limit => {
+            usize::try_from(limit).map_err(|_| format!("expected a number of tokens or -1, found {limit}"))
+        }
+    }
 }
 
 /// One or several stop strings.

@@ -1,9 +1,11 @@
-//! Request and response types of the HTTP API, compatible with OpenAI's clients. They have no behavior; the handlers in
-//! [`super`] implement the fields.
+//! Request and response types of the HTTP API, compatible with the clients of OpenAI, Anthropic and Ollama. They have no
+//! behavior; the handlers in [`super`] implement the fields.
 
 pub mod chat;
 pub mod completion;
 pub mod generation;
+pub mod messages;
+pub mod ollama;
 pub mod responses;
 pub mod schemas;
 pub mod tokens;
@@ -73,12 +75,50 @@ pub struct ModelCard {
     pub owned_by: &'static str,
     /// Maximum tokens of prompt and reply together.
     pub context_length: u64,
+    /// The kind of this object for Anthropic's clients.
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    /// Name of the model for people.
+    pub display_name: String,
+    /// The time of the server's start, by RFC 3339.
+    pub created_at: String,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelList {
     pub object: &'static str,
     pub data: Vec<ModelCard>,
+    /// Always false, because the list is complete.
+    pub has_more: bool,
+    #[schema(required)]
+    pub first_id: Option<String>,
+    #[schema(required)]
+    pub last_id: Option<String>,
+}
+
+/// Properties of the server, in the form of llama.cpp's.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Props {
+    /// Context length and defaults of a request.
+    #[schema(value_type = Object)]
+    pub default_generation_settings: serde_json::Value,
+    /// Maximum number of concurrent sequences.
+    pub total_slots: usize,
+    pub model_alias: String,
+    pub model_path: String,
+    pub modalities: Modalities,
+    /// The chat template, in Jinja's syntax.
+    pub chat_template: String,
+    pub bos_token: String,
+    pub eos_token: String,
+    pub build_info: &'static str,
+}
+
+/// Kinds of input besides text.
+#[derive(Clone, Copy, Debug, Serialize, ToSchema)]
+pub struct Modalities {
+    pub vision: bool,
+    pub audio: bool,
 }
 
 /// Status of the server and its model.

@@ -38,7 +38,7 @@ pub struct ResponseRequest {
     pub stream: Option<bool>,
     /// Additional output; only data that this model never produces is accepted.
     pub include: Option<Vec<String>>,
-    /// Reasoning options; only effort none is accepted.
+    /// Reasoning options, for models whose template has a variable for the effort.
     pub reasoning: Option<Reasoning>,
     /// Returned unchanged in the response.
     #[schema(value_type = Option<Object>)]
@@ -104,7 +104,6 @@ pub struct TextFormat {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct Reasoning {
     pub effort: Option<String>,
-    pub summary: Option<String>,
 }
 
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -1,8 +1,9 @@
 //! OpenAPI schemas that are not derived from a type: server-sent events, errors, and fields with alternatives.
 
-use crate::serve::errors::ErrorBody;
 use serde_json::{Value, json};
-use utoipa::openapi::{Ref, RefOr, Schema};
+use std::collections::BTreeMap;
+use utoipa::openapi::response::{Response, ResponseBuilder};
+use utoipa::openapi::{Content, Ref, RefOr, Schema};
 use utoipa::{IntoResponses, ToSchema};
 
 /// Maximum number of prompts per request.
@@ -21,46 +22,59 @@ pub struct ServerSentEvent {
     data: String,
 }
 
-/// Error responses, which all have the same form.
-#[derive(IntoResponses)]
-#[expect(dead_code, reason = "documentation: the statuses of ApiError")]
-pub enum Refusals {
-    /// The request is invalid or sets unsupported fields
-    #[response(status = 400)]
-    Wrong(ErrorBody),
-    /// The API key is missing or wrong
-    #[response(status = 401)]
-    Key(ErrorBody),
-    /// Foreign Host or Origin on a server that listens on loopback
-    #[response(status = 403)]
-    Forbidden(ErrorBody),
-    /// The model or path does not exist
-    #[response(status = 404)]
-    Missing(ErrorBody),
-    /// The method is not allowed for this path
-    #[response(status = 405)]
-    Method(ErrorBody),
-    /// The body did not arrive in time
-    #[response(status = 408)]
-    Slow(ErrorBody),
-    /// The request body is too large
-    #[response(status = 413)]
-    Large(ErrorBody),
-    /// The content type is not JSON
-    #[response(status = 415)]
-    Kind(ErrorBody),
-    /// Too many requests are waiting
-    #[response(status = 429)]
-    Busy(ErrorBody),
-    /// The server failed to process the request
-    #[response(status = 500)]
-    Failed(ErrorBody),
-    /// The server is loading, draining, or out of memory for bodies
-    #[response(status = 503)]
-    Unavailable(ErrorBody),
-    /// The request exceeded the server's time limit
-    #[response(status = 504)]
-    Late(ErrorBody),
+/// The statuses of error responses, with their meaning.
+const REFUSALS: [(&str, &str); 12] = [
+    ("400", "The request is invalid or sets unsupported fields"),
+    ("401", "The API key is missing or wrong"),
+    ("403", "Foreign Host or Origin on a server that listens on loopback"),
+    ("404", "The model or path does not exist"),
+    ("405", "The method is not allowed for this path"),
+    ("408", "The body did not arrive in time"),
+    ("413", "The request body is too large"),
+    ("415", "The content type is not JSON"),
+    ("429", "Too many requests are waiting"),
+    ("500", "The server failed to process the request"),
+    ("503", "The server is loading, draining, or out of memory for bodies"),
+    ("504", "The request exceeded the server's time limit"),
+];
+
+type Responses = BTreeMap<String, RefOr<Response>>;
+
+/// Returns the error responses of an interface, whose bodies have this schema.
+fn refusals(schema: &str) -> Responses {
+    let response = |(status, meaning): (&str, &str)| {
+        let body = Content::new(Some(Ref::from_schema_name(schema)));
+        let response = ResponseBuilder::new().description(meaning).content("application/json", body);
+        (status.to_owned(), response.build().into())
+    };
+    REFUSALS.map(response).into()
+}
+
+/// Error responses in OpenAI's form.
+pub struct Refusals;
+
+/// Error responses in Anthropic's form.
+pub struct AnthropicRefusals;
+
+/// Error responses in Ollama's form.
+pub struct OllamaRefusals;
+
+impl IntoResponses for Refusals {
+    fn responses() -> Responses {
+        refusals("ErrorBody")
+    }
+}
+
+impl IntoResponses for AnthropicRefusals {
+    fn responses() -> Responses {
+        refusals("AnthropicError")
+    }
+}
+
+impl IntoResponses for OllamaRefusals {
+    fn responses() -> Responses {
+        refusals("OllamaError")
+    }
 }
 
 /// Converts a JSON value to a schema.
@@ -95,6 +109,12 @@ pub fn stop() -> Schema {
     let text = json!({ "type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES / 4 });
     let nothing = json!({ "type": "null" });
     written(json!({ "oneOf": [nothing, text, list(&text, Some(MAX_STOPS))] }))
+}
+
+/// Schema of stop strings in Anthropic's form.
+pub fn stop_sequences() -> Schema {
+    let text = json!({ "type": "string", "minLength": 1, "maxLength": MAX_STOP_BYTES / 4 });
+    written(json!({ "oneOf": [{ "type": "null" }, list(&text, Some(MAX_STOPS))] }))
 }
 
 /// Schema of a map from token ids to logit biases.

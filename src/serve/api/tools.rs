@@ -49,14 +49,30 @@ pub struct FunctionName {
     pub name: String,
 }
 
+/// Names by which other engines take the format of a reply.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct GuidedDecoding {
+    /// A JSON schema, as an object or as text.
+    #[schema(value_type = Option<Object>)]
+    pub guided_json: Option<Value>,
+    /// A regular expression that the whole text matches.
+    pub guided_regex: Option<String>,
+    /// A JSON schema, as llama.cpp's server takes it.
+    #[schema(value_type = Option<Object>)]
+    pub json_schema: Option<Value>,
+}
+
 /// Required format of a reply.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct ResponseFormat {
     /// text, json_object, json_schema or grammar
     #[serde(rename = "type")]
     pub kind: String,
     /// Schema for the type json_schema.
     pub json_schema: Option<JsonSchema>,
+    /// Schema for the type json_schema or json_object, as llama.cpp's server takes it.
+    #[schema(value_type = Option<Object>)]
+    pub schema: Option<Value>,
     /// Grammar for the type grammar.
     pub grammar: Option<String>,
     /// Syntax of the grammar: lark (llguidance's variant, the default) or regex.

@@ -8,13 +8,14 @@ use super::api::responses::{
 };
 use super::app::{App, EngineRequest, RequestEvents};
 use super::body::RequestBody;
+use super::chat;
 use super::errors::ApiError;
+use super::fields::{self, Interface};
 use super::logprobs::new_id;
+use super::reply::{ParsedEvent, ParsedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
-use super::usage::{ResponseMeta, failure, usage};
-use super::{chat, validate};
-use crate::generation::decoder::FinishReason;
+use super::usage::{ResponseMeta, usage};
 use crate::generation::event::EngineEvent;
 use crate::generation::generate::Stats;
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
@@ -54,11 +55,10 @@ pub async fn create(
         request,
         echo,
         prompt_tokens: engine_request.prompt.len(),
-        parser,
+        parsed: ParsedReply::new(parser),
         output: Vec::new(),
         events: 0,
         reasoning_tokens: 0,
-        stats: None,
     };
     let events = app.submit(vec![engine_request], tenant.0)?;
     if stream {
@@ -97,8 +97,8 @@ fn prepare(
     tenant: Tenant,
     cancelled: &AtomicBool,
 ) -> Result<Prepared, ApiError> {
+    fields::check(Interface::Responses, body, &app.notices)?;
     let mut request: ResponseRequest = body.part()?;
-    validate::reject_unsupported(body)?;
     let (mut chat_request, generation) = request::chat(&request)?;
     let (engine_request, parser) =
         chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled)?;
@@ -112,12 +112,11 @@ struct ResponseEncoder {
     request: ResponseRequest,
     echo: Echo,
     prompt_tokens: usize,
-    parser: ReplyParser,
+    parsed: ParsedReply,
     /// Items of the response; the last one may be incomplete.
     output: Vec<OutputItem>,
     events: usize,
     reasoning_tokens: usize,
-    stats: Option<Stats>,
 }
 
 impl ResponseEncoder {
@@ -133,8 +132,8 @@ impl ResponseEncoder {
 
     fn response(&self) -> ResponseObject {
         let r = &self.request;
-        let cut = self.is_cut();
-        let status = match &self.stats {
+        let cut = self.parsed.is_cut();
+        let status = match &self.parsed.stats {
             None => "in_progress",
             Some(_) if cut => "incomplete",
             Some(_) => "completed",
@@ -159,13 +158,8 @@ impl ResponseEncoder {
             tools: self.echo.tools.clone(),
             top_p: r.top_p,
             truncation: "disabled",
-            usage: self.stats.as_ref().map(|stats| self.usage(stats)),
+            usage: self.parsed.stats.as_ref().map(|stats| self.usage(stats)),
         }
-    }
-
-    /// Returns true if the token limit ended the reply.
-    fn is_cut(&self) -> bool {
-        self.stats.as_ref().is_some_and(|s| s.ended == FinishReason::Length)
     }
 
     fn usage(&self, stats: &Stats) -> ResponseUsage {
@@ -255,7 +249,7 @@ impl ResponseEncoder {
         let mut fields = self.position();
         fields["part"] = json!(text);
         self.event("response.content_part.done", fields, out);
-        let cut = self.is_cut();
+        let cut = self.parsed.is_cut();
         if let Some(OutputItem::Message { status, .. }) = self.output.last_mut() {
             *status = if cut { "incomplete" } else { "completed" };
         }
@@ -291,7 +285,7 @@ impl ResponseEncoder {
 
     /// Completes the current function call, if any.
     fn close_call(&mut self, out: &mut Outbox) {
-        let (output_index, cut) = (self.output.len().saturating_sub(1), self.is_cut());
+        let (output_index, cut) = (self.output.len().saturating_sub(1), self.parsed.is_cut());
         let Some(OutputItem::FunctionCall { id, name, arguments, status, .. }) = self.output.last_mut()
         else {
             return;
@@ -321,18 +315,13 @@ impl StreamEncoder for ResponseEncoder {
     }
 
     fn on_event(&mut self, _: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        let events = match event {
-            EngineEvent::Prefill { .. } => return Ok(()),
-            EngineEvent::Token { text, .. } => self.parser.push(&text),
-            EngineEvent::Finished(stats) => {
-                failure(&stats)?;
-                self.stats = Some(stats);
-                self.parser.finish()
-            }
+        let events = match self.parsed.on_event(event)? {
+            ParsedEvent::Progress { .. } => return Ok(()),
+            ParsedEvent::Reply(events, _) | ParsedEvent::Finished(events) => events,
         };
         self.reasoning_tokens += usize::from(events.iter().any(|e| matches!(e, ReplyEvent::Reasoning(_))));
         events.into_iter().for_each(|event| self.on_reply_event(event, out));
-        if self.stats.is_some() {
+        if self.parsed.stats.is_some() {
             self.close(out);
         }
         Ok(())
@@ -347,9 +336,5 @@ impl StreamEncoder for ResponseEncoder {
         let d = &error.detail;
         let fields = json!({ "code": d.code.unwrap_or(d.kind), "message": d.message, "param": d.param });
         self.event("error", fields, out);
-    }
-
-    fn sends_done(&self) -> bool {
-        false
     }
 }

@@ -17,10 +17,6 @@ pub fn chat(request: &ResponseRequest) -> Result<(ChatRequest, Generation), ApiE
     {
         return Err(ApiError::unsupported("include", format!("{other} is not supported")));
     }
-    let reasoning = request.reasoning.as_ref();
-    if reasoning.is_some_and(|r| r.summary.is_some() || r.effort.as_ref().is_some_and(|e| e != "none")) {
-        return Err(ApiError::unsupported("reasoning", "reasoning is set by the model's chat template"));
-    }
     let generation = Generation {
         temperature: request.temperature,
         top_p: request.top_p,
@@ -33,12 +29,14 @@ pub fn chat(request: &ResponseRequest) -> Result<(ChatRequest, Generation), ApiE
         tools: request.tools.as_ref().map(|tools| tools.iter().map(tool).collect()),
         tool_choice: request.tool_choice.as_ref().map(choice).transpose()?,
         parallel_tool_calls: request.parallel_tool_calls,
+        reasoning_effort: request.reasoning.as_ref().and_then(|reasoning| reasoning.effort.clone()),
         response_format: request.text.as_ref().and_then(|text| text.format.as_ref()).map(|f| {
             ResponseFormat {
                 kind: f.kind.clone(),
                 json_schema: f.schema.clone().map(|schema| JsonSchema { schema: Some(schema) }),
                 grammar: f.grammar.clone(),
                 syntax: f.syntax.clone(),
+                ..ResponseFormat::default()
             }
         }),
         ..ChatRequest::default()

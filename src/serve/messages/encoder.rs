@@ -1,0 +1,226 @@
+//! Encodes a message of `/v1/messages`, whole or as events.
+
+use super::call_id;
+use crate::generation::decoder::FinishReason;
+use crate::generation::event::EngineEvent;
+use crate::generation::reply_parser::ReplyEvent;
+use crate::serve::api::messages::{MessageUsage, OutputBlock, OutputMessage};
+use crate::serve::app::RequestEvents;
+use crate::serve::error_form::ErrorForm;
+use crate::serve::errors::ApiError;
+use crate::serve::reply::{ParsedEvent, ParsedReply};
+use crate::serve::sse::{Outbox, StreamEncoder};
+use crate::serve::usage::ResponseMeta;
+use serde_json::{Value, json};
+
+/// A message that is being generated, and the encoder of its events.
+pub struct MessageEncoder {
+    pub meta: ResponseMeta,
+    pub parsed: ParsedReply,
+    pub stop_sequences: Vec<String>,
+    pub prompt_tokens: usize,
+    /// Prefilled prompts are kept in the prefix cache.
+    pub keeps_prompt: bool,
+    pub state: MessageState,
+}
+
+/// The part of a message that has been generated.
+#[derive(Default)]
+pub struct MessageState {
+    /// Prompt tokens restored from the prefix cache.
+    reused: usize,
+    /// The first event has been sent.
+    started: bool,
+    /// The last block is still open.
+    is_open: bool,
+    content: Vec<OutputBlock>,
+    /// Arguments of the last call, as JSON text.
+    arguments: String,
+    generated: usize,
+}
+
+impl MessageEncoder {
+    pub async fn collect(mut self, mut events: RequestEvents) -> Result<OutputMessage, ApiError> {
+        let mut discarded = Outbox::default();
+        while let Some(event) = events.next().await {
+            let (index, event) = event?;
+            self.on_event(index, event, &mut discarded)?;
+            discarded.clear();
+        }
+        self.close(&mut discarded);
+        Ok(self.message())
+    }
+
+    fn message(&self) -> OutputMessage {
+        OutputMessage {
+            id: self.meta.id.clone(),
+            kind: "message",
+            role: "assistant",
+            model: self.meta.model.clone(),
+            content: self.state.content.clone(),
+            stop_reason: self.stop_reason(),
+            stop_sequence: self.stop_sequence(),
+            usage: self.usage(),
+        }
+    }
+
+    fn stop_reason(&self) -> Option<&'static str> {
+        let called = self.state.content.iter().any(|block| matches!(block, OutputBlock::ToolUse { .. }));
+        Some(match self.parsed.ended()? {
+            FinishReason::Length => "max_tokens",
+            FinishReason::StopString(_) => "stop_sequence",
+            _ if called => "tool_use",
+            _ => "end_turn",
+        })
+    }
+
+    fn stop_sequence(&self) -> Option<String> {
+        match self.parsed.ended()? {
+            FinishReason::StopString(index) => self.stop_sequences.get(*index).cloned(),
+            _ => None,
+        }
+    }
+
+    fn usage(&self) -> MessageUsage {
+        let stats = self.parsed.stats.as_ref();
+        let reused = stats.map_or(self.state.reused, |stats| stats.prefill.reused);
+        let computed = self.prompt_tokens.saturating_sub(reused);
+        let created = if self.keeps_prompt { computed } else { 0 };
+        MessageUsage {
+            input_tokens: computed - created,
+            cache_creation_input_tokens: created,
+            cache_read_input_tokens: reused,
+            output_tokens: stats.map_or(self.state.generated, |stats| stats.generated),
+        }
+    }
+
+    /// Sends the first event, once the length of the cached prefix is known.
+    fn start(&mut self, out: &mut Outbox) {
+        if !std::mem::replace(&mut self.state.started, true) {
+            event("message_start", json!({ "message": self.message() }), out);
+        }
+    }
+
+    fn on_reply_event(&mut self, event: ReplyEvent, out: &mut Outbox) {
+        match event {
+            ReplyEvent::Text(text) => self.add_text(&text, out),
+            ReplyEvent::Reasoning(text) => self.add_thinking(&text, out),
+            ReplyEvent::ToolCallBegin { id, name } => {
+                let id = call_id::unique(&id, &name);
+                self.open(OutputBlock::ToolUse { id, name, input: json!({}) }, out);
+            }
+            ReplyEvent::ToolCallArguments(more) => self.add_arguments(&more, out),
+            ReplyEvent::ToolCallEnd => self.close(out),
+        }
+    }
+
+    fn add_text(&mut self, more: &str, out: &mut Outbox) {
+        if !matches!(self.open_block(), Some(OutputBlock::Text { .. })) {
+            self.open(OutputBlock::Text { text: String::new() }, out);
+        }
+        if let Some(OutputBlock::Text { text }) = self.open_block() {
+            text.push_str(more);
+        }
+        self.delta(json!({ "type": "text_delta", "text": more }), out);
+    }
+
+    fn add_thinking(&mut self, more: &str, out: &mut Outbox) {
+        if !matches!(self.open_block(), Some(OutputBlock::Thinking { .. })) {
+            self.open(OutputBlock::Thinking { thinking: String::new(), signature: String::new() }, out);
+        }
+        if let Some(OutputBlock::Thinking { thinking, .. }) = self.open_block() {
+            thinking.push_str(more);
+        }
+        self.delta(json!({ "type": "thinking_delta", "thinking": more }), out);
+    }
+
+    fn add_arguments(&mut self, more: &str, out: &mut Outbox) {
+        if matches!(self.open_block(), Some(OutputBlock::ToolUse { .. })) && !more.is_empty() {
+            self.state.arguments.push_str(more);
+            self.delta(json!({ "type": "input_json_delta", "partial_json": more }), out);
+        }
+    }
+
+    fn open_block(&mut self) -> Option<&mut OutputBlock> {
+        self.state.content.last_mut().filter(|_| self.state.is_open)
+    }
+
+    fn index(&self) -> usize {
+        self.state.content.len().saturating_sub(1)
+    }
+
+    fn open(&mut self, block: OutputBlock, out: &mut Outbox) {
+        self.close(out);
+        self.state.content.push(block);
+        self.state.is_open = true;
+        let block = self.state.content.last();
+        event("content_block_start", json!({ "index": self.index(), "content_block": block }), out);
+    }
+
+    fn delta(&self, delta: Value, out: &mut Outbox) {
+        event("content_block_delta", json!({ "index": self.index(), "delta": delta }), out);
+    }
+
+    /// Ends the open block, if any. The arguments of a call that the token limit cut are no JSON and are left out.
+    fn close(&mut self, out: &mut Outbox) {
+        let arguments = std::mem::take(&mut self.state.arguments);
+        match self.open_block() {
+            None => return,
+            Some(OutputBlock::ToolUse { input, .. }) => {
+                *input = serde_json::from_str(&arguments).unwrap_or_else(|_| json!({}));
+            }
+            Some(OutputBlock::Thinking { .. }) => {
+                self.delta(json!({ "type": "signature_delta", "signature": "" }), out);
+            }
+            Some(OutputBlock::Text { .. }) => {}
+        }
+        self.state.is_open = false;
+        event("content_block_stop", json!({ "index": self.index() }), out);
+    }
+}
+
+/// Sends an event, whose type is also its name.
+fn event(kind: &str, fields: Value, out: &mut Outbox) {
+    let mut value = json!({ "type": kind });
+    if let (Value::Object(value), Value::Object(fields)) = (&mut value, fields) {
+        value.extend(fields);
+    }
+    out.named(kind, &value);
+}
+
+impl StreamEncoder for MessageEncoder {
+    fn begin(&mut self, out: &mut Outbox) {
+        out.comment();
+    }
+
+    fn on_event(&mut self, _: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
+        self.state.generated += usize::from(matches!(&event, EngineEvent::Token { token: Some(_), .. }));
+        let events = match self.parsed.on_event(event)? {
+            ParsedEvent::Progress { reused, .. } => {
+                self.state.reused = reused;
+                Vec::new()
+            }
+            ParsedEvent::Reply(events, _) | ParsedEvent::Finished(events) => events,
+        };
+        self.start(out);
+        events.into_iter().for_each(|event| self.on_reply_event(event, out));
+        Ok(())
+    }
+
+    fn end(&mut self, out: &mut Outbox) {
+        self.start(out);
+        self.close(out);
+        let delta = json!({ "stop_reason": self.stop_reason(), "stop_sequence": self.stop_sequence() });
+        event("message_delta", json!({ "delta": delta, "usage": self.usage() }), out);
+        event("message_stop", json!({}), out);
+    }
+
+    fn fail(&mut self, error: &ApiError, out: &mut Outbox) {
+        out.named("error", &ErrorForm::Anthropic.body(error));
+    }
+
+    fn keep_alive(&mut self, out: &mut Outbox) {
+        // Clients expect no event before the first one.
+        if self.state.started { event("ping", json!({}), out) } else { out.comment() }
+    }
+}
