@@ -1,11 +1,11 @@
-"""Runs common clients against `kimi serve`: the official clients in Python and Node, langchain-openai and llm run a chat, a
+"""Runs common clients against `kimi serve`: the official clients in Python and Node of OpenAI, Anthropic and Ollama, langchain-openai and llm run a chat, a
 stream, a tool call, a JSON schema and a stop string; Chromium opens the built-in page (page.mjs); schemathesis sends
 requests that the OpenAPI description allows, and others. Tests without their program are reported as skipped.
 The model is small and random, with the published vocabulary: its text is noise, which grammars constrain.
 
 usage: clients.py KIMI VOCABULARY      (the binary, and the example of the package models that writes tiktoken.model)
 """
-import atexit, json, os, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
+import atexit, json, os, platform, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 
 import openai
@@ -13,6 +13,8 @@ from langchain_core.messages import HumanMessage
 from langchain_openai import ChatOpenAI
 from pydantic import BaseModel
 from typing import Literal
+
+import interfaces
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "clients-test"
@@ -30,9 +32,9 @@ class Verdict(BaseModel):
 class Server:
     """A server on a free port that must shut down cleanly."""
 
-    def __init__(self, kimi, model, tokens=64):
+    def __init__(self, kimi, model, tokens=64, cache=("--no-cache",)):
         args = [kimi, "serve", "-m", model, "--port", "0", "--api-key", KEY, "--ctx", str(2048 + tokens), "-n", str(tokens), "--temp", "0",
-                "--alias", "gpt-test", "--no-cache", "--threads", "2", "--timeout", "60"]
+                "--alias", "gpt-test", "--strict-model", *cache, "--threads", "2", "--timeout", "60"]
         self.process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -198,25 +200,65 @@ await assert.rejects(client.chat.completions.create({ model: "tiny", messages, t
 """
 
 
-def run_node(name, text, package, *args):
-    """Runs a script with a package from the npm registry."""
+def install(*packages):
+    """Installs packages from the npm registry; returns the directory."""
     home = ROOT / "target" / "node"
     home.mkdir(parents=True, exist_ok=True)
-    if not (home / "node_modules" / package).exists():
-        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", package], cwd=home, check=True)
+    if missing := [package for package in packages if not (home / "node_modules" / package).exists()]:
+        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", *missing], cwd=home, check=True)
+    return home
+
+
+def run_node(name, text, packages, *args):
+    """Runs a script with packages from the npm registry."""
+    home = install(*packages)
     (home / name).write_text(text)
     subprocess.run(["node", home / name, *args], cwd=home, check=True, timeout=120)
 
 
 def node(base):
-    run_node("client.mjs", NODE, "openai", base, KEY, json.dumps([GRAMMAR, TOOL]))
+    run_node("client.mjs", NODE, ["openai"], base, KEY, json.dumps([GRAMMAR, TOOL]))
 
 
 def page(kimi, file, chromium):
     server = Server(kimi, file, tokens=30_000)
     atexit.register(server.process.kill)
-    run_node("page.mjs", (ROOT / "tests" / "page.mjs").read_text(), "playwright-core", server.base, KEY, chromium)
+    run_node("page.mjs", (ROOT / "tests" / "page.mjs").read_text(), ["playwright-core"], server.base, KEY, chromium)
     server.end()
+
+
+def other_interfaces(kimi, file, directory, npm):
+    """The clients of Anthropic and Ollama, on a server with a prefix cache."""
+    server = Server(kimi, file, cache=("--cache-dir", Path(directory) / "cache"))
+    atexit.register(server.process.kill)
+    table = interfaces.Table()
+    interfaces.anthropic_python(server.base, KEY, table)
+    interfaces.ollama_python(server.base, KEY, table)
+    if npm:
+        forms = json.dumps([interfaces.SCHEMA, interfaces.WEATHER])
+        run_node("interfaces.mjs", interfaces.NODE, ["@anthropic-ai/sdk", "ollama"], server.base, KEY, forms)
+    server.end()
+
+
+def agents(kimi, directory):
+    """Claude Code and Codex in two turns with the demonstration model."""
+    home = install("@anthropic-ai/claude-code", "@openai/codex")
+    server, table = interfaces.AgentServer(kimi, directory), interfaces.Table()
+    atexit.register(server.process.kill)
+    interfaces.claude_code(server, home / "node_modules/@anthropic-ai/claude-code-linux-x64/claude", directory, table)
+    interfaces.codex(server, home / "node_modules/.bin/codex", directory, table)
+    server.end()
+
+
+def fields():
+    """Every field of the official clients is in docs/fields.md."""
+    text = (ROOT / "docs" / "fields.md").read_text()
+    for path, types in interfaces.REQUESTS.items():
+        section = text.split(f"## POST {path}\n")[1].split("\n## ")[0]
+        known = set(re.findall(r"^\| `(\w+)` \|", section, re.M))
+        for kind in types:
+            missing = set(kind.__annotations__) - known
+            assert not missing, f"{path}: {missing}"
 
 
 def skip(test, tool):
@@ -256,6 +298,11 @@ def main(kimi, vocabulary):
             asks.insert(-1, (page, kimi, file, chromium))
         else:
             skip("page", "chromium" if npm else "npm")
+        asks[-1:-1] = [(fields,), (other_interfaces, kimi, file, directory, npm)]
+        if npm and sys.platform == "linux" and platform.machine() == "x86_64":
+            asks.insert(-1, (agents, kimi, directory))
+        else:
+            skip("agents", "npm on x86-64 Linux")
         for ask, *args in asks:
             start = time.monotonic()
             ask(*args)

@@ -11,6 +11,14 @@ GOOD = {
         "tool_choice": "auto", "response_format": {"type": "text"}, "chat_template_kwargs": {}, "stream_options": None},
     "/v1/completions": {"model": "m", "prompt": ["a", "b"], "max_tokens": 3, "echo": True, "logprobs": 1, "stop": "x", "n": 1, "stream": False, "suffix": None, "ignore_eos": True},
     "/v1/responses": {"model": "m", "input": [{"role": "user", "content": "Hi"}], "max_output_tokens": 3, "stream": False, "store": False, "text": {"format": {"type": "text"}}, "instructions": "I"},
+    "/v1/messages": {"model": "m", "max_tokens": 3, "system": [{"type": "text", "text": "S"}], "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": [
+        {"type": "thinking", "thinking": "t", "signature": ""}, {"type": "tool_use", "id": "toolu_0123456789abcdef_f_0", "name": "f", "input": {}}]}, {"role": "user", "content": [{"type": "tool_result",
+        "tool_use_id": "toolu_0123456789abcdef_f_0", "content": [{"type": "text", "text": "x"}], "is_error": True}]}], "tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "auto"},
+        "stop_sequences": ["x"], "temperature": 0.5, "top_k": 4, "top_p": 0.9, "stream": False, "thinking": {"type": "enabled"}, "output_config": {"effort": "low"}},
+    "/v1/messages/count_tokens": {"model": "m", "messages": [{"role": "user", "content": "Hi"}]},
+    "/api/chat": {"model": "m", "messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}, {"role": "tool", "content": "x", "tool_name": "f"}],
+        "options": {"num_predict": 3, "temperature": 0.5, "stop": ["x"]}, "format": "json", "stream": False, "think": False, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]},
+    "/api/generate": {"model": "m", "prompt": "Hi", "system": "S", "raw": False, "stream": False, "options": {"num_predict": 3}}, "/api/show": {"model": "m"},
     "/tokenize": {"content": "abc", "parse_special": True, "add_special": False}, "/detokenize": {"tokens": [1, 2, 300]}, "/v1/embeddings": {"input": "x"},
 }
 PATHS = list(GOOD)
