@@ -10,6 +10,7 @@ static HEAP: kernels::heap::CountingAllocator = kernels::heap::CountingAllocator
 
 fn main() -> ExitCode {
     outlive_file_limit();
+    enable_escape_sequences();
     if let Some(program) = kimi::runtime::template_worker::this_program() {
         kimi::runtime::template_worker::register(program);
     }
@@ -33,6 +34,12 @@ fn outlive_file_limit() {
     #[cfg(unix)]
     // Without the handler the signal ends the process, as it does by default.
     let _ = signal_hook::flag::register(signal_hook::consts::SIGXFSZ, Default::default());
+}
+
+/// Makes consoles of Windows interpret the escape sequences of progress lines; other terminals do so already.
+fn enable_escape_sequences() {
+    #[cfg(windows)]
+    let _ = anstyle_query::windows::enable_ansi_colors();
 }
 
 /// Returns whether the reader closed the pipe (`kimi inspect ... | head`), which is not an error.

@@ -1,14 +1,18 @@
-//! Counts heap allocations by thread, and returns freed memory to the operating system.
+//! Counts and limits heap allocations by thread, and returns freed memory to the operating system.
 //!
-//! A program that installs [`CountingAllocator`] as its global allocator can measure what a computation retains ([`measure`]).
+//! A program that installs [`CountingAllocator`] as its global allocator can measure what a computation retains ([`measure`])
+//! and bound what a thread holds ([`limit_thread`]).
 //! Memory that glibc keeps after `free` stays resident until [`trim`] or [`limit_arenas`] bounds it.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::ptr::null_mut;
 
 thread_local! {
     /// Bytes that this thread has allocated less those that it has freed.
     static NET: Cell<isize> = const { Cell::new(0) };
+    /// The value of [`NET`] above which allocations of this thread fail.
+    static LIMIT: Cell<isize> = const { Cell::new(isize::MAX) };
 }
 
 /// The system's allocator, with a counter per thread.
@@ -18,10 +22,18 @@ fn count(bytes: isize) {
     NET.with(|net| net.set(net.get().wrapping_add(bytes)));
 }
 
-// SAFETY: every call is passed on to the system's allocator unchanged; the counter is a plain thread-local cell without
-// destructor, whose access neither allocates nor unwinds. Sizes of a layout fit isize.
+fn fits(bytes: isize) -> bool {
+    NET.with(Cell::get).saturating_add(bytes) <= LIMIT.with(Cell::get)
+}
+
+// SAFETY: every call is passed on to the system's allocator unchanged, or fails with a null pointer, which the trait allows.
+// The counter and the limit are plain thread-local cells without destructor, whose access neither allocates nor unwinds.
+// Sizes of a layout fit isize.
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        if !fits(layout.size() as isize) {
+            return null_mut();
+        }
         // SAFETY: the caller's layout is valid, as System requires.
         let block = unsafe { System.alloc(layout) };
         if !block.is_null() {
@@ -31,6 +43,9 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        if !fits(layout.size() as isize) {
+            return null_mut();
+        }
         // SAFETY: the caller's layout is valid, as System requires.
         let block = unsafe { System.alloc_zeroed(layout) };
         if !block.is_null() {
@@ -46,6 +61,9 @@ unsafe impl GlobalAlloc for CountingAllocator {
     }
 
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        if !fits(size as isize - layout.size() as isize) {
+            return null_mut();
+        }
         // SAFETY: the block came from System with this layout; the caller checked the new size.
         let moved = unsafe { System.realloc(block, layout, size) };
         if !moved.is_null() {
@@ -61,6 +79,13 @@ pub fn measure<T>(work: impl FnOnce() -> T) -> (T, isize) {
     let before = NET.with(Cell::get);
     let result = work();
     (result, NET.with(Cell::get).wrapping_sub(before))
+}
+
+/// Makes allocations of this thread fail where it would hold more than `bytes` beyond what it holds now; without effect
+/// where [`Counting`] is not the global allocator.
+pub fn limit_thread(bytes: u64) {
+    let held = NET.with(Cell::get);
+    LIMIT.with(|limit| limit.set(held.saturating_add(isize::try_from(bytes).unwrap_or(isize::MAX))));
 }
 
 /// Limits the process to `n` arenas, those in use included; a no-op with other allocators.

@@ -20,17 +20,20 @@ pub fn open(path: &Path) -> Result<File, Error> {
 
 /// Options that neither block nor acquire a controlling terminal. With `follow` false, opening fails if the last component
 /// of the path is a symbolic link.
+#[cfg(unix)]
 fn options(follow: bool) -> OpenOptions {
+    use rustix::fs::OFlags;
+    let last = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | last;
     let mut options = OpenOptions::new();
-    #[cfg(unix)]
-    {
-        use rustix::fs::OFlags;
-        let last = if follow { OFlags::empty() } else { OFlags::NOFOLLOW };
-        let flags = OFlags::NONBLOCK | OFlags::NOCTTY | last;
-        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags.bits() as i32);
-    }
-    let _ = follow;
+    std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags.bits() as i32);
     options
+}
+
+/// Opening never blocks on Windows; [`open_own`] itself refuses symbolic links.
+#[cfg(not(unix))]
+fn options(_follow: bool) -> OpenOptions {
+    OpenOptions::new()
 }
 
 /// Opens a file of a previous run, or creates it. Symbolic links are not followed. A file that is world-writable, has
@@ -43,10 +46,12 @@ pub fn open_own(path: &Path) -> Result<File, Error> {
         let mut options = options(false);
         options.read(true).write(true).create(!new).create_new(new).truncate(false).open(path)
     };
-    let file = open(false).map_err(|e| {
-        let link = std::fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
-        if link { not_regular(path, "a symbolic link") } else { Error::io(path)(e) }
-    })?;
+    let is_link = || std::fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink());
+    if cfg!(not(unix)) && is_link() {
+        return Err(not_regular(path, "a symbolic link"));
+    }
+    let file = open(false)
+        .map_err(|e| if is_link() { not_regular(path, "a symbolic link") } else { Error::io(path)(e) })?;
     let about = file.metadata().map_err(Error::io(path))?;
     regular(path, &about)?;
     if is_own(&about) {

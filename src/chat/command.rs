@@ -1,5 +1,7 @@
 //! The commands of the chat: parser, help and completion, for both interfaces.
 
+use crate::io::user_dirs;
+
 /// A parsed command with its argument.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum SlashCommand {
@@ -160,8 +162,8 @@ fn paths(prefix: &str) -> Vec<String> {
 
 /// Expands a leading `~/` to the home directory.
 pub fn expand(path: &str) -> std::path::PathBuf {
-    let home = path.strip_prefix("~/").zip(std::env::var_os("HOME"));
-    home.map_or_else(|| path.into(), |(rest, home)| std::path::Path::new(&home).join(rest))
+    let home = path.strip_prefix("~/").zip(user_dirs::home());
+    home.map_or_else(|| path.into(), |(rest, home)| home.join(rest))
 }
 
 #[cfg(test)]

@@ -2,9 +2,9 @@
 //!
 //! It knows no keys; `app/keys.rs` binds them.
 
-use super::store::{restrict_to_user, xdg};
+use super::store::restrict_to_user;
 use crate::io::output::printable;
-use crate::io::private_file;
+use crate::io::{private_file, user_dirs};
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -255,9 +255,9 @@ pub struct History {
 }
 
 impl History {
-    /// `$XDG_STATE_HOME/kimi/messages`, by default under `~/.local/state`.
+    /// The file `messages` in [`user_dirs::state`].
     pub fn for_user() -> Self {
-        History { path: xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("kimi/messages")) }
+        History { path: user_dirs::state().map(|dir| dir.join("messages")) }
     }
 
     /// Reads the newest 1,000 messages.

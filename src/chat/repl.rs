@@ -3,14 +3,14 @@
 
 use super::chat_session::{Action, ChatSession, EDIT_CANCELLED, EMPTY_REPLY, Restored, finish_note};
 use super::command::{self, SlashCommand, parse};
-use super::store::{excerpt, restrict_to_user, xdg};
+use super::store::{excerpt, restrict_to_user};
 use super::terminal::edit;
 use super::worker::{ChatWorker, WorkerCommand, WorkerEvent};
 use crate::generation::reply_parser::{REASONING_TAGS, ReplyEvent};
 use crate::io::errors::one_line;
 use crate::io::output::{Output, is_printable, printable, tell};
-use crate::io::private_file;
 use crate::io::units::{counted, grouped};
+use crate::io::{private_file, user_dirs};
 use anyhow::{Context as _, Result, bail};
 use rustyline::completion::{Completer, Pair};
 use rustyline::error::ReadlineError;
@@ -61,7 +61,7 @@ impl Repl {
         let mut editor: Editor<Lines, FileHistory> = Editor::with_config(config)?;
         editor.set_helper(Some(Lines));
         editor.bind_sequence(rustyline::KeyEvent::alt('\r'), rustyline::Cmd::Newline);
-        let history = xdg("XDG_STATE_HOME", ".local/state").map(|dir| dir.join("kimi/history"));
+        let history = user_dirs::state().map(|dir| dir.join("history"));
         if let Some(path) = &history {
             // A missing history file is no error.
             let _ = restrict_to_user(path, || private_file::open(path)).map(|_| editor.load_history(path));

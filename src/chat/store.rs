@@ -5,8 +5,8 @@
 
 use crate::client::PromptMessage;
 use crate::generation::reply_parser::{join_reasoning, split_reasoning};
-use crate::io::private_file;
 use crate::io::units::counted;
+use crate::io::{private_file, user_dirs};
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
@@ -184,10 +184,9 @@ impl ChatStore {
         ChatStore { dir: Some(dir), seen: HashMap::new() }
     }
 
-    /// The user's store: `$XDG_DATA_HOME/kimi/chats`, by default under `~/.local/share`.
+    /// The user's store: the directory `chats` in [`user_dirs::data`].
     pub fn for_user() -> Self {
-        let data = xdg("XDG_DATA_HOME", ".local/share");
-        data.map_or_else(ChatStore::default, |data| ChatStore::new(data.join("kimi/chats")))
+        user_dirs::data().map_or_else(ChatStore::default, |data| ChatStore::new(data.join("chats")))
     }
 
     fn dir(&self) -> Result<&Path> {
@@ -301,6 +300,8 @@ pub fn restrict_to_user<T>(path: &Path, make: impl FnOnce() -> std::io::Result<T
             std::fs::set_permissions(path, PermissionsExt::from_mode(metadata.permissions().mode() & 0o700))?;
         }
     }
+    #[cfg(not(unix))]
+    let _ = path;
     make()
 }
 
@@ -308,12 +309,6 @@ fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     hasher.write(bytes);
     hasher.finish()
-}
-
-/// The absolute path in an environment variable, else `default` in the home directory; None without a home directory.
-pub fn xdg(variable: &str, default: &str) -> Option<PathBuf> {
-    let set = std::env::var_os(variable).map(PathBuf::from).filter(|p| p.is_absolute());
-    set.or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(default)))
 }
 
 #[cfg(test)]

@@ -13,7 +13,6 @@ use crossterm::clipboard::CopyToClipboard;
 use crossterm::event::{
     self, DisableBracketedPaste, EnableBracketedPaste, Event as Input, KeyEventKind, MouseEventKind,
 };
-use crossterm::style::Print;
 use crossterm::terminal::{
     BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, SetTitle,
     disable_raw_mode, enable_raw_mode,
@@ -21,9 +20,7 @@ use crossterm::terminal::{
 use crossterm::{cursor, execute};
 use ratatui::Terminal;
 use ratatui::backend::CrosstermBackend;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
-use std::io::{Stdout, Write, stdout};
+use std::io::{self, Stdout, Write, stdout};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,14 +34,14 @@ const IDLE: Duration = Duration::from_millis(250);
 /// Time between two saves of a growing reply, and two measurements of memory.
 const SAVE: Duration = Duration::from_secs(2);
 /// Time to finish a step and save the chat after a signal.
+#[cfg(unix)]
 const GRACE: Duration = Duration::from_secs(10);
 /// Error message when the worker thread has ended.
 const ENGINE_STOPPED: &str = "the engine stopped; the chat is saved";
 /// Rows to scroll per step of the mouse wheel.
 const ROWS_PER_STEP: isize = 3;
-/// Reports buttons and the wheel with SGR coordinates, but no movements, which would flood the loop.
-const MOUSE_ON: &str = "\x1b[?1000h\x1b[?1006h";
-const MOUSE_OFF: &str = "\x1b[?1006l\x1b[?1000l";
+/// The editor where neither `$VISUAL` nor `$EDITOR` is set.
+const EDITOR: &str = if cfg!(windows) { "notepad" } else { "vi" };
 
 /// The terminal in raw mode, on its alternate screen.
 struct Screen {
@@ -90,20 +87,30 @@ fn enter(mouse: bool) -> Result<()> {
     enable_raw_mode()?;
     execute!(stdout(), EnterAlternateScreen, EnableBracketedPaste, SetTitle("kimi"))?;
     if mouse {
-        execute!(stdout(), Print(MOUSE_ON))?;
+        report_mouse(true)?;
     }
     Ok(())
 }
 
+/// Turns reports of buttons and the wheel on or off, with SGR coordinates and without movements, which would flood the loop.
+#[cfg(unix)]
+fn report_mouse(on: bool) -> io::Result<()> {
+    let modes = if on { "\x1b[?1000h\x1b[?1006h" } else { "\x1b[?1006l\x1b[?1000l" };
+    execute!(stdout(), crossterm::style::Print(modes))
+}
+
+/// Turns mouse events of the console on or off.
+#[cfg(windows)]
+fn report_mouse(on: bool) -> io::Result<()> {
+    use crossterm::event::{DisableMouseCapture, EnableMouseCapture};
+    if on { execute!(stdout(), EnableMouseCapture) } else { execute!(stdout(), DisableMouseCapture) }
+}
+
 /// Restores the terminal. Errors are ignored, as nothing can handle them.
 fn leave() {
-    let _ = execute!(
-        stdout(),
-        EndSynchronizedUpdate,
-        Print(MOUSE_OFF),
-        DisableBracketedPaste,
-        LeaveAlternateScreen
-    );
+    let _ = execute!(stdout(), EndSynchronizedUpdate);
+    let _ = report_mouse(false);
+    let _ = execute!(stdout(), DisableBracketedPaste, LeaveAlternateScreen);
     let _ = execute!(stdout(), cursor::Show);
     let _ = disable_raw_mode();
 }
@@ -126,8 +133,10 @@ pub fn run(mut app: ChatApp, worker: ChatWorker) -> Result<()> {
 
 /// Ends the event loop on a signal. The process exits after [`GRACE`] in any case: crossterm polls a closed terminal
 /// forever, and the chat is already on disk.
+#[cfg(unix)]
 fn exit_on_signals(exit: Arc<AtomicBool>) -> Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP])?;
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    let mut signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT, SIGHUP])?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             exit.store(true, Ordering::Relaxed);
@@ -135,6 +144,14 @@ fn exit_on_signals(exit: Arc<AtomicBool>) -> Result<()> {
             std::process::exit(1);
         }
     });
+    Ok(())
+}
+
+/// Ends the event loop on Ctrl-Break. In raw mode Ctrl-C is a key. A closed window ends the process; the chat is already on
+/// disk.
+#[cfg(windows)]
+fn exit_on_signals(exit: Arc<AtomicBool>) -> Result<()> {
+    ctrlc::set_handler(move || exit.store(true, Ordering::Relaxed))?;
     Ok(())
 }
 
@@ -216,7 +233,7 @@ fn perform(
         }
         Effect::Stop => worker.stop.store(true, Ordering::Relaxed),
         Effect::Copy(text) => execute!(stdout(), CopyToClipboard::to_clipboard_from(text))?,
-        Effect::Mouse(on) => execute!(stdout(), Print(if on { MOUSE_ON } else { MOUSE_OFF }))?,
+        Effect::Mouse(on) => report_mouse(on)?,
         Effect::Editor(text) => {
             return Ok(Some(AppEvent::Edited(screen.suspend(app.mouse, || edit(&text))?)));
         }
@@ -226,14 +243,14 @@ fn perform(
     Ok(None)
 }
 
-/// Edits a text in `$VISUAL`, `$EDITOR` or `vi` and returns the result.
+/// Edits a text in `$VISUAL`, `$EDITOR` or [`EDITOR`] and returns the result.
 pub fn edit(text: &str) -> Result<String> {
     let named = |name: &str| std::env::var(name).ok().filter(|v| !v.trim().is_empty());
-    let editor = named("VISUAL").or_else(|| named("EDITOR")).unwrap_or("vi".into());
+    let editor = named("VISUAL").or_else(|| named("EDITOR")).unwrap_or(EDITOR.into());
     let mut file = tempfile::Builder::new().prefix("kimi-").suffix(".md").tempfile()?;
     file.write_all(text.as_bytes())?;
     let mut words = editor.split_whitespace();
-    let program = words.next().unwrap_or("vi");
+    let program = words.next().unwrap_or(EDITOR);
     let status = Command::new(program).args(words).arg(file.path()).status();
     let status = status.with_context(|| format!("cannot start the editor {editor}"))?;
     if !status.success() {

@@ -13,3 +13,4 @@ pub(crate) mod progress;
 pub(crate) mod prompt;
 pub(crate) mod text;
 pub(crate) mod units;
+pub(crate) mod user_dirs;

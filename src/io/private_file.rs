@@ -1,7 +1,7 @@
 //! Opens files and directories that are private to this user. Rejects symbolic links, files that are not regular, and files
 //! that another user owns or can write. Used by the prefix cache and the chat.
 //!
-//! On systems other than Unix only the access rules of the directory apply.
+//! On Windows only links and the access rules of the directory protect files: modes and owners are not checked.
 
 use std::fs::{DirBuilder, File, Metadata, OpenOptions};
 use std::io::{Error, ErrorKind, Result};
@@ -16,6 +16,7 @@ const OTHERS_WRITE: u32 = 0o022;
 /// # Errors
 /// `InvalidData` for a symbolic link, anything but a regular file, a foreign owner, or a mode that lets others write.
 pub fn open(path: &Path) -> Result<File> {
+    refuse_link(path)?;
     checked(OpenOptions::new().read(true), path)
 }
 
@@ -24,6 +25,7 @@ pub fn open(path: &Path) -> Result<File> {
 /// # Errors
 /// As [`open`].
 pub fn open_append(path: &Path) -> Result<File> {
+    refuse_link(path)?;
     checked(OpenOptions::new().read(true).append(true), path)
 }
 
@@ -32,6 +34,7 @@ pub fn open_append(path: &Path) -> Result<File> {
 /// # Errors
 /// As [`open`].
 pub fn open_or_create(path: &Path) -> Result<File> {
+    refuse_link(path)?;
     checked(OpenOptions::new().read(true).append(true).create(true), path)
 }
 
@@ -114,6 +117,15 @@ fn checked(options: &mut OpenOptions, path: &Path) -> Result<File> {
         return Err(bad(&format!("mode {mode:04o}")));
     }
     Ok(file)
+}
+
+/// Refuses a symbolic link where opening follows it; on Unix a flag of [`checked`] prevents that.
+fn refuse_link(path: &Path) -> Result<()> {
+    let follows = cfg!(not(unix));
+    if follows && std::fs::symlink_metadata(path).is_ok_and(|about| about.is_symlink()) {
+        return Err(bad("a symbolic link"));
+    }
+    Ok(())
 }
 
 /// Whether opening failed because the path is a symbolic link.

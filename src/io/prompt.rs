@@ -5,8 +5,6 @@ use crate::io::text::{self, MAX_BYTES};
 use anyhow::{Context as _, Result, bail};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, IsTerminal};
-use std::os::fd::AsFd;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Duration;
@@ -79,11 +77,7 @@ const PIPE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The text of a pipe or file on standard input. Terminals, sockets and devices are ignored.
 fn piped() -> Result<String> {
-    let input = File::from(io::stdin().as_fd().try_clone_to_owned().context(INPUT)?);
-    let kind = input.metadata().context(INPUT)?.file_type();
-    if !kind.is_fifo() && !kind.is_file() {
-        return Ok(String::new());
-    }
+    let Some(input) = pipe_or_file().context(INPUT)? else { return Ok(String::new()) };
     let (first_data, is_ready) = sync_channel(1);
     let reader = std::thread::spawn(move || {
         let mut input = BufReader::new(input);
@@ -97,6 +91,26 @@ fn piped() -> Result<String> {
         return Ok(String::new());
     }
     reader.join().map_err(|_| anyhow::anyhow!("{INPUT}: the reader thread panicked"))?
+}
+
+/// A second handle of standard input if it is a pipe or a file.
+#[cfg(unix)]
+fn pipe_or_file() -> io::Result<Option<File>> {
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileTypeExt;
+    let input = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let kind = input.metadata()?.file_type();
+    Ok((kind.is_fifo() || kind.is_file()).then_some(input))
+}
+
+/// A second handle of standard input unless it is a console. The null device and a closed pipe end at once.
+#[cfg(windows)]
+fn pipe_or_file() -> io::Result<Option<File>> {
+    use std::os::windows::io::AsHandle;
+    if io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    Ok(Some(File::from(io::stdin().as_handle().try_clone_to_owned()?)))
 }
 
 /// Rejects an empty prompt, as a failed command before a pipe leaves it.

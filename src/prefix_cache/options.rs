@@ -6,8 +6,8 @@ use super::disk_index::Folder;
 use super::fingerprint::Fingerprint;
 use super::key::{CacheKey, PromptLayout};
 use super::state_dtype::StateType;
-use crate::io::host_memory;
 use crate::io::log::Log;
+use crate::io::{host_memory, user_dirs};
 use anyhow::{Context as _, Result};
 use kernels::backend::Backend;
 use models::gguf::read::Gguf;
@@ -81,8 +81,6 @@ impl StoreOptions {
 
     /// Returns the cache directory; `None` without a home directory.
     fn dir(&self) -> Option<PathBuf> {
-        let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|dir| dir.is_absolute());
-        let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
-        self.cache_dir.clone().or_else(|| Some(cache.or_else(home)?.join("kimi")))
+        self.cache_dir.clone().or_else(user_dirs::cache)
     }
 }

@@ -42,12 +42,23 @@ const MAX_CONNECTIONS: u64 = 4096;
 
 /// Raises the soft limit on open files to the hard one, and returns how many connections fit in it.
 pub fn connection_limit() -> usize {
+    let files = raise_open_file_limit();
+    files.saturating_sub(RESERVED_DESCRIPTORS).clamp(8, MAX_CONNECTIONS) as usize
+}
+
+#[cfg(unix)]
+fn raise_open_file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let now = getrlimit(Resource::Nofile);
     // Fails if the hard limit exceeds the system's; the soft limit then stays.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum });
-    let files = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    files.saturating_sub(RESERVED_DESCRIPTORS).clamp(8, MAX_CONNECTIONS) as usize
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
+}
+
+/// Windows limits open sockets by memory alone.
+#[cfg(not(unix))]
+fn raise_open_file_limit() -> u64 {
+    u64::MAX
 }
 
 /// Serves until `ending` becomes true; then finishes the responses in progress and returns.

@@ -29,6 +29,7 @@ mod reply;
 mod responses;
 mod routes;
 mod server;
+mod signals;
 mod sse;
 mod tenant;
 mod tokenize;

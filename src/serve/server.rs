@@ -4,6 +4,7 @@ use super::app::{App, Ready, ServeOptions, unix_seconds};
 use super::host_check::{HostPolicy, host_name};
 use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
+use super::signals::ShutdownSignals;
 use crate::args::{EngineArgs, at_least_one};
 use crate::generation::sample::Sampling;
 use crate::io::host_memory;
@@ -19,7 +20,6 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 
 /// Heap arenas of the process: freed memory stays resident in each until the heap is trimmed, which happens after grammars.
@@ -201,7 +201,7 @@ async fn bind(args: &ServeArgs, options: &mut ServeOptions) -> Result<TcpListene
 async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result<()> {
     let (closing, ending) = watch::channel(false);
     let server = tokio::spawn(listen(listener, app.clone(), ending));
-    let mut signals = Signals::new()?;
+    let mut signals = ShutdownSignals::new()?;
     let (loading, hosted) = (app.clone(), args.clone());
     let thread = tokio::select! {
         thread = tokio::task::spawn_blocking(move || load(&loading, &hosted)) => thread??,
@@ -224,23 +224,6 @@ async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result
     // Idle keep-alive connections do not delay the shutdown for longer.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
     thread.join().map_err(|_| anyhow::anyhow!("the model thread panicked"))
-}
-
-/// Waits for SIGINT and SIGTERM.
-struct Signals([Signal; 2]);
-
-impl Signals {
-    fn new() -> Result<Self> {
-        Ok(Signals([signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?]))
-    }
-
-    async fn next(&mut self) {
-        let [a, b] = &mut self.0;
-        tokio::select! {
-            _ = a.recv() => {}
-            _ = b.recv() => {}
-        }
-    }
 }
 
 fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {

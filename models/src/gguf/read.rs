@@ -63,6 +63,19 @@ pub struct Contents {
 #[derive(Clone, Debug)]
 struct Mapping(Arc<memmap2::Mmap>);
 
+impl Mapping {
+    #[cfg(unix)]
+    fn lock(&self) -> std::io::Result<()> {
+        self.0.lock()
+    }
+
+    /// Windows locks no more than a process's working set, which is far smaller than a model.
+    #[cfg(not(unix))]
+    fn lock(&self) -> std::io::Result<()> {
+        Err(std::io::Error::new(std::io::ErrorKind::Unsupported, "this system cannot lock a model in memory"))
+    }
+}
+
 impl AsRef<[u8]> for Mapping {
     fn as_ref(&self) -> &[u8] {
         &self.0
@@ -193,14 +206,9 @@ impl Gguf {
     /// Reads the complete file and locks it in memory.
     ///
     /// # Errors
-    /// The limit of locked memory (`ulimit -l`) or the memory itself is too small.
+    /// The limit of locked memory (`ulimit -l`) or the memory itself is too small; `Unsupported` on Windows.
     pub fn lock(&self) -> std::io::Result<()> {
-        #[cfg(unix)]
-        self.parts
-            .iter()
-            .filter_map(|part| part.mapping.as_ref())
-            .try_for_each(|mapping| mapping.0.lock())?;
-        Ok(())
+        self.parts.iter().filter_map(|part| part.mapping.as_ref()).try_for_each(Mapping::lock)
     }
 
     /// Checks, by one `fstat` per part, that no part was truncated or written since it was opened. A file that replaced a

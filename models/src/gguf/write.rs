@@ -313,8 +313,20 @@ impl Writer {
         }
         std::fs::rename(&self.part, &self.path).map_err(Error::io(&self.path))?;
         let folder = self.path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        File::open(folder).and_then(|f| f.sync_all()).map_err(Error::io(folder))
+        sync_directory(folder).map_err(Error::io(folder))
     }
+}
+
+/// Writes a directory's entries to disk.
+#[cfg(unix)]
+fn sync_directory(path: &Path) -> std::io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Windows cannot open a directory as a file; NTFS journals renames itself.
+#[cfg(not(unix))]
+fn sync_directory(_: &Path) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// XXH3 of all bytes of a reader.

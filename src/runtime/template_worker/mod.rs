@@ -12,6 +12,7 @@
 //! thread past its deadline keeps running. Next: [`pool`].
 
 pub(crate) mod frame;
+mod pipes;
 pub mod pool;
 pub(crate) mod thread;
 pub(crate) mod worker;

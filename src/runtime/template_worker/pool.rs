@@ -1,16 +1,13 @@
 //! A pool of template workers: a rendering takes an idle worker or starts one, and waits for its reply up to the
 //! deadline. Next: [`super::worker`] (the process).
 
+use super::pipes::{Broken, WorkerPipes};
 use super::worker::CPU_SECONDS;
 use super::{DEADLINE, exceeded, frame};
 use models::template::{Budget, Failure, RenderJob, Sandbox};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::io::{Errno, ioctl_fionbio};
-use std::io::{self, ErrorKind, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::process::CommandExt;
+use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -107,79 +104,36 @@ impl Sandbox for Pool {
 /// A worker process and its pipes.
 struct Worker {
     child: Child,
-    input: ChildStdin,
-    output: ChildStdout,
+    pipes: WorkerPipes,
     /// The total time spent on requests.
     busy: Duration,
 }
 
-/// The reasons for a missing reply.
-enum Broken {
-    Ended,
-    Late,
-    TooLong,
-    Io(io::Error),
-}
-
-impl From<io::Error> for Broken {
-    fn from(e: io::Error) -> Self {
-        if e.kind() == ErrorKind::BrokenPipe { Broken::Ended } else { Broken::Io(e) }
-    }
-}
-
 impl Worker {
     fn start(program: &Path) -> io::Result<Worker> {
-        let mut command = Command::new(program);
-        // The worker has its own process group, so that Ctrl-C reaches only the program.
-        command.arg0("kimi").arg("template-worker").process_group(0);
+        let mut command = detached(program);
+        command.arg("template-worker");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn()?;
         let pipes = child.stdin.take().zip(child.stdout.take());
         let (input, output) = pipes.ok_or(ErrorKind::BrokenPipe)?;
-        ioctl_fionbio(&input, true)?;
-        ioctl_fionbio(&output, true)?;
-        Ok(Worker { child, input, output, busy: Duration::ZERO })
+        Ok(Worker { child, pipes: WorkerPipes::new(input, output)?, busy: Duration::ZERO })
     }
 
     fn call(&mut self, request: &[u8], max_reply: usize, deadline: Instant) -> Result<Vec<u8>, Broken> {
         let start = Instant::now();
-        self.send(&frame::head(request), deadline)?;
-        self.send(request, deadline)?;
+        self.pipes.send(&frame::head(request), deadline)?;
+        self.pipes.send(request, deadline)?;
         let mut length = [0; frame::HEAD];
-        self.receive(&mut length, deadline)?;
+        self.pipes.receive(&mut length, deadline)?;
         let length = usize::try_from(u64::from_le_bytes(length)).unwrap_or(usize::MAX);
         if length > max_reply {
             return Err(Broken::TooLong);
         }
         let mut reply = vec![0; length];
-        self.receive(&mut reply, deadline)?;
+        self.pipes.receive(&mut reply, deadline)?;
         self.busy += start.elapsed();
         Ok(reply)
-    }
-
-    fn send(&mut self, mut bytes: &[u8], deadline: Instant) -> Result<(), Broken> {
-        while !bytes.is_empty() {
-            match self.input.write(bytes) {
-                Ok(written) => bytes = &bytes[written..],
-                Err(e) if e.kind() == ErrorKind::WouldBlock => wait(&self.input, PollFlags::OUT, deadline)?,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
-    }
-
-    fn receive(&mut self, mut bytes: &mut [u8], deadline: Instant) -> Result<(), Broken> {
-        while !bytes.is_empty() {
-            match self.output.read(bytes) {
-                Ok(0) => return Err(Broken::Ended),
-                Ok(read) => bytes = &mut bytes[read..],
-                Err(e) if e.kind() == ErrorKind::WouldBlock => wait(&self.output, PollFlags::IN, deadline)?,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
-                Err(e) => return Err(e.into()),
-            }
-        }
-        Ok(())
     }
 
     /// Returns the cause of the exit, from standard error and the exit status.
@@ -205,15 +159,24 @@ impl Worker {
     }
 }
 
-/// Waits until a pipe is ready.
-fn wait(pipe: &impl AsFd, ready: PollFlags, deadline: Instant) -> Result<(), Broken> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    let left = Timespec::try_from(left).map_err(|_| Broken::Late)?;
-    match poll(&mut [PollFd::new(pipe, ready)], Some(&left)) {
-        Ok(0) => Err(Broken::Late),
-        Ok(_) | Err(Errno::INTR) => Ok(()),
-        Err(e) => Err(Broken::Io(e.into())),
-    }
+/// Returns the command in a process group of its own, so that Ctrl-C reaches only this program.
+#[cfg(unix)]
+fn detached(program: &Path) -> Command {
+    use std::os::unix::process::CommandExt;
+    let mut command = Command::new(program);
+    command.arg0("kimi").process_group(0);
+    command
+}
+
+/// Returns the command in a process group of its own, so that Ctrl-C reaches only this program, and without a window.
+#[cfg(windows)]
+fn detached(program: &Path) -> Command {
+    use std::os::windows::process::CommandExt;
+    const CREATE_NEW_PROCESS_GROUP: u32 = 0x200;
+    const CREATE_NO_WINDOW: u32 = 0x0800_0000;
+    let mut command = Command::new(program);
+    command.creation_flags(CREATE_NEW_PROCESS_GROUP | CREATE_NO_WINDOW);
+    command
 }
 
 impl Drop for Worker {

@@ -2,8 +2,11 @@
 //! command.
 
 use super::{DEADLINE, HEAP_BYTES, STACK_BYTES, frame};
-use anyhow::{Context as _, Result, anyhow};
+#[cfg(unix)]
+use anyhow::Context as _;
+use anyhow::{Result, anyhow};
 use models::template::{Budget, CompiledTemplate, Failure, RenderJob};
+#[cfg(unix)]
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{io, panic, thread};
 
@@ -12,6 +15,7 @@ use std::{io, panic, thread};
 pub(super) const CPU_SECONDS: u64 = 20 * DEADLINE.as_secs();
 
 /// Address space beside heap and stack: the executable, libraries, allocator reserves.
+#[cfg(unix)]
 const MAPPED_BYTES: u64 = 4 << 30;
 
 /// Serves requests until the end of standard input.
@@ -21,13 +25,16 @@ pub fn run() -> Result<()> {
     panic::set_hook(Box::new(|_| ()));
     limit_process()?;
     let serve = || {
-        limit(Resource::Nproc, 0)?;
+        forbid_processes()?;
+        kernels::heap::limit_thread(HEAP_BYTES);
         serve()
     };
     let thread = thread::Builder::new().name("template".into()).stack_size(STACK_BYTES).spawn(serve)?;
     thread.join().map_err(|_| anyhow!("template-worker: a panic outside a rendering"))?
 }
 
+/// Limits memory, CPU time, files and core dumps of this process.
+#[cfg(unix)]
 fn limit_process() -> Result<()> {
     // If memory runs out, the kernel should kill this process before the one with the model.
     let _ = std::fs::write("/proc/self/oom_score_adj", "1000");
@@ -40,7 +47,24 @@ fn limit_process() -> Result<()> {
     limit(Resource::As, memory + MAPPED_BYTES)
 }
 
+#[cfg(unix)]
+fn forbid_processes() -> Result<()> {
+    limit(Resource::Nproc, 0)
+}
+
+/// Windows has no such limits. The heap limit of the thread, the engine's limit on steps and the parent's deadline remain.
+#[cfg(not(unix))]
+fn limit_process() -> Result<()> {
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn forbid_processes() -> Result<()> {
+    Ok(())
+}
+
 /// Lowers a hard limit; a lower limit stays.
+#[cfg(unix)]
 fn limit(resource: Resource, most: u64) -> Result<()> {
     let hard = getrlimit(resource).maximum.map_or(most, |hard| hard.min(most));
     let set = setrlimit(resource, Rlimit { current: Some(hard), maximum: Some(hard) });
