@@ -5,18 +5,12 @@
 
 use super::IntegerDot;
 use super::block_dot::BlockDot;
-use crate::quant::block::{Block, Tile};
+use crate::quant::block::{Block, Gemm, Tile};
 use crate::simd::{Isa, PanelSimd};
 use std::ops::Range;
 
 /// Tokens that share a decoded block.
 const TOKEN_BLOCK: usize = 64;
-
-/// The product of a format's rows with several tokens.
-pub(crate) trait Gemm<B: Block> {
-    /// Multiplies all rows with all tokens of the tile.
-    fn gemm<I: Isa>(isa: I, tile: &mut Tile<'_, B>);
-}
 
 impl<B: Block, D: BlockDot<B>> Gemm<B> for IntegerDot<D> {
     #[inline(always)]

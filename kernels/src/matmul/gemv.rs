@@ -6,7 +6,7 @@
 
 use super::IntegerDot;
 use super::block_dot::BlockDot;
-use crate::quant::block::{Block, Tile};
+use crate::quant::block::{Block, Gemv, Tile};
 use crate::simd::Isa;
 
 /// Prefetch distance in bytes: how far ahead of the current block rows are fetched.
@@ -16,12 +16,6 @@ const CHUNK_BLOCKS: usize = 128;
 
 /// Values of eight rows' blocks: of the first term, then of the second.
 type Terms = [[[f32; CHUNK_BLOCKS]; 8]; 2];
-
-/// The product of a format's rows with one token.
-pub(crate) trait Gemv<B: Block> {
-    /// Multiplies all rows with the tile's one token.
-    fn gemv<I: Isa>(isa: I, tile: &mut Tile<'_, B>);
-}
 
 impl<B: Block, D: BlockDot<B>> Gemv<B> for IntegerDot<D> {
     #[inline(always)]

@@ -1,6 +1,5 @@
 //! Defines what a format implements for one block, and the tile of rows and tokens that products work on.
 
-use crate::matmul::{gemm::Gemm, gemv::Gemv};
 use crate::simd::{Isa, Kernel};
 use bytemuck::Pod;
 use std::ops::Range;
@@ -36,6 +35,18 @@ pub(crate) trait Block: Pod {
             w.dequantize(isa, out);
         }
     }
+}
+
+/// The product of a format's rows with one token.
+pub(crate) trait Gemv<B: Block> {
+    /// Multiplies all rows with the tile's one token.
+    fn gemv<I: Isa>(isa: I, tile: &mut Tile<'_, B>);
+}
+
+/// The product of a format's rows with several tokens.
+pub(crate) trait Gemm<B: Block> {
+    /// Multiplies all rows with all tokens of the tile.
+    fn gemm<I: Isa>(isa: I, tile: &mut Tile<'_, B>);
 }
 
 /// Weight rows and activation rows to multiply.

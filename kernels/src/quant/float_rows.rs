@@ -3,8 +3,7 @@
 //! A sum has 32 partial sums per token, each in the order of the row, so that long rows lose little precision.
 
 use super::activation::F32Le;
-use super::block::{Block, Tile};
-use crate::matmul::{gemm::Gemm, gemv::Gemv};
+use super::block::{Block, Gemm, Gemv, Tile};
 use crate::simd::Isa;
 
 /// A format whose weights are floats, loaded eight at a time.
