@@ -2,7 +2,7 @@
 //! `main` over this library.
 //!
 //! Imports point down only: `cli`, then `commands`, `chat`, `ask` and `serve`, then `args`, `scheduler` and `client`, then
-//! `generation`, `runtime` and `prefix_cache`; `hub` stands beside them, and `io` is below all.
+//! `generation`, `runtime` and `prefix_cache`; `hub` is used by `commands`, and `io` is below all.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "the public items serve this package's binary and tests only")]
 

@@ -32,7 +32,6 @@ const MAX_ETAG: usize = 128;
 /// Idle connections that are kept open, one for each parallel range.
 const MAX_IDLE: usize = 32;
 
-/// Client of one hub.
 pub struct HubClient {
     agent: Agent,
     endpoint: String,

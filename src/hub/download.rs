@@ -20,7 +20,7 @@ const LOCK_POLL: Duration = Duration::from_millis(200);
 pub trait PullProgress: Sync {
     /// Called for bytes that an earlier run stored, and that count as done.
     fn resumed(&self, bytes: u64);
-    /// Called when bytes arrive.
+    /// Called when bytes of a file arrive.
     fn received(&self, bytes: u64);
     /// Called when bytes that arrived must be requested again.
     fn lost(&self, bytes: u64);
@@ -74,7 +74,7 @@ pub struct Download<'a> {
     pub client: &'a HubClient,
     pub cache: &'a RepoCache,
     pub commit: &'a str,
-    /// Parallel connections per file.
+    /// Number of parallel connections per file.
     pub connections: usize,
     pub progress: &'a dyn PullProgress,
 }

@@ -17,7 +17,7 @@ use std::thread;
 use ureq::Body;
 use ureq::http::Response;
 
-/// Bytes per range request.
+/// Bytes that are requested by one range request.
 const CHUNK: u64 = 8 << 20;
 /// Ranges per connection that may be requested beyond the end of the file.
 const AHEAD: u64 = 2;
@@ -29,7 +29,7 @@ const MAX_RENEWALS: u32 = 3;
 /// A remote file and the way to read it.
 pub struct Fetch<'a> {
     pub client: &'a HubClient,
-    /// `USER/REPO/FILE`, for messages.
+    /// The name in messages, as `USER/REPO/FILE`.
     pub name: &'a str,
     pub size: u64,
     pub connections: usize,

@@ -19,7 +19,7 @@ pub struct Pull<'a> {
     pub settings: &'a HubSettings,
     pub spec: &'a ModelSpec,
     pub listing: &'a RepoListing,
-    /// Parallel connections per file.
+    /// Number of parallel connections per file.
     pub connections: usize,
     pub progress: &'a dyn PullProgress,
 }

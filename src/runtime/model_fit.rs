@@ -28,7 +28,7 @@ pub struct FreeMemory {
     pub gpu: Option<u64>,
 }
 
-/// Where a model fits.
+/// The kind of memory that a model fits into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
     Ram,

@@ -33,7 +33,7 @@ pub struct Repo {
     pub architecture: Option<&'static str>,
 }
 
-/// What goes wrong.
+/// The faults that the server injects.
 #[derive(Default)]
 pub struct Faults {
     /// Requests that get status 429, and its `Retry-After`.
