@@ -4,7 +4,7 @@
 mod repository;
 
 use repository::{TextFile, text_files};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +26,35 @@ fn no_line(broken: impl Fn(&TextFile, &str) -> Option<String>) {
         }
     }
     assert!(all.is_empty(), "{}", all.join("\n"));
+}
+
+/// Names of types that several packages or backends define: each package's error, and what a backend makes of weights.
+const SHARED_TYPE_NAMES: [&str; 5] = ["Error", "Tensor", "Weight", "Cache", "Routed"];
+
+/// The name of the type that a line of code at the top level of a file defines.
+fn defined_type(line: &str) -> Option<&str> {
+    let mut words = line.split(|c: char| !c.is_alphanumeric() && c != '_').filter(|word| !word.is_empty());
+    let kind = words.find(|word| !["pub", "crate", "super"].contains(word))?;
+    let name = words.next()?;
+    let is_type = ["struct", "enum", "trait", "type", "union"].contains(&kind) && !line.starts_with(' ');
+    (is_type && name.starts_with(char::is_uppercase)).then_some(name)
+}
+
+#[test]
+fn a_type_name_is_defined_once() {
+    assert_eq!(defined_type("pub(crate) struct Gemm<B> {"), Some("Gemm"));
+    assert_eq!(defined_type("enum Device {"), Some("Device"));
+    assert_eq!(defined_type("    type Output = ();"), None);
+    assert_eq!(defined_type("use kernels::backend::Backend;"), None);
+    let mut places: HashMap<String, Vec<String>> = HashMap::new();
+    for source in sources() {
+        for name in source.text.lines().filter_map(defined_type) {
+            places.entry(name.to_owned()).or_default().push(source.path.clone());
+        }
+    }
+    assert!(places.len() > 500, "found only {} types", places.len());
+    places.retain(|name, places| places.len() > 1 && !SHARED_TYPE_NAMES.contains(&name.as_str()));
+    assert!(places.is_empty(), "{places:#?}");
 }
 
 fn code(line: &str) -> &str {

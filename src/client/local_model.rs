@@ -62,7 +62,7 @@ impl<'e> LocalModel<'e> {
         for id in &message.ids {
             stream.push(*id);
         }
-        let mut reply = ParsedReply::new(self.conversation.opens_reasoning());
+        let mut reply = SplitReply::new(self.conversation.opens_reasoning());
         reply.push(&stream.finish());
         reply.finish();
         Ok((&reply.reasoning, &reply.text) == (&message.reasoning, &message.text))
@@ -70,16 +70,16 @@ impl<'e> LocalModel<'e> {
 }
 
 /// The reply so far, with its reasoning separated.
-struct ParsedReply {
+struct SplitReply {
     parser: ReplyParser,
     reasoning: String,
     text: String,
 }
 
-impl ParsedReply {
+impl SplitReply {
     fn new(in_reasoning: bool) -> Self {
         let parser = ReplyParser::new(Vec::new(), true, in_reasoning);
-        ParsedReply { parser, reasoning: String::new(), text: String::new() }
+        SplitReply { parser, reasoning: String::new(), text: String::new() }
     }
 
     fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
@@ -138,7 +138,7 @@ impl ChatModel for LocalModel<'_> {
             ignore_end: false,
             constraint: request.constraint,
         };
-        let mut reply = ParsedReply::new(self.conversation.opens_reasoning());
+        let mut reply = SplitReply::new(self.conversation.opens_reasoning());
         let (mut ids, mut prefill_start, mut decode_start, mut rate) = (Vec::new(), None, None, 0.0);
         let mut stats = generate(&mut self.session, generation, &mut |event| match event {
             EngineEvent::Prefill { done, total, .. } => {

@@ -95,7 +95,7 @@ pub fn prepare_chat(
     let tools = tools::Plan::new(request, &app.notices)?;
     let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
     let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, cancelled)).transpose()?;
-    let ChatPrompt { tokens, snapshot_lengths, in_reasoning } =
+    let EncodedPrompt { tokens, snapshot_lengths, in_reasoning } =
         encode(app, request, &tools.declared, tenant)?;
     let has_reasoning = REASONING_TAGS.iter().any(|tag| ready.template().mentions(tag));
     let parser = ReplyParser::new(tools.names, has_reasoning, in_reasoning).constrained(tools.constrained);
@@ -110,7 +110,7 @@ pub fn prompt_len(app: &App, request: &mut ChatRequest, tenant: Tenant) -> Resul
 }
 
 /// The prompt of a conversation.
-struct ChatPrompt {
+struct EncodedPrompt {
     tokens: Vec<u32>,
     /// Lengths of the prompt at which to take snapshots.
     snapshot_lengths: Vec<usize>,
@@ -124,7 +124,7 @@ fn encode(
     request: &mut ChatRequest,
     tools: &[Value],
     tenant: Tenant,
-) -> Result<ChatPrompt, ApiError> {
+) -> Result<EncodedPrompt, ApiError> {
     let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
     let messages = messages(std::mem::take(&mut request.messages))?;
@@ -140,7 +140,7 @@ fn encode(
     };
     let snapshot_lengths =
         snapshot_lengths.into_iter().filter_map(|bytes| ids_before(&tokens, bytes, tokenizer)).collect();
-    Ok(ChatPrompt { tokens, snapshot_lengths, in_reasoning: opens_reasoning(rendered.text()) })
+    Ok(EncodedPrompt { tokens, snapshot_lengths, in_reasoning: opens_reasoning(rendered.text()) })
 }
 
 /// Returns the variables that the template uses, of those for reasoning and of the request's own.

@@ -88,7 +88,7 @@ pub fn respond(events: RequestEvents, mut encoder: impl StreamEncoder) -> Respon
     let mut out = Outbox::default();
     encoder.begin(&mut out);
     let headers = [(header::CONTENT_TYPE, encoder.content_type()), (header::CACHE_CONTROL, "no-cache")];
-    let state = EventStream { events: Some(events), encoder, out, last_sent: Instant::now() };
+    let state = ResponseStream { events: Some(events), encoder, out, last_sent: Instant::now() };
     let stream = stream::unfold(state, |mut state| async move {
         let event = state.next().await?;
         Some((Ok::<_, Infallible>(event), state))
@@ -96,7 +96,7 @@ pub fn respond(events: RequestEvents, mut encoder: impl StreamEncoder) -> Respon
     (headers, Body::from_stream(stream)).into_response()
 }
 
-struct EventStream<T> {
+struct ResponseStream<T> {
     /// None after the last event.
     events: Option<RequestEvents>,
     encoder: T,
@@ -104,7 +104,7 @@ struct EventStream<T> {
     last_sent: Instant,
 }
 
-impl<T: StreamEncoder> EventStream<T> {
+impl<T: StreamEncoder> ResponseStream<T> {
     async fn next(&mut self) -> Option<Bytes> {
         loop {
             if let Some(event) = self.out.0.pop_front() {

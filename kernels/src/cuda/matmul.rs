@@ -54,7 +54,7 @@ struct Product {
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
-struct Gemm {
+struct GemmArgs {
     planes: [Address; 3],
     y: Address,
     x: Input,
@@ -171,8 +171,20 @@ impl Cuda {
         let address = |of: fn(&Pairs) -> &DeviceBuffer| pairs.map_or(0, |p| of(p).at);
         let [order, starts, tiles] = [address(|p| &p.order), address(|p| &p.starts), address(|p| &p.tiles)];
         let (planes, y) = (w.planes, to.y);
-        let p =
-            Gemm { planes, y, x, pairs: order, starts, tiles, rows, cols, y_stride, groups, vectors, x_div };
+        let p = GemmArgs {
+            planes,
+            y,
+            x,
+            pairs: order,
+            starts,
+            tiles,
+            rows,
+            cols,
+            y_stride,
+            groups,
+            vectors,
+            x_div,
+        };
         let tiles = match pairs {
             Some(_) => shape.vectors / tile[1] + shape.groups,
             None => shape.groups * each.div_ceil(tile[1]),

@@ -106,7 +106,7 @@ fn response_format(format: OutputFormat) -> Result<ResponseFormat, ApiError> {
 }
 
 fn messages(request: &mut MessagesRequest, notices: &Notices) -> Result<Vec<ChatMessage>, ApiError> {
-    let mut conversion = Conversion::default();
+    let mut conversion = MessageConversion::default();
     if let Some(system) = request.system.take() {
         let text =
             joined(system).map_err(|(place, why)| ApiError::invalid(&format!("system{place}"), why))?;
@@ -144,12 +144,12 @@ type Fault = (String, String);
 
 /// The messages converted so far.
 #[derive(Default)]
-struct Conversion {
+struct MessageConversion {
     messages: Vec<ChatMessage>,
     ids: CallIds,
 }
 
-impl Conversion {
+impl MessageConversion {
     fn push_text(&mut self, role: Role, text: String) {
         self.messages.push(message(role, Some(text)));
     }

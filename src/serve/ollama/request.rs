@@ -14,7 +14,7 @@ const UNSUPPORTED_OPTIONS: [(&str, &[f64]); 3] =
 
 /// Converts the request for a chat.
 pub fn chat(request: &mut OllamaChatRequest) -> Result<ChatRequest, ApiError> {
-    let mut conversion = Conversion::default();
+    let mut conversion = OllamaConversion::default();
     for (i, message) in std::mem::take(&mut request.messages).into_iter().enumerate() {
         refuse_images(message.images.as_deref(), &format!("messages[{i}].images"))?;
         conversion.add(message);
@@ -128,14 +128,14 @@ fn message(role: Role, text: String) -> ChatMessage {
 
 /// The messages converted so far, with the calls that have no result yet: in this interface calls and results may have no ids.
 #[derive(Default)]
-struct Conversion {
+struct OllamaConversion {
     messages: Vec<ChatMessage>,
     calls: usize,
     /// Id and name of each.
     unanswered: VecDeque<(String, String)>,
 }
 
-impl Conversion {
+impl OllamaConversion {
     fn add(&mut self, input: OllamaMessage) {
         let OllamaMessage { role, content, thinking, tool_calls, tool_name, tool_call_id, .. } = input;
         let mut converted = message(role, content);
