@@ -127,8 +127,7 @@ impl<'a> PrefillProgress<'a> {
         } else if !self.quiet && done < self.total && (first || self.last_line.elapsed() > LINE_INTERVAL) {
             let (done, total) = (grouped(done), grouped(self.total));
             let percent = self.at * 100 / self.total.max(1);
-            let line = format!("prefill {percent}%: {done} of {total} tokens, {line}");
-            tell(&line);
+            tell(&format!("prefill {percent}%: {done} of {total} tokens, {line}"));
             self.last_line = Instant::now();
         }
         if done == self.total {

@@ -176,10 +176,13 @@ fn forward(
         return on_event(ModelEvent::Waiting);
     }
     // A stop takes effect after the events of this text, which are part of the conversation.
-    events.into_iter().fold(ControlFlow::Continue(()), |flow, event| {
-        let next = on_event(ModelEvent::Reply { event, tokens, rate });
-        if flow.is_break() { flow } else { next }
-    })
+    let mut flow = ControlFlow::Continue(());
+    for event in events {
+        if on_event(ModelEvent::Reply { event, tokens, rate }).is_break() {
+            flow = ControlFlow::Break(());
+        }
+    }
+    flow
 }
 
 /// The statistics of a reply that the caller stopped before its prefill.
