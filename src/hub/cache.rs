@@ -4,8 +4,9 @@
 //! of a branch. Where links cannot be made, the snapshot holds the file itself.
 
 use super::listing::{RepoFile, is_commit, is_safe_path};
+use super::paths::create_parent;
 use super::spec::RepoId;
-use super::variants::{GgufVariant, variants};
+use super::variants::{GgufVariant, Unusable, variants};
 use anyhow::{Context as _, Result};
 use std::collections::BTreeSet;
 use std::fs;
@@ -70,7 +71,7 @@ impl RepoCache {
     /// Links a blob under its path in a snapshot; an existing link is replaced.
     pub fn link(&self, commit: &str, path: &str, etag: &str) -> Result<PathBuf> {
         let link = self.snapshot(commit).join(path);
-        super::download::create_parent(&link)?;
+        create_parent(&link)?;
         let up = "../".repeat(2 + path.split('/').count() - 1);
         let target = PathBuf::from(format!("{up}blobs/{etag}"));
         if fs::read_link(&link).is_ok_and(|found| found == target) {
@@ -92,7 +93,7 @@ impl RepoCache {
             return Ok(());
         }
         let path = self.dir().join("refs").join(revision);
-        super::download::create_parent(&path)?;
+        create_parent(&path)?;
         if self.commit_of(revision).as_deref() == Some(commit) {
             return Ok(());
         }
@@ -124,7 +125,7 @@ impl RepoCache {
         for commit in commits {
             let snapshot = self.snapshot(&commit);
             let complete = variants(&files(&snapshot)).into_iter();
-            let complete = complete.filter(|v| v.usable() != Err(super::variants::Unusable::Parts));
+            let complete = complete.filter(|v| v.usable() != Err(Unusable::Parts));
             found.extend(complete.map(|variant| model(&snapshot, variant)));
         }
         found
@@ -261,7 +262,8 @@ fn make_link(_: &Path, blob: &Path, link: &Path) -> std::io::Result<()> {
     fs::hard_link(blob, link).or_else(|_| fs::copy(blob, link).map(|_| ()))
 }
 
-#[cfg(all(test, unix))]
+#[cfg(test)]
+#[cfg(unix)]
 mod tests {
     use super::*;
 
@@ -269,7 +271,7 @@ mod tests {
         ["1111111111111111111111111111111111111111", "2222222222222222222222222222222222222222"];
 
     fn put(cache: &RepoCache, commit: &str, path: &str, etag: &str) {
-        super::super::download::create_parent(&cache.blob(etag)).unwrap();
+        create_parent(&cache.blob(etag)).unwrap();
         fs::write(cache.blob(etag), etag).unwrap();
         cache.link(commit, path, etag).unwrap();
     }

@@ -32,6 +32,7 @@ const MAX_ETAG: usize = 128;
 /// Idle connections that are kept open, one for each parallel range.
 const MAX_IDLE: usize = 32;
 
+/// Sends requests to one hub.
 pub struct HubClient {
     agent: Agent,
     endpoint: String,

@@ -6,8 +6,10 @@ use super::cache::RepoCache;
 use super::client::HubClient;
 use super::fetch::{Destination, Fetch, FileAddress};
 use super::listing::RepoFile;
+use super::paths::{create_parent, is_complete, partial_path};
+use super::progress::PullProgress;
+use super::sum::Sum;
 use anyhow::{Context as _, Result, bail};
-use ring::digest;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -16,65 +18,12 @@ use std::time::Duration;
 /// Interval at which a lock that another process holds is tried again.
 const LOCK_POLL: Duration = Duration::from_millis(200);
 
-/// Receives the progress of a download, from several threads.
-pub trait PullProgress: Sync {
-    /// Called for bytes that an earlier run stored, and that count as done.
-    fn resumed(&self, bytes: u64);
-    /// Called when bytes of a file arrive.
-    fn received(&self, bytes: u64);
-    /// Called when bytes that arrived must be requested again.
-    fn lost(&self, bytes: u64);
-}
-
-/// Ignores progress, for small reads.
-impl PullProgress for () {
-    fn resumed(&self, _: u64) {}
-    fn received(&self, _: u64) {}
-    fn lost(&self, _: u64) {}
-}
-
-/// The sum of a file: its SHA-256, or the id of its Git object.
-#[derive(Clone)]
-pub struct Sum {
-    context: digest::Context,
-    /// Git hashes a header with the length first.
-    git_length: Option<u64>,
-}
-
-impl Sum {
-    pub fn sha256() -> Sum {
-        Sum { context: digest::Context::new(&digest::SHA256), git_length: None }
-    }
-
-    /// The id of a Git object of `length` bytes.
-    pub fn git(length: u64) -> Sum {
-        let mut context = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
-        context.update(format!("blob {length}\0").as_bytes());
-        Sum { context, git_length: Some(length) }
-    }
-
-    /// A sum of the same kind without bytes.
-    pub fn restarted(&self) -> Sum {
-        self.git_length.map_or_else(Sum::sha256, Sum::git)
-    }
-
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.context.update(bytes);
-    }
-
-    /// The sum in hexadecimal digits.
-    pub fn hex(&self) -> String {
-        let digest = self.context.clone().finish();
-        digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
-    }
-}
-
 /// A download of files of one commit.
 pub struct Download<'a> {
     pub client: &'a HubClient,
     pub cache: &'a RepoCache,
     pub commit: &'a str,
-    /// Number of parallel connections per file.
+    /// The number of parallel connections per file.
     pub connections: usize,
     pub progress: &'a dyn PullProgress,
 }
@@ -238,41 +187,5 @@ fn expected_sum(file: &RepoFile, blob_name: &str) -> Option<(&'static str, Strin
         (Some(sum), _) => Some(("SHA-256", sum)),
         (None, Some(id)) => Some(("Git object", id.clone())),
         (None, None) => None,
-    }
-}
-
-/// The name of a partial blob.
-pub fn partial_path(blob: &Path) -> PathBuf {
-    let mut name = blob.as_os_str().to_owned();
-    name.push(".incomplete");
-    name.into()
-}
-
-/// Whether a blob has its full size.
-pub fn is_complete(blob: &Path, size: u64) -> bool {
-    fs::metadata(blob).is_ok_and(|about| about.is_file() && about.len() == size)
-}
-
-/// Creates the directory of a path.
-pub fn create_parent(path: &Path) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(dir).with_context(|| dir.display().to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sums_are_those_of_sha256sum_and_git() {
-        let mut sum = Sum::sha256();
-        sum.update(b"ab");
-        sum.update(b"c");
-        assert_eq!(sum.hex(), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
-        let mut git = Sum::git(6);
-        git.update(b"lost");
-        git = git.restarted();
-        git.update(b"hello\n");
-        assert_eq!(git.hex(), "ce013625030ba8dba906f756967f9e9ca394464a");
     }
 }

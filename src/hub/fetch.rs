@@ -5,7 +5,8 @@
 //! wait in memory, at most [`AHEAD`] per connection. Servers without ranges are read over one connection.
 
 use super::client::{HubClient, MAX_RETRIES, RequestFailure, host};
-use super::download::{PullProgress, Sum};
+use super::progress::PullProgress;
+use super::sum::Sum;
 use anyhow::{Context as _, Error, Result, anyhow};
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -17,7 +18,7 @@ use std::thread;
 use ureq::Body;
 use ureq::http::Response;
 
-/// Bytes that are requested by one range request.
+/// Bytes of one range request.
 const CHUNK: u64 = 8 << 20;
 /// Ranges per connection that may be requested beyond the end of the file.
 const AHEAD: u64 = 2;
@@ -29,7 +30,7 @@ const MAX_RENEWALS: u32 = 3;
 /// A remote file and the way to read it.
 pub struct Fetch<'a> {
     pub client: &'a HubClient,
-    /// The name in messages, as `USER/REPO/FILE`.
+    /// `USER/REPO/FILE`, the name in messages.
     pub name: &'a str,
     pub size: u64,
     pub connections: usize,

@@ -2,8 +2,10 @@
 
 use super::cache::RepoCache;
 use super::client::HubClient;
-use super::download::{Download, PullProgress, is_complete, partial_path};
+use super::download::Download;
 use super::listing::{RepoFile, RepoListing};
+use super::paths::{is_complete, partial_path};
+use super::progress::PullProgress;
 use super::settings::HubSettings;
 use super::spec::ModelSpec;
 use crate::io::units::format_size;
@@ -19,7 +21,7 @@ pub struct Pull<'a> {
     pub settings: &'a HubSettings,
     pub spec: &'a ModelSpec,
     pub listing: &'a RepoListing,
-    /// Number of parallel connections per file.
+    /// The number of parallel connections per file.
     pub connections: usize,
     pub progress: &'a dyn PullProgress,
 }

@@ -14,7 +14,7 @@ pub struct HubSettings {
     /// Address of the hub without a slash at its end.
     pub endpoint: String,
     pub token: Option<String>,
-    /// Use cached files only, no network.
+    /// Use cached files only, without a network.
     pub offline: bool,
     /// Directory of the files that `kimi pull --type` converts; None without a home directory.
     pub converted: Option<PathBuf>,

@@ -28,7 +28,7 @@ pub struct FreeMemory {
     pub gpu: Option<u64>,
 }
 
-/// The kind of memory that a model fits into.
+/// The memory in which a model fits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
     Ram,

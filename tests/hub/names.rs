@@ -38,8 +38,12 @@ fn a_model_is_named_instead_of_a_path() {
     assert_eq!(hub.state.sent.load(SeqCst), 0);
     let (status, shown) = terminal::run_with_keys(generate(&["--quiet"]), None, "y\n");
     assert!(status.success() && shown.contains("4713"), "{shown}");
-    let bars: Vec<&str> = shown.split(['\r', '\n']).filter(|line| line.contains(" eta ")).collect();
-    assert!(!bars.is_empty() && bars.iter().all(|bar| bar.trim_end().chars().count() <= 80), "{bars:?}");
+    let bars: Vec<&str> =
+        shown.split(['\r', '\n']).filter_map(|line| line.strip_prefix("\u{1b}[2K")).collect();
+    assert!(
+        shown.contains(" eta ") && bars.iter().all(|bar| bar.trim_end().chars().count() <= 80),
+        "{bars:?}"
+    );
     let sent = hub.state.sent.load(SeqCst);
     assert_eq!(sent, DEMO.len() as u64);
     let (ok, out, err) = said(&mut generate(&["--yes"]));

@@ -33,7 +33,7 @@ pub struct Repo {
     pub architecture: Option<&'static str>,
 }
 
-/// The faults that the server injects.
+/// The faults of the hub and its content network.
 #[derive(Default)]
 pub struct Faults {
     /// Requests that get status 429, and its `Retry-After`.

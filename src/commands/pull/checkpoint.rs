@@ -3,6 +3,7 @@
 
 use super::Hub;
 use super::streamed::StreamedShards;
+use super::work_dir::WorkDir;
 use crate::commands::convert::convert_with_bar;
 use crate::hub::cache::{RepoCache, converted_dir};
 use crate::hub::listing::{RepoFile, RepoListing};
@@ -12,7 +13,6 @@ use crate::io::output::tell;
 use crate::io::units::format_size;
 use anyhow::{Context as _, Result, bail};
 use convert::{Mix, Options};
-use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 /// Extensions of the files of a checkpoint that a conversion reads, besides the shards.
@@ -88,56 +88,4 @@ fn holds_both(hub: &Hub, spec: &ModelSpec, shards: &[RepoFile], dir: &Path) -> b
     let output = shards.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));
     let free = [&hub.settings.cache, dir].map(|dir| free_space(dir).unwrap_or(u64::MAX));
     free[0] >= missing && free[1] >= output && free[0].min(free[1]) >= missing.saturating_add(output)
-}
-
-/// The directory of a conversion: links to its input, placeholders and shards. Locked while a process uses it.
-pub struct WorkDir {
-    dir: PathBuf,
-    /// The directory that is converted. Its name is the model's.
-    pub input: PathBuf,
-    _lock: File,
-}
-
-impl WorkDir {
-    fn open(dir: &Path, name: &str) -> Result<WorkDir> {
-        let dir = dir.join("checkpoint");
-        let input = dir.join(name);
-        fs::create_dir_all(&input).with_context(|| input.display().to_string())?;
-        let path = dir.join("lock");
-        let lock = File::create(&path).with_context(|| path.display().to_string())?;
-        if lock.try_lock().is_err() {
-            bail!("{}: another process converts this checkpoint", dir.display());
-        }
-        Ok(WorkDir { dir, input, _lock: lock })
-    }
-
-    /// A path in a directory beside the input.
-    pub fn path(&self, kind: &str, file: &RepoFile) -> Result<PathBuf> {
-        let dir = self.dir.join(kind);
-        fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        Ok(dir.join(&file.path))
-    }
-
-    fn link_all(&self, files: &[RepoFile], paths: &[PathBuf]) -> Result<()> {
-        files.iter().zip(paths).try_for_each(|(file, path)| link(path, &self.input.join(&file.path)))
-    }
-
-    fn remove(&self) {
-        // What stays costs no space.
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
-
-/// Links a file; an existing link is replaced at once.
-pub fn link(path: &Path, link: &Path) -> Result<()> {
-    let path = path.canonicalize().with_context(|| path.display().to_string())?;
-    let mut temporary = link.as_os_str().to_owned();
-    temporary.push(".link");
-    let temporary = PathBuf::from(temporary);
-    let _ = fs::remove_file(&temporary);
-    #[cfg(unix)]
-    let made = std::os::unix::fs::symlink(&path, &temporary);
-    #[cfg(not(unix))]
-    let made = fs::hard_link(&path, &temporary).or_else(|_| fs::copy(&path, &temporary).map(|_| ()));
-    made.and_then(|()| fs::rename(&temporary, link)).with_context(|| link.display().to_string())
 }

@@ -7,11 +7,12 @@ mod checkpoint;
 mod choose;
 pub mod resolve;
 mod streamed;
+mod work_dir;
 
 use crate::hub::cache::RepoCache;
 use crate::hub::client::HubClient;
-use crate::hub::download::PullProgress;
 use crate::hub::listing::{RepoFile, RepoListing};
+use crate::hub::progress::PullProgress;
 use crate::hub::pull::{Pull, free_space};
 use crate::hub::settings::HubSettings;
 use crate::hub::spec::{ModelSpec, is_revision};

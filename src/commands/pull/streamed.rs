@@ -5,10 +5,11 @@
 //! conversion recognizes its input.
 
 use super::Hub;
-use super::checkpoint::{WorkDir, link};
+use super::work_dir::{WorkDir, link};
 use crate::hub::cache::RepoCache;
-use crate::hub::download::{Download, is_complete};
+use crate::hub::download::Download;
 use crate::hub::listing::{RepoFile, RepoListing};
+use crate::hub::paths::is_complete;
 use crate::hub::pull::free_space;
 use crate::hub::spec::ModelSpec;
 use crate::io::units::format_size;
