@@ -10,7 +10,7 @@ use super::app::{App, EngineRequest, Ready, RequestEvents};
 use super::body::RequestBody;
 use super::errors::{ApiError, quoted};
 use super::fields::{self, Interface};
-use super::reply::{ParsedEvent, ParsedReply};
+use super::reply::{ParsedEvent, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
 use super::usage::{FINGERPRINT, ResponseMeta, timings, usage};
@@ -54,7 +54,7 @@ pub async fn completions(
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
     let (request, engine_request, parser) = prepared??;
     let meta = ResponseMeta::new(&app, "chatcmpl");
-    let reply = |_| PartialReply { parsed: ParsedReply::new(parser.clone()), ..PartialReply::default() };
+    let reply = |_| PartialReply { parsed: TrackedReply::new(parser.clone()), ..PartialReply::default() };
     let replies = (0..engine_request.reply_params.len()).map(reply).collect();
     let tokenizer = app.ready()?.tokenizer().clone();
     let events = app.submit(vec![engine_request], tenant.0)?;
@@ -208,7 +208,7 @@ fn render(
 /// One reply, accumulated from its events.
 #[derive(Default)]
 struct PartialReply {
-    parsed: ParsedReply,
+    parsed: TrackedReply,
     /// The chunk with the role has been sent.
     has_role: bool,
     text: String,

@@ -19,15 +19,15 @@ pub enum ParsedEvent {
 
 /// A reply that is being parsed, and its statistics once it has ended.
 #[derive(Default)]
-pub struct ParsedReply {
+pub struct TrackedReply {
     parser: ReplyParser,
     /// Statistics, present once the reply has ended.
     pub stats: Option<Stats>,
 }
 
-impl ParsedReply {
+impl TrackedReply {
     pub fn new(parser: ReplyParser) -> Self {
-        ParsedReply { parser, stats: None }
+        TrackedReply { parser, stats: None }
     }
 
     /// Parses the text of an event.

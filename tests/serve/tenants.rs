@@ -203,7 +203,7 @@ async fn non_finite_logits_are_an_error() {
         let (status, answer) = server.post(CHAT, chat("x", how)).await;
         assert_eq!(status, StatusCode::INTERNAL_SERVER_ERROR, "{answer}");
         let message = answer["error"]["message"].as_str().unwrap();
-        assert!(message.starts_with("logits at position "), "{message}");
+        assert!(message.starts_with("all logits at position "), "{message}");
         assert!(message.ends_with(" are NaN; check the model file with kimi inspect --check"), "{message}");
     }
     assert_eq!(server.get("/health").await.0, StatusCode::OK);

@@ -119,7 +119,7 @@ pub struct OllamaReply {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub done_reason: Option<&'static str>,
     #[serde(flatten)]
-    pub timings: Option<OllamaTimings>,
+    pub timings: OllamaTimings,
 }
 
 /// The generated message, or its new part.
@@ -134,16 +134,22 @@ pub struct OllamaAnswer {
     pub tool_calls: Vec<OllamaToolCall>,
 }
 
-/// Token counts, and times in nanoseconds.
+/// Token counts, and times in nanoseconds, in the last line of a reply.
 #[derive(Clone, Copy, Debug, Default, Serialize, ToSchema)]
 pub struct OllamaTimings {
-    pub total_duration: u64,
-    pub load_duration: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total_duration: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load_duration: Option<u64>,
     /// Tokens of the prompt, restored ones included.
-    pub prompt_eval_count: usize,
-    pub prompt_eval_duration: u64,
-    pub eval_count: usize,
-    pub eval_duration: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_eval_count: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prompt_eval_duration: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_count: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_duration: Option<u64>,
 }
 
 /// The version of the interface.

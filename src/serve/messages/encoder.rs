@@ -8,7 +8,7 @@ use crate::serve::api::messages::{MessageUsage, OutputBlock, OutputMessage};
 use crate::serve::app::RequestEvents;
 use crate::serve::error_form::ErrorForm;
 use crate::serve::errors::ApiError;
-use crate::serve::reply::{ParsedEvent, ParsedReply};
+use crate::serve::reply::{ParsedEvent, TrackedReply};
 use crate::serve::sse::{Outbox, StreamEncoder};
 use crate::serve::usage::ResponseMeta;
 use serde_json::{Value, json};
@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 /// A message that is being generated, and the encoder of its events.
 pub struct MessageEncoder {
     pub meta: ResponseMeta,
-    pub parsed: ParsedReply,
+    pub parsed: TrackedReply,
     pub stop_sequences: Vec<String>,
     pub prompt_tokens: usize,
     /// Prefilled prompts are kept in the prefix cache.

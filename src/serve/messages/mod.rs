@@ -11,7 +11,7 @@ use super::body::RequestBody;
 use super::chat;
 use super::errors::ApiError;
 use super::fields::{self, Interface};
-use super::reply::ParsedReply;
+use super::reply::TrackedReply;
 use super::sse::respond;
 use super::tenant::Tenant;
 use super::usage::ResponseMeta;
@@ -47,7 +47,7 @@ pub async fn create(
     let (request, engine_request, parser) = prepared??;
     let encoder = MessageEncoder {
         meta: ResponseMeta::new(&app, "msg"),
-        parsed: ParsedReply::new(parser),
+        parsed: TrackedReply::new(parser),
         stop_sequences: request.stop_sequences.unwrap_or_default(),
         prompt_tokens: engine_request.prompt.len(),
         keeps_prompt: app.ready()?.engine.keeps_prompts(),

@@ -8,7 +8,7 @@ use crate::serve::app::{RequestEvents, unix_seconds};
 use crate::serve::clock::rfc3339;
 use crate::serve::error_form::ErrorForm;
 use crate::serve::errors::ApiError;
-use crate::serve::reply::{ParsedEvent, ParsedReply};
+use crate::serve::reply::{ParsedEvent, TrackedReply};
 use crate::serve::sse::{Outbox, StreamEncoder};
 use std::time::Duration;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ pub struct LineEncoder {
     pub model: String,
     /// The request is for a message of a chat.
     pub is_chat: bool,
-    pub parsed: ParsedReply,
+    pub parsed: TrackedReply,
     pub prompt_tokens: usize,
     pub start: Instant,
     /// The last tool call, whose arguments may be incomplete.
@@ -36,7 +36,7 @@ impl LineEncoder {
             discarded.clear();
         }
         let whole = std::mem::take(&mut self.whole);
-        Ok(OllamaReply { timings: Some(self.timings()), ..self.last(whole) })
+        Ok(OllamaReply { timings: self.timings(), ..self.last(whole) })
     }
 
     /// Returns a line with a part of the reply.
@@ -59,12 +59,12 @@ impl LineEncoder {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
         let stats = self.parsed.stats.as_ref();
         OllamaTimings {
-            total_duration: nanoseconds(self.start.elapsed()),
-            load_duration: 0,
-            prompt_eval_count: self.prompt_tokens,
-            prompt_eval_duration: stats.map_or(0, |stats| nanoseconds(stats.prefill_time)),
-            eval_count: stats.map_or(0, |stats| stats.generated),
-            eval_duration: stats.map_or(0, |stats| nanoseconds(stats.decode_time)),
+            total_duration: Some(nanoseconds(self.start.elapsed())),
+            load_duration: Some(0),
+            prompt_eval_count: Some(self.prompt_tokens),
+            prompt_eval_duration: stats.map(|stats| nanoseconds(stats.prefill_time)),
+            eval_count: stats.map(|stats| stats.generated),
+            eval_duration: stats.map(|stats| nanoseconds(stats.decode_time)),
         }
     }
 
@@ -119,7 +119,7 @@ impl StreamEncoder for LineEncoder {
     }
 
     fn end(&mut self, out: &mut Outbox) {
-        out.line(&OllamaReply { timings: Some(self.timings()), ..self.last(OllamaAnswer::default()) });
+        out.line(&OllamaReply { timings: self.timings(), ..self.last(OllamaAnswer::default()) });
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Outbox) {

@@ -10,7 +10,7 @@ use super::app::{App, EngineRequest, unix_seconds};
 use super::body::RequestBody;
 use super::clock::rfc3339;
 use super::errors::ApiError;
-use super::reply::ParsedReply;
+use super::reply::TrackedReply;
 use super::sse::respond;
 use super::tenant::Tenant;
 use super::{chat, tools, validate};
@@ -137,7 +137,7 @@ async fn reply(app: &Arc<App>, prepared: PreparedReply, tenant: Tenant) -> Resul
     let encoder = LineEncoder {
         model,
         is_chat: prepared.is_chat,
-        parsed: ParsedReply::new(parser),
+        parsed: TrackedReply::new(parser),
         prompt_tokens: engine_request.prompt.len(),
         start: Instant::now(),
         call: None,

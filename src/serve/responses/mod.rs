@@ -12,7 +12,7 @@ use super::chat;
 use super::errors::ApiError;
 use super::fields::{self, Interface};
 use super::logprobs::new_id;
-use super::reply::{ParsedEvent, ParsedReply};
+use super::reply::{ParsedEvent, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
 use super::usage::{ResponseMeta, usage};
@@ -55,7 +55,7 @@ pub async fn create(
         request,
         echo,
         prompt_tokens: engine_request.prompt.len(),
-        parsed: ParsedReply::new(parser),
+        parsed: TrackedReply::new(parser),
         output: Vec::new(),
         events: 0,
         reasoning_tokens: 0,
@@ -112,7 +112,7 @@ struct ResponseEncoder {
     request: ResponseRequest,
     echo: Echo,
     prompt_tokens: usize,
-    parsed: ParsedReply,
+    parsed: TrackedReply,
     /// Items of the response; the last one may be incomplete.
     output: Vec<OutputItem>,
     events: usize,
