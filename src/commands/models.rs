@@ -100,7 +100,7 @@ fn list(settings: &HubSettings, as_json: bool) -> Result<()> {
 fn state(model: &CachedModel, memory: &FreeMemory) -> String {
     match Gguf::open(model.path()) {
         Ok(file) => needed_by_file(&file).map_or("not supported".to_owned(), |bytes| fit_text(bytes, memory)),
-        Err(_) => "not supported".to_owned(),
+        Err(_) => "cannot be read".to_owned(),
     }
 }
 

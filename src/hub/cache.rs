@@ -221,7 +221,7 @@ fn files(snapshot: &Path) -> Vec<RepoFile> {
     let file = |path: PathBuf| {
         let about = fs::metadata(&path).ok().filter(fs::Metadata::is_file)?;
         let path = path.strip_prefix(snapshot).ok()?.to_str()?.replace('\\', "/");
-        is_safe_path(&path).then(|| RepoFile { path, size: about.len(), sha256: None, git_id: None })
+        is_safe_path(&path).then_some(RepoFile { path, size: about.len(), sha256: None, git_id: None })
     };
     walk(snapshot).into_iter().filter_map(file).collect()
 }

@@ -11,7 +11,7 @@ use crate::hub::pull::{free_space, missing_bytes};
 use crate::hub::spec::ModelSpec;
 use crate::io::output::tell;
 use crate::io::units::format_size;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use convert::{Mix, Options};
 use std::path::{Path, PathBuf};
 
@@ -46,7 +46,7 @@ pub fn pull(hub: &Hub, spec: &ModelSpec, listing: &RepoListing, stream: bool) ->
         let size = format_size(bytes);
         bail!("{repo}: this is a checkpoint of {size}; add --type Q4_K_M to download and convert it");
     };
-    let mix = Mix::from_name(kind)?;
+    let mix = Mix::from_name(kind).map_err(|e| anyhow!("--type {kind}: {e}"))?;
     let root = hub.settings.converted.as_deref().context("HOME: expected a directory, found none")?;
     let dir = converted_dir(root, repo);
     let output = dir.join(format!("{}-{}.gguf", repo.name(), mix.name()));
@@ -78,7 +78,11 @@ pub fn pull(hub: &Hub, spec: &ModelSpec, listing: &RepoListing, stream: bool) ->
     work.link_all(&files, &paths)?;
     convert_with_bar(&options)?;
     work.remove();
-    tell(&format!("the checkpoint stays in {}", hub.settings.cache.join(repo.folder()).display()));
+    let stays = hub.settings.cache.join(repo.folder());
+    tell(&format!(
+        "the checkpoint of {size} stays in {}; delete that directory to free the space",
+        stays.display()
+    ));
     Ok(output)
 }
 

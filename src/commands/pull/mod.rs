@@ -19,7 +19,7 @@ use crate::hub::spec::{ModelSpec, is_revision};
 use crate::hub::variants::{GgufVariant, Unusable, variants};
 use crate::io::output::{Output, tell};
 use crate::io::progress::TransferBar;
-use crate::io::units::format_size;
+use crate::io::units::{format_size, grouped};
 use crate::runtime::model_fit::{Fit, FreeMemory, needed};
 use anyhow::{Result, bail};
 use choose::choose;
@@ -82,7 +82,9 @@ pub fn run(args: &PullArgs) -> Result<()> {
     } else {
         let chosen = hub.choose(&spec, &listing, &found)?;
         tell(&format!("{}: {}", spec.repo, chosen.reason));
-        hub.pull(&spec, &listing, &chosen.variant.files)?[0].clone()
+        let path = hub.pull(&spec, &listing, &chosen.variant.files)?[0].clone();
+        tell(&format!("run it with: kimi chat -m {}:{}", spec.repo, chosen.variant.kind));
+        path
     };
     writeln!(Output::lock(), "{}", path.display())?;
     Ok(())
@@ -161,8 +163,7 @@ fn print_list(hub: &Hub, spec: &ModelSpec, listing: &RepoListing, found: &[GgufV
             bail!("{}: expected GGUF files or a checkpoint, found neither", spec.repo);
         }
         let bytes = shards.iter().fold(0, |sum: u64, file| sum.saturating_add(file.size));
-        let line =
-            format!("checkpoint {}, {} files: give a --type to convert it", format_size(bytes), shards.len());
+        let line = format!("checkpoint of {}: --type Q4_K_M downloads and converts it", format_size(bytes));
         return Ok(writeln!(out, "{line}")?);
     }
     let memory = FreeMemory::detect();
@@ -178,11 +179,8 @@ fn print_list(hub: &Hub, spec: &ModelSpec, listing: &RepoListing, found: &[GgufV
         let (kind, files) = (&variant.kind, variant.files.len());
         writeln!(out, "{kind:<width$}  {:>10}  {files:>5}  {state}", format_size(variant.bytes()))?;
     }
-    tell(&format!(
-        "{}; {} tokens of context are counted",
-        memory.describe(),
-        crate::runtime::model_fit::CONTEXT
-    ));
+    let context = grouped(crate::runtime::model_fit::CONTEXT);
+    tell(&format!("{}; a context of {context} tokens is included", memory.describe()));
     Ok(())
 }
 

@@ -42,7 +42,7 @@ impl StreamedShards<'_> {
     /// The disk does not hold the output and two shards, or download or conversion fail.
     pub fn convert(&self, options: &Options) -> Result<()> {
         self.shards.iter().try_for_each(|shard| self.put_placeholder(shard))?;
-        let output = dry_run(options, &mut Quiet(self.hub))?.bytes;
+        let output = dry_run(options, &mut ())?.bytes;
         self.check_space(output, options)?;
         let result = convert_shards(options, self, &mut Quiet(self.hub));
         self.hub.bar.finish();
