@@ -4,6 +4,7 @@
 use models::visible::{is_control, visible};
 use std::io::{self, IsTerminal, StdoutLock, Write};
 use std::path::{Path, PathBuf};
+use textwrap::WordSplitter::NoHyphenation;
 
 /// A lock on standard output.
 pub struct Output {
@@ -42,9 +43,15 @@ impl Write for Output {
     }
 }
 
-/// Writes a message to standard error, with control characters made visible. Write errors are ignored.
+/// Writes a message to standard error, with control characters made visible; on a terminal its lines break between words.
+/// Write errors are ignored.
 pub fn tell(line: &str) {
-    let _ = writeln!(io::stderr(), "{}", visible(line));
+    let mut line = visible(line).into_owned();
+    if io::stderr().is_terminal() {
+        let options = textwrap::Options::with_termwidth().break_words(false).word_splitter(NoHyphenation);
+        line = textwrap::fill(&line, options);
+    }
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 /// Whether a text contains no control characters except line ends and tabs.
