@@ -198,20 +198,20 @@ mod tests {
         let expected = [
             ("Q4_K_M", 1, 1),
             ("I1-IQ3_XXS", 1, 4),
-            ("BF16", 2, 5),
             ("UD-Q4_K_XL", 1, 5),
+            ("BF16", 2, 5),
             ("MXFP4_MOE", 1, 6),
             ("Q8_0", 1, 7),
             ("kimi-demo", 1, 8),
         ];
         assert_eq!(kinds, expected);
-        assert!(found[2].files[0].path.ends_with("00001-of-00002.gguf"));
+        assert!(found[3].files[0].path.ends_with("00001-of-00002.gguf"));
         let usable: Vec<bool> = found.iter().map(|v| v.usable().is_ok()).collect();
         assert_eq!(usable, [true, false, true, true, true, false, true]);
-        assert!(found[0].is("q4_k_m") && found[2].is("moonshotai_Kimi-Linear-bf16-00001-of-00002.gguf"));
+        assert!(found[0].is("q4_k_m") && found[3].is("moonshotai_Kimi-Linear-bf16-00001-of-00002.gguf"));
         assert_eq!(
             found.iter().map(|v| v.bits()).collect::<Vec<_>>()[..4],
-            [Some(4), Some(3), None, Some(4)]
+            [Some(4), Some(3), Some(4), None]
         );
     }
 
