@@ -4,6 +4,7 @@
 //! state. Only the tokens of files with checked headers are cached in memory, by the ids in the file names. Next:
 //! [`super::disk_index`] (names, eviction), [`super::file`] (format).
 
+use super::cause::MissCause;
 use super::disk_index::{Folder, Headroom, Listing};
 use super::file::{self, FileHeader, Id, check, id_of, same};
 use super::key::CacheKey;
@@ -25,6 +26,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// A state is written if it saves the prefill of this many tokens, which takes seconds on a CPU. Each state costs 43
 /// MiB of disk.
 pub const MIN_DISK_TOKENS: usize = 256;
+
+/// The maximum number of files of other keys that a lookup reads.
+const MAX_OTHER_FILES: usize = 256;
 
 /// The dimensions of a model's states.
 #[derive(Clone)]
@@ -255,6 +259,25 @@ impl Disk {
         Some((at, tokens.concat()))
     }
 
+    /// Returns the cause for which a prefix of `prompt` that is cached under another key is not used, if there is one.
+    pub fn other_key<B: Backend>(&self, b: &B, namespace: Namespace, prompt: &[u32]) -> Option<MissCause> {
+        let listing = self.list_for_lookup(false)?;
+        let own = self.root(namespace);
+        let others = listing.rows.iter().filter(|(_, rows)| rows.first && rows.parent != own);
+        let key = others.take(MAX_OTHER_FILES).find_map(|(id, rows)| {
+            let header = file::read_header(&self.folder.rows_path(*id, rows.parent, true)).ok()?;
+            let same = !header.tokens.is_empty() && prompt.starts_with(&header.tokens);
+            (same && root_of(header.key, namespace) == rows.parent).then_some(header.key)
+        })?;
+        let StateShape { config, cache, sizes } = &self.shape;
+        let is_own_with = |other: CacheFormat| {
+            let other = (other, Sizes::of(b, config, other));
+            self.key.with_cache((*cache, *sizes), other, &self.log) == key
+        };
+        let is_own = [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0].into_iter().any(is_own_with);
+        Some(if is_own { MissCause::CacheType } else { MissCause::Model })
+    }
+
     /// Lists the files if there are any, and the key is cheap or `worth` its time.
     fn list_for_lookup(&self, worth: bool) -> Option<Listing> {
         let listing = self.list().ok().filter(|listing| !listing.rows.is_empty())?;
@@ -334,10 +357,7 @@ impl Disk {
 
     /// Returns the parent id of a namespace's first rows: the key, salted except for the shared namespace.
     fn root(&self, namespace: Namespace) -> Id {
-        let key = self.key();
-        let salted =
-            |salt: u64| id_of(blake3::Hasher::new().update(&key.to_le_bytes()).update(&salt.to_le_bytes()));
-        namespace.salt().map_or(key, salted)
+        root_of(self.key(), namespace)
     }
 
     fn key(&self) -> Id {
@@ -413,4 +433,11 @@ fn end(chain: &[Piece]) -> usize {
 /// Formats a size in MiB.
 fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
+}
+
+/// Returns the parent of the first rows files of a namespace under a key.
+fn root_of(key: Id, namespace: Namespace) -> Id {
+    let salted =
+        |salt: u64| id_of(blake3::Hasher::new().update(&key.to_le_bytes()).update(&salt.to_le_bytes()));
+    namespace.salt().map_or(key, salted)
 }

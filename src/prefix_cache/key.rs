@@ -61,13 +61,21 @@ impl CacheKey {
         self.id.get().is_some() || self.fingerprint.for_lookup(worth, log).is_some()
     }
 
+    /// Returns the key of the same model with another data type of the KV cache.
+    pub fn with_cache(&self, own: (CacheFormat, Sizes), other: (CacheFormat, Sizes), log: &Log) -> Id {
+        let [own, other] = [own, other].map(|(cache, sizes)| format!(" {cache:?} {sizes:?} "));
+        self.hash(&self.settings.replacen(&own, &other, 1), log)
+    }
+
+    fn hash(&self, settings: &str, log: &Log) -> Id {
+        let mut hash = blake3::Hasher::new();
+        hash.update(settings.as_bytes()).update(&self.fingerprint.get(log).to_le_bytes());
+        id_of(&hash)
+    }
+
     /// Returns the key. Reads the whole model if its fingerprint is unknown.
     pub fn get(&self, log: &Log) -> Id {
-        *self.id.get_or_init(|| {
-            let mut hash = blake3::Hasher::new();
-            hash.update(self.settings.as_bytes()).update(&self.fingerprint.get(log).to_le_bytes());
-            id_of(&hash)
-        })
+        *self.id.get_or_init(|| self.hash(&self.settings, log))
     }
 }
 

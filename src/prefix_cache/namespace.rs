@@ -1,6 +1,7 @@
 //! Isolation between tenants: each namespace of a [`Store`] has its own prefixes in memory and on disk, and no lookup
 //! crosses namespaces. All namespaces share the budgets and the LRU order.
 
+use super::cause::MissCause;
 use super::{Hit, Insertion, PrefixSource, Snapshot, Store};
 use kernels::backend::Backend;
 use models::kimi_linear::state::State;
@@ -63,6 +64,12 @@ impl<B: Backend> StoreView<'_, B> {
         let disk = self.store.disk.as_ref();
         let on_disk = disk.and_then(|(disk, _)| disk.farthest(self.namespace, &read, may_stop));
         in_ram.into_iter().chain(on_disk).max_by_key(|(at, _)| *at)
+    }
+
+    /// Does [`super::disk::Disk::other_key`] in this namespace.
+    pub fn other_key(&self, b: &B, prompt: &[u32]) -> Option<MissCause> {
+        let (disk, _) = self.store.disk.as_ref()?;
+        disk.other_key(b, self.namespace, prompt)
     }
 
     /// Does [`Store::insert`] in this namespace.

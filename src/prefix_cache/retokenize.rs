@@ -30,3 +30,19 @@ pub fn ids_before(ids: &[u32], bytes: usize, vocabulary: &Vocabulary) -> Option<
         .filter(|(_, end)| *end == bytes)
         .map(|(i, _)| i + 1)
 }
+
+/// Returns for each of the ascending byte offsets the number of ids that lie wholly before it.
+pub fn ids_within(ids: &[u32], offsets: &[usize], vocabulary: &Vocabulary) -> Vec<usize> {
+    let (mut at, mut count) = (0, 0);
+    let within = |offset: &usize| {
+        while let Some(id) = ids.get(count) {
+            let end = at + vocabulary.token_bytes(*id).len();
+            if end > *offset {
+                break;
+            }
+            (at, count) = (end, count + 1);
+        }
+        count
+    };
+    offsets.iter().map(within).collect()
+}

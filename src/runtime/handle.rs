@@ -12,6 +12,7 @@ use super::session::{Prefill, Session};
 use crate::io::log::Log;
 use crate::io::output::tell;
 use crate::prefix_cache::Sizes;
+use crate::prefix_cache::cause::MissCause;
 use crate::prefix_cache::namespace::Namespace;
 use anyhow::Result;
 use kernels::cpu::Cpu;
@@ -96,6 +97,11 @@ impl EngineHandle {
         vocabulary: &Vocabulary,
     ) -> Vec<u32> {
         on_backend!(self, EngineHandle, engine => engine.encode_within(namespace, rendered, vocabulary))
+    }
+
+    /// Returns the cause for which a prefix of a prompt that is cached on disk under another key is not used.
+    pub fn other_key(&self, namespace: Namespace, prompt: &[u32]) -> Option<MissCause> {
+        on_backend!(self, EngineHandle, engine => engine.store.within(namespace).other_key(&engine.backend, prompt))
     }
 
     /// Does [`Engine::logits_from`] on this engine.

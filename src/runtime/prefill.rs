@@ -190,6 +190,13 @@ fn next_snapshot(at: usize, end: usize, snapshot_lengths: &[usize]) -> usize {
     mark.unwrap_or(end).min(interval).min(end)
 }
 
+/// Returns all lengths after `start` at which the prefill of a prompt inserts a snapshot.
+pub fn snapshots_between(start: usize, end: usize, snapshot_lengths: &[usize]) -> Vec<usize> {
+    let snapshot_lengths = thin_snapshots(snapshot_lengths);
+    let next = |at: &usize| (*at < end).then(|| next_snapshot(*at, end, &snapshot_lengths));
+    std::iter::successors(next(&start), next).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,11 +7,14 @@ use super::intake::Intake;
 use super::limits::{HttpLimits, LimitEvents};
 use super::metrics::Metrics;
 use super::notices::Notices;
+use super::trace::{MissCell, PromptTrace, ReplyTrace};
 use crate::generation::decoder::{FinishReason, GenerationParams};
 use crate::generation::event::EngineEvent;
 use crate::generation::grammar::{Compiled, Grammar, Grammars, compile};
 use crate::generation::sample::Sampling;
+use crate::prefix_cache::history::PromptHistory;
 use crate::prefix_cache::namespace::Namespace;
+use crate::prefix_cache::served::PromptOutline;
 use crate::runtime::handle::EngineHandle;
 use crate::scheduler::{Client, Command, Gauges, SchedulerLimits, SequenceRequest};
 use models::template::Template;
@@ -54,6 +57,8 @@ pub struct ServeOptions {
     pub strict_model: bool,
     /// Write prompts into the log.
     pub log_prompts: bool,
+    /// Log both texts where a prompt first differs from the nearest served one.
+    pub explain: bool,
 }
 
 /// A loaded model and its scheduler.
@@ -65,6 +70,8 @@ pub struct Ready {
     pub commands: mpsc::Sender<Command>,
     /// Values that the scheduler updates after each step.
     pub gauges: Arc<Gauges>,
+    /// Recently served prompts, for explanations of cache misses.
+    pub history: Arc<PromptHistory>,
 }
 
 impl Ready {
@@ -129,6 +136,8 @@ pub struct EngineRequest {
     pub prompt: Arc<[u32]>,
     /// Prompt lengths at which to insert a snapshot.
     pub snapshot_lengths: Vec<usize>,
+    /// Tools and messages of the prompt.
+    pub outline: PromptOutline,
     pub reply_params: Vec<GenerationParams>,
     /// Report the log-probability of each token and of this many most likely tokens.
     pub logprobs: Option<usize>,
@@ -300,6 +309,23 @@ impl App {
         }
     }
 
+    /// Compares a prompt with the recently served ones of its namespace.
+    fn trace(&self, ready: &Ready, request: &mut EngineRequest, namespace: Namespace) -> PromptTrace {
+        let outline = std::mem::take(&mut request.outline);
+        PromptTrace {
+            engine: ready.engine.clone(),
+            history: ready.history.clone(),
+            namespace,
+            nearest: ready.history.nearest(namespace, &request.prompt, &outline),
+            prompt: request.prompt.clone(),
+            outline,
+            snapshot_lengths: request.snapshot_lengths.clone(),
+            with_texts: self.options.explain,
+            misses: self.metrics.misses.clone(),
+            miss: MissCell::default(),
+        }
+    }
+
     /// Submits requests to the scheduler.
     pub fn submit(
         self: &Arc<Self>,
@@ -316,8 +342,11 @@ impl App {
         let (sender, events) = unbounded_channel();
         let mut prompt_tokens = 0;
         let mut unread = Vec::new();
-        for request in requests {
+        let mut miss = None;
+        for mut request in requests {
             prompt_tokens += request.prompt.len();
+            let trace = Arc::new(self.trace(ready, &mut request, namespace));
+            miss.get_or_insert_with(|| trace.miss());
             for params in request.reply_params {
                 let (sender, reservation) = (sender.clone(), Some(reservation.clone()));
                 let waiting = Arc::new(AtomicUsize::new(0));
@@ -326,6 +355,7 @@ impl App {
                     sender,
                     reservation,
                     unread: waiting.clone(),
+                    trace: ReplyTrace::new(trace.clone(), params.max_tokens),
                 });
                 let (prompt, snapshot_lengths, logprobs) =
                     (request.prompt.clone(), request.snapshot_lengths.clone(), request.logprobs);
@@ -354,6 +384,7 @@ impl App {
             open,
             unread,
             prompt_tokens,
+            miss: miss.unwrap_or_default(),
             start,
             deadline,
             last_token: HashMap::new(),
@@ -375,10 +406,12 @@ struct ChannelClient {
     reservation: Option<Arc<[Reservation; 2]>>,
     /// Events sent and not yet read.
     unread: Arc<AtomicUsize>,
+    trace: ReplyTrace,
 }
 
 impl Client for ChannelClient {
     fn on_event(&mut self, event: EngineEvent) {
+        self.trace.on_event(&event);
         // Released before the client gets the event, because it may send the next request at once.
         if let EngineEvent::Finished(stats) = &event {
             self.reservation = None;
@@ -411,6 +444,8 @@ pub struct RequestEvents {
     unread: Vec<Arc<AtomicUsize>>,
     /// Tokens of all prompts together.
     pub prompt_tokens: usize,
+    /// The cause for which the first prompt was prefilled, set at the end of its first reply.
+    pub miss: MissCell,
     pub start: Instant,
     deadline: Option<Instant>,
     /// Time of the last token of each reply.

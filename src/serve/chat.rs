@@ -10,15 +10,18 @@ use super::app::{App, EngineRequest, Ready, RequestEvents};
 use super::body::RequestBody;
 use super::errors::{ApiError, quoted};
 use super::fields::{self, Interface};
+use super::outline::{FoundParts, PromptText};
 use super::reply::{ParsedEvent, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
+use super::trace::MissCell;
 use super::usage::{FINGERPRINT, ResponseMeta, timings, usage};
 use super::{logprobs, tools, validate};
 use crate::generation::event::EngineEvent;
 use crate::generation::logprobs::Logprobs;
 use crate::generation::reply_parser::{REASONING_TAGS, ReplyEvent, ReplyParser, opens_reasoning};
 use crate::prefix_cache::retokenize::ids_before;
+use crate::prefix_cache::served::PromptOutline;
 use crate::runtime::chat_template::explain;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -58,8 +61,8 @@ pub async fn completions(
     let replies = (0..engine_request.reply_params.len()).map(reply).collect();
     let tokenizer = app.ready()?.tokenizer().clone();
     let events = app.submit(vec![engine_request], tenant.0)?;
-    let start = events.start;
-    let chat = Chat { meta, request, tokenizer, replies, prompt_tokens: events.prompt_tokens, start };
+    let (start, prompt_tokens, miss) = (events.start, events.prompt_tokens, events.miss.clone());
+    let chat = Chat { meta, request, tokenizer, replies, prompt_tokens, miss, start };
     if chat.request.stream.unwrap_or(false) {
         return Ok(respond(events, chat));
     }
@@ -95,12 +98,12 @@ pub fn prepare_chat(
     let tools = tools::Plan::new(request, &app.notices)?;
     let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
     let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, cancelled)).transpose()?;
-    let EncodedPrompt { tokens, snapshot_lengths, in_reasoning } =
+    let EncodedPrompt { tokens, snapshot_lengths, outline, in_reasoning } =
         encode(app, request, &tools.declared, tenant)?;
     let has_reasoning = REASONING_TAGS.iter().any(|tag| ready.template().mentions(tag));
     let parser = ReplyParser::new(tools.names, has_reasoning, in_reasoning).constrained(tools.constrained);
     let engine_request = validate::engine_request(app, ready, tokens, generation, grammar.as_ref())?;
-    Ok((EngineRequest { logprobs: top, snapshot_lengths, ..engine_request }, parser))
+    Ok((EngineRequest { logprobs: top, snapshot_lengths, outline, ..engine_request }, parser))
 }
 
 /// Returns the number of tokens of a conversation's prompt.
@@ -114,6 +117,7 @@ struct EncodedPrompt {
     tokens: Vec<u32>,
     /// Lengths of the prompt at which to take snapshots.
     snapshot_lengths: Vec<usize>,
+    outline: PromptOutline,
     /// The template has opened the reasoning tag.
     in_reasoning: bool,
 }
@@ -129,7 +133,7 @@ fn encode(
     app.check_model(request.model.as_deref())?;
     let messages = messages(std::mem::take(&mut request.messages))?;
     let extra = template_variables(app, ready, request);
-    let (rendered, snapshot_lengths) = render(ready, &messages, tools, &extra)?;
+    let (rendered, tools_end, exact) = render(ready, &messages, tools, &extra)?;
     let tokenizer = ready.tokenizer();
     let replied = messages.iter().any(|m| m.role == "assistant");
     let namespace = app.namespace(tenant.0);
@@ -138,9 +142,11 @@ fn encode(
     } else {
         rendered.encode(tokenizer)
     };
-    let snapshot_lengths =
-        snapshot_lengths.into_iter().filter_map(|bytes| ids_before(&tokens, bytes, tokenizer)).collect();
-    Ok(EncodedPrompt { tokens, snapshot_lengths, in_reasoning: opens_reasoning(rendered.text()) })
+    let exact = exact.into_iter().filter_map(|bytes| ids_before(&tokens, bytes, tokenizer));
+    let text = PromptText { rendered: &rendered, messages: &messages, tools, tools_end };
+    let FoundParts { outline, cuts } = text.find(&tokens, tokenizer);
+    let snapshot_lengths = exact.chain(cuts).collect();
+    Ok(EncodedPrompt { tokens, snapshot_lengths, outline, in_reasoning: opens_reasoning(rendered.text()) })
 }
 
 /// Returns the variables that the template uses, of those for reasoning and of the request's own.
@@ -184,14 +190,14 @@ fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
     messages.into_iter().enumerate().map(message).collect()
 }
 
-/// Renders a conversation. Also returns byte offsets for snapshots, after which other conversations may differ: the end of
-/// tools and instructions, and the start of the last message.
+/// Renders a conversation. Also returns the end of the tools, and byte offsets for snapshots, after which other conversations
+/// may differ: the end of tools and instructions, and the start of the last message.
 fn render(
     ready: &Ready,
     messages: &[Message],
     tools: &[Value],
     extra: &Map<String, Value>,
-) -> Result<(Rendered, Vec<usize>), ApiError> {
+) -> Result<(Rendered, Option<usize>, Vec<usize>), ApiError> {
     let template = ready.template();
     let part = |n: usize, last: bool| template.render(&messages[..n], tools, last, extra);
     let all = part(messages.len(), true).map_err(|e| ApiError::invalid("messages", explain(e)))?;
@@ -201,8 +207,9 @@ fn render(
         let part = part(n, false).ok()?;
         all.text().starts_with(part.text()).then_some(part.text().len()).filter(|bytes| *bytes > 0)
     };
-    let snapshot_lengths = [instructions, messages.len() - 1].into_iter().filter_map(prefix_len).collect();
-    Ok((all, snapshot_lengths))
+    let tools_end = if tools.is_empty() { None } else { prefix_len(0) };
+    let exact = [instructions, messages.len() - 1].into_iter().filter_map(prefix_len).collect();
+    Ok((all, tools_end, exact))
 }
 
 /// One reply, accumulated from its events.
@@ -238,6 +245,7 @@ struct Chat {
     tokenizer: Arc<Vocabulary>,
     replies: Vec<PartialReply>,
     prompt_tokens: usize,
+    miss: MissCell,
     start: Instant,
 }
 
@@ -308,7 +316,11 @@ impl Chat {
     }
 
     fn timings(&self) -> Timings {
-        self.replies.iter().find_map(|r| r.parsed.stats.as_ref()).map(timings).unwrap_or_default()
+        self.replies
+            .iter()
+            .find_map(|r| r.parsed.stats.as_ref())
+            .map(|stats| timings(stats, &self.miss))
+            .unwrap_or_default()
     }
 
     fn chunk(&self) -> ChatChunk {

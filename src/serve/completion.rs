@@ -12,6 +12,7 @@ use super::errors::ApiError;
 use super::fields::{self, Interface};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
+use super::trace::MissCell;
 use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
 use super::{logprobs, tools, validate};
 use crate::generation::decoder::FinishReason;
@@ -51,7 +52,8 @@ pub async fn completions(
     let n = engine_requests.first().map_or(1, |engine_request| engine_request.reply_params.len());
     let prompt_tokens = engine_requests.iter().map(|engine_request| engine_request.prompt.len()).sum();
     let events = app.submit(engine_requests, tenant.0)?;
-    let texts = Texts { meta, request, tokenizer, texts, prompt_tokens, n };
+    let miss = events.miss.clone();
+    let texts = Texts { meta, request, tokenizer, texts, prompt_tokens, n, miss };
     if texts.request.stream.unwrap_or(false) {
         return Ok(respond(events, texts));
     }
@@ -147,6 +149,7 @@ struct Texts {
     prompt_tokens: usize,
     /// Number of replies per prompt.
     n: usize,
+    miss: MissCell,
 }
 
 impl Texts {
@@ -203,7 +206,11 @@ impl Texts {
     }
 
     fn timings(&self) -> Timings {
-        self.texts.iter().find_map(|t| t.stats.as_ref()).map(timings).unwrap_or_default()
+        self.texts
+            .iter()
+            .find_map(|t| t.stats.as_ref())
+            .map(|stats| timings(stats, &self.miss))
+            .unwrap_or_default()
     }
 
     fn chunk(&self) -> Completion {

@@ -5,10 +5,11 @@ use crate::generation::generate::Stats;
 use crate::scheduler::Gauges;
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::{ConstCounter, Counter};
+use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Counters and histograms that request handlers update.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub struct Metrics {
     pub time_to_first_token: Histogram,
     /// Time between consecutive tokens of a reply.
     pub inter_token_latency: Histogram,
+    /// Prompts and tokens that were prefilled, by cause.
+    pub misses: Misses,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     generated_tokens: Counter,
@@ -34,6 +37,7 @@ impl Default for Metrics {
             aborted: Counter::default(),
             time_to_first_token: Histogram::new(seconds),
             inter_token_latency: Histogram::new(seconds),
+            misses: Misses::default(),
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
@@ -50,6 +54,29 @@ impl Metrics {
     }
 }
 
+/// The label of a cause.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, prometheus_client::encoding::EncodeLabelSet)]
+pub struct CauseLabels {
+    pub cause: &'static str,
+}
+
+/// Prompts that were not wholly restored, by cause. Clones share the counters.
+#[derive(Clone, Debug, Default)]
+pub struct Misses {
+    prompts: Family<CauseLabels, Counter>,
+    tokens: Family<CauseLabels, Counter>,
+    seconds: Family<CauseLabels, Counter<f64, AtomicU64>>,
+}
+
+impl Misses {
+    /// Adds the prefill of a prompt.
+    pub fn count(&self, labels: CauseLabels, stats: &Stats) {
+        self.prompts.get_or_create(&labels).inc();
+        self.tokens.get_or_create(&labels).inc_by(stats.prefill.computed as u64);
+        self.seconds.get_or_create(&labels).inc_by(stats.prefill_time.as_secs_f64());
+    }
+}
+
 /// Encodes all metrics as text; `gauges` is None until the model is loaded.
 pub fn text(m: &Metrics, limits: &LimitEvents, gauges: Option<&Gauges>) -> String {
     let mut r = Registry::with_prefix("kimi");
@@ -58,6 +85,10 @@ pub fn text(m: &Metrics, limits: &LimitEvents, gauges: Option<&Gauges>) -> Strin
     r.register("prompt_tokens", "Prompt tokens prefilled", m.prompt_tokens.clone());
     r.register("cached_tokens", "Prompt tokens restored from the prefix cache", m.cached_tokens.clone());
     r.register("generated_tokens", "Generated tokens", m.generated_tokens.clone());
+    let Misses { prompts, tokens, seconds } = m.misses.clone();
+    r.register("prefix_misses", "Prompts that were not wholly restored, by cause", prompts);
+    r.register("prefilled_tokens", "Prompt tokens prefilled, by cause", tokens);
+    r.register_with_unit("prefill", "Time of prefills, by cause", Unit::Seconds, seconds);
     let (first, latency) = (m.time_to_first_token.clone(), m.inter_token_latency.clone());
     let help = "Time from the request to its first token";
     r.register_with_unit("time_to_first_token", help, Unit::Seconds, first);

@@ -25,6 +25,7 @@ mod metrics;
 mod notices;
 mod ollama;
 mod openapi;
+mod outline;
 mod reply;
 mod responses;
 mod routes;
@@ -34,6 +35,7 @@ mod sse;
 mod tenant;
 mod tokenize;
 mod tools;
+mod trace;
 mod usage;
 mod validate;
 

@@ -98,6 +98,9 @@ pub struct ServeArgs {
     /// Log the text of prompts
     #[arg(long)]
     log_prompts: bool,
+    /// Log both texts where a prompt first differs from the nearest served one
+    #[arg(long)]
+    explain: bool,
     /// Sampling defaults for requests that do not set them
     #[command(flatten)]
     sampling: Sampling,
@@ -166,6 +169,7 @@ fn options(args: &ServeArgs) -> Result<ServeOptions> {
         names: stem.into_iter().chain(args.alias.clone()).collect(),
         strict_model: args.strict_model,
         log_prompts: args.log_prompts,
+        explain: args.explain,
     })
 }
 
@@ -252,7 +256,8 @@ pub fn spawn_scheduler(app: &Arc<App>, engine: EngineHandle, limits: SchedulerLi
         let _end = served.mark_ended_on_drop();
         scheduler::run(&hosted, limits, &received, &shown);
     });
-    app.set_ready(Ready { engine, limits, commands, gauges });
+    let history = Arc::default();
+    app.set_ready(Ready { engine, limits, commands, gauges, history });
     thread
 }
 

@@ -1,9 +1,10 @@
 //! Computes the fields common to all responses: id, time, token usage, rates, and errors.
 
-use super::api::{PromptDetails, Timings, Usage};
+use super::api::{MissReport, PromptDetails, Timings, Usage};
 use super::app::{App, unix_seconds};
 use super::errors::ApiError;
 use super::logprobs;
+use super::trace::MissCell;
 use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
 use crate::runtime::session::Error;
@@ -63,8 +64,8 @@ pub fn usage<'s>(prompt_tokens: usize, n: usize, replies: impl Iterator<Item = &
     }
 }
 
-/// Returns token counts, times and rates of a reply.
-pub fn timings(stats: &Stats) -> Timings {
+/// Returns token counts, times and rates of a reply, and the cause for which its prompt was prefilled.
+pub fn timings(stats: &Stats, miss: &MissCell) -> Timings {
     let ms = |d: std::time::Duration| d.as_secs_f64() * 1e3;
     let per_second = |n: usize, ms: f64| if ms > 0.0 { n as f64 * 1e3 / ms } else { 0.0 };
     let (prompt_ms, predicted_ms) = (ms(stats.prefill_time), ms(stats.decode_time));
@@ -76,5 +77,11 @@ pub fn timings(stats: &Stats) -> Timings {
         predicted_n: stats.generated,
         predicted_ms,
         predicted_per_second: per_second(stats.generated.saturating_sub(1), predicted_ms),
+        cause: miss.get().map(|miss| MissReport {
+            name: miss.cause.name(),
+            common_n: miss.common,
+            message: miss.message.as_ref().map(|(index, _)| *index),
+            role: miss.message.as_ref().map(|(_, role)| role.clone()),
+        }),
     }
 }

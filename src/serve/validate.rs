@@ -7,6 +7,7 @@ use super::errors::ApiError;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::grammar::Compiled;
 use crate::generation::sample::Sampling;
+use crate::prefix_cache::served::PromptOutline;
 use crate::scheduler::StateBytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -57,6 +58,7 @@ pub fn engine_request(
         reply_params: reply_params.collect(),
         prompt: prompt.into(),
         snapshot_lengths: Vec::new(),
+        outline: PromptOutline::default(),
         logprobs: None,
         retained_bytes,
     })

@@ -13,6 +13,7 @@ mod hostile_forms;
 mod kimi_vocabulary;
 mod masks;
 mod messages;
+mod misses;
 mod ollama;
 mod openapi;
 mod process;

@@ -6,6 +6,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
+use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
 use kimi::generation::sample::Sampling;
 use kimi::prefix_cache::options::StoreOptions;
@@ -16,34 +17,66 @@ use kimi::scheduler::SchedulerLimits;
 use kimi::serve::{App, HostPolicy, HttpLimits, ServeOptions, router, spawn_scheduler};
 use models::gguf::write::{Layout, Writer};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use tower::ServiceExt;
 
+/// The model file and its directory.
+static MODEL: LazyLock<(tempfile::TempDir, PathBuf)> = LazyLock::new(|| {
+    let dir = tempfile::tempdir().unwrap();
+    let model = model(dir.path(), 9);
+    (dir, model)
+});
+
 /// The engine without a prefix cache, and the one with it.
 static ENGINES: LazyLock<[Arc<Engine<Cpu>>; 2]> = LazyLock::new(|| {
-    let dir = tempfile::tempdir().unwrap();
-    let fields = ["vocab_size=163840", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
-    let source = checkpoint(dir.path(), "tiny", 9, &fields);
-    std::fs::write(source.join("tiktoken.model"), kimi_vocabulary::tiktoken_model()).unwrap();
-    let config = Path::new("models/tests/data/tokenizer_config.json");
-    std::fs::copy(config, source.join("tokenizer_config.json")).unwrap();
-    let model = convert(&source, "q8_0");
-    // The file stays mapped after its directory is deleted.
-    let engine = |ram| open(&model, StoreOptions { cache_ram: Some(ram), ..StoreOptions::nothing() });
+    let engine = |ram| open(&MODEL.1, StoreOptions { cache_ram: Some(ram), ..StoreOptions::nothing() });
     [engine(0), engine(64 << 20)]
 });
 
-fn open(model: &Path, store: StoreOptions) -> Arc<Engine<Cpu>> {
-    let args = LoadOptions {
+/// Converts a random checkpoint with the published vocabulary.
+fn model(dir: &Path, seed: u32) -> PathBuf {
+    let fields = ["vocab_size=163840", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];
+    let source = checkpoint(dir, "tiny", seed, &fields);
+    std::fs::write(source.join("tiktoken.model"), kimi_vocabulary::tiktoken_model()).unwrap();
+    let config = Path::new("models/tests/data/tokenizer_config.json");
+    std::fs::copy(config, source.join("tokenizer_config.json")).unwrap();
+    convert(&source, "q8_0")
+}
+
+fn load_options(model: &Path, store: StoreOptions) -> LoadOptions {
+    LoadOptions {
         model: Some(model.to_owned()),
         threads: Some(2),
         ctx: Some(2048),
         batch: 64,
         store,
         ..LoadOptions::default()
-    };
+    }
+}
+
+fn open(model: &Path, store: StoreOptions) -> Arc<Engine<Cpu>> {
+    Arc::new(Engine::open(&load_options(model, store)).unwrap())
+}
+
+/// An engine of the same model with another prefix cache or data type of the KV cache.
+pub fn cached_engine(store: StoreOptions, cache_type: CacheFormat) -> Arc<Engine<Cpu>> {
+    let args = LoadOptions { cache_type, ..load_options(&MODEL.1, store) };
     Arc::new(Engine::open(&args).unwrap())
+}
+
+/// An engine of the same model with another chat template.
+pub fn with_template(template: &str) -> Arc<Engine<Cpu>> {
+    let path = MODEL.0.path().join("template.jinja");
+    std::fs::write(&path, template).unwrap();
+    let store = StoreOptions { cache_ram: Some(64 << 20), ..StoreOptions::in_memory() };
+    let args = LoadOptions { chat_template: Some(path), ..load_options(&MODEL.1, store) };
+    Arc::new(Engine::open(&args).unwrap())
+}
+
+/// An engine of a model with the same vocabulary and other weights.
+pub fn other_model(store: StoreOptions) -> Arc<Engine<Cpu>> {
+    open(&model(MODEL.0.path(), 10), store)
 }
 
 /// An engine of the same model with scales that make every logit NaN.
@@ -95,6 +128,7 @@ pub fn options() -> ServeOptions {
         names: vec!["tiny".into()],
         strict_model: true,
         log_prompts: false,
+        explain: false,
     }
 }
 

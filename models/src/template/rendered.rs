@@ -81,6 +81,11 @@ impl Rendered {
         Some(at)
     }
 
+    /// Bytes from `at` on where [`Rendered::is_border`] holds, in ascending order.
+    pub fn borders_from(&self, at: usize) -> impl Iterator<Item = usize> + '_ {
+        self.parts[self.parts.partition_point(|(end, _)| *end < at)..].iter().map(|(end, _)| *end)
+    }
+
     /// Returns whether a special token starts or ends at this byte, or the text ends there: the text after it is tokenized
     /// independently of the text before.
     pub fn is_border(&self, at: usize) -> bool {

@@ -32,7 +32,7 @@ pub struct PromptDetails {
 }
 
 /// Token counts, times and rates of the first choice.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, ToSchema)]
 pub struct Timings {
     /// Prompt tokens restored from the prefix cache.
     pub cache_n: usize,
@@ -45,6 +45,25 @@ pub struct Timings {
     /// Time from the first to the last generated token.
     pub predicted_ms: f64,
     pub predicted_per_second: f64,
+    /// Why tokens were prefilled; absent if the whole prompt was cached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<MissReport>,
+}
+
+/// The cause for which tokens of a prompt were prefilled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct MissReport {
+    /// new, continued, tools, system, reminder, template, trimmed, message, tokenization, text, evicted, interval, model or
+    /// cache_type
+    pub name: &'static str,
+    /// Leading tokens that equal those of the nearest served prompt.
+    pub common_n: usize,
+    /// Index of the message that differs first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub message: Option<usize>,
+    /// The role of that message.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
 }
 
 /// Progress of the prefill, in tokens.
