@@ -1,7 +1,6 @@
 //! `kimi`: converts, inspects, runs and serves Kimi Linear models. Exit codes: 0 success, 1 an error, with one line on
 //! standard error, 2 a usage error, 130 interrupted by Ctrl-C. Next: [`kimi::cli`].
 
-use clap::Parser;
 use std::io::ErrorKind;
 use std::process::ExitCode;
 
@@ -14,9 +13,9 @@ fn main() -> ExitCode {
     if let Some(program) = kimi::runtime::template_worker::this_program() {
         kimi::runtime::template_worker::register(program);
     }
-    let cli = match kimi::cli::Cli::try_parse() {
+    let cli = match kimi::cli::parse() {
         Ok(cli) => cli,
-        Err(e) => return kimi::cli::usage(&e),
+        Err(code) => return code,
     };
     match kimi::cli::run(cli) {
         Ok(()) => ExitCode::SUCCESS,

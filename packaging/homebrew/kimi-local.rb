@@ -30,6 +30,8 @@ class KimiLocal < Formula
   # Moonshot AI's command-line client is also named kimi.
   def install
     bin.install "kimi" => "kimi-local"
+    generate_completions_from_executable(bin/"kimi-local", "completions", "--name", "kimi-local")
+    system bin/"kimi-local", "man", "--name", "kimi-local", man1
     pkgshare.install "docs", "LICENSES-CRATES.txt", "THIRD-PARTY.md"
   end
 

@@ -1,22 +1,32 @@
 //! The command line: one variant per command, each dispatched to the module of its name. Next:
 //! [`crate::commands::generate`], the shortest way to a reply.
 
+mod config;
+mod config_file;
+mod generated_docs;
+mod option_values;
+
 use crate::commands::pull::resolve::resolve;
 use crate::commands::{
     bench, convert, eval, generate, gpu_check, inspect, logits, models, perplexity, pull, synth,
 };
-use crate::io::errors::{CAUSE_CHARS, shortened};
+use crate::io::errors::{CAUSE_CHARS, one_line, shortened};
 use crate::io::output::tell;
 use crate::runtime::template_worker;
 use crate::{ask, chat, serve};
 use ::models::visible::is_control;
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
+
+/// The end of the help of each command.
+const OPTIONS_ELSEWHERE: &str =
+    "Options can also be set as KIMI_OPTION in the environment or in a file; see `kimi config`.";
 
 /// Run Kimi Linear on your own machine.
 #[derive(Parser)]
-#[command(name = "kimi", version, about, arg_required_else_help = true)]
+#[command(name = "kimi", version, about, arg_required_else_help = true, after_help = OPTIONS_ELSEWHERE)]
 pub struct Cli {
     #[command(subcommand)]
     command: CliCommand,
@@ -57,9 +67,26 @@ enum CliCommand {
     GpuCheck(gpu_check::GpuCheckArgs),
     /// Write a model with random weights, for tests and benchmarks
     Synth(synth::SynthArgs),
+    /// Show the values of options that the environment and the configuration file set
+    Config(config::ConfigArgs),
+    /// Write completions for a shell to standard output
+    Completions(generated_docs::CompletionsArgs),
+    /// Write the manual pages of the program and its commands
+    Man(generated_docs::ManArgs),
     /// Render chat templates for another process of this program
     #[command(hide = true)]
     TemplateWorker,
+}
+
+/// Parses the command line of this process, the environment and the configuration file. Prints help and errors itself and
+/// returns their exit code.
+pub fn parse() -> Result<Cli, ExitCode> {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    let matches = option_values::matches(&Cli::command(), &args).map_err(|e| {
+        tell(&format!("kimi: {}", one_line(&e)));
+        ExitCode::FAILURE
+    })?;
+    matches.and_then(|matches| Cli::from_arg_matches(&matches)).map_err(|e| usage(&e))
 }
 
 pub fn run(mut cli: Cli) -> Result<()> {
@@ -79,6 +106,9 @@ pub fn run(mut cli: Cli) -> Result<()> {
         CliCommand::Logits(args) => logits::run(&args),
         CliCommand::GpuCheck(args) => gpu_check::run(&args),
         CliCommand::Synth(args) => synth::run(&args),
+        CliCommand::Config(args) => config::run(&args),
+        CliCommand::Completions(args) => generated_docs::completions(&args),
+        CliCommand::Man(args) => generated_docs::man(&args),
         CliCommand::TemplateWorker => template_worker::worker::run(),
     }
 }
@@ -114,7 +144,7 @@ const ARGUMENT_CHARS: usize = 200;
 
 /// Prints help or a usage error; returns the exit code. Control characters of arguments are escaped, and long
 /// arguments are truncated.
-pub fn usage(e: &clap::Error) -> ExitCode {
+fn usage(e: &clap::Error) -> ExitCode {
     let args: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let harmless = |arg: &String| arg.chars().count() <= ARGUMENT_CHARS && !arg.contains(is_control);
     if !e.use_stderr() || args.iter().all(harmless) {

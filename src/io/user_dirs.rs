@@ -1,4 +1,5 @@
-//! The user's directories: the home directory, and the program's directories for its cache, data and state.
+//! The user's directories: the home directory, and the program's directories for its cache,
+//! configuration, data and state.
 //!
 //! They follow the XDG base directories on every system; without them, Windows has them in `%LOCALAPPDATA%\kimi`.
 
@@ -23,6 +24,11 @@ pub fn data() -> Option<PathBuf> {
 /// Returns the directory of input histories, by default `~/.local/state/kimi` or `%LOCALAPPDATA%\kimi\state`.
 pub fn state() -> Option<PathBuf> {
     directory("XDG_STATE_HOME", ".local/state", "state")
+}
+
+/// Returns the directory of the configuration file, by default `~/.config/kimi` or `%LOCALAPPDATA%\kimi\config`.
+pub fn config() -> Option<PathBuf> {
+    directory("XDG_CONFIG_HOME", ".config", "config")
 }
 
 /// The program's directory in the absolute path of an environment variable, else in the system's default place.

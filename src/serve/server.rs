@@ -8,6 +8,7 @@ use super::signals::ShutdownSignals;
 use crate::args::{EngineArgs, at_least_one};
 use crate::generation::sample::Sampling;
 use crate::io::host_memory;
+use crate::io::output::tell;
 use crate::io::units::parse_size;
 use crate::runtime::chat_template;
 use crate::runtime::handle::EngineHandle;
@@ -15,6 +16,7 @@ use crate::scheduler::{self, Gauges, SchedulerLimits};
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use clap::builder::NonEmptyStringValueParser;
 use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -202,7 +204,21 @@ async fn bind(args: &ServeArgs, options: &mut ServeOptions) -> Result<TcpListene
     Ok(listener)
 }
 
+/// Prints where the page and the API are, and the model's name. A log in JSON has them in its records.
+fn announce(args: &ServeArgs, app: &App, address: SocketAddr) {
+    if args.log == LogFormat::Json {
+        return;
+    }
+    let local = if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() };
+    let ip = if address.ip().is_unspecified() { local } else { address.ip() };
+    let address = SocketAddr::new(ip, address.port());
+    tell(&format!("page:     http://{address}/"));
+    tell(&format!("API base: http://{address}/v1"));
+    tell(&format!("model:    {}", app.model_name()));
+}
+
 async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result<()> {
+    let address = listener.local_addr()?;
     let (closing, ending) = watch::channel(false);
     let server = tokio::spawn(listen(listener, app.clone(), ending));
     let mut signals = ShutdownSignals::new()?;
@@ -211,6 +227,7 @@ async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result
         thread = tokio::task::spawn_blocking(move || load(&loading, &hosted)) => thread??,
         () = signals.next() => return Ok(()),
     };
+    announce(args, &app, address);
     signals.next().await;
     tracing::info!(
         open = app.open(),

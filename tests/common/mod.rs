@@ -19,10 +19,11 @@ pub fn kimi(args: &[&str]) -> Output {
     kimi_command().args(args).output().expect("kimi starts")
 }
 
-/// `kimi`, keeping its snapshots where the tests do.
+/// `kimi` with its caches in the directory of the tests, and without the user's configuration file.
 pub fn kimi_command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kimi"));
     command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
+    command.env("XDG_CONFIG_HOME", env!("CARGO_TARGET_TMPDIR"));
     command
 }
 
