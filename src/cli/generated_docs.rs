@@ -45,12 +45,12 @@ pub fn completions(args: &CompletionsArgs) -> Result<()> {
 /// Writes the manual page of the program, or the pages of all commands into a directory.
 pub fn man(args: &ManArgs) -> Result<()> {
     let mut command = named(&args.name);
+    command.build();
     let Some(directory) = &args.directory else {
         let mut text = Vec::new();
         clap_mangen::Man::new(command).render(&mut text)?;
         return Ok(Output::lock().write_all(&text)?);
     };
-    command.build();
     write_pages(&command, &args.name, directory)
 }
 

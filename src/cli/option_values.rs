@@ -131,7 +131,8 @@ fn wrong_value(e: &clap::Error, command: &Command, configured: &[ConfiguredValue
     let text = e.to_string();
     let line = text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();
     let Some(ContextValue::String(shown)) = e.get(ContextKind::InvalidArg) else { return anyhow!(line) };
-    let arg = command.get_arguments().find(|arg| arg.to_string() == *shown);
+    let long = shown.trim_start_matches('-').split(' ').next();
+    let arg = command.get_arguments().find(|arg| arg.get_long() == long);
     let origin = configured.iter().find(|value| arg.is_some_and(|arg| arg.get_id().as_str() == value.id));
     origin.map_or_else(|| anyhow!("{line}"), |value| anyhow!("{}: {line}", value.origin))
 }
