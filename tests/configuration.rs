@@ -139,7 +139,7 @@ fn completions_know_the_commands_of_each_shell() {
         assert!(script.contains("gpu-expert-cache") && script.contains("perplexity"), "{shell}");
     }
     let script = kimi_ok(&["completions", "bash", "--name", "kimi-local"]);
-    assert!(script.contains("complete -F _kimi-local"), "{script}");
+    assert!(script.contains("-o default kimi-local\n"), "{script}");
     let mut shell = Command::new("bash");
     let file = tempfile::NamedTempFile::new().unwrap();
     fs::write(file.path(), kimi_ok(&["completions", "bash"])).unwrap();

@@ -20,7 +20,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-/// The end of the help of each command.
+/// The end of the program's help.
 const OPTIONS_ELSEWHERE: &str =
     "Options can also be set as KIMI_OPTION in the environment or in a file; see `kimi config`.";
 
