@@ -112,7 +112,7 @@ impl ReplyTrace {
             finish = self.finish_reason(stats),
             cause,
             same = miss.map(|miss| miss.common),
-            message = message.map(|(index, _)| index),
+            message_index = message.map(|(index, _)| index),
             role = message.map(|(_, role)| role.as_str()),
             "reply"
         );
