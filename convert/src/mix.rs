@@ -69,7 +69,7 @@ impl Mix {
         let full = if medium { format!("{name}_M") } else { name.to_owned() };
         Mix::all().find(|mix| mix.name.eq_ignore_ascii_case(&full)).ok_or_else(|| {
             let known: Vec<_> = Mix::all().map(|mix| mix.name).collect();
-            Error::Option(format!("expected one of {}", known.join(", ")))
+            Error::Option(format!("expected one of {}, found {name}", known.join(", ")))
         })
     }
 
