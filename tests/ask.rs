@@ -279,7 +279,7 @@ fn a_remote_model_answers() {
     let [first, second] = &answers[..] else { panic!("two answers: {answers:?}") };
     assert!(number(first, "prompt_tokens") > 3000 && number(first, "answer_tokens") > 0, "{first}");
     assert!(number(second, "reused_tokens") >= number(first, "prompt_tokens") - 8, "{second}");
-    for (model, key, expected) in [("other", "open", "expected the model"), ("small", "shut", "found 401")] {
+    for (model, key, expected) in [("other", "open", "expected the model"), ("small", "shut", "HTTP 401")] {
         let out = with_input(remote(model, key), "");
         let stderr = String::from_utf8_lossy(&out.stderr);
         assert!(out.status.code() == Some(1) && stderr.contains(expected), "{model}, {key}: {stderr}");

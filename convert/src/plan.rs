@@ -39,7 +39,7 @@ impl Override {
     /// # Errors
     /// A text without `=`, an invalid expression, or an unknown type.
     pub fn parse(text: &str) -> Result<Override> {
-        let bad = |expected: &str| Error::Option(format!("expected {expected}"));
+        let bad = |expected: &str| Error::Option(format!("expected {expected}, found {text}"));
         let (pattern, name) = text.rsplit_once('=').ok_or_else(|| bad("REGEX=TYPE"))?;
         let known: Vec<_> = Format::ALL.iter().map(|f| f.name()).collect();
         let format = Format::from_name(name);
@@ -237,8 +237,8 @@ mod tests {
         assert_eq!(format("blk.2.ffn_up_exps.weight"), Format::Q3_K);
         let refused =
             |rule, message: &str| assert_eq!(official("Q8_0", &[rule]).unwrap_err().to_string(), message);
-        refused("x", "expected REGEX=TYPE");
-        refused("(=Q8_0", "expected a regular expression before the =");
+        refused("x", "expected REGEX=TYPE, found x");
+        refused("(=Q8_0", "expected a regular expression before the =, found (=Q8_0");
         refused(
             "attn_norm=Q8_0",
             "--tensor-type: attn_norm: expected a pattern of some quantizable tensor's name, found no match",

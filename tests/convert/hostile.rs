@@ -13,8 +13,8 @@ const INDEX: &str = "model.safetensors.index.json";
 const SHARD: &str = "model-00002-of-00002.safetensors";
 const HEAD: &str = "lm_head.weight";
 
-/// Splits a small checkpoint into two shards and damages it. The conversion must fail with one line that starts with `file`
-/// and contains `message`, and leave no file behind.
+/// Splits a small checkpoint into two shards and damages it. The conversion must fail with one line that starts with `file`,
+/// or with the directory where it is empty, and contains `message`, and leave no file behind.
 fn refused(file: &str, message: &str, tensors: impl FnOnce(&mut Checkpoint), files: impl FnOnce(&Path)) {
     static SOUND: LazyLock<(Checkpoint, Vec<u8>)> = LazyLock::new(|| {
         let source = generate("tiny", 3, &["vocab_size=64", "num_experts=2", "num_experts_per_token=2"]);
@@ -31,7 +31,8 @@ fn refused(file: &str, message: &str, tensors: impl FnOnce(&mut Checkpoint), fil
     let (input, mix) = (source.path().to_owned(), Mix::from_name("Q8_0").unwrap());
     let options = Options { input, output, mix, overrides: vec![], force: false, threads: Some(2) };
     let error = convert(&options, &mut ()).unwrap_err().to_string();
-    let start = source.path().join(file).display().to_string();
+    let place = if file.is_empty() { source.path().to_owned() } else { source.path().join(file) };
+    let start = place.display().to_string();
     assert!(error.starts_with(&start) && error.contains(message), "{error}");
     assert!(!error.contains('\n') && error.len() < 1000, "{error}");
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 0, "{error}");
@@ -201,7 +202,7 @@ fn values_that_are_no_numbers() {
 
 #[test]
 fn configs() {
-    refused_files(CONFIG, " is not a checkpoint: it has no config.json", |dir| {
+    refused_files("", " is not a checkpoint: it has no config.json", |dir| {
         fs::remove_file(dir.join(CONFIG)).unwrap()
     });
     refused_files(CONFIG, "line 1: expected JSON", |dir| fs::write(dir.join(CONFIG), "{").unwrap());
