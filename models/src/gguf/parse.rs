@@ -89,10 +89,8 @@ fn check_extents(path: &str, tensors: &[TensorInfo], len: u64) -> Result<(), Err
         let place = || quoted("tensor", &tensor.name);
         let end = tensor.offset.checked_add(tensor.bytes).filter(|end| *end <= len);
         if end.is_none() {
-            let (bytes, offset) = (tensor.bytes, tensor.offset);
-            let problem =
-                format!("{bytes} bytes at offset {offset} exceed the file's {len} bytes of tensor data");
-            return Err(Error::invalid(path, place(), problem));
+            let expected = format!("{} bytes at offset {}", tensor.bytes, tensor.offset);
+            return Err(Error::bad(path, place(), expected, format_args!("{len} bytes of tensor data")));
         }
         if let Some(b) = before
             && tensor.offset < b.offset + b.bytes
@@ -455,7 +453,7 @@ mod tests {
         refused(one(&[4], 77, 0), &at(45, &format!("{types} type 77")));
         refused(one(&[4], 0, 8), &at(49, "expected an offset that is a multiple of 32, found 8"));
         let past = |offset: u64| {
-            format!("tensor \"t\": 16 bytes at offset {offset} exceed the file's 64 bytes of tensor data")
+            format!("tensor \"t\": expected 16 bytes at offset {offset}, found 64 bytes of tensor data")
         };
         refused(one(&[4], 0, 64), &past(64));
         refused(one(&[4], 0, u64::MAX - 31), &past(u64::MAX - 31));
