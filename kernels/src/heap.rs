@@ -82,7 +82,7 @@ pub fn measure<T>(work: impl FnOnce() -> T) -> (T, isize) {
 }
 
 /// Makes allocations of this thread fail where it would hold more than `bytes` beyond what it holds now; without effect
-/// where [`Counting`] is not the global allocator.
+/// where [`CountingAllocator`] is not the global allocator.
 pub fn limit_thread(bytes: u64) {
     let held = NET.with(Cell::get);
     LIMIT.with(|limit| limit.set(held.saturating_add(isize::try_from(bytes).unwrap_or(isize::MAX))));

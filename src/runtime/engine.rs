@@ -199,7 +199,7 @@ impl EngineBase {
         self.tokenizer.as_ref().with_context(file)
     }
 
-    /// Returns the tokenizer as [`Engine::tokenizer`] does, for commands that also take token ids.
+    /// Returns the tokenizer as [`EngineBase::tokenizer`] does, for commands that also take token ids.
     ///
     /// # Errors
     /// The model file has none; the message names `--ids`.

@@ -78,7 +78,8 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     /// Declares that the next prompt is a document of this length followed by a question, which is prefilled as a
-    /// message of its own ([`Engine::mla_path`]). The length must be the same for every prompt with that document.
+    /// message of its own ([`mla_path`](super::engine::EngineBase::mla_path)). The length must be the same for every
+    /// prompt with that document.
     pub fn question_at(&mut self, length: usize) {
         self.question = Some(length);
     }
@@ -159,7 +160,7 @@ impl<'e, B: Backend> Session<'e, B> {
         self.driver.advance(tokens.len())
     }
 
-    /// Checks a prompt with [`Engine::check`].
+    /// Checks a prompt with [`check`](super::engine::EngineBase::check).
     pub fn check(&self, prompt: &[u32]) -> Result<(), Error> {
         self.engine.check(prompt)
     }

@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 /// A prompt to be completed, and the client that receives the events.
 pub struct SequenceRequest {
-    /// Tokens accepted by [`Engine::check`]; requests with the same prompt share them.
+    /// Tokens accepted by [`EngineBase::check`]; requests with the same prompt share them.
     pub prompt: Arc<[u32]>,
     /// Prompt lengths at which to insert a snapshot, such as the end of a system message or a document.
     pub snapshot_lengths: Vec<usize>,
