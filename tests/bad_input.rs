@@ -141,9 +141,7 @@ fn truncated_and_foreign_files_are_refused() {
         std::fs::write(&path, &bytes[..length]).unwrap();
         let words = match length < header {
             true => ["cut.gguf: byte ", "expected", "found"],
-            false => {
-                ["cut.gguf: tensor ", ": expected ", " bytes at offset ", ", found ", " bytes of tensor data"]
-            }
+            false => ["cut.gguf: tensor ", ": expected ", " bytes of tensor data"],
         };
         refused(&["generate", "-m", text(&path), "--ids", "1"], &words);
     }
