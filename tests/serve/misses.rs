@@ -1,6 +1,6 @@
 //! Explanations of cache misses: ten kinds of change, each with its cause in the response and in the metrics.
 
-use crate::support::{TestServer, cached_engine, other_model, with_template};
+use crate::support::{TestServer, cached_engine, other_model, post, with_template};
 use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
 use kimi::prefix_cache::options::StoreOptions;
@@ -78,6 +78,42 @@ async fn changed_tools_are_named() {
     let metrics = server.get("/metrics").await.1;
     assert!(metrics.contains("kimi_prefix_misses_total{cause=\"tools\"}"), "{metrics}");
     assert!(metrics.contains("kimi_prefilled_tokens_total{cause=\"tools\"}"), "{metrics}");
+}
+
+/// The interfaces of Anthropic and of responses name the cause too, in a field that their clients ignore.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_interfaces_for_chats_name_the_cause() {
+    let server = server();
+    let rules = text("interface rule", 40);
+    let system = |hour: usize| format!("It is {hour}. {rules}");
+    let question = text("interface", 40);
+    let data = |line: &str| serde_json::from_str::<Value>(line.strip_prefix("data: ")?).ok();
+
+    let messages =
+        |hour| json!({ "system": system(hour), "max_tokens": 4, "messages": [message("user", &question)] });
+    server.ok("/v1/messages", messages(9)).await;
+    let found = server.ok("/v1/messages", messages(10)).await;
+    assert_eq!(cause(&found["timings"]), "system", "{found}");
+    let prefilled = found["timings"]["prompt_n"].as_u64();
+    assert_eq!(prefilled, found["usage"]["cache_creation_input_tokens"].as_u64(), "{found}");
+    let mut request = messages(11);
+    request["stream"] = true.into();
+    let events = server.send(post("/v1/messages", &request)).await.1;
+    let events: Vec<Value> = events.lines().filter_map(data).collect();
+    let delta = events.iter().find(|event| event["type"] == "message_delta").unwrap();
+    assert_eq!((cause(&delta["timings"]), &delta["timings"]["cause"]["role"]), ("system", &json!("system")));
+    assert!(events[0]["message"].get("timings").is_none(), "{}", events[0]);
+
+    let response = |hour| json!({ "instructions": system(hour), "input": question, "max_output_tokens": 4 });
+    let found = server.ok("/v1/responses", response(12)).await;
+    assert_eq!(cause(&found["timings"]), "system", "{found}");
+    let mut request = response(13);
+    request["stream"] = true.into();
+    let events = server.send(post("/v1/responses", &request)).await.1;
+    let events: Vec<Value> = events.lines().filter_map(data).collect();
+    assert!(events[0]["response"].get("timings").is_none(), "{}", events[0]);
+    let last = events.last().unwrap();
+    assert_eq!(cause(&last["response"]["timings"]), "system", "{last}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

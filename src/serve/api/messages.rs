@@ -1,5 +1,6 @@
 //! Types of `/v1/messages`: Anthropic's requests, messages and token counts.
 
+use super::Timings;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
@@ -173,6 +174,9 @@ pub struct OutputMessage {
     pub stop_sequence: Option<String>,
     /// Numbers of prompt and reply tokens.
     pub usage: MessageUsage,
+    /// Times, and the cause for which the prompt was prefilled; once the reply is complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
 }
 
 /// A block of a generated message.

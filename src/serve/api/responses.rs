@@ -1,5 +1,6 @@
 //! Types of `/v1/responses`: input items, output items and the response object.
 
+use super::Timings;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
@@ -97,7 +98,7 @@ pub struct TextFormat {
     pub schema: Option<Value>,
     /// Grammar for the type grammar.
     pub grammar: Option<String>,
-    /// Syntax of the grammar: lark or regex.
+    /// Syntax of the grammar: lark, gbnf or regex.
     pub syntax: Option<String>,
 }
 
@@ -151,6 +152,9 @@ pub struct ResponseObject {
     /// Token usage, once the response is complete.
     #[schema(required)]
     pub usage: Option<ResponseUsage>,
+    /// Times, and the cause for which the prompt was prefilled; once the response is complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timings: Option<Timings>,
 }
 
 /// The reason of an incomplete response.

@@ -4,13 +4,15 @@ use super::call_id;
 use crate::generation::decoder::FinishReason;
 use crate::generation::event::EngineEvent;
 use crate::generation::reply_parser::ReplyEvent;
+use crate::serve::api::Timings;
 use crate::serve::api::messages::{MessageUsage, OutputBlock, OutputMessage};
 use crate::serve::app::RequestEvents;
 use crate::serve::error_form::ErrorForm;
 use crate::serve::errors::ApiError;
 use crate::serve::reply::{ParsedEvent, TrackedReply};
 use crate::serve::sse::{Outbox, StreamEncoder};
-use crate::serve::usage::ResponseMeta;
+use crate::serve::trace::MissCell;
+use crate::serve::usage::{ResponseMeta, timings};
 use serde_json::{Value, json};
 
 /// A message that is being generated, and the encoder of its events.
@@ -22,6 +24,7 @@ pub struct MessageEncoder {
     /// Prefilled prompts are kept in the prefix cache.
     pub keeps_prompt: bool,
     pub state: MessageState,
+    pub miss: MissCell,
 }
 
 /// The part of a message that has been generated.
@@ -61,7 +64,13 @@ impl MessageEncoder {
             stop_reason: self.stop_reason(),
             stop_sequence: self.stop_sequence(),
             usage: self.usage(),
+            timings: self.timings(),
         }
+    }
+
+    /// Returns the times of the reply once it has ended.
+    fn timings(&self) -> Option<Timings> {
+        self.parsed.stats.as_ref().map(|stats| timings(stats, &self.miss))
     }
 
     fn stop_reason(&self) -> Option<&'static str> {
@@ -211,7 +220,8 @@ impl StreamEncoder for MessageEncoder {
         self.start(out);
         self.close(out);
         let delta = json!({ "stop_reason": self.stop_reason(), "stop_sequence": self.stop_sequence() });
-        event("message_delta", json!({ "delta": delta, "usage": self.usage() }), out);
+        let fields = json!({ "delta": delta, "usage": self.usage(), "timings": self.timings() });
+        event("message_delta", fields, out);
         event("message_stop", json!({}), out);
     }
 

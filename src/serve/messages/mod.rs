@@ -45,15 +45,17 @@ pub async fn create(
     let prepared =
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
     let (request, engine_request, parser) = prepared??;
+    let prompt_tokens = engine_request.prompt.len();
+    let events = app.submit(vec![engine_request], tenant.0)?;
     let encoder = MessageEncoder {
         meta: ResponseMeta::new(&app, "msg"),
         parsed: TrackedReply::new(parser),
         stop_sequences: request.stop_sequences.unwrap_or_default(),
-        prompt_tokens: engine_request.prompt.len(),
+        prompt_tokens,
         keeps_prompt: app.ready()?.engine.keeps_prompts(),
         state: MessageState::default(),
+        miss: events.miss.clone(),
     };
-    let events = app.submit(vec![engine_request], tenant.0)?;
     if request.stream.unwrap_or(false) {
         return Ok(respond(events, encoder));
     }

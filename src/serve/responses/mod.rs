@@ -15,7 +15,8 @@ use super::logprobs::new_id;
 use super::reply::{ParsedEvent, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::tenant::Tenant;
-use super::usage::{ResponseMeta, usage};
+use super::trace::MissCell;
+use super::usage::{ResponseMeta, timings, usage};
 use crate::generation::event::EngineEvent;
 use crate::generation::generate::Stats;
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
@@ -49,18 +50,19 @@ pub async fn create(
     let prepared =
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
     let (request, engine_request, parser, echo) = prepared??;
-    let stream = request.stream.unwrap_or(false);
+    let (stream, prompt_tokens) = (request.stream.unwrap_or(false), engine_request.prompt.len());
+    let events = app.submit(vec![engine_request], tenant.0)?;
     let encoder = ResponseEncoder {
         meta: ResponseMeta::new(&app, "resp"),
         request,
         echo,
-        prompt_tokens: engine_request.prompt.len(),
+        prompt_tokens,
         parsed: TrackedReply::new(parser),
         output: Vec::new(),
         events: 0,
         reasoning_tokens: 0,
+        miss: events.miss.clone(),
     };
-    let events = app.submit(vec![engine_request], tenant.0)?;
     if stream {
         return Ok(respond(events, encoder));
     }
@@ -117,6 +119,7 @@ struct ResponseEncoder {
     output: Vec<OutputItem>,
     events: usize,
     reasoning_tokens: usize,
+    miss: MissCell,
 }
 
 impl ResponseEncoder {
@@ -159,6 +162,7 @@ impl ResponseEncoder {
             top_p: r.top_p,
             truncation: "disabled",
             usage: self.parsed.stats.as_ref().map(|stats| self.usage(stats)),
+            timings: self.parsed.stats.as_ref().map(|stats| timings(stats, &self.miss)),
         }
     }
 
