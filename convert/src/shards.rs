@@ -19,6 +19,9 @@ pub trait ShardStore: Sync {
     /// The reason in one line; the conversion can be resumed.
     fn fetch(&self, path: &Path) -> Result<bool, String>;
 
+    /// Called after a fetch with the file that is fetched next, so that its download can begin.
+    fn prefetch(&self, _path: &Path) {}
+
     /// Called after the last read of a file.
     ///
     /// # Errors
@@ -43,19 +46,23 @@ pub struct ShardUse<'a> {
     store: &'a dyn ShardStore,
     /// The last chunk that reads each file.
     last_use: BTreeMap<usize, usize>,
+    /// The files in the order of their first use.
+    order: Vec<usize>,
     fetched: BTreeSet<usize>,
 }
 
 impl<'a> ShardUse<'a> {
     /// Prepares for these chunks in this order.
     pub fn new(source: &'a Source, chunks: &[Chunk], store: &'a dyn ShardStore) -> ShardUse<'a> {
-        let mut last_use = BTreeMap::new();
+        let (mut last_use, mut order) = (BTreeMap::new(), Vec::new());
         for (at, chunk) in chunks.iter().enumerate() {
             files(source, chunk).for_each(|file| {
-                last_use.insert(file, at);
+                if last_use.insert(file, at).is_none() {
+                    order.push(file);
+                }
             });
         }
-        ShardUse { source, store, last_use, fetched: BTreeSet::new() }
+        ShardUse { source, store, last_use, order, fetched: BTreeSet::new() }
     }
 
     /// Fetches the files of a chunk that are not there yet.
@@ -64,10 +71,14 @@ impl<'a> ShardUse<'a> {
     /// A file cannot be fetched or opened.
     pub fn before(&mut self, chunk: &Chunk) -> Result<()> {
         for file in files(self.source, chunk) {
-            if self.fetched.insert(file)
-                && self.store.fetch(&self.source.files[file].path).map_err(Error::Shard)?
-            {
+            if !self.fetched.insert(file) {
+                continue;
+            }
+            if self.store.fetch(&self.source.files[file].path).map_err(Error::Shard)? {
                 self.source.reopen(file)?;
+            }
+            if let Some(next) = self.order.iter().find(|file| !self.fetched.contains(file)) {
+                self.store.prefetch(&self.source.files[*next].path);
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use super::spec::RepoId;
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use models::visible::one_line;
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 use ureq::http::{HeaderMap, Response};
 use ureq::{Agent, Body};
 
@@ -110,7 +110,7 @@ impl HubClient {
         let response = request.call().map_err(|e| transport_failure(url, e))?;
         match response.status().as_u16() {
             status @ (408 | 425 | 429 | 500..=599) => {
-                let wait = retry_after(response.headers());
+                let wait = retry_after(response.headers(), SystemTime::now());
                 let message = format!("{}: status {status}", host(url));
                 match wait.filter(|wait| *wait > MAX_WAIT) {
                     Some(wait) => Err(RequestFailure::Final(anyhow!(
@@ -305,13 +305,39 @@ fn transport_failure(url: &str, e: ureq::Error) -> RequestFailure {
     }
 }
 
-/// The wait of a `Retry-After` header in seconds. Dates are not parsed; the usual backoff applies.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    let seconds = headers.get("retry-after")?.to_str().ok()?.trim().parse().ok()?;
-    Some(Duration::from_secs(seconds))
+/// The wait of a `Retry-After` header: seconds, or a date, of which none is left if it has passed.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let value = headers.get("retry-after")?.to_str().ok()?.trim();
+    match value.parse() {
+        Ok(seconds) => Some(Duration::from_secs(seconds)),
+        Err(_) => {
+            let left = httpdate::parse_http_date(value).ok()?.duration_since(now).unwrap_or_default();
+            // Servers round down.
+            Some(Duration::from_secs(left.as_secs() + 1))
+        }
+    }
 }
 
 fn is_blob_name(etag: &str) -> bool {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_');
     (1..=MAX_ETAG).contains(&etag.len()) && etag.chars().all(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_seconds_or_dates() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_796_083_200);
+        let wait = |value: &str| {
+            let headers = HeaderMap::from_iter([("retry-after".parse().unwrap(), value.parse().unwrap())]);
+            retry_after(&headers, now).map(|wait| wait.as_secs())
+        };
+        assert_eq!((wait("7"), wait(" 120 ")), (Some(7), Some(120)));
+        assert_eq!(wait("Tue, 01 Dec 2026 00:00:30 GMT"), Some(31));
+        assert_eq!(wait("Tuesday, 01-Dec-26 00:02:00 GMT"), Some(121));
+        assert_eq!(wait("Mon, 30 Nov 2026 00:00:00 GMT"), Some(1));
+        assert_eq!((wait("soon"), wait("-1"), wait("")), (None, None, None));
+    }
 }

@@ -218,6 +218,9 @@ impl Fetch<'_> {
                 return Err(RequestFailure::Final(anyhow!("{}: the connections ended early", self.name)));
             };
             let (chunk, bytes) = piece?;
+            if self.progress.is_cancelled() {
+                return Err(RequestFailure::Final(anyhow!("{}: the download was cancelled", self.name)));
+            }
             early.entry(chunk).or_default().push(bytes);
             while let Some(ready) = early.remove(&current) {
                 ready.iter().try_for_each(|bytes| to.append(bytes)).map_err(RequestFailure::Final)?;

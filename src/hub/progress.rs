@@ -8,6 +8,10 @@ pub trait PullProgress: Sync {
     fn received(&self, bytes: u64);
     /// Called when bytes that arrived must be requested again.
     fn lost(&self, bytes: u64);
+    /// Returns true to end a download with an error; what arrived is kept.
+    fn is_cancelled(&self) -> bool {
+        false
+    }
 }
 
 /// Ignores progress, for small reads.

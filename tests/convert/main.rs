@@ -6,13 +6,16 @@ mod common;
 mod hostile;
 
 use checkpoints::{Checkpoint, generate};
-use convert::{Error, Mix, Options, Override, Progress, Summary, convert, dry_run};
+use convert::{
+    Error, Mix, Options, Override, Progress, ShardStore, Summary, convert, convert_shards, dry_run,
+};
 use kernels::quant::Format;
 use models::gguf::read::Gguf;
 use models::tokenizer::Vocabulary;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::sync::Mutex;
 
 fn options(input: &Path, output: &Path, mix: &str) -> Options {
     let output = Some(output.to_owned());
@@ -290,4 +293,49 @@ fn fp8_weights_get_their_scales() {
     {
         assert!(same_bits(&values(&gguf, name), &expected), "{name}");
     }
+}
+
+/// Records the calls of a conversion.
+#[derive(Default)]
+struct ShardCalls(Mutex<Vec<String>>);
+
+impl ShardCalls {
+    fn add(&self, call: &str, path: &Path) {
+        let shard = path.file_name().unwrap().to_str().unwrap()[10..11].to_owned();
+        self.0.lock().unwrap().push(format!("{call} {shard}"));
+    }
+}
+
+impl ShardStore for ShardCalls {
+    fn fetch(&self, path: &Path) -> Result<bool, String> {
+        self.add("fetch", path);
+        Ok(false)
+    }
+
+    fn prefetch(&self, path: &Path) {
+        self.add("prefetch", path);
+    }
+
+    fn release(&self, path: &Path) -> Result<(), String> {
+        self.add("release", path);
+        Ok(())
+    }
+}
+
+#[test]
+fn each_shard_is_fetched_and_released_once_and_prefetched_in_order() {
+    let source = generate("tiny", 7, &["num_hidden_layers=4"]);
+    Checkpoint::read(source.path()).write_shards(source.path(), 3);
+    fs::remove_file(source.path().join("model.safetensors")).unwrap();
+    let (calls, out) = (ShardCalls::default(), tempfile::tempdir().unwrap());
+    let output = out.path().join("out.gguf");
+    convert_shards(&options(source.path(), &output, "q8_0"), &calls, &mut ()).unwrap();
+    let calls = calls.0.into_inner().unwrap();
+    let of = |call: &str| -> Vec<&str> {
+        calls.iter().filter_map(|line| line.strip_prefix(call)?.strip_prefix(' ')).collect()
+    };
+    assert_eq!(of("fetch")[1..], of("prefetch"), "{calls:?}");
+    let mut released = of("release");
+    released.sort_unstable();
+    assert_eq!((of("fetch").len(), released), (3, vec!["1", "2", "3"]), "{calls:?}");
 }

@@ -168,6 +168,8 @@ fn a_checkpoint_is_converted_while_it_is_downloaded() {
     let (ok, out, err) = said(&mut pull(plain.path(), &[]));
     assert!(ok, "{err}");
     let expected = fs::read(out.trim_end()).unwrap();
+    let (ok, listed, err) = said(&mut kimi_at(&hub, plain.path(), &["models"]));
+    assert!(ok && listed.starts_with("u/Tiny:Q8_0 ") && listed.contains(out.trim_end()), "{listed}{err}");
     // Killed while a shard arrives, then resumed.
     let work = streamed.path().join("cache/kimi/models/models--u--Tiny/checkpoint");
     hub.faults().stall_after.store(largest as usize / 2, SeqCst);

@@ -1,4 +1,5 @@
-//! Converts a checkpoint while it is downloaded: each shard is on the disk from its first to its last tensor.
+//! Converts a checkpoint while it is downloaded: each shard is on the disk from its first to its last tensor, and the next
+//! one arrives meanwhile if the disk has space for it.
 //!
 //! The conversion needs all headers first. So each shard begins as a placeholder: its header and its length, without data.
 //! The input links to placeholders, and to a shard while it is there. All have one modification time, by which a resumed
@@ -10,15 +11,20 @@ use crate::hub::cache::RepoCache;
 use crate::hub::download::Download;
 use crate::hub::listing::{RepoFile, RepoListing};
 use crate::hub::paths::is_complete;
+use crate::hub::progress::PullProgress;
 use crate::hub::pull::free_space;
 use crate::hub::spec::ModelSpec;
 use crate::io::units::format_size;
 use anyhow::{Context as _, Result, bail};
 use convert::safetensors::header_bytes;
 use convert::{Options, Progress, ShardStore, convert_shards, dry_run};
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 /// Disk space that stays free.
@@ -35,6 +41,26 @@ pub struct StreamedShards<'a> {
     pub shards: Vec<RepoFile>,
 }
 
+/// The download of the next shard during a conversion.
+struct ShardPrefetch<'a> {
+    shards: &'a StreamedShards<'a>,
+    options: &'a Options,
+    /// Size of the complete output in bytes.
+    output: u64,
+    /// The shards that the conversion has fetched; locked while one is downloaded.
+    fetched: Mutex<HashSet<PathBuf>>,
+    ended: AtomicBool,
+}
+
+/// The store of a conversion, which passes the next shard to the thread that prefetches.
+struct ShardPipeline<'a> {
+    prefetch: &'a ShardPrefetch<'a>,
+    next: Sender<PathBuf>,
+}
+
+/// Draws the progress of a download that ends with the conversion.
+struct PrefetchProgress<'a>(&'a Hub, &'a AtomicBool);
+
 impl StreamedShards<'_> {
     /// Converts to the output of `options`, or resumes.
     ///
@@ -44,17 +70,23 @@ impl StreamedShards<'_> {
         self.shards.iter().try_for_each(|shard| self.put_placeholder(shard))?;
         let output = dry_run(options, &mut ())?.bytes;
         self.check_space(output, options)?;
-        let result = convert_shards(options, self, &mut Quiet(self.hub));
-        self.hub.bar.finish();
-        result?;
-        Ok(())
+        let (fetched, ended) = (Mutex::default(), AtomicBool::new(false));
+        let prefetch = ShardPrefetch { shards: self, options, output, fetched, ended };
+        std::thread::scope(|scope| {
+            let (next, paths) = channel::<PathBuf>();
+            let (ahead, pipeline) = (&prefetch, ShardPipeline { prefetch: &prefetch, next });
+            // A failure is reported by the fetch, which tries again.
+            scope.spawn(move || paths.iter().for_each(|path| drop(ahead.store(&path))));
+            let result = convert_shards(options, &pipeline, &mut Quiet(self.hub));
+            prefetch.ended.store(true, Ordering::Relaxed);
+            self.hub.bar.finish();
+            result.map(|_| ()).map_err(Into::into)
+        })
     }
 
     fn check_space(&self, output: u64, options: &Options) -> Result<()> {
-        let path = options.output.clone().unwrap_or_default();
-        let written = fs::metadata(crate::io::output::partial_path(&path)).map_or(0, |about| about.len());
         let largest = self.shards.iter().map(|shard| shard.size).max().unwrap_or(0);
-        let needed = output.saturating_sub(written).saturating_add(2 * largest + RESERVE);
+        let needed = unwritten(output, options).saturating_add(2 * largest + RESERVE);
         let (dir, free) = (self.work.input.display(), free_space(&self.work.input));
         if let Some(free) = free.filter(|free| *free < needed) {
             let [needed, free] = [needed, free].map(format_size);
@@ -63,14 +95,18 @@ impl StreamedShards<'_> {
         Ok(())
     }
 
-    fn download<T>(&self, run: impl FnOnce(&Download<'_>) -> Result<T>) -> Result<T> {
+    fn download<T>(
+        &self,
+        progress: &dyn PullProgress,
+        run: impl FnOnce(&Download<'_>) -> Result<T>,
+    ) -> Result<T> {
         let cache = RepoCache::new(&self.hub.settings.cache, &self.spec.repo);
         run(&Download {
             client: &self.hub.client,
             cache: &cache,
             commit: &self.listing.commit,
             connections: usize::from(self.hub.connections),
-            progress: self.hub,
+            progress,
         })
     }
 
@@ -79,7 +115,7 @@ impl StreamedShards<'_> {
         let path = self.work.path("placeholders", shard)?;
         if !is_complete(&path, shard.size) {
             let name = format!("{}/{}", self.spec.repo, shard.path);
-            let header = self.download(|download| {
+            let header = self.download(self.hub, |download| {
                 let first = download.first_bytes(shard, 8)?;
                 let Some(length) = first.first_chunk::<8>() else {
                     bail!("{name}: byte 0: expected eight bytes of header length, found {}", first.len());
@@ -103,12 +139,17 @@ impl StreamedShards<'_> {
         shard.with_context(|| format!("{}: expected a shard of the checkpoint", path.display()))
     }
 
-    fn fetch_shard(&self, path: &Path) -> Result<()> {
-        let shard = self.shard(path)?;
+    /// Downloads a shard unless it is there; returns its path.
+    fn store(&self, shard: &RepoFile, progress: &dyn PullProgress) -> Result<PathBuf> {
         let stored = self.work.path("shards", shard)?;
         if !is_complete(&stored, shard.size) {
-            self.download(|download| download.store_at(shard, &stored))?;
+            self.download(progress, |download| download.store_at(shard, &stored))?;
         }
+        Ok(stored)
+    }
+
+    fn fetch_shard(&self, path: &Path) -> Result<()> {
+        let stored = self.store(self.shard(path)?, self.hub)?;
         let modified = File::options().write(true).open(&stored);
         let modified = modified.and_then(|file| file.set_modified(SystemTime::UNIX_EPOCH + MODIFIED));
         modified.with_context(|| stored.display().to_string())?;
@@ -123,13 +164,55 @@ impl StreamedShards<'_> {
     }
 }
 
-impl ShardStore for StreamedShards<'_> {
+impl ShardPrefetch<'_> {
+    /// Downloads a shard if the disk then still holds the rest of the output and another shard.
+    fn store(&self, path: &Path) -> Result<()> {
+        let (shards, shard) = (self.shards, self.shards.shard(path)?);
+        let needed = unwritten(self.output, self.options).saturating_add(2 * shard.size + RESERVE);
+        if free_space(&shards.work.input).is_some_and(|free| free < needed) {
+            return Ok(());
+        }
+        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        if fetched.contains(path) {
+            return Ok(());
+        }
+        shards.store(shard, &PrefetchProgress(shards.hub, &self.ended)).map(drop)
+    }
+}
+
+impl ShardStore for ShardPipeline<'_> {
     fn fetch(&self, path: &Path) -> Result<bool, String> {
-        self.fetch_shard(path).map(|()| true).map_err(|e| crate::io::errors::one_line(&e))
+        let mut fetched = self.prefetch.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        fetched.insert(path.to_owned());
+        let result = self.prefetch.shards.fetch_shard(path);
+        result.map(|()| true).map_err(|e| crate::io::errors::one_line(&e))
+    }
+
+    fn prefetch(&self, path: &Path) {
+        // The thread ends after the conversion.
+        let _ = self.next.send(path.to_owned());
     }
 
     fn release(&self, path: &Path) -> Result<(), String> {
-        self.release_shard(path).map_err(|e| crate::io::errors::one_line(&e))
+        self.prefetch.shards.release_shard(path).map_err(|e| crate::io::errors::one_line(&e))
+    }
+}
+
+impl PullProgress for PrefetchProgress<'_> {
+    fn resumed(&self, bytes: u64) {
+        self.0.resumed(bytes);
+    }
+
+    fn received(&self, bytes: u64) {
+        self.0.received(bytes);
+    }
+
+    fn lost(&self, bytes: u64) {
+        self.0.lost(bytes);
+    }
+
+    fn is_cancelled(&self) -> bool {
+        self.1.load(Ordering::Relaxed)
     }
 }
 
@@ -144,4 +227,11 @@ impl Progress for Quiet<'_> {
     fn warn(&mut self, message: &str) {
         self.0.client.note(&format!("warning: {message}"));
     }
+}
+
+/// Bytes of the output that are not written yet.
+fn unwritten(output: u64, options: &Options) -> u64 {
+    let path = options.output.clone().unwrap_or_default();
+    let written = fs::metadata(crate::io::output::partial_path(&path)).map_or(0, |about| about.len());
+    output.saturating_sub(written)
 }
