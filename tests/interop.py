@@ -5,7 +5,7 @@ usage: interop.py KIMI      KIMI is the binary; exit code 1 and a line if someth
 llama.cpp runs F32, Q8_0 and Q4_K_M files that kimi converts from a small random checkpoint; kimi runs F16 and Q8_0 files that
 llama.cpp's Python package writes with its converter's metadata. Greedy tokens must be equal for 64 steps. The engines
 round activations differently, so the log-probabilities of the likeliest tokens differ slightly: the differences are
-printed, and their mean is bounded.
+printed, and their mean is bounded. Sampling defaults of a checkpoint arrive in llama.cpp's server.
 """
 
 import base64
@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import urllib.request
 
 import gguf
 import numpy as np
@@ -32,6 +33,8 @@ LETTERS = "abcdefghijklmnopqrstuvwxyz"
 PAIRS = np.arange(256, VOCAB - 256)
 EMBED, HEAD = 8.0, 0.16
 LIKELY = 5
+# Sampling defaults, exact in f32.
+DEFAULTS = {"temperature": 0.25, "top_k": 17, "top_p": 0.5, "min_p": 0.125}
 # The mean difference of the likeliest tokens' log-probabilities that rounding explains. A single different choice of an
 # expert moves some by up to 1.
 ALLOWED = {"F32": 0.002, "F16": 0.02, "Q8_0": 0.1, "Q4_K_M": 0.1}
@@ -63,12 +66,16 @@ def make_checkpoint(out):
         json.dump(config, f)
 
 
-def peer(path):
-    """llama.cpp's greedy tokens, and for each step the likeliest tokens with their log-probabilities."""
+def parameters(path):
     params = xllamacpp.CommonParams()
     params.model.path = path
     params.n_ctx, params.n_parallel, params.n_gpu_layers, params.warmup = 512, 1, 0, False
-    server = xllamacpp.Server(params)
+    return params
+
+
+def peer(path):
+    """llama.cpp's greedy tokens, and for each step the likeliest tokens with their log-probabilities."""
+    server = xllamacpp.Server(parameters(path))
     request = {"prompt": PROMPT, "n_predict": STEPS, "n_probs": LIKELY, "temperature": 0, "ignore_eos": True}
     steps = server.handle_completions(request)["choices"][0]["logprobs"]["content"]
     top = [[(t["id"], t["logprob"]) for t in step["top_logprobs"]] for step in steps]
@@ -206,6 +213,19 @@ def their_tensors(weights, c):
         yield f"blk.{layer}.ffn_{role}_exps.weight", np.stack([stack[e] for e in range(len(stack))])
 
 
+def has_sampling_defaults(kimi, checkpoint, path):
+    """Whether llama.cpp's server takes the sampling defaults that kimi converts."""
+    with open(os.path.join(checkpoint, "generation_config.json"), "w") as f:
+        json.dump({**DEFAULTS, "repetition_penalty": 1.5}, f)
+    run(kimi, "convert", checkpoint, "-o", path, "--type", "q8_0")
+    server = xllamacpp.Server(parameters(path))
+    with urllib.request.urlopen(server.listening_address + "/props") as answer:
+        found = json.load(answer)["default_generation_settings"]["params"]
+    expected = {**DEFAULTS, "repeat_penalty": 1.5}
+    print(f"sampling defaults in llama.cpp: { {name: found[name] for name in expected} }")
+    return all(found[name] == value for name, value in expected.items())
+
+
 def main(kimi):
     with tempfile.TemporaryDirectory() as work:
         checkpoint = os.path.join(work, "checkpoint")
@@ -219,6 +239,7 @@ def main(kimi):
             path = os.path.join(work, f"theirs-{kind}.gguf")
             write_theirs(checkpoint, path, kind)
             results.append(compare(kimi, path, kind, "llama.cpp's package"))
+        results.append(has_sampling_defaults(kimi, checkpoint, os.path.join(work, "defaults.gguf")))
         return all(results)
 
 

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::safetensors::{HeaderEntry, header_bytes, parse_header, parse_index};
 use crate::source::{Coding, Source, Tensor};
 use kernels::quant::Format;
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
@@ -88,6 +89,31 @@ pub fn read_text(path: &Path) -> Result<Vec<u8>> {
         ));
     }
     Ok(text)
+}
+
+/// Reads a small text file.
+///
+/// # Errors
+/// As [`read_text`], or no UTF-8.
+pub fn read_utf8(path: &Path) -> Result<String> {
+    String::from_utf8(read_text(path)?).map_err(|e| {
+        let at = e.utf8_error().valid_up_to();
+        Error::bad(path.display(), format_args!("byte {at}"), "UTF-8", "something else")
+    })
+}
+
+/// Reads a JSON file as text and parsed. None if it does not exist.
+///
+/// # Errors
+/// As [`read_text`], or no JSON.
+pub fn read_json(path: &Path) -> Result<Option<(String, Value)>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    let text = read_utf8(path)?;
+    let parsed = serde_json::from_str(&text)
+        .map_err(|e| Error::bad(path.display(), format_args!("line {}", e.line()), "JSON", e))?;
+    Ok(Some((text, parsed)))
 }
 
 fn read_shard(source: &mut Source, path: &Path) -> Result<()> {

@@ -11,7 +11,7 @@ use crate::names::tensor_specs;
 use crate::plan::{Override, Planned, check, plan};
 use crate::progress::Progress;
 use crate::source::Source;
-use crate::{requantize, vocabulary};
+use crate::{requantize, sampling, vocabulary};
 use kernels::quant::Format;
 use models::gguf::Metadata;
 use models::kimi_linear::config::Config;
@@ -75,6 +75,7 @@ impl Job {
             let source = checkpoint::open(input, headers)?;
             let plan = plan(tensor_specs(&config), config.layers(), options.mix, &options.overrides)?;
             let mut metadata = metadata(&config, &name, options.mix);
+            sampling::add(&mut metadata, input)?;
             vocabulary::add(&mut metadata, input, &config, progress)?;
             if config.kda_heads != config.heads {
                 progress.warn("KDA and attention heads differ in number: llama.cpp cannot load such a file");

@@ -19,6 +19,7 @@ mod requantize;
 mod resume;
 pub mod run;
 pub mod safetensors;
+pub mod sampling;
 pub mod shards;
 pub mod source;
 pub mod vocabulary;

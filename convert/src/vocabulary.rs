@@ -2,7 +2,7 @@
 //!
 //! It finds the files and handles missing ones; `models::tokenizer` parses them.
 
-use crate::checkpoint::read_text;
+use crate::checkpoint::{read_json, read_text, read_utf8};
 use crate::config::CheckpointConfig;
 use crate::error::{Error, Result};
 use crate::progress::Progress;
@@ -26,7 +26,7 @@ pub fn add(
     config: &CheckpointConfig,
     progress: &mut dyn Progress,
 ) -> Result<()> {
-    let tokenizer_config = json(&dir.join("tokenizer_config.json"))?;
+    let tokenizer_config = read_json(&dir.join("tokenizer_config.json"))?;
     match read(dir, config, tokenizer_config.as_ref().map(|(text, _)| text.as_str()))? {
         Some(vocabulary) => {
             for (key, value) in vocabulary.to_metadata() {
@@ -67,7 +67,7 @@ fn read(dir: &Path, config: &CheckpointConfig, tokenizer_config: Option<&str>) -
         })?;
         Vocabulary::from_tiktoken(&tiktoken.display().to_string(), &read_text(&tiktoken)?, text, size)?
     } else if tokenizer.exists() {
-        let text = text(&tokenizer)?;
+        let text = read_utf8(&tokenizer)?;
         Vocabulary::from_json(
             &tokenizer.display().to_string(),
             &text,
@@ -83,7 +83,7 @@ fn read(dir: &Path, config: &CheckpointConfig, tokenizer_config: Option<&str>) -
 /// Adds the second end token: Kimi stops at the tokenizer's EOS and at the end-of-turn id of the configs.
 fn add_end_of_turn(metadata: &mut Metadata, dir: &Path, config: &CheckpointConfig) -> Result<()> {
     let path = dir.join("generation_config.json");
-    let named = json(&path)?.and_then(|(_, json)| json.get("eos_token_id").cloned());
+    let named = read_json(&path)?.and_then(|(_, json)| json.get("eos_token_id").cloned());
     let list = match named {
         Some(Json::Array(list)) => list,
         Some(one) => vec![one],
@@ -106,7 +106,7 @@ fn add_end_of_turn(metadata: &mut Metadata, dir: &Path, config: &CheckpointConfi
 fn template(dir: &Path, tokenizer_config: Option<&Json>) -> Result<Option<String>> {
     let path = dir.join("chat_template.jinja");
     if path.exists() {
-        return text(&path).map(Some);
+        return read_utf8(&path).map(Some);
     }
     let inside = tokenizer_config.and_then(|json| json.get("chat_template"));
     let named = inside.and_then(Json::as_array).and_then(|list| {
@@ -114,22 +114,4 @@ fn template(dir: &Path, tokenizer_config: Option<&Json>) -> Result<Option<String
         list.iter().find(default)?.get("template")?.as_str()
     });
     Ok(inside.and_then(Json::as_str).or(named).map(str::to_owned))
-}
-
-fn text(path: &Path) -> Result<String> {
-    String::from_utf8(read_text(path)?).map_err(|e| {
-        let at = e.utf8_error().valid_up_to();
-        Error::bad(path.display(), format_args!("byte {at}"), "UTF-8", "something else")
-    })
-}
-
-/// Reads a JSON file as text and parsed. None if it does not exist.
-fn json(path: &Path) -> Result<Option<(String, Json)>> {
-    if !path.exists() {
-        return Ok(None);
-    }
-    let text = text(path)?;
-    let parsed = serde_json::from_str(&text)
-        .map_err(|e| Error::bad(path.display(), format_args!("line {}", e.line()), "JSON", e))?;
-    Ok(Some((text, parsed)))
 }

@@ -13,7 +13,7 @@ pub(crate) mod quotes;
 
 use crate::args::EngineArgs;
 use crate::client::{
-    ChatModel, EndpointArgs, LocalModel, PromptMessage, RemoteModel, ReplyOutcome, ReplyRequest,
+    ChatModel, EndpointArgs, LocalModel, ModelInfo, PromptMessage, RemoteModel, ReplyOutcome, ReplyRequest,
 };
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
@@ -26,6 +26,7 @@ use crate::io::units::grouped;
 use crate::prefix_cache::key::PromptLayout;
 use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
+use crate::runtime::sampling_options::SamplingOptions;
 use answer::AnswerView;
 use anyhow::{Context as _, Result, bail};
 use file_prompt::FilePrompt;
@@ -65,7 +66,7 @@ pub struct AskArgs {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
     #[command(flatten)]
-    sampling: Sampling,
+    sampling: SamplingOptions,
     /// Print one JSON object per answer
     #[arg(long)]
     json: bool,
@@ -81,6 +82,12 @@ impl AskArgs {
     /// Returns whether the process reads further questions after a failed one.
     fn asks_again(&self) -> bool {
         self.question.is_none()
+    }
+
+    /// The sampling parameters of answers. Greedy answers ignore the model's: a repetition penalty would distort quotes.
+    fn sampling(&self, model: &ModelInfo) -> Sampling {
+        let is_greedy = self.sampling.temperature == Some(0.0);
+        if is_greedy { self.sampling.into() } else { self.sampling.or(model.sampling).into() }
     }
 }
 
@@ -246,7 +253,7 @@ impl Ask<'_> {
         let request = ReplyRequest {
             messages: &self.messages,
             max_tokens: self.args.max_tokens,
-            sampling: self.args.sampling,
+            sampling: self.args.sampling(&self.model.info()),
             prefix: self.file_prompt.map(|prompt| &prompt.prefix),
             constraint: quote_index.map(QuoteIndex::constraint),
         };

@@ -11,6 +11,7 @@ use crate::client::{ModelInfo, PromptMessage, ReplyOutcome};
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
 use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::sample::Sampling;
 use crate::io::document;
 use crate::io::errors::one_line;
 use crate::io::units::counted;
@@ -55,7 +56,8 @@ pub struct ChatPrompt {
     pub system: Option<String>,
     /// Messages from the oldest to the newest.
     pub turns: Vec<Turn>,
-    pub settings: Settings,
+    pub max_tokens: usize,
+    pub sampling: Sampling,
 }
 
 impl ChatPrompt {
@@ -172,7 +174,8 @@ impl ChatSession {
         let prompt = ChatPrompt {
             system: self.chat.system.clone(),
             turns: self.chat.turns.clone(),
-            settings: self.settings,
+            max_tokens: self.settings.max_tokens,
+            sampling: self.settings.sampling,
         };
         if self.pending_edit.is_none() {
             self.autosave();
@@ -432,6 +435,22 @@ impl ChatSession {
     /// Tokens in the context after the last reply, 0 before the first one.
     pub fn used_tokens(&self) -> usize {
         self.last.as_ref().map_or(0, |s| s.prefill.reused + s.prefill.computed + s.generated)
+    }
+
+    /// Sets the loaded model, whose sampling defaults replace those of the one before.
+    pub fn set_model(&mut self, model_info: ModelInfo) {
+        self.settings.set_model(model_info.sampling);
+        self.model_info = model_info;
+    }
+
+    /// The line that a chat begins with: the model, its sampling defaults, and the command to start with.
+    pub fn greeting(&self) -> String {
+        let ModelInfo { name, runs_on, sampling, .. } = &self.model_info;
+        let sampling = match sampling.line() {
+            line if line.is_empty() => String::new(),
+            line => format!(" Sampling of the model file: {line}."),
+        };
+        format!("{name} on {runs_on}.{sampling} /help lists commands.")
     }
 
     fn describe_model(&self) -> String {

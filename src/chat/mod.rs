@@ -29,7 +29,7 @@ use crate::args::EngineArgs;
 use crate::client::EndpointArgs;
 use anyhow::{Result, bail};
 use chat_session::ChatSession;
-use settings::Settings;
+use settings::SettingsArgs;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use store::ChatStore;
@@ -58,7 +58,7 @@ pub struct ChatArgs {
     #[arg(long, value_enum)]
     theme: Option<Background>,
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
 }
 
 /// The background color of the terminal.
@@ -72,7 +72,7 @@ enum Background {
 
 /// Loads the model and runs the interface that suits the terminal.
 pub fn run(args: &ChatArgs) -> Result<()> {
-    let mut session = ChatSession::new(ChatStore::for_user(), args.settings, args.system.clone());
+    let mut session = ChatSession::new(ChatStore::for_user(), args.settings.into(), args.system.clone());
     if let Some(name) = &args.load {
         let mut chat = session.store.find(name)?;
         chat.system = args.system.clone().or(chat.system).filter(|text| !text.is_empty());
@@ -82,13 +82,13 @@ pub fn run(args: &ChatArgs) -> Result<()> {
     options.model = args.file.clone().or(options.model);
     let worker = ChatWorker::start(options, args.endpoint.clone());
     let mut notes = Vec::new();
-    session.model_info = loop {
+    session.set_model(loop {
         match worker.events.recv()? {
             WorkerEvent::Ready(model_info) => break model_info,
             WorkerEvent::Failed(e) => bail!("{e}"),
             other => notes.push(other),
         }
-    };
+    });
     let has_terminal = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     if args.plain || repl::is_dumb_terminal() || !has_terminal {
         notes.iter().for_each(repl::print_note);

@@ -67,8 +67,7 @@ impl Repl {
             let _ = restrict_to_user(path, || private_file::open(path)).map(|_| editor.load_history(path));
         }
         if std::io::stdin().is_terminal() {
-            let model_info = &self.session.model_info;
-            tell(&format!("{} on {}. /help lists commands.", model_info.name, model_info.runs_on));
+            tell(&self.session.greeting());
         }
         self.read_lines(&mut editor)?;
         if let Some(path) = &history
@@ -164,8 +163,8 @@ impl Repl {
                 self.worker.commands.send(command).ok().context("the engine stopped")?;
                 match self.worker.events.recv()? {
                     WorkerEvent::Ready(model_info) => {
-                        tell(&format!("{} on {}", model_info.name, model_info.runs_on));
-                        self.session.model_info = model_info;
+                        self.session.set_model(model_info);
+                        tell(&self.session.greeting());
                     }
                     WorkerEvent::Failed(e) => self.fail(&e),
                     other => print_note(&other),

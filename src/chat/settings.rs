@@ -1,15 +1,27 @@
 //! The settings that `/set` changes. Values are parsed and checked as the command-line options of the same names.
 
 use crate::generation::sample::Sampling;
+use crate::runtime::sampling_options::SamplingOptions;
 use clap::Parser;
 
-#[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
-pub struct Settings {
+/// The settings of a command line or of `/set`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub struct SettingsArgs {
     /// Maximum number of tokens to generate per reply
     #[arg(short = 'n', long, value_name = "N", default_value_t = 4096)]
-    pub max_tokens: usize,
+    max_tokens: usize,
     #[command(flatten)]
+    sampling: SamplingOptions,
+}
+
+/// The settings in effect: the user's, else the model's, else built-in ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Settings {
+    pub max_tokens: usize,
     pub sampling: Sampling,
+    /// Those that the user set, which override the model's.
+    given: SamplingOptions,
+    model: SamplingOptions,
 }
 
 /// All names that `/set` accepts: settings of generation, then of appearance.
@@ -33,7 +45,14 @@ pub const NAMES: [&str; 13] = [
 #[command(no_binary_name = true, args_override_self = true, disable_help_flag = true)]
 struct SettingsLine {
     #[command(flatten)]
-    settings: Settings,
+    settings: SettingsArgs,
+}
+
+impl From<SettingsArgs> for Settings {
+    fn from(args: SettingsArgs) -> Self {
+        let (given, model) = (args.sampling, SamplingOptions::default());
+        Settings { max_tokens: args.max_tokens, sampling: given.into(), given, model }
+    }
 }
 
 impl Settings {
@@ -55,6 +74,12 @@ impl Settings {
         ]
     }
 
+    /// Takes the defaults of another model for what the user did not set.
+    pub fn set_model(&mut self, model: SamplingOptions) {
+        self.model = model;
+        self.sampling = Sampling { seed: self.sampling.seed, ..self.given.or(model).into() };
+    }
+
     /// Formats all settings in one line.
     pub fn line(&self) -> String {
         self.values().map(|(name, value)| format!("{name} {value}")).join(", ")
@@ -63,14 +88,18 @@ impl Settings {
     /// Changes a setting, checked as the option of that name.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), String> {
         let name = if name == "temperature" { "temp" } else { name };
-        let now = self.values();
-        if !now.iter().any(|(known, _)| *known == name) {
+        if !self.values().iter().any(|(known, _)| *known == name) {
             return Err(format!("/set {name}: expected one of {}", NAMES.join(", ")));
         }
-        let changed = [(name, value.to_owned())];
-        let words = now.iter().chain(&changed).map(|(name, value)| format!("--{name}={value}"));
+        let words = [format!("--max-tokens={}", self.max_tokens), format!("--{name}={value}")];
         match SettingsLine::try_parse_from(words) {
-            Ok(line) => *self = line.settings,
+            Ok(SettingsLine { settings }) => {
+                self.max_tokens = settings.max_tokens;
+                self.given = settings.sampling.or(self.given);
+                let sampling = Sampling::from(self.given.or(self.model));
+                let seed = settings.sampling.seed.unwrap_or(self.sampling.seed);
+                self.sampling = Sampling { seed, ..sampling };
+            }
             Err(e) => {
                 let text = e.to_string();
                 let line = text.lines().next().unwrap_or_default();
@@ -84,7 +113,7 @@ impl Settings {
 #[cfg(test)]
 impl Default for Settings {
     fn default() -> Self {
-        SettingsLine::parse_from([""; 0]).settings
+        SettingsLine::parse_from([""; 0]).settings.into()
     }
 }
 
@@ -107,6 +136,19 @@ mod tests {
             assert!(settings.set(name, value).unwrap_err().starts_with(&format!("/set {name}")), "{name}");
             assert_eq!(settings, before);
         }
+    }
+
+    #[test]
+    fn the_model_sets_what_the_user_did_not() {
+        let mut settings = Settings::default();
+        settings.set("top-p", "0.5").unwrap();
+        let model = |temperature, top_p| SamplingOptions { temperature, top_p, ..SamplingOptions::default() };
+        settings.set_model(model(Some(0.9), Some(0.8)));
+        settings.set("top-k", "7").unwrap();
+        let Sampling { temperature, top_p, top_k, .. } = settings.sampling;
+        assert_eq!((temperature, top_p, top_k), (0.9, 0.5, 7));
+        settings.set_model(model(None, None));
+        assert_eq!((settings.sampling.temperature, settings.sampling.top_p), (0.6, 0.5));
     }
 
     #[test]

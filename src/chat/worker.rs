@@ -132,8 +132,8 @@ impl WorkerThread {
     fn generate(&self, model: &mut dyn ChatModel, prompt: &ChatPrompt) {
         let request = ReplyRequest {
             messages: &prompt.messages(),
-            max_tokens: prompt.settings.max_tokens,
-            sampling: prompt.settings.sampling,
+            max_tokens: prompt.max_tokens,
+            sampling: prompt.sampling,
             prefix: None,
             constraint: None,
         };

@@ -45,7 +45,7 @@ enum CliCommand {
     /// Generate text from a prompt
     Generate(generate::GenerateArgs),
     /// Answer questions about files, with verbatim quotes
-    #[command(mut_arg("temperature", |arg| arg.default_value("0")))]
+    #[command(mut_arg("temperature", |arg| arg.default_value("0").help("Sampling temperature; 0 selects the most likely token")))]
     Ask(ask::AskArgs),
     /// Chat with a model in the terminal
     Chat(chat::ChatArgs),

@@ -6,6 +6,7 @@
 use crate::generation::event::Stats;
 use crate::generation::reply_parser::ReplyEvent;
 use crate::generation::sample::{Constraint, Sampling};
+use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::session::Prefill;
 use anyhow::Result;
 use std::ops::ControlFlow;
@@ -68,13 +69,15 @@ pub struct ReplyOutcome {
     pub stats: Stats,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct ModelInfo {
     pub name: String,
     /// The device, or the URL of the endpoint.
     pub runs_on: String,
     /// Context length in tokens; None if the endpoint does not report it.
     pub context_limit: Option<u64>,
+    /// The sampling defaults in the model file; none of remote models.
+    pub sampling: SamplingOptions,
 }
 
 /// A model that replies to conversations.

@@ -106,6 +106,7 @@ impl ChatModel for LocalModel<'_> {
             name: self.name.clone(),
             runs_on: self.engine.describe(),
             context_limit: Some(self.engine.context),
+            sampling: self.engine.sampling,
         }
     }
 

@@ -6,6 +6,7 @@ use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
 use crate::prefix_cache::PrefixSource;
+use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::session::Prefill;
 use anyhow::{Context as _, Result};
 use models::template::Message;
@@ -46,6 +47,7 @@ impl ChatModel for RemoteModel {
             name: self.endpoint.model.clone(),
             runs_on: self.endpoint.base().to_owned(),
             context_limit: self.context_limit,
+            sampling: SamplingOptions::default(),
         }
     }
 

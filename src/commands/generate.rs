@@ -7,11 +7,11 @@ use crate::args::EngineArgs;
 use crate::generation::conversation::Conversation;
 use crate::generation::event::EngineEvent;
 use crate::generation::generate::{Request, generate};
-use crate::generation::sample::Sampling;
 use crate::io::output::{Output, tell};
 use crate::io::prompt::{Prompt, PromptArgs};
 use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
+use crate::runtime::sampling_options::SamplingOptions;
 use anyhow::Result;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -33,7 +33,7 @@ pub struct GenerateArgs {
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
     #[command(flatten)]
-    sampling: Sampling,
+    sampling: SamplingOptions,
     /// Stop string, which ends the reply; may be repeated
     #[arg(long, value_name = "TEXT")]
     stop: Vec<String>,
@@ -56,7 +56,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let request = Request {
         prompt: &prompt,
         max_tokens: args.max_tokens,
-        sampling: args.sampling,
+        sampling: args.sampling.or(engine.sampling).into(),
         stops: &args.stop,
         ignore_end: args.ignore_eos,
         constraint: None,

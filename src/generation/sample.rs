@@ -4,6 +4,7 @@
 //! If the top-k logits determine the choice ([`Sampler::sample_from_top_k`]), the full row stays on the device. Both
 //! ways draw the same token.
 
+use crate::runtime::sampling_options::SamplingOptions;
 use kernels::backend::TopK;
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
@@ -12,36 +13,38 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The sampling parameters of a reply.
-#[derive(Clone, Copy, Debug, PartialEq, clap::Args)]
+/// The sampling parameters of a reply, with the meaning of [`SamplingOptions`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the options of the same names describe the parameters")]
 pub struct Sampling {
-    /// Sampling temperature; 0 selects the most likely token
-    #[arg(long = "temp", visible_alias = "temperature", default_value_t = 0.6, value_parser = at_least::<0>)]
     pub temperature: f32,
-    /// Top-k sampling: keep the K most likely tokens (0: all)
-    #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
-    /// Top-p sampling: keep the most likely tokens whose probabilities add up to P
-    #[arg(long, value_name = "P", default_value_t = 0.95, value_parser = share)]
     pub top_p: f32,
-    /// Min-p sampling: drop tokens with less than P times the probability of the most likely one
-    #[arg(long, value_name = "P", default_value_t = 0.0, value_parser = share)]
     pub min_p: f32,
-    /// Repetition penalty: divide the logits of recent tokens by X (1: off)
-    #[arg(long, value_name = "X", default_value_t = 1.0, value_parser = at_least::<1>)]
     pub repeat_penalty: f32,
-    /// Number of recent tokens to penalize
-    #[arg(long, value_name = "N", default_value_t = 64)]
     pub repeat_last_n: usize,
-    /// Presence penalty: subtract X from the logits of tokens that occur in the reply
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = penalty)]
     pub presence_penalty: f32,
-    /// Frequency penalty: subtract X from the logits of a token for each occurrence in the reply
-    #[arg(long, value_name = "X", default_value_t = 0.0, allow_negative_numbers = true, value_parser = penalty)]
     pub frequency_penalty: f32,
-    /// Random seed: the same seed, prompt and options give the same text (default: random)
-    #[arg(long, default_value_t = random_seed(), hide_default_value = true)]
     pub seed: u64,
+}
+
+impl From<SamplingOptions> for Sampling {
+    /// Fills unset parameters with the built-in defaults, and the seed with a random one.
+    fn from(options: SamplingOptions) -> Self {
+        let options = options.or(SamplingOptions::BUILT_IN);
+        let greedy = Sampling::greedy();
+        Sampling {
+            temperature: options.temperature.unwrap_or(greedy.temperature),
+            top_k: options.top_k.unwrap_or(greedy.top_k),
+            top_p: options.top_p.unwrap_or(greedy.top_p),
+            min_p: options.min_p.unwrap_or(greedy.min_p),
+            repeat_penalty: options.repeat_penalty.unwrap_or(greedy.repeat_penalty),
+            repeat_last_n: options.repeat_last_n.unwrap_or(64),
+            presence_penalty: options.presence_penalty.unwrap_or(greedy.presence_penalty),
+            frequency_penalty: options.frequency_penalty.unwrap_or(greedy.frequency_penalty),
+            seed: options.seed.unwrap_or_else(random_seed),
+        }
+    }
 }
 
 impl Sampling {
@@ -59,21 +62,6 @@ impl Sampling {
             seed: 0,
         }
     }
-}
-
-fn share(text: &str) -> Result<f32, String> {
-    let value: f32 = text.parse().map_err(|_| "expected a number from 0 to 1".to_owned())?;
-    if (0.0..=1.0).contains(&value) { Ok(value) } else { Err("expected a number from 0 to 1".into()) }
-}
-
-fn at_least<const MIN: u32>(text: &str) -> Result<f32, String> {
-    let value = text.parse().ok().filter(|v: &f32| v.is_finite() && *v >= MIN as f32);
-    value.ok_or_else(|| format!("expected a number of at least {MIN}"))
-}
-
-fn penalty(text: &str) -> Result<f32, String> {
-    let value = text.parse().ok().filter(|v: &f32| (-2.0..=2.0).contains(v));
-    value.ok_or_else(|| "expected a number from -2 to 2".into())
 }
 
 /// Returns a random seed from the standard library's random hash keys.

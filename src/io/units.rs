@@ -37,6 +37,11 @@ pub fn format_size(bytes: u64) -> String {
     }
 }
 
+/// Returns the number with the shortest decimal that denotes an f32: 0.6, not 0.6000000238.
+pub fn shortest_decimal(x: f32) -> f64 {
+    x.to_string().parse().unwrap_or(f64::NAN)
+}
+
 /// Formats a number with a noun in the singular or plural: `1 line`, `3 lines`.
 pub fn counted(n: usize, noun: &str) -> String {
     format!("{n} {noun}{}", if n == 1 { "" } else { "s" })

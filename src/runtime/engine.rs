@@ -6,6 +6,7 @@ use super::builtin_model;
 use super::chat_template;
 use super::errors::Error;
 use super::options::LoadOptions;
+use super::sampling_options::SamplingOptions;
 use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::output::tell;
@@ -58,6 +59,8 @@ pub struct EngineBase {
     pub cache: CacheFormat,
     /// Maximum bytes of the states of all sequences on a GPU; `None` on the CPU.
     pub max_state_bytes: Option<u64>,
+    /// The sampling defaults in the model file.
+    pub sampling: SamplingOptions,
     pub file: Gguf,
     /// Receives warnings, one line each.
     log: Arc<Log>,
@@ -105,6 +108,10 @@ impl<B: Backend> Engine<B> {
         if let Some(line) = not_finite_line(&args.name(), &model.not_finite) {
             log(&line);
         }
+        let (sampling, faults) = SamplingOptions::from_metadata(&file.metadata);
+        for fault in faults {
+            log(&format!("warning: {}: {fault}; it is ignored", args.name()));
+        }
         let log = Arc::new(log);
         let store_log = log.clone();
         let tokenizer = Vocabulary::from_metadata(&args.name(), &file.metadata)?.map(Arc::new);
@@ -129,6 +136,7 @@ impl<B: Backend> Engine<B> {
             batch,
             cache,
             max_state_bytes,
+            sampling,
             file,
             log,
             change_reported,

@@ -17,5 +17,6 @@ pub(crate) mod model_fit;
 pub mod options;
 pub(crate) mod placement;
 pub(crate) mod prefill;
+pub mod sampling_options;
 pub mod session;
 pub mod template_worker;

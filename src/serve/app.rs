@@ -16,6 +16,7 @@ use crate::prefix_cache::history::PromptHistory;
 use crate::prefix_cache::namespace::Namespace;
 use crate::prefix_cache::served::PromptOutline;
 use crate::runtime::handle::EngineHandle;
+use crate::runtime::sampling_options::SamplingOptions;
 use crate::scheduler::{Client, Command, Gauges, SchedulerLimits, SequenceRequest};
 use models::template::Template;
 use models::tokenizer::Vocabulary;
@@ -30,8 +31,8 @@ use tokio::time::Instant;
 /// Limits and defaults for requests.
 #[derive(Clone, Debug)]
 pub struct ServeOptions {
-    /// Sampling parameters for requests that name none.
-    pub sampling: Sampling,
+    /// Sampling parameters for requests that name none, before those of the model file.
+    pub sampling: SamplingOptions,
     /// Maximum tokens of a reply for requests that name none.
     pub max_tokens: usize,
     /// Maximum number of requests that wait for a slot.
@@ -64,6 +65,8 @@ pub struct ServeOptions {
 /// A loaded model and its scheduler.
 pub struct Ready {
     pub engine: EngineHandle,
+    /// Sampling parameters for requests that name none.
+    pub sampling: Sampling,
     /// Limits on concurrency and state memory.
     pub limits: SchedulerLimits,
     /// Sends commands to the scheduler's thread.
@@ -271,9 +274,9 @@ impl App {
     }
 
     /// Returns a seed for a request that names none; the series follows from the server's seed.
-    pub fn next_seed(&self) -> u64 {
+    pub fn next_seed(&self, ready: &Ready) -> u64 {
         let n = self.requests.fetch_add(1, Ordering::Relaxed);
-        self.options.sampling.seed.wrapping_add(n)
+        ready.sampling.seed.wrapping_add(n)
     }
 
     /// Reserves a place in the queue and memory for a request.

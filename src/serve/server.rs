@@ -6,12 +6,12 @@ use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
 use super::signals::ShutdownSignals;
 use crate::args::{EngineArgs, at_least_one};
-use crate::generation::sample::Sampling;
 use crate::io::host_memory;
 use crate::io::output::tell;
 use crate::io::units::parse_size;
 use crate::runtime::chat_template;
 use crate::runtime::handle::EngineHandle;
+use crate::runtime::sampling_options::SamplingOptions;
 use crate::scheduler::{self, Gauges, SchedulerLimits};
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use clap::builder::NonEmptyStringValueParser;
@@ -105,7 +105,7 @@ pub struct ServeArgs {
     explain: bool,
     /// Sampling defaults for requests that do not set them
     #[command(flatten)]
-    sampling: Sampling,
+    sampling: SamplingOptions,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -215,6 +215,9 @@ fn announce(args: &ServeArgs, app: &App, address: SocketAddr) {
     tell(&format!("page:     http://{address}/"));
     tell(&format!("API base: http://{address}/v1"));
     tell(&format!("model:    {}", app.model_name()));
+    if let Some(ready) = app.loaded() {
+        tell(&format!("sampling: {}", sampling_line(&app.options, &ready.engine)));
+    }
 }
 
 async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result<()> {
@@ -257,11 +260,16 @@ fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
     let most = engine.max_state_bytes.unwrap_or_else(half);
     // The limit may exceed the RAM but not the memory of a device.
     let bytes = args.state_memory.map_or(most, |asked| asked.min(engine.max_state_bytes.unwrap_or(u64::MAX)));
-    let context = engine.context;
-    tracing::info!(backend = engine.describe(), context, state_mib = bytes >> 20, "ready");
+    let (context, sampling) = (engine.context, sampling_line(&app.options, &engine));
+    tracing::info!(backend = engine.describe(), context, state_mib = bytes >> 20, sampling, "ready");
     let unread =
         if args.stream_timeout == 0 { Duration::MAX } else { Duration::from_secs(args.stream_timeout) };
     Ok(spawn_scheduler(app, engine, SchedulerLimits { slots: args.parallel, bytes, unread }))
+}
+
+/// Describes the sampling parameters of requests that name none.
+fn sampling_line(options: &ServeOptions, engine: &EngineHandle) -> String {
+    options.sampling.or(engine.sampling).or(SamplingOptions::BUILT_IN).line()
 }
 
 /// Runs the scheduler on its own thread and marks the server ready.
@@ -274,7 +282,8 @@ pub fn spawn_scheduler(app: &Arc<App>, engine: EngineHandle, limits: SchedulerLi
         scheduler::run(&hosted, limits, &received, &shown);
     });
     let history = Arc::default();
-    app.set_ready(Ready { engine, limits, commands, gauges, history });
+    let sampling = app.options.sampling.or(engine.sampling).into();
+    app.set_ready(Ready { engine, sampling, limits, commands, gauges, history });
     thread
 }
 

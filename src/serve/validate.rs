@@ -37,7 +37,7 @@ pub fn engine_request(
             "not supported with a grammar or a required tool call, which determine the end",
         ));
     }
-    let sampling = sampling(app, generation)?;
+    let sampling = sampling(app, ready, generation)?;
     let bias: Arc<[(u32, f32)]> = bias(generation.logit_bias.as_ref(), ready.engine.config.vocab)?.into();
     let stops = stops(generation)?;
     let max_tokens = max_tokens(app, ready, prompt.len() as u64, generation)?;
@@ -77,8 +77,8 @@ pub fn within<T: PartialOrd + Copy + std::fmt::Display>(
     Err(ApiError::invalid(param, format!("expected {min} to {max}, found {value}")))
 }
 
-fn sampling(app: &App, generation: &Generation) -> Result<Sampling, ApiError> {
-    let mut s = app.options.sampling;
+fn sampling(app: &App, ready: &Ready, generation: &Generation) -> Result<Sampling, ApiError> {
+    let mut s = ready.sampling;
     let number = |param: &str, value: Option<f32>, min: f32, max: f32, into: &mut f32| {
         if let Some(value) = value {
             *into = within(param, value, min, max)?;
@@ -92,7 +92,7 @@ fn sampling(app: &App, generation: &Generation) -> Result<Sampling, ApiError> {
     number("frequency_penalty", generation.frequency_penalty, -2.0, 2.0, &mut s.frequency_penalty)?;
     number("repeat_penalty", generation.repeat_penalty, 1.0, 100.0, &mut s.repeat_penalty)?;
     s.top_k = generation.top_k.map_or(s.top_k, |k| k as usize);
-    s.seed = generation.seed.map_or_else(|| app.next_seed(), |seed| seed as u64);
+    s.seed = generation.seed.map_or_else(|| app.next_seed(ready), |seed| seed as u64);
     Ok(s)
 }
 

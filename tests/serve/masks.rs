@@ -66,7 +66,8 @@ pub fn run(in_line: bool) -> MaskRun {
             Some(constraint) if in_line => Some(Box::new(InLine(constraint)) as Box<dyn Constraint>),
             other => other,
         };
-        let sampling = Sampling { temperature: 1.0, seed: i as u64, ..crate::support::options().sampling };
+        let sampling =
+            Sampling { temperature: 1.0, seed: i as u64, ..crate::support::options().sampling.into() };
         let params = GenerationParams {
             max_tokens: if i == 0 { 2 * TOKENS } else { TOKENS },
             sampling,

@@ -1,9 +1,11 @@
 //! Ollama's interface and llama.cpp's properties.
 
-use crate::support::{TestServer, options, post};
+use crate::support::{TestServer, chat, options, post, with_metadata};
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
+use kimi::runtime::sampling_options::SamplingOptions;
 use kimi::serve::ServeOptions;
+use models::gguf::Value as Metadatum;
 use serde_json::{Value, json};
 use tower::ServiceExt;
 
@@ -175,6 +177,36 @@ async fn the_model_is_described() {
         (&json!(8), &json!(2048))
     );
     assert_eq!(server.send(Request::head("/").body(Body::empty()).unwrap()).await.0, StatusCode::OK);
+}
+
+/// Requests that name no parameter sample as the options of the server, else the model file, say.
+#[tokio::test(flavor = "multi_thread")]
+async fn sampling_defaults_of_the_model_file_are_used_and_shown() {
+    let engine = with_metadata("general.sampling.temp", Metadatum::F32(0.0));
+    let sampling = SamplingOptions { min_p: Some(0.25), ..SamplingOptions::default() };
+    let server = TestServer::of_with(engine, ServeOptions { sampling, ..options() });
+    let props: Value = serde_json::from_str(&server.get("/props").await.1).unwrap();
+    let params = &props["default_generation_settings"]["params"];
+    assert_eq!(
+        (&params["temperature"], &params["min_p"], &params["top_p"], &params["top_k"]),
+        (&json!(0.0), &json!(0.25), &json!(0.95), &json!(0))
+    );
+    let shown = server.ok("/api/show", json!({ "name": "tiny" })).await;
+    let parameters = shown["parameters"].as_str().unwrap();
+    for line in ["temperature                    0", "min_p                          0.25"] {
+        assert!(parameters.lines().any(|found| found == line), "{parameters}");
+    }
+    let text = |how: Value| {
+        let server = &server;
+        async move {
+            let answer = server.ok("/v1/chat/completions", chat("Once", how)).await;
+            answer["choices"][0]["message"]["content"].to_string()
+        }
+    };
+    let greedy = text(json!({ "temperature": 0, "ignore_eos": true })).await;
+    assert_eq!(text(json!({ "ignore_eos": true, "seed": 1 })).await, greedy);
+    let hot = json!({ "temperature": 2, "min_p": 0, "top_p": 1, "ignore_eos": true, "seed": 1 });
+    assert_ne!(text(hot).await, greedy);
 }
 
 /// Pages of this machine may read responses; others need `--cors`.

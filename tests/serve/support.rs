@@ -8,14 +8,15 @@ use axum::http::{Request, StatusCode, header};
 use http_body_util::BodyExt;
 use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
-use kimi::generation::sample::Sampling;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::handle::EngineHandle;
 use kimi::runtime::options::LoadOptions;
+use kimi::runtime::sampling_options::SamplingOptions;
 use kimi::scheduler::SchedulerLimits;
 use kimi::serve::{App, HostPolicy, HttpLimits, ServeOptions, router, spawn_scheduler};
 use models::gguf::write::{Layout, Writer};
+use models::gguf::{Metadata, Value as Metadatum};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
@@ -81,15 +82,27 @@ pub fn other_model(store: StoreOptions) -> Arc<Engine<Cpu>> {
 
 /// An engine of the same model with scales that make every logit NaN.
 pub fn broken() -> Arc<Engine<Cpu>> {
+    rewritten(ENGINES[0].file.metadata.clone(), |name| name == "output.weight")
+}
+
+/// An engine of the same model with another metadata value.
+pub fn with_metadata(key: &str, value: Metadatum) -> Arc<Engine<Cpu>> {
+    let mut metadata = ENGINES[0].file.metadata.clone();
+    metadata.set(key, value);
+    rewritten(metadata, |_| false)
+}
+
+/// An engine of the same weights but for some tensors, which have NaN scales.
+fn rewritten(metadata: Metadata, is_broken: impl Fn(&str) -> bool) -> Arc<Engine<Cpu>> {
     let dir = tempfile::tempdir().unwrap();
-    let (good, path) = (&ENGINES[0].file, dir.path().join("broken.gguf"));
+    let (good, path) = (&ENGINES[0].file, dir.path().join("rewritten.gguf"));
     let tensors = good.tensors.iter().map(|t| (t.name.clone(), t.format, t.shape.clone())).collect();
-    let mut writer = Writer::create(&path, Layout::new(good.metadata.clone(), tensors).unwrap()).unwrap();
+    let mut writer = Writer::create(&path, Layout::new(metadata, tensors).unwrap()).unwrap();
     for tensor in &good.tensors {
         let bytes = good.bytes(tensor);
-        match tensor.name.as_str() {
-            "output.weight" => writer.write(&vec![0xff; bytes.len()]).unwrap(),
-            _ => writer.write(&bytes).unwrap(),
+        match is_broken(&tensor.name) {
+            true => writer.write(&vec![0xff; bytes.len()]).unwrap(),
+            false => writer.write(&bytes).unwrap(),
         }
     }
     writer.finish().unwrap();
@@ -104,16 +117,11 @@ pub fn engine() -> Arc<Engine<Cpu>> {
 /// The options of the tests' servers.
 pub fn options() -> ServeOptions {
     ServeOptions {
-        sampling: Sampling {
-            temperature: 0.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repeat_penalty: 1.0,
-            repeat_last_n: 64,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            seed: 1,
+        sampling: SamplingOptions {
+            temperature: Some(0.0),
+            top_p: Some(1.0),
+            seed: Some(1),
+            ..SamplingOptions::default()
         },
         max_tokens: 16,
         queue: 100,
@@ -174,7 +182,12 @@ impl TestServer {
 
     /// A server that runs another model.
     pub fn of(engine: Arc<Engine<Cpu>>) -> TestServer {
-        let server = TestServer::loading(options());
+        TestServer::of_with(engine, options())
+    }
+
+    /// A server that runs another model with other options.
+    pub fn of_with(engine: Arc<Engine<Cpu>>, options: ServeOptions) -> TestServer {
+        let server = TestServer::loading(options);
         drop(spawn_scheduler(&server.app, EngineHandle::Cpu(engine), SchedulerLimits::new(8, 1 << 30)));
         server
     }

@@ -290,12 +290,9 @@ impl ChatApp {
     fn worker_event(&mut self, event: WorkerEvent) {
         match event {
             WorkerEvent::Ready(model_info) => {
-                self.session.model_info = model_info;
+                self.session.set_model(model_info);
                 self.state = Activity::Idle;
-                let model_info = &self.session.model_info;
-                let greeting =
-                    format!("{} on {}. /help lists commands.", model_info.name, model_info.runs_on);
-                self.transcript.note(&greeting, TextRole::Dim);
+                self.transcript.note(&self.session.greeting(), TextRole::Dim);
             }
             WorkerEvent::Prefill { done, total, rate } => {
                 self.prompt_tokens = total;

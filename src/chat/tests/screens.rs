@@ -32,8 +32,12 @@ impl TestScreen {
     fn new(columns: u16, rows: u16) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let mut session = ChatSession::new(ChatStore::new(dir.path().to_owned()), Settings::default(), None);
-        session.model_info =
-            ModelInfo { name: "tiny".into(), runs_on: "test".into(), context_limit: Some(4096) };
+        session.model_info = ModelInfo {
+            name: "tiny".into(),
+            runs_on: "test".into(),
+            context_limit: Some(4096),
+            ..ModelInfo::default()
+        };
         let app = ChatApp::new(session, Theme { depth: Depth::Sixteen, light: false }, (columns, rows));
         let terminal = Terminal::new(TestBackend::new(columns, rows)).unwrap();
         let mut screen = TestScreen { app, terminal, dir };
@@ -350,9 +354,7 @@ fn settings_change_generation_and_appearance() {
     s.enters("/set mouse maybe");
     assert!(s.rows().iter().any(|row| row.contains("expected on or off, found \"maybe\"")));
     let effects = s.enters("hi");
-    assert!(
-        matches!(&effects[..], [_, Effect::Generate(request)] if request.settings.sampling.temperature == 0.1)
-    );
+    assert!(matches!(&effects[..], [_, Effect::Generate(request)] if request.sampling.temperature == 0.1));
 }
 
 #[test]

@@ -14,6 +14,7 @@ use crate::runtime::builtin_model;
 use crate::runtime::chat_template;
 use crate::runtime::memory_estimate::MemoryEstimate;
 use crate::runtime::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
+use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::template_worker;
 use anyhow::{Result, bail};
 use clap::value_parser;
@@ -90,6 +91,8 @@ struct InspectReport {
     metadata: serde_json::Map<String, serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     chat_template: Option<TemplateReport>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sampling: Option<SamplingReport>,
     n_tensors: usize,
     formats: Vec<FormatTotals>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,6 +120,23 @@ impl TemplateReport {
     fn new(file: &Gguf) -> Option<TemplateReport> {
         let bytes = chat_template::source(file)?.len();
         Some(TemplateReport { bytes, limits: template_worker::limits(), fault: chat_template::warning(file) })
+    }
+}
+
+/// The sampling defaults of a file that has some.
+#[derive(Debug, Serialize)]
+struct SamplingReport {
+    /// The parameters by the names of their options, as in `temp 0.6, top-p 0.95`.
+    defaults: String,
+    /// Values that are ignored, a line each.
+    faults: Vec<String>,
+}
+
+impl SamplingReport {
+    fn new(file: &Gguf) -> Option<SamplingReport> {
+        let (options, faults) = SamplingOptions::from_metadata(&file.metadata);
+        let defaults = options.line();
+        (!defaults.is_empty() || !faults.is_empty()).then_some(SamplingReport { defaults, faults })
     }
 }
 
@@ -186,6 +206,7 @@ impl InspectReport {
             bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
             metadata: json(&file.metadata),
             chat_template: TemplateReport::new(file),
+            sampling: SamplingReport::new(file),
             n_tensors: file.tensors.len(),
             formats: totals(&file.tensors),
             tensors: args.tensors.then(|| file.tensors.iter().map(TensorRow::from).collect()),

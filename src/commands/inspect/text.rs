@@ -1,7 +1,7 @@
 //! Prints the report as text. Strings from the file are escaped, because they may contain terminal control sequences.
 
-use super::{FormatTotals, InspectReport, ModelReport, TemplateReport, TensorRow};
-use crate::io::units::{format_size, grouped};
+use super::{FormatTotals, InspectReport, ModelReport, SamplingReport, TemplateReport, TensorRow};
+use crate::io::units::{format_size, grouped, shortest_decimal};
 use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use models::gguf::{Array, Metadata, Value};
 use models::visible::{is_control, visible};
@@ -34,6 +34,10 @@ pub fn print(r: &InspectReport, metadata: &Metadata, out: &mut dyn Write) -> Res
     }
     if let Some(template) = &r.chat_template {
         print_template(template, out)?;
+    }
+    if let Some(SamplingReport { defaults, faults }) = &r.sampling {
+        writeln!(out, "\nsampling defaults: {}", if defaults.is_empty() { "none" } else { defaults })?;
+        faults.iter().try_for_each(|fault| writeln!(out, "  ignored: {}", shown(fault)))?;
     }
     if let Some(tensors) = &r.tensors {
         print_tensors(tensors, out)?;
@@ -178,7 +182,7 @@ pub fn to_json(value: &Value) -> Json {
         Value::I16(x) => json!(x),
         Value::U32(x) => json!(x),
         Value::I32(x) => json!(x),
-        Value::F32(x) => float(*x),
+        Value::F32(x) => json!(shortest_decimal(*x)),
         Value::Bool(x) => json!(x),
         Value::String(x) => json!(x),
         Value::Array(a) if a.len() > MAX_ELEMENTS => json!({ "type": value.type_name(), "length": a.len() }),
@@ -187,11 +191,6 @@ pub fn to_json(value: &Value) -> Json {
         Value::I64(x) => json!(x),
         Value::F64(x) => json!(x),
     }
-}
-
-/// Returns the shortest decimal of an f32, not of its f64 value.
-fn float(x: f32) -> Json {
-    x.to_string().parse::<f64>().map_or(Json::Null, |x| json!(x))
 }
 
 /// Converts the first `n` elements.
@@ -203,7 +202,7 @@ fn array_json(a: &Array, n: usize) -> Json {
         Array::I16(a) => json!(&a[..a.len().min(n)]),
         Array::U32(a) => json!(&a[..a.len().min(n)]),
         Array::I32(a) => json!(&a[..a.len().min(n)]),
-        Array::F32(a) => a.iter().take(n).map(|x| float(*x)).collect(),
+        Array::F32(a) => a.iter().take(n).map(|x| json!(shortest_decimal(*x))).collect(),
         Array::Bool(a) => json!(&a[..a.len().min(n)]),
         Array::String(a) => json!(&a[..a.len().min(n)]),
         Array::Array(a) => a.iter().take(n).map(|a| array_json(a, n)).collect(),

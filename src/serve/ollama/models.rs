@@ -1,5 +1,7 @@
 //! Describes the model in the forms of Ollama and llama.cpp's server.
 
+use crate::generation::sample::Sampling;
+use crate::io::units::shortest_decimal;
 use crate::serve::api::ollama::{
     OllamaDetails, OllamaModel, OllamaModels, OllamaShowRequest, OllamaShown, OllamaVersion,
 };
@@ -86,7 +88,7 @@ pub async fn show(State(app): State<Arc<App>>, body: RequestBody) -> Result<Json
     model_info.insert("general.parameter_count".to_owned(), parameters(file).into());
     Ok(Json(OllamaShown {
         modelfile: format!("FROM {}\n", app.model_name()),
-        parameters: String::new(),
+        parameters: ollama_parameters(&ready.sampling),
         template: template.source().to_owned(),
         details: details(file),
         model_info,
@@ -107,7 +109,7 @@ pub async fn props(State(app): State<Arc<App>>) -> Result<Json<Props>, ApiError>
     let token = |id: Option<u32>| id.map(|id| logprobs::text(tokenizer, id)).unwrap_or_default();
     let ids = tokenizer.special_ids();
     Ok(Json(Props {
-        default_generation_settings: json!({ "n_ctx": engine.context, "params": { "n_predict": app.options.max_tokens } }),
+        default_generation_settings: json!({ "n_ctx": engine.context, "params": props_params(app.options.max_tokens, &ready.sampling) }),
         total_slots: ready.limits.slots,
         model_alias: app.model_name().to_owned(),
         model_path: app.model_name().to_owned(),
@@ -117,6 +119,39 @@ pub async fn props(State(app): State<Arc<App>>) -> Result<Json<Props>, ApiError>
         eos_token: token(ids.eos),
         build_info: FINGERPRINT,
     }))
+}
+
+/// The parameters of requests that set none, with llama.cpp's names.
+fn props_params(max_tokens: usize, sampling: &Sampling) -> Value {
+    json!({
+        "n_predict": max_tokens,
+        "temperature": shortest_decimal(sampling.temperature),
+        "top_k": sampling.top_k,
+        "top_p": shortest_decimal(sampling.top_p),
+        "min_p": shortest_decimal(sampling.min_p),
+        "repeat_penalty": shortest_decimal(sampling.repeat_penalty),
+        "repeat_last_n": context_or(sampling.repeat_last_n),
+        "presence_penalty": shortest_decimal(sampling.presence_penalty),
+        "frequency_penalty": shortest_decimal(sampling.frequency_penalty),
+    })
+}
+
+/// The same parameters in the syntax of a Modelfile.
+fn ollama_parameters(sampling: &Sampling) -> String {
+    let lines = [
+        ("temperature", sampling.temperature.to_string()),
+        ("top_k", sampling.top_k.to_string()),
+        ("top_p", sampling.top_p.to_string()),
+        ("min_p", sampling.min_p.to_string()),
+        ("repeat_penalty", sampling.repeat_penalty.to_string()),
+        ("repeat_last_n", context_or(sampling.repeat_last_n).to_string()),
+    ];
+    lines.map(|(name, value)| format!("{name:<30} {value}")).join("\n")
+}
+
+/// A number of recent tokens as both programs write it: -1 is the whole context.
+fn context_or(tokens: usize) -> i64 {
+    i64::try_from(tokens).unwrap_or(-1)
 }
 
 fn scalar(value: &Metadatum) -> Option<Value> {
@@ -129,7 +164,7 @@ fn scalar(value: &Metadatum) -> Option<Value> {
         Metadatum::I32(n) => json!(n),
         Metadatum::U64(n) => json!(n),
         Metadatum::I64(n) => json!(n),
-        Metadatum::F32(n) => json!(n),
+        Metadatum::F32(n) => json!(shortest_decimal(*n)),
         Metadatum::F64(n) => json!(n),
         Metadatum::Bool(b) => json!(b),
         Metadatum::String(text) => json!(text),

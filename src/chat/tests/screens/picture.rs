@@ -28,8 +28,12 @@ const EXCHANGES: [(&str, &str); 4] = [
 fn the_picture_of_the_chat_is_up_to_date() {
     let mut s = TestScreen::new(88, 22);
     s.app.theme = Theme { depth: Depth::Exact, light: false };
-    s.app.session.model_info =
-        ModelInfo { name: "kimi-demo".into(), runs_on: "CPU".into(), context_limit: Some(1 << 20) };
+    s.app.session.model_info = ModelInfo {
+        name: "kimi-demo".into(),
+        runs_on: "CPU".into(),
+        context_limit: Some(1 << 20),
+        ..ModelInfo::default()
+    };
     s.enters("/file docs/museum.txt");
     for (message, reply) in EXCHANGES {
         s.enters(message);
