@@ -62,6 +62,21 @@ fn prompts_in_files_may_be_utf16() {
     check(&generate(&["--file", text(&file)], Stdio::null()), ANSWER, "");
 }
 
+#[test]
+fn replies_match_the_grammar_in_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("code.gbnf");
+    fs::write(&file, "root ::= \"Code: \" [0-9]{4} # the code\n").unwrap();
+    let whole = format!("{TEXT}\n\n{QUESTION}");
+    let how = ["--grammar-file", text(&file), &whole];
+    check(&generate(&how, Stdio::null()), "Code: 4713\n", "");
+    fs::write(&file, "root ::= \"a\"\nb = root").unwrap();
+    let out = generate(&how, Stdio::null());
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    let expected = format!("kimi: {}: line 2: expected ::=, found '='\n", file.display());
+    assert_eq!((out.status.code(), stderr), (Some(1), expected));
+}
+
 /// A random model whose tokens are the 256 bytes. Its replies contain many control characters.
 fn model_of_bytes(dir: &Path) -> PathBuf {
     let fields = ["vocab_size=264", "hidden_size=64", "num_hidden_layers=4", "num_experts=8"];

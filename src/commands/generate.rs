@@ -7,14 +7,17 @@ use crate::args::EngineArgs;
 use crate::generation::conversation::Conversation;
 use crate::generation::event::EngineEvent;
 use crate::generation::generate::{Request, generate};
+use crate::generation::grammar::{Grammar, Grammars};
+use crate::generation::sample::Constraint;
 use crate::io::output::{Output, tell};
-use crate::io::prompt::{Prompt, PromptArgs};
+use crate::io::prompt::{Prompt, PromptArgs, read_text};
 use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
 use crate::runtime::sampling_options::SamplingOptions;
-use anyhow::Result;
+use anyhow::{Context as _, Result, anyhow};
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
 
 /// The command-line arguments of `kimi generate`.
 #[derive(Clone, Debug, clap::Args)]
@@ -40,6 +43,9 @@ pub struct GenerateArgs {
     /// Continue past end-of-generation tokens
     #[arg(long)]
     ignore_eos: bool,
+    /// File with a grammar in GBNF, llama.cpp's syntax, that the reply has to match
+    #[arg(long, value_name = "FILE", conflicts_with = "ignore_eos")]
+    grammar_file: Option<PathBuf>,
     /// Print the token ids of the reply, one per line, instead of its text
     #[arg(long)]
     print_ids: bool,
@@ -50,6 +56,7 @@ pub struct GenerateArgs {
 
 /// Loads the model and prints the reply.
 pub fn run(args: &GenerateArgs) -> Result<()> {
+    let grammar = args.grammar_file.as_deref().map(read_grammar).transpose()?;
     let engine = EngineHandle::load(&args.engine.options(), builtin_model::log(args.quiet))?;
     let prompt = prompt_ids(&engine, args)?;
     let print_ids = args.print_ids || engine.tokenizer.is_none();
@@ -59,7 +66,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         sampling: args.sampling.or(engine.sampling).into(),
         stops: &args.stop,
         ignore_end: args.ignore_eos,
-        constraint: None,
+        constraint: grammar.map(|grammar| constraint(&engine, &grammar)).transpose()?,
     };
     let progress = !args.quiet && std::io::stderr().is_terminal();
     let mut out = Output::lock();
@@ -91,6 +98,17 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
         tell(&stats.line());
     }
     Ok(())
+}
+
+fn read_grammar(path: &Path) -> Result<Grammar> {
+    let grammar = Grammar::from_gbnf(&read_text(path)?);
+    grammar.map_err(|e| anyhow!("{}: {e}", path.display()))
+}
+
+fn constraint(engine: &EngineHandle, grammar: &Grammar) -> Result<Box<dyn Constraint>> {
+    let grammars = Grammars::new(engine.tokenizer()?, engine.config.vocab)?;
+    let compiled = grammars.compile(grammar, &|| false).context("--grammar-file")?;
+    Ok(compiled.constraint())
 }
 
 fn prompt_ids(engine: &EngineHandle, args: &GenerateArgs) -> Result<Vec<u32>> {

@@ -166,6 +166,9 @@ pub fn required_format(
     if let Some(regex) = &guided.guided_regex {
         grammars.push(bounded(Grammar::Regex(regex.clone()), "guided_regex")?);
     }
+    if let Some(text) = guided.grammar.as_ref().filter(|text| !text.is_empty()) {
+        grammars.push(gbnf(text, "grammar")?);
+    }
     let mut grammars = grammars.into_iter().flatten();
     match (grammars.next(), grammars.next()) {
         (_, Some(_)) => Err(ApiError::invalid("response_format", "expected one format, found several")),
@@ -196,8 +199,9 @@ pub fn format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
             match format.syntax.as_deref().unwrap_or("lark") {
                 "lark" => bounded(Grammar::Lark(text), "response_format.grammar"),
                 "regex" => bounded(Grammar::Regex(text), "response_format.grammar"),
+                "gbnf" => gbnf(&text, "response_format.grammar"),
                 other => {
-                    let why = format!("expected lark or regex, found {other}");
+                    let why = format!("expected lark, gbnf or regex, found {other}");
                     Err(ApiError::invalid("response_format.syntax", why))
                 }
             }
@@ -207,6 +211,10 @@ pub fn format(format: &ResponseFormat) -> Result<Option<Grammar>, ApiError> {
             Err(ApiError::invalid("response_format.type", why))
         }
     }
+}
+
+fn gbnf(text: &str, place: &str) -> Result<Option<Grammar>, ApiError> {
+    bounded(Grammar::from_gbnf(text).map_err(|e| ApiError::invalid(place, e))?, place)
 }
 
 fn bounded(grammar: Grammar, place: &str) -> Result<Option<Grammar>, ApiError> {

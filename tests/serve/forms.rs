@@ -114,6 +114,32 @@ async fn tools_are_declared_chosen_and_answered() {
     server.ok(CHAT, json!({ "messages": messages, "tools": [weather()], "max_tokens": 2 })).await;
 }
 
+/// Grammars in llama.cpp's syntax, in its field and in `response_format`.
+#[tokio::test(flavor = "multi_thread")]
+async fn replies_match_gbnf_grammars() {
+    let server = TestServer::new();
+    let gbnf =
+        "root ::= list # words\nlist ::= word | \"(\" list \",\" list \")\"\nword ::= (\"ab\" | \"c\"){1,2}";
+    let format = json!({ "type": "grammar", "syntax": "gbnf", "grammar": gbnf });
+    for how in [json!({ "grammar": gbnf, "seed": 3 }), json!({ "response_format": format, "seed": 3 })] {
+        let answer = server.ok(CHAT, chat("Which?", how.clone())).await;
+        let choice = &answer["choices"][0];
+        let text = choice["message"]["content"].as_str().unwrap();
+        assert!(!text.is_empty() && text.chars().all(|c| "(,)abc".contains(c)), "{answer}");
+        if choice["finish_reason"] == "stop" {
+            assert_eq!(text.matches('(').count(), text.matches(')').count(), "{answer}");
+        }
+    }
+    let plain = json!({ "grammar": "root ::= \"yes\" | \"no\"" });
+    let text = server.ok("/v1/completions", json!({ "prompt": "x", "grammar": plain["grammar"] })).await;
+    assert!(["yes", "no"].contains(&text["choices"][0]["text"].as_str().unwrap()), "{text}");
+    server.ok(CHAT, chat("x", json!({ "grammar": "", "ignore_eos": true }))).await;
+    let (status, answer) = server.post(CHAT, chat("x", json!({ "grammar": "root ::=\n[a" }))).await;
+    let error = &answer["error"];
+    assert_eq!((status.as_u16(), &error["param"]), (400, &json!("grammar")), "{answer}");
+    assert!(error["message"].as_str().unwrap().contains("line 2: expected a character or `]`"), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn unsupported_values_are_refused() {
     let server = TestServer::new();

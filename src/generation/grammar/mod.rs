@@ -1,4 +1,4 @@
-//! Grammars that a reply has to match (JSON schemas, Lark grammars, regular expressions), as masks over the
+//! Grammars that a reply has to match (JSON schemas, Lark and GBNF grammars, regular expressions), as masks over the
 //! vocabulary, by llguidance. It chooses no token: [`crate::generation::sample`] draws among what a mask leaves.
 //!
 //! Grammars come from clients: [`bounds`] are checked before the library sees them, [`compile`] runs the library on
@@ -6,6 +6,7 @@
 
 pub(crate) mod bounds;
 pub mod compile;
+mod gbnf;
 mod lark;
 pub(crate) mod masks;
 pub(crate) mod memory;
@@ -14,7 +15,7 @@ mod schema;
 
 use crate::generation::sample::Constraint;
 use anyhow::{Context as _, Result};
-use bounds::{Excess, Totals};
+use bounds::{Excess, LARK_BYTES, Totals, within};
 use llguidance::ParserFactory;
 use llguidance::api::{ParserLimits, TopLevelGrammar};
 use llguidance::toktrie::{ApproximateTokEnv, SimpleVob, TokEnv, TokRxInfo, TokTrie};
@@ -60,6 +61,15 @@ pub struct Compiled {
 }
 
 impl Grammar {
+    /// Converts a grammar in llama.cpp's syntax.
+    ///
+    /// # Errors
+    /// A mistake in the grammar, with its line.
+    pub fn from_gbnf(text: &str) -> Result<Grammar, String> {
+        within("bytes in a grammar", LARK_BYTES, text.len()).map_err(|e| e.to_string())?;
+        gbnf::to_lark(text).map(Grammar::Lark)
+    }
+
     /// Checks the bounds on what a client may send.
     ///
     /// # Errors

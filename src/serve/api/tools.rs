@@ -60,6 +60,8 @@ pub struct GuidedDecoding {
     /// A JSON schema, as llama.cpp's server takes it.
     #[schema(value_type = Option<Object>)]
     pub json_schema: Option<Value>,
+    /// A grammar in GBNF, as llama.cpp's server takes it; an empty one allows any text.
+    pub grammar: Option<String>,
 }
 
 /// Required format of a reply.
@@ -75,7 +77,7 @@ pub struct ResponseFormat {
     pub schema: Option<Value>,
     /// Grammar for the type grammar.
     pub grammar: Option<String>,
-    /// Syntax of the grammar: lark (llguidance's variant, the default) or regex.
+    /// Syntax of the grammar: lark (llguidance's variant, the default), gbnf or regex.
     pub syntax: Option<String>,
 }
 

@@ -35,6 +35,7 @@ pub const GUIDED: &[FieldRule] = &[
     ("guided_json", Used("JSON schema of the reply, as in vLLM")),
     ("guided_regex", Used("regular expression of the reply, as in vLLM")),
     ("json_schema", Used("JSON schema of the reply, as in llama.cpp")),
+    ("grammar", Used("GBNF grammar of the reply, as in llama.cpp; an empty one allows any text")),
 ];
 
 /// Fields of OpenAI's interfaces that change nothing here.
@@ -182,17 +183,17 @@ pub const FOREIGN: &[FieldRule] = &[
     ("guided_json", Refused(&[], USE_FORMAT)),
     ("guided_regex", Refused(&[], USE_FORMAT)),
     ("guided_choice", Refused(&[], "use guided_regex or response_format")),
-    ("guided_grammar", Refused(&[], "use response_format with type grammar (Lark's syntax)")),
+    ("guided_grammar", Refused(&[], "use response_format with type grammar (Lark or GBNF)")),
     ("guided_decoding_backend", Ignored("there is one")),
     ("guided_whitespace_pattern", Refused(&[], USE_FORMAT)),
     ("structured_outputs", Refused(&[], USE_FORMAT)),
     ("structural_tag", Refused(&[], USE_FORMAT)),
     ("json_schema", Refused(&[], USE_FORMAT)),
-    ("grammar", Refused(&["\"\""], "use response_format with type grammar (Lark's syntax)")),
+    ("grammar", Refused(&["\"\""], "use text.format with type grammar (Lark or GBNF)")),
     ("grammar_lazy", Refused(&["false"], "use tools")),
     ("format", Refused(&[], USE_FORMAT)),
     ("regex", Refused(&[], "use response_format with type grammar and syntax regex")),
-    ("ebnf", Refused(&[], "use response_format with type grammar (Lark's syntax)")),
+    ("ebnf", Refused(&[], "use response_format with type grammar (Lark or GBNF)")),
     ("mirostat", Refused(&["0"], NO_SAMPLER)),
     ("mirostat_mode", Refused(&["0"], NO_SAMPLER)),
     ("mirostat_tau", Ignored("mirostat is not supported")),
