@@ -2,7 +2,7 @@
 
 use crate::support::{TestServer, chat, options};
 use kimi::serve::ServeOptions;
-use kimi::serve::fields::{Handling, Interface, table};
+use kimi::serve::fields::{Handling, Interface, ollama, table};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 
@@ -48,6 +48,15 @@ async fn used_fields_are_those_of_the_request_types() {
         let fields = interface.fields();
         let used = fields.iter().filter(|(_, handling)| matches!(handling, Handling::Used(_)));
         assert_eq!(used.map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>(), read, "{interface:?}");
+    }
+    let [chat, generate, _] = ollama::sections();
+    for ((title, fields), kind) in [(chat, "OllamaChatRequest"), (generate, "OllamaGenerateRequest")] {
+        let schema = &described["components"]["schemas"][kind];
+        let parts = schema["allOf"].as_array().unwrap_or_else(|| panic!("{schema}"));
+        let own = parts.iter().filter_map(|part| part["properties"].as_object()).flat_map(|own| own.keys());
+        let read: BTreeSet<String> = own.cloned().chain(properties("OllamaOptions")).collect();
+        let acting = fields.iter().filter(|(_, handling)| !matches!(handling, Handling::Ignored(_)));
+        assert_eq!(acting.map(|(name, _)| (*name).to_owned()).collect::<BTreeSet<_>>(), read, "{title}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! The server through its HTTP interface: response shapes, streams, refused values and concurrent replies without a socket;
 //! limits on connections and bodies over sockets.
 
+mod bodies;
 #[path = "../common/mod.rs"]
 mod common;
 mod fields;

@@ -2,6 +2,7 @@
 //! mislead a client, and refused by name otherwise. `docs/fields.md` is [`table`].
 
 mod lists;
+pub mod ollama;
 
 use super::body::RequestBody;
 use super::errors::{ApiError, quoted};
@@ -131,7 +132,10 @@ pub fn table() -> String {
         let own = own.iter().filter(|rule| !lists::FOREIGN.contains(rule));
         section(&mut text, &format!("POST {}", interface.path()), own);
     }
-    section(&mut text, "Fields of other engines, for all interfaces", lists::FOREIGN.iter());
+    for (title, rules) in ollama::sections() {
+        section(&mut text, title, rules.iter());
+    }
+    section(&mut text, "Fields of other engines, for all interfaces but Ollama's", lists::FOREIGN.iter());
     text
 }
 
