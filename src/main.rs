@@ -22,6 +22,9 @@ fn main() -> ExitCode {
         Err(e) if reader_left(&e) => ExitCode::SUCCESS,
         Err(e) if e.is::<kimi::io::errors::Stopped>() => ExitCode::from(130), // the shell convention: 128 + SIGINT
         Err(e) => {
+            if let Some(exit) = e.downcast_ref::<kimi::io::errors::ChildExit>() {
+                return ExitCode::from(exit.0);
+            }
             kimi::io::output::tell(&format!("kimi: {}", kimi::io::errors::one_line(&e)));
             ExitCode::FAILURE
         }

@@ -5,7 +5,7 @@ The model is small and random, with the published vocabulary: its text is noise,
 
 usage: clients.py KIMI VOCABULARY      (the binary, and the example of the package models that writes tiktoken.model)
 """
-import atexit, json, os, platform, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
+import atexit, json, os, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 
 import openai
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from typing import Literal
 
 import interfaces
+from packages import Table, install, skip
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = "clients-test"
@@ -200,15 +201,6 @@ await assert.rejects(client.chat.completions.create({ model: "tiny", messages, t
 """
 
 
-def install(*packages):
-    """Installs packages from the npm registry; returns the directory."""
-    home = ROOT / "target" / "node"
-    home.mkdir(parents=True, exist_ok=True)
-    if missing := [package for package in packages if not (home / "node_modules" / package).exists()]:
-        subprocess.run(["npm", "install", "--silent", "--no-audit", "--no-fund", *missing], cwd=home, check=True)
-    return home
-
-
 def run_node(name, text, packages, *args):
     """Runs a script with packages from the npm registry."""
     home = install(*packages)
@@ -231,22 +223,12 @@ def other_interfaces(kimi, file, directory, npm):
     """The clients of Anthropic and Ollama, on a server with a prefix cache."""
     server = Server(kimi, file, cache=("--cache-dir", Path(directory) / "cache"))
     atexit.register(server.process.kill)
-    table = interfaces.Table()
+    table = Table()
     interfaces.anthropic_python(server.base, KEY, table)
     interfaces.ollama_python(server.base, KEY, table)
     if npm:
         forms = json.dumps([interfaces.SCHEMA, interfaces.WEATHER])
         run_node("interfaces.mjs", interfaces.NODE, ["@anthropic-ai/sdk", "ollama"], server.base, KEY, forms)
-    server.end()
-
-
-def agents(kimi, directory):
-    """Claude Code and Codex in two turns with the demonstration model."""
-    home = install("@anthropic-ai/claude-code", "@openai/codex")
-    server, table = interfaces.AgentServer(kimi, directory), interfaces.Table()
-    atexit.register(server.process.kill)
-    interfaces.claude_code(server, home / "node_modules/@anthropic-ai/claude-code-linux-x64/claude", directory, table)
-    interfaces.codex(server, home / "node_modules/.bin/codex", directory, table)
     server.end()
 
 
@@ -259,15 +241,6 @@ def fields():
         for kind in types:
             missing = set(kind.__annotations__) - known
             assert not missing, f"{path}: {missing}"
-
-
-def skip(test, tool):
-    """Reports a skipped test, as kernels/tests/common/skip.rs does."""
-    line = f"skipped: tests/clients.py {test}, needs {tool}\n"
-    sys.stderr.write(line)
-    if path := os.environ.get("KIMI_TEST_SKIPPED"):
-        with open(path, "a") as file:
-            file.write(line)
 
 
 def described(base):
@@ -293,16 +266,12 @@ def main(kimi, vocabulary):
         if npm:
             asks.insert(-1, (node, server.base))
         else:
-            skip("node", "npm")
+            skip("tests/clients.py", "node", "npm")
         if npm and chromium:
             asks.insert(-1, (page, kimi, file, chromium))
         else:
-            skip("page", "chromium" if npm else "npm")
+            skip("tests/clients.py", "page", "chromium" if npm else "npm")
         asks[-1:-1] = [(fields,), (other_interfaces, kimi, file, directory, npm)]
-        if npm and sys.platform == "linux" and platform.machine() == "x86_64":
-            asks.insert(-1, (agents, kimi, directory))
-        else:
-            skip("agents", "npm on x86-64 Linux")
         for ask, *args in asks:
             start = time.monotonic()
             ask(*args)

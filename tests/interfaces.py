@@ -1,9 +1,7 @@
-"""Clients of Anthropic's and Ollama's interfaces against `kimi serve`, and two coding agents with the demonstration model.
-Each call is a line of a table: the client, the call, its status, the tokens of its prompt, and those of them that were reused.
-clients.py runs these functions.
+"""Clients of Anthropic's and Ollama's interfaces against `kimi serve`. Each call is a line of a table: the client, the call, its status, the tokens of its prompt, and those of them that were reused.
+clients.py runs these functions; launch.py has the same table of coding agents.
 """
-import json, os, re, subprocess, tempfile, urllib.request
-from pathlib import Path
+import json
 
 import anthropic
 import ollama
@@ -24,17 +22,6 @@ REQUESTS = {
     "/v1/responses": [response_create_params.ResponseCreateParamsBase],
     "/v1/messages": [message_create_params.MessageCreateParamsBase, beta_create_params.MessageCreateParamsBase],
 }
-
-
-class Table:
-    """The calls of all clients, printed as they come."""
-
-    def __init__(self):
-        print(f"{'client':<14} {'call':<26} {'status':>6} {'prompt':>7} {'reused':>7}", flush=True)
-
-    def row(self, client, call, status, prompt=None, reused=None):
-        number = lambda n: "" if n is None else f"{n:,}"
-        print(f"{client:<14} {call:<26} {status:>6} {number(prompt):>7} {number(reused):>7}", flush=True)
 
 
 def prompt_tokens(usage):
@@ -149,80 +136,3 @@ let text = "";
 for await (const part of await local.generate({ model: "tiny", prompt: "Once", stream: true, options: { num_predict: 4 } })) text += part.response;
 await assert.rejects(local.chat({ model: "other", messages }));
 """
-
-
-class AgentServer:
-    """A server with the demonstration model on a free port, whose log has the status of each request."""
-
-    def __init__(self, kimi, directory):
-        args = [kimi, "serve", "--port", "0", "--api-key", "agents", "--cache-dir", Path(directory) / "cache", "--threads", "2", "-n", "48",
-                "--temp", "0"]
-        self.path = Path(directory) / "agents.log"
-        with open(self.path, "w") as log:
-            self.process = subprocess.Popen(args, stderr=log)
-        while not (found := re.search(r"address=(\S+)", self.log())) or "ready" not in self.log():
-            assert self.process.poll() is None, self.log()
-        self.base = f"http://{found[1]}"
-
-    def log(self):
-        return self.path.read_text()
-
-    def statuses(self):
-        return re.findall(r'path="?(\S+?)"? status=(\d+)', self.log())
-
-    def tokens(self):
-        request = urllib.request.Request(self.base + "/metrics", headers={"Authorization": "Bearer agents"})
-        text = urllib.request.urlopen(request).read().decode()
-        number = lambda name: int(re.search(rf"^kimi_{name}_total (\d+)", text, re.M)[1])
-        return number("prompt_tokens"), number("cached_tokens")
-
-    def end(self):
-        self.process.terminate()
-        assert self.process.wait(30) == 0, self.process.returncode
-
-    def turn(self, table, client, call, command, env, cwd, sends=None):
-        """Runs one turn of an agent; returns its output."""
-        before, seen = self.tokens(), len(self.statuses())
-        out = subprocess.run(command, env=env, cwd=cwd, input=sends or "", capture_output=True, text=True, timeout=300)
-        after = self.tokens()
-        calls = [(path, status) for path, status in self.statuses()[seen:] if path != "/metrics"]
-        read, reused = (b - a for a, b in zip(before, after))
-        for path, status in calls:
-            table.row(client, path, int(status))
-        table.row(client, call, out.returncode, read + reused, reused)
-        wrong = [(path, status) for path, status in calls if int(status) >= 400 and path.startswith("/v1")]
-        assert not wrong and out.returncode == 0, (wrong, out.stdout[-2000:], out.stderr[-2000:])
-        return read, reused
-
-
-def home(directory, **more):
-    """The environment of an agent: an empty home, no telemetry."""
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
-    return {**kept, "HOME": str(directory), "NO_COLOR": "1", **more}
-
-
-def claude_code(server, program, directory, table):
-    work = Path(directory) / "claude"
-    work.mkdir()
-    env = home(work, ANTHROPIC_BASE_URL=server.base, ANTHROPIC_API_KEY="agents", CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
-               DISABLE_TELEMETRY="1", DISABLE_AUTOUPDATER="1", DISABLE_ERROR_REPORTING="1", ANTHROPIC_MODEL="kimi-demo",
-               ANTHROPIC_SMALL_FAST_MODEL="kimi-demo", CLAUDE_CODE_MAX_OUTPUT_TOKENS="48", IS_SANDBOX="1")
-    turn = lambda call, *args: server.turn(table, "claude code", call, [program, "-p", *args], env, work)
-    turn("turn 1", "Say hello.")
-    read, reused = turn("turn 2", "--continue", "Say it again.")
-    assert read < 1000 < reused, (read, reused)
-    read, reused = turn("new session", "Say hello.")
-    assert read < 1000 < reused, (read, reused)
-
-
-def codex(server, program, directory, table):
-    work = Path(directory) / "codex"
-    work.mkdir()
-    env = home(work, CODEX_HOME=str(work), KIMI_KEY="agents")
-    provider = {"name": "kimi", "base_url": server.base + "/v1", "env_key": "KIMI_KEY", "wire_api": "responses"}
-    config = [f"model_providers.kimi.{name}={json.dumps(value)}" for name, value in provider.items()]
-    options = [arg for item in config + ['model_provider="kimi"', 'model="kimi-demo"'] for arg in ("-c", item)]
-    turn = lambda call, *args: server.turn(table, "codex", call, [program, "exec", *args], env, work)
-    turn("turn 1", *options, "--skip-git-repo-check", "Say hello.")
-    read, reused = turn("turn 2", "resume", "--last", *options, "--skip-git-repo-check", "Say it again.")
-    assert read < 1000 < reused, (read, reused)

@@ -8,7 +8,7 @@ mod option_values;
 
 use crate::commands::pull::resolve::resolve;
 use crate::commands::{
-    bench, convert, eval, generate, gpu_check, inspect, logits, models, perplexity, pull, synth,
+    bench, convert, eval, generate, gpu_check, inspect, launch, logits, models, perplexity, pull, synth,
 };
 use crate::io::errors::{CAUSE_CHARS, one_line, shortened};
 use crate::io::output::tell;
@@ -51,6 +51,8 @@ enum CliCommand {
     Chat(chat::ChatArgs),
     /// Serve a model over the HTTP APIs of OpenAI, Anthropic and Ollama
     Serve(serve::ServeArgs),
+    /// Start a coding agent or another client with a model of kimi serve
+    Launch(launch::LaunchArgs),
     /// Measure prefill and decode throughput
     Bench(bench::BenchArgs),
     /// Measure the perplexity of a text, and the KL divergence from a baseline
@@ -100,6 +102,7 @@ pub fn run(mut cli: Cli) -> Result<()> {
         CliCommand::Ask(args) => ask::run(&args),
         CliCommand::Chat(args) => chat::run(&args),
         CliCommand::Serve(args) => serve::run(&args),
+        CliCommand::Launch(args) => launch::run(&args),
         CliCommand::Bench(args) => bench::run(&args),
         CliCommand::Perplexity(args) => perplexity::run(&args),
         CliCommand::Eval(args) => eval::run(&args),

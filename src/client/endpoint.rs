@@ -60,6 +60,14 @@ pub struct Endpoint {
     text_timeout: Duration,
 }
 
+/// A model in the list of an endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListedModel {
+    pub id: String,
+    /// Context size in tokens, if the endpoint reports it.
+    pub context: Option<u64>,
+}
+
 /// Token counts and the end of a reply, as the endpoint reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplySummary {
@@ -75,6 +83,12 @@ pub struct ReplySummary {
 impl Endpoint {
     /// Connects to `http://host:8000`, with or without `/v1`. Waiting for more than `timeout` seconds is an error.
     pub fn new(url: &str, model: &str, timeout: u64) -> Result<Self> {
+        let key = std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty());
+        Self::with_key(url, model, timeout, key)
+    }
+
+    /// Connects with this API key instead of that of the environment.
+    pub fn with_key(url: &str, model: &str, timeout: u64, key: Option<String>) -> Result<Self> {
         if !(url.starts_with("http://") || url.starts_with("https://")) {
             bail!("--url: expected http:// or https://, found {url:?}");
         }
@@ -82,7 +96,6 @@ impl Endpoint {
         let base = if base.ends_with("/v1") { base.to_owned() } else { format!("{base}/v1") };
         let config = Agent::config_builder().http_status_as_error(false).max_redirects(0);
         let agent = config.timeout_connect(Some(CONNECT_TIMEOUT)).build().new_agent();
-        let key = std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty());
         Ok(Endpoint { agent, base, model: model.to_owned(), key, text_timeout: Duration::from_secs(timeout) })
     }
 
@@ -92,12 +105,20 @@ impl Endpoint {
 
     /// Returns the model's context length, if the endpoint reports it. Fails if the endpoint lacks the model.
     pub fn context(&self) -> Result<Option<u64>> {
-        let request = self.authorized(self.agent.get(format!("{}/models", self.base)));
-        let request = request.config().timeout_global(Some(self.text_timeout)).build();
-        let mut response = request.call().map_err(|e| self.with_endpoint(e))?;
-        // The endpoint may support chat completions without a model list.
+        let models = self.models()?;
+        let named = models.iter().find(|m| m.id == self.model);
+        if named.is_none() && !models.is_empty() {
+            let ids: Vec<&str> = models.iter().map(|m| m.id.as_str()).collect();
+            bail!("{}: expected the model {:?}, found {}", self.base, self.model, truncate(&ids.join(", ")));
+        }
+        Ok(named.and_then(|m| m.context))
+    }
+
+    /// Lists the endpoint's models. The list is empty if the endpoint has none, which may still support chat completions.
+    pub fn models(&self) -> Result<Vec<ListedModel>> {
+        let mut response = self.get(&format!("{}/models", self.base))?;
         if response.status() == 404 {
-            return Ok(None);
+            return Ok(Vec::new());
         }
         if !response.status().is_success() {
             bail!("{}", error_line(&self.base, &mut response));
@@ -105,16 +126,26 @@ impl Endpoint {
         let body = response.body_mut().with_config().limit(MAX_MODELS_BYTES);
         let text = body.read_to_string().map_err(|e| self.with_endpoint(e))?;
         let list: Value = serde_json::from_str(&text).with_context(|| format!("{}/models", self.base))?;
-        let models = list["data"].as_array().map_or(&[][..], Vec::as_slice);
-        let named = models.iter().find(|m| m["id"] == *self.model);
-        if named.is_none() && !models.is_empty() {
-            let ids: Vec<&str> = models.iter().filter_map(|m| m["id"].as_str()).collect();
-            bail!("{}: expected the model {:?}, found {}", self.base, self.model, truncate(&ids.join(", ")));
-        }
         // The names in vLLM, kimi and llama.cpp.
         let places = ["/max_model_len", "/context_length", "/meta/n_ctx"];
         let context = |m: &Value| places.iter().find_map(|place| m.pointer(place)?.as_u64());
-        Ok(named.and_then(context))
+        let listed = |m: &Value| Some(ListedModel { id: m["id"].as_str()?.to_owned(), context: context(m) });
+        Ok(list["data"].as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(listed).collect())
+    }
+
+    /// Returns the status that a `kimi serve` at this address reports, such as `ready` or `loading`; `None` for no server
+    /// and for other servers.
+    pub fn kimi_status(&self) -> Option<String> {
+        let mut response = self.get(&format!("{}/health", self.base.trim_end_matches("/v1"))).ok()?;
+        let body = response.body_mut().with_config().limit(MAX_ERROR_BYTES).read_to_string().ok()?;
+        let status: Value = serde_json::from_str(&body).ok()?;
+        Some(status["status"].as_str()?.to_owned())
+    }
+
+    fn get(&self, url: &str) -> Result<Response<Body>> {
+        let request = self.authorized(self.agent.get(url));
+        let request = request.config().timeout_global(Some(self.text_timeout)).build();
+        request.call().map_err(|e| self.with_endpoint(e))
     }
 
     fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {

@@ -6,6 +6,7 @@ pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod gpu_check;
 pub(crate) mod inspect;
+pub(crate) mod launch;
 pub(crate) mod logits;
 pub(crate) mod models;
 pub(crate) mod perplexity;

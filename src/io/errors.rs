@@ -1,5 +1,5 @@
 //! Formats errors for users: [`one_line`] is the message of a failed command, [`Stopped`] the error of a command that
-//! Ctrl-C ended.
+//! Ctrl-C ended, [`ChildExit`] that of a program which the command ran.
 
 use models::visible::visible;
 
@@ -7,6 +7,11 @@ use models::visible::visible;
 #[derive(Debug, thiserror::Error)]
 #[error("stopped")]
 pub struct Stopped;
+
+/// The program that the command ran failed with this exit code, and has printed its own message.
+#[derive(Debug, thiserror::Error)]
+#[error("exit code {0}")]
+pub struct ChildExit(pub u8);
 
 /// Joins the causes of an error in one line, without those that the previous ones already contain. Control characters, as
 /// in file names, are made visible.
