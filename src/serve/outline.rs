@@ -10,8 +10,11 @@ use xxhash_rust::xxh3::xxh3_64;
 
 /// Distance in tokens below which two ends of messages share a snapshot: a snapshot costs more than their prefill.
 const MIN_SNAPSHOT_DISTANCE: usize = 128;
-/// Length in bytes from which a user message gets a snapshot at its last paragraph break.
+/// Length in bytes from which a user message gets snapshots at its last reminder and its last paragraph break.
 const LONG_MESSAGE: usize = 1024;
+/// The tags in which coding agents put notes before a question.
+const REMINDER: &str = "<system-reminder>";
+const REMINDER_END: &str = "</system-reminder>";
 
 /// Borders, bytes of space and bytes of other text that a search for a message skips at most: the time of a search must not
 /// depend on the length of the prompt.
@@ -49,7 +52,9 @@ impl PromptText<'_> {
         for (index, message) in self.messages.iter().enumerate() {
             let Some((start, end)) = self.locate(message, at) else { continue };
             let role = message.role.clone();
-            breaks.extend(self.last_paragraph(&role, start, end));
+            if role == "user" && end - start >= LONG_MESSAGE {
+                breaks.extend(self.breaks(start, end));
+            }
             at = self.border_after(end);
             parts.push((PartKind::Message { index, role }, at, digest(message)));
         }
@@ -57,8 +62,9 @@ impl PromptText<'_> {
         let ends = ids_within(tokens, &ends, vocabulary);
         let parts = parts.into_iter().zip(&ends);
         let parts = parts.map(|((kind, _, digest), end)| PromptPart { kind, end: *end, digest }).collect();
+        breaks.sort_unstable();
         let mut cuts = spaced(&ends);
-        cuts.extend(ids_within(tokens, &breaks, vocabulary));
+        cuts.extend(spaced(&ids_within(tokens, &breaks, vocabulary)));
         FoundParts { outline: PromptOutline { tools, parts }, cuts }
     }
 
@@ -102,10 +108,13 @@ impl PromptText<'_> {
         borders.next().unwrap_or(text_end)
     }
 
-    fn last_paragraph(&self, role: &str, start: usize, end: usize) -> Option<usize> {
+    /// The places in a message where clients cut it: around its last reminder, which agents leave out in the next request,
+    /// and at its last paragraph break, after which another question may follow.
+    fn breaks(&self, start: usize, end: usize) -> impl Iterator<Item = usize> {
         let text = &self.rendered.text()[start..end];
-        let at = text.rfind("\n\n").filter(|_| role == "user" && text.len() >= LONG_MESSAGE)?;
-        Some(start + at + 2)
+        let after = |mark: &str| Some(text.rfind(mark)? + mark.len());
+        let found = [text.rfind(REMINDER), after(REMINDER_END), after("\n\n")];
+        found.into_iter().flatten().map(move |at| start + at)
     }
 }
 

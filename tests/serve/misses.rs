@@ -261,3 +261,22 @@ async fn another_question_about_a_pasted_document_prefills_the_question() {
     assert!(found["prompt_n"].as_u64().unwrap() < 16, "{found}");
     assert_eq!((cause(&found), &found["cause"]["message"]), ("message", &json!(0)), "{found}");
 }
+
+/// Agents send reminders before the question, and leave the last one out in the next request.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reminder_that_is_left_out_prefills_only_what_follows() {
+    let server = server();
+    let part = |text: &str| json!({ "type": "text", "text": text });
+    let note = format!("<system-reminder>\n{}\n\nIt ends.\n</system-reminder>\n", text("note", 200));
+    let date = "<system-reminder>\nThe date is Tuesday.\n\nNo more.\n</system-reminder>";
+    let user = |parts: Vec<Value>| json!({ "role": "user", "content": parts });
+    let first = user(vec![part(&note), part(date), part("Hello.")]);
+    let second = user(vec![part(&note), part("Hello.")]);
+    let found = timings(
+        &server,
+        json!({ "messages": [first] }),
+        json!({ "messages": [second, message("assistant", "Hi."), message("user", "Again.")] }),
+    )
+    .await;
+    assert!(found["prompt_n"].as_u64().unwrap() < 40, "{found}");
+}
