@@ -53,7 +53,10 @@ fn the_question_of_the_first_command_is_answered_with_its_line() {
     for model in [&["--model", text(&file)][..], &[]] {
         let args = ["ask", "--quiet", "--no-cache", "--file", "README.md"];
         let (answer, _) = outputs(&[&args[..], model, &[question]].concat());
-        assert!(answer.starts_with("It is Mara Dellwood."), "{model:?}: {answer}");
+        assert!(
+            answer.starts_with("> ") && answer.ends_with("\nIt is Mara Dellwood.\n"),
+            "{model:?}: {answer}"
+        );
         assert!(answer.contains(&format!("[README.md:{line}]")), "{model:?}: {answer}");
     }
 }

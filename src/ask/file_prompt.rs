@@ -3,7 +3,7 @@
 
 use super::prefill_progress::{PrefillPlan, PrefillProgress};
 use super::quote_constraint::QuoteIndex;
-use super::{AskArgs, SEPARATOR, joined};
+use super::{AskArgs, SEPARATOR, instructions, joined};
 use crate::client::SharedPrefix;
 use crate::generation::conversation::Conversation;
 use crate::io::document::Document;
@@ -27,7 +27,7 @@ pub(super) struct FilePrompt<'e> {
 
 impl<'e> FilePrompt<'e> {
     pub(super) fn new(engine: &'e EngineHandle, documents: &[Document], args: &AskArgs) -> Result<Self> {
-        let tokens = common_prefix(engine, &joined(documents))?;
+        let tokens = common_prefix(engine, instructions(args), &joined(documents))?;
         let snapshots = file_ends(engine, documents, tokens.len())?;
         Ok(FilePrompt {
             engine,
@@ -67,9 +67,9 @@ fn quote_index(engine: &EngineHandle, documents: &[Document]) -> Result<Arc<Quot
 }
 
 /// The tokens that all prompts about a document begin with, as the common prefix of prompts with different questions.
-fn common_prefix(engine: &EngineHandle, document: &str) -> Result<Vec<u32>> {
+fn common_prefix(engine: &EngineHandle, system: Option<&str>, document: &str) -> Result<Vec<u32>> {
     let prompt = |question: &str| {
-        let mut conversation = Conversation::default();
+        let mut conversation = Conversation::new(system);
         conversation.say("user", &format!("{document}{SEPARATOR}{question}"));
         conversation.prompt(engine)
     };

@@ -1,12 +1,16 @@
 //! `kimi ask`: questions about files. The files come first in the prompt, so that later questions reuse their prefix. The
-//! prompt asks for quotes, decoding is constrained to quote the files verbatim, and every quote is located in them.
+//! prompt asks for quotes before the answer, decoding is constrained to quote the files verbatim, every quote is located
+//! in them, and numbers and names of the answer that the files lack are marked.
 //!
 //! The model is a [`crate::client::ChatModel`]. Answers go to standard output, everything else to standard error. Next:
-//! [`file_prompt`] (what a local model needs of the files), [`prefill_progress`], [`quote_constraint`] and [`quotes`].
+//! [`file_prompt`] (what a local model needs of the files), [`prefill_progress`], [`quote_constraint`], [`answer`] (the
+//! order of quotes and answer) and [`marked`].
 
 mod answer;
+mod claims;
 pub(crate) mod eta;
 mod file_prompt;
+mod marked;
 mod prefill_progress;
 mod quote_constraint;
 pub(crate) mod quotes;
@@ -21,7 +25,7 @@ use crate::generation::sample::Sampling;
 use crate::io::document::{self, Document};
 use crate::io::errors::{Stopped, one_line};
 use crate::io::line_editor::{Line, LineEditor};
-use crate::io::output::{Output, tell};
+use crate::io::output::tell;
 use crate::io::units::grouped;
 use crate::prefix_cache::key::PromptLayout;
 use crate::runtime::builtin_model;
@@ -29,7 +33,9 @@ use crate::runtime::handle::EngineHandle;
 use crate::runtime::sampling_options::SamplingOptions;
 use answer::AnswerView;
 use anyhow::{Context as _, Result, bail};
+use claims::{FileEvidence, Unsupported};
 use file_prompt::FilePrompt;
+use marked::unsupported_line;
 use quote_constraint::QuoteIndex;
 use quotes::{FoldedTexts, Quote};
 use serde::Serialize;
@@ -39,8 +45,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+/// The system message, which precedes the files.
+const INSTRUCTIONS: &str = "Answer questions about the text. First quote the passages that hold the answer, word for word, \
+    each on a line of its own after \"> \". Then answer from these quotes alone, in the language of the question. If the \
+    text does not say it, say so and quote nothing.";
+
 /// Suffix of a question that asks for quotes.
 const QUOTE: &str = " Quote the text.";
+
+/// Prefix of a question that is repeated after its quotes.
+const ANSWER: &str = "Please answer: ";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct AskArgs {
@@ -62,6 +76,9 @@ pub struct AskArgs {
     /// Do not ask for quotes, and do not constrain them to the files
     #[arg(long)]
     no_quotes: bool,
+    /// Fail if an answer has numbers, names or quotes that are not in the files
+    #[arg(long)]
+    strict: bool,
     /// Maximum number of tokens to generate per answer
     #[arg(short = 'n', long, value_name = "N", default_value_t = 1024)]
     max_tokens: usize,
@@ -142,8 +159,19 @@ fn ask(
     })?;
     let document = Some(joined(documents));
     let texts = FoldedTexts::new(documents);
-    let mut ask =
-        Ask { args, model, file_prompt, messages: Vec::new(), texts: &texts, document, interrupted };
+    let evidence = FileEvidence::new(documents);
+    let messages = instructions(args).map(|text| PromptMessage::new("system", text)).into_iter().collect();
+    let mut ask = Ask {
+        args,
+        model,
+        file_prompt,
+        messages,
+        texts: &texts,
+        evidence: &evidence,
+        questions: Vec::new(),
+        document,
+        interrupted,
+    };
     let ended = args.question.as_ref().map(|question| ask.answer(question)).transpose();
     match ended {
         Ok(Some(FinishReason::Cancelled)) if !args.interactive => Err(Stopped.into()),
@@ -166,6 +194,9 @@ struct Ask<'a> {
     file_prompt: Option<&'a FilePrompt<'a>>,
     messages: Vec<PromptMessage>,
     texts: &'a FoldedTexts,
+    evidence: &'a FileEvidence<'a>,
+    /// The questions so far, the current one included.
+    questions: Vec<String>,
     /// The text of the files until the first question sends it.
     document: Option<String>,
     interrupted: Arc<AtomicBool>,
@@ -177,6 +208,8 @@ struct JsonAnswer<'a> {
     question: &'a str,
     answer: &'a str,
     quotes: &'a [Quote],
+    /// Numbers, dates, names, identifiers and quotations of the answer that are not in the files.
+    unsupported: &'a [Unsupported],
     files: Vec<&'a str>,
     prompt_tokens: usize,
     reused_tokens: usize,
@@ -230,25 +263,45 @@ impl Ask<'_> {
         if self.file_prompt.is_none() && self.document.is_some() && !self.args.quiet {
             tell(&format!("sending {} bytes to {}", grouped(message.len()), self.model.info().runs_on));
         }
+        self.questions.push(question.to_owned());
+        self.interrupted.store(false, Ordering::Relaxed);
+        let before = self.messages.len();
         self.messages.push(PromptMessage::new("user", message));
-        let mut view = AnswerView::new(self, self.texts);
-        let outcome = match self.reply(&mut view) {
-            Ok(outcome) => outcome,
+        let mut view = AnswerView::new(self);
+        let stats = match self.replies(question, &mut view) {
+            Ok(stats) => stats,
             Err(e) => {
-                self.messages.pop();
+                self.messages.truncate(before);
                 return Err(e);
             }
         };
         self.document = None; // now part of the conversation
-        let last = view.annotated.finish();
-        self.print(&mut view.out, (question, &view.text), (&last, &view.annotated.quotes), &outcome.stats)?;
-        self.messages.push(PromptMessage { ids: outcome.ids, ..view.message });
-        Ok(outcome.stats.ended)
+        let ended = stats.ended.clone();
+        self.print(&mut view, question, &stats)?;
+        let (unsupported, unlocated) = (view.marked.unsupported.len(), view.unlocated_quotes());
+        if self.args.strict && unsupported + unlocated > 0 {
+            bail!("--strict: {} of the answer are not in the files", count(unsupported, unlocated));
+        }
+        Ok(ended)
+    }
+
+    /// Generates the reply to a question. If the model answers before it quotes, or only quotes, it is asked to answer after
+    /// its quotes.
+    fn replies(&mut self, question: &str, view: &mut AnswerView<'_>) -> Result<Stats> {
+        let first = self.reply(view)?;
+        let Some(quotes) = view.end_of_quotes(&first)? else {
+            self.messages.push(PromptMessage { ids: first.ids, ..view.take_message() });
+            return Ok(first.stats);
+        };
+        self.messages.push(quotes);
+        self.messages.push(PromptMessage::new("user", format!("{ANSWER}{question}")));
+        let second = self.reply(view)?;
+        self.messages.push(PromptMessage { ids: second.ids, ..view.take_message() });
+        Ok(first.stats.followed_by(second.stats))
     }
 
     /// Generates the reply to the last message and shows it.
     fn reply(&mut self, view: &mut AnswerView<'_>) -> Result<ReplyOutcome> {
-        self.interrupted.store(false, Ordering::Relaxed);
         let quote_index = self.file_prompt.and_then(|prompt| prompt.quote_index.as_ref());
         let request = ReplyRequest {
             messages: &self.messages,
@@ -286,19 +339,17 @@ impl Ask<'_> {
     }
 
     /// Prints the rest of an answer, or all of it as JSON, and its statistics.
-    fn print(
-        &self,
-        out: &mut Output,
-        (question, text): (&str, &str),
-        (last, quotes): (&str, &[Quote]),
-        stats: &Stats,
-    ) -> Result<()> {
+    fn print(&self, view: &mut AnswerView<'_>, question: &str, stats: &Stats) -> Result<()> {
+        view.finish()?;
         if self.args.json {
-            let answer = self.json_answer(question, text, quotes, stats);
-            writeln!(out, "{}", serde_json::to_string(&answer)?)?;
+            let answer = self.json_answer(question, view, stats);
+            writeln!(view.out, "{}", serde_json::to_string(&answer)?)?;
         } else {
-            out.say(last)?;
-            writeln!(out, "{}", if stats.ended == FinishReason::Cancelled { " [stopped]" } else { "" })?;
+            let stopped = if stats.ended == FinishReason::Cancelled { " [stopped]" } else { "" };
+            writeln!(view.out, "{stopped}")?;
+            if let Some(line) = unsupported_line(&view.marked.unsupported) {
+                view.out.say_line(&line)?;
+            }
         }
         if !self.args.quiet {
             tell(&stats.line());
@@ -309,14 +360,14 @@ impl Ask<'_> {
     fn json_answer<'a>(
         &'a self,
         question: &'a str,
-        answer: &'a str,
-        quotes: &'a [Quote],
+        view: &'a AnswerView<'_>,
         stats: &Stats,
     ) -> JsonAnswer<'a> {
         JsonAnswer {
             question,
-            answer,
-            quotes,
+            answer: &view.text,
+            quotes: view.marked.quotes(),
+            unsupported: &view.marked.unsupported,
             files: self.texts.names(),
             prompt_tokens: stats.prefill.reused + stats.prefill.computed,
             reused_tokens: stats.prefill.reused,
@@ -330,6 +381,22 @@ impl Ask<'_> {
             complete: stats.ended == FinishReason::EndToken,
         }
     }
+}
+
+/// The system message: how to quote; None without quotes.
+fn instructions(args: &AskArgs) -> Option<&'static str> {
+    (!args.no_quotes).then_some(INSTRUCTIONS)
+}
+
+/// `2 numbers or names and 1 quote`
+fn count(claims: usize, quotes: usize) -> String {
+    let of = |n: usize, one: &str, many: &str| match n {
+        0 => None,
+        1 => Some(format!("1 {one}")),
+        n => Some(format!("{n} {many}")),
+    };
+    let parts = [of(claims, "number or name", "numbers or names"), of(quotes, "quote", "quotes")];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
 }
 
 /// Separates files from each other and from the question.

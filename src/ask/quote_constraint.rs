@@ -5,6 +5,7 @@
 //! Runs of white space match each other, as a quote may be wrapped differently from its file. A quote that begins within
 //! the token that contains the `>` is not constrained; [`super::quotes`] locates it like any other.
 
+use super::claims::numbers::is_spaceless;
 use crate::generation::grammar;
 use crate::generation::sample::Constraint;
 use crate::io::document::Document;
@@ -161,9 +162,7 @@ impl QuoteIndex {
 
 /// Whether a character forms words with its neighbors: letters and digits, except in scripts without spaces.
 fn joins(c: char) -> bool {
-    let spaceless = matches!(c, '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}'
-        | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{3ffff}');
-    c.is_alphanumeric() && !spaceless
+    c.is_alphanumeric() && !is_spaceless(c)
 }
 
 /// Whether a part of a sentence ends at a character, unless a word follows immediately.

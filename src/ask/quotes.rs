@@ -132,15 +132,24 @@ impl<'t> Annotated<'t> {
         self.end_line()
     }
 
+    /// Whether a line is a quote of the files.
+    pub fn is_located(&self, line: &str) -> bool {
+        quoted(line).is_some_and(|quote| !self.texts.find(quote).is_empty())
+    }
+
     fn end_line(&mut self) -> String {
         let line = std::mem::take(&mut self.line);
-        let quote = line.trim_start().strip_prefix('>').map(str::trim).filter(|quote| !quote.is_empty());
-        let Some(quote) = quote else { return String::new() };
+        let Some(quote) = quoted(&line) else { return String::new() };
         let places = self.texts.find(quote);
         let annotation = annotation(&places);
         self.quotes.push(Quote { text: quote.to_owned(), places });
         annotation
     }
+}
+
+/// The text of a line that is a quote.
+pub fn quoted(line: &str) -> Option<&str> {
+    line.trim_start().strip_prefix('>').map(str::trim).filter(|quote| !quote.is_empty())
 }
 
 /// Formats locations: `  [report.txt:12]`, `  [a.txt:3-4, also b.txt:9 and 2 more]`, `  [not in the text]`.

@@ -47,6 +47,25 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// The statistics of this reply and the next one together. The next prompt begins with this one.
+    pub fn followed_by(self, next: Stats) -> Stats {
+        let computed = self.prefill.computed + next.prefill.computed;
+        let expert_cache = match (self.expert_cache, next.expert_cache) {
+            (Some(a), Some(b)) => {
+                Some(ExpertCacheStats { hits: a.hits + b.hits, lookups: a.lookups + b.lookups })
+            }
+            (one, other) => one.or(other),
+        };
+        Stats {
+            prefill: Prefill { computed, ..self.prefill },
+            prefill_time: self.prefill_time + next.prefill_time,
+            generated: self.generated + next.generated,
+            decode_time: self.decode_time + next.decode_time,
+            expert_cache,
+            ended: next.ended,
+        }
+    }
+
     /// Formats the statistics as one line for users.
     pub fn line(&self) -> String {
         let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
