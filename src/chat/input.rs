@@ -167,10 +167,10 @@ impl InputBox {
         }
         self.width = width;
         self.rows.clear();
-        let room = width.saturating_sub(1).max(1);
+        let columns = width.saturating_sub(1).max(1);
         let mut start = 0;
         for line in self.text.split('\n') {
-            wrap(line, start, room, &mut self.rows);
+            wrap(line, start, columns, &mut self.rows);
             start += line.len() + 1;
         }
     }
@@ -229,17 +229,17 @@ fn width(grapheme: &str) -> usize {
     if grapheme == "\t" { TAB } else { grapheme.width() }
 }
 
-fn wrap(line: &str, start: usize, room: usize, rows: &mut Vec<Range<usize>>) {
+fn wrap(line: &str, start: usize, columns: usize, rows: &mut Vec<Range<usize>>) {
     let (mut from, mut used) = (start, 0);
     // ASCII needs no segmentation, which is slow for a pasted megabyte.
     if line.is_ascii() && !line.contains('\t') {
-        while start + line.len() - from > room {
-            rows.push(from..from + room);
-            from += room;
+        while start + line.len() - from > columns {
+            rows.push(from..from + columns);
+            from += columns;
         }
     } else {
         for (at, g) in line.grapheme_indices(true) {
-            if used + width(g) > room && start + at > from {
+            if used + width(g) > columns && start + at > from {
                 rows.push(from..start + at);
                 (from, used) = (start + at, 0);
             }

@@ -181,12 +181,12 @@ fn column_widths(table: &[Vec<Vec<StyledSpan>>], width: usize) -> Vec<usize> {
     let count = table.iter().map(Vec::len).max().unwrap_or(0);
     let widest = |i: usize| table.iter().filter_map(|row| row.get(i)).map(|c| columns(c)).max().unwrap_or(0);
     let mut widths: Vec<usize> = (0..count).map(|i| widest(i).max(1)).collect();
-    let room = width.saturating_sub(GAP * count.saturating_sub(1)).max(count);
-    while widths.iter().sum::<usize>() > room {
+    let available = width.saturating_sub(GAP * count.saturating_sub(1)).max(count);
+    while widths.iter().sum::<usize>() > available {
         let most = widths.iter().copied().max().unwrap_or(1);
         let next = widths.iter().copied().filter(|w| *w < most).max().unwrap_or(1).max(1);
         let (at_most, excess) =
-            (widths.iter().filter(|w| **w == most).count(), widths.iter().sum::<usize>() - room);
+            (widths.iter().filter(|w| **w == most).count(), widths.iter().sum::<usize>() - available);
         let less = (most - next).min(excess.div_ceil(at_most)).max(1);
         let mut left = excess;
         for w in widths.iter_mut().filter(|w| **w == most) {

@@ -50,8 +50,8 @@ pub fn view(app: &ChatApp, frame: &mut Frame<'_>) {
 fn draw_row(app: &ChatApp, row: &TextRow, area: Rect, cells: &mut Buffer) {
     let mut x = area.x;
     for span in row {
-        let room = usize::from(area.right().saturating_sub(x));
-        (x, _) = cells.set_stringn(x, area.y, &span.text, room, app.theme.style(span.style));
+        let columns = usize::from(area.right().saturating_sub(x));
+        (x, _) = cells.set_stringn(x, area.y, &span.text, columns, app.theme.style(span.style));
     }
 }
 

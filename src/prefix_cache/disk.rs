@@ -169,10 +169,10 @@ impl Disk {
         let new = pieces(root, tokens, &chain);
         let rows: u64 = new.iter().map(|p| p.len as u64 * (sizes.row + 4) + file::OVERHEAD).sum();
         let (need, on) = (rows + body + file::OVERHEAD, chain.last().map(|p| p.id));
-        let room = self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))?;
-        if room != Headroom::Enough {
+        let headroom = self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))?;
+        if headroom != Headroom::Enough {
             if !self.reported.full.swap(true, Ordering::Relaxed) {
-                let why = match room {
+                let why = match headroom {
                     Headroom::Disk(free) => format!("{} free, of which half may be used", mib(free)),
                     Headroom::Budget(bytes) => format!("--cache-size is {}", mib(bytes)),
                     Headroom::Enough => String::new(),

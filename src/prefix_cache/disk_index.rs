@@ -290,8 +290,8 @@ mod tests {
     fn check(budget: u64, need: u64, chain: Option<Id>, fits: bool, rows: &[Id], states: &[Id]) {
         let (_dir, folder) = folder(budget);
         let _lock = folder.lock().unwrap();
-        let room = folder.make_room(&folder.list().unwrap(), need, chain).unwrap();
-        assert_eq!(room, if fits { Headroom::Enough } else { Headroom::Budget(budget) });
+        let headroom = folder.make_room(&folder.list().unwrap(), need, chain).unwrap();
+        assert_eq!(headroom, if fits { Headroom::Enough } else { Headroom::Budget(budget) });
         assert_eq!(left(&folder), (rows.to_vec(), states.to_vec()), "{need} bytes in {budget}");
     }
 

@@ -9,7 +9,7 @@ use crate::runtime::attention_path::{MATERIALIZE_AFTER, MATERIALIZED_BATCH_FACTO
 use crate::runtime::memory_estimate::MemoryEstimate;
 use kernels::backend::CacheFormat;
 use kernels::cuda::{
-    Heads, LARGE_STACK_WEIGHTS, UPLOAD_MIN_TOKENS, device_bytes, materialized_bytes, room_and_planes,
+    Heads, LARGE_STACK_WEIGHTS, UPLOAD_MIN_TOKENS, buffer_and_planes, device_bytes, materialized_bytes,
     staging_bytes,
 };
 use models::gguf::read::Gguf;
@@ -32,7 +32,7 @@ pub struct Requirements {
     pub experts: Vec<u64>,
     /// The number of experts per layer.
     pub experts_per_layer: u64,
-    /// [`room_and_planes`] of the largest stacks, for the staging buffer; `None` if batches are too small for
+    /// [`buffer_and_planes`] of the largest stacks, for the staging buffer; `None` if batches are too small for
     /// uploads.
     pub staging_stacks: Option<[u64; 2]>,
     /// The state of a sequence, independent of its length.
@@ -114,7 +114,7 @@ impl Requirements {
             match layer.filter(|_| large && t.name.contains("_exps.")) {
                 Some(layer) => {
                     *layers.entry(layer).or_default() += bytes;
-                    let stack = room_and_planes(t.format, t.shape.iter().product());
+                    let stack = buffer_and_planes(t.format, t.shape.iter().product());
                     staging_stacks = [0, 1].map(|i| staging_stacks[i].max(stack[i]));
                 }
                 None => requirements.base += bytes,
@@ -285,7 +285,7 @@ mod tests {
         let file = Preset::Real.metadata_only();
         let mut d = Requirements::of(&file, &Config::from_gguf(&file).unwrap(), params);
         d.experts = vec![3 * device_bytes(experts, 256 * 1024 * 2304); 26];
-        d.staging_stacks = d.staging_stacks.and(Some(room_and_planes(experts, 256 * 1024 * 2304)));
+        d.staging_stacks = d.staging_stacks.and(Some(buffer_and_planes(experts, 256 * 1024 * 2304)));
         d.base = device_bytes(Format::Q6_K, 3_800_000_000 / 256 * 256);
         d
     }

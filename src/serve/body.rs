@@ -19,7 +19,7 @@ const VALUE_COST: usize = 8;
 pub struct RequestBody {
     value: Value,
     cost: usize,
-    _room: BodyReservation,
+    _reservation: BodyReservation,
 }
 
 impl RequestBody {
@@ -59,7 +59,7 @@ impl FromRequest<Arc<App>> for RequestBody {
         }
         let declared =
             request.headers().get(header::CONTENT_LENGTH).and_then(|v| v.to_str().ok()?.parse().ok());
-        let ReceivedBody { bytes, mut room } =
+        let ReceivedBody { bytes, mut reservation } =
             app.intake.receive(&app.limits, declared, request.into_body()).await?;
         let size = bytes.len();
         let parsed = app.intake.run(size, move |cancelled| json::parse(&bytes, cancelled)).await?;
@@ -70,10 +70,10 @@ impl FromRequest<Arc<App>> for RequestBody {
             ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}"))
         })?;
         if memory > size {
-            room.extend(&app.intake, &app.limits, memory - size).await?;
+            reservation.extend(&app.intake, &app.limits, memory - size).await?;
         }
         if value.is_object() {
-            Ok(RequestBody { value, cost: size.max(memory / VALUE_COST), _room: room })
+            Ok(RequestBody { value, cost: size.max(memory / VALUE_COST), _reservation: reservation })
         } else {
             Err(ApiError::malformed(StatusCode::BAD_REQUEST, "body: expected a JSON object"))
         }

@@ -15,7 +15,7 @@ use tokio::time::{timeout, timeout_at};
 /// Bytes of a body that need no reservation, so that short requests never wait for large bodies.
 const FREE_BYTES: usize = 16 << 10;
 /// Granularity of reservations while a body arrives.
-const ROOM_BYTES: usize = 64 << 10;
+const RESERVATION_BYTES: usize = 64 << 10;
 /// Bodies that cost more are processed by [`LARGE_WORKERS`] threads.
 const LARGE_BYTES: usize = 256 << 10;
 /// Maximum number of threads for large bodies.
@@ -30,7 +30,7 @@ pub struct Intake {
     /// Maximum bytes of a body.
     max_body: usize,
     /// Memory for bodies; a permit is 1 KiB.
-    room: Arc<Semaphore>,
+    memory: Arc<Semaphore>,
     large: Arc<Semaphore>,
     small: Arc<Semaphore>,
 }
@@ -40,7 +40,7 @@ pub struct Intake {
 pub struct ReceivedBody {
     pub bytes: Vec<u8>,
     /// Reservation in the memory for all bodies.
-    pub room: BodyReservation,
+    pub reservation: BodyReservation,
 }
 
 /// A reservation in the memory for all bodies.
@@ -64,14 +64,14 @@ impl BodyReservation {
     ) -> Result<(), ApiError> {
         let limits = &intake.limits;
         let permits = bytes.min(limits.body_bytes / 2).div_ceil(1024) as u32;
-        let more = intake.room.clone().acquire_many_owned(permits);
+        let more = intake.memory.clone().acquire_many_owned(permits);
         let Ok(more) = timeout(limits.body_wait, more).await else {
             events.note(LimitEvent::BodyMemory);
             return Err(ApiError::overloaded(limits.body_bytes));
         };
         let more = more.map_err(ApiError::internal)?;
         match &mut self.0 {
-            Some(room) => room.merge(more),
+            Some(held) => held.merge(more),
             None => self.0 = Some(more),
         }
         Ok(())
@@ -84,7 +84,7 @@ impl Intake {
         Intake {
             limits: limits.clone(),
             max_body,
-            room: semaphore(limits.body_bytes / 1024),
+            memory: semaphore(limits.body_bytes / 1024),
             large: semaphore(LARGE_WORKERS),
             small: semaphore(SMALL_WORKERS),
         }
@@ -107,7 +107,7 @@ impl Intake {
         }
         let limits = &self.limits;
         let start = Instant::now();
-        let mut received = ReceivedBody { bytes: Vec::new(), room: BodyReservation::default() };
+        let mut received = ReceivedBody { bytes: Vec::new(), reservation: BodyReservation::default() };
         let mut body = body.into_data_stream();
         loop {
             let deadline = deadline(start, received.bytes.len(), limits);
@@ -125,8 +125,8 @@ impl Intake {
             if size > most {
                 return Err(too_large(most));
             }
-            while size > received.room.bytes() {
-                received.room.extend(self, events, ROOM_BYTES).await?;
+            while size > received.reservation.bytes() {
+                received.reservation.extend(self, events, RESERVATION_BYTES).await?;
             }
             received.bytes.extend_from_slice(&chunk);
         }

@@ -57,12 +57,12 @@ impl Cache {
         let (bytes, format) = (self.row_bytes(), self.format);
         scratch[..row.len()].copy_from_slice(row);
         scratch[row.len()..].fill(0.0);
-        format.quantize_row(scratch, &mut self.room()[..bytes]);
+        format.quantize_row(scratch, &mut self.free_tail()[..bytes]);
         self.len += 1;
     }
 
     /// The unshared free bytes after the last row: the rest of its segment, or a new segment.
-    fn room(&mut self) -> &mut [u8] {
+    fn free_tail(&mut self) -> &mut [u8] {
         let (bytes, at) = (self.row_bytes(), self.len % SEGMENT);
         if at == 0 {
             self.segments.push(Arc::from(vec![0; SEGMENT * bytes]));
@@ -96,9 +96,9 @@ impl Cache {
                 rows = rest;
                 continue;
             }
-            let room = self.room();
-            let (new, rest) = rows.split_at(room.len().min(rows.len()));
-            room[..new.len()].copy_from_slice(new);
+            let tail = self.free_tail();
+            let (new, rest) = rows.split_at(tail.len().min(rows.len()));
+            tail[..new.len()].copy_from_slice(new);
             self.len += new.len() / bytes;
             rows = rest;
         }

@@ -47,7 +47,7 @@ struct DeviceHeader {
     /// The address of each segment.
     table: DeviceBuffer,
     /// Capacity of the table and the segments in it.
-    room: usize,
+    capacity: usize,
     written: usize,
     /// The length in the device-side header.
     len: usize,
@@ -119,8 +119,8 @@ impl Cache {
         }
     }
 
-    /// Allocates room for `rows` more in unshared segments.
-    fn make_room(&mut self, rows: usize) {
+    /// Allocates `rows` more rows in unshared segments.
+    fn reserve_rows(&mut self, rows: usize) {
         let (row, at) = (self.device_row(), self.len % SEGMENT);
         if rows > 0 && at > 0 {
             let last = self.segments.last_mut().expect("rows are in segments");
@@ -143,14 +143,15 @@ impl Cache {
         }
     }
 
-    /// Makes room for `rows` more and uploads the header.
+    /// Reserves `rows` more rows and uploads the header.
     pub(super) fn prepare(&mut self, rows: usize) {
-        self.make_room(rows);
+        self.reserve_rows(rows);
         let needed = self.segments.len();
-        if self.header.as_ref().is_none_or(|h| h.room < needed) {
-            let room = needed.next_power_of_two().max(16);
-            let (own, table) = (self.buffers.bytes(size_of::<HeaderBytes>()), self.buffers.bytes(8 * room));
-            self.header = Some(DeviceHeader { own, table, room, written: 0, len: usize::MAX });
+        if self.header.as_ref().is_none_or(|h| h.capacity < needed) {
+            let capacity = needed.next_power_of_two().max(16);
+            let (own, table) =
+                (self.buffers.bytes(size_of::<HeaderBytes>()), self.buffers.bytes(8 * capacity));
+            self.header = Some(DeviceHeader { own, table, capacity, written: 0, len: usize::MAX });
         }
         let header = self.header.as_mut().expect("made above");
         let driver = &self.buffers.driver;
@@ -197,7 +198,7 @@ impl Cache {
         let (bytes, device) = (self.row_bytes(), self.device_row());
         assert!(rows.len().is_multiple_of(bytes), "{} bytes in rows of {bytes}", rows.len());
         let n = rows.len() / bytes;
-        self.make_room(n);
+        self.reserve_rows(n);
         let mut own = vec![0; rows.len() / bytes * device];
         for (own, row) in own.chunks_exact_mut(device).zip(rows.chunks_exact(bytes)) {
             self.enter(row, own);

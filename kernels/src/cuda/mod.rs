@@ -31,7 +31,7 @@ pub use materialized::{Heads, materialized_bytes};
 pub use memory::Tensor;
 pub use planes::device_bytes;
 pub use route::Routed;
-pub use staging::{UPLOAD_MIN_TOKENS, room_and_planes, staging_bytes};
+pub use staging::{UPLOAD_MIN_TOKENS, buffer_and_planes, staging_bytes};
 pub use weight::Weight;
 
 use crate::backend::{

@@ -25,16 +25,16 @@ const PINNED_BUFFERS: usize = 3;
 const STACK_BUFFERS: usize = 2;
 
 /// Device bytes for a stack, and for its planes; 0 where it has one plane.
-pub fn room_and_planes(format: Format, weights: u64) -> [u64; 2] {
+pub fn buffer_and_planes(format: Format, weights: u64) -> [u64; 2] {
     let blocks = weights / format.block_len() as u64;
     let split = layout(format, blocks as usize).1 as u64;
     [blocks * format.block_bytes() as u64, if format.cuda_planes().len() > 1 { split } else { 0 }]
 }
 
-/// Total device bytes for uploads, from the largest [`room_and_planes`].
-pub fn staging_bytes([room, planes]: [u64; 2]) -> u64 {
+/// Total device bytes for uploads, from the largest [`buffer_and_planes`].
+pub fn staging_bytes([buffer, planes]: [u64; 2]) -> u64 {
     // Planes use a pool buffer, which may be a quarter too large.
-    room.saturating_mul(STACK_BUFFERS as u64).saturating_add(planes.saturating_add(planes / 4))
+    buffer.saturating_mul(STACK_BUFFERS as u64).saturating_add(planes.saturating_add(planes / 4))
 }
 
 /// Device buffers for uploaded stacks.

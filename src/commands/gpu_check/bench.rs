@@ -9,7 +9,7 @@ use kernels::backend::{
     Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection,
     QuantTensor, Routing, Span,
 };
-use kernels::cuda::{Cache, Cuda, Routed, UPLOAD_MIN_TOKENS, Weight, room_and_planes};
+use kernels::cuda::{Cache, Cuda, Routed, UPLOAD_MIN_TOKENS, Weight, buffer_and_planes};
 use kernels::quant::Format;
 use std::time::Instant;
 
@@ -179,8 +179,8 @@ fn experts(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> CheckRow
 /// Experts in RAM: computed by the CPU, and brought over the bus. Where the two take equally long, [`UPLOAD_MIN_TOKENS`] should be.
 fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let [dim, hidden] = WIDTHS.map(|width| width as u64);
-    let [room, _] = room_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
-    cuda.limit_stacks(0, room, 0).expect("enough GPU memory");
+    let [buffer, _] = buffer_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
+    cuda.limit_stacks(0, buffer, 0).expect("enough GPU memory");
     let mixture = Mixture::new(cuda, n);
     let mut measure = |tokens: usize, how: &str| {
         let (routed, x) = (mixture.route(cuda, n, tokens), n.vec(tokens * WIDTHS[0]));

@@ -420,9 +420,9 @@ fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     let (experts, dim, top_k) = (512, 256, 2);
     // Large enough to stay in RAM; formats of one plane and of three, quantized and float.
     let w = [Format::Q4_K, Format::Q5_1, Format::F16].map(|format| n.weight(format, [experts, dim, dim]));
-    let room = w.iter().map(|w| w.bytes.len() as u64).max().unwrap_or(0);
+    let buffer = w.iter().map(|w| w.bytes.len() as u64).max().unwrap_or(0);
     let of = |(slots, steps): (usize, &[usize])| {
-        cuda.limit_stacks(0, room, slots).expect("enough GPU memory");
+        cuda.limit_stacks(0, buffer, slots).expect("enough GPU memory");
         // Some experts get all tokens; otherwise each expert would be a tile of one token.
         let mut logit = |i: usize| match i % 64 {
             0 => n.uniform(4.0, 8.0),
