@@ -125,7 +125,7 @@ def speed(form="Q4_K_M"):
     for (x, width), kind in [((24, 420), "prefill"), ((490, 306), "decode")]:
         rows = cases(data, form, kind)
         bars(svg, (x, 94, width, 208), kind.capitalize() + ", tok/s", pairs(rows), max(r["kimi"] for r in rows))
-    notes(svg, ["Five layers with the sizes of the 48B model, random weights, 4.7 GiB. Zen 4, memory read rate 30-34 GB/s, batches of 512.",
+    notes(svg, ["Five layers with the sizes of the 48B model, random weights, 4.7 GiB. Zen 4, memory bandwidth 30-34 GB/s, batches of 512.",
                 "Both programs ran in turn on the same file; medians of five. * separate run while the machine was busier.",
                 "llama-cpp-sys-2 0.1.161, native build. Record: docs/results/speed.json"])
     return svg

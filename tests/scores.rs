@@ -68,14 +68,8 @@ fn a_reply_takes_the_best_logits_where_they_are_enough() {
     let Some(engine) = engine(Profiled::new) else { return };
     let reply = |sampling| {
         let mut ids = Vec::new();
-        let request = Request {
-            prompt: &PROMPT,
-            max_tokens: 6,
-            sampling,
-            stops: &[],
-            ignore_end: true,
-            constraint: None,
-        };
+        let params = GenerationParams { ignore_end: true, ..GenerationParams::new(6, sampling) };
+        let request = Request { prompt: &PROMPT, params };
         generate_on(&mut Session::new(&engine), request, &mut |event| {
             if let EngineEvent::Token { token, .. } = event {
                 ids.extend(token);

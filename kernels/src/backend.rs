@@ -350,7 +350,7 @@ pub trait Backend: Send + Sync + 'static {
     // ---- mixture of experts ----------------------------------------------------------------------------
 
     /// s = sigmoid(logits); the `top_k` experts with the largest s + bias (lowest index first among equals),
-    /// weighed by their unbiased s. `logits: [tokens, experts]`, `bias: [1, experts]`
+    /// weighted by their unbiased s. `logits: [tokens, experts]`, `bias: [1, experts]`
     fn route(&self, logits: &Self::Tensor, bias: &Self::Weight, how: Routing) -> Self::Routed;
     /// [`Backend::route`] by the logits `router` x. `[tokens, dim]`
     fn matmul_route(

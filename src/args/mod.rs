@@ -15,19 +15,19 @@ pub struct EngineArgs {
     /// Model file (GGUF) or its name on Hugging Face, USER/REPO[:TYPE] (default: the built-in demonstration model)
     #[arg(short, long, value_name = "FILE|NAME")]
     pub model: Option<PathBuf>,
-    /// Download the model that -m names without asking, if it is not there yet
+    /// Download the model that -m names without asking if it is not cached
     #[arg(long)]
     pub yes: bool,
     /// Number of threads (default: all cores available to this process)
     #[arg(short, long, value_name = "N", value_parser = threads())]
     pub threads: Option<usize>,
-    /// Context size in tokens (default: from the model file)
+    /// Maximum tokens of a sequence, prompt and reply; not divided among parallel requests (default: from the model file)
     #[arg(short, long, value_name = "TOKENS")]
     pub ctx: Option<u64>,
     /// Prompt tokens processed per step; larger is faster and uses more memory
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one())]
     pub batch: usize,
-    /// Number format of the KV cache (attention memory)
+    /// Data type of the KV cache
     #[arg(long, visible_alias = "kv-type", value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
     /// Chat template to use instead of the model file's: a file, or `builtin`
@@ -36,10 +36,8 @@ pub struct EngineArgs {
     /// Lock the model file in RAM
     #[arg(long)]
     pub mlock: bool,
-    /// The device options
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// The prefix cache options
     #[command(flatten)]
     pub store: StoreArgs,
 }
@@ -133,10 +131,10 @@ pub struct StoreArgs {
     /// Disk space for cached prefixes (default: 20G), at most half of the free space
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub cache_size: Option<u64>,
-    /// Number format of the recurrent states on disk
+    /// Data type of the recurrent states in the prefix cache on disk
     #[arg(long, value_enum, default_value_t = StateType::F32)]
     pub cache_state: StateType,
-    /// Do not store the prefix cache on disk (in memory too: --cache-ram 0)
+    /// Keep the prefix cache in memory only (--cache-ram 0 turns that off too)
     #[arg(long, conflicts_with_all = ["cache_dir", "cache_size"])]
     pub no_cache: bool,
 }

@@ -1,7 +1,7 @@
 //! Formats the activity line and the status bar of the full-screen chat, shortened to the width of the screen.
 
 use super::app::{Activity, ChatApp};
-use crate::io::units::grouped;
+use crate::io::units::{format_size, grouped};
 use unicode_width::UnicodeWidthStr;
 
 /// Columns of the progress bar.
@@ -48,11 +48,10 @@ pub fn status(app: &ChatApp, columns: usize) -> String {
     };
     let mut parts = vec![session.model_info.name.clone(), context];
     if let Some(stats) = &session.last {
-        let rate = stats.generated.saturating_sub(1) as f64 / stats.decode_time.as_secs_f64().max(1e-9);
         parts.push(stats.prefill.describe());
-        parts.push(format!("{rate:.1} tok/s"));
+        parts.push(format!("{:.1} tok/s", stats.decode_rate()));
     }
-    parts.extend(app.memory.map(|bytes| format!("{} memory", format_memory(bytes))));
+    parts.extend(app.memory.map(|bytes| format!("{} memory", format_size(bytes))));
     parts.extend((!app.mouse).then(|| "mouse selects text".to_owned()));
     if !session.files.is_empty() {
         parts.insert(0, format!("{} attached", session.files.len()));
@@ -71,11 +70,6 @@ fn fit(parts: &[String], columns: usize) -> String {
         line = joined;
     }
     line
-}
-
-fn format_memory(bytes: u64) -> String {
-    let megabytes = bytes as f64 / 1e6;
-    if megabytes < 1000.0 { format!("{megabytes:.0} MB") } else { format!("{:.1} GB", megabytes / 1000.0) }
 }
 
 fn format_seconds(seconds: f64) -> String {
@@ -97,7 +91,6 @@ mod tests {
             [grouped(0), grouped(999), grouped(1_000), grouped(1_048_576)],
             ["0", "999", "1,000", "1,048,576"]
         );
-        assert_eq!([format_memory(7_300_000_000), format_memory(42_000_000)], ["7.3 GB", "42 MB"]);
         assert_eq!(
             [format_seconds(5.4), format_seconds(80.0), format_seconds(3725.0)],
             ["0:05", "1:20", "1:02:05"]

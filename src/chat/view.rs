@@ -2,7 +2,7 @@
 //!
 //! From top to bottom: the transcript, the activity line, the input and the status bar.
 
-use super::app::{CHROME_ROWS, ChatApp};
+use super::app::{ChatApp, Regions};
 use super::command::COMMANDS;
 use super::layout::TextRow;
 use super::picker::{self, Picker};
@@ -27,17 +27,13 @@ pub fn view(app: &ChatApp, frame: &mut Frame<'_>) {
     if area.height < 3 || area.width < 4 {
         return;
     }
-    let input = app.input_rows().min(area.height - CHROME_ROWS);
-    let transcript = Rect { height: area.height - input - CHROME_ROWS, ..area };
-    let activity_line = Rect { y: transcript.bottom(), height: 1, ..area };
-    let input_area = Rect { y: activity_line.bottom(), height: input, ..area };
-    let status = Rect { y: input_area.bottom(), height: 1, ..area };
+    let Regions { transcript, activity, input, status } = app.regions(area);
     let cells = frame.buffer_mut();
     for (row, y) in app.transcript.visible().zip(transcript.rows()) {
         draw_row(app, row, y, cells);
     }
-    draw_activity(app, activity_line, cells);
-    let cursor = draw_input(app, input_area, cells);
+    draw_activity(app, activity, cells);
+    let cursor = draw_input(app, input, cells);
     let dim = app.theme.style(TextRole::Dim.into());
     put(cells, status, &status_bar::status(app, usize::from(status.width)), dim);
     draw_menu(app, transcript, cells);

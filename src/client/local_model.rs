@@ -2,6 +2,7 @@
 
 use super::chat_model::{ChatModel, ModelEvent, ModelInfo, PromptMessage, ReplyOutcome, ReplyRequest};
 use crate::generation::conversation::Conversation;
+use crate::generation::decoder::GenerationParams;
 use crate::generation::detokenizer::Detokenizer;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::generate::{FinishReason, Request, generate};
@@ -133,11 +134,10 @@ impl ChatModel for LocalModel<'_> {
         }
         let generation = Request {
             prompt: &prompt,
-            max_tokens: request.max_tokens,
-            sampling: request.sampling,
-            stops: &[],
-            ignore_end: false,
-            constraint: request.constraint,
+            params: GenerationParams {
+                constraint: request.constraint,
+                ..GenerationParams::new(request.max_tokens, request.sampling)
+            },
         };
         let mut reply = SplitReply::new(self.conversation.opens_reasoning());
         let (mut ids, mut prefill_start, mut decode_start, mut rate) = (Vec::new(), None, None, 0.0);

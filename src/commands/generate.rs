@@ -5,6 +5,7 @@
 
 use crate::args::EngineArgs;
 use crate::generation::conversation::Conversation;
+use crate::generation::decoder::GenerationParams;
 use crate::generation::event::EngineEvent;
 use crate::generation::generate::{Request, generate};
 use crate::generation::grammar::{Grammar, Grammars};
@@ -62,11 +63,12 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let print_ids = args.print_ids || engine.tokenizer.is_none();
     let request = Request {
         prompt: &prompt,
-        max_tokens: args.max_tokens,
-        sampling: args.sampling.or(engine.sampling).into(),
-        stops: &args.stop,
-        ignore_end: args.ignore_eos,
-        constraint: grammar.map(|grammar| constraint(&engine, &grammar)).transpose()?,
+        params: GenerationParams {
+            stops: args.stop.clone(),
+            ignore_end: args.ignore_eos,
+            constraint: grammar.map(|grammar| constraint(&engine, &grammar)).transpose()?,
+            ..GenerationParams::new(args.max_tokens, args.sampling.or(engine.sampling).into())
+        },
     };
     let progress = !args.quiet && std::io::stderr().is_terminal();
     let mut out = Output::lock();

@@ -28,6 +28,20 @@ pub struct GenerationParams {
     pub ignore_end: bool,
 }
 
+impl GenerationParams {
+    /// Creates parameters without bias, constraint and stop strings.
+    pub fn new(max_tokens: usize, sampling: Sampling) -> Self {
+        GenerationParams {
+            max_tokens,
+            sampling,
+            bias: Arc::default(),
+            constraint: None,
+            stops: Vec::new(),
+            ignore_end: false,
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FinishReason {
     /// The model generated an end-of-generation token.

@@ -66,9 +66,13 @@ impl Stats {
         }
     }
 
+    /// Returns the tokens per second after the first token.
+    pub fn decode_rate(&self) -> f64 {
+        rate(self.generated.saturating_sub(1), self.decode_time)
+    }
+
     /// Formats the statistics as one line for users.
     pub fn line(&self) -> String {
-        let rate = |n: usize, t: Duration| n as f64 / t.as_secs_f64().max(1e-9);
         let ended = match &self.ended {
             FinishReason::EndToken | FinishReason::StopString(_) => "",
             FinishReason::Length => ", cut at the limit",
@@ -87,9 +91,14 @@ impl Stats {
             rate(self.prefill.computed, self.prefill_time),
             self.generated,
             self.decode_time.as_secs_f64(),
-            rate(self.generated.saturating_sub(1), self.decode_time),
+            self.decode_rate(),
         )
     }
+}
+
+/// Returns a rate in tokens per second.
+fn rate(tokens: usize, time: Duration) -> f64 {
+    tokens as f64 / time.as_secs_f64().max(1e-9)
 }
 
 impl Prefill {

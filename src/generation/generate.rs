@@ -5,32 +5,24 @@ pub use crate::generation::decoder::FinishReason;
 pub use crate::generation::event::{EngineEvent, Stats};
 
 use crate::generation::decoder::{Choice, Decoder, GenerationParams};
-use crate::generation::sample::{Constraint, Sampling};
+use crate::generation::sample::Sampling;
 use crate::runtime::handle::SessionHandle;
 use crate::runtime::session::{Error, Prefill, Session};
 use kernels::backend::Backend;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::time::Instant;
 
 /// A prompt and the parameters of its reply.
 pub struct Request<'a> {
     /// The whole prompt; the cached prefix is not computed again.
     pub prompt: &'a [u32],
-    pub max_tokens: usize,
-    pub sampling: Sampling,
-    /// Stop strings, which end the reply and are not part of it.
-    pub stops: &'a [String],
-    /// Whether to continue past end-of-generation tokens.
-    pub ignore_end: bool,
-    /// The grammar that the reply has to match.
-    pub constraint: Option<Box<dyn Constraint>>,
+    pub params: GenerationParams,
 }
 
 impl<'a> Request<'a> {
     /// Creates a request for at most 1,024 tokens without stop strings or constraint.
     pub fn new(prompt: &'a [u32], sampling: Sampling) -> Self {
-        Request { prompt, max_tokens: 1024, sampling, stops: &[], ignore_end: false, constraint: None }
+        Request { prompt, params: GenerationParams::new(1024, sampling) }
     }
 }
 
@@ -79,15 +71,7 @@ fn reply<B: Backend>(
     request: Request<'_>,
     on: &mut dyn FnMut(EngineEvent) -> ControlFlow<()>,
 ) -> Result<(usize, FinishReason), Error> {
-    let params = GenerationParams {
-        max_tokens: request.max_tokens,
-        sampling: request.sampling,
-        bias: Arc::default(),
-        constraint: request.constraint,
-        stops: request.stops.to_vec(),
-        ignore_end: request.ignore_end,
-    };
-    let mut reply = Decoder::new(session.engine(), request.prompt.into(), params);
+    let mut reply = Decoder::new(session.engine(), request.prompt.into(), request.params);
     loop {
         let Choice { token, text, ended } = reply.next_token(&session.logits_row().ok_or(Error::Empty)?);
         let mut flow = ControlFlow::Continue(());

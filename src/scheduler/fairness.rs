@@ -65,14 +65,7 @@ fn request(
     let seen = Arc::new(Received::default());
     let sampling =
         Sampling { temperature: 1.0, repeat_penalty: 1.2, repeat_last_n: 9, seed, ..Sampling::greedy() };
-    let params = GenerationParams {
-        max_tokens,
-        sampling,
-        bias: Arc::default(),
-        constraint: None,
-        stops: Vec::new(),
-        ignore_end: true,
-    };
+    let params = GenerationParams { ignore_end: true, ..GenerationParams::new(max_tokens, sampling) };
     let client = Box::new(RecordingClient(seen.clone()));
     let (prompt, namespace) = (prompt.clone(), Namespace::SHARED);
     (

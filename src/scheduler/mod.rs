@@ -85,7 +85,7 @@ pub struct SchedulerLimits {
     pub slots: usize,
     /// Bytes of all sequence states.
     pub bytes: u64,
-    /// Time after which a sequence whose client does not read ends.
+    /// A sequence ends when its client has not read for this long.
     pub unread: Duration,
 }
 

@@ -35,14 +35,8 @@ pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
 }
 
 fn request(tenant: u64, prompt: Vec<u32>, max_tokens: usize, events: &EventLog) -> SequenceRequest {
-    let params = GenerationParams {
-        max_tokens,
-        sampling: Sampling::greedy(),
-        bias: Arc::default(),
-        constraint: None,
-        stops: Vec::new(),
-        ignore_end: true,
-    };
+    let params =
+        GenerationParams { ignore_end: true, ..GenerationParams::new(max_tokens, Sampling::greedy()) };
     let client = Box::new(Recorder(tenant, events.clone()));
     let namespace = Namespace::SHARED;
     SequenceRequest {

@@ -1,4 +1,5 @@
-//! `kimi serve`: an HTTP server with the interfaces of OpenAI, Anthropic and Ollama. Only this module and the client know HTTP.
+//! `kimi serve`: an HTTP server with the interfaces of OpenAI, Anthropic and Ollama. Only this module, `client` and `hub`
+//! know HTTP.
 //!
 //! The path of a request: `listener` (connections) -> `routes` (Host, API key, path) -> `body` (JSON) -> `validate` -> `app`
 //! (submission to [`crate::scheduler`]) -> `chat`, `completion`, `responses`, `messages` or `ollama` (the response, whole or as events).

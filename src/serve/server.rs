@@ -46,7 +46,7 @@ pub struct ServeArgs {
     /// Refuse requests for models of other names; by default every name means the loaded model
     #[arg(long)]
     strict_model: bool,
-    /// Maximum number of requests processed at the same time; others wait
+    /// Maximum number of sequences (slots) processed at the same time; a request with n replies takes n, others wait
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = at_least_one())]
     parallel: usize,
     /// Memory for the KV caches and recurrent states of all running requests (default: half of the free memory; on a GPU at

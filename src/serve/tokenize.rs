@@ -1,6 +1,6 @@
 //! `/tokenize` and `/detokenize`: convert text to token ids and back, compatible with llama.cpp's server.
 
-use super::api::tokens::{DetokenizeRequest, Detokenized, TokenizeRequest, Tokenized};
+use super::api::tokens::{DetokenizeRequest, Detokenized, Piece, TokenizeRequest, Tokenized, TokenizedItem};
 use super::app::App;
 use super::body::RequestBody;
 use super::completion::check_decoded_size;
@@ -27,7 +27,15 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<
         } else {
             tokenizer.encode(&request.content)
         };
-        Ok(Json(Tokenized { tokens }).into_response())
+        let piece = |id| match String::from_utf8(tokenizer.token_bytes(id).to_vec()) {
+            Ok(text) => Piece::Text(text),
+            Err(e) => Piece::Bytes(e.into_bytes()),
+        };
+        let item = |id| match request.with_pieces {
+            Some(true) => TokenizedItem::Piece { id, piece: piece(id) },
+            _ => TokenizedItem::Id(id),
+        };
+        Ok(Json(Tokenized { tokens: tokens.into_iter().map(item).collect() }).into_response())
     };
     app.intake.run(cost, move |_| encode()).await?
 }

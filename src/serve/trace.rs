@@ -99,7 +99,6 @@ impl ReplyTrace {
     }
 
     fn log(&self, stats: &Stats, miss: Option<&CacheMiss>) {
-        let rate = stats.generated.saturating_sub(1) as f64 / stats.decode_time.as_secs_f64().max(1e-9);
         let cause = miss.map(|miss| miss.cause.name());
         let message = miss.and_then(|miss| miss.message.as_ref());
         tracing::info!(
@@ -108,7 +107,7 @@ impl ReplyTrace {
             prefilled = stats.prefill.computed,
             seconds = rounded(stats.prefill_time.as_secs_f64()),
             tokens = stats.generated,
-            rate = rounded(rate),
+            rate = rounded(stats.decode_rate()),
             finish = self.finish_reason(stats),
             cause,
             same = miss.map(|miss| miss.common),

@@ -34,6 +34,11 @@ async fn a_chat_has_the_shape_that_clients_read() {
 async fn a_text_and_its_token_ids_give_the_same_completion() {
     let server = TestServer::new();
     let ids = server.ok("/tokenize", json!({ "content": "Hello world" })).await["tokens"].clone();
+    let pieces = json!({ "content": "Hello world", "with_pieces": true });
+    let pieces = server.ok("/tokenize", pieces).await["tokens"].clone();
+    let column = |name: &str| pieces.as_array().unwrap().iter().map(|t| t[name].clone()).collect::<Vec<_>>();
+    assert_eq!(Value::Array(column("id")), ids);
+    assert_eq!(column("piece").iter().map(|p| p.as_str().unwrap()).collect::<String>(), "Hello world");
     let how = json!({ "prompt": "Hello world", "max_tokens": 6, "ignore_eos": true, "logprobs": 2 });
     let by_text = server.ok(TEXT, how).await;
     let by_ids = server.ok(TEXT, json!({ "prompt": ids, "max_tokens": 6, "ignore_eos": true })).await;

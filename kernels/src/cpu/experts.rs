@@ -198,7 +198,7 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
         for t in 0..tokens {
             // SAFETY: each block of rows is one chunk.
             let y = unsafe { parts.get(t * w.rows + block.start..t * w.rows + block.end) };
-            run(cpu.level, Weigh { sums: &sums, t, y });
+            run(cpu.level, WeightedSumKernel { sums: &sums, t, y });
         }
     });
     y
@@ -212,13 +212,13 @@ struct WeightedSum<'a> {
     len: usize,
 }
 
-struct Weigh<'a> {
+struct WeightedSumKernel<'a> {
     sums: &'a WeightedSum<'a>,
     t: usize,
     y: &'a mut [f32],
 }
 
-impl AutovecKernel for Weigh<'_> {
+impl AutovecKernel for WeightedSumKernel<'_> {
     type Output = ();
 
     #[inline(always)]

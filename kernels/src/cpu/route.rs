@@ -64,7 +64,7 @@ pub(super) fn route(cpu: &Cpu, logits: &Tensor, bias: &Weight, how: Routing) -> 
         run(cpu.level, RouterScores { logits: logits.row(t), bias: &bias, s, biased });
         let chosen = &mut chosen.values_mut()[t * top_k..][..top_k];
         choose(biased, &how, chosen);
-        weigh(s, chosen, &how, &mut weights.floats_mut()[t * top_k..][..top_k]);
+        routing_weights(s, chosen, &how, &mut weights.floats_mut()[t * top_k..][..top_k]);
     }
     Routed { rows: logits.rows, top_k, chosen, weights }
 }
@@ -140,7 +140,7 @@ fn best(scores: impl Iterator<Item = (usize, f32)>, out: &mut [u32]) {
 }
 
 /// The weights of the chosen: their unbiased scores, normalized and scaled.
-fn weigh(s: &[f32], chosen: &[u32], how: &Routing, weights: &mut [f32]) {
+fn routing_weights(s: &[f32], chosen: &[u32], how: &Routing, weights: &mut [f32]) {
     let sum: f32 = chosen.iter().map(|&e| s[e as usize]).sum();
     let norm = if how.normalize { sum + 1e-20 } else { 1.0 };
     for (weight, &e) in weights.iter_mut().zip(chosen) {

@@ -109,7 +109,7 @@ impl Cuda {
             Some(layer) => {
                 self.driver.after(Stream::Work, &layer.full);
                 let places = self.buffers.upload(&places);
-                let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::hot);
+                let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::cached_experts);
                 let slots = GatedMlp { gate: &gate, up: &up, down: &down };
                 Some(self.experts_on_device(
                     &slots,

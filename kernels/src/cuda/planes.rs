@@ -1,7 +1,7 @@
 //! Splits the blocks of a weight into planes on the device, so that quants are 16-byte aligned.
 //!
-//! A plane holds the same byte range of every block; no byte is added or changed. kernels/cuda/quant.cuh draws the planes
-//! of each format. Next: `weight`.
+//! A plane holds the same byte range of every block; no byte is added or changed. `Block::CUDA_PLANES` in each format's file
+//! lists its planes; kernels/cuda/quant.cuh reads them. Next: `weight`.
 
 use super::driver::{Address, Driver};
 use crate::backend::Error;

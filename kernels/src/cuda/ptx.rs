@@ -51,7 +51,7 @@ impl Code {
         code
     }
 
-    /// The kernel of a name.
+    /// Returns the index of the kernel with this name; panics if there is none.
     pub(super) fn find(&self, name: &str) -> usize {
         *self.by_name.get(name).unwrap_or_else(|| panic!("no kernel {name} among the embedded ones"))
     }

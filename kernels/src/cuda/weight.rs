@@ -52,8 +52,8 @@ impl Weight {
         Weight { format, count, rows, cols, planes, _memory: None, host: None, slots: None }
     }
 
-    /// The stack of its expert cache slots.
-    pub(super) fn hot(&self) -> Weight {
+    /// Returns the experts in the GPU expert cache as a stack of matrices.
+    pub(super) fn cached_experts(&self) -> Weight {
         let slots = self.slots.as_ref().expect("slots of all three stacks");
         self.placed(slots.count, slots.planes)
     }

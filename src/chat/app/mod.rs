@@ -15,10 +15,11 @@ use crate::io::errors::one_line;
 use crate::io::units::counted;
 use anyhow::Result;
 use crossterm::event::KeyEvent;
+use ratatui::layout::Rect;
 use std::path::PathBuf;
 
 /// Rows of the activity line and the status bar.
-pub const CHROME_ROWS: u16 = 2;
+const CHROME_ROWS: u16 = 2;
 
 /// State of the full screen.
 pub struct ChatApp {
@@ -38,6 +39,14 @@ pub struct ChatApp {
     pub memory: Option<u64>,
     /// Columns and rows of the screen.
     pub size: (u16, u16),
+}
+
+/// The parts of the screen from top to bottom.
+pub struct Regions {
+    pub transcript: Rect,
+    pub activity: Rect,
+    pub input: Rect,
+    pub status: Rect,
 }
 
 /// What the worker thread is doing. Rates are in tokens per second, 0 while unknown.
@@ -170,12 +179,23 @@ impl ChatApp {
         u16::try_from(self.input.height()).unwrap_or(most).min(most)
     }
 
+    /// Divides the screen into the parts that [`super::view`] draws.
+    pub fn regions(&self, area: Rect) -> Regions {
+        let input_rows = self.input_rows().min(area.height.saturating_sub(CHROME_ROWS));
+        let height = area.height.saturating_sub(input_rows + CHROME_ROWS);
+        let transcript = Rect { height, ..area };
+        let activity = Rect { y: transcript.bottom(), height: 1, ..area };
+        let input = Rect { y: activity.bottom(), height: input_rows, ..area };
+        let status = Rect { y: input.bottom(), height: 1, ..area };
+        Regions { transcript, activity, input, status }
+    }
+
     /// Lays out the input and the transcript for the size of the screen.
     fn arrange(&mut self) {
         let (columns, rows) = self.size;
         self.input.arrange(usize::from(columns.saturating_sub(2)));
-        let height = rows.saturating_sub(self.input_rows() + CHROME_ROWS);
-        self.transcript.arrange(usize::from(columns).max(1), usize::from(height));
+        let height = usize::from(self.regions(Rect::new(0, 0, columns, rows)).transcript.height);
+        self.transcript.arrange(usize::from(columns).max(1), height);
     }
 
     /// Whether the worker thread runs a reply or loads a model.
@@ -196,7 +216,11 @@ impl ChatApp {
             None => false,
         };
         if self.busy() && !is_allowed {
-            self.transcript.note("busy generating a reply; Esc stops it", TextRole::Dim);
+            let why = match self.state {
+                Activity::LoadingModel => "the model is loading",
+                _ => "busy generating a reply; Esc stops it",
+            };
+            self.transcript.note(why, TextRole::Dim);
             return Vec::new();
         }
         self.input.take();

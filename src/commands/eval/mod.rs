@@ -10,6 +10,7 @@ mod text;
 use crate::args::EngineArgs;
 use crate::commands::perplexity;
 use crate::generation::conversation::Conversation;
+use crate::generation::decoder::GenerationParams;
 use crate::generation::event::EngineEvent;
 use crate::generation::generate::{Request, generate};
 use crate::generation::sample::Sampling;
@@ -182,14 +183,8 @@ fn answers(engine: &EngineHandle, body: &str, questions: &[Question]) -> Result<
     let mut replies = Vec::new();
     for prompt in prompts {
         session.question_at(shared);
-        let request = Request {
-            prompt: &prompt,
-            max_tokens: LIMIT,
-            sampling: Sampling::greedy(),
-            stops: &[],
-            ignore_end: false,
-            constraint: None,
-        };
+        let params = GenerationParams::new(LIMIT, Sampling::greedy());
+        let request = Request { prompt: &prompt, params };
         let (mut ids, mut text) = (Vec::new(), String::new());
         generate(&mut session, request, &mut |event| {
             if let EngineEvent::Token { token, text: more, .. } = event {
