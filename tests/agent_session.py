@@ -1,13 +1,13 @@
 """Records a five-turn session of Claude Code and replays it on `kimi serve` and on llama.cpp's server (the wheel xllamacpp).
 
 usage: agent_session.py record CLAUDE KIMI FILE      records the bodies of /v1/messages, with the demonstration model
-       agent_session.py replay KIMI MODEL FILE       (MODEL with a tokenizer; its weights may be random)
+       agent_session.py replay KIMI MODEL FILE       (MODEL with a tokenizer and a chat template; its weights may be random)
 
 Claude Code puts reminders into messages and, for people who are logged in, a checksum that changes from request to request
 into its billing header; the replay adds it. A replayed body asks for --reply tokens without sampling. `prefilled` is the number of prompt tokens that the server did not take from its cache,
 `seconds` the time of the whole request. Both servers use the same file, threads and context.
 """
-import argparse, http.server, json, os, pathlib, re, shutil, subprocess, tempfile, threading, time, urllib.error, urllib.request
+import argparse, http.server, json, os, pathlib, re, shutil, subprocess, sys, tempfile, threading, time, urllib.error, urllib.request
 
 import load
 
@@ -80,8 +80,11 @@ def prefilled(server, body):
     text = json.dumps(body).encode()
     request = urllib.request.Request("http://%s:%d/v1/messages" % server.address, text, {"Content-Type": "application/json"})
     start = time.monotonic()
-    with urllib.request.urlopen(request, timeout=7200) as answer:
-        usage = json.load(answer)["usage"]
+    try:
+        with urllib.request.urlopen(request, timeout=7200) as answer:
+            usage = json.load(answer)["usage"]
+    except urllib.error.HTTPError as error:
+        sys.exit(f"{error.code}: {error.read().decode()}")
     seconds = time.monotonic() - start
     reused = usage.get("cache_read_input_tokens", 0)
     new = usage["input_tokens"] + usage.get("cache_creation_input_tokens", 0)
