@@ -6,7 +6,6 @@ use crate::io::errors::{CAUSE_CHARS, Stopped, shortened};
 use anyhow::{Context as _, Result, bail};
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -122,7 +121,7 @@ pub fn terminate(child: &mut Child) -> std::io::Result<()> {
     {
         use rustix::process::{Pid, Signal, kill_process};
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| std::io::Error::from(ErrorKind::NotFound))?;
+        let pid = pid.ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotFound))?;
         kill_process(pid, Signal::TERM)?;
     }
     #[cfg(not(unix))]
