@@ -1,4 +1,4 @@
-"""Sends JSON schemas, Lark grammars, regular expressions and tools to one server, which must answer each with 200 or 400 and survive."""
+"""Sends JSON schemas, Lark and GBNF grammars, regular expressions and tools to one server, which must answer each with 200 or 400 and survive."""
 import json, os
 
 import model, server
@@ -93,6 +93,17 @@ def lark(draw):
     ])()
 
 
+def gbnf(draw):
+    n = draw.choice(MANY)
+    return draw.choice([
+        lambda: "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1}\n" for i in range(n)) + f'r{n} ::= "a"\n', lambda: "root ::= " + "(" * n + '"a"' + ")" * n, lambda: "root ::= root | root root | [^a]",
+        lambda: "root ::= r0\n" + "".join(f"r{i} ::= r{i + 1} r{i + 1}\n" for i in range(min(n, 60))) + f'r{min(n, 60)} ::= [a-z]*\n', lambda: "root ::= " + " | ".join(f'"a{i}" root' for i in range(n)) + ' | "z"',
+        lambda: 'root ::= (("a"{%d}){%d}){%d} root | "b"' % (n, n, n), lambda: 'root ::= "a"' + "*" * n, lambda: "root ::= [" + "\\U0010FFFF" * n + "]", lambda: 'root ::= "' + "\\x" * n + '"', lambda: "#" * n,
+        lambda: "root ::= " + ". " * n + "root?", lambda: "root ::= a\na ::= b\nb ::= a", lambda: 'root ::= "a" # \x1b[31m\n' * 2, lambda: "x" * n, lambda: "root ::= [^]", lambda: "root ::= " + "undefined-%d " % n * min(n, 3000),
+        lambda: "".join(draw.choice('abr::=|()[]{}"*+?.,#\\0123 \n') for _ in range(min(n, 3000))),
+    ])()
+
+
 def any_schema(draw):
     return draw.choice([lambda: schema(draw)] * 4 + [lambda make=make: make(draw, draw.choice(MANY)) for make in (nest, chain, chain, wide, wide, choices, powers, bounds)])()
 
@@ -100,11 +111,13 @@ def any_schema(draw):
 def request(draw):
     """A request's body and the grammar's kind."""
     body = {"messages": [{"role": "user", "content": "Say it."}], "max_tokens": draw.choice([1, 4, 30]), "temperature": 0, "stream": draw.random() < 0.2}
-    kind = draw.choice(["schema"] * 4 + ["lark"] * 3 + ["regex"] * 2 + ["tools"] * 3)
+    kind = draw.choice(["schema"] * 4 + ["lark"] * 3 + ["gbnf"] * 2 + ["regex"] * 2 + ["tools"] * 3)
     if kind == "schema":
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "x", "strict": True, "schema": any_schema(draw)}}
     elif kind == "lark":
         body["response_format"] = {"type": "grammar", "grammar": lark(draw), "syntax": "lark"}
+    elif kind == "gbnf":
+        body["grammar"] = gbnf(draw)
     elif kind == "regex":
         body["response_format"] = {"type": "grammar", "grammar": draw.choice([regex, big_regex])(draw), "syntax": "regex"}
     else:

@@ -99,6 +99,36 @@ async fn grammars_that_overflowed_the_stack_are_answered() {
     }
 }
 
+/// Hostile texts in llama.cpp's syntax are refused with a reason, by the conversion or by the limits on its result.
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_gbnf_grammars_are_refused() {
+    let server = TestServer::new();
+    let chain = |n: usize, link: &str| {
+        let rule = |i: usize| format!("r{i} ::= {}\n", link.replace('N', &(i + 1).to_string()));
+        let rules: String = (0..n).map(rule).collect();
+        format!("root ::= r0\n{rules}r{n} ::= [a-z]*\n")
+    };
+    for (text, expected) in [
+        ("(".repeat(5000), "expected the name of a rule"),
+        (format!("root ::= {}", "(".repeat(5000)), "expected at most 28 open groups"),
+        (format!("root ::= \"a\"{}", "*".repeat(5000)), "expected at most 28 repetitions of a part"),
+        (chain(5000, "\"x\" rN"), "expected at most 4096 rules and terminals"),
+        (chain(40, "rN rN"), "quantifiers in a terminal and those that it uses"),
+        ("root ::= \"a\"{99999999}".to_owned(), "expected at most 100000 repetitions"),
+        (format!("root ::= {}", "undefined ".repeat(40_000)), "expected a defined rule, found undefined"),
+        (format!("root ::= \"{}\"", "x".repeat(600 << 10)), "bytes in a grammar"),
+    ] {
+        let how = json!({ "grammar": text, "max_tokens": 2 });
+        let (status, answer) = server.post(CHAT, chat("x", how)).await;
+        let message = answer["error"]["message"].as_str().unwrap_or_default();
+        assert!(status == 400 && message.contains(expected) && message.len() < 300, "{expected}: {answer}");
+    }
+    // Long chains and deep recursion within the limits are answered.
+    for text in [chain(600, "\"x\" rN"), "root ::= \"a\" | \"(\" root \")\" root".to_owned()] {
+        server.ok(CHAT, chat("x", json!({ "grammar": text, "max_tokens": 2 }))).await;
+    }
+}
+
 /// A grammar that compiles and then fails in the middle of a reply is the client's error.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failing_grammar_is_a_client_error() {
