@@ -104,7 +104,7 @@ fn unsupported_parts_are_listed() {
     let (status, out, _) = outputs(ask(&url, dir.path(), &["Who?", "--strict"]));
     assert_eq!((status, out.as_str()), (Some(0), "> Mara Velt keeps it.  [mill.txt:2]\nShe does.\n"));
     let messages = &received.lock().unwrap()[0];
-    assert!(messages[0]["content"].as_str().unwrap().contains("First quote the passages"), "{messages}");
+    assert!(messages[0]["content"].as_str().unwrap().contains("First quote the lines"), "{messages}");
     assert_eq!(messages[1]["content"], format!("{}\n\nWho? Quote the text.", FILE.trim_end()));
 }
 
@@ -168,8 +168,7 @@ fn long_replies_without_quotes_are_shown() {
 fn the_built_in_model_answers_after_its_quote() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("mill.txt");
-    std::fs::write(&file, "Mara Velt lives in Dunmore. The access code of the Hartwell mill is 4713.\n")
-        .unwrap();
+    std::fs::write(&file, "The access code of the Hartwell mill is 4713.\n").unwrap();
     let mut command = kimi_command();
     command.args(["ask", "--no-cache", "--temp", "0", "--quiet", "--json", "-i", "-f", text(&file)]);
     let (_, out, error) = outputs({
