@@ -1,33 +1,31 @@
 //! Client of OpenAI-style endpoints: streams chat completions and queries the model list.
 //!
-//! It knows HTTP, but no terminal and no engine. The API key comes from `OPENAI_API_KEY`. Endpoints are not trusted:
-//! headers, lines, streams and replies are bounded, waiting has a deadline, and redirects are not followed, so that
-//! neither key nor text reaches another host. Next: [`stream`].
+//! It knows HTTP, but no terminal and no engine. Endpoints are not trusted: headers, lines, streams and replies are bounded,
+//! waiting has a deadline, and redirects are not followed, so that neither key nor text reaches another host. The client
+//! blocks, so that a request takes a thread: tens of them wait for one server, and TLS comes with ureq.
+//! Next: [`stream`].
 
-mod stream;
+pub mod chunk;
+pub mod errors;
+mod models;
+pub mod stream;
 
 use crate::generation::reply_parser::ReplyEvent;
 use crate::generation::sample::Sampling;
-use anyhow::{Context as _, Error, Result, anyhow, bail};
-use models::template::Message;
-use serde_json::{Value, json};
+use ::models::template::Message;
+use anyhow::{Result, bail};
+use chunk::ReplyChunk;
+use errors::{EndpointError, EndpointFault};
+use serde_json::json;
 use std::cell::Cell;
-use std::io::Read;
 use std::ops::ControlFlow;
-use std::sync::mpsc::RecvTimeoutError;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
-use stream::EventStream;
-use ureq::http::Response;
-use ureq::{Agent, Body, RequestBuilder, Timeout};
+use stream::{StreamItem, max_stream_bytes};
+use ureq::{Agent, RequestBuilder, Timeout};
 
 /// Interval at which the caller may cancel while no event arrives.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// Maximum bytes read of an error response.
-const MAX_ERROR_BYTES: u64 = 4096;
-/// Maximum characters of an endpoint's message in an error.
-const MAX_MESSAGE_CHARS: usize = 500;
-/// Maximum bytes of the list of models.
-const MAX_MODELS_BYTES: u64 = 4 << 20;
 /// Timeout of the connection, TLS included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Request bytes that extend the timeout of the first text by a second: about 125 tokens.
@@ -35,13 +33,15 @@ const BYTES_PER_SECOND: u64 = 512;
 /// Maximum bytes of a reply: a base and a rate per token. The longest tokens of common vocabularies have 128 bytes, few over 16.
 const BASE_REPLY_BYTES: usize = 4096;
 const REPLY_BYTES_PER_TOKEN: usize = 64;
-/// Maximum token count accepted from an endpoint, so that sums do not overflow.
-const MAX_COUNT: u64 = 1 << 40;
+/// The error for a stream that ends before its reply does.
+pub const BROKEN_OFF: &str = "the reply broke off: the stream ended without a finish_reason";
+/// Events buffered ahead of the caller.
+const BUFFERED_EVENTS: usize = 64;
 
 /// Arguments of commands that can use a remote endpoint.
 #[derive(Clone, Debug, clap::Args)]
 pub struct EndpointArgs {
-    /// Use a model of this OpenAI-style endpoint, with -m as its name and the key in OPENAI_API_KEY
+    /// Use a model of this OpenAI-style endpoint; -m is its name (default: the only one) and OPENAI_API_KEY the key
     #[arg(long, value_name = "URL")]
     pub url: Option<String>,
     /// Seconds to wait for text from the endpoint; the first text may take one more per 512 bytes sent
@@ -54,19 +54,28 @@ pub struct EndpointArgs {
 pub struct Endpoint {
     agent: Agent,
     base: String,
+    settings: EndpointSettings,
     pub model: String,
+    /// The name of the engine in the list of models; empty if unknown.
+    pub owner: String,
     key: Option<String>,
     /// Timeout between texts of a reply.
     text_timeout: Duration,
 }
 
-/// A model in the list of an endpoint.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListedModel {
-    pub id: String,
-    /// Context size in tokens, if the endpoint reports it.
-    pub context: Option<u64>,
+/// Where users set an endpoint, for messages.
+#[derive(Clone, Copy, Debug)]
+pub struct EndpointSettings {
+    /// The option of the URL.
+    pub url: &'static str,
+    /// The option of the model's name.
+    pub model: &'static str,
+    /// The environment variable of the key.
+    pub key: &'static str,
 }
+
+/// The settings of `chat` and `ask`.
+const CLIENT: EndpointSettings = EndpointSettings { url: "--url", model: "-m", key: "OPENAI_API_KEY" };
 
 /// Token counts and the end of a reply, as the endpoint reports them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -81,71 +90,56 @@ pub struct ReplySummary {
 }
 
 impl Endpoint {
-    /// Connects to `http://host:8000`, with or without `/v1`. Waiting for more than `timeout` seconds is an error.
+    /// Sets `http://host:8000`, with or without `/v1`, and the key of `OPENAI_API_KEY`. Waiting for more than `timeout`
+    /// seconds is an error.
     pub fn new(url: &str, model: &str, timeout: u64) -> Result<Self> {
-        let key = std::env::var("OPENAI_API_KEY").ok().filter(|key| !key.is_empty());
-        Self::with_key(url, model, timeout, key)
+        Endpoint::with_key(url, model, timeout, std::env::var(CLIENT.key).ok())
     }
 
-    /// Connects with this API key instead of that of the environment.
+    /// Sets this API key instead of that of the environment.
     pub fn with_key(url: &str, model: &str, timeout: u64, key: Option<String>) -> Result<Self> {
-        if !(url.starts_with("http://") || url.starts_with("https://")) {
-            bail!("--url: expected http:// or https://, found {url:?}");
+        let endpoint = Endpoint::with_settings(CLIENT, url, key, timeout)?;
+        Ok(Endpoint { model: model.to_owned(), ..endpoint })
+    }
+
+    /// Sets the URL and the key, without a model.
+    pub fn with_settings(
+        settings: EndpointSettings,
+        url: &str,
+        key: Option<String>,
+        timeout: u64,
+    ) -> Result<Self> {
+        let option = settings.url;
+        let Some((_, rest)) = url.split_once("://").filter(|(scheme, _)| ["http", "https"].contains(scheme))
+        else {
+            bail!("{option}: expected http:// or https://, found {url:?}");
+        };
+        // Messages and logs contain the URL.
+        if rest.split('/').next().is_some_and(|host| host.contains('@')) {
+            bail!("{option}: expected a URL without a user name and password");
         }
         let base = url.trim_end_matches('/').trim_end_matches("/chat/completions");
         let base = if base.ends_with("/v1") { base.to_owned() } else { format!("{base}/v1") };
         let config = Agent::config_builder().http_status_as_error(false).max_redirects(0);
         let agent = config.timeout_connect(Some(CONNECT_TIMEOUT)).build().new_agent();
-        Ok(Endpoint { agent, base, model: model.to_owned(), key, text_timeout: Duration::from_secs(timeout) })
+        let key = key.filter(|key| !key.is_empty());
+        let text_timeout = Duration::from_secs(timeout);
+        let (model, owner) = (String::new(), String::new());
+        Ok(Endpoint { agent, base, settings, model, owner, key, text_timeout })
     }
 
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// Returns the model's context length, if the endpoint reports it. Fails if the endpoint lacks the model.
-    pub fn context(&self) -> Result<Option<u64>> {
-        let models = self.models()?;
-        let named = models.iter().find(|m| m.id == self.model);
-        if named.is_none() && !models.is_empty() {
-            let ids: Vec<&str> = models.iter().map(|m| m.id.as_str()).collect();
-            bail!("{}: expected the model {:?}, found {}", self.base, self.model, truncate(&ids.join(", ")));
-        }
-        Ok(named.and_then(|m| m.context))
+    /// The name of the repetition penalty in requests.
+    pub fn repeat_penalty_name(&self) -> &'static str {
+        if self.is_like_llama_cpp() { "repeat_penalty" } else { "repetition_penalty" }
     }
 
-    /// Lists the endpoint's models. The list is empty if the endpoint has none, which may still support chat completions.
-    pub fn models(&self) -> Result<Vec<ListedModel>> {
-        let mut response = self.get(&format!("{}/models", self.base))?;
-        if response.status() == 404 {
-            return Ok(Vec::new());
-        }
-        if !response.status().is_success() {
-            bail!("{}", error_line(&self.base, &mut response));
-        }
-        let body = response.body_mut().with_config().limit(MAX_MODELS_BYTES);
-        let text = body.read_to_string().map_err(|e| self.with_endpoint(e))?;
-        let list: Value = serde_json::from_str(&text).with_context(|| format!("{}/models", self.base))?;
-        // The names in vLLM, kimi and llama.cpp.
-        let places = ["/max_model_len", "/context_length", "/meta/n_ctx"];
-        let context = |m: &Value| places.iter().find_map(|place| m.pointer(place)?.as_u64());
-        let listed = |m: &Value| Some(ListedModel { id: m["id"].as_str()?.to_owned(), context: context(m) });
-        Ok(list["data"].as_array().map_or(&[][..], Vec::as_slice).iter().filter_map(listed).collect())
-    }
-
-    /// Returns the status that a `kimi serve` at this address reports, such as `ready` or `loading`; `None` for no server
-    /// and for other servers.
-    pub fn kimi_status(&self) -> Option<String> {
-        let mut response = self.get(&format!("{}/health", self.base.trim_end_matches("/v1"))).ok()?;
-        let body = response.body_mut().with_config().limit(MAX_ERROR_BYTES).read_to_string().ok()?;
-        let status: Value = serde_json::from_str(&body).ok()?;
-        Some(status["status"].as_str()?.to_owned())
-    }
-
-    fn get(&self, url: &str) -> Result<Response<Body>> {
-        let request = self.authorized(self.agent.get(url));
-        let request = request.config().timeout_global(Some(self.text_timeout)).build();
-        request.call().map_err(|e| self.with_endpoint(e))
+    /// Returns whether the engine has the extensions of llama.cpp's server.
+    pub fn is_like_llama_cpp(&self) -> bool {
+        ["kimi", "llamacpp"].contains(&self.owner.as_str())
     }
 
     fn authorized<B>(&self, request: RequestBuilder<B>) -> RequestBuilder<B> {
@@ -155,17 +149,28 @@ impl Endpoint {
         }
     }
 
-    /// Adds the endpoint to the error of a request.
-    fn with_endpoint(&self, e: ureq::Error) -> Error {
+    fn failed(&self, e: ureq::Error) -> EndpointError {
+        self.failed_within(e, self.text_timeout)
+    }
+
+    /// Adds the endpoint to the error of a request with this timeout.
+    fn failed_within(&self, e: ureq::Error, timeout: Duration) -> EndpointError {
         let base = &self.base;
-        let late = |what: &str, time: Duration| anyhow!("{base}: no {what} within {} s", time.as_secs());
+        let late = |what: &str, time: Duration| {
+            let message = format!("{base}: no {what} within {} s", time.as_secs());
+            EndpointError::new(EndpointFault::Timeout, message)
+        };
         match e {
             ureq::Error::Timeout(Timeout::Connect) => late("connection", CONNECT_TIMEOUT),
-            ureq::Error::Timeout(_) => late("answer", self.text_timeout),
+            ureq::Error::Timeout(_) => late("answer", timeout),
             ureq::Error::BodyExceedsLimit(max) => {
-                anyhow!("{base}/models: expected at most {max} bytes, found more")
+                let message = format!("{base}/models: expected at most {max} bytes, found more");
+                EndpointError::new(EndpointFault::Response, message)
             }
-            e => Error::new(e).context(base.clone()),
+            e @ ureq::Error::Protocol(_) => {
+                EndpointError::new(EndpointFault::Response, format!("{base}: {}", one_chain(&e)))
+            }
+            e => EndpointError::new(EndpointFault::Connection, format!("{base}: {}", one_chain(&e))),
         }
     }
 
@@ -186,19 +191,33 @@ impl Endpoint {
         let max = REPLY_BYTES_PER_TOKEN.saturating_mul(max_tokens).saturating_add(BASE_REPLY_BYTES);
         let mut timeout = self.text_timeout + Duration::from_secs(body.len() as u64 / BYTES_PER_SECOND);
         let (mut summary, mut since, bytes) = (ReplySummary::default(), Instant::now(), Cell::new(0));
+        let mut is_complete = false;
         let on = &mut |event: Option<ReplyEvent>| {
             if let Some(ReplyEvent::Reasoning(text) | ReplyEvent::Text(text)) = &event {
                 bytes.set(bytes.get() + text.len());
             }
             on(event)
         };
-        let events = EventStream::request(self, body, max_tokens);
+        let (outbox, inbox) = sync_channel(BUFFERED_EVENTS);
+        let _guard = self.stream(body, max_stream_bytes(max_tokens), move |item| match outbox.send(item) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(_) => ControlFlow::Break(()),
+        });
         loop {
             let before = bytes.get();
-            let flow = match events.next(POLL_INTERVAL) {
-                Ok(event) => summary.on_event(&event?, &self.base, on)?,
-                Err(RecvTimeoutError::Timeout) => on(None),
-                Err(RecvTimeoutError::Disconnected) => return Ok(summary),
+            let flow = match inbox.recv_timeout(POLL_INTERVAL) {
+                Ok(StreamItem::Failed(e)) => return Err(e.into()),
+                Ok(StreamItem::Chunk(chunk)) => {
+                    is_complete |= chunk.choices.iter().any(|choice| choice.finish_reason.is_some());
+                    summary.on_chunk(chunk, on)
+                }
+                Ok(StreamItem::Done) => {
+                    is_complete = true;
+                    ControlFlow::Continue(())
+                }
+                Ok(StreamItem::Accepted | StreamItem::Comment) | Err(RecvTimeoutError::Timeout) => on(None),
+                Err(RecvTimeoutError::Disconnected) if is_complete => return Ok(summary),
+                Err(RecvTimeoutError::Disconnected) => bail!("{}: {BROKEN_OFF}", self.base),
             };
             if flow.is_break() {
                 summary.stopped = true;
@@ -239,71 +258,41 @@ impl Endpoint {
             body["min_p"] = sampling.min_p.into();
         }
         if sampling.repeat_penalty > 1.0 {
-            body["repetition_penalty"] = sampling.repeat_penalty.into();
+            body[self.repeat_penalty_name()] = sampling.repeat_penalty.into();
         }
         body.to_string()
     }
 }
 
 impl ReplySummary {
-    fn on_event(
+    fn on_chunk(
         &mut self,
-        text: &str,
-        base: &str,
+        mut chunk: ReplyChunk,
         on: &mut dyn FnMut(Option<ReplyEvent>) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
-        let event: Value = serde_json::from_str(text)
-            .with_context(|| format!("{base}: expected a JSON event, found {}", truncate(text)))?;
-        if let Some(message) = event["error"]["message"].as_str() {
-            bail!("{base}: {}", truncate(message));
+    ) -> ControlFlow<()> {
+        if let Some(usage) = chunk.usage {
+            (self.prompt, self.cached, self.completion) = (usage.prompt, usage.cached, usage.completion);
         }
-        if let Some(usage) = event.get("usage").filter(|u| u.is_object()) {
-            let number = |v: &Value| v.as_u64().filter(|n| *n <= MAX_COUNT).unwrap_or(0) as usize;
-            self.prompt = number(&usage["prompt_tokens"]);
-            self.completion = number(&usage["completion_tokens"]);
-            self.cached = number(&usage["prompt_tokens_details"]["cached_tokens"]);
+        if chunk.choices.is_empty() {
+            return ControlFlow::Continue(());
         }
-        let choice = &event["choices"][0];
-        self.cut |= choice["finish_reason"] == "length";
-        let delta = &choice["delta"];
-        let part = |name: &str| delta[name].as_str().filter(|text| !text.is_empty());
-        if let Some(text) = part("reasoning_content").or_else(|| part("reasoning"))
-            && on(Some(ReplyEvent::Reasoning(text.to_owned()))).is_break()
-        {
-            return Ok(ControlFlow::Break(()));
-        }
-        Ok(part("content")
-            .map_or(ControlFlow::Continue(()), |text| on(Some(ReplyEvent::Text(text.to_owned())))))
+        let choice = chunk.choices.swap_remove(0);
+        self.cut |= choice.finish_reason.as_deref() == Some("length");
+        let events = [ReplyEvent::Reasoning(choice.reasoning), ReplyEvent::Text(choice.text)];
+        let is_empty = |event: &ReplyEvent| matches!(event, ReplyEvent::Reasoning(text) | ReplyEvent::Text(text) if text.is_empty());
+        events.into_iter().filter(|event| !is_empty(event)).try_for_each(|event| on(Some(event)))
     }
 }
 
-/// Formats an error response as one line.
-fn error_line(base: &str, response: &mut Response<Body>) -> String {
-    let status = response.status();
-    if status.is_redirection() {
-        let to =
-            response.headers().get("location").map(|to| String::from_utf8_lossy(to.as_bytes()).into_owned());
-        let to = truncate(&to.unwrap_or_default());
-        return format!(
-            "{base}: HTTP {} to {to}; redirects are not followed, set --url to that address",
-            status.as_u16()
-        );
+/// Joins an error with its causes.
+fn one_chain(e: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = e.to_string();
+    for cause in std::iter::successors(e.source(), |e| e.source()).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
     }
-    let mut body = Vec::new();
-    let _ = response.body_mut().as_reader().take(MAX_ERROR_BYTES).read_to_end(&mut body);
-    let text = String::from_utf8_lossy(&body);
-    let json: Value = serde_json::from_str(&text).unwrap_or_default();
-    let message =
-        json["error"]["message"].as_str().or_else(|| json["message"].as_str()).unwrap_or(text.trim());
-    format!("{base}: HTTP {}: {}", status.as_u16(), truncate(message).replace('\n', " "))
-}
-
-/// Truncates a text from an endpoint.
-fn truncate(text: &str) -> String {
-    match text.char_indices().nth(MAX_MESSAGE_CHARS) {
-        Some((at, _)) => format!("{}…", &text[..at]),
-        None => text.to_owned(),
-    }
+    text
 }
 
 #[cfg(test)]

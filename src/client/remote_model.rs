@@ -8,7 +8,7 @@ use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
 use crate::prefix_cache::PrefixSource;
 use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::session::Prefill;
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use models::template::Message;
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -20,14 +20,13 @@ pub struct RemoteModel {
 }
 
 impl RemoteModel {
-    /// Connects to the endpoint at `url` for its model `name`.
+    /// Connects to the endpoint at `url` for its model `name`, or the only one that it lists.
     ///
     /// # Errors
-    /// No name, an unreachable endpoint, and one that lists models without this one.
+    /// An unreachable endpoint, one that lists models without this one, and no name where it lists several or none.
     pub fn connect(url: &str, name: Option<&Path>, args: &EndpointArgs) -> Result<Self> {
-        let name = name.context("--url also needs a model name: -m NAME")?;
-        let endpoint = Endpoint::new(url, &name.to_string_lossy(), args.timeout)?;
-        let context_limit = endpoint.context()?;
+        let mut endpoint = Endpoint::new(url, "", args.timeout)?;
+        let context_limit = endpoint.select(name.map(Path::to_string_lossy).as_deref())?.context;
         Ok(RemoteModel { endpoint, context_limit })
     }
 }

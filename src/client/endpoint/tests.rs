@@ -1,7 +1,7 @@
 //! Tests the client with well-behaved and hostile servers.
 
 use super::*;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
 
@@ -226,6 +226,7 @@ fn a_slow_reply_is_read_completely() {
             std::thread::sleep(Duration::from_millis(400));
             stream.write_all(EVENT.as_bytes()).unwrap();
         }
+        stream.write_all(b"data: [DONE]\n\n").unwrap();
     });
     let mut text = String::new();
     let summary = chat(&url, &mut |event| {
@@ -330,7 +331,65 @@ fn hostile_events_are_refused_with_a_short_error() {
 fn invalid_counts_are_ignored() {
     let (summary, _, _) = parts(
         "HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n\
-         data: {\"usage\":{\"prompt_tokens\":18446744073709551615,\"completion_tokens\":-1}}\n\n",
+         data: {\"usage\":{\"prompt_tokens\":18446744073709551615,\"completion_tokens\":-1}}\n\n\
+         data: [DONE]\n\n",
     );
     assert_eq!(summary.unwrap(), ReplySummary::default());
+}
+
+/// A reply that ends without a reason was cut by the endpoint or on its way.
+#[test]
+fn a_cut_reply_is_an_error() {
+    for end in ["", "data: {\"choices\":[{\"delta\":{},\"finish_reason\":null}]}\n\n"] {
+        let (url, server) = server_of(format!("{OK}{EVENT}{end}"));
+        let e = chat(&url, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+        assert!(e.ends_with(": the reply broke off: the stream ended without a finish_reason"), "{e}");
+        server.join().unwrap();
+    }
+    let last = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\n";
+    let (url, server) = server_of(format!("{OK}{EVENT}{last}"));
+    assert!(chat(&url, &mut |_| ControlFlow::Continue(())).is_ok());
+    server.join().unwrap();
+    let (url, server) = server_of(format!("{CHUNKED}ff\r\n{EVENT}"));
+    let e = chat(&url, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+    assert!(e.contains(": the reply broke off: "), "{e}");
+    server.join().unwrap();
+}
+
+#[test]
+fn other_servers_are_named() {
+    for (kind, body) in [("text/html", "<html>"), ("application/json", "{\"choices\":[]}")] {
+        let (url, server) =
+            server_of(format!("HTTP/1.1 200 OK\r\ncontent-type: {kind}\r\nconnection: close\r\n\r\n{body}"));
+        let e = chat(&url, &mut |_| ControlFlow::Continue(())).unwrap_err().to_string();
+        assert!(e.ends_with(&format!("/chat/completions: expected text/event-stream, found {kind}")), "{e}");
+        server.join().unwrap();
+    }
+    let (url, server) =
+        server_of("HTTP/1.1 401 No\r\nconnection: close\r\n\r\n{\"error\":\"bad key\"}".into());
+    let e = endpoint(&url).context().unwrap_err().to_string();
+    assert!(e.ends_with(": HTTP 401: bad key (the key is OPENAI_API_KEY)"), "{e}");
+    server.join().unwrap();
+    let e = Endpoint::new("https://me:pass@host/v1", "m", 9).err().unwrap().to_string();
+    assert_eq!(e, "--url: expected a URL without a user name and password");
+}
+
+/// Without a name, the only model of the list is used.
+#[test]
+fn the_only_model_is_selected() {
+    let select = |list: &str, name| {
+        let (url, server) =
+            server_of(format!("HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{{\"data\":[{list}]}}"));
+        let mut endpoint = Endpoint::new(&url, "", 9).unwrap();
+        let selected = endpoint.select(name).map_err(|e| e.to_string());
+        server.join().unwrap();
+        (selected.map(|model| (model.id, model.context)), endpoint.repeat_penalty_name())
+    };
+    let one = r#"{"id":"a","owned_by":"llamacpp","meta":{"n_ctx":4096}}"#;
+    assert_eq!(select(one, None), (Ok(("a".to_owned(), Some(4096))), "repeat_penalty"));
+    let two = r#"{"id":"a","owned_by":"vllm"},{"id":"b"}"#;
+    assert!(select(two, None).0.unwrap_err().ends_with(": expected -m with one of a, b"));
+    assert_eq!(select(two, Some("a")), (Ok(("a".to_owned(), None)), "repetition_penalty"));
+    assert!(select("", None).0.unwrap_err().ends_with(": lists no models, set -m"));
+    assert_eq!(select("", Some("x")).0, Ok(("x".to_owned(), None)));
 }

@@ -157,9 +157,9 @@ fn served_model(url: &str, key: Option<String>, name: Option<&str>) -> Result<Se
     let models = endpoint.models()?;
     let named = |model: &&ListedModel| name.is_none_or(|name| model.id == name);
     let model = match (models.iter().find(named), name) {
-        (Some(model), _) => ListedModel { id: model.id.clone(), context: model.context },
+        (Some(model), _) => model.clone(),
         // The endpoint may support other requests without a model list.
-        (None, Some(name)) if models.is_empty() => ListedModel { id: name.to_owned(), context: None },
+        (None, Some(name)) if models.is_empty() => ListedModel { id: name.to_owned(), ..ListedModel::default() },
         (None, name) => bail!("{url}: expected the model {name:?}, found {} others", models.len()),
     };
     Ok(ServedModel {
