@@ -128,10 +128,12 @@ fn wrong_settings_are_one_line_with_their_place() {
 #[test]
 fn api_keys_are_not_shown() {
     let home = tempfile::tempdir().unwrap();
-    let mut command = configured(home.path(), "[serve]\napi-key = [\"s3cret\", \"t0p\"]\n", &["config"]);
+    let keys = "[serve]\napi-key = [\"s3cret\", \"t0p\"]\nupstream-key = \"s3cret\"\n";
+    let mut command = configured(home.path(), keys, &["config"]);
     // The variable belongs to Moonshot AI's client, whose keys are for another service.
     let (_, out, _) = ran(command.env("KIMI_API_KEY", "other"));
     assert!(out.contains("api-key = [\"***\", \"***\"]") && !out.contains("s3cret"), "{out}");
+    assert!(out.contains("upstream-key = \"***\""), "{out}");
 }
 
 #[test]

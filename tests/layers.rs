@@ -18,7 +18,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("commands", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "hub", "io"]),
     ("chat", &["args", "client", "generation", "runtime", "prefix_cache", "io"]),
     ("ask", &["args", "client", "generation", "runtime", "prefix_cache", "io"]),
-    ("serve", &["args", "scheduler", "generation", "runtime", "prefix_cache", "io"]),
+    ("serve", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "io"]),
     ("args", &["runtime", "prefix_cache", "io"]),
     ("scheduler", &["generation", "runtime", "prefix_cache", "io"]),
     ("client", &["generation", "runtime", "prefix_cache", "io"]),

@@ -139,5 +139,5 @@ fn wrong_value(e: &clap::Error, command: &Command, configured: &[ConfiguredValue
 
 /// Returns whether an option's value must not be shown.
 pub fn is_secret(arg: &Arg) -> bool {
-    has_name(arg, "api-key")
+    has_name(arg, "api-key") || has_name(arg, "upstream-key")
 }

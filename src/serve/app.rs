@@ -1,5 +1,5 @@
-//! State shared by all requests: the loaded model, the channel to its scheduler, limits, and the status of the server.
-//! Next: [`super::validate`], which builds the requests submitted here.
+//! State shared by all requests: the source of replies (a loaded model and its scheduler, or an upstream server), limits, and
+//! the status of the server. Next: [`super::reservation`] and [`super::upstream`].
 
 use super::errors::ApiError;
 use super::host_check::HostPolicy;
@@ -7,26 +7,21 @@ use super::intake::Intake;
 use super::limits::{HttpLimits, LimitEvents};
 use super::metrics::Metrics;
 use super::notices::Notices;
-use super::trace::{MissCell, PromptTrace, ReplyTrace};
-use crate::generation::decoder::{FinishReason, GenerationParams};
-use crate::generation::event::EngineEvent;
+use super::reservation::{Places, Reservation};
+use super::upstream::UpstreamModel;
 use crate::generation::grammar::{Compiled, Grammar, Grammars, compile};
 use crate::generation::sample::Sampling;
 use crate::prefix_cache::history::PromptHistory;
 use crate::prefix_cache::namespace::Namespace;
-use crate::prefix_cache::served::PromptOutline;
 use crate::runtime::handle::EngineHandle;
 use crate::runtime::sampling_options::SamplingOptions;
-use crate::scheduler::{Client, Command, Gauges, SchedulerLimits, SequenceRequest};
+use crate::scheduler::{Command, Gauges, SchedulerLimits};
 use models::template::Template;
 use models::tokenizer::Vocabulary;
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 /// Limits and defaults for requests.
 #[derive(Clone, Debug)]
@@ -87,6 +82,14 @@ impl Ready {
     }
 }
 
+/// The model that generates all replies.
+pub enum ReplySource {
+    /// A model loaded in this process.
+    Local(Ready),
+    /// A model of another server.
+    Upstream(UpstreamModel),
+}
+
 /// State shared by all requests.
 pub struct App {
     /// Limits and defaults for requests.
@@ -98,7 +101,7 @@ pub struct App {
     pub notices: Notices,
     /// Unix time of the start, in seconds.
     pub started: u64,
-    ready: OnceLock<Ready>,
+    source: OnceLock<ReplySource>,
     /// Created by the first request that needs a grammar.
     grammars: OnceLock<Result<Grammars, String>>,
     draining: AtomicBool,
@@ -112,51 +115,6 @@ pub struct App {
     in_flight_bytes: Arc<AtomicU64>,
 }
 
-/// A request's share of a bounded counter, released when the last of its replies ends.
-struct Reservation {
-    counter: Arc<AtomicU64>,
-    amount: u64,
-}
-
-impl Reservation {
-    /// Adds an amount if `fits` accepts the current value; returns that value otherwise.
-    fn take(counter: &Arc<AtomicU64>, amount: u64, fits: impl Fn(u64) -> bool) -> Result<Reservation, u64> {
-        let more = |n: u64| fits(n).then_some(n.saturating_add(amount));
-        counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)?;
-        Ok(Reservation { counter: counter.clone(), amount })
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.counter.fetch_sub(self.amount, Ordering::Relaxed);
-    }
-}
-
-/// A prompt for the scheduler, with one reply for each element of `reply_params`.
-pub struct EngineRequest {
-    /// Tokens of the prompt, shared by all its replies.
-    pub prompt: Arc<[u32]>,
-    /// Prompt lengths at which to insert a snapshot.
-    pub snapshot_lengths: Vec<usize>,
-    /// Tools and messages of the prompt.
-    pub outline: PromptOutline,
-    pub reply_params: Vec<GenerationParams>,
-    /// Report the log-probability of each token and of this many most likely tokens.
-    pub logprobs: Option<usize>,
-    /// Bytes of its grammar and of the prompt text that the response echoes.
-    pub retained_bytes: usize,
-}
-
-impl EngineRequest {
-    /// Bytes that count against `queue_bytes`.
-    fn bytes(&self) -> u64 {
-        let bias = self.reply_params.first().map_or(0, |params| size_of_val(&*params.bias));
-        let stops = self.reply_params.iter().flat_map(|params| &params.stops).map(String::len).sum::<usize>();
-        (size_of_val(&*self.prompt) + bias + stops + self.retained_bytes) as u64
-    }
-}
-
 impl App {
     /// Creates the state of a server whose model is still loading.
     pub fn new(options: ServeOptions) -> Arc<Self> {
@@ -167,7 +125,7 @@ impl App {
             options,
             metrics: Metrics::default(),
             started: unix_seconds(),
-            ready: OnceLock::new(),
+            source: OnceLock::new(),
             grammars: OnceLock::new(),
             draining: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -179,8 +137,8 @@ impl App {
     }
 
     /// Accepts requests from now on.
-    pub fn set_ready(&self, ready: Ready) {
-        let _ = self.ready.set(ready);
+    pub fn set_ready(&self, source: ReplySource) {
+        let _ = self.source.set(source);
     }
 
     /// Refuses new requests from now on.
@@ -189,7 +147,7 @@ impl App {
     }
 
     pub fn stop(&self) {
-        if let Some(ready) = self.ready.get() {
+        if let Some(ready) = self.loaded() {
             // Fails only if the thread has ended, which leaves nothing to stop.
             let _ = ready.commands.send(Command::Stop);
         }
@@ -220,7 +178,7 @@ impl App {
     /// loading, ready, draining or failed
     pub fn status(&self) -> &'static str {
         let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
-        match self.ready.get() {
+        match self.source.get() {
             _ if is(&self.draining) => "draining",
             _ if is(&self.ended) => "failed",
             None => "loading",
@@ -228,17 +186,54 @@ impl App {
         }
     }
 
-    /// Returns the loaded model, even while draining.
+    /// Returns the model loaded in this process, even while draining.
     pub fn loaded(&self) -> Option<&Ready> {
-        self.ready.get()
+        match self.source.get()? {
+            ReplySource::Local(ready) => Some(ready),
+            ReplySource::Upstream(_) => None,
+        }
     }
 
-    /// Returns the model if it accepts requests.
-    pub fn ready(&self) -> Result<&Ready, ApiError> {
-        match (self.status(), self.ready.get()) {
-            ("ready", Some(ready)) => Ok(ready),
+    /// Returns the upstream server, if there is one.
+    pub fn upstream(&self) -> Option<&UpstreamModel> {
+        match self.source.get()? {
+            ReplySource::Local(_) => None,
+            ReplySource::Upstream(upstream) => Some(upstream),
+        }
+    }
+
+    /// Returns the source of replies if it accepts requests.
+    pub fn source(&self) -> Result<&ReplySource, ApiError> {
+        match (self.status(), self.source.get()) {
+            ("ready", Some(source)) => Ok(source),
             (status, _) => Err(ApiError::unavailable(status)),
         }
+    }
+
+    /// Returns the model loaded in this process if it accepts requests.
+    pub fn ready(&self) -> Result<&Ready, ApiError> {
+        match self.source()? {
+            ReplySource::Local(ready) => Ok(ready),
+            ReplySource::Upstream(_) => Err(ApiError::needs_local_model()),
+        }
+    }
+
+    /// Returns the context length in tokens, if it is known.
+    pub fn context_length(&self) -> Result<Option<u64>, ApiError> {
+        Ok(match self.source()? {
+            ReplySource::Local(ready) => Some(ready.engine.context),
+            ReplySource::Upstream(upstream) => upstream.context,
+        })
+    }
+
+    /// Returns whether prefilled prompts are known to stay in a prefix cache.
+    pub fn keeps_prompts(&self) -> bool {
+        self.loaded().is_some_and(|ready| ready.engine.keeps_prompts())
+    }
+
+    /// Number of requests that run or wait.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight.load(Ordering::Relaxed)
     }
 
     /// Returns the first name of the model.
@@ -279,9 +274,9 @@ impl App {
         ready.sampling.seed.wrapping_add(n)
     }
 
-    /// Reserves a place in the queue and memory for a request.
-    fn reserve(&self, ready: &Ready, bytes: u64) -> Result<[Reservation; 2], ApiError> {
-        let most = (ready.limits.slots as u64).saturating_add(self.options.queue);
+    /// Reserves a place in the queue and memory for a request, beside `slots` that are processed at the same time.
+    pub fn reserve(&self, slots: usize, bytes: u64) -> Result<Places, ApiError> {
+        let most = (slots as u64).saturating_add(self.options.queue);
         let reservation = Reservation::take(&self.in_flight, 1, |n| n < most).map_err(ApiError::busy)?;
         let most = self.options.queue_bytes;
         let fits = |n: u64| n == 0 || n.saturating_add(bytes) <= most;
@@ -305,208 +300,23 @@ impl App {
     }
 
     /// Returns the error for a scheduler that has ended.
-    fn engine_stopped(&self) -> ApiError {
+    pub fn engine_stopped(&self) -> ApiError {
         match self.draining.load(Ordering::Relaxed) {
             true => ApiError::unavailable("stopping"),
             false => ApiError::internal("the thread that runs the model has ended; the log says why"),
         }
     }
 
-    /// Compares a prompt with the recently served ones of its namespace.
-    fn trace(&self, ready: &Ready, request: &mut EngineRequest, namespace: Namespace) -> PromptTrace {
-        let outline = std::mem::take(&mut request.outline);
-        PromptTrace {
-            engine: ready.engine.clone(),
-            history: ready.history.clone(),
-            namespace,
-            nearest: ready.history.nearest(namespace, &request.prompt, &outline),
-            prompt: request.prompt.clone(),
-            outline,
-            snapshot_lengths: request.snapshot_lengths.clone(),
-            with_texts: self.options.explain,
-            misses: self.metrics.misses.clone(),
-            miss: MissCell::default(),
-        }
+    /// Adds a response under way; it is removed by [`App::response_ended`].
+    pub fn response_started(&self) {
+        self.open.send_modify(|open| *open += 1);
     }
 
-    /// Submits requests to the scheduler.
-    pub fn submit(
-        self: &Arc<Self>,
-        requests: Vec<EngineRequest>,
-        tenant: u64,
-    ) -> Result<RequestEvents, ApiError> {
-        let ready = self.ready()?;
-        let reservation = Arc::new(self.reserve(ready, requests.iter().map(EngineRequest::bytes).sum())?);
-        let namespace = self.namespace(tenant);
-        if self.options.log_prompts {
-            let text = |request: &EngineRequest| ready.tokenizer().decode(&request.prompt);
-            requests.iter().for_each(|request| tracing::info!(text = text(request), "prompt"));
-        }
-        let (sender, events) = unbounded_channel();
-        let mut prompt_tokens = 0;
-        let mut unread = Vec::new();
-        let mut miss = None;
-        for mut request in requests {
-            prompt_tokens += request.prompt.len();
-            let trace = Arc::new(self.trace(ready, &mut request, namespace));
-            miss.get_or_insert_with(|| trace.miss());
-            for params in request.reply_params {
-                let (sender, reservation) = (sender.clone(), Some(reservation.clone()));
-                let waiting = Arc::new(AtomicUsize::new(0));
-                let client = Box::new(ChannelClient {
-                    index: unread.len(),
-                    sender,
-                    reservation,
-                    unread: waiting.clone(),
-                    trace: ReplyTrace::new(trace.clone(), params.max_tokens),
-                });
-                let (prompt, snapshot_lengths, logprobs) =
-                    (request.prompt.clone(), request.snapshot_lengths.clone(), request.logprobs);
-                let request = Box::new(SequenceRequest {
-                    prompt,
-                    snapshot_lengths,
-                    params,
-                    logprobs,
-                    tenant,
-                    namespace,
-                    client,
-                });
-                ready.commands.send(Command::Submit(request)).map_err(|_| self.engine_stopped())?;
-                unread.push(waiting);
-            }
-        }
-        self.metrics.requests.inc();
-        self.open.send_modify(|open| *open += 1);
-        let start = Instant::now();
-        let deadline = self.options.timeout.map(|limit| start + limit);
-        let app = self.clone();
-        let open = unread.len();
-        Ok(RequestEvents {
-            app,
-            events,
-            open,
-            unread,
-            prompt_tokens,
-            miss: miss.unwrap_or_default(),
-            start,
-            deadline,
-            last_token: HashMap::new(),
-        })
+    pub fn response_ended(&self) {
+        self.open.send_modify(|open| *open -= 1);
     }
 }
 
 pub fn unix_seconds() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs())
-}
-
-/// Unread events after which a sequence pauses. An event is small: 300 bytes with 20 top log-probabilities.
-const MAX_UNREAD_EVENTS: usize = 256;
-
-struct ChannelClient {
-    index: usize,
-    sender: UnboundedSender<(usize, EngineEvent)>,
-    /// Released when the reply has ended.
-    reservation: Option<Arc<[Reservation; 2]>>,
-    /// Events sent and not yet read.
-    unread: Arc<AtomicUsize>,
-    trace: ReplyTrace,
-}
-
-impl Client for ChannelClient {
-    fn on_event(&mut self, event: EngineEvent) {
-        self.trace.on_event(&event);
-        // Released before the client gets the event, because it may send the next request at once.
-        if let EngineEvent::Finished(stats) = &event {
-            self.reservation = None;
-            if let FinishReason::Unread(limit) = stats.ended {
-                let seconds = limit.as_secs();
-                tracing::warn!(seconds, "stream unread for too long (--stream-timeout): reply ended");
-            }
-        }
-        self.unread.fetch_add(1, Ordering::Relaxed);
-        // Fails if the client has disconnected; the next step checks that.
-        let _ = self.sender.send((self.index, event));
-    }
-
-    fn is_disconnected(&self) -> bool {
-        self.sender.is_closed()
-    }
-
-    fn is_ready(&self) -> bool {
-        self.unread.load(Ordering::Relaxed) < MAX_UNREAD_EVENTS
-    }
-}
-
-/// The events of a submitted request. Dropping it cancels the request.
-pub struct RequestEvents {
-    app: Arc<App>,
-    events: UnboundedReceiver<(usize, EngineEvent)>,
-    /// Number of replies that have not ended.
-    open: usize,
-    /// For each reply, events sent and not yet read.
-    unread: Vec<Arc<AtomicUsize>>,
-    /// Tokens of all prompts together.
-    pub prompt_tokens: usize,
-    /// The cause for which the first prompt was prefilled, set at the end of its first reply.
-    pub miss: MissCell,
-    pub start: Instant,
-    deadline: Option<Instant>,
-    /// Time of the last token of each reply.
-    last_token: HashMap<usize, Instant>,
-}
-
-impl RequestEvents {
-    /// Returns the next event with the reply's index, or None after the last reply has ended.
-    pub async fn next(&mut self) -> Option<Result<(usize, EngineEvent), ApiError>> {
-        if self.open == 0 {
-            return None;
-        }
-        let next = match self.deadline {
-            None => self.events.recv().await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, self.events.recv()).await {
-                Ok(next) => next,
-                Err(_) => return Some(Err(self.time_out())),
-            },
-        };
-        let Some((index, event)) = next else {
-            self.open = 0;
-            return Some(Err(self.app.engine_stopped()));
-        };
-        self.unread[index].fetch_sub(1, Ordering::Relaxed);
-        self.count(index, &event);
-        Some(Ok((index, event)))
-    }
-
-    fn time_out(&mut self) -> ApiError {
-        self.open = 0;
-        self.events.close();
-        ApiError::timeout(self.app.options.timeout.map_or(0, |t| t.as_secs()))
-    }
-
-    fn count(&mut self, index: usize, event: &EngineEvent) {
-        let metrics = &self.app.metrics;
-        match event {
-            EngineEvent::Prefill { .. } => {}
-            EngineEvent::Token { .. } => {
-                let now = Instant::now();
-                match self.last_token.insert(index, now) {
-                    None => metrics.time_to_first_token.observe((now - self.start).as_secs_f64()),
-                    Some(before) => metrics.inter_token_latency.observe((now - before).as_secs_f64()),
-                }
-            }
-            EngineEvent::Finished(stats) => {
-                self.open -= 1;
-                metrics.count(stats);
-            }
-        }
-    }
-}
-
-impl Drop for RequestEvents {
-    fn drop(&mut self) {
-        if self.open > 0 {
-            self.app.metrics.aborted.inc();
-        }
-        self.app.open.send_modify(|open| *open -= 1);
-    }
 }

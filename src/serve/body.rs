@@ -40,6 +40,13 @@ impl RequestBody {
         self.value.as_object().into_iter().flatten().map(|(name, value)| (name.as_str(), value))
     }
 
+    /// Returns the body as JSON text, for another name of the model.
+    pub fn for_model(&self, name: &str) -> String {
+        let mut value = self.value.clone();
+        value["model"] = name.into();
+        value.to_string()
+    }
+
     /// Estimates the processing cost, in bytes of plain text.
     pub fn cost(&self) -> usize {
         self.cost

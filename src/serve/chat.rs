@@ -1,24 +1,25 @@
 //! `/v1/chat/completions`: generates the next message of a conversation, whole or as server-sent events.
 
 use super::api::chat::{
-    Answer, ChatBody, ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatLogprobs, ChatMessage,
-    ChatRequest, ChunkChoice, FunctionCall, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
+    Answer, ChatBody, ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatLogprobs, ChatRequest,
+    ChunkChoice, FunctionCall, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
 };
-use super::api::generation::Generation;
+use super::api::generation::{Generation, StopStrings};
 use super::api::{PromptProgress, Timings, Usage};
-use super::app::{App, EngineRequest, Ready, RequestEvents};
+use super::app::{App, Ready, ReplySource};
 use super::body::RequestBody;
 use super::errors::{ApiError, quoted};
+use super::events::RequestEvents;
 use super::fields::{self, Interface};
 use super::outline::{FoundParts, PromptText};
-use super::reply::{ParsedEvent, TrackedReply};
+use super::reply::{ParsedEvent, ReplyPart, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
+use super::submit::{EngineRequest, PreparedChat, submit_chat};
 use super::tenant::Tenant;
 use super::trace::MissCell;
 use super::usage::{FINGERPRINT, ResponseMeta, timings, usage};
-use super::{logprobs, tools, validate};
-use crate::generation::event::EngineEvent;
-use crate::generation::logprobs::Logprobs;
+use super::{tools, upstream, validate};
+use crate::generation::decoder::FinishReason;
 use crate::generation::reply_parser::{REASONING_TAGS, ReplyEvent, ReplyParser, opens_reasoning};
 use crate::prefix_cache::retokenize::ids_before;
 use crate::prefix_cache::served::PromptOutline;
@@ -27,7 +28,6 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 use models::template::{Message, Rendered};
-use models::tokenizer::Vocabulary;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -55,14 +55,17 @@ pub async fn completions(
     // Rendering and tokenizing a long conversation blocks for some time.
     let prepared =
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
-    let (request, engine_request, parser) = prepared??;
+    let (request, prepared, stops) = prepared??;
     let meta = ResponseMeta::new(&app, "chatcmpl");
-    let reply = |_| PartialReply { parsed: TrackedReply::new(parser.clone()), ..PartialReply::default() };
-    let replies = (0..engine_request.reply_params.len()).map(reply).collect();
-    let tokenizer = app.ready()?.tokenizer().clone();
-    let events = app.submit(vec![engine_request], tenant.0)?;
-    let (start, prompt_tokens, miss) = (events.start, events.prompt_tokens, events.miss.clone());
-    let chat = Chat { meta, request, tokenizer, replies, prompt_tokens, miss, start };
+    let replies = prepared.replies();
+    let events = submit_chat(&app, prepared, tenant).await?;
+    let (start, miss) = (events.start, events.miss.clone());
+    let reply = |_| {
+        let tracked = TrackedReply::new(events.prompt_tokens);
+        PartialReply { tracked, ..PartialReply::default() }
+    };
+    let replies = (0..replies).map(reply).collect();
+    let chat = Chat { meta, request, stops, replies, miss, start };
     if chat.request.stream.unwrap_or(false) {
         return Ok(respond(events, chat));
     }
@@ -74,27 +77,33 @@ fn prepare(
     body: &RequestBody,
     tenant: Tenant,
     cancelled: &AtomicBool,
-) -> Result<(ChatRequest, EngineRequest, ReplyParser), ApiError> {
+) -> Result<(ChatRequest, PreparedChat, Vec<String>), ApiError> {
     fields::check(Interface::Chat, body, &app.notices)?;
     let mut request = ChatRequest { constraint: body.part()?, ..body.part()? };
     let generation: Generation = body.part()?;
-    let (engine_request, parser) = prepare_chat(app, &mut request, &generation, tenant, cancelled)?;
+    let prepared = prepare_chat(app, &mut request, &generation, tenant, cancelled)?;
     // Freed before generation: schemas may take more memory than the prompt.
     request.tools = None;
     request.response_format = None;
-    Ok((request, engine_request, parser))
+    Ok((request, prepared, generation.stop.map(StopStrings::into_list).unwrap_or_default()))
 }
 
-/// Validates a request and builds the scheduler's request and the parser of the reply.
+/// Validates a request and builds the one to the source of replies.
 pub fn prepare_chat(
     app: &App,
     request: &mut ChatRequest,
     generation: &Generation,
     tenant: Tenant,
     cancelled: &AtomicBool,
-) -> Result<(EngineRequest, ReplyParser), ApiError> {
-    let ready = app.ready()?;
-    let top = logprobs(request)?;
+) -> Result<PreparedChat, ApiError> {
+    let ready = match app.source()? {
+        ReplySource::Local(ready) => ready,
+        ReplySource::Upstream(upstream) => {
+            let request = upstream::prepare(app, upstream, request, generation)?;
+            return Ok(PreparedChat::Upstream(Box::new(request)));
+        }
+    };
+    let top = validate::top_logprobs(request)?;
     let tools = tools::Plan::new(request, &app.notices)?;
     let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
     let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, cancelled)).transpose()?;
@@ -103,7 +112,8 @@ pub fn prepare_chat(
     let has_reasoning = REASONING_TAGS.iter().any(|tag| ready.template().mentions(tag));
     let parser = ReplyParser::new(tools.names, has_reasoning, in_reasoning).constrained(tools.constrained);
     let engine_request = validate::engine_request(app, ready, tokens, generation, grammar.as_ref())?;
-    Ok((EngineRequest { logprobs: top, snapshot_lengths, outline, ..engine_request }, parser))
+    let request = EngineRequest { parser, logprobs: top, snapshot_lengths, outline, ..engine_request };
+    Ok(PreparedChat::Local(Box::new(request)))
 }
 
 /// Returns the number of tokens of a conversation's prompt.
@@ -131,7 +141,7 @@ fn encode(
 ) -> Result<EncodedPrompt, ApiError> {
     let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
-    let messages = messages(std::mem::take(&mut request.messages))?;
+    let messages = validate::messages(std::mem::take(&mut request.messages))?;
     let extra = template_variables(app, ready, request);
     let (rendered, tools_end, exact) = render(ready, &messages, tools, &extra)?;
     let tokenizer = ready.tokenizer();
@@ -169,27 +179,6 @@ fn template_variables(app: &App, ready: &Ready, request: &mut ChatRequest) -> Ma
     variables
 }
 
-/// Returns the number of top log-probabilities, or None if no log-probabilities are requested.
-fn logprobs(request: &ChatRequest) -> Result<Option<usize>, ApiError> {
-    let top = request.top_logprobs;
-    match (request.logprobs.unwrap_or(false), top) {
-        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "expected logprobs to be true")),
-        (false, None) => Ok(None),
-        (true, top) => validate::within("top_logprobs", top.unwrap_or(0), 0, 20).map(Some),
-    }
-}
-
-/// Converts the messages to the form that templates take.
-fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
-    if messages.is_empty() {
-        return Err(ApiError::invalid("messages", "expected at least one, found none"));
-    }
-    let message = |(i, m): (usize, ChatMessage)| {
-        m.into_template().map_err(|(place, why)| ApiError::invalid(&format!("messages[{i}].{place}"), why))
-    };
-    messages.into_iter().enumerate().map(message).collect()
-}
-
 /// Renders a conversation. Also returns the end of the tools, and byte offsets for snapshots, after which other conversations
 /// may differ: the end of tools and instructions, and the start of the last message.
 fn render(
@@ -215,7 +204,7 @@ fn render(
 /// One reply, accumulated from its events.
 #[derive(Default)]
 struct PartialReply {
-    parsed: TrackedReply,
+    tracked: TrackedReply,
     /// The chunk with the role has been sent.
     has_role: bool,
     text: String,
@@ -231,7 +220,7 @@ impl PartialReply {
 
     fn finish_reason(&self) -> &'static str {
         match self.calls.is_empty() {
-            _ if self.parsed.is_cut() => "length",
+            _ if self.tracked.is_cut() => "length",
             true => "stop",
             false => "tool_calls",
         }
@@ -242,9 +231,9 @@ impl PartialReply {
 struct Chat {
     meta: ResponseMeta,
     request: ChatRequest,
-    tokenizer: Arc<Vocabulary>,
+    /// The stop strings of the request.
+    stops: Vec<String>,
     replies: Vec<PartialReply>,
-    prompt_tokens: usize,
     miss: MissCell,
     start: Instant,
 }
@@ -255,22 +244,24 @@ impl Chat {
         PromptProgress { total, cache: reused, processed: done, time_ms }
     }
 
-    fn logprobs(&self, token: Option<(u32, Logprobs)>) -> Option<ChatLogprobs> {
-        let (token, logprobs) = token?;
-        let logprob = logprobs::token_logprob(&self.tokenizer, token, &logprobs);
-        Some(ChatLogprobs { content: vec![logprob], refusal: None })
+    /// Returns the stop string that ended a reply, if any.
+    fn stop_reason(&self, reply: &PartialReply) -> Option<String> {
+        match reply.tracked.ended()? {
+            FinishReason::StopString(index) => self.stops.get(*index).cloned(),
+            _ => None,
+        }
     }
 
     async fn collect(mut self, mut events: RequestEvents) -> Result<ChatCompletion, ApiError> {
         while let Some(event) = events.next().await {
             let (index, event) = event?;
-            let (events, logprobs) = match self.replies[index].parsed.on_event(event)? {
-                ParsedEvent::Reply(events, token) => (events, self.logprobs(token)),
-                ParsedEvent::Finished(events) => (events, None),
-                ParsedEvent::Progress { .. } => continue,
-            };
             let reply = &mut self.replies[index];
-            reply.logprobs.extend(logprobs.into_iter().flat_map(|l| l.content));
+            reply.tracked.record(&event);
+            let (events, logprobs) = match event {
+                ParsedEvent::Reply(part) => (part.events, part.logprobs),
+                event => (event.into_events(), Vec::new()),
+            };
+            reply.logprobs.extend(logprobs);
             for event in events {
                 match event {
                     ReplyEvent::Text(text) => reply.text.push_str(&text),
@@ -282,10 +273,12 @@ impl Chat {
             }
         }
         let (usage, timings) = (self.usage(), self.timings());
+        let mut stop_reasons: Vec<_> = self.replies.iter().map(|reply| self.stop_reason(reply)).collect();
         let wanted = self.request.logprobs.unwrap_or(false);
         let choice = |(index, reply): (usize, PartialReply)| ChatChoice {
             index,
             finish_reason: reply.finish_reason(),
+            stop_reason: stop_reasons[index].take(),
             logprobs: wanted.then_some(ChatLogprobs { content: reply.logprobs, refusal: None }),
             message: Answer {
                 role: "assistant",
@@ -308,17 +301,15 @@ impl Chat {
     }
 
     fn usage(&self) -> Usage {
-        usage(
-            self.prompt_tokens,
-            self.replies.len(),
-            self.replies.iter().filter_map(|r| r.parsed.stats.as_ref()),
-        )
+        let prompt_tokens = self.replies.first().map_or(0, |reply| reply.tracked.prompt().0);
+        let stats = self.replies.iter().filter_map(|reply| reply.tracked.stats.as_ref());
+        usage(prompt_tokens, self.replies.len(), stats)
     }
 
     fn timings(&self) -> Timings {
         self.replies
             .iter()
-            .find_map(|r| r.parsed.stats.as_ref())
+            .find_map(|reply| reply.tracked.stats.as_ref())
             .map(|stats| timings(stats, &self.miss))
             .unwrap_or_default()
     }
@@ -339,7 +330,7 @@ impl Chat {
     }
 
     fn send(&self, index: usize, delta: ChatDelta, logprobs: Option<ChatLogprobs>, out: &mut Outbox) {
-        let choice = ChunkChoice { index, delta, logprobs, finish_reason: None };
+        let choice = ChunkChoice { index, delta, logprobs, ..ChunkChoice::default() };
         out.data(&ChatChunk { choices: vec![choice], ..self.chunk() });
     }
 
@@ -415,31 +406,32 @@ impl StreamEncoder for Chat {
         out.comment();
     }
 
-    fn on_event(&mut self, index: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        match self.replies[index].parsed.on_event(event)? {
+    fn on_event(&mut self, index: usize, event: ParsedEvent, out: &mut Outbox) {
+        self.replies[index].tracked.record(&event);
+        match event {
             ParsedEvent::Progress { reused, done, total } => {
                 if self.request.return_progress.unwrap_or(false) {
                     let prompt_progress = Some(self.prompt_progress(reused, done, total));
                     out.data(&ChatChunk { prompt_progress, ..self.chunk() });
                 }
             }
-            ParsedEvent::Reply(events, token) => {
+            ParsedEvent::Reply(ReplyPart { events, logprobs, .. }) => {
                 self.send_role(index, out);
-                let logprobs = self.logprobs(token);
+                let logprobs = ChatLogprobs { content: logprobs, refusal: None };
+                let logprobs = Some(logprobs).filter(|logprobs| !logprobs.content.is_empty());
                 self.send_events(index, events, logprobs, out);
             }
-            ParsedEvent::Finished(events) => {
+            ParsedEvent::Finished { events, .. } => {
                 self.send_role(index, out);
                 self.send_events(index, events, None, out);
-                let finish_reason = Some(self.replies[index].finish_reason());
-                let choice =
-                    ChunkChoice { index, delta: ChatDelta::default(), logprobs: None, finish_reason };
-                let last = self.replies.iter().all(|r| r.parsed.stats.is_some());
+                let reply = &self.replies[index];
+                let (finish_reason, stop_reason) = (Some(reply.finish_reason()), self.stop_reason(reply));
+                let choice = ChunkChoice { index, finish_reason, stop_reason, ..ChunkChoice::default() };
+                let last = self.replies.iter().all(|reply| reply.tracked.stats.is_some());
                 let timings = last.then(|| self.timings());
                 out.data(&ChatChunk { choices: vec![choice], timings, ..self.chunk() });
             }
         }
-        Ok(())
     }
 
     fn end(&mut self, out: &mut Outbox) {

@@ -1,28 +1,30 @@
 //! `/v1/completions`: continues prompts, whole or as server-sent events.
 
+use super::api::chat::TokenLogprob;
 use super::api::completion::{
     Completion, CompletionBody, CompletionChoice, CompletionPrompt, CompletionRequest, TextLogprobs,
 };
 use super::api::generation::Generation;
 use super::api::schemas::MAX_PROMPTS;
 use super::api::{Timings, Usage};
-use super::app::{App, EngineRequest, Ready, RequestEvents};
+use super::app::{App, Ready};
 use super::body::RequestBody;
 use super::errors::ApiError;
+use super::events::RequestEvents;
 use super::fields::{self, Interface};
+use super::reply::ParsedEvent;
 use super::sse::{Outbox, StreamEncoder, respond};
+use super::submit::{EngineRequest, submit};
 use super::tenant::Tenant;
 use super::trace::MissCell;
-use super::usage::{FINGERPRINT, ResponseMeta, failure, timings, usage};
-use super::{logprobs, tools, validate};
+use super::usage::{FINGERPRINT, ResponseMeta, timings, usage};
+use super::{tools, validate};
 use crate::generation::decoder::FinishReason;
-use crate::generation::event::EngineEvent;
 use crate::generation::generate::Stats;
-use crate::generation::logprobs::Logprobs;
+use crate::generation::reply_parser::ReplyEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use models::tokenizer::Vocabulary;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -47,13 +49,12 @@ pub async fn completions(
     let shared = app.clone();
     let prepared = app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, cancelled)).await;
     let (request, engine_requests, texts) = prepared??;
-    let tokenizer = app.ready()?.tokenizer().clone();
     let meta = ResponseMeta::new(&app, "cmpl");
     let n = engine_requests.first().map_or(1, |engine_request| engine_request.reply_params.len());
     let prompt_tokens = engine_requests.iter().map(|engine_request| engine_request.prompt.len()).sum();
-    let events = app.submit(engine_requests, tenant.0)?;
+    let events = submit(&app, engine_requests, tenant.0)?;
     let miss = events.miss.clone();
-    let texts = Texts { meta, request, tokenizer, texts, prompt_tokens, n, miss };
+    let texts = Texts { meta, request, texts, prompt_tokens, n, miss };
     if texts.request.stream.unwrap_or(false) {
         return Ok(respond(events, texts));
     }
@@ -144,7 +145,6 @@ impl PartialText {
 struct Texts {
     meta: ResponseMeta,
     request: CompletionRequest,
-    tokenizer: Arc<Vocabulary>,
     texts: Vec<PartialText>,
     prompt_tokens: usize,
     /// Number of replies per prompt.
@@ -153,35 +153,31 @@ struct Texts {
 }
 
 impl Texts {
-    /// Accumulates an event and returns its text and log-probabilities.
-    fn reply_event(
-        &mut self,
-        index: usize,
-        event: EngineEvent,
-    ) -> Result<(String, Option<TextLogprobs>), ApiError> {
+    /// Accumulates an event and returns its log-probabilities.
+    fn reply_event(&mut self, index: usize, event: ParsedEvent) -> Option<TextLogprobs> {
         let reply = &mut self.texts[index];
-        match event {
-            EngineEvent::Prefill { .. } => Ok((String::new(), None)),
-            EngineEvent::Token { token, text, logprobs } => {
-                let logprob = token.zip(logprobs).map(|(token, l)| {
-                    let offset = reply.text.chars().count();
-                    text_logprobs(&self.tokenizer, token, &l, offset)
-                });
-                reply.text.push_str(&text);
-                Ok((text, logprob))
+        let mut logprobs = None;
+        match &event {
+            ParsedEvent::Progress { .. } => {}
+            ParsedEvent::Reply(part) => {
+                let offset = reply.text.chars().count();
+                logprobs = part.logprobs.first().map(|logprob| text_logprobs(logprob, offset));
             }
-            EngineEvent::Finished(stats) => {
-                failure(&stats)?;
-                reply.stats = Some(stats);
-                Ok((String::new(), None))
+            ParsedEvent::Finished { stats, .. } => reply.stats = Some(stats.clone()),
+        }
+        for event in event.into_events() {
+            // Without tools and reasoning there is only text.
+            if let ReplyEvent::Text(text) = event {
+                reply.text.push_str(&text);
             }
         }
+        logprobs
     }
 
     async fn collect(mut self, mut events: RequestEvents) -> Result<Completion, ApiError> {
         while let Some(event) = events.next().await {
             let (index, event) = event?;
-            if let (_, Some(logprob)) = self.reply_event(index, event)? {
+            if let Some(logprob) = self.reply_event(index, event) {
                 let all = &mut self.texts[index].logprobs;
                 all.tokens.extend(logprob.tokens);
                 all.token_logprobs.extend(logprob.token_logprobs);
@@ -229,11 +225,11 @@ impl Texts {
 }
 
 /// Returns the log-probabilities of a token at a character offset.
-fn text_logprobs(vocabulary: &Vocabulary, token: u32, logprobs: &Logprobs, offset: usize) -> TextLogprobs {
-    let top = logprobs.top.iter().map(|(id, l)| (logprobs::text(vocabulary, *id), logprobs::finite(*l)));
+fn text_logprobs(logprob: &TokenLogprob, offset: usize) -> TextLogprobs {
+    let top = logprob.top_logprobs.iter().map(|top| (top.token.clone(), top.logprob));
     TextLogprobs {
-        tokens: vec![logprobs::text(vocabulary, token)],
-        token_logprobs: vec![logprobs::finite(logprobs.chosen)],
+        tokens: vec![logprob.token.clone()],
+        token_logprobs: vec![logprob.logprob],
         top_logprobs: vec![top.collect()],
         text_offset: vec![offset],
     }
@@ -242,8 +238,8 @@ fn text_logprobs(vocabulary: &Vocabulary, token: u32, logprobs: &Logprobs, offse
 impl StreamEncoder for Texts {
     fn begin(&mut self, _: &mut Outbox) {}
 
-    fn on_event(&mut self, index: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        let (_, logprobs) = self.reply_event(index, event)?;
+    fn on_event(&mut self, index: usize, event: ParsedEvent, out: &mut Outbox) {
+        let logprobs = self.reply_event(index, event);
         let text = &mut self.texts[index];
         // The first chunk includes an echoed prompt.
         let new = text.text.split_off(text.sent);
@@ -251,13 +247,12 @@ impl StreamEncoder for Texts {
         text.sent = text.text.len();
         let finish_reason = text.finish_reason();
         if new.is_empty() && logprobs.is_none() && finish_reason.is_none() {
-            return Ok(());
+            return;
         }
         let last = self.texts.iter().all(|t| t.stats.is_some());
         let timings = last.then(|| self.timings());
         let choice = CompletionChoice { index, text: new, logprobs, finish_reason };
         out.data(&Completion { choices: vec![choice], timings, ..self.chunk() });
-        Ok(())
     }
 
     fn end(&mut self, out: &mut Outbox) {

@@ -1,5 +1,6 @@
 //! Defines error responses in OpenAI's form: `{"error": {"message", "type", "param", "code"}}`.
 
+use crate::client::endpoint::errors::{EndpointError, EndpointFault};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -144,6 +145,36 @@ impl ApiError {
     pub fn unavailable(state: &str) -> Self {
         let message = format!("the server is {state}; try again later");
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"), message)
+    }
+
+    /// The endpoint needs a model that is loaded here.
+    pub fn needs_local_model() -> Self {
+        let message = "this endpoint needs a loaded model and is not available with --upstream";
+        let code = Some("unsupported_endpoint");
+        Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message.to_owned())
+    }
+
+    /// A request failed at an upstream server, whose URL clients do not see. What the client can mend keeps its status; a
+    /// refused key and a missing model are faults of this server's settings.
+    pub fn upstream(e: EndpointError, base: &str) -> Self {
+        let message =
+            format!("upstream server: {}", e.message.trim_start_matches(base).trim_start_matches(": "));
+        let status = match e.fault {
+            EndpointFault::Status(status @ (400 | 413 | 422 | 429 | 503 | 504)) => {
+                StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY)
+            }
+            EndpointFault::Status(408) | EndpointFault::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            EndpointFault::Status(_) | EndpointFault::Connection | EndpointFault::Response => {
+                StatusCode::BAD_GATEWAY
+            }
+        };
+        let (kind, code) = match status {
+            StatusCode::TOO_MANY_REQUESTS => ("rate_limit_error", "upstream_busy"),
+            StatusCode::GATEWAY_TIMEOUT => ("server_error", "upstream_timeout"),
+            status if status.is_client_error() => ("invalid_request_error", "upstream_refused"),
+            _ => ("server_error", "upstream_failed"),
+        };
+        Self::new(status, kind, Some(code), message)
     }
 
     pub fn timeout(seconds: u64) -> Self {

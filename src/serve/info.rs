@@ -5,7 +5,7 @@ use super::api::{Health, ModelCard, ModelList};
 use super::app::App;
 use super::clock::rfc3339;
 use super::errors::ApiError;
-use super::metrics;
+use super::metrics::{self, SourceState};
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -19,13 +19,24 @@ use std::sync::Arc;
     path = "/health",
     responses(
         (status = 200, description = "The server accepts requests", body = Health),
-        (status = 503, description = "The server is loading, draining or has failed", body = Health),
+        (status = 503, description = "The server is loading, draining or has failed, or its upstream server does not answer", body = Health),
     )
 )]
 pub async fn health(State(app): State<Arc<App>>) -> Response {
-    let status = app.status();
+    let status = match app.status() {
+        "ready" if !upstream_is_reachable(&app).await => "unreachable",
+        status => status,
+    };
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(Health { status })).into_response()
+}
+
+/// Returns false if there is an upstream server that does not answer.
+async fn upstream_is_reachable(app: &App) -> bool {
+    match app.upstream() {
+        Some(upstream) => upstream.is_reachable().await,
+        None => true,
+    }
 }
 
 /// Returns metrics in the OpenMetrics format
@@ -39,11 +50,16 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
 )]
 pub async fn show_metrics(State(app): State<Arc<App>>) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-    (
-        [(header::CONTENT_TYPE, kind)],
-        metrics::text(&app.metrics, &app.limits, app.loaded().map(|ready| &*ready.gauges)),
-    )
-        .into_response()
+    let source = match (app.loaded(), app.upstream()) {
+        (Some(ready), _) => SourceState::Scheduler(&ready.gauges),
+        (None, Some(upstream)) => {
+            let running = upstream.running() as u64;
+            SourceState::Upstream { running, waiting: app.in_flight().saturating_sub(running) }
+        }
+        (None, None) => SourceState::Loading,
+    };
+    let text = metrics::text(&app.metrics, &app.limits, &source);
+    ([(header::CONTENT_TYPE, kind)], text).into_response()
 }
 
 /// Returns the built-in page, whose content security policy allows requests to this server only.
@@ -52,7 +68,7 @@ pub async fn page() -> Response {
 }
 
 fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {
-    let context_length = app.ready()?.engine.context;
+    let context_length = app.context_length()?;
     let card = |id: &String| ModelCard {
         id: id.clone(),
         object: "model",

@@ -24,6 +24,7 @@ pub struct Metrics {
     pub inter_token_latency: Histogram,
     /// Prompts and tokens that were prefilled, by cause.
     pub misses: Misses,
+    upstream_errors: Family<StatusLabels, Counter>,
     prompt_tokens: Counter,
     cached_tokens: Counter,
     generated_tokens: Counter,
@@ -38,6 +39,7 @@ impl Default for Metrics {
             time_to_first_token: Histogram::new(seconds),
             inter_token_latency: Histogram::new(seconds),
             misses: Misses::default(),
+            upstream_errors: Family::default(),
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
@@ -52,6 +54,17 @@ impl Metrics {
         self.cached_tokens.inc_by(stats.prefill.reused as u64);
         self.generated_tokens.inc_by(stats.generated as u64);
     }
+
+    /// Counts a request that failed at the upstream server, with the status that the client gets.
+    pub fn count_upstream_error(&self, status: u16) {
+        self.upstream_errors.get_or_create(&StatusLabels { status: status.into() }).inc();
+    }
+}
+
+/// The label of an error.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, prometheus_client::encoding::EncodeLabelSet)]
+struct StatusLabels {
+    status: u32,
 }
 
 /// The label of a cause.
@@ -77,10 +90,21 @@ impl Misses {
     }
 }
 
-/// Encodes all metrics as text; `gauges` is None until the model is loaded.
-pub fn text(m: &Metrics, limits: &LimitEvents, gauges: Option<&Gauges>) -> String {
+/// The state of the source of replies.
+pub enum SourceState<'a> {
+    Loading,
+    Scheduler(&'a Gauges),
+    /// Requests at the upstream server, and those that wait here.
+    Upstream {
+        running: u64,
+        waiting: u64,
+    },
+}
+
+/// Encodes all metrics as text.
+pub fn text(m: &Metrics, limits: &LimitEvents, source: &SourceState<'_>) -> String {
     let mut r = Registry::with_prefix("kimi");
-    r.register("requests", "Requests submitted to the scheduler", m.requests.clone());
+    r.register("requests", "Requests submitted to the scheduler or the upstream server", m.requests.clone());
     r.register("aborted", "Requests cancelled by a disconnect or a timeout", m.aborted.clone());
     r.register("prompt_tokens", "Prompt tokens prefilled", m.prompt_tokens.clone());
     r.register("cached_tokens", "Prompt tokens restored from the prefix cache", m.cached_tokens.clone());
@@ -98,25 +122,32 @@ pub fn text(m: &Metrics, limits: &LimitEvents, gauges: Option<&Gauges>) -> Strin
     r.register("http_limit", "Connections and bodies that reached a limit", events);
     let open = limits.connections.load(Ordering::Relaxed);
     r.register("http_connections", "Open connections", ConstGauge::new(open));
-    if let Some(g) = gauges {
-        let gauges = [
-            ("requests_running", "Requests that hold a slot", &g.running),
-            ("requests_waiting", "Requests that wait for a slot", &g.waiting),
-            ("state_bytes", "Bytes reserved for sequence states", &g.bytes),
-        ];
-        for (name, help, value) in gauges {
-            r.register(name, help, ConstGauge::new(value.load(Ordering::Relaxed)));
-        }
-        let counters = [
-            ("scheduler_steps", "Forward passes", &g.steps),
-            ("batched_tokens", "Tokens processed in all forward passes", &g.tokens),
-        ];
-        for (name, help, value) in counters {
-            r.register(name, help, ConstCounter::new(value.load(Ordering::Relaxed)));
-        }
-    }
+    register_source(m, source, &mut r);
     let mut text = String::new();
     // Writing to a String does not fail.
     let _ = encode(&mut text, &r);
     text
+}
+
+/// Registers the values of the source of replies, once there is one.
+fn register_source(m: &Metrics, source: &SourceState<'_>, r: &mut Registry) {
+    let load = |value: &AtomicU64| value.load(Ordering::Relaxed);
+    let (running, waiting) = match source {
+        SourceState::Loading => return,
+        SourceState::Scheduler(g) => {
+            let help = "Bytes reserved for sequence states";
+            r.register("state_bytes", help, ConstGauge::new(load(&g.bytes)));
+            let help = "Tokens processed in all forward passes";
+            r.register("batched_tokens", help, ConstCounter::new(load(&g.tokens)));
+            r.register("scheduler_steps", "Forward passes", ConstCounter::new(load(&g.steps)));
+            (load(&g.running), load(&g.waiting))
+        }
+        SourceState::Upstream { running, waiting } => {
+            let help = "Requests that failed at the upstream server, by status";
+            r.register("upstream_errors", help, m.upstream_errors.clone());
+            (*running, *waiting)
+        }
+    };
+    r.register("requests_running", "Requests that hold a slot", ConstGauge::new(running));
+    r.register("requests_waiting", "Requests that wait for a slot", ConstGauge::new(waiting));
 }

@@ -1,8 +1,9 @@
 //! `kimi serve`: an HTTP server with the interfaces of OpenAI, Anthropic and Ollama. Only this module, `client` and `hub`
 //! know HTTP.
 //!
-//! The path of a request: `listener` (connections) -> `routes` (Host, API key, path) -> `body` (JSON) -> `validate` -> `app`
-//! (submission to [`crate::scheduler`]) -> `chat`, `completion`, `responses`, `messages` or `ollama` (the response, whole or as events).
+//! The path of a request: `listener` (connections) -> `routes` (Host, API key, path) -> `body` (JSON) -> `validate` -> `submit`
+//! (to [`crate::scheduler`] or an `upstream` server) -> `events` -> `chat`, `completion`, `responses`, `messages` or `ollama` (the
+//! response, whole or as events).
 
 mod api;
 mod app;
@@ -13,6 +14,7 @@ mod completion;
 mod connections;
 mod error_form;
 mod errors;
+mod events;
 pub mod fields;
 mod host_check;
 mod info;
@@ -28,21 +30,25 @@ mod ollama;
 mod openapi;
 mod outline;
 mod reply;
+mod reservation;
 mod responses;
 mod routes;
 mod server;
 mod signals;
 mod sse;
+mod submit;
 mod tenant;
 mod tokenize;
 mod tools;
 mod trace;
+mod upstream;
 mod usage;
 mod validate;
 
-pub use app::{App, ServeOptions};
+pub use app::{App, ReplySource, ServeOptions};
 pub use host_check::HostPolicy;
 pub use limits::HttpLimits;
 pub use listener::listen;
 pub use routes::router;
 pub use server::{ServeArgs, run, spawn_scheduler};
+pub use upstream::{UpstreamArgs, UpstreamModel};

@@ -1,51 +1,79 @@
-//! Parses the events of a reply: text, reasoning and tool calls. The endpoints encode the result, each in its own form.
+//! The events of a reply as the endpoints encode them: text, reasoning and tool calls, whichever source they come from.
+//! Next: [`super::events`], which makes them.
 
-use super::errors::ApiError;
-use super::usage::failure;
+use super::api::chat::TokenLogprob;
 use crate::generation::decoder::FinishReason;
-use crate::generation::event::{EngineEvent, Stats};
-use crate::generation::logprobs::Logprobs;
-use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
+use crate::generation::event::Stats;
+use crate::generation::reply_parser::ReplyEvent;
 
-/// An event of the engine with its text parsed.
+/// An event of a reply.
 pub enum ParsedEvent {
     /// Progress of the prefill, in tokens of the prompt.
     Progress { reused: usize, done: usize, total: usize },
-    /// The parsed text, with the log-probabilities of its token if requested.
-    Reply(Vec<ReplyEvent>, Option<(u32, Logprobs)>),
+    /// A part of the reply, which may be withheld text only.
+    Reply(ReplyPart),
     /// The end of a reply, with the text that the parser had withheld.
-    Finished(Vec<ReplyEvent>),
+    Finished { events: Vec<ReplyEvent>, stats: Stats },
 }
 
-/// A reply that is being parsed, and its statistics once it has ended.
+/// A part of a reply.
+#[derive(Debug, Default)]
+pub struct ReplyPart {
+    pub events: Vec<ReplyEvent>,
+    /// Number of tokens of this part.
+    pub tokens: usize,
+    /// Log-probabilities of these tokens, if requested.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+impl ParsedEvent {
+    /// Returns the parts of text, reasoning and calls.
+    pub fn into_events(self) -> Vec<ReplyEvent> {
+        match self {
+            ParsedEvent::Progress { .. } => Vec::new(),
+            ParsedEvent::Reply(part) => part.events,
+            ParsedEvent::Finished { events, .. } => events,
+        }
+    }
+}
+
+/// What is known about a reply besides its text.
 #[derive(Default)]
 pub struct TrackedReply {
-    parser: ReplyParser,
+    /// Tokens of the prompt; None while an upstream server has not reported them.
+    pub prompt_tokens: Option<usize>,
+    /// Tokens that are generated so far.
+    pub generated: usize,
     /// Statistics, present once the reply has ended.
     pub stats: Option<Stats>,
+    /// Prompt tokens restored from a cache, as far as known.
+    reused: usize,
 }
 
 impl TrackedReply {
-    pub fn new(parser: ReplyParser) -> Self {
-        TrackedReply { parser, stats: None }
+    pub fn new(prompt_tokens: Option<usize>) -> Self {
+        TrackedReply { prompt_tokens, ..TrackedReply::default() }
     }
 
-    /// Parses the text of an event.
-    ///
-    /// # Errors
-    /// The reason that ended the reply, if that is a failure.
-    pub fn on_event(&mut self, event: EngineEvent) -> Result<ParsedEvent, ApiError> {
-        Ok(match event {
-            EngineEvent::Prefill { reused, done, total } => ParsedEvent::Progress { reused, done, total },
-            EngineEvent::Token { token, text, logprobs } => {
-                ParsedEvent::Reply(self.parser.push(&text), token.zip(logprobs))
+    /// Records the counts of an event.
+    pub fn record(&mut self, event: &ParsedEvent) {
+        match event {
+            ParsedEvent::Progress { reused, total, .. } => {
+                self.reused = *reused;
+                self.prompt_tokens.get_or_insert(*total);
             }
-            EngineEvent::Finished(stats) => {
-                failure(&stats)?;
-                self.stats = Some(stats);
-                ParsedEvent::Finished(self.parser.finish())
+            ParsedEvent::Reply(part) => self.generated += part.tokens,
+            ParsedEvent::Finished { stats, .. } => {
+                self.prompt_tokens.get_or_insert(stats.prefill.reused + stats.prefill.computed);
+                (self.reused, self.generated) = (stats.prefill.reused, stats.generated);
+                self.stats = Some(stats.clone());
             }
-        })
+        }
+    }
+
+    /// Returns the tokens of the prompt and how many of them were restored from a cache, as far as known.
+    pub fn prompt(&self) -> (usize, usize) {
+        (self.prompt_tokens.unwrap_or(0), self.reused)
     }
 
     /// Returns true if the token limit ended the reply.

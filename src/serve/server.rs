@@ -1,10 +1,11 @@
 //! Implements `kimi serve`: parses arguments, binds the socket, starts the scheduler thread, and shuts down gracefully.
 
-use super::app::{App, Ready, ServeOptions, unix_seconds};
+use super::app::{App, Ready, ReplySource, ServeOptions, unix_seconds};
 use super::host_check::{HostPolicy, host_name};
 use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
 use super::signals::ShutdownSignals;
+use super::upstream::{UpstreamArgs, UpstreamModel};
 use crate::args::{EngineArgs, at_least_one};
 use crate::io::host_memory;
 use crate::io::output::tell;
@@ -34,6 +35,8 @@ const DEMO_NAME: &str = "kimi-demo";
 pub struct ServeArgs {
     #[command(flatten)]
     pub engine: EngineArgs,
+    #[command(flatten)]
+    upstream: UpstreamArgs,
     /// Address to listen on (0.0.0.0: all interfaces)
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
@@ -125,11 +128,23 @@ pub fn run(args: &ServeArgs) -> Result<()> {
         LogFormat::Json => log.json().init(),
     }
     check_clock(unix_seconds())?;
-    let mut options = options(args)?;
+    let upstream = UpstreamModel::connect(&args.upstream, args.parallel)?;
+    let mut options = options(args, upstream.as_ref())?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
         let listener = bind(args, &mut options).await?;
-        serve(args, App::new(options), listener).await
+        let app = App::new(options);
+        if let Some(upstream) = upstream {
+            tracing::info!(
+                url = upstream.url(),
+                model = upstream.name(),
+                engine = upstream.engine(),
+                context = upstream.context,
+                "upstream"
+            );
+            app.set_ready(ReplySource::Upstream(upstream));
+        }
+        serve(args, app, listener).await
     })
 }
 
@@ -142,10 +157,11 @@ fn check_clock(seconds: u64) -> Result<()> {
     bail!("system clock: expected a time from 1970 to 9999, found {found}")
 }
 
-fn options(args: &ServeArgs) -> Result<ServeOptions> {
-    let stem = match &args.engine.options().model {
-        None => Some(DEMO_NAME.to_owned()),
-        Some(path) => path.file_stem().map(|stem| stem.to_string_lossy().into_owned()),
+fn options(args: &ServeArgs, upstream: Option<&UpstreamModel>) -> Result<ServeOptions> {
+    let stem = match (upstream, &args.engine.options().model) {
+        (Some(upstream), _) => Some(upstream.name().to_owned()),
+        (None, None) => Some(DEMO_NAME.to_owned()),
+        (None, Some(path)) => path.file_stem().map(|stem| stem.to_string_lossy().into_owned()),
     };
     let mut keys = args.api_key.clone();
     if let Some(path) = &args.api_key_file {
@@ -226,9 +242,12 @@ async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result
     let server = tokio::spawn(listen(listener, app.clone(), ending));
     let mut signals = ShutdownSignals::new()?;
     let (loading, hosted) = (app.clone(), args.clone());
-    let thread = tokio::select! {
-        thread = tokio::task::spawn_blocking(move || load(&loading, &hosted)) => thread??,
-        () = signals.next() => return Ok(()),
+    let thread = match app.upstream() {
+        Some(_) => None,
+        None => tokio::select! {
+            thread = tokio::task::spawn_blocking(move || load(&loading, &hosted)) => Some(thread??),
+            () = signals.next() => return Ok(()),
+        },
     };
     announce(args, &app, address);
     signals.next().await;
@@ -247,7 +266,8 @@ async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result
     let _ = closing.send(true);
     // Idle keep-alive connections do not delay the shutdown for longer.
     let _ = tokio::time::timeout(Duration::from_secs(2), server).await;
-    thread.join().map_err(|_| anyhow::anyhow!("the model thread panicked"))
+    let joined = thread.map_or(Ok(()), JoinHandle::join);
+    joined.map_err(|_| anyhow!("the model thread panicked"))
 }
 
 fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
@@ -283,7 +303,7 @@ pub fn spawn_scheduler(app: &Arc<App>, engine: EngineHandle, limits: SchedulerLi
     });
     let history = Arc::default();
     let sampling = app.options.sampling.or(engine.sampling).into();
-    app.set_ready(Ready { engine, sampling, limits, commands, gauges, history });
+    app.set_ready(ReplySource::Local(Ready { engine, sampling, limits, commands, gauges, history }));
     thread
 }
 

@@ -1,8 +1,8 @@
 //! Streams responses: as server-sent events (`data: JSON`, errors included), or as lines of JSON for clients of Ollama.
 
-use super::app::RequestEvents;
 use super::errors::ApiError;
-use crate::generation::event::EngineEvent;
+use super::events::RequestEvents;
+use super::reply::ParsedEvent;
 use axum::body::{Body, Bytes};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -20,8 +20,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(10);
 pub trait StreamEncoder: Send + 'static {
     /// Runs before the first event.
     fn begin(&mut self, out: &mut Outbox);
-    /// Encodes an event of a reply; an error ends the stream.
-    fn on_event(&mut self, index: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError>;
+    /// Encodes an event of a reply.
+    fn on_event(&mut self, index: usize, event: ParsedEvent, out: &mut Outbox);
     /// Runs after all replies have ended.
     fn end(&mut self, out: &mut Outbox);
     /// Encodes an error that ends the stream.
@@ -118,18 +118,16 @@ impl<T: StreamEncoder> ResponseStream<T> {
                 self.last_sent = Instant::now();
                 continue;
             };
-            let result = match next {
+            match next {
                 Some(Ok((index, event))) => self.encoder.on_event(index, event, &mut self.out),
-                Some(Err(error)) => Err(error),
+                Some(Err(error)) => {
+                    self.events = None;
+                    self.encoder.fail(&error, &mut self.out);
+                }
                 None => {
                     self.events = None;
                     self.encoder.end(&mut self.out);
-                    Ok(())
                 }
-            };
-            if let Err(error) = result {
-                self.events = None;
-                self.encoder.fail(&error, &mut self.out);
             }
         }
     }

@@ -1,19 +1,24 @@
 //! Validates generation parameters and builds requests for the scheduler.
 
+use super::api::chat::{ChatMessage, ChatRequest};
 use super::api::generation::Generation;
 use super::api::schemas::{MAX_STOP_BYTES, MAX_STOPS};
-use super::app::{App, EngineRequest, Ready};
+use super::app::{App, Ready};
 use super::errors::ApiError;
+use super::submit::EngineRequest;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::grammar::Compiled;
+use crate::generation::reply_parser::ReplyParser;
 use crate::generation::sample::Sampling;
 use crate::prefix_cache::served::PromptOutline;
+use crate::runtime::sampling_options::SamplingOptions;
 use crate::scheduler::StateBytes;
+use models::template::Message;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Maximum number of replies per prompt.
-const MAX_REPLIES: usize = 16;
+pub const MAX_REPLIES: usize = 16;
 
 /// Builds the scheduler's request for a prompt.
 pub fn engine_request(
@@ -59,6 +64,7 @@ pub fn engine_request(
         prompt: prompt.into(),
         snapshot_lengths: Vec::new(),
         outline: PromptOutline::default(),
+        parser: ReplyParser::default(),
         logprobs: None,
         retained_bytes,
     })
@@ -77,23 +83,58 @@ pub fn within<T: PartialOrd + Copy + std::fmt::Display>(
     Err(ApiError::invalid(param, format!("expected {min} to {max}, found {value}")))
 }
 
-fn sampling(app: &App, ready: &Ready, generation: &Generation) -> Result<Sampling, ApiError> {
-    let mut s = ready.sampling;
-    let number = |param: &str, value: Option<f32>, min: f32, max: f32, into: &mut f32| {
-        if let Some(value) = value {
-            *into = within(param, value, min, max)?;
-        }
-        Ok(())
+/// Returns the sampling parameters that a request sets.
+pub fn sampling_options(generation: &Generation) -> Result<SamplingOptions, ApiError> {
+    let number = |param: &str, value: Option<f32>, min: f32, max: f32| {
+        value.map(|value| within(param, value, min, max)).transpose()
     };
-    number("temperature", generation.temperature, 0.0, 2.0, &mut s.temperature)?;
-    number("top_p", generation.top_p, 0.0, 1.0, &mut s.top_p)?;
-    number("min_p", generation.min_p, 0.0, 1.0, &mut s.min_p)?;
-    number("presence_penalty", generation.presence_penalty, -2.0, 2.0, &mut s.presence_penalty)?;
-    number("frequency_penalty", generation.frequency_penalty, -2.0, 2.0, &mut s.frequency_penalty)?;
-    number("repeat_penalty", generation.repeat_penalty, 1.0, 100.0, &mut s.repeat_penalty)?;
-    s.top_k = generation.top_k.map_or(s.top_k, |k| k as usize);
-    s.seed = generation.seed.map_or_else(|| app.next_seed(ready), |seed| seed as u64);
-    Ok(s)
+    Ok(SamplingOptions {
+        temperature: number("temperature", generation.temperature, 0.0, 2.0)?,
+        top_p: number("top_p", generation.top_p, 0.0, 1.0)?,
+        min_p: number("min_p", generation.min_p, 0.0, 1.0)?,
+        presence_penalty: number("presence_penalty", generation.presence_penalty, -2.0, 2.0)?,
+        frequency_penalty: number("frequency_penalty", generation.frequency_penalty, -2.0, 2.0)?,
+        repeat_penalty: number("repeat_penalty", generation.repeat_penalty, 1.0, 100.0)?,
+        repeat_last_n: None,
+        top_k: generation.top_k.map(|k| k as usize),
+        seed: generation.seed.map(|seed| seed as u64),
+    })
+}
+
+fn sampling(app: &App, ready: &Ready, generation: &Generation) -> Result<Sampling, ApiError> {
+    let (set, usual) = (sampling_options(generation)?, ready.sampling);
+    Ok(Sampling {
+        temperature: set.temperature.unwrap_or(usual.temperature),
+        top_p: set.top_p.unwrap_or(usual.top_p),
+        min_p: set.min_p.unwrap_or(usual.min_p),
+        presence_penalty: set.presence_penalty.unwrap_or(usual.presence_penalty),
+        frequency_penalty: set.frequency_penalty.unwrap_or(usual.frequency_penalty),
+        repeat_penalty: set.repeat_penalty.unwrap_or(usual.repeat_penalty),
+        repeat_last_n: usual.repeat_last_n,
+        top_k: set.top_k.unwrap_or(usual.top_k),
+        seed: set.seed.unwrap_or_else(|| app.next_seed(ready)),
+    })
+}
+
+/// Returns the number of top log-probabilities, or None if no log-probabilities are requested.
+pub fn top_logprobs(request: &ChatRequest) -> Result<Option<usize>, ApiError> {
+    let top = request.top_logprobs;
+    match (request.logprobs.unwrap_or(false), top) {
+        (false, Some(_)) => Err(ApiError::invalid("top_logprobs", "expected logprobs to be true")),
+        (false, None) => Ok(None),
+        (true, top) => within("top_logprobs", top.unwrap_or(0), 0, 20).map(Some),
+    }
+}
+
+/// Converts the messages to the form that templates take.
+pub fn messages(messages: Vec<ChatMessage>) -> Result<Vec<Message>, ApiError> {
+    if messages.is_empty() {
+        return Err(ApiError::invalid("messages", "expected at least one, found none"));
+    }
+    let message = |(i, m): (usize, ChatMessage)| {
+        m.into_template().map_err(|(place, why)| ApiError::invalid(&format!("messages[{i}].{place}"), why))
+    };
+    messages.into_iter().enumerate().map(message).collect()
 }
 
 fn bias(bias: Option<&BTreeMap<String, f32>>, vocab: usize) -> Result<Vec<(u32, f32)>, ApiError> {
@@ -106,7 +147,8 @@ fn bias(bias: Option<&BTreeMap<String, f32>>, vocab: usize) -> Result<Vec<(u32, 
     bias.into_iter().flatten().map(pair).collect()
 }
 
-fn stops(generation: &Generation) -> Result<Vec<String>, ApiError> {
+/// Returns the stop strings of a request.
+pub fn stops(generation: &Generation) -> Result<Vec<String>, ApiError> {
     let stops = generation.stop.clone().map(|s| s.into_list()).unwrap_or_default();
     if stops.len() > MAX_STOPS {
         let why = format!("expected at most {MAX_STOPS} strings, found {}", stops.len());

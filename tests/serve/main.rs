@@ -4,6 +4,7 @@
 mod bodies;
 #[path = "../common/mod.rs"]
 mod common;
+mod fake_engine;
 mod fields;
 mod forms;
 #[allow(dead_code, reason = "only the tools are of use here")]
@@ -25,3 +26,5 @@ mod streams;
 mod support;
 mod tenants;
 mod turns;
+mod upstream;
+mod upstream_faults;

@@ -144,6 +144,9 @@ pub struct ChatChoice {
     #[schema(required)]
     pub logprobs: Option<ChatLogprobs>,
     pub finish_reason: &'static str,
+    /// The stop string that ended the reply, as vLLM names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
 }
 
 /// The generated message of the assistant.
@@ -219,7 +222,7 @@ pub struct ChatChunk {
 }
 
 /// The new part of a reply.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct ChunkChoice {
     pub index: usize,
     pub delta: ChatDelta,
@@ -229,6 +232,9 @@ pub struct ChunkChoice {
     /// stop, length or tool_calls in the last chunk of a reply
     #[schema(required)]
     pub finish_reason: Option<&'static str>,
+    /// The stop string that ended the reply, as vLLM names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stop_reason: Option<String>,
 }
 
 /// The new part of a message.

@@ -92,8 +92,9 @@ pub struct ModelCard {
     /// Unix time of the server's start, in seconds.
     pub created: u64,
     pub owned_by: &'static str,
-    /// Maximum tokens of prompt and reply together.
-    pub context_length: u64,
+    /// Maximum tokens of prompt and reply together; absent if an upstream server does not report it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub context_length: Option<u64>,
     /// The kind of this object for Anthropic's clients.
     #[serde(rename = "type")]
     pub kind: &'static str,
@@ -126,7 +127,7 @@ pub struct Props {
     pub model_alias: String,
     pub model_path: String,
     pub modalities: Modalities,
-    /// The chat template, in Jinja's syntax.
+    /// The chat template, in Jinja's syntax; empty, like the two tokens, if an upstream server has it.
     pub chat_template: String,
     pub bos_token: String,
     pub eos_token: String,
@@ -143,6 +144,6 @@ pub struct Modalities {
 /// Status of the server and its model.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Health {
-    /// loading, ready, draining or failed
+    /// loading, ready, draining, failed or (an upstream server) unreachable
     pub status: &'static str,
 }

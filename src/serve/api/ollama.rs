@@ -170,7 +170,7 @@ pub struct OllamaModel {
     pub name: String,
     pub model: String,
     pub modified_at: String,
-    /// Bytes of the model file.
+    /// Bytes of the model file; 0 if an upstream server has it.
     pub size: u64,
     /// A number that differs between models; not a checksum of the file.
     pub digest: String,
@@ -186,8 +186,8 @@ pub struct OllamaModel {
     pub context_length: Option<u64>,
 }
 
-/// Properties of a model file.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+/// Properties of a model file; empty if an upstream server has it.
+#[derive(Clone, Debug, Default, Serialize, ToSchema)]
 pub struct OllamaDetails {
     pub parent_model: String,
     pub format: &'static str,

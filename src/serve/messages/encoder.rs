@@ -2,13 +2,12 @@
 
 use super::call_id;
 use crate::generation::decoder::FinishReason;
-use crate::generation::event::EngineEvent;
 use crate::generation::reply_parser::ReplyEvent;
 use crate::serve::api::Timings;
 use crate::serve::api::messages::{MessageUsage, OutputBlock, OutputMessage};
-use crate::serve::app::RequestEvents;
 use crate::serve::error_form::ErrorForm;
 use crate::serve::errors::ApiError;
+use crate::serve::events::RequestEvents;
 use crate::serve::reply::{ParsedEvent, TrackedReply};
 use crate::serve::sse::{Outbox, StreamEncoder};
 use crate::serve::trace::MissCell;
@@ -18,9 +17,8 @@ use serde_json::{Value, json};
 /// A message that is being generated, and the encoder of its events.
 pub struct MessageEncoder {
     pub meta: ResponseMeta,
-    pub parsed: TrackedReply,
+    pub tracked: TrackedReply,
     pub stop_sequences: Vec<String>,
-    pub prompt_tokens: usize,
     /// Prefilled prompts are kept in the prefix cache.
     pub keeps_prompt: bool,
     pub state: MessageState,
@@ -30,8 +28,6 @@ pub struct MessageEncoder {
 /// The part of a message that has been generated.
 #[derive(Default)]
 pub struct MessageState {
-    /// Prompt tokens restored from the prefix cache.
-    reused: usize,
     /// The first event has been sent.
     started: bool,
     /// The last block is still open.
@@ -39,7 +35,6 @@ pub struct MessageState {
     content: Vec<OutputBlock>,
     /// Arguments of the last call, as JSON text.
     arguments: String,
-    generated: usize,
 }
 
 impl MessageEncoder {
@@ -47,7 +42,7 @@ impl MessageEncoder {
         let mut discarded = Outbox::default();
         while let Some(event) = events.next().await {
             let (index, event) = event?;
-            self.on_event(index, event, &mut discarded)?;
+            self.on_event(index, event, &mut discarded);
             discarded.clear();
         }
         self.close(&mut discarded);
@@ -70,12 +65,12 @@ impl MessageEncoder {
 
     /// Returns the times of the reply once it has ended.
     fn timings(&self) -> Option<Timings> {
-        self.parsed.stats.as_ref().map(|stats| timings(stats, &self.miss))
+        self.tracked.stats.as_ref().map(|stats| timings(stats, &self.miss))
     }
 
     fn stop_reason(&self) -> Option<&'static str> {
         let called = self.state.content.iter().any(|block| matches!(block, OutputBlock::ToolUse { .. }));
-        Some(match self.parsed.ended()? {
+        Some(match self.tracked.ended()? {
             FinishReason::Length => "max_tokens",
             FinishReason::StopString(_) => "stop_sequence",
             _ if called => "tool_use",
@@ -84,22 +79,21 @@ impl MessageEncoder {
     }
 
     fn stop_sequence(&self) -> Option<String> {
-        match self.parsed.ended()? {
+        match self.tracked.ended()? {
             FinishReason::StopString(index) => self.stop_sequences.get(*index).cloned(),
             _ => None,
         }
     }
 
     fn usage(&self) -> MessageUsage {
-        let stats = self.parsed.stats.as_ref();
-        let reused = stats.map_or(self.state.reused, |stats| stats.prefill.reused);
-        let computed = self.prompt_tokens.saturating_sub(reused);
+        let (prompt, reused) = self.tracked.prompt();
+        let computed = prompt.saturating_sub(reused);
         let created = if self.keeps_prompt { computed } else { 0 };
         MessageUsage {
             input_tokens: computed - created,
             cache_creation_input_tokens: created,
             cache_read_input_tokens: reused,
-            output_tokens: stats.map_or(self.state.generated, |stats| stats.generated),
+            output_tokens: self.tracked.generated,
         }
     }
 
@@ -202,18 +196,10 @@ impl StreamEncoder for MessageEncoder {
         out.comment();
     }
 
-    fn on_event(&mut self, _: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        self.state.generated += usize::from(matches!(&event, EngineEvent::Token { token: Some(_), .. }));
-        let events = match self.parsed.on_event(event)? {
-            ParsedEvent::Progress { reused, .. } => {
-                self.state.reused = reused;
-                Vec::new()
-            }
-            ParsedEvent::Reply(events, _) | ParsedEvent::Finished(events) => events,
-        };
+    fn on_event(&mut self, _: usize, event: ParsedEvent, out: &mut Outbox) {
+        self.tracked.record(&event);
         self.start(out);
-        events.into_iter().for_each(|event| self.on_reply_event(event, out));
-        Ok(())
+        event.into_events().into_iter().for_each(|event| self.on_reply_event(event, out));
     }
 
     fn end(&mut self, out: &mut Outbox) {

@@ -6,16 +6,16 @@ mod encoder;
 mod request;
 
 use super::api::messages::{MessagesRequest, OutputMessage, TokenCount};
-use super::app::{App, EngineRequest};
+use super::app::{App, ReplySource};
 use super::body::RequestBody;
 use super::chat;
 use super::errors::ApiError;
 use super::fields::{self, Interface};
 use super::reply::TrackedReply;
 use super::sse::respond;
+use super::submit::{PreparedChat, submit_chat};
 use super::tenant::Tenant;
 use super::usage::ResponseMeta;
-use crate::generation::reply_parser::ReplyParser;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -44,15 +44,13 @@ pub async fn create(
     let shared = app.clone();
     let prepared =
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
-    let (request, engine_request, parser) = prepared??;
-    let prompt_tokens = engine_request.prompt.len();
-    let events = app.submit(vec![engine_request], tenant.0)?;
+    let (request, prepared) = prepared??;
+    let events = submit_chat(&app, prepared, tenant).await?;
     let encoder = MessageEncoder {
         meta: ResponseMeta::new(&app, "msg"),
-        parsed: TrackedReply::new(parser),
+        tracked: TrackedReply::new(events.prompt_tokens),
         stop_sequences: request.stop_sequences.unwrap_or_default(),
-        prompt_tokens,
-        keeps_prompt: app.ready()?.engine.keeps_prompts(),
+        keeps_prompt: app.keeps_prompts(),
         state: MessageState::default(),
         miss: events.miss.clone(),
     };
@@ -67,13 +65,12 @@ fn prepare(
     body: &RequestBody,
     tenant: Tenant,
     cancelled: &AtomicBool,
-) -> Result<(MessagesRequest, EngineRequest, ReplyParser), ApiError> {
+) -> Result<(MessagesRequest, PreparedChat), ApiError> {
     fields::check(Interface::Messages, body, &app.notices)?;
     let mut request: MessagesRequest = body.part()?;
     let (mut chat_request, generation) = request::chat(&mut request, &app.notices)?;
     let prepared = chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled);
-    let (engine_request, parser) = prepared.map_err(|e| e.renamed("stop", "stop_sequences"))?;
-    Ok((request, engine_request, parser))
+    Ok((request, prepared.map_err(|e| e.renamed("stop", "stop_sequences"))?))
 }
 
 /// Counts the tokens of a prompt without generating a message
@@ -92,6 +89,9 @@ pub async fn count_tokens(
     let count = move |_: &AtomicBool| {
         fields::check(Interface::Messages, &body, &shared.notices)?;
         let mut request: MessagesRequest = body.part()?;
+        if let ReplySource::Upstream(upstream) = shared.source()? {
+            return upstream.count_tokens(&body.for_model(upstream.name()));
+        }
         let (mut chat_request, _) = request::chat(&mut request, &shared.notices)?;
         chat::prompt_len(&shared, &mut chat_request, tenant)
     };

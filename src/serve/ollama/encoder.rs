@@ -1,13 +1,13 @@
 //! Encodes replies of Ollama's interface, whole or as lines of JSON.
 
-use crate::generation::event::EngineEvent;
 use crate::generation::reply_parser::ReplyEvent;
 use crate::serve::api::chat::FunctionCall;
 use crate::serve::api::ollama::{OllamaAnswer, OllamaFunction, OllamaReply, OllamaTimings, OllamaToolCall};
-use crate::serve::app::{RequestEvents, unix_seconds};
+use crate::serve::app::unix_seconds;
 use crate::serve::clock::rfc3339;
 use crate::serve::error_form::ErrorForm;
 use crate::serve::errors::ApiError;
+use crate::serve::events::RequestEvents;
 use crate::serve::reply::{ParsedEvent, TrackedReply};
 use crate::serve::sse::{Outbox, StreamEncoder};
 use std::time::Duration;
@@ -18,8 +18,7 @@ pub struct LineEncoder {
     pub model: String,
     /// The request is for a message of a chat.
     pub is_chat: bool,
-    pub parsed: TrackedReply,
-    pub prompt_tokens: usize,
+    pub tracked: TrackedReply,
     pub start: Instant,
     /// The last tool call, whose arguments may be incomplete.
     pub call: Option<(String, FunctionCall)>,
@@ -32,7 +31,7 @@ impl LineEncoder {
         let mut discarded = Outbox::default();
         while let Some(event) = events.next().await {
             let (index, event) = event?;
-            self.on_event(index, event, &mut discarded)?;
+            self.on_event(index, event, &mut discarded);
             discarded.clear();
         }
         let whole = std::mem::take(&mut self.whole);
@@ -51,17 +50,17 @@ impl LineEncoder {
     }
 
     fn last(&self, part: OllamaAnswer) -> OllamaReply {
-        let done_reason = Some(if self.parsed.is_cut() { "length" } else { "stop" });
+        let done_reason = Some(if self.tracked.is_cut() { "length" } else { "stop" });
         OllamaReply { done: true, done_reason, ..self.line(part) }
     }
 
     fn timings(&self) -> OllamaTimings {
         let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-        let stats = self.parsed.stats.as_ref();
+        let stats = self.tracked.stats.as_ref();
         OllamaTimings {
             total_duration: Some(nanoseconds(self.start.elapsed())),
             load_duration: Some(0),
-            prompt_eval_count: Some(self.prompt_tokens),
+            prompt_eval_count: Some(self.tracked.prompt().0),
             prompt_eval_duration: stats.map(|stats| nanoseconds(stats.prefill_time)),
             eval_count: stats.map(|stats| stats.generated),
             eval_duration: stats.map(|stats| nanoseconds(stats.decode_time)),
@@ -106,16 +105,12 @@ impl LineEncoder {
 impl StreamEncoder for LineEncoder {
     fn begin(&mut self, _: &mut Outbox) {}
 
-    fn on_event(&mut self, _: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        let events = match self.parsed.on_event(event)? {
-            ParsedEvent::Progress { .. } => return Ok(()),
-            ParsedEvent::Reply(events, _) | ParsedEvent::Finished(events) => events,
-        };
-        events.into_iter().for_each(|event| self.on_reply_event(event, out));
-        if self.parsed.stats.is_some() {
+    fn on_event(&mut self, _: usize, event: ParsedEvent, out: &mut Outbox) {
+        self.tracked.record(&event);
+        event.into_events().into_iter().for_each(|event| self.on_reply_event(event, out));
+        if self.tracked.stats.is_some() {
             self.send_call(out);
         }
-        Ok(())
     }
 
     fn end(&mut self, out: &mut Outbox) {

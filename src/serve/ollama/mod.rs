@@ -6,15 +6,15 @@ pub mod models;
 mod request;
 
 use super::api::ollama::{OllamaAnswer, OllamaChatRequest, OllamaGenerateRequest, OllamaReply};
-use super::app::{App, EngineRequest, unix_seconds};
+use super::app::{App, unix_seconds};
 use super::body::RequestBody;
 use super::clock::rfc3339;
 use super::errors::ApiError;
 use super::reply::TrackedReply;
 use super::sse::respond;
+use super::submit::{PreparedChat, submit_chat};
 use super::tenant::Tenant;
 use super::{chat, tools, validate};
-use crate::generation::reply_parser::ReplyParser;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -29,7 +29,7 @@ struct PreparedReply {
     stream: bool,
     is_chat: bool,
     /// None if the request only asks to load the model.
-    engine_request: Option<(EngineRequest, ReplyParser)>,
+    prepared: Option<PreparedChat>,
 }
 
 /// Generates the next message of a conversation, in the form of Ollama's API
@@ -95,7 +95,7 @@ fn prepare_chat(
     Ok(PreparedReply {
         stream: request.how.stream.unwrap_or(true),
         is_chat: true,
-        engine_request: if is_load { None } else { Some(prepare()?) },
+        prepared: if is_load { None } else { Some(prepare()?) },
         model: request.model,
     })
 }
@@ -110,7 +110,7 @@ fn prepare_completion(
     request::check_completion(&request)?;
     app.check_model(request.model.as_deref())?;
     let generation = request::generation(&request.how)?;
-    let engine_request = if request.prompt.is_empty() {
+    let prepared = if request.prompt.is_empty() {
         None
     } else if request.raw.unwrap_or(false) {
         let ready = app.ready()?;
@@ -119,31 +119,31 @@ fn prepare_completion(
         let grammar = grammar.map(|grammar| app.compile(&grammar, "format", cancelled)).transpose()?;
         let prompt = ready.tokenizer().encode(&request.prompt);
         let engine_request = validate::engine_request(app, ready, prompt, &generation, grammar.as_ref())?;
-        Some((engine_request, ReplyParser::default()))
+        Some(PreparedChat::Local(Box::new(engine_request)))
     } else {
         let mut chat_request = request::completion(&request)?;
         Some(chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled)?)
     };
     let stream = request.how.stream.unwrap_or(true);
-    Ok(PreparedReply { model: request.model, stream, is_chat: false, engine_request })
+    Ok(PreparedReply { model: request.model, stream, is_chat: false, prepared })
 }
 
 async fn reply(app: &Arc<App>, prepared: PreparedReply, tenant: Tenant) -> Result<Response, ApiError> {
     let model = prepared.model.unwrap_or_else(|| app.model_name().to_owned());
-    let Some((engine_request, parser)) = prepared.engine_request else {
-        app.ready()?;
+    let Some(request) = prepared.prepared else {
+        app.source()?;
         return Ok(Json(loaded(model, prepared.is_chat)).into_response());
     };
+    let start = Instant::now();
+    let events = submit_chat(app, request, tenant).await?;
     let encoder = LineEncoder {
         model,
         is_chat: prepared.is_chat,
-        parsed: TrackedReply::new(parser),
-        prompt_tokens: engine_request.prompt.len(),
-        start: Instant::now(),
+        tracked: TrackedReply::new(events.prompt_tokens),
+        start,
         call: None,
         whole: OllamaAnswer::default(),
     };
-    let events = app.submit(vec![engine_request], tenant.0)?;
     if prepared.stream {
         return Ok(respond(events, encoder));
     }

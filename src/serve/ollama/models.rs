@@ -7,11 +7,12 @@ use crate::serve::api::ollama::{
 };
 use crate::serve::api::schemas::OllamaRefusals;
 use crate::serve::api::{Modalities, Props};
-use crate::serve::app::App;
+use crate::serve::app::{App, Ready, ReplySource};
 use crate::serve::body::RequestBody;
 use crate::serve::clock::rfc3339;
 use crate::serve::errors::ApiError;
 use crate::serve::logprobs;
+use crate::serve::upstream::UpstreamModel;
 use crate::serve::usage::FINGERPRINT;
 use axum::Json;
 use axum::extract::State;
@@ -42,25 +43,30 @@ pub async fn tags(State(app): State<Arc<App>>) -> Result<Json<OllamaModels>, Api
 /// Lists the loaded model under each of its names
 #[utoipa::path(get, path = "/api/ps", responses((status = 200, description = "The models", body = OllamaModels), OllamaRefusals))]
 pub async fn ps(State(app): State<Arc<App>>) -> Result<Json<OllamaModels>, ApiError> {
-    let context = app.ready()?.engine.context;
+    let context = app.context_length()?;
     let loaded = |model: OllamaModel| OllamaModel {
         expires_at: Some(NEVER.to_owned()),
         size_vram: Some(0),
-        context_length: Some(context),
+        context_length: context,
         ..model
     };
     models(&app).map(|models| Json(OllamaModels { models: models.into_iter().map(loaded).collect() }))
 }
 
 fn models(app: &App) -> Result<Vec<OllamaModel>, ApiError> {
-    let file = &app.ready()?.engine.file;
+    let (size, digest, details) = match app.source()? {
+        ReplySource::Local(Ready { engine, .. }) => {
+            (engine.file.file_bytes(), digest(&engine.file), details(&engine.file))
+        }
+        ReplySource::Upstream(upstream) => (0, upstream_digest(upstream), OllamaDetails::default()),
+    };
     let describe = |name: &String| OllamaModel {
         name: name.clone(),
         model: name.clone(),
         modified_at: rfc3339(app.started),
-        size: file.file_bytes(),
-        digest: digest(file),
-        details: details(file),
+        size,
+        digest: digest.clone(),
+        details: details.clone(),
         expires_at: None,
         size_vram: None,
         context_length: None,
@@ -78,7 +84,10 @@ fn models(app: &App) -> Result<Vec<OllamaModel>, ApiError> {
 pub async fn show(State(app): State<Arc<App>>, body: RequestBody) -> Result<Json<OllamaShown>, ApiError> {
     let request: OllamaShowRequest = body.part()?;
     app.check_model(request.model.or(request.name).as_deref())?;
-    let ready = app.ready()?;
+    let ready = match app.source()? {
+        ReplySource::Local(ready) => ready,
+        ReplySource::Upstream(upstream) => return Ok(Json(shown_upstream(&app, upstream))),
+    };
     let (file, template) = (&ready.engine.file, ready.template());
     let mut capabilities = vec!["completion"];
     capabilities.extend(template.mentions("tool").then_some("tools"));
@@ -97,6 +106,20 @@ pub async fn show(State(app): State<Arc<App>>, body: RequestBody) -> Result<Json
     }))
 }
 
+/// Returns what is known of the model of an upstream server.
+fn shown_upstream(app: &App, upstream: &UpstreamModel) -> OllamaShown {
+    let context = upstream.context.map(|tokens| ("general.context_length".to_owned(), tokens.into()));
+    OllamaShown {
+        modelfile: format!("FROM {}\n", app.model_name()),
+        parameters: String::new(),
+        template: String::new(),
+        details: OllamaDetails::default(),
+        model_info: context.into_iter().collect(),
+        capabilities: vec!["completion", "tools"],
+        modified_at: rfc3339(app.started),
+    }
+}
+
 /// Returns the properties of the server, in the form of llama.cpp's
 #[utoipa::path(
     get,
@@ -104,7 +127,10 @@ pub async fn show(State(app): State<Arc<App>>, body: RequestBody) -> Result<Json
     responses((status = 200, description = "The properties", body = Props), crate::serve::api::schemas::Refusals)
 )]
 pub async fn props(State(app): State<Arc<App>>) -> Result<Json<Props>, ApiError> {
-    let ready = app.ready()?;
+    let ready = match app.source()? {
+        ReplySource::Local(ready) => ready,
+        ReplySource::Upstream(upstream) => return Ok(Json(upstream_props(&app, upstream))),
+    };
     let (engine, tokenizer) = (&ready.engine, ready.tokenizer());
     let token = |id: Option<u32>| id.map(|id| logprobs::text(tokenizer, id)).unwrap_or_default();
     let ids = tokenizer.special_ids();
@@ -152,6 +178,23 @@ fn ollama_parameters(sampling: &Sampling) -> String {
 /// A number of recent tokens as both programs write it: -1 is the whole context.
 fn context_or(tokens: usize) -> i64 {
     i64::try_from(tokens).unwrap_or(-1)
+}
+
+fn upstream_props(app: &App, upstream: &UpstreamModel) -> Props {
+    Props {
+        default_generation_settings: json!({
+            "n_ctx": upstream.context,
+            "params": { "n_predict": app.options.max_tokens },
+        }),
+        total_slots: upstream.parallel,
+        model_alias: app.model_name().to_owned(),
+        model_path: app.model_name().to_owned(),
+        modalities: Modalities { vision: false, audio: false },
+        chat_template: String::new(),
+        bos_token: String::new(),
+        eos_token: String::new(),
+        build_info: FINGERPRINT,
+    }
 }
 
 fn scalar(value: &Metadatum) -> Option<Value> {
@@ -202,5 +245,15 @@ fn details(file: &Gguf) -> OllamaDetails {
 fn digest(file: &Gguf) -> String {
     let mut hasher = DefaultHasher::new();
     file.headers().for_each(|header| header.hash(&mut hasher));
+    shown_digest(&hasher)
+}
+
+fn upstream_digest(upstream: &UpstreamModel) -> String {
+    let mut hasher = DefaultHasher::new();
+    (upstream.url(), upstream.name()).hash(&mut hasher);
+    shown_digest(&hasher)
+}
+
+fn shown_digest(hasher: &DefaultHasher) -> String {
     format!("{:016x}", hasher.finish()).repeat(4)
 }

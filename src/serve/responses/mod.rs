@@ -6,20 +6,21 @@ use super::api::responses::{
     Incomplete, OutputDetails, OutputItem, OutputText, ResponseInput, ResponseObject, ResponseRequest,
     ResponseUsage,
 };
-use super::app::{App, EngineRequest, RequestEvents};
+use super::app::App;
 use super::body::RequestBody;
 use super::chat;
 use super::errors::ApiError;
+use super::events::RequestEvents;
 use super::fields::{self, Interface};
 use super::logprobs::new_id;
 use super::reply::{ParsedEvent, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
+use super::submit::{PreparedChat, submit_chat};
 use super::tenant::Tenant;
 use super::trace::MissCell;
 use super::usage::{ResponseMeta, timings, usage};
-use crate::generation::event::EngineEvent;
 use crate::generation::generate::Stats;
-use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
+use crate::generation::reply_parser::ReplyEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
@@ -49,15 +50,14 @@ pub async fn create(
     let shared = app.clone();
     let prepared =
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
-    let (request, engine_request, parser, echo) = prepared??;
-    let (stream, prompt_tokens) = (request.stream.unwrap_or(false), engine_request.prompt.len());
-    let events = app.submit(vec![engine_request], tenant.0)?;
+    let (request, prepared, echo) = prepared??;
+    let events = submit_chat(&app, prepared, tenant).await?;
+    let stream = request.stream.unwrap_or(false);
     let encoder = ResponseEncoder {
         meta: ResponseMeta::new(&app, "resp"),
         request,
         echo,
-        prompt_tokens,
-        parsed: TrackedReply::new(parser),
+        tracked: TrackedReply::new(events.prompt_tokens),
         output: Vec::new(),
         events: 0,
         reasoning_tokens: 0,
@@ -91,21 +91,18 @@ impl Echo {
     }
 }
 
-type Prepared = (ResponseRequest, EngineRequest, ReplyParser, Echo);
-
 fn prepare(
     app: &App,
     body: &RequestBody,
     tenant: Tenant,
     cancelled: &AtomicBool,
-) -> Result<Prepared, ApiError> {
+) -> Result<(ResponseRequest, PreparedChat, Echo), ApiError> {
     fields::check(Interface::Responses, body, &app.notices)?;
     let mut request: ResponseRequest = body.part()?;
     let (mut chat_request, generation) = request::chat(&request)?;
-    let (engine_request, parser) =
-        chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled)?;
+    let prepared = chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled)?;
     let echo = Echo::take(&mut request)?;
-    Ok((request, engine_request, parser, echo))
+    Ok((request, prepared, echo))
 }
 
 /// A response that is being generated, and the encoder of its events.
@@ -113,8 +110,7 @@ struct ResponseEncoder {
     meta: ResponseMeta,
     request: ResponseRequest,
     echo: Echo,
-    prompt_tokens: usize,
-    parsed: TrackedReply,
+    tracked: TrackedReply,
     /// Items of the response; the last one may be incomplete.
     output: Vec<OutputItem>,
     events: usize,
@@ -127,7 +123,7 @@ impl ResponseEncoder {
         let mut discarded = Outbox::default();
         while let Some(event) = events.next().await {
             let (index, event) = event?;
-            self.on_event(index, event, &mut discarded)?;
+            self.on_event(index, event, &mut discarded);
             discarded.clear();
         }
         Ok(self.response())
@@ -135,8 +131,8 @@ impl ResponseEncoder {
 
     fn response(&self) -> ResponseObject {
         let r = &self.request;
-        let cut = self.parsed.is_cut();
-        let status = match &self.parsed.stats {
+        let cut = self.tracked.is_cut();
+        let status = match &self.tracked.stats {
             None => "in_progress",
             Some(_) if cut => "incomplete",
             Some(_) => "completed",
@@ -161,13 +157,13 @@ impl ResponseEncoder {
             tools: self.echo.tools.clone(),
             top_p: r.top_p,
             truncation: "disabled",
-            usage: self.parsed.stats.as_ref().map(|stats| self.usage(stats)),
-            timings: self.parsed.stats.as_ref().map(|stats| timings(stats, &self.miss)),
+            usage: self.tracked.stats.as_ref().map(|stats| self.usage(stats)),
+            timings: self.tracked.stats.as_ref().map(|stats| timings(stats, &self.miss)),
         }
     }
 
     fn usage(&self, stats: &Stats) -> ResponseUsage {
-        let u = usage(self.prompt_tokens, 1, std::iter::once(stats));
+        let u = usage(self.tracked.prompt().0, 1, std::iter::once(stats));
         ResponseUsage {
             input_tokens: u.prompt_tokens,
             input_tokens_details: u.prompt_tokens_details,
@@ -253,7 +249,7 @@ impl ResponseEncoder {
         let mut fields = self.position();
         fields["part"] = json!(text);
         self.event("response.content_part.done", fields, out);
-        let cut = self.parsed.is_cut();
+        let cut = self.tracked.is_cut();
         if let Some(OutputItem::Message { status, .. }) = self.output.last_mut() {
             *status = if cut { "incomplete" } else { "completed" };
         }
@@ -289,7 +285,7 @@ impl ResponseEncoder {
 
     /// Completes the current function call, if any.
     fn close_call(&mut self, out: &mut Outbox) {
-        let (output_index, cut) = (self.output.len().saturating_sub(1), self.parsed.is_cut());
+        let (output_index, cut) = (self.output.len().saturating_sub(1), self.tracked.is_cut());
         let Some(OutputItem::FunctionCall { id, name, arguments, status, .. }) = self.output.last_mut()
         else {
             return;
@@ -318,17 +314,14 @@ impl StreamEncoder for ResponseEncoder {
         self.response_event("response.in_progress", out);
     }
 
-    fn on_event(&mut self, _: usize, event: EngineEvent, out: &mut Outbox) -> Result<(), ApiError> {
-        let events = match self.parsed.on_event(event)? {
-            ParsedEvent::Progress { .. } => return Ok(()),
-            ParsedEvent::Reply(events, _) | ParsedEvent::Finished(events) => events,
-        };
+    fn on_event(&mut self, _: usize, event: ParsedEvent, out: &mut Outbox) {
+        self.tracked.record(&event);
+        let events = event.into_events();
         self.reasoning_tokens += usize::from(events.iter().any(|e| matches!(e, ReplyEvent::Reasoning(_))));
         events.into_iter().for_each(|event| self.on_reply_event(event, out));
-        if self.parsed.stats.is_some() {
+        if self.tracked.stats.is_some() {
             self.close(out);
         }
-        Ok(())
     }
 
     fn end(&mut self, out: &mut Outbox) {
