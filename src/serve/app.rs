@@ -87,7 +87,7 @@ pub enum ReplySource {
     /// A model loaded in this process.
     Local(Ready),
     /// A model of another server.
-    Upstream(UpstreamModel),
+    Upstream(Box<UpstreamModel>),
 }
 
 /// State shared by all requests.
@@ -198,7 +198,7 @@ impl App {
     pub fn upstream(&self) -> Option<&UpstreamModel> {
         match self.source.get()? {
             ReplySource::Local(_) => None,
-            ReplySource::Upstream(upstream) => Some(upstream),
+            ReplySource::Upstream(upstream) => Some(&**upstream),
         }
     }
 

@@ -142,7 +142,7 @@ pub fn run(args: &ServeArgs) -> Result<()> {
                 context = upstream.context,
                 "upstream"
             );
-            app.set_ready(ReplySource::Upstream(upstream));
+            app.set_ready(ReplySource::Upstream(Box::new(upstream)));
         }
         serve(args, app, listener).await
     })

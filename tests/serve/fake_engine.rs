@@ -38,7 +38,7 @@ impl Behind {
 pub fn in_front_of(args: &UpstreamArgs, parallel: usize) -> TestServer {
     let server = TestServer::loading(options());
     let upstream = UpstreamModel::connect(args, parallel).unwrap().unwrap();
-    server.app.set_ready(ReplySource::Upstream(upstream));
+    server.app.set_ready(ReplySource::Upstream(Box::new(upstream)));
     server
 }
 

@@ -62,7 +62,8 @@ impl Endpoint {
     /// Returns the status that a `kimi serve` at this address reports, such as `ready` or `loading`; `None` for no server
     /// and for other servers.
     pub fn kimi_status(&self) -> Option<String> {
-        let request = self.authorized(self.agent.get(format!("{}/health", self.base.trim_end_matches("/v1"))));
+        let request =
+            self.authorized(self.agent.get(format!("{}/health", self.base.trim_end_matches("/v1"))));
         let request = request.config().timeout_global(Some(self.text_timeout)).build();
         let mut response = request.call().ok()?;
         let body = response.body_mut().with_config().limit(MAX_COUNT_BYTES).read_to_string().ok()?;

@@ -159,7 +159,9 @@ fn served_model(url: &str, key: Option<String>, name: Option<&str>) -> Result<Se
     let model = match (models.iter().find(named), name) {
         (Some(model), _) => model.clone(),
         // The endpoint may support other requests without a model list.
-        (None, Some(name)) if models.is_empty() => ListedModel { id: name.to_owned(), ..ListedModel::default() },
+        (None, Some(name)) if models.is_empty() => {
+            ListedModel { id: name.to_owned(), ..ListedModel::default() }
+        }
         (None, name) => bail!("{url}: expected the model {name:?}, found {} others", models.len()),
     };
     Ok(ServedModel {

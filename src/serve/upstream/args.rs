@@ -39,7 +39,7 @@ impl UpstreamArgs {
     /// Returns the endpoint of the upstream server, if there is one.
     pub fn endpoint(&self) -> Result<Option<Endpoint>> {
         let endpoint = |url: &String| {
-            Endpoint::with_key(SETTINGS, url, self.upstream_key.clone(), self.upstream_timeout)
+            Endpoint::with_settings(SETTINGS, url, self.upstream_key.clone(), self.upstream_timeout)
         };
         self.upstream.as_ref().map(endpoint).transpose()
     }

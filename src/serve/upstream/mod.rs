@@ -97,7 +97,7 @@ impl UpstreamModel {
             return reachable;
         }
         let endpoint = self.endpoint.clone();
-        let probe = tokio::task::spawn_blocking(move || endpoint.models(PROBE_TIMEOUT).is_ok());
+        let probe = tokio::task::spawn_blocking(move || endpoint.list(PROBE_TIMEOUT).is_ok());
         let reachable = probe.await.unwrap_or(false);
         *last = Some((Instant::now(), reachable));
         reachable
