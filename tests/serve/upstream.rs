@@ -14,10 +14,15 @@ fn weather() -> Value {
     json!({ "name": "weather", "description": "d", "parameters": parameters })
 }
 
-/// Requests to all interfaces, with their paths.
-fn requests() -> Vec<(&'static str, Value)> {
+/// A number as JSON.
+fn number_schema() -> Value {
+    json!({ "type": "object", "properties": { "n": { "type": "integer", "maximum": 9, "minimum": 0 } }, "required": ["n"] })
+}
+
+/// Requests for chat completions, with their path.
+fn chat_completions() -> Vec<(&'static str, Value)> {
+    let schema = number_schema();
     let tools = json!([{ "type": "function", "function": weather() }]);
-    let schema = json!({ "type": "object", "properties": { "n": { "type": "integer", "maximum": 9, "minimum": 0 } }, "required": ["n"] });
     let asked = json!([{ "role": "user", "content": "Weather?" }]);
     let mut answered = asked.clone();
     let call = json!({ "id": "functions.weather:0", "type": "function", "function": { "name": "weather", "arguments": "{\"city\":\"Rome\"}" } });
@@ -25,7 +30,6 @@ fn requests() -> Vec<(&'static str, Value)> {
         json!({ "role": "assistant", "content": null, "tool_calls": [call] }),
         json!({ "role": "tool", "tool_call_id": "functions.weather:0", "content": "rain" }),
     ]);
-    let anthropic_tools = json!([{ "name": "weather", "input_schema": weather()["parameters"] }]);
     vec![
         ("/v1/chat/completions", chat("Left or right?", json!({ "max_tokens": 12 }))),
         (
@@ -56,6 +60,14 @@ fn requests() -> Vec<(&'static str, Value)> {
             json!({ "messages": asked, "tools": tools, "tool_choice": "required", "max_tokens": 60, "parallel_tool_calls": false }),
         ),
         ("/v1/chat/completions", json!({ "messages": answered, "tools": tools, "max_tokens": 6 })),
+    ]
+}
+
+/// Requests to the other interfaces, with their paths.
+fn other_requests() -> Vec<(&'static str, Value)> {
+    let asked = json!([{ "role": "user", "content": "Weather?" }]);
+    let anthropic_tools = json!([{ "name": "weather", "input_schema": weather()["parameters"] }]);
+    vec![
         (
             "/v1/responses",
             json!({ "input": "Left or right?", "instructions": "Be brief.", "max_output_tokens": 12 }),
@@ -77,7 +89,7 @@ fn requests() -> Vec<(&'static str, Value)> {
             json!({ "max_tokens": 60, "messages": asked, "tools": anthropic_tools, "tool_choice": { "type": "any", "disable_parallel_tool_use": true } }),
         ),
         ("/api/chat", json!({ "messages": asked, "options": { "num_predict": 12 } })),
-        ("/api/chat", json!({ "messages": asked, "format": schema })),
+        ("/api/chat", json!({ "messages": asked, "format": number_schema() })),
         (
             "/api/generate",
             json!({ "prompt": "Left or right?", "system": "Be brief.", "options": { "num_predict": 12 } }),
@@ -91,7 +103,7 @@ fn replies_equal_the_direct_ones() {
     let behind = Behind::new(TestServer::new().app);
     run(async {
         let (direct, front) = (TestServer::new(), front(&behind.url()));
-        for (path, body) in requests() {
+        for (path, body) in [chat_completions(), other_requests()].concat() {
             for stream in [false, true] {
                 let mut body = body.clone();
                 body["stream"] = stream.into();

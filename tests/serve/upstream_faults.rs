@@ -63,12 +63,11 @@ fn refusals_have_a_status_and_the_form_of_the_interface() {
     }
 }
 
-/// A reply that fails in its middle ends a stream with an error in the form of the interface.
-#[test]
-fn replies_that_fail_end_with_an_error() {
+/// Replies that fail, with what follows them and a part of the error.
+fn failing_replies() -> Vec<(Vec<u8>, Then, &'static str)> {
     let chunked = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n";
     let gzip = "HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\nconnection: close\r\n\r\n";
-    let cases: Vec<(Vec<u8>, Then, &str)> = vec![
+    vec![
         (format!("{OK}{WORD}").into(), Then::Close, "the reply broke off"),
         (
             format!("{chunked}{:x}\r\n{WORD}\r\n9\r\ndata", WORD.len()).into(),
@@ -106,8 +105,13 @@ fn replies_that_fail_end_with_an_error() {
         ),
         (format!("{OK}{WORD}data: ").into(), Then::Repeat, "expected"),
         (format!("{chunked}fffffffff\r\n{}", "x".repeat(4096)).into(), Then::Repeat, " bytes"),
-    ];
-    for (answer, then, why) in cases {
+    ]
+}
+
+/// A reply that fails in its middle ends a stream with an error in the form of the interface.
+#[test]
+fn replies_that_fail_end_with_an_error() {
+    for (answer, then, why) in failing_replies() {
         let shown = String::from_utf8_lossy(&answer).into_owned();
         let behind = fake_engine("sglang", answer, then);
         run(async {
