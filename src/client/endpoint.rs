@@ -16,6 +16,7 @@ use ::models::template::Message;
 use anyhow::{Result, bail};
 use chunk::ReplyChunk;
 use errors::{EndpointError, EndpointFault};
+pub use models::ListedModel;
 use serde_json::json;
 use std::cell::Cell;
 use std::ops::ControlFlow;
