@@ -131,6 +131,25 @@ impl Kernel for Bytes<'_> {
             ("nibbles", isa.nibbles(&part(sums))),
             ("twice", isa.twice(&part(sums))),
             ("mask", isa.mask(part(sums))),
+            ("set_u64", isa.set_u64([0, 8, 16, 24].map(|at| u64::from_le_bytes(part(&sums[at..]))))),
+            ("negate_bits", isa.negate_bits(a, part(sums))),
+            (
+                "lookup_u32 512",
+                isa.lookup_u32(
+                    &std::array::from_fn::<_, 512, _>(|i| 99_991 * i as u32),
+                    part(signed),
+                    sums[0],
+                ),
+            ),
+            (
+                "lookup_u32 256",
+                isa.lookup_u32(&std::array::from_fn::<_, 256, _>(|i| 99_991 * i as u32), part(signed), 0),
+            ),
+            (
+                "lookup_u32 16",
+                isa.lookup_u32(&std::array::from_fn::<_, 16, _>(|i| 99_991 * i as u32), part(signed), 255),
+            ),
+            ("add_bytes", isa.add_bytes(a, b)),
             ("and", isa.and(a, b)),
             ("or", isa.or(a, b)),
             ("shr 1", isa.shr::<1>(a)),

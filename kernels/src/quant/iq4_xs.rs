@@ -99,7 +99,8 @@ impl SuperBlock for Iq4Xs {
     const OFFSET: Offset = Offset::Signed;
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Iq4Xs; 16], out: &mut SuperBlockPanel<L>) {
+    fn decode_panel<I: Isa>(isa: I, rows: &[&Iq4Xs; 16], out: &mut SuperBlockPanel<I::Panel>) {
+        let l = isa.panel();
         let low = l.splat_byte(15);
         // The bytes of sub-blocks 2 p and 2 p + 1.
         let groups =

@@ -117,7 +117,8 @@ impl SuperBlock for Q2K {
     const OFFSET: Offset = Offset::Minima;
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q2K; 16], out: &mut SuperBlockPanel<L>) {
+    fn decode_panel<I: Isa>(isa: I, rows: &[&Q2K; 16], out: &mut SuperBlockPanel<I::Panel>) {
+        let l = isa.panel();
         spread_two_bits(l, [window::<_, 16>(rows), window::<_, 48>(rows)], out);
         let (head, low) = (l.transpose(&window::<_, 0>(rows)), l.splat_byte(15));
         for j in 0..16 {

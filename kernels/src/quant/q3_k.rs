@@ -138,7 +138,8 @@ impl SuperBlock for Q3K {
     const OFFSET: Offset = Offset::Zero(4);
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q3K; 16], out: &mut SuperBlockPanel<L>) {
+    fn decode_panel<I: Isa>(isa: I, rows: &[&Q3K; 16], out: &mut SuperBlockPanel<I::Panel>) {
+        let l = isa.panel();
         spread_two_bits(l, [window::<_, 32>(rows), window::<_, 64>(rows)], out);
         let (h, third) = (l.transpose(&window::<_, 0>(rows)), l.splat_byte(4));
         for c in 0..8 {

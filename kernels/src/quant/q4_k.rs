@@ -77,7 +77,8 @@ impl SuperBlock for Q4K {
     const OFFSET: Offset = Offset::Minima;
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q4K; 16], out: &mut SuperBlockPanel<L>) {
+    fn decode_panel<I: Isa>(isa: I, rows: &[&Q4K; 16], out: &mut SuperBlockPanel<I::Panel>) {
+        let l = isa.panel();
         k_scales::decode_scales(l, rows, out);
         let low = l.splat_byte(15);
         // The 32 bytes of group p: sub-blocks 2 p and 2 p + 1.

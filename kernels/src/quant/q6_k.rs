@@ -98,7 +98,8 @@ impl SuperBlock for Q6K {
     const OFFSET: Offset = Offset::Zero(32);
 
     #[inline(always)]
-    fn decode_panel<L: PanelSimd>(l: L, rows: &[&Q6K; 16], out: &mut SuperBlockPanel<L>) {
+    fn decode_panel<I: Isa>(isa: I, rows: &[&Q6K; 16], out: &mut SuperBlockPanel<I::Panel>) {
+        let l = isa.panel();
         let (last, upper) = (l.splat_byte(15), l.splat_byte(0x30));
         let low =
             [[window::<_, 0>(rows), window::<_, 32>(rows)], [window::<_, 64>(rows), window::<_, 96>(rows)]];

@@ -29,9 +29,11 @@ pub(crate) trait SuperBlock: Block<X = Q8x256> {
     const SUBS: usize;
     /// How negative weights are represented.
     const OFFSET: Offset;
+    /// The unit of d, a power of two.
+    const UNIT: f32 = 1.0;
 
     /// Decodes the same block of each row.
-    fn decode_panel<P: PanelSimd>(simd: P, rows: &[&Self; 16], out: &mut SuperBlockPanel<P>);
+    fn decode_panel<I: Isa>(isa: I, rows: &[&Self; 16], out: &mut SuperBlockPanel<I::Panel>);
     /// Eight partial sums of `sum_j sc_j (q_j . x_j)`, and of `sum_j m_j sum(x_j)`.
     fn sums<I: Isa>(isa: I, w: &Self, x: &Q8x256) -> [I::Ints; 2];
     /// d and dmin as stored; dmin is 0 in formats without minima.
@@ -153,12 +155,12 @@ impl<B: SuperBlock> BlockDot<B> for SuperBlockDot {
         for i in 0..8 {
             [d[i], dmin[i]] = w[i].d_and_min();
         }
-        [isa.gather_f16(d), isa.gather_f16(dmin)]
+        [isa.mul(isa.gather_f16(d), isa.splat(B::UNIT)), isa.gather_f16(dmin)]
     }
     #[inline(always)]
     fn scales<I: Isa>(isa: I, w: &B) -> [f32; 2] {
         let [d, dmin] = w.d_and_min();
-        [isa.f16(d), isa.f16(dmin)]
+        [isa.f16(d) * B::UNIT, isa.f16(dmin)]
     }
     #[inline(always)]
     fn act_scale(x: &Q8x256) -> f32 {
@@ -173,7 +175,7 @@ impl<B: SuperBlock> BlockDot<B> for SuperBlockDot {
     }
     #[inline(always)]
     fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut SuperBlockPanel<I::Panel>) {
-        B::decode_panel(isa.panel(), rows, out);
+        B::decode_panel(isa, rows, out);
     }
     #[inline(always)]
     fn dot_panel<P: PanelSimd, const T: usize>(

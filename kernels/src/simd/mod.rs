@@ -8,6 +8,8 @@
 
 #[cfg(target_arch = "aarch64")]
 mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_asm;
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod panel16;
@@ -140,6 +142,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn store_bytes(self, v: Self::Bytes, out: &mut [u8; 32]);
     /// Broadcasts v to all 32 bytes.
     fn splat_byte(self, v: u8) -> Self::Bytes;
+    /// Four words of eight bytes, little endian, the first lowest.
+    fn set_u64(self, v: [u64; 4]) -> Self::Bytes;
+    /// Bytes `4 l .. 4 l + 4` = `table[low[l] + 256 * bit l of high]`, little endian, the index modulo N, a power of two.
+    fn lookup_u32<const N: usize>(self, table: &[u32; N], low: [u8; 8], high: u8) -> Self::Bytes;
     /// Broadcasts four bytes to eight lanes.
     fn broadcast_u32(self, v: [u8; 4]) -> Self::Bytes;
     /// Byte `4 l + i` of vector c = byte `4 c + i` of row l.
@@ -158,6 +164,10 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn twice(self, v: &[u8; 16]) -> Self::Bytes;
     /// Byte i = 0xff where bit i of v is set, else 0.
     fn mask(self, v: [u8; 4]) -> Self::Bytes;
+    /// Byte i = `-v[i]` where bit i of `bits` is set, else `v[i]`; -128 stays -128.
+    fn negate_bits(self, v: Self::Bytes, bits: [u8; 4]) -> Self::Bytes;
+    /// Byte-wise a + b, wrapping on overflow.
+    fn add_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// Bitwise a & b of 32 bytes.
     fn and(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
     /// Bitwise a | b of 32 bytes.

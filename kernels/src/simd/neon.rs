@@ -3,8 +3,9 @@
 //! A vector is two 128-bit registers. `sdot` replaces four plain NEON instructions, but both operands are signed, so an
 //! unsigned quant of 128 would read as -128. Quants in 0..=128 are negated instead: -128..=0 fits a signed byte exactly,
 //! and the sign cancels with that of the activations or the scale. (`usdot`, which has the signs of [`Isa::dot`], is
-//! less common.) This file contains intrinsics, and inline assembly for three instructions without a suitable intrinsic.
+//! less common.) This file contains intrinsics and prefetches. Next: `neon_asm`, the instructions without an intrinsic.
 
+use super::neon_asm::{fcvtl, sdot};
 use super::{Isa, Kernel, Panel8};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
@@ -64,37 +65,6 @@ fn enter_neon<K: Kernel>(isa: Neon<false>, kernel: K) -> K::Output {
 #[target_feature(enable = "neon,dotprod")]
 fn enter_dotprod<K: Kernel>(isa: Neon<true>, kernel: K) -> K::Output {
     kernel.run(isa)
-}
-
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn sdot(mut acc: int32x4_t, w: int8x16_t, x: int8x16_t) -> int32x4_t {
-    // SAFETY: dotprod is enabled; the instruction reads and writes registers only.
-    unsafe {
-        asm!(
-            "sdot {acc:v}.4s, {w:v}.16b, {x:v}.16b",
-            acc = inout(vreg) acc,
-            w = in(vreg) w,
-            x = in(vreg) x,
-            options(pure, nomem, nostack, preserves_flags)
-        );
-    }
-    acc
-}
-
-/// Eight binary16 as floats. The intrinsics ask for an extension that the instruction does not need.
-#[inline]
-#[target_feature(enable = "neon")]
-fn fcvtl(v: uint8x16_t) -> float32x4x2_t {
-    let (low, high): (float32x4_t, float32x4_t);
-    // SAFETY: NEON is enabled; the instructions read and write registers only.
-    unsafe {
-        asm!("fcvtl {low:v}.4s, {v:v}.4h", low = out(vreg) low, v = in(vreg) v,
-            options(pure, nomem, nostack, preserves_flags));
-        asm!("fcvtl2 {high:v}.4s, {v:v}.8h", high = out(vreg) high, v = in(vreg) v,
-            options(pure, nomem, nostack, preserves_flags));
-    }
-    float32x4x2_t(low, high)
 }
 
 impl<const DOT: bool> Isa for Neon<DOT> {
@@ -401,6 +371,20 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { uint8x16x2_t(vdupq_n_u8(v), vdupq_n_u8(v)) }
     }
     #[inline(always)]
+    fn set_u64(self, v: [u64; 4]) -> uint8x16x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe {
+            let two = |a, b| vreinterpretq_u8_u64(vcombine_u64(vcreate_u64(a), vcreate_u64(b)));
+            uint8x16x2_t(two(v[0], v[1]), two(v[2], v[3]))
+        }
+    }
+    #[inline(always)]
+    fn lookup_u32<const N: usize>(self, table: &[u32; N], low: [u8; 8], high: u8) -> uint8x16x2_t {
+        let entry = |l: usize| table[(low[l] as usize | (high as usize) << (8 - l) & 256) % N] as u64;
+        let pair = |l| entry(l) | entry(l + 1) << 32;
+        self.set_u64([pair(0), pair(2), pair(4), pair(6)])
+    }
+    #[inline(always)]
     fn broadcast_u32(self, v: [u8; 4]) -> uint8x16x2_t {
         // SAFETY: the token proves NEON.
         unsafe {
@@ -473,6 +457,20 @@ impl<const DOT: bool> Isa for Neon<DOT> {
             let high = vcombine_u8(vdup_n_u8(v[2]), vdup_n_u8(v[3]));
             uint8x16x2_t(vtstq_u8(low, bit), vtstq_u8(high, bit))
         }
+    }
+    #[inline(always)]
+    fn negate_bits(self, v: uint8x16x2_t, bits: [u8; 4]) -> uint8x16x2_t {
+        let mask = self.mask(bits);
+        // SAFETY: the token proves NEON.
+        unsafe {
+            let negated = |v, mask| vsubq_u8(veorq_u8(v, mask), mask);
+            uint8x16x2_t(negated(v.0, mask.0), negated(v.1, mask.1))
+        }
+    }
+    #[inline(always)]
+    fn add_bytes(self, a: uint8x16x2_t, b: uint8x16x2_t) -> uint8x16x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { uint8x16x2_t(vaddq_u8(a.0, b.0), vaddq_u8(a.1, b.1)) }
     }
     #[inline(always)]
     fn and(self, a: uint8x16x2_t, b: uint8x16x2_t) -> uint8x16x2_t {

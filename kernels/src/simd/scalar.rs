@@ -222,6 +222,15 @@ impl Isa for Scalar {
         [v; 32]
     }
     #[inline(always)]
+    fn set_u64(self, v: [u64; 4]) -> [u8; 32] {
+        from_fn(|i| v[i / 8].to_le_bytes()[i % 8])
+    }
+    #[inline(always)]
+    fn lookup_u32<const N: usize>(self, table: &[u32; N], low: [u8; 8], high: u8) -> [u8; 32] {
+        let entry = |l: usize| table[(low[l] as usize | (high as usize >> l & 1) << 8) % N];
+        from_fn(|i| entry(i / 4).to_le_bytes()[i % 4])
+    }
+    #[inline(always)]
     fn broadcast_u32(self, v: [u8; 4]) -> [u8; 32] {
         from_fn(|i| v[i % 4])
     }
@@ -256,6 +265,14 @@ impl Isa for Scalar {
     #[inline(always)]
     fn mask(self, v: [u8; 4]) -> [u8; 32] {
         from_fn(|i| if v[i / 8] >> (i % 8) & 1 == 1 { 0xff } else { 0 })
+    }
+    #[inline(always)]
+    fn negate_bits(self, v: [u8; 32], bits: [u8; 4]) -> [u8; 32] {
+        from_fn(|i| if bits[i / 8] >> (i % 8) & 1 == 1 { v[i].wrapping_neg() } else { v[i] })
+    }
+    #[inline(always)]
+    fn add_bytes(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+        from_fn(|i| a[i].wrapping_add(b[i]))
     }
     #[inline(always)]
     fn and(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {

@@ -313,6 +313,35 @@ where
         unsafe { _mm256_set1_epi8(v.cast_signed()) }
     }
     #[inline(always)]
+    fn set_u64(self, v: [u64; 4]) -> __m256i {
+        let [a, b, c, d] = v.map(u64::cast_signed);
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_setr_epi64x(a, b, c, d) }
+    }
+    #[inline(always)]
+    fn lookup_u32<const N: usize>(self, table: &[u32; N], low: [u8; 8], high: u8) -> __m256i {
+        const { assert!(N.is_power_of_two()) };
+        // SAFETY: the token proves AVX2, FMA and F16C, and with VNNI also AVX-512 VL; indices are below N.
+        unsafe {
+            let mut index = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(low)));
+            let upper = _mm256_set1_epi32(256);
+            if N > 256 && VNNI {
+                index = _mm256_mask_or_epi32(index, high, index, upper);
+            } else if N > 256 {
+                // Bit l of high moves to bit 8 of lane l.
+                let high = _mm256_sllv_epi32(
+                    _mm256_set1_epi32(high as i32),
+                    _mm256_setr_epi32(8, 7, 6, 5, 4, 3, 2, 1),
+                );
+                index = _mm256_or_si256(index, _mm256_and_si256(high, upper));
+            }
+            if N < 256 {
+                index = _mm256_and_si256(index, _mm256_set1_epi32(N as i32 - 1));
+            }
+            _mm256_i32gather_epi32::<4>(table.as_ptr().cast(), index)
+        }
+    }
+    #[inline(always)]
     fn broadcast_u32(self, v: [u8; 4]) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { _mm256_set1_epi32(i32::from_le_bytes(v)) }
@@ -395,6 +424,22 @@ where
             let v = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(v)), spread);
             _mm256_cmpeq_epi8(_mm256_and_si256(v, bit), bit)
         }
+    }
+    #[inline(always)]
+    fn negate_bits(self, v: __m256i, bits: [u8; 4]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C, and with VNNI also AVX-512 BW and VL.
+        unsafe {
+            if VNNI {
+                return _mm256_mask_sub_epi8(v, u32::from_le_bytes(bits), _mm256_setzero_si256(), v);
+            }
+            let mask = self.mask(bits);
+            _mm256_sub_epi8(_mm256_xor_si256(v, mask), mask)
+        }
+    }
+    #[inline(always)]
+    fn add_bytes(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_add_epi8(a, b) }
     }
     #[inline(always)]
     fn and(self, a: __m256i, b: __m256i) -> __m256i {
