@@ -2,15 +2,18 @@
 
 usage: interop.py KIMI      KIMI is the binary; exit code 1 and a line if something differs
 
-llama.cpp runs F32, Q8_0 and Q4_K_M files that kimi converts from a small random checkpoint; kimi runs F16 and Q8_0 files that
-llama.cpp's Python package writes with its converter's metadata. Greedy tokens must be equal for 64 steps. The engines
+llama.cpp runs F32, Q8_0 and Q4_K_M files that kimi converts from a small random checkpoint, and one of each codebook format;
+kimi runs F16 and Q8_0 files that llama.cpp's Python package writes with its converter's metadata, and files whose blocks of
+each codebook format are written by ggml's quantizer. Greedy tokens must be equal for 64 steps. The engines
 round activations differently, so the log-probabilities of the likeliest tokens differ slightly: the differences are
 printed, and their mean is bounded. Sampling defaults of a checkpoint arrive in llama.cpp's server.
 """
 
 import base64
+import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -38,6 +41,10 @@ DEFAULTS = {"temperature": 0.25, "top_k": 17, "top_p": 0.5, "min_p": 0.125}
 # The mean difference of the likeliest tokens' log-probabilities that rounding explains. A single different choice of an
 # expert moves some by up to 1.
 ALLOWED = {"F32": 0.002, "F16": 0.02, "Q8_0": 0.1, "Q4_K_M": 0.1}
+# Formats whose weights are vectors of a codebook, for all matrices whose rows are whole blocks of 256.
+CODEBOOKS = ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"]
+ALLOWED |= {kind: 0.1 for kind in CODEBOOKS}
+WIDE_ROWS = r"(attn_(q|k|v|output)|ffn_(gate|up|down)(_exps|_shexp)?)\.weight"
 
 
 def make_checkpoint(out):
@@ -138,6 +145,8 @@ def write_theirs(checkpoint, path, kind):
             writer.add_tensor(name, array)
         elif kind == "F16":
             writer.add_tensor(name, array.astype(np.float16))
+        elif kind in CODEBOOKS and re.search(WIDE_ROWS, name):
+            writer.add_tensor(name, ggml_quantized(array, kind), raw_dtype=gguf.GGMLQuantizationType[kind])
         else:
             quantized = gguf.quants.quantize(array, gguf.GGMLQuantizationType.Q8_0)
             writer.add_tensor(name, quantized, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
@@ -145,6 +154,22 @@ def write_theirs(checkpoint, path, kind):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def ggml_quantized(array, kind):
+    """The blocks that ggml makes with an importance of 1 for every column."""
+    ggml = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    kind = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows, cols = array.reshape(-1, array.shape[-1]).shape
+    x, importance = np.ascontiguousarray(array, np.float32), np.ones(cols, np.float32)
+    out = np.zeros((*array.shape[:-1], cols // block * size), np.uint8)
+    pointer = lambda a: ctypes.c_void_p(a.ctypes.data)
+    sizes = [ctypes.c_int64(n) for n in (0, rows, cols)]
+    written = ggml.ggml_quantize_chunk(int(kind), pointer(x), pointer(out), *sizes, pointer(importance))
+    assert written == out.size, kind.name
+    return out
 
 
 def add_metadata(writer, c):
@@ -239,6 +264,13 @@ def main(kimi):
             path = os.path.join(work, f"theirs-{kind}.gguf")
             write_theirs(checkpoint, path, kind)
             results.append(compare(kimi, path, kind, "llama.cpp's package"))
+        for kind in CODEBOOKS:
+            path = os.path.join(work, f"ours-{kind}.gguf")
+            run(kimi, "convert", checkpoint, "-o", path, "--type", "Q8_0", "--tensor-type", f"{WIDE_ROWS}={kind}")
+            results.append(compare(kimi, path, kind, "kimi convert"))
+            path = os.path.join(work, f"theirs-{kind}.gguf")
+            write_theirs(checkpoint, path, kind)
+            results.append(compare(kimi, path, kind, "ggml's quantizer"))
         results.append(has_sampling_defaults(kimi, checkpoint, os.path.join(work, "defaults.gguf")))
         return all(results)
 

@@ -179,6 +179,8 @@ fn fit(format: Format, cols: u64) -> Format {
     let smaller_block = match format {
         _ if fits(format) => return format,
         Format::Q2_K | Format::Q3_K | Format::IQ4_XS => Format::IQ4_NL,
+        Format::IQ1_S | Format::IQ1_M | Format::IQ2_XXS | Format::IQ2_XS | Format::IQ2_S => Format::IQ4_NL,
+        Format::IQ3_XXS | Format::IQ3_S => Format::IQ4_NL,
         Format::Q4_K => Format::Q5_0,
         Format::Q5_K => Format::Q5_1,
         _ => Format::Q8_0,
@@ -202,6 +204,9 @@ mod tests {
         let error = Mix::from_name("q7").unwrap_err().to_string();
         assert!(error.starts_with("expected one of F32, F16,"), "{error}");
         assert!(error.ends_with("MXFP4_MOE, found q7"), "{error}");
+        for mix in Mix::all() {
+            assert_eq!(models::gguf::file_type::file_type_name(mix.file_type()), Some(mix.name()));
+        }
     }
 
     #[test]

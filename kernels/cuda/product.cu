@@ -1,6 +1,7 @@
 // GEMV and GEMM of one block format, compiled once per format with FORMAT set to its name.
 #include "fused.cuh"
 #include "gemm.cuh"
+#include "grid.cuh"
 
 KERNEL(JOIN(matvec1_, FORMAT), 128)(const __grid_constant__ Product p) { matvec<FORMAT, 1>(p); }
 REGISTER(JOIN(matvec1_, FORMAT))

@@ -4,14 +4,23 @@ mod checkpoints;
 #[path = "../common/mod.rs"]
 mod common;
 mod hostile;
+#[path = "../../models/tests/support/rounded.rs"]
+mod rounded;
 
 use checkpoints::{Checkpoint, generate};
 use convert::{
     Error, Mix, Options, Override, Progress, ShardStore, Summary, convert, convert_shards, dry_run,
 };
+use kernels::backend::{Backend, CacheFormat};
+use kernels::cpu::Cpu;
 use kernels::quant::Format;
+use kernels::reference::Reference;
+use kernels::simd::SimdLevel;
 use models::gguf::read::Gguf;
+use models::kimi_linear::mla::MlaPath;
+use models::kimi_linear::{Model, Outputs, Sequence};
 use models::tokenizer::Vocabulary;
+use rounded::Rounded;
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -238,6 +247,50 @@ fn requantizing_equals_converting() {
     assert!(again.tensors.iter().all(|t| again.bytes(t) == direct.bytes(t)));
     assert_eq!(again.u64("general.file_type").unwrap(), 7);
     assert_eq!(again.u64("kimi-linear.kda.head_count").unwrap(), 4);
+}
+
+/// Matrices of `tiny_d128` whose rows are whole blocks of 256.
+const WIDE_ROWS: &str = r"blk\..*(attn_(q|k|v|output)|ffn_(gate|up|down)(_exps|_shexp)?)\.weight";
+
+/// The largest relative error between implementations that round the same activations to eight bits: sums in another order
+/// move single quants by one (`models/tests/support/random_model.rs`).
+const SAME_ROUNDING: f32 = 0.05;
+
+#[test]
+fn codebook_formats_convert_to_their_values_and_give_their_logits() {
+    let source = generate("tiny_d128", 8, &["num_hidden_layers=4"]);
+    let path = |name: String| source.path().join(name);
+    for format in Format::ALL.into_iter().filter(|f| f.name().starts_with("IQ") && f.block_len() == 256) {
+        let (stored, wide) =
+            (path(format!("{}.gguf", format.name())), path(format!("{}.f32.gguf", format.name())));
+        let mut options = options(source.path(), &stored, "Q8_0");
+        options.overrides = vec![Override::parse(&format!("{WIDE_ROWS}={}", format.name())).unwrap()];
+        convert(&options, &mut ()).unwrap();
+        run(&stored, &wide, "F32").unwrap();
+        let (stored, wide) = (Gguf::open(&stored).unwrap(), Gguf::open(&wide).unwrap());
+        assert!(stored.tensors.iter().filter(|t| t.format == format).count() >= 20, "{}", format.name());
+        for tensor in &stored.tensors {
+            let (a, b) = (values(&stored, &tensor.name), values(&wide, &tensor.name));
+            assert!(same_bits(&a, &b), "{}: {}", format.name(), tensor.name);
+        }
+        let exact = logits(&Reference, &wide);
+        assert!(same_bits(&logits(&Reference, &stored), &exact), "{}", format.name());
+        // The CPU rounds activations to eight bits, which may choose another expert; the reference rounds them too.
+        let (found, expected) =
+            (logits(&Cpu::new(2, SimdLevel::detect()), &stored), logits(&Rounded(CacheFormat::F32), &stored));
+        let square = |of: &dyn Fn(usize) -> f32| (0..found.len()).map(|i| of(i).powi(2)).sum::<f32>();
+        let apart = (square(&|i| found[i] - expected[i]) / square(&|i| expected[i])).sqrt();
+        assert!(apart < SAME_ROUNDING, "{}: {apart}", format.name());
+    }
+}
+
+/// The logits after a few tokens.
+fn logits<B: Backend>(backend: &B, file: &Gguf) -> Vec<f32> {
+    let model = Model::load(backend, file).expect("the file loads");
+    let mut state = model.state(backend, CacheFormat::F32);
+    let (tokens, outputs) = (&[17, 300, 5, 411, 90][..], Outputs::Last);
+    let mut batch = [Sequence { tokens, state: &mut state, outputs, mla_path: MlaPath::Absorbed }];
+    backend.read(&model.forward(backend, &mut batch, &mut ()).expect("logits were requested"))
 }
 
 #[test]

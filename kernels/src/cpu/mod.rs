@@ -140,7 +140,7 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    const NUMERICS_VERSION: NumericsVersion = NumericsVersion { family: "simd", revision: 1 };
+    const NUMERICS_VERSION: NumericsVersion = NumericsVersion { family: "simd", revision: 2 };
     const LIMITS: Limits = Limits { top_k: route::MAX_GROUPS, groups: route::MAX_GROUPS, ..Limits::NONE };
     type Tensor = Tensor;
     type Weight = Weight;

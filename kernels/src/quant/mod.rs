@@ -2,7 +2,7 @@
 //!
 //! `formats!` is the one table of formats: the [`Format`] enum, the names and sizes, dispatch and the CUDA lists
 //! follow from it. A row is a whole number of blocks. This module knows no tensor and no thread. Next: `q8_0`, the
-//! plainest format, then `q4_k` (256 weights), `iq4_xs` (a codebook).
+//! plainest format, then `q4_k` (256 weights), `iq4_xs` (a codebook), `iq3_s` (a codebook of vectors).
 
 #![allow(clippy::needless_range_loop, reason = "plain loops over lanes and tokens keep vectors in registers")]
 
@@ -14,6 +14,16 @@ mod cast;
 mod f16;
 mod f32;
 mod float_rows;
+mod grid_block;
+mod grid_search;
+mod grids;
+mod iq1_m;
+mod iq1_s;
+mod iq2_s;
+mod iq2_xs;
+mod iq2_xxs;
+mod iq3_s;
+mod iq3_xxs;
 mod iq4_nl;
 mod iq4_search;
 mod iq4_xs;
@@ -91,30 +101,30 @@ formats! { $
     Q4_K = 12 => q4_k::Q4K,
     Q5_K = 13 => q5_k::Q5K,
     Q6_K = 14 => q6_k::Q6K,
+    IQ2_XXS = 16 => iq2_xxs::Iq2Xxs,
+    IQ2_XS = 17 => iq2_xs::Iq2Xs,
+    IQ3_XXS = 18 => iq3_xxs::Iq3Xxs,
+    IQ1_S = 19 => iq1_s::Iq1S,
     IQ4_NL = 20 => iq4_nl::Iq4Nl,
+    IQ3_S = 21 => iq3_s::Iq3S,
+    IQ2_S = 22 => iq2_s::Iq2S,
     IQ4_XS = 23 => iq4_xs::Iq4Xs,
+    IQ1_M = 29 => iq1_m::Iq1M,
     BF16 = 30 => bf16::BF16,
     MXFP4 = 39 => mxfp4::Mxfp4,
 }
 
 /// Types that ggml defines or defined and the table above may lack.
-const GGML_NAMES: [(u32, &str); 27] = [
+const GGML_NAMES: [(u32, &str); 20] = [
     (4, "Q4_2 (withdrawn)"),
     (5, "Q4_3 (withdrawn)"),
     (9, "Q8_1"),
     (15, "Q8_K"),
-    (16, "IQ2_XXS"),
-    (17, "IQ2_XS"),
-    (18, "IQ3_XXS"),
-    (19, "IQ1_S"),
-    (21, "IQ3_S"),
-    (22, "IQ2_S"),
     (24, "I8"),
     (25, "I16"),
     (26, "I32"),
     (27, "I64"),
     (28, "F64"),
-    (29, "IQ1_M"),
     (31, "Q4_0_4_4 (withdrawn)"),
     (32, "Q4_0_4_8 (withdrawn)"),
     (33, "Q4_0_8_8 (withdrawn)"),
@@ -258,7 +268,7 @@ mod tests {
             assert_ne!(read.is_some(), unsupported_name(id).is_some(), "id {id}");
             assert_eq!(read.and_then(|f| Format::from_name(f.name())), read, "id {id}");
         }
-        assert_eq!(unsupported_name(18), Some("IQ3_XXS"));
+        assert_eq!(unsupported_name(40), Some("NVFP4"));
         assert_eq!(unsupported_name(43), None);
     }
 
@@ -268,8 +278,19 @@ mod tests {
         let floats = [(1, 4), (1, 2)];
         let of_32 = [(32, 18), (32, 20), (32, 22), (32, 24), (32, 34)];
         let of_256 = [(256, 84), (256, 110), (256, 144), (256, 176), (256, 210)];
-        let others = [(32, 18), (256, 136), (1, 2), (32, 17)];
-        assert_eq!(sizes.to_vec(), [&floats[..], &of_32, &of_256, &others].concat());
+        let iq = [
+            (256, 66),
+            (256, 74),
+            (256, 98),
+            (256, 50),
+            (32, 18),
+            (256, 110),
+            (256, 82),
+            (256, 136),
+            (256, 56),
+        ];
+        let others = [(1, 2), (32, 17)];
+        assert_eq!(sizes.to_vec(), [&floats[..], &of_32, &of_256, &iq, &others].concat());
     }
 
     #[test]

@@ -9,6 +9,7 @@ Writes into the folder
     input.f32     ROWS x COLS floats
     <FORMAT>.bin  the blocks of llama-quantize for them, without an importance matrix
     <FORMAT>.f32  the values of ggml's dequantize_row_* for those
+                  for the formats in RANDOM: random blocks, and their values by ggml and by the Python package gguf
     hashes.txt    format, FNV-1a of the bytes and of the values for the longer input of `generated`
 """
 import ctypes
@@ -16,6 +17,7 @@ import pathlib
 import re
 import sys
 
+import gguf
 import numpy as np
 
 # The ggml type ids, from the table of formats.
@@ -43,6 +45,19 @@ FORMATS = {
     "IQ4_XS": (256, 136, "quantize_row_iq4_xs_ref", "dequantize_row_iq4_xs"),
     "MXFP4": (32, 17, "quantize_row_mxfp4_ref", "dequantize_row_mxfp4"),
 }
+
+# Formats whose blocks are random here, because kernels/src/quant/grid_search.rs makes other bytes than ggml's quantizers.
+# name: (block bytes, the byte that holds the top of d)
+RANDOM = {
+    "IQ1_S": (50, 1),
+    "IQ1_M": (56, 55),
+    "IQ2_XXS": (66, 1),
+    "IQ2_XS": (74, 1),
+    "IQ2_S": (82, 1),
+    "IQ3_XXS": (98, 1),
+    "IQ3_S": (110, 1),
+}
+BLOCKS = 24
 
 
 def rows():
@@ -100,6 +115,20 @@ def through(lib, name, x):
     return stored.tobytes(), values.tobytes()
 
 
+def random_blocks(lib, name):
+    """Random blocks whose d is finite, and their values, on which ggml and gguf must agree."""
+    size, top = RANDOM[name]
+    rng = np.random.default_rng(IDS[name])
+    blocks = rng.integers(0, 256, (BLOCKS, size), np.uint8)
+    blocks[:, top] &= 0xBF  # the top bit of d's exponent
+    values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
+    theirs = np.zeros(values.size, np.float32)
+    pointer = lambda a: ctypes.c_void_p(a.ctypes.data)
+    getattr(lib, f"dequantize_row_{name.lower()}")(pointer(blocks), pointer(theirs), ctypes.c_int64(theirs.size))
+    assert np.isfinite(values).all() and (theirs.view(np.uint32) == values.ravel().view(np.uint32)).all(), name
+    return blocks.tobytes(), values.astype("<f4").tobytes()
+
+
 def main():
     lib = ctypes.CDLL(sys.argv[1])
     out = pathlib.Path(sys.argv[2])
@@ -112,6 +141,10 @@ def main():
         (out / f"{name}.f32").write_bytes(values)
         stored, values = through(lib, name, longer)
         hashes.append(f"{name} {fnv1a(stored):016x} {fnv1a(values):016x}\n")
+    for name in RANDOM:
+        stored, values = random_blocks(lib, name)
+        (out / f"{name}.bin").write_bytes(stored)
+        (out / f"{name}.f32").write_bytes(values)
     (out / "hashes.txt").write_text("".join(hashes))
 
 

@@ -3,6 +3,7 @@
 //! Next: [`parse`] (parses a header), [`read`] (opens and validates a file, split or not), [`mod@write`] (lays out and
 //! streams a new file).
 
+pub mod file_type;
 pub mod parse;
 pub mod read;
 mod values;

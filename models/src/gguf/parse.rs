@@ -449,7 +449,7 @@ mod tests {
         refused(one(&[16], 8, 0), &at(37, rows));
         let formats = Format::ALL.map(Format::name).join(", ");
         let types = format!("expected a type out of {formats}, found");
-        refused(one(&[4], 19, 0), &at(45, &format!("{types} IQ1_S (type 19)")));
+        refused(one(&[4], 40, 0), &at(45, &format!("{types} NVFP4 (type 40)")));
         refused(one(&[4], 77, 0), &at(45, &format!("{types} type 77")));
         refused(one(&[4], 0, 8), &at(49, "expected an offset that is a multiple of 32, found 8"));
         let past = |offset: u64| {

@@ -280,6 +280,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<CheckRow> {
         (Format::Q8_0, Format::Q8_0),
         (Format::Q3_K, Format::Q5_K),
         (Format::Q2_K, Format::IQ4_XS),
+        (Format::IQ2_S, Format::IQ3_S),
         (Format::Q5_1, Format::F16),
         (Format::F16, Format::F16),
     ];

@@ -1,0 +1,107 @@
+//! IQ1_S: 256 weights in 50 bytes, 1.5625 bits per weight: vectors of eight weights from a grid of 2048, eight sub-blocks
+//! of 32 with a scale and an offset each.
+//!
+//! ```text
+//! byte 0       2          34                  50
+//!      | d f16 | low 32 B | heads 8 x 16 bit |
+//!
+//! w_i = d (2 sc_j + 1) (GRID[n_v][i % 8] + o_j)     vector v = i / 8;  sub-block j = i / 32;  n in 0..2048;  sc in 0..8
+//!     = d / 8 (2 sc_j + 1) (8 GRID[n_v][i % 8] + 8 o_j)            GRID in -1..2;  o = 1/8 or -1/8
+//!
+//! low, byte v:                                bits 7..0 of n[v]
+//! head of sub-block j, bits 3 k + 2 .. 3 k:   bits 10..8 of n[4 j + k], k = 0..4
+//!                      bits 14..12:           sc[j]
+//!                      bit 15:                o[j] is -1/8 where set
+//! ```
+
+use super::activation::Q8x256;
+use super::block::Block;
+use super::grid_block::{self, Coded, Entries, GridBlock};
+use super::grid_search::{self, Grid, Signs};
+use super::grids::{IQ1, IQ1_BIAS, IQ1_VALUES, offsets};
+use super::superblock::SuperBlockDot;
+use crate::matmul::IntegerDot;
+use crate::simd::Isa;
+use bytemuck::{Pod, Zeroable};
+use std::array::from_fn;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// 256 weights: d, the lower bits of 32 vectors' numbers; their upper bits with scales and offsets.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Iq1S {
+    d: [u8; 2],
+    low: [[u8; 4]; 8],
+    heads: [[u8; 2]; 8],
+}
+const _: () = assert!(size_of::<Iq1S>() == 50);
+
+static GRID: Grid = Grid {
+    entry: |n| IQ1[n],
+    len: 2048,
+    width: 8,
+    values: &IQ1_VALUES,
+    signs: Signs::Offset(4),
+    scales: 8,
+    nearest: OnceLock::new(),
+};
+
+impl Block for Iq1S {
+    type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
+    const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[2..34, 34..50, 0..2];
+
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq1S {
+        grid_search::quantize(x, &GRID)
+    }
+
+    #[inline(always)]
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        grid_block::dequantize(isa, self, y);
+    }
+}
+
+impl GridBlock for Iq1S {
+    const SUBS: usize = 8;
+    const UNIT: f32 = 0.125;
+    const ENTRIES: Entries = Entries::Biased(IQ1_BIAS);
+
+    #[inline(always)]
+    fn scales(&self) -> [u8; 16] {
+        let heads = u128::from_le_bytes(bytemuck::cast(self.heads));
+        let sc = heads >> 12 & 0x0007_0007_0007_0007_0007_0007_0007_0007;
+        // Every second byte, moved together.
+        let sc = (sc | sc >> 8) & 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff;
+        let sc = (sc | sc >> 16) & 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff;
+        ((sc | sc >> 32) as u64 as u128 * 2 + 0x0101_0101_0101_0101).to_le_bytes()
+    }
+
+    #[inline(always)]
+    fn d(&self) -> [u8; 2] {
+        self.d
+    }
+
+    #[inline(always)]
+    fn signs(&self) -> [[u8; 4]; 8] {
+        [[0; 4]; 8]
+    }
+
+    #[inline(always)]
+    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
+        let (low, head) = (self.low[j], u16::from_le_bytes(self.heads[j]) as usize);
+        let entry = |k: usize| IQ1[low[k] as usize | (head >> (3 * k) & 7) << 8];
+        let grid = isa.set_u64([entry(0), entry(1), entry(2), entry(3)]);
+        isa.add_bytes(grid, offsets(isa, if head >> 15 == 1 { 15 } else { 0 }))
+    }
+
+    fn from_coded(d: [u8; 2], coded: &Coded) -> Iq1S {
+        let n = &coded.entries;
+        let head = |j: usize| {
+            let high: u16 = (0..4).map(|k| n[4 * j + k] >> 8 << (3 * k)).sum();
+            (high | (coded.scales[j] as u16) << 12 | (coded.signs[4 * j] as u16) << 15).to_le_bytes()
+        };
+        Iq1S { d, low: from_fn(|j| from_fn(|k| n[4 * j + k] as u8)), heads: from_fn(head) }
+    }
+}

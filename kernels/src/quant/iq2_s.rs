@@ -1,0 +1,104 @@
+//! IQ2_S: 256 weights in 82 bytes, 2.5625 bits per weight: vectors of eight weights from a grid of 1024, sixteen groups of
+//! 16 with a scale each.
+//!
+//! ```text
+//! byte 0       2          34           66         74           82
+//!      | d f16 | low 32 B | signs 32 B | high 8 B | scales 8 B |
+//!
+//! w_i = d / 8 (2 sc_g + 1) s_i GRID[n_v][i % 8]     vector v = i / 8;  group g = i / 16;  n in 0..1024;  sc in 0..16
+//!
+//! low, byte v:                      bits 7..0 of n[v]
+//! high, byte j, bits 2 k + 1..2 k:  bits 9..8 of n[4 j + k]
+//! signs, byte v, bit k:             s[8 v + k] is -1 where set
+//! scales, byte k:                   bits 3..0 = sc[2 k],  bits 7..4 = sc[2 k + 1]
+//! ```
+
+use super::activation::Q8x256;
+use super::block::Block;
+use super::grid_block::{self, Coded, Entries, GridBlock};
+use super::grid_search::{self, Grid, Signs};
+use super::grids::{IQ2_S, IQ2_VALUES, odd_scales_16};
+use super::superblock::SuperBlockDot;
+use crate::matmul::IntegerDot;
+use crate::simd::Isa;
+use bytemuck::{Pod, Zeroable};
+use std::array::from_fn;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// 256 weights: d, the lower bits of 32 vectors' numbers, signs, the upper bits, packed scales.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Iq2S {
+    d: [u8; 2],
+    low: [[u8; 4]; 8],
+    signs: [[u8; 4]; 8],
+    high: [u8; 8],
+    scales: [u8; 8],
+}
+const _: () = assert!(size_of::<Iq2S>() == 82);
+
+static GRID: Grid = Grid {
+    entry: |n| IQ2_S[n],
+    len: 1024,
+    width: 8,
+    values: &IQ2_VALUES,
+    signs: Signs::Free,
+    scales: 16,
+    nearest: OnceLock::new(),
+};
+
+impl Block for Iq2S {
+    type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
+    const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[2..66, 66..82, 0..2];
+
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq2S {
+        grid_search::quantize(x, &GRID)
+    }
+
+    #[inline(always)]
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        grid_block::dequantize(isa, self, y);
+    }
+}
+
+impl GridBlock for Iq2S {
+    const SUBS: usize = 16;
+    const UNIT: f32 = 0.125;
+    const ENTRIES: Entries = Entries::Magnitudes;
+
+    #[inline(always)]
+    fn scales(&self) -> [u8; 16] {
+        odd_scales_16(self.scales)
+    }
+
+    #[inline(always)]
+    fn d(&self) -> [u8; 2] {
+        self.d
+    }
+
+    #[inline(always)]
+    fn signs(&self) -> [[u8; 4]; 8] {
+        self.signs
+    }
+
+    #[inline(always)]
+    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
+        let (low, high) = (self.low[j], self.high[j] as usize);
+        let entry = |k: usize| IQ2_S[low[k] as usize | high << (8 - 2 * k) & 0x300];
+        isa.set_u64([entry(0), entry(1), entry(2), entry(3)])
+    }
+
+    fn from_coded(d: [u8; 2], coded: &Coded) -> Iq2S {
+        let n = &coded.entries;
+        Iq2S {
+            d,
+            low: from_fn(|j| from_fn(|k| n[4 * j + k] as u8)),
+            signs: from_fn(|j| from_fn(|k| coded.signs[4 * j + k])),
+            high: from_fn(|j| (0..4).map(|k| ((n[4 * j + k] >> 8) as u8) << (2 * k)).sum()),
+            scales: from_fn(|k| coded.scales[2 * k] | coded.scales[2 * k + 1] << 4),
+        }
+    }
+}

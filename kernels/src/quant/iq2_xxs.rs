@@ -1,0 +1,102 @@
+//! IQ2_XXS: 256 weights in 66 bytes, 2.0625 bits per weight: vectors of eight weights from a grid of 256, eight sub-blocks
+//! of 32 with a scale each.
+//!
+//! ```text
+//! byte 0       2                    66
+//!      | d f16 | 8 sub-blocks x 8 B |     sub-block j: | n 4 B | tail 32 bit |
+//!
+//! w_i = d / 8 (2 sc_j + 1) s_i GRID[n_v][i % 8]     vector v = i / 8;  sub-block j = i / 32;  sc in 0..16
+//!
+//! tail, bits 7 b + k, k = 0..7:  s[32 j + 8 b + k] is -1 where set; the eighth sign of b = 0..4 makes the number of
+//!                                negative weights even
+//!       bits 31..28:             sc[j]
+//! ```
+
+use super::activation::Q8x256;
+use super::block::Block;
+use super::grid_block::{self, Coded, Entries, GridBlock};
+use super::grid_search::{self, Grid, Signs};
+use super::grids::{IQ2_VALUES, IQ2_XXS, even_signs, seven_signs, top_scales};
+use super::superblock::SuperBlockDot;
+use crate::matmul::IntegerDot;
+use crate::simd::Isa;
+use bytemuck::{Pod, Zeroable};
+use std::array::from_fn;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// 256 weights: d, and for each sub-block the numbers of four vectors, signs and scale.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Iq2Xxs {
+    d: [u8; 2],
+    subs: [[[u8; 4]; 2]; 8],
+}
+const _: () = assert!(size_of::<Iq2Xxs>() == 66);
+
+static GRID: Grid = Grid {
+    entry: |n| IQ2_XXS[n],
+    len: 256,
+    width: 8,
+    values: &IQ2_VALUES,
+    signs: Signs::Even,
+    scales: 16,
+    nearest: OnceLock::new(),
+};
+
+impl Block for Iq2Xxs {
+    type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
+    const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[2..66, 0..2];
+
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq2Xxs {
+        grid_search::quantize(x, &GRID)
+    }
+
+    #[inline(always)]
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        grid_block::dequantize(isa, self, y);
+    }
+}
+
+impl GridBlock for Iq2Xxs {
+    const SUBS: usize = 8;
+    const UNIT: f32 = 0.125;
+    const ENTRIES: Entries = Entries::Magnitudes;
+
+    #[inline(always)]
+    fn scales(&self) -> [u8; 16] {
+        top_scales(from_fn(|j| self.subs[j][1]))
+    }
+
+    #[inline(always)]
+    fn d(&self) -> [u8; 2] {
+        self.d
+    }
+
+    #[inline(always)]
+    fn signs(&self) -> [[u8; 4]; 8] {
+        let mut out = [[0; 4]; 8];
+        for j in 0..8 {
+            out[j] = even_signs(u32::from_le_bytes(self.subs[j][1])).to_le_bytes();
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
+        let n = self.subs[j][0];
+        let entry = |k: usize| IQ2_XXS[n[k] as usize];
+        isa.set_u64([entry(0), entry(1), entry(2), entry(3)])
+    }
+
+    fn from_coded(d: [u8; 2], coded: &Coded) -> Iq2Xxs {
+        let sub = |j: usize| {
+            let signs = seven_signs(from_fn(|b| coded.signs[4 * j + b]));
+            let tail = signs | (coded.scales[j] as u32) << 28;
+            [from_fn(|k| coded.entries[4 * j + k] as u8), tail.to_le_bytes()]
+        };
+        Iq2Xxs { d, subs: from_fn(sub) }
+    }
+}

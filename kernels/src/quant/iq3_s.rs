@@ -1,0 +1,102 @@
+//! IQ3_S: 256 weights in 110 bytes, 3.4375 bits per weight: vectors of four weights from a grid of 512, eight sub-blocks
+//! of 32 with a scale each.
+//!
+//! ```text
+//! byte 0       2          66         74           106          110
+//!      | d f16 | low 64 B | high 8 B | signs 32 B | scales 4 B |
+//!
+//! w_i = d (2 sc_j + 1) s_i GRID[n_v][i % 4]     vector v = i / 4;  sub-block j = i / 32;  n in 0..512;  sc in 0..16
+//!
+//! low, byte v:                  bits 7..0 of n[v]
+//! high, byte j, bit k:          bit 8 of n[8 j + k]
+//! signs, byte b, bit k:         s[8 b + k] is -1 where set
+//! scales, byte k:               bits 3..0 = sc[2 k],  bits 7..4 = sc[2 k + 1]
+//! ```
+
+use super::activation::Q8x256;
+use super::block::Block;
+use super::grid_block::{self, Coded, Entries, GridBlock};
+use super::grid_search::{self, Grid, Signs};
+use super::grids::{IQ3_S, IQ3_S_VALUES, odd_scales_8};
+use super::superblock::SuperBlockDot;
+use crate::matmul::IntegerDot;
+use crate::simd::Isa;
+use bytemuck::{Pod, Zeroable};
+use std::array::from_fn;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// 256 weights: d, the numbers of 64 vectors, signs, packed scales.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Iq3S {
+    d: [u8; 2],
+    low: [[u8; 8]; 8],
+    high: [u8; 8],
+    signs: [[u8; 4]; 8],
+    scales: [u8; 4],
+}
+const _: () = assert!(size_of::<Iq3S>() == 110);
+
+static GRID: Grid = Grid {
+    entry: |n| IQ3_S[n] as u64,
+    len: 512,
+    width: 4,
+    values: &IQ3_S_VALUES,
+    signs: Signs::Free,
+    scales: 16,
+    nearest: OnceLock::new(),
+};
+
+impl Block for Iq3S {
+    type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
+    const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[2..66, 66..110, 0..2];
+
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq3S {
+        grid_search::quantize(x, &GRID)
+    }
+
+    #[inline(always)]
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        grid_block::dequantize(isa, self, y);
+    }
+}
+
+impl GridBlock for Iq3S {
+    const SUBS: usize = 8;
+    const UNIT: f32 = 1.0;
+    const ENTRIES: Entries = Entries::Magnitudes;
+
+    #[inline(always)]
+    fn scales(&self) -> [u8; 16] {
+        odd_scales_8(self.scales)
+    }
+
+    #[inline(always)]
+    fn d(&self) -> [u8; 2] {
+        self.d
+    }
+
+    #[inline(always)]
+    fn signs(&self) -> [[u8; 4]; 8] {
+        self.signs
+    }
+
+    #[inline(always)]
+    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
+        isa.lookup_u32(&IQ3_S, self.low[j], self.high[j])
+    }
+
+    fn from_coded(d: [u8; 2], coded: &Coded) -> Iq3S {
+        let n = &coded.entries;
+        Iq3S {
+            d,
+            low: from_fn(|j| from_fn(|k| n[8 * j + k] as u8)),
+            high: from_fn(|j| (0..8).map(|k| ((n[8 * j + k] >> 8) as u8) << k).sum()),
+            signs: from_fn(|j| from_fn(|k| coded.signs[4 * j + k])),
+            scales: from_fn(|k| coded.scales[2 * k] | coded.scales[2 * k + 1] << 4),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! IQ3_XXS: 256 weights in 98 bytes, 3.0625 bits per weight: vectors of four weights from a grid of 256, eight sub-blocks
+//! of 32 with a scale each.
+//!
+//! ```text
+//! byte 0       2         66                98
+//!      | d f16 | n 64 B  | tails 8 x 32 bit |
+//!
+//! w_i = d / 4 (2 sc_j + 1) s_i GRID[n_v][i % 4]     vector v = i / 4;  sub-block j = i / 32;  sc in 0..16
+//!
+//! tail of sub-block j, bits 7 b + k, k = 0..7:  s[32 j + 8 b + k] is -1 where set; the eighth sign of b = 0..4 makes the
+//!                                               number of negative weights even
+//!                      bits 31..28:             sc[j]
+//! ```
+
+use super::activation::Q8x256;
+use super::block::Block;
+use super::grid_block::{self, Coded, Entries, GridBlock};
+use super::grid_search::{self, Grid, Signs};
+use super::grids::{IQ3_XXS, IQ3_XXS_VALUES, even_signs, seven_signs, top_scales};
+use super::superblock::SuperBlockDot;
+use crate::matmul::IntegerDot;
+use crate::simd::Isa;
+use bytemuck::{Pod, Zeroable};
+use std::array::from_fn;
+use std::ops::Range;
+use std::sync::OnceLock;
+
+/// 256 weights: d, the numbers of 64 vectors, signs and scales of the sub-blocks.
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub struct Iq3Xxs {
+    d: [u8; 2],
+    n: [[u8; 8]; 8],
+    tails: [[u8; 4]; 8],
+}
+const _: () = assert!(size_of::<Iq3Xxs>() == 98);
+
+static GRID: Grid = Grid {
+    entry: |n| IQ3_XXS[n] as u64,
+    len: 256,
+    width: 4,
+    values: &IQ3_XXS_VALUES,
+    signs: Signs::Even,
+    scales: 16,
+    nearest: OnceLock::new(),
+};
+
+impl Block for Iq3Xxs {
+    type X = Q8x256;
+    type Dot = IntegerDot<SuperBlockDot>;
+    const LEN: usize = 256;
+    const CUDA_PLANES: &'static [Range<usize>] = &[2..98, 0..2];
+
+    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq3Xxs {
+        grid_search::quantize(x, &GRID)
+    }
+
+    #[inline(always)]
+    fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
+        grid_block::dequantize(isa, self, y);
+    }
+}
+
+impl GridBlock for Iq3Xxs {
+    const SUBS: usize = 8;
+    const UNIT: f32 = 0.25;
+    const ENTRIES: Entries = Entries::Magnitudes;
+
+    #[inline(always)]
+    fn scales(&self) -> [u8; 16] {
+        top_scales(self.tails)
+    }
+
+    #[inline(always)]
+    fn d(&self) -> [u8; 2] {
+        self.d
+    }
+
+    #[inline(always)]
+    fn signs(&self) -> [[u8; 4]; 8] {
+        let mut out = [[0; 4]; 8];
+        for j in 0..8 {
+            out[j] = even_signs(u32::from_le_bytes(self.tails[j])).to_le_bytes();
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
+        isa.lookup_u32(&IQ3_XXS, self.n[j], 0)
+    }
+
+    fn from_coded(d: [u8; 2], coded: &Coded) -> Iq3Xxs {
+        Iq3Xxs {
+            d,
+            n: from_fn(|j| from_fn(|k| coded.entries[8 * j + k] as u8)),
+            tails: from_fn(|j| {
+                let signs = seven_signs(from_fn(|b| coded.signs[4 * j + b]));
+                (signs | (coded.scales[j] as u32) << 28).to_le_bytes()
+            }),
+        }
+    }
+}
