@@ -2,6 +2,7 @@
 
 use super::listing::RepoFile;
 use kernels::quant::Format;
+use models::gguf::file_type::is_file_type;
 
 /// The files of one quantization type: one, or all parts of a split.
 #[derive(Clone, Debug, PartialEq)]
@@ -164,8 +165,13 @@ fn is_supported(kind: &str) -> Option<bool> {
         [Some(name), base]
             .into_iter()
             .flatten()
-            .any(|name| name == "FP16" || Format::from_name(name).is_some()),
+            .any(|name| name == "FP16" || Format::from_name(name).is_some() || is_codebook_mix(name)),
     )
+}
+
+/// Whether this is llama.cpp's name of a mix of IQ formats, all of which are supported: `IQ2_M` is no format of its own.
+fn is_codebook_mix(name: &str) -> bool {
+    name.starts_with("IQ") && is_file_type(name)
 }
 
 #[cfg(test)]
@@ -207,7 +213,7 @@ mod tests {
         assert_eq!(kinds, expected);
         assert!(found[3].files[0].path.ends_with("00001-of-00002.gguf"));
         let usable: Vec<bool> = found.iter().map(|v| v.usable().is_ok()).collect();
-        assert_eq!(usable, [true, false, true, true, true, false, true]);
+        assert_eq!(usable, [true, true, true, true, true, false, true]);
         assert!(found[0].is("q4_k_m") && found[3].is("moonshotai_Kimi-Linear-bf16-00001-of-00002.gguf"));
         assert_eq!(
             found.iter().map(|v| v.bits()).collect::<Vec<_>>()[..4],
@@ -226,12 +232,13 @@ mod tests {
 
     #[test]
     fn types_that_cannot_run_are_known() {
-        for kind in
-            ["Q2_K", "Q2_K_L", "Q3_K_XL", "Q4_K_L", "Q6_K", "IQ4_XS", "IQ4_NL", "Q8_0", "F32", "MXFP4_MOE"]
-        {
+        let quants =
+            ["Q2_K", "Q2_K_L", "Q3_K_XL", "Q4_K_L", "Q6_K", "IQ4_XS", "IQ4_NL", "Q8_0", "F32", "MXFP4_MOE"];
+        let codebooks = ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_M", "IQ3_XXS", "IQ3_XS", "UD-IQ3_M"];
+        for kind in quants.into_iter().chain(codebooks) {
             assert_eq!(is_supported(kind), Some(true), "{kind}");
         }
-        for kind in ["IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_M", "IQ3_XS", "IQ3_M", "TQ1_0", "Q4_0_4_4", "NVFP4"] {
+        for kind in ["IQ5_M", "TQ1_0", "TQ2_0", "Q4_0_4_4", "NVFP4"] {
             assert_eq!(is_supported(kind), Some(false), "{kind}");
         }
         assert_eq!(is_supported("kimi-demo"), None);

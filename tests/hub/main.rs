@@ -182,7 +182,7 @@ fn two_processes_share_one_download() {
 #[test]
 fn types_are_listed_and_the_best_one_is_chosen() {
     let gib = |n: u64| n << 30;
-    let listed = [("x-IQ1_S.gguf", 1), ("x-Q4_K_M.gguf", gib(4000)), ("x-Q2_K.gguf", gib(3000))];
+    let listed = [("x-NVFP4.gguf", 1), ("x-Q4_K_M.gguf", gib(4000)), ("x-Q2_K.gguf", gib(3000))];
     let listed = listed.map(|(path, size)| (path.to_owned(), size)).to_vec();
     let mut repo = Repo { listed, architecture: Some("kimi-linear"), ..Repo::default() };
     repo.files.push(("x-Q3_K_M.gguf".to_owned(), noise(5000, 4)));
@@ -192,7 +192,7 @@ fn types_are_listed_and_the_best_one_is_chosen() {
     let (ok, out, err) = said(&mut kimi_at(&hub, home.path(), &["pull", "--list", "u/r"]));
     assert!(ok, "{err}");
     let rows: Vec<Vec<&str>> = out.lines().map(|line| line.split_whitespace().collect()).collect();
-    assert_eq!(rows[1], ["IQ1_S", "1", "B", "1", "not", "supported"], "{out}");
+    assert_eq!(rows[1], ["NVFP4", "1", "B", "1", "not", "supported"], "{out}");
     assert_eq!(rows[2], ["Q3_K_M", "4.9", "KiB", "1", "fits"], "{out}");
     assert_eq!(rows[3][..5], ["Q2_K", "3000.00", "GiB", "1", "needs"], "{out}");
     let (ok, out, err) = said(&mut kimi_at(&hub, home.path(), &["pull", "u/r"]));
@@ -202,7 +202,7 @@ fn types_are_listed_and_the_best_one_is_chosen() {
         let (ok, out, err) = said(&mut kimi_at(&hub, home.path(), &["pull", name]));
         assert!(!ok && out.is_empty() && err.contains(message), "{err}");
     };
-    fails("u/r:IQ1_S", "kimi: u/r: expected a type that this program runs, found IQ1_S");
+    fails("u/r:NVFP4", "kimi: u/r: expected a type that this program runs, found NVFP4");
     fails("u/other", "kimi: u/other: architecture: expected kimi-linear, found llama");
     // A full disk is foreseen.
     fails("u/r:Q4_K_M", "of free disk space, found ");

@@ -20,6 +20,7 @@ use anyhow::{Result, bail};
 use clap::value_parser;
 use kernels::backend::CacheFormat;
 use kernels::quant::Format;
+use models::gguf::file_type::file_type_name;
 use models::gguf::read::Gguf;
 use models::gguf::{Metadata, TensorInfo};
 use models::kimi_linear::config::{ARCHITECTURE, Config, MixerKind};
@@ -86,6 +87,9 @@ struct InspectReport {
     files: Vec<PathBuf>,
     file_bytes: u64,
     architecture: Option<String>,
+    /// The mix of formats that the file says it is, by llama.cpp's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mix: Option<&'static str>,
     parameters: u64,
     bits_per_weight: f64,
     metadata: serde_json::Map<String, serde_json::Value>,
@@ -202,6 +206,7 @@ impl InspectReport {
             files: file.paths().to_vec(),
             file_bytes: file.file_bytes(),
             architecture: file.metadata.str("general.architecture").map(str::to_owned),
+            mix: mix(&file.metadata),
             parameters,
             bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
             metadata: json(&file.metadata),
@@ -221,6 +226,11 @@ impl From<&TensorInfo> for TensorRow {
     fn from(t: &TensorInfo) -> TensorRow {
         TensorRow { name: t.name.clone(), format: t.format.name(), shape: t.shape.clone(), bytes: t.bytes }
     }
+}
+
+fn mix(metadata: &Metadata) -> Option<&'static str> {
+    let number = metadata.get("general.file_type")?.as_u64()?;
+    file_type_name(u32::try_from(number).ok()?)
 }
 
 fn totals(tensors: &[TensorInfo]) -> Vec<FormatTotals> {
@@ -376,6 +386,7 @@ mod tests {
         let mut metadata = Metadata::default();
         metadata.set("general.architecture", Value::String("a\u{1b}[2J".into()));
         metadata.set("long", Value::String("x".repeat(1000)));
+        metadata.set("general.file_type", Value::U32(29));
         let tensor = ("t\n".to_owned(), Format::Q8_0, vec![64, 2]);
         let layout = Layout::new(metadata, vec![tensor]).unwrap();
         let mut bytes = layout.header().to_vec();
@@ -387,11 +398,12 @@ mod tests {
         assert_eq!(
             lines,
             [
-                r"a\u{1b}[2J, 1.3 KiB, 128 parameters, 8.50 bits per weight",
+                r"a\u{1b}[2J, IQ2_M, 1.3 KiB, 128 parameters, 8.50 bits per weight",
                 "",
-                "metadata (2)",
+                "metadata (3)",
                 r"  general.architecture  a\u{1b}[2J",
                 &format!("  long                  {}…", "x".repeat(100)),
+                "  general.file_type     29",
                 "",
                 r"  t\n  Q8_0    [64, 2]                    136 B",
                 "",

@@ -21,8 +21,9 @@ pub fn print(r: &InspectReport, metadata: &Metadata, out: &mut dyn Write) -> Res
     }
     writeln!(
         out,
-        "{}, {}, {} parameters, {:.2} bits per weight\n",
+        "{}, {}{}, {} parameters, {:.2} bits per weight\n",
         shown(r.architecture.as_deref().unwrap_or("no architecture")),
+        r.mix.map_or(String::new(), |mix| format!("{mix}, ")),
         format_size(r.file_bytes),
         grouped(r.parameters),
         r.bits_per_weight

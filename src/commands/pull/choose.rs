@@ -159,6 +159,7 @@ mod tests {
 
     fn repository() -> Vec<GgufVariant> {
         let sizes = [
+            ("NVFP4", 15),
             ("IQ2_M", 16),
             ("Q2_K", 18),
             ("Q4_0", 26),
@@ -195,7 +196,7 @@ mod tests {
         check(Some(34), 500, "Q4_K_M", "(Q6_K needs 38.53 GiB)");
         check(Some(200), 500, "Q8_0", "the best type, which fits 200.00 GiB of free RAM");
         check(Some(200), 40, "Q6_K", "and 40.00 GiB of free disk");
-        check(Some(8), 500, "Q2_K", "the smallest type, which needs 18.53 GiB, found 8.00 GiB of free RAM");
+        check(Some(8), 500, "IQ2_M", "the smallest type, which needs 16.53 GiB, found 8.00 GiB of free RAM");
         check(None, 500, "Q4_K_M", "the usual type");
     }
 
@@ -207,10 +208,13 @@ mod tests {
         assert!(reason.ends_with(
             "it needs 49.53 GiB, found 20.00 GiB of free RAM: experts will be read from disk, slowly"
         ));
-        let error = chosen("u/r:IQ2_M", Some(99), 99).unwrap_err().to_string();
-        assert!(error.starts_with("u/r: expected a type that this program runs, found IQ2_M"), "{error}");
+        let error = chosen("u/r:NVFP4", Some(99), 99).unwrap_err().to_string();
+        assert!(error.starts_with("u/r: expected a type that this program runs, found NVFP4"), "{error}");
         let error = chosen("u/r:Q7", Some(99), 99).unwrap_err().to_string();
-        assert_eq!(error, "u/r: expected one of IQ2_M, Q2_K, Q4_0, Q4_K_M, Q6_K, Q8_0, BF16, found \"Q7\"");
+        assert_eq!(
+            error,
+            "u/r: expected one of NVFP4, IQ2_M, Q2_K, Q4_0, Q4_K_M, Q6_K, Q8_0, BF16, found \"Q7\""
+        );
     }
 
     #[test]
