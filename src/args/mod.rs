@@ -95,7 +95,7 @@ impl From<CacheType> for CacheFormat {
 /// Options that select the device and the use of the GPU, for [`DeviceOptions`].
 #[derive(Clone, Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// Device to run on (default: cpu)
+    /// Device to run on
     #[arg(long, value_enum, default_value_t)]
     pub device: DeviceChoice,
     /// Maximum GPU memory to use (default: all free memory)

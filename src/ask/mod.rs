@@ -231,13 +231,14 @@ impl Ask<'_> {
     /// Answers questions from the terminal or a pipe until its end.
     fn answer_lines(&mut self) -> Result<()> {
         if std::io::stdin().is_terminal() && !self.args.quiet {
-            tell("Ask a question about the files; Ctrl-D ends.");
+            tell("Ask about the files. Ctrl-D quits.");
         }
         let mut editor = LineEditor::new()?;
         let (mut questions, mut failed) = (0, 0);
         loop {
             match editor.read("? ")? {
                 Line::Text(line) if line.trim().is_empty() => {}
+                Line::Text(line) if matches!(line.trim(), "exit" | "quit" | "/exit" | "/quit") => return Ok(()),
                 Line::Text(line) => {
                     editor.remember(&line)?;
                     questions += 1;

@@ -51,7 +51,7 @@ enum CliCommand {
     Chat(chat::ChatArgs),
     /// Serve a model over the HTTP APIs of OpenAI, Anthropic and Ollama
     Serve(serve::ServeArgs),
-    /// Start a coding agent or another client with a model of kimi serve
+    /// Start a coding agent or another client on a local model
     Launch(launch::LaunchArgs),
     /// Measure prefill and decode throughput
     Bench(bench::BenchArgs),

@@ -42,7 +42,7 @@ impl RepoId {
         match text.split_once('/') {
             Some((user, name)) if is_name(user) && is_name(name) => Ok(RepoId(text.to_owned())),
             _ => bail!(
-                "{text:?}: expected USER/REPO[:TYPE], such as ymcki/Kimi-Linear-48B-A3B-Instruct-GGUF:Q4_K_M"
+                "{text:?}: expected USER/REPO[:TYPE], such as bartowski/moonshotai_Kimi-Linear-48B-A3B-Instruct-GGUF:Q4_K_M"
             ),
         }
     }

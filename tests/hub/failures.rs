@@ -110,7 +110,7 @@ fn missing_private_and_gated_repositories_say_what_to_do() {
     check(
         "none",
         None,
-        "\"none\": expected USER/REPO[:TYPE], such as ymcki/Kimi-Linear-48B-A3B-Instruct-GGUF:Q4_K_M",
+        "\"none\": expected USER/REPO[:TYPE], such as bartowski/moonshotai_Kimi-Linear-48B-A3B-Instruct-GGUF:Q4_K_M",
     );
     let (ok, _, err) = said(&mut kimi_at(&hub, home.path(), &["pull", "u/gated", "--revision", "v9"]));
     assert!(!ok && err == format!("kimi: u/gated: no such revision at {}/u/gated\n", hub.url), "{err}");

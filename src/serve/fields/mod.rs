@@ -142,9 +142,9 @@ pub fn table() -> String {
 const HEAD: &str = "# Fields of requests
 
 For the endpoints below, each field of a request body has an effect, is accepted without one, or is refused with status 400 and
-its name. A field is accepted without effect only if the reply is still what the client expects. Unknown fields are ignored, which the log notes
-once; an unknown field that resembles a known one is refused as a misspelling. Ollama's endpoints, `/tokenize` and `/detokenize`
-ignore unknown fields. This table is generated from
+its name. A field is accepted without effect only if the reply is still what the client expects. Unknown fields are ignored, which
+the log notes once; an unknown field that resembles a known one is refused as a misspelling. `/tokenize` and `/detokenize` ignore
+unknown fields. This table is generated from
 `src/serve/fields/lists.rs` (`UPDATE_FIELDS=1 cargo test --test serve fields`).
 ";
 
