@@ -3,7 +3,7 @@
 usage: agent_session.py record CLAUDE KIMI FILE      records the bodies of /v1/messages, with the demonstration model
        agent_session.py replay KIMI MODEL FILE       (MODEL with a tokenizer and a chat template; its weights may be random)
 
-Claude Code puts reminders into messages and, for people who are logged in, a checksum that changes from request to request
+Claude Code puts reminders into messages and, with an account of its vendor, a checksum that changes from request to request
 into its billing header; the replay adds it. A replayed body asks for --reply tokens without sampling. `prefilled` is the number of prompt tokens that the server did not take from its cache,
 `seconds` the time of the whole request. Both servers use the same file, threads and context.
 """

@@ -238,7 +238,9 @@ impl Ask<'_> {
         loop {
             match editor.read("? ")? {
                 Line::Text(line) if line.trim().is_empty() => {}
-                Line::Text(line) if matches!(line.trim(), "exit" | "quit" | "/exit" | "/quit") => return Ok(()),
+                Line::Text(line) if matches!(line.trim(), "exit" | "quit" | "/exit" | "/quit") => {
+                    return Ok(());
+                }
                 Line::Text(line) => {
                     editor.remember(&line)?;
                     questions += 1;

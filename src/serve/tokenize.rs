@@ -1,6 +1,8 @@
 //! `/tokenize` and `/detokenize`: convert text to token ids and back, compatible with llama.cpp's server.
 
-use super::api::tokens::{DetokenizeRequest, Detokenized, Piece, TokenizeRequest, Tokenized, TokenizedItem};
+use super::api::tokens::{
+    DetokenizeRequest, Detokenized, TokenPiece, TokenizeRequest, Tokenized, TokenizedItem,
+};
 use super::app::App;
 use super::body::RequestBody;
 use super::completion::check_decoded_size;
@@ -28,8 +30,8 @@ pub async fn tokenize(State(app): State<Arc<App>>, body: RequestBody) -> Result<
             tokenizer.encode(&request.content)
         };
         let piece = |id| match String::from_utf8(tokenizer.token_bytes(id).to_vec()) {
-            Ok(text) => Piece::Text(text),
-            Err(e) => Piece::Bytes(e.into_bytes()),
+            Ok(text) => TokenPiece::Text(text),
+            Err(e) => TokenPiece::Bytes(e.into_bytes()),
         };
         let item = |id| match request.with_pieces {
             Some(true) => TokenizedItem::Piece { id, piece: piece(id) },

@@ -14,7 +14,6 @@ fn weather() -> Value {
     json!({ "name": "weather", "description": "d", "parameters": parameters })
 }
 
-/// A number as JSON.
 fn number_schema() -> Value {
     json!({ "type": "object", "properties": { "n": { "type": "integer", "maximum": 9, "minimum": 0 } }, "required": ["n"] })
 }

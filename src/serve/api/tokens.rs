@@ -23,13 +23,13 @@ pub struct Tokenized {
 #[serde(untagged)]
 pub enum TokenizedItem {
     Id(u32),
-    Piece { id: u32, piece: Piece },
+    Piece { id: u32, piece: TokenPiece },
 }
 
 /// The bytes of a token: as text where they are UTF-8, otherwise as numbers.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[serde(untagged)]
-pub enum Piece {
+pub enum TokenPiece {
     Text(String),
     Bytes(Vec<u8>),
 }
