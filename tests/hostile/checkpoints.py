@@ -223,5 +223,7 @@ class Checkpoints:
         """The converted file runs on token ids, whatever its template and vocabulary are."""
         command = [self.kimi, "generate", "-m", "out.gguf", "--ids", "1,2", "-n", "1", "--no-cache", "--threads", "1", "--quiet"]
         done = observe.run(command, directory)
-        fault = done.fault(codes=(0,))
+        # Weights may be NaN, and a context may be shorter than this prompt.
+        refused = any(text in done.error_text for text in ("logits at position", "context: expected at most"))
+        fault = done.fault(codes=(0, 1) if refused else (0,))
         return f"converted, but then: {fault}: {done.error_text[:300].strip()}" if fault else None

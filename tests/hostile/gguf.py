@@ -135,7 +135,7 @@ def change_type(file, draw):
 def change_array(file, draw):
     """Changes length, element type or elements of a list: layers' kinds, tokens, merges."""
     key = draw.choice([k for k in file.keys if k[1] == ARRAY] or file.keys)
-    if key[1] != ARRAY:
+    if key[1] != ARRAY or len(key[2]) < 12:  # an earlier change may have cut it
         return
     inner, count = struct.unpack_from("<IQ", key[2])
     body = bytearray(key[2][12:])

@@ -149,7 +149,7 @@ class Requests:
         watch, answer = server.Watch(self.server), b""
         try:
             answer = server.exchange(self.server.address, data, patience=0.2 if maker in INCOMPLETE else None)
-            fault = judge(maker, answer)
+            fault = judge(maker, data, answer)
         except TimeoutError:
             fault = "no answer within 10 s"
         except OSError as e:
@@ -160,7 +160,7 @@ class Requests:
         return command, grammars.Answer(answer, self.server), fault and f"{maker.__name__}: {fault}"
 
 
-def judge(maker, answer):
+def judge(maker, data, answer):
     code = server.status(answer)
     if code is not None and code not in CODES:
         return f"status {code}: {server.body(answer)[:200].decode(errors='replace')}"
@@ -175,7 +175,9 @@ def judge(maker, answer):
         return "a raw control character in an answer's head"
     if code is not None and code >= 400 and b"application/json" in head.lower() and maker is not pipelined:
         try:
-            json.loads(server.body(answer))["error"]["message"]
-        except (ValueError, KeyError, TypeError):
+            error = json.loads(server.body(answer))["error"]
+            # Ollama's interface has texts as errors, the others objects.
+            assert isinstance(error if b" /api/" in data.partition(b"\r\n")[0] else error["message"], str)
+        except (AssertionError, ValueError, KeyError, TypeError):
             return f"an error that is not in the interface's form: {rest[:100]!r}"
     return None
