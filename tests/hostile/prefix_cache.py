@@ -62,7 +62,10 @@ def special(files, draw, directory):
 
 def lock(files, draw, directory):
     path = os.path.join(directory, "lock")
-    if os.path.lexists(path):
+    # A second damage to the same directory replaces the first one's.
+    if os.path.isdir(path) and not os.path.islink(path):
+        os.rmdir(path)
+    elif os.path.lexists(path):
         os.remove(path)
     draw.choice([lambda: os.mkfifo(path), lambda: os.mkdir(path), lambda: os.symlink("/nowhere/x", path), lambda: open(path, "wb").close(), lambda: os.symlink("/dev/full", path)])()
 
@@ -73,8 +76,6 @@ def foreign(files, draw, directory):
         name = draw.choice([f"{draw.getrandbits(128):032x}.state", f"{draw.getrandbits(128):032x}-{draw.getrandbits(128):032x}.rows", f"x{i}", f"{i}.tmp", "\x1b[31m", "\u202e.state"])
         with open(os.path.join(directory, name), "wb") as file:
             file.write(draw.choice([b"", b"KIMISNP1", draw.randbytes(200)]))
-
-
 
 
 DAMAGES = [damage_bytes] * 6 + [cut] * 3 + [swap] * 3 + [rename] * 3 + [remove, special, lock, foreign]
