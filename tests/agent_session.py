@@ -11,9 +11,10 @@ import argparse, http.server, json, os, pathlib, re, shutil, subprocess, sys, te
 
 import load
 
-PROMPTS = ["Say hello.", "Read @CONTRIBUTING.md. How is an op added?", "And an endpoint?", "Read @ARCHITECTURE.md. What is cached?",
-           "Thank you. Sum it up."]
-DOCUMENTS = pathlib.Path(__file__).parent.parent
+PROMPTS = ["Say hello.", "Read @CONTRIBUTING.md. How is an op added?", "Read @fields.md. Which fields does an endpoint take?",
+           "Read @ARCHITECTURE.md and @security.md. What is cached?", "Thank you. Sum it up."]
+PROJECT = pathlib.Path(__file__).parent.parent
+DOCUMENTS = {path.name: path for path in [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md")]}
 
 
 class Recorder(http.server.BaseHTTPRequestHandler):
@@ -42,20 +43,20 @@ class Recorder(http.server.BaseHTTPRequestHandler):
 
 
 def record(args):
-    import interfaces  # needs the official clients
+    import launch  # needs the official clients
     with tempfile.TemporaryDirectory() as directory:
-        server = interfaces.AgentServer(args.kimi, directory)
+        server = launch.AgentServer(args.kimi, directory)
         Recorder.base = server.base
         proxy = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Recorder)
         threading.Thread(target=proxy.serve_forever, daemon=True).start()
         work = os.path.join(directory, "work")
         os.mkdir(work)
-        for name in re.findall(r"@(\S+\.md)", " ".join(PROMPTS)):
-            shutil.copy(DOCUMENTS / name, work)
-        env = interfaces.home(work, ANTHROPIC_BASE_URL=f"http://127.0.0.1:{proxy.server_port}", ANTHROPIC_API_KEY="agents",
-                              CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1", DISABLE_TELEMETRY="1", DISABLE_AUTOUPDATER="1",
-                              DISABLE_ERROR_REPORTING="1", ANTHROPIC_MODEL="kimi-demo", ANTHROPIC_SMALL_FAST_MODEL="kimi-demo",
-                              CLAUDE_CODE_MAX_OUTPUT_TOKENS="48", IS_SANDBOX="1")
+        for name in re.findall(r"@(\w+\.md)", " ".join(PROMPTS)):
+            shutil.copy(DOCUMENTS[name], work)
+        env = {"PATH": os.environ["PATH"], "HOME": work, "ANTHROPIC_BASE_URL": f"http://127.0.0.1:{proxy.server_port}",
+               "ANTHROPIC_API_KEY": "agents", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1", "DISABLE_TELEMETRY": "1",
+               "DISABLE_AUTOUPDATER": "1", "DISABLE_ERROR_REPORTING": "1", "ANTHROPIC_MODEL": "kimi-demo",
+               "ANTHROPIC_SMALL_FAST_MODEL": "kimi-demo", "CLAUDE_CODE_MAX_OUTPUT_TOKENS": "48", "IS_SANDBOX": "1"}
         turns = []
         for turn, prompt in enumerate(PROMPTS):
             subprocess.run([args.claude, "-p", *(["--continue"] if turn else []), prompt], env=env, cwd=work, check=True,
