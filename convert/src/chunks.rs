@@ -4,6 +4,7 @@
 //! between two of them. Next: `run`, which processes them in parallel.
 
 use crate::error::{Error, Result};
+use crate::importance::Importance;
 use crate::names::{RowRange, Transform};
 use crate::plan::{Planned, scales};
 use crate::source::{Coding, Scales, Source, f8_e4m3};
@@ -127,7 +128,7 @@ impl<'a> ChunkLoader<'a> {
 /// A weight that is not finite or too large for the format.
 pub fn encode(
     loaded: LoadedChunk,
-    planned: &Planned,
+    (planned, importance): (&Planned, Option<&Importance>),
     buffers: &ChunkBuffers,
     path: impl Fn() -> String + Sync,
 ) -> Result<Vec<u8>> {
@@ -143,6 +144,7 @@ pub fn encode(
     };
     let cols = planned.shape[0] as usize;
     let row_bytes = format.row_bytes(planned.shape[0]).expect("checked by the plan") as usize;
+    let first = loaded.chunk.offset as usize / row_bytes;
     let mut out = buffers.take(loaded.chunk.bytes as usize);
     let share = (SHARE_VALUES / cols).max(1);
     out.par_chunks_mut(share * row_bytes).enumerate().try_for_each(|(i, rows)| {
@@ -157,11 +159,7 @@ pub fn encode(
                 values.iter_mut().for_each(|x| *x = -f64::from(*x).exp() as f32);
             }
             if let Some(at) = values.iter().position(|x| !fits(*x, format)) {
-                let place = format!(
-                    "{} value {at} of row {}",
-                    planned.name,
-                    output_row(&loaded.chunk, row_bytes) + row
-                );
+                let place = format!("{} value {at} of row {}", planned.name, first + row);
                 let expected = format!("a weight that {} can hold", format.name());
                 return Err(Error::bad(
                     path(),
@@ -170,16 +168,15 @@ pub fn encode(
                     values[at],
                 ));
             }
-            format.quantize_row(&values, out);
+            match importance.and_then(|importance| importance.of_row(planned, first + row)) {
+                Some(importance) => format.quantize_row_weighted(&values, importance, out),
+                None => format.quantize_row(&values, out),
+            }
         }
         Ok(())
     })?;
     buffers.give(loaded.stored);
     Ok(out)
-}
-
-fn output_row(chunk: &Chunk, row_bytes: usize) -> usize {
-    chunk.offset as usize / row_bytes
 }
 
 /// Returns whether a value is finite and small enough for the format: no f16 value or block scale overflows.

@@ -5,6 +5,7 @@
 use crate::checkpoint;
 use crate::config::CheckpointConfig;
 use crate::error::{Error, Result};
+use crate::importance::Importance;
 use crate::metadata::{metadata, set_mix};
 use crate::mix::Mix;
 use crate::names::tensor_specs;
@@ -28,6 +29,8 @@ pub struct Options {
     pub mix: Mix,
     /// Exceptions to the mix; the last match wins.
     pub overrides: Vec<Override>,
+    /// The importance of columns for the quantizers; none means that all are equal.
+    pub importance: Option<Importance>,
     /// Replace an existing output, which is otherwise an error.
     pub force: bool,
     /// Quantization threads; all cores by default.
@@ -92,6 +95,7 @@ impl Job {
         let named = if about.is_dir() { input.join("config.json") } else { input.clone() };
         Config::from_metadata(&named.display().to_string(), &metadata)?;
         let source_tensors = check(&plan, &source)?;
+        options.importance.as_ref().map_or(Ok(()), |importance| importance.check(&plan))?;
         let source_bytes = plan.iter().flat_map(|t| &t.parts).map(|part| {
             let coding = &source.tensors[&part.source].coding;
             coding.row_bytes(part.cols()).map_or(0, |row| row * part.rows)

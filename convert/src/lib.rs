@@ -9,6 +9,7 @@ pub mod checkpoint;
 mod chunks;
 pub mod config;
 mod error;
+mod importance;
 pub mod job;
 pub mod metadata;
 pub mod mix;
@@ -25,6 +26,7 @@ pub mod source;
 pub mod vocabulary;
 
 pub use error::{Error, Result};
+pub use importance::Importance;
 pub use job::{Options, OutputTensor};
 pub use mix::Mix;
 pub use plan::Override;

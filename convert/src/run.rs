@@ -6,6 +6,7 @@
 
 use crate::chunks::{Chunk, ChunkBuffers, ChunkLoader, LoadedChunk, chunks, encode};
 use crate::error::{Error, Result};
+use crate::importance::Importance;
 use crate::job::{Job, Options, OutputTensor};
 use crate::progress::Progress;
 use crate::resume::Partial;
@@ -66,8 +67,10 @@ pub fn convert_shards(
     let pool = pool.build().map_err(|e| Error::Option(format!("--threads: {e}")))?;
     let layout = layout(&job)?;
     let summary = summary(&job, &layout);
-    let mut partial = Partial::open(&job.output, &stamp(&job), layout)?;
-    let mut work = Work { job: &job, pool: &pool, buffers: &ChunkBuffers::default(), shards, progress };
+    let mut partial = Partial::open(&job.output, &stamp(&job, options.importance.as_ref()), layout)?;
+    let importance = options.importance.as_ref();
+    let mut work =
+        Work { job: &job, importance, pool: &pool, buffers: &ChunkBuffers::default(), shards, progress };
     match work.run(&mut partial) {
         Ok(()) => partial.finish()?,
         Err(error) => {
@@ -101,11 +104,14 @@ fn summary(job: &Job, layout: &Layout) -> Summary {
 }
 
 /// The text that must be equal, besides the header, for a partial file to be resumed.
-fn stamp(job: &Job) -> String {
+fn stamp(job: &Job, importance: Option<&Importance>) -> String {
     let mut text =
         format!("{} {}\nFP8 blocks {:?}\n", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), job.fp8_block);
+    // Writing to a String cannot fail.
+    if let Some(importance) = importance {
+        let _ = writeln!(text, "importance {:016x}", importance.fingerprint());
+    }
     for file in &job.source.files {
-        // Writing to a String cannot fail.
         let _ = writeln!(text, "{} {} {}", file.bytes, file.modified, file.path.display());
     }
     text
@@ -118,6 +124,7 @@ fn layout(job: &Job) -> Result<Layout> {
 
 struct Work<'a> {
     job: &'a Job,
+    importance: Option<&'a Importance>,
     pool: &'a rayon::ThreadPool,
     buffers: &'a ChunkBuffers,
     shards: &'a dyn ShardStore,
@@ -158,7 +165,8 @@ impl Work<'_> {
             }
             let source = &self.job.source;
             let path = || source.path_of(&source.tensors[&chunk.part.source]);
-            let bytes = self.pool.install(|| encode(loaded, planned, self.buffers, path))?;
+            let bytes =
+                self.pool.install(|| encode(loaded, (planned, self.importance), self.buffers, path))?;
             if encoded.send(bytes).is_err() {
                 // The writer has stopped; its result holds the reason.
                 return Ok(());

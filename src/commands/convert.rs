@@ -62,6 +62,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
         output: args.output.clone(),
         mix,
         overrides: args.tensor_type.clone(),
+        importance: None,
         force: args.force,
         threads: args.threads,
     };

@@ -29,7 +29,15 @@ use std::sync::Mutex;
 fn options(input: &Path, output: &Path, mix: &str) -> Options {
     let output = Some(output.to_owned());
     let mix = Mix::from_name(mix).unwrap();
-    Options { input: input.to_owned(), output, mix, overrides: vec![], force: false, threads: Some(2) }
+    Options {
+        input: input.to_owned(),
+        output,
+        mix,
+        overrides: vec![],
+        importance: None,
+        force: false,
+        threads: Some(2),
+    }
 }
 
 fn run(input: &Path, output: &Path, mix: &str) -> Result<Summary, Error> {

@@ -28,6 +28,14 @@ pub(crate) trait Block: Pod {
         }
     }
 
+    /// Quantizes the blocks of one row so that errors weighted by `importance`, a number per weight, are small. Formats
+    /// that derive their scales without a search ignore it.
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Self]) {
+        let _ = importance;
+        Self::quantize_all(isa, x, out);
+    }
+
     /// Dequantizes many blocks; overridden where several blocks fill a register.
     #[inline(always)]
     fn dequantize_all<I: Isa>(isa: I, w: &[Self], out: &mut [f32]) {

@@ -187,7 +187,23 @@ impl Format {
     /// If `x` is not whole blocks, or `out` has another length.
     pub fn quantize_row(self, x: &[f32], out: &mut [u8]) {
         self.check(x.len(), out.len());
-        with_block!(self, B => SimdLevel::detect().run(Quantize::<B> { x, out: cast::many_mut(out) }));
+        with_block!(self, B => {
+            SimdLevel::detect().run(Quantize::<B> { x, importance: None, out: cast::many_mut(out) });
+        });
+    }
+
+    /// Quantizes one row so that errors weighted by `importance` are small. It has a finite number of at least 0 per
+    /// column: the mean square of the activations that the column is multiplied with. Floats, Q8_0 and MXFP4 ignore it.
+    ///
+    /// # Panics
+    /// If `x` is not whole blocks, or `importance` or `out` has another length.
+    pub fn quantize_row_weighted(self, x: &[f32], importance: &[f32], out: &mut [u8]) {
+        self.check(x.len(), out.len());
+        assert_eq!(x.len(), importance.len(), "importance of each column");
+        with_block!(self, B => {
+            let importance = Some(importance);
+            SimdLevel::detect().run(Quantize::<B> { x, importance, out: cast::many_mut(out) });
+        });
     }
 
     /// Dequantizes a row.
@@ -233,6 +249,7 @@ pub fn matmul_tile(level: SimdLevel, format: Format, weights: &[u8], cols: usize
 
 struct Quantize<'a, B> {
     x: &'a [f32],
+    importance: Option<&'a [f32]>,
     out: &'a mut [B],
 }
 
@@ -240,7 +257,10 @@ impl<B: Block> Kernel for Quantize<'_, B> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
-        B::quantize_all(isa, self.x, self.out);
+        match self.importance {
+            Some(importance) => B::quantize_weighted(isa, self.x, importance, self.out),
+            None => B::quantize_all(isa, self.x, self.out),
+        }
     }
 }
 

@@ -61,6 +61,7 @@ pub fn pull(hub: &Hub, spec: &ModelSpec, listing: &RepoListing, stream: bool) ->
         output: Some(output.clone()),
         mix,
         overrides: Vec::new(),
+        importance: None,
         force: false,
         threads: None,
     };
