@@ -114,6 +114,58 @@ fn longer_input_gives_the_same_hashes() {
     assert_eq!(sorted(ours), sorted(theirs));
 }
 
+/// Formats that an importance matrix changes and that ggml's search gives the same bytes for.
+const WEIGHTED: [Format; 11] = [
+    Format::Q4_0,
+    Format::Q4_1,
+    Format::Q5_0,
+    Format::Q5_1,
+    Format::Q2_K,
+    Format::Q3_K,
+    Format::Q4_K,
+    Format::Q5_K,
+    Format::Q6_K,
+    Format::IQ4_NL,
+    Format::IQ4_XS,
+];
+
+/// Rows of the script's lengths, quantized with the importance of their columns.
+fn weighted(format: Format, x: &[f32], importance: &[f32]) -> Vec<u8> {
+    let cols = if format.block_len() == 32 { 320 } else { 1280 };
+    let mut out =
+        vec![0xA5; format.row_bytes((x.len() / cols * cols) as u64).expect("whole blocks") as usize];
+    let bytes = format.row_bytes(cols as u64).expect("whole blocks") as usize;
+    for (x, out) in x.chunks_exact(cols).zip(out.chunks_exact_mut(bytes)) {
+        format.quantize_row_weighted(x, &importance[..cols], out);
+    }
+    out
+}
+
+#[test]
+fn weighted_bytes_are_those_of_ggml() {
+    let (input, importance) = (floats("input.f32"), floats("importance.f32"));
+    let different: Vec<_> = WEIGHTED
+        .into_iter()
+        .filter_map(|f| {
+            let theirs = read(&format!("weighted/{}.bin", f.name()));
+            first_difference(f, &weighted(f, &input, &importance), &theirs)
+        })
+        .collect();
+    assert!(different.is_empty(), "{}", different.join("\n"));
+    let longer = generated();
+    let hash = |f: Format| format!("{} {:016x}\n", f.name(), fnv1a(weighted(f, &longer, &importance)));
+    let ours: String = WEIGHTED.into_iter().map(hash).collect();
+    assert_eq!(ours, String::from_utf8(read("weighted/hashes.txt")).expect("text"));
+}
+
+#[test]
+fn importance_changes_nothing_where_no_scale_is_searched() {
+    let (input, importance) = (floats("input.f32"), floats("importance.f32"));
+    for format in [Format::F32, Format::F16, Format::BF16, Format::Q8_0, Format::MXFP4] {
+        assert_eq!(weighted(format, &input, &importance), quantized(format, &input), "{}", format.name());
+    }
+}
+
 #[test]
 fn error_is_no_worse_than_that_of_ggml() {
     let input = floats("input.f32");

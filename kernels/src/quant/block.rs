@@ -45,6 +45,19 @@ pub(crate) trait Block: Pod {
     }
 }
 
+/// Quantizes each block of a row with its importance.
+#[inline(always)]
+pub(crate) fn each_weighted<B: Block>(
+    x: &[f32],
+    importance: &[f32],
+    out: &mut [B],
+    mut quantize: impl FnMut(&[f32], &[f32]) -> B,
+) {
+    for ((x, importance), out) in x.chunks_exact(B::LEN).zip(importance.chunks_exact(B::LEN)).zip(out) {
+        *out = quantize(x, importance);
+    }
+}
+
 /// The product of a format's rows with one token.
 pub(crate) trait Gemv<B: Block> {
     /// Multiplies all rows with the tile's one token.

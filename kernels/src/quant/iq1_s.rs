@@ -15,9 +15,10 @@
 //! ```
 
 use super::activation::Q8x256;
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
-use super::grid_search::{self, Grid, Signs};
+use super::grid_neighbours::{Grid, Signs, Table};
+use super::grid_search;
 use super::grids::{IQ1, IQ1_BIAS, IQ1_VALUES, offsets};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
@@ -25,7 +26,6 @@ use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// 256 weights: d, the lower bits of 32 vectors' numbers; their upper bits with scales and offsets.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -37,15 +37,15 @@ pub struct Iq1S {
 }
 const _: () = assert!(size_of::<Iq1S>() == 50);
 
-static GRID: Grid = Grid {
-    entry: |n| IQ1[n],
+const GRID: Grid<8, 3> = Grid {
+    entry: |n| IQ1[n].to_le_bytes(),
     len: 2048,
-    width: 8,
-    values: &IQ1_VALUES,
+    values: IQ1_VALUES,
     signs: Signs::Offset(4),
     scales: 8,
-    nearest: OnceLock::new(),
+    groups: 4,
 };
+static TABLE: Table<8> = Table::new();
 
 impl Block for Iq1S {
     type X = Q8x256;
@@ -53,8 +53,16 @@ impl Block for Iq1S {
     const LEN: usize = 256;
     const CUDA_PLANES: &'static [Range<usize>] = &[2..34, 34..50, 0..2];
 
-    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq1S {
-        grid_search::quantize(x, &GRID)
+    #[inline(always)]
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq1S {
+        grid_search::quantize(isa, x, None, (&GRID, &TABLE))
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq1S]) {
+        each_weighted(x, importance, out, |x, importance| {
+            grid_search::quantize(isa, x, Some(importance), (&GRID, &TABLE))
+        });
     }
 
     #[inline(always)]

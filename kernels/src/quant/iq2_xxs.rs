@@ -13,9 +13,10 @@
 //! ```
 
 use super::activation::Q8x256;
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
-use super::grid_search::{self, Grid, Signs};
+use super::grid_neighbours::{Grid, Signs, Table};
+use super::grid_search;
 use super::grids::{IQ2_VALUES, IQ2_XXS, even_signs, seven_signs, top_scales};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
@@ -23,7 +24,6 @@ use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// 256 weights: d, and for each sub-block the numbers of four vectors, signs and scale.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -34,15 +34,15 @@ pub struct Iq2Xxs {
 }
 const _: () = assert!(size_of::<Iq2Xxs>() == 66);
 
-static GRID: Grid = Grid {
-    entry: |n| IQ2_XXS[n],
+const GRID: Grid<8, 3> = Grid {
+    entry: |n| IQ2_XXS[n].to_le_bytes(),
     len: 256,
-    width: 8,
-    values: &IQ2_VALUES,
+    values: IQ2_VALUES,
     signs: Signs::Even,
     scales: 16,
-    nearest: OnceLock::new(),
+    groups: 3,
 };
+static TABLE: Table<8> = Table::new();
 
 impl Block for Iq2Xxs {
     type X = Q8x256;
@@ -50,8 +50,16 @@ impl Block for Iq2Xxs {
     const LEN: usize = 256;
     const CUDA_PLANES: &'static [Range<usize>] = &[2..66, 0..2];
 
-    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq2Xxs {
-        grid_search::quantize(x, &GRID)
+    #[inline(always)]
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq2Xxs {
+        grid_search::quantize(isa, x, None, (&GRID, &TABLE))
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq2Xxs]) {
+        each_weighted(x, importance, out, |x, importance| {
+            grid_search::quantize(isa, x, Some(importance), (&GRID, &TABLE))
+        });
     }
 
     #[inline(always)]

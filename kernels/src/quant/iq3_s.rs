@@ -14,9 +14,10 @@
 //! ```
 
 use super::activation::Q8x256;
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
-use super::grid_search::{self, Grid, Signs};
+use super::grid_neighbours::{Grid, Signs, Table};
+use super::grid_search;
 use super::grids::{IQ3_S, IQ3_S_VALUES, odd_scales_8};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
@@ -24,7 +25,6 @@ use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// 256 weights: d, the numbers of 64 vectors, signs, packed scales.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -38,15 +38,15 @@ pub struct Iq3S {
 }
 const _: () = assert!(size_of::<Iq3S>() == 110);
 
-static GRID: Grid = Grid {
-    entry: |n| IQ3_S[n] as u64,
+const GRID: Grid<4, 8> = Grid {
+    entry: |n| IQ3_S[n].to_le_bytes(),
     len: 512,
-    width: 4,
-    values: &IQ3_S_VALUES,
+    values: IQ3_S_VALUES,
     signs: Signs::Free,
     scales: 16,
-    nearest: OnceLock::new(),
+    groups: 2,
 };
+static TABLE: Table<4> = Table::new();
 
 impl Block for Iq3S {
     type X = Q8x256;
@@ -54,8 +54,16 @@ impl Block for Iq3S {
     const LEN: usize = 256;
     const CUDA_PLANES: &'static [Range<usize>] = &[2..66, 66..110, 0..2];
 
-    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq3S {
-        grid_search::quantize(x, &GRID)
+    #[inline(always)]
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq3S {
+        grid_search::quantize(isa, x, None, (&GRID, &TABLE))
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq3S]) {
+        each_weighted(x, importance, out, |x, importance| {
+            grid_search::quantize(isa, x, Some(importance), (&GRID, &TABLE))
+        });
     }
 
     #[inline(always)]

@@ -13,9 +13,10 @@
 //! ```
 
 use super::activation::Q8x256;
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
-use super::grid_search::{self, Grid, Signs};
+use super::grid_neighbours::{Grid, Signs, Table};
+use super::grid_search;
 use super::grids::{IQ3_XXS, IQ3_XXS_VALUES, even_signs, seven_signs, top_scales};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
@@ -23,7 +24,6 @@ use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 /// 256 weights: d, the numbers of 64 vectors, signs and scales of the sub-blocks.
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -35,15 +35,15 @@ pub struct Iq3Xxs {
 }
 const _: () = assert!(size_of::<Iq3Xxs>() == 98);
 
-static GRID: Grid = Grid {
-    entry: |n| IQ3_XXS[n] as u64,
+const GRID: Grid<4, 8> = Grid {
+    entry: |n| IQ3_XXS[n].to_le_bytes(),
     len: 256,
-    width: 4,
-    values: &IQ3_XXS_VALUES,
+    values: IQ3_XXS_VALUES,
     signs: Signs::Even,
     scales: 16,
-    nearest: OnceLock::new(),
+    groups: 2,
 };
+static TABLE: Table<4> = Table::new();
 
 impl Block for Iq3Xxs {
     type X = Q8x256;
@@ -51,8 +51,16 @@ impl Block for Iq3Xxs {
     const LEN: usize = 256;
     const CUDA_PLANES: &'static [Range<usize>] = &[2..98, 0..2];
 
-    fn quantize<I: Isa>(_: I, x: &[f32]) -> Iq3Xxs {
-        grid_search::quantize(x, &GRID)
+    #[inline(always)]
+    fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq3Xxs {
+        grid_search::quantize(isa, x, None, (&GRID, &TABLE))
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq3Xxs]) {
+        each_weighted(x, importance, out, |x, importance| {
+            grid_search::quantize(isa, x, Some(importance), (&GRID, &TABLE))
+        });
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::iq4_search::{self, CODEBOOK};
 use super::minmax::nibbles;
-use super::scale_search::{LanePerBlock, columns};
+use super::scale_search::{LanePerBlock, by_eights, lane, squares, sums, weigh};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -29,15 +29,12 @@ pub struct Iq4Nl {
 }
 const _: () = assert!(size_of::<Iq4Nl>() == 18);
 
-/// Quantizes eight blocks at once, one per lane.
+/// Quantizes eight blocks at once, one per lane, whose errors are weighted by `w`.
 #[inline(always)]
-fn eight<I: Isa>(isa: I, x: &LanePerBlock<32>) -> [Iq4Nl; 8] {
-    let scale = iq4_search::scales(isa, x);
+fn eight<I: Isa>(isa: I, x: &LanePerBlock<32>, w: &LanePerBlock<32>) -> [Iq4Nl; 8] {
+    let scale = iq4_search::scales(isa, x, w);
     let quants = iq4_search::quants(isa, x, scale.map(super::minmax::inverse));
-    from_fn(|j| {
-        let q = from_fn(|i| quants[i][j]);
-        Iq4Nl { d: f16::from_f32(scale[j]).to_le_bytes(), q: nibbles(&q) }
-    })
+    from_fn(|j| Iq4Nl { d: f16::from_f32(scale[j]).to_le_bytes(), q: nibbles(&lane(&quants, j)) })
 }
 
 impl Block for Iq4Nl {
@@ -48,19 +45,22 @@ impl Block for Iq4Nl {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq4Nl {
-        eight(isa, &from_fn(|i| [x[i]; 8]))[0]
+        let x = from_fn(|i| [x[i]; 8]);
+        eight(isa, &x, &squares(&x))[0]
     }
 
     #[inline(always)]
     fn quantize_all<I: Isa>(isa: I, x: &[f32], out: &mut [Iq4Nl]) {
-        let (x, x_rest) = x.as_chunks::<256>();
-        let (out, out_rest) = out.as_chunks_mut::<8>();
-        for (x, out) in x.iter().zip(out) {
-            *out = eight(isa, &columns::<32>(x));
-        }
-        for (x, out) in x_rest.as_chunks::<32>().0.iter().zip(out_rest) {
-            *out = Iq4Nl::quantize(isa, x);
-        }
+        by_eights(x, x, out, |x, _| eight(isa, x, &squares(x)));
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq4Nl]) {
+        by_eights(x, importance, out, |x, importance| {
+            // Twice the mean square of each block.
+            let variance = sums(isa, &squares(x)).map(|sum| sum * (2.0 / 32.0));
+            eight(isa, x, &weigh(isa, x, importance, variance))
+        });
     }
 
     #[inline(always)]

@@ -23,23 +23,23 @@ fn nearest<I: Isa>(isa: I, v: I::Floats) -> I::Floats {
     level
 }
 
-/// The sums of w q x and w q q with weights w = x x, which give the best scale for fixed quants.
+/// The sums of w q x and w q q, which give the best scale for fixed quants.
 #[inline(always)]
-fn regress<I: Isa>(isa: I, x: &LanePerBlock<32>, inverse: I::Floats) -> [I::Floats; 2] {
+fn regress<I: Isa>(isa: I, x: &LanePerBlock<32>, w: &LanePerBlock<32>, inverse: I::Floats) -> [I::Floats; 2] {
     let (mut sum_qx, mut sum_q2) = (isa.splat(0.0), isa.splat(0.0));
-    for x in x {
-        let x = isa.load_floats(x);
+    for (x, w) in x.iter().zip(w) {
+        let (x, w) = (isa.load_floats(x), isa.load_floats(w));
         let q = nearest(isa, isa.mul(inverse, x));
-        let wq = isa.mul(isa.mul(x, x), q);
+        let wq = isa.mul(w, q);
         sum_qx = isa.add(sum_qx, isa.mul(wq, x));
         sum_q2 = isa.add(sum_q2, isa.mul(wq, q));
     }
     [sum_qx, sum_q2]
 }
 
-/// The candidate scale of each sub-block with the least weighted squared error.
+/// The candidate scale of each sub-block with the least squared error weighted by `w`.
 #[inline(always)]
-pub(super) fn scales<I: Isa>(isa: I, x: &LanePerBlock<32>) -> [f32; 8] {
+pub(super) fn scales<I: Isa>(isa: I, x: &LanePerBlock<32>, w: &LanePerBlock<32>) -> [f32; 8] {
     let zero = isa.splat(0.0);
     let (mut most, mut furthest) = (zero, zero);
     for x in x {
@@ -50,12 +50,12 @@ pub(super) fn scales<I: Isa>(isa: I, x: &LanePerBlock<32>) -> [f32; 8] {
     }
     let lowest = isa.splat(CODEBOOK[0] as f32);
     let first = isa.div(isa.sub(zero, furthest), lowest);
-    let [sum_qx, sum_q2] = regress(isa, x, isa.div(isa.splat(1.0), first));
-    let mut scale = isa.div(sum_qx, sum_q2);
+    let [sum_qx, sum_q2] = regress(isa, x, w, isa.div(isa.splat(1.0), first));
+    let mut scale = isa.select(zero, sum_q2, isa.div(sum_qx, sum_q2), zero);
     let mut best = isa.mul(scale, sum_qx);
     for k in -TRIES..=TRIES {
         let inverse = isa.div(isa.splat((k + CODEBOOK[0] as i32) as f32), furthest);
-        let [sum_qx, sum_q2] = regress(isa, x, inverse);
+        let [sum_qx, sum_q2] = regress(isa, x, w, inverse);
         let (ours, theirs) = (isa.mul(sum_qx, sum_qx), isa.mul(best, sum_q2));
         let theirs = isa.select(zero, sum_q2, theirs, isa.splat(f32::INFINITY));
         scale = isa.select(theirs, ours, isa.div(sum_qx, sum_q2), scale);

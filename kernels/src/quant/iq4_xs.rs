@@ -14,11 +14,11 @@
 
 use super::activation::Q8x256;
 use super::activation::signed_scaled_dots;
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::iq4_search::{self, CODEBOOK};
 use super::minmax::{furthest, inverse, nibbles};
 use super::q3_k::less_32;
-use super::scale_search::columns;
+use super::scale_search::{LanePerBlock, columns, mean_square, squares, weigh};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
 use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
@@ -56,6 +56,24 @@ impl Iq4Xs {
     }
 }
 
+/// Quantizes eight sub-blocks whose errors are weighted by `w`.
+#[inline(always)]
+fn with_weights<I: Isa>(isa: I, x: &LanePerBlock<32>, w: &LanePerBlock<32>) -> Iq4Xs {
+    let scale = iq4_search::scales(isa, x, w);
+    let d = furthest(&scale) / -32.0;
+    let id = inverse(d);
+    let sc = scale.map(|s| to_int((id * s).round_ties_even()).clamp(-32, 31));
+    let quants = iq4_search::quants(isa, x, sc.map(|sc| inverse(d * sc as f32)));
+    let (mut low, mut high) = ([0; 4], 0_u16);
+    for (j, sc) in sc.into_iter().enumerate() {
+        let sc = (sc + 32) as u8;
+        low[j / 2] |= (sc & 15) << (j % 2 * 4);
+        high |= (sc as u16 >> 4) << (2 * j);
+    }
+    let q = from_fn(|j| nibbles(&from_fn(|i| quants[i][j])));
+    Iq4Xs { d: f16::from_f32(d).to_le_bytes(), high: high.to_le_bytes(), low, q }
+}
+
 impl Block for Iq4Xs {
     type X = Q8x256;
     type Dot = IntegerDot<SuperBlockDot>;
@@ -65,19 +83,16 @@ impl Block for Iq4Xs {
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq4Xs {
         let x = columns::<32>(x);
-        let scale = iq4_search::scales(isa, &x);
-        let d = furthest(&scale) / -32.0;
-        let id = inverse(d);
-        let sc = scale.map(|s| to_int((id * s).round_ties_even()).clamp(-32, 31));
-        let quants = iq4_search::quants(isa, &x, sc.map(|sc| inverse(d * sc as f32)));
-        let (mut low, mut high) = ([0; 4], 0_u16);
-        for (j, sc) in sc.into_iter().enumerate() {
-            let sc = (sc + 32) as u8;
-            low[j / 2] |= (sc & 15) << (j % 2 * 4);
-            high |= (sc as u16 >> 4) << (2 * j);
-        }
-        let q = from_fn(|j| nibbles(&from_fn(|i| quants[i][j])));
-        Iq4Xs { d: f16::from_f32(d).to_le_bytes(), high: high.to_le_bytes(), low, q }
+        with_weights(isa, &x, &squares(&x))
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq4Xs]) {
+        each_weighted(x, importance, out, |x, importance| {
+            let variance = [mean_square(x, 2.0); 8];
+            let [x, importance] = [x, importance].map(columns::<32>);
+            with_weights(isa, &x, &weigh(isa, &x, &importance, variance))
+        });
     }
 
     #[inline(always)]

@@ -9,7 +9,8 @@
 
 use super::activation::{Q8x256, scaled_dots};
 use super::block::Block;
-use super::scale_search::{self, Affine, Cost, ScaleSteps};
+use super::scale_rounding;
+use super::scale_search::{self, Affine, Cost, ScaleSteps, WEIGHTED_STEPS};
 use super::superblock::{SuperBlockPanel, window};
 use crate::simd::{Isa, PanelSimd, to_int};
 use half::f16;
@@ -50,21 +51,44 @@ pub(super) struct Found {
 /// error, rounds both to six bits, then requantizes with the rounded values.
 #[inline(always)]
 pub(super) fn find<I: Isa>(isa: I, x: &[f32], most: u8, steps: ScaleSteps) -> Found {
-    let x: &[f32; 256] = x.try_into().expect("a super-block");
     let columns = scale_search::columns::<32>(x);
-    let importance = scale_search::importance(isa, &columns);
-    let Affine { scale, min, quants } =
-        scale_search::affine(isa, &columns, &importance, (most, Cost::Square), steps);
+    let weight = scale_search::default_weights(isa, &columns);
+    let found = scale_search::affine(isa, &columns, &weight, (most, Cost::Square), steps);
 
     let largest = |v: &[f32; 8]| v.iter().fold(0.0, |a: f32, &b| if b > a { b } else { a });
-    let (max_scale, max_min) = (largest(&scale), largest(&min));
+    let (max_scale, max_min) = (largest(&found.scale), largest(&found.min));
     let six_bits = |v: [f32; 8], max: f32| {
         let inverse = if max > 0.0 { 63.0 / max } else { 0.0 };
         v.map(|v| (to_int((inverse * v).round_ties_even()) as u8).min(63))
     };
-    let (sc, m) = (six_bits(scale, max_scale), six_bits(min, max_min));
-    let (d, dmin) = (f16::from_f32(max_scale / 63.0), f16::from_f32(max_min / 63.0));
+    let scales = (six_bits(found.scale, max_scale), f16::from_f32(max_scale / 63.0));
+    rounded(x, most, scales, (six_bits(found.min, max_min), f16::from_f32(max_min / 63.0)), &found.quants)
+}
 
+/// [`find`] with an importance matrix, by which the rounding of scales and minima is weighted too.
+#[inline(always)]
+pub(super) fn find_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], most: u8) -> Found {
+    let [columns, importance] = [x, importance].map(scale_search::columns::<32>);
+    let weight = scale_search::weigh(isa, &columns, &importance, [scale_search::mean_square(x, 2.0); 8]);
+    let Affine { scale, min, quants } =
+        scale_search::affine(isa, &columns, &weight, (most, Cost::Square), WEIGHTED_STEPS);
+    let sums = scale_search::sums(isa, &weight);
+    let [scales, minima] = [scale, min].map(|v| {
+        let (d, q) = scale_rounding::unsigned(&v, &sums, 63);
+        (q, f16::from_f32(d))
+    });
+    rounded(x, most, scales, minima, &quants)
+}
+
+/// Requantizes with the rounded scales and minima.
+#[inline(always)]
+fn rounded(
+    x: &[f32],
+    most: u8,
+    (sc, d): ([u8; 8], f16),
+    (m, dmin): ([u8; 8], f16),
+    quants: &[[u8; 8]; 32],
+) -> Found {
     let mut out = [0; 256];
     for i in 0..256 {
         let (d, m) = (d.to_f32() * sc[i / 32] as f32, dmin.to_f32() * m[i / 32] as f32);

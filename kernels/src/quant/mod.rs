@@ -15,6 +15,7 @@ mod f16;
 mod f32;
 mod float_rows;
 mod grid_block;
+mod grid_neighbours;
 mod grid_search;
 mod grids;
 mod iq1_m;
@@ -40,6 +41,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod scale_rounding;
 mod scale_search;
 mod superblock;
 

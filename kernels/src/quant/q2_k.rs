@@ -12,8 +12,9 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::Block;
-use super::scale_search::{self, Affine, Cost, ScaleSteps};
+use super::block::{Block, each_weighted};
+use super::scale_rounding;
+use super::scale_search::{self, Affine, Cost, ScaleSteps, WEIGHTED_STEPS};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
 use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
@@ -70,6 +71,41 @@ fn four_bits(v: [f32; 16]) -> ([u8; 16], f16) {
     (v.map(|v| to_int((inverse * v).round_ties_even()) as u8), f16::from_f32(largest / 15.0))
 }
 
+/// The scale, minimum and quants of each group.
+struct Groups {
+    scale: [f32; 16],
+    min: [f32; 16],
+    quants: [u8; 256],
+}
+
+/// Joins the groups of the halves 0 and 1.
+#[inline(always)]
+fn groups(mut find: impl FnMut(usize) -> Affine<16>) -> Groups {
+    let mut out = Groups { scale: [0.0; 16], min: [0.0; 16], quants: [0; 256] };
+    for h in 0..2 {
+        let found = find(h);
+        out.scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
+        out.min[8 * h..8 * h + 8].copy_from_slice(&found.min);
+        for i in 0..128 {
+            out.quants[128 * h + i] = found.quants[i % 16][i / 16];
+        }
+    }
+    out
+}
+
+/// Requantizes with the rounded scales and minima, and packs.
+#[inline(always)]
+fn rounded(x: &[f32], (sc, d): ([u8; 16], f16), (m, dmin): ([u8; 16], f16), mut quants: [u8; 256]) -> Q2K {
+    for i in 0..256 {
+        let (d, m) = (d.to_f32() * sc[i / 16] as f32, dmin.to_f32() * m[i / 16] as f32);
+        if d != 0.0 {
+            quants[i] = to_int(((x[i] + m) / d).round_ties_even()).clamp(0, 3) as u8;
+        }
+    }
+    let [d, dmin] = [d, dmin].map(f16::to_le_bytes);
+    Q2K { scales: from_fn(|g| sc[g] | m[g] << 4), q: pack_two_bits(&quants), d, dmin }
+}
+
 impl Block for Q2K {
     type X = Q8x256;
     type Dot = IntegerDot<SuperBlockDot>;
@@ -78,27 +114,34 @@ impl Block for Q2K {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q2K {
-        let (mut scale, mut min, mut quants) = ([0.0; 16], [0.0; 16], [0; 256]);
-        for h in 0..2 {
-            let columns = scale_search::columns::<16>(&x[128 * h..128 * h + 128]);
-            let weight = columns.map(|x| x.map(f32::abs));
-            let steps = ScaleSteps { first: -0.5, count: 15 };
-            let found: Affine<16> = scale_search::affine(isa, &columns, &weight, (3, Cost::Absolute), steps);
-            scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
-            min[8 * h..8 * h + 8].copy_from_slice(&found.min);
-            for i in 0..128 {
-                quants[128 * h + i] = found.quants[i % 16][i / 16];
-            }
-        }
-        let ((sc, d), (m, dmin)) = (four_bits(scale), four_bits(min));
-        for i in 0..256 {
-            let (d, m) = (d.to_f32() * sc[i / 16] as f32, dmin.to_f32() * m[i / 16] as f32);
-            if d != 0.0 {
-                quants[i] = to_int(((x[i] + m) / d).round_ties_even()).clamp(0, 3) as u8;
-            }
-        }
-        let [d, dmin] = [d, dmin].map(f16::to_le_bytes);
-        Q2K { scales: from_fn(|g| sc[g] | m[g] << 4), q: pack_two_bits(&quants), d, dmin }
+        let found = groups(|h| {
+            let x = scale_search::columns::<16>(&x[128 * h..128 * h + 128]);
+            let weight = x.map(|x| x.map(f32::abs));
+            let steps = ScaleSteps { first: -0.5, step: 0.1, count: 15 };
+            scale_search::affine(isa, &x, &weight, (3, Cost::Absolute), steps)
+        });
+        let [scales, minima] = [four_bits(found.scale), four_bits(found.min)];
+        rounded(x, scales, minima, found.quants)
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q2K]) {
+        each_weighted(x, importance, out, |x, importance| {
+            let variance = [scale_search::mean_square(x, 1.0); 8];
+            let mut sums = [0.0; 16];
+            let found = groups(|h| {
+                let [x, importance] =
+                    [x, importance].map(|v| scale_search::columns::<16>(&v[128 * h..128 * h + 128]));
+                let weight = scale_search::weigh(isa, &x, &importance, variance);
+                sums[8 * h..8 * h + 8].copy_from_slice(&scale_search::sums(isa, &weight));
+                scale_search::affine(isa, &x, &weight, (3, Cost::Square), WEIGHTED_STEPS)
+            });
+            let [scales, minima] = [&found.scale, &found.min].map(|v| {
+                let (d, q) = scale_rounding::unsigned(v, &sums, 15);
+                (q, f16::from_f32(d))
+            });
+            rounded(x, scales, minima, found.quants)
+        });
     }
 
     #[inline(always)]

@@ -15,7 +15,7 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::q2_k::{pack_two_bits, spread_two_bits, two_bits};
 use super::scale_search;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
@@ -92,6 +92,22 @@ fn pack(sc: [u8; 16]) -> [u8; 12] {
     s
 }
 
+/// Requantizes with the rounded scales, and packs.
+#[inline(always)]
+fn rounded(x: &[f32], sc: [u8; 16], d: f16, mut quants: [u8; 256]) -> Q3K {
+    for i in 0..256 {
+        let d = d.to_f32() * (sc[i / 16] as i32 - 32) as f32;
+        if d != 0.0 {
+            quants[i] = (to_int((x[i] / d).round_ties_even()).clamp(-4, 3) + 4) as u8;
+        }
+    }
+    let mut high = [0; 32];
+    for (i, level) in quants.iter().enumerate() {
+        high[i % 32] |= (level >> 2) << (i / 32);
+    }
+    Q3K { high, q: pack_two_bits(&quants), scales: pack(sc), d: d.to_le_bytes() }
+}
+
 impl Block for Q3K {
     type X = Q8x256;
     type Dot = IntegerDot<SuperBlockDot>;
@@ -100,8 +116,8 @@ impl Block for Q3K {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q3K {
-        let (scale, mut quants) =
-            scale_search::sixteen(x, |columns| scale_search::symmetric_by_turns(isa, columns, 4.0));
+        let (scale, quants) =
+            scale_search::sixteen(x, |_, columns| scale_search::symmetric_by_turns(isa, columns, 4.0));
         let furthest = super::minmax::furthest(&scale);
         let inverse = -32.0 / furthest;
         let (mut sc, mut d) = ([0; 16], f16::ZERO);
@@ -109,18 +125,25 @@ impl Block for Q3K {
             sc = scale.map(|s| (to_int((inverse * s).round_ties_even()).clamp(-32, 31) + 32) as u8);
             d = f16::from_f32(1.0 / inverse);
         }
-        for i in 0..256 {
-            let d = d.to_f32() * (sc[i / 16] as i32 - 32) as f32;
-            if d != 0.0 {
-                quants[i] = (to_int((x[i] / d).round_ties_even()).clamp(-4, 3) + 4) as u8;
-            }
-        }
-        let mut high = [0; 32];
-        for (i, level) in quants.iter().enumerate() {
-            high[i % 32] |= (level >> 2) << (i / 32);
-        }
-        let scales = if furthest == 0.0 { [0; 12] } else { pack(sc) };
-        Q3K { high, q: pack_two_bits(&quants), scales, d: d.to_le_bytes() }
+        rounded(x, sc, d, quants)
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q3K]) {
+        each_weighted(x, importance, out, |x, importance| {
+            let variance = [scale_search::mean_square(x, 2.0); 8];
+            let mut sums = [0.0; 16];
+            let (scale, quants) = scale_search::sixteen(x, |h, x| {
+                let importance = scale_search::columns::<16>(&importance[128 * h..128 * h + 128]);
+                let weight = scale_search::weigh(isa, x, &importance, variance);
+                sums[8 * h..8 * h + 8].copy_from_slice(&scale_search::sums(isa, &weight));
+                scale_search::symmetric(isa, x, &weight, 4.0)
+            });
+            // The scales are quantized like weights; all lanes do the same.
+            let [scale, sums] = [scale, sums].map(|v| v.map(|v| [v; 8]));
+            let found = scale_search::symmetric(isa, &scale, &sums, 32.0);
+            rounded(x, found.quants.map(|lanes| lanes[0]), f16::from_f32(found.scale[0]), quants)
+        });
     }
 
     #[inline(always)]

@@ -11,10 +11,12 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{furthest, inverse, nibbles, quants};
+use super::scale_search::{by_eights_weighted, lane, symmetric};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::array::from_fn;
 use std::ops::Range;
 
 /// 32 weights: a scale and unsigned four-bit quants.
@@ -37,6 +39,17 @@ impl Block for Q4_0 {
         let d = furthest(x) / -8.0;
         let quants = quants(x, 0.0, inverse(d), 8.5, 15);
         Q4_0 { d: f16::from_f32(d).to_le_bytes(), q: nibbles(&quants) }
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q4_0]) {
+        by_eights_weighted(isa, x, importance, out, |x, w| {
+            let found = symmetric(isa, x, w, 8.0);
+            from_fn(|j| {
+                let q = lane(&found.quants, j);
+                Q4_0 { d: f16::from_f32(found.scale[j]).to_le_bytes(), q: nibbles(&q) }
+            })
+        });
     }
 
     #[inline(always)]

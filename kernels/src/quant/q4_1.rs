@@ -11,10 +11,12 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{extremes, inverse, nibbles, quants};
+use super::scale_search::{Cost, WEIGHTED_STEPS, affine, by_eights_weighted, lane};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::array::from_fn;
 use std::ops::Range;
 
 /// 32 weights: a scale, a minimum, four-bit quants.
@@ -40,6 +42,18 @@ impl Block for Q4_1 {
         let quants = quants(x, low, inverse(d), 0.5, 15);
         let [d, m] = [d, low].map(|v| f16::from_f32(v).to_le_bytes());
         Q4_1 { d, m, q: nibbles(&quants) }
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q4_1]) {
+        by_eights_weighted(isa, x, importance, out, |x, w| {
+            let found = affine(isa, x, w, (15, Cost::Square), WEIGHTED_STEPS);
+            from_fn(|j| {
+                let [d, m] = [found.scale[j], -found.min[j]].map(|v| f16::from_f32(v).to_le_bytes());
+                let q = lane(&found.quants, j);
+                Q4_1 { d, m, q: nibbles(&q) }
+            })
+        });
     }
 
     #[inline(always)]

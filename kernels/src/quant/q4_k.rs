@@ -11,7 +11,7 @@
 //! `k_scales` draws the packing of the scales.
 
 use super::activation::Q8x256;
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::k_scales::{self, Found};
 use super::scale_search::ScaleSteps;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
@@ -46,6 +46,18 @@ impl Q4K {
     }
 }
 
+/// Packs quants.
+#[inline(always)]
+fn pack(Found { d, dmin, scales, quants }: Found) -> Q4K {
+    let mut q = [[0; 32]; 4];
+    for (q, quants) in q.iter_mut().zip(quants.as_chunks::<64>().0) {
+        for (b, q) in q.iter_mut().enumerate() {
+            *q = quants[b] | quants[b + 32] << 4;
+        }
+    }
+    Q4K { d, dmin, scales, q }
+}
+
 impl Block for Q4K {
     type X = Q8x256;
     type Dot = IntegerDot<SuperBlockDot>;
@@ -55,15 +67,14 @@ impl Block for Q4K {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q4K {
-        let Found { d, dmin, scales, quants } =
-            k_scales::find(isa, x, 15, ScaleSteps { first: -1.0, count: 20 });
-        let mut q = [[0; 32]; 4];
-        for (q, quants) in q.iter_mut().zip(quants.as_chunks::<64>().0) {
-            for (b, q) in q.iter_mut().enumerate() {
-                *q = quants[b] | quants[b + 32] << 4;
-            }
-        }
-        Q4K { d, dmin, scales, q }
+        pack(k_scales::find(isa, x, 15, ScaleSteps { first: -1.0, step: 0.1, count: 20 }))
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q4K]) {
+        each_weighted(x, importance, out, |x, importance| {
+            pack(k_scales::find_weighted(isa, x, importance, 15))
+        });
     }
 
     #[inline(always)]

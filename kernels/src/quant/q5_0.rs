@@ -12,10 +12,12 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{fifth_bits, furthest, inverse, nibbles, quants};
+use super::scale_search::{by_eights_weighted, lane, symmetric};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::array::from_fn;
 use std::ops::Range;
 
 /// 32 weights: a scale, the quants' fifth bits, their lower four.
@@ -39,6 +41,17 @@ impl Block for Q5_0 {
         let d = furthest(x) / -16.0;
         let quants = quants(x, 0.0, inverse(d), 16.5, 31);
         Q5_0 { d: f16::from_f32(d).to_le_bytes(), high: fifth_bits(&quants), q: nibbles(&quants) }
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q5_0]) {
+        by_eights_weighted(isa, x, importance, out, |x, w| {
+            let found = symmetric(isa, x, w, 16.0);
+            from_fn(|j| {
+                let q = lane(&found.quants, j);
+                Q5_0 { d: f16::from_f32(found.scale[j]).to_le_bytes(), high: fifth_bits(&q), q: nibbles(&q) }
+            })
+        });
     }
 
     #[inline(always)]

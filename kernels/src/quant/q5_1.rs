@@ -12,10 +12,12 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{extremes, fifth_bits, inverse, nibbles, quants};
+use super::scale_search::{Cost, WEIGHTED_STEPS, affine, by_eights_weighted, lane};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::array::from_fn;
 use std::ops::Range;
 
 /// 32 weights: a scale, a minimum, the quants' fifth bits, their lower four.
@@ -42,6 +44,18 @@ impl Block for Q5_1 {
         let quants = quants(x, low, inverse(d), 0.5, 31);
         let [d, m] = [d, low].map(|v| f16::from_f32(v).to_le_bytes());
         Q5_1 { d, m, high: fifth_bits(&quants), q: nibbles(&quants) }
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q5_1]) {
+        by_eights_weighted(isa, x, importance, out, |x, w| {
+            let found = affine(isa, x, w, (31, Cost::Square), WEIGHTED_STEPS);
+            from_fn(|j| {
+                let [d, m] = [found.scale[j], -found.min[j]].map(|v| f16::from_f32(v).to_le_bytes());
+                let q = lane(&found.quants, j);
+                Q5_1 { d, m, high: fifth_bits(&q), q: nibbles(&q) }
+            })
+        });
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@
 //! `k_scales` draws the packing of the scales.
 
 use super::activation::Q8x256;
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::k_scales::{self, Found};
 use super::scale_search::ScaleSteps;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
@@ -59,6 +59,19 @@ impl Q5K {
     }
 }
 
+/// Packs quants.
+#[inline(always)]
+fn pack(Found { d, dmin, scales, quants }: Found) -> Q5K {
+    let (mut q, mut high) = ([[0; 32]; 4], [0; 32]);
+    for (p, (q, quants)) in q.iter_mut().zip(quants.as_chunks::<64>().0).enumerate() {
+        for b in 0..32 {
+            q[b] = quants[b] & 15 | quants[b + 32] << 4;
+            high[b] |= (quants[b] >> 4 | quants[b + 32] >> 4 << 1) << (2 * p);
+        }
+    }
+    Q5K { d, dmin, scales, high, q }
+}
+
 impl Block for Q5K {
     type X = Q8x256;
     type Dot = IntegerDot<SuperBlockDot>;
@@ -68,16 +81,14 @@ impl Block for Q5K {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q5K {
-        let Found { d, dmin, scales, quants } =
-            k_scales::find(isa, x, 31, ScaleSteps { first: -0.5, count: 15 });
-        let (mut q, mut high) = ([[0; 32]; 4], [0; 32]);
-        for (p, (q, quants)) in q.iter_mut().zip(quants.as_chunks::<64>().0).enumerate() {
-            for b in 0..32 {
-                q[b] = quants[b] & 15 | quants[b + 32] << 4;
-                high[b] |= (quants[b] >> 4 | quants[b + 32] >> 4 << 1) << (2 * p);
-            }
-        }
-        Q5K { d, dmin, scales, high, q }
+        pack(k_scales::find(isa, x, 31, ScaleSteps { first: -0.5, step: 0.1, count: 15 }))
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q5K]) {
+        each_weighted(x, importance, out, |x, importance| {
+            pack(k_scales::find_weighted(isa, x, importance, 31))
+        });
     }
 
     #[inline(always)]

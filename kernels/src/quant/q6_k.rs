@@ -13,7 +13,7 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::Block;
+use super::block::{Block, each_weighted};
 use super::scale_search;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
 use crate::matmul::IntegerDot;
@@ -51,6 +51,31 @@ impl Q6K {
     }
 }
 
+/// Rounds the scales, requantizes with them, and packs.
+#[inline(always)]
+fn rounded(x: &[f32], (scale, mut quants): ([f32; 16], [u8; 256])) -> Q6K {
+    let furthest = super::minmax::furthest(&scale);
+    if furthest.abs() < scale_search::NOTHING {
+        return Q6K::zeroed();
+    }
+    let inverse = -128.0 / furthest;
+    let d = f16::from_f32(1.0 / inverse);
+    let sc = scale.map(|s| to_int((inverse * s).round_ties_even()).min(127) as i8);
+    for i in 0..256 {
+        let d = d.to_f32() * sc[i / 16] as f32;
+        if d != 0.0 {
+            quants[i] = (to_int((x[i] / d).round_ties_even()).clamp(-32, 31) + 32) as u8;
+        }
+    }
+    let (mut low, mut high) = ([[[0; 32]; 2]; 2], [[0; 32]; 2]);
+    for (i, level) in quants.iter().enumerate() {
+        let (h, s, b) = (i / 128, i / 32 % 4, i % 32);
+        low[h][s % 2][b] |= (level & 15) << (s / 2 * 4);
+        high[h][b] |= (level >> 4) << (2 * s);
+    }
+    Q6K { low, high, scales: sc.map(i8::cast_unsigned), d: d.to_le_bytes() }
+}
+
 impl Block for Q6K {
     type X = Q8x256;
     type Dot = IntegerDot<SuperBlockDot>;
@@ -59,28 +84,21 @@ impl Block for Q6K {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q6K {
-        let (scale, mut quants) =
-            scale_search::sixteen(x, |columns| scale_search::symmetric(isa, columns, 32.0));
-        let furthest = super::minmax::furthest(&scale);
-        if furthest.abs() < scale_search::NOTHING {
-            return Q6K::zeroed();
-        }
-        let inverse = -128.0 / furthest;
-        let d = f16::from_f32(1.0 / inverse);
-        let sc = scale.map(|s| to_int((inverse * s).round_ties_even()).min(127) as i8);
-        for i in 0..256 {
-            let d = d.to_f32() * sc[i / 16] as f32;
-            if d != 0.0 {
-                quants[i] = (to_int((x[i] / d).round_ties_even()).clamp(-32, 31) + 32) as u8;
-            }
-        }
-        let (mut low, mut high) = ([[[0; 32]; 2]; 2], [[0; 32]; 2]);
-        for (i, level) in quants.iter().enumerate() {
-            let (h, s, b) = (i / 128, i / 32 % 4, i % 32);
-            low[h][s % 2][b] |= (level & 15) << (s / 2 * 4);
-            high[h][b] |= (level >> 4) << (2 * s);
-        }
-        Q6K { low, high, scales: sc.map(i8::cast_unsigned), d: d.to_le_bytes() }
+        rounded(
+            x,
+            scale_search::sixteen(x, |_, x| scale_search::symmetric(isa, x, &scale_search::squares(x), 32.0)),
+        )
+    }
+
+    #[inline(always)]
+    fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q6K]) {
+        each_weighted(x, importance, out, |x, importance| {
+            let found = scale_search::sixteen(x, |h, x| {
+                let weight = scale_search::columns::<16>(&importance[128 * h..128 * h + 128]);
+                scale_search::symmetric(isa, x, &weight, 32.0)
+            });
+            rounded(x, found)
+        });
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 //! Every lane computes what a plain loop over its sub-block would, in the same order and without fused multiply-add,
 //! so the bytes equal ggml's on every instruction set.
 
+use super::block::Block;
 use crate::simd::Isa;
 use std::array::from_fn;
 
@@ -15,12 +16,57 @@ pub(super) fn columns<const N: usize>(x: &[f32]) -> LanePerBlock<N> {
     from_fn(|i| from_fn(|j| x[N * j + i]))
 }
 
-/// Candidates for the scale: `(most + first + 0.1 k) / range` for k = 0..=count.
+/// Quantizes a row of blocks of 32 weights and a number for each, eight blocks at a time, one per lane.
+#[inline(always)]
+pub(super) fn by_eights<B: Block>(
+    x: &[f32],
+    numbers: &[f32],
+    out: &mut [B],
+    mut quantize: impl FnMut(&LanePerBlock<32>, &LanePerBlock<32>) -> [B; 8],
+) {
+    let ((x, x_rest), (numbers, numbers_rest)) = (x.as_chunks::<256>(), numbers.as_chunks::<256>());
+    let (out, out_rest) = out.as_chunks_mut::<8>();
+    for ((x, numbers), out) in x.iter().zip(numbers).zip(out) {
+        *out = quantize(&columns(x), &columns(numbers));
+    }
+    if !out_rest.is_empty() {
+        let [x, numbers] = [x_rest, numbers_rest].map(|v| {
+            let mut padded = [0.0; 256];
+            padded[..v.len()].copy_from_slice(v);
+            columns(&padded)
+        });
+        out_rest.copy_from_slice(&quantize(&x, &numbers)[..out_rest.len()]);
+    }
+}
+
+/// [`by_eights`] with the weights of errors by an importance matrix and the mean square of the row.
+#[inline(always)]
+pub(super) fn by_eights_weighted<I: Isa, B: Block>(
+    isa: I,
+    x: &[f32],
+    importance: &[f32],
+    out: &mut [B],
+    mut quantize: impl FnMut(&LanePerBlock<32>, &LanePerBlock<32>) -> [B; 8],
+) {
+    let variance = [mean_square(x, 1.0); 8];
+    by_eights(x, importance, out, |x, importance| quantize(x, &weigh(isa, x, importance, variance)));
+}
+
+/// The quants of one lane.
+pub(super) fn lane<const N: usize>(quants: &[[u8; 8]; N], j: usize) -> [u8; N] {
+    from_fn(|i| quants[i][j])
+}
+
+/// Candidates for the scale: `(most + first + step k) / range` for k = 0..=count.
 #[derive(Clone, Copy)]
 pub(super) struct ScaleSteps {
     pub(super) first: f32,
+    pub(super) step: f32,
     pub(super) count: u32,
 }
+
+/// Candidates of all formats with minima where an importance matrix gives the weights of errors.
+pub(super) const WEIGHTED_STEPS: ScaleSteps = ScaleSteps { first: -0.9, step: 0.05, count: 36 };
 
 /// The error that the search minimizes, summed over a sub-block with importance weights.
 #[derive(Clone, Copy, PartialEq)]
@@ -49,9 +95,9 @@ pub(super) struct Affine<const N: usize> {
     pub(super) quants: [[u8; 8]; N],
 }
 
-/// The weight of each error: root mean square of its sub-block plus |w|.
+/// The weight of each error without an importance matrix: root mean square of its sub-block plus |w|.
 #[inline(always)]
-pub(super) fn importance<I: Isa, const N: usize>(isa: I, x: &LanePerBlock<N>) -> LanePerBlock<N> {
+pub(super) fn default_weights<I: Isa, const N: usize>(isa: I, x: &LanePerBlock<N>) -> LanePerBlock<N> {
     let mut squares = isa.splat(0.0);
     for x in x {
         let x = isa.load_floats(x);
@@ -61,6 +107,46 @@ pub(super) fn importance<I: Isa, const N: usize>(isa: I, x: &LanePerBlock<N>) ->
     isa.store(squares, &mut rms);
     let rms = rms.map(|s| (s / N as f32).sqrt());
     from_fn(|i| from_fn(|j| rms[j] + x[i][j].abs()))
+}
+
+/// The mean square of the weights: their sum, in order, times `factor / x.len()`.
+#[inline(always)]
+pub(super) fn mean_square(x: &[f32], factor: f32) -> f32 {
+    factor * x.iter().fold(0.0, |sum: f32, x| sum + x * x) / x.len() as f32
+}
+
+/// The weight of each error by an importance matrix: importance times sqrt(`variance` + w w).
+#[inline(always)]
+pub(super) fn weigh<I: Isa, const N: usize>(
+    isa: I,
+    x: &LanePerBlock<N>,
+    importance: &LanePerBlock<N>,
+    variance: [f32; 8],
+) -> LanePerBlock<N> {
+    let variance = isa.load_floats(&variance);
+    let mut out = *importance;
+    for (out, x) in out.iter_mut().zip(x) {
+        let x = isa.load_floats(x);
+        let mut sum = [0.0; 8];
+        isa.store(isa.add(variance, isa.mul(x, x)), &mut sum);
+        *out = from_fn(|j| out[j] * sum[j].sqrt());
+    }
+    out
+}
+
+/// The sum over each sub-block, in order.
+#[inline(always)]
+pub(super) fn sums<I: Isa, const N: usize>(isa: I, w: &LanePerBlock<N>) -> [f32; 8] {
+    let sum = w.iter().fold(isa.splat(0.0), |sum, w| isa.add(sum, isa.load_floats(w)));
+    let mut out = [0.0; 8];
+    isa.store(sum, &mut out);
+    out
+}
+
+/// The squares of the weights, by which errors count where there is no importance matrix.
+#[inline(always)]
+pub(super) fn squares<const N: usize>(x: &LanePerBlock<N>) -> LanePerBlock<N> {
+    x.map(|x| x.map(|x| x * x))
 }
 
 /// Quants for `iscale`: round((x - min) * iscale) in 0..=most.
@@ -140,7 +226,7 @@ pub(super) fn affine<I: Isa, const N: usize>(
     for k in 0..=steps.count {
         // Quants are counted from the best minimum so far.
         let base = best.min;
-        let iscale = isa.div(isa.splat(steps.first + 0.1 * k as f32 + most), isa.sub(high, base));
+        let iscale = isa.div(isa.splat(steps.first + steps.step * k as f32 + most), isa.sub(high, base));
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
         for (x, w) in x.iter().zip(w) {
             let (x, w) = (isa.load_floats(x), isa.load_floats(w));
@@ -181,7 +267,7 @@ fn finish<I: Isa, const N: usize>(
     let flat = |value, otherwise| isa.select(zero, range, value, otherwise);
     let mut out = Affine { scale: [0.0; 8], min: [0.0; 8], quants: [[0; 8]; N] };
     isa.store(flat(best.scale, zero), &mut out.scale);
-    isa.store(isa.sub(zero, best.min), &mut out.min);
+    isa.store(isa.mul(best.min, isa.splat(-1.0)), &mut out.min);
     for (quants, x) in out.quants.iter_mut().zip(x) {
         let mut l = [0.0; 8];
         isa.store(flat(quant(isa, isa.load_floats(x), best.base, best.iscale, best.most), zero), &mut l);
@@ -190,18 +276,21 @@ fn finish<I: Isa, const N: usize>(
     out
 }
 
-/// `w_i = scale (q_i - offset)`, for each of eight groups of 16.
-pub(super) struct Symmetric {
-    scale: [f32; 8],
-    quants: [[u8; 8]; 16],
+/// `w_i = scale (q_i - offset)`, for each of eight groups of `N`.
+pub(super) struct Symmetric<const N: usize> {
+    pub(super) scale: [f32; 8],
+    pub(super) quants: [[u8; 8]; N],
 }
 
 /// The sixteen groups of a super-block, eight at a time: their scales and 256 quants.
 #[inline(always)]
-pub(super) fn sixteen(x: &[f32], find: impl Fn(&LanePerBlock<16>) -> Symmetric) -> ([f32; 16], [u8; 256]) {
+pub(super) fn sixteen(
+    x: &[f32],
+    mut find: impl FnMut(usize, &LanePerBlock<16>) -> Symmetric<16>,
+) -> ([f32; 16], [u8; 256]) {
     let (mut scale, mut quants) = ([0.0; 16], [0; 256]);
     for (h, x) in x.as_chunks::<128>().0.iter().enumerate() {
-        let found = find(&columns::<16>(x));
+        let found = find(h, &columns::<16>(x));
         scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
         for i in 0..128 {
             quants[128 * h + i] = found.quants[i % 16][i / 16];
@@ -229,14 +318,19 @@ fn signed_quant<I: Isa>(isa: I, v: I::Floats, limit: f32) -> I::Floats {
     isa.min(isa.max(isa.floats(isa.round(v)), isa.splat(-limit)), isa.splat(limit - 1.0))
 }
 
-/// The sums of w x l and w l l with weights w = x x, which give the best scale for fixed quants.
+/// The sums of w x l and w l l, which give the best scale for fixed quants.
 #[inline(always)]
-fn regress<I: Isa>(isa: I, x: &LanePerBlock<16>, iscale: I::Floats, limit: f32) -> [I::Floats; 2] {
+fn regress<I: Isa, const N: usize>(
+    isa: I,
+    x: &LanePerBlock<N>,
+    w: &LanePerBlock<N>,
+    iscale: I::Floats,
+    limit: f32,
+) -> [I::Floats; 2] {
     let (mut sum_xl, mut sum_l2) = (isa.splat(0.0), isa.splat(0.0));
-    for x in x {
-        let x = isa.load_floats(x);
+    for (x, w) in x.iter().zip(w) {
+        let (x, w) = (isa.load_floats(x), isa.load_floats(w));
         let l = signed_quant(isa, isa.mul(iscale, x), limit);
-        let w = isa.mul(x, x);
         sum_xl = isa.add(sum_xl, isa.mul(isa.mul(w, x), l));
         sum_l2 = isa.add(sum_l2, isa.mul(isa.mul(w, l), l));
     }
@@ -245,16 +339,21 @@ fn regress<I: Isa>(isa: I, x: &LanePerBlock<16>, iscale: I::Floats, limit: f32) 
 
 /// Signed quants in -limit..limit: tries eighteen scales near the one that maps the furthest value to -limit.
 #[inline(always)]
-pub(super) fn symmetric<I: Isa>(isa: I, x: &LanePerBlock<16>, limit: f32) -> Symmetric {
+pub(super) fn symmetric<I: Isa, const N: usize>(
+    isa: I,
+    x: &LanePerBlock<N>,
+    w: &LanePerBlock<N>,
+    limit: f32,
+) -> Symmetric<N> {
     let zero = isa.splat(0.0);
     let (most, nothing) = furthest(isa, x);
     let mut best_iscale = isa.div(isa.splat(-limit), most);
-    let [sum_xl, sum_l2] = regress(isa, x, best_iscale, limit);
+    let [sum_xl, sum_l2] = regress(isa, x, w, best_iscale, limit);
     let mut scale = isa.select(zero, sum_l2, isa.div(sum_xl, sum_l2), zero);
     let mut best = isa.mul(scale, sum_xl);
     for k in (-9..=9).filter(|&k| k != 0) {
         let iscale = isa.div(isa.splat(-(limit + 0.1 * k as f32)), most);
-        let [sum_xl, sum_l2] = regress(isa, x, iscale, limit);
+        let [sum_xl, sum_l2] = regress(isa, x, w, iscale, limit);
         let (ours, theirs) = (isa.mul(sum_xl, sum_xl), isa.mul(best, sum_l2));
         let theirs = isa.select(zero, sum_l2, theirs, isa.splat(f32::INFINITY));
         let keep = |new, old| isa.select(theirs, ours, new, old);
@@ -262,7 +361,7 @@ pub(super) fn symmetric<I: Isa>(isa: I, x: &LanePerBlock<16>, limit: f32) -> Sym
         scale = keep(isa.div(sum_xl, sum_l2), scale);
         best = isa.select(theirs, ours, isa.mul(scale, sum_xl), best);
     }
-    let mut quants = [zero; 16];
+    let mut quants = [zero; N];
     for (l, x) in quants.iter_mut().zip(x) {
         *l = signed_quant(isa, isa.mul(best_iscale, isa.load_floats(x)), limit);
     }
@@ -271,11 +370,11 @@ pub(super) fn symmetric<I: Isa>(isa: I, x: &LanePerBlock<16>, limit: f32) -> Sym
 
 /// [`symmetric`] by coordinate descent: improves one quant at a time, in at most five rounds.
 #[inline(always)]
-pub(super) fn symmetric_by_turns<I: Isa>(isa: I, x: &LanePerBlock<16>, limit: f32) -> Symmetric {
+pub(super) fn symmetric_by_turns<I: Isa>(isa: I, x: &LanePerBlock<16>, limit: f32) -> Symmetric<16> {
     let zero = isa.splat(0.0);
     let (most, nothing) = furthest(isa, x);
     let iscale = isa.div(isa.splat(-limit), most);
-    let [mut sum_xl, mut sum_l2] = regress(isa, x, iscale, limit);
+    let [mut sum_xl, mut sum_l2] = regress(isa, x, &squares(x), iscale, limit);
     let mut quants = [zero; 16];
     for (l, x) in quants.iter_mut().zip(x) {
         *l = signed_quant(isa, isa.mul(iscale, isa.load_floats(x)), limit);
@@ -307,16 +406,16 @@ pub(super) fn symmetric_by_turns<I: Isa>(isa: I, x: &LanePerBlock<16>, limit: f3
 
 /// Stores the lanes with unsigned quants; a group below [`NOTHING`] gets scale zero and quants zero.
 #[inline(always)]
-fn centre<I: Isa>(
+fn centre<I: Isa, const N: usize>(
     isa: I,
     scale: I::Floats,
-    quants: [I::Floats; 16],
+    quants: [I::Floats; N],
     limit: f32,
     nothing: I::Floats,
-) -> Symmetric {
+) -> Symmetric<N> {
     let zero = isa.splat(0.0);
     let there = |v| isa.select(zero, nothing, zero, v);
-    let mut out = Symmetric { scale: [0.0; 8], quants: [[0; 8]; 16] };
+    let mut out = Symmetric { scale: [0.0; 8], quants: [[0; 8]; N] };
     isa.store(there(scale), &mut out.scale);
     for (out, level) in out.quants.iter_mut().zip(quants) {
         let mut l = [0.0; 8];

@@ -11,6 +11,8 @@ Writes into the folder
     <FORMAT>.f32  the values of ggml's dequantize_row_* for those
                   for the formats in RANDOM: random blocks, and their values by ggml and by the Python package gguf
     hashes.txt    format, FNV-1a of the bytes and of the values for the longer input of `generated`
+    importance.f32, weighted/<FORMAT>.bin, weighted/hashes.txt   the same with an importance matrix (WEIGHTED): the inputs
+                  are cut into rows of the lengths there, and importance.f32 is the importance of the columns
 """
 import ctypes
 import pathlib
@@ -58,6 +60,10 @@ RANDOM = {
     "IQ3_S": (110, 1),
 }
 BLOCKS = 24
+
+# Formats that an importance matrix changes, with the length of a row: not whole multiples of 8 blocks.
+WEIGHTED = {name: 320 if FORMATS[name][0] == 32 else 1280
+            for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "IQ4_XS")}
 
 
 def rows():
@@ -129,6 +135,29 @@ def random_blocks(lib, name):
     return blocks.tobytes(), values.astype("<f4").tobytes()
 
 
+def importance():
+    """Importance that spans orders of magnitude, with columns that no input reaches."""
+    rng = np.random.default_rng(20261201)
+    v = np.exp(2.0 * rng.standard_normal(1280))
+    v[rng.integers(0, v.size, 40)] = 0.0
+    v[1024:1056] = 0.0  # a whole sub-block
+    return v.astype(np.float32)
+
+
+def weighted(lib, name, x, importance):
+    """The bytes that ggml makes of whole rows with an importance matrix."""
+    length, size, _, _ = FORMATS[name]
+    cols = WEIGHTED[name]
+    rows = x.size // cols
+    stored = np.zeros(rows * cols // length * size, np.uint8)
+    pointer = lambda a: ctypes.c_void_p(a.ctypes.data)
+    lib.ggml_quantize_chunk.restype = ctypes.c_size_t
+    sizes = [ctypes.c_int64(n) for n in (0, rows, cols)]
+    written = lib.ggml_quantize_chunk(IDS[name], pointer(x), pointer(stored), *sizes, pointer(importance))
+    assert written == stored.size, name
+    return stored.tobytes()
+
+
 def main():
     lib = ctypes.CDLL(sys.argv[1])
     out = pathlib.Path(sys.argv[2])
@@ -146,6 +175,14 @@ def main():
         (out / f"{name}.bin").write_bytes(stored)
         (out / f"{name}.f32").write_bytes(values)
     (out / "hashes.txt").write_text("".join(hashes))
+    columns, hashes = importance(), []
+    (out / "importance.f32").write_bytes(columns.tobytes())
+    (out / "weighted").mkdir(exist_ok=True)
+    for name in WEIGHTED:
+        (out / "weighted" / f"{name}.bin").write_bytes(weighted(lib, name, x, columns))
+        hashes.append(f"{name} {fnv1a(weighted(lib, name, longer, columns)):016x}\n")
+    (out / "weighted/hashes.txt").write_text("".join(hashes))
 
 
-main()
+if __name__ == "__main__":
+    main()
