@@ -54,6 +54,39 @@ impl RowRange {
     }
 }
 
+/// Sizes of `kv_b_proj`, which holds, per head, the rows [nope of k | v_dim of v].
+pub(crate) struct LatentProjection {
+    /// Number of attention heads, each with its rows.
+    pub heads: u64,
+    /// Channels of a head's key that come from the latent.
+    pub nope: u64,
+    /// Channels of a head's value.
+    pub v_dim: u64,
+    /// Width of the latent, the columns of the tensor.
+    pub kv_lora: u64,
+}
+
+impl LatentProjection {
+    /// The tensors `attn_k_b`, transposed, and `attn_v_b` of the layer with prefix `layer`, made from the tensor `source`.
+    pub fn split(&self, layer: &str, source: &str) -> [TensorSpec; 2] {
+        let LatentProjection { heads, nope, v_dim, kv_lora } = *self;
+        let part = |head: u64, first: u64, rows: u64, map| RowRange {
+            source: source.to_owned(),
+            dims: vec![heads * (nope + v_dim), kv_lora],
+            first: head * (nope + v_dim) + first,
+            rows,
+            map,
+        };
+        let k = (0..heads).map(|h| part(h, 0, nope, Transform::Transpose)).collect();
+        let v = (0..heads).map(|h| part(h, nope, v_dim, Transform::Copy)).collect();
+        let name = |which: &str| format!("{layer}attn_{which}_b.weight");
+        [
+            TensorSpec { name: name("k"), shape: vec![nope, kv_lora, heads], parts: k },
+            TensorSpec { name: name("v"), shape: vec![kv_lora, v_dim, heads], parts: v },
+        ]
+    }
+}
+
 /// The tensors of the GGUF file, in order.
 pub fn tensor_specs(c: &CheckpointConfig) -> Vec<TensorSpec> {
     let mut list = List(Vec::new());
@@ -141,22 +174,9 @@ impl LayerSpecs<'_> {
         self.matrix("attn_q", "self_attn.q_proj", c.hidden, c.heads * (c.nope + c.rope));
         self.matrix("attn_kv_a_mqa", "self_attn.kv_a_proj_with_mqa", c.hidden, c.kv_lora + c.rope);
         self.vector("attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight", c.kv_lora);
-        // kv_b_proj holds, per head, the rows [nope of k | v_dim of v].
-        let per_head = c.nope + c.v_dim;
         let source = format!("{}self_attn.kv_b_proj.weight", self.input);
-        let part = |head: u64, first: u64, rows: u64, map| RowRange {
-            source: source.clone(),
-            dims: vec![c.heads * per_head, c.kv_lora],
-            first: head * per_head + first,
-            rows,
-            map,
-        };
-        let k = (0..c.heads).map(|h| part(h, 0, c.nope, Transform::Transpose)).collect();
-        let v = (0..c.heads).map(|h| part(h, c.nope, c.v_dim, Transform::Copy)).collect();
-        let name = |which: &str| format!("{}attn_{which}_b.weight", self.out);
-        let k = TensorSpec { name: name("k"), shape: vec![c.nope, c.kv_lora, c.heads], parts: k };
-        let v = TensorSpec { name: name("v"), shape: vec![c.kv_lora, c.v_dim, c.heads], parts: v };
-        self.list.0.extend([k, v]);
+        let sizes = LatentProjection { heads: c.heads, nope: c.nope, v_dim: c.v_dim, kv_lora: c.kv_lora };
+        self.list.0.extend(sizes.split(&self.out, &source));
         self.matrix("attn_output", "self_attn.o_proj", c.heads * c.v_dim, c.hidden);
     }
 

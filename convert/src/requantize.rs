@@ -1,14 +1,17 @@
-//! Opens a GGUF file as the input of a conversion: each tensor is the only part of an output tensor.
+//! Opens a GGUF file as the input of a conversion: each tensor is the only part of an output tensor, except `attn_kv_b` of
+//! older files, which becomes `attn_k_b` and `attn_v_b`.
 //!
-//! Metadata is copied; only the keys that describe formats change.
+//! Metadata is copied; only the keys that describe formats change, and those that describe a split `attn_kv_b`.
 
 use crate::error::{Error, Result};
 use crate::metadata::ARCHITECTURE;
-use crate::names::{RowRange, TensorSpec, Transform};
+use crate::names::{LatentProjection, RowRange, TensorSpec, Transform};
 use crate::progress::Progress;
 use crate::source::{Coding, Source, Tensor};
-use models::gguf::Metadata;
 use models::gguf::read::Gguf;
+use models::gguf::{Array, Metadata, Value};
+use models::kimi_linear::config::{Config, MixerKind};
+use models::kimi_linear::kv_split::UNSPLIT;
 use std::path::Path;
 
 /// Opens the file and returns its tensors as sources and as specs of the output.
@@ -27,7 +30,7 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Ten
         source.open(path.clone())?;
     }
     let mut specs = Vec::with_capacity(gguf.tensors.len());
-    let mut coarse = 0;
+    let (mut coarse, mut metadata) = (0, gguf.metadata.clone());
     for tensor in &gguf.tensors {
         coarse += usize::from(tensor.format.block_len() > 1);
         let dims: Vec<u64> = tensor.shape.iter().rev().copied().collect();
@@ -43,6 +46,15 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Ten
         let stored =
             Tensor { shape: dims.clone(), coding: Coding::Blocks(tensor.format), file: tensor.file, offset };
         source.tensors.insert(tensor.name.clone(), stored);
+        if let Some(layer) = tensor.name.strip_suffix(UNSPLIT) {
+            let config = Config::from_metadata(&shown, &gguf.metadata)?;
+            let m = &config.mla;
+            let [heads, nope, v_dim, kv_lora] =
+                [m.heads, m.nope_dim, m.value_dim, m.latent_dim].map(|n| n as u64);
+            specs.extend(LatentProjection { heads, nope, v_dim, kv_lora }.split(layer, &tensor.name));
+            describe_latent_cache(&mut metadata, &config);
+            continue;
+        }
         let rows = dims[..dims.len() - 1].iter().product();
         let part = RowRange { source: tensor.name.clone(), dims, first: 0, rows, map: Transform::Copy };
         specs.push(TensorSpec { name: tensor.name.clone(), shape: tensor.shape.clone(), parts: vec![part] });
@@ -51,7 +63,17 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Ten
         let all = gguf.tensors.len();
         progress.warn(&format!("{coarse} of {all} tensors are quantized already: their errors will add up"));
     }
-    Ok((source, specs, gguf.metadata))
+    Ok((source, specs, metadata))
+}
+
+/// Sets the keys of llama.cpp's cache for split projections: one row of latent and positional key, which all heads share.
+fn describe_latent_cache(metadata: &mut Metadata, c: &Config) {
+    let key = |name: &str| format!("{ARCHITECTURE}.attention.{name}");
+    let heads = c.layers.iter().map(|kind| i32::from(*kind == MixerKind::Mla)).collect();
+    metadata.set(&key("head_count_kv"), Value::Array(Array::I32(heads)));
+    let width = |n: usize| Value::U32(u32::try_from(n).expect("bounded by Config::from_metadata"));
+    metadata.set(&key("key_length"), width(c.cache_width()));
+    metadata.set(&key("value_length"), width(c.mla.latent_dim));
 }
 
 /// The number of layers in the metadata.

@@ -10,6 +10,7 @@ use crate::io::units::format_size;
 use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;
 use models::kimi_linear::config::Config;
+use models::kimi_linear::kv_split::split_bytes;
 use std::path::Path;
 
 /// The context that must fit beside the weights, in tokens.
@@ -76,7 +77,8 @@ pub fn needed_by_file(file: &Gguf) -> Option<u64> {
     let config = Config::from_gguf(file).ok()?;
     let estimate = MemoryEstimate::of(&config, BATCH * MATERIALIZED_BATCH_FACTOR as u64);
     let context = CONTEXT.min(config.context);
-    Some(estimate.total(estimate.f16_bytes_per_token, context).saturating_add(file.file_bytes()))
+    let weights = file.file_bytes().saturating_add(split_bytes(file, &config));
+    Some(estimate.total(estimate.f16_bytes_per_token, context).saturating_add(weights))
 }
 
 #[cfg(test)]

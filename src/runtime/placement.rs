@@ -14,6 +14,7 @@ use kernels::cuda::{
 };
 use models::gguf::read::Gguf;
 use models::kimi_linear::config::{Config, MixerKind};
+use models::kimi_linear::kv_split::split_bytes;
 use std::fmt;
 
 /// GPU memory reserved for the driver: its context, compiled kernels, fragmentation.
@@ -120,6 +121,7 @@ impl Requirements {
                 None => requirements.base += bytes,
             }
         }
+        requirements.base = requirements.base.saturating_add(split_bytes(file, c));
         requirements.experts = layers.into_values().collect();
         requirements.staging_stacks = (params.batch >= UPLOAD_MIN_TOKENS as u64).then_some(staging_stacks);
         let need = MemoryEstimate::of(c, params.batch);

@@ -262,8 +262,9 @@ impl Keys<'_> {
             let expected = format!("more than rope.dimension_count ({pe_dim})");
             return self.bad("attention.key_length_mla", expected, key);
         };
+        // Older files, which hold `attn_kv_b`, have the width of a key instead of that of a cache row.
         let row = self.count_or("attention.key_length", latent_dim + pe_dim)?;
-        if row != latent_dim + pe_dim {
+        if ![latent_dim + pe_dim, key].contains(&row) {
             let expected = format!("kv_lora_rank + rope.dimension_count = {}", latent_dim + pe_dim);
             return self.bad("attention.key_length", expected, row);
         }

@@ -50,12 +50,13 @@ impl<B: Backend> Mla<B> {
     /// Loads the MLA weights of a layer.
     pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Self, Error> {
         let (dim, m) = (c.dim, &c.mla);
+        let [k_b, v_b] = from.kv_up(m)?;
         Ok(Mla {
             q: from.matrix("attn_q.weight", dim, m.heads * (m.nope_dim + m.pe_dim))?,
             kv_a: from.matrix("attn_kv_a_mqa.weight", dim, m.latent_dim + m.pe_dim)?,
             kv_a_norm: from.vector("attn_kv_a_norm.weight", m.latent_dim)?,
-            k_b: from.stack("attn_k_b.weight", [m.nope_dim, m.latent_dim, m.heads])?,
-            v_b: from.stack("attn_v_b.weight", [m.latent_dim, m.value_dim, m.heads])?,
+            k_b,
+            v_b,
             out: from.matrix("attn_output.weight", m.heads * m.value_dim, dim)?,
             latent: m.latent_dim,
             scale: ((m.nope_dim + m.pe_dim) as f32).powf(-0.5),

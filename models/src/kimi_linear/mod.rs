@@ -10,6 +10,7 @@
 pub mod config;
 pub mod ffn;
 pub mod kda;
+pub mod kv_split;
 pub mod mla;
 pub mod state;
 pub mod weights;

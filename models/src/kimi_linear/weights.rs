@@ -1,5 +1,7 @@
 //! Loads named tensors of a file as weights on a backend, and checks their shapes.
 
+use super::config::MlaConfig;
+use super::kv_split::{UNSPLIT, split};
 use crate::gguf::{Error, TensorInfo, read::Gguf};
 use crate::visible::{MAX_SHOWN, one_line};
 use kernels::backend::{Backend, QuantTensor};
@@ -88,6 +90,18 @@ impl<B: Backend> Loader<'_, B> {
             self.take(joint, QuantTensor { rows: width, bytes, ..all.clone() })
         };
         Ok([part(0)?, part(1)?, part(2)?])
+    }
+
+    /// Loads the up-projections from the latent, keys and values: two stacks, or `attn_kv_b`, which is split.
+    pub fn kv_up(&self, m: &MlaConfig) -> Result<[B::Weight; 2], Error> {
+        let is_there = |name: &str| self.file.tensor(&self.full_name(name)).is_some();
+        if !is_there(UNSPLIT) || is_there("attn_k_b.weight") {
+            let keys = self.stack("attn_k_b.weight", [m.nope_dim, m.latent_dim, m.heads])?;
+            return Ok([keys, self.stack("attn_v_b.weight", [m.latent_dim, m.value_dim, m.heads])?]);
+        }
+        let (_, all) = self.stored(UNSPLIT, [m.latent_dim, m.heads * (m.nope_dim + m.value_dim), 1])?;
+        let [keys, values] = split(&all, m);
+        Ok([self.take(UNSPLIT, keys)?, self.take(UNSPLIT, values)?])
     }
 
     fn full_name(&self, name: &str) -> String {
