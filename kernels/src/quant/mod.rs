@@ -44,6 +44,7 @@ mod q8_0;
 mod scale_rounding;
 mod scale_search;
 mod superblock;
+pub mod unsupported;
 
 pub use activation::Activation;
 
@@ -114,36 +115,6 @@ formats! { $
     IQ1_M = 29 => iq1_m::Iq1M,
     BF16 = 30 => bf16::BF16,
     MXFP4 = 39 => mxfp4::Mxfp4,
-}
-
-/// Types that ggml defines or defined and the table above may lack.
-const GGML_NAMES: [(u32, &str); 20] = [
-    (4, "Q4_2 (withdrawn)"),
-    (5, "Q4_3 (withdrawn)"),
-    (9, "Q8_1"),
-    (15, "Q8_K"),
-    (24, "I8"),
-    (25, "I16"),
-    (26, "I32"),
-    (27, "I64"),
-    (28, "F64"),
-    (31, "Q4_0_4_4 (withdrawn)"),
-    (32, "Q4_0_4_8 (withdrawn)"),
-    (33, "Q4_0_8_8 (withdrawn)"),
-    (34, "TQ1_0"),
-    (35, "TQ2_0"),
-    (36, "IQ4_NL_4_4 (withdrawn)"),
-    (37, "IQ4_NL_4_8 (withdrawn)"),
-    (38, "IQ4_NL_8_8 (withdrawn)"),
-    (40, "NVFP4"),
-    (41, "Q1_0"),
-    (42, "Q2_0"),
-];
-
-/// The name of a ggml type that this crate does not read, for error messages.
-pub fn unsupported_name(ggml_id: u32) -> Option<&'static str> {
-    let named = GGML_NAMES.iter().find(|(id, _)| *id == ggml_id && Format::from_ggml(ggml_id).is_none());
-    named.map(|(_, name)| *name)
 }
 
 impl Format {
@@ -281,18 +252,7 @@ impl<B: Block> Kernel for Dequantize<'_, B> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Format, unsupported_name};
-
-    #[test]
-    fn every_ggml_id_is_supported_or_refused_by_name() {
-        for id in 0..=42 {
-            let read = Format::from_ggml(id);
-            assert_ne!(read.is_some(), unsupported_name(id).is_some(), "id {id}");
-            assert_eq!(read.and_then(|f| Format::from_name(f.name())), read, "id {id}");
-        }
-        assert_eq!(unsupported_name(40), Some("NVFP4"));
-        assert_eq!(unsupported_name(43), None);
-    }
+    use super::Format;
 
     #[test]
     fn sizes_are_those_of_ggml() {

@@ -6,6 +6,7 @@
 pub mod file_type;
 pub mod parse;
 pub mod read;
+pub mod unread;
 mod values;
 pub mod write;
 

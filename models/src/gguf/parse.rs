@@ -3,9 +3,10 @@
 //! Counts are checked against the remaining bytes before anything is allocated, so memory stays within a small multiple
 //! of the input. The tensors' data is not touched.
 
+use super::unread::{UnreadTensor, describe};
 use super::values::Type;
 use super::{Array, Error, Metadata, TensorInfo, Value};
-use kernels::quant::{Format, unsupported_name};
+use kernels::quant::Format;
 use std::collections::HashSet;
 
 /// Alignment in bytes of a file without [`ALIGNMENT_KEY`], as GGUF defines it.
@@ -30,6 +31,8 @@ pub struct Header {
     pub metadata: Metadata,
     /// Tensors in file order; offsets are relative to `data`.
     pub tensors: Vec<TensorInfo>,
+    /// Tensors of types that are not read; empty if [`parse`] returned this header, which refuses them.
+    pub unread: Vec<UnreadTensor>,
     /// Alignment in bytes of the tensors' offsets: `general.alignment`, or 32.
     pub alignment: u64,
     /// File offset of the tensors' data.
@@ -39,8 +42,25 @@ pub struct Header {
 /// Parses and validates the header in the `bytes` of a complete file; `path` is used in messages.
 ///
 /// # Errors
-/// Not GGUF 2 or 3 in little-endian order, or a contradiction within the header or with the file's length.
+/// Not GGUF 2 or 3 in little-endian order, a contradiction within the header or with the file's length, or a tensor of a
+/// type that is not read.
 pub fn parse(path: &str, bytes: &[u8]) -> Result<Header, Error> {
+    parse_tensors(path, bytes, Unread::Refuse)
+}
+
+/// As [`parse`], but accepts tensors of any type, to show them.
+pub(super) fn parse_any(path: &str, bytes: &[u8]) -> Result<Header, Error> {
+    parse_tensors(path, bytes, Unread::Accept)
+}
+
+/// The treatment of tensors of types that are not read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unread {
+    Refuse,
+    Accept,
+}
+
+fn parse_tensors(path: &str, bytes: &[u8], policy: Unread) -> Result<Header, Error> {
     let mut c = Cursor { path, bytes, at: 0 };
     c.magic_and_version()?;
     let n_tensors = c.count("tensor count", MIN_TENSOR_BYTES)?;
@@ -48,17 +68,21 @@ pub fn parse(path: &str, bytes: &[u8]) -> Result<Header, Error> {
     let metadata = c.metadata(n_pairs)?;
     let alignment = alignment(path, &metadata)?;
     let mut tensors = Vec::with_capacity(n_tensors.min(c.left() / MIN_TENSOR_BYTES));
-    let mut names = HashSet::new();
+    let (mut names, mut unread) = (HashSet::new(), Vec::new());
     for index in 0..n_tensors {
-        let tensor = c.tensor(index, alignment)?;
-        if !names.insert(tensor.name.clone()) {
-            return Err(Error::invalid(path, quoted("tensor", &tensor.name), "duplicate tensor name"));
+        let tensor = c.tensor(index, alignment, policy)?;
+        let name = tensor.as_ref().map_or_else(|unread| &unread.name, |read| &read.name);
+        if !names.insert(name.clone()) {
+            return Err(Error::invalid(path, quoted("tensor", name), "duplicate tensor name"));
         }
-        tensors.push(tensor);
+        match tensor {
+            Ok(tensor) => tensors.push(tensor),
+            Err(tensor) => unread.push(tensor),
+        }
     }
     let data = (c.at as u64).next_multiple_of(alignment);
     check_extents(path, &tensors, (bytes.len() as u64).saturating_sub(data))?;
-    Ok(Header { metadata, tensors, alignment, data })
+    Ok(Header { metadata, tensors, unread, alignment, data })
 }
 
 fn quoted(what: &str, name: &str) -> String {
@@ -280,7 +304,13 @@ impl<'a> Cursor<'a> {
         Ok(all)
     }
 
-    fn tensor(&mut self, index: usize, alignment: u64) -> Result<TensorInfo, Error> {
+    /// Reads a tensor's description; the inner result is an error for a type that is not read and accepted.
+    fn tensor(
+        &mut self,
+        index: usize,
+        alignment: u64,
+        policy: Unread,
+    ) -> Result<Result<TensorInfo, UnreadTensor>, Error> {
         let name = self.string(&format!("name of tensor {index}"))?;
         let what = quoted("tensor", name);
         let n_dims = self.u32(&what)? as usize;
@@ -293,7 +323,15 @@ impl<'a> Cursor<'a> {
         for _ in 0..n_dims {
             shape.push(self.u64(&what)?);
         }
-        let format = self.format(&what)?;
+        let id = self.u32(&what)?;
+        let Some(format) = Format::from_ggml(id) else {
+            if policy == Unread::Refuse {
+                self.at -= 4;
+                return self.bad(&what, "a type that kimi reads", describe(id));
+            }
+            self.u64(&what)?;
+            return Ok(Err(UnreadTensor { name: name.to_owned(), type_id: id, shape }));
+        };
         let Some(bytes) = tensor_bytes(format, &shape) else {
             self.at = start;
             let blocks = format.block_len();
@@ -305,19 +343,7 @@ impl<'a> Cursor<'a> {
             self.at -= 8;
             return self.bad(&what, &format!("an offset that is a multiple of {alignment}"), offset);
         }
-        Ok(TensorInfo { name: name.to_owned(), format, shape, bytes, offset, file: 0 })
-    }
-
-    fn format(&mut self, what: &str) -> Result<Format, Error> {
-        let id = self.u32(what)?;
-        Format::from_ggml(id).map_or_else(
-            || {
-                self.at -= 4;
-                let known = Format::ALL.map(Format::name).join(", ");
-                self.bad(what, &format!("a type out of {known}"), unsupported(id))
-            },
-            Ok,
-        )
+        Ok(Ok(TensorInfo { name: name.to_owned(), format, shape, bytes, offset, file: 0 }))
     }
 }
 
@@ -328,14 +354,6 @@ pub(super) fn tensor_bytes(format: Format, shape: &[u64]) -> Option<u64> {
         return None;
     }
     format.row_bytes(shape[0])?.checked_mul(weights / shape[0])
-}
-
-/// Describes a ggml type that this project does not read, by name if known.
-fn unsupported(id: u32) -> String {
-    match unsupported_name(id) {
-        Some(name) => format!("{name} (type {id})"),
-        None => format!("type {id}"),
-    }
 }
 
 #[cfg(test)]
@@ -447,10 +465,13 @@ mod tests {
         refused(one(&[1 << 62], 0, 0), &at(37, &format!("{rows} [{}]", 1u64 << 62)));
         let rows = "expected Q8_0 rows of whole blocks of 32, below 2^63 weights, found [16]";
         refused(one(&[16], 8, 0), &at(37, rows));
-        let formats = Format::ALL.map(Format::name).join(", ");
-        let types = format!("expected a type out of {formats}, found");
-        refused(one(&[4], 40, 0), &at(45, &format!("{types} NVFP4 (type 40)")));
-        refused(one(&[4], 77, 0), &at(45, &format!("{types} type 77")));
+        let types = "expected a type that kimi reads, found";
+        let ternary = "TQ2_0 (type 35): it is for models trained with ternary weights";
+        refused(one(&[4], 35, 0), &at(45, &format!("{types} {ternary}")));
+        refused(
+            one(&[4], 77, 0),
+            &at(45, &format!("{types} type 77, which is newer than this program or damage")),
+        );
         refused(one(&[4], 0, 8), &at(49, "expected an offset that is a multiple of 32, found 8"));
         let past = |offset: u64| {
             format!("tensor \"t\": expected 16 bytes at offset {offset}, found 64 bytes of tensor data")
@@ -462,6 +483,16 @@ mod tests {
         refused(two("t", 64), r#"tensor "t": duplicate tensor name"#);
         refused(two("u", 32), r#"tensor "u": expected an offset from 64 on, after "t", found 32"#);
         assert_eq!(parse("f", &two("u", 64).0).unwrap().tensors.len(), 2);
+    }
+
+    #[test]
+    fn unread_types_are_described_on_request() {
+        let raw = Raw::new(2, 0).tensor("u", &[256, 2], 35, 0).tensor("t", &[4], 0, 160).data(192);
+        let header = parse_any("f", &raw.0).unwrap();
+        assert_eq!((&*header.tensors[0].name, header.tensors.len()), ("t", 1));
+        assert_eq!((&*header.unread[0].name, header.unread[0].bytes()), ("u", Some(132)));
+        let twice = Raw::new(2, 0).tensor("u", &[1], 35, 0).tensor("u", &[4], 0, 0).data(64);
+        assert!(parse_any("f", &twice.0).unwrap_err().to_string().ends_with("duplicate tensor name"));
     }
 
     /// A small valid file with every kind of value.

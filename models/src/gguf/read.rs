@@ -2,7 +2,8 @@
 //!
 //! [`Gguf::open`] presents the parts of a split as one file. Next: [`super::parse`].
 
-use super::parse::{Header, parse};
+use super::parse::{Header, parse, parse_any};
+use super::unread::UnreadTensor;
 use super::{Error, Metadata, TensorInfo, Value};
 use bytes::Bytes;
 use std::collections::HashMap;
@@ -22,6 +23,8 @@ pub struct Gguf {
     pub metadata: Metadata,
     /// All tensors, in the order of parts and file.
     pub tensors: Vec<TensorInfo>,
+    /// Tensors of types that are not read; only [`Gguf::open_any`] accepts them.
+    pub unread: Vec<UnreadTensor>,
     /// Alignment of the tensors' data; of a split, that of the first part.
     pub alignment: u64,
     paths: Vec<PathBuf>,
@@ -88,14 +91,29 @@ impl Gguf {
     /// # Errors
     /// A file that cannot be mapped or is invalid, or an incomplete split.
     pub fn open(path: impl AsRef<Path>) -> Result<Gguf, Error> {
-        let path = path.as_ref();
-        let (header, part) = open_part(path)?;
+        Gguf::open_parsed(path.as_ref(), parse)
+    }
+
+    /// As [`Gguf::open`], but accepts tensors of types that are not read, to show the file.
+    ///
+    /// # Errors
+    /// A file that cannot be mapped or is invalid, or an incomplete split.
+    pub fn open_any(path: impl AsRef<Path>) -> Result<Gguf, Error> {
+        Gguf::open_parsed(path.as_ref(), parse_any)
+    }
+
+    fn open_parsed(path: &Path, parse: ParseHeader) -> Result<Gguf, Error> {
+        let (header, part) = open_part(path, parse)?;
         let name = path.display().to_string();
         let count = match header.metadata.get(SPLIT_COUNT) {
             None => 1,
             Some(_) => require(&name, &header.metadata, SPLIT_COUNT, 0..=99999)?,
         };
-        if count > 1 { Gguf::open_split(path, count) } else { Gguf::join(vec![(path.into(), header, part)]) }
+        if count > 1 {
+            Gguf::open_split(path, count, parse)
+        } else {
+            Gguf::join(vec![(path.into(), header, part)])
+        }
     }
 
     /// Opens a complete file in memory; `path` is used in messages.
@@ -109,7 +127,7 @@ impl Gguf {
         Gguf::join(vec![(path.into(), header, SplitPart { bytes, data, mapping: None, source: None })])
     }
 
-    fn open_split(path: &Path, count: u64) -> Result<Gguf, Error> {
+    fn open_split(path: &Path, count: u64, parse: ParseHeader) -> Result<Gguf, Error> {
         let name = path.display().to_string();
         let Some(prefix) = split_prefix(path, count) else {
             let expected = format!("NAME-00001-of-{count:05}.gguf for a part of a split");
@@ -123,13 +141,14 @@ impl Gguf {
         let mut opened = Vec::new();
         for no in 0..count {
             let path = path.with_file_name(format!("{prefix}-{:05}-of-{count:05}.gguf", no + 1));
-            let (header, part) = open_part(&path)?;
+            let (header, part) = open_part(&path, parse)?;
             let name = path.display().to_string();
             require(&name, &header.metadata, SPLIT_NO, no..=no)?;
             require(&name, &header.metadata, SPLIT_COUNT, count..=count)?;
             opened.push((path, header, part));
         }
-        let total: u64 = opened.iter().map(|(_, header, _)| header.tensors.len() as u64).sum();
+        let count = |header: &Header| (header.tensors.len() + header.unread.len()) as u64;
+        let total: u64 = opened.iter().map(|(_, header, _)| count(header)).sum();
         for (path, header, _) in &opened {
             require(&path.display().to_string(), &header.metadata, SPLIT_TENSORS, total..=total)?;
         }
@@ -140,6 +159,7 @@ impl Gguf {
         let mut all = Gguf {
             metadata: Metadata::default(),
             tensors: Vec::new(),
+            unread: Vec::new(),
             alignment: 0,
             paths: Vec::new(),
             parts: Vec::new(),
@@ -160,6 +180,7 @@ impl Gguf {
                 }
                 all.tensors.push(TensorInfo { file, ..tensor });
             }
+            all.unread.extend(header.unread);
             all.paths.push(path);
             all.parts.push(part);
         }
@@ -277,7 +298,10 @@ fn split_prefix(path: &Path, count: u64) -> Option<&str> {
     number.bytes().all(|b| b.is_ascii_digit()).then_some(prefix)
 }
 
-fn open_part(path: &Path) -> Result<(Header, SplitPart), Error> {
+/// The parser of a header: [`parse`] or [`parse_any`].
+type ParseHeader = fn(&str, &[u8]) -> Result<Header, Error>;
+
+fn open_part(path: &Path, parse: ParseHeader) -> Result<(Header, SplitPart), Error> {
     let name = path.display().to_string();
     let file = crate::file::open(path)?;
     let mapping = map(&file).map_err(Error::io(path))?;

@@ -1,10 +1,12 @@
 //! `kimi inspect`: shows the contents of a GGUF file, its memory requirements, and whether they are met.
 //!
-//! Metadata and tensors are shown for any architecture, memory only for supported ones. Next:
-//! [`crate::runtime::memory_estimate`] (the arithmetic), `values` (non-finite weights), `text` (the output).
+//! Metadata and tensors are shown for any architecture and any tensor type, memory only for files that run. Next: `verdict`
+//! (whether a file runs here), [`crate::runtime::memory_estimate`] (the arithmetic), `values` (non-finite weights), `text`
+//! (the output).
 
 mod text;
 mod values;
+mod verdict;
 
 use crate::io::host_memory;
 use crate::io::output::Output;
@@ -19,15 +21,17 @@ use crate::runtime::template_worker;
 use anyhow::{Result, bail};
 use clap::value_parser;
 use kernels::backend::CacheFormat;
-use kernels::quant::Format;
 use models::gguf::file_type::file_type_name;
 use models::gguf::read::Gguf;
+use models::gguf::unread::UnreadTensor;
 use models::gguf::{Metadata, TensorInfo};
 use models::kimi_linear::config::{ARCHITECTURE, Config, MixerKind};
+use models::kimi_linear::kv_split::split_bytes;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
+use verdict::Verdict;
 
 /// The command-line arguments of `kimi inspect`.
 #[derive(Clone, Debug, clap::Args)]
@@ -60,7 +64,10 @@ pub struct InspectArgs {
 
 /// Prints the report to standard output.
 pub fn run(args: &InspectArgs) -> Result<()> {
-    let file = builtin_model::open(args.file.as_deref().or(args.model.as_deref()))?;
+    let file = match args.file.as_deref().or(args.model.as_deref()) {
+        Some(path) => Gguf::open_any(path)?,
+        None => builtin_model::open(None)?,
+    };
     let report = InspectReport::new(args, &file, host_memory::available(Path::new("/")));
     let mut out = BufWriter::new(Output::lock());
     if args.json {
@@ -92,6 +99,7 @@ struct InspectReport {
     mix: Option<&'static str>,
     parameters: u64,
     bits_per_weight: f64,
+    verdict: Verdict,
     metadata: serde_json::Map<String, serde_json::Value>,
     #[serde(skip_serializing_if = "Option::is_none")]
     chat_template: Option<TemplateReport>,
@@ -145,20 +153,22 @@ impl SamplingReport {
 }
 
 /// The totals of the tensors of one format.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Serialize)]
 struct FormatTotals {
-    format: &'static str,
+    format: String,
     tensors: u64,
     weights: u64,
-    bytes: u64,
+    /// None for types of unknown block size.
+    bytes: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
 struct TensorRow {
     name: String,
-    format: &'static str,
+    format: String,
     shape: Vec<u64>,
-    bytes: u64,
+    /// None for types of unknown block size.
+    bytes: Option<u64>,
 }
 
 /// The memory requirements of a model.
@@ -166,12 +176,20 @@ struct TensorRow {
 struct ModelReport {
     shape: Vec<String>,
     weights_bytes: u64,
+    /// Weights that are transposed at load; 0 but for older files.
+    #[serde(skip_serializing_if = "is_zero")]
+    split_bytes: u64,
     batch: u64,
     need: MemoryEstimate,
     contexts: Vec<Context>,
     available_bytes: Option<u64>,
     /// The placement on some common GPUs, one line each.
     on_gpu: Vec<String>,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// The total memory at one context size.
@@ -190,15 +208,22 @@ struct MemoryCase {
     fits: Option<bool>,
 }
 
-fn weights(t: &TensorInfo) -> u64 {
-    t.shape.iter().product()
+impl TensorRow {
+    fn weights(&self) -> u64 {
+        self.shape.iter().fold(1, |n: u64, d| n.saturating_mul(*d))
+    }
 }
 
 impl InspectReport {
     fn new(args: &InspectArgs, file: &Gguf, available: Option<u64>) -> InspectReport {
-        let bytes: u64 = file.tensors.iter().map(|t| t.bytes).sum();
-        let parameters = file.tensors.iter().map(weights).fold(0, u64::saturating_add);
-        let (model, no_model) = match model(args, file, bytes, available) {
+        let rows: Vec<_> =
+            file.tensors.iter().map(TensorRow::from).chain(file.unread.iter().map(TensorRow::from)).collect();
+        let bytes =
+            rows.iter().try_fold(0, |sum: u64, t| sum.checked_add(t.bytes?)).unwrap_or(file.file_bytes());
+        let parameters = rows.iter().map(TensorRow::weights).fold(0, u64::saturating_add);
+        let model = model(args, file, bytes, available);
+        let verdict = Verdict::new(file, parameters, model.as_ref().map_err(String::as_str));
+        let (model, no_model) = match model {
             Ok(model) => (Some(model), None),
             Err(why) => (None, Some(why)),
         };
@@ -209,12 +234,13 @@ impl InspectReport {
             mix: mix(&file.metadata),
             parameters,
             bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
+            verdict,
             metadata: json(&file.metadata),
             chat_template: TemplateReport::new(file),
             sampling: SamplingReport::new(file),
-            n_tensors: file.tensors.len(),
-            formats: totals(&file.tensors),
-            tensors: args.tensors.then(|| file.tensors.iter().map(TensorRow::from).collect()),
+            n_tensors: rows.len(),
+            formats: totals(&rows),
+            tensors: args.tensors.then_some(rows),
             model,
             no_model,
             not_finite: args.check.then(|| values::not_finite(file)),
@@ -224,7 +250,14 @@ impl InspectReport {
 
 impl From<&TensorInfo> for TensorRow {
     fn from(t: &TensorInfo) -> TensorRow {
-        TensorRow { name: t.name.clone(), format: t.format.name(), shape: t.shape.clone(), bytes: t.bytes }
+        let (name, format) = (t.name.clone(), t.format.name().to_owned());
+        TensorRow { name, format, shape: t.shape.clone(), bytes: Some(t.bytes) }
+    }
+}
+
+impl From<&UnreadTensor> for TensorRow {
+    fn from(t: &UnreadTensor) -> TensorRow {
+        TensorRow { name: t.name.clone(), format: t.type_name(), shape: t.shape.clone(), bytes: t.bytes() }
     }
 }
 
@@ -233,14 +266,15 @@ fn mix(metadata: &Metadata) -> Option<&'static str> {
     file_type_name(u32::try_from(number).ok()?)
 }
 
-fn totals(tensors: &[TensorInfo]) -> Vec<FormatTotals> {
-    let mut by_format: BTreeMap<Format, FormatTotals> = BTreeMap::new();
+fn totals(tensors: &[TensorRow]) -> Vec<FormatTotals> {
+    let mut by_format: BTreeMap<&str, FormatTotals> = BTreeMap::new();
     for t in tensors {
-        let sum = by_format.entry(t.format).or_default();
-        sum.format = t.format.name();
+        let format = t.format.clone();
+        let none = FormatTotals { format, tensors: 0, weights: 0, bytes: Some(0) };
+        let sum = by_format.entry(&t.format).or_insert(none);
         sum.tensors += 1;
-        sum.weights = sum.weights.saturating_add(weights(t));
-        sum.bytes += t.bytes;
+        sum.weights = sum.weights.saturating_add(t.weights());
+        sum.bytes = sum.bytes.and_then(|sum| sum.checked_add(t.bytes?));
     }
     let mut all: Vec<_> = by_format.into_values().collect();
     all.sort_by_key(|sum| std::cmp::Reverse(sum.bytes));
@@ -265,8 +299,9 @@ fn model(
     }
     let c = Config::from_gguf(file).map_err(|e| e.to_string())?;
     let need = MemoryEstimate::of(&c, args.batch.min(MAX_BATCH) * MATERIALIZED_BATCH_FACTOR as u64);
+    let split_bytes = split_bytes(file, &c);
     let case = |per_token: u64, tokens: u64| {
-        let total_bytes = need.total(per_token, tokens).saturating_add(weights);
+        let total_bytes = need.total(per_token, tokens).saturating_add(weights).saturating_add(split_bytes);
         let cache_bytes = per_token.saturating_mul(tokens);
         MemoryCase { cache_bytes, total_bytes, fits: available.map(|available| total_bytes <= available) }
     };
@@ -282,6 +317,7 @@ fn model(
     Ok(ModelReport {
         shape: shape(&c),
         weights_bytes: weights,
+        split_bytes,
         batch,
         need,
         contexts,
@@ -336,6 +372,7 @@ fn shape(c: &Config) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::commands::synth::Preset;
+    use kernels::quant::Format;
 
     fn args() -> InspectArgs {
         InspectArgs {
@@ -399,6 +436,7 @@ mod tests {
             lines,
             [
                 r"a\u{1b}[2J, IQ2_M, 1.3 KiB, 128 parameters, 8.50 bits per weight",
+                r"does not run: the architecture is a\u{1b}[2J, and kimi runs kimi-linear alone; llama.cpp runs most others",
                 "",
                 "metadata (3)",
                 r"  general.architecture  a\u{1b}[2J",
@@ -409,8 +447,6 @@ mod tests {
                 "",
                 "tensors (1)                       weights       bytes    bits",
                 "  Q8_0                1               128       136 B    8.50",
-                "",
-                r"memory: unsupported architecture: a\u{1b}[2J",
             ]
         );
         let json = serde_json::to_value(InspectReport::new(&args(), &file, None)).unwrap();

@@ -4,12 +4,14 @@ use super::{FormatTotals, InspectReport, ModelReport, SamplingReport, TemplateRe
 use crate::io::units::{format_size, grouped, shortest_decimal};
 use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use models::gguf::{Array, Metadata, Value};
-use models::visible::{is_control, visible};
+use models::visible::{is_control, one_line, visible};
 use serde_json::{Value as Json, json};
 use std::io::{Result, Write};
 
 /// Maximum characters of a shown value.
 const MAX_CHARS: usize = 100;
+/// Maximum bytes of the verdict, which has a path and an error.
+const MAX_VERDICT: usize = 4096;
 /// Maximum elements of an array in a line of text.
 const FEW: usize = 32;
 /// Maximum elements of an array in JSON; longer ones are shown as type and length.
@@ -21,13 +23,15 @@ pub fn print(r: &InspectReport, metadata: &Metadata, out: &mut dyn Write) -> Res
     }
     writeln!(
         out,
-        "{}, {}{}, {} parameters, {:.2} bits per weight\n",
+        "{}, {}{}, {} parameters, {:.2} bits per weight",
         shown(r.architecture.as_deref().unwrap_or("no architecture")),
         r.mix.map_or(String::new(), |mix| format!("{mix}, ")),
         format_size(r.file_bytes),
         grouped(r.parameters),
         r.bits_per_weight
     )?;
+    let does = if r.verdict.runs { "runs here" } else { "does not run" };
+    writeln!(out, "{does}: {}\n", one_line(&r.verdict.line, MAX_VERDICT))?;
     writeln!(out, "metadata ({})", metadata.0.len())?;
     let width = metadata.0.iter().map(|(key, _)| shown(key).chars().count()).max().unwrap_or(0);
     for (key, value) in &metadata.0 {
@@ -44,10 +48,9 @@ pub fn print(r: &InspectReport, metadata: &Metadata, out: &mut dyn Write) -> Res
         print_tensors(tensors, out)?;
     }
     print_totals(r.n_tensors, &r.formats, out)?;
-    match (&r.model, &r.no_model) {
-        (Some(model), _) => print_model(model, out),
-        (None, why) => writeln!(out, "\nmemory: {}", shown(why.as_deref().unwrap_or_default())),
-    }?;
+    if let Some(model) = &r.model {
+        print_model(model, out)?;
+    }
     r.not_finite.iter().flatten().try_for_each(|found| writeln!(out, "{found}"))
 }
 
@@ -64,13 +67,7 @@ fn print_tensors(tensors: &[TensorRow], out: &mut dyn Write) -> Result<()> {
     let width = tensors.iter().map(|t| shown(&t.name).chars().count()).max().unwrap_or(0);
     for t in tensors {
         let shape = format!("{:?}", t.shape);
-        writeln!(
-            out,
-            "  {:<width$}  {:<6}  {shape:<20}  {:>10}",
-            shown(&t.name),
-            t.format,
-            format_size(t.bytes)
-        )?;
+        writeln!(out, "  {:<width$}  {:<6}  {shape:<20}  {:>10}", shown(&t.name), t.format, size(t.bytes))?;
     }
     Ok(())
 }
@@ -84,11 +81,17 @@ fn print_totals(n_tensors: usize, formats: &[FormatTotals], out: &mut dyn Write)
         "", "weights", "bytes", "bits"
     )?;
     for sum in formats {
-        let bits = sum.bytes as f64 * 8.0 / sum.weights as f64;
-        let (weights, bytes) = (grouped(sum.weights), format_size(sum.bytes));
-        writeln!(out, "  {:<12}{:>9}{weights:>18}{bytes:>12}{bits:>8.2}", sum.format, sum.tensors)?;
+        let bits = sum.bytes.map(|bytes| bytes as f64 * 8.0 / sum.weights as f64);
+        let bits = bits.map_or("?".to_owned(), |bits| format!("{bits:.2}"));
+        let (weights, bytes) = (grouped(sum.weights), size(sum.bytes));
+        writeln!(out, "  {:<12}{:>9}{weights:>18}{bytes:>12}{bits:>8}", sum.format, sum.tensors)?;
     }
     Ok(())
+}
+
+/// Formats a size that may be unknown.
+fn size(bytes: Option<u64>) -> String {
+    bytes.map_or("?".to_owned(), format_size)
 }
 
 fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
@@ -99,6 +102,9 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
     let line =
         |out: &mut dyn Write, what: &str, bytes| writeln!(out, "  {what:<44}{:>10}", format_size(bytes));
     line(out, "weights, mapped from the file", m.weights_bytes)?;
+    if m.split_bytes > 0 {
+        line(out, "attn_kv_b of an older file, split at load", m.split_bytes)?;
+    }
     line(out, "KDA state of a sequence, any length", n.kda_state_bytes)?;
     line(out, "convolution inputs of a sequence", n.conv_bytes)?;
     line(
