@@ -155,3 +155,42 @@ impl StartedBar {
         }
     }
 }
+
+/// The progress of counted steps, such as windows of a text: a bar with the time left, or a line every ten seconds if standard
+/// error is no terminal.
+#[derive(Debug)]
+pub struct CountBar {
+    bar: TerminalProgress,
+    total: u64,
+    unit: &'static str,
+    last_line: Mutex<Instant>,
+}
+
+impl CountBar {
+    /// Draws the bar for `total` steps of `unit`, a noun in the singular.
+    pub fn start(total: u64, unit: &'static str) -> CountBar {
+        let template = format!("{{bar:20}} {{pos}}/{{len}} {unit}s eta {{eta}} {{msg}}");
+        CountBar {
+            bar: TerminalProgress::new(total, 0, &template),
+            total,
+            unit,
+            last_line: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// Adds a step; `result` is shown behind the bar.
+    pub fn inc(&self, result: &str) {
+        self.bar.inc(1);
+        self.bar.set_message(result.to_owned());
+        let mut last = self.last_line.lock().expect("no panic while the lock is held");
+        if self.bar.is_hidden() && last.elapsed() > LINE_INTERVAL {
+            *last = Instant::now();
+            tell(&format!("{} of {} {}s, {result}", self.bar.position(), self.total, self.unit));
+        }
+    }
+
+    /// Removes the bar from the terminal.
+    pub fn finish(&self) {
+        self.bar.finish();
+    }
+}
