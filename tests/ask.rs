@@ -187,6 +187,7 @@ fn endless_input_is_rejected_and_pipes_in_directories_are_skipped() {
     let stderr = String::from_utf8(out.stderr).unwrap();
     let expected = format!("{}: not a regular file: left out\n", text(&pipe));
     assert!(out.status.success() && stderr.starts_with(&expected), "{stderr}");
+    assert!(stderr.contains(&format!("{}: 1 file: a.txt\n", text(&docs))), "{stderr}");
     // A named pipe on the command line is read to its end, as for a process substitution.
     let writer = std::thread::spawn({
         let pipe = pipe.clone();

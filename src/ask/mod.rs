@@ -14,6 +14,7 @@ mod marked;
 mod prefill_progress;
 mod quote_constraint;
 pub(crate) mod quotes;
+mod unquoted;
 
 use crate::args::EngineArgs;
 use crate::client::{
@@ -26,7 +27,7 @@ use crate::io::document::{self, Document};
 use crate::io::errors::{Stopped, one_line};
 use crate::io::line_editor::{Line, LineEditor};
 use crate::io::output::tell;
-use crate::io::units::grouped;
+use crate::io::units::{counted, grouped};
 use crate::prefix_cache::key::PromptLayout;
 use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
@@ -44,6 +45,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use unquoted::{denies_its_quotes, unquoted};
 
 /// The system message, which precedes the files. The demonstration model ignores it in this wording; with longer ones it
 /// misses facts of files that have few sentences.
@@ -57,11 +59,12 @@ const QUOTE: &str = " Quote the text.";
 const ANSWER: &str = "Please answer: ";
 
 #[derive(Clone, Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  kimi ask -f report.txt \"Who signed it, and when?\"
+  kimi ask -f docs/ --include '*.md' -i \"Which options does serve have?\"
+  git log -p | kimi ask \"What changed in the parser?\" --json")]
 pub struct AskArgs {
-    #[command(flatten)]
-    pub engine: EngineArgs,
-    #[command(flatten)]
-    pub endpoint: EndpointArgs,
     /// File or directory to ask about, `-` for standard input; may be repeated
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
@@ -93,6 +96,10 @@ pub struct AskArgs {
     /// Print answers and errors only
     #[arg(short, long)]
     quiet: bool,
+    #[command(flatten)]
+    pub engine: EngineArgs,
+    #[command(flatten)]
+    pub endpoint: EndpointArgs,
 }
 
 impl AskArgs {
@@ -114,6 +121,9 @@ pub fn run(args: &AskArgs) -> Result<()> {
     let documents = document::gather(&args.file, &args.include, &mut |line| left_out.push(line.to_owned()));
     report_left_out(&left_out);
     let documents = documents?;
+    if !args.quiet {
+        report_read(&args.file, &documents);
+    }
     if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
         bail!("no question: give it as an argument, because standard input is the text");
     }
@@ -126,6 +136,23 @@ pub fn run(args: &AskArgs) -> Result<()> {
     let file_prompt = FilePrompt::new(&engine, &documents, args)?;
     let mut model = LocalModel::new(&engine, Path::new(&options.name()));
     ask(args, &documents, &mut model, Some(&file_prompt))
+}
+
+/// Most files of a directory that are reported by name.
+const MAX_REPORTED: usize = 8;
+
+/// Reports the files that were read of each directory, in a line each.
+fn report_read(files: &[PathBuf], documents: &[Document]) {
+    for dir in files.iter().filter(|path| path.is_dir()) {
+        let inside = documents.iter().filter_map(|document| Path::new(&document.name).strip_prefix(dir).ok());
+        let names: Vec<String> = inside.map(|path| path.display().to_string()).collect();
+        let more = match names.len().saturating_sub(MAX_REPORTED) {
+            0 => String::new(),
+            n => format!(" and {n} more"),
+        };
+        let shown = names[..names.len().min(MAX_REPORTED)].join(", ");
+        tell(&format!("{}: {}: {shown}{more}", dir.display(), counted(names.len(), "file")));
+    }
 }
 
 /// Reports the entries of directories that are not read, in one line.
@@ -210,6 +237,8 @@ struct JsonAnswer<'a> {
     quotes: &'a [Quote],
     /// Numbers, dates, names, identifiers and quotations of the answer that are not in the files.
     unsupported: &'a [Unsupported],
+    /// Numbers and dates of the answer that the files have, but none of its quotes.
+    unquoted: Vec<String>,
     files: Vec<&'a str>,
     prompt_tokens: usize,
     reused_tokens: usize,
@@ -310,6 +339,7 @@ impl Ask<'_> {
             messages: &self.messages,
             max_tokens: self.args.max_tokens,
             sampling: self.args.sampling(&self.model.info()),
+            given: self.args.sampling,
             prefix: self.file_prompt.map(|prompt| &prompt.prefix),
             constraint: quote_index.map(QuoteIndex::constraint),
         };
@@ -353,11 +383,25 @@ impl Ask<'_> {
             if let Some(line) = unsupported_line(&view.marked.unsupported) {
                 view.out.say_line(&line)?;
             }
+            let unquoted = self.unquoted(view);
+            if !unquoted.is_empty() {
+                view.out.say_line(&format!("in no quote: {}", unquoted.join("; ")))?;
+            }
+            if denies_its_quotes(&view.text, view.marked.quotes()) {
+                view.out.say_line("note: the quote may answer the question all the same; read it")?;
+            }
         }
         if !self.args.quiet {
             tell(&stats.line());
         }
         Ok(())
+    }
+
+    /// The numbers and dates of the answer that the files have, but none of its quotes.
+    fn unquoted(&self, view: &AnswerView<'_>) -> Vec<String> {
+        let names = self.texts.names().into_iter().map(str::to_owned);
+        let known: Vec<String> = names.chain(self.questions.iter().cloned()).collect();
+        unquoted(&view.text, view.marked.quotes(), &known, &view.marked.unsupported)
     }
 
     fn json_answer<'a>(
@@ -371,6 +415,7 @@ impl Ask<'_> {
             answer: &view.text,
             quotes: view.marked.quotes(),
             unsupported: &view.marked.unsupported,
+            unquoted: self.unquoted(view),
             files: self.texts.names(),
             prompt_tokens: stats.prefill.reused + stats.prefill.computed,
             reused_tokens: stats.prefill.reused,

@@ -85,12 +85,10 @@ impl Stats {
             .expert_cache
             .map_or(String::new(), |expert_cache| format!("; {}", expert_cache_line(expert_cache)));
         format!(
-            "prompt: {} in {:.2} s ({:.1} tok/s); reply: {} tokens in {:.2} s ({:.1} tok/s){ended}{expert_cache}",
+            "prompt: {} in {:.1} s; reply: {} tokens, {:.1} tok/s{ended}{expert_cache}",
             self.prefill.describe(),
             self.prefill_time.as_secs_f64(),
-            rate(self.prefill.computed, self.prefill_time),
             self.generated,
-            self.decode_time.as_secs_f64(),
             self.decode_rate(),
         )
     }

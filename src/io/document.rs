@@ -47,7 +47,9 @@ pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str))
         } else if path.is_dir() {
             let before = documents.len();
             directory(path, include, &mut documents, note)?;
-            ensure!(documents.len() > before, "{}: expected text files in it, found none", path.display());
+            let matching = if include.is_empty() { "" } else { " that match --include" };
+            let is_found = documents.len() > before;
+            ensure!(is_found, "{}: no text files{matching} in this directory", path.display());
         } else {
             let name = path.display().to_string();
             documents.push(document(&name, File::open(path).with_context(|| name.clone())?)?);
@@ -132,7 +134,8 @@ fn document(name: &str, input: impl Read) -> Result<Document> {
     if text.contains('\r') {
         text = text.replace("\r\n", "\n").replace('\r', "\n");
     }
-    ensure!(!text.trim().is_empty(), "{name}: expected text, found only white space");
+    ensure!(!text.is_empty(), "{name}: the file is empty");
+    ensure!(!text.trim().is_empty(), "{name}: the file has only white space");
     Ok(Document { name: name.to_owned(), text })
 }
 
@@ -145,7 +148,8 @@ mod tests {
         let of = |bytes: &[u8]| document("x", bytes);
         assert_eq!(of("Grüße\r\n日本\rx\n".as_bytes()).unwrap().text, "Grüße\n日本\nx\n");
         let nothing = of(b" \n").unwrap_err().to_string();
-        assert_eq!(nothing, "x: expected text, found only white space");
+        assert_eq!(nothing, "x: the file has only white space");
+        assert_eq!(of(b"").unwrap_err().to_string(), "x: the file is empty");
     }
 
     #[test]
@@ -175,7 +179,12 @@ mod tests {
         assert_eq!(texts(&["*.txt"]).0, ["three"]);
         assert_eq!(texts(&["*.md", "!a/"]).0, ["two"]);
         let none = gather(&[dir.path().to_owned()], &["*.rs".to_owned()], &mut |_| {});
-        assert!(none.unwrap_err().to_string().ends_with("expected text files in it, found none"));
+        assert!(
+            none.unwrap_err().to_string().ends_with(": no text files that match --include in this directory")
+        );
+        let empty = tempfile::tempdir().unwrap();
+        let none = gather(&[empty.path().to_owned()], &[], &mut |_| {});
+        assert!(none.unwrap_err().to_string().ends_with(": no text files in this directory"));
     }
 
     /// The paths are too long for the system, which fails even for root.

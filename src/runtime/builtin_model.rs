@@ -8,9 +8,8 @@ use models::gguf::read::Gguf;
 use std::path::Path;
 
 /// The notice that is logged once at load.
-pub const NOTICE: &str = "no model given (-m FILE): this is the built-in demonstration model, 9.5 M parameters, which answers \
-    short questions about a text you give it; the real model is 27.7 GiB as Q4_K_M: \
-    `kimi pull bartowski/moonshotai_Kimi-Linear-48B-A3B-Instruct-GGUF`";
+pub const NOTICE: &str = "built-in demonstration model (no -m); the real one: \
+    kimi pull bartowski/moonshotai_Kimi-Linear-48B-A3B-Instruct-GGUF";
 
 /// The model's name in messages, in place of a path.
 pub const NAME: &str = "demonstration model";
