@@ -15,6 +15,7 @@ use crate::generation::sample::Sampling;
 use crate::io::document;
 use crate::io::errors::one_line;
 use crate::io::units::counted;
+use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::session::Error;
 use anyhow::{Context as _, Result, bail};
 use std::path::PathBuf;
@@ -58,6 +59,8 @@ pub struct ChatPrompt {
     pub turns: Vec<Turn>,
     pub max_tokens: usize,
     pub sampling: Sampling,
+    /// The sampling parameters that the user set.
+    pub given: SamplingOptions,
 }
 
 impl ChatPrompt {
@@ -176,6 +179,7 @@ impl ChatSession {
             turns: self.chat.turns.clone(),
             max_tokens: self.settings.max_tokens,
             sampling: self.settings.sampling,
+            given: self.settings.given(),
         };
         if self.pending_edit.is_none() {
             self.autosave();

@@ -74,6 +74,11 @@ impl Settings {
         ]
     }
 
+    /// The parameters that the user set, with the seed of the next reply if it is one of them.
+    pub fn given(&self) -> SamplingOptions {
+        SamplingOptions { seed: self.given.seed.map(|_| self.sampling.seed), ..self.given }
+    }
+
     /// Takes the defaults of another model for what the user did not set.
     pub fn set_model(&mut self, model: SamplingOptions) {
         self.model = model;
@@ -130,6 +135,11 @@ mod tests {
         settings.set("max-tokens", "7").unwrap();
         assert_eq!((settings.max_tokens, settings.sampling.temperature), (7, 0.25));
         assert!(settings.line().contains("temp 0.25"));
+        let temperature = Some(0.25);
+        assert_eq!(settings.given(), SamplingOptions { temperature, ..SamplingOptions::default() });
+        settings.set("seed", "7").unwrap();
+        settings.sampling.seed += 1;
+        assert_eq!(settings.given().seed, Some(8));
         for (name, value) in [("temp", "-1"), ("top-p", "2"), ("nothing", "1"), ("seed", "x"), ("top-k", "")]
         {
             let before = settings;

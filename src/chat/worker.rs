@@ -134,6 +134,7 @@ impl WorkerThread {
             messages: &prompt.messages(),
             max_tokens: prompt.max_tokens,
             sampling: prompt.sampling,
+            given: prompt.given,
             prefix: None,
             constraint: None,
         };

@@ -42,7 +42,10 @@ pub struct ReplyRequest<'a> {
     /// Messages from the oldest to the newest.
     pub messages: &'a [PromptMessage],
     pub max_tokens: usize,
+    /// The parameters of a local model.
     pub sampling: Sampling,
+    /// Those that the user set, for remote models, which have their own for the others.
+    pub given: SamplingOptions,
     pub prefix: Option<&'a SharedPrefix>,
     /// Restricts the tokens of the reply. Remote models ignore it.
     pub constraint: Option<Box<dyn Constraint>>,

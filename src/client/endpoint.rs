@@ -11,7 +11,7 @@ mod models;
 pub mod stream;
 
 use crate::generation::reply_parser::ReplyEvent;
-use crate::generation::sample::Sampling;
+use crate::runtime::sampling_options::SamplingOptions;
 use ::models::template::Message;
 use anyhow::{Result, bail};
 use chunk::ReplyChunk;
@@ -184,7 +184,7 @@ impl Endpoint {
     pub fn chat(
         &self,
         messages: &[Message],
-        sampling: &Sampling,
+        sampling: &SamplingOptions,
         max_tokens: usize,
         on: &mut dyn FnMut(Option<ReplyEvent>) -> ControlFlow<()>,
     ) -> Result<ReplySummary> {
@@ -237,29 +237,35 @@ impl Endpoint {
         }
     }
 
-    fn request(&self, messages: &[Message], sampling: &Sampling, max_tokens: usize) -> String {
+    /// The body of a request. Only sampling parameters that are set are sent: the server has its own for the others, which
+    /// may be those that the model's authors recommend.
+    fn request(&self, messages: &[Message], sampling: &SamplingOptions, max_tokens: usize) -> String {
         let mut body = json!({
             "model": self.model,
             "messages": messages,
             "stream": true,
             "stream_options": { "include_usage": true },
             "max_tokens": max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "presence_penalty": sampling.presence_penalty,
-            "frequency_penalty": sampling.frequency_penalty,
-            // Endpoints expect a signed integer.
-            "seed": sampling.seed >> 1,
         });
-        // These are not part of OpenAI's API, so only set values are sent.
-        if sampling.top_k > 0 {
-            body["top_k"] = sampling.top_k.into();
+        let numbers = [
+            ("temperature", sampling.temperature),
+            ("top_p", sampling.top_p),
+            ("min_p", sampling.min_p),
+            (self.repeat_penalty_name(), sampling.repeat_penalty),
+            ("presence_penalty", sampling.presence_penalty),
+            ("frequency_penalty", sampling.frequency_penalty),
+        ];
+        for (name, value) in numbers {
+            if let Some(value) = value {
+                body[name] = value.into();
+            }
         }
-        if sampling.min_p > 0.0 {
-            body["min_p"] = sampling.min_p.into();
+        if let Some(top_k) = sampling.top_k {
+            body["top_k"] = top_k.into();
         }
-        if sampling.repeat_penalty > 1.0 {
-            body[self.repeat_penalty_name()] = sampling.repeat_penalty.into();
+        if let Some(seed) = sampling.seed {
+            // Endpoints expect a signed integer.
+            body["seed"] = (seed >> 1).into();
         }
         body.to_string()
     }

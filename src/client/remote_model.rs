@@ -71,7 +71,7 @@ impl ChatModel for RemoteModel {
             }
             events.into_iter().try_for_each(|event| on_event(ModelEvent::Reply { event, tokens, rate }))
         };
-        let summary = self.endpoint.chat(&messages, &request.sampling, request.max_tokens, on)?;
+        let summary = self.endpoint.chat(&messages, &request.given, request.max_tokens, on)?;
         for event in parser.finish() {
             let _ = on_event(ModelEvent::Reply { event, tokens, rate });
         }

@@ -5,16 +5,16 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::thread::JoinHandle;
 
-const SAMPLING: Sampling = Sampling {
-    temperature: 0.5,
-    top_k: 0,
-    top_p: 0.9,
-    min_p: 0.0,
-    repeat_penalty: 1.0,
-    repeat_last_n: 64,
-    presence_penalty: 0.0,
-    frequency_penalty: 0.25,
-    seed: 3,
+const SAMPLING: SamplingOptions = SamplingOptions {
+    temperature: Some(0.5),
+    top_k: None,
+    top_p: None,
+    min_p: None,
+    repeat_penalty: None,
+    repeat_last_n: Some(64),
+    presence_penalty: None,
+    frequency_penalty: Some(0.25),
+    seed: Some(6),
 };
 
 /// Serves one connection and runs `script` after the request. The handle returns the request.
@@ -91,7 +91,11 @@ fn a_stream_is_parsed_and_counted() {
     );
     assert!(sent.starts_with("POST /v1/chat/completions"), "{sent}");
     assert!(sent.contains(r#""messages":[{"role":"user","content":"hi"}]"#), "{sent}");
-    assert!(sent.contains(r#""max_tokens":9"#) && !sent.contains("top_k"), "{sent}");
+    let set = [r#""max_tokens":9"#, r#""temperature":0.5"#, r#""frequency_penalty":0.25"#, r#""seed":3"#];
+    assert!(set.iter().all(|field| sent.contains(field)), "{sent}");
+    // What the user did not set is left to the server.
+    let unset = ["top_k", "top_p", "min_p", "repeat", "presence"];
+    assert!(!unset.iter().any(|field| sent.contains(field)), "{sent}");
 }
 
 #[test]
