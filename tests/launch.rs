@@ -367,3 +367,27 @@ fn launched_settings(name: &str, printed: &str, variables: &BTreeMap<String, Str
     let file = printed.split_once("<<'END'\n").unwrap().1.split_once("\nEND\n").unwrap().0;
     serde_json::from_str(file).unwrap()
 }
+
+#[test]
+fn the_list_says_how_to_start_a_client() {
+    let out = kimi_command().arg("launch").output().unwrap();
+    let list = String::from_utf8(out.stdout.clone()).unwrap();
+    assert!(list.lines().any(|line| line.starts_with("claude ")), "{list}");
+    assert!(stderr(&out).starts_with("`kimi launch CLIENT` starts one"), "{}", stderr(&out));
+}
+
+#[test]
+fn a_killed_launch_leaves_no_server() {
+    let script = Script::new("qwen", "echo $$ > pid; echo $OPENAI_BASE_URL > url; exec sleep 600");
+    let mut launch = script.launch(&["qwen", "--port", &unused_port(), "--no-cache"]).spawn().unwrap();
+    let url = script.wait_for("url");
+    let address = url.trim_start_matches("http://").trim_end_matches("/v1");
+    assert!(TcpStream::connect(address).is_ok(), "{address}");
+    launch.kill().unwrap();
+    launch.wait().unwrap();
+    assert!(Command::new("kill").arg(script.read("pid").trim()).status().unwrap().success());
+    // The test runner's limit ends a wait for a server that stays.
+    while TcpStream::connect(address).is_ok() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}

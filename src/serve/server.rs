@@ -97,6 +97,9 @@ pub struct ServeArgs {
     /// Seconds to finish running requests after SIGTERM or Ctrl-C
     #[arg(long, alias = "drain", value_name = "SECONDS", default_value_t = 30)]
     shutdown_grace: u64,
+    /// Shut down when standard input ends, as `kimi launch` needs it
+    #[arg(long, hide = true)]
+    exit_with_stdin: bool,
     /// Format of the log on standard error
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log: LogFormat,
@@ -240,7 +243,7 @@ async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result
     let address = listener.local_addr()?;
     let (closing, ending) = watch::channel(false);
     let server = tokio::spawn(listen(listener, app.clone(), ending));
-    let mut signals = ShutdownSignals::new()?;
+    let mut signals = ShutdownSignals::new(args.exit_with_stdin)?;
     let (loading, hosted) = (app.clone(), args.clone());
     let thread = match app.upstream() {
         Some(_) => None,

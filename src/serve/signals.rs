@@ -1,5 +1,6 @@
 //! Waits for the signals that shut the server down: SIGINT and SIGTERM, on Windows Ctrl-C, Ctrl-Break, the closed console
-//! window and the shutdown of the system.
+//! window and the shutdown of the system; with `--exit-with-stdin` also the end of standard input, a pipe from the process
+//! that started the server.
 
 use std::io;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -8,10 +9,17 @@ pub struct ShutdownSignals(Receiver<()>);
 
 impl ShutdownSignals {
     /// Installs the handlers; needs a tokio runtime.
-    pub fn new() -> io::Result<Self> {
+    pub fn new(exit_with_stdin: bool) -> io::Result<Self> {
         // Signals during one that is not yet processed are merged with it.
         let (sender, signals) = channel(1);
         forward(&sender)?;
+        if exit_with_stdin {
+            // A thread of its own, because tokio would wait for its read at shutdown.
+            std::thread::spawn(move || {
+                let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
+                let _ = sender.try_send(());
+            });
+        }
         Ok(ShutdownSignals(signals))
     }
 

@@ -29,8 +29,9 @@ impl ChildServer {
         let file = File::create_new(&log).with_context(|| log.display().to_string())?;
         let mut command = Command::new(std::env::current_exe()?);
         command.args(["serve", "--host", "127.0.0.1", "--port", "0", "--log", "text"]);
-        command.args(["--shutdown-grace", &GRACE_SECONDS.to_string()]).args(options);
-        command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        command.args(["--shutdown-grace", &GRACE_SECONDS.to_string(), "--exit-with-stdin"]).args(options);
+        // The system closes the pipe when this process ends, however it does: the server then shuts down.
+        command.stdin(Stdio::piped()).stdout(file.try_clone()?).stderr(file);
         detach(&mut command);
         let child = command.spawn().context("cannot start kimi serve")?;
         Ok(ChildServer { child, log })

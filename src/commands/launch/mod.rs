@@ -108,6 +108,9 @@ fn list() -> Result<()> {
         );
         writeln!(out, "{:<10} {:<12} {place}", client.name, client.title)?;
     }
+    tell(
+        "`kimi launch CLIENT` starts one with a model of this machine; --print shows the variables and the command.",
+    );
     Ok(())
 }
 
