@@ -60,7 +60,7 @@ impl FromRequest<Arc<App>> for RequestBody {
         // Pages of other origins may send forms and plain text without a CORS preflight, but not JSON.
         let kind = request.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or("");
         let kind = kind.split(';').next().unwrap_or("").trim().to_ascii_lowercase();
-        if kind != "application/json" {
+        if kind != "application/json" && !is_curl_default(&kind, &request) {
             let why = format!("Content-Type: expected application/json, found {kind:?}");
             return Err(ApiError::malformed(StatusCode::UNSUPPORTED_MEDIA_TYPE, why));
         }
@@ -85,4 +85,12 @@ impl FromRequest<Arc<App>> for RequestBody {
             Err(ApiError::malformed(StatusCode::BAD_REQUEST, "body: expected a JSON object"))
         }
     }
+}
+
+/// Whether a request to Ollama's interface has the content type that curl sends with `-d`: its documentation omits the header.
+/// Browsers send an Origin with every form, so no page can send such a request.
+fn is_curl_default(kind: &str, request: &Request) -> bool {
+    kind == "application/x-www-form-urlencoded"
+        && request.uri().path().starts_with("/api/")
+        && !request.headers().contains_key(header::ORIGIN)
 }

@@ -149,7 +149,8 @@ impl ApiError {
 
     /// The endpoint needs a model that is loaded here.
     pub fn needs_local_model() -> Self {
-        let message = "this endpoint needs a loaded model and is not available with --upstream";
+        let message = "this endpoint needs the model's tokenizer and is not available with --upstream: send it to the \
+            upstream server, or use /v1/chat/completions";
         let code = Some("unsupported_endpoint");
         Self::new(StatusCode::BAD_REQUEST, "invalid_request_error", code, message.to_owned())
     }

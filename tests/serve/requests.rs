@@ -177,6 +177,18 @@ async fn bodies_that_are_not_a_json_object_are_refused() {
         assert_eq!(found.as_u16(), status, "{body}: {answer}");
         assert!(answer.contains("invalid_request_error"), "{answer}");
     }
+    // curl's default, which Ollama's documentation relies on; a page's form has an Origin.
+    let form = "application/x-www-form-urlencoded";
+    for (path, origin, status) in
+        [("/api/show", None, 200), ("/api/show", Some("http://localhost"), 415), (CHAT, None, 415)]
+    {
+        let mut request = Request::post(path).header(header::CONTENT_TYPE, form);
+        if let Some(origin) = origin {
+            request = request.header(header::ORIGIN, origin);
+        }
+        let (found, answer) = server.send(request.body(Body::from(r#"{"model":"tiny"}"#)).unwrap()).await;
+        assert_eq!(found.as_u16(), status, "{path}: {answer}");
+    }
     assert_eq!(server.get(CHAT).await.0, StatusCode::METHOD_NOT_ALLOWED);
 }
 
