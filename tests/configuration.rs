@@ -97,13 +97,17 @@ fn wrong_settings_are_one_line_with_their_place() {
         err
     };
     for (file, line, message) in [
-        ("\nthread = 2\n", 2, "expected a long option of kimi without its dashes, found \"thread\""),
+        (
+            "\nthread = 2\n",
+            2,
+            "expected a long option of kimi without its dashes, found \"thread\"; did you mean threads?",
+        ),
         (
             "[serve]\ntop-z = 2\n",
             2,
             "expected a long option of kimi serve without its dashes, found \"top-z\"",
         ),
-        ("[sevre]\nport = 2\n", 1, "expected a command with options, found [sevre]"),
+        ("[sevre]\nport = 2\n", 1, "expected a command with options, found [sevre]; did you mean serve?"),
         ("[generate]\nquiet = \"yes\"\n", 2, "quiet: expected true or false, found another value"),
         ("[generate]\n\ntemp = true\n", 3, "temp: expected a string or a number, found another value"),
         ("threads = 0\n", 1, "invalid value '0' for '--threads <N>': 0 is not in 1..=1024"),

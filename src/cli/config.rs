@@ -3,6 +3,7 @@
 use super::Cli;
 use super::config_file::{self, is_settable};
 use super::option_values::{configured_values, is_secret};
+use super::suggest::did_you_mean;
 use crate::io::output::Output;
 use anyhow::{Context as _, Result};
 use clap::{Arg, ArgAction, Command, CommandFactory as _};
@@ -23,8 +24,10 @@ pub fn run(args: &ConfigArgs) -> Result<()> {
     match &args.command {
         Some(name) => {
             let command = program.find_subcommand(name).filter(|sub| sub.get_arguments().any(is_settable));
-            let command =
-                command.with_context(|| format!("expected a command with options, found {name:?}"))?;
+            let known = program.get_subcommands().filter(|sub| !sub.is_hide_set()).map(Command::get_name);
+            let command = command.with_context(|| {
+                format!("expected a command with options, found {name:?}{}", did_you_mean(name, known))
+            })?;
             section(&program, command, true, &mut text)?;
         }
         None => {

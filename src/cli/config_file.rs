@@ -1,6 +1,7 @@
 //! The configuration file: TOML whose keys are long options. Keys before the first section apply to every command that has
 //! the option; a section `[serve]` applies to one command.
 
+use super::suggest::did_you_mean;
 use anyhow::{Context as _, Result, anyhow, bail};
 use clap::{Arg, ArgAction, Command};
 use std::io::ErrorKind;
@@ -102,7 +103,10 @@ impl EntryReader<'_> {
         };
         let command = self.program.find_subcommand(key).filter(|sub| sub.get_arguments().any(is_settable));
         let Some(command) = command else {
-            bail!("{}: expected a command with options, found [{key}]", self.place(start));
+            let known =
+                self.program.get_subcommands().filter(|sub| !sub.is_hide_set()).map(Command::get_name);
+            let hint = did_you_mean(key, known);
+            bail!("{}: expected a command with options, found [{key}]{hint}", self.place(start));
         };
         for (name, value) in section {
             let name: &Spanned<_> = name;
@@ -123,7 +127,11 @@ impl EntryReader<'_> {
         let place = self.place(start);
         let Some(arg) = arg else {
             let whose = command.map_or("kimi".to_owned(), |command| format!("kimi {command}"));
-            bail!("{place}: expected a long option of {whose} without its dashes, found {key:?}");
+            let commands = self.program.get_subcommands().filter(|sub| !sub.is_hide_set());
+            let commands = commands.filter(|sub| command.is_none_or(|name| sub.get_name() == name));
+            let options = commands.flat_map(Command::get_arguments).filter(|arg| is_settable(arg));
+            let hint = did_you_mean(key, options.filter_map(Arg::get_long));
+            bail!("{place}: expected a long option of {whose} without its dashes, found {key:?}{hint}");
         };
         let is_flag = matches!(arg.get_action(), ArgAction::SetTrue);
         let is_list = matches!(arg.get_action(), ArgAction::Append) || arg.get_value_delimiter().is_some();

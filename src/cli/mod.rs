@@ -5,6 +5,7 @@ mod config;
 mod config_file;
 mod generated_docs;
 mod option_values;
+mod suggest;
 
 use crate::commands::pull::resolve::resolve;
 use crate::commands::{
