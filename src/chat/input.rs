@@ -33,6 +33,12 @@ pub struct InputBox {
     draft: String,
 }
 
+#[cfg(test)]
+thread_local! {
+    /// Bytes that this thread has wrapped, for tests of the work per key.
+    pub static WRAPPED_BYTES: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+}
+
 /// A movement of the cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
@@ -167,6 +173,8 @@ impl InputBox {
         }
         self.width = width;
         self.rows.clear();
+        #[cfg(test)]
+        WRAPPED_BYTES.set(WRAPPED_BYTES.get() + self.text.len());
         let columns = width.saturating_sub(1).max(1);
         let mut start = 0;
         for line in self.text.split('\n') {
