@@ -92,3 +92,45 @@ fn steps_recorded_again_and_again_take_no_more_memory() {
     }
     assert!(free[1..].iter().all(|f| *f == free[1]), "{free:?}");
 }
+
+/// Drafts between captured and replayed steps give the logits of single tokens, up to rounding, also after rejected ones.
+#[test]
+fn drafts_between_replayed_steps_agree_with_single_tokens() {
+    let Some(cuda) = emulator::cuda() else { return };
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny_d128", 20262, &[]), "f32")).unwrap();
+    let model = Model::load(cuda, &file).unwrap();
+    let ids: Vec<u32> = (0..40).map(|i| (i * 37 + 5) % 200).collect();
+    let step = |state: &mut State<Cuda>, tokens: &[u32], outputs| -> Vec<Vec<f32>> {
+        let mut batch = [Sequence { tokens, state, outputs, mla_path: MlaPath::Absorbed }];
+        let logits = cuda.read(&model.forward(cuda, &mut batch, &mut ()).unwrap());
+        logits.chunks(model.config.vocab).map(<[f32]>::to_vec).collect()
+    };
+    let mut state = model.state(cuda, CacheFormat::F32);
+    let expected: Vec<_> = ids.iter().flat_map(|id| step(&mut state, &[*id], Outputs::Last)).collect();
+    let (mut state, mut at, replayed) = (model.state(cuda, CacheFormat::F32), 0, cuda.replayed());
+    let check = |found: Vec<Vec<f32>>, at: usize| {
+        for (found, expected) in found.iter().zip(&expected[at..]) {
+            let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let apart = found.iter().zip(expected).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+            assert!(apart <= 1e-3 * largest, "{apart} of {largest} after token {at}");
+        }
+    };
+    for accepted in [1, 3, 6, 2, 6] {
+        for _ in 0..3 {
+            check(step(&mut state, &ids[at..at + 1], Outputs::Last), at);
+            at += 1;
+        }
+        // The tokens after the accepted ones are wrong.
+        let wrong = ids[at..at + 6].iter().enumerate();
+        let draft: Vec<u32> = wrong.map(|(i, id)| if i < accepted { *id } else { (id + 1) % 200 }).collect();
+        let mut found = step(&mut state, &draft, Outputs::Draft);
+        found.truncate(accepted);
+        check(found, at);
+        model.accept(cuda, &mut state, accepted);
+        at += accepted;
+        assert_eq!(state.position as usize, at);
+    }
+    assert!(cuda.replayed() > replayed + 4, "{} replayed steps", cuda.replayed() - replayed);
+}

@@ -134,6 +134,38 @@ fn delta_rule(cpu: &Cpu) {
     }
 }
 
+/// A token and a draft of 7: verifying all, advancing past accepted tokens, and what a copy of the state costs.
+fn drafts(cpu: &Cpu) {
+    let (heads, d, tokens) = (32, 128, 8);
+    let mut n = Numbers(15);
+    let [q, k] = [0; 2].map(|_| cpu.tensor(tokens, heads * d, &n.unit_rows(tokens * heads, d)));
+    let v = cpu.tensor(tokens, heads * d, &n.vec(tokens * heads * d));
+    let g = cpu.tensor(tokens, heads * d, &vec![-0.1; tokens * heads * d]);
+    let beta = cpu.tensor(tokens, heads, &vec![0.5; tokens * heads]);
+    let x = || DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
+    let s = n.vec(heads * d * d);
+    // The states of 20 layers in turn, and their bytes.
+    let mut states: Vec<_> = (0..20).map(|_| cpu.tensor(heads * d, d, &s)).collect();
+    let bytes = (4 * heads * d * d) as f64;
+    let rule = |rows: std::ops::Range<usize>, s: &mut _| {
+        drop(cpu.delta_rule(&mut [Span { rows, state: s }], x()));
+    };
+    let time = seconds(20, |i| rule(0..1, &mut states[i]));
+    line("delta rule, 1 token: state once", time, 2.0 * bytes, "B");
+    let draft = |s: &mut _| drop(cpu.delta_rule_draft(&mut [Span { rows: 0..8, state: s }], x()));
+    let time = seconds(20, |i| draft(&mut states[i]));
+    line("draft of 7: state once", time, 2.0 * bytes, "B");
+    for accepted in [1, 7] {
+        let time = seconds(20, |i| rule(1..1 + accepted, &mut states[i]));
+        line(&format!("accepting {accepted} of them: state once more"), time, 2.0 * bytes, "B");
+    }
+    let time = seconds(20, |i| rule(0..8, &mut states[i]));
+    line("delta rule, 8 tokens: state once", time, 2.0 * bytes, "B");
+    let mut copies: Vec<_> = states.iter().map(|s| cpu.copy(s)).collect();
+    let time = seconds(20, |i| copies[i] = cpu.copy(&states[i]));
+    line("copy of the state", time, 2.0 * bytes, "B");
+}
+
 fn attention(cpu: &Cpu) {
     let (heads, width, value_dim, depth) = (32, 576, 512, 8192);
     let rows = Numbers(6).vec(depth * width);
@@ -215,13 +247,14 @@ fn main() {
     println!("{}", cpu.describe());
     let wanted = |what: &str| what.contains(&filter);
     let formats = [Format::F32, Format::BF16, Format::Q8_0, Format::Q4_K];
-    let all: [(&str, &dyn Fn()); 8] = [
+    let all: [(&str, &dyn Fn()); 9] = [
         ("memory", &|| memory(&cpu)),
         ("regions", &|| regions(&cpu)),
         ("rows", &|| rows(&cpu)),
         ("matmul", &|| formats.iter().for_each(|format| products(&cpu, *format))),
         ("experts", &|| [Format::Q8_0, Format::Q4_K].iter().for_each(|format| experts(&cpu, *format))),
         ("delta_rule", &|| delta_rule(&cpu)),
+        ("drafts", &|| drafts(&cpu)),
         ("attention", &|| attention(&cpu)),
         ("materialized", &|| materialized(&cpu)),
     ];

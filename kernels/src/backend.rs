@@ -207,6 +207,8 @@ pub trait Backend: Send + Sync + 'static {
     fn cache_export(&self, cache: &Self::Cache, range: Range<usize>, out: &mut Vec<u8>);
     /// Appends rows exported by [`Backend::cache_export`] from a cache of this format and width.
     fn cache_import(&self, cache: &mut Self::Cache, rows: &[u8]);
+    /// Drops the rows after the first `len`, such as those of rejected draft tokens.
+    fn cache_truncate(&self, cache: &mut Self::Cache, len: usize);
     /// The experts `[rows * top_k]` and their weights `[rows * top_k]`, best first.
     fn routed(&self, routed: &Self::Routed) -> (Vec<u32>, Vec<f32>);
 
@@ -308,6 +310,18 @@ pub trait Backend: Send + Sync + 'static {
         spans: &mut [Span<'_, Self::Tensor>],
         x: DeltaRule<'_, Self::Tensor>,
     ) -> Self::Tensor;
+    /// Advances the states of [`Backend::short_conv`] past the spans' rows without computing outputs.
+    fn advance_conv(&self, spans: &mut [Span<'_, Self::Tensor>], x: &Self::Tensor, taps: &Self::Weight);
+    /// [`Backend::delta_rule`] of a token and a draft of those after it: the outputs of all rows of a span, at most
+    /// [`MAX_DRAFT_ROWS`], while its state advances past the first row alone. [`Backend::delta_rule`] of the rows after
+    /// it then advances the state past accepted ones.
+    fn delta_rule_draft(
+        &self,
+        spans: &mut [Span<'_, Self::Tensor>],
+        x: DeltaRule<'_, Self::Tensor>,
+    ) -> Self::Tensor
+    where
+        Self: Sized;
 
     /// A layer's delta attention, from the input projections to the input of the output projection:
     /// q = l2_norm(conv(q)) scale;  k = l2_norm(conv(k));  v = conv(v);  g = kda_decay(f);  the delta rule with
@@ -380,6 +394,9 @@ pub trait Backend: Send + Sync + 'static {
 
 /// Largest `n` that [`Backend::top_k`] takes; the CPU and CUDA backends panic above it.
 pub const MAX_TOP_K: usize = 256;
+
+/// Most rows of a span that [`Backend::delta_rule_draft`] takes; the CPU backend panics above it.
+pub const MAX_DRAFT_ROWS: usize = 64;
 
 /// The largest values of a row; NaN is left out.
 #[derive(Clone, Debug, PartialEq)]

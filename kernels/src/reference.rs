@@ -209,6 +209,11 @@ impl Backend for Reference {
         cache.values.extend(values.iter().map(|x| f32::from_le_bytes(*x)));
     }
 
+    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
+        assert!(len <= self.cache_len(cache), "{len} rows of a cache of {}", self.cache_len(cache));
+        cache.values.truncate(len * cache.width);
+    }
+
     fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
         (routed.experts.clone(), routed.weights.clone())
     }
@@ -378,6 +383,14 @@ impl Backend for Reference {
             }
         }
         o
+    }
+
+    fn advance_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &QuantTensor) {
+        composed::advance_conv(self, spans, x, taps);
+    }
+
+    fn delta_rule_draft(&self, spans: &mut [Span<'_, Matrix>], x: DeltaRule<'_, Matrix>) -> Matrix {
+        composed::delta_rule_draft(self, spans, x)
     }
 
     fn delta_attention(

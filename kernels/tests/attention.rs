@@ -227,6 +227,35 @@ fn clones_are_independent() {
     }
 }
 
+/// Truncation drops the last rows, also at and across the bounds of segments, and leaves clones alone.
+#[test]
+fn truncated_caches_are_those_of_fewer_rows() {
+    let x = AttentionInputs::new(600, 2, 33, 32);
+    for (format, len) in FORMATS.into_iter().flat_map(|f| [1, 255, 256, 512].map(|n| (f, n))) {
+        check!(format!("truncated to {len}, {format:?}"), |b| {
+            let mut cache = b.cache(format, 33);
+            x.attend(b, &mut cache, 0, 513);
+            x.attend(b, &mut cache, 513, 530);
+            let whole = cache.clone();
+            b.cache_truncate(&mut cache, len);
+            assert_eq!(b.cache_len(&cache), len);
+            let mut expected = b.cache(format, 33);
+            x.attend(b, &mut expected, 0, len);
+            // Other rows than the dropped ones follow.
+            let again = [&mut cache, &mut expected].map(|cache| {
+                b.append(
+                    &mut [Span { rows: 0..40, state: &mut *cache }],
+                    &b.tensor(40, 33, &x.rows[..40 * 33]),
+                );
+                [x.attend(b, cache, 560, 600), b.cache_read(cache, 0..len + 80)].concat()
+            });
+            assert!(again[0] == again[1], "{}", b.describe());
+            let [again, _] = again;
+            vec![again, b.cache_read(&whole, 0..530)]
+        });
+    }
+}
+
 /// Rows exported as bytes and imported in other pieces are bit-identical, and so are the results after them.
 #[test]
 fn exported_rows_come_back_exactly() {

@@ -69,14 +69,29 @@ impl DeltaInputs {
 
     /// o and the states of sequences of some lengths in one batch, each from the same state.
     fn together<B: Backend>(&self, lens: &[usize], b: &B) -> Vec<Vec<f32>> {
+        self.batch(lens, b, |spans, x| b.delta_rule(spans, x))
+    }
+
+    /// o and the states of a batch, computed as `rule` does.
+    fn batch<B: Backend>(
+        &self,
+        lens: &[usize],
+        b: &B,
+        rule: impl Fn(&mut [kernels::backend::Span<'_, B::Tensor>], DeltaRule<'_, B::Tensor>) -> B::Tensor,
+    ) -> Vec<Vec<f32>> {
         let (rows, dv) = (self.heads * self.dk, self.dv);
         let mut states: Vec<_> = lens.iter().map(|_| b.tensor(rows, dv, &self.s)).collect();
         let [q, k, g] = [&self.q, &self.k, &self.g].map(|x| b.tensor(self.tokens, rows, x));
         let (v, beta) =
             (b.tensor(self.tokens, self.heads * dv, &self.v), b.tensor(self.tokens, self.heads, &self.beta));
         let inputs = DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
-        let o = b.delta_rule(&mut spans(lens, &mut states), inputs);
+        let o = rule(&mut spans(lens, &mut states), inputs);
         [vec![b.read(&o)], states.iter().map(|s| b.read(s)).collect()].concat()
+    }
+
+    /// [`DeltaInputs::together`], in which each sequence is a draft.
+    fn drafted<B: Backend>(&self, lens: &[usize], b: &B) -> Vec<Vec<f32>> {
+        self.batch(lens, b, |spans, x| b.delta_rule_draft(spans, x))
     }
 
     /// o and the state on a CPU, cut at `cuts`.
@@ -176,5 +191,32 @@ fn extreme_decays() {
         let mut x = DeltaInputs::random(5, [97, 1, 128, 128], 1.0);
         x.g.fill(g);
         x.close_on(&format!("g = {g}"), cuda, &x.on(&cpus()[0], &[]));
+    }
+}
+
+/// Several drafts in one batch: the outputs of all rows, and the states after the first.
+#[test]
+fn drafts() {
+    let lens = [1, 16, 0, 2, 64];
+    let x = DeltaInputs::random(6, [83, 2, 24, 40], 3.0);
+    check!("drafts", |b| x.drafted(&lens, b));
+}
+
+/// Outputs and states of drafts have the bits of the rule, token by token, whatever number of tokens is accepted.
+#[test]
+fn drafts_have_the_bits_of_the_rule() {
+    for shape in [[8, 3, 128, 128], [5, 9, 33, 31], [1, 2, 8, 8], [64, 1, 16, 65]] {
+        let x = DeltaInputs::random(7, shape, 3.0);
+        let accepted = [1, 2, x.tokens / 2, x.tokens];
+        for (b, accepted) in cpus().iter().flat_map(|b| accepted.map(|n| (b, n.clamp(1, x.tokens)))) {
+            let state = || b.tensor(x.heads * x.dk, x.dv, &x.s);
+            let [mut s, mut expected] = [state(), state()];
+            let o = x.part(b, (0, x.tokens), &mut s, |spans, x| b.delta_rule_draft(spans, x));
+            let rule = |from, to, s: &mut _| x.part(b, (from, to), s, |spans, x| b.delta_rule(spans, x));
+            assert!(o == rule(0, x.tokens, &mut state()), "outputs of {shape:?}, {}", b.describe());
+            rule(1, accepted, &mut s);
+            (0..accepted).for_each(|t| drop(rule(t, t + 1, &mut expected)));
+            assert!(b.read(&s) == b.read(&expected), "state of {shape:?}, {accepted}, {}", b.describe());
+        }
     }
 }

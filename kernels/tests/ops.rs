@@ -178,7 +178,10 @@ fn short_convolution() {
                 let one = vec![1; lens.len()];
                 let z = b.tensor(lens.len(), channels, &more);
                 let z = b.short_conv(&mut spans(&one, &mut states), &z, &w);
-                [vec![b.read(&y), b.read(&z)], states.iter().map(|s| b.read(s)).collect()].concat()
+                let last: Vec<_> = states.iter().map(|s| b.read(s)).collect();
+                b.advance_conv(&mut spans(lens, &mut states), &b.tensor(tokens, channels, &x), &w);
+                let advanced = states.iter().map(|s| b.read(s)).collect();
+                [vec![b.read(&y), b.read(&z)], last, advanced].concat()
             });
         }
     }

@@ -4,7 +4,11 @@
 #[path = "support/random_model.rs"]
 mod random_model;
 
+use kernels::backend::Backend;
 use kernels::cpu::Cpu;
+use models::kimi_linear::mla::MlaPath;
+use models::kimi_linear::state::State;
+use models::kimi_linear::{Model, Outputs, Sequence};
 use random_model::{ModelOutcome, RandomModel};
 
 #[test]
@@ -27,4 +31,66 @@ fn random_models_are_refused_in_a_line_or_agree_with_the_reference() {
 fn logits_that_rounding_changes_agree_with_the_rounded_reference() {
     let outcome = RandomModel::new(4_265_788_412).check(&Cpu::detect(Some(2)));
     assert!(matches!(outcome, ModelOutcome::RoundedApart(error) if error > 0.5), "{outcome:?}");
+}
+
+/// The bits of a sequence's state and its rows.
+fn state_bits(b: &Cpu, state: &State<Cpu>) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    state.export_rows(b, 0..state.position as usize, &mut bytes);
+    state.export_recurrent(b, &mut bytes);
+    bytes
+}
+
+/// Runs steps of one batch: tokens and outputs of each sequence. Returns the bits of each row of logits.
+fn step(
+    b: &Cpu,
+    model: &Model<Cpu>,
+    states: &mut [State<Cpu>],
+    tokens: &[(&[u32], Outputs)],
+) -> Vec<Vec<u32>> {
+    let mut batch = Vec::new();
+    for (state, (tokens, outputs)) in states.iter_mut().zip(tokens) {
+        batch.push(Sequence { tokens, state, outputs: *outputs, mla_path: MlaPath::Absorbed });
+    }
+    let logits = model.forward(b, &mut batch, &mut ()).map_or(Vec::new(), |logits| b.read(&logits));
+    logits.chunks(model.config.vocab).map(|row| row.iter().map(|x| x.to_bits()).collect()).collect()
+}
+
+/// A draft, alone and in a batch with a prompt, a decoded token and another draft, gives the logits of single tokens and,
+/// whatever number of tokens is accepted, their state.
+#[test]
+fn drafts_give_the_bits_of_single_tokens() {
+    let b = &Cpu::detect(Some(2));
+    let mut ran = 0;
+    for seed in 0..120 {
+        let random = RandomModel::new(seed);
+        let Ok(model) = Model::load(b, &random.file) else { continue };
+        let vocab = model.config.vocab as u32;
+        let ids: Vec<u32> = (0..20).map(|i| (i * 7 + seed as u32) % vocab).collect();
+        let mut prompt = model.state(b, random.cache);
+        step(b, &model, std::slice::from_mut(&mut prompt), &[(&ids[..3], Outputs::None)]);
+        // Token by token: the logits after each, and the states.
+        let (mut single, mut logits, mut states) = ([prompt.copy(b)], Vec::new(), Vec::new());
+        for id in &ids[3..11] {
+            logits.extend(step(b, &model, &mut single, &[(&[*id], Outputs::Last)]));
+            states.push(state_bits(b, &single[0]));
+        }
+        for accepted in [1, 2, 5, 8] {
+            let others =
+                [(&ids[..7], Outputs::Last), (&ids[3..4], Outputs::Last), (&ids[3..6], Outputs::Draft)];
+            let draft = (&ids[3..11], Outputs::Draft);
+            for batch in [&[draft][..], &[others[0], others[1], draft, others[2]]] {
+                let at = batch.len() / 2;
+                let mut all: Vec<_> = batch.iter().map(|_| prompt.copy(b)).collect();
+                let rows = step(b, &model, &mut all, batch);
+                let what = format!("seed {seed}, {accepted} accepted of {} sequences", batch.len());
+                assert!(rows[at..at + 8] == logits, "logits of {what}");
+                assert!(at == 0 || rows[1] == logits[0], "a decoded token beside {what}");
+                model.accept(b, &mut all[at], accepted);
+                assert!(state_bits(b, &all[at]) == states[accepted - 1], "state of {what}");
+            }
+        }
+        ran += 1;
+    }
+    assert!(ran >= 60, "{ran} models ran");
 }

@@ -135,6 +135,9 @@ impl<B: Backend> Backend for Profiled<B> {
     fn cache_len(&self, cache: &B::Cache) -> usize {
         self.inner.cache_len(cache)
     }
+    fn cache_truncate(&self, cache: &mut B::Cache, len: usize) {
+        self.inner.cache_truncate(cache, len);
+    }
     fn cache_read(&self, cache: &B::Cache, range: Range<usize>) -> Vec<f32> {
         self.inner.cache_read(cache, range)
     }
@@ -212,6 +215,12 @@ impl<B: Backend> Backend for Profiled<B> {
     }
     fn delta_rule(&self, spans: &mut [Span<'_, B::Tensor>], x: DeltaRule<'_, B::Tensor>) -> B::Tensor {
         self.plain("delta_rule", |b| b.delta_rule(spans, x))
+    }
+    fn advance_conv(&self, spans: &mut [Span<'_, B::Tensor>], x: &B::Tensor, taps: &Self::Weight) {
+        self.plain("advance_conv", |b| b.advance_conv(spans, x, &taps.inner));
+    }
+    fn delta_rule_draft(&self, spans: &mut [Span<'_, B::Tensor>], x: DeltaRule<'_, B::Tensor>) -> B::Tensor {
+        self.plain("delta_rule_draft", |b| b.delta_rule_draft(spans, x))
     }
     fn delta_attention(
         &self,

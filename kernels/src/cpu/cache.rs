@@ -104,6 +104,13 @@ impl Cache {
         }
     }
 
+    /// Drops the rows after the first `len`. The next append copies the last segment if a clone shares it.
+    pub(super) fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "{len} rows of a cache of {}", self.len);
+        self.segments.truncate(len.div_ceil(SEGMENT));
+        self.len = len;
+    }
+
     pub(super) fn format(&self) -> Format {
         self.format
     }

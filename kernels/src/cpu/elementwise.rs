@@ -269,6 +269,14 @@ pub(super) fn short_conv(cpu: &Cpu, spans: &mut [Span<'_, Tensor>], x: &Tensor, 
     y
 }
 
+/// The states of [`short_conv`] after the spans' rows.
+pub(super) fn advance_conv(spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) {
+    for span in spans {
+        assert_eq!(span.state.shape(), [taps.cols - 1, x.cols], "shape of a convolution's state");
+        keep_last(span.state.values_mut(), &x.values()[span.rows.start * x.cols..span.rows.end * x.cols]);
+    }
+}
+
 /// The new state: the last values of state ++ x.
 fn keep_last(state: &mut [f32], x: &[f32]) {
     let kept = state.len().saturating_sub(x.len());

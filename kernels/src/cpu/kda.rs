@@ -7,19 +7,30 @@
 //!
 //! The chunkwise form was slower: 256 tokens of 8 heads of 128 x 128 on one Zen 5 core took 3.7 ms with AVX-512 and with
 //! AVX2, against 2.7 and 3.3 ms token by token. S stays in L1 either way, and chunks need more arithmetic, which would pay
-//! only with registers wider than 8 floats. Next: `attention`.
+//! only with registers wider than 8 floats.
+//!
+//! The tokens of a draft after the first run on a copy of a column block, which stays in L1, so that the state moves once
+//! for the first token and once more for the accepted ones. Next: `attention`.
 
 use super::Cpu;
 use super::autovec::{AutovecKernel, dot, exp, run};
 use super::f32_gemm::{load, store};
 use super::memory::Tensor;
 use super::pool::Parts;
-use crate::backend::{DeltaRule, Span};
+use crate::backend::{DeltaRule, MAX_DRAFT_ROWS, Span};
 use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
 /// Tokens whose decays are buffered.
-const GROUP: usize = 64;
+const GROUP: usize = MAX_DRAFT_ROWS;
+
+/// The rows of a span that its state advances past.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Advance {
+    All,
+    /// The first alone: the others are a draft.
+    First,
+}
 
 /// One head of a span: where its values are in the batch.
 #[derive(Clone, Copy)]
@@ -54,7 +65,12 @@ impl<'a> Head<'a> {
 }
 
 /// `o: [tokens, heads * dv]` of a batch; the states advance.
-pub(super) fn delta_rule(cpu: &Cpu, spans: &mut [Span<'_, Tensor>], x: &DeltaRule<'_, Tensor>) -> Tensor {
+pub(super) fn delta_rule(
+    cpu: &Cpu,
+    spans: &mut [Span<'_, Tensor>],
+    x: &DeltaRule<'_, Tensor>,
+    advance: Advance,
+) -> Tensor {
     let (tokens, heads) = (x.beta.rows, x.beta.cols);
     assert!(heads > 0, "a delta rule without heads");
     let (dk, dv) = (x.q.cols / heads, x.v.cols / heads);
@@ -69,10 +85,12 @@ pub(super) fn delta_rule(cpu: &Cpu, spans: &mut [Span<'_, Tensor>], x: &DeltaRul
         if span.rows.is_empty() {
             continue;
         }
+        let most = if advance == Advance::All { usize::MAX } else { MAX_DRAFT_ROWS };
+        assert!(span.rows.len() <= most, "a draft of {} rows", span.rows.len());
         let state = Parts::new(span.state.values_mut());
         let o = Parts::new(o.values_mut());
         let part = |h: usize| Head { x, h, dk, dv };
-        recurrent(cpu, heads, span.rows.clone(), part, [&state, &o]);
+        recurrent(cpu, heads, (span.rows.clone(), advance), part, [&state, &o]);
     }
     o
 }
@@ -81,7 +99,7 @@ pub(super) fn delta_rule(cpu: &Cpu, spans: &mut [Span<'_, Tensor>], x: &DeltaRul
 fn recurrent<'a>(
     cpu: &Cpu,
     heads: usize,
-    rows: Range<usize>,
+    (rows, advance): (Range<usize>, Advance),
     part: impl Fn(usize) -> Head<'a> + Sync,
     [state, o]: [&Parts<'_, f32>; 2],
 ) {
@@ -93,26 +111,39 @@ fn recurrent<'a>(
         let (head, first) = (part(i / blocks), i % blocks * width);
         let end = dv.min(first + width);
         let mut scratch = cpu.buffers.floats(GROUP * (dk + 1));
+        let mut copy = (advance == Advance::First).then(|| cpu.buffers.floats(dk * BLOCK));
         for from in rows.clone().step_by(GROUP) {
             let tokens = from..rows.end.min(from + GROUP);
             let (alpha, kq) = scratch.floats_mut()[..GROUP * (dk + 1)].split_at_mut(GROUP * dk);
             run(cpu.level, Decays { head, tokens: tokens.clone(), alpha, kq });
             for c in (first..end).step_by(BLOCK) {
                 let cols = c..end.min(c + BLOCK);
-                let s = |i: usize| (head.h * dk + i) * dv;
-                cpu.level.run(StateColumns {
-                    head,
-                    tokens: tokens.clone(),
-                    cols,
-                    alpha,
-                    kq,
-                    state,
-                    at: s,
-                    o,
-                });
+                let at = |i: usize| (head.h * dk + i) * dv + c;
+                let columns = StateColumns { head, tokens: tokens.clone(), cols, alpha, kq, state, at, o };
+                match &mut copy {
+                    None => cpu.level.run(columns),
+                    Some(copy) => draft(cpu, columns, copy.floats_mut()),
+                }
             }
         }
     });
+}
+
+/// The columns after the first token; the outputs of the others, on a copy of the columns.
+fn draft<F: Fn(usize) -> usize>(cpu: &Cpu, columns: StateColumns<'_, F>, copy: &mut [f32]) {
+    let StateColumns { head, tokens, cols, alpha, kq, state, at, o } = columns;
+    let (first, width) = (tokens.start..tokens.start + 1, cols.len());
+    cpu.level.run(StateColumns { head, tokens: first, cols: cols.clone(), alpha, kq, state, at: &at, o });
+    if tokens.len() == 1 {
+        return;
+    }
+    for (i, row) in copy.chunks_exact_mut(width).enumerate().take(head.dk) {
+        // SAFETY: these columns of this head's S are this chunk's alone.
+        row.copy_from_slice(unsafe { state.get(at(i)..at(i) + width) });
+    }
+    let (tokens, state, at) = (tokens.start + 1..tokens.end, &Parts::new(copy), |i: usize| i * width);
+    let (alpha, kq) = (&alpha[head.dk..], &kq[1..]);
+    cpu.level.run(StateColumns { head, tokens, cols, alpha, kq, state, at, o });
 }
 
 /// Columns of S per block: 16 KiB for 128 rows, which stay in L1.
@@ -150,7 +181,7 @@ struct StateColumns<'a, F> {
     alpha: &'a [f32],
     kq: &'a [f32],
     state: &'a Parts<'a, f32>,
-    /// Offset of row i of this head's S.
+    /// Offset of these columns in row i of this head's S.
     at: F,
     o: &'a Parts<'a, f32>,
 }
@@ -177,6 +208,7 @@ impl<F: Fn(usize) -> usize> StateColumns<'_, F> {
     #[inline(always)]
     fn columns<I: Isa, const V: usize>(&self, isa: I, cols: Range<usize>) {
         let (head, dk) = (self.head, self.head.dk);
+        let at = |i: usize| (self.at)(i) + cols.start - self.cols.start;
         let mut d = [isa.splat(0.0); V];
         let mut k_before = head.k(self.tokens.start);
         for (n, t) in self.tokens.clone().enumerate() {
@@ -184,7 +216,7 @@ impl<F: Fn(usize) -> usize> StateColumns<'_, F> {
             let (mut sk, mut sq) = ([isa.splat(0.0); V], [isa.splat(0.0); V]);
             for i in 0..dk {
                 // SAFETY: these columns of this head's S are this chunk's alone.
-                let row = unsafe { self.state.get((self.at)(i) + cols.start..(self.at)(i) + cols.end) };
+                let row = unsafe { self.state.get(at(i)..at(i) + cols.len()) };
                 let (before, alpha) = (isa.splat(k_before[i]), isa.splat(alpha[i]));
                 let (k, q) = (isa.splat(k[i]), isa.splat(q[i]));
                 for (v, s) in row.chunks_mut(8).enumerate().take(V) {
@@ -206,7 +238,7 @@ impl<F: Fn(usize) -> usize> StateColumns<'_, F> {
         }
         for (i, k) in k_before.iter().enumerate() {
             // SAFETY: as above.
-            let row = unsafe { self.state.get((self.at)(i) + cols.start..(self.at)(i) + cols.end) };
+            let row = unsafe { self.state.get(at(i)..at(i) + cols.len()) };
             for (v, s) in row.chunks_mut(8).enumerate().take(V) {
                 store(isa, isa.fma(isa.splat(*k), d[v], load(isa, s)), s);
             }

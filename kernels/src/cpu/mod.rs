@@ -31,6 +31,7 @@ use crate::backend::{
 use crate::composed;
 use crate::quant::Format;
 use crate::simd::SimdLevel;
+use kda::Advance;
 use memory::{Buffer, BufferPool};
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -197,6 +198,10 @@ impl Backend for Cpu {
         cache.import(rows);
     }
 
+    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
+        cache.truncate(len);
+    }
+
     fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
         (routed.experts().to_vec(), routed.weights().to_vec())
     }
@@ -289,7 +294,15 @@ impl Backend for Cpu {
     }
 
     fn delta_rule(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
-        kda::delta_rule(self, spans, &x)
+        kda::delta_rule(self, spans, &x, Advance::All)
+    }
+
+    fn advance_conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) {
+        elementwise::advance_conv(spans, x, taps);
+    }
+
+    fn delta_rule_draft(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
+        kda::delta_rule(self, spans, &x, Advance::First)
     }
 
     fn delta_attention(

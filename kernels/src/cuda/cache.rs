@@ -178,6 +178,17 @@ impl Cache {
         self.header.as_mut().expect("a prepared cache").len = self.len;
     }
 
+    /// Drops the rows after the first `len`; the next use uploads the length. Kernels that still run keep their segments,
+    /// because freed memory is reused in the order of the stream.
+    pub(super) fn truncate(&mut self, len: usize) {
+        assert!(len <= self.len, "{len} rows of a cache of {}", self.len);
+        self.segments.truncate(len.div_ceil(SEGMENT));
+        self.len = len;
+        if let Some(header) = &mut self.header {
+            header.written = header.written.min(self.segments.len());
+        }
+    }
+
     /// Appends rows to `out` in the CPU's layout.
     pub(super) fn export(&self, rows: Range<usize>, out: &mut Vec<u8>) {
         assert!(rows.end <= self.len, "rows {rows:?} of a cache of {}", self.len);

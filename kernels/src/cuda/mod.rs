@@ -296,6 +296,10 @@ impl Backend for Cuda {
         cache.import(rows);
     }
 
+    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
+        cache.truncate(len);
+    }
+
     fn routed(&self, routed: &Routed) -> (Vec<u32>, Vec<f32>) {
         let n = routed.rows * routed.top_k;
         let (mut chosen, mut weights) = (vec![0; n], vec![0.0; n]);
@@ -408,6 +412,14 @@ impl Backend for Cuda {
 
     fn delta_rule(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
         self.rule(spans, &x)
+    }
+
+    fn advance_conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) {
+        composed::advance_conv(self, spans, x, taps);
+    }
+
+    fn delta_rule_draft(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
+        composed::delta_rule_draft(self, spans, x)
     }
 
     fn append(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {

@@ -9,7 +9,8 @@ use super::weights::Loader;
 use super::{Backend, LayerProbe};
 use crate::gguf::Error;
 use kernels::backend::{DeltaProjections, DeltaState, DeltaWeights, Span};
-use kernels::composed;
+use kernels::composed::{self, DeltaDraft};
+use std::ops::Range;
 
 /// Epsilon of the l2 norm, as in flash-linear-attention.
 const L2_EPS: f32 = 1e-6;
@@ -37,6 +38,14 @@ pub struct Kda<B: Backend> {
 
 /// The recurrent state of a KDA layer.
 pub type KdaState<B> = DeltaState<<B as Backend>::Tensor>;
+
+/// The spans of a batch by the rows that their states advance past.
+pub struct KdaSpans<'a, B: Backend> {
+    /// Spans whose states advance past all rows.
+    pub whole: Vec<Span<'a, KdaState<B>>>,
+    /// Spans of a token and a draft, whose states wait for [`Kda::accept`].
+    pub drafts: Vec<Span<'a, KdaState<B>>>,
+}
 
 impl<B: Backend> Kda<B> {
     /// Loads the KDA weights of a layer.
@@ -78,24 +87,34 @@ impl<B: Backend> Kda<B> {
         }
     }
 
-    /// y = W_o (RMSNorm(o) * sigmoid(gate)). `[token, dim] -> [token, dim]`
+    /// y = W_o (RMSNorm(o) * sigmoid(gate)), and what drafts keep for [`Kda::accept`]. `[token, dim] -> [token, dim]`
     pub fn forward(
         &self,
         b: &B,
         x: &B::Tensor,
-        spans: &mut [Span<'_, KdaState<B>>],
+        spans: &mut KdaSpans<'_, B>,
         probe: &mut LayerProbe<'_, B>,
-    ) -> B::Tensor {
+    ) -> (B::Tensor, Option<DeltaDraft<B::Tensor>>) {
         let [q, k, v, f, gate, beta] =
             b.matmuls([&self.q, &self.k, &self.v, &self.decay_down, &self.gate_down, &self.beta], x);
         let [f, gate] = b.matmul_each([&self.decay_up, &self.gate_up], [&f, &gate]);
         let projections = DeltaProjections { q, k, v, f, beta, gate };
         let w = self.delta_weights();
-        let o = if probe.is_active() {
-            composed::delta_attention_with(b, spans, projections, &w, |g| probe.tensor("kda_g", g))
+        let KdaSpans { whole, drafts } = spans;
+        let (o, draft) = if !drafts.is_empty() {
+            let (o, draft) = composed::delta_attention_draft(b, whole, drafts, projections, &w);
+            (o, Some(draft))
+        } else if probe.is_active() {
+            let see_g = |g: &B::Tensor| probe.tensor("kda_g", g);
+            (composed::delta_attention_with(b, whole, projections, &w, see_g), None)
         } else {
-            b.delta_attention(spans, projections, &w)
+            (b.delta_attention(whole, projections, &w), None)
         };
-        b.matmul(&self.out, &o)
+        (b.matmul(&self.out, &o), draft)
+    }
+
+    /// Advances the state past `rows`: the accepted tokens of a draft, from its first row on.
+    pub fn accept(&self, b: &B, state: &mut KdaState<B>, draft: &DeltaDraft<B::Tensor>, rows: Range<usize>) {
+        composed::accept_delta_draft(b, state, draft, rows, self.delta_weights().taps);
     }
 }

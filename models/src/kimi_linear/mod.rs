@@ -8,6 +8,7 @@
 //! Next: [`kda`], [`mla`], [`ffn`], whose ops [`kernels::backend`] defines; then [`config`] and [`weights`] (loading).
 
 pub mod config;
+pub mod draft;
 pub mod ffn;
 pub mod kda;
 pub mod kv_split;
@@ -18,7 +19,7 @@ pub mod weights;
 use crate::gguf::{self, read::Gguf};
 use config::{Config, MixerKind};
 use ffn::{Ffn, Mlp, Moe};
-use kda::Kda;
+use kda::{Kda, KdaSpans};
 use kernels::backend::{Backend, CacheFormat, Span, StatePart};
 use mla::{Mla, MlaPath, MlaSpans};
 use state::{LayerState, State};
@@ -72,6 +73,9 @@ pub enum Outputs {
     Last,
     /// Every token, as perplexity needs it.
     All,
+    /// Every token, of which those after the first are a draft. The state does not advance before [`Model::accept`], and
+    /// the attention path is absorbed.
+    Draft,
 }
 
 /// Receives intermediate results, for tests and statistics. `()` is inactive.
@@ -154,12 +158,18 @@ impl<B: Backend> Model<B> {
         let eps = self.config.norm_eps;
         let rows = rows_of(batch);
         let ids: Vec<u32> = batch.iter().flat_map(|s| s.tokens).copied().collect();
+        draft::open(batch, &rows);
         let mut x = b.embed(&self.embed, &ids); // [token, dim]
         let mut h = b.rms_norm(&x, &self.layers[0].mixer_norm, eps);
         for (i, layer) in self.layers.iter().enumerate() {
             let y = match &layer.mixer {
                 Mixer::Kda(kda) => {
-                    kda.forward(b, &h, &mut kda_spans(batch, &rows, i), &mut LayerProbe(probe, i))
+                    let mut spans = kda_spans(batch, &rows, i);
+                    let (y, draft) = kda.forward(b, &h, &mut spans, &mut LayerProbe(probe, i));
+                    if let Some(draft) = draft {
+                        draft::keep(batch, draft);
+                    }
+                    y
                 }
                 Mixer::Mla(mla) => {
                     mla.forward(b, &h, &mut mla_spans(batch, &rows, i), &mut LayerProbe(probe, i))
@@ -181,7 +191,7 @@ impl<B: Backend> Model<B> {
                 return None;
             }
         }
-        for s in batch.iter_mut() {
+        for s in batch.iter_mut().filter(|s| s.outputs != Outputs::Draft) {
             s.state.position += s.tokens.len() as u64;
         }
         let wanted = outputs_of(batch, &rows);
@@ -259,7 +269,7 @@ fn outputs_of<B: Backend>(batch: &[Sequence<'_, B>], rows: &[Range<usize>]) -> V
         match s.outputs {
             Outputs::None => {}
             Outputs::Last => wanted.extend(rows.clone().last()),
-            Outputs::All => wanted.extend(rows.clone()),
+            Outputs::All | Outputs::Draft => wanted.extend(rows.clone()),
         }
     }
     wanted
@@ -269,12 +279,16 @@ fn kda_spans<'a, B: Backend>(
     batch: &'a mut [Sequence<'_, B>],
     rows: &[Range<usize>],
     layer: usize,
-) -> Vec<Span<'a, kda::KdaState<B>>> {
-    let span = |(s, rows): (&'a mut Sequence<'_, B>, &Range<usize>)| match &mut s.state.layers[layer] {
-        LayerState::Kda(state) => Span { rows: rows.clone(), state },
-        LayerState::Mla(_) => panic!("layer {layer} of the state is MLA, of the model KDA"),
-    };
-    batch.iter_mut().zip(rows).map(span).collect()
+) -> KdaSpans<'a, B> {
+    let mut spans = KdaSpans { whole: Vec::new(), drafts: Vec::new() };
+    for (s, rows) in batch.iter_mut().zip(rows) {
+        let LayerState::Kda(state) = &mut s.state.layers[layer] else {
+            panic!("layer {layer} of the state is MLA, of the model KDA")
+        };
+        let kind = if s.outputs == Outputs::Draft { &mut spans.drafts } else { &mut spans.whole };
+        kind.push(Span { rows: rows.clone(), state });
+    }
+    spans
 }
 
 fn mla_spans<'a, B: Backend>(

@@ -6,7 +6,9 @@
 use super::config::{Config, MixerKind};
 use super::kda::KdaState;
 use kernels::backend::{Backend, CacheFormat, DeltaState};
+use kernels::composed::DeltaDraft;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// The state of one sequence.
 pub struct State<B: Backend> {
@@ -14,6 +16,8 @@ pub struct State<B: Backend> {
     pub position: u64,
     /// State of each layer, in the order of the model.
     pub layers: Vec<LayerState<B>>,
+    /// The draft that [`Model::accept`](super::Model::accept) completes.
+    pub(super) draft: Option<Draft<B>>,
 }
 
 /// The state of one layer.
@@ -22,6 +26,14 @@ pub enum LayerState<B: Backend> {
     Kda(KdaState<B>),
     /// KV cache of rows [c_s | k_pe_s], one per token.
     Mla(B::Cache),
+}
+
+/// A draft whose logits are computed, and past which the state has not advanced yet.
+pub(super) struct Draft<B: Backend> {
+    /// Its rows in the batch: a token and those drafted after it.
+    pub rows: Range<usize>,
+    /// Inputs of the recurrence of each KDA layer, for the whole batch.
+    pub kda: Vec<Arc<DeltaDraft<B::Tensor>>>,
 }
 
 impl<B: Backend> State<B> {
@@ -35,12 +47,13 @@ impl<B: Backend> State<B> {
             }),
             MixerKind::Mla => LayerState::Mla(b.cache(cache, c.mla.latent_dim + c.mla.pe_dim)),
         };
-        State { position: 0, layers: c.layers.iter().map(layer).collect() }
+        State { position: 0, layers: c.layers.iter().map(layer).collect(), draft: None }
     }
 
     /// Copies the state: the KDA part is copied on the device (40 MiB for the published model), the rows are shared until
     /// one of the two appends.
     pub fn copy(&self, b: &B) -> Self {
+        assert!(self.draft.is_none(), "a copy of a state whose draft is not accepted");
         let layer = |layer: &LayerState<B>| match layer {
             LayerState::Kda(kda) => LayerState::Kda(DeltaState {
                 s: b.copy(&kda.s),
@@ -48,7 +61,7 @@ impl<B: Backend> State<B> {
             }),
             LayerState::Mla(cache) => LayerState::Mla(cache.clone()),
         };
-        State { position: self.position, layers: self.layers.iter().map(layer).collect() }
+        State { position: self.position, layers: self.layers.iter().map(layer).collect(), draft: None }
     }
 
     /// Stored bytes of one token's rows in all layers.
@@ -75,6 +88,7 @@ impl<B: Backend> State<B> {
 
     /// Appends S and the tails of all KDA layers to `out`, as little-endian f32.
     pub fn export_recurrent(&self, b: &B, out: &mut Vec<u8>) {
+        assert!(self.draft.is_none(), "an export of a state whose draft is not accepted");
         for kda in self.layers.iter().filter_map(LayerState::kda) {
             for x in std::iter::once(&kda.s).chain(&kda.conv) {
                 out.extend(b.read(x).iter().flat_map(|x| x.to_le_bytes()));

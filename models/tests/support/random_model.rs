@@ -257,10 +257,10 @@ impl Stored {
 
 /// A model in memory and how to run it.
 pub struct RandomModel {
-    file: Gguf,
+    pub file: Gguf,
     /// Weights and cache are F32, so that the backends differ by rounding alone.
     exact: bool,
-    cache: CacheFormat,
+    pub cache: CacheFormat,
     prompt: usize,
     materialized: bool,
     /// Some values are NaN or infinite: the model must run, but its logits are not compared.

@@ -151,6 +151,9 @@ impl Backend for Rounded {
     fn cache_len(&self, cache: &Cache) -> usize {
         Reference.cache_len(cache)
     }
+    fn cache_truncate(&self, cache: &mut Cache, len: usize) {
+        Reference.cache_truncate(cache, len);
+    }
     fn cache_read(&self, cache: &Cache, range: Range<usize>) -> Vec<f32> {
         Reference.cache_read(cache, range)
     }
@@ -209,6 +212,12 @@ impl Backend for Rounded {
     }
     fn delta_rule(&self, spans: &mut [Span<'_, Matrix>], x: DeltaRule<'_, Matrix>) -> Matrix {
         Reference.delta_rule(spans, x)
+    }
+    fn advance_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &QuantTensor) {
+        composed::advance_conv(self, spans, x, taps);
+    }
+    fn delta_rule_draft(&self, spans: &mut [Span<'_, Matrix>], x: DeltaRule<'_, Matrix>) -> Matrix {
+        composed::delta_rule_draft(self, spans, x)
     }
     fn append(&self, spans: &mut [Span<'_, Cache>], x: &Matrix) {
         Reference.append(spans, x)
