@@ -4,7 +4,7 @@
 use crate::io::units::parse_size;
 use crate::prefix_cache::options::StoreOptions;
 use crate::prefix_cache::state_dtype::StateType;
-use crate::runtime::options::{DeviceChoice, DeviceOptions, LoadOptions};
+use crate::runtime::options::{DeviceChoice, DeviceOptions, Drafting, LoadOptions, MAX_DRAFT};
 use clap::builder::RangedU64ValueParser;
 use kernels::backend::CacheFormat;
 use std::path::PathBuf;
@@ -30,6 +30,9 @@ pub struct EngineArgs {
     /// Data type of the KV cache
     #[arg(long, visible_alias = "kv-type", value_enum, default_value_t = CacheType::F16)]
     pub cache_type: CacheType,
+    /// Draft tokens from the context, which speeds up copied text and changes no reply: auto, off or N tokens (1 to 15)
+    #[arg(long, value_name = "auto|off|N", default_value = "auto", value_parser = drafting)]
+    pub draft: Drafting,
     /// Chat template to use instead of the model file's: a file, or `builtin`
     #[arg(long, visible_alias = "chat-template-file", value_name = "FILE|builtin")]
     pub chat_template: Option<PathBuf>,
@@ -55,7 +58,20 @@ impl EngineArgs {
             device: self.device.options(),
             store: self.store.options(),
             max_state_bytes: None,
+            draft: self.draft,
         }
+    }
+}
+
+/// Parses the value of `--draft`.
+fn drafting(value: &str) -> Result<Drafting, String> {
+    match value {
+        "auto" => Ok(Drafting::Auto),
+        "off" | "0" => Ok(Drafting::Off),
+        _ => match value.parse() {
+            Ok(n) if (1..=MAX_DRAFT).contains(&n) => Ok(Drafting::Tokens(n)),
+            _ => Err(format!("expected auto, off or 1 to {MAX_DRAFT} tokens")),
+        },
     }
 }
 

@@ -4,6 +4,7 @@ use super::chat_model::{ChatModel, ModelEvent, ModelInfo, PromptMessage, ReplyOu
 use crate::generation::conversation::Conversation;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::detokenizer::Detokenizer;
+use crate::generation::draft::DraftCounts;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::generate::{FinishReason, Request, generate};
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser, join_reasoning};
@@ -193,6 +194,7 @@ fn stopped_at_start(found: Prefill, prefill_time: Duration) -> Stats {
         prefill_time,
         generated: 0,
         decode_time: Duration::ZERO,
+        draft: DraftCounts::default(),
         expert_cache: None,
         ended: FinishReason::Cancelled,
     }

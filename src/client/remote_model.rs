@@ -2,6 +2,7 @@
 
 use super::chat_model::{ChatModel, ModelEvent, ModelInfo, PromptMessage, ReplyOutcome, ReplyRequest};
 use super::endpoint::{Endpoint, EndpointArgs, ReplySummary};
+use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
@@ -95,5 +96,13 @@ fn stats(summary: &ReplySummary, start: Instant, first: Option<Instant>, tokens:
     };
     let (prefill_time, decode_time) = (first.duration_since(start), first.elapsed());
     let generated = summary.completion.max(tokens);
-    Stats { prefill, prefill_time, generated, decode_time, expert_cache: None, ended }
+    Stats {
+        prefill,
+        prefill_time,
+        generated,
+        decode_time,
+        draft: DraftCounts::default(),
+        expert_cache: None,
+        ended,
+    }
 }

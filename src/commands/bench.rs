@@ -1,7 +1,8 @@
 //! `kimi bench`: prefill and decode throughput at given depths, and the memory read bandwidth of the machine.
 //!
 //! Depth is simulated by filling the KV cache with random rows, because the time of a step depends on their number
-//! only. Each repetition runs all cases, so that a slow phase of the machine affects all of them.
+//! only. Each repetition runs all cases, so that a slow phase of the machine affects all of them. With `--draft N`, a third
+//! case decodes in steps of a token and a draft of N that is accepted.
 
 use crate::args::EngineArgs;
 use crate::commands::profiler::{self, Profiled};
@@ -15,6 +16,7 @@ use crate::runtime::attention_path::MATERIALIZE_AFTER;
 use crate::runtime::device::{self, Chosen};
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::Logits;
+use crate::runtime::options::Drafting;
 use anyhow::{Result, ensure};
 use kernels::backend::{Backend, CacheFormat, ExpertCacheStats, Span};
 use kernels::cpu::Cpu;
@@ -75,12 +77,14 @@ struct BenchReport {
     cases: Vec<Case>,
 }
 
-/// A prefill or decode at one depth.
+/// A prefill, a decode or a drafted decode at one depth.
 #[derive(Debug, Serialize)]
 struct Case {
     test: &'static str,
     tokens: usize,
     depth: usize,
+    /// Drafted tokens in each step, all of which are accepted.
+    draft: usize,
     tokens_per_s: f64,
     min: f64,
     max: f64,
@@ -185,10 +189,11 @@ fn profile(args: &BenchArgs) -> Result<()> {
 }
 
 fn cases(args: &BenchArgs) -> Vec<Case> {
-    let case = |test, tokens, depth| Case {
+    let case = |test, tokens, depth, draft| Case {
         test,
         tokens,
         depth,
+        draft,
         tokens_per_s: 0.0,
         min: 0.0,
         max: 0.0,
@@ -196,8 +201,13 @@ fn cases(args: &BenchArgs) -> Vec<Case> {
         share: None,
         rates: Vec::new(),
     };
-    let both = |&d: &usize| [case("prefill", args.prefill, d), case("decode", args.decode, d)];
-    args.depth.iter().flat_map(both).filter(|c| c.tokens > 0).collect()
+    let draft = if let Drafting::Tokens(n) = args.engine.draft { n } else { 0 };
+    let of = |&d: &usize| {
+        let drafted = if draft > 0 { args.decode } else { 0 };
+        let (prefill, decode) = (case("prefill", args.prefill, d, 0), case("decode", args.decode, d, 0));
+        [prefill, decode, case("draft", drafted, d, draft)]
+    };
+    args.depth.iter().flat_map(of).filter(|c| c.tokens > 0).collect()
 }
 
 fn print(report: &BenchReport, json: bool) -> Result<()> {
@@ -238,19 +248,24 @@ fn print(report: &BenchReport, json: bool) -> Result<()> {
 fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
     let mut rng = Pcg64Mcg::new(42);
     // A reply is decoded token by token; the prompt is prefilled as one long message.
-    let decodes = case.test == "decode";
+    let decodes = case.test != "prefill";
     let before = if decodes { UNTIMED } else { 0 };
     let mut state = at_depth(engine, case.depth.saturating_sub(before), &mut rng);
     let vocab = engine.model.config.vocab as u32;
     let tokens: Vec<u32> = (0..case.tokens).map(|_| rng.next_u32() % vocab).collect();
     let step = |tokens: &[u32], state: &mut State<B>, path| {
-        let mut batch = [Sequence { tokens, state, outputs: Outputs::Last, mla_path: path }];
+        let drafts = decodes && tokens.len() > 1;
+        let (outputs, rows) = if drafts { (Outputs::Draft, tokens.len()) } else { (Outputs::Last, 1) };
+        let mut batch = [Sequence { tokens, state: &mut *state, outputs, mla_path: path }];
         let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
-        let scores = logits.map(|logits| Logits::new(engine, logits, 1));
+        let scores = logits.map(|logits| Logits::new(engine, logits, rows));
         // Greedy sampling is part of the measurement, but the tokens of the next step are fixed.
         for row in scores.iter().flat_map(Logits::rows) {
             let best = row.top_k(1).map(|best| best.top.first().map_or(0, |(_, token)| *token));
             std::hint::black_box(best.unwrap_or_else(|| argmax(row.values())));
+        }
+        if drafts {
+            engine.model.accept(&engine.backend, state, tokens.len());
         }
     };
     (0..before).for_each(|_| step(&tokens[..1], &mut state, MlaPath::Absorbed));
@@ -262,7 +277,7 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
         let short =
             (MATERIALIZE_AFTER as u64).saturating_sub(state.position).try_into().unwrap_or(usize::MAX);
         let most = match path {
-            _ if decodes => 1,
+            _ if decodes => 1 + case.draft,
             MlaPath::Absorbed => engine.max_step_tokens(path).min(short),
             MlaPath::Materialized => engine.max_step_tokens(path),
         };

@@ -136,6 +136,11 @@ impl<'e> Decoder<'e> {
         }
     }
 
+    /// The number of tokens that the reply may still have.
+    pub fn remaining(&self) -> usize {
+        self.limit.saturating_sub(self.total())
+    }
+
     /// The number of tokens generated so far.
     pub fn generated(&self) -> usize {
         self.tokens.len()

@@ -1,6 +1,7 @@
 //! The events of one reply. The decode loop of a session ([`super::generate`]) and the scheduler report the same ones.
 
 use crate::generation::decoder::FinishReason;
+use crate::generation::draft::DraftCounts;
 use crate::generation::logprobs::Logprobs;
 use crate::io::units::grouped;
 use crate::prefix_cache::PrefixSource;
@@ -41,6 +42,8 @@ pub struct Stats {
     pub generated: usize,
     /// The time from the first generated token to the last.
     pub decode_time: Duration,
+    /// Drafted tokens, and those of them that became part of the reply.
+    pub draft: DraftCounts,
     /// Hits and lookups of the GPU expert cache.
     pub expert_cache: Option<ExpertCacheStats>,
     pub ended: FinishReason,
@@ -61,6 +64,10 @@ impl Stats {
             prefill_time: self.prefill_time + next.prefill_time,
             generated: self.generated + next.generated,
             decode_time: self.decode_time + next.decode_time,
+            draft: DraftCounts {
+                drafted: self.draft.drafted + next.draft.drafted,
+                accepted: self.draft.accepted + next.draft.accepted,
+            },
             expert_cache,
             ended: next.ended,
         }
@@ -84,8 +91,14 @@ impl Stats {
         let expert_cache = self
             .expert_cache
             .map_or(String::new(), |expert_cache| format!("; {}", expert_cache_line(expert_cache)));
+        let DraftCounts { drafted, accepted } = self.draft;
+        let draft = if drafted > 0 {
+            format!("; {accepted} of {drafted} drafted tokens accepted")
+        } else {
+            String::new()
+        };
         format!(
-            "prompt: {} in {:.1} s; reply: {} tokens, {:.1} tok/s{ended}{expert_cache}",
+            "prompt: {} in {:.1} s; reply: {} tokens, {:.1} tok/s{ended}{draft}{expert_cache}",
             self.prefill.describe(),
             self.prefill_time.as_secs_f64(),
             self.generated,

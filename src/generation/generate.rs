@@ -1,10 +1,12 @@
 //! Generates a reply on one session: prefills the prompt, then decodes token by token and streams the text. Next:
-//! [`crate::runtime::session`] (runs the model), then [`super::decoder`] (samples, and decides when the reply ends).
+//! [`crate::runtime::session`] (runs the model), [`super::decoder`] (samples, and decides when the reply ends), then
+//! [`super::draft`] (guesses the next tokens).
 
 pub use crate::generation::decoder::FinishReason;
 pub use crate::generation::event::{EngineEvent, Stats};
 
 use crate::generation::decoder::{Choice, Decoder, GenerationParams};
+use crate::generation::draft::Drafter;
 use crate::generation::sample::Sampling;
 use crate::runtime::handle::SessionHandle;
 use crate::runtime::session::{Error, Prefill, Session};
@@ -52,8 +54,12 @@ pub fn generate_on<B: Backend>(
     let prefill = Prefill { reused, source, ..session.prefill(request.prompt, &mut progress)? };
     let prefill_time = start.elapsed();
     let start = Instant::now();
-    let (generated, ended) =
-        if prefill.stopped { (0, FinishReason::Cancelled) } else { reply(session, request, on)? };
+    let mut drafter = Drafter::new(session.engine(), request.prompt);
+    let (generated, ended) = if prefill.stopped {
+        (0, FinishReason::Cancelled)
+    } else {
+        reply(session, request, &mut drafter, on)?
+    };
     let decode_time = start.elapsed();
     if let FinishReason::NotFinite(position) = ended {
         return Err(Error::NotFinite { position });
@@ -61,7 +67,8 @@ pub fn generate_on<B: Backend>(
     session.snapshot();
     let expert_cache = session.engine().backend.expert_cache_stats();
     let expert_cache = expert_cache.map(|now| now - before).filter(|expert_cache| expert_cache.lookups > 0);
-    let stats = Stats { prefill, prefill_time, generated, decode_time, expert_cache, ended };
+    let draft = drafter.counts;
+    let stats = Stats { prefill, prefill_time, generated, decode_time, draft, expert_cache, ended };
     let _ = on(EngineEvent::Finished(stats.clone())); // nothing is left to stop
     Ok(stats)
 }
@@ -69,18 +76,32 @@ pub fn generate_on<B: Backend>(
 fn reply<B: Backend>(
     session: &mut Session<'_, B>,
     request: Request<'_>,
+    drafter: &mut Drafter,
     on: &mut dyn FnMut(EngineEvent) -> ControlFlow<()>,
 ) -> Result<(usize, FinishReason), Error> {
     let mut reply = Decoder::new(session.engine(), request.prompt.into(), request.params);
+    let mut step: Option<(usize, Instant)> = None;
     loop {
         let Choice { token, text, ended } = reply.next_token(&session.logits_row().ok_or(Error::Empty)?);
+        if let Some((tokens, start)) = step.take() {
+            drafter.record(tokens, start.elapsed()); // a device finishes the step when a token is sampled
+        }
         let mut flow = ControlFlow::Continue(());
         if token.is_some() || !text.is_empty() {
             flow = on(EngineEvent::Token { token, text, logprobs: None });
         }
         match (token, ended) {
             (_, Some(ended)) => return Ok((reply.generated(), ended)),
-            (Some(token), None) if flow.is_continue() => session.decode(token)?,
+            (Some(token), None) if flow.is_continue() => {
+                drafter.push(token);
+                drafter.count_accepted(session.has_drafted(token));
+                let most = reply.remaining().saturating_sub(1); // no logits are computed after the last token
+                session.decode_with(token, || {
+                    let draft = drafter.draft(most, 0);
+                    step = Some((1 + draft.len(), Instant::now()));
+                    draft
+                })?;
+            }
             _ => break,
         }
     }

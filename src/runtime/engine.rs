@@ -5,7 +5,7 @@ use super::attention_path::{self, MATERIALIZED_BATCH_FACTOR, MessageBoundaries};
 use super::builtin_model;
 use super::chat_template;
 use super::errors::Error;
-use super::options::LoadOptions;
+use super::options::{Drafting, LoadOptions};
 use super::sampling_options::SamplingOptions;
 use crate::io::host_memory;
 use crate::io::log::Log;
@@ -59,6 +59,8 @@ pub struct EngineBase {
     pub cache: CacheFormat,
     /// Maximum bytes of the states of all sequences on a GPU; `None` on the CPU.
     pub max_state_bytes: Option<u64>,
+    /// Whether tokens of replies are drafted.
+    pub draft: Drafting,
     /// The sampling defaults in the model file.
     pub sampling: SamplingOptions,
     pub file: Gguf,
@@ -136,6 +138,7 @@ impl<B: Backend> Engine<B> {
             batch,
             cache,
             max_state_bytes,
+            draft: args.draft,
             sampling,
             file,
             log,

@@ -137,7 +137,7 @@ impl SessionHandle<'_> {
         on_backend!(self, SessionHandle, session => session.question_at(length));
     }
 
-    pub fn snapshot_to_disk(&self) {
+    pub fn snapshot_to_disk(&mut self) {
         on_backend!(self, SessionHandle, session => session.snapshot_to_disk());
     }
 

@@ -28,6 +28,22 @@ pub struct LoadOptions {
     pub store: StoreOptions,
     /// Maximum bytes of the states of all sequences on a GPU, set by the placement.
     pub max_state_bytes: Option<u64>,
+    /// Whether steps of a reply also compute drafted tokens.
+    pub draft: Drafting,
+}
+
+/// Tokens of the longest draft.
+pub const MAX_DRAFT: usize = 15;
+
+/// Whether and how many tokens that are likely to follow are drafted in a step of a reply. Replies do not depend on it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drafting {
+    /// As many as the expected gain suggests.
+    #[default]
+    Auto,
+    Off,
+    /// This many after every match, at most [`MAX_DRAFT`].
+    Tokens(usize),
 }
 
 impl Default for LoadOptions {
@@ -44,6 +60,7 @@ impl Default for LoadOptions {
             device: DeviceOptions::default(),
             store: StoreOptions::in_memory(),
             max_state_bytes: None,
+            draft: Drafting::Auto,
         }
     }
 }

@@ -130,6 +130,13 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
         self.len == self.snapshot_at
     }
 
+    /// Advances the state past the first `tokens` of a step with [`Outputs::Draft`].
+    pub fn accept(&mut self, tokens: usize) {
+        let Engine { backend, model, .. } = self.engine;
+        model.accept(backend, self.state.as_mut().expect("a step with a draft"), tokens);
+        self.len += tokens;
+    }
+
     /// Records that these of all tokens were decoded one by one.
     pub fn decoded(&mut self, all: &[u32], tokens: Range<usize>) {
         self.noncanonical |= self.engine.is_noncanonical(all, tokens);

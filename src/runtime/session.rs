@@ -1,5 +1,6 @@
 //! A session: the tokens of one sequence and the model's state after them. Prefills only the tokens after the longest
-//! cached prefix ([`super::prefill`] has the rules), and decodes token by token.
+//! cached prefix ([`super::prefill`] has the rules), and decodes token by token. A step may compute the logits after
+//! drafted tokens too; decoding one of those then costs nothing.
 //!
 //! It handles token ids, not text. Next: [`super::prefill`], [`models::kimi_linear`] (the forward pass), [`super::logits`].
 
@@ -9,7 +10,7 @@ use crate::prefix_cache::PrefixSource;
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
-use kernels::backend::Backend;
+use kernels::backend::{Backend, MAX_DRAFT_ROWS};
 use models::kimi_linear::Outputs;
 use models::kimi_linear::mla::MlaPath;
 use std::ops::ControlFlow;
@@ -19,8 +20,13 @@ pub struct Session<'e, B: Backend> {
     engine: &'e Engine<B>,
     driver: PrefillDriver<'e, B>,
     tokens: Vec<u32>,
-    /// The logits after the last token; `None` for an empty sequence and after an interrupted prefill.
+    /// The logits of the last step, a row for its last token and for each of `draft`; `None` for an empty sequence and
+    /// after an interrupted prefill.
     logits: Option<Logits<'e, B>>,
+    /// The drafted tokens of the last step, until the state has advanced past those that were decoded.
+    draft: Vec<u32>,
+    /// The row of the logits after the last token.
+    row: usize,
     /// Lengths of the next prompt at which to take snapshots.
     snapshot_lengths: Vec<usize>,
     /// The start of the question about a document in the next prompt.
@@ -46,6 +52,8 @@ impl<'e, B: Backend> Session<'e, B> {
             driver: PrefillDriver::new(engine, Namespace::SHARED),
             tokens: Vec::new(),
             logits: None,
+            draft: Vec::new(),
+            row: 0,
             snapshot_lengths: Vec::new(),
             question: None,
         }
@@ -63,7 +71,7 @@ impl<'e, B: Backend> Session<'e, B> {
 
     /// The row of logits after the last token; `None` for an empty sequence.
     pub fn logits_row(&self) -> Option<LogitsRow<'_, 'e, B>> {
-        self.logits.as_ref()?.rows().next()
+        self.logits.as_ref()?.rows().nth(self.row)
     }
 
     /// The logits after the last token in host memory; empty for an empty sequence.
@@ -85,12 +93,14 @@ impl<'e, B: Backend> Session<'e, B> {
     }
 
     /// Adds a snapshot of the sequence to the prefix cache; also on disk if it saves enough prefill.
-    pub fn snapshot(&self) {
+    pub fn snapshot(&mut self) {
+        self.accept_draft();
         self.driver.insert(&self.tokens, self.logits_row().as_ref(), false);
     }
 
     /// Adds a snapshot of the sequence to the prefix cache in memory and on disk, before a long pause.
-    pub fn snapshot_to_disk(&self) {
+    pub fn snapshot_to_disk(&mut self) {
+        self.accept_draft();
         self.driver.insert(&self.tokens, self.logits_row().as_ref(), true);
     }
 
@@ -123,6 +133,7 @@ impl<'e, B: Backend> Session<'e, B> {
     /// Restores the longest cached prefix of `prompt` without computing anything.
     pub fn restore_prefix(&mut self, prompt: &[u32]) -> Result<Prefill, Error> {
         self.check(prompt)?;
+        self.accept_draft();
         let own = self.tokens.len();
         let usable = prompt.starts_with(&self.tokens) && (own < prompt.len() || self.logits.is_some());
         let mut source = (usable && own > 0).then_some(PrefixSource::Live);
@@ -134,19 +145,62 @@ impl<'e, B: Backend> Session<'e, B> {
         }
         if let Some((from, logits)) = found {
             source = Some(from);
-            self.logits = (!logits.is_empty()).then(|| Logits::from_values(self.engine, logits));
+            (self.logits, self.row) =
+                ((!logits.is_empty()).then(|| Logits::from_values(self.engine, logits)), 0);
         }
         Ok(Prefill { reused: self.tokens.len(), source, computed: 0, stopped: false })
     }
 
     /// Decodes one token: appends it and computes the logits after it.
     pub fn decode(&mut self, token: u32) -> Result<(), Error> {
-        self.engine.check_ids(self.tokens.len(), &[token])?;
-        self.engine.check_length(self.tokens.len() + 1)?;
-        self.process(&[token], MlaPath::Absorbed, true);
+        self.decode_with(token, Vec::new)
+    }
+
+    /// [`Session::decode`]. If that takes a step, the step also computes the logits after the tokens of `draft`, which
+    /// are likely to follow. The results are those of `decode` to the bit (CPU), whether they follow or not.
+    pub fn decode_with(&mut self, token: u32, draft: impl FnOnce() -> Vec<u32>) -> Result<(), Error> {
         let len = self.tokens.len();
-        self.driver.decoded(&self.tokens, len - 1..len);
+        self.engine.check_ids(len, &[token])?;
+        self.engine.check_length(len + 1)?;
+        if self.has_drafted(token) {
+            self.row += 1;
+            self.tokens.push(token);
+        } else {
+            self.accept_draft();
+            self.step(token, draft());
+        }
+        self.driver.decoded(&self.tokens, len..len + 1);
         Ok(())
+    }
+
+    /// Returns whether decoding this token takes no step, because the last one had it as draft.
+    pub fn has_drafted(&self, token: u32) -> bool {
+        self.draft.get(self.row) == Some(&token)
+    }
+
+    /// Computes the logits after a token and after each token of a draft, as far as the context allows.
+    fn step(&mut self, token: u32, mut draft: Vec<u32>) {
+        let most = self.engine.context.saturating_sub(self.tokens.len() as u64 + 1);
+        draft.truncate(usize::try_from(most).unwrap_or(usize::MAX).min(MAX_DRAFT_ROWS - 1));
+        if draft.is_empty() {
+            self.process(&[token], MlaPath::Absorbed, true);
+            return;
+        }
+        let Engine { backend, model, .. } = self.engine;
+        let tokens = [&[token], &draft[..]].concat();
+        let mut batch = [self.driver.sequence(&tokens, MlaPath::Absorbed, Outputs::Draft)];
+        let logits = model.forward(backend, &mut batch, &mut ());
+        self.logits = logits.map(|logits| Logits::new(self.engine, logits, tokens.len()));
+        self.tokens.push(token);
+        (self.draft, self.row) = (draft, 0);
+    }
+
+    /// Advances the state past the decoded tokens of the last draft.
+    fn accept_draft(&mut self) {
+        if !self.draft.is_empty() {
+            self.driver.accept(1 + self.row);
+            self.draft.clear();
+        }
     }
 
     /// Computes the state after more tokens. Returns whether a snapshot is due.
@@ -156,7 +210,7 @@ impl<'e, B: Backend> Session<'e, B> {
         let mut batch = [self.driver.sequence(tokens, path, outputs)];
         let logits = model.forward(backend, &mut batch, &mut ());
         self.tokens.extend_from_slice(tokens);
-        self.logits = logits.map(|logits| Logits::new(self.engine, logits, 1));
+        (self.logits, self.row) = (logits.map(|logits| Logits::new(self.engine, logits, 1)), 0);
         self.driver.advance(tokens.len())
     }
 

@@ -17,6 +17,7 @@ mod slot;
 mod tests;
 
 use crate::generation::decoder::{FinishReason, GenerationParams};
+use crate::generation::draft::DraftCounts;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::{Engine, EngineBase};
@@ -72,6 +73,7 @@ impl SequenceRequest {
             prefill_time: Duration::ZERO,
             generated: 0,
             decode_time: Duration::ZERO,
+            draft: DraftCounts::default(),
             expert_cache: None,
             ended: FinishReason::Cancelled,
         }));
@@ -344,25 +346,45 @@ impl<'e, B: Backend> Scheduler<'e, B> {
         self.finish_where(Slot::has_ended);
         let wants: Vec<usize> = self.slots.iter().map(Slot::batchable_tokens).collect();
         let replies = self.slots.iter().filter(|s| s.is_decoding() && !s.is_parked()).count();
-        let shares = allocate_tokens(&wants, self.prefill_rate.budget(replies));
+        let budget = self.prefill_rate.budget(replies);
+        let shares = allocate_tokens(&wants, budget);
         let all: usize = shares.iter().sum();
         if all == 0 {
             return self.exclusive.is_none() && self.wait_for_mask();
         }
+        let drafted = self.draft(&shares, budget.saturating_sub(all));
         let start = Instant::now();
         let logits = self.forward(&shares);
-        self.count(all);
+        self.count(all + drafted);
         let mut rows = logits.iter().flat_map(Logits::rows);
-        for (slot, tokens) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| *tokens > 0) {
-            slot.advance(tokens, &mut rows);
+        for (slot, tokens) in self.slots.iter_mut().zip(&shares).filter(|(_, tokens)| **tokens > 0) {
+            slot.advance(*tokens, &mut rows);
         }
         // The device finishes a step when tokens are sampled, not at the launch, and only after earlier work.
         if logits.is_some() && self.exclusive.is_none() {
-            self.prefill_rate.record(all - replies.min(all), start.elapsed());
+            if drafted == 0 {
+                self.prefill_rate.record(all - replies.min(all), start.elapsed());
+            }
+            if let ([slot], [1]) = (&mut self.slots[..], &shares[..]) {
+                slot.record_step(1 + drafted, start.elapsed());
+            }
         }
         self.last_step = Instant::now();
         self.finish_where(Slot::has_ended);
         true
+    }
+
+    /// Drafts tokens of the sequences that decode in this step, `left` at most: what prefill leaves of the budget. Returns
+    /// their number. Between the layers of a large chunk there are none.
+    fn draft(&mut self, shares: &[usize], left: usize) -> usize {
+        if self.exclusive.is_some() {
+            return 0;
+        }
+        let (mut drafted, others) = (0, shares.iter().sum::<usize>().saturating_sub(1));
+        for (slot, _) in self.slots.iter_mut().zip(shares).filter(|(_, tokens)| **tokens == 1) {
+            drafted += slot.draft(left - drafted, others + drafted);
+        }
+        drafted
     }
 
     /// Waits up to [`MASK_WAIT`] for the mask of a parked sequence. Returns false if none is parked.
@@ -383,7 +405,12 @@ impl<'e, B: Backend> Scheduler<'e, B> {
         let sequences = moving.map(|(slot, tokens)| slot.sequence(*tokens));
         let mut sequences: Vec<Sequence<'_, B>> = sequences.collect();
         let Engine { backend, model, .. } = self.engine;
-        let rows = sequences.iter().filter(|s| s.outputs == Outputs::Last).count();
+        let rows = |s: &Sequence<'_, B>| match s.outputs {
+            Outputs::None => 0,
+            Outputs::Last => 1,
+            Outputs::All | Outputs::Draft => s.tokens.len(),
+        };
+        let rows = sequences.iter().map(rows).sum();
         let logits = model.forward(backend, &mut sequences, &mut ());
         logits.map(|logits| Logits::new(self.engine, logits, rows))
     }

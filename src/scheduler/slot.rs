@@ -2,6 +2,7 @@
 
 use super::{Client, ExclusivePrefill, SequenceRequest};
 use crate::generation::decoder::{Decoder, FinishReason};
+use crate::generation::draft::Drafter;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::logprobs::Logprobs;
 use crate::prefix_cache::PrefixSource;
@@ -16,6 +17,9 @@ use std::time::{Duration, Instant};
 
 /// Prefilled tokens that justify a snapshot when a request is cancelled.
 const MIN_SNAPSHOT_TOKENS: usize = 256;
+
+/// Time that a step waits for the grammar masks of the tokens of a draft; the rest of the draft is dropped after that.
+const DRAFT_MASK_WAIT: Duration = Duration::from_millis(5);
 
 /// The resource that prevents admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +39,9 @@ pub struct Slot<'e, B: Backend> {
     /// The state of prompt and reply; freed after preemption if memory is short.
     driver: PrefillDriver<'e, B>,
     reply: Decoder<'e>,
+    drafter: Drafter,
+    /// The last sampled token and the draft of the next step; empty without a draft.
+    drafted: Vec<u32>,
     /// Tokens processed since the last admission, and those of them that were sampled.
     processed: (usize, usize),
     /// Tokens whose state was freed and not restored: they are computed again.
@@ -65,6 +72,8 @@ impl<'e, B: Backend> Slot<'e, B> {
             admitted: Instant::now(),
             engine,
             driver,
+            drafter: Drafter::new(engine, &request.prompt),
+            drafted: Vec::new(),
             reply: Decoder::new(engine, request.prompt, request.params),
             processed: (0, 0),
             recomputed: 0,
@@ -112,7 +121,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         if self.driver.len() == self.reply.total() && self.parked.is_none() {
             self.report_progress();
             let logits = Logits::from_values(self.engine, logits);
-            logits.rows().for_each(|row| self.sample_or_park(&row));
+            logits.rows().for_each(|row| self.sample_or_park(&row, Duration::ZERO));
         }
         self.driver.plan(self.reply.prompt());
     }
@@ -221,6 +230,27 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.driver.len() >= self.reply.prompt().len()
     }
 
+    /// Drafts at most `most` tokens for the next step, in which other sequences have `others` tokens. Returns their
+    /// number.
+    pub fn draft(&mut self, most: usize, others: usize) -> usize {
+        let all = self.reply.total();
+        let at_last_token = self.driver.len() + 1 == all && all > self.reply.prompt().len();
+        if !at_last_token || self.ended.is_some() {
+            return 0;
+        }
+        let most = most.min(self.reply.remaining().saturating_sub(1));
+        let draft = self.drafter.draft(most, others);
+        if !draft.is_empty() {
+            self.drafted = [self.reply.span(all - 1..all), &draft].concat();
+        }
+        draft.len()
+    }
+
+    /// Records the time of a step of `tokens` tokens that this sequence had alone.
+    pub fn record_step(&mut self, tokens: usize, took: Duration) {
+        self.drafter.record(tokens, took);
+    }
+
     /// Returns its next tokens as input of the model.
     pub fn sequence(&mut self, tokens: usize) -> Sequence<'_, B> {
         self.with_client(tokens).0
@@ -228,6 +258,10 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Returns its next tokens as input of the model, and its client.
     pub fn with_client(&mut self, tokens: usize) -> (Sequence<'_, B>, &dyn Client) {
+        if !self.drafted.is_empty() {
+            let sequence = self.driver.sequence(&self.drafted, MlaPath::Absorbed, Outputs::Draft);
+            return (sequence, &*self.client);
+        }
         let (start, end) = (self.driver.len(), self.driver.len() + tokens);
         let last = end == self.reply.total() && self.ended.is_none();
         let outputs = if last { Outputs::Last } else { Outputs::None };
@@ -246,6 +280,9 @@ impl<'e, B: Backend> Slot<'e, B> {
     where
         'e: 'l,
     {
+        if !self.drafted.is_empty() {
+            return self.advance_draft(logits);
+        }
         let prefilling = !self.is_decoding();
         let at_snapshot = self.driver.advance(tokens) && prefilling;
         self.processed.0 += tokens;
@@ -261,8 +298,32 @@ impl<'e, B: Backend> Slot<'e, B> {
         }
         self.driver.plan(self.reply.prompt());
         if let Some(logits) = logits {
-            self.sample_or_park(&logits);
+            self.sample_or_park(&logits, Duration::ZERO);
         }
+    }
+
+    /// Takes a row of `logits` for each token of a draft, and samples until a token differs from the draft. The state
+    /// advances past the tokens whose logits were used.
+    fn advance_draft<'l>(&mut self, logits: &mut impl Iterator<Item = LogitsRow<'l, 'e, B>>)
+    where
+        'e: 'l,
+    {
+        let drafted = std::mem::take(&mut self.drafted);
+        let deadline = Instant::now() + DRAFT_MASK_WAIT;
+        let (mut used, mut follows) = (0, true);
+        for (i, row) in logits.take(drafted.len()).enumerate() {
+            if !follows {
+                continue; // the row of a rejected token
+            }
+            used = i + 1;
+            let before = self.reply.total();
+            self.sample_or_park(&row, deadline.saturating_duration_since(Instant::now()));
+            let next = (self.reply.total() > before).then(|| self.reply.span(before..before + 1)[0]);
+            follows = self.ended.is_none() && next.is_some() && next == drafted.get(i + 1).copied();
+            self.drafter.count_accepted(follows);
+        }
+        self.driver.accept(used);
+        self.processed.0 += used;
     }
 
     /// Samples the next token of a parked sequence if its mask arrives within the limit.
@@ -273,9 +334,9 @@ impl<'e, B: Backend> Slot<'e, B> {
         }
     }
 
-    /// Samples the next token, or keeps its logits until the grammar mask arrives.
-    fn sample_or_park(&mut self, logits: &LogitsRow<'_, '_, B>) {
-        if self.reply.wait(Duration::ZERO) {
+    /// Samples the next token, or keeps its logits if the grammar mask does not arrive within the limit.
+    fn sample_or_park(&mut self, logits: &LogitsRow<'_, '_, B>, limit: Duration) {
+        if self.reply.wait(limit) {
             self.sample(logits);
         } else {
             self.parked = Some(logits.values().to_vec());
@@ -288,6 +349,7 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.last_token = Some(now);
         self.processed.1 += 1;
         let choice = self.reply.next_token(logits);
+        choice.token.into_iter().for_each(|token| self.drafter.push(token));
         let requested = choice.token.zip(self.logprobs);
         let logprobs = requested.map(|(token, top)| Logprobs::of(logits.values(), token, top));
         if choice.token.is_some() || !choice.text.is_empty() {
@@ -347,6 +409,7 @@ impl<'e, B: Backend> Slot<'e, B> {
             prefill_time: read - self.admitted,
             generated: self.reply.generated(),
             decode_time: now - read,
+            draft: self.drafter.counts,
             expert_cache: None, // counted for all sequences together
             ended,
         }));

@@ -3,7 +3,7 @@
 use super::*;
 use crate::generation::sample::{Constraint, Sampling};
 use crate::prefix_cache::options::StoreOptions;
-use crate::runtime::options::LoadOptions;
+use crate::runtime::options::{Drafting, LoadOptions};
 use crate::runtime::session::Session;
 use kernels::cpu::Cpu;
 use std::ops::ControlFlow;
@@ -30,7 +30,11 @@ impl Client for Recorder {
 }
 
 pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
-    let args = LoadOptions { threads: Some(2), batch: 256, store, ..LoadOptions::default() };
+    engine_with(store, Drafting::Auto)
+}
+
+fn engine_with(store: StoreOptions, draft: Drafting) -> Engine<Cpu> {
+    let args = LoadOptions { threads: Some(2), batch: 256, store, draft, ..LoadOptions::default() };
     Engine::open_with(&args, Box::new(|_| ())).unwrap()
 }
 
@@ -210,7 +214,8 @@ impl Constraint for LateMasks {
 /// alone and batched, with large chunks too.
 #[test]
 fn a_sequence_with_a_late_mask_is_skipped() {
-    let engine = engine(StoreOptions::nothing());
+    // Polls are counted in steps, of which each gives the other reply one token.
+    let engine = engine_with(StoreOptions::nothing(), Drafting::Off);
     let bound = |polls: usize, events: &EventLog| {
         let mut request = request(1, vec![70, 80, 90], 20, events);
         request.params.constraint = Some(Box::new(LateMasks { polls, left: 0, at: 0, mask: Vec::new() }));

@@ -28,6 +28,8 @@ pub struct Metrics {
     prompt_tokens: Counter,
     cached_tokens: Counter,
     generated_tokens: Counter,
+    drafted_tokens: Counter,
+    accepted_tokens: Counter,
 }
 
 impl Default for Metrics {
@@ -43,6 +45,8 @@ impl Default for Metrics {
             prompt_tokens: Counter::default(),
             cached_tokens: Counter::default(),
             generated_tokens: Counter::default(),
+            drafted_tokens: Counter::default(),
+            accepted_tokens: Counter::default(),
         }
     }
 }
@@ -53,6 +57,8 @@ impl Metrics {
         self.prompt_tokens.inc_by(stats.prefill.computed as u64);
         self.cached_tokens.inc_by(stats.prefill.reused as u64);
         self.generated_tokens.inc_by(stats.generated as u64);
+        self.drafted_tokens.inc_by(stats.draft.drafted as u64);
+        self.accepted_tokens.inc_by(stats.draft.accepted as u64);
     }
 
     /// Counts a request that failed at the upstream server, with the status that the client gets.
@@ -109,6 +115,9 @@ pub fn text(m: &Metrics, limits: &LimitEvents, source: &SourceState<'_>) -> Stri
     r.register("prompt_tokens", "Prompt tokens prefilled", m.prompt_tokens.clone());
     r.register("cached_tokens", "Prompt tokens restored from the prefix cache", m.cached_tokens.clone());
     r.register("generated_tokens", "Generated tokens", m.generated_tokens.clone());
+    r.register("drafted_tokens", "Tokens drafted from the context", m.drafted_tokens.clone());
+    let help = "Drafted tokens that became part of a reply";
+    r.register("accepted_draft_tokens", help, m.accepted_tokens.clone());
     let Misses { prompts, tokens, seconds } = m.misses.clone();
     r.register("prefix_misses", "Prompts that were not wholly restored, by cause", prompts);
     r.register("prefilled_tokens", "Prompt tokens prefilled, by cause", tokens);

@@ -77,6 +77,8 @@ pub fn timings(stats: &Stats, miss: &MissCell) -> Timings {
         predicted_n: stats.generated,
         predicted_ms,
         predicted_per_second: per_second(stats.generated.saturating_sub(1), predicted_ms),
+        draft_n: (stats.draft.drafted > 0).then_some(stats.draft.drafted),
+        draft_n_accepted: (stats.draft.drafted > 0).then_some(stats.draft.accepted),
         cause: miss.get().map(|miss| MissReport {
             name: miss.cause.name(),
             common_n: miss.common,

@@ -5,6 +5,7 @@ use crate::chat::command::SlashCommand;
 use crate::chat::settings::Settings;
 use crate::chat::store::{ChatStore, StoredChat};
 use crate::client::ReplyOutcome;
+use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
 use crate::generation::reply_parser::ReplyEvent;
@@ -20,8 +21,15 @@ fn session() -> (ChatSession, TempDir) {
 fn end(session: &mut ChatSession, ended: FinishReason) -> Option<Restored> {
     let prefill = Prefill { reused: 0, source: None, computed: 9, stopped: false };
     let time = Duration::from_secs(1);
-    let stats =
-        Stats { prefill, prefill_time: time, generated: 1, decode_time: time, expert_cache: None, ended };
+    let stats = Stats {
+        prefill,
+        prefill_time: time,
+        generated: 1,
+        decode_time: time,
+        draft: DraftCounts::default(),
+        expert_cache: None,
+        ended,
+    };
     session.finish_reply(ReplyOutcome { ids: vec![1], stats })
 }
 

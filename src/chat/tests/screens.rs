@@ -11,6 +11,7 @@ use crate::chat::theme::{Depth, Theme};
 use crate::chat::view::view;
 use crate::chat::worker::WorkerEvent;
 use crate::client::{ModelInfo, ReplyOutcome};
+use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
 use crate::generation::reply_parser::ReplyEvent;
@@ -77,7 +78,15 @@ impl TestScreen {
     fn done(&mut self, ended: FinishReason) {
         let prefill = Prefill { reused: 12, source: Some(PrefixSource::Live), computed: 30, stopped: false };
         let (prefill_time, decode_time) = (Duration::from_secs(1), Duration::from_secs(2));
-        let stats = Stats { prefill, prefill_time, generated: 21, decode_time, expert_cache: None, ended };
+        let stats = Stats {
+            prefill,
+            prefill_time,
+            generated: 21,
+            decode_time,
+            draft: DraftCounts::default(),
+            expert_cache: None,
+            ended,
+        };
         self.send(AppEvent::Worker(WorkerEvent::Done(ReplyOutcome { ids: vec![1, 2], stats })));
     }
 
@@ -155,6 +164,7 @@ fn a_stopped_message_is_restored_only_before_its_reply() {
         prefill_time: Duration::from_secs(1),
         generated: 0,
         decode_time: Duration::ZERO,
+        draft: DraftCounts::default(),
         expert_cache: None,
         ended: FinishReason::Cancelled,
     };

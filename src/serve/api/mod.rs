@@ -45,6 +45,12 @@ pub struct Timings {
     /// Time from the first to the last generated token.
     pub predicted_ms: f64,
     pub predicted_per_second: f64,
+    /// Tokens that were drafted from the context; absent if there were none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft_n: Option<usize>,
+    /// Drafted tokens that are part of the reply.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub draft_n_accepted: Option<usize>,
     /// Why tokens were prefilled; absent if the whole prompt was cached.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<MissReport>,

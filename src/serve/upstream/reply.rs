@@ -6,6 +6,7 @@ use crate::client::endpoint::chunk::{CallDelta, ChoiceDelta, ReplyChunk, TokenCo
 use crate::client::endpoint::errors::{EndpointError, EndpointFault};
 use crate::client::endpoint::stream::StreamItem;
 use crate::generation::decoder::FinishReason;
+use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
 use crate::prefix_cache::PrefixSource;
@@ -287,6 +288,7 @@ impl UpstreamReply {
                 index => self.choices[index].parts,
             },
             decode_time,
+            draft: DraftCounts::default(),
             expert_cache: None,
             ended: self.choices[index].finish.clone().unwrap_or(FinishReason::EndToken),
         }

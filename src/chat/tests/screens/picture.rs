@@ -58,6 +58,7 @@ fn outcome() -> ReplyOutcome {
         prefill_time,
         generated: 6,
         decode_time,
+        draft: DraftCounts::default(),
         expert_cache: None,
         ended: FinishReason::EndToken,
     };

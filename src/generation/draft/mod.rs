@@ -1,0 +1,130 @@
+//! Drafts the next tokens of a reply from its context: what followed the longest recent match of its last tokens, in the
+//! prompt or the reply. Speculative decoding without a second model.
+//!
+//! A draft never changes a reply: the sampler chooses each token from the logits as without drafts, and the session drops
+//! the rest of a draft at the first other token. This module decides only what to draft and how much: by the length of
+//! the match, the acceptance so far, and the cost of a step. Next: [`index`], [`acceptance`], [`cost`].
+
+mod acceptance;
+mod cost;
+mod index;
+
+use crate::runtime::engine::EngineBase;
+use crate::runtime::options::{Drafting, MAX_DRAFT};
+use acceptance::Acceptance;
+use cost::StepCost;
+use index::{Match, NgramIndex};
+use std::time::Duration;
+
+/// The least expected gain in tokens per time for which a step takes a draft.
+const WORTH: f64 = 1.08;
+
+/// Drafts the tokens of one reply.
+pub struct Drafter {
+    /// `None` if drafts are turned off.
+    context: Option<DraftContext>,
+    /// Tokens that steps took as drafts, and those of them that were sampled.
+    pub counts: DraftCounts,
+}
+
+/// Tokens drafted for a reply, and those of them that were part of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DraftCounts {
+    pub drafted: usize,
+    pub accepted: usize,
+}
+
+/// The text so far, and what is known about its repetitions.
+struct DraftContext {
+    /// The length of every draft; `None` to decide by the expected gain.
+    fixed: Option<usize>,
+    index: NgramIndex,
+    /// The tokens in the index.
+    len: usize,
+    acceptance: Acceptance,
+    cost: StepCost,
+    /// The match of the last tokens, and the token that followed it.
+    found: Option<(Match, u32)>,
+    /// Tokens that end a reply: a draft ends before them.
+    ends: Vec<u32>,
+}
+
+impl Drafter {
+    /// Indexes a prompt, unless the engine's options turn drafts off.
+    pub fn new(engine: &EngineBase, prompt: &[u32]) -> Drafter {
+        let fixed = match engine.draft {
+            Drafting::Off => return Drafter { context: None, counts: DraftCounts::default() },
+            Drafting::Auto => None,
+            Drafting::Tokens(n) => Some(n),
+        };
+        let mut context = DraftContext {
+            fixed,
+            index: NgramIndex::new(prompt),
+            len: prompt.len(),
+            acceptance: Acceptance::default(),
+            cost: StepCost::new(engine),
+            found: None,
+            ends: engine.tokenizer.as_ref().map_or(Vec::new(), |t| t.eog_tokens().to_vec()),
+        };
+        context.search(None);
+        Drafter { context: Some(context), counts: DraftCounts::default() }
+    }
+
+    /// Appends a sampled token to the context.
+    pub fn push(&mut self, token: u32) {
+        if let Some(context) = &mut self.context {
+            context.push(token);
+        }
+    }
+
+    /// Counts a sampled token that a step had as draft, if it is one.
+    pub fn count_accepted(&mut self, accepted: bool) {
+        self.counts.accepted += usize::from(accepted);
+    }
+
+    /// Returns a draft of at most `most` tokens, possibly none. `others` is the number of tokens of other sequences in
+    /// the step.
+    pub fn draft(&mut self, most: usize, others: usize) -> Vec<u32> {
+        let draft = self.context.as_ref().map_or(Vec::new(), |context| context.draft(most, others));
+        self.counts.drafted += draft.len();
+        draft
+    }
+
+    /// Records the time of a step with `tokens` tokens of this sequence and none of others.
+    pub fn record(&mut self, tokens: usize, took: Duration) {
+        if let Some(context) = &mut self.context {
+            context.cost.record(tokens, context.len, took);
+        }
+    }
+}
+
+impl DraftContext {
+    fn push(&mut self, token: u32) {
+        self.index.push(token);
+        self.len += 1;
+        let follows = self.found.filter(|(found, next)| {
+            self.acceptance.record(found.len, *next == token);
+            *next == token
+        });
+        self.search(follows.map(|(found, _)| found.next + 1));
+    }
+
+    /// Finds the match of the last tokens; `expected` is a position that follows the last match.
+    fn search(&mut self, expected: Option<usize>) {
+        let found = self.index.longest_match(expected);
+        self.found = found.and_then(|found| Some((found, self.index.following(found, 1).next()?)));
+    }
+
+    fn draft(&self, most: usize, others: usize) -> Vec<u32> {
+        let Some((found, _)) = self.found else { return Vec::new() };
+        let most = most.min(MAX_DRAFT);
+        let n = self.fixed.map_or_else(
+            || {
+                let cost = |tokens: usize| self.cost.of(tokens + others, self.len);
+                self.acceptance.best_length(found.len, [most, others], cost, WORTH)
+            },
+            |n| n.min(most),
+        );
+        self.index.following(found, n).take_while(|token| !self.ends.contains(token)).collect()
+    }
+}
