@@ -33,12 +33,13 @@ impl Importance {
         Ok(())
     }
 
-    /// The numbers for a row of an output tensor, if it has any.
+    /// The numbers for a row of an output tensor, if it has any. An expert that no token reached has zeros, by which its
+    /// weights would become zeros too: it counts as one without numbers.
     pub(crate) fn of_row(&self, planned: &Planned, row: usize) -> Option<&[f32]> {
         let values = self.tensors.get(&planned.name)?;
         let cols = planned.shape[0] as usize;
         let matrix = if values.len() == cols { 0 } else { row / planned.shape[1] as usize };
-        values.get(matrix * cols..(matrix + 1) * cols)
+        values.get(matrix * cols..(matrix + 1) * cols).filter(|values| values.iter().any(|v| *v > 0.0))
     }
 
     /// A hash of all names and numbers (FNV-1a), which identifies the matrix when a conversion is resumed.
@@ -73,6 +74,10 @@ mod tests {
         assert_eq!(each.of_row(&stack(), 9), Some(&[6.0, 7.0][..]));
         assert_eq!(shared.of_row(&stack(), 9), Some(&[0.0, 1.0][..]));
         assert_eq!(Importance::default().of_row(&stack(), 0), None);
+        let unreached = [(stack().name, vec![1.0, 2.0, 0.0, 0.0, 1.0, 2.0, 3.0, 4.0])].into();
+        let unreached = Importance { tensors: unreached, ..with(0) };
+        assert_eq!(unreached.of_row(&stack(), 3), None);
+        assert_eq!(unreached.of_row(&stack(), 6), Some(&[1.0, 2.0][..]));
         assert_ne!(each.fingerprint(), shared.fingerprint());
     }
 

@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::importance::Importance;
 use crate::metadata::{metadata, set_mix};
 use crate::mix::Mix;
+use crate::mix_rules::MixRules;
 use crate::names::tensor_specs;
 use crate::plan::{Override, Planned, check, plan};
 use crate::progress::Progress;
@@ -76,7 +77,9 @@ impl Job {
             let config =
                 CheckpointConfig::parse(&path.display().to_string(), &checkpoint::read_text(&path)?)?;
             let source = checkpoint::open(input, headers)?;
-            let plan = plan(tensor_specs(&config), config.layers(), options.mix, &options.overrides)?;
+            let specs = tensor_specs(&config);
+            let rules = MixRules::new(options.mix, &specs, config.layers(), options.importance.is_some());
+            let plan = plan(specs, &rules, &options.overrides)?;
             let mut metadata = metadata(&config, &name, options.mix);
             sampling::add(&mut metadata, input)?;
             vocabulary::add(&mut metadata, input, &config, progress)?;
@@ -89,19 +92,35 @@ impl Job {
             let (source, specs, mut metadata) = requantize::open(input, progress)?;
             let layers = requantize::layers(input, &metadata)?;
             set_mix(&mut metadata, options.mix);
-            (source, plan(specs, layers, options.mix, &options.overrides)?, metadata)
+            let rules = MixRules::new(options.mix, &specs, layers, options.importance.is_some());
+            (source, plan(specs, &rules, &options.overrides)?, metadata)
         };
         // A file that would not load is not written; the message is the loader's.
         let named = if about.is_dir() { input.join("config.json") } else { input.clone() };
         Config::from_metadata(&named.display().to_string(), &metadata)?;
         let source_tensors = check(&plan, &source)?;
         options.importance.as_ref().map_or(Ok(()), |importance| importance.check(&plan))?;
+        warn_without_importance(&plan, options.importance.as_ref(), progress);
         let source_bytes = plan.iter().flat_map(|t| &t.parts).map(|part| {
             let coding = &source.tensors[&part.source].coding;
             coding.row_bytes(part.cols()).map_or(0, |row| row * part.rows)
         });
         let source_bytes = source_bytes.sum();
         Ok(Job { source, plan, metadata, fp8_block, output, source_tensors, source_bytes })
+    }
+}
+
+/// Warns of tensors for which `llama-quantize` requires an importance matrix, where there is none for them.
+fn warn_without_importance(plan: &[Planned], importance: Option<&Importance>, progress: &mut dyn Progress) {
+    use Format::{IQ1_M, IQ1_S, IQ2_S, IQ2_XS, IQ2_XXS, IQ3_XXS};
+    let coarse = [IQ1_S, IQ1_M, IQ2_XXS, IQ2_XS, IQ2_S, IQ3_XXS];
+    let known = |t: &Planned| importance.is_some_and(|i| i.tensors.contains_key(&t.name));
+    let count = plan.iter().filter(|t| coarse.contains(&t.format) && !known(t)).count();
+    if count > 0 {
+        progress.warn(&format!(
+            "{count} tensors of at most 3.1 bits per weight have no importance matrix, which costs quality; \
+             `kimi imatrix` makes one"
+        ));
     }
 }
 

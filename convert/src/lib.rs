@@ -13,6 +13,7 @@ mod importance;
 pub mod job;
 pub mod metadata;
 pub mod mix;
+pub mod mix_rules;
 pub mod names;
 pub mod plan;
 mod progress;

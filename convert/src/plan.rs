@@ -4,7 +4,8 @@
 //! tensors in the planned shapes. Next: `run`, which executes it.
 
 use crate::error::{Error, Result};
-use crate::mix::{Mix, quantizable};
+use crate::mix::quantizable;
+use crate::mix_rules::MixRules;
 use crate::names::{RowRange, TensorSpec};
 use crate::source::{Coding, Scales, Source, Tensor};
 use kernels::quant::Format;
@@ -53,11 +54,11 @@ impl Override {
 ///
 /// # Errors
 /// An override that matches no quantizable tensor, or whose blocks do not divide the rows.
-pub fn plan(specs: Vec<TensorSpec>, n_layers: u64, mix: Mix, overrides: &[Override]) -> Result<Vec<Planned>> {
+pub fn plan(specs: Vec<TensorSpec>, rules: &MixRules, overrides: &[Override]) -> Result<Vec<Planned>> {
     let mut hits = vec![false; overrides.len()];
     let mut tensors = Vec::with_capacity(specs.len());
     for TensorSpec { name, shape, parts } in specs {
-        let mut format = mix.format_for(&name, &shape, n_layers);
+        let mut format = rules.format(&name, &shape);
         for (rule, hit) in overrides.iter().zip(&mut hits) {
             if quantizable(&name, &shape) && rule.pattern.is_match(&name) {
                 *hit = true;
@@ -206,12 +207,15 @@ pub fn scales(part: &RowRange, tensor: &Tensor, source: &Source, block: [u64; 2]
 mod tests {
     use super::*;
     use crate::config::CheckpointConfig;
+    use crate::mix::Mix;
     use crate::names::tensor_specs;
 
     fn official(mix: &str, overrides: &[&str]) -> Result<Vec<Planned>> {
         let config = CheckpointConfig::parse("c", crate::config::tests::OFFICIAL.as_bytes())?;
         let overrides = overrides.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>>>()?;
-        plan(tensor_specs(&config), config.layers(), Mix::from_name(mix)?, &overrides)
+        let specs = tensor_specs(&config);
+        let rules = MixRules::new(Mix::from_name(mix)?, &specs, config.layers(), false);
+        plan(specs, &rules, &overrides)
     }
 
     fn unread(tensors: &[Planned]) -> Source {

@@ -1,8 +1,8 @@
 //! Measures the quant formats on one core: `cargo bench -p kernels --bench quant [FORMAT ...]`.
 //!
 //! For each format and SIMD level it prints GB/s of weights through `matmul_tile` from L2 and from memory, G
-//! multiply-adds/s of `matmul_tile` with 32 tokens, and Mweights/s of `quantize_row`, `dequantize_row` and activation
-//! quantization. Results are the best of several passes; from memory, the median of slices.
+//! multiply-adds/s of `matmul_tile` with 32 tokens, and Mweights/s of `quantize_row`, `quantize_row_weighted`, `dequantize_row` and
+//! activation quantization. Results are the best of several passes; from memory, the median of slices.
 
 use kernels::quant::{Activation, Format, matmul_tile};
 use kernels::simd::SimdLevel;
@@ -96,9 +96,19 @@ fn conversions(format: Format) {
     let mut bytes = vec![0; format.row_bytes(x.len() as u64).expect("whole blocks") as usize];
     let mut y = vec![0.0; x.len()];
     let write = best(5, || format.quantize_row(black_box(&x), black_box(&mut bytes)));
+    let importance: Vec<f32> = noise(x.len()).iter().map(|v| v * v).collect();
+    let weighted = best(5, || {
+        format.quantize_row_weighted(black_box(&x), black_box(&importance), black_box(&mut bytes))
+    });
     let read = best(20, || format.dequantize_row(black_box(&bytes), black_box(&mut y)));
     let rate = |seconds: f64| x.len() as f64 / seconds / 1e6;
-    println!("{:7} {:8.0} M/s quantized {:8.0} M/s dequantized", format.name(), rate(write), rate(read));
+    println!(
+        "{:7} {:8.1} M/s quantized {:8.1} M/s with importance {:8.0} M/s dequantized",
+        format.name(),
+        rate(write),
+        rate(weighted),
+        rate(read)
+    );
 }
 
 fn memory() {

@@ -9,7 +9,8 @@ mod rounded;
 
 use checkpoints::{Checkpoint, generate};
 use convert::{
-    Error, Mix, Options, Override, Progress, ShardStore, Summary, convert, convert_shards, dry_run,
+    Error, Importance, Mix, Options, Override, Progress, ShardStore, Summary, convert, convert_shards,
+    dry_run,
 };
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
@@ -109,6 +110,28 @@ fn decay_and_latent_projections_are_transformed() {
         assert_eq!(k[(head * 64 + latent) * 32 + channel], source(channel));
         assert_eq!(v[(head * 32 + channel) * 64 + latent], source(32 + channel));
     }
+}
+
+#[test]
+fn importance_weighs_the_rows_of_each_expert() {
+    let source = generate("tiny", 7, &["num_experts=24"]);
+    let [exact, weighted] = ["exact.gguf", "weighted.gguf"].map(|name| source.path().join(name));
+    run(source.path(), &exact, "F32").unwrap();
+    let (exact, name) = (Gguf::open(&exact).unwrap(), "blk.6.ffn_up_exps.weight");
+    let [cols, rows] = [0, 1].map(|i| exact.tensor(name).unwrap().shape[i] as usize);
+    let numbers: Vec<f32> = (0..cols * 24).map(|i| (1 + i % 7 * i % 11) as f32).collect();
+    let importance = Importance { listing: "i".into(), tensors: [(name.to_owned(), numbers.clone())].into() };
+    let options = Options { importance: Some(importance), ..options(source.path(), &weighted, "Q4_0") };
+    convert(&options, &mut ()).unwrap();
+    let file = Gguf::open(&weighted).unwrap();
+    let tensor = file.tensor(name).unwrap();
+    let exact = values(&exact, name);
+    let expected = exact.chunks_exact(cols).enumerate().flat_map(|(row, x)| {
+        let mut out = vec![0; tensor.format.row_bytes(cols as u64).unwrap() as usize];
+        tensor.format.quantize_row_weighted(x, &numbers[row / rows * cols..][..cols], &mut out);
+        out
+    });
+    assert!(file.bytes(tensor).iter().copied().eq(expected));
 }
 
 #[test]

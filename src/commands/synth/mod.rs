@@ -9,6 +9,7 @@ use crate::io::output::tell;
 use crate::io::progress;
 use anyhow::{Context as _, Result, bail};
 use convert::mix::Mix;
+use convert::mix_rules::MixRules;
 use convert::plan::plan;
 use convert::{Override, Progress};
 use fill::{FillKind, Filler, Spread};
@@ -81,7 +82,9 @@ fn layout(args: &SynthArgs) -> Result<Layout> {
         Some(dir) => convert::vocabulary::add(&mut metadata, dir, &config, &mut SynthWarnings)?,
         None => no_tokenizer(&mut metadata),
     }
-    let tensors = plan(convert::names::tensor_specs(&config), config.layers(), args.mix, &args.tensor_type)?;
+    let specs = convert::names::tensor_specs(&config);
+    let rules = MixRules::new(args.mix, &specs, config.layers(), false);
+    let tensors = plan(specs, &rules, &args.tensor_type)?;
     let tensors = tensors.into_iter().map(|t| (t.name, t.format, t.shape)).collect();
     Ok(Layout::new(metadata, tensors)?)
 }
