@@ -8,6 +8,8 @@ use std::path::Path;
 
 #[path = "../fuzz/targets/gguf.rs"]
 mod gguf;
+#[path = "../fuzz/targets/imatrix.rs"]
+mod imatrix;
 #[path = "../fuzz/targets/prefix_cache.rs"]
 mod prefix_cache;
 #[path = "../kernels/tests/common/random.rs"]
@@ -70,6 +72,11 @@ fn check(target: &str, run: fn(&[u8])) {
 #[test]
 fn gguf_files() {
     check("gguf", gguf::run);
+}
+
+#[test]
+fn importance_matrices() {
+    check("imatrix", imatrix::run);
 }
 
 #[test]

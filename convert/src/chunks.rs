@@ -179,6 +179,17 @@ pub fn encode(
     Ok(out)
 }
 
+/// The rows of a chunk as the output holds them, before they are quantized.
+pub fn output_rows(loaded: &LoadedChunk) -> Vec<f32> {
+    let (rows, cols) = (loaded.chunk.rows as usize, loaded.chunk.part.cols() as usize);
+    if loaded.chunk.part.map == Transform::Transpose {
+        return transposed(loaded);
+    }
+    let mut values = vec![0.0; rows * cols];
+    values.chunks_exact_mut(cols).enumerate().for_each(|(row, values)| loaded.decode(row, values));
+    values
+}
+
 /// Returns whether a value is finite and small enough for the format: no f16 value or block scale overflows.
 fn fits(x: f32, format: Format) -> bool {
     let largest = match format {

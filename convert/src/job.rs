@@ -66,9 +66,9 @@ impl Job {
         let about = std::fs::metadata(input).map_err(Error::io(input))?;
         let name = model_name(input);
         let output = options.output.clone();
-        let output = output.unwrap_or_else(|| format!("{name}-{}.gguf", options.mix.name()).into());
+        let output = output.unwrap_or_else(|| default_output(input, options.mix.name()));
         let mut fp8_block = [128, 128];
-        let (source, plan, metadata) = if about.is_dir() {
+        let (source, plan, mut metadata) = if about.is_dir() {
             let path = input.join("config.json");
             if !path.exists() {
                 let input = models::visible::one_line(&input.display().to_string(), 4096);
@@ -99,7 +99,10 @@ impl Job {
         let named = if about.is_dir() { input.join("config.json") } else { input.clone() };
         Config::from_metadata(&named.display().to_string(), &metadata)?;
         let source_tensors = check(&plan, &source)?;
-        options.importance.as_ref().map_or(Ok(()), |importance| importance.check(&plan))?;
+        if let Some(importance) = &options.importance {
+            importance.check(&plan)?;
+            importance.set_keys(&mut metadata);
+        }
         warn_without_importance(&plan, options.importance.as_ref(), progress);
         let source_bytes = plan.iter().flat_map(|t| &t.parts).map(|part| {
             let coding = &source.tensors[&part.source].coding;
@@ -141,6 +144,11 @@ impl From<&Planned> for OutputTensor {
     fn from(t: &Planned) -> OutputTensor {
         OutputTensor { name: t.name.clone(), format: t.format, shape: t.shape.clone(), bytes: t.bytes }
     }
+}
+
+/// The output file of an input for a mix or size: `NAME-LABEL.gguf` in the current directory.
+pub fn default_output(input: &Path, label: &str) -> PathBuf {
+    format!("{}-{label}.gguf", model_name(input)).into()
 }
 
 /// The name of a directory or file without its parent and extension.

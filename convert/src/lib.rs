@@ -5,10 +5,12 @@
 //! `run` writes the file chunk by chunk (`chunks`). Start reading at [`run`].
 #![forbid(unsafe_code)]
 
+pub mod allocate;
 pub mod checkpoint;
 mod chunks;
 pub mod config;
 mod error;
+pub mod imatrix;
 mod importance;
 pub mod job;
 pub mod metadata;
@@ -27,6 +29,7 @@ pub mod source;
 pub mod vocabulary;
 
 pub use error::{Error, Result};
+pub use imatrix::Imatrix;
 pub use importance::Importance;
 pub use job::{Options, OutputTensor};
 pub use mix::Mix;

@@ -50,6 +50,20 @@ impl Override {
     }
 }
 
+impl Override {
+    /// Sets the format of the tensor with exactly this name.
+    pub fn exact(name: &str, format: Format) -> Override {
+        let pattern =
+            Regex::new(&format!("^{}$", regex::escape(name))).expect("an escaped text is an expression");
+        Override { pattern, format }
+    }
+
+    /// Whether the rule applies to a quantizable tensor of this name.
+    pub fn matches(&self, name: &str) -> bool {
+        self.pattern.is_match(name)
+    }
+}
+
 /// Chooses every tensor's format by the mix and then by the overrides in order.
 ///
 /// # Errors

@@ -37,7 +37,7 @@ fn line(what: &str, seconds: f64, amount: f64, unit: &str) {
 fn repeated(format: Format, [count, rows, cols]: [usize; 3]) -> QuantTensor {
     let row = Numbers(1).weight(format, [1, 1, cols]);
     let bytes = Bytes::from(row.bytes.repeat(count * rows));
-    QuantTensor { format, count, rows, cols, bytes }
+    QuantTensor { name: "".into(), format, count, rows, cols, bytes }
 }
 
 fn memory(cpu: &Cpu) {

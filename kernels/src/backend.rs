@@ -12,6 +12,7 @@ use crate::quant::Format;
 use bytes::Bytes;
 use std::fmt;
 use std::ops::{Range, Sub};
+use std::sync::Arc;
 
 /// One sequence's rows of a batch, with the state they read and advance.
 pub struct Span<'a, S> {
@@ -24,6 +25,8 @@ pub struct Span<'a, S> {
 /// A weight in its stored format: `count` matrices of `rows` x `cols`, row after row of blocks.
 #[derive(Clone)]
 pub struct QuantTensor {
+    /// Name of the tensor in the model file, for backends that observe or report ops by weight; empty for unnamed ones.
+    pub name: Arc<str>,
     /// Block format, the same for every row of the stack.
     pub format: Format,
     /// Matrices in the stack: experts or heads; 1 for a plain matrix.

@@ -9,7 +9,8 @@ mod suggest;
 
 use crate::commands::pull::resolve::resolve;
 use crate::commands::{
-    bench, convert, eval, generate, gpu_check, inspect, launch, logits, models, perplexity, pull, synth,
+    bench, convert, eval, generate, gpu_check, imatrix, inspect, launch, logits, models, perplexity, pull,
+    synth,
 };
 use crate::io::errors::{CAUSE_CHARS, one_line, shortened};
 use crate::io::output::tell;
@@ -60,6 +61,9 @@ enum CliCommand {
     #[command(mut_arg("prompt", |arg| arg.help("Text to score; `-` or none reads standard input").value_name("TEXT")))]
     #[command(mut_arg("file", |arg| arg.help("Read the text from a file")))]
     Perplexity(perplexity::PerplexityArgs),
+    /// Compute an importance matrix from a text, for `convert --imatrix`
+    #[command(mut_arg("batch", |arg| arg.default_value("2048")))]
+    Imatrix(imatrix::ImatrixArgs),
     /// Measure the accuracy of answers to questions about texts of given lengths
     Eval(eval::EvalArgs),
     /// Write the logits of a prompt as a NumPy file
@@ -106,6 +110,7 @@ pub fn run(mut cli: Cli) -> Result<()> {
         CliCommand::Launch(args) => launch::run(&args),
         CliCommand::Bench(args) => bench::run(&args),
         CliCommand::Perplexity(args) => perplexity::run(&args),
+        CliCommand::Imatrix(args) => imatrix::run(&args),
         CliCommand::Eval(args) => eval::run(&args),
         CliCommand::Logits(args) => logits::run(&args),
         CliCommand::GpuCheck(args) => gpu_check::run(&args),
@@ -136,6 +141,7 @@ fn resolve_model(command: &mut CliCommand) -> Result<()> {
         CliCommand::Serve(args) => &mut args.engine,
         CliCommand::Bench(args) => &mut args.engine,
         CliCommand::Perplexity(args) => &mut args.engine,
+        CliCommand::Imatrix(args) => &mut args.engine,
         CliCommand::Eval(args) => &mut args.engine,
         CliCommand::Logits(args) => &mut args.engine,
         _ => return Ok(()),

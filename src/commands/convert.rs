@@ -3,13 +3,19 @@
 use crate::args::threads;
 use crate::io::output::{Output, tell};
 use crate::io::progress;
+use crate::io::units::{counted, format_size, parse_size};
 use crate::runtime::chat_template;
 use anyhow::Result;
-use convert::{Mix, Options, Override, Progress, Summary};
+use convert::allocate::{Allocation, Goal, allocate};
+use convert::imatrix::Unreached;
+use convert::job::default_output;
+use convert::mix::quantizable;
+use convert::{Imatrix, Importance, Mix, Options, Override, Progress, Summary};
 use kernels::quant::Format;
 use models::gguf::read::Gguf;
+use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// The command-line arguments of `kimi convert`.
@@ -29,6 +35,16 @@ pub struct ConvertArgs {
     /// Quantization type of tensors whose name matches; may be repeated, the last match wins
     #[arg(long, value_name = "REGEX=TYPE", value_parser = Override::parse)]
     tensor_type: Vec<Override>,
+    /// Importance matrix of the model, from `kimi imatrix` or llama.cpp (GGUF or .dat): errors in columns with large inputs
+    /// count more
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Size of the file: chooses a type for each tensor so that the expected KL divergence is least (20G, 9500M)
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "kind")]
+    size: Option<u64>,
+    /// Bits per weight instead of a size (3.3)
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["kind", "size"])]
+    bits: Option<f64>,
     /// List all tensors and the final size without reading weights or writing the output
     #[arg(long)]
     dry_run: bool,
@@ -57,19 +73,100 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let TypeArg::Mix(mix) = args.kind else {
         return Ok(Mix::all().try_for_each(|mix| writeln!(out, "{}", mix.name()))?);
     };
-    let options = Options {
+    let ImatrixInput { importance, sensitivities, note } =
+        args.imatrix.as_deref().map(read_matrix).transpose()?.unwrap_or_default();
+    let mut options = Options {
         input: args.input.clone(),
         output: args.output.clone(),
         mix,
         overrides: args.tensor_type.clone(),
-        importance: None,
+        importance,
         force: args.force,
         threads: args.threads,
     };
-    if args.dry_run {
-        return print_tensors(&convert::dry_run(&options, &mut Warnings)?, &mut out);
+    if let Some((goal, label)) = goal(args) {
+        allocate_formats(&mut options, goal, &label, &sensitivities)?;
     }
-    convert_with_bar(&options)
+    if args.dry_run {
+        print_tensors(&convert::dry_run(&options, &mut Warnings)?, &mut out)?;
+    } else {
+        convert_with_bar(&options)?;
+    }
+    note.iter().for_each(|line| tell(line));
+    Ok(())
+}
+
+/// The size that `--size` or `--bits` asks for, and its name in the output's name.
+fn goal(args: &ConvertArgs) -> Option<(Goal, String)> {
+    let size = args.size.map(|bytes| (Goal::Bytes(bytes), format_size(bytes).replace(' ', "")));
+    size.or(args.bits.map(|bits| (Goal::Bits(bits), format!("{bits}bits"))))
+}
+
+/// Chooses the formats for a size, and prints them in total.
+fn allocate_formats(
+    options: &mut Options,
+    goal: Goal,
+    label: &str,
+    sensitivities: &BTreeMap<String, f32>,
+) -> Result<()> {
+    let mut bar = Bar::default();
+    let Allocation { formats, mix, bytes, divergence, unmeasured } =
+        allocate(options, goal, sensitivities, &mut bar)?;
+    bar.finish();
+    if options.importance.is_none() {
+        tell("no importance matrix: all columns count the same (--imatrix, from kimi imatrix)");
+    }
+    if unmeasured > 0 {
+        tell(&format!(
+            "{} without a measured sensitivity (kimi imatrix --sensitivity 8): relative errors count the same in all of them, and the \
+             expected KL divergence is not in nats",
+            counted(unmeasured, "tensor"),
+        ));
+    }
+    options.output.get_or_insert_with(|| default_output(&options.input, label));
+    options.mix = mix;
+    options.overrides.splice(0..0, formats);
+    let mut totals: BTreeMap<Format, (usize, u64)> = BTreeMap::new();
+    let summary = convert::dry_run(options, &mut ())?;
+    for t in summary.tensors.iter().filter(|t| quantizable(&t.name, &t.shape)) {
+        let total = totals.entry(t.format).or_default();
+        *total = (total.0 + 1, total.1 + t.bytes);
+    }
+    for (format, (tensors, bytes)) in totals {
+        tell(&format!(
+            "  {:<8} {:>12} {:>12}",
+            format.name(),
+            counted(tensors, "tensor"),
+            format_size(bytes)
+        ));
+    }
+    tell(&format!("{}, expected KL divergence {divergence:.4}", format_size(bytes)));
+    Ok(())
+}
+
+/// An importance matrix, as `--imatrix` names it.
+#[derive(Default)]
+struct ImatrixInput {
+    importance: Option<Importance>,
+    sensitivities: BTreeMap<String, f32>,
+    /// A line about experts for which it has no data.
+    note: Option<String>,
+}
+
+fn read_matrix(path: &Path) -> Result<ImatrixInput> {
+    let imatrix = Imatrix::open(path)?;
+    let (importance, Unreached { experts, of, stacks }) = imatrix.importance();
+    let none = match stacks {
+        0 => String::new(),
+        n => format!(", and all columns count the same in {}", counted(n, "stack") + " without any"),
+    };
+    let note = (experts > 0).then(|| {
+        one_line(&format!(
+            "{}: no token reached {experts} of {of} experts; they have the mean of the other experts of their stack{none}",
+            path.display()
+        ))
+    });
+    Ok(ImatrixInput { importance: Some(importance), sensitivities: imatrix.sensitivities, note })
 }
 
 /// Converts with a progress bar and prints the result in one line.

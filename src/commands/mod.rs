@@ -5,6 +5,7 @@ pub(crate) mod convert;
 pub(crate) mod eval;
 pub(crate) mod generate;
 pub(crate) mod gpu_check;
+pub(crate) mod imatrix;
 pub(crate) mod inspect;
 pub(crate) mod launch;
 pub(crate) mod logits;

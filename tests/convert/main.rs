@@ -120,7 +120,11 @@ fn importance_weighs_the_rows_of_each_expert() {
     let (exact, name) = (Gguf::open(&exact).unwrap(), "blk.6.ffn_up_exps.weight");
     let [cols, rows] = [0, 1].map(|i| exact.tensor(name).unwrap().shape[i] as usize);
     let numbers: Vec<f32> = (0..cols * 24).map(|i| (1 + i % 7 * i % 11) as f32).collect();
-    let importance = Importance { listing: "i".into(), tensors: [(name.to_owned(), numbers.clone())].into() };
+    let importance = Importance {
+        listing: "i".into(),
+        tensors: [(name.to_owned(), numbers.clone())].into(),
+        ..Importance::default()
+    };
     let options = Options { importance: Some(importance), ..options(source.path(), &weighted, "Q4_0") };
     convert(&options, &mut ()).unwrap();
     let file = Gguf::open(&weighted).unwrap();

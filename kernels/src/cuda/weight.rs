@@ -27,7 +27,7 @@ pub struct Weight {
 
 impl Weight {
     pub(super) fn new(driver: &Arc<Driver>, stored: &QuantTensor) -> Result<Weight, Error> {
-        let QuantTensor { format, count, rows, cols, bytes } = stored;
+        let QuantTensor { format, count, rows, cols, bytes, .. } = stored;
         let row = format.row_bytes(*cols as u64).expect("rows of whole blocks") as usize;
         assert_eq!(bytes.len(), count * rows * row, "bytes of a weight");
         let blocks = bytes.len() / format.block_bytes();

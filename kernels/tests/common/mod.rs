@@ -64,7 +64,7 @@ pub fn stored(format: Format, [count, rows, cols]: [usize; 3], values: &[f32]) -
     if cols > 0 {
         out.chunks_mut(bytes).zip(values.chunks(cols)).for_each(|(out, x)| format.quantize_row(x, out));
     }
-    QuantTensor { format, count, rows, cols, bytes: Bytes::from(out) }
+    QuantTensor { name: "".into(), format, count, rows, cols, bytes: Bytes::from(out) }
 }
 
 /// A vector as a weight of one row of floats.

@@ -2,10 +2,11 @@
 //!
 //! [`Gguf::open`] presents the parts of a split as one file. Next: [`super::parse`].
 
-use super::parse::{Header, parse, parse_any};
+use super::parse::{Header, parse, parse_any, tensor_bytes};
 use super::unread::UnreadTensor;
 use super::{Error, Metadata, TensorInfo, Value};
 use bytes::Bytes;
+use kernels::quant::Format;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -30,6 +31,8 @@ pub struct Gguf {
     paths: Vec<PathBuf>,
     parts: Vec<SplitPart>,
     by_name: HashMap<String, usize>,
+    /// Tensors whose contents were replaced in memory: their entries in the file, and the new bytes.
+    replaced: HashMap<String, (TensorInfo, Bytes)>,
 }
 
 /// A mapped file with the offset of its tensors' data.
@@ -164,6 +167,7 @@ impl Gguf {
             paths: Vec::new(),
             parts: Vec::new(),
             by_name: HashMap::new(),
+            replaced: HashMap::new(),
         };
         for (path, header, part) in opened {
             let file = all.parts.len();
@@ -194,9 +198,40 @@ impl Gguf {
 
     /// The bytes of a tensor of this file; the view keeps the mapping alive.
     pub fn bytes(&self, tensor: &TensorInfo) -> Bytes {
+        if let Some((_, bytes)) = self.replaced.get(&tensor.name) {
+            return bytes.clone();
+        }
         let part = &self.parts[tensor.file];
         let start = part.data + tensor.offset;
         part.bytes.slice(start as usize..(start + tensor.bytes) as usize)
+    }
+
+    /// Replaces a tensor in memory by one of the same shape; the file does not change.
+    ///
+    /// # Errors
+    /// No tensor of that name, or another number of bytes than the shape has in this format.
+    pub fn replace(&mut self, name: &str, format: Format, bytes: Bytes) -> Result<(), Error> {
+        let path = self.paths[0].display().to_string();
+        let Some(info) = self.by_name.get(name).map(|i| &mut self.tensors[*i]) else {
+            return Err(Error::bad(&path, name, "a tensor", "none"));
+        };
+        let expected = tensor_bytes(format, &info.shape);
+        if expected != Some(bytes.len() as u64) {
+            let expected = format!("{} bytes", expected.unwrap_or(0));
+            return Err(Error::bad(&path, name, expected, bytes.len()));
+        }
+        let new = TensorInfo { format, bytes: bytes.len() as u64, ..info.clone() };
+        let before = std::mem::replace(info, new);
+        self.replaced.entry(name.to_owned()).or_insert((before, Bytes::new())).1 = bytes;
+        Ok(())
+    }
+
+    /// Undoes [`Gguf::replace`] for a tensor.
+    pub fn restore(&mut self, name: &str) {
+        if let Some((before, _)) = self.replaced.remove(name) {
+            let i = self.by_name[name];
+            self.tensors[i] = before;
+        }
     }
 
     /// Offset of a tensor's first byte in its file, `paths()[tensor.file]`, for readers that do not map.
@@ -339,7 +374,6 @@ fn map(file: &File) -> std::io::Result<Mapping> {
 mod tests {
     use super::super::write::{Layout, Writer};
     use super::*;
-    use kernels::quant::Format;
 
     /// Writes a part of a split with one tensor per name, which holds the part's number.
     fn write_part(dir: &Path, file: &str, [no, count, total]: [u32; 3], names: &[&str]) {
@@ -440,6 +474,28 @@ mod tests {
         std::fs::rename(&path, dir.path().join("y.gguf")).unwrap();
         write_part(dir.path(), "x.gguf", [0, 1, 1], &["b"]);
         opened.check_unchanged().unwrap();
+    }
+
+    #[test]
+    fn a_tensor_is_replaced_in_memory_and_restored() {
+        let dir = tempfile::tempdir().unwrap();
+        write_part(dir.path(), "x", [0, 1, 2], &["a", "b"]);
+        let mut file = Gguf::open(dir.path().join("x")).unwrap();
+        let content = |file: &Gguf| file.tensor("b").map(|t| (t.format, file.bytes(t).to_vec())).unwrap();
+        let before = content(&file);
+        for values in [[1; 8], [2; 8]] {
+            file.replace("b", Format::F32, values.to_vec().into()).unwrap();
+            assert_eq!(content(&file), (Format::F32, values.to_vec()));
+        }
+        file.restore("b");
+        assert_eq!(content(&file), before);
+        let refused = |error: Error, end: &str| assert!(error.to_string().ends_with(end), "{error}");
+        let none = Bytes::new();
+        refused(
+            file.replace("c", Format::F32, none.clone()).unwrap_err(),
+            "c: expected a tensor, found none",
+        );
+        refused(file.replace("b", Format::F32, none).unwrap_err(), "b: expected 8 bytes, found 0");
     }
 
     #[test]

@@ -62,6 +62,11 @@ impl Layout {
         &self.header
     }
 
+    /// Bytes that each tensor's data is padded to a multiple of.
+    pub fn alignment(&self) -> u64 {
+        self.alignment
+    }
+
     /// The tensors; offsets are relative to the end of the header.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

@@ -34,14 +34,16 @@ pub(super) fn split(all: &QuantTensor, m: &MlaConfig) -> [QuantTensor; 2] {
             rows.iter().for_each(|row| keys.extend_from_slice(&row[at.clone()]));
         }
     }
-    let stack = |format, rows, cols, bytes: Vec<u8>| QuantTensor {
+    let stack = |part: &str, format, [rows, cols]: [usize; 2], bytes: Vec<u8>| QuantTensor {
+        name: all.name.replace("attn_kv_b", part).into(),
         format,
         count: m.heads,
         rows,
         cols,
         bytes: Bytes::from(bytes),
     };
-    [stack(format, m.latent_dim, m.nope_dim, keys), stack(all.format, m.value_dim, m.latent_dim, values)]
+    let keys = stack("attn_k_b", format, [m.latent_dim, m.nope_dim], keys);
+    [keys, stack("attn_v_b", all.format, [m.value_dim, m.latent_dim], values)]
 }
 
 /// Bytes of memory that the split projections of a file take besides its mapping; 0 for files that hold them split.
@@ -99,8 +101,16 @@ mod tests {
                 format.dequantize_row(&bytes[row * row_bytes..][..row_bytes], &mut values);
                 values
             };
-            let all = QuantTensor { format, count: 1, rows: 10, cols: 32, bytes: bytes.clone().into() };
+            let all = QuantTensor {
+                name: "blk.3.attn_kv_b.weight".into(),
+                format,
+                count: 1,
+                rows: 10,
+                cols: 32,
+                bytes: bytes.clone().into(),
+            };
             let [keys, values] = split(&all, &M);
+            assert_eq!([&*keys.name, &*values.name], ["blk.3.attn_k_b.weight", "blk.3.attn_v_b.weight"]);
             assert_eq!([keys.count, keys.rows, keys.cols], [2, 32, 3]);
             assert_eq!(
                 [values.count, values.rows, values.cols, values.bytes.len()],

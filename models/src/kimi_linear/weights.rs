@@ -132,7 +132,8 @@ impl<B: Backend> Loader<'_, B> {
                 format!("{expected:?} in rows of whole {name} blocks of {}", info.format.block_len());
             return self.bad(&full, blocks, format!("{:?} in rows of {cols}", info.shape));
         }
-        Ok((info, QuantTensor { format: info.format, count, rows, cols, bytes: self.file.bytes(info) }))
+        let (name, bytes) = (full.into(), self.file.bytes(info));
+        Ok((info, QuantTensor { name, format: info.format, count, rows, cols, bytes }))
     }
 
     fn take(&self, name: &str, stored: QuantTensor) -> Result<B::Weight, Error> {

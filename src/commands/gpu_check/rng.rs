@@ -51,12 +51,13 @@ impl TestRng {
         }
         let all =
             (0..count * rows).flat_map(|r| &own[r % kinds * bytes..][..bytes]).copied().collect::<Vec<u8>>();
-        QuantTensor { format, count, rows, cols, bytes: Bytes::from(all) }
+        QuantTensor { name: "".into(), format, count, rows, cols, bytes: Bytes::from(all) }
     }
 
     /// Returns a random vector as a weight of one f32 row.
     pub fn vector(&mut self, n: usize, low: f32, high: f32) -> QuantTensor {
         let bytes: Vec<u8> = (0..n).flat_map(|_| self.uniform(low, high).to_le_bytes()).collect();
-        QuantTensor { format: Format::F32, count: 1, rows: 1, cols: n, bytes: Bytes::from(bytes) }
+        let name = "".into();
+        QuantTensor { name, format: Format::F32, count: 1, rows: 1, cols: n, bytes: Bytes::from(bytes) }
     }
 }

@@ -4,13 +4,14 @@
 //! (whether a file runs here), [`crate::runtime::memory_estimate`] (the arithmetic), `values` (non-finite weights), `text`
 //! (the output).
 
+mod imatrix;
 mod text;
 mod values;
 mod verdict;
 
 use crate::io::host_memory;
 use crate::io::output::Output;
-use crate::io::units::{counted, grouped};
+use crate::io::units::{counted, grouped, parse_size};
 use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use crate::runtime::builtin_model;
 use crate::runtime::chat_template;
@@ -51,6 +52,9 @@ pub struct InspectArgs {
     /// Prefill batch size in tokens
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = value_parser!(u64).range(1..))]
     batch: u64,
+    /// Memory that the model has to fit with the first --context (default: 131072 tokens): shows the size for `convert --size`
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    fits: Option<u64>,
     /// List all tensors
     #[arg(short, long)]
     tensors: bool,
@@ -68,8 +72,12 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         Some(path) => Gguf::open_any(path)?,
         None => builtin_model::open(None)?,
     };
-    let report = InspectReport::new(args, &file, host_memory::available(Path::new("/")));
     let mut out = BufWriter::new(Output::lock());
+    if file.metadata.str("general.type") == Some("imatrix") {
+        imatrix::print(args, &file.paths()[0], &mut out)?;
+        return Ok(out.flush()?);
+    }
+    let report = InspectReport::new(args, &file, host_memory::available(Path::new("/")));
     if args.json {
         writeln!(out, "{}", text::visible_json(&serde_json::to_string_pretty(&report)?))?;
     } else {
@@ -182,6 +190,9 @@ struct ModelReport {
     batch: u64,
     need: MemoryEstimate,
     contexts: Vec<Context>,
+    /// With `--fits`, the size of a file that leaves room for the rest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fits: Option<FittingSize>,
     available_bytes: Option<u64>,
     /// The placement on some common GPUs, one line each.
     on_gpu: Vec<String>,
@@ -198,6 +209,17 @@ struct Context {
     tokens: u64,
     f16: MemoryCase,
     q8_0: MemoryCase,
+}
+
+/// The largest file whose weights fit a memory beside state, KV cache and workspace.
+#[derive(Debug, Serialize)]
+struct FittingSize {
+    memory_bytes: u64,
+    context: u64,
+    /// With a KV cache in F16; 0 if nothing is left for weights.
+    f16_size: u64,
+    /// With a KV cache in Q8_0.
+    q8_0_size: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -313,6 +335,17 @@ fn model(
     let usual = [4096, 131_072].into_iter().filter(|n| *n < c.context).chain([c.context]);
     let tokens = if args.context.is_empty() { usual.collect() } else { args.context.clone() };
     let contexts = tokens.iter().map(context).collect();
+    let fits = args.fits.map(|memory_bytes| {
+        let context = args.context.first().copied().unwrap_or(131_072).min(c.context);
+        // The header (vocabulary, metadata) is in the file, but not in memory.
+        let header = file.file_bytes().saturating_sub(weights);
+        let size = |per_token| match memory_bytes.saturating_sub(need.total(per_token, context)) {
+            0 => 0,
+            left => left.saturating_add(header),
+        };
+        let (f16_size, q8_0_size) = (size(need.f16_bytes_per_token), size(need.q8_0_bytes_per_token));
+        FittingSize { memory_bytes, context, f16_size, q8_0_size }
+    });
     let batch = args.batch;
     Ok(ModelReport {
         shape: shape(&c),
@@ -321,6 +354,7 @@ fn model(
         batch,
         need,
         contexts,
+        fits,
         available_bytes: available,
         on_gpu: CARDS.map(|gib| on_gpu(file, &c, args, [gib << 30, available.unwrap_or(u64::MAX)])).to_vec(),
     })
@@ -381,6 +415,7 @@ mod tests {
             yes: false,
             context: vec![],
             batch: 512,
+            fits: None,
             tensors: true,
             check: false,
             json: false,
@@ -414,6 +449,29 @@ mod tests {
             [(7, None), (1000, None)]
         );
         assert_eq!(contexts[1].q8_0.cache_bytes, 4_284_000);
+    }
+
+    #[test]
+    fn the_size_that_fits_leaves_room_for_the_rest() {
+        let file = Preset::Real.metadata_only();
+        let fits = |memory: u64, context| {
+            let args = InspectArgs { fits: Some(memory), context, ..args() };
+            InspectReport::new(&args, &file, None).model.unwrap().fits.unwrap()
+        };
+        let need = MemoryEstimate::of(
+            &Config::from_gguf(&file).unwrap(),
+            args().batch * MATERIALIZED_BATCH_FACTOR as u64,
+        );
+        let found = fits(24 << 30, vec![131_072]);
+        // The file has a header only.
+        assert_eq!(found.f16_size + need.total(8_064, 131_072), (24 << 30) + file.file_bytes());
+        assert_eq!(found.q8_0_size - found.f16_size, (8_064 - 4_284) * 131_072);
+        assert_eq!(fits(24 << 30, vec![]).f16_size, found.f16_size);
+        assert_eq!(fits(1 << 30, vec![1 << 20]).f16_size, 0);
+        let args = InspectArgs { fits: Some(24 << 30), ..args() };
+        let text = printed(&file, &args, 1 << 40);
+        let line = "  fits 24.00 GiB with 131,072 tokens: convert --size ";
+        assert!(text.lines().any(|l| l.starts_with(line)), "{line}\n--- in\n{text}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! Prints the report as text. Strings from the file are escaped, because they may contain terminal control sequences.
 
-use super::{FormatTotals, InspectReport, ModelReport, SamplingReport, TemplateReport, TensorRow};
+use super::{
+    FittingSize, FormatTotals, InspectReport, ModelReport, SamplingReport, TemplateReport, TensorRow,
+};
 use crate::io::units::{format_size, grouped, shortest_decimal};
 use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use models::gguf::{Array, Metadata, Value};
@@ -129,6 +131,7 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
         });
         writeln!(out, "{f16:<29}{q8_0}")?;
     }
+    m.fits.iter().try_for_each(|fits| print_fitting(fits, out))?;
     match m.available_bytes {
         Some(bytes) => writeln!(
             out,
@@ -147,6 +150,17 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn print_fitting(fits: &FittingSize, out: &mut dyn Write) -> Result<()> {
+    let (memory, context) = (format_size(fits.memory_bytes), grouped(fits.context));
+    let size = |bytes: u64| match bytes >> 20 {
+        0 => "nothing".to_owned(),
+        mib => format!("{mib}M"),
+    };
+    let (f16, q8_0) = (size(fits.f16_size), size(fits.q8_0_size));
+    let with = "with --cache-type q8_0";
+    writeln!(out, "\n  fits {memory} with {context} tokens: convert --size {f16}, or {q8_0} {with}")
 }
 
 /// Formats a value as one short line.

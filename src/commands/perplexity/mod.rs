@@ -139,7 +139,8 @@ fn window_log_probs(engine: &EngineHandle, tokens: &[u32], half: usize) -> Resul
     Ok(rows.into_par_iter().map(log_softmax).collect())
 }
 
-fn log_softmax(logits: &[f32]) -> Vec<f32> {
+/// Normalizes a row of logits to log-probabilities.
+pub fn log_softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let sum: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
     let norm = f64::from(max) + sum.ln();

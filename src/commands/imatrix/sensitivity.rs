@@ -1,0 +1,162 @@
+//! Measures how much an error in each weight changes the logits, for `convert --size`.
+//!
+//! One tensor at a time is quantized coarsely in memory; the KL divergence of the model's predictions from those of the unchanged
+//! model, divided by the tensor's relative error (weighted by the importance of its columns), is its sensitivity. The cost is two
+//! prefills of the windows per tensor.
+
+use crate::commands::perplexity::log_softmax;
+use anyhow::Result;
+use bytes::Bytes;
+use convert::Importance;
+use convert::allocate::errors::{Error, Row, quantize};
+use convert::mix::quantizable;
+use kernels::backend::{Backend, CacheFormat};
+use kernels::cpu::Cpu;
+use kernels::quant::Format;
+use models::gguf::TensorInfo;
+use models::gguf::read::Gguf;
+use models::kimi_linear::mla::MlaPath;
+use models::kimi_linear::{Model, Outputs, Sequence};
+use rayon::prelude::*;
+
+/// Format of tensors whose rows are whole blocks of 256: its error is in the middle of those of 2 to 5 bits.
+const COARSE: Format = Format::Q3_K;
+/// Format of tensors whose rows are whole blocks of 32 only: the coarsest one.
+const COARSE_32: Format = Format::Q4_0;
+
+/// Windows of tokens with the log-probabilities that the unchanged model gives.
+pub struct SensitivityProbe<'a> {
+    cpu: Cpu,
+    cache: CacheFormat,
+    batch: usize,
+    windows: Vec<&'a [u32]>,
+    /// For each window `[tokens, vocabulary]`.
+    expected: Vec<Vec<f32>>,
+}
+
+/// The names of the tensors whose sensitivity is measured, in the order of the file.
+pub fn names(file: &Gguf) -> Vec<String> {
+    let measured = |t: &&TensorInfo| quantizable(&t.name, &t.shape) && coarse(t.shape[0]).is_some();
+    file.tensors.iter().filter(measured).map(|t| t.name.clone()).collect()
+}
+
+fn coarse(cols: u64) -> Option<Format> {
+    [COARSE, COARSE_32].into_iter().find(|format| cols.is_multiple_of(format.block_len() as u64))
+}
+
+impl<'a> SensitivityProbe<'a> {
+    /// Runs the unchanged model on the windows.
+    pub fn new(
+        cpu: Cpu,
+        file: &Gguf,
+        cache: CacheFormat,
+        batch: usize,
+        windows: Vec<&'a [u32]>,
+    ) -> Result<SensitivityProbe<'a>> {
+        let mut probe = SensitivityProbe { cpu, cache, batch, windows, expected: Vec::new() };
+        let model = Model::load(&probe.cpu, file)?;
+        let vocab = model.config.vocab;
+        for window in &probe.windows {
+            let mut logits = probe.logits(&model, window);
+            logits.par_chunks_exact_mut(vocab).for_each(|row| row.copy_from_slice(&log_softmax(row)));
+            probe.expected.push(logits);
+        }
+        Ok(probe)
+    }
+
+    /// The logits after every token of a window, from an empty state.
+    fn logits(&self, model: &Model<Cpu>, window: &[u32]) -> Vec<f32> {
+        let mut state = model.state(&self.cpu, self.cache);
+        let mut all = Vec::new();
+        for tokens in window.chunks(self.batch) {
+            let mla_path = MlaPath::Absorbed;
+            let mut batch = [Sequence { tokens, state: &mut state, outputs: Outputs::All, mla_path }];
+            let logits = model.forward(&self.cpu, &mut batch, &mut ());
+            all.extend(logits.iter().flat_map(|logits| self.cpu.read(logits)));
+        }
+        all
+    }
+
+    /// The mean KL divergence of a changed model from the unchanged one.
+    fn divergence(&self, file: &Gguf) -> Result<f64> {
+        let model = Model::load(&self.cpu, file)?;
+        let vocab = model.config.vocab;
+        let (mut sum, mut count) = (0.0, 0);
+        for (window, expected) in self.windows.iter().zip(&self.expected) {
+            let logits = self.logits(&model, window);
+            let rows = logits.par_chunks_exact(vocab).zip(expected.par_chunks_exact(vocab));
+            let each: Vec<f64> =
+                rows.map(|(row, expected)| kl_divergence(expected, &log_softmax(row))).collect();
+            count += each.len();
+            sum += each.iter().sum::<f64>();
+        }
+        Ok(sum / count.max(1) as f64)
+    }
+
+    /// The sensitivity of a tensor. The file is the same afterwards.
+    ///
+    /// Products with quantized weights round their activations, too, which costs the same in every format: the divergence in
+    /// Q8_0 is subtracted.
+    pub fn measure(&self, file: &mut Gguf, name: &str, importance: &Importance) -> Result<f32> {
+        let Some(format) = file.tensor(name).and_then(|t| coarse(t.shape[0])) else { return Ok(0.0) };
+        let [coarse, fine] =
+            [format, Format::Q8_0].map(|format| self.in_format(file, name, format, importance));
+        let ([divergence, error], [floor, least]) = (coarse?, fine?);
+        Ok(if error > least { ((divergence - floor) / (error - least)).max(0.0) as f32 } else { 0.0 })
+    }
+
+    /// The divergence with a tensor in a format, and the relative error of the format.
+    fn in_format(
+        &self,
+        file: &mut Gguf,
+        name: &str,
+        format: Format,
+        importance: &Importance,
+    ) -> Result<[f64; 2]> {
+        let tensor = file.tensor(name).cloned();
+        let (bytes, error) = tensor.map(|t| quantized(file, &t, format, importance)).unwrap_or_default();
+        file.replace(name, format, bytes)?;
+        let divergence = self.divergence(file);
+        file.restore(name);
+        Ok([divergence?, error.relative()])
+    }
+}
+
+/// D(expected || found) of two rows of log-probabilities.
+fn kl_divergence(expected: &[f32], found: &[f32]) -> f64 {
+    let term = |(p, q): (&f32, &f32)| f64::from(p.exp()) * (f64::from(*p) - f64::from(*q));
+    expected.iter().zip(found).map(term).sum::<f64>().max(0.0)
+}
+
+/// Quantizes a tensor of the file in memory; returns its error, too.
+fn quantized(file: &Gguf, tensor: &TensorInfo, format: Format, importance: &Importance) -> (Bytes, Error) {
+    let (stored, cols) = (file.bytes(tensor), tensor.shape[0] as usize);
+    let rows_of_matrix = tensor.shape[1] as usize;
+    let bytes_of = |format: Format| format.row_bytes(cols as u64).expect("whole blocks") as usize;
+    let (from, to) = (bytes_of(tensor.format), bytes_of(format));
+    let mut out = vec![0; stored.len() / from * to];
+    let rows = out.par_chunks_exact_mut(to).zip(stored.par_chunks_exact(from)).enumerate();
+    let error = rows.map(|(row, (out, stored))| {
+        let mut values = vec![0.0; cols];
+        tensor.format.dequantize_row(stored, &mut values);
+        let (weights, factor) = importance.of_matrix(&tensor.name, cols, row / rows_of_matrix);
+        quantize(format, Row { values: &values, importance: weights, factor }, out)
+    });
+    // In the order of the rows: the sum does not depend on threads.
+    let errors: Vec<Error> = error.collect();
+    let error = errors.into_iter().fold(Error::default(), Error::plus);
+    (Bytes::from(out), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn divergence_of_equal_rows_is_zero() {
+        let (p, q) = (log_softmax(&[0.0, 1.0, 2.0]), log_softmax(&[2.0, 1.0, 0.0]));
+        assert_eq!(kl_divergence(&p, &p), 0.0);
+        let expected = 2.0 * f64::from(p[2].exp() - p[0].exp());
+        assert!((kl_divergence(&p, &q) - expected).abs() < 1e-6);
+    }
+}
