@@ -217,6 +217,37 @@ def quality():
     return svg
 
 
+def sizes():
+    rows = record("sizes")["rows"]
+    svg = card(820, 446, "convert --size against llama.cpp's mixes", "Demonstration model; KL divergence from F32 at the same bytes; lower is better; logarithmic scale")
+    left, right, top, bottom = 72, 730, 100, 358
+    least, most = math.floor(min(row["kimi"]["bytes"] for row in rows) / 1e6), math.ceil(max(row["kimi"]["bytes"] for row in rows) / 1e6)
+    across = lambda size: left + (right - left) * (size / 1e6 - least) / (most - least)
+    down = lambda kl: top + (bottom - top) * (math.log10(1) - math.log10(kl)) / (math.log10(1) - math.log10(0.005))
+    for kl in [0.01, 0.1, 1]:
+        svg.line(left, down(kl), right, down(kl), "grid")
+        svg.text(left - 8, down(kl) + 4, f"{kl:g}", "tick", "end")
+    svg.text(24, top - 12, "KL divergence", "tick")
+    svg.line(left, bottom, right, bottom, "axis")
+    for size in range(least, most + 1):
+        svg.text(across(size * 1e6), bottom + 18, str(size), "tick", "middle")
+    svg.text((left + right) / 2, bottom + 36, "file size, MB", "tick", "middle")
+    for name, kind in [("llama.cpp", "peer"), ("kimi", "kimi")]:
+        places = [(across(row[name]["bytes"]), down(row[name]["kl"])) for row in rows]
+        for one, two in zip(places, places[1:]):
+            svg.line(*one, *two, f"line-{kind}", 2)
+        for row, (x, y) in zip(rows, places):
+            svg.dot(x, y, kind)
+            if name == "kimi":
+                less = 100 * (1 - row["kimi"]["kl"] / row["llama.cpp"]["kl"])
+                svg.raw(f'<text x="{x - 8:.1f}" y="{y + 18:.1f}" text-anchor="end" class="label value">{less:.0f} % less</text>')
+            else:
+                svg.raw(f'<text x="{x + 9:.1f}" y="{y - 8:.1f}" class="label"><tspan class="strong">{row["mix"]}</tspan></text>')
+    legend(svg, right + 60, 34)
+    notes(svg, ["Each with its own importance matrix of the same text. Record: docs/results/sizes.json"])
+    return svg
+
+
 CELL, LINE, MARGIN = 8.4, 19, 18
 COLUMNS = 118
 QUESTIONS = ["Who keeps the Tiolmere museum?", "Who runs the Tiolmere museum?"]
@@ -357,7 +388,7 @@ def main():
     if sys.argv[1:2] and sys.argv[1] in recorders:
         return recorders[sys.argv[1]](sys.argv[2])
     pictures = {"speed": speed().page(), "formats": formats().page(), "first-token": first_token().page(), "load": load().page(),
-                "quality": quality().page(),
+                "quality": quality().page(), "sizes": sizes().page(),
                 "chat": screen("chat", "kimi chat in a terminal"), "ask": screen("ask", "kimi ask in a terminal")}
     stale = []
     for name, page in pictures.items():

@@ -71,8 +71,7 @@ def main():
         "date": str(datetime.date.today()),
         "machine": "CPU backend, whose results do not depend on threads or instruction set",
         "model": "demonstration model, 9.5 M parameters",
-        "conditions": f"KL divergence from F32 over {args.windows} windows of 512 tokens of held-out prose; {args.questions} questions about texts "
-                      "of 1,024 tokens; importance matrices of each program from the built-in calibration text",
+        "conditions": f"KL divergence from F32 over {args.windows} windows of 512 tokens of held-out prose; importance matrices of each program from the built-in calibration text",
         "rows": rows,
     }
     (HERE.parents[1] / "docs/results/sizes.json").write_text(json.dumps(record, indent=1) + "\n")
