@@ -3,7 +3,7 @@
 #[path = "common/random.rs"]
 mod random;
 
-use kernels::simd::{Isa, Kernel, SimdLevel};
+use kernels::simd::{Fours, Indices, Isa, Kernel, SimdLevel};
 use random::Random;
 
 /// Operands within the operations' contract: quants of at most 128, activations above -128.
@@ -99,7 +99,9 @@ impl Kernel for Ints<'_> {
             ("dot", isa.dot(far, w, x)),
             ("dot_signed", isa.dot_signed(far, q, x)),
         ];
+        let halves = isa.scales_of_halves(part(signed), part(sums));
         for j in 0..8 {
+            out.push(("dot_scaled, halves", isa.dot_scaled(far, w, x, halves, j)));
             out.push(("dot_scaled, 16", isa.dot_scaled(far, w, x, wide, j)));
             out.push(("dot_scaled, 8", isa.dot_scaled(far, w, x, narrow, j)));
             out.push(("dot_signed_scaled, 16", isa.dot_signed_scaled(far, q, x, wide, j)));
@@ -111,6 +113,31 @@ impl Kernel for Ints<'_> {
         }
         out.into_iter().map(|(op, v)| (op, int_words(isa, v))).collect()
     }
+}
+
+static FOURS_512: Fours<512> = Fours::new(nibbles(), values());
+static FOURS_256: Fours<256> = Fours::new(nibbles(), values());
+
+/// Any 16 bits for each entry.
+const fn nibbles<const N: usize>() -> [u16; N] {
+    let mut out = [0; N];
+    let mut i = 0;
+    while i < N {
+        out[i] = ((i as u32 * 40_503) >> 3) as u16;
+        i += 1;
+    }
+    out
+}
+
+/// Sixteen different values, negative ones too.
+const fn values() -> [i8; 16] {
+    let mut out = [0; 16];
+    let mut i = 0;
+    while i < 16 {
+        out[i] = (17 * i as u8).cast_signed();
+        i += 1;
+    }
+    out
 }
 
 struct Bytes<'a>(&'a Operands);
@@ -133,22 +160,11 @@ impl Kernel for Bytes<'_> {
             ("mask", isa.mask(part(sums))),
             ("set_u64", isa.set_u64([0, 8, 16, 24].map(|at| u64::from_le_bytes(part(&sums[at..]))))),
             ("negate_bits", isa.negate_bits(a, part(sums))),
-            (
-                "lookup_u32 512",
-                isa.lookup_u32(
-                    &std::array::from_fn::<_, 512, _>(|i| 99_991 * i as u32),
-                    part(signed),
-                    sums[0],
-                ),
-            ),
-            (
-                "lookup_u32 256",
-                isa.lookup_u32(&std::array::from_fn::<_, 256, _>(|i| 99_991 * i as u32), part(signed), 0),
-            ),
-            (
-                "lookup_u32 16",
-                isa.lookup_u32(&std::array::from_fn::<_, 16, _>(|i| 99_991 * i as u32), part(signed), 255),
-            ),
+            ("words", isa.words(&part(sums))),
+            ("mul_words", isa.mul_words(a, b)),
+            ("upper_bytes", isa.upper_bytes(a, b)),
+            ("odd_fours", isa.odd_fours(bytemuck::cast_ref(&[*sums, *signed]))),
+            ("sevens", isa.sevens(b)),
             ("add_bytes", isa.add_bytes(a, b)),
             ("and", isa.and(a, b)),
             ("or", isa.or(a, b)),
@@ -164,12 +180,18 @@ impl Kernel for Bytes<'_> {
         ];
         let rows = [signed, activations, sums, levels, signed, sums, levels, activations];
         let transposed = isa.transpose_8x8(rows).map(|v| ("transpose_8x8", v));
+        let (c, d) = (isa.bytes(activations), isa.bytes(levels));
+        let numbers = [a, b, c, d].map(|v| Indices::new(isa, v));
+        let fours = isa.lookup_fours(&FOURS_512, &numbers).map(|v| ("lookup_fours 512", v));
+        let numbers = [a, b, c, d].map(|v| Indices::new(isa, v));
+        let fewer = isa.lookup_fours(&FOURS_256, &numbers).map(|v| ("lookup_fours 256", v));
         let mut out = [0; 32];
         let mut words = |v| {
             isa.store_bytes(v, &mut out);
             out.map(u32::from).to_vec()
         };
-        bytes.into_iter().chain(transposed).map(|(op, v)| (op, words(v))).collect()
+        let all = bytes.into_iter().chain(transposed).chain(fours).chain(fewer);
+        all.map(|(op, v)| (op, words(v))).collect()
     }
 }
 

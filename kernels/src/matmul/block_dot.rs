@@ -10,6 +10,15 @@ pub(crate) trait BlockDot<B: Block> {
 
     /// GEMV: eight partial sums of the quants' dot product, and of the second term.
     fn sums<I: Isa>(isa: I, w: &B, x: &B::X) -> [I::Ints; 2];
+    /// The sums of eight blocks; overridden where an instruction of one block waits long for another of it.
+    #[inline(always)]
+    fn sums_x8<I: Isa>(isa: I, w: &[B; 8], x: &[B::X; 8]) -> [[I::Ints; 8]; 2] {
+        let mut sums = [[isa.zeros(); 8]; 2];
+        for i in 0..8 {
+            [sums[0][i], sums[1][i]] = Self::sums(isa, &w[i], &x[i]);
+        }
+        sums
+    }
     /// The scales of eight blocks, and of their second terms.
     fn scales_x8<I: Isa>(isa: I, w: [&B; 8]) -> [I::Floats; 2];
     /// The scale of a block, and of its second term.

@@ -89,13 +89,12 @@ fn reduce_x8<I: Isa, B: Block, D: BlockDot<B>>(
     (r, at): (usize, usize),
     [scales, totals]: [&mut Terms; 2],
 ) {
-    let (mut sums, mut second) = ([isa.zeros(); 8], [isa.zeros(); 8]);
     let mut act_scales = [0.0; 8];
     for i in 0..8 {
         isa.prefetch_l1(&w[i], PREFETCH_BYTES);
-        [sums[i], second[i]] = D::sums(isa, &w[i], &x[i]);
         act_scales[i] = D::act_scale(&x[i]);
     }
+    let [sums, second] = D::sums_x8(isa, w, x);
     let (act_scale, [d, d2]) = (isa.load_floats(&act_scales), D::scales_x8(isa, w.each_ref()));
     isa.store(isa.mul(d, act_scale), lanes(&mut scales[0][r], at));
     isa.store(isa.floats(isa.reduce_add_each(sums)), lanes(&mut totals[0][r], at));

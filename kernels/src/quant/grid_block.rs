@@ -9,7 +9,7 @@
 
 use super::activation::Q8x256;
 use super::block::Block;
-use super::superblock::{Offset, SuperBlock, SuperBlockPanel, decode_16_scales};
+use super::superblock::{Offset, SuperBlock, SuperBlockPanel};
 use crate::simd::{Isa, PanelSimd};
 
 /// A format of 256 weights whose quants are entries of a grid.
@@ -21,14 +21,18 @@ pub(super) trait GridBlock: Block<X = Q8x256> {
     /// How an entry becomes quants.
     const ENTRIES: Entries;
 
-    /// The scales, odd and below 32: sixteen, or eight and then zeros.
-    fn scales(&self) -> [u8; 16];
+    /// The scales of the first sixteen weights of each sub-block of 32, and of the second: odd and below 32.
+    fn scales<I: Isa>(&self, isa: I) -> [[u8; 8]; 2];
     /// The scale of the block, a binary16.
     fn d(&self) -> [u8; 2];
+    /// What a lookup needs from memory: numbers of entries, and signs that the block does not store as bits.
+    type Unpacked: Copy + Default;
+    /// Unpacks numbers and signs.
+    fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked;
+    /// The entries of the weights, 32 at a time.
+    fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8];
     /// The signs of the weights of each sub-block, a bit each, set where negative; unused with [`Entries::Biased`].
-    fn signs(&self) -> [[u8; 4]; 8];
-    /// The entries of the 32 weights of sub-block j.
-    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes;
+    fn signs<'a>(&'a self, unpacked: &'a Self::Unpacked) -> &'a [[u8; 4]; 8];
     /// The block with this d and these parts.
     fn from_coded(d: [u8; 2], coded: &Coded) -> Self;
 }
@@ -62,23 +66,23 @@ impl Entries {
     }
 }
 
+/// Sixteen bytes of a block, from byte `AT` on.
+#[inline(always)]
+pub(super) fn sixteen<B: Block, const AT: usize>(block: &B) -> &[i8; 16] {
+    bytemuck::cast_ref::<[u8; 16], _>(bytemuck::bytes_of(block)[AT..].first_chunk().expect("inside a block"))
+}
+
 /// The quants of a block plus the bias, at most 128, 32 at a time.
 #[inline(always)]
-fn biased_quants<I: Isa, B: GridBlock>(isa: I, block: &B, out: &mut [[u8; 32]; 8]) {
-    let signs = block.signs();
+fn biased_quants<I: Isa, B: GridBlock>(isa: I, block: &B, unpacked: &B::Unpacked, out: &mut [[u8; 32]; 8]) {
+    let (entries, signs) = (block.entries(isa, unpacked), block.signs(unpacked));
     for j in 0..8 {
-        let mut quants = block.entries(isa, j);
+        let mut quants = entries[j];
         if B::ENTRIES == Entries::Magnitudes {
             quants = isa.add_bytes(isa.negate_bits(quants, signs[j]), isa.splat_byte(B::ENTRIES.bias()));
         }
         isa.store_bytes(quants, &mut out[j]);
     }
-}
-
-/// The scales as [`Isa::dot_scaled`] takes them.
-#[inline(always)]
-fn isa_scales<I: Isa, B: GridBlock>(isa: I, scales: [u8; 16]) -> I::Scales {
-    if B::SUBS == 16 { isa.scales_16(scales) } else { isa.scales_8(*scales.first_chunk().expect("16 bytes")) }
 }
 
 impl<B: GridBlock> SuperBlock for B {
@@ -90,8 +94,10 @@ impl<B: GridBlock> SuperBlock for B {
     fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut SuperBlockPanel<I::Panel>) {
         let l = isa.panel();
         let mut quants = [[[0; 32]; 8]; 16];
+        let mut unpacked = [B::Unpacked::default(); 16];
+        unpack_all(isa, rows, &mut unpacked);
         for r in 0..I::Panel::MR {
-            biased_quants(isa, rows[r], &mut quants[r]);
+            biased_quants(isa, rows[r], &unpacked[r], &mut quants[r]);
         }
         for j in 0..8 {
             let mut of_rows = [&[0; 32]; 16];
@@ -103,17 +109,18 @@ impl<B: GridBlock> SuperBlock for B {
         }
         let mut bytes = [[0; 32]; 16];
         for r in 0..I::Panel::MR {
-            bytes[r][..16].copy_from_slice(&rows[r].scales());
+            bytes[r][..16].copy_from_slice(rows[r].scales(isa).as_flattened());
             bytes[r][16..18].copy_from_slice(&rows[r].d());
         }
         let head = l.transpose(&bytes.each_ref());
-        if B::SUBS == 16 {
-            decode_16_scales(l, [head[0], head[1], head[2], head[3]], false, out);
-        } else {
-            for j in 0..8 {
-                let sc = l.unsigned_byte(head[j / 4], j % 4);
-                out.scales[j] = sc;
-                out.pairs[j] = l.pair(sc, sc); // one scale for two sums of sixteen
+        for j in 0..8 {
+            let first = l.unsigned_byte(head[j / 4], j % 4);
+            let second = l.unsigned_byte(head[2 + j / 4], j % 4);
+            out.pairs[j] = l.pair(first, second);
+            if B::SUBS == 16 {
+                [out.scales[2 * j], out.scales[2 * j + 1]] = [first, second];
+            } else {
+                out.scales[j] = first;
             }
         }
         out.d_and_min[0] = l.mul(l.half(head[4], 0), l.splat(B::UNIT));
@@ -121,20 +128,18 @@ impl<B: GridBlock> SuperBlock for B {
 
     #[inline(always)]
     fn sums<I: Isa>(isa: I, w: &B, x: &Q8x256) -> [I::Ints; 2] {
-        let (scales, signs) = (w.scales(), w.signs());
-        let s = isa_scales::<I, B>(isa, scales);
-        // Two accumulators halve the dependency chain.
-        let mut acc = [isa.zeros(); 2];
-        for j in 0..8 {
-            let (entries, x) = (w.entries(isa, j), isa.bytes(&x.q[j]));
-            let x = if B::ENTRIES == Entries::Magnitudes { isa.negate_bits(x, signs[j]) } else { x };
-            acc[j % 2] = isa.dot_scaled(acc[j % 2], entries, x, s, j);
+        [sums(isa, w, &w.unpack(isa), x), isa.zeros()]
+    }
+
+    #[inline(always)]
+    fn sums_x8<I: Isa>(isa: I, w: &[B; 8], x: &[Q8x256; 8]) -> [[I::Ints; 8]; 2] {
+        let mut unpacked = [B::Unpacked::default(); 8];
+        unpack_all(isa, &w.each_ref(), &mut unpacked);
+        let mut out = [isa.zeros(); 8];
+        for i in 0..8 {
+            out[i] = sums(isa, &w[i], &unpacked[i], &x[i]);
         }
-        let total = isa.add_ints(acc[0], acc[1]);
-        let Entries::Biased(bias) = B::ENTRIES else { return [total, isa.zeros()] };
-        let of_sixteen = if B::SUBS == 16 { scales } else { each_twice(scales) };
-        let offset = isa.mul_ints(isa.dot_sums_16(of_sixteen, &x.sums), isa.splat_int(bias as i32));
-        [isa.sub_ints(total, offset), isa.zeros()]
+        [out, [isa.zeros(); 8]]
     }
 
     #[inline(always)]
@@ -143,24 +148,45 @@ impl<B: GridBlock> SuperBlock for B {
     }
 }
 
-/// The first eight bytes, each of them twice.
+/// Unpacks several blocks into memory: a lookup that follows the unpacking at once waits for the store of its number.
 #[inline(always)]
-fn each_twice(v: [u8; 16]) -> [u8; 16] {
-    let mut v = u128::from_le_bytes(v) & u64::MAX as u128;
-    v = (v | v << 32) & 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff;
-    v = (v | v << 16) & 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff;
-    v = (v | v << 8) & 0x00ff_00ff_00ff_00ff_00ff_00ff_00ff_00ff;
-    (v | v << 8).to_le_bytes()
+fn unpack_all<I: Isa, B: GridBlock, const R: usize>(isa: I, blocks: &[&B; R], out: &mut [B::Unpacked; R]) {
+    for r in 0..R {
+        out[r] = blocks[r].unpack(isa);
+    }
+    // Otherwise the compiler takes the numbers from vectors again: vpextrw, two micro-operations of one port.
+    std::hint::black_box(out);
+}
+
+/// Partial sums of `sum_j sc_j (q_j . x_j)`.
+#[inline(always)]
+fn sums<I: Isa, B: GridBlock>(isa: I, w: &B, unpacked: &B::Unpacked, x: &Q8x256) -> I::Ints {
+    let ([first, second], signs) = (w.scales(isa), w.signs(unpacked));
+    let (entries, s) = (w.entries(isa, unpacked), isa.scales_of_halves(first, second));
+    // Two accumulators halve the dependency chain.
+    let mut acc = [isa.zeros(); 2];
+    for j in 0..8 {
+        let x = isa.bytes(&x.q[j]);
+        let x = if B::ENTRIES == Entries::Magnitudes { isa.negate_bits(x, signs[j]) } else { x };
+        acc[j % 2] = isa.dot_scaled(acc[j % 2], entries[j], x, s, j);
+    }
+    let total = isa.add_ints(acc[0], acc[1]);
+    let Entries::Biased(bias) = B::ENTRIES else { return total };
+    let mut in_turn = [0; 16];
+    for j in 0..8 {
+        [in_turn[2 * j], in_turn[2 * j + 1]] = [first[j], second[j]];
+    }
+    let offset = isa.mul_ints(isa.dot_sums_16(in_turn, &x.sums), isa.splat_int(bias as i32));
+    isa.sub_ints(total, offset)
 }
 
 /// Dequantizes a block. Every product is exact in f32, so the order of the factors does not matter.
 #[inline(always)]
 pub(super) fn dequantize<I: Isa, B: GridBlock>(isa: I, block: &B, y: &mut [f32]) {
-    let (d, scales) = (isa.f16(block.d()) * B::UNIT, block.scales());
+    let (d, scales) = (isa.f16(block.d()) * B::UNIT, block.scales(isa));
     let mut quants = [[0; 32]; 8];
-    biased_quants(isa, block, &mut quants);
-    let len = 256 / B::SUBS;
+    biased_quants(isa, block, &block.unpack(isa), &mut quants);
     for (i, (y, q)) in y.iter_mut().zip(quants.as_flattened()).enumerate() {
-        *y = d * scales[i / len] as f32 * (*q as i32 - B::ENTRIES.bias() as i32) as f32;
+        *y = d * scales[i / 16 % 2][i / 32] as f32 * (*q as i32 - B::ENTRIES.bias() as i32) as f32;
     }
 }

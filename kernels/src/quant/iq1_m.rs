@@ -19,10 +19,10 @@ use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
 use super::grid_neighbours::{Grid, Signs, Table};
 use super::grid_search;
-use super::grids::{IQ1, IQ1_BIAS, IQ1_VALUES, offsets};
+use super::grids::{IQ1, IQ1_BIAS, IQ1_VALUES, ONES, lookup_eights, numbers, offsets, repeated};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
-use crate::simd::Isa;
+use crate::simd::{Indices, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
@@ -31,7 +31,7 @@ use std::ops::Range;
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
 pub struct Iq1M {
-    low: [[u8; 4]; 8],
+    low: [[u8; 16]; 2],
     high: [[u8; 2]; 8],
     scales: [[u8; 2]; 4],
 }
@@ -47,10 +47,10 @@ const GRID: Grid<8, 3> = Grid {
 };
 static TABLE: Table<8> = Table::new();
 
+/// The bytes of `high` for each of 16 vectors.
+static HIGH: [[u8; 32]; 2] = [repeated(0, 2, 8), repeated(8, 2, 8)];
 /// A one in each of four words.
-const EACH_32: u128 = 0x0000_0001_0000_0001_0000_0001_0000_0001;
-/// A one in each of sixteen bytes.
-const ONES: u128 = 0x0101_0101 * EACH_32;
+const EACH_16: u64 = 0x0001_0001_0001_0001;
 
 impl Block for Iq1M {
     type X = Q8x256;
@@ -79,17 +79,16 @@ impl Block for Iq1M {
 impl GridBlock for Iq1M {
     const SUBS: usize = 16;
     const UNIT: f32 = 0.125;
+    type Unpacked = [Indices<2048>; 2];
     const ENTRIES: Entries = Entries::Biased(IQ1_BIAS);
 
     #[inline(always)]
-    fn scales(&self) -> [u8; 16] {
-        let words = u64::from_le_bytes(bytemuck::cast(self.scales)) as u128;
-        // Each word to 32 bits, then its four scales to a byte each.
-        let words = (words | words << 32) & 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff;
-        let words = (words | words << 16) & 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff;
-        let pairs = (words & 0x003f_0000_003f_0000_003f_0000_003f) | (words & (0x0fc0 * EACH_32)) << 10;
-        let sc = (pairs & (0x0007_0007 * EACH_32)) | (pairs & (0x0038_0038 * EACH_32)) << 5;
-        (sc << 1 | ONES).to_le_bytes()
+    fn scales<I: Isa>(&self, _: I) -> [[u8; 8]; 2] {
+        let words = u64::from_le_bytes(bytemuck::cast(self.scales));
+        // Of four scales in a word the first and the third, then the second and the fourth, to a byte each.
+        let first = words & (7 * EACH_16) | words << 2 & (0x700 * EACH_16);
+        let second = words >> 3 & (7 * EACH_16) | words >> 1 & (0x700 * EACH_16);
+        [(first << 1 | ONES).to_le_bytes(), (second << 1 | ONES).to_le_bytes()]
     }
 
     #[inline(always)]
@@ -100,17 +99,31 @@ impl GridBlock for Iq1M {
     }
 
     #[inline(always)]
-    fn signs(&self) -> [[u8; 4]; 8] {
-        [[0; 4]; 8]
+    fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked {
+        let mut out = Self::Unpacked::default();
+        for h in 0..2 {
+            let high = isa.table_lookup(bytemuck::cast_ref(&self.high), isa.bytes(&HIGH[h]));
+            // Bits 4 k + 2..4 k move to 14..12, then to 10..8.
+            let high = isa.mul_words(high, isa.set_u64([0x0001_0010_0100_1000; 4]));
+            out[h] = Indices::new(isa, numbers(isa, &self.low[h], isa.shr::<4>(high), 0x700));
+        }
+        out
     }
 
     #[inline(always)]
-    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
-        let (low, high) = (self.low[j], u16::from_le_bytes(self.high[j]) as usize);
-        let entry = |k: usize| IQ1[low[k] as usize | (high >> (4 * k) & 7) << 8];
-        let grid = isa.set_u64([entry(0), entry(1), entry(2), entry(3)]);
-        let negative = high >> 3 & 1 | high >> 6 & 2 | high >> 9 & 4 | high >> 12 & 8;
-        isa.add_bytes(grid, offsets(isa, negative))
+    fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8] {
+        let mut entries = lookup_eights(isa, &IQ1, unpacked);
+        for j in 0..8 {
+            // The product moves bits 3, 7, 11 and 15 to 12..16.
+            let negative = ((u16::from_le_bytes(self.high[j]) as usize & 0x8888) * 0x249) >> 12;
+            entries[j] = isa.add_bytes(entries[j], offsets(isa, negative));
+        }
+        entries
+    }
+
+    #[inline(always)]
+    fn signs<'a>(&'a self, _: &'a Self::Unpacked) -> &'a [[u8; 4]; 8] {
+        &[[0; 4]; 8]
     }
 
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq1M {
@@ -121,7 +134,7 @@ impl GridBlock for Iq1M {
             (sc | (d >> (4 * k) & 15) << 12).to_le_bytes()
         };
         Iq1M {
-            low: from_fn(|j| from_fn(|k| n[4 * j + k] as u8)),
+            low: from_fn(|h| from_fn(|i| n[16 * h + i] as u8)),
             high: from_fn(|j| from_fn(|b| nibble(4 * j + 2 * b) | nibble(4 * j + 2 * b + 1) << 4)),
             scales: from_fn(word),
         }

@@ -19,10 +19,10 @@ use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
 use super::grid_neighbours::{Grid, Signs, Table};
 use super::grid_search;
-use super::grids::{IQ1, IQ1_BIAS, IQ1_VALUES, offsets};
+use super::grids::{IQ1, IQ1_BIAS, IQ1_VALUES, lookup_eights, numbers, offsets, repeated};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
-use crate::simd::Isa;
+use crate::simd::{Indices, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
@@ -32,7 +32,7 @@ use std::ops::Range;
 #[repr(C)]
 pub struct Iq1S {
     d: [u8; 2],
-    low: [[u8; 4]; 8],
+    low: [[u8; 16]; 2],
     heads: [[u8; 2]; 8],
 }
 const _: () = assert!(size_of::<Iq1S>() == 50);
@@ -46,6 +46,9 @@ const GRID: Grid<8, 3> = Grid {
     groups: 4,
 };
 static TABLE: Table<8> = Table::new();
+
+/// The bytes of `heads` for each of 16 vectors.
+static HIGH: [[u8; 32]; 2] = [repeated(0, 2, 8), repeated(8, 2, 8)];
 
 impl Block for Iq1S {
     type X = Q8x256;
@@ -74,16 +77,16 @@ impl Block for Iq1S {
 impl GridBlock for Iq1S {
     const SUBS: usize = 8;
     const UNIT: f32 = 0.125;
+    type Unpacked = [Indices<2048>; 2];
     const ENTRIES: Entries = Entries::Biased(IQ1_BIAS);
 
     #[inline(always)]
-    fn scales(&self) -> [u8; 16] {
-        let heads = u128::from_le_bytes(bytemuck::cast(self.heads));
-        let sc = heads >> 12 & 0x0007_0007_0007_0007_0007_0007_0007_0007;
-        // Every second byte, moved together.
-        let sc = (sc | sc >> 8) & 0x0000_ffff_0000_ffff_0000_ffff_0000_ffff;
-        let sc = (sc | sc >> 16) & 0x0000_0000_ffff_ffff_0000_0000_ffff_ffff;
-        ((sc | sc >> 32) as u64 as u128 * 2 + 0x0101_0101_0101_0101).to_le_bytes()
+    fn scales<I: Isa>(&self, isa: I) -> [[u8; 8]; 2] {
+        let heads = isa.twice(bytemuck::cast_ref(&self.heads));
+        let sc = isa.and(isa.shr::<4>(isa.upper_bytes(heads, heads)), isa.splat_byte(7));
+        let mut out = [0; 32];
+        isa.store_bytes(isa.or(isa.shl::<1>(sc), isa.splat_byte(1)), &mut out);
+        [*out.first_chunk().expect("32 bytes"); 2]
     }
 
     #[inline(always)]
@@ -92,16 +95,30 @@ impl GridBlock for Iq1S {
     }
 
     #[inline(always)]
-    fn signs(&self) -> [[u8; 4]; 8] {
-        [[0; 4]; 8]
+    fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked {
+        let mut out = Self::Unpacked::default();
+        for h in 0..2 {
+            let high = isa.table_lookup(bytemuck::cast_ref(&self.heads), isa.bytes(&HIGH[h]));
+            // Bits 3 k + 2..3 k move to 13..11, then to 10..8.
+            let high = isa.mul_words(high, isa.set_u64([0x0004_0020_0100_0800; 4]));
+            out[h] = Indices::new(isa, numbers(isa, &self.low[h], isa.shr::<3>(high), 0x700));
+        }
+        out
     }
 
     #[inline(always)]
-    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
-        let (low, head) = (self.low[j], u16::from_le_bytes(self.heads[j]) as usize);
-        let entry = |k: usize| IQ1[low[k] as usize | (head >> (3 * k) & 7) << 8];
-        let grid = isa.set_u64([entry(0), entry(1), entry(2), entry(3)]);
-        isa.add_bytes(grid, offsets(isa, if head >> 15 == 1 { 15 } else { 0 }))
+    fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8] {
+        let mut entries = lookup_eights(isa, &IQ1, unpacked);
+        for j in 0..8 {
+            entries[j] =
+                isa.add_bytes(entries[j], offsets(isa, if self.heads[j][1] >> 7 == 1 { 15 } else { 0 }));
+        }
+        entries
+    }
+
+    #[inline(always)]
+    fn signs<'a>(&'a self, _: &'a Self::Unpacked) -> &'a [[u8; 4]; 8] {
+        &[[0; 4]; 8]
     }
 
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq1S {
@@ -110,6 +127,6 @@ impl GridBlock for Iq1S {
             let high: u16 = (0..4).map(|k| n[4 * j + k] >> 8 << (3 * k)).sum();
             (high | (coded.scales[j] as u16) << 12 | (coded.signs[4 * j] as u16) << 15).to_le_bytes()
         };
-        Iq1S { d, low: from_fn(|j| from_fn(|k| n[4 * j + k] as u8)), heads: from_fn(head) }
+        Iq1S { d, low: from_fn(|h| from_fn(|i| n[16 * h + i] as u8)), heads: from_fn(head) }
     }
 }

@@ -15,13 +15,13 @@
 
 use super::activation::Q8x256;
 use super::block::{Block, each_weighted};
-use super::grid_block::{self, Coded, Entries, GridBlock};
+use super::grid_block::{self, Coded, Entries, GridBlock, sixteen};
 use super::grid_neighbours::{Grid, Signs, Table};
 use super::grid_search;
-use super::grids::{IQ2_S, IQ2_VALUES, odd_scales_16};
+use super::grids::{IQ2_S, IQ2_VALUES, lookup_eights, numbers, odd_scales_16, repeated};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
-use crate::simd::Isa;
+use crate::simd::{Indices, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
@@ -31,7 +31,7 @@ use std::ops::Range;
 #[repr(C)]
 pub struct Iq2S {
     d: [u8; 2],
-    low: [[u8; 4]; 8],
+    low: [[u8; 16]; 2],
     signs: [[u8; 4]; 8],
     high: [u8; 8],
     scales: [u8; 8],
@@ -47,6 +47,9 @@ const GRID: Grid<8, 3> = Grid {
     groups: 3,
 };
 static TABLE: Table<8> = Table::new();
+
+/// The byte of `high` for each of 16 vectors, twice.
+static HIGH: [[u8; 32]; 2] = [repeated(0, 1, 8), repeated(4, 1, 8)];
 
 impl Block for Iq2S {
     type X = Q8x256;
@@ -75,10 +78,11 @@ impl Block for Iq2S {
 impl GridBlock for Iq2S {
     const SUBS: usize = 16;
     const UNIT: f32 = 0.125;
+    type Unpacked = [Indices<1024>; 2];
     const ENTRIES: Entries = Entries::Magnitudes;
 
     #[inline(always)]
-    fn scales(&self) -> [u8; 16] {
+    fn scales<I: Isa>(&self, _: I) -> [[u8; 8]; 2] {
         odd_scales_16(self.scales)
     }
 
@@ -88,22 +92,32 @@ impl GridBlock for Iq2S {
     }
 
     #[inline(always)]
-    fn signs(&self) -> [[u8; 4]; 8] {
-        self.signs
+    fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked {
+        let mut out = Self::Unpacked::default();
+        for h in 0..2 {
+            let high = isa.table_lookup(sixteen::<_, 66>(self), isa.bytes(&HIGH[h]));
+            // Bits 2 k + 1..2 k move to 9..8.
+            let high = isa.mul_words(high, isa.set_u64([0x0004_0010_0040_0100; 4]));
+            out[h] = Indices::new(isa, numbers(isa, &self.low[h], high, 0x300));
+        }
+        out
     }
 
     #[inline(always)]
-    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
-        let (low, high) = (self.low[j], self.high[j] as usize);
-        let entry = |k: usize| IQ2_S[low[k] as usize | high << (8 - 2 * k) & 0x300];
-        isa.set_u64([entry(0), entry(1), entry(2), entry(3)])
+    fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8] {
+        lookup_eights(isa, &IQ2_S, unpacked)
+    }
+
+    #[inline(always)]
+    fn signs<'a>(&'a self, _: &'a Self::Unpacked) -> &'a [[u8; 4]; 8] {
+        &self.signs
     }
 
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq2S {
         let n = &coded.entries;
         Iq2S {
             d,
-            low: from_fn(|j| from_fn(|k| n[4 * j + k] as u8)),
+            low: from_fn(|h| from_fn(|i| n[16 * h + i] as u8)),
             signs: from_fn(|j| from_fn(|k| coded.signs[4 * j + k])),
             high: from_fn(|j| (0..4).map(|k| ((n[4 * j + k] >> 8) as u8) << (2 * k)).sum()),
             scales: from_fn(|k| coded.scales[2 * k] | coded.scales[2 * k + 1] << 4),

@@ -17,10 +17,10 @@ use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
 use super::grid_neighbours::{Grid, Signs, Table};
 use super::grid_search;
-use super::grids::{IQ2_VALUES, IQ2_XS, even_sign, odd_scales_16};
+use super::grids::{IQ2_VALUES, IQ2_XS, even_signs, lookup_eights, odd_scales_16};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
-use crate::simd::Isa;
+use crate::simd::{Indices, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
@@ -69,13 +69,22 @@ impl Block for Iq2Xs {
     }
 }
 
+impl Iq2Xs {
+    #[inline(always)]
+    fn words<I: Isa>(&self, isa: I) -> [I::Bytes; 2] {
+        let [a, b] = bytemuck::cast_ref::<_, [[u8; 32]; 2]>(&self.vectors);
+        [isa.bytes(a), isa.bytes(b)]
+    }
+}
+
 impl GridBlock for Iq2Xs {
     const SUBS: usize = 16;
     const UNIT: f32 = 0.125;
+    type Unpacked = ([Indices<512>; 2], [[u8; 4]; 8]);
     const ENTRIES: Entries = Entries::Magnitudes;
 
     #[inline(always)]
-    fn scales(&self) -> [u8; 16] {
+    fn scales<I: Isa>(&self, _: I) -> [[u8; 8]; 2] {
         odd_scales_16(self.scales)
     }
 
@@ -85,19 +94,20 @@ impl GridBlock for Iq2Xs {
     }
 
     #[inline(always)]
-    fn signs(&self) -> [[u8; 4]; 8] {
-        let mut out = [0; 32];
-        for v in 0..32 {
-            out[v] = even_sign(u16::from_le_bytes(self.vectors.as_flattened()[v]) >> 9);
-        }
-        bytemuck::cast(out)
+    fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked {
+        let [a, b] = self.words(isa);
+        let signs = even_signs(isa, isa.shr::<1>(isa.upper_bytes(a, b)));
+        ([Indices::new(isa, a), Indices::new(isa, b)], signs)
     }
 
     #[inline(always)]
-    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
-        let v = self.vectors[j];
-        let entry = |k: usize| IQ2_XS[u16::from_le_bytes(v[k]) as usize & 511];
-        isa.set_u64([entry(0), entry(1), entry(2), entry(3)])
+    fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8] {
+        lookup_eights(isa, &IQ2_XS, &unpacked.0)
+    }
+
+    #[inline(always)]
+    fn signs<'a>(&'a self, unpacked: &'a Self::Unpacked) -> &'a [[u8; 4]; 8] {
+        &unpacked.1
     }
 
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq2Xs {

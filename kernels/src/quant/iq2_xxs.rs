@@ -68,14 +68,22 @@ impl Block for Iq2Xxs {
     }
 }
 
+impl Iq2Xxs {
+    #[inline(always)]
+    fn tails<I: Isa>(&self, isa: I) -> I::Bytes {
+        isa.odd_fours(bytemuck::cast_ref(&self.subs))
+    }
+}
+
 impl GridBlock for Iq2Xxs {
     const SUBS: usize = 8;
     const UNIT: f32 = 0.125;
+    type Unpacked = [[u8; 4]; 8];
     const ENTRIES: Entries = Entries::Magnitudes;
 
     #[inline(always)]
-    fn scales(&self) -> [u8; 16] {
-        top_scales(from_fn(|j| self.subs[j][1]))
+    fn scales<I: Isa>(&self, isa: I) -> [[u8; 8]; 2] {
+        top_scales(isa, self.tails(isa))
     }
 
     #[inline(always)]
@@ -84,19 +92,27 @@ impl GridBlock for Iq2Xxs {
     }
 
     #[inline(always)]
-    fn signs(&self) -> [[u8; 4]; 8] {
-        let mut out = [[0; 4]; 8];
+    fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked {
+        even_signs(isa, isa.sevens(self.tails(isa)))
+    }
+
+    #[inline(always)]
+    fn entries<I: Isa>(&self, isa: I, _: &Self::Unpacked) -> [I::Bytes; 8] {
+        let mut out = [isa.splat_byte(0); 8];
         for j in 0..8 {
-            out[j] = even_signs(u32::from_le_bytes(self.subs[j][1])).to_le_bytes();
+            let n = self.subs[j][0];
+            let mut entries = [0; 4];
+            for k in 0..4 {
+                entries[k] = IQ2_XXS[n[k] as usize];
+            }
+            out[j] = isa.set_u64(entries);
         }
         out
     }
 
     #[inline(always)]
-    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
-        let n = self.subs[j][0];
-        let entry = |k: usize| IQ2_XXS[n[k] as usize];
-        isa.set_u64([entry(0), entry(1), entry(2), entry(3)])
+    fn signs<'a>(&'a self, unpacked: &'a Self::Unpacked) -> &'a [[u8; 4]; 8] {
+        unpacked
     }
 
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq2Xxs {

@@ -15,13 +15,13 @@
 
 use super::activation::Q8x256;
 use super::block::{Block, each_weighted};
-use super::grid_block::{self, Coded, Entries, GridBlock};
+use super::grid_block::{self, Coded, Entries, GridBlock, sixteen};
 use super::grid_neighbours::{Grid, Signs, Table};
 use super::grid_search;
-use super::grids::{IQ3_S, IQ3_S_VALUES, odd_scales_8};
+use super::grids::{IQ3_S, IQ3_S_VALUES, numbers, odd_scales_8, repeated};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
-use crate::simd::Isa;
+use crate::simd::{Indices, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
@@ -31,7 +31,7 @@ use std::ops::Range;
 #[repr(C)]
 pub struct Iq3S {
     d: [u8; 2],
-    low: [[u8; 8]; 8],
+    low: [[u8; 16]; 4],
     high: [u8; 8],
     signs: [[u8; 4]; 8],
     scales: [u8; 4],
@@ -39,7 +39,7 @@ pub struct Iq3S {
 const _: () = assert!(size_of::<Iq3S>() == 110);
 
 const GRID: Grid<4, 8> = Grid {
-    entry: |n| IQ3_S[n].to_le_bytes(),
+    entry: |n| IQ3_S.entries[n].to_le_bytes(),
     len: 512,
     values: IQ3_S_VALUES,
     signs: Signs::Free,
@@ -47,6 +47,11 @@ const GRID: Grid<4, 8> = Grid {
     groups: 2,
 };
 static TABLE: Table<4> = Table::new();
+
+/// The byte of `high` for each of 16 vectors, twice.
+static HIGH: [[u8; 32]; 4] = [repeated(0, 1, 16), repeated(2, 1, 16), repeated(4, 1, 16), repeated(6, 1, 16)];
+/// Factors that move bit k to bit 8, of four bits each.
+const BIT_TO_8: [u64; 2] = [0x0020_0040_0080_0100, 0x0002_0004_0008_0010];
 
 impl Block for Iq3S {
     type X = Q8x256;
@@ -75,10 +80,11 @@ impl Block for Iq3S {
 impl GridBlock for Iq3S {
     const SUBS: usize = 8;
     const UNIT: f32 = 1.0;
+    type Unpacked = [Indices<512>; 4];
     const ENTRIES: Entries = Entries::Magnitudes;
 
     #[inline(always)]
-    fn scales(&self) -> [u8; 16] {
+    fn scales<I: Isa>(&self, _: I) -> [[u8; 8]; 2] {
         odd_scales_8(self.scales)
     }
 
@@ -88,20 +94,32 @@ impl GridBlock for Iq3S {
     }
 
     #[inline(always)]
-    fn signs(&self) -> [[u8; 4]; 8] {
-        self.signs
+    fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked {
+        let mut out = Self::Unpacked::default();
+        for p in 0..4 {
+            let high = isa.table_lookup(sixteen::<_, 66>(self), isa.bytes(&HIGH[p]));
+            // Bit k moves to 8.
+            let high = isa.mul_words(high, isa.set_u64([BIT_TO_8[0], BIT_TO_8[1], BIT_TO_8[0], BIT_TO_8[1]]));
+            out[p] = Indices::new(isa, numbers(isa, &self.low[p], high, 0x100));
+        }
+        out
     }
 
     #[inline(always)]
-    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
-        isa.lookup_u32(&IQ3_S, self.low[j], self.high[j])
+    fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8] {
+        isa.lookup_fours(&IQ3_S, unpacked)
+    }
+
+    #[inline(always)]
+    fn signs<'a>(&'a self, _: &'a Self::Unpacked) -> &'a [[u8; 4]; 8] {
+        &self.signs
     }
 
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq3S {
         let n = &coded.entries;
         Iq3S {
             d,
-            low: from_fn(|j| from_fn(|k| n[8 * j + k] as u8)),
+            low: from_fn(|p| from_fn(|i| n[16 * p + i] as u8)),
             high: from_fn(|j| (0..8).map(|k| ((n[8 * j + k] >> 8) as u8) << k).sum()),
             signs: from_fn(|j| from_fn(|k| coded.signs[4 * j + k])),
             scales: from_fn(|k| coded.scales[2 * k] | coded.scales[2 * k + 1] << 4),

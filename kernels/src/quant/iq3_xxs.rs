@@ -20,7 +20,7 @@ use super::grid_search;
 use super::grids::{IQ3_XXS, IQ3_XXS_VALUES, even_signs, seven_signs, top_scales};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
-use crate::simd::Isa;
+use crate::simd::{Indices, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
@@ -30,13 +30,13 @@ use std::ops::Range;
 #[repr(C)]
 pub struct Iq3Xxs {
     d: [u8; 2],
-    n: [[u8; 8]; 8],
+    n: [[u8; 16]; 4],
     tails: [[u8; 4]; 8],
 }
 const _: () = assert!(size_of::<Iq3Xxs>() == 98);
 
 const GRID: Grid<4, 8> = Grid {
-    entry: |n| IQ3_XXS[n].to_le_bytes(),
+    entry: |n| IQ3_XXS.entries[n].to_le_bytes(),
     len: 256,
     values: IQ3_XXS_VALUES,
     signs: Signs::Even,
@@ -72,11 +72,12 @@ impl Block for Iq3Xxs {
 impl GridBlock for Iq3Xxs {
     const SUBS: usize = 8;
     const UNIT: f32 = 0.25;
+    type Unpacked = ([Indices<256>; 4], [[u8; 4]; 8]);
     const ENTRIES: Entries = Entries::Magnitudes;
 
     #[inline(always)]
-    fn scales(&self) -> [u8; 16] {
-        top_scales(self.tails)
+    fn scales<I: Isa>(&self, isa: I) -> [[u8; 8]; 2] {
+        top_scales(isa, isa.bytes(bytemuck::cast_ref(&self.tails)))
     }
 
     #[inline(always)]
@@ -85,23 +86,28 @@ impl GridBlock for Iq3Xxs {
     }
 
     #[inline(always)]
-    fn signs(&self) -> [[u8; 4]; 8] {
-        let mut out = [[0; 4]; 8];
-        for j in 0..8 {
-            out[j] = even_signs(u32::from_le_bytes(self.tails[j])).to_le_bytes();
+    fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked {
+        let mut numbers = [Indices::default(); 4];
+        for p in 0..4 {
+            numbers[p] = Indices::new(isa, isa.words(&self.n[p]));
         }
-        out
+        (numbers, even_signs(isa, isa.sevens(isa.bytes(bytemuck::cast_ref(&self.tails)))))
     }
 
     #[inline(always)]
-    fn entries<I: Isa>(&self, isa: I, j: usize) -> I::Bytes {
-        isa.lookup_u32(&IQ3_XXS, self.n[j], 0)
+    fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8] {
+        isa.lookup_fours(&IQ3_XXS, &unpacked.0)
+    }
+
+    #[inline(always)]
+    fn signs<'a>(&'a self, unpacked: &'a Self::Unpacked) -> &'a [[u8; 4]; 8] {
+        &unpacked.1
     }
 
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq3Xxs {
         Iq3Xxs {
             d,
-            n: from_fn(|j| from_fn(|k| coded.entries[8 * j + k] as u8)),
+            n: from_fn(|p| from_fn(|i| coded.entries[16 * p + i] as u8)),
             tails: from_fn(|j| {
                 let signs = seven_signs(from_fn(|b| coded.signs[4 * j + b]));
                 (signs | (coded.scales[j] as u32) << 28).to_le_bytes()

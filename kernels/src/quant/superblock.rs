@@ -36,6 +36,15 @@ pub(crate) trait SuperBlock: Block<X = Q8x256> {
     fn decode_panel<I: Isa>(isa: I, rows: &[&Self; 16], out: &mut SuperBlockPanel<I::Panel>);
     /// Eight partial sums of `sum_j sc_j (q_j . x_j)`, and of `sum_j m_j sum(x_j)`.
     fn sums<I: Isa>(isa: I, w: &Self, x: &Q8x256) -> [I::Ints; 2];
+    /// The sums of eight blocks; see [`BlockDot::sums_x8`].
+    #[inline(always)]
+    fn sums_x8<I: Isa>(isa: I, w: &[Self; 8], x: &[Q8x256; 8]) -> [[I::Ints; 8]; 2] {
+        let mut sums = [[isa.zeros(); 8]; 2];
+        for i in 0..8 {
+            [sums[0][i], sums[1][i]] = Self::sums(isa, &w[i], &x[i]);
+        }
+        sums
+    }
     /// d and dmin as stored; dmin is 0 in formats without minima.
     fn d_and_min(&self) -> [[u8; 2]; 2];
 }
@@ -148,6 +157,10 @@ impl<B: SuperBlock> BlockDot<B> for SuperBlockDot {
     #[inline(always)]
     fn sums<I: Isa>(isa: I, w: &B, x: &Q8x256) -> [I::Ints; 2] {
         B::sums(isa, w, x)
+    }
+    #[inline(always)]
+    fn sums_x8<I: Isa>(isa: I, w: &[B; 8], x: &[Q8x256; 8]) -> [[I::Ints; 8]; 2] {
+        B::sums_x8(isa, w, x)
     }
     #[inline(always)]
     fn scales_x8<I: Isa>(isa: I, w: [&B; 8]) -> [I::Floats; 2] {

@@ -6,17 +6,23 @@
 //! [`SimdLevel::run`] monomorphises it per instruction set and dispatches. This module knows no format and no op. Next:
 //! `scalar`, which defines each operation, then `x86` and `neon`, and `panel`, which maps rows to lanes.
 
+mod lookup;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "aarch64")]
 mod neon_asm;
+#[cfg(target_arch = "aarch64")]
+mod neon_lookup;
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod panel16;
 mod scalar;
 #[cfg(target_arch = "x86_64")]
 mod x86;
+#[cfg(target_arch = "x86_64")]
+mod x86_lookup;
 
+pub use lookup::{Fours, Indices};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use panel::{Panel8, PanelSimd};
@@ -144,8 +150,18 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn splat_byte(self, v: u8) -> Self::Bytes;
     /// Four words of eight bytes, little endian, the first lowest.
     fn set_u64(self, v: [u64; 4]) -> Self::Bytes;
-    /// Bytes `4 l .. 4 l + 4` = `table[low[l] + 256 * bit l of high]`, little endian, the index modulo N, a power of two.
-    fn lookup_u32<const N: usize>(self, table: &[u32; N], low: [u8; 8], high: u8) -> Self::Bytes;
+    /// Bytes `4 l .. 4 l + 4` of vector v = the entry of `grid` with the number `8 v + l` of 64.
+    fn lookup_fours<const N: usize>(self, grid: &Fours<N>, numbers: &[Indices<N>; 4]) -> [Self::Bytes; 8];
+    /// Sixteen bytes as 16-bit words.
+    fn words(self, v: &[u8; 16]) -> Self::Bytes;
+    /// The product of 16-bit words, modulo 2^16.
+    fn mul_words(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// The upper bytes of the 16-bit words of a, then those of b.
+    fn upper_bytes(self, a: Self::Bytes, b: Self::Bytes) -> Self::Bytes;
+    /// The second, fourth, ... of sixteen groups of four bytes.
+    fn odd_fours(self, v: &[u8; 64]) -> Self::Bytes;
+    /// Byte b of each four = bits `7 b .. 7 b + 7` of the four.
+    fn sevens(self, v: Self::Bytes) -> Self::Bytes;
     /// Broadcasts four bytes to eight lanes.
     fn broadcast_u32(self, v: [u8; 4]) -> Self::Bytes;
     /// Byte `4 l + i` of vector c = byte `4 c + i` of row l.
@@ -186,6 +202,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn scales_16(self, s: [u8; 16]) -> Self::Scales;
     /// Eight i8 scales, one a sub-block.
     fn scales_8(self, s: [u8; 8]) -> Self::Scales;
+    /// The same as `scales_16` of `first[j]` and `second[j]` in turn.
+    fn scales_of_halves(self, first: [u8; 8], second: [u8; 8]) -> Self::Scales;
     /// `acc += scale * dot(0, w, x)` with the two scales of sub-block `j < 8`, for lanes 0..4 and 4..8.
     fn dot_scaled(
         self,

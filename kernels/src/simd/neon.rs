@@ -6,7 +6,8 @@
 //! less common.) This file contains intrinsics and prefetches. Next: `neon_asm`, the instructions without an intrinsic.
 
 use super::neon_asm::{fcvtl, sdot};
-use super::{Isa, Kernel, Panel8};
+use super::neon_lookup::{lookup_fours, mul_words, odd_fours, sevens, words};
+use super::{Fours, Indices, Isa, Kernel, Panel8};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
 
@@ -379,10 +380,33 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
-    fn lookup_u32<const N: usize>(self, table: &[u32; N], low: [u8; 8], high: u8) -> uint8x16x2_t {
-        let entry = |l: usize| table[(low[l] as usize | (high as usize) << (8 - l) & 256) % N] as u64;
-        let pair = |l| entry(l) | entry(l + 1) << 32;
-        self.set_u64([pair(0), pair(2), pair(4), pair(6)])
+    fn lookup_fours<const N: usize>(self, grid: &Fours<N>, numbers: &[Indices<N>; 4]) -> [uint8x16x2_t; 8] {
+        lookup_fours(self, grid, numbers)
+    }
+    #[inline(always)]
+    fn words(self, v: &[u8; 16]) -> uint8x16x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { words(v) }
+    }
+    #[inline(always)]
+    fn mul_words(self, a: uint8x16x2_t, b: uint8x16x2_t) -> uint8x16x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { uint8x16x2_t(mul_words(a.0, b.0), mul_words(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn upper_bytes(self, a: uint8x16x2_t, b: uint8x16x2_t) -> uint8x16x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { uint8x16x2_t(vuzp2q_u8(a.0, a.1), vuzp2q_u8(b.0, b.1)) }
+    }
+    #[inline(always)]
+    fn odd_fours(self, v: &[u8; 64]) -> uint8x16x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { odd_fours(v) }
+    }
+    #[inline(always)]
+    fn sevens(self, v: uint8x16x2_t) -> uint8x16x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { uint8x16x2_t(sevens(v.0), sevens(v.1)) }
     }
     #[inline(always)]
     fn broadcast_u32(self, v: [u8; 4]) -> uint8x16x2_t {
@@ -531,12 +555,17 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     }
     #[inline(always)]
     fn scales_8(self, s: [u8; 8]) -> [i32; 16] {
-        // SAFETY: the token proves NEON; s is eight readable bytes, twice sixteen writable ones.
+        self.scales_of_halves(s, s)
+    }
+    #[inline(always)]
+    fn scales_of_halves(self, first: [u8; 8], second: [u8; 8]) -> [i32; 16] {
+        let mut s = [0; 16];
+        // SAFETY: the token proves NEON; both are eight readable bytes, s is sixteen writable ones.
         unsafe {
-            let (s, mut twice) = (vld1_u8(s.as_ptr()), [0; 16]);
-            vst1q_u8(twice.as_mut_ptr(), vcombine_u8(vzip1_u8(s, s), vzip2_u8(s, s)));
-            self.scales_16(twice)
+            let (a, b) = (vld1_u8(first.as_ptr()), vld1_u8(second.as_ptr()));
+            vst1q_u8(s.as_mut_ptr(), vcombine_u8(vzip1_u8(a, b), vzip2_u8(a, b)));
         }
+        self.scales_16(s)
     }
     #[inline(always)]
     fn dot_scaled(

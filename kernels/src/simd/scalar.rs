@@ -1,6 +1,6 @@
 //! Defines the operations of [`Isa`] as plain loops; machines without a supported extension run them.
 
-use super::{Isa, Kernel, Panel8};
+use super::{Fours, Indices, Isa, Kernel, Panel8};
 use half::f16;
 use std::array::from_fn;
 
@@ -9,7 +9,7 @@ use std::array::from_fn;
 pub struct Scalar(());
 
 impl Scalar {
-    pub(super) fn detect() -> Scalar {
+    pub(crate) fn detect() -> Scalar {
         Scalar(())
     }
 }
@@ -226,9 +226,30 @@ impl Isa for Scalar {
         from_fn(|i| v[i / 8].to_le_bytes()[i % 8])
     }
     #[inline(always)]
-    fn lookup_u32<const N: usize>(self, table: &[u32; N], low: [u8; 8], high: u8) -> [u8; 32] {
-        let entry = |l: usize| table[(low[l] as usize | (high as usize >> l & 1) << 8) % N];
-        from_fn(|i| entry(i / 4).to_le_bytes()[i % 4])
+    fn lookup_fours<const N: usize>(self, grid: &Fours<N>, numbers: &[Indices<N>; 4]) -> [[u8; 32]; 8] {
+        from_fn(|v| from_fn(|i| numbers[v / 2].of(&grid.entries, v % 2 * 8 + i / 4).to_le_bytes()[i % 4]))
+    }
+    #[inline(always)]
+    fn words(self, v: &[u8; 16]) -> [u8; 32] {
+        from_fn(|i| if i % 2 == 0 { v[i / 2] } else { 0 })
+    }
+    #[inline(always)]
+    fn mul_words(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+        let word = |v: [u8; 32], i: usize| u16::from_le_bytes([v[i & !1], v[i | 1]]);
+        from_fn(|i| word(a, i).wrapping_mul(word(b, i)).to_le_bytes()[i % 2])
+    }
+    #[inline(always)]
+    fn upper_bytes(self, a: [u8; 32], b: [u8; 32]) -> [u8; 32] {
+        from_fn(|i| if i < 16 { a[2 * i + 1] } else { b[2 * i - 31] })
+    }
+    #[inline(always)]
+    fn odd_fours(self, v: &[u8; 64]) -> [u8; 32] {
+        from_fn(|i| v[i / 4 * 8 + 4 + i % 4])
+    }
+    #[inline(always)]
+    fn sevens(self, v: [u8; 32]) -> [u8; 32] {
+        let four = |l: usize| u32::from_le_bytes([v[4 * l], v[4 * l + 1], v[4 * l + 2], v[4 * l + 3]]);
+        from_fn(|i| (four(i / 4) >> (7 * (i % 4)) & 127) as u8)
     }
     #[inline(always)]
     fn broadcast_u32(self, v: [u8; 4]) -> [u8; 32] {
@@ -309,6 +330,10 @@ impl Isa for Scalar {
     #[inline(always)]
     fn scales_8(self, s: [u8; 8]) -> [i16; 16] {
         from_fn(|i| s[i / 2].cast_signed() as i16)
+    }
+    #[inline(always)]
+    fn scales_of_halves(self, first: [u8; 8], second: [u8; 8]) -> [i16; 16] {
+        from_fn(|i| if i % 2 == 0 { first[i / 2] } else { second[i / 2] }.cast_signed() as i16)
     }
     #[inline(always)]
     fn dot_scaled(self, acc: [i32; 8], w: [u8; 32], x: [u8; 32], s: [i16; 16], j: usize) -> [i32; 8] {

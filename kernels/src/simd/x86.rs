@@ -4,7 +4,8 @@
 //! three AVX2 instructions. `panel16` uses 512 bits. This file contains intrinsics only.
 
 use super::panel::NativePanel;
-use super::{Isa, Kernel};
+use super::x86_lookup::lookup_fours;
+use super::{Fours, Indices, Isa, Kernel};
 use std::arch::x86_64::*;
 
 /// Proof token of AVX2, FMA and F16C; with `VNNI` also of AVX-512 F, BW, VL and VNNI.
@@ -314,31 +315,51 @@ where
     }
     #[inline(always)]
     fn set_u64(self, v: [u64; 4]) -> __m256i {
-        let [a, b, c, d] = v.map(u64::cast_signed);
+        let [a, b, c, d] = v;
         // SAFETY: the token proves AVX2, FMA and F16C.
-        unsafe { _mm256_setr_epi64x(a, b, c, d) }
+        unsafe { _mm256_setr_epi64x(a.cast_signed(), b.cast_signed(), c.cast_signed(), d.cast_signed()) }
     }
     #[inline(always)]
-    fn lookup_u32<const N: usize>(self, table: &[u32; N], low: [u8; 8], high: u8) -> __m256i {
-        const { assert!(N.is_power_of_two()) };
-        // SAFETY: the token proves AVX2, FMA and F16C, and with VNNI also AVX-512 VL; indices are below N.
+    fn lookup_fours<const N: usize>(self, grid: &Fours<N>, numbers: &[Indices<N>; 4]) -> [__m256i; 8] {
+        lookup_fours(self, grid, numbers)
+    }
+    #[inline(always)]
+    fn words(self, v: &[u8; 16]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 16 bytes of v at any alignment.
+        unsafe { _mm256_cvtepu8_epi16(_mm_loadu_si128(v.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn mul_words(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe { _mm256_mullo_epi16(a, b) }
+    }
+    #[inline(always)]
+    fn upper_bytes(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe {
-            let mut index = _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(i64::from_le_bytes(low)));
-            let upper = _mm256_set1_epi32(256);
-            if N > 256 && VNNI {
-                index = _mm256_mask_or_epi32(index, high, index, upper);
-            } else if N > 256 {
-                // Bit l of high moves to bit 8 of lane l.
-                let high = _mm256_sllv_epi32(
-                    _mm256_set1_epi32(high as i32),
-                    _mm256_setr_epi32(8, 7, 6, 5, 4, 3, 2, 1),
-                );
-                index = _mm256_or_si256(index, _mm256_and_si256(high, upper));
-            }
-            if N < 256 {
-                index = _mm256_and_si256(index, _mm256_set1_epi32(N as i32 - 1));
-            }
-            _mm256_i32gather_epi32::<4>(table.as_ptr().cast(), index)
+            // Packing works within 128-bit halves.
+            let v = _mm256_packus_epi16(_mm256_srli_epi16::<8>(a), _mm256_srli_epi16::<8>(b));
+            _mm256_permute4x64_epi64::<0b11_01_10_00>(v)
+        }
+    }
+    #[inline(always)]
+    fn odd_fours(self, v: &[u8; 64]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the two halves of v at any alignment.
+        unsafe {
+            let (a, b) = (_mm256_loadu_ps(v.as_ptr().cast()), _mm256_loadu_ps(v.as_ptr().add(32).cast()));
+            let odd = _mm256_castps_si256(_mm256_shuffle_ps::<0b11_01_11_01>(a, b));
+            _mm256_permute4x64_epi64::<0b11_01_10_00>(odd)
+        }
+    }
+    #[inline(always)]
+    fn sevens(self, v: __m256i) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            let byte = |v, b: i32| _mm256_and_si256(v, _mm256_set1_epi32(127 << (8 * b)));
+            let low = _mm256_or_si256(byte(v, 0), byte(_mm256_slli_epi32::<1>(v), 1));
+            let high =
+                _mm256_or_si256(byte(_mm256_slli_epi32::<2>(v), 2), byte(_mm256_slli_epi32::<3>(v), 3));
+            _mm256_or_si256(low, high)
         }
     }
     #[inline(always)]
@@ -505,6 +526,15 @@ where
         unsafe {
             let s = _mm_cvtsi64_si128(i64::from_le_bytes(s));
             _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(s, s))
+        }
+    }
+    #[inline(always)]
+    fn scales_of_halves(self, first: [u8; 8], second: [u8; 8]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C.
+        unsafe {
+            let first = _mm_cvtsi64_si128(i64::from_le_bytes(first));
+            let second = _mm_cvtsi64_si128(i64::from_le_bytes(second));
+            _mm256_cvtepi8_epi16(_mm_unpacklo_epi64(first, second))
         }
     }
     #[inline(always)]
