@@ -1,6 +1,7 @@
 """Asks about facts planted in real texts of this machine: licenses, manuals, code and documentation of 4 to 400 KB.
 
-    python tests/ask_texts.py KIMI [KIMI ...] [--model FILE] [--texts 40] [--facts 200] [--largest 400000] [--seed 1] [--save FILE]
+    python tests/ask_texts.py KIMI [KIMI ...] [--model FILE] [--texts 40] [--facts 200] [--largest 400000] [--from 1] [--seed 1]
+                              [--save FILE]
 
 Several programs are compared on the same questions. A quote is right if it is located at the line of the fact, an answer if
 it equals the expected one. Numbers and names of answers are looked up in the text by rules of this file's own: those that it
@@ -299,6 +300,7 @@ def main():
     p.add_argument("--facts", type=int, default=200)
     p.add_argument("--largest", type=int, default=400_000)
     p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--from", dest="first", type=int, default=1, help="the first text to ask about, so that a run can be divided")
     p.add_argument("--prepared", type=int, default=0, metavar="N", help="N prepared answers per text instead of a model's")
     p.add_argument("--save", type=pathlib.Path, help="answers as JSON lines")
     a = p.parse_args()
@@ -314,7 +316,7 @@ def main():
         sys.exit(total["unmarked"] > 0)
     results, save = {kimi: [] for kimi in a.kimi}, a.save and a.save.open("w")
     with tempfile.TemporaryDirectory() as scratch:
-        for i, (kind, names, text, questions, absent) in enumerate(drawn):
+        for i, (kind, names, text, questions, absent) in list(enumerate(drawn))[a.first - 1:]:
             for kimi in a.kimi:
                 start = time.monotonic()
                 answers = ask(kimi, a.model, text, [q for q, *_ in questions] + [absent], pathlib.Path(scratch))

@@ -37,7 +37,7 @@ pub struct MixRules {
 
 /// The roles of tensors that the rules know.
 #[derive(Clone, Copy, PartialEq)]
-enum Role {
+enum TensorRole {
     Output,
     Embedding,
     Query,
@@ -49,21 +49,21 @@ enum Role {
     Other,
 }
 
-impl Role {
-    fn of(name: &str, tied: bool) -> Role {
+impl TensorRole {
+    fn of(name: &str, tied: bool) -> TensorRole {
         let in_layer =
             name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, r)| r);
         match in_layer {
-            "output.weight" => Role::Output,
-            "token_embd.weight" if tied => Role::Output,
-            "token_embd.weight" => Role::Embedding,
-            "attn_q.weight" => Role::Query,
-            "attn_k.weight" => Role::Key,
-            "attn_v.weight" => Role::Value,
-            "attn_output.weight" => Role::AttentionOutput,
-            _ if in_layer.starts_with("ffn_down") => Role::Down,
-            _ if in_layer.starts_with("ffn_gate") || in_layer.starts_with("ffn_up") => Role::GateOrUp,
-            _ => Role::Other,
+            "output.weight" => TensorRole::Output,
+            "token_embd.weight" if tied => TensorRole::Output,
+            "token_embd.weight" => TensorRole::Embedding,
+            "attn_q.weight" => TensorRole::Query,
+            "attn_k.weight" => TensorRole::Key,
+            "attn_v.weight" => TensorRole::Value,
+            "attn_output.weight" => TensorRole::AttentionOutput,
+            _ if in_layer.starts_with("ffn_down") => TensorRole::Down,
+            _ if in_layer.starts_with("ffn_gate") || in_layer.starts_with("ffn_up") => TensorRole::GateOrUp,
+            _ => TensorRole::Other,
         }
     }
 }
@@ -74,10 +74,10 @@ impl MixRules {
         let experts = specs.iter().find(|spec| spec.name.ends_with("_exps.weight"));
         let n_experts = experts.and_then(|spec| spec.shape.get(2)).copied().unwrap_or(0);
         let tied = !specs.iter().any(|spec| spec.name == "output.weight");
-        let of = |role: Role| specs.iter().filter(move |spec| Role::of(&spec.name, tied) == role);
-        let mut attn_v: Vec<u64> = of(Role::Value).filter_map(|spec| layer(&spec.name)).collect();
+        let of = |role: TensorRole| specs.iter().filter(move |spec| TensorRole::of(&spec.name, tied) == role);
+        let mut attn_v: Vec<u64> = of(TensorRole::Value).filter_map(|spec| layer(&spec.name)).collect();
         let mut ffn_down: Vec<_> =
-            of(Role::Down).map(|spec| (layer(&spec.name).unwrap_or(0), spec.name.clone())).collect();
+            of(TensorRole::Down).map(|spec| (layer(&spec.name).unwrap_or(0), spec.name.clone())).collect();
         attn_v.sort_unstable();
         ffn_down.sort_unstable();
         MixRules { mix, n_layers, n_experts, has_importance, tied, attn_v, ffn_down }
@@ -96,30 +96,30 @@ impl MixRules {
     }
 
     fn by_role(&self, name: &str, shape: &[u64]) -> Format {
-        let role = Role::of(name, self.tied);
+        let role = TensorRole::of(name, self.tied);
         if self.mix.name() == "MXFP4_MOE" {
-            let experts = shape.len() > 2 && shape[2] > 1 && role != Role::Output;
+            let experts = shape.len() > 2 && shape[2] > 1 && role != TensorRole::Output;
             return if experts { Format::MXFP4 } else { Format::Q8_0 };
         }
         let layer = layer(name).unwrap_or(0);
         let chosen = match role {
-            Role::Output => Some(self.output(shape[0])),
-            Role::Embedding => self.embedding(),
+            TensorRole::Output => Some(self.output(shape[0])),
+            TensorRole::Embedding => self.embedding(),
             _ if self.is_low() => self.low(role, layer, name),
-            Role::Value => self.attn_v(layer),
-            Role::Key if self.n_experts == 8 => Some(Format::Q8_0),
-            Role::Key | Role::Query => match self.mix.name() {
+            TensorRole::Value => self.attn_v(layer),
+            TensorRole::Key if self.n_experts == 8 => Some(Format::Q8_0),
+            TensorRole::Key | TensorRole::Query => match self.mix.name() {
                 "IQ3_XS" => Some(Format::IQ3_XXS),
                 "IQ3_XXS" => Some(Format::IQ2_S),
                 _ => None,
             },
-            Role::AttentionOutput => self.attn_output(),
-            Role::Down => self.ffn_down(layer),
-            Role::GateOrUp => {
+            TensorRole::AttentionOutput => self.attn_output(),
+            TensorRole::Down => self.ffn_down(layer),
+            TensorRole::GateOrUp => {
                 let middle = layer >= self.n_layers / 8 && layer < 7 * self.n_layers / 8;
                 (self.mix.name() == "IQ3_XS" && middle).then_some(Format::IQ3_XXS)
             }
-            Role::Other => None,
+            TensorRole::Other => None,
         };
         chosen.unwrap_or(self.mix.base())
     }
@@ -152,18 +152,18 @@ impl MixRules {
         }
     }
 
-    fn low(&self, role: Role, layer: u64, name: &str) -> Option<Format> {
+    fn low(&self, role: TensorRole, layer: u64, name: &str) -> Option<Format> {
         let finer = if self.is_iq2_s_or_m() { Format::IQ3_S } else { Format::Q2_K };
         match role {
-            Role::Value => Some(if self.n_experts >= 4 { Format::Q4_K } else { finer }),
-            Role::Key if self.n_experts == 8 => Some(Format::Q4_K),
-            Role::Down => {
+            TensorRole::Value => Some(if self.n_experts >= 4 { Format::Q4_K } else { finer }),
+            TensorRole::Key if self.n_experts == 8 => Some(Format::Q4_K),
+            TensorRole::Down => {
                 let rank = self.ffn_down.partition_point(|(l, n)| (*l, n.as_str()) < (layer, name));
                 ((rank as u64) < self.n_layers / 8).then_some(finer)
             }
-            Role::AttentionOutput if self.n_experts == 8 => Some(Format::Q5_K),
-            Role::AttentionOutput if self.is_iq2_s_or_m() => Some(Format::IQ3_S),
-            Role::AttentionOutput if self.mix.name().starts_with("IQ1") => Some(Format::IQ2_XXS),
+            TensorRole::AttentionOutput if self.n_experts == 8 => Some(Format::Q5_K),
+            TensorRole::AttentionOutput if self.is_iq2_s_or_m() => Some(Format::IQ3_S),
+            TensorRole::AttentionOutput if self.mix.name().starts_with("IQ1") => Some(Format::IQ2_XXS),
             _ => None,
         }
     }

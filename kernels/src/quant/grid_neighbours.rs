@@ -2,7 +2,7 @@
 //!
 //! A table lists, for each way to round the elements of a vector to values of the grid, the entries nearest to the rounded
 //! vector, eight side by side. A lookup computes the weighted errors of those alone: exhaustive search would be fifty times
-//! slower. Next: `grid_search`, which chooses scales and signs.
+//! slower. `grid_search` chooses scales and signs. Next: `grids`.
 
 use crate::simd::Isa;
 use std::array::from_fn;
@@ -35,7 +35,7 @@ pub(super) struct Grid<const W: usize, const V: usize> {
 }
 
 /// The candidates for each rounded vector, made on first use.
-pub(super) type Table<const W: usize> = OnceLock<Vec<Candidates<W>>>;
+pub(super) type Neighbours<const W: usize> = OnceLock<Vec<Candidates<W>>>;
 
 /// Eight entries: their elements side by side, and their numbers.
 #[derive(Clone, Copy)]

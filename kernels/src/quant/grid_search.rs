@@ -6,7 +6,7 @@
 //! `grid_neighbours`.
 
 use super::grid_block::{Coded, GridBlock};
-use super::grid_neighbours::{Candidates, Grid, Signs, Table};
+use super::grid_neighbours::{Candidates, Grid, Neighbours, Signs};
 use super::scale_search::NOTHING;
 use crate::simd::{Isa, to_int};
 use half::f16;
@@ -105,7 +105,7 @@ pub(super) fn quantize<B: GridBlock, I: Isa, const W: usize, const V: usize>(
     isa: I,
     x: &[f32],
     importance: Option<&[f32]>,
-    (grid, table): (&Grid<W, V>, &Table<W>),
+    (grid, table): (&Grid<W, V>, &Neighbours<W>),
 ) -> B {
     let mut coded = Coded { entries: [0; 64], signs: [0; 32], scales: [0; 16] };
     let Some(targets) = Targets::new(x, importance, grid.signs) else { return B::from_coded([0; 2], &coded) };

@@ -17,7 +17,7 @@
 use super::activation::Q8x256;
 use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
-use super::grid_neighbours::{Grid, Signs, Table};
+use super::grid_neighbours::{Grid, Neighbours, Signs};
 use super::grid_search;
 use super::grids::{IQ1, IQ1_BIAS, IQ1_VALUES, lookup_eights, numbers, offsets, repeated};
 use super::superblock::SuperBlockDot;
@@ -45,7 +45,7 @@ const GRID: Grid<8, 3> = Grid {
     scales: 8,
     groups: 4,
 };
-static TABLE: Table<8> = Table::new();
+static NEIGHBOURS: Neighbours<8> = Neighbours::new();
 
 /// The bytes of `heads` for each of 16 vectors.
 static HIGH: [[u8; 32]; 2] = [repeated(0, 2, 8), repeated(8, 2, 8)];
@@ -58,13 +58,13 @@ impl Block for Iq1S {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq1S {
-        grid_search::quantize(isa, x, None, (&GRID, &TABLE))
+        grid_search::quantize(isa, x, None, (&GRID, &NEIGHBOURS))
     }
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq1S]) {
         each_weighted(x, importance, out, |x, importance| {
-            grid_search::quantize(isa, x, Some(importance), (&GRID, &TABLE))
+            grid_search::quantize(isa, x, Some(importance), (&GRID, &NEIGHBOURS))
         });
     }
 

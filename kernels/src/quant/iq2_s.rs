@@ -16,7 +16,7 @@
 use super::activation::Q8x256;
 use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock, sixteen};
-use super::grid_neighbours::{Grid, Signs, Table};
+use super::grid_neighbours::{Grid, Neighbours, Signs};
 use super::grid_search;
 use super::grids::{IQ2_S, IQ2_VALUES, lookup_eights, numbers, odd_scales_16, repeated};
 use super::superblock::SuperBlockDot;
@@ -46,7 +46,7 @@ const GRID: Grid<8, 3> = Grid {
     scales: 16,
     groups: 3,
 };
-static TABLE: Table<8> = Table::new();
+static NEIGHBOURS: Neighbours<8> = Neighbours::new();
 
 /// The byte of `high` for each of 16 vectors, twice.
 static HIGH: [[u8; 32]; 2] = [repeated(0, 1, 8), repeated(4, 1, 8)];
@@ -59,13 +59,13 @@ impl Block for Iq2S {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq2S {
-        grid_search::quantize(isa, x, None, (&GRID, &TABLE))
+        grid_search::quantize(isa, x, None, (&GRID, &NEIGHBOURS))
     }
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq2S]) {
         each_weighted(x, importance, out, |x, importance| {
-            grid_search::quantize(isa, x, Some(importance), (&GRID, &TABLE))
+            grid_search::quantize(isa, x, Some(importance), (&GRID, &NEIGHBOURS))
         });
     }
 

@@ -15,7 +15,7 @@
 use super::activation::Q8x256;
 use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock};
-use super::grid_neighbours::{Grid, Signs, Table};
+use super::grid_neighbours::{Grid, Neighbours, Signs};
 use super::grid_search;
 use super::grids::{IQ2_VALUES, IQ2_XS, even_signs, lookup_eights, odd_scales_16};
 use super::superblock::SuperBlockDot;
@@ -43,7 +43,7 @@ const GRID: Grid<8, 3> = Grid {
     scales: 16,
     groups: 3,
 };
-static TABLE: Table<8> = Table::new();
+static NEIGHBOURS: Neighbours<8> = Neighbours::new();
 
 impl Block for Iq2Xs {
     type X = Q8x256;
@@ -53,13 +53,13 @@ impl Block for Iq2Xs {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq2Xs {
-        grid_search::quantize(isa, x, None, (&GRID, &TABLE))
+        grid_search::quantize(isa, x, None, (&GRID, &NEIGHBOURS))
     }
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq2Xs]) {
         each_weighted(x, importance, out, |x, importance| {
-            grid_search::quantize(isa, x, Some(importance), (&GRID, &TABLE))
+            grid_search::quantize(isa, x, Some(importance), (&GRID, &NEIGHBOURS))
         });
     }
 

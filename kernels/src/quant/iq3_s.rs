@@ -16,7 +16,7 @@
 use super::activation::Q8x256;
 use super::block::{Block, each_weighted};
 use super::grid_block::{self, Coded, Entries, GridBlock, sixteen};
-use super::grid_neighbours::{Grid, Signs, Table};
+use super::grid_neighbours::{Grid, Neighbours, Signs};
 use super::grid_search;
 use super::grids::{IQ3_S, IQ3_S_VALUES, numbers, odd_scales_8, repeated};
 use super::superblock::SuperBlockDot;
@@ -46,7 +46,7 @@ const GRID: Grid<4, 8> = Grid {
     scales: 16,
     groups: 2,
 };
-static TABLE: Table<4> = Table::new();
+static NEIGHBOURS: Neighbours<4> = Neighbours::new();
 
 /// The byte of `high` for each of 16 vectors, twice.
 static HIGH: [[u8; 32]; 4] = [repeated(0, 1, 16), repeated(2, 1, 16), repeated(4, 1, 16), repeated(6, 1, 16)];
@@ -61,13 +61,13 @@ impl Block for Iq3S {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Iq3S {
-        grid_search::quantize(isa, x, None, (&GRID, &TABLE))
+        grid_search::quantize(isa, x, None, (&GRID, &NEIGHBOURS))
     }
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq3S]) {
         each_weighted(x, importance, out, |x, importance| {
-            grid_search::quantize(isa, x, Some(importance), (&GRID, &TABLE))
+            grid_search::quantize(isa, x, Some(importance), (&GRID, &NEIGHBOURS))
         });
     }
 

@@ -72,7 +72,7 @@ fn four_bits(v: [f32; 16]) -> ([u8; 16], f16) {
 }
 
 /// The scale, minimum and quants of each group.
-struct Groups {
+struct ScaledGroups {
     scale: [f32; 16],
     min: [f32; 16],
     quants: [u8; 256],
@@ -80,8 +80,8 @@ struct Groups {
 
 /// Joins the groups of the halves 0 and 1.
 #[inline(always)]
-fn groups(mut find: impl FnMut(usize) -> Affine<16>) -> Groups {
-    let mut out = Groups { scale: [0.0; 16], min: [0.0; 16], quants: [0; 256] };
+fn groups(mut find: impl FnMut(usize) -> Affine<16>) -> ScaledGroups {
+    let mut out = ScaledGroups { scale: [0.0; 16], min: [0.0; 16], quants: [0; 256] };
     for h in 0..2 {
         let found = find(h);
         out.scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);

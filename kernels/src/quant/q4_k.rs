@@ -46,7 +46,7 @@ impl Q4K {
     }
 }
 
-/// Packs quants.
+/// The block of these scales, minima and quants.
 #[inline(always)]
 fn pack(Found { d, dmin, scales, quants }: Found) -> Q4K {
     let mut q = [[0; 32]; 4];

@@ -59,7 +59,7 @@ impl Q5K {
     }
 }
 
-/// Packs quants.
+/// The block of these scales, minima and quants.
 #[inline(always)]
 fn pack(Found { d, dmin, scales, quants }: Found) -> Q5K {
     let (mut q, mut high) = ([[0; 32]; 4], [0; 32]);
