@@ -4,7 +4,7 @@ use kernels::quant::Format;
 
 /// A row of a tensor.
 #[derive(Clone, Copy, Debug)]
-pub struct Row<'a> {
+pub struct SampledRow<'a> {
     /// The weights of the row.
     pub values: &'a [f32],
     /// The mean square of the input of each column; all count the same without.
@@ -38,7 +38,7 @@ impl Error {
 ///
 /// # Panics
 /// If the row is not whole blocks, or `out` has another length than the blocks.
-pub fn quantize(format: Format, row: Row<'_>, out: &mut [u8]) -> Error {
+pub fn quantize(format: Format, row: SampledRow<'_>, out: &mut [u8]) -> Error {
     match row.importance {
         Some(importance) => format.quantize_row_weighted(row.values, importance, out),
         None => format.quantize_row(row.values, out),
@@ -63,7 +63,7 @@ mod tests {
         let values: Vec<f32> = (0..32).map(|i| i as f32 - 15.3).collect();
         let mut out = vec![0; Format::Q4_0.block_bytes()];
         let of = |importance: Option<&[f32]>, factor, out: &mut [u8]| {
-            quantize(Format::Q4_0, Row { values: &values, importance, factor }, out)
+            quantize(Format::Q4_0, SampledRow { values: &values, importance, factor }, out)
         };
         let plain = of(None, 1.0, &mut out);
         let power: f64 = values.iter().map(|x| f64::from(*x).powi(2)).sum();

@@ -15,7 +15,7 @@ use crate::mix::{Mix, quantizable};
 use crate::names::{RowRange, Transform};
 use crate::plan::{Override, Planned};
 use crate::progress::Progress;
-use errors::{Row, quantize};
+use errors::{SampledRow, quantize};
 use kernels::quant::Format;
 use models::gguf::write::Layout;
 use rayon::prelude::*;
@@ -214,7 +214,7 @@ fn error_of(
             Some(importance) => importance.of_matrix(&planned.name, values.len(), matrix),
             None => (None, 1.0),
         };
-        total = total.plus(quantize(format, Row { values, importance: weights, factor }, &mut out));
+        total = total.plus(quantize(format, SampledRow { values, importance: weights, factor }, &mut out));
     }
     total.relative()
 }

@@ -27,7 +27,7 @@ pub(super) trait GridBlock: Block<X = Q8x256> {
     fn d(&self) -> [u8; 2];
     /// What a lookup needs from memory: numbers of entries, and signs that the block does not store as bits.
     type Unpacked: Copy + Default;
-    /// Unpacks numbers and signs.
+    /// Unpacks the numbers of entries, and signs, for the lookups of a block.
     fn unpack<I: Isa>(&self, isa: I) -> Self::Unpacked;
     /// The entries of the weights, 32 at a time.
     fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8];

@@ -20,7 +20,7 @@ impl<const N: usize> Indices<N> {
         Indices(bytemuck::cast(out))
     }
 
-    /// The numbers, little endian.
+    /// The indices as they lie in memory, little endian.
     #[inline(always)]
     pub fn words(&self) -> &[u8; 32] {
         bytemuck::cast_ref(&self.0)

@@ -8,7 +8,7 @@ use crate::commands::perplexity::log_softmax;
 use anyhow::Result;
 use bytes::Bytes;
 use convert::Importance;
-use convert::allocate::errors::{Error, Row, quantize};
+use convert::allocate::errors::{Error, SampledRow, quantize};
 use convert::mix::quantizable;
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
@@ -140,7 +140,7 @@ fn quantized(file: &Gguf, tensor: &TensorInfo, format: Format, importance: &Impo
         let mut values = vec![0.0; cols];
         tensor.format.dequantize_row(stored, &mut values);
         let (weights, factor) = importance.of_matrix(&tensor.name, cols, row / rows_of_matrix);
-        quantize(format, Row { values: &values, importance: weights, factor }, out)
+        quantize(format, SampledRow { values: &values, importance: weights, factor }, out)
     });
     // In the order of the rows: the sum does not depend on threads.
     let errors: Vec<Error> = error.collect();

@@ -227,7 +227,9 @@ mod tests {
     #[test]
     fn every_format_has_the_wanted_spread() {
         for format in Format::ALL {
-            check(FillKind { format, spread: NORMAL, cols: 2304 }, 0.0, 0.025);
+            // Values of a least-squares quantizer with relative error D have the variance 1 - D; D is 0.2 at 1.56 bits.
+            let kept: f64 = if format == Format::IQ1_S { 1.0 - 0.2 } else { 1.0 };
+            check(FillKind { format, spread: NORMAL, cols: 2304 }, 0.0, 0.025 * kept.sqrt());
         }
         check(FillKind { format: Format::Q8_0, spread: NORMAL, cols: 128 }, 0.0, 0.025);
         let f32s = |spread| FillKind { format: Format::F32, spread, cols: 128 };
