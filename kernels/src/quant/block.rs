@@ -45,17 +45,14 @@ pub(crate) trait Block: Pod {
     }
 }
 
-/// Quantizes each block of a row with its importance.
+/// The blocks of a row, each with its importance. Quantizers loop over these: a closure as large as a scale search is not
+/// inlined, and would be compiled without the vectors of the instruction set.
 #[inline(always)]
-pub(crate) fn each_weighted<B: Block>(
-    x: &[f32],
-    importance: &[f32],
-    out: &mut [B],
-    mut quantize: impl FnMut(&[f32], &[f32]) -> B,
-) {
-    for ((x, importance), out) in x.chunks_exact(B::LEN).zip(importance.chunks_exact(B::LEN)).zip(out) {
-        *out = quantize(x, importance);
-    }
+pub(crate) fn weighted_blocks<'a, B: Block>(
+    x: &'a [f32],
+    importance: &'a [f32],
+) -> impl Iterator<Item = (&'a [f32], &'a [f32])> {
+    x.chunks_exact(B::LEN).zip(importance.chunks_exact(B::LEN))
 }
 
 /// The product of a format's rows with one token.

@@ -13,7 +13,7 @@
 //! ```
 
 use super::activation::Q8x256;
-use super::block::{Block, each_weighted};
+use super::block::{Block, weighted_blocks};
 use super::grid_block::{self, Coded, Entries, GridBlock};
 use super::grid_neighbours::{Grid, Neighbours, Signs};
 use super::grid_search;
@@ -58,9 +58,9 @@ impl Block for Iq2Xs {
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq2Xs]) {
-        each_weighted(x, importance, out, |x, importance| {
-            grid_search::quantize(isa, x, Some(importance), (&GRID, &NEIGHBOURS))
-        });
+        for ((x, importance), out) in weighted_blocks::<Self>(x, importance).zip(out) {
+            *out = grid_search::quantize(isa, x, Some(importance), (&GRID, &NEIGHBOURS));
+        }
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::iq4_search::{self, CODEBOOK};
 use super::minmax::nibbles;
-use super::scale_search::{LanePerBlock, by_eights, lane, squares, sums, weigh};
+use super::scale_search::{LanePerBlock, eights, lane, squares, sums, weigh};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
@@ -51,16 +51,18 @@ impl Block for Iq4Nl {
 
     #[inline(always)]
     fn quantize_all<I: Isa>(isa: I, x: &[f32], out: &mut [Iq4Nl]) {
-        by_eights(x, x, out, |x, _| eight(isa, x, &squares(x)));
+        for (x, out) in eights(x).zip(out.chunks_mut(8)) {
+            out.copy_from_slice(&eight(isa, &x, &squares(&x))[..out.len()]);
+        }
     }
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq4Nl]) {
-        by_eights(x, importance, out, |x, importance| {
+        for ((x, importance), out) in eights(x).zip(eights(importance)).zip(out.chunks_mut(8)) {
             // Twice the mean square of each block.
-            let variance = sums(isa, &squares(x)).map(|sum| sum * (2.0 / 32.0));
-            eight(isa, x, &weigh(isa, x, importance, variance))
-        });
+            let variance = sums(isa, &squares(&x)).map(|sum| sum * (2.0 / 32.0));
+            out.copy_from_slice(&eight(isa, &x, &weigh(isa, &x, &importance, variance))[..out.len()]);
+        }
     }
 
     #[inline(always)]

@@ -14,7 +14,7 @@
 
 use super::activation::Q8x256;
 use super::activation::signed_scaled_dots;
-use super::block::{Block, each_weighted};
+use super::block::{Block, weighted_blocks};
 use super::iq4_search::{self, CODEBOOK};
 use super::minmax::{furthest, inverse, nibbles};
 use super::q3_k::less_32;
@@ -88,11 +88,11 @@ impl Block for Iq4Xs {
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Iq4Xs]) {
-        each_weighted(x, importance, out, |x, importance| {
+        for ((x, importance), out) in weighted_blocks::<Self>(x, importance).zip(out) {
             let variance = [mean_square(x, 2.0); 8];
             let [x, importance] = [x, importance].map(columns::<32>);
-            with_weights(isa, &x, &weigh(isa, &x, &importance, variance))
-        });
+            *out = with_weights(isa, &x, &weigh(isa, &x, &importance, variance));
+        }
     }
 
     #[inline(always)]

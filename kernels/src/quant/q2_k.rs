@@ -12,9 +12,9 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::{Block, each_weighted};
+use super::block::{Block, weighted_blocks};
 use super::scale_rounding;
-use super::scale_search::{self, Affine, Cost, ScaleSteps, WEIGHTED_STEPS};
+use super::scale_search::{self, Affine, Cost, ScaleSteps, WEIGHTED_STEPS, halves};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
 use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
@@ -78,12 +78,11 @@ struct ScaledGroups {
     quants: [u8; 256],
 }
 
-/// Joins the groups of the halves 0 and 1.
+/// Joins the groups of the halves of a super-block.
 #[inline(always)]
-fn groups(mut find: impl FnMut(usize) -> Affine<16>) -> ScaledGroups {
+fn groups(found: &[Affine<16>; 2]) -> ScaledGroups {
     let mut out = ScaledGroups { scale: [0.0; 16], min: [0.0; 16], quants: [0; 256] };
-    for h in 0..2 {
-        let found = find(h);
+    for (h, found) in found.iter().enumerate() {
         out.scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
         out.min[8 * h..8 * h + 8].copy_from_slice(&found.min);
         for i in 0..128 {
@@ -114,34 +113,34 @@ impl Block for Q2K {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q2K {
-        let found = groups(|h| {
-            let x = scale_search::columns::<16>(&x[128 * h..128 * h + 128]);
+        let mut found = [Affine::ZERO; 2];
+        for (found, x) in found.iter_mut().zip(&halves(x)) {
             let weight = x.map(|x| x.map(f32::abs));
             let steps = ScaleSteps { first: -0.5, step: 0.1, count: 15 };
-            scale_search::affine(isa, &x, &weight, (3, Cost::Absolute), steps)
-        });
+            *found = scale_search::affine(isa, x, &weight, (3, Cost::Absolute), steps);
+        }
+        let found = groups(&found);
         let [scales, minima] = [four_bits(found.scale), four_bits(found.min)];
         rounded(x, scales, minima, found.quants)
     }
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q2K]) {
-        each_weighted(x, importance, out, |x, importance| {
+        for ((x, importance), out) in weighted_blocks::<Self>(x, importance).zip(out) {
             let variance = [scale_search::mean_square(x, 1.0); 8];
-            let mut sums = [0.0; 16];
-            let found = groups(|h| {
-                let [x, importance] =
-                    [x, importance].map(|v| scale_search::columns::<16>(&v[128 * h..128 * h + 128]));
-                let weight = scale_search::weigh(isa, &x, &importance, variance);
+            let (mut found, mut sums) = ([Affine::ZERO; 2], [0.0; 16]);
+            for (h, (x, importance)) in halves(x).iter().zip(&halves(importance)).enumerate() {
+                let weight = scale_search::weigh(isa, x, importance, variance);
                 sums[8 * h..8 * h + 8].copy_from_slice(&scale_search::sums(isa, &weight));
-                scale_search::affine(isa, &x, &weight, (3, Cost::Square), WEIGHTED_STEPS)
-            });
+                found[h] = scale_search::affine(isa, x, &weight, (3, Cost::Square), WEIGHTED_STEPS);
+            }
+            let found = groups(&found);
             let [scales, minima] = [&found.scale, &found.min].map(|v| {
                 let (d, q) = scale_rounding::unsigned(v, &sums, 15);
                 (q, f16::from_f32(d))
             });
-            rounded(x, scales, minima, found.quants)
-        });
+            *out = rounded(x, scales, minima, found.quants);
+        }
     }
 
     #[inline(always)]

@@ -15,9 +15,9 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::{Block, each_weighted};
+use super::block::{Block, weighted_blocks};
 use super::q2_k::{pack_two_bits, spread_two_bits, two_bits};
-use super::scale_search;
+use super::scale_search::{self, Symmetric, halves};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
 use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
@@ -116,8 +116,11 @@ impl Block for Q3K {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q3K {
-        let (scale, quants) =
-            scale_search::sixteen(x, |_, columns| scale_search::symmetric_by_turns(isa, columns, 4.0));
+        let mut found = [Symmetric::ZERO; 2];
+        for (found, x) in found.iter_mut().zip(&halves(x)) {
+            *found = scale_search::symmetric_by_turns(isa, x, 4.0);
+        }
+        let (scale, quants) = scale_search::sixteen(&found);
         let furthest = super::minmax::furthest(&scale);
         let inverse = -32.0 / furthest;
         let (mut sc, mut d) = ([0; 16], f16::ZERO);
@@ -130,20 +133,20 @@ impl Block for Q3K {
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q3K]) {
-        each_weighted(x, importance, out, |x, importance| {
+        for ((x, importance), out) in weighted_blocks::<Self>(x, importance).zip(out) {
             let variance = [scale_search::mean_square(x, 2.0); 8];
-            let mut sums = [0.0; 16];
-            let (scale, quants) = scale_search::sixteen(x, |h, x| {
-                let importance = scale_search::columns::<16>(&importance[128 * h..128 * h + 128]);
-                let weight = scale_search::weigh(isa, x, &importance, variance);
+            let (mut found, mut sums) = ([Symmetric::ZERO; 2], [0.0; 16]);
+            for (h, (x, importance)) in halves(x).iter().zip(&halves(importance)).enumerate() {
+                let weight = scale_search::weigh(isa, x, importance, variance);
                 sums[8 * h..8 * h + 8].copy_from_slice(&scale_search::sums(isa, &weight));
-                scale_search::symmetric(isa, x, &weight, 4.0)
-            });
+                found[h] = scale_search::symmetric(isa, x, &weight, 4.0);
+            }
+            let (scale, quants) = scale_search::sixteen(&found);
             // The scales are quantized like weights; all lanes do the same.
             let [scale, sums] = [scale, sums].map(|v| v.map(|v| [v; 8]));
             let found = scale_search::symmetric(isa, &scale, &sums, 32.0);
-            rounded(x, found.quants.map(|lanes| lanes[0]), f16::from_f32(found.scale[0]), quants)
-        });
+            *out = rounded(x, found.quants.map(|lanes| lanes[0]), f16::from_f32(found.scale[0]), quants);
+        }
     }
 
     #[inline(always)]

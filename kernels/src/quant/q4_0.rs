@@ -11,12 +11,11 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{furthest, inverse, nibbles, quants};
-use super::scale_search::{by_eights_weighted, lane, symmetric};
+use super::scale_search::{eights, lane, mean_square, symmetric, weigh};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
-use std::array::from_fn;
 use std::ops::Range;
 
 /// 32 weights: a scale and unsigned four-bit quants.
@@ -43,13 +42,15 @@ impl Block for Q4_0 {
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q4_0]) {
-        by_eights_weighted(isa, x, importance, out, |x, w| {
-            let found = symmetric(isa, x, w, 8.0);
-            from_fn(|j| {
+        let variance = [mean_square(x, 1.0); 8];
+        for ((x, importance), out) in eights(x).zip(eights(importance)).zip(out.chunks_mut(8)) {
+            let w = weigh(isa, &x, &importance, variance);
+            let found = symmetric(isa, &x, &w, 8.0);
+            for (j, out) in out.iter_mut().enumerate() {
                 let q = lane(&found.quants, j);
-                Q4_0 { d: f16::from_f32(found.scale[j]).to_le_bytes(), q: nibbles(&q) }
-            })
-        });
+                *out = Q4_0 { d: f16::from_f32(found.scale[j]).to_le_bytes(), q: nibbles(&q) };
+            }
+        }
     }
 
     #[inline(always)]

@@ -11,12 +11,11 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{extremes, inverse, nibbles, quants};
-use super::scale_search::{Cost, WEIGHTED_STEPS, affine, by_eights_weighted, lane};
+use super::scale_search::{Cost, WEIGHTED_STEPS, affine, eights, lane, mean_square, weigh};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
-use std::array::from_fn;
 use std::ops::Range;
 
 /// 32 weights: a scale, a minimum, four-bit quants.
@@ -46,14 +45,16 @@ impl Block for Q4_1 {
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q4_1]) {
-        by_eights_weighted(isa, x, importance, out, |x, w| {
-            let found = affine(isa, x, w, (15, Cost::Square), WEIGHTED_STEPS);
-            from_fn(|j| {
+        let variance = [mean_square(x, 1.0); 8];
+        for ((x, importance), out) in eights(x).zip(eights(importance)).zip(out.chunks_mut(8)) {
+            let w = weigh(isa, &x, &importance, variance);
+            let found = affine(isa, &x, &w, (15, Cost::Square), WEIGHTED_STEPS);
+            for (j, out) in out.iter_mut().enumerate() {
                 let [d, m] = [found.scale[j], -found.min[j]].map(|v| f16::from_f32(v).to_le_bytes());
                 let q = lane(&found.quants, j);
-                Q4_1 { d, m, q: nibbles(&q) }
-            })
-        });
+                *out = Q4_1 { d, m, q: nibbles(&q) };
+            }
+        }
     }
 
     #[inline(always)]

@@ -11,7 +11,7 @@
 //! `k_scales` draws the packing of the scales.
 
 use super::activation::Q8x256;
-use super::block::{Block, each_weighted};
+use super::block::{Block, weighted_blocks};
 use super::k_scales::{self, Found};
 use super::scale_search::ScaleSteps;
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
@@ -72,9 +72,9 @@ impl Block for Q4K {
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q4K]) {
-        each_weighted(x, importance, out, |x, importance| {
-            pack(k_scales::find_weighted(isa, x, importance, 15))
-        });
+        for ((x, importance), out) in weighted_blocks::<Self>(x, importance).zip(out) {
+            *out = pack(k_scales::find_weighted(isa, x, importance, 15));
+        }
     }
 
     #[inline(always)]

@@ -13,8 +13,8 @@
 //! ```
 
 use super::activation::{Q8x256, scaled_dots};
-use super::block::{Block, each_weighted};
-use super::scale_search;
+use super::block::{Block, weighted_blocks};
+use super::scale_search::{self, Symmetric, halves};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
 use crate::matmul::IntegerDot;
 use crate::simd::{Isa, PanelSimd, to_int};
@@ -84,21 +84,22 @@ impl Block for Q6K {
 
     #[inline(always)]
     fn quantize<I: Isa>(isa: I, x: &[f32]) -> Q6K {
-        rounded(
-            x,
-            scale_search::sixteen(x, |_, x| scale_search::symmetric(isa, x, &scale_search::squares(x), 32.0)),
-        )
+        let mut found = [Symmetric::ZERO; 2];
+        for (found, x) in found.iter_mut().zip(&halves(x)) {
+            *found = scale_search::symmetric(isa, x, &scale_search::squares(x), 32.0);
+        }
+        rounded(x, scale_search::sixteen(&found))
     }
 
     #[inline(always)]
     fn quantize_weighted<I: Isa>(isa: I, x: &[f32], importance: &[f32], out: &mut [Q6K]) {
-        each_weighted(x, importance, out, |x, importance| {
-            let found = scale_search::sixteen(x, |h, x| {
-                let weight = scale_search::columns::<16>(&importance[128 * h..128 * h + 128]);
-                scale_search::symmetric(isa, x, &weight, 32.0)
-            });
-            rounded(x, found)
-        });
+        for ((x, importance), out) in weighted_blocks::<Self>(x, importance).zip(out) {
+            let mut found = [Symmetric::ZERO; 2];
+            for (found, (x, weight)) in found.iter_mut().zip(halves(x).iter().zip(&halves(importance))) {
+                *found = scale_search::symmetric(isa, x, weight, 32.0);
+            }
+            *out = rounded(x, scale_search::sixteen(&found));
+        }
     }
 
     #[inline(always)]

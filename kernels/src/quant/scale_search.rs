@@ -3,7 +3,6 @@
 //! Every lane computes what a plain loop over its sub-block would, in the same order and without fused multiply-add,
 //! so the bytes equal ggml's on every instruction set.
 
-use super::block::Block;
 use crate::simd::Isa;
 use std::array::from_fn;
 
@@ -16,40 +15,14 @@ pub(super) fn columns<const N: usize>(x: &[f32]) -> LanePerBlock<N> {
     from_fn(|i| from_fn(|j| x[N * j + i]))
 }
 
-/// Quantizes a row of blocks of 32 weights and a number for each, eight blocks at a time, one per lane.
+/// The blocks of 32 weights of a row, eight at a time, one per lane; the last lanes may be empty.
 #[inline(always)]
-pub(super) fn by_eights<B: Block>(
-    x: &[f32],
-    numbers: &[f32],
-    out: &mut [B],
-    mut quantize: impl FnMut(&LanePerBlock<32>, &LanePerBlock<32>) -> [B; 8],
-) {
-    let ((x, x_rest), (numbers, numbers_rest)) = (x.as_chunks::<256>(), numbers.as_chunks::<256>());
-    let (out, out_rest) = out.as_chunks_mut::<8>();
-    for ((x, numbers), out) in x.iter().zip(numbers).zip(out) {
-        *out = quantize(&columns(x), &columns(numbers));
-    }
-    if !out_rest.is_empty() {
-        let [x, numbers] = [x_rest, numbers_rest].map(|v| {
-            let mut padded = [0.0; 256];
-            padded[..v.len()].copy_from_slice(v);
-            columns(&padded)
-        });
-        out_rest.copy_from_slice(&quantize(&x, &numbers)[..out_rest.len()]);
-    }
-}
-
-/// [`by_eights`] with the weights of errors by an importance matrix and the mean square of the row.
-#[inline(always)]
-pub(super) fn by_eights_weighted<I: Isa, B: Block>(
-    isa: I,
-    x: &[f32],
-    importance: &[f32],
-    out: &mut [B],
-    mut quantize: impl FnMut(&LanePerBlock<32>, &LanePerBlock<32>) -> [B; 8],
-) {
-    let variance = [mean_square(x, 1.0); 8];
-    by_eights(x, importance, out, |x, importance| quantize(x, &weigh(isa, x, importance, variance)));
+pub(super) fn eights(x: &[f32]) -> impl Iterator<Item = LanePerBlock<32>> {
+    x.chunks(256).map(|x| {
+        let mut padded = [0.0; 256];
+        padded[..x.len()].copy_from_slice(x);
+        columns(&padded)
+    })
 }
 
 /// The quants of one lane.
@@ -89,10 +62,15 @@ pub(super) fn stored<I: Isa>(isa: I, quants: [I::Bytes; 8]) -> [u8; 256] {
 }
 
 /// `w_i = scale q_i - min`, for each of eight sub-blocks.
+#[derive(Clone, Copy)]
 pub(super) struct Affine<const N: usize> {
     pub(super) scale: [f32; 8],
     pub(super) min: [f32; 8],
     pub(super) quants: [[u8; 8]; N],
+}
+
+impl<const N: usize> Affine<N> {
+    pub(super) const ZERO: Affine<N> = Affine { scale: [0.0; 8], min: [0.0; 8], quants: [[0; 8]; N] };
 }
 
 /// The weight of each error without an importance matrix: root mean square of its sub-block plus |w|.
@@ -265,7 +243,7 @@ fn finish<I: Isa, const N: usize>(
 ) -> Affine<N> {
     let zero = isa.splat(0.0);
     let flat = |value, otherwise| isa.select(zero, range, value, otherwise);
-    let mut out = Affine { scale: [0.0; 8], min: [0.0; 8], quants: [[0; 8]; N] };
+    let mut out = Affine::ZERO;
     isa.store(flat(best.scale, zero), &mut out.scale);
     isa.store(isa.mul(best.min, isa.splat(-1.0)), &mut out.min);
     for (quants, x) in out.quants.iter_mut().zip(x) {
@@ -277,20 +255,27 @@ fn finish<I: Isa, const N: usize>(
 }
 
 /// `w_i = scale (q_i - offset)`, for each of eight groups of `N`.
+#[derive(Clone, Copy)]
 pub(super) struct Symmetric<const N: usize> {
     pub(super) scale: [f32; 8],
     pub(super) quants: [[u8; 8]; N],
 }
 
-/// The sixteen groups of a super-block, eight at a time: their scales and 256 quants.
+impl<const N: usize> Symmetric<N> {
+    pub(super) const ZERO: Symmetric<N> = Symmetric { scale: [0.0; 8], quants: [[0; 8]; N] };
+}
+
+/// The sixteen groups of a super-block, eight at a time.
 #[inline(always)]
-pub(super) fn sixteen(
-    x: &[f32],
-    mut find: impl FnMut(usize, &LanePerBlock<16>) -> Symmetric<16>,
-) -> ([f32; 16], [u8; 256]) {
+pub(super) fn halves(x: &[f32]) -> [LanePerBlock<16>; 2] {
+    [columns(&x[..128]), columns(&x[128..])]
+}
+
+/// Joins the scales and quants of the halves of a super-block.
+#[inline(always)]
+pub(super) fn sixteen(found: &[Symmetric<16>; 2]) -> ([f32; 16], [u8; 256]) {
     let (mut scale, mut quants) = ([0.0; 16], [0; 256]);
-    for (h, x) in x.as_chunks::<128>().0.iter().enumerate() {
-        let found = find(h, &columns::<16>(x));
+    for (h, found) in found.iter().enumerate() {
         scale[8 * h..8 * h + 8].copy_from_slice(&found.scale);
         for i in 0..128 {
             quants[128 * h + i] = found.quants[i % 16][i / 16];
