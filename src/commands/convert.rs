@@ -96,7 +96,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-/// The size that `--size` or `--bits` asks for, and its name in the output's name.
+/// The size that `--size` or `--bits` gives, and its name in the output's name.
 fn goal(args: &ConvertArgs) -> Option<(Goal, String)> {
     let size = args.size.map(|bytes| (Goal::Bytes(bytes), format_size(bytes).replace(' ', "")));
     size.or(args.bits.map(|bits| (Goal::Bits(bits), format!("{bits}bits"))))
