@@ -23,6 +23,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use special_token_guard::{Guard, Names};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 /// Kimi's chat template, for files without a template.
 const KIMI: &str = include_str!("kimi.jinja");
@@ -161,11 +162,14 @@ fn run(job: &RenderJob, sandbox: Option<&dyn Sandbox>) -> Result<String, Failure
     }
 }
 
+/// Longest rendering of a one-word conversation. A reply renders several times, and a slow template would delay each.
+const CHECK_TIME: Duration = Duration::from_millis(1500);
+
 /// Renders a one-word conversation to check whether a template is usable.
 ///
 /// # Errors
-/// The source is too long or too deeply nested, does not parse, or exceeds a limit. A template that refuses this
-/// conversation is usable.
+/// The source is too long or too deeply nested, does not parse, exceeds a limit, or takes more than 1.5 s. A template that
+/// refuses this conversation is usable.
 pub fn check(source: &str, sandbox: &dyn Sandbox) -> Result<(), Failure> {
     if source == KIMI {
         return Ok(());
@@ -177,8 +181,14 @@ pub fn check(source: &str, sandbox: &dyn Sandbox) -> Result<(), Failure> {
     for token in ["bos_token", "eos_token", "pad_token", "unk_token"] {
         context.insert(token.to_owned(), "".into());
     }
+    let start = Instant::now();
     match sandbox.run(&RenderJob { source, sentinel: special_token_guard::UNUSED, context: &context }) {
         Err(failure @ Failure::Unusable { .. }) => Err(failure),
+        _ if start.elapsed() > CHECK_TIME => {
+            let (most, found) = (CHECK_TIME.as_secs_f64(), start.elapsed().as_secs_f64());
+            let expected = format!("a one-word conversation within {most} s");
+            Err(Failure::unusable("rendering", &expected, format!("{found:.1} s")))
+        }
         Ok(_) | Err(Failure::Refused { .. }) => Ok(()),
     }
 }

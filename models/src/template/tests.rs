@@ -182,3 +182,21 @@ fn messages_keep_what_they_do_not_know() {
     assert_eq!(message.content, Some(Value::Null));
     assert_eq!(serde_json::to_value(&message).unwrap(), json);
 }
+
+#[test]
+fn a_slow_template_is_unusable() {
+    struct Slow(Duration);
+    impl Sandbox for Slow {
+        fn run(&self, _: &RenderJob) -> Result<String, Failure> {
+            std::thread::sleep(self.0);
+            Ok("x".to_owned())
+        }
+    }
+    assert_eq!(check("{{ messages }}", &Slow(Duration::ZERO)), Ok(()));
+    let slow = check("{{ messages }}", &Slow(CHECK_TIME + Duration::from_millis(1))).unwrap_err();
+    assert_eq!(
+        slow.to_string(),
+        "chat_template: rendering: expected a one-word conversation within 1.5 s, found 1.5 s"
+    );
+    assert!(matches!(slow, Failure::Unusable(_)));
+}
