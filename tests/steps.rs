@@ -15,6 +15,9 @@ use models::kimi_linear::state::State;
 use models::kimi_linear::{Model, Outputs, Probe, Sequence};
 use std::sync::Mutex;
 
+/// Three KDA layers, one of them dense, and an MLA layer: each kind of layer with each of its neighbors.
+const FIELDS: [&str; 1] = ["num_hidden_layers=4"];
+
 /// More states than graphs are cached, so that each is captured again in every round.
 const STATES: usize = 9;
 
@@ -78,7 +81,7 @@ fn steps_recorded_again_and_again_take_no_more_memory() {
     let Some(cuda) = emulator::cuda() else { return };
     let _alone = ALONE.lock();
     let dir = tempfile::tempdir().unwrap();
-    let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny", 20260, &[]), "f32")).unwrap();
+    let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny", 20260, &FIELDS), "f32")).unwrap();
     let model = Model::load(cuda, &file).unwrap();
     let mut states: Vec<_> = (0..STATES).map(|_| model.state(cuda, CacheFormat::F16)).collect();
     let mut free = Vec::new();
@@ -99,7 +102,7 @@ fn drafts_between_replayed_steps_agree_with_single_tokens() {
     let Some(cuda) = emulator::cuda() else { return };
     let _alone = ALONE.lock();
     let dir = tempfile::tempdir().unwrap();
-    let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny_d128", 20262, &[]), "f32")).unwrap();
+    let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny_d128", 20262, &FIELDS), "f32")).unwrap();
     let model = Model::load(cuda, &file).unwrap();
     let ids: Vec<u32> = (0..40).map(|i| (i * 37 + 5) % 200).collect();
     let step = |state: &mut State<Cuda>, tokens: &[u32], outputs| -> Vec<Vec<f32>> {
