@@ -176,6 +176,8 @@ pub trait Backend: Send + Sync + 'static {
     const NUMERICS_VERSION: NumericsVersion;
     /// Largest sizes that the ops take.
     const LIMITS: Limits;
+    /// The format with the fastest attention at a quality near F16's, for rows of `latent` and `pe` values.
+    fn default_cache_format(latent: usize, pe: usize) -> CacheFormat;
     /// f32 `[rows, cols]`: activations and recurrent state.
     type Tensor: Send + Sync;
     /// A weight on the device, in its stored format.

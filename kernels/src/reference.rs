@@ -159,6 +159,10 @@ impl Backend for Reference {
     type Cache = Cache;
     type Routed = Routed;
 
+    fn default_cache_format(_: usize, _: usize) -> CacheFormat {
+        CacheFormat::F16
+    }
+
     fn describe(&self) -> String {
         "reference loops, 1 thread".to_string()
     }

@@ -27,9 +27,9 @@ pub struct EngineArgs {
     /// Prompt tokens processed per step; larger is faster and uses more memory
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one())]
     pub batch: usize,
-    /// Data type of the KV cache
-    #[arg(long, visible_alias = "kv-type", value_enum, default_value_t = CacheType::F16)]
-    pub cache_type: CacheType,
+    /// Data type of the KV cache (default: q8_0 on the CPU, f16 on a GPU or if a row is no whole blocks of 32 values)
+    #[arg(long, visible_alias = "kv-type", value_enum)]
+    pub cache_type: Option<CacheType>,
     /// Draft tokens from the context, which speeds up copied text and changes no reply: auto, off or N tokens (1 to 15)
     #[arg(long, value_name = "auto|off|N", default_value = "auto", value_parser = drafting)]
     pub draft: Drafting,
@@ -52,7 +52,7 @@ impl EngineArgs {
             threads: self.threads,
             ctx: self.ctx,
             batch: self.batch,
-            cache_type: self.cache_type.into(),
+            cache_type: self.cache_type.map(Into::into),
             chat_template: self.chat_template.clone(),
             mlock: self.mlock,
             device: self.device.options(),
@@ -93,7 +93,7 @@ pub enum CacheType {
     F32,
     /// Half precision, 2 bytes per value
     F16,
-    /// 34 bytes per 32 values
+    /// 34 bytes per 32 values; on the CPU the fastest at depth
     #[value(name = "q8_0")]
     Q8_0,
 }

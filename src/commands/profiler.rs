@@ -106,6 +106,10 @@ impl<B: Backend> Backend for Profiled<B> {
     type Cache = B::Cache;
     type Routed = B::Routed;
 
+    fn default_cache_format(latent: usize, pe: usize) -> CacheFormat {
+        B::default_cache_format(latent, pe)
+    }
+
     fn describe(&self) -> String {
         self.inner.describe()
     }

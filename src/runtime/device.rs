@@ -8,6 +8,7 @@ use super::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
 use crate::io::host_memory;
 use crate::io::log::Log;
 use anyhow::{Context as _, Result, bail};
+use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
 use models::kimi_linear::config::Config;
@@ -89,7 +90,8 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
 pub fn plan(args: &LoadOptions, free: u64) -> Result<Placement> {
     let file = super::builtin_model::open(args.model.as_deref())?;
     let config = Config::from_gguf(&file)?;
-    let params = LoadParams { context: args.ctx, cache: args.cache_type, batch: args.batch as u64 };
+    let cache = args.cache_type.unwrap_or(CacheFormat::F16);
+    let params = LoadParams { context: args.ctx, cache, batch: args.batch as u64 };
     let memory = host_memory::available(Path::new("/"));
     let (requirements, device) = (Requirements::of(&file, &config, &params), &args.device);
     let others = device.gpu_layers.map(|layers| requirements.experts.len().saturating_sub(layers));

@@ -121,7 +121,9 @@ impl<B: Backend> Engine<B> {
         let template = tokenizer.as_ref().map(|t| chat_template::open(choice, &file, t)).transpose()?;
         let reply_prefix_ids = attention_path::reply_prefix(template.as_ref(), tokenizer.as_deref());
         let context = args.ctx.unwrap_or(model.config.context);
-        let (batch, cache, max_state_bytes) = (args.batch, args.cache_type, args.max_state_bytes);
+        let mla = &model.config.mla;
+        let cache = args.cache_type.unwrap_or_else(|| B::default_cache_format(mla.latent_dim, mla.pe_dim));
+        let (batch, max_state_bytes) = (args.batch, args.max_state_bytes);
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), StateShape { config: model.config.clone(), cache, sizes });
         let changed_reply_prefix = choice.map(|_| reply_prefix_ids.clone());

@@ -18,8 +18,8 @@ pub struct LoadOptions {
     pub ctx: Option<u64>,
     /// Prefill batch size in tokens, doubled past 1,024 tokens of a message.
     pub batch: usize,
-    /// Data type of the KV cache.
-    pub cache_type: CacheFormat,
+    /// Data type of the KV cache; `None` for the backend's [`default`](kernels::backend::Backend::default_cache_format).
+    pub cache_type: Option<CacheFormat>,
     /// Chat template to use instead of the model file's: a file, or `builtin`.
     pub chat_template: Option<PathBuf>,
     /// Locks the model file in RAM.
@@ -54,7 +54,7 @@ impl Default for LoadOptions {
             threads: None,
             ctx: None,
             batch: 512,
-            cache_type: CacheFormat::F16,
+            cache_type: None,
             chat_template: None,
             mlock: false,
             device: DeviceOptions::default(),

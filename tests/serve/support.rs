@@ -62,7 +62,7 @@ fn open(model: &Path, store: StoreOptions) -> Arc<Engine<Cpu>> {
 
 /// An engine of the same model with another prefix cache or data type of the KV cache.
 pub fn cached_engine(store: StoreOptions, cache_type: CacheFormat) -> Arc<Engine<Cpu>> {
-    let args = LoadOptions { cache_type, ..load_options(&MODEL.1, store) };
+    let args = LoadOptions { cache_type: Some(cache_type), ..load_options(&MODEL.1, store) };
     Arc::new(Engine::open(&args).unwrap())
 }
 

@@ -234,7 +234,7 @@ fn foreign_snapshots_are_not_used() {
     kimi_ok(&[&synth[..], &["--seed", "7"]].concat());
     for args in [
         LoadOptions { model: Some(other), ..first.clone() },
-        LoadOptions { cache_type: q8_0, ..first.clone() },
+        LoadOptions { cache_type: Some(q8_0), ..first.clone() },
     ] {
         let engine = Engine::open(&args).unwrap();
         assert_eq!(read(&mut Session::new(&engine), &prompt).reused, 0);

@@ -39,7 +39,7 @@ fn args(cache_type: CacheFormat, store: StoreOptions) -> LoadOptions {
         model: Some(MODEL.1.clone()),
         threads: Some(2),
         batch: 64,
-        cache_type,
+        cache_type: Some(cache_type),
         store,
         ..LoadOptions::default()
     }

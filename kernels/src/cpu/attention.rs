@@ -11,10 +11,11 @@ use super::Cpu;
 use super::autovec::{AutovecKernel, exp, fma, largest, run, sum};
 use super::cache::{Cache, SEGMENT};
 use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
+use super::int8_attention::{PackKeys, PackValues, PartBuffers, QueryGroup};
 use super::matmul::{Activations, activations};
 use super::memory::Tensor;
 use crate::backend::Span;
-use crate::quant::{self, Activation};
+use crate::quant::{Activation, Q8_0};
 use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
@@ -39,6 +40,11 @@ struct AbsorbedSpan<'a> {
     before: usize,
     value_dim: usize,
     scale: f32,
+}
+
+/// Whether attention over Q8_0 rows of these sizes uses int8 products: both are whole blocks.
+pub(super) fn is_int8(latent: usize, pe: usize) -> bool {
+    latent > 0 && latent.is_multiple_of(BLOCK) && pe.is_multiple_of(BLOCK)
 }
 
 pub(super) fn append(cpu: &Cpu, spans: &mut [Span<'_, Cache>], x: &Tensor) {
@@ -69,7 +75,8 @@ pub(super) fn latent_attention(
         let rows = |width: usize| span.rows.start * heads * width..span.rows.end * heads * width;
         let q = &q.values()[rows(width)];
         let form = cache.format().activation();
-        let levels = (form == LEVELS && width.is_multiple_of(32)).then(|| activations(cpu, form, q, width));
+        let int8 = form == LEVELS && is_int8(value_dim, width - value_dim);
+        let levels = int8.then(|| activations(cpu, form, q, width));
         let levels = levels.as_ref().map(Activations::bytes);
         let look = AbsorbedSpan { cache, q, levels, heads, before: cache.len() - n, value_dim, scale };
         attend(cpu, &look, n * heads, &mut o.values_mut()[rows(value_dim)]);
@@ -99,7 +106,7 @@ fn attend(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: usize, o: &mut [f32]) {
     }
     let (parts, threads) = (look.cache.len().div_ceil(SEGMENT), cpu.pool.threads());
     let few = queries.div_ceil(GROUP) * parts < 2 * threads;
-    let group = if few { queries.div_ceil(2 * threads).next_multiple_of(4).min(GROUP) } else { GROUP };
+    let group = if few { queries.div_ceil(2 * threads).next_multiple_of(16).min(GROUP) } else { GROUP };
     let groups = queries.div_ceil(group);
     let of = |g: usize| g * group..queries.min((g + 1) * group);
     if groups >= 4 * threads {
@@ -151,11 +158,55 @@ pub(super) fn finish(whole: &mut [f32], dim: usize, o: &mut [f32]) {
     }
 }
 
-/// The softmax of a group over rows `p * SEGMENT..` of the cache, block by block.
+/// The softmax of a group over rows `p * SEGMENT..` of the cache.
 fn one_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize, out: &mut [f32]) {
+    let out = &mut out[..queries.len() * (look.value_dim + 2)];
+    clear(out, queries.len());
+    match look.levels {
+        Some(levels) => int8_part(cpu, look, levels, queries, p, out),
+        None => f32_part(cpu, look, queries, p, out),
+    }
+}
+
+/// A part of a Q8_0 cache, by int8 products.
+fn int8_part(
+    cpu: &Cpu,
+    look: &AbsorbedSpan<'_>,
+    levels: &[u8],
+    queries: Range<usize>,
+    p: usize,
+    out: &mut [f32],
+) {
+    let (blocks, n) = (look.cache.width() / BLOCK, queries.len());
+    let rows = p * SEGMENT..look.cache.len().min((p + 1) * SEGMENT);
+    let visible = |i: usize| (look.before + (queries.start + i) / look.heads + 1).saturating_sub(rows.start);
+    let mut seen = [0; GROUP];
+    seen[..n].iter_mut().enumerate().for_each(|(i, seen)| *seen = visible(i).min(rows.len()));
+    let bytes = LEVELS.row_bytes(look.cache.width());
+    let q = bytemuck::cast_slice(&levels[queries.start * bytes..queries.end * bytes]);
+    let group = QueryGroup { q, blocks, seen, scale: look.scale };
+    let stored: &[Q8_0] = bytemuck::cast_slice(look.cache.stored(rows.clone()));
+    let value_blocks = look.value_dim / BLOCK;
+    let mut buffers = PartBuffers::new(cpu, blocks, value_blocks);
+    let (mut keys, mut values) = buffers.split();
+    cpu.level.run(PackKeys { rows: stored, blocks, keys: &mut keys });
+    let weights = group.weights(cpu, &keys, out);
+    let acc = &mut out[2 * n..];
+    let mut block = cpu.buffers.floats(BLOCK * look.cache.width());
+    let newest = |g: usize, add: &mut dyn FnMut(View<'_>)| {
+        let first = rows.start + g * BLOCK;
+        look.cache.dequantize_rows(first..rows.end.min(first + BLOCK), block.floats_mut());
+        add(View { values: block.floats_ref(), step: look.cache.width() });
+    };
+    group.add_newest(cpu, &weights, newest, acc);
+    cpu.level.run(PackValues { rows: stored, stored: blocks, blocks: value_blocks, values: &mut values });
+    group.add_values(cpu, weights, &values, acc);
+}
+
+/// A part of a float cache, block by block.
+fn f32_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize, out: &mut [f32]) {
     let (n, width, step) = (queries.len(), look.cache.width(), look.cache.stored_width());
-    clear(&mut out[..n * (look.value_dim + 2)], n);
-    let [max, sum, acc] = split(&mut out[..n * (look.value_dim + 2)], n);
+    let [max, sum, acc] = split(out, n);
     let mut scratch = cpu.buffers.floats(BLOCK * step + GROUP * (BLOCK + 1));
     let (block, rest) = scratch.floats_mut().split_at_mut(BLOCK * step);
     let (scores, factors) = rest.split_at_mut(GROUP * BLOCK);
@@ -167,14 +218,7 @@ fn one_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize,
         }
         look.cache.dequantize_rows(rows.clone(), block);
         let block = View { values: block, step };
-        match look.levels {
-            Some(levels) => {
-                let bytes = LEVELS.row_bytes(width);
-                let q = &levels[queries.start * bytes..queries.end * bytes];
-                scores_of_levels(cpu, q, look.cache, rows.clone(), scores);
-            }
-            None => cpu.level.run(LatentScores { q, rows: block, scores, size: [n, rows.len(), width] }),
-        }
+        cpu.level.run(LatentScores { q, rows: block, scores, size: [n, rows.len(), width] });
         let seen = |i: usize| (look.before + (queries.start + i) / look.heads + 1).saturating_sub(rows.start);
         let (scale, seen) = (look.scale, |i: usize| seen(i).min(rows.len()));
         run(cpu.level, Weights { scores, seen, scale, factors: &mut factors[..n], max, sum });
@@ -196,16 +240,6 @@ impl Kernel for LatentScores<'_> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         matmul_nt(isa, self.size, self.q, self.rows, self.scores, BLOCK);
-    }
-}
-
-/// Scores by int8 dot products, as for stored weights.
-fn scores_of_levels(cpu: &Cpu, q: &[u8], cache: &Cache, rows: Range<usize>, scores: &mut [f32]) {
-    let (n, count) = (q.len() / LEVELS.row_bytes(cache.width()), rows.len());
-    let stored = cache.stored(rows);
-    quant::matmul_tile(cpu.level, cache.format(), stored, cache.width(), q, &mut scores[..n * count]);
-    if count < BLOCK {
-        (0..n).rev().for_each(|i| scores.copy_within(i * count..(i + 1) * count, i * BLOCK));
     }
 }
 

@@ -3,13 +3,15 @@
 //! Per cache row, token and head this costs 320 multiply-adds, absorbed attention 1,088; materializing costs 131,072 per
 //! row and head, which pays from 170 tokens on. A head processes parts of 256 rows, whose keys and values it
 //! materializes once for all of its tokens and keeps in cache. Parts, blocks and summation order are those of
-//! `attention`, so a token's result has the same bits for any batch size and thread count.
+//! `attention`, so a token's result has the same bits for any batch size and thread count. Over a Q8_0 cache both the
+//! materializing and the attention are int8 products ([`super::int8_materialized`]).
 
 use super::attention::{BLOCK, GROUP, MergeSoftmax, Values, Weights, clear, finish, split};
 use super::autovec::run;
 use super::cache::{Cache, SEGMENT};
 use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
-use super::memory::Tensor;
+use super::int8_materialized::Int8Head;
+use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
 use super::{Cpu, Weight};
 use crate::backend::{KvUpProjection, Span};
@@ -17,16 +19,26 @@ use crate::simd::{Isa, Kernel};
 use std::ops::Range;
 
 /// A span's queries and cache.
-struct MaterializedSpan<'a> {
-    cache: &'a Cache,
+pub(super) struct MaterializedSpan<'a> {
+    pub cache: &'a Cache,
     /// Queries of the span's tokens, `[tokens, heads * width]`.
-    q: &'a [f32],
-    w: &'a KvUpProjection<'a, Weight>,
+    pub q: &'a [f32],
+    pub w: &'a KvUpProjection<'a, Weight>,
     /// Columns of a head's query and keys.
-    width: usize,
+    pub width: usize,
     /// Rows in the cache before the span's first.
-    before: usize,
-    scale: f32,
+    pub before: usize,
+    pub scale: f32,
+}
+
+/// One head's keys and values of a part, in one of the precisions.
+pub(super) trait HeadPart {
+    /// Prepares the head's projections and the queries of a range of tokens.
+    fn new(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>) -> Self;
+    /// Materializes keys and values of these rows, which are one part.
+    fn materialize(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, rows: Range<usize>);
+    /// The softmax of a group of tokens over the part, into cleared `out`.
+    fn attend(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, tokens: Range<usize>, out: &mut [f32]);
 }
 
 pub(super) fn materialized_attention(
@@ -57,45 +69,50 @@ pub(super) fn materialized_attention(
         let pieces = n.div_ceil(each);
         cpu.pool.parallel_for(heads * pieces, |i| {
             let (h, tokens) = (i / pieces, i % pieces * each..n.min((i % pieces + 1) * each));
-            head(cpu, &look, h, tokens.clone(), |t, values| {
+            let put = |t: usize, values: &[f32]| {
                 let at = ((span.rows.start + t) * heads + h) * value_dim;
                 // SAFETY: a token's columns of this head, and each token and head is in one piece.
                 unsafe { out.get(at..at + value_dim) }.copy_from_slice(values);
-            });
+            };
+            if Int8Head::fits(&look) {
+                head::<Int8Head>(cpu, &look, h, tokens.clone(), put);
+            } else {
+                head::<F32Head>(cpu, &look, h, tokens.clone(), put);
+            }
         });
     }
     o
 }
 
 /// One head's attention for a range of tokens; `out` receives each token's values.
-fn head(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>, out: impl Fn(usize, &[f32])) {
-    let KvUpProjection { k, v, .. } = look.w;
-    let (n, dim) = (tokens.len(), v.rows);
-    let sizes = [k.rows * k.cols, v.rows * v.cols, SEGMENT * look.width, SEGMENT * dim];
-    let mut scratch = cpu.buffers.floats(sizes.iter().sum());
-    let (w_k, rest) = scratch.floats_mut().split_at_mut(sizes[0]);
-    let (w_v, rest) = rest.split_at_mut(sizes[1]);
-    let (keys, values) = rest.split_at_mut(sizes[2]);
-    k.format.dequantize_row(k.matrix_rows(h, 0..k.rows), w_k);
-    v.format.dequantize_row(v.matrix_rows(h, 0..v.rows), w_v);
+fn head<H: HeadPart>(
+    cpu: &Cpu,
+    look: &MaterializedSpan<'_>,
+    h: usize,
+    tokens: Range<usize>,
+    out: impl Fn(usize, &[f32]),
+) {
+    let (n, dim) = (tokens.len(), look.w.v.rows);
+    let mut part = H::new(cpu, look, h, tokens.clone());
     let size = GROUP * (dim + 2);
     let groups = n.div_ceil(GROUP);
     let of = |g: usize| tokens.start + g * GROUP..tokens.end.min(tokens.start + (g + 1) * GROUP);
-    let mut softmax = cpu.buffers.floats((groups + 1) * size);
-    let (part, wholes) = softmax.floats_mut()[..(groups + 1) * size].split_at_mut(size);
+    let mut buffer = cpu.buffers.floats((groups + 1) * size);
+    let (softmax, wholes) = buffer.floats_mut()[..(groups + 1) * size].split_at_mut(size);
     wholes.chunks_exact_mut(size).enumerate().for_each(|(g, whole)| clear(whole, of(g).len()));
     for first in (0..look.before + tokens.end).step_by(SEGMENT) {
-        let rows = first..(first + SEGMENT).min(look.before + tokens.end);
-        materialize(cpu, look, rows.clone(), [w_k, w_v], [keys, values]);
+        part.materialize(cpu, look, first..(first + SEGMENT).min(look.before + tokens.end));
         for (g, whole) in wholes.chunks_exact_mut(size).enumerate() {
             let group = of(g);
             if look.before + group.end > first {
-                one_part(cpu, look, (h, group.clone()), rows.clone(), [keys, values], part);
-                run(cpu.level, MergeSoftmax { n: group.len(), dim, whole, part });
+                let n = group.len();
+                clear(&mut softmax[..n * (dim + 2)], n);
+                part.attend(cpu, look, group, &mut softmax[..n * (dim + 2)]);
+                run(cpu.level, MergeSoftmax { n, dim, whole, part: softmax });
             }
         }
     }
-    let o = &mut part[..GROUP * dim];
+    let o = &mut softmax[..GROUP * dim];
     for (g, whole) in wholes.chunks_exact_mut(size).enumerate() {
         let group = of(g);
         finish(whole, dim, &mut o[..group.len() * dim]);
@@ -103,63 +120,84 @@ fn head(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>, 
     }
 }
 
-/// Keys, a column each, and values of a part's rows.
-fn materialize(
-    cpu: &Cpu,
-    look: &MaterializedSpan<'_>,
+/// Keys, a column each, and values of a part in f32.
+struct F32Head {
+    h: usize,
+    /// Rows of the part.
     rows: Range<usize>,
-    [w_k, w_v]: [&[f32]; 2],
-    [keys, values]: [&mut [f32]; 2],
-) {
-    let (step, dim) = (look.cache.stored_width(), look.w.v.rows);
-    let mut scratch = cpu.buffers.floats(BLOCK * (step + look.width));
-    let (latents, made) = scratch.floats_mut().split_at_mut(BLOCK * step);
-    for first in rows.clone().step_by(BLOCK) {
-        let (block, at) = (first..rows.end.min(first + BLOCK), first - rows.start);
-        look.cache.dequantize_rows(block.clone(), latents);
-        cpu.level.run(MaterializeRows {
-            rows: View { values: &latents[..block.len() * step], step },
-            w_k: View { values: w_k, step: look.w.k.cols },
-            w_v: View { values: w_v, step: look.w.v.cols },
-            keys: &mut made[..block.len() * look.width],
-            values: &mut values[at * dim..][..block.len() * dim],
-            width: look.width,
-            dim,
-        });
-        for (i, column) in keys.chunks_exact_mut(SEGMENT).enumerate() {
-            let made = made[i..].iter().step_by(look.width);
-            column[at..at + block.len()].iter_mut().zip(made).for_each(|(key, made)| *key = *made);
-        }
+    buffer: Buffer,
+    /// Lengths of W_k, W_v, keys and values in the buffer.
+    sizes: [usize; 4],
+}
+
+impl F32Head {
+    fn split(&mut self) -> [&mut [f32]; 4] {
+        let (w_k, rest) = self.buffer.floats_mut().split_at_mut(self.sizes[0]);
+        let (w_v, rest) = rest.split_at_mut(self.sizes[1]);
+        let (keys, values) = rest.split_at_mut(self.sizes[2]);
+        [w_k, w_v, keys, values]
     }
 }
 
-/// The softmax of a head's tokens over a part's rows, block by block.
-fn one_part(
-    cpu: &Cpu,
-    look: &MaterializedSpan<'_>,
-    (h, tokens): (usize, Range<usize>),
-    part: Range<usize>,
-    [keys, values]: [&[f32]; 2],
-    out: &mut [f32],
-) {
-    let (n, width, dim) = (tokens.len(), look.width, look.w.v.rows);
-    clear(&mut out[..n * (dim + 2)], n);
-    let [max, sum, acc] = split(&mut out[..n * (dim + 2)], n);
-    let mut scratch = cpu.buffers.floats(GROUP * (BLOCK + 1));
-    let (scores, factors) = scratch.floats_mut().split_at_mut(GROUP * BLOCK);
-    let q_step = look.w.k.count * width;
-    let q = Left { values: &look.q[tokens.start * q_step + h * width..], row: q_step, col: 1 };
-    for first in part.clone().step_by(BLOCK) {
-        let (rows, at) = (first..part.end.min(first + BLOCK), first - part.start);
-        if rows.start >= look.before + tokens.end {
-            break; // newer than all of them
+impl HeadPart for F32Head {
+    fn new(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, _: Range<usize>) -> F32Head {
+        let KvUpProjection { k, v, .. } = look.w;
+        let sizes = [k.rows * k.cols, v.rows * v.cols, SEGMENT * look.width, SEGMENT * v.rows];
+        let buffer = cpu.buffers.floats(sizes.iter().sum());
+        let mut head = F32Head { h, rows: 0..0, buffer, sizes };
+        let [w_k, w_v, ..] = head.split();
+        k.format.dequantize_row(k.matrix_rows(h, 0..k.rows), w_k);
+        v.format.dequantize_row(v.matrix_rows(h, 0..v.rows), w_v);
+        head
+    }
+
+    fn materialize(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, rows: Range<usize>) {
+        self.rows = rows.clone();
+        let [w_k, w_v, keys, values] = self.split();
+        let (step, dim) = (look.cache.stored_width(), look.w.v.rows);
+        let mut scratch = cpu.buffers.floats(BLOCK * (step + look.width));
+        let (latents, made) = scratch.floats_mut().split_at_mut(BLOCK * step);
+        for first in rows.clone().step_by(BLOCK) {
+            let (block, at) = (first..rows.end.min(first + BLOCK), first - rows.start);
+            look.cache.dequantize_rows(block.clone(), latents);
+            cpu.level.run(MaterializeRows {
+                rows: View { values: &latents[..block.len() * step], step },
+                w_k: View { values: w_k, step: look.w.k.cols },
+                w_v: View { values: w_v, step: look.w.v.cols },
+                keys: &mut made[..block.len() * look.width],
+                values: &mut values[at * dim..][..block.len() * dim],
+                width: look.width,
+                dim,
+            });
+            for (i, column) in keys.chunks_exact_mut(SEGMENT).enumerate() {
+                let made = made[i..].iter().step_by(look.width);
+                column[at..at + block.len()].iter_mut().zip(made).for_each(|(key, made)| *key = *made);
+            }
         }
-        let keys = View { values: &keys[at..], step: SEGMENT };
-        cpu.level.run(KeyScores { q, keys, scores, size: [n, rows.len(), width] });
-        let seen = |i: usize| (look.before + tokens.start + i + 1).saturating_sub(rows.start).min(rows.len());
-        run(cpu.level, Weights { scores, seen, scale: look.scale, factors: &mut factors[..n], max, sum });
-        let rows_of = View { values: &values[at * dim..], step: dim };
-        cpu.level.run(Values { scores, factors, rows: rows_of, acc, size: [n, dim, rows.len()] });
+    }
+
+    fn attend(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, tokens: Range<usize>, out: &mut [f32]) {
+        let (n, width, dim) = (tokens.len(), look.width, look.w.v.rows);
+        let (h, part) = (self.h, self.rows.clone());
+        let [_, _, keys, values] = self.split();
+        let [max, sum, acc] = split(out, n);
+        let mut scratch = cpu.buffers.floats(GROUP * (BLOCK + 1));
+        let (scores, factors) = scratch.floats_mut().split_at_mut(GROUP * BLOCK);
+        let q_step = look.w.k.count * width;
+        let q = Left { values: &look.q[tokens.start * q_step + h * width..], row: q_step, col: 1 };
+        for first in part.clone().step_by(BLOCK) {
+            let (rows, at) = (first..part.end.min(first + BLOCK), first - part.start);
+            if rows.start >= look.before + tokens.end {
+                break; // newer than all of them
+            }
+            let keys = View { values: &keys[at..], step: SEGMENT };
+            cpu.level.run(KeyScores { q, keys, scores, size: [n, rows.len(), width] });
+            let seen =
+                |i: usize| (look.before + tokens.start + i + 1).saturating_sub(rows.start).min(rows.len());
+            run(cpu.level, Weights { scores, seen, scale: look.scale, factors: &mut factors[..n], max, sum });
+            let rows_of = View { values: &values[at * dim..], step: dim };
+            cpu.level.run(Values { scores, factors, rows: rows_of, acc, size: [n, dim, rows.len()] });
+        }
     }
 }
 

@@ -9,6 +9,8 @@ mod cache;
 mod elementwise;
 mod experts;
 mod f32_gemm;
+mod int8_attention;
+mod int8_materialized;
 mod kda;
 mod madvise;
 mod materialized;
@@ -141,12 +143,16 @@ impl Cpu {
 }
 
 impl Backend for Cpu {
-    const NUMERICS_VERSION: NumericsVersion = NumericsVersion { family: "simd", revision: 2 };
+    const NUMERICS_VERSION: NumericsVersion = NumericsVersion { family: "simd", revision: 3 };
     const LIMITS: Limits = Limits { top_k: route::MAX_GROUPS, groups: route::MAX_GROUPS, ..Limits::NONE };
     type Tensor = Tensor;
     type Weight = Weight;
     type Cache = Cache;
     type Routed = Routed;
+
+    fn default_cache_format(latent: usize, pe: usize) -> CacheFormat {
+        if attention::is_int8(latent, pe) { CacheFormat::Q8_0 } else { CacheFormat::F16 }
+    }
 
     fn describe(&self) -> String {
         let threads = self.pool.threads();

@@ -224,6 +224,10 @@ impl Backend for Cuda {
     type Cache = Cache;
     type Routed = Routed;
 
+    fn default_cache_format(_: usize, _: usize) -> CacheFormat {
+        CacheFormat::F16
+    }
+
     fn describe(&self) -> String {
         let Device { name, capability: [major, minor], .. } = self.device();
         format!("CUDA {name} ({major}.{minor})")

@@ -80,7 +80,7 @@ impl ActivationBlock for Q8x256 {
 pub struct Q8x32 {
     pub(super) d: [u8; 4],
     pub(super) sum: [u8; 4],
-    pub(super) q: [u8; 32],
+    pub(crate) q: [u8; 32],
 }
 const _: () = assert!(size_of::<Q8x32>() == 40);
 
@@ -96,12 +96,50 @@ const _: () = assert!(size_of::<Q8x256>() == 292);
 
 impl Q8x32 {
     #[inline(always)]
-    pub(super) fn d(&self) -> f32 {
+    pub(crate) fn d(&self) -> f32 {
         f32::from_le_bytes(self.d)
     }
     #[inline(always)]
-    pub(super) fn sum(&self) -> i32 {
+    pub(crate) fn sum(&self) -> i32 {
         i32::from_le_bytes(self.sum)
+    }
+}
+
+/// 32 signed quants with one scale.
+pub(crate) trait Int8Block: Pod {
+    /// The scale.
+    fn scale<I: Isa>(&self, isa: I) -> f32;
+    /// Quants in -127..=127, two's complement.
+    fn quants(&self) -> &[u8; 32];
+}
+
+impl Int8Block for Q8x32 {
+    #[inline(always)]
+    fn scale<I: Isa>(&self, _: I) -> f32 {
+        self.d()
+    }
+    #[inline(always)]
+    fn quants(&self) -> &[u8; 32] {
+        &self.q
+    }
+}
+
+/// Copies blocks of another type, whose values are the same.
+pub(crate) struct CopyBlocks<'a, B> {
+    pub from: &'a [B],
+    pub out: &'a mut [Q8x32],
+}
+
+impl<B: Int8Block> Kernel for CopyBlocks<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let ones = isa.splat_byte(1);
+        for (out, block) in self.out.iter_mut().zip(self.from) {
+            let q = isa.bytes(block.quants());
+            let sum = isa.reduce_add_i32(isa.dot(isa.zeros(), ones, q));
+            *out = Q8x32 { d: block.scale(isa).to_le_bytes(), sum: sum.to_le_bytes(), q: *block.quants() };
+        }
     }
 }
 

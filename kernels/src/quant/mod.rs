@@ -47,6 +47,8 @@ mod superblock;
 pub mod unsupported;
 
 pub use activation::Activation;
+pub(crate) use activation::{CopyBlocks, Int8Block, Q8x32};
+pub(crate) use q8_0::Q8_0;
 
 use crate::simd::{Isa, Kernel, SimdLevel};
 use activation::ActivationBlock;

@@ -5,7 +5,7 @@
 //!      | d f16 | q0 q1 ... q31  (i8)              |        w_i = d q_i
 //! ```
 
-use super::activation::Q8x32;
+use super::activation::{Int8Block, Q8x32};
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::inverse;
@@ -48,6 +48,17 @@ impl Block for Q8_0 {
         for (y, q) in y.iter_mut().zip(self.q) {
             *y = q.cast_signed() as f32 * d;
         }
+    }
+}
+
+impl Int8Block for Q8_0 {
+    #[inline(always)]
+    fn scale<I: Isa>(&self, isa: I) -> f32 {
+        isa.f16(self.d)
+    }
+    #[inline(always)]
+    fn quants(&self) -> &[u8; 32] {
+        &self.q
     }
 }
 

@@ -99,6 +99,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
 
     /// Eight zeros, the start of an integer sum.
     fn zeros(self) -> Self::Ints;
+    /// Loads eight integers at any alignment.
+    fn load_ints(self, v: &[i32; 8]) -> Self::Ints;
     /// v in lane 0, zeros after it.
     fn set_lane0(self, v: i32) -> Self::Ints;
     /// Lane-wise a + b, wrapping on overflow.

@@ -206,6 +206,11 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         unsafe { int32x4x2_t(vdupq_n_s32(0), vdupq_n_s32(0)) }
     }
     #[inline(always)]
+    fn load_ints(self, v: &[i32; 8]) -> int32x4x2_t {
+        // SAFETY: the token proves NEON; v is eight readable integers.
+        unsafe { int32x4x2_t(vld1q_s32(v.as_ptr()), vld1q_s32(v.as_ptr().add(4))) }
+    }
+    #[inline(always)]
     fn set_lane0(self, v: i32) -> int32x4x2_t {
         let zeros = self.zeros();
         // SAFETY: the token proves NEON.

@@ -14,6 +14,8 @@ pub trait PanelSimd: Copy {
     const NR: usize;
     /// The bias that [`PanelSimd::signed`] adds to signed quants.
     const U8_BIAS: i32;
+    /// The bias that callers add to the four bytes x of [`PanelSimd::dot_biased`].
+    const X_BIAS: u8;
     /// Vector of four bytes per row.
     type Bytes: Copy;
     /// Vector of one i32 per row.
@@ -43,6 +45,10 @@ pub trait PanelSimd: Copy {
 
     // ---- one value per row ------------------------------------------------------------------------------
 
+    /// Loads four bytes per row; those after the first [`PanelSimd::MR`] rows are ignored.
+    fn load_bytes(self, v: &[u8; 64]) -> Self::Bytes;
+    /// Loads one integer per row; those after the first [`PanelSimd::MR`] are ignored.
+    fn load_ints(self, v: &[i32; 16]) -> Self::Ints;
     /// Zero in each row, the start of an integer sum.
     fn zeros(self) -> Self::Ints;
     /// Byte `at` of each row's four.
@@ -61,6 +67,9 @@ pub trait PanelSimd: Copy {
     fn dot(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
     /// The same for quants biased by [`PanelSimd::signed`].
     fn dot_signed(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
+    /// The same for signed w in -127..=127 and x in -127..=127 plus [`PanelSimd::X_BIAS`]; the sum includes
+    /// `X_BIAS * (w[0] + w[1] + w[2] + w[3])`, which callers subtract.
+    fn dot_biased(self, acc: Self::Ints, w: Self::Bytes, x: [u8; 4]) -> Self::Ints;
     /// `acc + w[0] * x[0] + w[1] * x[1]`, of i16.
     fn dot_pairs(self, acc: Self::Ints, w: Self::Ints, x: [u8; 4]) -> Self::Ints;
     /// acc + a * b, wrapping
@@ -106,6 +115,7 @@ impl<I: Isa> PanelSimd for Panel8<I> {
     const MR: usize = 8;
     const NR: usize = 4;
     const U8_BIAS: i32 = 0;
+    const X_BIAS: u8 = 0;
     type Bytes = I::Bytes;
     type Ints = I::Ints;
     type Floats = I::Floats;
@@ -144,6 +154,14 @@ impl<I: Isa> PanelSimd for Panel8<I> {
         w
     }
     #[inline(always)]
+    fn load_bytes(self, v: &[u8; 64]) -> I::Bytes {
+        self.0.bytes(v.first_chunk().expect("sixty-four"))
+    }
+    #[inline(always)]
+    fn load_ints(self, v: &[i32; 16]) -> I::Ints {
+        self.0.load_ints(v.first_chunk().expect("sixteen"))
+    }
+    #[inline(always)]
     fn zeros(self) -> I::Ints {
         self.0.zeros()
     }
@@ -179,6 +197,10 @@ impl<I: Isa> PanelSimd for Panel8<I> {
     #[inline(always)]
     fn dot_signed(self, acc: I::Ints, w: I::Bytes, x: [u8; 4]) -> I::Ints {
         self.0.dot_signed(acc, w, self.0.broadcast_u32(x))
+    }
+    #[inline(always)]
+    fn dot_biased(self, acc: I::Ints, w: I::Bytes, x: [u8; 4]) -> I::Ints {
+        self.dot_signed(acc, w, x)
     }
     #[inline(always)]
     fn dot_pairs(self, acc: I::Ints, w: I::Ints, x: [u8; 4]) -> I::Ints {

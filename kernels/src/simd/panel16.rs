@@ -1,7 +1,7 @@
 //! Implements panels of sixteen rows in 512-bit registers; AVX2 machines use eight rows in 256 bits.
 //!
-//! `vpdpbusd` needs one unsigned operand, so signed quants are biased by 128; the kernel subtracts the bias from the
-//! sums. This file contains intrinsics only.
+//! `vpdpbusd` needs one unsigned operand, so signed quants (or the broadcast operand) are biased by 128; the kernel
+//! subtracts the bias from the sums. This file contains intrinsics only.
 
 use super::panel::{NativePanel, Panel8, PanelSimd};
 use super::x86::X86;
@@ -34,6 +34,7 @@ impl PanelSimd for Panel16 {
     const MR: usize = 16;
     const NR: usize = 8;
     const U8_BIAS: i32 = 128;
+    const X_BIAS: u8 = 128;
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
@@ -118,6 +119,16 @@ impl PanelSimd for Panel16 {
         unsafe { _mm512_xor_si512(w, _mm512_set1_epi8(-128)) }
     }
     #[inline(always)]
+    fn load_bytes(self, v: &[u8; 64]) -> __m512i {
+        // SAFETY: the token proves AVX-512 F; loadu reads the 64 bytes of v at any alignment.
+        unsafe { _mm512_loadu_si512(v.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn load_ints(self, v: &[i32; 16]) -> __m512i {
+        // SAFETY: the token proves AVX-512 F; loadu reads the 64 bytes of v at any alignment.
+        unsafe { _mm512_loadu_si512(v.as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn zeros(self) -> __m512i {
         // SAFETY: the token proves AVX-512 F.
         unsafe { _mm512_setzero_si512() }
@@ -167,6 +178,11 @@ impl PanelSimd for Panel16 {
     #[inline(always)]
     fn dot_signed(self, acc: __m512i, w: __m512i, x: [u8; 4]) -> __m512i {
         self.dot(acc, w, x)
+    }
+    #[inline(always)]
+    fn dot_biased(self, acc: __m512i, w: __m512i, x: [u8; 4]) -> __m512i {
+        // SAFETY: the token proves AVX-512 F and VNNI.
+        unsafe { _mm512_dpbusd_epi32(acc, _mm512_set1_epi32(i32::from_le_bytes(x)), w) }
     }
     #[inline(always)]
     fn dot_pairs(self, acc: __m512i, w: __m512i, x: [u8; 4]) -> __m512i {

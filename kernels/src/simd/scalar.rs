@@ -125,6 +125,10 @@ impl Isa for Scalar {
         [0; 8]
     }
     #[inline(always)]
+    fn load_ints(self, v: &[i32; 8]) -> [i32; 8] {
+        *v
+    }
+    #[inline(always)]
     fn set_lane0(self, v: i32) -> [i32; 8] {
         [v, 0, 0, 0, 0, 0, 0, 0]
     }

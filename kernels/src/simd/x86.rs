@@ -161,6 +161,11 @@ where
         unsafe { _mm256_setzero_si256() }
     }
     #[inline(always)]
+    fn load_ints(self, v: &[i32; 8]) -> __m256i {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of v at any alignment.
+        unsafe { _mm256_loadu_si256(v.as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn set_lane0(self, v: i32) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { _mm256_zextsi128_si256(_mm_cvtsi32_si128(v)) }

@@ -101,13 +101,17 @@ pub fn close_within(tolerance: f32, what: &str, got: &[Vec<f32>], expected: &[Ve
 }
 
 /// Compares `$body`, a list of results of backend `$b`, on every CPU and on the CUDA emulator with the reference.
-/// `$within` is the tolerance on the emulator, whose tensor cores compute in binary16.
+/// `$within` is the tolerance on the emulator, whose tensor cores compute in binary16; `$cpu` that on the CPU, where
+/// attention over a Q8_0 cache rounds to int8.
 #[macro_export]
 macro_rules! check {
     ($what:expr, |$b:ident| $body:expr) => {
         $crate::check!($what, cuda within 2e-5, |$b| $body)
     };
-    ($what:expr, cuda within $within:expr, |$b:ident| $body:expr) => {{
+    ($what:expr, cuda within $within:expr, |$b:ident| $body:expr) => {
+        $crate::check!($what, cpu within 2e-5, cuda within $within, |$b| $body)
+    };
+    ($what:expr, cpu within $cpu:expr, cuda within $within:expr, |$b:ident| $body:expr) => {{
         let expected: Vec<Vec<f32>> = {
             let $b = &kernels::reference::Reference;
             $body
@@ -115,7 +119,8 @@ macro_rules! check {
         for cpu in $crate::common::cpus() {
             let $b = &cpu;
             let got: Vec<Vec<f32>> = $body;
-            $crate::common::close(
+            $crate::common::close_within(
+                $cpu,
                 &format!("{}: {}", kernels::backend::Backend::describe($b), $what),
                 &got,
                 &expected,

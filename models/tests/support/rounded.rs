@@ -56,6 +56,10 @@ impl Backend for Rounded {
     type Cache = Cache;
     type Routed = Routed;
 
+    fn default_cache_format(latent: usize, pe: usize) -> CacheFormat {
+        Reference::default_cache_format(latent, pe)
+    }
+
     fn matmul(&self, w: &QuantTensor, x: &Matrix) -> Matrix {
         Reference.matmul(w, &rounded(w.format.activation(), x, w.cols, w.cols))
     }

@@ -1,0 +1,585 @@
+//! Computes attention of up to 64 queries over a part of 256 rows in Q8_0 with int8 dot products.
+//!
+//! Scores are products of quantized queries and keys, one query per lane. Softmax weights are quantized per query and
+//! group of 32 rows, after multiplication with the rows' scales:
+//!
+//! ```text
+//! o = sum_j w_j d_jb c_j ~ unit sum_j u_j c_j,   u_j = round(w_j d_jb / unit) in 0..=254,   unit = max w max d_b / 254
+//! ```
+//!
+//! for block b of 32 columns, so a sum of 32 rows is exact in integers. Weights below unit / 2 are lost, 0.2 % of the group's
+//! largest product each. A group that a query sees in part, which is its newest one, stays in f32: the result of a query
+//! depends only on the rows visible to it, for any batch. Next: [`super::materialized`].
+
+use super::Cpu;
+use super::attention::{BLOCK, GROUP, split};
+use super::autovec::{AutovecKernel, exp, run};
+use super::cache::SEGMENT;
+use super::f32_gemm::{Left, View, gemm_accumulate};
+use super::memory::Buffer;
+use crate::quant::{Int8Block, Q8x32};
+use crate::simd::{Isa, Kernel, PanelSimd};
+
+/// Queries per step of the lanes: buffers hold a multiple of it.
+const LANES: usize = 16;
+/// Groups of rows in a part.
+const GROUPS: usize = SEGMENT / BLOCK;
+/// Four rows of values, whose bytes are interleaved.
+const FOURS: usize = SEGMENT / 4;
+/// Largest quantized weight.
+const MAX_WEIGHT: f32 = 254.0;
+/// Adding it rounds to an integer, which is in the low bits of the sum: 2^23, and 256 so that biased weights stay above it.
+const ROUND: f32 = 8_388_864.0;
+/// A group's largest weight below this counts as zero: its inverse would overflow.
+const LEAST: f32 = 1e-30;
+
+/// The keys of a part: 32 bytes of each row, block by block, and the rows' scales.
+pub(super) struct Int8Keys<'a> {
+    /// `[blocks][SEGMENT]`, biased by `X_BIAS`.
+    bytes: &'a mut [[u8; 32]],
+    /// `[blocks][SEGMENT]`
+    scales: &'a mut [f32],
+}
+
+/// The values of a part's whole groups: bytes of four rows interleaved, block by block.
+pub(super) struct Int8Values<'a> {
+    /// `[blocks][FOURS]`: byte `4 c + r` is column c of row r.
+    bytes: &'a mut [[u8; 128]],
+    /// Scale of each row over the largest of its group, `[blocks][SEGMENT]`.
+    scales: &'a mut [f32],
+    /// Largest scale of each group, `[blocks][GROUPS]`.
+    largest: &'a mut [f32],
+    /// What the bias of the weights adds to each column's sum over a group, `[blocks][GROUPS][32]`.
+    bias: &'a mut [[i32; 32]],
+}
+
+/// Memory for the packed rows of a part, of `keys` and `values` blocks per row.
+pub(super) struct PartBuffers {
+    buffer: Buffer,
+    keys: usize,
+    values: usize,
+}
+
+impl PartBuffers {
+    pub(super) fn new(cpu: &Cpu, keys: usize, values: usize) -> PartBuffers {
+        let [key, value] = [keys * SEGMENT * 9, values * (FOURS * 32 + SEGMENT + GROUPS * 33)];
+        PartBuffers { buffer: cpu.buffers.floats(key + value), keys, values }
+    }
+
+    pub(super) fn split(&mut self) -> (Int8Keys<'_>, Int8Values<'_>) {
+        let (keys, values) = (self.keys, self.values);
+        let mut rest = self.buffer.floats_mut();
+        let mut take = |n: usize| {
+            let (taken, after) = std::mem::take(&mut rest).split_at_mut(n);
+            rest = after;
+            taken
+        };
+        let key_bytes = bytemuck::cast_slice_mut(take(keys * SEGMENT * 8));
+        let value_bytes = bytemuck::cast_slice_mut(take(values * FOURS * 32));
+        let bias = bytemuck::cast_slice_mut(take(values * GROUPS * 32));
+        (
+            Int8Keys { bytes: key_bytes, scales: take(keys * SEGMENT) },
+            Int8Values {
+                bytes: value_bytes,
+                scales: take(values * SEGMENT),
+                largest: take(values * GROUPS),
+                bias,
+            },
+        )
+    }
+}
+
+/// Packs the blocks of rows as keys.
+pub(super) struct PackKeys<'a, 'b, B> {
+    /// `[rows][blocks]`
+    pub rows: &'a [B],
+    pub blocks: usize,
+    pub keys: &'a mut Int8Keys<'b>,
+}
+
+impl<B: Int8Block> Kernel for PackKeys<'_, '_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let bias = isa.splat_byte(I::Panel::X_BIAS);
+        // Block by block within a few rows, so that neither reads nor writes are far apart.
+        for (g, rows) in self.rows.chunks(BLOCK * self.blocks).enumerate() {
+            for b in 0..self.blocks {
+                let first = b * SEGMENT + g * BLOCK;
+                let out = self.keys.bytes[first..].iter_mut().zip(&mut self.keys.scales[first..]);
+                for (block, (bytes, scale)) in rows[b..].iter().step_by(self.blocks).zip(out) {
+                    isa.store_bytes(isa.add_bytes(isa.bytes(block.quants()), bias), bytes);
+                    *scale = block.scale(isa);
+                }
+            }
+        }
+    }
+}
+
+/// Packs the first blocks of rows as values; rows after the last whole group are left out.
+pub(super) struct PackValues<'a, 'b, B> {
+    /// `[rows][stored]`, of which the first `blocks` are values.
+    pub rows: &'a [B],
+    pub stored: usize,
+    pub blocks: usize,
+    pub values: &'a mut Int8Values<'b>,
+}
+
+impl<B: Int8Block> Kernel for PackValues<'_, '_, B> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        for (g, rows) in self.rows.chunks_exact(BLOCK * self.stored).enumerate() {
+            for b in 0..self.blocks {
+                pack_group(isa, &rows[b..], self.stored, (b, g), self.values);
+            }
+        }
+    }
+}
+
+/// Packs one block of a group of rows.
+#[inline(always)]
+fn pack_group<I: Isa, B: Int8Block>(
+    isa: I,
+    rows: &[B],
+    stored: usize,
+    (b, g): (usize, usize),
+    out: &mut Int8Values<'_>,
+) {
+    let mut sums = [0; 32];
+    let mut scales = [0.0; BLOCK];
+    let fours = &mut out.bytes[b * FOURS + g * (BLOCK / 4)..][..BLOCK / 4];
+    for (f, four) in fours.iter_mut().enumerate() {
+        let blocks = [0, 1, 2, 3].map(|r| &rows[(4 * f + r) * stored]);
+        for (scale, block) in scales[4 * f..].iter_mut().zip(blocks) {
+            *scale = block.scale(isa);
+        }
+        let [a, b, c, d] = blocks.map(B::quants);
+        let words: &mut [[u8; 4]; 32] = four.as_chunks_mut().0.first_chunk_mut().expect("32 columns");
+        for i in 0..32 {
+            let word = a[i] as u32 | (b[i] as u32) << 8 | (c[i] as u32) << 16 | (d[i] as u32) << 24;
+            words[i] = word.to_le_bytes();
+            sums[i] += [a[i], b[i], c[i], d[i]].map(|q| q.cast_signed() as i32).into_iter().sum::<i32>();
+        }
+    }
+    let bias = 127 - I::Panel::X_BIAS as i32;
+    for c in 0..32 {
+        out.bias[b * GROUPS + g][c] = bias * sums[c];
+    }
+    let largest = scales.iter().fold(0.0, |a: f32, b| if *b > a { *b } else { a });
+    let inverse = if largest > 0.0 { 1.0 / largest } else { 0.0 };
+    for (out, scale) in out.scales[b * SEGMENT + g * BLOCK..].iter_mut().zip(scales) {
+        *out = scale * inverse;
+    }
+    out.largest[b * GROUPS + g] = largest;
+}
+
+/// A group of queries over a part.
+pub(super) struct QueryGroup<'a> {
+    /// Quantized queries, `[queries][blocks]`.
+    pub q: &'a [Q8x32],
+    pub blocks: usize,
+    /// Rows of the part visible to each query; 0 after the last query.
+    pub seen: [usize; GROUP],
+    pub scale: f32,
+}
+
+impl QueryGroup<'_> {
+    /// Number of queries.
+    fn len(&self) -> usize {
+        self.q.len() / self.blocks
+    }
+
+    fn lanes(&self) -> usize {
+        self.len().next_multiple_of(LANES)
+    }
+
+    /// Whether query i sees some rows of group g, but not all.
+    fn sees_part(&self, i: usize, g: usize) -> bool {
+        (g * BLOCK + 1..(g + 1) * BLOCK).contains(&self.seen[i])
+    }
+
+    /// Softmax weights of the part, `[SEGMENT][lanes]`, relative to its largest score; writes maxima and sums to `out`.
+    pub(super) fn weights(&self, cpu: &Cpu, keys: &Int8Keys<'_>, out: &mut [f32]) -> Buffer {
+        let (n, lanes) = (self.len(), self.lanes());
+        let rows = self.seen.iter().copied().max().unwrap_or(0);
+        let mut buffer = cpu.buffers.floats(SEGMENT * lanes);
+        let scores = &mut buffer.floats_mut()[..rows * lanes];
+        cpu.level.run(Int8Scores { queries: self, keys, lanes, scores });
+        let [max, sum, _] = split(out, n);
+        run(cpu.level, LaneSoftmax { scores, lanes, seen: &self.seen, scale: self.scale, max, sum });
+        buffer
+    }
+
+    /// Adds the values of groups that a query sees in part: `rows(g)` are those of group g in f32.
+    pub(super) fn add_newest(
+        &self,
+        cpu: &Cpu,
+        weights: &Buffer,
+        mut rows: impl FnMut(usize, &mut dyn FnMut(View<'_>)),
+        acc: &mut [f32],
+    ) {
+        let (n, lanes) = (self.len(), self.lanes());
+        let (weights, dim) = (weights.floats_ref(), acc.len() / n);
+        for g in (0..GROUPS).filter(|g| (0..n).any(|i| self.sees_part(i, *g))) {
+            let count = (0..n).filter(|i| self.sees_part(*i, g)).map(|i| self.seen[i] - g * BLOCK).max();
+            let count = count.unwrap_or(0);
+            let mut newest = [0.0; BLOCK * GROUP];
+            for j in 0..count {
+                for i in (0..n).filter(|i| self.sees_part(*i, g)) {
+                    newest[j * GROUP + i] = weights[(g * BLOCK + j) * lanes + i];
+                }
+            }
+            rows(g, &mut |rows| {
+                let weights = Left { values: &newest, row: 1, col: GROUP };
+                cpu.level.run(NewestValues { weights, rows, acc, size: [n, dim, count] });
+            });
+        }
+    }
+
+    /// Adds the values of groups that a query sees whole; overwrites the weights.
+    pub(super) fn add_values(
+        &self,
+        cpu: &Cpu,
+        mut weights: Buffer,
+        values: &Int8Values<'_>,
+        acc: &mut [f32],
+    ) {
+        let (n, lanes) = (self.len(), self.lanes());
+        let groups = self.seen.iter().copied().max().unwrap_or(0) / BLOCK;
+        if groups == 0 {
+            return;
+        }
+        let mut scratch = cpu.buffers.floats(groups * lanes + groups * BLOCK / 4 * lanes);
+        let (units, quants) = scratch.floats_mut().split_at_mut(groups * lanes);
+        let quants = &mut bytemuck::cast_slice_mut(quants)[..groups * BLOCK / 4 * lanes];
+        let weights = &mut weights.floats_mut()[..groups * BLOCK * lanes];
+        run(cpu.level, ScaleWeights { weights, lanes, seen: &self.seen, units });
+        let dim = acc.len() / n;
+        cpu.level.run(WeightedSums { values, weights, units, quants, lanes, groups, acc, dim });
+    }
+}
+
+/// scores_jl = q_l . k_j for lane l and row j of the part, without the scale.
+struct Int8Scores<'a> {
+    queries: &'a QueryGroup<'a>,
+    keys: &'a Int8Keys<'a>,
+    lanes: usize,
+    scores: &'a mut [f32],
+}
+
+impl Kernel for Int8Scores<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) {
+        let mr = I::Panel::MR;
+        for b in 0..self.queries.blocks {
+            let mut lane = 0;
+            while lane < self.lanes {
+                if I::MANY_REGISTERS && self.lanes - lane >= 2 * mr {
+                    score_block::<I, 2>(isa, &mut self, b, lane);
+                    lane += 2 * mr;
+                } else {
+                    score_block::<I, 1>(isa, &mut self, b, lane);
+                    lane += mr;
+                }
+            }
+        }
+    }
+}
+
+/// Adds block b's products of `P` panels of queries with all rows.
+#[inline(always)]
+fn score_block<I: Isa, const P: usize>(isa: I, s: &mut Int8Scores<'_>, b: usize, lane: usize) {
+    let (p, mr) = (isa.panel(), I::Panel::MR);
+    let zero = [0; 32];
+    let mut quants = [[p.splat_byte(0); 8]; P];
+    let (mut start, mut scale) = ([p.zeros(); P], [p.splat(0.0); P]);
+    for n in 0..P {
+        let (mut rows, mut sums, mut scales) = ([&zero; 16], [0; 16], [0.0; 16]);
+        for l in 0..mr {
+            if let Some(block) = s.queries.q.get((lane + n * mr + l) * s.queries.blocks + b) {
+                rows[l] = &block.q;
+                sums[l] = -(I::Panel::X_BIAS as i32) * block.sum();
+                scales[l] = block.d();
+            }
+        }
+        quants[n] = p.transpose(&rows);
+        start[n] = p.load_ints(&sums);
+        scale[n] = p.load(&scales);
+    }
+    let keys = s.keys.bytes[b * SEGMENT..].iter().zip(&s.keys.scales[b * SEGMENT..]);
+    for (scores, (key, d)) in s.scores.chunks_exact_mut(s.lanes).zip(keys) {
+        let fours = key.as_chunks::<4>().0;
+        let mut sums = start;
+        for k in 0..8 {
+            for n in 0..P {
+                sums[n] = p.dot_biased(sums[n], quants[n][k], fours[k]);
+            }
+        }
+        let d = p.splat(*d);
+        for n in 0..P {
+            let factor = p.mul(scale[n], d);
+            let scores = &mut scores[lane + n * mr..];
+            let old = if b == 0 { p.splat(0.0) } else { load(p, scores) };
+            store(p, p.fma(p.floats(sums[n]), factor, old), scores);
+        }
+    }
+}
+
+/// Loads the first lanes of `v`, which has at least [`PanelSimd::MR`].
+#[inline(always)]
+fn load<P: PanelSimd>(p: P, v: &[f32]) -> P::Floats {
+    match v.first_chunk() {
+        Some(v) => p.load(v),
+        None => {
+            let mut sixteen = [0.0; 16];
+            sixteen[..P::MR].copy_from_slice(&v[..P::MR]);
+            p.load(&sixteen)
+        }
+    }
+}
+
+/// Writes the lanes to the start of `out`.
+#[inline(always)]
+fn store<P: PanelSimd>(p: P, v: P::Floats, out: &mut [f32]) {
+    match out.first_chunk_mut() {
+        Some(out) => p.store(v, out),
+        None => {
+            let mut sixteen = [0.0; 16];
+            p.store(v, &mut sixteen);
+            out[..P::MR].copy_from_slice(&sixteen[..P::MR]);
+        }
+    }
+}
+
+/// Turns scores into weights e^(scale * score - max) of the visible rows, one query per lane.
+struct LaneSoftmax<'a> {
+    scores: &'a mut [f32],
+    lanes: usize,
+    seen: &'a [usize; GROUP],
+    scale: f32,
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+}
+
+impl AutovecKernel for LaneSoftmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        for first in (0..self.lanes).step_by(LANES) {
+            let mut seen = [0; LANES];
+            for l in 0..LANES {
+                seen[l] = self.seen[first + l] as u32;
+            }
+            let (mut max, mut sum) = ([f32::NEG_INFINITY; LANES], [0.0; LANES]);
+            for (j, row) in self.scores.chunks_exact_mut(self.lanes).enumerate() {
+                let scores = lanes_mut(row, first);
+                for l in 0..LANES {
+                    let score = scores[l] * self.scale;
+                    let score = if (j as u32) < seen[l] { score } else { f32::NEG_INFINITY };
+                    max[l] = if score > max[l] { score } else { max[l] };
+                    scores[l] = score;
+                }
+            }
+            let mut base = max;
+            for l in 0..LANES {
+                // No visible row: all weights are zero.
+                base[l] = if max[l] == f32::NEG_INFINITY { 0.0 } else { max[l] };
+            }
+            for row in self.scores.chunks_exact_mut(self.lanes) {
+                let scores = lanes_mut(row, first);
+                for l in 0..LANES {
+                    scores[l] = exp::<FMA>(scores[l] - base[l]);
+                    sum[l] += scores[l];
+                }
+            }
+            for (l, (max_out, sum_out)) in
+                self.max.iter_mut().zip(&mut *self.sum).skip(first).take(LANES).enumerate()
+            {
+                (*max_out, *sum_out) = (max[l], sum[l]);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn lanes_mut(row: &mut [f32], first: usize) -> &mut [f32; LANES] {
+    row[first..].first_chunk_mut().expect("a multiple of the lanes")
+}
+
+/// acc_i += sum_j weight_ij c_j for `size` = [queries, dim, rows]
+struct NewestValues<'a> {
+    weights: Left<'a>,
+    rows: View<'a>,
+    acc: &'a mut [f32],
+    size: [usize; 3],
+}
+
+impl Kernel for NewestValues<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        gemm_accumulate(isa, self.size, self.weights, self.rows, self.acc, (self.size[1], |_| 1.0));
+    }
+}
+
+/// Scales the weights of each group to `MAX_WEIGHT` and writes the unit; zero where a query does not see the whole group.
+struct ScaleWeights<'a> {
+    weights: &'a mut [f32],
+    lanes: usize,
+    seen: &'a [usize; GROUP],
+    /// `[groups][lanes]`
+    units: &'a mut [f32],
+}
+
+impl AutovecKernel for ScaleWeights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let groups = self.weights.chunks_exact_mut(BLOCK * self.lanes);
+        for (g, (weights, units)) in groups.zip(self.units.chunks_exact_mut(self.lanes)).enumerate() {
+            for first in (0..self.lanes).step_by(LANES) {
+                let mut most = [0.0; LANES];
+                for row in weights.chunks_exact_mut(self.lanes) {
+                    let weights = lanes_mut(row, first);
+                    for l in 0..LANES {
+                        most[l] = if weights[l] > most[l] { weights[l] } else { most[l] };
+                    }
+                }
+                let mut factor = [0.0; LANES];
+                for l in 0..LANES {
+                    let whole = self.seen[first + l] >= (g + 1) * BLOCK && most[l] > LEAST;
+                    factor[l] = if whole { MAX_WEIGHT / most[l] } else { 0.0 };
+                    units[first + l] = if whole { most[l] / MAX_WEIGHT } else { 0.0 };
+                }
+                for row in weights.chunks_exact_mut(self.lanes) {
+                    let weights = lanes_mut(row, first);
+                    for l in 0..LANES {
+                        weights[l] *= factor[l];
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// acc_i += unit sum_j round(weight_ij d_j) c_j over whole groups, block by block.
+struct WeightedSums<'a> {
+    values: &'a Int8Values<'a>,
+    /// `[rows][lanes]`, scaled
+    weights: &'a [f32],
+    units: &'a [f32],
+    /// Quantized weights of a block, four rows per word: `[fours][lanes]`.
+    quants: &'a mut [u32],
+    lanes: usize,
+    groups: usize,
+    acc: &'a mut [f32],
+    dim: usize,
+}
+
+impl Kernel for WeightedSums<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<I: Isa>(mut self, isa: I) {
+        for b in 0..self.dim / 32 {
+            quantize_weights::<I>(&mut self, b);
+            let mut column = 0;
+            while column < 32 {
+                let n = self.acc.len() / self.dim;
+                if I::MANY_REGISTERS {
+                    for i in (0..n).step_by(4) {
+                        sum_tile::<I, 4>(isa, &mut self, b, (i, column));
+                    }
+                } else {
+                    for i in (0..n).step_by(2) {
+                        sum_tile::<I, 2>(isa, &mut self, b, (i, column));
+                    }
+                }
+                column += 2 * I::Panel::MR;
+            }
+        }
+    }
+}
+
+/// u_j + X_BIAS - 127 of four rows in a word.
+#[inline(always)]
+fn quantize_weights<I: Isa>(s: &mut WeightedSums<'_>, b: usize) {
+    let round = ROUND + (I::Panel::X_BIAS as f32 - 127.0);
+    let scales = s.values.scales[b * SEGMENT..].as_chunks::<4>().0;
+    let rows = s.weights.chunks_exact(4 * s.lanes).zip(scales);
+    for (out, (weights, d)) in s.quants.chunks_exact_mut(s.lanes).zip(rows) {
+        for first in (0..s.lanes).step_by(LANES) {
+            let mut words = [0; LANES];
+            for r in 0..4 {
+                let weights: &[f32; LANES] = weights[r * s.lanes + first..].first_chunk().expect("lanes");
+                for l in 0..LANES {
+                    words[l] |= ((weights[l] * d[r] + round).to_bits() & 0xff) << (8 * r);
+                }
+            }
+            out[first..first + LANES].copy_from_slice(&words);
+        }
+    }
+}
+
+/// Adds two panels of columns of block b to `Q` queries from i on.
+#[inline(always)]
+fn sum_tile<I: Isa, const Q: usize>(isa: I, s: &mut WeightedSums<'_>, b: usize, (i, column): (usize, usize)) {
+    let (p, mr) = (isa.panel(), I::Panel::MR);
+    let mut sums = [[p.splat(0.0); 2]; Q];
+    for g in 0..s.groups {
+        let bias = &s.values.bias[b * GROUPS + g];
+        let start = [load_bias(p, &bias[column..]), load_bias(p, &bias[column + mr..])];
+        let mut ints = [start; Q];
+        let fours = &s.values.bytes[b * FOURS + g * (BLOCK / 4)..][..BLOCK / 4];
+        let quants = s.quants[g * (BLOCK / 4) * s.lanes..].chunks_exact(s.lanes);
+        for (bytes, quants) in fours.iter().zip(quants) {
+            let quants: &[u32; Q] = quants[i..].first_chunk().expect("a multiple of the lanes");
+            let c = [load_bytes(p, &bytes[4 * column..]), load_bytes(p, &bytes[4 * (column + mr)..])];
+            for q in 0..Q {
+                let u = quants[q].to_le_bytes();
+                ints[q] = [p.dot_biased(ints[q][0], c[0], u), p.dot_biased(ints[q][1], c[1], u)];
+            }
+        }
+        let largest = s.values.largest[b * GROUPS + g];
+        for q in 0..Q {
+            let unit = p.splat(s.units[g * s.lanes + i + q] * largest);
+            sums[q] = [
+                p.fma(p.floats(ints[q][0]), unit, sums[q][0]),
+                p.fma(p.floats(ints[q][1]), unit, sums[q][1]),
+            ];
+        }
+    }
+    for (q, acc) in s.acc.chunks_exact_mut(s.dim).skip(i).take(Q).enumerate() {
+        for (half, sum) in sums[q].into_iter().enumerate() {
+            let acc = &mut acc[32 * b + column + half * mr..];
+            store(p, p.fma(load(p, acc), p.splat(1.0), sum), acc);
+        }
+    }
+}
+
+#[inline(always)]
+fn load_bias<P: PanelSimd>(p: P, v: &[i32]) -> P::Ints {
+    let mut sixteen = [0; 16];
+    sixteen[..P::MR].copy_from_slice(&v[..P::MR]);
+    p.load_ints(&sixteen)
+}
+
+#[inline(always)]
+fn load_bytes<P: PanelSimd>(p: P, v: &[u8]) -> P::Bytes {
+    match v.first_chunk() {
+        Some(v) => p.load_bytes(v),
+        None => {
+            let mut all = [0; 64];
+            all[..4 * P::MR].copy_from_slice(&v[..4 * P::MR]);
+            p.load_bytes(&all)
+        }
+    }
+}

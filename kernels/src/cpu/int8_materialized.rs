@@ -1,0 +1,161 @@
+//! Materializes one head's keys and values from a Q8_0 cache by int8 products, and attends with int8 products.
+//!
+//! The head's projections are requantized to Q8_0, W_k transposed, so that both products run over the latent's columns.
+//! Latents and positional keys are the cache's own quants. Keys and values are quantized per row and 32 columns; groups
+//! that a token sees in part use the values before that. Next: `kda`.
+
+use super::Cpu;
+use super::attention::{BLOCK, GROUP};
+use super::cache::SEGMENT;
+use super::f32_gemm::View;
+use super::int8_attention::{PackKeys, PackValues, PartBuffers, QueryGroup};
+use super::materialized::{HeadPart, MaterializedSpan};
+use super::matmul::TILE;
+use super::memory::Buffer;
+use crate::backend::KvUpProjection;
+use crate::quant::{self, Activation, CopyBlocks, Format, Q8_0, Q8x32};
+use std::ops::Range;
+
+/// Keys and values of a part as int8.
+pub(super) struct Int8Head {
+    /// First token of the prepared queries.
+    start: usize,
+    /// Rows of the part.
+    rows: Range<usize>,
+    /// W_k transposed, then W_v, rows of Q8_0 over the latent's columns.
+    weights: Buffer,
+    /// Quantized queries, `[tokens][blocks]`.
+    q: Buffer,
+    packed: PartBuffers,
+    /// Values in f32, `[SEGMENT, dim]`.
+    values: Buffer,
+}
+
+impl Int8Head {
+    /// Whether the cache is Q8_0 and all columns are whole blocks.
+    pub(super) fn fits(look: &MaterializedSpan<'_>) -> bool {
+        let KvUpProjection { k, v, latent } = look.w;
+        let columns = [look.cache.width(), *latent, k.cols, v.rows, look.width];
+        look.cache.format() == Format::Q8_0 && columns.iter().all(|n| n.is_multiple_of(BLOCK))
+    }
+}
+
+/// Bytes of Q8_0 rows.
+fn q8_bytes(rows: usize, cols: usize) -> usize {
+    rows * cols / BLOCK * size_of::<Q8_0>()
+}
+
+impl HeadPart for Int8Head {
+    fn new(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>) -> Int8Head {
+        let KvUpProjection { k, v, latent } = look.w;
+        let mut scratch = cpu.buffers.floats(2 * k.rows * k.cols + v.rows * v.cols);
+        let (w_k, rest) = scratch.floats_mut().split_at_mut(k.rows * k.cols);
+        let (transposed, w_v) = rest.split_at_mut(k.rows * k.cols);
+        let w_v = &mut w_v[..v.rows * v.cols];
+        k.format.dequantize_row(k.matrix_rows(h, 0..k.rows), w_k);
+        v.format.dequantize_row(v.matrix_rows(h, 0..v.rows), w_v);
+        for (i, row) in transposed.chunks_exact_mut(*latent).enumerate() {
+            row.iter_mut().zip(w_k[i..].iter().step_by(k.cols)).for_each(|(out, w)| *out = *w);
+        }
+        let sizes = [q8_bytes(k.cols, *latent), q8_bytes(v.rows, *latent)];
+        let mut weights = cpu.buffers.bytes(sizes[0] + sizes[1]);
+        let (k_bytes, v_bytes) = weights.values_mut()[..sizes[0] + sizes[1]].split_at_mut(sizes[0]);
+        Format::Q8_0.quantize_row(transposed, k_bytes);
+        Format::Q8_0.quantize_row(w_v, v_bytes);
+
+        let (width, row) = (look.width, Activation::Q8x32.row_bytes(look.width));
+        let mut q = cpu.buffers.bytes(tokens.len() * row);
+        for (t, out) in tokens.clone().zip(q.values_mut().chunks_exact_mut(row)) {
+            let query = &look.q[(t * k.count + h) * width..][..width];
+            Activation::Q8x32.quantize_row(cpu.level, query, out);
+        }
+        Int8Head {
+            start: tokens.start,
+            rows: 0..0,
+            weights,
+            q,
+            packed: PartBuffers::new(cpu, width / BLOCK, v.rows / BLOCK),
+            values: cpu.buffers.floats(SEGMENT * v.rows),
+        }
+    }
+
+    fn materialize(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, rows: Range<usize>) {
+        let KvUpProjection { k, v, latent } = look.w;
+        let (nope, dim, blocks) = (k.cols, v.rows, look.width / BLOCK);
+        let (stored, latents) = (look.cache.width() / BLOCK, latent / BLOCK);
+        let cached: &[Q8_0] = bytemuck::cast_slice(look.cache.stored(rows.clone()));
+        let sizes = [q8_bytes(nope, *latent), q8_bytes(dim, *latent)];
+        let (w_k, w_v) = self.weights.values_mut()[..sizes[0] + sizes[1]].split_at_mut(sizes[0]);
+        let n = rows.len();
+        let x_row = Activation::Q8x32.row_bytes(*latent);
+        let mut scratch = cpu.buffers.bytes(n * (x_row + Activation::Q8x32.row_bytes(look.width + dim)));
+        let (x, rest) = scratch.values_mut().split_at_mut(n * x_row);
+        let (keys, values) = rest.split_at_mut(n * Activation::Q8x32.row_bytes(look.width));
+        let values = &mut values[..n * Activation::Q8x32.row_bytes(dim)];
+        let (x_blocks, key_blocks): (&mut [Q8x32], &mut [Q8x32]) =
+            (bytemuck::cast_slice_mut(x), bytemuck::cast_slice_mut(keys));
+        for (r, from) in cached.chunks_exact(stored).enumerate() {
+            let (from, pe) = from.split_at(latents);
+            cpu.level.run(CopyBlocks { from, out: &mut x_blocks[r * latents..][..latents] });
+            let out = &mut key_blocks[r * blocks + nope / BLOCK..(r + 1) * blocks];
+            cpu.level.run(CopyBlocks { from: pe, out });
+        }
+        let mut made = cpu.buffers.floats(n * nope);
+        let made = &mut made.floats_mut()[..n * nope];
+        products(cpu, w_k, x, *latent, made);
+        let part = Activation::Q8x32.row_bytes(nope);
+        for (made, key) in
+            made.chunks_exact(nope).zip(keys.chunks_exact_mut(Activation::Q8x32.row_bytes(look.width)))
+        {
+            Activation::Q8x32.quantize_row(cpu.level, made, &mut key[..part]);
+        }
+        let plain = &mut self.values.floats_mut()[..n * dim];
+        products(cpu, w_v, x, *latent, plain);
+        Activation::Q8x32.quantize_row(cpu.level, plain, values);
+
+        let (mut packed_keys, mut packed_values) = self.packed.split();
+        let rows_of: &[Q8x32] = bytemuck::cast_slice(keys);
+        cpu.level.run(PackKeys { rows: rows_of, blocks, keys: &mut packed_keys });
+        let (rows_of, blocks): (&[Q8x32], usize) = (bytemuck::cast_slice(values), dim / BLOCK);
+        cpu.level.run(PackValues { rows: rows_of, stored: blocks, blocks, values: &mut packed_values });
+        self.rows = rows;
+    }
+
+    fn attend(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, tokens: Range<usize>, out: &mut [f32]) {
+        let (dim, blocks, n) = (look.w.v.rows, look.width / BLOCK, tokens.len());
+        let mut seen = [0; GROUP];
+        for (t, seen) in tokens.clone().zip(&mut seen) {
+            *seen = (look.before + t + 1).saturating_sub(self.rows.start).min(self.rows.len());
+        }
+        let row = Activation::Q8x32.row_bytes(look.width);
+        let q: &mut [u8] =
+            &mut self.q.values_mut()[(tokens.start - self.start) * row..(tokens.end - self.start) * row];
+        let group = QueryGroup { q: bytemuck::cast_slice(q), blocks, seen, scale: look.scale };
+        let (keys, values) = self.packed.split();
+        let weights = group.weights(cpu, &keys, out);
+        let acc = &mut out[2 * n..];
+        let plain = &self.values;
+        let newest = |g: usize, add: &mut dyn FnMut(View<'_>)| {
+            add(View { values: &plain.floats_ref()[g * BLOCK * dim..], step: dim });
+        };
+        group.add_newest(cpu, &weights, newest, acc);
+        group.add_values(cpu, weights, &values, acc);
+    }
+}
+
+/// `y[t][r] = W_r x_t` for Q8_0 rows W and all rows x, a tile at a time.
+fn products(cpu: &Cpu, w: &[u8], x: &[u8], cols: usize, y: &mut [f32]) {
+    let (w_row, x_row) = (q8_bytes(1, cols), Activation::Q8x32.row_bytes(cols));
+    let all = w.len() / w_row;
+    let mut tile = [0.0; TILE * TILE];
+    for (i, rows) in w.chunks(TILE * w_row).enumerate() {
+        let n = rows.len() / w_row;
+        for (x, y) in x.chunks(TILE * x_row).zip(y.chunks_mut(TILE * all)) {
+            let out = &mut tile[..x.len() / x_row * n];
+            quant::matmul_tile(cpu.level, Format::Q8_0, rows, cols, x, out);
+            for (y, made) in y.chunks_exact_mut(all).zip(out.chunks_exact(n)) {
+                y[i * TILE..][..n].copy_from_slice(made);
+            }
+        }
+    }
+}
