@@ -7,7 +7,7 @@
 #![allow(missing_docs, reason = "the public items serve this package's binary and tests only")]
 
 pub(crate) mod args;
-pub(crate) mod ask;
+pub mod ask;
 pub(crate) mod chat;
 pub mod cli;
 pub(crate) mod client;

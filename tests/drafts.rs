@@ -1,20 +1,24 @@
 //! Drafted tokens change no reply: tokens, text, end and state with drafts equal those without, to the bit; greedy and
-//! sampled, under stop strings and limits, alone and in a batch.
+//! sampled, under stop strings, limits, grammars and quotes, alone and in a batch.
 
 mod common;
 
 use common::{kimi_ok, text};
 use kernels::cpu::Cpu;
+use kimi::ask::quote_constraint::QuoteIndex;
 use kimi::generation::decoder::{FinishReason, GenerationParams};
 use kimi::generation::event::{EngineEvent, Stats};
 use kimi::generation::generate::{Request, generate_on};
+use kimi::generation::grammar::{Compiled, Grammar, Grammars};
 use kimi::generation::sample::Sampling;
+use kimi::io::document::Document;
 use kimi::prefix_cache::namespace::Namespace;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::{Drafting, LoadOptions};
 use kimi::runtime::session::Session;
 use kimi::scheduler::{Client, Scheduler, SchedulerLimits, SequenceRequest};
+use serde_json::json;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex};
@@ -155,6 +159,59 @@ fn texts_of_the_demonstration_model_equal_those_without_drafts() {
         }
     }
     assert!(accepted > 20, "{accepted} accepted");
+}
+
+/// A schema, a grammar with forced parts, and a regular expression.
+fn grammars_of_replies() -> [Grammar; 3] {
+    let key = json!({ "type": "object", "properties": { "key of": { "enum": ["mill", "boat"] }, "count": { "type": "integer" } },
+        "required": ["key of", "count"], "additionalProperties": false });
+    let properties = json!({ "keeper": { "type": "string", "maxLength": 8 }, "keys": { "type": "array", "items": key, "maxItems": 3 } });
+    [
+        Grammar::Schema(json!({ "type": "object", "properties": properties, "required": ["keeper", "keys"],
+            "additionalProperties": false })),
+        Grammar::Lark(
+            "start: line line line\nline: \"The keeper of \" /[a-z]{1,8}/ \" has the keys of the mill.\\n\""
+                .into(),
+        ),
+        Grammar::Regex(
+            "(Anna|Tom) kept the (keys of the mill|boat on the river), and nobody else did.".into(),
+        ),
+    ]
+}
+
+/// Greedy and sampled replies that a grammar or a file constrains, with the drafts that these expect.
+#[test]
+fn replies_under_constraints_equal_those_without_drafts() {
+    let off = engine(None, Drafting::Off);
+    let engines = MODES.map(|mode| engine(None, mode));
+    let tokenizer = off.tokenizer.as_ref().unwrap();
+    let grammars = Grammars::new(tokenizer, off.config.vocab).unwrap();
+    let compiled = grammars_of_replies().map(|grammar| grammars.compile(&grammar, &|| false).unwrap());
+    let text = "The mill stood by the river. Anna kept the keys of the mill, and Tom kept the boat.\n";
+    let file = Document { name: "mill".into(), text: text.into() };
+    let quotes = Arc::new(QuoteIndex::new(&[file], tokenizer, off.config.vocab));
+    let mut accepted = [0; 4];
+    for sampling in samplings() {
+        for (kind, accepted) in accepted.iter_mut().enumerate() {
+            let constraint = || compiled.get(kind).map_or_else(|| quotes.constraint(), Compiled::constraint);
+            // Each line of a reply that begins as a quote is one.
+            let bias = tokenizer.encode(">").iter().map(|token| (*token, 8.0)).collect();
+            let params = || GenerationParams {
+                constraint: Some(constraint()),
+                bias: Arc::clone(&bias),
+                ..params(60, sampling)
+            };
+            let prompt = tokenizer.encode("Who kept what? ");
+            let (expected, stats) = reply(&off, &prompt, params(), usize::MAX);
+            assert_eq!(stats.draft.drafted, 0);
+            for (engine, mode) in engines.iter().zip(MODES) {
+                let (seen, stats) = reply(engine, &prompt, params(), usize::MAX);
+                assert_eq!(seen, expected, "constraint {kind}, {mode:?}, {sampling:?}");
+                *accepted += stats.draft.accepted;
+            }
+        }
+    }
+    assert!(accepted.iter().all(|n| *n > 10), "{accepted:?} accepted");
 }
 
 /// A reply that repeats itself ends at every place of a draft: by its limit, the context's, a stop string, an end token

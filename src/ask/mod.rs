@@ -12,7 +12,7 @@ pub(crate) mod eta;
 mod file_prompt;
 mod marked;
 mod prefill_progress;
-mod quote_constraint;
+pub mod quote_constraint;
 pub(crate) mod quotes;
 mod unquoted;
 

@@ -11,10 +11,15 @@ use crate::generation::sample::Constraint;
 use crate::io::document::Document;
 use models::tokenizer::Vocabulary;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 use toktrie::{Recognizer, SimpleVob, TokTrie};
 
 /// Bytes after which a quote ends at the next possible end, so that a degenerating model does not copy on without end.
 const SOFT_MAX_BYTES: usize = 400;
+
+/// Positions of a quote of which a continuation is looked for, and bytes of that.
+const MOST_POSITIONS: usize = 32;
+const MOST_BYTES: usize = 160;
 
 /// The text of the files with the possible starts and ends of quotes, and the vocabulary.
 pub struct QuoteIndex {
@@ -149,6 +154,25 @@ impl QuoteIndex {
         positions.iter().any(|at| self.quote_ends[*at as usize])
     }
 
+    /// The words that follow all of these positions, to the end of their sentence; none if there are many positions.
+    fn continuation(&self, positions: &[u32]) -> &[u8] {
+        let [first, others @ ..] = positions else { return &[] };
+        if others.len() >= MOST_POSITIONS {
+            return &[];
+        }
+        let first = *first as usize;
+        let rest = &self.text[first..self.text.len().min(first + MOST_BYTES)];
+        let common = others.iter().fold(rest.len(), |common, at| {
+            rest[..common].iter().zip(&self.text[*at as usize..]).take_while(|(a, b)| a == b).count()
+        });
+        let ends = |at: &usize| {
+            let before = *at > 0 && matches!(rest[at - 1], b'.' | b'!' | b'?') && rest[*at] == b' ';
+            rest[*at] == b'\n' || before
+        };
+        let last_word = || rest[..common].iter().rposition(|byte| *byte == b' ').unwrap_or(0);
+        &rest[..(0..common).find(ends).unwrap_or_else(last_word)]
+    }
+
     /// The mask of the tokens that are allowed next.
     fn mask(&self, trie: &TokTrie, state: &QuoteState) -> SimpleVob {
         let mut mask = trie.alloc_token_set();
@@ -241,6 +265,13 @@ impl Constraint for QuoteConstraint {
             return Ok(None);
         }
         Ok(Some(self.mask.as_slice()))
+    }
+
+    fn likely(&mut self, _limit: Duration) -> Vec<u8> {
+        match &self.state {
+            QuoteState::Quote { positions, .. } => self.index.continuation(positions).to_vec(),
+            _ => Vec::new(),
+        }
     }
 
     fn accept(&mut self, token: u32) -> Result<(), String> {
@@ -365,6 +396,21 @@ mod tests {
         assert_eq!(after(3), ["\n", ",", "END"]);
         assert_eq!(after(9 * 44 + 3), ["\n", ",", "END"]);
         assert_eq!(after(9 * 44 + 4), ["\n", "END"]);
+    }
+
+    #[test]
+    fn the_files_continue_a_quote() {
+        let index = index(&[TEXT, "Mara Velt reads. So"], &[]);
+        let after = |reply: &str| {
+            let mut constraint = index.constraint();
+            reply.bytes().for_each(|byte| constraint.accept(u32::from(byte)).unwrap());
+            String::from_utf8(constraint.likely(Duration::ZERO)).unwrap()
+        };
+        assert_eq!(after("> Mara Velt l"), "ives in Dunmore.");
+        assert_eq!(after("> Mara"), " Velt", "both files continue so far");
+        assert_eq!(after("> Mara Velt r"), "eads.");
+        assert_eq!(after("> So"), "");
+        assert_eq!([after("> "), after("Mara Velt l"), after("> Mara Velt lives in D\n")], ["", "", ""]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::generation::sample::{Constraint, Sampler, Sampling};
 use crate::runtime::engine::EngineBase;
 use crate::runtime::logits::LogitsRow;
 use kernels::backend::Backend;
+use models::tokenizer::Vocabulary;
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::Arc;
@@ -75,6 +76,7 @@ pub struct Choice {
 pub struct Decoder<'e> {
     sampler: Sampler,
     constraint: Option<Box<dyn Constraint>>,
+    tokenizer: Option<&'e Vocabulary>,
     /// The detokenizer; `None` without a tokenizer.
     text: Option<Detokenizer<'e>>,
     /// The end-of-generation tokens, unless ignored.
@@ -97,6 +99,7 @@ impl<'e> Decoder<'e> {
         Decoder {
             sampler: Sampler::new(params.sampling).with_bias(params.bias),
             constraint: params.constraint,
+            tokenizer,
             text: tokenizer.map(|t| Detokenizer::new(t, params.stops)),
             ends: tokenizer.filter(|_| !params.ignore_end).map_or(&[], |t| t.eog_tokens()),
             tokens: Vec::new(),
@@ -158,6 +161,19 @@ impl<'e> Decoder<'e> {
     /// [`Decoder::next_token`] does not block.
     pub fn wait(&mut self, limit: Duration) -> bool {
         self.constraint.as_mut().is_none_or(|constraint| constraint.wait(limit))
+    }
+
+    /// Returns tokens that the constraint expects next, as far as they are not open. Waits up to `limit` for it.
+    pub fn likely(&mut self, limit: Duration) -> Vec<u32> {
+        let text = self.constraint.as_mut().map_or(Vec::new(), |constraint| constraint.likely(limit));
+        let whole = match std::str::from_utf8(&text) {
+            Ok(text) => text,
+            Err(e) => std::str::from_utf8(&text[..e.valid_up_to()]).unwrap_or_default(),
+        };
+        match self.tokenizer {
+            Some(tokenizer) if !whole.is_empty() => tokenizer.encode(whole),
+            _ => Vec::new(),
+        }
     }
 
     /// Samples the next token from its logits. Must not be called after the end.

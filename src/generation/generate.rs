@@ -12,7 +12,10 @@ use crate::runtime::handle::SessionHandle;
 use crate::runtime::session::{Error, Prefill, Session};
 use kernels::backend::Backend;
 use std::ops::ControlFlow;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Time that a step waits for what the reply's constraint expects next.
+const LIKELY_WAIT: Duration = Duration::from_millis(2);
 
 /// A prompt and the parameters of its reply.
 pub struct Request<'a> {
@@ -97,7 +100,7 @@ fn reply<B: Backend>(
                 drafter.count_accepted(session.has_drafted(token));
                 let most = reply.remaining().saturating_sub(1); // no logits are computed after the last token
                 session.decode_with(token, || {
-                    let draft = drafter.draft(most, 0);
+                    let draft = drafter.draft(most, 0, || reply.likely(LIKELY_WAIT));
                     step = Some((1 + draft.len(), Instant::now()));
                     draft
                 })?;

@@ -95,6 +95,11 @@ pub trait Constraint: Send {
     fn wait(&mut self, _limit: Duration) -> bool {
         true
     }
+    /// Returns text that is likely to follow, none if that is open: a draft, which the sampler accepts or not. Waits up to
+    /// the limit for the last token to be taken into account.
+    fn likely(&mut self, _limit: Duration) -> Vec<u8> {
+        Vec::new()
+    }
 }
 
 impl Sampler {

@@ -2,7 +2,7 @@
 //! units, and the memory of the host. It imports no other module of this package.
 
 pub(crate) mod confirm;
-pub(crate) mod document;
+pub mod document;
 pub mod errors;
 pub(crate) mod host_memory;
 pub(crate) mod line_editor;

@@ -21,6 +21,9 @@ const MIN_SNAPSHOT_TOKENS: usize = 256;
 /// Time that a step waits for the grammar masks of the tokens of a draft; the rest of the draft is dropped after that.
 const DRAFT_MASK_WAIT: Duration = Duration::from_millis(5);
 
+/// Time that a step of one sequence waits for what its constraint expects next.
+const LIKELY_WAIT: Duration = Duration::from_millis(2);
+
 /// The resource that prevents admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Shortage {
@@ -239,7 +242,9 @@ impl<'e, B: Backend> Slot<'e, B> {
             return 0;
         }
         let most = most.min(self.reply.remaining().saturating_sub(1));
-        let draft = self.drafter.draft(most, others);
+        // Other sequences do not wait for what this one's constraint expects.
+        let limit = if others == 0 { LIKELY_WAIT } else { Duration::ZERO };
+        let draft = self.drafter.draft(most, others, || self.reply.likely(limit));
         if !draft.is_empty() {
             self.drafted = [self.reply.span(all - 1..all), &draft].concat();
         }

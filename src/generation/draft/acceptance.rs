@@ -13,14 +13,39 @@ const WINDOW: f64 = 48.0;
 const CLASSES: [(usize, f64); 7] =
     [(3, 0.2), (4, 0.3), (6, 0.45), (9, 0.6), (14, 0.8), (24, 0.9), (MAX_MATCH, 0.95)];
 
+/// Initial estimate for tokens that the constraint of a reply expects.
+const CONSTRAINT: f64 = 0.9;
+
 /// Accepted and all observations of each class.
 #[derive(Clone, Debug)]
-pub(super) struct Acceptance([(f64, f64); CLASSES.len()]);
+pub(super) struct Acceptance {
+    /// By the length of the match.
+    matches: [(f64, f64); CLASSES.len()],
+    /// Of tokens that the constraint expects.
+    constraint: (f64, f64),
+}
+
+/// The length of a draft, and the expected tokens per time of its step.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct DraftPlan {
+    pub len: usize,
+    pub rate: f64,
+}
 
 impl Default for Acceptance {
     fn default() -> Self {
-        Acceptance(CLASSES.map(|(_, p)| (p * PRIOR, PRIOR)))
+        let prior = |p: f64| (p * PRIOR, PRIOR);
+        Acceptance { matches: CLASSES.map(|(_, p)| prior(p)), constraint: prior(CONSTRAINT) }
     }
+}
+
+/// Adds an observation and fades older ones.
+fn observe((hits, all): &mut (f64, f64), accepted: bool) {
+    if *all >= WINDOW {
+        (*hits, *all) = (*hits * (1.0 - 1.0 / WINDOW), WINDOW - 1.0);
+    }
+    *hits += f64::from(u8::from(accepted));
+    *all += 1.0;
 }
 
 impl Acceptance {
@@ -31,17 +56,17 @@ impl Acceptance {
 
     /// Records whether the token after a match of this length was the one that followed the earlier text.
     pub fn record(&mut self, len: usize, accepted: bool) {
-        let (hits, all) = &mut self.0[Acceptance::class(len)];
-        if *all >= WINDOW {
-            (*hits, *all) = (*hits * (1.0 - 1.0 / WINDOW), WINDOW - 1.0);
-        }
-        *hits += f64::from(u8::from(accepted));
-        *all += 1.0;
+        observe(&mut self.matches[Acceptance::class(len)], accepted);
+    }
+
+    /// Records whether a token was the one that the constraint expected.
+    pub fn record_expected(&mut self, accepted: bool) {
+        observe(&mut self.constraint, accepted);
     }
 
     /// Returns the probability that the next token follows a match of this length.
     pub fn probability(&self, len: usize) -> f64 {
-        let (hits, all) = self.0[Acceptance::class(len)];
+        let (hits, all) = self.matches[Acceptance::class(len)];
         hits / all
     }
 
@@ -51,23 +76,39 @@ impl Acceptance {
     pub fn best_length(
         &self,
         len: usize,
-        [most, others]: [usize; 2],
+        limits: [usize; 2],
         cost: impl Fn(usize) -> f64,
         worth: f64,
-    ) -> usize {
-        let (mut all_accepted, mut tokens) = (1.0, 1.0 + others as f64);
-        let (mut best, mut best_rate) = (0, worth * tokens / cost(1));
-        for n in 1..=most {
-            // Each accepted token makes the match longer by one.
-            all_accepted *= self.probability(len + n - 1);
-            tokens += all_accepted;
-            let rate = tokens / cost(n + 1);
-            if rate > best_rate {
-                (best, best_rate) = (n, rate);
-            }
-        }
-        best
+    ) -> DraftPlan {
+        // Each accepted token makes the match longer by one.
+        best(|n| self.probability(len + n), limits, cost, worth)
     }
+
+    /// [`Acceptance::best_length`] of a draft that the constraint expects.
+    pub fn best_expected(&self, limits: [usize; 2], cost: impl Fn(usize) -> f64, worth: f64) -> DraftPlan {
+        let (hits, all) = self.constraint;
+        best(|_| hits / all, limits, cost, worth)
+    }
+}
+
+/// The best length of a draft whose token `n` is accepted with this probability if those before it are.
+fn best(
+    probability: impl Fn(usize) -> f64,
+    [most, others]: [usize; 2],
+    cost: impl Fn(usize) -> f64,
+    worth: f64,
+) -> DraftPlan {
+    let (mut all_accepted, mut tokens) = (1.0, 1.0 + others as f64);
+    let mut best = DraftPlan { len: 0, rate: worth * tokens / cost(1) };
+    for n in 1..=most {
+        all_accepted *= probability(n - 1);
+        tokens += all_accepted;
+        let rate = tokens / cost(n + 1);
+        if rate > best.rate {
+            best = DraftPlan { len: n, rate };
+        }
+    }
+    best
 }
 
 #[cfg(test)]
@@ -93,20 +134,20 @@ mod tests {
     #[test]
     fn long_drafts_need_long_matches() {
         let a = Acceptance::default();
-        assert_eq!(a.best_length(3, [15, 0], cost, 1.05), 0);
-        assert_eq!(a.best_length(MAX_MATCH, [15, 0], cost, 1.05), 15);
-        assert_eq!(a.best_length(MAX_MATCH, [4, 0], cost, 1.05), 4);
+        assert_eq!(a.best_length(3, [15, 0], cost, 1.05).len, 0);
+        assert_eq!(a.best_length(MAX_MATCH, [15, 0], cost, 1.05).len, 15);
+        assert_eq!(a.best_length(MAX_MATCH, [4, 0], cost, 1.05).len, 4);
         let lengths: Vec<_> =
-            [3, 4, 6, 9, 14, 24, 64].map(|len| a.best_length(len, [15, 0], cost, 1.05)).into();
+            [3, 4, 6, 9, 14, 24, 64].map(|len| a.best_length(len, [15, 0], cost, 1.05).len).into();
         assert!(lengths.is_sorted(), "{lengths:?}");
         assert_eq!(
-            a.best_length(MAX_MATCH, [15, 0], |tokens| tokens as f64, 1.05),
+            a.best_length(MAX_MATCH, [15, 0], |tokens| tokens as f64, 1.05).len,
             0,
             "no time would be saved"
         );
         let among = |others| {
             let cost = |tokens: usize| cost(tokens + others);
-            a.best_length(14, [15, others], cost, 1.05)
+            a.best_length(14, [15, others], cost, 1.05).len
         };
         assert!(among(0) >= among(1) && among(1) >= among(20), "{} {} {}", among(0), among(1), among(20));
     }
@@ -115,8 +156,20 @@ mod tests {
     fn text_that_does_not_repeat_itself_is_not_drafted() {
         let mut a = Acceptance::default();
         (0..10).for_each(|_| [3, 4, 6, 9].iter().for_each(|len| a.record(*len, false)));
-        assert!([3, 4, 6, 9].iter().all(|len| a.best_length(*len, [15, 0], cost, 1.05) <= 1));
+        assert!([3, 4, 6, 9].iter().all(|len| a.best_length(*len, [15, 0], cost, 1.05).len <= 1));
         (0..30).for_each(|_| [3, 4, 6, 9].iter().for_each(|len| a.record(*len, false)));
-        assert!([3, 4, 6, 9].iter().all(|len| a.best_length(*len, [15, 0], cost, 1.05) == 0));
+        assert!([3, 4, 6, 9].iter().all(|len| a.best_length(*len, [15, 0], cost, 1.05).len == 0));
+    }
+
+    #[test]
+    fn a_constraint_that_is_wrong_is_no_longer_followed() {
+        let mut a = Acceptance::default();
+        let plan = |a: &Acceptance| a.best_expected([15, 0], cost, 1.05);
+        assert!((5..=15).contains(&plan(&a).len) && plan(&a).rate > 1.05, "{:?}", plan(&a));
+        (0..40).for_each(|_| a.record_expected(true));
+        assert_eq!(plan(&a).len, 15);
+        (0..100).for_each(|_| a.record_expected(false));
+        assert_eq!(plan(&a), DraftPlan { len: 0, rate: 1.05 });
+        assert_eq!(a.best_length(MAX_MATCH, [15, 0], cost, 1.05).len, 15, "matches are another matter");
     }
 }

@@ -1,5 +1,5 @@
-//! Drafts the next tokens of a reply from its context: what followed the longest recent match of its last tokens, in the
-//! prompt or the reply. Speculative decoding without a second model.
+//! Drafts the next tokens of a reply: what followed the longest recent match of its last tokens, in the prompt or the
+//! reply, or what its constraint (a grammar, a quote of a file) expects. Speculative decoding without a second model.
 //!
 //! A draft never changes a reply: the sampler chooses each token from the logits as without drafts, and the session drops
 //! the rest of a draft at the first other token. This module decides only what to draft and how much: by the length of
@@ -11,9 +11,10 @@ mod index;
 
 use crate::runtime::engine::EngineBase;
 use crate::runtime::options::{Drafting, MAX_DRAFT};
-use acceptance::Acceptance;
+use acceptance::{Acceptance, DraftPlan};
 use cost::StepCost;
 use index::{Match, NgramIndex};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// The least expected gain in tokens per time for which a step takes a draft.
@@ -45,6 +46,8 @@ struct DraftContext {
     cost: StepCost,
     /// The match of the last tokens, and the token that followed it.
     found: Option<(Match, u32)>,
+    /// What the constraint expected at the last draft, without the tokens sampled since.
+    expected: VecDeque<u32>,
     /// Tokens that end a reply: a draft ends before them.
     ends: Vec<u32>,
 }
@@ -64,6 +67,7 @@ impl Drafter {
             acceptance: Acceptance::default(),
             cost: StepCost::new(engine),
             found: None,
+            expected: VecDeque::new(),
             ends: engine.tokenizer.as_ref().map_or(Vec::new(), |t| t.eog_tokens().to_vec()),
         };
         context.search(None);
@@ -83,9 +87,13 @@ impl Drafter {
     }
 
     /// Returns a draft of at most `most` tokens, possibly none. `others` is the number of tokens of other sequences in
-    /// the step.
-    pub fn draft(&mut self, most: usize, others: usize) -> Vec<u32> {
-        let draft = self.context.as_ref().map_or(Vec::new(), |context| context.draft(most, others));
+    /// the step, `expected` what the constraint expects ([`Decoder::likely`](super::decoder::Decoder::likely)).
+    pub fn draft(&mut self, most: usize, others: usize, expected: impl FnOnce() -> Vec<u32>) -> Vec<u32> {
+        let draft = |context: &mut DraftContext| {
+            context.expected = expected().into();
+            context.draft(most, others)
+        };
+        let draft = self.context.as_mut().map_or(Vec::new(), draft);
         self.counts.drafted += draft.len();
         draft
     }
@@ -102,6 +110,12 @@ impl DraftContext {
     fn push(&mut self, token: u32) {
         self.index.push(token);
         self.len += 1;
+        if let Some(expected) = self.expected.pop_front() {
+            self.acceptance.record_expected(expected == token);
+            if expected != token {
+                self.expected.clear();
+            }
+        }
         let follows = self.found.filter(|(found, next)| {
             self.acceptance.record(found.len, *next == token);
             *next == token
@@ -116,15 +130,25 @@ impl DraftContext {
     }
 
     fn draft(&self, most: usize, others: usize) -> Vec<u32> {
-        let Some((found, _)) = self.found else { return Vec::new() };
         let most = most.min(MAX_DRAFT);
-        let n = self.fixed.map_or_else(
-            || {
-                let cost = |tokens: usize| self.cost.of(tokens + others, self.len);
-                self.acceptance.best_length(found.len, [most, others], cost, WORTH)
-            },
-            |n| n.min(most),
-        );
-        self.index.following(found, n).take_while(|token| !self.ends.contains(token)).collect()
+        let cost = |tokens: usize| self.cost.of(tokens + others, self.len);
+        let expected_most = self.expected.len().min(most);
+        let expected = match self.fixed {
+            Some(n) => DraftPlan { len: n.min(expected_most), rate: f64::INFINITY },
+            None => self.acceptance.best_expected([expected_most, others], cost, WORTH),
+        };
+        // Of a match that continues otherwise the constraint knows better.
+        let found = self.found.filter(|(_, next)| self.expected.front().is_none_or(|token| token == next));
+        let repeated = found.map(|(found, _)| match self.fixed {
+            Some(n) => (found, DraftPlan { len: n.min(most), rate: f64::INFINITY }),
+            None => (found, self.acceptance.best_length(found.len, [most, others], cost, WORTH)),
+        });
+        let open = |token: &u32| !self.ends.contains(token);
+        match repeated {
+            Some((found, plan)) if plan.rate > expected.rate || expected.len == 0 => {
+                self.index.following(found, plan.len).take_while(open).collect()
+            }
+            _ => self.expected.iter().copied().take(expected.len).take_while(open).collect(),
+        }
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! A mask has a deadline, and a matcher has a memory limit ([`super::memory`]), so a grammar whose masks are costly ends
 //! its own reply. Costly masks run on fewer threads and at a lower priority, so that they neither delay the masks of
-//! others nor take cores from the model. Matchers are freed by the pool, never by the thread that runs the model.
+//! others nor take cores from the model. With a mask comes the [`super::forecast`] of the reply. Matchers are freed by the pool, never by the thread that runs the model.
 
+use super::forecast::{self, Forecast};
 use super::memory::{Charge, MATCHERS};
 use super::{Compiled, first_line, lower_priority};
 use crate::generation::sample::Constraint;
@@ -36,6 +37,10 @@ pub struct Masks {
     next: Next,
     costly: bool,
     deadline: Duration,
+    /// Whether forecasts are wanted; from the first call of [`Constraint::likely`].
+    forecasts: bool,
+    /// The text that the grammar expects next, if that was computed with the mask.
+    likely: Vec<u8>,
 }
 
 enum Next {
@@ -55,6 +60,7 @@ enum MaskSource {
 pub(super) struct Live {
     matcher: Matcher,
     charge: Charge<'static>,
+    forecast: Forecast,
 }
 
 /// A mask that is queued or being computed.
@@ -68,6 +74,7 @@ struct Ticket {
 struct Computed {
     live: Box<Live>,
     mask: Result<SimpleVob, String>,
+    likely: Vec<u8>,
     took: Duration,
 }
 
@@ -80,6 +87,7 @@ struct MaskWork {
     source: MaskSource,
     token: u32,
     costly: bool,
+    forecast: bool,
     ticket: Arc<Ticket>,
     done: SyncSender<Computed>,
 }
@@ -88,7 +96,7 @@ impl Live {
     /// Runs `make`, which creates the matcher, and charges what it allocates.
     pub(super) fn new(make: impl FnOnce() -> Matcher) -> Self {
         let (matcher, net) = heap::measure(make);
-        Live { matcher, charge: MATCHERS.charge(net) }
+        Live { matcher, charge: MATCHERS.charge(net), forecast: Forecast::default() }
     }
 
     pub(super) fn matcher(&self) -> &Matcher {
@@ -105,6 +113,20 @@ impl Live {
         self.charge.add(net);
         let result = result.map_err(|e| first_line(&e.to_string()))?;
         self.charge.check().map(|()| result)
+    }
+
+    /// Appends a token to the forecast's reply and returns what is expected after it, nothing in an open place.
+    fn forecast(&mut self, token: u32, mask: &SimpleVob) -> Vec<u8> {
+        let Live { matcher, charge, forecast } = self;
+        if let Ok(env) = matcher.tok_env() {
+            forecast.push(env.tok_trie().token(token));
+        }
+        if mask.num_set() > forecast::FEW_TOKENS {
+            return Vec::new();
+        }
+        let ((), net) = heap::measure(|| forecast.extend(matcher));
+        charge.add(net);
+        forecast.text().to_vec()
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -135,6 +157,8 @@ impl Masks {
             next: Next::Ready(MaskSource::Shared(compiled)),
             costly: false,
             deadline: MASK_DEADLINE,
+            forecasts: false,
+            likely: Vec::new(),
         }
     }
 
@@ -165,17 +189,19 @@ impl Constraint for Masks {
                 return Ok(());
             }
         };
+        self.likely.clear();
+        let (forecast, costly) = (self.forecasts && !self.costly, self.costly);
         let (ticket, (done, computed)) = (Arc::<Ticket>::default(), sync_channel(1));
         self.next = Next::Queued(ticket.clone(), computed);
-        POOL.submit(PoolWork::Mask(MaskWork { source, token, costly: self.costly, ticket, done }));
+        POOL.submit(PoolWork::Mask(MaskWork { source, token, costly, forecast, ticket, done }));
         Ok(())
     }
 
     fn wait(&mut self, limit: Duration) -> bool {
         let Next::Queued(ticket, computed) = &self.next else { return true };
         match computed.recv_timeout(limit) {
-            Ok(Computed { live, mask, took }) => {
-                self.costly = took > COSTLY;
+            Ok(Computed { live, mask, likely, took }) => {
+                (self.costly, self.likely) = (took > COSTLY, likely);
                 match mask {
                     Ok(mask) => {
                         self.mask = Arc::new(mask);
@@ -199,6 +225,13 @@ impl Constraint for Masks {
             }
         }
         true
+    }
+
+    fn likely(&mut self, limit: Duration) -> Vec<u8> {
+        self.forecasts = true;
+        // A step does not wait for the forecast of a costly grammar.
+        let limit = if self.costly { Duration::ZERO } else { limit };
+        if self.wait(limit) { self.likely.clone() } else { Vec::new() }
     }
 }
 
@@ -322,7 +355,7 @@ pub(super) fn trim_soon() {
 impl MaskWork {
     /// Accepts the token and computes the mask after it; returns the matcher if the reply has ended meanwhile.
     fn compute(self) -> Option<Box<Live>> {
-        let MaskWork { source, token, ticket, done, .. } = self;
+        let MaskWork { source, token, forecast, ticket, done, .. } = self;
         let start = Instant::now();
         let mut live = match source {
             MaskSource::Own(live) => live,
@@ -343,7 +376,11 @@ impl MaskWork {
             }
             matcher.compute_mask_or_eos()
         });
-        let computed = Computed { live, mask, took: start.elapsed() };
+        let likely = match &mask {
+            Ok(mask) if forecast => live.forecast(token, mask),
+            _ => Vec::new(),
+        };
+        let computed = Computed { live, mask, likely, took: start.elapsed() };
         done.send(computed).err().map(|unsent| unsent.0.live)
     }
 }
@@ -407,6 +444,7 @@ mod tests {
                 source,
                 token: 97,
                 costly,
+                forecast: false,
                 ticket: Arc::default(),
                 done: sync_channel(1).0,
             })

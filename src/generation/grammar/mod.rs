@@ -2,10 +2,12 @@
 //! vocabulary, by llguidance. It chooses no token: [`crate::generation::sample`] draws among what a mask leaves.
 //!
 //! Grammars come from clients: [`bounds`] are checked before the library sees them, [`compile`] runs the library on
-//! threads of its own, and [`masks`] computes masks away from the thread that runs the model.
+//! threads of its own, [`masks`] computes masks away from the thread that runs the model, and [`forecast`] drafts what a
+//! grammar leaves little choice about.
 
 pub(crate) mod bounds;
 pub mod compile;
+mod forecast;
 mod gbnf;
 mod lark;
 pub(crate) mod masks;
