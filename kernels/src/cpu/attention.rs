@@ -7,16 +7,18 @@
 //! time. Scratch is O(active groups * 64 * width), about 10 MiB at any depth. With 32 heads this is compute-bound. Next:
 //! `materialized`, the path for prefill at depth.
 
+pub(super) mod int8;
+
 use super::Cpu;
 use super::autovec::{AutovecKernel, exp, fma, largest, run, sum};
 use super::cache::{Cache, SEGMENT};
 use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
-use super::int8_attention::{PackKeys, PackValues, PartBuffers, QueryGroup};
 use super::matmul::{Activations, activations};
 use super::memory::Tensor;
 use crate::backend::Span;
 use crate::quant::{Activation, Q8_0};
 use crate::simd::{Isa, Kernel};
+use int8::{PackKeys, PackValues, PartBuffers, QueryGroup};
 use std::ops::Range;
 
 /// Largest number of queries per group.

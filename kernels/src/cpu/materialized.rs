@@ -4,18 +4,20 @@
 //! row and head, which pays from 170 tokens on. A head processes parts of 256 rows, whose keys and values it
 //! materializes once for all of its tokens and keeps in cache. Parts, blocks and summation order are those of
 //! `attention`, so a token's result has the same bits for any batch size and thread count. Over a Q8_0 cache both the
-//! materializing and the attention are int8 products ([`super::int8_materialized`]).
+//! materializing and the attention are int8 products ([`int8`]).
+
+mod int8;
 
 use super::attention::{BLOCK, GROUP, MergeSoftmax, Values, Weights, clear, finish, split};
 use super::autovec::run;
 use super::cache::{Cache, SEGMENT};
 use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
-use super::int8_materialized::Int8Head;
 use super::memory::{Buffer, Tensor};
 use super::pool::Parts;
 use super::{Cpu, Weight};
 use crate::backend::{KvUpProjection, Span};
 use crate::simd::{Isa, Kernel};
+use int8::Int8Head;
 use std::ops::Range;
 
 /// A span's queries and cache.

@@ -9,8 +9,6 @@ mod cache;
 mod elementwise;
 mod experts;
 mod f32_gemm;
-mod int8_attention;
-mod int8_materialized;
 mod kda;
 mod madvise;
 mod materialized;

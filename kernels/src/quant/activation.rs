@@ -107,7 +107,7 @@ impl Q8x32 {
 
 /// 32 signed quants with one scale.
 pub(crate) trait Int8Block: Pod {
-    /// The scale.
+    /// The scale of all 32 quants.
     fn scale<I: Isa>(&self, isa: I) -> f32;
     /// Quants in -127..=127, two's complement.
     fn quants(&self) -> &[u8; 32];

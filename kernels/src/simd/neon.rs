@@ -2,8 +2,7 @@
 //!
 //! A vector is two 128-bit registers. `sdot` replaces four plain NEON instructions, but both operands are signed, so an
 //! unsigned quant of 128 would read as -128. Quants in 0..=128 are negated instead: -128..=0 fits a signed byte exactly,
-//! and the sign cancels with that of the activations or the scale. (`usdot`, which has the signs of [`Isa::dot`], is
-//! less common.) This file contains intrinsics and prefetches. Next: `neon_asm`, the instructions without an intrinsic.
+//! and the sign cancels with that of the activations or the scale. Next: `neon_asm`, instructions without an intrinsic.
 
 use super::neon_asm::{fcvtl, sdot};
 use super::neon_lookup::{lookup_fours, mul_words, odd_fours, sevens, words};

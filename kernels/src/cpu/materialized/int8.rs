@@ -2,17 +2,17 @@
 //!
 //! The head's projections are requantized to Q8_0, W_k transposed, so that both products run over the latent's columns.
 //! Latents and positional keys are the cache's own quants. Keys and values are quantized per row and 32 columns; groups
-//! that a token sees in part use the values before that. Next: `kda`.
+//! that a token sees in part use the values before that.
 
-use super::Cpu;
-use super::attention::{BLOCK, GROUP};
-use super::cache::SEGMENT;
-use super::f32_gemm::View;
-use super::int8_attention::{PackKeys, PackValues, PartBuffers, QueryGroup};
-use super::materialized::{HeadPart, MaterializedSpan};
-use super::matmul::TILE;
-use super::memory::Buffer;
+use super::{HeadPart, MaterializedSpan};
 use crate::backend::KvUpProjection;
+use crate::cpu::Cpu;
+use crate::cpu::attention::int8::{PackKeys, PackValues, PartBuffers, QueryGroup};
+use crate::cpu::attention::{BLOCK, GROUP};
+use crate::cpu::cache::SEGMENT;
+use crate::cpu::f32_gemm::View;
+use crate::cpu::matmul::TILE;
+use crate::cpu::memory::Buffer;
 use crate::quant::{self, Activation, CopyBlocks, Format, Q8_0, Q8x32};
 use std::ops::Range;
 

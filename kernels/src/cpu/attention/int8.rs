@@ -9,14 +9,14 @@
 //!
 //! for block b of 32 columns, so a sum of 32 rows is exact in integers. Weights below unit / 2 are lost, 0.2 % of the group's
 //! largest product each. A group that a query sees in part, which is its newest one, stays in f32: the result of a query
-//! depends only on the rows visible to it, for any batch. Next: [`super::materialized`].
+//! depends only on the rows visible to it, for any batch. Next: `materialized`.
 
-use super::Cpu;
-use super::attention::{BLOCK, GROUP, split};
-use super::autovec::{AutovecKernel, exp, run};
-use super::cache::SEGMENT;
-use super::f32_gemm::{Left, View, gemm_accumulate};
-use super::memory::Buffer;
+use super::{BLOCK, GROUP, split};
+use crate::cpu::Cpu;
+use crate::cpu::autovec::{AutovecKernel, exp, run};
+use crate::cpu::cache::SEGMENT;
+use crate::cpu::f32_gemm::{Left, View, gemm_accumulate};
+use crate::cpu::memory::Buffer;
 use crate::quant::{Int8Block, Q8x32};
 use crate::simd::{Isa, Kernel, PanelSimd};
 
@@ -26,7 +26,7 @@ const LANES: usize = 16;
 const GROUPS: usize = SEGMENT / BLOCK;
 /// Four rows of values, whose bytes are interleaved.
 const FOURS: usize = SEGMENT / 4;
-/// Largest quantized weight.
+/// The largest weight after quantization.
 const MAX_WEIGHT: f32 = 254.0;
 /// Adding it rounds to an integer, which is in the low bits of the sum: 2^23, and 256 so that biased weights stay above it.
 const ROUND: f32 = 8_388_864.0;
@@ -34,15 +34,15 @@ const ROUND: f32 = 8_388_864.0;
 const LEAST: f32 = 1e-30;
 
 /// The keys of a part: 32 bytes of each row, block by block, and the rows' scales.
-pub(super) struct Int8Keys<'a> {
-    /// `[blocks][SEGMENT]`, biased by `X_BIAS`.
+pub(in crate::cpu) struct Int8Keys<'a> {
+    /// Quants biased by `X_BIAS`, in the order `[blocks][SEGMENT]`.
     bytes: &'a mut [[u8; 32]],
-    /// `[blocks][SEGMENT]`
+    /// One scale per block and row, `[blocks][SEGMENT]`.
     scales: &'a mut [f32],
 }
 
 /// The values of a part's whole groups: bytes of four rows interleaved, block by block.
-pub(super) struct Int8Values<'a> {
+pub(in crate::cpu) struct Int8Values<'a> {
     /// `[blocks][FOURS]`: byte `4 c + r` is column c of row r.
     bytes: &'a mut [[u8; 128]],
     /// Scale of each row over the largest of its group, `[blocks][SEGMENT]`.
@@ -54,19 +54,19 @@ pub(super) struct Int8Values<'a> {
 }
 
 /// Memory for the packed rows of a part, of `keys` and `values` blocks per row.
-pub(super) struct PartBuffers {
+pub(in crate::cpu) struct PartBuffers {
     buffer: Buffer,
     keys: usize,
     values: usize,
 }
 
 impl PartBuffers {
-    pub(super) fn new(cpu: &Cpu, keys: usize, values: usize) -> PartBuffers {
+    pub(in crate::cpu) fn new(cpu: &Cpu, keys: usize, values: usize) -> PartBuffers {
         let [key, value] = [keys * SEGMENT * 9, values * (FOURS * 32 + SEGMENT + GROUPS * 33)];
         PartBuffers { buffer: cpu.buffers.floats(key + value), keys, values }
     }
 
-    pub(super) fn split(&mut self) -> (Int8Keys<'_>, Int8Values<'_>) {
+    pub(in crate::cpu) fn split(&mut self) -> (Int8Keys<'_>, Int8Values<'_>) {
         let (keys, values) = (self.keys, self.values);
         let mut rest = self.buffer.floats_mut();
         let mut take = |n: usize| {
@@ -90,8 +90,8 @@ impl PartBuffers {
 }
 
 /// Packs the blocks of rows as keys.
-pub(super) struct PackKeys<'a, 'b, B> {
-    /// `[rows][blocks]`
+pub(in crate::cpu) struct PackKeys<'a, 'b, B> {
+    /// The blocks of each row, `[rows][blocks]`.
     pub rows: &'a [B],
     pub blocks: usize,
     pub keys: &'a mut Int8Keys<'b>,
@@ -118,7 +118,7 @@ impl<B: Int8Block> Kernel for PackKeys<'_, '_, B> {
 }
 
 /// Packs the first blocks of rows as values; rows after the last whole group are left out.
-pub(super) struct PackValues<'a, 'b, B> {
+pub(in crate::cpu) struct PackValues<'a, 'b, B> {
     /// `[rows][stored]`, of which the first `blocks` are values.
     pub rows: &'a [B],
     pub stored: usize,
@@ -165,8 +165,8 @@ fn pack_group<I: Isa, B: Int8Block>(
         }
     }
     let bias = 127 - I::Panel::X_BIAS as i32;
-    for c in 0..32 {
-        out.bias[b * GROUPS + g][c] = bias * sums[c];
+    for (out, sum) in out.bias[b * GROUPS + g].iter_mut().zip(sums) {
+        *out = bias * sum;
     }
     let largest = scales.iter().fold(0.0, |a: f32, b| if *b > a { *b } else { a });
     let inverse = if largest > 0.0 { 1.0 / largest } else { 0.0 };
@@ -177,8 +177,8 @@ fn pack_group<I: Isa, B: Int8Block>(
 }
 
 /// A group of queries over a part.
-pub(super) struct QueryGroup<'a> {
-    /// Quantized queries, `[queries][blocks]`.
+pub(in crate::cpu) struct QueryGroup<'a> {
+    /// The quantized blocks of each query, `[queries][blocks]`.
     pub q: &'a [Q8x32],
     pub blocks: usize,
     /// Rows of the part visible to each query; 0 after the last query.
@@ -187,7 +187,7 @@ pub(super) struct QueryGroup<'a> {
 }
 
 impl QueryGroup<'_> {
-    /// Number of queries.
+    /// Number of queries in the group.
     fn len(&self) -> usize {
         self.q.len() / self.blocks
     }
@@ -202,7 +202,7 @@ impl QueryGroup<'_> {
     }
 
     /// Softmax weights of the part, `[SEGMENT][lanes]`, relative to its largest score; writes maxima and sums to `out`.
-    pub(super) fn weights(&self, cpu: &Cpu, keys: &Int8Keys<'_>, out: &mut [f32]) -> Buffer {
+    pub(in crate::cpu) fn weights(&self, cpu: &Cpu, keys: &Int8Keys<'_>, out: &mut [f32]) -> Buffer {
         let (n, lanes) = (self.len(), self.lanes());
         let rows = self.seen.iter().copied().max().unwrap_or(0);
         let mut buffer = cpu.buffers.floats(SEGMENT * lanes);
@@ -214,7 +214,7 @@ impl QueryGroup<'_> {
     }
 
     /// Adds the values of groups that a query sees in part: `rows(g)` are those of group g in f32.
-    pub(super) fn add_newest(
+    pub(in crate::cpu) fn add_newest(
         &self,
         cpu: &Cpu,
         weights: &Buffer,
@@ -240,7 +240,7 @@ impl QueryGroup<'_> {
     }
 
     /// Adds the values of groups that a query sees whole; overwrites the weights.
-    pub(super) fn add_values(
+    pub(in crate::cpu) fn add_values(
         &self,
         cpu: &Cpu,
         mut weights: Buffer,
@@ -373,8 +373,8 @@ impl AutovecKernel for LaneSoftmax<'_> {
     fn run<const FMA: bool>(self) {
         for first in (0..self.lanes).step_by(LANES) {
             let mut seen = [0; LANES];
-            for l in 0..LANES {
-                seen[l] = self.seen[first + l] as u32;
+            for (out, seen) in seen.iter_mut().zip(&self.seen[first..]) {
+                *out = *seen as u32;
             }
             let (mut max, mut sum) = ([f32::NEG_INFINITY; LANES], [0.0; LANES]);
             for (j, row) in self.scores.chunks_exact_mut(self.lanes).enumerate() {
@@ -434,7 +434,7 @@ struct ScaleWeights<'a> {
     weights: &'a mut [f32],
     lanes: usize,
     seen: &'a [usize; GROUP],
-    /// `[groups][lanes]`
+    /// The unit of each group and query, `[groups][lanes]`.
     units: &'a mut [f32],
 }
 
@@ -473,7 +473,7 @@ impl AutovecKernel for ScaleWeights<'_> {
 /// acc_i += unit sum_j round(weight_ij d_j) c_j over whole groups, block by block.
 struct WeightedSums<'a> {
     values: &'a Int8Values<'a>,
-    /// `[rows][lanes]`, scaled
+    /// Weights scaled to `MAX_WEIGHT`, in the order `[rows][lanes]`.
     weights: &'a [f32],
     units: &'a [f32],
     /// Quantized weights of a block, four rows per word: `[fours][lanes]`.
