@@ -9,7 +9,7 @@
 //!
 //! for block b of 32 columns, so a sum of 32 rows is exact in integers. Weights below unit / 2 are lost, 0.2 % of the group's
 //! largest product each. A group that a query sees in part, which is its newest one, stays in f32: the result of a query
-//! depends only on the rows visible to it, for any batch. Next: `materialized`.
+//! depends only on the rows visible to it, for any batch.
 
 use super::{BLOCK, GROUP, split};
 use crate::cpu::Cpu;
