@@ -5,6 +5,9 @@
 use super::{Imatrix, ImatrixEntry};
 use crate::error::{Error, Result};
 
+/// Bytes of an entry with an empty name and one sum.
+const SMALLEST_ENTRY: usize = 16;
+
 /// Reads from the start of the bytes that are left.
 struct DatReader<'a> {
     listing: &'a str,
@@ -63,6 +66,12 @@ pub(super) fn read(listing: &str, bytes: &[u8]) -> Result<Imatrix> {
     let mut from = DatReader { listing, all: bytes.len(), rest: bytes };
     let mut imatrix = Imatrix { listing: listing.to_owned(), ..Imatrix::default() };
     let entries = from.positive("a number of entries")?;
+    if entries as usize > from.rest.len() / SMALLEST_ENTRY {
+        let text = bytes.iter().take(64).all(|b| !b.is_ascii_control() || b.is_ascii_whitespace());
+        let numbers = format!("a number of {entries} entries in {} bytes", bytes.len());
+        let found = if text { "a text" } else { &numbers };
+        return Err(Error::bad(listing, "byte 0", "an importance matrix in GGUF or .dat form", found));
+    }
     for _ in 0..entries {
         let name = from.text("a name")?;
         let calls = from.positive("a number of chunks")?;
@@ -143,6 +152,12 @@ mod tests {
         );
         let form = "of at least 1 (an importance matrix in GGUF or .dat form)";
         refused(&[0; 4], &format!("byte 0: expected a number of entries {form}, found 0"));
+        let expected = "expected an importance matrix in GGUF or .dat form";
+        refused(
+            &[255, 0, 0, 0, 1, 2],
+            &format!("byte 0: {expected}, found a number of 255 entries in 6 bytes"),
+        );
+        refused("Some text,\nfor calibration: 你好".as_bytes(), &format!("byte 0: {expected}, found a text"));
         refused(
             &[&file()[..], &[1]].concat(),
             &format!("byte {}: expected the end, found 1 bytes", file().len()),
