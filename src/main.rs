@@ -10,8 +10,8 @@ static HEAP: kernels::heap::CountingAllocator = kernels::heap::CountingAllocator
 fn main() -> ExitCode {
     outlive_file_limit();
     enable_escape_sequences();
-    if let Some(program) = kimi::runtime::template_worker::this_program() {
-        kimi::runtime::template_worker::register(program);
+    if let Some(program) = kimi::io::worker_process::this_program() {
+        kimi::io::worker_process::register(program);
     }
     let cli = match kimi::cli::parse() {
         Ok(cli) => cli,

@@ -12,12 +12,12 @@ use repository::text_files;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Each module at the root of `src/` with those that it may import, from the top down.
-const LAYERS: [(&str, &[&str]); 14] = [
+const LAYERS: [(&str, &[&str]); 15] = [
     ("main", &["cli", "runtime", "io"]),
-    ("cli", &["commands", "chat", "ask", "serve", "runtime", "io"]),
+    ("cli", &["commands", "chat", "ask", "serve", "documents", "runtime", "io"]),
     ("commands", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "hub", "io"]),
-    ("chat", &["args", "client", "generation", "runtime", "prefix_cache", "io"]),
-    ("ask", &["args", "client", "generation", "runtime", "prefix_cache", "io"]),
+    ("chat", &["args", "client", "documents", "generation", "runtime", "prefix_cache", "io"]),
+    ("ask", &["args", "client", "documents", "generation", "runtime", "prefix_cache", "io"]),
     ("serve", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "io"]),
     ("args", &["runtime", "prefix_cache", "io"]),
     ("scheduler", &["generation", "runtime", "prefix_cache", "io"]),
@@ -26,6 +26,7 @@ const LAYERS: [(&str, &[&str]); 14] = [
     ("runtime", &["prefix_cache", "io"]),
     ("prefix_cache", &["io"]),
     ("hub", &["io"]),
+    ("documents", &["io"]),
     ("io", &[]),
 ];
 

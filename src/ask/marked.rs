@@ -157,13 +157,13 @@ pub fn unsupported_line(unsupported: &[Unsupported]) -> Option<String> {
 mod tests {
     use super::super::claims::FileEvidence;
     use super::*;
-    use crate::io::document::Document;
+    use crate::documents::Document;
 
     const FILE: &str = "Mara Velt lives in Dunmore.\nThe lock takes the code 4713.\n";
 
     /// Streams a reply in steps of some characters; marks unsupported parts with brackets.
     fn streamed(reply: &str, step: usize, withholds: bool) -> (String, Vec<Unsupported>) {
-        let documents = [Document { name: "a.txt".into(), text: FILE.into() }];
+        let documents = [Document::plain("a.txt", FILE)];
         let (texts, evidence) = (FoldedTexts::new(&documents), FileEvidence::new(&documents));
         let checker = ClaimChecker::new(&evidence, &["Where is the code of 1999?".to_owned()]);
         let mut marked = MarkedAnswer::new(&texts, checker, withholds);
@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn a_terminal_gets_text_before_its_line_ends() {
-        let documents = [Document { name: "a.txt".into(), text: FILE.into() }];
+        let documents = [Document::plain("a.txt", FILE)];
         let (texts, evidence) = (FoldedTexts::new(&documents), FileEvidence::new(&documents));
         let mut marked = MarkedAnswer::new(&texts, ClaimChecker::new(&evidence, &[]), true);
         let text: String =

@@ -20,10 +20,10 @@ use crate::args::EngineArgs;
 use crate::client::{
     ChatModel, EndpointArgs, LocalModel, ModelInfo, PromptMessage, RemoteModel, ReplyOutcome, ReplyRequest,
 };
+use crate::documents::{Document, gather};
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
 use crate::generation::sample::Sampling;
-use crate::io::document::{self, Document};
 use crate::io::errors::{Stopped, one_line};
 use crate::io::line_editor::{Line, LineEditor};
 use crate::io::output::tell;
@@ -65,7 +65,7 @@ Examples:
   kimi ask -f docs/ --include '*.md' -i \"Which options does serve have?\"
   git log -p | kimi ask \"What changed in the parser?\" --json")]
 pub struct AskArgs {
-    /// File or directory to ask about, `-` for standard input; may be repeated
+    /// File or directory to ask about, `-` for standard input; may be repeated. Text, PDF, DOCX, PPTX, XLSX, EPUB, HTML
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
     /// Read only matching files of directories: `*.md`, `src/**`, `!*.min.js`; may be repeated
@@ -118,13 +118,13 @@ impl AskArgs {
 /// Reads the files, loads the model and answers the questions.
 pub fn run(args: &AskArgs) -> Result<()> {
     let mut left_out = Vec::new();
-    let documents = document::gather(&args.file, &args.include, &mut |line| left_out.push(line.to_owned()));
+    let documents = gather::gather(&args.file, &args.include, &mut |line| left_out.push(line.to_owned()));
     report_left_out(&left_out);
     let documents = documents?;
     if !args.quiet {
         report_read(&args.file, &documents);
     }
-    if args.question.is_none() && documents.iter().any(|document| document.name == document::PIPE) {
+    if args.question.is_none() && documents.iter().any(|document| document.name == gather::PIPE) {
         bail!("no question: give it as an argument, because standard input is the text");
     }
     if let Some(url) = &args.endpoint.url {

@@ -6,9 +6,9 @@
 //! the token that contains the `>` is not constrained; [`super::quotes`] locates it like any other.
 
 use super::claims::numbers::is_spaceless;
+use crate::documents::Document;
 use crate::generation::grammar;
 use crate::generation::sample::Constraint;
-use crate::io::document::Document;
 use models::tokenizer::Vocabulary;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -309,7 +309,7 @@ mod tests {
     }
 
     fn index(texts: &[&str], longer: &[&str]) -> Arc<QuoteIndex> {
-        let document = |(i, text): (usize, &&str)| Document { name: i.to_string(), text: (*text).into() };
+        let document = |(i, text): (usize, &&str)| Document::plain(&i.to_string(), text);
         let documents: Vec<Document> = texts.iter().enumerate().map(document).collect();
         let vocabulary = vocabulary(longer);
         Arc::new(QuoteIndex::new(&documents, &vocabulary, vocabulary.len()))

@@ -3,18 +3,8 @@
 //! White space and the form of quotation marks and dashes are ignored, as a quote may be wrapped differently from its
 //! file. Everything else must match exactly.
 
-use crate::io::document::Document;
+use crate::documents::{Document, PartStart, Place};
 use serde::Serialize;
-
-/// A location of a quote.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Place {
-    pub file: String,
-    /// The line of the first character, from 1.
-    pub line: usize,
-    /// The line of the last character.
-    pub last_line: usize,
-}
 
 /// A quote with all its locations in the files.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,6 +23,7 @@ struct Folded {
     text: String,
     /// The offset of each line in `text`.
     lines: Vec<usize>,
+    parts: Vec<PartStart>,
 }
 
 impl FoldedTexts {
@@ -66,7 +57,7 @@ impl Folded {
             lines.push(text.len());
             fold_into(line, &mut text);
         }
-        Folded { name: document.name.clone(), text, lines }
+        Folded { name: document.name.clone(), text, lines, parts: document.parts.clone() }
     }
 
     fn find(&self, quote: &str) -> Vec<Place> {
@@ -74,7 +65,7 @@ impl Folded {
         let line = |at: usize| self.lines.partition_point(|start| *start <= at);
         let place = |(at, found): (usize, &str)| {
             let (line, last_line) = (line(at), line(at + found.len() - 1));
-            Place { file: self.name.clone(), line, last_line }
+            Place::new(&self.name, (line, last_line), &self.parts)
         };
         self.text.match_indices(quote).map(place).collect()
     }
@@ -154,15 +145,13 @@ pub fn quoted(line: &str) -> Option<&str> {
 
 /// Formats locations: `  [report.txt:12]`, `  [a.txt:3-4, also b.txt:9 and 2 more]`, `  [not in the text]`.
 fn annotation(places: &[Place]) -> String {
-    let place = |p: &Place| match p.last_line - p.line {
-        0 => format!("{}:{}", p.file, p.line),
-        _ => format!("{}:{}-{}", p.file, p.line, p.last_line),
-    };
     match places {
         [] => "  [not in the text]".into(),
-        [one] => format!("  [{}]", place(one)),
-        [one, two] => format!("  [{}, also {}]", place(one), place(two)),
-        [one, two, more @ ..] => format!("  [{}, also {} and {} more]", place(one), place(two), more.len()),
+        [one] => format!("  [{}]", one.with_file()),
+        [one, two] => format!("  [{}, also {}]", one.with_file(), two.with_file()),
+        [one, two, more @ ..] => {
+            format!("  [{}, also {} and {} more]", one.with_file(), two.with_file(), more.len())
+        }
     }
 }
 
@@ -172,7 +161,7 @@ mod tests {
 
     fn texts() -> FoldedTexts {
         let a = "Title\n\nMara Velt lives\n  in “Dunmore” — since\n1990.\n\nThe end.\n";
-        let document = |name: &str, text: &str| Document { name: name.into(), text: text.into() };
+        let document = |name: &str, text: &str| Document::plain(name, text);
         FoldedTexts::new(&[document("a.txt", a), document("b.txt", "x\nThe end.\nThe end.")])
     }
 

@@ -3,7 +3,7 @@
 
 use super::claims::{ClaimChecker, ClaimKind, FileEvidence, Unsupported};
 use super::quotes::{Quote, quoted};
-use crate::io::document::Document;
+use crate::documents::Document;
 
 /// The sentence for questions that the files do not answer, which the demonstration model was trained to say.
 const DOES_NOT_SAY: &str = "the text does not say";
@@ -21,7 +21,7 @@ pub fn unquoted(
     if located.is_empty() {
         return Vec::new();
     }
-    let documents = [Document { name: String::new(), text: located.join("\n") }];
+    let documents = [Document::plain("", &located.join("\n"))];
     let evidence = FileEvidence::new(&documents);
     let checker = ClaimChecker::new(&evidence, known);
     let mut values: Vec<String> = Vec::new();
@@ -47,11 +47,11 @@ pub fn denies_its_quotes(answer: &str, quotes: &[Quote]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::quotes::Place;
     use super::*;
+    use crate::documents::Place;
 
     fn quote(text: &str, is_located: bool) -> Quote {
-        let place = Place { file: "a.txt".into(), line: 1, last_line: 1 };
+        let place = Place::new("a.txt", (1, 1), &[]);
         Quote { text: text.into(), places: if is_located { vec![place] } else { Vec::new() } }
     }
 

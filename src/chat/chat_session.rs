@@ -8,11 +8,11 @@ use super::markdown;
 use super::settings::Settings;
 use super::store::{Attachment, Author, ChatStore, StoredChat, Turn};
 use crate::client::{ModelInfo, PromptMessage, ReplyOutcome};
+use crate::documents::gather;
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
 use crate::generation::reply_parser::ReplyEvent;
 use crate::generation::sample::Sampling;
-use crate::io::document;
 use crate::io::errors::one_line;
 use crate::io::units::counted;
 use crate::runtime::sampling_options::SamplingOptions;
@@ -352,7 +352,7 @@ impl ChatSession {
     }
 
     fn attach(&mut self, path: &str) -> Result<String> {
-        let text = document::read(&command::expand(path))?.text;
+        let text = gather::read(&command::expand(path))?.text;
         let summary = format!(
             "{path}: {}, {}, attached to the next message",
             counted(text.lines().count(), "line"),

@@ -47,7 +47,7 @@ pub enum CopyTarget {
 /// The commands in the order of `/help`: name, argument, description.
 pub const COMMANDS: [(&str, &str, &str); 18] = [
     ("/help", "", "show this help"),
-    ("/file", "PATH", "attach a text file to the next message"),
+    ("/file", "PATH", "attach a document to the next message"),
     ("/system", "[TEXT]", "set or remove the system message of this chat"),
     ("/set", "[NAME VALUE]", "show or change settings: temp, top-p, max-tokens, theme, mouse ..."),
     ("/regen", "", "regenerate the last reply"),

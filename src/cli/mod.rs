@@ -12,6 +12,7 @@ use crate::commands::{
     bench, convert, eval, generate, gpu_check, imatrix, inspect, launch, logits, models, perplexity, pull,
     synth,
 };
+use crate::documents;
 use crate::io::errors::{CAUSE_CHARS, one_line, shortened};
 use crate::io::output::tell;
 use crate::runtime::template_worker;
@@ -83,6 +84,9 @@ enum CliCommand {
     /// Render chat templates for another process of this program
     #[command(hide = true)]
     TemplateWorker,
+    /// Extract the text of documents for another process of this program
+    #[command(hide = true)]
+    DocumentWorker,
 }
 
 /// Parses the command line of this process, the environment and the configuration file. Prints help and errors itself and
@@ -119,6 +123,7 @@ pub fn run(mut cli: Cli) -> Result<()> {
         CliCommand::Completions(args) => generated_docs::completions(&args),
         CliCommand::Man(args) => generated_docs::man(&args),
         CliCommand::TemplateWorker => template_worker::worker::run(),
+        CliCommand::DocumentWorker => documents::worker::run(),
     }
 }
 

@@ -1,8 +1,7 @@
-//! Input and output below all other modules: text files and documents, standard streams, private files, error messages,
-//! units, and the memory of the host. It imports no other module of this package.
+//! Input and output below all other modules: text files, standard streams, private files, error messages,
+//! units, the memory of the host, and worker processes for untrusted input. It imports no other module of this package.
 
 pub(crate) mod confirm;
-pub mod document;
 pub mod errors;
 pub(crate) mod host_memory;
 pub(crate) mod line_editor;
@@ -14,3 +13,4 @@ pub(crate) mod prompt;
 pub(crate) mod text;
 pub(crate) mod units;
 pub(crate) mod user_dirs;
+pub mod worker_process;

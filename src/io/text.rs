@@ -7,7 +7,7 @@ use std::io::Read;
 /// Largest text in bytes: 128 bytes for each of a million tokens.
 pub const MAX_BYTES: u64 = 128 << 20;
 /// Bytes that are read before a binary file is rejected.
-const HEAD_BYTES: u64 = 1 << 16;
+pub(crate) const HEAD_BYTES: u64 = 1 << 16;
 
 /// Reads a text of at most `max` bytes.
 ///
@@ -28,7 +28,7 @@ pub fn read(name: &str, mut input: impl Read, max: u64) -> Result<String> {
 }
 
 /// The error for a known binary format or a zero byte outside UTF-16.
-fn binary_error(name: &str, bytes: &[u8]) -> Option<Error> {
+pub(crate) fn binary_error(name: &str, bytes: &[u8]) -> Option<Error> {
     let kind = binary(bytes).map(|kind| anyhow::anyhow!("{name}: expected text, found {kind}"));
     kind.or_else(|| {
         let at = bytes.iter().position(|b| *b == 0).filter(|_| utf16(bytes).is_none())?;

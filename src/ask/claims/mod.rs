@@ -9,7 +9,7 @@ mod evidence;
 pub mod numbers;
 mod words;
 
-use crate::io::document::Document;
+use crate::documents::Document;
 use evidence::Evidence;
 use numbers::{DateKey, NumberToken, contains, overlap};
 use serde::Serialize;

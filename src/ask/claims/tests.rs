@@ -10,7 +10,7 @@ const FILE: &str = "The Hartwell mill, run by Mara Ann Velt since 3 May 1998, st
 
 /// The unsupported parts of an answer about the file, joined.
 fn unsupported(answer: &str) -> String {
-    let documents = [Document { name: "docs/mill.txt".into(), text: FILE.into() }];
+    let documents = [Document::plain("docs/mill.txt", FILE)];
     let evidence = FileEvidence::new(&documents);
     let checker = ClaimChecker::new(&evidence, &["Did Cole Brandt pay 99 pounds?".to_owned()]);
     let parts = checker.unsupported(answer, false).into_iter().map(|claim| answer[claim.span].to_owned());

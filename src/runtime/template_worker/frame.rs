@@ -1,10 +1,9 @@
-//! The wire format between the program and its template workers: a length, then strings and values in binary form. JSON
-//! is not used because its parser rounds some floats and stops at 128 levels, so that a template would see other values
-//! than in process. Next: [`super::worker`].
+//! The bodies of requests to template workers and of their replies: strings and values in binary form. JSON is not used
+//! because its parser rounds some floats and stops at 128 levels, so that a template would see other values than in
+//! process. Next: [`super::worker`].
 
 use models::template::{Failure, RenderJob, sandbox::Reason};
 use serde_json::{Map, Number, Value};
-use std::io::{self, Read, Write};
 
 /// Maximum nesting of a value. JSON in a request has at most 128 levels, twice that with parsed tool arguments.
 const MAX_DEPTH: usize = 1000;
@@ -54,34 +53,6 @@ pub fn read_reply(body: &[u8]) -> Option<Result<String, Failure>> {
         b'u' => Err(Failure::Unusable(Reason { place: text()?, expected: text()?, found: text()? })),
         _ => return None,
     })
-}
-
-/// Bytes of the length prefix.
-pub const HEAD: usize = 8;
-
-/// Encodes the length prefix of a body.
-pub fn head(body: &[u8]) -> [u8; HEAD] {
-    (body.len() as u64).to_le_bytes()
-}
-
-/// Writes a body with its length prefix.
-pub fn write(body: &[u8], out: &mut impl Write) -> io::Result<()> {
-    out.write_all(&head(body))?;
-    out.write_all(body)?;
-    out.flush()
-}
-
-/// Reads a body; `None` at the end of the input.
-pub fn read(input: &mut impl Read) -> io::Result<Option<Vec<u8>>> {
-    let mut length = [0; HEAD];
-    match input.read_exact(&mut length) {
-        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        read => read?,
-    }
-    let length = u64::from_le_bytes(length);
-    let mut body = Vec::new();
-    let read = input.take(length).read_to_end(&mut body)?;
-    if read as u64 == length { Ok(Some(body)) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
 }
 
 fn put_length(length: usize, out: &mut Vec<u8>) {

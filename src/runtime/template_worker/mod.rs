@@ -1,26 +1,20 @@
-//! Renders chat templates of model files in worker processes, so that a hostile template ends one rendering and not
-//! the program.
+//! Renders chat templates of model files in worker processes ([`crate::io::worker_process`]), so that a hostile template
+//! ends one rendering and not the program. The built-in template is trusted and renders in process.
 //!
-//! A worker is another process of this program, started as the hidden command `kimi template-worker`: it limits its own
-//! resources ([`worker`]), reads requests from standard input and writes replies to standard output ([`frame`]). The
-//! parent keeps a few workers alive, sets a deadline for each rendering, and replaces workers that die or exceed the
-//! deadline ([`pool`]). The built-in template is trusted and renders in process.
-//!
-//! A program other than `kimi` that uses this crate as a library has no such command. Unless it calls [`register`] with
-//! a `kimi` executable, templates render on a thread with a large stack ([`thread`]): source, nesting, steps, output
-//! and time are bounded, but a value that contains itself still overflows the stack, memory is not bounded, and a
-//! thread past its deadline keeps running. Next: [`pool`].
+//! A program other than `kimi` that uses this crate as a library has no command for workers. Unless it registers a `kimi`
+//! executable, templates render on a thread with a large stack ([`thread`]): source, nesting, steps, output and time are
+//! bounded, but a value that contains itself still overflows the stack, memory is not bounded, and a thread past its
+//! deadline keeps running. Next: [`pool`].
 
 pub(crate) mod frame;
-mod pipes;
 pub mod pool;
 pub(crate) mod thread;
 pub(crate) mod worker;
 
 pub use pool::Pool;
 
+use crate::io::worker_process::{self, WorkerLimits};
 use models::template::{Failure, Sandbox};
-use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -30,24 +24,20 @@ pub const DEADLINE: Duration = Duration::from_secs(3);
 pub const HEAP_BYTES: u64 = 512 << 20;
 /// Stack size of a rendering; the nesting allowed by [`models::template::bounds`] needs a tenth of it.
 pub const STACK_BYTES: usize = 128 << 20;
+/// The limits of a template worker.
+const LIMITS: WorkerLimits = WorkerLimits {
+    command: "template-worker",
+    deadline: DEADLINE,
+    heap_bytes: HEAP_BYTES,
+    stack_bytes: STACK_BYTES,
+};
 
 static POOL: OnceLock<Arc<Pool>> = OnceLock::new();
 
-/// Sets the `kimi` executable that renders templates; later calls have no effect.
-pub fn register(program: PathBuf) {
-    POOL.get_or_init(|| Arc::new(Pool::new(program)));
-}
-
-/// Returns the running executable: on Linux a link that stays valid when the file is replaced.
-pub fn this_program() -> Option<PathBuf> {
-    let link = Path::new("/proc/self/exe");
-    if link.exists() { Some(link.to_owned()) } else { std::env::current_exe().ok() }
-}
-
 /// Returns the sandbox for templates of model files: workers, or threads if no executable is registered.
 pub fn sandbox() -> Arc<dyn Sandbox> {
-    match POOL.get() {
-        Some(pool) => pool.clone(),
+    match worker_process::program() {
+        Some(program) => POOL.get_or_init(|| Arc::new(Pool::new(program.to_owned()))).clone(),
         None => Arc::new(thread::InThread(DEADLINE)),
     }
 }

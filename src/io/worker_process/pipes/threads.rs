@@ -21,10 +21,10 @@ impl ThreadPipes {
         mut input: impl Write + Send + 'static,
         mut output: impl Read + Send + 'static,
     ) -> io::Result<Self> {
-        let (requests, written) = transfer("template-input", move |bytes: Vec<u8>| {
+        let (requests, written) = transfer("worker-input", move |bytes: Vec<u8>| {
             input.write_all(&bytes).and_then(|()| input.flush())
         })?;
-        let (lengths, replies) = transfer("template-output", move |length: usize| {
+        let (lengths, replies) = transfer("worker-output", move |length: usize| {
             let mut bytes = vec![0; length];
             output.read_exact(&mut bytes).map(|()| bytes)
         })?;

@@ -1,7 +1,8 @@
-//! Collects text documents from files, directories and standard input. Files that are not text are rejected by name.
-//! Next: [`super::text`].
+//! Collects documents from files, directories and standard input. Files that are no documents are rejected by name. Next:
+//! [`super::format`] and [`super::worker`].
 
-use super::text::{self, MAX_BYTES};
+use super::{Document, format, plain, worker};
+use crate::io::text::{self, MAX_BYTES};
 use anyhow::{Context as _, Result, bail, ensure};
 use ignore::overrides::OverrideBuilder;
 use ignore::{DirEntry, WalkBuilder};
@@ -16,21 +17,15 @@ pub const PIPE: &str = "standard input";
 const TOO_MUCH: &str = "expected at most 134217728 bytes of text in all, found more";
 const _: () = assert!(MAX_BYTES == 134_217_728);
 
-/// A text document with its name.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Document {
-    /// The path as given, or [`PIPE`].
-    pub name: String,
-    /// The text without a byte order mark, with lines that end in `\n`.
-    pub text: String,
-}
+/// Largest file of a document in bytes; a text is limited to [`MAX_BYTES`].
+const MAX_FILE_BYTES: u64 = 256 << 20;
 
-/// Reads files, text files under directories (only those that match a pattern of `include`, if any), and standard input
+/// Reads files, documents under directories (only those that match a pattern of `include`, if any), and standard input
 /// for `-` or if no file is given. A FIFO among `files` is read to its end; in directories only regular files are read.
-/// `note` receives a line for each entry of a directory that is not text or cannot be read.
+/// `note` receives a line for each entry of a directory that is no document or cannot be read.
 ///
 /// # Errors
-/// A file that cannot be read or is not text, and more than [`MAX_BYTES`] in all.
+/// A file that cannot be read or is no document, and more than [`MAX_BYTES`] in all.
 pub fn gather(files: &[PathBuf], include: &[String], note: &mut dyn FnMut(&str)) -> Result<Vec<Document>> {
     let pipe = [PathBuf::from("-")];
     let files = match files {
@@ -129,14 +124,32 @@ fn unreadable(e: &ignore::Error) -> String {
     }
 }
 
-fn document(name: &str, input: impl Read) -> Result<Document> {
-    let mut text = text::read(name, input, MAX_BYTES)?;
+fn document(name: &str, mut input: impl Read) -> Result<Document> {
+    let mut bytes = Vec::new();
+    let read = |bytes: &mut Vec<u8>, input: &mut dyn Read, most: u64| {
+        input.take(most).read_to_end(bytes).with_context(|| name.to_owned())
+    };
+    read(&mut bytes, &mut input, text::HEAD_BYTES)?;
+    let format = format::detect(&bytes);
+    let max = if format.is_some() { MAX_FILE_BYTES } else { MAX_BYTES };
+    if let Some(e) = text::binary_error(name, &bytes).filter(|_| format.is_none()) {
+        return Err(e);
+    }
+    read(&mut bytes, &mut input, max + 1 - text::HEAD_BYTES)?;
+    ensure!(bytes.len() as u64 <= max, "{name}: expected at most {max} bytes, found more");
+    let (mut text, parts) = match format {
+        Some(format) => {
+            let extracted = worker::extract(format, &bytes).with_context(|| name.to_owned())?;
+            (extracted.text, extracted.parts)
+        }
+        None => (plain::decode(name, bytes)?, Vec::new()),
+    };
     if text.contains('\r') {
         text = text.replace("\r\n", "\n").replace('\r', "\n");
     }
     ensure!(!text.is_empty(), "{name}: the file is empty");
     ensure!(!text.trim().is_empty(), "{name}: the file has only white space");
-    Ok(Document { name: name.to_owned(), text })
+    Ok(Document { name: name.to_owned(), text, parts })
 }
 
 #[cfg(test)]

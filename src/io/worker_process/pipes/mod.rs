@@ -1,4 +1,4 @@
-//! The pipes to a template worker, with a deadline for each transfer: [`poll`] on Unix, [`threads`] on Windows, which
+//! The pipes to a worker, with a deadline for each transfer: [`poll`] on Unix, [`threads`] on Windows, which
 //! cannot wait for an anonymous pipe with a time limit.
 
 #[cfg(unix)]

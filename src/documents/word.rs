@@ -1,0 +1,168 @@
+//! Extracts the text of Word documents (DOCX) by paragraph: body, then footnotes and endnotes. A row of a table is a line
+//! with tabs between its cells. Deleted text of tracked changes and field codes are left out.
+
+use super::archive::{Archive, resolve};
+use super::builder::TextBuilder;
+use super::place::Part;
+use super::xml::{XmlEvent, walk};
+use anyhow::Result;
+
+/// Appends the document whose main part is `main`.
+pub(super) fn extract(archive: &mut Archive<'_>, main: &str, out: &mut TextBuilder) -> Result<()> {
+    let mut paragraphs = 0;
+    body(&archive.text(main)?, &mut paragraphs, out)?;
+    for notes in ["footnotes.xml", "endnotes.xml"] {
+        let path = resolve(main, notes);
+        if archive.has(&path) {
+            body(&archive.text(&path)?, &mut paragraphs, out)?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Default)]
+struct WordBody {
+    /// The open paragraphs: one in a text box is inside another.
+    open: Vec<String>,
+    /// The depth of open tables.
+    tables: usize,
+    cells: Vec<String>,
+    /// Elements whose content is left out, and the depth in one.
+    skipped: usize,
+    in_text: bool,
+}
+
+fn body(xml: &str, paragraphs: &mut u32, out: &mut TextBuilder) -> Result<()> {
+    let mut state = WordBody::default();
+    let mut emit = |text: &str, is_row: bool| -> Result<()> {
+        if text.trim().is_empty() {
+            return Ok(());
+        }
+        *paragraphs += 1;
+        out.start(Part::Paragraph(*paragraphs));
+        out.line(text.trim_end())?;
+        if is_row { Ok(()) } else { out.line("") }
+    };
+    walk(xml, |event| match event {
+        XmlEvent::Start(name, _) => {
+            state.start(name);
+            Ok(())
+        }
+        XmlEvent::End(name) => match state.end(name) {
+            Some((text, is_row)) => emit(&text, is_row),
+            None => Ok(()),
+        },
+        XmlEvent::Text(text) => {
+            if state.in_text && state.skipped == 0 {
+                state.push(text);
+            }
+            Ok(())
+        }
+    })
+}
+
+/// Elements whose content repeats other content or is no text of the document.
+fn is_skipped(name: &str) -> bool {
+    matches!(name, "Fallback" | "del" | "moveFrom" | "instrText" | "separator")
+}
+
+impl WordBody {
+    fn push(&mut self, text: &str) {
+        if let Some(open) = self.open.last_mut() {
+            open.push_str(text);
+        }
+    }
+
+    fn start(&mut self, name: &str) {
+        if self.skipped > 0 || is_skipped(name) {
+            self.skipped += usize::from(is_skipped(name));
+            return;
+        }
+        match name {
+            "p" => self.open.push(String::new()),
+            "t" => self.in_text = true,
+            "tab" => self.push("\t"),
+            "br" | "cr" => self.push(if self.tables > 0 { " " } else { "\n" }),
+            "noBreakHyphen" => self.push("-"),
+            "tbl" => self.tables += 1,
+            "tc" if self.tables == 1 => self.cells.push(String::new()),
+            _ => {}
+        }
+    }
+
+    /// Ends an element; returns a complete paragraph, or row of a table and true.
+    fn end(&mut self, name: &str) -> Option<(String, bool)> {
+        if self.skipped > 0 {
+            self.skipped -= usize::from(is_skipped(name));
+            return None;
+        }
+        match name {
+            "t" => self.in_text = false,
+            "p" => {
+                let text = self.open.pop()?;
+                match self.cells.last_mut().filter(|_| self.tables > 0) {
+                    Some(cell) => {
+                        cell.push_str(if cell.is_empty() || text.is_empty() { "" } else { " " });
+                        cell.push_str(text.trim());
+                    }
+                    None => return Some((text, false)),
+                }
+            }
+            "tr" if self.tables == 1 => return Some((std::mem::take(&mut self.cells).join("\t"), true)),
+            "tbl" => {
+                self.tables = self.tables.saturating_sub(1);
+                self.cells.clear();
+            }
+            _ => {}
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::documents::test_files::{docx, zip};
+
+    fn text(body: &str) -> String {
+        let bytes = zip(&docx(body).iter().map(|(n, t)| (*n, t.as_bytes())).collect::<Vec<_>>());
+        let mut out = TextBuilder::default();
+        extract(&mut Archive::new(&bytes).unwrap(), "word/document.xml", &mut out).unwrap();
+        out.finish().text
+    }
+
+    #[test]
+    fn paragraphs_tables_and_changes() {
+        let p = |text: &str| format!("<w:p><w:r><w:t xml:space='preserve'>{text}</w:t></w:r></w:p>");
+        let cell = |text: &str| format!("<w:tc>{}</w:tc>", p(text));
+        let body = [
+            p("Mara Velt &amp; "),
+            "<w:p><w:r><w:t>one</w:t><w:br/><w:tab/><w:t>two</w:t><w:instrText>PAGE</w:instrText></w:r>\
+                <w:del><w:r><w:t>gone</w:t></w:r></w:del></w:p>"
+                .into(),
+            format!(
+                "<w:tbl><w:tr>{}{}</w:tr><w:tr>{}<w:tc/></w:tr></w:tbl>",
+                cell("a"),
+                cell("b"),
+                cell("c")
+            ),
+            format!(
+                "<w:p><w:r><mc:Choice>{}</mc:Choice><mc:Fallback>{}</mc:Fallback></w:r></w:p>",
+                p("box"),
+                p("box")
+            ),
+        ];
+        let expected = "Mara Velt &\n\none\n\ttwo\n\na\tb\nc\nbox\n";
+        assert_eq!(text(&body.concat()), expected);
+    }
+
+    #[test]
+    fn paragraphs_are_counted() {
+        let bytes = docx("<w:p><w:t>a</w:t></w:p><w:p/><w:p><w:t>b</w:t></w:p>");
+        let bytes = zip(&bytes.iter().map(|(n, t)| (*n, t.as_bytes())).collect::<Vec<_>>());
+        let mut out = TextBuilder::default();
+        extract(&mut Archive::new(&bytes).unwrap(), "word/document.xml", &mut out).unwrap();
+        let starts: Vec<_> = out.finish().parts.into_iter().map(|start| (start.line, start.part)).collect();
+        assert_eq!(starts, [(1, Part::Paragraph(1)), (3, Part::Paragraph(2))]);
+    }
+}
