@@ -36,6 +36,7 @@ pub(super) fn extract(bytes: &[u8], out: &mut TextBuilder) -> Result<()> {
     };
     let pages = pdf.pages();
     ensure!(pages.len() <= MAX_PAGES, "expected at most {MAX_PAGES} pages, found {}", pages.len());
+    ensure!(!pages.is_empty(), "expected pages, found none");
     let mut interpreter = Interpreter::default();
     let mut texts = Vec::new();
     for page in pages.iter() {
