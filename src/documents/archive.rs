@@ -94,10 +94,9 @@ fn decoded(link: &str) -> String {
     let (mut out, mut rest) = (Vec::new(), link.as_bytes());
     while let [first, after @ ..] = rest {
         let hex = after.get(..2).filter(|_| *first == b'%').and_then(|hex| std::str::from_utf8(hex).ok());
-        match hex.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
-            Some(byte) => (out.push(byte), rest = &after[2..]).1,
-            None => (out.push(*first), rest = after).1,
-        }
+        let byte = hex.and_then(|hex| u8::from_str_radix(hex, 16).ok());
+        out.push(byte.unwrap_or(*first));
+        rest = if byte.is_some() { &after[2..] } else { after };
     }
     String::from_utf8_lossy(&out).into_owned()
 }

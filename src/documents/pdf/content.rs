@@ -185,7 +185,7 @@ impl PageRun<'_> {
             let scale = if font.is_vertical { 1.0 } else { state.scale };
             let to_page = object.matrix.then(state.transform);
             let along = |length| if font.is_vertical { (0.0, length) } else { (length * scale, 0.0) };
-            let (_, up) = (0.0, to_page.direction((0.0, state.size)));
+            let up = to_page.direction((0.0, state.size));
             let known = code.text.is_some();
             self.interpreter.mapped += usize::from(known);
             self.interpreter.unmapped += usize::from(!known);
