@@ -1,7 +1,7 @@
 //! Interprets the text operators of a page's content stream, and of the forms that it draws, as positioned glyphs.
 
 use super::font::PdfFont;
-use super::matrix::Affine;
+use super::matrix::PageTransform;
 use hayro_syntax::content::TypedIter;
 use hayro_syntax::content::ops::TypedInstruction;
 use hayro_syntax::object::{
@@ -43,7 +43,7 @@ impl Interpreter {
     /// The glyphs of a page in the order of its content stream.
     pub fn page(&mut self, page: &Page<'_>) -> Vec<Glyph> {
         let mut run = PageRun { interpreter: self, glyphs: Vec::new(), forms: 0, replaced: Vec::new() };
-        run.operators(page.typed_operations(), page.resources(), Affine::IDENTITY, 0);
+        run.operators(page.typed_operations(), page.resources(), PageTransform::IDENTITY, 0);
         run.glyphs
     }
 
@@ -58,7 +58,7 @@ impl Interpreter {
 /// The text state, which `q` saves and `Q` restores with the transform.
 #[derive(Clone)]
 struct TextState {
-    transform: Affine,
+    transform: PageTransform,
     font: Option<Rc<PdfFont>>,
     size: f64,
     char_space: f64,
@@ -78,12 +78,18 @@ struct PageRun<'i> {
 
 /// The text and line matrices of a text object.
 struct TextObject {
-    matrix: Affine,
-    line: Affine,
+    matrix: PageTransform,
+    line: PageTransform,
 }
 
 impl PageRun<'_> {
-    fn operators(&mut self, mut ops: TypedIter<'_>, resources: &Resources<'_>, base: Affine, depth: usize) {
+    fn operators(
+        &mut self,
+        mut ops: TypedIter<'_>,
+        resources: &Resources<'_>,
+        base: PageTransform,
+        depth: usize,
+    ) {
         let mut state = TextState {
             transform: base,
             font: None,
@@ -95,7 +101,7 @@ impl PageRun<'_> {
             rise: 0.0,
         };
         let mut saved: Vec<TextState> = Vec::new();
-        let mut object = TextObject { matrix: Affine::IDENTITY, line: Affine::IDENTITY };
+        let mut object = TextObject { matrix: PageTransform::IDENTITY, line: PageTransform::IDENTITY };
         while let Some(op) = ops.next() {
             if self.glyphs.len() > MAX_GLYPHS {
                 return;
@@ -138,7 +144,7 @@ impl PageRun<'_> {
             TypedInstruction::HorizontalScaling(op) => state.scale = op.0.as_f64() / 100.0,
             TypedInstruction::TextLeading(op) => state.leading = op.0.as_f64(),
             TypedInstruction::TextRise(op) => state.rise = op.0.as_f64(),
-            TypedInstruction::BeginText(_) => object.set(Affine::IDENTITY),
+            TypedInstruction::BeginText(_) => object.set(PageTransform::IDENTITY),
             TypedInstruction::SetTextMatrix(m) => object.set(matrix([m.0, m.1, m.2, m.3, m.4, m.5])),
             TypedInstruction::NextLine(op) => object.next_line(op.0.as_f64(), op.1.as_f64()),
             TypedInstruction::NextLineAndSetLeading(op) => {
@@ -209,7 +215,7 @@ impl PageRun<'_> {
         }
     }
 
-    fn form(&mut self, form: &Stream<'_>, resources: &Resources<'_>, transform: Affine, depth: usize) {
+    fn form(&mut self, form: &Stream<'_>, resources: &Resources<'_>, transform: PageTransform, depth: usize) {
         let dict = form.dict();
         let is_form = dict.get::<Name<'_>>("Subtype").as_deref() == Some(b"Form");
         self.forms += 1;
@@ -219,7 +225,9 @@ impl PageRun<'_> {
         let Ok(content) = form.decoded() else { return };
         let own = dict.get::<Dict<'_>>("Resources").map(Resources::new);
         let entries = dict.get::<Array<'_>>("Matrix").map(|array| array.iter::<f64>().collect::<Vec<_>>());
-        let own_matrix = entries.and_then(|entries| entries.try_into().ok()).map_or(Affine::IDENTITY, Affine);
+        let own_matrix = entries
+            .and_then(|entries| entries.try_into().ok())
+            .map_or(PageTransform::IDENTITY, PageTransform);
         let base = own_matrix.then(transform);
         self.operators(TypedIter::new(&content), own.as_ref().unwrap_or(resources), base, depth + 1);
     }
@@ -236,21 +244,21 @@ impl TextState {
 }
 
 impl TextObject {
-    fn set(&mut self, matrix: Affine) {
+    fn set(&mut self, matrix: PageTransform) {
         (self.matrix, self.line) = (matrix, matrix);
     }
 
     fn next_line(&mut self, x: f64, y: f64) {
-        self.set(Affine::translation(x, y).then(self.line));
+        self.set(PageTransform::translation(x, y).then(self.line));
     }
 
     fn advance(&mut self, (x, y): (f64, f64)) {
-        self.matrix = Affine::translation(x, y).then(self.matrix);
+        self.matrix = PageTransform::translation(x, y).then(self.matrix);
     }
 }
 
-fn matrix(numbers: [Number; 6]) -> Affine {
-    Affine(numbers.map(|number| number.as_f64()))
+fn matrix(numbers: [Number; 6]) -> PageTransform {
+    PageTransform(numbers.map(|number| number.as_f64()))
 }
 
 /// The `ActualText` of marked content, which replaces what its glyphs show.

@@ -31,7 +31,8 @@ pub(super) fn join(pages: &mut [Vec<String>]) {
         let mut before = true;
         page.retain(|line| {
             let is_empty = line.is_empty();
-            !(is_empty && std::mem::replace(&mut before, is_empty))
+            let follows_empty = std::mem::replace(&mut before, is_empty);
+            !(is_empty && follows_empty)
         });
     }
 }

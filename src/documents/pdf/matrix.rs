@@ -1,20 +1,20 @@
-//! Affine transforms of the plane, as content streams have them.
+//! PageTransform transforms of the plane, as content streams have them.
 
 /// `x' = a x + c y + e`, `y' = b x + d y + f`.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Affine(pub [f64; 6]);
+pub(super) struct PageTransform(pub [f64; 6]);
 
-impl Affine {
-    pub const IDENTITY: Affine = Affine([1.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
+impl PageTransform {
+    pub const IDENTITY: PageTransform = PageTransform([1.0, 0.0, 0.0, 1.0, 0.0, 0.0]);
 
-    pub fn translation(x: f64, y: f64) -> Affine {
-        Affine([1.0, 0.0, 0.0, 1.0, x, y])
+    pub fn translation(x: f64, y: f64) -> PageTransform {
+        PageTransform([1.0, 0.0, 0.0, 1.0, x, y])
     }
 
     /// The transform that applies `self` first and then `next`.
-    pub fn then(self, next: Affine) -> Affine {
+    pub fn then(self, next: PageTransform) -> PageTransform {
         let (a, b) = (self.0, next.0);
-        Affine([
+        PageTransform([
             a[0] * b[0] + a[1] * b[2],
             a[0] * b[1] + a[1] * b[3],
             a[2] * b[0] + a[3] * b[2],

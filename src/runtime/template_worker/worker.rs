@@ -1,5 +1,4 @@
 //! `kimi template-worker`: renders the requests from standard input in a process with limits. It is a hidden command.
-//! Next: [`super::frame`].
 
 use super::{LIMITS, frame};
 use crate::io::worker_process::child;
