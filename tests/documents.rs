@@ -14,7 +14,8 @@ mod test_files;
 
 use test_files::{docx, epub, pdf, xlsx, zip};
 
-const FACT: &str = "Mara Velt keeps the mill in Dunmore since 3 May 1998.";
+const FACT: &str = "The access code of the Hartwell mill is 4713.";
+const QUESTION: &str = "What is the access code of the Hartwell mill?";
 
 fn write(dir: &Path, name: &str, bytes: &[u8]) -> PathBuf {
     let path = dir.join(name);
@@ -42,7 +43,7 @@ fn ask(cache: &Path, file: &Path, question: &str) -> Value {
 
 /// Asks where the fact is; returns its place.
 fn place(cache: &Path, file: &Path) -> Value {
-    let answer = ask(cache, file, "Who keeps the mill?");
+    let answer = ask(cache, file, QUESTION);
     let quotes = answer["quotes"].as_array().unwrap();
     let found = quotes.iter().find(|quote| !quote["places"].as_array().unwrap().is_empty());
     found.unwrap_or_else(|| panic!("no located quote: {answer}"))["places"][0].clone()
@@ -59,7 +60,7 @@ fn quotes_have_the_places_of_the_format() {
     let file = write(dir.path(), "report.pdf", &pdf(&pages));
     let found = place(&cache, &file);
     assert_eq!((&found["page"], &found["place"]), (&2.into(), &"p. 2".into()), "{found}");
-    let shown = run(&cache, &file, &["Who keeps the mill?"]);
+    let shown = run(&cache, &file, &[QUESTION]);
     let shown = String::from_utf8(shown.stdout).unwrap();
     assert!(shown.contains("report.pdf p. 2]"), "{shown}");
 
