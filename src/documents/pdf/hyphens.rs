@@ -34,6 +34,9 @@ pub(super) fn join(pages: &mut [Vec<String>]) {
             let follows_empty = std::mem::replace(&mut before, is_empty);
             !(is_empty && follows_empty)
         });
+        if page.last().is_some_and(String::is_empty) {
+            page.pop();
+        }
     }
 }
 
