@@ -8,12 +8,12 @@
 use anyhow::{Context as _, Result};
 use kernels::cpu::Cpu;
 use kimi::ask::quote_constraint::QuoteIndex;
+use kimi::documents::Document;
 use kimi::generation::decoder::GenerationParams;
 use kimi::generation::event::Stats;
 use kimi::generation::generate::{Request, generate_on};
 use kimi::generation::grammar::{Grammar, Grammars};
 use kimi::generation::sample::{Constraint, Sampling};
-use kimi::io::document::Document;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::{Drafting, LoadOptions};
@@ -186,7 +186,7 @@ fn main() -> Result<()> {
     for at in [copy.len() / 5, copy.len() / 2, copy.len() * 4 / 5] {
         copy[at] = 17;
     }
-    let document = Document { name: "text".into(), text: text(&prompt) };
+    let document = Document::plain("text", &text(&prompt));
     let quotes = quoting(&document.text);
     let quote_index = Arc::new(QuoteIndex::new(&[document], &tokenizer, vocab));
     let grammars = Grammars::new(&tokenizer, vocab)?;

@@ -13,7 +13,7 @@ pub(crate) mod chat;
 pub mod cli;
 pub(crate) mod client;
 pub mod commands;
-pub(crate) mod documents;
+pub mod documents;
 pub mod generation;
 pub(crate) mod hub;
 pub mod io;

@@ -6,12 +6,12 @@ mod common;
 use common::{kimi_ok, text};
 use kernels::cpu::Cpu;
 use kimi::ask::quote_constraint::QuoteIndex;
+use kimi::documents::Document;
 use kimi::generation::decoder::{FinishReason, GenerationParams};
 use kimi::generation::event::{EngineEvent, Stats};
 use kimi::generation::generate::{Request, generate_on};
 use kimi::generation::grammar::{Compiled, Grammar, Grammars};
 use kimi::generation::sample::Sampling;
-use kimi::io::document::Document;
 use kimi::prefix_cache::namespace::Namespace;
 use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
@@ -188,7 +188,7 @@ fn replies_under_constraints_equal_those_without_drafts() {
     let grammars = Grammars::new(tokenizer, off.config.vocab).unwrap();
     let compiled = grammars_of_replies().map(|grammar| grammars.compile(&grammar, &|| false).unwrap());
     let text = "The mill stood by the river. Anna kept the keys of the mill, and Tom kept the boat.\n";
-    let file = Document { name: "mill".into(), text: text.into() };
+    let file = Document::plain("mill", text);
     let quotes = Arc::new(QuoteIndex::new(&[file], tokenizer, off.config.vocab));
     let mut accepted = [0; 4];
     for sampling in samplings() {
