@@ -157,7 +157,7 @@ fn unreadable_input_is_rejected() {
         text(&path).to_owned()
     };
     let pdf = path("a.pdf", b"%PDF-1.7\n");
-    rejected(dir.path(), &["-f", &pdf, "?"], "a PDF: extract its text first (pdftotext)");
+    rejected(dir.path(), &["-f", &pdf, "?"], "expected a valid PDF, found a damaged one");
     rejected(dir.path(), &["-f", "/nowhere", "?"], "/nowhere: No such file or directory (os error 2)");
     let long = path("long.txt", document(2500).as_bytes());
     rejected(dir.path(), &["-f", &long, "?"], "raise --ctx or shorten the prompt");
@@ -176,7 +176,7 @@ fn endless_input_is_rejected_and_pipes_in_directories_are_skipped() {
     let out = command(&cache, &["-f", "-", "?"]).stdin(endless.stdout.take().unwrap()).output().unwrap();
     endless.wait().unwrap();
     let stderr = String::from_utf8(out.stderr).unwrap();
-    let expected = "kimi: standard input: expected at most 134217728 bytes of text, found more\n";
+    let expected = "kimi: standard input: expected at most 134217728 bytes, found more\n";
     assert_eq!((out.status.code(), &stderr[..]), (Some(1), expected));
     let docs = dir.path().join("docs");
     std::fs::create_dir(&docs).unwrap();

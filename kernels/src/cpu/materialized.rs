@@ -125,7 +125,7 @@ fn head<H: HeadPart>(
 /// Keys, a column each, and values of a part in f32.
 struct F32Head {
     h: usize,
-    /// Rows of the part.
+    /// The cache rows of the part.
     rows: Range<usize>,
     buffer: Buffer,
     /// Lengths of W_k, W_v, keys and values in the buffer.

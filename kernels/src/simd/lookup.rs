@@ -70,13 +70,13 @@ impl<const N: usize> Fours<N> {
 
 /// 256 weights: 64 vectors of four from a table of [`Fours`], with signs, and a scale for each 32.
 pub trait FoursBlock<const N: usize> {
-    /// A block of activations.
+    /// The block of activations that it multiplies.
     type X;
     /// The table that the numbers select from.
     const TABLE: &'static Fours<N>;
     /// The parts of a block.
     fn parts<I: Isa>(&self, isa: I) -> SignedFours<'_>;
-    /// The activations in -127..=127.
+    /// The quants of the activations, in -127..=127.
     fn quants(x: &Self::X) -> &[[u8; 32]; 8];
 }
 
@@ -89,7 +89,7 @@ pub struct SignedFours<'a> {
     pub ninth: [u8; 8],
     /// A bit for each weight, set where it is negative.
     pub signs: [[u8; 4]; 8],
-    /// The scales, positive.
+    /// The positive scale of each 32 weights.
     pub scales: [u8; 8],
 }
 
@@ -98,12 +98,12 @@ pub struct SignedFours<'a> {
 pub struct Eight<'a, T> {
     /// The values, at least one.
     pub all: &'a [T],
-    /// The distance.
+    /// The distance between two values.
     pub stride: usize,
 }
 
 impl<'a, T> Eight<'a, T> {
-    /// Value i.
+    /// Value i, or the last one.
     #[inline(always)]
     pub fn get(&self, i: usize) -> &'a T {
         &self.all[(i * self.stride).min(self.all.len() - 1)]

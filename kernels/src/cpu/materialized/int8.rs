@@ -20,11 +20,11 @@ use std::ops::Range;
 pub(super) struct Int8Head {
     /// First token of the prepared queries.
     start: usize,
-    /// Rows of the part.
+    /// The cache rows of the part.
     rows: Range<usize>,
     /// W_k transposed, then W_v, rows of Q8_0 over the latent's columns.
     weights: Buffer,
-    /// Quantized queries, `[tokens][blocks]`.
+    /// The quantized blocks of each query, `[tokens][blocks]`.
     q: Buffer,
     packed: PartBuffers,
     /// Values in f32, `[SEGMENT, dim]`.
@@ -40,7 +40,7 @@ impl Int8Head {
     }
 }
 
-/// Bytes of Q8_0 rows.
+/// Bytes of `rows` Q8_0 rows of `cols` values.
 fn q8_bytes(rows: usize, cols: usize) -> usize {
     rows * cols / BLOCK * size_of::<Q8_0>()
 }
