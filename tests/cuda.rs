@@ -147,14 +147,14 @@ fn a_reply_is_the_same_with_experts_on_both_devices() {
     }
 }
 
-/// A prefix cached by one device is restored by the other.
+/// A prefix cached by one device is restored by the other, if both have the same cache type.
 #[test]
 fn snapshots_cross_between_devices() {
     let Some(kimi) = OnEmulator::new() else { return };
     let dir = tempfile::tempdir().unwrap();
     let text_of = |n: usize| "The keeper of the mill is Ada. ".repeat(n).trim_end().to_owned();
     let read = |device: &str, prompt: &str| {
-        let store = ["--cache-dir", dir.path().to_str().unwrap()];
+        let store = ["--cache-dir", dir.path().to_str().unwrap(), "--cache-type", "f16"];
         let args = ["generate", "--raw", "-n", "4", "--temperature", "0", prompt, "--device", device];
         let out = kimi.run(&[&args[..], &store].concat());
         (stdout(&out), text(&out.stderr))
@@ -170,6 +170,8 @@ fn snapshots_cross_between_devices() {
             prompt,
             "--device",
             device,
+            "--cache-type",
+            "f16",
             "--no-cache",
         ]))
     };

@@ -30,7 +30,7 @@ pub struct EngineArgs {
     /// Data type of the KV cache (default: q8_0 on the CPU, f16 on a GPU or if a row is no whole blocks of 32 values)
     #[arg(long, visible_alias = "kv-type", value_enum)]
     pub cache_type: Option<CacheType>,
-    /// Draft tokens from the context, which speeds up copied text and changes no reply: auto, off or N tokens (1 to 15)
+    /// Draft tokens from context and grammar: faster copied or structured text, the same replies; auto, off or N tokens (1 to 15)
     #[arg(long, value_name = "auto|off|N", default_value = "auto", value_parser = drafting)]
     pub draft: Drafting,
     /// Chat template to use instead of the model file's: a file, or `builtin`
