@@ -41,6 +41,8 @@ DEFAULTS = {"temperature": 0.25, "top_k": 17, "top_p": 0.5, "min_p": 0.125}
 # The mean difference of the likeliest tokens' log-probabilities that rounding explains. A single different choice of an
 # expert moves some by up to 1.
 ALLOWED = {"F32": 0.002, "F16": 0.02, "Q8_0": 0.1, "Q4_K_M": 0.1}
+# The type of llama.cpp's KV cache.
+CACHE = ["--cache-type", "f16"]
 # Formats whose weights are vectors of a codebook, for all matrices whose rows are whole blocks of 256.
 CODEBOOKS = ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"]
 ALLOWED |= {kind: 0.1 for kind in CODEBOOKS}
@@ -99,12 +101,12 @@ def run(*command):
 
 def ours(kimi, path):
     how = ["-n", str(STEPS), "--temp", "0", "--print-ids", "--ignore-eos", "-q"]
-    return [int(line) for line in run(kimi, "generate", "-m", path, "--ids", joined(PROMPT), *how).split()]
+    return [int(line) for line in run(kimi, "generate", "-m", path, "--ids", joined(PROMPT), *CACHE, *how).split()]
 
 
 def our_logprobs(kimi, path, tokens, out):
     """The log-probabilities of all tokens at each of the given tokens after the prompt."""
-    run(kimi, "logits", "-m", path, "--ids", joined(PROMPT + tokens), "-o", out)
+    run(kimi, "logits", "-m", path, "--ids", joined(PROMPT + tokens), *CACHE, "-o", out)
     logits = np.load(out).astype(np.float64)[len(PROMPT) - 1:-1]
     logits -= logits.max(-1, keepdims=True)
     return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
