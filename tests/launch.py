@@ -27,7 +27,7 @@ PYTHON = {
     "aider": ("aider", "aider-chat", ["--yes-always", "--message", HELLO],
               ["--yes-always", "--restore-chat-history", "--message", AGAIN]),
 }
-DEFAULT = ["claude", "codex", "opencode", "kimi-code", "aider"]
+DEFAULT = ["claude", "codex", "opencode", "aider"]
 
 
 class AgentServer:
