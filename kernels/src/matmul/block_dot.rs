@@ -1,9 +1,7 @@
 //! Declares what the GEMV and GEMM kernels need from a block format. Next: `quant::q8_0`, the plainest format.
 
-#![allow(clippy::needless_range_loop, reason = "plain loops keep vectors in registers")]
-
 use crate::quant::block::Block;
-use crate::simd::{Eight, Isa, PanelSimd};
+use crate::simd::{Isa, PanelSimd};
 
 /// Dot products of one kind of block with its activations.
 pub(crate) trait BlockDot<B: Block> {
@@ -14,15 +12,17 @@ pub(crate) trait BlockDot<B: Block> {
     fn sums<I: Isa>(isa: I, w: &B, x: &B::X) -> [I::Ints; 2];
     /// The sums of eight blocks; overridden where an instruction of one block waits long for another of it.
     #[inline(always)]
-    fn sums_x8<I: Isa>(isa: I, w: Eight<'_, B>, x: Eight<'_, B::X>) -> [[I::Ints; 8]; 2] {
+    fn sums_x8<I: Isa>(isa: I, w: &[B; 8], x: &[B::X; 8]) -> [[I::Ints; 8]; 2] {
         let mut sums = [[isa.zeros(); 8]; 2];
         for i in 0..8 {
-            [sums[0][i], sums[1][i]] = Self::sums(isa, w.get(i), x.get(i));
+            [sums[0][i], sums[1][i]] = Self::sums(isa, &w[i], &x[i]);
         }
         sums
     }
     /// The scales of eight blocks, and of their second terms.
     fn scales_x8<I: Isa>(isa: I, w: [&B; 8]) -> [I::Floats; 2];
+    /// The scale of a block, and of its second term.
+    fn scales<I: Isa>(isa: I, w: &B) -> [f32; 2];
     /// The scale of an activation block.
     fn act_scale(x: &B::X) -> f32;
 

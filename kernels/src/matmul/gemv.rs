@@ -1,16 +1,13 @@
 //! GEMV: weight rows times one token. Rows are read once, in memory order.
 //!
 //! Eight blocks of a row are reduced at a time, one block per lane. Once eight rows are reduced, an 8x8 transpose puts
-//! one row in each lane, and the f32 sums run over the blocks in the order that `superblock` and `block32` define. Blocks
-//! after the last eight of a row are reduced together with those of seven more rows, one row per lane. Next:
+//! one row in each lane, and the f32 sums run over the blocks in the order that `superblock` and `block32` define. Next:
 //! [`super::block_dot`] (what a format implements).
-
-#![allow(clippy::needless_range_loop, reason = "plain loops keep vectors in registers")]
 
 use super::IntegerDot;
 use super::block_dot::BlockDot;
 use crate::quant::block::{Block, Gemv, Tile};
-use crate::simd::{Eight, Isa};
+use crate::simd::Isa;
 
 /// Prefetch distance in bytes: how far ahead of the current block rows are fetched.
 pub(crate) const PREFETCH_BYTES: usize = 2048;
@@ -30,29 +27,29 @@ impl<B: Block, D: BlockDot<B>> Gemv<B> for IntegerDot<D> {
             let mut y = isa.splat(0.0);
             for from in (0..blocks).step_by(CHUNK_BLOCKS) {
                 let chunk = from..blocks.min(from + CHUNK_BLOCKS);
-                let (x, x_rest) = tile.x[chunk.clone()].as_chunks::<8>();
+                let x = &tile.x[chunk.clone()];
                 for r in 0..8.min(rows - first) {
                     let w = &tile.w[(first + r) * blocks..][chunk.clone()];
-                    for (i, (w, x)) in w.as_chunks::<8>().0.iter().zip(x).enumerate() {
+                    let ((eights, rest), (x, x_rest)) = (w.as_chunks::<8>(), x.as_chunks::<8>());
+                    for (i, (w, x)) in eights.iter().zip(x).enumerate() {
                         reduce_x8::<I, B, D>(isa, w, x, (r, 8 * i), [&mut scales, &mut sums]);
                     }
+                    for (i, (w, x)) in rest.iter().zip(x_rest).enumerate() {
+                        reduce::<I, B, D>(isa, w, x, (r, 8 * eights.len() + i), [&mut scales, &mut sums]);
+                    }
                 }
-                for b in (0..8 * x.len()).step_by(8) {
+                for b in (0..x.len()).step_by(8) {
                     let (d, sum) = (transposed(isa, &scales[0], b), transposed(isa, &sums[0], b));
                     if D::MIN_SIGN.is_none() {
-                        for i in 0..8 {
+                        for i in 0..8.min(x.len() - b) {
                             y = isa.fma(d[i], sum[i], y);
                         }
                     } else {
                         let (d2, sum2) = (transposed(isa, &scales[1], b), transposed(isa, &sums[1], b));
-                        for i in 0..8 {
+                        for i in 0..8.min(x.len() - b) {
                             y = isa.fma(d2[i], sum2[i], isa.fma(d[i], sum[i], y));
                         }
                     }
-                }
-                for (i, x) in x_rest.iter().enumerate() {
-                    let at = first * blocks + chunk.end - x_rest.len() + i;
-                    y = add_column::<I, B, D>(isa, Eight { all: &tile.w[at..], stride: blocks }, x, y);
                 }
             }
             let mut lanes = [0.0; 8];
@@ -64,27 +61,23 @@ impl<B: Block, D: BlockDot<B>> Gemv<B> for IntegerDot<D> {
     }
 }
 
-/// Adds the products of one block of eight rows, a row per lane.
+/// Reduces block `at` of row `r`.
 #[inline(always)]
-fn add_column<I: Isa, B: Block, D: BlockDot<B>>(
+fn reduce<I: Isa, B: Block, D: BlockDot<B>>(
     isa: I,
-    w: Eight<'_, B>,
+    w: &B,
     x: &B::X,
-    y: I::Floats,
-) -> I::Floats {
-    let ahead = if w.stride < 8 { 8 * w.stride * size_of::<B>() } else { PREFETCH_BYTES };
-    let mut blocks = [w.get(0); 8];
-    for i in 0..8 {
-        blocks[i] = w.get(i);
-        isa.prefetch_l1(blocks[i], ahead);
+    (r, at): (usize, usize),
+    [scales, totals]: [&mut Terms; 2],
+) {
+    isa.prefetch_l1(w, PREFETCH_BYTES);
+    let (act_scale, [d, d2], [sum, second]) = (D::act_scale(x), D::scales(isa, w), D::sums(isa, w, x));
+    scales[0][r][at] = d * act_scale;
+    totals[0][r][at] = isa.reduce_add_i32(sum) as f32;
+    if let Some(sign) = D::MIN_SIGN {
+        scales[1][r][at] = d2 * (sign * act_scale);
+        totals[1][r][at] = isa.reduce_add_i32(second) as f32;
     }
-    let x_8 = Eight { all: std::slice::from_ref(x), stride: 1 };
-    let ([sums, second], [d, d2]) = (D::sums_x8(isa, w, x_8), D::scales_x8(isa, blocks));
-    let d = isa.mul(d, isa.splat(D::act_scale(x)));
-    let y = isa.fma(d, isa.floats(isa.reduce_add_each(sums)), y);
-    let Some(sign) = D::MIN_SIGN else { return y };
-    let d2 = isa.mul(d2, isa.splat(sign * D::act_scale(x)));
-    isa.fma(d2, isa.floats(isa.reduce_add_each(second)), y)
 }
 
 /// Reduces eight blocks of row `r`, from block `at` on.
@@ -101,7 +94,7 @@ fn reduce_x8<I: Isa, B: Block, D: BlockDot<B>>(
         isa.prefetch_l1(&w[i], PREFETCH_BYTES);
         act_scales[i] = D::act_scale(&x[i]);
     }
-    let [sums, second] = D::sums_x8(isa, Eight { all: w, stride: 1 }, Eight { all: x, stride: 1 });
+    let [sums, second] = D::sums_x8(isa, w, x);
     let (act_scale, [d, d2]) = (isa.load_floats(&act_scales), D::scales_x8(isa, w.each_ref()));
     isa.store(isa.mul(d, act_scale), lanes(&mut scales[0][r], at));
     isa.store(isa.floats(isa.reduce_add_each(sums)), lanes(&mut totals[0][r], at));

@@ -34,7 +34,13 @@ pub(crate) trait Block32: Block<X = Q8x32> {
     }
     /// d and the minimum as stored.
     fn d_and_min(&self) -> [[u8; 2]; 2];
-    /// d and the minimum of sixteen blocks in f32.
+    /// The scale d and the minimum in f32.
+    #[inline(always)]
+    fn scales<I: Isa>(&self, isa: I) -> [f32; 2] {
+        let [d, m] = self.d_and_min();
+        [isa.f16(d), isa.f16(m)]
+    }
+    /// d and the minimum of sixteen blocks.
     #[inline(always)]
     fn panel_scales<P: PanelSimd>(simd: P, rows: &[&Self; 16]) -> [P::Floats; 2] {
         let (mut d, mut m) = ([[0; 2]; 16], [[0; 2]; 16]);
@@ -73,6 +79,10 @@ impl<B: Block32> BlockDot<B> for Block32Dot {
     fn scales_x8<I: Isa>(isa: I, w: [&B; 8]) -> [I::Floats; 2] {
         let [a, b, c, d, e, f, g, h] = w;
         B::panel_scales(Panel8::of(isa), &[a, b, c, d, e, f, g, h, h, h, h, h, h, h, h, h])
+    }
+    #[inline(always)]
+    fn scales<I: Isa>(isa: I, w: &B) -> [f32; 2] {
+        w.scales(isa)
     }
     #[inline(always)]
     fn act_scale(x: &Q8x32) -> f32 {

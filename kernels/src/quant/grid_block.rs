@@ -10,7 +10,7 @@
 use super::activation::Q8x256;
 use super::block::Block;
 use super::superblock::{Offset, SuperBlock, SuperBlockPanel};
-use crate::simd::{Eight, Isa, PanelSimd};
+use crate::simd::{Isa, PanelSimd};
 
 /// A format of 256 weights whose quants are entries of a grid.
 pub(super) trait GridBlock: Block<X = Q8x256> {
@@ -33,11 +33,6 @@ pub(super) trait GridBlock: Block<X = Q8x256> {
     fn entries<I: Isa>(&self, isa: I, unpacked: &Self::Unpacked) -> [I::Bytes; 8];
     /// The signs of the weights of each sub-block, a bit each, set where negative; unused with [`Entries::Biased`].
     fn signs<'a>(&'a self, unpacked: &'a Self::Unpacked) -> &'a [[u8; 4]; 8];
-    /// The sums of eight blocks by [`Isa::dot_signed_fours`], where the format and the instruction set have it.
-    #[inline(always)]
-    fn wide_sums<I: Isa>(_: I, _: Eight<'_, Self>, _: Eight<'_, Q8x256>) -> Option<[I::Ints; 8]> {
-        None
-    }
     /// The block with this d and these parts.
     fn from_coded(d: [u8; 2], coded: &Coded) -> Self;
 }
@@ -137,18 +132,12 @@ impl<B: GridBlock> SuperBlock for B {
     }
 
     #[inline(always)]
-    fn sums_x8<I: Isa>(isa: I, w: Eight<'_, B>, x: Eight<'_, Q8x256>) -> [[I::Ints; 8]; 2] {
-        if let Some(sums) = B::wide_sums(isa, w, x) {
-            return [sums, [isa.zeros(); 8]];
-        }
-        let (mut blocks, mut unpacked) = ([w.get(0); 8], [B::Unpacked::default(); 8]);
-        for i in 1..8 {
-            blocks[i] = w.get(i);
-        }
-        unpack_all(isa, &blocks, &mut unpacked);
+    fn sums_x8<I: Isa>(isa: I, w: &[B; 8], x: &[Q8x256; 8]) -> [[I::Ints; 8]; 2] {
+        let mut unpacked = [B::Unpacked::default(); 8];
+        unpack_all(isa, &w.each_ref(), &mut unpacked);
         let mut out = [isa.zeros(); 8];
         for i in 0..8 {
-            out[i] = sums(isa, blocks[i], &unpacked[i], x.get(i));
+            out[i] = sums(isa, &w[i], &unpacked[i], &x[i]);
         }
         [out, [isa.zeros(); 8]]
     }

@@ -21,7 +21,7 @@ use super::grid_search;
 use super::grids::{IQ3_S, IQ3_S_VALUES, numbers, odd_scales_8, repeated};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
-use crate::simd::{Eight, Fours, FoursBlock, Indices, Isa, SignedFours};
+use crate::simd::{Indices, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
@@ -115,11 +115,6 @@ impl GridBlock for Iq3S {
         &self.signs
     }
 
-    #[inline(always)]
-    fn wide_sums<I: Isa>(isa: I, w: Eight<'_, Self>, x: Eight<'_, Q8x256>) -> Option<[I::Ints; 8]> {
-        isa.dot_signed_fours(w, x)
-    }
-
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq3S {
         let n = &coded.entries;
         Iq3S {
@@ -129,21 +124,5 @@ impl GridBlock for Iq3S {
             signs: from_fn(|j| from_fn(|k| coded.signs[4 * j + k])),
             scales: from_fn(|k| coded.scales[2 * k] | coded.scales[2 * k + 1] << 4),
         }
-    }
-}
-
-impl FoursBlock<512> for Iq3S {
-    type X = Q8x256;
-    const TABLE: &'static Fours<512> = &IQ3_S;
-
-    #[inline(always)]
-    fn parts<I: Isa>(&self, _: I) -> SignedFours<'_> {
-        let (low, scales) = (bytemuck::cast_ref(&self.low), odd_scales_8(self.scales)[0]);
-        SignedFours { low, ninth: self.high, signs: self.signs, scales }
-    }
-
-    #[inline(always)]
-    fn quants(x: &Q8x256) -> &[[u8; 32]; 8] {
-        &x.q
     }
 }

@@ -20,7 +20,7 @@ use super::grid_search;
 use super::grids::{IQ3_XXS, IQ3_XXS_VALUES, even_signs, seven_signs, top_scales};
 use super::superblock::SuperBlockDot;
 use crate::matmul::IntegerDot;
-use crate::simd::{Eight, Fours, FoursBlock, Indices, Isa, SignedFours};
+use crate::simd::{Indices, Isa};
 use bytemuck::{Pod, Zeroable};
 use std::array::from_fn;
 use std::ops::Range;
@@ -104,11 +104,6 @@ impl GridBlock for Iq3Xxs {
         &unpacked.1
     }
 
-    #[inline(always)]
-    fn wide_sums<I: Isa>(isa: I, w: Eight<'_, Self>, x: Eight<'_, Q8x256>) -> Option<[I::Ints; 8]> {
-        isa.dot_signed_fours(w, x)
-    }
-
     fn from_coded(d: [u8; 2], coded: &Coded) -> Iq3Xxs {
         Iq3Xxs {
             d,
@@ -118,22 +113,5 @@ impl GridBlock for Iq3Xxs {
                 (signs | (coded.scales[j] as u32) << 28).to_le_bytes()
             }),
         }
-    }
-}
-
-impl FoursBlock<256> for Iq3Xxs {
-    type X = Q8x256;
-    const TABLE: &'static Fours<256> = &IQ3_XXS;
-
-    #[inline(always)]
-    fn parts<I: Isa>(&self, isa: I) -> SignedFours<'_> {
-        let signs = even_signs(isa, isa.sevens(isa.bytes(bytemuck::cast_ref(&self.tails))));
-        let scales = GridBlock::scales(self, isa)[0];
-        SignedFours { low: bytemuck::cast_ref(&self.n), ninth: [0; 8], signs, scales }
-    }
-
-    #[inline(always)]
-    fn quants(x: &Q8x256) -> &[[u8; 32]; 8] {
-        &x.q
     }
 }

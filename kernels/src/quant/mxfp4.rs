@@ -92,6 +92,10 @@ impl Block32 for Mxfp4 {
         [[0; 2]; 2]
     }
     #[inline(always)]
+    fn scales<I: Isa>(&self, _: I) -> [f32; 2] {
+        [SCALES[self.e as usize], 0.0]
+    }
+    #[inline(always)]
     fn panel_scales<L: PanelSimd>(l: L, rows: &[&Mxfp4; 16]) -> [L::Floats; 2] {
         let mut d = [0.0; 16];
         for r in 0..16 {

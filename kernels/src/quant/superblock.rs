@@ -11,7 +11,7 @@
 use super::activation::Q8x256;
 use super::block::Block;
 use crate::matmul::block_dot::BlockDot;
-use crate::simd::{Eight, Isa, PanelSimd};
+use crate::simd::{Isa, PanelSimd};
 
 /// How a format represents negative weights.
 pub(super) enum Offset {
@@ -38,10 +38,10 @@ pub(crate) trait SuperBlock: Block<X = Q8x256> {
     fn sums<I: Isa>(isa: I, w: &Self, x: &Q8x256) -> [I::Ints; 2];
     /// The sums of eight blocks; see [`BlockDot::sums_x8`].
     #[inline(always)]
-    fn sums_x8<I: Isa>(isa: I, w: Eight<'_, Self>, x: Eight<'_, Q8x256>) -> [[I::Ints; 8]; 2] {
+    fn sums_x8<I: Isa>(isa: I, w: &[Self; 8], x: &[Q8x256; 8]) -> [[I::Ints; 8]; 2] {
         let mut sums = [[isa.zeros(); 8]; 2];
         for i in 0..8 {
-            [sums[0][i], sums[1][i]] = Self::sums(isa, w.get(i), x.get(i));
+            [sums[0][i], sums[1][i]] = Self::sums(isa, &w[i], &x[i]);
         }
         sums
     }
@@ -159,7 +159,7 @@ impl<B: SuperBlock> BlockDot<B> for SuperBlockDot {
         B::sums(isa, w, x)
     }
     #[inline(always)]
-    fn sums_x8<I: Isa>(isa: I, w: Eight<'_, B>, x: Eight<'_, Q8x256>) -> [[I::Ints; 8]; 2] {
+    fn sums_x8<I: Isa>(isa: I, w: &[B; 8], x: &[Q8x256; 8]) -> [[I::Ints; 8]; 2] {
         B::sums_x8(isa, w, x)
     }
     #[inline(always)]
@@ -169,6 +169,11 @@ impl<B: SuperBlock> BlockDot<B> for SuperBlockDot {
             [d[i], dmin[i]] = w[i].d_and_min();
         }
         [isa.mul(isa.gather_f16(d), isa.splat(B::UNIT)), isa.gather_f16(dmin)]
+    }
+    #[inline(always)]
+    fn scales<I: Isa>(isa: I, w: &B) -> [f32; 2] {
+        let [d, dmin] = w.d_and_min();
+        [isa.f16(d) * B::UNIT, isa.f16(dmin)]
     }
     #[inline(always)]
     fn act_scale(x: &Q8x256) -> f32 {

@@ -36,10 +36,7 @@ impl<const N: usize> Indices<N> {
 }
 
 /// Entries of four bytes, also in half the space: the numbers of their bytes among at most sixteen values.
-#[repr(C, align(64))]
 pub struct Fours<const N: usize> {
-    /// The lower and the upper byte of each of `nibbles`.
-    pub halves: [[u8; N]; 2],
     /// The four bytes of each entry, the first lowest.
     pub entries: [u32; N],
     /// Four bits for each byte of an entry, the first lowest.
@@ -58,54 +55,6 @@ impl<const N: usize> Fours<N> {
             entries[i / 4] |= (value.cast_unsigned() as u32) << (i % 4 * 8);
             i += 1;
         }
-        let mut halves = [[0; N]; 2];
-        i = 0;
-        while i < N {
-            [halves[0][i], halves[1][i]] = nibbles[i].to_le_bytes();
-            i += 1;
-        }
-        Fours { halves, entries, nibbles, values }
-    }
-}
-
-/// 256 weights: 64 vectors of four from a table of [`Fours`], with signs, and a scale for each 32.
-pub trait FoursBlock<const N: usize> {
-    /// The block of activations that it multiplies.
-    type X;
-    /// The table that the numbers select from.
-    const TABLE: &'static Fours<N>;
-    /// The parts of a block.
-    fn parts<I: Isa>(&self, isa: I) -> SignedFours<'_>;
-    /// The quants of the activations, in -127..=127.
-    fn quants(x: &Self::X) -> &[[u8; 32]; 8];
-}
-
-/// The parts of a [`FoursBlock`].
-#[derive(Clone, Copy)]
-pub struct SignedFours<'a> {
-    /// The lower eight bits of the numbers of the vectors.
-    pub low: &'a [u8; 64],
-    /// The ninth bits; unused with tables of 256.
-    pub ninth: [u8; 8],
-    /// A bit for each weight, set where it is negative.
-    pub signs: [[u8; 4]; 8],
-    /// The positive scale of each 32 weights.
-    pub scales: [u8; 8],
-}
-
-/// Eight values at equal distances, and where the slice ends earlier, its last.
-#[derive(Clone, Copy)]
-pub struct Eight<'a, T> {
-    /// The values, at least one.
-    pub all: &'a [T],
-    /// The distance between two values.
-    pub stride: usize,
-}
-
-impl<'a, T> Eight<'a, T> {
-    /// Value i, or the last one.
-    #[inline(always)]
-    pub fn get(&self, i: usize) -> &'a T {
-        &self.all[(i * self.stride).min(self.all.len() - 1)]
+        Fours { entries, nibbles, values }
     }
 }

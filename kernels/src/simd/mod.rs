@@ -21,10 +21,8 @@ mod scalar;
 mod x86;
 #[cfg(target_arch = "x86_64")]
 mod x86_lookup;
-#[cfg(target_arch = "x86_64")]
-mod x86_vbmi;
 
-pub use lookup::{Eight, Fours, FoursBlock, Indices, SignedFours};
+pub use lookup::{Fours, Indices};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
 pub use panel::{Panel8, PanelSimd};
@@ -156,16 +154,6 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn set_u64(self, v: [u64; 4]) -> Self::Bytes;
     /// Bytes `4 l .. 4 l + 4` of vector v = the entry of `grid` with the number `8 v + l` of 64.
     fn lookup_fours<const N: usize>(self, grid: &Fours<N>, numbers: &[Indices<N>; 4]) -> [Self::Bytes; 8];
-    /// For each of eight blocks eight integers with the sum of scale * sign * weight * x; None where the machine has no fast
-    /// way. Weights are at most 62, scales at most 31, x in -127..=127.
-    #[inline(always)]
-    fn dot_signed_fours<const N: usize, B: FoursBlock<N>>(
-        self,
-        _w: Eight<'_, B>,
-        _x: Eight<'_, B::X>,
-    ) -> Option<[Self::Ints; 8]> {
-        None
-    }
     /// Sixteen bytes as 16-bit words.
     fn words(self, v: &[u8; 16]) -> Self::Bytes;
     /// The product of 16-bit words, modulo 2^16.

@@ -5,8 +5,7 @@
 
 use super::panel::NativePanel;
 use super::x86_lookup::lookup_fours;
-use super::x86_vbmi::dot_signed_fours;
-use super::{Eight, Fours, FoursBlock, Indices, Isa, Kernel};
+use super::{Fours, Indices, Isa, Kernel};
 use std::arch::x86_64::*;
 
 /// Proof token of AVX2, FMA and F16C; with `VNNI` also of AVX-512 F, BW, VL and VNNI.
@@ -328,15 +327,6 @@ where
     #[inline(always)]
     fn lookup_fours<const N: usize>(self, grid: &Fours<N>, numbers: &[Indices<N>; 4]) -> [__m256i; 8] {
         lookup_fours(self, grid, numbers)
-    }
-    #[inline(always)]
-    fn dot_signed_fours<const N: usize, B: FoursBlock<N>>(
-        self,
-        w: Eight<'_, B>,
-        x: Eight<'_, B::X>,
-    ) -> Option<[__m256i; 8]> {
-        // SAFETY: the token of VNNI proves AVX-512 F, BW, VL and VNNI, and VBMI has been detected.
-        (VNNI && is_x86_feature_detected!("avx512vbmi")).then(|| unsafe { dot_signed_fours(X86(()), w, x) })
     }
     #[inline(always)]
     fn words(self, v: &[u8; 16]) -> __m256i {
