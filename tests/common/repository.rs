@@ -3,6 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+/// Libraries of the page as they are published: the house rules are not theirs. `src/serve/page.rs` tests their checksums.
+const VENDORED: &str = "src/serve/page/vendor";
+
 /// A text file with its path from the repository's root.
 pub struct TextFile {
     pub path: String,
@@ -29,13 +32,16 @@ fn walk(root: &Path, dir: &Path, found: &mut Vec<TextFile>) {
     for path in fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()) {
         let name = path.file_name().unwrap().to_str().unwrap();
         if path.is_dir() {
-            if !name.starts_with('.') && !["target", "shared", "node_modules"].contains(&name) {
+            let is_skipped =
+                ["target", "shared", "node_modules"].contains(&name) || path == root.join(VENDORED);
+            if !name.starts_with('.') && !is_skipped {
                 walk(root, &path, found);
             }
             continue;
         }
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-        let is_text = ["rs", "cu", "cuh", "h", "c", "cpp", "py", "md", "mjs"].contains(&extension);
+        let is_text =
+            ["rs", "cu", "cuh", "h", "c", "cpp", "py", "md", "mjs", "js", "css", "html"].contains(&extension);
         if is_text || ["kernels/cuda/build", "test"].iter().any(|script| path == root.join(script)) {
             let text = fs::read_to_string(&path).unwrap();
             let path = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
