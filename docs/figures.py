@@ -3,7 +3,7 @@
     python docs/figures.py             writes docs/*.svg
     python docs/figures.py --check     fails if a picture is not what the records give
     python docs/figures.py --ask KIMI  records docs/results/ask.screen.json: `kimi ask` in a terminal of tmux
-    python docs/figures.py --page KIMI records docs/page.png: the page of `kimi serve` in Chromium (needs npm)
+    python docs/figures.py --page KIMI records docs/page*.png: the page of `kimi serve` in Chromium (needs npm)
 
 Each record states the command, machine and date of its figures. Screens are recorded as rows of styled text:
 chat.screen.json by the test `the_picture_of_the_chat_is_up_to_date`, from the cells of its screen (UPDATE_PICTURES=1).
@@ -352,17 +352,29 @@ def answered(capture):
 
 PAGE = """
 import { chromium } from "playwright-core";
-const [base, path, ...turns] = process.argv.slice(2);
+const [base, folder, file, ...turns] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"] });
-const page = await browser.newPage({ viewport: { width: 820, height: 640 }, deviceScaleFactor: 1.5 });
-await page.goto(base);
-for (const [i, turn] of turns.entries()) {
-  await page.fill("#say", turn);
-  await page.press("#say", "Enter");
-  const done = n => document.querySelectorAll(".turn.assistant").length === n && document.querySelector("#stop").hidden;
-  await page.waitForFunction(done, i + 1);
+const desktop = { viewport: { width: 1280, height: 800 } };
+const phone = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 1.5, isMobile: true, hasTouch: true };
+const forms = [["page", "light", desktop], ["page-dark", "dark", desktop], ["page-phone", "dark", phone]];
+for (const [name, colorScheme, form] of forms) {
+  const page = await (await browser.newContext({ ...form, colorScheme })).newPage();
+  await page.goto(base);
+  await page.setInputFiles("#choose", file);
+  await page.waitForSelector(".ready", { state: "attached" });
+  for (const [i, turn] of turns.entries()) {
+    await page.fill("#say", turn);
+    await page.press("#say", "Enter");
+    await page.waitForFunction(n => document.querySelectorAll(".facts").length === n && document.querySelector("#stop").hidden, i + 1);
+  }
+  if (form === desktop) {
+    await page.locator("button.cite:not(.unverified)").last().click();
+    await page.waitForSelector("mark.current");
+  }
+  await page.mouse.move(0, 0);
+  await page.waitForTimeout(1500);
+  await page.screenshot({ path: `${folder}/${name}.png` });
 }
-await page.screenshot({ path });
 await browser.close();
 """
 TURNS = ["Where does the keeper of the Tiolmere museum live?", "What is the phone number of the manager of the Hartwell mill?",
@@ -370,17 +382,17 @@ TURNS = ["Where does the keeper of the Tiolmere museum live?", "What is the phon
 
 
 def record_page(kimi):
-    """Asks the demonstration model about docs/museum.txt on the page of `kimi serve` and writes docs/page.png."""
-    turns = [(HERE / "museum.txt").read_text() + "\n" + TURNS[0], *TURNS[1:]]
-    command = [kimi, "serve", "-m", HERE.parent / "models/demo/kimi-demo.gguf", "--port", "0", "--no-cache", "--temp", "0"]
-    with tempfile.TemporaryDirectory() as folder, subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
-        try:
-            base = next(found[1] for line in server.stderr if (found := re.search(r"address=(\S+)", line)))
-            subprocess.run(["npm", "install", "--silent", "--prefix", folder, "playwright-core"], check=True)
-            (pathlib.Path(folder) / "page.mjs").write_text(PAGE)
-            subprocess.run(["node", "page.mjs", f"http://{base}", HERE / "page.png", *turns], cwd=folder, check=True)
-        finally:
-            server.terminate()
+    """Asks the demonstration model about docs/museum.txt on the page of `kimi serve` and writes docs/page*.png."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [kimi, "serve", "-m", HERE.parent / "models/demo/kimi-demo.gguf", "--port", "0", "--cache-dir", f"{folder}/cache", "--temp", "0"]
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+            try:
+                base = next(found[1] for line in server.stderr if (found := re.search(r"address=(\S+)", line)))
+                subprocess.run(["npm", "install", "--silent", "--prefix", folder, "playwright-core"], check=True)
+                (pathlib.Path(folder) / "page.mjs").write_text(PAGE)
+                subprocess.run(["node", "page.mjs", f"http://{base}", HERE, HERE / "museum.txt", *TURNS], cwd=folder, check=True)
+            finally:
+                server.terminate()
 
 
 def main():

@@ -215,7 +215,7 @@ def node(base):
 def page(kimi, file, chromium):
     server = Server(kimi, file, tokens=30_000)
     atexit.register(server.process.kill)
-    run_node("page.mjs", (ROOT / "tests" / "page.mjs").read_text(), ["playwright-core"], server.base, KEY, chromium)
+    run_node("page.mjs", (ROOT / "tests" / "page.mjs").read_text(), ["playwright-core", "axe-core"], server.base, KEY, chromium)
     server.end()
 
 

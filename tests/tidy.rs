@@ -84,6 +84,18 @@ fn files_open_with_what_they_are_and_stay_small() {
 }
 
 #[test]
+fn modules_of_the_page_open_with_what_they_are_and_stay_small() {
+    let modules = text_files().into_iter().filter(|file| file.path.starts_with("src/serve/page/"));
+    let modules: Vec<_> = modules.filter(|file| file.path.ends_with(".js")).collect();
+    assert!(modules.len() > 10, "found only {} modules", modules.len());
+    for module in modules {
+        assert!(module.text.starts_with("// "), "{}: no comment at its head", module.path);
+        let lines = module.text.lines().count();
+        assert!(lines <= 300, "{}: {lines} lines, at most 300", module.path);
+    }
+}
+
+#[test]
 fn libraries_do_not_print_and_nothing_is_left_open() {
     no_line(|s, line| {
         let library = ["kernels/src", "models/src", "convert/src"].iter().any(|p| s.path.starts_with(p));

@@ -1,4 +1,4 @@
-//! Implements the endpoints for health, metrics, models and the built-in page, and the refusal of embeddings.
+//! Implements the endpoints for health, metrics and models, and the refusal of embeddings.
 
 use super::api::schemas::Refusals;
 use super::api::{Health, ModelCard, ModelList};
@@ -10,7 +10,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use std::sync::Arc;
 
 /// Returns the status of the server
@@ -60,11 +60,6 @@ pub async fn show_metrics(State(app): State<Arc<App>>) -> Response {
     };
     let text = metrics::text(&app.metrics, &app.limits, &source);
     ([(header::CONTENT_TYPE, kind)], text).into_response()
-}
-
-/// Returns the built-in page, whose content security policy allows requests to this server only.
-pub async fn page() -> Response {
-    ([(header::X_FRAME_OPTIONS, "DENY")], Html(include_str!("page.html"))).into_response()
 }
 
 fn cards(app: &App) -> Result<Vec<ModelCard>, ApiError> {

@@ -29,6 +29,7 @@ mod notices;
 mod ollama;
 mod openapi;
 mod outline;
+mod page;
 mod reply;
 mod reservation;
 mod responses;

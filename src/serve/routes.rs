@@ -3,7 +3,9 @@
 use super::app::App;
 use super::errors::{ApiError, quoted};
 use super::tenant::Tenant;
-use super::{chat, completion, error_form, host_check, info, messages, ollama, openapi, responses, tokenize};
+use super::{
+    chat, completion, error_form, host_check, info, messages, ollama, openapi, page, responses, tokenize,
+};
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::request::Parts;
@@ -16,8 +18,10 @@ use std::sync::Arc;
 use std::time::Instant;
 use tower_http::cors::{AllowHeaders, AllowOrigin, Any, CorsLayer};
 
-/// Paths that need no API key, as they reveal nothing and cost little.
-const OPEN: [&str; 3] = ["/", "/health", "/openapi.json"];
+/// Returns true for paths that need no API key, as they reveal nothing and cost little.
+fn is_open(path: &str) -> bool {
+    ["/", "/health", "/openapi.json"].contains(&path) || path.starts_with("/assets/")
+}
 
 /// Builds the router, which tests call without a socket.
 pub fn router(app: Arc<App>) -> Router {
@@ -42,7 +46,8 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/health", get(info::health))
         .route("/metrics", get(info::show_metrics))
         .route("/openapi.json", get(openapi::show))
-        .route("/", get(info::page))
+        .route("/", get(page::index))
+        .route("/assets/{*path}", get(page::asset))
         .fallback(|uri: Uri| async move { ApiError::no_route(uri.path()) })
         .method_not_allowed_fallback(|method: Method, uri: Uri| async move {
             let why = format!("{}: method {} not allowed", quoted(uri.path()), quoted(method.as_str()));
@@ -88,7 +93,7 @@ async fn authenticate(State(app): State<Arc<App>>, mut request: Request, next: N
     let keys = &app.options.keys;
     let is_known = |key: &&str| keys.iter().fold(false, |found, k| found | same(k, key));
     let key = presented_keys(request.headers()).into_iter().flatten().find(is_known);
-    if !keys.is_empty() && key.is_none() && !OPEN.contains(&request.uri().path()) {
+    if !keys.is_empty() && key.is_none() && !is_open(request.uri().path()) {
         return ApiError::unauthorized().into_response();
     }
     let address = request.extensions().get::<ConnectInfo<SocketAddr>>().map(|c| c.0.ip());

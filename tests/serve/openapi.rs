@@ -2,9 +2,11 @@
 
 use crate::support::TestServer;
 use axum::body::Body;
-use axum::http::{Request, StatusCode};
+use axum::http::{Request, StatusCode, header};
+use axum::response::Response;
 use serde_json::Value;
 use std::collections::BTreeSet;
+use tower::ServiceExt;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_is_described_and_every_description_is_served() {
@@ -16,7 +18,7 @@ async fn every_route_is_described_and_every_description_is_served() {
     let routes = include_str!("../../src/serve/routes.rs");
     let served: BTreeSet<&str> =
         routes.split(".route(\"").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
-    let undescribed = ["/", "/openapi.json"];
+    let undescribed = ["/", "/assets/{*path}", "/openapi.json"];
     let expected: BTreeSet<&str> = served.into_iter().filter(|p| !undescribed.contains(p)).collect();
     assert_eq!(paths.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected);
     for (path, operations) in paths {
@@ -51,12 +53,51 @@ async fn all_references_of_the_description_resolve() {
     assert!(chat.contains("Generation") && generation["maximum"] == 2.0, "{chat}");
 }
 
+/// Returns the response to a GET request.
+async fn get(path: &str, tag: Option<&str>) -> Response {
+    let request = Request::builder().uri(path).header(header::HOST, "localhost");
+    let request = tag.into_iter().fold(request, |request, tag| request.header(header::IF_NONE_MATCH, tag));
+    TestServer::new().router.oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn the_page_loads_nothing_else() {
+async fn the_page_loads_its_own_files_only() {
     let (status, page) = TestServer::new().get("/").await;
     assert_eq!(status, StatusCode::OK);
     assert!(page.starts_with("<!doctype html>"));
-    for outside in ["http://", "https://", "src=", "href=", "@import", "innerHTML"] {
+    for outside in ["http://", "https://", "<style", " style=", " onclick=", "@import"] {
         assert!(!page.contains(outside), "the page has {outside}");
+    }
+    let loaded =
+        page.split("href=\"").chain(page.split("src=\"")).skip(1).map(|rest| rest.split('"').next().unwrap());
+    for name in loaded.filter(|name| !name.starts_with('#') && !name.starts_with('<')) {
+        let response = get(&format!("/{name}"), None).await;
+        assert_eq!(response.status(), StatusCode::OK, "{name}");
+    }
+    assert_eq!(get("/assets/../routes.rs", None).await.status(), StatusCode::NOT_FOUND);
+    assert_eq!(get("/assets/page.html", None).await.status(), StatusCode::NOT_FOUND);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn files_of_the_page_have_a_type_a_policy_and_a_tag() {
+    for (path, kind) in
+        [("/", "text/html"), ("/assets/main.js", "text/javascript"), ("/assets/page.css", "text/css")]
+    {
+        let response = get(path, None).await;
+        let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+        assert!(header("content-type").starts_with(kind), "{path}");
+        assert_eq!(header("x-content-type-options"), "nosniff", "{path}");
+        let policy = header("content-security-policy");
+        for rule in [
+            "default-src 'none'",
+            "script-src 'self';",
+            "style-src 'self';",
+            "connect-src 'self';",
+            "form-action 'none'",
+        ] {
+            assert!(policy.contains(rule), "{path}: {policy}");
+        }
+        let again = get(path, Some(&header("etag"))).await;
+        assert_eq!(again.status(), StatusCode::NOT_MODIFIED, "{path}");
     }
 }

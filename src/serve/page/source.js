@@ -1,0 +1,149 @@
+// The source: the text of a file with the quotes of a reply, opened at one of them.
+
+import { files } from "./api.js";
+import { $, el } from "./dom.js";
+import { utf16 } from "./format.js";
+
+// Texts by file id, as the server gives them.
+const texts = new Map();
+// What is shown: the quotes of one reply, and the index of the current one.
+let quotes = [], current = 0, reveal = () => {}, back = null;
+
+// Connects the buttons; `show` brings the part into view.
+export function start(show) {
+  reveal = show;
+  $("source-back").onclick = () => step(-1);
+  $("source-on").onclick = () => step(1);
+  $("source-close").onclick = close;
+}
+
+// Closes the source and returns the focus to what opened it.
+export function close() {
+  reveal(false);
+  back?.focus();
+  back = null;
+}
+
+async function textOf(id) {
+  if (!texts.has(id)) texts.set(id, await files.text(id));
+  return texts.get(id);
+}
+
+// Opens a file without a quote.
+export async function openFile(id) {
+  back = document.activeElement;
+  quotes = [];
+  await render(id, null);
+}
+
+// Opens a quote; the others of the same reply can be stepped through.
+export async function openQuote(all, index) {
+  back = document.activeElement;
+  quotes = all;
+  current = index;
+  await showQuote();
+}
+
+function step(by) {
+  current = (current + by + quotes.length) % quotes.length;
+  showQuote();
+}
+
+const showQuote = () => render(quotes[current].file_id, quotes[current]);
+
+let generation = 0;
+
+async function render(id, quote) {
+  const mine = ++generation;
+  reveal(true);
+  $("source-steps").hidden = quotes.length < 2;
+  $("source-count").textContent = `${current + 1} of ${quotes.length}`;
+  $("source-empty").hidden = true;
+  $("source-place").textContent = quote?.verified && quote.place ? short(quote.place, quote.filename) : "";
+  if (quote && !quote.verified) return showUnverified(quote);
+  $("source-title").textContent = quote?.filename ?? "";
+  let file;
+  try {
+    file = await textOf(id);
+  } catch (error) {
+    if (mine === generation) showNote(error.status === 404 ? "This file was deleted from the library." : error.message, quote);
+    return;
+  }
+  if (mine !== generation) return;
+  $("source-title").textContent = file.filename;
+  showNote("");
+  const own = quotes.filter(other => other.verified && other.file_id === id);
+  const marks = own.map(other => ({ start: utf16(file.text, other.text_start), end: utf16(file.text, other.text_end), isCurrent: other === quote }));
+  $("source-text").replaceChildren(...sections(file, marks));
+  $("source-text").scrollTop = 0;
+  const mark = $("source-text").querySelector("mark.current");
+  $("source-text").focus({ preventScroll: true });
+  if (!mark) return;
+  mark.scrollIntoView({ block: "center" });
+  // The heights of the sections above are known only after they were laid out once.
+  requestAnimationFrame(() => mark.scrollIntoView({ block: "center" }));
+}
+
+function showNote(text, quote = null) {
+  $("source-note").hidden = !text;
+  $("source-note").textContent = text;
+  if (quote) $("source-text").replaceChildren(el("blockquote", { dir: "auto" }, quote.quote));
+}
+
+// A quote that was found in no file: it is shown as the reply has it.
+function showUnverified(quote) {
+  $("source-title").textContent = "Not in the files";
+  showNote("No file of this conversation has this text. The model may have changed or invented it.", quote);
+  $("source-text").firstChild.classList.add("unverified");
+  $("source-text").focus({ preventScroll: true });
+}
+
+// Text files that are no code, which has lines that do not wrap.
+const PROSE = /\.(?:txt|text|md|markdown|rst|html?|log)$|^[^.]*$/i;
+
+// Sections of at most this many characters are laid out when they come near the window.
+const SECTION = 4000;
+
+// The text in sections. A place starts with its name; for lines, the name is the number.
+function sections({ text, places, filename }, marks) {
+  const starts = places.map(({ start, place }) => ({ at: utf16(text, start), name: short(place, filename) }));
+  const areLines = starts.length > 1 && starts.every(({ name }) => /^\d*$/.test(name));
+  const made = [];
+  let section = null, length = SECTION;
+  const spans = starts.length ? starts : [{ at: 0, name: "" }];
+  for (const [i, { at, name }] of spans.entries()) {
+    const end = spans[i + 1]?.at ?? text.length;
+    if (length >= SECTION || !areLines) {
+      section = el("section", { dir: "auto" });
+      made.push(section);
+      length = 0;
+    }
+    if (areLines) section.append(el("span.line-number", { aria: { hidden: "true" } }, name));
+    else if (name && name !== spans[i - 1]?.name) section.append(el("h3.place", {}, name));
+    const target = areLines ? section : section.appendChild(el(".passage"));
+    target.append(...pieces(text, at, end, marks));
+    length += end - at;
+  }
+  $("source-text").classList.toggle("lines", areLines);
+  $("source-text").classList.toggle("is-code", areLines && !PROSE.test(filename));
+  return made;
+}
+
+// `notes.txt:12` is 12 in the text of notes.txt.
+function short(place, filename) {
+  const rest = place.startsWith(filename) ? place.slice(filename.length).replace(/^[:!\s]+/, "") : place;
+  return rest || place;
+}
+
+// The text from `at` to `end`, with the parts of quotes marked.
+function pieces(text, at, end, marks) {
+  const edges = new Set([at, end]);
+  const inside = marks.filter(mark => mark.start < end && mark.end > at);
+  for (const mark of inside) for (const edge of [mark.start, mark.end]) if (edge > at && edge < end) edges.add(edge);
+  const sorted = [...edges].sort((a, b) => a - b);
+  return sorted.slice(0, -1).map((from, i) => {
+    const part = text.slice(from, sorted[i + 1]), over = inside.filter(mark => mark.start <= from && mark.end >= sorted[i + 1]);
+    if (!over.length) return part;
+    return el(over.some(mark => mark.isCurrent) ? "mark.current" : "mark", {}, part);
+  });
+}
