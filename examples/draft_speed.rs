@@ -7,7 +7,7 @@
 
 use anyhow::{Context as _, Result};
 use kernels::cpu::Cpu;
-use kimi::ask::quote_constraint::QuoteIndex;
+use kimi::document_qa::quote_constraint::QuoteIndex;
 use kimi::documents::Document;
 use kimi::generation::decoder::GenerationParams;
 use kimi::generation::event::Stats;

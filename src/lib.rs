@@ -2,8 +2,8 @@
 //! `main` over this library.
 //!
 //! Imports point down only: `cli`, then `commands`, `chat`, `ask` and `serve`, then `args`, `scheduler` and `client`, then
-//! `generation`, `runtime` and `prefix_cache`; `hub` is used by `commands`,
-//! `documents` by `chat` and `ask`, and `io` is below all.
+//! `document_qa`, then `generation`, `runtime` and `prefix_cache`; `hub` is used by `commands`, `documents` by `chat`, `ask`,
+//! `serve` and `document_qa`, and `io` is below all.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "the public items serve this package's binary and tests only")]
 
@@ -13,6 +13,7 @@ pub(crate) mod chat;
 pub mod cli;
 pub(crate) mod client;
 pub mod commands;
+pub mod document_qa;
 pub mod documents;
 pub mod generation;
 pub(crate) mod hub;

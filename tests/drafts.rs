@@ -5,7 +5,7 @@ mod common;
 
 use common::{kimi_ok, text};
 use kernels::cpu::Cpu;
-use kimi::ask::quote_constraint::QuoteIndex;
+use kimi::document_qa::quote_constraint::QuoteIndex;
 use kimi::documents::Document;
 use kimi::generation::decoder::{FinishReason, GenerationParams};
 use kimi::generation::event::{EngineEvent, Stats};
@@ -274,6 +274,7 @@ fn scheduled(engine: &Engine<Cpu>, slots: usize, requests: u32) -> Vec<(Vec<u32>
         scheduler.submit(SequenceRequest {
             prompt: prompt(i).into(),
             snapshot_lengths: Vec::new(),
+            question: None,
             params: few(i, 10 + i as usize % 30, samplings()[i as usize % 4]),
             logprobs: (i % 5 == 0).then_some(2),
             tenant: u64::from(i % 3),

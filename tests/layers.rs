@@ -12,16 +12,30 @@ use repository::text_files;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Each module at the root of `src/` with those that it may import, from the top down.
-const LAYERS: [(&str, &[&str]); 15] = [
+const LAYERS: [(&str, &[&str]); 16] = [
     ("main", &["cli", "runtime", "io"]),
     ("cli", &["commands", "chat", "ask", "serve", "documents", "runtime", "io"]),
     ("commands", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "hub", "io"]),
     ("chat", &["args", "client", "documents", "generation", "runtime", "prefix_cache", "io"]),
-    ("ask", &["args", "client", "documents", "generation", "runtime", "prefix_cache", "io"]),
-    ("serve", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "io"]),
+    ("ask", &["args", "client", "document_qa", "documents", "generation", "runtime", "prefix_cache", "io"]),
+    (
+        "serve",
+        &[
+            "args",
+            "scheduler",
+            "client",
+            "document_qa",
+            "documents",
+            "generation",
+            "runtime",
+            "prefix_cache",
+            "io",
+        ],
+    ),
     ("args", &["runtime", "prefix_cache", "io"]),
     ("scheduler", &["generation", "runtime", "prefix_cache", "io"]),
-    ("client", &["generation", "runtime", "prefix_cache", "io"]),
+    ("client", &["document_qa", "generation", "runtime", "prefix_cache", "io"]),
+    ("document_qa", &["documents", "generation", "runtime", "prefix_cache", "io"]),
     ("generation", &["runtime", "prefix_cache", "io"]),
     ("runtime", &["prefix_cache", "io"]),
     ("prefix_cache", &["io"]),

@@ -149,6 +149,7 @@ fn rows_of_a_batch_are_read_one_by_one() {
             scheduler.submit(scheduler::SequenceRequest {
                 prompt,
                 snapshot_lengths: Vec::new(),
+                question: None,
                 params,
                 logprobs,
                 tenant: 1,

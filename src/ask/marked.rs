@@ -1,9 +1,9 @@
 //! Prepares a streaming answer for output: locations after its quotes, and its unsupported parts as pieces of their own.
 //!
-//! It decides what is marked, not how a mark looks. Next: [`super::claims`] and [`super::quotes`].
+//! It decides what is marked, not how a mark looks. Next: [`super::claims`] and [`crate::document_qa::quotes`].
 
 use super::claims::{ClaimChecker, Unsupported};
-use super::quotes::{Annotated, FoldedTexts, Quote};
+use crate::document_qa::quotes::{Annotated, FoldedTexts, Quote};
 use std::ops::Range;
 
 /// Words at the end of an incomplete line that are withheld, as they may be the start of a name or date.

@@ -3,23 +3,23 @@
 //! in them, and numbers and names of the answer that the files lack are marked.
 //!
 //! The model is a [`crate::client::ChatModel`]. Answers go to standard output, everything else to standard error. Next:
-//! [`file_prompt`] (what a local model needs of the files), [`prefill_progress`], [`quote_constraint`], [`answer`] (the
-//! order of quotes and answer) and [`marked`].
+//! [`file_prompt`] (what a local model needs of the files), [`prefill_progress`], [`answer`] (the order of quotes and
+//! answer), [`marked`] and [`crate::document_qa`] (the layout of the prompt, quotes).
 
 mod answer;
 mod claims;
-pub(crate) mod eta;
 mod file_prompt;
 mod marked;
 mod prefill_progress;
-pub mod quote_constraint;
-pub(crate) mod quotes;
 mod unquoted;
 
 use crate::args::EngineArgs;
 use crate::client::{
     ChatModel, EndpointArgs, LocalModel, ModelInfo, PromptMessage, RemoteModel, ReplyOutcome, ReplyRequest,
 };
+use crate::document_qa::quote_constraint::QuoteIndex;
+use crate::document_qa::quotes::{FoldedTexts, Quote};
+use crate::document_qa::{INSTRUCTIONS, QUOTE, SEPARATOR, joined};
 use crate::documents::{Document, gather};
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
@@ -28,7 +28,7 @@ use crate::io::errors::{Stopped, one_line};
 use crate::io::line_editor::{Line, LineEditor};
 use crate::io::output::tell;
 use crate::io::units::{counted, grouped};
-use crate::prefix_cache::key::PromptLayout;
+use crate::prefix_cache::namespace::{Namespace, PromptLayout};
 use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
 use crate::runtime::sampling_options::SamplingOptions;
@@ -37,8 +37,6 @@ use anyhow::{Context as _, Result, bail};
 use claims::{FileEvidence, Unsupported};
 use file_prompt::FilePrompt;
 use marked::unsupported_line;
-use quote_constraint::QuoteIndex;
-use quotes::{FoldedTexts, Quote};
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::ops::ControlFlow;
@@ -46,14 +44,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use unquoted::{denies_its_quotes, unquoted};
-
-/// The system message, which precedes the files. The demonstration model ignores it in this wording; with longer ones it
-/// misses facts of files that have few sentences.
-const INSTRUCTIONS: &str = "Answer questions about the text. First quote the lines that hold the answer word for word, each \
-    after \"> \", then answer from them.";
-
-/// Suffix of a question that asks for quotes.
-const QUOTE: &str = " Quote the text.";
 
 /// Prefix of a question that is repeated after its quotes.
 const ANSWER: &str = "Please answer: ";
@@ -131,10 +121,11 @@ pub fn run(args: &AskArgs) -> Result<()> {
         let mut model = RemoteModel::connect(url, args.engine.model.as_deref(), &args.endpoint)?;
         return ask(args, &documents, &mut model, None);
     }
-    let options = args.engine.options().with_layout(PromptLayout::Ask);
+    let options = args.engine.options();
     let engine = EngineHandle::load(&options, builtin_model::log(args.quiet))?;
     let file_prompt = FilePrompt::new(&engine, &documents, args)?;
-    let mut model = LocalModel::new(&engine, Path::new(&options.name()));
+    let namespace = Namespace::SHARED.with_layout(PromptLayout::Ask);
+    let mut model = LocalModel::within(&engine, Path::new(&options.name()), namespace);
     ask(args, &documents, &mut model, Some(&file_prompt))
 }
 
@@ -445,20 +436,6 @@ fn count(claims: usize, quotes: usize) -> String {
     };
     let parts = [of(claims, "number or name", "numbers or names"), of(quotes, "quote", "quotes")];
     parts.into_iter().flatten().collect::<Vec<_>>().join(" and ")
-}
-
-/// Separates files from each other and from the question.
-const SEPARATOR: &str = "\n\n";
-
-/// Joins the files: a single one as it is, several each after its name.
-fn joined(documents: &[Document]) -> String {
-    match documents {
-        [one] => one.text.trim_end().to_owned(),
-        several => {
-            let named = several.iter().map(|d| format!("{}:{SEPARATOR}{}", d.name, d.text.trim_end()));
-            named.collect::<Vec<_>>().join(SEPARATOR)
-        }
-    }
 }
 
 /// Whether standard error is a terminal.

@@ -1,8 +1,8 @@
 //! Reports a prefill: before it the number of tokens and the memory they need, during it a progress bar, or a line now
-//! and then if standard error is no terminal. Next: [`super::eta`].
+//! and then if standard error is no terminal. Next: [`crate::document_qa::eta`].
 
-use super::eta::{PrefillEta, duration};
 use super::is_interactive;
+use crate::document_qa::eta::{PrefillEta, duration};
 use crate::io::host_memory;
 use crate::io::output::tell;
 use crate::io::progress::TerminalProgress;

@@ -2,7 +2,7 @@
 //! at a quote. And answers that quote the text and then say that it does not say.
 
 use super::claims::{ClaimChecker, ClaimKind, FileEvidence, Unsupported};
-use super::quotes::{Quote, quoted};
+use crate::document_qa::quotes::{Quote, quoted};
 use crate::documents::Document;
 
 /// The sentence for questions that the files do not answer, which the demonstration model was trained to say.

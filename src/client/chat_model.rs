@@ -3,6 +3,7 @@
 //! Reasoning and answer are separate [`ReplyEvent`]s of every model. Next: [`super::local_model`] and
 //! [`super::remote_model`], its implementations.
 
+use crate::document_qa::prefix::DocumentPrefix;
 use crate::generation::event::Stats;
 use crate::generation::reply_parser::ReplyEvent;
 use crate::generation::sample::{Constraint, Sampling};
@@ -29,14 +30,6 @@ impl PromptMessage {
     }
 }
 
-/// Tokens that several prompts of a caller begin with. Remote models ignore them.
-#[derive(Clone, Debug, Default)]
-pub struct SharedPrefix {
-    pub tokens: Vec<u32>,
-    /// Offsets of further snapshots in `tokens`, besides the one at its end.
-    pub snapshots: Vec<usize>,
-}
-
 /// A conversation to reply to. The last message is a user message.
 pub struct ReplyRequest<'a> {
     /// Messages from the oldest to the newest.
@@ -46,7 +39,8 @@ pub struct ReplyRequest<'a> {
     pub sampling: Sampling,
     /// Those that the user set, for remote models, which have their own for the others.
     pub given: SamplingOptions,
-    pub prefix: Option<&'a SharedPrefix>,
+    /// The documents at the start of the prompt. Remote models ignore them.
+    pub prefix: Option<&'a DocumentPrefix>,
     /// Restricts the tokens of the reply. Remote models ignore it.
     pub constraint: Option<Box<dyn Constraint>>,
 }

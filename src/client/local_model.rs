@@ -8,6 +8,7 @@ use crate::generation::draft::DraftCounts;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::generate::{FinishReason, Request, generate};
 use crate::generation::reply_parser::{ReplyEvent, ReplyParser, join_reasoning};
+use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::handle::{EngineHandle, SessionHandle};
 use crate::runtime::session::Prefill;
 use anyhow::Result;
@@ -25,8 +26,14 @@ pub struct LocalModel<'e> {
 
 impl<'e> LocalModel<'e> {
     pub fn new(engine: &'e EngineHandle, file: &Path) -> Self {
+        LocalModel::within(engine, file, Namespace::SHARED)
+    }
+
+    /// Creates a model whose conversation uses this namespace of the prefix cache.
+    pub fn within(engine: &'e EngineHandle, file: &Path, namespace: Namespace) -> Self {
         let name = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        LocalModel { engine, name, session: engine.session(), conversation: Conversation::default() }
+        let session = engine.session_within(namespace);
+        LocalModel { engine, name, session, conversation: Conversation::default() }
     }
 
     /// The prompt of the messages. Replies keep the token ids that were generated, in this process or an earlier one, so
@@ -128,10 +135,11 @@ impl ChatModel for LocalModel<'_> {
         if on_event(ModelEvent::PrefillStart { total: prompt.len(), found }).is_break() {
             return Ok(ReplyOutcome { ids: Vec::new(), stats: stopped_at_start(found, restore_time) });
         }
-        if let Some(prefix) = request.prefix {
-            let same = prefix.tokens.iter().zip(&prompt).take_while(|(a, b)| a == b).count();
-            self.session.snapshot_at(&[&prefix.snapshots[..], &[same]].concat());
-            self.session.question_at(same);
+        if let Some(prefix) = request.prefix
+            && let Some(question) = prefix.question_in(&prompt)
+        {
+            self.session.snapshot_at(&[&prefix.snapshots[..], &[question]].concat());
+            self.session.question_at(question);
         }
         let generation = Request {
             prompt: &prompt,

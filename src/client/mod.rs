@@ -6,9 +6,7 @@ pub mod endpoint;
 pub mod local_model;
 pub mod remote_model;
 
-pub use chat_model::{
-    ChatModel, ModelEvent, ModelInfo, PromptMessage, ReplyOutcome, ReplyRequest, SharedPrefix,
-};
+pub use chat_model::{ChatModel, ModelEvent, ModelInfo, PromptMessage, ReplyOutcome, ReplyRequest};
 pub use endpoint::EndpointArgs;
 pub use local_model::LocalModel;
 pub use remote_model::RemoteModel;

@@ -124,7 +124,8 @@ fn unreadable(e: &ignore::Error) -> String {
     }
 }
 
-fn document(name: &str, mut input: impl Read) -> Result<Document> {
+/// Reads a document from its bytes.
+pub(super) fn document(name: &str, mut input: impl Read) -> Result<Document> {
     let mut bytes = Vec::new();
     let read = |bytes: &mut Vec<u8>, input: &mut dyn Read, most: u64| {
         input.take(most).read_to_end(bytes).with_context(|| name.to_owned())

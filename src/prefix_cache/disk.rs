@@ -70,6 +70,13 @@ struct Piece {
     len: usize,
 }
 
+/// The start of a namespace's chains: its key, and the parent id of its first rows.
+#[derive(Clone, Copy, Debug)]
+struct Root {
+    key: Id,
+    parent: Id,
+}
+
 /// A file and its error.
 type FileFailure = (PathBuf, Error);
 
@@ -90,7 +97,8 @@ impl Disk {
         least: Option<usize>,
     ) -> Option<Hit<B>> {
         let listing = self.list_for_lookup(prompt.len() >= MIN_DISK_TOKENS)?;
-        let mut chains = self.prefixes(&listing, self.root(namespace), prompt);
+        let root = self.root(namespace);
+        let mut chains = self.prefixes(&listing, root, prompt);
         chains.sort_by_key(|chain| std::cmp::Reverse(end(chain)));
         for chain in chains {
             let (len, state) = (end(&chain), chain.last().and_then(|p| listing.states.get(&p.id)));
@@ -99,7 +107,7 @@ impl Disk {
             if !usable || least.is_some_and(|least| len <= least) {
                 continue;
             }
-            match self.load(b, prompt, &chain) {
+            match self.load(b, root.key, prompt, &chain) {
                 Ok(hit) => {
                     chain.last().into_iter().for_each(|piece| self.folder.touch(piece.id));
                     return Some(hit);
@@ -108,6 +116,14 @@ impl Disk {
             }
         }
         None
+    }
+
+    /// Returns the length of the longest prefix of `prompt` that has a state.
+    pub fn cached_len(&self, namespace: Namespace, prompt: &[u32]) -> usize {
+        let Some(listing) = self.list_for_lookup(false) else { return 0 };
+        let chains = self.prefixes(&listing, self.root(namespace), prompt).into_iter();
+        let states = chains.filter(|chain| chain.last().is_some_and(|p| listing.states.contains_key(&p.id)));
+        states.map(|chain| end(&chain)).max().unwrap_or(0)
     }
 
     /// Writes a state and its missing rows if it saves [`MIN_DISK_TOKENS`] tokens, or if `always` is set.
@@ -166,7 +182,7 @@ impl Disk {
             return Ok(());
         }
         let mut chain = chains.into_iter().max_by_key(|chain| end(chain)).unwrap_or_default();
-        let new = pieces(root, tokens, &chain);
+        let new = pieces(root.parent, tokens, &chain);
         let rows: u64 = new.iter().map(|p| p.len as u64 * (sizes.row + 4) + file::OVERHEAD).sum();
         let (need, on) = (rows + body + file::OVERHEAD, chain.last().map(|p| p.id));
         let headroom = self.folder.make_room(&listing, need, on).map_err(|e| (dir.clone(), e))?;
@@ -186,14 +202,14 @@ impl Disk {
             let mut body = Vec::with_capacity(piece.len * sizes.row as usize);
             snapshot.state.export_rows(b, piece.before..piece.before + piece.len, &mut body);
             let tokens = tokens[piece.before..][..piece.len].to_vec();
-            file::write(&path, &self.header(piece, tokens), &body).map_err(|e| (path, e))?;
+            file::write(&path, &header(root.key, piece, tokens), &body).map_err(|e| (path, e))?;
             chain.push(piece);
         }
         let mut exact = Vec::with_capacity(sizes.recurrent as usize);
         snapshot.state.export_recurrent(b, &mut exact);
         let mut body = self.state.pack(exact);
         body.extend(snapshot.logits.iter().flat_map(|x| x.to_le_bytes()));
-        let (path, header) = self.state_file(&chain);
+        let (path, header) = self.state_file(root.key, &chain);
         file::write(&path, &header, &body).map_err(|e| (path, e))
     }
 
@@ -201,6 +217,7 @@ impl Disk {
     fn load<B: Backend>(
         &self,
         b: &B,
+        key: Id,
         prompt: &[u32],
         chain: &[Piece],
     ) -> std::result::Result<Hit<B>, FileFailure> {
@@ -210,7 +227,7 @@ impl Disk {
             let path = self.rows_path(*piece);
             let tokens = prompt[piece.before..][..piece.len].to_vec();
             let fit = [piece.len as u64 * sizes.row];
-            file::read(&path, &self.header(*piece, tokens), &fit, body).map_err(|e| (path, e))
+            file::read(&path, &header(key, *piece, tokens), &fit, body).map_err(|e| (path, e))
         };
         // A thread reads and checks files while this one copies; first-touched memory is slow.
         let mut body = std::thread::scope(|scope| {
@@ -233,7 +250,7 @@ impl Disk {
             }
             Ok::<_, FileFailure>(Vec::new())
         })?;
-        let (path, header) = self.state_file(chain);
+        let (path, header) = self.state_file(key, chain);
         let fit = [self.recurrent() + sizes.logits, self.recurrent()];
         file::read(&path, &header, &fit, &mut body).map_err(|e| (path, e))?;
         let (recurrent, logits) = body.split_at(self.recurrent() as usize);
@@ -250,29 +267,31 @@ impl Disk {
         may_stop: impl Fn(usize) -> bool,
     ) -> Option<(usize, Vec<u32>)> {
         let listing = self.list_for_lookup(false)?;
-        let chains = self.chains(&listing, self.root(namespace), read).into_iter();
+        let root = self.root(namespace);
+        let chains = self.chains(&listing, root, read).into_iter();
         let states = chains.filter(|(at, chain)| {
             may_stop(*at) && chain.last().is_some_and(|p| listing.states.contains_key(&p.id))
         });
         let (at, chain) = states.max_by_key(|(at, _)| *at)?;
-        let tokens = chain.into_iter().map(|piece| self.tokens_of(piece)).collect::<Option<Vec<_>>>()?;
+        let tokens =
+            chain.into_iter().map(|piece| self.tokens_of(root.key, piece)).collect::<Option<Vec<_>>>()?;
         Some((at, tokens.concat()))
     }
 
     /// Returns the cause for which a prefix of `prompt` that is cached under another key is not used, if there is one.
     pub fn other_key<B: Backend>(&self, b: &B, namespace: Namespace, prompt: &[u32]) -> Option<MissCause> {
         let listing = self.list_for_lookup(false)?;
-        let own = self.root(namespace);
+        let own = self.root(namespace).parent;
         let others = listing.rows.iter().filter(|(_, rows)| rows.first && rows.parent != own);
         let key = others.take(MAX_OTHER_FILES).find_map(|(id, rows)| {
             let header = file::read_header(&self.folder.rows_path(*id, rows.parent, true)).ok()?;
             let same = !header.tokens.is_empty() && prompt.starts_with(&header.tokens);
-            (same && root_of(header.key, namespace) == rows.parent).then_some(header.key)
+            (same && root_of(header.key, namespace).parent == rows.parent).then_some(header.key)
         })?;
         let StateShape { config, cache, sizes } = &self.shape;
         let is_own_with = |other: CacheFormat| {
             let other = (other, Sizes::of(b, config, other));
-            self.key.with_cache((*cache, *sizes), other, &self.log) == key
+            self.key.with_cache(namespace.layout, (*cache, *sizes), other, &self.log) == key
         };
         let is_own = [CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0].into_iter().any(is_own_with);
         Some(if is_own { MissCause::CacheType } else { MissCause::Model })
@@ -300,7 +319,7 @@ impl Disk {
     }
 
     /// Returns all chains of rows that are prefixes of `tokens`.
-    fn prefixes(&self, listing: &Listing, root: Id, tokens: &[u32]) -> Vec<Vec<Piece>> {
+    fn prefixes(&self, listing: &Listing, root: Root, tokens: &[u32]) -> Vec<Vec<Piece>> {
         let read = |at: usize, own: &[u32]| tokens[at..].starts_with(own).then_some(at + own.len());
         self.chains(listing, root, read).into_iter().map(|(_, chain)| chain).collect()
     }
@@ -309,17 +328,17 @@ impl Disk {
     fn chains(
         &self,
         listing: &Listing,
-        root: Id,
+        root: Root,
         read: impl Fn(usize, &[u32]) -> Option<usize>,
     ) -> Vec<(usize, Vec<Piece>)> {
         let mut children: HashMap<Id, Vec<Id>> = HashMap::new();
         listing.rows.iter().for_each(|(id, rows)| children.entry(rows.parent).or_default().push(*id));
         let (mut found, mut open) = (Vec::new(), vec![(0, Vec::new())]);
         while let Some((at, chain)) = open.pop() {
-            let (parent, before) = (chain.last().map_or(root, |p: &Piece| p.id), end(&chain));
+            let (parent, before) = (chain.last().map_or(root.parent, |p: &Piece| p.id), end(&chain));
             for id in children.get(&parent).into_iter().flatten() {
                 let piece = Piece { id: *id, parent, before, len: 0 };
-                let own = self.tokens_of(piece).filter(|own| !own.is_empty());
+                let own = self.tokens_of(root.key, piece).filter(|own| !own.is_empty());
                 if let Some((own, at)) = own.and_then(|own| Some((own.len(), read(at, &own)?))) {
                     open.push((at, [&chain[..], &[Piece { len: own, ..piece }]].concat()));
                 }
@@ -330,14 +349,14 @@ impl Disk {
     }
 
     /// Returns the tokens of a rows file from its header.
-    fn tokens_of(&self, piece: Piece) -> Option<Arc<[u32]>> {
+    fn tokens_of(&self, key: Id, piece: Piece) -> Option<Arc<[u32]>> {
         let lock = || self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(tokens) = lock().get(&piece.id) {
             return Some(tokens.clone());
         }
         let path = self.rows_path(piece);
         let header = file::read_header(&path).and_then(|found| {
-            let expected = self.header(piece, found.tokens.clone());
+            let expected = header(key, piece, found.tokens.clone());
             check("id", piece.id, file::chain(piece.parent, &found.tokens))?;
             same(&expected, &found)?;
             Ok(found)
@@ -355,13 +374,8 @@ impl Disk {
         }
     }
 
-    /// Returns the parent id of a namespace's first rows: the key, salted except for the shared namespace.
-    fn root(&self, namespace: Namespace) -> Id {
-        root_of(self.key(), namespace)
-    }
-
-    fn key(&self) -> Id {
-        self.key.get(&self.log)
+    fn root(&self, namespace: Namespace) -> Root {
+        root_of(self.key.get(namespace.layout, &self.log), namespace)
     }
 
     /// The bytes of a snapshot without any shared rows.
@@ -379,20 +393,9 @@ impl Disk {
         self.folder.rows_path(piece.id, piece.parent, piece.before == 0)
     }
 
-    fn header(&self, piece: Piece, tokens: Vec<u32>) -> FileHeader {
-        FileHeader {
-            key: self.key(),
-            id: piece.id,
-            parent: piece.parent,
-            before: piece.before as u64,
-            tokens,
-        }
-    }
-
-    fn state_file(&self, chain: &[Piece]) -> (PathBuf, FileHeader) {
-        let id = chain.last().map_or(self.key(), |p| p.id);
-        let header =
-            FileHeader { key: self.key(), id, parent: id, before: end(chain) as u64, tokens: vec![] };
+    fn state_file(&self, key: Id, chain: &[Piece]) -> (PathBuf, FileHeader) {
+        let id = chain.last().map_or(key, |p| p.id);
+        let header = FileHeader { key, id, parent: id, before: end(chain) as u64, tokens: vec![] };
         (self.folder.state_path(id), header)
     }
 
@@ -409,6 +412,10 @@ impl Disk {
             _ => (self.log)(&format!("{}: {e}", path.display())),
         }
     }
+}
+
+fn header(key: Id, piece: Piece, tokens: Vec<u32>) -> FileHeader {
+    FileHeader { key, id: piece.id, parent: piece.parent, before: piece.before as u64, tokens }
 }
 
 /// Returns the rows files that are missing after a chain. Each ends at a snapshot interval at the latest, which
@@ -435,9 +442,9 @@ fn mib(bytes: u64) -> String {
     format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20))
 }
 
-/// Returns the parent of the first rows files of a namespace under a key.
-fn root_of(key: Id, namespace: Namespace) -> Id {
+/// Returns the start of a namespace's chains under a key, which is salted with the tenant.
+fn root_of(key: Id, namespace: Namespace) -> Root {
     let salted =
         |salt: u64| id_of(blake3::Hasher::new().update(&key.to_le_bytes()).update(&salt.to_le_bytes()));
-    namespace.salt().map_or(key, salted)
+    Root { key, parent: namespace.salt().map_or(key, salted) }
 }

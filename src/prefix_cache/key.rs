@@ -1,31 +1,24 @@
-//! The compatibility key of cached states: model, data types, prompt layout, and numerics up to the rounding of the
-//! device. Next: [`super::fingerprint`].
+//! The compatibility keys of cached states, one for each prompt layout: model, data types, and numerics up to the rounding of
+//! the device. Next: [`super::fingerprint`].
 
 use super::Sizes;
 use super::file::{Id, id_of};
 use super::fingerprint::Fingerprint;
+use super::namespace::PromptLayout;
 use super::state_dtype::StateType;
 use crate::io::log::Log;
 use kernels::backend::{Backend, CacheFormat};
 use std::sync::OnceLock;
 
-/// How prompts are laid out, which the attention path of a token depends on: snapshots of one layout are not used by
-/// another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PromptLayout {
-    /// One conversation or one text.
-    #[default]
-    One,
-    /// Documents followed by a question.
-    Ask,
-}
-
-/// The key of a model's snapshots, computed once the model's fingerprint is known.
+/// The keys of a model's snapshots, computed once the model's fingerprint is known.
 #[derive(Debug)]
 pub struct CacheKey {
     fingerprint: Fingerprint,
     settings: String,
-    id: OnceLock<Id>,
+    /// The part of the settings after the layout.
+    reply_prefix: String,
+    /// The keys of the layouts in the order of the enum.
+    ids: [OnceLock<Id>; 2],
 }
 
 impl CacheKey {
@@ -35,47 +28,59 @@ impl CacheKey {
         fingerprint: Fingerprint,
         cache: CacheFormat,
         sizes: Sizes,
-        (state, layout): (StateType, PromptLayout),
+        state: StateType,
     ) -> CacheKey {
         let (version, backend) = (env!("CARGO_PKG_VERSION"), B::NUMERICS_VERSION);
-        let settings = format!("{version} {backend} {cache:?} {sizes:?} {state:?} {layout:?}");
-        CacheKey { fingerprint, settings, id: OnceLock::new() }
+        let settings = format!("{version} {backend} {cache:?} {sizes:?} {state:?}");
+        CacheKey { fingerprint, settings, reply_prefix: String::new(), ids: Default::default() }
     }
 
     /// Adds the ids that open a reply if they differ from those of the model file's template: the attention path of a
     /// token depends on them.
     pub fn with_reply_prefix(mut self, reply_prefix_ids: Option<&[u32]>) -> CacheKey {
         if let Some(ids) = reply_prefix_ids {
-            self.settings.push_str(&format!(" {ids:?}"));
+            self.reply_prefix = format!(" {ids:?}");
         }
         self
     }
 
     /// Creates a fixed key of synthetic states, for measurements.
     pub fn known(id: Id) -> CacheKey {
-        CacheKey { fingerprint: Fingerprint::default(), settings: String::new(), id: OnceLock::from(id) }
+        CacheKey {
+            fingerprint: Fingerprint::default(),
+            settings: String::new(),
+            reply_prefix: String::new(),
+            ids: [OnceLock::from(id), OnceLock::from(!id)],
+        }
     }
 
     /// Returns whether [`CacheKey::get`] is cheap or, if `worth` is set, worth its time: see [`Fingerprint::for_lookup`].
     pub fn is_ready(&self, worth: bool, log: &Log) -> bool {
-        self.id.get().is_some() || self.fingerprint.for_lookup(worth, log).is_some()
+        self.ids.iter().any(|id| id.get().is_some()) || self.fingerprint.for_lookup(worth, log).is_some()
     }
 
-    /// Returns the key of the same model with another data type of the KV cache.
-    pub fn with_cache(&self, own: (CacheFormat, Sizes), other: (CacheFormat, Sizes), log: &Log) -> Id {
+    /// Returns the key of the same model and layout with another data type of the KV cache.
+    pub fn with_cache(
+        &self,
+        layout: PromptLayout,
+        own: (CacheFormat, Sizes),
+        other: (CacheFormat, Sizes),
+        log: &Log,
+    ) -> Id {
         let [own, other] = [own, other].map(|(cache, sizes)| format!(" {cache:?} {sizes:?} "));
-        self.hash(&self.settings.replacen(&own, &other, 1), log)
+        self.hash(&self.settings.replacen(&own, &other, 1), layout, log)
     }
 
-    fn hash(&self, settings: &str, log: &Log) -> Id {
+    fn hash(&self, settings: &str, layout: PromptLayout, log: &Log) -> Id {
+        let settings = format!("{settings} {layout:?}{}", self.reply_prefix);
         let mut hash = blake3::Hasher::new();
         hash.update(settings.as_bytes()).update(&self.fingerprint.get(log).to_le_bytes());
         id_of(&hash)
     }
 
-    /// Returns the key. Reads the whole model if its fingerprint is unknown.
-    pub fn get(&self, log: &Log) -> Id {
-        *self.id.get_or_init(|| self.hash(&self.settings, log))
+    /// Returns the key of a layout. Reads the whole model if its fingerprint is unknown.
+    pub fn get(&self, layout: PromptLayout, log: &Log) -> Id {
+        *self.ids[layout as usize].get_or_init(|| self.hash(&self.settings, layout, log))
     }
 }
 
@@ -103,7 +108,7 @@ mod tests {
         let sizes = Sizes { recurrent: 1, row: 2, logits: 3 };
         let fingerprint = Fingerprint::new(file, Path::new("/"));
         let log: Log = Box::new(|_| ());
-        CacheKey::new::<B>(fingerprint, cache, sizes, (state, layout)).get(&log)
+        CacheKey::new::<B>(fingerprint, cache, sizes, state).get(layout, &log)
     }
 
     #[test]
@@ -124,7 +129,7 @@ mod tests {
         ];
         let unlike: std::collections::HashSet<_> = keys.iter().collect();
         assert_eq!(unlike.len(), keys.len());
-        let opened = |ids: Option<&[u32]>| CacheKey::known(7).with_reply_prefix(ids).settings;
+        let opened = |ids: Option<&[u32]>| CacheKey::known(7).with_reply_prefix(ids).reply_prefix;
         assert_eq!(opened(None), "");
         assert_ne!(opened(Some(&[1])), opened(Some(&[2])));
         let again = key::<Cpu>(&file("a", &zeros), CacheFormat::F16, StateType::F32, PromptLayout::One);

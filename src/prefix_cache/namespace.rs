@@ -1,5 +1,5 @@
-//! Isolation between tenants: each namespace of a [`Store`] has its own prefixes in memory and on disk, and no lookup
-//! crosses namespaces. All namespaces share the budgets and the LRU order.
+//! Isolation between tenants and between prompt layouts: each namespace of a [`Store`] has its own prefixes in memory and on
+//! disk, and no lookup crosses namespaces. All namespaces share the budgets and the LRU order.
 
 use super::cause::MissCause;
 use super::{Hit, Insertion, PrefixSource, Snapshot, Store};
@@ -7,22 +7,41 @@ use kernels::backend::Backend;
 use models::kimi_linear::state::State;
 use std::sync::Arc;
 
-/// A tenant's part of the prefix cache. States of one namespace are never restored in another.
+/// How prompts are laid out, which the attention path of a token depends on: snapshots of one layout are not used by
+/// another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Namespace(u64);
+pub enum PromptLayout {
+    /// One conversation or one text.
+    #[default]
+    One,
+    /// Documents followed by a question.
+    Ask,
+}
+
+/// A tenant's part of the prefix cache, for prompts of one layout. States of one namespace are never restored in another.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Namespace {
+    tenant: u64,
+    pub(super) layout: PromptLayout,
+}
 
 impl Namespace {
     /// The namespace of all commands, and of servers whose clients share the cache.
-    pub const SHARED: Namespace = Namespace(0);
+    pub const SHARED: Namespace = Namespace { tenant: 0, layout: PromptLayout::One };
 
     /// Returns the namespace of a tenant, by a hash of the tenant's identity.
     pub fn of(tenant: u64) -> Namespace {
-        Namespace(tenant.max(1))
+        Namespace { tenant: tenant.max(1), layout: PromptLayout::One }
     }
 
-    /// Returns the salt of the disk keys; `None` for the shared namespace.
+    /// Returns the namespace of the same tenant for prompts of another layout.
+    pub fn with_layout(self, layout: PromptLayout) -> Namespace {
+        Namespace { layout, ..self }
+    }
+
+    /// Returns the salt of the disk keys; `None` without a tenant.
     pub(super) fn salt(self) -> Option<u64> {
-        (self != Namespace::SHARED).then_some(self.0)
+        (self.tenant != 0).then_some(self.tenant)
     }
 }
 
@@ -64,6 +83,17 @@ impl<B: Backend> StoreView<'_, B> {
         let disk = self.store.disk.as_ref();
         let on_disk = disk.and_then(|(disk, _)| disk.farthest(self.namespace, &read, may_stop));
         in_ram.into_iter().chain(on_disk).max_by_key(|(at, _)| *at)
+    }
+
+    /// Returns the length of the longest cached prefix of `prompt`, without restoring it or marking it as used.
+    pub fn cached_len(&self, prompt: &[u32]) -> usize {
+        let ram = self.store.lock();
+        let in_ram = ram.trees.get(&self.namespace);
+        let in_ram = in_ram.and_then(|tree| tree.prefixes(prompt).last().map(|(len, ..)| *len));
+        drop(ram);
+        let disk = self.store.disk.as_ref();
+        let on_disk = disk.map(|(disk, _)| disk.cached_len(self.namespace, prompt));
+        in_ram.into_iter().chain(on_disk).max().unwrap_or(0)
     }
 
     /// Does [`super::disk::Disk::other_key`] in this namespace.

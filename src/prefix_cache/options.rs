@@ -4,7 +4,7 @@ use super::Store;
 use super::disk::{Disk, StateShape};
 use super::disk_index::Folder;
 use super::fingerprint::Fingerprint;
-use super::key::{CacheKey, PromptLayout};
+use super::key::CacheKey;
 use super::state_dtype::StateType;
 use crate::io::log::Log;
 use crate::io::{host_memory, user_dirs};
@@ -27,8 +27,6 @@ pub struct StoreOptions {
     pub cache_state: StateType,
     /// Disables the prefix cache on disk.
     pub no_cache: bool,
-    /// The prompt layout, part of the cache key.
-    pub layout: PromptLayout,
     /// The ids that `--chat-template` emits before a reply, part of the cache key.
     pub reply_prefix_ids: Option<Vec<u32>>,
 }
@@ -73,14 +71,14 @@ impl StoreOptions {
         }
         folder.warning().iter().for_each(|line| log(line));
         let fingerprint = Fingerprint::new(file, &folder.dir);
-        let key = CacheKey::new::<B>(fingerprint, shape.cache, shape.sizes, (self.cache_state, self.layout));
+        let key = CacheKey::new::<B>(fingerprint, shape.cache, shape.sizes, self.cache_state);
         let key = key.with_reply_prefix(self.reply_prefix_ids.as_deref());
         let disk = Disk::new(folder, key, shape.clone(), self.cache_state, log);
         Ok(Store::with_disk(b, shape, ram, disk)?)
     }
 
     /// Returns the cache directory; `None` without a home directory.
-    fn dir(&self) -> Option<PathBuf> {
+    pub fn dir(&self) -> Option<PathBuf> {
         self.cache_dir.clone().or_else(user_dirs::cache)
     }
 }

@@ -63,9 +63,14 @@ impl EngineHandle {
     }
 
     pub fn session(&self) -> SessionHandle<'_> {
+        self.session_within(Namespace::SHARED)
+    }
+
+    /// Creates a session that uses this namespace of the prefix cache.
+    pub fn session_within(&self, namespace: Namespace) -> SessionHandle<'_> {
         match self {
-            EngineHandle::Cpu(engine) => SessionHandle::Cpu(Session::new(engine)),
-            EngineHandle::Cuda(engine) => SessionHandle::Cuda(Session::new(engine)),
+            EngineHandle::Cpu(engine) => SessionHandle::Cpu(Session::within(engine, namespace)),
+            EngineHandle::Cuda(engine) => SessionHandle::Cuda(Session::within(engine, namespace)),
         }
     }
 
@@ -97,6 +102,11 @@ impl EngineHandle {
         vocabulary: &Vocabulary,
     ) -> Vec<u32> {
         on_backend!(self, EngineHandle, engine => engine.encode_within(namespace, rendered, vocabulary))
+    }
+
+    /// Returns the length of the longest cached prefix of a prompt, without restoring it.
+    pub fn cached_len(&self, namespace: Namespace, prompt: &[u32]) -> usize {
+        on_backend!(self, EngineHandle, engine => engine.store.within(namespace).cached_len(prompt))
     }
 
     /// Returns the cause for which a prefix of a prompt that is cached on disk under another key is not used.

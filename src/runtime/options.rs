@@ -2,7 +2,6 @@
 
 use super::builtin_model;
 use crate::io::log::Log;
-use crate::prefix_cache::key::PromptLayout;
 use crate::prefix_cache::options::StoreOptions;
 use kernels::backend::CacheFormat;
 use std::path::PathBuf;
@@ -76,11 +75,6 @@ impl LoadOptions {
         if self.model.is_none() {
             log(builtin_model::NOTICE);
         }
-    }
-
-    /// Returns these options with another prompt layout.
-    pub fn with_layout(self, layout: PromptLayout) -> LoadOptions {
-        LoadOptions { store: StoreOptions { layout, ..self.store }, ..self }
     }
 
     /// Returns these options with a prefix cache in memory only.

@@ -47,9 +47,14 @@ pub struct Prefill {
 
 impl<'e, B: Backend> Session<'e, B> {
     pub fn new(engine: &'e Engine<B>) -> Self {
+        Session::within(engine, Namespace::SHARED)
+    }
+
+    /// Creates a session that uses this namespace of the prefix cache.
+    pub fn within(engine: &'e Engine<B>, namespace: Namespace) -> Self {
         Session {
             engine,
-            driver: PrefillDriver::new(engine, Namespace::SHARED),
+            driver: PrefillDriver::new(engine, namespace),
             tokens: Vec::new(),
             logits: None,
             draft: Vec::new(),

@@ -16,7 +16,7 @@ pub(super) const QUANTUM: usize = 128;
 /// A request or sequence that waits for a slot.
 pub(super) enum Waiting<'e, B: Backend> {
     /// A request that has not been admitted yet.
-    New(SequenceRequest),
+    New(Box<SequenceRequest>),
     /// A sequence that was preempted.
     Preempted(Box<Slot<'e, B>>),
 }
@@ -83,6 +83,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
             match shortage {
                 None => match self.queue.pop(tenant) {
                     Some(Waiting::New(request)) => {
+                        let request = *request;
                         let bytes = self.bytes_of(&request);
                         self.admit(request, bytes);
                     }
@@ -148,7 +149,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
             self.prefix_waiters.iter().rposition(|(request, _)| self.load(request.tenant) > fair)
         {
             let (request, _) = self.prefix_waiters.remove(at);
-            self.queue.push_front(request.tenant, Waiting::New(request));
+            self.queue.push_front(request.tenant, Waiting::New(Box::new(request)));
             return true;
         }
         // Without a prefix cache, freed states would be recomputed again and again: wait for memory instead.

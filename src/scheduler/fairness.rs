@@ -72,6 +72,7 @@ fn request(
         SequenceRequest {
             prompt,
             snapshot_lengths: Vec::new(),
+            question: None,
             params,
             logprobs: None,
             tenant,

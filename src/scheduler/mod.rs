@@ -43,6 +43,8 @@ pub struct SequenceRequest {
     pub prompt: Arc<[u32]>,
     /// Prompt lengths at which to insert a snapshot, such as the end of a system message or a document.
     pub snapshot_lengths: Vec<usize>,
+    /// The start of the question about documents at the start of the prompt; its namespace has their layout.
+    pub question: Option<usize>,
     pub params: GenerationParams,
     /// Report the log-probability of each token and of this many most likely tokens.
     pub logprobs: Option<usize>,
@@ -277,7 +279,7 @@ impl<'e, B: Backend> Scheduler<'e, B> {
         if self.stopped {
             return request.cancel();
         }
-        self.queue.push(request.tenant, Waiting::New(request));
+        self.queue.push(request.tenant, Waiting::New(Box::new(request)));
     }
 
     /// Cancels all running and waiting requests.

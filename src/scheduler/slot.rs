@@ -68,7 +68,7 @@ impl<'e, B: Backend> Slot<'e, B> {
     /// Admits a request and restores the longest cached prefix of its prompt.
     pub fn new(engine: &'e Engine<B>, request: SequenceRequest, bytes: u64) -> Self {
         let mut driver = PrefillDriver::new(engine, request.namespace);
-        driver.begin(&request.snapshot_lengths, None);
+        driver.begin(&request.snapshot_lengths, request.question);
         let mut slot = Slot {
             bytes,
             tenant: request.tenant,

@@ -46,6 +46,7 @@ fn request(tenant: u64, prompt: Vec<u32>, max_tokens: usize, events: &EventLog) 
     SequenceRequest {
         prompt: prompt.into(),
         snapshot_lengths: Vec::new(),
+        question: None,
         params,
         logprobs: None,
         tenant,

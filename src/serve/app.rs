@@ -2,6 +2,8 @@
 //! the status of the server. Next: [`super::reservation`] and [`super::upstream`].
 
 use super::errors::ApiError;
+use super::files::set::FileSets;
+use super::files::store::{FileOptions, FileStore};
 use super::host_check::HostPolicy;
 use super::intake::Intake;
 use super::limits::{HttpLimits, LimitEvents};
@@ -55,6 +57,8 @@ pub struct ServeOptions {
     pub log_prompts: bool,
     /// Log both texts where a prompt first differs from the nearest served one.
     pub explain: bool,
+    /// Where uploaded files are stored.
+    pub files: FileOptions,
 }
 
 /// A loaded model and its scheduler.
@@ -99,6 +103,9 @@ pub struct App {
     /// Receives and parses request bodies.
     pub intake: Intake,
     pub notices: Notices,
+    /// Uploaded files, and the sets of them in recent requests.
+    pub files: FileStore,
+    pub file_sets: FileSets,
     /// Unix time of the start, in seconds.
     pub started: u64,
     source: OnceLock<ReplySource>,
@@ -122,6 +129,8 @@ impl App {
             intake: Intake::new(&options.http, options.max_body),
             limits: LimitEvents::default(),
             notices: Notices::default(),
+            files: FileStore::new(options.files.clone()),
+            file_sets: FileSets::default(),
             options,
             metrics: Metrics::default(),
             started: unix_seconds(),

@@ -4,6 +4,7 @@ use super::api::chat::{
     Answer, ChatBody, ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatLogprobs, ChatRequest,
     ChunkChoice, FunctionCall, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
 };
+use super::api::files::FileCitation;
 use super::api::generation::{Generation, StopStrings};
 use super::api::{PromptProgress, Timings, Usage};
 use super::app::{App, Ready, ReplySource};
@@ -11,14 +12,16 @@ use super::body::RequestBody;
 use super::errors::{ApiError, quoted};
 use super::events::RequestEvents;
 use super::fields::{self, Interface};
+use super::files::citations::citations;
+use super::files::set::{AttachedFiles, FileSet};
 use super::outline::{FoundParts, PromptText};
 use super::reply::{ParsedEvent, ReplyPart, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
-use super::submit::{EngineRequest, PreparedChat, submit_chat};
+use super::submit::{EngineRequest, PreparedChat, prompt_namespace, submit_chat};
 use super::tenant::Tenant;
 use super::trace::MissCell;
 use super::usage::{FINGERPRINT, ResponseMeta, timings, usage};
-use super::{tools, upstream, validate};
+use super::{files, tools, upstream, validate};
 use crate::generation::decoder::FinishReason;
 use crate::generation::reply_parser::{REASONING_TAGS, ReplyEvent, ReplyParser, opens_reasoning};
 use crate::prefix_cache::retokenize::ids_before;
@@ -55,7 +58,7 @@ pub async fn completions(
     // Rendering and tokenizing a long conversation blocks for some time.
     let prepared =
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
-    let (request, prepared, stops) = prepared??;
+    let (request, prepared, stops, files) = prepared??;
     let meta = ResponseMeta::new(&app, "chatcmpl");
     let replies = prepared.replies();
     let events = submit_chat(&app, prepared, tenant).await?;
@@ -65,7 +68,7 @@ pub async fn completions(
         PartialReply { tracked, ..PartialReply::default() }
     };
     let replies = (0..replies).map(reply).collect();
-    let chat = Chat { meta, request, stops, replies, miss, start };
+    let chat = Chat { meta, request, stops, files, replies, miss, start };
     if chat.request.stream.unwrap_or(false) {
         return Ok(respond(events, chat));
     }
@@ -77,23 +80,25 @@ fn prepare(
     body: &RequestBody,
     tenant: Tenant,
     cancelled: &AtomicBool,
-) -> Result<(ChatRequest, PreparedChat, Vec<String>), ApiError> {
+) -> Result<(ChatRequest, PreparedChat, Vec<String>, AttachedFiles), ApiError> {
     fields::check(Interface::Chat, body, &app.notices)?;
     let mut request = ChatRequest { constraint: body.part()?, ..body.part()? };
     let generation: Generation = body.part()?;
-    let prepared = prepare_chat(app, &mut request, &generation, tenant, cancelled)?;
+    let files = files::input::attach(app, tenant.owner, &mut request)?;
+    let prepared = prepare_chat(app, &mut request, &generation, (tenant, files.as_deref()), cancelled)?;
     // Freed before generation: schemas may take more memory than the prompt.
     request.tools = None;
     request.response_format = None;
-    Ok((request, prepared, generation.stop.map(StopStrings::into_list).unwrap_or_default()))
+    let stops = generation.stop.map(StopStrings::into_list).unwrap_or_default();
+    Ok((request, prepared, stops, files))
 }
 
-/// Validates a request and builds the one to the source of replies.
+/// Validates a request and builds the one to the source of replies. The prompt begins with the files, if there are any.
 pub fn prepare_chat(
     app: &App,
     request: &mut ChatRequest,
     generation: &Generation,
-    tenant: Tenant,
+    (tenant, files): (Tenant, Option<&FileSet>),
     cancelled: &AtomicBool,
 ) -> Result<PreparedChat, ApiError> {
     let ready = match app.source()? {
@@ -107,19 +112,24 @@ pub fn prepare_chat(
     let tools = tools::Plan::new(request, &app.notices)?;
     let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
     let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, cancelled)).transpose()?;
-    let EncodedPrompt { tokens, snapshot_lengths, outline, in_reasoning } =
-        encode(app, request, &tools.declared, tenant)?;
+    let EncodedPrompt { tokens, snapshot_lengths, question, outline, in_reasoning } =
+        encode(app, request, &tools.declared, (tenant, files))?;
     let has_reasoning = REASONING_TAGS.iter().any(|tag| ready.template().mentions(tag));
     let parser = ReplyParser::new(tools.names, has_reasoning, in_reasoning).constrained(tools.constrained);
-    let engine_request = validate::engine_request(app, ready, tokens, generation, grammar.as_ref())?;
-    let request = EngineRequest { parser, logprobs: top, snapshot_lengths, outline, ..engine_request };
+    let mut engine_request = validate::engine_request(app, ready, tokens, generation, grammar.as_ref())?;
+    if let Some(files) = files.filter(|_| grammar.is_none() && tools.declared.is_empty()) {
+        let index = files.quote_index(ready.tokenizer(), ready.engine.config.vocab);
+        engine_request.reply_params.iter_mut().for_each(|reply| reply.constraint = Some(index.constraint()));
+    }
+    let request =
+        EngineRequest { parser, logprobs: top, snapshot_lengths, question, outline, ..engine_request };
     Ok(PreparedChat::Local(Box::new(request)))
 }
 
 /// Returns the number of tokens of a conversation's prompt.
 pub fn prompt_len(app: &App, request: &mut ChatRequest, tenant: Tenant) -> Result<usize, ApiError> {
     let tools = tools::Plan::new(request, &app.notices)?;
-    encode(app, request, &tools.declared, tenant).map(|prompt| prompt.tokens.len())
+    encode(app, request, &tools.declared, (tenant, None)).map(|prompt| prompt.tokens.len())
 }
 
 /// The prompt of a conversation.
@@ -127,6 +137,8 @@ struct EncodedPrompt {
     tokens: Vec<u32>,
     /// Lengths of the prompt at which to take snapshots.
     snapshot_lengths: Vec<usize>,
+    /// The start of the question about files.
+    question: Option<usize>,
     outline: PromptOutline,
     /// The template has opened the reasoning tag.
     in_reasoning: bool,
@@ -137,7 +149,7 @@ fn encode(
     app: &App,
     request: &mut ChatRequest,
     tools: &[Value],
-    tenant: Tenant,
+    (tenant, files): (Tenant, Option<&FileSet>),
 ) -> Result<EncodedPrompt, ApiError> {
     let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
@@ -146,17 +158,33 @@ fn encode(
     let (rendered, tools_end, exact) = render(ready, &messages, tools, &extra)?;
     let tokenizer = ready.tokenizer();
     let replied = messages.iter().any(|m| m.role == "assistant");
-    let namespace = app.namespace(tenant.0);
-    let tokens = if replied {
-        ready.engine.encode_within(namespace, &rendered, tokenizer)
-    } else {
-        rendered.encode(tokenizer)
+    let tokens = |has_documents: bool| {
+        let namespace = prompt_namespace(app, tenant.id, has_documents);
+        match replied {
+            true => ready.engine.encode_within(namespace, &rendered, tokenizer),
+            false => rendered.encode(tokenizer),
+        }
+    };
+    let prefix = files.map(|files| files.prefix(&app.files, &ready.engine)).transpose()?;
+    let about_documents = prefix.and_then(|prefix| {
+        let tokens = tokens(true);
+        prefix.question_in(&tokens).map(|question| (tokens, question, &prefix.snapshots[..]))
+    });
+    let (tokens, question, file_ends) = match about_documents {
+        Some((tokens, question, file_ends)) => (tokens, Some(question), file_ends),
+        None => (tokens(false), None, &[][..]),
     };
     let exact = exact.into_iter().filter_map(|bytes| ids_before(&tokens, bytes, tokenizer));
     let text = PromptText { rendered: &rendered, messages: &messages, tools, tools_end };
     let FoundParts { outline, cuts } = text.find(&tokens, tokenizer);
-    let snapshot_lengths = exact.chain(cuts).collect();
-    Ok(EncodedPrompt { tokens, snapshot_lengths, outline, in_reasoning: opens_reasoning(rendered.text()) })
+    let snapshot_lengths = exact.chain(cuts).chain(question).chain(file_ends.iter().copied()).collect();
+    Ok(EncodedPrompt {
+        tokens,
+        snapshot_lengths,
+        question,
+        outline,
+        in_reasoning: opens_reasoning(rendered.text()),
+    })
 }
 
 /// Returns the variables that the template uses, of those for reasoning and of the request's own.
@@ -233,6 +261,8 @@ struct Chat {
     request: ChatRequest,
     /// The stop strings of the request.
     stops: Vec<String>,
+    /// The files of the prompt.
+    files: AttachedFiles,
     replies: Vec<PartialReply>,
     miss: MissCell,
     start: Instant,
@@ -250,6 +280,11 @@ impl Chat {
             FinishReason::StopString(index) => self.stops.get(*index).cloned(),
             _ => None,
         }
+    }
+
+    /// Returns the quotations of a complete text, if there are files.
+    fn annotations(&self, text: &str) -> Option<Vec<FileCitation>> {
+        self.files.as_ref().map(|files| citations(files, text))
     }
 
     async fn collect(mut self, mut events: RequestEvents) -> Result<ChatCompletion, ApiError> {
@@ -274,6 +309,8 @@ impl Chat {
         }
         let (usage, timings) = (self.usage(), self.timings());
         let mut stop_reasons: Vec<_> = self.replies.iter().map(|reply| self.stop_reason(reply)).collect();
+        let mut annotations: Vec<_> =
+            self.replies.iter().map(|reply| self.annotations(&reply.text)).collect();
         let wanted = self.request.logprobs.unwrap_or(false);
         let choice = |(index, reply): (usize, PartialReply)| ChatChoice {
             index,
@@ -285,6 +322,7 @@ impl Chat {
                 content: Some(reply.text).filter(|t| !t.is_empty() || reply.calls.is_empty()),
                 refusal: None,
                 reasoning_content: Some(reply.reasoning).filter(|t| !t.is_empty()),
+                annotations: annotations[index].take(),
                 tool_calls: reply.calls,
             },
         };
@@ -353,7 +391,12 @@ impl Chat {
         let mut events = events.into_iter().peekable();
         while let Some(event) = events.next() {
             let delta = match event {
-                ReplyEvent::Text(text) => ChatDelta { content: Some(text), ..ChatDelta::default() },
+                ReplyEvent::Text(text) => {
+                    if self.files.is_some() {
+                        self.replies[index].text.push_str(&text);
+                    }
+                    ChatDelta { content: Some(text), ..ChatDelta::default() }
+                }
                 ReplyEvent::Reasoning(text) => {
                     ChatDelta { reasoning_content: Some(text), ..ChatDelta::default() }
                 }
@@ -425,6 +468,11 @@ impl StreamEncoder for Chat {
                 self.send_role(index, out);
                 self.send_events(index, events, None, out);
                 let reply = &self.replies[index];
+                if let Some(annotations) = self.annotations(&reply.text) {
+                    let (content, annotations) = (Some(String::new()), Some(annotations));
+                    let delta = ChatDelta { content, annotations, ..ChatDelta::default() };
+                    self.send(index, delta, None, out);
+                }
                 let (finish_reason, stop_reason) = (Some(reply.finish_reason()), self.stop_reason(reply));
                 let choice = ChunkChoice { index, finish_reason, stop_reason, ..ChunkChoice::default() };
                 let last = self.replies.iter().all(|reply| reply.tracked.stats.is_some());

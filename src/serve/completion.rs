@@ -52,7 +52,7 @@ pub async fn completions(
     let meta = ResponseMeta::new(&app, "cmpl");
     let n = engine_requests.first().map_or(1, |engine_request| engine_request.reply_params.len());
     let prompt_tokens = engine_requests.iter().map(|engine_request| engine_request.prompt.len()).sum();
-    let events = submit(&app, engine_requests, tenant.0)?;
+    let events = submit(&app, engine_requests, tenant.id)?;
     let miss = events.miss.clone();
     let texts = Texts { meta, request, texts, prompt_tokens, n, miss };
     if texts.request.stream.unwrap_or(false) {

@@ -107,6 +107,19 @@ impl ApiError {
         Self::new(StatusCode::NOT_FOUND, "invalid_request_error", code, message).about("model")
     }
 
+    /// The owner of the key has no file with this id.
+    pub fn no_file(id: &str) -> Self {
+        let message = format!("no such file: {}", quoted(id));
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("file_not_found"), message)
+            .about("file_id")
+    }
+
+    /// The disk, the quota or the directory of files does not allow another file.
+    pub fn no_storage(why: impl ToString) -> Self {
+        let code = Some("insufficient_storage");
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "server_error", code, why.to_string())
+    }
+
     /// No key, or a wrong one.
     pub fn unauthorized() -> Self {
         let message =
@@ -207,6 +220,14 @@ impl ApiError {
         ErrorBody { error: self.detail.clone() }
     }
 }
+
+impl std::fmt::Display for ApiError {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str(&self.detail.message)
+    }
+}
+
+impl std::error::Error for ApiError {}
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {

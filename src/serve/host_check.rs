@@ -111,6 +111,20 @@ fn is_foreign_page(headers: &HeaderMap, policy: &HostPolicy, cors: &[String]) ->
     page.is_some_and(|authority| !policy.allows(authority) && !cors.iter().any(|o| o == "*" || *o == origin))
 }
 
+/// Returns an error for a form that the page of another origin sent, which browsers allow without asking the server.
+pub fn form_refusal(headers: &HeaderMap, cors: &[String]) -> Option<ApiError> {
+    let origin = String::from_utf8_lossy(headers.get(header::ORIGIN)?.as_bytes());
+    let host = headers.get(header::HOST).map(|host| String::from_utf8_lossy(host.as_bytes()));
+    let authority = origin.split_once("://").map(|(_, authority)| authority);
+    let is_own = authority.is_some() && authority == host.as_deref();
+    let is_allowed = is_loopback_origin(&origin) || cors.iter().any(|o| o == "*" || *o == origin);
+    (!is_own && !is_allowed).then(|| {
+        forbidden(format!(
+            "Origin: expected a page of this server or one given with --cors, found {origin:?}"
+        ))
+    })
+}
+
 fn forbidden(why: String) -> ApiError {
     ApiError::malformed(StatusCode::FORBIDDEN, why)
 }
@@ -118,6 +132,26 @@ fn forbidden(why: String) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn forms_of_other_pages_are_refused() {
+        let refused = |origin: Option<&str>, cors: &[&str]| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, "192.0.2.1:8080".parse().unwrap());
+            origin
+                .into_iter()
+                .for_each(|origin| drop(headers.insert(header::ORIGIN, origin.parse().unwrap())));
+            let cors: Vec<String> = cors.iter().map(ToString::to_string).collect();
+            form_refusal(&headers, &cors).is_some()
+        };
+        for own in [None, Some("http://192.0.2.1:8080"), Some("http://localhost:3000")] {
+            assert!(!refused(own, &[]), "{own:?}");
+        }
+        for other in ["http://example.com", "null", "http://192.0.2.1:81"] {
+            assert!(refused(Some(other), &[]) && !refused(Some(other), &["*"]), "{other}");
+        }
+        assert!(!refused(Some("http://example.com"), &["http://example.com"]));
+    }
 
     #[test]
     fn names_of_this_server() {

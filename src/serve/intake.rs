@@ -3,7 +3,7 @@
 
 use super::errors::ApiError;
 use super::limits::{HttpLimits, LimitEvent, LimitEvents};
-use axum::body::Body;
+use axum::body::{Body, BodyDataStream, Bytes};
 use axum::http::StatusCode;
 use futures_util::StreamExt as _;
 use std::sync::Arc;
@@ -41,6 +41,40 @@ pub struct ReceivedBody {
     pub bytes: Vec<u8>,
     /// Reservation in the memory for all bodies.
     pub reservation: BodyReservation,
+}
+
+/// The chunks of a request body within the limits on size and time.
+pub struct LimitedBody<'i> {
+    limits: &'i HttpLimits,
+    /// Maximum bytes of the body.
+    most: usize,
+    events: &'i LimitEvents,
+    body: BodyDataStream,
+    start: Instant,
+    /// Bytes of the body received so far.
+    received: usize,
+}
+
+impl LimitedBody<'_> {
+    /// Returns the next chunk; `None` at the end of the body.
+    ///
+    /// # Errors
+    /// Returns 413 for a body that is too large, 408 for one that arrives too slowly, and 400 if the client ends it early.
+    pub async fn next(&mut self) -> Option<Result<Bytes, ApiError>> {
+        let deadline = deadline(self.start, self.received, self.limits);
+        let chunk = match timeout_at(deadline.into(), self.body.next()).await {
+            Ok(None) => return None,
+            Ok(Some(chunk)) => chunk,
+            Err(_) => {
+                self.events.note(LimitEvent::BodyTimeout);
+                return Some(Err(too_slow(self.start.elapsed(), self.received, self.limits)));
+            }
+        };
+        let malformed = |e| ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}"));
+        let chunk = chunk.map_err(malformed);
+        self.received += chunk.as_ref().map_or(0, Bytes::len);
+        if self.received > self.most { Some(Err(too_large(self.most))) } else { Some(chunk) }
+    }
 }
 
 /// A reservation in the memory for all bodies.
@@ -101,35 +135,34 @@ impl Intake {
         declared: Option<u64>,
         body: Body,
     ) -> Result<ReceivedBody, ApiError> {
-        let most = self.max_body;
-        if declared.is_some_and(|bytes| bytes > most as u64) {
-            return Err(too_large(most));
-        }
-        let limits = &self.limits;
-        let start = Instant::now();
         let mut received = ReceivedBody { bytes: Vec::new(), reservation: BodyReservation::default() };
-        let mut body = body.into_data_stream();
-        loop {
-            let deadline = deadline(start, received.bytes.len(), limits);
-            let next = match timeout_at(deadline.into(), body.next()).await {
-                Ok(None) => return Ok(received),
-                Ok(Some(next)) => next,
-                Err(_) => {
-                    events.note(LimitEvent::BodyTimeout);
-                    return Err(too_slow(start.elapsed(), received.bytes.len(), limits));
-                }
-            };
-            let chunk =
-                next.map_err(|e| ApiError::malformed(StatusCode::BAD_REQUEST, format!("body: {e}")))?;
-            let size = received.bytes.len() + chunk.len();
-            if size > most {
-                return Err(too_large(most));
-            }
-            while size > received.reservation.bytes() {
+        let mut body = self.limited(events, declared, body)?;
+        while let Some(chunk) = body.next().await {
+            let chunk = chunk?;
+            while received.bytes.len() + chunk.len() > received.reservation.bytes() {
                 received.reservation.extend(self, events, RESERVATION_BYTES).await?;
             }
             received.bytes.extend_from_slice(&chunk);
         }
+        Ok(received)
+    }
+
+    /// Limits size and time of a request body that is not kept in memory.
+    ///
+    /// # Errors
+    /// Returns 413 for a body whose Content-Length is too large; the others of [`Intake::receive`] are those of the chunks.
+    pub fn limited<'i>(
+        &'i self,
+        events: &'i LimitEvents,
+        declared: Option<u64>,
+        body: Body,
+    ) -> Result<LimitedBody<'i>, ApiError> {
+        let most = self.max_body;
+        if declared.is_some_and(|bytes| bytes > most as u64) {
+            return Err(too_large(most));
+        }
+        let (limits, body) = (&self.limits, body.into_data_stream());
+        Ok(LimitedBody { limits, most, events, body, start: Instant::now(), received: 0 })
     }
 
     /// Runs work on a body of this cost (in bytes) on a blocking thread. The flag becomes true when the caller is dropped.

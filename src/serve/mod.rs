@@ -3,7 +3,7 @@
 //!
 //! The path of a request: `listener` (connections) -> `routes` (Host, API key, path) -> `body` (JSON) -> `validate` -> `submit`
 //! (to [`crate::scheduler`] or an `upstream` server) -> `events` -> `chat`, `completion`, `responses`, `messages` or `ollama` (the
-//! response, whole or as events).
+//! response, whole or as events). `files` has uploaded files, and moves those of a request to the start of its prompt.
 
 mod api;
 mod app;
@@ -16,6 +16,7 @@ mod error_form;
 mod errors;
 mod events;
 pub mod fields;
+mod files;
 mod host_check;
 mod info;
 mod intake;
@@ -47,6 +48,7 @@ mod usage;
 mod validate;
 
 pub use app::{App, ReplySource, ServeOptions};
+pub use files::store::FileOptions;
 pub use host_check::HostPolicy;
 pub use limits::HttpLimits;
 pub use listener::listen;

@@ -5,7 +5,7 @@ use super::api::ollama::OllamaError;
 use super::app::App;
 use super::error_form::{AnthropicDetail, AnthropicError};
 use super::errors::{ErrorBody, ErrorDetail};
-use super::{chat, completion, info, messages, ollama, responses, tokenize};
+use super::{chat, completion, files, info, messages, ollama, responses, tokenize};
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
@@ -22,6 +22,13 @@ use utoipa::{OpenApi, ToSchema};
         responses::create,
         messages::create,
         messages::count_tokens,
+        files::routes::create,
+        files::routes::list,
+        files::routes::retrieve,
+        files::routes::delete,
+        files::routes::content,
+        files::routes::text,
+        files::read::read,
         info::embeddings,
         info::models,
         info::model,

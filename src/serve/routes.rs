@@ -4,7 +4,8 @@ use super::app::App;
 use super::errors::{ApiError, quoted};
 use super::tenant::Tenant;
 use super::{
-    chat, completion, error_form, host_check, info, messages, ollama, openapi, page, responses, tokenize,
+    chat, completion, error_form, files, host_check, info, messages, ollama, openapi, page, responses,
+    tokenize,
 };
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
@@ -38,6 +39,11 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/ps", get(ollama::models::ps))
         .route("/api/version", get(ollama::models::version))
         .route("/props", get(ollama::models::props))
+        .route("/v1/files", post(files::routes::create).get(files::routes::list))
+        .route("/v1/files/{file_id}", get(files::routes::retrieve).delete(files::routes::delete))
+        .route("/v1/files/{file_id}/content", get(files::routes::content))
+        .route("/v1/files/{file_id}/text", get(files::routes::text))
+        .route("/v1/files/{file_id}/read", post(files::read::read))
         .route("/v1/embeddings", post(info::embeddings))
         .route("/v1/models", get(info::models))
         .route("/v1/models/{model}", get(info::model))

@@ -1,6 +1,7 @@
 //! Implements `kimi serve`: parses arguments, binds the socket, starts the scheduler thread, and shuts down gracefully.
 
 use super::app::{App, Ready, ReplySource, ServeOptions, unix_seconds};
+use super::files::store::FileOptions;
 use super::host_check::{HostPolicy, host_name};
 use super::limits::HttpLimits;
 use super::listener::{connection_limit, listen};
@@ -74,6 +75,12 @@ pub struct ServeArgs {
     /// Maximum size of a request body in MiB
     #[arg(long, value_name = "MIB", default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=4096))]
     max_body: u64,
+    /// Directory for uploaded files (default: `files` in the directory for cached prefixes)
+    #[arg(long, value_name = "DIR")]
+    files_dir: Option<PathBuf>,
+    /// Disk space for the uploaded files of an API key; more are refused with 507
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, default_value = "4G")]
+    files_size: u64,
     /// Maximum open connections (default: as many as the open-file limit allows, up to 4096)
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     max_connections: Option<usize>,
@@ -191,7 +198,14 @@ fn options(args: &ServeArgs, upstream: Option<&UpstreamModel>) -> Result<ServeOp
         strict_model: args.strict_model,
         log_prompts: args.log_prompts,
         explain: args.explain,
+        files: file_options(args),
     })
+}
+
+fn file_options(args: &ServeArgs) -> FileOptions {
+    let cache = args.engine.options().store.dir();
+    let dir = args.files_dir.clone().or_else(|| Some(cache?.join("files")));
+    FileOptions { dir, bytes: args.files_size }
 }
 
 fn http_limits(args: &ServeArgs, max_body: usize) -> HttpLimits {

@@ -9,7 +9,7 @@ use super::trace::{MissCell, PromptTrace, ReplyTrace};
 use super::upstream::UpstreamRequest;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::reply_parser::ReplyParser;
-use crate::prefix_cache::namespace::Namespace;
+use crate::prefix_cache::namespace::{Namespace, PromptLayout};
 use crate::prefix_cache::served::PromptOutline;
 use crate::scheduler::{Command, SequenceRequest};
 use std::sync::Arc;
@@ -20,6 +20,8 @@ pub struct EngineRequest {
     pub prompt: Arc<[u32]>,
     /// Prompt lengths at which to insert a snapshot.
     pub snapshot_lengths: Vec<usize>,
+    /// The start of the question about documents at the start of the prompt.
+    pub question: Option<usize>,
     /// Tools and messages of the prompt.
     pub outline: PromptOutline,
     pub reply_params: Vec<GenerationParams>,
@@ -64,7 +66,7 @@ pub async fn submit_chat(
     tenant: Tenant,
 ) -> Result<RequestEvents, ApiError> {
     match (request, app.source()?) {
-        (PreparedChat::Local(request), _) => submit(app, vec![*request], tenant.0),
+        (PreparedChat::Local(request), _) => submit(app, vec![*request], tenant.id),
         (PreparedChat::Upstream(request), ReplySource::Upstream(upstream)) => {
             let reservation = app.reserve(upstream.parallel, request.bytes())?;
             if app.options.log_prompts {
@@ -84,7 +86,7 @@ pub fn submit(app: &Arc<App>, requests: Vec<EngineRequest>, tenant: u64) -> Resu
     let ready = app.ready()?;
     let bytes = requests.iter().map(EngineRequest::bytes).sum();
     let reservation = Arc::new(app.reserve(ready.limits.slots, bytes)?);
-    let namespace = app.namespace(tenant);
+    let namespace = |request: &EngineRequest| prompt_namespace(app, tenant, request.question.is_some());
     if app.options.log_prompts {
         let text = |request: &EngineRequest| ready.tokenizer().decode(&request.prompt);
         requests.iter().for_each(|request| tracing::info!(text = text(request), "prompt"));
@@ -94,6 +96,7 @@ pub fn submit(app: &Arc<App>, requests: Vec<EngineRequest>, tenant: u64) -> Resu
     let mut miss = None;
     for mut request in requests {
         prompt_tokens += request.prompt.len();
+        let (namespace, question) = (namespace(&request), request.question);
         let trace = Arc::new(trace(app, ready, &mut request, namespace));
         miss.get_or_insert_with(|| trace.miss());
         for params in request.reply_params {
@@ -104,6 +107,7 @@ pub fn submit(app: &Arc<App>, requests: Vec<EngineRequest>, tenant: u64) -> Resu
             let request = Box::new(SequenceRequest {
                 prompt,
                 snapshot_lengths,
+                question,
                 params,
                 logprobs,
                 tenant,
@@ -115,6 +119,12 @@ pub fn submit(app: &Arc<App>, requests: Vec<EngineRequest>, tenant: u64) -> Resu
     }
     let source = EventSource::Scheduler(source);
     Ok(RequestEvents::new(app, source, Some(prompt_tokens), miss.unwrap_or_default()))
+}
+
+/// Returns the namespace of a prompt, with or without documents at its start.
+pub fn prompt_namespace(app: &App, tenant: u64, has_documents: bool) -> Namespace {
+    let layout = if has_documents { PromptLayout::Ask } else { PromptLayout::One };
+    app.namespace(tenant).with_layout(layout)
 }
 
 /// Compares a prompt with the recently served ones of its namespace.

@@ -1,4 +1,4 @@
-//! Identifies the tenant of a request. Tenants share the slots equally.
+//! Identifies the tenant of a request, and the owner of its files. Tenants share the slots equally.
 
 use super::connections::network;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -6,7 +6,28 @@ use std::net::IpAddr;
 
 /// A client identified by its API key, or by the network of its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tenant(pub u64);
+pub struct Tenant {
+    pub id: u64,
+    pub owner: Owner,
+}
+
+/// The owner of files: an API key by its hash, which is the same after a restart, or all clients without a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Owner(Option<u128>);
+
+impl Owner {
+    pub fn of(key: Option<&str>) -> Owner {
+        Owner(key.map(|key| {
+            let hash = blake3::derive_key("kimi serve: owner of files", key.as_bytes());
+            hash.iter().take(16).fold(0, |id, byte| id << 8 | u128::from(*byte))
+        }))
+    }
+
+    /// Returns a name for the owner's directory, which does not reveal the key.
+    pub fn name(self) -> String {
+        self.0.map_or("shared".to_owned(), |id| format!("{id:032x}"))
+    }
+}
 
 impl Tenant {
     /// Derives the tenant from the key, or without one from the network of the address.
@@ -16,7 +37,7 @@ impl Tenant {
             Some(key) => key.hash(&mut hasher),
             None => address.map(network).hash(&mut hasher),
         }
-        Tenant(hasher.finish())
+        Tenant { id: hasher.finish(), owner: Owner::of(key) }
     }
 }
 

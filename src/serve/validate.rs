@@ -63,6 +63,7 @@ pub fn engine_request(
         reply_params: reply_params.collect(),
         prompt: prompt.into(),
         snapshot_lengths: Vec::new(),
+        question: None,
         outline: PromptOutline::default(),
         parser: ReplyParser::default(),
         logprobs: None,

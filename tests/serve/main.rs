@@ -6,6 +6,8 @@ mod bodies;
 mod common;
 mod fake_engine;
 mod fields;
+mod file_inputs;
+mod files;
 mod forms;
 #[allow(dead_code, reason = "only the tools are of use here")]
 #[path = "../grammars/generate.rs"]
@@ -25,6 +27,9 @@ mod sockets;
 mod streams;
 mod support;
 mod tenants;
+#[allow(dead_code, reason = "other tests use all formats")]
+#[path = "../../src/documents/test_files.rs"]
+mod test_files;
 mod turns;
 mod upstream;
 mod upstream_faults;

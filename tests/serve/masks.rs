@@ -80,6 +80,7 @@ pub fn run(in_line: bool) -> MaskRun {
         scheduler.submit(SequenceRequest {
             prompt: vec![70, 80, 90].into(),
             snapshot_lengths: vec![],
+            question: None,
             params,
             logprobs: None,
             tenant: i as u64,

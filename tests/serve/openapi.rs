@@ -1,5 +1,6 @@
 //! The OpenAPI description matches the routes; the built-in page loads nothing from other hosts.
 
+use crate::files::{upload, with_files};
 use crate::support::TestServer;
 use axum::body::Body;
 use axum::http::{Request, StatusCode, header};
@@ -10,7 +11,8 @@ use tower::ServiceExt;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_is_described_and_every_description_is_served() {
-    let server = TestServer::new();
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::with(with_files(dir.path()), 8);
     let (status, text) = server.get("/openapi.json").await;
     assert_eq!(status, StatusCode::OK);
     let described: Value = serde_json::from_str(&text).unwrap();
@@ -23,7 +25,8 @@ async fn every_route_is_described_and_every_description_is_served() {
     assert_eq!(paths.keys().map(String::as_str).collect::<BTreeSet<_>>(), expected);
     for (path, operations) in paths {
         for method in operations.as_object().unwrap().keys() {
-            let path = path.replace("{model}", "tiny");
+            let file = upload(&server, "a.txt", b"One line.").await;
+            let path = path.replace("{model}", "tiny").replace("{file_id}", file["id"].as_str().unwrap());
             let request = Request::builder().method(method.to_uppercase().as_str()).uri(&path);
             let (status, _) = server.send(request.body(Body::empty()).unwrap()).await;
             assert!(

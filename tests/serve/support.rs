@@ -14,7 +14,7 @@ use kimi::runtime::handle::EngineHandle;
 use kimi::runtime::options::LoadOptions;
 use kimi::runtime::sampling_options::SamplingOptions;
 use kimi::scheduler::SchedulerLimits;
-use kimi::serve::{App, HostPolicy, HttpLimits, ServeOptions, router, spawn_scheduler};
+use kimi::serve::{App, FileOptions, HostPolicy, HttpLimits, ServeOptions, router, spawn_scheduler};
 use models::gguf::write::{Layout, Writer};
 use models::gguf::{Metadata, Value as Metadatum};
 use serde_json::{Value, json};
@@ -137,6 +137,7 @@ pub fn options() -> ServeOptions {
         strict_model: true,
         log_prompts: false,
         explain: false,
+        files: FileOptions { dir: None, bytes: 1 << 20 },
     }
 }
 

@@ -2,8 +2,9 @@
 //! identifiers are searched in the text itself.
 
 use super::Needs;
-use super::numbers::{self, DateKey, NumberToken, is_spaceless};
+use super::numbers::{self, DateKey, NumberToken};
 use super::words::is_common;
+use crate::document_qa::is_spaceless;
 use regex::Regex;
 use std::collections::{HashMap, HashSet};
 

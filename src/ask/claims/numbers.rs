@@ -1,6 +1,7 @@
 //! Numbers and dates in a text, in forms that can be compared: `1,234.50` is 1234.5, `twelve` and `十二` are 12, `50 percent`
 //! is 50 with the unit `%`, and `3 May 1998` is `1998-05-03`. Files and answers are read by the same rules.
 
+use crate::document_qa::is_spaceless;
 use regex::{Captures, Match, Regex};
 use std::ops::Range;
 use std::sync::LazyLock;
@@ -474,12 +475,6 @@ fn chinese(text: &str) -> Option<String> {
         }
     };
     Some(decimal(&whole, &by_place(fraction)?))
-}
-
-/// Whether a character belongs to a script without spaces between words.
-pub fn is_spaceless(c: char) -> bool {
-    matches!(c, '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}'
-        | '\u{3040}'..='\u{30ff}' | '\u{3400}'..='\u{9fff}' | '\u{20000}'..='\u{3ffff}')
 }
 
 #[cfg(test)]

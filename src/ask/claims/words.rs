@@ -1,7 +1,7 @@
 //! Splits a line of an answer into names, identifiers and quotations. It does not know the files.
 
-use super::numbers::is_spaceless;
 use super::{Claim, ClaimKind, Needs};
+use crate::document_qa::is_spaceless;
 use regex::Regex;
 use std::collections::HashSet;
 use std::ops::Range;

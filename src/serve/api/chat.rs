@@ -1,5 +1,6 @@
 //! Types of `/v1/chat/completions`: requests, responses and chunks of streamed responses.
 
+use super::files::{FileCitation, FilePart};
 use super::tools::{GuidedDecoding, ResponseFormat, ToolChoice};
 use super::{PromptProgress, StreamOptions, Timings, Usage};
 use serde::{Deserialize, Serialize};
@@ -84,10 +85,10 @@ pub enum Role {
 }
 
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an array of text parts")]
+#[serde(untagged, expecting = "expected a string or an array of parts")]
 pub enum Content {
     Text(String),
-    /// Text parts, which are concatenated.
+    /// Text parts, which are concatenated, and files.
     Parts(Vec<ContentPart>),
 }
 
@@ -97,6 +98,8 @@ pub struct ContentPart {
     #[serde(rename = "type")]
     pub kind: String,
     pub text: Option<String>,
+    /// The file of a part of the type file.
+    pub file: Option<FilePart>,
 }
 
 /// A function call by the assistant.
@@ -162,6 +165,9 @@ pub struct Answer {
     /// Reasoning that preceded the answer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    /// Quotations of the text and their places in the files of the prompt; only if there are files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<Vec<FileCitation>>,
     /// Tool calls of the message.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCall>,
@@ -248,6 +254,9 @@ pub struct ChatDelta {
     /// More text of the reasoning.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reasoning_content: Option<String>,
+    /// Quotations of the whole text, in the last chunk before the one with `finish_reason`; only if there are files.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<Vec<FileCitation>>,
     /// New parts of tool calls.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub tool_calls: Vec<ToolCallDelta>,
@@ -287,7 +296,7 @@ impl ChatMessage {
         let content = match self.content {
             None => Value::Null,
             Some(Content::Text(text)) => Value::String(text),
-            Some(Content::Parts(parts)) => Value::String(join(parts)?),
+            Some(Content::Parts(parts)) => Value::String(join(&parts)?),
         };
         let role = if self.role == Role::Developer { Role::System } else { self.role };
         let name = serde_json::to_value(role).ok().and_then(|v| v.as_str().map(str::to_owned));
@@ -306,11 +315,15 @@ impl ChatMessage {
     }
 }
 
-fn join(parts: Vec<ContentPart>) -> Result<String, (String, String)> {
+/// Joins the text parts of a message.
+///
+/// # Errors
+/// Returns the position of a part that is not text, and the reason.
+pub fn join(parts: &[ContentPart]) -> Result<String, (String, String)> {
     let mut all = String::new();
-    for (i, part) in parts.into_iter().enumerate() {
-        match part.text {
-            Some(text) if part.kind == "text" => all.push_str(&text),
+    for (i, part) in parts.iter().enumerate() {
+        match &part.text {
+            Some(text) if part.kind == "text" => all.push_str(text),
             _ => return Err((format!("content[{i}]"), format!("expected a text part, found {}", part.kind))),
         }
     }

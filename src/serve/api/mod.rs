@@ -3,6 +3,7 @@
 
 pub mod chat;
 pub mod completion;
+pub mod files;
 pub mod generation;
 pub mod messages;
 pub mod ollama;

@@ -75,10 +75,26 @@ pub struct Item {
 
 /// A text or a list of text parts.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
-#[serde(untagged, expecting = "expected a string or an array of text parts")]
+#[serde(untagged, expecting = "expected a string or an array of parts")]
 pub enum ItemText {
     Text(String),
-    Parts(Vec<super::chat::ContentPart>),
+    Parts(Vec<ItemPart>),
+}
+
+/// A part of a message: a text, or a file of the type input_file.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct ItemPart {
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub text: Option<String>,
+    /// Refused: this server downloads nothing.
+    pub file_url: Option<String>,
+    /// Id of an uploaded file.
+    pub file_id: Option<String>,
+    /// Name of the file in `file_data`.
+    pub filename: Option<String>,
+    /// The file in Base64, with or without `data:TYPE;base64,`.
+    pub file_data: Option<String>,
 }
 
 /// Format of the output text.
@@ -213,6 +229,7 @@ pub struct OutputText {
     #[serde(rename = "type")]
     pub kind: &'static str,
     pub text: String,
-    pub annotations: Vec<String>,
+    /// Quotations of the text and their places in the files of the input.
+    pub annotations: Vec<super::files::FileCitation>,
     pub logprobs: Vec<String>,
 }

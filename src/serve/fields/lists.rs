@@ -54,7 +54,7 @@ pub const OPENAI: &[FieldRule] = &[
 /// Fields of `/v1/chat/completions` besides those above.
 pub const CHAT: &[FieldRule] = &[
     ("model", Used("checked with --strict-model; otherwise every name means the loaded model")),
-    ("messages", Used("text parts only; images and audio are refused")),
+    ("messages", Used("text and file parts; images and audio are refused")),
     ("stream", Used("server-sent events")),
     ("stream_options", Used("include_usage")),
     ("return_progress", Used("chunks with prompt_progress, as in llama.cpp")),
@@ -103,7 +103,12 @@ pub const COMPLETIONS: &[FieldRule] = &[
 /// Fields of `/v1/responses` besides those above.
 pub const RESPONSES: &[FieldRule] = &[
     ("model", Used("checked with --strict-model; otherwise every name means the loaded model")),
-    ("input", Used("messages, function calls and their outputs; reasoning of earlier turns is left out")),
+    (
+        "input",
+        Used(
+            "messages with texts and files, function calls and their outputs; reasoning of earlier turns is left out",
+        ),
+    ),
     ("instructions", Used("system message before the input")),
     ("stream", Used("server-sent events")),
     ("tools", Used("functions; tools of other kinds are left out, or refused if tool_choice is required")),

@@ -69,7 +69,7 @@ fn prepare(
     fields::check(Interface::Messages, body, &app.notices)?;
     let mut request: MessagesRequest = body.part()?;
     let (mut chat_request, generation) = request::chat(&mut request, &app.notices)?;
-    let prepared = chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled);
+    let prepared = chat::prepare_chat(app, &mut chat_request, &generation, (tenant, None), cancelled);
     Ok((request, prepared.map_err(|e| e.renamed("stop", "stop_sequences"))?))
 }
 

@@ -91,7 +91,7 @@ fn prepare_chat(
     let is_load = request.messages.is_empty();
     let mut chat_request = request::chat(&mut request)?;
     chat_request.model.clone_from(&request.model);
-    let mut prepare = || chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled);
+    let mut prepare = || chat::prepare_chat(app, &mut chat_request, &generation, (tenant, None), cancelled);
     Ok(PreparedReply {
         stream: request.how.stream.unwrap_or(true),
         is_chat: true,
@@ -122,7 +122,7 @@ fn prepare_completion(
         Some(PreparedChat::Local(Box::new(engine_request)))
     } else {
         let mut chat_request = request::completion(&request)?;
-        Some(chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled)?)
+        Some(chat::prepare_chat(app, &mut chat_request, &generation, (tenant, None), cancelled)?)
     };
     let stream = request.how.stream.unwrap_or(true);
     Ok(PreparedReply { model: request.model, stream, is_chat: false, prepared })

@@ -12,6 +12,9 @@ use super::chat;
 use super::errors::ApiError;
 use super::events::RequestEvents;
 use super::fields::{self, Interface};
+use super::files::citations::citations;
+use super::files::input::attach;
+use super::files::set::AttachedFiles;
 use super::logprobs::new_id;
 use super::reply::{ParsedEvent, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
@@ -50,13 +53,14 @@ pub async fn create(
     let shared = app.clone();
     let prepared =
         app.intake.run(body.cost(), move |cancelled| prepare(&shared, &body, tenant, cancelled)).await;
-    let (request, prepared, echo) = prepared??;
+    let (request, prepared, echo, files) = prepared??;
     let events = submit_chat(&app, prepared, tenant).await?;
     let stream = request.stream.unwrap_or(false);
     let encoder = ResponseEncoder {
         meta: ResponseMeta::new(&app, "resp"),
         request,
         echo,
+        files,
         tracked: TrackedReply::new(events.prompt_tokens),
         output: Vec::new(),
         events: 0,
@@ -96,13 +100,15 @@ fn prepare(
     body: &RequestBody,
     tenant: Tenant,
     cancelled: &AtomicBool,
-) -> Result<(ResponseRequest, PreparedChat, Echo), ApiError> {
+) -> Result<(ResponseRequest, PreparedChat, Echo, AttachedFiles), ApiError> {
     fields::check(Interface::Responses, body, &app.notices)?;
     let mut request: ResponseRequest = body.part()?;
     let (mut chat_request, generation) = request::chat(&request)?;
-    let prepared = chat::prepare_chat(app, &mut chat_request, &generation, tenant, cancelled)?;
+    let files = attach(app, tenant.owner, &mut chat_request)?;
+    let about = (tenant, files.as_deref());
+    let prepared = chat::prepare_chat(app, &mut chat_request, &generation, about, cancelled)?;
     let echo = Echo::take(&mut request)?;
-    Ok((request, prepared, echo))
+    Ok((request, prepared, echo, files))
 }
 
 /// A response that is being generated, and the encoder of its events.
@@ -110,6 +116,8 @@ struct ResponseEncoder {
     meta: ResponseMeta,
     request: ResponseRequest,
     echo: Echo,
+    /// The files of the prompt.
+    files: AttachedFiles,
     tracked: TrackedReply,
     /// Items of the response; the last one may be incomplete.
     output: Vec<OutputItem>,
@@ -241,6 +249,7 @@ impl ResponseEncoder {
 
     fn close(&mut self, out: &mut Outbox) {
         self.close_call(out);
+        self.annotate(out);
         let Some(text) = self.output.last().and_then(open_text).cloned() else { return };
         let mut fields = self.position();
         fields["text"] = text.text.as_str().into();
@@ -254,6 +263,20 @@ impl ResponseEncoder {
             *status = if cut { "incomplete" } else { "completed" };
         }
         self.item_done(out);
+    }
+
+    /// Adds the quotations of a complete text of a message, if there are files.
+    fn annotate(&mut self, out: &mut Outbox) {
+        let text = self.output.last().and_then(open_text).filter(|text| text.kind == "output_text");
+        let Some((files, text)) = self.files.as_ref().zip(text) else { return };
+        let annotations = citations(files, &text.text);
+        for (index, annotation) in annotations.iter().enumerate() {
+            let mut fields = self.position();
+            fields["annotation_index"] = index.into();
+            fields["annotation"] = json!(annotation);
+            self.event("response.output_text.annotation.added", fields, out);
+        }
+        self.content().iter_mut().for_each(|text| text.annotations.clone_from(&annotations));
     }
 
     fn item_done(&mut self, out: &mut Outbox) {

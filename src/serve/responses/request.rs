@@ -1,8 +1,9 @@
 //! Converts a `/v1/responses` request to a chat request.
 
 use crate::serve::api::chat::{ChatMessage, ChatRequest, Content, ContentPart, FunctionCall, Role, ToolCall};
+use crate::serve::api::files::FilePart;
 use crate::serve::api::generation::Generation;
-use crate::serve::api::responses::{Item, ItemText, ResponseInput, ResponseRequest};
+use crate::serve::api::responses::{Item, ItemPart, ItemText, ResponseInput, ResponseRequest};
 use crate::serve::api::tools::{FunctionName, JsonSchema, NamedTool, ResponseFormat, ToolChoice};
 use crate::serve::errors::ApiError;
 use serde_json::{Value, json};
@@ -93,8 +94,8 @@ fn add(messages: &mut Vec<ChatMessage>, item: &Item) -> Result<(), String> {
     match item.kind.as_deref().unwrap_or("message") {
         "message" => {
             let role = item.role.ok_or("expected role")?;
-            let text = text(item.content.as_ref().ok_or("expected content")?)?;
-            messages.push(text_message(role, text));
+            let content = Some(content(item.content.as_ref().ok_or("expected content")?)?);
+            messages.push(ChatMessage { content, ..text_message(role, String::new()) });
         }
         "function_call" => {
             let function = FunctionCall {
@@ -123,13 +124,38 @@ fn add(messages: &mut Vec<ChatMessage>, item: &Item) -> Result<(), String> {
     Ok(())
 }
 
-fn text(text: &ItemText) -> Result<String, String> {
-    let part = |part: &ContentPart| match &part.text {
+/// The content of a message: a text, or parts if there are files.
+fn content(found: &ItemText) -> Result<Content, String> {
+    match found {
+        ItemText::Parts(parts) if parts.iter().any(|part| part.kind == "input_file") => {
+            parts.iter().map(part).collect::<Result<_, _>>().map(Content::Parts)
+        }
+        found => text(found).map(Content::Text),
+    }
+}
+
+fn part(part: &ItemPart) -> Result<ContentPart, String> {
+    let ItemPart { kind, file_id, filename, file_data, file_url, .. } = part;
+    if kind != "input_file" {
+        return Ok(ContentPart { kind: "text".into(), text: Some(part_text(part)?), file: None });
+    }
+    if file_url.is_some() {
+        return Err("file_url is not supported: send file_id or file_data".into());
+    }
+    let (file_id, filename, file_data) = (file_id.clone(), filename.clone(), file_data.clone());
+    Ok(ContentPart { kind: "file".into(), text: None, file: Some(FilePart { file_id, filename, file_data }) })
+}
+
+fn part_text(part: &ItemPart) -> Result<String, String> {
+    match &part.text {
         Some(text) if ["input_text", "output_text", "text"].contains(&part.kind.as_str()) => Ok(text.clone()),
         _ => Err(format!("expected parts of text, found {}", part.kind)),
-    };
+    }
+}
+
+fn text(text: &ItemText) -> Result<String, String> {
     match text {
         ItemText::Text(text) => Ok(text.clone()),
-        ItemText::Parts(parts) => parts.iter().map(part).collect(),
+        ItemText::Parts(parts) => parts.iter().map(part_text).collect(),
     }
 }

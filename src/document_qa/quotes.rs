@@ -15,6 +15,16 @@ pub struct Quote {
     pub places: Vec<Place>,
 }
 
+/// The first place where files have the words of a quote, with its range in the file's text in Unicode characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QuoteSpan {
+    /// The index of the file.
+    pub file: usize,
+    pub start: usize,
+    pub end: usize,
+    pub place: Place,
+}
+
 /// The normalized text of all files.
 pub struct FoldedTexts(Vec<Folded>);
 
@@ -39,15 +49,29 @@ impl FoldedTexts {
     /// All locations of a quote, in the order of the files.
     pub fn find(&self, quote: &str) -> Vec<Place> {
         let whole = fold(quote);
-        // Models add quotation marks around quotes, and an ellipsis where they cut one.
-        let bare = whole.trim_matches(['"', '\'', '.']);
-        let places = |quote: &str| match quote {
-            "" => Vec::new(),
-            quote => self.0.iter().flat_map(|folded| folded.find(quote)).collect(),
-        };
+        let places =
+            |quote: &str| self.0.iter().flat_map(|folded| folded.find(quote)).collect::<Vec<Place>>();
         let found = places(&whole);
-        if found.is_empty() { places(bare) } else { found }
+        if found.is_empty() { places(without_marks(&whole)) } else { found }
     }
+
+    /// The first location of a quote in these files, from which the texts were made.
+    pub fn span(&self, quote: &str, documents: &[Document]) -> Option<QuoteSpan> {
+        let whole = fold(quote);
+        let first = |quote: &str| {
+            self.0.iter().enumerate().find_map(|(file, folded)| {
+                let at = folded.matches(quote).next()?;
+                let (start, end) = folded.characters(&documents[file].text, at, at + quote.len());
+                Some(QuoteSpan { file, start, end, place: folded.place(at, quote.len()) })
+            })
+        };
+        first(&whole).or_else(|| first(without_marks(&whole)))
+    }
+}
+
+/// A folded quote without what models add: quotation marks around it, and an ellipsis where they cut it.
+fn without_marks(folded: &str) -> &str {
+    folded.trim_matches(['"', '\'', '.'])
 }
 
 impl Folded {
@@ -61,14 +85,49 @@ impl Folded {
     }
 
     fn find(&self, quote: &str) -> Vec<Place> {
-        // The last line that starts at or before a byte; empty lines start where the next line does.
-        let line = |at: usize| self.lines.partition_point(|start| *start <= at);
-        let place = |(at, found): (usize, &str)| {
-            let (line, last_line) = (line(at), line(at + found.len() - 1));
-            Place::new(&self.name, (line, last_line), &self.parts)
-        };
-        self.text.match_indices(quote).map(place).collect()
+        self.matches(quote).map(|at| self.place(at, quote.len())).collect()
     }
+
+    /// The positions of a folded quote; none of an empty one.
+    fn matches<'q>(&'q self, quote: &'q str) -> impl Iterator<Item = usize> + 'q {
+        self.text.match_indices(quote).map(|(at, _)| at).take_while(|_| !quote.is_empty())
+    }
+
+    /// The last line that starts at or before a byte, from 1; empty lines start where the next line does.
+    fn line(&self, at: usize) -> usize {
+        self.lines.partition_point(|start| *start <= at)
+    }
+
+    fn place(&self, at: usize, len: usize) -> Place {
+        let (line, last_line) = (self.line(at), self.line(at + len - 1));
+        Place::new(&self.name, (line, last_line), &self.parts)
+    }
+
+    /// The range of the characters of `text` that a range of its folded bytes was made of.
+    fn characters(&self, text: &str, start: usize, end: usize) -> (usize, usize) {
+        let (first, last) = (self.line(start), self.line(end - 1));
+        let (mut at, mut range) = (0, (0, 0));
+        for (number, (line, folded_start)) in (1..).zip(text.split('\n').zip(&self.lines)).take(last) {
+            if number == first {
+                range.0 = at + character(line, start - folded_start);
+            }
+            if number == last {
+                range.1 = at + character(line, end - 1 - folded_start) + 1;
+            }
+            at += line.chars().count() + 1;
+        }
+        range
+    }
+}
+
+/// The index of the character of a line that makes the byte `at` of the folded line.
+fn character(line: &str, at: usize) -> usize {
+    let mut folded = String::new();
+    let makes = |c: char| {
+        fold_into(c.encode_utf8(&mut [0; 4]), &mut folded);
+        folded.len() > at
+    };
+    line.chars().position(makes).unwrap_or(0)
 }
 
 fn fold(text: &str) -> String {
@@ -180,6 +239,24 @@ mod tests {
         check("The end.", "  [a.txt:7, also b.txt:2 and 1 more]");
         check("Title", "  [a.txt:1]");
         check("“”", "  [not in the text]");
+    }
+
+    #[test]
+    fn spans_are_characters_of_the_text() {
+        let text = "Grüße an alle.\n\nMara … lives\n  in “Dünmore” — since\n1990.\n";
+        let documents = [Document::plain("x", "nothing"), Document::plain("a.txt", text)];
+        let texts = FoldedTexts::new(&documents);
+        let check = |quote: &str, expected: &str, place: &str| {
+            let span = texts.span(quote, &documents).unwrap();
+            let found: String = text.chars().skip(span.start).take(span.end - span.start).collect();
+            assert_eq!((span.file, &*found, &*span.place.place), (1, expected, place), "{quote}");
+        };
+        check("an alle", "an alle", "line 1");
+        check("Mara ... lives in \"Dünmore\"", "Mara … lives\n  in “Dünmore”", "lines 3-4");
+        check("\"lives in...", "lives\n  in", "lines 3-4");
+        check("G", "G", "line 1");
+        assert_eq!(texts.span("Maria", &documents), None);
+        assert_eq!(texts.span("\"\"", &documents), None);
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! Runs of white space match each other, as a quote may be wrapped differently from its file. A quote that begins within
 //! the token that contains the `>` is not constrained; [`super::quotes`] locates it like any other.
 
-use super::claims::numbers::is_spaceless;
+use super::is_spaceless;
 use crate::documents::Document;
 use crate::generation::grammar;
 use crate::generation::sample::Constraint;
