@@ -16,7 +16,7 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
 
 /// An embedded file of the page.
 struct Asset {
-    /// Path below `/assets/`.
+    /// Path below `/assets/`, which is the one below the directory `page`.
     path: &'static str,
     bytes: &'static [u8],
 }
