@@ -1,11 +1,11 @@
 """Runs common clients against `kimi serve`: the official clients in Python and Node of OpenAI, Anthropic and Ollama, langchain-openai and llm run a chat, a
-stream, a tool call, a JSON schema and a stop string; Chromium opens the built-in page (page.mjs); schemathesis sends
+stream, a tool call, a JSON schema and a stop string, and ask about files; Chromium opens the built-in page (page.mjs); schemathesis sends
 requests that the OpenAPI description allows, and others. Tests without their program are reported as skipped.
 The model is small and random, with the published vocabulary: its text is noise, which grammars constrain.
 
 usage: clients.py KIMI VOCABULARY      (the binary, and the example of the package models that writes tiktoken.model)
 """
-import atexit, json, os, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
+import atexit, base64, json, os, re, shutil, signal, subprocess, sys, tempfile, time, urllib.request
 from pathlib import Path
 
 import openai
@@ -35,7 +35,7 @@ class Server:
 
     def __init__(self, kimi, model, tokens=64, cache=("--no-cache",)):
         args = [kimi, "serve", "-m", model, "--port", "0", "--api-key", KEY, "--ctx", str(2048 + tokens), "-n", str(tokens), "--temp", "0",
-                "--alias", "gpt-test", "--strict-model", *cache, "--threads", "2", "--timeout", "60"]
+                "--alias", "gpt-test", "--strict-model", *cache, "--threads", "2", "--timeout", "60", "--files-dir", str(Path(model).parent / "files")]
         self.process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -128,6 +128,49 @@ def responses(client):
     assert parsed.output_parsed.answer in ("yes", "no"), parsed
 
 
+QUOTING = {"type": "grammar", "syntax": "regex", "grammar": "> Mara Velt keeps the mill\\.\\n\\nShe does\\."}
+
+
+def files(client):
+    text = "The harbour is quiet.\n\nMara Velt keeps\nthe mill.\n"
+    file = client.files.create(file=("mill.txt", text.encode()), purpose="user_data")
+    assert (file.filename, file.bytes, file.purpose, file.status) == ("mill.txt", len(text), "user_data", "processed"), file
+    assert client.files.create(file=("mill.txt", text.encode()), purpose="user_data").id == file.id
+    assert [f.id for f in client.files.list(purpose="user_data", limit=1)] == [file.id]
+    assert client.files.retrieve(file.id) == file and client.files.content(file.id).text == text
+
+    def check(annotations, reply):
+        [cited] = [a if isinstance(a, dict) else a.model_dump() for a in annotations]
+        assert (cited["type"], cited["file_id"], cited["filename"], cited["verified"]) == ("file_citation", file.id, "mill.txt", True), cited
+        assert reply[cited["start_index"]:cited["end_index"]] == cited["quote"] == "Mara Velt keeps the mill.", cited
+        assert text[cited["text_start"]:cited["text_end"]] == "Mara Velt keeps\nthe mill." and cited["place"] == "lines 3-4", cited
+
+    says = [{"role": "user", "content": [{"type": "input_file", "file_id": file.id}, {"type": "input_text", "text": "Who keeps it?"}]}]
+    form = {"text": {"format": QUOTING}}
+    whole = client.responses.create(model="tiny", input=says, extra_body=form)
+    check(whole.output[0].content[0].annotations, whole.output_text)
+    with client.responses.stream(model="tiny", input=says, extra_body=form) as stream:
+        added = [e.annotation for e in stream if e.type == "response.output_text.annotation.added"]
+        final = stream.get_final_response()
+    check(added, final.output_text)
+    check(final.output[0].content[0].annotations, final.output_text)
+    inline = "data:text/plain;base64," + base64.b64encode(text.encode()).decode()
+    for part in ({"file_id": file.id}, {"filename": "mill.txt", "file_data": inline}):
+        says = [{"role": "user", "content": [{"type": "file", "file": part}, {"type": "text", "text": "Who keeps it?"}]}]
+        how = dict(model="tiny", messages=says, response_format=QUOTING)
+        message = client.chat.completions.create(**how).choices[0].message
+        check(message.annotations, message.content)
+        chunks = [c.choices[0].delta for c in client.chat.completions.create(**how, stream=True)]
+        [cited] = [d.annotations for d in chunks if getattr(d, "annotations", None)]
+        check(cited, "".join(d.content or "" for d in chunks))
+    assert client.files.delete(file.id).deleted and not client.files.list().data
+    try:
+        client.files.retrieve(file.id)
+        raise AssertionError("a deleted file is there")
+    except openai.NotFoundError as error:
+        assert error.code == "file_not_found", error
+
+
 def refusals(client, base):
     def refused(kind, **how):
         try:
@@ -174,7 +217,7 @@ def llm(base, directory):
 
 
 NODE = """
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 import assert from "node:assert";
 const client = new OpenAI({ baseURL: process.argv[2] + "/v1", apiKey: process.argv[3] });
 const messages = [{ role: "user", content: "Hello" }];
@@ -197,6 +240,13 @@ const typed = await client.chat.completions.create({ model: "tiny", messages, ma
 assert.equal(typeof JSON.parse(typed.choices[0].message.content).sure, "boolean");
 const said = await client.responses.create({ model: "tiny", input: "Say it", text: { format: response_format } });
 assert.equal(said.output_text, "one two three four");
+const file = await client.files.create({ file: await toFile(Buffer.from("Mara keeps the mill."), "mill.txt"), purpose: "user_data" });
+assert.equal(await (await client.files.content(file.id)).text(), "Mara keeps the mill.");
+const content = [{ type: "input_file", file_id: file.id }, { type: "input_text", text: "Who?" }];
+const format = { type: "grammar", syntax: "regex", grammar: "> Mara keeps the mill" };
+const cited = await client.responses.create({ model: "tiny", input: [{ role: "user", content }], text: { format } });
+assert.deepEqual(cited.output[0].content[0].annotations.map(a => [a.file_id, a.text_start, a.text_end]), [[file.id, 0, 19]]);
+assert.ok((await client.files.delete(file.id)).deleted);
 await assert.rejects(client.chat.completions.create({ model: "tiny", messages, temperature: 9 }), OpenAI.BadRequestError);
 """
 
@@ -260,7 +310,7 @@ def main(kimi, vocabulary):
         server = Server(kimi, file)
         client = openai.OpenAI(base_url=server.base + "/v1", api_key=KEY, max_retries=0)
         atexit.register(server.process.kill)
-        asks = [(chat, client), (forms, client), (texts, client), (responses, client), (refusals, client, server.base),
+        asks = [(chat, client), (forms, client), (texts, client), (responses, client), (files, client), (refusals, client, server.base),
                 (langchain, server.base), (llm, server.base, directory), (described, server.base)]
         npm, chromium = shutil.which("npm"), shutil.which("chromium")
         if npm:

@@ -1,6 +1,7 @@
 //! `/v1/files/{file_id}/read`: prefills a file, so that the first question about it prefills its own tokens only, and reports
 //! the progress as server-sent events. A client that leaves stops the prefill; what is prefilled stays cached.
 
+use super::routes::{PathId, named};
 use super::set::FileSource;
 use crate::document_qa::eta::PrefillEta;
 use crate::runtime::handle::EngineHandle;
@@ -15,7 +16,7 @@ use crate::serve::submit::{EngineRequest, submit};
 use crate::serve::tenant::Tenant;
 use crate::serve::validate;
 use axum::Extension;
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use models::kimi_linear::mla::MlaPath;
 use std::sync::Arc;
@@ -35,8 +36,9 @@ use std::time::Instant;
 pub async fn read(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    id: PathId,
 ) -> Result<Response, ApiError> {
+    let id = named(id)?;
     let (shared, file_id) = (app.clone(), id.clone());
     let request = app.intake.run(0, move |_| prepare(&shared, tenant, &file_id)).await??;
     let engine = &app.ready()?.engine;

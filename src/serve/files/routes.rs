@@ -16,6 +16,7 @@ use crate::serve::submit::prompt_namespace;
 use crate::serve::tenant::Tenant;
 use crate::serve::validate::within;
 use axum::body::{Body, Bytes};
+use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderName, header};
 use axum::response::{IntoResponse, Response};
@@ -24,6 +25,14 @@ use futures_util::stream;
 use std::fs::File;
 use std::io::Read;
 use std::sync::Arc;
+
+/// The id in the path of a request.
+pub type PathId = Result<Path<String>, PathRejection>;
+
+/// Returns the id in a path; one that is not UTF-8 belongs to no file.
+pub fn named(id: PathId) -> Result<String, ApiError> {
+    id.map(|Path(id)| id).map_err(|_| ApiError::no_file("an id that is not UTF-8"))
+}
 
 /// Bytes of a file that are read at a time.
 const READ_BYTES: usize = 256 << 10;
@@ -88,7 +97,7 @@ fn add(app: &App, tenant: Tenant, upload: Upload) -> Result<FileObject, ApiError
 pub async fn list(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    query: Result<Query<FileQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<FileQuery>, QueryRejection>,
 ) -> Result<Json<FileList>, ApiError> {
     let Query(query) = query.map_err(|e| ApiError::malformed(e.status(), e.body_text()))?;
     let shared = app.clone();
@@ -128,9 +137,9 @@ fn listed(app: &App, tenant: Tenant, query: &FileQuery) -> Result<FileList, ApiE
 pub async fn retrieve(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    id: PathId,
 ) -> Result<Json<FileObject>, ApiError> {
-    let shared = app.clone();
+    let (shared, id) = (app.clone(), named(id)?);
     let find = move |_: &_| object(&shared, tenant, shared.files.find(tenant.owner, &id)?);
     app.intake.run(0, find).await?.map(Json)
 }
@@ -145,9 +154,9 @@ pub async fn retrieve(
 pub async fn delete(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    id: PathId,
 ) -> Result<Json<FileDeleted>, ApiError> {
-    let shared = app.clone();
+    let (shared, id) = (app.clone(), named(id)?);
     let remove = move |_: &_| {
         let record = shared.files.find(tenant.owner, &id)?;
         shared.files.remove(tenant.owner, &record)?;
@@ -170,9 +179,9 @@ pub async fn delete(
 pub async fn content(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    id: PathId,
 ) -> Result<Response, ApiError> {
-    let shared = app.clone();
+    let (shared, id) = (app.clone(), named(id)?);
     let open = move |_: &_| {
         let record = shared.files.find(tenant.owner, &id)?;
         shared.files.open_data(tenant.owner, &record).map(|file| (record, file))
@@ -221,9 +230,9 @@ fn attachment(name: &str) -> String {
 pub async fn text(
     State(app): State<Arc<App>>,
     Extension(tenant): Extension<Tenant>,
-    Path(id): Path<String>,
+    id: PathId,
 ) -> Result<Json<FileText>, ApiError> {
-    let shared = app.clone();
+    let (shared, id) = (app.clone(), named(id)?);
     let read = move |_: &_| {
         let record = shared.files.find(tenant.owner, &id)?;
         let document = shared.files.document(tenant.owner, &record)?;
