@@ -361,6 +361,7 @@ for (const [name, colorScheme, form] of forms) {
   const page = await (await browser.newContext({ ...form, colorScheme })).newPage();
   await page.goto(base);
   await page.setInputFiles("#choose", file);
+  await page.waitForSelector("#attached li");
   await page.waitForSelector(".ready", { state: "attached" });
   for (const [i, turn] of turns.entries()) {
     await page.fill("#say", turn);
@@ -377,8 +378,7 @@ for (const [name, colorScheme, form] of forms) {
 }
 await browser.close();
 """
-TURNS = ["Where does the keeper of the Tiolmere museum live?", "What is the phone number of the manager of the Hartwell mill?",
-         "Who is the sister of Jona Selkirk?"]
+TURNS = ["Where does the keeper of the Tiolmere museum live?", "Where was Jona Selkirk born?", "What is the access code of the Hartwell mill?"]
 
 
 def record_page(kimi):

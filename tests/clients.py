@@ -262,11 +262,17 @@ def node(base):
     run_node("client.mjs", NODE, ["openai"], base, KEY, json.dumps([GRAMMAR, TOOL]))
 
 
-def page(kimi, file, chromium):
-    server = Server(kimi, file, tokens=30_000)
-    atexit.register(server.process.kill)
-    run_node("page.mjs", (ROOT / "tests" / "page.mjs").read_text(), ["playwright-core", "axe-core"], server.base, KEY, chromium)
-    server.end()
+def page(kimi, file, directory, chromium):
+    """The page with long replies of the random model, and with quotes of the demonstration model."""
+    servers = []
+    for model, tokens in [(file, 30_000), (ROOT / "models/demo/kimi-demo.gguf", 256)]:
+        cache = ("--no-cache", "--files-dir", str(Path(directory) / f"files-{tokens}"))
+        servers.append(Server(kimi, model, tokens=tokens, cache=cache))
+        atexit.register(servers[-1].process.kill)
+    bases = [server.base for server in servers]
+    run_node("page.mjs", (ROOT / "tests" / "page.mjs").read_text(), ["playwright-core", "axe-core"], *bases, KEY, chromium, ROOT / "docs/museum.txt")
+    for server in servers:
+        server.end()
 
 
 def other_interfaces(kimi, file, directory, npm):
@@ -318,7 +324,7 @@ def main(kimi, vocabulary):
         else:
             skip("tests/clients.py", "node", "npm")
         if npm and chromium:
-            asks.insert(-1, (page, kimi, file, chromium))
+            asks.insert(-1, (page, kimi, file, directory, chromium))
         else:
             skip("tests/clients.py", "page", "chromium" if npm else "npm")
         asks[-1:-1] = [(fields,), (other_interfaces, kimi, file, directory, npm)]

@@ -1,8 +1,8 @@
 // Tests the built-in page in headless Chromium: key, library, conversation, source, keyboard, accessibility, policy.
-// usage: page.mjs BASE KEY CHROMIUM      (needs playwright-core and axe-core, and replies long enough to be stopped)
+// usage: page.mjs BASE DEMONSTRATION KEY CHROMIUM DOCUMENT      (needs playwright-core and axe-core)
 //
-// Files, streams and stops are the server's. Replies whose text matters (Markdown, quotes, markup) are given to the page
-// in place of the server's, in its form.
+// BASE replies with noise, long enough to be stopped, DEMONSTRATION with quotes of DOCUMENT. Files, progress, streams and
+// stops are the server's. Replies whose text matters (Markdown, markup) are given to the page in the server's form.
 import assert from "node:assert";
 import fs from "node:fs";
 import { createRequire } from "node:module";
@@ -10,7 +10,7 @@ import os from "node:os";
 import path from "node:path";
 import { chromium } from "playwright-core";
 
-const [base, key, executablePath] = process.argv.slice(2);
+const [base, demonstration, key, executablePath, documentPath] = process.argv.slice(2);
 const profile = fs.mkdtempSync(path.join(os.tmpdir(), "page-"));
 const args = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
   "--disable-component-update", "--disable-sync"];
@@ -23,7 +23,7 @@ page.setDefaultTimeout(20_000);
 const wrong = [], elsewhere = [];
 page.on("pageerror", error => wrong.push(error.stack));
 page.on("console", message => /Content Security Policy|Trusted/i.test(message.text()) && wrong.push(message.text()));
-page.on("request", request => /^(data|blob):/.test(request.url()) || request.url().startsWith(base) || elsewhere.push(request.url()));
+page.on("request", request => /^(data|blob):/.test(request.url()) || [base, demonstration].some(own => request.url().startsWith(own)) || elsewhere.push(request.url()));
 await page.addInitScript(() => {
   document.addEventListener("securitypolicyviolation", event => console.error("Content Security Policy", event.violatedDirective, event.sample));
 });
@@ -47,8 +47,9 @@ async function ask(text) {
 async function replyWith(text, annotations = [], more = {}) {
   const delta = part => ({ choices: [{ index: 0, delta: part, finish_reason: null }] });
   const timings = { cache_n: 1200, prompt_n: 18, prompt_ms: 30, predicted_n: 40, predicted_ms: 1000, predicted_per_second: 40 };
-  const end = { choices: [{ index: 0, delta: { annotations }, finish_reason: "stop" }], timings };
-  const events = [...(more.reasoning ? [delta({ reasoning_content: more.reasoning })] : []), ...text.match(/[^]{1,40}/gu).map(content => delta({ content })), end];
+  const end = { choices: [{ index: 0, delta: {}, finish_reason: "stop" }], timings };
+  const events = [...(more.reasoning ? [delta({ reasoning_content: more.reasoning })] : []), ...text.match(/[^]{1,40}/gu).map(content => delta({ content })),
+    delta({ content: "", annotations }), end];
   const body = `${events.map(event => `data: ${JSON.stringify(event)}\n\n`).join("")}data: [DONE]\n\n`;
   await page.unroute("**/v1/chat/completions");
   await page.route("**/v1/chat/completions", route => { sent = route.request().postDataJSON(); route.fulfill({ contentType: "text/event-stream", body }); });
@@ -82,10 +83,16 @@ const parts = {
   },
 
   async library() {
-    const lines = Array.from({ length: 120 }, (_, i) => i === 76 ? "Mara Velt keeps the mill since 3 May 1998. 😀 It has two wheels." : `Line ${i + 1} of the mill book.`);
+    const lines = Array.from({ length: 900 }, (_, i) => i === 76 ? "Mara Velt keeps the mill since 3 May 1998. 😀 It has two wheels." : `Line ${i + 1} of the mill book.`);
+    await page.evaluate(() => {
+      window.progress = new Set();
+      const observer = new MutationObserver(() => document.querySelectorAll(".file .meta").forEach(meta => progress.add(meta.innerText)));
+      observer.observe(document.querySelector("#files"), { childList: true, subtree: true });
+    });
     await page.setInputFiles("#choose", { name: "mill.txt", mimeType: "text/plain", buffer: Buffer.from(lines.join("\n")) });
-    await page.waitForSelector(".file progress, .file .ready");
     await page.waitForSelector("li:has-text('mill.txt') .ready");
+    const progress = await page.evaluate(() => [...window.progress]);
+    assert.ok(progress.some(text => /[1-9][\d,]* of [\d,]+ tokens.*tok\/s · [\d.]+ s left/s.test(text)), String(progress));
     assert.match(await page.innerText("li:has-text('mill.txt') .meta"), /ready.*kB.*tokens/s);
     // A file whose name is markup is dropped on the page.
     await page.evaluate(() => {
@@ -133,8 +140,8 @@ const parts = {
     const reply = `😀 As written:\n\n> ${quotes[0]}\n\n**So** it is. “${quotes[1]}” But not “${quotes[2]}”, I think.`;
     const characters = string => [...string].length, at = (whole, part) => characters(whole.slice(0, whole.indexOf(part)));
     const annotations = quotes.map((quote, i) => ({
-      type: "file_citation", file_id: file.id, filename: file.filename, quote, verified: i < 2, place: i < 2 ? "mill.txt:77" : null,
-      index: at(reply, quote), start_index: at(reply, quote), end_index: at(reply, quote) + characters(quote),
+      type: "file_citation", file_id: i < 2 ? file.id : null, filename: i < 2 ? file.filename : null, quote, verified: i < 2,
+      place: i < 2 ? "mill.txt:77" : null, index: at(reply, quote) + characters(quote), start_index: at(reply, quote), end_index: at(reply, quote) + characters(quote),
       text_start: i < 2 ? at(text, quote) : null, text_end: i < 2 ? at(text, quote) + characters(quote) : null,
     }));
     await replyWith(reply, annotations, { reasoning: "First the mill, then its wheels." });
@@ -244,8 +251,8 @@ const parts = {
       const outline = await page.evaluate(() => getComputedStyle(document.activeElement).outlineStyle);
       assert.notEqual(outline, "none", `no focus ring on ${order.at(-1)}`);
     }
-    assert.deepEqual(order.slice(0, 2), ["Skip to the message", hasFiles ? "Add" : "New"]);
-    if (hasFiles) assert.ok(order.some(label => label.startsWith("Use ")) && order.some(label => label.startsWith("Delete ")), String(order));
+    assert.deepEqual(order.slice(0, 2), ["Skip to the message", "Add"]);
+    assert.ok(order.some(label => label.startsWith("Use ")) && order.some(label => label.startsWith("Delete ")), String(order));
     // Arrow up in an empty field edits the last question; Escape leaves it.
     await page.focus("#say");
     await page.keyboard.press("ArrowUp");
@@ -302,6 +309,32 @@ const parts = {
     await page.setViewportSize({ width: 1280, height: 800 });
   },
 
+  // The server reads a file, finds the quotes of a reply in it, and reuses it for the next question.
+  async demonstration() {
+    await page.unroute("**/v1/chat/completions");
+    await page.goto(demonstration);
+    await page.waitForSelector("dialog[open]");
+    await page.fill("#key-field", key);
+    await page.press("#key-field", "Enter");
+    await until(() => document.querySelector("#model").textContent.includes("demo"));
+    // A question that is asked during the upload waits for it.
+    await page.setInputFiles("#choose", documentPath);
+    await ask("Where does the keeper of the Tiolmere museum live?");
+    await idle();
+    await page.waitForSelector("button.cite");
+    const quote = await page.locator(".reply mark").first().innerText();
+    await page.locator("button.cite").first().click();
+    await page.waitForSelector("#source-text mark.current");
+    assert.equal(await page.innerText("#source-text mark.current"), quote);
+    assert.ok(fs.readFileSync(documentPath, "utf8").includes(quote), quote);
+    await page.keyboard.press("Escape");
+    await ask("What is the access code of the Hartwell mill?");
+    await idle();
+    assert.match(await page.locator(".facts").last().innerText(), /[1-9]\d* tokens reused/);
+    await page.goto(base);
+    await page.waitForSelector(".turn");
+  },
+
   async exports() {
     const save = async value => {
       await page.click("#export");
@@ -345,14 +378,9 @@ const parts = {
   },
 };
 
-// Parts that need files are left out on a server without the files API.
-const hasFiles = (await api("files")).status !== 404;
-const needFiles = ["library", "quotes", "alternatives", "phone", "exports", "remove"];
-
 try {
   for (const [part, run] of Object.entries(parts)) {
     const start = Date.now();
-    if (!hasFiles && needFiles.includes(part)) continue;
     try {
       await run();
     } catch (error) {

@@ -25,6 +25,8 @@ export function marked(text, annotations) {
     const index = String.fromCharCode(FIRST + i), closing = /^[”"»’']?[.,;:!?]?/.exec(plain.slice(to))[0];
     out += `${plain.slice(end, from)}${OPEN}${index}${plain.slice(from, to)}${CLOSE}${closing}${BUTTON}${index}`;
     end = to + closing.length;
+    // Quotes in lines of their own stay in lines of their own.
+    if (plain[end] === "\n") out += "  ";
   }
   return out + plain.slice(end);
 }

@@ -1,7 +1,7 @@
 // The open conversation: its turns, the message field, and replies that are being generated.
 
 import { call, events } from "./api.js";
-import { $, announce, el, notify } from "./dom.js";
+import { $, announce, arrange, el, notify } from "./dom.js";
 import { scrollTo, scrollToEnd } from "./follow.js";
 import { number, seconds, title } from "./format.js";
 import { MarkdownView } from "./markdown.js";
@@ -59,13 +59,6 @@ function elementOf(turn) {
   return made.get(turn.id);
 }
 
-// Makes `elements` the children of the list; those that are there stay as they are.
-function arrange(elements) {
-  const list = $("turns"), wanted = new Set(elements);
-  for (const child of [...list.children]) if (!wanted.has(child)) child.remove();
-  for (const [i, element] of elements.entries()) if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null);
-}
-
 let shown = 0;
 
 // Shows the turns of the open conversation. The last ones are drawn first, the others while the browser is idle.
@@ -76,7 +69,7 @@ async function show(focus = null) {
   document.title = state.chat.title ? `${state.chat.title} · kimi` : "kimi";
   $("welcome").hidden = turns.length > 0;
   const elements = turns.map(elementOf);
-  arrange(elements);
+  arrange($("turns"), elements);
   setRunning();
   showContext(turns.findLast(turn => turn.stats)?.stats);
   const place = () => focus ? scrollTo(made.get(focus)) : scrollToEnd();

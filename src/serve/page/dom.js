@@ -36,6 +36,13 @@ export function iconButton(name, label, onclick, more = {}) {
   return el("button.icon", { type: "button", title: label, onclick, aria: { label, ...aria }, ...rest }, icon(name));
 }
 
+// Makes `elements` the children of a list. Those that are there stay: a press of a button in them is not lost.
+export function arrange(list, elements) {
+  const wanted = new Set(elements);
+  for (const child of [...list.children]) if (!wanted.has(child)) child.remove();
+  for (const [i, element] of elements.entries()) if (list.children[i] !== element) list.insertBefore(element, list.children[i] ?? null);
+}
+
 // Announces a short text to screen readers.
 export function announce(text) {
   $("status").textContent = text;

@@ -3,7 +3,7 @@
 import { files as api } from "./api.js";
 import { state, save } from "./conversation.js";
 import { confirmRemoval } from "./dialogs.js";
-import { $, announce, el, icon, iconButton, notify } from "./dom.js";
+import { $, announce, arrange, el, icon, iconButton, notify } from "./dom.js";
 import { count, number, rate, seconds, size } from "./format.js";
 
 // Files by id; `reading` is the last event of a file that is being read, `failed` its error in one line.
@@ -45,8 +45,14 @@ export const has = id => !loaded || known.has(id);
 // Uploads files, adds them to the open conversation, and has them read.
 export function add(list) {
   if (!available) return notify("This server takes no files.");
-  for (const blob of list) upload({ blob, name: blob.name || "file" });
+  for (const blob of list) {
+    const entry = { blob, name: blob.name || "file" };
+    entry.done = upload(entry);
+  }
 }
+
+// Resolves when no upload is in progress, so that a question is not sent without its files.
+export const uploaded = () => Promise.all([...uploads].map(entry => entry.done));
 
 async function upload(entry) {
   entry.error = null;
@@ -128,7 +134,7 @@ async function remove(id) {
 export function showFiles() {
   const wanted = $("file-search").value.trim().toLowerCase();
   const listed = [...known.values()].filter(file => file.filename.toLowerCase().includes(wanted)).sort((a, b) => b.created_at - a.created_at);
-  $("files").replaceChildren(...[...uploads].map(uploadRow), ...listed.map(row));
+  arrange($("files"), [...[...uploads].map(uploadRow), ...listed.map(row)]);
   $("file-search").hidden = known.size < 4 && !wanted;
   $("files-empty").hidden = known.size + uploads.size > 0;
   showAttached();
@@ -136,21 +142,31 @@ export function showFiles() {
 
 // Shows one file again, without the others: the focus and open menus stay where they are.
 function showFile(id) {
-  const old = $("files").querySelector(`[data-id="${CSS.escape(id)}"]`), file = known.get(id);
+  const old = $("files").querySelector(`[data-id="${CSS.escape(id)}"] .meta`), file = known.get(id);
   if (!old || !file) return showFiles();
-  old.querySelector(".meta").replaceWith(meta(file));
-  if (old.querySelector("progress") || !file.reading) showAttached();
+  if (old.update && file.reading && !file.reading.waiting) old.update(file.reading);
+  else old.replaceWith(meta(file));
 }
 
 function showAttached() {
   const used = state.chat?.files.filter(id => known.has(id)) ?? [];
   $("attached").hidden = !used.length;
+  if ($("attached").dataset.ids === used.join()) return;
+  $("attached").dataset.ids = used.join();
   $("attached").replaceChildren(...used.map(id => el("li", {}, icon("file"), el("span", { dir: "auto" }, name(id)),
     iconButton("close", `Take ${name(id)} out of this conversation`, () => { use(id, false); $("say").focus(); }))));
 }
 
+// Rows by file, made again when what they show besides the second line changes.
+const rows = new Map();
+
 function row(file) {
-  const used = state.chat?.files.includes(file.id) ?? false;
+  const used = state.chat?.files.includes(file.id) ?? false, form = `${used} ${file.status} ${file.failed} ${file.reading ? "reading" : `${file.ready} ${file.tokens_read}`}`;
+  if (rows.get(file.id)?.form !== form) rows.set(file.id, Object.assign(rowOf(file, used), { form }));
+  return rows.get(file.id);
+}
+
+function rowOf(file, used) {
   const toggle = el("input", { type: "checkbox", checked: used, disabled: file.status === "error", aria: { label: `Use ${file.filename} in this conversation` },
     title: "Use in this conversation", onchange: event => use(file.id, event.target.checked) });
   const title = el("button.plain.name", { type: "button", dir: "auto", title: file.filename, disabled: file.status === "error", onclick: () => openSource(file.id) }, file.filename);
@@ -171,19 +187,25 @@ function meta(file) {
 }
 
 function progress(file) {
-  const { tokens, tokens_read: done = 0, tokens_per_second: speed, seconds_left: left, waiting } = file.reading;
-  const bar = el("progress", { max: tokens ?? 1, value: done, aria: { label: `${file.filename}: tokens that were read` } });
-  const stop = el("button.link", { type: "button", aria: { label: `Stop reading ${file.filename}` }, onclick: () => file.controller.abort() }, "Stop");
-  if (waiting) return el(".meta.quiet", {}, bar, "waiting", stop);
-  return el(".meta.quiet", {}, bar, el("span", {}, `${number(done)} of ${number(tokens)} tokens`), stop,
-    el("span.whole", {}, `${rate(speed)} · ${seconds(left)} left`));
+  const bar = el("progress", { max: 1, value: 0, aria: { label: `${file.filename}: tokens that were read` } });
+  const done = el("span", {}, "waiting"), pace = el("span.whole");
+  const stop = el("button.link", { type: "button", aria: { label: `Stop reading ${file.filename}` }, onclick: () => known.get(file.id)?.controller.abort() }, "Stop");
+  const update = ({ tokens, tokens_read: read, tokens_per_second: speed, seconds_left: left }) => {
+    Object.assign(bar, { max: tokens, value: read });
+    done.textContent = `${number(read)} of ${number(tokens)} tokens`;
+    pace.textContent = [speed > 0 && rate(speed), left !== null && `${seconds(left)} left`].filter(Boolean).join(" · ");
+  };
+  if (!file.reading.waiting) update(file.reading);
+  return Object.assign(el(".meta.quiet", {}, bar, done, stop, pace), { update });
 }
 
 function uploadRow(entry) {
+  if (entry.row && entry.row.error === entry.error) return entry.row;
   const drop = () => { entry.controller.abort(); uploads.delete(entry); showFiles(); };
   const what = entry.error
-    ? el(".meta.error", {}, entry.error, el("button.small", { type: "button", onclick: () => upload(entry) }, "Try again"))
+    ? el(".meta.error", {}, entry.error, el("button.small", { type: "button", onclick: () => { entry.done = upload(entry); } }, "Try again"))
     : el(".meta.quiet", {}, el("progress", { aria: { label: `${entry.name}: upload` } }), `uploading ${size(entry.blob.size)}`);
-  return el("li.row.file", {}, icon("file"), el(".what", {}, el("span.name", { dir: "auto" }, entry.name), what),
+  entry.row = el("li.row.file", {}, icon("file"), el(".what", {}, el("span.name", { dir: "auto" }, entry.name), what),
     el("span.tools", {}, iconButton("close", `Cancel ${entry.name}`, drop)));
+  return Object.assign(entry.row, { error: entry.error });
 }

@@ -1,6 +1,6 @@
 // Starts the page and connects its parts: library, conversation and source.
 
-import { call, models } from "./api.js";
+import { models } from "./api.js";
 import * as chats from "./chats.js";
 import * as conversation from "./conversation.js";
 import { $, notify } from "./dom.js";
@@ -37,9 +37,11 @@ function startParts() {
   });
 }
 
-function send() {
+async function send() {
   const text = $("say").value.trim();
   if (!text || conversation.isRunning()) return;
+  await library.uploaded();
+  if ($("say").value.trim() !== text) return;
   $("say").value = "";
   fitMessage();
   conversation.ask(text);
@@ -98,13 +100,10 @@ function startDrop() {
 // Waits until the model is loaded, then shows its name.
 async function loadModel() {
   for (;;) {
-    try {
-      await call("health");
-      break;
-    } catch (error) {
-      $("model").textContent = error.status === 503 ? "loading the model …" : "no answer from the server";
-      await new Promise(resolve => setTimeout(resolve, 1000));
-    }
+    const status = await fetch("health").then(response => response.json()).then(health => health.status, () => "not reachable");
+    if (status === "ready") break;
+    $("model").textContent = status === "loading" ? "loading the model …" : `the server is ${status}`;
+    await new Promise(resolve => setTimeout(resolve, 1000));
   }
   $("model").textContent = (await models())[0]?.id ?? "";
   await loadProperties();

@@ -104,35 +104,50 @@ const PROSE = /\.(?:txt|text|md|markdown|rst|html?|log)$|^[^.]*$/i;
 // Sections of at most this many characters are laid out when they come near the window.
 const SECTION = 4000;
 
-// The text in sections. A place starts with its name; for lines, the name is the number.
-function sections({ text, places, filename }, marks) {
-  const starts = places.map(({ start, place }) => ({ at: utf16(text, start), name: short(place, filename) }));
-  const areLines = starts.length > 1 && starts.every(({ name }) => /^\d*$/.test(name));
+// The places of a text; one without any, such as plain text, has those of its lines.
+function startsOf({ text, places, filename }) {
+  if (places.length) return places.map(({ start, place }) => ({ at: utf16(text, start), name: short(place, filename) }));
+  const starts = [{ at: 0, name: "line 1" }];
+  for (let at = text.indexOf("\n"); at >= 0 && at + 1 < text.length; at = text.indexOf("\n", at + 1)) {
+    starts.push({ at: at + 1, name: `line ${starts.length + 1}` });
+  }
+  return starts;
+}
+
+// The text in sections. Lines, paragraphs and rows have their place beside them, pages and chapters above them.
+function sections(file, marks) {
+  const { text, filename } = file, starts = startsOf(file);
+  const areNumbered = starts.every(({ name }) => /^(?:line|par\.) \d+$/.test(name));
+  const areBeside = areNumbered || (starts.length > 8 && text.length / starts.length < 250);
   const made = [];
   let section = null, length = SECTION;
-  const spans = starts.length ? starts : [{ at: 0, name: "" }];
-  for (const [i, { at, name }] of spans.entries()) {
-    const end = spans[i + 1]?.at ?? text.length;
-    if (length >= SECTION || !areLines) {
+  for (const [i, { at, name }] of starts.entries()) {
+    const end = starts[i + 1]?.at ?? text.length;
+    if (length >= SECTION || !areBeside) {
       section = el("section", { dir: "auto" });
       made.push(section);
       length = 0;
     }
-    if (areLines) section.append(el("span.line-number", { aria: { hidden: "true" } }, name));
-    else if (name && name !== spans[i - 1]?.name) section.append(el("h3.place", {}, name));
-    const target = areLines ? section : section.appendChild(el(".passage"));
+    const isNew = name && name !== starts[i - 1]?.name;
+    if (areBeside) section.append(el("span.beside", { aria: { hidden: "true" } }, isNew ? areNumbered ? name.split(" ")[1] : name : ""));
+    else if (isNew) section.append(el("h3.place", {}, name));
+    const target = areBeside ? section : section.appendChild(el(".passage"));
     target.append(...pieces(text, at, end, marks));
+    // A paragraph or row that does not end its line would continue in that of the next one.
+    if (areBeside && text[end - 1] !== "\n") section.append("\n");
     length += end - at;
   }
-  $("source-text").classList.toggle("lines", areLines);
-  $("source-text").classList.toggle("is-code", areLines && !PROSE.test(filename));
+  const isCode = starts[0].name === "line 1" && !PROSE.test(filename);
+  for (const [name, is] of Object.entries({ numbered: areNumbered, labelled: areBeside && !areNumbered, "is-code": isCode })) {
+    $("source-text").classList.toggle(name, is);
+  }
   return made;
 }
 
-// `notes.txt:12` is 12 in the text of notes.txt.
+// A place within its file: `notes.txt:12` is line 12 of notes.txt.
 function short(place, filename) {
   const rest = place.startsWith(filename) ? place.slice(filename.length).replace(/^[:!\s]+/, "") : place;
-  return rest || place;
+  return /^\d+$/.test(rest) ? `line ${rest}` : rest || place;
 }
 
 // The text from `at` to `end`, with the parts of quotes marked.

@@ -27,7 +27,9 @@ export function figures(stats) {
 const STATES = { stopped: "Stopped", interrupted: "Interrupted: the page was closed", length: "Cut off at the token limit" };
 
 export function questionOf(turn, alternatives, actions) {
-  const text = el(".text", { dir: "auto" }, turn.text);
+  // A long text scrolls within the question, also by keyboard.
+  const long = turn.text.length > 2000 ? { tabIndex: 0, role: "region", aria: { label: "Text of the question" } } : {};
+  const text = el(".text", { dir: "auto", ...long }, turn.text);
   const buttons = el(".actions", {}, switcher(turn, alternatives, actions),
     iconButton("edit", "Edit the question", () => edit(element, turn, actions)),
     iconButton("copy", "Copy the question", event => copy(turn.text, event.currentTarget)));
