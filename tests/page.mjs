@@ -22,7 +22,7 @@ page.setDefaultTimeout(20_000);
 // What must not happen: errors in scripts, violations of the policy, requests to other origins, script in content.
 const wrong = [], elsewhere = [];
 page.on("pageerror", error => wrong.push(error.stack));
-page.on("console", message => /Content Security Policy|Trusted/i.test(message.text()) && wrong.push(message.text()));
+page.on("console", message => message.type() === "error" && !/^Failed to load resource/.test(message.text()) && wrong.push(message.text()));
 page.on("request", request => /^(data|blob):/.test(request.url()) || [base, demonstration].some(own => request.url().startsWith(own)) || elsewhere.push(request.url()));
 await page.addInitScript(() => {
   document.addEventListener("securitypolicyviolation", event => console.error("Content Security Policy", event.violatedDirective, event.sample));
@@ -43,14 +43,19 @@ async function ask(text) {
   await until(n => document.querySelectorAll(".turn.assistant").length > n, replies);
 }
 
-// The next replies have this text and these annotations.
-async function replyWith(text, annotations = [], more = {}) {
+// The stream of a reply with this text and these annotations, in the server's form.
+function replyBody(text, annotations = [], reasoning = "") {
   const delta = part => ({ choices: [{ index: 0, delta: part, finish_reason: null }] });
   const timings = { cache_n: 1200, prompt_n: 18, prompt_ms: 30, predicted_n: 40, predicted_ms: 1000, predicted_per_second: 40 };
   const end = { choices: [{ index: 0, delta: {}, finish_reason: "stop" }], timings };
-  const events = [...(more.reasoning ? [delta({ reasoning_content: more.reasoning })] : []), ...text.match(/[^]{1,40}/gu).map(content => delta({ content })),
+  const events = [...(reasoning ? [delta({ reasoning_content: reasoning })] : []), ...text.match(/[^]{1,40}/gu).map(content => delta({ content })),
     delta({ content: "", annotations }), end];
-  const body = `${events.map(event => `data: ${JSON.stringify(event)}\n\n`).join("")}data: [DONE]\n\n`;
+  return `${events.map(event => `data: ${JSON.stringify(event)}\n\n`).join("")}data: [DONE]\n\n`;
+}
+
+// The next replies have this text; `sent` is the last request.
+async function replyWith(...reply) {
+  const body = replyBody(...reply);
   await page.unroute("**/v1/chat/completions");
   await page.route("**/v1/chat/completions", route => { sent = route.request().postDataJSON(); route.fulfill({ contentType: "text/event-stream", body }); });
 }
@@ -144,7 +149,7 @@ const parts = {
       place: i < 2 ? "mill.txt:77" : null, index: at(reply, quote) + characters(quote), start_index: at(reply, quote), end_index: at(reply, quote) + characters(quote),
       text_start: i < 2 ? at(text, quote) : null, text_end: i < 2 ? at(text, quote) + characters(quote) : null,
     }));
-    await replyWith(reply, annotations, { reasoning: "First the mill, then its wheels." });
+    await replyWith(reply, annotations, "First the mill, then its wheels.");
     await ask("Who keeps the mill?");
     await idle();
     const first = sent.messages[0].content;
@@ -265,11 +270,64 @@ const parts = {
     await accessible("settings");
     await page.fill("#set-system", "Be short.");
     await page.fill("[name=temperature]", "0.3");
-    await page.getByRole("button", { name: "Save" }).press("Enter");
+    await page.press("[name=temperature]", "Enter");
+    assert.equal(await page.locator("dialog[open]").count(), 0, "Enter saves");
     await replyWith("Yes.");
     await ask("Is it so?");
     await idle();
     assert.deepEqual([sent.messages[0], sent.temperature], [{ role: "system", content: "Be short." }, 0.3]);
+  },
+
+  // A reply continues while another conversation is shown, and the questions of two tabs are both kept.
+  async several() {
+    const title = await page.innerText("#title");
+    await page.unroute("**/v1/chat/completions");
+    await page.click("#new-chat");
+    await page.waitForSelector("#welcome", { state: "visible" });
+    await ask("Go on while I look elsewhere");
+    await until(() => [...document.querySelectorAll(".reply")].at(-1).textContent.length > 20);
+    await page.click("#new-chat");
+    await page.waitForSelector("#welcome", { state: "visible" });
+    assert.ok(await page.isVisible("#send"));
+    await page.waitForTimeout(200);
+    await page.locator("#chats .name", { hasText: "Go on" }).click();
+    await until(() => [...document.querySelectorAll(".reply")].at(-1)?.textContent.length > 100);
+    assert.ok(await page.isVisible("#stop"));
+    await page.click("#stop");
+    await idle();
+    assert.equal(await page.locator(".turn").count(), 2);
+    const other = await browser.newPage();
+    await other.goto(base);
+    await other.waitForSelector(".turn.assistant:last-child .facts");
+    await other.route("**/v1/chat/completions", route => route.fulfill({ contentType: "text/event-stream", body: replyBody("From the second tab.") }));
+    await replyWith("From the first tab.");
+    await ask("First tab");
+    await idle();
+    await other.fill("#say", "Second tab");
+    await other.press("#say", "Enter");
+    await other.waitForSelector(".turn.user:has-text('Second tab')");
+    await other.waitForSelector("#send", { state: "visible" });
+    await other.close();
+    await page.reload();
+    await page.waitForSelector(".turn.assistant:last-child .facts");
+    assert.equal(await page.locator(".turn.user .switch").last().innerText(), "2 / 2");
+    assert.equal((await texts("user")).at(-1), "Second tab");
+    // A conversation that is deleted while it replies stays deleted.
+    await page.unroute("**/v1/chat/completions");
+    await page.click("#new-chat");
+    await ask("Delete me");
+    await until(() => document.querySelector(".reply")?.textContent.length > 20);
+    await page.locator("#chats li", { hasText: "Delete me" }).hover();
+    await name("Delete Delete me").click();
+    await name("Delete").last().click();
+    await page.waitForSelector("#welcome", { state: "visible" });
+    await page.reload();
+    await until(() => document.querySelectorAll("#chats li").length === 2);
+    await page.locator("#chats li", { hasText: "Go on" }).hover();
+    await name(/^Delete Go on/).click();
+    await name("Delete").last().click();
+    await page.locator("#chats .name", { hasText: title }).click();
+    await page.waitForSelector(".turn");
   },
 
   async themes() {

@@ -1,6 +1,6 @@
 // The list of conversations: open, rename, delete.
 
-import { state, open, stopIn } from "./conversation.js";
+import { state, open, discard } from "./conversation.js";
 import { askLine, confirmRemoval } from "./dialogs.js";
 import { $, el, iconButton } from "./dom.js";
 import { conversation, conversations, removeConversation, saveConversation } from "./store.js";
@@ -39,7 +39,7 @@ async function rename(id) {
 
 async function remove(chat) {
   if (!await confirmRemoval("Delete the conversation?", chat.title)) return;
-  stopIn(chat.id);
+  discard(chat.id);
   await removeConversation(chat.id);
   if (chat.id === state.chat.id) await open();
   await showChats();

@@ -32,9 +32,9 @@ export async function open(id = null) {
   hooks.changed();
 }
 
-export async function save() {
-  state.chat.updated = Date.now();
-  await saveConversation(state.chat).catch(keepFailed);
+export async function save(chat = state.chat) {
+  chat.updated = Date.now();
+  await saveConversation(chat).catch(keepFailed);
   hooks.changed();
 }
 
@@ -43,7 +43,7 @@ const keepFailed = error => notify(`The conversation could not be kept in this b
 const actions = {
   show(turn) { state.chat.leaf = deepest(state.turns, turn).id; save(); show(turn.id); },
   edit(turn, text) { ask(text, turn.parent); },
-  again(turn) { if (!running.has(state.chat.id)) reply(turn.parent); },
+  again(turn) { if (!isRunning()) reply(state.chat, state.turns, turn.parent); },
   cite(turn, index) { hooks.cite(turn, index); },
 };
 
@@ -102,28 +102,35 @@ function setRunning() {
 
 export const stop = () => stopIn(state.chat?.id);
 
-// Stops the reply of a conversation; what was generated is kept unless the conversation is deleted.
-export const stopIn = id => running.get(id)?.controller.abort();
+const stopIn = id => running.get(id)?.controller.abort();
+
+// Stops the reply of a conversation that is deleted, so that it is not kept.
+export function discard(id) {
+  if (running.has(id)) running.get(id).isDeleted = true;
+  stopIn(id);
+}
 
 function showContext(stats) {
   const used = stats ? stats.reused + stats.read + stats.generated : 0;
   $("context").textContent = used && state.contextLength ? `${number(used)} of ${number(state.contextLength)} tokens used` : "";
 }
 
-async function addTurn(turn) {
-  const made = { id: newId(), conversation: state.chat.id, created: Date.now(), ...turn };
-  state.turns.set(made.id, made);
-  state.chat.leaf = made.id;
+async function addTurn(chat, turns, turn) {
+  const made = { id: newId(), conversation: chat.id, created: Date.now(), ...turn };
+  turns.set(made.id, made);
+  chat.leaf = made.id;
   await saveTurn(made).catch(keepFailed);
   return made;
 }
 
 // Asks a question after `parent`, by default at the end of the conversation.
 export async function ask(text, parent = state.chat.leaf) {
-  if (isRunning()) return;
-  if (!state.chat.title) state.chat.title = title(text);
-  const question = await addTurn({ role: "user", parent, text });
-  await reply(question.id);
+  if (isRunning()) return notify("A reply is being generated: stop it first.");
+  // Another conversation may be opened while this one is saved.
+  const { chat, turns } = state;
+  if (!chat.title) chat.title = title(text);
+  const question = await addTurn(chat, turns, { role: "user", parent, text });
+  await reply(chat, turns, question.id);
 }
 
 // The body of a request for the reply to the last turn of `turns`.
@@ -139,15 +146,15 @@ function requestOf(chat, turns) {
 }
 
 // Generates a reply to a question, as a new alternative if there is one already.
-async function reply(parent) {
-  const chat = state.chat, turns = state.turns, controller = new AbortController();
+async function reply(chat, turns, parent) {
+  const controller = new AbortController();
   const body = requestOf(chat, path(turns, parent));
   const live = { chat, turns, controller, turn: null, view: null, element: null };
   running.set(chat.id, live);
-  live.turn = await addTurn({ role: "assistant", parent, text: "", reasoning: "", annotations: [], stats: null, state: "streaming", error: null });
+  live.turn = await addTurn(chat, turns, { role: "assistant", parent, text: "", reasoning: "", annotations: [], stats: null, state: "streaming", error: null });
   live.attach = element => attach(live, element);
-  await save();
-  await show();
+  await save(chat);
+  if (state.chat === chat) await show();
   announce("The reply is being generated");
   let saved = Date.now();
   try {
@@ -158,7 +165,10 @@ async function reply(parent) {
     if (live.turn.state === "streaming") live.turn.state = "done";
   } catch (error) {
     live.turn.state = error.name === "AbortError" ? "stopped" : "error";
-    if (error.name !== "AbortError") live.turn.error = error.status === undefined ? "The connection to the server was lost." : error.message;
+    if (live.turn.state === "error") {
+      live.turn.error = error.status === undefined ? "The connection to the server was lost." : error.message;
+      if (error.status === undefined) console.error(error);
+    }
   }
   await end(live);
 }
@@ -177,17 +187,18 @@ function attach(live, element) {
 // Takes one event of the stream into the turn and the page.
 function take(live, event) {
   const { turn, element } = live, delta = event.choices?.[0]?.delta ?? {};
-  const isShown = element?.isConnected;
   if (event.prompt_progress) showProgress(live, event.prompt_progress);
   if (delta.reasoning_content) {
     turn.reasoning += delta.reasoning_content;
-    if (isShown) { element.reasoning(delta.reasoning_content); element.fold.open = true; live.progress.remove(); }
+    element?.reasoning(delta.reasoning_content);
+    live.progress?.remove();
+    if (element) element.fold.open = true;
   }
   if (delta.content) {
     if (!turn.text && element?.fold) element.fold.open = false;
     turn.text += delta.content;
     live.progress?.remove();
-    if (isShown) live.view.append(delta.content);
+    live.view?.append(delta.content);
   }
   if (delta.annotations) turn.annotations.push(...delta.annotations);
   if (event.choices?.[0]?.finish_reason === "length") turn.state = "length";
@@ -213,15 +224,14 @@ function showProgress(live, { total, cache, processed, time_ms: ms }) {
 async function end(live) {
   const { chat, turn, element } = live;
   running.delete(chat.id);
-  if (await conversation(chat.id)) {
+  if (!live.isDeleted) {
     chat.updated = Date.now();
     await saveTurn(turn).catch(keepFailed);
     await saveConversation(chat).catch(keepFailed);
   }
   hooks.changed();
-  if (state.chat.id !== chat.id) return;
+  if (state.chat !== chat || !element) return;
   setRunning();
-  if (!element?.isConnected) return;
   live.progress.remove();
   live.view.close();
   element.removeAttribute("aria-busy");

@@ -17,21 +17,19 @@ export function open(dialog) {
 // The form of a dialog, with its title as the accessible name.
 export function form(title, ...content) {
   const heading = el("h2", { id: "dialog-title" }, title);
-  return el("dialog", { aria: { labelledby: "dialog-title" } }, el("form", { method: "dialog" }, heading, ...content));
+  const inner = el("form", { method: "dialog" }, heading, ...content);
+  // Enter in a field accepts: the browser would take the first button, which cancels.
+  inner.addEventListener("keydown", event => {
+    if (event.key !== "Enter" || event.isComposing || event.target.localName !== "input") return;
+    event.preventDefault();
+    inner.requestSubmit(inner.querySelector("[value=yes]"));
+  });
+  return el("dialog", { aria: { labelledby: "dialog-title" } }, inner);
 }
 
 export const buttons = (accept, kind = "primary", cancel = "Cancel") => el(".buttons", {},
   el("button", { type: "submit", value: "", formNoValidate: true }, cancel),
   el(`button.${kind}`, { type: "submit", value: "yes" }, accept));
-
-// Makes Enter in a field accept: the browser would take the first button, which cancels.
-function acceptOnEnter(dialog, field) {
-  field.addEventListener("keydown", event => {
-    if (event.key !== "Enter" || event.isComposing) return;
-    event.preventDefault();
-    dialog.close("yes");
-  });
-}
 
 // Asks for the API key; null if the dialog was closed without one.
 export async function askKey(old) {
@@ -39,7 +37,6 @@ export async function askKey(old) {
   const dialog = form("API key",
     el("p", {}, "This server asks for a key. It is kept in this browser only."),
     el("label", { htmlFor: "key-field" }, "Key"), field, buttons("Use the key"));
-  acceptOnEnter(dialog, field);
   return await open(dialog) === "yes" && field.value ? field.value.trim() : null;
 }
 
@@ -52,7 +49,6 @@ export async function confirmRemoval(title, detail, accept = "Delete") {
 export async function askLine(title, label, value) {
   const field = el("input", { type: "text", value, dir: "auto", id: "line-field" });
   const dialog = form(title, el("label", { htmlFor: "line-field" }, label), field, buttons("Save"));
-  acceptOnEnter(dialog, field);
   const done = open(dialog);
   field.select();
   return await done === "yes" && field.value.trim() ? field.value.trim() : null;

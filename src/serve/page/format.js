@@ -27,10 +27,14 @@ export function title(text) {
   return [...line].length > 60 ? `${[...line].slice(0, 59).join("")}…` : line;
 }
 
-// The index in UTF-16 units of an index in Unicode characters, as the server counts.
-export function utf16(text, characters) {
+// The indices in UTF-16 units of ascending indices in Unicode characters, as the server counts.
+export function utf16All(text, characters) {
   if (!/[\ud800-\udfff]/.test(text)) return characters;
-  let index = 0;
-  for (let i = 0; i < characters && index < text.length; i++) index += text.codePointAt(index) > 0xffff ? 2 : 1;
-  return index;
+  let index = 0, passed = 0;
+  return characters.map(wanted => {
+    for (; passed < wanted && index < text.length; passed++) index += text.codePointAt(index) > 0xffff ? 2 : 1;
+    return index;
+  });
 }
+
+export const utf16 = (text, characters) => utf16All(text, [characters])[0];

@@ -2,7 +2,7 @@
 
 import { files } from "./api.js";
 import { $, el } from "./dom.js";
-import { utf16 } from "./format.js";
+import { utf16, utf16All } from "./format.js";
 
 // Texts by file id, as the server gives them.
 const texts = new Map();
@@ -106,7 +106,10 @@ const SECTION = 4000;
 
 // The places of a text; one without any, such as plain text, has those of its lines.
 function startsOf({ text, places, filename }) {
-  if (places.length) return places.map(({ start, place }) => ({ at: utf16(text, start), name: short(place, filename) }));
+  if (places.length) {
+    const at = utf16All(text, places.map(({ start }) => start));
+    return places.map(({ place }, i) => ({ at: at[i], name: short(place, filename) }));
+  }
   const starts = [{ at: 0, name: "line 1" }];
   for (let at = text.indexOf("\n"); at >= 0 && at + 1 < text.length; at = text.indexOf("\n", at + 1)) {
     starts.push({ at: at + 1, name: `line ${starts.length + 1}` });
@@ -114,9 +117,13 @@ function startsOf({ text, places, filename }) {
   return starts;
 }
 
+// The text of pages without the ends of printed lines, which are longer than lines of a list. Its length is the same.
+const withoutLineEnds = text => text.replace(/([^\n]{45,})\n(?=\S)/g, "$1 ");
+
 // The text in sections. Lines, paragraphs and rows have their place beside them, pages and chapters above them.
 function sections(file, marks) {
-  const { text, filename } = file, starts = startsOf(file);
+  const { filename } = file, starts = startsOf(file);
+  const text = starts.every(({ name }) => name.startsWith("p. ")) ? withoutLineEnds(file.text) : file.text;
   const areNumbered = starts.every(({ name }) => /^(?:line|par\.) \d+$/.test(name));
   const areBeside = areNumbered || (starts.length > 8 && text.length / starts.length < 250);
   const made = [];
