@@ -69,6 +69,45 @@ fn number(answer: &Value, field: &str) -> u64 {
 }
 
 #[test]
+fn cached_files_are_listed_and_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("cache");
+    let [file, other] = ["a.txt", "b.txt"].map(|name| dir.path().join(name));
+    std::fs::write(&file, document(60)).unwrap();
+    std::fs::write(&other, document(70)).unwrap();
+    let catalog = |args: &[&str]| {
+        let out = command(&cache, args).output().unwrap();
+        (out.status.success(), format!("{}{}", text_of(&out.stdout), text_of(&out.stderr)))
+    };
+    assert_eq!(catalog(&["--list"]), (true, String::new()));
+    let first = &ask(&cache, &["-f", text(&file), "Who keeps ward 3?"], "")[0];
+    ask(&cache, &["-f", text(&other), "Who keeps ward 3?"], "");
+    let (listed, lines) = catalog(&["--list"]);
+    assert!(listed && lines.lines().count() == 2, "{lines}");
+    let line = lines.lines().find(|line| line.starts_with(text(&file))).unwrap_or_else(|| panic!("{lines}"));
+    assert!(
+        line.contains(" tokens cached, ") && line.contains("MiB, read ") && !line.contains(" of "),
+        "{line}"
+    );
+    assert!(catalog(&["--forget", text(&file)]).1.contains("MiB freed"));
+    assert!(!catalog(&["--list"]).1.contains("a.txt"));
+    let again = &ask(&cache, &["-f", text(&file), "Who keeps ward 3?"], "")[0];
+    assert!(again["reused_tokens"].as_u64().unwrap() < 100, "{again}");
+    assert_eq!(again["answer"], first["answer"]);
+    assert!(
+        ask(&cache, &["-f", text(&other), "And ward 4?"], "")[0]["reused_tokens"].as_u64().unwrap() > 500
+    );
+    let (forgotten, message) = catalog(&["--forget", text(&dir.path().join("c.txt"))]);
+    assert!(!forgotten && message.contains("c.txt: not in the prefix cache"), "{message}");
+    assert!(catalog(&["--forget", text(dir.path())]).0);
+    assert_eq!(catalog(&["--list"]).1, "");
+}
+
+fn text_of(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
 fn a_file_is_prefilled_once() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("ward.txt");

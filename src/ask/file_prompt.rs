@@ -5,7 +5,8 @@ use super::prefill_progress::{PrefillPlan, PrefillProgress};
 use super::{AskArgs, instructions};
 use crate::document_qa::prefix::DocumentPrefix;
 use crate::document_qa::quote_constraint::QuoteIndex;
-use crate::documents::Document;
+use crate::documents::{Document, gather};
+use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::handle::EngineHandle;
 use crate::runtime::session::Prefill;
 use anyhow::Result;
@@ -48,6 +49,16 @@ impl<'e> FilePrompt<'e> {
             progress.announce(&names, args.max_tokens, args.force)?;
         }
         Ok(progress)
+    }
+
+    /// Records the paths of the files beside their cached prefix. Standard input has none.
+    pub(super) fn name_in_cache(&self, namespace: Namespace, model: &str) {
+        let path = |name: &String| {
+            std::path::absolute(name).map_or_else(|_| name.clone(), |p| p.display().to_string())
+        };
+        let name = |name: &String| if name == gather::PIPE { name.clone() } else { path(name) };
+        let names: Vec<String> = self.names.iter().map(name).collect();
+        self.engine.name_prefix(namespace, &names, model, &self.prefix.tokens);
     }
 
     /// Whether a later process can resume a prefill that was stopped after this many tokens.

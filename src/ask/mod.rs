@@ -3,10 +3,11 @@
 //! in them, and numbers and names of the answer that the files lack are marked.
 //!
 //! The model is a [`crate::client::ChatModel`]. Answers go to standard output, everything else to standard error. Next:
-//! [`file_prompt`] (what a local model needs of the files), [`prefill_progress`], [`answer`] (the order of quotes and
+//! [`file_prompt`] (what a local model needs of the files), [`cached`] (`--list`), [`prefill_progress`], [`answer`] (the order of quotes and
 //! answer), [`marked`] and [`crate::document_qa`] (the layout of the prompt, quotes).
 
 mod answer;
+mod cached;
 mod claims;
 mod file_prompt;
 mod marked;
@@ -58,6 +59,12 @@ pub struct AskArgs {
     /// File or directory to ask about, `-` for standard input; may be repeated. Text, PDF, DOCX, PPTX, XLSX, EPUB, HTML
     #[arg(short, long, value_name = "FILE")]
     file: Vec<PathBuf>,
+    /// List the files in the prefix cache on disk: tokens, disk space, time
+    #[arg(long, conflicts_with_all = ["file", "question", "interactive", "url"])]
+    list: bool,
+    /// Remove a file or the files of a directory from the prefix cache on disk; may be repeated
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["file", "question", "interactive", "list", "url"])]
+    forget: Vec<PathBuf>,
     /// Read only matching files of directories: `*.md`, `src/**`, `!*.min.js`; may be repeated
     #[arg(long, value_name = "GLOB")]
     include: Vec<String>,
@@ -107,6 +114,9 @@ impl AskArgs {
 
 /// Reads the files, loads the model and answers the questions.
 pub fn run(args: &AskArgs) -> Result<()> {
+    if args.list || !args.forget.is_empty() {
+        return cached::run(args);
+    }
     let mut left_out = Vec::new();
     let documents = gather::gather(&args.file, &args.include, &mut |line| left_out.push(line.to_owned()));
     report_left_out(&left_out);
@@ -126,7 +136,9 @@ pub fn run(args: &AskArgs) -> Result<()> {
     let file_prompt = FilePrompt::new(&engine, &documents, args)?;
     let namespace = Namespace::SHARED.with_layout(PromptLayout::Ask);
     let mut model = LocalModel::within(&engine, Path::new(&options.name()), namespace);
-    ask(args, &documents, &mut model, Some(&file_prompt))
+    let asked = ask(args, &documents, &mut model, Some(&file_prompt));
+    file_prompt.name_in_cache(namespace, &options.name());
+    asked
 }
 
 /// Most files of a directory that are reported by name.

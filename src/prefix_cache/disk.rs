@@ -4,6 +4,7 @@
 //! state. Only the tokens of files with checked headers are cached in memory, by the ids in the file names. Next:
 //! [`super::disk_index`] (names, eviction), [`super::file`] (format).
 
+use super::catalog::{self, NamedPrefix};
 use super::cause::MissCause;
 use super::disk_index::{Folder, Headroom, Listing};
 use super::file::{self, FileHeader, Id, check, id_of, same};
@@ -116,6 +117,25 @@ impl Disk {
             }
         }
         None
+    }
+
+    /// Records the names of the documents that a prefix consists of.
+    pub fn name_prefix(&self, namespace: Namespace, names: &[String], model: &str, tokens: &[u32]) {
+        let prefix = NamedPrefix::new(self.root(namespace).parent, names, model, tokens);
+        if let Err(e) = prefix.save(&self.folder) {
+            (self.log)(&format!("{}: {e}", self.folder.dir.display()));
+        }
+    }
+
+    /// Removes all states after a part of these tokens, or after a continuation of them.
+    pub fn forget(&self, namespace: Namespace, tokens: &[u32]) {
+        // Without a key nothing was written.
+        if self.list_for_lookup(false).is_none() {
+            return;
+        }
+        if let Err(e) = catalog::forget_tokens(&self.folder, self.root(namespace).parent, tokens) {
+            (self.log)(&format!("{}: {e}", self.folder.dir.display()));
+        }
     }
 
     /// Returns the length of the longest prefix of `prompt` that has a state.

@@ -4,6 +4,7 @@
 //! ```text
 //! ID-PARENT.first   rows of the first tokens; PARENT is the model's key      ID.state   a state after rows ID
 //! ID-PARENT.rows    rows that continue those of PARENT                       *.tmp      not finished
+//! ID.document       names of documents ([`super::catalog`])
 //! lock              held by the process that writes or makes room  DEVICE-AND-INODE.model   a model file's fingerprint
 //! ```
 //! Files of other users, links, pipes, and files that others may write are ignored. Any file may vanish at any time;
@@ -57,7 +58,7 @@ pub struct Rows {
     pub parent: Id,
     /// Whether the parent is the key.
     pub first: bool,
-    bytes: u64,
+    pub bytes: u64,
 }
 
 #[derive(Debug)]
@@ -240,7 +241,7 @@ impl Listing {
     }
 
     /// Returns the rows from `id` back to the first; `None` if some are missing.
-    fn ancestors(&self, id: Id) -> Option<Vec<Id>> {
+    pub fn ancestors(&self, id: Id) -> Option<Vec<Id>> {
         let (mut at, mut found, mut seen) = (id, Vec::new(), HashSet::new());
         loop {
             let rows = self.rows.get(&at)?;

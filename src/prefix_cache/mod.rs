@@ -5,8 +5,10 @@
 //! prefix of a prompt. A state is used only for exactly its tokens, so a hit gives the same bits as prefill on the same
 //! device (nearly the same if states are stored in 16 bits or the GPU caches some experts). Threads share a store; states
 //! are copied outside its lock. With a directory, a writer thread also stores snapshots that save much prefill on disk.
-//! Next: [`tree`] (in memory), [`disk`], [`namespace`] (tenants), [`miss`] (causes of cache misses).
+//! Next: [`tree`] (in memory), [`disk`], [`namespace`] (tenants), [`miss`] (causes of cache misses),
+//! [`catalog`] (names of documents).
 
+pub mod catalog;
 pub mod cause;
 pub mod disk;
 pub mod disk_index;

@@ -96,6 +96,33 @@ impl<B: Backend> StoreView<'_, B> {
         in_ram.into_iter().chain(on_disk).max().unwrap_or(0)
     }
 
+    /// Does [`super::disk::Disk::name_prefix`] in this namespace, if the prefix may be on disk.
+    pub fn name_prefix(&self, names: &[String], model: &str, tokens: &[u32]) {
+        if let Some((disk, _)) = self.store.disk.as_ref().filter(|_| self.store.keeps_on_disk(tokens.len())) {
+            disk.name_prefix(self.namespace, names, model, tokens);
+        }
+    }
+
+    /// Removes all snapshots after a part of these tokens, or after a continuation of them, from memory and disk.
+    pub fn forget(&self, tokens: &[u32]) {
+        let mut ram = self.store.lock();
+        let removed: Vec<_> = ram.trees.get_mut(&self.namespace).map_or(Vec::new(), |tree| {
+            let places: Vec<_> = tree.values().map(|(place, _)| place).collect();
+            let is_part = |path: &[u32]| path.starts_with(tokens) || tokens.starts_with(path);
+            let places: Vec<_> = places.into_iter().filter(|place| is_part(&tree.path(*place))).collect();
+            places.into_iter().filter_map(|place| tree.remove(place)).collect()
+        });
+        if ram.trees.get(&self.namespace).is_some_and(|tree| tree.values().next().is_none()) {
+            ram.trees.remove(&self.namespace);
+        }
+        drop(ram);
+        drop(removed); // outside the lock, because freeing megabytes takes time
+        if let Some((disk, writer)) = &self.store.disk {
+            writer.flush();
+            disk.forget(self.namespace, tokens);
+        }
+    }
+
     /// Does [`super::disk::Disk::other_key`] in this namespace.
     pub fn other_key(&self, b: &B, prompt: &[u32]) -> Option<MissCause> {
         let (disk, _) = self.store.disk.as_ref()?;

@@ -104,6 +104,16 @@ impl EngineHandle {
         on_backend!(self, EngineHandle, engine => engine.encode_within(namespace, rendered, vocabulary))
     }
 
+    /// Records the names of the documents that a prefix consists of, for `ask --list`.
+    pub fn name_prefix(&self, namespace: Namespace, names: &[String], model: &str, tokens: &[u32]) {
+        on_backend!(self, EngineHandle, engine => engine.store.within(namespace).name_prefix(names, model, tokens));
+    }
+
+    /// Removes the states of documents, and of questions about them, from the prefix cache.
+    pub fn forget(&self, namespace: Namespace, tokens: &[u32]) {
+        on_backend!(self, EngineHandle, engine => engine.store.within(namespace).forget(tokens));
+    }
+
     /// Returns the length of the longest cached prefix of a prompt, without restoring it.
     pub fn cached_len(&self, namespace: Namespace, prompt: &[u32]) -> usize {
         on_backend!(self, EngineHandle, engine => engine.store.within(namespace).cached_len(prompt))

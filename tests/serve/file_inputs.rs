@@ -258,6 +258,13 @@ async fn a_file_is_read_ahead_of_its_first_question() {
     );
     assert_eq!(read_so_far.last(), file["tokens"].as_u64().as_ref());
     assert_eq!(read().await.last().unwrap()["reused"], file["tokens"]);
+    // Deleted, it leaves the prefix cache; uploaded again, it is read again.
+    let delete =
+        axum::http::Request::delete(format!("{FILES}/{id}")).body(axum::body::Body::empty()).unwrap();
+    assert_eq!(server.send(delete).await.0, StatusCode::OK);
+    let again = upload(&server, "harbour.txt", text().as_bytes()).await;
+    assert!(again["id"] == file["id"] && again["tokens_read"] == 0, "{again}");
+    assert!(read().await.last().unwrap()["reused"].as_u64().unwrap() < 100);
     let part = json!({ "type": "input_file", "file_id": id });
     let (prompt, cached) = usage(&server.ok(RESPONSES, in_responses(part, "Where does Mara live?")).await);
     assert!(Some(cached) == file["tokens"].as_u64() && prompt - cached < 30, "{cached} of {prompt}");

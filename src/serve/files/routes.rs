@@ -144,7 +144,7 @@ pub async fn retrieve(
     app.intake.run(0, find).await?.map(Json)
 }
 
-/// Deletes an uploaded file and its text
+/// Deletes an uploaded file, its text, and what the prefix cache has of its prompts
 #[utoipa::path(
     delete,
     path = "/v1/files/{file_id}",
@@ -159,11 +159,23 @@ pub async fn delete(
     let (shared, id) = (app.clone(), named(id)?);
     let remove = move |_: &_| {
         let record = shared.files.find(tenant.owner, &id)?;
+        forget(&shared, tenant, &record);
         shared.files.remove(tenant.owner, &record)?;
         shared.file_sets.forget(tenant.owner, &id);
         Ok(Json(FileDeleted { id, object: "file", deleted: true }))
     };
     app.intake.run(0, remove).await?
+}
+
+/// Removes what the prefix cache has of a file's prompts, if its tokens are known.
+fn forget(app: &App, tenant: Tenant, record: &StoredFile) {
+    let sources = [FileSource::Stored(record.clone())];
+    if let Some(ready) = app.loaded().filter(|_| record.fault.is_none())
+        && let Ok(set) = app.file_sets.get(&app.files, tenant.owner, &sources)
+        && let Ok(prefix) = set.prefix(&app.files, &ready.engine)
+    {
+        ready.engine.forget(prompt_namespace(app, tenant.id, true), &prefix.tokens);
+    }
 }
 
 /// Returns the bytes of an uploaded file
