@@ -86,10 +86,10 @@ fn cached_files_are_listed_and_forgotten() {
     assert!(listed && lines.lines().count() == 2, "{lines}");
     let line = lines.lines().find(|line| line.starts_with(text(&file))).unwrap_or_else(|| panic!("{lines}"));
     assert!(
-        line.contains(" tokens cached, ") && line.contains("MiB, read ") && !line.contains(" of "),
+        line.contains(" tokens cached, ") && line.contains("iB, read ") && !line.contains(" of "),
         "{line}"
     );
-    assert!(catalog(&["--forget", text(&file)]).1.contains("MiB freed"));
+    assert!(catalog(&["--forget", text(&file)]).1.contains("iB freed"));
     assert!(!catalog(&["--list"]).1.contains("a.txt"));
     let again = &ask(&cache, &["-f", text(&file), "Who keeps ward 3?"], "")[0];
     assert!(again["reused_tokens"].as_u64().unwrap() < 100, "{again}");

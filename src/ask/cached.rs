@@ -40,13 +40,14 @@ fn line(cached: &CachedDocuments, now: SystemTime) -> String {
     };
     let (cached_tokens, all) = (cached.cached_tokens, prefix.tokens.len());
     let of = if cached_tokens == all { String::new() } else { format!(" of {}", grouped(all)) };
+    let model = Path::new(&prefix.model).file_name().unwrap_or_default().to_string_lossy();
     let age = now.duration_since(UNIX_EPOCH + Duration::from_secs(prefix.read_at)).unwrap_or_default();
     format!(
         "{names}: {}{of} tokens cached, {}, read {} ago ({})",
         grouped(cached_tokens),
         format_size(cached.bytes),
         duration(age),
-        printable(&prefix.model)
+        printable(&model)
     )
 }
 

@@ -86,6 +86,11 @@ impl QuoteIndex {
         QuoteIndex { text, word_starts, quote_ends, vocabulary, vocab, lookup: OnceLock::new() }
     }
 
+    /// Prepares the masks, which takes a tenth of a second with a large vocabulary and otherwise happens at the first quote.
+    pub fn prepare(&self) {
+        self.lookup();
+    }
+
     /// Creates the constraint of one reply.
     pub fn constraint(self: &Arc<Self>) -> Box<dyn Constraint> {
         Box::new(QuoteConstraint {

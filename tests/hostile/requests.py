@@ -5,12 +5,12 @@ import checkpoints, grammars, model, server
 
 # A valid body for each path.
 GOOD = {
-    "/v1/chat/completions": {"model": "m", "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": None, "tool_calls": [
+    "/v1/chat/completions": {"model": "m", "messages": [{"role": "system", "content": "S"}, {"role": "user", "content": [{"type": "text", "text": "Hi"}, {"type": "file", "file": {"filename": "a.txt", "file_data": "QSBtaWxsLg=="}}]}, {"role": "assistant", "content": None, "tool_calls": [
         {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}, {"role": "tool", "tool_call_id": "a", "content": "x"}], "max_tokens": 3, "temperature": 0.5, "top_p": 0.9, "top_k": 4, "n": 1, "seed": 1,
         "stop": ["x"], "stream": False, "logprobs": True, "top_logprobs": 2, "logit_bias": {"5": 1.0}, "presence_penalty": 0.1, "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
         "tool_choice": "auto", "response_format": {"type": "text"}, "chat_template_kwargs": {}, "stream_options": None},
     "/v1/completions": {"model": "m", "prompt": ["a", "b"], "max_tokens": 3, "echo": True, "logprobs": 1, "stop": "x", "n": 1, "stream": False, "suffix": None, "ignore_eos": True},
-    "/v1/responses": {"model": "m", "input": [{"role": "user", "content": "Hi"}], "max_output_tokens": 3, "stream": False, "store": False, "text": {"format": {"type": "text"}}, "instructions": "I"},
+    "/v1/responses": {"model": "m", "input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}, {"type": "input_file", "filename": "a.txt", "file_data": "QSBtaWxsLg=="}]}], "max_output_tokens": 3, "stream": False, "store": False, "text": {"format": {"type": "text"}}, "instructions": "I"},
     "/v1/messages": {"model": "m", "max_tokens": 3, "system": [{"type": "text", "text": "S"}], "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}, {"role": "assistant", "content": [
         {"type": "thinking", "thinking": "t", "signature": ""}, {"type": "tool_use", "id": "toolu_0123456789abcdef_f_0", "name": "f", "input": {}}]}, {"role": "user", "content": [{"type": "tool_result",
         "tool_use_id": "toolu_0123456789abcdef_f_0", "content": [{"type": "text", "text": "x"}], "is_error": True}]}], "tools": [{"name": "f", "input_schema": {"type": "object"}}], "tool_choice": {"type": "auto"},

@@ -157,7 +157,12 @@ impl FileSet {
 
     /// Returns the index for the constraint that quotes are verbatim.
     pub fn quote_index(&self, tokenizer: &Arc<Vocabulary>, vocab: usize) -> &Arc<QuoteIndex> {
-        self.quote_index.get_or_init(|| Arc::new(QuoteIndex::new(&self.documents, tokenizer, vocab)))
+        self.quote_index.get_or_init(|| {
+            let index = QuoteIndex::new(&self.documents, tokenizer, vocab);
+            // Here, so that the thread of the model does not do it.
+            index.prepare();
+            Arc::new(index)
+        })
     }
 }
 
