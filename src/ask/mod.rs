@@ -3,7 +3,7 @@
 //! in them, and numbers and names of the answer that the files lack are marked.
 //!
 //! The model is a [`crate::client::ChatModel`]. Answers go to standard output, everything else to standard error. Next:
-//! [`file_prompt`] (what a local model needs of the files), [`cached`] (`--list`), [`prefill_progress`], [`answer`] (the order of quotes and
+//! [`file_prompt`] (what a local model needs of the files), [`cached`], [`prefill_progress`], [`answer`] (the order of quotes and
 //! answer), [`marked`] and [`crate::document_qa`] (the layout of the prompt, quotes).
 
 mod answer;

@@ -12,7 +12,7 @@ use std::io::{Read, Result, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// The extension of records.
+/// The file name extension of records.
 const DOCUMENT: &str = "document";
 
 /// The maximum number of records, of about seven bytes per token each.
