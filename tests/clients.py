@@ -33,9 +33,9 @@ class Verdict(BaseModel):
 class Server:
     """A server on a free port that must shut down cleanly."""
 
-    def __init__(self, kimi, model, tokens=64, cache=("--no-cache",)):
+    def __init__(self, kimi, model, tokens=64, cache=("--no-cache",), files=None):
         args = [kimi, "serve", "-m", model, "--port", "0", "--api-key", KEY, "--ctx", str(2048 + tokens), "-n", str(tokens), "--temp", "0",
-                "--alias", "gpt-test", "--strict-model", *cache, "--threads", "2", "--timeout", "60", "--files-dir", str(Path(model).parent / "files")]
+                "--alias", "gpt-test", "--strict-model", *cache, "--threads", "2", "--timeout", "60", "--files-dir", str(files or Path(model).parent / "files")]
         self.process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
         self.log = []
         for line in self.process.stderr:
@@ -266,8 +266,7 @@ def page(kimi, file, directory, chromium):
     """The page with long replies of the random model, and with quotes of the demonstration model."""
     servers = []
     for model, tokens in [(file, 30_000), (ROOT / "models/demo/kimi-demo.gguf", 256)]:
-        cache = ("--no-cache", "--files-dir", str(Path(directory) / f"files-{tokens}"))
-        servers.append(Server(kimi, model, tokens=tokens, cache=cache))
+        servers.append(Server(kimi, model, tokens=tokens, files=Path(directory) / f"page-files-{tokens}"))
         atexit.register(servers[-1].process.kill)
     bases = [server.base for server in servers]
     run_node("page.mjs", (ROOT / "tests" / "page.mjs").read_text(), ["playwright-core", "axe-core"], *bases, KEY, chromium, ROOT / "docs/museum.txt")
