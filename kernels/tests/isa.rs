@@ -180,6 +180,7 @@ impl Kernel for Bytes<'_> {
         ];
         let rows = [signed, activations, sums, levels, signed, sums, levels, activations];
         let transposed = isa.transpose_8x8(rows).map(|v| ("transpose_8x8", v));
+        let interleaved = isa.interleave([signed, activations, sums, levels]).map(|v| ("interleave", v));
         let (c, d) = (isa.bytes(activations), isa.bytes(levels));
         let numbers = [a, b, c, d].map(|v| Indices::new(isa, v));
         let fours = isa.lookup_fours(&FOURS_512, &numbers).map(|v| ("lookup_fours 512", v));
@@ -190,7 +191,7 @@ impl Kernel for Bytes<'_> {
             isa.store_bytes(v, &mut out);
             out.map(u32::from).to_vec()
         };
-        let all = bytes.into_iter().chain(transposed).chain(fours).chain(fewer);
+        let all = bytes.into_iter().chain(transposed).chain(interleaved).chain(fours).chain(fewer);
         all.map(|(op, v)| (op, words(v))).collect()
     }
 }
@@ -208,7 +209,9 @@ fn words<I: Isa>(isa: I, v: I::Floats) -> Vec<u32> {
 
 /// Two floats per lane: the lower half is exact, and the sum is rounded by less than its lowest bit.
 fn int_words<I: Isa>(isa: I, v: I::Ints) -> Vec<u32> {
-    [isa.floats(v), isa.floats(isa.shl_ints::<16>(v))].map(|v| words(isa, v)).concat()
+    let mut out = [0; 8];
+    isa.store_ints(v, &mut out);
+    out.map(i32::cast_unsigned).to_vec()
 }
 
 impl Random {

@@ -15,6 +15,7 @@ use super::cache::{Cache, SEGMENT};
 use super::f32_gemm::{Left, View, gemm_accumulate, matmul_nt};
 use super::matmul::{Activations, activations};
 use super::memory::Tensor;
+use super::pool::Parts;
 use crate::backend::Span;
 use crate::quant::{Activation, Q8_0};
 use crate::simd::{Isa, Kernel};
@@ -27,6 +28,8 @@ pub(super) const GROUP: usize = 64;
 pub(super) const BLOCK: usize = 32;
 /// The activation type of queries over a Q8_0 cache.
 const LEVELS: Activation = Activation::Q8x32;
+/// Queries that a thread merges at a time.
+const MERGED: usize = 8;
 /// (group, part) pairs whose partial results are buffered for merging.
 const WAVE: usize = 64;
 
@@ -125,16 +128,41 @@ fn attend(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: usize, o: &mut [f32]) {
         let n = at_once.min(parts - first);
         let wave = &mut wave.floats_mut()[..groups * n * size];
         cpu.pool.for_chunks(wave, size, |i, part| one_part(cpu, look, of(i / n), first + i % n, part));
-        let wave = &*wave;
-        cpu.pool.for_chunks(wholes, size, |g, whole| {
-            for part in wave[g * n * size..(g + 1) * n * size].chunks_exact(size) {
-                run(cpu.level, MergeSoftmax { n: of(g).len(), dim: look.value_dim, whole, part });
-            }
-        });
+        merge_parts(cpu, wholes, wave, [groups, size], [queries, group, look.value_dim]);
     }
     for (o, whole) in o.chunks_mut(group * look.value_dim).zip(wholes.chunks_exact_mut(size)) {
         finish(whole, look.value_dim, o);
     }
+}
+
+/// Merges the parts of a wave into the running softmax of their groups, some queries at a time.
+fn merge_parts(
+    cpu: &Cpu,
+    wholes: &mut [f32],
+    wave: &[f32],
+    [groups, size]: [usize; 2],
+    [queries, group, dim]: [usize; 3],
+) {
+    let (slices, parts) = (group.div_ceil(MERGED), wave.len() / (groups * size));
+    let wholes = Parts::new(wholes);
+    cpu.pool.parallel_for(groups * slices, |i| {
+        let (g, first) = (i / slices, i % slices * MERGED);
+        let n = group.min(queries - g * group); // queries of this group
+        let rows = first.min(n)..n.min(first + MERGED);
+        // SAFETY: the maxima, sums and values of these queries, which belong to one chunk.
+        let [max, sum, acc] = areas(n, dim, &rows)
+            .map(|area| unsafe { wholes.get(g * size + area.start..g * size + area.end) });
+        for part in wave[g * parts * size..(g + 1) * parts * size].chunks_exact(size) {
+            let part = areas(n, dim, &rows).map(|area| &part[area]);
+            run(cpu.level, MergeSoftmax { dim, whole: [&mut *max, &mut *sum, &mut *acc], part });
+        }
+    });
+}
+
+/// Where a running softmax of n queries has the maxima, sums and values of some of them.
+fn areas(n: usize, dim: usize, queries: &Range<usize>) -> [Range<usize>; 3] {
+    let Range { start, end } = *queries;
+    [start..end, n + start..n + end, 2 * n + start * dim..2 * n + end * dim]
 }
 
 /// Processes all parts in order.
@@ -147,7 +175,7 @@ fn all_parts(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, o: &mut 
     let last = look.before + (queries.end - 1) / look.heads; // the newest row visible to any of them
     for p in 0..last / SEGMENT + 1 {
         one_part(cpu, look, queries.clone(), p, part);
-        run(cpu.level, MergeSoftmax { n, dim, whole, part });
+        run(cpu.level, MergeSoftmax::of(n, dim, whole, part));
     }
     finish(whole, dim, o);
 }
@@ -163,14 +191,16 @@ pub(super) fn finish(whole: &mut [f32], dim: usize, o: &mut [f32]) {
 /// The softmax of a group over rows `p * SEGMENT..` of the cache.
 fn one_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize, out: &mut [f32]) {
     let out = &mut out[..queries.len() * (look.value_dim + 2)];
-    clear(out, queries.len());
     match look.levels {
         Some(levels) => int8_part(cpu, look, levels, queries, p, out),
-        None => f32_part(cpu, look, queries, p, out),
+        None => {
+            clear(out, queries.len());
+            f32_part(cpu, look, queries, p, out);
+        }
     }
 }
 
-/// A part of a Q8_0 cache, by int8 products.
+/// A part of a Q8_0 cache, by int8 products; overwrites `out`.
 fn int8_part(
     cpu: &Cpu,
     look: &AbsorbedSpan<'_>,
@@ -300,10 +330,18 @@ impl Kernel for Values<'_> {
 
 /// Merges a later part into the running softmax.
 pub(super) struct MergeSoftmax<'a> {
-    pub n: usize,
-    pub dim: usize,
-    pub whole: &'a mut [f32],
-    pub part: &'a [f32],
+    dim: usize,
+    /// Maxima, sums and values of the merged queries.
+    whole: [&'a mut [f32]; 3],
+    part: [&'a [f32]; 3],
+}
+
+impl<'a> MergeSoftmax<'a> {
+    /// Merges all `n` queries.
+    pub(super) fn of(n: usize, dim: usize, whole: &'a mut [f32], part: &'a [f32]) -> MergeSoftmax<'a> {
+        let areas = areas(n, dim, &(0..n));
+        MergeSoftmax { dim, whole: split(whole, n), part: areas.map(|area| &part[area]) }
+    }
 }
 
 impl AutovecKernel for MergeSoftmax<'_> {
@@ -311,10 +349,9 @@ impl AutovecKernel for MergeSoftmax<'_> {
 
     #[inline(always)]
     fn run<const FMA: bool>(self) {
-        let (n, dim) = (self.n, self.dim);
-        let [max, sum, acc] = split(self.whole, n);
-        let (part_max, part_sum, part_acc) = (self.part, &self.part[n..], &self.part[2 * n..]);
-        for i in 0..n {
+        let dim = self.dim;
+        let ([max, sum, acc], [part_max, part_sum, part_acc]) = (self.whole, self.part);
+        for i in 0..part_max.len() {
             if part_max[i] == f32::NEG_INFINITY {
                 continue;
             }

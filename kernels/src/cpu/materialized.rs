@@ -39,7 +39,7 @@ pub(super) trait HeadPart {
     fn new(cpu: &Cpu, look: &MaterializedSpan<'_>, h: usize, tokens: Range<usize>) -> Self;
     /// Materializes keys and values of these rows, which are one part.
     fn materialize(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, rows: Range<usize>);
-    /// The softmax of a group of tokens over the part, into cleared `out`.
+    /// The softmax of a group of tokens over the part; overwrites `out`.
     fn attend(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, tokens: Range<usize>, out: &mut [f32]);
 }
 
@@ -108,9 +108,8 @@ fn head<H: HeadPart>(
             let group = of(g);
             if look.before + group.end > first {
                 let n = group.len();
-                clear(&mut softmax[..n * (dim + 2)], n);
                 part.attend(cpu, look, group, &mut softmax[..n * (dim + 2)]);
-                run(cpu.level, MergeSoftmax { n, dim, whole, part: softmax });
+                run(cpu.level, MergeSoftmax::of(n, dim, whole, softmax));
             }
         }
     }
@@ -182,6 +181,7 @@ impl HeadPart for F32Head {
         let (n, width, dim) = (tokens.len(), look.width, look.w.v.rows);
         let (h, part) = (self.h, self.rows.clone());
         let [_, _, keys, values] = self.split();
+        clear(out, n);
         let [max, sum, acc] = split(out, n);
         let mut scratch = cpu.buffers.floats(GROUP * (BLOCK + 1));
         let (scores, factors) = scratch.floats_mut().split_at_mut(GROUP * BLOCK);

@@ -13,6 +13,8 @@ mod neon;
 mod neon_asm;
 #[cfg(target_arch = "aarch64")]
 mod neon_lookup;
+#[cfg(target_arch = "aarch64")]
+mod neon_shuffle;
 mod panel;
 #[cfg(target_arch = "x86_64")]
 mod panel16;
@@ -101,6 +103,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn zeros(self) -> Self::Ints;
     /// Loads eight integers at any alignment.
     fn load_ints(self, v: &[i32; 8]) -> Self::Ints;
+    /// Writes eight integers at any alignment.
+    fn store_ints(self, v: Self::Ints, out: &mut [i32; 8]);
     /// v in lane 0, zeros after it.
     fn set_lane0(self, v: i32) -> Self::Ints;
     /// Lane-wise a + b, wrapping on overflow.
@@ -166,6 +170,8 @@ pub trait Isa: Copy + Send + Sync + 'static {
     fn sevens(self, v: Self::Bytes) -> Self::Bytes;
     /// Broadcasts four bytes to eight lanes.
     fn broadcast_u32(self, v: [u8; 4]) -> Self::Bytes;
+    /// Byte `4 l + r` of vector c = byte `8 c + l` of row r.
+    fn interleave(self, rows: [&[u8; 32]; 4]) -> [Self::Bytes; 4];
     /// Byte `4 l + i` of vector c = byte `4 c + i` of row l.
     fn transpose_8x8(self, rows: [&[u8; 32]; 8]) -> [Self::Bytes; 8];
     /// The same bits as floats.

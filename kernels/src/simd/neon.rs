@@ -6,6 +6,7 @@
 
 use super::neon_asm::{fcvtl, sdot};
 use super::neon_lookup::{lookup_fours, mul_words, odd_fours, sevens, words};
+use super::neon_shuffle::{interleave, transpose_8x8};
 use super::{Fours, Indices, Isa, Kernel, Panel8};
 use std::arch::aarch64::*;
 use std::arch::{asm, is_aarch64_feature_detected};
@@ -106,10 +107,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     #[inline(always)]
     fn store(self, v: float32x4x2_t, out: &mut [f32; 8]) {
         // SAFETY: the token proves NEON; out is eight writable floats.
-        unsafe {
-            vst1q_f32(out.as_mut_ptr(), v.0);
-            vst1q_f32(out.as_mut_ptr().add(4), v.1);
-        }
+        unsafe { vst1q_f32_x2(out.as_mut_ptr(), v) }
     }
     #[inline(always)]
     fn add(self, a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
@@ -208,6 +206,11 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     fn load_ints(self, v: &[i32; 8]) -> int32x4x2_t {
         // SAFETY: the token proves NEON; v is eight readable integers.
         unsafe { int32x4x2_t(vld1q_s32(v.as_ptr()), vld1q_s32(v.as_ptr().add(4))) }
+    }
+    #[inline(always)]
+    fn store_ints(self, v: int32x4x2_t, out: &mut [i32; 8]) {
+        // SAFETY: the token proves NEON; out is eight writable integers.
+        unsafe { vst1q_s32_x2(out.as_mut_ptr(), v) }
     }
     #[inline(always)]
     fn set_lane0(self, v: i32) -> int32x4x2_t {
@@ -365,10 +368,7 @@ impl<const DOT: bool> Isa for Neon<DOT> {
     #[inline(always)]
     fn store_bytes(self, v: uint8x16x2_t, out: &mut [u8; 32]) {
         // SAFETY: the token proves NEON; out is 32 writable bytes.
-        unsafe {
-            vst1q_u8(out.as_mut_ptr(), v.0);
-            vst1q_u8(out.as_mut_ptr().add(16), v.1);
-        }
+        unsafe { vst1q_u8_x2(out.as_mut_ptr(), v) }
     }
     #[inline(always)]
     fn splat_byte(self, v: u8) -> uint8x16x2_t {
@@ -421,16 +421,12 @@ impl<const DOT: bool> Isa for Neon<DOT> {
         }
     }
     #[inline(always)]
+    fn interleave(self, rows: [&[u8; 32]; 4]) -> [uint8x16x2_t; 4] {
+        interleave(self, rows)
+    }
+    #[inline(always)]
     fn transpose_8x8(self, rows: [&[u8; 32]; 8]) -> [uint8x16x2_t; 8] {
-        let mut out = [self.splat_byte(0); 8];
-        for (c, out) in out.iter_mut().enumerate() {
-            let mut lanes = [0; 32];
-            for (lane, row) in lanes.as_chunks_mut::<4>().0.iter_mut().zip(rows) {
-                *lane = row.as_chunks::<4>().0[c];
-            }
-            *out = self.bytes(&lanes);
-        }
-        out
+        transpose_8x8(self, rows)
     }
     #[inline(always)]
     fn as_floats(self, v: uint8x16x2_t) -> float32x4x2_t {

@@ -129,6 +129,10 @@ impl Isa for Scalar {
         *v
     }
     #[inline(always)]
+    fn store_ints(self, v: [i32; 8], out: &mut [i32; 8]) {
+        *out = v;
+    }
+    #[inline(always)]
     fn set_lane0(self, v: i32) -> [i32; 8] {
         [v, 0, 0, 0, 0, 0, 0, 0]
     }
@@ -258,6 +262,10 @@ impl Isa for Scalar {
     #[inline(always)]
     fn broadcast_u32(self, v: [u8; 4]) -> [u8; 32] {
         from_fn(|i| v[i % 4])
+    }
+    #[inline(always)]
+    fn interleave(self, rows: [&[u8; 32]; 4]) -> [[u8; 32]; 4] {
+        from_fn(|c| from_fn(|i| rows[i % 4][8 * c + i / 4]))
     }
     #[inline(always)]
     fn transpose_8x8(self, rows: [&[u8; 32]; 8]) -> [[u8; 32]; 8] {

@@ -166,6 +166,11 @@ where
         unsafe { _mm256_loadu_si256(v.as_ptr().cast()) }
     }
     #[inline(always)]
+    fn store_ints(self, v: __m256i, out: &mut [i32; 8]) {
+        // SAFETY: the token proves AVX2, FMA and F16C; storeu writes the 32 bytes of out at any alignment.
+        unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), v) }
+    }
+    #[inline(always)]
     fn set_lane0(self, v: i32) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { _mm256_zextsi128_si256(_mm_cvtsi32_si128(v)) }
@@ -371,6 +376,24 @@ where
     fn broadcast_u32(self, v: [u8; 4]) -> __m256i {
         // SAFETY: the token proves AVX2, FMA and F16C.
         unsafe { _mm256_set1_epi32(i32::from_le_bytes(v)) }
+    }
+    #[inline(always)]
+    fn interleave(self, rows: [&[u8; 32]; 4]) -> [__m256i; 4] {
+        // SAFETY: the token proves AVX2, FMA and F16C; loadu reads the 32 bytes of a row at any alignment.
+        unsafe {
+            let [a, b, c, d] = rows.map(|row| _mm256_loadu_si256(row.as_ptr().cast()));
+            let (low_ab, low_cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
+            let (high_ab, high_cd) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
+            // Columns 0..4, 4..8, 8..12 and 12..16 of each half.
+            let first = (_mm256_unpacklo_epi16(low_ab, low_cd), _mm256_unpackhi_epi16(low_ab, low_cd));
+            let second = (_mm256_unpacklo_epi16(high_ab, high_cd), _mm256_unpackhi_epi16(high_ab, high_cd));
+            [
+                _mm256_permute2x128_si256::<0x20>(first.0, first.1),
+                _mm256_permute2x128_si256::<0x20>(second.0, second.1),
+                _mm256_permute2x128_si256::<0x31>(first.0, first.1),
+                _mm256_permute2x128_si256::<0x31>(second.0, second.1),
+            ]
+        }
     }
     #[inline(always)]
     fn transpose_8x8(self, rows: [&[u8; 32]; 8]) -> [__m256i; 8] {

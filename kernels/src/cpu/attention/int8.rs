@@ -17,8 +17,10 @@ use crate::cpu::autovec::{AutovecKernel, exp, run};
 use crate::cpu::cache::SEGMENT;
 use crate::cpu::f32_gemm::{Left, View, gemm_accumulate};
 use crate::cpu::memory::Buffer;
+use crate::matmul::gemv::PREFETCH_BYTES;
 use crate::quant::{Int8Block, Q8x32};
 use crate::simd::{Isa, Kernel, PanelSimd};
+use std::ops::Range;
 
 /// Queries per step of the lanes: buffers hold a multiple of it.
 const LANES: usize = 16;
@@ -26,6 +28,8 @@ const LANES: usize = 16;
 const GROUPS: usize = SEGMENT / BLOCK;
 /// Four rows of values, whose bytes are interleaved.
 const FOURS: usize = SEGMENT / 4;
+/// Groups whose scores are computed before the next: scores and keys of a block stay in L1.
+const SCORED: usize = 2;
 /// The largest weight after quantization.
 const MAX_WEIGHT: f32 = 254.0;
 /// Adding it rounds to an integer, which is in the low bits of the sum: 2^23, and 256 so that biased weights stay above it.
@@ -33,12 +37,12 @@ const ROUND: f32 = 8_388_864.0;
 /// A group's largest weight below this counts as zero: its inverse would overflow.
 const LEAST: f32 = 1e-30;
 
-/// The keys of a part: 32 bytes of each row, block by block, and the rows' scales.
+/// The keys of a part: 32 bytes of each row, block by block within a group, and the rows' scales.
 pub(in crate::cpu) struct Int8Keys<'a> {
-    /// Quants biased by `X_BIAS`, in the order `[blocks][SEGMENT]`.
-    bytes: &'a mut [[u8; 32]],
-    /// One scale per block and row, `[blocks][SEGMENT]`.
-    scales: &'a mut [f32],
+    /// Quants biased by `X_BIAS`, in the order `[GROUPS][blocks][BLOCK]`.
+    bytes: &'a mut [[[u8; 32]; BLOCK]],
+    /// One scale per block and row, `[GROUPS][blocks][BLOCK]`.
+    scales: &'a mut [[f32; BLOCK]],
 }
 
 /// The values of a part's whole groups: bytes of four rows interleaved, block by block.
@@ -78,7 +82,7 @@ impl PartBuffers {
         let value_bytes = bytemuck::cast_slice_mut(take(values * FOURS * 32));
         let bias = bytemuck::cast_slice_mut(take(values * GROUPS * 32));
         (
-            Int8Keys { bytes: key_bytes, scales: take(keys * SEGMENT) },
+            Int8Keys { bytes: key_bytes, scales: bytemuck::cast_slice_mut(take(keys * SEGMENT)) },
             Int8Values {
                 bytes: value_bytes,
                 scales: take(values * SEGMENT),
@@ -103,14 +107,15 @@ impl<B: Int8Block> Kernel for PackKeys<'_, '_, B> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let bias = isa.splat_byte(I::Panel::X_BIAS);
-        // Block by block within a few rows, so that neither reads nor writes are far apart.
-        for (g, rows) in self.rows.chunks(BLOCK * self.blocks).enumerate() {
-            for b in 0..self.blocks {
-                let first = b * SEGMENT + g * BLOCK;
-                let out = self.keys.bytes[first..].iter_mut().zip(&mut self.keys.scales[first..]);
-                for (block, (bytes, scale)) in rows[b..].iter().step_by(self.blocks).zip(out) {
-                    isa.store_bytes(isa.add_bytes(isa.bytes(block.quants()), bias), bytes);
-                    *scale = block.scale(isa);
+        let blocks = self.blocks;
+        let out = self.keys.bytes.chunks_exact_mut(blocks).zip(self.keys.scales.chunks_exact_mut(blocks));
+        for (rows, (bytes, scales)) in self.rows.chunks(BLOCK * blocks).zip(out) {
+            // In memory order, which the hardware prefetches.
+            for (r, row) in rows.chunks_exact(blocks).enumerate() {
+                for (block, (bytes, scales)) in row.iter().zip(bytes.iter_mut().zip(scales.iter_mut())) {
+                    isa.prefetch_l1(block, PREFETCH_BYTES);
+                    isa.store_bytes(isa.add_bytes(isa.bytes(block.quants()), bias), &mut bytes[r]);
+                    scales[r] = block.scale(isa);
                 }
             }
         }
@@ -148,7 +153,8 @@ fn pack_group<I: Isa, B: Int8Block>(
     (b, g): (usize, usize),
     out: &mut Int8Values<'_>,
 ) {
-    let mut sums = [0; 32];
+    let ones = isa.splat_byte(1);
+    let mut sums = [isa.zeros(); 4];
     let mut scales = [0.0; BLOCK];
     let fours = &mut out.bytes[b * FOURS + g * (BLOCK / 4)..][..BLOCK / 4];
     for (f, four) in fours.iter_mut().enumerate() {
@@ -156,22 +162,26 @@ fn pack_group<I: Isa, B: Int8Block>(
         for (scale, block) in scales[4 * f..].iter_mut().zip(blocks) {
             *scale = block.scale(isa);
         }
-        let [a, b, c, d] = blocks.map(B::quants);
-        let words: &mut [[u8; 4]; 32] = four.as_chunks_mut().0.first_chunk_mut().expect("32 columns");
-        for i in 0..32 {
-            let word = a[i] as u32 | (b[i] as u32) << 8 | (c[i] as u32) << 16 | (d[i] as u32) << 24;
-            words[i] = word.to_le_bytes();
-            sums[i] += [a[i], b[i], c[i], d[i]].map(|q| q.cast_signed() as i32).into_iter().sum::<i32>();
+        let words = isa.interleave(blocks.map(B::quants));
+        for (c, out) in four.as_chunks_mut().0.iter_mut().enumerate() {
+            isa.store_bytes(words[c], out);
+            sums[c] = isa.dot(sums[c], ones, words[c]);
         }
     }
-    let bias = 127 - I::Panel::X_BIAS as i32;
-    for (out, sum) in out.bias[b * GROUPS + g].iter_mut().zip(sums) {
-        *out = bias * sum;
+    let bias = isa.splat_int(127 - I::Panel::X_BIAS as i32);
+    for (out, sums) in out.bias[b * GROUPS + g].as_chunks_mut().0.iter_mut().zip(sums) {
+        isa.store_ints(isa.mul_ints(sums, bias), out);
     }
-    let largest = scales.iter().fold(0.0, |a: f32, b| if *b > a { *b } else { a });
-    let inverse = if largest > 0.0 { 1.0 / largest } else { 0.0 };
-    for (out, scale) in out.scales[b * SEGMENT + g * BLOCK..].iter_mut().zip(scales) {
-        *out = scale * inverse;
+    let (mut most, mut lanes) = (isa.splat(0.0), [0.0; 8]);
+    for scales in scales.as_chunks().0 {
+        most = isa.max(isa.load_floats(scales), most);
+    }
+    isa.store(most, &mut lanes);
+    let largest = lanes.iter().fold(0.0, |a: f32, b| if *b > a { *b } else { a });
+    let inverse = isa.splat(if largest > 0.0 { 1.0 / largest } else { 0.0 });
+    let relative = &mut out.scales[b * SEGMENT + g * BLOCK..][..BLOCK];
+    for (out, scales) in relative.as_chunks_mut().0.iter_mut().zip(scales.as_chunks().0) {
+        isa.store(isa.mul(isa.load_floats(scales), inverse), out);
     }
     out.largest[b * GROUPS + g] = largest;
 }
@@ -201,6 +211,16 @@ impl QueryGroup<'_> {
         (g * BLOCK + 1..(g + 1) * BLOCK).contains(&self.seen[i])
     }
 
+    /// Groups of which some query sees all rows.
+    fn whole_groups(&self) -> usize {
+        self.seen.iter().copied().max().unwrap_or(0) / BLOCK
+    }
+
+    /// Whether [`QueryGroup::add_newest`] writes the values first.
+    fn starts_with_newest(&self) -> bool {
+        self.whole_groups() == 0 || (0..self.len()).any(|i| !self.seen[i].is_multiple_of(BLOCK))
+    }
+
     /// Softmax weights of the part, `[SEGMENT][lanes]`, relative to its largest score; writes maxima and sums to `out`.
     pub(in crate::cpu) fn weights(&self, cpu: &Cpu, keys: &Int8Keys<'_>, out: &mut [f32]) -> Buffer {
         let (n, lanes) = (self.len(), self.lanes());
@@ -213,7 +233,7 @@ impl QueryGroup<'_> {
         buffer
     }
 
-    /// Adds the values of groups that a query sees in part: `rows(g)` are those of group g in f32.
+    /// Starts the values with the groups that a query sees in part, if any: `rows(g)` are those of group g in f32.
     pub(in crate::cpu) fn add_newest(
         &self,
         cpu: &Cpu,
@@ -221,6 +241,9 @@ impl QueryGroup<'_> {
         mut rows: impl FnMut(usize, &mut dyn FnMut(View<'_>)),
         acc: &mut [f32],
     ) {
+        if self.starts_with_newest() {
+            acc.fill(0.0);
+        }
         let (n, lanes) = (self.len(), self.lanes());
         let (weights, dim) = (weights.floats_ref(), acc.len() / n);
         for g in (0..GROUPS).filter(|g| (0..n).any(|i| self.sees_part(i, *g))) {
@@ -239,7 +262,7 @@ impl QueryGroup<'_> {
         }
     }
 
-    /// Adds the values of groups that a query sees whole; overwrites the weights.
+    /// Adds the values of groups that a query sees whole, or starts with them; overwrites the weights.
     pub(in crate::cpu) fn add_values(
         &self,
         cpu: &Cpu,
@@ -248,7 +271,7 @@ impl QueryGroup<'_> {
         acc: &mut [f32],
     ) {
         let (n, lanes) = (self.len(), self.lanes());
-        let groups = self.seen.iter().copied().max().unwrap_or(0) / BLOCK;
+        let groups = self.whole_groups();
         if groups == 0 {
             return;
         }
@@ -257,8 +280,8 @@ impl QueryGroup<'_> {
         let quants = &mut bytemuck::cast_slice_mut(quants)[..groups * BLOCK / 4 * lanes];
         let weights = &mut weights.floats_mut()[..groups * BLOCK * lanes];
         run(cpu.level, ScaleWeights { weights, lanes, seen: &self.seen, units });
-        let dim = acc.len() / n;
-        cpu.level.run(WeightedSums { values, weights, units, quants, lanes, groups, acc, dim });
+        let (dim, fresh) = (acc.len() / n, !self.starts_with_newest());
+        cpu.level.run(WeightedSums { values, weights, units, quants, lanes, groups, acc, dim, fresh });
     }
 }
 
@@ -275,25 +298,34 @@ impl Kernel for Int8Scores<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        let mr = I::Panel::MR;
-        for b in 0..self.queries.blocks {
-            let mut lane = 0;
-            while lane < self.lanes {
-                if I::MANY_REGISTERS && self.lanes - lane >= 2 * mr {
-                    score_block::<I, 2>(isa, &mut self, b, lane);
-                    lane += 2 * mr;
-                } else {
-                    score_block::<I, 1>(isa, &mut self, b, lane);
-                    lane += mr;
+        let (mr, groups) = (I::Panel::MR, self.scores.len().div_ceil(BLOCK * self.lanes));
+        for first in (0..groups).step_by(SCORED) {
+            let some = first..groups.min(first + SCORED);
+            for b in 0..self.queries.blocks {
+                let mut lane = 0;
+                while lane < self.lanes {
+                    if I::MANY_REGISTERS && self.lanes - lane >= 2 * mr {
+                        score_block::<I, 2>(isa, &mut self, some.clone(), b, lane);
+                        lane += 2 * mr;
+                    } else {
+                        score_block::<I, 1>(isa, &mut self, some.clone(), b, lane);
+                        lane += mr;
+                    }
                 }
             }
         }
     }
 }
 
-/// Adds block b's products of `P` panels of queries with all rows.
+/// Adds block b's products of `P` panels of queries with the rows of some groups.
 #[inline(always)]
-fn score_block<I: Isa, const P: usize>(isa: I, s: &mut Int8Scores<'_>, b: usize, lane: usize) {
+fn score_block<I: Isa, const P: usize>(
+    isa: I,
+    s: &mut Int8Scores<'_>,
+    groups: Range<usize>,
+    b: usize,
+    lane: usize,
+) {
     let (p, mr) = (isa.panel(), I::Panel::MR);
     let zero = [0; 32];
     let mut quants = [[p.splat_byte(0); 8]; P];
@@ -311,21 +343,24 @@ fn score_block<I: Isa, const P: usize>(isa: I, s: &mut Int8Scores<'_>, b: usize,
         start[n] = p.load_ints(&sums);
         scale[n] = p.load(&scales);
     }
-    let keys = s.keys.bytes[b * SEGMENT..].iter().zip(&s.keys.scales[b * SEGMENT..]);
-    for (scores, (key, d)) in s.scores.chunks_exact_mut(s.lanes).zip(keys) {
-        let fours = key.as_chunks::<4>().0;
-        let mut sums = start;
-        for k in 0..8 {
-            for n in 0..P {
-                sums[n] = p.dot_biased(sums[n], quants[n][k], fours[k]);
+    for g in groups {
+        let at = g * s.queries.blocks + b;
+        let keys = s.keys.bytes[at].iter().zip(&s.keys.scales[at]);
+        for (scores, (key, d)) in s.scores[g * BLOCK * s.lanes..].chunks_exact_mut(s.lanes).zip(keys) {
+            let fours = key.as_chunks::<4>().0;
+            let mut sums = start;
+            for k in 0..8 {
+                for n in 0..P {
+                    sums[n] = p.dot_biased(sums[n], quants[n][k], fours[k]);
+                }
             }
-        }
-        let d = p.splat(*d);
-        for n in 0..P {
-            let factor = p.mul(scale[n], d);
-            let scores = &mut scores[lane + n * mr..];
-            let old = if b == 0 { p.splat(0.0) } else { load(p, scores) };
-            store(p, p.fma(p.floats(sums[n]), factor, old), scores);
+            let d = p.splat(*d);
+            for n in 0..P {
+                let factor = p.mul(scale[n], d);
+                let scores = &mut scores[lane + n * mr..];
+                let old = if b == 0 { p.splat(0.0) } else { load(p, scores) };
+                store(p, p.fma(p.floats(sums[n]), factor, old), scores);
+            }
         }
     }
 }
@@ -482,6 +517,8 @@ struct WeightedSums<'a> {
     groups: usize,
     acc: &'a mut [f32],
     dim: usize,
+    /// Whether the sums overwrite `acc`.
+    fresh: bool,
 }
 
 impl Kernel for WeightedSums<'_> {
@@ -560,7 +597,8 @@ fn sum_tile<I: Isa, const Q: usize>(isa: I, s: &mut WeightedSums<'_>, b: usize, 
     for (q, acc) in s.acc.chunks_exact_mut(s.dim).skip(i).take(Q).enumerate() {
         for (half, sum) in sums[q].into_iter().enumerate() {
             let acc = &mut acc[32 * b + column + half * mr..];
-            store(p, p.fma(load(p, acc), p.splat(1.0), sum), acc);
+            let sum = if s.fresh { sum } else { p.fma(load(p, acc), p.splat(1.0), sum) };
+            store(p, sum, acc);
         }
     }
 }
