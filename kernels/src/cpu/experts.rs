@@ -171,7 +171,7 @@ fn down(cpu: &Cpu, w: &Weight, hidden: &Tensor, routed: &Routed, groups: &Groups
     let mut y = cpu.buffers.tensor(tokens, w.rows);
     // In decode each chunk reads a part of every expert and prefetches the next before it ends one.
     let most = if tokens == 1 { TILE * TILE } else { TILE };
-    let rows = w.rows.div_ceil(cpu.pool.threads() * 8).clamp(8, most);
+    let rows = w.rows.div_ceil(cpu.pool.threads() * 4).clamp(8, most);
     let parts = Parts::new(y.values_mut());
     cpu.pool.parallel_for(w.rows.div_ceil(rows), |chunk| {
         let block = chunk * rows..w.rows.min((chunk + 1) * rows);

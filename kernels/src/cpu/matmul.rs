@@ -90,9 +90,9 @@ fn multiply_rows(
 ) {
     let mut out = [0.0; TILE * TILE];
     let x_bytes = w.format.activation().row_bytes(w.cols);
-    let all = rows;
-    for first in all.clone().step_by(TILE) {
-        let rows = first..all.end.min(first + TILE);
+    let (all, at_once) = (rows, if x.len() > x_bytes { TILE } else { TILE * TILE });
+    for first in all.clone().step_by(at_once) {
+        let rows = first..all.end.min(first + at_once);
         let weights = w.matrix_rows(m, rows.clone());
         if x.len() > x_bytes || rows.start == all.start {
             prefetch_rows(cpu, w, weights, x.len() / x_bytes.max(1));
