@@ -367,6 +367,9 @@ fn map(file: &File) -> std::io::Result<Mapping> {
     // while it is mapped raises SIGBUS (docs/security.md); this project writes models under a temporary name and renames
     // them, and `check_unchanged` detects writes in place.
     let mapping = unsafe { memmap2::Mmap::map(file)? };
+    // A hint: where the file system has large folios, one TLB entry then covers 2 MiB of weights.
+    #[cfg(target_os = "linux")]
+    let _ = mapping.advise(memmap2::Advice::HugePage);
     Ok(Mapping(Arc::new(mapping)))
 }
 
