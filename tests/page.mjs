@@ -89,6 +89,7 @@ const parts = {
 
   async library() {
     const lines = Array.from({ length: 900 }, (_, i) => i === 76 ? "Mara Velt keeps the mill since 3 May 1998. 😀 It has two wheels." : `Line ${i + 1} of the mill book.`);
+    lines[0] = `The mill book of ${Date.now()}, which no cache has.`;
     await page.evaluate(() => {
       window.progress = new Set();
       const observer = new MutationObserver(() => document.querySelectorAll(".file .meta").forEach(meta => progress.add(meta.innerText)));
@@ -376,9 +377,11 @@ const parts = {
     await page.press("#key-field", "Enter");
     await until(() => document.querySelector("#model").textContent.includes("demo"));
     // A question that is asked during the upload waits for it.
+    await page.route("**/v1/files", async route => { await page.waitForTimeout(500); await route.continue(); });
     await page.setInputFiles("#choose", documentPath);
     await ask("Where does the keeper of the Tiolmere museum live?");
     await idle();
+    await page.unroute("**/v1/files");
     await page.waitForSelector("button.cite");
     const quote = await page.locator(".reply mark").first().innerText();
     await page.locator("button.cite").first().click();
