@@ -9,6 +9,9 @@
 //! AVX2, against 2.7 and 3.3 ms token by token. S stays in L1 either way, and chunks need more arithmetic, which would pay
 //! only with registers wider than 8 floats.
 //!
+//! Column blocks are read 128 bytes per row, too short for the hardware prefetcher: while the first token updates a block, the
+//! block of the next head is prefetched, which is the thread's next chunk.
+//!
 //! The tokens of a draft after the first run on a copy of a column block, which stays in L1, so that the state moves once
 //! for the first token and once more for the accepted ones. Next: `attention`.
 
@@ -217,6 +220,9 @@ impl<F: Fn(usize) -> usize> StateColumns<'_, F> {
             for i in 0..dk {
                 // SAFETY: these columns of this head's S are this chunk's alone.
                 let row = unsafe { self.state.get(at(i)..at(i) + cols.len()) };
+                if let (0, Some(row)) = (n, row.first_chunk::<BLOCK>()) {
+                    isa.prefetch_l2(row, size_of::<f32>() * dk * head.dv); // the same columns of the next head
+                }
                 let (before, alpha) = (isa.splat(k_before[i]), isa.splat(alpha[i]));
                 let (k, q) = (isa.splat(k[i]), isa.splat(q[i]));
                 for (v, s) in row.chunks_mut(8).enumerate().take(V) {
