@@ -337,7 +337,7 @@ pub(super) struct MergeSoftmax<'a> {
 }
 
 impl<'a> MergeSoftmax<'a> {
-    /// Merges all `n` queries.
+    /// Merges a part into the softmax of all `n` queries.
     pub(super) fn of(n: usize, dim: usize, whole: &'a mut [f32], part: &'a [f32]) -> MergeSoftmax<'a> {
         let areas = areas(n, dim, &(0..n));
         MergeSoftmax { dim, whole: split(whole, n), part: areas.map(|area| &part[area]) }
