@@ -1,5 +1,5 @@
 """Sends mutated requests on raw connections: JSON, headers, chunked bodies, framing that proxies and servers read differently."""
-import json, os, socket
+import json, os, re, socket
 
 import checkpoints, grammars, model, server
 
@@ -160,12 +160,19 @@ class Requests:
         return command, grammars.Answer(answer, self.server), fault and f"{maker.__name__}: {fault}"
 
 
+def first_bytes(answer):
+    """The bytes of the first of several answers on a connection."""
+    head, _, _ = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: *([0-9]+)", head, re.IGNORECASE)
+    return len(head) + 4 + int(length[1]) if length else len(answer)
+
+
 def judge(maker, data, answer):
     code = server.status(answer)
     if code is not None and code not in CODES:
         return f"status {code}: {server.body(answer)[:200].decode(errors='replace')}"
-    if code is not None and code >= 400 and len(answer) > 8192:
-        return f"a refusal of {len(answer)} bytes"
+    if code is not None and code >= 400 and first_bytes(answer) > 8192:
+        return f"a refusal of {first_bytes(answer)} bytes"
     if maker is other_hosts and code == 200:
         return "answered although the Host is not this machine"
     if maker is smuggled and answer.count(b"HTTP/1.1 ") > 1 and b'"owned_by"' in answer:
