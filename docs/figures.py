@@ -355,7 +355,7 @@ import { chromium } from "playwright-core";
 const [base, folder, file, ...turns] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath: "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"] });
 const desktop = { viewport: { width: 1280, height: 800 } };
-const phone = { viewport: { width: 390, height: 844 }, deviceScaleFactor: 1.5, isMobile: true, hasTouch: true };
+const phone = { viewport: { width: 412, height: 915 }, deviceScaleFactor: 1.5, isMobile: true, hasTouch: true };
 const forms = [["page", "light", desktop], ["page-dark", "dark", desktop], ["page-phone", "dark", phone]];
 for (const [name, colorScheme, form] of forms) {
   const page = await (await browser.newContext({ ...form, colorScheme })).newPage();
@@ -378,7 +378,7 @@ for (const [name, colorScheme, form] of forms) {
 }
 await browser.close();
 """
-TURNS = ["Where does the keeper of the Tiolmere museum live?", "Where was Jona Selkirk born?", "What is the access code of the Hartwell mill?"]
+TURNS = ["Where does the keeper of the Tiolmere museum live?", "What is the access code of the Hartwell mill?"]  # both fit the window
 
 
 def record_page(kimi):
