@@ -12,6 +12,7 @@ mod command;
 mod input;
 mod layout;
 mod markdown;
+mod palette;
 mod picker;
 mod repl;
 mod settings;
