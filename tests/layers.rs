@@ -16,7 +16,7 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("main", &["cli", "runtime", "io"]),
     ("cli", &["commands", "chat", "ask", "serve", "documents", "runtime", "io"]),
     ("commands", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "hub", "io"]),
-    ("chat", &["args", "client", "documents", "generation", "runtime", "prefix_cache", "io"]),
+    ("chat", &["args", "client", "document_qa", "documents", "generation", "runtime", "prefix_cache", "io"]),
     ("ask", &["args", "client", "document_qa", "documents", "generation", "runtime", "prefix_cache", "io"]),
     (
         "serve",

@@ -14,15 +14,15 @@ FILE_LINES = int(sys.argv[3]) if len(sys.argv) > 3 else 700
 class Terminal:
     """A tmux server with one window that runs `kimi chat`."""
 
-    def __init__(self, home, columns, rows, *args, env=()):
+    def __init__(self, home, columns, rows, *args, env=(), model=MODEL):
         self.socket = f"kimi-tui-{os.getpid()}-{next(NUMBER)}"
         self.home = pathlib.Path(home)
         variables = {"XDG_DATA_HOME": f"{home}/data", "XDG_STATE_HOME": f"{home}/state", "HOME": home, **dict(env)}
-        command = ["env", *(f"{k}={v}" for k, v in variables.items()), KIMI, "chat", "-m", MODEL, "--temp", "0", *args]
+        command = ["env", *(f"{k}={v}" for k, v in variables.items()), KIMI, "chat", "-m", str(model), "--temp", "0", *args]
         line = f"trap : INT; {shlex.join(command)}; echo left $?; exec sleep 100"
         self.tmux("-f", "/dev/null", "new-session", "-d", "-x", str(columns), "-y", str(rows), "sh", "-c", line)
         self.tmux("set", "-g", "set-clipboard", "on")
-        self.wait("/help lists commands")
+        self.wait("/help +lists commands")
 
     def tmux(self, *args, text=None):
         run = subprocess.run(["tmux", "-L", self.socket, *args], input=text, capture_output=True, text=True)
@@ -75,7 +75,7 @@ class Terminal:
 def conversation(t, columns, rows):
     t.enter("你好 🎉 world")
     done = t.wait(r"[\d,]+ new")
-    assert done[0] == "> 你好 🎉 world" or "> 你好 🎉 world" in done, done
+    assert "▌ 你好 🎉 world" in done and "▌ You" in done, done
     assert len(done) == rows and done[-2] == ">", done
     # The cursor is after the wide characters of the message.
     t.tmux("send-keys", "-l", "宽宽ab")
@@ -95,9 +95,9 @@ def tools(t):
     t.wait("copied \\d+ bytes?")
     assert t.tmux("show-buffer") == t.chats()[0]["turns"][1]["text"]
     t.tmux("send-keys", "-l", "/he")
-    t.wait("^  /help +show this help")
+    t.wait("^│. /help +show this help")
     t.keys("Tab", "Enter")
-    t.wait("^Ctrl-O: list of chats")
+    t.wait("^  Ctrl-O +list of chats")
     for _ in range(3):
         t.enter("/help")
     t.tmux("send-keys", "-l", "\x1b[<64;5;5M")
@@ -110,7 +110,7 @@ def stop(t):
     t.enter("never ends")
     t.wait(r"generating, \d+ tokens")
     t.keys("Escape")
-    t.wait("^stopped")
+    t.wait("^  stopped")
     t.wait(r"[\d,]+ new")
     t.enter("/set max-tokens 8")
     t.enter("/regen")
@@ -145,19 +145,19 @@ def paste(t):
     t.wait("END", 5)  # the failed message is in the input again
     t.keys("C-c")
     t.enter("/stats")
-    t.wait("^context")
+    t.wait("^  context")
     return took
 
 
 def switch(t):
     t.enter("/clear")
-    t.wait("^new chat")
+    t.wait("^  new chat")
     t.enter("another chat")
     t.wait(r"[\d,]+ new")
     t.keys("C-o")
-    t.wait("^Chats:")
+    t.wait("^╭ Chats:")
     t.keys("Down", "Enter")
-    t.wait("^> 你好 🎉 world")
+    t.wait("^▌ 你好 🎉 world")
     t.enter("more")
     t.wait("[\\d,]+ cached \\((session|memory)\\), [\\d,]+ new")
     assert len(t.chats()) == 2
@@ -171,14 +171,40 @@ def file(t):
     t.wait("attached to the next message")
     start = time.monotonic()
     t.enter("which line?")
-    t.wait(r"prefill [█░]+ \d+ % · [\d,]+ of [\d,]+ tokens")
-    rows = t.wait(r"[\d,]+ of \d+,000 tokens .* [\d,]+ new", 120)
+    t.wait(r"reading lines.txt · \d+ % .*━")
+    rows = t.wait(r"[\d,]+ of \d+,000 tokens: .* [\d,]+ new", 120)
     first = time.monotonic() - start
-    assert any(f"lines.txt: {FILE_LINES} lines" in row for row in rows), rows
+    assert any(f"lines.txt: {FILE_LINES:,} lines" in row for row in rows), rows
     start = time.monotonic()
     t.enter("/regen")
     t.wait(r"cached \((session|memory)\), 0 new", 20)
     return re.search(r"([\d,]+) of", rows[-1])[1], first, time.monotonic() - start
+
+
+def source(columns, rows, env, below):
+    """A quote of the demonstration model shows its place, and its source beside or below the conversation."""
+    root = pathlib.Path(__file__).parent.parent
+    with tempfile.TemporaryDirectory() as home:
+        t = Terminal(home, columns, rows, env=env, model=root / "models/demo/kimi-demo.gguf")
+        try:
+            t.enter(f"/file {root}/docs/museum.txt")
+            t.wait("attached to the next message")
+            t.enter("What is the access code of the Hartwell mill? Quote the text.")
+            t.wait("┃ Hartwell mill is 4713")
+            t.wait("┃ ✓ .*museum.txt:2")
+            t.keys("C-p")
+            screen = t.wait("2  The access code of the")
+            assert any(row.startswith("╭ ") for row in screen) == below, screen
+            assert re.search(r"\x1b\[[\d;]*m(?=Hartwell mill is 4713)", "\n".join(t.screen("-e"))), "the quote is highlighted"
+            t.keys("Escape")
+            end = time.monotonic() + 20
+            while any("╭" in row for row in t.screen()):
+                assert time.monotonic() < end, t.screen()
+                time.sleep(0.03)
+            leave(t)
+        finally:
+            t.close()
+    print(f"{columns}x{rows}: a quote, and its source {'below' if below else 'beside'} the conversation")
 
 
 def leave(t):
@@ -323,3 +349,5 @@ restored()
 remote()
 signals()
 colors()
+source(80, 24, (("NO_COLOR", "1"),), below=True)
+source(120, 40, (("COLORTERM", "truecolor"),), below=False)

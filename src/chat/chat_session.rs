@@ -8,7 +8,7 @@ use super::markdown;
 use super::settings::Settings;
 use super::store::{Attachment, Author, ChatStore, StoredChat, Turn};
 use crate::client::{ModelInfo, PromptMessage, ReplyOutcome};
-use crate::documents::gather;
+use crate::documents::{Document, gather};
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
 use crate::generation::reply_parser::ReplyEvent;
@@ -352,13 +352,13 @@ impl ChatSession {
     }
 
     fn attach(&mut self, path: &str) -> Result<String> {
-        let text = gather::read(&command::expand(path))?.text;
+        let Document { text, parts, .. } = gather::read(&command::expand(path))?;
         let summary = format!(
             "{path}: {}, {}, attached to the next message",
             counted(text.lines().count(), "line"),
             counted(text.len(), "byte")
         );
-        self.files.push(Attachment { name: path.to_owned(), text });
+        self.files.push(Attachment { name: path.to_owned(), text, parts });
         Ok(summary)
     }
 
@@ -449,12 +449,17 @@ impl ChatSession {
 
     /// The line that a chat begins with: the model, its sampling defaults, and the command to start with.
     pub fn greeting(&self) -> String {
+        format!("{} /help lists commands.", self.model_line())
+    }
+
+    /// The model, its device and its sampling defaults.
+    pub fn model_line(&self) -> String {
         let ModelInfo { name, runs_on, sampling, .. } = &self.model_info;
         let sampling = match sampling.line() {
             line if line.is_empty() => String::new(),
             line => format!(" Sampling of the model file: {line}."),
         };
-        format!("{name} on {runs_on}.{sampling} /help lists commands.")
+        format!("{name} on {runs_on}.{sampling}")
     }
 
     fn describe_model(&self) -> String {

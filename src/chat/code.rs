@@ -41,7 +41,7 @@ pub struct CodeHighlighter {
 impl CodeHighlighter {
     /// Starts a block in the language that the info string after its fence names.
     pub fn new(language: &str) -> Self {
-        let word = language.split([' ', ',', '{']).next().unwrap_or_default();
+        let word = language_name(language);
         let syntax = (!word.is_empty()).then(|| SYNTAXES.find_syntax_by_token(word)).flatten();
         CodeHighlighter { state: syntax.map(ParseState::new), stack: ScopeStack::new() }
     }
@@ -70,6 +70,11 @@ impl CodeHighlighter {
         }
         spans
     }
+}
+
+/// The language in the info string of a code block: its first word, which may be empty.
+pub fn language_name(info: &str) -> &str {
+    info.split([' ', ',', '{']).next().unwrap_or_default()
 }
 
 fn role_of(stack: &ScopeStack) -> TextRole {

@@ -113,12 +113,18 @@ pub fn parse(line: &str) -> Option<Result<SlashCommand, String>> {
     }))
 }
 
+/// The rows of `/help`: a command with its argument, and what it does.
+pub fn entries() -> impl Iterator<Item = (String, String)> {
+    let entry = |(name, argument, meaning): &(&str, &str, &str)| {
+        (format!("{name} {argument}").trim_end().to_owned(), (*meaning).to_owned())
+    };
+    COMMANDS.iter().filter(|c| c.0 != "/exit").map(entry)
+}
+
 /// The text of `/help`, one command per line.
 pub fn help() -> String {
-    let line = |(name, argument, meaning): &(&str, &str, &str)| {
-        format!("{:<22}{meaning}", format!("{name} {argument}").trim_end())
-    };
-    COMMANDS.iter().filter(|c| c.0 != "/exit").map(line).collect::<Vec<_>>().join("\n")
+    let line = |(name, meaning): (String, String)| format!("{name:<22}{meaning}");
+    entries().map(line).collect::<Vec<_>>().join("\n")
 }
 
 /// Completions of a line as whole lines: commands for the first word, then paths, settings or keywords.

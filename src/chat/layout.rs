@@ -33,8 +33,24 @@ pub enum BlockBody {
     Line(Vec<StyledSpan>),
     /// A horizontal rule of full width.
     Rule,
+    /// The upper edge of a frame, with a label in it.
+    FrameTop(String),
+    /// A line of code inside a frame, wrapped at any character.
+    Framed(Vec<StyledSpan>),
+    /// The lower edge of a frame.
+    FrameBottom,
+    /// A line that quotes a file.
+    Quote(QuoteLine),
     /// Rows of cells; the first row is the header.
     Table(Vec<Vec<Vec<StyledSpan>>>),
+}
+
+/// A line of a reply that begins with `>`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QuoteLine {
+    pub text: String,
+    /// Whether the line has ended.
+    pub complete: bool,
 }
 
 impl TextBlock {
@@ -51,7 +67,13 @@ impl TextBlock {
             BlockBody::Blank => out.push(Vec::new()),
             BlockBody::Words(spans) => wrap(spans, inner, true, out),
             BlockBody::Line(spans) => wrap(spans, inner, false, out),
-            BlockBody::Rule => out.push(vec![StyledSpan::new("─".repeat(inner), TextRole::Dim)]),
+            BlockBody::Rule => out.push(vec![StyledSpan::new("─".repeat(inner), TextRole::Frame)]),
+            BlockBody::FrameTop(label) => out.push(frame_top(label, inner)),
+            BlockBody::Framed(spans) => framed(spans, inner, out),
+            BlockBody::FrameBottom => out.push(edge("╰", &["─".repeat(inner.saturating_sub(2))], "", "╯")),
+            BlockBody::Quote(quote) => {
+                wrap(&[StyledSpan::new(&*quote.text, TextRole::Plain)], inner, true, out)
+            }
             BlockBody::Table(table) => table_rows(table, inner, out),
         }
         for (i, row) in out[start..].iter_mut().enumerate() {
@@ -64,6 +86,20 @@ impl TextBlock {
 /// The display width of text in columns.
 pub fn columns(spans: &[StyledSpan]) -> usize {
     spans.iter().map(|s| s.text.width()).sum()
+}
+
+/// The text in at most `width` columns: a longer one is cut and ends with `…`.
+pub fn shorten(text: &str, width: usize) -> Cow<'_, str> {
+    let text = visible(text);
+    if text.width() <= width {
+        return text;
+    }
+    let mut used = 1;
+    let fits = |g: &&str| {
+        used += g.width();
+        used <= width
+    };
+    Cow::Owned(text.graphemes(true).take_while(fits).chain(["…"]).collect())
 }
 
 /// A grapheme with its width. Control characters are made visible; a tab is four spaces.
@@ -146,11 +182,41 @@ fn row(cells: &[Cell<'_>]) -> TextRow {
     row
 }
 
-/// Columns between the columns of a table.
-const GAP: usize = 2;
+/// A horizontal edge of a frame: `line`s between the corners, joined by `joint`.
+fn edge(left: &str, lines: &[String], joint: &str, right: &str) -> TextRow {
+    vec![StyledSpan::new(format!("{left}{}{right}", lines.join(joint)), TextRole::Frame)]
+}
+
+fn frame_top(label: &str, width: usize) -> TextRow {
+    let label = if label.is_empty() { String::new() } else { format!(" {} ", visible(label)) };
+    if label.width() + 4 > width {
+        return edge("╭", &["─".repeat(width.saturating_sub(2))], "", "╮");
+    }
+    let rest = format!("{}╮", "─".repeat(width - 3 - label.width()));
+    let span = |text: String, role| StyledSpan::new(text, role);
+    vec![span("╭─".into(), TextRole::Frame), span(label, TextRole::Dim), span(rest, TextRole::Frame)]
+}
+
+fn framed(spans: &[StyledSpan], width: usize, out: &mut Vec<TextRow>) {
+    let inner = width.saturating_sub(FRAME).max(1);
+    let start = out.len();
+    wrap(spans, inner, false, out);
+    for row in &mut out[start..] {
+        let pad = inner.saturating_sub(columns(row));
+        row.insert(0, StyledSpan::new("│ ", TextRole::Frame));
+        row.push(StyledSpan::new(format!("{} │", " ".repeat(pad)), TextRole::Frame));
+    }
+}
+
+/// Columns of the two sides of a frame, each with a space.
+const FRAME: usize = 4;
+/// Columns between the texts of two columns of a table.
+const GAP: usize = 3;
 
 fn table_rows(table: &[Vec<Vec<StyledSpan>>], width: usize, out: &mut Vec<TextRow>) {
     let widths = column_widths(table, width);
+    let lines: Vec<String> = widths.iter().map(|width| "─".repeat(width + 2)).collect();
+    out.push(edge("╭", &lines, "┬", "╮"));
     for (i, cells) in table.iter().enumerate() {
         let mut wrapped: Vec<Vec<TextRow>> = Vec::new();
         for (cell, width) in cells.iter().zip(&widths) {
@@ -158,22 +224,25 @@ fn table_rows(table: &[Vec<Vec<StyledSpan>>], width: usize, out: &mut Vec<TextRo
             wrap(cell, *width, true, &mut rows);
             wrapped.push(rows);
         }
+        wrapped.resize(widths.len(), Vec::new());
         for line in 0..wrapped.iter().map(Vec::len).max().unwrap_or(0) {
-            let mut row = TextRow::new();
+            let mut row = vec![StyledSpan::new("│ ", TextRole::Frame)];
             for (rows, width) in wrapped.iter().zip(&widths) {
                 let cell = rows.get(line).cloned().unwrap_or_default();
-                let pad = width.saturating_sub(columns(&cell)) + GAP;
+                let pad = width.saturating_sub(columns(&cell));
                 row.extend(cell);
-                row.push(StyledSpan::new(" ".repeat(pad), TextRole::Plain));
+                row.push(StyledSpan::new(format!("{} │ ", " ".repeat(pad)), TextRole::Frame));
             }
-            row.pop();
+            if let Some(last) = row.last_mut() {
+                last.text.pop();
+            }
             out.push(row);
         }
         if i == 0 {
-            let line = widths.iter().map(|w| "─".repeat(*w)).collect::<Vec<_>>().join(&" ".repeat(GAP));
-            out.push(vec![StyledSpan::new(line, TextRole::Dim)]);
+            out.push(edge("├", &lines, "┼", "┤"));
         }
     }
+    out.push(edge("╰", &lines, "┴", "╯"));
 }
 
 /// The widths of the contents; if they do not fit, the widest columns are narrowed first.
@@ -181,7 +250,7 @@ fn column_widths(table: &[Vec<Vec<StyledSpan>>], width: usize) -> Vec<usize> {
     let count = table.iter().map(Vec::len).max().unwrap_or(0);
     let widest = |i: usize| table.iter().filter_map(|row| row.get(i)).map(|c| columns(c)).max().unwrap_or(0);
     let mut widths: Vec<usize> = (0..count).map(|i| widest(i).max(1)).collect();
-    let available = width.saturating_sub(GAP * count.saturating_sub(1)).max(count);
+    let available = width.saturating_sub(FRAME + GAP * count.saturating_sub(1)).max(count);
     while widths.iter().sum::<usize>() > available {
         let most = widths.iter().copied().max().unwrap_or(1);
         let next = widths.iter().copied().filter(|w| *w < most).max().unwrap_or(1).max(1);
@@ -240,9 +309,46 @@ mod tests {
         let cell = |t: &str| vec![StyledSpan::new(t, TextRole::Plain)];
         let table = vec![vec![cell("k"), cell("value")], vec![cell("好"), cell("a longer one")]];
         let rows = laid(BlockBody::Table(table.clone()), 40);
-        assert_eq!(rows, ["k   value", "──  ────────────", "好  a longer one"]);
-        let narrow = laid(BlockBody::Table(table), 10);
-        assert_eq!(narrow, ["k   value", "──  ──────", "好  a", "    longer", "    one"]);
+        assert_eq!(
+            rows,
+            [
+                "╭────┬──────────────╮",
+                "│ k  │ value        │",
+                "├────┼──────────────┤",
+                "│ 好 │ a longer one │",
+                "╰────┴──────────────╯"
+            ]
+        );
+        let narrow = laid(BlockBody::Table(table), 15);
+        assert_eq!(
+            narrow,
+            [
+                "╭────┬────────╮",
+                "│ k  │ value  │",
+                "├────┼────────┤",
+                "│ 好 │ a      │",
+                "│    │ longer │",
+                "│    │ one    │",
+                "╰────┴────────╯"
+            ]
+        );
+    }
+
+    #[test]
+    fn long_text_is_cut_by_columns() {
+        assert_eq!([shorten("Who is it?", 10), shorten("Who is it?", 9)], ["Who is it?", "Who is i…"]);
+        assert_eq!([shorten("你好世界", 7), shorten("你好世界", 2)], ["你好世…", "…"]);
+    }
+
+    #[test]
+    fn code_is_framed() {
+        let code = |text: &str| BlockBody::Framed(vec![StyledSpan::new(text, TextRole::Plain)]);
+        assert_eq!(laid(BlockBody::FrameTop("rust".into()), 12), ["╭─ rust ───╮"]);
+        assert_eq!(laid(code("let a;"), 12), ["│ let a;   │"]);
+        assert_eq!(laid(code("let 你好 = 1;"), 12), ["│ let 你好 │", "│  = 1;    │"]);
+        assert_eq!(laid(BlockBody::FrameBottom, 12), ["╰──────────╯"]);
+        assert_eq!(laid(BlockBody::FrameTop("a long label".into()), 12), ["╭──────────╮"]);
+        assert_eq!(laid(code("ab"), 2), ["│ a │", "│ b │"], "too narrow for a frame");
     }
 
     #[test]

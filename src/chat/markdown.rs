@@ -2,9 +2,10 @@
 //!
 //! It knows neither the width of the screen nor colors. Next: [`super::layout`] (blocks to rows), [`super::code`].
 
-use super::code::CodeHighlighter;
-use super::layout::{BlockBody, TextBlock};
+use super::code::{CodeHighlighter, language_name};
+use super::layout::{BlockBody, QuoteLine, TextBlock};
 use super::theme::{StyledSpan, TextRole, TextStyle};
+use crate::document_qa::quotes::quoted;
 use pulldown_cmark::{CodeBlockKind, Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use std::ops::Range;
 
@@ -17,6 +18,8 @@ pub struct Markdown {
     settled: Vec<TextBlock>,
     open: Vec<TextBlock>,
     fence: Option<Fence>,
+    /// Whether lines that begin with `>` quote files, one quote a line.
+    cites: bool,
 }
 
 /// An unfinished fenced code block with the state of its highlighter.
@@ -28,12 +31,22 @@ struct Fence {
     code: CodeHighlighter,
 }
 
-const INDENT: &str = "  ";
-
 impl Markdown {
+    /// Creates an empty text. With `cites`, each line that begins with `>` becomes a [`BlockBody::Quote`].
+    pub fn new(cites: bool) -> Self {
+        Markdown { cites, ..Default::default() }
+    }
+
     /// Appends text; [`Markdown::settle`] parses it.
     pub fn push(&mut self, text: &str) {
         self.source.push_str(text);
+    }
+
+    /// Ends the last line, as no further text follows.
+    pub fn finish(&mut self) {
+        if !self.source.is_empty() && !self.source.ends_with('\n') {
+            self.source.push('\n');
+        }
     }
 
     /// Blocks that no further text changes.
@@ -60,10 +73,12 @@ impl Markdown {
                 if !rest.is_empty() && !rest.trim_start().starts_with(fence.mark) {
                     self.open.push(fence.clone().line(rest));
                 }
+                self.open.push(TextBlock::new(BlockBody::FrameBottom));
                 return false;
             };
             if fence.ends(&rest[..end]) {
                 self.fence = None;
+                self.settled.push(TextBlock::new(BlockBody::FrameBottom));
             } else {
                 self.settled.push(fence.line(&rest[..end]));
             }
@@ -81,11 +96,18 @@ impl Markdown {
             if let Some((fence, header)) = Fence::begins(&rest[range.start..], &events) {
                 self.settled.append(&mut self.open);
                 self.settled.extend(gap.then(TextBlock::default));
+                self.settled.push(frame_top(&events));
                 self.fence = Some(fence);
                 self.parsed += range.start + header;
                 return true;
             }
-            let blocks = gap.then(TextBlock::default).into_iter().chain(Walker::walk(events));
+            let is_quote = self.cites && matches!(events.first(), Some(Event::Start(Tag::BlockQuote(_))));
+            let blocks = if is_quote {
+                quotes(&rest[range.clone()], range.end < rest.len())
+            } else {
+                Walker::walk(events)
+            };
+            let blocks = gap.then(TextBlock::default).into_iter().chain(blocks);
             if i >= last {
                 self.open.extend(blocks);
             } else {
@@ -120,13 +142,42 @@ impl Fence {
 
     fn line(&mut self, line: &str) -> TextBlock {
         let indent = line.len() - line.trim_start_matches(' ').len();
-        code_line(Vec::new(), self.code.line(&line[indent.min(self.indent)..]))
+        TextBlock::new(BlockBody::Framed(self.code.line(&line[indent.min(self.indent)..])))
     }
 }
 
-fn code_line(mut before: Vec<StyledSpan>, line: Vec<StyledSpan>) -> TextBlock {
-    before.push(StyledSpan::new(INDENT, TextRole::Plain));
-    TextBlock { first: before.clone(), rest: before, body: BlockBody::Line(line) }
+/// The upper edge of the frame of a code block, with the first word of its info string.
+fn frame_top(events: &[Event<'_>]) -> TextBlock {
+    let label = match events.first() {
+        Some(Event::Start(Tag::CodeBlock(CodeBlockKind::Fenced(language)))) => language_name(language),
+        _ => "",
+    };
+    TextBlock::new(BlockBody::FrameTop(label.to_owned()))
+}
+
+/// The blocks of a block quote that quotes files: a quote per line that begins with `>`. Markdown continues a quote in lines
+/// without `>`; these are text of the reply, as in `kimi ask`.
+fn quotes(source: &str, has_ended: bool) -> Vec<TextBlock> {
+    let mut blocks: Vec<TextBlock> = Vec::new();
+    let mut lines = source.split_inclusive('\n').peekable();
+    while let Some(line) = lines.next() {
+        blocks.extend((!blocks.is_empty()).then(TextBlock::default));
+        if line.trim_start().starts_with('>') {
+            let complete = has_ended || line.ends_with('\n') || lines.peek().is_some();
+            let text = quoted(line).unwrap_or_default().to_owned();
+            blocks.push(TextBlock::new(BlockBody::Quote(QuoteLine { text, complete })));
+            continue;
+        }
+        let mut text = line.to_owned();
+        while let Some(more) = lines.next_if(|line| !line.trim_start().starts_with('>')) {
+            text.push_str(more);
+        }
+        for (i, (_, events)) in chunks(&text).into_iter().enumerate() {
+            blocks.extend((i > 0).then(TextBlock::default));
+            blocks.extend(Walker::walk(events));
+        }
+    }
+    blocks
 }
 
 fn options() -> Options {
@@ -235,7 +286,7 @@ impl Walker {
             }
             Tag::BlockQuote(_) => {
                 self.space();
-                let bar = StyledSpan::new("▏ ", TextRole::Dim);
+                let bar = StyledSpan::new("▏ ", TextRole::Frame);
                 self.levels.push(Level { first: Some(bar.clone()), rest: bar });
                 self.gap = false;
             }
@@ -339,10 +390,11 @@ impl Walker {
     fn end_code(&mut self) {
         let Some((language, text)) = self.code.take() else { return };
         let mut code = CodeHighlighter::new(&language);
+        self.emit(BlockBody::FrameTop(language_name(&language).to_owned()));
         for line in text.lines() {
-            let before = self.before();
-            self.out.push(code_line(before, code.line(line)));
+            self.emit(BlockBody::Framed(code.line(line)));
         }
+        self.emit(BlockBody::FrameBottom);
         self.gap = true;
     }
 
@@ -404,10 +456,13 @@ mod tests {
 
     #[test]
     fn every_kind_of_block_is_laid_out() {
-        let expected = "Head one\n\nSome code and bold next text (http://x.y).\n\n1. first\n     echo 1\n2. second\n   • inner\n\n\
-                        ▏ quoted more\n\n  fn main() {\n      let x = 1; // 你好\n  }\n\na  b\n─  ───\n1  two\n\n\
-                        ────────────────────────────────────────────────────────────\n\nend\nline\n\n• [x] done\n• [ ] not\n\n  indented\n\n<b>html</b>";
-        assert_eq!(shown(ALL, 60).join("\n"), expected);
+        let expected = "Head one\n\nSome code and bold next text\n(http://x.y).\n\n1. first\n   ╭─ sh ──────────────────╮\n   │ echo 1                │\n\
+                        \u{20}  ╰───────────────────────╯\n2. second\n   • inner\n\n▏ quoted more\n\n\
+                        ╭─ rust ───────────────────╮\n│ fn main() {              │\n│     let x = 1; // 你好   │\n│ }                        │\n\
+                        ╰──────────────────────────╯\n\n╭───┬─────╮\n│ a │ b   │\n├───┼─────┤\n│ 1 │ two │\n╰───┴─────╯\n\n\
+                        ────────────────────────────\n\nend\nline\n\n• [x] done\n• [ ] not\n\n\
+                        \u{20} indented\n\n<b>html</b>";
+        assert_eq!(shown(ALL, 28).join("\n"), expected);
     }
 
     #[test]
@@ -431,12 +486,40 @@ mod tests {
         let mut markdown = Markdown::default();
         markdown.push("one\n\ntwo\n\n```c\nint a;\nint");
         markdown.settle();
-        assert_eq!((markdown.settled().len(), markdown.open().len()), (5, 1));
+        assert_eq!((markdown.settled().len(), markdown.open().len()), (6, 2));
         let before = markdown.settled().to_vec();
         markdown.push(" b;\n```\n\nend");
         markdown.settle();
-        assert_eq!(markdown.settled()[..5], before[..]);
+        assert_eq!(markdown.settled()[..6], before[..]);
         assert_eq!(markdown.source[markdown.parsed..], *"end");
+    }
+
+    #[test]
+    fn each_line_of_a_quote_of_files_is_a_quote() {
+        let text = "It is:\n> one\n> two\nSo *three*.\n> four";
+        for size in [1, 4, 100] {
+            let mut markdown = Markdown::new(true);
+            for piece in text.as_bytes().chunks(size) {
+                markdown.push(std::str::from_utf8(piece).unwrap());
+                markdown.settle();
+            }
+            let quote = |text: &str, complete| BlockBody::Quote(QuoteLine { text: text.into(), complete });
+            let bodies =
+                |markdown: &Markdown| blocks(markdown).into_iter().map(|b| b.body).collect::<Vec<_>>();
+            let found = bodies(&markdown);
+            assert_eq!(
+                found[1..5],
+                [BlockBody::Blank, quote("one", true), BlockBody::Blank, quote("two", true)]
+            );
+            assert_eq!((found.len(), &found[8]), (9, &quote("four", false)));
+            markdown.finish();
+            markdown.settle();
+            assert_eq!(bodies(&markdown)[8], quote("four", true));
+        }
+        let mut plain = Markdown::new(false);
+        plain.push(text);
+        plain.settle();
+        assert!(!blocks(&plain).iter().any(|b| matches!(b.body, BlockBody::Quote(_))));
     }
 
     #[test]

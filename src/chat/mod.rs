@@ -2,8 +2,8 @@
 //!
 //! [`command`] parses commands, [`chat_session`] applies them to the chat, [`store`] saves chats to disk, and
 //! [`worker`] runs a [`crate::client::ChatModel`] on its own thread. Full screen: [`app`] holds the state and handles keys,
-//! [`markdown`], [`layout`] and [`transcript`] turn text into rows, [`view`] draws the rows, and [`terminal`] does
-//! all terminal input and output. Line editor: [`repl`].
+//! [`markdown`], [`layout`] and [`transcript`] turn text into rows, [`sources`] locates quotes, [`view`] draws the rows, and
+//! [`terminal`] does all terminal input and output. Line editor: [`repl`].
 
 mod app;
 mod chat_session;
@@ -14,8 +14,11 @@ mod layout;
 mod markdown;
 mod palette;
 mod picker;
+mod popups;
 mod repl;
 mod settings;
+mod source_panel;
+mod sources;
 mod status_bar;
 mod store;
 mod terminal;
@@ -23,6 +26,7 @@ mod terminal;
 mod tests;
 mod theme;
 mod transcript;
+mod transcript_item;
 mod view;
 mod worker;
 

@@ -1,38 +1,62 @@
 //! Formats the activity line and the status bar of the full-screen chat, shortened to the width of the screen.
 
 use super::app::{Activity, ChatApp};
-use crate::io::units::{format_size, grouped};
+use crate::document_qa::eta;
+use crate::io::units::{counted, format_size, grouped};
+use std::path::Path;
+use std::time::Duration;
 use unicode_width::UnicodeWidthStr;
 
-/// Columns of the progress bar.
-const BAR: usize = 20;
+/// Least columns of the progress bar beside its text.
+const BAR_COLUMNS: usize = 10;
 
-/// The activity line above the input: loading, prefill or decode; None while idle.
-pub fn activity(app: &ChatApp, columns: usize) -> Option<String> {
+/// What the activity line shows above the input.
+#[derive(Debug, PartialEq)]
+pub enum ActivityLine {
+    /// A text in the rule.
+    Text(String),
+    /// A progress bar: its text, and the part that is done.
+    Progress(String, f64),
+}
+
+/// The activity line: loading, prefill or decode; None while idle.
+pub fn activity(app: &ChatApp, columns: usize) -> Option<ActivityLine> {
+    let text = |parts: &[String]| Some(ActivityLine::Text(fit(parts, " · ", columns)));
     match app.state {
         Activity::Idle => None,
-        Activity::LoadingModel => Some("loading the model".into()),
-        Activity::Prefill { total: 0, .. } => Some("prefill".into()),
+        Activity::LoadingModel => text(&["loading the model".into()]),
+        Activity::Prefill { total: 0, .. } => text(&[reading(app), "Esc stops".into()]),
         Activity::Prefill { done, total, rate } => {
-            let full = done * BAR / total;
-            let mut parts = vec![
-                format!("prefill {}{} {} %", "█".repeat(full), "░".repeat(BAR - full), done * 100 / total),
-                format!("{} of {} tokens", grouped(done), grouped(total)),
-            ];
+            let mut parts = vec![reading(app), format!("{} %", done * 100 / total)];
             if rate > 0.0 {
-                parts.push(format!("{} left", format_seconds((total - done) as f64 / rate)));
-                parts.push(format!("{rate:.0} tok/s"));
+                let left = Duration::from_secs_f64(total.saturating_sub(done) as f64 / rate);
+                parts.push(format!("{rate:.0} tok/s, {} left", eta::duration(left)));
             }
-            Some(fit(&parts, columns))
+            parts.push(format!("{} of {} tokens", grouped(done), grouped(total)));
+            let line = fit(&parts, " · ", columns.saturating_sub(BAR_COLUMNS + 1));
+            Some(ActivityLine::Progress(line, (done as f64 / total as f64).min(1.0)))
         }
         Activity::Decode { tokens, rate } => {
             let rate = if rate > 0.0 { format!("{rate:.1} tok/s") } else { "…".into() };
-            Some(fit(&[format!("generating, {tokens} tokens"), rate, "Esc stops".into()], columns))
+            text(&[format!("generating, {}", counted(tokens, "token")), rate, "Esc stops".into()])
         }
     }
 }
 
-/// The status bar: model, tokens of context, reused and new prompt tokens, decode rate and memory.
+/// What is prefilled: the file that was attached to the last message, or the prompt.
+fn reading(app: &ChatApp) -> String {
+    let turns = app.session.chat.turns.iter().rev();
+    match turns.take(2).find_map(|turn| turn.files.last()) {
+        Some(file) => {
+            let name =
+                Path::new(&file.name).file_name().map_or(file.name.clone().into(), |n| n.to_string_lossy());
+            format!("reading {name}")
+        }
+        None => "reading the prompt".into(),
+    }
+}
+
+/// The status bar, a sentence: the model, tokens of context, reused and new prompt tokens, decode rate and memory.
 pub fn status(app: &ChatApp, columns: usize) -> String {
     let session = &app.session;
     let used = match app.state {
@@ -40,30 +64,31 @@ pub fn status(app: &ChatApp, columns: usize) -> String {
         Activity::Decode { tokens, .. } => app.prompt_tokens + tokens,
         _ => session.used_tokens(),
     };
-    let context = match session.model_info.context_limit {
-        Some(limit) => {
-            format!("{} of {} tokens", grouped(used), grouped(usize::try_from(limit).unwrap_or(0)))
+    let name = &session.model_info.name;
+    let limit = session.model_info.context_limit.and_then(|limit| usize::try_from(limit).ok());
+    let of = limit.map_or(String::new(), |limit| format!(" of {}", grouped(limit)));
+    let mut parts = vec![format!("{name} uses {}{of} tokens", grouped(used))];
+    let files = session.files.len();
+    if files > 0 {
+        parts.push(format!("{} attached to the next message", counted(files, "file")));
+    }
+    if let Some(stats) = session.last.as_ref().filter(|_| app.state == Activity::Idle) {
+        let with_prompt = format!("{}: {}", parts[0], stats.prefill.describe());
+        if files == 0 && with_prompt.width() < columns {
+            parts[0] = with_prompt;
         }
-        None => format!("{} tokens", grouped(used)),
-    };
-    let mut parts = vec![session.model_info.name.clone(), context];
-    if let Some(stats) = &session.last {
-        parts.push(stats.prefill.describe());
-        parts.push(format!("{:.1} tok/s", stats.decode_rate()));
+        parts.push(format!("{:.0} tok/s", stats.decode_rate()));
     }
-    parts.extend(app.memory.map(|bytes| format!("{} memory", format_size(bytes))));
-    parts.extend((!app.mouse).then(|| "mouse selects text".to_owned()));
-    if !session.files.is_empty() {
-        parts.insert(0, format!("{} attached", session.files.len()));
-    }
-    fit(&parts, columns)
+    parts.extend((!app.mouse).then(|| "the mouse selects text".to_owned()));
+    parts.extend(app.memory.map(|bytes| format!("{} of memory", format_size(bytes))));
+    fit(&parts, ", ", columns.saturating_sub(1)) + "."
 }
 
 /// Joins the parts that fit; the first one is always shown.
-fn fit(parts: &[String], columns: usize) -> String {
+fn fit(parts: &[String], separator: &str, columns: usize) -> String {
     let mut line = String::new();
     for part in parts {
-        let joined = if line.is_empty() { part.clone() } else { format!("{line} · {part}") };
+        let joined = if line.is_empty() { part.clone() } else { format!("{line}{separator}{part}") };
         if joined.width() > columns && !line.is_empty() {
             continue;
         }
@@ -72,37 +97,16 @@ fn fit(parts: &[String], columns: usize) -> String {
     line
 }
 
-fn format_seconds(seconds: f64) -> String {
-    let s = seconds.round() as u64;
-    if s < 3600 {
-        format!("{}:{:02}", s / 60, s % 60)
-    } else {
-        format!("{}:{:02}:{:02}", s / 3600, s / 60 % 60, s % 60)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn counts_sizes_and_times_are_formatted() {
-        assert_eq!(
-            [grouped(0), grouped(999), grouped(1_000), grouped(1_048_576)],
-            ["0", "999", "1,000", "1,048,576"]
-        );
-        assert_eq!(
-            [format_seconds(5.4), format_seconds(80.0), format_seconds(3725.0)],
-            ["0:05", "1:20", "1:02:05"]
-        );
-    }
-
-    #[test]
     fn parts_that_do_not_fit_are_left_out() {
         let parts = ["model".to_owned(), "12 tokens".into(), "3 tok/s".into()];
-        assert_eq!(fit(&parts, 80), "model · 12 tokens · 3 tok/s");
-        assert_eq!(fit(&parts, 20), "model · 12 tokens");
-        assert_eq!(fit(&parts, 16), "model · 3 tok/s");
-        assert_eq!(fit(&parts, 3), "model");
+        assert_eq!(fit(&parts, " · ", 80), "model · 12 tokens · 3 tok/s");
+        assert_eq!(fit(&parts, " · ", 20), "model · 12 tokens");
+        assert_eq!(fit(&parts, " · ", 16), "model · 3 tok/s");
+        assert_eq!(fit(&parts, ", ", 3), "model");
     }
 }

@@ -4,6 +4,7 @@
 //! It knows no terminal and no model. Next: [`super::chat_session`].
 
 use crate::client::PromptMessage;
+use crate::documents::PartStart;
 use crate::generation::reply_parser::{join_reasoning, split_reasoning};
 use crate::io::units::counted;
 use crate::io::{private_file, user_dirs};
@@ -30,6 +31,9 @@ pub struct Attachment {
     /// The path as the user gave it.
     pub name: String,
     pub text: String,
+    /// The parts of the format, such as pages, for the places of quotes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<PartStart>,
 }
 
 /// A message of a chat.
@@ -330,7 +334,11 @@ mod tests {
         assert!(store.list().is_empty(), "an empty chat leaves no file");
         let mut one = chat("你好 🎉\nsecond line");
         one.turns.push(Turn { ids: vec![1, 2], ..Turn::new(Author::Assistant, "hi") });
-        one.turns[0].files.push(Attachment { name: "a.rs".into(), text: "fn a() {}".into() });
+        one.turns[0].files.push(Attachment {
+            name: "a.rs".into(),
+            text: "fn a() {}".into(),
+            parts: serde_json::from_str(r#"[{"line": 1, "part": {"Page": 3}}]"#).unwrap(),
+        });
         store.save(&mut one).unwrap();
         assert_eq!(store.load(&one.id).unwrap(), one);
         assert_eq!(store.find("你好").unwrap(), one);

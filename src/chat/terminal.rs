@@ -11,7 +11,8 @@ use crate::io::output::tell;
 use anyhow::{Context as _, Result, bail};
 use crossterm::clipboard::CopyToClipboard;
 use crossterm::event::{
-    self, DisableBracketedPaste, EnableBracketedPaste, Event as Input, KeyEventKind, MouseEventKind,
+    self, DisableBracketedPaste, EnableBracketedPaste, Event as Input, KeyEventKind, MouseButton,
+    MouseEventKind,
 };
 use crossterm::terminal::{
     BeginSynchronizedUpdate, EndSynchronizedUpdate, EnterAlternateScreen, LeaveAlternateScreen, SetTitle,
@@ -199,6 +200,9 @@ fn read_input(timeout: Duration, events: &mut Vec<AppEvent>) -> Result<()> {
             }
             Input::Mouse(mouse) if mouse.kind == MouseEventKind::ScrollDown => {
                 events.push(AppEvent::Wheel(ROWS_PER_STEP))
+            }
+            Input::Mouse(mouse) if mouse.kind == MouseEventKind::Down(MouseButton::Left) => {
+                events.push(AppEvent::Click(mouse.column, mouse.row))
             }
             _ => {}
         }

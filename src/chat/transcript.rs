@@ -1,13 +1,15 @@
-//! Messages and notes as wrapped rows: laid out once for a width, then only where they change.
+//! The items of the chat one below the other: laid out once for a width, then only where they change, with the scroll
+//! position and the selected quote.
 //!
-//! Scrolling counts wrapped rows. Next: [`super::view`], which draws the visible rows.
+//! Scrolling counts wrapped rows. Next: [`super::transcript_item`], whose rows [`super::view`] draws.
 
-use super::layout::{BlockBody, TextBlock, TextRow};
-use super::markdown::Markdown;
-use super::store::{Author, StoredChat, Turn};
-use super::theme::{StyledSpan, TextRole, TextStyle};
+use super::layout::TextRow;
+use super::sources::Sources;
+use super::store::{StoredChat, Turn};
+use super::theme::TextRole;
+use super::transcript_item::{ItemKind, ItemLayout, ShownQuote, TranscriptItem};
 use crate::generation::reply_parser::ReplyEvent;
-use crate::io::units::counted;
+use std::ops::Range;
 
 /// Messages and notes with their rows and the scroll position.
 #[derive(Default)]
@@ -20,180 +22,128 @@ pub struct Transcript {
     /// The first visible row; None while the view follows the end.
     top: Option<usize>,
     unfolded: bool,
-}
-
-struct TranscriptItem {
-    kind: ItemKind,
-    rows: Vec<TextRow>,
-    /// The number of rows and of blocks that are final.
-    settled: (usize, usize),
-    stale: bool,
-}
-
-enum ItemKind {
-    User(Turn),
-    Reply(Box<ShownReply>),
-    Note(String, TextRole),
-}
-
-/// A reply: its reasoning, its text, and the text's blocks.
-#[derive(Default)]
-struct ShownReply {
-    reasoning: String,
-    text: String,
-    answer: Markdown,
-}
-
-/// Lines and bytes that a folded user message shows.
-const FOLDED_LINES: usize = 20;
-const FOLDED_BYTES: usize = 4000;
-
-impl ShownReply {
-    fn push(&mut self, event: &ReplyEvent) {
-        let before = self.text.len();
-        event.append_to(&mut self.reasoning, &mut self.text);
-        let text = &self.text[before..];
-        // Models put empty lines between reasoning and answer.
-        let is_first = !self.reasoning.is_empty() && self.text[..before].trim().is_empty();
-        self.answer.push(if is_first { text.trim_start() } else { text });
-    }
-
-    fn reasoning_blocks(&self, unfolded: bool) -> Vec<TextBlock> {
-        if self.reasoning.trim().is_empty() {
-            return Vec::new();
-        }
-        let words = self.reasoning.split_whitespace().count();
-        let verb = if self.text.is_empty() { "thinking" } else { "thought" };
-        let mark = if unfolded { "▾" } else { "▸" };
-        let head = line(&format!("{mark} {verb}, {words} words (Ctrl-R)"), TextRole::Dim);
-        let style = TextStyle { italic: true, ..TextRole::Dim.into() };
-        let words = |l: &str| TextBlock::new(BlockBody::Words(vec![StyledSpan::new(l, style)]));
-        let lines = self.reasoning.trim().lines().filter(|_| unfolded).map(words);
-        std::iter::once(head).chain(lines).chain([TextBlock::default()]).collect()
-    }
-}
-
-impl TranscriptItem {
-    fn new(kind: ItemKind) -> Self {
-        TranscriptItem { kind, rows: Vec::new(), settled: (0, 0), stale: true }
-    }
-
-    fn of(turn: &Turn) -> Self {
-        TranscriptItem::new(match turn.role {
-            Author::User => ItemKind::User(turn.clone()),
-            Author::Assistant => {
-                let mut reply = ShownReply::default();
-                reply.push(&ReplyEvent::Reasoning(turn.reasoning.clone()));
-                reply.push(&ReplyEvent::Text(turn.text.clone()));
-                ItemKind::Reply(Box::new(reply))
-            }
-        })
-    }
-
-    fn shows(&self, turn: &Turn) -> bool {
-        match &self.kind {
-            ItemKind::User(own) => own == turn,
-            ItemKind::Reply(reply) => {
-                turn.role == Author::Assistant
-                    && (&reply.reasoning, &reply.text) == (&turn.reasoning, &turn.text)
-            }
-            ItemKind::Note(..) => false,
-        }
-    }
-
-    /// Lays out the item if it is stale; `relayout` discards its final rows too.
-    fn lay_out(&mut self, width: usize, unfolded: bool, relayout: bool) {
-        if !self.stale && !relayout {
-            return;
-        }
-        self.stale = false;
-        match &mut self.kind {
-            ItemKind::User(turn) => {
-                self.rows.clear();
-                user_blocks(turn, unfolded).iter().for_each(|b| b.rows(width, &mut self.rows));
-            }
-            ItemKind::Note(text, role) => {
-                self.rows.clear();
-                text.lines().for_each(|l| line(l, *role).rows(width, &mut self.rows));
-            }
-            ItemKind::Reply(reply) => {
-                reply.answer.settle();
-                if relayout || reply.answer.settled().is_empty() || self.settled.1 == 0 {
-                    self.rows.clear();
-                    reply.reasoning_blocks(unfolded).iter().for_each(|b| b.rows(width, &mut self.rows));
-                    self.settled = (self.rows.len(), 0);
-                }
-                self.rows.truncate(self.settled.0);
-                let (blocks, open) = (reply.answer.settled(), reply.answer.open());
-                blocks[self.settled.1..].iter().for_each(|b| b.rows(width, &mut self.rows));
-                self.settled = (self.rows.len(), blocks.len());
-                open.iter().for_each(|b| b.rows(width, &mut self.rows));
-            }
-        }
-        self.rows.push(TextRow::new());
-    }
-}
-
-fn line(text: &str, role: TextRole) -> TextBlock {
-    TextBlock::new(BlockBody::Line(vec![StyledSpan::new(text, role)]))
-}
-
-/// The blocks of a user message; a long one is cut and followed by its remaining size, unless unfolded.
-fn user_blocks(turn: &Turn, unfolded: bool) -> Vec<TextBlock> {
-    let files = turn.files.iter().map(|f| {
-        let (lines, bytes) = (counted(f.text.lines().count(), "line"), counted(f.text.len(), "byte"));
-        let text = format!("[{}: {lines}, {bytes}]", f.name);
-        (text, TextStyle::from(TextRole::Dim))
-    });
-    let mut cut = turn.text.len();
-    if !unfolded {
-        let lines = turn.text.match_indices('\n').nth(FOLDED_LINES - 1).map_or(cut, |(at, _)| at);
-        cut = (0..=lines.min(FOLDED_BYTES)).rev().find(|at| turn.text.is_char_boundary(*at)).unwrap_or(0);
-    }
-    let lines = turn.text[..cut]
-        .split('\n')
-        .map(|l| (l.to_owned(), TextStyle { bold: true, ..TextStyle::default() }));
-    let left = turn.text.len() - cut;
-    let more = (left > 0).then(|| (format!("… {left} bytes more (Ctrl-R)"), TextStyle::from(TextRole::Dim)));
-    let all = files.chain(lines).chain(more).enumerate();
-    all.map(|(i, (text, style))| TextBlock {
-        first: vec![StyledSpan::new(if i == 0 { "> " } else { "  " }, TextRole::Accent)],
-        rest: vec![StyledSpan::new("  ", TextRole::Plain)],
-        body: BlockBody::Words(vec![StyledSpan::new(text, style)]),
-    })
-    .collect()
+    /// The files in which quotes are located.
+    sources: Sources,
+    /// The name that is shown above replies.
+    model: String,
+    /// The item of the selected quote, and its index there.
+    selected: Option<(usize, usize)>,
+    /// Scroll to the selected quote after the next layout.
+    reveal: bool,
 }
 
 impl Transcript {
     /// Shows a chat. Items of unchanged turns keep their layout; notes after the first changed turn are removed.
     pub fn show(&mut self, chat: &StoredChat) {
+        if !self.sources.are_of(chat) {
+            self.sources = Sources::new(chat);
+            self.width = 0;
+        }
         let mut turns = chat.turns.iter().peekable();
         let mut keep = 0;
         for (i, item) in self.items.iter().enumerate() {
             match &item.kind {
-                ItemKind::Note(..) => {}
+                ItemKind::Note(..) | ItemKind::List(..) => {}
                 _ if turns.next_if(|turn| item.shows(turn)).is_some() => keep = i + 1,
                 _ => break,
             }
         }
         self.items.truncate(keep);
-        self.items.extend(turns.map(TranscriptItem::of));
+        self.selected = self.selected.filter(|(item, _)| *item < keep);
+        let has_files = |turn: &Turn| !turn.files.is_empty();
+        let first = chat.turns.iter().position(has_files).unwrap_or(chat.turns.len());
+        let shown = chat.turns.len() - turns.len();
+        for (i, turn) in (shown..).zip(turns) {
+            // A reply that is about to begin is the last turn, and empty.
+            self.items.push(TranscriptItem::of(turn, first < i, !turn.is_empty()));
+        }
         self.top = None;
     }
 
     /// Appends a part to the last reply.
     pub fn push_event(&mut self, event: &ReplyEvent) {
         let last = self.items.iter_mut().rev().find(|item| matches!(item.kind, ItemKind::Reply(_)));
-        if let Some(TranscriptItem { kind: ItemKind::Reply(reply), stale, .. }) = last {
-            reply.push(event);
-            *stale = true;
-        }
+        last.into_iter().for_each(|item| item.push_event(event));
+    }
+
+    /// Ends the last reply of the chat.
+    pub fn finish_reply(&mut self) {
+        let last = self.items.iter_mut().rev().find(|item| matches!(item.kind, ItemKind::Reply(_)));
+        last.into_iter().for_each(TranscriptItem::finish);
     }
 
     /// Adds a note of the program after the messages.
     pub fn note(&mut self, text: &str, role: TextRole) {
         self.items.push(TranscriptItem::new(ItemKind::Note(text.to_owned(), role)));
         self.top = None;
+    }
+
+    /// Adds a heading with rows of a name and its meaning.
+    pub fn list(&mut self, heading: &str, entries: Vec<(String, String)>) {
+        self.items.push(TranscriptItem::new(ItemKind::List(heading.to_owned(), entries)));
+        self.top = None;
+    }
+
+    /// Sets the name above replies.
+    pub fn set_model(&mut self, name: &str) {
+        name.clone_into(&mut self.model);
+        self.width = 0;
+    }
+
+    /// Selects another quote, `by` quotes after the selected one, or the last; returns false if there is none.
+    pub fn select(&mut self, by: isize) -> bool {
+        let quotes =
+            |(i, item): (usize, &TranscriptItem)| (0..item.quotes.len()).map(move |quote| (i, quote));
+        let all: Vec<(usize, usize)> = self.items.iter().enumerate().flat_map(quotes).collect();
+        let Some(last) = all.len().checked_sub(1) else { return false };
+        let at = all.iter().position(|quote| Some(*quote) == self.selected);
+        let next = at.map_or(last, |at| at.saturating_add_signed(by).min(last));
+        (self.selected, self.reveal) = (Some(all[next]), true);
+        true
+    }
+
+    /// Selects the quote at a visible row, if there is one.
+    pub fn select_at(&mut self, row: usize) {
+        let row = self.top() + row;
+        let item = self.starts.partition_point(|start| *start <= row).saturating_sub(1);
+        let Some(quotes) = self.items.get(item).map(|item| &item.quotes) else { return };
+        let row = row - self.starts[item];
+        if let Some(quote) = quotes.iter().position(|quote| quote.rows.contains(&row)) {
+            (self.selected, self.reveal) = (Some((item, quote)), true);
+        }
+    }
+
+    /// Whether a reply has quotes, none of which is selected.
+    pub fn has_quotes(&self) -> bool {
+        self.selected.is_none() && self.items.iter().any(|item| !item.quotes.is_empty())
+    }
+
+    pub fn deselect(&mut self) {
+        self.selected = None;
+    }
+
+    /// The quote that is selected, if there is one.
+    pub fn selected(&self) -> Option<&ShownQuote> {
+        let (item, quote) = self.selected?;
+        self.items.get(item)?.quotes.get(quote)
+    }
+
+    /// The number of the selected quote among all, from 1, and their number.
+    pub fn selected_of(&self) -> Option<(usize, usize)> {
+        let (item, quote) = self.selected?;
+        let count = |items: &[TranscriptItem]| items.iter().map(|item| item.quotes.len()).sum::<usize>();
+        Some((count(&self.items[..item]) + quote + 1, count(&self.items)))
+    }
+
+    pub fn sources(&self) -> &Sources {
+        &self.sources
+    }
+
+    /// The rows of the selected quote, from the start of the transcript.
+    fn selected_rows(&self) -> Range<usize> {
+        let Some((quote, (item, _))) = self.selected().zip(self.selected) else { return 0..0 };
+        let start = self.starts.get(item).copied().unwrap_or(0);
+        quote.rows.start + start..quote.rows.end + start
     }
 
     /// Unfolds or folds reasoning and long messages.
@@ -217,8 +167,10 @@ impl Transcript {
         (self.width, self.height) = (width, height);
         self.starts.clear();
         let mut row = 0;
+        let layout =
+            ItemLayout { width, unfolded: self.unfolded, model: &self.model, sources: &self.sources };
         for item in &mut self.items {
-            item.lay_out(width, self.unfolded, width_changed);
+            item.lay_out(&layout, width_changed);
             self.starts.push(row);
             row += item.rows.len();
         }
@@ -227,11 +179,24 @@ impl Transcript {
             let now = self.items.get(item).map_or(0, |i| i.rows.len());
             self.top = Some(self.starts.get(item).copied().unwrap_or(0) + offset * now / rows);
         }
+        if std::mem::take(&mut self.reveal) {
+            let rows = self.selected_rows();
+            let top = self.top();
+            if rows.start < top || rows.end > top + height {
+                self.top = Some(rows.start.saturating_sub(height / 3));
+            }
+        }
         self.top = self.top.filter(|top| *top < self.last_top());
     }
 
-    fn total(&self) -> usize {
+    /// The number of all rows.
+    pub fn total(&self) -> usize {
         self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// Index of the first visible row.
+    pub fn top(&self) -> usize {
+        self.top.unwrap_or(self.last_top())
     }
 
     fn last_top(&self) -> usize {
@@ -253,23 +218,27 @@ impl Transcript {
         self.top.map_or(0, |top| self.last_top() - top)
     }
 
-    /// The visible rows. The cost depends on their number, not on the length of the chat.
-    pub fn visible(&self) -> impl Iterator<Item = &TextRow> {
-        let top = self.top.unwrap_or(self.last_top());
+    /// The visible rows, and whether each belongs to the selected quote. The cost depends on their number, not on the
+    /// length of the chat.
+    pub fn visible(&self) -> impl Iterator<Item = (&TextRow, bool)> {
+        let top = self.top();
         let first = self.starts.partition_point(|start| *start <= top).saturating_sub(1);
         let skip = top - self.starts.get(first).copied().unwrap_or(0);
-        self.items.iter().skip(first).flat_map(|item| &item.rows).skip(skip).take(self.height)
+        let rows = self.items.iter().skip(first).flat_map(|item| &item.rows).skip(skip).take(self.height);
+        let selected = self.selected_rows();
+        rows.zip(top..).map(move |(row, at)| (row, selected.contains(&at)))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chat::store::{Attachment, Author};
     use crate::generation::reply_parser::ReplyParser;
 
     fn text(transcript: &Transcript) -> Vec<String> {
         let row = |r: &TextRow| r.iter().map(|s| s.text.as_str()).collect::<String>().trim_end().to_owned();
-        transcript.visible().map(row).collect()
+        transcript.visible().map(|(r, _)| row(r)).collect()
     }
 
     fn chat(turns: &[(Author, &str)]) -> StoredChat {
@@ -282,16 +251,16 @@ mod tests {
         let mut t = Transcript::default();
         t.show(&chat(&[(Author::User, "hi"), (Author::Assistant, "one\n\ntwo")]));
         t.arrange(20, 4);
-        assert_eq!(text(&t), ["one", "", "two", ""]);
+        assert_eq!(text(&t), ["  one", "", "  two", ""]);
         t.scroll(-1);
         assert_eq!((text(&t)[0].as_str(), t.below()), ("", 1));
         t.push_event(&ReplyEvent::Text(" three\n\nfour".into()));
         t.arrange(20, 4);
-        assert_eq!(text(&t), ["", "one", "", "two three"], "the visible rows stay");
+        assert_eq!(text(&t), ["", "  one", "", "  two three"], "the visible rows stay");
         t.scroll(100);
-        assert_eq!(text(&t), ["two three", "", "four", ""]);
+        assert_eq!(text(&t), ["  two three", "", "  four", ""]);
         t.scroll(-100);
-        assert_eq!(text(&t)[0], "> hi");
+        assert_eq!(text(&t)[0], "▌ You");
     }
 
     #[test]
@@ -303,10 +272,10 @@ mod tests {
             parser.push(piece).iter().for_each(|event| t.push_event(event));
             t.arrange(40, 20);
         }
-        assert_eq!(text(&t), ["> q", "", "▸ thought, 3 words (Ctrl-R)", "", "x", ""]);
+        assert_eq!(text(&t), ["▌ You", "▌ q", "", "", "  ▸ thought, 3 words (Ctrl-R)", "", "  x", ""]);
         t.unfold(true);
         t.arrange(40, 20);
-        assert_eq!(text(&t)[2..], ["▾ thought, 3 words (Ctrl-R)", "a b", "c", "", "x", ""]);
+        assert_eq!(text(&t)[4..], ["  ▾ thought, 3 words (Ctrl-R)", "  a b", "  c", "", "  x", ""]);
     }
 
     #[test]
@@ -315,10 +284,10 @@ mod tests {
         let long = "word\n".repeat(100);
         t.show(&chat(&[(Author::User, &long)]));
         t.arrange(40, 100);
-        assert_eq!((text(&t).len(), text(&t)[20].as_str()), (22, "  … 401 bytes more (Ctrl-R)"));
+        assert_eq!((text(&t).len(), text(&t)[21].as_str()), (23, "▌ … 401 bytes more (Ctrl-R)"));
         t.unfold(true);
         t.arrange(40, 200);
-        assert_eq!(text(&t).len(), 102);
+        assert_eq!(text(&t).len(), 103);
     }
 
     #[test]
@@ -352,6 +321,42 @@ mod tests {
         t.show(&StoredChat { turns: long.turns[..2].to_vec(), ..long });
         assert!(t.items.iter().all(|item| !item.stale));
         t.arrange(20, 20);
-        assert_eq!(text(&t), ["> a", "", "b", ""]);
+        assert_eq!(text(&t), ["▌ You", "▌ a", "", "", "  b", ""]);
+    }
+
+    #[test]
+    fn quotes_show_their_place_and_are_selected() {
+        let mut t = Transcript::default();
+        t.set_model("m");
+        let file = Attachment { name: "a.txt".into(), text: "one\ntwo\nthree\n".into(), parts: Vec::new() };
+        let mut both = chat(&[(Author::User, "q"), (Author::Assistant, "")]);
+        both.turns[0].files.push(file);
+        t.show(&both);
+        for piece in ["It is:\n> tw", "o\n> fo", "ur\nSo two.\n\n", "> three"] {
+            t.push_event(&ReplyEvent::Text(piece.into()));
+            t.arrange(40, 30);
+        }
+        let reply =
+            ["  m", "  It is:", "", "  ┃ two", "  ┃ ✓ a.txt:2", "", "  ┊ four", "  ┊ ✗ not in the files", ""];
+        assert_eq!(text(&t)[4..13], reply);
+        assert_eq!(text(&t)[13..], ["  So two.", "", "  ┃ three", ""], "the last line has not ended");
+        t.finish_reply();
+        t.arrange(40, 30);
+        assert_eq!(text(&t)[15..], ["  ┃ three", "  ┃ ✓ a.txt:3", ""]);
+        assert!(t.selected().is_none());
+        assert!(t.select(1));
+        assert_eq!((t.selected().unwrap().text.as_str(), t.selected_of()), ("three", Some((3, 3))));
+        assert!(t.select(-5));
+        t.arrange(40, 3);
+        let selected: Vec<bool> = t.visible().map(|(_, selected)| selected).collect();
+        assert_eq!(
+            (&text(&t)[1..], &selected[..]),
+            (&["  ┃ two".into(), "  ┃ ✓ a.txt:2".to_owned()][..], &[false, true, true][..])
+        );
+        t.scroll(3);
+        t.select_at(1);
+        assert_eq!(t.selected().map(|quote| &*quote.text), Some("four"));
+        t.show(&StoredChat::new(None));
+        assert!(t.selected().is_none() && !t.select(1));
     }
 }

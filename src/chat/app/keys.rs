@@ -9,12 +9,19 @@ use crate::chat::theme::TextRole;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 /// The key bindings, as `/help` lists them.
-pub const HELP: &str = "\
-Enter sends; Alt-Enter or Ctrl-J adds a line; Tab completes; Up and Down recall sent messages
-Esc or Ctrl-C stops a reply; Ctrl-C otherwise clears the input and cancels /edit; Ctrl-D quits
-PageUp, PageDown, wheel: scroll; Ctrl-Home, Ctrl-End: first, last; F2: toggle mouse scrolling
-Ctrl-O: list of chats; Ctrl-G: editor; Ctrl-R: unfold reasoning and long messages
-Ctrl-A, Ctrl-E, Ctrl-W, Ctrl-U, Ctrl-K, Ctrl-Y, Alt-B, Alt-F as in a shell";
+pub const HELP: [(&str, &str); 11] = [
+    ("Enter", "send; Alt-Enter or Ctrl-J adds a line"),
+    ("Tab", "complete a command, a path or a setting"),
+    ("Up, Down", "recall sent messages"),
+    ("Esc, Ctrl-C", "stop a reply; Ctrl-C otherwise clears the input and cancels /edit; Ctrl-D quits"),
+    ("Ctrl-P, Ctrl-N", "show the source of the previous or next quote; a click on a quote does, too"),
+    ("Alt-Up, Alt-Down", "scroll the source; Esc closes it"),
+    ("PageUp, PageDown", "scroll, as the wheel does; Ctrl-Home and Ctrl-End go to the start and the end"),
+    ("Ctrl-O", "list of chats"),
+    ("Ctrl-R", "unfold reasoning and long messages"),
+    ("Ctrl-G, F2", "write in the editor; leave the mouse to the terminal, where it selects text"),
+    ("Ctrl-A, -E, -W, -U ...", "edit as in a shell, also Ctrl-K, Ctrl-Y, Alt-B, Alt-F"),
+];
 
 impl ChatApp {
     pub(super) fn key(&mut self, key: KeyEvent) -> Vec<Effect> {
@@ -28,6 +35,7 @@ impl ChatApp {
             KeyCode::Char('c') if control => return self.interrupt(),
             KeyCode::Char('d') if control && self.input.is_empty() => return one(Effect::Quit),
             KeyCode::Esc if self.menu.chosen.is_none() && self.is_replying() => return one(Effect::Stop),
+            KeyCode::Esc if self.menu.lines.is_empty() => self.transcript.deselect(),
             KeyCode::Esc => self.menu = Menu::default(),
             KeyCode::Enter if key.modifiers.intersects(KeyModifiers::ALT | KeyModifiers::SHIFT) => {
                 self.write("\n")
@@ -40,6 +48,7 @@ impl ChatApp {
             KeyCode::Char('o') if control && !self.busy() => {
                 self.picker = Some(Picker::new(self.session.store.list()));
             }
+            KeyCode::Char('n' | 'p') if control => self.select_quote(key.code == KeyCode::Char('n')),
             KeyCode::Char('g') if control => return self.run(SlashCommand::Editor).into_iter().collect(),
             KeyCode::Char('r') if control => self.transcript.unfold(!self.transcript.unfolded()),
             KeyCode::PageUp | KeyCode::PageDown => {
@@ -48,10 +57,20 @@ impl ChatApp {
             }
             KeyCode::Home if control => self.transcript.scroll(isize::MIN / 2),
             KeyCode::End if control => self.transcript.scroll(isize::MAX / 2),
+            KeyCode::Up | KeyCode::Down if key.modifiers.contains(KeyModifiers::ALT) => {
+                self.source.scroll(if key.code == KeyCode::Up { -1 } else { 1 });
+            }
             KeyCode::Up | KeyCode::Down => self.vertical(key.code == KeyCode::Down),
             _ => self.edit(key),
         }
         Vec::new()
+    }
+
+    /// Selects the next or the previous quote and shows its source.
+    fn select_quote(&mut self, next: bool) {
+        if !self.transcript.select(if next { 1 } else { -1 }) {
+            self.transcript.note("no reply quotes an attached file yet", TextRole::Dim);
+        }
     }
 
     fn is_replying(&self) -> bool {

@@ -8,6 +8,7 @@ use super::chat_session::{self, Action, ChatPrompt, ChatSession, Restored};
 use super::command::{self, SlashCommand};
 use super::input::InputBox;
 use super::picker::Picker;
+use super::source_panel::SourcePanel;
 use super::theme::{TextRole, Theme};
 use super::transcript::Transcript;
 use super::worker::WorkerEvent;
@@ -15,11 +16,15 @@ use crate::io::errors::one_line;
 use crate::io::units::counted;
 use anyhow::Result;
 use crossterm::event::KeyEvent;
-use ratatui::layout::Rect;
+use ratatui::layout::{Margin, Rect};
 use std::path::PathBuf;
 
 /// Rows of the activity line and the status bar.
 const CHROME_ROWS: u16 = 2;
+/// Columns from which on the source panel is beside the transcript, else below it.
+const SIDE_BY_SIDE: u16 = 100;
+/// Rows from which on the panel shares the screen with the transcript, else it replaces it.
+const SHARED_ROWS: u16 = 12;
 
 /// State of the full screen.
 pub struct ChatApp {
@@ -29,6 +34,8 @@ pub struct ChatApp {
     pub state: Activity,
     /// The list of chats, while it is open.
     pub picker: Option<Picker>,
+    /// The text around the selected quote, shown while one is selected.
+    pub source: SourcePanel,
     pub menu: Menu,
     pub theme: Theme,
     /// Whether the program handles the mouse wheel. Selecting text then needs Shift.
@@ -44,6 +51,8 @@ pub struct ChatApp {
 /// The parts of the screen from top to bottom.
 pub struct Regions {
     pub transcript: Rect,
+    /// The source panel with its frame, beside the transcript, below it, or in its place.
+    pub source: Option<Rect>,
     pub activity: Rect,
     pub input: Rect,
     pub status: Rect,
@@ -82,6 +91,8 @@ pub enum AppEvent {
     Paste(String),
     /// Rows that the mouse wheel scrolls, negative upwards.
     Wheel(isize),
+    /// A click at this column and row.
+    Click(u16, u16),
     /// The new columns and rows of the screen.
     Resize(u16, u16),
     Worker(WorkerEvent),
@@ -119,6 +130,7 @@ impl ChatApp {
             input: InputBox::default(),
             state: Activity::Idle,
             picker: None,
+            source: SourcePanel::default(),
             menu: Menu::default(),
             theme,
             mouse: true,
@@ -141,6 +153,13 @@ impl ChatApp {
                 match &mut self.picker {
                     Some(picker) => picker.go(rows.signum()),
                     None => self.transcript.scroll(rows),
+                }
+                Vec::new()
+            }
+            AppEvent::Click(column, row) => {
+                let area = self.regions(self.screen()).transcript;
+                if self.picker.is_none() && area.contains((column, row).into()) {
+                    self.transcript.select_at(usize::from(row - area.y));
                 }
                 Vec::new()
             }
@@ -183,19 +202,33 @@ impl ChatApp {
     pub fn regions(&self, area: Rect) -> Regions {
         let input_rows = self.input_rows().min(area.height.saturating_sub(CHROME_ROWS));
         let height = area.height.saturating_sub(input_rows + CHROME_ROWS);
-        let transcript = Rect { height, ..area };
-        let activity = Rect { y: transcript.bottom(), height: 1, ..area };
+        let body = Rect { height, ..area };
+        let (transcript, source) = match self.transcript.selected() {
+            Some(_) => with_source(body),
+            None => (body, None),
+        };
+        let activity = Rect { y: body.bottom(), height: 1, ..area };
         let input = Rect { y: activity.bottom(), height: input_rows, ..area };
         let status = Rect { y: input.bottom(), height: 1, ..area };
-        Regions { transcript, activity, input, status }
+        Regions { transcript, source, activity, input, status }
+    }
+
+    fn screen(&self) -> Rect {
+        Rect::new(0, 0, self.size.0, self.size.1)
     }
 
     /// Lays out the input and the transcript for the size of the screen.
     fn arrange(&mut self) {
-        let (columns, rows) = self.size;
-        self.input.arrange(usize::from(columns.saturating_sub(2)));
-        let height = usize::from(self.regions(Rect::new(0, 0, columns, rows)).transcript.height);
-        self.transcript.arrange(usize::from(columns).max(1), height);
+        self.input.arrange(usize::from(self.size.0.saturating_sub(2)));
+        let Regions { transcript, source, .. } = self.regions(self.screen());
+        // The last column is the scroll bar's.
+        let width = usize::from(transcript.width.saturating_sub(1)).max(1);
+        self.transcript.arrange(width, usize::from(transcript.height));
+        if let Some((area, quote)) = source.zip(self.transcript.selected()) {
+            let inner = area.inner(Margin::new(2, 1));
+            let (width, height) = (usize::from(inner.width).max(1), usize::from(inner.height));
+            self.source.arrange(quote, self.transcript.sources(), width, height);
+        }
     }
 
     /// Whether the worker thread runs a reply or loads a model.
@@ -251,11 +284,16 @@ impl ChatApp {
         };
         if self.session.chat.turns.len() != before || self.session.chat.id != id {
             self.transcript.show(&self.session.chat);
+            if self.session.chat.turns.is_empty() && self.session.chat.id != id {
+                self.welcome();
+            }
         }
         match action {
             Action::Say(text) => self.transcript.note(&text, TextRole::Dim),
             Action::Help => {
-                self.transcript.note(&format!("{}\n\n{}", command::help(), keys::HELP), TextRole::Dim)
+                let owned = |(name, meaning): (&str, &str)| (name.to_owned(), meaning.to_owned());
+                self.transcript.list("Commands", command::entries().collect());
+                self.transcript.list("Keys", keys::HELP.map(owned).to_vec());
             }
             Action::Answer => return self.answer(),
             Action::Type(text) => self.input.set(text),
@@ -273,6 +311,17 @@ impl ChatApp {
             Action::Quit => return Some(Effect::Quit),
         }
         None
+    }
+
+    /// Shows what to do first, in three lines.
+    fn welcome(&mut self) {
+        let first = [
+            ("Enter", "sends what you type; Alt-Enter adds a line"),
+            ("/file PATH", "attaches a document; quotes of it are checked"),
+            ("/help", "lists commands and keys; Ctrl-O opens an earlier chat"),
+        ];
+        let owned = |(name, meaning): (&str, &str)| (name.to_owned(), meaning.to_owned());
+        self.transcript.list(&self.session.model_line(), first.map(owned).to_vec());
     }
 
     fn set_appearance(&mut self, name: &str, value: &str) -> Option<Effect> {
@@ -316,7 +365,12 @@ impl ChatApp {
             WorkerEvent::Ready(model_info) => {
                 self.session.set_model(model_info);
                 self.state = Activity::Idle;
-                self.transcript.note(&self.session.greeting(), TextRole::Dim);
+                self.transcript.set_model(&self.session.model_info.name);
+                if self.session.chat.turns.is_empty() {
+                    self.welcome();
+                } else {
+                    self.transcript.note(&self.session.greeting(), TextRole::Dim);
+                }
             }
             WorkerEvent::Prefill { done, total, rate } => {
                 self.prompt_tokens = total;
@@ -348,6 +402,7 @@ impl ChatApp {
 
     /// Ends a reply and shows a note. Puts a restored message into the input if that is empty.
     fn end(&mut self, restored: Option<Restored>, mut note: Option<&str>, role: TextRole) {
+        self.transcript.finish_reply();
         if let Some(restored) = restored {
             note = note.or(Some(chat_session::EMPTY_REPLY));
             self.transcript.show(&self.session.chat);
@@ -378,4 +433,16 @@ impl ChatApp {
             Err(e) => self.show_error(&e),
         }
     }
+}
+
+/// Divides an area between the transcript and the source panel.
+fn with_source(body: Rect) -> (Rect, Option<Rect>) {
+    if body.width >= SIDE_BY_SIDE {
+        let width = body.width * 9 / 20;
+        let transcript = Rect { width: body.width - width, ..body };
+        return (transcript, Some(Rect { x: transcript.right(), width, ..body }));
+    }
+    let height = if body.height < SHARED_ROWS { body.height } else { body.height / 2 };
+    let transcript = Rect { height: body.height - height, ..body };
+    (transcript, Some(Rect { y: transcript.bottom(), height, ..body }))
 }
