@@ -6,10 +6,10 @@
     python docs/figures.py --page KIMI records docs/page*.png: the page of `kimi serve` in Chromium (needs npm)
 
 Each record states the command, machine and date of its figures. Screens are recorded as rows of styled text:
-chat.screen.json by the test `the_picture_of_the_chat_is_up_to_date`, from the cells of its screen (UPDATE_PICTURES=1).
+chat*.screen.json by the test `the_picture_of_the_chat_is_up_to_date`, from the cells of its screens (UPDATE_PICTURES=1).
 Needs nothing but Python; SVG styles follow the reader's light or dark theme.
 """
-import json, math, pathlib, re, shlex, subprocess, sys, tempfile, time
+import json, math, pathlib, re, shlex, subprocess, sys, tempfile, time, unicodedata
 from html import escape
 
 HERE = pathlib.Path(__file__).parent
@@ -248,12 +248,20 @@ def sizes():
     return svg
 
 
-CELL, LINE, MARGIN = 8.4, 19, 18
+CELL, LINE, MARGIN = 8.4, 17, 18
 COLUMNS = 118
+CHATS = {"chat": "the source of a quote beside the conversation", "chat-light": "the light theme", "chat-first": "the first screen",
+         "chat-reading": "a file is read", "chat-no-color": "no colours, the source below", "chat-code": "a table and code",
+         "chat-menu": "completions, in 256 colours", "chat-list": "the list of chats"}
 QUESTIONS = ["Who keeps the Tiolmere museum?", "Who runs the Tiolmere museum?"]
 SCREEN = """
 text { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 14px; white-space: pre; }
 """
+
+
+def cells(character):
+    """Columns of a character in a terminal."""
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 0 if unicodedata.combining(character) else 1
 
 
 def screen(name, title):
@@ -265,7 +273,7 @@ def screen(name, title):
     svg.raw(f'<rect x="0.5" y="0.5" width="{width - 1}" height="{height - 1}" rx="8" fill="{ground}" stroke="#6e7681"/>')
     for i, color in enumerate(["#ff5f57", "#febc2e", "#28c840"]):
         svg.raw(f'<circle cx="{22 + 20 * i}" cy="20" r="6" fill="{color}"/>')
-    svg.raw(f'<text x="{width / 2}" y="25" text-anchor="middle" fill="#8b949e">{escape(data["title"])}</text>')
+    svg.raw(f'<text x="{width / 2}" y="25" text-anchor="middle" fill="#6e7681">{escape(data["title"])}</text>')
     for y, row in enumerate(data["lines"]):
         for column, columns, words, fore, back, attributes in row:
             x, top = MARGIN + column * CELL, 40 + y * LINE
@@ -273,15 +281,16 @@ def screen(name, title):
                 fore, back = back or ground, fore or ink
             if back:
                 svg.raw(f'<rect x="{x:.1f}" y="{top}" width="{columns * CELL:.1f}" height="{LINE}" fill="{back}"/>')
-            if not words.strip():
-                continue
             style = f'fill="{fore or ink}"'
             style += ' font-weight="bold"' if "bold" in attributes else ""
             style += ' font-style="italic"' if "italic" in attributes else ""
             style += ' opacity="0.65"' if "dim" in attributes else ""
             style += ' text-decoration="underline"' if "underline" in attributes else ""
-            size = f'textLength="{columns * CELL:.1f}" lengthAdjust="spacingAndGlyphs"'
-            svg.raw(f'<text x="{x:.1f}" y="{top + 14}" xml:space="preserve" {size} {style}>{escape(words)}</text>')
+            # Words apart from each other are placed one by one: fonts differ in the width of a space.
+            for part in re.finditer(r"\S+( \S+)*", words):
+                left, wide = (sum(map(cells, text)) * CELL for text in (words[:part.start()], part[0]))
+                size = f'textLength="{wide:.1f}" lengthAdjust="spacingAndGlyphs"'
+                svg.raw(f'<text x="{x + left:.1f}" y="{top + 13}" xml:space="preserve" {size} {style}>{escape(part[0])}</text>')
     return svg.page(SCREEN)
 
 
@@ -401,7 +410,7 @@ def main():
         return recorders[sys.argv[1]](sys.argv[2])
     pictures = {"speed": speed().page(), "formats": formats().page(), "first-token": first_token().page(), "load": load().page(),
                 "quality": quality().page(), "sizes": sizes().page(),
-                "chat": screen("chat", "kimi chat in a terminal"), "ask": screen("ask", "kimi ask in a terminal")}
+                **{name: screen(name, f"kimi chat in a terminal: {what}") for name, what in CHATS.items()}, "ask": screen("ask", "kimi ask in a terminal")}
     stale = []
     for name, page in pictures.items():
         path = HERE / f"{name}.svg"
