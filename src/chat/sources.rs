@@ -100,7 +100,8 @@ mod tests {
         assert_eq!((sources.locate("an allen"), sources.locate("an alle")), (None, Some(span)));
         let mut paged = chat;
         paged.turns[0].files[0].parts =
-            serde_json::from_str(r#"[{"line": 1, "part": {"Page": 1}}, {"line": 3, "part": {"Page": 2}}]"#).unwrap();
+            serde_json::from_str(r#"[{"line": 1, "part": {"Page": 1}}, {"line": 3, "part": {"Page": 2}}]"#)
+                .unwrap();
         let place = Sources::new(&paged).locate("alle hier").unwrap().place;
         assert_eq!(place.with_file(), "a.txt p. 2");
     }

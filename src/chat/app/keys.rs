@@ -9,18 +9,21 @@ use crate::chat::theme::TextRole;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 /// The key bindings, as `/help` lists them.
-pub const HELP: [(&str, &str); 11] = [
+pub const HELP: [(&str, &str); 14] = [
     ("Enter", "send; Alt-Enter or Ctrl-J adds a line"),
     ("Tab", "complete a command, a path or a setting"),
     ("Up, Down", "recall sent messages"),
-    ("Esc, Ctrl-C", "stop a reply; Ctrl-C otherwise clears the input and cancels /edit; Ctrl-D quits"),
-    ("Ctrl-P, Ctrl-N", "show the source of the previous or next quote; a click on a quote does, too"),
+    ("Esc, Ctrl-C", "stop a reply"),
+    ("Ctrl-C, Ctrl-D", "clear the input or cancel /edit; quit"),
+    ("Ctrl-P, Ctrl-N", "show the source of the previous or next quote"),
     ("Alt-Up, Alt-Down", "scroll the source; Esc closes it"),
-    ("PageUp, PageDown", "scroll, as the wheel does; Ctrl-Home and Ctrl-End go to the start and the end"),
+    ("PageUp, PageDown", "scroll, as the wheel does"),
+    ("Ctrl-Home, Ctrl-End", "go to the start or the end"),
     ("Ctrl-O", "list of chats"),
     ("Ctrl-R", "unfold reasoning and long messages"),
-    ("Ctrl-G, F2", "write in the editor; leave the mouse to the terminal, where it selects text"),
-    ("Ctrl-A, -E, -W, -U ...", "edit as in a shell, also Ctrl-K, Ctrl-Y, Alt-B, Alt-F"),
+    ("Ctrl-G", "write the message in the editor"),
+    ("F2", "leave the mouse to the terminal to select text"),
+    ("Ctrl-A, -E, -W, -U ...", "edit as in a shell; also Ctrl-K, -Y, Alt-B, -F"),
 ];
 
 impl ChatApp {
@@ -57,7 +60,9 @@ impl ChatApp {
             }
             KeyCode::Home if control => self.transcript.scroll(isize::MIN / 2),
             KeyCode::End if control => self.transcript.scroll(isize::MAX / 2),
-            KeyCode::Up | KeyCode::Down if key.modifiers.contains(KeyModifiers::ALT) => {
+            KeyCode::Up | KeyCode::Down
+                if key.modifiers.contains(KeyModifiers::ALT) && self.transcript.selected().is_some() =>
+            {
                 self.source.scroll(if key.code == KeyCode::Up { -1 } else { 1 });
             }
             KeyCode::Up | KeyCode::Down => self.vertical(key.code == KeyCode::Down),

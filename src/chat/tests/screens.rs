@@ -498,6 +498,15 @@ fn a_selected_quote_shows_its_source_beside_the_chat() {
 }
 
 #[test]
+fn the_list_of_keys_fits_into_80_columns() {
+    let mut s = TestScreen::new(80, 24);
+    s.enters("/help");
+    let rows = s.rows();
+    assert!(rows[4].starts_with("  Keys"), "{rows:?}");
+    assert!(rows[6..20].iter().all(|row| !row.starts_with("   ")), "no line is wrapped: {rows:?}");
+}
+
+#[test]
 fn the_source_is_below_the_chat_or_replaces_it_on_small_screens() {
     let mut s = cited(60, 23);
     s.control('p');
