@@ -19,7 +19,7 @@ use super::pool::Parts;
 use crate::backend::Span;
 use crate::quant::{Activation, Q8_0};
 use crate::simd::{Isa, Kernel};
-use int8::{PackKeys, PackValues, PartBuffers, QueryGroup};
+use int8::{PackKeys, PackValues, PackedQueries, PartBuffers, QueryGroup, QueryPanels, SCORED};
 use std::ops::Range;
 
 /// Largest number of queries per group.
@@ -124,10 +124,14 @@ fn attend(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: usize, o: &mut [f32]) {
         (cpu.buffers.floats(groups * size), cpu.buffers.floats(groups * at_once * size));
     let wholes = &mut wholes.floats_mut()[..groups * size];
     wholes.chunks_exact_mut(size).enumerate().for_each(|(g, whole)| clear(whole, of(g).len()));
+    let packed = pack_queries(cpu, look, 0..queries, group);
     for first in (0..parts).step_by(at_once) {
         let n = at_once.min(parts - first);
         let wave = &mut wave.floats_mut()[..groups * n * size];
-        cpu.pool.for_chunks(wave, size, |i, part| one_part(cpu, look, of(i / n), first + i % n, part));
+        cpu.pool.for_chunks(wave, size, |i, part| {
+            let g = i / n;
+            one_part(cpu, look, of(g), packed.as_ref().map(|packed| packed.group(g)), first + i % n, part);
+        });
         merge_parts(cpu, wholes, wave, [groups, size], [queries, group, look.value_dim]);
     }
     for (o, whole) in o.chunks_mut(group * look.value_dim).zip(wholes.chunks_exact_mut(size)) {
@@ -165,6 +169,19 @@ fn areas(n: usize, dim: usize, queries: &Range<usize>) -> [Range<usize>; 3] {
     [start..end, n + start..n + end, 2 * n + start * dim..2 * n + end * dim]
 }
 
+/// The queries in panels, for int8 products.
+fn pack_queries(
+    cpu: &Cpu,
+    look: &AbsorbedSpan<'_>,
+    queries: Range<usize>,
+    group: usize,
+) -> Option<PackedQueries> {
+    let (levels, width) = (look.levels?, look.cache.width());
+    let bytes = LEVELS.row_bytes(width);
+    let q = bytemuck::cast_slice(&levels[queries.start * bytes..queries.end * bytes]);
+    Some(PackedQueries::new(cpu, q, width / BLOCK, group))
+}
+
 /// Processes all parts in order.
 fn all_parts(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, o: &mut [f32]) {
     let (n, dim) = (queries.len(), look.value_dim);
@@ -173,8 +190,10 @@ fn all_parts(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, o: &mut 
     let (whole, part) = scratch.floats_mut()[..2 * size].split_at_mut(size);
     clear(whole, n);
     let last = look.before + (queries.end - 1) / look.heads; // the newest row visible to any of them
+    let packed = pack_queries(cpu, look, queries.clone(), n);
+    let panels = packed.as_ref().map(|packed| packed.group(0));
     for p in 0..last / SEGMENT + 1 {
-        one_part(cpu, look, queries.clone(), p, part);
+        one_part(cpu, look, queries.clone(), panels, p, part);
         run(cpu.level, MergeSoftmax::of(n, dim, whole, part));
     }
     finish(whole, dim, o);
@@ -189,10 +208,17 @@ pub(super) fn finish(whole: &mut [f32], dim: usize, o: &mut [f32]) {
 }
 
 /// The softmax of a group over rows `p * SEGMENT..` of the cache.
-fn one_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize, out: &mut [f32]) {
+fn one_part(
+    cpu: &Cpu,
+    look: &AbsorbedSpan<'_>,
+    queries: Range<usize>,
+    panels: Option<QueryPanels<'_>>,
+    p: usize,
+    out: &mut [f32],
+) {
     let out = &mut out[..queries.len() * (look.value_dim + 2)];
-    match look.levels {
-        Some(levels) => int8_part(cpu, look, levels, queries, p, out),
+    match panels {
+        Some(panels) => int8_part(cpu, look, panels, queries.start, p, out),
         None => {
             clear(out, queries.len());
             f32_part(cpu, look, queries, p, out);
@@ -204,25 +230,28 @@ fn one_part(cpu: &Cpu, look: &AbsorbedSpan<'_>, queries: Range<usize>, p: usize,
 fn int8_part(
     cpu: &Cpu,
     look: &AbsorbedSpan<'_>,
-    levels: &[u8],
-    queries: Range<usize>,
+    queries: QueryPanels<'_>,
+    first: usize,
     p: usize,
     out: &mut [f32],
 ) {
-    let (blocks, n) = (look.cache.width() / BLOCK, queries.len());
+    let (blocks, n) = (look.cache.width() / BLOCK, out.len() / (look.value_dim + 2));
     let rows = p * SEGMENT..look.cache.len().min((p + 1) * SEGMENT);
-    let visible = |i: usize| (look.before + (queries.start + i) / look.heads + 1).saturating_sub(rows.start);
+    let visible = |i: usize| (look.before + (first + i) / look.heads + 1).saturating_sub(rows.start);
     let mut seen = [0; GROUP];
     seen[..n].iter_mut().enumerate().for_each(|(i, seen)| *seen = visible(i).min(rows.len()));
-    let bytes = LEVELS.row_bytes(look.cache.width());
-    let q = bytemuck::cast_slice(&levels[queries.start * bytes..queries.end * bytes]);
-    let group = QueryGroup { q, blocks, seen, scale: look.scale };
+    let group = QueryGroup { queries, seen, scale: look.scale };
     let stored: &[Q8_0] = bytemuck::cast_slice(look.cache.stored(rows.clone()));
     let value_blocks = look.value_dim / BLOCK;
-    let mut buffers = PartBuffers::new(cpu, blocks, value_blocks);
+    let mut buffers = PartBuffers::new(cpu, SCORED, blocks, value_blocks);
     let (mut keys, mut values) = buffers.split();
-    cpu.level.run(PackKeys { rows: stored, blocks, keys: &mut keys });
-    let weights = group.weights(cpu, &keys, out);
+    let mut scores = group.scores(cpu, |groups, score| {
+        let end = stored.len().min(groups.end * BLOCK * blocks);
+        let packed = &stored[groups.start * BLOCK * blocks..end];
+        cpu.level.run(PackKeys { rows: packed, blocks, keys: &mut keys });
+        score(&keys);
+    });
+    group.weights(cpu, &mut scores, out);
     let acc = &mut out[2 * n..];
     let mut block = cpu.buffers.floats(BLOCK * look.cache.width());
     let newest = |g: usize, add: &mut dyn FnMut(View<'_>)| {
@@ -230,9 +259,9 @@ fn int8_part(
         look.cache.dequantize_rows(first..rows.end.min(first + BLOCK), block.floats_mut());
         add(View { values: block.floats_ref(), step: look.cache.width() });
     };
-    group.add_newest(cpu, &weights, newest, acc);
+    group.add_newest(cpu, &scores, newest, acc);
     cpu.level.run(PackValues { rows: stored, stored: blocks, blocks: value_blocks, values: &mut values });
-    group.add_values(cpu, weights, &values, acc);
+    group.add_values(cpu, scores, &values, acc);
 }
 
 /// A part of a float cache, block by block.

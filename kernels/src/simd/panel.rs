@@ -47,6 +47,8 @@ pub trait PanelSimd: Copy {
 
     /// Loads four bytes per row; those after the first [`PanelSimd::MR`] rows are ignored.
     fn load_bytes(self, v: &[u8; 64]) -> Self::Bytes;
+    /// Writes four bytes per row to the first `4 MR` bytes.
+    fn store_bytes(self, v: Self::Bytes, out: &mut [u8; 64]);
     /// Loads one integer per row; those after the first [`PanelSimd::MR`] are ignored.
     fn load_ints(self, v: &[i32; 16]) -> Self::Ints;
     /// Zero in each row, the start of an integer sum.
@@ -156,6 +158,10 @@ impl<I: Isa> PanelSimd for Panel8<I> {
     #[inline(always)]
     fn load_bytes(self, v: &[u8; 64]) -> I::Bytes {
         self.0.bytes(v.first_chunk().expect("sixty-four"))
+    }
+    #[inline(always)]
+    fn store_bytes(self, v: I::Bytes, out: &mut [u8; 64]) {
+        self.0.store_bytes(v, out.first_chunk_mut().expect("sixty-four"));
     }
     #[inline(always)]
     fn load_ints(self, v: &[i32; 16]) -> I::Ints {

@@ -124,6 +124,11 @@ impl PanelSimd for Panel16 {
         unsafe { _mm512_loadu_si512(v.as_ptr().cast()) }
     }
     #[inline(always)]
+    fn store_bytes(self, v: __m512i, out: &mut [u8; 64]) {
+        // SAFETY: the token proves AVX-512 F; storeu writes the 64 bytes of out at any alignment.
+        unsafe { _mm512_storeu_si512(out.as_mut_ptr().cast(), v) }
+    }
+    #[inline(always)]
     fn load_ints(self, v: &[i32; 16]) -> __m512i {
         // SAFETY: the token proves AVX-512 F; loadu reads the 64 bytes of v at any alignment.
         unsafe { _mm512_loadu_si512(v.as_ptr().cast()) }

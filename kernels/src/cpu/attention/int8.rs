@@ -12,8 +12,10 @@
 //! depends only on the rows visible to it, for any batch.
 
 mod pack;
+mod queries;
 
-pub(in crate::cpu) use pack::{PackKeys, PackValues, PartBuffers};
+pub(in crate::cpu) use pack::{Int8Keys, PackKeys, PackValues, PartBuffers};
+pub(in crate::cpu) use queries::{PackedQueries, QueryPanels};
 
 use super::{BLOCK, GROUP, split};
 use crate::cpu::Cpu;
@@ -21,9 +23,8 @@ use crate::cpu::autovec::{AutovecKernel, exp, run};
 use crate::cpu::cache::SEGMENT;
 use crate::cpu::f32_gemm::{Left, View, gemm_accumulate};
 use crate::cpu::memory::Buffer;
-use crate::quant::Q8x32;
 use crate::simd::{Isa, Kernel, PanelSimd};
-use pack::{Int8Keys, Int8Values};
+use pack::Int8Values;
 use std::ops::Range;
 
 /// Queries per step of the lanes: buffers hold a multiple of it.
@@ -33,7 +34,7 @@ const GROUPS: usize = SEGMENT / BLOCK;
 /// Four rows of values, whose bytes are interleaved.
 const FOURS: usize = SEGMENT / 4;
 /// Groups whose scores are computed before the next: scores and keys of a block stay in L1.
-const SCORED: usize = 2;
+pub(in crate::cpu) const SCORED: usize = 2;
 /// The largest weight after quantization.
 const MAX_WEIGHT: f32 = 254.0;
 /// Adding it rounds to an integer, which is in the low bits of the sum: 2^23, and 256 so that biased weights stay above it.
@@ -43,9 +44,7 @@ const LEAST: f32 = 1e-30;
 
 /// A group of queries over a part.
 pub(in crate::cpu) struct QueryGroup<'a> {
-    /// The quantized blocks of each query, `[queries][blocks]`.
-    pub q: &'a [Q8x32],
-    pub blocks: usize,
+    pub queries: QueryPanels<'a>,
     /// Rows of the part visible to each query; 0 after the last query.
     pub seen: [usize; GROUP],
     pub scale: f32,
@@ -54,11 +53,16 @@ pub(in crate::cpu) struct QueryGroup<'a> {
 impl QueryGroup<'_> {
     /// Number of queries in the group.
     fn len(&self) -> usize {
-        self.q.len() / self.blocks
+        self.queries.len
     }
 
     fn lanes(&self) -> usize {
-        self.len().next_multiple_of(LANES)
+        self.queries.lanes()
+    }
+
+    /// Rows of the part that some query sees.
+    pub(in crate::cpu) fn rows(&self) -> usize {
+        self.seen.iter().copied().max().unwrap_or(0)
     }
 
     /// Whether query i sees some rows of group g, but not all.
@@ -68,7 +72,7 @@ impl QueryGroup<'_> {
 
     /// Groups of which some query sees all rows.
     fn whole_groups(&self) -> usize {
-        self.seen.iter().copied().max().unwrap_or(0) / BLOCK
+        self.rows() / BLOCK
     }
 
     /// Whether [`QueryGroup::add_newest`] writes the values first.
@@ -76,16 +80,29 @@ impl QueryGroup<'_> {
         self.whole_groups() == 0 || (0..self.len()).any(|i| !self.seen[i].is_multiple_of(BLOCK))
     }
 
-    /// Softmax weights of the part, `[SEGMENT][lanes]`, relative to its largest score; writes maxima and sums to `out`.
-    pub(in crate::cpu) fn weights(&self, cpu: &Cpu, keys: &Int8Keys<'_>, out: &mut [f32]) -> Buffer {
-        let (n, lanes) = (self.len(), self.lanes());
-        let rows = self.seen.iter().copied().max().unwrap_or(0);
+    /// Scores of all rows that some query sees, `[rows][lanes]`, without the scale: `keys(groups)` are those of some
+    /// groups of rows.
+    pub(in crate::cpu) fn scores(
+        &self,
+        cpu: &Cpu,
+        mut keys: impl FnMut(Range<usize>, &mut dyn FnMut(&Int8Keys<'_>)),
+    ) -> Buffer {
+        let (rows, lanes) = (self.rows(), self.lanes());
         let mut buffer = cpu.buffers.floats(SEGMENT * lanes);
         let scores = &mut buffer.floats_mut()[..rows * lanes];
-        cpu.level.run(Int8Scores { queries: self, keys, lanes, scores });
+        for (i, scores) in scores.chunks_mut(SCORED * BLOCK * lanes).enumerate() {
+            let groups = i * SCORED..rows.div_ceil(BLOCK).min((i + 1) * SCORED);
+            keys(groups, &mut |keys| cpu.level.run(Int8Scores { queries: self.queries, keys, scores }));
+        }
+        buffer
+    }
+
+    /// Turns scores into softmax weights relative to the part's largest score; writes maxima and sums to `out`.
+    pub(in crate::cpu) fn weights(&self, cpu: &Cpu, scores: &mut Buffer, out: &mut [f32]) {
+        let (n, lanes) = (self.len(), self.lanes());
+        let scores = &mut scores.floats_mut()[..self.rows() * lanes];
         let [max, sum, _] = split(out, n);
         run(cpu.level, LaneSoftmax { scores, lanes, seen: &self.seen, scale: self.scale, max, sum });
-        buffer
     }
 
     /// Starts the values with the groups that a query sees in part, if any: `rows(g)` are those of group g in f32.
@@ -136,15 +153,14 @@ impl QueryGroup<'_> {
         let weights = &mut weights.floats_mut()[..groups * BLOCK * lanes];
         run(cpu.level, ScaleWeights { weights, lanes, seen: &self.seen, units });
         let (dim, fresh) = (acc.len() / n, !self.starts_with_newest());
-        cpu.level.run(WeightedSums { values, weights, units, quants, lanes, groups, acc, dim, fresh });
+        cpu.level.run(WeightedSums { values, weights, units, quants, lanes, acc, dim, fresh });
     }
 }
 
-/// scores_jl = q_l . k_j for lane l and row j of the part, without the scale.
+/// scores_jl = q_l . k_j for lane l and row j of some groups, without the scale.
 struct Int8Scores<'a> {
-    queries: &'a QueryGroup<'a>,
+    queries: QueryPanels<'a>,
     keys: &'a Int8Keys<'a>,
-    lanes: usize,
     scores: &'a mut [f32],
 }
 
@@ -153,55 +169,39 @@ impl Kernel for Int8Scores<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        let (mr, groups) = (I::Panel::MR, self.scores.len().div_ceil(BLOCK * self.lanes));
-        for first in (0..groups).step_by(SCORED) {
-            let some = first..groups.min(first + SCORED);
-            for b in 0..self.queries.blocks {
-                let mut lane = 0;
-                while lane < self.lanes {
-                    if I::MANY_REGISTERS && self.lanes - lane >= 2 * mr {
-                        score_block::<I, 2>(isa, &mut self, some.clone(), b, lane);
-                        lane += 2 * mr;
-                    } else {
-                        score_block::<I, 1>(isa, &mut self, some.clone(), b, lane);
-                        lane += mr;
-                    }
+        let (mr, lanes) = (I::Panel::MR, self.queries.lanes());
+        for b in 0..self.queries.blocks {
+            let mut lane = 0;
+            while lane < lanes {
+                if I::MANY_REGISTERS && lanes - lane >= 2 * mr {
+                    score_block::<I, 2>(isa, &mut self, b, lane);
+                    lane += 2 * mr;
+                } else {
+                    score_block::<I, 1>(isa, &mut self, b, lane);
+                    lane += mr;
                 }
             }
         }
     }
 }
 
-/// Adds block b's products of `P` panels of queries with the rows of some groups.
+/// Adds block b's products of `P` panels of queries with the rows.
 #[inline(always)]
-fn score_block<I: Isa, const P: usize>(
-    isa: I,
-    s: &mut Int8Scores<'_>,
-    groups: Range<usize>,
-    b: usize,
-    lane: usize,
-) {
-    let (p, mr) = (isa.panel(), I::Panel::MR);
-    let zero = [0; 32];
+fn score_block<I: Isa, const P: usize>(isa: I, s: &mut Int8Scores<'_>, b: usize, lane: usize) {
+    let (p, mr, lanes) = (isa.panel(), I::Panel::MR, s.queries.lanes());
+    let QueryPanels { words, starts, scales, .. } = s.queries;
     let mut quants = [[p.splat_byte(0); 8]; P];
     let (mut start, mut scale) = ([p.zeros(); P], [p.splat(0.0); P]);
     for n in 0..P {
-        let (mut rows, mut sums, mut scales) = ([&zero; 16], [0; 16], [0.0; 16]);
-        for l in 0..mr {
-            if let Some(block) = s.queries.q.get((lane + n * mr + l) * s.queries.blocks + b) {
-                rows[l] = &block.q;
-                sums[l] = -(I::Panel::X_BIAS as i32) * block.sum();
-                scales[l] = block.d();
-            }
+        let at = b * lanes + lane + n * mr;
+        for (quants, words) in quants[n].iter_mut().zip(words[32 * at..].chunks_exact(4 * mr)) {
+            *quants = load_bytes(p, words);
         }
-        quants[n] = p.transpose(&rows);
-        start[n] = p.load_ints(&sums);
-        scale[n] = p.load(&scales);
+        (start[n], scale[n]) = (load_ints(p, &starts[at..at + mr]), load(p, &scales[at..at + mr]));
     }
-    for g in groups {
-        let at = g * s.queries.blocks + b;
-        let keys = s.keys.bytes[at].iter().zip(&s.keys.scales[at]);
-        for (scores, (key, d)) in s.scores[g * BLOCK * s.lanes..].chunks_exact_mut(s.lanes).zip(keys) {
+    let groups = s.scores.chunks_mut(BLOCK * lanes).zip(s.keys.bytes.chunks_exact(s.queries.blocks));
+    for ((scores, keys), scales) in groups.zip(s.keys.scales.chunks_exact(s.queries.blocks)) {
+        for (scores, (key, d)) in scores.chunks_exact_mut(lanes).zip(keys[b].iter().zip(&scales[b])) {
             let fours = key.as_chunks::<4>().0;
             let mut sums = start;
             for k in 0..8 {
@@ -360,7 +360,7 @@ impl AutovecKernel for ScaleWeights<'_> {
     }
 }
 
-/// acc_i += unit sum_j round(weight_ij d_j) c_j over whole groups, block by block.
+/// acc_i += unit sum_j round(weight_ij d_j) c_j over the whole groups that have units, block by block.
 struct WeightedSums<'a> {
     values: &'a Int8Values<'a>,
     /// Weights scaled to `MAX_WEIGHT`, in the order `[rows][lanes]`.
@@ -369,7 +369,6 @@ struct WeightedSums<'a> {
     /// Quantized weights of a block, four rows per word: `[fours][lanes]`.
     quants: &'a mut [u32],
     lanes: usize,
-    groups: usize,
     acc: &'a mut [f32],
     dim: usize,
     /// Whether the sums overwrite `acc`.
@@ -381,21 +380,31 @@ impl Kernel for WeightedSums<'_> {
 
     #[inline(always)]
     fn run<I: Isa>(mut self, isa: I) {
-        for b in 0..self.dim / 32 {
-            quantize_weights::<I>(&mut self, b);
-            let mut column = 0;
-            while column < 32 {
-                let n = self.acc.len() / self.dim;
-                if I::MANY_REGISTERS {
-                    for i in (0..n).step_by(4) {
-                        sum_tile::<I, 4>(isa, &mut self, b, (i, column));
-                    }
-                } else {
-                    for i in (0..n).step_by(2) {
-                        sum_tile::<I, 2>(isa, &mut self, b, (i, column));
-                    }
+        // A constant number of lanes leaves no bounds to check in the loops.
+        match self.lanes / LANES {
+            1 => weighted_sums::<I, 1>(isa, &mut self),
+            2 => weighted_sums::<I, 2>(isa, &mut self),
+            3 => weighted_sums::<I, 3>(isa, &mut self),
+            _ => weighted_sums::<I, 4>(isa, &mut self),
+        }
+    }
+}
+
+/// The sums of `N * LANES` lanes.
+#[inline(always)]
+fn weighted_sums<I: Isa, const N: usize>(isa: I, s: &mut WeightedSums<'_>) {
+    let queries = s.acc.len() / s.dim;
+    for b in 0..s.dim / 32 {
+        quantize_weights::<I, N>(s, b);
+        for column in (0..32).step_by(2 * I::Panel::MR) {
+            if I::MANY_REGISTERS {
+                for i in (0..queries).step_by(4) {
+                    sum_tile::<I, N, 4>(isa, s, b, (i, column));
                 }
-                column += 2 * I::Panel::MR;
+            } else {
+                for i in (0..queries).step_by(2) {
+                    sum_tile::<I, N, 2>(isa, s, b, (i, column));
+                }
             }
         }
     }
@@ -403,46 +412,62 @@ impl Kernel for WeightedSums<'_> {
 
 /// u_j + X_BIAS - 127 of four rows in a word.
 #[inline(always)]
-fn quantize_weights<I: Isa>(s: &mut WeightedSums<'_>, b: usize) {
+fn quantize_weights<I: Isa, const N: usize>(s: &mut WeightedSums<'_>, b: usize) {
     let round = ROUND + (I::Panel::X_BIAS as f32 - 127.0);
     let scales = s.values.scales[b * SEGMENT..].as_chunks::<4>().0;
-    let rows = s.weights.chunks_exact(4 * s.lanes).zip(scales);
-    for (out, (weights, d)) in s.quants.chunks_exact_mut(s.lanes).zip(rows) {
-        for first in (0..s.lanes).step_by(LANES) {
-            let mut words = [0; LANES];
-            for r in 0..4 {
-                let weights: &[f32; LANES] = weights[r * s.lanes + first..].first_chunk().expect("lanes");
-                for l in 0..LANES {
-                    words[l] |= ((weights[l] * d[r] + round).to_bits() & 0xff) << (8 * r);
+    let fours = in_lanes::<_, N>(s.weights).as_chunks::<4>().0.iter().zip(scales);
+    for (out, (weights, d)) in in_lanes_mut::<_, N>(s.quants).iter_mut().zip(fours) {
+        for n in 0..N {
+            for l in 0..LANES {
+                let mut word = 0;
+                for r in 0..4 {
+                    word |= ((weights[r][n][l] * d[r] + round).to_bits() & 0xff) << (8 * r);
                 }
+                out[n][l] = word;
             }
-            out[first..first + LANES].copy_from_slice(&words);
         }
     }
 }
 
+/// Rows of `N * LANES` values.
+#[inline(always)]
+fn in_lanes<T, const N: usize>(v: &[T]) -> &[[[T; LANES]; N]] {
+    v.as_chunks().0.as_chunks().0
+}
+
+#[inline(always)]
+fn in_lanes_mut<T, const N: usize>(v: &mut [T]) -> &mut [[[T; LANES]; N]] {
+    v.as_chunks_mut().0.as_chunks_mut().0
+}
+
 /// Adds two panels of columns of block b to `Q` queries from i on.
 #[inline(always)]
-fn sum_tile<I: Isa, const Q: usize>(isa: I, s: &mut WeightedSums<'_>, b: usize, (i, column): (usize, usize)) {
+fn sum_tile<I: Isa, const N: usize, const Q: usize>(
+    isa: I,
+    s: &mut WeightedSums<'_>,
+    b: usize,
+    (i, column): (usize, usize),
+) {
     let (p, mr) = (isa.panel(), I::Panel::MR);
     let mut sums = [[p.splat(0.0); 2]; Q];
-    for g in 0..s.groups {
-        let bias = &s.values.bias[b * GROUPS + g];
-        let start = [load_bias(p, &bias[column..]), load_bias(p, &bias[column + mr..])];
+    let (panel, lane) = (i / LANES, i % LANES);
+    let quants = in_lanes::<_, N>(s.quants).as_chunks::<{ BLOCK / 4 }>().0.iter();
+    let values = s.values.bytes[b * FOURS..].as_chunks::<{ BLOCK / 4 }>().0;
+    let heads = s.values.bias[b * GROUPS..].iter().zip(&s.values.largest[b * GROUPS..]);
+    let units = in_lanes::<_, N>(s.units).iter();
+    for ((quants, units), (values, (bias, largest))) in quants.zip(units).zip(values.iter().zip(heads)) {
+        let start = [load_ints(p, &bias[column..]), load_ints(p, &bias[column + mr..])];
         let mut ints = [start; Q];
-        let fours = &s.values.bytes[b * FOURS + g * (BLOCK / 4)..][..BLOCK / 4];
-        let quants = s.quants[g * (BLOCK / 4) * s.lanes..].chunks_exact(s.lanes);
-        for (bytes, quants) in fours.iter().zip(quants) {
-            let quants: &[u32; Q] = quants[i..].first_chunk().expect("a multiple of the lanes");
+        for (quants, bytes) in quants.iter().zip(values) {
+            let quants: &[u32; Q] = quants[panel][lane..].first_chunk().expect("a multiple of Q");
             let c = [load_bytes(p, &bytes[4 * column..]), load_bytes(p, &bytes[4 * (column + mr)..])];
             for q in 0..Q {
                 let u = quants[q].to_le_bytes();
                 ints[q] = [p.dot_biased(ints[q][0], c[0], u), p.dot_biased(ints[q][1], c[1], u)];
             }
         }
-        let largest = s.values.largest[b * GROUPS + g];
         for q in 0..Q {
-            let unit = p.splat(s.units[g * s.lanes + i + q] * largest);
+            let unit = p.splat(units[panel][lane + q] * largest);
             sums[q] = [
                 p.fma(p.floats(ints[q][0]), unit, sums[q][0]),
                 p.fma(p.floats(ints[q][1]), unit, sums[q][1]),
@@ -459,10 +484,15 @@ fn sum_tile<I: Isa, const Q: usize>(isa: I, s: &mut WeightedSums<'_>, b: usize, 
 }
 
 #[inline(always)]
-fn load_bias<P: PanelSimd>(p: P, v: &[i32]) -> P::Ints {
-    let mut sixteen = [0; 16];
-    sixteen[..P::MR].copy_from_slice(&v[..P::MR]);
-    p.load_ints(&sixteen)
+fn load_ints<P: PanelSimd>(p: P, v: &[i32]) -> P::Ints {
+    match v.first_chunk() {
+        Some(v) => p.load_ints(v),
+        None => {
+            let mut sixteen = [0; 16];
+            sixteen[..P::MR].copy_from_slice(&v[..P::MR]);
+            p.load_ints(&sixteen)
+        }
+    }
 }
 
 #[inline(always)]

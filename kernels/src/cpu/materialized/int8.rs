@@ -7,7 +7,7 @@
 use super::{HeadPart, MaterializedSpan};
 use crate::backend::KvUpProjection;
 use crate::cpu::Cpu;
-use crate::cpu::attention::int8::{PackKeys, PackValues, PartBuffers, QueryGroup};
+use crate::cpu::attention::int8::{PackKeys, PackValues, PackedQueries, PartBuffers, QueryGroup};
 use crate::cpu::attention::{BLOCK, GROUP};
 use crate::cpu::cache::SEGMENT;
 use crate::cpu::f32_gemm::View;
@@ -74,7 +74,7 @@ impl HeadPart for Int8Head {
             rows: 0..0,
             weights,
             q,
-            packed: PartBuffers::new(cpu, width / BLOCK, v.rows / BLOCK),
+            packed: PartBuffers::new(cpu, SEGMENT / BLOCK, width / BLOCK, v.rows / BLOCK),
             values: cpu.buffers.floats(SEGMENT * v.rows),
         }
     }
@@ -130,16 +130,18 @@ impl HeadPart for Int8Head {
         let row = Activation::Q8x32.row_bytes(look.width);
         let q: &mut [u8] =
             &mut self.q.values_mut()[(tokens.start - self.start) * row..(tokens.end - self.start) * row];
-        let group = QueryGroup { q: bytemuck::cast_slice(q), blocks, seen, scale: look.scale };
-        let (keys, values) = self.packed.split();
-        let weights = group.weights(cpu, &keys, out);
+        let queries = PackedQueries::new(cpu, bytemuck::cast_slice(q), blocks, n);
+        let group = QueryGroup { queries: queries.group(0), seen, scale: look.scale };
+        let (mut keys, values) = self.packed.split();
+        let mut scores = group.scores(cpu, |groups, score| score(&keys.groups(groups, blocks)));
+        group.weights(cpu, &mut scores, out);
         let acc = &mut out[2 * n..];
         let plain = &self.values;
         let newest = |g: usize, add: &mut dyn FnMut(View<'_>)| {
             add(View { values: &plain.floats_ref()[g * BLOCK * dim..], step: dim });
         };
-        group.add_newest(cpu, &weights, newest, acc);
-        group.add_values(cpu, weights, &values, acc);
+        group.add_newest(cpu, &scores, newest, acc);
+        group.add_values(cpu, scores, &values, acc);
     }
 }
 

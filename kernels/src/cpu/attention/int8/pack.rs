@@ -8,12 +8,13 @@ use crate::cpu::memory::Buffer;
 use crate::matmul::gemv::PREFETCH_BYTES;
 use crate::quant::Int8Block;
 use crate::simd::{Isa, Kernel, PanelSimd};
+use std::ops::Range;
 
-/// The keys of a part: 32 bytes of each row, block by block within a group, and the rows' scales.
+/// The keys of groups of rows: 32 bytes of each row, block by block within a group, and the rows' scales.
 pub(in crate::cpu) struct Int8Keys<'a> {
-    /// Quants biased by `X_BIAS`, in the order `[GROUPS][blocks][BLOCK]`.
+    /// Quants biased by `X_BIAS`, in the order `[groups][blocks][BLOCK]`.
     pub(super) bytes: &'a mut [[[u8; 32]; BLOCK]],
-    /// One scale per block and row, `[GROUPS][blocks][BLOCK]`.
+    /// One scale per block and row, `[groups][blocks][BLOCK]`.
     pub(super) scales: &'a mut [[f32; BLOCK]],
 }
 
@@ -32,29 +33,39 @@ pub(in crate::cpu) struct Int8Values<'a> {
 /// Memory for the packed rows of a part, of `keys` and `values` blocks per row.
 pub(in crate::cpu) struct PartBuffers {
     buffer: Buffer,
+    groups: usize,
     keys: usize,
     values: usize,
 }
 
+impl Int8Keys<'_> {
+    /// The keys of some groups, of `blocks` blocks.
+    pub(in crate::cpu) fn groups(&mut self, groups: Range<usize>, blocks: usize) -> Int8Keys<'_> {
+        let blocks = groups.start * blocks..groups.end * blocks;
+        Int8Keys { bytes: &mut self.bytes[blocks.clone()], scales: &mut self.scales[blocks] }
+    }
+}
+
 impl PartBuffers {
-    pub(in crate::cpu) fn new(cpu: &Cpu, keys: usize, values: usize) -> PartBuffers {
-        let [key, value] = [keys * SEGMENT * 9, values * (FOURS * 32 + SEGMENT + GROUPS * 33)];
-        PartBuffers { buffer: cpu.buffers.floats(key + value), keys, values }
+    /// Buffers for the keys of `groups` groups and the values of all.
+    pub(in crate::cpu) fn new(cpu: &Cpu, groups: usize, keys: usize, values: usize) -> PartBuffers {
+        let [key, value] = [keys * groups * BLOCK * 9, values * (FOURS * 32 + SEGMENT + GROUPS * 33)];
+        PartBuffers { buffer: cpu.buffers.floats(key + value), groups, keys, values }
     }
 
     pub(in crate::cpu) fn split(&mut self) -> (Int8Keys<'_>, Int8Values<'_>) {
-        let (keys, values) = (self.keys, self.values);
+        let (keys, values) = (self.groups * self.keys, self.values);
         let mut rest = self.buffer.floats_mut();
         let mut take = |n: usize| {
             let (taken, after) = std::mem::take(&mut rest).split_at_mut(n);
             rest = after;
             taken
         };
-        let key_bytes = bytemuck::cast_slice_mut(take(keys * SEGMENT * 8));
+        let key_bytes = bytemuck::cast_slice_mut(take(keys * BLOCK * 8));
         let value_bytes = bytemuck::cast_slice_mut(take(values * FOURS * 32));
         let bias = bytemuck::cast_slice_mut(take(values * GROUPS * 32));
         (
-            Int8Keys { bytes: key_bytes, scales: bytemuck::cast_slice_mut(take(keys * SEGMENT)) },
+            Int8Keys { bytes: key_bytes, scales: bytemuck::cast_slice_mut(take(keys * BLOCK)) },
             Int8Values {
                 bytes: value_bytes,
                 scales: take(values * SEGMENT),
