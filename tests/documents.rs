@@ -131,9 +131,12 @@ fn what_is_no_document_is_refused_in_one_line() {
     let bomb = docx("");
     let mut bomb: Vec<(&str, &[u8])> = bomb.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
     bomb[1].1 = &part;
-    for notes in ["word/footnotes.xml", "word/endnotes.xml"] {
-        bomb.push((notes, &part));
-    }
+    let notes = [("word/footnotes.xml", "footnotes"), ("word/endnotes.xml", "endnotes")];
+    let relation =
+        |(path, kind): (&str, &str)| format!("<R><Relationship Type='/{kind}' Target='/{path}'/></R>");
+    let relations = format!("<R>{}</R>", notes.map(relation).concat());
+    bomb.push(("word/_rels/document.xml.rels", relations.as_bytes()));
+    bomb.extend(notes.map(|(path, _)| (path, &*part)));
     let found = "expected at most 384 MiB when unpacked, found more";
     let file = write(dir.path(), "bomb.docx", &zip(&bomb));
     let message = String::from_utf8(run(&cache, &file, &["What?"]).stderr).unwrap();

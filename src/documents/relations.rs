@@ -42,6 +42,11 @@ impl Relations {
 
     /// The part whose type ends with `kind`, as `/officeDocument`.
     pub fn by_type(&self, kind: &str) -> Option<String> {
-        self.0.iter().find(|relation| relation.kind.ends_with(kind)).map(|relation| relation.path.clone())
+        self.all_by_type(kind).next().map(str::to_owned)
+    }
+
+    /// The parts whose type ends with `kind`, in the order of the relations.
+    pub fn all_by_type(&self, kind: &str) -> impl Iterator<Item = &str> {
+        self.0.iter().filter(move |relation| relation.kind.ends_with(kind)).map(|relation| &*relation.path)
     }
 }

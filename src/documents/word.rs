@@ -1,20 +1,35 @@
-//! Extracts the text of Word documents (DOCX) by paragraph: body, then footnotes and endnotes. A row of a table is a line
-//! with tabs between its cells. Deleted text of tracked changes and field codes are left out.
+//! Extracts the text of Word documents (DOCX) by paragraph: body, then footnotes, endnotes, comments, headers and footers. A
+//! row of a table is a line with tabs between its cells. Deleted text of tracked changes and field codes are left out.
 
-use super::archive::{Archive, resolve};
+use super::archive::Archive;
 use super::builder::TextBuilder;
 use super::place::Part;
+use super::relations::Relations;
 use super::xml::{XmlEvent, walk};
 use anyhow::Result;
+use std::collections::HashSet;
 
-/// Appends the document whose main part is `main`.
+/// Appends the document whose main part is `main`. Sections repeat headers and footers, of which each paragraph is taken
+/// once.
 pub(super) fn extract(archive: &mut Archive<'_>, main: &str, out: &mut TextBuilder) -> Result<()> {
-    let mut paragraphs = 0;
-    body(&archive.text(main)?, &mut paragraphs, out)?;
-    for notes in ["footnotes.xml", "endnotes.xml"] {
-        let path = resolve(main, notes);
-        if archive.has(&path) {
-            body(&archive.text(&path)?, &mut paragraphs, out)?;
+    let (mut paragraphs, mut seen) = (0, HashSet::new());
+    let mut emit = |text: &str, is_row: bool| -> Result<()> {
+        paragraphs += 1;
+        out.start(Part::Paragraph(paragraphs));
+        out.line(text.trim_end())?;
+        if is_row { Ok(()) } else { out.line("") }
+    };
+    body(&archive.text(main)?, &mut emit)?;
+    let relations = Relations::of(archive, main)?;
+    for kind in ["/footnotes", "/endnotes", "/comments", "/header", "/footer"] {
+        for path in relations.all_by_type(kind) {
+            if !archive.has(path) {
+                continue;
+            }
+            body(&archive.text(path)?, &mut |text, is_row| {
+                let is_new = !matches!(kind, "/header" | "/footer") || seen.insert(text.trim().to_owned());
+                if is_new { emit(text, is_row) } else { Ok(()) }
+            })?;
         }
     }
     Ok(())
@@ -32,25 +47,17 @@ struct WordBody {
     in_text: bool,
 }
 
-fn body(xml: &str, paragraphs: &mut u32, out: &mut TextBuilder) -> Result<()> {
+/// Calls `emit` for each paragraph and each row of a table that has text.
+fn body(xml: &str, emit: &mut dyn FnMut(&str, bool) -> Result<()>) -> Result<()> {
     let mut state = WordBody::default();
-    let mut emit = |text: &str, is_row: bool| -> Result<()> {
-        if text.trim().is_empty() {
-            return Ok(());
-        }
-        *paragraphs += 1;
-        out.start(Part::Paragraph(*paragraphs));
-        out.line(text.trim_end())?;
-        if is_row { Ok(()) } else { out.line("") }
-    };
     walk(xml, |event| match event {
         XmlEvent::Start(name, _) => {
             state.start(name);
             Ok(())
         }
         XmlEvent::End(name) => match state.end(name) {
-            Some((text, is_row)) => emit(&text, is_row),
-            None => Ok(()),
+            Some((text, is_row)) if !text.trim().is_empty() => emit(&text, is_row),
+            _ => Ok(()),
         },
         XmlEvent::Text(text) => {
             if state.in_text && state.skipped == 0 {
@@ -111,7 +118,9 @@ impl WordBody {
             "tr" if self.tables == 1 => return Some((std::mem::take(&mut self.cells).join("\t"), true)),
             "tbl" => {
                 self.tables = self.tables.saturating_sub(1);
-                self.cells.clear();
+                if self.tables == 0 {
+                    self.cells.clear();
+                }
             }
             _ => {}
         }
@@ -147,13 +156,41 @@ mod tests {
                 cell("c")
             ),
             format!(
+                "<w:tbl><w:tr>{}<w:tc><w:tbl><w:tr>{}</w:tr></w:tbl><w:p/></w:tc></w:tr></w:tbl>",
+                cell("d"),
+                cell("e")
+            ),
+            format!(
                 "<w:p><w:r><mc:Choice>{}</mc:Choice><mc:Fallback>{}</mc:Fallback></w:r></w:p>",
                 p("box"),
                 p("box")
             ),
         ];
-        let expected = "Mara Velt &\n\none\n\ttwo\n\na\tb\nc\nbox\n";
+        let expected = "Mara Velt &\n\none\n\ttwo\n\na\tb\nc\nd\te\nbox\n";
         assert_eq!(text(&body.concat()), expected);
+    }
+
+    #[test]
+    fn notes_comments_headers_and_footers_follow_the_body() {
+        let p = |text: &str| format!("<w:p><w:r><w:t>{text}</w:t></w:r></w:p>");
+        let mut files = docx(&p("body"));
+        let parts = [
+            ("word/f.xml", "footer", p("7")),
+            ("word/h1.xml", "header", p("Draft") + &p("top")),
+            ("word/h2.xml", "header", p("Draft")),
+            ("word/c.xml", "comments", p("why?")),
+            ("word/n.xml", "footnotes", p("see") + &p("see")),
+        ];
+        let mut relations = String::new();
+        for (path, kind, text) in parts {
+            relations += &format!("<Relationship Id='{path}' Type='x/{kind}' Target='/{path}'/>");
+            files.push((path, format!("<w:part>{text}</w:part>")));
+        }
+        files.push(("word/_rels/document.xml.rels", format!("<Relationships>{relations}</Relationships>")));
+        let bytes = zip(&files.iter().map(|(n, t)| (*n, t.as_bytes())).collect::<Vec<_>>());
+        let mut out = TextBuilder::default();
+        extract(&mut Archive::new(&bytes).unwrap(), "word/document.xml", &mut out).unwrap();
+        assert_eq!(out.finish().text, "body\n\nsee\n\nsee\n\nwhy?\n\nDraft\n\ntop\n\n7\n");
     }
 
     #[test]
