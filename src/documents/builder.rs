@@ -47,13 +47,15 @@ impl TextBuilder {
         self.line_ends
     }
 
-    /// The text without empty lines at its end.
+    /// The text without empty lines at its end, and the parts that start in it.
     pub fn finish(self) -> Extracted {
-        let Extracted { mut text, parts } = self.extracted;
+        let Extracted { mut text, mut parts } = self.extracted;
         text.truncate(text.trim_end().len());
         if !text.is_empty() {
             text.push('\n');
         }
+        let lines = text.matches('\n').count();
+        parts.retain(|part| part.line <= lines);
         Extracted { text, parts }
     }
 }

@@ -42,7 +42,13 @@ pub(super) struct Interpreter {
 impl Interpreter {
     /// The glyphs of a page in the order of its content stream.
     pub fn page(&mut self, page: &Page<'_>) -> Vec<Glyph> {
-        let mut run = PageRun { interpreter: self, glyphs: Vec::new(), forms: 0, replaced: Vec::new() };
+        let mut run = PageRun {
+            interpreter: self,
+            glyphs: Vec::new(),
+            forms: 0,
+            replaced: Vec::new(),
+            replacing: None,
+        };
         run.operators(page.typed_operations(), page.resources(), PageTransform::IDENTITY, 0);
         run.glyphs
     }
@@ -74,6 +80,8 @@ struct PageRun<'i> {
     forms: usize,
     /// Open marked content: the text that replaces its glyphs, if any; empty once it is shown.
     replaced: Vec<Option<String>>,
+    /// The outermost open content that has such a text.
+    replacing: Option<usize>,
 }
 
 /// The text and line matrices of a text object.
@@ -124,9 +132,14 @@ impl PageRun<'_> {
                 }
                 TypedInstruction::BeginMarkedContent(_) => self.replaced.push(None),
                 TypedInstruction::BeginMarkedContentWithProperties(op) => {
-                    self.replaced.push(actual_text(op.1, resources));
+                    let text = actual_text(op.1, resources);
+                    self.replacing = self.replacing.or(text.is_some().then_some(self.replaced.len()));
+                    self.replaced.push(text);
                 }
-                TypedInstruction::EndMarkedContent(_) => drop(self.replaced.pop()),
+                TypedInstruction::EndMarkedContent(_) => {
+                    self.replaced.pop();
+                    self.replacing = self.replacing.filter(|at| *at < self.replaced.len());
+                }
                 op => self.text_operator(op, &mut state, &mut object),
             }
         }
@@ -209,7 +222,7 @@ impl PageRun<'_> {
 
     /// The text of a glyph, or of the marked content that it is in.
     fn replacement(&mut self, text: Option<String>) -> Option<String> {
-        match self.replaced.iter_mut().find_map(Option::as_mut) {
+        match self.replacing.and_then(|at| self.replaced.get_mut(at)?.as_mut()) {
             Some(replacement) => Some(std::mem::take(replacement)),
             None => text,
         }

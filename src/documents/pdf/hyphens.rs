@@ -2,13 +2,16 @@
 //!
 //! A hyphen stays where the document has the word with its hyphen elsewhere, as in `well-known`, and not without.
 
+use super::reflow::PageLine;
 use std::collections::HashSet;
 
 /// Joins words within pages and over the ends of pages.
-pub(super) fn join(pages: &mut [Vec<String>]) {
+pub(super) fn join(pages: &mut [Vec<PageLine>]) {
     let words = words(pages);
-    let numbered =
-        pages.iter_mut().enumerate().flat_map(|(page, lines)| lines.iter_mut().map(move |line| (page, line)));
+    let numbered = pages
+        .iter_mut()
+        .enumerate()
+        .flat_map(|(page, lines)| lines.iter_mut().map(move |line| (page, &mut line.text)));
     let mut lines: Vec<(usize, &mut String)> = numbered.filter(|(_, line)| !line.is_empty()).collect();
     for at in 0..lines.len() {
         let Some((start, is_soft)) = hyphenated(lines[at].1) else { continue };
@@ -30,11 +33,11 @@ pub(super) fn join(pages: &mut [Vec<String>]) {
         // A line that only had the rest of a word.
         let mut before = true;
         page.retain(|line| {
-            let is_empty = line.is_empty();
+            let is_empty = line.text.is_empty();
             let follows_empty = std::mem::replace(&mut before, is_empty);
             !(is_empty && follows_empty)
         });
-        if page.last().is_some_and(String::is_empty) {
+        if page.last().is_some_and(|line| line.text.is_empty()) {
             page.pop();
         }
     }
@@ -77,8 +80,9 @@ fn continues(line: &str) -> bool {
 }
 
 /// The words of the document in lower case, with and without hyphens inside, except at the ends of lines.
-fn words(pages: &[Vec<String>]) -> HashSet<String> {
-    let all = pages.iter().flatten().flat_map(|line| line.split(|c: char| !c.is_alphanumeric() && c != '-'));
+fn words(pages: &[Vec<PageLine>]) -> HashSet<String> {
+    let all =
+        pages.iter().flatten().flat_map(|line| line.text.split(|c: char| !c.is_alphanumeric() && c != '-'));
     all.filter(|word| word.len() > 1 && !word.ends_with('-')).map(str::to_lowercase).collect()
 }
 
@@ -87,10 +91,12 @@ mod tests {
     use super::*;
 
     fn check(pages: &[&str], expected: &[&str]) {
-        let mut lines: Vec<Vec<String>> =
-            pages.iter().map(|page| page.split('\n').map(str::to_owned).collect()).collect();
+        let line = |text: &str| PageLine { text: text.to_owned(), is_wrapped: false };
+        let mut lines: Vec<Vec<PageLine>> =
+            pages.iter().map(|page| page.split('\n').map(line).collect()).collect();
         join(&mut lines);
-        let joined: Vec<String> = lines.iter().map(|page| page.join("\n")).collect();
+        let joined: Vec<String> =
+            lines.into_iter().map(|page| super::super::reflow::join(page).join("\n")).collect();
         assert_eq!(joined, expected);
     }
 

@@ -1,34 +1,17 @@
 //! Lays out the glyphs of a page as lines: glyphs of one baseline are a line, gaps between them are spaces or tabs.
 //!
 //! Lines keep the order of the content stream, which programs write in reading order, columns included; a page whose
-//! stream jumps up and down within one column is sorted from top to bottom.
+//! stream jumps up and down within one column is sorted from top to bottom. Next: [`super::segment`], [`super::reflow`].
 
 use super::content::Glyph;
+use super::reflow::{PageLine, wrapped};
+use super::segment::{BASELINE, LineSegment};
 
-/// The gap between words, in parts of the font size. TeX shrinks spaces to 0.22; kerning stays below 0.1.
-const WORD_GAP: f64 = 0.15;
-/// The gap between cells of a table or columns.
-const CELL_GAP: f64 = 1.6;
-/// The difference of baselines within a line: sub- and superscripts.
-const BASELINE: f64 = 0.45;
 /// The distance of paragraphs, in parts of the usual distance of lines.
 const PARAGRAPH: f64 = 1.35;
 
-/// A piece of a line: glyphs that follow each other.
-#[derive(Clone, Debug)]
-struct LineSegment {
-    text: String,
-    /// Where it starts and ends along the line, and its baseline upwards.
-    start: f64,
-    end: f64,
-    base: f64,
-    size: f64,
-    /// The last character with its position, against repeated drawing for bold text.
-    last: (f64, String),
-}
-
 /// The lines of a page that is shown turned by `turns` quarters clockwise. An empty line separates paragraphs.
-pub(super) fn lines(glyphs: Vec<Glyph>, turns: u8) -> Vec<String> {
+pub(super) fn lines(glyphs: Vec<Glyph>, turns: u8) -> Vec<PageLine> {
     // Each glyph goes to the group of its direction, the most frequent one first.
     let mut groups: [Vec<Glyph>; 4] = Default::default();
     for glyph in glyphs {
@@ -51,7 +34,7 @@ pub(super) fn lines(glyphs: Vec<Glyph>, turns: u8) -> Vec<String> {
         let group = std::mem::take(&mut groups[quarter]);
         let segments = segments(group, quarter);
         if !lines.is_empty() && !segments.is_empty() {
-            lines.push(String::new());
+            lines.push(PageLine::default());
         }
         lines.extend(paragraphs(sorted(segments)));
     }
@@ -116,49 +99,6 @@ fn expanded(text: &str) -> String {
     out
 }
 
-/// Scripts without spaces between words.
-fn is_spaceless(c: char) -> bool {
-    matches!(c, '\u{2e80}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{ff00}'..='\u{ffef}' | '\u{20000}'..='\u{3ffff}')
-}
-
-impl LineSegment {
-    fn continues(&self, start: f64, base: f64, size: f64) -> bool {
-        let larger = self.size.max(size);
-        let gap = start - self.end;
-        (base - self.base).abs() < BASELINE * larger && gap > -larger && start >= self.start - 0.1 * larger
-    }
-
-    /// Whether a segment continues this line on its right.
-    fn is_beside(&self, other: &LineSegment) -> bool {
-        let size = self.size.max(other.size);
-        (self.base - other.base).abs() < BASELINE * size && other.start > self.end - 0.5 * size
-    }
-
-    fn append(&mut self, text: &str, (start, end): (f64, f64), size: f64) {
-        let is_repeated = self.last.1 == text && (start - self.last.0).abs() < 0.1 * size;
-        if is_repeated && !text.trim().is_empty() {
-            return;
-        }
-        let gap = (start - self.end) / self.size.max(size);
-        let ends_word = self.text.ends_with(char::is_whitespace) || text.starts_with(char::is_whitespace);
-        let is_spaceless = self.text.chars().next_back().is_some_and(is_spaceless)
-            || text.chars().next().is_some_and(is_spaceless);
-        if gap > CELL_GAP {
-            self.text.truncate(self.text.trim_end().len());
-            self.text.push('\t');
-        } else if !ends_word && gap > if is_spaceless { 3.0 * WORD_GAP } else { WORD_GAP } {
-            self.text.push(' ');
-        }
-        if !(text.trim().is_empty() && self.text.ends_with(char::is_whitespace)) {
-            self.text.push_str(text);
-        }
-        self.last = (start, text.to_owned());
-        self.end = self.end.max(end);
-        // A line of small and large glyphs has the size of the larger ones.
-        self.size = self.size.max(size);
-    }
-}
-
 /// Sorts segments from top to bottom if the stream jumps up within a column often, as form fillers and some printers
 /// write.
 fn sorted(mut segments: Vec<LineSegment>) -> Vec<LineSegment> {
@@ -172,7 +112,7 @@ fn sorted(mut segments: Vec<LineSegment>) -> Vec<LineSegment> {
 }
 
 /// Makes lines of segments, with an empty line where the distance of lines is large or the stream jumps.
-fn paragraphs(segments: Vec<LineSegment>) -> Vec<String> {
+fn paragraphs(segments: Vec<LineSegment>) -> Vec<PageLine> {
     let mut joined: Vec<LineSegment> = Vec::new();
     for segment in segments {
         match joined.last_mut().filter(|line| line.is_beside(&segment)) {
@@ -180,14 +120,20 @@ fn paragraphs(segments: Vec<LineSegment>) -> Vec<String> {
             None => joined.push(segment),
         }
     }
+    joined.iter_mut().for_each(|line| line.text = line.text.trim().to_owned());
     let usual = usual_distance(&joined);
-    let mut lines: Vec<String> = Vec::new();
-    for (i, segment) in joined.iter().enumerate() {
-        let down = i.checked_sub(1).map_or(usual, |before| joined[before].base - segment.base);
-        if down > PARAGRAPH * usual || down < -BASELINE * segment.size {
-            lines.push(String::new());
+    let is_together = |above: &LineSegment, line: &LineSegment| {
+        let down = above.base - line.base;
+        down <= PARAGRAPH * usual && down >= -BASELINE * line.size
+    };
+    let mut lines: Vec<PageLine> = Vec::new();
+    for paragraph in joined.chunk_by(is_together) {
+        if !lines.is_empty() {
+            lines.push(PageLine::default());
         }
-        lines.push(segment.text.trim().to_owned());
+        let texts = paragraph.iter().map(|line| line.text.clone());
+        let wrapped = wrapped(paragraph, &joined);
+        lines.extend(texts.zip(wrapped).map(|(text, is_wrapped)| PageLine { text, is_wrapped }));
     }
     lines
 }
@@ -217,7 +163,8 @@ mod tests {
 
     fn check(texts: &[((f64, f64), &str)], expected: &str) {
         let glyphs = texts.iter().flat_map(|(at, shown)| text(*at, shown)).collect();
-        assert_eq!(lines(glyphs, 0).join("\n"), expected);
+        let texts: Vec<String> = lines(glyphs, 0).into_iter().map(|line| line.text).collect();
+        assert_eq!(texts.join("\n"), expected);
     }
 
     #[test]
@@ -253,6 +200,7 @@ mod tests {
         let turned = text((0.0, 100.0), "ab cd").into_iter().chain(text((0.0, 88.0), "ef")).map(turn);
         let mut all: Vec<Glyph> = turned.collect();
         all.extend(text((300.0, 10.0), "x"));
-        assert_eq!(lines(all, 0), ["ab cd", "ef", "", "x"]);
+        let texts: Vec<String> = lines(all, 0).into_iter().map(|line| line.text).collect();
+        assert_eq!(texts, ["ab cd", "ef", "", "x"]);
     }
 }

@@ -1,5 +1,6 @@
 //! Extracts the text of PDFs by page. The crate `hayro-syntax` parses and decrypts the file and its content streams. Next:
-//! [`content`] (from operators to glyphs), [`font`] (from codes to characters), [`layout`] (from glyphs to lines).
+//! [`content`] (from operators to glyphs), [`font`] (from codes to characters), [`layout`] (from glyphs to lines), [`reflow`] (from
+//! lines to paragraphs).
 
 mod content;
 mod encoding;
@@ -8,6 +9,8 @@ mod glyph_names;
 mod hyphens;
 mod layout;
 mod matrix;
+mod reflow;
+mod segment;
 
 use super::builder::TextBuilder;
 use super::place::Part;
@@ -62,9 +65,9 @@ pub(super) fn extract(bytes: &[u8], out: &mut TextBuilder) -> Result<()> {
          (ocrmypdf --force-ocr)"
     );
     hyphens::join(&mut texts);
-    for (number, lines) in (1..).zip(&texts) {
+    for (number, lines) in (1..).zip(texts) {
         out.start(Part::Page(number));
-        lines.iter().try_for_each(|line| out.line(line))?;
+        reflow::join(lines).iter().try_for_each(|line| out.line(line))?;
         out.line("")?;
     }
     Ok(())

@@ -15,6 +15,7 @@ fn pages_are_parts() {
     let pages = [
         "BT /F1 12 Tf 72 700 Td (Mara Velt) Tj 0 -14 Td (keeps the mill.) Tj ET",
         "BT /F1 12 Tf (Two) Tj ET",
+        "",
     ];
     let mut out = TextBuilder::default();
     super::extract(&pdf(&pages), &mut out).unwrap();
