@@ -39,7 +39,7 @@ pub(super) fn detect(head: &[u8]) -> Option<Format> {
     is_html(start).then_some(Format::Html)
 }
 
-/// Whether a text begins as an HTML document, after white space, comments and an XML declaration.
+/// Whether a text begins as an HTML document, after white space, comments, an XML declaration and a document type.
 fn is_html(start: &[u8]) -> bool {
     // UTF-16 has a zero beside every letter of a tag.
     let letters: Vec<u8> = start.iter().filter(|byte| **byte != 0).map(u8::to_ascii_lowercase).collect();
@@ -50,6 +50,7 @@ fn is_html(start: &[u8]) -> bool {
         let end = match () {
             () if text.starts_with("<!--") => "-->",
             () if text.starts_with("<?xml") => "?>",
+            () if text.starts_with("<!doctype") && !text.starts_with("<!doctype html") => ">",
             () => break,
         };
         let Some(at) = text.find(end) else { return false };
@@ -71,7 +72,12 @@ mod tests {
         assert_eq!(detect(b"\xef\xbb\xbf <!DOCTYPE HTML>"), Some(Format::Html));
         assert_eq!(detect(b"<?xml version='1.0'?>\n<!-- a > b -->\n<html lang=en>"), Some(Format::Html));
         assert_eq!(detect(b"\xff\xfe<\0h\0t\0m\0l\0>\0"), Some(Format::Html));
+        assert_eq!(
+            detect(b"<!DOCTYPE doctype PUBLIC \"-//W3C//DTD XHTML 1.0 Strict//EN\">\n<html>"),
+            Some(Format::Html)
+        );
         assert_eq!(detect(b"<!-- <html>"), None);
+        assert_eq!(detect(b"<!DOCTYPE book>\n<book>"), None);
         assert_eq!(detect(b"<svg>"), None);
         assert_eq!(detect(b""), None);
         for format in [Format::Pdf, Format::Zip, Format::Html] {

@@ -1,5 +1,5 @@
-//! Decodes text files: UTF-8, or UTF-16 as some programs write it. Binary files are rejected by their format, and endless
-//! input at a size limit.
+//! Decodes text files: UTF-8, or UTF-16 and UTF-32 as some programs write them. Binary files are rejected by their format,
+//! and endless input at a size limit.
 
 use anyhow::{Context as _, Error, Result, ensure};
 use std::io::Read;
@@ -27,11 +27,12 @@ pub fn read(name: &str, mut input: impl Read, max: u64) -> Result<String> {
     decode(name, bytes)
 }
 
-/// The error for a known binary format or a zero byte outside UTF-16.
+/// The error for a known binary format or a zero byte outside UTF-16 and UTF-32.
 pub(crate) fn binary_error(name: &str, bytes: &[u8]) -> Option<Error> {
     let kind = binary(bytes).map(|kind| anyhow::anyhow!("{name}: expected text, found {kind}"));
     kind.or_else(|| {
-        let at = bytes.iter().position(|b| *b == 0).filter(|_| utf16(bytes).is_none())?;
+        let is_wide = utf32(bytes).is_some() || utf16(bytes).is_some();
+        let at = bytes.iter().position(|b| *b == 0).filter(|_| !is_wide)?;
         Some(anyhow::anyhow!("{name}: byte {at}: expected text, found 0x00 (a binary file)"))
     })
 }
@@ -43,6 +44,17 @@ pub(crate) fn binary_error(name: &str, bytes: &[u8]) -> Option<Error> {
 pub fn decode(name: &str, bytes: Vec<u8>) -> Result<String> {
     if let Some(e) = binary_error(name, &bytes) {
         return Err(e);
+    }
+    if let Some((skip, little)) = utf32(&bytes) {
+        let unit = |b: &[u8; 4]| if little { u32::from_le_bytes(*b) } else { u32::from_be_bytes(*b) };
+        let (units, rest) = bytes[skip..].as_chunks();
+        ensure!(
+            rest.is_empty(),
+            "{name}: expected groups of four bytes of UTF-32, found {} more",
+            rest.len()
+        );
+        let text: Option<String> = units.iter().map(|b| char::from_u32(unit(b))).collect();
+        return text.with_context(|| format!("{name}: expected characters of UTF-32, found other numbers"));
     }
     if let Some((skip, little)) = utf16(&bytes) {
         let unit = |b: &[u8; 2]| if little { u16::from_le_bytes(*b) } else { u16::from_be_bytes(*b) };
@@ -77,6 +89,24 @@ fn binary(bytes: &[u8]) -> Option<&'static str> {
         (b"GGUF\x03\0", "a model: give it with -m"),
     ];
     KINDS.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, kind)| *kind)
+}
+
+/// The number of bytes of the mark and whether the first byte is the lowest, of a text in UTF-32: one with a byte order mark,
+/// or whose first characters have the two zero bytes of all characters.
+fn utf32(bytes: &[u8]) -> Option<(usize, bool)> {
+    match bytes {
+        [0xff, 0xfe, 0, 0, ..] => return Some((4, true)),
+        [0, 0, 0xfe, 0xff, ..] => return Some((4, false)),
+        _ => {}
+    }
+    let units = bytes[..bytes.len().min(1024)].as_chunks::<4>().0;
+    let is_text = |unit: u32| (0x20..=0x10_ffff).contains(&unit) || matches!(unit, 9 | 10 | 12 | 13);
+    let all = |unit: fn([u8; 4]) -> u32| units.len() >= 2 && units.iter().all(|b| is_text(unit(*b)));
+    match () {
+        () if all(u32::from_le_bytes) => Some((0, true)),
+        () if all(u32::from_be_bytes) => Some((0, false)),
+        () => None,
+    }
 }
 
 /// For UTF-16, the bytes to skip and whether it is little-endian. Detected by its byte order mark, or by zeros in nearly
@@ -120,6 +150,15 @@ mod tests {
         check(&[&[0xfe, 0xff][..], &utf16("日本", u16::to_be_bytes)].concat(), "日本");
         check(&utf16("plain text", u16::to_le_bytes), "plain text");
         check(&utf16("plain text", u16::to_be_bytes), "plain text");
+        let utf32 = |text: &str, unit: fn(u32) -> [u8; 4]| {
+            text.chars().flat_map(|c| unit(c.into())).collect::<Vec<_>>()
+        };
+        check(&utf32("\u{feff}Grüße 🎉\n", u32::to_le_bytes), "Grüße 🎉\n");
+        check(&utf32("\u{feff}日本", u32::to_be_bytes), "日本");
+        check(&utf32("plain 日本", u32::to_le_bytes), "plain 日本");
+        check(&utf32("plain 日本", u32::to_be_bytes), "plain 日本");
+        rejected(b"\xff\xfe\0\0a\0\0", "x: expected groups of four bytes of UTF-32, found 3 more");
+        rejected(b"\xff\xfe\0\0\0\0\xff\0", "x: expected characters of UTF-32, found other numbers");
     }
 
     #[test]
