@@ -6,6 +6,8 @@ use random::Random;
 use std::fs;
 use std::path::Path;
 
+#[path = "../fuzz/targets/documents.rs"]
+mod documents;
 #[path = "../fuzz/targets/gguf.rs"]
 mod gguf;
 #[path = "../fuzz/targets/imatrix.rs"]
@@ -67,6 +69,16 @@ fn check(target: &str, run: fn(&[u8])) {
         let outcome = std::panic::catch_unwind(|| run(&input));
         assert!(outcome.is_ok(), "{target}: mutation {number}");
     }
+}
+
+#[test]
+fn documents() {
+    for format in ["docx", "pptx", "xlsx", "epub"] {
+        check(&format!("document_{format}"), documents::archive);
+    }
+    check("document_pdf", documents::pdf);
+    check("document_html", documents::html);
+    check("document_text", documents::text);
 }
 
 #[test]

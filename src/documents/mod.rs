@@ -43,7 +43,7 @@ impl Document {
     ///
     /// # Errors
     /// The name and the reason why the file has no text, in one line.
-    pub(crate) fn from_bytes(name: &str, bytes: &[u8]) -> anyhow::Result<Document> {
+    pub fn from_bytes(name: &str, bytes: &[u8]) -> anyhow::Result<Document> {
         gather::document(name, bytes)
     }
 
@@ -53,7 +53,7 @@ impl Document {
     }
 
     /// The starts of the parts in the text, in Unicode characters, with their places in words of the format.
-    pub(crate) fn places(&self) -> Vec<(usize, String)> {
+    pub fn places(&self) -> Vec<(usize, String)> {
         let (mut line, mut at, mut rest) = (1, 0, &*self.text);
         let start = |part: &PartStart| {
             while line < part.line {
