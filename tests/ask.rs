@@ -79,7 +79,8 @@ fn cached_files_are_listed_and_forgotten() {
         let out = command(&cache, args).output().unwrap();
         (out.status.success(), format!("{}{}", text_of(&out.stdout), text_of(&out.stderr)))
     };
-    assert_eq!(catalog(&["--list"]), (true, String::new()));
+    let nothing = format!("no files are cached in {}\n", cache.display());
+    assert_eq!(catalog(&["--list"]), (true, nothing.clone()));
     let first = &ask(&cache, &["-f", text(&file), "Who keeps ward 3?"], "")[0];
     ask(&cache, &["-f", text(&other), "Who keeps ward 3?"], "");
     let (listed, lines) = catalog(&["--list"]);
@@ -100,7 +101,7 @@ fn cached_files_are_listed_and_forgotten() {
     let (forgotten, message) = catalog(&["--forget", text(&dir.path().join("c.txt"))]);
     assert!(!forgotten && message.contains("c.txt: not in the prefix cache"), "{message}");
     assert!(catalog(&["--forget", text(dir.path())]).0);
-    assert_eq!(catalog(&["--list"]).1, "");
+    assert_eq!(catalog(&["--list"]).1, nothing);
 }
 
 fn text_of(bytes: &[u8]) -> String {

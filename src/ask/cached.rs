@@ -2,7 +2,7 @@
 
 use super::AskArgs;
 use crate::document_qa::eta::duration;
-use crate::io::output::printable;
+use crate::io::output::{printable, tell};
 use crate::io::units::{counted, format_size, grouped};
 use crate::prefix_cache::catalog::{self, CachedDocuments};
 use crate::prefix_cache::disk_index::Folder;
@@ -16,6 +16,9 @@ pub(super) fn run(args: &AskArgs) -> Result<()> {
     let folder = Folder { dir, budget: u64::MAX };
     let all = catalog::list(&folder).with_context(|| folder.dir.display().to_string())?;
     if args.list {
+        if all.is_empty() {
+            tell(&format!("no files are cached in {}", printable(&folder.dir.display().to_string())));
+        }
         all.iter().for_each(|cached| println!("{}", line(cached, SystemTime::now())));
         return Ok(());
     }
