@@ -2,11 +2,16 @@
 
 use crate::files::{FILES, upload, with_files};
 use crate::support::{TestServer, cached_engine, options, post};
+use crate::test_files::pdf;
 use axum::http::StatusCode;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http_body_util::BodyExt;
 use kernels::backend::CacheFormat;
 use kimi::prefix_cache::options::StoreOptions;
 use serde_json::{Value, json};
 use std::path::Path;
+use tower::ServiceExt;
 
 const CHAT: &str = "/v1/chat/completions";
 const RESPONSES: &str = "/v1/responses";
@@ -154,9 +159,10 @@ async fn wrong_files_are_refused() {
     assert_eq!(server.post(CHAT, system).await.0, StatusCode::BAD_REQUEST);
 }
 
-/// A reply with three lines of quotes, of which the last is in no file.
+/// A reply with two texts in quotation marks, of which a file has one, and three lines of quotes, of which the last is in no
+/// file.
 fn quoting() -> &'static str {
-    "So:\n> Mara Velt lives in Dunmore\n> \"quiet\"\n> Mara Welt\nÉnd"
+    "So “the harbour was quiet”, not \"a mill\":\n> Mara Velt lives in Dunmore\n> \"quiet\"\n> Mara Welt\nÉnd"
 }
 
 /// Asserts that citations are those of [`quoting`] in [`text`].
@@ -166,7 +172,7 @@ fn check(annotations: &Value, reply: &str, id: &Value) {
         let (start, end) = (start.as_u64().unwrap() as usize, end.as_u64().unwrap() as usize);
         text.chars().skip(start).take(end - start).collect()
     };
-    assert_eq!(all.len(), 3, "{annotations}");
+    assert_eq!(all.len(), 4, "{annotations}");
     for annotation in all {
         assert_eq!(annotation["type"], "file_citation");
         assert_eq!(
@@ -175,7 +181,11 @@ fn check(annotations: &Value, reply: &str, id: &Value) {
         );
     }
     let text = text();
-    let [mara, quiet, wrong] = [&all[0], &all[1], &all[2]];
+    let [marked, mara, quiet, wrong] = [&all[0], &all[1], &all[2], &all[3]];
+    assert_eq!(
+        (cut(&text, &marked["text_start"], &marked["text_end"]), &marked["place"]),
+        ("the harbour was quiet".into(), &json!("line 1"))
+    );
     assert_eq!(
         (&mara["file_id"], &mara["filename"], &mara["verified"]),
         (id, &json!("harbour.txt"), &json!(true))
@@ -225,7 +235,7 @@ async fn quotations_are_cited_in_both_interfaces_streamed_and_not() {
         events.iter().filter(|event| event["type"] == "response.output_text.annotation.added").collect();
     check(&added.iter().map(|event| event["annotation"].clone()).collect(), quoting(), id);
     let indexes: Vec<&Value> = added.iter().map(|event| &event["annotation_index"]).collect();
-    assert_eq!(indexes, [&json!(0), &json!(1), &json!(2)]);
+    assert_eq!(indexes, [&json!(0), &json!(1), &json!(2), &json!(3)]);
     let content = &events.last().unwrap()["response"]["output"][0]["content"][0];
     check(&content["annotations"], quoting(), id);
     let plain = server.ok(CHAT, crate::support::chat("x", json!({ "max_tokens": 1 }))).await;
@@ -272,4 +282,103 @@ async fn a_file_is_read_ahead_of_its_first_question() {
     let without = TestServer::with(options(), 4);
     let (status, text) = without.send(crate::files::upload_request("a.txt", b"x")).await;
     assert!(status == StatusCode::INSUFFICIENT_STORAGE && text.contains("--files-dir"), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reading_that_is_stopped_stays_cached() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = server(dir.path());
+    let file = upload(&server, "harbour.txt", text().repeat(2).as_bytes()).await;
+    let id = file["id"].as_str().unwrap();
+    let response = server.router.clone().oneshot(post(&format!("{FILES}/{id}/read"), &json!({}))).await;
+    let mut body = response.unwrap().into_body();
+    // Fewer than 256 tokens are not worth a snapshot.
+    let mut last_read = 0;
+    while last_read < 300 {
+        let frame = body.frame().await.unwrap().unwrap().into_data().unwrap();
+        let text = std::str::from_utf8(&frame).unwrap();
+        let data = text.lines().filter_map(|line| line.strip_prefix("data: "));
+        let events = data.map(|data| serde_json::from_str::<Value>(data).unwrap());
+        last_read = events.filter_map(|event| event["tokens_read"].as_u64()).max().unwrap_or(0);
+    }
+    // The client leaves.
+    drop(body);
+    let mut cached = 0;
+    while cached == 0 {
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        let (_, text) = server.get(&format!("{FILES}/{id}")).await;
+        cached = serde_json::from_str::<Value>(&text).unwrap()["tokens_read"].as_u64().unwrap();
+    }
+    assert!(cached >= last_read, "{cached} of {last_read} tokens");
+    let part = json!({ "type": "input_file", "file_id": id });
+    let (_, reused) = usage(&server.ok(RESPONSES, in_responses(part, "Where does Mara live?")).await);
+    assert!(reused >= last_read, "{reused} of {last_read} tokens");
+}
+
+const MESSAGES: &str = "/v1/messages";
+
+/// A request about documents whose reply is a JSON object with a quotation.
+fn in_messages(documents: Vec<Value>, quotation: &str) -> Value {
+    let mut content = documents;
+    content.push(json!({ "type": "text", "text": "Where?" }));
+    let schema = json!({ "type": "object", "properties": { "q": { "const": quotation } }, "required": ["q"],
+        "additionalProperties": false });
+    json!({ "max_tokens": 100, "messages": [{ "role": "user", "content": content }],
+        "output_config": { "format": { "type": "json_schema", "schema": schema } } })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_cite_documents_by_page_or_character() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::with(with_files(dir.path()), 8);
+    let fact = "Mara Velt lives in Dunmore";
+    let pages = ["Nothing.", fact].map(|text| format!("BT /F1 12 Tf ({text}) Tj ET"));
+    let data = STANDARD.encode(pdf(&[&pages[0], &pages[1]]));
+    let source = json!({ "type": "base64", "media_type": "application/pdf", "data": data });
+    let report = json!({ "type": "document", "title": "report.pdf", "source": source, "citations": { "enabled": true } });
+    let mut request = in_messages(vec![report.clone()], fact);
+    let whole = server.ok(MESSAGES, request.clone()).await;
+    let citation = &whole["content"][0]["citations"][0];
+    let expected = json!({ "type": "page_location", "cited_text": fact, "document_index": 0, "document_title": "report.pdf",
+        "file_id": citation["file_id"], "start_page_number": 2, "end_page_number": 3 });
+    assert_eq!(*citation, expected, "{whole}");
+    request["stream"] = json!(true);
+    let (_, streamed) = server.send(post(MESSAGES, &request)).await;
+    let data = streamed.lines().filter_map(|line| line.strip_prefix("data: "));
+    let events: Vec<Value> = data.map(|data| serde_json::from_str(data).unwrap()).collect();
+    let added: Vec<&Value> =
+        events.iter().filter(|event| event["delta"]["type"] == "citations_delta").collect();
+    assert_eq!(
+        added.iter().map(|event| &event["delta"]["citation"]).collect::<Vec<_>>(),
+        [&expected],
+        "{streamed}"
+    );
+    // An uploaded file after a plain text, which stays in the message.
+    let file = upload(&server, "harbour.txt", text().as_bytes()).await;
+    let inline =
+        json!({ "type": "document", "source": { "type": "text", "media_type": "text/plain", "data": "x" } });
+    let source = json!({ "type": "file", "file_id": file["id"] });
+    let stored = json!({ "type": "document", "source": source, "citations": { "enabled": true } });
+    let whole = server.ok(MESSAGES, in_messages(vec![inline, stored], fact)).await;
+    let start = text().find(fact.split(" in").next().unwrap()).unwrap();
+    let expected = json!([{ "type": "char_location", "cited_text": fact, "document_index": 1, "document_title": "harbour.txt",
+        "file_id": file["id"], "start_char_index": start, "end_char_index": start + fact.len() }]);
+    assert_eq!(whole["content"][0]["citations"], expected, "{whole}");
+    // Without the switch there are no citations.
+    let mut silent = report;
+    silent["citations"] = json!({ "enabled": false });
+    let whole = server.ok(MESSAGES, in_messages(vec![silent], fact)).await;
+    assert!(
+        whole["content"][0]["citations"].is_null() && whole["content"][0]["text"].to_string().contains(fact),
+        "{whole}"
+    );
+    for (source, status) in [
+        (json!({ "type": "file", "file_id": "file-1" }), 404),
+        (json!({ "type": "url", "url": "https://example.com/a.pdf" }), 400),
+        (json!({ "type": "base64", "data": "?" }), 400),
+    ] {
+        let document = json!({ "type": "document", "source": source });
+        let (found, answer) = server.post(MESSAGES, in_messages(vec![document], fact)).await;
+        assert_eq!(found.as_u16(), status, "{answer}");
+    }
 }

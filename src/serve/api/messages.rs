@@ -91,13 +91,22 @@ pub struct InputBlock {
     pub content: Option<Box<BlockText>>,
     /// The tool failed, and the content says why.
     pub is_error: Option<bool>,
-    /// Source of a document, of which only plain text is supported.
+    /// Source of a document: of the type text or base64 with the data, or file with the id of an uploaded file.
     #[schema(value_type = Option<Object>)]
     pub source: Option<Value>,
+    /// Whether the reply cites a document.
+    pub citations: Option<CitationSwitch>,
     /// Title of a document or a search result.
     pub title: Option<String>,
     /// Name of a tool that a search found.
     pub tool_name: Option<String>,
+}
+
+/// Asks for citations of a document.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+pub struct CitationSwitch {
+    #[serde(default)]
+    pub enabled: bool,
 }
 
 /// A tool that the client runs.
@@ -185,6 +194,9 @@ pub struct OutputMessage {
 pub enum OutputBlock {
     Text {
         text: String,
+        /// The quotations that documents have; absent unless the request asks for citations.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        citations: Option<Vec<MessageCitation>>,
     },
     Thinking {
         thinking: String,
@@ -197,6 +209,30 @@ pub enum OutputBlock {
         /// Arguments of the call, as an object.
         #[schema(value_type = Object)]
         input: Value,
+    },
+}
+
+/// A quotation and its place in a document of the request. Offsets count Unicode characters of its text; ranges exclude
+/// their end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum MessageCitation {
+    CharLocation {
+        cited_text: String,
+        document_index: usize,
+        document_title: String,
+        file_id: String,
+        start_char_index: usize,
+        end_char_index: usize,
+    },
+    /// In a document with pages.
+    PageLocation {
+        cited_text: String,
+        document_index: usize,
+        document_title: String,
+        file_id: String,
+        start_page_number: u32,
+        end_page_number: u32,
     },
 }
 

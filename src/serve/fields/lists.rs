@@ -147,7 +147,7 @@ pub const MESSAGES: &[FieldRule] = &[
     (
         "messages",
         Used(
-            "text, thinking, tool_use, tool_result and plain-text documents; images are refused; system turns anywhere",
+            "text, thinking, tool_use, tool_result and documents (text, base64, file), with citations; images are refused; system turns anywhere",
         ),
     ),
     ("system", Used("text or blocks; a line x-anthropic-billing-header at the start is left out")),

@@ -1,6 +1,6 @@
 //! `/v1/files/{file_id}/read`: prefills a file, so that the first question about it prefills its own tokens only, and reports
-//! the progress as server-sent events. A closed connection stops the prefill; what was prefilled stays cached up to the last
-//! snapshot.
+//! the progress as server-sent events. A closed connection stops the prefill; what was prefilled stays cached if it is worth
+//! a snapshot.
 
 use super::routes::{PathId, named};
 use super::set::FileSource;

@@ -1,6 +1,7 @@
 //! Encodes a message of `/v1/messages`, whole or as events.
 
 use super::call_id;
+use super::citations::CitedFiles;
 use crate::generation::decoder::FinishReason;
 use crate::generation::reply_parser::ReplyEvent;
 use crate::serve::api::Timings;
@@ -23,6 +24,8 @@ pub struct MessageEncoder {
     pub keeps_prompt: bool,
     pub state: MessageState,
     pub miss: MissCell,
+    /// The files that the message cites.
+    pub cited: Option<CitedFiles>,
 }
 
 /// The part of a message that has been generated.
@@ -119,9 +122,10 @@ impl MessageEncoder {
 
     fn add_text(&mut self, more: &str, out: &mut Outbox) {
         if !matches!(self.open_block(), Some(OutputBlock::Text { .. })) {
-            self.open(OutputBlock::Text { text: String::new() }, out);
+            let citations = self.cited.is_some().then(Vec::new);
+            self.open(OutputBlock::Text { text: String::new(), citations }, out);
         }
-        if let Some(OutputBlock::Text { text }) = self.open_block() {
+        if let Some(OutputBlock::Text { text, .. }) = self.open_block() {
             text.push_str(more);
         }
         self.delta(json!({ "type": "text_delta", "text": more }), out);
@@ -141,6 +145,20 @@ impl MessageEncoder {
         if matches!(self.open_block(), Some(OutputBlock::ToolUse { .. })) && !more.is_empty() {
             self.state.arguments.push_str(more);
             self.delta(json!({ "type": "input_json_delta", "partial_json": more }), out);
+        }
+    }
+
+    /// Adds the citations of the open text, which is complete.
+    fn add_citations(&mut self, out: &mut Outbox) {
+        let (Some(cited), Some(OutputBlock::Text { text, citations })) =
+            (&self.cited, self.state.content.last_mut())
+        else {
+            return;
+        };
+        let found = cited.citations(text);
+        *citations = Some(found.clone());
+        for citation in found {
+            self.delta(json!({ "type": "citations_delta", "citation": citation }), out);
         }
     }
 
@@ -175,7 +193,7 @@ impl MessageEncoder {
             Some(OutputBlock::Thinking { .. }) => {
                 self.delta(json!({ "type": "signature_delta", "signature": "" }), out);
             }
-            Some(OutputBlock::Text { .. }) => {}
+            Some(OutputBlock::Text { .. }) => self.add_citations(out),
         }
         self.state.is_open = false;
         event("content_block_stop", json!({ "index": self.index() }), out);

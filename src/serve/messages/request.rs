@@ -1,7 +1,9 @@
-//! Converts a `/v1/messages` request to a chat request.
+//! Converts a `/v1/messages` request to a chat request. Documents that are no plain text, or that the reply may cite, become
+//! files of the chat request.
 
 use super::call_id::CallIds;
-use crate::serve::api::chat::{ChatMessage, ChatRequest, Content, FunctionCall, Role, ToolCall};
+use crate::serve::api::chat::{ChatMessage, ChatRequest, Content, ContentPart, FunctionCall, Role, ToolCall};
+use crate::serve::api::files::FilePart;
 use crate::serve::api::generation::{Generation, StopStrings};
 use crate::serve::api::messages::{
     BlockText, ClientToolChoice, InputBlock, InputMessage, InputRole, MessagesRequest, OutputFormat,
@@ -9,14 +11,24 @@ use crate::serve::api::messages::{
 use crate::serve::api::tools::{FunctionName, JsonSchema, NamedTool, ResponseFormat, ToolChoice};
 use crate::serve::errors::ApiError;
 use crate::serve::notices::Notices;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 /// The line with which Claude Code opens its instructions. It differs in every request, so that no prompt would begin like an
 /// earlier one.
 const BILLING_HEADER: &str = "x-anthropic-billing-header:";
 
+/// A chat request and what the reply needs besides it.
+pub struct ConvertedRequest {
+    pub chat: ChatRequest,
+    pub generation: Generation,
+    /// Of each file of the chat request, its index among the documents; `None` unless the reply cites them.
+    pub cited: Option<Vec<usize>>,
+}
+
 /// Converts a request to a chat request and its generation parameters.
-pub fn chat(request: &mut MessagesRequest, notices: &Notices) -> Result<(ChatRequest, Generation), ApiError> {
+pub fn chat(request: &mut MessagesRequest, notices: &Notices) -> Result<ConvertedRequest, ApiError> {
     let choice = request.tool_choice.take();
     let several = choice.as_ref().and_then(|choice| choice.disable_parallel_tool_use).map(|one| !one);
     let config = request.output_config.take();
@@ -32,9 +44,10 @@ pub fn chat(request: &mut MessagesRequest, notices: &Notices) -> Result<(ChatReq
         limit_to_memory: true,
         ..Generation::default()
     };
+    let MessageConversion { messages, files, has_citations, .. } = messages(request, notices)?;
     let chat = ChatRequest {
         model: request.model.take(),
-        messages: messages(request, notices)?,
+        messages,
         tools: request.tools.take().map(|tools| tools.into_iter().map(tool).collect()),
         tool_choice: choice.map(tool_choice).transpose()?,
         parallel_tool_calls: several,
@@ -42,7 +55,7 @@ pub fn chat(request: &mut MessagesRequest, notices: &Notices) -> Result<(ChatReq
         reasoning_effort: reasoning(request, effort)?,
         ..ChatRequest::default()
     };
-    Ok((chat, generation))
+    Ok(ConvertedRequest { chat, generation, cited: has_citations.then_some(files) })
 }
 
 /// Returns the reasoning effort: `none` if thinking is disabled.
@@ -105,7 +118,7 @@ fn response_format(format: OutputFormat) -> Result<ResponseFormat, ApiError> {
     Ok(ResponseFormat { kind: format.kind, json_schema, ..ResponseFormat::default() })
 }
 
-fn messages(request: &mut MessagesRequest, notices: &Notices) -> Result<Vec<ChatMessage>, ApiError> {
+fn messages(request: &mut MessagesRequest, notices: &Notices) -> Result<MessageConversion, ApiError> {
     let mut conversion = MessageConversion::default();
     if let Some(system) = request.system.take() {
         let text =
@@ -126,7 +139,7 @@ fn messages(request: &mut MessagesRequest, notices: &Notices) -> Result<Vec<Chat
             .add(message)
             .map_err(|(place, why)| ApiError::invalid(&format!("messages[{i}].content{place}"), why))?;
     }
-    Ok(conversion.messages)
+    Ok(conversion)
 }
 
 /// Removes the line of Claude Code's billing from the start of the instructions.
@@ -147,6 +160,10 @@ type Fault = (String, String);
 struct MessageConversion {
     messages: Vec<ChatMessage>,
     ids: CallIds,
+    /// The number of documents, and the indexes of those that are files.
+    documents: usize,
+    files: Vec<usize>,
+    has_citations: bool,
 }
 
 impl MessageConversion {
@@ -174,10 +191,20 @@ impl MessageConversion {
         }
     }
 
-    /// Adds results of tools and the text between them as messages, in the order of the blocks.
+    /// Adds results of tools and the text and files between them as messages, in the order of the blocks.
     fn add_user(&mut self, blocks: Vec<InputBlock>) -> Result<(), Fault> {
         let mut text: Option<String> = None;
+        let mut files = Vec::new();
         for (i, block) in blocks.into_iter().enumerate() {
+            if block.kind == "document" {
+                self.documents += 1;
+                self.has_citations |= is_cited(&block);
+                if let Some(file) = document_file(&block).map_err(|e| within(i, e))? {
+                    self.files.push(self.documents - 1);
+                    files.push(file);
+                    continue;
+                }
+            }
             if block.kind != "tool_result" {
                 append(&mut text, &block_text(block).map_err(|e| within(i, e))?);
                 continue;
@@ -195,7 +222,12 @@ impl MessageConversion {
             let result = message(Role::Tool, Some(format!("{failed}{content}")));
             self.messages.push(ChatMessage { tool_call_id, ..result });
         }
-        if let Some(text) = text {
+        if !files.is_empty() {
+            let mut parts: Vec<_> = files.into_iter().map(|file| part("file", None, Some(file))).collect();
+            parts.extend(text.map(|text| part("text", Some(text), None)));
+            let content = Some(Content::Parts(parts));
+            self.messages.push(ChatMessage { content, ..message(Role::User, None) });
+        } else if let Some(text) = text {
             self.push_text(Role::User, text);
         }
         Ok(())
@@ -231,6 +263,30 @@ impl MessageConversion {
 fn message(role: Role, text: Option<String>) -> ChatMessage {
     let content = text.map(Content::Text);
     ChatMessage { role, content, name: None, tool_calls: None, tool_call_id: None, reasoning_content: None }
+}
+
+fn part(kind: &str, text: Option<String>, file: Option<FilePart>) -> ContentPart {
+    ContentPart { kind: kind.to_owned(), text, file }
+}
+
+fn is_cited(document: &InputBlock) -> bool {
+    document.citations.is_some_and(|citations| citations.enabled)
+}
+
+/// Returns a document as a file; `None` for a plain text that is not cited, which stays where it is.
+fn document_file(document: &InputBlock) -> Result<Option<FilePart>, Fault> {
+    let source = document.source.as_ref().unwrap_or(&Value::Null);
+    let field = |name: &str| need(source[name].as_str().map(str::to_owned), &format!("source.{name}"));
+    let named = |data, ending: &str| {
+        let name = document.title.clone().unwrap_or_else(|| format!("document.{ending}"));
+        FilePart { filename: Some(name), file_data: Some(data), ..FilePart::default() }
+    };
+    match source["type"].as_str() {
+        Some("text") if is_cited(document) => Ok(Some(named(STANDARD.encode(field("data")?), "txt"))),
+        Some("base64") => Ok(Some(named(field("data")?, "pdf"))),
+        Some("file") => Ok(Some(FilePart { file_id: Some(field("file_id")?), ..FilePart::default() })),
+        _ => Ok(None),
+    }
 }
 
 fn within(i: usize, (place, why): Fault) -> Fault {
@@ -274,7 +330,7 @@ fn block_text(block: InputBlock) -> Result<String, Fault> {
         "document" => {
             let source = block.source.unwrap_or_default();
             let text = source["data"].as_str().filter(|_| source["type"] == "text").ok_or_else(|| {
-                (".source".to_owned(), "documents other than plain text are not supported".to_owned())
+                (".source".to_owned(), "expected a source of the type text, base64 or file".to_owned())
             })?;
             Ok(block.title.map_or_else(|| text.to_owned(), |title| format!("{title}\n{text}")))
         }
