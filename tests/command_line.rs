@@ -196,7 +196,59 @@ fn inspect_takes_the_names_that_other_commands_have() {
 
 #[test]
 fn progress_is_shown_to_people_only() {
-    let out = kimi(&["bench", "-p", "1", "-n", "1", "-r", "1"]);
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("rates.svg");
+    let out = kimi(&["bench", "-p", "1", "-n", "1", "-r", "1", "-d", "0,64", "--plot", text(&file)]);
     let stderr = String::from_utf8(out.stderr).unwrap();
     assert!(out.status.success() && !stderr.contains(['\u{1b}', '\r']), "{stderr:?}");
+    check_picture(
+        &file,
+        &["Tokens per second by depth", "Prefill of 1 token, tok/s", "Decode of 1 token, tok/s", "\n64\n"],
+    );
+}
+
+/// Checks that a picture is complete and has the given texts.
+fn check_picture(file: &Path, texts: &[&str]) {
+    let svg = fs::read_to_string(file).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n"), "{svg}");
+    assert!(texts.iter().all(|text| svg.contains(text)), "{texts:?} in {svg}");
+    let files = fs::read_dir(file.parent().unwrap()).unwrap();
+    assert_eq!(files.count(), 1, "a file beside the picture");
+}
+
+#[test]
+fn bars_in_a_pipe_are_plain_and_pictures_have_their_figures() {
+    let (dir, prose) = (tempfile::tempdir().unwrap(), "models/demo/prose/heldout.txt");
+    let file = dir.path().join("x.svg");
+    for (args, bars, texts) in [
+        (
+            &["eval", "--lengths", "96,128", "--questions", "3", "--windows", "0"][..],
+            &["96 tokens ", "\nquestions ", "\nall "][..],
+            &["Correct answers, %", "128 tokens"][..],
+        ),
+        (
+            &["perplexity", "-f", prose, "-w", "32", "--windows", "3"],
+            &["perplexity by position in the window\n", "\n  30-31  ", "perplexity by window\n  1  "],
+            &["By window", "3 windows of 32 tokens"],
+        ),
+    ] {
+        let shown = kimi_ok(&[args, &["--plot", text(&file)]].concat());
+        let plain = |c: char| c == '±' || c == '\n' || c.is_ascii() && !c.is_control();
+        assert!(shown.chars().all(plain) && bars.iter().all(|bar| shown.contains(bar)), "{shown}");
+        check_picture(&file, texts);
+    }
+    let report = kimi_ok(&["inspect"]);
+    let (_, shown) = report.split_once("\nRAM, ").unwrap();
+    assert!(shown.contains("  W weights 9") && shown.is_ascii() && !shown.contains('\u{1b}'), "{shown}");
+}
+
+/// The place of a picture is checked before the model is loaded.
+#[test]
+fn pictures_that_cannot_be_written_are_refused_first() {
+    for command in ["bench", "eval", "perplexity"] {
+        let out = kimi(&[command, "-m", "missing.gguf", "--plot", "missing/x.svg"]);
+        let stderr = String::from_utf8(out.stderr).unwrap();
+        let expected = "kimi: --plot missing/x.svg: No such file or directory (os error 2)\n";
+        assert_eq!((out.status.code(), &*stderr), (Some(1), expected), "{command}");
+    }
 }

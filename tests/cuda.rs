@@ -75,6 +75,15 @@ fn serving_counts_the_memory_of_the_device() {
     assert!((1000..4096).contains(&mib), "{ready}");
 }
 
+/// The memory of the device has a bar beside that of the RAM.
+#[test]
+fn inspect_shows_the_memory_of_the_device() {
+    let Some(kimi) = OnEmulator::new() else { return };
+    let report = stdout(&kimi.run(&["inspect"]));
+    let bars = ["\nRAM, ", "\nhost threads, 4.00 GiB: fits\n", "f16 cache\n", "W weights 9.8 MiB"];
+    assert!(bars.iter().all(|bar| report.contains(bar)), "{report}");
+}
+
 /// Replies on the GPU equal those on the CPU, and the placement is logged.
 #[test]
 fn a_reply_is_the_same_on_the_device() {

@@ -5,13 +5,15 @@
 //! case decodes in steps of a token and a draft of N that is accepted.
 
 use crate::args::EngineArgs;
+use crate::commands::inspect::file_type;
+use crate::commands::plot::{Axis, Panel, Picture, PlotFile, Point, Series};
 use crate::commands::profiler::{self, Profiled};
 use crate::generation::event::expert_cache_line;
 use crate::generation::sample::argmax;
 use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::output::{Output, tell};
-use crate::io::units::format_size;
+use crate::io::units::{counted, format_size};
 use crate::runtime::attention_path::MATERIALIZE_AFTER;
 use crate::runtime::device::{self, Chosen};
 use crate::runtime::engine::Engine;
@@ -30,6 +32,7 @@ use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Warm-up tokens before a decode is timed: a GPU runs the first token op by op and captures a graph for the second.
@@ -58,6 +61,9 @@ pub struct BenchArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Draw the rates by depth as a picture (SVG)
+    #[arg(long, value_name = "FILE.svg", conflicts_with = "profile")]
+    plot: Option<PathBuf>,
 }
 
 /// The results of all cases.
@@ -101,15 +107,16 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.profile {
         return profile(args);
     }
+    let plot = args.plot.as_deref().map(PlotFile::create).transpose()?;
     let (options, log): (_, Log) = (args.engine.options().without_snapshots(), Box::new(tell));
     options.announce(&log);
     match device::choose(&options, &log)? {
-        Chosen::Cpu(backend) => run_on(&Engine::load(backend, &options, log)?, args),
-        Chosen::Cuda(backend, options) => run_on(&Engine::load(*backend, &options, log)?, args),
+        Chosen::Cpu(backend) => run_on(&Engine::load(backend, &options, log)?, args, plot),
+        Chosen::Cuda(backend, options) => run_on(&Engine::load(*backend, &options, log)?, args, plot),
     }
 }
 
-fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
+fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs, plot: Option<PlotFile>) -> Result<()> {
     let mut cases = cases(args);
     check(engine, &cases)?;
     let memory = engine.backend.read_gb_s();
@@ -146,7 +153,57 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs) -> Result<()> {
         expert_cache_lookups: expert_cache.map(|stats| stats.lookups),
         cases,
     };
-    print(&report, args.json)
+    print(&report, args.json)?;
+    plot.map_or(Ok(()), |file| {
+        file.write(&report.picture(file_type(&engine.file.metadata), args.reps.max(1)))
+    })
+}
+
+impl BenchReport {
+    /// The rates by depth: a panel per test, medians with the range of all repetitions.
+    fn picture(&self, file_type: Option<&str>, reps: usize) -> Picture {
+        let panel = |test: &&str| {
+            let cases = || self.cases.iter().filter(|case| case.test == *test);
+            let point =
+                |c: &Case| Point { x: c.depth as f64, y: c.tokens_per_s, range: Some([c.min, c.max]) };
+            let mut points: Vec<Point> = cases().map(point).collect();
+            points.sort_by(|a, b| a.x.total_cmp(&b.x));
+            let head = cases().next().map_or(String::new(), |case| match case.draft {
+                0 => format!("{} of {}, tok/s", capitalized(test), counted(case.tokens, "token")),
+                n => format!("Decode with accepted drafts of {n}, tok/s"),
+            });
+            let axis = Axis::Numbers("depth: tokens already in the context".into());
+            Panel { head, axis, series: vec![Series { name: String::new(), points }], top: None }
+        };
+        let model =
+            Path::new(&self.model).file_name().map_or(self.model.clone().into(), |n| n.to_string_lossy());
+        let size = format_size(self.weights_bytes);
+        Picture {
+            title: format!("Tokens per second by depth: {model}"),
+            subtitle: [file_type, Some(&size), Some(&self.backend)]
+                .into_iter()
+                .flatten()
+                .collect::<Vec<_>>()
+                .join(", "),
+            panels: ["prefill", "decode", "draft"]
+                .iter()
+                .map(panel)
+                .filter(|p| !p.series[0].points.is_empty())
+                .collect(),
+            notes: vec![format!(
+                "kimi bench {}: median of {}, error bars from minimum to maximum; higher is better. Memory read {:.1} GB/s.",
+                env!("CARGO_PKG_VERSION"),
+                counted(reps, "repetition"),
+                self.memory_read_gb_s
+            )],
+        }
+    }
+}
+
+/// A word with a capital first letter.
+fn capitalized(word: &str) -> String {
+    let mut chars = word.chars();
+    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }
 
 /// Shows the progress on a terminal.

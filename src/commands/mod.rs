@@ -11,6 +11,7 @@ pub(crate) mod launch;
 pub(crate) mod logits;
 pub(crate) mod models;
 pub(crate) mod perplexity;
+mod plot;
 pub mod profiler;
 pub(crate) mod pull;
 pub(crate) mod synth;

@@ -2,13 +2,16 @@
 //! of held-out prose.
 //!
 //! The question set is generated from a seed by [`text`], with words held out from the demonstration model's training
-//! data; it works with any model. A reply is correct if it equals the expected answer. Next: [`spec`].
+//! data; it works with any model. A reply is correct if it equals the expected answer. Next: [`spec`], `chart` (the output).
 
+mod chart;
 mod spec;
 mod text;
 
 use crate::args::EngineArgs;
 use crate::commands::perplexity;
+use crate::commands::plot::PlotFile;
+use crate::commands::plot::bars::BarStyle;
 use crate::generation::conversation::Conversation;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::event::EngineEvent;
@@ -52,6 +55,9 @@ pub struct EvalArgs {
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+    /// Draw the accuracy by kind and length as a picture (SVG)
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
 }
 
 /// Counts of correct answers and of questions.
@@ -95,6 +101,7 @@ struct EvalReport {
 pub fn run(args: &EvalArgs) -> Result<()> {
     ensure!(args.lengths.iter().all(|l| *l >= 64), "--lengths: expected at least 64 tokens each");
     ensure!(args.per_text != Some(0), "--per-text: expected at least 1, found 0");
+    let plot = args.plot.as_deref().map(PlotFile::create).transpose()?;
     let engine = EngineHandle::open(&args.engine.options().in_memory())?;
     let mut save = match &args.save {
         Some(path) => Some(BufWriter::new(File::create(path).with_context(|| path.display().to_string())?)),
@@ -112,7 +119,14 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         (report.perplexity, report.perplexity_error) = (Some(value), Some(error));
     }
     save.map_or(Ok(()), |mut file| file.flush())?;
-    print(&report, args.json)
+    let mut out = Output::lock();
+    if args.json {
+        serde_json::to_writer(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        report.lines(BarStyle::detect()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    }
+    plot.map_or(Ok(()), |file| file.write(&report.picture(&args.engine.options().name())))
 }
 
 /// Runs the questions of one text length.
@@ -196,42 +210,4 @@ fn answers(engine: &EngineHandle, body: &str, questions: &[Question]) -> Result<
         replies.push(Reply { prompt, ids, text });
     }
     Ok(replies)
-}
-
-fn print(report: &EvalReport, json: bool) -> Result<()> {
-    let mut out = Output::lock();
-    if json {
-        serde_json::to_writer(&mut out, report)?;
-        return Ok(writeln!(out)?);
-    }
-    let kinds: Vec<&String> = report.lengths.values().flat_map(BTreeMap::keys).collect();
-    let mut columns: Vec<&String> = Vec::new();
-    for kind in kinds {
-        if !columns.contains(&kind) {
-            columns.push(kind);
-        }
-    }
-    columns.sort();
-    write!(out, "{:>8} {:>8}", "tokens", "right")?;
-    for kind in &columns {
-        write!(out, " {kind:>9}")?;
-    }
-    writeln!(out)?;
-    let percent = |t: Tally| match t.asked {
-        0 => "-".to_owned(),
-        n => format!("{:.1} %", 100.0 * t.right as f64 / n as f64),
-    };
-    for (length, kinds) in &report.lengths {
-        let sum = |f: fn(&Tally) -> usize| kinds.values().map(f).sum();
-        let all = Tally { right: sum(|t| t.right), asked: sum(|t| t.asked) };
-        write!(out, "{length:>8} {:>8}", percent(all))?;
-        for kind in &columns {
-            write!(out, " {:>9}", percent(kinds.get(*kind).copied().unwrap_or_default()))?;
-        }
-        writeln!(out, "   {} questions", all.asked)?;
-    }
-    if let (Some(value), Some(error)) = (report.perplexity, report.perplexity_error) {
-        writeln!(out, "perplexity on held-out prose {value:.3} ± {error:.3}")?;
-    }
-    Ok(())
 }

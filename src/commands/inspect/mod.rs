@@ -2,9 +2,11 @@
 //!
 //! Metadata and tensors are shown for any architecture and any tensor type, memory only for files that run. Next: `verdict`
 //! (whether a file runs here), [`crate::runtime::memory_estimate`] (the arithmetic), `values` (non-finite weights), `text`
-//! (the output).
+//! (the output),
+//! `memory_bar` (the memory of this machine).
 
 mod imatrix;
+mod memory_bar;
 mod text;
 mod values;
 mod verdict;
@@ -22,6 +24,7 @@ use crate::runtime::template_worker;
 use anyhow::{Result, bail};
 use clap::value_parser;
 use kernels::backend::CacheFormat;
+use memory_bar::DeviceMemory;
 use models::gguf::file_type::file_type_name;
 use models::gguf::read::Gguf;
 use models::gguf::unread::UnreadTensor;
@@ -77,7 +80,10 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         imatrix::print(args, &file.paths()[0], &mut out)?;
         return Ok(out.flush()?);
     }
-    let report = InspectReport::new(args, &file, host_memory::available(Path::new("/")));
+    let mut report = InspectReport::new(args, &file, host_memory::available(Path::new("/")));
+    if let Some(model) = &mut report.model {
+        model.devices = memory_bar::devices(args, &file, model);
+    }
     if args.json {
         writeln!(out, "{}", text::visible_json(&serde_json::to_string_pretty(&report)?))?;
     } else {
@@ -194,6 +200,8 @@ struct ModelReport {
     #[serde(skip_serializing_if = "Option::is_none")]
     fits: Option<FittingSize>,
     available_bytes: Option<u64>,
+    /// What the model takes of the memory of this machine at one context size.
+    devices: Vec<DeviceMemory>,
     /// The placement on some common GPUs, one line each.
     on_gpu: Vec<String>,
 }
@@ -253,7 +261,7 @@ impl InspectReport {
             files: file.paths().to_vec(),
             file_bytes: file.file_bytes(),
             architecture: file.metadata.str("general.architecture").map(str::to_owned),
-            mix: mix(&file.metadata),
+            mix: file_type(&file.metadata),
             parameters,
             bits_per_weight: if parameters == 0 { 0.0 } else { bytes as f64 * 8.0 / parameters as f64 },
             verdict,
@@ -283,7 +291,8 @@ impl From<&UnreadTensor> for TensorRow {
     }
 }
 
-fn mix(metadata: &Metadata) -> Option<&'static str> {
+/// The mix of formats that a file says it is, by llama.cpp's name.
+pub fn file_type(metadata: &Metadata) -> Option<&'static str> {
     let number = metadata.get("general.file_type")?.as_u64()?;
     file_type_name(u32::try_from(number).ok()?)
 }
@@ -356,6 +365,7 @@ fn model(
         contexts,
         fits,
         available_bytes: available,
+        devices: Vec::new(),
         on_gpu: CARDS.map(|gib| on_gpu(file, &c, args, [gib << 30, available.unwrap_or(u64::MAX)])).to_vec(),
     })
 }

@@ -3,6 +3,7 @@
 use super::{
     FittingSize, FormatTotals, InspectReport, ModelReport, SamplingReport, TemplateReport, TensorRow,
 };
+use crate::commands::plot::bars::BarStyle;
 use crate::io::units::{format_size, grouped, shortest_decimal};
 use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use models::gguf::{Array, Metadata, Value};
@@ -140,6 +141,10 @@ fn print_model(m: &ModelReport, out: &mut dyn Write) -> Result<()> {
         ),
         None => writeln!(out, "\n  the available memory is unknown"),
     }?;
+    for device in &m.devices {
+        writeln!(out)?;
+        device.lines(BarStyle::detect()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    }
     writeln!(out, "\nwith --device cuda, by free GPU memory")?;
     // Larger cards with the same placement share a line.
     let plan = |line: &String| line.split_once(": ").map(|(_, plan)| plan.to_owned());

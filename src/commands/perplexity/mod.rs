@@ -2,14 +2,18 @@
 //!
 //! The definition is that of llama.cpp: the text is split into windows of N tokens, each starts from an empty state,
 //! and the second half of each window is scored. KL divergence is D(baseline || model), averaged over the scored
-//! positions. Next: `scores` (the figures), `baseline` (the file) and `row` (a position in it).
+//! positions. Next: `scores` (the figures), `breakdown` (by position and window), `baseline` (the file)
+//! and `row` (a position in it).
 
 mod baseline;
+mod breakdown;
 mod row;
 mod scores;
 
 use crate::args::EngineArgs;
-use crate::io::output::tell;
+use crate::commands::plot::PlotFile;
+use crate::commands::plot::bars::BarStyle;
+use crate::io::output::{Output, tell};
 use crate::io::progress::CountBar;
 use crate::io::prompt::PromptArgs;
 use crate::io::units::counted;
@@ -17,9 +21,11 @@ use crate::runtime::builtin_model;
 use crate::runtime::handle::EngineHandle;
 use anyhow::{Context as _, Result, bail};
 use baseline::{BaselineReader, BaselineText, BaselineWriter};
+use breakdown::Breakdown;
 use rayon::prelude::*;
 use row::Row;
 use scores::{Compared, Scores};
+use std::io::Write;
 use std::path::PathBuf;
 
 /// The command-line arguments of `kimi perplexity`.
@@ -48,6 +54,9 @@ pub struct PerplexityArgs {
     /// Print one JSON object with all figures, and neither notices nor progress
     #[arg(long)]
     json: bool,
+    /// Draw the perplexity, or the KL divergence from the baseline, by position and by window as a picture (SVG)
+    #[arg(long, value_name = "FILE.svg")]
+    plot: Option<PathBuf>,
 }
 
 /// Scores the text and prints the perplexity, and the figures of the comparison if there is a baseline.
@@ -58,20 +67,11 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
             tell(line)
         }
     });
+    let plot = args.plot.as_deref().map(PlotFile::create).transpose()?;
     let engine = EngineHandle::load(&args.engine.options().without_snapshots(), log)?;
-    let ids = engine.raw_ids(&args.text.read()?)?;
     let (window, half) = (args.window, args.window / 2);
-    let windows = (ids.len() / window.max(1)).min(args.windows.unwrap_or(usize::MAX));
-    if half == 0 || windows == 0 {
-        bail!(
-            "the text has {}, fewer than one window of {window} (--window, at least 2)",
-            counted(ids.len(), "token")
-        );
-    }
-    let ids = &ids[..windows * window];
-    for (i, tokens) in ids.chunks_exact(window).enumerate() {
-        engine.check(tokens).with_context(|| format!("window {i}"))?;
-    }
+    let ids = &window_ids(args, &engine)?[..];
+    let windows = ids.len() / window;
     let text = BaselineText { model: model_name(args), vocab: engine.config.vocab, window, ids };
     let mut save = args.save_baseline.as_deref().map(|p| BaselineWriter::create(p, &text)).transpose()?;
     let mut base = args.baseline.as_deref().map(|p| BaselineReader::open(p, &text)).transpose()?;
@@ -106,7 +106,32 @@ pub fn run(args: &PerplexityArgs) -> Result<()> {
     if let Some(save) = save {
         save.finish()?;
     }
-    scores.figures(base.as_ref().map(|base| &*base.model)).print(args.json)
+    let baseline = base.as_ref().map(|base| &*base.model);
+    scores.figures(baseline).print(args.json)?;
+    let breakdown = Breakdown { scores: &scores, window, windows };
+    if !args.json {
+        let mut out = Output::lock();
+        breakdown.lines(BarStyle::detect()).iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    }
+    plot.map_or(Ok(()), |file| file.write(&breakdown.picture(&model_name(args), baseline)))
+}
+
+/// The tokens of all windows.
+fn window_ids(args: &PerplexityArgs, engine: &EngineHandle) -> Result<Vec<u32>> {
+    let mut ids = engine.raw_ids(&args.text.read()?)?;
+    let window = args.window;
+    let windows = (ids.len() / window.max(1)).min(args.windows.unwrap_or(usize::MAX));
+    if window < 2 || windows == 0 {
+        bail!(
+            "the text has {}, fewer than one window of {window} (--window, at least 2)",
+            counted(ids.len(), "token")
+        );
+    }
+    ids.truncate(windows * window);
+    for (i, tokens) in ids.chunks_exact(window).enumerate() {
+        engine.check(tokens).with_context(|| format!("window {i}"))?;
+    }
+    Ok(ids)
 }
 
 /// The name of the model's file without its directory.

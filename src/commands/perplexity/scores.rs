@@ -95,6 +95,11 @@ impl Scores {
         Figures { tokens: self.nll.len(), perplexity, perplexity_error, against }
     }
 
+    /// The KL divergence of each position; empty without a baseline.
+    pub fn divergences(&self) -> Vec<f64> {
+        self.compared.iter().map(|c| c.divergence.kl).collect()
+    }
+
     fn against(&self, baseline: &str) -> Against {
         let of = |f: fn(&Compared) -> f64| -> Vec<f64> { self.compared.iter().map(f).collect() };
         let base_nll = of(|c| c.base_nll);
@@ -171,7 +176,7 @@ impl Figures {
 }
 
 /// The mean and its standard error.
-fn mean_and_error(values: &[f64]) -> (f64, f64) {
+pub fn mean_and_error(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1.0).max(1.0);
