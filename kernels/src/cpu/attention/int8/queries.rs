@@ -19,7 +19,7 @@ pub(in crate::cpu) struct PackedQueries {
 }
 
 impl PackedQueries {
-    /// Packs queries, `[queries][blocks]`, in groups of up to [`GROUP`].
+    /// Packs queries, `[queries][blocks]`, in groups of `group`.
     pub(in crate::cpu) fn new(cpu: &Cpu, q: &[Q8x32], blocks: usize, group: usize) -> PackedQueries {
         let len = q.len() / blocks;
         let words = len.div_ceil(group) * group.next_multiple_of(LANES) * blocks * PACKED_QUERY;
