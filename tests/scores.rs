@@ -18,8 +18,8 @@ use kimi::runtime::engine::Engine;
 use kimi::runtime::options::LoadOptions;
 use kimi::runtime::session::Session;
 use kimi::scheduler::{self, Client, Scheduler, SchedulerLimits};
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Outputs, Sequence};
+use models::hybrid::mla::MlaPath;
+use models::hybrid::{Outputs, Sequence};
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -9,10 +9,10 @@ use common::{checkpoint, convert, skip};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;
-use models::kimi_linear::config::MixerKind;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::state::State;
-use models::kimi_linear::{Model, Outputs, Probe, Sequence};
+use models::hybrid::config::MixerKind;
+use models::hybrid::mla::MlaPath;
+use models::hybrid::state::State;
+use models::hybrid::{Model, Outputs, Probe, Sequence};
 use std::sync::Mutex;
 
 /// Three KDA layers, one of them dense, and an MLA layer: each kind of layer with each of its neighbors.

@@ -16,7 +16,7 @@ use crate::source::Source;
 use crate::{requantize, sampling, vocabulary};
 use kernels::quant::Format;
 use models::gguf::Metadata;
-use models::kimi_linear::config::Config;
+use models::hybrid::config::Config;
 use std::path::{Path, PathBuf};
 
 /// Options of a conversion, as the caller chose them.

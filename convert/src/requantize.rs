@@ -10,8 +10,8 @@ use crate::progress::Progress;
 use crate::source::{Coding, Source, Tensor};
 use models::gguf::read::Gguf;
 use models::gguf::{Array, Metadata, Value};
-use models::kimi_linear::config::{Config, MixerKind};
-use models::kimi_linear::kv_split::UNSPLIT;
+use models::hybrid::config::{Config, MixerKind};
+use models::hybrid::kv_split::UNSPLIT;
 use std::path::Path;
 
 /// Opens the file and returns its tensors as sources and as specs of the output.

@@ -6,9 +6,9 @@ use kernels::reference::Reference;
 use models::gguf::parse::{Header, parse};
 use models::gguf::read::Gguf;
 use models::gguf::write::Layout;
-use models::kimi_linear::config::Config;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Model, Outputs, Sequence};
+use models::hybrid::config::Config;
+use models::hybrid::mla::MlaPath;
+use models::hybrid::{Model, Outputs, Sequence};
 
 /// Rewritten files above this are not built: the fuzzer's memory is for parsing.
 const MAX_BYTES: u64 = 1 << 20;

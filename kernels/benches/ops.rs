@@ -96,7 +96,7 @@ fn experts(cpu: &Cpu, format: Format) {
     let [up, down] = [[n, hidden, dim], [n, dim, hidden]].map(|shape| repeated(format, shape));
     let bytes = (2 * up.bytes.len() + down.bytes.len()) / n * top_k;
     let [gate, up, down] = [up.clone(), up, down].map(|w| cpu.weight(w).unwrap());
-    let w = || GatedMlp { gate: &gate, up: &up, down: &down };
+    let w = || GatedMlp { gate: &gate, up: &up, down: &down, limit: f32::INFINITY };
     let x = cpu.tensor(batch, dim, &Numbers(3).vec(batch * dim));
     let bias = cpu.weight(vector(&vec![0.0; n])).unwrap();
     let how = Routing { top_k, groups: 1, top_groups: 1, normalize: true, scale: 2.446 };

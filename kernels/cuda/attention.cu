@@ -40,6 +40,26 @@ KERNEL(append, 512)(const __grid_constant__ Spans spans, const __grid_constant__
 }
 REGISTER(append)
 
+// Rotates pairs (2i, 2i+1) of the last `dims` columns of each head of q and of the rows kv, before these are appended. Angles
+// are computed in f64, once for all heads. Grid: rows of a span, spans.
+KERNEL(rotate, 32)(const __grid_constant__ Spans spans, float* q, float* kv, int heads, int width, int kv_width, int dims, float base) {
+    const SpanOf& span = spans.of[blockIdx.y];
+    if ((int)blockIdx.x >= span.rows) return;
+    i64 t = span.first + blockIdx.x;
+    double position = ((const Header*)span.state)->len + (int)blockIdx.x;
+    for (int i = threadIdx.x; i < dims / 2; i += blockDim.x) {
+        double angle = position * pow((double)base, -2.0 * i / dims), s, c;
+        sincos(angle, &s, &c);
+        for (int h = 0; h <= heads; h++) {
+            float* pair = (h < heads ? q + (t * heads + h + 1) * width : kv + (t + 1) * kv_width) - dims + 2 * i;
+            float x = pair[0], y = pair[1];
+            pair[0] = x * (float)c - y * (float)s;
+            pair[1] = x * (float)s + y * (float)c;
+        }
+    }
+}
+REGISTER(rotate)
+
 // Advances the lengths after several blocks have appended. Grid: 1; one thread per span.
 KERNEL(advance, 32)(const __grid_constant__ Spans spans, int n_spans) {
     if (threadIdx.x >= n_spans) return;

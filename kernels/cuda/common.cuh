@@ -177,6 +177,20 @@ __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-
 // ln(1 + e^x) without overflow.
 __device__ __forceinline__ float softplus(float x) { return fmaxf(x, 0.0f) + log1pf(expf(-fabsf(x))); }
 
+// a softplus(x), or bound sigmoid(a x) with a bound, which is negative.
+__device__ __forceinline__ float log_decay(float x, float a, float bound) {
+    return bound == 0 ? a * softplus(x) : bound * sigmoid(a * x);
+}
+
+// SiLU(gate) * up, both limited; comparisons keep NaN.
+__device__ __forceinline__ float limited_silu_mul(float gate, float up, float limit) {
+    float y = gate * sigmoid(gate);
+    if (y > limit) y = limit;
+    if (up > limit) up = limit;
+    if (up < -limit) up = -limit;
+    return y * up;
+}
+
 // One sequence's rows of a batch and the address of its state. A launch takes up to SPANS of them.
 struct SpanOf {
     void* state;

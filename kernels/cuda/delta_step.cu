@@ -12,7 +12,7 @@ struct DeltaStep {
     XScale* scales;
     int heads, n;
     float scale, l2_eps, norm_eps;
-    int unused;
+    float bound; // of the log-decay; 0 for an unbounded one
 };
 
 template <int DIM> struct StepShared {
@@ -58,7 +58,7 @@ __device__ __forceinline__ void delta_step(const Spans& of_s, const Spans& of_q,
     for (int i = 0; i < R; i++) S[i] = state[i * DIM];
     float beta = p.beta[t * p.heads + h];
     if (part == 3) {
-        s.alpha[col] = expf(p.a[h] * softplus(p.f[at] + p.dt_bias[c]));
+        s.alpha[col] = expf(log_decay(p.f[at] + p.dt_bias[c], p.a[h], p.bound));
     } else {
         float x = part == 0 ? p.q[at] : part == 1 ? p.k[at] : p.v[at];
         const float* taps = (part == 0 ? p.taps[0] : part == 1 ? p.taps[1] : p.taps[2]) + (i64)c * p.n;

@@ -147,7 +147,7 @@ struct FusedFfn {
     int top_k;
     int shared; // 0 or 1
     int lanes;  // threads per row of down
-    int unused;
+    float limit;
 };
 
 #define UP_LANES 8 // threads per row of gate and up: a block has the 32 rows that share a scale
@@ -173,7 +173,7 @@ template <class F> __device__ __forceinline__ void ffn_up(const FusedFfn& p) {
     }
     gate = lanes_sum(gate, UP_LANES);
     up = lanes_sum(up, UP_LANES);
-    if (lane == 0) inner[r] = gate * sigmoid(gate) * up;
+    if (lane == 0) inner[r] = limited_silu_mul(gate, up, p.limit);
     __syncthreads();
     i64 at = ((i64)blockIdx.y * gridDim.x + blockIdx.x) * 32 + threadIdx.x;
     if (threadIdx.x < 32) quantise_32(inner[threadIdx.x], p.inner, p.inner_scale, at);

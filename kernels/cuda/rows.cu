@@ -38,10 +38,10 @@ KERNEL(apply_sigmoid, 256)(float* x, i64 n) {
 }
 REGISTER(apply_sigmoid)
 
-// gate <- SiLU(gate) * up
-KERNEL(silu_mul, 256)(float* gate, const float* up, i64 n) {
+// gate <- SiLU(gate) * up, both limited
+KERNEL(silu_mul, 256)(float* gate, const float* up, float limit, i64 n) {
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < n) gate[i] = gate[i] * sigmoid(gate[i]) * up[i];
+    if (i < n) gate[i] = limited_silu_mul(gate[i], up[i], limit);
 }
 REGISTER(silu_mul)
 
@@ -131,12 +131,19 @@ KERNEL(l2_norm, 128)(float* x, int n, float eps, float scale, i64 heads) {
 }
 REGISTER(l2_norm)
 
-// g = a_h softplus(f + bias), in place of f.
-KERNEL(kda_decay, 256)(float* f, const float* a, const float* bias, int cols, int dim, i64 n) {
+// Multiplies each head of x, `dim` columns, by the sigmoid of its gate.
+KERNEL(gate_heads, 256)(float* x, const float* gate, int dim, i64 n) {
+    i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
+    if (i < n) x[i] *= sigmoid(gate[i / dim]);
+}
+REGISTER(gate_heads)
+
+// The log-decay, in place of f.
+KERNEL(kda_decay, 256)(float* f, const float* a, const float* bias, int cols, int dim, float bound, i64 n) {
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     int c = (int)(i % cols);
-    f[i] = a[c / dim] * softplus(f[i] + bias[c]);
+    f[i] = log_decay(f[i] + bias[c], a[c / dim], bound);
 }
 REGISTER(kda_decay)
 

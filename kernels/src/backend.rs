@@ -62,6 +62,28 @@ pub struct GatedMlp<'a, W> {
     pub up: &'a W,
     /// W_down, from the hidden width back to the input's: `[dim, hidden]` per matrix.
     pub down: &'a W,
+    /// Largest SiLU(W_gate x), and largest magnitude of W_up x; infinity for an MLP without a limit.
+    pub limit: f32,
+}
+
+/// The log-decay g of a key channel from f + dt_bias, which is in parentheses here, and a constant a_h > 0 of its head.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Decay {
+    /// g = a_h softplus(...) with the stored a_h = -exp(A_log): unbounded below.
+    Softplus,
+    /// g = bound * sigmoid(a_h (...)) with the stored a_h = exp(A_log): between `bound` < 0 and 0.
+    Bounded(f32),
+}
+
+/// Rotary position embedding of queries and of cache rows.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Heads of the queries.
+    pub heads: usize,
+    /// Last columns of each head, and of a cache row, that rotate: an even number.
+    pub dims: usize,
+    /// Base of the angles: pair i turns by base^(-2i/dims) per position.
+    pub base: f32,
 }
 
 /// The up-projections from the latent to each head's keys and values (`kv_b_proj`).
@@ -254,8 +276,10 @@ pub trait Backend: Send + Sync + 'static {
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
     /// sigmoid(x), in place of x.
     fn sigmoid(&self, x: Self::Tensor) -> Self::Tensor;
-    /// Gates element by element: SiLU(gate) * up, of equal shapes.
-    fn silu_mul(&self, gate: Self::Tensor, up: &Self::Tensor) -> Self::Tensor;
+    /// Gates element by element: min(SiLU(gate), limit) * clamp(up, -limit, limit), of equal shapes.
+    fn silu_mul(&self, gate: Self::Tensor, up: &Self::Tensor, limit: f32) -> Self::Tensor;
+    /// y_h = x_h * sigmoid(gate_h): one gate per head. `gate: [tokens, heads]`, x and y: `[tokens, heads * dim]`
+    fn gate_heads(&self, x: Self::Tensor, gate: &Self::Tensor) -> Self::Tensor;
 
     // ---- norms -----------------------------------------------------------------------------------------
 
@@ -291,7 +315,7 @@ pub trait Backend: Send + Sync + 'static {
     /// Per head h of a stack: y_h = [W_h x_h[..cols] | x_h[cols..]]. Columns of a head beyond the matrix pass
     /// through. `[tokens, count * (cols + rest)] -> [tokens, count * (rows + rest)]`
     fn matmul_heads(&self, w: &Self::Weight, x: &Self::Tensor) -> Self::Tensor;
-    /// W_down (SiLU(W_gate x) * W_up x). `[tokens, dim] -> [tokens, dim]`
+    /// W_down (SiLU(W_gate x) * W_up x), limited as in [`Backend::silu_mul`]. `[tokens, dim] -> [tokens, dim]`
     fn gated_ffn(&self, w: GatedMlp<'_, Self::Weight>, x: &Self::Tensor) -> Self::Tensor;
 
     // ---- delta rule ------------------------------------------------------------------------------------
@@ -304,9 +328,15 @@ pub trait Backend: Send + Sync + 'static {
         x: &Self::Tensor,
         taps: &Self::Weight,
     ) -> Self::Tensor;
-    /// g = a_h * softplus(f + dt_bias): the log-decay, <= 0, one a channel. `f: [tokens, heads * dim]`,
-    /// `a: [1, heads]` holds -exp(A_log), `dt_bias: [1, heads * dim]`.
-    fn kda_decay(&self, f: Self::Tensor, a: &Self::Weight, dt_bias: &Self::Weight) -> Self::Tensor;
+    /// The log-decay g <= 0 of each channel, as [`Decay`] defines it. `f: [tokens, heads * dim]`, `a: [1, heads]`,
+    /// `dt_bias: [1, heads * dim]`.
+    fn kda_decay(
+        &self,
+        f: Self::Tensor,
+        a: &Self::Weight,
+        dt_bias: &Self::Weight,
+        decay: Decay,
+    ) -> Self::Tensor;
     /// The gated delta rule, per head, state first decayed, then written, then read:
     /// S <- Diag(e^g) S;  S <- S + beta k (v - S^T k)^T;  o = S^T q.
     /// The state is S, `[heads * dk, dv]`. Long spans may be computed in chunks; the result is the same to rounding.
@@ -342,6 +372,16 @@ pub trait Backend: Send + Sync + 'static {
 
     // ---- attention over a shared latent ----------------------------------------------------------------
 
+    /// Rotates the last columns of each head of q and of the rows kv by their positions, before kv is appended: columns
+    /// (2i, 2i+1) of these turn by the angle p * base^(-2i/dims), where p is the number of rows that precede the token's in
+    /// its cache. Rows outside the spans stay as they are. `q: [tokens, heads * width]`, `kv: [tokens, cache width]`
+    fn rotate(
+        &self,
+        spans: &mut [Span<'_, Self::Cache>],
+        q: &mut Self::Tensor,
+        kv: &mut Self::Tensor,
+        rope: Rope,
+    );
     /// Appends each span's rows of x to its cache.
     fn append(&self, spans: &mut [Span<'_, Self::Cache>], x: &Self::Tensor);
     /// Causal attention in which all heads read one cache row c_s as key, and its first `value_dim` columns as
@@ -450,10 +490,12 @@ pub struct DeltaProjections<T> {
 pub struct DeltaWeights<'a, W> {
     /// Convolution taps of q, k and v: `[channels, n]`
     pub taps: [&'a W; 3],
-    /// Factor on the softplus of the decay, one per head: -exp(A_log), `[1, heads]`
+    /// Constant of the decay, one per head, `[1, heads]`: see [`Decay`].
     pub a: &'a W,
-    /// Bias inside the softplus of the decay, `[1, heads * dk]`
+    /// Bias on f in the decay, `[1, heads * dk]`
     pub dt_bias: &'a W,
+    /// How the decay follows from f.
+    pub decay: Decay,
     /// Weight of the norm of a head's output, `[1, dv]`
     pub norm: &'a W,
     /// Key channels per head, dk: the l2 norms run over this many.

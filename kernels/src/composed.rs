@@ -36,7 +36,7 @@ pub fn matmul_each<B: Backend, const N: usize>(
 /// Composes [`Backend::gated_ffn`] from `matmuls`, `silu_mul` and `matmul`.
 pub fn gated_ffn<B: Backend>(b: &B, w: GatedMlp<'_, B::Weight>, x: &B::Tensor) -> B::Tensor {
     let [gate, up] = b.matmuls([w.gate, w.up], x);
-    b.matmul(w.down, &b.silu_mul(gate, &up))
+    b.matmul(w.down, &b.silu_mul(gate, &up, w.limit))
 }
 
 /// Composes [`Backend::delta_attention`] from convolutions, l2 norms, the decay, the delta rule and the gated norm.
@@ -64,7 +64,7 @@ pub fn delta_attention_with<B: Backend>(
     let (q, k, v) = (conv(0, &x.q), conv(1, &x.k), conv(2, &x.v));
     let q = b.l2_norm(q, w.head_dim, w.l2_eps, w.scale);
     let k = b.l2_norm(k, w.head_dim, w.l2_eps, 1.0);
-    let g = b.kda_decay(x.f, w.a, w.dt_bias);
+    let g = b.kda_decay(x.f, w.a, w.dt_bias, w.decay);
     see_g(&g);
     let beta = b.sigmoid(x.beta);
     let mut states: Vec<_> = spans.iter_mut().map(|s| part(s, |state| &mut state.s)).collect();
@@ -125,7 +125,7 @@ pub fn delta_attention_draft<B: Backend>(
     let (q, k, v) = (conv(0, &x.q), conv(1, &x.k), conv(2, &x.v));
     let q = b.l2_norm(q, w.head_dim, w.l2_eps, w.scale);
     let k = b.l2_norm(k, w.head_dim, w.l2_eps, 1.0);
-    let g = b.kda_decay(x.f, w.a, w.dt_bias);
+    let g = b.kda_decay(x.f, w.a, w.dt_bias, w.decay);
     let beta = b.sigmoid(x.beta);
     let inputs = || DeltaRule { q: &q, k: &k, v: &v, g: &g, beta: &beta };
     let mut states: Vec<_> = drafts.iter_mut().map(|s| part(s, |state| &mut state.s)).collect();

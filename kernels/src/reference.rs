@@ -4,8 +4,9 @@
 //! the other backends except the block formats. Next: `cpu`.
 
 use crate::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
-    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
+    Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
+    StatePart, TopK,
 };
 use crate::composed;
 use std::ops::Range;
@@ -79,6 +80,14 @@ fn silu(x: f64) -> f64 {
     x * sigmoid(x)
 }
 
+/// SiLU(gate) * up, both limited.
+fn limited(gate: f64, up: f64, limit: f32) -> f64 {
+    let limit = limit as f64;
+    // Comparisons keep NaN, which min and max would drop.
+    let gate = if silu(gate) > limit { limit } else { silu(gate) };
+    gate * up.clamp(-limit, limit)
+}
+
 /// ln(1 + e^x) without overflow.
 fn softplus(x: f64) -> f64 {
     x.max(0.0) + (-x.abs()).exp().ln_1p()
@@ -87,9 +96,20 @@ fn softplus(x: f64) -> f64 {
 /// W_down (SiLU(W_gate x) * W_up x) of matrix `e` of each stack.
 fn ffn(w: &GatedMlp<'_, QuantTensor>, e: usize, x: &[f32]) -> Vec<f64> {
     let hidden: Vec<f32> = (0..w.gate.rows)
-        .map(|i| (silu(dot(&weight_row(w.gate, e, i), x)) * dot(&weight_row(w.up, e, i), x)) as f32)
+        .map(|i| limited(dot(&weight_row(w.gate, e, i), x), dot(&weight_row(w.up, e, i), x), w.limit) as f32)
         .collect();
     (0..w.down.rows).map(|i| dot(&weight_row(w.down, e, i), &hidden)).collect()
+}
+
+/// Rotates the last columns of a row.
+fn rotate(row: &mut [f32], position: f64, rope: Rope) {
+    let first = row.len() - rope.dims;
+    for (i, pair) in row[first..].chunks_exact_mut(2).enumerate() {
+        let angle = position * (rope.base as f64).powf(-2.0 * i as f64 / rope.dims as f64);
+        let (sin, cos) = angle.sin_cos();
+        let (x, y) = (pair[0] as f64, pair[1] as f64);
+        pair.copy_from_slice(&[(x * cos - y * sin) as f32, (x * sin + y * cos) as f32]);
+    }
 }
 
 /// One token of one head: S is `[dk, dv]`; gives o, `[dv]`.
@@ -257,10 +277,20 @@ impl Backend for Reference {
         x.map(sigmoid)
     }
 
-    fn silu_mul(&self, gate: Matrix, up: &Matrix) -> Matrix {
+    fn silu_mul(&self, gate: Matrix, up: &Matrix, limit: f32) -> Matrix {
         assert_eq!((gate.rows, gate.cols), (up.rows, up.cols), "shapes of gate and up");
         let mut y = gate;
-        y.values.iter_mut().zip(&up.values).for_each(|(g, u)| *g = (silu(*g as f64) * *u as f64) as f32);
+        let both = y.values.iter_mut().zip(&up.values);
+        both.for_each(|(g, u)| *g = limited(*g as f64, *u as f64, limit) as f32);
+        y
+    }
+
+    fn gate_heads(&self, x: Matrix, gate: &Matrix) -> Matrix {
+        assert!(x.rows == gate.rows && x.cols % gate.cols == 0, "shapes of heads and their gates");
+        let dim = x.cols / gate.cols;
+        let mut y = x;
+        let heads = y.values.chunks_exact_mut(dim).zip(&gate.values);
+        heads.for_each(|(y, g)| y.iter_mut().for_each(|y| *y = (*y as f64 * sigmoid(*g as f64)) as f32));
         y
     }
 
@@ -354,14 +384,18 @@ impl Backend for Reference {
         y
     }
 
-    fn kda_decay(&self, f: Matrix, a: &QuantTensor, dt_bias: &QuantTensor) -> Matrix {
+    fn kda_decay(&self, f: Matrix, a: &QuantTensor, dt_bias: &QuantTensor, decay: Decay) -> Matrix {
         let (a, bias) = (weight_row(a, 0, 0), weight_row(dt_bias, 0, 0));
         assert_eq!((f.cols, f.cols % a.len()), (bias.len(), 0), "channels, and channels in heads");
         let dim = f.cols / a.len();
         let mut g = f;
         for (i, f) in g.values.iter_mut().enumerate() {
             let c = i % bias.len();
-            *f = (a[c / dim] as f64 * softplus(*f as f64 + bias[c] as f64)) as f32;
+            let (a, biased) = (a[c / dim] as f64, *f as f64 + bias[c] as f64);
+            *f = match decay {
+                Decay::Softplus => a * softplus(biased),
+                Decay::Bounded(bound) => bound as f64 * sigmoid(a * biased),
+            } as f32;
         }
         g
     }
@@ -404,6 +438,17 @@ impl Backend for Reference {
         w: &DeltaWeights<'_, QuantTensor>,
     ) -> Matrix {
         composed::delta_attention(self, spans, x, w)
+    }
+
+    fn rotate(&self, spans: &mut [Span<'_, Cache>], q: &mut Matrix, kv: &mut Matrix, rope: Rope) {
+        for span in spans {
+            for (i, t) in span.rows.clone().enumerate() {
+                let position = (self.cache_len(span.state) + i) as f64;
+                let width = q.cols / rope.heads;
+                q.row_mut(t).chunks_exact_mut(width).for_each(|head| rotate(head, position, rope));
+                rotate(kv.row_mut(t), position, rope);
+            }
+        }
     }
 
     fn append(&self, spans: &mut [Span<'_, Cache>], x: &Matrix) {

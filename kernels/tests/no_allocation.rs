@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Numbers, vector};
-use kernels::backend::{Backend, CacheFormat, DeltaRule, GatedMlp, Routing, Span};
+use kernels::backend::{Backend, CacheFormat, Decay, DeltaRule, GatedMlp, Routing, Span};
 use kernels::cpu::Cpu;
 use kernels::quant::Format;
 use kernels::simd::SimdLevel;
@@ -57,7 +57,7 @@ fn a_decoded_token_allocates_nothing() {
         let [q, k, beta] = b.matmuls([&w[0], &w[1], &w[2]], &b.rms_norm(&x, &norm, 1e-5));
         let k = b.short_conv(&mut [Span { rows: 0..1, state: &mut conv }], &k, &taps);
         let (q, k) = (b.l2_norm(q, 64, 1e-6, 0.1), b.l2_norm(k, 64, 1e-6, 1.0));
-        let g = b.kda_decay(b.matmul(&w[0], &x), &a, &norm);
+        let g = b.kda_decay(b.matmul(&w[0], &x), &a, &norm, Decay::Softplus);
         let beta = b.sigmoid(beta);
         let inputs = DeltaRule { q: &q, k: &k, v: &x, g: &g, beta: &beta };
         let o = b.delta_rule(&mut [Span { rows: 0..1, state: &mut s }], inputs);
@@ -66,7 +66,10 @@ fn a_decoded_token_allocates_nothing() {
         b.append(&mut [Span { rows: 0..1, state: &mut cache }], &row);
         let o = b.latent_attention(&mut [Span { rows: 0..1, state: &mut cache }], &x, 64, 0.1);
         let routed = b.route(&b.matmul(&router, &o), &bias, how);
-        b.add(&mut x, &b.experts(GatedMlp { gate: &gate, up: &up, down: &down }, &o, &routed));
+        b.add(
+            &mut x,
+            &b.experts(GatedMlp { gate: &gate, up: &up, down: &down, limit: f32::INFINITY }, &o, &routed),
+        );
     };
     // A worker allocates its scratch when it first takes part, which may be late: wait for a stretch without allocations.
     let quiet = |_| {

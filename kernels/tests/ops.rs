@@ -4,7 +4,9 @@
 mod common;
 
 use common::{Numbers, cpus, error, spans, stored, vector};
-use kernels::backend::{Backend, DeltaProjections, DeltaState, DeltaWeights, GatedMlp, Routing};
+use kernels::backend::{
+    Backend, CacheFormat, Decay, DeltaProjections, DeltaState, DeltaWeights, GatedMlp, Rope, Routing,
+};
 use kernels::quant::Format;
 
 /// Rows and columns that fill registers, leave a remainder, or are empty.
@@ -21,7 +23,8 @@ fn elements() {
             let mut sum = b.tensor(rows, cols, &b.read(&x));
             b.add(&mut sum, &y);
             let sigmoid = b.sigmoid(b.tensor(rows, cols, &b.read(&x)));
-            vec![b.read(&sum), b.read(&sigmoid), b.read(&b.silu_mul(x, &y))]
+            let limited = b.silu_mul(b.copy(&x), &y, 0.75);
+            vec![b.read(&sum), b.read(&sigmoid), b.read(&limited), b.read(&b.silu_mul(x, &y, f32::INFINITY))]
         });
     }
 }
@@ -191,7 +194,10 @@ fn short_convolution() {
 #[test]
 fn delta_attention() {
     for (heads, dim, taps) in [(2, 128, 4), (3, 24, 4), (1, 7, 1), (4, 32, 2), (2, 64, 1)] {
-        for lens in [&[1][..], &[1, 1, 1], &[2, 1], &[0, 3], &[1; 40]] {
+        for (lens, decay) in [&[1][..], &[1, 1, 1], &[2, 1], &[0, 3], &[1; 40]]
+            .into_iter()
+            .flat_map(|lens| [(lens, Decay::Softplus), (lens, Decay::Bounded(-5.0))])
+        {
             let mut n = Numbers(12);
             let (tokens, channels) = (lens.iter().sum::<usize>(), heads * dim);
             let projections: [Vec<f32>; 5] = std::array::from_fn(|_| n.vec(tokens * channels));
@@ -201,13 +207,14 @@ fn delta_attention() {
             let (a, bias, norm) = (n.vec(heads), n.vec(channels), n.vec(dim));
             let past: Vec<Vec<f32>> = lens.iter().map(|_| n.vec((taps - 1) * channels)).collect();
             let s = n.vec(channels * dim);
-            check!(format!("delta_attention {heads} x {dim}, {taps} taps, over {lens:?}"), |b| {
+            check!(format!("delta_attention {heads} x {dim}, {taps} taps, over {lens:?}, {decay:?}"), |b| {
                 let weights = weights.each_ref().map(|w| b.weight(w.clone()).unwrap());
                 let [a, dt_bias, norm] = [&a, &bias, &norm].map(|w| b.weight(vector(w)).unwrap());
                 let w = DeltaWeights {
                     taps: weights.each_ref(),
                     a: &a,
                     dt_bias: &dt_bias,
+                    decay,
                     norm: &norm,
                     head_dim: dim,
                     scale: 0.3,
@@ -234,6 +241,47 @@ fn past_of<B: Backend>(b: &B, taps: usize, channels: usize, past: &[f32], by: f3
     b.tensor(taps - 1, channels, &past.iter().map(|x| x + by).collect::<Vec<_>>())
 }
 
+/// Gates that saturate, and a head of one column.
+#[test]
+fn gates_of_heads() {
+    for [tokens, heads, dim] in [[1, 1, 1], [3, 4, 32], [2, 5, 7], [70, 16, 128]] {
+        let mut n = Numbers(31);
+        let (x, gate) =
+            (n.vec(tokens * heads * dim), n.vec(tokens * heads).iter().map(|x| x * 60.0).collect::<Vec<_>>());
+        check!(format!("gate_heads {tokens} x {heads} x {dim}"), |b| {
+            vec![b.read(&b.gate_heads(b.tensor(tokens, heads * dim, &x), &b.tensor(tokens, heads, &gate)))]
+        });
+    }
+}
+
+/// Sequences with and without past, a whole head that rotates, and positions far beyond f32's exact angles.
+#[test]
+fn rotations() {
+    for (heads, nope, dims, latent) in [(1, 0, 2, 1), (3, 5, 6, 32), (16, 128, 64, 512)] {
+        for lens in [&[1][..], &[3, 0, 2], &[1; 40]] {
+            let mut n = Numbers(32);
+            let (tokens, width) = (lens.iter().sum::<usize>(), latent + dims);
+            let (q, kv) = (n.vec(tokens * heads * (nope + dims)), n.vec(tokens * width));
+            let rope = Rope { heads, dims, base: 6e6 };
+            check!(format!("rotate {heads} x {nope} + {dims} over {lens:?}"), |b| {
+                let past = |rows: usize| {
+                    let mut cache = b.cache(CacheFormat::F16, width);
+                    b.append(
+                        &mut spans(&[rows], std::slice::from_mut(&mut cache)),
+                        &b.tensor(rows, width, &vec![0.0; rows * width]),
+                    );
+                    cache
+                };
+                let mut caches: Vec<_> = (0..lens.len()).map(|i| past([0, 7, 2_000][i % 3])).collect();
+                let (mut q, mut kv) =
+                    (b.tensor(tokens, heads * (nope + dims), &q), b.tensor(tokens, width, &kv));
+                b.rotate(&mut spans(lens, &mut caches), &mut q, &mut kv, rope);
+                vec![b.read(&q), b.read(&kv)]
+            });
+        }
+    }
+}
+
 #[test]
 fn decay() {
     for [tokens, heads, dim] in [[1, 1, 1], [3, 4, 32], [2, 5, 7], [70, 2, 128]] {
@@ -243,7 +291,9 @@ fn decay() {
         let bias = n.vec(heads * dim);
         check!(format!("kda_decay {tokens} x {heads} x {dim}"), |b| {
             let [a, bias] = [&a, &bias].map(|w| b.weight(vector(w)).unwrap());
-            vec![b.read(&b.kda_decay(b.tensor(tokens, heads * dim, &f), &a, &bias))]
+            let x = b.tensor(tokens, heads * dim, &f);
+            let decays = [Decay::Softplus, Decay::Bounded(-5.0)];
+            decays.map(|decay| b.read(&b.kda_decay(b.copy(&x), &a, &bias, decay))).to_vec()
         });
     }
 }
@@ -326,7 +376,11 @@ fn run_experts<B: Backend>(
         x.chunks(dim).flat_map(|x| (0..n).map(|e| ((x[1] as usize + e * 7) % 11) as f32 * 0.3)).collect();
     let how = Routing { top_k, groups: 1, top_groups: 1, normalize: true, scale: 2.0 };
     let routed = b.route(&b.tensor(tokens, n, &logits), &b.weight(vector(&vec![0.0; n])).unwrap(), how);
-    b.read(&b.experts(GatedMlp { gate: &gate, up: &up, down: &down }, &b.tensor(tokens, dim, x), &routed))
+    b.read(&b.experts(
+        GatedMlp { gate: &gate, up: &up, down: &down, limit: f32::INFINITY },
+        &b.tensor(tokens, dim, x),
+        &routed,
+    ))
 }
 
 #[test]
@@ -371,13 +425,16 @@ fn gated_ffn_is_its_parts() {
     let x = Numbers(15).vec(3 * 70);
     check!("gated_ffn", |b| {
         let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
-        vec![b.read(&b.gated_ffn(GatedMlp { gate: &gate, up: &up, down: &down }, &b.tensor(3, 70, &x)))]
+        vec![b.read(&b.gated_ffn(
+            GatedMlp { gate: &gate, up: &up, down: &down, limit: f32::INFINITY },
+            &b.tensor(3, 70, &x),
+        ))]
     });
     let b = &cpus()[1];
     let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
     let x = b.tensor(3, 70, &x);
-    let parts = b.matmul(&down, &b.silu_mul(b.matmul(&gate, &x), &b.matmul(&up, &x)));
-    let fused = b.gated_ffn(GatedMlp { gate: &gate, up: &up, down: &down }, &x);
+    let parts = b.matmul(&down, &b.silu_mul(b.matmul(&gate, &x), &b.matmul(&up, &x), f32::INFINITY));
+    let fused = b.gated_ffn(GatedMlp { gate: &gate, up: &up, down: &down, limit: f32::INFINITY }, &x);
     assert_eq!(error(&b.read(&fused), &b.read(&parts)), 0.0);
 }
 

@@ -12,8 +12,8 @@ use kernels::simd::SimdLevel;
 use models::gguf::read::Gguf;
 use models::gguf::write::Layout;
 use models::gguf::{Array, Metadata, Value};
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Model, Outputs, Sequence};
+use models::hybrid::mla::MlaPath;
+use models::hybrid::{Model, Outputs, Sequence};
 use std::collections::HashSet;
 use xxhash_rust::xxh3::xxh3_64;
 

@@ -6,9 +6,9 @@ mod random_model;
 
 use kernels::backend::Backend;
 use kernels::cpu::Cpu;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::state::State;
-use models::kimi_linear::{Model, Outputs, Sequence};
+use models::hybrid::mla::MlaPath;
+use models::hybrid::state::State;
+use models::hybrid::{Model, Outputs, Sequence};
 use random_model::{ModelOutcome, RandomModel};
 
 #[test]

@@ -12,7 +12,7 @@ use crate::runtime::handle::EngineHandle;
 use crate::runtime::memory_estimate::MemoryEstimate;
 use crate::runtime::session::Prefill;
 use anyhow::{Result, bail};
-use models::kimi_linear::mla::MlaPath;
+use models::hybrid::mla::MlaPath;
 use std::path::Path;
 use std::time::{Duration, Instant};
 

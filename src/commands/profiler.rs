@@ -4,8 +4,9 @@
 //! lists each part. Next: `bench`.
 
 use kernels::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
-    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
+    Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
+    StatePart, TopK,
 };
 use kernels::composed;
 use std::collections::BTreeMap;
@@ -95,7 +96,7 @@ pub fn print(out: &mut impl Write, ops: &[(String, OpStats)], tokens: usize) -> 
 }
 
 fn inner<'a, W>(w: &GatedMlp<'a, Weight<W>>) -> GatedMlp<'a, W> {
-    GatedMlp { gate: &w.gate.inner, up: &w.up.inner, down: &w.down.inner }
+    GatedMlp { gate: &w.gate.inner, up: &w.up.inner, down: &w.down.inner, limit: w.limit }
 }
 
 impl<B: Backend> Backend for Profiled<B> {
@@ -179,8 +180,11 @@ impl<B: Backend> Backend for Profiled<B> {
     fn sigmoid(&self, x: B::Tensor) -> B::Tensor {
         self.plain("sigmoid", |b| b.sigmoid(x))
     }
-    fn silu_mul(&self, gate: B::Tensor, up: &B::Tensor) -> B::Tensor {
-        self.plain("silu_mul", |b| b.silu_mul(gate, up))
+    fn silu_mul(&self, gate: B::Tensor, up: &B::Tensor, limit: f32) -> B::Tensor {
+        self.plain("silu_mul", |b| b.silu_mul(gate, up, limit))
+    }
+    fn gate_heads(&self, x: B::Tensor, gate: &B::Tensor) -> B::Tensor {
+        self.plain("gate_heads", |b| b.gate_heads(x, gate))
     }
     fn rms_norm(&self, x: &B::Tensor, w: &Self::Weight, eps: f32) -> B::Tensor {
         self.plain("rms_norm", |b| b.rms_norm(x, &w.inner, eps))
@@ -214,8 +218,8 @@ impl<B: Backend> Backend for Profiled<B> {
     fn short_conv(&self, spans: &mut [Span<'_, B::Tensor>], x: &B::Tensor, taps: &Self::Weight) -> B::Tensor {
         self.plain("short_conv", |b| b.short_conv(spans, x, &taps.inner))
     }
-    fn kda_decay(&self, f: B::Tensor, a: &Self::Weight, dt_bias: &Self::Weight) -> B::Tensor {
-        self.plain("kda_decay", |b| b.kda_decay(f, &a.inner, &dt_bias.inner))
+    fn kda_decay(&self, f: B::Tensor, a: &Self::Weight, dt_bias: &Self::Weight, decay: Decay) -> B::Tensor {
+        self.plain("kda_decay", |b| b.kda_decay(f, &a.inner, &dt_bias.inner, decay))
     }
     fn delta_rule(&self, spans: &mut [Span<'_, B::Tensor>], x: DeltaRule<'_, B::Tensor>) -> B::Tensor {
         self.plain("delta_rule", |b| b.delta_rule(spans, x))
@@ -233,6 +237,9 @@ impl<B: Backend> Backend for Profiled<B> {
         w: &DeltaWeights<'_, Self::Weight>,
     ) -> B::Tensor {
         composed::delta_attention(self, spans, x, w)
+    }
+    fn rotate(&self, spans: &mut [Span<'_, B::Cache>], q: &mut B::Tensor, kv: &mut B::Tensor, rope: Rope) {
+        self.plain("rotate", |b| b.rotate(spans, q, kv, rope));
     }
     fn append(&self, spans: &mut [Span<'_, B::Cache>], x: &B::Tensor) {
         self.plain("append", |b| b.append(spans, x));

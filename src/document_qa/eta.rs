@@ -6,7 +6,7 @@
 
 use crate::runtime::attention_path::MATERIALIZE_AFTER;
 use models::gguf::TensorInfo;
-use models::kimi_linear::config::{Config, MixerKind};
+use models::hybrid::config::{Config, MixerKind};
 use std::time::Duration;
 
 /// Time of an operation in attention relative to one in a matmul. Measured with the five-layer file: 361 tok/s at depth 0

@@ -27,8 +27,8 @@ mod writer;
 
 use disk::{Disk, StateShape};
 use kernels::backend::{Backend, CacheFormat};
-use models::kimi_linear::config::{Config, MixerKind};
-use models::kimi_linear::state::{State, recurrent_bytes};
+use models::hybrid::config::{Config, MixerKind};
+use models::hybrid::state::{State, recurrent_bytes};
 use namespace::{Namespace, StoreView};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -4,7 +4,7 @@
 use super::cause::MissCause;
 use super::{Hit, Insertion, PrefixSource, Snapshot, Store};
 use kernels::backend::Backend;
-use models::kimi_linear::state::State;
+use models::hybrid::state::State;
 use std::sync::Arc;
 
 /// How prompts are laid out, which the attention path of a token depends on: snapshots of one layout are not used by

@@ -6,7 +6,7 @@
 //! special token or with the question about a document, so that a question costs no more than its own tokens. Replies
 //! use absorbed attention, because they are decoded token by token.
 
-use models::kimi_linear::mla::MlaPath;
+use models::hybrid::mla::MlaPath;
 use models::template::{Message, Template};
 use models::tokenizer::Vocabulary;
 use serde_json::Map;

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
-use models::kimi_linear::config::Config;
+use models::hybrid::config::Config;
 use std::path::Path;
 
 pub enum Chosen {

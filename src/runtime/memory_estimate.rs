@@ -1,7 +1,7 @@
 //! Estimates the memory of a model beside its weights from its hyperparameters.
 
 use kernels::quant::Format;
-use models::kimi_linear::config::{Config, MixerKind};
+use models::hybrid::config::{Config, MixerKind};
 use serde::Serialize;
 
 /// Bytes of a state value, which is always f32.
@@ -62,7 +62,7 @@ fn workspace(c: &Config, batch: u64) -> u64 {
     let m = &c.mla;
     let mla = m.heads * (m.nope_dim + 2 * m.latent_dim + 2 * m.pe_dim + m.value_dim);
     let dense = 3 * c.dense_hidden;
-    let moe = c.moe.routing.top_k * (3 * c.moe.hidden + c.dim) + 3 * c.moe.shared * c.moe.hidden;
+    let moe = c.moe.routing.top_k * (3 * c.moe.hidden + c.dim) + 3 * c.moe.shared_hidden;
     let widest = [kda, mla, dense, moe].into_iter().max().unwrap_or(0);
     let values = product([batch, (4 * c.dim + widest) as u64]).saturating_add(c.vocab as u64);
     product([F32, values])

@@ -9,8 +9,8 @@ use crate::io::host_memory;
 use crate::io::units::format_size;
 use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;
-use models::kimi_linear::config::Config;
-use models::kimi_linear::kv_split::split_bytes;
+use models::hybrid::config::Config;
+use models::hybrid::kv_split::split_bytes;
 use std::path::Path;
 
 /// The context that must fit beside the weights, in tokens.

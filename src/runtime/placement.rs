@@ -13,8 +13,8 @@ use kernels::cuda::{
     staging_bytes,
 };
 use models::gguf::read::Gguf;
-use models::kimi_linear::config::{Config, MixerKind};
-use models::kimi_linear::kv_split::split_bytes;
+use models::hybrid::config::{Config, MixerKind};
+use models::hybrid::kv_split::split_bytes;
 use std::fmt;
 
 /// GPU memory reserved for the driver: its context, compiled kernels, fragmentation.

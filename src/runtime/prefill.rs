@@ -9,9 +9,9 @@ use crate::prefix_cache::{PrefixSource, SNAPSHOT_INTERVAL_TOKENS};
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::LogitsRow;
 use kernels::backend::Backend;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::state::State;
-use models::kimi_linear::{Outputs, Sequence};
+use models::hybrid::mla::MlaPath;
+use models::hybrid::state::State;
+use models::hybrid::{Outputs, Sequence};
 use std::ops::Range;
 
 /// The state of one sequence, and the plan of its prefill.

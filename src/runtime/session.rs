@@ -2,7 +2,7 @@
 //! cached prefix ([`super::prefill`] has the rules), and decodes token by token. A step may compute the logits after
 //! drafted tokens too; decoding one of those then costs nothing.
 //!
-//! It handles token ids, not text. Next: [`super::prefill`], [`models::kimi_linear`] (the forward pass), [`super::logits`].
+//! It handles token ids, not text. Next: [`super::prefill`], [`models::hybrid`] (the forward pass), [`super::logits`].
 
 pub use super::errors::Error;
 use super::prefill::PrefillDriver;
@@ -11,8 +11,8 @@ use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::{Logits, LogitsRow};
 use kernels::backend::{Backend, MAX_DRAFT_ROWS};
-use models::kimi_linear::Outputs;
-use models::kimi_linear::mla::MlaPath;
+use models::hybrid::Outputs;
+use models::hybrid::mla::MlaPath;
 use std::ops::ControlFlow;
 
 /// A sequence of tokens with its model state.

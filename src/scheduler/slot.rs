@@ -11,8 +11,8 @@ use crate::runtime::logits::{Logits, LogitsRow};
 use crate::runtime::prefill::PrefillDriver;
 use crate::runtime::session::Prefill;
 use kernels::backend::Backend;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Outputs, Sequence};
+use models::hybrid::mla::MlaPath;
+use models::hybrid::{Outputs, Sequence};
 use std::time::{Duration, Instant};
 
 /// Prefilled tokens that justify a snapshot when a request is cancelled.

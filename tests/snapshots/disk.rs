@@ -168,7 +168,7 @@ fn long_states_are_written_in_pieces() {
         state.import_rows(b, n, &rows(n));
         state
     };
-    let parts = |state: &models::kimi_linear::state::State<Cpu>| {
+    let parts = |state: &models::hybrid::state::State<Cpu>| {
         let (mut rows, mut fixed) = (Vec::new(), Vec::new());
         state.export_rows(b, 0..state.position as usize, &mut rows);
         state.export_recurrent(b, &mut fixed);

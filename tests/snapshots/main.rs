@@ -16,7 +16,7 @@ use kimi::prefix_cache::options::StoreOptions;
 use kimi::runtime::engine::Engine;
 use kimi::runtime::options::LoadOptions;
 use kimi::runtime::session::{Prefill, Session};
-use models::kimi_linear::{Outputs, Sequence};
+use models::hybrid::{Outputs, Sequence};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::LazyLock;

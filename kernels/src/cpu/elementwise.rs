@@ -6,7 +6,7 @@
 use super::autovec::{AutovecKernel, dot, fma, run, sigmoid, softplus};
 use super::memory::Tensor;
 use super::{Cpu, Weight};
-use crate::backend::Span;
+use crate::backend::{Decay, Span};
 
 /// Smallest number of values per thread that amortises a wake-up: about 5 us of work.
 const WORTH_A_CHUNK: usize = 16 * 1024;
@@ -57,12 +57,39 @@ impl RowOp for Sigmoid {
     }
 }
 
-struct SiluMul<'a>(&'a Tensor);
+struct SiluMul<'a> {
+    up: &'a Tensor,
+    limit: f32,
+}
 
 impl RowOp for SiluMul<'_> {
     #[inline(always)]
     fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
-        y.iter_mut().zip(self.0.row(r)).for_each(|(y, up)| *y = *y * sigmoid::<FMA>(*y) * up);
+        let up = self.up.row(r).iter();
+        y.iter_mut().zip(up).for_each(|(y, up)| *y = limited_silu_mul::<FMA>(*y, *up, self.limit));
+    }
+}
+
+/// SiLU(gate) * up, both limited. NaN stays NaN.
+#[inline(always)]
+pub(super) fn limited_silu_mul<const FMA: bool>(gate: f32, up: f32, limit: f32) -> f32 {
+    let gate = gate * sigmoid::<FMA>(gate);
+    let gate = if gate > limit { limit } else { gate };
+    gate * up.clamp(-limit, limit)
+}
+
+struct GateHeads<'a> {
+    gate: &'a Tensor,
+}
+
+impl RowOp for GateHeads<'_> {
+    #[inline(always)]
+    fn row<const FMA: bool>(&self, r: usize, y: &mut [f32]) {
+        let gates = self.gate.row(r);
+        for (y, gate) in y.chunks_exact_mut(y.len() / gates.len()).zip(gates) {
+            let gate = sigmoid::<FMA>(*gate);
+            y.iter_mut().for_each(|y| *y *= gate);
+        }
     }
 }
 
@@ -78,6 +105,7 @@ impl RowOp for Add<'_> {
 struct KdaDecay<'a> {
     a: &'a [f32],
     dt_bias: &'a [f32],
+    decay: Decay,
 }
 
 impl RowOp for KdaDecay<'_> {
@@ -85,7 +113,11 @@ impl RowOp for KdaDecay<'_> {
     fn row<const FMA: bool>(&self, _: usize, y: &mut [f32]) {
         let dim = y.len() / self.a.len();
         for ((y, bias), a) in y.chunks_exact_mut(dim).zip(self.dt_bias.chunks_exact(dim)).zip(self.a) {
-            y.iter_mut().zip(bias).for_each(|(y, bias)| *y = a * softplus::<FMA>(*y + bias));
+            let y = y.iter_mut().zip(bias);
+            match self.decay {
+                Decay::Softplus => y.for_each(|(y, bias)| *y = a * softplus::<FMA>(*y + bias)),
+                Decay::Bounded(bound) => y.for_each(|(y, bias)| *y = bound * sigmoid::<FMA>(a * (*y + bias))),
+            }
         }
     }
 }
@@ -96,11 +128,18 @@ pub(super) fn apply_sigmoid(cpu: &Cpu, mut x: Tensor) -> Tensor {
     x
 }
 
-pub(super) fn silu_mul(cpu: &Cpu, mut gate: Tensor, up: &Tensor) -> Tensor {
+pub(super) fn silu_mul(cpu: &Cpu, mut gate: Tensor, up: &Tensor, limit: f32) -> Tensor {
     assert_eq!(gate.shape(), up.shape(), "shapes of gate and up");
     let cols = gate.cols;
-    each_row(cpu, gate.values_mut(), cols, SiluMul(up));
+    each_row(cpu, gate.values_mut(), cols, SiluMul { up, limit });
     gate
+}
+
+pub(super) fn gate_heads(cpu: &Cpu, mut x: Tensor, gate: &Tensor) -> Tensor {
+    assert!(x.rows == gate.rows && x.cols.is_multiple_of(gate.cols), "shapes of heads and their gates");
+    let cols = x.cols;
+    each_row(cpu, x.values_mut(), cols, GateHeads { gate });
+    x
 }
 
 pub(super) fn add(cpu: &Cpu, x: &mut Tensor, y: &Tensor) {
@@ -109,12 +148,12 @@ pub(super) fn add(cpu: &Cpu, x: &mut Tensor, y: &Tensor) {
     each_row(cpu, x.values_mut(), cols, Add(y));
 }
 
-pub(super) fn kda_decay(cpu: &Cpu, mut f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
+pub(super) fn kda_decay(cpu: &Cpu, mut f: Tensor, a: &Weight, dt_bias: &Weight, decay: Decay) -> Tensor {
     let (a, dt_bias) = (cpu.floats(a), cpu.floats(dt_bias));
     assert_eq!(f.cols, dt_bias.len(), "channels: f and dt_bias");
     assert!(!a.is_empty() && f.cols.is_multiple_of(a.len()), "{} channels in {} heads", f.cols, a.len());
     let cols = f.cols;
-    each_row(cpu, f.values_mut(), cols, KdaDecay { a: &a, dt_bias: &dt_bias });
+    each_row(cpu, f.values_mut(), cols, KdaDecay { a: &a, dt_bias: &dt_bias, decay });
     f
 }
 

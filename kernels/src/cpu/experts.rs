@@ -5,7 +5,8 @@
 //! and a hidden row per routed (token, expert) pair. Decode reads the chosen experts' weights once and is memory-bound.
 //! Next: `route`.
 
-use super::autovec::{AutovecKernel, axpy, run, sigmoid};
+use super::autovec::{AutovecKernel, axpy, run};
+use super::elementwise::limited_silu_mul;
 use super::madvise::advise_willneed;
 use super::matmul::{TILE, activations, chunk_bytes, prefetch_rows, tile};
 use super::memory::{Buffer, Tensor};
@@ -138,7 +139,7 @@ fn gate_and_up(cpu: &Cpu, w: &GatedMlp<'_, Weight>, x: &Tensor, routed: &Routed,
                 let at = (from + i) * rows + first;
                 // SAFETY: each pair is in one run, and each block of its rows is one chunk.
                 let out = unsafe { parts.get(at..at + block.len()) };
-                run(cpu.level, SiluMulHidden { gate, up, out });
+                run(cpu.level, SiluMulHidden { gate, up, limit: w.limit, out });
             }
         }
     });
@@ -148,6 +149,7 @@ fn gate_and_up(cpu: &Cpu, w: &GatedMlp<'_, Weight>, x: &Tensor, routed: &Routed,
 struct SiluMulHidden<'a> {
     gate: &'a [f32],
     up: &'a [f32],
+    limit: f32,
     out: &'a mut [f32],
 }
 
@@ -157,7 +159,7 @@ impl AutovecKernel for SiluMulHidden<'_> {
     #[inline(always)]
     fn run<const FMA: bool>(self) {
         for (out, (gate, up)) in self.out.iter_mut().zip(self.gate.iter().zip(self.up)) {
-            *out = gate * sigmoid::<FMA>(*gate) * up;
+            *out = limited_silu_mul::<FMA>(*gate, *up, self.limit);
         }
     }
 }

@@ -15,6 +15,7 @@ mod materialized;
 mod matmul;
 mod memory;
 mod pool;
+mod rope;
 mod route;
 mod top_k;
 
@@ -25,8 +26,9 @@ pub use pool::ThreadPool;
 pub use route::Routed;
 
 use crate::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
-    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
+    Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
+    StatePart, TopK,
 };
 use crate::composed;
 use crate::quant::Format;
@@ -248,8 +250,12 @@ impl Backend for Cpu {
         elementwise::apply_sigmoid(self, x)
     }
 
-    fn silu_mul(&self, gate: Tensor, up: &Tensor) -> Tensor {
-        elementwise::silu_mul(self, gate, up)
+    fn silu_mul(&self, gate: Tensor, up: &Tensor, limit: f32) -> Tensor {
+        elementwise::silu_mul(self, gate, up, limit)
+    }
+
+    fn gate_heads(&self, x: Tensor, gate: &Tensor) -> Tensor {
+        elementwise::gate_heads(self, x, gate)
     }
 
     fn rms_norm(&self, x: &Tensor, w: &Weight, eps: f32) -> Tensor {
@@ -293,8 +299,8 @@ impl Backend for Cpu {
         elementwise::short_conv(self, spans, x, taps)
     }
 
-    fn kda_decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
-        elementwise::kda_decay(self, f, a, dt_bias)
+    fn kda_decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight, decay: Decay) -> Tensor {
+        elementwise::kda_decay(self, f, a, dt_bias, decay)
     }
 
     fn delta_rule(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
@@ -316,6 +322,10 @@ impl Backend for Cpu {
         w: &DeltaWeights<'_, Weight>,
     ) -> Tensor {
         composed::delta_attention(self, spans, x, w)
+    }
+
+    fn rotate(&self, spans: &mut [Span<'_, Cache>], q: &mut Tensor, kv: &mut Tensor, rope: Rope) {
+        rope::rotate(self, spans, q, kv, rope);
     }
 
     fn append(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {

@@ -7,7 +7,7 @@ use super::driver::Address;
 use super::memory::Tensor;
 use super::span::groups;
 use super::{Cache, Cuda, Device, Grid, arg, block};
-use crate::backend::{CacheFormat, Span};
+use crate::backend::{CacheFormat, Rope, Span};
 use bytemuck::{Pod, Zeroable};
 
 /// Limits of `attend_tensor` and its shared memory in bytes, as in attention.cu.
@@ -58,6 +58,19 @@ fn parts(blocks: usize, longest: usize, at_a_time: usize) -> usize {
 }
 
 impl Cuda {
+    pub(super) fn rotate_rows(&self, spans: &mut [Span<'_, Cache>], q: &Tensor, kv: &Tensor, rope: Rope) {
+        let (width, dims) = (q.cols / rope.heads, rope.dims);
+        assert!(q.cols.is_multiple_of(rope.heads), "{} columns in {} heads", q.cols, rope.heads);
+        assert!(dims.is_multiple_of(2) && dims <= width.min(kv.cols), "{dims} rotated columns");
+        spans.iter_mut().for_each(|span| span.state.prepare(span.rows.len()));
+        for group in groups(spans, Cache::header) {
+            let grid = Grid { blocks: [group.longest, group.n, 1], threads: 32, shared: 0 };
+            let sizes = [rope.heads, width, kv.cols, dims].map(|n| arg(n as i32));
+            let rows = [block(&group.spans), arg(q.at()), arg(kv.at())];
+            self.driver.launch(["rotate", ""], grid, &[&rows[..], &sizes, &[arg(rope.base)]].concat());
+        }
+    }
+
     pub(super) fn append_rows(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {
         let Some(first) = spans.first() else { return };
         let (shape, format) = (first.state.shape(), first.state.format());

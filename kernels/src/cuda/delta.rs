@@ -3,7 +3,7 @@
 //! The arithmetic is in kernels/cuda/{delta,delta_chunk,delta_step}.cu. Next: `matmul`.
 
 use super::driver::Address;
-use super::elementwise::TAPS;
+use super::elementwise::{TAPS, bound_of};
 use super::memory::Tensor;
 use super::span::groups;
 use super::{Cuda, Grid, Weight, block};
@@ -68,7 +68,7 @@ struct DeltaStep {
     scale: f32,
     l2_eps: f32,
     norm_eps: f32,
-    unused: i32,
+    bound: f32,
 }
 
 impl Cuda {
@@ -115,7 +115,7 @@ impl Cuda {
             scale: w.scale,
             l2_eps: w.l2_eps,
             norm_eps: w.norm_eps,
-            unused: 0,
+            bound: bound_of(w.decay),
         };
         let s = groups(spans, |state| state.s.at());
         let [q, k, v] = [0, 1, 2].map(|i| groups(spans, |state| state.conv[i].at()));

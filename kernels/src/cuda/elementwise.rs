@@ -7,7 +7,7 @@ use super::matmul::GEMV_MAX_TOKENS;
 use super::memory::{Levels, Tensor};
 use super::span::groups;
 use super::{Cuda, Grid, Weight, arg, block};
-use crate::backend::Span;
+use crate::backend::{Decay, Span};
 
 /// Tokens per thread of the convolution, and largest number of taps, as in rows.cu.
 const STRETCH: usize = 32;
@@ -16,6 +16,14 @@ pub(super) const TAPS: usize = 8;
 fn norm_threads(rows: usize, cols: usize) -> usize {
     let values = if rows <= GEMV_MAX_TOKENS { 3 } else { 6 };
     cols.div_ceil(values).next_multiple_of(32).clamp(128, 1024)
+}
+
+/// The bound of a decay, as kernels take it: 0 for an unbounded one.
+pub(super) fn bound_of(decay: Decay) -> f32 {
+    match decay {
+        Decay::Softplus => 0.0,
+        Decay::Bounded(bound) => bound,
+    }
 }
 
 /// Grid of a kernel with one warp per head.
@@ -123,11 +131,28 @@ impl Cuda {
         y
     }
 
-    pub(super) fn decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
+    /// gate <- SiLU(gate) * up, both limited.
+    pub(super) fn limited_silu_mul(&self, gate: &Tensor, up: &Tensor, limit: f32) {
+        assert_eq!(gate.shape(), up.shape(), "shapes of gate and up");
+        self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at()), arg(limit)]);
+    }
+
+    pub(super) fn gate_each_head(&self, x: Tensor, gate: &Tensor) -> Tensor {
+        assert!(x.rows == gate.rows && x.cols.is_multiple_of(gate.cols), "shapes of heads and their gates");
+        let dim = x.cols / gate.cols;
+        self.each("gate_heads", x.len(), &[arg(x.at()), arg(gate.at()), arg(dim as i32)]);
+        x
+    }
+
+    pub(super) fn decay(&self, f: Tensor, a: &Weight, dt_bias: &Weight, decay: Decay) -> Tensor {
         assert_eq!((f.cols, f.cols % a.cols), (dt_bias.cols, 0), "channels, and channels in heads");
         let (cols, dim) = (f.cols as i32, (f.cols / a.cols) as i32);
         let (a, bias) = (a.floats(), dt_bias.floats());
-        self.each("kda_decay", f.len(), &[arg(f.at()), arg(a), arg(bias), arg(cols), arg(dim)]);
+        self.each(
+            "kda_decay",
+            f.len(),
+            &[arg(f.at()), arg(a), arg(bias), arg(cols), arg(dim), arg(bound_of(decay))],
+        );
         f
     }
 }

@@ -39,7 +39,7 @@ impl Cuda {
         if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
             return match self.experts_uploaded(w, x, routed) {
                 Some(y) => self.with_shared(y, shared, x),
-                None => self.experts_split(w, GatedMlp { gate, up, down }, shared, x, routed),
+                None => self.experts_split(w, GatedMlp { gate, up, down, limit: w.limit }, shared, x, routed),
             };
         }
         self.experts_on_device(w, shared, x, routed.choice())
@@ -110,7 +110,7 @@ impl Cuda {
                 self.driver.after(Stream::Work, &layer.full);
                 let places = self.buffers.upload(&places);
                 let [gate, up, down] = [w.gate, w.up, w.down].map(Weight::cached_experts);
-                let slots = GatedMlp { gate: &gate, up: &up, down: &down };
+                let slots = GatedMlp { gate: &gate, up: &up, down: &down, limit: w.limit };
                 Some(self.experts_on_device(
                     &slots,
                     shared,

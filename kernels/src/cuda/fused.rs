@@ -6,7 +6,7 @@ use super::driver::Address;
 use super::matmul::{GEMV_MAX_TOKENS, Input, lanes};
 use super::memory::Tensor;
 use super::route::{EXPERTS, ExpertChoice, Route};
-use super::{Cuda, Grid, Routed, Weight, arg, block};
+use super::{Cuda, Grid, Routed, Weight, block};
 use crate::backend::{GatedMlp, Routing};
 use bytemuck::{Pod, Zeroable};
 
@@ -61,7 +61,7 @@ struct FusedFfn {
     top_k: i32,
     shared_too: i32,
     lanes: i32,
-    unused: i32,
+    limit: f32,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -181,7 +181,7 @@ impl Cuda {
             return y;
         }
         let [inner, up] = self.products([w.gate, w.up], x);
-        self.each("silu_mul", inner.len(), &[arg(inner.at()), arg(up.at())]);
+        self.limited_silu_mul(&inner, &up, w.limit);
         let [y] = self.products([w.down], &inner);
         y
     }
@@ -189,7 +189,8 @@ impl Cuda {
     /// A feed-forward of a few tokens in two launches; None for unsupported shapes.
     pub(super) fn fused_ffn(&self, w: &FfnParts<'_>, x: &Tensor) -> Option<Tensor> {
         let first = w.experts.as_ref().map(|(w, _)| *w).or(w.shared)?;
-        let alike = w.shared.is_none_or(|shared| [first, shared].map(shape).windows(2).all(|s| s[0] == s[1]));
+        let alike =
+            w.shared.is_none_or(|shared| shape(first) == shape(shared) && first.limit == shared.limit);
         if !(1..=GEMV_MAX_TOKENS).contains(&x.rows) || !fits(first) || !alike {
             return None;
         }
@@ -219,7 +220,7 @@ impl Cuda {
             top_k: choice.top_k as i32,
             shared_too: w.shared.is_some().into(),
             lanes: lanes as i32,
-            unused: 0,
+            limit: first.limit,
         };
         let blocks = [hidden / UP_ROWS, tokens * each, 1];
         let up = Grid { blocks, threads: UP_ROWS * UP_LANES, shared: 4 * UP_ROWS };

@@ -311,7 +311,7 @@ impl Cuda {
                 self.gemv("matvec1", &[to], input, shape)
             }
         }
-        self.each("silu_mul", y.len(), &[arg(y.at()), arg(up_y.at())]);
+        self.limited_silu_mul(&y, &up_y, w.limit);
         y
     }
 }

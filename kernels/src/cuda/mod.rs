@@ -35,8 +35,9 @@ pub use staging::{UPLOAD_MIN_TOKENS, buffer_and_planes, staging_bytes};
 pub use weight::Weight;
 
 use crate::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
-    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
+    Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
+    StatePart, TopK,
 };
 use crate::composed;
 use crate::cpu::Cpu;
@@ -346,11 +347,15 @@ impl Backend for Cuda {
         x
     }
 
-    fn silu_mul(&self, mut gate: Tensor, up: &Tensor) -> Tensor {
-        assert_eq!(gate.shape(), up.shape(), "shapes of gate and up");
+    fn silu_mul(&self, mut gate: Tensor, up: &Tensor, limit: f32) -> Tensor {
         gate.bytes.take();
-        self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
+        self.limited_silu_mul(&gate, up, limit);
         gate
+    }
+
+    fn gate_heads(&self, mut x: Tensor, gate: &Tensor) -> Tensor {
+        x.bytes.take();
+        self.gate_each_head(x, gate)
     }
 
     fn rms_norm(&self, x: &Tensor, w: &Weight, eps: f32) -> Tensor {
@@ -397,9 +402,9 @@ impl Backend for Cuda {
         self.conv(spans, x, taps)
     }
 
-    fn kda_decay(&self, mut f: Tensor, a: &Weight, dt_bias: &Weight) -> Tensor {
+    fn kda_decay(&self, mut f: Tensor, a: &Weight, dt_bias: &Weight, decay: Decay) -> Tensor {
         f.bytes.take();
-        self.decay(f, a, dt_bias)
+        self.decay(f, a, dt_bias, decay)
     }
 
     fn delta_attention(
@@ -424,6 +429,12 @@ impl Backend for Cuda {
 
     fn delta_rule_draft(&self, spans: &mut [Span<'_, Tensor>], x: DeltaRule<'_, Tensor>) -> Tensor {
         composed::delta_rule_draft(self, spans, x)
+    }
+
+    fn rotate(&self, spans: &mut [Span<'_, Cache>], q: &mut Tensor, kv: &mut Tensor, rope: Rope) {
+        q.bytes.take();
+        kv.bytes.take();
+        self.rotate_rows(spans, q, kv, rope);
     }
 
     fn append(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {

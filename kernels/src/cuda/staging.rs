@@ -185,7 +185,7 @@ impl Cuda {
             y
         };
         let (gate, up) = (product(w.gate, x, top_k), product(w.up, x, top_k));
-        self.each("silu_mul", gate.len(), &[arg(gate.at()), arg(up.at())]);
+        self.limited_silu_mul(&gate, &up, w.limit);
         let out = product(w.down, &gate, 1);
         if let (Some(layer), Some(evictions)) = (&mut layer, evictions) {
             layer.heat.evict(&evictions);

@@ -1,70 +1,45 @@
-//! Implements multi-head latent attention without positions (NoPE). The KV cache holds one row [c_s | k_pe_s] per token
-//! s, latent and positional key, which all heads share.
+//! Implements multi-head latent attention without positions (NoPE), as Kimi Linear has it: the channels called "rope" are
+//! used but never rotated.
 //!
-//! score_hts = (q~_ht . c_s + q_pe_ht . k_pe_s) / sqrt(nope + pe),   q~_ht = W_k,h^T q_nope_ht,
-//! o_ht = W_v,h sum_s softmax_s(score_hts) c_s   (head h, query token t, cached token s)
+//! q = W_q x;   [c | k_pe] = W_kv_a x;   c = RMSNorm(c);   y = W_o attention(q, [c | k_pe])
 //!
-//! This is the absorbed path. The materialized path computes k_hs = W_k,h^T c_s and v_hs = W_v,h c_s for a step. The
-//! channels called "rope" are used but never rotated. Next: [`super::ffn`].
+//! Next: [`crate::hybrid::mla`], the attention.
 
-use super::config::Config;
-use super::weights::Loader;
-use super::{Backend, LayerProbe};
 use crate::gguf::Error;
-use kernels::backend::{KvUpProjection, Span};
+use crate::hybrid::LayerProbe;
+use crate::hybrid::config::Config;
+use crate::hybrid::mla::{LatentAttention, MlaMixer, MlaSpans};
+use crate::hybrid::weights::Loader;
+use kernels::backend::Backend;
 
 /// Epsilon of the latent's norm in the published code, which ignores the config's 1e-5.
 const LATENT_EPS: f32 = 1e-6;
-
-/// How attention of a step's tokens is computed; the results are equal up to rounding.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum MlaPath {
-    /// Queries attend to the latents; faster for few tokens.
-    #[default]
-    Absorbed,
-    /// Keys and values of each head are materialized for the step; faster for many tokens of a long prompt.
-    Materialized,
-}
-
-/// The spans of a batch by path.
-pub struct MlaSpans<'a, B: Backend> {
-    /// Spans that attend to the latents directly ([`MlaPath::Absorbed`]).
-    pub absorbed: Vec<Span<'a, B::Cache>>,
-    /// Spans that build each head's keys and values ([`MlaPath::Materialized`]).
-    pub materialized: Vec<Span<'a, B::Cache>>,
-}
 
 /// The weights of one MLA layer.
 pub struct Mla<B: Backend> {
     q: B::Weight,
     kv_a: B::Weight,
     kv_a_norm: B::Weight,
-    k_b: B::Weight,
-    v_b: B::Weight,
+    attention: LatentAttention<B>,
     out: B::Weight,
-    latent: usize,
-    scale: f32,
 }
 
 impl<B: Backend> Mla<B> {
     /// Loads the MLA weights of a layer.
     pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Self, Error> {
         let (dim, m) = (c.dim, &c.mla);
-        let [k_b, v_b] = from.kv_up(m)?;
         Ok(Mla {
+            attention: LatentAttention::load(from, c)?,
             q: from.matrix("attn_q.weight", dim, m.heads * (m.nope_dim + m.pe_dim))?,
             kv_a: from.matrix("attn_kv_a_mqa.weight", dim, m.latent_dim + m.pe_dim)?,
             kv_a_norm: from.vector("attn_kv_a_norm.weight", m.latent_dim)?,
-            k_b,
-            v_b,
             out: from.matrix("attn_output.weight", m.heads * m.value_dim, dim)?,
-            latent: m.latent_dim,
-            scale: ((m.nope_dim + m.pe_dim) as f32).powf(-0.5),
         })
     }
+}
 
-    /// Appends the tokens to the caches. `[token, dim] -> [token, dim]`
-    pub fn forward(
+impl<B: Backend> MlaMixer<B> for Mla<B> {
+    fn forward(
         &self,
         b: &B,
         x: &B::Tensor,
@@ -74,29 +49,6 @@ impl<B: Backend> Mla<B> {
         let [q, kv] = b.matmuls([&self.q, &self.kv_a], x); // [token, head * (nope + pe)], [token, latent + pe]
         let kv = b.rms_norm(&kv, &self.kv_a_norm, LATENT_EPS); // k_pe passes through
         probe.tensor("latent", &kv);
-        b.append(&mut spans.absorbed, &kv);
-        b.append(&mut spans.materialized, &kv);
-        let o = match (&mut spans.absorbed[..], &mut spans.materialized[..]) {
-            (spans, []) => self.absorbed(b, &q, spans),
-            ([], spans) => self.materialized(b, &q, spans),
-            (few, many) => {
-                let mut o = self.absorbed(b, &q, few); // zero in the rows of the other spans
-                b.add(&mut o, &self.materialized(b, &q, many));
-                o
-            }
-        };
-        b.matmul(&self.out, &o)
-    }
-
-    /// `[token, head * (nope + pe)] -> [token, head * value]`
-    fn absorbed(&self, b: &B, q: &B::Tensor, spans: &mut [Span<'_, B::Cache>]) -> B::Tensor {
-        let q = b.matmul_heads(&self.k_b, q); // [token, head * (latent + pe)]
-        let o = b.latent_attention(spans, &q, self.latent, self.scale); // [token, head * latent]
-        b.matmul_heads(&self.v_b, &o)
-    }
-
-    fn materialized(&self, b: &B, q: &B::Tensor, spans: &mut [Span<'_, B::Cache>]) -> B::Tensor {
-        let w = KvUpProjection { k: &self.k_b, v: &self.v_b, latent: self.latent };
-        b.materialized_attention(spans, q, w, self.scale)
+        b.matmul(&self.out, &self.attention.forward(b, &q, &kv, spans))
     }
 }

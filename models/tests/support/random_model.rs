@@ -16,8 +16,8 @@ use kernels::reference::Reference;
 use models::gguf::read::Gguf;
 use models::gguf::write::Layout;
 use models::gguf::{Array, Metadata, Value};
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Model, Outputs, Sequence};
+use models::hybrid::mla::MlaPath;
+use models::hybrid::{Model, Outputs, Sequence};
 use random::Random;
 use rounded::Rounded;
 

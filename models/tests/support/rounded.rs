@@ -2,8 +2,9 @@
 //! in the scores over a Q8_0 cache. It shares no arithmetic with the CPU backend.
 
 use kernels::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
-    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
+    Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
+    StatePart, TopK,
 };
 use kernels::composed;
 use kernels::quant::{Activation, Format};
@@ -89,7 +90,7 @@ impl Backend for Rounded {
         let mut y = vec![0.0; tokens * w.down.rows];
         for (i, (e, weight)) in experts.iter().zip(weights).enumerate() {
             let [gate, up, down] = [w.gate, w.up, w.down].map(|w| one(w, *e as usize));
-            let own = GatedMlp { gate: &gate, up: &up, down: &down };
+            let own = GatedMlp { gate: &gate, up: &up, down: &down, limit: w.limit };
             let out = self.read(&self.gated_ffn(own, &self.gather(x, &[i / top_k])));
             let y = &mut y[i / top_k * w.down.rows..][..w.down.rows];
             y.iter_mut().zip(out).for_each(|(y, out)| *y += weight * out);
@@ -196,8 +197,11 @@ impl Backend for Rounded {
     fn sigmoid(&self, x: Matrix) -> Matrix {
         Reference.sigmoid(x)
     }
-    fn silu_mul(&self, gate: Matrix, up: &Matrix) -> Matrix {
-        Reference.silu_mul(gate, up)
+    fn silu_mul(&self, gate: Matrix, up: &Matrix, limit: f32) -> Matrix {
+        Reference.silu_mul(gate, up, limit)
+    }
+    fn gate_heads(&self, x: Matrix, gate: &Matrix) -> Matrix {
+        Reference.gate_heads(x, gate)
     }
     fn rms_norm(&self, x: &Matrix, w: &QuantTensor, eps: f32) -> Matrix {
         Reference.rms_norm(x, w, eps)
@@ -211,8 +215,11 @@ impl Backend for Rounded {
     fn short_conv(&self, spans: &mut [Span<'_, Matrix>], x: &Matrix, taps: &QuantTensor) -> Matrix {
         Reference.short_conv(spans, x, taps)
     }
-    fn kda_decay(&self, f: Matrix, a: &QuantTensor, dt_bias: &QuantTensor) -> Matrix {
-        Reference.kda_decay(f, a, dt_bias)
+    fn kda_decay(&self, f: Matrix, a: &QuantTensor, dt_bias: &QuantTensor, decay: Decay) -> Matrix {
+        Reference.kda_decay(f, a, dt_bias, decay)
+    }
+    fn rotate(&self, spans: &mut [Span<'_, Cache>], q: &mut Matrix, kv: &mut Matrix, rope: Rope) {
+        Reference.rotate(spans, q, kv, rope);
     }
     fn delta_rule(&self, spans: &mut [Span<'_, Matrix>], x: DeltaRule<'_, Matrix>) -> Matrix {
         Reference.delta_rule(spans, x)

@@ -6,8 +6,8 @@
 use super::CheckRow;
 use super::rng::TestRng;
 use kernels::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection,
-    QuantTensor, Routing, Span,
+    Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp,
+    KvUpProjection, QuantTensor, Routing, Span,
 };
 use kernels::cuda::{Cache, Cuda, Routed, UPLOAD_MIN_TOKENS, Weight, buffer_and_planes};
 use kernels::quant::Format;
@@ -128,7 +128,7 @@ impl Mixture {
 
     fn gated(&self) -> GatedMlp<'_, Weight> {
         let [gate, up, down] = &self.weights;
-        GatedMlp { gate, up, down }
+        GatedMlp { gate, up, down, limit: f32::INFINITY }
     }
 
     fn floor(&self, tokens: usize) -> Floor {
@@ -159,7 +159,12 @@ fn mixture(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
     let routed: Vec<_> = (0..COPIES).map(|_| mixture.route(cuda, n, 1)).collect();
     let seconds = cuda.time(COPIES, |i| {
         let [gate, up, down] = &shared;
-        drop(cuda.mixture(mixture.gated(), Some(GatedMlp { gate, up, down }), &x, &routed[i]));
+        drop(cuda.mixture(
+            mixture.gated(),
+            Some(GatedMlp { gate, up, down, limit: f32::INFINITY }),
+            &x,
+            &routed[i],
+        ));
     });
     let Floor { bytes: chosen, operations } = mixture.floor(1);
     let each = (CHOSEN + 1) as f64 / CHOSEN as f64;
@@ -271,7 +276,17 @@ fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
     let [a, dt_bias, norm] = [heads, cols, dim].map(|cols| weight(1, cols));
     let (taps, head_dim) = (taps.each_ref(), dim);
     let (a, dt_bias, norm) = (&a, &dt_bias, &norm);
-    let w = DeltaWeights { taps, a, dt_bias, norm, head_dim, scale: 0.09, l2_eps: 1e-6, norm_eps: 1e-5 };
+    let w = DeltaWeights {
+        taps,
+        a,
+        dt_bias,
+        decay: Decay::Softplus,
+        norm,
+        head_dim,
+        scale: 0.09,
+        l2_eps: 1e-6,
+        norm_eps: 1e-5,
+    };
     let zeros = |rows: usize, cols: usize| cuda.tensor(rows, cols, &vec![0.0; rows * cols]);
     let state = |_| DeltaState { s: zeros(cols, dim), conv: [(); 3].map(|()| zeros(3, cols)) };
     let mut states: Vec<_> = (0..COPIES).map(state).collect();

@@ -6,7 +6,8 @@ use super::CheckRow;
 use super::ops::{EXACT, HALF, Op, compare, judged, spans};
 use super::rng::TestRng;
 use kernels::backend::{
-    Backend, DeltaProjections, DeltaState, DeltaWeights, ExpertCacheStats, GatedMlp, QuantTensor, Routing,
+    Backend, Decay, DeltaProjections, DeltaState, DeltaWeights, ExpertCacheStats, GatedMlp, QuantTensor,
+    Routing,
 };
 use kernels::cuda::Cuda;
 use kernels::quant::Format;
@@ -37,7 +38,17 @@ impl Op for FusedDelta {
         let [a, dt_bias, norm] = self.vectors.each_ref().map(weight);
         let (taps, head_dim) = (taps.each_ref(), self.dim);
         let (a, dt_bias, norm) = (&a, &dt_bias, &norm);
-        let w = DeltaWeights { taps, a, dt_bias, norm, head_dim, scale: 0.09, l2_eps: 1e-6, norm_eps: 1e-5 };
+        let w = DeltaWeights {
+            taps,
+            a,
+            dt_bias,
+            decay: Decay::Softplus,
+            norm,
+            head_dim,
+            scale: 0.09,
+            l2_eps: 1e-6,
+            norm_eps: 1e-5,
+        };
         let state = |_: &usize| DeltaState {
             s: b.tensor(channels, self.dim, &self.s),
             conv: self.past.each_ref().map(|past| b.tensor(3, channels, past)),
@@ -228,7 +239,7 @@ impl Op for FusedMixture {
 }
 
 fn gated<W>([gate, up, down]: &[W; 3]) -> GatedMlp<'_, W> {
-    GatedMlp { gate, up, down }
+    GatedMlp { gate, up, down, limit: f32::INFINITY }
 }
 
 impl FusedMixture {
@@ -263,7 +274,7 @@ fn ffn(w: &[QuantTensor; 3], e: usize, x: &[f32]) -> Vec<f32> {
         let one = QuantTensor { count: 1, bytes: w.bytes.slice(e * bytes..(e + 1) * bytes), ..w.clone() };
         b.matmul(&one, &b.tensor(1, x.len(), x))
     };
-    let mut inner = b.read(&b.silu_mul(product(&w[0], x), &product(&w[1], x)));
+    let mut inner = b.read(&b.silu_mul(product(&w[0], x), &product(&w[1], x), f32::INFINITY));
     if w[2].format.block_len() > 1 {
         for part in inner.chunks_mut(32) {
             let d = part.iter().fold(0.0_f32, |m, x| m.max(x.abs())) / 127.0;

@@ -10,8 +10,8 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;
 use kernels::reference::Reference;
 use models::gguf::read::Gguf;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Model, Outputs, Sequence};
+use models::hybrid::mla::MlaPath;
+use models::hybrid::{Model, Outputs, Sequence};
 use std::process::Command;
 
 /// The last logits of a prompt, prefilled in one batch or decoded token by token.

@@ -6,7 +6,7 @@
 use super::CheckRow;
 use super::rng::TestRng;
 use kernels::backend::{
-    Backend, CacheFormat, DeltaRule, GatedMlp, KvUpProjection, QuantTensor, Routing, Span,
+    Backend, CacheFormat, Decay, DeltaRule, GatedMlp, KvUpProjection, QuantTensor, Routing, Span,
 };
 use kernels::cuda::{Cuda, UPLOAD_MIN_TOKENS};
 use kernels::quant::Format;
@@ -75,7 +75,9 @@ impl Op for Norms {
             b.read(&b.rms_norm(&x, &w, 1e-5)),
             b.read(&b.rms_norm(&x, &head, 1e-5)),
             b.read(&b.gated_rms_norm(&x, &head, &gate, 1e-5)),
-            b.read(&b.silu_mul(b.copy(&x), &gate)),
+            b.read(&b.silu_mul(b.copy(&x), &gate, f32::INFINITY)),
+            b.read(&b.silu_mul(b.copy(&x), &gate, 0.5)),
+            b.read(&b.gate_heads(b.copy(&x), &b.tensor(self.rows, 1, &vec![0.5; self.rows]))),
             b.read(&b.sigmoid(b.copy(&x))),
             b.read(&b.gather(&x, &[self.rows - 1, 0])),
             b.read(&b.l2_norm(x, self.dim, 1e-6, 0.09)),
@@ -100,7 +102,9 @@ impl Op for Conv {
         let taps = b.weight(self.taps.clone()).expect("enough GPU memory");
         let y = b.short_conv(&mut spans(&self.lens, &mut states), &x, &taps);
         let [a, bias] = self.decay.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
-        let mut all = vec![b.read(&y), b.read(&b.kda_decay(y, &a, &bias))];
+        let decays = [Decay::Softplus, Decay::Bounded(-5.0)];
+        let mut all = vec![b.read(&y)];
+        all.extend(decays.map(|decay| b.read(&b.kda_decay(b.copy(&y), &a, &bias, decay))));
         all.extend(states.iter().map(|s| b.read(s)));
         all
     }
@@ -383,7 +387,7 @@ impl Op for Experts {
             let own_x = x.split_off(..tokens * dim).expect("rows of all steps");
             let routed = b.route(&b.tensor(*tokens, n, own_logits), &bias, self.how);
             let (chosen, weights) = b.routed(&routed);
-            let gated = GatedMlp { gate: &gate, up: &up, down: &down };
+            let gated = GatedMlp { gate: &gate, up: &up, down: &down, limit: f32::INFINITY };
             let y = b.experts(gated, &b.tensor(*tokens, dim, own_x), &routed);
             [chosen.iter().map(|e| *e as f32).collect(), weights, b.read(&y)]
         };

@@ -5,8 +5,9 @@
 
 use super::sums::{Sums, column_squares};
 use kernels::backend::{
-    Backend, CacheFormat, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error, ExpertCacheStats,
-    GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Routing, Span, StatePart, TopK,
+    Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
+    StatePart, TopK,
 };
 use kernels::composed;
 use std::ops::Range;
@@ -88,7 +89,7 @@ fn is_multiplied(name: &str) -> bool {
             && !name.contains(".ssm_conv1d")
 }
 
-fn whole<'a, W>(w: GatedMlp<'a, Weight<W>>) -> [&'a Weight<W>; 3] {
+fn whole<'a, W>(w: &GatedMlp<'a, Weight<W>>) -> [&'a Weight<W>; 3] {
     [w.gate, w.up, w.down]
 }
 
@@ -184,8 +185,11 @@ impl<B: Backend> Backend for Observed<B> {
     fn sigmoid(&self, x: B::Tensor) -> B::Tensor {
         self.inner.sigmoid(x)
     }
-    fn silu_mul(&self, gate: B::Tensor, up: &B::Tensor) -> B::Tensor {
-        self.inner.silu_mul(gate, up)
+    fn silu_mul(&self, gate: B::Tensor, up: &B::Tensor, limit: f32) -> B::Tensor {
+        self.inner.silu_mul(gate, up, limit)
+    }
+    fn gate_heads(&self, x: B::Tensor, gate: &B::Tensor) -> B::Tensor {
+        self.inner.gate_heads(x, gate)
     }
     fn rms_norm(&self, x: &B::Tensor, w: &Self::Weight, eps: f32) -> B::Tensor {
         self.inner.rms_norm(x, &w.whole, eps)
@@ -224,8 +228,8 @@ impl<B: Backend> Backend for Observed<B> {
     fn advance_conv(&self, spans: &mut [Span<'_, B::Tensor>], x: &B::Tensor, taps: &Self::Weight) {
         self.inner.advance_conv(spans, x, &taps.whole);
     }
-    fn kda_decay(&self, f: B::Tensor, a: &Self::Weight, dt_bias: &Self::Weight) -> B::Tensor {
-        self.inner.kda_decay(f, &a.whole, &dt_bias.whole)
+    fn kda_decay(&self, f: B::Tensor, a: &Self::Weight, dt_bias: &Self::Weight, decay: Decay) -> B::Tensor {
+        self.inner.kda_decay(f, &a.whole, &dt_bias.whole, decay)
     }
     fn delta_rule(&self, spans: &mut [Span<'_, B::Tensor>], x: DeltaRule<'_, B::Tensor>) -> B::Tensor {
         self.inner.delta_rule(spans, x)
@@ -243,6 +247,7 @@ impl<B: Backend> Backend for Observed<B> {
             taps: w.taps.map(|taps| &taps.whole),
             a: &w.a.whole,
             dt_bias: &w.dt_bias.whole,
+            decay: w.decay,
             norm: &w.norm.whole,
             head_dim: w.head_dim,
             scale: w.scale,
@@ -250,6 +255,9 @@ impl<B: Backend> Backend for Observed<B> {
             norm_eps: w.norm_eps,
         };
         self.inner.delta_attention(spans, x, &w)
+    }
+    fn rotate(&self, spans: &mut [Span<'_, B::Cache>], q: &mut B::Tensor, kv: &mut B::Tensor, rope: Rope) {
+        self.inner.rotate(spans, q, kv, rope);
     }
     fn append(&self, spans: &mut [Span<'_, B::Cache>], x: &B::Tensor) {
         self.inner.append(spans, x);
@@ -301,7 +309,7 @@ impl<B: Backend> Backend for Observed<B> {
         let (chosen, weights) = self.inner.routed(routed);
         let tokens = self.tokens.load(Ordering::Relaxed);
         let top_k = (chosen.len() / tokens.max(1)).max(1);
-        let [gate, up, down] = whole(w);
+        let [gate, up, down] = whole(&w);
         let dim = gate.cols;
         let mut pairs = vec![Vec::new(); gate.experts.len()];
         chosen.iter().enumerate().for_each(|(pair, expert)| pairs[*expert as usize].push(pair));
@@ -311,7 +319,7 @@ impl<B: Backend> Backend for Observed<B> {
             let x = self.inner.gather(x, &rows);
             self.observe_expert(&[gate, up], e, &x);
             let [g, u] = self.inner.matmuls([&gate.experts[e], &up.experts[e]], &x);
-            let hidden = self.inner.silu_mul(g, &u);
+            let hidden = self.inner.silu_mul(g, &u, w.limit);
             self.observe_expert(&[down], e, &hidden);
             let out = self.inner.read(&self.inner.matmul(&down.experts[e], &hidden));
             for ((row, pair), out) in rows.iter().zip(pairs).zip(out.chunks_exact(dim)) {

@@ -15,8 +15,8 @@ use kernels::cpu::Cpu;
 use kernels::quant::Format;
 use models::gguf::TensorInfo;
 use models::gguf::read::Gguf;
-use models::kimi_linear::mla::MlaPath;
-use models::kimi_linear::{Model, Outputs, Sequence};
+use models::hybrid::mla::MlaPath;
+use models::hybrid::{Model, Outputs, Sequence};
 use rayon::prelude::*;
 
 /// Format of tensors whose rows are whole blocks of 256: its error is in the middle of those of 2 to 5 bits.

@@ -10,7 +10,7 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;
-use models::kimi_linear::config::Config;
+use models::hybrid::config::Config;
 use models::visible::one_line;
 use serde::Serialize;
 use std::path::Path;

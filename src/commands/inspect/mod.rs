@@ -25,12 +25,13 @@ use anyhow::{Result, bail};
 use clap::value_parser;
 use kernels::backend::CacheFormat;
 use memory_bar::DeviceMemory;
+use models::architecture::ARCHITECTURES;
 use models::gguf::file_type::file_type_name;
 use models::gguf::read::Gguf;
 use models::gguf::unread::UnreadTensor;
 use models::gguf::{Metadata, TensorInfo};
-use models::kimi_linear::config::{ARCHITECTURE, Config, MixerKind};
-use models::kimi_linear::kv_split::split_bytes;
+use models::hybrid::config::{Config, MixerKind};
+use models::hybrid::kv_split::split_bytes;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::io::{BufWriter, Write};
@@ -325,7 +326,7 @@ fn model(
     available: Option<u64>,
 ) -> Result<ModelReport, String> {
     match file.metadata.str("general.architecture") {
-        Some(ARCHITECTURE) => {}
+        Some(name) if ARCHITECTURES.contains(&name) => {}
         other => return Err(format!("unsupported architecture: {}", other.unwrap_or("none"))),
     }
     let c = Config::from_gguf(file).map_err(|e| e.to_string())?;
@@ -402,12 +403,12 @@ fn shape(c: &Config) -> Vec<String> {
         format!("{n_mla} MLA: {} heads, latent {} + {}", mla.heads, mla.latent_dim, mla.pe_dim),
         format!("{} dense, hidden {}", c.dense_layers, c.dense_hidden),
         format!(
-            "{} of experts: {} of {} and {} shared, hidden {}",
+            "{} of experts: {} of {}, hidden {}, and a shared one, hidden {}",
             c.layers.len().saturating_sub(c.dense_layers),
             m.routing.top_k,
             m.experts,
-            m.shared,
-            m.hidden
+            m.hidden,
+            m.shared_hidden
         ),
     ]
 }
@@ -443,7 +444,7 @@ mod tests {
         let text = printed(&Preset::Real.metadata_only(), &args(), 1 << 30);
         for line in [
             "  20 KDA: 32 heads of 128",
-            "  26 of experts: 8 of 256 and 1 shared, hidden 1024",
+            "  26 of experts: 8 of 256, hidden 1024, and a shared one, hidden 1024",
             "  KDA state of a sequence, any length           40.0 MiB",
             "        4,096    31.5 MiB   290.9 MiB fits    16.7 MiB   276.2 MiB fits",
             "    1,048,576    7.88 GiB    8.13 GiB no      4.18 GiB    4.44 GiB no",

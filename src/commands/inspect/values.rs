@@ -1,10 +1,10 @@
 //! Checks all weights of a file, including block scales, for NaN and infinite values: `kimi inspect --check`.
 //!
-//! The check is bound by the disk; loading a model checks only small tensors ([`models::kimi_linear::weights`]).
+//! The check is bound by the disk; loading a model checks only small tensors ([`models::hybrid::weights`]).
 
 use models::gguf::TensorInfo;
 use models::gguf::read::Gguf;
-use models::kimi_linear::weights::NotFinite;
+use models::hybrid::weights::NotFinite;
 use rayon::prelude::*;
 
 /// Values per task: whole blocks of every format.

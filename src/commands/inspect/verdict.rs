@@ -9,10 +9,10 @@ use kernels::backend::Backend;
 use kernels::cpu::Cpu;
 use kernels::quant::unsupported::unsupported;
 use kernels::reference::Reference;
+use models::architecture::ARCHITECTURES;
 use models::gguf::read::Gguf;
 use models::gguf::unread::UnreadTensor;
-use models::kimi_linear::Model;
-use models::kimi_linear::config::ARCHITECTURE;
+use models::hybrid::Model;
 use serde::Serialize;
 
 /// Whether a file runs here.
@@ -29,10 +29,11 @@ impl Verdict {
     pub fn new(file: &Gguf, parameters: u64, model: Result<&ModelReport, &str>) -> Verdict {
         let no = |line: String| Verdict { runs: false, line };
         match file.metadata.str("general.architecture") {
-            Some(ARCHITECTURE) => {}
+            Some(name) if ARCHITECTURES.contains(&name) => {}
             Some(other) => {
+                let ours = ARCHITECTURES.join(" and ");
                 return no(format!(
-                    "the architecture is {other}, and kimi runs {ARCHITECTURE} alone; llama.cpp runs most others"
+                    "the architecture is {other}, and kimi runs {ours} alone; llama.cpp runs most others"
                 ));
             }
             None => return no("the file names no architecture (general.architecture)".into()),

@@ -23,7 +23,7 @@ use crate::io::units::{format_size, grouped};
 use crate::runtime::model_fit::{Fit, FreeMemory, needed};
 use anyhow::{Result, bail};
 use choose::choose;
-use models::kimi_linear::config::ARCHITECTURE;
+use models::architecture::ARCHITECTURES;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -122,9 +122,10 @@ impl Hub {
         listing: &RepoListing,
         found: &'a [GgufVariant],
     ) -> Result<choose::TypeChoice<'a>> {
-        if let Some(other) = listing.architecture.as_deref().filter(|name| *name != ARCHITECTURE) {
+        if let Some(other) = listing.architecture.as_deref().filter(|name| !ARCHITECTURES.contains(name)) {
             let other = models::visible::one_line(other, 100);
-            bail!("{}: architecture: expected {ARCHITECTURE}, found {other}", spec.repo);
+            let expected = ARCHITECTURES.join(" or ");
+            bail!("{}: architecture: expected {expected}, found {other}", spec.repo);
         }
         choose(spec, found, &FreeMemory::detect(), free_space(&self.settings.cache))
     }

@@ -2,7 +2,7 @@
 //! corrected by the times of steps. Pure arithmetic.
 
 use crate::runtime::engine::EngineBase;
-use models::kimi_linear::config::MixerKind;
+use models::hybrid::config::MixerKind;
 use std::time::Duration;
 
 /// Distinct experts of t tokens are about t^0.68 times those of one: measured on replies of the published model.

@@ -19,7 +19,7 @@ use crate::serve::validate;
 use axum::Extension;
 use axum::extract::State;
 use axum::response::Response;
-use models::kimi_linear::mla::MlaPath;
+use models::hybrid::mla::MlaPath;
 use std::sync::Arc;
 use std::time::Instant;
 

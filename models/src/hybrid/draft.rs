@@ -37,7 +37,7 @@ impl<B: Backend> Model<B> {
             match (&layer.mixer, state) {
                 (Mixer::Kda(kda), LayerState::Kda(state)) => {
                     let kept = kept.next().expect("inputs of each KDA layer");
-                    kda.accept(b, state, kept, rows.start..rows.start + tokens);
+                    kda.recurrence().accept(b, state, kept, rows.start..rows.start + tokens);
                 }
                 (_, LayerState::Mla(cache)) => {
                     b.cache_truncate(cache, b.cache_len(cache) - (rows.len() - tokens));

@@ -1,10 +1,10 @@
 //! Implements the feed-forward layers: a gated MLP, or a mixture of experts with sigmoid routing and a shared expert.
 //!
-//! MLP(x) = W_down (SiLU(W_gate x) * W_up x);   MoE(x) = MLP_shared(x) + sum_e w_e MLP_e(x)
+//! MLP(x) = W_down (SiLU(W_gate x) * W_up x), with a limit on both factors in some models;   MoE(x) = MLP_shared(x) + sum_e w_e MLP_e(x)
 //!
 //! `Backend::route` chooses the experts. Next: [`super::state`].
 
-use super::config::Config;
+use super::config::{Config, FfnLimits};
 use super::weights::Loader;
 use super::{Backend, LayerProbe};
 use crate::gguf::Error;
@@ -23,6 +23,7 @@ pub struct Mlp<B: Backend> {
     gate: B::Weight,
     up: B::Weight,
     down: B::Weight,
+    limit: f32,
 }
 
 /// A mixture of experts: the router, stacked routed experts, and the shared one if any.
@@ -40,26 +41,28 @@ impl<B: Backend> Mlp<B> {
         from: &Loader<'_, B>,
         prefix: &str,
         suffix: &str,
-        dim: usize,
-        hidden: usize,
+        [dim, hidden]: [usize; 2],
+        limit: f32,
     ) -> Result<Self, Error> {
         Ok(Mlp {
             gate: from.matrix(&format!("{prefix}_gate{suffix}.weight"), dim, hidden)?,
             up: from.matrix(&format!("{prefix}_up{suffix}.weight"), dim, hidden)?,
             down: from.matrix(&format!("{prefix}_down{suffix}.weight"), hidden, dim)?,
+            limit,
         })
     }
 
-    fn load_experts(from: &Loader<'_, B>, dim: usize, hidden: usize, n: usize) -> Result<Self, Error> {
+    fn load_experts(from: &Loader<'_, B>, [dim, hidden, n]: [usize; 3], limit: f32) -> Result<Self, Error> {
         Ok(Mlp {
             gate: from.stack("ffn_gate_exps.weight", [dim, hidden, n])?,
             up: from.stack("ffn_up_exps.weight", [dim, hidden, n])?,
             down: from.stack("ffn_down_exps.weight", [hidden, dim, n])?,
+            limit,
         })
     }
 
     fn weights(&self) -> GatedMlp<'_, B::Weight> {
-        GatedMlp { gate: &self.gate, up: &self.up, down: &self.down }
+        GatedMlp { gate: &self.gate, up: &self.up, down: &self.down, limit: self.limit }
     }
 
     /// `[token, dim] -> [token, dim]`
@@ -70,15 +73,15 @@ impl<B: Backend> Mlp<B> {
 
 impl<B: Backend> Moe<B> {
     /// Loads the mixture of a layer.
-    pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Box<Self>, Error> {
+    pub fn load(from: &Loader<'_, B>, c: &Config, limits: FfnLimits) -> Result<Box<Self>, Error> {
         let (dim, m) = (c.dim, &c.moe);
-        let shared = m.shared * m.hidden;
+        let shared = |hidden| Mlp::load(from, "ffn", "_shexp", [dim, hidden], limits.dense);
         Ok(Box::new(Moe {
             router: from.matrix("ffn_gate_inp.weight", dim, m.experts)?,
             bias: from.vector("exp_probs_b.bias", m.experts)?,
             routing: m.routing,
-            experts: Mlp::load_experts(from, dim, m.hidden, m.experts)?,
-            shared: (shared > 0).then(|| Mlp::load(from, "ffn", "_shexp", dim, shared)).transpose()?,
+            experts: Mlp::load_experts(from, [dim, m.hidden, m.experts], limits.experts)?,
+            shared: (m.shared_hidden > 0).then(|| shared(m.shared_hidden)).transpose()?,
         }))
     }
 
