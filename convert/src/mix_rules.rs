@@ -20,6 +20,10 @@ const SENSITIVE_TENSORS: [&str; 8] = [
     "attn_kv_a_mqa.weight",
 ];
 
+/// First factors of the decay and the output gate, which are whole projections in a model without low ranks: these are a
+/// tenth of a layer's bytes and are quantized like the rest.
+const FULL_RANK: [&str; 2] = ["ssm_f_a.weight", "ssm_g_a.weight"];
+
 /// A mix and what its rules depend on besides the tensor at hand.
 pub struct MixRules {
     mix: Mix,
@@ -91,7 +95,8 @@ impl MixRules {
         if self.mix.base().block_len() == 1 {
             return self.mix.base();
         }
-        let sensitive = SENSITIVE_TENSORS.iter().any(|suffix| name.ends_with(suffix));
+        let full_rank = FULL_RANK.iter().any(|suffix| name.ends_with(suffix)) && shape[1] >= shape[0];
+        let sensitive = SENSITIVE_TENSORS.iter().any(|suffix| name.ends_with(suffix)) && !full_rank;
         fit(if sensitive { Format::Q8_0 } else { self.by_role(name, shape) }, shape[0])
     }
 

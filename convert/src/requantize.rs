@@ -4,10 +4,10 @@
 //! Metadata is copied; only the keys that describe formats change, and those that describe a split `attn_kv_b`.
 
 use crate::error::{Error, Result};
-use crate::metadata::ARCHITECTURE;
 use crate::names::{LatentProjection, RowRange, TensorSpec, Transform};
 use crate::progress::Progress;
 use crate::source::{Coding, Source, Tensor};
+use models::architecture::ARCHITECTURES;
 use models::gguf::read::Gguf;
 use models::gguf::{Array, Metadata, Value};
 use models::hybrid::config::{Config, MixerKind};
@@ -22,8 +22,8 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Ten
     let gguf = Gguf::open(path)?;
     let shown = path.display().to_string();
     let architecture = gguf.str("general.architecture")?;
-    if architecture != ARCHITECTURE {
-        return Err(Error::bad(shown, "general.architecture", ARCHITECTURE, architecture));
+    if !ARCHITECTURES.contains(&architecture) {
+        return Err(Error::bad(shown, "general.architecture", ARCHITECTURES.join(" or "), architecture));
     }
     let mut source = Source { listing: shown.clone(), ..Source::default() };
     for path in gguf.paths() {
@@ -68,7 +68,7 @@ pub fn open(path: &Path, progress: &mut dyn Progress) -> Result<(Source, Vec<Ten
 
 /// Sets the keys of llama.cpp's cache for split projections: one row of latent and positional key, which all heads share.
 fn describe_latent_cache(metadata: &mut Metadata, c: &Config) {
-    let key = |name: &str| format!("{ARCHITECTURE}.attention.{name}");
+    let key = |name: &str| format!("{}.attention.{name}", c.architecture);
     let heads = c.layers.iter().map(|kind| i32::from(*kind == MixerKind::Mla)).collect();
     metadata.set(&key("head_count_kv"), Value::Array(Array::I32(heads)));
     let width = |n: usize| Value::U32(u32::try_from(n).expect("bounded by Config::from_metadata"));
@@ -81,7 +81,8 @@ fn describe_latent_cache(metadata: &mut Metadata, c: &Config) {
 /// # Errors
 /// The key is missing or out of range.
 pub fn layers(path: &Path, metadata: &Metadata) -> Result<u64> {
-    let key = format!("{ARCHITECTURE}.block_count");
+    let architecture = metadata.str("general.architecture").unwrap_or_default();
+    let key = format!("{architecture}.block_count");
     let value = metadata.get(&key).and_then(|v| v.as_u64()).filter(|n| (1..=4096).contains(n));
     value.ok_or_else(|| Error::bad(path.display(), key, "1 to 4096 layers", "another value or none"))
 }

@@ -20,6 +20,11 @@ const LONGEST: Duration = Duration::from_secs(10);
 static SEED: AtomicU64 = AtomicU64::new(0);
 static SINCE: AtomicU64 = AtomicU64::new(0);
 
+/// Models of both architectures in turn.
+fn random_model(seed: u64) -> RandomModel {
+    if seed.is_multiple_of(2) { RandomModel::new(seed) } else { RandomModel::ling(seed) }
+}
+
 fn main() {
     let (mut count, mut seed, mut verbose) = (3000, 0, false);
     let mut args = std::env::args().skip(1);
@@ -41,7 +46,7 @@ fn main() {
         SINCE.store(start.elapsed().as_millis() as u64, Ordering::Relaxed);
         SEED.store(seed, Ordering::Relaxed);
         let began = Instant::now();
-        match catch_unwind(AssertUnwindSafe(|| RandomModel::new(seed).check(&cpu))) {
+        match catch_unwind(AssertUnwindSafe(|| random_model(seed).check(&cpu))) {
             Ok(ModelOutcome::Refused(line)) => {
                 refused += 1;
                 if verbose {

@@ -13,7 +13,7 @@ use crate::hybrid::weights::Loader;
 use kernels::backend::{Backend, Decay, DeltaProjections};
 
 /// The weights of one KDA layer.
-pub struct Kda<B: Backend> {
+pub struct BoundedKda<B: Backend> {
     q: B::Weight,
     k: B::Weight,
     v: B::Weight,
@@ -23,13 +23,13 @@ pub struct Kda<B: Backend> {
     recurrence: Recurrence<B>,
 }
 
-impl<B: Backend> Kda<B> {
+impl<B: Backend> BoundedKda<B> {
     /// Loads the KDA weights of a layer.
     pub fn load(from: &Loader<'_, B>, ling: &Ling) -> Result<Self, Error> {
         let (c, dim) = (&ling.config, ling.config.dim);
         let width = c.kda.heads * c.kda.head_dim;
         let [wq, wk, wv] = from.qkv(dim, width)?;
-        Ok(Kda {
+        Ok(BoundedKda {
             q: wq,
             k: wk,
             v: wv,
@@ -41,7 +41,7 @@ impl<B: Backend> Kda<B> {
     }
 }
 
-impl<B: Backend> KdaMixer<B> for Kda<B> {
+impl<B: Backend> KdaMixer<B> for BoundedKda<B> {
     fn project(&self, b: &B, x: &B::Tensor) -> DeltaProjections<B::Tensor> {
         let [q, k, v, f, gate, beta] =
             b.matmuls([&self.q, &self.k, &self.v, &self.decay, &self.gate, &self.beta], x);

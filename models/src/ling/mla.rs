@@ -13,7 +13,7 @@ use crate::hybrid::weights::Loader;
 use kernels::backend::{Backend, Rope};
 
 /// The weights of one MLA layer.
-pub struct Mla<B: Backend> {
+pub struct RotaryMla<B: Backend> {
     queries: Queries<B>,
     kv_a: B::Weight,
     kv_a_norm: B::Weight,
@@ -32,12 +32,12 @@ enum Queries<B: Backend> {
     LowRank { down: B::Weight, norm: B::Weight, up: B::Weight },
 }
 
-impl<B: Backend> Mla<B> {
+impl<B: Backend> RotaryMla<B> {
     /// Loads the MLA weights of a layer.
     pub fn load(from: &Loader<'_, B>, ling: &Ling) -> Result<Self, Error> {
         let (c, dim, m) = (&ling.config, ling.config.dim, &ling.config.mla);
         let width = m.heads * (m.nope_dim + m.pe_dim);
-        Ok(Mla {
+        Ok(RotaryMla {
             queries: match ling.query_rank {
                 None => Queries::Full(from.matrix("attn_q.weight", dim, width)?),
                 Some(rank) => Queries::LowRank {
@@ -68,7 +68,7 @@ impl<B: Backend> Mla<B> {
     }
 }
 
-impl<B: Backend> MlaMixer<B> for Mla<B> {
+impl<B: Backend> MlaMixer<B> for RotaryMla<B> {
     fn forward(
         &self,
         b: &B,

@@ -81,15 +81,15 @@ impl Ling {
     /// Loads the mixer of a layer.
     pub(crate) fn mixer<B: Backend>(&self, from: &Loader<'_, B>, layer: usize) -> Result<Mixer<B>, Error> {
         Ok(match self.config.layers[layer] {
-            MixerKind::Kda => Mixer::Kda(Box::new(kda::Kda::load(from, self)?)),
-            MixerKind::Mla => Mixer::Mla(Box::new(mla::Mla::load(from, self)?)),
+            MixerKind::Kda => Mixer::Kda(Box::new(kda::BoundedKda::load(from, self)?)),
+            MixerKind::Mla => Mixer::Mla(Box::new(mla::RotaryMla::load(from, self)?)),
         })
     }
 }
 
 fn rope(keys: &Keys<'_>, c: &Config) -> Result<Rope, Error> {
     let dims = c.mla.pe_dim;
-    if dims % 2 != 0 {
+    if !dims.is_multiple_of(2) {
         return keys.bad("rope.dimension_count", "an even number", dims);
     }
     if let Some(Value::Array(Array::I32(sections))) = keys.get("rope.dimension_sections")

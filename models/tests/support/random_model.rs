@@ -7,6 +7,8 @@
 
 #[path = "../../../kernels/tests/common/random.rs"]
 mod random;
+#[path = "random_ling.rs"]
+mod random_ling;
 mod rounded;
 
 use bytes::Bytes;
@@ -19,6 +21,7 @@ use models::gguf::{Array, Metadata, Value};
 use models::hybrid::mla::MlaPath;
 use models::hybrid::{Model, Outputs, Sequence};
 use random::Random;
+use random_ling::LingShape;
 use rounded::Rounded;
 
 /// The largest relative error (RMS of the difference over RMS of the logits) with F32 weights and cache: rounding.
@@ -81,6 +84,8 @@ struct ModelShape {
     top_k: usize,
     hidden: usize,
     shared: usize,
+    /// None for Kimi Linear.
+    ling: Option<LingShape>,
 }
 
 impl ModelShape {
@@ -113,16 +118,26 @@ impl ModelShape {
             top_k,
             hidden: r.width(wide),
             shared: r.within(0, 2),
+            ling: None,
         }
+    }
+
+    /// A shape of the architecture `bailingmoe3`.
+    fn ling(r: &mut Random) -> ModelShape {
+        let shape = ModelShape::new(r);
+        let ling = LingShape::new(r, shape.mla.len());
+        let pe = if r.chance(95) { shape.pe / 2 * 2 } else { shape.pe };
+        ModelShape { kda_heads: shape.heads, pe, shared: 1, ling: Some(ling), ..shape }
     }
 
     fn metadata(&self, r: &mut Random) -> Metadata {
         let kinds = self.mla.iter().map(|mla| i32::from(*mla)).collect();
+        let architecture = if self.ling.is_some() { "bailingmoe3" } else { "kimi-linear" };
         let mut all = vec![
-            ("general.architecture".into(), Value::String("kimi-linear".into())),
+            ("general.architecture".into(), Value::String(architecture.into())),
             ("tokenizer.ggml.model".into(), Value::String("none".into())),
         ];
-        let mut set = |key: &str, value| all.push((format!("kimi-linear.{key}"), value));
+        let mut set = |key: &str, value| all.push((format!("{architecture}.{key}"), value));
         set("attention.head_count_kv", Value::Array(Array::I32(kinds)));
         set("attention.layer_norm_rms_epsilon", Value::F32(r.one_of(&[1e-6, 1e-5, 1e-3])));
         set("expert_weights_scale", Value::F32(r.one_of(&[1.0, 2.446])));
@@ -153,6 +168,9 @@ impl ModelShape {
         ] {
             set(key, Value::U32(n as u32));
         }
+        if let Some(ling) = &self.ling {
+            ling.metadata(&mut set);
+        }
         Metadata(all)
     }
 
@@ -163,6 +181,9 @@ impl ModelShape {
             ("output_norm.weight".to_owned(), vec![self.dim], true),
             ("output.weight".to_owned(), vec![self.dim, self.vocab], false),
         ];
+        if self.ling.as_ref().is_some_and(|ling| ling.tied) {
+            all.pop();
+        }
         for (layer, mla) in self.mla.iter().enumerate() {
             let mut add = |name: &str, shape: &[usize], f32| {
                 all.push((format!("blk.{layer}.{name}"), shape.to_vec(), f32));
@@ -193,7 +214,8 @@ impl ModelShape {
             }
             if self.shared > 0 {
                 let names = ["ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight"];
-                self.mlp(names, self.shared * self.hidden, &mut add);
+                let hidden = self.ling.as_ref().map_or(self.shared * self.hidden, |ling| ling.shared_hidden);
+                self.mlp(names, hidden, &mut add);
             }
         }
         all
@@ -206,7 +228,11 @@ impl ModelShape {
     }
 
     fn mla_tensors(&self, add: &mut dyn FnMut(&str, &[usize], bool)) {
-        add("attn_q.weight", &[self.dim, self.heads * (self.nope + self.pe)], false);
+        let width = self.heads * (self.nope + self.pe);
+        match &self.ling {
+            Some(ling) => ling.mla_tensors([self.dim, width, self.heads], add),
+            None => add("attn_q.weight", &[self.dim, width], false),
+        }
         add("attn_kv_a_mqa.weight", &[self.dim, self.latent + self.pe], false);
         add("attn_kv_a_norm.weight", &[self.latent], true);
         add("attn_k_b.weight", &[self.nope, self.latent, self.heads], false);
@@ -220,9 +246,12 @@ impl ModelShape {
             add(&format!("attn_{name}.weight"), &[dim, width], false);
             add(&format!("ssm_conv1d_{name}.weight"), &[self.taps, 1, width, 1], true);
         }
+        let full = self.ling.is_some();
         for (a, b) in [("ssm_f_a.weight", "ssm_f_b.weight"), ("ssm_g_a.weight", "ssm_g_b.weight")] {
-            add(a, &[dim, d], false);
-            add(b, &[d, width], false);
+            add(a, &[dim, if full { width } else { d }], false);
+            if !full {
+                add(b, &[d, width], false);
+            }
         }
         add("ssm_a", &[1, self.kda_heads, 1, 1], true);
         add("ssm_dt.bias", &[width], true);
@@ -281,9 +310,19 @@ pub enum ModelOutcome {
 }
 
 impl RandomModel {
+    /// A model of Kimi Linear.
     pub fn new(seed: u64) -> RandomModel {
+        RandomModel::of(seed, ModelShape::new)
+    }
+
+    /// A model of Ling.
+    pub fn ling(seed: u64) -> RandomModel {
+        RandomModel::of(seed, ModelShape::ling)
+    }
+
+    fn of(seed: u64, shape: fn(&mut Random) -> ModelShape) -> RandomModel {
         let r = &mut Random::new(seed);
-        let sizes = ModelShape::new(r);
+        let sizes = shape(r);
         let stored = r.one_of(&[Stored::F32, Stored::Floats, Stored::Any, Stored::Any]);
         let mut metadata = sizes.metadata(r);
         let mut tensors = sizes.tensors();
@@ -304,7 +343,8 @@ impl RandomModel {
         }
         let layout = Layout::new(metadata, described).expect("shapes that can be written");
         let broken_values = r.chance(4);
-        let bytes = filled(r, &layout, broken_values);
+        let decays = if sizes.ling.is_some() { 1.0 } else { -1.0 };
+        let bytes = filled(r, &layout, broken_values, decays);
         let cache = r.one_of(&[CacheFormat::F32, CacheFormat::F16, CacheFormat::Q8_0]);
         let prompt = if r.chance(15) { r.within(60, 140) } else { r.within(1, 12) };
         let exact = stored == Stored::F32 && cache == CacheFormat::F32;
@@ -434,8 +474,8 @@ fn move_ones(r: &mut Random, shape: &mut Vec<usize>) {
     }
 }
 
-/// The file's bytes with random weights.
-fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
+/// The file's bytes with random weights; `decays` as in [`value`].
+fn filled(r: &mut Random, layout: &Layout, broken_values: bool, decays: f32) -> Vec<u8> {
     let mut bytes = layout.header().to_vec();
     let start = bytes.len() as u64;
     let broken = broken_values.then(|| r.below(layout.tensors().len()));
@@ -448,7 +488,7 @@ fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
         let mut row = vec![0.0; cols];
         let mut stored = vec![0; tensor.format.row_bytes(cols as u64).expect("whole blocks") as usize];
         for _ in 0..tensor.shape[1..].iter().product::<u64>() {
-            row.iter_mut().for_each(|x| *x = value(r, &tensor.name, inputs));
+            row.iter_mut().for_each(|x| *x = value(r, &tensor.name, inputs, decays));
             tensor.format.quantize_row(&row, &mut stored);
             if broken == Some(i) && r.chance(20) {
                 stored.iter_mut().for_each(|b| *b = r.one_of(&[0x7f, 0xff, 0x80, 0x7c]));
@@ -461,11 +501,11 @@ fn filled(r: &mut Random, layout: &Layout, broken_values: bool) -> Vec<u8> {
 }
 
 /// A value that a trained model could have: activations stay of order one, and the biases decide the choice of experts, so
-/// that rounding cannot.
-fn value(r: &mut Random, name: &str, inputs: usize) -> f32 {
+/// that rounding cannot. `decays` is the sign of the constants of the decay.
+fn value(r: &mut Random, name: &str, inputs: usize, decays: f32) -> f32 {
     let role = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.')).map_or(name, |(_, role)| role);
     match role {
-        "ssm_a" => -1.0 - 4.0 * r.normal().abs(),
+        "ssm_a" => decays * (1.0 + 4.0 * r.normal().abs()),
         "ssm_dt.bias" => -2.0 + r.normal(),
         "exp_probs_b.bias" => 100.0 * r.normal(),
         "token_embd.weight" => r.normal(),
