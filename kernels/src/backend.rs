@@ -78,7 +78,7 @@ pub enum Decay {
 /// Rotary position embedding of queries and of cache rows.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Rope {
-    /// Heads of the queries.
+    /// Number of heads of the queries.
     pub heads: usize,
     /// Last columns of each head, and of a cache row, that rotate: an even number.
     pub dims: usize,

@@ -45,7 +45,7 @@ pub struct FfnLimits {
 }
 
 impl FfnLimits {
-    /// No limits.
+    /// The limits of a model that clamps nothing.
     pub const NONE: FfnLimits = FfnLimits { experts: f32::INFINITY, dense: f32::INFINITY };
 }
 

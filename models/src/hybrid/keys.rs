@@ -19,7 +19,7 @@ const MAX_STATE: u64 = 1 << 40;
 pub(crate) struct Keys<'a> {
     /// Path of the file, for messages.
     pub path: &'a str,
-    /// Metadata of the file.
+    /// Metadata that holds the keys.
     pub metadata: &'a Metadata,
     /// The value of `general.architecture`, which is the prefix of the keys.
     pub architecture: &'static str,
@@ -55,7 +55,7 @@ impl Keys<'_> {
         })
     }
 
-    /// Reads `block_count`.
+    /// Reads `block_count`: the layers, and blocks that predict further tokens.
     pub fn block_count(&self) -> Result<usize, Error> {
         self.within("block_count", 1..=MAX_LAYERS)
     }
