@@ -60,7 +60,7 @@ impl Keys<'_> {
         self.within("block_count", 1..=MAX_LAYERS)
     }
 
-    /// Reads a positive count.
+    /// Reads a count of at least 1.
     pub fn count(&self, key: &str) -> Result<usize, Error> {
         self.within(key, 1..=MAX_COUNT)
     }
@@ -85,7 +85,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Reads a positive number.
+    /// Reads a finite f32 above 0.
     pub fn positive(&self, key: &str) -> Result<f32, Error> {
         match self.get(key) {
             Some(&Value::F32(x)) if x > 0.0 && x.is_finite() => Ok(x),

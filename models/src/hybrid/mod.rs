@@ -49,9 +49,9 @@ struct Layer<B: Backend> {
 
 /// The token mixer of a layer.
 pub enum Mixer<B: Backend> {
-    /// Kimi Delta Attention.
+    /// Kimi Delta Attention, whose state has constant size.
     Kda(Box<dyn KdaMixer<B>>),
-    /// Multi-head latent attention.
+    /// Multi-head latent attention, whose KV cache grows.
     Mla(Box<dyn MlaMixer<B>>),
 }
 

@@ -26,7 +26,7 @@ pub struct RotaryMla<B: Backend> {
 
 /// The projection of the queries.
 enum Queries<B: Backend> {
-    /// One matrix.
+    /// One matrix of full rank.
     Full(B::Weight),
     /// Two matrices with a norm between them (`q_lora_rank`).
     LowRank { down: B::Weight, norm: B::Weight, up: B::Weight },

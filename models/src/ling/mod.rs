@@ -27,7 +27,7 @@ pub struct Ling {
     pub config: Config,
     /// Width of the queries' low-rank projection (`attention.q_lora_rank`); None where W_q has full rank.
     pub query_rank: Option<usize>,
-    /// Rotation of positional channels.
+    /// Rotation of the positional channels of queries and keys.
     pub rope: Rope,
     /// Bound of the log-decay of KDA, below 0 (`kda.gate_lower_bound`).
     pub decay_bound: f32,

@@ -84,7 +84,7 @@ struct ModelShape {
     top_k: usize,
     hidden: usize,
     shared: usize,
-    /// None for Kimi Linear.
+    /// What only Ling has; None for Kimi Linear.
     ling: Option<LingShape>,
 }
 
@@ -310,12 +310,12 @@ pub enum ModelOutcome {
 }
 
 impl RandomModel {
-    /// A model of Kimi Linear.
+    /// A random model of the architecture `kimi-linear`.
     pub fn new(seed: u64) -> RandomModel {
         RandomModel::of(seed, ModelShape::new)
     }
 
-    /// A model of Ling.
+    /// A random model of the architecture `bailingmoe3`.
     pub fn ling(seed: u64) -> RandomModel {
         RandomModel::of(seed, ModelShape::ling)
     }
