@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "reference"))
 import gen_tiny  # noqa: E402
-from logits import random_prompt  # noqa: E402
+from kimi_ref import KimiRef  # noqa: E402
+from logits import clear_prompt  # noqa: E402
 
 GOLDEN = HERE / "golden/shapes.safetensors"
 TOKENS = 24
@@ -26,8 +27,8 @@ def compute():
         with tempfile.TemporaryDirectory() as folder:
             fields = dict(field.split("=") for field in case["fields"])
             gen_tiny.main(folder, case["preset"], case["seed"], {key: int(value) for key, value in fields.items()})
-            ids, logits = random_prompt(folder, TOKENS)
-        tensors |= {f"{name}.ids": ids.astype(np.int64), f"{name}.logits": logits}
+            ids, logits = clear_prompt(KimiRef(folder), TOKENS)
+        tensors |= {f"{name}.ids": np.array(ids), f"{name}.logits": logits}
     return tensors
 
 

@@ -1,6 +1,8 @@
-"""Logits of the float64 reference on a random prompt of a checkpoint.
+"""Logits of the float64 reference on a random prompt.
 
-usage: logits.py CHECKPOINT TOKENS OUT     prints the prompt's ids; writes the logits as raw float64, [token, vocab]
+usage: logits.py MODEL TOKENS OUT     prints the prompt's ids; writes the logits as raw float64, [token, vocab]
+
+MODEL is a checkpoint of Kimi Linear, or a GGUF file of Ling 3.0.
 
 Routing of the prompt is clear: no chosen expert (or group) is within 1e-4 of a rejected one, where float32 arithmetic
 could choose the other.
@@ -12,41 +14,57 @@ import numpy as np
 from kimi_ref import KimiRef
 
 
+def routing(model):
+    """The number of groups, of groups and experts chosen, and the bias of each layer's scores by the name of the record."""
+    if isinstance(model, KimiRef):
+        c = model.c
+        bias = lambda name: model.w[name.removesuffix("score") + "gate.e_score_correction_bias"]
+        return c["num_expert_group"], c["topk_group"], c["num_experts_per_token"], bias
+    return model.groups, model.kept, model.top_k, lambda name: model.w[name.removesuffix("score") + "exp_probs_b.bias"]
+
+
 def margin(model, rec):
     """The smallest distance between a chosen and a rejected expert or group."""
-    c, smallest = model.c, np.inf
+    count, kept, k, bias = routing(model)
+    smallest = np.inf
     for name, score in rec.items():
         if not name.endswith(".score"):
             continue
-        score = score + model.w[name.removesuffix("score") + "gate.e_score_correction_bias"]
-        if c["num_expert_group"] > 1:
-            groups = score.reshape(len(score), c["num_expert_group"], -1)
+        score = score + bias(name)
+        if count > 1:
+            groups = score.reshape(len(score), count, -1)
             value = np.sort(groups, -1)[..., -2:].sum(-1)
             order = np.sort(value, -1)[:, ::-1]
-            if c["topk_group"] < c["num_expert_group"]:
-                smallest = min(smallest, (order[:, c["topk_group"] - 1] - order[:, c["topk_group"]]).min())
-            keep = value >= order[:, c["topk_group"] - 1:c["topk_group"]]
+            if kept < count:
+                smallest = min(smallest, (order[:, kept - 1] - order[:, kept]).min())
+            keep = value >= order[:, kept - 1:kept]
             score = np.where(np.repeat(keep, groups.shape[-1], -1), score, -np.inf)
         order = np.sort(score, -1)[:, ::-1]
-        k = c["num_experts_per_token"]
         if k < order.shape[1]:
             smallest = min(smallest, (order[:, k - 1] - order[:, k]).min())
     return smallest
 
 
-def random_prompt(folder, tokens):
+def clear_prompt(model, tokens):
     """The ids of a prompt with clear routing, and its logits."""
-    model = KimiRef(folder)
     for seed in range(50):
-        ids = np.random.default_rng(seed).integers(0, model.c["vocab_size"], tokens)
+        ids = np.random.default_rng(seed).integers(0, model.vocab, tokens).tolist()
         rec = {}
         logits = model.forward(ids, rec=rec)
         if margin(model, rec) >= 1e-4:
             return ids, logits
-    sys.exit(f"{folder}: no prompt of {tokens} tokens with clear routing in 50")
+    sys.exit(f"no prompt of {tokens} tokens with clear routing in 50")
+
+
+def load(path):
+    """The reference of a checkpoint of Kimi Linear, or of a GGUF file of Ling 3.0."""
+    if path.endswith(".gguf"):
+        from ling_ref import LingRef                      # needs the package gguf
+        return LingRef(path)
+    return KimiRef(path)
 
 
 if __name__ == "__main__":
-    ids, logits = random_prompt(sys.argv[1], int(sys.argv[2]))
+    ids, logits = clear_prompt(load(sys.argv[1]), int(sys.argv[2]))
     logits.astype("<f8").tofile(sys.argv[3])
     print(*ids, sep=",")
