@@ -42,7 +42,11 @@ fn walk(root: &Path, dir: &Path, found: &mut Vec<TextFile>) {
         let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
         let is_text =
             ["rs", "cu", "cuh", "h", "c", "cpp", "py", "md", "mjs", "js", "css", "html"].contains(&extension);
-        if is_text || ["kernels/cuda/build", "test"].iter().any(|script| path == root.join(script)) {
+        if is_text
+            || ["kernels/cuda/build", "kernels/cuda/cost", "test"]
+                .iter()
+                .any(|script| path == root.join(script))
+        {
             let text = fs::read_to_string(&path).unwrap();
             let path = path.strip_prefix(root).unwrap().to_str().unwrap().to_owned();
             found.push(TextFile { path, text });

@@ -1,0 +1,169 @@
+"""Predicts the time of a kernel from its counts: cards, shared memory and launches of the published 48B shape.
+
+A launch takes the gap to its predecessor, a ramp, and the longer of its bytes at the memory's rate and its instructions at
+the issue rate; both are stretched where blocks leave SMs idle. `cost` supplies the counts.
+"""
+from dataclasses import dataclass
+from math import ceil
+
+GAP = 1.2e-6     # between dependent nodes of a graph
+RAMP = 1.0e-6    # until the first loads have arrived and after the last results have left
+SERIAL = 1.0e-6  # of a kernel without a counted loop: a reduction or a chain of loads
+MEMORY = 0.92    # attainable share of the memory's rate
+ISSUE = 0.8      # attainable share of the issue slots
+SM_SHARE = 2.0   # one SM draws at most this multiple of its share of the memory's rate
+ASSUMPTIONS = (
+    f"model: {GAP * 1e6} us between launches, {RAMP * 1e6} us of ramp, {SERIAL * 1e6} us for small ops, {MEMORY:.0%} of the memory's rate, {ISSUE:.0%} of issue "
+    f"slots, an SM draws {SM_SHARE:.0f}x its share of the memory's rate; all experts in GPU memory; F16 caches"
+)
+DEPTHS = [0, 131_072, 1_048_576]
+
+
+@dataclass
+class Card:
+    name: str
+    arch: str
+    sms: int
+    ghz: float
+    tb_s: float
+
+
+CARDS = [
+    Card("H200", "sm_90", 132, 1.755, 4.8),
+    Card("RTX 4090", "sm_89", 128, 2.52, 1.008),
+    Card("RTX 3090", "sm_86", 82, 1.695, 0.936),
+    Card("RTX 5090", "sm_120", 170, 2.407, 1.792),
+]
+
+# Bytes of shared memory, threads and blocks of an SM.
+LIMITS = {"sm_86": (102_400, 1536, 16), "sm_89": (102_400, 1536, 24), "sm_90": (233_472, 2048, 32), "sm_120": (102_400, 1536, 24)}
+
+# Bytes of shared memory per block at the published shape, by the name or its part before the format.
+SHARED = {
+    "attend_tensor": 99_712, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_168,
+    "gemm_F32": 8_960, "gemm_F16": 8_960, "gemm_BF16": 8_960, "best_of_parts": 32_900, "best_of_part": 8_324,
+    "delta_apply": 21_760, "delta_step_128": 8_192, "delta_rule_128": 7_680, "materialize_weights": 4_224, "merge": 3_072,
+    "attend_plain": 2_560, "matmul_route": 2_056, "route": 2_052, "group_pairs": 2_048, "fresh": 768, "ffn_up": 128,
+    "rms_norm": 132, "gated_rms_norm": 132, "l2_norm": 132,
+}
+
+# Stored bytes of 32 weights.
+BYTES_PER_32 = {
+    "Q4_0": 18, "Q4_1": 20, "Q5_0": 22, "Q5_1": 24, "Q8_0": 34, "Q2_K": 10.5, "Q3_K": 13.75, "Q4_K": 18, "Q5_K": 22,
+    "Q6_K": 26.25, "IQ1_S": 6.25, "IQ1_M": 7, "IQ2_XXS": 8.25, "IQ2_XS": 9.25, "IQ2_S": 10.25, "IQ3_XXS": 12.25,
+    "IQ3_S": 13.75, "IQ4_NL": 18, "IQ4_XS": 17, "MXFP4": 17,
+}
+ROW_BYTES = 1152  # of an F16 cache row
+
+
+# Of these the size holds for each format that has none of its own.
+PER_FORMAT = ["gemm", "matmul_route", "fresh", "ffn_up"]
+
+
+def shared_bytes(kernel):
+    of_format = [SHARED[name] for name in PER_FORMAT if kernel.startswith(name + "_")]
+    return SHARED.get(kernel, of_format[0] if of_format else 0)
+
+
+def blocks_per_sm(record):
+    """Blocks of a kernel that an SM holds at once."""
+    shared, threads, blocks = LIMITS[record["arch"]]
+    warps = ceil(record["threads"] / 32)
+    registers = ceil(record["registers"] * 32 / 256) * 256 * warps
+    return min(blocks, threads // record["threads"], 65_536 // registers, shared // (record["shared"] + 1024))
+
+
+def at_perfect_issue(record):
+    """The rate that the issue slots allow: of memory for streaming kernels, of operations for a GEMM."""
+    rates = {}
+    for card in CARDS:
+        if card.arch != record["arch"] or not record["per_unit"]:
+            continue
+        slots = 4 * card.sms * card.ghz * 1e9
+        warps = record["threads"] / 32
+        if record["unit"] == "32 weights":
+            rates[card.name] = f"{slots * 32 / record['per_unit'] * record['bytes_per_32'] / 1e12:.1f} TB/s"
+        elif record["unit"] == "16 rows":
+            rates[card.name] = f"{slots / (record['per_unit'] * warps) * 16 * ROW_BYTES / 1e12:.1f} TB/s"
+        else:
+            rates[card.name] = f"{slots / (record['per_unit'] * warps) * 2 * 128 * 64 * 128 / 1e12:.0f} Top/s"
+    return {"rates": rates} if rates else {}
+
+
+@dataclass
+class Launch:
+    """Launches of one shape: their number per token, blocks, units of the main loop over all threads, and bytes."""
+
+    kernel: str
+    what: str
+    times: int
+    blocks: int
+    units: float
+    bytes: float
+
+
+def matrix(kernel, what, times, rows, cols, threads, lanes, copies=1, together=1):
+    """A product of one vector with `copies` x `together` matrices, the latter in one block; `lanes` threads share a row."""
+    units = copies * together * rows * cols / 32
+    format = next(f for f in BYTES_PER_32 if kernel.endswith("_" + f))
+    return Launch(kernel, what, times, ceil(copies * rows * lanes / threads), units, units * BYTES_PER_32[format])
+
+
+def small(kernel, times, blocks=1, bytes=0.0):
+    return Launch(kernel, "", times, blocks, 0, bytes)
+
+
+def token(depth):
+    """The launches of one decoded token: 20 KDA layers and 7 MLA layers, one of them dense, the others with mixtures."""
+    parts = max(1, min(256, 1 << max(0, ceil(depth / 128) - 1).bit_length()))
+    launches = [
+        small("embed_Q4_K", 1),
+        small("rms_norm", 1 + 27 + 27 + 7),
+        matrix("matvec1_Q4_K", "q, k", 10, 8192, 2304, 128, 8),
+        matrix("matvec1_Q4_K", "q, k, v", 10, 12_288, 2304, 128, 8),
+        matrix("matvec1_Q6_K", "v", 10, 4096, 2304, 128, 8),
+        matrix("matvec1_Q8_0", "f_a, g_a, beta", 20, 288, 2304, 128, 8),
+        matrix("fresh_Q8_0", "f_b, g_b", 20, 8192, 128, 128, 4),
+        small("delta_step_128", 20, 32, 2 * 4 * 32 * 128 * 128 + 4e5),
+        matrix("matvec1_Q4_K", "output", 27, 2304, 4096, 128, 32),
+        matrix("matvec1_Q4_K", "MLA q", 7, 6144, 2304, 128, 8),
+        matrix("matvec1_Q8_0", "kv_a", 7, 576, 2304, 128, 8),
+        small("append", 7),
+        matrix("fresh_Q8_0", "k_b", 7, 32 * 512, 128, 128, 4),
+        Launch("attend_tensor", f"{depth} rows", 7, parts, depth / 16, depth * ROW_BYTES),
+    ]
+    if parts > 1:
+        launches.append(small("merge", 7, 128, parts * 32 * 514 * 4))
+    return launches + [
+        matrix("fresh_Q8_0", "v_b", 7, 32 * 128, 512, 128, 4),
+        matrix("ffn_up_Q4_K", "dense", 1, 9216, 2304, 256, 8, 1, 2),
+        matrix("ffn_down_Q6_K", "dense", 1, 2304, 9216, 128, 32),
+        small("matmul_route_F32", 26, 256, 256 * 2304 * 4),
+        matrix("ffn_up_Q4_K", "8 experts, shared", 26, 1024, 2304, 256, 8, 9, 2),
+        matrix("ffn_down_Q4_K", "8 experts, shared", 14, 2304, 1024, 128, 32, 1, 9),
+        matrix("ffn_down_Q6_K", "8 experts, shared", 12, 2304, 1024, 128, 32, 1, 9),
+        matrix("matvec1_Q6_K", "logits", 1, 163_840, 2304, 128, 8),
+        small("best_of_part", 1, 80, 163_840 * 4),
+        small("best_of_parts", 1),
+    ]
+
+
+def seconds(launch, card, records):
+    """The predicted time of one launch on a card."""
+    record = next(r for r in records if r["kernel"] == launch.kernel and r["arch"] == card.arch)
+    # The fullest SM decides: it takes ceil(blocks / SMs) of the blocks.
+    share = launch.blocks / card.sms
+    moved = launch.bytes / (card.tb_s * 1e12 * min(MEMORY, SM_SHARE * min(1, share)))
+    if not record["per_unit"]:
+        return GAP + RAMP + SERIAL + moved
+    warps = record["threads"] / 32
+    inner = launch.units * record["per_unit"] * (warps if record["unit"] == "16 rows" else 1 / 32)
+    slots = 4 * card.ghz * 1e9 * ISSUE
+    issued = (inner / launch.blocks + warps * record["outside"]) * ceil(share) / slots
+    return GAP + RAMP + max(issued, moved)
+
+
+def described(launch, depth, records):
+    times = {card.name: round(seconds(launch, card, records) * 1e6, 2) for card in CARDS}
+    return {"kernel": launch.kernel, "what": launch.what, "depth": depth, "times": launch.times,
+            "bytes": launch.bytes, "blocks": launch.blocks, "microseconds": times}
