@@ -46,6 +46,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+// c + a . b of four unsigned bytes and four signed ones.
+__device__ __forceinline__ int dp4a_unsigned(u32 a, int b, int c) {
+    int d;
+    asm("dp4a.u32.s32 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
+
 // D += A B of int8: A [16, 32] and B [32, 8] in the fragments of mma.m16n8k32.
 __device__ __forceinline__ void mma_i8(int d[4], const u32 a[4], const u32 b[2]) {
     asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
@@ -131,6 +138,9 @@ __device__ __forceinline__ float warp_max(float v) {
 
 #define FULL 0xffffffffu
 #define INFINITY_F __int_as_float(0x7f800000)
+
+// Rotates left; the compiler emits one instruction.
+__device__ __forceinline__ u32 rotate(u32 v, int by) { return v << (by & 31) | v >> (-by & 31); }
 
 struct alignas(16) Four {
     int v[4];

@@ -43,7 +43,7 @@ SHARED = {
     "attend_tensor": 99_712, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_168,
     "gemm_F32": 8_960, "gemm_F16": 8_960, "gemm_BF16": 8_960, "best_of_parts": 32_900, "best_of_part": 8_324,
     "delta_apply": 21_760, "delta_step_128": 8_192, "delta_rule_128": 7_680, "materialize_weights": 4_224, "merge": 3_072,
-    "attend_plain": 2_560, "matmul_route": 2_056, "route": 2_052, "group_pairs": 2_048, "fresh": 768, "ffn_up": 128,
+    "attend_plain": 2_560, "matmul_route": 2_056, "route": 2_052, "group_pairs": 2_048, "fresh": 768, "ffn_up": 128, "ffn_down": 360,
     "rms_norm": 132, "gated_rms_norm": 132, "l2_norm": 132,
 }
 
@@ -53,11 +53,12 @@ BYTES_PER_32 = {
     "Q6_K": 26.25, "IQ1_S": 6.25, "IQ1_M": 7, "IQ2_XXS": 8.25, "IQ2_XS": 9.25, "IQ2_S": 10.25, "IQ3_XXS": 12.25,
     "IQ3_S": 13.75, "IQ4_NL": 18, "IQ4_XS": 17, "MXFP4": 17,
 }
+PAIRED = ["Q4_K", "Q5_K", "Q6_K"]  # a thread reads 64 weights at once
 ROW_BYTES = 1152  # of an F16 cache row
 
 
 # Of these the size holds for each format that has none of its own.
-PER_FORMAT = ["gemm", "matmul_route", "fresh", "ffn_up"]
+PER_FORMAT = ["gemm", "matmul_route", "fresh", "ffn_up", "ffn_down"]
 
 
 def shared_bytes(kernel):
@@ -102,11 +103,17 @@ class Launch:
     bytes: float
 
 
-def matrix(kernel, what, times, rows, cols, threads, lanes, copies=1, together=1):
-    """A product of one vector with `copies` x `together` matrices, the latter in one block; `lanes` threads share a row."""
+def matrix(kernel, what, times, rows, cols, copies=1, together=1):
+    """A product of one vector with `copies` x `together` matrices, the latter in one block.
+
+    Lanes share a row as kernels/src/cuda chooses them: those that waste the fewest iterations; 32 rows of gate and up share a block.
+    """
     units = copies * together * rows * cols / 32
     format = next(f for f in BYTES_PER_32 if kernel.endswith("_" + f))
-    return Launch(kernel, what, times, ceil(copies * rows * lanes / threads), units, units * BYTES_PER_32[format])
+    pieces = cols // (64 if format in PAIRED else 32)
+    lanes = min([32, 16, 8, 4], key=lambda n: ceil(pieces / n) * n)
+    rows_of_block = 32 if kernel.startswith("ffn_up") else 128 / lanes
+    return Launch(kernel, what, times, ceil(copies * rows / rows_of_block), units, units * BYTES_PER_32[format])
 
 
 def small(kernel, times, blocks=1, bytes=0.0):
@@ -119,30 +126,30 @@ def token(depth):
     launches = [
         small("embed_Q4_K", 1),
         small("rms_norm", 1 + 27 + 27 + 7),
-        matrix("matvec1_Q4_K", "q, k", 10, 8192, 2304, 128, 8),
-        matrix("matvec1_Q4_K", "q, k, v", 10, 12_288, 2304, 128, 8),
-        matrix("matvec1_Q6_K", "v", 10, 4096, 2304, 128, 8),
-        matrix("matvec1_Q8_0", "f_a, g_a, beta", 20, 288, 2304, 128, 8),
-        matrix("fresh_Q8_0", "f_b, g_b", 20, 8192, 128, 128, 4),
+        matrix("matvec1_Q4_K", "q, k", 10, 8192, 2304),
+        matrix("matvec1_Q4_K", "q, k, v", 10, 12_288, 2304),
+        matrix("matvec1_Q6_K", "v", 10, 4096, 2304),
+        matrix("matvec1_Q8_0", "f_a, g_a, beta", 20, 288, 2304),
+        matrix("fresh_Q8_0", "f_b, g_b", 20, 8192, 128),
         small("delta_step_128", 20, 32, 2 * 4 * 32 * 128 * 128 + 4e5),
-        matrix("matvec1_Q4_K", "output", 27, 2304, 4096, 128, 32),
-        matrix("matvec1_Q4_K", "MLA q", 7, 6144, 2304, 128, 8),
-        matrix("matvec1_Q8_0", "kv_a", 7, 576, 2304, 128, 8),
+        matrix("matvec1_Q4_K", "output", 27, 2304, 4096),
+        matrix("matvec1_Q4_K", "MLA q", 7, 6144, 2304),
+        matrix("matvec1_Q8_0", "kv_a", 7, 576, 2304),
         small("append", 7),
-        matrix("fresh_Q8_0", "k_b", 7, 32 * 512, 128, 128, 4),
+        matrix("fresh_Q8_0", "k_b", 7, 32 * 512, 128),
         Launch("attend_tensor", f"{depth} rows", 7, parts, depth / 16, depth * ROW_BYTES),
     ]
     if parts > 1:
         launches.append(small("merge", 7, 128, parts * 32 * 514 * 4))
     return launches + [
-        matrix("fresh_Q8_0", "v_b", 7, 32 * 128, 512, 128, 4),
-        matrix("ffn_up_Q4_K", "dense", 1, 9216, 2304, 256, 8, 1, 2),
-        matrix("ffn_down_Q6_K", "dense", 1, 2304, 9216, 128, 32),
+        matrix("fresh_Q8_0", "v_b", 7, 32 * 128, 512),
+        matrix("ffn_up_Q4_K", "dense", 1, 9216, 2304, 1, 2),
+        matrix("ffn_down_Q6_K", "dense", 1, 2304, 9216),
         small("matmul_route_F32", 26, 256, 256 * 2304 * 4),
-        matrix("ffn_up_Q4_K", "8 experts, shared", 26, 1024, 2304, 256, 8, 9, 2),
-        matrix("ffn_down_Q4_K", "8 experts, shared", 14, 2304, 1024, 128, 32, 1, 9),
-        matrix("ffn_down_Q6_K", "8 experts, shared", 12, 2304, 1024, 128, 32, 1, 9),
-        matrix("matvec1_Q6_K", "logits", 1, 163_840, 2304, 128, 8),
+        matrix("ffn_up_Q4_K", "8 experts, shared", 26, 1024, 2304, 9, 2),
+        matrix("ffn_down_Q4_K", "8 experts, shared", 14, 2304, 1024, 1, 9),
+        matrix("ffn_down_Q6_K", "8 experts, shared", 12, 2304, 1024, 1, 9),
+        matrix("matvec1_Q6_K", "logits", 1, 163_840, 2304),
         small("best_of_part", 1, 80, 163_840 * 4),
         small("best_of_parts", 1),
     ]

@@ -66,18 +66,18 @@ template <class F> __device__ __forceinline__ void fresh(const Fresh& p) {
     i8* q = (i8*)(results + 32);
     XScale* scale = (XScale*)(q + p.cols);
     FreshPart part(p);
-    int units = p.cols / F::LEN * F::UNITS, c = threadIdx.x;
-    i64 first = part.first * (p.cols / F::LEN);
+    int pieces = p.cols / Row<F>::WEIGHTS, c = threadIdx.x;
+    Row<F> row(part.of.w, part.first * (p.cols / F::LEN), part.lane);
     float x = c < p.cols ? part.x[c] : 0;
-    Unit next = unit_of<F>(part.of.w, first, min(part.lane, units - 1)); // loads while the input is quantised
+    auto next = row.load(min(part.lane, pieces - 1)); // loads while the input is quantised
     for (; c < p.cols; c += blockDim.x, x = c < p.cols ? part.x[c] : 0) quantise_32(x, q, scale, c);
     __syncthreads();
     float sum = 0;
 #pragma unroll 1
-    for (int u = part.lane; u < units; u += p.lanes) {
-        Unit unit = next;
-        next = unit_of<F>(part.of.w, first, min(u + p.lanes, units - 1));
-        sum += dot_of<F, SharedMem>(unit, u, q, scale);
+    for (int u = part.lane; u < pieces; u += p.lanes) {
+        auto piece = next;
+        next = row.load(min(u + p.lanes, pieces - 1));
+        sum += row.template dot<SharedMem>(piece, u, q, scale);
     }
     part.finish(p, sum, results);
 }
@@ -150,63 +150,76 @@ struct FusedFfn {
     float limit;
 };
 
-#define UP_LANES 8 // threads per row of gate and up: a block has the 32 rows that share a scale
+// Threads per row of gate and up: a block has the 32 rows that share a scale.
+template <class F> constexpr int UP_LANES = 256 / Row<F>::WEIGHTS;
 
 // SiLU(W_gate x) * W_up x, quantised; zero for absent experts. Grid: hidden / 32, tokens * (top_k + shared).
 template <class F> __device__ __forceinline__ void ffn_up(const FusedFfn& p) {
     SHARED(float, inner);
     int each = p.top_k + p.shared, t = blockIdx.y / each, slot = blockIdx.y % each;
-    int r = threadIdx.x / UP_LANES, lane = threadIdx.x % UP_LANES;
+    const int lanes = UP_LANES<F>;
+    int r = threadIdx.x / lanes, lane = threadIdx.x % lanes;
     bool own = slot < p.top_k;
     i64 m = own ? p.places[t * p.top_k + slot] : 0;
     i64 first = (m * p.hidden + blockIdx.x * 32 + r) * (p.dim / F::LEN);
     const Planes &w_gate = own ? p.gate : p.shared_gate, &w_up = own ? p.up : p.shared_up;
     const i8* q = p.q + (i64)t * p.dim;
     const XScale* scale = p.scale + (i64)t * p.dim / 32;
-    int units = m < 0 ? 0 : p.dim / F::LEN * F::UNITS;
+    int pieces = m < 0 ? 0 : p.dim / Row<F>::WEIGHTS;
+    Row<F> gate_row(w_gate, first, lane), up_row(w_up, first, lane);
     float gate = 0, up = 0;
-#pragma unroll 1 // two units are in flight; four need registers that would limit occupancy
-    for (int u = lane; u < units; u += UP_LANES) {
-        Unit a = unit_of<F>(w_gate, first, u), b = unit_of<F>(w_up, first, u);
-        gate += dot_of<F>(a, u, q, scale);
-        up += dot_of<F>(b, u, q, scale);
+#pragma unroll 1 // two pieces are in flight; four need registers that would limit occupancy
+    for (int u = lane; u < pieces; u += lanes) {
+        auto a = gate_row.load(u), b = up_row.load(u);
+        gate += gate_row.template dot<GlobalMem>(a, u, q, scale);
+        up += up_row.template dot<GlobalMem>(b, u, q, scale);
     }
-    gate = lanes_sum(gate, UP_LANES);
-    up = lanes_sum(up, UP_LANES);
+    gate = lanes_sum(gate, lanes);
+    up = lanes_sum(up, lanes);
     if (lane == 0) inner[r] = limited_silu_mul(gate, up, p.limit);
     __syncthreads();
     i64 at = ((i64)blockIdx.y * gridDim.x + blockIdx.x) * 32 + threadIdx.x;
     if (threadIdx.x < 32) quantise_32(inner[threadIdx.x], p.inner, p.inner_scale, at);
 }
 
-// y_t = sum over slots of weight W_down inner, plus the shared expert's. Grid: dim * lanes / 128, tokens. One branch-free loop
-// over the units of all slots keeps two in flight.
+// A slot of a token: its matrix by planes and first block, and its weight.
+struct FfnSlot {
+    Planes w;
+    i64 first;
+    float weight;
+};
+
+// y_t = sum over slots of weight W_down inner, plus the shared expert's. Grid: dim * lanes / 128, tokens. Shared: the slots. One
+// branch-free loop over the pieces of all slots keeps two in flight.
 template <class F> __device__ __forceinline__ void ffn_down(const FusedFfn& p) {
+    SHARED(FfnSlot, slots);
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes, lane = threadIdx.x % p.lanes, t = blockIdx.y;
     bool live = row < p.dim;
-    int each = p.top_k + p.shared, blocks = p.hidden / F::LEN, units = blocks * F::UNITS;
-    int turns = (units + p.lanes - 1) / p.lanes;
-    const int* places = p.places + t * p.top_k;
-    const float* weights = p.weights + t * p.top_k;
+    int each = p.top_k + p.shared, blocks = p.hidden / F::LEN, pieces = p.hidden / Row<F>::WEIGHTS;
+    int turns = (pieces + p.lanes - 1) / p.lanes;
+    for (int s = threadIdx.x; s < each; s += blockDim.x) {
+        bool own = s < p.top_k;
+        i64 m = own ? max(p.places[t * p.top_k + s], 0) : 0;
+        slots[s] = FfnSlot{own ? p.down : p.shared_down, m * p.dim * blocks, own ? p.weights[t * p.top_k + s] : 1.0f};
+    }
+    __syncthreads();
+    i64 first = (i64)(live ? row : 0) * blocks;
+    const i8* q = p.inner + (i64)t * each * p.hidden;
+    const XScale* scale = p.inner_scale + (i64)t * each * p.hidden / 32;
     float y = 0;
-    int slot = 0, turn = 0;
+    int slot = 0, u = lane;
 #pragma unroll 2 // three need registers that would limit occupancy
     for (int n = 0; n < each * turns; n++) {
-        int u = turn * p.lanes + lane, known = min(slot, p.top_k - 1);
-        bool own = slot < p.top_k, in = u < units;
-        u = in ? u : 0;
-        i64 m = p.top_k > 0 ? max(places[known], 0) : 0;
-        float weight = p.top_k > 0 ? weights[known] : 1.0f;
-        m = own ? m : 0;
-        weight = own ? weight : 1.0f;
-        const Planes& w = own ? p.down : p.shared_down;
-        i64 at = ((i64)t * each + slot) * p.hidden;
-        Unit unit = unit_of<F>(w, (m * p.dim + (live ? row : 0)) * blocks, u);
-        float dot = dot_of<F>(unit, u, p.inner + at, p.inner_scale + at / 32);
-        y += in ? weight * dot : 0;
-        bool next = ++turn == turns;
+        int at = min(u, pieces - 1);
+        const FfnSlot& of = slots[slot];
+        Row<F> weights(of.w, of.first + first, lane);
+        auto piece = weights.load(at);
+        float dot = weights.template dot<GlobalMem>(piece, at, q + slot * p.hidden, scale + slot * p.hidden / 32);
+        y += u < pieces ? of.weight * dot : 0;
+        u += p.lanes;
+        bool next = u >= turns * p.lanes;
         slot += next;
-        turn = next ? 0 : turn;
+        u = next ? lane : u;
     }
     y = lanes_sum(y, p.lanes);
     if (live && lane == 0) p.y[(i64)t * p.dim + row] = y;

@@ -9,7 +9,7 @@ KERNEL(JOIN(matvec4_, FORMAT), 128)(const __grid_constant__ Product p) { matvec<
 REGISTER(JOIN(matvec4_, FORMAT))
 KERNEL(JOIN(fresh_, FORMAT), 128)(const __grid_constant__ Fresh p) { fresh<FORMAT>(p); }
 REGISTER(JOIN(fresh_, FORMAT))
-KERNEL(JOIN(ffn_up_, FORMAT), 256)(const __grid_constant__ FusedFfn p) { ffn_up<FORMAT>(p); }
+KERNEL(JOIN(ffn_up_, FORMAT), 32 * UP_LANES<FORMAT>)(const __grid_constant__ FusedFfn p) { ffn_up<FORMAT>(p); }
 REGISTER(JOIN(ffn_up_, FORMAT))
 KERNEL(JOIN(ffn_down_, FORMAT), 128)(const __grid_constant__ FusedFfn p) { ffn_down<FORMAT>(p); }
 REGISTER(JOIN(ffn_down_, FORMAT))

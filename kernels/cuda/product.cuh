@@ -1,36 +1,12 @@
 // GEMV: multiplies stored weights with a few activation vectors at a time; each weight block is read once.
 //
-// y_v = W_m(v) x_(v / x_div),  sum over groups of 16 weights of  d_x (s (q . x) - m sum(x))
+// y_v = W_m(v) x_(v / x_div)
 //
 // One launch shape serves matrices (m = 0), stacks by head (m = v mod groups) and chosen experts (m = chosen[v]). Each
 // thread reads 16 bytes of weights at a time, bound by memory; activations come from L1. `lanes` threads of a warp share a
 // row. Next: gemm.cuh, the same for many vectors.
 #pragma once
-#include "quant.cuh"
-
-// 32 activations: x_i = d q_i, and the sums of q over their halves.
-struct XScale {
-    float d;
-    i16 sum[2];
-};
-
-// Quantises a block of 32 values, x_i = d q_i with d = max|x| / 127; writes value `at` of q. A warp takes 32 consecutive values.
-__device__ __forceinline__ void quantise_32(float v, i8* q, XScale* scale, i64 at) {
-    float most = fabsf(v);
-    u32 bits = __float_as_int(most); // NaN orders above infinity, so it propagates
-#pragma unroll
-    for (int by = 16; by > 0; by /= 2) bits = max(bits, (u32)__shfl_xor_sync(FULL, (int)bits, by));
-    most = __int_as_float((int)bits);
-    float inverse = 127.0f / most, d = most / 127.0f;
-    if (most == 0 || inverse == INFINITY_F) inverse = 0, d = 0;
-    int level = __float2int_rn(fminf(fmaxf(v * inverse, -127.0f), 127.0f));
-    int sum = level;
-#pragma unroll
-    for (int by = 8; by > 0; by /= 2) sum += __shfl_xor_sync(FULL, sum, by);
-    int other = __shfl_xor_sync(FULL, sum, 16);
-    q[at] = (i8)level;
-    if (at % 32 == 0) scale[at / 32] = XScale{d, {(i16)sum, (i16)other}};
-}
+#include "dot.cuh"
 
 struct MatrixArg {
     Planes w;
@@ -67,67 +43,30 @@ __device__ __forceinline__ int matrix_of(const Product& p, int row) {
     return m;
 }
 
-// Loads 32 columns of activations and their scale, from read-only global memory or from shared memory.
-struct GlobalMem {
-    static __device__ __forceinline__ Four levels(const i8* q) { return read_16(q); }
-    static __device__ __forceinline__ int2 scale(const XScale* scale) { return __ldg((const int2*)scale); }
-};
-struct SharedMem {
-    static __device__ __forceinline__ Four levels(const i8* q) { return *(const Four*)q; }
-    static __device__ __forceinline__ int2 scale(const XScale* scale) { return *(const int2*)scale; }
-};
-
-// d_x (s (q . x) - m sum(x)) over the two groups of a unit.
-template <class F, class From = GlobalMem>
-__device__ __forceinline__ float unit_dot(const Unit& w, int i, const i8* q, const XScale* scale) {
-    float y = 0;
-#pragma unroll
-    for (int g = 0; g < 2; g++) {
-        int at = F::at(i, g);
-        Four x = From::levels(q + at);
-        int2 raw = From::scale(scale + at / 32);
-        int dot = 0;
-#pragma unroll
-        for (int j = 0; j < 4; j++) dot = __dp4a(w.q[4 * g + j], x.v[j], dot);
-        int sum = at % 32 ? raw.y >> 16 : (int)(i16)raw.y;
-        y += __int_as_float(raw.x) * (w.s[g] * (float)dot - w.m[g] * (float)sum);
-    }
-    return y;
-}
-
-// The product of unit u of a row, which begins at a block, with the row of activations q.
-template <class F> __device__ __forceinline__ Unit unit_of(const Planes& w, i64 first_block, int u) {
-    return F::unit(w, first_block + u / F::UNITS, u % F::UNITS);
-}
-template <class F, class From = GlobalMem>
-__device__ __forceinline__ float dot_of(const Unit& unit, int u, const i8* q, const XScale* scale) {
-    int at = u / F::UNITS * F::LEN;
-    return unit_dot<F, From>(unit, u % F::UNITS, q + at, scale + at / 32);
-}
-
 // This thread's contribution to T results of one row; vectors beyond the last repeat it. The compiler does not unroll a loop
-// with an unknown step into concurrent loads, so for one vector two units per iteration are written out.
+// with an unknown step into concurrent loads, so for one vector two pieces per iteration are written out.
 template <class F, int T>
 __device__ __forceinline__ void row_part(const Product& p, const Planes& w, i64 first_block, int v, float* acc) {
     int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
-    int units = p.cols / F::LEN * F::UNITS, u = threadIdx.x % p.lanes;
+    int pieces = p.cols / Row<F>::WEIGHTS, lane = threadIdx.x % p.lanes, u = lane;
+    Row<F> row(w, first_block, lane);
     if (T == 1 && F::UNROLL == 2) {
         const i8* q = p.q + (i64)x_row * p.cols;
         const XScale* scale = p.scale + (i64)x_row * p.cols / 32;
 #pragma unroll 1
-        for (; u + p.lanes < units; u += 2 * p.lanes) {
-            Unit one = unit_of<F>(w, first_block, u), two = unit_of<F>(w, first_block, u + p.lanes);
-            acc[0] += dot_of<F>(one, u, q, scale);
-            acc[0] += dot_of<F>(two, u + p.lanes, q, scale);
+        for (; u + p.lanes < pieces; u += 2 * p.lanes) {
+            auto one = row.load(u), two = row.load(u + p.lanes);
+            acc[0] += row.template dot<GlobalMem>(one, u, q, scale);
+            acc[0] += row.template dot<GlobalMem>(two, u + p.lanes, q, scale);
         }
     }
 #pragma unroll 1
-    for (; u < units; u += p.lanes) {
-        Unit unit = unit_of<F>(w, first_block, u);
+    for (; u < pieces; u += p.lanes) {
+        auto piece = row.load(u);
 #pragma unroll
         for (int t = 0; t < T; t++) {
             i64 x = (i64)(T == 1 ? x_row : min(x_row + t, last)) * p.cols;
-            acc[t] += dot_of<F>(unit, u, p.q + x, p.scale + x / 32);
+            acc[t] += row.template dot<GlobalMem>(piece, u, p.q + x, p.scale + x / 32);
         }
     }
 }

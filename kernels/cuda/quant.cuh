@@ -3,7 +3,8 @@
 // The host splits blocks into planes (kernels/src/cuda/planes.rs), so that quants are aligned to 16 bytes; no byte is
 // added. A unit is two groups of 16 weights w = s q - m with q in a signed byte; group g of unit i begins at weight
 // at(i, g) of its block. Formats with blocks of 32 have one unit per block, those with 256 have eight, and units
-// 4c .. 4c+3 hold the weights 128c .. 128c+127. Next: product.cu.
+// 4c .. 4c+3 hold the weights 128c .. 128c+127. A format with PAIRED also
+// decodes 64 weights at once for GEMV. Next: dot.cuh.
 #pragma once
 #include "common.cuh"
 
@@ -56,8 +57,8 @@ __device__ __forceinline__ void scale(Unit& u, float s, float m) {
 }
 
 struct Of32 {
-    static const int LEN = 32, UNITS = 1, UNROLL = 2; // units in flight per thread in GEMV
-    static const bool SIXTEENS = false;
+    static const int LEN = 32, UNITS = 1, UNROLL = 2; // pieces in flight per thread in GEMV
+    static const bool SIXTEENS = false, PAIRED = false;
     static __device__ __forceinline__ int at(int, int g) { return 16 * g; }
 };
 
@@ -139,7 +140,7 @@ struct MXFP4 : Of32 {
 
 struct Of256 {
     static const int LEN = 256, UNITS = 8, UNROLL = 2;
-    static const bool SIXTEENS = false;
+    static const bool SIXTEENS = false, PAIRED = false;
     // Unit i = 2 p + h takes half h of the 32 bytes of group p: low nibbles, then high ones.
     static __device__ __forceinline__ int at(int i, int g) { return 64 * (i / 2) + 16 * (i % 2) + 32 * g; }
 };
@@ -160,7 +161,68 @@ __device__ __forceinline__ void six_bits(Unit& u, const u8* block, int p) {
     }
 }
 
-struct Q4_K : Of256 {
+// Pair p is units 2 p and 2 p + 1: columns 64 p .. of the low nibbles and 64 p + 32 .. of the high ones.
+struct KPairs : Of256 {
+    static const bool PAIRED = true;
+    static const int PAIR_STEP = 32;
+    static __device__ __forceinline__ int pair_at(int pair) { return 64 * pair; }
+
+    // Positions of the scales and minima of a pair in the packed bytes of six bits.
+    struct Scales {
+        bool first; // sub-blocks 0 to 3
+        u32 s[2], m[2];
+
+        __device__ __forceinline__ Scales(int pair) : first(pair < 2) {
+            u32 at = pair % 2 * 2;
+#pragma unroll
+            for (int g = 0; g < 2; g++) s[g] = 0x4440 + at + g, m[g] = 0x4400 + 0x11 * (at + g);
+        }
+
+        // d_x s (q . x) - d_x m sum(x) over both sub-blocks; `dot` is multiplied by `unit`.
+        __device__ __forceinline__ float apply(Four head, const int dot[2], const float unit[2], int2 x0, int2 x1) const {
+            u32 a = head.v[1], b = head.v[2], c = head.v[3];
+            u32 scales = first ? a & 0x3f3f3f3f : (c & 0x0f0f0f0f) | (a >> 2 & 0x30303030);
+            u32 minima = first ? b & 0x3f3f3f3f : (c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030);
+            float d0 = __int_as_float(x0.x), d1 = __int_as_float(x1.x);
+            float products = d0 * unit[0] * (float)((int)__byte_perm(scales, 0, s[0]) * dot[0]) +
+                             d1 * unit[1] * (float)((int)__byte_perm(scales, 0, s[1]) * dot[1]);
+            float sums = d0 * (float)__dp2a_lo(x0.y, (int)__byte_perm(minima, 0, m[0]), 0) +
+                         d1 * (float)__dp2a_lo(x1.y, (int)__byte_perm(minima, 0, m[1]), 0);
+            return f16_float((u16)head.v[0]) * products - f16_float((u16)((u32)head.v[0] >> 16)) * sums;
+        }
+    };
+};
+
+struct Q4_K : KPairs {
+    struct Pairs {
+        const u8 *head, *quants;
+        Scales scales;
+        struct Loaded {
+            Four head, q[2];
+        };
+
+        __device__ __forceinline__ Pairs(const Planes& p, i64 first, int pair)
+            : head(p.plane[0] + 144 * first), quants(head + 16 + 32 * pair), scales(pair) {}
+
+        __device__ __forceinline__ Loaded load(u32 n) const {
+            i64 at = 144 * (i64)n;
+            return Loaded{read_16(head + at), {read_16(quants + at), read_16(quants + at + 16)}};
+        }
+
+        // High nibbles stay in place, which multiplies them by 16.
+        __device__ __forceinline__ float dot(const Loaded& w, const Four x[4], int2 x0, int2 x1) const {
+            int dots[2] = {};
+            const float unit[2] = {1, 0.0625f};
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                u32 v = w.q[j / 4].v[j % 4];
+                dots[0] = dp4a_unsigned(v & 0x0f0f0f0f, x[j / 4].v[j % 4], dots[0]);
+                dots[1] = dp4a_unsigned(v & 0xf0f0f0f0, x[2 + j / 4].v[j % 4], dots[1]);
+            }
+            return scales.apply(w.head, dots, unit, x0, x1);
+        }
+    };
+
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
         const u8* block = p.plane[0] + 144 * n;
@@ -170,7 +232,40 @@ struct Q4_K : Of256 {
     }
 };
 
-struct Q5_K : Of256 {
+struct Q5_K : KPairs {
+    struct Pairs {
+        const u8 *head, *quants;
+        int pair;
+        Scales scales;
+        struct Loaded {
+            Four head, high[2], q[2];
+        };
+
+        __device__ __forceinline__ Pairs(const Planes& p, i64 first, int pair)
+            : head(p.plane[0] + 176 * first), quants(head + 48 + 32 * pair), pair(pair), scales(pair) {}
+
+        __device__ __forceinline__ Loaded load(u32 n) const {
+            i64 at = 176 * (i64)n;
+            return Loaded{read_16(head + at),
+                          {read_16(head + at + 16), read_16(head + at + 32)},
+                          {read_16(quants + at), read_16(quants + at + 16)}};
+        }
+
+        __device__ __forceinline__ float dot(const Loaded& w, const Four x[4], int2 x0, int2 x1) const {
+            int dots[2] = {};
+            const float unit[2] = {1, 1};
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                u32 v = w.q[j / 4].v[j % 4], high = w.high[j / 4].v[j % 4];
+                u32 low = (v & 0x0f0f0f0f) | (rotate(high, 4 - 2 * pair) & 0x10101010);
+                dots[0] = dp4a_unsigned(low, x[j / 4].v[j % 4], dots[0]);
+                u32 upper = (v >> 4 & 0x0f0f0f0f) | (rotate(high, 3 - 2 * pair) & 0x10101010);
+                dots[1] = dp4a_unsigned(upper, x[2 + j / 4].v[j % 4], dots[1]);
+            }
+            return scales.apply(w.head, dots, unit, x0, x1);
+        }
+    };
+
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
         const u8* block = p.plane[0] + 176 * n;
@@ -262,7 +357,53 @@ struct Q3_K : TwoBits {
 };
 
 struct Q6_K : Of256 {
-    static const bool SIXTEENS = true;
+    static const bool SIXTEENS = true, PAIRED = true;
+    // Pair p = 2 h + s is the 32 bytes of (h, s): columns 128 h + 32 s .. of the low nibbles and 64 on of the high ones.
+    static const int PAIR_STEP = 64;
+    static __device__ __forceinline__ int pair_at(int pair) { return 128 * (pair / 2) + 32 * (pair % 2); }
+
+    struct Pairs {
+        const u8 *quants, *high, *scales, *d;
+        int s;
+        struct Loaded {
+            Four q[2], high[2];
+            int2 scales;
+            u32 d;
+        };
+
+        __device__ __forceinline__ Pairs(const Planes& p, i64 first, int pair)
+            : quants(p.plane[0] + 208 * first + 32 * pair), high(p.plane[0] + 208 * first + 128 + 32 * (pair / 2)),
+              scales(p.plane[0] + 208 * first + 192 + 8 * (pair / 2)), d(p.plane[1] + 2 * first), s(pair % 2) {}
+
+        __device__ __forceinline__ Loaded load(u32 n) const {
+            i64 at = 208 * (i64)n;
+            return Loaded{{read_16(quants + at), read_16(quants + at + 16)},
+                          {read_16(high + at), read_16(high + at + 16)},
+                          __ldg((const int2*)(scales + at)),
+                          half_word(d + 2 * (i64)n)};
+        }
+
+        __device__ __forceinline__ float dot(const Loaded& w, const Four x[4], int2 x0, int2 x1) const {
+            int dots[2][2] = {}; // [low or high nibbles][half]
+#pragma unroll
+            for (int j = 0; j < 8; j++) {
+                u32 v = w.q[j / 4].v[j % 4], bits = w.high[j / 4].v[j % 4];
+                u32 low = (v & 0x0f0f0f0f) | (rotate(bits, 4 - 2 * s) & 0x30303030);
+                dots[0][j / 4] = dp4a_unsigned(low, x[j / 4].v[j % 4], dots[0][j / 4]);
+                u32 upper = (v >> 4 & 0x0f0f0f0f) | (bits >> (2 * s) & 0x30303030);
+                dots[1][j / 4] = dp4a_unsigned(upper, x[2 + j / 4].v[j % 4], dots[1][j / 4]);
+            }
+            u32 low = (u32)w.scales.x >> (16 * s), upper = (u32)w.scales.y >> (16 * s);
+            return f16_float((u16)w.d) * (part(low, dots[0], x0) + part(upper, dots[1], x1));
+        }
+
+        // d_x times the sum over both halves of s (q . x - 32 sum(x)); two scales in the low bytes.
+        static __device__ __forceinline__ float part(u32 scales, const int dots[2], int2 x) {
+            int y = (int)(i8)scales * dots[0] + (int)(i8)(scales >> 8) * dots[1];
+            return __int_as_float(x.x) * (float)(y - 32 * __dp2a_lo(x.y, (int)scales, 0));
+        }
+    };
+
     // Unit i = 4 h + 2 s + b takes half b of the 32 bytes of (h, s): sub-block 4 h + s, and two on.
     static __device__ __forceinline__ int at(int i, int g) {
         return 128 * (i / 4) + 32 * (i / 2 % 2) + 16 * (i % 2) + 64 * g;

@@ -115,6 +115,11 @@ inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += (int)(i8)(a >> 8 * i) * (int)(i8)(b >> 8 * i);
     return c;
 }
+inline int dp4a_unsigned(u32 a, int b, int c) {
+    for (int i = 0; i < 4; i++) c += (int)(u8)(a >> 8 * i) * (int)(i8)(b >> 8 * i);
+    return c;
+}
+inline int __dp2a_lo(int a, int b, int c) { return c + (int)(i16)a * (int)(i8)b + (int)(i16)(a >> 16) * (int)(i8)(b >> 8); }
 inline u32 __byte_perm(u32 a, u32 b, u32 s) {
     u64 all = a | (u64)b << 32;
     u32 r = 0;

@@ -3,7 +3,7 @@
 //! The arithmetic is in kernels/cuda/fused.cuh. Unsupported shapes run op by op. Next: `experts`.
 
 use super::driver::Address;
-use super::matmul::{GEMV_MAX_TOKENS, Input, lanes};
+use super::matmul::{GEMV_MAX_TOKENS, Input, lanes, piece};
 use super::memory::Tensor;
 use super::route::{EXPERTS, ExpertChoice, Route};
 use super::{Cuda, Grid, Routed, Weight, block};
@@ -14,9 +14,11 @@ use bytemuck::{Pod, Zeroable};
 const FRESH: usize = 2;
 /// Largest number of columns for which each block quantizes its input itself.
 const NARROW: usize = 1024;
-/// Threads per row of gate and up, and rows per block.
-const UP_LANES: usize = 8;
+/// Rows of gate and up per block, and weights that the threads of a row read at once.
 const UP_ROWS: usize = 32;
+const UP_COLS: usize = 256;
+/// Bytes of shared memory per slot of `ffn_down`: `FfnSlot` in fused.cuh.
+const SLOT_BYTES: usize = 40;
 
 #[derive(Clone, Copy, Pod, Zeroable)]
 #[repr(C)]
@@ -223,8 +225,10 @@ impl Cuda {
             limit: first.limit,
         };
         let blocks = [hidden / UP_ROWS, tokens * each, 1];
-        let up = Grid { blocks, threads: UP_ROWS * UP_LANES, shared: 4 * UP_ROWS };
-        let down = Grid { blocks: [(dim * lanes).div_ceil(128), tokens, 1], threads: 128, shared: 0 };
+        let threads = UP_ROWS * UP_COLS / piece(first.gate.format);
+        let up = Grid { blocks, threads, shared: 4 * UP_ROWS };
+        let blocks = [(dim * lanes).div_ceil(128), tokens, 1];
+        let down = Grid { blocks, threads: 128, shared: SLOT_BYTES * each };
         self.driver.launch(["ffn_up", first.gate.format.name()], up, &[block(&p)]);
         self.driver.launch(["ffn_down", first.down.format.name()], down, &[block(&p)]);
         Some(y)

@@ -105,13 +105,21 @@ pub(super) struct Pairs {
     pub(super) tiles: DeviceBuffer,
 }
 
-/// Threads per row: the count that wastes the fewest iterations.
+/// Weights of a block format that a thread of the GEMV kernels reads at once: 64 where quant.cuh sets `PAIRED`.
+pub(super) fn piece(format: Format) -> usize {
+    match format {
+        Format::Q4_K | Format::Q5_K | Format::Q6_K => 64,
+        _ => 32,
+    }
+}
+
+/// Threads per row: the count that wastes the fewest iterations. A multiple of 4, which pairs require.
 pub(super) fn lanes(format: Format, cols: usize) -> usize {
     if format.block_len() == 1 {
         return 32;
     }
-    let units = cols / 32;
-    [32, 16, 8, 4].into_iter().min_by_key(|lanes| units.div_ceil(*lanes) * lanes).unwrap_or(32)
+    let pieces = cols / piece(format);
+    [32, 16, 8, 4].into_iter().min_by_key(|lanes| pieces.div_ceil(*lanes) * lanes).unwrap_or(32)
 }
 
 impl Cuda {
@@ -322,9 +330,11 @@ mod tests {
 
     #[test]
     fn lanes_waste_no_turn_of_the_real_widths() {
-        for (cols, turns) in [(2304, 72), (4096, 128), (1024, 32), (512, 16), (128, 4), (9216, 288)] {
-            let lanes = lanes(Format::Q4_K, cols);
-            assert_eq!((cols / 32).div_ceil(lanes) * lanes, turns, "{cols}: {lanes} lanes");
+        for format in [Format::Q8_0, Format::Q4_K] {
+            for cols in [2304, 4096, 1024, 512, 256, 9216] {
+                let (pieces, lanes) = (cols / piece(format), lanes(format, cols));
+                assert_eq!(pieces.div_ceil(lanes) * lanes, pieces, "{cols}: {lanes} lanes");
+            }
         }
         assert_eq!(lanes(Format::F32, 1), 32);
     }
