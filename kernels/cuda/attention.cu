@@ -13,6 +13,8 @@ struct Attention {
     CacheShape cache;
     int heads, value_dim, parts;
     float scale;
+    float part_share; // slightly more than 1 / parts
+    int unused;
 };
 
 // Appends each span's rows to its cache. Grid: spans, blocks that share a span's rows; a warp takes 32 columns of a row at a
@@ -68,23 +70,26 @@ KERNEL(advance, 32)(const __grid_constant__ Spans spans, int n_spans) {
 }
 REGISTER(advance)
 
+// The index of the span with token `t` of the batch; n_spans if none has it. There is at least one span.
+__device__ __forceinline__ int span_of(const Spans& spans, int n_spans, int t) {
+    int i = 0;
+    while (t < spans.of[i].first || t >= spans.of[i].first + spans.of[i].rows)
+        if (++i == n_spans) return n_spans;
+    return i;
+}
+
 // The rows first..end of a cache that a block of queries attends to.
 struct Look {
     const Header* header;
     int first, end;
 };
 
-// The rows of part `part` that token `t` of the batch attends to; no header if no span contains the token.
-__device__ __forceinline__ Look look_of(const Spans& spans, int n_spans, int t, int part, int parts, int tile) {
-    for (int i = 0; i < n_spans; i++) {
-        const SpanOf& span = spans.of[i];
-        if (t < span.first || t >= span.first + span.rows) continue;
-        const Header* header = (const Header*)span.state;
-        int seen = header->len - span.rows + (t - span.first) + 1;
-        int each = ((seen + parts - 1) / parts + tile - 1) / tile * tile;
-        return Look{header, min(seen, part * each), min(seen, (part + 1) * each)};
-    }
-    return Look{0, 0, 0};
+// The rows of part `part` that token `t` of a span attends to. A part is whole tiles; rounding may only make it longer.
+__device__ __forceinline__ Look look_of(const SpanOf& span, const Attention& p, int t, int part, int tile) {
+    const Header* header = (const Header*)span.state;
+    int before = __ldg(&header->len) - span.rows + (t - span.first);
+    int each = (int)((u32)((float)before * p.part_share) / tile * tile) + tile;
+    return Look{header, min(before + 1, part * each), min(before + 1, (part + 1) * each)};
 }
 
 // Address of a query's results: weighted values, then (with parts) the maximum score and the sum of weights.
@@ -100,8 +105,10 @@ KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, int n_spans, cons
     SHARED(float, q);
     float *score = q + p.cache.width, *weight = score + PLAIN_ROWS;
     i64 query = blockIdx.x;
-    Look look = look_of(spans, n_spans, (int)(query / p.heads), blockIdx.y, p.parts, PLAIN_ROWS);
-    if (!look.header) return;
+    int t = (int)(query / p.heads);
+    int i = span_of(spans, n_spans, t);
+    if (i == n_spans) return;
+    Look look = look_of(spans.of[i], p, t, blockIdx.y, PLAIN_ROWS);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (int c = threadIdx.x; c < p.cache.width; c += blockDim.x) q[c] = p.q[query * p.cache.width + c];
     float acc[PLAIN_VALUES] = {}, largest = -INFINITY_F, sum = 0;
@@ -187,38 +194,32 @@ REGISTER(merge)
 #define MOST_WIDTH 576
 #define PITCH (MOST_WIDTH + 8) // halves; avoids bank conflicts of the fragments
 #define P_PITCH (ROWS + 8)
+#define LOG2_E 1.44269504f
 
 struct TensorShared {
     u16 q[HEADS * PITCH];
     u16 c[STAGES][ROWS * PITCH];
-    u16 p[HEADS * P_PITCH]; // weights
-    float score[2][HEADS][ROWS + 1]; // for each half of the columns
+    u16 p[HEADS * P_PITCH];       // weights
+    float score[2][HEADS][ROWS]; // of either half of the columns
     float largest[HEADS], sum[HEADS], old[HEADS];
 };
-
-// Address of a tile of rows, which are contiguous because tiles begin at multiples of ROWS.
-__device__ __forceinline__ const u8* tile_at(u8* const* segments, const CacheShape& cache, int first) {
-    return segments[first / SEGMENT] + (i64)(first % SEGMENT) * cache.row_bytes;
-}
 
 #define PIECES ((MOST_WIDTH + 127) / 128) // pieces of eight columns per thread
 #define TOGETHER 3                        // Q8_0 pieces in flight
 
-// Loads a tile's n rows as binary16, zero-padded. Sixteen threads per row.
-__device__ __forceinline__ void load_rows(const Attention& p, const u8* rows, u16* tile, int n) {
-    int r = threadIdx.x / 16, first = threadIdx.x % 16 * 8;
-    const u8* row = rows + (i64)r * p.cache.row_bytes;
-    u16* to = tile + r * PITCH;
+// Loads a tile's n rows as binary16, zeros beyond them. Sixteen threads per row; `row` and `to` are this thread's.
+__device__ __forceinline__ void load_rows(const Attention& p, const u8* row, u16* to, int n) {
+    int r = threadIdx.x / 16, at = threadIdx.x % 16 * 16; // bytes
     if (p.cache.format == CACHE_F16) {
+        const u8* from = base_of(row + at);
+        SharedBase base((u8*)to + at);
+        int left = 2 * p.cache.width - at;
 #pragma unroll
-        for (int k = 0; k < PIECES; k++) {
-            int c = first + 128 * k;
-            if (c >= p.cache.width) break;
-            if (r < n) copy_16(to + c, row + 2 * c);
-            else *(Four*)(to + c) = Four{};
-        }
+        for (int k = 0; k < PIECES; k++)
+            if (256 * k < left) copy_16_or_zero(base, 128 * k, from + 256 * k, r < n);
         return;
     }
+    int first = at / 2;
 #pragma unroll 1 // five at once need more registers than two blocks per multiprocessor have
     for (; first < p.cache.width; first += 128 * TOGETHER) {
         int2 q[TOGETHER];
@@ -245,105 +246,153 @@ __device__ __forceinline__ void load_rows(const Attention& p, const u8* rows, u1
     }
 }
 
-// Accumulates sixteen columns of the products of 16 heads and 8 rows.
-__device__ __forceinline__ void score_step(float acc[4], const u16* q, const u16* k) {
-    u32 a[4] = {*(const u32*)q, *(const u32*)(q + 8 * PITCH), *(const u32*)(q + 8), *(const u32*)(q + 8 * PITCH + 8)};
-    u32 b[2] = {*(const u32*)k, *(const u32*)(k + 8)};
-    mma_f16(acc, a, b);
+// Loads the tiles of a part in turn. A tile's rows are contiguous, because tiles begin at multiples of ROWS.
+struct Loader {
+    const u64* segments;
+    const u8* row; // this thread's row of the next tile
+    int first, end, stage;
+
+    __device__ __forceinline__ Loader(const Attention& p, const Look& look)
+        : segments((const u64*)__ldg((const u64*)&look.header->segments)), first(look.first), end(look.end), stage(0) {
+        if (first < end) seek(p);
+    }
+
+    __device__ __forceinline__ void seek(const Attention& p) {
+        u32 r = (u32)first % SEGMENT + threadIdx.x / 16;
+        row = (const u8*)__ldg(segments + (u32)first / SEGMENT) + (u64)r * (u32)p.cache.row_bytes;
+    }
+
+    // Commits one group of copies, which is empty beyond the end.
+    __device__ __forceinline__ void next(const Attention& p, TensorShared& s) {
+        if (first < end) load_rows(p, row, s.c[stage] + threadIdx.x / 16 * PITCH, end - first);
+        copies_commit();
+        stage = stage == STAGES - 1 ? 0 : stage + 1;
+        first += ROWS;
+        if (first % SEGMENT) row += ROWS * p.cache.row_bytes;
+        else if (first < end) seek(p);
+    }
+};
+
+// Loads the queries as binary16, eight threads per head, and clears the columns beyond the width of q and of all tiles.
+__device__ __forceinline__ void load_queries(const Attention& p, TensorShared& s, i64 query) {
+    int h = threadIdx.x / 8, first = threadIdx.x % 8 * 4;
+    const float* q = p.q + (query + h) * p.cache.width;
+    u16* to = s.q + h * PITCH;
+#pragma unroll 6
+    for (int c = first; c < p.cache.width; c += 32) {
+        Four v = read_16(q + c);
+        float x[4];
+#pragma unroll
+        for (int j = 0; j < 4; j++) x[j] = fminf(fmaxf(__int_as_float(v.v[j]), -65504.0f), 65504.0f);
+        *(int2*)(to + c) = int2{(int)pack_f16(x[0], x[1]), (int)pack_f16(x[2], x[3])};
+    }
+#pragma unroll 1
+    for (int c = p.cache.width + first; c < MOST_WIDTH; c += 32) {
+        *(int2*)(to + c) = int2{};
+#pragma unroll 1
+        for (int r = h; r < STAGES * ROWS; r += HEADS) *(int2*)(s.c[0] + r * PITCH + c) = int2{};
+    }
 }
 
-// Scores of this warp's 16 heads x 8 rows over half of the columns.
-__device__ __forceinline__ void scores(const Attention& p, TensorShared& s, const u16* tile) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4 * 2;
+// Scores of this warp's 16 heads x 8 rows over half of the columns: every other 32.
+__device__ __forceinline__ void scores(TensorShared& s, const u16* tile) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int heads = warp % 2 * 16, rows = warp / 2 % 2 * 8, half = warp / 4;
-    const u16* q = s.q + (heads + g) * PITCH + c;
-    const u16* k = tile + (rows + g) * PITCH + c;
+    SharedBase q(s.q + (heads + lane % 16) * PITCH + 32 * half + lane / 16 * 8);
+    SharedBase k(tile + (rows + lane % 8) * PITCH + 32 * half + lane / 8 * 8);
     float even[4] = {}, odd[4] = {};
-    int d = half * p.cache.width / 2, end = d + p.cache.width / 2;
-    for (; d + 32 <= end; d += 32) {
-        score_step(even, q + d, k + d);
-        score_step(odd, q + d + 16, k + d + 16);
-    }
-    if (d < end) score_step(even, q + d, k + d);
 #pragma unroll
-    for (int j = 0; j < 4; j++) s.score[half][heads + g + j / 2 * 8][rows + c + j % 2] = even[j] + odd[j];
+    for (int d = 0; d < MOST_WIDTH; d += 64) {
+        u32 a[4], b[4];
+        load_4(b, k, d);
+        load_4(a, q, d);
+        mma_f16(even, a, b);
+        load_4(a, q, d + 16);
+        mma_f16(odd, a, b + 2);
+    }
+    float* to = &s.score[half][heads + lane / 4][rows + lane % 4 * 2];
+#pragma unroll
+    for (int j = 0; j < 2; j++) {
+        float one = even[2 * j] + odd[2 * j], two = even[2 * j + 1] + odd[2 * j + 1];
+        *(int2*)(to + j * 8 * ROWS) = int2{__float_as_int(one), __float_as_int(two)};
+    }
 }
 
-// Updates the online softmax of four heads per warp, two at a time, one lane per row; writes weights to shared memory.
-__device__ __forceinline__ void soften(const Attention& p, TensorShared& s, int n) {
-    int r = threadIdx.x % ROWS;
+// The running maximum and sum of weights of head threadIdx.x / 8, the same in its eight threads.
+struct Softmax {
+    float largest, sum;
+};
+
+// Updates the online softmax, two rows per thread; writes weights to shared memory.
+__device__ __forceinline__ void soften(const Attention& p, TensorShared& s, Softmax& softmax, int n) {
+    int h = threadIdx.x / 8, r = threadIdx.x % 8 * 2;
+    int2 a = *(const int2*)&s.score[0][h][r], b = *(const int2*)&s.score[1][h][r];
+    float one = r < n ? (__int_as_float(a.x) + __int_as_float(b.x)) * p.scale : -INFINITY_F;
+    float two = r + 1 < n ? (__int_as_float(a.y) + __int_as_float(b.y)) * p.scale : -INFINITY_F;
+    float now = fmaxf(softmax.largest, fmaxf(one, two));
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        int h = threadIdx.x / 32 * 4 + 2 * i + threadIdx.x % 32 / ROWS;
-        float score = r < n ? (s.score[0][h][r] + s.score[1][h][r]) * p.scale : -INFINITY_F;
-        float before = s.largest[h], now = fmaxf(before, score);
+    for (int by = 4; by > 0; by /= 2) now = fmaxf(now, __shfl_xor_sync(FULL, now, by));
+    one = exp2_fast((one - now) * LOG2_E), two = exp2_fast((two - now) * LOG2_E);
+    float old = exp2_fast((softmax.largest - now) * LOG2_E), total = one + two;
 #pragma unroll
-        for (int by = ROWS / 2; by > 0; by /= 2) now = fmaxf(now, __shfl_xor_sync(FULL, now, by));
-        float weight = expf(score - now), total = weight, old = expf(before - now);
-#pragma unroll
-        for (int by = ROWS / 2; by > 0; by /= 2) total += __shfl_xor_sync(FULL, total, by);
-        s.p[h * P_PITCH + r] = float_f16(weight);
-        if (r == 0) s.largest[h] = now, s.sum[h] = s.sum[h] * old + total, s.old[h] = old;
-    }
+    for (int by = 4; by > 0; by /= 2) total += __shfl_xor_sync(FULL, total, by);
+    *(u32*)(s.p + h * P_PITCH + r) = pack_f16(one, two);
+    softmax = Softmax{now, softmax.sum * old + total};
+    if (threadIdx.x % 8 == 0) s.old[h] = old;
 }
 
 // Adds the weighted rows to this warp's 32 heads x 64 values.
 __device__ __forceinline__ void weigh(const TensorShared& s, const u16* tile, float acc[2][8][4]) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4 * 2;
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     u32 a[2][4];
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        const u16* w = s.p + (16 * m + g) * P_PITCH + c;
-        a[m][0] = *(const u32*)w, a[m][1] = *(const u32*)(w + 8 * P_PITCH);
-        a[m][2] = *(const u32*)(w + 8), a[m][3] = *(const u32*)(w + 8 * P_PITCH + 8);
-        float upper = s.old[16 * m + g], lower = s.old[16 * m + g + 8];
+        load_4(a[m], s.p + (16 * m + lane % 16) * P_PITCH + lane / 16 * 8);
+        float upper = s.old[16 * m + lane / 4], lower = s.old[16 * m + lane / 4 + 8];
+        if (upper != 1 || lower != 1)
 #pragma unroll
-        for (int n = 0; n < 8; n++) acc[m][n][0] *= upper, acc[m][n][1] *= upper, acc[m][n][2] *= lower, acc[m][n][3] *= lower;
+            for (int n = 0; n < 8; n++)
+                acc[m][n][0] *= upper, acc[m][n][1] *= upper, acc[m][n][2] *= lower, acc[m][n][3] *= lower;
     }
+    SharedBase v(tile + lane % 16 * PITCH + 64 * warp + lane / 16 * 8);
 #pragma unroll
-    for (int n = 0; n < 8; n++) {
-        u32 b[2];
-        load_transposed(b, tile + lane % 16 * PITCH + 64 * warp + 8 * n);
-        mma_f16(acc[0][n], a[0], b);
-        mma_f16(acc[1][n], a[1], b);
+    for (int n = 0; n < 8; n += 2) {
+        u32 b[4];
+        load_4_transposed(b, v, 8 * n);
+#pragma unroll
+        for (int m = 0; m < 2; m++) mma_f16(acc[m][n], a[m], b), mma_f16(acc[m][n + 1], a[m], b + 2);
     }
 }
 
 // Width a multiple of 32 up to 576, value_dim 512, heads a multiple of 32, caches of F16 or Q8_0.
-// Grid: tokens * heads / 32, parts; 256 threads.
+// Grid: tokens, parts, heads / 32; 256 threads.
 KERNEL(attend_tensor, 256)(const __grid_constant__ Spans spans, int n_spans, const __grid_constant__ Attention p) {
     SHARED(TensorShared, shared);
     TensorShared& s = *shared;
-    i64 query = (i64)blockIdx.x * HEADS;
-    Look look = look_of(spans, n_spans, (int)(query / p.heads), blockIdx.y, p.parts, ROWS);
-    if (!look.header) return;
-    for (int i = threadIdx.x; i < HEADS * p.cache.width; i += blockDim.x) {
-        float q = p.q[query * p.cache.width + i];
-        s.q[i / p.cache.width * PITCH + i % p.cache.width] = float_f16(fminf(fmaxf(q, -65504.0f), 65504.0f));
-    }
-    if (threadIdx.x < HEADS) s.largest[threadIdx.x] = -INFINITY_F, s.sum[threadIdx.x] = 0;
-    int tiles = (look.end - look.first + ROWS - 1) / ROWS;
-    u8* const* segments = look.header->segments;
-    const u8* next = tiles > 0 ? tile_at(segments, p.cache, look.first) : 0; // loaded one tile ahead
-    auto load = [&](int tile) {
-        int first = look.first + tile * ROWS;
-        if (tile < tiles) load_rows(p, next, s.c[tile % STAGES], min(ROWS, look.end - first));
-        copies_commit(); // one group per tile, even if empty
-        if (tile + 1 < tiles) next = tile_at(segments, p.cache, first + ROWS);
-    };
-    for (int tile = 0; tile < STAGES - 1; tile++) load(tile);
+    int i = span_of(spans, n_spans, blockIdx.x);
+    if (i == n_spans) return;
+    Look look = look_of(spans.of[i], p, blockIdx.x, blockIdx.y, ROWS);
+    Loader loader(p, look);
+#pragma unroll
+    for (int tile = 0; tile < STAGES - 1; tile++) loader.next(p, s);
+    i64 query = (i64)blockIdx.x * p.heads + blockIdx.z * HEADS;
+    load_queries(p, s, query);
+    Softmax softmax = {-INFINITY_F, 0};
     float acc[2][8][4] = {};
-    for (int tile = 0; tile < tiles; tile++) {
-        const u16* c = s.c[tile % STAGES];
+    int stage = 0;
+    for (int first = look.first; first < look.end; first += ROWS) {
+        const u16* c = s.c[stage];
+        stage = stage == STAGES - 1 ? 0 : stage + 1;
         copies_done<STAGES - 2>();
         __syncthreads(); // the tile has arrived, and no thread reads the previous tile any more, which is overwritten next
-        load(tile + STAGES - 1);
-        scores(p, s, c);
+        loader.next(p, s);
+        scores(s, c);
         __syncthreads();
-        soften(p, s, min(ROWS, look.end - look.first - tile * ROWS));
+        soften(p, s, softmax, look.end - first);
         __syncthreads();
         weigh(s, c, acc);
     }
+    if (threadIdx.x % 8 == 0) s.largest[threadIdx.x / 8] = softmax.largest, s.sum[threadIdx.x / 8] = softmax.sum;
     __syncthreads();
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll

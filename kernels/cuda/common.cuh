@@ -88,32 +88,47 @@ __device__ __forceinline__ u32 tf32(float f) {
     return bits;
 }
 
+// Keeps the compiler from splitting an address that several instructions use with constant offsets.
+template <class T> __device__ __forceinline__ T* base_of(T* p) {
+    asm("" : "+l"(p));
+    return p;
+}
+
+// An address in shared memory, used with constant offsets.
+struct SharedBase {
+    u32 at;
+    __device__ __forceinline__ SharedBase(const void* p) : at((u32)__cvta_generic_to_shared(p)) { asm("" : "+r"(at)); }
+};
+
 // Loads two transposed 8 x 8 matrices of binary16 from shared memory: lane l supplies the address of row l of the sixteen.
 __device__ __forceinline__ void load_transposed(u32 b[2], const u16* row) {
     u32 at = (u32)__cvta_generic_to_shared(row);
     asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];" : "=r"(b[0]), "=r"(b[1]) : "r"(at));
 }
 
-// Loads four such matrices, not transposed: lane l supplies the address of row l of the thirty-two.
-__device__ __forceinline__ void load_4(u32 b[4], const u16* row) {
-    u32 at = (u32)__cvta_generic_to_shared(row);
+// Loads four such matrices, not transposed, `offset` halves after `row`: lane l supplies row l of the thirty-two.
+__device__ __forceinline__ void load_4(u32 b[4], SharedBase row, int offset = 0) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                 : "r"(at));
+                 : "r"(row.at + 2 * offset));
 }
 
 // Loads four transposed matrices.
-__device__ __forceinline__ void load_4_transposed(u32 b[4], const u16* row) {
-    u32 at = (u32)__cvta_generic_to_shared(row);
+__device__ __forceinline__ void load_4_transposed(u32 b[4], SharedBase row, int offset = 0) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
-                 : "r"(at));
+                 : "r"(row.at + 2 * offset));
 }
 
 // Copies 16 bytes from global to shared memory asynchronously; complete after copies_done and a barrier.
 __device__ __forceinline__ void copy_16(void* shared, const void* global) {
     u32 at = (u32)__cvta_generic_to_shared(shared);
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(global));
+}
+
+// The same to `offset` halves after `shared` if `in`; zeros otherwise, without reading.
+__device__ __forceinline__ void copy_16_or_zero(SharedBase shared, int offset, const void* global, bool in) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared.at + 2 * offset), "l"(global), "r"(in ? 16 : 0));
 }
 
 __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_group;"); }

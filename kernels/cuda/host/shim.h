@@ -219,9 +219,18 @@ template <int N> inline void shim_load(u32* b, const u16* row, bool transposed) 
     }
 }
 inline void load_transposed(u32 b[2], const u16* row) { shim_load<2>(b, row, true); }
-inline void load_4(u32 b[4], const u16* row) { shim_load<4>(b, row, false); }
-inline void load_4_transposed(u32 b[4], const u16* row) { shim_load<4>(b, row, true); }
+struct SharedBase {
+    u16* at;
+    SharedBase(const void* p) : at((u16*)p) {}
+};
+template <class T> inline T* base_of(T* p) { return p; }
+inline void load_4(u32 b[4], SharedBase row, int offset = 0) { shim_load<4>(b, row.at + offset, false); }
+inline void load_4_transposed(u32 b[4], SharedBase row, int offset = 0) { shim_load<4>(b, row.at + offset, true); }
 
 inline void copy_16(void* to, const void* from) { shim::later(to, from); }
+inline void copy_16_or_zero(SharedBase to, int offset, const void* from, bool in) {
+    if (in) shim::later(to.at + offset, from);
+    else memset(to.at + offset, 0, 16);
+}
 inline void copies_commit() { shim::commit(); }
 template <int left> inline void copies_done() { shim::wait(left); }

@@ -16,9 +16,8 @@ const VALUES: usize = 512;
 const MOST_WIDTH: usize = 576;
 const ROWS: usize = 16;
 const STAGES: usize = 3;
-const TENSOR_SHARED: usize = 2 * (HEADS + STAGES * ROWS) * (MOST_WIDTH + 8)
-    + 2 * HEADS * (ROWS + 8)
-    + 4 * HEADS * (2 * (ROWS + 1) + 3);
+const TENSOR_SHARED: usize =
+    2 * (HEADS + STAGES * ROWS) * (MOST_WIDTH + 8) + 2 * HEADS * (ROWS + 8) + 4 * HEADS * (2 * ROWS + 3);
 /// Largest value width of `attend_plain`, and its cache rows per block.
 pub(super) const PLAIN_VALUES: usize = 512;
 /// Largest width of a cache row: `attend_plain` holds a query in shared memory, of which 48 KiB need no opt-in.
@@ -44,6 +43,8 @@ struct Attention {
     value_dim: i32,
     parts: i32,
     scale: f32,
+    part_share: f32,
+    unused: i32,
 }
 
 /// Largest useful number of parts for a number of rows; it grows by doubling, so few graphs differ in it.
@@ -127,13 +128,24 @@ impl Cuda {
         let parted = (n > 1).then(|| self.spanned(q.rows, heads * n * (value_dim + 2), spans));
         let [heads_arg, values, n_arg] = [heads, value_dim, n].map(|n| n as i32);
         let out = parted.as_ref().map_or(o.at(), Tensor::at);
-        let p =
-            Attention { q: q.at(), o: out, cache, heads: heads_arg, value_dim: values, parts: n_arg, scale };
+        // Rounded up by more than the kernel's product rounds down, so that the parts cover all rows.
+        let part_share = (1.0 + 4.0 * f32::EPSILON) / n as f32;
+        let p = Attention {
+            q: q.at(),
+            o: out,
+            cache,
+            heads: heads_arg,
+            value_dim: values,
+            parts: n_arg,
+            scale,
+            part_share,
+            unused: 0,
+        };
         for group in groups(spans, Cache::header) {
             let count = group.n as i32;
             let arguments = [block(&group.spans), arg(count), block(&p)];
             if tensor {
-                let grid = Grid { blocks: [blocks, n, 1], threads: 256, shared: TENSOR_SHARED };
+                let grid = Grid { blocks: [q.rows, n, heads / HEADS], threads: 256, shared: TENSOR_SHARED };
                 self.driver.launch(["attend_tensor", ""], grid, &arguments);
             } else {
                 let grid =
