@@ -14,7 +14,9 @@ typedef long long i64;
 typedef unsigned long long u64;
 
 #ifdef __CUDACC__
-#define KERNEL(name, threads) extern "C" __global__ void __launch_bounds__(threads, 1) name
+#define KERNEL(name, threads) KERNEL_BLOCKS(name, threads, 1)
+// Limits registers so that this many blocks fit on an SM.
+#define KERNEL_BLOCKS(name, threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) name
 #define SHARED(type, name)                                                    \
     extern __shared__ __align__(16) unsigned char shared_memory[];            \
     type* name = (type*)shared_memory

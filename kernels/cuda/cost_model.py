@@ -40,7 +40,7 @@ LIMITS = {"sm_86": (102_400, 1536, 16), "sm_89": (102_400, 1536, 24), "sm_90": (
 
 # Bytes of shared memory per block at the published shape, by the name or its part before the format.
 SHARED = {
-    "attend_tensor": 99_456, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_168,
+    "attend_tensor": 99_456, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_424,
     "gemm_F32": 8_960, "gemm_F16": 8_960, "gemm_BF16": 8_960, "best_of_parts": 32_900, "best_of_part": 8_324,
     "delta_apply": 21_760, "delta_step_128": 8_192, "delta_rule_128": 7_680, "materialize_weights": 4_224, "merge": 3_072,
     "attend_plain": 2_560, "matmul_route": 2_056, "route": 2_052, "group_pairs": 2_048, "fresh": 768, "ffn_up": 128, "ffn_down": 360,

@@ -4,8 +4,9 @@
 //
 // Vectors are grouped by matrix (expert or head); a block takes one matrix and up to 64 vectors of its group, at any
 // positions in the batch. A tile of 128 columns is decoded once to bytes in shared memory. Integer sums start at the bits
-// of 1.5 * 2^23, so that one subtraction converts them to floats (|sum| < 2^22). Bound by arithmetic from about 64 vectors
-// per matrix on. Next: rows.cu.
+// of 1.5 * 2^23, so that they are floats (|sum| < 2^22): s (sum - 1.5 * 2^23) is one fused multiply-add, and exact before its
+// rounding, because s is a binary16 times a small integer and its product with the constant fits in 24 bits. Bound by
+// arithmetic from about 64 vectors per matrix on. Next: rows.cu.
 #pragma once
 #include "product.cuh"
 
@@ -65,76 +66,95 @@ struct Tile {
     float s[TILE_COLS / 16][TILE_ROWS];
     float m[TILE_COLS / 16][TILE_ROWS];
     float d[TILE_COLS / 32][TILE_VECTORS];
-    float sum[TILE_COLS / 16][TILE_VECTORS]; // d times the sum of 16 quants
+    float sum[TILE_COLS / 16][TILE_VECTORS]; // d times the sum of the quants of a scale
     int vector[TILE_VECTORS];
+    int input[TILE_VECTORS]; // rows of activations
 };
 
-// Decodes weights of columns `col..col+128` to bytes; zero beyond the matrix.
+// Columns that share a scale.
+template <class F> constexpr int SCALE_COLS = F::SIXTEENS ? 16 : 32;
+
+// Decodes weights of columns `col..col+128` to bytes; zero beyond the matrix. A thread takes two units, which mostly share a
+// header.
 template <class F> __device__ __forceinline__ void unpack(const Gemm& p, Tile& tile, int group, int col) {
-    int row0 = blockIdx.x * TILE_ROWS;
-    for (int u = threadIdx.x; u < TILE_ROWS * 4; u += blockDim.x) {
-        int r = u / 4, unit = col / 32 + u % 4, block = unit / F::UNITS, i = unit % F::UNITS;
-        bool live = row0 + r < p.rows && unit * 32 < p.cols;
+    int r = threadIdx.x / 2, row = blockIdx.x * TILE_ROWS + r;
+    u32 unit = col / 32 + threadIdx.x % 2 * 2;
+    i64 first = ((i64)group * p.rows + row) * (p.cols / F::LEN);
+#pragma unroll
+    for (u32 h = 0; h < 2; h++) {
+        u32 block = F::UNITS > 1 ? unit / F::UNITS : unit + h;
+        int i = F::UNITS > 1 ? unit % F::UNITS + h : 0;
         Unit w = {};
-        if (live) w = F::unit(p.w, ((i64)group * p.rows + row0 + r) * (p.cols / F::LEN) + block, i);
+        if (row < p.rows && (unit + h) * 32 < p.cols) w = F::unit(p.w, first + block, i);
+        int at0 = (int)block * F::LEN - col;
 #pragma unroll
         for (int g = 0; g < 2; g++) {
-            int at = block * F::LEN + F::at(i, g) - col;
+            int at = at0 + F::at(i, g);
             *(Four*)(tile.w + r * TILE_PITCH + at) = Four{{w.q[4 * g], w.q[4 * g + 1], w.q[4 * g + 2], w.q[4 * g + 3]}};
-            tile.s[at / 16][r] = w.s[g];
-            tile.m[at / 16][r] = w.m[g];
+            if (F::SIXTEENS || at % 32 == 0) tile.s[at / SCALE_COLS<F>][r] = w.s[g], tile.m[at / SCALE_COLS<F>][r] = w.m[g];
         }
     }
 }
 
-// Loads activations of columns `col..col+128`.
-__device__ __forceinline__ void load_x(const Gemm& p, Tile& tile, int n, int col) {
-    for (int u = threadIdx.x; u < TILE_VECTORS * 8; u += blockDim.x) {
-        int v = u / 8, c = col + u % 8 * 16;
-        Four x = {};
-        float d = 0, sum = 0;
-        if (v < n && c < p.cols) {
-            i64 at = (i64)(tile.vector[v] / p.x_div) * p.cols + c;
-            x = read_16(p.q + at);
-            XScale scale = p.scale[at / 32];
-            d = scale.d;
-            sum = d * (float)(c / 16 % 2 ? scale.sum[1] : scale.sum[0]);
-        }
-        *(Four*)(tile.x + v * TILE_PITCH + u % 8 * 16) = x;
-        if (u % 2 == 0) tile.d[u % 8 / 2][v] = d;
-        tile.sum[u % 8][v] = sum;
+// Loads activations of columns `col..col+128`: 32 of one vector per thread.
+template <class F> __device__ __forceinline__ void load_x(const Gemm& p, Tile& tile, int n, int col) {
+    int v = threadIdx.x / 4, k = threadIdx.x % 4, c = col + 32 * k;
+    Four low = {}, high = {};
+    int2 scale = {};
+    if (v < n && c < p.cols) {
+        i64 at = (i64)tile.input[v] * p.cols + c;
+        low = read_16(p.q + at), high = read_16(p.q + at + 16);
+        scale = GlobalMem::scale(p.scale + at / 32);
     }
+    *(Four*)(tile.x + v * TILE_PITCH + 32 * k) = low;
+    *(Four*)(tile.x + v * TILE_PITCH + 32 * k + 16) = high;
+    float d = __int_as_float(scale.x);
+    int sums[2] = {(int)(i16)scale.y, scale.y >> 16};
+    tile.d[k][v] = d;
+    if (F::SIXTEENS) tile.sum[2 * k][v] = d * (float)sums[0], tile.sum[2 * k + 1][v] = d * (float)sums[1];
+    else tile.sum[k][v] = d * (float)(sums[0] + sums[1]);
 }
+
+// s (sum - 12582912) of a sum that started at MAGIC; `offset` is -12582912 s.
+__device__ __forceinline__ float scaled(int sum, float s, float offset) { return fmaf(__int_as_float(sum), s, offset); }
 
 // Accumulates 32 columns in the 16 rows x 64 vectors of a warp.
 template <class F> __device__ __forceinline__ void multiply(const Tile& tile, int k, float acc[8][4]) {
+    const int N = 32 / SCALE_COLS<F>; // scales per row
     int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4, r = threadIdx.x / 32 * 16 + g;
-    const i8* w = tile.w + r * TILE_PITCH + 32 * k + 4 * c;
-    u32 a[4] = {*(const u32*)w, *(const u32*)(w + 8 * TILE_PITCH), *(const u32*)(w + 16),
-                *(const u32*)(w + 8 * TILE_PITCH + 16)};
-    float s[2][2], m[2][2]; // [group of 16][row]
+    SharedBase w(tile.w + (threadIdx.x / 32 * 16 + lane % 16) * TILE_PITCH + lane / 16 * 16);
+    SharedBase x(tile.x + (lane % 8 + lane / 16 * 8) * TILE_PITCH + lane / 8 % 2 * 16);
+    u32 a[4];
+    load_4(a, w, 16 * k);
+    float s[N][2], offset[N][2], m[N][2]; // [scale][row]
 #pragma unroll
-    for (int i = 0; i < 2; i++)
+    for (int i = 0; i < N; i++)
 #pragma unroll
-        for (int j = 0; j < 2; j++) s[i][j] = tile.s[2 * k + i][r + 8 * j], m[i][j] = tile.m[2 * k + i][r + 8 * j];
+        for (int j = 0; j < 2; j++) {
+            s[i][j] = tile.s[N * k + i][r + 8 * j], m[i][j] = tile.m[N * k + i][r + 8 * j];
+            offset[i][j] = -12582912.0f * s[i][j];
+        }
+    u32 b[4]; // of two n
 #pragma unroll
     for (int n = 0; n < 8; n++) {
-        const i8* x = tile.x + (8 * n + g) * TILE_PITCH + 32 * k + 4 * c;
-        u32 b[2] = {*(const u32*)x, *(const u32*)(x + 16)};
+        if (n % 2 == 0) load_4(b, x, n * 4 * TILE_PITCH + 16 * k);
+        const u32* own = b + n % 2 * 2;
         int low[4] = {MAGIC, MAGIC, MAGIC, MAGIC}, high[4] = {MAGIC, MAGIC, MAGIC, MAGIC};
         if (F::SIXTEENS) {
             u32 a_low[2] = {a[0], a[1]}, a_high[2] = {a[2], a[3]};
-            mma_i8_16(low, a_low, b[0]);
-            mma_i8_16(high, a_high, b[1]);
+            mma_i8_16(low, a_low, own[0]);
+            mma_i8_16(high, a_high, own[1]);
         } else {
-            mma_i8(low, a, b);
+            mma_i8(low, a, own);
         }
 #pragma unroll
         for (int j = 0; j < 4; j++) {
             int v = 8 * n + 2 * c + j % 2;
-            float d = tile.d[k][v], dot = s[0][j / 2] * (__int_as_float(low[j]) - 12582912.0f);
-            if (F::SIXTEENS) dot += s[1][j / 2] * (__int_as_float(high[j]) - 12582912.0f);
-            acc[n][j] += d * dot - m[0][j / 2] * tile.sum[2 * k][v] - m[1][j / 2] * tile.sum[2 * k + 1][v];
+            float dot = scaled(low[j], s[0][j / 2], offset[0][j / 2]);
+            if (F::SIXTEENS) dot += scaled(high[j], s[N - 1][j / 2], offset[N - 1][j / 2]);
+            acc[n][j] += tile.d[k][v] * dot;
+#pragma unroll
+            for (int i = 0; i < N; i++) acc[n][j] -= m[i][j / 2] * tile.sum[N * k + i][v];
         }
     }
 }
@@ -144,14 +164,17 @@ template <class F> __device__ __forceinline__ void gemm(const Gemm& p) {
     SHARED(Tile, tile);
     Part part = part_of(p);
     if (part.n <= 0) return;
-    if (threadIdx.x < part.n) tile->vector[threadIdx.x] = vector_of(p, part, threadIdx.x);
+    if (threadIdx.x < part.n) {
+        int v = vector_of(p, part, threadIdx.x);
+        tile->vector[threadIdx.x] = v, tile->input[threadIdx.x] = v / p.x_div;
+    }
     float acc[8][4] = {};
     for (int col = 0; col < p.cols; col += TILE_COLS) {
         __syncthreads();
         unpack<F>(p, *tile, part.group, col);
-        load_x(p, *tile, part.n, col);
+        load_x<F>(p, *tile, part.n, col);
         __syncthreads();
-#pragma unroll
+#pragma unroll 1
         for (int k = 0; k < TILE_COLS / 32; k++) multiply<F>(*tile, k, acc);
     }
     int lane = threadIdx.x % 32, row = blockIdx.x * TILE_ROWS + threadIdx.x / 32 * 16 + lane / 4;

@@ -15,5 +15,5 @@ KERNEL(JOIN(ffn_down_, FORMAT), 128)(const __grid_constant__ FusedFfn p) { ffn_d
 REGISTER(JOIN(ffn_down_, FORMAT))
 KERNEL(JOIN(embed_, FORMAT), 128)(const __grid_constant__ Product p) { embed<FORMAT>(p); }
 REGISTER(JOIN(embed_, FORMAT))
-KERNEL(JOIN(gemm_, FORMAT), 256)(const __grid_constant__ Gemm p) { gemm<FORMAT>(p); }
+KERNEL_BLOCKS(JOIN(gemm_, FORMAT), 256, 2)(const __grid_constant__ Gemm p) { gemm<FORMAT>(p); }
 REGISTER(JOIN(gemm_, FORMAT))

@@ -18,6 +18,7 @@
 #define __forceinline__ inline
 #define __grid_constant__
 #define KERNEL(name, threads) extern "C" void name
+#define KERNEL_BLOCKS(name, threads, blocks) KERNEL(name, threads)
 #define SHARED(type, name) type* name = (type*)shim::shared()
 #define SHIM_JOIN_(a, b) a##b
 #define SHIM_JOIN(a, b) SHIM_JOIN_(a, b)

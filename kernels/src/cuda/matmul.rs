@@ -21,7 +21,7 @@ const TOGETHER: usize = 4;
 const MATRICES: usize = 8;
 /// Rows and vectors per tile, and its shared memory in bytes for block and float formats.
 pub(super) const TILE: [usize; 2] = [128, 64];
-const TILE_SHARED: usize = (128 + 64) * 144 + 4 * (2 * 8 * 128 + 4 * 64 + 8 * 64) + 4 * 64;
+const TILE_SHARED: usize = (128 + 64) * 144 + 4 * (2 * 8 * 128 + 4 * 64 + 8 * 64) + 2 * 4 * 64;
 pub(super) const PLAIN: [usize; 2] = [64, 64];
 const PLAIN_SHARED: usize = 4 * (2 * 16 * 68 + 64);
 
