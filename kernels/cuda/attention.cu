@@ -50,8 +50,8 @@ KERNEL(rotate, 32)(const __grid_constant__ Spans spans, float* q, float* kv, int
     i64 t = span.first + blockIdx.x;
     double position = ((const Header*)span.state)->len + (int)blockIdx.x;
     for (int i = threadIdx.x; i < dims / 2; i += blockDim.x) {
-        double angle = position * pow((double)base, -2.0 * i / dims), s, c;
-        sincos(angle, &s, &c);
+        double half_turns = position * (pow((double)base, -2.0 * i / dims) * 0.3183098861837907), s, c;
+        sincospi(half_turns, &s, &c); // sincos needs a stack frame for large angles
         for (int h = 0; h <= heads; h++) {
             float* pair = (h < heads ? q + (t * heads + h + 1) * width : kv + (t + 1) * kv_width) - dims + 2 * i;
             float x = pair[0], y = pair[1];

@@ -77,6 +77,10 @@ template <class T> T __ldg(const T* p) { return *p; }
 template <class T> T __ldcg(const T* p) { return *p; }
 inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
 inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }
+inline void sincospi(double x, double* s, double* c) {
+    x *= 3.14159265358979323846;
+    *s = sin(x), *c = cos(x);
+}
 inline int __float2int_rn(float f) { return f != f ? 0 : (int)nearbyintf(f); }
 template <class T> T __shfl_xor_sync(unsigned, T v, int by) {
     u64 bits = 0;
