@@ -2,7 +2,7 @@
 //!
 //! The three readers ([`super::tiktoken`], [`super::json`], [`super::metadata`]) use it.
 
-use super::bpe::Merges;
+use super::bpe::{Merges, Scratch};
 use super::pretokenizer::{Pattern, Pretokenizer};
 use super::vocab::Tokens;
 use super::{END_NAMES, SpecialIds, Specials, Vocabulary};
@@ -141,9 +141,23 @@ impl<'p> VocabularyBuilder<'p> {
         Ok(())
     }
 
+    /// Ids of tokens that their bytes do not merge to, in ascending order.
+    pub(super) fn unreachable(&self, merges: &Merges) -> Vec<u32> {
+        let (mut scratch, mut merged) = (Scratch::default(), Vec::new());
+        let is_unreachable = |&id: &u32| {
+            let bytes = self.tokens.get(id);
+            merged.clear();
+            if bytes.len() > 1 && self.tokens.id(bytes) == Some(id) {
+                merges.merge(bytes, &mut scratch, &mut merged);
+            }
+            merged.len() > 1
+        };
+        (0..self.tokens.len() as u32).filter(is_unreachable).collect()
+    }
+
     /// Validates and returns the vocabulary.
     pub(super) fn finish(
-        self,
+        mut self,
         merges: Merges,
         pattern: &'static Pattern,
         special_ids: SpecialIds,
@@ -172,6 +186,9 @@ impl<'p> VocabularyBuilder<'p> {
             END_NAMES.iter().filter_map(|name| specials.id(name)).chain(special_ids.eos).collect();
         eog_tokens.sort_unstable();
         eog_tokens.dedup();
+        if !pattern.whole_pieces {
+            self.tokens.unindex(&self.unreachable(&merges));
+        }
         let pretokenizer = Pretokenizer::new(pattern);
         Ok(Vocabulary {
             tokens: self.tokens,

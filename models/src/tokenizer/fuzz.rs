@@ -3,6 +3,7 @@
 //! The program does not use it. Valid vocabularies contain all 256 bytes, which a fuzzer rarely produces, so three of the
 //! four readers get them prepended.
 
+use super::pretokenizer::PATTERNS;
 use super::{Utf8Stream, Vocabulary, byte_level};
 use crate::gguf::{Array, Metadata, Value};
 
@@ -18,7 +19,10 @@ pub fn exercise(input: &[u8]) {
         0 => Vocabulary::from_tiktoken("fuzz", rest, "", None).ok(),
         1 => Vocabulary::from_json("fuzz", &text, "", None).ok(),
         2 => Vocabulary::from_tiktoken("fuzz", &[&byte_ranks(), rest].concat(), &text, None).ok(),
-        _ => Vocabulary::from_metadata("fuzz", &byte_metadata(&text)).ok().flatten(),
+        _ => {
+            let pre = PATTERNS[kind as usize / 4 % PATTERNS.len()].name;
+            Vocabulary::from_metadata("fuzz", &byte_metadata(&text, pre)).ok().flatten()
+        }
     };
     let Some(vocabulary) = vocabulary else { return };
     let ids = vocabulary.encode_bytes(rest);
@@ -44,7 +48,7 @@ fn byte_ranks() -> Vec<u8> {
 }
 
 /// Metadata with the 256 bytes and one entry per line of the text: `type token`, or `merge left right`.
-fn byte_metadata(text: &str) -> Metadata {
+fn byte_metadata(text: &str, pre: &str) -> Metadata {
     let mut tokens: Vec<String> = (0..=255).map(|byte| byte_level::encode(&[byte])).collect();
     let mut types = vec![1; 256];
     let mut merges = Vec::new();
@@ -61,7 +65,7 @@ fn byte_metadata(text: &str) -> Metadata {
     let array = |list| Value::Array(Array::String(list));
     Metadata(vec![
         ("tokenizer.ggml.model".to_owned(), Value::String("gpt2".to_owned())),
-        ("tokenizer.ggml.pre".to_owned(), Value::String("kimi-k2".to_owned())),
+        ("tokenizer.ggml.pre".to_owned(), Value::String(pre.to_owned())),
         ("tokenizer.ggml.tokens".to_owned(), array(tokens)),
         ("tokenizer.ggml.token_type".to_owned(), Value::Array(Array::I32(types))),
         ("tokenizer.ggml.merges".to_owned(), array(merges)),

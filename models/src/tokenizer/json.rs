@@ -33,6 +33,14 @@ impl Vocabulary {
         let pattern = pattern(path, &file["pre_tokenizer"])?;
         let (builder, added) = read_tokens(path, &file, size)?;
         let merges = read_merges(path, &builder, &file["model"]["merges"])?;
+        let ignore_merges = file["model"]["ignore_merges"] == true;
+        if ignore_merges != pattern.whole_pieces
+            && let Some(&id) = builder.unreachable(&merges).first()
+        {
+            let expected =
+                format_args!("merges that yield every token, since ignore_merges is {ignore_merges}");
+            return Err(bad(path, "model.merges", expected, format_args!("none for token {id}")));
+        }
         let role = |key: &str| {
             let token = &config[key];
             let name = token.as_str().or_else(|| token["content"].as_str())?;

@@ -33,7 +33,7 @@ use std::ops::Range;
 use vocab::Tokens;
 
 /// Names of end-of-generation tokens, as in llama.cpp.
-const END_NAMES: [&str; 4] = ["[EOS]", "<|im_end|>", "[EOT]", "[PAD]"];
+const END_NAMES: [&str; 6] = ["[EOS]", "<|im_end|>", "[EOT]", "[PAD]", "<|endoftext|>", "<|role_end|>"];
 
 /// Ids with a special role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

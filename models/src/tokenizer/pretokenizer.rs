@@ -1,8 +1,9 @@
 //! Splits text into pieces before merging, by the vocabulary's pattern.
 //!
-//! It holds the table of known patterns: to support another `tokenizer.ggml.pre`, add a line. Patterns end in
+//! It holds the table of known patterns: to support another `tokenizer.ggml.pre`, add an entry. Patterns end in
 //! `\s+(?!\S)|\s+`, whose look-ahead the regex engine lacks. Both alternatives are therefore compiled as `\s+`, and a match
-//! gives back its last white-space character if text follows.
+//! gives back its last white-space character if text follows. The engine also lacks possessive quantifiers (`?+`, `++`);
+//! they are compiled as greedy ones, which is equal where what follows matches no character of the repeated class.
 
 use regex_automata::meta::{Config, Regex};
 use regex_automata::{Anchored, Input};
@@ -14,23 +15,40 @@ pub(super) struct Pattern {
     pub(super) name: &'static str,
     /// Regular expressions that are tried in order before `\s+(?!\S)|\s+`.
     alternatives: &'static [&'static str],
+    /// Whether a piece that is a token stays whole, as in tiktoken, or is a token only where its merges yield it.
+    pub(super) whole_pieces: bool,
     /// Compiled on first use, in 8 ms.
     regex: OnceLock<Regex>,
 }
 
 /// All known patterns, named as in `tokenizer.ggml.pre`.
-pub(super) static PATTERNS: [Pattern; 1] = [Pattern {
-    name: "kimi-k2",
-    regex: OnceLock::new(),
-    alternatives: &[
-        r"[\p{Han}]+",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-        r"\p{N}{1,3}",
-        r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-        r"\s*[\r\n]+",
-    ],
-}];
+pub(super) static PATTERNS: [Pattern; 2] = [
+    Pattern {
+        name: "kimi-k2",
+        regex: OnceLock::new(),
+        alternatives: &[
+            r"[\p{Han}]+",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+            r"\p{N}{1,3}",
+            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
+            r"\s*[\r\n]+",
+        ],
+        whole_pieces: true,
+    },
+    Pattern {
+        name: "bailingmoe2",
+        regex: OnceLock::new(),
+        alternatives: &[
+            r"'(?i:[sdmt]|ll|ve|re)",
+            r"[^\r\n\p{L}\p{N}]?+\p{L}+",
+            r"\p{N}",
+            r" ?[^\s\p{L}\p{N}]++[\r\n]*",
+            r"\s*[\r\n]",
+        ],
+        whole_pieces: false,
+    },
+];
 
 impl Pattern {
     /// Finds a pattern by name.
@@ -67,7 +85,8 @@ const SPACES: usize = 1;
 fn compile(alternatives: &[&str]) -> Regex {
     // The lazy DFA of these Unicode classes exceeds the default 2 MiB and would be rebuilt repeatedly.
     let config = Config::new().hybrid_cache_capacity(256 << 20).nfa_size_limit(None).onepass(false);
-    let regex = Regex::builder().configure(config).build_many(&[&alternatives.join("|"), r"\s+"]);
+    let greedy = alternatives.join("|").replace("?+", "?").replace("++", "+");
+    let regex = Regex::builder().configure(config).build_many(&[&greedy, r"\s+"]);
     regex.expect("the patterns of the table compile: a test builds each")
 }
 

@@ -22,7 +22,7 @@ pub(crate) enum Segment<'t> {
 
 impl Specials {
     /// Builds the search from names and ids; empty names are ignored.
-    pub(super) fn new(mut named: Vec<(String, u32)>) -> Self {
+    pub(crate) fn new(mut named: Vec<(String, u32)>) -> Self {
         named.retain(|(name, _)| !name.is_empty());
         let names = named.iter().map(|(name, _)| name);
         let search = AhoCorasick::builder().match_kind(MatchKind::LeftmostLongest).build(names).ok();

@@ -94,7 +94,10 @@ fn tokenizer_json_gives_the_same_vocabulary() {
     assert_eq!(whole.to_metadata(), kimi().to_metadata());
     json["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = r"\w+".into();
     let message = read(&json).unwrap_err().to_string();
-    assert_eq!(message, r"tokenizer.json: pre_tokenizer pattern: expected that of: kimi-k2, found \w+");
+    assert_eq!(
+        message,
+        r"tokenizer.json: pre_tokenizer pattern: expected that of: kimi-k2, bailingmoe2, found \w+"
+    );
 }
 
 #[test]
@@ -181,7 +184,7 @@ mod refused {
         check_metadata(
             "pre",
             text("new\u{7}"),
-            "tokenizer.ggml.pre: expected one of: kimi-k2, found new\\u{7}",
+            "tokenizer.ggml.pre: expected one of: kimi-k2, bailingmoe2, found new\\u{7}",
         );
         check_metadata("pre", Value::U8(1), "tokenizer.ggml.pre: expected a string, found another type");
         check_metadata(

@@ -45,6 +45,16 @@ impl Tokens {
         }
     }
 
+    /// Removes ids, in ascending order, from the index; their bytes stay.
+    pub(super) fn unindex(&mut self, ids: &[u32]) {
+        let indexed = std::mem::take(&mut self.slots);
+        self.slots = vec![EMPTY; indexed.len()];
+        for id in indexed.into_iter().filter(|id| *id != EMPTY && ids.binary_search(id).is_err()) {
+            let (slot, _) = self.find(self.get(id));
+            self.slots[slot] = id;
+        }
+    }
+
     /// Number of ids added so far.
     pub(super) fn len(&self) -> usize {
         self.ends.len()
@@ -95,5 +105,8 @@ mod tests {
         assert_eq!(tokens.index(2), Err(0));
         assert_eq!((tokens.id(b"a"), tokens.id(b"ab"), tokens.id(b"")), (Some(0), None, None));
         assert_eq!((tokens.get(1), tokens.len()), (&b"ab"[..], 3));
+        assert_eq!(tokens.index(1), Ok(()));
+        tokens.unindex(&[0]);
+        assert_eq!((tokens.id(b"a"), tokens.id(b"ab"), tokens.get(0)), (None, Some(1), &b"a"[..]));
     }
 }
