@@ -7,6 +7,7 @@ Uses the settings of transformers' chat template environment: trim_blocks, lstri
 `tojson` as json.dumps without HTML escapes, raise_exception. Needs jinja2; made with 3.1.
 """
 
+import copy
 import json
 import pathlib
 
@@ -34,6 +35,7 @@ SHORT = [m for m in TALK if isinstance(m["content"], str) and m["role"] != "tool
 # Written for these tests; engines differ on each of them.
 TEMPLATES = {
     "kimi": (DATA / "src/template/kimi.jinja").read_text(),
+    "ling": (DATA / "src/template/ling.jinja").read_text(),
     "chatml, no whitespace control": """{% for message in messages %}
 <|im_start|>{{ message.role }}
 {{ message['content'] | trim }}<|im_end|>
@@ -69,6 +71,15 @@ def environment():
     return made
 
 
+def converted(messages, source):
+    """Messages whose calls have arguments as objects, for a template that writes arguments one by one."""
+    messages = copy.deepcopy(messages)
+    for call in (call for message in messages if "<arg_key>" in source for call in message.get("tool_calls", [])):
+        if isinstance(call["function"]["arguments"], str):
+            call["function"]["arguments"] = json.loads(call["function"]["arguments"])
+    return messages
+
+
 def main():
     cases = []
     for name, source in TEMPLATES.items():
@@ -77,12 +88,12 @@ def main():
                                                (SHORT[1:], [WEATHER, {"a": 1}], True, {"extra_flag": "é"}), ([], [], False, {})]:
             case = {"name": name, "messages": messages, "tools": tools, "add_generation_prompt": prompt, "extra": extra}
             try:
-                case["text"] = template.render(messages=messages, tools=tools or None, add_generation_prompt=prompt,
+                case["text"] = template.render(messages=converted(messages, source), tools=tools or None, add_generation_prompt=prompt,
                                                bos_token="[BOS]", eos_token="[EOS]", **extra)
             except (jinja2.exceptions.TemplateError, TypeError) as error:
                 case["error"] = str(error)
             cases.append(case)
-    sources = {name: source for name, source in TEMPLATES.items() if name != "kimi"}
+    sources = {name: source for name, source in TEMPLATES.items() if name not in ("kimi", "ling")}
     out = DATA / "tests/data/template_goldens.json"
     out.write_text(json.dumps({"templates": sources, "cases": cases}, ensure_ascii=False, indent=1) + "\n")
     print(f"{out.name}: {len(cases)} cases, {sum('error' in case for case in cases)} of them errors")

@@ -1,12 +1,13 @@
 //! Renders conversations to prompts by the chat template of a model file, as Python's Jinja does.
 //!
-//! Files without a template use `kimi.jinja`. Text of users never becomes a special token ([`special_token_guard`]). A
-//! file's template is untrusted: a [`Sandbox`], which the caller supplies, parses and renders it. Next: [`sandbox`],
-//! [`compiled`], [`bounds`].
+//! Files without a template use `kimi.jinja` or `ling.jinja`, by their vocabulary. Text of users never becomes a special token ([`special_token_guard`]). A
+//! file's template is untrusted: a [`Sandbox`], which the caller supplies, parses and renders it. Next: [`message_form`],
+//! [`sandbox`], [`compiled`], [`bounds`].
 
 pub mod bounds;
 mod compiled;
 mod json;
+pub mod message_form;
 mod python;
 mod rendered;
 pub mod sandbox;
@@ -25,12 +26,34 @@ use special_token_guard::{Guard, Names};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-/// Kimi's chat template, for files without a template.
-const KIMI: &str = include_str!("kimi.jinja");
-const NAME: &str = "chat_template";
+/// A chat template for files without one.
+struct Builtin {
+    /// The pre-tokenizers of the vocabularies that use it, as in `tokenizer.ggml.pre`.
+    pre: &'static str,
+    source: &'static str,
+    /// Parsed on first use; it renders without a sandbox.
+    compiled: LazyLock<Result<CompiledTemplate, Failure>>,
+}
 
-/// The parsed built-in template, which renders without a sandbox.
-static BUILTIN: LazyLock<Result<CompiledTemplate, Failure>> = LazyLock::new(|| CompiledTemplate::new(KIMI));
+/// The built-in templates; the first is the default.
+static BUILTINS: [Builtin; 2] = [
+    Builtin { pre: "kimi-k2", source: KIMI, compiled: LazyLock::new(|| CompiledTemplate::new(KIMI)) },
+    Builtin { pre: "bailingmoe2", source: LING, compiled: LazyLock::new(|| CompiledTemplate::new(LING)) },
+];
+const KIMI: &str = include_str!("kimi.jinja");
+const LING: &str = include_str!("ling.jinja");
+
+impl Builtin {
+    fn of_vocabulary(vocabulary: &Vocabulary) -> &'static Builtin {
+        BUILTINS.iter().find(|builtin| builtin.pre == vocabulary.pre()).unwrap_or(&BUILTINS[0])
+    }
+
+    fn of_source(source: &str) -> Option<&'static Builtin> {
+        BUILTINS.iter().find(|builtin| builtin.source == source)
+    }
+}
+
+const NAME: &str = "chat_template";
 
 /// One message of a conversation, as in OpenAI's API. Templates see the fields in this order.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -72,7 +95,7 @@ impl Message {
 #[derive(Clone)]
 pub struct Template {
     source: String,
-    /// Renders `source`; None for the built-in template.
+    /// Renders `source`; None for a built-in template.
     sandbox: Option<Arc<dyn Sandbox>>,
     names: Names,
     /// `bos_token` and the like, by the names templates use.
@@ -86,7 +109,7 @@ impl Template {
     /// The vocabulary defines the special tokens. A template that fails [`check`] is no error here, since a model also runs
     /// on token ids; every rendering returns the failure.
     pub fn new(source: Option<&str>, vocabulary: &Vocabulary, sandbox: Arc<dyn Sandbox>) -> Self {
-        let source = source.unwrap_or(KIMI);
+        let source = source.unwrap_or(Builtin::of_vocabulary(vocabulary).source);
         let fault = check(source, &*sandbox).err();
         let ids = vocabulary.special_ids();
         let named =
@@ -96,7 +119,7 @@ impl Template {
         });
         Self {
             source: source.to_owned(),
-            sandbox: (source != KIMI).then_some(sandbox),
+            sandbox: Builtin::of_source(source).is_none().then_some(sandbox),
             names: Names::new(vocabulary.specials()),
             tokens: tokens.collect(),
             fault,
@@ -132,7 +155,9 @@ impl Template {
         if let Some(fault) = &self.fault {
             return Err(fault.clone());
         }
-        let messages = serde_json::to_value(messages).map_err(|e| Failure::refused("messages", "JSON", e))?;
+        let mut messages =
+            serde_json::to_value(messages).map_err(|e| Failure::refused("messages", "JSON", e))?;
+        message_form::convert(&mut messages, &self.source, &self.names.specials);
         let tools = if tools.is_empty() { Value::Null } else { Value::Array(tools.to_vec()) };
         let values = [&messages, &tools].into_iter().chain(extra.values());
         let guard = Guard::new(&self.names, values, &self.source).ok_or_else(|| {
@@ -155,7 +180,8 @@ impl Template {
 }
 
 fn run(job: &RenderJob, sandbox: Option<&dyn Sandbox>) -> Result<String, Failure> {
-    match (sandbox, &*BUILTIN) {
+    let builtin = Builtin::of_source(job.source).unwrap_or(&BUILTINS[0]);
+    match (sandbox, &*builtin.compiled) {
         (Some(sandbox), _) => sandbox.run(job),
         (None, Ok(builtin)) => builtin.render(job.sentinel, job.context, &mut Budget::none()),
         (None, Err(failure)) => Err(failure.clone()),
@@ -171,7 +197,7 @@ const CHECK_TIME: Duration = Duration::from_millis(1500);
 /// The source is too long or too deeply nested, does not parse, exceeds a limit, or takes more than 1.5 s. A template that
 /// refuses this conversation is usable.
 pub fn check(source: &str, sandbox: &dyn Sandbox) -> Result<(), Failure> {
-    if source == KIMI {
+    if Builtin::of_source(source).is_some() {
         return Ok(());
     }
     let mut context = Map::new();
