@@ -234,7 +234,7 @@ impl Transcript {
 mod tests {
     use super::*;
     use crate::chat::store::{Attachment, Author};
-    use crate::generation::reply_parser::ReplyParser;
+    use crate::generation::reply_parser::{Markup, ReplyParser};
 
     fn text(transcript: &Transcript) -> Vec<String> {
         let row = |r: &TextRow| r.iter().map(|s| s.text.as_str()).collect::<String>().trim_end().to_owned();
@@ -267,7 +267,7 @@ mod tests {
     fn reasoning_is_folded_and_unfolded() {
         let mut t = Transcript::default();
         t.show(&chat(&[(Author::User, "q"), (Author::Assistant, "")]));
-        let mut parser = ReplyParser::new(Vec::new(), true, false);
+        let mut parser = ReplyParser::new(Markup::Kimi, Vec::new(), true, false);
         for piece in ["<thi", "nk>", "a b", "\nc</th", "ink>", "\n\n**x**"] {
             parser.push(piece).iter().for_each(|event| t.push_event(event));
             t.arrange(40, 20);

@@ -7,7 +7,7 @@ use crate::generation::detokenizer::Detokenizer;
 use crate::generation::draft::DraftCounts;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::generate::{FinishReason, Request, generate};
-use crate::generation::reply_parser::{ReplyEvent, ReplyParser, join_reasoning};
+use crate::generation::reply_parser::{Markup, ReplyEvent, ReplyParser, join_reasoning};
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::handle::{EngineHandle, SessionHandle};
 use crate::runtime::session::Prefill;
@@ -87,7 +87,7 @@ struct SplitReply {
 
 impl SplitReply {
     fn new(in_reasoning: bool) -> Self {
-        let parser = ReplyParser::new(Vec::new(), true, in_reasoning);
+        let parser = ReplyParser::new(Markup::Kimi, Vec::new(), true, in_reasoning);
         SplitReply { parser, reasoning: String::new(), text: String::new() }
     }
 

@@ -5,7 +5,7 @@ use super::endpoint::{Endpoint, EndpointArgs, ReplySummary};
 use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
-use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
+use crate::generation::reply_parser::{Markup, ReplyEvent, ReplyParser};
 use crate::prefix_cache::PrefixSource;
 use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::session::Prefill;
@@ -60,7 +60,7 @@ impl ChatModel for RemoteModel {
         let start = Instant::now();
         let (mut first, mut tokens, mut rate) = (None, 0, 0.0);
         // Endpoints without a parser of their own send reasoning as text with markup.
-        let mut parser = ReplyParser::new(Vec::new(), true, false);
+        let mut parser = ReplyParser::new(Markup::Kimi, Vec::new(), true, false);
         let on = &mut |event: Option<ReplyEvent>| {
             let Some(event) = event else { return on_event(ModelEvent::Waiting) };
             tokens += 1;

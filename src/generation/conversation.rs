@@ -3,7 +3,7 @@
 //! Replies keep their generated ids, because encoding their text again may give other ids, and the session's state
 //! could then not be reused. Next: [`crate::runtime::chat_template`].
 
-use super::reply_parser::opens_reasoning;
+use super::reply_parser::{REASONING_TAGS, opens_reasoning};
 use crate::runtime::chat_template::explain;
 use crate::runtime::engine::EngineBase;
 use anyhow::{Context as _, Result};
@@ -47,7 +47,9 @@ impl Conversation {
     /// Adds the reply to the last prompt: its text and its generated ids.
     pub fn reply(&mut self, text: &str, ids: &[u32]) {
         self.say("assistant", text);
-        self.text.push_str(text);
+        // The prompt may have opened the reasoning already.
+        let opened = if self.opens_reasoning() { text.strip_prefix(REASONING_TAGS[0]) } else { None };
+        self.text.push_str(opened.unwrap_or(text));
         self.ids.extend_from_slice(ids);
         self.mark();
     }

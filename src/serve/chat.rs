@@ -1,8 +1,8 @@
 //! `/v1/chat/completions`: generates the next message of a conversation, whole or as server-sent events.
 
 use super::api::chat::{
-    Answer, ChatBody, ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatLogprobs, ChatRequest,
-    ChunkChoice, FunctionCall, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
+    Answer, ChatBody, ChatChoice, ChatChunk, ChatCompletion, ChatDelta, ChatLogprobs, ChatMessage,
+    ChatRequest, ChunkChoice, FunctionCall, FunctionDelta, TokenLogprob, ToolCall, ToolCallDelta,
 };
 use super::api::files::FileCitation;
 use super::api::generation::{Generation, StopStrings};
@@ -19,6 +19,7 @@ use super::reply::{ParsedEvent, ReplyPart, TrackedReply};
 use super::sse::{Outbox, StreamEncoder, respond};
 use super::submit::{EngineRequest, PreparedChat, prompt_namespace, submit_chat};
 use super::tenant::Tenant;
+use super::tool_grammar::CallMarkup;
 use super::trace::MissCell;
 use super::usage::{FINGERPRINT, ResponseMeta, timings, usage};
 use super::{files, tools, upstream, validate};
@@ -109,13 +110,18 @@ pub fn prepare_chat(
         }
     };
     let top = validate::top_logprobs(request)?;
-    let tools = tools::Plan::new(request, &app.notices)?;
+    let markup = CallMarkup::of(ready.template(), ready.tokenizer().specials());
+    let tools = tools::Plan::new(request, &app.notices, &markup)?;
+    let calls = |message: &ChatMessage| message.tool_calls.as_ref().map_or(0, Vec::len);
+    let earlier_calls = request.messages.iter().map(calls).sum();
     let param = if tools.declared.is_empty() { "response_format" } else { "tools" };
     let grammar = tools.grammar.as_ref().map(|g| app.compile(g, param, cancelled)).transpose()?;
     let EncodedPrompt { tokens, snapshot_lengths, question, outline, in_reasoning } =
-        encode(app, request, &tools.declared, (tenant, files))?;
+        encode(app, request, &tools, (tenant, files))?;
     let has_reasoning = REASONING_TAGS.iter().any(|tag| ready.template().mentions(tag));
-    let parser = ReplyParser::new(tools.names, has_reasoning, in_reasoning).constrained(tools.constrained);
+    let parser = ReplyParser::new(markup.markup, tools.callable, has_reasoning, in_reasoning)
+        .constrained(tools.constrained)
+        .numbered_from(earlier_calls);
     let mut engine_request = validate::engine_request(app, ready, tokens, generation, grammar.as_ref())?;
     if let Some(files) = files.filter(|_| grammar.is_none() && tools.declared.is_empty()) {
         let index = files.quote_index(ready.tokenizer(), ready.engine.config.vocab);
@@ -128,8 +134,10 @@ pub fn prepare_chat(
 
 /// Returns the number of tokens of a conversation's prompt.
 pub fn prompt_len(app: &App, request: &mut ChatRequest, tenant: Tenant) -> Result<usize, ApiError> {
-    let tools = tools::Plan::new(request, &app.notices)?;
-    encode(app, request, &tools.declared, (tenant, None)).map(|prompt| prompt.tokens.len())
+    let ready = app.ready()?;
+    let markup = CallMarkup::of(ready.template(), ready.tokenizer().specials());
+    let tools = tools::Plan::new(request, &app.notices, &markup)?;
+    encode(app, request, &tools, (tenant, None)).map(|prompt| prompt.tokens.len())
 }
 
 /// The prompt of a conversation.
@@ -148,13 +156,18 @@ struct EncodedPrompt {
 fn encode(
     app: &App,
     request: &mut ChatRequest,
-    tools: &[Value],
+    plan: &tools::Plan,
     (tenant, files): (Tenant, Option<&FileSet>),
 ) -> Result<EncodedPrompt, ApiError> {
+    let tools = &plan.declared[..];
     let ready = app.ready()?;
     app.check_model(request.model.as_deref())?;
     let messages = validate::messages(std::mem::take(&mut request.messages))?;
-    let extra = template_variables(app, ready, request);
+    let mut extra = template_variables(app, ready, request);
+    // A grammar applies from the first token, so a template that opens the reasoning must not.
+    if plan.grammar.is_some() && ready.template().mentions("enable_thinking") {
+        extra.entry("enable_thinking").or_insert(false.into());
+    }
     let (rendered, tools_end, exact) = render(ready, &messages, tools, &extra)?;
     let tokenizer = ready.tokenizer();
     let replied = messages.iter().any(|m| m.role == "assistant");

@@ -1,13 +1,14 @@
-//! Converts a request's tools and response format to template variables, names for the parser, and a grammar.
+//! Converts a request's tools and response format to template variables, functions for the parser, and a grammar.
 
 use super::api::chat::ChatRequest;
 use super::api::tools::{FunctionSpec, GuidedDecoding, ResponseFormat, Tool, ToolChoice};
 use super::errors::{ApiError, quoted};
 use super::notices::Notices;
+use super::tool_grammar::{CallMarkup, Calls, lark};
 use crate::generation::grammar::bounds::Totals;
-use crate::generation::grammar::{self, Grammar, with_white_space};
+use crate::generation::grammar::{self, Grammar};
+use crate::generation::reply_parser::CallableTool;
 use serde_json::{Value, json};
-use std::fmt::Write;
 
 /// Maximum number of tools per request.
 const MAX_TOOLS: usize = 128;
@@ -17,25 +18,16 @@ const MAX_TOOLS: usize = 128;
 pub struct Plan {
     /// Tool declarations for the chat template.
     pub declared: Vec<Value>,
-    /// Names of the callable functions.
-    pub names: Vec<String>,
+    /// The callable functions, for the parser of the reply.
+    pub callable: Vec<CallableTool>,
     /// Grammar that the reply must match.
     pub grammar: Option<Grammar>,
     /// The grammar guarantees that calls are valid.
     pub constrained: bool,
 }
 
-/// The calls that a reply may or must have.
-#[derive(Clone, Debug, PartialEq)]
-enum Calls {
-    None,
-    /// The model decides whether to call.
-    Free,
-    Some,
-}
-
 impl Plan {
-    pub fn new(request: &ChatRequest, notices: &Notices) -> Result<Self, ApiError> {
+    pub fn new(request: &ChatRequest, notices: &Notices, markup: &CallMarkup) -> Result<Self, ApiError> {
         let mut raw = request.tools.clone().unwrap_or_default();
         super::validate::within("tools", raw.len(), 0, MAX_TOOLS)?;
         if !matches!(&request.tool_choice, Some(ToolChoice::Mode(mode)) if mode == "required") {
@@ -57,14 +49,16 @@ impl Plan {
         }
         let several = request.parallel_tool_calls.unwrap_or(true);
         let bound = calls == Calls::Some || !several || functions.iter().any(|f| f.strict == Some(true));
-        let names = functions.iter().map(|f| f.name.clone()).collect();
+        let callable =
+            |f: &FunctionSpec| CallableTool { name: f.name.clone(), parameters: f.parameters.clone() };
+        let callable = functions.iter().map(callable).collect();
         let constrained = bound || format.is_some();
         if constrained {
             check_parameters(&raw, &functions)?;
         }
-        let lark = || lark(&functions, &calls, several, format.as_ref()).map(Grammar::Lark);
+        let lark = || lark(markup, &functions, (&calls, several), format.as_ref()).map(Grammar::Lark);
         let grammar = constrained.then(lark).transpose()?;
-        Ok(Plan { declared: raw, names, grammar, constrained })
+        Ok(Plan { declared: raw, callable, grammar, constrained })
     }
 }
 
@@ -220,49 +214,4 @@ fn gbnf(text: &str, place: &str) -> Result<Option<Grammar>, ApiError> {
 fn bounded(grammar: Grammar, place: &str) -> Result<Option<Grammar>, ApiError> {
     grammar.check().map_err(|e| ApiError::invalid(place, e))?;
     Ok(Some(grammar))
-}
-
-/// Returns a Lark grammar for tool calls in Kimi's markup, with text or JSON as an alternative if calls are optional.
-fn lark(
-    functions: &[FunctionSpec],
-    calls: &Calls,
-    several: bool,
-    format: Option<&Grammar>,
-) -> Result<String, ApiError> {
-    let mut text = String::new();
-    let answer = match format {
-        None => "prose",
-        Some(Grammar::Schema(_)) => "json",
-        Some(_) => {
-            let why = "a grammar is not supported with tools; remove one or set tool_choice to none";
-            return Err(ApiError::unsupported("response_format", why));
-        }
-    };
-    // Writing to a String does not fail.
-    let _ = match (calls, answer) {
-        (Calls::Some, _) => writeln!(text, "start: section"),
-        (_, "prose") => writeln!(text, "start: prose section?\nprose: /(.|\\n)*/"),
-        _ => writeln!(text, "start: section | json"),
-    };
-    if let (false, Some(Grammar::Schema(schema))) = (*calls == Calls::Some, format) {
-        let _ = writeln!(text, "json: %json {}", with_white_space(schema));
-    }
-    let names: Vec<String> = (0..functions.len()).map(|i| format!("call_{i}")).collect();
-    let repeat = if several { "+" } else { "" };
-    let _ = writeln!(
-        text,
-        "section: <|tool_calls_section_begin|> call{repeat} <|tool_calls_section_end|>\ncall: {}",
-        names.join(" | ")
-    );
-    for (i, function) in functions.iter().enumerate() {
-        let any = json!({ "type": "object" });
-        let schema = with_white_space(function.parameters.as_ref().unwrap_or(&any));
-        let head = Value::String(format!("functions.{}:", function.name));
-        let _ = writeln!(
-            text,
-            "call_{i}: <|tool_call_begin|> {head} /[0-9]{{1,3}}/ <|tool_call_argument_begin|> args_{i} <|tool_call_end|>\n\
-             args_{i}: %json {schema}"
-        );
-    }
-    Ok(text)
 }

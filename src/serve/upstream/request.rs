@@ -5,13 +5,14 @@ use super::UpstreamModel;
 use super::reply::{ExpectedReply, UpstreamRequest};
 use crate::client::endpoint::stream::max_stream_bytes;
 use crate::generation::grammar::Grammar;
-use crate::generation::reply_parser::ReplyParser;
+use crate::generation::reply_parser::{Markup, ReplyParser};
 use crate::io::units::shortest_decimal;
 use crate::serve::api::chat::ChatRequest;
 use crate::serve::api::generation::Generation;
 use crate::serve::api::tools::ToolChoice;
 use crate::serve::app::App;
 use crate::serve::errors::{ApiError, quoted};
+use crate::serve::tool_grammar::CallMarkup;
 use crate::serve::{tools, validate};
 use serde_json::{Map, Value, json};
 
@@ -33,7 +34,7 @@ pub fn prepare(
     let replies = validate::within("n", generation.n.unwrap_or(1), 1, validate::MAX_REPLIES)?;
     let stops = validate::stops(generation)?;
     let top = validate::top_logprobs(request)?;
-    let plan = tools::Plan::new(request, &app.notices)?;
+    let plan = tools::Plan::new(request, &app.notices, &CallMarkup::default())?;
     let mut body = Map::new();
     body.insert("model".to_owned(), upstream.name().into());
     let messages = validate::messages(std::mem::take(&mut request.messages))?;
@@ -71,7 +72,7 @@ pub fn prepare(
     // This server's own replies have no markup left.
     let parser = match upstream.engine() {
         "kimi" => ReplyParser::default(),
-        _ => ReplyParser::new(plan.names, true, false),
+        _ => ReplyParser::new(Markup::Kimi, plan.callable, true, false),
     };
     Ok(UpstreamRequest {
         body: Value::Object(body).to_string(),

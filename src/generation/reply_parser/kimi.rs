@@ -1,4 +1,4 @@
-//! Parses Kimi's markup while a reply streams: reasoning between `<think>` and `</think>`, and tool calls:
+//! Parses Kimi's markup: reasoning between `<think>` and `</think>`, and tool calls:
 //! ```text
 //! <|tool_calls_section_begin|><|tool_call_begin|>functions.NAME:0<|tool_call_argument_begin|>{...}<|tool_call_end|>
 //! <|tool_calls_section_end|>
@@ -6,79 +6,22 @@
 //! Models also write the section's tokens in the singular, omit the section, and call inside their reasoning. A call is
 //! emitted when it is complete, because events cannot be retracted: an invalid call (unknown tool, arguments that are not
 //! a JSON object, no end) is emitted as text. If a grammar guarantees valid calls, their arguments are emitted as they
-//! arrive. Reasoning is recognised at the start of a reply only, so that an answer can quote its tags. The server and the
-//! chat models share this parser; it does no I/O.
+//! arrive.
 
-use super::detokenizer::overlap;
+use super::{CallableTool, ReplyEvent, THINK_BEGIN, THINK_END, emit, may_open_reasoning};
+use crate::generation::detokenizer::overlap;
 use serde_json::{Map, Value};
-use std::borrow::Cow;
 
 const SECTION_BEGIN: [&str; 2] = ["<|tool_calls_section_begin|>", "<|tool_call_section_begin|>"];
 const SECTION_END: [&str; 2] = ["<|tool_calls_section_end|>", "<|tool_call_section_end|>"];
 const CALL_BEGIN: &str = "<|tool_call_begin|>";
 const ARGUMENTS: &str = "<|tool_call_argument_begin|>";
 const CALL_END: &str = "<|tool_call_end|>";
-const THINK_BEGIN: &str = "<think>";
-const THINK_END: &str = "</think>";
-/// The tags around reasoning. A template that mentions one belongs to a model that reasons.
-pub const REASONING_TAGS: [&str; 2] = [THINK_BEGIN, THINK_END];
-
-/// A parsed part of a reply. The events of a tool call follow each other without other events between them.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ReplyEvent {
-    /// More text of the reasoning.
-    Reasoning(String),
-    /// More text of the answer.
-    Text(String),
-    /// The start of a tool call: its id and the name of the function.
-    ToolCallBegin { id: String, name: String },
-    /// More arguments of the tool call, as JSON text.
-    ToolCallArguments(String),
-    /// The end of the tool call; missing if the reply ends inside its arguments.
-    ToolCallEnd,
-}
-
-impl ReplyEvent {
-    /// Appends the event's text to the reasoning or the answer so far.
-    pub fn append_to(&self, reasoning: &mut String, text: &mut String) {
-        match self {
-            ReplyEvent::Reasoning(more) => reasoning.push_str(more),
-            ReplyEvent::Text(more) => text.push_str(more),
-            ReplyEvent::ToolCallBegin { .. } | ReplyEvent::ToolCallArguments(_) | ReplyEvent::ToolCallEnd => {
-            }
-        }
-    }
-}
-
-/// Whether a prompt ends with an open reasoning tag, so that the reply begins inside the reasoning.
-pub fn opens_reasoning(prompt: &str) -> bool {
-    prompt.trim_end().ends_with(THINK_BEGIN)
-}
-
-/// Splits a complete reply without tool calls into reasoning and answer.
-pub fn split_reasoning(reply: &str) -> (String, String) {
-    let mut parser = ReplyParser::new(Vec::new(), true, false);
-    let (mut reasoning, mut text) = (String::new(), String::new());
-    for event in parser.push(reply).into_iter().chain(parser.finish()) {
-        event.append_to(&mut reasoning, &mut text);
-    }
-    (reasoning, text)
-}
-
-/// Joins reasoning and answer with the model's markup, as [`split_reasoning`] expects them.
-pub fn join_reasoning<'t>(reasoning: &str, text: &'t str) -> Cow<'t, str> {
-    match (reasoning, text) {
-        ("", text) => Cow::Borrowed(text),
-        (reasoning, "") => Cow::Owned(format!("{THINK_BEGIN}{reasoning}")),
-        (reasoning, text) => Cow::Owned(format!("{THINK_BEGIN}{reasoning}{THINK_END}{text}")),
-    }
-}
-
-/// An incremental parser of a reply.
+/// An incremental parser of a reply in Kimi's markup.
 #[derive(Clone, Debug, Default)]
-pub struct ReplyParser {
-    /// Names of callable tools; if empty, calls are text.
-    tools: Vec<String>,
+pub struct KimiParser {
+    /// If empty, calls are text.
+    tools: Vec<CallableTool>,
     /// A grammar guarantees that calls are valid.
     constrained: bool,
     /// The model marks its reasoning with tags.
@@ -105,27 +48,24 @@ enum MarkupState {
     Arguments(bool),
 }
 
-impl ReplyParser {
-    /// Starts a reply. `in_reasoning`: the prompt already opened the reasoning tag.
-    pub fn new(tools: Vec<String>, has_reasoning: bool, in_reasoning: bool) -> Self {
-        ReplyParser { tools, has_reasoning, in_reasoning, begun: in_reasoning, ..Default::default() }
+impl KimiParser {
+    pub(super) fn new(tools: Vec<CallableTool>, has_reasoning: bool, in_reasoning: bool) -> Self {
+        KimiParser { tools, has_reasoning, in_reasoning, begun: in_reasoning, ..Default::default() }
     }
 
     /// Sets whether a grammar guarantees valid calls.
-    pub fn constrained(self, constrained: bool) -> Self {
-        ReplyParser { constrained, ..self }
+    pub(super) fn constrained(self, constrained: bool) -> Self {
+        KimiParser { constrained, ..self }
     }
 
-    /// Parses more text and returns the events that are certain.
-    pub fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
+    pub(super) fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
         self.pending.push_str(text);
         let mut events = Vec::new();
         while self.parse_next(&mut events) {}
         events
     }
 
-    /// Ends the reply and returns pending text.
-    pub fn finish(&mut self) -> Vec<ReplyEvent> {
+    pub(super) fn finish(&mut self) -> Vec<ReplyEvent> {
         let mut events = Vec::new();
         let rest = std::mem::take(&mut self.pending);
         match self.state {
@@ -179,7 +119,7 @@ impl ReplyParser {
             MarkupState::Prose => {
                 if self.in_reasoning {
                     markers.push(THINK_END);
-                } else if self.has_reasoning && !self.begun && self.may_open_reasoning() {
+                } else if self.has_reasoning && !self.begun && may_open_reasoning(&self.pending) {
                     markers.push(THINK_BEGIN);
                 }
                 if !self.tools.is_empty() {
@@ -200,12 +140,6 @@ impl ReplyParser {
             }
         }
         markers
-    }
-
-    /// Whether the pending text is white space and a reasoning tag, or may become that.
-    fn may_open_reasoning(&self) -> bool {
-        let start = self.pending.trim_start();
-        start.starts_with(THINK_BEGIN) || THINK_BEGIN.starts_with(start)
     }
 
     fn enter(&mut self, marker: &'static str, events: &mut Vec<ReplyEvent>) {
@@ -232,16 +166,8 @@ impl ReplyParser {
     }
 
     fn emit(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
-        if text.is_empty() {
-            return;
-        }
         self.begun |= !text.trim().is_empty();
-        match events.last_mut() {
-            Some(ReplyEvent::Reasoning(last)) if self.in_reasoning => last.push_str(text),
-            Some(ReplyEvent::Text(last)) if !self.in_reasoning => last.push_str(text),
-            _ if self.in_reasoning => events.push(ReplyEvent::Reasoning(text.to_owned())),
-            _ => events.push(ReplyEvent::Text(text.to_owned())),
-        }
+        emit(text, self.in_reasoning, events);
     }
 
     /// Handles text of a section outside its calls; white space is dropped.
@@ -284,7 +210,7 @@ impl ReplyParser {
         let (id, arguments) = text.split_once(ARGUMENTS)?;
         let (id, name) = split_id(id);
         let arguments = if arguments.trim().is_empty() { "{}" } else { arguments };
-        let known = self.tools.iter().any(|tool| tool == name);
+        let known = self.tools.iter().any(|tool| tool.name == name);
         let whole = serde_json::from_str::<Map<String, Value>>(arguments).is_ok();
         (known && whole).then_some((id, name, arguments))
     }
@@ -307,26 +233,20 @@ fn add_arguments(text: &str, events: &mut Vec<ReplyEvent>) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tests::rendered;
     use super::*;
 
     const CALL: &str =
         "<|tool_call_begin|>functions.add:0<|tool_call_argument_begin|>{\"a\": 1}<|tool_call_end|>";
 
-    fn rendered(events: Vec<ReplyEvent>) -> String {
-        let show = |event| match event {
-            ReplyEvent::Text(text) => text,
-            ReplyEvent::Reasoning(text) => format!("({text})"),
-            ReplyEvent::ToolCallBegin { id, name } => format!("[{id} {name} "),
-            ReplyEvent::ToolCallArguments(text) => text,
-            ReplyEvent::ToolCallEnd => "]".to_owned(),
-        };
-        events.into_iter().map(show).collect()
+    fn add() -> Vec<CallableTool> {
+        vec![CallableTool { name: "add".into(), parameters: None }]
     }
 
     /// Parses the text in chunks of several sizes, which must not change the result.
     fn check(text: &str, expected: &str) {
         for step in [1, 2, 3, 7, 1000] {
-            let mut parser = ReplyParser::new(vec!["add".into()], true, false);
+            let mut parser = KimiParser::new(add(), true, false);
             let chars: Vec<char> = text.chars().collect();
             let mut events = Vec::new();
             for part in chars.chunks(step) {
@@ -359,8 +279,8 @@ mod tests {
 
     #[test]
     fn arguments_of_constrained_calls_are_streamed() {
-        let rendered_call = |parser: &mut ReplyParser, text: &str| rendered(parser.push(text));
-        let mut parser = ReplyParser::new(vec!["add".into()], false, false).constrained(true);
+        let rendered_call = |parser: &mut KimiParser, text: &str| rendered(parser.push(text));
+        let mut parser = KimiParser::new(add(), false, false).constrained(true);
         assert_eq!(
             rendered_call(&mut parser, "x<|tool_calls_section_begin|><|tool_call_begin|>functions.a"),
             "x"
@@ -373,7 +293,7 @@ mod tests {
         assert_eq!(rendered_call(&mut parser, "call_end|><|tool_calls_section_end|>y"), "]y");
         let text = format!("a<|tool_calls_section_begin|>{CALL}{CALL}<|tool_calls_section_end|>b");
         for cut in 0..text.len() {
-            let mut parser = ReplyParser::new(vec!["add".into()], false, false).constrained(true);
+            let mut parser = KimiParser::new(add(), false, false).constrained(true);
             let all = rendered_call(&mut parser, &text[..cut]) + &rendered_call(&mut parser, &text[cut..]);
             let call = "[functions.add:0 add {\"a\": 1}]";
             assert_eq!(all, format!("a{call}{call}b"), "cut at {cut}");
@@ -388,21 +308,8 @@ mod tests {
         check(" \n<think>a</think> b", " \n(a) b");
         check("the tag <think>x</think>", "the tag <think>x</think>");
         check("<think>a</think><think>b</think>", "(a)<think>b</think>");
-        let mut open = ReplyParser::new(vec![], true, true);
+        let mut open = KimiParser::new(vec![], true, true);
         assert_eq!(rendered(open.push("x</think>y")), "(x)y");
-    }
-
-    #[test]
-    fn split_and_join_are_inverse() {
-        for (reply, reasoning, text) in [
-            ("<think>a b</think>\n\nc", "a b", "\n\nc"),
-            ("<think>cut", "cut", ""),
-            ("answer </think>", "", "answer </think>"),
-            ("", "", ""),
-        ] {
-            assert_eq!(split_reasoning(reply), (reasoning.to_owned(), text.to_owned()));
-            assert_eq!(join_reasoning(reasoning, text), reply);
-        }
     }
 
     #[test]
@@ -424,7 +331,7 @@ mod tests {
             "<|tool_calls_section_begin|>hm<|tool_calls_section_end|>",
             "<|tool_calls_section_begin|>hm<|tool_calls_section_end|>",
         );
-        let mut none = ReplyParser::new(vec![], false, false);
+        let mut none = KimiParser::new(vec![], false, false);
         assert_eq!(rendered(none.push(&format!("<think>{CALL}"))), format!("<think>{CALL}"));
     }
 }
