@@ -154,9 +154,10 @@ pub fn encode(
                 Some(all) => values.copy_from_slice(&all[row * cols..][..cols]),
                 None => loaded.decode(row, &mut values),
             }
-            if part.map == Transform::NegExp {
+            if let Transform::Exp | Transform::NegExp = part.map {
+                let sign = if part.map == Transform::Exp { 1.0 } else { -1.0 };
                 // Through f64: the nearest f32, whatever the platform's expf does.
-                values.iter_mut().for_each(|x| *x = -f64::from(*x).exp() as f32);
+                values.iter_mut().for_each(|x| *x = (sign * f64::from(*x).exp()) as f32);
             }
             if let Some(at) = values.iter().position(|x| !fits(*x, format)) {
                 let place = format!("{} value {at} of row {}", planned.name, first + row);

@@ -1,13 +1,18 @@
 //! Parses and validates the hyperparameters in a checkpoint's `config.json`.
 //!
 //! Every field that the file format or the graph depends on is required, bounded and checked against the others. A
-//! variant that this project does not run is an error that names the field. Next: `names`.
+//! variant that this project does not run is an error that names the field. Next: `ling`, which reads Ling's fields;
+//! `names`.
+
+pub(crate) mod ling;
+
+pub use ling::LingConfig;
 
 use crate::error::{Error, Result};
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
-/// The hyperparameters of a Kimi Linear checkpoint; counts are at least 1 unless said otherwise.
+/// The hyperparameters of a checkpoint; counts are at least 1 unless said otherwise.
 #[derive(Clone, Debug, PartialEq)]
 #[allow(missing_docs, reason = "the names are config.json's, or their obvious short forms")]
 pub struct CheckpointConfig {
@@ -38,17 +43,26 @@ pub struct CheckpointConfig {
     pub eps: f32,
     pub rope_theta: f32,
     pub context: u64,
-    /// For each layer from 0: true for MLA, false for KDA.
+    /// For each layer from 0, with MTP blocks at the end: true for MLA, false for KDA.
     pub full_attention: Vec<bool>,
     pub bos: Option<u32>,
     pub eos: Option<u32>,
     pub pad: Option<u32>,
     /// `[rows, columns]` of a weight that share one FP8 scale.
     pub fp8_block: [u64; 2],
+    pub family: Family,
+}
+
+/// The family of models, with the hyperparameters that only it has.
+#[derive(Clone, Debug, PartialEq)]
+#[allow(missing_docs, reason = "the names are the models'")]
+pub enum Family {
+    KimiLinear,
+    Ling(LingConfig),
 }
 
 impl CheckpointConfig {
-    /// Number of decoder layers (`num_hidden_layers`).
+    /// Number of decoder layers (`num_hidden_layers`) and MTP blocks.
     pub fn layers(&self) -> u64 {
         self.full_attention.len() as u64
     }
@@ -64,13 +78,28 @@ impl CheckpointConfig {
             return Err(Error::bad(path, "the file", "a JSON object", kind(&json)));
         };
         let c = Fields { path, prefix: "", map };
-        c.architecture()?;
+        let config = if c.is_ling()? { ling::parse(&c)? } else { c.kimi_linear()? };
+        c.contradictions(&config)?;
+        Ok(config)
+    }
+}
+
+/// A JSON object in the file, with its path.
+struct Fields<'a> {
+    path: &'a str,
+    prefix: &'a str,
+    map: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    fn kimi_linear(&self) -> Result<CheckpointConfig> {
+        let c = self;
         c.refuse_variants()?;
         let linear = c.object("linear_attn_config")?;
         let layers = c.count("num_hidden_layers", 1..=4096)?;
         let grouped = c.flag("use_grouped_topk", true)?;
         let groups = if grouped { c.count_or("num_expert_group", 1..=65536, 1)? } else { 1 };
-        let config = CheckpointConfig {
+        Ok(CheckpointConfig {
             vocab: c.count("vocab_size", 1..=1 << 28)?,
             hidden: c.count("hidden_size", 1..=1 << 20)?,
             intermediate: c.count("intermediate_size", 1..=1 << 22)?,
@@ -99,20 +128,10 @@ impl CheckpointConfig {
             eos: c.token("eos_token_id")?,
             pad: c.token("pad_token_id")?,
             fp8_block: c.quantization()?,
-        };
-        c.contradictions(&config)?;
-        Ok(config)
+            family: Family::KimiLinear,
+        })
     }
-}
 
-/// A JSON object in the file, with its path.
-struct Fields<'a> {
-    path: &'a str,
-    prefix: &'a str,
-    map: &'a Map<String, Value>,
-}
-
-impl<'a> Fields<'a> {
     fn bad(&self, field: &str, expected: impl std::fmt::Display, found: impl std::fmt::Display) -> Error {
         Error::bad(self.path, format_args!("{}{field}", self.prefix), expected, found)
     }
@@ -178,37 +197,48 @@ impl<'a> Fields<'a> {
         }
     }
 
-    fn architecture(&self) -> Result<()> {
+    /// Whether the checkpoint is Ling 3.0 rather than Kimi Linear. Ling 2.5 has the same model type.
+    fn is_ling(&self) -> Result<bool> {
         let named = self.get("architectures").and_then(|a| a.get(0)).and_then(Value::as_str);
         let model_type = self.get("model_type").and_then(Value::as_str);
-        if model_type == Some("kimi_linear")
-            || (model_type.is_none() && named == Some("KimiLinearForCausalLM"))
-        {
-            return Ok(());
+        match (model_type, named) {
+            (Some("kimi_linear"), _) | (None, Some("KimiLinearForCausalLM")) => Ok(false),
+            (Some("bailing_hybrid") | None, Some("BailingMoeV3ForCausalLM")) => Ok(true),
+            (Some("bailing_hybrid"), other) => {
+                Err(self.bad("architectures", "BailingMoeV3ForCausalLM", other.unwrap_or("nothing")))
+            }
+            (other, _) => {
+                let expected = "kimi_linear or bailing_hybrid";
+                Err(self.bad("model_type", expected, other.or(named).unwrap_or("nothing")))
+            }
         }
-        Err(self.bad("model_type", "kimi_linear", model_type.or(named).unwrap_or("nothing")))
     }
 
     /// Refuses values that the graph does not implement; an absent field has the supported value.
     fn refuse_variants(&self) -> Result<()> {
-        let only = [
+        self.refuse_others(&[
             ("hidden_act", Value::from("silu")),
             ("mla_use_nope", Value::from(true)),
             ("moe_layer_freq", Value::from(1)),
             ("moe_router_activation_func", Value::from("sigmoid")),
             ("num_nextn_predict_layers", Value::from(0)),
             ("tie_word_embeddings", Value::from(false)),
-        ];
-        for (field, value) in only {
-            match self.get(field) {
-                Some(found) if *found != value => return Err(self.bad(field, value, found)),
-                _ => (),
-            }
-        }
+        ])?;
         match self.get("q_lora_rank") {
             Some(found) => Err(self.bad("q_lora_rank", "null", found)),
             None => Ok(()),
         }
+    }
+
+    /// Refuses values other than these; an absent field has the supported value.
+    fn refuse_others(&self, only: &[(&str, Value)]) -> Result<()> {
+        for (field, value) in only {
+            match self.get(field) {
+                Some(found) if found != value => return Err(self.bad(field, value, found)),
+                _ => (),
+            }
+        }
+        Ok(())
     }
 
     /// Reads the 1-based lists of KDA and MLA layers, which must partition 1..=n.
@@ -257,22 +287,22 @@ impl<'a> Fields<'a> {
     }
 
     fn contradictions(&self, c: &CheckpointConfig) -> Result<()> {
+        let [groups, used] = match c.family {
+            Family::KimiLinear => ["num_expert_group", "num_experts_per_token"],
+            Family::Ling(_) => ["n_group", "num_experts_per_tok"],
+        };
         for (field, each) in [("num_experts", c.experts), ("num_attention_heads", c.heads)] {
             if c.layers() * each > 1 << 18 {
                 return Err(self.bad(field, "at most 262144 in all layers", c.layers() * each));
             }
         }
         if !c.experts.is_multiple_of(c.expert_groups) {
-            return Err(self.bad(
-                "num_expert_group",
-                format!("a divisor of {} experts", c.experts),
-                c.expert_groups,
-            ));
+            return Err(self.bad(groups, format!("a divisor of {} experts", c.experts), c.expert_groups));
         }
         let eligible = c.experts / c.expert_groups * c.expert_groups_used;
         if c.experts_used > eligible {
             let expected = format!("at most the {eligible} experts of the chosen groups");
-            return Err(self.bad("num_experts_per_token", expected, c.experts_used));
+            return Err(self.bad(used, expected, c.experts_used));
         }
         for (field, id) in [("bos_token_id", c.bos), ("eos_token_id", c.eos), ("pad_token_id", c.pad)] {
             if let Some(id) = id
@@ -327,7 +357,11 @@ pub(crate) mod tests {
     #[test]
     fn contradictions_are_refused_in_one_line() {
         let json = |text: &str| serde_json::from_str(text).unwrap();
-        refused("/model_type", json(r#""llama""#), "model_type: expected kimi_linear, found llama");
+        refused(
+            "/model_type",
+            json(r#""llama""#),
+            "model_type: expected kimi_linear or bailing_hybrid, found llama",
+        );
         refused(
             "/hidden_size",
             Value::Null,

@@ -3,12 +3,10 @@
 //! Two keys are specific to this project and are written only for models that llama.cpp's keys cannot express. Next:
 //! `vocabulary`, which adds the tokenizer's keys.
 
-use crate::config::CheckpointConfig;
+use crate::config::{CheckpointConfig, Family, LingConfig};
 use crate::mix::Mix;
 use models::gguf::{Array, Metadata, Value};
-
-/// The architecture, and the prefix of its keys.
-pub const ARCHITECTURE: &str = "kimi-linear";
+use models::{kimi_linear, ling};
 
 /// Value of `general.quantization_version` for ggml's current block layouts.
 const QUANTIZATION_VERSION: u32 = 2;
@@ -19,17 +17,21 @@ pub fn set_mix(metadata: &mut Metadata, mix: Mix) {
     metadata.set("general.quantization_version", Value::U32(QUANTIZATION_VERSION));
 }
 
-/// The `general.` and `kimi-linear.` keys of a checkpoint called `name`.
+/// The keys of a checkpoint called `name`: `general.` and those of its architecture.
 pub fn metadata(c: &CheckpointConfig, name: &str, mix: Mix) -> Metadata {
     let text = |s: &str| Value::String(s.to_owned());
     let mut m = Metadata::default();
-    m.set("general.architecture", text(ARCHITECTURE));
+    let architecture = match c.family {
+        Family::KimiLinear => kimi_linear::ARCHITECTURE,
+        Family::Ling(_) => ling::ARCHITECTURE,
+    };
+    m.set("general.architecture", text(architecture));
     m.set("general.type", text("model"));
     m.set("general.name", text(name));
     set_mix(&mut m, mix);
     for (key, number) in counts(c) {
         m.set(
-            &format!("{ARCHITECTURE}.{key}"),
+            &format!("{architecture}.{key}"),
             Value::U32(u32::try_from(number).expect("bounded by CheckpointConfig::parse")),
         );
     }
@@ -39,13 +41,37 @@ pub fn metadata(c: &CheckpointConfig, name: &str, mix: Mix) -> Metadata {
         ("rope.freq_base", c.rope_theta),
     ];
     for (key, number) in floats {
-        m.set(&format!("{ARCHITECTURE}.{key}"), Value::F32(number));
+        m.set(&format!("{architecture}.{key}"), Value::F32(number));
     }
-    m.set(&format!("{ARCHITECTURE}.expert_weights_norm"), Value::Bool(c.expert_normalize));
+    m.set(&format!("{architecture}.expert_weights_norm"), Value::Bool(c.expert_normalize));
     // Zero marks a KDA layer; the latent of an MLA layer is one head wide.
     let kv_heads = c.full_attention.iter().map(|full| i32::from(*full)).collect();
-    m.set(&format!("{ARCHITECTURE}.attention.head_count_kv"), Value::Array(Array::I32(kv_heads)));
+    m.set(&format!("{architecture}.attention.head_count_kv"), Value::Array(Array::I32(kv_heads)));
+    if let Family::Ling(ling) = &c.family {
+        set_ling(&mut m, architecture, ling);
+    }
     m
+}
+
+fn set_ling(m: &mut Metadata, architecture: &str, ling: &LingConfig) {
+    let mut set = |key: &str, value| m.set(&format!("{architecture}.{key}"), value);
+    set("kda.safe_gate", Value::Bool(true));
+    set("kda.gate_lower_bound", Value::F32(ling.gate_lower_bound));
+    let count = |n: u64| Value::U32(u32::try_from(n).expect("bounded by CheckpointConfig::parse"));
+    set("expert_shared_feed_forward_length", count(ling.shared_intermediate));
+    if let Some(rank) = ling.q_lora {
+        set("attention.q_lora_rank", count(rank));
+    }
+    if ling.mtp_blocks > 0 {
+        set("nextn_predict_layers", count(ling.mtp_blocks));
+    }
+    for (key, limits) in
+        [("swiglu_clamp_exp", &ling.expert_clamp), ("swiglu_clamp_shexp", &ling.shared_clamp)]
+    {
+        if !limits.is_empty() {
+            set(key, Value::Array(Array::F32(limits.clone())));
+        }
+    }
 }
 
 fn counts(c: &CheckpointConfig) -> Vec<(&'static str, u64)> {
@@ -85,7 +111,9 @@ fn counts(c: &CheckpointConfig) -> Vec<(&'static str, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::ling::tests::parsed;
     use crate::config::tests::{OFFICIAL, with};
+    use serde_json::json;
 
     fn of(text: &str) -> Metadata {
         metadata(
@@ -114,6 +142,23 @@ mod tests {
             panic!()
         };
         assert_eq!((kinds.len(), kinds.iter().sum::<i32>(), kinds[3], kinds[26]), (27, 7, 1, 1));
+    }
+
+    #[test]
+    fn ling_has_keys_of_its_own() {
+        let fields = json!({"num_nextn_predict_layers": 1, "share_expert_swiglu_limit_list": [0, 5]});
+        let m = metadata(&parsed(&fields).unwrap(), "n", Mix::from_name("Q4_K_M").unwrap());
+        let get = |key: &str| m.get(&format!("bailingmoe3.{key}"));
+        assert_eq!(get("block_count"), Some(&Value::U32(25)));
+        assert_eq!(get("nextn_predict_layers"), Some(&Value::U32(1)));
+        assert_eq!(get("attention.q_lora_rank"), Some(&Value::U32(256)));
+        assert_eq!(get("kda.gate_lower_bound"), Some(&Value::F32(-5.0)));
+        assert_eq!(get("expert_group_used_count"), Some(&Value::U32(4)));
+        assert_eq!(get("swiglu_clamp_exp"), None);
+        let Some(Value::Array(Array::F32(limits))) = get("swiglu_clamp_shexp") else { panic!() };
+        assert_eq!((limits.len(), &limits[..3]), (25, &[0.0, 5.0, 0.0][..]));
+        let Some(Value::Array(Array::I32(kinds))) = get("attention.head_count_kv") else { panic!() };
+        assert_eq!((kinds.len(), kinds.iter().sum::<i32>(), kinds[24]), (25, 7, 1));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use kernels::quant::Format;
 
 /// Tensors that are never stored below Q8_0. They are a thousandth of the bytes, and their errors accumulate in the
 /// recurrent state or the latent cache. `llama-quantize` quantizes them like the rest.
-const SENSITIVE_TENSORS: [&str; 8] = [
+const SENSITIVE_TENSORS: [&str; 9] = [
+    "attn_gate.weight",
     "ssm_beta.weight",
     "ssm_f_a.weight",
     "ssm_f_b.weight",

@@ -1,9 +1,11 @@
 //! Maps checkpoint tensors to GGUF tensors, from the hyperparameters alone.
 //!
 //! A GGUF tensor is a concatenation of [`RowRange`]s: a plain tensor has one, a stack of experts one per expert, and each half
-//! of `kv_b_proj` one per head. Next: `mix`, which chooses the formats.
+//! of `kv_b_proj` one per head. Next: `ling`, the tensors of that family; `mix`, which chooses the formats.
 
-use crate::config::CheckpointConfig;
+mod ling;
+
+use crate::config::{CheckpointConfig, Family};
 
 /// A GGUF tensor whose format is not chosen yet.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,7 +38,9 @@ pub struct RowRange {
 pub enum Transform {
     /// The values are kept as they are.
     Copy,
-    /// `-exp(x)` in f32: `A_log` to `ssm_a`.
+    /// `exp(x)` in f32: Ling's `A_log` to `ssm_a`.
+    Exp,
+    /// `-exp(x)` in f32: Kimi's `A_log` to `ssm_a`.
     NegExp,
     /// Source `[rows, cols]` becomes `cols` output rows of `rows` values: `k_b` for absorbed attention.
     Transpose,
@@ -90,21 +94,23 @@ impl LatentProjection {
 /// The tensors of the GGUF file, in order.
 pub fn tensor_specs(c: &CheckpointConfig) -> Vec<TensorSpec> {
     let mut list = List(Vec::new());
-    list.matrix("token_embd.weight", "model.embed_tokens.weight", c.hidden, c.vocab);
+    let (embedding, tied) = match &c.family {
+        Family::KimiLinear => ("model.embed_tokens.weight", false),
+        Family::Ling(ling) => ("model.word_embeddings.weight", ling.tied),
+    };
+    list.matrix("token_embd.weight", embedding, c.hidden, c.vocab);
     for (layer, full) in c.full_attention.iter().enumerate() {
         let (out, input) = (format!("blk.{layer}."), format!("model.layers.{layer}."));
         let mut layer_list = LayerSpecs { list: &mut list, c, out, input };
-        layer_list.vector("attn_norm.weight", "input_layernorm.weight", c.hidden);
-        if *full {
-            layer_list.mla()
-        } else {
-            layer_list.kda()
+        match &c.family {
+            Family::KimiLinear => layer_list.kimi(layer as u64, *full),
+            Family::Ling(ling) => layer_list.ling(ling, layer as u64, *full),
         }
-        layer_list.vector("ffn_norm.weight", "post_attention_layernorm.weight", c.hidden);
-        if (layer as u64) < c.dense_layers { layer_list.dense() } else { layer_list.moe() }
     }
     list.whole("output_norm.weight".into(), "model.norm.weight".into(), vec![c.hidden]);
-    list.matrix("output.weight", "lm_head.weight", c.hidden, c.vocab);
+    if !tied {
+        list.matrix("output.weight", "lm_head.weight", c.hidden, c.vocab);
+    }
     list.0
 }
 
@@ -144,19 +150,35 @@ impl LayerSpecs<'_> {
         self.list.whole(name, source, vec![rows, cols]);
     }
 
-    fn kda(&mut self) {
-        let (hidden, heads, dim) = (self.c.hidden, self.c.kda_heads, self.c.kda_dim);
-        let all = heads * dim;
+    fn kimi(&mut self, layer: u64, full: bool) {
+        self.vector("attn_norm.weight", "input_layernorm.weight", self.c.hidden);
+        if full {
+            self.mla()
+        } else {
+            self.kda()
+        }
+        self.vector("ffn_norm.weight", "post_attention_layernorm.weight", self.c.hidden);
+        if layer < self.c.dense_layers { self.dense() } else { self.moe() }
+    }
+
+    /// The projections of q, k and v, of `all` channels, and their short convolutions.
+    fn qkv(&mut self, attention: &str, hidden: u64, all: u64) {
         for which in ["q", "k", "v"] {
-            self.matrix(&format!("attn_{which}"), &format!("self_attn.{which}_proj"), hidden, all);
+            self.matrix(&format!("attn_{which}"), &format!("{attention}{which}_proj"), hidden, all);
         }
         for which in ["q", "k", "v"] {
             let name = format!("{}ssm_conv1d_{which}.weight", self.out);
-            let source = format!("{}self_attn.{which}_conv1d.weight", self.input);
+            let source = format!("{}{attention}{which}_conv1d.weight", self.input);
             self.list.whole(name, source, vec![all, 1, self.c.conv]);
             // Four dimensions as llama.cpp's converter writes them; the bytes are the same.
             self.last_shape().push(1);
         }
+    }
+
+    fn kda(&mut self) {
+        let (hidden, heads, dim) = (self.c.hidden, self.c.kda_heads, self.c.kda_dim);
+        let all = heads * dim;
+        self.qkv("self_attn.", hidden, all);
         self.matrix("ssm_f_a", "self_attn.f_a_proj", hidden, dim);
         self.matrix("ssm_f_b", "self_attn.f_b_proj", dim, all);
         self.vector("ssm_dt.bias", "self_attn.dt_bias", all);
@@ -193,17 +215,19 @@ impl LayerSpecs<'_> {
             (c.hidden, c.expert_intermediate, c.expert_intermediate * c.experts_shared);
         self.matrix("ffn_gate_inp", &format!("{p}gate"), hidden, c.experts);
         self.vector("exp_probs_b.bias", &format!("{p}gate.e_score_correction_bias"), c.experts);
-        self.experts("ffn_gate_exps", "w1", hidden, inner);
-        self.experts("ffn_up_exps", "w3", hidden, inner);
-        self.experts("ffn_down_exps", "w2", inner, hidden);
+        let part = "block_sparse_moe";
+        self.experts("ffn_gate_exps", (part, "w1"), hidden, inner);
+        self.experts("ffn_up_exps", (part, "w3"), hidden, inner);
+        self.experts("ffn_down_exps", (part, "w2"), inner, hidden);
         self.matrix("ffn_gate_shexp", &format!("{p}shared_experts.gate_proj"), hidden, shared);
         self.matrix("ffn_up_shexp", &format!("{p}shared_experts.up_proj"), hidden, shared);
         self.matrix("ffn_down_shexp", &format!("{p}shared_experts.down_proj"), shared, hidden);
     }
 
-    fn experts(&mut self, name: &str, which: &str, cols: u64, rows: u64) {
+    /// A stack of the matrices `which` of all experts in `part` of the layer.
+    fn experts(&mut self, name: &str, (part, which): (&str, &str), cols: u64, rows: u64) {
         let part = |expert| RowRange {
-            source: format!("{}block_sparse_moe.experts.{expert}.{which}.weight", self.input),
+            source: format!("{}{part}.experts.{expert}.{which}.weight", self.input),
             dims: vec![rows, cols],
             first: 0,
             rows,
