@@ -6,7 +6,8 @@ llama.cpp runs F32, Q8_0 and Q4_K_M files that kimi converts from a small random
 after a codebook format; kimi runs F16 and Q8_0 files that llama.cpp's Python package writes with its converter's metadata, and files whose blocks of
 each codebook format are written by ggml's quantizer. Greedy tokens must be equal for 64 steps. The engines
 round activations differently, so the log-probabilities of the likeliest tokens differ slightly: the differences are
-printed, and their mean is bounded. Sampling defaults of a checkpoint arrive in llama.cpp's server.
+printed, and their mean is bounded. Sampling defaults of a checkpoint arrive in llama.cpp's server. The same holds for random
+checkpoints of Ling 3.0, whose F32 file also has the tensors and keys of the one that gen_ling.py writes.
 """
 
 import base64
@@ -25,6 +26,7 @@ import xllamacpp
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(HERE, "reference"))
+import gen_ling  # noqa: E402
 import gen_tiny  # noqa: E402
 import tensor_list  # noqa: E402
 from kimi_ref import read_safetensors  # noqa: E402
@@ -46,6 +48,9 @@ CACHE = ["--cache-type", "f16"]
 # Formats whose weights are vectors of a codebook, for all matrices whose rows are whole blocks of 256.
 CODEBOOKS = ["IQ3_S", "IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"]
 ALLOWED |= {kind: 0.1 for kind in CODEBOOKS}
+# Fields of Ling's random checkpoints.
+LING = [{}, {"q_lora_rank": 0, "n_group": 1, "topk_group": 1, "expert_limit": 0.5, "shared_limit": 0.25},
+        {"num_nextn_predict_layers": 1, "first_k_dense_replace": 2, "layer_group_size": 3}]
 WIDE_ROWS = r"(attn_(q|k|v|output)|ffn_(gate|up|down)(_exps|_shexp)?)\.weight"
 
 
@@ -240,6 +245,32 @@ def their_tensors(weights, c):
         yield f"blk.{layer}.ffn_{role}_exps.weight", np.stack([stack[e] for e in range(len(stack))])
 
 
+def same_ling(path, theirs):
+    """Whether a converted F32 file has the tensors, keys and vocabulary of the file that gen_ling.py writes."""
+    ours, theirs = gguf.GGUFReader(path), gguf.GGUFReader(theirs)
+    found = {t.name: t for t in ours.tensors}
+    wrong = set(found) ^ {t.name for t in theirs.tensors}
+    wrong |= {t.name for t in theirs.tensors if t.name in found and (
+        list(found[t.name].shape) != list(t.shape) or not np.array_equal(found[t.name].data, t.data))}
+    keys = [key for key in theirs.fields if key.startswith(("bailingmoe3.", "tokenizer.ggml.")) and key not in (
+        "tokenizer.ggml.token_type", "tokenizer.ggml.add_bos_token")]
+    wrong |= {key for key in keys if key not in ours.fields or ours.fields[key].contents() != theirs.fields[key].contents()}
+    print(f"Ling: {len(found)} tensors and {len(keys)} keys, different: {sorted(wrong)}")
+    return not wrong
+
+
+def compare_ling(kimi, work):
+    for number, fields in enumerate(LING):
+        checkpoint = os.path.join(work, f"ling-{number}")
+        for out in (checkpoint, checkpoint + ".gguf"):
+            gen_ling.main(out, "tiny_d128", 11, {"follow": 1, **fields})
+        for kind in ("F32", "Q8_0", "Q4_K_M"):
+            path = f"{checkpoint}-{kind}.gguf"
+            run(kimi, "convert", checkpoint, "-o", path, "--type", kind)
+            yield compare(kimi, path, kind, f"kimi convert from Ling {fields}")
+        yield same_ling(f"{checkpoint}-F32.gguf", checkpoint + ".gguf")
+
+
 def has_sampling_defaults(kimi, checkpoint, path):
     """Whether llama.cpp's server takes the sampling defaults that kimi converts."""
     with open(os.path.join(checkpoint, "generation_config.json"), "w") as f:
@@ -273,6 +304,7 @@ def main(kimi):
             path = os.path.join(work, f"theirs-{kind}.gguf")
             write_theirs(checkpoint, path, kind)
             results.append(compare(kimi, path, kind, "ggml's quantizer"))
+        results.extend(compare_ling(kimi, work))
         results.append(has_sampling_defaults(kimi, checkpoint, os.path.join(work, "defaults.gguf")))
         return all(results)
 

@@ -194,7 +194,7 @@ def gguf_tensors(c, w):
                     p + "attn_gate.weight": w[a + "g_proj.weight"], p + "attn_output.weight": w[a + "dense.weight"]}
         else:
             out |= {f"{p}ssm_conv1d_{n}.weight": w[f"{a}{n}_conv1d.weight"][None] for n in "qkv"}
-            out |= {p + "ssm_a": np.exp(w[a + "A_log"])[:, None], p + "ssm_dt.bias": w[a + "dt_bias"],
+            out |= {p + "ssm_a": np.exp(w[a + "A_log"].astype(np.float64))[:, None], p + "ssm_dt.bias": w[a + "dt_bias"],
                     p + "ssm_g_a.weight": w[a + "g_proj.weight"], p + "attn_output.weight": w[a + "o_proj.weight"]}
         if i >= c["first_k_dense_replace"]:
             out[p + "exp_probs_b.bias"] = w[q + "mlp.gate.expert_bias"]
@@ -218,11 +218,13 @@ def write_gguf(path, c, w):
         "expert_used_count": c["num_experts_per_tok"], "expert_feed_forward_length": c["moe_intermediate_size"],
         "expert_shared_feed_forward_length": c["moe_shared_expert_intermediate_size"] * c["num_shared_experts"],
         "expert_shared_count": c["num_shared_experts"], "leading_dense_block_count": c["first_k_dense_replace"],
-        "expert_gating_func": 2, "expert_group_count": c["n_group"], "expert_group_used_count": c["topk_group"],
+        "expert_gating_func": 2, "expert_group_used_count": c["topk_group"],
     }.items():
         out.add_uint32(f"{ARCH}.{key}", value)
     if c["q_lora_rank"]:
         out.add_uint32(f"{ARCH}.attention.q_lora_rank", c["q_lora_rank"])
+    if c["n_group"] > 1:
+        out.add_uint32(f"{ARCH}.expert_group_count", c["n_group"])
     if c["num_nextn_predict_layers"]:
         out.add_uint32(f"{ARCH}.nextn_predict_layers", c["num_nextn_predict_layers"])
     out.add_array(f"{ARCH}.attention.head_count_kv", [int(is_mla(c, i)) for i in range(blocks)])

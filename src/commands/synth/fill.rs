@@ -43,6 +43,8 @@ impl Spread {
         let inputs = if role == "attn_k_b.weight" { shape[1] } else { shape[0] };
         let gain = |gain: f64| Spread::Normal { mean: 0.0, std: gain / (inputs as f64).sqrt() };
         match role {
+            // Ling's has two dimensions and the other sign.
+            "ssm_a" if shape.len() == 2 => Spread::Uniform { low: 1.0, high: 4.0 },
             "ssm_a" => Spread::Uniform { low: -16.0, high: -1.0 },
             "ssm_dt.bias" => Spread::Uniform { low: -7.0, high: 1.0 },
             "exp_probs_b.bias" => Spread::Normal { mean: 0.0, std: 0.15 },

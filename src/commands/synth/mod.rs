@@ -37,7 +37,7 @@ pub struct SynthArgs {
     /// Seed of the weights
     #[arg(long, default_value_t = 20260)]
     seed: u64,
-    /// Number of layers instead of the preset's; every fourth is MLA
+    /// Number of layers instead of the preset's; every fourth is MLA, in ling-flash every sixth
     #[arg(long, value_name = "N")]
     layers: Option<u64>,
     /// Config field to override, such as num_experts=24 or kda_heads=3; may be repeated
