@@ -138,6 +138,23 @@ fn replies_equal_those_without_drafts() {
 }
 
 #[test]
+fn replies_of_ling_equal_those_without_drafts() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = common::ling(dir.path(), "q8_0");
+    let off = engine(Some(model.clone()), Drafting::Off);
+    let on = engine(Some(model), Drafting::Tokens(7));
+    let mut accepted = 0;
+    for i in 0..60 {
+        let (prompt, sampling) = (prompt(i), samplings()[i as usize % 4]);
+        let (expected, _) = reply(&off, &prompt, few(i, 24, sampling), usize::MAX);
+        let (seen, stats) = reply(&on, &prompt, few(i, 24, sampling), usize::MAX);
+        assert!(seen == expected, "prompt {i}, {sampling:?}");
+        accepted += stats.draft.accepted;
+    }
+    assert!(accepted > 20, "{accepted} accepted");
+}
+
+#[test]
 fn texts_of_the_demonstration_model_equal_those_without_drafts() {
     let off = engine(None, Drafting::Off);
     let drafts = engine(None, Drafting::Auto);

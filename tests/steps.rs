@@ -5,8 +5,9 @@ mod common;
 #[path = "../kernels/tests/common/emulator.rs"]
 mod emulator;
 
-use common::{checkpoint, convert, skip};
+use common::{checkpoint, convert, ling, skip};
 use kernels::backend::{Backend, CacheFormat};
+use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
 use models::gguf::read::Gguf;
 use models::hybrid::config::MixerKind;
@@ -94,6 +95,26 @@ fn steps_recorded_again_and_again_take_no_more_memory() {
         free.push(cuda.memory()[0]);
     }
     assert!(free[1..].iter().all(|f| *f == free[1]), "{free:?}");
+}
+
+/// The positions that rotate Ling's keys advance on the device: replayed steps agree with the CPU's.
+#[test]
+fn replayed_steps_of_ling_agree_with_the_cpu() {
+    let Some(cuda) = emulator::cuda() else { return };
+    let _alone = ALONE.lock();
+    let dir = tempfile::tempdir().unwrap();
+    let file = Gguf::open(ling(dir.path(), "f32")).unwrap();
+    let cpu = &Cpu::detect(Some(2));
+    let (on_cuda, on_cpu) = (Model::load(cuda, &file).unwrap(), Model::load(cpu, &file).unwrap());
+    let (mut there, mut here) = (on_cuda.state(cuda, CacheFormat::F32), on_cpu.state(cpu, CacheFormat::F32));
+    let replayed = cuda.replayed();
+    for step in 0..12 {
+        let (found, expected) = (decode(cuda, &on_cuda, &mut there), decode(cpu, &on_cpu, &mut here));
+        let largest = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
+        let apart = found.iter().zip(&expected).fold(0f32, |most, (a, b)| most.max((a - b).abs()));
+        assert!(apart <= 1e-4 * largest, "{apart} of {largest} in step {step}");
+    }
+    assert!(cuda.replayed() >= replayed + 8, "{} replayed steps", cuda.replayed() - replayed);
 }
 
 /// Drafts between captured and replayed steps give the logits of single tokens, up to rounding, also after rejected ones.

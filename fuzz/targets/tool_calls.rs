@@ -1,15 +1,22 @@
-//! Parses the input as the text of a reply with reasoning and tool calls. The first byte chooses the mode, the second the
-//! length of the chunks. The events must not depend on the chunks; without markup to parse they are the text itself.
+//! Parses the input as the text of a reply with reasoning and tool calls. The first byte chooses the mode and the markup,
+//! the second the length of the chunks. The events must not depend on the chunks; without markup to parse they are the text itself.
 
-use kimi::generation::reply_parser::{ReplyEvent, ReplyParser};
+use kimi::generation::reply_parser::{CallableTool, Markup, ReplyEvent, ReplyParser};
+use serde_json::json;
 
 /// Tests one input, and panics if a property does not hold.
 pub fn run(input: &[u8]) {
     let Some(([mode, step], text)) = input.split_first_chunk::<2>() else { return };
     let text = String::from_utf8_lossy(text);
-    let [thinks, thinking, constrained, has_tools] = [1, 2, 4, 8].map(|bit| mode & bit != 0);
-    let tools = if has_tools { vec!["add".to_owned(), "get_weather".to_owned()] } else { Vec::new() };
-    let parser = ReplyParser::new(tools, thinks, thinks && thinking).constrained(constrained);
+    let [thinks, thinking, constrained, has_tools, is_ling] = [1, 2, 4, 8, 16].map(|bit| mode & bit != 0);
+    let properties = json!({ "a": { "type": "integer" }, "city": { "type": "string" } });
+    let tool = |name: &str| CallableTool {
+        name: name.to_owned(),
+        parameters: Some(json!({ "type": "object", "properties": properties })),
+    };
+    let tools = if has_tools { vec![tool("add"), tool("get_weather")] } else { Vec::new() };
+    let markup = if is_ling { Markup::Ling } else { Markup::Kimi };
+    let parser = ReplyParser::new(markup, tools, thinks, thinks && thinking).constrained(constrained);
     let whole = parse(parser.clone(), [&text[..]]);
     let chunks: Vec<String> =
         text.chars().collect::<Vec<_>>().chunks(usize::from(*step).max(1)).map(String::from_iter).collect();

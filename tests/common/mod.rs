@@ -48,6 +48,35 @@ pub fn tiktoken_bytes() -> String {
     (0..256).map(|b| format!("{} {b}\n", base64(b))).collect()
 }
 
+/// Sizes of a small Ling model.
+const SMALL_LING: [&str; 16] = [
+    "hidden_size=192",
+    "vocab_size=1536",
+    "num_attention_heads=6",
+    "head_dim=32",
+    "q_lora_rank=48",
+    "kv_lora_rank=64",
+    "qk_nope_head_dim=32",
+    "qk_rope_head_dim=16",
+    "v_head_dim=32",
+    "intermediate_size=320",
+    "moe_intermediate_size=96",
+    "moe_shared_expert_intermediate_size=96",
+    "num_experts=16",
+    "num_experts_per_tok=4",
+    "n_group=4",
+    "topk_group=2",
+];
+
+/// Writes a random Ling model of three KDA layers and one MLA layer, all of them small; returns the file.
+pub fn ling(dir: &Path, kind: &str) -> PathBuf {
+    let out = dir.join(format!("ling.{kind}.gguf"));
+    let sizes = SMALL_LING.iter().flat_map(|size| ["--set", size]);
+    let args = ["synth", text(&out), "--preset", "ling-tiny", "--layers", "4", "--type", kind];
+    kimi_ok(&args.into_iter().chain(sizes).collect::<Vec<_>>());
+    out
+}
+
 /// Converts a checkpoint; returns the file.
 pub fn convert(checkpoint: &Path, kind: &str) -> PathBuf {
     let out = checkpoint.with_extension(format!("{kind}.gguf"));

@@ -69,6 +69,17 @@ fn a_restart_at_any_length_equals_an_uninterrupted_reading() {
     }
 }
 
+/// The rows of Ling's cache are rotated by position, which a restored prefix continues.
+#[test]
+fn ling_continues_after_a_restart_at_any_length() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = common::ling(dir.path(), "q8_0");
+    for cache in [CacheFormat::F32, CacheFormat::Q8_0] {
+        let args = |dir: &Path| LoadOptions { model: Some(model.clone()), ..args(cache, only_disk(dir)) };
+        every_cut(|dir| Engine::open(&args(dir)).unwrap(), 150, &[1, 2, 63, 64, 65, 149]);
+    }
+}
+
 #[test]
 fn after_a_restart_only_new_tokens_are_read() {
     let dir = tempfile::tempdir().unwrap();

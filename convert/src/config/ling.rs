@@ -149,21 +149,24 @@ pub(crate) mod tests {
 
     /// The published config of Ling-3.0-tiny, without fields that do not matter here.
     pub(crate) fn tiny() -> Value {
-        json!({
-            "architectures": ["BailingMoeV3ForCausalLM"], "model_type": "bailing_hybrid", "eos_token_id": 156_895,
+        serde_json::from_str(
+            r#"{
+            "architectures": ["BailingMoeV3ForCausalLM"], "model_type": "bailing_hybrid", "eos_token_id": 156895,
             "expert_swiglu_limit_list": null, "first_k_dense_replace": 1,
             "gated_attention_proj_granularity_type": "head_wise", "head_dim": 128, "hidden_act": "silu",
             "hidden_size": 1536, "intermediate_size": 4608, "kda_lower_bound": -5, "kda_safe_gate": true,
-            "kv_lora_rank": 512, "layer_group_size": 4, "max_position_embeddings": 131_072,
+            "kv_lora_rank": 512, "layer_group_size": 4, "max_position_embeddings": 131072,
             "moe_intermediate_size": 512, "moe_shared_expert_intermediate_size": 512, "n_group": 8,
             "no_kda_lora": true, "norm_topk_prob": true, "num_attention_heads": 16, "num_experts": 128,
             "num_experts_per_tok": 8, "num_hidden_layers": 24, "num_nextn_predict_layers": 0,
-            "num_shared_experts": 1, "pad_token_id": 156_892, "partial_rotary_factor": 0.5, "q_lora_rank": 256,
+            "num_shared_experts": 1, "pad_token_id": 156892, "partial_rotary_factor": 0.5, "q_lora_rank": 256,
             "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "rms_norm_eps": 1e-6, "rope_interleave": true,
-            "rope_theta": 6_000_000, "routed_scaling_factor": 2.5, "score_function": "sigmoid",
+            "rope_theta": 6000000, "routed_scaling_factor": 2.5, "score_function": "sigmoid",
             "share_expert_swiglu_limit_list": null, "short_conv_kernel_size": 4, "tie_word_embeddings": false,
-            "topk_group": 4, "v_head_dim": 128, "vocab_size": 157_184,
-        })
+            "topk_group": 4, "v_head_dim": 128, "vocab_size": 157184
+        }"#,
+        )
+        .unwrap()
     }
 
     /// Parses the published config with fields set.

@@ -358,7 +358,7 @@ fn model(
     });
     let batch = args.batch;
     Ok(ModelReport {
-        shape: shape(&c),
+        shape: shape(file, &c),
         weights_bytes: weights,
         split_bytes,
         batch,
@@ -394,10 +394,10 @@ fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) 
 /// An upper bound of the batch size, above that of any machine.
 const MAX_BATCH: u64 = 1 << 20;
 
-fn shape(c: &Config) -> Vec<String> {
+fn shape(file: &Gguf, c: &Config) -> Vec<String> {
     let (m, kda, mla) = (&c.moe, &c.kda, &c.mla);
     let (n_kda, n_mla) = (c.count(MixerKind::Kda), c.count(MixerKind::Mla));
-    vec![
+    let mut lines = vec![
         format!("{} layers of {}, vocabulary {}", c.layers.len(), c.dim, grouped(c.vocab as u64)),
         format!("{n_kda} KDA: {} heads of {}", kda.heads, kda.head_dim),
         format!("{n_mla} MLA: {} heads, latent {} + {}", mla.heads, mla.latent_dim, mla.pe_dim),
@@ -410,7 +410,12 @@ fn shape(c: &Config) -> Vec<String> {
             m.hidden,
             m.shared_hidden
         ),
-    ]
+    ];
+    let predicting = file.metadata.get(&format!("{}.nextn_predict_layers", c.architecture));
+    if let Some(blocks) = predicting.and_then(|n| n.as_u64()).filter(|n| *n > 0) {
+        lines.push(format!("{blocks} block for further tokens (nextn): not used"));
+    }
+    lines
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 //!
 //! Models mark calls in different ways, each with a parser of its own; all give the same events. Reasoning is recognised at
 //! the start of a reply only, so that an answer can quote its tags. The server and the chat models share the parsers;
-//! they do no I/O. Next: [`kimi`], [`ling`].
+//! they do no I/O. Next: [`ling`].
 
 mod kimi;
 mod ling;
