@@ -203,7 +203,7 @@ fn other_architectures_and_types_are_shown_and_refused() {
     let tensor = Tensor { name: "blk.0.attn_q.weight".into(), format: Format::Q8_0, shape: vec![32], bytes };
     write(&path, &metadata, &[tensor]);
     let report = kimi_ok(&["inspect", text(&path)]);
-    let line = "does not run: the architecture is llama, and kimi runs kimi-linear alone; llama.cpp runs most others";
+    let line = "does not run: the architecture is llama, and kimi runs kimi-linear and bailingmoe3 alone; llama.cpp runs most others";
     assert!(report.lines().any(|l| l == line), "{report}");
     // The type of the only tensor follows its one dimension, 16 bytes before the padding: 8 is Q8_0.
     let mut bytes = std::fs::read(&path).unwrap();

@@ -28,6 +28,8 @@ pub struct CallMarkup {
     special_tags: Vec<&'static str>,
 }
 
+/// A regular expression for any text; no text contains a special token.
+const ANY: &str = "/(.|\\n)*/";
 const CALL: [&str; 2] = ["<tool_call>", "</tool_call>"];
 const KEY: [&str; 2] = ["<arg_key>", "</arg_key>"];
 const VALUE: [&str; 2] = ["<arg_value>", "</arg_value>"];
@@ -42,15 +44,11 @@ impl CallMarkup {
 
     /// A tag in a grammar: the special token, or its text.
     fn tag(&self, tag: &str) -> String {
-        if self.special_tags.contains(&tag) { tag.to_owned() } else { Value::from(tag).to_string() }
+        if self.is_special(tag) { tag.to_owned() } else { Value::from(tag).to_string() }
     }
 
-    /// A regular expression for text without a tag; no text contains a special token.
-    fn text_without(&self, tag: &str) -> String {
-        if self.special_tags.contains(&tag) {
-            return "/(.|\\n)*/".to_owned();
-        }
-        format!("/(.|\\n)*/ & ~/(.|\\n)*{}(.|\\n)*/", tag.replace('/', "\\/"))
+    fn is_special(&self, tag: &str) -> bool {
+        self.special_tags.contains(&tag)
     }
 }
 
@@ -71,14 +69,21 @@ pub fn lark(
             return Err(ApiError::unsupported("response_format", why));
         }
     };
-    let prose = match markup.markup {
-        Markup::Kimi => "prose: /(.|\\n)*/".to_owned(),
-        Markup::Ling => format!("prose: PROSE\nPROSE: {}", markup.text_without(CALL[0])),
-    };
     // Writing to a String does not fail.
     let _ = match (calls, answer) {
         (Calls::Some, _) => writeln!(text, "start: section"),
-        (_, "prose") => writeln!(text, "start: prose section?\n{prose}"),
+        (_, "prose") if markup.markup == Markup::Kimi || markup.is_special(CALL[0]) => {
+            writeln!(text, "start: prose section?\nprose: {ANY}")
+        }
+        // The lexer cannot go back to a tag that text contains: text ends at the tag, which it includes.
+        (_, "prose") => {
+            let [tag, more] = [CALL[0], if several { " section?" } else { "" }];
+            writeln!(
+                text,
+                "start: PROSE | before body{more}\nPROSE: {ANY} & ~/(.|\\n)*{tag}(.|\\n)*/\n\
+                 before[suffix=\"{tag}\"]: {ANY}"
+            )
+        }
         _ => writeln!(text, "start: section | json"),
     };
     if let (false, Some(Grammar::Schema(schema))) = (*calls == Calls::Some, format) {
@@ -113,7 +118,13 @@ fn kimi_calls(functions: &[FunctionSpec], text: &mut String) {
 
 fn ling_calls(markup: &CallMarkup, functions: &[FunctionSpec], text: &mut String) {
     let tag = |name| markup.tag(name);
-    let _ = writeln!(text, "SPACE: /\\n?/\nTEXT: {}", markup.text_without(VALUE[1]));
+    let bodies: Vec<_> = (0..functions.len()).map(|i| format!("body_{i}")).collect();
+    let _ = writeln!(text, "SPACE: /\\n?/\nbody: {}", bodies.join(" | "));
+    let _ = if markup.is_special(VALUE[1]) {
+        writeln!(text, "string: {ANY} {}", VALUE[1])
+    } else {
+        writeln!(text, "string[suffix=\"{}\"]: {ANY}", VALUE[1])
+    };
     for (i, function) in functions.iter().enumerate() {
         let parameters = function.parameters.as_ref();
         let properties = parameters.and_then(|p| p["properties"].as_object()).into_iter().flatten();
@@ -126,20 +137,23 @@ fn ling_calls(markup: &CallMarkup, functions: &[FunctionSpec], text: &mut String
             let _ = write!(args, " arg_{i}_{j}{}", if required(key) { "" } else { "?" });
             let value = if schema["type"] == "string" && schema["enum"].is_null() && schema["const"].is_null()
             {
-                "TEXT".to_owned()
+                String::new()
             } else if let Some(words) = strings(schema) {
                 words.iter().map(|word| Value::from(*word).to_string()).collect::<Vec<_>>().join(" | ")
             } else {
                 format!("value_{i}_{j}")
             };
+            let closed = match &value[..] {
+                "" => "string".to_owned(),
+                value => format!("({value}) {}", tag(VALUE[1])),
+            };
             let _ = writeln!(
                 rules,
-                "arg_{i}_{j}: {} {} {} SPACE {} ({value}) {} SPACE",
+                "arg_{i}_{j}: {} {} {} SPACE {} {closed} SPACE",
                 tag(KEY[0]),
                 Value::from(key.as_str()),
                 tag(KEY[1]),
                 tag(VALUE[0]),
-                tag(VALUE[1])
             );
             if value.starts_with("value_") {
                 let _ = writeln!(
@@ -150,7 +164,9 @@ fn ling_calls(markup: &CallMarkup, functions: &[FunctionSpec], text: &mut String
             }
         }
         let name = Value::from(function.name.as_str());
-        let _ = write!(text, "call_{i}: SPACE {} {name} SPACE{args} {}\n{rules}", tag(CALL[0]), tag(CALL[1]));
+        let [open, close] = CALL.map(tag);
+        let _ =
+            write!(text, "call_{i}: SPACE {open} body_{i}\nbody_{i}: {name} SPACE{args} {close}\n{rules}");
     }
 }
 
@@ -252,11 +268,16 @@ mod tests {
         let markup = CallMarkup { special_tags, ..ling() };
         let grammar = lark(&markup, &functions(), (&Calls::Free, false), None).unwrap();
         let lines: Vec<_> = grammar.lines().collect();
-        assert!(lines.contains(&"PROSE: /(.|\\n)*/") && lines.contains(&"TEXT: /(.|\\n)*/"), "{grammar}");
-        assert!(lines.contains(&"call_1: SPACE <tool_call> \"now\" SPACE </tool_call>"), "{grammar}");
-        let city =
-            "arg_0_0: \"<arg_key>\" \"city\" \"</arg_key>\" SPACE \"<arg_value>\" (TEXT) </arg_value> SPACE";
-        assert!(lines.contains(&city), "{grammar}");
+        for line in [
+            "start: prose section?",
+            "prose: /(.|\\n)*/",
+            "string: /(.|\\n)*/ </arg_value>",
+            "call_1: SPACE <tool_call> body_1",
+            "body_1: \"now\" SPACE </tool_call>",
+            "arg_0_0: \"<arg_key>\" \"city\" \"</arg_key>\" SPACE \"<arg_value>\" string SPACE",
+        ] {
+            assert!(lines.contains(&line), "{line} in {grammar}");
+        }
         assert_eq!(Grammar::Lark(grammar).check(), Ok(()));
         let text = lark(&ling(), &functions(), (&Calls::Free, true), None).unwrap();
         assert_eq!(Grammar::Lark(text).check(), Ok(()));

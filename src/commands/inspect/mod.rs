@@ -510,7 +510,7 @@ mod tests {
             lines,
             [
                 r"a\u{1b}[2J, IQ2_M, 1.3 KiB, 128 parameters, 8.50 bits per weight",
-                r"does not run: the architecture is a\u{1b}[2J, and kimi runs kimi-linear alone; llama.cpp runs most others",
+                r"does not run: the architecture is a\u{1b}[2J, and kimi runs kimi-linear and bailingmoe3 alone; llama.cpp runs most others",
                 "",
                 "metadata (3)",
                 r"  general.architecture  a\u{1b}[2J",
