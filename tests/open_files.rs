@@ -171,7 +171,7 @@ fn pruned_experts_and_splits_run_and_convert() {
         ])
     };
     let (reply, report) = (generate(&file), kimi_ok(&["inspect", text(&file)]));
-    assert!(report.contains("3 of experts: 8 of 180 and 1 shared"), "{report}");
+    assert!(report.contains("3 of experts: 8 of 180, hidden "), "{report}");
     let parts = split(&file, 3);
     for part in &parts {
         assert_eq!(generate(part), reply, "{}", part.display());
