@@ -30,6 +30,22 @@ pub(super) fn captured_ids() -> Option<Address> {
     IDS.get()
 }
 
+/// Sets the address of the ids until the capture ends, also by a panic.
+struct CapturedIds;
+
+impl CapturedIds {
+    fn set(ids: Address) -> CapturedIds {
+        IDS.set(Some(ids));
+        CapturedIds
+    }
+}
+
+impl Drop for CapturedIds {
+    fn drop(&mut self) {
+        IDS.set(None);
+    }
+}
+
 /// The graph cache of a backend.
 #[derive(Default)]
 pub(super) struct GraphCache {
@@ -100,10 +116,11 @@ impl Cuda {
         self.steps().seen = missed.clone();
         let Some(key) = missed.filter(|_| again && self.host.get().is_none()) else { return step() };
         let own = self.buffers.upload(ids);
-        IDS.set(Some(own.at));
         let mut logits = None;
-        let (launches, memory) = self.buffers.capture(|| logits = Some(step()));
-        IDS.set(None);
+        let (launches, memory) = self.buffers.capture(|| {
+            let _ids = CapturedIds::set(own.at);
+            logits = Some(step());
+        });
         let logits = logits.expect("the step ran");
         let step = CapturedStep { key, launches, ids: own, logits, _memory: memory };
         let result = self.run_step(&step, ids);

@@ -69,6 +69,27 @@ impl Drop for CapturedMemory {
     }
 }
 
+/// The pool's part of a capture. A drop before its end returns the memory to the pool, so that a panic reserves none.
+struct PoolCapture<'a>(&'a DevicePool);
+
+impl PoolCapture<'_> {
+    fn begin(pool: &DevicePool) -> PoolCapture<'_> {
+        pool.unused.lock().captured = Some(FreeBySize::new());
+        PoolCapture(pool)
+    }
+
+    fn end(&self) -> CapturedMemory {
+        let by_size = self.0.unused.lock().captured.take().unwrap_or_default();
+        CapturedMemory { by_size, home: self.0.clone() }
+    }
+}
+
+impl Drop for PoolCapture<'_> {
+    fn drop(&mut self) {
+        drop(self.end()); // empty after the end
+    }
+}
+
 impl Drop for Unused {
     fn drop(&mut self) {
         self.trim();
@@ -111,23 +132,26 @@ impl DevicePool {
 
     /// Enables or disables filling buffers with NaN.
     pub(super) fn poison(&self, on: bool) {
+        self.trim(); // buffers without poison begin as new ones
         self.poisoned.store(on, Ordering::Relaxed);
     }
 
     /// At least `bytes` uninitialized bytes; None when the device is full.
     pub(super) fn try_bytes(&self, bytes: usize) -> Option<DeviceBuffer> {
-        self.try_size(size_class(bytes))
+        self.try_size(size_class(bytes), bytes)
     }
 
     /// The same without rounding up to a size class, for many buffers of one size.
     pub(super) fn exactly(&self, bytes: usize) -> DeviceBuffer {
-        self.try_size(bytes.next_multiple_of(GRAIN)).unwrap_or_else(|| self.out_of_memory(bytes))
+        self.try_size(bytes.next_multiple_of(GRAIN), bytes).unwrap_or_else(|| self.out_of_memory(bytes))
     }
 
-    fn try_size(&self, size: usize) -> Option<DeviceBuffer> {
+    /// An allocation of `size` bytes of which `bytes` are used. The emulator takes the poisoned bytes for all that may be
+    /// accessed.
+    fn try_size(&self, size: usize, bytes: usize) -> Option<DeviceBuffer> {
         let at = self.take(size)?;
         if self.poisoned.load(Ordering::Relaxed) {
-            self.driver.fill(at, 0xff, size);
+            self.driver.fill(at, 0xff, bytes);
         }
         Some(DeviceBuffer { at, size, home: self.clone() })
     }
@@ -173,11 +197,11 @@ impl DevicePool {
     pub(super) fn capture(&self, issue: impl FnOnce()) -> (GraphExec, CapturedMemory) {
         let mut own = None;
         let graph = self.driver.capture(|| {
-            self.unused.lock().captured = Some(FreeBySize::new());
+            let capture = PoolCapture::begin(self);
             issue();
-            own = self.unused.lock().captured.take();
+            own = Some(capture.end());
         });
-        (graph, CapturedMemory { by_size: own.unwrap_or_default(), home: self.clone() })
+        (graph, own.expect("the capture ended"))
     }
 
     /// Returns all unused allocations to the driver.

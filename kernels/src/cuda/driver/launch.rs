@@ -1,7 +1,7 @@
 //! Launches kernels by name, loads them on first use, and captures launches in graphs.
 
 use super::super::ptx::KernelEntry;
-use super::{Driver, done, words};
+use super::{Driver, PrimaryContext, done, words};
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUresult};
 use std::cell::Cell;
@@ -11,8 +11,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{PoisonError, RwLockReadGuard};
 use std::time::Instant;
 
-/// Shared memory available without opt-in, in bytes.
-const SHARED_UNASKED: usize = 48 << 10;
+/// Shared memory of a block available without opt-in, in bytes.
+const SHARED_WITHOUT_OPT_IN: usize = 48 << 10;
 /// Bytes of the driver's JIT error log.
 const LOG: usize = 4096;
 
@@ -56,7 +56,10 @@ pub(in crate::cuda) struct Grid {
 }
 
 /// An executable graph from a capture, destroyed on drop.
-pub(in crate::cuda) struct GraphExec(sys::CUgraphExec);
+pub(in crate::cuda) struct GraphExec {
+    handle: sys::CUgraphExec,
+    context: PrimaryContext,
+}
 
 // SAFETY: a handle of the driver, used under its lock by any thread that has the context current.
 unsafe impl Send for GraphExec {}
@@ -65,8 +68,9 @@ unsafe impl Sync for GraphExec {}
 
 impl Drop for GraphExec {
     fn drop(&mut self) {
+        let _ = self.context.try_enter();
         // SAFETY: made by `capture` and dropped once; the driver keeps it alive for work in flight.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.0) };
+        let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
     }
 }
 
@@ -82,6 +86,8 @@ struct Module(sys::CUmodule);
 struct Function {
     handle: sys::CUfunction,
     entry: usize,
+    /// Shared memory in bytes that a launch may take: [`SHARED_WITHOUT_OPT_IN`], or what was opted in to.
+    shared: usize,
 }
 
 thread_local! {
@@ -89,10 +95,48 @@ thread_local! {
     static CAPTURING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// A capture of the compute stream. A drop before its end discards the graph, so that a panic leaves a usable stream.
+struct Capturing<'a>(&'a Driver);
+
+impl Capturing<'_> {
+    fn begin(driver: &Driver) -> Capturing<'_> {
+        driver.current();
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is ours and captures nothing yet.
+        done("capture", unsafe { sys::cuStreamBeginCapture_v2(driver.stream, mode) });
+        CAPTURING.set(true);
+        Capturing(driver)
+    }
+
+    fn end(self) -> sys::CUgraph {
+        let (code, graph) = self.stop();
+        done("capture", code);
+        graph
+    }
+
+    fn stop(&self) -> (CUresult, sys::CUgraph) {
+        CAPTURING.set(false);
+        let mut graph = std::ptr::null_mut();
+        // SAFETY: ends the capture begun above; the local is written.
+        (unsafe { sys::cuStreamEndCapture(self.0.stream, &mut graph) }, graph)
+    }
+}
+
+impl Drop for Capturing<'_> {
+    fn drop(&mut self) {
+        if CAPTURING.get()
+            && let (CUresult::CUDA_SUCCESS, graph) = self.stop()
+        {
+            // SAFETY: a graph that nothing else refers to.
+            let _ = unsafe { sys::cuGraphDestroy(graph) };
+        }
+    }
+}
+
 impl Driver {
     /// Waits until no other thread captures, and blocks captures.
     pub(in crate::cuda) fn turn(&self) -> Option<RwLockReadGuard<'_, ()>> {
-        let ours = CAPTURING.with(Cell::get);
+        let ours = CAPTURING.get();
         (!ours).then(|| self.capture_lock.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -140,21 +184,18 @@ impl Driver {
     /// Captures the launches of `issue` in a graph without running them. Host copies are not allowed.
     pub(in crate::cuda) fn capture(&self, issue: impl FnOnce()) -> GraphExec {
         let _alone = self.capture_lock.write().unwrap_or_else(PoisonError::into_inner);
-        CAPTURING.with(|r| r.set(true));
-        self.current();
-        let (mut graph, mut ready) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream is ours and captures nothing yet.
-        done("capture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) });
+        let capturing = Capturing::begin(self);
         issue();
-        // SAFETY: ends the capture begun above; the locals are written; the graph may be destroyed once it is instantiated.
-        unsafe {
-            done("capture", sys::cuStreamEndCapture(self.stream, &mut graph));
-            done("capture", sys::cuGraphInstantiateWithFlags(&mut ready, graph, 0));
+        let graph = capturing.end();
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: the local is written; the graph may be destroyed once it is instantiated.
+        let made = unsafe {
+            let made = sys::cuGraphInstantiateWithFlags(&mut handle, graph, 0);
             done("capture", sys::cuGraphDestroy(graph));
-        }
-        CAPTURING.with(|r| r.set(false));
-        GraphExec(ready)
+            made
+        };
+        done("capture", made);
+        GraphExec { handle, context: self.context }
     }
 
     /// Launches a graph on the compute stream and returns without waiting for it.
@@ -162,31 +203,38 @@ impl Driver {
         self.current();
         let _turn = self.turn();
         // SAFETY: the graph is alive, and its owner keeps its buffers alive.
-        done("replay", unsafe { sys::cuGraphLaunch(graph.0, self.stream) });
+        done("replay", unsafe { sys::cuGraphLaunch(graph.handle, self.stream) });
     }
 
-    /// A kernel's function; loads its module on first use.
+    /// A kernel's function for a launch with `shared` bytes of shared memory; loads its module on first use.
     fn function(&self, name: [&'static str; 2], shared: usize) -> Function {
         let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
-        let key = (name[0], name[1]);
-        if let Some(function) = loaded.functions.get(&key) {
-            return *function;
+        let LoadedModules { modules, functions } = &mut *loaded;
+        let function = functions.entry((name[0], name[1])).or_insert_with(|| self.look_up(modules, name));
+        if shared > function.shared {
+            use sys::CUfunction_attribute_enum as Attribute;
+            let most = Attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+            let carveout = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
+            // SAFETY: a function of a loaded module.
+            unsafe {
+                done("shared memory", sys::cuFuncSetAttribute(function.handle, most, shared as i32));
+                // As much of L1 as possible, so that several blocks fit a multiprocessor.
+                done("shared memory", sys::cuFuncSetAttribute(function.handle, carveout, 100));
+            }
+            function.shared = shared;
         }
+        *function
+    }
+
+    fn look_up(&self, modules: &mut HashMap<usize, Module>, name: [&'static str; 2]) -> Function {
         let full = if name[1].is_empty() { name[0].to_owned() } else { format!("{}_{}", name[0], name[1]) };
-        let index = self.code.find(&full);
-        let KernelEntry { module, .. } = *self.code.entry(index);
-        let module = &loaded.modules.entry(module).or_insert_with(|| Module(self.load(module))).0;
+        let entry = self.code.find(&full);
+        let KernelEntry { module, .. } = *self.code.entry(entry);
+        let module = &modules.entry(module).or_insert_with(|| Module(self.load(module))).0;
         let (mut handle, full) = (std::ptr::null_mut(), CString::new(full).expect("a kernel's name"));
         // SAFETY: the module is loaded, the name ends with a zero, the local is written.
         done("kernel", unsafe { sys::cuModuleGetFunction(&mut handle, *module, full.as_ptr()) });
-        if shared > SHARED_UNASKED {
-            let most = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a function of a loaded module.
-            done("shared memory", unsafe { sys::cuFuncSetAttribute(handle, most, shared as i32) });
-        }
-        let function = Function { handle, entry: index };
-        loaded.functions.insert(key, function);
-        function
+        Function { handle, entry, shared: SHARED_WITHOUT_OPT_IN }
     }
 
     /// Compiles modules not used yet and looks up every kernel; returns module names and seconds.

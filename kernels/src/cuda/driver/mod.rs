@@ -33,7 +33,7 @@ const SMALL_IN_FLIGHT: usize = 16;
 const DOWN: usize = 1 << 20;
 
 pub(super) struct Driver {
-    context: sys::CUcontext,
+    context: PrimaryContext,
     stream: sys::CUstream,
     /// Stream of weight uploads that overlap compute.
     copies: sys::CUstream,
@@ -76,23 +76,52 @@ pub(super) enum Stream {
     Copies,
 }
 
+/// The device's primary context, which lives as long as the process. Calls need it current in their thread.
+#[derive(Clone, Copy)]
+struct PrimaryContext(sys::CUcontext);
+
+impl PrimaryContext {
+    /// Makes the context current in the calling thread.
+    fn enter(self) {
+        done("context", self.try_enter());
+    }
+
+    /// The same without a panic, for drops.
+    fn try_enter(self) -> CUresult {
+        // SAFETY: the context is alive as long as the process.
+        unsafe { sys::cuCtxSetCurrent(self.0) }
+    }
+}
+
 /// A point in the work issued to a stream.
-pub(super) struct Event(sys::CUevent);
+pub(super) struct Event {
+    handle: sys::CUevent,
+    context: PrimaryContext,
+}
 
 // SAFETY: a handle of the driver, which may be used and destroyed by any thread.
 unsafe impl Send for Event {}
 
 impl Event {
     fn wait(&self) {
-        // SAFETY: the event is alive.
-        done("work on the device", unsafe { sys::cuEventSynchronize(self.0) });
+        done("work on the device", self.try_wait());
+    }
+
+    /// The same without a panic, for drops.
+    fn try_wait(&self) -> CUresult {
+        match self.context.try_enter() {
+            // SAFETY: the event is alive.
+            CUresult::CUDA_SUCCESS => unsafe { sys::cuEventSynchronize(self.handle) },
+            code => code,
+        }
     }
 }
 
 impl Drop for Event {
     fn drop(&mut self) {
+        let _ = self.context.try_enter();
         // SAFETY: made by `event` and dropped once; the driver keeps it alive for work that waits for it.
-        let _ = unsafe { sys::cuEventDestroy_v2(self.0) };
+        let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
     }
 }
 
@@ -119,9 +148,11 @@ impl Pinned {
 
 impl Drop for Pinned {
     fn drop(&mut self) {
-        self.sent.wait();
-        // SAFETY: made by `pinned` and dropped once; no copy reads it now.
-        let _ = unsafe { sys::cuMemFreeHost(self.at.cast()) };
+        // After an error the device may still read it: then it is not freed.
+        if self.sent.try_wait() == CUresult::CUDA_SUCCESS {
+            // SAFETY: made by `pinned` and dropped once; no copy reads it now.
+            let _ = unsafe { sys::cuMemFreeHost(self.at.cast()) };
+        }
     }
 }
 
@@ -184,7 +215,7 @@ impl Driver {
             )));
         }
         Ok(Driver {
-            context,
+            context: PrimaryContext(context),
             stream,
             copies,
             code: Code::embedded(),
@@ -210,8 +241,7 @@ impl Driver {
 
     /// Makes the context current in the calling thread.
     fn current(&self) {
-        // SAFETY: the context is alive as long as the process.
-        done("context", unsafe { sys::cuCtxSetCurrent(self.context) });
+        self.context.enter();
     }
 
     /// Free and total device memory in bytes.
@@ -329,7 +359,7 @@ impl Driver {
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes to the local.
         done("event", unsafe { sys::cuEventCreate(&mut handle, 2) }); // without timing
-        Event(handle)
+        Event { handle, context: self.context }
     }
 
     fn handle(&self, stream: Stream) -> sys::CUstream {
@@ -344,7 +374,7 @@ impl Driver {
         self.current();
         let _turn = self.turn();
         // SAFETY: event and stream are alive.
-        done("event", unsafe { sys::cuEventRecord(event.0, self.handle(stream)) });
+        done("event", unsafe { sys::cuEventRecord(event.handle, self.handle(stream)) });
     }
 
     /// Makes later work of the stream wait for `event`.
@@ -352,7 +382,7 @@ impl Driver {
         self.current();
         let _turn = self.turn();
         // SAFETY: event and stream are alive.
-        done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.0, 0) });
+        done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.handle, 0) });
     }
 
     /// Uploads bytes of `from` concurrently with compute.
@@ -370,7 +400,7 @@ impl Driver {
             unsafe {
                 let at = from.at.cast_const().add(bytes.start).cast();
                 done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes.len(), stream));
-                done("event", sys::cuEventRecord(from.sent.0, stream));
+                done("event", sys::cuEventRecord(from.sent.handle, stream));
             }
         }
     }
@@ -403,13 +433,6 @@ impl Driver {
     fn wait_now(&self) {
         // SAFETY: the stream is alive as long as the process.
         done("work on the device", unsafe { sys::cuStreamSynchronize(self.stream) });
-    }
-}
-
-/// Frees pinned memory while the context exists.
-impl Drop for Driver {
-    fn drop(&mut self) {
-        self.current();
     }
 }
 
