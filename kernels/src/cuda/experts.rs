@@ -71,7 +71,7 @@ impl Cuda {
         let (n, ExpertChoice { rows, top_k, .. }) = (w.gate.count, choice);
         let shape = Shape { vectors: rows * top_k, groups: n, x_div: top_k, chosen: choice.places };
         let pairs = (rows > GEMV_MAX_TOKENS).then(|| self.pairs(choice, n));
-        let inner = self.gate_and_up(w, x, shape, pairs.as_ref());
+        let inner = self.gate_and_up(w, x, shape, pairs.as_ref(), choice.partial);
         let out = self.buffers.tensor(shape.vectors, w.down.rows);
         let target = Target { w: w.down, y: out.at(), y_stride: w.down.rows };
         let (input, shape) = (self.input(w.down, &inner), Shape { x_div: 1, ..shape });
@@ -115,7 +115,7 @@ impl Cuda {
                     &slots,
                     shared,
                     x,
-                    ExpertChoice { places: places.at, ..routed.choice() },
+                    ExpertChoice { places: places.at, partial: hits < n, ..routed.choice() },
                 ))
             }
             None => shared.map(|shared| self.ffn(shared, x)),

@@ -198,7 +198,7 @@ impl Cuda {
         }
         assert_eq!(x.cols, first.gate.cols, "columns of a feed-forward's input");
         let (tokens, dim, hidden) = (x.rows, x.cols, first.gate.rows);
-        let none = ExpertChoice { places: 0, weights: 0, rows: tokens, top_k: 0 };
+        let none = ExpertChoice { places: 0, weights: 0, rows: tokens, top_k: 0, partial: false };
         let choice = w.experts.as_ref().map_or(none, |(_, choice)| *choice);
         let each = choice.top_k + usize::from(w.shared.is_some());
         let planes = |w: &GatedMlp<'_, Weight>| [w.gate, w.up, w.down].map(|w| w.on_device().planes);

@@ -305,6 +305,7 @@ impl Cuda {
         x: &Tensor,
         shape: Shape,
         pairs: Option<&Pairs>,
+        partial: bool,
     ) -> Tensor {
         let hidden = w.gate.rows;
         let y = self.buffers.tensor(shape.vectors, hidden);
@@ -312,6 +313,12 @@ impl Cuda {
         let input = self.input(w.gate, x);
         let up_y = self.buffers.tensor(shape.vectors, hidden);
         let up = Target { w: w.up, y: up_y.at(), y_stride: hidden };
+        if partial {
+            // No product writes the rows of absent experts, which the next kernels read before they are skipped.
+            for y in [&y, &up_y] {
+                self.driver.fill(y.at(), 0, 4 * y.len());
+            }
+        }
         for (to, input) in [(gate, input), (up, self.input(w.up, x))] {
             if pairs.is_some() {
                 self.gemm(to, input, shape, pairs)

@@ -43,13 +43,15 @@ pub(super) struct ExpertChoice {
     pub(super) weights: Address,
     pub(super) rows: usize,
     pub(super) top_k: usize,
+    /// Whether experts may be absent from the stacks.
+    pub(super) partial: bool,
 }
 
 impl Routed {
     /// For complete stacks: the index is the expert.
     pub(super) fn choice(&self) -> ExpertChoice {
         let Routed { rows, top_k, chosen, weights } = self;
-        ExpertChoice { places: chosen.at, weights: weights.at, rows: *rows, top_k: *top_k }
+        ExpertChoice { places: chosen.at, weights: weights.at, rows: *rows, top_k: *top_k, partial: false }
     }
 }
 
