@@ -438,6 +438,45 @@ fn gated_ffn_is_its_parts() {
     assert_eq!(error(&b.read(&fused), &b.read(&parts)), 0.0);
 }
 
+/// The kernels of one token that exist once per format: by head, the router of float formats, and the fused feed-forward of
+/// block formats, which rounds what is between its products to int8; a value may round differently at a half.
+#[test]
+fn fused_kernels_of_every_format() {
+    let how = Routing { top_k: 3, groups: 1, top_groups: 1, normalize: true, scale: 2.0 };
+    for format in Format::ALL {
+        let mut n = Numbers(17);
+        let (heads, router, bias) =
+            (n.weight(format, [2, 33, 256]), n.weight(format, [1, 12, 256]), n.vec(12));
+        let x = n.quants(2 * 256);
+        check!(format!("one token by head, {}", format.name()), |b| {
+            vec![b.read(&b.matmul_heads(&b.weight(heads.clone()).unwrap(), &b.tensor(1, 512, &x)))]
+        });
+        check!(format!("the router of one token, {}", format.name()), |b| {
+            let [router, bias] = [router.clone(), vector(&bias)].map(|w| b.weight(w).unwrap());
+            let (chosen, weights) =
+                b.routed(&b.matmul_route(&router, &b.tensor(1, 256, &x[..256]), &bias, how));
+            vec![chosen.iter().map(|e| *e as f32).collect(), weights]
+        });
+        let w = expert_weights(format, format, [1, 256, 256]);
+        let [gate, up, down] = w.each_ref();
+        let reference = &kernels::reference::Reference;
+        let row = reference.tensor(1, 256, &x[..256]);
+        let inner =
+            reference.silu_mul(reference.matmul(gate, &row), &reference.matmul(up, &row), f32::INFINITY);
+        let mut inner = reference.read(&inner);
+        for block in inner.chunks_mut(32).filter(|_| format.block_len() > 1) {
+            let d = block.iter().fold(0.0_f32, |most, x| most.max(x.abs())) / 127.0;
+            block.iter_mut().for_each(|x| *x = (*x / d).round_ties_even() * d);
+        }
+        let expected = reference.read(&reference.matmul(down, &reference.tensor(1, 256, &inner)));
+        let Some(b) = common::emulator::cuda() else { continue };
+        let [gate, up, down] = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
+        let ffn = GatedMlp { gate: &gate, up: &up, down: &down, limit: f32::INFINITY };
+        let got = b.read(&b.gated_ffn(ffn, &b.tensor(1, 256, &x[..256])));
+        common::close_within(2e-3, &format!("ffn {}", format.name()), &[got], &[expected]);
+    }
+}
+
 /// Work that is captured for timing gives the same results as uncaptured work, then and afterwards.
 #[test]
 fn timed_work_on_the_emulator() {

@@ -1,4 +1,5 @@
-// Compiles all modules for the host. FORMAT_MODULES names a generated file that includes the matmul sources once per format.
+// Compiles all modules for the host, with checks. FORMAT_MODULES names a generated file that includes the matmul sources once
+// per format. Next: planted.cpp.
 #include "../rows.cu"
 #include "../delta.cu"
 #include "../delta_step.cu"
@@ -8,3 +9,4 @@
 #include "../materialized.cu"
 #include "../sample.cu"
 #include FORMAT_MODULES
+#include "planted.cpp"

@@ -1,8 +1,8 @@
 // Defines CUDA's names on the host, so that tests run kernels unchanged without a GPU, with one fiber per thread.
 //
-// Threads and lanes run in random order at every step, shared memory starts full of NaN bits and is followed by guard bytes,
-// asynchronous copies complete only when waited for, and a barrier or shuffle that not all threads reach aborts the process
-// with an error. It measures no time and detects races only by their effects. Next: driver.cpp.
+// Threads and blocks run in random order, shared memory starts full of NaN bits, asynchronous copies complete only when waited
+// for, and a barrier or shuffle that not all threads reach, a race or an invalid access aborts the process with an error. It
+// measures no time. Next: emulator.h.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -17,14 +17,25 @@
 #define __device__
 #define __forceinline__ inline
 #define __grid_constant__
-#define KERNEL(name, threads) extern "C" void name
+#define KERNEL(name, threads)                                        \
+    static const unsigned SHIM_JOIN(max_threads_of_, name) = threads; \
+    extern "C" void name
 #define KERNEL_BLOCKS(name, threads, blocks) KERNEL(name, threads)
 #define SHARED(type, name) type* name = (type*)shim::shared()
 #define SHIM_JOIN_(a, b) a##b
 #define SHIM_JOIN(a, b) SHIM_JOIN_(a, b)
 #define SHIM_TEXT_(a) #a
 #define SHIM_TEXT(a) SHIM_TEXT_(a)
-#define REGISTER(name) static const bool SHIM_JOIN(registered_, name) = shim::add(SHIM_TEXT(name), name);
+#define REGISTER(name) \
+    static const bool SHIM_JOIN(registered_, name) = shim::add(SHIM_TEXT(name), SHIM_JOIN(max_threads_of_, name), name);
+// Not instrumented: it calls shim::access itself.
+#define UNCHECKED __attribute__((no_sanitize("thread")))
+// Thread and block are constant for a kernel, whose reads of them need no check.
+#ifdef EMULATOR_PART
+#define BUILT_IN extern
+#else
+#define BUILT_IN extern const
+#endif
 
 struct dim3 {
     unsigned x, y, z;
@@ -44,37 +55,48 @@ unsigned char* shared();
 void barrier();
 u64 exchange(u64 value, int from); // collective: returns the value of lane `from`
 const u64* gather(u64 value);      // collective: returns the values of all 32 lanes
-void later(void* to, const void* from);
+void warp_barrier();
+void later(void* to, const void* from); // zeros from null
 void commit();
 void wait(int left);
+void fence();
+int atomic_add(int* p, int v);
 
-// A kernel by name, with a call through an array of argument pointers and the argument sizes.
+// Checks an access of the running thread: is it inside of an allocation, written, aligned, without a race? Loads and stores of
+// kernels are checked through the compiler's instrumentation, others by these calls.
+enum Access { READ, WRITE, ATOMIC, CONSTANT };
+void access(const void* p, size_t bytes, Access kind);
+void in_flight(void* to, size_t bytes); // the target of an asynchronous copy
+void matrix_row(const void* row);       // 16 bytes for ldmatrix
+
+// A kernel by name, with a call through an array of argument pointers, the argument sizes, and its largest block.
 struct Kernel {
     void (*call)(void* f, void** args);
     void* f;
     int n;
     const size_t* sizes;
+    unsigned max_threads;
 };
 void add_kernel(const char* name, Kernel kernel);
 
 template <class... A, size_t... I> void call_with(void* f, void** args, std::index_sequence<I...>) {
     ((void (*)(A...))f)(*(std::remove_const_t<A>*)args[I]...);
 }
-template <class... A> bool add(const char* name, void (*f)(A...)) {
+template <class... A> bool add(const char* name, unsigned max_threads, void (*f)(A...)) {
     static const size_t sizes[] = {sizeof(A)...};
     add_kernel(name, Kernel{[](void* g, void** args) { call_with<A...>(g, args, std::index_sequence_for<A...>()); },
-                            (void*)f, (int)sizeof...(A), sizes});
+                            (void*)f, (int)sizeof...(A), sizes, max_threads});
     return true;
 }
 } // namespace shim
 
-extern dim3 threadIdx, blockIdx, blockDim, gridDim;
+BUILT_IN dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 inline void __syncthreads() { shim::barrier(); }
-inline void __threadfence() {}
-inline void __syncwarp() { shim::gather(0); }
-template <class T> T __ldg(const T* p) { return *p; }
-template <class T> T __ldcg(const T* p) { return *p; }
+inline void __threadfence() { shim::fence(); }
+inline void __syncwarp() { shim::warp_barrier(); }
+template <class T> UNCHECKED T __ldg(const T* p) { return shim::access(p, sizeof(T), shim::CONSTANT), *p; }
+template <class T> UNCHECKED T __ldcg(const T* p) { return shim::access(p, sizeof(T), shim::READ), *p; }
 inline int __float_as_int(float f) { int i; memcpy(&i, &f, 4); return i; }
 inline float __int_as_float(int i) { float f; memcpy(&f, &i, 4); return f; }
 inline void sincospi(double x, double* s, double* c) {
@@ -89,32 +111,10 @@ template <class T> T __shfl_xor_sync(unsigned, T v, int by) {
     memcpy(&v, &bits, sizeof(T));
     return v;
 }
-inline u32 __reduce_max_sync(unsigned, u32 v) {
-    const u64* all = shim::gather(v);
-    return (u32)*std::max_element(all, all + 32);
-}
-inline u32 __reduce_min_sync(unsigned, u32 v) {
-    const u64* all = shim::gather(v);
-    return (u32)*std::min_element(all, all + 32);
-}
-
-// Warp sums and maxima synchronise once here instead of five times; the order of additions is the same.
-template <class Join> inline float join_lanes(float v, Join join) {
-    const u64* all = shim::gather((u32)__float_as_int(v));
-    float x[32], y[32];
-    for (int l = 0; l < 32; l++) x[l] = __int_as_float((int)all[l]);
-    for (int by = 16; by > 0; by /= 2) {
-        for (int l = 0; l < 32; l++) y[l] = join(x[l], x[l ^ by]);
-        memcpy(x, y, sizeof x);
-    }
-    return x[threadIdx.x % 32];
-}
-inline float warp_sum(float v) {
-    return join_lanes(v, [](float a, float b) { return a + b; });
-}
-inline float warp_max(float v) {
-    return join_lanes(v, [](float a, float b) { return fmaxf(a, b); });
-}
+float warp_sum(float v);
+float warp_max(float v);
+u32 __reduce_max_sync(unsigned, u32 v);
+u32 __reduce_min_sync(unsigned, u32 v);
 
 inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 4; i++) c += (int)(i8)(a >> 8 * i) * (int)(i8)(b >> 8 * i);
@@ -131,7 +131,7 @@ inline u32 __byte_perm(u32 a, u32 b, u32 s) {
     for (int i = 0; i < 4; i++) r |= (u32)(all >> (s >> 4 * i & 7) * 8 & 255) << 8 * i;
     return r;
 }
-inline int atomicAdd(int* p, int v) { int old = *p; *p += v; return old; }
+inline int atomicAdd(int* p, int v) { return shim::atomic_add(p, v); }
 
 inline float f16_float(u16 h) {
     u32 sign = (u32)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
@@ -155,87 +155,28 @@ inline u16 float_f16(float f) {
 inline u32 pack_f16(float low, float high) { return float_f16(low) | (u32)float_f16(high) << 16; }
 inline float exp2_fast(float x) { return exp2f(x); }
 
-// ---- fragments, laid out as in the PTX manual --------------------------------------------------------------------
-
-inline int byte_of(u64 word, int i) { return (i8)(word >> 8 * i); }
-inline float half_of(u64 word, int i) { return f16_float((u16)(word >> 16 * i)); }
-
-template <int K> inline void shim_mma_i8(int d[4], const u32* a, const u32* b) {
-    int lane = threadIdx.x % 32, A[16][K], B[K][8];
-    for (int i = 0; i < K / 8; i++) { // a_i: row g + 8 (i % 2), columns 4 c + 16 (i / 2) ..
-        const u64* all = shim::gather(a[i]);
-        for (int l = 0; l < 32; l++)
-            for (int j = 0; j < 4; j++) A[l / 4 + i % 2 * 8][l % 4 * 4 + j + i / 2 * 16] = byte_of(all[l], j);
-    }
-    for (int i = 0; i < K / 16; i++) { // b_i: rows 4 c + 16 i .., column g
-        const u64* all = shim::gather(b[i]);
-        for (int l = 0; l < 32; l++)
-            for (int j = 0; j < 4; j++) B[l % 4 * 4 + j + i * 16][l / 4] = byte_of(all[l], j);
-    }
-    for (int i = 0; i < 4; i++)
-        for (int k = 0; k < K; k++) d[i] += A[lane / 4 + i / 2 * 8][k] * B[k][lane % 4 * 2 + i % 2];
-}
-inline void mma_i8(int d[4], const u32 a[4], const u32 b[2]) { shim_mma_i8<32>(d, a, b); }
-inline void mma_i8_16(int d[4], const u32 a[2], u32 b) { shim_mma_i8<16>(d, a, &b); }
-
-// Each lane unpacks the two rows of A and two columns of B that its four sums need.
-inline void mma_f16(float d[4], const u32 a[4], const u32 b[2]) {
-    int lane = threadIdx.x % 32;
-    float A[2][16], B[2][16];
-    for (int half = 0; half < 2; half++) { // a_i: row g + 8 (i % 2), columns 2 c + 8 (i / 2) ..
-        const u64* all = shim::gather(a[2 * half] | (u64)a[2 * half + 1] << 32);
-        for (int c = 0; c < 4; c++)
-            for (int j = 0; j < 4; j++) A[j / 2][8 * half + 2 * c + j % 2] = half_of(all[lane / 4 * 4 + c], j);
-    }
-    const u64* all = shim::gather(b[0] | (u64)b[1] << 32); // b_i: rows 2 c + 8 i .., column g
-    for (int i = 0; i < 2; i++)
-        for (int c = 0; c < 4; c++)
-            for (int j = 0; j < 4; j++) B[i][8 * (j / 2) + 2 * c + j % 2] = half_of(all[4 * (lane % 4 * 2 + i) + c], j);
-    for (int i = 0; i < 4; i++)
-        for (int k = 0; k < 16; k++) d[i] += A[i / 2][k] * B[i % 2][k];
-}
-
 inline u32 tf32(float f) {
     u32 bits = (u32)__float_as_int(f);
     return (bits & 0x7f800000) == 0x7f800000 ? bits : (bits + 0x1000) & ~0x1fffu;
 }
 
-inline void mma_tf32(float d[4], const u32 a[4], const u32 b[2]) {
-    int lane = threadIdx.x % 32;
-    float A[16][8], B[8][8];
-    for (int i = 0; i < 4; i++) { // a_i: row g + 8 (i % 2), column c + 4 (i / 2)
-        const u64* all = shim::gather(a[i]);
-        for (int l = 0; l < 32; l++) A[l / 4 + i % 2 * 8][l % 4 + i / 2 * 4] = __int_as_float((int)((u32)all[l] & ~0x1fffu));
-    }
-    for (int i = 0; i < 2; i++) { // b_i: row c + 4 i, column g
-        const u64* all = shim::gather(b[i]);
-        for (int l = 0; l < 32; l++) B[l % 4 + i * 4][l / 4] = __int_as_float((int)((u32)all[l] & ~0x1fffu));
-    }
-    for (int i = 0; i < 4; i++)
-        for (int k = 0; k < 8; k++) d[i] += A[lane / 4 + i / 2 * 8][k] * B[k][lane % 4 * 2 + i % 2];
-}
+void mma_i8(int d[4], const u32 a[4], const u32 b[2]);
+void mma_i8_16(int d[4], const u32 a[2], u32 b);
+void mma_f16(float d[4], const u32 a[4], const u32 b[2]);
+void mma_tf32(float d[4], const u32 a[4], const u32 b[2]);
 
-template <int N> inline void shim_load(u32* b, const u16* row, bool transposed) {
-    int lane = threadIdx.x % 32, r = lane / 4, c = lane % 4 * 2;
-    const u64* rows = shim::gather((u64)row);
-    for (int i = 0; i < N; i++) {
-        const u16* const* of = (const u16* const*)(rows + 8 * i);
-        b[i] = transposed ? of[c][r] | (u32)of[c + 1][r] << 16 : of[r][c] | (u32)of[r][c + 1] << 16;
-    }
-}
-inline void load_transposed(u32 b[2], const u16* row) { shim_load<2>(b, row, true); }
 struct SharedBase {
     u16* at;
     SharedBase(const void* p) : at((u16*)p) {}
 };
 template <class T> inline T* base_of(T* p) { return p; }
-inline void load_4(u32 b[4], SharedBase row, int offset = 0) { shim_load<4>(b, row.at + offset, false); }
-inline void load_4_transposed(u32 b[4], SharedBase row, int offset = 0) { shim_load<4>(b, row.at + offset, true); }
+void load_transposed(u32 b[2], const u16* row);
+void load_4(u32 b[4], SharedBase row, int offset = 0);
+void load_4_transposed(u32 b[4], SharedBase row, int offset = 0);
 
 inline void copy_16(void* to, const void* from) { shim::later(to, from); }
 inline void copy_16_or_zero(SharedBase to, int offset, const void* from, bool in) {
-    if (in) shim::later(to.at + offset, from);
-    else memset(to.at + offset, 0, 16);
+    shim::later(to.at + offset, in ? from : nullptr);
 }
 inline void copies_commit() { shim::commit(); }
 template <int left> inline void copies_done() { shim::wait(left); }

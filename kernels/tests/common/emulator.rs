@@ -2,8 +2,9 @@
 //!
 //! The library is built from kernels/cuda/host with the C++ compiler and loaded before the bindings look for the driver,
 //! so that they find it under the driver's name. The backend runs unchanged: its launches, its memory, the arithmetic of
-//! its kernels. The device's own compiler, timing and races are not emulated. Without a C++ compiler there is no
-//! emulator, and tests on it are skipped (see [`skip`]).
+//! its kernels. Races, accesses out of bounds and broken rules of the driver abort the process (`tests/emulator.rs`); the
+//! device's own compiler and timing are not emulated. Without a C++ compiler there is no emulator, and tests on it are
+//! skipped (see [`skip`]).
 #![allow(dead_code, reason = "some tests start processes, others use the backend")]
 
 use super::skip;
@@ -17,13 +18,16 @@ use std::sync::OnceLock;
 /// The CUDA backend on the emulator; `None` and a note without a C++ compiler.
 pub fn cuda() -> Option<&'static Cuda> {
     static CUDA: OnceLock<Cuda> = OnceLock::new();
-    let library = library()?;
-    Some(CUDA.get_or_init(|| {
-        // SAFETY: the library's constructors only register kernels in its own tables.
-        let library = unsafe { libloading::Library::new(library) }.expect("the emulator loads");
-        std::mem::forget(library);
-        Cuda::detect().expect("the emulated device")
-    }))
+    let path = library()?;
+    Some(CUDA.get_or_init(|| new_cuda(path)))
+}
+
+/// A further backend on the emulator in this process.
+pub fn new_cuda(path: &Path) -> Cuda {
+    static LOADED: OnceLock<libloading::Library> = OnceLock::new();
+    // SAFETY: the library's constructors only register kernels in its own tables.
+    LOADED.get_or_init(|| unsafe { libloading::Library::new(path) }.expect("the emulator loads"));
+    Cuda::detect().expect("the emulated device")
 }
 
 /// The directory of the package `kernels`, in its own tests and in those of the root package.
@@ -48,6 +52,19 @@ pub fn library() -> Option<&'static Path> {
     Some(LIBRARY.get_or_init(|| build(&compiler)))
 }
 
+/// A program that runs a planted defect of the emulator; `None` and a note without a C++ compiler.
+pub fn planted() -> Option<PathBuf> {
+    let (compiler, library) = (skip::cxx()?, library()?);
+    let main = library.with_file_name(format!("planted.{}", std::process::id()));
+    let source = main.with_extension("cpp");
+    let text = "extern \"C\" int emulator_planted(int, char**);\n\
+                int main(int n, char** arguments) { return emulator_planted(n, arguments); }\n";
+    fs::write(&source, text).unwrap();
+    let search = format!("-Wl,-rpath,{}", path(library.parent()?));
+    compile(&compiler, &["-o", path(&main), path(&source), path(library), &search]);
+    Some(main)
+}
+
 /// Includes the matmul sources once per format.
 fn format_modules() -> String {
     let cuda = package().join("cuda");
@@ -57,6 +74,11 @@ fn format_modules() -> String {
     };
     Format::ALL.map(module).concat()
 }
+
+/// The parts of the emulator itself.
+const PARTS: [&str; 5] = ["memory.cpp", "block.cpp", "streams.cpp", "warp.cpp", "driver.cpp"];
+/// The kernels call the emulator before each access; see kernels/cuda/host/memory.cpp.
+const CHECKED: &str = "-fsanitize=thread,alignment";
 
 /// Builds the library under a name of this process and renames it: several tests may do so at once.
 fn build(compiler: &str) -> PathBuf {
@@ -69,28 +91,26 @@ fn build(compiler: &str) -> PathBuf {
     }
     let own = dir.join(format!("libcuda.{}.so", std::process::id()));
     let host = package().join("cuda/host");
-    let formats = own.with_extension("inc");
+    let (formats, kernels) = (own.with_extension("inc"), own.with_extension("o"));
     fs::write(&formats, format_modules()).unwrap();
-    let done = Command::new(compiler)
-        .args([
-            "-std=c++17",
-            "-O3",
-            "-march=native",
-            "-fno-math-errno",
-            "-fno-trapping-math",
-            "-w",
-            "-fPIC",
-            "-shared",
-            "-fvisibility=hidden",
-            "-Wl,-soname,libcuda.so",
-            "-o",
-        ])
-        .arg(&own)
-        .arg(format!("-DFORMAT_MODULES=\"{}\"", formats.display()))
-        .args([host.join("driver.cpp"), host.join("modules.cpp")])
-        .output()
-        .unwrap_or_else(|e| panic!("{compiler}: {e}"));
-    assert!(done.status.success(), "{compiler}: {}", String::from_utf8_lossy(&done.stderr));
+    let formats = format!("-DFORMAT_MODULES=\"{}\"", formats.display());
+    let modules = host.join("modules.cpp");
+    compile(compiler, &[CHECKED, &formats, "-c", "-o", path(&kernels), path(&modules)]);
+    let parts = PARTS.map(|part| host.join(part));
+    let link = ["-shared", "-Wl,-soname,libcuda.so", "-o", path(&own), path(&kernels)];
+    compile(compiler, &[&link[..], &parts.each_ref().map(|part| path(part))].concat());
     fs::rename(&own, &library).unwrap();
     library
+}
+
+fn path(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+fn compile(compiler: &str, args: &[&str]) {
+    let common =
+        ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-w", "-fPIC"];
+    let done = Command::new(compiler).args(common).arg("-fvisibility=hidden").args(args).output();
+    let done = done.unwrap_or_else(|e| panic!("{compiler}: {e}"));
+    assert!(done.status.success(), "{compiler}: {}", String::from_utf8_lossy(&done.stderr));
 }
