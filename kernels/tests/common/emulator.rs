@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The CUDA backend on the emulator; `None` and a note without a C++ compiler.
 pub fn cuda() -> Option<&'static Cuda> {
@@ -55,7 +56,9 @@ pub fn library() -> Option<&'static Path> {
 /// A program that runs a planted defect of the emulator; `None` and a note without a C++ compiler.
 pub fn planted() -> Option<PathBuf> {
     let (compiler, library) = (skip::cxx()?, library()?);
-    let main = library.with_file_name(format!("planted.{}", std::process::id()));
+    static PROGRAMS: AtomicUsize = AtomicUsize::new(0); // each test removes its own
+    let program = PROGRAMS.fetch_add(1, Ordering::Relaxed);
+    let main = library.with_file_name(format!("planted-{}-{program}", std::process::id()));
     let source = main.with_extension("cpp");
     let text = "extern \"C\" int emulator_planted(int, char**);\n\
                 int main(int n, char** arguments) { return emulator_planted(n, arguments); }\n";
