@@ -214,7 +214,7 @@ fn configs() {
     refused_json(CONFIG, "num_experts: expected at most 262144 in all layers", |json| {
         json["num_experts"] = json!(65536);
     });
-    refused_json(CONFIG, "model_type: expected kimi_linear, found deepseek_v3", |json| {
+    refused_json(CONFIG, "model_type: expected kimi_linear or bailing_hybrid, found deepseek_v3", |json| {
         json["model_type"] = json!("deepseek_v3");
     });
     refused_files("tokenizer.json", "", |dir| fs::write(dir.join("tokenizer.json"), "{}").unwrap());
