@@ -9,6 +9,9 @@
 #include <string>
 #include <vector>
 
+// Whether the kernels were compiled with the hooks of memory.cpp (modules.cpp).
+extern "C" const bool emulator_checks;
+
 namespace emulator {
 
 const size_t TOTAL = (size_t)4 << 30;      // bytes of device memory

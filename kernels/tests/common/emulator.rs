@@ -37,6 +37,12 @@ fn package() -> PathBuf {
     if own.join("cuda").is_dir() { own.to_owned() } else { own.join("kernels") }
 }
 
+/// Whether kernels are checked: in the tests of the package `kernels`, which run every kernel. Those of the root package run
+/// whole models, which take three times as long with the checks.
+fn is_checked() -> bool {
+    package() == Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
 fn sources() -> Vec<PathBuf> {
     let cuda = package().join("cuda");
     let files = |dir: &Path| fs::read_dir(dir).unwrap().map(|e| e.unwrap().path()).collect::<Vec<_>>();
@@ -81,11 +87,12 @@ fn format_modules() -> String {
 /// The parts of the emulator itself.
 const PARTS: [&str; 5] = ["memory.cpp", "block.cpp", "streams.cpp", "warp.cpp", "driver.cpp"];
 /// The kernels call the emulator before each access; see kernels/cuda/host/memory.cpp.
-const CHECKED: &str = "-fsanitize=thread,alignment";
+const CHECKED: [&str; 2] = ["-fsanitize=thread,alignment", "-DEMULATOR_CHECKS=1"];
 
 /// Builds the library under a name of this process and renames it: several tests may do so at once.
 fn build(compiler: &str) -> PathBuf {
-    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join(if is_checked() { "checked" } else { "emulator" });
+    fs::create_dir_all(&dir).unwrap();
     let library = dir.join("libcuda.so");
     let time = |p: &Path| fs::metadata(p).and_then(|m| m.modified()).ok();
     let newest = sources().iter().filter_map(|p| time(p)).max();
@@ -98,7 +105,8 @@ fn build(compiler: &str) -> PathBuf {
     fs::write(&formats, format_modules()).unwrap();
     let formats = format!("-DFORMAT_MODULES=\"{}\"", formats.display());
     let modules = host.join("modules.cpp");
-    compile(compiler, &[CHECKED, &formats, "-c", "-o", path(&kernels), path(&modules)]);
+    let flags: &[&str] = if is_checked() { &CHECKED } else { &[] };
+    compile(compiler, &[flags, &[&formats, "-c", "-o", path(&kernels), path(&modules)]].concat());
     let parts = PARTS.map(|part| host.join(part));
     let link = ["-shared", "-Wl,-soname,libcuda.so", "-o", path(&own), path(&kernels)];
     compile(compiler, &[&link[..], &parts.each_ref().map(|part| path(part))].concat());
