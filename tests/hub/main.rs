@@ -203,7 +203,7 @@ fn types_are_listed_and_the_best_one_is_chosen() {
         assert!(!ok && out.is_empty() && err.contains(message), "{err}");
     };
     fails("u/r:NVFP4", "kimi: u/r: expected a type that this program runs, found NVFP4");
-    fails("u/other", "kimi: u/other: architecture: expected kimi-linear, found llama");
+    fails("u/other", "kimi: u/other: architecture: expected kimi-linear or bailingmoe3, found llama");
     // A full disk is foreseen.
     fails("u/r:Q4_K_M", "of free disk space, found ");
     assert!(hub.requests().iter().all(|r| !r.path.contains("Q4_K_M")));
