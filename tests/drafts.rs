@@ -154,6 +154,38 @@ fn replies_of_ling_equal_those_without_drafts() {
     assert!(accepted > 20, "{accepted} accepted");
 }
 
+/// A random Ling model with a block that predicts further tokens, and so few ids that some predictions are right.
+#[test]
+fn replies_of_ling_with_predictions_equal_those_without_drafts() {
+    let dir = tempfile::tempdir().unwrap();
+    let fields = ["num_nextn_predict_layers=1", "vocab_size=13"];
+    let model = common::ling_with(dir.path(), "q8_0", &fields);
+    let engines =
+        [Drafting::Off, Drafting::Auto, Drafting::Tokens(3)].map(|mode| engine(Some(model.clone()), mode));
+    let mut counts = [[0; 3]; 3];
+    for i in 0..60 {
+        let prompt: Vec<u32> = prompt(i).into_iter().map(|token| token % 13).collect();
+        let replies = engines
+            .each_ref()
+            .map(|engine| reply(engine, &prompt, params(24, samplings()[i as usize % 4]), usize::MAX));
+        for ((seen, stats), counts) in replies.iter().zip(&mut counts) {
+            assert!(*seen == replies[0].0, "prompt {i}");
+            let found = [stats.generated, stats.draft.drafted, stats.draft.accepted];
+            counts.iter_mut().zip(found).for_each(|(sum, n)| *sum += n);
+        }
+    }
+    let [off, auto, fixed] = counts;
+    assert_eq!(off[1], 0);
+    assert!(auto[1] > 0 && auto[1] < auto[0], "random predictions are soon given up: {auto:?}");
+    assert!(fixed[2] > 60 && fixed[1] > 2 * (fixed[0] - fixed[2]), "each step has a draft: {fixed:?}");
+    let [alone, batched] =
+        [(&engines[0], 1), (&engines[2], 8)].map(|(engine, slots)| scheduled(engine, slots, 24));
+    let tokens =
+        |replies: &[(Vec<u32>, Stats)]| replies.iter().map(|(tokens, _)| tokens.clone()).collect::<Vec<_>>();
+    assert!(tokens(&alone) == tokens(&batched), "in a batch of eight");
+    assert!(batched.iter().any(|(_, stats)| stats.draft.accepted > 0));
+}
+
 #[test]
 fn texts_of_the_demonstration_model_equal_those_without_drafts() {
     let off = engine(None, Drafting::Off);
@@ -289,7 +321,7 @@ fn scheduled(engine: &Engine<Cpu>, slots: usize, requests: u32) -> Vec<(Vec<u32>
     for i in 0..requests {
         let one = Arc::new(Mutex::new((Vec::new(), None)));
         scheduler.submit(SequenceRequest {
-            prompt: prompt(i).into(),
+            prompt: prompt(i).into_iter().map(|token| token % engine.config.vocab as u32).collect(),
             snapshot_lengths: Vec::new(),
             question: None,
             params: few(i, 10 + i as usize % 30, samplings()[i as usize % 4]),

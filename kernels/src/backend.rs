@@ -272,6 +272,8 @@ pub trait Backend: Send + Sync + 'static {
     fn embed(&self, table: &Self::Weight, ids: &[u32]) -> Self::Tensor;
     /// y_i = x_{rows_i}: some rows of a batch. `[rows.len(), cols]`
     fn gather(&self, x: &Self::Tensor, rows: &[usize]) -> Self::Tensor;
+    /// The rows of several tensors of equal width, one tensor after the other. `[sum of rows, cols]`
+    fn concat(&self, parts: &[&Self::Tensor]) -> Self::Tensor;
     /// Adds in place: x += y, of equal shapes.
     fn add(&self, x: &mut Self::Tensor, y: &Self::Tensor);
     /// sigmoid(x), in place of x.

@@ -213,6 +213,13 @@ impl Backend for Reference {
         Matrix { rows: rows.len(), cols: x.cols, values }
     }
 
+    fn concat(&self, parts: &[&Matrix]) -> Matrix {
+        let cols = parts.first().map_or(0, |x| x.cols);
+        assert!(parts.iter().all(|x| x.cols == cols), "widths of tensors to concatenate");
+        let values: Vec<f32> = parts.iter().flat_map(|x| &x.values).copied().collect();
+        Matrix { rows: parts.iter().map(|x| x.rows).sum(), cols, values }
+    }
+
     fn add(&self, x: &mut Matrix, y: &Matrix) {
         assert_eq!((x.rows, x.cols), (y.rows, y.cols), "shapes of a sum");
         x.values.iter_mut().zip(&y.values).for_each(|(x, y)| *x += y);

@@ -88,7 +88,15 @@ fn rows_of_tables_and_batches() {
         check!(format!("embed {}", format.name()), |b| {
             let table = b.weight(table.clone()).unwrap();
             let x = b.embed(&table, &[8, 0, 3, 3]);
-            vec![b.read(&x), b.read(&b.gather(&x, &[3, 1])), b.read(&b.embed(&table, &[]))]
+            let [some, one] = [b.gather(&x, &[3, 1]), b.gather(&x, &[2])];
+            let all = b.concat(&[&some, &x, &one]);
+            vec![
+                b.read(&x),
+                b.read(&some),
+                b.read(&all),
+                b.read(&b.concat(&[&one])),
+                b.read(&b.embed(&table, &[])),
+            ]
         });
     }
 }

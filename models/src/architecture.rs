@@ -6,11 +6,42 @@
 use crate::gguf::{Error, Metadata, Value, read::Gguf};
 use crate::hybrid::Model;
 use crate::hybrid::config::Config;
-use crate::{kimi_linear, ling};
+use crate::kimi_linear;
+use crate::ling::{self, Ling};
 use kernels::backend::Backend;
 
 /// Architectures that run, as `general.architecture` names them.
 pub const ARCHITECTURES: [&str; 2] = [kimi_linear::ARCHITECTURE, ling::ARCHITECTURE];
+
+/// The hyperparameters of a file by its architecture.
+enum Architecture {
+    KimiLinear(Config),
+    Ling(Box<Ling>),
+}
+
+impl Architecture {
+    fn from_metadata(path: &str, metadata: &Metadata) -> Result<Architecture, Error> {
+        match metadata.get("general.architecture") {
+            Some(Value::String(name)) if name == kimi_linear::ARCHITECTURE => {
+                Ok(Architecture::KimiLinear(kimi_linear::config(path, metadata)?))
+            }
+            Some(Value::String(name)) if name == ling::ARCHITECTURE => {
+                Ok(Architecture::Ling(Box::new(Ling::from_metadata(path, metadata)?)))
+            }
+            other => {
+                let expected = ARCHITECTURES.join(" or ");
+                Err(Error::bad(path, "general.architecture", expected, Value::describe(other)))
+            }
+        }
+    }
+
+    fn into_config(self) -> Config {
+        match self {
+            Architecture::KimiLinear(config) => config,
+            Architecture::Ling(ling) => ling.config,
+        }
+    }
+}
 
 impl Config {
     /// Reads the hyperparameters of an opened file. Errors name the key, the expected and the found value.
@@ -23,18 +54,7 @@ impl Config {
     /// # Errors
     /// A missing or invalid key.
     pub fn from_metadata(path: &str, metadata: &Metadata) -> Result<Config, Error> {
-        match metadata.get("general.architecture") {
-            Some(Value::String(name)) if name == ling::ARCHITECTURE => {
-                Ok(ling::Ling::from_metadata(path, metadata)?.config)
-            }
-            Some(Value::String(name)) if name == kimi_linear::ARCHITECTURE => {
-                kimi_linear::config(path, metadata)
-            }
-            other => {
-                let expected = ARCHITECTURES.join(" or ");
-                Err(Error::bad(path, "general.architecture", expected, Value::describe(other)))
-            }
-        }
+        Ok(Architecture::from_metadata(path, metadata)?.into_config())
     }
 }
 
@@ -44,15 +64,18 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// Sizes above the backend's limits, or a tensor whose shape or format differs from what the metadata implies.
     pub fn load(b: &B, file: &Gguf) -> Result<Self, Error> {
-        let config = Config::from_gguf(file)?;
-        if config.architecture == ling::ARCHITECTURE {
-            let ling = ling::Ling::from_metadata(&path_of(file), &file.metadata)?;
-            return Model::load_with(b, file, config, ling.output(file), |from, layer| {
-                ling.mixer(from, layer)
-            });
+        match Architecture::from_metadata(&path_of(file), &file.metadata)? {
+            Architecture::KimiLinear(config) => {
+                Model::load_with(b, file, &config, "output.weight", |from, kind| {
+                    kimi_linear::mixer(from, &config, kind)
+                })
+            }
+            Architecture::Ling(ling) => {
+                Model::load_with(b, file, &ling.config, ling.output(file), |from, kind| {
+                    ling.mixer(from, kind)
+                })
+            }
         }
-        let c = config.clone();
-        Model::load_with(b, file, config, "output.weight", |from, layer| kimi_linear::mixer(from, &c, layer))
     }
 }
 

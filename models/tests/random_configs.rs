@@ -7,16 +7,17 @@ mod random_model;
 use kernels::backend::Backend;
 use kernels::cpu::Cpu;
 use models::hybrid::mla::MlaPath;
+use models::hybrid::mtp::WINDOW;
 use models::hybrid::state::State;
 use models::hybrid::{Model, Outputs, Sequence};
-use random_model::{ModelOutcome, RandomModel};
+use random_model::{ModelOutcome, RandomModel, predictions};
 
-#[test]
-fn random_models_are_refused_in_a_line_or_agree_with_the_reference() {
+/// Checks 240 random models of an architecture.
+fn check(random: fn(u64) -> RandomModel) {
     let cpu = Cpu::detect(Some(2));
     let (mut refused, mut agreed) = (0, 0);
     for seed in 0..240 {
-        match RandomModel::new(seed).check(&cpu) {
+        match random(seed).check(&cpu) {
             ModelOutcome::Refused(_) => refused += 1,
             ModelOutcome::Agreed(_) => agreed += 1,
             ModelOutcome::RoundedApart(_) | ModelOutcome::Ran => {}
@@ -26,17 +27,13 @@ fn random_models_are_refused_in_a_line_or_agree_with_the_reference() {
 }
 
 #[test]
+fn random_models_are_refused_in_a_line_or_agree_with_the_reference() {
+    check(RandomModel::new);
+}
+
+#[test]
 fn random_ling_models_are_refused_in_a_line_or_agree_with_the_reference() {
-    let cpu = Cpu::detect(Some(2));
-    let (mut refused, mut agreed) = (0, 0);
-    for seed in 0..240 {
-        match RandomModel::ling(seed).check(&cpu) {
-            ModelOutcome::Refused(_) => refused += 1,
-            ModelOutcome::Agreed(_) => agreed += 1,
-            ModelOutcome::RoundedApart(_) | ModelOutcome::Ran => {}
-        }
-    }
-    assert!(refused >= 40 && agreed >= 120, "{refused} refused, {agreed} agreed: both have to happen");
+    check(RandomModel::ling);
 }
 
 /// In this model k . q of a first token is close to 0 and rounding flips its sign: the CPU backend agrees with the reference
@@ -45,6 +42,11 @@ fn random_ling_models_are_refused_in_a_line_or_agree_with_the_reference() {
 fn logits_that_rounding_changes_agree_with_the_rounded_reference() {
     let outcome = RandomModel::new(4_265_788_412).check(&Cpu::detect(Some(2)));
     assert!(matches!(outcome, ModelOutcome::RoundedApart(error) if error > 0.5), "{outcome:?}");
+}
+
+/// The bits of logits, which are equal for equal results.
+fn bits(logits: Vec<f32>) -> Vec<u32> {
+    logits.into_iter().map(f32::to_bits).collect()
 }
 
 /// The bits of a sequence's state and its rows.
@@ -107,4 +109,75 @@ fn drafts_give_the_bits_of_single_tokens() {
         ran += 1;
     }
     assert!(ran >= 80, "{ran} models ran");
+}
+
+/// Predictions of further tokens have the same bits whatever steps the tokens came in: one, a few at a time with predictions
+/// between them, or drafts of which a part is accepted.
+#[test]
+fn predictions_do_not_depend_on_steps() {
+    let b = &Cpu::detect(Some(2));
+    let mut ran = 0;
+    for seed in 0..120 {
+        let random = RandomModel::ling(seed);
+        let Ok(model) = Model::load(b, &random.file) else { continue };
+        if !model.predicts() {
+            continue;
+        }
+        let ids: Vec<u32> = (0..24).map(|i| (i * 7 + seed as u32) % model.config.vocab as u32).collect();
+        let follow = || {
+            let mut state = [model.state(b, random.cache)];
+            model.follow(b, &mut state[0], random.cache);
+            state
+        };
+        let mut whole = follow();
+        assert_eq!(predictions(b, &model, &mut whole[0], &ids[..1]), [0.0; 0], "nothing is known yet");
+        step(b, &model, &mut whole, &[(&ids[..20], Outputs::None)]);
+        let expected = bits(predictions(b, &model, &mut whole[0], &ids[20..]));
+        assert_eq!(expected.len(), 4 * model.config.vocab);
+        let mut steps = follow();
+        for (i, end) in [3, 4, 5, 12, 20].into_iter().enumerate() {
+            let tokens = &ids[steps[0].position as usize..end];
+            if i % 2 == 0 {
+                step(b, &model, &mut steps, &[(tokens, Outputs::Last)]);
+            } else {
+                let wrong = [tokens, &ids[..3]].concat();
+                step(b, &model, &mut steps, &[(&wrong, Outputs::Draft)]);
+                model.accept(b, &mut steps[0], tokens.len());
+            }
+            if i != 1 {
+                predictions(b, &model, &mut steps[0], &[ids[end], 0, 0]);
+            }
+        }
+        // The next token is the same one as before: its row is there already.
+        step(b, &model, &mut steps, &[(&ids[20..21], Outputs::Last)]);
+        step(b, &model, &mut whole, &[(&ids[20..21], Outputs::Last)]);
+        let [found, expected] =
+            [&mut steps[0], &mut whole[0]].map(|state| bits(predictions(b, &model, state, &ids[21..])));
+        assert!(found == expected, "seed {seed}");
+        ran += 1;
+    }
+    assert!(ran >= 30, "{ran} models ran");
+}
+
+/// A sequence whose predictions pause for long is followed from its last tokens on, as after a long prompt.
+#[test]
+fn predictions_start_anew_after_a_pause() {
+    let b = &Cpu::detect(Some(2));
+    let predicts = |seed: &u64| Model::load(b, &RandomModel::ling(*seed).file).is_ok_and(|m| m.predicts());
+    let random = RandomModel::ling((0..).find(predicts).unwrap());
+    let model = Model::load(b, &random.file).unwrap();
+    let ids: Vec<u32> = (0..3 * WINDOW as u32).map(|i| i * i % model.config.vocab as u32).collect();
+    let [mut prompt, mut steps] = [(); 2].map(|()| [model.state(b, random.cache)]);
+    model.follow(b, &mut prompt[0], random.cache);
+    model.follow(b, &mut steps[0], random.cache);
+    step(b, &model, &mut prompt, &[(&ids[..], Outputs::None)]);
+    for (i, tokens) in ids.chunks(WINDOW / 4).enumerate() {
+        step(b, &model, &mut steps, &[(tokens, Outputs::None)]);
+        if i == 1 {
+            predictions(b, &model, &mut steps[0], &[ids[WINDOW / 2]]);
+        }
+    }
+    let [found, expected] =
+        [&mut steps[0], &mut prompt[0]].map(|state| bits(predictions(b, &model, state, &[0, 0])));
+    assert!(!found.is_empty() && found == expected);
 }

@@ -174,6 +174,9 @@ impl<B: Backend> Backend for Profiled<B> {
     fn gather(&self, x: &B::Tensor, rows: &[usize]) -> B::Tensor {
         self.plain("gather", |b| b.gather(x, rows))
     }
+    fn concat(&self, parts: &[&B::Tensor]) -> B::Tensor {
+        self.plain("concat", |b| b.concat(parts))
+    }
     fn add(&self, x: &mut B::Tensor, y: &B::Tensor) {
         self.plain("add", |b| b.add(x, y));
     }

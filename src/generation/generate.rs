@@ -99,11 +99,14 @@ fn reply<B: Backend>(
                 drafter.push(token);
                 drafter.count_accepted(session.has_drafted(token));
                 let most = reply.remaining().saturating_sub(1); // no logits are computed after the last token
-                session.decode_with(token, || {
-                    let draft = drafter.draft(most, 0, || reply.likely(LIKELY_WAIT));
+                session.decode_with(token, |predict| {
+                    let draft = drafter.draft(most, 0, || reply.likely(LIKELY_WAIT), predict);
                     step = Some((1 + draft.len(), Instant::now()));
                     draft
                 })?;
+                if !drafter.predicts() {
+                    session.unfollow();
+                }
             }
             _ => break,
         }

@@ -14,9 +14,9 @@ pub struct MemoryEstimate {
     pub kda_state_bytes: u64,
     /// The past inputs of the short convolutions.
     pub conv_bytes: u64,
-    /// KV cache of a token in all MLA layers, as f16.
+    /// KV caches of a token, as f16: all MLA layers, and the block that predicts further tokens.
     pub f16_bytes_per_token: u64,
-    /// KV cache of a token in all MLA layers, as q8_0.
+    /// KV caches of a token, as q8_0.
     pub q8_0_bytes_per_token: u64,
     /// Estimated activations of a batch.
     pub workspace_bytes: u64,
@@ -25,7 +25,7 @@ pub struct MemoryEstimate {
 impl MemoryEstimate {
     /// Estimates the memory of one sequence with batches of `batch` tokens.
     pub fn of(c: &Config, batch: u64) -> MemoryEstimate {
-        let (kda, mla) = (c.count(MixerKind::Kda) as u64, c.count(MixerKind::Mla) as u64);
+        let (kda, mla) = (c.count(MixerKind::Kda) as u64, c.caches() as u64);
         let width = (c.kda.heads * c.kda.head_dim) as u64;
         // Rows are padded to whole blocks.
         let row = |format: Format| {

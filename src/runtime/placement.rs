@@ -132,7 +132,7 @@ impl Requirements {
             CacheFormat::F16 => 2 * row,
             CacheFormat::Q8_0 => row.div_ceil(32) * 34,
         };
-        let rows = (c.count(MixerKind::Mla) as u64).saturating_mul(row.next_multiple_of(16));
+        let rows = (c.caches() as u64).saturating_mul(row.next_multiple_of(16));
         requirements.cache = rows.saturating_mul(context);
         requirements.workspace = workspace(c, params.batch, context);
         requirements

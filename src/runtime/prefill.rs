@@ -8,6 +8,7 @@ use crate::prefix_cache::namespace::Namespace;
 use crate::prefix_cache::{PrefixSource, SNAPSHOT_INTERVAL_TOKENS};
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::LogitsRow;
+use crate::runtime::options::Drafting;
 use kernels::backend::Backend;
 use models::hybrid::mla::MlaPath;
 use models::hybrid::state::State;
@@ -31,6 +32,8 @@ pub struct PrefillDriver<'e, B: Backend> {
     run: (MlaPath, usize),
     /// The end of the run, or of a later one, at which a snapshot is inserted.
     snapshot_at: usize,
+    /// Whether steps keep what predictions of further tokens need.
+    follows: bool,
     /// Whether a decoded token would be prefilled with materialized attention; the state is then not cached.
     noncanonical: bool,
 }
@@ -46,6 +49,7 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
             question: None,
             run: (MlaPath::Absorbed, 0),
             snapshot_at: 0,
+            follows: engine.draft != Drafting::Off,
             noncanonical: false,
         }
     }
@@ -89,6 +93,7 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
     /// Begins another prompt, of which the state holds a prefix. Long lists of snapshots are thinned.
     pub fn begin(&mut self, snapshot_lengths: &[usize], question: Option<usize>) {
         (self.snapshot_lengths, self.question) = (thin_snapshots(snapshot_lengths), question);
+        self.follows = self.engine.draft != Drafting::Off;
         self.run = (MlaPath::Absorbed, self.len);
     }
 
@@ -121,6 +126,9 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
     ) -> Sequence<'s, B> {
         let Engine { backend, model, .. } = self.engine;
         let state = self.state.get_or_insert_with(|| model.state(backend, self.engine.cache));
+        if self.follows {
+            model.follow(backend, state, self.engine.cache);
+        }
         Sequence { tokens, state, outputs, mla_path }
     }
 
@@ -135,6 +143,18 @@ impl<'e, B: Backend> PrefillDriver<'e, B> {
         let Engine { backend, model, .. } = self.engine;
         model.accept(backend, self.state.as_mut().expect("a step with a draft"), tokens);
         self.len += tokens;
+    }
+
+    /// Predicts at most `most` tokens after `token`, the next one, by the model's block for that, if it has one.
+    pub fn predict(&mut self, token: u32, most: usize) -> Vec<u32> {
+        let Engine { backend, model, .. } = self.engine;
+        self.state.as_mut().map_or(Vec::new(), |state| model.predict(backend, state, token, most))
+    }
+
+    /// Ends predictions until the next prompt: steps keep nothing for them.
+    pub fn unfollow(&mut self) {
+        self.follows = false;
+        self.state.iter_mut().for_each(State::unfollow);
     }
 
     /// Records that these of all tokens were decoded one by one.

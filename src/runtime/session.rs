@@ -158,12 +158,17 @@ impl<'e, B: Backend> Session<'e, B> {
 
     /// Decodes one token: appends it and computes the logits after it.
     pub fn decode(&mut self, token: u32) -> Result<(), Error> {
-        self.decode_with(token, Vec::new)
+        self.decode_with(token, |_| Vec::new())
     }
 
     /// [`Session::decode`]. If that takes a step, the step also computes the logits after the tokens of `draft`, which
-    /// are likely to follow. The results are those of `decode` to the bit (CPU), whether they follow or not.
-    pub fn decode_with(&mut self, token: u32, draft: impl FnOnce() -> Vec<u32>) -> Result<(), Error> {
+    /// are likely to follow. The results are those of `decode` to the bit (CPU), whether they follow or not. `draft` is
+    /// passed [`PrefillDriver::predict`] by the number of tokens.
+    pub fn decode_with(
+        &mut self,
+        token: u32,
+        draft: impl FnOnce(&mut dyn FnMut(usize) -> Vec<u32>) -> Vec<u32>,
+    ) -> Result<(), Error> {
         let len = self.tokens.len();
         self.engine.check_ids(len, &[token])?;
         self.engine.check_length(len + 1)?;
@@ -172,10 +177,16 @@ impl<'e, B: Backend> Session<'e, B> {
             self.tokens.push(token);
         } else {
             self.accept_draft();
-            self.step(token, draft());
+            let draft = draft(&mut |most| self.driver.predict(token, most));
+            self.step(token, draft);
         }
         self.driver.decoded(&self.tokens, len..len + 1);
         Ok(())
+    }
+
+    /// Ends predictions by the model until the next prompt.
+    pub fn unfollow(&mut self) {
+        self.driver.unfollow();
     }
 
     /// Returns whether decoding this token takes no step, because the last one had it as draft.

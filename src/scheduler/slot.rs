@@ -244,9 +244,15 @@ impl<'e, B: Backend> Slot<'e, B> {
         let most = most.min(self.reply.remaining().saturating_sub(1));
         // Other sequences do not wait for what this one's constraint expects.
         let limit = if others == 0 { LIKELY_WAIT } else { Duration::ZERO };
-        let draft = self.drafter.draft(most, others, || self.reply.likely(limit));
+        let last = self.reply.span(all - 1..all)[0];
+        let (driver, reply) = (&mut self.driver, &mut self.reply);
+        let draft =
+            self.drafter.draft(most, others, || reply.likely(limit), &mut |most| driver.predict(last, most));
         if !draft.is_empty() {
-            self.drafted = [self.reply.span(all - 1..all), &draft].concat();
+            self.drafted = [&[last], &draft[..]].concat();
+        }
+        if !self.drafter.predicts() {
+            self.driver.unfollow();
         }
         draft.len()
     }

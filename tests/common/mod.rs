@@ -70,11 +70,66 @@ const SMALL_LING: [&str; 16] = [
 
 /// Writes a random Ling model of three KDA layers and one MLA layer, all of them small; returns the file.
 pub fn ling(dir: &Path, kind: &str) -> PathBuf {
+    ling_with(dir, kind, &[])
+}
+
+/// [`ling`] with fields of its configuration changed, each `FIELD=VALUE`.
+pub fn ling_with(dir: &Path, kind: &str, fields: &[&str]) -> PathBuf {
+    synth_ling(dir, kind, fields, &[])
+}
+
+fn synth_ling(dir: &Path, kind: &str, fields: &[&str], more: &[&str]) -> PathBuf {
     let out = dir.join(format!("ling.{kind}.gguf"));
-    let sizes = SMALL_LING.iter().flat_map(|size| ["--set", size]);
-    let args = ["synth", text(&out), "--preset", "ling-tiny", "--layers", "4", "--type", kind];
-    kimi_ok(&args.into_iter().chain(sizes).collect::<Vec<_>>());
+    let mut args = vec!["synth", text(&out), "--preset", "ling-tiny", "--layers", "4", "--type", kind];
+    args.extend(more);
+    SMALL_LING.iter().chain(fields).for_each(|size| args.extend(["--set", size]));
+    kimi_ok(&args);
     out
+}
+
+/// Tokens of Ling's chats, in the order of their ids after those of the 256 bytes.
+const LING_SPECIALS: [&str; 8] = [
+    "<|startoftext|>",
+    "<|endoftext|>",
+    "<role>",
+    "</role>",
+    "<|role_end|>",
+    "<think>",
+    "</think>",
+    "<tool_call>",
+];
+
+/// Writes a random Ling model with a vocabulary of bytes and Ling's special tokens; returns the file.
+pub fn ling_with_text(dir: &Path, kind: &str, fields: &[&str]) -> PathBuf {
+    let tokens = dir.join("tokenizer");
+    std::fs::create_dir_all(&tokens).unwrap();
+    // GPT-2's letters: printable bytes stand for themselves, the others for letters from 256 on.
+    let mut next = 256;
+    let letter = |byte: u32| {
+        let printable = (33..127).contains(&byte) || (161..173).contains(&byte) || byte > 173;
+        let code = if printable { byte } else { next };
+        next += u32::from(!printable);
+        char::from_u32(code).unwrap().to_string()
+    };
+    let vocab: serde_json::Map<_, _> =
+        (0..256).map(letter).zip((0..256).map(serde_json::Value::from)).collect();
+    let added = LING_SPECIALS.iter().zip(256..).map(|(content, id)| {
+        serde_json::json!({ "id": id, "content": content, "special": true, "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false })
+    });
+    let pattern = r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+";
+    let json = serde_json::json!({
+        "added_tokens": added.collect::<Vec<_>>(),
+        "pre_tokenizer": { "type": "Sequence", "pretokenizers": [
+            { "type": "Split", "pattern": { "Regex": pattern }, "behavior": "Isolated", "invert": false },
+            { "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false },
+        ] },
+        "model": { "type": "BPE", "vocab": vocab, "merges": [] },
+    });
+    std::fs::write(tokens.join("tokenizer.json"), json.to_string()).unwrap();
+    std::fs::write(tokens.join("tokenizer_config.json"), r#"{"eos_token": "<|role_end|>"}"#).unwrap();
+    let vocab = format!("vocab_size={}", 256 + LING_SPECIALS.len());
+    synth_ling(dir, kind, &[fields, &[vocab.as_str()]].concat(), &["--tokenizer", text(&tokens)])
 }
 
 /// Converts a checkpoint; returns the file.

@@ -1,6 +1,9 @@
 """Logits of the float64 reference on a random prompt.
 
-usage: logits.py MODEL TOKENS OUT     prints the prompt's ids; writes the logits as raw float64, [token, vocab]
+usage: logits.py MODEL TOKENS OUT [PREDICTED]    prints the prompt's ids; writes the logits as raw float64, [token, vocab]
+
+PREDICTED receives the logits of Ling's MTP block after the prompt and a next token, which is printed as a further id, and
+after the token that these logits make most likely, [2, vocab].
 
 MODEL is a checkpoint of Kimi Linear, or a GGUF file of Ling 3.0.
 
@@ -45,15 +48,23 @@ def margin(model, rec):
     return smallest
 
 
-def clear_prompt(model, tokens):
-    """The ids of a prompt with clear routing, and its logits."""
+def clear_prompt(model, tokens, predicted=False):
+    """The ids of a prompt with clear routing, and its logits; with `predicted` a next token too, and `predictions` after it."""
     for seed in range(50):
-        ids = np.random.default_rng(seed).integers(0, model.vocab, tokens).tolist()
-        rec = {}
-        logits = model.forward(ids, rec=rec)
-        if margin(model, rec) >= 1e-4:
-            return ids, logits
+        ids = np.random.default_rng(seed).integers(0, model.vocab, tokens + predicted).tolist()
+        state, records = model.new_state(), [{}, {}]
+        found = [model.forward(ids[:tokens], state, records[0])]
+        if predicted:
+            found.append(predictions(model, ids[1:], state, records))
+        if min(margin(model, rec) for rec in records) >= 1e-4:
+            return ids, *found
     sys.exit(f"no prompt of {tokens} tokens with clear routing in 50")
+
+
+def predictions(model, ids, state, records):
+    """Logits of the MTP block after `ids`, the tokens from the second on, and after the token that these make most likely."""
+    first = model.draft(ids, state, rec=records[0])[-1]
+    return np.array([first, model.draft([int(first.argmax())], state, state["draft_hidden"][-1:], records[1])[-1]])
 
 
 def load(path):
@@ -65,6 +76,7 @@ def load(path):
 
 
 if __name__ == "__main__":
-    ids, logits = clear_prompt(load(sys.argv[1]), int(sys.argv[2]))
-    logits.astype("<f8").tofile(sys.argv[3])
+    ids, logits, *predictions = clear_prompt(load(sys.argv[1]), int(sys.argv[2]), len(sys.argv) > 4)
+    for path, values in zip(sys.argv[3:], [logits, *predictions]):
+        values.astype("<f8").tofile(path)
     print(*ids, sep=",")

@@ -242,6 +242,19 @@ impl Backend for Cpu {
         y
     }
 
+    fn concat(&self, parts: &[&Tensor]) -> Tensor {
+        let cols = parts.first().map_or(0, |x| x.cols);
+        let mut y = self.buffers.tensor(parts.iter().map(|x| x.rows).sum(), cols);
+        let mut to = y.values_mut();
+        for x in parts {
+            assert_eq!(x.cols, cols, "widths of tensors to concatenate");
+            let (own, rest) = to.split_at_mut(x.values().len());
+            own.copy_from_slice(x.values());
+            to = rest;
+        }
+        y
+    }
+
     fn add(&self, x: &mut Tensor, y: &Tensor) {
         elementwise::add(self, x, y);
     }

@@ -335,6 +335,18 @@ impl Backend for Cuda {
         self.gather_rows(x, rows)
     }
 
+    fn concat(&self, parts: &[&Tensor]) -> Tensor {
+        let cols = parts.first().map_or(0, |x| x.cols);
+        let y = self.buffers.tensor(parts.iter().map(|x| x.rows).sum(), cols);
+        let mut to = y.at();
+        for x in parts {
+            assert_eq!(x.cols, cols, "widths of tensors to concatenate");
+            self.driver.copy(to, x.at(), 4 * x.len());
+            to += 4 * x.len() as u64;
+        }
+        y
+    }
+
     fn add(&self, x: &mut Tensor, y: &Tensor) {
         assert_eq!(x.shape(), y.shape(), "shapes of a sum");
         x.bytes.take();

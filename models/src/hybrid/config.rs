@@ -31,8 +31,10 @@ pub struct Config {
     pub dense_hidden: usize,
     /// Sizes of the mixture in the other layers.
     pub moe: MoeConfig,
-    /// Limits of the feed-forward part of each layer.
+    /// Limits of the feed-forward part of each layer, and of the block after them.
     pub ffn_limits: Vec<FfnLimits>,
+    /// Whether a block after the layers, MLA with a mixture, predicts further tokens (`nextn_predict_layers`).
+    pub mtp: bool,
 }
 
 /// Limits on the two factors of gated MLPs (`GatedMlp::limit`): infinity where there is none.
@@ -105,7 +107,7 @@ impl Config {
     pub fn check(&self, path: &str, limits: &Limits) -> Result<(), Error> {
         let (kda, mla, moe) = (&self.kda, &self.mla, &self.moe);
         let [has_kda, has_mla] = [MixerKind::Kda, MixerKind::Mla].map(|kind| self.count(kind) > 0);
-        let has_moe = self.dense_layers < self.layers.len();
+        let (has_mla, has_moe) = (has_mla || self.mtp, self.dense_layers < self.layers.len() || self.mtp);
         let sizes = [
             (has_kda, "kda.head_count", kda.heads, limits.delta_heads),
             (has_kda, "kda.head_dim", kda.head_dim, limits.delta_keys),
@@ -128,6 +130,11 @@ impl Config {
     /// Number of layers of a kind.
     pub fn count(&self, kind: MixerKind) -> usize {
         self.layers.iter().filter(|k| **k == kind).count()
+    }
+
+    /// Number of KV caches of a sequence: one for each MLA layer, and one for the block that predicts further tokens.
+    pub fn caches(&self) -> usize {
+        self.count(MixerKind::Mla) + usize::from(self.mtp)
     }
 
     /// Values per row of the latent cache.

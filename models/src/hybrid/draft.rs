@@ -47,6 +47,9 @@ impl<B: Backend> Model<B> {
                 }
             }
         }
+        if let Some(followed) = &mut state.followed {
+            followed.accept(b, tokens);
+        }
         state.position += tokens as u64;
     }
 }

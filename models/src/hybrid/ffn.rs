@@ -35,6 +35,16 @@ pub struct Moe<B: Backend> {
     shared: Option<Mlp<B>>,
 }
 
+impl<B: Backend> Ffn<B> {
+    /// `[token, dim] -> [token, dim]`
+    pub fn forward(&self, b: &B, x: &B::Tensor, probe: &mut LayerProbe<'_, B>) -> B::Tensor {
+        match self {
+            Ffn::Dense(mlp) => mlp.forward(b, x),
+            Ffn::Moe(moe) => moe.forward(b, x, probe),
+        }
+    }
+}
+
 impl<B: Backend> Mlp<B> {
     /// Loads the tensors `{prefix}_gate{suffix}.weight`, `_up` and `_down` of a layer.
     pub fn load(

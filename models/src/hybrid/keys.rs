@@ -52,6 +52,7 @@ impl Keys<'_> {
             dense_hidden: if dense_layers > 0 { self.count("feed_forward_length")? } else { 0 },
             moe: self.moe(shared_hidden)?,
             ffn_limits: vec![FfnLimits::NONE; n_layers],
+            mtp: false,
         })
     }
 

@@ -49,7 +49,8 @@ pub(super) fn split(all: &QuantTensor, m: &MlaConfig) -> [QuantTensor; 2] {
 /// Bytes of memory that the split projections of a file take besides its mapping; 0 for files that hold them split.
 pub fn split_bytes(file: &Gguf, c: &Config) -> u64 {
     let m = &c.mla;
-    let layers = c.layers.iter().enumerate().filter(|(_, kind)| **kind == MixerKind::Mla);
+    let layers = c.layers.iter().chain(c.mtp.then_some(&MixerKind::Mla)).enumerate();
+    let layers = layers.filter(|(_, kind)| **kind == MixerKind::Mla);
     let layers = layers.filter(|(i, _)| file.tensor(&format!("blk.{i}.attn_k_b.weight")).is_none());
     let unsplit = layers.filter_map(|(i, _)| file.tensor(&format!("blk.{i}.{UNSPLIT}")));
     let bytes = unsplit.map(|t| {
@@ -71,6 +72,11 @@ fn elements(stored: Format, row: &[u8], cols: usize) -> Vec<u8> {
     if stored.block_len() == 1 {
         return row.to_vec();
     }
+    f32_bytes(stored, row, cols)
+}
+
+/// The values of a row as F32.
+pub(super) fn f32_bytes(stored: Format, row: &[u8], cols: usize) -> Vec<u8> {
     let mut values = vec![0.0; cols];
     stored.dequantize_row(row, &mut values);
     values.iter().flat_map(|x| x.to_le_bytes()).collect()

@@ -5,7 +5,7 @@
 //!
 //! The mixers are those of an architecture ([`crate::kimi_linear`], [`crate::ling`]) and have the parts in common that
 //! [`kda`] and [`mla`] hold. This file holds no arithmetic and no file parsing. Next: [`ffn`], [`kda`], [`mla`], whose ops
-//! [`kernels::backend`] defines; then [`config`] and [`weights`] (loading).
+//! [`kernels::backend`] defines; then [`mtp`] and [`draft`], and [`config`] and [`weights`] (loading).
 
 pub mod config;
 pub mod draft;
@@ -14,15 +14,17 @@ pub mod kda;
 pub(crate) mod keys;
 pub mod kv_split;
 pub mod mla;
+pub mod mtp;
 pub mod state;
 pub mod weights;
 
 use crate::gguf::{self, read::Gguf};
-use config::Config;
+use config::{Config, MixerKind};
 use ffn::{Ffn, Mlp, Moe};
 use kda::{KdaMixer, KdaSpans};
 use kernels::backend::{Backend, CacheFormat, Span, StatePart};
 use mla::{MlaMixer, MlaPath, MlaSpans};
+use mtp::Mtp;
 use state::{LayerState, State};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -36,6 +38,7 @@ pub struct Model<B: Backend> {
     layers: Vec<Layer<B>>,
     norm: B::Weight,
     output: B::Weight,
+    mtp: Option<Mtp<B>>,
     /// Small tensors (norms, decays, biases, taps) that hold NaN or infinities: the model runs, but its output is invalid.
     pub not_finite: Vec<NotFinite>,
 }
@@ -106,7 +109,7 @@ impl<B: Backend> Probe<B> for () {
 }
 
 impl<B: Backend> Model<B> {
-    /// Loads the weights of a file with the hyperparameters `config`, the mixers that `mixer` loads by layer, and the tensor
+    /// Loads the weights of a file with the hyperparameters `c`, the mixers that `mixer` loads by kind, and the tensor
     /// `output` as W_out.
     ///
     /// # Errors
@@ -114,22 +117,23 @@ impl<B: Backend> Model<B> {
     pub(crate) fn load_with(
         b: &B,
         file: &Gguf,
-        config: Config,
+        c: &Config,
         output: &str,
-        mixer: impl Fn(&Loader<'_, B>, usize) -> Result<Mixer<B>, gguf::Error>,
+        mixer: impl Fn(&Loader<'_, B>, MixerKind) -> Result<Mixer<B>, gguf::Error>,
     ) -> Result<Self, gguf::Error> {
-        let c = &config;
-        config
-            .check(&file.paths().first().map(|p| p.display().to_string()).unwrap_or_default(), &B::LIMITS)?;
+        c.check(&file.paths().first().map(|p| p.display().to_string()).unwrap_or_default(), &B::LIMITS)?;
         let not_finite = RefCell::default();
         let from = |layer| Loader { backend: b, file, layer, not_finite: &not_finite };
         let top = from(None);
-        let layers = (0..c.layers.len()).map(|i| Layer::load(&from(Some(i)), c, i, &mixer));
+        let layers = c.layers.iter().enumerate();
+        let layers = layers.map(|(i, kind)| Layer::load(&from(Some(i)), c, i, *kind, &mixer));
         let layers = layers.collect::<Result<_, _>>()?;
+        let mtp = Mtp::load(&from(Some(c.layers.len())), c, &mixer)?;
         let embed = top.matrix("token_embd.weight", c.dim, c.vocab)?;
         let norm = top.vector("output_norm.weight", c.dim)?;
         let output = top.matrix(output, c.dim, c.vocab)?;
-        Ok(Model { embed, layers, norm, output, not_finite: not_finite.into_inner(), config })
+        let config = Config { mtp: mtp.is_some(), ..c.clone() };
+        Ok(Model { embed, layers, norm, output, mtp, not_finite: not_finite.into_inner(), config })
     }
 
     /// The state of an empty sequence; `cache` is the format of its KV cache.
@@ -145,7 +149,9 @@ impl<B: Backend> Model<B> {
         batch: &mut [Sequence<'_, B>],
         probe: &mut dyn Probe<B>,
     ) -> Option<B::Tensor> {
-        let decodes = |s: &Sequence<'_, B>| s.tokens.len() == 1 && s.outputs == Outputs::Last;
+        let decodes = |s: &Sequence<'_, B>| {
+            s.tokens.len() == 1 && s.outputs == Outputs::Last && s.state.followed.is_none()
+        };
         if probe.is_active() || batch.is_empty() || !batch.iter().all(decodes) {
             return self.layer_by_layer(b, batch, probe);
         }
@@ -187,10 +193,7 @@ impl<B: Backend> Model<B> {
             };
             h = b.add_rms_norm(&mut x, &y, &layer.ffn_norm, eps);
             probe.tensor(i, "after_attn", &x);
-            let y = match &layer.ffn {
-                Ffn::Dense(mlp) => mlp.forward(b, &h),
-                Ffn::Moe(moe) => moe.forward(b, &h, &mut LayerProbe(probe, i)),
-            };
+            let y = layer.ffn.forward(b, &h, &mut LayerProbe(probe, i));
             match self.layers.get(i + 1) {
                 Some(next) => h = b.add_rms_norm(&mut x, &y, &next.mixer_norm, eps),
                 None => b.add(&mut x, &y),
@@ -204,6 +207,7 @@ impl<B: Backend> Model<B> {
         for s in batch.iter_mut().filter(|s| s.outputs != Outputs::Draft) {
             s.state.position += s.tokens.len() as u64;
         }
+        mtp::keep(b, batch, &rows, &x);
         let wanted = outputs_of(batch, &rows);
         (!wanted.is_empty()).then(|| {
             let last = b.rms_norm(&b.gather(&x, &wanted), &self.norm, eps);
@@ -217,13 +221,14 @@ impl<B: Backend> Layer<B> {
         from: &Loader<'_, B>,
         c: &Config,
         layer: usize,
-        mixer: impl Fn(&Loader<'_, B>, usize) -> Result<Mixer<B>, gguf::Error>,
+        kind: MixerKind,
+        mixer: impl Fn(&Loader<'_, B>, MixerKind) -> Result<Mixer<B>, gguf::Error>,
     ) -> Result<Self, gguf::Error> {
         Ok(Layer {
             mixer_norm: from.vector("attn_norm.weight", c.dim)?,
-            mixer: mixer(from, layer)?,
+            mixer: mixer(from, kind)?,
             ffn_norm: from.vector("ffn_norm.weight", c.dim)?,
-            ffn: if layer < c.dense_layers {
+            ffn: if layer < c.dense_layers.min(c.layers.len()) {
                 Ffn::Dense(Mlp::load(from, "ffn", "", [c.dim, c.dense_hidden], c.ffn_limits[layer].dense)?)
             } else {
                 Ffn::Moe(Moe::load(from, c, c.ffn_limits[layer])?)

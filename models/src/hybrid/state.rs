@@ -18,6 +18,8 @@ pub struct State<B: Backend> {
     pub layers: Vec<LayerState<B>>,
     /// The draft that [`Model::accept`](super::Model::accept) completes.
     pub(super) draft: Option<Draft<B>>,
+    /// What predictions of further tokens need; None if the sequence is not followed.
+    pub(super) followed: Option<Followed<B>>,
 }
 
 /// The state of one layer.
@@ -36,6 +38,14 @@ pub(super) struct Draft<B: Backend> {
     pub kda: Vec<Arc<DeltaDraft<B::Tensor>>>,
 }
 
+/// What the block that predicts further tokens has of a sequence: a run of tokens up to the last one.
+pub(super) struct Followed<B: Backend> {
+    /// Rows of the tokens that the block has processed.
+    pub cache: B::Cache,
+    /// The tokens after those, by step, and their residual stream after the last layer. `[tokens, dim]`
+    pub pending: Vec<(Vec<u32>, B::Tensor)>,
+}
+
 impl<B: Backend> State<B> {
     /// The state of an empty sequence.
     pub fn new(b: &B, c: &Config, cache: CacheFormat) -> Self {
@@ -47,11 +57,11 @@ impl<B: Backend> State<B> {
             }),
             MixerKind::Mla => LayerState::Mla(b.cache(cache, c.mla.latent_dim + c.mla.pe_dim)),
         };
-        State { position: 0, layers: c.layers.iter().map(layer).collect(), draft: None }
+        State { position: 0, layers: c.layers.iter().map(layer).collect(), draft: None, followed: None }
     }
 
     /// Copies the state: the KDA part is copied on the device (40 MiB for the published model), the rows are shared until
-    /// one of the two appends.
+    /// one of the two appends. The copy is not followed.
     pub fn copy(&self, b: &B) -> Self {
         assert!(self.draft.is_none(), "a copy of a state whose draft is not accepted");
         let layer = |layer: &LayerState<B>| match layer {
@@ -61,7 +71,18 @@ impl<B: Backend> State<B> {
             }),
             LayerState::Mla(cache) => LayerState::Mla(cache.clone()),
         };
-        State { position: self.position, layers: self.layers.iter().map(layer).collect(), draft: None }
+        let layers = self.layers.iter().map(layer).collect();
+        State { position: self.position, layers, draft: None, followed: None }
+    }
+
+    /// Ends [`Model::follow`](super::Model::follow): steps keep nothing for predictions.
+    pub fn unfollow(&mut self) {
+        self.followed = None;
+    }
+
+    /// Returns whether the last step had a draft and [`Model::accept`](super::Model::accept) has not completed it.
+    pub(super) fn is_drafted(&self) -> bool {
+        self.draft.is_some()
     }
 
     /// Stored bytes of one token's rows in all layers.

@@ -1,11 +1,12 @@
 //! Loads named tensors of a file as weights on a backend, and checks their shapes.
 
 use super::config::MlaConfig;
-use super::kv_split::{UNSPLIT, split};
+use super::kv_split::{UNSPLIT, f32_bytes, split};
 use crate::gguf::{Error, TensorInfo, read::Gguf};
 use crate::visible::{MAX_SHOWN, one_line};
 use kernels::backend::{Backend, QuantTensor};
 use kernels::quant::Format;
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::fmt::{Display, Formatter};
 
@@ -55,6 +56,28 @@ impl<B: Backend> Loader<'_, B> {
         self.take(name, stored)
     }
 
+    /// Returns whether the file has a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.file.tensor(&self.full_name(name)).is_some()
+    }
+
+    /// Loads the left and the right half of a `[rows, 2 * cols]` matrix. Halves that are not whole blocks become F32.
+    pub fn column_halves(&self, name: &str, cols: usize, rows: usize) -> Result<[B::Weight; 2], Error> {
+        let (_, all) = self.stored(name, [2 * cols, rows, 1])?;
+        let whole = cols.is_multiple_of(all.format.block_len());
+        let format = if whole { all.format } else { Format::F32 };
+        let mut halves = [Vec::new(), Vec::new()];
+        for row in all.bytes.chunks_exact(all.bytes.len() / rows) {
+            let row = if whole { Cow::from(row) } else { f32_bytes(all.format, row, 2 * cols).into() };
+            let (left, right) = row.split_at(row.len() / 2);
+            halves[0].extend_from_slice(left);
+            halves[1].extend_from_slice(right);
+        }
+        let [left, right] = halves
+            .map(|half| self.take(name, QuantTensor { format, cols, bytes: half.into(), ..all.clone() }));
+        Ok([left?, right?])
+    }
+
     /// Loads an F32 vector of `len` values.
     pub fn vector(&self, name: &str, len: usize) -> Result<B::Weight, Error> {
         self.f32_matrix(name, len, 1)
@@ -79,7 +102,7 @@ impl<B: Backend> Loader<'_, B> {
     /// Loads the projections of q, k and v `[width, dim]`: three tensors, or their concatenation `attn_qkv`.
     pub fn qkv(&self, dim: usize, width: usize) -> Result<[B::Weight; 3], Error> {
         let joint = "attn_qkv.weight";
-        if self.file.tensor(&self.full_name(joint)).is_none() {
+        if !self.has(joint) {
             let one = |name: &str| self.matrix(name, dim, width);
             return Ok([one("attn_q.weight")?, one("attn_k.weight")?, one("attn_v.weight")?]);
         }
@@ -94,8 +117,7 @@ impl<B: Backend> Loader<'_, B> {
 
     /// Loads the up-projections from the latent, keys and values: two stacks, or `attn_kv_b`, which is split.
     pub fn kv_up(&self, m: &MlaConfig) -> Result<[B::Weight; 2], Error> {
-        let is_there = |name: &str| self.file.tensor(&self.full_name(name)).is_some();
-        if !is_there(UNSPLIT) || is_there("attn_k_b.weight") {
+        if !self.has(UNSPLIT) || self.has("attn_k_b.weight") {
             let keys = self.stack("attn_k_b.weight", [m.nope_dim, m.latent_dim, m.heads])?;
             return Ok([keys, self.stack("attn_v_b.weight", [m.latent_dim, m.value_dim, m.heads])?]);
         }

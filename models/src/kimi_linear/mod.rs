@@ -30,9 +30,13 @@ pub(crate) fn config(path: &str, metadata: &Metadata) -> Result<Config, Error> {
     keys.config(keys.block_count()?, kda_heads, shared_hidden)
 }
 
-/// Loads the mixer of a layer.
-pub(crate) fn mixer<B: Backend>(from: &Loader<'_, B>, c: &Config, layer: usize) -> Result<Mixer<B>, Error> {
-    Ok(match c.layers[layer] {
+/// Loads the mixer of a layer of this kind.
+pub(crate) fn mixer<B: Backend>(
+    from: &Loader<'_, B>,
+    c: &Config,
+    kind: MixerKind,
+) -> Result<Mixer<B>, Error> {
+    Ok(match kind {
         MixerKind::Kda => Mixer::Kda(Box::new(kda::Kda::load(from, c)?)),
         MixerKind::Mla => Mixer::Mla(Box::new(mla::Mla::load(from, c)?)),
     })

@@ -2,8 +2,8 @@
 //! layers.
 //!
 //! It differs from Kimi Linear in the mixers: the decay of KDA is bounded and its projections have full rank; MLA rotates
-//! its positional channels and gates its heads. The graph around the mixers is [`crate::hybrid`]'s. A block after the last
-//! layer (`nextn`), which predicts a further token, is not loaded. Next: [`kda`], then [`mla`].
+//! its positional channels and gates its heads. The graph around the mixers is [`crate::hybrid`]'s, and so is the
+//! block after the last layer that some files have (`nextn`), which predicts a further token. Next: [`kda`], then [`mla`].
 
 pub mod kda;
 pub mod mla;
@@ -52,12 +52,9 @@ impl Ling {
         let mut config = keys.config(layers, heads, shared_hidden)?;
         let (experts, dense) =
             (limits(&keys, "swiglu_clamp_exp", blocks)?, limits(&keys, "swiglu_clamp_shexp", blocks)?);
-        config.ffn_limits = experts
-            .into_iter()
-            .zip(dense)
-            .take(layers)
-            .map(|(experts, dense)| FfnLimits { experts, dense })
-            .collect();
+        config.mtp = predicting == 1;
+        config.ffn_limits =
+            experts.into_iter().zip(dense).map(|(experts, dense)| FfnLimits { experts, dense }).collect();
         if let Some(found @ Value::Bool(false)) = keys.get("kda.safe_gate") {
             return keys.bad("kda.safe_gate", "true: a bounded decay", Value::describe(Some(found)));
         }
@@ -78,9 +75,9 @@ impl Ling {
         ["output.weight", "token_embd.weight"][usize::from(file.tensor("output.weight").is_none())]
     }
 
-    /// Loads the mixer of a layer.
-    pub(crate) fn mixer<B: Backend>(&self, from: &Loader<'_, B>, layer: usize) -> Result<Mixer<B>, Error> {
-        Ok(match self.config.layers[layer] {
+    /// Loads the mixer of a layer of this kind.
+    pub(crate) fn mixer<B: Backend>(&self, from: &Loader<'_, B>, kind: MixerKind) -> Result<Mixer<B>, Error> {
+        Ok(match kind {
             MixerKind::Kda => Mixer::Kda(Box::new(kda::BoundedKda::load(from, self)?)),
             MixerKind::Mla => Mixer::Mla(Box::new(mla::RotaryMla::load(from, self)?)),
         })

@@ -19,6 +19,7 @@ use models::gguf::read::Gguf;
 use models::gguf::write::Layout;
 use models::gguf::{Array, Metadata, Value};
 use models::hybrid::mla::MlaPath;
+use models::hybrid::state::State;
 use models::hybrid::{Model, Outputs, Sequence};
 use random::Random;
 use random_ling::LingShape;
@@ -130,8 +131,17 @@ impl ModelShape {
         ModelShape { kda_heads: shape.heads, pe, shared: 1, ling: Some(ling), ..shape }
     }
 
+    fn predicts(&self) -> bool {
+        self.ling.as_ref().is_some_and(|ling| ling.mtp)
+    }
+
+    /// Whether each layer, and the block after them, is MLA.
+    fn blocks(&self) -> Vec<bool> {
+        [&self.mla[..], if self.predicts() { &[true] } else { &[] }].concat()
+    }
+
     fn metadata(&self, r: &mut Random) -> Metadata {
-        let kinds = self.mla.iter().map(|mla| i32::from(*mla)).collect();
+        let kinds = self.blocks().into_iter().map(i32::from).collect();
         let architecture = if self.ling.is_some() { "bailingmoe3" } else { "kimi-linear" };
         let mut all = vec![
             ("general.architecture".into(), Value::String(architecture.into())),
@@ -143,7 +153,7 @@ impl ModelShape {
         set("expert_weights_scale", Value::F32(r.one_of(&[1.0, 2.446])));
         set("expert_weights_norm", Value::Bool(r.chance(70)));
         for (key, n) in [
-            ("block_count", self.mla.len()),
+            ("block_count", self.blocks().len()),
             ("context_length", 4096),
             ("vocab_size", self.vocab),
             ("embedding_length", self.dim),
@@ -184,16 +194,19 @@ impl ModelShape {
         if self.ling.as_ref().is_some_and(|ling| ling.tied) {
             all.pop();
         }
-        for (layer, mla) in self.mla.iter().enumerate() {
+        for (layer, mla) in self.blocks().into_iter().enumerate() {
             let mut add = |name: &str, shape: &[usize], f32| {
                 all.push((format!("blk.{layer}.{name}"), shape.to_vec(), f32));
             };
             add("attn_norm.weight", &[self.dim], true);
             add("ffn_norm.weight", &[self.dim], true);
-            if *mla {
+            if mla {
                 self.mla_tensors(&mut add)
             } else {
                 self.kda_tensors(&mut add)
+            }
+            if let Some(ling) = self.ling.as_ref().filter(|_| layer == self.mla.len()) {
+                ling.mtp_tensors(self.dim, &mut add);
             }
             if layer < self.dense_layers {
                 self.mlp(
@@ -399,7 +412,7 @@ impl RandomModel {
         ModelOutcome::RoundedApart(error)
     }
 
-    /// Logits of each token of a prompt and of three decoded ones.
+    /// Logits of each token of a prompt and of three decoded ones, and of two predictions after the prompt and at the end.
     fn logits<B: Backend>(&self, b: &B, model: &Model<B>) -> Vec<f32> {
         let mut state = model.state(b, self.cache);
         let vocab = model.config.vocab as u32;
@@ -407,14 +420,30 @@ impl RandomModel {
         let (prompt, decoded) = ids.split_at(self.prompt);
         let mut all = Vec::new();
         let form = if self.materialized { MlaPath::Materialized } else { MlaPath::Absorbed };
-        let mut run = |tokens: &[u32], outputs, form| {
-            let mut batch = [Sequence { tokens, state: &mut state, outputs, mla_path: form }];
+        let mut run = |state: &mut State<B>, tokens: &[u32], outputs, form| {
+            let mut batch = [Sequence { tokens, state, outputs, mla_path: form }];
             all.extend(b.read(&model.forward(b, &mut batch, &mut ()).expect("logits were requested")));
         };
-        run(prompt, Outputs::All, form);
-        decoded.iter().for_each(|token| run(&[*token], Outputs::Last, MlaPath::Absorbed));
+        model.follow(b, &mut state, self.cache);
+        run(&mut state, prompt, Outputs::All, form);
+        let mut predicted = predictions(b, model, &mut state, &ids[self.prompt..self.prompt + 2]);
+        for token in decoded {
+            run(&mut state, &[*token], Outputs::Last, MlaPath::Absorbed);
+        }
+        predicted.extend(predictions(b, model, &mut state, &ids[..2]));
+        all.extend(predicted);
         all
     }
+}
+
+/// Logits of the tokens after each of `tokens`, which are taken as the next ones; none from a model that does not predict.
+pub fn predictions<B: Backend>(b: &B, model: &Model<B>, state: &mut State<B>, tokens: &[u32]) -> Vec<f32> {
+    let (mut all, mut rest) = (Vec::new(), tokens[1..].iter().copied());
+    model.predict_with(b, state, tokens[0], |logits| {
+        all.extend(b.read(logits));
+        rest.next()
+    });
+    all
 }
 
 /// RMS of the difference over RMS of the expected values.

@@ -191,6 +191,9 @@ impl Backend for Rounded {
     fn gather(&self, x: &Matrix, rows: &[usize]) -> Matrix {
         Reference.gather(x, rows)
     }
+    fn concat(&self, parts: &[&Matrix]) -> Matrix {
+        Reference.concat(parts)
+    }
     fn add(&self, x: &mut Matrix, y: &Matrix) {
         Reference.add(x, y)
     }

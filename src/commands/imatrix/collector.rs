@@ -179,6 +179,9 @@ impl<B: Backend> Backend for Observed<B> {
     fn gather(&self, x: &B::Tensor, rows: &[usize]) -> B::Tensor {
         self.inner.gather(x, rows)
     }
+    fn concat(&self, parts: &[&B::Tensor]) -> B::Tensor {
+        self.inner.concat(parts)
+    }
     fn add(&self, x: &mut B::Tensor, y: &B::Tensor) {
         self.inner.add(x, y);
     }

@@ -358,7 +358,7 @@ fn model(
     });
     let batch = args.batch;
     Ok(ModelReport {
-        shape: shape(file, &c),
+        shape: shape(&c),
         weights_bytes: weights,
         split_bytes,
         batch,
@@ -394,7 +394,7 @@ fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) 
 /// An upper bound of the batch size, above that of any machine.
 const MAX_BATCH: u64 = 1 << 20;
 
-fn shape(file: &Gguf, c: &Config) -> Vec<String> {
+fn shape(c: &Config) -> Vec<String> {
     let (m, kda, mla) = (&c.moe, &c.kda, &c.mla);
     let (n_kda, n_mla) = (c.count(MixerKind::Kda), c.count(MixerKind::Mla));
     let mut lines = vec![
@@ -411,9 +411,8 @@ fn shape(file: &Gguf, c: &Config) -> Vec<String> {
             m.shared_hidden
         ),
     ];
-    let predicting = file.metadata.get(&format!("{}.nextn_predict_layers", c.architecture));
-    if let Some(blocks) = predicting.and_then(|n| n.as_u64()).filter(|n| *n > 0) {
-        lines.push(format!("{blocks} block for further tokens (nextn): not used"));
+    if c.mtp {
+        lines.push("1 block that predicts further tokens (nextn), for drafts".to_owned());
     }
     lines
 }

@@ -1,12 +1,14 @@
 //! Estimates the probability that a token which followed an earlier match follows again, by the length of the match.
 //!
 //! Every sampled token is an observation, whether it was drafted or not: prose teaches at no cost that its short matches
-//! are accidents.
+//! are accidents. Predictions of the model's own block are observed where they were drafted.
 
 use super::index::MAX_MATCH;
 
 /// Weight of the initial estimates, in observations.
 const PRIOR: f64 = 4.0;
+/// Weight of the initial estimates of predictions: these are observed only while they are drafted, so that one failure must not end them.
+const PREDICTION_PRIOR: f64 = 16.0;
 /// Observations after which older ones lose weight.
 const WINDOW: f64 = 48.0;
 /// Lower bounds of the classes of match lengths, and initial estimates.
@@ -16,6 +18,10 @@ const CLASSES: [(usize, f64); 7] =
 /// Initial estimate for tokens that the constraint of a reply expects.
 const CONSTRAINT: f64 = 0.9;
 
+/// Initial estimates for the first, the second and further predictions of the model's block. Published models of this kind
+/// accept 0.8 to 0.9 of first ones; the estimate has to be high enough for a trial.
+const PREDICTIONS: [f64; 3] = [0.85, 0.65, 0.5];
+
 /// Accepted and all observations of each class.
 #[derive(Clone, Debug)]
 pub(super) struct Acceptance {
@@ -23,6 +29,8 @@ pub(super) struct Acceptance {
     matches: [(f64, f64); CLASSES.len()],
     /// Of tokens that the constraint expects.
     constraint: (f64, f64),
+    /// Of predictions, by their number in a draft.
+    predictions: [(f64, f64); PREDICTIONS.len()],
 }
 
 /// The length of a draft, and the expected tokens per time of its step.
@@ -35,7 +43,9 @@ pub(super) struct DraftPlan {
 impl Default for Acceptance {
     fn default() -> Self {
         let prior = |p: f64| (p * PRIOR, PRIOR);
-        Acceptance { matches: CLASSES.map(|(_, p)| prior(p)), constraint: prior(CONSTRAINT) }
+        let predictions = PREDICTIONS.map(|p| (p * PREDICTION_PRIOR, PREDICTION_PRIOR));
+        let (matches, constraint) = (CLASSES.map(|(_, p)| prior(p)), prior(CONSTRAINT));
+        Acceptance { matches, constraint, predictions }
     }
 }
 
@@ -64,6 +74,11 @@ impl Acceptance {
         observe(&mut self.constraint, accepted);
     }
 
+    /// Records whether the prediction after `before` accepted ones was accepted.
+    pub fn record_prediction(&mut self, before: usize, accepted: bool) {
+        observe(&mut self.predictions[before.min(PREDICTIONS.len() - 1)], accepted);
+    }
+
     /// Returns the probability that the next token follows a match of this length.
     pub fn probability(&self, len: usize) -> f64 {
         let (hits, all) = self.matches[Acceptance::class(len)];
@@ -88,6 +103,15 @@ impl Acceptance {
     pub fn best_expected(&self, limits: [usize; 2], cost: impl Fn(usize) -> f64, worth: f64) -> DraftPlan {
         let (hits, all) = self.constraint;
         best(|_| hits / all, limits, cost, worth)
+    }
+
+    /// [`Acceptance::best_length`] of a draft of predictions, whose time `cost` includes.
+    pub fn best_predicted(&self, limits: [usize; 2], cost: impl Fn(usize) -> f64, worth: f64) -> DraftPlan {
+        let probability = |n: usize| {
+            let (hits, all) = self.predictions[n.min(PREDICTIONS.len() - 1)];
+            hits / all
+        };
+        best(probability, limits, cost, worth)
     }
 }
 
@@ -171,5 +195,19 @@ mod tests {
         (0..100).for_each(|_| a.record_expected(false));
         assert_eq!(plan(&a), DraftPlan { len: 0, rate: 1.05 });
         assert_eq!(a.best_length(MAX_MATCH, [15, 0], cost, 1.05).len, 15, "matches are another matter");
+    }
+
+    #[test]
+    fn predictions_that_fail_are_no_longer_made() {
+        let cost = |tokens: usize| cost(tokens) + 0.1 * (tokens - 1) as f64;
+        let plan = |a: &Acceptance| a.best_predicted([15, 0], cost, 1.05);
+        let mut a = Acceptance::default();
+        assert!((1..=4).contains(&plan(&a).len), "a trial: {:?}", plan(&a));
+        (0..100).for_each(|i| a.record_prediction(i % 3, true));
+        assert!(plan(&a).len >= 4, "{:?}", plan(&a));
+        (0..100).for_each(|_| a.record_prediction(1, false));
+        assert_eq!(plan(&a).len, 1, "second ones fail");
+        (0..100).for_each(|_| a.record_prediction(0, false));
+        assert_eq!(plan(&a).len, 0);
     }
 }

@@ -30,6 +30,10 @@ pub(super) struct StepCost {
     state: f64,
     /// Work of attention per token and cached row, in bytes.
     row: f64,
+    /// Bytes that a prediction of a further token reads: the block for it and the output matrix.
+    block: f64,
+    /// Factor on the cost of a prediction.
+    block_correction: f64,
     /// Factor on the cost beyond one token.
     correction: f64,
     /// Time of a step of one token.
@@ -39,13 +43,20 @@ pub(super) struct StepCost {
 impl StepCost {
     pub fn new(engine: &EngineBase) -> StepCost {
         let c = &engine.config;
-        let (mut dense, mut experts) = (0.0, 0.0);
+        let (mut dense, mut experts, mut block) = (0.0, 0.0, 0.0);
+        let block_prefix = format!("blk.{}.", c.layers.len());
+        let tied = engine.file.tensor("output.weight").is_none();
         let share = c.moe.routing.top_k as f64 / c.moe.experts.max(1) as f64;
         for tensor in &engine.file.tensors {
-            match tensor.name.as_str() {
-                "token_embd.weight" => {}
-                name if name.contains("_exps.") => experts += tensor.bytes as f64 * share,
-                _ => dense += tensor.bytes as f64,
+            let name = tensor.name.as_str();
+            let used = if name.contains("_exps.") { share } else { 1.0 };
+            let bytes = tensor.bytes as f64 * used;
+            match name {
+                "token_embd.weight" if !tied => {}
+                "token_embd.weight" | "output.weight" => (dense, block) = (dense + bytes, block + bytes),
+                name if name.starts_with(&block_prefix) => block += bytes,
+                name if name.contains("_exps.") => experts += bytes,
+                _ => dense += bytes,
             }
         }
         let state = 2 * 4 * c.kda.heads * c.kda.head_dim * c.kda.head_dim * c.count(MixerKind::Kda);
@@ -56,8 +67,28 @@ impl StepCost {
             spread: 1.0 / share.max(1e-9),
             state: state as f64,
             row: ATTENTION_MAC_BYTES * macs as f64,
+            block,
+            block_correction: 1.0,
             correction: 1.0,
             single: None,
+        }
+    }
+
+    /// Returns the time of a prediction of a further token, relative to a step of one token.
+    pub fn of_prediction(&self) -> f64 {
+        self.block_correction * self.predicted_block()
+    }
+
+    fn predicted_block(&self) -> f64 {
+        self.block / (self.dense + self.experts + self.state).max(1.0)
+    }
+
+    /// Records the time in which this many further tokens were predicted.
+    pub fn record_predictions(&mut self, tokens: usize, took: Duration) {
+        if let Some(single) = self.single.filter(|_| tokens > 0 && self.block > 0.0) {
+            let found = took.as_secs_f64() / tokens as f64 / single.max(1e-9) / self.predicted_block();
+            self.block_correction +=
+                FRESH * (found.clamp(CORRECTION[0], CORRECTION[1]) - self.block_correction);
         }
     }
 
@@ -106,6 +137,8 @@ mod tests {
         spread: 32.0,
         state: 84e6,
         row: ATTENTION_MAC_BYTES * (7 * 32 * (576 + 512)) as f64,
+        block: 0.3e9,
+        block_correction: 1.0,
         correction: 1.0,
         single: None,
     };
@@ -131,5 +164,9 @@ mod tests {
         assert!((cost.of(8, 0) - (2.0 * predicted - 1.0)).abs() < 0.1, "{}", cost.of(8, 0));
         (0..60).for_each(|_| cost.record(8, 0, took(1000.0)));
         assert!(cost.of(8, 0) < 1.0 + 6.1 * (predicted - 1.0), "an outlier is bounded");
+        let predicted = cost.of_prediction();
+        assert!((0.1..0.3).contains(&predicted), "{predicted}");
+        (0..60).for_each(|_| cost.record_predictions(2, took(2.0 * 1.5 * predicted)));
+        assert!((cost.of_prediction() - 1.5 * predicted).abs() < 0.01, "{}", cost.of_prediction());
     }
 }
