@@ -34,8 +34,8 @@ SHORT = [m for m in TALK if isinstance(m["content"], str) and m["role"] != "tool
 
 # Written for these tests; engines differ on each of them.
 TEMPLATES = {
-    "kimi": (DATA / "src/template/kimi.jinja").read_text(),
-    "ling": (DATA / "src/template/ling.jinja").read_text(),
+    "kimi": (DATA / "src/kimi_linear/chat.jinja").read_text(),
+    "ling": (DATA / "src/ling/chat.jinja").read_text(),
     "chatml, no whitespace control": """{% for message in messages %}
 <|im_start|>{{ message.role }}
 {{ message['content'] | trim }}<|im_end|>

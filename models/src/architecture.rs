@@ -8,10 +8,14 @@ use crate::hybrid::Model;
 use crate::hybrid::config::Config;
 use crate::kimi_linear;
 use crate::ling::{self, Ling};
+use crate::text_spec::TextSpec;
 use kernels::backend::Backend;
 
 /// Architectures that run, as `general.architecture` names them.
 pub const ARCHITECTURES: [&str; 2] = [kimi_linear::ARCHITECTURE, ling::ARCHITECTURE];
+
+/// The text specs of their vocabularies and chat templates; the first is the default.
+pub(crate) static TEXT_SPECS: [TextSpec; 2] = [kimi_linear::TEXT, ling::TEXT];
 
 /// The hyperparameters of a file by its architecture.
 enum Architecture {

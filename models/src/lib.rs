@@ -10,5 +10,6 @@ pub mod hybrid;
 pub mod kimi_linear;
 pub mod ling;
 pub mod template;
+pub mod text_spec;
 pub mod tokenizer;
 pub mod visible;

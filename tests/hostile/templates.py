@@ -6,7 +6,7 @@ import os
 
 import gguf, model, observe
 
-KIMI = os.path.join(model.HERE, "..", "..", "models", "src", "template", "kimi.jinja")
+KIMI = os.path.join(model.HERE, "..", "..", "models", "src", "kimi_linear", "chat.jinja")
 MANY = [3, 30, 300, 3000, 30_000, 100_000, 1_000_000]
 HUGE = ["65536", "1000000", "4000000000", "9223372036854775807", "1e308", "-1", "18446744073709551616"]
 

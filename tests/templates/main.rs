@@ -145,7 +145,7 @@ fn a_thousand_mutated_templates() {
     let goldens = goldens();
     let published =
         goldens["templates"].as_object().unwrap().values().map(|t| t.as_str().unwrap().to_owned());
-    let kimi = include_str!("../../models/src/template/kimi.jinja").to_owned();
+    let kimi = include_str!("../../models/src/kimi_linear/chat.jinja").to_owned();
     let hostile = hostile::all().into_iter().filter(|t| t.len() < 2000).step_by(4);
     let good: Vec<String> = [kimi].into_iter().chain(published).collect();
     let seeds: Vec<String> = good.iter().cycle().take(300).cloned().chain(hostile).collect();

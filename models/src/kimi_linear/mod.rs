@@ -1,10 +1,13 @@
 //! Defines Kimi Linear (arXiv 2510.26692): its hyperparameters and the mixers of its layers.
 //!
 //! Three Kimi Delta Attention layers alternate with one NoPE MLA layer; the first layers have an MLP, all others a mixture
-//! of experts. The graph around the mixers is [`crate::hybrid`]'s. Next: [`kda`], then [`mla`].
+//! of experts. The graph around the mixers is [`crate::hybrid`]'s. Next: [`kda`], then [`mla`]; [`text`].
 
 pub mod kda;
 pub mod mla;
+mod text;
+
+pub(crate) use text::TEXT;
 
 use crate::gguf::{Error, Metadata};
 use crate::hybrid::Mixer;

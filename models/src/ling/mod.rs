@@ -7,6 +7,9 @@
 
 pub mod kda;
 pub mod mla;
+mod text;
+
+pub(crate) use text::TEXT;
 
 use crate::gguf::{Array, Error, Metadata, Value, read::Gguf};
 use crate::hybrid::Mixer;

@@ -1,8 +1,8 @@
 //! Renders conversations to prompts by the chat template of a model file, as Python's Jinja does.
 //!
-//! Files without a template use `kimi.jinja` or `ling.jinja`, by their vocabulary. Text of users never becomes a special token ([`special_token_guard`]). A
-//! file's template is untrusted: a [`Sandbox`], which the caller supplies, parses and renders it. Next: [`message_form`],
-//! [`sandbox`], [`compiled`], [`bounds`].
+//! Files without a template use that of their vocabulary's [`TextSpec`]. Text of users never becomes a special token
+//! ([`special_token_guard`]). A file's template is untrusted: a [`Sandbox`], which the caller supplies, parses and renders it.
+//! Next: [`message_form`], [`sandbox`], [`compiled`], [`bounds`].
 
 pub mod bounds;
 mod compiled;
@@ -19,37 +19,37 @@ pub use compiled::{Budget, CompiledTemplate, InProcess};
 pub use rendered::Rendered;
 pub use sandbox::{Failure, RenderJob, Sandbox};
 
+use crate::architecture::TEXT_SPECS;
+use crate::text_spec::TextSpec;
 use crate::tokenizer::Vocabulary;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use special_token_guard::{Guard, Names};
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 use std::time::{Duration, Instant};
 
-/// A chat template for files without one.
+/// The chat template of a text format, for files without one.
 struct Builtin {
-    /// The pre-tokenizers of the vocabularies that use it, as in `tokenizer.ggml.pre`.
-    pre: &'static str,
-    source: &'static str,
+    format: &'static TextSpec,
     /// Parsed on first use; it renders without a sandbox.
-    compiled: LazyLock<Result<CompiledTemplate, Failure>>,
+    compiled: OnceLock<Result<CompiledTemplate, Failure>>,
 }
 
 /// The built-in templates; the first is the default.
-static BUILTINS: [Builtin; 2] = [
-    Builtin { pre: "kimi-k2", source: KIMI, compiled: LazyLock::new(|| CompiledTemplate::new(KIMI)) },
-    Builtin { pre: "bailingmoe2", source: LING, compiled: LazyLock::new(|| CompiledTemplate::new(LING)) },
-];
-const KIMI: &str = include_str!("kimi.jinja");
-const LING: &str = include_str!("ling.jinja");
+static BUILTINS: LazyLock<Vec<Builtin>> =
+    LazyLock::new(|| TEXT_SPECS.iter().map(|format| Builtin { format, compiled: OnceLock::new() }).collect());
 
 impl Builtin {
     fn of_vocabulary(vocabulary: &Vocabulary) -> &'static Builtin {
-        BUILTINS.iter().find(|builtin| builtin.pre == vocabulary.pre()).unwrap_or(&BUILTINS[0])
+        BUILTINS.iter().find(|builtin| builtin.format.pre == vocabulary.pre()).unwrap_or(&BUILTINS[0])
     }
 
     fn of_source(source: &str) -> Option<&'static Builtin> {
-        BUILTINS.iter().find(|builtin| builtin.source == source)
+        BUILTINS.iter().find(|builtin| builtin.format.chat_template == source)
+    }
+
+    fn compiled(&self) -> &Result<CompiledTemplate, Failure> {
+        self.compiled.get_or_init(|| CompiledTemplate::new(self.format.chat_template))
     }
 }
 
@@ -109,7 +109,7 @@ impl Template {
     /// The vocabulary defines the special tokens. A template that fails [`check`] is no error here, since a model also runs
     /// on token ids; every rendering returns the failure.
     pub fn new(source: Option<&str>, vocabulary: &Vocabulary, sandbox: Arc<dyn Sandbox>) -> Self {
-        let source = source.unwrap_or(Builtin::of_vocabulary(vocabulary).source);
+        let source = source.unwrap_or(Builtin::of_vocabulary(vocabulary).format.chat_template);
         let fault = check(source, &*sandbox).err();
         let ids = vocabulary.special_ids();
         let named =
@@ -181,7 +181,7 @@ impl Template {
 
 fn run(job: &RenderJob, sandbox: Option<&dyn Sandbox>) -> Result<String, Failure> {
     let builtin = Builtin::of_source(job.source).unwrap_or(&BUILTINS[0]);
-    match (sandbox, &*builtin.compiled) {
+    match (sandbox, builtin.compiled()) {
         (Some(sandbox), _) => sandbox.run(job),
         (None, Ok(builtin)) => builtin.render(job.sentinel, job.context, &mut Budget::none()),
         (None, Err(failure)) => Err(failure.clone()),

@@ -5,7 +5,8 @@
 use super::bpe::{Merges, Scratch};
 use super::pretokenizer::{Pattern, Pretokenizer};
 use super::vocab::Tokens;
-use super::{END_NAMES, SpecialIds, Specials, Vocabulary};
+use super::{SpecialIds, Specials, Vocabulary};
+use crate::architecture::TEXT_SPECS;
 use crate::gguf::Error;
 use std::fmt::Display;
 
@@ -182,11 +183,13 @@ impl<'p> VocabularyBuilder<'p> {
         }
         let named = ids.map(|id| (String::from_utf8_lossy(self.tokens.get(id)).into_owned(), id));
         let specials = Specials::new(named.collect());
+        // As in llama.cpp, names of all formats end a reply.
+        let end_names = TEXT_SPECS.iter().flat_map(|format| format.end_names);
         let mut eog_tokens: Vec<u32> =
-            END_NAMES.iter().filter_map(|name| specials.id(name)).chain(special_ids.eos).collect();
+            end_names.filter_map(|name| specials.id(name)).chain(special_ids.eos).collect();
         eog_tokens.sort_unstable();
         eog_tokens.dedup();
-        if !pattern.whole_pieces {
+        if !pattern.format.whole_pieces {
             self.tokens.unindex(&self.unreachable(&merges));
         }
         let pretokenizer = Pretokenizer::new(pattern);

@@ -20,7 +20,7 @@ pub fn exercise(input: &[u8]) {
         1 => Vocabulary::from_json("fuzz", &text, "", None).ok(),
         2 => Vocabulary::from_tiktoken("fuzz", &[&byte_ranks(), rest].concat(), &text, None).ok(),
         _ => {
-            let pre = PATTERNS[kind as usize / 4 % PATTERNS.len()].name;
+            let pre = PATTERNS[kind as usize / 4 % PATTERNS.len()].format.pre;
             Vocabulary::from_metadata("fuzz", &byte_metadata(&text, pre)).ok().flatten()
         }
     };

@@ -34,7 +34,7 @@ impl Vocabulary {
         let (builder, added) = read_tokens(path, &file, size)?;
         let merges = read_merges(path, &builder, &file["model"]["merges"])?;
         let ignore_merges = file["model"]["ignore_merges"] == true;
-        if ignore_merges != pattern.whole_pieces
+        if ignore_merges != pattern.format.whole_pieces
             && let Some(&id) = builder.unreachable(&merges).first()
         {
             let expected =

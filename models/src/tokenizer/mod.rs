@@ -32,9 +32,6 @@ use rustc_hash::FxHashMap;
 use std::ops::Range;
 use vocab::Tokens;
 
-/// Names of end-of-generation tokens, as in llama.cpp.
-const END_NAMES: [&str; 6] = ["[EOS]", "<|im_end|>", "[EOT]", "[PAD]", "<|endoftext|>", "<|role_end|>"];
-
 /// Ids with a special role.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SpecialIds {
@@ -161,6 +158,6 @@ impl Vocabulary {
 
     /// The name of the pre-tokenizer pattern, `tokenizer.ggml.pre`.
     pub fn pre(&self) -> &'static str {
-        self.pretokenizer.pattern.name
+        self.pretokenizer.pattern.format.pre
     }
 }

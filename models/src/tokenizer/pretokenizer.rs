@@ -1,59 +1,32 @@
 //! Splits text into pieces before merging, by the vocabulary's pattern.
 //!
-//! It holds the table of known patterns: to support another `tokenizer.ggml.pre`, add an entry. Patterns end in
+//! The patterns are those of the text formats that [`crate::architecture`] lists. Patterns end in
 //! `\s+(?!\S)|\s+`, whose look-ahead the regex engine lacks. Both alternatives are therefore compiled as `\s+`, and a match
 //! gives back its last white-space character if text follows. The engine also lacks possessive quantifiers (`?+`, `++`);
 //! they are compiled as greedy ones, which is equal where what follows matches no character of the repeated class.
 
+use crate::architecture::TEXT_SPECS;
+use crate::text_spec::TextSpec;
 use regex_automata::meta::{Config, Regex};
 use regex_automata::{Anchored, Input};
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
-/// A pattern and its name in GGUF.
+/// The pattern of a text format.
 #[derive(Debug)]
 pub(super) struct Pattern {
-    pub(super) name: &'static str,
-    /// Regular expressions that are tried in order before `\s+(?!\S)|\s+`.
-    alternatives: &'static [&'static str],
-    /// Whether a piece that is a token stays whole, as in tiktoken, or is a token only where its merges yield it.
-    pub(super) whole_pieces: bool,
+    pub(super) format: &'static TextSpec,
     /// Compiled on first use, in 8 ms.
     regex: OnceLock<Regex>,
 }
 
-/// All known patterns, named as in `tokenizer.ggml.pre`.
-pub(super) static PATTERNS: [Pattern; 2] = [
-    Pattern {
-        name: "kimi-k2",
-        regex: OnceLock::new(),
-        alternatives: &[
-            r"[\p{Han}]+",
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-            r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]+[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
-            r"\p{N}{1,3}",
-            r" ?[^\s\p{L}\p{N}]+[\r\n]*",
-            r"\s*[\r\n]+",
-        ],
-        whole_pieces: true,
-    },
-    Pattern {
-        name: "bailingmoe2",
-        regex: OnceLock::new(),
-        alternatives: &[
-            r"'(?i:[sdmt]|ll|ve|re)",
-            r"[^\r\n\p{L}\p{N}]?+\p{L}+",
-            r"\p{N}",
-            r" ?[^\s\p{L}\p{N}]++[\r\n]*",
-            r"\s*[\r\n]",
-        ],
-        whole_pieces: false,
-    },
-];
+/// The patterns of all text formats.
+pub(super) static PATTERNS: LazyLock<Vec<Pattern>> =
+    LazyLock::new(|| TEXT_SPECS.iter().map(|format| Pattern { format, regex: OnceLock::new() }).collect());
 
 impl Pattern {
     /// Finds a pattern by name.
     pub(super) fn named(name: &str) -> Option<&'static Pattern> {
-        PATTERNS.iter().find(|pattern| pattern.name == name)
+        PATTERNS.iter().find(|pattern| pattern.format.pre == name)
     }
 
     /// Finds a pattern by the regular expression in a `tokenizer.json`.
@@ -63,12 +36,12 @@ impl Pattern {
 
     /// The complete regular expression, as published.
     pub(super) fn source(&self) -> String {
-        self.alternatives.join("|") + r"|\s+(?!\S)|\s+"
+        self.format.pieces.join("|") + r"|\s+(?!\S)|\s+"
     }
 
     /// The names of all patterns, for messages.
     pub(super) fn known() -> String {
-        PATTERNS.iter().map(|pattern| pattern.name).collect::<Vec<_>>().join(", ")
+        PATTERNS.iter().map(|pattern| pattern.format.pre).collect::<Vec<_>>().join(", ")
     }
 }
 
@@ -92,7 +65,7 @@ fn compile(alternatives: &[&str]) -> Regex {
 
 impl Pretokenizer {
     pub(super) fn new(pattern: &'static Pattern) -> Self {
-        Self { pattern, regex: pattern.regex.get_or_init(|| compile(pattern.alternatives)).clone() }
+        Self { pattern, regex: pattern.regex.get_or_init(|| compile(pattern.format.pieces)).clone() }
     }
 
     /// Iterates over the pieces, whose concatenation is the text.
@@ -130,9 +103,9 @@ mod tests {
 
     #[test]
     fn every_pattern_of_the_table_compiles_and_is_found() {
-        for pattern in &PATTERNS {
+        for pattern in PATTERNS.iter() {
             assert_eq!(Pretokenizer::new(pattern).pieces("a").count(), 1);
-            assert_eq!(Pattern::of_source(&pattern.source()).unwrap().name, pattern.name);
+            assert_eq!(Pattern::of_source(&pattern.source()).unwrap().format.pre, pattern.format.pre);
         }
         assert!(Pattern::named("gpt-9").is_none());
     }
