@@ -1,7 +1,7 @@
 //! Parses the input as the text of a reply with reasoning and tool calls. The first byte chooses the mode and the markup,
 //! the second the length of the chunks. The events must not depend on the chunks; without markup to parse they are the text itself.
 
-use kimi::generation::reply_parser::{CallableTool, Markup, ReplyEvent, ReplyParser};
+use kimi::generation::markup::{CallableTool, Markup, ReplyEvent, ReplyParser};
 use serde_json::json;
 
 /// Tests one input, and panics if a property does not hold.

@@ -12,7 +12,7 @@ use super::{Ask, AskArgs};
 use crate::client::{ModelEvent, PromptMessage, ReplyOutcome};
 use crate::document_qa::quotes::{FoldedTexts, quoted};
 use crate::generation::generate::FinishReason;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::io::output::Output;
 use anyhow::Result;
 use std::io::{IsTerminal, Write};

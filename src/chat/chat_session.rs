@@ -11,7 +11,7 @@ use crate::client::{ModelInfo, PromptMessage, ReplyOutcome};
 use crate::documents::{Document, gather};
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::generation::sample::Sampling;
 use crate::io::errors::one_line;
 use crate::io::units::counted;

@@ -6,7 +6,7 @@ use super::command::{self, SlashCommand, parse};
 use super::store::{excerpt, restrict_to_user};
 use super::terminal::edit;
 use super::worker::{ChatWorker, WorkerCommand, WorkerEvent};
-use crate::generation::reply_parser::{REASONING_TAGS, ReplyEvent};
+use crate::generation::markup::{REASONING_TAGS, ReplyEvent};
 use crate::io::errors::one_line;
 use crate::io::output::{Output, is_printable, printable, tell};
 use crate::io::units::{counted, grouped};

@@ -5,7 +5,7 @@
 
 use crate::client::PromptMessage;
 use crate::documents::PartStart;
-use crate::generation::reply_parser::{join_reasoning, split_reasoning};
+use crate::generation::markup::{join_reasoning, split_reasoning};
 use crate::io::units::counted;
 use crate::io::{private_file, user_dirs};
 use anyhow::{Context as _, Result, bail, ensure};

@@ -8,7 +8,7 @@ use super::sources::Sources;
 use super::store::{StoredChat, Turn};
 use super::theme::TextRole;
 use super::transcript_item::{ItemKind, ItemLayout, ShownQuote, TranscriptItem};
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use std::ops::Range;
 
 /// Messages and notes with their rows and the scroll position.
@@ -234,7 +234,7 @@ impl Transcript {
 mod tests {
     use super::*;
     use crate::chat::store::{Attachment, Author};
-    use crate::generation::reply_parser::{Markup, ReplyParser};
+    use crate::generation::markup::{Markup, ReplyParser};
 
     fn text(transcript: &Transcript) -> Vec<String> {
         let row = |r: &TextRow| r.iter().map(|s| s.text.as_str()).collect::<String>().trim_end().to_owned();

@@ -8,7 +8,7 @@ use super::sources::Sources;
 use super::store::{Author, Turn};
 use super::theme::{StyledSpan, TextRole, TextStyle};
 use crate::document_qa::quotes::QuoteSpan;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::io::units::{format_size, grouped};
 use std::ops::Range;
 use unicode_width::UnicodeWidthStr;

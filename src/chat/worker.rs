@@ -7,7 +7,7 @@ use super::chat_session::ChatPrompt;
 use crate::client::{
     ChatModel, EndpointArgs, LocalModel, ModelEvent, ModelInfo, RemoteModel, ReplyOutcome, ReplyRequest,
 };
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::io::errors::one_line;
 use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::LoadOptions;

@@ -5,7 +5,7 @@
 
 use crate::document_qa::prefix::DocumentPrefix;
 use crate::generation::event::Stats;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::generation::sample::{Constraint, Sampling};
 use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::session::Prefill;

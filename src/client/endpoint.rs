@@ -10,7 +10,7 @@ pub mod errors;
 mod models;
 pub mod stream;
 
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::runtime::sampling_options::SamplingOptions;
 use ::models::template::Message;
 use anyhow::{Result, bail};

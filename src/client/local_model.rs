@@ -7,7 +7,7 @@ use crate::generation::detokenizer::Detokenizer;
 use crate::generation::draft::DraftCounts;
 use crate::generation::event::{EngineEvent, Stats};
 use crate::generation::generate::{FinishReason, Request, generate};
-use crate::generation::reply_parser::{Markup, ReplyEvent, ReplyParser, join_reasoning};
+use crate::generation::markup::{Markup, ReplyEvent, ReplyParser, join_reasoning};
 use crate::prefix_cache::namespace::Namespace;
 use crate::runtime::handle::{EngineHandle, SessionHandle};
 use crate::runtime::session::Prefill;

@@ -5,7 +5,7 @@ use super::endpoint::{Endpoint, EndpointArgs, ReplySummary};
 use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
-use crate::generation::reply_parser::{Markup, ReplyEvent, ReplyParser};
+use crate::generation::markup::{Markup, ReplyEvent, ReplyParser};
 use crate::prefix_cache::PrefixSource;
 use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::session::Prefill;

@@ -3,7 +3,7 @@
 //! Replies keep their generated ids, because encoding their text again may give other ids, and the session's state
 //! could then not be reused. Next: [`crate::runtime::chat_template`].
 
-use super::reply_parser::{REASONING_TAGS, opens_reasoning};
+use super::markup::{REASONING_TAGS, opens_reasoning};
 use crate::runtime::chat_template::explain;
 use crate::runtime::engine::EngineBase;
 use anyhow::{Context as _, Result};

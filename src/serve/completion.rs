@@ -21,7 +21,7 @@ use super::usage::{FINGERPRINT, ResponseMeta, timings, usage};
 use super::{tools, validate};
 use crate::generation::decoder::FinishReason;
 use crate::generation::generate::Stats;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};

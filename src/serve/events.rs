@@ -12,7 +12,7 @@ use super::upstream::UpstreamReply;
 use super::usage::failure;
 use crate::generation::decoder::FinishReason;
 use crate::generation::event::EngineEvent;
-use crate::generation::reply_parser::ReplyParser;
+use crate::generation::markup::ReplyParser;
 use crate::scheduler::Client;
 use models::tokenizer::Vocabulary;
 use std::collections::HashMap;

@@ -41,7 +41,6 @@ mod sse;
 mod submit;
 mod tenant;
 mod tokenize;
-mod tool_grammar;
 mod tools;
 mod trace;
 mod upstream;

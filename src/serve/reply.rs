@@ -4,7 +4,7 @@
 use super::api::chat::TokenLogprob;
 use crate::generation::decoder::FinishReason;
 use crate::generation::event::Stats;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 
 /// An event of a reply.
 pub enum ParsedEvent {

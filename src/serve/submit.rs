@@ -8,7 +8,7 @@ use super::tenant::Tenant;
 use super::trace::{MissCell, PromptTrace, ReplyTrace};
 use super::upstream::UpstreamRequest;
 use crate::generation::decoder::GenerationParams;
-use crate::generation::reply_parser::ReplyParser;
+use crate::generation::markup::ReplyParser;
 use crate::prefix_cache::namespace::{Namespace, PromptLayout};
 use crate::prefix_cache::served::PromptOutline;
 use crate::scheduler::{Command, SequenceRequest};

@@ -4,10 +4,10 @@ use super::api::chat::ChatRequest;
 use super::api::tools::{FunctionSpec, GuidedDecoding, ResponseFormat, Tool, ToolChoice};
 use super::errors::{ApiError, quoted};
 use super::notices::Notices;
-use super::tool_grammar::{CallMarkup, Calls, lark};
 use crate::generation::grammar::bounds::Totals;
 use crate::generation::grammar::{self, Grammar};
-use crate::generation::reply_parser::CallableTool;
+use crate::generation::markup::CallableTool;
+use crate::generation::markup::grammar::{CallMarkup, Calls, lark};
 use serde_json::{Value, json};
 
 /// Maximum number of tools per request.
@@ -51,12 +51,16 @@ impl Plan {
         let bound = calls == Calls::Some || !several || functions.iter().any(|f| f.strict == Some(true));
         let callable =
             |f: &FunctionSpec| CallableTool { name: f.name.clone(), parameters: f.parameters.clone() };
-        let callable = functions.iter().map(callable).collect();
+        let callable: Vec<_> = functions.iter().map(callable).collect();
         let constrained = bound || format.is_some();
         if constrained {
             check_parameters(&raw, &functions)?;
         }
-        let lark = || lark(markup, &functions, (&calls, several), format.as_ref()).map(Grammar::Lark);
+        let lark = || {
+            let why = "a grammar is not supported with tools; remove one or set tool_choice to none";
+            let lark = lark(markup, &callable, (&calls, several), format.as_ref());
+            lark.map(Grammar::Lark).ok_or_else(|| ApiError::unsupported("response_format", why))
+        };
         let grammar = constrained.then(lark).transpose()?;
         Ok(Plan { declared: raw, callable, grammar, constrained })
     }

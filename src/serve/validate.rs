@@ -8,7 +8,7 @@ use super::errors::ApiError;
 use super::submit::EngineRequest;
 use crate::generation::decoder::GenerationParams;
 use crate::generation::grammar::Compiled;
-use crate::generation::reply_parser::ReplyParser;
+use crate::generation::markup::ReplyParser;
 use crate::generation::sample::Sampling;
 use crate::prefix_cache::served::PromptOutline;
 use crate::runtime::sampling_options::SamplingOptions;

@@ -8,7 +8,7 @@ use crate::client::ReplyOutcome;
 use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::runtime::session::Prefill;
 use std::time::Duration;
 use tempfile::TempDir;

@@ -14,7 +14,7 @@ use crate::client::{ModelInfo, ReplyOutcome};
 use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
 use crate::generation::generate::FinishReason;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::prefix_cache::PrefixSource;
 use crate::runtime::session::Prefill;
 use crossterm::event::{KeyCode, KeyEvent, KeyModifiers};

@@ -3,7 +3,7 @@
 use super::call_id;
 use super::citations::CitedFiles;
 use crate::generation::decoder::FinishReason;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::serve::api::Timings;
 use crate::serve::api::messages::{MessageUsage, OutputBlock, OutputMessage};
 use crate::serve::error_form::ErrorForm;

@@ -1,6 +1,6 @@
 //! Encodes replies of Ollama's interface, whole or as lines of JSON.
 
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use crate::serve::api::chat::FunctionCall;
 use crate::serve::api::ollama::{OllamaAnswer, OllamaFunction, OllamaReply, OllamaTimings, OllamaToolCall};
 use crate::serve::app::unix_seconds;

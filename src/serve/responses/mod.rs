@@ -23,7 +23,7 @@ use super::tenant::Tenant;
 use super::trace::MissCell;
 use super::usage::{ResponseMeta, timings, usage};
 use crate::generation::generate::Stats;
-use crate::generation::reply_parser::ReplyEvent;
+use crate::generation::markup::ReplyEvent;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};

@@ -8,7 +8,7 @@ use crate::client::endpoint::stream::StreamItem;
 use crate::generation::decoder::FinishReason;
 use crate::generation::draft::DraftCounts;
 use crate::generation::event::Stats;
-use crate::generation::reply_parser::{ReplyEvent, ReplyParser};
+use crate::generation::markup::{ReplyEvent, ReplyParser};
 use crate::prefix_cache::PrefixSource;
 use crate::runtime::session::Prefill;
 use crate::serve::api::chat::{TokenLogprob, TopLogprob};

@@ -5,14 +5,14 @@ use super::UpstreamModel;
 use super::reply::{ExpectedReply, UpstreamRequest};
 use crate::client::endpoint::stream::max_stream_bytes;
 use crate::generation::grammar::Grammar;
-use crate::generation::reply_parser::{Markup, ReplyParser};
+use crate::generation::markup::grammar::CallMarkup;
+use crate::generation::markup::{Markup, ReplyParser};
 use crate::io::units::shortest_decimal;
 use crate::serve::api::chat::ChatRequest;
 use crate::serve::api::generation::Generation;
 use crate::serve::api::tools::ToolChoice;
 use crate::serve::app::App;
 use crate::serve::errors::{ApiError, quoted};
-use crate::serve::tool_grammar::CallMarkup;
 use crate::serve::{tools, validate};
 use serde_json::{Map, Value, json};
 

@@ -7,8 +7,12 @@
 //! White space between tags is free. Values are text; those that the function's schema does not require to be strings are
 //! read as JSON. Models also call before they close their reasoning, which ends it, and write a JSON object with name and
 //! arguments instead of the tags. A call is emitted when it is complete; an invalid one is emitted as text.
+//! Next: [`grammar`].
 
-use super::{CallableTool, ReplyEvent, THINK_BEGIN, THINK_END, emit};
+pub mod grammar;
+
+use super::reply_text::ReplyText;
+use super::{CallSyntax, CallableTool, ReplyEvent};
 use crate::generation::detokenizer::overlap;
 use serde_json::{Map, Value};
 
@@ -17,21 +21,14 @@ const CALL_END: &str = "</tool_call>";
 const KEY: [&str; 2] = ["<arg_key>", "</arg_key>"];
 const VALUE: [&str; 2] = ["<arg_value>", "</arg_value>"];
 
-/// An incremental parser of a reply in Ling's markup.
+/// The progress of a parser of Ling's calls.
 #[derive(Clone, Debug, Default)]
-pub struct LingParser {
-    /// If empty, calls are text.
-    tools: Vec<CallableTool>,
-    has_reasoning: bool,
-    in_reasoning: bool,
-    /// The reply has text, reasoning or a call, so that a reasoning tag is text.
-    begun: bool,
+pub(super) struct LingCalls {
     call: Option<CallScan>,
     /// Number of the next call; ids count the calls of a conversation.
-    next_call: usize,
+    pub next_call: usize,
     /// The reply has a call.
     called: bool,
-    pending: String,
 }
 
 /// Progress of the search for the end of a call in the pending text, which follows [`CALL_BEGIN`].
@@ -64,135 +61,96 @@ impl CallScan {
     }
 }
 
-impl LingParser {
-    pub(super) fn new(tools: Vec<CallableTool>, has_reasoning: bool, in_reasoning: bool) -> Self {
-        LingParser { tools, has_reasoning, in_reasoning, begun: in_reasoning, ..Default::default() }
-    }
-
-    /// Sets the number of the next call.
-    pub(super) fn numbered_from(self, next_call: usize) -> Self {
-        LingParser { next_call, ..self }
-    }
-
-    pub(super) fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
-        self.pending.push_str(text);
-        let mut events = Vec::new();
-        while self.parse_next(&mut events) {}
-        events
-    }
-
-    pub(super) fn finish(&mut self) -> Vec<ReplyEvent> {
-        let mut events = Vec::new();
-        let rest = std::mem::take(&mut self.pending);
-        match self.call.take() {
-            Some(scan) => self.end_call(&scan.space, &rest, "", &mut events),
-            None if self.called && rest.trim().is_empty() => {}
-            None => self.text(&rest, &mut events),
-        }
-        events
-    }
-
-    /// Parses through the next marker; returns false if more text is needed.
-    fn parse_next(&mut self, events: &mut Vec<ReplyEvent>) -> bool {
+impl CallSyntax for LingCalls {
+    fn parse_next(&mut self, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) -> bool {
         if let Some(mut scan) = self.call.take() {
-            let Some(at) = scan.end(&self.pending) else {
+            let Some(at) = scan.end(&reply.pending) else {
                 self.call = Some(scan);
                 return false;
             };
-            let call: String = self.pending.drain(..at + CALL_END.len()).collect();
-            self.end_call(&scan.space, &call[..at], CALL_END, events);
+            let call = reply.take_through(at, CALL_END);
+            self.end_call(&scan.space, &call, CALL_END, reply, events);
             return true;
         }
-        let markers = self.markers();
-        let found = markers.iter().filter_map(|m| Some((self.pending.find(m)?, *m))).min();
-        let Some((at, marker)) = found else {
-            let partial = markers.iter().map(|m| overlap(&self.pending, m)).max().unwrap_or(0);
-            let certain = &self.pending[..self.pending.len() - partial];
+        let call_marker = (!reply.tools.is_empty()).then_some(CALL_BEGIN);
+        let markers = || reply.reasoning_marker().into_iter().chain(call_marker);
+        let Some((at, marker)) = markers().filter_map(|m| Some((reply.pending.find(m)?, m))).min() else {
+            let partial = markers().map(|m| overlap(&reply.pending, m)).max().unwrap_or(0);
+            let certain = &reply.pending[..reply.pending.len() - partial];
             // White space before a call is part of the markup.
-            let certain = if self.tools.is_empty() { certain } else { certain.trim_end() };
-            let rest = self.pending.split_off(certain.len());
-            let text = std::mem::replace(&mut self.pending, rest);
-            self.text(&text, events);
+            let certain = if reply.tools.is_empty() { certain } else { certain.trim_end() };
+            let rest = reply.pending.split_off(certain.len());
+            let text = std::mem::replace(&mut reply.pending, rest);
+            reply.emit(&text, events);
             return false;
         };
-        let before: String = self.pending.drain(..at + marker.len()).collect();
-        let before = &before[..at];
-        match marker {
-            CALL_BEGIN => {
-                let text = before.trim_end();
-                self.text(text, events);
-                self.call = Some(CallScan { space: before[text.len()..].to_owned(), ..Default::default() });
-            }
-            THINK_BEGIN => {
-                self.text(before, events);
-                (self.in_reasoning, self.begun) = (true, true);
-            }
-            _ => {
-                self.text(before, events);
-                self.in_reasoning = false;
-            }
+        let before = reply.take_through(at, marker);
+        if marker == CALL_BEGIN {
+            let text = before.trim_end();
+            reply.emit(text, events);
+            self.call = Some(CallScan { space: before[text.len()..].to_owned(), ..Default::default() });
+        } else {
+            reply.emit(&before, events);
+            reply.enter_reasoning(marker);
         }
         true
     }
 
-    /// Returns the markers that are valid outside calls.
-    fn markers(&self) -> Vec<&'static str> {
-        let mut markers = Vec::new();
-        if self.in_reasoning {
-            markers.push(THINK_END);
-        } else if self.has_reasoning && !self.begun && super::may_open_reasoning(&self.pending) {
-            markers.push(THINK_BEGIN);
+    fn finish(&mut self, rest: &str, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) {
+        match self.call.take() {
+            Some(scan) => self.end_call(&scan.space, rest, "", reply, events),
+            None if self.called && rest.trim().is_empty() => {}
+            None => reply.emit(rest, events),
         }
-        markers.extend((!self.tools.is_empty()).then_some(CALL_BEGIN));
-        markers
     }
+}
 
-    fn text(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
-        self.begun |= !text.trim().is_empty();
-        emit(text, self.in_reasoning, events);
-    }
-
+impl LingCalls {
     /// Emits a call, or its text including the marker `end` if it is invalid.
-    fn end_call(&mut self, space: &str, call: &str, end: &str, events: &mut Vec<ReplyEvent>) {
-        let Some((name, arguments)) = self.parse_call(call) else {
-            return self.text(&format!("{space}{CALL_BEGIN}{call}{end}"), events);
+    fn end_call(
+        &mut self,
+        space: &str,
+        call: &str,
+        end: &str,
+        reply: &mut ReplyText,
+        events: &mut Vec<ReplyEvent>,
+    ) {
+        let Some((name, arguments)) = parse_call(call, reply) else {
+            return reply.emit(&format!("{space}{CALL_BEGIN}{call}{end}"), events);
         };
         let id = format!("functions.{name}:{}", self.next_call);
         events.push(ReplyEvent::ToolCallBegin { id, name });
         events.push(ReplyEvent::ToolCallArguments(Value::Object(arguments).to_string()));
         events.push(ReplyEvent::ToolCallEnd);
         self.next_call += 1;
-        (self.in_reasoning, self.begun, self.called) = (false, true, true);
+        self.called = true;
+        (reply.in_reasoning, reply.begun) = (false, true);
     }
+}
 
-    /// The name and arguments of a valid call.
-    fn parse_call(&self, call: &str) -> Option<(String, Map<String, Value>)> {
-        if call.trim_start().starts_with('{') {
-            return self.parse_json_call(call);
-        }
-        let (name, mut rest) = call.split_at(call.find(KEY[0]).unwrap_or(call.len()));
-        let tool = self.tool(name.trim())?;
-        let mut arguments = Map::new();
-        while !rest.trim_start().is_empty() {
-            let (key, after) = between(rest, KEY)?;
-            let (value, after) = between(after, VALUE)?;
-            arguments.insert(key.trim().to_owned(), tool.argument(key.trim(), value));
-            rest = after;
-        }
-        Some((tool.name.clone(), arguments))
+/// The name and arguments of a valid call.
+fn parse_call(call: &str, reply: &ReplyText) -> Option<(String, Map<String, Value>)> {
+    if call.trim_start().starts_with('{') {
+        return parse_json_call(call, reply);
     }
-
-    fn parse_json_call(&self, call: &str) -> Option<(String, Map<String, Value>)> {
-        let mut call: Map<String, Value> = serde_json::from_str(call.trim()).ok()?;
-        let name = self.tool(call.get("name")?.as_str()?)?.name.clone();
-        match call.remove("arguments").unwrap_or_else(|| Map::new().into()) {
-            Value::Object(arguments) => Some((name, arguments)),
-            _ => None,
-        }
+    let (name, mut rest) = call.split_at(call.find(KEY[0]).unwrap_or(call.len()));
+    let tool = reply.tool(name.trim())?;
+    let mut arguments = Map::new();
+    while !rest.trim_start().is_empty() {
+        let (key, after) = between(rest, KEY)?;
+        let (value, after) = between(after, VALUE)?;
+        arguments.insert(key.trim().to_owned(), tool.argument(key.trim(), value));
+        rest = after;
     }
+    Some((tool.name.clone(), arguments))
+}
 
-    fn tool(&self, name: &str) -> Option<&CallableTool> {
-        self.tools.iter().find(|tool| tool.name == name)
+fn parse_json_call(call: &str, reply: &ReplyText) -> Option<(String, Map<String, Value>)> {
+    let mut call: Map<String, Value> = serde_json::from_str(call.trim()).ok()?;
+    let name = reply.tool(call.get("name")?.as_str()?)?.name.clone();
+    match call.remove("arguments").unwrap_or_else(|| Map::new().into()) {
+        Value::Object(arguments) => Some((name, arguments)),
+        _ => None,
     }
 }
 
@@ -248,16 +206,22 @@ fn takes(schema: &Value) -> Takes {
 #[cfg(test)]
 mod tests {
     use super::super::tests::rendered;
+    use super::super::{Markup, ReplyParser};
     use super::*;
     use serde_json::json;
 
-    fn parser(in_reasoning: bool) -> LingParser {
+    fn parser(in_reasoning: bool) -> ReplyParser {
         let parameters = json!({"properties": {
             "city": {"type": "string"}, "days": {"type": "integer"}, "when": {"type": ["string", "null"]},
             "where": {"anyOf": [{"type": "object"}, {"type": "string"}]}, "unit": {"enum": ["1", "2"]},
         }});
         let tool = CallableTool { name: "weather".into(), parameters: Some(parameters) };
-        LingParser::new(vec![tool, CallableTool { name: "now".into(), parameters: None }], true, in_reasoning)
+        ReplyParser::new(
+            Markup::Ling,
+            vec![tool, CallableTool { name: "now".into(), parameters: None }],
+            true,
+            in_reasoning,
+        )
     }
 
     /// Parses the text in chunks of several sizes, which must not change the result.
@@ -348,7 +312,7 @@ mod tests {
         ] {
             check(text, text);
         }
-        let mut none = LingParser::new(vec![], false, false);
+        let mut none = ReplyParser::new(Markup::Ling, vec![], false, false);
         let text = "<think>a\n<tool_call>now</tool_call>";
         assert_eq!(rendered(none.push(text)), text);
     }

@@ -6,9 +6,12 @@
 //! Models also write the section's tokens in the singular, omit the section, and call inside their reasoning. A call is
 //! emitted when it is complete, because events cannot be retracted: an invalid call (unknown tool, arguments that are not
 //! a JSON object, no end) is emitted as text. If a grammar guarantees valid calls, their arguments are emitted as they
-//! arrive.
+//! arrive. Next: [`grammar`].
 
-use super::{CallableTool, ReplyEvent, THINK_BEGIN, THINK_END, emit, may_open_reasoning};
+pub mod grammar;
+
+use super::reply_text::ReplyText;
+use super::{CallSyntax, ReplyEvent};
 use crate::generation::detokenizer::overlap;
 use serde_json::{Map, Value};
 
@@ -17,24 +20,17 @@ const SECTION_END: [&str; 2] = ["<|tool_calls_section_end|>", "<|tool_call_secti
 const CALL_BEGIN: &str = "<|tool_call_begin|>";
 const ARGUMENTS: &str = "<|tool_call_argument_begin|>";
 const CALL_END: &str = "<|tool_call_end|>";
-/// An incremental parser of a reply in Kimi's markup.
+
+/// The progress of a parser of Kimi's calls.
 #[derive(Clone, Debug, Default)]
-pub struct KimiParser {
-    /// If empty, calls are text.
-    tools: Vec<CallableTool>,
+pub(super) struct KimiCalls {
     /// A grammar guarantees that calls are valid.
-    constrained: bool,
-    /// The model marks its reasoning with tags.
-    has_reasoning: bool,
-    in_reasoning: bool,
-    /// The reply has text, reasoning or a call, so that a reasoning tag is text.
-    begun: bool,
+    pub constrained: bool,
     state: MarkupState,
     /// The section's begin marker, until a call or text of the section is emitted.
     opened: Option<&'static str>,
     /// The section is emitted as text because it has no valid call.
     as_text: bool,
-    pending: String,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -48,81 +44,58 @@ enum MarkupState {
     Arguments(bool),
 }
 
-impl KimiParser {
-    pub(super) fn new(tools: Vec<CallableTool>, has_reasoning: bool, in_reasoning: bool) -> Self {
-        KimiParser { tools, has_reasoning, in_reasoning, begun: in_reasoning, ..Default::default() }
-    }
-
-    /// Sets whether a grammar guarantees valid calls.
-    pub(super) fn constrained(self, constrained: bool) -> Self {
-        KimiParser { constrained, ..self }
-    }
-
-    pub(super) fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
-        self.pending.push_str(text);
-        let mut events = Vec::new();
-        while self.parse_next(&mut events) {}
-        events
-    }
-
-    pub(super) fn finish(&mut self) -> Vec<ReplyEvent> {
-        let mut events = Vec::new();
-        let rest = std::mem::take(&mut self.pending);
-        match self.state {
-            MarkupState::Prose => self.emit(&rest, &mut events),
-            MarkupState::Section => self.section_text(&rest, &mut events),
-            MarkupState::Call(_) => self.end_call(&rest, "", &mut events),
-            MarkupState::Arguments(_) => add_arguments(&rest, &mut events),
-        }
-        events
-    }
-
-    /// Parses through the next marker; returns false if more text is needed.
-    fn parse_next(&mut self, events: &mut Vec<ReplyEvent>) -> bool {
-        let markers = self.markers();
+impl CallSyntax for KimiCalls {
+    fn parse_next(&mut self, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) -> bool {
+        let markers = self.markers(reply);
         let found =
-            markers.iter().filter_map(|m| Some((self.pending.find(m)?, *m))).min_by_key(|(at, _)| *at);
+            markers.iter().filter_map(|m| Some((reply.pending.find(m)?, *m))).min_by_key(|(at, _)| *at);
         let Some((at, marker)) = found else {
             if matches!(self.state, MarkupState::Prose | MarkupState::Arguments(_)) {
-                let pending = markers.iter().map(|m| overlap(&self.pending, m)).max().unwrap_or(0);
-                let rest = self.pending.split_off(self.pending.len() - pending);
-                let text = std::mem::replace(&mut self.pending, rest);
+                let pending = markers.iter().map(|m| overlap(&reply.pending, m)).max().unwrap_or(0);
+                let rest = reply.pending.split_off(reply.pending.len() - pending);
+                let text = std::mem::replace(&mut reply.pending, rest);
                 match self.state {
-                    MarkupState::Prose => self.emit(&text, events),
+                    MarkupState::Prose => reply.emit(&text, events),
                     _ => add_arguments(&text, events),
                 }
             }
             return false;
         };
-        let before: String = self.pending.drain(..at + marker.len()).collect();
-        let before = &before[..at];
+        let before = reply.take_through(at, marker);
         match self.state {
-            MarkupState::Prose => self.emit(before, events),
-            MarkupState::Section => self.section_text(before, events),
+            MarkupState::Prose => reply.emit(&before, events),
+            MarkupState::Section => self.section_text(&before, reply, events),
             MarkupState::Arguments(_) => {
-                add_arguments(before, events);
+                add_arguments(&before, events);
                 events.push(ReplyEvent::ToolCallEnd);
             }
-            MarkupState::Call(_) if marker == ARGUMENTS => self.begin_arguments(before, events),
+            MarkupState::Call(_) if marker == ARGUMENTS => self.begin_arguments(&before, events),
             MarkupState::Call(_) => {
-                self.end_call(before, if marker == CALL_END { marker } else { "" }, events)
+                self.end_call(&before, if marker == CALL_END { marker } else { "" }, reply, events)
             }
         }
-        self.enter(marker, events);
+        self.enter(marker, reply, events);
         true
     }
 
+    fn finish(&mut self, rest: &str, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) {
+        match self.state {
+            MarkupState::Prose => reply.emit(rest, events),
+            MarkupState::Section => self.section_text(rest, reply, events),
+            MarkupState::Call(_) => self.end_call(rest, "", reply, events),
+            MarkupState::Arguments(_) => add_arguments(rest, events),
+        }
+    }
+}
+
+impl KimiCalls {
     /// Returns the markers that are valid in this state.
-    fn markers(&self) -> Vec<&'static str> {
+    fn markers(&self, reply: &ReplyText) -> Vec<&'static str> {
         let mut markers = Vec::new();
         match self.state {
             MarkupState::Prose => {
-                if self.in_reasoning {
-                    markers.push(THINK_END);
-                } else if self.has_reasoning && !self.begun && may_open_reasoning(&self.pending) {
-                    markers.push(THINK_BEGIN);
-                }
-                if !self.tools.is_empty() {
+                markers.extend(reply.reasoning_marker());
+                if !reply.tools.is_empty() {
                     markers.extend(SECTION_BEGIN);
                     markers.push(CALL_BEGIN);
                 }
@@ -142,15 +115,14 @@ impl KimiParser {
         markers
     }
 
-    fn enter(&mut self, marker: &'static str, events: &mut Vec<ReplyEvent>) {
+    fn enter(&mut self, marker: &'static str, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) {
         let in_section = matches!(
             self.state,
             MarkupState::Section | MarkupState::Call(true) | MarkupState::Arguments(true)
         );
         match marker {
-            THINK_BEGIN => (self.in_reasoning, self.begun) = (true, true),
-            THINK_END => self.in_reasoning = false,
-            CALL_BEGIN => (self.state, self.begun) = (MarkupState::Call(in_section), true),
+            _ if reply.enter_reasoning(marker) => {}
+            CALL_BEGIN => (self.state, reply.begun) = (MarkupState::Call(in_section), true),
             ARGUMENTS => self.state = MarkupState::Arguments(in_section),
             CALL_END => self.state = if in_section { MarkupState::Section } else { MarkupState::Prose },
             _ if SECTION_BEGIN.contains(&marker) => {
@@ -158,31 +130,26 @@ impl KimiParser {
             }
             _ => {
                 if self.as_text {
-                    self.emit(marker, events);
+                    reply.emit(marker, events);
                 }
                 (self.state, self.opened, self.as_text) = (MarkupState::Prose, None, false);
             }
         }
     }
 
-    fn emit(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
-        self.begun |= !text.trim().is_empty();
-        emit(text, self.in_reasoning, events);
-    }
-
     /// Handles text of a section outside its calls; white space is dropped.
-    fn section_text(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
+    fn section_text(&mut self, text: &str, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) {
         if !text.trim().is_empty() {
-            self.emit_in_section(text, events);
+            self.emit_in_section(text, reply, events);
         }
     }
 
-    fn emit_in_section(&mut self, text: &str, events: &mut Vec<ReplyEvent>) {
+    fn emit_in_section(&mut self, text: &str, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) {
         if let Some(marker) = self.opened.take() {
-            self.emit(marker, events);
+            reply.emit(marker, events);
             self.as_text = true;
         }
-        self.emit(text, events);
+        reply.emit(text, events);
     }
 
     /// Emits the start of a call whose arguments are emitted as they arrive.
@@ -193,27 +160,26 @@ impl KimiParser {
     }
 
     /// Emits a complete call, or its text including the marker `end` if it is invalid.
-    fn end_call(&mut self, text: &str, end: &str, events: &mut Vec<ReplyEvent>) {
-        match self.parse_call(text) {
+    fn end_call(&mut self, text: &str, end: &str, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) {
+        match parse_call(text, reply) {
             Some((id, name, arguments)) => {
                 events.push(ReplyEvent::ToolCallBegin { id: id.to_owned(), name: name.to_owned() });
                 events.push(ReplyEvent::ToolCallArguments(arguments.to_owned()));
                 events.push(ReplyEvent::ToolCallEnd);
                 self.opened = None;
             }
-            None => self.emit_in_section(&format!("{CALL_BEGIN}{text}{end}"), events),
+            None => self.emit_in_section(&format!("{CALL_BEGIN}{text}{end}"), reply, events),
         }
     }
+}
 
-    /// The id, name and arguments of a valid call.
-    fn parse_call<'t>(&self, text: &'t str) -> Option<(&'t str, &'t str, &'t str)> {
-        let (id, arguments) = text.split_once(ARGUMENTS)?;
-        let (id, name) = split_id(id);
-        let arguments = if arguments.trim().is_empty() { "{}" } else { arguments };
-        let known = self.tools.iter().any(|tool| tool.name == name);
-        let whole = serde_json::from_str::<Map<String, Value>>(arguments).is_ok();
-        (known && whole).then_some((id, name, arguments))
-    }
+/// The id, name and arguments of a valid call.
+fn parse_call<'t>(text: &'t str, reply: &ReplyText) -> Option<(&'t str, &'t str, &'t str)> {
+    let (id, arguments) = text.split_once(ARGUMENTS)?;
+    let (id, name) = split_id(id);
+    let arguments = if arguments.trim().is_empty() { "{}" } else { arguments };
+    let whole = serde_json::from_str::<Map<String, Value>>(arguments).is_ok();
+    (reply.tool(name).is_some() && whole).then_some((id, name, arguments))
 }
 
 /// Splits `functions.NAME:IDX` into the id and the function's name.
@@ -234,6 +200,7 @@ fn add_arguments(text: &str, events: &mut Vec<ReplyEvent>) {
 #[cfg(test)]
 mod tests {
     use super::super::tests::rendered;
+    use super::super::{CallableTool, Markup, ReplyParser};
     use super::*;
 
     const CALL: &str =
@@ -246,7 +213,7 @@ mod tests {
     /// Parses the text in chunks of several sizes, which must not change the result.
     fn check(text: &str, expected: &str) {
         for step in [1, 2, 3, 7, 1000] {
-            let mut parser = KimiParser::new(add(), true, false);
+            let mut parser = ReplyParser::new(Markup::Kimi, add(), true, false);
             let chars: Vec<char> = text.chars().collect();
             let mut events = Vec::new();
             for part in chars.chunks(step) {
@@ -279,8 +246,8 @@ mod tests {
 
     #[test]
     fn arguments_of_constrained_calls_are_streamed() {
-        let rendered_call = |parser: &mut KimiParser, text: &str| rendered(parser.push(text));
-        let mut parser = KimiParser::new(add(), false, false).constrained(true);
+        let rendered_call = |parser: &mut ReplyParser, text: &str| rendered(parser.push(text));
+        let mut parser = ReplyParser::new(Markup::Kimi, add(), false, false).constrained(true);
         assert_eq!(
             rendered_call(&mut parser, "x<|tool_calls_section_begin|><|tool_call_begin|>functions.a"),
             "x"
@@ -293,7 +260,7 @@ mod tests {
         assert_eq!(rendered_call(&mut parser, "call_end|><|tool_calls_section_end|>y"), "]y");
         let text = format!("a<|tool_calls_section_begin|>{CALL}{CALL}<|tool_calls_section_end|>b");
         for cut in 0..text.len() {
-            let mut parser = KimiParser::new(add(), false, false).constrained(true);
+            let mut parser = ReplyParser::new(Markup::Kimi, add(), false, false).constrained(true);
             let all = rendered_call(&mut parser, &text[..cut]) + &rendered_call(&mut parser, &text[cut..]);
             let call = "[functions.add:0 add {\"a\": 1}]";
             assert_eq!(all, format!("a{call}{call}b"), "cut at {cut}");
@@ -308,7 +275,7 @@ mod tests {
         check(" \n<think>a</think> b", " \n(a) b");
         check("the tag <think>x</think>", "the tag <think>x</think>");
         check("<think>a</think><think>b</think>", "(a)<think>b</think>");
-        let mut open = KimiParser::new(vec![], true, true);
+        let mut open = ReplyParser::new(Markup::Kimi, vec![], true, true);
         assert_eq!(rendered(open.push("x</think>y")), "(x)y");
     }
 
@@ -331,7 +298,7 @@ mod tests {
             "<|tool_calls_section_begin|>hm<|tool_calls_section_end|>",
             "<|tool_calls_section_begin|>hm<|tool_calls_section_end|>",
         );
-        let mut none = KimiParser::new(vec![], false, false);
+        let mut none = ReplyParser::new(Markup::Kimi, vec![], false, false);
         assert_eq!(rendered(none.push(&format!("<think>{CALL}"))), format!("<think>{CALL}"));
     }
 }

@@ -1,15 +1,19 @@
-//! Parses the markup of a reply while it streams: reasoning between `<think>` and `</think>`, and tool calls.
+//! Parses the markup of a reply while it streams, reasoning between `<think>` and `</think>` and tool calls, and writes
+//! grammars for replies with calls.
 //!
-//! Models mark calls in different ways, each with a parser of its own; all give the same events. Reasoning is recognised at
-//! the start of a reply only, so that an answer can quote its tags. The server and the chat models share the parsers;
-//! they do no I/O. Next: [`ling`].
+//! Families of models mark calls in different ways. Each has a directory with its parser and its grammar; all parsers give
+//! the same events. Reasoning is recognised at the start of a reply only, so that an answer can quote its tags. The server and
+//! the chat models share the parsers; they do no I/O. Next: [`ling`], [`grammar`].
 
+pub mod grammar;
 mod kimi;
 mod ling;
+mod reply_text;
 
-use kimi::KimiParser;
-use ling::LingParser;
+use kimi::KimiCalls;
+use ling::LingCalls;
 use models::template::{Template, message_form};
+use reply_text::ReplyText;
 use serde_json::Value;
 use std::borrow::Cow;
 
@@ -92,78 +96,86 @@ impl Markup {
     }
 }
 
-/// An incremental parser of a reply.
-#[derive(Clone, Debug)]
-pub enum ReplyParser {
-    Kimi(KimiParser),
-    Ling(LingParser),
+/// How a family marks calls.
+trait CallSyntax {
+    /// Parses the pending text through its next marker; returns false if more text is needed.
+    fn parse_next(&mut self, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>) -> bool;
+    /// Parses `rest`, the pending text at the end of a reply.
+    fn finish(&mut self, rest: &str, reply: &mut ReplyText, events: &mut Vec<ReplyEvent>);
 }
 
-impl Default for ReplyParser {
+/// An incremental parser of a reply.
+#[derive(Clone, Debug, Default)]
+pub struct ReplyParser {
+    reply: ReplyText,
+    calls: FamilyCalls,
+}
+
+/// The progress of a family's parser.
+#[derive(Clone, Debug)]
+enum FamilyCalls {
+    Kimi(KimiCalls),
+    Ling(LingCalls),
+}
+
+impl Default for FamilyCalls {
     fn default() -> Self {
-        ReplyParser::Kimi(KimiParser::default())
+        FamilyCalls::Kimi(KimiCalls::default())
     }
 }
 
 impl ReplyParser {
     /// Starts a reply. `in_reasoning`: the prompt already opened the reasoning tag.
     pub fn new(markup: Markup, tools: Vec<CallableTool>, has_reasoning: bool, in_reasoning: bool) -> Self {
-        match markup {
-            Markup::Kimi => ReplyParser::Kimi(KimiParser::new(tools, has_reasoning, in_reasoning)),
-            Markup::Ling => ReplyParser::Ling(LingParser::new(tools, has_reasoning, in_reasoning)),
-        }
+        let calls = match markup {
+            Markup::Kimi => FamilyCalls::default(),
+            Markup::Ling => FamilyCalls::Ling(LingCalls::default()),
+        };
+        let (begun, pending) = (in_reasoning, String::new());
+        ReplyParser { reply: ReplyText { tools, has_reasoning, in_reasoning, begun, pending }, calls }
     }
 
     /// Sets whether a grammar guarantees valid calls, so that Kimi's arguments are emitted as they arrive. Ling's are
     /// emitted at the end of the call, which makes them JSON.
-    pub fn constrained(self, constrained: bool) -> Self {
-        match self {
-            ReplyParser::Kimi(parser) => ReplyParser::Kimi(parser.constrained(constrained)),
-            ling => ling,
+    pub fn constrained(mut self, constrained: bool) -> Self {
+        if let FamilyCalls::Kimi(calls) = &mut self.calls {
+            calls.constrained = constrained;
         }
+        self
     }
 
     /// Sets the number of the conversation's earlier calls, for markup without ids: they count calls.
-    pub fn numbered_from(self, calls: usize) -> Self {
-        match self {
-            ReplyParser::Ling(parser) => ReplyParser::Ling(parser.numbered_from(calls)),
-            kimi => kimi,
+    pub fn numbered_from(mut self, earlier: usize) -> Self {
+        if let FamilyCalls::Ling(calls) = &mut self.calls {
+            calls.next_call = earlier;
         }
+        self
     }
 
     /// Parses more text and returns the events that are certain.
     pub fn push(&mut self, text: &str) -> Vec<ReplyEvent> {
-        match self {
-            ReplyParser::Kimi(parser) => parser.push(text),
-            ReplyParser::Ling(parser) => parser.push(text),
-        }
+        self.reply.pending.push_str(text);
+        let mut events = Vec::new();
+        let (reply, calls) = self.parts();
+        while calls.parse_next(reply, &mut events) {}
+        events
     }
 
     /// Ends the reply and returns pending text.
     pub fn finish(&mut self) -> Vec<ReplyEvent> {
-        match self {
-            ReplyParser::Kimi(parser) => parser.finish(),
-            ReplyParser::Ling(parser) => parser.finish(),
-        }
+        let mut events = Vec::new();
+        let rest = std::mem::take(&mut self.reply.pending);
+        let (reply, calls) = self.parts();
+        calls.finish(&rest, reply, &mut events);
+        events
     }
-}
 
-/// Whether the pending text is white space and a reasoning tag, or may become that.
-fn may_open_reasoning(pending: &str) -> bool {
-    let start = pending.trim_start();
-    start.starts_with(THINK_BEGIN) || THINK_BEGIN.starts_with(start)
-}
-
-/// Appends text to the last event, or as an event of its own.
-fn emit(text: &str, in_reasoning: bool, events: &mut Vec<ReplyEvent>) {
-    if text.is_empty() {
-        return;
-    }
-    match events.last_mut() {
-        Some(ReplyEvent::Reasoning(last)) if in_reasoning => last.push_str(text),
-        Some(ReplyEvent::Text(last)) if !in_reasoning => last.push_str(text),
-        _ if in_reasoning => events.push(ReplyEvent::Reasoning(text.to_owned())),
-        _ => events.push(ReplyEvent::Text(text.to_owned())),
+    fn parts(&mut self) -> (&mut ReplyText, &mut dyn CallSyntax) {
+        let calls: &mut dyn CallSyntax = match &mut self.calls {
+            FamilyCalls::Kimi(calls) => calls,
+            FamilyCalls::Ling(calls) => calls,
+        };
+        (&mut self.reply, calls)
     }
 }
 
