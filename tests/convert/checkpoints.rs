@@ -85,28 +85,54 @@ impl Checkpoint {
     /// Writes the file and returns the values of the three tensors.
     pub fn quantize_fp8(mut self, dir: &Path, names: [&str; 3]) -> [Vec<f32>; 3] {
         let mut seed = 1u32;
-        let values = names.map(|name| {
-            let (_, shape, _) = self.tensors[name].clone();
-            let (rows, cols) = (shape[0], shape[1]);
-            let (suffix, tile, scales) = match name {
-                n if n == names[0] => {
-                    ("_scale_inv", [128, 128], vec![rows.div_ceil(128), cols.div_ceil(128)])
-                }
-                n if n == names[1] => ("_scale", [1, cols], vec![rows, 1]),
+        let values = [0, 1, 2].map(|i| {
+            let [rows, cols] = self.shape(names[i]);
+            let (suffix, tile, scales) = match i {
+                0 => return self.quantize_blocks(names[i], &mut seed),
+                1 => ("_scale", [1, cols], vec![rows, 1]),
                 _ => ("_scale", [rows, cols], vec![]),
             };
-            let count: usize = scales.iter().product();
-            let scale: Vec<f32> = (0..count).map(|i| 0.5 + i as f32 / 64.0).collect();
-            let bytes: Vec<u8> = (0..rows * cols).map(|_| random_e4m3(&mut seed)).collect();
-            let across = cols.div_ceil(tile[1]);
-            let value = |i: usize| e4m3(bytes[i]) * scale[i / cols / tile[0] * across + i % cols / tile[1]];
-            let values = (0..bytes.len()).map(value).collect();
-            let scale_bytes = scale.iter().flat_map(|x| x.to_le_bytes()).collect();
-            self.tensors.insert(format!("{name}{suffix}"), (Dtype::F32, scales, scale_bytes));
-            self.tensors.insert(name.to_owned(), (Dtype::F8_E4M3, shape, bytes));
-            values
+            self.quantize(names[i], suffix, (tile, scales), &mut seed)
         });
         self.write(dir);
+        values
+    }
+
+    /// Replaces tensors by random FP8 bytes with block scales. Writes the file and returns their values.
+    pub fn quantize_fp8_blocks<const N: usize>(mut self, dir: &Path, names: [&str; N]) -> [Vec<f32>; N] {
+        let mut seed = 1u32;
+        let values = names.map(|name| self.quantize_blocks(name, &mut seed));
+        self.write(dir);
+        values
+    }
+
+    fn quantize_blocks(&mut self, name: &str, seed: &mut u32) -> Vec<f32> {
+        let scales = self.shape(name).map(|n| n.div_ceil(128)).to_vec();
+        self.quantize(name, "_scale_inv", ([128, 128], scales), seed)
+    }
+
+    fn shape(&self, name: &str) -> [usize; 2] {
+        self.tensors[name].1[..].try_into().unwrap()
+    }
+
+    /// Replaces a tensor by random FP8 bytes, whose scales cover tiles and have this shape. Returns its values.
+    fn quantize(
+        &mut self,
+        name: &str,
+        suffix: &str,
+        (tile, scales): ([usize; 2], Vec<usize>),
+        seed: &mut u32,
+    ) -> Vec<f32> {
+        let [rows, cols] = self.shape(name);
+        let count: usize = scales.iter().product();
+        let scale: Vec<f32> = (0..count).map(|i| 0.5 + i as f32 / 64.0).collect();
+        let bytes: Vec<u8> = (0..rows * cols).map(|_| random_e4m3(seed)).collect();
+        let across = cols.div_ceil(tile[1]);
+        let value = |i: usize| e4m3(bytes[i]) * scale[i / cols / tile[0] * across + i % cols / tile[1]];
+        let values = (0..bytes.len()).map(value).collect();
+        let scale_bytes = scale.iter().flat_map(|x| x.to_le_bytes()).collect();
+        self.tensors.insert(format!("{name}{suffix}"), (Dtype::F32, scales, scale_bytes));
+        self.tensors.insert(name.to_owned(), (Dtype::F8_E4M3, vec![rows, cols], bytes));
         values
     }
 }

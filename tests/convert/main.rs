@@ -22,9 +22,11 @@ use models::hybrid::mla::MlaPath;
 use models::hybrid::{Model, Outputs, Sequence};
 use models::tokenizer::Vocabulary;
 use rounded::Rounded;
+use serde_json::{Value, json};
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Mutex;
 
 fn options(input: &Path, output: &Path, mix: &str) -> Options {
@@ -381,6 +383,43 @@ fn fp8_weights_get_their_scales() {
     {
         assert!(same_bits(&values(&gguf, name), &expected), "{name}");
     }
+}
+
+/// A checkpoint of Ling in FP8 with block scales: a matrix that is taken as it is, one that is split into keys and values,
+/// and an expert.
+#[test]
+fn fp8_weights_of_ling_get_their_scales() {
+    let Some(python) = common::skip::python() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("ling");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/reference/gen_ling.py");
+    let out = Command::new(python).args([script, common::text(&source), "tiny", "5"]).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let mut config: Value =
+        serde_json::from_str(&fs::read_to_string(source.join("config.json")).unwrap()).unwrap();
+    config["quantization_config"] = json!({ "quant_method": "fp8", "weight_block_size": [128, 128] });
+    fs::write(source.join("config.json"), config.to_string()).unwrap();
+    let names = [
+        "model.layers.1.attention.f_proj.weight",
+        "model.layers.3.attention.kv_b_proj.weight",
+        "model.layers.2.mlp.experts.5.down_proj.weight",
+    ];
+    let [decay, kv, expert] = Checkpoint::read(&source).quantize_fp8_blocks(&source, names);
+    let file = dir.path().join("fp8.gguf");
+    run(&source, &file, "F32").unwrap();
+    let gguf = Gguf::open(&file).unwrap();
+    assert!(same_bits(&values(&gguf, "blk.1.ssm_f_a.weight"), &decay));
+    let size = |name: &str| config[name].as_u64().unwrap() as usize;
+    let [nope, value, latent] = ["qk_nope_head_dim", "v_head_dim", "kv_lora_rank"].map(size);
+    let (mut keys, mut up) = (Vec::new(), Vec::new());
+    for head in kv.chunks((nope + value) * latent) {
+        keys.extend((0..nope * latent).map(|i| head[i % nope * latent + i / nope]));
+        up.extend_from_slice(&head[nope * latent..]);
+    }
+    assert!(same_bits(&values(&gguf, "blk.3.attn_k_b.weight"), &keys));
+    assert!(same_bits(&values(&gguf, "blk.3.attn_v_b.weight"), &up));
+    let experts = values(&gguf, "blk.2.ffn_down_exps.weight");
+    assert!(same_bits(&experts[5 * expert.len()..6 * expert.len()], &expert));
 }
 
 /// Records the calls of a conversion.

@@ -15,6 +15,7 @@ mod generate;
 mod hostile_forms;
 #[path = "../../models/tests/support/kimi_vocabulary.rs"]
 mod kimi_vocabulary;
+mod ling;
 mod masks;
 mod messages;
 mod misses;
