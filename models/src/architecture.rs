@@ -20,7 +20,7 @@ pub(crate) static TEXT_SPECS: [TextSpec; 2] = [kimi_linear::TEXT, ling::TEXT];
 /// The hyperparameters of a file by its architecture.
 enum Architecture {
     KimiLinear(Config),
-    Ling(Box<Ling>),
+    Ling(Ling),
 }
 
 impl Architecture {
@@ -30,7 +30,7 @@ impl Architecture {
                 Ok(Architecture::KimiLinear(kimi_linear::config(path, metadata)?))
             }
             Some(Value::String(name)) if name == ling::ARCHITECTURE => {
-                Ok(Architecture::Ling(Box::new(Ling::from_metadata(path, metadata)?)))
+                Ok(Architecture::Ling(Ling::from_metadata(path, metadata)?))
             }
             other => {
                 let expected = ARCHITECTURES.join(" or ");

@@ -102,7 +102,7 @@ impl<B: Backend> Model<B> {
     pub fn follow(&self, b: &B, state: &mut State<B>, cache: CacheFormat) {
         if self.mtp.is_some() && state.followed.is_none() {
             let cache = b.cache(cache, self.config.cache_width());
-            state.followed = Some(Followed { cache, pending: Vec::new() });
+            state.followed = Some(Box::new(Followed { cache, pending: Vec::new() }));
         }
     }
 
@@ -130,7 +130,7 @@ impl<B: Backend> Model<B> {
     ) {
         assert!(!state.is_drafted(), "a prediction before the draft of the last step is accepted");
         let (Some(mtp), Some(followed)) = (&self.mtp, &mut state.followed) else { return };
-        let Followed { cache, pending } = followed;
+        let Followed { cache, pending } = &mut **followed;
         let (ids, rows): (Vec<_>, Vec<_>) = pending.drain(..).unzip();
         if rows.is_empty() {
             return;

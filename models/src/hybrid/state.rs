@@ -19,7 +19,7 @@ pub struct State<B: Backend> {
     /// The draft that [`Model::accept`](super::Model::accept) completes.
     pub(super) draft: Option<Draft<B>>,
     /// What predictions of further tokens need; None if the sequence is not followed.
-    pub(super) followed: Option<Followed<B>>,
+    pub(super) followed: Option<Box<Followed<B>>>,
 }
 
 /// The state of one layer.
