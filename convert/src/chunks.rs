@@ -122,13 +122,22 @@ impl<'a> ChunkLoader<'a> {
     }
 }
 
+/// How quantizers search the scales of blocks.
+#[derive(Clone, Copy)]
+pub struct ScaleSearch<'a> {
+    /// The importance of columns; all are equal without.
+    pub importance: Option<&'a Importance>,
+    /// Refine the scales after ggml's search.
+    pub refine: bool,
+}
+
 /// Encodes a chunk in the output's format on the threads of the current rayon pool. `path` names the input in messages.
 ///
 /// # Errors
 /// A weight that is not finite or too large for the format.
 pub fn encode(
     loaded: LoadedChunk,
-    (planned, importance): (&Planned, Option<&Importance>),
+    (planned, search): (&Planned, ScaleSearch<'_>),
     buffers: &ChunkBuffers,
     path: impl Fn() -> String + Sync,
 ) -> Result<Vec<u8>> {
@@ -169,7 +178,9 @@ pub fn encode(
                     values[at],
                 ));
             }
-            match importance.and_then(|importance| importance.of_row(planned, first + row)) {
+            let importance = search.importance.and_then(|importance| importance.of_row(planned, first + row));
+            match importance {
+                _ if search.refine => format.quantize_row_refined(&values, importance, out),
                 Some(importance) => format.quantize_row_weighted(&values, importance, out),
                 None => format.quantize_row(&values, out),
             }

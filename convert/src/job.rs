@@ -32,6 +32,8 @@ pub struct Options {
     pub overrides: Vec<Override>,
     /// The importance of columns for the quantizers; none means that all are equal.
     pub importance: Option<Importance>,
+    /// Refine the scales after ggml's search, where the format allows it; see `Format::quantize_row_refined`.
+    pub refine: bool,
     /// Replace an existing output, which is otherwise an error.
     pub force: bool,
     /// Quantization threads; all cores by default.

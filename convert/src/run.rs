@@ -4,9 +4,8 @@
 //! them. Memory is a few chunks, whatever the size of the model. An interrupted conversion resumes after its last
 //! complete tensor. Next: `resume`.
 
-use crate::chunks::{Chunk, ChunkBuffers, ChunkLoader, LoadedChunk, chunks, encode};
+use crate::chunks::{Chunk, ChunkBuffers, ChunkLoader, LoadedChunk, ScaleSearch, chunks, encode};
 use crate::error::{Error, Result};
-use crate::importance::Importance;
 use crate::job::{Job, Options, OutputTensor};
 use crate::progress::Progress;
 use crate::resume::Partial;
@@ -67,10 +66,10 @@ pub fn convert_shards(
     let pool = pool.build().map_err(|e| Error::Option(format!("--threads: {e}")))?;
     let layout = layout(&job)?;
     let summary = summary(&job, &layout);
-    let mut partial = Partial::open(&job.output, &stamp(&job, options.importance.as_ref()), layout)?;
-    let importance = options.importance.as_ref();
+    let search = ScaleSearch { importance: options.importance.as_ref(), refine: options.refine };
+    let mut partial = Partial::open(&job.output, &stamp(&job, search), layout)?;
     let mut work =
-        Work { job: &job, importance, pool: &pool, buffers: &ChunkBuffers::default(), shards, progress };
+        Work { job: &job, search, pool: &pool, buffers: &ChunkBuffers::default(), shards, progress };
     match work.run(&mut partial) {
         Ok(()) => partial.finish()?,
         Err(error) => {
@@ -104,12 +103,15 @@ fn summary(job: &Job, layout: &Layout) -> Summary {
 }
 
 /// The text that must be equal, besides the header, for a partial file to be resumed.
-fn stamp(job: &Job, importance: Option<&Importance>) -> String {
+fn stamp(job: &Job, search: ScaleSearch<'_>) -> String {
     let mut text =
         format!("{} {}\nFP8 blocks {:?}\n", env!("CARGO_PKG_NAME"), env!("CARGO_PKG_VERSION"), job.fp8_block);
     // Writing to a String cannot fail.
-    if let Some(importance) = importance {
+    if let Some(importance) = search.importance {
         let _ = writeln!(text, "importance {:016x}", importance.fingerprint());
+    }
+    if search.refine {
+        text.push_str("refined\n");
     }
     for file in &job.source.files {
         let _ = writeln!(text, "{} {} {}", file.bytes, file.modified, file.path.display());
@@ -124,7 +126,7 @@ fn layout(job: &Job) -> Result<Layout> {
 
 struct Work<'a> {
     job: &'a Job,
-    importance: Option<&'a Importance>,
+    search: ScaleSearch<'a>,
     pool: &'a rayon::ThreadPool,
     buffers: &'a ChunkBuffers,
     shards: &'a dyn ShardStore,
@@ -165,8 +167,7 @@ impl Work<'_> {
             }
             let source = &self.job.source;
             let path = || source.path_of(&source.tensors[&chunk.part.source]);
-            let bytes =
-                self.pool.install(|| encode(loaded, (planned, self.importance), self.buffers, path))?;
+            let bytes = self.pool.install(|| encode(loaded, (planned, self.search), self.buffers, path))?;
             if encoded.send(bytes).is_err() {
                 // The writer has stopped; its result holds the reason.
                 return Ok(());

@@ -29,8 +29,16 @@ fn refused(file: &str, message: &str, tensors: impl FnOnce(&mut Checkpoint), fil
     let out = tempfile::tempdir().unwrap();
     let output = Some(out.path().join("o.gguf"));
     let (input, mix) = (source.path().to_owned(), Mix::from_name("Q8_0").unwrap());
-    let options =
-        Options { input, output, mix, overrides: vec![], importance: None, force: false, threads: Some(2) };
+    let options = Options {
+        input,
+        output,
+        mix,
+        overrides: vec![],
+        importance: None,
+        refine: false,
+        force: false,
+        threads: Some(2),
+    };
     let error = convert(&options, &mut ()).unwrap_err().to_string();
     let place = if file.is_empty() { source.path().to_owned() } else { source.path().join(file) };
     let start = place.display().to_string();

@@ -38,6 +38,7 @@ fn options(input: &Path, output: &Path, mix: &str) -> Options {
         mix,
         overrides: vec![],
         importance: None,
+        refine: false,
         force: false,
         threads: Some(2),
     }

@@ -34,15 +34,12 @@ impl Error {
     }
 }
 
-/// Quantizes a row into `out` and returns its error.
+/// Quantizes a row into `out`, with refined scales, and returns its error.
 ///
 /// # Panics
 /// If the row is not whole blocks, or `out` has another length than the blocks.
 pub fn quantize(format: Format, row: SampledRow<'_>, out: &mut [u8]) -> Error {
-    match row.importance {
-        Some(importance) => format.quantize_row_weighted(row.values, importance, out),
-        None => format.quantize_row(row.values, out),
-    }
+    format.quantize_row_refined(row.values, row.importance, out);
     let mut back = vec![0.0; row.values.len()];
     format.dequantize_row(out, &mut back);
     let (mut error, mut power) = (0.0, 0.0);

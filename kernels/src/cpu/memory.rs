@@ -137,6 +137,12 @@ impl Drop for Buffer {
     }
 }
 
+impl AsRef<[f32]> for Tensor {
+    fn as_ref(&self) -> &[f32] {
+        self.values()
+    }
+}
+
 impl Tensor {
     /// The values, row after row.
     pub fn values(&self) -> &[f32] {

@@ -36,6 +36,13 @@ pub(crate) trait Block: Pod {
         Self::quantize_all(isa, x, out);
     }
 
+    /// Moves the scales of the blocks of one row towards a smaller squared error weighted by `weight`, a number per weight, with
+    /// the nearest quants. Formats without an override keep what their quantizer found.
+    #[inline(always)]
+    fn refine_all<I: Isa>(isa: I, x: &[f32], weight: &[f32], blocks: &mut [Self]) {
+        let _ = (isa, x, weight, blocks);
+    }
+
     /// Dequantizes many blocks; overridden where several blocks fill a register.
     #[inline(always)]
     fn dequantize_all<I: Isa>(isa: I, w: &[Self], out: &mut [f32]) {

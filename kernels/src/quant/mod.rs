@@ -41,6 +41,7 @@ mod q5_1;
 mod q5_k;
 mod q6_k;
 mod q8_0;
+mod refine;
 mod scale_rounding;
 mod scale_search;
 mod superblock;
@@ -181,6 +182,24 @@ impl Format {
         });
     }
 
+    /// Quantizes a row as [`Format::quantize_row_weighted`] does, or [`Format::quantize_row`] without `importance`, then refines the
+    /// scales: the squared error of each block, weighted by `importance`, is at most that of ggml's block. This takes two to three times as
+    /// long. Formats with codebooks and grids, floats, Q8_0 and MXFP4 are not refined.
+    ///
+    /// # Panics
+    /// If `x` is not whole blocks, or `importance` or `out` has another length.
+    pub fn quantize_row_refined(self, x: &[f32], importance: Option<&[f32]>, out: &mut [u8]) {
+        match importance {
+            Some(importance) => self.quantize_row_weighted(x, importance, out),
+            None => self.quantize_row(x, out),
+        }
+        let ones = if importance.is_none() { vec![1.0; x.len()] } else { Vec::new() };
+        let weight = importance.unwrap_or(&ones);
+        with_block!(self, B => {
+            SimdLevel::detect().run(Refine::<B> { x, weight, blocks: cast::many_mut(out) });
+        });
+    }
+
     /// Dequantizes a row.
     ///
     /// # Panics
@@ -237,6 +256,37 @@ impl<B: Block> Kernel for Quantize<'_, B> {
             None => B::quantize_all(isa, self.x, self.out),
         }
     }
+}
+
+struct Refine<'a, B> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    blocks: &'a mut [B],
+}
+
+impl<B: Block> Kernel for Refine<'_, B> {
+    type Output = ();
+    #[inline(always)]
+    fn run<I: Isa>(self, isa: I) {
+        let mut refined = self.blocks.to_vec();
+        B::refine_all(isa, self.x, self.weight, &mut refined);
+        let rows = self.x.chunks_exact(B::LEN).zip(self.weight.chunks_exact(B::LEN));
+        for ((block, refined), (x, weight)) in self.blocks.iter_mut().zip(refined).zip(rows) {
+            if error(isa, &refined, x, weight) < error(isa, block, x, weight) {
+                *block = refined;
+            }
+        }
+    }
+}
+
+/// The weighted squared error of a block.
+#[inline(always)]
+fn error<I: Isa, B: Block>(isa: I, block: &B, x: &[f32], weight: &[f32]) -> f64 {
+    let mut back = [0.0; 256];
+    let back = &mut back[..B::LEN];
+    block.dequantize(isa, back);
+    let term = |((x, y), w): ((&f32, &f32), &f32)| f64::from(*w) * (f64::from(*x) - f64::from(*y)).powi(2);
+    x.iter().zip(&*back).zip(weight).map(term).sum()
 }
 
 struct Dequantize<'a, B> {

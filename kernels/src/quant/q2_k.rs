@@ -13,6 +13,7 @@
 
 use super::activation::{Q8x256, scaled_dots};
 use super::block::{Block, weighted_blocks};
+use super::refine::{self, Ranges, Scales};
 use super::scale_rounding;
 use super::scale_search::{self, Affine, Cost, ScaleSteps, WEIGHTED_STEPS, halves};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
@@ -140,6 +141,20 @@ impl Block for Q2K {
                 (q, f16::from_f32(d))
             });
             *out = rounded(x, scales, minima, found.quants);
+        }
+    }
+
+    #[inline(always)]
+    fn refine_all<I: Isa>(isa: I, x: &[f32], weight: &[f32], blocks: &mut [Q2K]) {
+        let ranges = Ranges { quants: [0.0, 3.0], sc: [0.0, 15.0], m: 15.0 };
+        for ((x, weight), block) in weighted_blocks::<Self>(x, weight).zip(blocks) {
+            let [d, dmin] = [block.d, block.dmin].map(f16::from_le_bytes);
+            let sc = refine::split(block.scales.map(|s| f32::from(s & 15)));
+            let m = refine::split(block.scales.map(|s| f32::from(s >> 4)));
+            let start = Scales { d, dmin, sc, m };
+            let found = refine::super_block(isa, &refine::groups(x, weight), start, &ranges);
+            let [sc, m] = [found.sc, found.m].map(|codes| refine::codes(codes, |code| code as u8));
+            *block = rounded(x, (sc, found.d), (m, found.dmin), [0; 256]);
         }
     }
 

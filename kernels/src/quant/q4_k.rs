@@ -78,6 +78,14 @@ impl Block for Q4K {
     }
 
     #[inline(always)]
+    fn refine_all<I: Isa>(isa: I, x: &[f32], weight: &[f32], blocks: &mut [Q4K]) {
+        for ((x, weight), block) in weighted_blocks::<Self>(x, weight).zip(blocks) {
+            let found = k_scales::refined(isa, (x, weight), [block.d, block.dmin], block.scales, 15);
+            *block = pack(found);
+        }
+    }
+
+    #[inline(always)]
     fn dequantize<I: Isa>(&self, isa: I, y: &mut [f32]) {
         k_scales::dequantize(isa, self.quants(isa), [self.d, self.dmin], self.scales, y);
     }

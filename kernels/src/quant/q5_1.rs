@@ -12,11 +12,13 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{extremes, fifth_bits, inverse, nibbles, quants};
+use super::refine::{self, Group};
 use super::scale_search::{Cost, WEIGHTED_STEPS, affine, eights, lane, mean_square, weigh};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
 use bytemuck::{Pod, Zeroable};
 use half::f16;
+use std::array::from_fn;
 use std::ops::Range;
 
 /// 32 weights: a scale, a minimum, the quants' fifth bits, their lower four.
@@ -55,6 +57,24 @@ impl Block for Q5_1 {
                 let [d, m] = [found.scale[j], -found.min[j]].map(|v| f16::from_f32(v).to_le_bytes());
                 let q = lane(&found.quants, j);
                 *out = Q5_1 { d, m, high: fifth_bits(&q), q: nibbles(&q) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn refine_all<I: Isa>(isa: I, x: &[f32], weight: &[f32], blocks: &mut [Q5_1]) {
+        for ((x, w), blocks) in eights(x).zip(eights(weight)).zip(blocks.chunks_mut(8)) {
+            let d = from_fn(|j| blocks.get(j).map_or(0.0, |b| f16::from_le_bytes(b.d).to_f32()));
+            let m = from_fn(|j| blocks.get(j).map_or(0.0, |b| f16::from_le_bytes(b.m).to_f32()));
+            let found = refine::blocks(isa, &Group { x, w }, [d, m], [0.0, 31.0], true);
+            for (j, block) in blocks.iter_mut().enumerate() {
+                let q = lane(&found.quants, j);
+                *block = Q5_1 {
+                    d: f16::from_f32(found.d[j]).to_le_bytes(),
+                    m: f16::from_f32(found.m[j]).to_le_bytes(),
+                    high: fifth_bits(&q),
+                    q: nibbles(&q),
+                };
             }
         }
     }

@@ -14,6 +14,7 @@
 
 use super::activation::{Q8x256, scaled_dots};
 use super::block::{Block, weighted_blocks};
+use super::refine::{self, Ranges, Scales};
 use super::scale_search::{self, Symmetric, halves};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
 use crate::matmul::IntegerDot;
@@ -53,7 +54,7 @@ impl Q6K {
 
 /// Rounds the scales, requantizes with them, and packs.
 #[inline(always)]
-fn rounded(x: &[f32], (scale, mut quants): ([f32; 16], [u8; 256])) -> Q6K {
+fn rounded(x: &[f32], (scale, quants): ([f32; 16], [u8; 256])) -> Q6K {
     let furthest = super::minmax::furthest(&scale);
     if furthest.abs() < scale_search::NOTHING {
         return Q6K::zeroed();
@@ -61,6 +62,12 @@ fn rounded(x: &[f32], (scale, mut quants): ([f32; 16], [u8; 256])) -> Q6K {
     let inverse = -128.0 / furthest;
     let d = f16::from_f32(1.0 / inverse);
     let sc = scale.map(|s| to_int((inverse * s).round_ties_even()).min(127) as i8);
+    requantized(x, sc, d, quants)
+}
+
+/// Requantizes with the rounded scales, and packs; weights whose scale is zero keep their quants.
+#[inline(always)]
+fn requantized(x: &[f32], sc: [i8; 16], d: f16, mut quants: [u8; 256]) -> Q6K {
     for i in 0..256 {
         let d = d.to_f32() * sc[i / 16] as f32;
         if d != 0.0 {
@@ -99,6 +106,17 @@ impl Block for Q6K {
                 *found = scale_search::symmetric(isa, x, weight, 32.0);
             }
             *out = rounded(x, scale_search::sixteen(&found));
+        }
+    }
+
+    #[inline(always)]
+    fn refine_all<I: Isa>(isa: I, x: &[f32], weight: &[f32], blocks: &mut [Q6K]) {
+        let ranges = Ranges { quants: [-32.0, 31.0], sc: [-128.0, 127.0], m: 0.0 };
+        for ((x, weight), block) in weighted_blocks::<Self>(x, weight).zip(blocks) {
+            let sc = refine::split(block.scales.map(|s| f32::from(s.cast_signed())));
+            let start = Scales { d: f16::from_le_bytes(block.d), dmin: f16::ZERO, sc, m: [[0.0; 8]; 2] };
+            let found = refine::super_block(isa, &refine::groups(x, weight), start, &ranges);
+            *block = requantized(x, refine::codes(found.sc, |code| code as i8), found.d, [32; 256]);
         }
     }
 

@@ -36,7 +36,7 @@ pub struct Weight<W> {
     cols: usize,
 }
 
-impl<B: Backend> Observed<B> {
+impl<B: Backend<Tensor: AsRef<[f32]>>> Observed<B> {
     pub fn new(inner: B) -> Self {
         Observed { inner, sums: Mutex::default(), tokens: AtomicUsize::new(0) }
     }
@@ -52,8 +52,8 @@ impl<B: Backend> Observed<B> {
         numbers.sort_unstable();
         numbers.dedup();
         let (Some(first), false) = (weights.first(), numbers.is_empty()) else { return };
-        let values = self.inner.read(x);
-        let squares = column_squares(&values, first.cols);
+        let values = x.as_ref();
+        let squares = column_squares(values, first.cols);
         let mut sums = self.sums();
         numbers.iter().for_each(|n| sums.add(*n, None, values.len() / first.cols, &squares));
     }
@@ -61,18 +61,18 @@ impl<B: Backend> Observed<B> {
     /// Adds the inputs of each head of a stack: the first columns of the head's part of a row.
     fn observe_heads(&self, w: &Weight<B::Weight>, x: &B::Tensor) {
         let Some(number) = w.sums else { return };
-        let (values, tokens) = (self.inner.read(x), self.tokens.load(Ordering::Relaxed));
+        let (values, tokens) = (x.as_ref(), self.tokens.load(Ordering::Relaxed));
         let width = values.len() / tokens.max(1);
-        let squares = column_squares(&values, width);
+        let squares = column_squares(values, width);
         let heads = squares.chunks_exact(width / w.matrices).flat_map(|head| &head[..w.cols]);
         self.sums().add(number, None, tokens, &heads.copied().collect::<Vec<_>>());
     }
 
     /// Adds the inputs of one expert of stacks.
     fn observe_expert(&self, weights: &[&Weight<B::Weight>], expert: usize, x: &B::Tensor) {
-        let values = self.inner.read(x);
+        let values = x.as_ref();
         let cols = weights[0].cols;
-        let squares = column_squares(&values, cols);
+        let squares = column_squares(values, cols);
         let mut sums = self.sums();
         for number in weights.iter().filter_map(|w| w.sums) {
             sums.add(number, Some(expert), values.len() / cols, &squares);
@@ -93,7 +93,7 @@ fn whole<'a, W>(w: &GatedMlp<'a, Weight<W>>) -> [&'a Weight<W>; 3] {
     [w.gate, w.up, w.down]
 }
 
-impl<B: Backend> Backend for Observed<B> {
+impl<B: Backend<Tensor: AsRef<[f32]>>> Backend for Observed<B> {
     const NUMERICS_VERSION: NumericsVersion = B::NUMERICS_VERSION;
     const LIMITS: Limits = B::LIMITS;
     type Tensor = B::Tensor;
@@ -101,8 +101,9 @@ impl<B: Backend> Backend for Observed<B> {
     type Cache = B::Cache;
     type Routed = B::Routed;
 
-    fn default_cache_format(latent: usize, pe: usize) -> CacheFormat {
-        B::default_cache_format(latent, pe)
+    /// Exact, because the inputs of `attn_v_b` and of all later weights depend on the cache.
+    fn default_cache_format(_: usize, _: usize) -> CacheFormat {
+        CacheFormat::F32
     }
 
     fn describe(&self) -> String {
@@ -324,8 +325,8 @@ impl<B: Backend> Backend for Observed<B> {
             let [g, u] = self.inner.matmuls([&gate.experts[e], &up.experts[e]], &x);
             let hidden = self.inner.silu_mul(g, &u, w.limit);
             self.observe_expert(&[down], e, &hidden);
-            let out = self.inner.read(&self.inner.matmul(&down.experts[e], &hidden));
-            for ((row, pair), out) in rows.iter().zip(pairs).zip(out.chunks_exact(dim)) {
+            let out = self.inner.matmul(&down.experts[e], &hidden);
+            for ((row, pair), out) in rows.iter().zip(pairs).zip(out.as_ref().chunks_exact(dim)) {
                 let y = &mut y[row * dim..][..dim];
                 y.iter_mut().zip(out).for_each(|(y, out)| *y += weights[*pair] * out);
             }

@@ -62,6 +62,7 @@ pub fn pull(hub: &Hub, spec: &ModelSpec, listing: &RepoListing, stream: bool) ->
         mix,
         overrides: Vec::new(),
         importance: None,
+        refine: false,
         force: false,
         threads: None,
     };
