@@ -9,7 +9,7 @@
 
 use super::activation::{Q8x256, scaled_dots};
 use super::block::Block;
-use super::refine::{self, Group, Ranges, Scales};
+use super::refine::{self, BlockGroup, Ranges, SuperBlockScales};
 use super::scale_rounding;
 use super::scale_search::{self, Affine, Cost, ScaleSteps, WEIGHTED_STEPS};
 use super::superblock::{SuperBlockPanel, window};
@@ -91,10 +91,10 @@ pub(super) fn refined<I: Isa>(
     most: u8,
 ) -> Found {
     let ([d, dmin], (sc, m)) = (d.map(f16::from_le_bytes), unpack(scales));
-    let group = Group { x: scale_search::columns::<32>(x), w: scale_search::columns::<32>(weight) };
-    let start = Scales { d, dmin, sc: [sc.map(f32::from)], m: [m.map(f32::from)] };
+    let group = BlockGroup { x: scale_search::columns::<32>(x), w: scale_search::columns::<32>(weight) };
+    let start = SuperBlockScales { d, dmin, sc: [sc.map(f32::from)], m: [m.map(f32::from)] };
     let ranges = Ranges { quants: [0.0, most.into()], sc: [0.0, 63.0], m: 63.0 };
-    let Scales { d, dmin, sc: [sc], m: [m] } = refine::super_block(isa, &[group], start, &ranges);
+    let SuperBlockScales { d, dmin, sc: [sc], m: [m] } = refine::super_block(isa, &[group], start, &ranges);
     let [sc, m] = [sc, m].map(|codes| codes.map(|code| code as u8));
     rounded(x, most, (sc, d), (m, dmin), &[[0; 8]; 32])
 }

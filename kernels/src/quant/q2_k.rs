@@ -13,7 +13,7 @@
 
 use super::activation::{Q8x256, scaled_dots};
 use super::block::{Block, weighted_blocks};
-use super::refine::{self, Ranges, Scales};
+use super::refine::{self, Ranges, SuperBlockScales};
 use super::scale_rounding;
 use super::scale_search::{self, Affine, Cost, ScaleSteps, WEIGHTED_STEPS, halves};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, window};
@@ -151,7 +151,7 @@ impl Block for Q2K {
             let [d, dmin] = [block.d, block.dmin].map(f16::from_le_bytes);
             let sc = refine::split(block.scales.map(|s| f32::from(s & 15)));
             let m = refine::split(block.scales.map(|s| f32::from(s >> 4)));
-            let start = Scales { d, dmin, sc, m };
+            let start = SuperBlockScales { d, dmin, sc, m };
             let found = refine::super_block(isa, &refine::groups(x, weight), start, &ranges);
             let [sc, m] = [found.sc, found.m].map(|codes| refine::codes(codes, |code| code as u8));
             *block = rounded(x, (sc, found.d), (m, found.dmin), [0; 256]);

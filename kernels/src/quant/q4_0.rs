@@ -11,7 +11,7 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{furthest, inverse, nibbles, quants};
-use super::refine::{self, Group};
+use super::refine::{self, BlockGroup};
 use super::scale_search::{eights, lane, mean_square, symmetric, weigh};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
@@ -59,7 +59,7 @@ impl Block for Q4_0 {
     fn refine_all<I: Isa>(isa: I, x: &[f32], weight: &[f32], blocks: &mut [Q4_0]) {
         for ((x, w), blocks) in eights(x).zip(eights(weight)).zip(blocks.chunks_mut(8)) {
             let d = from_fn(|j| blocks.get(j).map_or(0.0, |b| f16::from_le_bytes(b.d).to_f32()));
-            let found = refine::blocks(isa, &Group { x, w }, [d, [0.0; 8]], [-8.0, 7.0], false);
+            let found = refine::blocks(isa, &BlockGroup { x, w }, [d, [0.0; 8]], [-8.0, 7.0], false);
             for (j, block) in blocks.iter_mut().enumerate() {
                 let q = lane(&found.quants, j);
                 *block = Q4_0 { d: f16::from_f32(found.d[j]).to_le_bytes(), q: nibbles(&q) };

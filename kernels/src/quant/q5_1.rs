@@ -12,7 +12,7 @@ use super::activation::Q8x32;
 use super::block::Block;
 use super::block32::{Block32, Block32Dot};
 use super::minmax::{extremes, fifth_bits, inverse, nibbles, quants};
-use super::refine::{self, Group};
+use super::refine::{self, BlockGroup};
 use super::scale_search::{Cost, WEIGHTED_STEPS, affine, eights, lane, mean_square, weigh};
 use crate::matmul::IntegerDot;
 use crate::simd::Isa;
@@ -66,7 +66,7 @@ impl Block for Q5_1 {
         for ((x, w), blocks) in eights(x).zip(eights(weight)).zip(blocks.chunks_mut(8)) {
             let d = from_fn(|j| blocks.get(j).map_or(0.0, |b| f16::from_le_bytes(b.d).to_f32()));
             let m = from_fn(|j| blocks.get(j).map_or(0.0, |b| f16::from_le_bytes(b.m).to_f32()));
-            let found = refine::blocks(isa, &Group { x, w }, [d, m], [0.0, 31.0], true);
+            let found = refine::blocks(isa, &BlockGroup { x, w }, [d, m], [0.0, 31.0], true);
             for (j, block) in blocks.iter_mut().enumerate() {
                 let q = lane(&found.quants, j);
                 *block = Q5_1 {

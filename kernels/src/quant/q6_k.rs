@@ -14,7 +14,7 @@
 
 use super::activation::{Q8x256, scaled_dots};
 use super::block::{Block, weighted_blocks};
-use super::refine::{self, Ranges, Scales};
+use super::refine::{self, Ranges, SuperBlockScales};
 use super::scale_search::{self, Symmetric, halves};
 use super::superblock::{Offset, SuperBlock, SuperBlockDot, SuperBlockPanel, decode_16_scales, window};
 use crate::matmul::IntegerDot;
@@ -114,7 +114,8 @@ impl Block for Q6K {
         let ranges = Ranges { quants: [-32.0, 31.0], sc: [-128.0, 127.0], m: 0.0 };
         for ((x, weight), block) in weighted_blocks::<Self>(x, weight).zip(blocks) {
             let sc = refine::split(block.scales.map(|s| f32::from(s.cast_signed())));
-            let start = Scales { d: f16::from_le_bytes(block.d), dmin: f16::ZERO, sc, m: [[0.0; 8]; 2] };
+            let start =
+                SuperBlockScales { d: f16::from_le_bytes(block.d), dmin: f16::ZERO, sc, m: [[0.0; 8]; 2] };
             let found = refine::super_block(isa, &refine::groups(x, weight), start, &ranges);
             *block = requantized(x, refine::codes(found.sc, |code| code as i8), found.d, [32; 256]);
         }

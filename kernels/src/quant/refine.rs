@@ -38,7 +38,7 @@ const FACTORS: [f32; 9] = [1.0, 0.98, 1.02, 0.95, 1.05, 0.91, 1.09, 0.86, 1.14];
 
 /// `w = d sc_j q - dmin m_j` for `8 H` sub-blocks j; the codes sc and m are whole numbers.
 #[derive(Clone, Copy)]
-pub(super) struct Scales<const H: usize> {
+pub(super) struct SuperBlockScales<const H: usize> {
     pub(super) d: f16,
     pub(super) dmin: f16,
     pub(super) sc: [[f32; 8]; H],
@@ -56,16 +56,16 @@ pub(super) struct Ranges {
 
 /// A group of eight sub-blocks: their weights and the weights of their errors.
 #[derive(Clone, Copy)]
-pub(super) struct Group<const N: usize> {
+pub(super) struct BlockGroup<const N: usize> {
     pub(super) x: LanePerBlock<N>,
     pub(super) w: LanePerBlock<N>,
 }
 
 /// The sixteen sub-blocks of a super-block in two groups.
 #[inline(always)]
-pub(super) fn groups(x: &[f32], w: &[f32]) -> [Group<16>; 2] {
+pub(super) fn groups(x: &[f32], w: &[f32]) -> [BlockGroup<16>; 2] {
     let ([x0, x1], [w0, w1]) = (halves(x), halves(w));
-    [Group { x: x0, w: w0 }, Group { x: x1, w: w1 }]
+    [BlockGroup { x: x0, w: w0 }, BlockGroup { x: x1, w: w1 }]
 }
 
 /// The sixteen codes of two groups, as the numbers of a format.
@@ -74,7 +74,7 @@ pub(super) fn codes<T>(codes: [[f32; 8]; 2], number: impl Fn(f32) -> T) -> [T; 1
     std::array::from_fn(|g| number(codes[g / 8][g % 8]))
 }
 
-/// The inverse of [`codes`].
+/// The codes in two groups of eight, the inverse of [`codes`].
 #[inline(always)]
 pub(super) fn split(codes: [f32; 16]) -> [[f32; 8]; 2] {
     std::array::from_fn(|h| std::array::from_fn(|j| codes[8 * h + j]))
@@ -105,7 +105,7 @@ impl<I: Isa> Line<I> {
     }
 
     #[inline(always)]
-    fn error<const N: usize>(&self, isa: I, group: &Group<N>) -> I::Floats {
+    fn error<const N: usize>(&self, isa: I, group: &BlockGroup<N>) -> I::Floats {
         let mut error = isa.splat(0.0);
         for (x, w) in group.x.iter().zip(&group.w) {
             let (x, w) = (isa.load_floats(x), isa.load_floats(w));
@@ -117,7 +117,7 @@ impl<I: Isa> Line<I> {
 
     /// The sums over w of: q q, q, 1, x q, x.
     #[inline(always)]
-    fn moments<const N: usize>(&self, isa: I, group: &Group<N>) -> [I::Floats; 5] {
+    fn moments<const N: usize>(&self, isa: I, group: &BlockGroup<N>) -> [I::Floats; 5] {
         let mut sums = [isa.splat(0.0); 5];
         for (x, w) in group.x.iter().zip(&group.w) {
             let (x, w) = (isa.load_floats(x), isa.load_floats(w));
@@ -161,8 +161,8 @@ fn line<I: Isa>(isa: I, d: f16, dmin: f16, [sc, m]: [I::Floats; 2], range: [f32;
 #[inline(always)]
 fn total<I: Isa, const N: usize, const H: usize>(
     isa: I,
-    groups: &[Group<N>; H],
-    scales: &Scales<H>,
+    groups: &[BlockGroup<N>; H],
+    scales: &SuperBlockScales<H>,
     ranges: &Ranges,
 ) -> f64 {
     let mut sum = 0.0;
@@ -178,8 +178,8 @@ fn total<I: Isa, const N: usize, const H: usize>(
 #[inline(always)]
 fn step<I: Isa, const N: usize, const H: usize>(
     isa: I,
-    groups: &[Group<N>; H],
-    scales: &mut Scales<H>,
+    groups: &[BlockGroup<N>; H],
+    scales: &mut SuperBlockScales<H>,
     ranges: &Ranges,
 ) {
     for (h, group) in groups.iter().enumerate() {
@@ -210,10 +210,10 @@ fn step<I: Isa, const N: usize, const H: usize>(
 #[inline(always)]
 fn fit<I: Isa, const N: usize, const H: usize>(
     isa: I,
-    groups: &[Group<N>; H],
-    scales: &Scales<H>,
+    groups: &[BlockGroup<N>; H],
+    scales: &SuperBlockScales<H>,
     ranges: &Ranges,
-) -> Scales<H> {
+) -> SuperBlockScales<H> {
     // With a = sc q and b = m: the sums over w of a a, a b, b b, x a, x b.
     let [mut aa, mut ab, mut bb, mut xa, mut xb] = [0.0f64; 5];
     for (h, group) in groups.iter().enumerate() {
@@ -238,17 +238,17 @@ fn fit<I: Isa, const N: usize, const H: usize>(
     } else {
         return *scales;
     };
-    Scales { d: f16::from_f64(d), dmin: f16::from_f64(dmin), ..*scales }
+    SuperBlockScales { d: f16::from_f64(d), dmin: f16::from_f64(dmin), ..*scales }
 }
 
 /// Refines the scales of a super-block; the quants are those nearest to its weights.
 #[inline(always)]
 pub(super) fn super_block<I: Isa, const N: usize, const H: usize>(
     isa: I,
-    groups: &[Group<N>; H],
-    start: Scales<H>,
+    groups: &[BlockGroup<N>; H],
+    start: SuperBlockScales<H>,
     ranges: &Ranges,
-) -> Scales<H> {
+) -> SuperBlockScales<H> {
     let mut best = start;
     let mut least = total(isa, groups, &best, ranges);
     for _ in 0..ROUNDS {
@@ -279,7 +279,7 @@ pub(super) struct FittedBlocks {
 #[inline(always)]
 pub(super) fn blocks<I: Isa>(
     isa: I,
-    group: &Group<32>,
+    group: &BlockGroup<32>,
     [d, m]: [[f32; 8]; 2],
     range: [f32; 2],
     has_min: bool,
