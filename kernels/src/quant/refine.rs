@@ -82,19 +82,19 @@ pub(super) fn split(codes: [f32; 16]) -> [[f32; 8]; 2] {
 
 /// `scale q + base` with q in a range, for each lane.
 #[derive(Clone, Copy)]
-struct Line<I: Isa> {
+struct QuantLine<I: Isa> {
     scale: I::Floats,
     base: I::Floats,
     inverse: I::Floats,
     range: [f32; 2],
 }
 
-impl<I: Isa> Line<I> {
+impl<I: Isa> QuantLine<I> {
     #[inline(always)]
-    fn new(isa: I, scale: I::Floats, base: I::Floats, range: [f32; 2]) -> Line<I> {
+    fn new(isa: I, scale: I::Floats, base: I::Floats, range: [f32; 2]) -> QuantLine<I> {
         let zero = isa.splat(0.0);
         let inverse = isa.select(zero, isa.mul(scale, scale), isa.div(isa.splat(1.0), scale), zero);
-        Line { scale, base, inverse, range }
+        QuantLine { scale, base, inverse, range }
     }
 
     /// The quant nearest to x.
@@ -152,9 +152,9 @@ fn lanes<I: Isa>(isa: I, v: I::Floats) -> [f32; 8] {
 }
 
 #[inline(always)]
-fn line<I: Isa>(isa: I, d: f16, dmin: f16, [sc, m]: [I::Floats; 2], range: [f32; 2]) -> Line<I> {
+fn line<I: Isa>(isa: I, d: f16, dmin: f16, [sc, m]: [I::Floats; 2], range: [f32; 2]) -> QuantLine<I> {
     let scale = isa.mul(isa.splat(d.to_f32()), sc);
-    Line::new(isa, scale, isa.mul(isa.splat(-dmin.to_f32()), m), range)
+    QuantLine::new(isa, scale, isa.mul(isa.splat(-dmin.to_f32()), m), range)
 }
 
 /// The error of a super-block with some scales.
@@ -286,9 +286,9 @@ pub(super) fn blocks<I: Isa>(
 ) -> FittedBlocks {
     let zero = isa.splat(0.0);
     let mut best = [isa.load_floats(&d), isa.load_floats(&m)];
-    let mut least = Line::new(isa, best[0], best[1], range).error(isa, group);
+    let mut least = QuantLine::new(isa, best[0], best[1], range).error(isa, group);
     for factor in FACTORS.into_iter().chain(FACTORS) {
-        let trial = Line::new(isa, isa.mul(isa.splat(factor), best[0]), best[1], range);
+        let trial = QuantLine::new(isa, isa.mul(isa.splat(factor), best[0]), best[1], range);
         let [qq, q, one, xq, x] = trial.moments(isa, group);
         let through_base = isa.div(isa.sub(xq, isa.mul(best[1], q)), qq);
         let through_base = isa.select(zero, qq, through_base, best[0]);
@@ -302,12 +302,12 @@ pub(super) fn blocks<I: Isa>(
             [through_base, best[1]]
         };
         let fitted = fitted.map(|v| isa.load_floats(&lanes(isa, v).map(|v| f16::from_f32(v).to_f32())));
-        let error = Line::new(isa, fitted[0], fitted[1], range).error(isa, group);
+        let error = QuantLine::new(isa, fitted[0], fitted[1], range).error(isa, group);
         for (best, fitted) in best.iter_mut().zip(fitted) {
             *best = isa.select(error, least, fitted, *best);
         }
         least = isa.select(error, least, error, least);
     }
-    let quants = Line::new(isa, best[0], best[1], range).stored(isa, &group.x);
+    let quants = QuantLine::new(isa, best[0], best[1], range).stored(isa, &group.x);
     FittedBlocks { d: lanes(isa, best[0]), m: lanes(isa, best[1]), quants }
 }
