@@ -64,7 +64,7 @@ fn main() {
             }
             Ok(ModelOutcome::RoundedApart(error)) => {
                 rounded += 1;
-                println!("{seed}: differs by the rounding of activations, relative error {error:.2e}");
+                println!("{seed}: differs by rounding, relative error {error:.2e}");
             }
             Ok(ModelOutcome::Ran) => ran += 1,
             Err(_) => {
@@ -78,7 +78,7 @@ fn main() {
     }
     println!(
         "{count} random models: {refused} refused in a line, {agreed} agree with the reference (worst {:.2e}, seed {}), \
-         {rounded} differ by the rounding of activations alone, {ran} ran where nothing can be compared, {failed} failed; \
+         {rounded} differ by rounding alone, {ran} ran where nothing can be compared, {failed} failed; \
          slowest {:.1?} (seed {})",
         worst.0, worst.1, slowest.0, slowest.1
     );
