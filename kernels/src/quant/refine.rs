@@ -257,11 +257,11 @@ pub(super) fn super_block<I: Isa, const N: usize, const H: usize>(
         let fitted = fit(isa, groups, &moved, ranges);
         let [of_moved, of_fitted] = [moved, fitted].map(|scales| total(isa, groups, &scales, ranges));
         let (next, error) = if of_fitted < of_moved { (fitted, of_fitted) } else { (moved, of_moved) };
-        let goes_on = least - error > LEAST_GAIN * least;
+        let improves = least - error > LEAST_GAIN * least;
         if error < least {
             (best, least) = (next, error);
         }
-        if !goes_on {
+        if !improves {
             break;
         }
     }
