@@ -144,6 +144,33 @@ fn tokens_do_not_see_each_other() {
 }
 
 #[test]
+fn many_tokens_give_the_same_bits_everywhere() {
+    let mut random = Random::new(5);
+    let (scalar, all) = levels();
+    for format in Format::ALL {
+        let (cols, rows) = (3 * format.block_len().max(64), 19);
+        let row_bytes = format.row_bytes(cols as u64).expect("whole blocks") as usize;
+        for tokens in [4, 5, 16, 17, 33, 129] {
+            for fill in [None, Some(0x7f), Some(0x80), Some(0xff)] {
+                let weights =
+                    fill.map_or_else(|| random.bytes(rows * row_bytes), |b| vec![b; rows * row_bytes]);
+                let mut x = random.floats(tokens * cols);
+                x[..cols].fill(-1.0); // quants of -127
+                let x = activations(format, scalar, &x);
+                let mut expected = vec![1.0; tokens * rows];
+                matmul_tile(scalar, format, &weights, cols, &x, &mut expected);
+                for &level in &all {
+                    let mut y = vec![2.0; tokens * rows];
+                    matmul_tile(level, format, &weights, cols, &x, &mut y);
+                    let case = format!("{} at {}, {tokens} tokens, {fill:?}", format.name(), level.name());
+                    assert_eq!(bits(&y), bits(&expected), "{case}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn activations_are_the_same_bytes_everywhere() {
     let mut random = Random::new(3);
     let (scalar, all) = levels();

@@ -1,7 +1,8 @@
 //! Declares what the GEMV and GEMM kernels need from a block format. Next: `quant::q8_0`, the plainest format.
 
-use crate::quant::block::Block;
+use crate::quant::block::{Block, Tile};
 use crate::simd::{Isa, PanelSimd};
+use std::ops::Range;
 
 /// Dot products of one kind of block with its activations.
 pub(crate) trait BlockDot<B: Block> {
@@ -39,4 +40,38 @@ pub(crate) trait BlockDot<B: Block> {
         x: [&B::X; T],
         y: &mut [P::Floats],
     );
+
+    /// GEMM with matrix registers, overridden where they are faster than [`BlockDot::dot_panel`]; false if it did nothing.
+    #[inline(always)]
+    fn matrix_gemm<I: Isa>(_: I, _: &mut Tile<'_, B>, _: Range<usize>) -> bool {
+        false
+    }
+}
+
+/// Dot products with matrix registers.
+pub(crate) trait MatrixDot<B: Block>: BlockDot<B> {
+    /// A panel in the form that the registers multiply, and integer sums for sixteen tokens.
+    type Matrix<P: PanelSimd>;
+    type MatrixSums;
+    /// Makes a matrix of zeros, for [`MatrixDot::prepare_matrix`] to fill.
+    fn new_matrix<P: PanelSimd>(simd: P) -> Self::Matrix<P>;
+    fn new_sums() -> Self::MatrixSums;
+    /// Prepares the decoded blocks of a panel.
+    fn prepare_matrix<P: PanelSimd>(w: &Self::Panel<P>, simd: &P::Matrix, out: &mut Self::Matrix<P>);
+    /// Multiplies a prepared panel with a block of several tokens, which are `step` blocks apart.
+    fn multiply_matrix<P: PanelSimd>(
+        w: &Self::Matrix<P>,
+        simd: &P::Matrix,
+        x: &[B::X],
+        step: usize,
+        sums: &mut Self::MatrixSums,
+    );
+    /// Adds the dot product of token `t` of a multiplied matrix to its sum.
+    fn finish_matrix<P: PanelSimd>(
+        w: &Self::Panel<P>,
+        simd: P,
+        x: &B::X,
+        sums: (&Self::MatrixSums, usize),
+        y: P::Floats,
+    ) -> P::Floats;
 }

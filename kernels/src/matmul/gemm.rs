@@ -1,7 +1,8 @@
 //! GEMM microkernel: a panel of weight rows, one per SIMD lane; each block is decoded once per token batch.
 //!
 //! A panel has [`PanelSimd::MR`] rows, 8 or 16. Up to [`TOKEN_BLOCK`] tokens share a decoded block, so that it and
-//! the activations stay in L1; [`PanelSimd::NR`] tokens at a time keep their sums in registers.
+//! the activations stay in L1; [`PanelSimd::NR`] tokens at a time keep their sums in registers. Super-blocks use matrix
+//! registers where the machine has them: see `matrix`.
 
 use super::IntegerDot;
 use super::block_dot::BlockDot;
@@ -10,13 +11,16 @@ use crate::simd::{Isa, PanelSimd};
 use std::ops::Range;
 
 /// Tokens that share a decoded block.
-const TOKEN_BLOCK: usize = 64;
+pub(super) const TOKEN_BLOCK: usize = 64;
 
 impl<B: Block, D: BlockDot<B>> Gemm<B> for IntegerDot<D> {
     #[inline(always)]
     fn gemm<I: Isa>(isa: I, tile: &mut Tile<'_, B>) {
         for first in (0..tile.tokens()).step_by(TOKEN_BLOCK) {
-            gemm_block::<I, B, D>(isa, tile, first..tile.tokens().min(first + TOKEN_BLOCK));
+            let tokens = first..tile.tokens().min(first + TOKEN_BLOCK);
+            if !D::matrix_gemm(isa, tile, tokens.clone()) {
+                gemm_block::<I, B, D>(isa, tile, tokens);
+            }
         }
     }
 }
@@ -29,15 +33,8 @@ fn gemm_block<I: Isa, B: Block, D: BlockDot<B>>(isa: I, tile: &mut Tile<'_, B>, 
         let mut y = [simd.splat(0.0); TOKEN_BLOCK];
         let y = &mut y[..tokens.len()];
         for b in 0..blocks {
-            let mut panel_rows = [&tile.w[b]; 16];
-            for (r, row) in panel_rows.iter_mut().enumerate() {
-                // A partial panel repeats the last row.
-                *row = &tile.w[(first + r).min(rows - 1) * blocks + b];
-                if tokens.start == 0 {
-                    isa.prefetch_l2(*row, I::Panel::MR * blocks * size_of::<B>());
-                }
-            }
-            D::decode_panel(isa, &panel_rows, &mut panel);
+            let next = if tokens.start == 0 { I::Panel::MR * blocks } else { 0 };
+            decode::<I, B, D>(isa, tile, (first, b), next, &mut panel);
             let x = |t: usize| &tile.x[(tokens.start + t) * blocks + b];
             let mut t = 0;
             while t < y.len() {
@@ -55,12 +52,45 @@ fn gemm_block<I: Isa, B: Block, D: BlockDot<B>>(isa: I, tile: &mut Tile<'_, B>, 
                 }
             }
         }
-        for (t, y) in tokens.clone().zip(y) {
-            let mut lanes = [0.0; 16];
-            simd.store(*y, &mut lanes);
-            let out = &mut tile.y[t * rows..(t + 1) * rows][first..];
-            let len = out.len().min(I::Panel::MR);
-            out[..len].copy_from_slice(&lanes[..len]);
+        put::<I::Panel, B>(simd, tile, first, tokens.start, y);
+    }
+}
+
+/// Decodes block b of the panel of rows from `first` on; prefetches the block that is `ahead` blocks later if not 0.
+#[inline(always)]
+pub(super) fn decode<I: Isa, B: Block, D: BlockDot<B>>(
+    isa: I,
+    tile: &Tile<'_, B>,
+    (first, b): (usize, usize),
+    ahead: usize,
+    panel: &mut D::Panel<I::Panel>,
+) {
+    let mut rows = [&tile.w[b]; 16];
+    for (r, row) in rows.iter_mut().enumerate() {
+        // A partial panel repeats the last row.
+        *row = &tile.w[(first + r).min(tile.rows - 1) * tile.blocks + b];
+        if ahead > 0 {
+            isa.prefetch_l2(*row, ahead * size_of::<B>());
         }
+    }
+    D::decode_panel(isa, &rows, panel);
+}
+
+/// Writes the sums of a panel's rows, from `first` on, for the tokens from `start` on.
+#[inline(always)]
+pub(super) fn put<P: PanelSimd, B: Block>(
+    simd: P,
+    tile: &mut Tile<'_, B>,
+    first: usize,
+    start: usize,
+    y: &[P::Floats],
+) {
+    let rows = tile.rows;
+    for (t, y) in y.iter().enumerate() {
+        let mut lanes = [0.0; 16];
+        simd.store(*y, &mut lanes);
+        let out = &mut tile.y[(start + t) * rows..(start + t + 1) * rows][first..];
+        let len = out.len().min(P::MR);
+        out[..len].copy_from_slice(&lanes[..len]);
     }
 }

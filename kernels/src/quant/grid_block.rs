@@ -20,6 +20,8 @@ pub(super) trait GridBlock: Block<X = Q8x256> {
     const UNIT: f32;
     /// How an entry becomes quants.
     const ENTRIES: Entries;
+    /// Tokens from which matrix registers pay, see [`SuperBlock::MATRIX_TOKENS`].
+    const MATRIX_TOKENS: usize = 16;
 
     /// The scales of the first sixteen weights of each sub-block of 32, and of the second: odd and below 32.
     fn scales<I: Isa>(&self, isa: I) -> [[u8; 8]; 2];
@@ -89,6 +91,7 @@ impl<B: GridBlock> SuperBlock for B {
     const SUBS: usize = B::SUBS;
     const OFFSET: Offset = Offset::Zero(B::ENTRIES.bias() as i32);
     const UNIT: f32 = B::UNIT;
+    const MATRIX_TOKENS: usize = B::MATRIX_TOKENS;
 
     #[inline(always)]
     fn decode_panel<I: Isa>(isa: I, rows: &[&B; 16], out: &mut SuperBlockPanel<I::Panel>) {

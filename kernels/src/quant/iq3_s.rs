@@ -82,6 +82,7 @@ impl GridBlock for Iq3S {
     const UNIT: f32 = 1.0;
     type Unpacked = [Indices<512>; 4];
     const ENTRIES: Entries = Entries::Magnitudes;
+    const MATRIX_TOKENS: usize = 48;
 
     #[inline(always)]
     fn scales<I: Isa>(&self, _: I) -> [[u8; 8]; 2] {

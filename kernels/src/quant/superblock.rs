@@ -9,9 +9,12 @@
 //! once ([`SuperBlockPanel`]), GEMV works on the stored rows.
 
 use super::activation::Q8x256;
-use super::block::Block;
-use crate::matmul::block_dot::BlockDot;
-use crate::simd::{Isa, PanelSimd};
+use super::block::{Block, Tile};
+use crate::matmul::block_dot::{BlockDot, MatrixDot};
+use crate::matmul::matrix;
+use crate::simd::{Isa, MatrixSimd, MatrixTokens, PanelSimd, PanelSums};
+use std::mem::offset_of;
+use std::ops::Range;
 
 /// How a format represents negative weights.
 pub(super) enum Offset {
@@ -31,6 +34,8 @@ pub(crate) trait SuperBlock: Block<X = Q8x256> {
     const OFFSET: Offset;
     /// The unit of d, a power of two.
     const UNIT: f32 = 1.0;
+    /// Tokens from which preparing a panel for matrix registers pays, measured (kernels/benches/NOTES.md).
+    const MATRIX_TOKENS: usize = 16;
 
     /// Decodes the same block of each row.
     fn decode_panel<I: Isa>(isa: I, rows: &[&Self; 16], out: &mut SuperBlockPanel<I::Panel>);
@@ -62,6 +67,13 @@ pub(crate) struct SuperBlockPanel<P: PanelSimd> {
     pub(super) pairs: [P::Ints; 8],
     /// d and dmin in f32, one value per row.
     pub(super) d_and_min: [P::Floats; 2],
+}
+
+/// A panel for matrix registers: quants times their scales, in 16 bits, split into low (unsigned) and high (signed) bytes,
+/// so that `sum_j sc_j (q_j . x_j)` is two sums over all 256 columns.
+pub(crate) struct SuperBlockMatrix<P: PanelSimd> {
+    low: [P::Bytes; 64],
+    high: [P::Bytes; 64],
 }
 
 /// Thirty-two bytes of each row's block, from byte `AT` on.
@@ -198,5 +210,55 @@ impl<B: SuperBlock> BlockDot<B> for SuperBlockDot {
         y: &mut [P::Floats],
     ) {
         w.dot_panel::<B, T>(simd, x, y);
+    }
+
+    #[inline(always)]
+    fn matrix_gemm<I: Isa>(isa: I, tile: &mut Tile<'_, B>, tokens: Range<usize>) -> bool {
+        tokens.len() >= B::MATRIX_TOKENS && matrix::gemm::<I, B, Self>(isa, tile, tokens)
+    }
+}
+
+impl<B: SuperBlock> MatrixDot<B> for SuperBlockDot {
+    type Matrix<P: PanelSimd> = SuperBlockMatrix<P>;
+    /// Sums of the low and of the high bytes.
+    type MatrixSums = [PanelSums; 2];
+
+    #[inline(always)]
+    fn new_matrix<P: PanelSimd>(simd: P) -> SuperBlockMatrix<P> {
+        let bytes = [simd.splat_byte(0); 64];
+        SuperBlockMatrix { low: bytes, high: bytes }
+    }
+    #[inline(always)]
+    fn new_sums() -> [PanelSums; 2] {
+        [[[0; 16]; 16]; 2]
+    }
+    #[inline(always)]
+    fn prepare_matrix<P: PanelSimd>(w: &SuperBlockPanel<P>, simd: &P::Matrix, out: &mut SuperBlockMatrix<P>) {
+        for i in 0..64 {
+            [out.low[i], out.high[i]] = simd.scaled(w.quants[i], w.scales[i * B::SUBS / 64]);
+        }
+    }
+    #[inline(always)]
+    fn multiply_matrix<P: PanelSimd>(
+        w: &SuperBlockMatrix<P>,
+        simd: &P::Matrix,
+        x: &[Q8x256],
+        step: usize,
+        sums: &mut [PanelSums; 2],
+    ) {
+        let bytes = &bytemuck::cast_slice(x)[offset_of!(Q8x256, q)..];
+        let tokens = MatrixTokens { bytes, step: step * size_of::<Q8x256>() };
+        simd.dot_256(tokens, [&w.low, &w.high], sums);
+    }
+    #[inline(always)]
+    fn finish_matrix<P: PanelSimd>(
+        w: &SuperBlockPanel<P>,
+        simd: P,
+        x: &Q8x256,
+        ([low, high], t): (&[PanelSums; 2], usize),
+        y: P::Floats,
+    ) -> P::Floats {
+        let (low, high) = (simd.load_ints(&low[t]), simd.load_ints(&high[t]));
+        w.finish::<B>(simd, x, simd.mul_add(low, high, simd.splat_int(256)), y)
     }
 }

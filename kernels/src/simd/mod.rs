@@ -4,8 +4,10 @@
 //! a proof token that only detection creates, so its instructions may run. All instruction sets give the same bits:
 //! integer sums are exact, and float sums use the same eight lanes in the same order. A [`Kernel`] is written once;
 //! [`SimdLevel::run`] monomorphises it per instruction set and dispatches. This module knows no format and no op. Next:
-//! `scalar`, which defines each operation, then `x86` and `neon`, and `panel`, which maps rows to lanes.
+//! `scalar`, which defines each operation, then `x86` and `neon`, `panel`, which maps rows to lanes, and `amx`.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod lookup;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -27,7 +29,7 @@ mod x86_lookup;
 pub use lookup::{Fours, Indices};
 #[cfg(target_arch = "aarch64")]
 pub use neon::Neon;
-pub use panel::{Panel8, PanelSimd};
+pub use panel::{MatrixSimd, MatrixTokens, NoMatrix, Panel8, PanelSimd, PanelSums};
 pub use scalar::Scalar;
 pub(crate) use scalar::to_int;
 #[cfg(target_arch = "x86_64")]
@@ -251,7 +253,7 @@ pub enum SimdLevel {
     /// AVX2 with FMA and F16C: 8 floats or 32 bytes per instruction.
     #[cfg(target_arch = "x86_64")]
     Avx2(X86<false>),
-    /// AVX-512 F, BW, VL and VNNI: a byte dot product per instruction.
+    /// AVX-512 F, BW, VL and VNNI: a byte dot product per instruction; with AMX a product of matrices too.
     #[cfg(target_arch = "x86_64")]
     Avx512(X86<true>),
     /// NEON: 4 floats or 16 bytes per instruction.
@@ -268,7 +270,7 @@ impl SimdLevel {
         #[cfg(target_arch = "x86_64")]
         {
             if let Some(isa) = X86::detect() {
-                return SimdLevel::Avx512(isa);
+                return SimdLevel::Avx512(isa.with_amx().unwrap_or(isa));
             }
             if let Some(isa) = X86::detect() {
                 return SimdLevel::Avx2(isa);
@@ -294,6 +296,7 @@ impl SimdLevel {
         {
             all.extend(X86::detect().map(SimdLevel::Avx2));
             all.extend(X86::detect().map(SimdLevel::Avx512));
+            all.extend(X86::detect().and_then(X86::with_amx).map(SimdLevel::Avx512));
         }
         #[cfg(target_arch = "aarch64")]
         {
@@ -309,6 +312,8 @@ impl SimdLevel {
             SimdLevel::Scalar(_) => "scalar",
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx2(_) => "AVX2",
+            #[cfg(target_arch = "x86_64")]
+            SimdLevel::Avx512(isa) if isa.amx().is_some() => "AVX-512 VNNI, AMX",
             #[cfg(target_arch = "x86_64")]
             SimdLevel::Avx512(_) => "AVX-512 VNNI",
             #[cfg(target_arch = "aarch64")]

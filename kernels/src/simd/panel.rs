@@ -22,7 +22,11 @@ pub trait PanelSimd: Copy {
     type Ints: Copy;
     /// Vector of one f32 per row.
     type Floats: Copy;
+    /// The matrix registers of this instruction set, or [`NoMatrix`].
+    type Matrix: MatrixSimd<Self>;
 
+    /// Matrix registers set up for products with `tokens` tokens, 1..=16, if this machine has any.
+    fn matrix(self, tokens: usize) -> Option<Self::Matrix>;
     /// Vector c has bytes `4 c .. 4 c + 4` of each row, of the first [`PanelSimd::MR`] rows.
     fn transpose(self, rows: &[&[u8; 32]; 16]) -> [Self::Bytes; 8];
 
@@ -92,6 +96,50 @@ pub trait PanelSimd: Copy {
     fn store(self, v: Self::Floats, out: &mut [f32; 16]);
 }
 
+/// Sums of a panel's sixteen rows for up to sixteen tokens, `[tokens][rows]`; those after the last token are kept.
+pub type PanelSums = [[i32; 16]; 16];
+
+/// Signed bytes of several tokens, `step` bytes apart.
+#[derive(Clone, Copy)]
+pub struct MatrixTokens<'a> {
+    /// From the first byte of the first token on.
+    pub bytes: &'a [u8],
+    /// From one token to the next.
+    pub step: usize,
+}
+
+#[cfg(target_arch = "x86_64")]
+impl MatrixTokens<'_> {
+    /// Address and step of `tokens` rows, after checking that each has `N` bytes.
+    #[inline(always)]
+    pub(super) fn rows<const N: usize>(self, tokens: usize) -> (*const u8, usize) {
+        assert!((tokens - 1) * self.step + N <= self.bytes.len(), "bytes of {tokens} tokens");
+        (self.bytes.as_ptr(), self.step)
+    }
+}
+
+/// Matrix registers: one instruction multiplies the sixteen rows of a panel with sixteen tokens. Integer sums are exact,
+/// so they equal those of [`PanelSimd::dot`].
+pub trait MatrixSimd<P: PanelSimd> {
+    /// Low bytes (unsigned) and high bytes (signed) of w times the row's scale; w unsigned, the scale in -128..=127.
+    fn scaled(&self, w: P::Bytes, scale: P::Ints) -> [P::Bytes; 2];
+    /// Sums over 256 columns of the bytes of `w`: low ones, unsigned, and high ones, signed.
+    fn dot_256(&self, x: MatrixTokens<'_>, w: [&[P::Bytes; 64]; 2], sums: &mut [PanelSums; 2]);
+}
+
+/// The matrix registers of instruction sets without them: a type without values.
+#[derive(Clone, Copy)]
+pub enum NoMatrix {}
+
+impl<P: PanelSimd> MatrixSimd<P> for NoMatrix {
+    fn scaled(&self, _: P::Bytes, _: P::Ints) -> [P::Bytes; 2] {
+        match *self {}
+    }
+    fn dot_256(&self, _: MatrixTokens<'_>, _: [&[P::Bytes; 64]; 2], _: &mut [PanelSums; 2]) {
+        match *self {}
+    }
+}
+
 /// The panel type of an x86 instruction set.
 #[cfg(target_arch = "x86_64")]
 pub trait NativePanel: Copy {
@@ -121,7 +169,12 @@ impl<I: Isa> PanelSimd for Panel8<I> {
     type Bytes = I::Bytes;
     type Ints = I::Ints;
     type Floats = I::Floats;
+    type Matrix = NoMatrix;
 
+    #[inline(always)]
+    fn matrix(self, _: usize) -> Option<NoMatrix> {
+        None
+    }
     #[inline(always)]
     fn transpose(self, rows: &[&[u8; 32]; 16]) -> [I::Bytes; 8] {
         let [a, b, c, d, e, f, g, h, ..] = *rows;

@@ -3,6 +3,7 @@
 //! `vpdpbusd` needs one unsigned operand, so signed quants (or the broadcast operand) are biased by 128; the kernel
 //! subtracts the bias from the sums. This file contains intrinsics only.
 
+use super::amx::Tiles;
 use super::panel::{NativePanel, Panel8, PanelSimd};
 use super::x86::X86;
 use std::arch::x86_64::*;
@@ -27,7 +28,6 @@ impl NativePanel for X86<true> {
 
 /// Sixteen rows. Holding one proves AVX-512 F, BW and VNNI.
 #[derive(Clone, Copy)]
-#[allow(dead_code, reason = "the token is the proof")]
 pub struct Panel16(X86<true>);
 
 impl PanelSimd for Panel16 {
@@ -38,7 +38,12 @@ impl PanelSimd for Panel16 {
     type Bytes = __m512i;
     type Ints = __m512i;
     type Floats = __m512;
+    type Matrix = Tiles;
 
+    #[inline(always)]
+    fn matrix(self, tokens: usize) -> Option<Tiles> {
+        Some(Tiles::new(self.0.amx()?, tokens))
+    }
     #[inline(always)]
     fn transpose(self, rows: &[&[u8; 32]; 16]) -> [__m512i; 8] {
         // SAFETY: the token proves AVX-512 F and BW; loadu reads the 32 bytes of a row at any alignment.

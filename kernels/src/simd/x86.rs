@@ -3,14 +3,15 @@
 //! Both use 256-bit registers, as a sub-block has 32 bytes. With AVX-512 VL there are 32 of them, and `vpdpbusd` replaces
 //! three AVX2 instructions. `panel16` uses 512 bits. This file contains intrinsics only.
 
+use super::amx::Amx;
 use super::panel::NativePanel;
 use super::x86_lookup::lookup_fours;
 use super::{Fours, Indices, Isa, Kernel};
 use std::arch::x86_64::*;
 
-/// Proof token of AVX2, FMA and F16C; with `VNNI` also of AVX-512 F, BW, VL and VNNI.
+/// Proof token of AVX2, FMA and F16C; with `VNNI` also of AVX-512 F, BW, VL and VNNI, and of AMX where it has that token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct X86<const VNNI: bool>(());
+pub struct X86<const VNNI: bool>(Option<Amx>);
 
 impl<const VNNI: bool> X86<VNNI> {
     pub(super) fn detect() -> Option<Self> {
@@ -21,7 +22,17 @@ impl<const VNNI: bool> X86<VNNI> {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
-        (plain && (wide || !VNNI)).then_some(X86(()))
+        (plain && (wide || !VNNI)).then_some(X86(None))
+    }
+}
+
+impl X86<true> {
+    /// The same with AMX, where the machine has it.
+    pub(super) fn with_amx(self) -> Option<Self> {
+        Amx::detect().map(|amx| X86(Some(amx)))
+    }
+    pub(super) fn amx(self) -> Option<Amx> {
+        self.0
     }
 }
 
@@ -54,7 +65,7 @@ where
     #[inline(always)]
     fn run<K: Kernel>(self, kernel: K) -> K::Output {
         // SAFETY: the token proves the features that the functions enable.
-        unsafe { if VNNI { enter_avx512(X86(()), kernel) } else { enter_avx2(X86(()), kernel) } }
+        unsafe { if VNNI { enter_avx512(X86(self.0), kernel) } else { enter_avx2(X86(None), kernel) } }
     }
 
     #[inline(always)]
