@@ -248,7 +248,13 @@ fn int8_part(
     let mut scores = group.scores(cpu, |groups, score| {
         let end = stored.len().min(groups.end * BLOCK * blocks);
         let packed = &stored[groups.start * BLOCK * blocks..end];
-        cpu.level.run(PackKeys { rows: packed, blocks, keys: &mut keys });
+        cpu.level.run(PackKeys {
+            rows: packed,
+            stored: blocks,
+            blocks: 0..blocks,
+            all: blocks,
+            keys: &mut keys,
+        });
         score(&keys);
     });
     group.weights(cpu, &mut scores, out);

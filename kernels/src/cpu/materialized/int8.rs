@@ -11,7 +11,6 @@ use crate::cpu::attention::int8::{PackKeys, PackValues, PackedQueries, PartBuffe
 use crate::cpu::attention::{BLOCK, GROUP};
 use crate::cpu::cache::SEGMENT;
 use crate::cpu::f32_gemm::View;
-use crate::cpu::matmul::TILE;
 use crate::cpu::memory::Buffer;
 use crate::quant::{self, Activation, CopyBlocks, Format, Q8_0, Q8x32};
 use std::ops::Range;
@@ -81,41 +80,39 @@ impl HeadPart for Int8Head {
 
     fn materialize(&mut self, cpu: &Cpu, look: &MaterializedSpan<'_>, rows: Range<usize>) {
         let KvUpProjection { k, v, latent } = look.w;
-        let (nope, dim, blocks) = (k.cols, v.rows, look.width / BLOCK);
+        let (nope, dim, all) = (k.cols, v.rows, look.width / BLOCK);
         let (stored, latents) = (look.cache.width() / BLOCK, latent / BLOCK);
         let cached: &[Q8_0] = bytemuck::cast_slice(look.cache.stored(rows.clone()));
         let sizes = [q8_bytes(nope, *latent), q8_bytes(dim, *latent)];
         let (w_k, w_v) = self.weights.values_mut()[..sizes[0] + sizes[1]].split_at_mut(sizes[0]);
         let n = rows.len();
-        let x_row = Activation::Q8x32.row_bytes(*latent);
-        let mut scratch = cpu.buffers.bytes(n * (x_row + Activation::Q8x32.row_bytes(look.width + dim)));
-        let (x, rest) = scratch.values_mut().split_at_mut(n * x_row);
-        let (keys, values) = rest.split_at_mut(n * Activation::Q8x32.row_bytes(look.width));
-        let values = &mut values[..n * Activation::Q8x32.row_bytes(dim)];
-        let (x_blocks, key_blocks): (&mut [Q8x32], &mut [Q8x32]) =
-            (bytemuck::cast_slice_mut(x), bytemuck::cast_slice_mut(keys));
-        for (r, from) in cached.chunks_exact(stored).enumerate() {
-            let (from, pe) = from.split_at(latents);
-            cpu.level.run(CopyBlocks { from, out: &mut x_blocks[r * latents..][..latents] });
-            let out = &mut key_blocks[r * blocks + nope / BLOCK..(r + 1) * blocks];
-            cpu.level.run(CopyBlocks { from: pe, out });
+        let [x_bytes, key_bytes, value_bytes] =
+            [*latent, nope, dim].map(|cols| n * Activation::Q8x32.row_bytes(cols));
+        let mut scratch = cpu.buffers.bytes(x_bytes + key_bytes + value_bytes);
+        let (x, rest) = scratch.values_mut().split_at_mut(x_bytes);
+        let (keys, rest) = rest.split_at_mut(key_bytes);
+        let values = &mut rest[..value_bytes];
+        let x_blocks: &mut [Q8x32] = bytemuck::cast_slice_mut(x);
+        for (from, out) in cached.chunks_exact(stored).zip(x_blocks.chunks_exact_mut(latents)) {
+            cpu.level.run(CopyBlocks { from: &from[..latents], out });
         }
         let mut made = cpu.buffers.floats(n * nope);
         let made = &mut made.floats_mut()[..n * nope];
-        products(cpu, w_k, x, *latent, made);
-        let part = Activation::Q8x32.row_bytes(nope);
-        for (made, key) in
-            made.chunks_exact(nope).zip(keys.chunks_exact_mut(Activation::Q8x32.row_bytes(look.width)))
-        {
-            Activation::Q8x32.quantize_row(cpu.level, made, &mut key[..part]);
-        }
+        quant::matmul_tile(cpu.level, Format::Q8_0, w_k, *latent, x, made);
+        Activation::Q8x32.quantize_row(cpu.level, made, keys);
         let plain = &mut self.values.floats_mut()[..n * dim];
-        products(cpu, w_v, x, *latent, plain);
+        quant::matmul_tile(cpu.level, Format::Q8_0, w_v, *latent, x, plain);
         Activation::Q8x32.quantize_row(cpu.level, plain, values);
 
-        let (mut packed_keys, mut packed_values) = self.packed.split();
-        let rows_of: &[Q8x32] = bytemuck::cast_slice(keys);
-        cpu.level.run(PackKeys { rows: rows_of, blocks, keys: &mut packed_keys });
+        let (mut packed, mut packed_values) = self.packed.split();
+        let (rows_of, made): (&[Q8x32], usize) = (bytemuck::cast_slice(keys), nope / BLOCK);
+        let keys = &mut packed;
+        cpu.level.run(PackKeys { rows: rows_of, stored: made, blocks: 0..made, all, keys });
+        if made < all {
+            // The positional part of each cache row follows its latent.
+            let keys = &mut packed;
+            cpu.level.run(PackKeys { rows: &cached[latents..], stored, blocks: made..all, all, keys });
+        }
         let (rows_of, blocks): (&[Q8x32], usize) = (bytemuck::cast_slice(values), dim / BLOCK);
         cpu.level.run(PackValues { rows: rows_of, stored: blocks, blocks, values: &mut packed_values });
         self.rows = rows;
@@ -142,22 +139,5 @@ impl HeadPart for Int8Head {
         };
         group.add_newest(cpu, &scores, newest, acc);
         group.add_values(cpu, scores, &values, acc);
-    }
-}
-
-/// `y[t][r] = W_r x_t` for Q8_0 rows W and all rows x, a tile at a time.
-fn products(cpu: &Cpu, w: &[u8], x: &[u8], cols: usize, y: &mut [f32]) {
-    let (w_row, x_row) = (q8_bytes(1, cols), Activation::Q8x32.row_bytes(cols));
-    let all = w.len() / w_row;
-    let mut tile = [0.0; TILE * TILE];
-    for (i, rows) in w.chunks(TILE * w_row).enumerate() {
-        let n = rows.len() / w_row;
-        for (x, y) in x.chunks(TILE * x_row).zip(y.chunks_mut(TILE * all)) {
-            let out = &mut tile[..x.len() / x_row * n];
-            quant::matmul_tile(cpu.level, Format::Q8_0, rows, cols, x, out);
-            for (y, made) in y.chunks_exact_mut(all).zip(out.chunks_exact(n)) {
-                y[i * TILE..][..n].copy_from_slice(made);
-            }
-        }
     }
 }

@@ -76,11 +76,14 @@ impl PartBuffers {
     }
 }
 
-/// Packs the blocks of rows as keys.
+/// Packs blocks of rows as some of the keys' blocks.
 pub(in crate::cpu) struct PackKeys<'a, 'b, B> {
-    /// The blocks of each row, `[rows][blocks]`.
+    /// The blocks of each row, `[rows][stored]`, from the first one to pack on.
     pub rows: &'a [B],
-    pub blocks: usize,
+    pub stored: usize,
+    /// Which of a key's `all` blocks they are.
+    pub blocks: Range<usize>,
+    pub all: usize,
     pub keys: &'a mut Int8Keys<'b>,
 }
 
@@ -90,11 +93,11 @@ impl<B: Int8Block> Kernel for PackKeys<'_, '_, B> {
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
         let bias = isa.splat_byte(I::Panel::X_BIAS);
-        let blocks = self.blocks;
-        let out = self.keys.bytes.chunks_exact_mut(blocks).zip(self.keys.scales.chunks_exact_mut(blocks));
-        for (rows, (bytes, scales)) in self.rows.chunks(BLOCK * blocks).zip(out) {
+        let out = self.keys.bytes.chunks_exact_mut(self.all).zip(self.keys.scales.chunks_exact_mut(self.all));
+        for (rows, (bytes, scales)) in self.rows.chunks(BLOCK * self.stored).zip(out) {
+            let (bytes, scales) = (&mut bytes[self.blocks.clone()], &mut scales[self.blocks.clone()]);
             // In memory order, which the hardware prefetches.
-            for (r, row) in rows.chunks_exact(blocks).enumerate() {
+            for (r, row) in rows.chunks(self.stored).enumerate() {
                 for (block, (bytes, scales)) in row.iter().zip(bytes.iter_mut().zip(scales.iter_mut())) {
                     isa.prefetch_l1(block, PREFETCH_BYTES);
                     isa.store_bytes(isa.add_bytes(isa.bytes(block.quants()), bias), &mut bytes[r]);
