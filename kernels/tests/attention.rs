@@ -34,11 +34,17 @@ impl AttentionInputs {
         AttentionInputs { heads, width, value_dim, scale, rows, q }
     }
 
+    /// Appends the rows of tokens `from..to`.
+    fn append<B: Backend>(&self, b: &B, cache: &mut B::Cache, from: usize, to: usize) {
+        let rows = b.tensor(to - from, self.width, &self.rows[from * self.width..to * self.width]);
+        b.append(&mut [Span { rows: 0..to - from, state: cache }], &rows);
+    }
+
     /// Appends tokens `from..to` and attends with them.
     fn attend<B: Backend>(&self, b: &B, cache: &mut B::Cache, from: usize, to: usize) -> Vec<f32> {
-        let rows = |x: &[f32], cols: usize| b.tensor(to - from, cols, &x[from * cols..to * cols]);
-        b.append(&mut [Span { rows: 0..to - from, state: cache }], &rows(&self.rows, self.width));
-        let q = rows(&self.q, self.heads * self.width);
+        self.append(b, cache, from, to);
+        let cols = self.heads * self.width;
+        let q = b.tensor(to - from, cols, &self.q[from * cols..to * cols]);
         let mut spans = [Span { rows: 0..to - from, state: cache }];
         b.read(&b.latent_attention(&mut spans, &q, self.value_dim, self.scale))
     }
@@ -220,7 +226,7 @@ fn clones_are_independent() {
     for format in FORMATS {
         check!(format!("clones, {format:?}"), |b| {
             let mut first = b.cache(format, 33);
-            x.attend(b, &mut first, 0, 300);
+            x.append(b, &mut first, 0, 300);
             let mut second = first.clone();
             let a = x.attend(b, &mut second, 300, 600);
             let c = x.attend(b, &mut first, 300, 301);
@@ -238,13 +244,13 @@ fn truncated_caches_are_those_of_fewer_rows() {
     for (format, len) in FORMATS.into_iter().flat_map(|f| [1, 255, 256, 512].map(|n| (f, n))) {
         check!(format!("truncated to {len}, {format:?}"), |b| {
             let mut cache = b.cache(format, 33);
-            x.attend(b, &mut cache, 0, 513);
+            x.append(b, &mut cache, 0, 513);
             x.attend(b, &mut cache, 513, 530);
             let whole = cache.clone();
             b.cache_truncate(&mut cache, len);
             assert_eq!(b.cache_len(&cache), len);
             let mut expected = b.cache(format, 33);
-            x.attend(b, &mut expected, 0, len);
+            x.append(b, &mut expected, 0, len);
             // Other rows than the dropped ones follow.
             let again = [&mut cache, &mut expected].map(|cache| {
                 b.append(
@@ -266,7 +272,7 @@ fn exported_rows_come_back_exactly() {
     fn carried<B: Backend>(b: &B, format: CacheFormat, pieces: &[usize]) {
         let x = AttentionInputs::new(600, 2, 33, 32);
         let mut cache = b.cache(format, 33);
-        x.attend(b, &mut cache, 0, 520);
+        x.append(b, &mut cache, 0, 520);
         let export = |cache: &B::Cache, from: usize, to: usize| {
             let mut bytes = Vec::new();
             b.cache_export(cache, from..to, &mut bytes);
