@@ -143,8 +143,11 @@ fn measure(
     let count = args.sensitivity.min(all.len());
     let windows: Vec<&[u32]> = (0..count).map(|i| all[i * all.len() / count]).collect();
     let cpu = Cpu::detect(args.engine.threads);
-    let probe = sensitivity::SensitivityProbe::new(cpu, &file, engine.cache, engine.batch, windows)?;
     let importance = imatrix.importance().0;
+    let mut quantized = builtin_model::open(args.engine.model.as_deref())?;
+    sensitivity::quantize_all(&mut quantized, &importance)?;
+    let (cache, batch) = (engine.cache, engine.batch);
+    let mut probe = sensitivity::SensitivityProbe::new(cpu, &file, quantized, cache, batch, windows)?;
     let template = "{bar:30} {percent}% {pos}/{len} tensors eta {eta} {msg}";
     let bar = TerminalProgress::new(names.len() as u64, (names.len() - missing.len()) as u64, template);
     let mut last = Instant::now();
