@@ -120,7 +120,7 @@ fn path(path: &Path) -> &str {
 
 fn compile(compiler: &str, args: &[&str]) {
     let common =
-        ["-std=c++17", "-O2", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-w", "-fPIC"];
+        ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-w", "-fPIC"];
     let done = Command::new(compiler).args(common).arg("-fvisibility=hidden").args(args).output();
     let done = done.unwrap_or_else(|e| panic!("{compiler}: {e}"));
     assert!(done.status.success(), "{compiler}: {}", String::from_utf8_lossy(&done.stderr));
