@@ -360,6 +360,14 @@ impl OpenFile {
     }
 }
 
+/// The bytes of a file that this process wrote for itself: pages of the mapping can be evicted, unlike memory.
+///
+/// # Errors
+/// Those of the system's `mmap`.
+pub fn map_scratch(file: &File) -> std::io::Result<Bytes> {
+    map(file).map(Bytes::from_owner)
+}
+
 /// Maps a file: the kernel reads its pages on first access.
 #[allow(unsafe_code, reason = "the one mapping; weights stay in the page cache, shared between processes")]
 fn map(file: &File) -> std::io::Result<Mapping> {

@@ -26,7 +26,7 @@ use models::hybrid::state::State;
 use models::hybrid::{Outputs, Sequence};
 use models::visible::{MAX_SHOWN, one_line};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 use sums::SavedSums;
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
@@ -145,7 +145,8 @@ fn measure(
     let cpu = Cpu::detect(args.engine.threads);
     let importance = imatrix.importance().0;
     let mut quantized = builtin_model::open(args.engine.model.as_deref())?;
-    sensitivity::quantize_all(&mut quantized, &importance)?;
+    let folder = args.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+    sensitivity::quantize_all(&mut quantized, &importance, folder.unwrap_or(Path::new(".")))?;
     let (cache, batch) = (engine.cache, engine.batch);
     let mut probe = sensitivity::SensitivityProbe::new(cpu, &file, quantized, cache, batch, windows)?;
     let template = "{bar:30} {percent}% {pos}/{len} tensors eta {eta} {msg}";

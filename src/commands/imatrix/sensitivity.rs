@@ -5,10 +5,10 @@
 //! twice: alone in the unchanged model, and as the increase in a model whose other tensors are all quantized, too. If divergence
 //! is quadratic in the errors, the mean of the two is the tensor's Shapley value: its share in the divergence of all errors
 //! together. They differ much: most tensors of the demonstration model cost two to five times as much alone, the last layer and
-//! the output the same. This takes three prefills of the windows per tensor, and memory for the model in [`FINE`].
+//! the output the same. This takes three prefills of the windows per tensor, and disk space for the model in [`FINE`].
 
 use crate::commands::perplexity::log_softmax;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use bytes::Bytes;
 use convert::Importance;
 use convert::allocate::errors::{Error, SampledRow, quantize};
@@ -17,10 +17,12 @@ use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use kernels::quant::Format;
 use models::gguf::TensorInfo;
-use models::gguf::read::Gguf;
+use models::gguf::read::{Gguf, map_scratch};
 use models::hybrid::mla::MlaPath;
 use models::hybrid::{Model, Outputs, Sequence};
 use rayon::prelude::*;
+use std::io::Write;
+use std::path::Path;
 
 /// Format of tensors whose rows are whole blocks of 256: its error is in the middle of those of 2 to 5 bits.
 const COARSE: Format = Format::Q3_K;
@@ -60,19 +62,28 @@ fn fine(cols: u64) -> Option<Format> {
     coarse(cols).map(|format| if format == COARSE { FINE } else { FINE_32 })
 }
 
-/// Quantizes all measured tensors of a file in memory.
+/// Replaces all measured tensors of a file by quantized ones, in unnamed files in `folder`.
 ///
 /// # Errors
-/// Those of [`Gguf::replace`].
-pub fn quantize_all(file: &mut Gguf, importance: &Importance) -> Result<()> {
+/// A file cannot be written, for example because the disk is full.
+pub fn quantize_all(file: &mut Gguf, importance: &Importance, folder: &Path) -> Result<()> {
     for name in names(file) {
         let Some((tensor, format)) = file.tensor(&name).and_then(|t| Some((t.clone(), fine(t.shape[0])?)))
         else {
             continue;
         };
-        file.replace(&name, format, quantized(file, &tensor, format, importance).0)?;
+        let bytes = on_disk(&quantized(file, &tensor, format, importance).0, folder);
+        let bytes = bytes.with_context(|| format!("{}: {name} of the quantized model", folder.display()))?;
+        file.replace(&name, format, bytes)?;
     }
     Ok(())
+}
+
+/// Writes bytes to an unnamed file and maps it, so that a model larger than RAM can be measured.
+fn on_disk(bytes: &[u8], folder: &Path) -> std::io::Result<Bytes> {
+    let mut file = tempfile::tempfile_in(folder)?;
+    file.write_all(bytes)?;
+    map_scratch(&file)
 }
 
 impl<'a> SensitivityProbe<'a> {
@@ -136,12 +147,13 @@ impl<'a> SensitivityProbe<'a> {
         let (Some(coarse), Some(fine)) = (coarse(tensor.shape[0]), fine(tensor.shape[0])) else {
             return Ok(0.0);
         };
-        let [(coarse_bytes, error), (fine_bytes, fine_error), (least_bytes, least_error)] =
+        let [(coarse_bytes, error), (_, fine_error), (least_bytes, least_error)] =
             [coarse, fine, Format::Q8_0].map(|format| quantized(file, &tensor, format, importance));
         let (error, fine_error, least_error) =
             (error.relative(), fine_error.relative(), least_error.relative());
         let floor = self.with(file, name, Format::Q8_0, least_bytes)?;
         let alone = self.with(file, name, coarse, coarse_bytes.clone())? - floor;
+        let fine_bytes = self.quantized.tensor(name).map_or_else(Bytes::new, |t| self.quantized.bytes(t));
         self.quantized.replace(name, coarse, coarse_bytes)?;
         let among_others = self.divergence(&self.quantized)? - self.joint;
         self.quantized.replace(name, fine, fine_bytes)?;
