@@ -29,8 +29,8 @@ use std::time::Instant;
     path = "/v1/files/{file_id}/read",
     params(("file_id" = String, Path, description = "Id of the file")),
     responses(
-        (status = 200, description = "Events with the progress; the last one is file.ready or error", body = FileReadEvent,
-            content_type = "text/event-stream"),
+        (status = 200, description = "Events with the progress, JSON of type file.reading; the last one is file.ready or error",
+            body = crate::serve::api::schemas::ServerSentEvent, content_type = "text/event-stream"),
         Refusals,
     )
 )]
