@@ -25,11 +25,8 @@ pub(crate) fn gemm<I: Isa, B: Block, D: MatrixDot<B>>(
 ) -> bool {
     // Tiles of equal height, as registers are set up once; the last repeats tokens of the one before.
     let height = tokens.len().div_ceil(tokens.len().div_ceil(MATRIX_TILE));
-    let registers = isa.panel().matrix(height);
-    match registers {
-        Some(registers) => matrix_block::<I, B, D>(isa, &registers, height, tile, tokens),
-        None => return false,
-    }
+    let Some(registers) = isa.panel().matrix(height) else { return false };
+    matrix_block::<I, B, D>(isa, &registers, height, tile, tokens);
     true
 }
 
@@ -90,7 +87,7 @@ fn matrix_block<I: Isa, B: Block, D: MatrixDot<B>>(
 /// A product of a panel with some tokens, whose sums are not added yet.
 #[derive(Clone, Copy)]
 struct PendingProduct<'a, B: Block> {
-    /// Which decoded panel it is of.
+    /// Which of the two decoded panels it used.
     slot: usize,
     /// The panel's number in its group.
     panel: usize,

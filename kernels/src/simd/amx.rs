@@ -1,8 +1,8 @@
 //! Implements [`MatrixSimd`] with the tile registers of AMX-INT8 (Xeon, Sapphire Rapids and later).
 //!
 //! A tile has up to 16 rows of 64 bytes; `tdpb*` multiplies tokens (one per row) with a panel (one weight row per column
-//! of four bytes) in 16 cycles. Rust has no stable intrinsics for it. Tiles are
-//! configured per thread while a [`Tiles`] exists and released after it, so that other code pays nothing for their state.
+//! of four bytes) in 16 cycles. Rust has no stable intrinsics for it. Tiles are configured per thread while a [`Tiles`]
+//! exists and released after it, so that other code pays nothing for their state.
 
 use super::panel::{MatrixSimd, MatrixTokens, PanelSimd, PanelSums};
 use std::arch::asm;
