@@ -5,6 +5,7 @@
 // Kernels register themselves by name.
 #include "emulator.h"
 #include <mutex>
+#include <unistd.h>
 
 using namespace emulator;
 
@@ -33,10 +34,15 @@ Work copy_of(void* to, const void* from, size_t bytes) {
     return w;
 }
 
+// What waits for a kernel that never ends.
+void wait_forever_if_hung() {
+    while (is_hung()) sleep(1);
+}
+
 // A copy between host and device: of pinned memory it is issued, of other memory the call waits for it.
 int host_copy(void* to, const void* from, size_t bytes, const void* host, void* stream) {
     if (is_capturing(stream)) fail("a copy from or to the host in a capture");
-    if (!is_pinned(host)) return finish(stream), copy_range(to, from, bytes), OK;
+    if (!is_pinned(host)) return finish(stream), wait_forever_if_hung(), copy_range(to, from, bytes), OK;
     return issue(stream, copy_of(to, from, bytes)), OK;
 }
 
@@ -53,13 +59,17 @@ void fail(const std::string& what) {
 // Calls of the interface, one at a time; those that need a context in their thread, and those that do not.
 #define API(name) extern "C" __attribute__((visibility("default"))) int name
 #define LOCK std::lock_guard<std::mutex> lock(one)
-#define BEGIN LOCK; need_context(__func__)
+#define BEGIN LOCK; need_context(__func__); if (int code = pending_error()) return code
 
 API(cuInit)(unsigned) { return OK; }
 API(cuDriverGetVersion)(int* v) { return *v = 12040, OK; }
-API(cuDeviceGetCount)(int* n) { return *n = 1, OK; }
+API(cuDeviceGetCount)(int* n) {
+    const char* devices = getenv("KIMI_EMULATOR_DEVICES");
+    return *n = devices ? atoi(devices) : 1, OK;
+}
 API(cuDeviceGet)(int* d, int) { return *d = 0, OK; }
 API(cuDeviceGetName)(char* name, int n, int) { return snprintf(name, (size_t)n, "host threads"), OK; }
+API(cuDeviceGetUuid_v2)(void* uuid, int) { return memset(uuid, 7, 16), OK; }
 API(cuDeviceGetAttribute)(int* v, int attribute, int) {
     switch (attribute) {
         case 16: return *v = 4, OK;           // multiprocessors
@@ -84,6 +94,7 @@ API(cuMemAlloc_v2)(u64* p, size_t n) {
 API(cuMemFree_v2)(u64 p) {
     BEGIN;
     finish_all();
+    wait_forever_if_hung();
     return release(p) ? OK : INVALID;
 }
 API(cuMemHostAlloc)(void** p, size_t n, unsigned) {
@@ -123,7 +134,8 @@ API(cuStreamCreate)(void** s, unsigned) {
     static u64 made = 0;
     return *s = (void*)++made, OK;
 }
-API(cuStreamSynchronize)(void* stream) { BEGIN; return finish(stream), OK; }
+API(cuStreamSynchronize)(void* stream) { BEGIN; return finish(stream), wait_forever_if_hung(), pending_error(); }
+API(cuStreamQuery)(void* stream) { BEGIN; return finish(stream), query_result(); }
 API(cuStreamWaitEvent)(void* stream, void* event, unsigned) { BEGIN; return wait_for(stream, *(Event*)event), OK; }
 API(cuModuleLoadDataEx)(void** m, const void* code, unsigned n, int* options, void** values) {
     BEGIN;
@@ -151,6 +163,7 @@ API(cuLaunchKernel)(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigne
     const Function* f = (Function*)handle;
     if (!gx || !gy || !gz || gx > 0x7fffffff || gy > 65535 || gz > 65535) return INVALID;
     if (!bx || bx > 1024 || bx % 32 || by != 1 || bz != 1) return INVALID;
+    if (int code = launch_error(f->name)) return code;
     if (bx > f->kernel.max_threads) fail("more threads than the kernel is compiled for in a launch of " + f->name);
     if (shared > f->opted_in) fail("more shared memory than opted in to in a launch of " + f->name);
     Work w{};
@@ -162,11 +175,15 @@ API(cuLaunchKernel)(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigne
 API(cuEventCreate)(void** e, unsigned) { BEGIN; return *e = new Event, OK; }
 API(cuEventDestroy_v2)(void* e) { BEGIN; return delete (Event*)e, OK; }
 API(cuEventRecord)(void* event, void* stream) { BEGIN; return *(Event*)event = record(stream), OK; }
-API(cuEventSynchronize)(void* event) { BEGIN; return finish(*(Event*)event), OK; }
+API(cuEventSynchronize)(void* event) { BEGIN; return finish(*(Event*)event), wait_forever_if_hung(), pending_error(); }
+API(cuEventQuery)(void* event) { BEGIN; return finish(*(Event*)event), query_result(); }
 API(cuEventElapsedTime)(float* ms, void*, void*) { BEGIN; return *ms = 1, OK; }
 API(cuEventElapsedTime_v2)(float* ms, void*, void*) { BEGIN; return *ms = 1, OK; }
 API(cuGetErrorString)(int code, const char** text) {
-    *text = code == OUT_OF_MEMORY ? "out of memory" : code == NOT_FOUND ? "named symbol not found" : "invalid argument";
+    *text = code == OUT_OF_MEMORY ? "out of memory"
+            : code == NOT_FOUND   ? "named symbol not found"
+            : code == 700         ? "an illegal memory access was encountered"
+                                  : "invalid argument";
     return OK;
 }
 API(cuStreamBeginCapture_v2)(void* stream, int) { BEGIN; return begin_capture(stream), OK; }

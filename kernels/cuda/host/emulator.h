@@ -1,7 +1,7 @@
 // What the emulator's parts share; kernels see shim.h only.
 //
 // memory.cpp has device and shared memory with their shadow, block.cpp runs a block with a fiber per thread, streams.cpp orders
-// work, and driver.cpp is the driver's interface. Next: memory.cpp.
+// work, faults.cpp plants faults of the device, and driver.cpp is the driver's interface. Next: memory.cpp.
 #pragma once
 #define EMULATOR_PART
 #include "kernels.h"
@@ -64,6 +64,18 @@ void begin_warp_step(unsigned warp, bool orders_writes);
 void run_launch(const std::string& name, const shim::Kernel& kernel, dim3 grid, dim3 threads, size_t shared, void** arguments);
 // The kernel, block and thread that run; empty between launches.
 std::string running();
+
+// ---- faults.cpp --------------------------------------------------------------------------------------------------
+
+// The result of a call that launches a kernel: 0, or the planted error.
+int launch_error(const std::string& kernel);
+// Whether a launch runs: not where it is left out or ends all work.
+bool starts(const std::string& kernel);
+// Whether a kernel never ends: what waits for it waits forever.
+bool is_hung();
+// The result of every call after a fault that ends all work: 0 without one. And that of a query.
+int pending_error();
+int query_result();
 
 // ---- streams.cpp -------------------------------------------------------------------------------------------------
 

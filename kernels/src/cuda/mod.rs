@@ -26,10 +26,11 @@ mod staging;
 mod weight;
 
 pub use cache::Cache;
-pub use driver::{Device, Unavailable};
+pub use driver::{Device, DeviceFailure, LaunchEvent, Unavailable};
 pub use materialized::{Heads, materialized_bytes};
 pub use memory::Tensor;
 pub use planes::device_bytes;
+pub use ptx::archive_id;
 pub use route::Routed;
 pub use staging::{UPLOAD_MIN_TOKENS, buffer_and_planes, staging_bytes};
 pub use weight::Weight;
@@ -49,7 +50,7 @@ use staging::Staging;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Runs all ops on one CUDA device, except experts that stay in RAM for the CPU.
 pub struct Cuda {
@@ -190,6 +191,18 @@ impl Cuda {
     /// Compiles all kernels now instead of on first use; returns modules and seconds.
     pub fn compile(&self) -> Vec<(String, f64)> {
         self.driver.compile()
+    }
+
+    /// Passes modules and kernels to `on` before they are compiled and launched, each launch after the end of the one before:
+    /// for checks of a device.
+    pub fn trace(&self, on: impl Fn(LaunchEvent<'_>) + Send + Sync + 'static) {
+        self.driver.trace(Box::new(on));
+    }
+
+    /// Sets the longest time that issued work may take (default: 60 s). Beyond it, and after an error of the driver or of a
+    /// kernel, every op unwinds with a [`DeviceFailure`].
+    pub fn limit_waits(&self, limit: Duration) {
+        self.driver.limit_waits(limit);
     }
 
     /// Number of kernel launches, direct or captured.

@@ -10,6 +10,11 @@ use std::io::Read as _;
 
 static ARCHIVE: &[u8] = include_bytes!("../../cuda/kernels.ptx.gz");
 
+/// Identifies the embedded kernels: the checksum and the length at the end of the archive, a gzip file.
+pub fn archive_id() -> u64 {
+    ARCHIVE.last_chunk().map_or(0, |end| u64::from_le_bytes(*end))
+}
+
 pub(super) struct Code {
     modules: Vec<CString>,
     names: Vec<String>,

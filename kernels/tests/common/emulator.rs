@@ -85,7 +85,7 @@ fn format_modules() -> String {
 }
 
 /// The parts of the emulator itself.
-const PARTS: [&str; 5] = ["memory.cpp", "block.cpp", "streams.cpp", "warp.cpp", "driver.cpp"];
+const PARTS: [&str; 6] = ["memory.cpp", "block.cpp", "streams.cpp", "warp.cpp", "faults.cpp", "driver.cpp"];
 /// The kernels call the emulator before each access; see kernels/cuda/host/memory.cpp.
 const CHECKED: [&str; 2] = ["-fsanitize=thread,alignment", "-DEMULATOR_CHECKS=1"];
 

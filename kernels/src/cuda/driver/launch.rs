@@ -1,7 +1,7 @@
 //! Launches kernels by name, loads them on first use, and captures launches in graphs.
 
 use super::super::ptx::KernelEntry;
-use super::{Driver, PrimaryContext, done, words};
+use super::{Driver, PrimaryContext};
 use bytemuck::Pod;
 use cudarc::driver::sys::{self, CUresult};
 use std::cell::Cell;
@@ -55,6 +55,18 @@ pub(in crate::cuda) struct Grid {
     pub shared: usize,
 }
 
+/// What happens next on the device, for [`Driver::trace`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LaunchEvent<'a> {
+    /// The driver compiles a module of this name.
+    Module(&'a str),
+    /// A kernel of this name is launched or captured.
+    Kernel(&'a str),
+}
+
+/// What receives the events of a device.
+pub(super) type LaunchTrace = Box<dyn Fn(LaunchEvent<'_>) + Send + Sync>;
+
 /// An executable graph from a capture, destroyed on drop.
 pub(in crate::cuda) struct GraphExec {
     handle: sys::CUgraphExec,
@@ -68,9 +80,10 @@ unsafe impl Sync for GraphExec {}
 
 impl Drop for GraphExec {
     fn drop(&mut self) {
-        let _ = self.context.try_enter();
-        // SAFETY: made by `capture` and dropped once; the driver keeps it alive for work in flight.
-        let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
+        if self.context.try_enter() == CUresult::CUDA_SUCCESS {
+            // SAFETY: made by `capture` and dropped once; the driver keeps it alive for work in flight.
+            let _ = unsafe { sys::cuGraphExecDestroy(self.handle) };
+        }
     }
 }
 
@@ -103,20 +116,23 @@ impl Capturing<'_> {
         driver.current();
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is ours and captures nothing yet.
-        done("capture", unsafe { sys::cuStreamBeginCapture_v2(driver.stream, mode) });
+        driver.done("capture", unsafe { sys::cuStreamBeginCapture_v2(driver.stream, mode) });
         CAPTURING.set(true);
         Capturing(driver)
     }
 
     fn end(self) -> sys::CUgraph {
         let (code, graph) = self.stop();
-        done("capture", code);
+        self.0.done("capture", code);
         graph
     }
 
     fn stop(&self) -> (CUresult, sys::CUgraph) {
         CAPTURING.set(false);
         let mut graph = std::ptr::null_mut();
+        if self.0.context.fault.failure().is_some() {
+            return (CUresult::CUDA_ERROR_UNKNOWN, graph);
+        }
         // SAFETY: ends the capture begun above; the local is written.
         (unsafe { sys::cuStreamEndCapture(self.0.stream, &mut graph) }, graph)
     }
@@ -140,6 +156,11 @@ impl Driver {
         (!ours).then(|| self.capture_lock.read().unwrap_or_else(PoisonError::into_inner))
     }
 
+    /// Blocks captures unless one runs or another thread waits for its own.
+    pub(super) fn turn_without_wait(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        if CAPTURING.get() { None } else { self.capture_lock.try_read().ok() }
+    }
+
     /// Launches the kernel `name`, or `name_format` for one of a format. Argument sizes are checked against the compiled code.
     pub(in crate::cuda) fn launch(&self, name: [&'static str; 2], grid: Grid, arguments: &[Argument<'_>]) {
         self.current();
@@ -160,6 +181,9 @@ impl Driver {
         }
         let [x, y, z] = grid.blocks.map(|n| u32::try_from(n).expect("blocks in 32 bits"));
         let (threads, shared) = (grid.threads as u32, grid.shared as u32);
+        if let Some(trace) = self.trace.get() {
+            trace(LaunchEvent::Kernel(&entry.name));
+        }
         // SAFETY: each argument is as long as the kernel's parameter and is copied by the call; addresses in them are
         // of buffers that outlive the work, since memory is only reused by work issued later on the same stream, or by
         // copies that wait for it.
@@ -178,7 +202,18 @@ impl Driver {
                 std::ptr::null_mut(),
             )
         };
-        assert!(code == CUresult::CUDA_SUCCESS, "CUDA: {} {grid:?}: {}", entry.name, words(code));
+        if code != CUresult::CUDA_SUCCESS {
+            self.done(format_args!("{} {grid:?}", entry.name), code);
+        }
+        if self.trace.get().is_some() && !CAPTURING.get() {
+            self.context.fault.wait_for(self.stream, &entry.name);
+        }
+    }
+
+    /// Passes modules and kernels to `trace` before they are loaded and launched. Each launch is then waited for, so that
+    /// errors name their kernel. Later calls have no effect.
+    pub(in crate::cuda) fn trace(&self, trace: LaunchTrace) {
+        let _ = self.trace.set(trace);
     }
 
     /// Captures the launches of `issue` in a graph without running them. Host copies are not allowed.
@@ -191,11 +226,11 @@ impl Driver {
         // SAFETY: the local is written; the graph may be destroyed once it is instantiated.
         let made = unsafe {
             let made = sys::cuGraphInstantiateWithFlags(&mut handle, graph, 0);
-            done("capture", sys::cuGraphDestroy(graph));
+            self.done("capture", sys::cuGraphDestroy(graph));
             made
         };
-        done("capture", made);
-        GraphExec { handle, context: self.context }
+        self.done("capture", made);
+        GraphExec { handle, context: self.context.clone() }
     }
 
     /// Launches a graph on the compute stream and returns without waiting for it.
@@ -203,7 +238,7 @@ impl Driver {
         self.current();
         let _turn = self.turn();
         // SAFETY: the graph is alive, and its owner keeps its buffers alive.
-        done("replay", unsafe { sys::cuGraphLaunch(graph.handle, self.stream) });
+        self.done("replay", unsafe { sys::cuGraphLaunch(graph.handle, self.stream) });
     }
 
     /// A kernel's function for a launch with `shared` bytes of shared memory; loads its module on first use.
@@ -217,9 +252,9 @@ impl Driver {
             let carveout = Attribute::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT;
             // SAFETY: a function of a loaded module.
             unsafe {
-                done("shared memory", sys::cuFuncSetAttribute(function.handle, most, shared as i32));
+                self.done("shared memory", sys::cuFuncSetAttribute(function.handle, most, shared as i32));
                 // As much of L1 as possible, so that several blocks fit a multiprocessor.
-                done("shared memory", sys::cuFuncSetAttribute(function.handle, carveout, 100));
+                self.done("shared memory", sys::cuFuncSetAttribute(function.handle, carveout, 100));
             }
             function.shared = shared;
         }
@@ -233,7 +268,7 @@ impl Driver {
         let module = &modules.entry(module).or_insert_with(|| Module(self.load(module))).0;
         let (mut handle, full) = (std::ptr::null_mut(), CString::new(full).expect("a kernel's name"));
         // SAFETY: the module is loaded, the name ends with a zero, the local is written.
-        done("kernel", unsafe { sys::cuModuleGetFunction(&mut handle, *module, full.as_ptr()) });
+        self.done("kernel", unsafe { sys::cuModuleGetFunction(&mut handle, *module, full.as_ptr()) });
         Function { handle, entry, shared: SHARED_WITHOUT_OPT_IN }
     }
 
@@ -248,7 +283,9 @@ impl Driver {
                 let (mut function, name) = (std::ptr::null_mut(), CString::new(&*entry.name));
                 let name = name.expect("a kernel's name");
                 // SAFETY: the module is loaded, the name ends with a zero, the local is written.
-                done(&entry.name, unsafe { sys::cuModuleGetFunction(&mut function, handle, name.as_ptr()) });
+                self.done(&entry.name, unsafe {
+                    sys::cuModuleGetFunction(&mut function, handle, name.as_ptr())
+                });
             }
             (self.code.name(module).to_owned(), start.elapsed().as_secs_f64())
         };
@@ -262,6 +299,9 @@ impl Driver {
         let mut options = [CU_JIT_ERROR_LOG_BUFFER, CU_JIT_ERROR_LOG_BUFFER_SIZE_BYTES];
         let mut values = [log.as_mut_ptr().cast::<c_void>(), std::ptr::without_provenance_mut(LOG - 1)];
         let (text, count) = (self.code.text(module), options.len() as u32);
+        if let Some(trace) = self.trace.get() {
+            trace(LaunchEvent::Module(self.code.name(module)));
+        }
         // SAFETY: the text ends with a zero; the call writes the local and at most all but the last byte of the log, whose
         // address and length are passed.
         let code = unsafe {
@@ -271,12 +311,8 @@ impl Driver {
         if code != CUresult::CUDA_SUCCESS {
             let log = CStr::from_bytes_until_nul(&log).unwrap_or_default().to_string_lossy();
             let log: Vec<&str> = log.split_whitespace().collect();
-            panic!(
-                "CUDA: compilation of {} by the driver: {}: {}",
-                self.code.name(module),
-                words(code),
-                log.join(" ")
-            );
+            let what = format!("compilation of {} by the driver: {}", self.code.name(module), log.join(" "));
+            self.done(what, code);
         }
         handle
     }

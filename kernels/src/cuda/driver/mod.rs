@@ -2,29 +2,47 @@
 //!
 //! [`Driver::open`] loads the driver library at run time, so the program starts without one. Compute runs on one stream in
 //! order, weight uploads on the other, and [`Event`]s order the two. An error after opening (a lost device, an invalid access
-//! by a kernel) is unrecoverable and panics with the driver's message. This file contains no op: it holds the device, its
-//! memory and the streams, and `launch` runs kernels. Next: `ptx`, the embedded code.
+//! by a kernel) is unrecoverable and unwinds with the driver's message; `fault` keeps it. This file contains no op: it holds the
+//! device, its memory and the streams, and `launch` runs kernels. Next: `ptx`, the embedded code.
 
+mod fault;
 mod launch;
 
+pub use fault::DeviceFailure;
+pub use launch::LaunchEvent;
 pub(super) use launch::{Argument, GraphExec, Grid, arg, block};
 
 use super::ptx::Code;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
-use launch::LoadedModules;
+use fault::DeviceFault;
+use launch::{LaunchTrace, LoadedModules};
 use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 /// An address in device memory.
 pub(super) type Address = u64;
 
 /// Why no device is usable, in one line.
 #[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Unavailable(String);
+pub enum Unavailable {
+    /// The machine has no driver or no device.
+    #[error("{0}")]
+    Absent(String),
+    /// There is one, but it cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl Unavailable {
+    /// Whether the machine has no CUDA device at all.
+    pub fn is_absent(&self) -> bool {
+        matches!(self, Unavailable::Absent(_))
+    }
+}
 
 /// Largest upload, in bytes, that is copied through pinned memory without waiting, and the number of such uploads in flight.
 const SMALL: usize = 64 << 10;
@@ -41,6 +59,8 @@ pub(super) struct Driver {
     loaded: Mutex<LoadedModules>,
     /// Locked exclusively during a capture, shared by threads that issue work.
     capture_lock: RwLock<()>,
+    /// Receives modules and kernels before they are loaded and launched.
+    trace: OnceLock<LaunchTrace>,
     /// Small uploads in flight, oldest first.
     small: Mutex<VecDeque<Pinned>>,
     /// Pinned buffer for downloads of up to [`DOWN`] bytes.
@@ -65,6 +85,10 @@ pub struct Device {
     pub shared: usize,
     /// CUDA version of the driver: 12040 is 12.4.
     pub version: i32,
+    /// Identifies the card among those of its name.
+    pub uuid: [u8; 16],
+    /// Number of CUDA devices, of which the first is used.
+    pub devices: usize,
 }
 
 /// One of the two streams.
@@ -77,19 +101,29 @@ pub(super) enum Stream {
 }
 
 /// The device's primary context, which lives as long as the process. Calls need it current in their thread.
-#[derive(Clone, Copy)]
-struct PrimaryContext(sys::CUcontext);
+#[derive(Clone)]
+struct PrimaryContext {
+    handle: sys::CUcontext,
+    fault: Arc<DeviceFault>,
+}
 
 impl PrimaryContext {
-    /// Makes the context current in the calling thread.
-    fn enter(self) {
-        done("context", self.try_enter());
+    /// Makes the context current in the calling thread; unwinds if the device has failed.
+    fn enter(&self) {
+        self.done("context", self.try_enter());
     }
 
     /// The same without a panic, for drops.
-    fn try_enter(self) -> CUresult {
+    fn try_enter(&self) -> CUresult {
+        if self.fault.failure().is_some() {
+            return CUresult::CUDA_ERROR_UNKNOWN;
+        }
         // SAFETY: the context is alive as long as the process.
-        unsafe { sys::cuCtxSetCurrent(self.0) }
+        unsafe { sys::cuCtxSetCurrent(self.handle) }
+    }
+
+    fn done(&self, what: impl std::fmt::Display, code: CUresult) {
+        self.fault.done(what, code);
     }
 }
 
@@ -104,14 +138,14 @@ unsafe impl Send for Event {}
 
 impl Event {
     fn wait(&self) {
-        done("work on the device", self.try_wait());
+        self.context.done("work on the device", self.try_wait());
     }
 
     /// The same without a panic, for drops.
     fn try_wait(&self) -> CUresult {
         match self.context.try_enter() {
             // SAFETY: the event is alive.
-            CUresult::CUDA_SUCCESS => unsafe { sys::cuEventSynchronize(self.handle) },
+            CUresult::CUDA_SUCCESS => self.context.fault.poll(|| unsafe { sys::cuEventQuery(self.handle) }),
             code => code,
         }
     }
@@ -119,9 +153,10 @@ impl Event {
 
 impl Drop for Event {
     fn drop(&mut self) {
-        let _ = self.context.try_enter();
-        // SAFETY: made by `event` and dropped once; the driver keeps it alive for work that waits for it.
-        let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
+        if self.context.try_enter() == CUresult::CUDA_SUCCESS {
+            // SAFETY: made by `event` and dropped once; the driver keeps it alive for work that waits for it.
+            let _ = unsafe { sys::cuEventDestroy_v2(self.handle) };
+        }
     }
 }
 
@@ -174,12 +209,12 @@ fn words(code: CUresult) -> String {
     unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned()
 }
 
-fn done(what: &str, code: CUresult) {
-    assert!(code == CUresult::CUDA_SUCCESS, "CUDA: {what}: {}", words(code));
-}
-
 fn opened(what: &str, code: CUresult) -> Result<(), Unavailable> {
-    if code == CUresult::CUDA_SUCCESS { Ok(()) } else { Err(Unavailable(format!("{what}: {}", words(code)))) }
+    match code {
+        CUresult::CUDA_SUCCESS => Ok(()),
+        CUresult::CUDA_ERROR_NO_DEVICE => Err(Unavailable::Absent(format!("{what}: {}", words(code)))),
+        code => Err(Unavailable::Unusable(format!("{what}: {}", words(code)))),
+    }
 }
 
 impl Driver {
@@ -187,7 +222,7 @@ impl Driver {
     pub(super) fn open() -> Result<Driver, Unavailable> {
         // SAFETY: loads the library, which only runs its initializers.
         if !unsafe { sys::is_culib_present() } {
-            return Err(Unavailable("no CUDA driver (libcuda) found".into()));
+            return Err(Unavailable::Absent("no CUDA driver (libcuda) found".into()));
         }
         let (mut handle, mut count, mut context) = (0, 0, std::ptr::null_mut());
         let (mut stream, mut copies) = (std::ptr::null_mut(), std::ptr::null_mut());
@@ -196,7 +231,7 @@ impl Driver {
             opened("the CUDA driver does not start", sys::cuInit(0))?;
             opened("no CUDA device", sys::cuDeviceGetCount(&mut count))?;
             if count == 0 {
-                return Err(Unavailable("the CUDA driver has no device".into()));
+                return Err(Unavailable::Absent("the CUDA driver has no device".into()));
             }
             opened("no CUDA device", sys::cuDeviceGet(&mut handle, 0))?;
             opened("no context on the CUDA device", sys::cuDevicePrimaryCtxRetain(&mut context, handle))?;
@@ -204,10 +239,10 @@ impl Driver {
             opened("no stream on the CUDA device", sys::cuStreamCreate(&mut stream, 1))?;
             opened("no stream on the CUDA device", sys::cuStreamCreate(&mut copies, 1))?;
         }
-        let device = describe(handle)?;
+        let device = describe(handle, count)?;
         if device.version < 12040 || device.capability < [8, 0] {
             let ([major, minor], version) = (device.capability, device.version);
-            return Err(Unavailable(format!(
+            return Err(Unavailable::Unusable(format!(
                 "{}: expected compute capability 8.0 and a driver of CUDA 12.4, found {major}.{minor} and CUDA {}.{}",
                 device.name,
                 version / 1000,
@@ -215,12 +250,13 @@ impl Driver {
             )));
         }
         Ok(Driver {
-            context: PrimaryContext(context),
+            context: PrimaryContext { handle: context, fault: Arc::default() },
             stream,
             copies,
             code: Code::embedded(),
             loaded: Mutex::default(),
             capture_lock: RwLock::new(()),
+            trace: OnceLock::new(),
             small: Mutex::default(),
             down: Mutex::default(),
             epoch: AtomicU64::new(0),
@@ -244,12 +280,21 @@ impl Driver {
         self.context.enter();
     }
 
+    fn done(&self, what: impl std::fmt::Display, code: CUresult) {
+        self.context.done(what, code);
+    }
+
+    /// Sets the longest time that work on the device may take; more is a failure.
+    pub(super) fn limit_waits(&self, limit: Duration) {
+        self.context.fault.limit_waits(limit);
+    }
+
     /// Free and total device memory in bytes.
     pub(super) fn memory(&self) -> [u64; 2] {
         self.current();
         let (mut free, mut total) = (0, 0);
         // SAFETY: writes to the two locals.
-        done("memory", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) });
+        self.done("memory", unsafe { sys::cuMemGetInfo_v2(&mut free, &mut total) });
         [free as u64, total as u64]
     }
 
@@ -261,7 +306,7 @@ impl Driver {
         match unsafe { sys::cuMemAlloc_v2(&mut address, bytes) } {
             CUresult::CUDA_ERROR_OUT_OF_MEMORY => None,
             code => {
-                done("allocation", code);
+                self.done("allocation", code);
                 Some(address)
             }
         }
@@ -269,9 +314,25 @@ impl Driver {
 
     /// Frees an allocation of [`Driver::allocate`] after all issued work.
     pub(super) fn free(&self, address: Address) {
-        self.current();
-        // SAFETY: the address came from `allocate` and its owner is being dropped; freeing waits for the device.
-        done("free", unsafe { sys::cuMemFree_v2(address) });
+        if self.context.try_enter() != CUresult::CUDA_SUCCESS {
+            return; // the memory of a failed device
+        }
+        let mut code = CUresult::CUDA_SUCCESS;
+        // Polled, because freeing would wait without a limit. A stream that captures must not be queried.
+        if let Some(_turn) = self.turn_without_wait() {
+            for stream in [self.stream, self.copies] {
+                // SAFETY: the stream is alive as long as the process.
+                let poll = || self.context.fault.poll(|| unsafe { sys::cuStreamQuery(stream) });
+                code = if code == CUresult::CUDA_SUCCESS { poll() } else { code };
+            }
+        }
+        if code == CUresult::CUDA_SUCCESS {
+            // SAFETY: the address came from `allocate` and its owner is being dropped.
+            code = unsafe { sys::cuMemFree_v2(address) };
+        }
+        if code != CUresult::CUDA_SUCCESS {
+            self.context.fault.record(|| format!("free: {}", words(code))); // the next call unwinds, a drop must not
+        }
     }
 
     /// Copies bytes to the device; the bytes may change after the call.
@@ -281,8 +342,9 @@ impl Driver {
         if bytes.is_empty() || self.upload_small(to, bytes) {
             return;
         }
+        self.wait_now(); // polled: a copy of pageable memory waits for earlier work without a limit
         // SAFETY: the bytes are readable, and borrowed until the wait is over.
-        done("upload", unsafe {
+        self.done("upload", unsafe {
             sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream)
         });
         self.wait_now();
@@ -320,12 +382,15 @@ impl Driver {
         let _turn = self.turn();
         // Without pinned memory, each part is copied with a wait of its own.
         let pinned = room.as_ref().filter(|_| total <= DOWN).map(|room| room.at);
+        if pinned.is_none() {
+            self.wait_now(); // polled, as in `upload`
+        }
         let mut start = 0;
         for (from, bytes) in all.iter_mut().filter(|(_, bytes)| !bytes.is_empty()) {
             // SAFETY: the bytes are writable and borrowed until the wait is over; parts of the room follow each other.
             unsafe {
                 let to = pinned.map_or(bytes.as_mut_ptr(), |at| at.add(start)).cast();
-                done("download", sys::cuMemcpyDtoHAsync_v2(to, *from, bytes.len(), self.stream));
+                self.done("download", sys::cuMemcpyDtoHAsync_v2(to, *from, bytes.len(), self.stream));
             }
             start += bytes.len();
         }
@@ -358,8 +423,8 @@ impl Driver {
         self.current();
         let mut handle = std::ptr::null_mut();
         // SAFETY: writes to the local.
-        done("event", unsafe { sys::cuEventCreate(&mut handle, 2) }); // without timing
-        Event { handle, context: self.context }
+        self.done("event", unsafe { sys::cuEventCreate(&mut handle, 2) }); // without timing
+        Event { handle, context: self.context.clone() }
     }
 
     fn handle(&self, stream: Stream) -> sys::CUstream {
@@ -374,7 +439,7 @@ impl Driver {
         self.current();
         let _turn = self.turn();
         // SAFETY: event and stream are alive.
-        done("event", unsafe { sys::cuEventRecord(event.handle, self.handle(stream)) });
+        self.done("event", unsafe { sys::cuEventRecord(event.handle, self.handle(stream)) });
     }
 
     /// Makes later work of the stream wait for `event`.
@@ -382,7 +447,7 @@ impl Driver {
         self.current();
         let _turn = self.turn();
         // SAFETY: event and stream are alive.
-        done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.handle, 0) });
+        self.done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.handle, 0) });
     }
 
     /// Uploads bytes of `from` concurrently with compute.
@@ -399,8 +464,8 @@ impl Driver {
             // SAFETY: pinned bytes, unchanged until `sent`, which is recorded here after the copy, has passed.
             unsafe {
                 let at = from.at.cast_const().add(bytes.start).cast();
-                done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes.len(), stream));
-                done("event", sys::cuEventRecord(from.sent.handle, stream));
+                self.done("upload", sys::cuMemcpyHtoDAsync_v2(to, at, bytes.len(), stream));
+                self.done("event", sys::cuEventRecord(from.sent.handle, stream));
             }
         }
     }
@@ -410,7 +475,7 @@ impl Driver {
         let _turn = self.turn();
         if bytes > 0 {
             // SAFETY: both are ranges of live allocations, as the callers' buffers are.
-            done("copy", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) });
+            self.done("copy", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) });
         }
     }
 
@@ -419,7 +484,7 @@ impl Driver {
         let _turn = self.turn();
         if bytes > 0 {
             // SAFETY: a range of a live allocation, as the caller's buffer is.
-            done("fill", unsafe { sys::cuMemsetD8Async(at, byte, bytes, self.stream) });
+            self.done("fill", unsafe { sys::cuMemsetD8Async(at, byte, bytes, self.stream) });
         }
     }
 
@@ -431,13 +496,13 @@ impl Driver {
     }
 
     fn wait_now(&self) {
-        // SAFETY: the stream is alive as long as the process.
-        done("work on the device", unsafe { sys::cuStreamSynchronize(self.stream) });
+        self.context.fault.wait_for(self.stream, "work on the device");
     }
 }
 
-fn describe(handle: sys::CUdevice) -> Result<Device, Unavailable> {
+fn describe(handle: sys::CUdevice, devices: i32) -> Result<Device, Unavailable> {
     let (mut name, mut version) = ([0_u8; 128], 0);
+    let mut uuid = sys::CUuuid { bytes: [0; 16] };
     let attribute = |which| {
         let mut value = 0;
         // SAFETY: writes to the local.
@@ -448,6 +513,8 @@ fn describe(handle: sys::CUdevice) -> Result<Device, Unavailable> {
     };
     // SAFETY: at most 127 bytes and a zero are written.
     opened("the device's name", unsafe { sys::cuDeviceGetName(name.as_mut_ptr().cast(), 127, handle) })?;
+    // SAFETY: writes to the local.
+    opened("the device's UUID", unsafe { sys::cuDeviceGetUuid_v2(&mut uuid, handle) })?;
     // SAFETY: writes to the local.
     opened("the driver's version", unsafe { sys::cuDriverGetVersion(&mut version) })?;
     Ok(Device {
@@ -460,5 +527,7 @@ fn describe(handle: sys::CUdevice) -> Result<Device, Unavailable> {
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)? as usize,
         shared: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)? as usize,
         version,
+        uuid: uuid.bytes.map(|byte| byte as u8),
+        devices: devices as usize,
     })
 }
