@@ -3,7 +3,7 @@
 //!
 //! Imports point down only: `cli`, then `commands`, `chat`, `ask` and `serve`, then `args`, `scheduler` and `client`, then
 //! `document_qa`, then `generation`, `runtime` and `prefix_cache`; `hub` is used by `commands`, `documents` by `chat`, `ask`,
-//! `serve` and `document_qa`, and `io` is below all.
+//! `serve` and `document_qa`, `kernel_checks` by `commands` and `runtime`, and `io` is below all.
 #![forbid(unsafe_code)]
 #![allow(missing_docs, reason = "the public items serve this package's binary and tests only")]
 
@@ -18,6 +18,7 @@ pub mod documents;
 pub mod generation;
 pub(crate) mod hub;
 pub mod io;
+pub(crate) mod kernel_checks;
 pub mod prefix_cache;
 pub mod runtime;
 pub mod scheduler;

@@ -12,10 +12,23 @@ use repository::text_files;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Each module at the root of `src/` with those that it may import, from the top down.
-const LAYERS: [(&str, &[&str]); 16] = [
+const LAYERS: [(&str, &[&str]); 17] = [
     ("main", &["cli", "runtime", "io"]),
     ("cli", &["commands", "chat", "ask", "serve", "documents", "runtime", "io"]),
-    ("commands", &["args", "scheduler", "client", "generation", "runtime", "prefix_cache", "hub", "io"]),
+    (
+        "commands",
+        &[
+            "args",
+            "scheduler",
+            "client",
+            "generation",
+            "runtime",
+            "prefix_cache",
+            "kernel_checks",
+            "hub",
+            "io",
+        ],
+    ),
     ("chat", &["args", "client", "document_qa", "documents", "generation", "runtime", "prefix_cache", "io"]),
     ("ask", &["args", "client", "document_qa", "documents", "generation", "runtime", "prefix_cache", "io"]),
     (
@@ -37,8 +50,9 @@ const LAYERS: [(&str, &[&str]); 16] = [
     ("client", &["document_qa", "generation", "runtime", "prefix_cache", "io"]),
     ("document_qa", &["documents", "generation", "runtime", "prefix_cache", "io"]),
     ("generation", &["runtime", "prefix_cache", "io"]),
-    ("runtime", &["prefix_cache", "io"]),
+    ("runtime", &["prefix_cache", "kernel_checks", "io"]),
     ("prefix_cache", &["io"]),
+    ("kernel_checks", &[]),
     ("hub", &["io"]),
     ("documents", &["io"]),
     ("io", &[]),

@@ -68,17 +68,30 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// Sizes above the backend's limits, or a tensor whose shape or format differs from what the metadata implies.
     pub fn load(b: &B, file: &Gguf) -> Result<Self, Error> {
-        match Architecture::from_metadata(&path_of(file), &file.metadata)? {
-            Architecture::KimiLinear(config) => {
-                Model::load_with(b, file, &config, "output.weight", |from, kind| {
-                    kimi_linear::mixer(from, &config, kind)
-                })
-            }
-            Architecture::Ling(ling) => {
-                Model::load_with(b, file, &ling.config, ling.output(file), |from, kind| {
-                    ling.mixer(from, kind)
-                })
-            }
+        load(b, file, None)
+    }
+
+    /// Loads one layer between the embedding and the output of the first [`LAYER_VOCAB`](crate::hybrid::LAYER_VOCAB)
+    /// tokens, for checks of a device.
+    ///
+    /// # Errors
+    /// As [`Model::load`].
+    pub fn load_layer(b: &B, file: &Gguf, layer: usize) -> Result<Self, Error> {
+        load(b, file, Some(layer))
+    }
+}
+
+fn load<B: Backend>(b: &B, file: &Gguf, only: Option<usize>) -> Result<Model<B>, Error> {
+    match Architecture::from_metadata(&path_of(file), &file.metadata)? {
+        Architecture::KimiLinear(config) => {
+            Model::load_with(b, file, &config, "output.weight", only, |from, kind| {
+                kimi_linear::mixer(from, &config, kind)
+            })
+        }
+        Architecture::Ling(ling) => {
+            Model::load_with(b, file, &ling.config, ling.output(file), only, |from, kind| {
+                ling.mixer(from, kind)
+            })
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::runtime::options::{DeviceChoice, DeviceOptions, Drafting, LoadOptions
 use clap::builder::RangedU64ValueParser;
 use kernels::backend::CacheFormat;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Options that select a model and the way it runs, for [`LoadOptions`].
 #[derive(Clone, Debug, clap::Args)]
@@ -111,9 +112,9 @@ impl From<CacheType> for CacheFormat {
 /// Options that select the device and the use of the GPU, for [`DeviceOptions`].
 #[derive(Clone, Debug, clap::Args)]
 pub struct DeviceArgs {
-    /// Device to run on
-    #[arg(long, value_enum, default_value_t)]
-    pub device: DeviceChoice,
+    /// Device to run on (default: auto)
+    #[arg(long, value_enum)]
+    pub device: Option<DeviceChoice>,
     /// Maximum GPU memory to use (default: all free memory)
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub gpu_memory: Option<u64>,
@@ -126,12 +127,16 @@ pub struct DeviceArgs {
     /// Number of layers whose experts are on the GPU, the complement of --n-cpu-moe
     #[arg(long, visible_alias = "n-gpu-layers", value_name = "LAYERS", conflicts_with_all = ["n_cpu_moe", "gpu_expert_cache"])]
     pub gpu_layers: Option<usize>,
+    /// Seconds of a step on the GPU after which it counts as hung (default: 60)
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
+    pub gpu_timeout: Option<u64>,
 }
 
 impl DeviceArgs {
     fn options(&self) -> DeviceOptions {
-        let DeviceArgs { device, gpu_memory, gpu_expert_cache, n_cpu_moe, gpu_layers } = *self;
-        DeviceOptions { device, gpu_memory, gpu_expert_cache, n_cpu_moe, gpu_layers }
+        let DeviceArgs { device, gpu_memory, gpu_expert_cache, n_cpu_moe, gpu_layers, .. } = *self;
+        let gpu_timeout = self.gpu_timeout.map(Duration::from_secs);
+        DeviceOptions { device, gpu_memory, gpu_expert_cache, n_cpu_moe, gpu_layers, gpu_timeout }
     }
 }
 

@@ -482,6 +482,7 @@ pub fn finish_note(stats: &Stats) -> Option<String> {
         FinishReason::Cancelled => "stopped".into(),
         FinishReason::Constraint(why) => why.clone(),
         FinishReason::Unread(_) => "stopped".into(), // not produced by a chat
+        FinishReason::DeviceFailed(why) => format!("the GPU failed: {why}"),
         FinishReason::NotFinite(position) => Error::NotFinite { position: *position }.to_string(),
     })
 }

@@ -9,9 +9,12 @@ use crate::client::{
 };
 use crate::generation::markup::ReplyEvent;
 use crate::io::errors::one_line;
+use crate::runtime::device;
 use crate::runtime::handle::EngineHandle;
 use crate::runtime::options::LoadOptions;
-use anyhow::Result;
+use anyhow::{Result, bail};
+use kernels::cuda::DeviceFailure;
+use std::cell::RefCell;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -46,7 +49,8 @@ pub enum WorkerEvent {
 
 /// Handle to the worker thread.
 pub struct ChatWorker {
-    thread: JoinHandle<()>,
+    /// Returns the failure of the GPU, if there was one.
+    thread: JoinHandle<Option<String>>,
     pub commands: Sender<WorkerCommand>,
     pub events: Receiver<WorkerEvent>,
     /// Set to stop the current reply.
@@ -59,10 +63,13 @@ impl ChatWorker {
         let (commands, inbox) = channel();
         let (outbox, events) = channel();
         let stop = Arc::new(AtomicBool::new(false));
-        let state = WorkerThread { inbox, outbox, stop: stop.clone() };
-        let thread = std::thread::spawn(move || match &endpoint.url {
-            Some(url) => state.run_remote(url, &endpoint, &args),
-            None => state.run_local(args),
+        let state = WorkerThread { inbox, outbox, stop: stop.clone(), failure: RefCell::default() };
+        let thread = std::thread::spawn(move || {
+            match &endpoint.url {
+                Some(url) => state.run_remote(url, &endpoint, &args),
+                None => state.run_local(args),
+            }
+            state.failure.into_inner()
         });
         ChatWorker { thread, commands, events, stop }
     }
@@ -71,7 +78,11 @@ impl ChatWorker {
     pub fn close(self) -> Result<()> {
         self.stop.store(true, Ordering::Relaxed);
         drop(self.commands);
-        self.thread.join().map_err(|_| anyhow::anyhow!("the engine stopped; the chat is saved"))
+        match self.thread.join() {
+            Ok(None) => Ok(()),
+            Ok(Some(failure)) => bail!("{failure}; the chat is saved"),
+            Err(_) => bail!("the engine stopped; the chat is saved"),
+        }
     }
 }
 
@@ -80,6 +91,8 @@ struct WorkerThread {
     inbox: Receiver<WorkerCommand>,
     outbox: Sender<WorkerEvent>,
     stop: Arc<AtomicBool>,
+    /// The last failure of the GPU.
+    failure: RefCell<Option<String>>,
 }
 
 impl WorkerThread {
@@ -125,7 +138,9 @@ impl WorkerThread {
                 },
             }
         }
-        model.save_state();
+        if self.failure.borrow().is_none() {
+            model.save_state();
+        }
         None
     }
 
@@ -138,7 +153,7 @@ impl WorkerThread {
             prefix: None,
             constraint: None,
         };
-        let outcome = model.reply(request, &mut |event| {
+        let mut on_event = |event| {
             match event {
                 ModelEvent::Waiting | ModelEvent::PrefillStart { .. } => {}
                 ModelEvent::Prefill { done, total, rate } => {
@@ -149,18 +164,26 @@ impl WorkerThread {
                 }
             }
             if self.stop.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        self.send(match outcome {
-            Ok(outcome) => WorkerEvent::Done(outcome),
-            Err(e) => WorkerEvent::Failed(one_line(&e)),
-        });
+        };
+        let outcome = device::catch_failure(|| model.reply(request, &mut on_event));
+        self.send(outcome.map_or_else(|e| WorkerEvent::Failed(self.explain(&e)), WorkerEvent::Done));
+    }
+
+    /// Describes the error of a reply. Later replies fail like one on a GPU that has failed.
+    fn explain(&self, e: &anyhow::Error) -> String {
+        let line = one_line(e);
+        if !e.is::<DeviceFailure>() {
+            return line;
+        }
+        *self.failure.borrow_mut() = Some(line.clone());
+        format!("{line}; start again with --device cpu to use the CPU")
     }
 
     /// Loads a model that has a tokenizer; errors of its prefix cache become notes.
     fn load(&self, args: &LoadOptions) -> Result<EngineHandle> {
         let outbox = self.outbox.clone();
         let note = move |line: &str| drop(outbox.send(WorkerEvent::Note(line.to_owned())));
-        let engine = EngineHandle::load(args, Box::new(note))?;
+        let engine = device::catch_failure(|| EngineHandle::load(args, Box::new(note)))?;
         engine.tokenizer()?;
         Ok(engine)
     }

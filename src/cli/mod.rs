@@ -15,7 +15,7 @@ use crate::commands::{
 use crate::documents;
 use crate::io::errors::{CAUSE_CHARS, one_line, shortened};
 use crate::io::output::tell;
-use crate::runtime::template_worker;
+use crate::runtime::{device, self_check, template_worker};
 use crate::{ask, chat, serve};
 use ::models::visible::is_control;
 use anyhow::Result;
@@ -87,6 +87,9 @@ enum CliCommand {
     /// Extract the text of documents for another process of this program
     #[command(hide = true)]
     DocumentWorker,
+    /// Check the GPU for another process of this program
+    #[command(hide = true, name = self_check::COMMAND)]
+    GpuWorker(self_check::worker::WorkerArgs),
 }
 
 /// Parses the command line of this process, the environment and the configuration file. Prints help and errors itself and
@@ -102,7 +105,11 @@ pub fn parse() -> Result<Cli, ExitCode> {
 
 pub fn run(mut cli: Cli) -> Result<()> {
     resolve_model(&mut cli.command)?;
-    match cli.command {
+    device::catch_failure(|| dispatch(cli.command))
+}
+
+fn dispatch(command: CliCommand) -> Result<()> {
+    match command {
         CliCommand::Pull(args) => pull::run(&args),
         CliCommand::Models(args) => models::run(&args),
         CliCommand::Convert(args) => convert::run(&args),
@@ -124,6 +131,7 @@ pub fn run(mut cli: Cli) -> Result<()> {
         CliCommand::Man(args) => generated_docs::man(&args),
         CliCommand::TemplateWorker => template_worker::worker::run(),
         CliCommand::DocumentWorker => documents::worker::run(),
+        CliCommand::GpuWorker(args) => self_check::worker::run(&args),
     }
 }
 

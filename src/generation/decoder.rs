@@ -59,6 +59,8 @@ pub enum FinishReason {
     NotFinite(usize),
     /// The client did not read its updates for this long.
     Unread(Duration),
+    /// The GPU failed, with this message.
+    DeviceFailed(String),
 }
 
 /// The result of one decode step.

@@ -87,6 +87,7 @@ impl Stats {
             FinishReason::Constraint(_) => ", ended because the grammar allows no further token",
             FinishReason::NotFinite(_) => ", ended because all logits are NaN",
             FinishReason::Unread(_) => ", ended because its client did not read",
+            FinishReason::DeviceFailed(_) => ", ended because the GPU failed",
         };
         let expert_cache = self
             .expert_cache

@@ -326,7 +326,7 @@ fn better(a: (f32, u32), b: (f32, u32)) -> (f32, u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::gpu_check::rng::TestRng;
+    use crate::kernel_checks::rng::TestRng;
     use kernels::reference::top_k;
 
     const GREEDY: Sampling = Sampling {

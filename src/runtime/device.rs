@@ -1,17 +1,19 @@
-//! Selects the backend: `--device cpu`, `cuda` or `auto`.
+//! Selects the backend: `--device cpu`, `cuda` or `auto`, the default.
 //!
-//! All code between a backend and [`super::handle`] is generic over it. The default is the CPU. Next:
-//! [`super::placement`] (plans GPU memory), [`super::engine`].
+//! All code between a backend and [`super::handle`] is generic over it. A GPU is checked at its first start with a model. Next:
+//! [`super::self_check`], [`super::placement`] (plans GPU memory), [`super::engine`].
 
 use super::options::{DeviceChoice, LoadOptions};
 use super::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
+use super::self_check::{self, DeviceVerdict};
 use crate::io::host_memory;
 use crate::io::log::Log;
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
-use kernels::cuda::Cuda;
+use kernels::cuda::{Cuda, DeviceFailure, Unavailable};
 use models::hybrid::config::Config;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 
 pub enum Chosen {
@@ -20,23 +22,40 @@ pub enum Chosen {
     Cuda(Box<Cuda>, Box<LoadOptions>),
 }
 
-/// Selects the backend. Logs the placement on the GPU, or the reason for using the CPU, in one line.
+/// Selects the backend. Logs the placement on the GPU, or the reason for using the CPU, in one line; without `--device` a
+/// machine without a GPU is no reason to mention.
 ///
 /// # Errors
 /// `--device cuda` is given and the GPU cannot be used.
 pub fn choose(args: &LoadOptions, log: &Log) -> Result<Chosen> {
-    let cpu = || Ok(Chosen::Cpu(Cpu::detect(args.threads)));
-    match args.device.device {
-        DeviceChoice::Cpu => cpu(),
-        DeviceChoice::Cuda => cuda(args, log).context("--device cuda"),
-        DeviceChoice::Auto => match cuda(args, log) {
-            Ok(chosen) => Ok(chosen),
-            Err(e) => {
+    let choice = args.device.device;
+    let found = match choice {
+        Some(DeviceChoice::Cpu) => return Ok(cpu(args)),
+        _ => catch_failure(|| cuda(args, log)),
+    };
+    match found {
+        Ok(chosen) => Ok(chosen),
+        Err(e) if choice == Some(DeviceChoice::Cuda) => Err(e).context("--device cuda"),
+        Err(e) => {
+            let is_absent = e.downcast_ref().is_some_and(Unavailable::is_absent);
+            if choice.is_some() || !is_absent {
                 log(&format!("computing on the CPU: {e:#}"));
-                cpu()
             }
-        },
+            Ok(cpu(args))
+        }
     }
+}
+
+/// Runs `run`, whose error is a [`DeviceFailure`] if the GPU fails.
+pub fn catch_failure<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| match panic.downcast::<DeviceFailure>() {
+        Ok(failure) => Err((*failure).into()),
+        Err(panic) => resume_unwind(panic),
+    })
+}
+
+fn cpu(args: &LoadOptions) -> Chosen {
+    Chosen::Cpu(Cpu::detect(args.threads))
 }
 
 /// Batch size from which uploading experts no longer dominates prefill.
@@ -53,6 +72,16 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
         bail!(
             "{name}: needs {shortfall} MiB more GPU memory: {plan}; use a smaller --ctx or --batch, or --cache-type q8_0"
         );
+    }
+    self_check(&cuda, args, plan.ram > 0, log)?;
+    if let Some(limit) = args.device.gpu_timeout {
+        cuda.limit_waits(limit);
+    }
+    if cuda.device().devices > 1 {
+        let (all, name) = (cuda.device().devices, &cuda.device().name);
+        log(&format!(
+            "1 of {all} GPUs is used ({name}): a model is not split; CUDA_VISIBLE_DEVICES selects another"
+        ));
     }
     log(&plan.to_string());
     if plan.staging > 0 && args.batch < LARGE_STEP {
@@ -81,6 +110,23 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
     args.max_state_bytes =
         Some(free.saturating_sub(plan.gpu) - snapshots + plan.requirements.state + plan.requirements.cache);
     Ok(Chosen::Cuda(Box::new(cuda), args))
+}
+
+/// Checks the device for the model, unless it has been.
+///
+/// # Errors
+/// It failed and was not requested by `--device cuda`.
+fn self_check(cuda: &Cuda, args: &LoadOptions, experts_in_ram: bool, log: &Log) -> Result<()> {
+    let failure = match self_check::verdict(cuda, args, experts_in_ram) {
+        Ok(DeviceVerdict::Passed) => return Ok(()),
+        Ok(DeviceVerdict::Failed(why)) => anyhow!(why),
+        Err(e) => e,
+    };
+    if args.device.device != Some(DeviceChoice::Cuda) {
+        return Err(failure);
+    }
+    log(&format!("warning: {failure:#}; --device cuda uses the GPU nevertheless"));
+    Ok(())
 }
 
 /// Plans the placement for `free` bytes of GPU memory.

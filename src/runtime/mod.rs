@@ -18,5 +18,6 @@ pub mod options;
 pub(crate) mod placement;
 pub(crate) mod prefill;
 pub mod sampling_options;
+pub mod self_check;
 pub mod session;
 pub mod template_worker;

@@ -33,7 +33,7 @@ pub struct FreeMemory {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fit {
     Ram,
-    /// With `--device auto`, on the GPU or with its experts in RAM.
+    /// On the GPU, or there with its experts in RAM.
     Gpu,
     No,
     Unknown,

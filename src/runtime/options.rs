@@ -5,6 +5,7 @@ use crate::io::log::Log;
 use crate::prefix_cache::options::StoreOptions;
 use kernels::backend::CacheFormat;
 use std::path::PathBuf;
+use std::time::Duration;
 
 /// Options that select a model and the way it runs.
 #[derive(Clone, Debug)]
@@ -46,7 +47,7 @@ pub enum Drafting {
 }
 
 impl Default for LoadOptions {
-    /// The built-in model on the CPU, with a prefix cache in memory.
+    /// The built-in model, with a prefix cache in memory.
     fn default() -> Self {
         LoadOptions {
             model: None,
@@ -91,7 +92,8 @@ impl LoadOptions {
 /// Options that select the device and the use of the GPU.
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
-    pub device: DeviceChoice,
+    /// The device; `None` for the GPU if there is one that passes its self-check, without a line if there is none.
+    pub device: Option<DeviceChoice>,
     /// Maximum bytes of GPU memory to use; `None` for all free memory.
     pub gpu_memory: Option<u64>,
     /// Experts per layer to cache on the GPU if not all fit; `None` for as many as fit.
@@ -100,16 +102,17 @@ pub struct DeviceOptions {
     pub n_cpu_moe: Option<usize>,
     /// Layers whose experts are on the GPU, the complement of `n_cpu_moe`.
     pub gpu_layers: Option<usize>,
+    /// Longest time of a step on the GPU, after which it counts as hung; `None` for the default of a minute.
+    pub gpu_timeout: Option<Duration>,
 }
 
 /// The device that runs the model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DeviceChoice {
     /// The CPU of this machine
-    #[default]
     Cpu,
-    /// The first CUDA device; fails if it cannot be used
+    /// The first CUDA device, even if it fails its self-check; an error if it cannot be used
     Cuda,
-    /// The first CUDA device if there is one and the model fits, else the CPU
+    /// The first CUDA device if there is one, it passes its self-check and the model fits, else the CPU
     Auto,
 }

@@ -27,11 +27,13 @@ use crate::runtime::memory_estimate::MemoryEstimate;
 use crate::runtime::session::Prefill;
 use admission::Waiting;
 use kernels::backend::{Backend, CacheFormat};
+use kernels::cuda::DeviceFailure;
 use models::hybrid::mla::MlaPath;
 use models::hybrid::{Outputs, Probe, Sequence};
 use plan::{PrefillRate, allocate_tokens, next_large};
 use queue::FairQueue;
 use slot::Slot;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
@@ -120,10 +122,27 @@ pub struct Gauges {
     pub steps: AtomicU64,
     /// Tokens processed in all forward passes.
     pub tokens: AtomicU64,
+    /// 1 once the GPU has failed and the CPU computes.
+    pub degraded: AtomicU64,
+}
+
+/// The GPU failed: all replies under way have ended with an error.
+pub struct Interrupted {
+    pub failure: DeviceFailure,
+    /// Requests that no token was computed for.
+    pub waiting: Vec<SequenceRequest>,
 }
 
 /// Runs requests until [`Command::Stop`], or until all senders are dropped and all requests are finished.
-pub fn run(engine: &EngineHandle, limits: SchedulerLimits, commands: &Receiver<Command>, gauges: &Gauges) {
+///
+/// # Errors
+/// The GPU failed. The engine is unusable then.
+pub fn run(
+    engine: &EngineHandle,
+    limits: SchedulerLimits,
+    commands: &Receiver<Command>,
+    gauges: &Gauges,
+) -> Result<(), Interrupted> {
     match engine {
         EngineHandle::Cpu(engine) => run_on(engine, limits, commands, gauges),
         EngineHandle::Cuda(engine) => run_on(engine, limits, commands, gauges),
@@ -135,8 +154,18 @@ fn run_on<B: Backend>(
     limits: SchedulerLimits,
     commands: &Receiver<Command>,
     gauges: &Gauges,
-) {
+) -> Result<(), Interrupted> {
     let mut scheduler = Scheduler::new(engine, limits);
+    let Err(panic) = catch_unwind(AssertUnwindSafe(|| serve(&mut scheduler, commands, gauges))) else {
+        return Ok(());
+    };
+    let failure = *panic.downcast::<DeviceFailure>().unwrap_or_else(|panic| resume_unwind(panic));
+    let waiting = scheduler.fail(&failure);
+    scheduler.update_gauges(gauges);
+    Err(Interrupted { failure, waiting })
+}
+
+fn serve<B: Backend>(scheduler: &mut Scheduler<'_, B>, commands: &Receiver<Command>, gauges: &Gauges) {
     while !scheduler.stopped {
         let command = if scheduler.idle() {
             commands.recv().map_err(|_| TryRecvError::Disconnected)
@@ -165,7 +194,7 @@ fn run_on<B: Backend>(
         scheduler.update_gauges(gauges);
     }
     scheduler.stop();
-    engine.store.flush();
+    scheduler.engine.store.flush();
 }
 
 /// Size of a sequence's state as a function of its length.
@@ -290,6 +319,21 @@ impl<'e, B: Backend> Scheduler<'e, B> {
         self.stopped = true;
     }
 
+    /// Ends all replies under way with an error, and returns the requests that were not admitted.
+    fn fail(&mut self, failure: &DeviceFailure) -> Vec<SequenceRequest> {
+        let message = &failure.0;
+        self.exclusive = None;
+        self.slots.drain(..).chain(self.stalled.drain(..)).for_each(|slot| slot.fail(message));
+        let mut requests: Vec<_> = self.prefix_waiters.drain(..).map(|(request, _)| request).collect();
+        for waiting in self.queue.drain() {
+            match waiting {
+                Waiting::New(request) => requests.push(*request),
+                Waiting::Preempted(slot) => slot.fail(message),
+            }
+        }
+        requests
+    }
+
     /// Runs one step: drops disconnected clients, admits requests, and processes tokens. A large chunk calls `poll` after each
     /// layer to receive commands. Returns false if there was nothing to compute.
     pub fn step(&mut self, poll: &mut dyn FnMut(&mut Self)) -> bool {
@@ -324,6 +368,29 @@ impl<'e, B: Backend> Scheduler<'e, B> {
         let tokens = slot.large_chunk_tokens().map_or(0, |wants| wants.min(most));
         self.exclusive = Some(slot.exclusive());
         self.large_chunks += 1;
+        let prefilled =
+            catch_unwind(AssertUnwindSafe(|| self.prefill_exclusive(&mut slot, tokens, alone, poll)));
+        self.exclusive = None;
+        match prefilled {
+            Ok(true) if slot.has_ended() => slot.finish(),
+            Ok(true) => self.slots.insert(i.min(self.slots.len()), slot),
+            Ok(false) => slot.abandon(),
+            Err(panic) => {
+                self.slots.push(slot); // if the GPU has failed, its client gets the error, too
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Prefills `tokens` of a sequence. Returns false if this was abandoned. Unless the sequence is `alone`, the device has
+    /// then finished, because the next decode step would queue behind the whole chunk.
+    fn prefill_exclusive(
+        &mut self,
+        slot: &mut Slot<'e, B>,
+        tokens: usize,
+        alone: bool,
+        poll: &mut dyn FnMut(&mut Self),
+    ) -> bool {
         let Engine { backend, model, .. } = self.engine;
         let (sequence, client) = slot.with_client(tokens);
         let mut hook = LayerHook { scheduler: self, poll, client, abandoned: false };
@@ -331,15 +398,14 @@ impl<'e, B: Backend> Scheduler<'e, B> {
         let abandoned = hook.abandoned;
         let logits = logits.map(|logits| Logits::new(self.engine, logits, 1));
         if !alone {
-            backend.wait(); // otherwise the next decode step queues behind the whole chunk on the device
+            backend.wait();
         }
-        self.exclusive = None;
         if abandoned {
-            return slot.abandon();
+            return false;
         }
         self.count(tokens);
         slot.advance(tokens, &mut logits.iter().flat_map(Logits::rows));
-        if slot.has_ended() { slot.finish() } else { self.slots.insert(i.min(self.slots.len()), slot) }
+        true
     }
 
     /// Processes one token of every decoding sequence and small chunks of prompts.

@@ -286,6 +286,13 @@ impl<'e, B: Backend> Slot<'e, B> {
         self.finish();
     }
 
+    /// Ends the reply because the device failed, whose state is lost.
+    pub fn fail(mut self, message: &str) {
+        self.ended = Some(FinishReason::DeviceFailed(message.to_owned()));
+        self.driver.invalidate();
+        self.finish();
+    }
+
     /// Accounts for processed tokens. If none is left, takes the next row of `logits` and samples.
     pub fn advance<'l>(&mut self, tokens: usize, logits: &mut impl Iterator<Item = LogitsRow<'l, 'e, B>>)
     where
@@ -401,7 +408,7 @@ impl<'e, B: Backend> Slot<'e, B> {
 
     /// Inserts a snapshot if it is worth one, then reports the statistics to the client.
     pub fn finish(mut self) {
-        let broken = matches!(self.ended, Some(FinishReason::NotFinite(_)));
+        let broken = matches!(self.ended, Some(FinishReason::NotFinite(_) | FinishReason::DeviceFailed(_)));
         let worth =
             self.ended.is_some() || self.driver.len().saturating_sub(self.reused) >= MIN_SNAPSHOT_TOKENS;
         if worth && !broken {

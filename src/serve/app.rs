@@ -109,6 +109,10 @@ pub struct App {
     /// Unix time of the start, in seconds.
     pub started: u64,
     source: OnceLock<ReplySource>,
+    /// The same model on the CPU, after the GPU has failed.
+    fallback: OnceLock<ReplySource>,
+    /// Set once the GPU has failed.
+    degraded: AtomicBool,
     /// Created by the first request that needs a grammar.
     grammars: OnceLock<Result<Grammars, String>>,
     draining: AtomicBool,
@@ -135,6 +139,8 @@ impl App {
             metrics: Metrics::default(),
             started: unix_seconds(),
             source: OnceLock::new(),
+            fallback: OnceLock::new(),
+            degraded: AtomicBool::new(false),
             grammars: OnceLock::new(),
             draining: AtomicBool::new(false),
             ended: AtomicBool::new(false),
@@ -148,6 +154,21 @@ impl App {
     /// Accepts requests from now on.
     pub fn set_ready(&self, source: ReplySource) {
         let _ = self.source.set(source);
+    }
+
+    /// Reports from now on that the GPU has failed. Requests wait for [`App::set_fallback`].
+    pub fn degrade(&self) {
+        self.degraded.store(true, Ordering::Relaxed);
+    }
+
+    /// Sends requests to the same model on the CPU from now on.
+    pub fn set_fallback(&self, ready: Ready) {
+        let _ = self.fallback.set(ReplySource::Local(ready));
+    }
+
+    /// The source of replies, even while draining.
+    fn current(&self) -> Option<&ReplySource> {
+        self.fallback.get().or_else(|| self.source.get())
     }
 
     /// Refuses new requests from now on.
@@ -184,20 +205,21 @@ impl App {
         let _ = self.open.subscribe().wait_for(|open| *open == 0).await;
     }
 
-    /// loading, ready, draining or failed
+    /// loading, ready, degraded (ready, but on the CPU because the GPU has failed), draining or failed
     pub fn status(&self) -> &'static str {
         let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
-        match self.source.get() {
+        match self.current() {
             _ if is(&self.draining) => "draining",
             _ if is(&self.ended) => "failed",
             None => "loading",
+            Some(_) if is(&self.degraded) => "degraded",
             Some(_) => "ready",
         }
     }
 
     /// Returns the model loaded in this process, even while draining.
     pub fn loaded(&self) -> Option<&Ready> {
-        match self.source.get()? {
+        match self.current()? {
             ReplySource::Local(ready) => Some(ready),
             ReplySource::Upstream(_) => None,
         }
@@ -205,7 +227,7 @@ impl App {
 
     /// Returns the upstream server, if there is one.
     pub fn upstream(&self) -> Option<&UpstreamModel> {
-        match self.source.get()? {
+        match self.current()? {
             ReplySource::Local(_) => None,
             ReplySource::Upstream(upstream) => Some(&**upstream),
         }
@@ -213,8 +235,8 @@ impl App {
 
     /// Returns the source of replies if it accepts requests.
     pub fn source(&self) -> Result<&ReplySource, ApiError> {
-        match (self.status(), self.source.get()) {
-            ("ready", Some(source)) => Ok(source),
+        match (self.status(), self.current()) {
+            ("ready" | "degraded", Some(source)) => Ok(source),
             (status, _) => Err(ApiError::unavailable(status)),
         }
     }
@@ -310,9 +332,13 @@ impl App {
 
     /// Returns the error for a scheduler that has ended.
     pub fn engine_stopped(&self) -> ApiError {
-        match self.draining.load(Ordering::Relaxed) {
-            true => ApiError::unavailable("stopping"),
-            false => ApiError::internal("the thread that runs the model has ended; the log says why"),
+        let is = |flag: &AtomicBool| flag.load(Ordering::Relaxed);
+        match (is(&self.draining), is(&self.degraded)) {
+            (true, _) => ApiError::unavailable("stopping"),
+            (false, true) => ApiError::device_failed("the log says how"),
+            (false, false) => {
+                ApiError::internal("the thread that runs the model has ended; the log says why")
+            }
         }
     }
 

@@ -160,6 +160,13 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("unavailable"), message)
     }
 
+    /// The GPU failed during the reply; the CPU computes later ones.
+    pub fn device_failed(why: &str) -> Self {
+        let message =
+            format!("the GPU failed and the reply ended: {why}; the server continues on the CPU, try again");
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "server_error", Some("device_failed"), message)
+    }
+
     /// The endpoint needs a model that is loaded here.
     pub fn needs_local_model() -> Self {
         let message = "this endpoint needs the model's tokenizer and is not available with --upstream: send it to the \

@@ -18,7 +18,7 @@ use std::sync::Arc;
     get,
     path = "/health",
     responses(
-        (status = 200, description = "The server accepts requests", body = Health),
+        (status = 200, description = "The server accepts requests, after a failure of the GPU on the CPU (degraded)", body = Health),
         (status = 503, description = "The server is loading, draining or has failed, or its upstream server does not answer", body = Health),
     )
 )]
@@ -27,7 +27,8 @@ pub async fn health(State(app): State<Arc<App>>) -> Response {
         "ready" if !upstream_is_reachable(&app).await => "unreachable",
         status => status,
     };
-    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let accepts = matches!(status, "ready" | "degraded");
+    let code = if accepts { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(Health { status })).into_response()
 }
 

@@ -148,6 +148,8 @@ fn register_source(m: &Metrics, source: &SourceState<'_>, r: &mut Registry) {
             r.register("state_bytes", help, ConstGauge::new(load(&g.bytes)));
             let help = "Tokens processed in all forward passes";
             r.register("batched_tokens", help, ConstCounter::new(load(&g.tokens)));
+            let help = "1 once the GPU has failed and the CPU computes";
+            r.register("degraded", help, ConstGauge::new(load(&g.degraded)));
             r.register("scheduler_steps", "Forward passes", ConstCounter::new(load(&g.steps)));
             (load(&g.running), load(&g.waiting))
         }

@@ -13,13 +13,15 @@ use crate::io::output::tell;
 use crate::io::units::parse_size;
 use crate::runtime::chat_template;
 use crate::runtime::handle::EngineHandle;
+use crate::runtime::options::{DeviceChoice, DeviceOptions, LoadOptions};
 use crate::runtime::sampling_options::SamplingOptions;
-use crate::scheduler::{self, Gauges, SchedulerLimits};
+use crate::scheduler::{self, Command, Gauges, SchedulerLimits, SequenceRequest};
 use anyhow::{Context as _, Error, Result, anyhow, bail};
 use clap::builder::NonEmptyStringValueParser;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -288,20 +290,35 @@ async fn serve(args: &ServeArgs, app: Arc<App>, listener: TcpListener) -> Result
 }
 
 fn load(app: &Arc<App>, args: &ServeArgs) -> Result<JoinHandle<()>> {
-    let engine = EngineHandle::load(&args.engine.options(), Box::new(|line| tracing::warn!(line)))?;
+    let options = args.engine.options();
+    let engine = EngineHandle::load(&options, Box::new(|line| tracing::warn!(line)))?;
     engine.tokenizer().context("serve")?;
     if let Some(fault) = engine.template.as_ref().and_then(|template| template.fault()) {
         tracing::warn!("{}: chat requests will be refused", chat_template::explain(fault.clone()));
     }
+    let limits = scheduler_limits(args, &engine);
+    let (context, sampling) = (engine.context, sampling_line(&app.options, &engine));
+    tracing::info!(backend = engine.describe(), context, state_mib = limits.bytes >> 20, sampling, "ready");
+    let on_cpu = DeviceOptions { device: Some(DeviceChoice::Cpu), ..options.device.clone() };
+    let options = LoadOptions { device: on_cpu, ..options };
+    let args = args.clone();
+    let fallback = move || {
+        let engine = EngineHandle::load(&options, Box::new(|line| tracing::warn!(line)))?;
+        let limits = scheduler_limits(&args, &engine);
+        tracing::info!(backend = engine.describe(), state_mib = limits.bytes >> 20, "ready, degraded");
+        Ok((engine, limits))
+    };
+    Ok(spawn_scheduler_with(app, engine, limits, fallback))
+}
+
+fn scheduler_limits(args: &ServeArgs, engine: &EngineHandle) -> SchedulerLimits {
     let half = || host_memory::available(Path::new("/")).map_or(u64::MAX, |free| free / 2);
     let most = engine.max_state_bytes.unwrap_or_else(half);
     // The limit may exceed the RAM but not the memory of a device.
     let bytes = args.state_memory.map_or(most, |asked| asked.min(engine.max_state_bytes.unwrap_or(u64::MAX)));
-    let (context, sampling) = (engine.context, sampling_line(&app.options, &engine));
-    tracing::info!(backend = engine.describe(), context, state_mib = bytes >> 20, sampling, "ready");
     let unread =
         if args.stream_timeout == 0 { Duration::MAX } else { Duration::from_secs(args.stream_timeout) };
-    Ok(spawn_scheduler(app, engine, SchedulerLimits { slots: args.parallel, bytes, unread }))
+    SchedulerLimits { slots: args.parallel, bytes, unread }
 }
 
 /// Describes the sampling parameters of requests that name none.
@@ -311,17 +328,60 @@ fn sampling_line(options: &ServeOptions, engine: &EngineHandle) -> String {
 
 /// Runs the scheduler on its own thread and marks the server ready.
 pub fn spawn_scheduler(app: &Arc<App>, engine: EngineHandle, limits: SchedulerLimits) -> JoinHandle<()> {
+    spawn_scheduler_with(app, engine, limits, || bail!("no other engine"))
+}
+
+/// Runs the scheduler as [`spawn_scheduler`] does. After a failure of the GPU it continues with the engine of `fallback`.
+fn spawn_scheduler_with(
+    app: &Arc<App>,
+    engine: EngineHandle,
+    limits: SchedulerLimits,
+    fallback: impl FnOnce() -> Result<(EngineHandle, SchedulerLimits)> + Send + 'static,
+) -> JoinHandle<()> {
     let (commands, received) = mpsc::channel();
     let gauges = Arc::new(Gauges::default());
     let (shown, hosted, served) = (gauges.clone(), engine.clone(), app.clone());
     let thread = std::thread::spawn(move || {
         let _end = served.mark_ended_on_drop();
-        scheduler::run(&hosted, limits, &received, &shown);
+        let Err(interrupted) = scheduler::run(&hosted, limits, &received, &shown) else { return };
+        tracing::error!("{}; loading the model on the CPU", interrupted.failure);
+        served.degrade();
+        shown.degraded.store(1, Ordering::Relaxed);
+        match fallback() {
+            Ok((engine, limits)) => continue_on(&served, &engine, limits, (interrupted.waiting, &received)),
+            Err(e) => tracing::error!("the model cannot be loaded on the CPU: {e:#}"),
+        }
     });
     let history = Arc::default();
     let sampling = app.options.sampling.or(engine.sampling).into();
     app.set_ready(ReplySource::Local(Ready { engine, sampling, limits, commands, gauges, history }));
     thread
+}
+
+/// Continues with an engine on the CPU: first the requests that waited, then those of the channel.
+fn continue_on(
+    app: &App,
+    engine: &EngineHandle,
+    limits: SchedulerLimits,
+    (waiting, received): (Vec<SequenceRequest>, &mpsc::Receiver<Command>),
+) {
+    let Some(Ready { sampling, commands, gauges, history, .. }) = app.loaded() else { return };
+    for request in waiting {
+        // The receiver is here, so the channel is open.
+        let _ = commands.send(Command::Submit(Box::new(request)));
+    }
+    let (commands, gauges, history) = (commands.clone(), gauges.clone(), history.clone());
+    let shown = gauges.clone();
+    app.set_fallback(Ready {
+        engine: engine.clone(),
+        sampling: *sampling,
+        limits,
+        commands,
+        gauges,
+        history,
+    });
+    // The CPU does not fail.
+    let _ = scheduler::run(engine, limits, received, &shown);
 }
 
 #[cfg(test)]

@@ -129,6 +129,7 @@ impl ReplyTrace {
             FinishReason::Length => "length".to_owned(),
             FinishReason::Constraint(_) => "grammar".to_owned(),
             FinishReason::NotFinite(_) => "NaN logits".to_owned(),
+            FinishReason::DeviceFailed(_) => "GPU failure".to_owned(),
             FinishReason::Unread(_) => {
                 format!("client did not read after {generated} of {} tokens", self.max_tokens)
             }

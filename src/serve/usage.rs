@@ -43,6 +43,7 @@ pub fn failure(stats: &Stats) -> Result<(), ApiError> {
         FinishReason::NotFinite(position) => {
             Err(ApiError::internal(Error::NotFinite { position: *position }))
         }
+        FinishReason::DeviceFailed(why) => Err(ApiError::device_failed(why)),
         FinishReason::EndToken | FinishReason::StopString(_) | FinishReason::Length => Ok(()),
     }
 }

@@ -30,6 +30,9 @@ use std::cell::RefCell;
 use std::ops::Range;
 use weights::{Loader, NotFinite};
 
+/// Vocabulary of a model of one layer ([`Model::load_layer`]), in tokens.
+pub const LAYER_VOCAB: usize = 64;
+
 /// A model with its weights on the backend `B`.
 pub struct Model<B: Backend> {
     /// Hyperparameters that the shapes of the weights were checked against.
@@ -110,7 +113,7 @@ impl<B: Backend> Probe<B> for () {
 
 impl<B: Backend> Model<B> {
     /// Loads the weights of a file with the hyperparameters `c`, the mixers that `mixer` loads by kind, and the tensor
-    /// `output` as W_out.
+    /// `output` as W_out. With `only`, the model consists of this layer and has [`LAYER_VOCAB`] tokens.
     ///
     /// # Errors
     /// Sizes above the backend's limits, or a tensor whose shape or format differs from what the metadata implies.
@@ -119,20 +122,30 @@ impl<B: Backend> Model<B> {
         file: &Gguf,
         c: &Config,
         output: &str,
+        only: Option<usize>,
         mixer: impl Fn(&Loader<'_, B>, MixerKind) -> Result<Mixer<B>, gguf::Error>,
     ) -> Result<Self, gguf::Error> {
         c.check(&file.paths().first().map(|p| p.display().to_string()).unwrap_or_default(), &B::LIMITS)?;
         let not_finite = RefCell::default();
         let from = |layer| Loader { backend: b, file, layer, not_finite: &not_finite };
         let top = from(None);
-        let layers = c.layers.iter().enumerate();
-        let layers = layers.map(|(i, kind)| Layer::load(&from(Some(i)), c, i, *kind, &mixer));
+        let wanted = only.map_or(0..c.layers.len(), |layer| layer..layer + 1);
+        let layers = wanted.map(|i| Layer::load(&from(Some(i)), c, i, c.layers[i], &mixer));
         let layers = layers.collect::<Result<_, _>>()?;
-        let mtp = Mtp::load(&from(Some(c.layers.len())), c, &mixer)?;
-        let embed = top.matrix("token_embd.weight", c.dim, c.vocab)?;
+        let mtp = match only {
+            None => Mtp::load(&from(Some(c.layers.len())), c, &mixer)?,
+            Some(_) => None,
+        };
+        let vocab = only.map_or(c.vocab, |_| c.vocab.min(LAYER_VOCAB));
+        let embed = top.first_rows("token_embd.weight", [c.dim, c.vocab], vocab)?;
         let norm = top.vector("output_norm.weight", c.dim)?;
-        let output = top.matrix(output, c.dim, c.vocab)?;
-        let config = Config { mtp: mtp.is_some(), ..c.clone() };
+        let output = top.first_rows(output, [c.dim, c.vocab], vocab)?;
+        let mut config = Config { mtp: mtp.is_some(), vocab, ..c.clone() };
+        if let Some(layer) = only {
+            config.layers = vec![c.layers[layer]];
+            config.ffn_limits = vec![c.ffn_limits[layer]];
+            config.dense_layers = usize::from(layer < c.dense_layers);
+        }
         Ok(Model { embed, layers, norm, output, mtp, not_finite: not_finite.into_inner(), config })
     }
 

@@ -50,6 +50,13 @@ impl<B: Backend> Loader<'_, B> {
         self.stack(name, [cols, rows, 1])
     }
 
+    /// Loads the first `count` rows of a `[rows, cols]` matrix in any format.
+    pub fn first_rows(&self, name: &str, [cols, rows]: [usize; 2], count: usize) -> Result<B::Weight, Error> {
+        let (_, stored) = self.stored(name, [cols, rows, 1])?;
+        let bytes = stored.bytes.slice(..stored.bytes.len() / rows.max(1) * count);
+        self.take(name, QuantTensor { rows: count, bytes, ..stored })
+    }
+
     /// Loads a stack of `count` matrices `[rows, cols]` in any format: ggml's `{cols, rows, count}`.
     pub fn stack(&self, name: &str, [cols, rows, count]: [usize; 3]) -> Result<B::Weight, Error> {
         let (_, stored) = self.stored(name, [cols, rows, count])?;

@@ -3,8 +3,8 @@
 //! The memory bandwidth is that of a large copy on the same device; arithmetic is given as achieved throughput. Weights
 //! are several times the size of the L2 cache, so that they are read from memory. Launches are captured in a graph.
 
-use super::CheckRow;
-use super::rng::TestRng;
+use crate::kernel_checks::CheckRow;
+use crate::kernel_checks::rng::TestRng;
 use kernels::backend::{
     Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp,
     KvUpProjection, QuantTensor, Routing, Span,

@@ -3,15 +3,12 @@
 //!
 //! Each part runs in its own process, because a fault in a kernel ends all work of the process: the table then names
 //! the failed part, and the other parts still run. Inputs are random (`--seed` repeats them), and result buffers are
-//! filled with NaN before each op. Next: [`ops`], then [`fused`], [`best`], [`models`] and [`bench`].
+//! filled with NaN before each op. Next: [`crate::kernel_checks`] (the checks of ops), [`models`] and [`bench`].
 
 pub mod bench;
-pub mod best;
-pub mod fused;
 pub mod models;
-pub mod ops;
-pub mod rng;
 
+use crate::kernel_checks::{CheckRow, best, fused, ops};
 use anyhow::{Context as _, Result, bail, ensure};
 use kernels::backend::Backend;
 use kernels::cuda::Cuda;
@@ -53,16 +50,6 @@ pub struct GpuCheckArgs {
     /// Time limit of a part in seconds
     #[arg(long, default_value_t = 150)]
     limit: u64,
-}
-
-/// One line of the results table.
-pub struct CheckRow {
-    /// The name of the check or measurement.
-    pub what: String,
-    /// The largest difference relative to the largest value, or the measured value.
-    pub found: String,
-    /// Whether the check passed; `None` for measurements.
-    pub passed: Option<bool>,
 }
 
 const PARTS: [&str; 9] =

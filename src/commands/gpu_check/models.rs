@@ -4,7 +4,7 @@
 //! The tolerance is tight for f32 weights. With quantized weights it is wider, because the device rounds activations to
 //! 8 bits and the reference does not. Next: [`super::bench`].
 
-use super::CheckRow;
+use crate::kernel_checks::CheckRow;
 use anyhow::{Context as _, Result, ensure};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cuda::Cuda;

@@ -82,7 +82,7 @@ pub fn run(args: &ImatrixArgs) -> Result<()> {
     let exists = args.output.exists() && !args.force;
     ensure!(!exists || args.sensitivity > 0, "{shown} exists; --force replaces it");
     let options = args.engine.options().without_snapshots();
-    if options.device.device == DeviceChoice::Cuda {
+    if options.device.device == Some(DeviceChoice::Cuda) {
         bail!("--device: expected cpu, found cuda: importance matrices are computed on the CPU");
     }
     options.announce(&(Box::new(tell) as _));

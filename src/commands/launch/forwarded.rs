@@ -75,7 +75,7 @@ mod tests {
         ];
         let matches = command.try_get_matches_from(line).unwrap();
         let found = ForwardedEngineArgs::from_arg_matches(&matches).unwrap();
-        assert_eq!(found.given, ["--ctx", "4096", "--mlock", "--cache-size", "2G"]);
+        assert_eq!(found.given, ["--ctx", "4096", "--mlock", "--device", "cpu", "--cache-size", "2G"]);
         assert_eq!(found.args.model.as_deref(), Some(std::path::Path::new("a b.gguf")));
     }
 }

@@ -130,7 +130,7 @@ fn best<'a>(
         why = format!("the best type, which fits {free} with {context} tokens of context");
     }
     if memory.fit(needed(best.bytes())) == Fit::Gpu {
-        why += "; run it with --device auto";
+        why += "; it needs the GPU";
     }
     Ok(chosen(best, why))
 }

@@ -199,7 +199,7 @@ fn state(variant: &GgufVariant, memory: &FreeMemory) -> String {
 pub fn fit_text(bytes: u64, memory: &FreeMemory) -> String {
     match memory.fit(bytes) {
         Fit::Ram => "fits".to_owned(),
-        Fit::Gpu => "fits with --device auto".to_owned(),
+        Fit::Gpu => "fits with the GPU".to_owned(),
         Fit::No => format!("needs {}", format_size(bytes)),
         Fit::Unknown => format!("needs {} (free memory is unknown)", format_size(bytes)),
     }

@@ -151,6 +151,6 @@ pub struct Modalities {
 /// Status of the server and its model.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Health {
-    /// loading, ready, draining, failed or (an upstream server) unreachable
+    /// loading, ready, degraded (on the CPU because the GPU failed), draining, failed or (an upstream server) unreachable
     pub status: &'static str,
 }

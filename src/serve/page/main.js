@@ -101,7 +101,7 @@ function startDrop() {
 async function loadModel() {
   for (;;) {
     const status = await fetch("health").then(response => response.json()).then(health => health.status, () => "not reachable");
-    if (status === "ready") break;
+    if (status === "ready" || status === "degraded") break;
     $("model").textContent = status === "loading" ? "loading the model …" : `the server is ${status}`;
     await new Promise(resolve => setTimeout(resolve, 1000));
   }

@@ -2,8 +2,8 @@
 
 use super::parse::{GbnfExpr, GbnfRule, parse};
 use super::to_lark;
-use crate::commands::gpu_check::rng::TestRng;
 use crate::generation::grammar::Grammar;
+use crate::kernel_checks::rng::TestRng;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::ApproximateTokEnv;
 use llguidance::{Matcher, ParserFactory};

@@ -1,6 +1,6 @@
 //! Compares top-k of rows on the device with a sort: ties, NaN, and sizes around those of a block.
 //!
-//! Selected values have to be equal, sums equal up to rounding. Next: [`super::models`].
+//! Selected values have to be equal, sums equal up to rounding. Next: [`super::rng`].
 
 use super::CheckRow;
 use super::rng::TestRng;
@@ -12,7 +12,7 @@ use kernels::reference::Reference;
 const EXACT: f32 = 1e-5;
 
 /// Compares the top `n` of rows of `cols` columns.
-fn compare(cuda: &Cuda, what: &str, cols: usize, values: &[f32], n: usize) -> CheckRow {
+pub(super) fn compare(cuda: &Cuda, what: &str, cols: usize, values: &[f32], n: usize) -> CheckRow {
     let rows = values.len() / cols;
     let expected = Reference.top_k(&Reference.tensor(rows, cols, values), n);
     let got = cuda.top_k(&cuda.tensor(rows, cols, values), n);

@@ -13,19 +13,19 @@ use kernels::cuda::Cuda;
 use kernels::quant::Format;
 use kernels::reference::Reference;
 
-struct FusedDelta {
-    lens: Vec<usize>,
-    heads: usize,
-    dim: usize,
+pub(super) struct FusedDelta {
+    pub(super) lens: Vec<usize>,
+    pub(super) heads: usize,
+    pub(super) dim: usize,
     /// q, k, v, f, beta, gate
-    x: [Vec<f32>; 6],
-    s: Vec<f32>,
-    past: [Vec<f32>; 3],
-    taps: [QuantTensor; 3],
+    pub(super) x: [Vec<f32>; 6],
+    pub(super) s: Vec<f32>,
+    pub(super) past: [Vec<f32>; 3],
+    pub(super) taps: [QuantTensor; 3],
     /// The vectors a, dt_bias and norm.
-    vectors: [QuantTensor; 3],
+    pub(super) vectors: [QuantTensor; 3],
     /// The weight multiplied by the result, whose int8 form is fused into the op or computed from the result.
-    out: QuantTensor,
+    pub(super) out: QuantTensor,
 }
 
 impl Op for FusedDelta {
@@ -104,10 +104,10 @@ fn delta(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     all
 }
 
-struct Each {
-    w: [QuantTensor; 2],
-    x: [Vec<f32>; 2],
-    tokens: usize,
+pub(super) struct Each {
+    pub(super) w: [QuantTensor; 2],
+    pub(super) x: [Vec<f32>; 2],
+    pub(super) tokens: usize,
 }
 
 impl Op for Each {
@@ -135,11 +135,11 @@ fn each(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     all
 }
 
-struct HeadMatmul {
-    w: QuantTensor,
-    out: QuantTensor,
-    x: Vec<f32>,
-    tokens: usize,
+pub(super) struct HeadMatmul {
+    pub(super) w: QuantTensor,
+    pub(super) out: QuantTensor,
+    pub(super) x: Vec<f32>,
+    pub(super) tokens: usize,
 }
 
 impl Op for HeadMatmul {
@@ -166,12 +166,12 @@ fn heads(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     all
 }
 
-struct FusedRouter {
-    router: QuantTensor,
-    bias: QuantTensor,
-    x: Vec<f32>,
-    tokens: usize,
-    how: Routing,
+pub(super) struct FusedRouter {
+    pub(super) router: QuantTensor,
+    pub(super) bias: QuantTensor,
+    pub(super) x: Vec<f32>,
+    pub(super) tokens: usize,
+    pub(super) how: Routing,
 }
 
 impl Op for FusedRouter {
@@ -212,15 +212,15 @@ fn router(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     all
 }
 
-struct FusedMixture {
-    experts: [QuantTensor; 3],
-    shared: Option<[QuantTensor; 3]>,
-    bias: QuantTensor,
-    logits: Vec<f32>,
-    x: Vec<f32>,
-    tokens: usize,
-    times: usize,
-    how: Routing,
+pub(super) struct FusedMixture {
+    pub(super) experts: [QuantTensor; 3],
+    pub(super) shared: Option<[QuantTensor; 3]>,
+    pub(super) bias: QuantTensor,
+    pub(super) logits: Vec<f32>,
+    pub(super) x: Vec<f32>,
+    pub(super) tokens: usize,
+    pub(super) times: usize,
+    pub(super) how: Routing,
 }
 
 impl Op for FusedMixture {
@@ -238,13 +238,34 @@ impl Op for FusedMixture {
     }
 }
 
-fn gated<W>([gate, up, down]: &[W; 3]) -> GatedMlp<'_, W> {
+pub(super) fn gated<W>([gate, up, down]: &[W; 3]) -> GatedMlp<'_, W> {
     GatedMlp { gate, up, down, limit: f32::INFINITY }
+}
+
+/// A gated MLP of one matrix each.
+pub(super) struct DenseMlp {
+    pub(super) w: [QuantTensor; 3],
+    pub(super) x: Vec<f32>,
+    pub(super) tokens: usize,
+}
+
+impl DenseMlp {
+    /// The expected result if the activations between gate and down are int8 with a scale per 32.
+    pub(super) fn expected(&self) -> Vec<Vec<f32>> {
+        vec![self.x.chunks(self.w[0].cols).flat_map(|x| ffn(&self.w, 0, x)).collect()]
+    }
+}
+
+impl Op for DenseMlp {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let w = self.w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
+        vec![b.read(&b.gated_ffn(gated(&w), &b.tensor(self.tokens, self.w[0].cols, &self.x)))]
+    }
 }
 
 impl FusedMixture {
     /// The expected result if the activations between gate and down are int8 with a scale per 32.
-    fn expected(&self) -> Vec<Vec<f32>> {
+    pub(super) fn expected(&self) -> Vec<Vec<f32>> {
         let (b, dim, top_k) = (&Reference, self.experts[0].cols, self.how.top_k);
         let routed = b.route(&b.tensor(self.tokens, self.bias.cols, &self.logits), &self.bias, self.how);
         let (chosen, weights) = b.routed(&routed);
@@ -267,7 +288,7 @@ impl FusedMixture {
 }
 
 /// Computes expert `e` of a stack for one row.
-fn ffn(w: &[QuantTensor; 3], e: usize, x: &[f32]) -> Vec<f32> {
+pub(super) fn ffn(w: &[QuantTensor; 3], e: usize, x: &[f32]) -> Vec<f32> {
     let b = &Reference;
     let product = |w: &QuantTensor, x: &[f32]| {
         let bytes = w.bytes.len() / w.count;
@@ -335,7 +356,7 @@ fn mixtures(cuda: &Cuda, n: &mut TestRng, quick: bool) -> Vec<CheckRow> {
 }
 
 /// Checks experts in RAM with an expert cache: some of a token's experts are on the GPU, others on the CPU.
-fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> CheckRow {
+pub(super) fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> CheckRow {
     let (dim, tokens, experts, top_k) = (256, 3, 512, 4);
     cuda.limit_stacks(0, 0, 5).expect("no memory is needed");
     let stack = |n: &mut TestRng, count| [(); 3].map(|()| n.weight(Format::Q8_0, [count, dim, dim]));

@@ -6,7 +6,7 @@
 use super::CheckRow;
 use super::rng::TestRng;
 use kernels::backend::{
-    Backend, CacheFormat, Decay, DeltaRule, GatedMlp, KvUpProjection, QuantTensor, Routing, Span,
+    Backend, CacheFormat, Decay, DeltaRule, GatedMlp, KvUpProjection, QuantTensor, Rope, Routing, Span,
 };
 use kernels::cuda::{Cuda, UPLOAD_MIN_TOKENS};
 use kernels::quant::Format;
@@ -50,13 +50,13 @@ fn difference(got: &[f32], expected: &[f32]) -> f32 {
     difference.map(|d| if d.is_nan() { f32::INFINITY } else { d }).fold(0.0, f32::max)
 }
 
-struct Norms {
-    rows: usize,
-    cols: usize,
-    dim: usize,
-    x: Vec<f32>,
-    gate: Vec<f32>,
-    w: [QuantTensor; 2],
+pub(super) struct Norms {
+    pub(super) rows: usize,
+    pub(super) cols: usize,
+    pub(super) dim: usize,
+    pub(super) x: Vec<f32>,
+    pub(super) gate: Vec<f32>,
+    pub(super) w: [QuantTensor; 2],
 }
 
 impl Op for Norms {
@@ -85,13 +85,13 @@ impl Op for Norms {
     }
 }
 
-struct Conv {
-    lens: Vec<usize>,
-    channels: usize,
-    x: Vec<f32>,
-    past: Vec<f32>,
-    taps: QuantTensor,
-    decay: [QuantTensor; 2],
+pub(super) struct Conv {
+    pub(super) lens: Vec<usize>,
+    pub(super) channels: usize,
+    pub(super) x: Vec<f32>,
+    pub(super) past: Vec<f32>,
+    pub(super) taps: QuantTensor,
+    pub(super) decay: [QuantTensor; 2],
 }
 
 impl Op for Conv {
@@ -144,11 +144,11 @@ pub fn rows(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
     all
 }
 
-struct MatmulCheck {
-    w: QuantTensor,
-    x: Vec<f32>,
-    tokens: usize,
-    heads: bool,
+pub(super) struct MatmulCheck {
+    pub(super) w: QuantTensor,
+    pub(super) x: Vec<f32>,
+    pub(super) tokens: usize,
+    pub(super) heads: bool,
 }
 
 impl Op for MatmulCheck {
@@ -159,7 +159,7 @@ impl Op for MatmulCheck {
     }
 }
 
-struct Embed(QuantTensor);
+pub(super) struct Embed(pub(super) QuantTensor);
 
 impl Op for Embed {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
@@ -202,13 +202,13 @@ pub fn products(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     all
 }
 
-struct Rule {
-    lens: Vec<usize>,
-    heads: usize,
-    dim: usize,
+pub(super) struct Rule {
+    pub(super) lens: Vec<usize>,
+    pub(super) heads: usize,
+    pub(super) dim: usize,
     /// q, k, v, g, beta
-    x: [Vec<f32>; 5],
-    s: Vec<f32>,
+    pub(super) x: [Vec<f32>; 5],
+    pub(super) s: Vec<f32>,
 }
 
 impl Op for Rule {
@@ -246,15 +246,34 @@ pub fn delta(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     all
 }
 
-struct Attend {
-    format: CacheFormat,
-    heads: usize,
-    width: usize,
-    values: usize,
-    scale: f32,
-    ends: Vec<usize>,
-    rows: Vec<f32>,
-    q: Vec<f32>,
+/// Rows appended to a KV cache in two steps: the second follows the length that the first left on the device.
+pub(super) struct Append {
+    pub(super) format: CacheFormat,
+    pub(super) width: usize,
+    pub(super) lens: [usize; 2],
+    pub(super) rows: Vec<f32>,
+}
+
+impl Op for Append {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let mut cache = b.cache(self.format, self.width);
+        let (first, second) = self.rows.split_at(self.lens[0] * self.width);
+        for (n, rows) in self.lens.into_iter().zip([first, second]) {
+            b.append(&mut [Span { rows: 0..n, state: &mut cache }], &b.tensor(n, self.width, rows));
+        }
+        vec![b.cache_read(&cache, 0..self.lens.iter().sum())]
+    }
+}
+
+pub(super) struct Attend {
+    pub(super) format: CacheFormat,
+    pub(super) heads: usize,
+    pub(super) width: usize,
+    pub(super) values: usize,
+    pub(super) scale: f32,
+    pub(super) ends: Vec<usize>,
+    pub(super) rows: Vec<f32>,
+    pub(super) q: Vec<f32>,
 }
 
 impl Op for Attend {
@@ -302,16 +321,16 @@ pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     all
 }
 
-struct Expanded {
-    format: CacheFormat,
+pub(super) struct Expanded {
+    pub(super) format: CacheFormat,
     /// The projections W_k,h^T and W_v,h.
-    w: [QuantTensor; 2],
+    pub(super) w: [QuantTensor; 2],
     /// The number of cached rows before each span, and the span's tokens.
-    past: Vec<usize>,
-    lens: Vec<usize>,
-    width: usize,
-    rows: Vec<f32>,
-    q: Vec<f32>,
+    pub(super) past: Vec<usize>,
+    pub(super) lens: Vec<usize>,
+    pub(super) width: usize,
+    pub(super) rows: Vec<f32>,
+    pub(super) q: Vec<f32>,
 }
 
 impl Op for Expanded {
@@ -333,6 +352,32 @@ impl Op for Expanded {
             w,
             192_f32.powf(-0.5),
         ))]
+    }
+}
+
+/// Rotary positions of queries and cache rows after cached rows.
+pub(super) struct Rotate {
+    pub(super) format: CacheFormat,
+    pub(super) width: usize,
+    pub(super) rope: Rope,
+    /// Rows cached before, `[past, width]`.
+    pub(super) past: Vec<f32>,
+    /// Queries `[token, heads * width]` before their rotation.
+    pub(super) q: Vec<f32>,
+    /// New cache rows `[token, width]` before their rotation.
+    pub(super) kv: Vec<f32>,
+}
+
+impl Op for Rotate {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let rows = |x: &[f32]| b.tensor(x.len() / self.width, self.width, x);
+        let (past, mut kv) = (self.past.len() / self.width, rows(&self.kv));
+        let mut cache = b.cache(self.format, self.width);
+        b.append(&mut [Span { rows: 0..past, state: &mut cache }], &rows(&self.past));
+        let tokens = self.kv.len() / self.width;
+        let mut q = b.tensor(tokens, self.q.len() / tokens, &self.q);
+        b.rotate(&mut [Span { rows: 0..tokens, state: &mut cache }], &mut q, &mut kv, self.rope);
+        vec![b.read(&q), b.read(&kv)]
     }
 }
 
