@@ -1,6 +1,7 @@
 //! Generates the OpenAPI description from the handlers and API types.
 
 use super::api::chat::ChatChunk;
+use super::api::files::FileReadEvent;
 use super::api::ollama::OllamaError;
 use super::app::App;
 use super::error_form::{AnthropicDetail, AnthropicError};
@@ -52,7 +53,8 @@ use utoipa::{OpenApi, ToSchema};
         OllamaError,
         ModelName,
         TokenId,
-        ChatChunk
+        ChatChunk,
+        FileReadEvent
     ))
 )]
 struct Description;

@@ -18,7 +18,7 @@ pub const MAX_STOP_BYTES: usize = 1024;
 pub struct ServerSentEvent {
     /// Type of the event; only for `/v1/responses`.
     event: Option<String>,
-    /// JSON of a ChatChunk, Completion, response event, file event or ErrorBody; `[DONE]` ends chat and text streams.
+    /// JSON of a ChatChunk, Completion, response event, FileReadEvent or ErrorBody; `[DONE]` ends chat and text streams.
     data: String,
 }
 
