@@ -6,6 +6,7 @@
 //! to run. Next: `expert_cache`.
 
 use super::driver::Stream;
+use super::expert_policy::distinct_misses;
 use super::fused::FfnParts;
 use super::matmul::{GEMV_MAX_TOKENS, Shape, Target};
 use super::memory::Tensor;
@@ -136,10 +137,7 @@ impl Cuda {
         };
         if let Some(layer) = &mut layer {
             self.count_uses(hits, n);
-            let mut read: Vec<u32> = missing(&chosen, &places).filter(|e| *e != NO_EXPERT).collect();
-            read.sort_unstable();
-            read.dedup();
-            self.promote(w, layer, read.len());
+            self.promote(w, layer, distinct_misses(&chosen, &places));
         }
         y
     }

@@ -11,6 +11,7 @@ mod delta;
 mod driver;
 mod elementwise;
 mod expert_cache;
+mod expert_policy;
 mod experts;
 mod fused;
 mod graph;
@@ -27,6 +28,7 @@ mod weight;
 
 pub use cache::Cache;
 pub use driver::{Device, DeviceFailure, LaunchEvent, Unavailable};
+pub use expert_policy::{DecayedLfu, distinct_misses};
 pub use materialized::{Heads, materialized_bytes};
 pub use memory::Tensor;
 pub use planes::device_bytes;

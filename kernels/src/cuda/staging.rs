@@ -5,7 +5,8 @@
 //! two device buffers alternate, so that one stack is uploaded while the other is used. Next: `attention`.
 
 use super::driver::{Address, Driver, Event, Pinned, Stream};
-use super::expert_cache::{DecayedLfu, SlotLayer};
+use super::expert_cache::SlotLayer;
+use super::expert_policy::DecayedLfu;
 use super::matmul::{Shape, Target};
 use super::memory::{DeviceBuffer, Tensor};
 use super::planes::{PLANES, layout};
