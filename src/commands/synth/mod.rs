@@ -5,7 +5,7 @@
 mod fill;
 mod preset;
 
-use crate::io::output::tell;
+use crate::io::output::{partial_path, tell};
 use crate::io::progress;
 use anyhow::{Context as _, Result, bail};
 use convert::mix::Mix;
@@ -16,6 +16,8 @@ use fill::{FillKind, Filler, Spread};
 use models::gguf::write::{Layout, Writer};
 use models::gguf::{Metadata, Value};
 pub use preset::Preset;
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
@@ -46,6 +48,9 @@ pub struct SynthArgs {
     /// Checkpoint directory with the tokenizer to embed (default: none, the model accepts token ids only)
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
+    /// Leave the weights zero in a sparse file, which takes no disk space: for `inspect` and `bench --replay-experts`
+    #[arg(long)]
+    sparse: bool,
     /// Overwrite an existing output file
     #[arg(short, long)]
     force: bool,
@@ -56,6 +61,9 @@ pub fn run(args: &SynthArgs) -> Result<()> {
         bail!("{} exists; --force replaces it", args.output.display());
     }
     let layout = layout(args)?;
+    if args.sparse {
+        return write_sparse(&args.output, &layout);
+    }
     check_space(&args.output, layout.total_bytes())?;
     let start = Instant::now();
     let template = "{bar:30} {bytes:>11} of {total_bytes}  {bytes_per_sec:>12}  {eta:>4} left  {msg}";
@@ -110,6 +118,22 @@ fn check_space(output: &Path, needed: u64) -> Result<()> {
     Ok(())
 }
 
+/// Writes the header, and a hole in place of the weights.
+fn write_sparse(output: &Path, layout: &Layout) -> Result<()> {
+    let partial = partial_path(output);
+    let written = File::create(&partial).and_then(|mut file| {
+        file.write_all(layout.header())?;
+        file.set_len(layout.total_bytes())?;
+        fs::rename(&partial, output)
+    });
+    written.with_context(|| {
+        let _ = fs::remove_file(&partial);
+        output.display().to_string()
+    })?;
+    tell(&format!("{}: {} tensors of zeros, a sparse file", output.display(), layout.tensors().len()));
+    Ok(())
+}
+
 /// Fills the next piece on all cores while the previous one is written.
 fn write(args: &SynthArgs, layout: &Layout, bar: &progress::TerminalProgress) -> Result<()> {
     let mut writer = Writer::create(&args.output, layout.clone())?;
@@ -138,7 +162,7 @@ fn write(args: &SynthArgs, layout: &Layout, bar: &progress::TerminalProgress) ->
         let written = writing.join().expect("the writer does not panic");
         if written.is_err() {
             // The original error is the one to report; the file is quickly made again.
-            let _ = std::fs::remove_file(part);
+            let _ = fs::remove_file(part);
         }
         Ok(written?)
     })
@@ -172,11 +196,24 @@ mod tests {
         assert_eq!(file.str("tokenizer.ggml.model").unwrap(), "none");
         let embedding = file.tensor("token_embd.weight").unwrap();
         assert_eq!((embedding.format.name(), &embedding.shape[..]), ("Q8_0", &[192, 1536][..]));
-        let bytes = std::fs::read(&path).unwrap();
+        let bytes = fs::read(&path).unwrap();
         let error = synth(&path, "--preset tiny").unwrap_err().to_string();
         assert!(error.ends_with("x.gguf exists; --force replaces it"), "{error}");
         synth(&path, "--preset tiny --type q8_0 --set num_experts=8 --force").unwrap();
-        assert!(std::fs::read(&path).unwrap() == bytes, "the same seed gives the same file");
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(fs::read(&path).unwrap() == bytes, "the same seed gives the same file");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_sparse_file_has_the_header_and_length_of_a_whole_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let [whole, sparse] = ["whole.gguf", "sparse.gguf"].map(|name| dir.path().join(name));
+        synth(&whole, "--preset tiny").unwrap();
+        synth(&sparse, "--preset tiny --sparse").unwrap();
+        let [whole, sparse] = [whole, sparse].map(|path| fs::read(path).unwrap());
+        let zeros = sparse.iter().rev().take_while(|byte| **byte == 0).count();
+        let header = sparse.len() - zeros;
+        assert!(whole.len() == sparse.len() && header > 1000 && zeros > 1_000_000, "{header} {zeros}");
+        assert!(whole[..header] == sparse[..header]);
     }
 }
