@@ -252,3 +252,102 @@ fn pictures_that_cannot_be_written_are_refused_first() {
         assert_eq!((out.status.code(), &*stderr), (Some(1), expected), "{command}");
     }
 }
+
+/// The experts of each token and layer that selects some, of the prefill and of the decode; the cache is replayed on them.
+#[test]
+fn experts_are_traced_and_replayed() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| text(&dir.path().join(name)).to_owned();
+    let (tiny, real, trace) = (path("tiny.gguf"), path("48b.gguf"), path("x.trace"));
+    kimi_ok(&["synth", &tiny, "--preset", "tiny", "--layers", "4"]);
+    kimi_ok(&["synth", &real, "--preset", "48b", "--sparse"]);
+    let bench = ["bench", "-m", &tiny, "--device", "cpu", "-p", "3", "-n", "2", "-r", "1", "--json"];
+    let bench = |more: &[&str]| kimi_ok(&[&bench[..], more].concat());
+    let report: serde_json::Value = serde_json::from_str(&bench(&["--trace-experts", &trace])).unwrap();
+    assert_eq!(report["cases"].as_array().unwrap().len(), 2);
+    let first = fs::read_to_string(&trace).unwrap();
+    assert_eq!(first.lines().next(), Some("# kimi expert trace 1\texperts=16\tselected=4"));
+    // The step, layer and token of each line, and the layers with the experts in any order of the lines.
+    let places = |trace: &str| {
+        let place = |line: &str| line.rsplit_once('\t').unwrap().0.replace('\t', " ");
+        trace.lines().skip(1).map(place).collect::<Vec<_>>()
+    };
+    let experts = |trace: &str| {
+        let fields = trace.lines().skip(1).map(|line| line.split('\t').collect::<Vec<_>>());
+        let mut experts: Vec<String> = fields.map(|fields| format!("{} {}", fields[1], fields[3])).collect();
+        experts.sort_unstable();
+        experts
+    };
+    let tokens = |step: usize, tokens: usize| {
+        (1..4).flat_map(move |layer| (0..tokens).map(move |token| format!("{step} {layer} {token}")))
+    };
+    assert_eq!(places(&first), tokens(0, 3).chain(tokens(1, 1)).chain(tokens(2, 1)).collect::<Vec<_>>());
+    // The tokens are the same in each run; a prefill in batches of one has other steps with the same experts.
+    bench(&["--trace-experts", &trace, "-b", "1"]);
+    let second = fs::read_to_string(&trace).unwrap();
+    assert_eq!(places(&second), (0..5).flat_map(|step| tokens(step, 1)).collect::<Vec<_>>());
+    assert_eq!(experts(&first), experts(&second));
+
+    let shown = kimi_ok(&["bench", "-m", &tiny, "--replay-experts", &trace, "--cards", "8G"]);
+    assert!(
+        shown.contains("5 tokens, 4 of 16 experts in 3 layers") && shown.contains("\n8.00 GiB   all experts")
+    );
+    let out = kimi(&["bench", "-m", &real, "--replay-experts", &trace]);
+    let expected =
+        format!("kimi: {trace}: expected 8 of 256 experts, as in the model, found 4 of 16 experts\n");
+    assert_eq!((out.status.code(), String::from_utf8(out.stderr).unwrap()), (Some(1), expected));
+    fs::write(&trace, &second[..second.len() - 2]).unwrap();
+    let out = kimi(&["bench", "-m", &tiny, "--replay-experts", &trace]);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    assert!(
+        out.status.code() == Some(1) && stderr.starts_with(&format!("kimi: {trace}: line 16: expected "))
+    );
+}
+
+/// The first tokens of the text are prefilled, the next ones decoded.
+#[test]
+fn a_text_is_measured_instead_of_random_tokens() {
+    let dir = tempfile::tempdir().unwrap();
+    let [prose, trace] = ["x.txt", "x.trace"].map(|name| dir.path().join(name));
+    let steps = |words: &str| {
+        fs::write(&prose, words).unwrap();
+        let args = ["bench", "-f", text(&prose), "-p", "3", "-n", "1", "-r", "1", "--device", "cpu"];
+        kimi_ok(&[&args[..], &["--trace-experts", text(&trace)]].concat());
+        let trace = fs::read_to_string(&trace).unwrap();
+        let lines = trace.lines().skip(1).map(str::to_owned);
+        lines.partition::<Vec<String>, _>(|line| line.starts_with("0\t"))
+    };
+    let (first, second) = (steps("one two three four"), steps("one two three mill"));
+    assert!(first.0 == second.0 && first.1 != second.1 && !first.0.is_empty(), "{first:?} {second:?}");
+    let out = kimi(&["bench", "-f", text(&prose), "-p", "512", "-n", "8"]);
+    let stderr = String::from_utf8(out.stderr).unwrap();
+    let expected = format!("kimi: {}: expected 520 tokens to prefill and decode, found ", text(&prose));
+    assert!(out.status.code() == Some(1) && stderr.contains(&expected), "{stderr}");
+}
+
+/// The slots are those of the memory plan of the real shape.
+#[test]
+fn hit_rates_of_cards_follow_the_memory_plan() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("48b.gguf");
+    kimi_ok(&["synth", text(&model), "--preset", "48b", "--sparse"]);
+    let replay = |routing: &str| -> serde_json::Value {
+        let args = ["--cards", "2G,8G,24G,80G", "-p", "512", "-n", "4", "--json"];
+        let args = [&["bench", "-m", text(&model), "--replay-experts", routing], &args[..]].concat();
+        serde_json::from_str(&kimi_ok(&args)).unwrap()
+    };
+    let report = replay("skewed");
+    assert_eq!((&report["layers"], &report["tokens"]), (&26.into(), &516.into()));
+    let number = |card: usize, field: &str| report["cards"][card][field].as_u64().unwrap();
+    assert!(number(0, "missing_bytes") > 0 && number(3, "gpu_layers") == 26);
+    assert!((1..number(2, "slots")).contains(&number(1, "slots")), "{report}");
+    let policies = |card: usize| report["cards"][card]["policies"].as_array().unwrap();
+    assert_eq!([0, 1, 2, 3].map(|card| policies(card).len()), [0, 5, 5, 0]);
+    for card in [1, 2] {
+        let lookups = |policy: &serde_json::Value| policy["lookups"].as_u64();
+        assert!(policies(card).iter().all(|policy| lookups(policy) == Some(4 * 26 * 8)), "{report}");
+    }
+    let hits = |card: usize, policy: usize| policies(card)[policy]["hits"].as_u64().unwrap();
+    assert!((0..5).all(|policy| hits(1, policy) < hits(2, policy)) && hits(2, 0) <= hits(2, 4), "{report}");
+    assert!(replay("uniform") != report && replay("skewed") == report);
+}

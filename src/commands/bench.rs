@@ -2,7 +2,13 @@
 //!
 //! Depth is simulated by filling the KV cache with random rows, because the time of a step depends on their number
 //! only. Each repetition runs all cases, so that a slow phase of the machine affects all of them. With `--draft N`, a third
-//! case decodes in steps of a token and a draft of N that is accepted.
+//! case decodes in steps of a token and a draft of N that is accepted. Next: `replay` (the expert cache without a card),
+//! `expert_trace` (its input).
+
+mod cache_policies;
+mod expert_trace;
+mod replay;
+mod synthetic_trace;
 
 use crate::args::EngineArgs;
 use crate::commands::inspect::file_type;
@@ -13,13 +19,15 @@ use crate::generation::sample::argmax;
 use crate::io::host_memory;
 use crate::io::log::Log;
 use crate::io::output::{Output, tell};
-use crate::io::units::{counted, format_size};
+use crate::io::prompt::read_text;
+use crate::io::units::{counted, format_size, parse_size};
 use crate::runtime::attention_path::MATERIALIZE_AFTER;
 use crate::runtime::device::{self, Chosen};
 use crate::runtime::engine::Engine;
 use crate::runtime::logits::Logits;
 use crate::runtime::options::Drafting;
 use anyhow::{Result, ensure};
+use expert_trace::{ExpertTrace, TraceFile, TraceProbe};
 use kernels::backend::{Backend, CacheFormat, ExpertCacheStats, Span};
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
@@ -30,6 +38,7 @@ use models::hybrid::state::{LayerState, State};
 use models::hybrid::{Outputs, Sequence};
 use rand_pcg::Pcg64Mcg;
 use rand_pcg::rand_core::Rng;
+use replay::TraceSource;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -64,6 +73,20 @@ pub struct BenchArgs {
     /// Draw the rates by depth as a picture (SVG)
     #[arg(long, value_name = "FILE.svg", conflicts_with = "profile")]
     plot: Option<PathBuf>,
+    /// Text whose first tokens are prefilled and whose next ones are decoded (default: random tokens)
+    #[arg(short, long, value_name = "TEXT")]
+    file: Option<PathBuf>,
+    /// Write the experts that each token selects in each layer; recorded in the warm-up, so that the rates stay exact
+    #[arg(long, value_name = "FILE", conflicts_with = "profile")]
+    trace_experts: Option<PathBuf>,
+    /// Print the hit rates of the GPU expert cache on a trace instead, without a GPU: a file of --trace-experts, or a synthetic
+    /// trace of -p and -n tokens
+    #[arg(long, value_name = "FILE|skewed|uniform", value_parser = TraceSource::parse,
+        conflicts_with_all = ["profile", "plot", "file", "trace_experts"])]
+    replay_experts: Option<TraceSource>,
+    /// Free memory of the GPUs for --replay-experts
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = parse_size, default_value = "8G,12G,16G,24G")]
+    cards: Vec<u64>,
 }
 
 /// The results of all cases.
@@ -107,31 +130,53 @@ pub fn run(args: &BenchArgs) -> Result<()> {
     if args.profile {
         return profile(args);
     }
-    let plot = args.plot.as_deref().map(PlotFile::create).transpose()?;
+    if let Some(source) = &args.replay_experts {
+        return replay::run(args, source);
+    }
+    let files = BenchFiles {
+        plot: args.plot.as_deref().map(PlotFile::create).transpose()?,
+        trace: args.trace_experts.as_deref().map(TraceFile::create).transpose()?,
+    };
     let (options, log): (_, Log) = (args.engine.options().without_snapshots(), Box::new(tell));
     options.announce(&log);
     match device::choose(&options, &log)? {
-        Chosen::Cpu(backend) => run_on(&Engine::load(backend, &options, log)?, args, plot),
-        Chosen::Cuda(backend, options) => run_on(&Engine::load(*backend, &options, log)?, args, plot),
+        Chosen::Cpu(backend) => run_on(&Engine::load(backend, &options, log)?, args, &files),
+        Chosen::Cuda(backend, options) => run_on(&Engine::load(*backend, &options, log)?, args, &files),
     }
 }
 
-fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs, plot: Option<PlotFile>) -> Result<()> {
+/// Files to write beside the results.
+struct BenchFiles {
+    plot: Option<PlotFile>,
+    trace: Option<TraceFile>,
+}
+
+fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs, files: &BenchFiles) -> Result<()> {
     let mut cases = cases(args);
     check(engine, &cases)?;
+    let text = text_tokens(engine, args)?;
+    let moe = &engine.model.config.moe;
+    let (experts, selected) = (moe.experts, moe.routing.top_k);
+    ensure!(
+        files.trace.is_none() || experts > 0,
+        "--trace-experts: expected a model with experts, found none"
+    );
+    let mut trace = ExpertTrace { experts, selected, ..ExpertTrace::default() };
     let memory = engine.backend.read_gb_s();
     let read_before = host_memory::read_from_disk();
     for rep in 0..=args.reps.max(1) {
         for case in &mut cases {
             progress(&format!("rep {rep}/{}: {} at {}", args.reps.max(1), case.test, case.depth));
-            let rate = measure(engine, case);
-            // The first repetition warms up caches and page tables.
+            // The first repetition warms up caches and page tables; the experts are recorded in it.
+            let trace = files.trace.as_ref().filter(|_| rep == 0).map(|_| &mut trace);
+            let rate = measure(engine, case, &text, trace);
             if rep > 0 {
                 case.rates.push(rate);
             }
         }
     }
     progress("");
+    files.trace.as_ref().map_or(Ok(()), |file| file.write(&trace))?;
     for case in &mut cases {
         case.rates.sort_by(f64::total_cmp);
         (case.min, case.max) = (case.rates[0], case.rates[case.rates.len() - 1]);
@@ -154,7 +199,7 @@ fn run_on<B: Memory>(engine: &Engine<B>, args: &BenchArgs, plot: Option<PlotFile
         cases,
     };
     print(&report, args.json)?;
-    plot.map_or(Ok(()), |file| {
+    files.plot.as_ref().map_or(Ok(()), |file| {
         file.write(&report.picture(file_type(&engine.file.metadata), args.reps.max(1)))
     })
 }
@@ -221,6 +266,18 @@ fn check<B: Backend>(engine: &Engine<B>, cases: &[Case]) -> Result<()> {
     Ok(())
 }
 
+/// The tokens of `--file` that are prefilled, and those after them that are decoded; none without it.
+fn text_tokens<B: Backend>(engine: &Engine<B>, args: &BenchArgs) -> Result<[Vec<u32>; 2]> {
+    let Some(path) = &args.file else { return Ok(Default::default()) };
+    let mut prefilled = engine.tokenizer()?.encode(&read_text(path)?);
+    let (found, expected) = (prefilled.len(), args.prefill.saturating_add(args.decode));
+    let name = path.display();
+    ensure!(found >= expected, "{name}: expected {expected} tokens to prefill and decode, found {found}");
+    let mut decoded = prefilled.split_off(args.prefill);
+    decoded.truncate(args.decode);
+    Ok([prefilled, decoded])
+}
+
 /// Profiles one repetition of each case after a warm-up.
 fn profile(args: &BenchArgs) -> Result<()> {
     let how = args.engine.options().without_snapshots();
@@ -235,10 +292,11 @@ fn profile(args: &BenchArgs) -> Result<()> {
         args.engine.options().name(),
         engine.backend.describe()
     )?;
+    let text = text_tokens(&engine, args)?;
     for case in &cases {
-        measure(&engine, case);
+        measure(&engine, case, &text, None);
         engine.backend.take();
-        let rate = measure(&engine, case);
+        let rate = measure(&engine, case, &text, None);
         writeln!(out, "\n{} of {} tokens at depth {}: {rate:.1} tok/s", case.test, case.tokens, case.depth)?;
         profiler::print(&mut out, &engine.backend.take(), case.tokens)?;
     }
@@ -301,20 +359,38 @@ fn print(report: &BenchReport, json: bool) -> Result<()> {
     Ok(())
 }
 
-/// Returns the tokens per second of one repetition.
-fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
+/// Returns the tokens per second of one repetition, and records the experts of its steps in `trace`. Without `text` the tokens
+/// are random.
+fn measure<B: Backend>(
+    engine: &Engine<B>,
+    case: &Case,
+    text: &[Vec<u32>; 2],
+    mut trace: Option<&mut ExpertTrace>,
+) -> f64 {
     let mut rng = Pcg64Mcg::new(42);
     // A reply is decoded token by token; the prompt is prefilled as one long message.
     let decodes = case.test != "prefill";
     let before = if decodes { UNTIMED } else { 0 };
     let mut state = at_depth(engine, case.depth.saturating_sub(before), &mut rng);
     let vocab = engine.model.config.vocab as u32;
-    let tokens: Vec<u32> = (0..case.tokens).map(|_| rng.next_u32() % vocab).collect();
-    let step = |tokens: &[u32], state: &mut State<B>, path| {
+    let text = &text[usize::from(decodes)];
+    let tokens: Vec<u32> = if text.is_empty() {
+        (0..case.tokens).map(|_| rng.next_u32() % vocab).collect()
+    } else {
+        text.clone()
+    };
+    let step = |tokens: &[u32], state: &mut State<B>, path, trace: Option<&mut ExpertTrace>| {
         let drafts = decodes && tokens.len() > 1;
         let (outputs, rows) = if drafts { (Outputs::Draft, tokens.len()) } else { (Outputs::Last, 1) };
         let mut batch = [Sequence { tokens, state: &mut *state, outputs, mla_path: path }];
-        let logits = engine.model.forward(&engine.backend, &mut batch, &mut ());
+        let logits = match trace {
+            Some(trace) => engine.model.forward(
+                &engine.backend,
+                &mut batch,
+                &mut TraceProbe::new(&*engine.backend, trace),
+            ),
+            None => engine.model.forward(&engine.backend, &mut batch, &mut ()),
+        };
         let scores = logits.map(|logits| Logits::new(engine, logits, rows));
         // Greedy sampling is part of the measurement, but the tokens of the next step are fixed.
         for row in scores.iter().flat_map(Logits::rows) {
@@ -325,7 +401,7 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
             engine.model.accept(&engine.backend, state, tokens.len());
         }
     };
-    (0..before).for_each(|_| step(&tokens[..1], &mut state, MlaPath::Absorbed));
+    (0..before).for_each(|_| step(&tokens[..1], &mut state, MlaPath::Absorbed, None));
     let start = Instant::now();
     let mut left = &tokens[..];
     while !left.is_empty() {
@@ -340,7 +416,7 @@ fn measure<B: Backend>(engine: &Engine<B>, case: &Case) -> f64 {
         };
         let (tokens, rest) = left.split_at(most.min(left.len()));
         left = rest;
-        step(tokens, &mut state, path);
+        step(tokens, &mut state, path, trace.as_deref_mut());
     }
     case.tokens as f64 / start.elapsed().as_secs_f64()
 }

@@ -2,8 +2,8 @@
 //!
 //! An expert's heat is its use count, decayed by [`DECAY`] per token. Once the CPU has computed [`MISSES_PER_UPLOAD`] missed
 //! experts, the hottest expert without a slot evicts a clearly colder one; a step of many tokens, which has all stacks on
-//! the device for a moment, assigns slots to the hottest at once. It touches no device.
-//! Next: `staging`.
+//! the device for a moment, assigns slots to the hottest at once. Nothing here touches a device: `kimi bench
+//! --replay-experts` runs the same code on recorded routings. Next: `staging`.
 
 use std::ops::Range;
 
