@@ -1,8 +1,9 @@
 //! Decides which experts of a layer are cached on the GPU: decayed LFU with eviction hysteresis.
 //!
 //! An expert's heat is its use count, decayed by [`DECAY`] per token. Once the CPU has computed [`MISSES_PER_UPLOAD`] missed
-//! experts, the hottest expert without a slot evicts a clearly colder one; a step of many tokens, which has all stacks on
-//! the device for a moment, assigns slots to the hottest at once. Nothing here touches a device: `kimi bench
+//! experts, the hottest expert without a slot evicts a clearly colder one; free slots are filled faster
+//! ([`MISSES_PER_FILL`]). A step of many tokens, which has all stacks on the device for a moment, assigns slots to the
+//! hottest at once. Nothing here touches a device: `kimi bench
 //! --replay-experts` runs the same code on recorded routings. Next: `staging`.
 
 use std::ops::Range;
@@ -11,8 +12,10 @@ use std::ops::Range;
 const DECAY: f32 = 0.995;
 /// Heat ratio that an expert must exceed to evict another: avoids thrashing between equally used experts.
 const EVICT_HYSTERESIS: f32 = 1.25;
-/// Experts that the CPU reads from RAM for each one uploaded to a slot.
+/// Experts that the CPU reads from RAM for each one uploaded in place of another.
 const MISSES_PER_UPLOAD: usize = 8;
+/// The same for each one uploaded to a free slot: that happens once per slot, and all later tokens gain from it.
+const MISSES_PER_FILL: usize = 2;
 
 /// Slot assignment by decayed use counts.
 pub struct DecayedLfu {
@@ -76,15 +79,17 @@ impl DecayedLfu {
     /// caller uploads the experts.
     pub fn promote(&mut self, missed: usize) -> Vec<[i32; 2]> {
         self.missed += missed;
-        let most = self.missed / MISSES_PER_UPLOAD;
-        self.missed %= MISSES_PER_UPLOAD; // unused uploads do not accumulate
         let mut evictions = Vec::new();
-        while evictions.len() < most
-            && let Some([slot, expert]) = self.next_eviction()
-        {
+        while let Some([slot, expert]) = self.next_eviction() {
+            let price = if self.expert_in[slot] < 0 { MISSES_PER_FILL } else { MISSES_PER_UPLOAD };
+            if self.missed < price {
+                break;
+            }
+            self.missed -= price;
             self.assign(slot, expert);
             evictions.push([slot as i32, expert as i32]);
         }
+        self.missed %= MISSES_PER_UPLOAD; // unused uploads do not accumulate
         evictions
     }
 
@@ -154,6 +159,22 @@ mod tests {
         heat.assign(slot, expert);
         assert_eq!(heat.present(), [[4, 1], [5, 0]]);
         assert_eq!(heat.places(&[1, 5, 4], 1), [-1, 0, 1]);
+    }
+
+    #[test]
+    fn free_slots_are_filled_before_experts_are_evicted() {
+        let mut heat = DecayedLfu::new(8, 2);
+        assert_eq!((heat.places(&[5, 2, 3], 1), heat.promote(3)), (vec![-1; 3], vec![[0, 2]]));
+        assert_eq!((heat.places(&[3], 1), heat.promote(1)), (vec![-1], vec![[1, 3]])); // one miss was left
+        for missed in [7, 1] {
+            heat.record_uses(&[5; 9], 1);
+            assert_eq!(heat.promote(missed), if missed == 7 { vec![] } else { vec![[0, 5]] });
+        }
+        heat.record_uses(&[0], 1);
+        assert!(heat.promote(80).is_empty(), "not clearly hotter");
+        heat.record_uses(&[0, 0, 0, 0], 1);
+        assert_eq!((heat.promote(7), heat.promote(1)), (vec![], vec![[1, 0]])); // the 80 are gone
+        assert_eq!(distinct_misses(&[4, 6, 4, 0], &[-1, -1, -1, 1]), 2);
     }
 
     #[test]

@@ -216,14 +216,14 @@ mod tests {
     }
 
     /// Contents of two slots after each step, computed by hand:
-    /// decayed LFU caches the first expert after eight misses;
+    /// decayed LFU {} {1} {1} {0,1} and no change, as an eviction takes eight misses and a free slot two;
     /// LRU {0} {0,1} {0,1} {0,2} {0,2} {0,1} {1,2} {1,2} {1,2}, LFU {0} {0,1} and no change;
     /// the optimum {0} {0,1} {0,1} {0,1} {1} {1} {1,2} {2} {}.
     #[test]
     fn policies_on_a_trace_computed_by_hand() {
-        assert_eq!(counts(2, &[0, 1, 0, 2, 0, 1, 2, 1, 2]), [(0, 1), (4, 5), (4, 2), (6, 0), (5, 3)]);
+        assert_eq!(counts(2, &[0, 1, 0, 2, 0, 1, 2, 1, 2]), [(3, 2), (4, 5), (4, 2), (6, 0), (5, 3)]);
         assert_eq!(counts(0, &[0, 1, 0]), [(0, 0); 5]);
-        assert_eq!(counts(4, &[3; 6]), [(0, 0), (5, 1), (5, 1), (6, 0), (5, 1)]);
+        assert_eq!(counts(4, &[3; 6]), [(4, 1), (5, 1), (5, 1), (6, 0), (5, 1)]);
     }
 
     #[test]
