@@ -48,14 +48,15 @@ class Server:
         with urllib.request.urlopen("http://%s:%d/health" % self.address, timeout=60) as answer:
             return answer.status == 200
 
-    def resident(self):
+    def resident(self, field="VmRSS"):
+        """MiB resident now, or at most so far with VmHWM."""
         with open(f"/proc/{self.process.pid}/status") as status:
-            return int(re.search(r"VmRSS:\s+(\d+)", status.read())[1]) / 1024
+            return int(re.search(rf"{field}:\s+(\d+)", status.read())[1]) / 1024
 
-    def end(self):
+    def end(self, seconds=10):
         self.process.send_signal(signal.SIGTERM)
         try:
-            self.process.wait(10)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -79,7 +80,7 @@ def request(args, draw):
 
 
 def post(body, path="/v1/chat/completions", kind="application/json"):
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     return head.encode() + body
 
 
@@ -173,7 +174,7 @@ def malformed(draw):
         lambda: post(json.dumps(whole).encode(), kind="text/plain"),
         lambda: post(json.dumps(whole).encode(), path="/" + "x" * draw.randrange(1, 9000)),
         lambda: b"GET / HTTP/1.1\r\n" + b"A: " + noise.hex().encode() + b"\r\n\r\n",
-        lambda: b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n{",
+        lambda: b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{",
     ])()
 
 

@@ -5,9 +5,10 @@ usage: reread.py KIMI MODEL [--words 120000] [--reply 8] [--kimi-only]      (MOD
 
 `new` is the number of tokens after the file, `read` the number of prefilled tokens, `first s` the time from the question to
 the first token. `kimi` must prefill no more than the new tokens. The times of a restart are from the start of the process
-until it is ready (llama.cpp: with its slot restored) and until the first token.
+until it is ready (llama.cpp: with its slot restored) and until the first token. The last line of a server has the most memory
+that its first process had resident, and the bytes in its directory.
 """
-import argparse, json, os, random, re, sys, tempfile, time, urllib.request
+import argparse, json, os, pathlib, random, re, tempfile, time, urllib.request
 
 import load
 
@@ -28,9 +29,9 @@ def ask(server, args, text, question):
     while client.read():
         pass
     client.socket.close()
-    found = re.findall(rb'"timings":(\{[^}]*\})', client.got)
+    found = re.findall(rb'data: (\{.*"timings":.*\})', client.got)
     assert found and client.first, client.got[-500:]
-    return json.loads(found[-1]), client.first
+    return json.loads(found[-1])["timings"], client.first
 
 
 def new_tokens(server, question):
@@ -44,7 +45,11 @@ def row(name, step, new, timings, first, *more):
     return read
 
 
-def measure(name, start, args, text, save, restore):
+def size(directory):
+    return sum(entry.stat().st_size for entry in pathlib.Path(directory).rglob("*") if entry.is_file())
+
+
+def measure(name, start, args, text, save, restore, directory):
     server = start()
     counts = [new_tokens(server, q) for q in QUESTIONS] if name == "kimi" else [None] * 3
     timings, first = ask(server, args, text, QUESTIONS[0])
@@ -54,8 +59,8 @@ def measure(name, start, args, text, save, restore):
         timings, first = ask(server, args, text, QUESTIONS[1])
         reads.append(row(name, "second", counts[1] if not reads else 0, timings, first))
     save(server)
-    begin = time.monotonic()
-    server.end()
+    memory, begin = server.resident("VmHWM"), time.monotonic()
+    server.end(seconds=600)
     ended = time.monotonic()
     server = start()
     restore(server)
@@ -64,6 +69,7 @@ def measure(name, start, args, text, save, restore):
     whole = time.monotonic() - ended
     reads.append(row(name, "after restart", counts[2], timings, first, f"  ended in {ended - begin:.2f} s, ready {ready:.2f} s after, answered {whole:.2f} s after"))
     server.end()
+    print(f"{name:<10} {memory / 1024:.2f} GiB resident, {size(directory) / 2**30:.2f} GiB on disk", flush=True)
     if name == "kimi":
         assert reads == [counts[1], 0, 0, counts[2]], (reads, counts)
 
@@ -82,12 +88,13 @@ def main():
     with tempfile.TemporaryDirectory() as directory:
         start = lambda: load.Server(args.kimi, "serve", "-m", args.model, "--port", "0", "--ctx", str(load.CONTEXT), "--threads",
                                     str(args.threads), "--cache-dir", directory + "/kimi")
-        measure("kimi", start, args, text, lambda server: None, lambda server: None)
+        measure("kimi", start, args, text, lambda server: None, lambda server: None, directory + "/kimi")
         if args.kimi_only:
             return
-        load.PEER = load.PEER.replace("p.verbosity = 0", f"p.verbosity = 0\np.slot_save_path = {directory + '/'!r}")
+        os.mkdir(slots := directory + "/llama.cpp")
+        load.PEER = load.PEER.replace("p.verbosity = 0", f"p.verbosity = 0\np.slot_save_path = {slots + '/'!r}")
         slot = lambda action: lambda server: post(server, f"/slots/0?action={action}", {"filename": "slot"})
-        measure("llama.cpp", lambda: load.llama(args, 1, checkpoints=True), args, text, slot("save"), slot("restore"))
+        measure("llama.cpp", lambda: load.llama(args, 1, checkpoints=True), args, text, slot("save"), slot("restore"), slots)
 
 
 if __name__ == "__main__":
