@@ -40,6 +40,9 @@ pub struct EngineArgs {
     /// Lock the model file in RAM
     #[arg(long)]
     pub mlock: bool,
+    /// NUMA nodes on which memory lies
+    #[arg(long, value_enum, default_value = "local")]
+    pub numa: NumaPolicy,
     #[command(flatten)]
     pub device: DeviceArgs,
     #[command(flatten)]
@@ -56,6 +59,7 @@ impl EngineArgs {
             cache_type: self.cache_type.map(Into::into),
             chat_template: self.chat_template.clone(),
             mlock: self.mlock,
+            interleave: self.numa == NumaPolicy::Interleave,
             device: self.device.options(),
             store: self.store.options(),
             max_state_bytes: None,
@@ -85,6 +89,15 @@ pub fn threads() -> RangedU64ValueParser<usize> {
 /// Parses a number of at least 1.
 pub fn at_least_one() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..)
+}
+
+/// Where memory lies on a machine with several NUMA nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NumaPolicy {
+    /// The node of the thread that touches a page first
+    Local,
+    /// All nodes in turn, for threads on several nodes; weights that the page cache holds already stay where they are
+    Interleave,
 }
 
 /// The data type of the KV cache.

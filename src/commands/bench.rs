@@ -138,7 +138,7 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         trace: args.trace_experts.as_deref().map(TraceFile::create).transpose()?,
     };
     let (options, log): (_, Log) = (args.engine.options().without_snapshots(), Box::new(tell));
-    options.announce(&log);
+    options.prepare(&log)?;
     match device::choose(&options, &log)? {
         Chosen::Cpu(backend) => run_on(&Engine::load(backend, &options, log)?, args, &files),
         Chosen::Cuda(backend, options) => run_on(&Engine::load(*backend, &options, log)?, args, &files),
@@ -281,8 +281,9 @@ fn text_tokens<B: Backend>(engine: &Engine<B>, args: &BenchArgs) -> Result<[Vec<
 /// Profiles one repetition of each case after a warm-up.
 fn profile(args: &BenchArgs) -> Result<()> {
     let how = args.engine.options().without_snapshots();
-    let backend = Profiled::new(Cpu::detect(how.threads));
-    let engine = Engine::load(backend, &how, Box::new(tell))?;
+    let log: Log = Box::new(tell);
+    how.prepare(&log)?;
+    let engine = Engine::load(Profiled::new(Cpu::detect(how.threads)), &how, log)?;
     let cases = cases(args);
     check(&engine, &cases)?;
     let (memory, mut out) = (engine.backend.inner().read_gb_s(), Output::lock());

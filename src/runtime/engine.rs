@@ -86,7 +86,7 @@ impl Engine<Cpu> {
 
     /// Loads a model on the CPU. `log` receives warnings, one line each.
     pub fn open_with(args: &LoadOptions, log: Log) -> Result<Self> {
-        args.announce(&log);
+        args.prepare(&log)?;
         Engine::load(Cpu::detect(args.threads), args, log)
     }
 }

@@ -53,7 +53,7 @@ impl EngineHandle {
 
     /// Loads a model on the device of the options. `log` receives notices and warnings, one line each.
     pub fn load(options: &LoadOptions, log: Log) -> Result<Self> {
-        options.announce(&log);
+        options.prepare(&log)?;
         Ok(match device::choose(options, &log)? {
             Chosen::Cpu(backend) => EngineHandle::Cpu(Arc::new(Engine::load(backend, options, log)?)),
             Chosen::Cuda(backend, options) => {

@@ -3,7 +3,9 @@
 use super::builtin_model;
 use crate::io::log::Log;
 use crate::prefix_cache::options::StoreOptions;
+use anyhow::{Context as _, Result};
 use kernels::backend::CacheFormat;
+use kernels::cpu::interleave_memory;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,6 +26,8 @@ pub struct LoadOptions {
     pub chat_template: Option<PathBuf>,
     /// Locks the model file in RAM.
     pub mlock: bool,
+    /// Interleaves memory over all NUMA nodes instead of allocating it on the node that touches it first.
+    pub interleave: bool,
     pub device: DeviceOptions,
     pub store: StoreOptions,
     /// Maximum bytes of the states of all sequences on a GPU, set by the placement.
@@ -57,6 +61,7 @@ impl Default for LoadOptions {
             cache_type: None,
             chat_template: None,
             mlock: false,
+            interleave: false,
             device: DeviceOptions::default(),
             store: StoreOptions::in_memory(),
             max_state_bytes: None,
@@ -71,11 +76,15 @@ impl LoadOptions {
         self.model.as_ref().map_or(builtin_model::NAME.into(), |path| path.display().to_string())
     }
 
-    /// Logs a notice if the built-in model is used.
-    pub fn announce(&self, log: &Log) {
+    /// Logs a notice if the built-in model is used, and sets the process's NUMA policy before threads and memory exist.
+    pub fn prepare(&self, log: &Log) -> Result<()> {
         if self.model.is_none() {
             log(builtin_model::NOTICE);
         }
+        if self.interleave {
+            interleave_memory().context("--numa interleave")?;
+        }
+        Ok(())
     }
 
     /// Returns these options with a prefix cache in memory only.

@@ -14,6 +14,7 @@ mod madvise;
 mod materialized;
 mod matmul;
 mod memory;
+mod numa;
 mod pool;
 mod rope;
 mod route;
@@ -22,6 +23,7 @@ mod top_k;
 pub use cache::Cache;
 pub use experts::NO_EXPERT;
 pub use memory::Tensor;
+pub use numa::interleave_memory;
 pub use pool::ThreadPool;
 pub use route::Routed;
 

@@ -85,7 +85,7 @@ pub fn run(args: &ImatrixArgs) -> Result<()> {
     if options.device.device == Some(DeviceChoice::Cuda) {
         bail!("--device: expected cpu, found cuda: importance matrices are computed on the CPU");
     }
-    options.announce(&(Box::new(tell) as _));
+    options.prepare(&(Box::new(tell) as _))?;
     let engine = Engine::load(Observed::new(Cpu::detect(options.threads)), &options, Box::new(tell))?;
     let text = text(args, &engine)?;
     let windows = (text.ids.len() / args.window).min(args.windows.unwrap_or(usize::MAX));
