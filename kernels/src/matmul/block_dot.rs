@@ -1,5 +1,6 @@
 //! Declares what the GEMV and GEMM kernels need from a block format. Next: `quant::q8_0`, the plainest format.
 
+use crate::quant::Q8x32;
 use crate::quant::block::{Block, Tile};
 use crate::simd::{Isa, PanelSimd};
 use std::ops::Range;
@@ -75,3 +76,12 @@ pub(crate) trait MatrixDot<B: Block>: BlockDot<B> {
         y: P::Floats,
     ) -> P::Floats;
 }
+
+/// Dot products of signed quants in blocks of 32 weights with matrix registers.
+pub(crate) trait SignedDot<B: Block<X = Q8x32>>: BlockDot<B> {
+    /// The quants of the same block of each row, four per lane, and the scale of each.
+    fn signed_panel<I: Isa>(isa: I, rows: &[&B; 16]) -> SignedPanel<I::Panel>;
+}
+
+/// Quants and scales of a panel's rows.
+pub(crate) type SignedPanel<P> = ([<P as PanelSimd>::Bytes; 8], <P as PanelSimd>::Floats);

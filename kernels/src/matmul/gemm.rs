@@ -1,8 +1,8 @@
 //! GEMM microkernel: a panel of weight rows, one per SIMD lane; each block is decoded once per token batch.
 //!
 //! A panel has [`PanelSimd::MR`] rows, 8 or 16. Up to [`TOKEN_BLOCK`] tokens share a decoded block, so that it and
-//! the activations stay in L1; [`PanelSimd::NR`] tokens at a time keep their sums in registers. Super-blocks use matrix
-//! registers where the machine has them: see `matrix`.
+//! the activations stay in L1; [`PanelSimd::NR`] tokens at a time keep their sums in registers. Where the machine has matrix
+//! registers, super-blocks use `matrix` and signed blocks of 32 weights `matrix32`.
 
 use super::IntegerDot;
 use super::block_dot::BlockDot;
@@ -65,6 +65,17 @@ pub(super) fn decode<I: Isa, B: Block, D: BlockDot<B>>(
     ahead: usize,
     panel: &mut D::Panel<I::Panel>,
 ) {
+    D::decode_panel(isa, &panel_rows(isa, tile, (first, b), ahead), panel);
+}
+
+/// Block b of each row of the panel from row `first` on; prefetches the block that is `ahead` blocks later if not 0.
+#[inline(always)]
+pub(super) fn panel_rows<'a, I: Isa, B: Block>(
+    isa: I,
+    tile: &Tile<'a, B>,
+    (first, b): (usize, usize),
+    ahead: usize,
+) -> [&'a B; 16] {
     let mut rows = [&tile.w[b]; 16];
     for (r, row) in rows.iter_mut().enumerate() {
         // A partial panel repeats the last row.
@@ -73,7 +84,7 @@ pub(super) fn decode<I: Isa, B: Block, D: BlockDot<B>>(
             isa.prefetch_l2(*row, ahead * size_of::<B>());
         }
     }
-    D::decode_panel(isa, &rows, panel);
+    rows
 }
 
 /// Writes the sums of a panel's rows, from `first` on, for the tokens from `start` on.

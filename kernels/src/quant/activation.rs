@@ -97,6 +97,9 @@ pub struct Q8x256 {
 const _: () = assert!(size_of::<Q8x256>() == 320);
 
 impl Q8x32 {
+    /// Offset of the quants in bytes.
+    pub(crate) const QUANTS: usize = std::mem::offset_of!(Q8x32, q);
+
     #[inline(always)]
     pub(crate) fn d(&self) -> f32 {
         f32::from_le_bytes(self.d)

@@ -8,9 +8,11 @@
 //! As in `superblock`, the products are exact integers.
 
 use super::activation::Q8x32;
-use super::block::Block;
-use crate::matmul::block_dot::BlockDot;
+use super::block::{Block, Tile};
+use crate::matmul::block_dot::{BlockDot, SignedDot, SignedPanel};
+use crate::matmul::matrix32;
 use crate::simd::{Isa, Panel8, PanelSimd};
+use std::ops::Range;
 
 /// A format of blocks of 32 weights.
 pub(crate) trait Block32: Block<X = Q8x32> {
@@ -137,5 +139,19 @@ impl<B: Block32> BlockDot<B> for Block32Dot {
                 y[t] = simd.fma(simd.mul(w.d_and_min[1], d), simd.splat(x[t].sum() as f32), y[t]);
             }
         }
+    }
+
+    #[inline(always)]
+    fn matrix_gemm<I: Isa>(isa: I, tile: &mut Tile<'_, B>, tokens: Range<usize>) -> bool {
+        // Unsigned quants gain nothing: each token's sum needs an offset or a minimum, too.
+        B::SIGNED && matrix32::gemm::<I, B, Self>(isa, tile, tokens)
+    }
+}
+
+impl<B: Block32> SignedDot<B> for Block32Dot {
+    #[inline(always)]
+    fn signed_panel<I: Isa>(isa: I, rows: &[&B; 16]) -> SignedPanel<I::Panel> {
+        let [d, _] = B::panel_scales(isa.panel(), rows);
+        (B::transpose_quants(isa, rows), d)
     }
 }

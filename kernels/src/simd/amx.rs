@@ -67,6 +67,8 @@ struct TileConfig {
 /// 0, 1  sums    [tokens][16] i32
 /// 2     tokens  [tokens][64] bytes
 /// 3, 4  panel   [64 / 4][16][4] bytes
+/// 5     tokens  [tokens][32] bytes
+/// 6     panel   [32 / 4][16][4] bytes
 /// ```
 pub struct Tiles {
     tokens: usize,
@@ -89,7 +91,7 @@ impl Tiles {
         let rows = tokens as u8;
         let mut config =
             TileConfig { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        let tiles = [(rows, 64), (rows, 64), (rows, 64), (16, 64), (16, 64)];
+        let tiles = [(rows, 64), (rows, 64), (rows, 64), (16, 64), (16, 64), (rows, 32), (8, 64)];
         for (tile, (rows, bytes)) in tiles.into_iter().enumerate() {
             (config.rows[tile], config.row_bytes[tile]) = (rows, bytes);
         }
@@ -158,6 +160,24 @@ impl<P: PanelSimd<Bytes = __m512i, Ints = __m512i>> MatrixSimd<P> for Tiles {
                 x = in(reg) x, step = in(reg) step, line = in(reg) 64_usize,
                 low = in(reg) w[0], high = in(reg) w[1], sums = in(reg) sums,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+    #[inline(always)]
+    fn dot_32(&self, x: MatrixTokens<'_>, w: &[__m512i; 8], sums: &mut PanelSums) {
+        let (x, step) = x.rows::<32>(self.tokens);
+        // SAFETY: the value proves configured tiles. They read 32 bytes of each token, which `rows` checks, and the 512
+        // bytes of the panel, and write 16 rows of 64 bytes or fewer.
+        unsafe {
+            asm!(
+                "tilezero tmm0",
+                "tileloadd tmm5, [{x} + {step}]",
+                "tileloadd tmm6, [{w} + {line}]",
+                "tdpbssd tmm0, tmm5, tmm6",
+                "tilestored [{sums} + {line}], tmm0",
+                x = in(reg) x, step = in(reg) step, line = in(reg) 64_usize, w = in(reg) w, sums = in(reg) sums,
+                out("tmm0") _, out("tmm5") _, out("tmm6") _,
                 options(nostack, preserves_flags),
             );
         }

@@ -125,6 +125,8 @@ pub trait MatrixSimd<P: PanelSimd> {
     fn scaled(&self, w: P::Bytes, scale: P::Ints) -> [P::Bytes; 2];
     /// Sums over 256 columns of the bytes of `w`: low ones, unsigned, and high ones, signed.
     fn dot_256(&self, x: MatrixTokens<'_>, w: [&[P::Bytes; 64]; 2], sums: &mut [PanelSums; 2]);
+    /// Sums over 32 columns of signed bytes.
+    fn dot_32(&self, x: MatrixTokens<'_>, w: &[P::Bytes; 8], sums: &mut PanelSums);
 }
 
 /// The matrix registers of instruction sets without them: a type without values.
@@ -136,6 +138,9 @@ impl<P: PanelSimd> MatrixSimd<P> for NoMatrix {
         match *self {}
     }
     fn dot_256(&self, _: MatrixTokens<'_>, _: [&[P::Bytes; 64]; 2], _: &mut [PanelSums; 2]) {
+        match *self {}
+    }
+    fn dot_32(&self, _: MatrixTokens<'_>, _: &[P::Bytes; 8], _: &mut PanelSums) {
         match *self {}
     }
 }
