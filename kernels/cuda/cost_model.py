@@ -93,13 +93,16 @@ def at_perfect_issue(record):
 
 @dataclass
 class Launch:
-    """Launches of one shape: their number per token, blocks, units of the main loop over all threads, and bytes."""
+    """Launches of one shape: their number per token, blocks, bytes, and units of main loops over all threads.
+
+    The loops are those of the kernel itself, or for matrices of several formats those of the kernels of each.
+    """
 
     kernel: str
     what: str
     times: int
     blocks: int
-    units: float
+    units: list  # [(kernel, units)], empty for small ops
     bytes: float
 
 
@@ -113,11 +116,18 @@ def matrix(kernel, what, times, rows, cols, copies=1, together=1):
     pieces = cols // (64 if format in PAIRED else 32)
     lanes = min([32, 16, 8, 4], key=lambda n: ceil(pieces / n) * n)
     rows_of_block = 32 if kernel.startswith("ffn_up") else 128 / lanes
-    return Launch(kernel, what, times, ceil(copies * rows / rows_of_block), units, units * BYTES_PER_32[format])
+    return Launch(kernel, what, times, ceil(copies * rows / rows_of_block), [(kernel, units)], units * BYTES_PER_32[format])
+
+
+def mixed(what, times, *parts):
+    """Products of one input with matrices of several formats: (format, rows) of each."""
+    of = [matrix(f"matvec1_{format}", "", times, rows, 2304) for format, rows in parts]
+    units = [unit for launch in of for unit in launch.units]
+    return Launch("mixed1", what, times, sum(l.blocks for l in of), units, sum(l.bytes for l in of))
 
 
 def small(kernel, times, blocks=1, bytes=0.0):
-    return Launch(kernel, "", times, blocks, 0, bytes)
+    return Launch(kernel, "", times, blocks, [], bytes)
 
 
 def token(depth):
@@ -126,18 +136,15 @@ def token(depth):
     launches = [
         small("embed_Q4_K", 1),
         small("rms_norm", 1 + 27 + 27 + 7),
-        matrix("matvec1_Q4_K", "q, k", 10, 8192, 2304),
-        matrix("matvec1_Q4_K", "q, k, v", 10, 12_288, 2304),
-        matrix("matvec1_Q6_K", "v", 10, 4096, 2304),
-        matrix("matvec1_Q8_0", "f_a, g_a, beta", 20, 288, 2304),
+        mixed("q, k, v of Q6_K, low ranks", 10, ("Q4_K", 8192), ("Q6_K", 4096), ("Q8_0", 288)),
+        mixed("q, k, v, low ranks", 10, ("Q4_K", 12_288), ("Q8_0", 288)),
         matrix("fresh_Q8_0", "f_b, g_b", 20, 8192, 128),
         small("delta_step_128", 20, 32, 2 * 4 * 32 * 128 * 128 + 4e5),
         matrix("matvec1_Q4_K", "output", 27, 2304, 4096),
-        matrix("matvec1_Q4_K", "MLA q", 7, 6144, 2304),
-        matrix("matvec1_Q8_0", "kv_a", 7, 576, 2304),
+        mixed("MLA q, kv_a", 7, ("Q4_K", 6144), ("Q8_0", 576)),
         small("append", 7),
         matrix("fresh_Q8_0", "k_b", 7, 32 * 512, 128),
-        Launch("attend_tensor", f"{depth} rows", 7, parts, depth / 16, depth * ROW_BYTES),
+        Launch("attend_tensor", f"{depth} rows", 7, parts, [("attend_tensor", depth / 16)], depth * ROW_BYTES),
     ]
     if parts > 1:
         launches.append(small("merge", 7, 128, parts * 32 * 514 * 4))
@@ -157,16 +164,20 @@ def token(depth):
 
 def seconds(launch, card, records):
     """The predicted time of one launch on a card."""
-    record = next(r for r in records if r["kernel"] == launch.kernel and r["arch"] == card.arch)
+    of = {r["kernel"]: r for r in records if r["arch"] == card.arch}
     # The fullest SM decides: it takes ceil(blocks / SMs) of the blocks.
     share = launch.blocks / card.sms
     moved = launch.bytes / (card.tb_s * 1e12 * min(MEMORY, SM_SHARE * min(1, share)))
-    if not record["per_unit"]:
+    if not launch.units:
         return GAP + RAMP + SERIAL + moved
-    warps = record["threads"] / 32
-    inner = launch.units * record["per_unit"] * (warps if record["unit"] == "16 rows" else 1 / 32)
+    inner, outside = 0, 0
+    for kernel, units in launch.units:
+        record = of[kernel]
+        warps = record["threads"] / 32
+        inner += units * record["per_unit"] * (warps if record["unit"] == "16 rows" else 1 / 32)
+        outside = max(outside, warps * record["outside"])
     slots = 4 * card.ghz * 1e9 * ISSUE
-    issued = (inner / launch.blocks + warps * record["outside"]) * ceil(share) / slots
+    issued = (inner / launch.blocks + outside) * ceil(share) / slots
     return GAP + RAMP + max(issued, moved)
 
 

@@ -43,30 +43,36 @@ __device__ __forceinline__ int matrix_of(const Product& p, int row) {
     return m;
 }
 
-// This thread's contribution to T results of one row; vectors beyond the last repeat it. The compiler does not unroll a loop
-// with an unknown step into concurrent loads, so for one vector two pieces per iteration are written out.
+// Quantised activation rows of a product: T of them from `first`, of which those beyond `last` repeat it.
+struct Vectors {
+    const i8* q;
+    const XScale* scale;
+    int cols, first, last;
+};
+
+// This thread's contribution to T results of one row. The compiler does not unroll a loop with an unknown step into concurrent
+// loads, so for one vector two pieces per iteration are written out.
 template <class F, int T>
-__device__ __forceinline__ void row_part(const Product& p, const Planes& w, i64 first_block, int v, float* acc) {
-    int x_row = v / p.x_div, last = (p.vectors - 1) / p.x_div;
-    int pieces = p.cols / Row<F>::WEIGHTS, lane = threadIdx.x % p.lanes, u = lane;
+__device__ __forceinline__ void row_part(const Planes& w, i64 first_block, const Vectors& x, int lanes, float* acc) {
+    int pieces = x.cols / Row<F>::WEIGHTS, lane = threadIdx.x % lanes, u = lane;
     Row<F> row(w, first_block, lane);
     if (T == 1 && F::UNROLL == 2) {
-        const i8* q = p.q + (i64)x_row * p.cols;
-        const XScale* scale = p.scale + (i64)x_row * p.cols / 32;
+        const i8* q = x.q + (i64)x.first * x.cols;
+        const XScale* scale = x.scale + (i64)x.first * x.cols / 32;
 #pragma unroll 1
-        for (; u + p.lanes < pieces; u += 2 * p.lanes) {
-            auto one = row.load(u), two = row.load(u + p.lanes);
+        for (; u + lanes < pieces; u += 2 * lanes) {
+            auto one = row.load(u), two = row.load(u + lanes);
             acc[0] += row.template dot<GlobalMem>(one, u, q, scale);
-            acc[0] += row.template dot<GlobalMem>(two, u + p.lanes, q, scale);
+            acc[0] += row.template dot<GlobalMem>(two, u + lanes, q, scale);
         }
     }
 #pragma unroll 1
-    for (; u < pieces; u += p.lanes) {
+    for (; u < pieces; u += lanes) {
         auto piece = row.load(u);
 #pragma unroll
         for (int t = 0; t < T; t++) {
-            i64 x = (i64)(T == 1 ? x_row : min(x_row + t, last)) * p.cols;
-            acc[t] += row.template dot<GlobalMem>(piece, u, p.q + x, p.scale + x / 32);
+            i64 at = (i64)(T == 1 ? x.first : min(x.first + t, x.last)) * x.cols;
+            acc[t] += row.template dot<GlobalMem>(piece, u, x.q + at, x.scale + at / 32);
         }
     }
 }
@@ -85,7 +91,8 @@ template <class F, int T> __device__ __forceinline__ void matvec(const Product& 
     i64 m = p.chosen ? p.chosen[v] : v % p.groups;
     if (m < 0) return;
     float acc[T] = {};
-    row_part<F, T>(p, of.w, (m * of.rows + r) * (p.cols / F::LEN), v, acc);
+    Vectors x = {p.q, p.scale, p.cols, v / p.x_div, (p.vectors - 1) / p.x_div};
+    row_part<F, T>(of.w, (m * of.rows + r) * (p.cols / F::LEN), x, p.lanes, acc);
 #pragma unroll
     for (int t = 0; t < T; t++) {
         float y = lanes_sum(acc[t], p.lanes);

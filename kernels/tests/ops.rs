@@ -132,6 +132,22 @@ fn products_of_several_weights() {
     }
 }
 
+/// Formats that a GPU multiplies in one launch; the last matrix is smaller than a block.
+#[test]
+fn products_of_several_formats() {
+    use Format::{Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, Q8_0};
+    let mut n = Numbers(8);
+    let (formats, rows) = ([Q4_K, Q6_K, Q8_0, Q5_K, Q2_K, Q3_K, Q8_0], [130, 64, 257, 1, 33, 70, 5]);
+    let w: [_; 7] = std::array::from_fn(|i| n.weight(formats[i], [1, rows[i], 768]));
+    for tokens in [1, 3, 8, 9] {
+        let x = n.quants(tokens * 768);
+        check!(format!("matmuls of {tokens}"), |b| {
+            let w = w.each_ref().map(|w| b.weight(w.clone()).unwrap());
+            b.matmuls(w.each_ref(), &b.tensor(tokens, 768, &x)).map(|y| b.read(&y)).to_vec()
+        });
+    }
+}
+
 /// The product of a token is bit-identical in any batch and on any number of threads.
 #[test]
 fn products_do_not_depend_on_the_batch() {

@@ -135,6 +135,41 @@ fn each(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     all
 }
 
+/// Products of one input with matrices of different formats.
+pub(super) struct Mixed {
+    pub(super) w: [QuantTensor; 3],
+    pub(super) x: Vec<f32>,
+    pub(super) tokens: usize,
+}
+
+impl Mixed {
+    /// Few and many rows of each format, the last one of the first's.
+    pub(super) fn new(n: &mut TestRng, [first, second]: [Format; 2], tokens: usize, cols: usize) -> Mixed {
+        let w = [(first, 129), (second, 33), (first, 2)].map(|(f, rows)| n.weight(f, [1, rows, cols]));
+        Mixed { w, x: n.levels(tokens * cols), tokens }
+    }
+}
+
+impl Op for Mixed {
+    fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
+        let w = self.w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
+        let x = b.tensor(self.tokens, self.x.len() / self.tokens, &self.x);
+        b.matmuls(w.each_ref(), &x).iter().map(|y| b.read(y)).collect()
+    }
+}
+
+fn mixed(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
+    let mut all = Vec::new();
+    for formats in [[Format::Q4_K, Format::Q8_0], [Format::Q6_K, Format::Q5_K], [Format::Q2_K, Format::Q3_K]]
+    {
+        for tokens in [1, 8] {
+            let what = format!("matmuls {}, {tokens} tokens", formats.map(Format::name).join(" "));
+            all.push(compare(cuda, what, EXACT, &Mixed::new(n, formats, tokens, 2304)));
+        }
+    }
+    all
+}
+
 pub(super) struct HeadMatmul {
     pub(super) w: QuantTensor,
     pub(super) out: QuantTensor,
@@ -385,7 +420,8 @@ pub(super) fn mixture_in_ram(cuda: &Cuda, n: &mut TestRng) -> CheckRow {
 pub fn fused(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
     let mut n = TestRng::new(seed);
     let mut all = delta(cuda, &mut n);
-    all.extend([each(cuda, &mut n), heads(cuda, &mut n), router(cuda, &mut n)].into_iter().flatten());
+    all.extend([each(cuda, &mut n), mixed(cuda, &mut n), heads(cuda, &mut n)].into_iter().flatten());
+    all.extend(router(cuda, &mut n));
     all.extend(mixtures(cuda, &mut n, quick));
     all.push(mixture_in_ram(cuda, &mut n));
     all

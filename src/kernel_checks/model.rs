@@ -3,7 +3,9 @@
 //! A test (`tests/self_check.rs`) compares the kernels launched here with those of the model itself. Next:
 //! [`super::ops`].
 
-use super::fused::{DenseMlp, Each, FusedDelta, FusedMixture, FusedRouter, HeadMatmul, mixture_in_ram};
+use super::fused::{
+    DenseMlp, Each, FusedDelta, FusedMixture, FusedRouter, HeadMatmul, Mixed, mixture_in_ram,
+};
 use super::ops::{
     Append, Attend, Conv, EXACT, Embed, Expanded, HALF, MatmulCheck, Norms, Op, Rotate, Rule, compare, judged,
 };
@@ -182,6 +184,15 @@ fn products(u: &KernelUse) -> Vec<Check> {
             let w = [33, 100].map(|rows| n.weight(format, [1, rows, COLS]));
             Each { w, x: [(); 2].map(|()| n.levels(COLS)), tokens: 1 }
         }));
+    }
+    for (i, first) in u.matrices.iter().copied().enumerate() {
+        for second in u.matrices.iter().copied().skip(i + 1) {
+            for tokens in [1, 3] {
+                let formats = [first, second];
+                let what = format!("matmuls {}, {tokens} tokens", formats.map(Format::name).join(" "));
+                all.push(Check::op(what, EXACT, move |n| Mixed::new(n, formats, tokens, COLS)));
+            }
+        }
     }
     for format in u.heads.iter().flatten().copied().collect::<BTreeSet<_>>() {
         for tokens in [1, 3] {

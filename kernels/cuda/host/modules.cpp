@@ -4,6 +4,7 @@
 #define EMULATOR_CHECKS 0
 #endif
 #include "../rows.cu"
+#include "../mixed.cu"
 #include "../delta.cu"
 #include "../delta_step.cu"
 #include "../delta_chunk.cu"

@@ -2,7 +2,7 @@
 //!
 //! Up to [`GEMV_MAX_TOKENS`] vectors use the GEMV kernels, which read each weight once per four vectors; more use tensor
 //! core tiles. Both support a single matrix, one matrix per head, and routed experts. The arithmetic is in
-//! kernels/cuda/{product,gemm}.cuh. Next: `fused`.
+//! kernels/cuda/{product,gemm}.cuh. Next: `mixed`.
 
 use super::driver::Address;
 use super::graph::captured_ids;
@@ -16,7 +16,7 @@ use bytemuck::{Pod, Zeroable};
 /// Largest number of tokens for the GEMV kernels.
 pub(super) const GEMV_MAX_TOKENS: usize = 8;
 /// Vectors that share one read of a weight.
-const TOGETHER: usize = 4;
+pub(super) const TOGETHER: usize = 4;
 /// Largest number of matrices per launch, as in product.cuh.
 const MATRICES: usize = 8;
 /// Rows and vectors per tile, and its shared memory in bytes for block and float formats.
@@ -213,6 +213,10 @@ impl Cuda {
         let target = |i: usize| Target { w: w[i], y: y[i].at(), y_stride: w[i].rows };
         if x.rows > GEMV_MAX_TOKENS {
             (0..N).for_each(|i| self.gemm(target(i), self.input(w[i], x), shape, None));
+            return y;
+        }
+        let targets: [_; N] = std::array::from_fn(target);
+        if self.mixed_products(&targets, x) {
             return y;
         }
         for format in Format::ALL {

@@ -18,6 +18,7 @@ mod graph;
 mod materialized;
 mod matmul;
 mod memory;
+mod mixed;
 mod planes;
 mod ptx;
 mod route;
