@@ -17,6 +17,19 @@ struct Attention {
     int unused;
 };
 
+// Stores 32 columns of a cache row, one per lane.
+__device__ __forceinline__ void store_columns(u8* row, const CacheShape& shape, int block, float v) {
+    int lane = threadIdx.x % 32, c = 32 * block + lane;
+    if (shape.format == CACHE_Q8_0) {
+        float d = warp_max(fabsf(v)) / 127.0f, inverse = d == 0 ? 0 : 1.0f / d;
+        ((i8*)row)[c] = (i8)roundf(v * inverse);
+        if (lane == 0) ((u16*)(row + 32 * shape.blocks))[block] = float_f16(d);
+    } else if (c < shape.width) {
+        if (shape.format == CACHE_F32) ((float*)row)[c] = v;
+        else ((u16*)row)[c] = float_f16(v);
+    }
+}
+
 // Appends each span's rows to its cache. Grid: spans, blocks that share a span's rows; a warp takes 32 columns of a row at a
 // time. A single block also advances the length of the cache. Several blocks cannot, since others may not have read the
 // length yet: `advance` follows them.
@@ -26,21 +39,46 @@ KERNEL(append, 512)(const __grid_constant__ Spans spans, const __grid_constant__
     int before = header->len, lane = threadIdx.x % 32, warps = blockDim.x / 32;
     for (int job = blockIdx.y * warps + threadIdx.x / 32; job < span.rows * shape.blocks; job += gridDim.y * warps) {
         int r = job / shape.blocks, block = job % shape.blocks, c = 32 * block + lane;
-        u8* row = cache_row(header, shape, before + r);
         float v = c < shape.width ? x[(i64)(span.first + r) * shape.width + c] : 0;
-        if (shape.format == CACHE_Q8_0) {
-            float d = warp_max(fabsf(v)) / 127.0f, inverse = d == 0 ? 0 : 1.0f / d;
-            ((i8*)row)[c] = (i8)roundf(v * inverse);
-            if (lane == 0) ((u16*)(row + 32 * shape.blocks))[block] = float_f16(d);
-        } else if (c < shape.width) {
-            if (shape.format == CACHE_F32) ((float*)row)[c] = v;
-            else ((u16*)row)[c] = float_f16(v);
-        }
+        store_columns(cache_row(header, shape, before + r), shape, block, v);
     }
     __syncthreads();
     if (threadIdx.x == 0 && gridDim.y == 1) header->len = before + span.rows;
 }
 REGISTER(append)
+
+#define APPEND_NORM 2 // columns per thread whose loads are in flight at once: 1,024
+
+// Appends the norm of each span's only row: x / sqrt(mean(x^2) + eps) * w over the first n columns, the others as they are.
+// Grid: spans. Shared: 33 floats.
+KERNEL(append_norm, 512)(const __grid_constant__ Spans spans, const __grid_constant__ CacheShape shape, const float* x, const float* w, int n, float eps) {
+    SHARED(float, scratch);
+    const SpanOf& span = spans.of[blockIdx.x];
+    Header* header = (Header*)span.state;
+    int before = header->len;
+    x += (i64)span.first * shape.width;
+    u8* row = cache_row(header, shape, before);
+    float v[APPEND_NORM], own[APPEND_NORM], sum = 0;
+#pragma unroll
+    for (int i = 0; i < APPEND_NORM; i++) {
+        int c = threadIdx.x + i * blockDim.x;
+        v[i] = c < shape.width ? x[c] : 0, own[i] = c < n ? w[c] : 1;
+        if (c < n) sum += v[i] * v[i];
+    }
+    for (int c = threadIdx.x + APPEND_NORM * blockDim.x; c < n; c += blockDim.x) sum += x[c] * x[c];
+    float root = sqrtf(block_sum(sum, scratch) / (float)n + eps);
+#pragma unroll
+    for (int i = 0; i < APPEND_NORM; i++) {
+        int c = threadIdx.x + i * blockDim.x;
+        if (c / 32 < shape.blocks) store_columns(row, shape, c / 32, c < n ? v[i] / root * own[i] : v[i]);
+    }
+    for (int c = threadIdx.x + APPEND_NORM * blockDim.x; c / 32 < shape.blocks; c += blockDim.x) {
+        float v = c < shape.width ? x[c] : 0;
+        store_columns(row, shape, c / 32, c < n ? v / root * w[c] : v);
+    }
+    if (threadIdx.x == 0) header->len = before + 1; // all threads have read it before the barriers of the sum
+}
+REGISTER(append_norm)
 
 // Rotates pairs (2i, 2i+1) of the last `dims` columns of each head of q and of the rows kv, before these are appended. Angles
 // are computed in f64, once for all heads. Grid: rows of a span, spans.

@@ -48,6 +48,13 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return y;
 }
 
+// 1 / x within a unit in the last place; denormal numbers are taken for zero.
+__device__ __forceinline__ float reciprocal_fast(float x) {
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // c + a . b of four unsigned bytes and four signed ones.
 __device__ __forceinline__ int dp4a_unsigned(u32 a, int b, int c) {
     int d;
@@ -172,9 +179,15 @@ __device__ __forceinline__ Four read_16(const void* p) {
 // Loads a value that another block wrote before it incremented the counter.
 __device__ __forceinline__ float read_fresh(const float* p) { return __ldcg(p); }
 
-// Increments the counter of finished blocks after thread 0 of this block has written its results. Returns true in the last
-// of `blocks`, which then sees the results of all and resets the counter to 0. All threads must call it; `flag` is in
-// shared memory.
+// The same for 16 bytes.
+__device__ __forceinline__ Four read_fresh_16(const void* p) {
+    int4 v = __ldcg((const int4*)p);
+    return Four{{v.x, v.y, v.z, v.w}};
+}
+
+// Increments the counter of finished blocks after thread 0 of this block, or all of them and a barrier, have written its
+// results. Returns true in the last of `blocks`, which then sees the results of all and resets the counter to 0. All threads
+// must call it; `flag` is in shared memory.
 __device__ __forceinline__ bool last_of(int* count, int blocks, int* flag) {
     if (threadIdx.x == 0) {
         __threadfence();

@@ -8,7 +8,7 @@ from math import ceil
 
 GAP = 1.2e-6     # between dependent nodes of a graph
 RAMP = 1.0e-6    # until the first loads have arrived and after the last results have left
-SERIAL = 1.0e-6  # of a kernel without a counted loop: a reduction or a chain of loads
+SERIAL = 1.0e-6  # of a kernel without a counted loop, and of a norm in the last block: a reduction or a chain of loads
 MEMORY = 0.92    # attainable share of the memory's rate
 ISSUE = 0.8      # attainable share of the issue slots
 SM_SHARE = 2.0   # one SM draws at most this multiple of its share of the memory's rate
@@ -42,7 +42,7 @@ LIMITS = {"sm_86": (102_400, 1536, 16), "sm_89": (102_400, 1536, 24), "sm_90": (
 SHARED = {
     "attend_tensor": 99_456, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_424,
     "gemm_F32": 8_960, "gemm_F16": 8_960, "gemm_BF16": 8_960, "best_of_parts": 32_900, "best_of_part": 8_324,
-    "delta_apply": 21_760, "delta_step_128": 8_192, "delta_rule_128": 7_680, "materialize_weights": 4_224, "merge": 3_072,
+    "delta_apply": 21_760, "append_norm": 132, "delta_step_128": 8_192, "delta_rule_128": 7_680, "materialize_weights": 4_224, "merge": 3_072,
     "attend_plain": 2_560, "matmul_route": 2_056, "route": 2_052, "group_pairs": 2_048, "fresh": 768, "ffn_up": 128, "ffn_down": 360,
     "rms_norm": 132, "gated_rms_norm": 132, "l2_norm": 132,
 }
@@ -104,9 +104,10 @@ class Launch:
     blocks: int
     units: list  # [(kernel, units)], empty for small ops
     bytes: float
+    norm: bool = False  # whether the last block computes the norm of the result
 
 
-def matrix(kernel, what, times, rows, cols, copies=1, together=1):
+def matrix(kernel, what, times, rows, cols, copies=1, together=1, norm=False):
     """A product of one vector with `copies` x `together` matrices, the latter in one block.
 
     Lanes share a row as kernels/src/cuda chooses them: those that waste the fewest iterations; 32 rows of gate and up share a block.
@@ -116,7 +117,7 @@ def matrix(kernel, what, times, rows, cols, copies=1, together=1):
     pieces = cols // (64 if format in PAIRED else 32)
     lanes = min([32, 16, 8, 4], key=lambda n: ceil(pieces / n) * n)
     rows_of_block = 32 if kernel.startswith("ffn_up") else 128 / lanes
-    return Launch(kernel, what, times, ceil(copies * rows / rows_of_block), [(kernel, units)], units * BYTES_PER_32[format])
+    return Launch(kernel, what, times, ceil(copies * rows / rows_of_block), [(kernel, units)], units * BYTES_PER_32[format], norm)
 
 
 def mixed(what, times, *parts):
@@ -135,14 +136,14 @@ def token(depth):
     parts = max(1, min(256, 1 << max(0, ceil(depth / 128) - 1).bit_length()))
     launches = [
         small("embed_Q4_K", 1),
-        small("rms_norm", 1 + 27 + 27 + 7),
+        small("rms_norm", 1),
         mixed("q, k, v of Q6_K, low ranks", 10, ("Q4_K", 8192), ("Q6_K", 4096), ("Q8_0", 288)),
         mixed("q, k, v, low ranks", 10, ("Q4_K", 12_288), ("Q8_0", 288)),
         matrix("fresh_Q8_0", "f_b, g_b", 20, 8192, 128),
         small("delta_step_128", 20, 32, 2 * 4 * 32 * 128 * 128 + 4e5),
-        matrix("matvec1_Q4_K", "output", 27, 2304, 4096),
+        matrix("matvec1_Q4_K", "output, norm", 27, 2304, 4096, norm=True),
         mixed("MLA q, kv_a", 7, ("Q4_K", 6144), ("Q8_0", 576)),
-        small("append", 7),
+        small("append_norm", 7),
         matrix("fresh_Q8_0", "k_b", 7, 32 * 512, 128),
         Launch("attend_tensor", f"{depth} rows", 7, parts, [("attend_tensor", depth / 16)], depth * ROW_BYTES),
     ]
@@ -151,11 +152,11 @@ def token(depth):
     return launches + [
         matrix("fresh_Q8_0", "v_b", 7, 32 * 128, 512),
         matrix("ffn_up_Q4_K", "dense", 1, 9216, 2304, 1, 2),
-        matrix("ffn_down_Q6_K", "dense", 1, 2304, 9216),
+        matrix("ffn_down_Q6_K", "dense, norm", 1, 2304, 9216, norm=True),
         small("matmul_route_F32", 26, 256, 256 * 2304 * 4),
         matrix("ffn_up_Q4_K", "8 experts, shared", 26, 1024, 2304, 9, 2),
-        matrix("ffn_down_Q4_K", "8 experts, shared", 14, 2304, 1024, 1, 9),
-        matrix("ffn_down_Q6_K", "8 experts, shared", 12, 2304, 1024, 1, 9),
+        matrix("ffn_down_Q4_K", "experts, norm", 14, 2304, 1024, 1, 9, True),
+        matrix("ffn_down_Q6_K", "experts, norm", 12, 2304, 1024, 1, 9, True),
         matrix("matvec1_Q6_K", "logits", 1, 163_840, 2304),
         small("best_of_part", 1, 80, 163_840 * 4),
         small("best_of_parts", 1),
@@ -178,7 +179,7 @@ def seconds(launch, card, records):
         outside = max(outside, warps * record["outside"])
     slots = 4 * card.ghz * 1e9 * ISSUE
     issued = (inner / launch.blocks + outside) * ceil(share) / slots
-    return GAP + RAMP + max(issued, moved)
+    return GAP + RAMP + max(issued, moved) + SERIAL * launch.norm
 
 
 def described(launch, depth, records):

@@ -14,22 +14,54 @@ struct XScale {
     i16 sum[2];
 };
 
-// Quantises a block of 32 values, x_i = d q_i with d = max|x| / 127; writes value `at` of q. A warp takes 32 consecutive values.
+// How a block of 32 values is quantised: x_i = d q_i with d = max|x| / 127.
+struct Quantiser {
+    float inverse, d;
+
+    // Takes the bits of max|x|: NaN orders above infinity, so it propagates.
+    __device__ __forceinline__ Quantiser(u32 bits) {
+        float most = __int_as_float((int)bits);
+        inverse = 127.0f * reciprocal_fast(most), d = most * (1.0f / 127.0f);
+        if (inverse == INFINITY_F) inverse = 0, d = 0; // also of zeros
+    }
+
+    __device__ __forceinline__ int level(float v) const { return __float2int_rn(fminf(fmaxf(v * inverse, -127.0f), 127.0f)); }
+};
+
+// Quantises a block of 32 values; writes value `at` of q. A warp takes 32 consecutive values.
 __device__ __forceinline__ void quantise_32(float v, i8* q, XScale* scale, i64 at) {
-    float most = fabsf(v);
-    u32 bits = __float_as_int(most); // NaN orders above infinity, so it propagates
+    u32 bits = __float_as_int(fabsf(v));
 #pragma unroll
     for (int by = 16; by > 0; by /= 2) bits = max(bits, (u32)__shfl_xor_sync(FULL, (int)bits, by));
-    most = __int_as_float((int)bits);
-    float inverse = 127.0f / most, d = most / 127.0f;
-    if (most == 0 || inverse == INFINITY_F) inverse = 0, d = 0;
-    int level = __float2int_rn(fminf(fmaxf(v * inverse, -127.0f), 127.0f));
-    int sum = level;
+    Quantiser to(bits);
+    int level = to.level(v), sum = level;
 #pragma unroll
     for (int by = 8; by > 0; by /= 2) sum += __shfl_xor_sync(FULL, sum, by);
     int other = __shfl_xor_sync(FULL, sum, 16);
     q[at] = (i8)level;
-    if (at % 32 == 0) scale[at / 32] = XScale{d, {(i16)sum, (i16)other}};
+    if (at % 32 == 0) scale[at / 32] = XScale{to.d, {(i16)sum, (i16)other}};
+}
+
+// The same with four floats per lane, of which eight have a block; writes values `at`.. of q if `in`.
+__device__ __forceinline__ void quantise_fours(const Four& v, i8* q, XScale* scale, i64 at, bool in) {
+    u32 bits = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) bits = max(bits, (u32)v.v[i] & 0x7fffffff);
+#pragma unroll
+    for (int by = 4; by > 0; by /= 2) bits = max(bits, (u32)__shfl_xor_sync(FULL, (int)bits, by));
+    Quantiser to(bits);
+    u32 levels = 0;
+    int sum = 0;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        int level = to.level(__int_as_float(v.v[i]));
+        levels |= (u32)(u8)level << (8 * i), sum += level;
+    }
+#pragma unroll
+    for (int by = 2; by > 0; by /= 2) sum += __shfl_xor_sync(FULL, sum, by);
+    int other = __shfl_xor_sync(FULL, sum, 4);
+    if (in) *(u32*)(q + at) = levels;
+    if (in && at % 32 == 0) scale[at / 32] = XScale{to.d, {(i16)sum, (i16)other}};
 }
 
 // Loads 32 columns of activations and their scale, from read-only global memory or from shared memory.

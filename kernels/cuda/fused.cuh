@@ -148,6 +148,7 @@ struct FusedFfn {
     int shared; // 0 or 1
     int lanes;  // threads per row of down
     float limit;
+    NormAfter norm; // with one, y is the residual stream, to which the result is added
 };
 
 // Threads per row of gate and up: a block has the 32 rows that share a scale.
@@ -189,7 +190,7 @@ struct FfnSlot {
     float weight;
 };
 
-// y_t = sum over slots of weight W_down inner, plus the shared expert's. Grid: dim * lanes / 128, tokens. Shared: the slots. One
+// y_t = sum over slots of weight W_down inner, plus the shared expert's. Grid: dim * lanes / 128, tokens. Shared: the slots, then 34 floats for a norm. One
 // branch-free loop over the pieces of all slots keeps two in flight.
 template <class F> __device__ __forceinline__ void ffn_down(const FusedFfn& p) {
     SHARED(FfnSlot, slots);
@@ -222,5 +223,7 @@ template <class F> __device__ __forceinline__ void ffn_down(const FusedFfn& p) {
         u = next ? lane : u;
     }
     y = lanes_sum(y, p.lanes);
-    if (live && lane == 0) p.y[(i64)t * p.dim + row] = y;
+    float* to = p.y + (i64)t * p.dim + row;
+    if (live && lane == 0) *to = p.norm.w ? *to + y : y;
+    if (p.norm.w) norm_after(p.norm, p.y, t, t + 1, p.dim, (float*)slots);
 }

@@ -6,7 +6,7 @@
 // thread reads 16 bytes of weights at a time, bound by memory; activations come from L1. `lanes` threads of a warp share a
 // row. Next: gemm.cuh, the same for many vectors.
 #pragma once
-#include "dot.cuh"
+#include "norm.cuh"
 
 struct MatrixArg {
     Planes w;
@@ -32,6 +32,7 @@ struct Product {
     int x_div;
     int lanes;            // threads per row: a power of two up to 32
     int unused;
+    NormAfter norm;       // for one matrix without `chosen`, whose y is the residual stream: y += W x
 };
 
 // Finds the matrix of the launch with this row; indexes parameters by a variable only once.
@@ -82,7 +83,21 @@ __device__ __forceinline__ float lanes_sum(float v, int lanes) {
     return v;
 }
 
-// Grid: rows * lanes / threads, vectors / T. T > 1 requires that the vectors share their matrix.
+// Writes a row's results, or adds them to the residual stream, whose norm follows.
+template <int T>
+__device__ __forceinline__ void finish_rows(const Product& p, const MatrixArg& of, int v, int r, bool live, const float* acc) {
+    SHARED(float, s);
+    bool add = p.norm.w;
+#pragma unroll
+    for (int t = 0; t < T; t++) {
+        float y = lanes_sum(acc[t], p.lanes);
+        float* to = of.y + (i64)(v + t) * of.y_stride + r;
+        if (live && v + t < p.vectors && threadIdx.x % p.lanes == 0) *to = add ? *to + y : y;
+    }
+    if (add) norm_after(p.norm, of.y, v, min(v + T, p.vectors), p.rows, s);
+}
+
+// Grid: rows * lanes / threads, vectors / T. Shared: 34 floats for a norm. T > 1 requires that the vectors share their matrix.
 template <class F, int T> __device__ __forceinline__ void matvec(const Product& p) {
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
     bool live = row < p.rows;
@@ -93,11 +108,7 @@ template <class F, int T> __device__ __forceinline__ void matvec(const Product& 
     float acc[T] = {};
     Vectors x = {p.q, p.scale, p.cols, v / p.x_div, (p.vectors - 1) / p.x_div};
     row_part<F, T>(of.w, (m * of.rows + r) * (p.cols / F::LEN), x, p.lanes, acc);
-#pragma unroll
-    for (int t = 0; t < T; t++) {
-        float y = lanes_sum(acc[t], p.lanes);
-        if (live && v + t < p.vectors && threadIdx.x % p.lanes == 0) of.y[(i64)(v + t) * of.y_stride + r] = y;
-    }
+    finish_rows<T>(p, of, v, r, live, acc);
 }
 
 // The same for float formats, with float activations: four at a time if rows begin at multiples of four.
@@ -137,11 +148,7 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
 #pragma unroll
         for (int t = 0; t < T; t++) acc[t] += w * __ldg(p.x + (i64)min(x_row + t, last) * p.cols + c);
     }
-#pragma unroll
-    for (int t = 0; t < T; t++) {
-        float y = lanes_sum(acc[t], p.lanes);
-        if (live && v + t < p.vectors && threadIdx.x % p.lanes == 0) of.y[(i64)(v + t) * of.y_stride + r] = y;
-    }
+    finish_rows<T>(p, of, v, r, live, acc);
 }
 
 // Dequantises one row of a table per vector: the row in `chosen`, or the vector's own index. Grid: vectors, units / 128.

@@ -66,6 +66,16 @@ pub struct GatedMlp<'a, W> {
     pub limit: f32,
 }
 
+/// The residual stream x, to which an op adds its result, and the norm that follows: the op returns RMSNorm(x).
+pub struct Residual<'a, T, W> {
+    /// The residual stream, of the shape of the result. `[tokens, dim]`
+    pub x: &'a mut T,
+    /// Weight of the norm, `[1, dim]`
+    pub norm: &'a W,
+    /// Epsilon of the norm, added to the mean of squares.
+    pub eps: f32,
+}
+
 /// The log-decay g of a key channel from f + dt_bias, which is in parentheses here, and a constant a_h > 0 of its head.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Decay {
@@ -320,6 +330,21 @@ pub trait Backend: Send + Sync + 'static {
     /// W_down (SiLU(W_gate x) * W_up x), limited as in [`Backend::silu_mul`]. `[tokens, dim] -> [tokens, dim]`
     fn gated_ffn(&self, w: GatedMlp<'_, Self::Weight>, x: &Self::Tensor) -> Self::Tensor;
 
+    /// [`Backend::add_rms_norm`] of [`Backend::matmul`]. `[tokens, cols] -> [tokens, rows]`
+    fn matmul_add_norm(
+        &self,
+        w: &Self::Weight,
+        x: &Self::Tensor,
+        to: Residual<'_, Self::Tensor, Self::Weight>,
+    ) -> Self::Tensor;
+    /// [`Backend::add_rms_norm`] of [`Backend::gated_ffn`]. `[tokens, dim] -> [tokens, dim]`
+    fn gated_ffn_add_norm(
+        &self,
+        w: GatedMlp<'_, Self::Weight>,
+        x: &Self::Tensor,
+        to: Residual<'_, Self::Tensor, Self::Weight>,
+    ) -> Self::Tensor;
+
     // ---- delta rule ------------------------------------------------------------------------------------
 
     /// y_t = SiLU(sum_j taps_j * x_{t - (n-1) + j}), per channel, causal; `taps` is `[channels, n]` and its
@@ -386,6 +411,8 @@ pub trait Backend: Send + Sync + 'static {
     );
     /// Appends each span's rows of x to its cache.
     fn append(&self, spans: &mut [Span<'_, Self::Cache>], x: &Self::Tensor);
+    /// Appends [`Backend::rms_norm`] of each span's rows of x to its cache.
+    fn append_norm(&self, spans: &mut [Span<'_, Self::Cache>], x: &Self::Tensor, w: &Self::Weight, eps: f32);
     /// Causal attention in which all heads read one cache row c_s as key, and its first `value_dim` columns as
     /// value: o_h = sum_s softmax_s(scale * q_h . c_s) c_s[..value_dim]. Each span's rows are the newest in its
     /// cache (they have been appended). `q: [tokens, heads * width] -> [tokens, heads * value_dim]`
@@ -431,6 +458,16 @@ pub trait Backend: Send + Sync + 'static {
         shared: Option<GatedMlp<'_, Self::Weight>>,
         x: &Self::Tensor,
         routed: &Self::Routed,
+    ) -> Self::Tensor;
+
+    /// [`Backend::add_rms_norm`] of [`Backend::mixture`]. `[tokens, dim] -> [tokens, dim]`
+    fn mixture_add_norm(
+        &self,
+        w: GatedMlp<'_, Self::Weight>,
+        shared: Option<GatedMlp<'_, Self::Weight>>,
+        x: &Self::Tensor,
+        routed: &Self::Routed,
+        to: Residual<'_, Self::Tensor, Self::Weight>,
     ) -> Self::Tensor;
 
     // ---- sampling --------------------------------------------------------------------------------------

@@ -3,7 +3,8 @@
 //! Each function has the name and result of the op that it composes. Next: `reference`.
 
 use crate::backend::{
-    Backend, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection, Routing, Span,
+    Backend, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, GatedMlp, KvUpProjection, Residual,
+    Routing, Span,
 };
 use std::ops::Range;
 
@@ -17,6 +18,49 @@ pub fn add_rms_norm<B: Backend>(
 ) -> B::Tensor {
     b.add(x, y);
     b.rms_norm(x, w, eps)
+}
+
+/// Composes [`Backend::append_norm`] from `rms_norm` and `append`.
+pub fn append_norm<B: Backend>(
+    b: &B,
+    spans: &mut [Span<'_, B::Cache>],
+    x: &B::Tensor,
+    w: &B::Weight,
+    eps: f32,
+) {
+    b.append(spans, &b.rms_norm(x, w, eps));
+}
+
+/// Composes [`Backend::matmul_add_norm`] from `matmul` and `add_rms_norm`.
+pub fn matmul_add_norm<B: Backend>(
+    b: &B,
+    w: &B::Weight,
+    x: &B::Tensor,
+    to: Residual<'_, B::Tensor, B::Weight>,
+) -> B::Tensor {
+    b.add_rms_norm(to.x, &b.matmul(w, x), to.norm, to.eps)
+}
+
+/// Composes [`Backend::gated_ffn_add_norm`] from `gated_ffn` and `add_rms_norm`.
+pub fn gated_ffn_add_norm<B: Backend>(
+    b: &B,
+    w: GatedMlp<'_, B::Weight>,
+    x: &B::Tensor,
+    to: Residual<'_, B::Tensor, B::Weight>,
+) -> B::Tensor {
+    b.add_rms_norm(to.x, &b.gated_ffn(w, x), to.norm, to.eps)
+}
+
+/// Composes [`Backend::mixture_add_norm`] from `mixture` and `add_rms_norm`.
+pub fn mixture_add_norm<B: Backend>(
+    b: &B,
+    w: GatedMlp<'_, B::Weight>,
+    shared: Option<GatedMlp<'_, B::Weight>>,
+    x: &B::Tensor,
+    routed: &B::Routed,
+    to: Residual<'_, B::Tensor, B::Weight>,
+) -> B::Tensor {
+    b.add_rms_norm(to.x, &b.mixture(w, shared, x, routed), to.norm, to.eps)
 }
 
 /// Composes [`Backend::matmuls`] from one `matmul` per weight.

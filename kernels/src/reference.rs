@@ -7,8 +7,8 @@ mod math;
 
 use crate::backend::{
     Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
-    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
-    StatePart, TopK,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Residual, Rope,
+    Routing, Span, StatePart, TopK,
 };
 use crate::composed;
 use math::{delta_rule_step, dot, limited, rotate, sigmoid, silu, softplus};
@@ -292,6 +292,27 @@ impl Backend for Reference {
         y
     }
 
+    fn matmul_add_norm(&self, w: &QuantTensor, x: &Matrix, to: Residual<'_, Matrix, QuantTensor>) -> Matrix {
+        composed::matmul_add_norm(self, w, x, to)
+    }
+    fn gated_ffn_add_norm(
+        &self,
+        w: GatedMlp<'_, QuantTensor>,
+        x: &Matrix,
+        to: Residual<'_, Matrix, QuantTensor>,
+    ) -> Matrix {
+        composed::gated_ffn_add_norm(self, w, x, to)
+    }
+    fn mixture_add_norm(
+        &self,
+        w: GatedMlp<'_, QuantTensor>,
+        shared: Option<GatedMlp<'_, QuantTensor>>,
+        x: &Matrix,
+        routed: &Routed,
+        to: Residual<'_, Matrix, QuantTensor>,
+    ) -> Matrix {
+        composed::mixture_add_norm(self, w, shared, x, routed, to)
+    }
     fn matmuls<const N: usize>(&self, w: [&QuantTensor; N], x: &Matrix) -> [Matrix; N] {
         composed::matmuls(self, w, x)
     }
@@ -413,6 +434,9 @@ impl Backend for Reference {
         }
     }
 
+    fn append_norm(&self, spans: &mut [Span<'_, Cache>], x: &Matrix, w: &QuantTensor, eps: f32) {
+        composed::append_norm(self, spans, x, w, eps);
+    }
     fn latent_attention(
         &self,
         spans: &mut [Span<'_, Cache>],

@@ -5,8 +5,8 @@
 
 use kernels::backend::{
     Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
-    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
-    StatePart, TopK,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Residual, Rope,
+    Routing, Span, StatePart, TopK,
 };
 use kernels::composed;
 use std::collections::BTreeMap;
@@ -204,6 +204,32 @@ impl<B: Backend> Backend for Profiled<B> {
     fn matmul(&self, w: &Self::Weight, x: &B::Tensor) -> B::Tensor {
         self.time(|| format!("matmul {}", w.shape), w.bytes(), |b| b.matmul(&w.inner, x))
     }
+    fn matmul_add_norm(
+        &self,
+        w: &Self::Weight,
+        x: &B::Tensor,
+        to: Residual<'_, B::Tensor, Self::Weight>,
+    ) -> B::Tensor {
+        composed::matmul_add_norm(self, w, x, to)
+    }
+    fn gated_ffn_add_norm(
+        &self,
+        w: GatedMlp<'_, Self::Weight>,
+        x: &B::Tensor,
+        to: Residual<'_, B::Tensor, Self::Weight>,
+    ) -> B::Tensor {
+        composed::gated_ffn_add_norm(self, w, x, to)
+    }
+    fn mixture_add_norm(
+        &self,
+        w: GatedMlp<'_, Self::Weight>,
+        shared: Option<GatedMlp<'_, Self::Weight>>,
+        x: &B::Tensor,
+        routed: &B::Routed,
+        to: Residual<'_, B::Tensor, Self::Weight>,
+    ) -> B::Tensor {
+        composed::mixture_add_norm(self, w, shared, x, routed, to)
+    }
     fn matmuls<const N: usize>(&self, w: [&Self::Weight; N], x: &B::Tensor) -> [B::Tensor; N] {
         let name = || format!("matmul {N} together: {}, ...", w[0].shape);
         self.time(name, w.iter().map(|w| w.bytes()).sum(), |b| b.matmuls(w.map(|w| &w.inner), x))
@@ -246,6 +272,9 @@ impl<B: Backend> Backend for Profiled<B> {
     }
     fn append(&self, spans: &mut [Span<'_, B::Cache>], x: &B::Tensor) {
         self.plain("append", |b| b.append(spans, x));
+    }
+    fn append_norm(&self, spans: &mut [Span<'_, B::Cache>], x: &B::Tensor, w: &Self::Weight, eps: f32) {
+        composed::append_norm(self, spans, x, w, eps);
     }
     fn latent_attention(
         &self,

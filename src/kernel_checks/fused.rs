@@ -1,6 +1,6 @@
 //! Compares the fused kernels of decode with the separate ops of the reference.
 //!
-//! Next: [`super::best`].
+//! Next: [`super::residual`].
 
 use super::CheckRow;
 use super::ops::{EXACT, HALF, Op, compare, judged, spans};
@@ -136,21 +136,26 @@ fn each(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
 }
 
 /// Products of one input with matrices of different formats.
-pub(super) struct Mixed {
+pub(super) struct MixedMatmul {
     pub(super) w: [QuantTensor; 3],
     pub(super) x: Vec<f32>,
     pub(super) tokens: usize,
 }
 
-impl Mixed {
+impl MixedMatmul {
     /// Few and many rows of each format, the last one of the first's.
-    pub(super) fn new(n: &mut TestRng, [first, second]: [Format; 2], tokens: usize, cols: usize) -> Mixed {
+    pub(super) fn new(
+        n: &mut TestRng,
+        [first, second]: [Format; 2],
+        tokens: usize,
+        cols: usize,
+    ) -> MixedMatmul {
         let w = [(first, 129), (second, 33), (first, 2)].map(|(f, rows)| n.weight(f, [1, rows, cols]));
-        Mixed { w, x: n.levels(tokens * cols), tokens }
+        MixedMatmul { w, x: n.levels(tokens * cols), tokens }
     }
 }
 
-impl Op for Mixed {
+impl Op for MixedMatmul {
     fn run<B: Backend>(&self, b: &B) -> Vec<Vec<f32>> {
         let w = self.w.each_ref().map(|w| b.weight(w.clone()).expect("enough GPU memory"));
         let x = b.tensor(self.tokens, self.x.len() / self.tokens, &self.x);
@@ -164,7 +169,7 @@ fn mixed(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     {
         for tokens in [1, 8] {
             let what = format!("matmuls {}, {tokens} tokens", formats.map(Format::name).join(" "));
-            all.push(compare(cuda, what, EXACT, &Mixed::new(n, formats, tokens, 2304)));
+            all.push(compare(cuda, what, EXACT, &MixedMatmul::new(n, formats, tokens, 2304)));
         }
     }
     all

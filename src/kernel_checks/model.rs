@@ -4,11 +4,12 @@
 //! [`super::ops`].
 
 use super::fused::{
-    DenseMlp, Each, FusedDelta, FusedMixture, FusedRouter, HeadMatmul, Mixed, mixture_in_ram,
+    DenseMlp, Each, FusedDelta, FusedMixture, FusedRouter, HeadMatmul, MixedMatmul, mixture_in_ram,
 };
 use super::ops::{
     Append, Attend, Conv, EXACT, Embed, Expanded, HALF, MatmulCheck, Norms, Op, Rotate, Rule, compare, judged,
 };
+use super::residual::{self, AppendNorm, ProductNorm};
 use super::rng::TestRng;
 use super::{CheckRow, best};
 use kernels::backend::{CacheFormat, QuantTensor, Rope, Routing};
@@ -180,6 +181,10 @@ fn products(u: &KernelUse) -> Vec<Check> {
                 MatmulCheck { w, x, tokens, heads: false }
             }));
         }
+        for tokens in [1, 3] {
+            let what = format!("matmul_add_norm {}, {tokens} tokens", format.name());
+            all.push(Check::op(what, EXACT, move |n| ProductNorm::new(n, format, tokens, [96, COLS])));
+        }
         all.push(Check::op(format!("matmul_each {}, 1 token", format.name()), EXACT, move |n| {
             let w = [33, 100].map(|rows| n.weight(format, [1, rows, COLS]));
             Each { w, x: [(); 2].map(|()| n.levels(COLS)), tokens: 1 }
@@ -190,7 +195,7 @@ fn products(u: &KernelUse) -> Vec<Check> {
             for tokens in [1, 3] {
                 let formats = [first, second];
                 let what = format!("matmuls {}, {tokens} tokens", formats.map(Format::name).join(" "));
-                all.push(Check::op(what, EXACT, move |n| Mixed::new(n, formats, tokens, COLS)));
+                all.push(Check::op(what, EXACT, move |n| MixedMatmul::new(n, formats, tokens, COLS)));
             }
         }
     }
@@ -272,6 +277,9 @@ fn latent_attention(u: &KernelUse) -> Vec<Check> {
             rows: n.vec((lens[0] + lens[1]) * width),
         }));
     }
+    all.push(Check::op(format!("append_norm {format:?}"), residual::tolerance(format), move |n| {
+        AppendNorm { format, width, rows: n.vec(4 * width), norm: n.vector(values, -1.0, 1.0) }
+    }));
     for (what, ends) in [("latent attention", vec![1, 34, 100]), ("split latent attention", vec![300, 301])] {
         all.push(Check::op(format!("{what} {format:?}"), tolerance, move |n| {
             let tokens = ends[ends.len() - 1];
@@ -329,6 +337,15 @@ fn feed_forward(u: &KernelUse) -> Vec<Check> {
                 let op = DenseMlp { w, x: n.levels(tokens * COLS), tokens };
                 // An int8 value may round differently at a half.
                 judged(what, HALF, &op.expected(), &op.run(cuda))
+            }));
+        }
+    }
+    for formats in u.experts.union(&u.mlps).copied() {
+        for tokens in [1, 3] {
+            let what = format!("mixture_add_norm {}, {tokens} tokens", names(&formats));
+            all.push(Check::new(what, move |cuda, what| {
+                let shape = [tokens, COLS, COLS];
+                residual::feed_forward(cuda, &mut TestRng::new(SEED), what, formats, shape)
             }));
         }
     }

@@ -154,6 +154,7 @@ inline u16 float_f16(float f) {
 
 inline u32 pack_f16(float low, float high) { return float_f16(low) | (u32)float_f16(high) << 16; }
 inline float exp2_fast(float x) { return exp2f(x); }
+inline float reciprocal_fast(float x) { return fabsf(x) < 1.17549435e-38f ? __int_as_float(0x7f800000) : 1.0f / x; }
 
 inline u32 tf32(float f) {
     u32 bits = (u32)__float_as_int(f);

@@ -29,8 +29,8 @@ pub use route::Routed;
 
 use crate::backend::{
     Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
-    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
-    StatePart, TopK,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Residual, Rope,
+    Routing, Span, StatePart, TopK,
 };
 use crate::composed;
 use crate::quant::Format;
@@ -294,6 +294,27 @@ impl Backend for Cpu {
         y
     }
 
+    fn matmul_add_norm(&self, w: &Weight, x: &Tensor, to: Residual<'_, Tensor, Weight>) -> Tensor {
+        composed::matmul_add_norm(self, w, x, to)
+    }
+    fn gated_ffn_add_norm(
+        &self,
+        w: GatedMlp<'_, Weight>,
+        x: &Tensor,
+        to: Residual<'_, Tensor, Weight>,
+    ) -> Tensor {
+        composed::gated_ffn_add_norm(self, w, x, to)
+    }
+    fn mixture_add_norm(
+        &self,
+        w: GatedMlp<'_, Weight>,
+        shared: Option<GatedMlp<'_, Weight>>,
+        x: &Tensor,
+        routed: &Routed,
+        to: Residual<'_, Tensor, Weight>,
+    ) -> Tensor {
+        composed::mixture_add_norm(self, w, shared, x, routed, to)
+    }
     fn matmuls<const N: usize>(&self, w: [&Weight; N], x: &Tensor) -> [Tensor; N] {
         matmul::matmuls(self, w, x)
     }
@@ -347,6 +368,9 @@ impl Backend for Cpu {
         attention::append(self, spans, x);
     }
 
+    fn append_norm(&self, spans: &mut [Span<'_, Cache>], x: &Tensor, w: &Weight, eps: f32) {
+        composed::append_norm(self, spans, x, w, eps);
+    }
     fn latent_attention(
         &self,
         spans: &mut [Span<'_, Cache>],

@@ -6,7 +6,7 @@ use super::cache::CacheShape;
 use super::driver::Address;
 use super::memory::Tensor;
 use super::span::groups;
-use super::{Cache, Cuda, Device, Grid, arg, block};
+use super::{Cache, Cuda, Device, Grid, Weight, arg, block};
 use crate::backend::{CacheFormat, Rope, Span};
 use bytemuck::{Pod, Zeroable};
 
@@ -58,6 +58,15 @@ fn parts(blocks: usize, longest: usize, at_a_time: usize) -> usize {
     wanted.min(reach(longest)).max(1)
 }
 
+/// Reserves the rows of x in the caches.
+fn prepare_rows(spans: &mut [Span<'_, Cache>], x: &Tensor, format: CacheFormat) {
+    for span in spans {
+        assert_eq!(span.state.width(), x.cols, "width of a cache and of its new rows");
+        assert_eq!(span.state.format(), format, "one format of caches in a batch");
+        span.state.prepare(span.rows.len());
+    }
+}
+
 impl Cuda {
     pub(super) fn rotate_rows(&self, spans: &mut [Span<'_, Cache>], q: &Tensor, kv: &Tensor, rope: Rope) {
         let (width, dims) = (q.cols / rope.heads, rope.dims);
@@ -75,11 +84,7 @@ impl Cuda {
     pub(super) fn append_rows(&self, spans: &mut [Span<'_, Cache>], x: &Tensor) {
         let Some(first) = spans.first() else { return };
         let (shape, format) = (first.state.shape(), first.state.format());
-        for span in spans.iter_mut() {
-            assert_eq!(span.state.width(), x.cols, "width of a cache and of its new rows");
-            assert_eq!(span.state.format(), format, "one format of caches in a batch");
-            span.state.prepare(span.rows.len());
-        }
+        prepare_rows(spans, x, format);
         for group in groups(spans, Cache::header) {
             let share = (group.longest * shape.blocks as usize).div_ceil(4 * APPENDING).clamp(1, APPENDERS);
             let grid = Grid { blocks: [group.n, share, 1], threads: 32 * APPENDING, shared: 0 };
@@ -90,6 +95,31 @@ impl Cuda {
             }
         }
         spans.iter_mut().for_each(|span| span.state.advance(span.rows.len()));
+    }
+
+    /// Appends the norms of single rows; false where spans have more.
+    pub(super) fn append_normalized(
+        &self,
+        spans: &mut [Span<'_, Cache>],
+        x: &Tensor,
+        w: &Weight,
+        eps: f32,
+    ) -> bool {
+        let Some(first) = spans.first() else { return true };
+        if spans.iter().any(|span| span.rows.len() != 1) {
+            return false;
+        }
+        let (shape, format) = (first.state.shape(), first.state.format());
+        assert!(w.cols <= x.cols, "a norm over {} of {} columns", w.cols, x.cols);
+        prepare_rows(spans, x, format);
+        for group in groups(spans, Cache::header) {
+            let grid = Grid { blocks: [group.n, 1, 1], threads: 32 * APPENDING, shared: 33 * 4 };
+            let norm = [arg(w.floats()), arg(w.cols as i32), arg(eps)];
+            let rows = [block(&group.spans), block(&shape), arg(x.at())];
+            self.driver.launch(["append_norm", ""], grid, &[&rows[..], &norm].concat());
+        }
+        spans.iter_mut().for_each(|span| span.state.advance(1));
+        true
     }
 
     pub(super) fn attend(

@@ -10,6 +10,7 @@ use super::expert_policy::distinct_misses;
 use super::fused::FfnParts;
 use super::matmul::{GEMV_MAX_TOKENS, Shape, Target};
 use super::memory::Tensor;
+use super::norm::NormAfter;
 use super::route::ExpertChoice;
 use super::{Cuda, Grid, Routed, Weight, arg};
 use crate::backend::{Backend, GatedMlp};
@@ -78,7 +79,7 @@ impl Cuda {
         let (input, shape) = (self.input(w.down, &inner), Shape { x_div: 1, ..shape });
         match &pairs {
             Some(_) => self.gemm(target, input, shape, pairs.as_ref()),
-            None => self.gemv("matvec1", &[target], input, shape),
+            None => self.gemv("matvec1", &[target], input, shape, NormAfter::NONE),
         }
         self.with_shared(self.weighted_sum(&out, choice), shared, x)
     }

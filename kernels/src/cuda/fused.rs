@@ -5,6 +5,7 @@
 use super::driver::Address;
 use super::matmul::{GEMV_MAX_TOKENS, Input, lanes, piece};
 use super::memory::Tensor;
+use super::norm::NormAfter;
 use super::route::{EXPERTS, ExpertChoice, Route};
 use super::{Cuda, Grid, Routed, Weight, block};
 use crate::backend::{GatedMlp, Routing};
@@ -64,6 +65,7 @@ struct FusedFfn {
     shared_too: i32,
     lanes: i32,
     limit: f32,
+    norm: NormAfter,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -93,6 +95,21 @@ struct FreshTo<'a> {
 pub(super) struct FfnParts<'a> {
     pub(super) experts: Option<(&'a GatedMlp<'a, Weight>, ExpertChoice)>,
     pub(super) shared: Option<&'a GatedMlp<'a, Weight>>,
+}
+
+impl FfnParts<'_> {
+    fn first(&self) -> &GatedMlp<'_, Weight> {
+        let experts = self.experts.as_ref().map(|(w, _)| *w);
+        experts.or(self.shared).expect("experts or a shared expert")
+    }
+
+    /// Whether the kernels of [`Cuda::fused_ffn`] take these shapes.
+    pub(super) fn is_fusable(&self, tokens: usize) -> bool {
+        let first = self.first();
+        let alike =
+            self.shared.is_none_or(|shared| shape(first) == shape(shared) && first.limit == shared.limit);
+        (1..=GEMV_MAX_TOKENS).contains(&tokens) && fits(first) && alike
+    }
 }
 
 impl Cuda {
@@ -190,12 +207,16 @@ impl Cuda {
 
     /// A feed-forward of a few tokens in two launches; None for unsupported shapes.
     pub(super) fn fused_ffn(&self, w: &FfnParts<'_>, x: &Tensor) -> Option<Tensor> {
-        let first = w.experts.as_ref().map(|(w, _)| *w).or(w.shared)?;
-        let alike =
-            w.shared.is_none_or(|shared| shape(first) == shape(shared) && first.limit == shared.limit);
-        if !(1..=GEMV_MAX_TOKENS).contains(&x.rows) || !fits(first) || !alike {
-            return None;
-        }
+        w.is_fusable(x.rows).then(|| {
+            let y = self.buffers.tensor(x.rows, x.cols);
+            self.fused_ffn_to(w, x, y.at(), NormAfter::NONE);
+            y
+        })
+    }
+
+    /// Writes the result of a fusable feed-forward, or with a norm adds it to y, the residual stream.
+    pub(super) fn fused_ffn_to(&self, w: &FfnParts<'_>, x: &Tensor, y: Address, norm: NormAfter) {
+        let first = w.first();
         assert_eq!(x.cols, first.gate.cols, "columns of a feed-forward's input");
         let (tokens, dim, hidden) = (x.rows, x.cols, first.gate.rows);
         let none = ExpertChoice { places: 0, weights: 0, rows: tokens, top_k: 0, partial: false };
@@ -205,7 +226,6 @@ impl Cuda {
         let Input { q, scale, .. } = self.input(first.gate, x);
         let values = tokens * each * hidden;
         let [inner, inner_scale] = [values, values / 32 * 8].map(|bytes| self.buffers.bytes(bytes));
-        let y = self.buffers.tensor(tokens, dim);
         let lanes = lanes(first.down.format, hidden);
         let p = FusedFfn {
             stacks: w.experts.as_ref().map_or([[0; 3]; 3], |(w, _)| planes(w)),
@@ -216,22 +236,22 @@ impl Cuda {
             weights: choice.weights,
             inner: inner.at,
             inner_scale: inner_scale.at,
-            y: y.at(),
+            y,
             dim: dim as i32,
             hidden: hidden as i32,
             top_k: choice.top_k as i32,
             shared_too: w.shared.is_some().into(),
             lanes: lanes as i32,
             limit: first.limit,
+            norm,
         };
         let blocks = [hidden / UP_ROWS, tokens * each, 1];
         let threads = UP_ROWS * UP_COLS / piece(first.gate.format);
         let up = Grid { blocks, threads, shared: 4 * UP_ROWS };
         let blocks = [(dim * lanes).div_ceil(128), tokens, 1];
-        let down = Grid { blocks, threads: 128, shared: SLOT_BYTES * each };
+        let down = Grid { blocks, threads: 128, shared: (SLOT_BYTES * each).max(norm.shared()) };
         self.driver.launch(["ffn_up", first.gate.format.name()], up, &[block(&p)]);
         self.driver.launch(["ffn_down", first.down.format.name()], down, &[block(&p)]);
-        Some(y)
     }
 }
 

@@ -7,6 +7,7 @@
 use super::driver::Address;
 use super::graph::captured_ids;
 use super::memory::{DeviceBuffer, Tensor};
+use super::norm::NormAfter;
 use super::route::ExpertChoice;
 use super::{Cuda, Grid, Weight, arg, block};
 use crate::backend::GatedMlp;
@@ -50,6 +51,7 @@ struct Product {
     x_div: i32,
     lanes: i32,
     unused: i32,
+    norm: NormAfter,
 }
 
 #[derive(Clone, Copy, Pod, Zeroable)]
@@ -131,8 +133,16 @@ impl Cuda {
         Input { q: levels.q.at, scale: levels.scale.at, floats: 0 }
     }
 
-    /// GEMV of a few vectors with up to [`MATRICES`] weights of one format.
-    pub(super) fn gemv(&self, kernel: &'static str, to: &[Target<'_>], x: Input, shape: Shape) {
+    /// GEMV of a few vectors with up to [`MATRICES`] weights of one format; with a norm, the result of the only one is added
+    /// to its target, the residual stream.
+    pub(super) fn gemv(
+        &self,
+        kernel: &'static str,
+        to: &[Target<'_>],
+        x: Input,
+        shape: Shape,
+        norm: NormAfter,
+    ) {
         let w = to[0].w.on_device();
         let mut of = [MatrixArg::zeroed(); MATRICES];
         let mut rows = 0;
@@ -145,12 +155,12 @@ impl Cuda {
         let together = if kernel == "matvec4" { TOGETHER } else { 1 };
         let [n, cols, vectors, groups, x_div] =
             [to.len(), w.cols, shape.vectors, shape.groups, shape.x_div].map(|n| n as i32);
-        let chosen = shape.chosen;
+        let (chosen, unused, lanes_arg) = (shape.chosen, 0, lanes as i32);
         let p =
-            Product { of, x, chosen, n, rows, cols, vectors, groups, x_div, lanes: lanes as i32, unused: 0 };
+            Product { of, x, chosen, n, rows, cols, vectors, groups, x_div, lanes: lanes_arg, unused, norm };
         let blocks = [(rows as usize * lanes).div_ceil(128), shape.vectors.div_ceil(together), 1];
         if rows > 0 && shape.vectors > 0 {
-            let grid = Grid { blocks, threads: 128, shared: 0 };
+            let grid = Grid { blocks, threads: 128, shared: norm.shared() };
             self.driver.launch([kernel, w.format.name()], grid, &[block(&p)]);
         }
     }
@@ -223,7 +233,7 @@ impl Cuda {
             let same: Vec<Target<'_>> = (0..N).filter(|i| w[*i].format == format).map(target).collect();
             for part in same.chunks(MATRICES) {
                 let kernel = if x.rows > 1 { "matvec4" } else { "matvec1" };
-                self.gemv(kernel, part, self.input(part[0].w, x), shape);
+                self.gemv(kernel, part, self.input(part[0].w, x), shape, NormAfter::NONE);
             }
         }
         y
@@ -294,9 +304,9 @@ impl Cuda {
         let [vectors, width] = [n, cols].map(|n| n as i32);
         let planes = w.on_device().planes;
         of[0] = MatrixArg { planes, y, rows: 1, first: 0, y_stride: width, unused: 0 };
-        let (x, unused) = (Input::zeroed(), 0);
-        let (n_of, rows, groups, x_div, lanes) = (1, 1, 1, 1, 1);
-        let p = Product { of, x, chosen, n: n_of, rows, cols: width, vectors, groups, x_div, lanes, unused };
+        let mut p = Product::zeroed();
+        (p.of, p.chosen, p.n, p.rows, p.cols) = (of, chosen, 1, 1, width);
+        (p.vectors, p.groups, p.x_div, p.lanes) = (vectors, 1, 1, 1);
         let work = if w.is_block() { cols / 32 } else { cols };
         let grid = Grid { blocks: [n, work.div_ceil(128), 1], threads: 128, shared: 0 };
         self.driver.launch(["embed", w.format.name()], grid, &[block(&p)]);
@@ -327,7 +337,7 @@ impl Cuda {
             if pairs.is_some() {
                 self.gemm(to, input, shape, pairs)
             } else {
-                self.gemv("matvec1", &[to], input, shape)
+                self.gemv("matvec1", &[to], input, shape, NormAfter::NONE)
             }
         }
         self.limited_silu_mul(&y, &up_y, w.limit);

@@ -19,8 +19,10 @@ mod materialized;
 mod matmul;
 mod memory;
 mod mixed;
+mod norm;
 mod planes;
 mod ptx;
+mod residual;
 mod route;
 mod sample;
 mod span;
@@ -40,8 +42,8 @@ pub use weight::Weight;
 
 use crate::backend::{
     Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
-    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
-    StatePart, TopK,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Residual, Rope,
+    Routing, Span, StatePart, TopK,
 };
 use crate::composed;
 use crate::cpu::Cpu;
@@ -429,6 +431,19 @@ impl Backend for Cuda {
         self.ffn(&w, x)
     }
 
+    fn matmul_add_norm(&self, w: &Weight, x: &Tensor, to: Residual<'_, Tensor, Weight>) -> Tensor {
+        self.product_to_residual(w, x, to)
+    }
+
+    fn gated_ffn_add_norm(
+        &self,
+        w: GatedMlp<'_, Weight>,
+        x: &Tensor,
+        to: Residual<'_, Tensor, Weight>,
+    ) -> Tensor {
+        self.ffn_to_residual(&w, x, to)
+    }
+
     fn short_conv(&self, spans: &mut [Span<'_, Tensor>], x: &Tensor, taps: &Weight) -> Tensor {
         self.conv(spans, x, taps)
     }
@@ -472,6 +487,12 @@ impl Backend for Cuda {
         self.append_rows(spans, x);
     }
 
+    fn append_norm(&self, spans: &mut [Span<'_, Cache>], x: &Tensor, w: &Weight, eps: f32) {
+        if !self.append_normalized(spans, x, w, eps) {
+            composed::append_norm(self, spans, x, w, eps);
+        }
+    }
+
     fn latent_attention(
         &self,
         spans: &mut [Span<'_, Cache>],
@@ -513,6 +534,17 @@ impl Backend for Cuda {
         routed: &Routed,
     ) -> Tensor {
         self.chosen_experts(&w, shared.as_ref(), x, routed)
+    }
+
+    fn mixture_add_norm(
+        &self,
+        w: GatedMlp<'_, Weight>,
+        shared: Option<GatedMlp<'_, Weight>>,
+        x: &Tensor,
+        routed: &Routed,
+        to: Residual<'_, Tensor, Weight>,
+    ) -> Tensor {
+        self.mixture_to_residual(&w, shared.as_ref(), x, routed, to)
     }
 
     fn top_k(&self, x: &Tensor, n: usize) -> Vec<TopK> {

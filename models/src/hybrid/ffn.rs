@@ -8,7 +8,7 @@ use super::config::{Config, FfnLimits};
 use super::weights::Loader;
 use super::{Backend, LayerProbe};
 use crate::gguf::Error;
-use kernels::backend::{GatedMlp, Routing};
+use kernels::backend::{GatedMlp, Residual, Routing};
 
 /// The feed-forward part of a layer.
 pub enum Ffn<B: Backend> {
@@ -36,11 +36,17 @@ pub struct Moe<B: Backend> {
 }
 
 impl<B: Backend> Ffn<B> {
-    /// `[token, dim] -> [token, dim]`
-    pub fn forward(&self, b: &B, x: &B::Tensor, probe: &mut LayerProbe<'_, B>) -> B::Tensor {
+    /// Adds the output to the residual stream; returns its norm. `[token, dim] -> [token, dim]`
+    pub fn forward(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        probe: &mut LayerProbe<'_, B>,
+        to: Residual<'_, B::Tensor, B::Weight>,
+    ) -> B::Tensor {
         match self {
-            Ffn::Dense(mlp) => mlp.forward(b, x),
-            Ffn::Moe(moe) => moe.forward(b, x, probe),
+            Ffn::Dense(mlp) => b.gated_ffn_add_norm(mlp.weights(), x, to),
+            Ffn::Moe(moe) => moe.forward(b, x, probe, to),
         }
     }
 }
@@ -74,11 +80,6 @@ impl<B: Backend> Mlp<B> {
     fn weights(&self) -> GatedMlp<'_, B::Weight> {
         GatedMlp { gate: &self.gate, up: &self.up, down: &self.down, limit: self.limit }
     }
-
-    /// `[token, dim] -> [token, dim]`
-    pub fn forward(&self, b: &B, x: &B::Tensor) -> B::Tensor {
-        b.gated_ffn(self.weights(), x)
-    }
 }
 
 impl<B: Backend> Moe<B> {
@@ -96,9 +97,16 @@ impl<B: Backend> Moe<B> {
     }
 
     /// `[token, dim] -> [token, dim]`
-    pub fn forward(&self, b: &B, x: &B::Tensor, probe: &mut LayerProbe<'_, B>) -> B::Tensor {
+    fn forward(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        probe: &mut LayerProbe<'_, B>,
+        to: Residual<'_, B::Tensor, B::Weight>,
+    ) -> B::Tensor {
         let routed = b.matmul_route(&self.router, x, &self.bias, self.routing);
         probe.routed(&routed);
-        b.mixture(self.experts.weights(), self.shared.as_ref().map(Mlp::weights), x, &routed)
+        let shared = self.shared.as_ref().map(Mlp::weights);
+        b.mixture_add_norm(self.experts.weights(), shared, x, &routed, to)
     }
 }

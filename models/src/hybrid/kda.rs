@@ -11,7 +11,7 @@ use super::config::Config;
 use super::weights::Loader;
 use super::{Backend, LayerProbe};
 use crate::gguf::Error;
-use kernels::backend::{Decay, DeltaProjections, DeltaState, DeltaWeights, Span};
+use kernels::backend::{Decay, DeltaProjections, DeltaState, DeltaWeights, Residual, Span};
 use kernels::composed::{self, DeltaDraft};
 use std::ops::Range;
 
@@ -82,13 +82,15 @@ impl<B: Backend> Recurrence<B> {
         }
     }
 
-    /// The output of the layer, and what drafts keep for [`Recurrence::accept`]. `[token, dim]`
+    /// Adds the output of the layer to the residual stream; returns its norm, and what drafts keep for
+    /// [`Recurrence::accept`]. `[token, dim]`
     pub fn forward(
         &self,
         b: &B,
         projections: DeltaProjections<B::Tensor>,
         spans: &mut KdaSpans<'_, B>,
         probe: &mut LayerProbe<'_, B>,
+        to: Residual<'_, B::Tensor, B::Weight>,
     ) -> (B::Tensor, Option<DeltaDraft<B::Tensor>>) {
         let w = self.weights();
         let KdaSpans { whole, drafts } = spans;
@@ -101,7 +103,7 @@ impl<B: Backend> Recurrence<B> {
         } else {
             (b.delta_attention(whole, projections, &w), None)
         };
-        (b.matmul(&self.out, &o), draft)
+        (b.matmul_add_norm(&self.out, &o, to), draft)
     }
 
     /// Advances the state past `rows`: the accepted tokens of a draft, from its first row on.

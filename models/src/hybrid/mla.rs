@@ -11,7 +11,7 @@ use super::config::Config;
 use super::weights::Loader;
 use super::{Backend, LayerProbe};
 use crate::gguf::Error;
-use kernels::backend::{KvUpProjection, Span};
+use kernels::backend::{KvUpProjection, Residual, Span};
 
 /// How attention of a step's tokens is computed; the results are equal up to rounding.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -33,13 +33,15 @@ pub struct MlaSpans<'a, B: Backend> {
 
 /// An MLA layer of an architecture.
 pub trait MlaMixer<B: Backend>: Send + Sync {
-    /// Appends the tokens to the caches. `[token, dim] -> [token, dim]`
+    /// Appends the tokens to the caches, adds the output to the residual stream and returns its norm.
+    /// `[token, dim] -> [token, dim]`
     fn forward(
         &self,
         b: &B,
         x: &B::Tensor,
         spans: &mut MlaSpans<'_, B>,
         probe: &mut LayerProbe<'_, B>,
+        to: Residual<'_, B::Tensor, B::Weight>,
     ) -> B::Tensor;
 }
 
@@ -47,24 +49,39 @@ pub trait MlaMixer<B: Backend>: Send + Sync {
 pub struct LatentAttention<B: Backend> {
     k_b: B::Weight,
     v_b: B::Weight,
+    /// Weight of the norm of latents, `[1, latent]`.
+    norm: B::Weight,
+    norm_eps: f32,
     latent: usize,
     scale: f32,
 }
 
 impl<B: Backend> LatentAttention<B> {
-    /// Loads the up-projections of a layer.
-    pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Self, Error> {
+    /// Loads the norm and the up-projections of a layer.
+    pub fn load(from: &Loader<'_, B>, c: &Config, norm_eps: f32) -> Result<Self, Error> {
         let m = &c.mla;
         let [k_b, v_b] = from.kv_up(m)?;
         let scale = ((m.nope_dim + m.pe_dim) as f32).powf(-0.5);
-        Ok(LatentAttention { k_b, v_b, latent: m.latent_dim, scale })
+        let norm = from.vector("attn_kv_a_norm.weight", m.latent_dim)?;
+        Ok(LatentAttention { k_b, v_b, norm, norm_eps, latent: m.latent_dim, scale })
     }
 
-    /// Appends the rows `kv` to the caches and attends to them: `kv: [token, latent + pe]`, normalized,
+    /// Appends the norm of the rows `kv` to the caches and attends to them: `kv: [token, latent + pe]`,
     /// `q: [token, head * (nope + pe)] -> [token, head * value]`
-    pub fn forward(&self, b: &B, q: &B::Tensor, kv: &B::Tensor, spans: &mut MlaSpans<'_, B>) -> B::Tensor {
-        b.append(&mut spans.absorbed, kv);
-        b.append(&mut spans.materialized, kv);
+    pub fn forward(
+        &self,
+        b: &B,
+        q: &B::Tensor,
+        kv: &B::Tensor,
+        spans: &mut MlaSpans<'_, B>,
+        probe: &mut LayerProbe<'_, B>,
+    ) -> B::Tensor {
+        if probe.is_active() {
+            probe.tensor("latent", &b.rms_norm(kv, &self.norm, self.norm_eps));
+        }
+        for spans in [&mut spans.absorbed, &mut spans.materialized] {
+            b.append_norm(spans, kv, &self.norm, self.norm_eps); // k_pe passes through
+        }
         match (&mut spans.absorbed[..], &mut spans.materialized[..]) {
             (spans, []) => self.absorbed(b, q, spans),
             ([], spans) => self.materialized(b, q, spans),

@@ -22,7 +22,7 @@ use crate::gguf::{self, read::Gguf};
 use config::{Config, MixerKind};
 use ffn::{Ffn, Mlp, Moe};
 use kda::{KdaMixer, KdaSpans};
-use kernels::backend::{Backend, CacheFormat, Span, StatePart};
+use kernels::backend::{Backend, CacheFormat, Residual, Span, StatePart};
 use mla::{MlaMixer, MlaPath, MlaSpans};
 use mtp::Mtp;
 use state::{LayerState, State};
@@ -190,27 +190,24 @@ impl<B: Backend> Model<B> {
         let mut x = b.embed(&self.embed, &ids); // [token, dim]
         let mut h = b.rms_norm(&x, &self.layers[0].mixer_norm, eps);
         for (i, layer) in self.layers.iter().enumerate() {
-            let y = match &layer.mixer {
+            let to = Residual { x: &mut x, norm: &layer.ffn_norm, eps };
+            h = match &layer.mixer {
                 Mixer::Kda(kda) => {
                     let mut spans = kda_spans(batch, &rows, i);
-                    let x = kda.project(b, &h);
-                    let (y, draft) = kda.recurrence().forward(b, x, &mut spans, &mut LayerProbe(probe, i));
+                    let (projected, probe) = (kda.project(b, &h), &mut LayerProbe(probe, i));
+                    let (h, draft) = kda.recurrence().forward(b, projected, &mut spans, probe, to);
                     if let Some(draft) = draft {
                         draft::keep(batch, draft);
                     }
-                    y
+                    h
                 }
                 Mixer::Mla(mla) => {
-                    mla.forward(b, &h, &mut mla_spans(batch, &rows, i), &mut LayerProbe(probe, i))
+                    mla.forward(b, &h, &mut mla_spans(batch, &rows, i), &mut LayerProbe(probe, i), to)
                 }
             };
-            h = b.add_rms_norm(&mut x, &y, &layer.ffn_norm, eps);
             probe.tensor(i, "after_attn", &x);
-            let y = layer.ffn.forward(b, &h, &mut LayerProbe(probe, i));
-            match self.layers.get(i + 1) {
-                Some(next) => h = b.add_rms_norm(&mut x, &y, &next.mixer_norm, eps),
-                None => b.add(&mut x, &y),
-            }
+            let norm = self.layers.get(i + 1).map_or(&self.norm, |next| &next.mixer_norm);
+            h = layer.ffn.forward(b, &h, &mut LayerProbe(probe, i), Residual { x: &mut x, norm, eps });
             probe.tensor(i, "after_mlp", &x);
             probe.layer_done();
             if probe.is_abandoned() {
@@ -223,8 +220,11 @@ impl<B: Backend> Model<B> {
         mtp::keep(b, batch, &rows, &x);
         let wanted = outputs_of(batch, &rows);
         (!wanted.is_empty()).then(|| {
-            let last = b.rms_norm(&b.gather(&x, &wanted), &self.norm, eps);
-            b.matmul(&self.output, &last)
+            let rows = rows.last().map_or(0, |rows| rows.end);
+            if wanted.len() < rows {
+                h = b.gather(&h, &wanted);
+            }
+            b.matmul(&self.output, &h)
         })
     }
 }

@@ -16,7 +16,7 @@ use super::state::{Followed, State};
 use super::weights::Loader;
 use super::{Backend, Layer, LayerProbe, Mixer, Model, Sequence};
 use crate::gguf::Error;
-use kernels::backend::{CacheFormat, Span};
+use kernels::backend::{CacheFormat, Residual, Span};
 use std::ops::Range;
 
 /// Tokens that wait for the block at most: older ones are dropped, and the block starts anew after them.
@@ -159,10 +159,9 @@ impl<B: Backend> Model<B> {
             MlaSpans { absorbed: vec![Span { rows: 0..ids.len(), state: cache }], materialized: Vec::new() };
         let probe: &mut dyn super::Probe<B> = &mut ();
         let probe = &mut LayerProbe(probe, self.config.layers.len());
-        let y = mla.forward(b, &h, &mut spans, probe);
-        let h = b.add_rms_norm(&mut x, &y, &layer.ffn_norm, eps);
-        let y = layer.ffn.forward(b, &h, probe);
-        let h = b.add_rms_norm(&mut x, &y, &mtp.norm, eps);
+        let to = Residual { x: &mut x, norm: &layer.ffn_norm, eps };
+        let h = mla.forward(b, &h, &mut spans, probe, to);
+        let h = layer.ffn.forward(b, &h, probe, Residual { x: &mut x, norm: &mtp.norm, eps });
         b.gather(&h, &[ids.len() - 1])
     }
 }

@@ -10,7 +10,7 @@ use crate::hybrid::LayerProbe;
 use crate::hybrid::config::Config;
 use crate::hybrid::mla::{LatentAttention, MlaMixer, MlaSpans};
 use crate::hybrid::weights::Loader;
-use kernels::backend::Backend;
+use kernels::backend::{Backend, Residual};
 
 /// Epsilon of the latent's norm in the published code, which ignores the config's 1e-5.
 const LATENT_EPS: f32 = 1e-6;
@@ -19,7 +19,6 @@ const LATENT_EPS: f32 = 1e-6;
 pub struct Mla<B: Backend> {
     q: B::Weight,
     kv_a: B::Weight,
-    kv_a_norm: B::Weight,
     attention: LatentAttention<B>,
     out: B::Weight,
 }
@@ -29,10 +28,9 @@ impl<B: Backend> Mla<B> {
     pub fn load(from: &Loader<'_, B>, c: &Config) -> Result<Self, Error> {
         let (dim, m) = (c.dim, &c.mla);
         Ok(Mla {
-            attention: LatentAttention::load(from, c)?,
+            attention: LatentAttention::load(from, c, LATENT_EPS)?,
             q: from.matrix("attn_q.weight", dim, m.heads * (m.nope_dim + m.pe_dim))?,
             kv_a: from.matrix("attn_kv_a_mqa.weight", dim, m.latent_dim + m.pe_dim)?,
-            kv_a_norm: from.vector("attn_kv_a_norm.weight", m.latent_dim)?,
             out: from.matrix("attn_output.weight", m.heads * m.value_dim, dim)?,
         })
     }
@@ -45,10 +43,10 @@ impl<B: Backend> MlaMixer<B> for Mla<B> {
         x: &B::Tensor,
         spans: &mut MlaSpans<'_, B>,
         probe: &mut LayerProbe<'_, B>,
+        to: Residual<'_, B::Tensor, B::Weight>,
     ) -> B::Tensor {
         let [q, kv] = b.matmuls([&self.q, &self.kv_a], x); // [token, head * (nope + pe)], [token, latent + pe]
-        let kv = b.rms_norm(&kv, &self.kv_a_norm, LATENT_EPS); // k_pe passes through
-        probe.tensor("latent", &kv);
-        b.matmul(&self.out, &self.attention.forward(b, &q, &kv, spans))
+        let o = self.attention.forward(b, &q, &kv, spans, probe);
+        b.matmul_add_norm(&self.out, &o, to)
     }
 }

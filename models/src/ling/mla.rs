@@ -10,13 +10,12 @@ use crate::gguf::Error;
 use crate::hybrid::LayerProbe;
 use crate::hybrid::mla::{LatentAttention, MlaMixer, MlaSpans};
 use crate::hybrid::weights::Loader;
-use kernels::backend::{Backend, Rope};
+use kernels::backend::{Backend, Residual, Rope};
 
 /// The weights of one MLA layer.
 pub struct RotaryMla<B: Backend> {
     queries: Queries<B>,
     kv_a: B::Weight,
-    kv_a_norm: B::Weight,
     gate: B::Weight,
     attention: LatentAttention<B>,
     out: B::Weight,
@@ -47,9 +46,8 @@ impl<B: Backend> RotaryMla<B> {
                 },
             },
             kv_a: from.matrix("attn_kv_a_mqa.weight", dim, m.latent_dim + m.pe_dim)?,
-            kv_a_norm: from.vector("attn_kv_a_norm.weight", m.latent_dim)?,
             gate: from.matrix("attn_gate.weight", dim, m.heads)?,
-            attention: LatentAttention::load(from, c)?,
+            attention: LatentAttention::load(from, c, c.norm_eps)?,
             out: from.matrix("attn_output.weight", m.heads * m.value_dim, dim)?,
             rope: ling.rope,
             norm_eps: c.norm_eps,
@@ -75,13 +73,12 @@ impl<B: Backend> MlaMixer<B> for RotaryMla<B> {
         x: &B::Tensor,
         spans: &mut MlaSpans<'_, B>,
         probe: &mut LayerProbe<'_, B>,
+        to: Residual<'_, B::Tensor, B::Weight>,
     ) -> B::Tensor {
-        let [mut q, kv, gate] = self.project(b, x);
-        let mut kv = b.rms_norm(&kv, &self.kv_a_norm, self.norm_eps); // k_pe passes through
+        let [mut q, mut kv, gate] = self.project(b, x);
         b.rotate(&mut spans.absorbed, &mut q, &mut kv, self.rope);
         b.rotate(&mut spans.materialized, &mut q, &mut kv, self.rope);
-        probe.tensor("latent", &kv);
-        let o = self.attention.forward(b, &q, &kv, spans);
-        b.matmul(&self.out, &b.gate_heads(o, &gate))
+        let o = self.attention.forward(b, &q, &kv, spans, probe);
+        b.matmul_add_norm(&self.out, &b.gate_heads(o, &gate), to)
     }
 }

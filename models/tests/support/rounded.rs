@@ -3,8 +3,8 @@
 
 use kernels::backend::{
     Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
-    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
-    StatePart, TopK,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Residual, Rope,
+    Routing, Span, StatePart, TopK,
 };
 use kernels::composed;
 use kernels::quant::{Activation, Format};
@@ -70,6 +70,9 @@ impl Backend for Rounded {
         Reference.matmul_heads(w, &rounded(w.format.activation(), x, width, w.cols))
     }
 
+    fn append_norm(&self, spans: &mut [Span<'_, Cache>], x: &Matrix, w: &QuantTensor, eps: f32) {
+        composed::append_norm(self, spans, x, w, eps);
+    }
     fn latent_attention(
         &self,
         spans: &mut [Span<'_, Cache>],
@@ -102,6 +105,27 @@ impl Backend for Rounded {
 
     fn add_rms_norm(&self, x: &mut Matrix, y: &Matrix, w: &QuantTensor, eps: f32) -> Matrix {
         composed::add_rms_norm(self, x, y, w, eps)
+    }
+    fn matmul_add_norm(&self, w: &QuantTensor, x: &Matrix, to: Residual<'_, Matrix, QuantTensor>) -> Matrix {
+        composed::matmul_add_norm(self, w, x, to)
+    }
+    fn gated_ffn_add_norm(
+        &self,
+        w: GatedMlp<'_, QuantTensor>,
+        x: &Matrix,
+        to: Residual<'_, Matrix, QuantTensor>,
+    ) -> Matrix {
+        composed::gated_ffn_add_norm(self, w, x, to)
+    }
+    fn mixture_add_norm(
+        &self,
+        w: GatedMlp<'_, QuantTensor>,
+        shared: Option<GatedMlp<'_, QuantTensor>>,
+        x: &Matrix,
+        routed: &Routed,
+        to: Residual<'_, Matrix, QuantTensor>,
+    ) -> Matrix {
+        composed::mixture_add_norm(self, w, shared, x, routed, to)
     }
     fn matmuls<const N: usize>(&self, w: [&QuantTensor; N], x: &Matrix) -> [Matrix; N] {
         composed::matmuls(self, w, x)

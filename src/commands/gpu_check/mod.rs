@@ -8,7 +8,7 @@
 pub mod bench;
 pub mod models;
 
-use crate::kernel_checks::{CheckRow, best, fused, ops};
+use crate::kernel_checks::{CheckRow, best, fused, ops, residual};
 use anyhow::{Context as _, Result, bail, ensure};
 use kernels::backend::Backend;
 use kernels::cuda::Cuda;
@@ -135,7 +135,7 @@ pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Ch
         "delta" => ops::delta(cuda, seed, quick),
         "attention" => ops::attention(cuda, seed, quick),
         "experts" => ops::experts(cuda, seed, quick),
-        "fused" => fused::fused(cuda, seed, quick),
+        "fused" => fused::fused(cuda, seed, quick).into_iter().chain(residual::norms(cuda, seed)).collect(),
         "models" => models::models(cuda, quick)?,
         "times" => bench::all(cuda, seed),
         other => bail!("--only: expected one of {}, found {other:?}", PARTS.join(", ")),

@@ -6,8 +6,8 @@
 use super::sums::{Sums, column_squares};
 use kernels::backend::{
     Backend, CacheFormat, Decay, DeltaProjections, DeltaRule, DeltaState, DeltaWeights, Error,
-    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Rope, Routing, Span,
-    StatePart, TopK,
+    ExpertCacheStats, GatedMlp, KvUpProjection, Limits, NumericsVersion, QuantTensor, Residual, Rope,
+    Routing, Span, StatePart, TopK,
 };
 use kernels::composed;
 use std::ops::Range;
@@ -211,6 +211,32 @@ impl<B: Backend<Tensor: AsRef<[f32]>>> Backend for Observed<B> {
         self.observe(&[w], x);
         if w.is_output { self.inner.tensor(0, 0, &[]) } else { self.inner.matmul(&w.whole, x) }
     }
+    fn matmul_add_norm(
+        &self,
+        w: &Self::Weight,
+        x: &B::Tensor,
+        to: Residual<'_, B::Tensor, Self::Weight>,
+    ) -> B::Tensor {
+        composed::matmul_add_norm(self, w, x, to)
+    }
+    fn gated_ffn_add_norm(
+        &self,
+        w: GatedMlp<'_, Self::Weight>,
+        x: &B::Tensor,
+        to: Residual<'_, B::Tensor, Self::Weight>,
+    ) -> B::Tensor {
+        composed::gated_ffn_add_norm(self, w, x, to)
+    }
+    fn mixture_add_norm(
+        &self,
+        w: GatedMlp<'_, Self::Weight>,
+        shared: Option<GatedMlp<'_, Self::Weight>>,
+        x: &B::Tensor,
+        routed: &B::Routed,
+        to: Residual<'_, B::Tensor, Self::Weight>,
+    ) -> B::Tensor {
+        composed::mixture_add_norm(self, w, shared, x, routed, to)
+    }
     fn matmuls<const N: usize>(&self, w: [&Self::Weight; N], x: &B::Tensor) -> [B::Tensor; N] {
         self.observe(&w, x);
         self.inner.matmuls(w.map(|w| &w.whole), x)
@@ -265,6 +291,9 @@ impl<B: Backend<Tensor: AsRef<[f32]>>> Backend for Observed<B> {
     }
     fn append(&self, spans: &mut [Span<'_, B::Cache>], x: &B::Tensor) {
         self.inner.append(spans, x);
+    }
+    fn append_norm(&self, spans: &mut [Span<'_, B::Cache>], x: &B::Tensor, w: &Self::Weight, eps: f32) {
+        composed::append_norm(self, spans, x, w, eps);
     }
     fn latent_attention(
         &self,
