@@ -63,13 +63,16 @@ __device__ __forceinline__ int vector_of(const Gemm& p, const Part& part, int i)
 struct Tile {
     i8 w[TILE_ROWS * TILE_PITCH];
     i8 x[TILE_VECTORS * TILE_PITCH];
-    float s[TILE_COLS / 16][TILE_ROWS];
-    float m[TILE_COLS / 16][TILE_ROWS];
-    float d[TILE_COLS / 32][TILE_VECTORS];
-    float sum[TILE_COLS / 16][TILE_VECTORS]; // d times the sum of the quants of a scale
+    int2 w_scale[TILE_COLS / 16][TILE_ROWS];    // s and m, as bits
+    union {
+        int2 one[TILE_COLS / 32][TILE_VECTORS];     // d and d times the sum of the quants of a scale, as bits
+        float two[3][TILE_COLS / 32][TILE_VECTORS]; // for two scales: d, and d times the sum for either
+    } x_scale;
     int vector[TILE_VECTORS];
     int input[TILE_VECTORS]; // rows of activations
 };
+
+__device__ __forceinline__ int2 bits(float x, float y) { return int2{__float_as_int(x), __float_as_int(y)}; }
 
 // Columns that share a scale.
 template <class F> constexpr int SCALE_COLS = F::SIXTEENS ? 16 : 32;
@@ -85,13 +88,14 @@ template <class F> __device__ __forceinline__ void unpack(const Gemm& p, Tile& t
         u32 block = F::UNITS > 1 ? unit / F::UNITS : unit + h;
         int i = F::UNITS > 1 ? unit % F::UNITS + h : 0;
         Unit w = {};
-        if (row < p.rows && (unit + h) * 32 < p.cols) w = F::unit(p.w, first + block, i);
+        // Both units are in one block of a format with several, so that one condition holds for both.
+        if (row < p.rows && (F::UNITS > 1 ? unit : unit + h) * 32 < p.cols) w = F::unit(p.w, first + block, i);
         int at0 = (int)block * F::LEN - col;
 #pragma unroll
         for (int g = 0; g < 2; g++) {
-            int at = at0 + F::at(i, g);
+            u32 at = at0 + F::at(i, g);
             *(Four*)(tile.w + r * TILE_PITCH + at) = Four{{w.q[4 * g], w.q[4 * g + 1], w.q[4 * g + 2], w.q[4 * g + 3]}};
-            if (F::SIXTEENS || at % 32 == 0) tile.s[at / SCALE_COLS<F>][r] = w.s[g], tile.m[at / SCALE_COLS<F>][r] = w.m[g];
+            if (F::SIXTEENS || at % 32 == 0) tile.w_scale[at / SCALE_COLS<F>][r] = bits(w.s[g], w.m[g]);
         }
     }
 }
@@ -102,7 +106,7 @@ template <class F> __device__ __forceinline__ void load_x(const Gemm& p, Tile& t
     Four low = {}, high = {};
     int2 scale = {};
     if (v < n && c < p.cols) {
-        i64 at = (i64)tile.input[v] * p.cols + c;
+        u64 at = (u64)(u32)tile.input[v] * (u32)p.cols + c;
         low = read_16(p.q + at), high = read_16(p.q + at + 16);
         scale = GlobalMem::scale(p.scale + at / 32);
     }
@@ -110,9 +114,13 @@ template <class F> __device__ __forceinline__ void load_x(const Gemm& p, Tile& t
     *(Four*)(tile.x + v * TILE_PITCH + 32 * k + 16) = high;
     float d = __int_as_float(scale.x);
     int sums[2] = {(int)(i16)scale.y, scale.y >> 16};
-    tile.d[k][v] = d;
-    if (F::SIXTEENS) tile.sum[2 * k][v] = d * (float)sums[0], tile.sum[2 * k + 1][v] = d * (float)sums[1];
-    else tile.sum[k][v] = d * (float)(sums[0] + sums[1]);
+    if (!F::SIXTEENS) {
+        tile.x_scale.one[k][v] = bits(d, d * (float)(sums[0] + sums[1]));
+        return;
+    }
+    tile.x_scale.two[0][k][v] = d;
+#pragma unroll
+    for (int i = 0; i < 2; i++) tile.x_scale.two[1 + i][k][v] = d * (float)sums[i];
 }
 
 // s (sum - 12582912) of a sum that started at MAGIC; `offset` is -12582912 s.
@@ -131,7 +139,8 @@ template <class F> __device__ __forceinline__ void multiply(const Tile& tile, in
     for (int i = 0; i < N; i++)
 #pragma unroll
         for (int j = 0; j < 2; j++) {
-            s[i][j] = tile.s[N * k + i][r + 8 * j], m[i][j] = tile.m[N * k + i][r + 8 * j];
+            int2 scale = tile.w_scale[N * k + i][r + 8 * j];
+            s[i][j] = __int_as_float(scale.x), m[i][j] = __int_as_float(scale.y);
             offset[i][j] = -12582912.0f * s[i][j];
         }
     u32 b[4]; // of two n
@@ -147,14 +156,21 @@ template <class F> __device__ __forceinline__ void multiply(const Tile& tile, in
         } else {
             mma_i8(low, a, own);
         }
+        int v = 8 * n + 2 * c;
+        Four both = {}; // d and the sum of either vector
+        if (!F::SIXTEENS) both = *(const Four*)&tile.x_scale.one[k][v];
 #pragma unroll
         for (int j = 0; j < 4; j++) {
-            int v = 8 * n + 2 * c + j % 2;
             float dot = scaled(low[j], s[0][j / 2], offset[0][j / 2]);
-            if (F::SIXTEENS) dot += scaled(high[j], s[N - 1][j / 2], offset[N - 1][j / 2]);
-            acc[n][j] += tile.d[k][v] * dot;
+            if (!F::SIXTEENS) {
+                acc[n][j] += __int_as_float(both.v[j % 2 * 2]) * dot;
+                acc[n][j] -= m[0][j / 2] * __int_as_float(both.v[j % 2 * 2 + 1]);
+                continue;
+            }
+            dot += scaled(high[j], s[N - 1][j / 2], offset[N - 1][j / 2]);
+            acc[n][j] += tile.x_scale.two[0][k][v + j % 2] * dot;
 #pragma unroll
-            for (int i = 0; i < N; i++) acc[n][j] -= m[i][j / 2] * tile.sum[N * k + i][v];
+            for (int i = 0; i < N; i++) acc[n][j] -= m[i][j / 2] * tile.x_scale.two[1 + i][k][v + j % 2];
         }
     }
 }
