@@ -28,7 +28,9 @@ pub fn append_norm<B: Backend>(
     w: &B::Weight,
     eps: f32,
 ) {
-    b.append(spans, &b.rms_norm(x, w, eps));
+    if !spans.is_empty() {
+        b.append(spans, &b.rms_norm(x, w, eps));
+    }
 }
 
 /// Composes [`Backend::matmul_add_norm`] from `matmul` and `add_rms_norm`.
