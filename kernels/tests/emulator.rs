@@ -4,8 +4,10 @@
 
 mod common;
 
-use common::{Numbers, emulator, stored};
-use kernels::backend::Backend;
+use common::{Numbers, emulator, spans, stored, vector};
+use kernels::backend::{
+    Backend, CacheFormat, ExpertCacheStats, GatedMlp, QuantTensor, Residual, Routing, StatePart,
+};
 use kernels::cuda::Cuda;
 use kernels::quant::Format;
 use std::collections::HashSet;
@@ -176,5 +178,106 @@ fn shared_memory_grows_between_launches() {
             (found - expected).abs() <= 1e-4 * x.iter().map(|x| x.abs()).sum::<f32>(),
             "{found} {expected}"
         );
+    }
+}
+
+/// Width of the model of two mixtures, its experts, and rows of its caches before the first step: they grow past a segment
+/// (256 rows).
+const DIM: usize = 256;
+const EXPERTS: usize = 256;
+const ROWS: usize = 253;
+
+/// A token's attention to its cache, then two mixtures of experts in RAM.
+struct Mixtures<B: Backend> {
+    table: B::Weight,
+    norm: B::Weight,
+    bias: B::Weight,
+    router: B::Weight,
+    experts: [B::Weight; 3],
+    shared: [B::Weight; 3],
+}
+
+fn gated_mlp<W>([gate, up, down]: &[W; 3]) -> GatedMlp<'_, W> {
+    GatedMlp { gate, up, down, limit: f32::INFINITY }
+}
+
+impl<B: Backend> Mixtures<B> {
+    fn new(b: &B, stored: &[QuantTensor; 6]) -> Self {
+        let load = |i: usize| b.weight(stored[i].clone()).unwrap();
+        let experts = [load(4), load(4), load(4)];
+        let shared = [load(5), load(5), load(5)];
+        Mixtures { table: load(0), norm: load(1), bias: load(2), router: load(3), experts, shared }
+    }
+
+    fn step(&self, b: &B, ids: &[u32], caches: &mut [B::Cache]) -> B::Tensor {
+        let how = Routing { top_k: 4, groups: 1, top_groups: 1, normalize: true, scale: 1.0 };
+        let mut x = b.embed(&self.table, ids);
+        let mut h = b.rms_norm(&x, &self.norm, 1e-5);
+        let mut states = spans(&vec![1; ids.len()], caches);
+        b.append(&mut states, &h);
+        b.add(&mut x, &b.latent_attention(&mut states, &h, DIM, 0.0625));
+        for _ in 0..2 {
+            h = b.rms_norm(&x, &self.norm, 1e-5);
+            let routed = b.matmul_route(&self.router, &h, &self.bias, how);
+            let to = Residual { x: &mut x, norm: &self.norm, eps: 1e-5 };
+            h = b.mixture_add_norm(gated_mlp(&self.experts), Some(gated_mlp(&self.shared)), &h, &routed, to);
+        }
+        h
+    }
+}
+
+/// With experts in RAM a captured step is one graph per mixture and one more. Replays have the bits of steps run op by op, with
+/// hits and misses of the expert cache, and while KV caches take another segment.
+#[test]
+fn replays_with_experts_in_ram_have_the_same_bits() {
+    let Some(b) = cuda() else { return };
+    let _alone = ALONE.lock();
+    let mut n = Numbers(3);
+    let stored = [
+        n.weight(Format::Q8_0, [1, 9, DIM]),
+        vector(&[1.0; DIM]),
+        vector(&[0.0; EXPERTS]),
+        n.weight(Format::F32, [1, EXPERTS, DIM]),
+        n.weight(Format::Q4_0, [EXPERTS, DIM, DIM]),
+        n.weight(Format::Q4_0, [1, DIM, DIM]),
+    ];
+    let rows = n.vec(ROWS * DIM);
+    for tokens in [1, 3] {
+        let run = |is_captured: bool| {
+            b.limit_stacks(0, 0, 12).unwrap();
+            let model = Mixtures::new(&b, &stored); // with an empty expert cache
+            let mut caches: Vec<_> = (0..tokens).map(|_| b.cache(CacheFormat::F16, DIM)).collect();
+            for cache in &mut caches {
+                b.append(&mut spans(&[ROWS], std::slice::from_mut(cache)), &b.tensor(ROWS, DIM, &rows));
+            }
+            let (mut found, mut replays) = (Vec::new(), 0);
+            for i in 0..10 {
+                let ids: Vec<u32> = (0..tokens).map(|token| (i % 3 + token) as u32).collect();
+                let [graphs, kernels] = [b.graph_launches(), b.launched()];
+                let mut parts: Vec<_> = caches.iter_mut().map(StatePart::Cache).collect();
+                let step = if !is_captured {
+                    model.step(&b, &ids, &mut caches)
+                } else if let Some(x) = b.replay(&model.table, &ids, &mut parts) {
+                    replays += 1;
+                    assert_eq!(b.graph_launches() - graphs, 3, "one more than mixtures");
+                    assert!(b.launched() - kernels <= 6, "up, down and sum of each mixture");
+                    x
+                } else {
+                    b.capture(&ids, || model.step(&b, &ids, &mut caches))
+                };
+                found.push(b.read(&step));
+            }
+            assert!(caches.iter().all(|cache| b.cache_len(cache) == ROWS + 10));
+            assert_eq!(replays > 4, is_captured, "{replays} replays");
+            found
+        };
+        let uses = || b.expert_cache_stats().unwrap_or_default();
+        let before = uses();
+        let expected = run(false);
+        let op_by_op = uses();
+        assert_eq!(run(true), expected, "{tokens} tokens");
+        let ExpertCacheStats { hits, lookups } = uses() - op_by_op;
+        assert_eq!(hits, (op_by_op - before).hits, "hits");
+        assert!(0 < hits && hits < lookups, "{hits} hits of {lookups}");
     }
 }

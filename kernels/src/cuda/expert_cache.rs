@@ -80,7 +80,7 @@ impl Cuda {
 
     /// Uploads a matrix of `w` to a slot, plane by plane.
     fn send_matrix(&self, buffer: &mut Pinned, w: &Weight, matrix: &[u8], slot: usize) {
-        let (block, slots) = (w.format.block_bytes(), w.slots.as_ref().expect("slots of all three stacks"));
+        let (block, slots) = (w.format.block_bytes(), w.slots().expect("slots of all three stacks"));
         let blocks = matrix.len() / block;
         let mut start = 0;
         let mut parts = Vec::with_capacity(PLANES);

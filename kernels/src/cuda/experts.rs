@@ -8,13 +8,15 @@
 use super::driver::Stream;
 use super::expert_policy::distinct_misses;
 use super::fused::FfnParts;
+use super::graph::captured_ids;
 use super::matmul::{GEMV_MAX_TOKENS, Shape, Target};
 use super::memory::Tensor;
 use super::norm::NormAfter;
 use super::route::ExpertChoice;
+use super::weight::WeightRef;
 use super::{Cuda, Grid, Routed, Weight, arg};
 use crate::backend::{Backend, GatedMlp};
-use crate::cpu::{self, NO_EXPERT};
+use crate::cpu::NO_EXPERT;
 use std::sync::atomic::Ordering;
 
 impl Cuda {
@@ -38,13 +40,56 @@ impl Cuda {
             self.driver.fill(zeros.at(), 0, 4 * zeros.len());
             return self.with_shared(zeros, shared, x);
         }
-        if let [Some(gate), Some(up), Some(down)] = [w.gate, w.up, w.down].map(|w| w.host.as_ref()) {
-            return match self.experts_uploaded(w, x, routed) {
-                Some(y) => self.with_shared(y, shared, x),
-                None => self.experts_split(w, GatedMlp { gate, up, down, limit: w.limit }, shared, x, routed),
-            };
+        if [w.gate, w.up, w.down].iter().any(|w| w.host().is_none()) {
+            return self.experts_on_device(w, shared, x, routed.choice());
         }
-        self.experts_on_device(w, shared, x, routed.choice())
+        let mut y = self.buffers.tensor(x.rows, w.down.rows);
+        if captured_ids().is_some() {
+            self.defer_experts(w, shared, x, routed.choice(), &y);
+        } else {
+            self.experts_in_ram(w, shared, x, routed.choice(), &mut y);
+        }
+        y
+    }
+
+    /// Defers [`Cuda::experts_in_ram`] to the replays of the captured step.
+    fn defer_experts(
+        &self,
+        w: &GatedMlp<'_, Weight>,
+        shared: Option<&GatedMlp<'_, Weight>>,
+        x: &Tensor,
+        choice: ExpertChoice,
+        y: &Tensor,
+    ) {
+        let downgrade = |w: &GatedMlp<'_, Weight>| ([w.gate, w.up, w.down].map(Weight::downgrade), w.limit);
+        let (w, shared, x, y) = (downgrade(w), shared.map(downgrade), x.reserved(), y.reserved());
+        self.defer(move |cuda| {
+            let upgrade = |(w, limit): &([WeightRef; 3], f32)| (w.each_ref().map(WeightRef::upgrade), *limit);
+            let (w, shared) = (upgrade(&w), shared.as_ref().map(upgrade));
+            let shared = shared.as_ref().map(gated_mlp);
+            // Copies, because they gain quantized values, which are of this replay only.
+            cuda.experts_in_ram(&gated_mlp(&w), shared.as_ref(), &x.reserved(), choice, &mut y.reserved());
+        });
+    }
+
+    /// Writes the sum of experts of stacks in RAM and of the shared expert to `y`.
+    fn experts_in_ram(
+        &self,
+        w: &GatedMlp<'_, Weight>,
+        shared: Option<&GatedMlp<'_, Weight>>,
+        x: &Tensor,
+        choice: ExpertChoice,
+        y: &mut Tensor,
+    ) {
+        match self.experts_uploaded(w, x, choice) {
+            Some(sum) => self.overwrite(y, &self.with_shared(sum, shared, x)),
+            None => self.experts_split(w, shared, x, choice, y),
+        }
+    }
+
+    /// Copies x to y, of its shape.
+    fn overwrite(&self, y: &mut Tensor, x: &Tensor) {
+        self.driver.copy(y.at(), x.at(), 4 * x.len());
     }
 
     /// y and the shared expert.
@@ -84,26 +129,26 @@ impl Cuda {
         self.with_shared(self.weighted_sum(&out, choice), shared, x)
     }
 
-    /// Computes experts of stacks in RAM: cache hits and the shared expert on the device, misses on the CPU in parallel. A
-    /// token's activations cross the bus twice, 18 KB for the published model.
+    /// Performs [`Cuda::experts_in_ram`] without uploading stacks: cache hits and the shared expert on the device, misses on
+    /// the CPU in parallel. A token's activations cross the bus twice, 18 KB for the published model.
     fn experts_split(
         &self,
         w: &GatedMlp<'_, Weight>,
-        in_ram: GatedMlp<'_, cpu::Weight>,
         shared: Option<&GatedMlp<'_, Weight>>,
         x: &Tensor,
-        routed: &Routed,
-    ) -> Tensor {
-        let n = routed.rows * routed.top_k;
+        choice: ExpertChoice,
+        y: &mut Tensor,
+    ) {
+        let n = choice.rows * choice.top_k;
         let (mut chosen, mut weights, mut rows) = (vec![0_u32; n], vec![0_f32; n], vec![0_f32; x.len()]);
         self.driver.downloads(&mut [
-            (routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen)),
-            (routed.weights.at, bytemuck::cast_slice_mut(&mut weights)),
+            (choice.places, bytemuck::cast_slice_mut(&mut chosen)),
+            (choice.weights, bytemuck::cast_slice_mut(&mut weights)),
             (x.at(), bytemuck::cast_slice_mut(&mut rows)),
         ]);
-        let mut layer = w.gate.slots.as_ref().map(|slots| slots.layer());
+        let mut layer = w.gate.slots().map(|slots| slots.layer());
         let places = match &mut layer {
-            Some(layer) => layer.heat.places(&chosen, routed.rows),
+            Some(layer) => layer.heat.places(&chosen, choice.rows),
             None => vec![-1; n],
         };
         let hits = places.iter().filter(|place| **place >= 0).count();
@@ -117,30 +162,29 @@ impl Cuda {
                     &slots,
                     shared,
                     x,
-                    ExpertChoice { places: places.at, partial: hits < n, ..routed.choice() },
+                    ExpertChoice { places: places.at, partial: hits < n, ..choice },
                 ))
             }
             None => shared.map(|shared| self.ffn(shared, x)),
         };
-        let by_cpu = (hits < n).then(|| {
+        if hits < n {
             let absent: Vec<u32> = missing(&chosen, &places).collect();
             let host = self.host();
             let x = host.tensor(x.rows, x.cols, &rows);
-            let y = host.experts(in_ram, &x, &host.chosen(routed.top_k, &absent, &weights));
-            self.tensor(y.rows, y.cols, y.values())
-        });
-        let y = match (on_device, by_cpu) {
-            (Some(mut y), Some(rest)) => {
-                self.add(&mut y, &rest);
-                y
+            let [gate, up, down] = [w.gate, w.up, w.down].map(|w| w.host().expect("experts in RAM"));
+            let w = GatedMlp { gate, up, down, limit: w.limit };
+            let rest = host.experts(w, &x, &host.chosen(choice.top_k, &absent, &weights));
+            self.driver.upload(y.at(), bytemuck::cast_slice(rest.values()));
+            if let Some(sum) = on_device {
+                self.add(y, &sum);
             }
-            (y, rest) => y.or(rest).expect("experts are in one place or the other"),
-        };
+        } else if let Some(sum) = on_device {
+            self.overwrite(y, &sum);
+        }
         if let Some(layer) = &mut layer {
             self.count_uses(hits, n);
             self.promote(w, layer, distinct_misses(&chosen, &places));
         }
-        y
     }
 
     fn count_uses(&self, hits: usize, lookups: usize) {
@@ -158,6 +202,10 @@ impl Cuda {
         self.driver.launch(["weighted_sum", ""], grid, &arguments);
         y
     }
+}
+
+fn gated_mlp(([gate, up, down], limit): &([Weight; 3], f32)) -> GatedMlp<'_, Weight> {
+    GatedMlp { gate, up, down, limit: *limit }
 }
 
 /// The routed experts that miss the cache; [`NO_EXPERT`] for hits.

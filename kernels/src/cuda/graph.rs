@@ -1,18 +1,21 @@
-//! Captures the launches of a decode step in a CUDA graph and replays it.
+//! Captures the launches of a decode step in CUDA graphs and replays them.
 //!
 //! Launching a token's kernels one by one takes the host longer than the device. Everything that changes between tokens
 //! is in device memory: ids and cache lengths, which kernels advance. A graph is keyed by its model, the addresses of its
 //! states and the number of attention parts; it is captured on the second occurrence (the first loads kernels), with
 //! memory of its own. While one thread captures, others wait.
+//!
+//! Experts in RAM need the host, which reads the router's choice: [`Cuda::defer`] ends the graph there, so that a step is
+//! one graph up to the first mixture, one between each two, and one after the last, with the host's work between them.
 
 use super::driver::{Address, GraphExec};
 use super::memory::{CapturedMemory, DeviceBuffer, Tensor};
 use super::{Cuda, Weight, attention};
 use crate::backend::StatePart;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::sync::{MutexGuard, PoisonError};
 
-/// Largest number of cached graphs: one per set of states decoded in turn.
+/// Largest number of cached steps: one per set of states decoded in turn.
 const MAX_GRAPHS: usize = 8;
 
 /// The key of a graph.
@@ -21,28 +24,43 @@ type Key = Vec<u64>;
 thread_local! {
     /// Key of this thread's last graph-cache miss; captured next.
     static LAST_MISS: Cell<Option<Key>> = const { Cell::new(None) };
-    /// Address of the ids while this thread captures.
-    static IDS: Cell<Option<Address>> = const { Cell::new(None) };
+    /// The step that this thread captures.
+    static CAPTURED: RefCell<Option<StepCapture>> = const { RefCell::new(None) };
+}
+
+/// The part of a step captured so far.
+struct StepCapture {
+    ids: Address,
+    segments: Vec<StepSegment>,
+}
+
+/// Work of the host between two graphs of a step.
+type HostWork = Box<dyn Fn(&Cuda) + Send>;
+
+/// A graph, and the host's work after it.
+struct StepSegment {
+    launches: GraphExec,
+    then: HostWork,
 }
 
 /// Address of the ids of the step that this thread captures.
 pub(super) fn captured_ids() -> Option<Address> {
-    IDS.get()
+    CAPTURED.with_borrow(|step| step.as_ref().map(|step| step.ids))
 }
 
-/// Sets the address of the ids until the capture ends, also by a panic.
-struct CapturedIds;
+/// Holds the captured step until the capture ends, also by a panic.
+struct CaptureScope;
 
-impl CapturedIds {
-    fn set(ids: Address) -> CapturedIds {
-        IDS.set(Some(ids));
-        CapturedIds
+impl CaptureScope {
+    fn begin(ids: Address) -> CaptureScope {
+        CAPTURED.set(Some(StepCapture { ids, segments: Vec::new() }));
+        CaptureScope
     }
 }
 
-impl Drop for CapturedIds {
+impl Drop for CaptureScope {
     fn drop(&mut self) {
-        IDS.set(None);
+        CAPTURED.set(None);
     }
 }
 
@@ -51,7 +69,7 @@ impl Drop for CapturedIds {
 pub(super) struct GraphCache {
     /// Keys run once, op by op.
     seen: Option<Key>,
-    /// Graphs, most recently used last.
+    /// Steps, most recently used last.
     graphs: Vec<CapturedStep>,
     /// Number of steps that replayed a graph instead of launching op by op.
     pub(super) replayed: u64,
@@ -59,7 +77,10 @@ pub(super) struct GraphCache {
 
 struct CapturedStep {
     key: Key,
-    launches: GraphExec,
+    /// The graphs that the host's work follows.
+    segments: Vec<StepSegment>,
+    /// The graph up to the logits.
+    last: GraphExec,
     ids: DeviceBuffer,
     logits: Tensor,
     /// Reserves the scratch buffers of the launches as long as the graph exists.
@@ -114,15 +135,16 @@ impl Cuda {
         let missed = LAST_MISS.take();
         let again = missed.is_some() && self.steps().seen == missed;
         self.steps().seen = missed.clone();
-        let Some(key) = missed.filter(|_| again && self.host.get().is_none()) else { return step() };
+        let Some(key) = missed.filter(|_| again) else { return step() };
         let own = self.buffers.upload(ids);
-        let mut logits = None;
-        let (launches, memory) = self.buffers.capture(|| {
-            let _ids = CapturedIds::set(own.at);
+        let (mut logits, mut segments) = (None, Vec::new());
+        let (last, memory) = self.buffers.capture(|| {
+            let _scope = CaptureScope::begin(own.at);
             logits = Some(step());
+            segments = CAPTURED.take().map_or_else(Vec::new, |step| step.segments);
         });
         let logits = logits.expect("the step ran");
-        let step = CapturedStep { key, launches, ids: own, logits, _memory: memory };
+        let step = CapturedStep { key, segments, last, ids: own, logits, _memory: memory };
         let result = self.run_step(&step, ids);
         let mut steps = self.steps();
         if steps.graphs.len() == MAX_GRAPHS {
@@ -132,10 +154,24 @@ impl Cuda {
         result
     }
 
+    /// Defers `work` to each replay of the step that this thread captures: between the launches so far and those after it.
+    /// Tensors and addresses that it uses are the step's own ([`Tensor::reserved`]).
+    pub(super) fn defer(&self, work: impl Fn(&Cuda) + Send + 'static) {
+        let launches = self.driver.split_capture();
+        CAPTURED.with_borrow_mut(|step| {
+            let step = step.as_mut().expect("a step is captured");
+            step.segments.push(StepSegment { launches, then: Box::new(work) });
+        });
+    }
+
     /// Copies the logits to separate memory.
     fn run_step(&self, step: &CapturedStep, ids: &[u32]) -> Tensor {
         self.driver.upload(step.ids.at, bytemuck::cast_slice(ids));
-        self.driver.replay(&step.launches);
+        for StepSegment { launches, then } in &step.segments {
+            self.driver.replay(launches);
+            then(self);
+        }
+        self.driver.replay(&step.last);
         let logits = self.buffers.tensor(step.logits.rows, step.logits.cols);
         self.driver.copy(logits.at(), step.logits.at(), 4 * logits.len());
         logits

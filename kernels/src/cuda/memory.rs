@@ -100,7 +100,8 @@ impl Drop for Unused {
 pub(super) struct DeviceBuffer {
     pub(super) at: Address,
     size: usize,
-    home: DevicePool,
+    /// The pool that the memory returns to; None for memory that a graph reserves.
+    home: Option<DevicePool>,
 }
 
 /// f32 `[rows, cols]` on the device.
@@ -153,7 +154,7 @@ impl DevicePool {
         if self.poisoned.load(Ordering::Relaxed) {
             self.driver.fill(at, 0xff, bytes);
         }
-        Some(DeviceBuffer { at, size, home: self.clone() })
+        Some(DeviceBuffer { at, size, home: Some(self.clone()) })
     }
 
     /// An allocation of a size.
@@ -219,14 +220,29 @@ fn size_class(bytes: usize) -> usize {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
-        let _turn = self.home.driver.turn();
-        let mut pool = self.home.unused.lock();
+        let Some(home) = &self.home else { return };
+        let _turn = home.driver.turn();
+        let mut pool = home.unused.lock();
         let FreeLists { by_size, captured } = &mut *pool;
         captured.as_mut().unwrap_or(by_size).entry(self.size).or_default().push(self.at);
     }
 }
 
+impl DeviceBuffer {
+    fn reserved(&self) -> DeviceBuffer {
+        DeviceBuffer { at: self.at, size: self.size, home: None }
+    }
+}
+
 impl Tensor {
+    /// The same values for the replay of a captured step, whose graph reserves the memory.
+    pub(super) fn reserved(&self) -> Tensor {
+        let levels = self.bytes.get();
+        let levels = levels.map(|Levels { q, scale }| Levels { q: q.reserved(), scale: scale.reserved() });
+        let bytes = levels.map_or_else(OnceLock::new, OnceLock::from);
+        Tensor { rows: self.rows, cols: self.cols, buffer: self.buffer.reserved(), bytes }
+    }
+
     /// Device address of the first value.
     pub(super) fn at(&self) -> Address {
         self.buffer.at

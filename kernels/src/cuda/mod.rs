@@ -218,6 +218,11 @@ impl Cuda {
         self.driver.launched.load(Ordering::Relaxed)
     }
 
+    /// Number of graph launches: one per replayed step, and one more per layer with experts in RAM.
+    pub fn graph_launches(&self) -> u64 {
+        self.driver.graphs.load(Ordering::Relaxed)
+    }
+
     /// Number of decode steps run by graph replay.
     pub fn replayed(&self) -> u64 {
         self.steps().replayed

@@ -63,7 +63,7 @@ impl Cuda {
         routed: &Routed,
         mut to: Residual<'_, Tensor, Weight>,
     ) -> Tensor {
-        if routed.top_k > 0 && [w.gate, w.up, w.down].iter().all(|w| w.host.is_none()) {
+        if routed.top_k > 0 && [w.gate, w.up, w.down].iter().all(|w| w.host().is_none()) {
             let parts = FfnParts { experts: Some((w, routed.choice())), shared };
             if let Some(h) = self.parts_to_residual(&parts, x, &mut to) {
                 return h;

@@ -10,7 +10,8 @@ use super::expert_policy::DecayedLfu;
 use super::matmul::{Shape, Target};
 use super::memory::{DeviceBuffer, Tensor};
 use super::planes::{PLANES, layout};
-use super::{Cuda, Routed, Weight, arg};
+use super::route::ExpertChoice;
+use super::{Cuda, Weight, arg};
 use crate::backend::{Error, GatedMlp};
 use crate::quant::Format;
 use std::sync::{Arc, PoisonError};
@@ -117,7 +118,7 @@ impl Staging {
         let (driver, StackBuffer { at, full, read, .. }) = (&cuda.driver, &self.stacks[index]);
         driver.after(Stream::Work, full); // also orders earlier uploads to slots, on the same stream
         let (places, split) = cuda.split(w, *at, w.in_ram().len());
-        if let (Some(heat), Some(slots)) = (heat, &w.slots) {
+        if let (Some(heat), Some(slots)) = (heat, w.slots()) {
             cuda.move_matrices(w, places, slots.planes, &heat.present());
         }
         if split.is_some() {
@@ -158,28 +159,29 @@ impl Cuda {
         &self,
         w: &GatedMlp<'_, Weight>,
         x: &Tensor,
-        routed: &Routed,
+        choice: ExpertChoice,
     ) -> Option<Tensor> {
-        let (groups, top_k, chosen) = (w.gate.count, routed.top_k, routed.chosen.at);
-        if routed.rows < UPLOAD_MIN_TOKENS {
+        let ExpertChoice { places: chosen, rows, top_k, .. } = choice;
+        let groups = w.gate.count;
+        if rows < UPLOAD_MIN_TOKENS {
             return None;
         }
         let mut staging = self.staging.lock().unwrap_or_else(PoisonError::into_inner);
         let staging = staging.as_mut()?;
-        let mut layer = w.gate.slots.as_ref().map(|slots| slots.layer());
+        let mut layer = w.gate.slots().map(|slots| slots.layer());
         let mut evictions = None;
-        let pairs = self.pairs(routed.choice(), groups);
+        let pairs = self.pairs(choice, groups);
         let mut product = |w: &Weight, x: &Tensor, x_div: usize| {
-            let shape = Shape { vectors: routed.rows * top_k, groups, x_div, chosen };
+            let shape = Shape { vectors: rows * top_k, groups, x_div, chosen };
             let y = self.buffers.tensor(shape.vectors, w.rows);
             let index = staging.send(self, w, layer.as_ref().map(|layer| &layer.heat));
             // Waits for earlier work, not for the current upload.
-            let warm = || layer.as_mut().map_or_else(Vec::new, |layer| self.warm(layer, routed));
+            let warm = || layer.as_mut().map_or_else(Vec::new, |layer| self.warm(layer, choice));
             let evictions = evictions.get_or_insert_with(warm);
             let stack = staging.receive(self, w, layer.as_ref().map(|layer| &layer.heat), index);
             let target = Target { w: &stack.weight, y: y.at(), y_stride: w.rows };
             self.gemm(target, self.input(&stack.weight, x), shape, Some(&pairs));
-            if let Some(slots) = &w.slots {
+            if let Some(slots) = w.slots() {
                 self.move_matrices(w, slots.planes, stack.weight.planes, evictions);
             }
             staging.release(self, &stack);
@@ -191,14 +193,14 @@ impl Cuda {
         if let (Some(layer), Some(evictions)) = (&mut layer, evictions) {
             layer.heat.evict(&evictions);
         }
-        Some(self.weighted_sum(&out, routed.choice()))
+        Some(self.weighted_sum(&out, choice))
     }
 
     /// Counts routed experts; returns the resulting evictions.
-    fn warm(&self, layer: &mut SlotLayer, routed: &Routed) -> Vec<[i32; 2]> {
-        let mut chosen = vec![0_u32; routed.rows * routed.top_k];
-        self.driver.download(routed.chosen.at, bytemuck::cast_slice_mut(&mut chosen));
-        layer.heat.record_uses(&chosen, routed.rows);
+    fn warm(&self, layer: &mut SlotLayer, choice: ExpertChoice) -> Vec<[i32; 2]> {
+        let mut chosen = vec![0_u32; choice.rows * choice.top_k];
+        self.driver.download(choice.places, bytemuck::cast_slice_mut(&mut chosen));
+        layer.heat.record_uses(&chosen, choice.rows);
         layer.heat.evictions()
     }
 }

@@ -114,10 +114,7 @@ struct Capturing<'a>(&'a Driver);
 impl Capturing<'_> {
     fn begin(driver: &Driver) -> Capturing<'_> {
         driver.current();
-        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
-        // SAFETY: the stream is ours and captures nothing yet.
-        driver.done("capture", unsafe { sys::cuStreamBeginCapture_v2(driver.stream, mode) });
-        CAPTURING.set(true);
+        driver.begin_capture();
         Capturing(driver)
     }
 
@@ -216,12 +213,29 @@ impl Driver {
         let _ = self.trace.set(trace);
     }
 
+    fn begin_capture(&self) {
+        let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
+        // SAFETY: the stream is ours and captures nothing yet.
+        self.done("capture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) });
+        CAPTURING.set(true);
+    }
+
     /// Captures the launches of `issue` in a graph without running them. Host copies are not allowed.
     pub(in crate::cuda) fn capture(&self, issue: impl FnOnce()) -> GraphExec {
         let _alone = self.capture_lock.write().unwrap_or_else(PoisonError::into_inner);
         let capturing = Capturing::begin(self);
         issue();
-        let graph = capturing.end();
+        self.instantiate(capturing.end())
+    }
+
+    /// Splits the capture of this thread: returns the graph of its launches so far; later ones are in another graph.
+    pub(in crate::cuda) fn split_capture(&self) -> GraphExec {
+        let graph = self.instantiate(Capturing(self).end());
+        self.begin_capture();
+        graph
+    }
+
+    fn instantiate(&self, graph: sys::CUgraph) -> GraphExec {
         let mut handle = std::ptr::null_mut();
         // SAFETY: the local is written; the graph may be destroyed once it is instantiated.
         let made = unsafe {
@@ -236,6 +250,7 @@ impl Driver {
     /// Launches a graph on the compute stream and returns without waiting for it.
     pub(in crate::cuda) fn replay(&self, graph: &GraphExec) {
         self.current();
+        self.graphs.fetch_add(1, Ordering::Relaxed);
         let _turn = self.turn();
         // SAFETY: the graph is alive, and its owner keeps its buffers alive.
         self.done("replay", unsafe { sys::cuGraphLaunch(graph.handle, self.stream) });

@@ -69,6 +69,8 @@ pub(super) struct Driver {
     epoch: AtomicU64,
     /// Number of kernels launched or captured.
     pub(super) launched: AtomicU64,
+    /// Number of graph launches so far.
+    pub(super) graphs: AtomicU64,
     pub(super) device: Device,
 }
 
@@ -261,6 +263,7 @@ impl Driver {
             down: Mutex::default(),
             epoch: AtomicU64::new(0),
             launched: AtomicU64::new(0),
+            graphs: AtomicU64::new(0),
             device,
         })
     }
