@@ -194,7 +194,7 @@ fn attention(cpu: &Cpu) {
 /// A batch of a long prompt: materialized against absorbed attention.
 fn materialized(cpu: &Cpu) {
     let (heads, [nope, pe, latent, dim], depth) = (32, [128, 64, 512, 128], 8192);
-    let mut cache = cpu.cache(CacheFormat::F16, latent + pe);
+    let mut cache = cpu.cache(CacheFormat::Q8_0, latent + pe);
     let rows = cpu.tensor(depth, latent + pe, &Numbers(12).vec(depth * (latent + pe)));
     cpu.append(&mut [Span { rows: 0..depth, state: &mut cache }], &rows);
     let weight = |shape: [usize; 3]| {

@@ -37,7 +37,7 @@ pub(crate) fn gemm<I: Isa, B: Block<X = Q8x32>, D: SignedDot<B>>(
         return false;
     }
     let Some(registers) = simd.matrix(TOKENS) else { return false };
-    let zero = simd.splat(0.0);
+    let (zero, mut sums) = (simd.splat(0.0), [PanelSums::ZERO; 2]);
     let mut run = PanelRun { quants: [[simd.splat_byte(0); 8]; RUN], scales: [zero; RUN] };
     let ahead = if tokens.start == 0 { AHEAD / size_of::<B>() } else { 0 };
     for first in (0..tile.rows).step_by(I::Panel::MR) {
@@ -53,8 +53,8 @@ pub(crate) fn gemm<I: Isa, B: Block<X = Q8x32>, D: SignedDot<B>>(
                 let token = from.min(n - TOKENS);
                 let x = &tile.x[(tokens.start + token) * blocks + start..];
                 let y: &mut [_; TOKENS] = y[token..].first_chunk_mut().expect("sixteen tokens");
-                let sums = multiply::<I::Panel>(simd, &registers, &run, len, (x, blocks), *y);
-                y[from - token..].copy_from_slice(&sums[from - token..]);
+                let added = multiply::<I::Panel>(simd, (&registers, &mut sums), &run, len, (x, blocks), *y);
+                y[from - token..].copy_from_slice(&added[from - token..]);
             }
         }
         put::<I::Panel, B>(simd, tile, first, tokens.start, &y[..n]);
@@ -66,13 +66,12 @@ pub(crate) fn gemm<I: Isa, B: Block<X = Q8x32>, D: SignedDot<B>>(
 #[inline(always)]
 fn multiply<P: PanelSimd>(
     simd: P,
-    registers: &P::Matrix,
+    (registers, sums): (&P::Matrix, &mut [PanelSums; 2]),
     run: &PanelRun<P>,
     len: usize,
     (x, step): (&[Q8x32], usize),
     mut y: [P::Floats; TOKENS],
 ) -> [P::Floats; TOKENS] {
-    let mut sums: [PanelSums; 2] = [[[0; 16]; 16]; 2];
     product::<P>(registers, &run.quants[0], x, step, &mut sums[0]);
     for b in 0..len {
         if b + 1 < len {
@@ -80,7 +79,7 @@ fn multiply<P: PanelSimd>(
         }
         for t in 0..TOKENS {
             let factor = simd.mul(run.scales[b], simd.splat(x[t * step + b].d()));
-            y[t] = simd.fma(factor, simd.floats(simd.load_ints(&sums[b % 2][t])), y[t]);
+            y[t] = simd.fma(factor, simd.floats(simd.load_ints(&sums[b % 2].0[t])), y[t]);
         }
     }
     y

@@ -216,12 +216,13 @@ impl Kernel for Quantize32<'_> {
     type Output = ();
     #[inline(always)]
     fn run<I: Isa>(self, isa: I) {
+        let ones = isa.splat_byte(1);
         for (out, x) in self.out.iter_mut().zip(self.x.as_chunks::<32>().0) {
             let (d, inverse) = scale(magnitude(isa, x));
+            let q = quants(isa, x, inverse);
             out.d = d.to_le_bytes();
-            isa.store_bytes(quants(isa, x, inverse), &mut out.q);
-            let sum: i32 = out.q.iter().map(|&q| q.cast_signed() as i32).sum();
-            out.sum = sum.to_le_bytes();
+            out.sum = isa.reduce_add_i32(isa.dot(isa.zeros(), ones, q)).to_le_bytes();
+            isa.store_bytes(q, &mut out.q);
         }
     }
 }

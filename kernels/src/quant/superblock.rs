@@ -230,7 +230,7 @@ impl<B: SuperBlock> MatrixDot<B> for SuperBlockDot {
     }
     #[inline(always)]
     fn new_sums() -> [PanelSums; 2] {
-        [[[0; 16]; 16]; 2]
+        [PanelSums::ZERO; 2]
     }
     #[inline(always)]
     fn prepare_matrix<P: PanelSimd>(w: &SuperBlockPanel<P>, simd: &P::Matrix, out: &mut SuperBlockMatrix<P>) {
@@ -258,7 +258,7 @@ impl<B: SuperBlock> MatrixDot<B> for SuperBlockDot {
         ([low, high], t): (&[PanelSums; 2], usize),
         y: P::Floats,
     ) -> P::Floats {
-        let (low, high) = (simd.load_ints(&low[t]), simd.load_ints(&high[t]));
+        let (low, high) = (simd.load_ints(&low.0[t]), simd.load_ints(&high.0[t]));
         w.finish::<B>(simd, x, simd.mul_add(low, high, simd.splat_int(256)), y)
     }
 }

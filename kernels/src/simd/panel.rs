@@ -97,7 +97,14 @@ pub trait PanelSimd: Copy {
 }
 
 /// Sums of a panel's sixteen rows for up to sixteen tokens, `[tokens][rows]`; those after the last token are kept.
-pub type PanelSums = [[i32; 16]; 16];
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+pub struct PanelSums(pub [[i32; 16]; 16]);
+
+impl PanelSums {
+    /// The sums before any product is added.
+    pub const ZERO: PanelSums = PanelSums([[0; 16]; 16]);
+}
 
 /// Signed bytes of several tokens, `step` bytes apart.
 #[derive(Clone, Copy)]
