@@ -3,7 +3,9 @@
 //
 // The rows of a cache are split into parts, which blocks process in parallel (split-KV): a part writes its maximum score, sum
 // of weights and weighted values, and `merge` combines the parts. attend_tensor processes 32 heads of a token at once, so
-// that a row is read once for all of them; attend_plain handles other shapes and F32 caches.
+// that a row is read once for all of them: attend_tensor_F16 copies rows asynchronously to shared memory, attend_tensor_Q8_0
+// converts them to binary16 in registers. attend_plain handles other shapes and F32 caches. Each block of a grid finds its
+// span by an index, so that few instructions precede its first read of a row (README.md has the counts).
 // Next: materialized.cu.
 #include "cache.cuh"
 
@@ -13,7 +15,9 @@ struct Attention {
     CacheShape cache;
     int heads, value_dim, parts;
     float scale;
-    float part_share; // slightly more than 1 / parts
+    u32 part_share; // 2^31 / parts, rounded up
+    int tail_bytes; // of F16 rows, beyond those of the values
+    u32 tile_bytes; // of the rows of a tile of attend_tensor
     int unused;
 };
 
@@ -108,26 +112,19 @@ KERNEL(advance, 32)(const __grid_constant__ Spans spans, int n_spans) {
 }
 REGISTER(advance)
 
-// The index of the span with token `t` of the batch; n_spans if none has it. There is at least one span.
-__device__ __forceinline__ int span_of(const Spans& spans, int n_spans, int t) {
-    int i = 0;
-    while (t < spans.of[i].first || t >= spans.of[i].first + spans.of[i].rows)
-        if (++i == n_spans) return n_spans;
-    return i;
-}
-
-// The rows first..end of a cache that a block of queries attends to.
+// The rows of a cache, first..=last, that a block of queries attends to.
 struct Look {
     const Header* header;
-    int first, end;
+    int first, last;
 };
 
-// The rows of part `part` that token `t` of a span attends to. A part is whole tiles; rounding may only make it longer.
-__device__ __forceinline__ Look look_of(const SpanOf& span, const Attention& p, int t, int part, int tile) {
+// The rows of part `part` that a span's query `row` attends to; none where first > last. A part is whole tiles of a power of two
+// rows; rounding may only make it longer.
+__device__ __forceinline__ Look look_of(const SpanOf& span, const Attention& p, int row, int part, int tile) {
     const Header* header = (const Header*)span.state;
-    int before = __ldg(&header->len) - span.rows + (t - span.first);
-    int each = (int)((u32)((float)before * p.part_share) / tile * tile) + tile;
-    return Look{header, min(before + 1, part * each), min(before + 1, (part + 1) * each)};
+    int last = __ldg(&header->len) + row - span.rows;
+    int most = (int)__umulhi(2 * (u32)last, p.part_share) | (tile - 1), first = part * most + part;
+    return Look{header, first, min(last, first + most)};
 }
 
 // Address of a query's results: weighted values, then (with parts) the maximum score and the sum of weights.
@@ -138,20 +135,20 @@ __device__ __forceinline__ float* result_of(const Attention& p, i64 query, int p
 #define PLAIN_ROWS 32
 #define PLAIN_VALUES 4 // per thread: value_dim <= 128 * 4
 
-// Grid: tokens * heads, parts; 128 threads. Shared: q [width], scores and weights of 32 rows.
-KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, int n_spans, const __grid_constant__ Attention p) {
+// Grid: rows of a span * heads, parts, spans; 128 threads. Shared: q [width], scores and weights of 32 rows.
+KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, const __grid_constant__ Attention p) {
     SHARED(float, q);
     float *score = q + p.cache.width, *weight = score + PLAIN_ROWS;
-    i64 query = blockIdx.x;
-    int t = (int)(query / p.heads);
-    int i = span_of(spans, n_spans, t);
-    if (i == n_spans) return;
-    Look look = look_of(spans.of[i], p, t, blockIdx.y, PLAIN_ROWS);
+    const SpanOf& span = spans.of[blockIdx.z];
+    int row = blockIdx.x / p.heads;
+    if (row >= span.rows) return;
+    i64 query = (i64)span.first * p.heads + blockIdx.x;
+    Look look = look_of(span, p, row, blockIdx.y, PLAIN_ROWS);
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     for (int c = threadIdx.x; c < p.cache.width; c += blockDim.x) q[c] = p.q[query * p.cache.width + c];
     float acc[PLAIN_VALUES] = {}, largest = -INFINITY_F, sum = 0;
-    for (int first = look.first; first < look.end; first += PLAIN_ROWS) {
-        int n = min(PLAIN_ROWS, look.end - first);
+    for (int first = look.first; first <= look.last; first += PLAIN_ROWS) {
+        int n = min(PLAIN_ROWS, look.last - first + 1);
         __syncthreads();
         for (int r = warp; r < n; r += 4) {
             const u8* row = cache_row(look.header, p.cache, first + r);
@@ -231,83 +228,95 @@ REGISTER(merge)
 #define VALUES 512    // value_dim
 #define MOST_WIDTH 576
 #define PITCH (MOST_WIDTH + 8) // halves; avoids bank conflicts of the fragments
+#define TILE (ROWS * PITCH)
 #define P_PITCH (ROWS + 8)
 #define LOG2_E 1.44269504f
 
 struct TensorShared {
+    u16 c[STAGES * TILE];
     u16 q[HEADS * PITCH];
-    u16 c[STAGES][ROWS * PITCH];
     u16 p[HEADS * P_PITCH];       // weights
     float score[2][HEADS][ROWS]; // of either half of the columns
     float largest[HEADS], sum[HEADS], old[HEADS];
 };
 
 #define PIECES ((MOST_WIDTH + 127) / 128) // pieces of eight columns per thread
-#define TOGETHER 3                        // Q8_0 pieces in flight
 
-// Loads a tile's n rows as binary16, zeros beyond them. Sixteen threads per row; `row` and `to` are this thread's.
-__device__ __forceinline__ void load_rows(const Attention& p, const u8* row, u16* to, int n) {
-    int r = threadIdx.x / 16, at = threadIdx.x % 16 * 16; // bytes
-    if (p.cache.format == CACHE_F16) {
-        const u8* from = base_of(row + at);
-        SharedBase base((u8*)to + at);
-        int left = 2 * p.cache.width - at;
+// Whether this thread has piece k of a row. Columns below VALUES need no comparison.
+__device__ __forceinline__ bool has_piece(const Attention& p, int k) {
+    return 128 * (k + 1) <= VALUES || (int)(threadIdx.x % 16 * 16) < p.tail_bytes - (256 * k - 2 * VALUES);
+}
+
+// Loads rows 0..=last of a tile as binary16, zeros beyond them. Sixteen threads per row; `row` is this thread's first piece, and
+// `to` where its copies begin.
+template <CacheFormat format> __device__ __forceinline__ void load_rows(const Attention& p, const u8* row, u8* to, int last) {
+    bool in = (int)(threadIdx.x / 16) <= last;
+    const u8* from = base_of(row);
+    if (format == CACHE_F16) {
+        SharedBase base(to);
 #pragma unroll
         for (int k = 0; k < PIECES; k++)
-            if (256 * k < left) copy_16_or_zero(base, 128 * k, from + 256 * k, r < n);
+            if (has_piece(p, k)) copy_16_or_zero(base, 128 * k, from + 256 * k, in);
         return;
     }
-    int first = at / 2;
-#pragma unroll 1 // five at once need more registers than two blocks per multiprocessor have
-    for (; first < p.cache.width; first += 128 * TOGETHER) {
-        int2 q[TOGETHER];
-        u16 d[TOGETHER];
+    int column = threadIdx.x % 16 * 8;
+    const u8* scales = base_of(row + (u32)(32 * p.cache.blocks + column / 32 * 2 - column)); // pieces are four scales apart
+    int2 q[PIECES];
+    u16 d[PIECES];
 #pragma unroll
-        for (int k = 0; k < TOGETHER; k++) {
-            int c = first + 128 * k;
-            bool in = r < n && c < p.cache.width;
-            q[k] = in ? __ldg((const int2*)(row + c)) : int2{};
-            d[k] = in ? __ldg((const u16*)(row + 32 * p.cache.blocks) + c / 32) : 0;
+    for (int k = 0; k < PIECES; k++) {
+        q[k] = read_8_or_any(from + 128 * k, in && has_piece(p, k));
+        d[k] = in && has_piece(p, k) ? __ldg((const u16*)(scales + 8 * k)) : 0; // makes zeros of any quants
+    }
+#pragma unroll
+    for (int k = 0; k < PIECES; k++) {
+        float scale = f16_float(d[k]);
+        Four out;
+#pragma unroll
+        for (int j = 0; j < 4; j++) {
+            int two = (j < 2 ? q[k].x : q[k].y) >> (j % 2 * 16);
+            out.v[j] = (int)pack_f16((float)(i8)two * scale, (float)(i8)(two >> 8) * scale);
         }
-#pragma unroll
-        for (int k = 0; k < TOGETHER; k++) {
-            int c = first + 128 * k;
-            float scale = f16_float(d[k]);
-            Four out;
-#pragma unroll
-            for (int j = 0; j < 4; j++) {
-                int two = (j < 2 ? q[k].x : q[k].y) >> (j % 2 * 16);
-                out.v[j] = (int)pack_f16((float)(i8)two * scale, (float)(i8)(two >> 8) * scale);
-            }
-            if (c < p.cache.width) *(Four*)(to + c) = out;
-        }
+        if (has_piece(p, k)) *(Four*)(to + 256 * k) = out;
     }
 }
 
 // Loads the tiles of a part in turn. A tile's rows are contiguous, because tiles begin at multiples of ROWS.
-struct Loader {
+template <CacheFormat format> struct Loader {
     const u64* segments;
-    const u8* row; // this thread's row of the next tile
-    int first, end, stage;
+    const u8* row; // this thread's first piece of the next tile
+    int first, last;
+    int to; // byte of the pipeline where this thread's copies of the next tile begin
 
     __device__ __forceinline__ Loader(const Attention& p, const Look& look)
-        : segments((const u64*)__ldg((const u64*)&look.header->segments)), first(look.first), end(look.end), stage(0) {
-        if (first < end) seek(p);
+        : segments((const u64*)__ldg((const u64*)&look.header->segments)), first(look.first), last(look.last) {
+        to = threadIdx.x / 16 * PITCH * 2 + threadIdx.x % 16 * 16;
+        seek(p, min(first, last));
     }
 
-    __device__ __forceinline__ void seek(const Attention& p) {
-        u32 r = (u32)first % SEGMENT + threadIdx.x / 16;
-        row = (const u8*)__ldg(segments + (u32)first / SEGMENT) + (u64)r * (u32)p.cache.row_bytes;
+    __device__ __forceinline__ void seek(const Attention& p, int at) {
+        at = opaque(at); // or the compiler would compute rows of later segments before the first copy
+        u32 r = (u32)at % SEGMENT + threadIdx.x / 16;
+        u32 columns = threadIdx.x % 16 * (format == CACHE_F16 ? 16 : 8); // bytes
+        row = (const u8*)__ldg(segments + (u32)at / SEGMENT) + (r * (u32)p.cache.row_bytes + columns);
     }
 
-    // Commits one group of copies, which is empty beyond the end.
-    __device__ __forceinline__ void next(const Attention& p, TensorShared& s) {
-        if (first < end) load_rows(p, row, s.c[stage] + threadIdx.x / 16 * PITCH, end - first);
+    // Commits one group of copies of a tile that may have no rows.
+    __device__ __forceinline__ void load(const Attention& p, TensorShared& s) {
+        load_rows<format>(p, row, (u8*)s.c + to, last - first);
         copies_commit();
-        stage = stage == STAGES - 1 ? 0 : stage + 1;
+        to += 2 * TILE;
         first += ROWS;
-        if (first % SEGMENT) row += ROWS * p.cache.row_bytes;
-        else if (first < end) seek(p);
+        if (first % SEGMENT) row += p.tile_bytes;
+        else if (first <= last) seek(p, first);
+    }
+
+    // The same; the group is empty beyond the end.
+    __device__ __forceinline__ void next(const Attention& p, TensorShared& s) {
+        if (to >= 2 * STAGES * TILE) to -= 2 * STAGES * TILE;
+        if (first <= last) return load(p, s);
+        copies_commit();
+        first += ROWS;
     }
 };
 
@@ -328,7 +337,7 @@ __device__ __forceinline__ void load_queries(const Attention& p, TensorShared& s
     for (int c = p.cache.width + first; c < MOST_WIDTH; c += 32) {
         *(int2*)(to + c) = int2{};
 #pragma unroll 1
-        for (int r = h; r < STAGES * ROWS; r += HEADS) *(int2*)(s.c[0] + r * PITCH + c) = int2{};
+        for (int r = h; r < STAGES * ROWS; r += HEADS) *(int2*)(s.c + r * PITCH + c) = int2{};
     }
 }
 
@@ -362,11 +371,11 @@ struct Softmax {
 };
 
 // Updates the online softmax, two rows per thread; writes weights to shared memory.
-__device__ __forceinline__ void soften(const Attention& p, TensorShared& s, Softmax& softmax, int n) {
+__device__ __forceinline__ void soften(const Attention& p, TensorShared& s, Softmax& softmax, int last) {
     int h = threadIdx.x / 8, r = threadIdx.x % 8 * 2;
     int2 a = *(const int2*)&s.score[0][h][r], b = *(const int2*)&s.score[1][h][r];
-    float one = r < n ? (__int_as_float(a.x) + __int_as_float(b.x)) * p.scale : -INFINITY_F;
-    float two = r + 1 < n ? (__int_as_float(a.y) + __int_as_float(b.y)) * p.scale : -INFINITY_F;
+    float one = r <= last ? (__int_as_float(a.x) + __int_as_float(b.x)) * p.scale : -INFINITY_F;
+    float two = r < last ? (__int_as_float(a.y) + __int_as_float(b.y)) * p.scale : -INFINITY_F;
     float now = fmaxf(softmax.largest, fmaxf(one, two));
 #pragma unroll
     for (int by = 4; by > 0; by /= 2) now = fmaxf(now, __shfl_xor_sync(FULL, now, by));
@@ -403,32 +412,31 @@ __device__ __forceinline__ void weigh(const TensorShared& s, const u16* tile, fl
 }
 
 // Width a multiple of 32 up to 576, value_dim 512, heads a multiple of 32, caches of F16 or Q8_0.
-// Grid: tokens, parts, heads / 32; 256 threads.
-KERNEL(attend_tensor, 256)(const __grid_constant__ Spans spans, int n_spans, const __grid_constant__ Attention p) {
-    SHARED(TensorShared, shared);
-    TensorShared& s = *shared;
-    int i = span_of(spans, n_spans, blockIdx.x);
-    if (i == n_spans) return;
-    Look look = look_of(spans.of[i], p, blockIdx.x, blockIdx.y, ROWS);
-    Loader loader(p, look);
-#pragma unroll
-    for (int tile = 0; tile < STAGES - 1; tile++) loader.next(p, s);
-    i64 query = (i64)blockIdx.x * p.heads + blockIdx.z * HEADS;
+// Grid: rows of a span, parts, spans; 256 threads. A launch takes 32 of the heads, the first ones from q and o.
+template <CacheFormat format>
+__device__ __forceinline__ void attend_tensor(const Spans& spans, const Attention& p, TensorShared& s) {
+    const SpanOf& span = spans.of[blockIdx.z];
+    int row = blockIdx.x;
+    if (row >= span.rows) return;
+    Look look = look_of(span, p, row, blockIdx.y, ROWS);
+    Loader<format> loader(p, look);
+#pragma unroll 1 // the compiler would move work for the second tile before the copies of the first
+    for (int tiles = 1; tiles < STAGES; tiles++) loader.load(p, s);
+    i64 query = (i64)(span.first + row) * p.heads;
     load_queries(p, s, query);
     Softmax softmax = {-INFINITY_F, 0};
     float acc[2][8][4] = {};
-    int stage = 0;
-    for (int first = look.first; first < look.end; first += ROWS) {
-        const u16* c = s.c[stage];
-        stage = stage == STAGES - 1 ? 0 : stage + 1;
+    int tile = 0;
+    while (loader.first - (STAGES - 1) * ROWS <= look.last) {
         copies_done<STAGES - 2>();
         __syncthreads(); // the tile has arrived, and no thread reads the previous tile any more, which is overwritten next
         loader.next(p, s);
-        scores(s, c);
+        scores(s, s.c + tile);
         __syncthreads();
-        soften(p, s, softmax, look.end - first);
+        soften(p, s, softmax, look.last - (loader.first - STAGES * ROWS));
         __syncthreads();
-        weigh(s, c, acc);
+        weigh(s, s.c + tile, acc);
+        tile = tile == (STAGES - 1) * TILE ? 0 : tile + TILE;
     }
     if (threadIdx.x % 8 == 0) s.largest[threadIdx.x / 8] = softmax.largest, s.sum[threadIdx.x / 8] = softmax.sum;
     __syncthreads();
@@ -445,4 +453,14 @@ KERNEL(attend_tensor, 256)(const __grid_constant__ Spans spans, int n_spans, con
             if (p.parts > 1 && warp == 0 && lane % 4 == 0 && j % 2 == 0) o[VALUES] = s.largest[h], o[VALUES + 1] = s.sum[h];
         }
 }
-REGISTER(attend_tensor)
+
+KERNEL_BLOCKS(attend_tensor_F16, 256, 2)(const __grid_constant__ Spans spans, const __grid_constant__ Attention p) {
+    SHARED(TensorShared, s);
+    attend_tensor<CACHE_F16>(spans, p, *s);
+}
+REGISTER(attend_tensor_F16)
+KERNEL_BLOCKS(attend_tensor_Q8_0, 256, 2)(const __grid_constant__ Spans spans, const __grid_constant__ Attention p) {
+    SHARED(TensorShared, s);
+    attend_tensor<CACHE_Q8_0>(spans, p, *s);
+}
+REGISTER(attend_tensor_Q8_0)

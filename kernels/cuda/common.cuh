@@ -103,6 +103,19 @@ template <class T> __device__ __forceinline__ T* base_of(T* p) {
     return p;
 }
 
+// Reads eight bytes that no block of the launch writes, if `in`; otherwise any value, without clearing the registers.
+__device__ __forceinline__ int2 read_8_or_any(const u8* from, bool in) {
+    int2 v;
+    asm("{.reg .pred in; setp.ne.s32 in, %3, 0; @in ld.global.nc.v2.s32 {%0, %1}, [%2];}" : "=r"(v.x), "=r"(v.y) : "l"(from), "r"((int)in));
+    return v;
+}
+
+// The same number, of which the compiler knows nothing.
+__device__ __forceinline__ int opaque(int v) {
+    asm("" : "+r"(v));
+    return v;
+}
+
 // An address in shared memory, used with constant offsets.
 struct SharedBase {
     u32 at;

@@ -40,7 +40,7 @@ LIMITS = {"sm_86": (102_400, 1536, 16), "sm_89": (102_400, 1536, 24), "sm_90": (
 
 # Bytes of shared memory per block at the published shape, by the name or its part before the format.
 SHARED = {
-    "attend_tensor": 99_456, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_424,
+    "attend_tensor_F16": 99_456, "attend_tensor_Q8_0": 99_456, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_424,
     "gemm_F32": 8_960, "gemm_F16": 8_960, "gemm_BF16": 8_960, "best_of_parts": 32_900, "best_of_part": 8_324,
     "delta_apply": 21_760, "append_norm": 132, "delta_step_128": 8_192, "delta_rule_128": 7_680, "materialize_weights": 4_224, "merge": 3_072,
     "attend_plain": 2_560, "matmul_route": 2_056, "route": 2_052, "group_pairs": 2_048, "fresh": 768, "ffn_up": 128, "ffn_down": 360,
@@ -145,7 +145,7 @@ def token(depth):
         mixed("MLA q, kv_a", 7, ("Q4_K", 6144), ("Q8_0", 576)),
         small("append_norm", 7),
         matrix("fresh_Q8_0", "k_b", 7, 32 * 512, 128),
-        Launch("attend_tensor", f"{depth} rows", 7, parts, [("attend_tensor", depth / 16)], depth * ROW_BYTES),
+        Launch("attend_tensor_F16", f"{depth} rows", 7, parts, [("attend_tensor_F16", depth / 16)], depth * ROW_BYTES),
     ]
     if parts > 1:
         launches.append(small("merge", 7, 128, parts * 32 * 514 * 4))

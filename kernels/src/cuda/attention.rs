@@ -43,7 +43,9 @@ struct Attention {
     value_dim: i32,
     parts: i32,
     scale: f32,
-    part_share: f32,
+    part_share: u32,
+    tail_bytes: i32,
+    tile_bytes: u32,
     unused: i32,
 }
 
@@ -152,14 +154,15 @@ impl Cuda {
             && width <= MOST_WIDTH
             && width.is_multiple_of(32);
         let longest = spans.iter().map(|span| span.state.len()).max().unwrap_or(0);
-        let blocks = q.rows * heads / if tensor { HEADS } else { 1 };
+        let blocks = q.rows * if tensor { 1 } else { heads };
         let Device { multiprocessors, shared, .. } = self.driver.device;
         let n = parts(blocks, longest, multiprocessors * if tensor && shared < FOR_TWO { 1 } else { 2 });
         let parted = (n > 1).then(|| self.spanned(q.rows, heads * n * (value_dim + 2), spans));
         let [heads_arg, values, n_arg] = [heads, value_dim, n].map(|n| n as i32);
         let out = parted.as_ref().map_or(o.at(), Tensor::at);
-        // Rounded up by more than the kernel's product rounds down, so that the parts cover all rows.
-        let part_share = (1.0 + 4.0 * f32::EPSILON) / n as f32;
+        let part_share = (1_u32 << 31).div_ceil(n as u32);
+        let (tail_bytes, tile_bytes) =
+            (2 * (width as i32 - VALUES as i32), (ROWS * cache.row_bytes()) as u32);
         let p = Attention {
             q: q.at(),
             o: out,
@@ -169,18 +172,24 @@ impl Cuda {
             parts: n_arg,
             scale,
             part_share,
+            tail_bytes,
+            tile_bytes,
             unused: 0,
         };
         for group in groups(spans, Cache::header) {
-            let count = group.n as i32;
-            let arguments = [block(&group.spans), arg(count), block(&p)];
-            if tensor {
-                let grid = Grid { blocks: [q.rows, n, heads / HEADS], threads: 256, shared: TENSOR_SHARED };
-                self.driver.launch(["attend_tensor", ""], grid, &arguments);
-            } else {
-                let grid =
-                    Grid { blocks: [blocks, n, 1], threads: 128, shared: 4 * (width + 2 * PLAIN_ROWS) };
-                self.driver.launch(["attend_plain", ""], grid, &arguments);
+            if !tensor {
+                let blocks = [group.longest * heads, n, group.n];
+                let grid = Grid { blocks, threads: 128, shared: 4 * (width + 2 * PLAIN_ROWS) };
+                self.driver.launch(["attend_plain", ""], grid, &[block(&group.spans), block(&p)]);
+                continue;
+            }
+            let format = if format == CacheFormat::F16 { "F16" } else { "Q8_0" };
+            let grid = Grid { blocks: [group.longest, n, group.n], threads: 256, shared: TENSOR_SHARED };
+            for first in (0..heads).step_by(HEADS) {
+                let of_head = if n > 1 { n * (value_dim + 2) } else { value_dim };
+                let [q, o] = [(p.q, width), (p.o, of_head)].map(|(at, each)| at + (4 * first * each) as u64);
+                let of_heads = Attention { q, o, ..p };
+                self.driver.launch(["attend_tensor", format], grid, &[block(&group.spans), block(&of_heads)]);
             }
         }
         if let Some(parted) = &parted {

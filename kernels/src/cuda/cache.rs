@@ -41,6 +41,13 @@ pub(super) struct CacheShape {
     row_bytes: i32,
 }
 
+impl CacheShape {
+    /// Bytes of a row on the device.
+    pub(super) fn row_bytes(&self) -> usize {
+        self.row_bytes as usize
+    }
+}
+
 struct DeviceHeader {
     /// Length, and the address of the table.
     own: DeviceBuffer,
