@@ -1,7 +1,7 @@
-"""Predicts the time of a kernel from its counts: cards, shared memory and launches of the published 48B shape.
+"""Predicts the time of a kernel from its counts: cards, shared memory, and launches of a token of the published 48B shape.
 
 A launch takes the gap to its predecessor, a ramp, and the longer of its bytes at the memory's rate and its instructions at
-the issue rate; both are stretched where blocks leave SMs idle. `cost` supplies the counts.
+the issue rate; both are stretched where blocks leave SMs idle. `cost` supplies the counts. Next: cost_cases.py.
 """
 from dataclasses import dataclass
 from math import ceil
@@ -12,11 +12,14 @@ SERIAL = 1.0e-6  # of a kernel without a counted loop, and of a norm in the last
 MEMORY = 0.92    # attainable share of the memory's rate
 ISSUE = 0.8      # attainable share of the issue slots
 SM_SHARE = 2.0   # one SM draws at most this multiple of its share of the memory's rate
+TENSOR_CYCLES = 4 / 0.35  # of mma.m16n8k16 on an H200: 35 % of the peak, which FlashAttention-2 reaches there (arXiv 2407.08608)
 ASSUMPTIONS = (
     f"model: {GAP * 1e6} us between launches, {RAMP * 1e6} us of ramp, {SERIAL * 1e6} us for small ops, {MEMORY:.0%} of the memory's rate, {ISSUE:.0%} of issue "
     f"slots, an SM draws {SM_SHARE:.0f}x its share of the memory's rate; all experts in GPU memory; F16 caches"
 )
-DEPTHS = [0, 131_072, 1_048_576]
+# Mix and depth of the decoded tokens that are predicted.
+TOKENS = [("Q4_K_M", 0), ("Q4_K_M", 32_768), ("Q4_K_M", 131_072), ("Q4_K_M", 1_048_576), ("Q2_K", 0)]
+MIXTURES = 26  # layers of experts
 
 
 @dataclass
@@ -104,7 +107,9 @@ class Launch:
     blocks: int
     units: list  # [(kernel, units)], empty for small ops
     bytes: float
-    norm: bool = False  # whether the last block computes the norm of the result
+    norm: bool = False    # whether the last block computes the norm of the result
+    issue: float = ISSUE  # attainable share of the issue slots
+    tensor: float = 0     # tensor instructions of all warps, where they may take longer than all instructions
 
 
 def matrix(kernel, what, times, rows, cols, copies=1, together=1, norm=False):
@@ -131,18 +136,57 @@ def small(kernel, times, blocks=1, bytes=0.0):
     return Launch(kernel, "", times, blocks, [], bytes)
 
 
-def token(depth):
+@dataclass
+class Mix:
+    """The formats that `kimi convert --type` gives to the tensors of the published model (convert/src/mix_rules.rs).
+
+    With each format of v and of the experts' down projections: the number of layers.
+    """
+
+    name: str
+    base: str  # of the embedding, q, k, gate and up
+    v: dict
+    output: str
+    down: dict
+    dense_down: str
+    logits: str = "Q6_K"
+
+
+MIXES = {
+    "Q4_K_M": Mix("Q4_K_M", "Q4_K", {"Q6_K": 10, "Q4_K": 10}, "Q4_K", {"Q4_K": 14, "Q6_K": 12}, "Q6_K"),
+    "Q2_K": Mix("Q2_K", "Q2_K", {"Q3_K": 20}, "Q3_K", {"Q3_K": 26}, "Q3_K"),
+}
+
+
+def expert_bytes(mix):
+    """The bytes of an expert, on average over the layers."""
+    down = sum(BYTES_PER_32[format] * layers for format, layers in mix.down.items()) / MIXTURES
+    return 1024 * 2304 / 32 * (2 * BYTES_PER_32[mix.base] + down)
+
+
+def mixture(mix, experts, norm=True):
+    """The launches of the mixtures, with so many experts of a token, the shared one included."""
+    up = matrix(f"ffn_up_{mix.base}", "experts, shared", MIXTURES, 1024, 2304, experts, 2)
+    return [up] + [matrix(f"ffn_down_{format}", "experts, norm", layers, 2304, 1024, 1, experts, norm) for format, layers in mix.down.items()]
+
+
+def token(depth, mix=MIXES["Q4_K_M"]):
     """The launches of one decoded token: 20 KDA layers and 7 MLA layers, one of them dense, the others with mixtures."""
+    return outside_mixtures(depth, mix) + mixture(mix, 9)
+
+
+def outside_mixtures(depth, mix):
+    """The launches of a decoded token without the experts'."""
     parts = max(1, min(256, 1 << max(0, ceil(depth / 128) - 1).bit_length()))
-    launches = [
-        small("embed_Q4_K", 1),
-        small("rms_norm", 1),
-        mixed("q, k, v of Q6_K, low ranks", 10, ("Q4_K", 8192), ("Q6_K", 4096), ("Q8_0", 288)),
-        mixed("q, k, v, low ranks", 10, ("Q4_K", 12_288), ("Q8_0", 288)),
+    base = mix.base
+    launches = [small(f"embed_{base}", 1), small("rms_norm", 1)]
+    for v, layers in mix.v.items():
+        launches.append(mixed(f"q, k, v {v}, low ranks", layers, (base, 8192), (v, 4096), ("Q8_0", 288)))
+    launches += [
         matrix("fresh_Q8_0", "f_b, g_b", 20, 8192, 128),
         small("delta_step_128", 20, 32, 2 * 4 * 32 * 128 * 128 + 4e5),
-        matrix("matvec1_Q4_K", "output, norm", 27, 2304, 4096, norm=True),
-        mixed("MLA q, kv_a", 7, ("Q4_K", 6144), ("Q8_0", 576)),
+        matrix(f"matvec1_{mix.output}", "output, norm", 27, 2304, 4096, norm=True),
+        mixed("MLA q, kv_a", 7, (base, 6144), ("Q8_0", 576)),
         small("append_norm", 7),
         matrix("fresh_Q8_0", "k_b", 7, 32 * 512, 128),
         Launch("attend_tensor_F16", f"{depth} rows", 7, parts, [("attend_tensor_F16", depth / 16)], depth * ROW_BYTES),
@@ -151,13 +195,10 @@ def token(depth):
         launches.append(small("merge", 7, 128, parts * 32 * 514 * 4))
     return launches + [
         matrix("fresh_Q8_0", "v_b", 7, 32 * 128, 512),
-        matrix("ffn_up_Q4_K", "dense", 1, 9216, 2304, 1, 2),
-        matrix("ffn_down_Q6_K", "dense, norm", 1, 2304, 9216, norm=True),
-        small("matmul_route_F32", 26, 256, 256 * 2304 * 4),
-        matrix("ffn_up_Q4_K", "8 experts, shared", 26, 1024, 2304, 9, 2),
-        matrix("ffn_down_Q4_K", "experts, norm", 14, 2304, 1024, 1, 9, True),
-        matrix("ffn_down_Q6_K", "experts, norm", 12, 2304, 1024, 1, 9, True),
-        matrix("matvec1_Q6_K", "logits", 1, 163_840, 2304),
+        matrix(f"ffn_up_{base}", "dense", 1, 9216, 2304, 1, 2),
+        matrix(f"ffn_down_{mix.dense_down}", "dense, norm", 1, 2304, 9216, norm=True),
+        small("matmul_route_F32", MIXTURES, 256, 256 * 2304 * 4),
+        matrix(f"matvec1_{mix.logits}", "logits", 1, 163_840, 2304),
         small("best_of_part", 1, 80, 163_840 * 4),
         small("best_of_parts", 1),
     ]
@@ -175,14 +216,20 @@ def seconds(launch, card, records):
     for kernel, units in launch.units:
         record = of[kernel]
         warps = record["threads"] / 32
-        inner += units * record["per_unit"] * (warps if record["unit"] == "16 rows" else 1 / 32)
+        inner += units * record["per_unit"] * (1 / 32 if record["unit"] == "32 weights" else warps)
         outside = max(outside, warps * record["outside"])
-    slots = 4 * card.ghz * 1e9 * ISSUE
-    issued = (inner / launch.blocks + outside) * ceil(share) / slots
-    return GAP + RAMP + max(issued, moved) + SERIAL * launch.norm
+    slots = 4 * card.ghz * 1e9
+    issued = (inner / launch.blocks + outside) * ceil(share) / slots / launch.issue
+    multiplied = launch.tensor / launch.blocks * ceil(share) * TENSOR_CYCLES / slots
+    return GAP + RAMP + max(issued, moved, multiplied) + SERIAL * launch.norm
 
 
-def described(launch, depth, records):
+def total(launches, card, records):
+    """Seconds of all launches."""
+    return sum(launch.times * seconds(launch, card, records) for launch in launches)
+
+
+def described(launch, mix, depth, records):
     times = {card.name: round(seconds(launch, card, records) * 1e6, 2) for card in CARDS}
-    return {"kernel": launch.kernel, "what": launch.what, "depth": depth, "times": launch.times,
+    return {"kernel": launch.kernel, "what": launch.what, "mix": mix, "depth": depth, "times": launch.times,
             "bytes": launch.bytes, "blocks": launch.blocks, "microseconds": times}
