@@ -229,16 +229,46 @@ REGISTER(merge)
 #define MOST_WIDTH 576
 #define PITCH (MOST_WIDTH + 8) // halves; avoids bank conflicts of the fragments
 #define TILE (ROWS * PITCH)
-#define P_PITCH (ROWS + 8)
 #define LOG2_E 1.44269504f
+
+// A head's softmax weights of the tile's rows, and the factor for its earlier sums.
+struct Weights {
+    u16 p[ROWS];
+    float old, unused[3]; // avoids bank conflicts
+};
 
 struct TensorShared {
     u16 c[STAGES * TILE];
     u16 q[HEADS * PITCH];
-    u16 p[HEADS * P_PITCH];       // weights
+    Weights p[HEADS];
     float score[2][HEADS][ROWS]; // of either half of the columns
-    float largest[HEADS], sum[HEADS], old[HEADS];
+    float largest[HEADS], sum[HEADS];
 };
+
+// Where a thread reads and writes shared memory for each tile, in bytes from the beginning of the array, `k` and `v` of the tile.
+// They take registers, because ptxas would compute them for each tile, which took 34 of 226 instructions.
+struct Places {
+    int q, k, to_score, score, to_p, p, old, v;
+
+    __device__ __forceinline__ Places() {
+        int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        // A warp computes scores of 16 heads x 8 rows over half of the columns: every other 32.
+        int heads = warp % 2 * 16, rows = warp / 2 % 2 * 8, half = warp / 4;
+        q = kept(2 * ((heads + lane % 16) * PITCH + 32 * half + lane / 16 * 8));
+        k = kept(2 * ((rows + lane % 8) * PITCH + 32 * half + lane / 8 * 8));
+        to_score = kept(4 * ((half * HEADS + heads + lane / 4) * ROWS + rows + lane % 4 * 2));
+        // A thread computes the weights of two rows for head threadIdx.x / 8.
+        score = 8 * threadIdx.x;
+        to_p = kept(threadIdx.x / 8 * (int)sizeof(Weights) + threadIdx.x % 8 * 4);
+        // A warp sums 64 values for 32 heads.
+        p = kept(lane % 16 * (int)sizeof(Weights) + lane / 16 * 16);
+        old = kept(lane / 4 * (int)sizeof(Weights) + 2 * ROWS);
+        v = kept(2 * (lane % 16 * PITCH + 64 * warp + lane / 16 * 8));
+    }
+};
+
+// The address `bytes` behind `from`.
+template <class T> __device__ __forceinline__ T* behind(const void* from, int bytes) { return (T*)((u8*)from + bytes); }
 
 #define PIECES ((MOST_WIDTH + 127) / 128) // pieces of eight columns per thread
 
@@ -247,9 +277,17 @@ __device__ __forceinline__ bool has_piece(const Attention& p, int k) {
     return 128 * (k + 1) <= VALUES || (int)(threadIdx.x % 16 * 16) < p.tail_bytes - (256 * k - 2 * VALUES);
 }
 
+// Four int8 quants times a scale (twice in a word) in binary16. With 0x64 as the upper byte, q + 128 is 1,152 + q in binary16, and the
+// difference to 1,152 is exact. The product is rounded once, as is a product in f32, which is exact before its conversion.
+__device__ __forceinline__ void values_of(int quants, u32 scale, int* out) {
+    u32 biased = (u32)quants ^ 0x80808080;
+    out[0] = (int)mul_f16x2(sub_f16x2(__byte_perm(biased, 0x64646464, 0x4140), 0x64806480), scale);
+    out[1] = (int)mul_f16x2(sub_f16x2(__byte_perm(biased, 0x64646464, 0x4342), 0x64806480), scale);
+}
+
 // Loads rows 0..=last of a tile as binary16, zeros beyond them. Sixteen threads per row; `row` is this thread's first piece, and
 // `to` where its copies begin.
-template <CacheFormat format> __device__ __forceinline__ void load_rows(const Attention& p, const u8* row, u8* to, int last) {
+template <CacheFormat format> __device__ __forceinline__ void load_rows(const Attention& p, const u8* row, u8* to, int last, int scales_at) {
     bool in = (int)(threadIdx.x / 16) <= last;
     const u8* from = base_of(row);
     if (format == CACHE_F16) {
@@ -259,8 +297,7 @@ template <CacheFormat format> __device__ __forceinline__ void load_rows(const At
             if (has_piece(p, k)) copy_16_or_zero(base, 128 * k, from + 256 * k, in);
         return;
     }
-    int column = threadIdx.x % 16 * 8;
-    const u8* scales = base_of(row + (u32)(32 * p.cache.blocks + column / 32 * 2 - column)); // pieces are four scales apart
+    const u8* scales = base_of(row + (u32)scales_at); // pieces are four scales apart
     int2 q[PIECES];
     u16 d[PIECES];
 #pragma unroll
@@ -270,13 +307,9 @@ template <CacheFormat format> __device__ __forceinline__ void load_rows(const At
     }
 #pragma unroll
     for (int k = 0; k < PIECES; k++) {
-        float scale = f16_float(d[k]);
+        u32 scale = twice(d[k]);
         Four out;
-#pragma unroll
-        for (int j = 0; j < 4; j++) {
-            int two = (j < 2 ? q[k].x : q[k].y) >> (j % 2 * 16);
-            out.v[j] = (int)pack_f16((float)(i8)two * scale, (float)(i8)(two >> 8) * scale);
-        }
+        values_of(q[k].x, scale, out.v), values_of(q[k].y, scale, out.v + 2);
         if (has_piece(p, k)) *(Four*)(to + 256 * k) = out;
     }
 }
@@ -287,10 +320,13 @@ template <CacheFormat format> struct Loader {
     const u8* row; // this thread's first piece of the next tile
     int first, last;
     int to; // byte of the pipeline where this thread's copies of the next tile begin
+    int scales; // bytes from there to the scale of the piece
 
     __device__ __forceinline__ Loader(const Attention& p, const Look& look)
         : segments((const u64*)__ldg((const u64*)&look.header->segments)), first(look.first), last(look.last) {
         to = threadIdx.x / 16 * PITCH * 2 + threadIdx.x % 16 * 16;
+        scales = 32 * p.cache.blocks + threadIdx.x % 16 / 4 * 2 - threadIdx.x % 16 * 8;
+        if (format == CACHE_Q8_0) scales = kept(scales);
         seek(p, min(first, last));
     }
 
@@ -303,10 +339,10 @@ template <CacheFormat format> struct Loader {
 
     // Commits one group of copies of a tile that may have no rows.
     __device__ __forceinline__ void load(const Attention& p, TensorShared& s) {
-        load_rows<format>(p, row, (u8*)s.c + to, last - first);
-        copies_commit();
+        load_rows<format>(p, row, (u8*)s.c + to, last - first, scales);
+        if (format == CACHE_F16) copies_commit();
         to += 2 * TILE;
-        first += ROWS;
+        first = opaque(first + ROWS);
         if (first % SEGMENT) row += p.tile_bytes;
         else if (first <= last) seek(p, first);
     }
@@ -315,7 +351,7 @@ template <CacheFormat format> struct Loader {
     __device__ __forceinline__ void next(const Attention& p, TensorShared& s) {
         if (to >= 2 * STAGES * TILE) to -= 2 * STAGES * TILE;
         if (first <= last) return load(p, s);
-        copies_commit();
+        if (format == CACHE_F16) copies_commit();
         first += ROWS;
     }
 };
@@ -341,12 +377,9 @@ __device__ __forceinline__ void load_queries(const Attention& p, TensorShared& s
     }
 }
 
-// Scores of this warp's 16 heads x 8 rows over half of the columns: every other 32.
-__device__ __forceinline__ void scores(TensorShared& s, const u16* tile) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int heads = warp % 2 * 16, rows = warp / 2 % 2 * 8, half = warp / 4;
-    SharedBase q(s.q + (heads + lane % 16) * PITCH + 32 * half + lane / 16 * 8);
-    SharedBase k(tile + (rows + lane % 8) * PITCH + 32 * half + lane / 8 * 8);
+// Scores of this warp's 16 heads x 8 rows over half of the columns.
+__device__ __forceinline__ void scores(TensorShared& s, const Places& at, int tile) {
+    SharedBase q(behind<u16>(s.q, at.q)), k(behind<u16>(s.c, tile + at.k));
     float even[4] = {}, odd[4] = {};
 #pragma unroll
     for (int d = 0; d < MOST_WIDTH; d += 64) {
@@ -357,7 +390,7 @@ __device__ __forceinline__ void scores(TensorShared& s, const u16* tile) {
         load_4(a, q, d + 16);
         mma_f16(odd, a, b + 2);
     }
-    float* to = &s.score[half][heads + lane / 4][rows + lane % 4 * 2];
+    float* to = behind<float>(s.score, at.to_score);
 #pragma unroll
     for (int j = 0; j < 2; j++) {
         float one = even[2 * j] + odd[2 * j], two = even[2 * j + 1] + odd[2 * j + 1];
@@ -371,9 +404,9 @@ struct Softmax {
 };
 
 // Updates the online softmax, two rows per thread; writes weights to shared memory.
-__device__ __forceinline__ void soften(const Attention& p, TensorShared& s, Softmax& softmax, int last) {
-    int h = threadIdx.x / 8, r = threadIdx.x % 8 * 2;
-    int2 a = *(const int2*)&s.score[0][h][r], b = *(const int2*)&s.score[1][h][r];
+__device__ __forceinline__ void soften(const Attention& p, TensorShared& s, const Places& at, Softmax& softmax, int last) {
+    int r = threadIdx.x % 8 * 2;
+    int2 a = *behind<int2>(s.score[0], at.score), b = *behind<int2>(s.score[1], at.score);
     float one = r <= last ? (__int_as_float(a.x) + __int_as_float(b.x)) * p.scale : -INFINITY_F;
     float two = r < last ? (__int_as_float(a.y) + __int_as_float(b.y)) * p.scale : -INFINITY_F;
     float now = fmaxf(softmax.largest, fmaxf(one, two));
@@ -383,25 +416,26 @@ __device__ __forceinline__ void soften(const Attention& p, TensorShared& s, Soft
     float old = exp2_fast((softmax.largest - now) * LOG2_E), total = one + two;
 #pragma unroll
     for (int by = 4; by > 0; by /= 2) total += __shfl_xor_sync(FULL, total, by);
-    *(u32*)(s.p + h * P_PITCH + r) = pack_f16(one, two);
+    *behind<u32>(s.p, at.to_p) = pack_f16(one, two);
     softmax = Softmax{now, softmax.sum * old + total};
-    if (threadIdx.x % 8 == 0) s.old[h] = old;
+    if (threadIdx.x % 8 == 0) *behind<float>(s.p, at.to_p + 2 * ROWS) = old;
 }
 
 // Adds the weighted rows to this warp's 32 heads x 64 values.
-__device__ __forceinline__ void weigh(const TensorShared& s, const u16* tile, float acc[2][8][4]) {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+__device__ __forceinline__ void weigh(const TensorShared& s, const Places& at, int tile, float acc[2][8][4]) {
     u32 a[2][4];
+    SharedBase weights(behind<u16>(s.p, at.p));
 #pragma unroll
     for (int m = 0; m < 2; m++) {
-        load_4(a[m], s.p + (16 * m + lane % 16) * P_PITCH + lane / 16 * 8);
-        float upper = s.old[16 * m + lane / 4], lower = s.old[16 * m + lane / 4 + 8];
+        load_4(a[m], weights, m * 16 * (int)(sizeof(Weights) / 2));
+        const Weights* own = behind<const Weights>(s.p, at.old) + 16 * m;
+        float upper = *(const float*)own, lower = *(const float*)(own + 8);
         if (upper != 1 || lower != 1)
 #pragma unroll
             for (int n = 0; n < 8; n++)
                 acc[m][n][0] *= upper, acc[m][n][1] *= upper, acc[m][n][2] *= lower, acc[m][n][3] *= lower;
     }
-    SharedBase v(tile + lane % 16 * PITCH + 64 * warp + lane / 16 * 8);
+    SharedBase v(behind<u16>(s.c, tile + at.v));
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
         u32 b[4];
@@ -424,19 +458,20 @@ __device__ __forceinline__ void attend_tensor(const Spans& spans, const Attentio
     for (int tiles = 1; tiles < STAGES; tiles++) loader.load(p, s);
     i64 query = (i64)(span.first + row) * p.heads;
     load_queries(p, s, query);
+    Places at;
     Softmax softmax = {-INFINITY_F, 0};
     float acc[2][8][4] = {};
-    int tile = 0;
+    int tile = 0; // byte of the pipeline
     while (loader.first - (STAGES - 1) * ROWS <= look.last) {
-        copies_done<STAGES - 2>();
+        if (format == CACHE_F16) copies_done<STAGES - 2>();
         __syncthreads(); // the tile has arrived, and no thread reads the previous tile any more, which is overwritten next
         loader.next(p, s);
-        scores(s, s.c + tile);
+        scores(s, at, tile);
         __syncthreads();
-        soften(p, s, softmax, look.last - (loader.first - STAGES * ROWS));
+        soften(p, s, at, softmax, look.last - (loader.first - STAGES * ROWS));
         __syncthreads();
-        weigh(s, s.c + tile, acc);
-        tile = tile == (STAGES - 1) * TILE ? 0 : tile + TILE;
+        weigh(s, at, tile, acc);
+        tile = tile == 2 * (STAGES - 1) * TILE ? 0 : tile + 2 * TILE;
     }
     if (threadIdx.x % 8 == 0) s.largest[threadIdx.x / 8] = softmax.largest, s.sum[threadIdx.x / 8] = softmax.sum;
     __syncthreads();

@@ -41,6 +41,25 @@ __device__ __forceinline__ u32 pack_f16(float low, float high) {
     return both;
 }
 
+// The same half twice.
+__device__ __forceinline__ u32 twice(u16 h) {
+    u32 both;
+    asm("mov.b32 %0, {%1, %1};" : "=r"(both) : "h"(h));
+    return both;
+}
+
+// a - b and a b of two halves each, rounded once.
+__device__ __forceinline__ u32 sub_f16x2(u32 a, u32 b) {
+    u32 d;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+__device__ __forceinline__ u32 mul_f16x2(u32 a, u32 b) {
+    u32 d;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));
+    return d;
+}
+
 // 2^x to 22 bits; denormal results are flushed to zero.
 __device__ __forceinline__ float exp2_fast(float x) {
     float y;
@@ -113,6 +132,12 @@ __device__ __forceinline__ int2 read_8_or_any(const u8* from, bool in) {
 // The same number, of which the compiler knows nothing.
 __device__ __forceinline__ int opaque(int v) {
     asm("" : "+r"(v));
+    return v;
+}
+
+// The same number, which ptxas keeps in a register instead of computing it again where it is used. All threads must call it.
+__device__ __forceinline__ int kept(int v) {
+    asm volatile("shfl.sync.bfly.b32 %0, %0, 0, 31, 0xffffffff;" : "+r"(v));
     return v;
 }
 

@@ -13,9 +13,10 @@ MEMORY = 0.92    # attainable share of the memory's rate
 ISSUE = 0.8      # attainable share of the issue slots
 SM_SHARE = 2.0   # one SM draws at most this multiple of its share of the memory's rate
 TENSOR_CYCLES = 4 / 0.35  # of mma.m16n8k16 on an H200: 35 % of the peak, which FlashAttention-2 reaches there (arXiv 2407.08608)
+TILE_SHARED = 8 * 33 * 4  # cycles of shared memory for 16 rows of attention: 33 ldmatrix.x4 in each of 8 warps
 ASSUMPTIONS = (
     f"model: {GAP * 1e6} us between launches, {RAMP * 1e6} us of ramp, {SERIAL * 1e6} us for small ops, {MEMORY:.0%} of the memory's rate, {ISSUE:.0%} of issue "
-    f"slots, an SM draws {SM_SHARE:.0f}x its share of the memory's rate; all experts in GPU memory; F16 caches"
+    f"slots, an SM draws {SM_SHARE:.0f}x its share of the memory's rate, 16 rows of attention take {TILE_SHARED} cycles of shared memory; all experts in GPU memory; F16 caches"
 )
 # Mix and depth of the decoded tokens that are predicted.
 TOKENS = [("Q4_K_M", 0), ("Q4_K_M", 32_768), ("Q4_K_M", 131_072), ("Q4_K_M", 1_048_576), ("Q2_K", 0)]
@@ -43,7 +44,7 @@ LIMITS = {"sm_86": (102_400, 1536, 16), "sm_89": (102_400, 1536, 24), "sm_90": (
 
 # Bytes of shared memory per block at the published shape, by the name or its part before the format.
 SHARED = {
-    "attend_tensor_F16": 99_456, "attend_tensor_Q8_0": 99_456, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_424,
+    "attend_tensor_F16": 99_328, "attend_tensor_Q8_0": 99_328, "attend_materialized": 86_016, "delta_chunks": 53_376, "materialize": 40_960, "gemm": 39_424,
     "gemm_F32": 8_960, "gemm_F16": 8_960, "gemm_BF16": 8_960, "best_of_parts": 32_900, "best_of_part": 8_324,
     "delta_apply": 21_760, "append_norm": 132, "delta_step_128": 8_192, "delta_rule_128": 7_680, "materialize_weights": 4_224, "merge": 3_072,
     "attend_plain": 2_560, "matmul_route": 2_056, "route": 2_052, "group_pairs": 2_048, "fresh": 768, "ffn_up": 128, "ffn_down": 360,
@@ -110,6 +111,7 @@ class Launch:
     norm: bool = False    # whether the last block computes the norm of the result
     issue: float = ISSUE  # attainable share of the issue slots
     tensor: float = 0     # tensor instructions of all warps, where they may take longer than all instructions
+    shared: float = 0     # cycles of an SM's shared memory for all blocks, where they may
 
 
 def matrix(kernel, what, times, rows, cols, copies=1, together=1, norm=False):
@@ -189,7 +191,7 @@ def outside_mixtures(depth, mix):
         mixed("MLA q, kv_a", 7, (base, 6144), ("Q8_0", 576)),
         small("append_norm", 7),
         matrix("fresh_Q8_0", "k_b", 7, 32 * 512, 128),
-        Launch("attend_tensor_F16", f"{depth} rows", 7, parts, [("attend_tensor_F16", depth / 16)], depth * ROW_BYTES),
+        Launch("attend_tensor_F16", f"{depth} rows", 7, parts, [("attend_tensor_F16", depth / 16)], depth * ROW_BYTES, shared=depth / 16 * TILE_SHARED),
     ]
     if parts > 1:
         launches.append(small("merge", 7, 128, parts * 32 * 514 * 4))
@@ -221,7 +223,8 @@ def seconds(launch, card, records):
     slots = 4 * card.ghz * 1e9
     issued = (inner / launch.blocks + outside) * ceil(share) / slots / launch.issue
     multiplied = launch.tensor / launch.blocks * ceil(share) * TENSOR_CYCLES / slots
-    return GAP + RAMP + max(issued, moved, multiplied) + SERIAL * launch.norm
+    shared = launch.shared / launch.blocks * ceil(share) / (card.ghz * 1e9)
+    return GAP + RAMP + max(issued, moved, multiplied, shared) + SERIAL * launch.norm
 
 
 def total(launches, card, records):

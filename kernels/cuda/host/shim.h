@@ -153,8 +153,19 @@ inline u16 float_f16(float f) {
 }
 
 inline u32 pack_f16(float low, float high) { return float_f16(low) | (u32)float_f16(high) << 16; }
+inline u32 twice(u16 h) { return h | (u32)h << 16; }
+// f32 has every product exactly, and the difference of numbers that are less than 2^13 apart in size.
+inline u32 sub_f16x2(u32 a, u32 b) {
+    auto sub = [](u32 a, u32 b) { return f16_float((u16)a) - f16_float((u16)b); };
+    return pack_f16(sub(a, b), sub(a >> 16, b >> 16));
+}
+inline u32 mul_f16x2(u32 a, u32 b) {
+    auto mul = [](u32 a, u32 b) { return f16_float((u16)a) * f16_float((u16)b); };
+    return pack_f16(mul(a, b), mul(a >> 16, b >> 16));
+}
 inline int2 read_8_or_any(const u8* from, bool in) { return in ? __ldg((const int2*)from) : int2{0x7f807f80, 0x7f807f80}; }
 inline int opaque(int v) { return v; }
+inline int kept(int v) { return v; }
 inline u32 __umulhi(u32 a, u32 b) { return (u32)((u64)a * b >> 32); }
 inline float exp2_fast(float x) { return exp2f(x); }
 inline float reciprocal_fast(float x) { return fabsf(x) < 1.17549435e-38f ? __int_as_float(0x7f800000) : 1.0f / x; }

@@ -17,7 +17,7 @@ const MOST_WIDTH: usize = 576;
 const ROWS: usize = 16;
 const STAGES: usize = 3;
 const TENSOR_SHARED: usize =
-    2 * (HEADS + STAGES * ROWS) * (MOST_WIDTH + 8) + 2 * HEADS * (ROWS + 8) + 4 * HEADS * (2 * ROWS + 3);
+    2 * (HEADS + STAGES * ROWS) * (MOST_WIDTH + 8) + 2 * HEADS * (ROWS + 8) + 4 * HEADS * (2 * ROWS + 2);
 /// Largest value width of `attend_plain`, and its cache rows per block.
 pub(super) const PLAIN_VALUES: usize = 512;
 /// Largest width of a cache row: `attend_plain` holds a query in shared memory, of which 48 KiB need no opt-in.
