@@ -60,6 +60,61 @@ fn gpu_check_is_right_on_the_emulator() {
     assert!(found.contains("compiled by the driver: attention"), "{found}");
 }
 
+/// A model file gives the formats and sizes of the checks and measurements.
+#[test]
+fn gpu_check_takes_a_model_file() {
+    let Some(kimi) = OnEmulator::new() else { return };
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("x.gguf");
+    let file = file.to_str().unwrap();
+    let sizes = ["--set", "hidden_size=96", "--set", "moe_intermediate_size=32"];
+    let synth = ["synth", file, "--preset", "tiny", "--layers", "4", "--type", "q8_0"];
+    stdout(&kimi.run(&[&synth[..], &sizes].concat()));
+    let found = stdout(&kimi.run(&["gpu-check", "-m", file, "--quick", "--seed", "7"]));
+    let model = found.lines().position(|l| l.starts_with("model, ")).unwrap();
+    assert!(!found.contains("FAILED") && !found.lines().any(|l| l.starts_with("products, ")), "{found}");
+    let rows: Vec<&str> = found.lines().skip(model + 1).collect();
+    for check in ["experts Q8_0 Q8_0 Q8_0, 3 tokens", "matmul_route F32, 9 tokens", "matmul Q8_0 96 to 32 "] {
+        assert!(
+            rows.iter().any(|l| l.trim_start().starts_with(check) && l.ends_with("passed")),
+            "{check}: {found}"
+        );
+    }
+    let args = ["gpu-check", "-m", file, "--only", "times", "--quick"];
+    let times = stdout(&kimi.run(&args));
+    for time in [
+        "matmul Q8_0 96 to 32, 1 tokens (",
+        "mixture Q8_0 ",
+        "attention F16 ",
+        "delta_rule ",
+        "matmul_route F32 96 to ",
+    ] {
+        assert!(
+            times.lines().any(|l| l.trim_start().starts_with(time) && l.contains(" GB/s ")),
+            "{time}: {times}"
+        );
+    }
+    let out = kimi.run(&["gpu-check", "-m", file, "--only", "products"]);
+    assert!(text(&out.stderr).contains("--only: expected one of device, model, times with -m"), "{out:?}");
+}
+
+/// Of several devices the first is used, and one line says so.
+#[test]
+fn several_devices_are_mentioned_in_one_line() {
+    let Some(kimi) = OnEmulator::new() else { return };
+    let mentioned = |devices: &str| {
+        let args = ["generate", "--raw", "-n", "1", "--no-cache", "--device", "cuda", "The"];
+        let out = kimi.command(&args).env("KIMI_EMULATOR_DEVICES", devices).output().unwrap();
+        stdout(&out);
+        let lines = text(&out.stderr);
+        lines.lines().filter(|line| line.contains("GPUs")).map(str::to_owned).collect::<Vec<_>>()
+    };
+    let line =
+        "1 of 3 GPUs is used (host threads): a model is not split; CUDA_VISIBLE_DEVICES selects another";
+    assert_eq!(mentioned("3"), [line]);
+    assert!(mentioned("1").is_empty());
+}
+
 /// Admission is bounded by the GPU memory that the placement leaves free of 4 GiB, not by the RAM or by --state-memory.
 #[test]
 fn serving_counts_the_memory_of_the_device() {

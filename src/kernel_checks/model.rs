@@ -18,7 +18,7 @@ use kernels::quant::Format;
 use models::gguf::TensorInfo;
 use models::gguf::read::Gguf;
 use models::hybrid::config::{Config, MixerKind};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// The formats of an MLP's matrices: gate, up, down.
 type MlpFormats = [Format; 3];
@@ -107,9 +107,50 @@ impl KernelUse {
         }
     }
 
-    fn has(&self, kind: MixerKind) -> bool {
+    /// The formats of the stacks of routed experts: gate, up, down.
+    pub fn experts(&self) -> impl Iterator<Item = [Format; 3]> {
+        self.experts.iter().copied()
+    }
+
+    /// The formats of the routers' matrices.
+    pub fn routers(&self) -> impl Iterator<Item = Format> {
+        self.routers.iter().copied()
+    }
+
+    pub fn has(&self, kind: MixerKind) -> bool {
         self.config.count(kind) > 0
     }
+}
+
+/// A matrix of a model: its format, rows and columns.
+pub type MatrixShape = (Format, [usize; 2]);
+
+/// The matrices of a model that multiply one vector, with the number of each, without those of routed experts.
+pub fn matrices(file: &Gguf) -> BTreeMap<MatrixShape, usize> {
+    let mut all = BTreeMap::new();
+    for t in &file.tensors {
+        let name = t.name.as_str();
+        let is_multiplied = name.ends_with(".weight")
+            && (name == "output.weight" || name.starts_with("blk."))
+            && !["conv", "_exps", "norm"].iter().any(|part| name.contains(part));
+        let sizes: Vec<usize> = t.shape.iter().filter(|n| **n > 1).map(|n| *n as usize).collect();
+        if is_multiplied && let [cols, rows] = sizes[..] {
+            *all.entry((t.format, [rows, cols])).or_default() += 1;
+        }
+    }
+    all
+}
+
+/// The checks of products at the sizes of the model's matrices, which those of [`checks`] do not have.
+pub fn sized(file: &Gguf) -> Vec<Check> {
+    let check = |(format, [rows, cols]): MatrixShape| {
+        let (tokens, what) = (2, format!("matmul {} {cols} to {rows}", format.name()));
+        Check::op(what, EXACT, move |n| {
+            let (w, x) = (n.weight(format, [1, rows, cols]), n.levels(tokens * cols));
+            MatmulCheck { w, x, tokens, heads: false }
+        })
+    };
+    matrices(file).into_keys().map(check).collect()
 }
 
 /// What a check does on the device, with its name.

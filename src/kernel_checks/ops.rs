@@ -317,7 +317,26 @@ pub fn attention(cuda: &Cuda, seed: u64, quick: bool) -> Vec<CheckRow> {
             all.push(compare(cuda, what, tolerance, &op));
         }
     }
+    all.extend(rotations(cuda, &mut n, far));
     all.extend(materialized(cuda, &mut n, quick));
+    all
+}
+
+/// Checks rotary positions after no rows, a few, and `far` rows.
+fn rotations(cuda: &Cuda, n: &mut TestRng, far: usize) -> Vec<CheckRow> {
+    let mut all = Vec::new();
+    for (format, [heads, width, dims], past, tokens) in [
+        (CacheFormat::F32, [3, 7, 2], 0, 1),
+        (CacheFormat::Q8_0, [4, 48, 16], 5, 40),
+        (CacheFormat::F16, [32, 576, 64], far, 3),
+    ] {
+        for base in [1e4, 6e6] {
+            let rope = Rope { heads, dims, base };
+            let [rows, q, kv] = [past, tokens * heads, tokens].map(|rows| n.vec(rows * width));
+            let what = format!("rotate {format:?} {heads} x {dims} by {base}, {past}+{tokens}");
+            all.push(compare(cuda, what, EXACT, &Rotate { format, width, rope, past: rows, q, kv }));
+        }
+    }
     all
 }
 

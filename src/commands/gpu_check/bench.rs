@@ -49,13 +49,13 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
         rows.push(product(cuda, &mut n, (format, shape), 1, memory));
     }
     rows.push(low_ranks(cuda, &mut n, memory));
-    rows.push(delta_attention(cuda, &mut n, memory));
-    rows.push(router(cuda, &mut n, memory));
-    rows.push(mixture(cuda, &mut n, memory));
+    rows.push(delta_attention(cuda, &mut n, DELTA, memory));
+    rows.push(router(cuda, &mut n, Format::F32, &SHAPE, memory));
+    rows.push(mixture(cuda, &mut n, &SHAPE, memory));
     for (format, depth) in
         [(CacheFormat::F16, 32_768), (CacheFormat::Q8_0, 32_768), (CacheFormat::F16, 262_144)]
     {
-        rows.push(attention(cuda, &mut n, (format, depth), 1, memory));
+        rows.push(attention(cuda, &mut n, &LATENT.at(format, depth), 1, memory));
     }
     rows.extend(logits(cuda, &mut n));
     for tokens in [8, 64, 512, 4096] {
@@ -63,15 +63,15 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
     }
     rows.push(product(cuda, &mut n, (Format::Q6_K, [1, 4096, 2304]), 4096, memory));
     for tokens in [512, 4096] {
-        rows.push(experts(cuda, &mut n, tokens, memory));
+        rows.push(experts(cuda, &mut n, &SHAPE, tokens, memory));
     }
     // Sequential up to 63 tokens, chunked from 64 on; the longest uses 6.5 GB.
     for tokens in
         [63, 64, 1024, 8192, 65_536].into_iter().filter(|n| *n < 65_536 || cuda.memory()[0] > 10 << 30)
     {
-        rows.push(delta(cuda, &mut n, tokens, memory));
+        rows.push(delta(cuda, &mut n, DELTA, tokens, memory));
     }
-    rows.push(attention(cuda, &mut n, (CacheFormat::F16, 32_768), 256, memory));
+    rows.push(attention(cuda, &mut n, &LATENT.at(CacheFormat::F16, 32_768), 256, memory));
     for depth in [4096, 32_768] {
         rows.push(materialized(cuda, &mut n, depth, memory));
     }
@@ -79,7 +79,7 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
     rows
 }
 
-fn product(
+pub(super) fn product(
     cuda: &Cuda,
     n: &mut TestRng,
     (format, shape): (Format, [usize; 3]),
@@ -99,31 +99,60 @@ fn product(
     row(&format!("matmul {} {cols} to {out}, {tokens} tokens", format.name()), seconds, floor, memory)
 }
 
+/// The formats (gate, up, down) and sizes of the experts of a layer.
+#[derive(Clone, Copy)]
+pub(super) struct MixtureShape {
+    pub(super) formats: [Format; 3],
+    pub(super) experts: usize,
+    pub(super) dim: usize,
+    pub(super) hidden: usize,
+    pub(super) routing: Routing,
+}
+
+/// Those of the real model.
+const SHAPE: MixtureShape = MixtureShape {
+    formats: [Format::Q4_K; 3],
+    experts: 256,
+    dim: 2304,
+    hidden: 1024,
+    routing: Routing { top_k: 8, groups: 1, top_groups: 1, normalize: true, scale: 2.446 },
+};
+
+impl MixtureShape {
+    /// Stacks of `count` random matrices each.
+    fn stored(&self, n: &mut TestRng, count: usize) -> [QuantTensor; 3] {
+        let MixtureShape { formats: [gate, up, down], dim, hidden, .. } = *self;
+        [(gate, [hidden, dim]), (up, [hidden, dim]), (down, [dim, hidden])]
+            .map(|(format, [r, c])| n.weight(format, [count, r, c]))
+    }
+
+    fn name(&self) -> String {
+        let [gate, up, down] = self.formats.map(Format::name);
+        let formats = if gate == up && up == down { gate.into() } else { format!("{gate} {up} {down}") };
+        format!("{formats} {} of {}", self.routing.top_k, self.experts)
+    }
+}
+
 /// The experts of a layer.
 struct Mixture {
+    shape: MixtureShape,
     weights: [Weight; 3],
     bias: Weight,
     /// Of them all, as they are stored.
     bytes: f64,
 }
 
-const EXPERTS: usize = 256;
-const CHOSEN: usize = 8;
-const WIDTHS: [usize; 2] = [2304, 1024];
-const ROUTING: Routing = Routing { top_k: CHOSEN, groups: 1, top_groups: 1, normalize: true, scale: 2.446 };
-
 impl Mixture {
-    fn new(cuda: &Cuda, n: &mut TestRng) -> Mixture {
-        let [dim, hidden] = WIDTHS;
-        let stored = [[hidden, dim], [hidden, dim], [dim, hidden]]
-            .map(|[r, c]| n.weight(Format::Q4_K, [EXPERTS, r, c]));
+    fn new(cuda: &Cuda, n: &mut TestRng, shape: &MixtureShape) -> Mixture {
+        let stored = shape.stored(n, shape.experts);
         let weights = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("enough GPU memory"));
-        let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("enough GPU memory");
-        Mixture { weights, bias, bytes: stored.iter().map(bytes).sum() }
+        let bias = cuda.weight(n.vector(shape.experts, 0.0, 0.0)).expect("enough GPU memory");
+        Mixture { shape: *shape, weights, bias, bytes: stored.iter().map(bytes).sum() }
     }
 
     fn route(&self, cuda: &Cuda, n: &mut TestRng, tokens: usize) -> Routed {
-        cuda.route(&cuda.tensor(tokens, EXPERTS, &n.vec(tokens * EXPERTS)), &self.bias, ROUTING)
+        let MixtureShape { experts, routing, .. } = self.shape;
+        cuda.route(&cuda.tensor(tokens, experts, &n.vec(tokens * experts)), &self.bias, routing)
     }
 
     fn gated(&self) -> GatedMlp<'_, Weight> {
@@ -132,30 +161,35 @@ impl Mixture {
     }
 
     fn floor(&self, tokens: usize) -> Floor {
-        let used = (tokens * CHOSEN).min(EXPERTS) as f64 / EXPERTS as f64;
-        let operations = 6.0 * (tokens * CHOSEN * WIDTHS[0] * WIDTHS[1]) as f64;
+        let MixtureShape { experts, dim, hidden, routing, .. } = self.shape;
+        let used = (tokens * routing.top_k).min(experts) as f64 / experts as f64;
+        let operations = 6.0 * (tokens * routing.top_k * dim * hidden) as f64;
         Floor { bytes: used * self.bytes, operations }
     }
 }
 
-fn router(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
-    let stored = n.weight(Format::F32, [1, EXPERTS, WIDTHS[0]]);
+pub(super) fn router(
+    cuda: &Cuda,
+    n: &mut TestRng,
+    format: Format,
+    shape: &MixtureShape,
+    memory: f64,
+) -> CheckRow {
+    let MixtureShape { experts, dim, routing, .. } = *shape;
+    let stored = n.weight(format, [1, experts, dim]);
     let w: Vec<_> = (0..COPIES).map(|_| cuda.weight(stored.clone()).expect("enough GPU memory")).collect();
-    let bias = cuda.weight(n.vector(EXPERTS, 0.0, 0.0)).expect("enough GPU memory");
-    let x = cuda.tensor(1, WIDTHS[0], &n.vec(WIDTHS[0]));
-    let seconds = cuda.time(COPIES, |i| drop(cuda.matmul_route(&w[i], &x, &bias, ROUTING)));
-    let floor = Floor { bytes: bytes(&stored), operations: 2.0 * (EXPERTS * WIDTHS[0]) as f64 };
-    row("matmul_route F32 2304 to 256, 1 token", seconds, floor, memory)
+    let bias = cuda.weight(n.vector(experts, 0.0, 0.0)).expect("enough GPU memory");
+    let x = cuda.tensor(1, dim, &n.vec(dim));
+    let seconds = cuda.time(COPIES, |i| drop(cuda.matmul_route(&w[i], &x, &bias, routing)));
+    let floor = Floor { bytes: bytes(&stored), operations: 2.0 * (experts * dim) as f64 };
+    row(&format!("matmul_route {} {dim} to {experts}, 1 token", format.name()), seconds, floor, memory)
 }
 
 /// Other experts in each turn: those of one token are met again and would be near.
-fn mixture(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
-    let mixture = Mixture::new(cuda, n);
-    let [dim, hidden] = WIDTHS;
-    let stored =
-        [[hidden, dim], [hidden, dim], [dim, hidden]].map(|[r, c]| n.weight(Format::Q4_K, [1, r, c]));
-    let shared = stored.each_ref().map(|w| cuda.weight(w.clone()).expect("enough GPU memory"));
-    let x = cuda.tensor(1, dim, &n.vec(dim));
+pub(super) fn mixture(cuda: &Cuda, n: &mut TestRng, shape: &MixtureShape, memory: f64) -> CheckRow {
+    let mixture = Mixture::new(cuda, n, shape);
+    let shared = shape.stored(n, 1).map(|w| cuda.weight(w).expect("enough GPU memory"));
+    let x = cuda.tensor(1, shape.dim, &n.vec(shape.dim));
     let routed: Vec<_> = (0..COPIES).map(|_| mixture.route(cuda, n, 1)).collect();
     let seconds = cuda.time(COPIES, |i| {
         let [gate, up, down] = &shared;
@@ -167,29 +201,34 @@ fn mixture(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
         ));
     });
     let Floor { bytes: chosen, operations } = mixture.floor(1);
-    let each = (CHOSEN + 1) as f64 / CHOSEN as f64;
+    let each = 1.0 + 1.0 / shape.routing.top_k as f64;
     let floor = Floor { bytes: chosen * each, operations: operations * each };
-    row("mixture Q4_K 8 of 256 and shared, 1 token", seconds, floor, memory)
+    row(&format!("mixture {} and shared, 1 token", shape.name()), seconds, floor, memory)
 }
 
-fn experts(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> CheckRow {
-    let mixture = Mixture::new(cuda, n);
+pub(super) fn experts(
+    cuda: &Cuda,
+    n: &mut TestRng,
+    shape: &MixtureShape,
+    tokens: usize,
+    memory: f64,
+) -> CheckRow {
+    let mixture = Mixture::new(cuda, n, shape);
     let repeats = if tokens == 1 { COPIES } else { 2 };
     let routed: Vec<_> = (0..repeats).map(|_| mixture.route(cuda, n, tokens)).collect();
-    let x = cuda.tensor(tokens, WIDTHS[0], &n.vec(tokens * WIDTHS[0]));
+    let x = cuda.tensor(tokens, shape.dim, &n.vec(tokens * shape.dim));
     let seconds = cuda.time(repeats, |i| drop(cuda.experts(mixture.gated(), &x, &routed[i])));
-    row(&format!("experts Q4_K 8 of 256, {tokens} tokens"), seconds, mixture.floor(tokens), memory)
+    row(&format!("experts {}, {tokens} tokens", shape.name()), seconds, mixture.floor(tokens), memory)
 }
 
 /// Experts in RAM: computed by the CPU, and brought over the bus. Where the two take equally long, [`UPLOAD_MIN_TOKENS`] should be.
 fn experts_in_ram(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
-    let [dim, hidden] = WIDTHS.map(|width| width as u64);
-    let [buffer, _] = buffer_and_planes(Format::Q4_K, EXPERTS as u64 * dim * hidden);
+    let [buffer, _] = buffer_and_planes(Format::Q4_K, (SHAPE.experts * SHAPE.dim * SHAPE.hidden) as u64);
     cuda.limit_stacks(0, buffer, 0).expect("enough GPU memory");
-    let mixture = Mixture::new(cuda, n);
+    let mixture = Mixture::new(cuda, n, &SHAPE);
     let mut measure = |tokens: usize, how: &str| {
-        let (routed, x) = (mixture.route(cuda, n, tokens), n.vec(tokens * WIDTHS[0]));
-        let x = cuda.tensor(tokens, WIDTHS[0], &x);
+        let (routed, x) = (mixture.route(cuda, n, tokens), n.vec(tokens * SHAPE.dim));
+        let x = cuda.tensor(tokens, SHAPE.dim, &x);
         let run = || {
             cuda.wait();
             let start = Instant::now();
@@ -233,8 +272,16 @@ fn logits(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
     ]
 }
 
-fn delta(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> CheckRow {
-    let (heads, dim) = (32, 128);
+/// Heads of the delta rule, and channels of each, of the real model.
+const DELTA: [usize; 2] = [32, 128];
+
+pub(super) fn delta(
+    cuda: &Cuda,
+    n: &mut TestRng,
+    [heads, dim]: [usize; 2],
+    tokens: usize,
+    memory: f64,
+) -> CheckRow {
     let cols = heads * dim;
     let unit = n.unit_rows(tokens * heads, dim);
     let decay: Vec<f32> = (0..tokens * cols).map(|_| -n.uniform(0.0, 0.1)).collect();
@@ -250,7 +297,7 @@ fn delta(cuda: &Cuda, n: &mut TestRng, tokens: usize, memory: f64) -> CheckRow {
         bytes: 8.0 * (cols * dim) as f64 + 20.0 * (tokens * cols) as f64,
         operations: 7.0 * (tokens * cols * dim) as f64,
     };
-    row(&format!("delta_rule 32 x 128 x 128, {tokens} tokens"), seconds, floor, memory)
+    row(&format!("delta_rule {heads} x {dim} x {dim}, {tokens} tokens"), seconds, floor, memory)
 }
 
 /// The two low-rank products of a KDA layer for decay and gate.
@@ -265,8 +312,12 @@ fn low_ranks(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
     row("matmul_each Q8_0 128 to 4096, twice, 1 token", seconds, floor, memory)
 }
 
-fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
-    let (heads, dim) = (32, 128);
+pub(super) fn delta_attention(
+    cuda: &Cuda,
+    n: &mut TestRng,
+    [heads, dim]: [usize; 2],
+    memory: f64,
+) -> CheckRow {
     let cols = heads * dim;
     let mut weight = |rows, cols| {
         let one = n.vector(rows * cols, -1.0, 0.0);
@@ -306,12 +357,12 @@ fn delta_attention(cuda: &Cuda, n: &mut TestRng, memory: f64) -> CheckRow {
     });
     let moved = 2 * cols * dim + 2 * 9 * cols + 3 * 4 * cols + 8 * cols;
     let floor = Floor { bytes: 4.0 * moved as f64, operations: 7.0 * (cols * dim) as f64 };
-    row("delta_attention 32 x 128 x 128, 1 token", seconds, floor, memory)
+    row(&format!("delta_attention {heads} x {dim} x {dim}, 1 token"), seconds, floor, memory)
 }
 
 /// Returns a KV cache with `depth` random rows.
-fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, depth: usize) -> Cache {
-    let (width, part) = (576, 4096.min(depth));
+fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, [depth, width]: [usize; 2]) -> Cache {
+    let part = 4096.min(depth);
     let mut cache = cuda.cache(format, width);
     let rows = cuda.tensor(part, width, &n.vec(part * width));
     for _ in 0..depth / part {
@@ -324,7 +375,7 @@ fn filled(cuda: &Cuda, n: &mut TestRng, format: CacheFormat, depth: usize) -> Ca
 /// values.
 fn materialized(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> CheckRow {
     let (tokens, heads, latent, [nope, pe, value]) = (4096, 32, 512, [128, 64, 128]);
-    let mut cache = filled(cuda, n, CacheFormat::F16, depth);
+    let mut cache = filled(cuda, n, CacheFormat::F16, [depth, latent + pe]);
     let mut weight = |shape| cuda.weight(n.weight(Format::Q8_0, shape)).expect("enough GPU memory");
     let (k, v) = (weight([heads, latent, nope]), weight([heads, value, latent]));
     let q = cuda.tensor(tokens, heads * (nope + pe), &n.vec(tokens * heads * (nope + pe)));
@@ -339,15 +390,35 @@ fn materialized(cuda: &Cuda, n: &mut TestRng, depth: usize, memory: f64) -> Chec
     row(&format!("materialized F16 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
 }
 
-fn attention(
+/// Attention over a cache of latents at a depth.
+#[derive(Clone, Copy)]
+pub(super) struct LatentCase {
+    pub(super) heads: usize,
+    pub(super) width: usize,
+    pub(super) values: usize,
+    pub(super) format: CacheFormat,
+    pub(super) depth: usize,
+}
+
+/// That of the real model.
+const LATENT: LatentCase =
+    LatentCase { heads: 32, width: 576, values: 512, format: CacheFormat::F16, depth: 0 };
+
+impl LatentCase {
+    pub(super) fn at(self, format: CacheFormat, depth: usize) -> LatentCase {
+        LatentCase { format, depth, ..self }
+    }
+}
+
+pub(super) fn attention(
     cuda: &Cuda,
     n: &mut TestRng,
-    (format, depth): (CacheFormat, usize),
+    case: &LatentCase,
     tokens: usize,
     memory: f64,
 ) -> CheckRow {
-    let (heads, width, values) = (32, 576, 512);
-    let mut cache = filled(cuda, n, format, depth);
+    let LatentCase { heads, width, values, format, depth } = *case;
+    let mut cache = filled(cuda, n, format, [depth, width]);
     let q = cuda.tensor(tokens, heads * width, &n.vec(tokens * heads * width));
     let seconds = cuda.time(2, |_| {
         drop(cuda.latent_attention(&mut [Span { rows: 0..tokens, state: &mut cache }], &q, values, 0.07));
@@ -356,5 +427,5 @@ fn attention(
         bytes: (depth * cuda.cache_row_bytes(&cache)) as f64,
         operations: 2.0 * (tokens * heads * (width + values)) as f64 * (depth - tokens / 2) as f64,
     };
-    row(&format!("attention {format:?} 32 heads at {depth}, {tokens} tokens"), seconds, floor, memory)
+    row(&format!("attention {format:?} {heads} heads at {depth}, {tokens} tokens"), seconds, floor, memory)
 }

@@ -6,12 +6,14 @@
 //! filled with NaN before each op. Next: [`crate::kernel_checks`] (the checks of ops), [`models`] and [`bench`].
 
 pub mod bench;
+pub mod model_file;
 pub mod models;
 
 use crate::kernel_checks::{CheckRow, best, fused, ops, residual};
 use anyhow::{Context as _, Result, bail, ensure};
 use kernels::backend::Backend;
 use kernels::cuda::Cuda;
+use model_file::ModelFile;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -23,7 +25,10 @@ pub struct GpuCheckArgs {
     /// Use small sizes, skip the kernel benchmarks, and repeat the benchmarks of --real once only
     #[arg(long)]
     quick: bool,
-    /// Run one part only: device, rows, products, delta, attention, experts, fused, models, times
+    /// Check and benchmark the kernels with the formats and sizes of this model file instead of those of the published models
+    #[arg(short, long, value_name = "FILE", conflicts_with = "real")]
+    model: Option<PathBuf>,
+    /// Run one part only: device, rows, products, delta, attention, experts, fused, models, times; with -m device, model, times
     #[arg(long, value_name = "PART")]
     only: Option<String>,
     /// Seed of the random inputs (default: from the clock)
@@ -54,21 +59,27 @@ pub struct GpuCheckArgs {
 
 const PARTS: [&str; 9] =
     ["device", "rows", "products", "delta", "attention", "experts", "fused", "models", "times"];
+/// The parts that run with `-m`.
+const PARTS_OF_FILE: [&str; 3] = ["device", "model", "times"];
 
 /// Runs all parts, each in its own process, or the selected part in this process.
 pub fn run(args: &GpuCheckArgs) -> Result<()> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(1, |d| d.as_nanos() as u64);
     let seed = args.seed.unwrap_or(now);
     if let Some(part) = &args.only {
-        return one(part, seed, args.quick);
+        return one(part, seed, args);
     }
     let start = Instant::now();
     let mut failed = Vec::new();
-    for part in PARTS.into_iter().filter(|p| !args.quick || *p != "times") {
+    let file =
+        args.model.as_ref().map(|file| file.to_str().context("expected a path in UTF-8")).transpose()?;
+    let parts: &[&str] = if file.is_some() { &PARTS_OF_FILE } else { &PARTS };
+    for part in parts.iter().copied().filter(|p| !args.quick || *p != "times") {
         let seed = seed.to_string();
-        let own = ["gpu-check", "--only", part, "--seed", &seed];
-        let quick: &[&str] = if args.quick { &["--quick"] } else { &[] };
-        if let Err(e) = child(&[&own[..], quick].concat(), args.limit) {
+        let mut own = vec!["gpu-check", "--only", part, "--seed", &seed];
+        own.extend(file.into_iter().flat_map(|file| ["--model", file]));
+        own.extend(args.quick.then_some("--quick"));
+        if let Err(e) = child(&own, args.limit) {
             println!("{part}: FAILED: {e:#}");
             failed.push(part);
         }
@@ -104,11 +115,15 @@ fn child(arguments: &[&str], limit: u64) -> Result<()> {
 }
 
 /// Runs one part in this process.
-fn one(part: &str, seed: u64, quick: bool) -> Result<()> {
+fn one(part: &str, seed: u64, args: &GpuCheckArgs) -> Result<()> {
     let start = Instant::now();
+    let file = args.model.as_deref().map(ModelFile::open).transpose()?;
     let cuda = Cuda::detect()?;
     cuda.poison(part != "times");
-    let rows = rows_of(&cuda, part, seed, quick)?;
+    let rows = match &file {
+        Some(file) => rows_of_file(&cuda, part, file, seed, args.quick)?,
+        None => rows_of(&cuda, part, seed, args.quick)?,
+    };
     println!("{part}, {:.1} s", start.elapsed().as_secs_f64());
     for row in &rows {
         let mark = match row.passed {
@@ -139,6 +154,16 @@ pub fn rows_of(cuda: &Cuda, part: &str, seed: u64, quick: bool) -> Result<Vec<Ch
         "models" => models::models(cuda, quick)?,
         "times" => bench::all(cuda, seed),
         other => bail!("--only: expected one of {}, found {other:?}", PARTS.join(", ")),
+    })
+}
+
+/// Runs one part with the formats and sizes of a model file.
+fn rows_of_file(cuda: &Cuda, part: &str, file: &ModelFile, seed: u64, quick: bool) -> Result<Vec<CheckRow>> {
+    Ok(match part {
+        "device" => device(cuda),
+        "model" => file.checks(cuda),
+        "times" => file.times(cuda, seed, quick),
+        other => bail!("--only: expected one of {} with -m, found {other:?}", PARTS_OF_FILE.join(", ")),
     })
 }
 
