@@ -206,6 +206,32 @@ fn a_requested_device_is_used_with_a_warning() {
     assert!(out.status.success() && stderr.contains("GiB on the GPU"), "{stderr}");
 }
 
+/// A model that fails to load on the GPU is loaded on the CPU, and one line names the cause; with `--device cuda` that is an error.
+#[test]
+fn a_model_that_does_not_load_is_loaded_on_the_cpu() {
+    let Some(kimi) = KimiOnEmulator::checked() else { return };
+    let (expected, _) = kimi.reply_with(&["--device", "cpu"], "");
+    let full = "the device cannot hold this weight: out of memory: ";
+    for (fault, cause) in
+        [("full:cuMemAlloc:9", full), ("error:cuMemAlloc:9", "the GPU failed: allocation: ")]
+    {
+        for device in [&[][..], &["--device", "auto"]] {
+            let (reply, stderr) = kimi.reply_with(device, fault);
+            let lines: Vec<&str> = stderr.lines().filter(|line| line.contains(cause)).collect();
+            assert_eq!((reply, lines.len()), (expected.clone(), 1), "{fault}: {stderr}");
+            let is_warning = lines[0].starts_with("warning: the model does not load on the GPU: ");
+            assert!(is_warning && lines[0].ends_with("; computing on the CPU"), "{}", lines[0]);
+        }
+        let args = ["generate", "--raw", "-n", "1", "The", "--cache-type", "f16", "--device", "cuda"];
+        let out = run(&kimi, &args, fault);
+        let stderr = text(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{fault}: {stderr}");
+        let errors: Vec<&str> = stderr.lines().filter(|line| line.starts_with("kimi: ")).collect();
+        assert!(errors.len() == 1 && errors[0].contains(cause), "{fault}: {stderr}");
+        assert!(!stderr.contains("on the CPU"), "{fault}: {stderr}");
+    }
+}
+
 /// A failure in a reply ends a command with one line.
 #[test]
 fn a_failure_in_a_reply_is_one_line() {

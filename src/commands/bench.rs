@@ -22,8 +22,8 @@ use crate::io::output::{Output, tell};
 use crate::io::prompt::read_text;
 use crate::io::units::{counted, format_size, parse_size};
 use crate::runtime::attention_path::MATERIALIZE_AFTER;
-use crate::runtime::device::{self, Chosen};
 use crate::runtime::engine::Engine;
+use crate::runtime::handle::EngineHandle;
 use crate::runtime::logits::Logits;
 use crate::runtime::options::Drafting;
 use anyhow::{Result, ensure};
@@ -138,10 +138,9 @@ pub fn run(args: &BenchArgs) -> Result<()> {
         trace: args.trace_experts.as_deref().map(TraceFile::create).transpose()?,
     };
     let (options, log): (_, Log) = (args.engine.options().without_snapshots(), Box::new(tell));
-    options.prepare(&log)?;
-    match device::choose(&options, &log)? {
-        Chosen::Cpu(backend) => run_on(&Engine::load(backend, &options, log)?, args, &files),
-        Chosen::Cuda(backend, options) => run_on(&Engine::load(*backend, &options, log)?, args, &files),
+    match EngineHandle::load(&options, log)? {
+        EngineHandle::Cpu(engine) => run_on(&engine, args, &files),
+        EngineHandle::Cuda(engine) => run_on(&engine, args, &files),
     }
 }
 

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use kernels::backend::CacheFormat;
 use kernels::cpu::Cpu;
 use kernels::cuda::{Cuda, DeviceFailure, Unavailable};
+use models::gguf;
 use models::hybrid::config::Config;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
@@ -52,6 +53,12 @@ pub fn catch_failure<T>(run: impl FnOnce() -> Result<T>) -> Result<T> {
         Ok(failure) => Err((*failure).into()),
         Err(panic) => resume_unwind(panic),
     })
+}
+
+/// Whether the CPU may load a model that failed to load on the GPU: not with `--device cuda`, and not for an error of the file.
+pub fn may_use_cpu_after(error: &anyhow::Error, options: &LoadOptions) -> bool {
+    let is_full = matches!(error.downcast_ref::<gguf::Error>(), Some(gguf::Error::Device { .. }));
+    (is_full || error.is::<DeviceFailure>()) && options.device.device != Some(DeviceChoice::Cuda)
 }
 
 fn cpu(args: &LoadOptions) -> Chosen {

@@ -1,7 +1,7 @@
 //! A loaded model on the selected device, without the type of its backend: [`EngineHandle`] and its [`SessionHandle`]s.
 //!
 //! The engine, sessions and the scheduler are generic over the backend, so that the forward pass has no virtual calls; the
-//! code above them uses these handles. A command that needs a backend itself matches on [`device::choose`].
+//! code above them uses these handles. A command that needs a backend itself matches on the handle.
 //! Next: [`super::device`].
 
 use super::device::{self, Chosen};
@@ -51,15 +51,31 @@ impl EngineHandle {
         EngineHandle::load(options, Box::new(tell))
     }
 
-    /// Loads a model on the device of the options. `log` receives notices and warnings, one line each.
+    /// Loads a model on the device of the options. Without `--device cuda` a model that does not load on the GPU is loaded on
+    /// the CPU. `log` receives notices and warnings, one line each.
     pub fn load(options: &LoadOptions, log: Log) -> Result<Self> {
         options.prepare(&log)?;
-        Ok(match device::choose(options, &log)? {
-            Chosen::Cpu(backend) => EngineHandle::Cpu(Arc::new(Engine::load(backend, options, log)?)),
-            Chosen::Cuda(backend, options) => {
-                EngineHandle::Cuda(Arc::new(Engine::load(*backend, &options, log)?))
+        let (backend, planned) = match device::choose(options, &log)? {
+            Chosen::Cpu(backend) => return EngineHandle::load_on_cpu(backend, options, log),
+            Chosen::Cuda(backend, planned) => (backend, planned),
+        };
+        let log = Arc::new(log);
+        let shared = || -> Log {
+            let log = log.clone();
+            Box::new(move |line: &str| log(line))
+        };
+        match device::catch_failure(|| Engine::load(*backend, &planned, shared())) {
+            Ok(engine) => Ok(EngineHandle::Cuda(Arc::new(engine))),
+            Err(e) if device::may_use_cpu_after(&e, options) => {
+                log(&format!("warning: the model does not load on the GPU: {e:#}; computing on the CPU"));
+                EngineHandle::load_on_cpu(Cpu::detect(options.threads), options, shared())
             }
-        })
+            Err(e) => Err(e),
+        }
+    }
+
+    fn load_on_cpu(backend: Cpu, options: &LoadOptions, log: Log) -> Result<Self> {
+        Ok(EngineHandle::Cpu(Arc::new(Engine::load(backend, options, log)?)))
     }
 
     pub fn session(&self) -> SessionHandle<'_> {

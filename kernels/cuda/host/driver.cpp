@@ -88,6 +88,7 @@ API(cuMemGetInfo_v2)(size_t* free, size_t* total) {
 API(cuMemAlloc_v2)(u64* p, size_t n) {
     BEGIN;
     if (n == 0) return INVALID;
+    if (int code = allocation_error()) return code;
     *p = allocate(n);
     return *p ? OK : OUT_OF_MEMORY;
 }

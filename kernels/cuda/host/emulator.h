@@ -69,6 +69,7 @@ std::string running();
 
 // The result of a call that launches a kernel: 0, or the planted error.
 int launch_error(const std::string& kernel);
+int allocation_error();
 // Whether a launch runs: not where it is left out or ends all work.
 bool starts(const std::string& kernel);
 // Whether a kernel never ends: what waits for it waits forever.

@@ -2,14 +2,15 @@
 // the process, never ends, or makes every later call fail.
 //
 // KIMI_EMULATOR_FAULT=KIND:KERNEL:N plants one in the launch of KERNEL after N right ones, and in all later ones. KIND is
-// wrong, error, crash, hang or sticky. None of this is in the program. Next: streams.cpp.
+// wrong, error, crash, hang or sticky. With the kernel cuMemAlloc, allocations fail: full or error. None of this is in the
+// program. Next: streams.cpp.
 #include "emulator.h"
 #include <csignal>
 
 namespace emulator {
 namespace {
 
-const int INVALID = 1, NOT_READY = 600, ILLEGAL_ADDRESS = 700;
+const int INVALID = 1, OUT_OF_MEMORY = 2, NOT_READY = 600, ILLEGAL_ADDRESS = 700;
 
 struct Plan {
     std::string kind, kernel;
@@ -31,6 +32,11 @@ bool hung = false, failed = false;
 
 int launch_error(const std::string& kernel) {
     return plan.kind == "error" && plan.kernel == kernel && issued++ >= plan.right ? INVALID : 0;
+}
+
+int allocation_error() {
+    if (plan.kernel != "cuMemAlloc" || issued++ < plan.right) return 0;
+    return plan.kind == "full" ? OUT_OF_MEMORY : INVALID;
 }
 
 bool starts(const std::string& kernel) {

@@ -120,6 +120,16 @@ pub enum Error {
         /// What has changed: the size or the modification time.
         change: String,
     },
+    /// The device has no room for a tensor.
+    #[error("{}: {}: the device cannot hold this weight: {cause}", shown_path(path), shown(tensor))]
+    Device {
+        /// Path of the file, for the message.
+        path: String,
+        /// The name of the tensor.
+        tensor: String,
+        /// The error of the backend.
+        cause: kernels::backend::Error,
+    },
     /// The contents are malformed, contradictory or unsupported.
     #[error("{}: {}: expected {}, found {}", shown_path(path), shown(place), shown(expected), shown(found))]
     Bad {

@@ -167,9 +167,9 @@ impl<B: Backend> Loader<'_, B> {
 
     fn take(&self, name: &str, stored: QuantTensor) -> Result<B::Weight, Error> {
         let full = self.full_name(name);
-        self.backend.weight(stored).map_err(|e| {
+        self.backend.weight(stored).map_err(|cause| {
             let path = self.file.paths().first().map(|p| p.display().to_string()).unwrap_or_default();
-            Error::invalid(&path, full, format_args!("the device cannot hold this weight: {e}"))
+            Error::Device { path, tensor: full, cause }
         })
     }
 
