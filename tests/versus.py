@@ -4,8 +4,8 @@ usage: versus.py KIMI PEER MODEL [--before KIMI] [--prefill 512,2048] [--decode 
                  [--threads 2] [--batch 512] [--peer="--repack 0"]
 
 PEER is tests/peer, built for this machine (see its Cargo.toml), or `none`. `--before` adds an earlier build of kimi, measured
-in turn with the other two. llama.cpp prefills its context once per depth; kimi fills its
-cache with arbitrary rows, because the time of a step depends only on their number. `--peer` passes llama.cpp's settings: try
+in turn with the other two. Both fill their caches up to a depth without prefill of its tokens, kimi with arbitrary rows and
+llama.cpp with repeated ones, because the time of a step depends only on their number. `--peer` passes llama.cpp's settings: try
 them all and keep its fastest. Each `kimi bench` measures the memory bandwidth; a share is relative to its own process.
 """
 import argparse, json, statistics, subprocess

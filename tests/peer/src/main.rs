@@ -2,17 +2,19 @@
 //!
 //! ```text
 //! peer MODEL [--threads N] [--depth N] [--ubatch N] [--flash -1|0|1] [--repack 0|1] [--vocab N]
-//!            [--state FILE]
 //! peer quantize FROM TO [--threads N]      Q4_K_M from an unquantized file; prints the seconds it took
 //! ```
-//! Prefills the context up to the depth once, then prints `ready SECONDS`. With `--state` the state is saved in that file, or
-//! loaded from it if it exists, whatever the format of the model was: a step's time depends only on the number of its rows.
+//! Fills the context up to the depth once, then prints `ready SECONDS`: prefills 1,024 tokens, and repeats their rows in the KV
+//! cache up to the depth, because the time of a step depends only on the number of rows.
 //! For each line `prefill N` or `decode N` on standard input it prints the tokens per second from that depth.
 
 use llama_cpp_sys_2::*;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::io::{BufRead, Write};
 use std::time::Instant;
+
+/// Tokens that are prefilled to fill a deeper context with their rows.
+const FILL_TOKENS: usize = 1024;
 
 struct Peer {
     context: *mut llama_context,
@@ -68,27 +70,22 @@ impl Peer {
         ((self.seed >> 33) % self.vocab) as i32
     }
 
-    /// Prefills sequence 0 to the depth, or restores it from the file if that exists.
-    fn read_in(&mut self, state: Option<&String>) {
-        let path = state.map(|path| CString::new(path.as_str()).expect("a path without zeros"));
-        let kept = state.is_some_and(|path| std::path::Path::new(path).exists());
-        let (mut ids, mut count) = (vec![0; self.depth.max(1)], 0);
-        // SAFETY: the path is a C string, `ids` has room for as many tokens as is said, and the context lives.
+    /// Fills sequence 0 up to the depth with the repeated rows of its first tokens.
+    fn fill(&mut self) {
+        let rows = self.depth.min(FILL_TOKENS);
+        self.read(rows, self.batch, 0, 0);
+        if rows == self.depth {
+            return;
+        }
+        // SAFETY: the context lives, and each buffer has the length passed with it.
         unsafe {
-            match path {
-                Some(path) if kept => {
-                    let room = ids.len();
-                    let read = llama_state_seq_load_file(self.context, path.as_ptr(), 0, ids.as_mut_ptr(), room, &mut count);
-                    assert!(read > 0 && count == self.depth, "expected a state of {} tokens, found {count}", self.depth);
-                }
-                path => {
-                    self.read(self.depth, self.batch, 0, 0);
-                    if let Some(path) = path {
-                        let saved = llama_state_seq_save_file(self.context, path.as_ptr(), 0, ids.as_ptr(), self.depth);
-                        assert!(saved > 0, "the state cannot be written");
-                    }
-                }
-            }
+            let mut state = vec![0; llama_state_seq_get_size(self.context, 0)];
+            let written = llama_state_seq_get_data(self.context, state.as_mut_ptr(), state.len(), 0);
+            assert_eq!(written, state.len(), "bytes of the state");
+            let state = with_repeated_rows(&state, rows, self.depth);
+            llama_memory_clear(llama_get_memory(self.context), true);
+            let read = llama_state_seq_set_data(self.context, state.as_ptr(), state.len(), 0);
+            assert_eq!(read, state.len(), "bytes of the repeated state");
         }
     }
 
@@ -133,6 +130,37 @@ impl Peer {
     }
 }
 
+/// The state of one sequence with its `rows` KV cache rows repeated up to `depth`; the recurrent state stays as it is.
+///
+/// Layout: magic, sequence; streams (1), cells, then position, count of sequences (1) and sequence per cell; whether values
+/// are transposed, layers, two sizes; per layer the type, the bytes of a row (u64) and the rows of its keys (kimi-linear has
+/// no values); then the recurrent cells (1) and the position. All other numbers have 32 bits.
+fn with_repeated_rows(state: &[u8], rows: usize, depth: usize) -> Vec<u8> {
+    let number = |at: usize| u32::from_le_bytes(state[at..at + 4].try_into().expect("four bytes"));
+    assert_eq!([number(8), number(12)], [1, rows as u32], "streams and cells of the state");
+    let mut out = state[..12].to_vec();
+    out.extend((depth as u32).to_le_bytes());
+    for position in 0..depth as u32 {
+        out.extend([position, 1, number(24)].into_iter().flat_map(u32::to_le_bytes));
+    }
+    let mut at = 16 + 12 * rows;
+    let layers = number(at + 4);
+    out.extend(&state[at..at + 16]);
+    at += 16;
+    for _ in 0..layers {
+        let row = number(at + 4) as usize;
+        out.extend(&state[at..at + 12]);
+        let keys = &state[at + 12..at + 12 + rows * row];
+        out.extend(keys.iter().cycle().take(depth * row));
+        at += 12 + rows * row;
+    }
+    assert_eq!([number(at), number(at + 4)], [1, rows as u32 - 1], "recurrent cells and their position");
+    out.extend(&state[at..at + 4]);
+    out.extend((depth as u32 - 1).to_le_bytes());
+    out.extend(&state[at + 8..]);
+    out
+}
+
 unsafe extern "C" fn errors_only(level: ggml_log_level, text: *const c_char, _: *mut c_void) {
     if level == GGML_LOG_LEVEL_ERROR {
         // SAFETY: llama.cpp gives a C string.
@@ -166,7 +194,7 @@ fn main() {
     }
     let mut peer = Peer::new(model, &options);
     let start = Instant::now();
-    peer.read_in(options.text("--state"));
+    peer.fill();
     println!("ready {:.1}", start.elapsed().as_secs_f64());
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("a line of text");
