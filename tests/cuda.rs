@@ -115,6 +115,28 @@ fn several_devices_are_mentioned_in_one_line() {
     assert!(mentioned("1").is_empty());
 }
 
+/// Older cards run the same archive without the instructions of newer ones; `--gpu-serial-launches` turns off their use.
+#[test]
+fn a_card_without_programmatic_launches_gives_the_same_replies() {
+    let Some(kimi) = OnEmulator::new() else { return };
+    let run = |capability: &str, args: &[&str]| {
+        let out = kimi.command(args).env("KIMI_EMULATOR_CAPABILITY", capability).output().unwrap();
+        stdout(&out)
+    };
+    for (capability, expected) in
+        [("8.0", "no: expected compute capability 9.0"), ("9.0", "yes"), ("12.0", "yes")]
+    {
+        let device = run(capability, &["gpu-check", "--only", "device"]);
+        let launches = device.lines().find(|line| line.contains("programmatic dependent launches")).unwrap();
+        assert!(launches.trim_end().ends_with(expected), "{capability}: {device}");
+    }
+    let reply =
+        ["generate", "--raw", "-n", "5", "--temperature", "0", "The", "--no-cache", "--device", "cuda"];
+    let expected = run("9.0", &reply);
+    assert_eq!(run("8.0", &reply), expected);
+    assert_eq!(run("9.0", &[&reply[..], &["--gpu-serial-launches"]].concat()), expected);
+}
+
 /// Admission is bounded by the GPU memory that the placement leaves free of 4 GiB, not by the RAM or by --state-memory.
 #[test]
 fn serving_counts_the_memory_of_the_device() {

@@ -79,6 +79,35 @@ fn a_token_is_few_launches() {
     }
 }
 
+/// Every kernel of a captured step may begin before the one before it has ended, except for the first.
+#[test]
+fn all_launches_of_a_captured_step_overlap() {
+    let Some(cuda) = emulator::cuda() else { return };
+    let _alone = ALONE.lock();
+    cuda.poison(false); // its fills would separate launches
+    let dir = tempfile::tempdir().unwrap();
+    let file = Gguf::open(convert(&checkpoint(dir.path(), "tiny_d128", 20260, &[]), "q4_k_m")).unwrap();
+    let model = Model::load(cuda, &file).unwrap();
+    for (allowed, expected) in [(true, 1), (false, 0)] {
+        assert!(cuda.allow_programmatic_launches(allowed), "the emulated card has them");
+        let mut state = model.state(cuda, CacheFormat::F16);
+        let mut logits = Vec::new();
+        for step in 0..3 {
+            let counts = || [cuda.launched(), cuda.overlapping_launches()];
+            let before = counts();
+            logits.push(decode(cuda, &model, &mut state));
+            let [all, overlapping] = [0, 1].map(|i| counts()[i] - before[i]);
+            let serial = all - overlapping;
+            if step == 1 {
+                assert!(all > 10, "{all} launches captured");
+                assert_eq!(if allowed { serial } else { overlapping }, expected, "of {all}");
+            }
+        }
+    }
+    cuda.allow_programmatic_launches(true);
+    cuda.poison(true);
+}
+
 #[test]
 fn steps_recorded_again_and_again_take_no_more_memory() {
     let Some(cuda) = emulator::cuda() else { return };

@@ -38,6 +38,7 @@ __device__ __forceinline__ void store_columns(u8* row, const CacheShape& shape, 
 // time. A single block also advances the length of the cache. Several blocks cannot, since others may not have read the
 // length yet: `advance` follows them.
 KERNEL(append, 512)(const __grid_constant__ Spans spans, const __grid_constant__ CacheShape shape, const float* x) {
+    follow_launch();
     const SpanOf& span = spans.of[blockIdx.x];
     Header* header = (Header*)span.state;
     int before = header->len, lane = threadIdx.x % 32, warps = blockDim.x / 32;
@@ -57,6 +58,7 @@ REGISTER(append)
 // Grid: spans. Shared: 33 floats.
 KERNEL(append_norm, 512)(const __grid_constant__ Spans spans, const __grid_constant__ CacheShape shape, const float* x, const float* w, int n, float eps) {
     SHARED(float, scratch);
+    follow_launch();
     const SpanOf& span = spans.of[blockIdx.x];
     Header* header = (Header*)span.state;
     int before = header->len;
@@ -87,6 +89,7 @@ REGISTER(append_norm)
 // Rotates pairs (2i, 2i+1) of the last `dims` columns of each head of q and of the rows kv, before these are appended. Angles
 // are computed in f64, once for all heads. Grid: rows of a span, spans.
 KERNEL(rotate, 32)(const __grid_constant__ Spans spans, float* q, float* kv, int heads, int width, int kv_width, int dims, float base) {
+    follow_launch();
     const SpanOf& span = spans.of[blockIdx.y];
     if ((int)blockIdx.x >= span.rows) return;
     i64 t = span.first + blockIdx.x;
@@ -106,6 +109,7 @@ REGISTER(rotate)
 
 // Advances the lengths after several blocks have appended. Grid: 1; one thread per span.
 KERNEL(advance, 32)(const __grid_constant__ Spans spans, int n_spans) {
+    follow_launch();
     if (threadIdx.x >= n_spans) return;
     const SpanOf& span = spans.of[threadIdx.x];
     ((Header*)span.state)->len += span.rows;
@@ -122,7 +126,7 @@ struct Look {
 // rows; rounding may only make it longer.
 __device__ __forceinline__ Look look_of(const SpanOf& span, const Attention& p, int row, int part, int tile) {
     const Header* header = (const Header*)span.state;
-    int last = __ldg(&header->len) + row - span.rows;
+    int last = header->len + row - span.rows;
     int most = (int)__umulhi(2 * (u32)last, p.part_share) | (tile - 1), first = part * most + part;
     return Look{header, first, min(last, first + most)};
 }
@@ -138,6 +142,7 @@ __device__ __forceinline__ float* result_of(const Attention& p, i64 query, int p
 // Grid: rows of a span * heads, parts, spans; 128 threads. Shared: q [width], scores and weights of 32 rows.
 KERNEL(attend_plain, 128)(const __grid_constant__ Spans spans, const __grid_constant__ Attention p) {
     SHARED(float, q);
+    follow_launch();
     float *score = q + p.cache.width, *weight = score + PLAIN_ROWS;
     const SpanOf& span = spans.of[blockIdx.z];
     int row = blockIdx.x / p.heads;
@@ -193,6 +198,7 @@ REGISTER(attend_plain)
 // one value each. Grid: tokens * heads, values / 128; shared: [n] weights, [4, 128] sums. (NaN in a part's sum propagates.)
 KERNEL(merge, 512)(const float* parts, float* o, int n, int value_dim) {
     SHARED(float, weight);
+    follow_launch();
     float* quarters = weight + n;
     int stride = value_dim + 2;
     parts += (i64)blockIdx.x * n * stride;
@@ -303,7 +309,7 @@ template <CacheFormat format> __device__ __forceinline__ void load_rows(const At
 #pragma unroll
     for (int k = 0; k < PIECES; k++) {
         q[k] = read_8_or_any(from + 128 * k, in && has_piece(p, k));
-        d[k] = in && has_piece(p, k) ? __ldg((const u16*)(scales + 8 * k)) : 0; // makes zeros of any quants
+        d[k] = in && has_piece(p, k) ? load_global((const u16*)(scales + 8 * k)) : 0; // makes zeros of any quants
     }
 #pragma unroll
     for (int k = 0; k < PIECES; k++) {
@@ -323,7 +329,7 @@ template <CacheFormat format> struct Loader {
     int scales; // bytes from there to the scale of the piece
 
     __device__ __forceinline__ Loader(const Attention& p, const Look& look)
-        : segments((const u64*)__ldg((const u64*)&look.header->segments)), first(look.first), last(look.last) {
+        : segments((const u64*)look.header->segments), first(look.first), last(look.last) {
         to = threadIdx.x / 16 * PITCH * 2 + threadIdx.x % 16 * 16;
         scales = 32 * p.cache.blocks + threadIdx.x % 16 / 4 * 2 - threadIdx.x % 16 * 8;
         if (format == CACHE_Q8_0) scales = kept(scales);
@@ -334,7 +340,7 @@ template <CacheFormat format> struct Loader {
         at = opaque(at); // or the compiler would compute rows of later segments before the first copy
         u32 r = (u32)at % SEGMENT + threadIdx.x / 16;
         u32 columns = threadIdx.x % 16 * (format == CACHE_F16 ? 16 : 8); // bytes
-        row = (const u8*)__ldg(segments + (u32)at / SEGMENT) + (r * (u32)p.cache.row_bytes + columns);
+        row = (const u8*)load_global(segments + (u32)at / SEGMENT) + (r * (u32)p.cache.row_bytes + columns);
     }
 
     // Commits one group of copies of a tile that may have no rows.
@@ -363,7 +369,7 @@ __device__ __forceinline__ void load_queries(const Attention& p, TensorShared& s
     u16* to = s.q + h * PITCH;
 #pragma unroll 6
     for (int c = first; c < p.cache.width; c += 32) {
-        Four v = read_16(q + c);
+        Four v = load_16(q + c);
         float x[4];
 #pragma unroll
         for (int j = 0; j < 4; j++) x[j] = fminf(fmaxf(__int_as_float(v.v[j]), -65504.0f), 65504.0f);
@@ -451,11 +457,15 @@ template <CacheFormat format>
 __device__ __forceinline__ void attend_tensor(const Spans& spans, const Attention& p, TensorShared& s) {
     const SpanOf& span = spans.of[blockIdx.z];
     int row = blockIdx.x;
+    wait_dependencies();
     if (row >= span.rows) return;
     Look look = look_of(span, p, row, blockIdx.y, ROWS);
     Loader<format> loader(p, look);
+    int started = look.first + (STAGES - 1) * ROWS;
 #pragma unroll 1 // the compiler would move work for the second tile before the copies of the first
-    for (int tiles = 1; tiles < STAGES; tiles++) loader.load(p, s);
+    do loader.load(p, s);
+    while (loader.first < started);
+    launch_dependents(); // not earlier: the first reads of rows are urgent
     i64 query = (i64)(span.first + row) * p.heads;
     load_queries(p, s, query);
     Places at;

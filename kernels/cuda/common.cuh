@@ -22,6 +22,23 @@ typedef unsigned long long u64;
     type* name = (type*)shared_memory
 #define REGISTER(name)
 
+// Begins an instruction in PTX for cards of compute capability 9.0 and newer. For older ones it is a comment; for these
+// kernels/src/cuda/ptx.rs removes the mark.
+#define SM_90 "//sm_90 "
+
+// Programmatic dependent launch. A launch may begin before the one before it has ended: as soon as each block of that one has
+// called launch_dependents or ended. wait_dependencies returns when that launch has ended, with its memory written. Therefore
+// every thread waits before it ends, and before its first access of memory that an earlier launch writes or reads; then a launch
+// ends after all those before it, too. Earlier launches' results are not read by __ldg, whose cache this does not order. Weights
+// may be loaded before the wait, but ptxas moves such loads behind it; prefetch_l2 stays.
+__device__ __forceinline__ void launch_dependents() { asm volatile(SM_90 "griddepcontrol.launch_dependents;"); }
+__device__ __forceinline__ void wait_dependencies() { asm volatile(SM_90 "griddepcontrol.wait;" ::: "memory"); }
+
+// Moves `bytes` bytes from `at`, a multiple of 16 like their number, to L2 without waiting for them.
+__device__ __forceinline__ void prefetch_l2(const void* at, u32 bytes) {
+    asm volatile(SM_90 "cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(at), "r"(bytes));
+}
+
 __device__ __forceinline__ float f16_float(u16 h) {
     float f;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
@@ -125,7 +142,7 @@ template <class T> __device__ __forceinline__ T* base_of(T* p) {
 // Reads eight bytes that no block of the launch writes, if `in`; otherwise any value, without clearing the registers.
 __device__ __forceinline__ int2 read_8_or_any(const u8* from, bool in) {
     int2 v;
-    asm("{.reg .pred in; setp.ne.s32 in, %3, 0; @in ld.global.nc.v2.s32 {%0, %1}, [%2];}" : "=r"(v.x), "=r"(v.y) : "l"(from), "r"((int)in));
+    asm("{.reg .pred in; setp.ne.s32 in, %3, 0; @in ld.global.v2.s32 {%0, %1}, [%2];}" : "=r"(v.x), "=r"(v.y) : "l"(from), "r"((int)in));
     return v;
 }
 
@@ -198,6 +215,12 @@ __device__ __forceinline__ float warp_max(float v) {
 #include "host/shim.h"
 #endif
 
+// Lets the next launch begin, and waits for those before this one.
+__device__ __forceinline__ void follow_launch() {
+    launch_dependents();
+    wait_dependencies();
+}
+
 #define FULL 0xffffffffu
 #define INFINITY_F __int_as_float(0x7f800000)
 
@@ -208,9 +231,24 @@ struct alignas(16) Four {
     int v[4];
 };
 
-// Loads 16 bytes of memory that is read-only during the kernel.
+// Loads 16 bytes of memory that is read-only during the kernel and the launches that overlap with it: weights.
 __device__ __forceinline__ Four read_16(const void* p) {
     int4 v = __ldg((const int4*)p);
+    return Four{{v.x, v.y, v.z, v.w}};
+}
+
+// Rows of a block of which `lanes` threads, a power of two, share one.
+__device__ __forceinline__ int rows_of_block(int lanes) { return blockDim.x >> (31 - __clz(lanes)); }
+
+// Loads through an address that is itself loaded, which the compiler would not take for one in global memory.
+template <class T> __device__ __forceinline__ T load_global(const T* p) {
+    __builtin_assume(__isGlobal(p));
+    return *p;
+}
+
+// Loads 16 bytes that an earlier launch wrote.
+__device__ __forceinline__ Four load_16(const void* p) {
+    int4 v = *(const int4*)p;
     return Four{{v.x, v.y, v.z, v.w}};
 }
 

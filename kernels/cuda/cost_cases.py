@@ -158,13 +158,13 @@ def prefill(tokens, depth):
 def prefill_times(card, records):
     """For each batch: seconds by part, and launches."""
     parts = {tokens: prefill(tokens, DEPTH) for tokens in BATCHES}
-    seconds = {n: {part: model.total(launches, card, records) for part, launches in of.items()} for n, of in parts.items()}
+    seconds = {n: {part: model.total(launches, card, records, serial=True) for part, launches in of.items()} for n, of in parts.items()}
     return seconds, {n: sum(l.times for launches in of.values() for l in launches) for n, of in parts.items()}
 
 
 def prefill_rate(card, records, tokens, issue=model.ISSUE):
     launches = [l for of in prefill(tokens, DEPTH).values() for l in of]
-    return tokens / model.total([replace(l, issue=min(l.issue, issue)) for l in launches], card, records)
+    return tokens / model.total([replace(l, issue=min(l.issue, issue)) for l in launches], card, records, serial=True)
 
 
 def described(records):

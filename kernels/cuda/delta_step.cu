@@ -53,6 +53,9 @@ __device__ __forceinline__ void delta_step(const Spans& of_s, const Spans& of_q,
     int h = blockIdx.x, c = h * DIM + col, channels = p.heads * DIM;
     i64 t = of_s.of[blockIdx.y].first, at = t * channels + c;
     float* state = (float*)of_s.of[blockIdx.y].state + ((i64)h * DIM + part * R) * DIM + col;
+    launch_dependents();
+    if (threadIdx.x == 0) prefetch_l2(state, 4 * DIM * DIM);
+    wait_dependencies();
     float S[R];
 #pragma unroll
     for (int i = 0; i < R; i++) S[i] = state[i * DIM];

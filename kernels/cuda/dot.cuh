@@ -64,10 +64,10 @@ __device__ __forceinline__ void quantise_fours(const Four& v, i8* q, XScale* sca
     if (in && at % 32 == 0) scale[at / 32] = XScale{to.d, {(i16)sum, (i16)other}};
 }
 
-// Loads 32 columns of activations and their scale, from read-only global memory or from shared memory.
+// Loads 32 columns of activations and their scale, from global memory or from shared memory.
 struct GlobalMem {
-    static __device__ __forceinline__ Four levels(const i8* q) { return read_16(q); }
-    static __device__ __forceinline__ int2 scale(const XScale* scale) { return __ldg((const int2*)scale); }
+    static __device__ __forceinline__ Four levels(const i8* q) { return load_16(q); }
+    static __device__ __forceinline__ int2 scale(const XScale* scale) { return *(const int2*)scale; }
 };
 struct SharedMem {
     static __device__ __forceinline__ Four levels(const i8* q) { return *(const Four*)q; }

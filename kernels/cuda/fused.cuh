@@ -62,12 +62,16 @@ struct FreshPart {
 // y_v = [W_(v mod groups) x_v[..cols] | x_v[cols..]]. For matrices of few columns: each block quantises its input itself.
 // Grid: rows * lanes / 128, vectors, matrices. Shared: 32 results, cols bytes, their scales.
 template <class F> __device__ __forceinline__ void fresh(const Fresh& p) {
+    launch_dependents();
     SHARED(float, results);
     i8* q = (i8*)(results + 32);
     XScale* scale = (XScale*)(q + p.cols);
     FreshPart part(p);
     int pieces = p.cols / Row<F>::WEIGHTS, c = threadIdx.x;
     Row<F> row(part.of.w, part.first * (p.cols / F::LEN), part.lane);
+    u32 row_bytes = p.cols / F::LEN * F::PLANE;
+    if (part.lane == 0) prefetch_l2(part.of.w.plane[0] + part.first * row_bytes, row_bytes);
+    wait_dependencies();
     float x = c < p.cols ? part.x[c] : 0;
     auto next = row.load(min(part.lane, pieces - 1)); // loads while the input is quantised
     for (; c < p.cols; c += blockDim.x, x = c < p.cols ? part.x[c] : 0) quantise_32(x, q, scale, c);
@@ -83,6 +87,7 @@ template <class F> __device__ __forceinline__ void fresh(const Fresh& p) {
 }
 
 template <class F> __device__ __forceinline__ void fresh_plain(const Fresh& p) {
+    follow_launch();
     SHARED(float, results);
     FreshPart part(p);
     float sum = 0;
@@ -109,6 +114,10 @@ struct Router {
 template <class F> __device__ __forceinline__ void matmul_route(const Router& p) {
     SHARED(float, s);
     i64 t = blockIdx.y, e = blockIdx.x;
+    launch_dependents();
+    u32 row_bytes = p.cols * F::BYTES;
+    if (threadIdx.x == 0 && row_bytes % 16 == 0) prefetch_l2(p.w.plane[0] + e * row_bytes, row_bytes);
+    wait_dependencies();
     float sum = 0;
     int step = 4 * blockDim.x;
 #pragma unroll 1
@@ -119,7 +128,7 @@ template <class F> __device__ __forceinline__ void matmul_route(const Router& p)
         for (int n = 0; n < ROUTER_FOURS; n++) {
             int at = min(c + n * step, p.cols - 4);
             F::four(p.w.plane[0], e * p.cols + at, w[n]);
-            x[n] = read_16(p.x + t * p.cols + at);
+            x[n] = load_16(p.x + t * p.cols + at);
         }
 #pragma unroll
         for (int n = 0; n < ROUTER_FOURS; n++)
@@ -161,6 +170,12 @@ template <class F> __device__ __forceinline__ void ffn_up(const FusedFfn& p) {
     const int lanes = UP_LANES<F>;
     int r = threadIdx.x / lanes, lane = threadIdx.x % lanes;
     bool own = slot < p.top_k;
+    launch_dependents();
+    if (!own && threadIdx.x < 2) {
+        u32 bytes = 32 * (p.dim / F::LEN) * F::PLANE;
+        prefetch_l2((threadIdx.x ? p.shared_up : p.shared_gate).plane[0] + (i64)blockIdx.x * bytes, bytes);
+    }
+    wait_dependencies();
     i64 m = own ? p.places[t * p.top_k + slot] : 0;
     i64 first = (m * p.hidden + blockIdx.x * 32 + r) * (p.dim / F::LEN);
     const Planes &w_gate = own ? p.gate : p.shared_gate, &w_up = own ? p.up : p.shared_up;
@@ -198,6 +213,13 @@ template <class F> __device__ __forceinline__ void ffn_down(const FusedFfn& p) {
     bool live = row < p.dim;
     int each = p.top_k + p.shared, blocks = p.hidden / F::LEN, pieces = p.hidden / Row<F>::WEIGHTS;
     int turns = (pieces + p.lanes - 1) / p.lanes;
+    launch_dependents();
+    if (threadIdx.x == 0) {
+        u32 row_bytes = blocks * F::PLANE;
+        if (p.shared) prefetch_l2(p.shared_down.plane[0] + (i64)row * row_bytes, min(rows_of_block(p.lanes), p.dim - row) * row_bytes);
+        if (p.norm.w && row == 0) prefetch_l2(p.norm.w, 4 * p.dim);
+    }
+    wait_dependencies();
     for (int s = threadIdx.x; s < each; s += blockDim.x) {
         bool own = s < p.top_k;
         i64 m = own ? max(p.places[t * p.top_k + s], 0) : 0;

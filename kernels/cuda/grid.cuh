@@ -46,6 +46,7 @@ __device__ __forceinline__ void odd_scales(Unit& u, float d, u32 sc0, u32 sc1) {
 }
 
 struct IQ2_XXS : OfGrid {
+    static const int PLANE = 64;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
         const u8* sub = p.plane[0] + 64 * n + 8 * i;
@@ -58,6 +59,7 @@ struct IQ2_XXS : OfGrid {
 };
 
 struct IQ2_XS : OfGrid {
+    static const int PLANE = 64;
     static const bool SIXTEENS = true;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
@@ -75,6 +77,7 @@ struct IQ2_XS : OfGrid {
 };
 
 struct IQ2_S : OfGrid {
+    static const int PLANE = 64;
     static const bool SIXTEENS = true;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
@@ -89,6 +92,7 @@ struct IQ2_S : OfGrid {
 };
 
 struct IQ3_XXS : OfGrid {
+    static const int PLANE = 96;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
         const u8* block = p.plane[0] + 96 * n;
@@ -106,6 +110,7 @@ struct IQ3_XXS : OfGrid {
 };
 
 struct IQ3_S : OfGrid {
+    static const int PLANE = 64;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
         const u8 *block = p.plane[0] + 64 * n, *head = p.plane[1] + 44 * n;
@@ -123,6 +128,7 @@ struct IQ3_S : OfGrid {
 };
 
 struct IQ1_S : OfGrid {
+    static const int PLANE = 32;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
         u32 low = word(p.plane[0] + 32 * n + 4 * i), head = half_word(p.plane[1] + 16 * n + 2 * i);
@@ -134,6 +140,7 @@ struct IQ1_S : OfGrid {
 };
 
 struct IQ1_M : OfGrid {
+    static const int PLANE = 48;
     static const bool SIXTEENS = true;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;

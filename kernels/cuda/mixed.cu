@@ -29,6 +29,11 @@ enum MixedFormat { MIXED_Q2_K, MIXED_Q3_K, MIXED_Q4_K, MIXED_Q5_K, MIXED_Q6_K, M
 template <class F, int T> __device__ __forceinline__ void mixed_rows(const Mixed& p, const MixedMatrix& of) {
     int row = ((blockIdx.x - of.first) * blockDim.x + threadIdx.x) / of.lanes, v = blockIdx.y * T;
     bool live = row < of.rows;
+    if (threadIdx.x == 0) {
+        u32 row_bytes = p.cols / F::LEN * F::PLANE;
+        prefetch_l2(of.w.plane[0] + (i64)row * row_bytes, min(rows_of_block(of.lanes), of.rows - row) * row_bytes);
+    }
+    wait_dependencies();
     float acc[T] = {};
     row_part<F, T>(of.w, (i64)(live ? row : 0) * (p.cols / F::LEN), Vectors{p.q, p.scale, p.cols, v, p.vectors - 1}, of.lanes, acc);
 #pragma unroll
@@ -40,6 +45,7 @@ template <class F, int T> __device__ __forceinline__ void mixed_rows(const Mixed
 
 // Grid: blocks of all matrices, vectors / T.
 template <int T> __device__ __forceinline__ void mixed(const Mixed& p) {
+    launch_dependents();
     int m = 0;
 #pragma unroll
     for (int i = 1; i < MIXED; i++)

@@ -97,22 +97,36 @@ __device__ __forceinline__ void finish_rows(const Product& p, const MatrixArg& o
     if (add) norm_after(p.norm, of.y, v, min(v + T, p.vectors), p.rows, s);
 }
 
+// While earlier launches end: prefetches the weights of a block's rows, of which thread 0 has the first, `at` in the stack, and
+// the weights of the norm.
+template <class F> __device__ __forceinline__ void prefetch_rows(const Product& p, const MatrixArg& of, i64 at, int r) {
+    if (threadIdx.x > 0) return;
+    u32 row_bytes = p.cols / F::LEN * F::PLANE;
+    prefetch_l2(of.w.plane[0] + at * row_bytes, min(rows_of_block(p.lanes), of.rows - r) * row_bytes);
+    if (p.norm.w && blockIdx.x == 0) prefetch_l2(p.norm.w, 4 * p.rows);
+}
+
 // Grid: rows * lanes / threads, vectors / T. Shared: 34 floats for a norm. T > 1 requires that the vectors share their matrix.
 template <class F, int T> __device__ __forceinline__ void matvec(const Product& p) {
+    launch_dependents();
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
     bool live = row < p.rows;
     const MatrixArg& of = p.of[matrix_of(p, live ? row : 0)];
     int v = blockIdx.y * T, r = live ? row - of.first : 0;
-    i64 m = p.chosen ? p.chosen[v] : v % p.groups;
+    int m = (u32)v % (u32)p.groups;
+    if (!p.chosen) prefetch_rows<F>(p, of, (i64)m * of.rows + r, r);
+    wait_dependencies();
+    if (p.chosen) m = p.chosen[v];
     if (m < 0) return;
     float acc[T] = {};
     Vectors x = {p.q, p.scale, p.cols, v / p.x_div, (p.vectors - 1) / p.x_div};
-    row_part<F, T>(of.w, (m * of.rows + r) * (p.cols / F::LEN), x, p.lanes, acc);
+    row_part<F, T>(of.w, ((i64)m * of.rows + r) * (p.cols / F::LEN), x, p.lanes, acc);
     finish_rows<T>(p, of, v, r, live, acc);
 }
 
 // The same for float formats, with float activations: four at a time if rows begin at multiples of four.
 template <class F, int T> __device__ __forceinline__ void matvec_plain(const Product& p) {
+    follow_launch();
     int row = (blockIdx.x * blockDim.x + threadIdx.x) / p.lanes;
     bool live = row < p.rows;
     const MatrixArg& of = p.of[matrix_of(p, live ? row : 0)];
@@ -133,7 +147,7 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
             int at = 4 * min(c + n * p.lanes, fours - 1);
             F::four(of.w.plane[0], first + at, w[n]);
 #pragma unroll
-            for (int t = 0; t < T; t++) x[n][t] = read_16(p.x + (i64)min(x_row + t, last) * p.cols + at);
+            for (int t = 0; t < T; t++) x[n][t] = load_16(p.x + (i64)min(x_row + t, last) * p.cols + at);
         }
 #pragma unroll
         for (int n = 0; n < N; n++)
@@ -146,13 +160,14 @@ template <class F, int T> __device__ __forceinline__ void matvec_plain(const Pro
     for (int c = 4 * fours + threadIdx.x % p.lanes; c < p.cols; c += p.lanes) {
         float w = F::value(of.w.plane[0], first + c);
 #pragma unroll
-        for (int t = 0; t < T; t++) acc[t] += w * __ldg(p.x + (i64)min(x_row + t, last) * p.cols + c);
+        for (int t = 0; t < T; t++) acc[t] += w * p.x[(i64)min(x_row + t, last) * p.cols + c];
     }
     finish_rows<T>(p, of, v, r, live, acc);
 }
 
 // Dequantises one row of a table per vector: the row in `chosen`, or the vector's own index. Grid: vectors, units / 128.
 template <class F> __device__ __forceinline__ void embed(const Product& p) {
+    follow_launch();
     i64 row = p.chosen ? p.chosen[blockIdx.x] : (int)blockIdx.x;
     int u = blockIdx.y * blockDim.x + threadIdx.x, units = p.cols / F::LEN * F::UNITS;
     if (u >= units) return;
@@ -170,6 +185,7 @@ template <class F> __device__ __forceinline__ void embed(const Product& p) {
 
 // Grid: vectors, columns / 128.
 template <class F> __device__ __forceinline__ void embed_plain(const Product& p) {
+    follow_launch();
     int c = blockIdx.y * blockDim.x + threadIdx.x;
     i64 row = p.chosen ? p.chosen[blockIdx.x] : (int)blockIdx.x;
     if (c < p.cols) p.of[0].y[(i64)blockIdx.x * p.of[0].y_stride + c] = F::value(p.of[0].w.plane[0], row * p.cols + c);

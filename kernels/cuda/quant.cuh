@@ -4,7 +4,7 @@
 // added. A unit is two groups of 16 weights w = s q - m with q in a signed byte; group g of unit i begins at weight
 // at(i, g) of its block. Formats with blocks of 32 have one unit per block, those with 256 have eight, and units
 // 4c .. 4c+3 hold the weights 128c .. 128c+127. A format with PAIRED also
-// decodes 64 weights at once for GEMV. Next: dot.cuh.
+// decodes 64 weights at once for GEMV. PLANE is the bytes of a block in the first plane, a multiple of 16. Next: dot.cuh.
 #pragma once
 #include "common.cuh"
 
@@ -63,6 +63,7 @@ struct Of32 {
 };
 
 struct Q4_0 : Of32 {
+    static const int PLANE = 16;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
         Unit u;
         nibbles(u, read_16(p.plane[0] + 16 * n));
@@ -73,6 +74,7 @@ struct Q4_0 : Of32 {
 };
 
 struct Q4_1 : Of32 {
+    static const int PLANE = 16;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
         Unit u;
         nibbles(u, read_16(p.plane[0] + 16 * n));
@@ -83,6 +85,7 @@ struct Q4_1 : Of32 {
 };
 
 struct Q5_0 : Of32 {
+    static const int PLANE = 16;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
         Unit u;
         nibbles(u, read_16(p.plane[0] + 16 * n));
@@ -94,6 +97,7 @@ struct Q5_0 : Of32 {
 };
 
 struct Q5_1 : Of32 {
+    static const int PLANE = 16;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
         Unit u;
         nibbles(u, read_16(p.plane[0] + 16 * n));
@@ -105,6 +109,7 @@ struct Q5_1 : Of32 {
 };
 
 struct Q8_0 : Of32 {
+    static const int PLANE = 32;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
         Unit u;
         Four low = read_16(p.plane[0] + 32 * n), high = read_16(p.plane[0] + 32 * n + 16);
@@ -116,6 +121,7 @@ struct Q8_0 : Of32 {
 };
 
 struct IQ4_NL : Of32 {
+    static const int PLANE = 16;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
         Unit u;
         nibbles(u, read_16(p.plane[0] + 16 * n));
@@ -126,6 +132,7 @@ struct IQ4_NL : Of32 {
 };
 
 struct MXFP4 : Of32 {
+    static const int PLANE = 16;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int) {
         Unit u;
         nibbles(u, read_16(p.plane[0] + 16 * n));
@@ -194,6 +201,7 @@ struct KPairs : Of256 {
 };
 
 struct Q4_K : KPairs {
+    static const int PLANE = 144;
     struct Pairs {
         const u8 *head, *quants;
         Scales scales;
@@ -233,6 +241,7 @@ struct Q4_K : KPairs {
 };
 
 struct Q5_K : KPairs {
+    static const int PLANE = 176;
     struct Pairs {
         const u8 *head, *quants;
         int pair;
@@ -283,6 +292,7 @@ struct Q5_K : KPairs {
 };
 
 struct IQ4_XS : Of256 {
+    static const int PLANE = 128;
     // Unit i is sub-block i.
     static __device__ __forceinline__ int at(int i, int g) { return 32 * i + 16 * g; }
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
@@ -314,6 +324,7 @@ struct TwoBits : Of256 {
 };
 
 struct Q2_K : TwoBits {
+    static const int PLANE = 64;
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
         levels(u, p.plane[0] + 64 * n, i);
@@ -330,6 +341,7 @@ struct Q2_K : TwoBits {
 };
 
 struct Q3_K : TwoBits {
+    static const int PLANE = 96;
     static const int UNROLL = 1; // 2 spills
     static __device__ __forceinline__ Unit unit(const Planes& p, i64 n, int i) {
         Unit u;
@@ -357,6 +369,7 @@ struct Q3_K : TwoBits {
 };
 
 struct Q6_K : Of256 {
+    static const int PLANE = 208;
     static const bool SIXTEENS = true, PAIRED = true;
     // Pair p = 2 h + s is the 32 bytes of (h, s): columns 128 h + 32 s .. of the low nibbles and 64 on of the high ones.
     static const int PAIR_STEP = 64;
@@ -431,6 +444,7 @@ struct Q6_K : Of256 {
 
 // The float formats: loads one value, or four at a multiple of four.
 struct F32 {
+    static const int BYTES = 4;
     static __device__ __forceinline__ float value(const u8* w, i64 i) { return __ldg((const float*)w + i); }
     static __device__ __forceinline__ void four(const u8* w, i64 i, float out[4]) {
         Four v = read_16(w + 4 * i);
@@ -439,6 +453,7 @@ struct F32 {
     }
 };
 struct F16 {
+    static const int BYTES = 2;
     static __device__ __forceinline__ float value(const u8* w, i64 i) { return f16_float(__ldg((const u16*)w + i)); }
     static __device__ __forceinline__ void four(const u8* w, i64 i, float out[4]) {
         int2 v = __ldg((const int2*)(w + 2 * i));
@@ -447,6 +462,7 @@ struct F16 {
     }
 };
 struct BF16 {
+    static const int BYTES = 2;
     static __device__ __forceinline__ float value(const u8* w, i64 i) {
         return __int_as_float((int)((u32)__ldg((const u16*)w + i) << 16));
     }

@@ -6,6 +6,7 @@
 // Grid: tokens, one warp each. Shared: the scratch of a choice.
 KERNEL(route, 32)(const __grid_constant__ Route p) {
     SHARED(float, s);
+    follow_launch();
     choose(p, s, blockIdx.x);
 }
 REGISTER(route)
@@ -38,6 +39,7 @@ REGISTER(group_pairs)
 
 // y_t = sum over slots, in their order, of weight * out; slots without an expert are skipped. Grid: tokens, columns / 256.
 KERNEL(weighted_sum, 256)(const float* out, const int* chosen, const float* weights, float* y, int top_k, int cols) {
+    follow_launch();
     int c = blockIdx.y * blockDim.x + threadIdx.x;
     i64 t = blockIdx.x;
     if (c >= cols) return;

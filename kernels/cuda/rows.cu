@@ -5,6 +5,7 @@
 
 // Quantises rows: row v is `cols` values from x + v * stride. Grid: rows, columns / 256.
 KERNEL(quantise, 256)(const float* x, i8* q, XScale* scale, int cols, int stride) {
+    follow_launch();
     int c = blockIdx.y * blockDim.x + threadIdx.x;
     i64 row = blockIdx.x;
     if (c < cols) quantise_32(x[row * stride + c], q, scale, row * cols + c); // whole warps: rows are whole blocks
@@ -20,6 +21,7 @@ REGISTER(split_plane)
 
 // y_i = x_{rows_i}. Grid: rows, columns / 256.
 KERNEL(gather, 256)(const float* x, const int* rows, float* y, int cols) {
+    follow_launch();
     int c = blockIdx.y * blockDim.x + threadIdx.x;
     if (c < cols) y[(i64)blockIdx.x * cols + c] = x[(i64)rows[blockIdx.x] * cols + c];
 }
@@ -27,12 +29,14 @@ REGISTER(gather)
 
 // x += y
 KERNEL(add, 256)(float* x, const float* y, i64 n) {
+    follow_launch();
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) x[i] += y[i];
 }
 REGISTER(add)
 
 KERNEL(apply_sigmoid, 256)(float* x, i64 n) {
+    follow_launch();
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) x[i] = sigmoid(x[i]);
 }
@@ -40,6 +44,7 @@ REGISTER(apply_sigmoid)
 
 // gate <- SiLU(gate) * up, both limited
 KERNEL(silu_mul, 256)(float* gate, const float* up, float limit, i64 n) {
+    follow_launch();
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) gate[i] = limited_silu_mul(gate[i], up[i], limit);
 }
@@ -47,6 +52,7 @@ REGISTER(silu_mul)
 
 // Copies columns first..first+n of each part of x to the same columns of y: those that pass through a product by head.
 KERNEL(pass_through, 256)(const float* x, float* y, int x_width, int y_width, int n, i64 all) {
+    follow_launch();
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= all) return;
     i64 part = i / n;
@@ -57,6 +63,7 @@ REGISTER(pass_through)
 
 // Copies the first `cols` of each `width` values, for float products by head.
 KERNEL(first_columns, 256)(const float* x, float* y, int cols, int width, i64 n) {
+    follow_launch();
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) y[i] = x[i / cols * width + i % cols];
 }
@@ -67,6 +74,7 @@ REGISTER(first_columns)
 // If y is given, x += y; then h = x / sqrt(mean(x^2) + eps) * w over the first n of cols columns, the others copied. If q is
 // given, h is quantised too (whole blocks). One block per row.
 KERNEL(rms_norm, 1024)(float* x, const float* y, const float* w, float* h, i8* q, XScale* scale, int n, int cols, float eps) {
+    follow_launch();
     SHARED(float, scratch);
     i64 row = (i64)blockIdx.x * cols;
     int step = blockDim.x;
@@ -107,6 +115,7 @@ REGISTER(rms_norm)
 
 // y = RMSNorm(x; w) * sigmoid(gate), over each n values; quantised too if q is given. One warp per head.
 KERNEL(gated_rms_norm, 128)(const float* x, const float* w, const float* gate, float* y, i8* q, XScale* scale, int n, float eps, i64 heads) {
+    follow_launch();
     i64 head = (i64)blockIdx.x * 4 + threadIdx.x / 32;
     if (head >= heads) return;
     float sum = 0;
@@ -122,6 +131,7 @@ REGISTER(gated_rms_norm)
 
 // x <- x / sqrt(sum(x^2) + eps) * scale, over each n values. One warp per head.
 KERNEL(l2_norm, 128)(float* x, int n, float eps, float scale, i64 heads) {
+    follow_launch();
     i64 head = (i64)blockIdx.x * 4 + threadIdx.x / 32;
     if (head >= heads) return;
     float sum = 0;
@@ -133,6 +143,7 @@ REGISTER(l2_norm)
 
 // Multiplies each head of x, `dim` columns, by the sigmoid of its gate.
 KERNEL(gate_heads, 256)(float* x, const float* gate, int dim, i64 n) {
+    follow_launch();
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) x[i] *= sigmoid(gate[i / dim]);
 }
@@ -140,6 +151,7 @@ REGISTER(gate_heads)
 
 // The log-decay, in place of f.
 KERNEL(kda_decay, 256)(float* f, const float* a, const float* bias, int cols, int dim, float bound, i64 n) {
+    follow_launch();
     i64 i = (i64)blockIdx.x * blockDim.x + threadIdx.x;
     if (i >= n) return;
     int c = (int)(i % cols);
@@ -154,6 +166,7 @@ REGISTER(kda_decay)
 // Grid: channels / 128, stretches of tokens, spans. A span of one stretch writes its state here, a longer one in conv_tail.
 // The window is right-aligned in eight values, whose oldest ones are zero.
 KERNEL(short_conv, 128)(const __grid_constant__ Spans spans, const float* x, const float* taps, float* y, int channels, int n) {
+    follow_launch();
     const SpanOf& span = spans.of[blockIdx.z];
     int c = blockIdx.x * blockDim.x + threadIdx.x, t0 = blockIdx.y * STRETCH;
     if (c >= channels || t0 >= span.rows) return;

@@ -83,6 +83,7 @@ __device__ __forceinline__ void merge_lists(u64* keys, int all, int bits) {
 // The largest 2^bits keys of each part of a row, and the sum of e^(v - the part's largest). Grid: rows, parts.
 KERNEL(best_of_part, 256)(const float* x, u64* best, float* sums, int cols, int bits) {
     SHARED(PartShared, s);
+    follow_launch();
     float v[PART / 256];
     x += (i64)blockIdx.x * cols;
 #pragma unroll
@@ -108,6 +109,7 @@ REGISTER(best_of_part)
 // The same for the lists and sums of a group of each row's `parts`. Grid: rows, groups of MERGE keys.
 KERNEL(best_of_parts, 1024)(const u64* lists, const float* of_lists, u64* best, float* sums, int parts, int bits) {
     SHARED(MergeShared, s);
+    follow_launch();
     int each = MERGE >> bits, first = blockIdx.y * each, n = min(each, parts - first), all = bits;
     i64 from = (i64)blockIdx.x * parts + first, group = (i64)blockIdx.x * gridDim.y + blockIdx.y;
     while (1 << (all - bits) < n) all++;

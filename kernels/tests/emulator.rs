@@ -17,7 +17,7 @@ use std::process::{Command, Output};
 use std::sync::Mutex;
 
 /// Cases of kernels/cuda/host/planted.cpp and what the emulator says of them.
-const DEFECTS: [(&str, &str); 25] = [
+const DEFECTS: [(&str, &str); 33] = [
     ("barrier", "race between two warps without a barrier"),
     ("second_barrier", "race between two warps without a barrier"),
     ("syncwarp", "race between two lanes without __syncwarp"),
@@ -43,6 +43,14 @@ const DEFECTS: [(&str, &str); 25] = [
     ("wait_in_capture", "a wait for a stream that captures"),
     ("copy_in_capture", "a copy from or to the host in a capture"),
     ("pinned", "pinned memory is freed before a copy of it is done"),
+    ("read_early", "access of what an earlier launch writes before griddepcontrol.wait"),
+    ("read_early_of_two", "access of what an earlier launch writes before griddepcontrol.wait"),
+    ("write_early", "write of what an earlier launch reads before griddepcontrol.wait"),
+    ("end_early", "a thread that ends without griddepcontrol.wait"),
+    ("ldg_of_launch", "__ldg of memory that an overlapping launch writes"),
+    ("prefetch", "prefetch from outside an allocation (16 bytes) at byte 1024 of an allocation of 1024"),
+    ("no_wait", "a programmatic launch of planted_write_early, which does not wait"),
+    ("programmatic_in_capture", "a programmatic launch that follows no launch in a capture"),
 ];
 
 /// The program of planted defects, removed on drop.

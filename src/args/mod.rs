@@ -143,13 +143,25 @@ pub struct DeviceArgs {
     /// Seconds of a step on the GPU after which it counts as hung (default: 60)
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     pub gpu_timeout: Option<u64>,
+    /// Begin each GPU kernel after the end of the one before, also on cards where they can overlap: for measurements
+    #[arg(long, hide = true)]
+    pub gpu_serial_launches: bool,
 }
 
 impl DeviceArgs {
     fn options(&self) -> DeviceOptions {
         let DeviceArgs { device, gpu_memory, gpu_expert_cache, n_cpu_moe, gpu_layers, .. } = *self;
-        let gpu_timeout = self.gpu_timeout.map(Duration::from_secs);
-        DeviceOptions { device, gpu_memory, gpu_expert_cache, n_cpu_moe, gpu_layers, gpu_timeout }
+        let (gpu_timeout, serial_launches) =
+            (self.gpu_timeout.map(Duration::from_secs), self.gpu_serial_launches);
+        DeviceOptions {
+            device,
+            gpu_memory,
+            gpu_expert_cache,
+            n_cpu_moe,
+            gpu_layers,
+            gpu_timeout,
+            serial_launches,
+        }
     }
 }
 

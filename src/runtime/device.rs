@@ -84,6 +84,9 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
     if let Some(limit) = args.device.gpu_timeout {
         cuda.limit_waits(limit);
     }
+    if args.device.serial_launches {
+        cuda.allow_programmatic_launches(false);
+    }
     if cuda.device().devices > 1 {
         let (all, name) = (cuda.device().devices, &cuda.device().name);
         log(&format!(

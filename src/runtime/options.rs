@@ -113,6 +113,8 @@ pub struct DeviceOptions {
     pub gpu_layers: Option<usize>,
     /// Longest time of a step on the GPU, after which it counts as hung; `None` for the default of a minute.
     pub gpu_timeout: Option<Duration>,
+    /// Begin each kernel after the end of the one before, also where they can overlap.
+    pub serial_launches: bool,
 }
 
 /// The device that runs the model.

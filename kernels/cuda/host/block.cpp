@@ -100,6 +100,7 @@ void** arguments;
 
 void entry() {
     kernel.call(kernel.f, arguments);
+    end_thread();
     now->done = true;
     now->context.to(scheduler);
     abort();
@@ -194,7 +195,7 @@ std::string running() {
            " of " + std::to_string(blockDim.x);
 }
 
-void run_launch(const std::string& name, const shim::Kernel& k, dim3 grid, dim3 threads, size_t shared, void** args) {
+void run_launch(const std::string& name, const shim::Kernel& k, dim3 grid, dim3 threads, size_t shared, bool programmatic, void** args) {
     kernel_name = name, kernel = k, arguments = args;
     gridDim = grid, blockDim = threads;
     u64 sizes = grid.x + 3 * (u64)grid.y + 5 * (u64)grid.z + 7 * (u64)threads.x + 11 * (u64)shared;
@@ -202,7 +203,7 @@ void run_launch(const std::string& name, const shim::Kernel& k, dim3 grid, dim3 
     std::vector<unsigned> blocks((u64)grid.x * grid.y * grid.z);
     std::iota(blocks.begin(), blocks.end(), 0);
     for (size_t i = blocks.size(); i > 1; i--) std::swap(blocks[i - 1], blocks[order.below((unsigned)i)]);
-    begin_launch();
+    begin_launch(programmatic);
     for (unsigned n : blocks) {
         blockIdx = dim3{n % grid.x, n / grid.x % grid.y, n / grid.x / grid.y};
         begin_block(shared);

@@ -1,7 +1,8 @@
 // An emulator of libcuda that runs the kernels on the host, so that tests run the real host code through the real bindings.
 //
 // Every rule of the driver's that the backend could break aborts the process with a message: a call in a thread without a
-// context, work that a capture does not allow, shared memory without opt-in, more threads than a kernel is compiled for.
+// context, work that a capture does not allow, shared memory without opt-in, more threads than a kernel is compiled for, a
+// programmatic launch of a kernel that does not wait. KIMI_EMULATOR_CAPABILITY is the compute capability, 9.0 by default.
 // Kernels register themselves by name.
 #include "emulator.h"
 #include <mutex>
@@ -18,6 +19,32 @@ std::mutex one;
 thread_local bool has_context = false;
 std::map<const unsigned char*, size_t> pinned;
 std::map<std::string, Function> functions;
+
+// Kernels that wait for overlapping launches, in the text of a module.
+struct Module {
+    std::map<std::string, bool> waits;
+};
+const char* const WAIT = "griddepcontrol.wait", *const COMMENT = "//sm_90 ";
+
+// The attribute of a launch that may overlap with the one before it, as in cuda.h.
+struct LaunchAttribute {
+    int id;
+    char padding[4];
+    int value[16];
+};
+struct LaunchConfig {
+    unsigned grid[3], block[3], shared;
+    void* stream;
+    LaunchAttribute* attributes;
+    unsigned n;
+};
+const int PROGRAMMATIC = 6;
+
+// 90 for 9.0: KIMI_EMULATOR_CAPABILITY.
+int capability() {
+    const char* text = getenv("KIMI_EMULATOR_CAPABILITY");
+    return text ? (int)lround(10 * atof(text)) : 90;
+}
 
 void need_context(const char* call) {
     if (!has_context) fail(std::string(call) + " in a thread without a context");
@@ -73,8 +100,8 @@ API(cuDeviceGetUuid_v2)(void* uuid, int) { return memset(uuid, 7, 16), OK; }
 API(cuDeviceGetAttribute)(int* v, int attribute, int) {
     switch (attribute) {
         case 16: return *v = 4, OK;           // multiprocessors
-        case 75: return *v = 8, OK;           // compute capability
-        case 76: return *v = 0, OK;
+        case 75: return *v = capability() / 10, OK;
+        case 76: return *v = capability() % 10, OK;
         case 97: return *v = SHARED_LIMIT, OK;
         default: return INVALID;
     }
@@ -141,16 +168,32 @@ API(cuStreamWaitEvent)(void* stream, void* event, unsigned) { BEGIN; return wait
 API(cuModuleLoadDataEx)(void** m, const void* code, unsigned n, int* options, void** values) {
     BEGIN;
     if (n != 2 || options[0] != 5 || options[1] != 6) return INVALID;
-    if (strstr((const char*)code, ".version")) return *m = (void*)1, OK;
-    snprintf((char*)values[0], (size_t)values[1], "no .version");
-    return INVALID;
+    std::string text = (const char*)code;
+    size_t target = text.find(".target sm_");
+    bool known = text.find(".version") != std::string::npos && target != std::string::npos;
+    if (!known || atoi(text.c_str() + target + 11) > capability()) {
+        snprintf((char*)values[0], (size_t)values[1], known ? "a target beyond the device" : "no .version");
+        return INVALID;
+    }
+    Module* module = new Module;
+    for (size_t at = 0; (at = text.find(".entry ", at)) != std::string::npos;) {
+        size_t name = at + 7, end = text.find(".entry ", name), wait = text.find(WAIT, name);
+        bool waits = wait < end && text.compare(wait - strlen(COMMENT), strlen(COMMENT), COMMENT);
+        module->waits[text.substr(name, text.find('(', name) - name)] = waits;
+        at = name;
+    }
+    return *m = module, OK;
 }
-API(cuModuleGetFunction)(void** f, void*, const char* name) {
+// Without a module: kernels of tests, which wait.
+API(cuModuleGetFunction)(void** f, void* m, const char* name) {
     BEGIN;
     auto found = shim::kernels().find(name);
     if (found == shim::kernels().end()) return NOT_FOUND;
-    *f = &functions.try_emplace(name, Function{name, found->second, SHARED_DEFAULT}).first->second;
-    return OK;
+    Module* module = (Module*)m;
+    if (module && !module->waits.count(name)) return NOT_FOUND;
+    Function* function = &functions.try_emplace(name, Function{name, found->second, SHARED_DEFAULT, false}).first->second;
+    function->waits = !module || module->waits[name];
+    return *f = function, OK;
 }
 API(cuFuncSetAttribute)(void* f, int attribute, int value) {
     BEGIN;
@@ -158,10 +201,9 @@ API(cuFuncSetAttribute)(void* f, int attribute, int value) {
     if (attribute != MAX_SHARED || value < 0 || (size_t)value > SHARED_LIMIT) return INVALID;
     return ((Function*)f)->opted_in = std::max((size_t)value, SHARED_DEFAULT), OK;
 }
-API(cuLaunchKernel)(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
-                    void* stream, void** args, void**) {
-    BEGIN;
-    const Function* f = (Function*)handle;
+// A launch, which may overlap with the one before it if it is programmatic.
+static int launch(const Function* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                  void* stream, void** args, bool programmatic) {
     if (!gx || !gy || !gz || gx > 0x7fffffff || gy > 65535 || gz > 65535) return INVALID;
     if (!bx || bx > 1024 || bx % 32 || by != 1 || bz != 1) return INVALID;
     if (int code = launch_error(f->name)) return code;
@@ -169,9 +211,26 @@ API(cuLaunchKernel)(void* handle, unsigned gx, unsigned gy, unsigned gz, unsigne
     if (shared > f->opted_in) fail("more shared memory than opted in to in a launch of " + f->name);
     Work w{};
     w.kind = Work::LAUNCH, w.f = f, w.grid = dim3{gx, gy, gz}, w.threads = dim3{bx, by, bz}, w.shared = shared;
+    w.programmatic = programmatic;
     for (int i = 0; i < f->kernel.n; i++)
         w.arguments.emplace_back((unsigned char*)args[i], (unsigned char*)args[i] + f->kernel.sizes[i]);
     return issue(stream, std::move(w)), OK;
+}
+API(cuLaunchKernel)(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz, unsigned shared,
+                    void* stream, void** args, void**) {
+    BEGIN;
+    return launch((Function*)f, gx, gy, gz, bx, by, bz, shared, stream, args, false);
+}
+API(cuLaunchKernelEx)(const LaunchConfig* c, void* f, void** args, void**) {
+    BEGIN;
+    bool programmatic = false;
+    for (unsigned i = 0; i < c->n; i++) {
+        if (c->attributes[i].id != PROGRAMMATIC) return INVALID;
+        programmatic = c->attributes[i].value[0];
+    }
+    if (programmatic && capability() < 90) return INVALID;
+    if (programmatic && !((Function*)f)->waits) fail("a programmatic launch of " + ((Function*)f)->name + ", which does not wait");
+    return launch((Function*)f, c->grid[0], c->grid[1], c->grid[2], c->block[0], c->block[1], c->block[2], c->shared, c->stream, args, programmatic);
 }
 API(cuEventCreate)(void** e, unsigned) { BEGIN; return *e = new Event, OK; }
 API(cuEventDestroy_v2)(void* e) { BEGIN; return delete (Event*)e, OK; }

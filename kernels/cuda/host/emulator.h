@@ -48,20 +48,22 @@ bool is_device(const void* p);
 void copy_range(void* to, const void* from, size_t bytes);
 void fill_range(void* to, int value, size_t bytes);
 
-// A launch or block begins: earlier accesses are ordered before its own. `bytes` of shared memory are unwritten.
-void begin_launch();
+// A launch or block begins: earlier accesses are ordered before its own, except that a programmatic launch may overlap with
+// those back to the last one that is not. `bytes` of shared memory are unwritten.
+void begin_launch(bool programmatic);
 void begin_block(size_t bytes);
 // All threads of the block have met at a barrier.
 void begin_interval();
-// The thread and warp whose accesses follow.
+// The thread and warp whose accesses follow, and its end.
 void set_thread(unsigned thread);
+void end_thread();
 // The lanes of a warp have met at __syncwarp, or at a shuffle or the like, which does not order writes.
 void begin_warp_step(unsigned warp, bool orders_writes);
 
 // ---- block.cpp ---------------------------------------------------------------------------------------------------
 
 // Runs a kernel's blocks, one after the other in random order.
-void run_launch(const std::string& name, const shim::Kernel& kernel, dim3 grid, dim3 threads, size_t shared, void** arguments);
+void run_launch(const std::string& name, const shim::Kernel& kernel, dim3 grid, dim3 threads, size_t shared, bool programmatic, void** arguments);
 // The kernel, block and thread that run; empty between launches.
 std::string running();
 
@@ -84,6 +86,7 @@ struct Function {
     std::string name;
     shim::Kernel kernel;
     size_t opted_in; // bytes of shared memory
+    bool waits;      // for overlapping launches, in the code that was loaded
 };
 
 // A unit of work: a launch, a copy, a fill, or a wait for another stream.
@@ -92,6 +95,7 @@ struct Work {
     const Function* f;
     dim3 grid, threads;
     size_t shared;
+    bool programmatic; // may overlap with the launch before it
     std::vector<std::vector<unsigned char>> arguments;
     void* to;
     const void* from;

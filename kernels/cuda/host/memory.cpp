@@ -4,7 +4,8 @@
 // run-time library. A state per byte finds accesses outside allocations and reads of unwritten memory. A record of the last
 // write and the last reads of each word finds races: of threads of a block between two barriers, of lanes between two
 // __syncwarp, and of blocks of a launch, except where a fence and a counter order them; and __ldg of memory that the same
-// launch writes. Bytes that several threads share within a word are tracked as one, which can miss a race but reports none
+// launch writes. A programmatic launch may begin before earlier ones end: until a thread waits, it may not read what they
+// wrote, nor write what they read or wrote, and it may never read that by __ldg. Bytes that several threads share within a word are tracked as one, which can miss a race but reports none
 // that does not exist. Next: block.cpp.
 #include "emulator.h"
 #include <map>
@@ -54,6 +55,9 @@ size_t in_use = 0, cursor = SHARED_SPAN;
 // The running launch.
 bool is_running = false;
 u32 interval = 0, launch_first = 0, block_first = 0;
+bool is_programmatic = false;
+u32 overlap_first = 0; // the launches since then may overlap with the running one
+bool waited[MAX_THREADS]; // for them
 size_t shared_bytes = 0;
 unsigned thread = 0;
 u16 steps[MAX_THREADS / WARP], turns[MAX_THREADS / WARP]; // __syncwarp, and all warp-wide operations so far
@@ -135,8 +139,22 @@ inline void record(Access& a, bool write, unsigned bytes, bool atomic, bool cons
     a = own;
 }
 
+// Whether a launch that may overlap with the running one made the access to these bytes.
+inline bool is_overlapping(const Access& a, unsigned bytes) {
+    return a.interval >= overlap_first && a.interval < launch_first && a.bytes & bytes;
+}
+
+// Checks an access of global memory by a programmatic launch.
+inline void check_overlap(const Word& word, unsigned bytes, bool write, bool constant, size_t at) {
+    if (constant && is_overlapping(word.write, bytes)) report("__ldg of memory that an overlapping launch writes", at, 4);
+    if (waited[thread]) return;
+    if (is_overlapping(word.write, bytes)) report("access of what an earlier launch writes before griddepcontrol.wait", at, 4);
+    if (write && is_overlapping(word.read, bytes)) report("write of what an earlier launch reads before griddepcontrol.wait", at, 4);
+}
+
 inline void check_races(Word& word, unsigned bytes, shim::Access kind, size_t at, u32 oldest) {
     bool write = kind == shim::WRITE || kind == shim::ATOMIC, atomic = kind == shim::ATOMIC, constant = kind == shim::CONSTANT;
+    if (is_programmatic && at >= SHARED_SPAN) check_overlap(word, bytes, write, constant, at);
     if (word.write.interval >= oldest && !(atomic && word.write.atomic))
         if (const char* why = conflict(word.write, true, bytes)) report(why, at, 4);
     if (write && word.read.interval >= oldest)
@@ -264,9 +282,11 @@ void fill_range(void* to, int value, size_t bytes) {
     memset(to, value, bytes);
 }
 
-void begin_launch() {
+void begin_launch(bool programmatic) {
     launch_first = ++interval;
     runs.clear();
+    is_programmatic = programmatic;
+    if (!programmatic) overlap_first = launch_first;
 }
 
 void begin_block(size_t bytes) {
@@ -278,6 +298,7 @@ void begin_block(size_t bytes) {
     runs.push_back(Run{block_first, false, 0, 0, 0});
     memset(fenced, 0, sizeof fenced);
     memset(counted, 0, sizeof counted);
+    memset(waited, 0, sizeof waited);
     memset(steps, 0, sizeof steps);
     memset(turns, 0, sizeof turns);
     acquired = false;
@@ -285,6 +306,9 @@ void begin_block(size_t bytes) {
 
 void begin_interval() { interval++; }
 void set_thread(unsigned t) { thread = t; }
+void end_thread() {
+    if (is_programmatic && !waited[thread]) fail("a thread that ends without griddepcontrol.wait");
+}
 void begin_warp_step(unsigned warp, bool orders_writes) {
     turns[warp]++;
     steps[warp] += orders_writes;
@@ -323,6 +347,14 @@ void matrix_row(const void* row) {
 void fence() {
     fenced[thread] = true;
     if (counted[thread]) acquired = true, acquire_interval = interval, acquire_thread = thread;
+}
+
+void wait_dependencies() { waited[thread] = true; }
+
+// A hint, which is no read; but an address outside an allocation may be invalid.
+void prefetch(const void* p, size_t bytes) {
+    size_t at = offset_of(p, bytes, "prefetch from outside an allocation");
+    if (at % 16 || bytes % 16) report("misaligned prefetch", at, bytes);
 }
 
 int atomic_add(int* p, int v) {

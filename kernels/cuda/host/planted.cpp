@@ -16,9 +16,11 @@ CU(cuMemsetD8Async, u64, unsigned char, size_t, void*);
 CU(cuStreamCreate, void**, unsigned);
 CU(cuStreamSynchronize, void*);
 CU(cuStreamWaitEvent, void*, void*, unsigned);
+CU(cuModuleLoadDataEx, void**, const void*, unsigned, int*, void**);
 CU(cuModuleGetFunction, void**, void*, const char*);
 CU(cuFuncSetAttribute, void*, int, int);
 CU(cuLaunchKernel, void*, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, void*, void**, void**);
+CU(cuLaunchKernelEx, const void*, void*, void**, void**);
 CU(cuEventCreate, void**, unsigned);
 CU(cuEventRecord, void*, void*);
 CU(cuStreamBeginCapture_v2, void*, int);
@@ -171,6 +173,41 @@ KERNEL(planted_order, 64)(int* x, int* count) {
 }
 REGISTER(planted_order)
 
+// For programmatic launches, without a call of launch_dependents: they may overlap all the same.
+KERNEL(planted_read_early, N)(const float* x, float* y, int fixed) {
+    if (fixed) wait_dependencies();
+    float v = x[threadIdx.x];
+    if (!fixed) wait_dependencies();
+    y[threadIdx.x] = v;
+}
+REGISTER(planted_read_early)
+
+KERNEL(planted_write_early, N)(float* x, int fixed) {
+    if (fixed) wait_dependencies();
+    x[threadIdx.x] = 1;
+    if (!fixed) wait_dependencies();
+}
+REGISTER(planted_write_early)
+
+KERNEL(planted_end_early, N)(float* x, int fixed) {
+    if (!fixed && threadIdx.x == 77) return;
+    wait_dependencies();
+    if (threadIdx.x != 77) x[threadIdx.x] = 1;
+}
+REGISTER(planted_end_early)
+
+KERNEL(planted_ldg_of_launch, N)(const float* x, float* y, int fixed) {
+    wait_dependencies();
+    y[threadIdx.x] = fixed ? x[threadIdx.x] : __ldg(x + threadIdx.x);
+}
+REGISTER(planted_ldg_of_launch)
+
+KERNEL(planted_prefetch, N)(const float* x, int fixed) {
+    prefetch_l2(x + !fixed * N, 16);
+    wait_dependencies();
+}
+REGISTER(planted_prefetch)
+
 // 1 + 16 terms of 2^-24: each is below the last bit of 1.
 KERNEL(planted_tensor, 32)(float* x) {
     float d[4] = {1, 1, 1, 1};
@@ -191,6 +228,21 @@ template <class... A> void launch(const char* name, unsigned blocks, unsigned th
     void *f, *pointers[] = {&args...};
     if (cuModuleGetFunction(&f, nullptr, name)) abort();
     if (cuLaunchKernel(f, blocks, 1, 1, threads, 1, 1, shared, work, pointers, nullptr)) abort();
+}
+
+// A launch that may overlap with the one before it.
+template <class... A> void launch_programmatic(const char* name, void* module, A... args) {
+    struct {
+        int id, padding, value[16];
+    } attribute = {6, 0, {1}};
+    struct {
+        unsigned sizes[7];
+        void *stream, *attributes;
+        unsigned n;
+    } config = {{1, 1, 1, N, 1, 1, 0}, work, &attribute, 1};
+    void *f, *pointers[] = {&args...};
+    if (cuModuleGetFunction(&f, module, name)) abort();
+    if (cuLaunchKernelEx(&config, f, pointers, nullptr)) abort();
 }
 
 float* buffer() {
@@ -310,6 +362,51 @@ const Case CASES[] = {
          copy_ones(x, fixed);
          print(y, 1);
          cuStreamSynchronize(copies);
+     }},
+    {"read_early", [](bool fixed) {
+         float *x = zeros(), *y = zeros();
+         launch("planted_add", 1, N, 0, x, 1.0f);
+         launch_programmatic("planted_read_early", nullptr, x, y, (int)fixed);
+     }},
+    // What the launch before the last writes, which may not have ended either.
+    {"read_early_of_two", [](bool fixed) {
+         float *x = zeros(), *y = zeros(), *z = zeros();
+         launch("planted_add", 1, N, 0, x, 1.0f);
+         launch_programmatic("planted_write_early", nullptr, y, 1);
+         launch_programmatic("planted_read_early", nullptr, x, z, (int)fixed);
+     }},
+    {"write_early", [](bool fixed) {
+         float *x = zeros(), *y = zeros();
+         launch("planted_unwritten", 1, N, 0, y, x, 0); // reads x
+         launch_programmatic("planted_write_early", nullptr, x, (int)fixed);
+     }},
+    {"end_early", [](bool fixed) {
+         launch("planted_add", 1, N, 0, zeros(), 1.0f);
+         launch_programmatic("planted_end_early", nullptr, zeros(), (int)fixed); // follows a fill, which ends first
+         launch_programmatic("planted_end_early", nullptr, buffer(), (int)fixed);
+     }},
+    {"ldg_of_launch", [](bool fixed) {
+         float *x = zeros(), *y = zeros();
+         launch("planted_add", 1, N, 0, x, 1.0f);
+         launch_programmatic("planted_ldg_of_launch", nullptr, x, y, (int)fixed);
+     }},
+    {"prefetch", [](bool fixed) { launch("planted_prefetch", 1, N, 0, zeros(), (int)fixed); }},
+    // The code that was loaded does not wait: a comment on this card.
+    {"no_wait", [](bool fixed) {
+         const char* waits = ".version 8.4\n.target sm_90\n.entry planted_write_early(\n){\n\tgriddepcontrol.wait;\n}\n";
+         const char* does_not = ".version 8.4\n.target sm_80\n.entry planted_write_early(\n){\n\t//sm_90 griddepcontrol.wait;\n}\n";
+         void *module, *values[2] = {};
+         int options[2] = {5, 6};
+         if (cuModuleLoadDataEx(&module, fixed ? waits : does_not, 2, options, values)) abort();
+         launch_programmatic("planted_write_early", module, buffer(), 1);
+     }},
+    {"programmatic_in_capture", [](bool fixed) {
+         void* graph;
+         float* x = zeros();
+         cuStreamBeginCapture_v2(work, 2);
+         if (fixed) launch("planted_add", 1, N, 0, x, 1.0f);
+         launch_programmatic("planted_write_early", nullptr, x, 1);
+         cuStreamEndCapture(work, &graph);
      }},
     {"order", [](bool) {
          int* x = (int*)zeros();

@@ -11,6 +11,7 @@ namespace {
 struct Stream {
     std::deque<Work> queue;
     u64 issued = 0, done = 0;
+    bool after_launch = false; // the last work is a launch
 };
 std::map<void*, Stream> streams;
 Random chance{seed()};
@@ -39,7 +40,7 @@ void run(Work& w) {
     if (!starts(w.f->name)) return;
     std::vector<void*> arguments;
     for (auto& a : w.arguments) arguments.push_back(a.data());
-    run_launch(w.f->name, w.f->kernel, w.grid, w.threads, w.shared, arguments.data());
+    run_launch(w.f->name, w.f->kernel, w.grid, w.threads, w.shared, w.programmatic, arguments.data());
 }
 
 } // namespace
@@ -47,10 +48,16 @@ void run(Work& w) {
 void issue(void* stream, Work w) {
     if (is_capturing(stream)) {
         if (w.kind == Work::WAIT) fail("a wait for another stream in a capture");
-        return captures[stream].push_back(std::move(w));
+        Graph& graph = captures[stream];
+        if (w.programmatic && (graph.empty() || graph.back().kind != Work::LAUNCH))
+            fail("a programmatic launch that follows no launch in a capture");
+        return graph.push_back(std::move(w));
     }
     bool launch = w.kind == Work::LAUNCH;
     Stream& s = streams[stream];
+    if (!s.after_launch) w.programmatic = false; // other work has ended before a launch begins
+    bool poison = w.kind == Work::FILL && w.value == POISON; // of tests, which check launches as if it were not there
+    s.after_launch = launch || (s.after_launch && poison);
     s.queue.push_back(std::move(w));
     s.issued++;
     if (chance.below(launch ? 16 : 2) == 0) finish(stream);

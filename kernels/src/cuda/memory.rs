@@ -152,7 +152,7 @@ impl DevicePool {
     fn try_size(&self, size: usize, bytes: usize) -> Option<DeviceBuffer> {
         let at = self.take(size)?;
         if self.poisoned.load(Ordering::Relaxed) {
-            self.driver.fill(at, 0xff, bytes);
+            self.driver.poison(at, bytes);
         }
         Some(DeviceBuffer { at, size, home: Some(self.clone()) })
     }

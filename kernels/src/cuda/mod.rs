@@ -207,6 +207,17 @@ impl Cuda {
         self.driver.trace(Box::new(on));
     }
 
+    /// Allows programmatic dependent launches from now on, or not: a kernel begins before the one before it has ended, and waits
+    /// for it itself. Results are the same. Returns whether the device has them (compute capability 9.0).
+    pub fn allow_programmatic_launches(&self, allowed: bool) -> bool {
+        self.driver.allow_programmatic(allowed)
+    }
+
+    /// Whether launches are programmatic: by default where the device has them.
+    pub fn has_programmatic_launches(&self) -> bool {
+        self.driver.is_programmatic()
+    }
+
     /// Sets the longest time that issued work may take (default: 60 s). Beyond it, and after an error of the driver or of a
     /// kernel, every op unwinds with a [`DeviceFailure`].
     pub fn limit_waits(&self, limit: Duration) {
@@ -216,6 +227,11 @@ impl Cuda {
     /// Number of kernel launches, direct or captured.
     pub fn launched(&self) -> u64 {
         self.driver.launched.load(Ordering::Relaxed)
+    }
+
+    /// Number of these launches that may begin before the kernel before them has ended.
+    pub fn overlapping_launches(&self) -> u64 {
+        self.driver.overlapping.load(Ordering::Relaxed)
     }
 
     /// Number of graph launches: one per replayed step, and one more per layer with experts in RAM.

@@ -40,6 +40,7 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
     let rate =
         CheckRow { what: "copy, read and written".into(), found: format!("{memory:.0} GB/s"), passed: None };
     let mut rows = vec![rate];
+    rows.extend(launches(cuda, &mut n));
     for (format, shape) in [
         (Format::Q4_K, [1, 4096, 2304]),
         (Format::Q6_K, [1, 4096, 2304]),
@@ -77,6 +78,24 @@ pub fn all(cuda: &Cuda, seed: u64) -> Vec<CheckRow> {
     }
     rows.extend(experts_in_ram(cuda, &mut n));
     rows
+}
+
+/// Kernels in the chain of [`launches`]: about those of a decoded token.
+const CHAIN: usize = 200;
+
+/// The time of a small kernel in a chain of dependent ones, where they may overlap and where they may not: their difference is
+/// what programmatic dependent launches save of a launch.
+fn launches(cuda: &Cuda, n: &mut TestRng) -> Vec<CheckRow> {
+    let mut x = Some(cuda.tensor(1, SHAPE.dim, &n.vec(SHAPE.dim)));
+    let mut time = |what: &str, allowed: bool| {
+        let possible = cuda.allow_programmatic_launches(allowed);
+        let seconds = cuda.time(CHAIN, |_| x = x.take().map(|x| cuda.sigmoid(x)));
+        let found = format!("{:.2} us", seconds * 1e6);
+        (possible || !allowed).then(|| CheckRow { what: what.to_owned(), found, passed: None })
+    };
+    let serial = time("a small kernel after the end of the one before", false);
+    let overlapping = time("a small kernel, launched programmatically", true);
+    serial.into_iter().chain(overlapping).collect()
 }
 
 pub(super) fn product(

@@ -49,6 +49,10 @@ pub struct GpuCheckArgs {
     /// Also benchmark with GPU memory limited to these sizes, as on smaller cards
     #[arg(long, value_name = "SIZE", value_delimiter = ',', requires = "real")]
     cards: Vec<String>,
+    /// Also benchmark decode of --real with each kernel launched after the end of the one before: on cards of compute capability
+    /// 9.0 and newer they overlap otherwise
+    #[arg(long, requires = "real")]
+    serial_launches: bool,
     /// Prefill batch size of the benchmarks in tokens
     #[arg(long, default_value_t = 4096)]
     batch: usize,
@@ -170,11 +174,14 @@ fn rows_of_file(cuda: &Cuda, part: &str, file: &ModelFile, seed: u64, quick: boo
 fn device(cuda: &Cuda) -> Vec<CheckRow> {
     let (device, [free, total]) = (cuda.device(), cuda.memory());
     let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+    let launches =
+        if cuda.has_programmatic_launches() { "yes" } else { "no: expected compute capability 9.0" };
     let row = |what: &str, found: String| CheckRow { what: what.to_owned(), found, passed: None };
     let mut rows = vec![
         row("device", cuda.describe()),
         row("driver, CUDA", format!("{}.{}", device.version / 1000, device.version % 1000 / 10)),
         row("multiprocessors", device.multiprocessors.to_string()),
+        row("programmatic dependent launches", launches.into()),
         row("memory free, all", format!("{:.1}, {:.1} GiB", gib(free), gib(total))),
     ];
     let compiled = cuda.compile().into_iter();
@@ -189,8 +196,11 @@ fn device(cuda: &Cuda) -> Vec<CheckRow> {
 /// Benchmarks prefill and decode of the real shape with `kimi bench`, and decode of the shape with MLA in every
 /// layer. Continues after failures and returns their names.
 fn real(args: &GpuCheckArgs, file: &Path) -> Vec<&'static str> {
-    let run = |depths, prefill| Run { file, preset: "48b", depths, prefill, card: None };
+    let run = |depths, prefill| Run { file, preset: "48b", depths, prefill, card: None, is_serial: false };
     let mut runs = vec![run(&args.depth, true), run(&args.far, false)];
+    if args.serial_launches {
+        runs.push(Run { is_serial: true, ..run(&args.depth, false) });
+    }
     if let Some(other) = &args.all_mla {
         let all_mla = |depths| Run { file: other, preset: "48b-mla", ..run(depths, false) };
         runs.extend([all_mla(&args.depth), all_mla(&args.far)]);
@@ -200,6 +210,9 @@ fn real(args: &GpuCheckArgs, file: &Path) -> Vec<&'static str> {
     for run in runs {
         if let Some(card) = run.card {
             println!("GPU memory limited to {card}");
+        }
+        if run.is_serial {
+            println!("without programmatic dependent launches");
         }
         if let Err(e) = bench(args, &run) {
             println!("{}: FAILED: {e:#}", run.file.display());
@@ -219,10 +232,12 @@ struct Run<'a> {
     prefill: bool,
     /// The limit of GPU memory to simulate.
     card: Option<&'a str>,
+    /// Whether to decode without programmatic dependent launches.
+    is_serial: bool,
 }
 
 fn bench(args: &GpuCheckArgs, run: &Run<'_>) -> Result<()> {
-    let Run { file, preset, depths, prefill, card } = *run;
+    let Run { file, preset, depths, prefill, card, is_serial } = *run;
     let path = file.to_str().context("expected a path in UTF-8")?;
     let Some(deepest) = depths.iter().max() else { return Ok(()) };
     if !file.exists() {
@@ -236,7 +251,9 @@ fn bench(args: &GpuCheckArgs, run: &Run<'_>) -> Result<()> {
     let how = ["-p", &tokens, "-n", &decoded, "-d", &depths, "--batch", &batch, "--ctx", &context];
     let own = ["bench", "--device", "cuda", "-m", path, "-r", if args.quick { "1" } else { "3" }];
     let card = card.map(|card| ["--gpu-memory", card]);
-    child(&[&own[..], &how, card.as_ref().map_or(&[], |card| &card[..])].concat(), BENCH_SECONDS)
+    let launches: &[&str] = if is_serial { &["--gpu-serial-launches"] } else { &[] };
+    let card = card.as_ref().map_or(&[][..], |card| &card[..]);
+    child(&[&own[..], &how, card, launches].concat(), BENCH_SECONDS)
 }
 
 /// Number of tokens decoded at each depth.

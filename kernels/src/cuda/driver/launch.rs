@@ -108,6 +108,11 @@ thread_local! {
     static CAPTURING: Cell<bool> = const { Cell::new(false) };
 }
 
+/// Whether this thread captures a graph now.
+pub(super) fn is_capturing() -> bool {
+    CAPTURING.get()
+}
+
 /// A capture of the compute stream. A drop before its end discards the graph, so that a panic leaves a usable stream.
 struct Capturing<'a>(&'a Driver);
 
@@ -126,6 +131,7 @@ impl Capturing<'_> {
 
     fn stop(&self) -> (CUresult, sys::CUgraph) {
         CAPTURING.set(false);
+        self.0.note_other_work();
         let mut graph = std::ptr::null_mut();
         if self.0.context.fault.failure().is_some() {
             return (CUresult::CUDA_ERROR_UNKNOWN, graph);
@@ -176,35 +182,65 @@ impl Driver {
         for (pointer, argument) in pointers.iter_mut().zip(arguments) {
             *pointer = argument.bytes().as_ptr().cast_mut().cast::<c_void>();
         }
-        let [x, y, z] = grid.blocks.map(|n| u32::try_from(n).expect("blocks in 32 bits"));
-        let (threads, shared) = (grid.threads as u32, grid.shared as u32);
         if let Some(trace) = self.trace.get() {
             trace(LaunchEvent::Kernel(&entry.name));
         }
+        let is_programmatic = entry.waits && self.is_programmatic();
+        let overlaps = self.after_waiting.swap(is_programmatic, Ordering::Relaxed) && is_programmatic;
+        self.overlapping.fetch_add(overlaps.into(), Ordering::Relaxed);
         // SAFETY: each argument is as long as the kernel's parameter and is copied by the call; addresses in them are
         // of buffers that outlive the work, since memory is only reused by work issued later on the same stream, or by
-        // copies that wait for it.
-        let code = unsafe {
-            sys::cuLaunchKernel(
-                function.handle,
-                x,
-                y,
-                z,
-                threads,
-                1,
-                1,
-                shared,
-                self.stream,
-                pointers.as_mut_ptr(),
-                std::ptr::null_mut(),
-            )
-        };
+        // copies that wait for it. A kernel that begins before those before it end waits for them.
+        let code = unsafe { self.issue(function.handle, grid, &mut pointers, overlaps) };
         if code != CUresult::CUDA_SUCCESS {
             self.done(format_args!("{} {grid:?}", entry.name), code);
         }
         if self.trace.get().is_some() && !CAPTURING.get() {
             self.context.fault.wait_for(self.stream, &entry.name);
         }
+    }
+
+    /// Issues a launch to the compute stream. An overlapping one may begin once all blocks of the launch before it have called
+    /// `launch_dependents`; in a capture this becomes a programmatic edge, which only two kernels can have.
+    ///
+    /// # Safety
+    /// The pointers are to arguments of the kernel's types. A kernel of an overlapping launch waits for those before it, and so
+    /// does the last work of the stream, a kernel.
+    unsafe fn issue(
+        &self,
+        function: sys::CUfunction,
+        grid: Grid,
+        pointers: &mut [*mut c_void],
+        overlaps: bool,
+    ) -> CUresult {
+        let [x, y, z] = grid.blocks.map(|n| u32::try_from(n).expect("blocks in 32 bits"));
+        let (threads, shared) = (grid.threads as u32, grid.shared as u32);
+        let (pointers, extra) = (pointers.as_mut_ptr(), std::ptr::null_mut());
+        if !overlaps {
+            // SAFETY: the pointers are to arguments of the kernel's types, by the contract of this function.
+            return unsafe {
+                sys::cuLaunchKernel(function, x, y, z, threads, 1, 1, shared, self.stream, pointers, extra)
+            };
+        }
+        let mut attribute = sys::CUlaunchAttribute {
+            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+            pad: [0; 4],
+            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+        };
+        let config = sys::CUlaunchConfig {
+            gridDimX: x,
+            gridDimY: y,
+            gridDimZ: z,
+            blockDimX: threads,
+            blockDimY: 1,
+            blockDimZ: 1,
+            sharedMemBytes: shared,
+            hStream: self.stream,
+            attrs: &mut attribute,
+            numAttrs: 1,
+        };
+        // SAFETY: as above; the call copies the configuration and its attribute.
+        unsafe { sys::cuLaunchKernelEx(&config, function, pointers, extra) }
     }
 
     /// Passes modules and kernels to `trace` before they are loaded and launched. Each launch is then waited for, so that
@@ -217,6 +253,7 @@ impl Driver {
         let mode = sys::CUstreamCaptureMode_enum::CU_STREAM_CAPTURE_MODE_RELAXED;
         // SAFETY: the stream is ours and captures nothing yet.
         self.done("capture", unsafe { sys::cuStreamBeginCapture_v2(self.stream, mode) });
+        self.note_other_work();
         CAPTURING.set(true);
     }
 
@@ -252,6 +289,7 @@ impl Driver {
         self.current();
         self.graphs.fetch_add(1, Ordering::Relaxed);
         let _turn = self.turn();
+        self.note_other_work();
         // SAFETY: the graph is alive, and its owner keeps its buffers alive.
         self.done("replay", unsafe { sys::cuGraphLaunch(graph.handle, self.stream) });
     }

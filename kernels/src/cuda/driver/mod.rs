@@ -12,14 +12,14 @@ pub use fault::DeviceFailure;
 pub use launch::LaunchEvent;
 pub(super) use launch::{Argument, GraphExec, Grid, arg, block};
 
-use super::ptx::Code;
+use super::ptx::{Code, PROGRAMMATIC};
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use fault::DeviceFault;
 use launch::{LaunchTrace, LoadedModules};
 use std::collections::VecDeque;
 use std::ffi::CStr;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -59,6 +59,10 @@ pub(super) struct Driver {
     loaded: Mutex<LoadedModules>,
     /// Locked exclusively during a capture, shared by threads that issue work.
     capture_lock: RwLock<()>,
+    /// Whether kernels that wait for the launches before them are launched before these end.
+    programmatic: AtomicBool,
+    /// Whether the last work of the compute stream, or of its capture, is a kernel that waits for those before it.
+    after_waiting: AtomicBool,
     /// Receives modules and kernels before they are loaded and launched.
     trace: OnceLock<LaunchTrace>,
     /// Small uploads in flight, oldest first.
@@ -69,6 +73,8 @@ pub(super) struct Driver {
     epoch: AtomicU64,
     /// Number of kernels launched or captured.
     pub(super) launched: AtomicU64,
+    /// Number of these that may overlap with the kernel before them.
+    pub(super) overlapping: AtomicU64,
     /// Number of graph launches so far.
     pub(super) graphs: AtomicU64,
     pub(super) device: Device,
@@ -255,14 +261,17 @@ impl Driver {
             context: PrimaryContext { handle: context, fault: Arc::default() },
             stream,
             copies,
-            code: Code::embedded(),
+            code: Code::embedded(device.capability),
             loaded: Mutex::default(),
             capture_lock: RwLock::new(()),
+            programmatic: AtomicBool::new(device.capability >= PROGRAMMATIC),
+            after_waiting: AtomicBool::new(false),
             trace: OnceLock::new(),
             small: Mutex::default(),
             down: Mutex::default(),
             epoch: AtomicU64::new(0),
             launched: AtomicU64::new(0),
+            overlapping: AtomicU64::new(0),
             graphs: AtomicU64::new(0),
             device,
         })
@@ -285,6 +294,23 @@ impl Driver {
 
     fn done(&self, what: impl std::fmt::Display, code: CUresult) {
         self.context.done(what, code);
+    }
+
+    /// Allows programmatic dependent launches from now on, or not. Returns whether the device has them.
+    pub(super) fn allow_programmatic(&self, allowed: bool) -> bool {
+        let possible = self.device.capability >= PROGRAMMATIC;
+        self.programmatic.store(allowed && possible, Ordering::Relaxed);
+        possible
+    }
+
+    /// Whether launches are programmatic where they can be.
+    pub(super) fn is_programmatic(&self) -> bool {
+        self.programmatic.load(Ordering::Relaxed)
+    }
+
+    /// Notes work of the compute stream that is no launch: the next launch begins after its end.
+    fn note_other_work(&self) {
+        self.after_waiting.store(false, Ordering::Relaxed);
     }
 
     /// Sets the longest time that work on the device may take; more is a failure.
@@ -346,6 +372,7 @@ impl Driver {
             return;
         }
         self.wait_now(); // polled: a copy of pageable memory waits for earlier work without a limit
+        self.note_other_work();
         // SAFETY: the bytes are readable, and borrowed until the wait is over.
         self.done("upload", unsafe {
             sys::cuMemcpyHtoDAsync_v2(to, bytes.as_ptr().cast(), bytes.len(), self.stream)
@@ -383,6 +410,7 @@ impl Driver {
             *room = self.pinned(DOWN);
         }
         let _turn = self.turn();
+        self.note_other_work();
         // Without pinned memory, each part is copied with a wait of its own.
         let pinned = room.as_ref().filter(|_| total <= DOWN).map(|room| room.at);
         if pinned.is_none() {
@@ -449,6 +477,7 @@ impl Driver {
     pub(super) fn after(&self, stream: Stream, event: &Event) {
         self.current();
         let _turn = self.turn();
+        self.note_other_work();
         // SAFETY: event and stream are alive.
         self.done("event", unsafe { sys::cuStreamWaitEvent(self.handle(stream), event.handle, 0) });
     }
@@ -463,6 +492,9 @@ impl Driver {
     fn send_now(&self, stream: Stream, to: Address, from: &mut Pinned, bytes: Range<usize>) {
         assert!(bytes.end <= from.len, "{bytes:?} of {} bytes", from.len);
         if !bytes.is_empty() {
+            if matches!(stream, Stream::Work) {
+                self.note_other_work();
+            }
             let stream = self.handle(stream);
             // SAFETY: pinned bytes, unchanged until `sent`, which is recorded here after the copy, has passed.
             unsafe {
@@ -477,12 +509,27 @@ impl Driver {
         self.current();
         let _turn = self.turn();
         if bytes > 0 {
+            self.note_other_work();
             // SAFETY: both are ranges of live allocations, as the callers' buffers are.
             self.done("copy", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, bytes, self.stream) });
         }
     }
 
     pub(super) fn fill(&self, at: Address, byte: u8, bytes: usize) {
+        self.fill_between_launches(at, byte, bytes);
+        self.note_other_work();
+    }
+
+    /// Fills with NaN for tests. Launches before and after it may count as adjacent, so that the emulator checks them as such;
+    /// not in a capture, where a programmatic edge needs two kernels.
+    pub(super) fn poison(&self, at: Address, bytes: usize) {
+        self.fill_between_launches(at, 0xff, bytes);
+        if launch::is_capturing() {
+            self.note_other_work();
+        }
+    }
+
+    fn fill_between_launches(&self, at: Address, byte: u8, bytes: usize) {
         self.current();
         let _turn = self.turn();
         if bytes > 0 {
