@@ -257,15 +257,16 @@ struct Places {
     int q, k, to_score, score, to_p, p, old, v;
 
     __device__ __forceinline__ Places() {
-        int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        int thread = opaque(threadIdx.x); // or the compiler would compute parts of these before the first copy
+        int lane = thread % 32, warp = thread / 32;
         // A warp computes scores of 16 heads x 8 rows over half of the columns: every other 32.
         int heads = warp % 2 * 16, rows = warp / 2 % 2 * 8, half = warp / 4;
         q = kept(2 * ((heads + lane % 16) * PITCH + 32 * half + lane / 16 * 8));
         k = kept(2 * ((rows + lane % 8) * PITCH + 32 * half + lane / 8 * 8));
         to_score = kept(4 * ((half * HEADS + heads + lane / 4) * ROWS + rows + lane % 4 * 2));
-        // A thread computes the weights of two rows for head threadIdx.x / 8.
-        score = 8 * threadIdx.x;
-        to_p = kept(threadIdx.x / 8 * (int)sizeof(Weights) + threadIdx.x % 8 * 4);
+        // A thread computes the weights of two rows for head thread / 8.
+        score = 8 * thread;
+        to_p = kept(thread / 8 * (int)sizeof(Weights) + thread % 8 * 4);
         // A warp sums 64 values for 32 heads.
         p = kept(lane % 16 * (int)sizeof(Weights) + lane / 16 * 16);
         old = kept(lane / 4 * (int)sizeof(Weights) + 2 * ROWS);
