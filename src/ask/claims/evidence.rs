@@ -120,12 +120,13 @@ impl Evidence {
         let parts: Vec<String> = text.split_whitespace().map(escaped).collect();
         let starts = match text.chars().next() {
             Some(c) if c.is_ascii_digit() => r"(?:^|[^\p{L}\p{N}_.]|[^\p{N}]\.|\bv)",
-            Some(c) if c.is_alphanumeric() => r"(?:^|[^\p{L}\p{N}]|_)",
+            // Underscores at the edge of a word are emphasis; inside they join it to a longer identifier.
+            Some(c) if c.is_alphanumeric() => r"(?:^|[^\p{L}\p{N}_])_*",
             _ => "",
         };
         let ends = match text.chars().next_back() {
             Some(c) if c.is_ascii_digit() => r"(?:$|[^\p{L}\p{N}_.,]|[.,](?:$|[^0-9]))",
-            Some(c) if c.is_alphanumeric() => r"(?:$|[^\p{L}\p{N}_])",
+            Some(c) if c.is_alphanumeric() => r"_*(?:$|[^\p{L}\p{N}_])",
             _ => "",
         };
         self.matches(&format!("{starts}(?i:{}){ends}", parts.join(r"\s+")))

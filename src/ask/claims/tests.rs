@@ -5,7 +5,7 @@ use super::*;
 const FILE: &str = "The Hartwell mill, run by Mara Ann Velt since 3 May 1998, stands in Dunmore.\n\
     It ground 1,234 tonnes for $5,600 and keeps 12 per cent. Run src/main.rs with `--dry-run`, version 1.95.0.\n\
     The lock takes the code AB-1234; write to mara@velt.example or see https://velt.example/mill#top.\n\
-    Set probe.age to 76 MB at 14:30. The Bank of Dunmore lends it. // Anders\n// Holm wrote this.\n\
+    Set probe.age to 76 MB at 14:30, _retry_frame_quota_ to 84. The Bank of Dunmore lends it. // Anders\n// Holm wrote this.\n\
     三百二十人住在「山水镇」，二〇二六年，张伟。 Unicode Consortium's files are read by parsers. Offset -40.\n";
 
 /// The unsupported parts of an answer about the file, joined.
@@ -34,7 +34,7 @@ fn what_the_files_or_questions_have_is_supported() {
         "The code is AB-1234.",
         "Write to mara@velt.example.",
         "See https://velt.example/mill#top, docs/mill.txt and src/main.rs.",
-        "`probe.age` is 76MB at 2:30 pm; use `--dry-run`.",
+        "`probe.age` is 76MB at 2:30 pm, retry_frame_quota 84; use `--dry-run`.",
         "The Bank of Dunmore lends it, as Anders Holm wrote.",
         "320人，2026年。",
         "他住在「山水镇」。",
@@ -59,6 +59,7 @@ fn what_no_file_has_is_unsupported() {
     check("It keeps 76 GB, not 5 per cent.", "76 GB | 5 per cent");
     check("Together that is 6,834.", "6,834");
     check("The code is AB-1235 or ab_1234.", "AB-1235 | ab_1234");
+    check("Set frame_quota to 84, not retry_frame.", "frame_quota | retry_frame");
     check("Version 1.95.1 of probe.ages", "1.95.1 | probe.ages");
     check("See src/main.c and www.velt.example.", "src/main.c | www.velt.example");
     check("Write to mara@velt.org.", "mara@velt.org");
