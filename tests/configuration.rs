@@ -50,7 +50,8 @@ fn each_value_shows_its_origin() {
         ("stop = [\"a\", \"b\"]", &format!("{place}:7")),
         // The model file may have another.
         ("# top-p", "default"),
-        ("batch = 512", "default"),
+        ("# batch", "default"),
+        ("draft = \"auto\"", "default"),
         ("# ctx", "default"),
     ] {
         assert!(has(&out, setting, origin), "{setting}: {out}");

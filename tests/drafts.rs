@@ -35,7 +35,7 @@ static RANDOM: LazyLock<(TempDir, PathBuf)> = LazyLock::new(|| {
 /// The model with drafts as given; `None` for the demonstration model.
 fn engine(model: Option<PathBuf>, draft: Drafting) -> Engine<Cpu> {
     let (threads, store) = (Some(2), StoreOptions::in_memory());
-    let options = LoadOptions { model, threads, batch: 64, draft, store, ..LoadOptions::default() };
+    let options = LoadOptions { model, threads, batch: Some(64), draft, store, ..LoadOptions::default() };
     Engine::open_with(&options, Box::new(|_| ())).unwrap()
 }
 

@@ -47,8 +47,12 @@ fn alone() -> MutexGuard<'static, ()> {
 /// The demonstration model on the emulator; `None` and a note without a C++ compiler.
 fn engine<B: Backend>(of: impl FnOnce(Cuda) -> B) -> Option<Engine<B>> {
     emulator::cuda()?;
-    let args =
-        LoadOptions { threads: Some(2), batch: 64, store: StoreOptions::nothing(), ..LoadOptions::default() };
+    let args = LoadOptions {
+        threads: Some(2),
+        batch: Some(64),
+        store: StoreOptions::nothing(),
+        ..LoadOptions::default()
+    };
     Some(Engine::load(of(Cuda::detect().unwrap()), &args, Box::new(|_| ())).unwrap())
 }
 

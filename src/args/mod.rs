@@ -25,9 +25,10 @@ pub struct EngineArgs {
     /// Maximum tokens of a sequence, prompt and reply; not divided among parallel requests (default: from the model file)
     #[arg(short, long, value_name = "TOKENS")]
     pub ctx: Option<u64>,
-    /// Prompt tokens processed per step; larger is faster and uses more memory
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = at_least_one())]
-    pub batch: usize,
+    /// Prompt tokens processed per step; larger is faster and uses more memory (default: 512, or 2048 on a GPU that holds all
+    /// experts)
+    #[arg(short, long, value_name = "TOKENS", value_parser = at_least_one())]
+    pub batch: Option<usize>,
     /// Data type of the KV cache (default: q8_0 on the CPU, f16 on a GPU or if a row is no whole blocks of 32 values)
     #[arg(long, visible_alias = "kv-type", value_enum)]
     pub cache_type: Option<CacheType>,

@@ -4,7 +4,7 @@
 //! [`super::self_check`], [`super::placement`] (plans GPU memory), [`super::engine`].
 
 use super::options::{DeviceChoice, LoadOptions};
-use super::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
+use super::placement::{ExpertPlacement, LoadParams, Placement};
 use super::self_check::{self, DeviceVerdict};
 use crate::io::host_memory;
 use crate::io::log::Log;
@@ -94,10 +94,10 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
         ));
     }
     log(&plan.to_string());
-    if plan.staging > 0 && args.batch < LARGE_STEP {
+    let batch = plan.requirements.batch as usize;
+    if plan.staging > 0 && batch < LARGE_STEP {
         log(&format!(
-            "experts in RAM are uploaded to the GPU once every {} tokens of a prompt; --batch {LARGE_STEP} prefills long prompts faster",
-            args.batch
+            "experts in RAM are uploaded to the GPU once every {batch} tokens of a prompt; --batch {LARGE_STEP} prefills long prompts faster"
         ));
     }
     let [staging_bytes, _] =
@@ -108,6 +108,7 @@ fn cuda(args: &LoadOptions, log: &Log) -> Result<Chosen> {
     let spare = free.saturating_sub(plan.gpu) / 2;
     let mut args = Box::new(args.clone());
     args.ctx = args.ctx.or(Some(plan.requirements.context));
+    args.batch = Some(batch);
     let snapshots = args.store.cache_ram.unwrap_or(spare).min(spare);
     if let Some(requested) = args.store.cache_ram.filter(|requested| *requested > spare) {
         let [requested, spare] = [requested, spare].map(|bytes| bytes >> 20);
@@ -147,11 +148,11 @@ pub fn plan(args: &LoadOptions, free: u64) -> Result<Placement> {
     let file = super::builtin_model::open(args.model.as_deref())?;
     let config = Config::from_gguf(&file)?;
     let cache = args.cache_type.unwrap_or(CacheFormat::F16);
-    let params = LoadParams { context: args.ctx, cache, batch: args.batch as u64 };
+    let params = LoadParams { context: args.ctx, cache, batch: args.batch.map(|tokens| tokens as u64) };
     let memory = host_memory::available(Path::new("/"));
-    let (requirements, device) = (Requirements::of(&file, &config, &params), &args.device);
-    let others = device.gpu_layers.map(|layers| requirements.experts.len().saturating_sub(layers));
+    let device = &args.device;
     let cached = ExpertPlacement::Cached(device.gpu_expert_cache.unwrap_or(usize::MAX));
-    let policy = device.n_cpu_moe.or(others).map_or(cached, ExpertPlacement::LayersInRam);
-    Ok(Placement::plan(requirements, free, memory, policy))
+    let in_ram = device.n_cpu_moe.map(ExpertPlacement::LayersInRam);
+    let policy = in_ram.or(device.gpu_layers.map(ExpertPlacement::LayersOnGpu)).unwrap_or(cached);
+    Ok(Placement::of(&file, &config, &params, free, memory, policy))
 }

@@ -5,7 +5,7 @@ use super::attention_path::{self, MATERIALIZED_BATCH_FACTOR, MessageBoundaries};
 use super::builtin_model;
 use super::chat_template;
 use super::errors::Error;
-use super::options::{Drafting, LoadOptions};
+use super::options::{DEFAULT_BATCH, Drafting, LoadOptions};
 use super::sampling_options::SamplingOptions;
 use crate::io::host_memory;
 use crate::io::log::Log;
@@ -123,7 +123,7 @@ impl<B: Backend> Engine<B> {
         let context = args.ctx.unwrap_or(model.config.context);
         let mla = &model.config.mla;
         let cache = args.cache_type.unwrap_or_else(|| B::default_cache_format(mla.latent_dim, mla.pe_dim));
-        let (batch, max_state_bytes) = (args.batch, args.max_state_bytes);
+        let (batch, max_state_bytes) = (args.batch.unwrap_or(DEFAULT_BATCH), args.max_state_bytes);
         let sizes = Sizes::of(&backend, &model.config, cache);
         let (backend, shape) = (Arc::new(backend), StateShape { config: model.config.clone(), cache, sizes });
         let changed_reply_prefix = choice.map(|_| reply_prefix_ids.clone());

@@ -5,6 +5,7 @@
 
 use super::attention_path::MATERIALIZED_BATCH_FACTOR;
 use super::memory_estimate::MemoryEstimate;
+use super::options::DEFAULT_BATCH;
 use crate::io::host_memory;
 use crate::io::units::format_size;
 use kernels::cuda::Cuda;
@@ -15,8 +16,6 @@ use std::path::Path;
 
 /// The context that must fit beside the weights, in tokens.
 pub const CONTEXT: u64 = 32_768;
-/// The default prefill batch in tokens.
-const BATCH: u64 = 512;
 /// Memory of the published 48B model beside its weights: state, KV cache of [`CONTEXT`] tokens, and workspace.
 const BESIDE_WEIGHTS: u64 = 540 << 20;
 
@@ -75,7 +74,7 @@ pub fn needed(file_bytes: u64) -> u64 {
 /// Bytes that a model file needs; None if it is no model that this program runs.
 pub fn needed_by_file(file: &Gguf) -> Option<u64> {
     let config = Config::from_gguf(file).ok()?;
-    let estimate = MemoryEstimate::of(&config, BATCH * MATERIALIZED_BATCH_FACTOR as u64);
+    let estimate = MemoryEstimate::of(&config, (DEFAULT_BATCH * MATERIALIZED_BATCH_FACTOR) as u64);
     let context = CONTEXT.min(config.context);
     let weights = file.file_bytes().saturating_add(split_bytes(file, &config));
     Some(estimate.total(estimate.f16_bytes_per_token, context).saturating_add(weights))
@@ -89,7 +88,7 @@ mod tests {
     #[test]
     fn the_published_model_fits_its_estimate() {
         let config = Config::from_gguf(&Preset::Real.metadata_only()).unwrap();
-        let estimate = MemoryEstimate::of(&config, BATCH * MATERIALIZED_BATCH_FACTOR as u64);
+        let estimate = MemoryEstimate::of(&config, (DEFAULT_BATCH * MATERIALIZED_BATCH_FACTOR) as u64);
         let beside = estimate.total(estimate.f16_bytes_per_token, CONTEXT);
         assert!((BESIDE_WEIGHTS - (40 << 20)..=BESIDE_WEIGHTS).contains(&beside), "{}", beside >> 20);
     }

@@ -18,8 +18,9 @@ pub struct LoadOptions {
     pub threads: Option<usize>,
     /// Context size in tokens; `None` for the one of the model file.
     pub ctx: Option<u64>,
-    /// Prefill batch size in tokens, doubled past 1,024 tokens of a message.
-    pub batch: usize,
+    /// Prefill batch size in tokens, doubled past 1,024 tokens of a message; `None` for [`DEFAULT_BATCH`],
+    /// or a larger one on a GPU that holds all experts.
+    pub batch: Option<usize>,
     /// Data type of the KV cache; `None` for the backend's [`default`](kernels::backend::Backend::default_cache_format).
     pub cache_type: Option<CacheFormat>,
     /// Chat template to use instead of the model file's: a file, or `builtin`.
@@ -35,6 +36,9 @@ pub struct LoadOptions {
     /// Whether steps of a reply also compute drafted tokens.
     pub draft: Drafting,
 }
+
+/// Default prefill batch in tokens.
+pub const DEFAULT_BATCH: usize = 512;
 
 /// Tokens of the longest draft.
 pub const MAX_DRAFT: usize = 15;
@@ -57,7 +61,7 @@ impl Default for LoadOptions {
             model: None,
             threads: None,
             ctx: None,
-            batch: 512,
+            batch: None,
             cache_type: None,
             chat_template: None,
             mlock: false,

@@ -7,6 +7,7 @@
 
 use crate::runtime::attention_path::{MATERIALIZE_AFTER, MATERIALIZED_BATCH_FACTOR};
 use crate::runtime::memory_estimate::MemoryEstimate;
+use crate::runtime::options::DEFAULT_BATCH;
 use kernels::backend::CacheFormat;
 use kernels::cuda::{
     Heads, LARGE_STACK_WEIGHTS, UPLOAD_MIN_TOKENS, buffer_and_planes, device_bytes, materialized_bytes,
@@ -42,6 +43,8 @@ pub struct Requirements {
     pub context: u64,
     /// The KV cache of the planned context.
     pub cache: u64,
+    /// The planned prefill batch in tokens.
+    pub batch: u64,
     /// Estimated activations of a batch.
     pub workspace: u64,
 }
@@ -53,9 +56,13 @@ pub struct LoadParams {
     pub context: Option<u64>,
     /// The data type of the KV cache.
     pub cache: CacheFormat,
-    /// Prefill batch size in tokens.
-    pub batch: u64,
+    /// Prefill batch size in tokens, if given.
+    pub batch: Option<u64>,
 }
+
+/// Default prefill batch on a GPU that holds all experts: of the published model, 64 tokens select each expert on average, a
+/// whole tile of its GEMM.
+const GPU_BATCH: u64 = 2048;
 
 /// Selects the experts to place on the GPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -64,6 +71,8 @@ pub enum ExpertPlacement {
     Cached(usize),
     /// All experts of the first layers, as many as fit, except for this number of layers.
     LayersInRam(usize),
+    /// All experts of this number of first layers, or as many as fit.
+    LayersOnGpu(usize),
 }
 
 /// The placement of a model's weights and caches.
@@ -96,6 +105,7 @@ impl Requirements {
         let context = params.context.unwrap_or(USUAL_CONTEXT).min(c.context);
         let (staging_stacks, experts) = (None, Vec::new());
         let experts_per_layer = c.moe.experts as u64;
+        let batch = params.batch.unwrap_or(DEFAULT_BATCH as u64);
         let mut requirements = Requirements {
             base: 0,
             experts,
@@ -104,6 +114,7 @@ impl Requirements {
             state: 0,
             context,
             cache: 0,
+            batch,
             workspace: 0,
         };
         let mut layers = std::collections::BTreeMap::<u64, u64>::new();
@@ -123,8 +134,8 @@ impl Requirements {
         }
         requirements.base = requirements.base.saturating_add(split_bytes(file, c));
         requirements.experts = layers.into_values().collect();
-        requirements.staging_stacks = (params.batch >= UPLOAD_MIN_TOKENS as u64).then_some(staging_stacks);
-        let need = MemoryEstimate::of(c, params.batch);
+        requirements.staging_stacks = (batch >= UPLOAD_MIN_TOKENS as u64).then_some(staging_stacks);
+        let need = MemoryEstimate::of(c, batch);
         requirements.state = need.kda_state_bytes.saturating_add(need.conv_bytes);
         let row = c.cache_width() as u64;
         let row = match params.cache {
@@ -134,7 +145,7 @@ impl Requirements {
         };
         let rows = (c.caches() as u64).saturating_mul(row.next_multiple_of(16));
         requirements.cache = rows.saturating_mul(context);
-        requirements.workspace = workspace(c, params.batch, context);
+        requirements.workspace = workspace(c, batch, context);
         requirements
     }
 
@@ -173,6 +184,24 @@ fn workspace(c: &Config, batch: u64, context: u64) -> u64 {
 }
 
 impl Placement {
+    /// Plans a model file for `gpu` free bytes of GPU memory, and `memory` bytes of RAM if known. Unless a batch is given,
+    /// it is [`GPU_BATCH`] if all experts fit beside its workspace, else [`DEFAULT_BATCH`].
+    pub fn of(
+        file: &Gguf,
+        c: &Config,
+        params: &LoadParams,
+        gpu: u64,
+        memory: Option<u64>,
+        policy: ExpertPlacement,
+    ) -> Placement {
+        let plan = |batch: Option<u64>| {
+            let requirements = Requirements::of(file, c, &LoadParams { batch, ..*params });
+            Placement::plan(requirements, gpu, memory, policy)
+        };
+        let large = params.batch.is_none().then(|| plan(Some(GPU_BATCH)));
+        large.filter(|plan| plan.shortfall == 0 && plan.ram == 0).unwrap_or_else(|| plan(params.batch))
+    }
+
     /// Plans for `gpu` free bytes of GPU memory, and `memory` bytes of RAM if known.
     pub fn plan(
         requirements: Requirements,
@@ -184,22 +213,22 @@ impl Placement {
         let budget = gpu.saturating_sub(base);
         let staging_stacks = requirements.staging_stacks.map(staging_bytes).filter(|bytes| *bytes <= budget);
         let within = |most: usize, budget: u64| layers_within(&requirements.experts[..most], budget);
-        let (mut staging, mut slots, mut cache_bytes) = (0, 0, 0);
-        let (gpu_layers, layer_bytes) = match policy {
-            ExpertPlacement::LayersInRam(others) => {
-                // A given number of layers has priority over the staging buffer.
-                let most = all - others.min(all);
-                let requested = within(most, budget);
-                let beside = |bytes: &u64| requested.0 < all && within(most, budget - bytes) == requested;
-                staging = staging_stacks.filter(beside).unwrap_or(0);
-                requested
-            }
-            ExpertPlacement::Cached(_) if within(all, budget).0 == all => within(all, budget),
+        // A given number of layers has priority over the staging buffer.
+        let first_layers = |most: usize| {
+            let requested = within(most, budget);
+            let beside = |bytes: &u64| requested.0 < all && within(most, budget - bytes) == requested;
+            (requested, staging_stacks.filter(beside).unwrap_or(0))
+        };
+        let (mut slots, mut cache_bytes) = (0, 0);
+        let ((gpu_layers, layer_bytes), staging) = match policy {
+            ExpertPlacement::LayersInRam(others) => first_layers(all - others.min(all)),
+            ExpertPlacement::LayersOnGpu(most) => first_layers(most.min(all)),
+            ExpertPlacement::Cached(_) if within(all, budget).0 == all => (within(all, budget), 0),
             ExpertPlacement::Cached(most) => {
-                staging = staging_stacks.unwrap_or(0);
+                let staging = staging_stacks.unwrap_or(0);
                 let rest = budget - staging;
                 (slots, cache_bytes) = requirements.slots_within(rest - (rest / 8).min(KEPT), most);
-                (0, 0)
+                ((0, 0), staging)
             }
         };
         let ram = requirements
@@ -280,6 +309,7 @@ mod tests {
     use super::*;
     use crate::commands::synth::Preset;
     use kernels::quant::Format;
+    use models::gguf::TensorInfo;
 
     /// The requirements of the real model (26 layers of 256 experts) with this format for experts and Q6_K for the
     /// rest.
@@ -293,7 +323,7 @@ mod tests {
     }
 
     fn params(context: u64, cache: CacheFormat) -> LoadParams {
-        LoadParams { context: Some(context), cache, batch: 512 }
+        LoadParams { context: Some(context), cache, batch: Some(512) }
     }
 
     /// Over GPU and RAM sizes, contexts and formats: the plan fits, one more expert per layer would not, every byte
@@ -360,6 +390,25 @@ mod tests {
         assert_eq!(workspace(&c, u64::MAX, u64::MAX), u64::MAX);
     }
 
+    /// A batch that is not given is large where all experts fit beside it.
+    #[test]
+    fn the_default_batch_depends_on_the_gpu() {
+        let mut file = Preset::Real.metadata_only();
+        let (name, shape) = ("blk.1.ffn_up_exps.weight".to_owned(), vec![2304, 1024, 256]);
+        file.tensors.push(TensorInfo { name, format: Format::Q4_K, shape, bytes: 0, offset: 0, file: 0 });
+        let c = Config::from_gguf(&file).unwrap();
+        let all =
+            Requirements::of(&file, &c, &LoadParams { batch: Some(2048), ..params(4096, CacheFormat::F16) });
+        let need = all.without_experts() + all.experts.iter().sum::<u64>();
+        let plan = |gpu, batch| {
+            let params = LoadParams { batch, ..params(4096, CacheFormat::F16) };
+            Placement::of(&file, &c, &params, gpu, None, ExpertPlacement::Cached(usize::MAX))
+        };
+        let found = |gpu, batch| (plan(gpu, batch).requirements.batch, plan(gpu, batch).ram > 0);
+        assert_eq!([found(need, None), found(need - 1, None)], [(2048, false), (512, false)]);
+        assert_eq!([found(need / 2, None), found(need, Some(100))], [(512, true), (100, false)]);
+    }
+
     /// All combinations of GPU and RAM sizes, in GiB.
     fn cards_and_memories() -> impl Iterator<Item = (u64, u64)> {
         let memories = [4, 8, 16, 32, 64, 128];
@@ -392,7 +441,8 @@ mod tests {
         assert_eq!(free.slots, 48); // an eighth of 17 stacks is left for snapshots
         assert!(free.to_string().contains("of the 48 most used of 256 experts of 26 layers"), "{free}");
         assert_eq!(Placement::plan(d.clone(), tight, None, ExpertPlacement::Cached(7)).slots, 7);
-        let few = requirements(Format::Q4_K, &LoadParams { batch: 255, ..params(4096, CacheFormat::F16) });
+        let few =
+            requirements(Format::Q4_K, &LoadParams { batch: Some(255), ..params(4096, CacheFormat::F16) });
         assert_eq!(Placement::plan(few, 24 << 30, None, ExpertPlacement::Cached(256)).staging, 0);
         assert_eq!(Placement::plan(d, 141 << 30, None, ExpertPlacement::LayersInRam(999)).gpu_layers, 0);
     }

@@ -248,8 +248,12 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("x.gguf");
         std::fs::write(&path, include_bytes!("../../models/demo/kimi-demo.gguf")).unwrap();
-        let args =
-            LoadOptions { model: Some(path.clone()), threads: Some(2), batch: 64, ..LoadOptions::default() };
+        let args = LoadOptions {
+            model: Some(path.clone()),
+            threads: Some(2),
+            batch: Some(64),
+            ..LoadOptions::default()
+        };
         let lines = Arc::new(Mutex::new(Vec::new()));
         let log_lines = lines.clone();
         let log = Box::new(move |line: &str| log_lines.lock().unwrap().push(line.to_owned()));

@@ -34,7 +34,7 @@ pub(super) fn engine(store: StoreOptions) -> Engine<Cpu> {
 }
 
 fn engine_with(store: StoreOptions, draft: Drafting) -> Engine<Cpu> {
-    let args = LoadOptions { threads: Some(2), batch: 256, store, draft, ..LoadOptions::default() };
+    let args = LoadOptions { threads: Some(2), batch: Some(256), store, draft, ..LoadOptions::default() };
     Engine::open_with(&args, Box::new(|_| ())).unwrap()
 }
 

@@ -14,7 +14,7 @@ fn server() -> TestServer {
     let dir = tempfile::tempdir().unwrap();
     let model = Some(ling_with_text(dir.path(), "q8_0", &["num_nextn_predict_layers=1"]));
     let store = StoreOptions { cache_ram: Some(64 << 20), ..StoreOptions::nothing() };
-    let options = LoadOptions { model, threads: Some(2), batch: 64, store, ..LoadOptions::default() };
+    let options = LoadOptions { model, threads: Some(2), batch: Some(64), store, ..LoadOptions::default() };
     TestServer::of(Arc::new(Engine::open(&options).unwrap()))
 }
 

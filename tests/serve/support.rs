@@ -50,7 +50,7 @@ fn load_options(model: &Path, store: StoreOptions) -> LoadOptions {
         model: Some(model.to_owned()),
         threads: Some(2),
         ctx: Some(2048),
-        batch: 64,
+        batch: Some(64),
         store,
         ..LoadOptions::default()
     }

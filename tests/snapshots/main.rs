@@ -38,7 +38,7 @@ fn args(cache_type: CacheFormat, store: StoreOptions) -> LoadOptions {
     LoadOptions {
         model: Some(MODEL.1.clone()),
         threads: Some(2),
-        batch: 64,
+        batch: Some(64),
         cache_type: Some(cache_type),
         store,
         ..LoadOptions::default()

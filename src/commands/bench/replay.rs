@@ -12,6 +12,7 @@ use crate::io::output::Output;
 use crate::io::units::{format_size, grouped};
 use crate::runtime::builtin_model;
 use crate::runtime::device;
+use crate::runtime::options::DEFAULT_BATCH;
 use crate::runtime::placement::Placement;
 use anyhow::{Result, bail, ensure};
 use kernels::cuda::UPLOAD_MIN_TOKENS;
@@ -99,7 +100,7 @@ pub fn run(args: &BenchArgs, source: &TraceSource) -> Result<()> {
             trace
         }
         TraceSource::Synthetic(routing) => {
-            let batch = args.engine.batch;
+            let batch = args.engine.batch.unwrap_or(DEFAULT_BATCH);
             let prompt = (0..args.prefill).step_by(batch).map(|start| batch.min(args.prefill - start));
             let steps = prompt.chain(std::iter::repeat_n(1, args.decode)).collect();
             generate(*routing, shape_of(&config, steps), SEED)

@@ -1,11 +1,10 @@
 //! Compares what a model takes of a device's memory with what the device has, as one bar with a legend: the RAM of this
 //! machine, and its GPU if there is one.
 
-use super::{InspectArgs, MAX_BATCH, ModelReport};
+use super::{InspectArgs, ModelReport};
 use crate::commands::plot::bars::{BarStyle, Fill};
 use crate::io::host_memory;
 use crate::io::units::{format_size, grouped};
-use crate::runtime::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
 use kernels::backend::{Backend, CacheFormat};
 use kernels::cpu::Cpu;
 use kernels::cuda::Cuda;
@@ -71,11 +70,7 @@ fn ram(m: &ModelReport, c: &Config, context: u64) -> Option<DeviceMemory> {
 fn gpu(args: &InspectArgs, file: &Gguf, c: &Config, context: u64) -> Option<DeviceMemory> {
     let cuda = Cuda::detect().ok()?;
     let [available_bytes, total_bytes] = cuda.memory();
-    let params =
-        LoadParams { context: Some(context), cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
-    let need = Requirements::of(file, c, &params);
-    let memory = host_memory::available(Path::new("/"));
-    let plan = Placement::plan(need, available_bytes, memory, ExpertPlacement::Cached(usize::MAX));
+    let plan = args.plan(file, c, Some(context), available_bytes, host_memory::available(Path::new("/")));
     let weights_bytes =
         plan.requirements.base.saturating_add(plan.layer_bytes).saturating_add(plan.cache_bytes);
     let cache_bytes = plan.requirements.cache;

@@ -18,7 +18,8 @@ use crate::runtime::attention_path::MATERIALIZED_BATCH_FACTOR;
 use crate::runtime::builtin_model;
 use crate::runtime::chat_template;
 use crate::runtime::memory_estimate::MemoryEstimate;
-use crate::runtime::placement::{ExpertPlacement, LoadParams, Placement, Requirements};
+use crate::runtime::options::DEFAULT_BATCH;
+use crate::runtime::placement::{ExpertPlacement, LoadParams, Placement};
 use crate::runtime::sampling_options::SamplingOptions;
 use crate::runtime::template_worker;
 use anyhow::{Result, bail};
@@ -53,9 +54,9 @@ pub struct InspectArgs {
     /// Context sizes in tokens for the memory estimate (default: 4096, 131072, the model's)
     #[arg(short, long, visible_alias = "ctx", value_name = "TOKENS", value_delimiter = ',')]
     context: Vec<u64>,
-    /// Prefill batch size in tokens
-    #[arg(short, long, value_name = "TOKENS", default_value_t = 512, value_parser = value_parser!(u64).range(1..))]
-    batch: u64,
+    /// Prefill batch size in tokens (default: 512, or 2048 on a GPU that holds all experts)
+    #[arg(short, long, value_name = "TOKENS", value_parser = value_parser!(u64).range(1..))]
+    batch: Option<u64>,
     /// Memory that the model has to fit with the first --context (default: 131072 tokens): shows the size for `convert --size`
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     fits: Option<u64>,
@@ -330,7 +331,8 @@ fn model(
         other => return Err(format!("unsupported architecture: {}", other.unwrap_or("none"))),
     }
     let c = Config::from_gguf(file).map_err(|e| e.to_string())?;
-    let need = MemoryEstimate::of(&c, args.batch.min(MAX_BATCH) * MATERIALIZED_BATCH_FACTOR as u64);
+    let batch = args.batch.unwrap_or(DEFAULT_BATCH as u64);
+    let need = MemoryEstimate::of(&c, batch.min(MAX_BATCH) * MATERIALIZED_BATCH_FACTOR as u64);
     let split_bytes = split_bytes(file, &c);
     let case = |per_token: u64, tokens: u64| {
         let total_bytes = need.total(per_token, tokens).saturating_add(weights).saturating_add(split_bytes);
@@ -356,7 +358,6 @@ fn model(
         let (f16_size, q8_0_size) = (size(need.f16_bytes_per_token), size(need.q8_0_bytes_per_token));
         FittingSize { memory_bytes, context, f16_size, q8_0_size }
     });
-    let batch = args.batch;
     Ok(ModelReport {
         shape: shape(&c),
         weights_bytes: weights,
@@ -377,17 +378,27 @@ const CARDS: [u64; 5] = [8, 12, 16, 24, 80];
 /// Plans the placement for these sizes of free GPU memory and RAM at the first given context size.
 fn on_gpu(file: &Gguf, c: &Config, args: &InspectArgs, [gpu, memory]: [u64; 2]) -> String {
     let context = args.context.first().copied();
-    let params = LoadParams { context, cache: CacheFormat::F16, batch: args.batch.min(MAX_BATCH) };
-    let plan = Placement::plan(
-        Requirements::of(file, c, &params),
-        gpu,
-        Some(memory),
-        ExpertPlacement::Cached(usize::MAX),
-    );
+    let plan = args.plan(file, c, context, gpu, Some(memory));
     let gib = gpu >> 30;
     match plan.shortfall {
         0 => format!("{gib} GiB: {plan}"),
         _ => format!("{gib} GiB: does not fit: {plan}"),
+    }
+}
+
+impl InspectArgs {
+    /// The placement that `--device cuda` plans for these sizes of free GPU memory and RAM.
+    fn plan(
+        &self,
+        file: &Gguf,
+        c: &Config,
+        context: Option<u64>,
+        gpu: u64,
+        memory: Option<u64>,
+    ) -> Placement {
+        let batch = self.batch.map(|tokens| tokens.min(MAX_BATCH));
+        let params = LoadParams { context, cache: CacheFormat::F16, batch };
+        Placement::of(file, c, &params, gpu, memory, ExpertPlacement::Cached(usize::MAX))
     }
 }
 
@@ -429,7 +440,7 @@ mod tests {
             model: None,
             yes: false,
             context: vec![],
-            batch: 512,
+            batch: None,
             fits: None,
             tensors: true,
             check: false,
@@ -475,7 +486,7 @@ mod tests {
         };
         let need = MemoryEstimate::of(
             &Config::from_gguf(&file).unwrap(),
-            args().batch * MATERIALIZED_BATCH_FACTOR as u64,
+            (DEFAULT_BATCH * MATERIALIZED_BATCH_FACTOR) as u64,
         );
         let found = fits(24 << 30, vec![131_072]);
         // The file has a header only.
